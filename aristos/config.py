@@ -1,0 +1,84 @@
+"""Options as frozen dataclasses. Every check quotes the value it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .errors import InputError
+
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
+ACTIVATIONS: tuple[str, ...] = ("relu", "gelu", "gelu_tanh", "silu")
+SCORES: tuple[str, ...] = ("softmax", "softmax_topk")
+DTYPES: tuple[str, ...] = ("float32",)
+
+
+def _positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} must be a positive int, got {value!r}")
+
+
+def _boolean(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise InputError(f"{name} must be True or False, got {value!r}")
+
+
+def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Router:
+    """How scores become k expert ids and k combine weights a token.
+
+    score: "softmax" takes the softmax over all experts and then the k largest; "softmax_topk" takes the k
+        largest scores and then the softmax over those k.
+    renormalize: divide the k weights by their sum (no effect with "softmax_topk", whose weights sum to one).
+    scale: factor on every combine weight.
+    Equal scores go to the lowest expert id.
+    """
+
+    score: Literal["softmax", "softmax_topk"] = "softmax"
+    renormalize: bool = True
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _one_of("score", self.score, SCORES)
+        _boolean("renormalize", self.renormalize)
+        ok = isinstance(self.scale, int | float) and not isinstance(self.scale, bool)
+        if not ok or not abs(float(self.scale)) < float("inf"):
+            raise InputError(f"scale must be a finite number, got {self.scale!r}")
+
+
+@dataclass(frozen=True)
+class MoEConfig:
+    """Shape and arithmetic of one MoE layer, equal on all ranks.
+
+    hidden: H, width of a token. ffn: F, width inside an expert. experts: E over the whole EP group.
+    top_k: experts a token goes to. gated: act(x·gate) * (x·up) instead of act(x·up).
+    max_tokens: most tokens one rank brings to one call.
+    """
+
+    hidden: int
+    ffn: int
+    experts: int
+    top_k: int = 2
+    activation: Activation = "gelu"
+    gated: bool = False
+    bias: bool = False
+    dtype: str = "float32"
+    max_tokens: int = 4096
+    router: Router = field(default_factory=Router)
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "ffn", "experts", "top_k", "max_tokens"):
+            _positive(name, getattr(self, name))
+        _one_of("activation", self.activation, ACTIVATIONS)
+        _one_of("dtype", self.dtype, DTYPES)
+        _boolean("gated", self.gated)
+        _boolean("bias", self.bias)
+        if not isinstance(self.router, Router):
+            raise InputError(f"router must be an aristos.Router, got {self.router!r}")
+        if self.top_k > self.experts:
+            raise InputError(f"top_k must be at most experts ({self.experts}), got {self.top_k}")

@@ -1,0 +1,45 @@
+"""One error class for each failure that a user can act on; all derive from `AristosError`."""
+
+
+class AristosError(Exception):
+    """Anything that Aristos raises on purpose."""
+
+
+class InputError(AristosError, ValueError):
+    """An argument has the wrong value, shape or dtype."""
+
+
+class PeerInputError(AristosError):
+    """Another rank refused its input, so this collective call has no result; the layer stays usable."""
+
+
+class MismatchError(AristosError):
+    """Ranks disagree: about the configuration, or about which call this is."""
+
+
+class OpenCallError(AristosError):
+    """A call was started while another one on the same communicator is still open."""
+
+
+class ClosedError(AristosError):
+    """The layer was closed, or an earlier failure left its engine unusable."""
+
+
+class WaitTimeout(AristosError, TimeoutError):
+    """A bounded wait ran out; the message names the rank, the peer, the epoch and what was awaited."""
+
+
+class PoisonedError(AristosError):
+    """Another rank failed in mid-call and told this one; the engine is unusable."""
+
+
+class EnvironmentProblem(AristosError):
+    """The machine, the MPI library or the launcher cannot do what was asked."""
+
+
+class MemoryProblem(EnvironmentProblem, MemoryError):
+    """Window memory does not fit; the message says how much is needed and how much there is."""
+
+
+class ResultsError(AristosError):
+    """A results file cannot be read or written."""
