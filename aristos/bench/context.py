@@ -1,0 +1,99 @@
+"""What a suite is given, and what it gives back.
+
+`Context` holds the ranks, the options, a time budget and the way to say how far the suite is; `Result` holds the
+raw times for the file and sheets for the reader. It refuses to print.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..results import Table
+from .options import Options, is_file
+from .presets import Shape, shape
+from .routing import Trace
+from .world import World
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a sheet. key: of the record, with its unit in the name. form: a format specification."""
+
+    key: str
+    title: str
+    form: str = ""
+
+    def text(self, record: dict[str, Any]) -> str:
+        value = record.get(self.key)
+        if value is None or (isinstance(value, float) and np.isnan(value)):
+            return "-"
+        return format(value, self.form)
+
+
+@dataclass
+class Sheet:
+    """A table for the reader; `records` also go to JSON as they are."""
+
+    title: str
+    columns: tuple[Column, ...]
+    records: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Result:
+    """ok: every output passed its check, on every rank."""
+
+    ok: bool
+    sheets: list[Sheet] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+
+
+@dataclass
+class Context:
+    """budget: seconds this suite may take. tell(text, share): how far it is, share 0..1."""
+
+    world: World
+    options: Options
+    budget: float
+    tell: Callable[[str, float], None] = lambda text, share: None
+    trace: Trace | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def shape(self) -> Shape:
+        """The layer's shape that the options ask for; with a trace, its experts and top-k."""
+        o = self.options
+        experts, top_k = o.experts, o.top_k
+        if self.trace is not None:
+            experts = experts or max(self.trace.experts, self.world.size)
+            top_k = self.trace.top_k
+        return shape(
+            o.preset,
+            self.world.size,
+            scale=o.scale,
+            tokens=o.tokens,
+            hidden=o.hidden,
+            ffn=o.ffn,
+            experts=experts,
+            top_k=top_k,
+            activation=o.activation,  # type: ignore[arg-type]
+            dtype=o.dtype,
+        )
+
+    def left(self) -> float:
+        """Seconds of the budget that are left; the same number on every rank."""
+        return float(self.world.bcast(max(0.0, self.budget - (time.monotonic() - self.started))))
+
+    @property
+    def routed_by_trace(self) -> bool:
+        return is_file(self.options.routing)
+
+
+VERDICTS = {True: "ok", False: "FAILED"}
+CHECK = Column("check", "check")
+ERROR = Column("error", "error", ".1e")

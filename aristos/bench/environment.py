@@ -1,0 +1,126 @@
+"""Everything needed to repeat a run, as plain values: versions, MPI library, CPU, binding, command line, commit.
+
+Also holds BLAS to as many threads as a rank has workers, which is part of a fair comparison. It refuses to record
+user names, whole environments, or anything else a results file should not carry.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ..results import SCHEMA
+from . import launch
+from .world import World
+
+PACKAGES = ("aristos", "numpy", "numba", "llvmlite", "mpi4py", "h5py")
+_SLURM = ("SLURM_JOB_NUM_NODES", "SLURM_NTASKS", "SLURM_CPUS_PER_TASK", "SLURM_CPU_BIND", "SLURM_TOPOLOGY_ADDR")
+_SET_THREADS = ("openblas_set_num_threads", "MKL_Set_Num_Threads", "bli_thread_set_num_threads")
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def cpu() -> str:
+    """The processor's name as the kernel gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith(("model name", "hardware")):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _target() -> str:
+    """What LLVM compiles for."""
+    from llvmlite import binding
+
+    return binding.get_host_cpu_name()
+
+
+def commit() -> str:
+    """The commit of the source tree this package runs from, with '+' for local changes; '' for an install."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        return head + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
+
+
+def mpi_library() -> str:
+    if "mpi4py.MPI" not in sys.modules:
+        return "none"
+    from mpi4py import MPI
+
+    return " ".join(MPI.Get_library_version().replace("\0", "").split("\n")[0].split())
+
+
+def hold_blas(threads: int) -> str:
+    """Give the BLAS that NumPy loaded `threads` threads; returns what was set, or that nothing was found to set.
+
+    Environment variables come too late here: NumPy was imported before the options were read.
+    """
+    try:
+        maps = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return "BLAS threads left alone: no /proc/self/maps"
+    libraries = {line.split()[-1] for line in maps if any(n in line.lower() for n in ("openblas", "mkl_rt", "blis"))}
+    done = []
+    for path in sorted(libraries):
+        library = ctypes.CDLL(path)
+        for name in _SET_THREADS:
+            variants = (name, f"{name}64_", f"scipy_{name}", f"scipy_{name}64_")
+            found = next((v for v in variants if hasattr(library, v)), None)
+            if found is not None:
+                getattr(library, found)(threads)
+                done.append(f"{Path(path).name.split('-')[0]}: {threads}")
+    return ", ".join(done) or "BLAS threads left alone: no known BLAS found"
+
+
+def facts(world: World, argv: list[str], seed: int) -> dict[str, Any]:
+    """Attributes of a run; collective. Lists have one entry a rank."""
+    started = launch.started_as()
+    masks = world.allgather(",".join(map(str, sorted(os.sched_getaffinity(0)))))
+    found: dict[str, Any] = {
+        "schema": SCHEMA,
+        "started_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": " ".join(["python -m aristos.bench", *argv]),
+        "seed": seed,
+        "ranks": world.size,
+        "hosts": world.hosts,
+        "cores_of_rank": masks,
+        "cpu": cpu(),
+        "cpu_target": _target(),
+        "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "mpi_library": mpi_library(),
+        "launcher": started[0] if started else "none",
+        "clock": "time.perf_counter and CLOCK_MONOTONIC",
+        "load_average": os.getloadavg()[0],
+        "commit": commit(),
+    }
+    found["versions"] = versions()
+    found |= {name.lower(): os.environ[name] for name in _SLURM if name in os.environ}
+    return found

@@ -1,0 +1,73 @@
+"""The alpha-beta model of a link: t(n) = alpha + beta n, in two segments, fitted by relative least squares.
+
+Small messages cost start-up, large ones bandwidth, and caches or protocols change both between them. Relative
+residuals, because sizes span six decades. It refuses to fit more than two segments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+POINTS = 3  # fewest sizes in a segment
+
+
+@dataclass(frozen=True)
+class Segment:
+    """alpha: seconds. beta: seconds a byte. first, last: sizes in bytes it was fitted on."""
+
+    alpha: float
+    beta: float
+    first: float
+    last: float
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes a second; infinite where the time does not grow with size."""
+        return 1 / self.beta if self.beta > 0 else float("inf")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """segments: one or two, by size. residual: root mean square of (fitted - measured) / measured."""
+
+    segments: tuple[Segment, ...]
+    residual: float
+
+    def __call__(self, sizes: ArrayLike) -> NDArray[np.float64]:
+        """Seconds for sizes in bytes; a size between the segments belongs to the second."""
+        n = np.asarray(sizes, dtype=np.float64)
+        low, high = self.segments[0], self.segments[-1]
+        return np.where(n <= low.last, low.alpha + low.beta * n, high.alpha + high.beta * n)
+
+
+def _line(n: NDArray[np.float64], t: NDArray[np.float64]) -> tuple[float, float, float]:
+    """alpha, beta >= 0 and the sum of squared relative residuals."""
+    rows = np.stack([1 / t, n / t], axis=1)
+    (alpha, beta), *_ = np.linalg.lstsq(rows, np.ones_like(t), rcond=None)
+    if beta < 0:  # flat within noise
+        alpha, beta = (1 / t).sum() / (1 / t**2).sum(), 0.0
+    elif alpha < 0:
+        alpha, beta = 0.0, (n / t).sum() / ((n / t) ** 2).sum()
+    return float(alpha), float(beta), float((((alpha + beta * n) / t - 1) ** 2).sum())
+
+
+def alpha_beta(sizes: ArrayLike, seconds: ArrayLike) -> Fit:
+    """Fit both segments and the size between them; one segment where there are too few sizes for two.
+
+    sizes: [N] bytes, ascending; seconds: [N], positive.
+    """
+    n, t = np.asarray(sizes, dtype=np.float64), np.asarray(seconds, dtype=np.float64)
+    best: tuple[float, list[slice]] = (np.inf, [])
+    splits = [[slice(0, i), slice(i, n.size)] for i in range(POINTS, n.size - POINTS + 1)]
+    for parts in splits or [[slice(0, n.size)]]:
+        total = sum(_line(n[part], t[part])[2] for part in parts)
+        if total < best[0]:
+            best = (total, parts)
+    segments = []
+    for part in best[1]:
+        alpha, beta, _ = _line(n[part], t[part])
+        segments.append(Segment(alpha, beta, float(n[part][0]), float(n[part][-1])))
+    return Fit(tuple(segments), float(np.sqrt(best[0] / n.size)))

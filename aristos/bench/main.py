@@ -1,0 +1,147 @@
+"""`python -m aristos.bench`: the same program on every rank, from the command line to the exit code.
+
+Exit codes: 0 every output was right, 1 a wrong result, 2 the command line, 3 the environment. An exception on one
+rank prints its traceback with the rank and ends the job. It refuses to know any suite.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+import traceback
+from typing import Any
+
+from .. import results as file
+from ..errors import EnvironmentProblem, InputError, ResultsError
+from . import environment, launch, options, registry, routing, world
+from .context import Context, Result
+from .options import Options, UsageError
+from .report import Reporter
+
+OK, WRONG, USAGE, ENVIRONMENT = 0, 1, 2, 3
+
+
+def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -> int:
+    """Run the suites that `argv` names; returns the exit code, the same on every rank."""
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        asked = options.parse(words, prog)
+    except UsageError as why:
+        return _complain(f"{prog}: {why} (--help lists suites, presets and options)", USAGE)
+    except SystemExit:  # --help
+        return OK
+    try:
+        ranks = world.connect()
+    except EnvironmentProblem as why:
+        return _complain(f"{prog}: {why}", ENVIRONMENT)
+    try:
+        return run(asked, ranks, words)
+    except (UsageError, InputError) as why:
+        return _leave(ranks, f"{prog}: {why}", USAGE)
+    except (EnvironmentProblem, ResultsError) as why:
+        return _leave(ranks, f"{prog}: {why}", ENVIRONMENT)
+    except BaseException:
+        lines = traceback.format_exc().rstrip().splitlines()
+        print("\n".join(f"[rank {ranks.rank}] {line}" for line in lines), file=sys.stderr, flush=True)
+        ranks.abort(WRONG)
+        return WRONG
+
+
+def _complain(message: str, code: int) -> int:
+    if launch.prints():
+        print(message, file=sys.stderr, flush=True)
+    return code
+
+
+def _leave(ranks: world.World, message: str, code: int) -> int:
+    """The way out of an error that may have struck one rank or all: said once if all, else the job goes down."""
+    messages = ranks.agree_on_exit(message)
+    if messages is None:
+        print(f"[rank {ranks.rank}] {message}", file=sys.stderr, flush=True)
+        ranks.abort(code)
+    elif ranks.lead:
+        for each in dict.fromkeys(messages):
+            print(each, file=sys.stderr, flush=True)
+    return code
+
+
+def chosen(asked: Options, ranks: int) -> list[registry.Suite]:
+    """The suites to run. Raises UsageError where one that was named cannot run on so few ranks."""
+    known = registry.suites()
+    if not asked.suites:
+        traced = options.is_file(asked.routing)
+        return [s for s in known.values() if s.ranks <= ranks and (s.default or (traced and s.name == "replay"))]
+    for name in asked.suites:
+        if known[name].ranks > ranks:
+            raise UsageError(f"suite {name} needs at least {known[name].ranks} ranks, got {ranks}: use mpirun -n 2")
+    return [known[name] for name in asked.suites]
+
+
+def run(asked: Options, ranks: world.World, argv: list[str]) -> int:
+    """Measure, show, write; the exit code."""
+    started = time.monotonic()
+    suites = chosen(asked, ranks.size)
+    if ranks.lead and asked.out != "none":
+        file.check(asked.out)
+    trace = routing.load(str(asked.routing)) if options.is_file(asked.routing) else None
+    facts = environment.facts(ranks, argv, asked.seed)
+    facts["blas"] = environment.hold_blas(asked.threads or 1)
+    facts["options"] = {key: value for key, value in dataclasses.asdict(asked).items() if key != "suites"}
+    reporter = Reporter(asked.json) if ranks.lead else None
+    shape = Context(ranks, asked, 0.0, trace=trace).shape()
+    facts |= {"shape": str(shape), "shape_source": shape.source, "shape_note": shape.note}
+    if reporter is not None:
+        reporter.head(facts, f"{shape} ({'; '.join(filter(None, [shape.source, shape.note]))})")
+    results: dict[str, Result] = {}
+    for i, suite in enumerate(suites):
+        left = asked.budget - (time.monotonic() - started)
+        share = suite.share / sum(s.share for s in suites[i:])
+        budget = float(ranks.bcast(max(1.0, left * share)))
+        results[suite.name] = _measure(suite, Context(ranks, asked, budget, trace=trace), reporter)
+    if asked.timeline:
+        from . import timeline
+
+        timeline.record(Context(ranks, asked, 10.0, trace=trace), asked.timeline)
+    ok = all(result.ok for result in results.values())
+    facts["seconds"] = time.monotonic() - started
+    _finish(asked, reporter, facts, results, ok)
+    return OK if ok else WRONG
+
+
+def _measure(suite: registry.Suite, context: Context, reporter: Reporter | None) -> Result:
+    if reporter is None:
+        result = suite.run(context)
+    else:
+        context.tell = lambda text, share: reporter.tell(f"{suite.name}: {text}", share)
+        reporter.begin(suite.name)
+        try:
+            result = suite.run(context)
+        finally:
+            reporter.end()
+        for sheet in result.sheets:
+            reporter.show(sheet)
+    result.ok = context.world.every(result.ok)
+    return result
+
+
+def _finish(
+    asked: Options, reporter: Reporter | None, facts: dict[str, Any], results: dict[str, Result], ok: bool
+) -> None:
+    """Rank 0 writes the file and says where it is."""
+    if reporter is None:
+        return
+    out = None if asked.out == "none" else asked.out
+    if out is not None:
+        tables = [table for result in results.values() for table in result.tables]
+        out = str(file.append(out, file.Run(attributes=facts, tables=tables)))
+    if asked.json:
+        reporter.document(facts, results, ok, out)
+        return
+    if not ok:
+        failed = [name for name, result in results.items() if not result.ok]
+        reporter.say(f"FAILED: wrong results in {', '.join(failed)}")
+    if out is not None:
+        reporter.say(f"# results: {out} (pictures: aristos plot {out})")
+    if asked.timeline:
+        reporter.say(f"# timeline: {asked.timeline} (open in ui.perfetto.dev)")

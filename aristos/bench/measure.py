@@ -1,0 +1,99 @@
+"""Timing collective calls: a barrier before each, a clock on every rank, the slowest rank's time reported.
+
+Calls to be compared take turns, iteration by iteration, so that whatever else the machine does falls on all of
+them. It refuses to average ranks, to drop outliers, and to decide what is right (see `workload.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .world import World
+
+Seconds = NDArray[np.float64]
+
+FEWEST = 5  # timed iterations, however little time there is
+MOST = 2000
+
+
+@contextlib.contextmanager
+def no_gc() -> Iterator[None]:
+    """Python's garbage collector off: its pauses are no property of what is measured."""
+    was = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def in_turns(
+    world: World,
+    calls: dict[str, Callable[[], object]],
+    iterations: int,
+    after: Callable[[str, int, float], None] | None = None,
+) -> dict[str, Seconds]:
+    """Seconds of every call, [iterations], on this rank. `after(name, i, seconds)` runs untimed after each."""
+    times = {name: np.empty(iterations) for name in calls}
+    names = list(calls)
+    with no_gc():
+        for i in range(iterations):
+            turn = i % len(names)
+            for name in names[turn:] + names[:turn]:
+                call = calls[name]
+                world.barrier()
+                start = time.perf_counter()
+                call()
+                times[name][i] = elapsed = time.perf_counter() - start
+                if after is not None:
+                    after(name, i, elapsed)
+    return times
+
+
+def iterations(
+    world: World, calls: dict[str, Callable[[], object]], seconds: float, *, warmup: int, asked: int | None
+) -> int:
+    """Warm up, and say how many iterations of all calls fit `seconds`; the same number on every rank.
+
+    asked: the user's --iters, taken as it is.
+    """
+    start = time.perf_counter()
+    if warmup:
+        in_turns(world, calls, warmup)
+    spent = world.largest(time.perf_counter() - start)
+    if asked is not None:
+        return asked
+    one = world.largest(sum(t[-1] for t in in_turns(world, calls, 1).values()))
+    return int(min(MOST, max(FEWEST, (seconds - spent) / max(one, 1e-7))))
+
+
+def gathered(world: World, times: Seconds) -> Seconds:
+    """[..., iterations] of this rank -> [..., world, iterations] on every rank."""
+    return np.stack(world.allgather(times), axis=-2)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Seconds of the slowest rank over iterations."""
+
+    median: float
+    p95: float
+    p99: float
+    fastest: float
+    iterations: int
+
+    @classmethod
+    def of(cls, times: Seconds) -> Summary:
+        """times: [world, iterations], or [iterations] of a single clock."""
+        slowest = times.max(axis=0) if times.ndim == 2 else times
+        median, p95, p99 = np.quantile(slowest, [0.5, 0.95, 0.99])
+        return cls(float(median), float(p95), float(p99), float(slowest.min()), slowest.size)

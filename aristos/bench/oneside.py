@@ -1,0 +1,163 @@
+"""Compiled loops of the microbenchmarks: puts, signals and waits on shared windows, and nothing of the engine.
+
+They are to the engine what a ping-pong is to a library: the floor under its numbers. Every wait is bounded by a
+deadline, and each function returns 0 when it ran out. They refuse to check data; the suites do, with NumPy.
+"""
+
+from numba import types
+
+from .. import memory as mem
+from ..compile import jit, warm_up
+from ..kernels.cpu import llvm as _lowerings  # noqa: F401  registers the primitives' compiled bodies
+
+LINE = 64
+SPINS = 512  # a waiter gives its core away after this many looks
+
+
+@jit
+def await_word(addr, value, deadline):
+    """Wait until the word is at least `value`; 1, or 0 when `deadline` (ns on mem.clock) passed."""
+    looks = 0
+    while mem.load_acquire(addr) < value:
+        mem.pause()
+        looks += 1
+        if looks % SPINS == 0:
+            if mem.clock() > deadline:
+                return 0
+            mem.yield_core()
+    return 1
+
+
+@jit
+def put_origin(slots, stride, source, nbytes, puts, flag, ack, scratch, base, samples, deadline, out):
+    """Time `samples` times `puts` puts and a quiet. slots: address of the first slot at the target.
+
+    Before each sample the target has read the slots, so that their lines are in its cache, where an owner's are.
+    flag: word at the target; ack: word here; scratch: any word here. out: [samples] ns.
+    """
+    for s in range(samples):
+        if await_word(ack, base + s, deadline) == 0:
+            return 0
+        start = mem.clock()
+        for p in range(puts):
+            mem.copy_row(slots + p * stride, source, nbytes)
+        mem.fetch_add(scratch, 0)  # quiet: an atomic waits until all stores before it are visible
+        out[s] = mem.clock() - start
+        mem.store_release(flag, base + s + 1)
+    return await_word(ack, base + samples, deadline)
+
+
+@jit
+def put_target(slots, stride, nbytes, puts, flag, ack, base, samples, deadline, out):
+    """The target's side of `put_origin`: reads every line of the slots after each sample. out: [1], what it read."""
+    total = 0
+    for s in range(samples):
+        if await_word(flag, base + s + 1, deadline) == 0:
+            return 0
+        for p in range(puts):
+            for at in range(0, nbytes, LINE):
+                total += mem.load(slots + p * stride + at)
+        mem.store_release(ack, base + s + 1)
+    out[0] = total
+    return 1
+
+
+@jit
+def ping(there, here, source, nbytes, flag_there, flag_here, base, repeats, samples, deadline, out):
+    """`samples` times `repeats` round trips of a payload and a signal. out: [samples] ns for all repeats."""
+    turn = base
+    for s in range(samples):
+        start = mem.clock()
+        for _ in range(repeats):
+            turn += 1
+            if nbytes > 0:
+                mem.copy_row(there, source, nbytes)
+            mem.store_release(flag_there, turn)
+            if await_word(flag_here, turn, deadline) == 0:
+                return 0
+        out[s] = mem.clock() - start
+    return 1
+
+
+@jit
+def pong(there, here, nbytes, flag_there, flag_here, base, turns, deadline):
+    """Send back what arrives `here`, `turns` times."""
+    for turn in range(base + 1, base + turns + 1):
+        if await_word(flag_here, turn, deadline) == 0:
+            return 0
+        if nbytes > 0:
+            mem.copy_row(there, here, nbytes)
+        mem.store_release(flag_there, turn)
+    return 1
+
+
+@jit
+def stream_send(ring, slots, stride, payload, nbytes, tail, credit, base, count, deadline):
+    """Send `count` messages through a ring of `slots`; the first word of number i holds i."""
+    freed = base
+    for i in range(base, base + count):
+        if i - freed >= slots:
+            if await_word(credit, i - slots + 1, deadline) == 0:
+                return 0
+            freed = mem.load_acquire(credit)
+        mem.store(payload, i)
+        mem.copy_row(ring + (i % slots) * stride, payload, nbytes)
+        mem.store_release(tail, i + 1)
+    return await_word(credit, base + count, deadline)
+
+
+@jit
+def stream_receive(ring, slots, stride, tail, credit, base, count, deadline, out):
+    """Read what `stream_send` sends; out: [1], the sum of the messages' numbers."""
+    seen, total = base, 0
+    while seen < base + count:
+        if await_word(tail, seen + 1, deadline) == 0:
+            return 0
+        landed = mem.load_acquire(tail)
+        for i in range(seen, landed):
+            total += mem.load(ring + (i % slots) * stride)
+        seen = landed
+        mem.store_release(credit, seen)
+    out[0] = total
+    return 1
+
+
+@jit
+def all_to_all(rank, bases, flags, data, source, send_at, send_bytes, land_at, epoch, deadline):
+    """One-sided all-to-all: a put and a signal to every rank from rank + 1 on, then a wait for everybody's signal.
+
+    bases: [W] window addresses. flags, data: offsets in every window, of W lines and of the blocks (the caller gives
+    another `data` to odd epochs). send_at, send_bytes: [W], what of `source` goes where; land_at: [W], where it lands.
+    """
+    world = bases.size
+    for d in range(1, world + 1):
+        to = (rank + d) % world
+        mem.copy_row(bases[to] + data + land_at[to], source + send_at[to], send_bytes[to])
+        mem.store_release(bases[to] + flags + LINE * rank, epoch)
+    for who in range(world):
+        if await_word(bases[rank] + flags + LINE * who, epoch, deadline) == 0:
+            return 0
+    return 1
+
+
+def compile_for_puts() -> None:
+    """Compile or load what the suite `put` runs, so that its first sample does not."""
+    warm_up([_entry(put_origin), _entry(put_target)])
+
+
+def compile_for_signals() -> None:
+    """Compile or load what the suite `signal` runs."""
+    warm_up([_entry(ping), _entry(pong), _entry(stream_send), _entry(stream_receive)])
+
+
+def compile_for_exchange() -> None:
+    """Compile or load what the suite `exchange` runs."""
+    warm_up([_entry(all_to_all)])
+
+
+def _entry(function):
+    """A function with its argument types: arrays by name, int64 the rest."""
+    arrays = ("out", "bases", "send_at", "send_bytes", "land_at")
+    code = getattr(function, "py_func", function).__code__
+    names = code.co_varnames[: code.co_argcount]
+    return function, tuple(types.int64[::1] if name in arrays else types.int64 for name in names)

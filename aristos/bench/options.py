@@ -1,0 +1,172 @@
+"""The command line of `python -m aristos.bench`, parsed on every rank, complained about on one.
+
+Options keep the names the field uses. It refuses to start MPI: `--help` and mistakes cost nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import ACTIVATIONS, DTYPES
+from . import launch, presets, registry
+
+ALL_SECONDS = 110.0  # the default choice of suites takes two minutes, start-up and oracle included
+SUITE_SECONDS = 25.0  # a suite named on the command line
+
+
+class UsageError(Exception):
+    """The command line asks for something that does not exist; exit code 2."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for; None where the preset or the machine decides."""
+
+    suites: tuple[str, ...] = ()
+    preset: str = presets.DEFAULT
+    scale: int | None = None
+    tokens: tuple[int, ...] | None = None
+    hidden: int | None = None
+    ffn: int | None = None
+    experts: int | None = None
+    top_k: int | None = None
+    activation: str | None = None
+    dtype: str = "float32"
+    threads: int | None = None
+    iters: int | None = None
+    warmup: int = 2
+    seconds: float | None = None
+    seed: int = 0
+    routing: str | None = None
+    schedule: str = "both"
+    json: bool = False
+    out: str = "aristos-results.h5"
+    timeline: str | None = None
+
+    @property
+    def schedules(self) -> tuple[str, ...]:
+        return ("bulk", "fused") if self.schedule == "both" else (self.schedule,)
+
+    @property
+    def budget(self) -> float:
+        """Seconds for all suites together."""
+        if self.seconds is not None:
+            return self.seconds
+        return SUITE_SECONDS * len(self.suites) if self.suites else ALL_SECONDS
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises where argparse would print and exit on every rank."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UsageError(message)
+
+    def _print_message(self, message: str, file: object = None) -> None:
+        if launch.prints():
+            super()._print_message(message, file)  # type: ignore[arg-type]
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _not_negative(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, got {text}")
+    return value
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(_positive(part) for part in text.split(","))
+
+
+_positive.__name__ = "int"
+_not_negative.__name__ = "int"
+_seconds.__name__ = "float"
+_counts.__name__ = "list of int"
+
+
+def parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParser:
+    suites = "\n".join(f"  {s.name:10s}{s.summary}" for s in registry.suites().values())
+    made = _Parser(
+        prog=prog,
+        usage=f"mpirun -n RANKS {prog} [SUITE ...] [options]",
+        description="Measure Aristos on the ranks of this job; every number is checked against a float64 oracle.",
+        epilog=f"suites:\n{suites}\n\npresets (--preset):\n{presets.listing()}\n\n"
+        "exit codes: 0 fine, 1 wrong result, 2 usage, 3 environment",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("suites", nargs="*", metavar="SUITE", help="default: a choice that takes two minutes")
+    shape = made.add_argument_group("shape")
+    shape.add_argument("--preset", default=presets.DEFAULT, metavar="NAME", help="a model's shape (%(default)s)")
+    shape.add_argument("--scale", type=_positive, metavar="N", help="divide the preset's published widths by N")
+    shape.add_argument("--tokens", type=_counts, metavar="S[,S..]", help="tokens per rank and call")
+    shape.add_argument("--hidden", type=_positive, metavar="H", help="width of a token")
+    shape.add_argument("--ffn", type=_positive, metavar="F", help="width inside an expert")
+    shape.add_argument("--experts", type=_positive, metavar="E", help="experts over all ranks")
+    shape.add_argument("--top-k", type=_positive, metavar="K", help="experts a token goes to")
+    shape.add_argument("--activation", choices=ACTIVATIONS)
+    shape.add_argument("--dtype", choices=DTYPES, default="float32")
+    shape.add_argument(
+        "--routing",
+        metavar="FILE.npz|NAME",
+        help="a real trace (expert_ids [tokens, layers, k]), or router, uniform, zipf, one",
+    )
+    run = made.add_argument_group("run")
+    run.add_argument("--threads", type=_positive, metavar="N", help="workers a rank (default: its cores)")
+    run.add_argument("--iters", type=_positive, metavar="N", help="timed calls (default: what the time allows)")
+    run.add_argument("--warmup", type=_not_negative, default=2, metavar="N", help="calls before timing (%(default)s)")
+    run.add_argument("--seconds", type=_seconds, metavar="S", help="time for all suites together")
+    run.add_argument("--seed", type=_not_negative, default=0, metavar="N")
+    run.add_argument("--schedule", choices=("both", "fused", "bulk"), default="both")
+    output = made.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="JSON alone on stdout instead of tables")
+    output.add_argument(
+        "--out", default="aristos-results.h5", metavar="FILE.h5", help="append here; 'none' for no file"
+    )
+    output.add_argument("--timeline", metavar="FILE.json", help="Perfetto timeline of one call on every rank")
+    return made
+
+
+def parse(argv: list[str], prog: str = "python -m aristos.bench") -> Options:
+    """Raises UsageError for anything that cannot be run; SystemExit(0) after --help."""
+    asked = vars(parser(prog).parse_args(argv))
+    known = registry.suites()
+    for name in asked["suites"]:
+        if name not in known:
+            raise UsageError(f"unknown suite {name!r}; the suites are {', '.join(known)}")
+    asked["preset"] = asked["preset"].lower()
+    asked["suites"] = tuple(dict.fromkeys(asked["suites"]))
+    options = Options(**asked)
+    _check(options)
+    return options
+
+
+def _check(options: Options) -> None:
+    if options.preset not in presets.PRESETS:
+        raise UsageError(f"unknown preset {options.preset!r}; the presets are {', '.join(presets.PRESETS)}")
+    if "replay" in options.suites and not is_file(options.routing):
+        raise UsageError("suite replay needs --routing FILE.npz, a recorded routing trace")
+    if is_file(options.routing) and not Path(str(options.routing)).is_file():
+        raise UsageError(f"no such file: --routing {options.routing}")
+    for flag, value in (("--out", options.out), ("--timeline", options.timeline)):
+        if value and value != "none" and not Path(value).absolute().parent.is_dir():
+            raise UsageError(f"no such folder: {flag} {value}")
+
+
+def is_file(routing: str | None) -> bool:
+    """Whether `--routing` names a trace and not one of the generators."""
+    return routing is not None and routing not in ("router", "uniform", "zipf", "one")

@@ -1,0 +1,46 @@
+"""Picture of the suite `gemm`: the expert kernel and BLAS under the roofline, and by rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...results import Table
+from .style import GREY, MARKS, OF, slowest
+
+
+def roofline(table: Table) -> Any:
+    """Left: GFLOP/s over intensity under min(peak, intensity x bandwidth). Right: GFLOP/s over rows."""
+    from matplotlib import pyplot
+
+    rows, kernels = table.dims["rows"].values, table.dims["kernel"].values
+    intensity = table.variables["intensity"].values
+    peak = float(table.variables["peak"].values.mean())
+    bandwidth = float(table.variables["read_bandwidth"].values.mean()) / 1e9
+    middle = np.nanmedian(slowest(table.variables["call_time"].values), axis=-1)  # [kernel, rows]
+    rate = rows * table.attributes["flops_per_row"] / middle / 1e9
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.5, 4))
+    span = np.geomspace(intensity.min() / 1.5, max(intensity.max(), peak / bandwidth) * 1.5, 200)
+    roof = f"{bandwidth:.1f} GB/s from memory,\n{peak:.0f} GFLOP/s from L1"
+    left.plot(span, np.minimum(peak, span * bandwidth), color=GREY, label=roof)
+    right.axhline(peak, color=GREY, linestyle=":", label=f"micro-kernel's peak {peak:.0f}")
+    for k, kernel in enumerate(kernels):
+        line = {"color": OF[kernel], "marker": MARKS[kernel], "markersize": 4, "label": kernel}
+        left.plot(intensity, rate[k], linewidth=0.8, **line)
+        right.plot(rows, rate[k], **line)
+    shown = 0.0
+    for m, at, y in zip(rows, intensity, np.minimum(*rate) if len(rate) > 1 else rate[0]):
+        if at > 1.3 * shown:  # numbers closer than this would lie on each other
+            left.annotate(f"{m}", (at, y), textcoords="offset points", xytext=(0, -12), fontsize=7, ha="center")
+            shown = at
+    left.set(xscale="log", yscale="log", xlabel="intensity (FLOP / byte)", ylabel="GFLOP/s, slowest rank")
+    left.set_ylim(bottom=rate.min() / 2)
+    left.set_title("roofline; numbers are rows")
+    right.set(xlabel="rows of one expert", ylabel="GFLOP/s, slowest rank", ylim=(0, None), title="by rows")
+    right.set_xscale("log", base=2)
+    right.set_xticks(rows, [str(m) for m in rows])
+    right.minorticks_off()
+    left.legend(loc="lower right")
+    right.legend(loc="lower right")
+    return figure

@@ -1,0 +1,32 @@
+"""Picture of the suite `replay`: the distribution of steps, and each step against its imbalance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...results import Table
+from .style import MARKS, OF, ecdf, slowest
+
+
+def replay(table: Table) -> Any:
+    """Left: ECDF of all steps' times. Right: a step's median time over the rows of its busiest rank."""
+    from matplotlib import pyplot
+
+    schedules = table.dims["schedule"].values
+    times = table.variables["call_time"].values  # [schedule, rank, step, pass]
+    steps = slowest(np.moveaxis(times, 1, 2)) * 1e3  # [schedule, step, pass]
+    rows = table.variables["rows"].values.max(axis=1)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.5, 3.8))
+    for s, schedule in enumerate(schedules):
+        ecdf(left, steps[s].ravel(), schedule, schedule)
+        middle = np.nanmedian(steps[s], axis=-1)
+        right.scatter(rows, middle, s=14, color=OF[schedule], marker=MARKS[schedule], label=schedule, alpha=0.8)
+    left.set(xlabel="slowest rank's call (ms)", ylabel="share of steps", title=table.name.replace("_", ", "))
+    right.set(
+        xlabel="rows of the busiest rank", ylabel="slowest rank, median (ms)", title="a point a step", ylim=(0, None)
+    )
+    left.legend(loc="lower right")
+    right.legend(loc="lower right")
+    return figure

@@ -1,0 +1,101 @@
+"""How all pictures look: one palette, one set of marks, helpers for axes in bytes, ECDFs and heat maps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ...results import Run
+
+STYLE = {
+    "figure.dpi": 130,
+    "savefig.dpi": 150,
+    "figure.constrained_layout.use": True,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+# Colours that differ for colour-blind readers too (Okabe and Ito).
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
+OF = {
+    "fused": BLUE,
+    "bulk": ORANGE,
+    "one-sided": BLUE,
+    "Alltoall": GREEN,
+    "Alltoallv": ORANGE,
+    "aristos": BLUE,
+    "BLAS": ORANGE,
+}
+MARKS = {"fused": "o", "bulk": "s", "one-sided": "o", "Alltoall": "^", "Alltoallv": "s", "aristos": "o", "BLAS": "s"}
+
+
+def footer(figure: Any, run: Run) -> None:
+    """Where the numbers are from, small, below the picture."""
+    a = run.attributes
+    text = f"run {run.name} · {a.get('cpu', '')} · {a.get('ranks', '?')} ranks · {a.get('mpi_library', '')}"
+    figure.supxlabel(text, fontsize=6.5, color=GREY, x=0.99, ha="right")
+
+
+def byte_axis(axis: Any, sizes: ArrayLike) -> None:
+    """A logarithmic x axis that reads 8 B, 64 B, .. 4 MiB."""
+    from ..pairs import bytes_text
+
+    n = np.asarray(sizes, float)
+    powers = np.arange(np.ceil(np.log2(n.min())), np.floor(np.log2(n.max())) + 1)
+    step = max(1, -(-len(powers) // 8))
+    ticks = 2.0 ** powers[::step]
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ticks, [bytes_text(t) for t in ticks], rotation=30, ha="right")
+    axis.minorticks_off()
+
+
+def plain_log(axis: Any) -> None:
+    """Numbers as they are read (0.5, 20), not powers, on a logarithmic axis (`pyplot.xaxis` or `yaxis`)."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def ecdf(axis: Any, values: ArrayLike, name: str, label: str) -> None:
+    """The share of values that are at most x."""
+    v = np.asarray(values, float)
+    v = v[np.isfinite(v)]
+    axis.ecdf(v, label=label, color=OF.get(name, GREY), linewidth=1.6, linestyle="-" if name != "bulk" else "--")
+    axis.set_ylim(0, 1.01)
+
+
+def slowest(times: np.ndarray) -> np.ndarray:
+    """[..., rank, iteration] with NaN where an iteration was not run -> [..., iteration] of the slowest rank."""
+    return times.max(axis=-2)
+
+
+def heat_map(figure: Any, axis: Any, values: np.ndarray, title: str, unit: str, rows: str, columns: str) -> None:
+    """Rank x rank, the numbers written in where they can be read; NaN (the diagonal) stays grey."""
+    import matplotlib
+
+    shades = matplotlib.colormaps["viridis"].copy()
+    shades.set_bad("#eeeeee")
+    # From zero, so that a difference of a percent does not look like one of colours.
+    image = axis.imshow(np.ma.masked_invalid(values), cmap=shades, vmin=0)
+    axis.grid(False)
+    axis.set(title=title, ylabel=rows, xlabel=columns)
+    world = len(values)
+    axis.set_xticks(range(world) if world <= 16 else range(0, world, 8))
+    axis.set_yticks(range(world) if world <= 16 else range(0, world, 8))
+    if world <= 12:
+        for (i, j), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                dark = image.norm(value) < 0.6
+                axis.text(j, i, f"{value:.3g}", ha="center", va="center", color="white" if dark else "black")
+    figure.colorbar(image, ax=axis, label=unit, shrink=0.8)

@@ -1,0 +1,55 @@
+"""The suites that exist: one file each under `suites/`, found by being there.
+
+A suite is a function of a `Context` that returns a `Result`, marked with `@suite`. It refuses to know what any
+suite measures.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .context import Context, Result
+
+    Run = Callable[[Context], Result]
+
+ORDER = ("put", "signal", "exchange", "gemm", "layer", "idle", "replay")
+
+_suites: dict[str, Suite] = {}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """ranks: fewest ranks it makes sense on. share: part of the time of a run of all suites. default: whether
+    such a run holds it without being asked."""
+
+    name: str
+    summary: str
+    run: Run
+    ranks: int
+    share: float
+    default: bool
+
+
+def suite(name: str, summary: str, *, ranks: int = 1, share: float = 1.0, default: bool = True) -> Callable[[Run], Run]:
+    """Register the decorated function as a suite."""
+
+    def register(run: Run) -> Run:
+        _suites[name] = Suite(name, summary, run, ranks, share, default)
+        return run
+
+    return register
+
+
+def suites() -> dict[str, Suite]:
+    """All suites by name, in the order a run takes them."""
+    from . import suites as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    place = {name: i for i, name in enumerate(ORDER)}
+    return dict(sorted(_suites.items(), key=lambda item: place.get(item[0], len(place))))

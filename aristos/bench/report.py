@@ -1,0 +1,114 @@
+"""What rank 0 shows: tables for people, one JSON document for programs, a progress bar where there is a terminal.
+
+Tables go to stdout and progress to stderr, so that either can be redirected; NO_COLOR is respected. Other ranks
+never come here. It refuses to compute anything.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from typing import Any
+
+from .context import Result, Sheet
+
+WIDTH = 160  # columns a table may take; narrower terminals wrap it, rather than lose digits
+
+
+class Reporter:
+    """quiet: JSON was asked for, so nothing but the document goes to stdout."""
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.console import Console
+
+        self._quiet = quiet
+        self._console = Console(highlight=False, width=WIDTH)
+        self._progress: Any = None
+        self._task: Any = None
+
+    def head(self, facts: dict[str, Any], shape: str) -> None:
+        """What runs where, as comment lines."""
+        if self._quiet:
+            return
+        hosts = len(set(facts["hosts"]))
+        print(f"# aristos {facts['versions']['aristos']}, {facts['ranks']} ranks on {hosts} host(s), {facts['cpu']}")
+        print(f"# {facts['mpi_library']}; cores of rank 0: {facts['cores_of_rank'][0]}; seed {facts['seed']}")
+        print(f"# {shape}", flush=True)
+
+    def begin(self, suite: str) -> None:
+        """A progress bar for a suite, on a terminal only."""
+        if not sys.stderr.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=console, transient=True)
+        self._progress.start()
+        self._task = self._progress.add_task(suite, total=1.0)
+
+    def tell(self, text: str, share: float) -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, description=text, completed=share)
+
+    def end(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def show(self, sheet: Sheet) -> None:
+        if not self._quiet:
+            self._console.print(f"\n{sheet.title}", style="bold", markup=False, soft_wrap=True)
+            self._console.print(table(sheet))
+            for note in sheet.notes:
+                self._console.print(f"  {note}", markup=False, soft_wrap=True)
+            sys.stdout.flush()
+
+    def say(self, text: str) -> None:
+        if not self._quiet:
+            print(text, flush=True)
+
+    def document(self, facts: dict[str, Any], results: dict[str, Result], ok: bool, out: str | None) -> None:
+        """The JSON document, alone on stdout."""
+        suites = {
+            name: {
+                "ok": result.ok,
+                "tables": [
+                    {"title": s.title, "rows": [plain(r) for r in s.records], "notes": s.notes} for s in result.sheets
+                ],
+            }
+            for name, result in results.items()
+        }
+        whole = {"schema": facts["schema"], "ok": ok, "environment": plain(facts), "results": out, "suites": suites}
+        print(json.dumps(whole, indent=1, allow_nan=False), flush=True)
+
+
+def table(sheet: Sheet) -> Any:
+    """The rich table of a sheet: numbers to the right, FAILED in red."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in sheet.columns:
+        words = all(isinstance(record.get(column.key), str | None) for record in sheet.records)
+        made.add_column(column.title, justify="left" if words else "right", no_wrap=True)
+    for record in sheet.records:
+        cells = [column.text(record) for column in sheet.columns]
+        made.add_row(*(Text(cell, style="bold red" if cell == "FAILED" else "") for cell in cells))
+    return made
+
+
+def plain(value: Any) -> Any:
+    """`value` in JSON's types; numbers that JSON lacks become null."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,191 @@
+"""Suite `exchange`: all-to-all by one-sided puts against MPI's Alltoall and Alltoallv, by size.
+
+    equal     every rank sends the same block to every rank (itself included): one-sided, Alltoall, Alltoallv
+    uneven    blocks after Zipf: rank r receives 1 / (r + 1) of what rank 0 does; one-sided, Alltoallv
+
+Sizes are bytes a rank sends in all. algbw = that / time of the slowest rank; busbw = algbw (W - 1) / W, what crosses
+the links. One-sided data stays where it landed, in the window; MPI's is in the receive buffer. Methods take turns.
+It refuses to report bytes that are not where they belong: every block is compared with what its sender made.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import WaitTimeout
+from ...results import Table
+from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
+from ..measure import Summary, gathered, in_turns, iterations
+from ..pairs import LINE, TIMEOUT, bytes_text, deadline, slot_bytes
+from ..registry import suite
+from ..world import World
+
+BLOCKS = tuple(8 << i for i in range(0, 20, 2))  # bytes a pair of ranks exchanges: 8 B to 2 MiB
+MOST = 1000
+METHODS = {"equal": ("one-sided", "Alltoall", "Alltoallv"), "uneven": ("one-sided", "Alltoallv")}
+
+COLUMNS = (
+    Column("pattern", "blocks"),
+    Column("size_text", "bytes\na rank"),
+    Column("one_sided_median_us", "one-sided\nus", ".2f"),
+    Column("one_sided_p95_us", "p95\nus", ".2f"),
+    Column("alltoall_median_us", "Alltoall\nus", ".2f"),
+    Column("alltoallv_median_us", "Alltoallv\nus", ".2f"),
+    Column("one_sided_algbw_gbs", "one-sided\nalgbw GB/s", ".3f"),
+    Column("one_sided_busbw_gbs", "one-sided\nbusbw GB/s", ".3f"),
+    Column("alltoallv_busbw_gbs", "Alltoallv\nbusbw GB/s", ".3f"),
+    Column("speedup_over_mpi", "against\nbest MPI", ".2f"),
+    CHECK,
+)
+
+
+class Exchange:
+    """One pattern at one size: buffers, and a call for each method. counts: [W, W] bytes from rank to rank."""
+
+    def __init__(self, world: World, base: list[int], counts: NDArray[np.int64], half: int) -> None:
+        self.world, self.counts, self._half = world, counts, half
+        self._base = np.array(base, np.int64)
+        self.sends, self.gets = counts[world.rank], counts[:, world.rank]
+        self.source = self._made(world.rank)
+        self.received = np.zeros(int(self.gets.sum()), np.uint8)
+        self._send_at, self._get_at = _starts(self.sends), _starts(self.gets)
+        # Where this rank's block lies at each target: after those of lower ranks.
+        self._land_at = np.ascontiguousarray(_starts(counts, axis=0)[world.rank])
+        self._head = LINE * world.size
+        self.epoch = 0
+
+    def _made(self, sender: int) -> NDArray[np.uint8]:
+        """All that `sender` sends, in rank order; every rank can make it."""
+        total = int(self.counts[sender].sum())
+        return np.random.default_rng([sender, total]).integers(0, 256, max(8, total), np.uint8)
+
+    def calls(self, pattern: str) -> dict[str, Callable[[], None]]:
+        every = {"one-sided": self.one_sided, "Alltoall": self.alltoall, "Alltoallv": self.alltoallv}
+        return {method: every[method] for method in METHODS[pattern]}
+
+    def one_sided(self) -> None:
+        from .. import oneside
+
+        self.epoch += 1
+        data = self._head + self._half * (self.epoch % 2)
+        source = self.source.ctypes.data
+        places = self._send_at, self.sends, self._land_at
+        if not oneside.all_to_all(self.world.rank, self._base, 0, data, source, *places, self.epoch, deadline()):
+            raise WaitTimeout(f"rank {self.world.rank} waited {TIMEOUT} s in a one-sided all-to-all")
+
+    def alltoall(self) -> None:
+        self.world.comm.Alltoall(self.source[: int(self.sends.sum())], self.received)
+
+    def alltoallv(self) -> None:
+        from mpi4py import MPI
+
+        sends = [self.source, (self.sends, self._send_at), MPI.BYTE]
+        self.world.comm.Alltoallv(sends, [self.received, (self.gets, self._get_at), MPI.BYTE])
+
+    def right(self, method: str) -> bool:
+        """Run a method once and compare every block with what its sender made."""
+        self.received[:] = 0
+        self.calls("equal")[method]()
+        got = self.received
+        if method == "one-sided":
+            start = int(self._base[self.world.rank]) + self._head + self._half * (self.epoch % 2)
+            got = np.frombuffer((ctypes.c_uint8 * got.size).from_address(start), np.uint8)
+        blocks = []
+        for sender in range(self.world.size):
+            first = int(_starts(self.counts[sender])[self.world.rank])
+            blocks.append(self._made(sender)[first : first + int(self.gets[sender])])
+        return self.world.every(np.array_equal(got, np.concatenate(blocks)))
+
+
+def _starts(counts: NDArray[np.int64], axis: int = -1) -> NDArray[np.int64]:
+    """Where each block begins."""
+    return np.cumsum(counts, axis=axis) - counts
+
+
+def _counts(pattern: str, world: int, block: int) -> NDArray[np.int64]:
+    """[W, W] bytes from rank to rank; whole words, `block` on average."""
+    if pattern == "equal":
+        return np.full((world, world), block, np.int64)
+    share = 1 / np.arange(1, world + 1)
+    words = np.maximum(1, np.rint(share / share.sum() * world * block / 8)).astype(np.int64)
+    return np.tile(8 * words, (world, 1))
+
+
+@suite("exchange", "one-sided all-to-all against Alltoall and Alltoallv by size: algbw, busbw", ranks=2, share=1.5)
+def run(ctx: Context) -> Result:
+    from ...transport.shm import ShmWindow
+    from .. import oneside
+
+    world = ctx.world
+    oneside.compile_for_exchange()
+    most = 2 * int(_counts("uneven", world.size, BLOCKS[-1])[:, 0].sum())
+    half = slot_bytes(world, most) // 2
+    window = ShmWindow(world.comm, LINE * world.size + 2 * half)
+    epoch, done = 0, []
+    plan = [(p, b) for p in METHODS for b in BLOCKS if _counts(p, world.size, b).sum(axis=0).max() <= half]
+    for i, (pattern, block) in enumerate(plan):
+        ctx.tell(f"{pattern}, {bytes_text(block)} a pair", i / len(plan))
+        one = Exchange(world, window.base, _counts(pattern, world.size, block), half)
+        one.epoch = epoch
+        fine = {method: one.right(method) for method in METHODS[pattern]}
+        calls: dict[str, Any] = dict(one.calls(pattern))
+        seconds = 0.8 * ctx.left() / (len(plan) - i)
+        count = min(MOST, iterations(world, calls, seconds, warmup=ctx.options.warmup, asked=ctx.options.iters))
+        times = {method: gathered(world, t) for method, t in in_turns(world, calls, count).items()}
+        epoch = one.epoch
+        done.append((pattern, block, times, fine))
+    window.close()
+    return _result(ctx, done)
+
+
+def _result(ctx: Context, done: list[tuple[str, int, dict[str, np.ndarray], dict[str, bool]]]) -> Result:
+    world = ctx.world.size
+    sheet = Sheet(f"exchange: {world} ranks, slowest rank", COLUMNS)
+    for pattern, block, times, fine in done:
+        size = int(_counts(pattern, world, block)[0].sum())
+        record: dict[str, Any] = {"pattern": pattern, "size_bytes": size, "size_text": bytes_text(size)}
+        medians = {}
+        for method, t in times.items():
+            summary = Summary.of(t)
+            medians[method] = summary.median
+            algbw = size / summary.median / 1e9
+            name = method.lower().replace("-", "_")
+            record |= {
+                f"{name}_median_us": summary.median * 1e6,
+                f"{name}_p95_us": summary.p95 * 1e6,
+                f"{name}_p99_us": summary.p99 * 1e6,
+                f"{name}_algbw_gbs": algbw,
+                f"{name}_busbw_gbs": algbw * (world - 1) / world,
+                f"{name}_check": VERDICTS[fine[method]],
+            }
+        ours = medians.pop("one-sided")
+        record |= {"speedup_over_mpi": min(medians.values()) / ours, "check": VERDICTS[all(fine.values())]}
+        sheet.records.append(record)
+    ok = all(all(fine.values()) for *_, fine in done)
+    return Result(ok, [sheet], [_table(ctx, done)])
+
+
+def _table(ctx: Context, done: list[tuple[str, int, dict[str, np.ndarray], dict[str, bool]]]) -> Table:
+    world = ctx.world.size
+    patterns, methods = list(METHODS), list(METHODS["equal"])
+    blocks = sorted({block for _, block, _, _ in done})
+    longest = max(t.shape[1] for _, _, times, _ in done for t in times.values())
+    seconds = np.full((len(patterns), len(methods), len(blocks), world, longest), np.nan)
+    nbytes = np.zeros((len(patterns), len(blocks)), np.int64)
+    for pattern, block, times, _ in done:
+        p, b = patterns.index(pattern), blocks.index(block)
+        nbytes[p, b] = _counts(pattern, world, block)[0].sum()
+        for method, t in times.items():
+            seconds[p, methods.index(method), b, :, : t.shape[1]] = t
+    table = Table("exchange")
+    table.dim("pattern", patterns).dim("method", methods)
+    table.dim("block", blocks, "B", "bytes a pair of ranks exchanges, on average")
+    table.dim("rank", np.arange(world)).dim("iteration", np.arange(longest))
+    table.add("size", ("pattern", "block"), nbytes, "B", "bytes a rank sends in all")
+    over = ("pattern", "method", "block", "rank", "iteration")
+    return table.add("call_time", over, seconds, "s", "one all-to-all on one rank")

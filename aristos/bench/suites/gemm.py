@@ -1,0 +1,184 @@
+"""Suite `gemm`: the expert kernel alone, by rows, against BLAS and against the roofline.
+
+A call is one expert on M rows: every GEMM of its FFN, the activation fused. Experts take turns, with more weights in
+all than a last-level cache holds, because a layer meets an expert's weights once a call. All ranks run at once, one
+worker each; times are the slowest rank's.
+
+    BLAS       NumPy's matmul of the same GEMMs on plain weights, without any activation: in BLAS's favour
+    roofline   min(peak, intensity x bandwidth): the micro-kernel's rate from the first-level cache, one core's read
+               rate from memory, and FLOPs over the bytes of weights, rows in and rows out, all measured here
+
+It refuses to report a rate of an output that the float64 oracle did not pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ... import reference
+from ...results import Table
+from .. import bounds
+from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet
+from ..measure import Summary, gathered, in_turns, iterations
+from ..registry import suite
+from ..workload import Workload
+
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+COLD = 64 << 20  # bytes of weights that take turns
+OURS, BLAS = "aristos", "BLAS"
+
+COLUMNS = (
+    Column("rows", "rows", "d"),
+    Column("median_us", "median\nus", ".1f"),
+    Column("gflops", "GFLOP/s", ".1f"),
+    Column("share_of_peak", "of\npeak", ".0%"),
+    Column("blas_gflops", "BLAS\nGFLOP/s", ".1f"),
+    Column("speedup_over_blas", "against\nBLAS", ".2f"),
+    Column("intensity", "FLOP\n/byte", ".1f"),
+    Column("roofline_gflops", "roofline\nGFLOP/s", ".1f"),
+    Column("share_of_roofline", "of\nroofline", ".0%"),
+    ERROR,
+    CHECK,
+)
+
+
+class Experts:
+    """Some experts, packed for the kernel and plain for BLAS, used in turn."""
+
+    def __init__(self, work: Workload) -> None:
+        from ...kernels import Packed
+
+        self.work, self.cfg = work, work.cfg
+        one = sum(w.nbytes for w in work.expert(0).values())
+        count = max(1, min(work.cfg.experts, -(-COLD // one)))
+        self.nbytes = one
+        self.plain = [{name: w[0] for name, w in work.expert(e).items()} for e in range(count)]
+        self.packed = [Packed(**weights, activation=self.cfg.activation) for weights in self.plain]
+        self._next = 0
+
+    def turn(self) -> int:
+        self._next = (self._next + 1) % len(self.plain)
+        return self._next
+
+    def calls(self, m: int) -> dict[str, Callable[[], None]]:
+        """The two contestants on m rows."""
+        x = self.work.tokens(m, m)
+        out, h, g = np.empty_like(x), np.empty((m, self.cfg.ffn), np.float32), np.empty((m, self.cfg.ffn), np.float32)
+
+        def ours() -> None:
+            self.packed[self.turn()](x, out=out)
+
+        def blas() -> None:
+            weights = self.plain[self.turn()]
+            np.matmul(x, weights["up"], out=h)
+            if self.cfg.gated:
+                np.matmul(x, weights["gate"], out=g)
+            np.matmul(h, weights["down"], out=out)
+
+        return {OURS: ours, BLAS: blas}
+
+    def errors(self, m: int) -> dict[str, float]:
+        """Relative errors against float64 on m rows; BLAS's without the activation, as it is timed. Collective."""
+        x, e = self.work.tokens(m, m), self.turn()
+        truth = reference.expert(
+            self.work.single,
+            x,
+            0,
+            **{name: w[None] for name, w in self.plain[e].items()},  # type: ignore[arg-type]
+        )
+        weights = {name: w.astype(np.float64) for name, w in self.plain[e].items()}
+        product = np.matmul(np.matmul(x, self.plain[e]["up"]), self.plain[e]["down"])
+        return {
+            OURS: self.work.error(self.packed[e](x), truth),
+            BLAS: self.work.error(product, x @ weights["up"] @ weights["down"]),
+        }
+
+
+@suite("gemm", "expert kernel GFLOP/s by rows against BLAS, and the roofline", share=1.0)
+def run(ctx: Context) -> Result:
+    shape = ctx.shape()
+    work = Workload(ctx.world, shape.cfg, ctx.options.seed)
+    experts = Experts(work)
+    ctx.tell("peak and bandwidth", 0.0)
+    peak = np.array(ctx.world.allgather(bounds.peak(ctx.world, 1)))
+    ctx.world.barrier()
+    bandwidth = np.array(ctx.world.allgather(bounds.read_bandwidth()))
+    errors, times = [], []
+    for i, m in enumerate(ROWS):
+        ctx.tell(f"{m} rows", i / len(ROWS))
+        errors.append(experts.errors(m))
+        calls: dict[str, Any] = dict(experts.calls(m))
+        seconds = 0.8 * ctx.left() / (len(ROWS) - i)
+        count = iterations(ctx.world, calls, seconds, warmup=ctx.options.warmup, asked=ctx.options.iters)
+        times.append({name: gathered(ctx.world, t) for name, t in in_turns(ctx.world, calls, count).items()})
+    peak = np.maximum(peak, np.array(ctx.world.allgather(bounds.peak(ctx.world, 1))))
+    return _result(ctx, work, experts, errors, times, peak, bandwidth)
+
+
+def _result(
+    ctx: Context,
+    work: Workload,
+    experts: Experts,
+    errors: list[dict[str, float]],
+    times: list[dict[str, np.ndarray]],
+    peak: np.ndarray,
+    bandwidth: np.ndarray,
+) -> Result:
+    sheet = Sheet(f"gemm: one expert of {ctx.shape()}, {len(experts.plain)} experts in turn", COLUMNS)
+    intensity = []
+    for m, error, t in zip(ROWS, errors, times):
+        median = {name: Summary.of(values).median for name, values in t.items()}
+        flops = m * work.flops_per_row
+        intensity.append(flops / (experts.nbytes + 2 * 4 * m * work.cfg.hidden))
+        roof = min(float(peak.mean()), intensity[-1] * float(bandwidth.mean()) / 1e9)
+        rate = flops / median[OURS] / 1e9
+        sheet.records.append(
+            {
+                "rows": m,
+                "median_us": median[OURS] * 1e6,
+                "gflops": rate,
+                "share_of_peak": rate / float(peak.mean()),
+                "blas_gflops": flops / median[BLAS] / 1e9,
+                "speedup_over_blas": median[BLAS] / median[OURS],
+                "intensity": intensity[-1],
+                "roofline_gflops": roof,
+                "share_of_roofline": rate / roof,
+                "error": error[OURS],
+                "blas_error": error[BLAS],
+                "check": VERDICTS[all(work.passes(e) for e in error.values())],
+            }
+        )
+    sheet.notes.append(
+        f"peak {peak.mean():.1f} GFLOP/s and read bandwidth {bandwidth.mean() / 1e9:.1f} GB/s a core, "
+        f"{ctx.world.size} ranks at once; {experts.nbytes / 2**20:.2f} MiB of weights an expert"
+    )
+    ok = all(record["check"] == VERDICTS[True] for record in sheet.records)
+    return Result(ok, [sheet], [_table(ctx, work, errors, times, peak, bandwidth, intensity)])
+
+
+def _table(
+    ctx: Context,
+    work: Workload,
+    errors: list[dict[str, float]],
+    times: list[dict[str, np.ndarray]],
+    peak: np.ndarray,
+    bandwidth: np.ndarray,
+    intensity: list[float],
+) -> Table:
+    kernels = [OURS, BLAS]
+    longest = max(t.shape[1] for row in times for t in row.values())
+    seconds = np.full((len(kernels), len(ROWS), ctx.world.size, longest), np.nan)
+    for i, row in enumerate(times):
+        for k, name in enumerate(kernels):
+            seconds[k, i, :, : row[name].shape[1]] = row[name]
+    table = Table("gemm", attributes={"shape": str(ctx.shape()), "flops_per_row": work.flops_per_row})
+    table.dim("kernel", kernels).dim("rows", ROWS, "1", "rows of one expert")
+    table.dim("rank", np.arange(ctx.world.size)).dim("iteration", np.arange(longest))
+    table.add("call_time", ("kernel", "rows", "rank", "iteration"), seconds, "s", "one expert on one rank")
+    table.add("error", ("kernel", "rows"), [[e[k] for e in errors] for k in kernels], "1", "against float64")
+    table.add("intensity", "rows", intensity, "FLOP/B", "FLOPs over bytes of weights, rows in and rows out")
+    table.add("peak", "rank", peak, "GFLOP/s", "micro-kernel from the L1 cache")
+    return table.add("read_bandwidth", "rank", bandwidth, "B/s", "one core reading memory")

@@ -1,0 +1,183 @@
+"""Suite `idle`: how much of the workers' time finds nothing to do, and how far the slowest call strays.
+
+    idle        over all ranks, worker time without a runnable tile / (workers x time of the slowest rank's call). It
+                holds waits inside a call, and what lies between a rank's own call and the slowest rank's end
+    straggler   time of the slowest rank's call / its minimum over the run, at p50 and p95; the ECDFs are plots
+
+under routings of rising skew, and with one rank that comes late: the last one sleeps half a call before its own.
+Fused and bulk take turns on equal inputs. The same figures of the 2024 poster are made with the collective's time;
+here it is the layer's call, since the fused schedule has no collective. It refuses to time an output that the
+float64 oracle did not pass.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...results import Table
+from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet
+from ..measure import Summary, gathered, in_turns, iterations
+from ..registry import suite
+from ..routing import busiest_over_mean
+from ..workload import Call, Workload, execute
+
+PATTERNS = ("uniform", "zipf", "one", "late rank")
+LATE = 0.5  # of a call
+
+COLUMNS = (
+    Column("pattern", "routing"),
+    Column("busiest_over_mean", "busiest rank\n/ mean rows", ".2f"),
+    Column("schedule", "schedule"),
+    Column("median_ms", "median\nms", ".3f"),
+    Column("idle", "idle", ".1%"),
+    Column("straggler_p50", "straggler\np50", ".2f"),
+    Column("straggler_p95", "straggler\np95", ".2f"),
+    Column("speedup_over_bulk", "against\nbulk", ".2f"),
+    Column("iterations", "calls", "d"),
+    ERROR,
+    CHECK,
+)
+
+
+@dataclass
+class Measured:
+    """times, idle: [schedule, world, iterations] seconds and idle seconds; wait: [schedule, world, world] mean."""
+
+    pattern: str
+    times: np.ndarray
+    idle: np.ndarray
+    wait: np.ndarray
+    rows: np.ndarray
+    errors: list[float]
+    right: bool
+
+
+class Player:
+    """Calls of every schedule on one input, and what their stats said."""
+
+    def __init__(self, work: Workload, layers: dict[str, Any], call: Call, late: float = 0.0) -> None:
+        self.layers, self.call, self.late = layers, call, late
+        self.out = np.empty_like(call.x)
+        self.stats: dict[str, list[tuple[float, tuple[float, ...]]]] = {s: [] for s in layers}
+        self.truth = work.oracle(call)
+        self.outputs = {s: np.array(execute(layer, call)) for s, layer in layers.items()}
+        self.errors = [work.error(y, self.truth) for y in self.outputs.values()]
+        same = all(np.array_equal(y, next(iter(self.outputs.values()))) for y in self.outputs.values())
+        self.right = work.world.every(same) and all(work.passes(e) for e in self.errors)
+
+    def calls(self) -> dict[str, Any]:
+        def one(schedule: str) -> Any:
+            def play() -> None:
+                if self.late:
+                    time.sleep(self.late)
+                _, self._last = execute(self.layers[schedule], self.call, self.out, return_stats=True)
+
+            return play
+
+        return {s: one(s) for s in self.layers}
+
+    def note(self, schedule: str, i: int, elapsed: float) -> None:
+        """Idle seconds of this rank's workers until the end of its own call; `measured` adds the rest."""
+        s = self._last
+        outside = s.workers * (elapsed - s.call_seconds)
+        self.stats[schedule].append((s.idle_seconds + outside, s.wait_seconds_by_peer))
+        self.right &= np.array_equal(self.out, self.outputs[schedule])
+
+
+@suite("idle", "idle time and stragglers, fused against bulk, under skewed routing and with a late rank", share=3.0)
+def run(ctx: Context) -> Result:
+    shape = ctx.shape()
+    tokens = shape.tokens[-1]
+    work = Workload(ctx.world, shape.cfg, ctx.options.seed)
+    stacked = work.weights()
+    layers = {s: work.layer(s, ctx.options.threads, stacked) for s in ctx.options.schedules}
+    threads = next(iter(layers.values())).threads
+    done: list[Measured] = []
+    for i, pattern in enumerate(PATTERNS):
+        ctx.tell(pattern, i / len(PATTERNS))
+        late = 0.0
+        if pattern == "late rank":
+            usual = Summary.of(done[0].times[0]).median
+            late = LATE * usual if ctx.world.rank == ctx.world.size - 1 else 0.0
+        call = work.call(tokens, "uniform" if pattern == "late rank" else pattern, i)
+        done.append(_measure(ctx, work, layers, call, pattern, late, ctx.left() / (len(PATTERNS) - i)))
+    for layer in layers.values():
+        layer.close()
+    sheet = Sheet(f"idle: {shape}, {tokens} tokens a rank, {ctx.world.size} ranks x {threads} threads", COLUMNS)
+    for m in done:
+        sheet.records += _records(work, m, list(layers), threads)
+    return Result(all(m.right for m in done), [sheet], [_table(ctx, done, list(layers), threads, tokens)])
+
+
+def _measure(
+    ctx: Context, work: Workload, layers: dict[str, Any], call: Call, pattern: str, late: float, seconds: float
+) -> Measured:
+    player = Player(work, layers, call, late)
+    calls = player.calls()
+    count = iterations(ctx.world, calls, 0.8 * seconds, warmup=ctx.options.warmup, asked=ctx.options.iters)
+    times = in_turns(ctx.world, calls, count, player.note)
+    idle = np.array([[i for i, _ in player.stats[s]] for s in layers])
+    wait = np.array([np.mean([w for _, w in player.stats[s]], axis=0) for s in layers])
+    return Measured(
+        pattern,
+        gathered(ctx.world, np.array(list(times.values()))),
+        gathered(ctx.world, idle),
+        np.stack(ctx.world.allgather(wait), axis=1),
+        np.bincount(work.placement, work.rows(work.routed(call)[0]), ctx.world.size).astype(np.int64),
+        player.errors,
+        ctx.world.every(player.right),
+    )
+
+
+def idle_share(times: np.ndarray, idle: np.ndarray, workers: int) -> np.ndarray:
+    """[world, iterations] seconds of calls and idle seconds inside -> [iterations] share of all workers' time."""
+    slowest = times.max(axis=0)
+    lost = idle + workers * (slowest - times)
+    return lost.sum(axis=0) / (workers * len(times) * slowest)
+
+
+def _records(work: Workload, m: Measured, schedules: list[str], workers: int) -> list[dict[str, Any]]:
+    records = []
+    medians = {s: Summary.of(t).median for s, t in zip(schedules, m.times)}
+    for s, t, idle, error in zip(schedules, m.times, m.idle, m.errors):
+        ratio = t.max(axis=0) / t.max(axis=0).min()
+        p50, p95 = np.quantile(ratio, [0.5, 0.95])
+        records.append(
+            {
+                "pattern": m.pattern,
+                "busiest_over_mean": busiest_over_mean(m.rows),
+                "schedule": s,
+                "median_ms": medians[s] * 1e3,
+                "idle": float(np.median(idle_share(t, idle, workers))),
+                "straggler_p50": float(p50),
+                "straggler_p95": float(p95),
+                "speedup_over_bulk": medians["bulk"] / medians[s] if "bulk" in medians else None,
+                "iterations": t.shape[1],
+                "error": error,
+                "check": VERDICTS[m.right and work.passes(error)],
+            }
+        )
+    return records
+
+
+def _table(ctx: Context, done: list[Measured], schedules: list[str], threads: int, tokens: int) -> Table:
+    world, longest = ctx.world.size, max(m.times.shape[-1] for m in done)
+    times = np.full((2, len(done), len(schedules), world, longest), np.nan)
+    for i, m in enumerate(done):
+        times[0, i, :, :, : m.times.shape[-1]] = m.times
+        times[1, i, :, :, : m.idle.shape[-1]] = m.idle
+    table = Table("idle", attributes={"shape": str(ctx.shape()), "threads": threads, "tokens": tokens, "late": LATE})
+    table.dim("pattern", [m.pattern for m in done]).dim("schedule", schedules)
+    table.dim("rank", np.arange(world)).dim("peer", np.arange(world)).dim("iteration", np.arange(longest))
+    over = ("pattern", "schedule", "rank", "iteration")
+    table.add("call_time", over, times[0], "s", "one layer call on one rank, a late start included")
+    table.add("idle_time", over, times[1], "s", "its workers' time without a runnable tile, until its own end")
+    waits = ("pattern", "schedule", "rank", "peer")
+    table.add("wait_time", waits, [m.wait for m in done], "s", "mean time a call that a rank waited for a peer")
+    table.add("rows", ("pattern", "rank"), [m.rows for m in done], "1", "rows the rank's experts compute a call")
+    errors = [m.errors for m in done]
+    return table.add("error", ("pattern", "schedule"), errors, "1", "largest relative error against float64")

@@ -1,0 +1,180 @@
+"""Suite `layer`: the whole layer, one-sided and fused, against the same layer with collectives ("bulk").
+
+Both schedules run in turns on the same weights and tokens with the same kernels, and must give the same bits. Of
+the slowest rank, over iterations:
+
+    tokens/s             tokens of all ranks / median
+    GFLOP/s a rank       2 H F (3 if gated, else 2) rows / ranks / median; router and combine are not counted
+    of peak              that, over the micro-kernel's rate from the first-level cache on all workers at once
+    overlap efficiency   T_experts / median, where T_experts is the time the busiest rank needs for its experts' rows
+                         alone, already local, at full use of its workers. 1 means that every byte travelled behind
+                         arithmetic; what is missing is routing, copies, waits and imbalance inside the call.
+
+(The 2025 paper calls T(2 ranks) / T(N ranks) under weak scaling by the same name; that needs several runs.)
+It refuses to report a time of an output that the float64 oracle did not pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ...results import Table
+from .. import bounds
+from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet
+from ..measure import Summary, gathered, in_turns, iterations
+from ..registry import suite
+from ..workload import Call, Workload, execute
+
+ALONE = "experts alone"
+COLUMNS = (
+    Column("tokens", "tokens\n/rank", "d"),
+    Column("schedule", "schedule"),
+    Column("median_ms", "median\nms", ".3f"),
+    Column("p95_ms", "p95\nms", ".3f"),
+    Column("p99_ms", "p99\nms", ".3f"),
+    Column("tokens_per_s", "tokens/s", ",.0f"),
+    Column("gflops_per_rank", "GFLOP/s\n/rank", ".1f"),
+    Column("share_of_peak", "of GEMM\npeak", ".0%"),
+    Column("overlap_efficiency", "overlap\nefficiency", ".0%"),
+    Column("speedup_over_bulk", "against\nbulk", ".2f"),
+    Column("iterations", "calls", "d"),
+    ERROR,
+    CHECK,
+)
+
+
+@dataclass
+class Measured:
+    """One number of tokens. times: schedule -> [world, iterations] seconds; alone: the same of the experts alone."""
+
+    tokens: int
+    times: dict[str, np.ndarray]
+    alone: np.ndarray
+    errors: dict[str, float]
+    same_bits: bool
+    rows: np.ndarray
+    peak: np.ndarray
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return all(record["check"] == VERDICTS[True] for record in self.records)
+
+
+@suite("layer", "the whole layer, fused against bulk: times, tokens/s, GFLOP/s, overlap efficiency", share=3.0)
+def run(ctx: Context) -> Result:
+    shape = ctx.shape()
+    work = Workload(ctx.world, shape.cfg, ctx.options.seed)
+    stacked = work.weights()
+    layers = {s: work.layer(s, ctx.options.threads, stacked) for s in ctx.options.schedules}
+    packed = bounds.packed_experts(work, stacked)
+    try:
+        done = []
+        for i, tokens in enumerate(shape.tokens):
+            ctx.tell(f"{tokens} tokens", i / len(shape.tokens))
+            call = _call(ctx, work, tokens)
+            done.append(_measure(ctx, work, layers, packed, call, tokens, ctx.left() / (len(shape.tokens) - i)))
+    finally:
+        for layer in layers.values():
+            layer.close()
+    threads = next(iter(layers.values())).threads
+    sheet = Sheet(f"layer: {shape}, {ctx.world.size} ranks x {threads} threads", COLUMNS)
+    sheet.records = [record for m in done for record in m.records]
+    best = float(np.max([m.peak.mean() for m in done]))
+    sheet.notes.append(f"GEMM peak measured between the calls: {best:.1f} GFLOP/s a rank, all workers at once")
+    return Result(all(m.ok for m in done), [sheet], [_table(ctx, work, done, threads)])
+
+
+def _call(ctx: Context, work: Workload, tokens: int) -> Call:
+    if ctx.trace is not None:
+        where = ctx.trace.prefill(ctx.world.rank, ctx.world.size, tokens, 0)
+        return work.recorded(ctx.trace, where, ctx.trace.layers // 2)
+    return work.call(tokens, ctx.options.routing or "router", tokens)
+
+
+def _measure(
+    ctx: Context,
+    work: Workload,
+    layers: dict[str, Any],
+    packed: list,
+    call: Call,
+    tokens: int,
+    seconds: float,
+) -> Measured:
+    truth = work.oracle(call)
+    outputs = {s: np.array(execute(layer, call)) for s, layer in layers.items()}
+    errors = {s: work.error(y, truth) for s, y in outputs.items()}
+    threads = next(iter(layers.values())).threads
+    rows = work.rows(work.routed(call)[0])
+    before = bounds.peak(ctx.world, threads)
+    out = np.empty_like(call.x)
+    # The last output of the timed loop is compared too: it must be the one the oracle saw.
+    calls: dict[str, Any] = {s: partial(execute, layer, call, out) for s, layer in layers.items()}
+    calls[ALONE] = bounds.ExpertsAlone(work, rows, packed)
+    count = iterations(ctx.world, calls, 0.8 * seconds, warmup=ctx.options.warmup, asked=ctx.options.iters)
+    wrong: list[str] = []
+
+    def compare(name: str, i: int, elapsed: float) -> None:
+        if i == count - 1 and name != ALONE and not np.array_equal(out, outputs[name]):
+            wrong.append(name)
+
+    times = {name: gathered(ctx.world, t) for name, t in in_turns(ctx.world, calls, count, compare).items()}
+    after = bounds.peak(ctx.world, threads)
+    first = next(iter(outputs.values()))
+    same = ctx.world.every(not wrong and all(np.array_equal(first, y) for y in outputs.values()))
+    peak = np.array(ctx.world.allgather((before + after) / 2))
+    measured = Measured(tokens, times, times.pop(ALONE) / threads, errors, same, rows, peak)
+    measured.records = [_record(work, measured, s) for s in layers]
+    return measured
+
+
+def _record(work: Workload, m: Measured, schedule: str) -> dict[str, Any]:
+    summary = Summary.of(m.times[schedule])
+    world = work.world.size
+    rate = float(m.rows.sum()) * work.flops_per_row / world / summary.median / 1e9
+    busiest = float(np.median(m.alone, axis=1).max())
+    bulk = Summary.of(m.times["bulk"]).median if "bulk" in m.times else None
+    return {
+        "tokens": m.tokens,
+        "schedule": schedule,
+        "median_ms": summary.median * 1e3,
+        "p95_ms": summary.p95 * 1e3,
+        "p99_ms": summary.p99 * 1e3,
+        "tokens_per_s": m.tokens * world / summary.median,
+        "gflops_per_rank": rate,
+        "share_of_peak": rate / float(m.peak.mean()),
+        "overlap_efficiency": busiest / summary.median,
+        "speedup_over_bulk": bulk / summary.median if bulk else None,
+        "iterations": summary.iterations,
+        "error": m.errors[schedule],
+        "same_bits": m.same_bits,
+        "check": VERDICTS[work.passes(m.errors[schedule]) and m.same_bits],
+    }
+
+
+def _table(ctx: Context, work: Workload, done: list[Measured], threads: int) -> Table:
+    """Raw times; iterations differ between numbers of tokens, so the shorter ones end in NaN."""
+    schedules = list(done[0].times)
+    longest = max(m.alone.shape[1] for m in done)
+    seconds = np.full((len(done), len(schedules), ctx.world.size, longest), np.nan)
+    alone = np.full((len(done), ctx.world.size, longest), np.nan)
+    for i, m in enumerate(done):
+        alone[i, :, : m.alone.shape[1]] = m.alone
+        for j, s in enumerate(schedules):
+            seconds[i, j, :, : m.times[s].shape[1]] = m.times[s]
+    table = Table(
+        "layer", attributes={"shape": str(ctx.shape()), "threads": threads, "flops_per_row": work.flops_per_row}
+    )
+    table.dim("tokens", [m.tokens for m in done], "1", "tokens per rank and call").dim("schedule", schedules)
+    table.dim("rank", np.arange(ctx.world.size)).dim("iteration", np.arange(longest))
+    table.dim("expert", np.arange(work.cfg.experts))
+    table.add("call_time", ("tokens", "schedule", "rank", "iteration"), seconds, "s", "one layer call on one rank")
+    table.add("experts_time", ("tokens", "rank", "iteration"), alone, "s", "the same rows' arithmetic alone")
+    table.add("rows", ("tokens", "expert"), [m.rows for m in done], "1", "rows of each expert over all ranks")
+    table.add("gemm_peak", ("tokens", "rank"), [m.peak for m in done], "GFLOP/s", "micro-kernel from the L1 cache")
+    errors = [[m.errors[s] for s in schedules] for m in done]
+    return table.add("error", ("tokens", "schedule"), errors, "1", "largest relative error against float64")

@@ -1,0 +1,157 @@
+"""Suite `put`: what a one-sided put costs between every pair of ranks, by size.
+
+    latency     one put and a quiet, timed at the origin: the owner has the lines in its cache, as it has while it
+                works on a ring; the quiet is an atomic, which waits until all stores before it are visible
+    bandwidth   16 puts (fewer of the largest) to different slots and one quiet
+
+Pairs run one at a time, or as many at once as there are cores for both ends; the other ranks sleep. A pair's latency
+is fitted by alpha + beta n in two segments; the residual says how far to trust that. It refuses to report a size
+whose bytes did not all arrive.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from ...results import Table
+from .. import fit
+from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
+from ..pairs import ACK, FLAG, Pairs, Side, bytes_text, deadline, slot_bytes
+from ..registry import suite
+
+SIZES = tuple(8 << i for i in range(20))  # 8 B to 4 MiB
+FLIGHT = 16  # puts in flight for bandwidth
+SAMPLES = 200
+
+COLUMNS = (
+    Column("size_text", "size"),
+    Column("latency_us", "latency\nus", ".3f"),
+    Column("latency_p99_us", "p99\nus", ".3f"),
+    Column("slowest_pair_us", "slowest\npair us", ".3f"),
+    Column("bandwidth_gbs", "bandwidth\nGB/s", ".2f"),
+    Column("slowest_pair_gbs", "slowest\npair GB/s", ".2f"),
+    Column("fitted_us", "alpha-beta\nus", ".3f"),
+    CHECK,
+)
+
+
+@suite("put", "one-sided latency and bandwidth by size for every pair, with an alpha-beta fit", ranks=2, share=1.5)
+def run(ctx: Context) -> Result:
+    from .. import oneside
+
+    world = ctx.world
+    oneside.compile_for_puts()
+    with Pairs(world, slot_bytes(world, 2 * SIZES[-1])) as pairs:
+        sizes = [n for n in SIZES if n <= pairs.room]
+        most = ctx.options.iters or SAMPLES
+        times = np.full((2, world.size, len(sizes), most), np.nan)  # latency and bandwidth; target, size, sample
+        right = np.ones(len(sizes), bool)
+        each = 0.8 * ctx.budget / (len(pairs.rounds) * len(sizes) * 2)
+        for number, side in pairs.sides():
+            for j, size in enumerate(sizes):
+                ctx.tell(f"round {number + 1} of {len(pairs.rounds)}", number / len(pairs.rounds))
+                for kind in range(2):
+                    if side is None:
+                        continue
+                    flight = _flight(pairs.room, size) if kind else 1
+                    taken = side.samples(partial(_cell, side, size, flight), each, most, ctx.options.iters)
+                    right[j] &= side.verdict(partial(_landed, side, size, flight))
+                    if side.first:
+                        times[kind, side.target, j, : taken.size] = taken * 1e-9 / flight
+        flights = [_flight(pairs.room, n) for n in sizes]
+    latency, bandwidth = np.stack(world.allgather(times), axis=1)
+    return _result(ctx, sizes, flights, latency, bandwidth, right)
+
+
+def _flight(room: int, size: int) -> int:
+    return max(1, min(FLIGHT, room // max(64, size)))
+
+
+def _cell(side: Side, size: int, flight: int, samples: int) -> np.ndarray:
+    """Take samples on either side; nanoseconds at the origin, nothing of interest at the target."""
+    from .. import oneside
+
+    base = side.advance(FLAG, samples)
+    slots, stride = side.slots(side.target), max(64, size)
+    flag, ack = side.word(side.target, FLAG), side.word(side.origin, ACK)
+    out = np.empty(samples, np.int64)
+    if side.first:
+        source, scratch = side.payload(size), np.zeros(1, np.int64)
+        at, word = source.ctypes.data, scratch.ctypes.data
+        done = oneside.put_origin(slots, stride, at, size, flight, flag, ack, word, base, samples, deadline(), out)
+    else:
+        done = oneside.put_target(slots, stride, size, flight, flag, ack, base, samples, deadline(), out)
+    side.bounded(done)
+    return out
+
+
+def _landed(side: Side, size: int, flight: int) -> bool:
+    """Whether every slot of this rank holds what the origin sent."""
+    want = side.payload(size)[:size]
+    return all(np.array_equal(side.landed(size, p * max(64, size)), want) for p in range(flight))
+
+
+def _result(
+    ctx: Context, sizes: list[int], flights: list[int], latency: np.ndarray, bandwidth: np.ndarray, right: np.ndarray
+) -> Result:
+    """latency, bandwidth: [origin, target, size, sample] seconds a put."""
+    good = np.stack(ctx.world.allgather(right)).all(axis=0)
+    off = ~np.eye(ctx.world.size, dtype=bool)
+    median, each = np.nanmedian(latency[off], axis=-1), np.nanmedian(bandwidth[off], axis=-1)  # [pair, size]
+    fits = [fit.alpha_beta(sizes, pair) for pair in median]
+    whole = fit.alpha_beta(sizes, np.median(median, axis=0))
+    sheet = Sheet(f"put: {len(median)} ordered pairs of {ctx.world.size} ranks, medians over pairs", COLUMNS)
+    for j, size in enumerate(sizes):
+        sheet.records.append(
+            {
+                "size_bytes": size,
+                "size_text": bytes_text(size),
+                "latency_us": float(np.median(median[:, j])) * 1e6,
+                "latency_p99_us": float(np.nanquantile(latency[off][:, j], 0.99)) * 1e6,
+                "slowest_pair_us": float(median[:, j].max()) * 1e6,
+                "bandwidth_gbs": size / float(np.median(each[:, j])) / 1e9,
+                "slowest_pair_gbs": size / float(each[:, j].max()) / 1e9,
+                "fitted_us": float(whole(size)) * 1e6,
+                "check": VERDICTS[bool(good[j])],
+            }
+        )
+    for segment in whole.segments:
+        sheet.notes.append(
+            f"{bytes_text(segment.first)} to {bytes_text(segment.last)}: alpha {segment.alpha * 1e6:.3f} us, "
+            f"beta {segment.beta * 1e9:.4f} ns/B ({segment.bandwidth / 1e9:.2f} GB/s)"
+        )
+    worst = max(f.residual for f in fits)
+    sheet.notes.append(f"relative residual of the fit {whole.residual:.1%}; of single pairs up to {worst:.1%}")
+    return Result(bool(good.all()), [sheet], [_table(ctx, sizes, flights, latency, bandwidth, off, fits)])
+
+
+def _table(
+    ctx: Context,
+    sizes: list[int],
+    flights: list[int],
+    latency: np.ndarray,
+    bandwidth: np.ndarray,
+    off: np.ndarray,
+    fits: list[fit.Fit],
+) -> Table:
+    ranks = np.arange(ctx.world.size)
+    table = Table("put", attributes={"puts_in_flight": FLIGHT})
+    table.dim("origin", ranks).dim("target", ranks).dim("size", sizes, "B", "bytes of a put")
+    table.dim("iteration", np.arange(latency.shape[-1])).dim("segment", [0, 1])
+    over = ("origin", "target", "size", "iteration")
+    table.add("latency", over, latency, "s", "one put and a quiet")
+    table.add("put_time", over, bandwidth, "s", "time a put with several in flight")
+    table.add("in_flight", "size", flights, "1", "puts before a quiet for put_time")
+    values = np.full((3, ctx.world.size, ctx.world.size, 2), np.nan)
+    residual = np.full((ctx.world.size, ctx.world.size), np.nan)
+    for (o, t), one in zip(np.argwhere(off), fits):
+        both = (one.segments[0], one.segments[-1])
+        values[:, o, t] = [[s.alpha for s in both], [s.beta for s in both], [s.last for s in both]]
+        residual[o, t] = one.residual
+    per_pair = ("origin", "target", "segment")
+    table.add("alpha", per_pair, values[0], "s", "start-up of the alpha-beta fit")
+    table.add("beta", per_pair, values[1], "s/B", "time a byte of the alpha-beta fit")
+    table.add("segment_end", per_pair, values[2], "B", "largest size of the segment")
+    return table.add("residual", ("origin", "target"), residual, "1", "rms relative residual of the fit")

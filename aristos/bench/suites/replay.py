@@ -1,0 +1,187 @@
+"""Suite `replay`: a recorded routing played back, prefill batches and decode steps, fused against bulk.
+
+    prefill   every rank brings a run of the trace's tokens, whole sequences one after another
+    decode    every rank brings one token of each of its sequences that has not ended, so that the number of tokens
+              differs between ranks and steps
+
+A step is one layer call with the routing of one recorded layer; layers follow each other, over one layer's weights of
+the preset's width. Every step of every pass is timed; a pass plays all steps. It refuses a step whose output the
+float64 oracle did not pass, and any made-up routing: that is the suite `idle`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ...errors import InputError
+from ...results import Table
+from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet
+from ..measure import Summary, gathered, in_turns
+from ..presets import with_max_tokens
+from ..registry import suite
+from ..routing import Trace, busiest_over_mean
+from ..workload import Call, Workload, execute
+
+MOST_STEPS = {"prefill": 26, "decode": 104}
+FEWEST_STEPS = 4
+MOST_PASSES = 50
+
+COLUMNS = (
+    Column("phase", "phase"),
+    Column("steps", "steps", "d"),
+    Column("tokens_per_step", "tokens\na step", ".0f"),
+    Column("busiest_median", "busiest rank / mean\nmedian", ".2f"),
+    Column("busiest_most", "most", ".2f"),
+    Column("schedule", "schedule"),
+    Column("median_ms", "median\nms", ".3f"),
+    Column("p95_ms", "p95\nms", ".3f"),
+    Column("p99_ms", "p99\nms", ".3f"),
+    Column("tokens_per_s", "tokens/s", ",.0f"),
+    Column("speedup_over_bulk", "against\nbulk", ".2f"),
+    ERROR,
+    CHECK,
+)
+
+
+@dataclass
+class Phase:
+    """times: [schedule, world, step, pass]; tokens: [step] of all ranks; rows: [step, world]; layers: [step]."""
+
+    name: str
+    times: np.ndarray
+    tokens: np.ndarray
+    rows: np.ndarray
+    layers: np.ndarray
+    errors: list[float]
+    right: bool
+
+
+@suite("replay", "a recorded routing (--routing FILE.npz), prefill batches and decode steps", share=3.0, default=False)
+def run(ctx: Context) -> Result:
+    if ctx.trace is None:
+        raise InputError("suite replay needs --routing FILE.npz, a recorded routing trace")
+    shape = ctx.shape()
+    prefill = min(shape.tokens[-1], len(ctx.trace.ids))
+    most = max(prefill, -(-len(ctx.trace.lengths) // ctx.world.size))
+    work = Workload(ctx.world, with_max_tokens(shape.cfg, most), ctx.options.seed)
+    stacked = work.weights()
+    layers = {s: work.layer(s, ctx.options.threads, stacked) for s in ctx.options.schedules}
+    done = []
+    for i, name in enumerate(MOST_STEPS):
+        ctx.tell(name, i / len(MOST_STEPS))
+        done.append(_phase(ctx, work, layers, ctx.trace, name, prefill, ctx.left() / (len(MOST_STEPS) - i)))
+    for layer in layers.values():
+        layer.close()
+    sheet = Sheet(f"replay: {ctx.trace.path}, {shape}, {ctx.world.size} ranks", COLUMNS)
+    for phase in done:
+        sheet.records += _records(work, phase, list(layers))
+    sheet.notes.append(f"recorded layers in turn: {ctx.trace.layers}, {len(ctx.trace.lengths)} sequences")
+    return Result(all(p.right for p in done), [sheet], [_table(ctx, p, list(layers)) for p in done])
+
+
+def _call(work: Workload, trace: Trace, name: str, prefill: int, step: int, steps: int) -> tuple[Call, int]:
+    """The call of this rank in a step, and the recorded layer whose routing it has."""
+    layer = step % trace.layers
+    rank, world = work.world.rank, work.world.size
+    if name == "prefill":
+        return work.recorded(trace, trace.prefill(rank, world, prefill, step), layer), layer
+    position = step * (int(trace.lengths.max()) - 1) // max(1, steps)
+    return work.recorded(trace, trace.decode(rank, world, position), layer), layer
+
+
+def _phase(
+    ctx: Context, work: Workload, layers: dict[str, Any], trace: Trace, name: str, prefill: int, seconds: float
+) -> Phase:
+    """Check every step, then play all steps as often as there is time for."""
+    steps = MOST_STEPS[name]
+    start = time.perf_counter()
+    calls: list[Call] = []
+    outputs: list[dict[str, np.ndarray]] = []
+    recorded: list[int] = []
+    errors = dict.fromkeys(layers, 0.0)
+    right = True
+    while len(calls) < steps:
+        call, layer = _call(work, trace, name, prefill, len(calls), steps)
+        truth = work.oracle(call)
+        out = {s: np.array(execute(moe, call)) for s, moe in layers.items()}
+        for s, y in out.items():
+            errors[s] = max(errors[s], work.error(y, truth))
+            right &= np.array_equal(y, next(iter(out.values())))
+        calls.append(call)
+        outputs.append(out)
+        recorded.append(layer)
+        each = ctx.world.largest(time.perf_counter() - start) / len(calls)
+        steps = min(steps, max(FEWEST_STEPS, int(0.5 * seconds / each)))
+    left = ctx.world.bcast(seconds - (time.perf_counter() - start))
+    times, same = _play(ctx, layers, calls, outputs, left)
+    rows = np.array([np.bincount(work.placement, work.rows(work.routed(c)[0]), ctx.world.size) for c in calls])
+    right = ctx.world.every(right and same) and all(work.passes(e) for e in errors.values())
+    tokens = np.sum(ctx.world.allgather([len(c.x) for c in calls]), axis=0)
+    return Phase(name, times, tokens, rows.astype(np.int64), np.array(recorded), list(errors.values()), right)
+
+
+def _play(
+    ctx: Context, layers: dict[str, Any], calls: list[Call], outputs: list[dict[str, np.ndarray]], seconds: float
+) -> tuple[np.ndarray, bool]:
+    """[schedule, world, step, pass] seconds, and whether the last pass gave the bits that were checked."""
+    passes: list[np.ndarray] = []
+    buffers = [np.empty_like(c.x) for c in calls]
+    start, same, wanted = time.perf_counter(), True, ctx.options.iters or MOST_PASSES
+    while len(passes) < wanted:
+        times = []
+        for call, buffer, out in zip(calls, buffers, outputs):
+            play = {s: partial(execute, moe, call, buffer) for s, moe in layers.items()}
+            times.append(list(in_turns(ctx.world, play, 1).values()))
+            same &= np.array_equal(buffer, next(reversed(out.values())))
+        passes.append(np.array(times)[:, :, 0].T)  # [schedule, step]
+        spent = ctx.world.bcast(time.perf_counter() - start)
+        if ctx.options.iters is None and spent * (len(passes) + 1) / len(passes) > seconds:
+            break
+    if len(passes) > 1:
+        passes = passes[1:]  # the first pass is warm-up
+    return np.moveaxis(gathered(ctx.world, np.stack(passes, axis=-1)), -2, 1), same
+
+
+def _records(work: Workload, phase: Phase, schedules: list[str]) -> list[dict[str, Any]]:
+    flat = {s: t.reshape(len(t), -1) for s, t in zip(schedules, phase.times)}
+    summaries = {s: Summary.of(t) for s, t in flat.items()}
+    skew = [busiest_over_mean(rows) for rows in phase.rows]
+    records = []
+    for s, error in zip(schedules, phase.errors):
+        total = float(flat[s].max(axis=0).sum()) / phase.times.shape[-1]
+        records.append(
+            {
+                "phase": phase.name,
+                "steps": len(phase.tokens),
+                "tokens_per_step": float(phase.tokens.mean()),
+                "busiest_median": float(np.median(skew)),
+                "busiest_most": float(np.max(skew)),
+                "schedule": s,
+                "median_ms": summaries[s].median * 1e3,
+                "p95_ms": summaries[s].p95 * 1e3,
+                "p99_ms": summaries[s].p99 * 1e3,
+                "tokens_per_s": float(phase.tokens.sum()) / total,
+                "speedup_over_bulk": summaries["bulk"].median / summaries[s].median if "bulk" in summaries else None,
+                "passes": phase.times.shape[-1],
+                "error": error,
+                "check": VERDICTS[phase.right and work.passes(error)],
+            }
+        )
+    return records
+
+
+def _table(ctx: Context, phase: Phase, schedules: list[str]) -> Table:
+    _, world, steps, passes = phase.times.shape
+    table = Table("replay", f"replay_{phase.name}", attributes={"trace": str(ctx.options.routing)})
+    table.dim("schedule", schedules).dim("rank", np.arange(world)).dim("step", np.arange(steps))
+    table.dim("pass", np.arange(passes))
+    table.add("call_time", ("schedule", "rank", "step", "pass"), phase.times, "s", "one layer call on one rank")
+    table.add("tokens", "step", phase.tokens, "1", "tokens of all ranks")
+    table.add("layer", "step", phase.layers, "1", "recorded layer whose routing the step has")
+    table.add("rows", ("step", "rank"), phase.rows, "1", "rows the rank's experts compute")
+    return table.add("error", "schedule", phase.errors, "1", "largest relative error against float64")

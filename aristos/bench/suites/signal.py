@@ -1,0 +1,162 @@
+"""Suite `signal`: how fast two ranks can answer each other, and how many messages a second one can send.
+
+    round trip     payload and signal there, the received payload and a signal back; sizes 0 (signal alone) to 64 KiB
+    message rate   a stream of small messages through a ring of 256 slots with tail and credit, as the engine's inbox
+
+A sample of the round trip is 100 of them. It refuses to report a payload that did not come back as it was sent, or
+a stream whose messages do not add up.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from ...results import Table
+from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
+from ..pairs import CREDIT, TAIL, TURN, Pairs, Side, bytes_text, deadline, slot_bytes
+from ..registry import suite
+
+SIZES = (0, 8, 64, 256, 1024, 4096, 16384, 65536)
+REPEATS = 100
+SAMPLES = 100
+MESSAGE_SIZES = (8, 64, 512, 4096)
+RING = 256
+MESSAGES = 2000  # a sample
+
+TRIPS = (
+    Column("size_text", "payload"),
+    Column("round_trip_us", "there and\nback us", ".3f"),
+    Column("p99_us", "p99\nus", ".3f"),
+    Column("fastest_pair_us", "fastest\npair us", ".3f"),
+    Column("slowest_pair_us", "slowest\npair us", ".3f"),
+    CHECK,
+)
+RATES = (
+    Column("size_text", "payload"),
+    Column("million_per_s", "million\nmessages/s", ".2f"),
+    Column("slowest_pair_million_per_s", "slowest\npair", ".2f"),
+    Column("bandwidth_gbs", "GB/s", ".2f"),
+    CHECK,
+)
+
+
+@suite("signal", "put and signal there and back, and message rate, for every pair", ranks=2, share=1.0)
+def run(ctx: Context) -> Result:
+    from .. import oneside
+
+    world = ctx.world
+    oneside.compile_for_signals()
+    with Pairs(world, slot_bytes(world, RING * MESSAGE_SIZES[-1])) as pairs:
+        sizes = [n for n in SIZES if n <= pairs.room]
+        messages = [n for n in MESSAGE_SIZES if RING * max(64, n) <= pairs.room]
+        most = ctx.options.iters or SAMPLES
+        trips = np.full((world.size, len(sizes), most), np.nan)
+        rates = np.full((world.size, len(messages), most), np.nan)
+        right = np.ones((2, max(len(sizes), len(messages))), bool)
+        each = 0.8 * ctx.budget / (len(pairs.rounds) * (len(sizes) + len(messages)))
+        for number, side in pairs.sides():
+            ctx.tell(f"round {number + 1} of {len(pairs.rounds)}", number / len(pairs.rounds))
+            if side is None:
+                continue
+            for j, size in enumerate(sizes):
+                taken = side.samples(partial(_trips, side, size), each, most, ctx.options.iters)
+                if side.first:
+                    trips[side.target, j, : taken.size] = taken * 1e-9 / REPEATS
+                    right[0, j] &= np.array_equal(side.landed(size), side.payload(size)[:size])
+            for j, size in enumerate(messages):
+                taken, fine = side.samples(partial(_stream, side, size), each, most, ctx.options.iters)
+                right[1, j] &= fine
+                if side.first:
+                    rates[side.target, j, : taken.size] = taken * 1e-9 / MESSAGES
+    all_right = np.stack(world.allgather(right)).all(axis=0)
+    return _result(ctx, sizes, messages, np.stack(world.allgather(trips)), np.stack(world.allgather(rates)), all_right)
+
+
+def _trips(side: Side, size: int, samples: int) -> np.ndarray:
+    """Nanoseconds of REPEATS round trips, for each sample, at the origin."""
+    from .. import oneside
+
+    turns = samples * REPEATS
+    base = side.advance(TURN, turns)
+    there, here = side.slots(side.peer), side.slots(side.rank)
+    flags = side.word(side.peer, TURN), side.word(side.rank, TURN)
+    out = np.empty(samples, np.int64)
+    if side.first:
+        source = side.payload(size)
+        at = source.ctypes.data
+        done = oneside.ping(there, here, at, size, *flags, base, REPEATS, samples, deadline(), out)
+    else:
+        done = oneside.pong(there, here, size, *flags, base, turns, deadline())
+    side.bounded(done)
+    return out
+
+
+def _stream(side: Side, size: int, samples: int) -> tuple[np.ndarray, bool]:
+    """Nanoseconds of MESSAGES messages, for each sample, at the origin; whether they added up, at the target."""
+    from .. import oneside
+
+    ring, stride = side.slots(side.target), max(64, size)
+    tail, credit = side.word(side.target, TAIL), side.word(side.origin, CREDIT)
+    payload, total = np.zeros(max(8, size), np.uint8), np.zeros(1, np.int64)
+    out, fine = np.empty(samples, np.int64), True
+    for s in range(samples):
+        base = side.advance(TAIL, MESSAGES)
+        if side.first:
+            at = payload.ctypes.data
+            start = _clock()
+            done = oneside.stream_send(ring, RING, stride, at, size, tail, credit, base, MESSAGES, deadline())
+            out[s] = _clock() - start
+        else:
+            done = oneside.stream_receive(ring, RING, stride, tail, credit, base, MESSAGES, deadline(), total)
+            fine &= int(total[0]) == sum(range(base, base + MESSAGES))
+        side.bounded(done)
+    return out, fine
+
+
+def _clock() -> int:
+    import time
+
+    return time.monotonic_ns()
+
+
+def _result(
+    ctx: Context, sizes: list[int], messages: list[int], trips: np.ndarray, rates: np.ndarray, right: np.ndarray
+) -> Result:
+    """trips: [origin, target, size, sample] seconds a round trip; rates: the same, seconds a message."""
+    off = ~np.eye(ctx.world.size, dtype=bool)
+    trip, rate = np.nanmedian(trips[off], axis=-1), np.nanmedian(rates[off], axis=-1)  # [pair, size]
+    first = Sheet(f"signal: round trips, {len(trip)} ordered pairs of {ctx.world.size} ranks", TRIPS)
+    for j, size in enumerate(sizes):
+        first.records.append(
+            {
+                "size_bytes": size,
+                "size_text": bytes_text(size) if size else "signal only",
+                "round_trip_us": float(np.median(trip[:, j])) * 1e6,
+                "p99_us": float(np.nanquantile(trips[off][:, j], 0.99)) * 1e6,
+                "fastest_pair_us": float(trip[:, j].min()) * 1e6,
+                "slowest_pair_us": float(trip[:, j].max()) * 1e6,
+                "check": VERDICTS[bool(right[0, j])],
+            }
+        )
+    second = Sheet(f"signal: message rate of one sender, ring of {RING} slots", RATES)
+    for j, size in enumerate(messages):
+        typical = float(np.median(rate[:, j]))
+        second.records.append(
+            {
+                "size_bytes": size,
+                "size_text": bytes_text(size),
+                "million_per_s": 1e-6 / typical,
+                "slowest_pair_million_per_s": 1e-6 / float(rate[:, j].max()),
+                "bandwidth_gbs": size / typical / 1e9,
+                "check": VERDICTS[bool(right[1, j])],
+            }
+        )
+    ranks = np.arange(ctx.world.size)
+    table = Table("signal", attributes={"repeats": REPEATS, "messages": MESSAGES, "ring_slots": RING})
+    table.dim("origin", ranks).dim("target", ranks).dim("iteration", np.arange(trips.shape[-1]))
+    table.dim("size", sizes, "B", "payload of a round trip").dim("message_size", messages, "B", "payload of a message")
+    table.add("round_trip", ("origin", "target", "size", "iteration"), trips, "s", "there and back, mean of `repeats`")
+    table.add("message_time", ("origin", "target", "message_size", "iteration"), rates, "s", "time a message")
+    return Result(bool(right.all()), [first, second], [table])

@@ -1,0 +1,81 @@
+"""`--timeline OUT.json`: what every worker of every rank did during one call, for ui.perfetto.dev or chrome://tracing.
+
+The trace event format: a process a rank, a thread a worker, one complete event ("X") for each thing it did, in
+microseconds since the first one on any rank. It refuses to be a profile of many calls: one call, after warm-up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .context import Context
+from .workload import Workload, execute
+
+WARMUP = 5
+# What the fifth field of an event is, by kind.
+_DETAIL = {"dispatch": "to rank", "return": "to rank", "expert": "expert", "wait": "for rank"}
+
+
+def record(ctx: Context, path: str) -> None:
+    """Record a call of the options' layer and write it on rank 0; collective."""
+    shape = ctx.shape()
+    tokens = shape.tokens[-1]
+    work = Workload(ctx.world, shape.cfg, ctx.options.seed)
+    if ctx.trace is not None:
+        where = ctx.trace.prefill(ctx.world.rank, ctx.world.size, tokens, 0)
+        call = work.recorded(ctx.trace, where, ctx.trace.layers // 2)
+    else:
+        call = work.call(tokens, ctx.options.routing or "router", tokens)
+    schedule = "fused" if ctx.options.schedule == "both" else ctx.options.schedule
+    layer = work.layer(schedule, ctx.options.threads)
+    for _ in range(WARMUP):
+        execute(layer, call)
+    layer.timeline(True)
+    ctx.world.barrier()
+    execute(layer, call)
+    events = ctx.world.gather((layer.threads, [tuple(e) for e in layer.events()]))
+    layer.close()
+    if ctx.world.lead:
+        title = {"layer": str(shape), "tokens_per_rank": tokens, "schedule": schedule}
+        write(path, events, ctx.world.hosts, title)
+
+
+def write(path: str, ranks: list[tuple[int, list[tuple]]], hosts: list[str], title: dict[str, Any]) -> None:
+    """ranks: (workers, events) of every rank; an event is (worker, kind, start_s, end_s, peer or expert, rows)."""
+    document = {"traceEvents": trace_events(ranks, hosts), "displayTimeUnit": "ns", "otherData": title}
+    aside = Path(f"{path}.{os.getpid()}.tmp")
+    aside.write_text(json.dumps(document))
+    os.replace(aside, path)
+
+
+def trace_events(ranks: list[tuple[int, list[tuple]]], hosts: list[str]) -> list[dict[str, Any]]:
+    """The list of trace events, names of processes and threads first."""
+    made: list[dict[str, Any]] = []
+    for rank, (workers, _) in enumerate(ranks):
+        made.append(_name("process_name", rank, 0, f"rank {rank} on {hosts[rank]}"))
+        made.append({"name": "process_sort_index", "ph": "M", "pid": rank, "args": {"sort_index": rank}})
+        made += [_name("thread_name", rank, w, f"worker {w}") for w in range(workers)]
+    origin = min((event[2] for _, events in ranks for event in events), default=0.0)
+    for rank, (_, events) in enumerate(ranks):
+        for worker, kind, start, end, which, rows in events:
+            detail = f" {_DETAIL[kind]} {which}" if kind in _DETAIL and which >= 0 else ""
+            made.append(
+                {
+                    "name": kind + detail,
+                    "cat": kind,
+                    "ph": "X",
+                    "pid": rank,
+                    "tid": int(worker),
+                    "ts": (start - origin) * 1e6,
+                    "dur": (end - start) * 1e6,
+                    "args": {"rows": int(rows)},
+                }
+            )
+    return made
+
+
+def _name(what: str, rank: int, worker: int, text: str) -> dict[str, Any]:
+    return {"name": what, "ph": "M", "pid": rank, "tid": worker, "args": {"name": text}}

@@ -1,0 +1,146 @@
+"""An MoE layer with made-up weights and tokens, and the float64 oracle that its outputs must pass.
+
+Weights are drawn expert by expert from seeds, so that a rank stores its own experts only and the oracle can make
+any other when a token needs it. It refuses to time anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import reference
+from ..config import MoEConfig
+from ..errors import InputError
+from ..placement import Placement
+from . import routing
+from .world import World
+
+TOLERANCE = {"float32": 1e-5}
+NEAR_TIE = 1e-4  # scores closer than this could be ordered differently in float32 and float64
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Call:
+    """Arguments of one call on this rank. x: [S, H]; ids, weights: [S, k], or None: the layer routes itself."""
+
+    x: Array
+    ids: routing.Ids | None = None
+    weights: routing.Weights | None = None
+
+
+class Workload:
+    """Weights of one layer. placement: [E] rank of every expert, contiguous as by default."""
+
+    def __init__(self, world: World, cfg: MoEConfig, seed: int) -> None:
+        self.world, self.cfg, self.seed = world, cfg, seed
+        self.placement = Placement(None, cfg.experts, world.size).ranks
+        self.local = np.flatnonzero(self.placement == world.rank)
+        self.router = self._rng(0).standard_normal((cfg.hidden, cfg.experts), np.float32)
+        self.router *= np.float32(cfg.hidden**-0.5)
+        self.single = replace(cfg, experts=1, top_k=1)
+
+    def _rng(self, *key: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, *key])
+
+    def expert(self, e: int) -> dict[str, Array]:
+        """Weights of expert e, each with a leading axis of one expert."""
+        made = reference.weights(self.single, seed=int(self._rng(1, e).integers(2**62)))
+        del made["router"]
+        return made
+
+    def weights(self) -> dict[str, Array]:
+        """This rank's experts, stacked [L, ...]; empty arrays of the right shape where it has none."""
+        if not len(self.local):
+            return {name: w[:0] for name, w in self.expert(0).items()}
+        first = self.expert(int(self.local[0]))
+        stacked = {name: np.empty((len(self.local), *w.shape[1:]), w.dtype) for name, w in first.items()}
+        for i, e in enumerate(self.local):
+            for name, w in self.expert(int(e)).items():
+                stacked[name][i] = w[0]
+        return stacked
+
+    def layer(self, schedule: str, threads: int | None, stacked: dict[str, Array] | None = None) -> Any:
+        """A loaded `aristos.MoE`."""
+        import aristos
+
+        moe = aristos.MoE(
+            self.cfg, comm=self.world.comm, schedule=schedule, threads=threads, placement=self.placement.tolist()
+        )
+        moe.load(router=self.router, local=True, **(self.weights() if stacked is None else stacked))
+        return moe
+
+    def tokens(self, count: int, *key: int, settle: bool = False) -> Array:
+        """x: [count, H]. settle: draw again the tokens whose routing is a near tie, so that the float64 oracle and
+        the layer's float32 router have to agree."""
+        rng = self._rng(2, self.world.rank, *key)
+        x = rng.standard_normal((count, self.cfg.hidden), np.float32)
+        k = self.cfg.top_k
+        while settle and count and k < self.cfg.experts:
+            scores = -np.sort(-(x.astype(np.float64) @ self.router), axis=1)
+            close = np.flatnonzero(scores[:, k - 1] - scores[:, k] < NEAR_TIE)
+            if not len(close):
+                break
+            x[close] = rng.standard_normal((len(close), self.cfg.hidden), np.float32)
+        return x
+
+    def call(self, count: int, how: str, *key: int) -> Call:
+        """A call of `count` tokens on this rank. how: "router", or a generator of `routing`."""
+        if how == "router":
+            return Call(self.tokens(count, *key, settle=True))
+        rng = self._rng(3, self.world.rank, *key)
+        local = int((self.placement == 0).sum())
+        ids = routing.generate(how, rng, count, self.cfg.experts, self.cfg.top_k, local)
+        return Call(self.tokens(count, *key), ids, routing.combine_weights(rng, ids))
+
+    def recorded(self, trace: routing.Trace, tokens: NDArray[np.int64], layer: int) -> Call:
+        """A call that routes as recorded: the trace's choices and weights for these tokens [S] in one layer."""
+        if trace.experts > self.cfg.experts:
+            raise InputError(
+                f"experts must be at least {trace.experts}, which {trace.path} names, got {self.cfg.experts}"
+            )
+        return Call(self.tokens(len(tokens), layer), *trace.at(tokens, layer))
+
+    def routed(self, call: Call) -> tuple[routing.Ids, NDArray[np.float64]]:
+        """The ids and weights [S, k] that the oracle uses for a call."""
+        if call.ids is not None and call.weights is not None:
+            return call.ids, call.weights.astype(np.float64)
+        return reference.route(self.cfg, call.x, self.router)
+
+    def rows(self, ids: routing.Ids) -> NDArray[np.int64]:
+        """Rows per expert [E] over all ranks for the ids of this rank's call; collective."""
+        return np.sum(self.world.allgather(np.bincount(ids[ids >= 0], minlength=self.cfg.experts)), axis=0)
+
+    def oracle(self, call: Call) -> NDArray[np.float64]:
+        """y: [S, H] float64 for this rank's tokens."""
+        ids, weights = self.routed(call)
+        y = np.zeros(call.x.shape)
+        for e in np.unique(ids[ids >= 0]):
+            token, choice = np.nonzero(ids == e)
+            out = reference.expert(self.single, call.x[token], 0, **self.expert(int(e)))  # type: ignore[arg-type]
+            y[token] += weights[token, choice, None] * out
+        return y
+
+    def error(self, y: Any, truth: NDArray[np.float64]) -> float:
+        """The largest relative error on any rank (see `reference.error`); collective."""
+        return self.world.largest(reference.error(y, truth))
+
+    def passes(self, error: float) -> bool:
+        return error <= TOLERANCE[self.cfg.dtype]
+
+    @property
+    def flops_per_row(self) -> int:
+        """Multiplications and additions of the GEMMs for one (token, choice)."""
+        return 2 * self.cfg.hidden * self.cfg.ffn * (3 if self.cfg.gated else 2)
+
+
+def execute(moe: Any, call: Call, out: Array | None = None, return_stats: bool = False) -> Any:
+    """Make the call; y [S, H], with stats where asked."""
+    if call.ids is None:
+        return moe(call.x, out=out, return_stats=return_stats)
+    return moe(call.x, ids=call.ids, weights=call.weights, out=out, return_stats=return_stats)

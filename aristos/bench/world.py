@@ -1,0 +1,106 @@
+"""The ranks of a benchmark: a thin layer over COMM_WORLD that also works without any MPI library.
+
+It adds what timing needs and MPI lacks: a barrier whose waiters sleep, so that idle ranks do not steal the core of
+those being measured, and an agreement with a time limit for the way out. It refuses to move data that is timed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import Any
+
+from ..errors import EnvironmentProblem
+from . import launch
+
+
+class World:
+    """`comm`: an mpi4py communicator, or None for one process without MPI."""
+
+    def __init__(self, comm: Any = None) -> None:
+        self.comm = comm
+        self.rank: int = comm.Get_rank() if comm is not None else 0
+        self.size: int = comm.Get_size() if comm is not None else 1
+        # The way out has its own communicator: a rank that failed cannot know in which collective the others are.
+        self._exit = comm.Dup() if comm is not None else None
+        names = self.allgather((socket.gethostname(), frozenset(os.sched_getaffinity(0))))
+        self.hosts: list[str] = [host for host, _ in names]
+        self.masks: list[frozenset[int]] = [mask for _, mask in names]
+
+    @property
+    def lead(self) -> bool:
+        """Whether this is the rank that prints and writes."""
+        return self.rank == 0
+
+    def cores(self, host: str) -> int:
+        """Cores of `host` that any rank there may use."""
+        return len(frozenset().union(*(m for h, m in zip(self.hosts, self.masks) if h == host)))
+
+    def barrier(self) -> None:
+        if self.comm is not None:
+            self.comm.Barrier()
+
+    def sleepy_barrier(self, pause: float = 0.0005) -> None:
+        """Wait for all ranks without keeping a core busy."""
+        if self.comm is None:
+            return
+        request = self.comm.Ibarrier()
+        while not request.Test():
+            time.sleep(pause)
+
+    def allgather(self, value: Any) -> list[Any]:
+        return self.comm.allgather(value) if self.comm is not None else [value]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks on rank 0, an empty list elsewhere."""
+        if self.comm is None:
+            return [value]
+        return self.comm.gather(value, root=0) or []
+
+    def bcast(self, value: Any) -> Any:
+        return self.comm.bcast(value, root=0) if self.comm is not None else value
+
+    def largest(self, value: float) -> float:
+        return max(self.allgather(value))
+
+    def every(self, value: bool) -> bool:
+        return all(self.allgather(bool(value)))
+
+    def agree_on_exit(self, message: str, seconds: float = 2.0) -> list[str] | None:
+        """All ranks' messages if all come here within `seconds`, else None: then this rank failed alone."""
+        if self._exit is None:
+            return [message]
+        request = self._exit.Ibarrier()
+        end = time.monotonic() + seconds
+        while not request.Test():
+            if time.monotonic() > end:
+                return None
+            time.sleep(0.005)
+        return self._exit.allgather(message)
+
+    def abort(self, code: int) -> None:
+        """End the whole job; returns only where there is no MPI."""
+        if self.comm is not None:
+            self.comm.Abort(code)
+
+
+def connect() -> World:
+    """COMM_WORLD, or one process where there is no MPI library.
+
+    Raises EnvironmentProblem where a launcher started several tasks that MPI does not see as one job.
+    """
+    started = launch.started_as()
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as why:
+        if started is not None and started[1] > 1:
+            raise EnvironmentProblem(
+                f"{started[0]} started {started[1]} tasks, but no MPI library could be loaded ({why}); "
+                "install one, e.g. pip install 'aristos[mpich]'"
+            ) from why
+        return World()
+    wrong = launch.mismatch(MPI.COMM_WORLD.Get_size())
+    if wrong is not None:
+        raise EnvironmentProblem(wrong)
+    return World(MPI.COMM_WORLD)

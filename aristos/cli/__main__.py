@@ -1,0 +1,48 @@
+"""`aristos COMMAND ...`: finds the command's file and hands it the rest of the line.
+
+It refuses to parse a command's own options, and to import what a command does not need.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+
+USAGE = 2
+
+
+def commands() -> list[str]:
+    """Names of the commands: the modules of this package."""
+    from . import __path__
+
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command that `argv` names; returns its exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    known = commands()
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: aristos COMMAND [options]\n\ncommands:")
+        for name in known:
+            print(f"  {name:10s}{_module(name).SUMMARY}")
+        print("\naristos COMMAND --help says more; aristos --version the version")
+        return 0 if words else USAGE
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("aristos"))
+        return 0
+    if words[0] not in known:
+        print(f"aristos: unknown command {words[0]!r}; the commands are {', '.join(known)}", file=sys.stderr)
+        return USAGE
+    return _module(words[0]).main(words[1:])
+
+
+def _module(name: str):
+    return importlib.import_module(f"aristos.cli.{name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""`aristos plot FILE.h5`: pictures of a run in a results file, written next to it.
+
+Exit codes: 0 fine, 2 usage, 3 what the pictures need is not there. It refuses to open a window.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+SUMMARY = "pictures of a results file: aristos plot aristos-results.h5"
+FORMATS = ("png", "svg", "pdf")
+
+
+def main(argv: list[str]) -> int:
+    from ..errors import AristosError, InputError
+
+    parser = argparse.ArgumentParser(prog="aristos plot", description="Draw the pictures of one run.")
+    parser.add_argument("file", metavar="FILE.h5", help="what `aristos bench` wrote")
+    parser.add_argument("--run", metavar="NAME", help="a run's name or how it begins (default: the last one)")
+    parser.add_argument("--out", metavar="DIR", help="folder for the pictures (default: FILE-plots)")
+    parser.add_argument("--format", choices=FORMATS, default="png")
+    asked = parser.parse_args(argv)
+    try:
+        from ..bench import plots
+
+        folder = Path(asked.out or f"{asked.file.removesuffix('.h5')}-plots")
+        for path in plots.draw(asked.file, folder, run=asked.run, form=asked.format):
+            print(path)
+    except InputError as why:
+        print(f"aristos plot: {why}", file=sys.stderr)
+        return 2
+    except AristosError as why:
+        print(f"aristos plot: {why}", file=sys.stderr)
+        return 3
+    return 0

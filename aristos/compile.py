@@ -1,0 +1,143 @@
+"""Compile with Numba, and keep what was compiled.
+
+`jit` marks a function; nothing is compiled until it is first called. Compiled code is cached in
+`$ARISTOS_CACHE` (default `$XDG_CACHE_HOME/aristos` or `~/.cache/aristos`, or a temporary folder if that cannot be written), in
+a subfolder named by a hash of the package's sources, the versions of Numba, llvmlite and NumPy, and the CPU's features: Numba's own cache sees
+neither edits in other files nor another ISA behind the same path. It is no general build system: one cache, one lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+import numpy as np
+from llvmlite import binding
+from numba.core import config
+
+_registered: list[Any] = []
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+@cache
+def cache_key() -> str:
+    """Hash of all that compiled code depends on."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        if path.relative_to(root).parts[0] not in ("bench", "cli"):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    versions = (sys.version, numba.__version__, llvmlite.__version__, np.__version__)
+    cpu = (binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten())
+    digest.update(repr((versions, cpu)).encode())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def cache_folder() -> Path:
+    """Where compiled code is kept; made if it is not there."""
+    wanted = os.environ.get("ARISTOS_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    places = [Path(wanted)] if wanted else [Path(home) / "aristos"]
+    places.append(Path(tempfile.gettempdir()) / f"aristos-{os.getuid()}")
+    for place in places:
+        if _writable(place / cache_key()):
+            return place / cache_key()
+    return Path(tempfile.mkdtemp(prefix="aristos-"))
+
+
+def jit(function: Callable) -> Any:
+    """Like `numba.njit(nogil=True, cache=True)`, in Aristos's cache; the function itself under NUMBA_DISABLE_JIT=1."""
+    if config.DISABLE_JIT:
+        return function
+    before = config.CACHE_DIR
+    config.CACHE_DIR = str(cache_folder())
+    try:
+        compiled = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    finally:
+        config.CACHE_DIR = before
+    _registered.append(compiled)
+    return compiled
+
+
+def compiled_here() -> int:
+    """How many functions this process has compiled, rather than loaded from the cache."""
+    return sum(sum(f.stats.cache_misses.values()) for f in _registered)
+
+
+@contextlib.contextmanager
+def _node_lock() -> Iterator[None]:
+    """One process of a node compiles at a time; the others then find its work in the cache."""
+    import filelock
+
+    path = str(cache_folder() / "compiling.lock")
+    try:
+        lock: Any = filelock.FileLock(path, timeout=900)
+        lock.acquire()
+    except NotImplementedError:  # a file system without flock: compile side by side, Numba's writes are atomic
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def warm_up(entries: list[tuple[Any, tuple]], *, quiet: bool = False) -> int:
+    """Compile or load the entry functions for the given argument types; say so while it takes long.
+
+    entries: (compiled function, its signature as a tuple of Numba types). Returns how many functions were compiled here.
+    """
+    if config.DISABLE_JIT:
+        return 0
+    before = compiled_here()
+    with _node_lock(), _progress(quiet):
+        for function, signature in entries:
+            function.compile(signature)
+    return compiled_here() - before
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Iterator[None]:
+    """Report on stderr how many of the package's functions have been compiled, once it takes over a second."""
+    done = threading.Event()
+
+    def report() -> None:
+        wait = 1.0
+        while not done.wait(wait):
+            wait = 3.0
+            ready = sum(bool(f.overloads) for f in _registered)
+            print(
+                f"aristos: compiling kernels, {ready} of about {len(_registered)} functions"
+                f" (once; kept in {cache_folder()})",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    thread = threading.Thread(target=report, daemon=True)
+    if not quiet:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if not quiet:
+            thread.join()

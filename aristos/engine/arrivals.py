@@ -1,0 +1,123 @@
+"""What peers wrote is read here, and nowhere else: announcements, records of tiles, records of returned tiles, poison.
+
+All under the rank's lock. Reading changes only this rank's tables; what it frees or returns goes out through `returns.py`.
+"""
+
+from .. import memory as mem
+from ..compile import jit
+from . import fields as f
+from .layout import announcement, poison_word, record, return_record, return_tail_word, tail_word
+from .returns import finish_record, rows_are_back
+
+
+@jit
+def read_announcement(job, st, source):
+    """Take in `source`'s announcement of this epoch, if it is there."""
+    a = announcement(job, st, job[f.RANK], source, job[f.EPOCH])
+    if mem.load_acquire(a + 8 * f.A_EPOCH) != job[f.EPOCH]:
+        return False
+    same = (
+        mem.load(a + 8 * f.A_OBJECT) == job[f.OBJECT]
+        and mem.load(a + 8 * f.A_LAYER) == job[f.LAYER]
+        and mem.load(a + 8 * f.A_ROW_BYTES) == job[f.ROW_BYTES]
+        and mem.load(a + 8 * f.A_TOP_K) == job[f.TOP_K]
+    )
+    rows = mem.load(a + 8 * f.A_ROWS)
+    st[job[f.T_STATUS] + source] = mem.load(a + 8 * f.A_STATUS) if same else f.MISMATCH
+    st[job[f.T_ANNOUNCED] + source] = f.SERVE if same else f.SKIP
+    st[job[f.T_LEFT] + source] = rows
+    st[job[f.T_ROWS_FROM] + source] = rows
+    st[f.OWED] += rows
+    st[f.UNREAD] -= 1
+    if same:
+        end = st[job[f.T_READ_ROWS] + source]
+        for expert in range(job[f.LOCAL]):
+            count = mem.load(a + 8 * (f.ANNOUNCE_WORDS + expert))
+            end += count
+            st[job[f.T_SOURCE_END] + source * job[f.MAX_LOCAL] + expert] = end
+            st[job[f.T_EXPERT_COMING] + expert] += count
+    return True
+
+
+@jit
+def read_record(job, st, source):
+    """Take in the next tile of `source`: its rows are pending, or, from a rank in another call, returned unread."""
+    tile = st[job[f.T_READ_TILES] + source]
+    a = record(job, st, job[f.RANK], source, tile)
+    expert, rows = mem.load(a), mem.load(a + 8)
+    r = job[f.T_RECORD] + f.RECORD_WORDS * (source * job[f.SLOTS] + tile % job[f.SLOTS])
+    st[r + f.R_ROW] = st[job[f.T_READ_ROWS] + source]
+    st[r + f.R_ROWS] = rows
+    st[r + f.R_PACKED] = mem.load(a + 16)
+    st[r + f.R_LEFT] = rows
+    st[job[f.T_READ_TILES] + source] = tile + 1
+    st[job[f.T_READ_ROWS] + source] += rows
+    st[job[f.T_LEFT] + source] -= rows
+    if st[job[f.T_ANNOUNCED] + source] == f.SKIP:
+        finish_record(job, st, source, tile, rows)
+        return
+    i = source * job[f.MAX_LOCAL] + expert
+    if st[job[f.T_NEXT] + i] == st[job[f.T_END] + i]:
+        st[job[f.T_NEXT] + i] = tile
+    st[job[f.T_END] + i] = tile + 1
+    st[job[f.T_PENDING] + i] += rows
+    st[job[f.T_EXPERT_PENDING] + expert] += rows
+    st[job[f.T_EXPERT_REMOTE] + expert] += rows
+    st[job[f.T_EXPERT_COMING] + expert] -= rows
+
+
+@jit
+def read_returns(job, st, owner):
+    """Take in the tiles that `owner` has returned; True if there were any."""
+    seen = st[job[f.T_SEEN_TILES] + owner]
+    tail = mem.load_acquire(return_tail_word(job, st, job[f.RANK], owner))
+    for tile in range(seen, tail):
+        a = return_record(job, st, job[f.RANK], owner, tile)
+        rows_are_back(job, st, mem.load(a), mem.load(a + 8))
+    st[job[f.T_SEEN_TILES] + owner] = tail
+    return tail != seen
+
+
+@jit
+def absorb(job, st):
+    """Read what has arrived from everybody; True if anything had."""
+    me, world = job[f.RANK], job[f.WORLD]
+    anything = False
+    for i in range(1, world):
+        p = (me + i) % world
+        if st[job[f.T_ANNOUNCED] + p] == f.UNANNOUNCED and read_announcement(job, st, p):
+            anything = True
+        # rows of the next call may have landed too: no further than this call's announcement says
+        if st[job[f.T_LEFT] + p] > 0:
+            tail = mem.load_acquire(tail_word(job, st, me, p))
+            while st[job[f.T_LEFT] + p] > 0 and st[job[f.T_READ_TILES] + p] < tail:
+                read_record(job, st, p)
+                anything = True
+        if st[job[f.T_SENT_TILES] + p] > st[job[f.T_SEEN_TILES] + p] and read_returns(job, st, p):
+            anything = True
+    return anything
+
+
+@jit
+def poisoned(job, st):
+    """The rank whose poison lies here, or -1."""
+    for p in range(job[f.WORLD]):
+        if mem.load_acquire(poison_word(job, st, job[f.RANK], p) + 16) != f.CAUSE_NONE:
+            return p
+    return -1
+
+
+@jit
+def awaited(job, st):
+    """Whom this rank waits for: a source that owes news or rows, else an owner; itself if nobody."""
+    me, world = job[f.RANK], job[f.WORLD]
+    for i in range(1, world):
+        p = (me + i) % world
+        if st[job[f.T_ANNOUNCED] + p] == f.UNANNOUNCED or st[job[f.T_LEFT] + p] > 0:
+            return p
+    for i in range(1, world):
+        p = (me + i) % world
+        unsent = st[job[f.T_CURSOR] + p] < st[job[f.T_OFFSET] + job[job[f.SLOT_START] + p + 1]]
+        if unsent or st[job[f.T_SENT_TILES] + p] > st[job[f.T_SEEN_TILES] + p]:
+            return p
+    return me

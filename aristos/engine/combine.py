@@ -1,0 +1,39 @@
+"""Step `combine`: a block of tokens whose rows are all back becomes output, choices in order, in float32, rounded once."""
+
+from .. import memory as mem
+from ..compile import jit
+from ..kernels.cpu.tokens import combine_token
+from . import fields as f
+from .layout import return_row
+
+
+@jit
+def claim(job, st, worker):
+    """Claim a block of tokens that misses no row; False if there is none. (Decide, under the lock.)"""
+    if st[f.READY_COUNT] == 0:
+        return False
+    st[f.READY_COUNT] -= 1
+    c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
+    first = st[job[f.T_READY] + st[f.READY_COUNT]] * f.TOKEN_BLOCK
+    st[c + f.C_KIND] = f.COMBINE
+    st[c + f.C_A] = first
+    st[c + f.C_ROWS] = min(f.TOKEN_BLOCK, job[f.TOKENS] - first)
+    return True
+
+
+@jit
+def execute(job, st, worker):
+    """y[t] = sum over j of weights[t, j] * return row of (t, j), for the claimed tokens."""
+    c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
+    first, k, hidden = st[c + f.C_A], job[f.TOP_K], job[f.HIDDEN]
+    rows = return_row(job, st, job[f.RANK], 0)
+    for t in range(first, first + st[c + f.C_ROWS]):
+        weights = mem.floats(job[f.WEIGHTS] + 4 * k * t, k)
+        p = job[f.T_POSITION] + k * t
+        combine_token(job[f.Y] + 4 * hidden * t, k, weights, st[p : p + k], rows, job[f.STRIDE], hidden)
+
+
+@jit
+def publish(job, st, worker):
+    """One block less to go. (Under the lock.)"""
+    st[f.BLOCKS_LEFT] -= 1

@@ -1,0 +1,187 @@
+"""Step `expert`: rows of one expert that have landed, from several sources, become one run of the expert kernel.
+
+Which expert, and how many rows, is decided here: rows of remote sources before own rows (somebody waits for those), few
+rows wait a little for announced ones when that saves reading the weights twice, many are shared between workers.
+"""
+
+from .. import memory as mem
+from ..compile import jit
+from ..kernels.cpu.expert import expert_rows
+from . import fields as f
+from .layout import return_row, ring_row
+from .returns import finish_record, rows_are_back
+
+GROUP = 6  # rows the micro-kernel likes to have together
+
+
+@jit
+def more_is_near(job, st, expert):
+    """Are there announced rows of `expert` that can land without this rank freeing anything first?"""
+    if st[job[f.T_EXPERT_COMING] + expert] == 0:
+        return False
+    for source in range(job[f.WORLD]):
+        if source != job[f.RANK] and st[job[f.T_ANNOUNCED] + source] == f.SERVE:
+            i = source * job[f.MAX_LOCAL] + expert
+            end = st[job[f.T_SOURCE_END] + i]
+            granted = st[job[f.T_FREED_ROWS] + source] + job[f.RING_ROWS]
+            if st[job[f.T_READ_ROWS] + source] < end <= granted:
+                return True
+    return False
+
+
+@jit
+def choose(job, st):
+    """(expert to run or -1, experts that have rows)."""
+    local = job[f.LOCAL]
+    remote, own, early, active = -1, -1, -1, 0
+    for i in range(local):
+        expert = st[f.NEXT_EXPERT] + i
+        if expert >= local:
+            expert -= local
+        rows = st[job[f.T_EXPERT_PENDING] + expert]
+        if rows == 0:
+            continue
+        active += 1
+        if rows < job[f.MERGE_ROWS] and more_is_near(job, st, expert):
+            early = expert if early < 0 else early
+        elif st[job[f.T_EXPERT_REMOTE] + expert] > 0:
+            remote = expert if remote < 0 else remote
+        elif own < 0:
+            own = expert
+    if remote >= 0:
+        return remote, active
+    if own < 0 and st[f.IDLE_SWEEPS] > job[f.PATIENCE]:
+        return early, active
+    return own, active
+
+
+@jit
+def batch_rows(job, rows, active):
+    """How many of `rows` pending rows to run at once, when `active` experts have rows: whole groups, equal batches."""
+    batches = (rows + job[f.TILE] - 1) // job[f.TILE]
+    share = (job[f.WORKERS] + active - 1) // active
+    batches = max(batches, min(share, (rows + 2 * GROUP - 1) // (2 * GROUP)))
+    size = (rows + batches - 1) // batches
+    return min(job[f.BATCH], (size + GROUP - 1) // GROUP * GROUP)
+
+
+@jit
+def take_own(job, st, c, expert, have, room):
+    """Append up to `room` of this rank's own rows, read in place from x; returns how many."""
+    me = job[f.RANK]
+    i = me * job[f.MAX_LOCAL] + expert
+    rows = min(room, st[job[f.T_PENDING] + i])
+    if rows == 0:
+        return 0
+    packed = st[job[f.T_NEXT] + i]
+    y = return_row(job, st, me, packed)
+    for j in range(rows):
+        st[c + f.C_LISTS + have + j] = job[f.X] + job[f.X_STRIDE] * st[job[f.T_TOKEN] + packed + j]
+        st[c + f.C_LISTS + job[f.BATCH] + have + j] = y + job[f.STRIDE] * j
+    st[job[f.T_NEXT] + i] = packed + rows
+    st[job[f.T_PENDING] + i] -= rows
+    add_part(job, st, c, me, packed, rows)
+    return rows
+
+
+@jit
+def take_remote(job, st, c, source, expert, have, room):
+    """Append up to `room` rows from the front tile of `source` for `expert`, read in place from the ring."""
+    i = source * job[f.MAX_LOCAL] + expert
+    tile, taken = st[job[f.T_NEXT] + i], st[job[f.T_TAKEN] + i]
+    r = job[f.T_RECORD] + f.RECORD_WORDS * (source * job[f.SLOTS] + tile % job[f.SLOTS])
+    rows = min(room, st[r + f.R_ROWS] - taken)
+    first, ring = st[r + f.R_ROW] + taken, job[f.RING_ROWS]
+    x = ring_row(job, st, job[f.RANK], source, first)
+    y = return_row(job, st, source, st[r + f.R_PACKED] + taken)
+    to_wrap = ring - first % ring
+    for j in range(rows):
+        if j == to_wrap:
+            x -= job[f.STRIDE] * ring
+        st[c + f.C_LISTS + have + j] = x + job[f.STRIDE] * j
+        st[c + f.C_LISTS + job[f.BATCH] + have + j] = y + job[f.STRIDE] * j
+    if taken + rows == st[r + f.R_ROWS]:
+        st[job[f.T_NEXT] + i] = tile + 1
+        st[job[f.T_TAKEN] + i] = 0
+    else:
+        st[job[f.T_TAKEN] + i] = taken + rows
+    st[job[f.T_PENDING] + i] -= rows
+    st[job[f.T_EXPERT_REMOTE] + expert] -= rows
+    add_part(job, st, c, source, tile, rows)
+    return rows
+
+
+@jit
+def add_part(job, st, c, source, where, rows):
+    """Note whose rows these are: {source, tile number or, for own rows, first packed row, rows}."""
+    part = c + f.C_LISTS + 2 * job[f.BATCH] + f.PART_WORDS * st[c + f.C_PARTS]
+    st[part] = source
+    st[part + 1] = where
+    st[part + 2] = rows
+    st[c + f.C_PARTS] += 1
+
+
+@jit
+def claim(job, st, worker):
+    """Claim rows of one expert; False if none should run now. (Decide, under the lock.)"""
+    expert, active = choose(job, st)
+    if expert < 0:
+        return False
+    me, world = job[f.RANK], job[f.WORLD]
+    target = batch_rows(job, st[job[f.T_EXPERT_PENDING] + expert], active)
+    c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
+    st[c + f.C_KIND] = f.EXPERT
+    st[c + f.C_A] = expert
+    st[c + f.C_PARTS] = 0
+    have = 0
+    for i in range(1, world):
+        source = (me + i) % world
+        while have < target and st[job[f.T_PENDING] + source * job[f.MAX_LOCAL] + expert] > 0:
+            have += take_remote(job, st, c, source, expert, have, target - have)
+    have += take_own(job, st, c, expert, have, target - have)
+    st[c + f.C_ROWS] = have
+    st[job[f.T_EXPERT_PENDING] + expert] -= have
+    st[f.NEXT_EXPERT] = expert
+    return True
+
+
+@jit
+def execute(job, st, worker):
+    """Run the expert on the claimed rows, its outputs going straight into the sources' return rows."""
+    c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
+    lists = st.ctypes.data + 8 * (c + f.C_LISTS)
+    expert = st[c + f.C_A]
+    gate, up_bias, gate_bias, down_bias = job[f.GATE], job[f.UP_BIAS], job[f.GATE_BIAS], job[f.DOWN_BIAS]
+    if job[f.MODE] == f.MODE_LAYER:
+        expert_rows(
+            st[c + f.C_ROWS],
+            lists,
+            lists + 8 * job[f.BATCH],
+            job[f.UP] + job[f.UP_STEP] * expert,
+            gate + job[f.UP_STEP] * expert if gate != 0 else 0,
+            job[f.DOWN] + job[f.DOWN_STEP] * expert,
+            up_bias + job[f.UP_BIAS_STEP] * expert if up_bias != 0 else 0,
+            gate_bias + job[f.UP_BIAS_STEP] * expert if gate_bias != 0 else 0,
+            down_bias + job[f.DOWN_BIAS_STEP] * expert if down_bias != 0 else 0,
+            job[f.ACTIVATION],
+            job[f.HIDDEN],
+            job[f.FFN],
+            job[f.SCRATCH] + job[f.SCRATCH_STEP] * worker,
+        )
+        return
+    for i in range(st[c + f.C_ROWS]):
+        mem.copy_row(st[c + f.C_LISTS + job[f.BATCH] + i], st[c + f.C_LISTS + i], job[f.ROW_BYTES])
+
+
+@jit
+def publish(job, st, worker):
+    """The claimed rows have had their reader: return and free what is complete. (Under the lock.)"""
+    c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
+    for i in range(st[c + f.C_PARTS]):
+        part = c + f.C_LISTS + 2 * job[f.BATCH] + f.PART_WORDS * i
+        source, where, rows = st[part], st[part + 1], st[part + 2]
+        if source == job[f.RANK]:
+            st[f.OWED] -= rows
+            rows_are_back(job, st, where, rows)
+        else:
+            finish_record(job, st, source, where, rows)

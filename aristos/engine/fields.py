@@ -1,0 +1,82 @@
+"""Names of the words of a job and of a rank's state.
+
+A *job* is the int64 array of all that is constant during one call: shapes, addresses, and where each table of the state
+starts. The *state* is one int64 array a rank, shared by its workers and guarded by the rank's lock: the engine's
+counters, which live from call to call, and the tables of the open call. Two arrays, so that a compiled step takes the
+same few arguments on every substrate.
+"""
+
+# ---- the job: shapes and choices
+(
+    RANK, WORLD, WORKERS, LOCAL, MAX_LOCAL, EXPERTS, TOP_K, HIDDEN, FFN, TOKENS, EPOCH, OBJECT, LAYER, ROW_BYTES,
+    STATUS_IN, ROUTED, SCORE, RENORMALIZE, SCALE, ACTIVATION, MODE, EVENTS_MAX, SPINS,
+    STRIDE, RING_ROWS, SLOTS, TILE, BATCH, MERGE_ROWS, PATIENCE, PAUSE_NS,
+) = range(31)  # fmt: skip
+
+# ---- the job: addresses
+(
+    X, X_STRIDE, Y, IDS, WEIGHTS, ROUTER, ROUTER_PANELS, UP, GATE, DOWN, UP_BIAS, GATE_BIAS, DOWN_BIAS,
+    UP_STEP, DOWN_STEP, UP_BIAS_STEP, DOWN_BIAS_STEP, SCRATCH, SCRATCH_STEP, RETURN_BASE, LOCK, EVENTS, OUT_ROWS,
+) = range(31, 54)  # fmt: skip
+
+# ---- the job: offsets in a rank's window (see layout.py)
+(
+    W_POISON, W_PROGRESS, W_ANNOUNCE, W_ANNOUNCE_STEP, W_TAIL, W_CREDIT, W_RETURN_TAIL, W_RECORDS, W_RETURN_RECORDS,
+    W_RING, W_RETURN_ROWS,
+) = range(54, 65)  # fmt: skip
+
+# ---- the job: where a table of the state starts
+(
+    T_BASE, T_SENT_ROWS, T_SENT_TILES, T_SEEN_TILES, T_READ_TILES, T_READ_ROWS, T_FREE_TILES, T_FREED_ROWS, T_RETURNED,
+    T_RECORD, T_COUNT, T_OFFSET, T_TOKEN, T_POSITION, T_CURSOR, T_BUSY, T_ANNOUNCED, T_LEFT, T_STATUS,
+    T_NEXT, T_END, T_TAKEN, T_PENDING, T_SOURCE_END, T_EXPERT_PENDING, T_EXPERT_REMOTE, T_EXPERT_COMING,
+    T_BLOCK_LEFT, T_READY, T_COMMAND, T_COMMAND_STEP, T_COUNTERS, T_PEER_WAIT, T_ROWS_TO, T_TILES_TO, T_ROWS_FROM,
+    SLOT_OF, SLOT_START, JOB_WORDS,
+) = range(65, 104)  # fmt: skip
+
+# ---- the state: single words
+(
+    PHASE, ROUTE_NEXT, ROUTE_DONE, STATUS, UNREAD, OWED, BLOCKS, BLOCKS_LEFT, READY_COUNT, NEXT_DEST, NEXT_EXPERT,
+    PROGRESS, FAILED, IDLE_SWEEPS, HEARTBEAT, UNSENT, STATE_WORDS,
+) = range(17)  # fmt: skip
+
+# ---- phases of a call
+PHASE_ROUTE, PHASE_PACKING, PHASE_RUN, PHASE_DONE = range(4)
+
+# ---- a worker's command: kind, four arguments, number of parts, then row addresses, output addresses and parts
+C_KIND, C_A, C_B, C_C, C_ROWS, C_PARTS, C_LISTS = range(7)
+IDLE, ROUTE, PACK, DISPATCH, EXPERT, COMBINE, FINISH, FAIL = range(8)
+PART_WORDS = 3  # source, record or first packed row, rows
+
+# ---- a record as the owner keeps it
+RECORD_WORDS = 4
+R_ROW, R_ROWS, R_PACKED, R_LEFT = range(4)
+
+# ---- the words of an announcement
+ANNOUNCE_WORDS = 8
+A_EPOCH, A_OBJECT, A_LAYER, A_ROW_BYTES, A_TOP_K, A_STATUS, A_ROWS = range(7)
+
+# ---- what a source's announcement made of it
+UNANNOUNCED, SERVE, SKIP = range(3)
+
+# ---- counters of a worker: nanoseconds, then {count, bytes, nanoseconds} of its puts by size class (256 B, 1 KiB, 4 KiB ...)
+N_ROUTE, N_DISPATCH, N_EXPERT, N_COMBINE, N_IDLE, N_PACK, N_EVENTS, N_MESSAGES = range(8)
+SIZE_CLASSES = 10
+COUNTER_WORDS = 40
+
+# ---- an event of the timeline
+EVENT_WORDS = 5  # kind, start, end, peer or expert, rows
+
+# ---- modes
+MODE_LAYER, MODE_DISPATCH, MODE_COMBINE = range(3)
+
+# ---- what a rank announces instead of rows
+OK, REFUSED, NOT_FINITE, BAD_IDS, MISMATCH = range(5)
+
+# ---- causes of poison
+CAUSE_NONE, CAUSE_TIMEOUT, CAUSE_INTERRUPT, CAUSE_ERROR = range(4)
+
+# ---- results of the compiled loop
+RAN, PAUSED, POISONED = range(3)
+
+TOKEN_BLOCK = 32  # tokens that one route or combine command takes

@@ -1,0 +1,143 @@
+"""Step `pack`: routing becomes packed rows, the tables of the call are set, and every rank is told what comes.
+
+The packed order is a stable counting sort of the (token, choice) pairs by *slot*: experts ordered by (rank that holds
+them, id), so that all rows for one rank, and in it for one expert, lie together.
+"""
+
+from .. import memory as mem
+from ..compile import jit
+from . import fields as f
+from .layout import announcement
+
+
+@jit
+def begin(job, st):
+    """Open a call: before any worker runs, by one thread."""
+    st[f.PHASE] = f.PHASE_ROUTE
+    st[f.ROUTE_NEXT] = 0
+    st[f.ROUTE_DONE] = 0
+    st[f.STATUS] = job[f.STATUS_IN]
+    st[f.READY_COUNT] = 0
+    st[f.IDLE_SWEEPS] = 0
+    for i in range(job[f.T_COUNTERS], job[f.T_COUNTERS] + job[f.WORKERS] * f.COUNTER_WORDS):
+        st[i] = 0
+    for p in range(job[f.WORLD]):
+        st[job[f.T_PEER_WAIT] + p] = 0
+        st[job[f.T_ROWS_TO] + p] = 0
+        st[job[f.T_TILES_TO] + p] = 0
+        st[job[f.T_ROWS_FROM] + p] = 0
+
+
+@jit
+def sort(job, st, tokens):
+    """Counting sort of tokens * k choices; sets OFFSET [E + 1], TOKEN [rows], POSITION [tokens, k]; returns rows."""
+    experts, k = job[f.EXPERTS], job[f.TOP_K]
+    count, offset = job[f.T_COUNT], job[f.T_OFFSET]
+    token, position, slot_of = job[f.T_TOKEN], job[f.T_POSITION], job[f.SLOT_OF]
+    for s in range(experts):
+        st[count + s] = 0
+    ids = mem.words(job[f.IDS], tokens * k)
+    for i in range(tokens * k):
+        if ids[i] >= 0:
+            st[count + job[slot_of + ids[i]]] += 1
+    rows = 0
+    for s in range(experts):
+        st[offset + s] = rows
+        rows += st[count + s]
+        st[count + s] = st[offset + s]
+    st[offset + experts] = rows
+    i = 0
+    for t in range(tokens):
+        for _ in range(k):
+            p = -1
+            if ids[i] >= 0:
+                s = count + job[slot_of + ids[i]]
+                p = st[s]
+                st[s] = p + 1
+                st[token + p] = t
+            st[position + i] = p
+            i += 1
+    return rows
+
+
+@jit
+def set_blocks(job, st, tokens):
+    """Count the rows each block of tokens waits for; blocks without any are ready to combine."""
+    k, position = job[f.TOP_K], job[f.T_POSITION]
+    blocks = (tokens + f.TOKEN_BLOCK - 1) // f.TOKEN_BLOCK
+    st[f.BLOCKS_LEFT] = blocks
+    for b in range(blocks):
+        left = 0
+        for i in range(b * f.TOKEN_BLOCK * k, min((b + 1) * f.TOKEN_BLOCK, tokens) * k):
+            left += st[position + i] >= 0
+        st[job[f.T_BLOCK_LEFT] + b] = left
+        if left == 0:
+            st[job[f.T_READY] + st[f.READY_COUNT]] = b
+            st[f.READY_COUNT] += 1
+
+
+@jit
+def set_streams(job, st, rows):
+    """Cursors to every rank, this rank's own rows as pending, nothing known of the others."""
+    me, world, local = job[f.RANK], job[f.WORLD], job[f.LOCAL]
+    offset, start = job[f.T_OFFSET], job[f.SLOT_START]
+    for p in range(world):
+        st[job[f.T_CURSOR] + p] = st[offset + job[start + p]]
+        st[job[f.T_BUSY] + p] = 0
+        st[job[f.T_ANNOUNCED] + p] = f.UNANNOUNCED
+        st[job[f.T_LEFT] + p] = 0
+        st[job[f.T_STATUS] + p] = f.OK
+        st[job[f.T_ROWS_TO] + p] = st[offset + job[start + p + 1]] - st[offset + job[start + p]]
+        for i in range(p * job[f.MAX_LOCAL], p * job[f.MAX_LOCAL] + local):
+            st[job[f.T_NEXT] + i] = 0
+            st[job[f.T_END] + i] = 0
+            st[job[f.T_TAKEN] + i] = 0
+            st[job[f.T_PENDING] + i] = 0
+    own = 0
+    for expert in range(local):
+        slot = job[start + me] + expert
+        count = st[offset + slot + 1] - st[offset + slot]
+        i = me * job[f.MAX_LOCAL] + expert
+        st[job[f.T_NEXT] + i] = st[offset + slot]
+        st[job[f.T_PENDING] + i] = count
+        st[job[f.T_EXPERT_PENDING] + expert] = count
+        st[job[f.T_EXPERT_REMOTE] + expert] = 0
+        st[job[f.T_EXPERT_COMING] + expert] = 0
+        own += count
+    st[f.OWED] = own
+    st[job[f.T_ROWS_FROM] + me] = own
+    st[f.UNSENT] = rows - own
+    st[f.UNREAD] = world - 1
+    st[f.NEXT_DEST] = (me + 1) % world
+    st[f.NEXT_EXPERT] = 0
+
+
+@jit
+def announce(job, st):
+    """Tell every other rank how many rows each of its experts gets from here, zeros included."""
+    me, world, epoch = job[f.RANK], job[f.WORLD], job[f.EPOCH]
+    offset, start = job[f.T_OFFSET], job[f.SLOT_START]
+    for i in range(1, world):
+        p = (me + i) % world
+        a = announcement(job, st, p, me, epoch)
+        mem.store(a + 8 * f.A_OBJECT, job[f.OBJECT])
+        mem.store(a + 8 * f.A_LAYER, job[f.LAYER])
+        mem.store(a + 8 * f.A_ROW_BYTES, job[f.ROW_BYTES])
+        mem.store(a + 8 * f.A_TOP_K, job[f.TOP_K])
+        mem.store(a + 8 * f.A_STATUS, st[f.STATUS])
+        mem.store(a + 8 * f.A_ROWS, st[job[f.T_ROWS_TO] + p])
+        first = job[start + p]
+        for slot in range(first, job[start + p + 1]):
+            count = st[offset + slot + 1] - st[offset + slot]
+            mem.store(a + 8 * (f.ANNOUNCE_WORDS + slot - first), count)
+        mem.store_release(a + 8 * f.A_EPOCH, epoch)
+
+
+@jit
+def execute(job, st):
+    """Pack; a rank that refused its input packs no token, and serves the others."""
+    tokens = job[f.TOKENS] if st[f.STATUS] == f.OK else 0
+    rows = sort(job, st, tokens)
+    set_blocks(job, st, tokens)
+    set_streams(job, st, rows)
+    announce(job, st)

@@ -1,0 +1,60 @@
+"""Step `return`, the publishing half: rows that are computed go back into their source's records, and ring rows become credit.
+
+The output rows themselves were written by the expert kernel, straight into the source's return rows.
+"""
+
+from .. import memory as mem
+from ..compile import jit
+from . import fields as f
+from .layout import credit_word, return_record, return_tail_word
+
+
+@jit
+def post_return(job, st, source, packed, rows):
+    """Tell `source` that its packed rows packed..packed+rows are in its return rows: record, then tail."""
+    tile = st[job[f.T_RETURNED] + source]
+    a = return_record(job, st, source, job[f.RANK], tile)
+    mem.store(a, packed)
+    mem.store(a + 8, rows)
+    st[job[f.T_RETURNED] + source] = tile + 1
+    mem.store_release(return_tail_word(job, st, source, job[f.RANK]), tile + 1)
+
+
+@jit
+def free_rows(job, st, source):
+    """Give credit for ring rows in ring order, up to the first tile that still has a reader."""
+    tile, rows = st[job[f.T_FREE_TILES] + source], 0
+    while tile < st[job[f.T_READ_TILES] + source]:
+        r = job[f.T_RECORD] + f.RECORD_WORDS * (source * job[f.SLOTS] + tile % job[f.SLOTS])
+        if st[r + f.R_LEFT] != 0:
+            break
+        rows += st[r + f.R_ROWS]
+        tile += 1
+    if rows != 0:
+        st[job[f.T_FREE_TILES] + source] = tile
+        st[job[f.T_FREED_ROWS] + source] += rows
+        mem.store_release(credit_word(job, st, source, job[f.RANK]), st[job[f.T_FREED_ROWS] + source])
+
+
+@jit
+def finish_record(job, st, source, tile, rows):
+    """`rows` of a tile have had their last reader; the whole tile is returned once they all have."""
+    r = job[f.T_RECORD] + f.RECORD_WORDS * (source * job[f.SLOTS] + tile % job[f.SLOTS])
+    st[r + f.R_LEFT] -= rows
+    st[f.OWED] -= rows
+    if st[r + f.R_LEFT] == 0:
+        back = 0 if job[f.MODE] == f.MODE_DISPATCH else st[r + f.R_ROWS]
+        post_return(job, st, source, st[r + f.R_PACKED], back)
+        free_rows(job, st, source)
+
+
+@jit
+def rows_are_back(job, st, packed, rows):
+    """Own packed rows packed..packed+rows have come back: blocks of tokens that miss nothing are ready to combine."""
+    for p in range(packed, packed + rows):
+        b = st[job[f.T_TOKEN] + p] // f.TOKEN_BLOCK
+        left = st[job[f.T_BLOCK_LEFT] + b] - 1
+        st[job[f.T_BLOCK_LEFT] + b] = left
+        if left == 0:
+            st[job[f.T_READY] + st[f.READY_COUNT]] = b
+            st[f.READY_COUNT] += 1

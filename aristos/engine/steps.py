@@ -1,0 +1,136 @@
+"""The steps of a worker: decide what to do next, do it, publish that it was done.
+
+`decide` and `publish` run under the rank's lock and take microseconds; `execute` runs outside it, on what was claimed.
+"""
+
+from .. import memory as mem
+from ..compile import jit
+from . import arrivals, combine, dispatch, experts, packing, routing
+from . import fields as f
+from .layout import poison_word, progress_word
+
+
+@jit
+def lock(job):
+    """Try to take the rank's lock."""
+    return mem.compare_exchange(job[f.LOCK], 0, 1)
+
+
+@jit
+def unlock(job):
+    mem.store_release(job[f.LOCK], 0)
+
+
+@jit
+def finished(job, st):
+    """A call ends when own tokens are combined, every announcement is read, and all announced rows are returned."""
+    return st[f.BLOCKS_LEFT] == 0 and st[f.UNREAD] == 0 and st[f.OWED] == 0 and st[f.UNSENT] == 0
+
+
+@jit
+def next_command(job, st, worker):
+    """What this worker does next; claims it. Peers are served before own tokens: somebody waits for them."""
+    if st[f.FAILED] != 0:
+        return f.FAIL
+    if st[f.PHASE] == f.PHASE_ROUTE:
+        if routing.claim(job, st, worker):
+            return f.ROUTE
+        if st[f.ROUTE_DONE] < job[f.TOKENS]:
+            return f.IDLE
+        st[f.PHASE] = f.PHASE_PACKING
+        return f.PACK
+    if st[f.PHASE] == f.PHASE_PACKING:
+        return f.IDLE
+    if st[f.PHASE] == f.PHASE_DONE:
+        return f.FINISH
+    if arrivals.absorb(job, st):
+        st[f.IDLE_SWEEPS] = 0
+    if dispatch.claim(job, st, worker):
+        return f.DISPATCH
+    if experts.claim(job, st, worker):
+        return f.EXPERT
+    if combine.claim(job, st, worker):
+        return f.COMBINE
+    if finished(job, st):
+        st[f.PHASE] = f.PHASE_DONE
+        return f.FINISH
+    st[f.IDLE_SWEEPS] += 1
+    if st[f.IDLE_SWEEPS] % 32 == 0:
+        origin = arrivals.poisoned(job, st)
+        if origin >= 0:
+            st[f.FAILED] = 1 + origin
+            return f.FAIL
+    c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
+    if st[c + f.C_KIND] != f.IDLE:
+        st[c + f.C_A] = arrivals.awaited(job, st)  # whom the idle time that begins now is charged to
+    return f.IDLE
+
+
+@jit
+def decide(job, st, worker):
+    """Claim a command for this worker; idle if another worker is deciding just now."""
+    if not lock(job):
+        return f.IDLE
+    kind = next_command(job, st, worker)
+    st[job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker + f.C_KIND] = kind
+    unlock(job)
+    return kind
+
+
+@jit
+def execute(job, st, worker, kind):
+    """Do what was claimed."""
+    if kind == f.EXPERT:
+        experts.execute(job, st, worker)
+    elif kind == f.DISPATCH:
+        dispatch.execute(job, st, worker)
+    elif kind == f.COMBINE:
+        combine.execute(job, st, worker)
+    elif kind == f.ROUTE:
+        routing.execute(job, st, worker)
+    elif kind == f.PACK:
+        packing.execute(job, st)
+
+
+@jit
+def publish(job, st, worker, kind):
+    """Say that it was done."""
+    while not lock(job):
+        mem.pause()
+    if kind == f.EXPERT:
+        experts.publish(job, st, worker)
+    elif kind == f.DISPATCH:
+        dispatch.publish(job, st, worker)
+    elif kind == f.COMBINE:
+        combine.publish(job, st, worker)
+    elif kind == f.ROUTE:
+        routing.publish(job, st, worker)
+    elif kind == f.PACK:
+        st[f.PHASE] = f.PHASE_RUN
+    st[f.PROGRESS] += 1
+    st[f.IDLE_SWEEPS] = 0
+    unlock(job)
+
+
+@jit
+def heartbeat(job, st, phase):
+    """Publish {epoch, phase} to every peer, for its timeout; phase -1 is outside a call."""
+    me, world = job[f.RANK], job[f.WORLD]
+    for p in range(world):
+        if p != me:
+            a = progress_word(job, st, p, me)
+            mem.store(a, job[f.EPOCH])
+            mem.store_release(a + 8, phase)
+
+
+@jit
+def poison(job, st, origin, cause):
+    """Tell every peer, once, that this epoch has failed; the engine is unusable after."""
+    me, world = job[f.RANK], job[f.WORLD]
+    st[f.FAILED] = cause
+    for p in range(world):
+        if p != me:
+            a = poison_word(job, st, p, me)
+            mem.store(a, job[f.EPOCH])
+            mem.store(a + 8, origin)
+            mem.store_release(a + 16, cause)

@@ -1,0 +1,117 @@
+"""Rows times packed panels: which micro-kernel runs on which rows. No activation, no tiling over F.
+
+Weights are packed once into panels of NR columns, [panels, K, NR], padded with zero columns. Rows of A and of C are found
+through arrays of row addresses, so rows that arrived from several sources need no copy.
+"""
+
+import numpy as np
+from numba.extending import overload
+
+from ... import memory as mem
+from ...compile import jit
+from . import llvm
+from .llvm import LANES, NR, ROWS, VECTORS
+
+FLOAT = 4  # bytes
+KC = 1024  # k a pass: the block of A that a pass reads stays in the second-level cache
+
+_kernels = [llvm.micro_kernel(i + 1, VECTORS) for i in range(6)]
+_narrow = [llvm.micro_kernel(i + 1, 1, stride=LANES) for i in range(6)]
+
+
+def block(rows, a, ka, b, c, jc, count, carry):
+    """C[i, jc:jc+NR] (+)= A[i, ka:ka+count] x panel, for 1 to 6 rows; `carry` nonzero goes on from C.
+
+    a, c: addresses of arrays of row addresses; b: address of the panel at ka; jc: first column of C.
+    """
+    _plain_block(rows, a, ka, b, c, jc, count, carry, NR)
+
+
+def narrow_block(rows, a, ka, b, c, jc, count, carry):
+    """`block` with panels of LANES columns, for a router's few experts."""
+    _plain_block(rows, a, ka, b, c, jc, count, carry, LANES)
+
+
+def _plain_block(rows, a, ka, b, c, jc, count, carry, width):
+    panel = mem.floats(b, count * width).reshape(count, width)
+    for i in range(rows):
+        left = mem.floats(mem.load(a + 8 * i) + FLOAT * ka, count)
+        out = mem.floats(mem.load(c + 8 * i) + FLOAT * jc, width)
+        total = out.copy() if carry else np.zeros(width, np.float32)
+        for k in range(count):
+            total += left[k] * panel[k]
+        out[:] = total
+
+
+def _choose(kernels):
+    one, two, three, four, five, six = kernels
+
+    def implementation(rows, a, ka, b, c, jc, count, carry):
+        if rows == 6:
+            six(a, ka, b, c, jc, count, carry)
+        elif rows == 5:
+            five(a, ka, b, c, jc, count, carry)
+        elif rows == 4:
+            four(a, ka, b, c, jc, count, carry)
+        elif rows == 3:
+            three(a, ka, b, c, jc, count, carry)
+        elif rows == 2:
+            two(a, ka, b, c, jc, count, carry)
+        else:
+            one(a, ka, b, c, jc, count, carry)
+
+    return implementation
+
+
+overload(block)(lambda rows, a, ka, b, c, jc, count, carry: _choose(_kernels))
+overload(narrow_block)(lambda rows, a, ka, b, c, jc, count, carry: _choose(_narrow))
+
+
+@jit
+def panel_rows(m, a, ka, b, c, jc, count, carry):
+    """`block` for any number of rows: m is cut into groups of nearly equal size, at most ROWS each."""
+    groups = (m + ROWS - 1) // ROWS
+    size = m // groups
+    larger = m - size * groups
+    i = 0
+    for g in range(groups):
+        rows = size + 1 if g < larger else size
+        block(rows, a + 8 * i, ka, b, c + 8 * i, jc, count, carry)
+        i += rows
+
+
+@jit
+def narrow_rows(m, a, k, panels, b, c):
+    """C[m, panels * LANES] = A[m, k] x narrow panels; a, c: addresses of arrays of row addresses."""
+    for j in range(panels):
+        i = 0
+        while i < m:
+            rows = min(6, m - i)
+            narrow_block(rows, a + 8 * i, 0, b + FLOAT * j * k * LANES, c + 8 * i, j * LANES, k, 0)
+            i += rows
+
+
+def aligned(shape, dtype=np.float32):
+    """An uninitialised array that starts on a cache line."""
+    count = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.empty(count + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + count].view(dtype).reshape(shape)
+
+
+def padded(columns, width=NR):
+    """`columns` rounded up to whole panels."""
+    return -(-columns // width) * width
+
+
+def pack(weight, width=NR):
+    """weight: [K, N] float32 -> [ceil(N / width), K, width], zero columns at the end."""
+    k, n = weight.shape
+    panels = padded(n, width) // width
+    packed = aligned((panels, k, width))
+    whole = n // width
+    packed[:whole] = weight[:, : whole * width].reshape(k, whole, width).transpose(1, 0, 2)
+    if whole < panels:
+        packed[whole, :, : n - whole * width] = weight[:, whole * width :]
+        packed[whole, :, n - whole * width :] = 0
+    return packed

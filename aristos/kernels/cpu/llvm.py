@@ -1,0 +1,289 @@
+"""Every LLVM primitive of the CPU substrate, and nothing else: the lowerings of `memory.py`, and the micro-kernel's emitter.
+
+Importing this module registers the lowerings with Numba; it compiles nothing.
+"""
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import carray, types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+from ... import memory as mem
+
+I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
+WORD = I64.as_pointer()
+
+
+def _features() -> dict:
+    return dict(binding.get_host_cpu_features())
+
+
+def vector_shape() -> tuple[int, int, int]:
+    """(lanes, vectors a row, most rows) of the micro-kernel for this CPU: the accumulators fit its registers.
+
+    AVX-512VL has 32 registers of 256 bits (512-bit values are split by LLVM's tuning and spill), AVX2 has 16, other
+    CPUs get 128-bit vectors.
+    """
+    features = _features()
+    if features.get("avx512vl"):
+        return 8, 4, 6
+    if features.get("avx2") and features.get("fma"):
+        return 8, 2, 6
+    return 4, 4, 6
+
+
+LANES, VECTORS, ROWS = vector_shape()
+NR = LANES * VECTORS  # columns of a packed panel
+
+
+# ---------------------------------------------------------------- words
+
+
+@intrinsic
+def _load(typingctx, addr):
+    def codegen(context, builder, signature, args):
+        return builder.load(builder.inttoptr(args[0], WORD), align=8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def _store(typingctx, addr, value):
+    def codegen(context, builder, signature, args):
+        builder.store(args[1], builder.inttoptr(args[0], WORD), align=8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def _load_acquire(typingctx, addr):
+    def codegen(context, builder, signature, args):
+        return builder.load_atomic(builder.inttoptr(args[0], WORD), "acquire", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def _store_release(typingctx, addr, value):
+    def codegen(context, builder, signature, args):
+        builder.store_atomic(args[1], builder.inttoptr(args[0], WORD), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def _fetch_add(typingctx, addr, value):
+    def codegen(context, builder, signature, args):
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], WORD), args[1], "acq_rel")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def _compare_exchange(typingctx, addr, expected, value):
+    def codegen(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], WORD)
+        pair = builder.cmpxchg(pointer, args[1], args[2], "acq_rel", "acquire")
+        return builder.extract_value(pair, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def _copy_row(typingctx, dst, src, nbytes):
+    def codegen(context, builder, signature, args):
+        byte = ir.IntType(8).as_pointer()
+        cgutils.raw_memcpy(builder, builder.inttoptr(args[0], byte), builder.inttoptr(args[1], byte), args[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+# ---------------------------------------------------------------- the core
+
+
+@intrinsic
+def _pause(typingctx):
+    def codegen(context, builder, signature, args):
+        if "x86" in binding.get_default_triple():
+            function = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse2.pause"
+            )
+            builder.call(function, [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def _yield_core(typingctx):
+    def codegen(context, builder, signature, args):
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I32, []), "sched_yield")
+        builder.call(function, [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def _clock(typingctx):
+    """clock_gettime(CLOCK_MONOTONIC) of the C library, in the vDSO on Linux."""
+    import time
+
+    number = time.CLOCK_MONOTONIC
+
+    def codegen(context, builder, signature, args):
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I32, [I32, WORD]), "clock_gettime")
+        spec = cgutils.alloca_once(builder, ir.ArrayType(I64, 2))
+        pointer = builder.bitcast(spec, WORD)
+        builder.call(function, [I32(number), pointer])
+        seconds = builder.load(pointer)
+        return builder.add(builder.mul(seconds, I64(10**9)), builder.load(builder.gep(pointer, [I64(1)])))
+
+    return types.int64(), codegen
+
+
+@intrinsic
+def _pointer(typingctx, addr):
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), codegen
+
+
+@intrinsic
+def _float_of_bits(typingctx, bits):
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(builder.trunc(args[0], I32), F32)
+
+    return types.float32(types.int64), codegen
+
+
+def _bind(name, lowered, count):
+    """Register `lowered` as what `memory.<name>` compiles to."""
+    arguments = ", ".join("abc"[:count])
+    scope = {"lowered": lowered}
+    exec(f"def typed({arguments}):\n    return lambda {arguments}: lowered({arguments})", scope)
+    overload(getattr(mem, name), inline="always")(scope["typed"])
+
+
+for _name, _lowered, _count in (
+    ("load", _load, 1),
+    ("store", _store, 2),
+    ("load_acquire", _load_acquire, 1),
+    ("store_release", _store_release, 2),
+    ("fetch_add", _fetch_add, 2),
+    ("compare_exchange", _compare_exchange, 3),
+    ("copy_row", _copy_row, 3),
+    ("pause", _pause, 0),
+    ("yield_core", _yield_core, 0),
+    ("clock", _clock, 0),
+    ("float_of_bits", _float_of_bits, 1),
+):
+    _bind(_name, _lowered, _count)
+
+
+@overload(mem.floats)
+def _floats(addr, n):
+    return lambda addr, n: carray(_pointer(addr), n, np.float32)
+
+
+@overload(mem.words)
+def _words(addr, n):
+    return lambda addr, n: carray(_pointer(addr), n, np.int64)
+
+
+# ---------------------------------------------------------------- the micro-kernel
+
+
+def _loop(builder, start_values, count, body):
+    """Emit `for k in range(count)` (count >= 1) carrying values in registers: body(k, values) -> new values."""
+    entry = builder.block
+    head, after = builder.append_basic_block("k"), builder.append_basic_block("k.end")
+    builder.branch(head)
+    builder.position_at_end(head)
+    k = builder.phi(I64)
+    k.add_incoming(I64(0), entry)
+    carried = []
+    for value in start_values:
+        phi = builder.phi(value.type)
+        phi.add_incoming(value, entry)
+        carried.append(phi)
+    new = body(k, carried)
+    step = builder.add(k, I64(1))
+    k.add_incoming(step, head)
+    for phi, value in zip(carried, new):
+        phi.add_incoming(value, head)
+    builder.cbranch(builder.icmp_signed("<", step, count), head, after)
+    builder.position_at_end(after)
+    return new
+
+
+def micro_kernel(rows, vectors, lanes=LANES, stride=NR):
+    """Emit the kernel for `rows` x (`vectors` * `lanes`) outputs, each one chain of fused multiply-adds in k order.
+
+    The compiled call is kernel(a, ka, b, c, jc, count, carry): `a` and `c` are addresses of arrays of row addresses, `ka` the
+    first k (in elements) of the rows of A, `b` the address of a packed panel (stride columns) at that k, `jc` the first
+    column of C, `count` >= 1 the number of k, `carry` nonzero to go on from what C holds.
+    """
+    vector = ir.VectorType(F32, lanes)
+    spread = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
+    undefined = ir.Constant(vector, ir.Undefined)
+    name = f"llvm.fma.v{lanes}f32"
+
+    def codegen(context, builder, signature, args):
+        a, ka, b, c, jc, count, carry = args
+        fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+        floats = F32.as_pointer()
+
+        def row(table, i, first):
+            address = builder.load(builder.inttoptr(builder.add(table, I64(8 * i)), WORD))
+            return builder.gep(builder.inttoptr(address, floats), [first])
+
+        def vector_at(pointer, index):
+            return builder.bitcast(builder.gep(pointer, [index]), vector.as_pointer())
+
+        a_rows = [row(a, i, ka) for i in range(rows)]
+        c_rows = [row(c, i, jc) for i in range(rows)]
+        places = [vector_at(c_rows[i], I64(j * lanes)) for i in range(rows) for j in range(vectors)]
+        panel = builder.inttoptr(b, floats)
+
+        entry = builder.block
+        load, ready = builder.append_basic_block("carry"), builder.append_basic_block("ready")
+        builder.cbranch(builder.icmp_signed("!=", carry, I64(0)), load, ready)
+        builder.position_at_end(load)
+        held = [builder.load(place, align=4) for place in places]
+        builder.branch(ready)
+        builder.position_at_end(ready)
+        start = []
+        for value in held:
+            phi = builder.phi(vector)
+            phi.add_incoming(vector([0.0] * lanes), entry)
+            phi.add_incoming(value, load)
+            start.append(phi)
+
+        def body(k, sums):
+            first = builder.mul(k, I64(stride))
+            columns = [
+                builder.load(vector_at(panel, builder.add(first, I64(j * lanes))), align=4) for j in range(vectors)
+            ]
+            new = []
+            for i in range(rows):
+                scalar = builder.load(builder.gep(a_rows[i], [k]))
+                broadcast = builder.shuffle_vector(builder.insert_element(undefined, scalar, I32(0)), undefined, spread)
+                for j in range(vectors):
+                    new.append(builder.call(fma, [broadcast, columns[j], sums[i * vectors + j]]))
+            return new
+
+        for value, place in zip(_loop(builder, start, count, body), places):
+            builder.store(value, place, align=4)
+        return context.get_dummy_value()
+
+    def typed(typingctx, a, ka, b, c, jc, count, carry):
+        return types.void(*[types.int64] * 7), codegen
+
+    typed.__name__ = f"micro_{rows}x{vectors * lanes}"
+    return intrinsic(typed)

@@ -1,0 +1,84 @@
+"""Shared-memory operations: their names, and what they mean in plain Python.
+
+The engine touches memory that others touch through these functions only, by address (an int64). Each has three
+lowerings: the body below (uncompiled, which tests and the schedule explorer run or replace), LLVM on CPUs
+(`kernels/cpu/llvm.py`), PTX on GPUs. They bind by name when the engine is compiled: never pass one as an argument.
+Words are 8 bytes, aligned, and hold signed 64-bit integers.
+"""
+
+import ctypes
+import os
+import time
+
+import numpy as np
+
+
+def load(addr):
+    """The word at `addr`, unordered: for memory that only this worker may write now."""
+    return ctypes.c_int64.from_address(addr).value
+
+
+def store(addr, value):
+    """Write a word, unordered: published by a later `store_release`."""
+    ctypes.c_int64.from_address(addr).value = value
+
+
+def load_acquire(addr):
+    """Read a word that another worker or rank releases; what it wrote before is visible after."""
+    return ctypes.c_int64.from_address(addr).value
+
+
+def store_release(addr, value):
+    """Publish a word: everything written before is visible to who reads it with `load_acquire`."""
+    ctypes.c_int64.from_address(addr).value = value
+
+
+def fetch_add(addr, value):
+    """Add to a word and return what it held (acquire and release)."""
+    word = ctypes.c_int64.from_address(addr)
+    old = word.value
+    word.value = old + value
+    return old
+
+
+def compare_exchange(addr, expected, value):
+    """Write `value` if the word holds `expected` (acquire and release); True if it did."""
+    word = ctypes.c_int64.from_address(addr)
+    if word.value != expected:
+        return False
+    word.value = value
+    return True
+
+
+def copy_row(dst, src, nbytes):
+    """Copy `nbytes` opaque bytes between places that do not overlap."""
+    ctypes.memmove(dst, src, nbytes)
+
+
+def pause():
+    """Tell the core that this is a spin."""
+
+
+def yield_core():
+    """Let another thread or rank have this core; comes back at once when nobody wants it."""
+    os.sched_yield()
+
+
+def clock():
+    """Nanoseconds on CLOCK_MONOTONIC, equal for all ranks of a node."""
+    return time.monotonic_ns()
+
+
+def floats(addr, n):
+    """View: n float32 at `addr`, as a one-dimensional array."""
+    return np.frombuffer((ctypes.c_float * n).from_address(addr), np.float32)
+
+
+def words(addr, n):
+    """View: n int64 at `addr`, as a one-dimensional array."""
+    return np.frombuffer((ctypes.c_int64 * n).from_address(addr), np.int64)
+
+
+def float_of_bits(bits):
+    """The float32 whose bit pattern is the low half of `bits`."""
+    return np.int32(bits).view(np.float32)

@@ -1,0 +1,463 @@
+"""The layer a user calls: arrays in, arrays out. It checks, fills a job, has the runtime run it, and says what went wrong."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from . import arrays
+from .bulk import Bulk
+from .config import MoEConfig
+from .engine import fields as f
+from .engine import routing
+from .engine.layout import LINE, Shape, WindowLayout, lines, ring_rows
+from .errors import ClosedError, InputError, MismatchError, PeerInputError
+from .kernels.cpu.activation import CODES
+from .kernels.cpu.expert import scratch_bytes
+from .kernels.cpu.gemm import FLOAT, aligned, padded
+from .kernels.cpu.llvm import LANES
+from .kernels.cpu.tokens import SCORES
+from .placement import Placement
+from .stats import CallStats, Summary, Totals, call_stats, summarize
+from .substrate.runtime import BATCH, Runtime, attach
+
+Schedule = Literal["fused", "bulk"]
+KINDS = {f.ROUTE: "route", f.PACK: "pack", f.DISPATCH: "dispatch", f.EXPERT: "expert", f.COMBINE: "combine"}
+
+
+def shape_of(cfg: MoEConfig, world: int, placement: Placement) -> Shape:
+    """What a layer asks of the engine."""
+    stride = lines(padded(cfg.hidden) * FLOAT)
+    most_local = max(placement.held)
+    most = cfg.max_tokens * min(cfg.top_k, max(1, most_local))
+    return Shape(
+        world=world,
+        ring_rows=ring_rows(world, stride, most) if world > 1 else 1,
+        stride=stride,
+        return_rows=cfg.max_tokens * cfg.top_k,
+        max_local=max(1, most_local),
+        experts=cfg.experts,
+        max_tokens=cfg.max_tokens,
+    )
+
+
+@dataclass
+class _Call:
+    """One call between its checks and its result."""
+
+    layer: int = 0
+    x: np.ndarray | None = None
+    out: np.ndarray | None = None
+    result: np.ndarray | None = None
+    keep: tuple = ()  # what the job's addresses point into
+    ids: np.ndarray | None = None
+    weights: np.ndarray | None = None
+    error: Exception | None = None
+
+
+class PendingCall:
+    """A call that was started: `wait()` once for its result. x and out are untouched by the caller until then."""
+
+    def __init__(self, moe: MoE, call: _Call, done: Any, return_stats: bool) -> None:
+        self._moe, self._call, self._done, self._return_stats = moe, call, done, return_stats
+
+    def wait(self) -> Any:
+        """The result of the call, as `MoE.__call__` gives it; what went wrong in it is raised here."""
+        import queue
+
+        if self._done is None:
+            raise InputError("wait() was called twice on one started call")
+        done, self._done = self._done, None
+        while True:
+            try:
+                seconds, error = done.get(timeout=0.1)  # comes back so that Ctrl-C works
+                break
+            except queue.Empty:
+                continue
+        if error is not None:
+            raise error
+        return self._moe._result(self._call, seconds, self._return_stats)
+
+
+class MoE:
+    """An expert-parallel Mixture-of-Experts layer, or `layers` of them, over the ranks of a communicator. Collective.
+
+    cfg: equal on all ranks. comm: an mpi4py communicator of ranks on one node, or None for one process without MPI.
+    layers: layers with weights of their own that share windows, workers and threads. schedule: "fused" (one-sided, tile by
+    tile) or "bulk" (count exchange, Alltoallv, experts, Alltoallv: the baseline). threads: workers a rank; default: the cores
+    this rank may use over the ranks that share them. placement: E ranks, one for each expert; default contiguous.
+    timeout: seconds a wait may see no progress.
+    Raises MismatchError where ranks disagree, InputError (a ValueError) on wrong arguments, MemoryProblem where windows do
+    not fit.
+    """
+
+    def __init__(
+        self,
+        cfg: MoEConfig,
+        comm: Any = None,
+        layers: int = 1,
+        schedule: Schedule = "fused",
+        threads: int | None = None,
+        placement: Sequence[int] | np.ndarray | None = None,
+        timeout: float = 120.0,
+    ) -> None:
+        self._runtime: Runtime | None = None
+        problem: Exception | None = None
+        world = comm.Get_size() if comm is not None else 1
+        try:
+            self._check(cfg, layers, schedule, threads, timeout)
+            self.placement = Placement(placement, cfg.experts, world)
+        except InputError as error:
+            problem = error
+        runtime = attach(comm, threads if problem is None else None, timeout if problem is None else 120.0)
+        try:
+            self._agree(runtime, problem, cfg, layers, schedule)
+            self.cfg, self.layers, self.schedule, self.timeout = cfg, layers, schedule, float(timeout)
+            self.comm, self.rank, self.world = comm, runtime.group.rank, world
+            self._mine = self.placement.mine(self.rank)
+            panels = -(-cfg.experts // LANES)
+            scratch = max(scratch_bytes(BATCH, cfg.gated), routing.scratch_bytes(panels))
+            runtime.require(shape_of(cfg, world, self.placement), lines(scratch) + LINE, threads)
+        except BaseException:
+            runtime.release()
+            raise
+        self._runtime = runtime
+        self.threads = threads or runtime.threads
+        runtime.objects += 1
+        self._object = runtime.objects
+        self._weights: list[Any] = [None] * layers
+        self._jobs: list[np.ndarray | None] = [None] * layers
+        self._filled = [-1] * layers
+        self._ids = aligned((cfg.max_tokens, cfg.top_k), np.int64)
+        self._combine_weights = aligned((cfg.max_tokens, cfg.top_k))
+        self._events: np.ndarray | None = None
+        self._totals = Totals()
+        self._dtype = np.dtype(cfg.dtype)
+        self._bulk = Bulk(runtime, self.timeout) if schedule == "bulk" else None
+
+    # ------------------------------------------------------------ set-up
+
+    @staticmethod
+    def _check(cfg: Any, layers: Any, schedule: Any, threads: Any, timeout: Any) -> None:
+        if not isinstance(cfg, MoEConfig):
+            raise InputError(f"cfg must be an aristos.MoEConfig, got {type(cfg).__name__}")
+        if not isinstance(layers, int) or layers < 1:
+            raise InputError(f"layers must be a positive int, got {layers!r}")
+        if schedule not in ("fused", "bulk"):
+            raise InputError(f"schedule must be 'fused' or 'bulk', got {schedule!r}")
+        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+            raise InputError(f"threads must be None or a positive int, got {threads!r}")
+        if not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
+            raise InputError(f"timeout must be a positive number of seconds, got {timeout!r}")
+
+    def _agree(self, runtime: Runtime, problem: Exception | None, cfg: Any, layers: Any, schedule: Any) -> None:
+        """Raise on every rank if one has a problem or they are not configured alike."""
+        mine = ""
+        if problem is None:
+            mine = f"{cfg!r}, layers={layers}, schedule={schedule!r}, placement={self.placement.ranks.tolist()}"
+        told = runtime.group.allgather((str(problem) if problem else None, mine), "layer configurations")
+        if problem is not None:
+            raise problem
+        for rank, (error, _) in enumerate(told):
+            if error is not None:
+                raise PeerInputError(f"rank {rank} refused its arguments: {error}")
+        for rank, (_, theirs) in enumerate(told):
+            if theirs != told[0][1]:
+                raise MismatchError(
+                    f"ranks are configured differently: rank 0 has {told[0][1]}; rank {rank} has {theirs}"
+                )
+
+    def load(
+        self,
+        layer: int = 0,
+        *,
+        up: Any,
+        down: Any,
+        router: Any = None,
+        gate: Any = None,
+        up_bias: Any = None,
+        gate_bias: Any = None,
+        down_bias: Any = None,
+        local: bool = False,
+        layout: Literal["in_out", "out_in"] = "in_out",
+    ) -> None:
+        """Take the weights of one layer; they are packed, so later changes to the arrays are not seen.
+
+        up, gate: [E, H, F], down: [E, F, H], router: [H, E], up_bias, gate_bias: [E, F], down_bias: [E, H], all float32; with
+        local=True only this rank's experts, in the order of their ids. layout="out_in": nn.Linear's order, up, gate [E, F, H],
+        down [E, H, F], router [E, H]. A router is needed unless every call brings its ids. Not collective.
+        """
+        from .weights import LayerWeights
+
+        self._alive()
+        self._check_layer(layer)
+        given = {
+            "up": up,
+            "down": down,
+            "router": router,
+            "gate": gate,
+            "up_bias": up_bias,
+            "gate_bias": gate_bias,
+            "down_bias": down_bias,
+        }
+        self._weights[layer] = LayerWeights(self.cfg, self._mine, local=local, layout=layout, arrays_in=given)
+        self._filled[layer] = -1
+        self._totals.clear()
+
+    @staticmethod
+    def memory(cfg: MoEConfig, world: int, placement: Sequence[int] | np.ndarray | None = None) -> int:
+        """Bytes of window a rank exposes for this layer on `world` ranks, before anything is allocated.
+
+        Rings (a source's rows of one call, at most 64 MiB over all sources or 64 rows each) + return rows (max_tokens * top_k) +
+        words; skew does not change it, nor does the number of layers.
+        """
+        return WindowLayout.of(shape_of(cfg, world, Placement(placement, cfg.experts, world))).nbytes
+
+    # ------------------------------------------------------------ calls
+
+    def __call__(
+        self,
+        x: Any,
+        ids: Any = None,
+        weights: Any = None,
+        layer: int = 0,
+        out: np.ndarray | None = None,
+        return_stats: bool = False,
+    ) -> Any:
+        """y = sum over a token's experts of weight * expert(x). Collective, in the same order on every rank.
+
+        x: [..., H] of cfg.dtype; y has its shape. ids: [..., k] integers (-1: choice not taken) and weights: [..., k] route from
+        outside. out: [..., H], contiguous, not overlapping x. With return_stats also a `CallStats`.
+        Raises InputError here, and PeerInputError or MismatchError on the other ranks; the layer stays usable.
+        """
+        runtime = self._alive()
+        runtime.enter()
+        call = self._prepare(x, ids, weights, layer, out)
+        return self._result(call, self._run(call), return_stats)
+
+    def start(
+        self,
+        x: Any,
+        ids: Any = None,
+        weights: Any = None,
+        layer: int = 0,
+        out: np.ndarray | None = None,
+        return_stats: bool = False,
+    ) -> PendingCall:
+        """Begin the same call in the background; `wait()` on what this returns ends it."""
+        runtime = self._alive()
+        runtime.enter()
+        call = self._prepare(x, ids, weights, layer, out)
+        done = runtime.background().submit(lambda: self._run(call))
+        return PendingCall(self, call, done, return_stats)
+
+    def _prepare(self, x: Any, ids: Any, weights: Any, layer: Any, out: Any) -> _Call:
+        """Check the arguments and fill the job; a refusal is kept in the call, because the other ranks are on their way."""
+        call = _Call()
+        try:
+            self._check_layer(layer)
+            call.layer = layer
+            loaded = self._weights[layer]
+            if loaded is None:
+                raise InputError(f"layer {layer} has no weights: load() it first")
+            call.x, lead = arrays.rows("x", x, self.cfg.hidden, self._dtype)
+            if len(call.x) > self.cfg.max_tokens:
+                raise InputError(f"x has {len(call.x)} tokens, more than max_tokens={self.cfg.max_tokens}")
+            self._take_routing(call, ids, weights, lead, loaded)
+            self._take_out(call, out, lead)
+            job = self._job(call.layer)
+            job[f.STATUS_IN] = f.OK
+            job[f.TOKENS] = len(call.x)
+            job[f.X] = call.x.ctypes.data
+            job[f.X_STRIDE] = call.x.strides[0]
+            job[f.Y] = call.out.ctypes.data  # type: ignore[union-attr]
+            job[f.ROUTED] = call.ids is not None
+            routed = (self._ids, self._combine_weights) if call.ids is None else (call.ids, call.weights)
+            job[f.IDS], job[f.WEIGHTS] = routed[0].ctypes.data, routed[1].ctypes.data  # type: ignore[union-attr]
+        except (InputError, TypeError, ValueError) as error:
+            call.error = error if isinstance(error, InputError) else InputError(str(error))
+            job = self._job(call.layer)
+            job[f.STATUS_IN], job[f.TOKENS], job[f.ROUTED] = f.REFUSED, 0, 0
+        except BaseException:
+            self._runtime.open = False  # type: ignore[union-attr]
+            raise
+        return call
+
+    def _take_routing(self, call: _Call, ids: Any, weights: Any, lead: tuple[int, ...], loaded: Any) -> None:
+        if (ids is None) != (weights is None):
+            raise InputError("ids and weights come together: give both, or neither and a router")
+        if ids is None:
+            if loaded.router is None:
+                raise InputError(f"layer {call.layer} was loaded without a router: give ids and weights")
+            return
+        shape = (*lead, self.cfg.top_k)
+        chosen, scale = arrays.view("ids", ids), arrays.view("weights", weights)
+        if chosen.shape != shape or chosen.dtype.kind not in "iu":
+            raise InputError(f"ids must be integers of shape {list(shape)}, got {chosen.dtype} {list(chosen.shape)}")
+        if scale.shape != shape or scale.dtype.kind != "f":
+            raise InputError(f"weights must be floats of shape {list(shape)}, got {scale.dtype} {list(scale.shape)}")
+        call.ids = np.ascontiguousarray(chosen, np.int64)
+        call.weights = np.ascontiguousarray(scale, np.float32)
+
+    def _take_out(self, call: _Call, out: Any, lead: tuple[int, ...]) -> None:
+        shape = (*lead, self.cfg.hidden)
+        if out is None:
+            call.result = call.out = np.empty(shape, self._dtype)
+            return
+        if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != self._dtype:
+            raise InputError(f"out must be a {self._dtype} array of shape {list(shape)}, got {_describe(out)}")
+        if not out.flags.c_contiguous or not out.flags.writeable:
+            raise InputError("out must be contiguous and writable")
+        if call.x is not None and np.may_share_memory(out, call.x):
+            raise InputError("out must not overlap x: rows of x are still read while outputs are written")
+        call.result = call.out = out
+
+    def _job(self, layer: int) -> np.ndarray:
+        """The job of a layer, filled anew when weights or windows have changed."""
+        runtime = self._runtime
+        assert runtime is not None
+        job = self._jobs[layer]
+        if job is None:
+            cfg = self.cfg
+            job = self._jobs[layer] = aligned((f.JOB_WORDS + cfg.experts + self.world + 1,), np.int64)
+            job[:] = 0
+            job[f.SLOT_OF], job[f.SLOT_START] = f.JOB_WORDS, f.JOB_WORDS + cfg.experts
+            job[f.JOB_WORDS : f.JOB_WORDS + cfg.experts] = self.placement.slot_of
+            job[f.JOB_WORDS + cfg.experts :] = self.placement.start
+            job[f.LOCAL] = len(self._mine)
+            job[f.EXPERTS], job[f.TOP_K] = cfg.experts, cfg.top_k
+            job[f.HIDDEN], job[f.FFN] = cfg.hidden, cfg.ffn
+            job[f.OBJECT], job[f.LAYER] = self._object, layer
+            job[f.ROW_BYTES] = FLOAT * cfg.hidden
+            job[f.SCORE], job[f.RENORMALIZE] = SCORES[cfg.router.score], cfg.router.renormalize
+            job[f.SCALE] = int(np.float32(cfg.router.scale).view(np.int32))
+            job[f.ACTIVATION] = CODES[cfg.activation]
+        if self._filled[layer] != runtime.version:
+            runtime.fill(job)
+            job[f.WORKERS] = min(self.threads, runtime.threads)
+            if self._weights[layer] is not None:
+                self._weights[layer].fill(job)
+                self._filled[layer] = runtime.version
+        if self._events is not None:
+            job[f.EVENTS], job[f.EVENTS_MAX] = self._events.ctypes.data, self._events.shape[1]
+        else:
+            job[f.EVENTS_MAX] = 0
+        return job
+
+    def _run(self, call: _Call) -> float:
+        """Run an entered call; returns its seconds."""
+        runtime, job = self._runtime, self._jobs[call.layer]
+        assert runtime is not None
+        assert job is not None
+        started = time.perf_counter()
+        if self._bulk is not None:
+            self._bulk.run(job)
+        else:
+            runtime.run(job, self.timeout)
+        seconds = time.perf_counter() - started
+        self._totals.add(runtime.state, runtime.counted, seconds)
+        return seconds
+
+    def _result(self, call: _Call, seconds: float, return_stats: bool) -> Any:
+        """The call's output, or its error."""
+        if call.error is not None:
+            raise call.error
+        runtime, job = self._runtime, self._jobs[call.layer]
+        assert runtime is not None
+        assert job is not None
+        state = runtime.state
+        if state[f.STATUS] != f.OK:
+            raise InputError(self._own_problem(call, int(state[f.STATUS])))
+        if self.world > 1:
+            self._raise_peer_problem(state[job[f.T_STATUS] :][: self.world])
+        if not return_stats:
+            return call.result
+        return call.result, call_stats(job, state, runtime.counted, schedule=self.schedule, seconds=seconds)
+
+    def _own_problem(self, call: _Call, status: int) -> str:
+        if status == f.BAD_IDS:
+            assert call.ids is not None
+            ids = call.ids.reshape(-1, self.cfg.top_k)
+            for t, row in enumerate(ids):
+                taken = row[row >= 0]
+                if (row < -1).any() or (row >= self.cfg.experts).any():
+                    return f"ids of token {t} must be in -1..{self.cfg.experts - 1}, got {row.tolist()}"
+                if len(set(taken.tolist())) < len(taken):
+                    return f"ids of token {t} name an expert twice: {row.tolist()}"
+        if call.weights is not None:
+            bad = np.flatnonzero(~np.isfinite(call.weights.reshape(-1, self.cfg.top_k)).all(1))
+            return f"weights must be finite, got {call.weights.reshape(-1, self.cfg.top_k)[bad[0]].tolist()} at token {bad[0]}"
+        return "router scores must be finite, got NaN or infinity: look for it in x and in the router's weights"
+
+    def _raise_peer_problem(self, statuses: np.ndarray) -> None:
+        for rank, status in enumerate(statuses):
+            if rank == self.rank or status == f.OK:
+                continue
+            if status == f.MISMATCH:
+                raise MismatchError(
+                    f"rank {rank} made another call than rank {self.rank}: layer, object, top_k or width differ;"
+                    " calls are collective and come in the same order on every rank"
+                )
+            why = {f.NOT_FINITE: "scores or weights that are not finite", f.BAD_IDS: "ids out of range or repeated"}
+            raise PeerInputError(
+                f"rank {rank} refused its input ({why.get(int(status), 'its own error says why')}), so this call has no result"
+            )
+
+    # ------------------------------------------------------------ looking in
+
+    def summary(self) -> Summary:
+        """Totals since load over all ranks: messages by size, times, and who waited for whom. Collective."""
+        runtime = self._alive()
+        share = self._totals.share(self.rank, self.world)
+        return summarize(runtime.group.allgather(share, "summaries"), "shm" if self.world > 1 else "self")
+
+    def timeline(self, on: bool, events: int = 100_000) -> None:
+        """Record what every worker does in the calls that follow, up to `events` a worker and call; `on=False` ends it."""
+        runtime = self._alive()
+        self._events = aligned((runtime.threads, events, f.EVENT_WORDS), np.int64) if on else None
+
+    def events(self) -> list[tuple[int, str, float, float, int, int]]:
+        """(worker, kind, start, end, peer or expert, rows) of the last call, in seconds on CLOCK_MONOTONIC."""
+        runtime = self._alive()
+        if self._events is None:
+            return []
+        found = []
+        for worker in range(runtime.threads):
+            n = int(runtime.state[runtime.tables.starts[f.T_COUNTERS] + f.COUNTER_WORDS * worker + f.N_EVENTS])
+            for kind, start, end, what, rows in self._events[worker, :n].tolist():
+                found.append((worker, KINDS.get(kind, "wait"), start * 1e-9, end * 1e-9, what, rows))
+        return found
+
+    # ------------------------------------------------------------ life
+
+    def _alive(self) -> Runtime:
+        if self._runtime is None:
+            raise ClosedError("this MoE is closed")
+        return self._runtime
+
+    def _check_layer(self, layer: Any) -> None:
+        if not isinstance(layer, int | np.integer) or not 0 <= layer < self.layers:
+            raise InputError(f"layer must be an int in 0..{self.layers - 1}, got {layer!r}")
+
+    def close(self) -> None:
+        """Give windows, threads and memory back; collective, and harmless when repeated."""
+        runtime, self._runtime = self._runtime, None
+        if runtime is not None:
+            self._weights, self._jobs = [], []
+            runtime.release()
+
+    def __enter__(self) -> MoE:
+        return self
+
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+        self.close()
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)}"
+    return type(value).__name__

@@ -1,0 +1,213 @@
+"""The layer in float64 NumPy, slow and obvious: what every other implementation is checked against.
+
+It is the definition and not an implementation: one loop over experts, one over choices, no blocking, no
+parallelism, no float32 anywhere. It refuses to be fast, to share code with what it checks, and to run across
+ranks.
+
+    s     = x Wr                                                       scores, [S, E]
+    h_e   = act(x up_e + up_bias_e)                                    ungated
+    h_e   = act(x gate_e + gate_bias_e) * (x up_e + up_bias_e)         gated
+    f_e   = h_e down_e + down_bias_e                                   one expert, [S, H]
+    y[t]  = sum over j of w[t,j] f_{ids[t,j]}(x[t])                    a choice of id -1 adds nothing
+
+Scores are float64 here and float32 in the layer, so two experts closer than float32 rounding may change
+places. A check of the arithmetic alone passes the layer's own `ids` and `weights`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .config import MoEConfig
+from .errors import InputError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def relu(x: Floats) -> Floats:
+    return np.maximum(x, 0.0)
+
+
+def gelu(x: Floats) -> Floats:
+    """x Phi(x) with the error function, not one of its approximations."""
+    return 0.5 * x * (1.0 + _erf(x / math.sqrt(2.0)))
+
+
+def gelu_tanh(x: Floats) -> Floats:
+    return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def silu(x: Floats) -> Floats:
+    """x sigmoid(x); sigmoid through tanh, because exp(-x) overflows for large negative x."""
+    return x * 0.5 * (1.0 + np.tanh(0.5 * x))
+
+
+ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {
+    "relu": relu,
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "silu": silu,
+}
+
+
+def softmax(scores: Floats) -> Floats:
+    """Softmax over the last axis, shifted by its largest entry."""
+    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def route(cfg: MoEConfig, x: ArrayLike, router: ArrayLike) -> tuple[Ints, Floats]:
+    """x: [S, H], router: [H, E] -> ids [S, k] int64, best first, and combine weights [S, k] float64.
+
+    The k experts are chosen by score, in which softmax keeps the order but may round two different scores to
+    one probability; equal scores go to the lowest id. Raises InputError for a score that is not finite.
+    """
+    scores = _floats("x", x, (None, cfg.hidden)) @ _floats("router", router, (cfg.hidden, cfg.experts))
+    if not np.isfinite(scores).all():
+        token = int(np.argmin(np.isfinite(scores).all(axis=1)))
+        raise InputError(f"router scores must be finite, got {scores[token].tolist()} for token {token}")
+    ids = np.argsort(-scores, axis=1, kind="stable")[:, : cfg.top_k].astype(np.int64)
+    if cfg.router.score == "softmax_topk":
+        weights = softmax(np.take_along_axis(scores, ids, axis=1))
+    else:
+        weights = np.take_along_axis(softmax(scores), ids, axis=1)
+        if cfg.router.renormalize:
+            weights = weights / weights.sum(axis=1, keepdims=True)
+    return ids, weights * cfg.router.scale
+
+
+def expert(
+    cfg: MoEConfig,
+    x: ArrayLike,
+    e: int,
+    *,
+    up: ArrayLike,
+    down: ArrayLike,
+    gate: ArrayLike | None = None,
+    up_bias: ArrayLike | None = None,
+    gate_bias: ArrayLike | None = None,
+    down_bias: ArrayLike | None = None,
+) -> Floats:
+    """x: [M, H] -> f_e(x) [M, H] float64. Weights as `moe` takes them; a bias of None is zero."""
+    H, F, E = cfg.hidden, cfg.ffn, cfg.experts
+    rows = _floats("x", x, (None, H))
+    act = ACTIVATIONS[cfg.activation]
+    h = rows @ _floats("up", up, (E, H, F))[e] + _bias("up_bias", up_bias, (E, F))[e]
+    if cfg.gated:
+        if gate is None:
+            raise InputError("gate must be given for a gated config, got None")
+        h = act(rows @ _floats("gate", gate, (E, H, F))[e] + _bias("gate_bias", gate_bias, (E, F))[e]) * h
+    else:
+        if gate is not None or gate_bias is not None:
+            raise InputError("gate and gate_bias must be None for a config with gated=False")
+        h = act(h)
+    return h @ _floats("down", down, (E, F, H))[e] + _bias("down_bias", down_bias, (E, H))[e]
+
+
+def moe(
+    cfg: MoEConfig,
+    x: ArrayLike,
+    *,
+    up: ArrayLike,
+    down: ArrayLike,
+    gate: ArrayLike | None = None,
+    router: ArrayLike | None = None,
+    up_bias: ArrayLike | None = None,
+    gate_bias: ArrayLike | None = None,
+    down_bias: ArrayLike | None = None,
+    ids: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+) -> Floats:
+    """x: [..., H] -> y [..., H] float64.
+
+    up, gate: [E, H, F]; down: [E, F, H]; router: [H, E]; up_bias, gate_bias: [E, F]; down_bias: [E, H].
+    ids [..., n] integers in -1..E-1 and weights [..., n] route from outside, for any n; without them `router`
+    routes. Raises InputError for a shape that does not fit, an id out of range, or no routing at all.
+    """
+    xs = np.asarray(x, dtype=np.float64)
+    rows = xs.reshape(-1, cfg.hidden)
+    if ids is None and weights is None and router is not None:
+        ids, weights = route(cfg, rows, router)
+    if ids is None or weights is None:
+        raise InputError("give router, or ids and weights together")
+    choices = np.asarray(ids)
+    n = choices.shape[-1]
+    choices = choices.reshape(len(rows), n)
+    w = np.asarray(weights, dtype=np.float64).reshape(len(rows), n)
+    if choices.size and (choices.min() < -1 or choices.max() >= cfg.experts):
+        raise InputError(f"ids must lie in -1..{cfg.experts - 1}, got {choices.min()}..{choices.max()}")
+    tensors: dict[str, Any] = {"up": up, "down": down, "gate": gate}
+    biases: dict[str, Any] = {"up_bias": up_bias, "gate_bias": gate_bias, "down_bias": down_bias}
+    y = np.zeros_like(rows)
+    for e in range(cfg.experts):
+        tokens = np.nonzero((choices == e).any(axis=1))[0]
+        if len(tokens) == 0:
+            continue
+        out = expert(cfg, rows[tokens], e, **tensors, **biases)
+        for j in range(n):
+            taken = choices[tokens, j] == e
+            y[tokens[taken]] += w[tokens[taken], j, None] * out[taken]
+    return y.reshape(xs.shape)
+
+
+def weights(cfg: MoEConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
+    """Random float32 weights for `cfg`, equal for equal (cfg, seed): what `moe` and `MoE.load` take by name.
+
+    Keys: router, up, down; gate with cfg.gated; up_bias, down_bias (and gate_bias) with cfg.bias. Projections
+    have standard deviation 1/sqrt(rows summed over), so that outputs stay near the size of the inputs.
+    """
+    rng = np.random.default_rng(seed)
+    H, F, E = cfg.hidden, cfg.ffn, cfg.experts
+
+    def normal(shape: tuple[int, ...], scale: float) -> NDArray[np.float32]:
+        return rng.standard_normal(shape, dtype=np.float32) * np.float32(scale)
+
+    made = {
+        "router": normal((H, E), H**-0.5),
+        "up": normal((E, H, F), H**-0.5),
+        "down": normal((E, F, H), F**-0.5),
+    }
+    if cfg.gated:
+        made["gate"] = normal((E, H, F), H**-0.5)
+    if cfg.bias:
+        made["up_bias"] = normal((E, F), 0.1)
+        made["down_bias"] = normal((E, H), 0.1)
+        if cfg.gated:
+            made["gate_bias"] = normal((E, F), 0.1)
+    return made
+
+
+def error(y: ArrayLike, ref: ArrayLike) -> float:
+    """The project's one relative error: max |y - ref| / max |ref|, over all entries, in float64.
+
+    0.0 for empty arrays; where ref is all zero, the absolute error; infinite where y or ref is not finite, so
+    that no comparison with a bound lets a NaN pass. Raises InputError where the shapes differ.
+    """
+    a, b = np.asarray(y, dtype=np.float64), np.asarray(ref, dtype=np.float64)
+    if a.shape != b.shape:
+        raise InputError(f"y must have the shape of ref {b.shape}, got {a.shape}")
+    if a.size == 0:
+        return 0.0
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return math.inf
+    return float(np.abs(a - b).max() / (np.abs(b).max() or 1.0))
+
+
+def _floats(name: str, value: ArrayLike, shape: tuple[int | None, ...]) -> Floats:
+    array = np.asarray(value, dtype=np.float64)
+    fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape))
+    if not fits:
+        raise InputError(f"{name} must have shape {shape}, got {array.shape}")
+    return array
+
+
+def _bias(name: str, value: ArrayLike | None, shape: tuple[int, ...]) -> Floats:
+    return np.zeros(shape) if value is None else _floats(name, value, shape)

@@ -1,0 +1,124 @@
+"""The CPU substrate: a worker is a thread that runs steps in compiled code, without the GIL, until the call ends."""
+
+from .. import memory as mem
+from ..compile import jit
+from ..engine import steps
+from ..engine import fields as f
+from ..kernels.cpu import llvm  # noqa: F401  registers the lowerings of memory.py
+
+HEARTBEAT_NS = 20_000_000
+
+
+@jit
+def note(job, st, worker, kind, start, end, what, rows):
+    """Keep an event for the timeline, if one is being recorded and there is room."""
+    n = job[f.T_COUNTERS] + f.COUNTER_WORDS * worker + f.N_EVENTS
+    if st[n] >= job[f.EVENTS_MAX]:
+        return
+    a = job[f.EVENTS] + 8 * f.EVENT_WORDS * (worker * job[f.EVENTS_MAX] + st[n])
+    st[n] += 1
+    mem.store(a, kind)
+    mem.store(a + 8, start)
+    mem.store(a + 16, end)
+    mem.store(a + 24, what)
+    mem.store(a + 32, rows)
+
+
+@jit
+def charge_put(st, table, nbytes, nanoseconds):
+    """Count a put in its size class: up to 256 bytes, 1 KiB, 4 KiB, ... 16 MiB, more."""
+    size, limit = 0, 256
+    while nbytes > limit and size < f.SIZE_CLASSES - 1:
+        size, limit = size + 1, limit * 4
+    st[table + 3 * size] += 1
+    st[table + 3 * size + 1] += nbytes
+    st[table + 3 * size + 2] += nanoseconds
+
+
+@jit
+def charge(job, st, worker, kind, start, end):
+    """Add a command's time to the worker's counters."""
+    n = job[f.T_COUNTERS] + f.COUNTER_WORDS * worker
+    if kind == f.EXPERT:
+        n += f.N_EXPERT
+    elif kind == f.DISPATCH:
+        c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
+        charge_put(st, n + f.N_MESSAGES, st[c + f.C_ROWS] * job[f.ROW_BYTES], end - start)
+        n += f.N_DISPATCH
+    elif kind == f.COMBINE:
+        n += f.N_COMBINE
+    elif kind == f.ROUTE:
+        n += f.N_ROUTE
+    else:
+        n += f.N_PACK
+    st[n] += end - start
+    if job[f.EVENTS_MAX] != 0:
+        c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
+        note(job, st, worker, kind, start, end, st[c + f.C_A], st[c + f.C_ROWS])
+
+
+@jit
+def charge_idle(job, st, worker, peer, start, end):
+    """Add idle time to the worker, and to the peer that was waited for when it began."""
+    st[job[f.T_COUNTERS] + f.COUNTER_WORDS * worker + f.N_IDLE] += end - start
+    mem.fetch_add(st.ctypes.data + 8 * (job[f.T_PEER_WAIT] + peer), end - start)
+    if job[f.EVENTS_MAX] != 0:
+        note(job, st, worker, f.IDLE, start, end, peer, 0)
+
+
+@jit
+def rest(job, sweeps):
+    """Spin briefly, then give the core away; never sleep within a call."""
+    if sweeps < job[f.SPINS]:
+        for _ in range(8):
+            mem.pause()
+    else:
+        mem.yield_core()
+
+
+@jit
+def show_life(job, st, worker, now):
+    """Publish this rank's progress every so often."""
+    if worker == 0 and now - st[f.HEARTBEAT] > HEARTBEAT_NS:
+        st[f.HEARTBEAT] = now
+        steps.heartbeat(job, st, st[f.PROGRESS])
+
+
+@jit
+def work(job, st, worker):
+    """Run steps until the call has ended (RAN), somebody failed (POISONED) or a slice of time is over (PAUSED: call again)."""
+    started = mem.clock()
+    now = started
+    idle_since, idle_peer, sweeps = 0, 0, 0
+    while True:
+        kind = steps.decide(job, st, worker)
+        if kind == f.IDLE:
+            if idle_since == 0:
+                idle_since = mem.clock()
+                idle_peer = job[f.RANK]
+                if st[f.PHASE] == f.PHASE_RUN:
+                    idle_peer = st[job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker + f.C_A]
+            sweeps += 1
+            rest(job, sweeps)
+            if sweeps % 32 == 0:
+                now = mem.clock()
+                show_life(job, st, worker, now)
+                if now - started > job[f.PAUSE_NS]:
+                    charge_idle(job, st, worker, idle_peer, idle_since, now)
+                    return f.PAUSED
+            continue
+        start = mem.clock()
+        if idle_since != 0:
+            charge_idle(job, st, worker, idle_peer, idle_since, start)
+            idle_since, sweeps = 0, 0
+        if kind == f.FINISH:
+            return f.RAN
+        if kind == f.FAIL:
+            return f.POISONED
+        steps.execute(job, st, worker, kind)
+        now = mem.clock()
+        charge(job, st, worker, kind, start, now)
+        steps.publish(job, st, worker, kind)
+        if now - started > job[f.PAUSE_NS]:
+            show_life(job, st, worker, now)
+            return f.PAUSED

@@ -1,0 +1,302 @@
+"""What all layers and objects on one communicator share: windows, state, workers, and the one open call.
+
+A runtime grows to the largest of its users while no call is open, and ends with the last of them.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import Any
+
+import numpy as np
+
+from ..compile import warm_up
+from ..engine import arrivals, packing, steps
+from ..engine import fields as f
+from ..engine.layout import LINE, Shape, StateLayout, WindowLayout, poison_word, progress_word
+from ..errors import ClosedError, OpenCallError, PoisonedError, WaitTimeout
+from ..kernels.cpu.gemm import aligned
+from ..stats import Tables
+from ..transport.group import Group
+from .cpu import work
+from .workers import Background, Workers
+
+TILE = 96  # rows of a tile, and of a run of the expert kernel
+BATCH = 2 * TILE  # most rows of a run
+MERGE_ROWS = 32  # fewer rows than this wait a little for more of their expert
+PATIENCE = 200  # idle sweeps that they wait
+PAUSE_NS = 100_000_000  # compiled code comes back to Python at least this often
+OVERDUE = 10  # a peer in user code may be this many times the timeout late
+CAUSES = {f.CAUSE_TIMEOUT: "a wait ran out", f.CAUSE_INTERRUPT: "it was interrupted", f.CAUSE_ERROR: "it failed"}
+
+_runtimes: dict[int, Runtime] = {}
+_keyval: int | None = None
+
+
+def signature(job: np.ndarray, state: np.ndarray, worker: bool = True) -> tuple:
+    """Numba types of a step's arguments."""
+    from numba import typeof, types
+
+    return (typeof(job), typeof(state), types.int64) if worker else (typeof(job), typeof(state))
+
+
+class Runtime:
+    """The engine of one communicator."""
+
+    def __init__(self, group: Group, threads: int | None) -> None:
+        self.group = group
+        cores, sharing = group.cores()
+        self.threads = threads or cores
+        self.crowded = sharing > 1 or self.threads > cores
+        self.shape: Shape | None = None
+        self.layout: WindowLayout | None = None
+        self.version = 0  # counts re-allocations: jobs made for an earlier one are refilled
+        self.epoch = 0
+        self.users = 0
+        self.objects = 0
+        self.open = False
+        self.broken: str | None = None
+        self.events: np.ndarray | None = None
+        self._window: Any = None
+        self._lock = aligned((8,), np.int64)
+        self._workers: Workers | None = None
+        self._background: Background | None = None
+        self._scratch = aligned((0,), np.uint8)
+
+    # ------------------------------------------------------------ life
+
+    def require(self, shape: Shape, scratch: int, threads: int | None = None) -> None:
+        """Make room for `shape`, `scratch` bytes a worker and `threads` workers; collective, while no call is open."""
+        self._refuse_open()
+        workers = max(threads or 0, self.threads)
+        scratch = max(scratch, self._scratch.size // self.threads // LINE * LINE)
+        if scratch * workers > self._scratch.size:
+            self._scratch = aligned((scratch * workers,), np.uint8)
+            self.version += 1
+        if self.shape is not None:
+            shape = self.shape.union(shape)
+        grown = shape != self.shape or workers != self.threads
+        if any(self.group.allgather(grown, "the size of the engine")):
+            self.threads = workers
+            self._allocate(shape)
+
+    def _allocate(self, shape: Shape) -> None:
+        """New windows and a new state; counters start again."""
+        for old in (self._window, self._workers):
+            if old is not None:
+                old.close()
+        self.shape, self.layout = shape, WindowLayout.of(shape)
+        self.tables = StateLayout(shape, self.threads, BATCH)
+        self.counted = Tables(self.tables.starts, self.threads, self.group.world)
+        self._window = self.group.window(self.layout.nbytes)
+        self.state = aligned((self.tables.words,), np.int64)
+        self.state[:] = 0
+        self.state[self.tables.starts[f.T_BASE] :][: self.group.world] = self._window.base
+        self._lock[0] = 0
+        self.epoch = 0
+        self.version += 1
+        self._compile()
+        self._workers = Workers(self.threads)
+
+    def _compile(self) -> None:
+        job = np.zeros(f.JOB_WORDS + 1, np.int64)
+        step, plain = signature(job, self.state), signature(job, self.state, worker=False)
+        warm_up([(work, step), (packing.begin, plain), (steps.heartbeat, step), (arrivals.poisoned, plain)])
+
+    def fill(self, job: np.ndarray) -> None:
+        """Write into a job what every call on this runtime has in common."""
+        assert self.layout is not None and self.shape is not None
+        self.layout.fill(job)
+        self.tables.fill(job)
+        job[f.RANK], job[f.WORLD], job[f.WORKERS] = self.group.rank, self.group.world, self.threads
+        job[f.STRIDE], job[f.RING_ROWS], job[f.SLOTS] = self.shape.stride, self.shape.ring_rows, self.shape.slots
+        job[f.MAX_LOCAL] = self.shape.max_local
+        job[f.TILE], job[f.BATCH], job[f.MERGE_ROWS], job[f.PATIENCE] = TILE, BATCH, MERGE_ROWS, PATIENCE
+        job[f.PAUSE_NS], job[f.SPINS] = PAUSE_NS, 4 if self.crowded else 2000
+        job[f.LOCK] = self._lock.ctypes.data
+        job[f.SCRATCH] = self._scratch.ctypes.data
+        job[f.SCRATCH_STEP] = self._scratch.size // self.threads // 64 * 64
+        job[f.RETURN_BASE] = self._window.base[self.group.rank] + self.layout.return_rows
+
+    def release(self) -> None:
+        """One user less; the last one frees everything. Collective."""
+        self.users -= 1
+        if self.users:
+            return
+        for pool in (self._workers, self._background):
+            if pool is not None:
+                pool.close()
+        _forget(self)
+        if self.broken is None:
+            with self.group.bounded("the other ranks to free windows"):
+                if self._window is not None:
+                    self._window.close()
+                self.group.free()
+
+    # ------------------------------------------------------------ calls
+
+    def _refuse_open(self) -> None:
+        if self.broken is not None:
+            raise ClosedError(f"the engine of this communicator is unusable: {self.broken}; make a new communicator")
+        if self.open:
+            raise OpenCallError("a call is open on this communicator: wait() for it before the next one")
+
+    def enter(self) -> None:
+        """Open a call."""
+        self._refuse_open()
+        self.open = True
+        self.epoch += 1
+
+    def background(self) -> Background:
+        """The thread that makes calls for `start`."""
+        if self._background is None:
+            self._background = Background()
+        return self._background
+
+    def run(self, job: np.ndarray, timeout: float) -> None:
+        """Run an entered call to its end as worker 0, then close it."""
+        assert self._workers is not None
+        state = self.state
+        job[f.EPOCH] = self.epoch
+        try:
+            packing.begin(job, state)
+            self._workers.release(job, state)
+            code = work(job, state, 0)
+            patience = _Patience(self, job, timeout) if code == f.PAUSED else None
+            while code == f.PAUSED:
+                assert patience is not None
+                patience.check()
+                code = work(job, state, 0)
+            if code == f.POISONED:
+                self._raise_poison(job)
+            self._workers.gather()
+            if self.group.world > 1:
+                steps.heartbeat(job, state, -1)
+        except BaseException as error:
+            self._fail(job, error)
+            raise
+        finally:
+            self.open = False
+
+    def _raise_poison(self, job: np.ndarray) -> None:
+        peer = int(arrivals.poisoned(job, self.state))
+        if peer < 0:
+            raise PoisonedError(f"rank {self.group.rank}: a worker failed in epoch {self.epoch}")
+        from ..memory import load
+
+        address = int(poison_word(job, self.state, self.group.rank, peer))
+        epoch, origin, cause = load(address), load(address + 8), load(address + 16)
+        error = PoisonedError(
+            f"rank {self.group.rank}: rank {origin} gave up in epoch {epoch} because {CAUSES.get(cause, cause)}"
+            f" (told by rank {peer}); its own message says more"
+        )
+        error.origin = origin  # type: ignore[attr-defined]
+        raise error
+
+    def _fail(self, job: np.ndarray, error: BaseException) -> None:
+        """Leave no rank and no worker waiting for this call."""
+        cause = f.CAUSE_ERROR
+        if isinstance(error, WaitTimeout):
+            cause = f.CAUSE_TIMEOUT
+        elif isinstance(error, KeyboardInterrupt | SystemExit):
+            cause = f.CAUSE_INTERRUPT
+        self.broken = f"{type(error).__name__}: {error}"
+        steps.poison(job, self.state, getattr(error, "origin", self.group.rank), cause)
+        assert self._workers is not None
+        self._workers.gather()
+
+
+class _Patience:
+    """Bounds a call: raises when the rank that is waited for has not moved for too long."""
+
+    def __init__(self, runtime: Runtime, job: np.ndarray, timeout: float) -> None:
+        self.runtime, self.job, self.timeout = runtime, job, timeout
+        self.seen: Any = None
+        self.since = time.monotonic()
+        self.warned = False
+
+    def check(self) -> None:
+        """Call after each slice of a call that is not done yet."""
+        runtime, job, state = self.runtime, self.job, self.runtime.state
+        peer = int(arrivals.awaited(job, state))
+        epoch, phase = self._published(peer)
+        now = time.monotonic()
+        seen = (int(state[f.PROGRESS]), peer, epoch, phase)
+        if seen != self.seen:
+            self.seen, self.since, self.warned = seen, now, False
+            return
+        waited = now - self.since
+        if peer == runtime.group.rank or waited < self.timeout:
+            return
+        inside = phase >= 0 and epoch == runtime.epoch
+        if inside or waited > OVERDUE * self.timeout:
+            raise WaitTimeout(self._message(peer, epoch, phase, waited))
+        if not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"rank {runtime.group.rank} has waited {waited:.0f} s for rank {peer}, which has not made its call"
+                f" of epoch {runtime.epoch} yet; it gives up after {OVERDUE * self.timeout:.0f} s",
+                stacklevel=2,
+            )
+
+    def _published(self, peer: int) -> tuple[int, int]:
+        from ..memory import load_acquire
+
+        if peer == self.runtime.group.rank:
+            return self.runtime.epoch, 0
+        address = int(progress_word(self.job, self.runtime.state, self.runtime.group.rank, peer))
+        phase = load_acquire(address + 8)
+        return load_acquire(address), phase
+
+    def _message(self, peer: int, epoch: int, phase: int, waited: float) -> str:
+        state, job, me = self.runtime.state, self.job, self.runtime.group.rank
+
+        def table(name: int) -> int:
+            return int(state[job[name] + peer])
+
+        if table(f.T_ANNOUNCED) == f.UNANNOUNCED:
+            what = f"its announcement of epoch {self.runtime.epoch}"
+        elif table(f.T_LEFT) > 0:
+            what = f"{table(f.T_LEFT)} announced rows after tile {table(f.T_READ_TILES)}"
+        else:
+            what = f"the return of tile {table(f.T_SEEN_TILES)} of {table(f.T_SENT_TILES)} sent"
+        return (
+            f"rank {me} waited {waited:.1f} s (timeout {self.timeout:g} s) for rank {peer} in epoch"
+            f" {self.runtime.epoch}: {what}; last seen of it: epoch {epoch}, phase {phase}"
+        )
+
+
+def attach(comm: Any, threads: int | None, timeout: float) -> Runtime:
+    """The runtime of a communicator, made on first use; collective. Every `attach` needs one `release`."""
+    key = _key(comm)
+    runtime = _runtimes.get(key)
+    if runtime is None or runtime.broken is not None:
+        group = Group(comm, timeout)
+        group.check_one_node()
+        runtime = Runtime(group, threads)
+        _runtimes[key] = runtime
+    runtime.users += 1
+    return runtime
+
+
+def _key(comm: Any) -> int:
+    """A number for a communicator that is not given to another one while it lives."""
+    global _keyval
+    if comm is None:
+        return -1
+    from mpi4py import MPI
+
+    if _keyval is None:
+        _keyval = MPI.Comm.Create_keyval()
+    number = comm.Get_attr(_keyval)
+    if number is None:
+        number = len(_runtimes) and max(_runtimes) + 1
+        comm.Set_attr(_keyval, number)
+    return number
+
+
+def _forget(runtime: Runtime) -> None:
+    for key, value in list(_runtimes.items()):
+        if value is runtime:
+            del _runtimes[key]

@@ -1,0 +1,126 @@
+"""The ranks of an EP group, and the few blocking MPI calls that Aristos makes: each is bounded by a watchdog."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from ..errors import EnvironmentProblem
+from .shm import ShmWindow
+from .window import SelfWindow, Window
+
+_TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+
+
+class Watchdog:
+    """Ends the job when a blocking MPI call takes longer than it may, naming who waited for what."""
+
+    def __init__(self, abort: Any, who: str) -> None:
+        self._abort, self._who = abort, who
+        self._wait: tuple[str, float, float] | None = None  # what, since, limit
+        self._thread: threading.Thread | None = None
+
+    @contextlib.contextmanager
+    def watch(self, what: str, limit: float) -> Iterator[None]:
+        """Bound the MPI call in the block to `limit` seconds."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="aristos-watchdog", daemon=True)
+            self._thread.start()
+        self._wait = (what, time.monotonic(), limit)
+        try:
+            yield
+        finally:
+            self._wait = None
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(0.25)
+            wait = self._wait
+            if wait is not None and time.monotonic() - wait[1] > wait[2]:
+                what, since, limit = wait
+                print(
+                    f"aristos: {self._who} waited {time.monotonic() - since:.1f} s (limit {limit:g} s) for {what};"
+                    " a rank is missing or in another collective call; aborting the job",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                self._abort()
+
+
+class Group:
+    """An EP group: rank, world, and collectives that cannot hang silently. `comm` None is a group of one without MPI."""
+
+    def __init__(self, comm: Any = None, timeout: float = 120.0) -> None:
+        self.timeout = timeout
+        self.comm = None
+        self.rank, self.world = 0, 1
+        if comm is None:
+            _warn_if_launched()
+            return
+        self.rank, self.world = comm.Get_rank(), comm.Get_size()
+        self._watchdog = Watchdog(lambda: comm.Abort(86), f"rank {self.rank}")
+        with self._watchdog.watch("the other ranks to make a layer (MPI_Comm_dup)", timeout):
+            self.comm = comm.Dup()
+
+    def allgather(self, value: Any, what: str) -> list[Any]:
+        """Everybody's `value`, in rank order."""
+        if self.comm is None:
+            return [value]
+        with self._watchdog.watch(f"the other ranks ({what})", self.timeout):
+            return self.comm.allgather(value)
+
+    @contextlib.contextmanager
+    def bounded(self, what: str) -> Iterator[None]:
+        """Bound a blocking MPI call in the block."""
+        if self.comm is None:
+            yield
+        else:
+            with self._watchdog.watch(what, self.timeout):
+                yield
+
+    def window(self, nbytes: int) -> Window:
+        """A window of `nbytes` a rank; collective."""
+        if self.comm is None:
+            return SelfWindow(nbytes)
+        with self.bounded("the other ranks to allocate windows"):
+            return ShmWindow(self.comm, nbytes)
+
+    def check_one_node(self) -> None:
+        """Raise unless all ranks share a node: this version has no transport between nodes."""
+        nodes = {name for name, _ in self.allgather((os.uname().nodename, 0), "host names")}
+        if len(nodes) > 1:
+            raise EnvironmentProblem(
+                f"the ranks are on {len(nodes)} nodes ({', '.join(sorted(nodes)[:4])}); transports of this version"
+                " (self, shm) work inside one node: give MoE a communicator from comm.Split_type(MPI.COMM_TYPE_SHARED)"
+            )
+
+    def cores(self) -> tuple[int, int]:
+        """(cores this rank may use divided by the ranks that share them, at least 1; ranks a core is shared by)."""
+        mine = frozenset(os.sched_getaffinity(0))
+        masks = self.allgather((os.uname().nodename, mine), "core masks")
+        sharing = sum(1 for host, mask in masks if host == os.uname().nodename and mask & mine)
+        return max(1, len(mine) // sharing), -(-sharing // len(mine))
+
+    def free(self) -> None:
+        """Give the communicator back; collective."""
+        if self.comm is not None:
+            self.comm.Free()
+            self.comm = None
+
+
+def _warn_if_launched() -> None:
+    for name in _TASKS:
+        value = os.environ.get(name, "")
+        if value.isdigit() and int(value) > 1:
+            warnings.warn(
+                f"comm=None in one of {value} tasks ({name}): every task computes alone;"
+                " pass comm=MPI.COMM_WORLD to share the experts",
+                stacklevel=5,
+            )
+            return

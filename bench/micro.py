@@ -1,0 +1,62 @@
+"""The three measurements beside the rounds: the micro-kernel's peak, time outside kernels and waits, and signals.
+
+Each asks the library for its own number (kernels.gemm_peak, CallStats, the bench's signal suite). It refuses to
+time anything with a clock of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jobs import INPUTS, Job
+from numpy.typing import NDArray
+
+PEAK_SECONDS = 0.1
+CALLS = 200
+SIGNAL_SECONDS = 4.0
+
+
+def peak() -> float:
+    """GFLOP/s of this rank's micro-kernel on operands in L1, while the other ranks run theirs."""
+    from aristos import kernels
+
+    return float(kernels.gemm_peak(seconds=PEAK_SECONDS))
+
+
+def outside(comm: Any, job: Job, peer: Any) -> NDArray[np.float64]:
+    """[2, calls] seconds of the slowest rank; collective.
+
+    First what a call spends neither in expert kernels nor waiting: routing, row copies, combine and the engine's own
+    work; then the last of these alone. Waits are the worker's idle time, which holds its waits for peers.
+    """
+    mine = []
+    for i in range(CALLS):
+        x, ids, weights = job.xs[i % INPUTS], job.ids[i % INPUTS], job.weights[i % INPUTS]
+        comm.Barrier()
+        stats = peer.stats(x, ids, weights)
+        mine.append((stats.call_seconds - stats.compute_seconds - stats.idle_seconds, stats.other_seconds))
+    everyones = np.array(comm.allgather(mine[CALLS // 10 :]))  # [world, calls, 2]
+    slowest: NDArray[np.float64] = everyones.max(axis=0).T
+    return slowest
+
+
+def signal(comm: Any, seed: int) -> dict[int, list[float]]:
+    """Payload bytes -> microseconds of each sample, there and back, from the bench's own suite; collective."""
+    from aristos.bench import options, registry
+    from aristos.bench.context import Context
+    from aristos.bench.world import World
+
+    suites = registry.suites()
+    if "signal" not in suites or comm.size < 2:
+        return {}
+    result = suites["signal"].run(Context(World(comm), options.Options(seed=seed), SIGNAL_SECONDS))
+    if not result.ok:
+        raise RuntimeError("the signal suite found payloads that did not come back as they were sent")
+    (table,) = result.tables
+    trips = table.variables["round_trip"].values  # [origin, target, size, sample] seconds, NaN where not taken
+    samples = {}
+    for i, size in enumerate(table.dims["size"].values.tolist()):
+        taken = trips[:, :, i][np.isfinite(trips[:, :, i])]
+        samples[int(size)] = (1e6 * taken).tolist()
+    return samples

@@ -1,0 +1,153 @@
+"""The run as Markdown: times, ratios, and the asked figures beside the reached ones.
+
+The text goes between two marker comments of a page, so that prose around it stays. It refuses to compute anything:
+figures.py does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from figures import Figure, Spread, gflops, peak_share, ratio
+from peers import ENTRIES
+from rounds import BOUND, Measured
+
+BEGIN = "<!-- compare:begin (written by bench/compare.py; edit outside the markers) -->"
+END = "<!-- compare:end -->"
+PAGE = "# Performance\n\nWritten by `make compare`.\n"
+
+
+def markdown(shapes: list[Measured], asked: list[Figure], facts: list[str], picture: str | None) -> str:
+    """Everything between the markers."""
+    parts = ["\n".join(f"- {fact}" for fact in facts), _times(shapes), _ratios(shapes), _asked(asked)]
+    notes = _notes(shapes)
+    if notes:
+        parts.append("\n".join(f"- {note}" for note in notes))
+    if picture:
+        parts.append(f"![The comparison as bars]({picture})")
+    return "\n\n".join(parts) + "\n"
+
+
+def splice(path: Path, text: str) -> None:
+    """Put the text between the markers of the page, at its end if it has none, or into a new page."""
+    page = path.read_text(encoding="utf-8") if path.exists() else PAGE
+    begin, end = page.find(BEGIN), page.find(END)
+    if (begin < 0) != (end < 0) or begin > end:
+        raise ValueError(f"{path} must have both markers or none, in order: {BEGIN!r} and {END!r}")
+    if begin < 0:
+        page = page.rstrip("\n") + f"\n\n{BEGIN}\n{END}\n"
+        begin, end = page.find(BEGIN), page.find(END)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(page[: begin + len(BEGIN)] + f"\n\n{text}\n" + page[end:], encoding="utf-8")
+    aside.replace(path)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, first column to the left and the others to the right."""
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _peers(shapes: list[Measured]) -> list[str]:
+    return [name for name in ENTRIES if any(name in m.times for m in shapes)]
+
+
+def _label(m: Measured) -> str:
+    return str(m.shape) if m.shape.name == str(m.shape) else f"{m.shape.name} {m.shape}"
+
+
+def _times(shapes: list[Measured]) -> str:
+    """Milliseconds and GFLOP/s per rank."""
+    peers = _peers(shapes)
+    head = ["tokens/H/F/E/k", *(ENTRIES[p].title for p in peers), "micro-kernel's peak", "busiest rank"]
+    rows = []
+    for m in shapes:
+        cells = [_cell(m, p) for p in peers]
+        peak = "-" if m.peak is None else f"({np.median(m.peak):.0f})"
+        share = f"{100 * m.busiest.mean() / m.mean.mean() - 100:+.1f} %" if m.iters else "-"
+        rows.append([_label(m), *cells, peak, share])
+    says = (
+        "Milliseconds of a call, in brackets GFLOP/s per rank: the slowest rank of each call, the median of a turn's "
+        "calls, the median over rounds. Last column: rows of the rank with most of them, over the mean."
+    )
+    return f"{says}\n\n{table(head, rows)}"
+
+
+def _cell(m: Measured, peer: str) -> str:
+    rate = gflops(m, peer)
+    if rate is None:
+        return "wrong" if peer in m.wrong() else "-"
+    ms = 1e3 * float(np.median(m.turns(peer)))
+    return f"{number(ms)} ({rate.median:.0f})"
+
+
+def _ratios(shapes: list[Measured]) -> str:
+    """How many times as long as Aristos fused, and the share of the peak."""
+    peers = [p for p in _peers(shapes) if p != "fused"]
+    head = ["shape", *(ENTRIES[p].title for p in peers), "fused, share of peak", "bulk, share of peak", "error"]
+    rows = []
+    for m in shapes:
+        shares = [peak_share(m, p) for p in ("fused", "bulk")]
+        percents = [_spread(s, lambda v: f"{100 * v:.1f}", " %") for s in shares]
+        error = f"{max(m.errors.values()):.1e}" if m.errors else "-"
+        rows.append([m.shape.name, *(_spread(ratio(m, p), _two, "") for p in peers), *percents, error])
+    says = (
+        "Time of each peer over that of Aristos fused in the same round: median (least - most) over rounds. Share of "
+        "peak: what the busiest rank's GEMMs take at the micro-kernel's peak, measured in the same round, over the "
+        f"time of the call. Error: the largest of any peer, relative to float64 (bound {BOUND:.0e})."
+    )
+    return f"{says}\n\n{table(head, rows)}"
+
+
+def _asked(asked: list[Figure]) -> str:
+    rows = []
+    for figure in asked:
+        sign = "≥" if figure.at_least else "<"
+        bound = f"{sign} {figure.asked:g} {figure.unit}".rstrip()
+        if figure.reached is None:
+            rows.append([figure.what, bound, figure.why, "not measured"])
+        else:
+            unit = f" {figure.unit}" if figure.unit else ""
+            rows.append([figure.what, bound, _spread(figure.reached, number, unit), "yes" if figure.met else "no"])
+    met = sum(figure.met for figure in asked)
+    head = ["figure", "asked", "reached", "met"]
+    return f"Asked and reached: {met} of {len(asked)} met.\n\n{table(head, rows)}"
+
+
+def _notes(shapes: list[Measured]) -> list[str]:
+    """What a reader must know beside the numbers."""
+    notes = []
+    for peer in ENTRIES:
+        whys = {m.absent[peer] for m in shapes if peer in m.absent}
+        notes += [f"{ENTRIES[peer].title} did not run: {why}." for why in sorted(whys)]
+        wrong = [m.shape.name for m in shapes if peer in m.wrong()]
+        if wrong:
+            notes.append(f"{ENTRIES[peer].title} gave WRONG outputs on {', '.join(wrong)} and was not timed there.")
+    bits = [m.same_bits for m in shapes if m.same_bits is not None]
+    if bits:
+        notes.append(f"Fused and bulk outputs are {'equal' if all(bits) else 'NOT EQUAL'} bit for bit on every shape.")
+    notes.append("Every peer computes the same rows: no padding, no drops, routing from outside, float32, one thread.")
+    return notes
+
+
+def number(value: float) -> str:
+    """Three significant digits; never rounded across a power of ten into an exponent unless tiny."""
+    if value != 0 and abs(value) < 1e-3:
+        return f"{value:.1e}"
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
+    return f"{value:.{digits}f}"
+
+
+def _two(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def _spread(spread: Spread | None, show: Callable[[float], str], unit: str) -> str:
+    if spread is None:
+        return "-"
+    if spread.low == spread.high:
+        return show(spread.median) + unit
+    return f"{show(spread.median)}{unit} ({show(spread.low)} - {show(spread.high)})"

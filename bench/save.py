@@ -1,0 +1,74 @@
+"""One comparison as a run of the results file: a table a shape with raw times of every rank, one of the figures.
+
+It refuses to store means: turns, ratios and medians are formed from the raw times when they are shown.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from figures import Figure
+from rounds import Measured
+
+from aristos import results
+
+
+def save(
+    path: Path, shapes: list[Measured], found: list[Figure], facts: dict[str, Any], signal_us: dict[int, list[float]]
+) -> None:
+    """Append the run. Raises ResultsError where the file cannot be written."""
+    tables = [shape_table(m) for m in shapes if m.times]
+    tables += [outside_table(m) for m in shapes if m.outside is not None]
+    tables += [figures_table(found)] if found else []
+    for size, values in signal_us.items():
+        table = results.Table("compare", f"signal-{size}").dim("sample", np.arange(len(values)))
+        tables.append(table.add("round_trip", "sample", 1e-6 * np.array(values), "s", f"{size} bytes + signal"))
+    results.append(path, results.Run(attributes=facts, tables=tables))
+
+
+def shape_table(m: Measured) -> results.Table:
+    """times: [peer, round, call, rank]; a peer that was not timed has no entry but its reason in an attribute."""
+    peers = list(m.times)
+    rounds, iters, world = m.times[peers[0]].shape
+    s = m.shape
+    table = results.Table("compare", f"shape-{s.name}".replace("/", "-"))
+    table.attributes = {
+        "tokens": s.tokens,
+        "hidden": s.hidden,
+        "ffn": s.ffn,
+        "experts": s.experts,
+        "top_k": s.top_k,
+        "activation": "relu",
+        "absent": m.absent,
+        "wrong": m.wrong(),
+        "fused_and_bulk_equal_bits": m.same_bits,
+    }
+    table.dim("peer", peers).dim("round", np.arange(rounds)).dim("call", np.arange(iters)).dim("rank", np.arange(world))
+    table.add("seconds", ("peer", "round", "call", "rank"), np.stack(list(m.times.values())), "s", "time of a call")
+    table.add("error", "peer", [m.errors[p] for p in peers], "1", "largest error relative to float64")
+    table.add("busiest", "call", m.busiest, "1", "operations of the rank with most rows")
+    table.add("mean", "call", m.mean, "1", "operations of a rank, averaged over ranks")
+    table.add("load_average", "round", m.load, "1", "load average of one minute after the round")
+    if m.peak is not None:
+        table.add("peak", ("round", "rank"), 1e9 * m.peak, "s-1", "operations a second of the micro-kernel alone")
+    return table
+
+
+def outside_table(m: Measured) -> results.Table:
+    """Seconds outside kernels and waits, a call."""
+    values = np.zeros((2, 0)) if m.outside is None else m.outside
+    table = results.Table("compare", f"outside-{m.shape.name}".replace("/", "-"))
+    table.dim("call", np.arange(values.shape[1]))
+    table.add("outside_experts", "call", values[0], "s", "neither expert kernels nor waits, slowest rank")
+    return table.add("outside_kernels", "call", values[1], "s", "the engine's own work, slowest rank")
+
+
+def figures_table(found: list[Figure]) -> results.Table:
+    """What was asked and the median that was reached; NaN where it was not measured."""
+    table = results.Table("compare", "figures").dim("figure", [f.what for f in found])
+    table.add("asked", "figure", np.array([f.asked for f in found]))
+    table.add("reached", "figure", np.array([np.nan if f.reached is None else f.reached.median for f in found]))
+    table.add("unit", "figure", [f.unit or "1" for f in found])
+    return table.add("met", "figure", np.array([f.met for f in found]))

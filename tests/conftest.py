@@ -1,0 +1,25 @@
+"""What all tests share: the `ranks` marker (see mpi.py), quiet libraries, and the folder of reference data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from mpi import ONE_THREAD, comm, pytest_collection_modifyitems, pytest_configure, pytest_runtest_makereport
+
+__all__ = ["comm", "pytest_collection_modifyitems", "pytest_configure", "pytest_runtest_makereport"]
+
+ROOT = Path(__file__).resolve().parent.parent
+
+for _variable in ONE_THREAD:  # before a test imports NumPy: ranks, workers and BLAS threads share few cores
+    os.environ.setdefault(_variable, "1")
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of reference data beside the checkout; the test is skipped where there is none."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}: its reference data is not part of the project")
+    return folder

@@ -1,0 +1,312 @@
+"""The parts of the benchmark that need no rank and no layer: fits, routings, presets, options, reports, timelines."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aristos.bench import environment, fit, launch, options, pairs, presets, registry, report, routing, timeline
+from aristos.bench.context import CHECK, Column, Sheet
+from aristos.bench.measure import Summary, in_turns, iterations
+from aristos.bench.options import UsageError
+from aristos.bench.suites.idle import idle_share
+from aristos.bench.world import World
+from aristos.errors import InputError
+
+SIZES = [8 << i for i in range(20)]
+
+
+# ---- fits ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_exact_segments_are_found_again():
+    small, large = (2e-8, 1e-11), (3e-6, 5e-11)
+    times = [a + b * n for n, (a, b) in ((n, small if n <= 16384 else large) for n in SIZES)]
+    got = fit.alpha_beta(SIZES, times)
+    assert [s.last for s in got.segments] == [16384, SIZES[-1]]
+    for segment, (alpha, beta) in zip(got.segments, (small, large)):
+        assert segment.alpha == pytest.approx(alpha, rel=1e-6)
+        assert segment.beta == pytest.approx(beta, rel=1e-6)
+    assert got.residual < 1e-9
+    assert got(SIZES) == pytest.approx(times)
+
+
+@given(st.lists(st.floats(1e-8, 1e-2), min_size=1, max_size=20))
+def test_a_fit_of_any_times_is_physical(times):
+    got = fit.alpha_beta(SIZES[: len(times)], times)
+    assert all(s.alpha >= 0 and s.beta >= 0 and s.bandwidth > 0 for s in got.segments)
+    assert np.isfinite(got.residual)
+    assert (got(SIZES) >= 0).all()
+
+
+def test_the_residual_is_relative():
+    times = np.array([1e-6] * 20) * np.where(np.arange(20) % 2, 1.1, 0.9)
+    assert 0.05 < fit.alpha_beta(SIZES, times).residual < 0.15
+
+
+# ---- pairs --------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(2, 12), st.integers(1, 6))
+def test_every_ordered_pair_is_measured_once(ranks, lanes):
+    rounds = pairs.schedule(ranks, lanes)
+    flat = [pair for one in rounds for pair in one]
+    assert sorted(flat) == [(a, b) for a in range(ranks) for b in range(ranks) if a != b]
+    for one in rounds:
+        assert 1 <= len(one) <= lanes
+        assert len({rank for pair in one for rank in pair}) == 2 * len(one)
+
+
+def test_sizes_read_as_people_write_them():
+    assert [pairs.bytes_text(n) for n in (0, 8, 1024, 1536, 4 << 20, 2 << 30)] == [
+        "0 B",
+        "8 B",
+        "1 KiB",
+        "1.5 KiB",
+        "4 MiB",
+        "2 GiB",
+    ]
+
+
+# ---- routing ------------------------------------------------------------------------------------------------------
+
+
+@given(st.sampled_from(routing.GENERATORS), st.integers(0, 50), st.integers(1, 20), st.data())
+def test_generated_routings_are_valid(name, tokens, experts, data):
+    top_k = data.draw(st.integers(1, experts))
+    local = data.draw(st.integers(1, experts))
+    ids = routing.generate(name, np.random.default_rng(0), tokens, experts, top_k, local)
+    weights = routing.combine_weights(np.random.default_rng(1), ids)
+    assert ids.shape == weights.shape == (tokens, top_k)
+    assert ids.size == 0 or (ids.min() >= -1 and ids.max() < experts)
+    for row in ids:
+        taken = row[row >= 0]
+        assert len(set(taken)) == len(taken) >= 1
+    if tokens:
+        assert weights.sum(axis=1) == pytest.approx(1)
+    assert (weights[ids < 0] == 0).all()
+    if name == "one":
+        assert ids.size == 0 or ids.max() < local
+
+
+def test_zipf_is_skewed_and_uniform_is_not():
+    rng = np.random.default_rng(0)
+    for make, low, high in ((routing.uniform, 1.0, 1.2), (routing.zipf, 1.4, 8.0)):
+        load = np.bincount(make(rng, 4000, 16, 2).ravel(), minlength=16)
+        assert low <= routing.busiest_over_mean(load) <= high
+
+
+def trace_file(tmp_path, **changed):
+    rng = np.random.default_rng(0)
+    ids = np.argsort(rng.random((30, 3, 8)), axis=-1)[..., :2].astype(np.uint8)
+    arrays = {"expert_ids": ids, "gate_weight_1e4": np.full(ids.shape, 5000, np.uint16), "seq_lens": [10, 5, 15]}
+    arrays |= changed
+    path = tmp_path / "trace.npz"
+    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
+    return str(path), ids
+
+
+def test_a_trace_is_read_and_dealt_out(tmp_path):
+    path, ids = trace_file(tmp_path)
+    trace = routing.load(path)
+    assert (trace.layers, trace.top_k, trace.experts) == (3, 2, 8)
+    got, weights = trace.at(trace.prefill(rank=1, world=2, tokens=4, batch=0), layer=2)
+    assert (got == ids[4:8, 2]).all()
+    assert weights == pytest.approx(0.5)
+    assert list(trace.prefill(0, 1, 20, 1)) == [*range(20, 30), *range(10)]
+    assert [list(trace.decode(rank, 2, 0)) for rank in (0, 1)] == [[0, 15], [10]]
+    assert [list(trace.decode(rank, 2, 7)) for rank in (0, 1)] == [[7, 22], []]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"expert_ids": None}, "must hold expert_ids"),
+        ({"expert_ids": np.zeros((2, 3))}, "must hold expert_ids"),
+        ({"seq_lens": [1, 2]}, "sum to 30 tokens, got 3"),
+        ({"gate_weight_1e4": np.zeros((1, 2, 3), np.uint16)}, "shape of expert_ids"),
+    ],
+)
+def test_a_wrong_trace_says_what_is_wrong(tmp_path, changed, words):
+    path, _ = trace_file(tmp_path, **changed)
+    with pytest.raises(InputError, match=words):
+        routing.load(path)
+
+
+def test_a_file_that_is_no_trace(tmp_path):
+    path = tmp_path / "trace.npz"
+    path.write_text("no")
+    with pytest.raises(InputError, match="cannot read"):
+        routing.load(str(path))
+
+
+# ---- presets and options ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+@pytest.mark.parametrize("world", [1, 2, 7, 300])
+def test_every_preset_gives_each_rank_an_expert(name, world):
+    shape = presets.shape(name, world)
+    assert shape.cfg.experts >= world
+    assert shape.cfg.max_tokens >= max(shape.tokens)
+    assert shape.source
+    assert (shape.cfg.experts == presets.PRESETS[name].experts) or "instead of" in shape.note
+
+
+def test_the_users_numbers_win():
+    shape = presets.shape("mixtral-8x7b", 2, hidden=96, experts=6, top_k=3, tokens=(5,), activation="gelu")
+    cfg = shape.cfg
+    assert (cfg.hidden, cfg.ffn, cfg.experts, cfg.top_k, cfg.activation) == (96, 1792, 6, 3, "gelu")
+    assert shape.tokens == (5,)
+    assert "hidden, experts, top_k" in shape.note
+    assert presets.shape("mixtral-8x7b", 2, scale=1).cfg.ffn == 14336
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nonsense"], "unknown suite 'nonsense'"),
+        (["--preset", "gpt-9"], "unknown preset 'gpt-9'"),
+        (["--tokens", "0"], "at least 1, got 0"),
+        (["--tokens", "x"], "--tokens"),
+        (["--seconds", "-1"], "positive number of seconds"),
+        (["--schedule", "eager"], "invalid choice: 'eager'"),
+        (["--dtype", "float8"], "invalid choice: 'float8'"),
+        (["--routing", "nowhere.npz"], "no such file"),
+        (["replay"], "replay needs --routing"),
+        (["replay", "--routing", "zipf"], "replay needs --routing"),
+        (["--timeline", "/nowhere/t.json"], "no such folder"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_usage_errors_say_what_was_wrong(words, message):
+    with pytest.raises(UsageError, match=message):
+        options.parse(words)
+
+
+def test_options_as_given():
+    asked = options.parse(["layer", "idle", "layer", "--tokens", "16,64", "--schedule", "bulk", "--iters", "7"])
+    assert asked.suites == ("layer", "idle")
+    assert asked.tokens == (16, 64)
+    assert asked.schedules == ("bulk",)
+    assert asked.budget == 2 * options.SUITE_SECONDS
+    assert options.parse([]).budget < 120
+
+
+def test_the_registry_holds_every_suite_in_order():
+    assert tuple(registry.suites()) == registry.ORDER
+    assert not registry.suites()["replay"].default
+
+
+# ---- launcher -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("env", "want"),
+    [
+        ({}, None),
+        ({"PMI_SIZE": "4", "PMI_RANK": "3"}, ("PMI launcher", 4, 3)),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0", "SLURM_NTASKS": "8"}, ("Open MPI mpirun", 2, 0)),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, None),  # a batch script, not a step
+        ({"SLURM_STEP_ID": "0", "SLURM_NTASKS": "8", "SLURM_PROCID": "5"}, ("Slurm srun", 8, 5)),
+    ],
+)
+def test_what_the_launcher_said(env, want):
+    assert launch.started_as(env) == want
+    if want is not None:
+        assert launch.mismatch(want[1], env) is None
+        assert f"started {want[1]} tasks" in launch.mismatch(1, env)
+
+
+# ---- measuring ----------------------------------------------------------------------------------------------------
+
+
+def test_the_slowest_rank_counts():
+    summary = Summary.of(np.array([[1.0, 5.0, 1.0], [2.0, 3.0, 9.0]]))
+    assert (summary.median, summary.fastest, summary.iterations) == (5.0, 2.0, 3)
+
+
+def test_calls_take_turns():
+    order: list[str] = []
+    calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    times = in_turns(World(), calls, 3)
+    assert "".join(order) == "abbaab"
+    assert all(len(t) == 3 and (t > 0).all() for t in times.values())
+
+
+def test_iterations_follow_time_or_the_user():
+    calls = {"a": lambda: None}
+    assert iterations(World(), calls, 10.0, warmup=1, asked=3) == 3
+    assert iterations(World(), calls, 0.0, warmup=1, asked=None) == 5
+    assert iterations(World(), calls, 100.0, warmup=0, asked=None) == 2000
+
+
+def test_idle_share_counts_what_a_fast_rank_waits_outside():
+    times = np.array([[1.0], [2.0]])
+    assert idle_share(times, np.array([[0.5], [0.0]]), workers=1) == pytest.approx((0.5 + 1.0) / 4)
+    assert idle_share(times, np.array([[1.0], [0.0]]), workers=2) == pytest.approx((1.0 + 2.0) / 8)
+
+
+# ---- showing ------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_on_a_pipe_is_plain_and_complete(capsys):
+    sheet = Sheet("title", (Column("a", "a", ".2f"), CHECK), [{"a": 1234567.891, "check": "FAILED"}], ["a note"])
+    report.Reporter(quiet=False).show(sheet)
+    out = capsys.readouterr().out
+    assert "1234567.89" in out
+    assert "FAILED" in out
+    assert "a note" in out
+    assert "\x1b" not in out
+
+
+def test_no_color_is_respected(monkeypatch):
+    from rich.console import Console
+
+    monkeypatch.setenv("NO_COLOR", "1")
+    sheet = Sheet("", (CHECK,), [{"check": "FAILED"}])
+    shown = io.StringIO()
+    Console(file=shown, force_terminal=True).print(report.table(sheet))
+    assert "31m" not in shown.getvalue()
+
+
+def test_plain_values_are_json():
+    value = {"a": np.float32(1.5), "b": [np.nan, np.int64(2)], "c": np.arange(2), 3: float("inf")}
+    assert json.loads(json.dumps(report.plain(value), allow_nan=False)) == {
+        "a": 1.5,
+        "b": [None, 2],
+        "c": [0, 1],
+        "3": None,
+    }
+
+
+def test_trace_events_are_complete():
+    ranks = [
+        (2, [(0, "route", 10.0, 10.5, -1, 8), (1, "dispatch", 10.2, 10.3, 1, 4)]),
+        (1, [(0, "wait", 9.0, 9.5, 0, 0)]),
+    ]
+    events = timeline.trace_events(ranks, ["here", "there"])
+    names = [e for e in events if e["ph"] == "M"]
+    assert {(e["pid"], e["args"].get("name")) for e in names if e["name"] == "process_name"} == {
+        (0, "rank 0 on here"),
+        (1, "rank 1 on there"),
+    }
+    assert sum(e["name"] == "thread_name" for e in names) == 3
+    spans = {e["name"]: e for e in events if e["ph"] == "X"}
+    assert set(spans) == {"route", "dispatch to rank 1", "wait for rank 0"}
+    assert spans["wait for rank 0"]["ts"] == 0
+    assert spans["route"]["ts"] == pytest.approx(1e6)
+    assert spans["route"]["dur"] == pytest.approx(5e5)
+
+
+def test_facts_of_a_run_are_plain():
+    facts = environment.facts(World(), ["gemm"], seed=3)
+    assert facts["command"].endswith("aristos.bench gemm")
+    assert facts["ranks"] == 1
+    assert json.dumps(report.plain(facts))
+    assert set(environment.PACKAGES) <= set(facts["versions"])
