@@ -448,6 +448,8 @@ class MoE:
         runtime, self._runtime = self._runtime, None
         if runtime is not None:
             self._weights, self._jobs = [], []
+            if self._bulk is not None:
+                self._bulk.close()
             runtime.release()
 
     def __enter__(self) -> MoE:

@@ -69,7 +69,7 @@ def main(comm: Any = None) -> dict[str, Any]:
 
 
 def fit_once(comm: Any, encoder: Encoder, say: Callable[..., None]) -> list[Split]:
-    """Rank 0 fits, on one core; the others get what it found."""
+    """Rank 0 fits, on one core; the others sleep until they get what it found."""
     splits = None
     if comm is None or comm.rank == 0:
         start = time.perf_counter()
@@ -78,7 +78,12 @@ def fit_once(comm: Any, encoder: Encoder, say: Callable[..., None]) -> list[Spli
         width = encoder.ffn // EXPERTS
         say(f"{encoder.layers} layers of {encoder.ffn} neurons, each split into {EXPERTS} experts of {width}")
         say(f"clusters and routers fitted on {tokens} tokens in {seconds:.1f} s on one core")
-    return splits if comm is None else comm.bcast(splits, root=0)
+    if comm is None:
+        return splits
+    fitted = comm.Ibarrier()
+    while not fitted.Test():  # MPI's own waits spin, on cores that rank 0 may need
+        time.sleep(0.01)
+    return comm.bcast(splits, root=0)
 
 
 def mixture(moe: aristos.MoE, splits: list[Split], k: int) -> FFN:

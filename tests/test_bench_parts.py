@@ -287,7 +287,7 @@ def test_plain_values_are_json():
 
 def test_trace_events_are_complete():
     ranks = [
-        (2, [(0, "route", 10.0, 10.5, -1, 8), (1, "dispatch", 10.2, 10.3, 1, 4)]),
+        (2, [(0, "route", 10.0, 10.5, -1, 8), (1, "dispatch", 10.2, 10.3, 1, 4), (1, "expert", 10.3, 10.4, 2, 4)]),
         (1, [(0, "wait", 9.0, 9.5, 0, 0)]),
     ]
     events = timeline.trace_events(ranks, ["here", "there"])
@@ -298,7 +298,10 @@ def test_trace_events_are_complete():
     }
     assert sum(e["name"] == "thread_name" for e in names) == 3
     spans = {e["name"]: e for e in events if e["ph"] == "X"}
-    assert set(spans) == {"route", "dispatch to rank 1", "wait for rank 0"}
+    assert set(spans) == {"route", "dispatch to rank 1", "expert local 2", "wait for rank 0"}
+    (back,) = [e for e in events if e["ph"] == "i"]
+    assert (back["name"], back["cat"], back["args"]["rows"]) == ("return", "return", 4)
+    assert back["ts"] == pytest.approx(spans["expert local 2"]["ts"] + spans["expert local 2"]["dur"])
     assert spans["wait for rank 0"]["ts"] == 0
     assert spans["route"]["ts"] == pytest.approx(1e6)
     assert spans["route"]["dur"] == pytest.approx(5e5)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import os
 import runpy
 import subprocess
 import sys
@@ -37,7 +39,9 @@ def part(name: str) -> ModuleType:
 
 
 def test_layer_alone():
-    done = subprocess.run([sys.executable, EXAMPLES / "layer.py"], capture_output=True, text=True, timeout=300)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(EXAMPLES.parent), *sys.path])}
+    command = [sys.executable, str(EXAMPLES / "layer.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "rank 0 of 1" in done.stdout
 

@@ -16,17 +16,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..results import SCHEMA
 from . import launch
 from .world import World
 
-PACKAGES = ("aristos", "numpy", "numba", "llvmlite", "mpi4py", "h5py")
+PACKAGES = ("numpy", "numba", "llvmlite", "mpi4py", "h5py")
 _SLURM = ("SLURM_JOB_NUM_NODES", "SLURM_NTASKS", "SLURM_CPUS_PER_TASK", "SLURM_CPU_BIND", "SLURM_TOPOLOGY_ADDR")
 _SET_THREADS = ("openblas_set_num_threads", "MKL_Set_Num_Threads", "bli_thread_set_num_threads")
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    found = {"aristos": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

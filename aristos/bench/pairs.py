@@ -32,6 +32,11 @@ def bytes_text(n: float) -> str:
     return f"{n / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
+def read_bytes(address: int, nbytes: int) -> Bytes:
+    """A copy of `nbytes` of this process's memory."""
+    return np.frombuffer(ctypes.string_at(address, nbytes), np.uint8)
+
+
 def slot_bytes(world: World, most: int) -> int:
     """Bytes of slots a rank can expose: `most`, or what a quarter of the free shared memory allows for all ranks."""
     from ..transport.shm import free_shared_memory
@@ -85,7 +90,7 @@ class Side:
     def landed(self, nbytes: int, at: int = 0) -> Bytes:
         """What lies in this rank's own slots."""
         start = self.slots(self.rank) + at
-        return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(start), np.uint8).copy()
+        return read_bytes(start, nbytes)
 
     def payload(self, nbytes: int) -> Bytes:
         """The bytes that the origin of this pair sends at this size; both sides can make them."""

@@ -93,7 +93,7 @@ def table(sheet: Sheet) -> Any:
 
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in sheet.columns:
-        words = all(isinstance(record.get(column.key), str | None) for record in sheet.records)
+        words = any(isinstance(record.get(column.key), str) for record in sheet.records)
         made.add_column(column.title, justify="left" if words else "right", no_wrap=True)
     for record in sheet.records:
         cells = [column.text(record) for column in sheet.columns]

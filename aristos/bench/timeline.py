@@ -1,7 +1,8 @@
 """`--timeline OUT.json`: what every worker of every rank did during one call, for ui.perfetto.dev or chrome://tracing.
 
-The trace event format: a process a rank, a thread a worker, one complete event ("X") for each thing it did, in
-microseconds since the first one on any rank. It refuses to be a profile of many calls: one call, after warm-up.
+The trace event format: a process a rank, a thread a worker, one complete event ("X") for each thing it did and an
+instant ("i") for each tile's return, in microseconds since the first one on any rank. It refuses to be a profile of
+many calls: one call, after warm-up.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from .context import Context
 from .workload import Workload, execute
 
 WARMUP = 5
-# What the fifth field of an event is, by kind.
-_DETAIL = {"dispatch": "to rank", "return": "to rank", "expert": "expert", "wait": "for rank"}
+_DETAIL = {"dispatch": "to rank", "expert": "local", "wait": "for rank"}  # what an event's fifth field is, by kind
 
 
 def record(ctx: Context, path: str) -> None:
@@ -61,20 +61,19 @@ def trace_events(ranks: list[tuple[int, list[tuple]]], hosts: list[str]) -> list
     origin = min((event[2] for _, events in ranks for event in events), default=0.0)
     for rank, (_, events) in enumerate(ranks):
         for worker, kind, start, end, which, rows in events:
-            detail = f" {_DETAIL[kind]} {which}" if kind in _DETAIL and which >= 0 else ""
-            made.append(
-                {
-                    "name": kind + detail,
-                    "cat": kind,
-                    "ph": "X",
-                    "pid": rank,
-                    "tid": int(worker),
-                    "ts": (start - origin) * 1e6,
-                    "dur": (end - start) * 1e6,
-                    "args": {"rows": int(rows)},
-                }
-            )
+            place = {"cat": kind, "pid": rank, "tid": int(worker), "args": {"rows": int(rows)}}
+            begin, stop = (start - origin) * 1e6, (end - origin) * 1e6
+            made.append({"name": _title(kind, which, rank), "ph": "X", "ts": begin, "dur": stop - begin, **place})
+            if kind == "expert":
+                # Output rows are written straight to where they return; the tile's end is when they are announced.
+                made.append({"name": "return", "ph": "i", "s": "t", "ts": stop, **place, "cat": "return"})
     return made
+
+
+def _title(kind: str, which: int, rank: int) -> str:
+    if kind == "wait" and which == rank:
+        return "wait for another worker"
+    return f"{kind} {_DETAIL[kind]} {which}" if kind in _DETAIL and which >= 0 else kind
 
 
 def _name(what: str, rank: int, worker: int, text: str) -> dict[str, Any]:

@@ -65,14 +65,15 @@ class Workload:
                 stacked[name][i] = w[0]
         return stacked
 
-    def layer(self, schedule: str, threads: int | None, stacked: dict[str, Array] | None = None) -> Any:
+    def layer(self, schedule: Any, threads: int | None, stacked: dict[str, Any] | None = None) -> Any:
         """A loaded `aristos.MoE`."""
         import aristos
 
         moe = aristos.MoE(
             self.cfg, comm=self.world.comm, schedule=schedule, threads=threads, placement=self.placement.tolist()
         )
-        moe.load(router=self.router, local=True, **(self.weights() if stacked is None else stacked))
+        weights: dict[str, Any] = self.weights() if stacked is None else stacked
+        moe.load(router=self.router, local=True, **weights)
         return moe
 
     def tokens(self, count: int, *key: int, settle: bool = False) -> Array:
@@ -122,7 +123,7 @@ class Workload:
         y = np.zeros(call.x.shape)
         for e in np.unique(ids[ids >= 0]):
             token, choice = np.nonzero(ids == e)
-            out = reference.expert(self.single, call.x[token], 0, **self.expert(int(e)))  # type: ignore[arg-type]
+            out = reference.expert(self.single, call.x[token], 0, **self.expert(int(e)))
             y[token] += weights[token, choice, None] * out
         return y
 

@@ -30,9 +30,9 @@ def main(argv: list[str] | None = None) -> int:
         print("\naristos COMMAND --help says more; aristos --version the version")
         return 0 if words else USAGE
     if words[0] == "--version":
-        from importlib.metadata import version
+        from .. import __version__
 
-        print(version("aristos"))
+        print(__version__)
         return 0
     if words[0] not in known:
         print(f"aristos: unknown command {words[0]!r}; the commands are {', '.join(known)}", file=sys.stderr)

@@ -54,7 +54,7 @@ class Watchdog:
 
 
 class Group:
-    """An EP group: rank, world, and collectives that cannot hang silently. `comm` None is a group of one without MPI."""
+    """An EP group: rank, world, and collectives that cannot hang silently. `comm` None is one rank without MPI."""
 
     def __init__(self, comm: Any = None, timeout: float = 120.0) -> None:
         self.timeout = timeout
@@ -76,12 +76,12 @@ class Group:
             return self.comm.allgather(value)
 
     @contextlib.contextmanager
-    def bounded(self, what: str) -> Iterator[None]:
-        """Bound a blocking MPI call in the block."""
+    def bounded(self, what: str, limit: float | None = None) -> Iterator[None]:
+        """Bound a blocking MPI call in the block to `limit` seconds, or the group's timeout."""
         if self.comm is None:
             yield
         else:
-            with self._watchdog.watch(what, self.timeout):
+            with self._watchdog.watch(what, limit or self.timeout):
                 yield
 
     def window(self, nbytes: int) -> Window:

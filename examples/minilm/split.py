@@ -95,7 +95,8 @@ def split_layer(
 
 def balanced_clusters(features: Array, clusters: int, rounds: int = 12, seed: int = 0) -> list[NDArray[np.int64]]:
     """features: [N, D] -> `clusters` index arrays of N/clusters rows each: k-means by cosine, with equal sizes."""
-    unit = features / (np.linalg.norm(features, axis=1, keepdims=True) + np.float32(1e-12))
+    rows = np.ascontiguousarray(features)
+    unit = rows / (np.linalg.norm(rows, axis=1, keepdims=True) + np.float32(1e-12))
     members = np.array_split(np.random.default_rng(seed).permutation(len(unit)), clusters)
     for _ in range(rounds):
         centres = np.stack([unit[group].sum(axis=0) for group in members])

@@ -57,7 +57,7 @@ SENTENCES = (
 )
 
 
-def fitting_texts(count: int = 400) -> list[str]:
+def fitting_texts(count: int = 250) -> list[str]:
     """`count` English sentences of 6 to 20 words that every Python carries: those of the help texts of `pydoc`.
 
     About as long as SENTENCES, since position and sentence length show in the activations. Taken evenly from all.

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from ...results import Run
 
-STYLE = {
+STYLE: Any = {
     "figure.dpi": 130,
     "savefig.dpi": 150,
     "figure.constrained_layout.use": True,

@@ -10,7 +10,6 @@ It refuses to report bytes that are not where they belong: every block is compar
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +20,7 @@ from ...errors import WaitTimeout
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
 from ..measure import Summary, gathered, in_turns, iterations
-from ..pairs import LINE, TIMEOUT, bytes_text, deadline, slot_bytes
+from ..pairs import LINE, TIMEOUT, bytes_text, deadline, read_bytes, slot_bytes
 from ..registry import suite
 from ..world import World
 
@@ -94,7 +93,7 @@ class Exchange:
         got = self.received
         if method == "one-sided":
             start = int(self._base[self.world.rank]) + self._head + self._half * (self.epoch % 2)
-            got = np.frombuffer((ctypes.c_uint8 * got.size).from_address(start), np.uint8)
+            got = read_bytes(start, got.size)
         blocks = []
         for sender in range(self.world.size):
             first = int(_starts(self.counts[sender])[self.world.rank])

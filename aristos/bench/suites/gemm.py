@@ -87,7 +87,7 @@ class Experts:
             self.work.single,
             x,
             0,
-            **{name: w[None] for name, w in self.plain[e].items()},  # type: ignore[arg-type]
+            **{name: w[None] for name, w in self.plain[e].items()},
         )
         weights = {name: w.astype(np.float64) for name, w in self.plain[e].items()}
         product = np.matmul(np.matmul(x, self.plain[e]["up"]), self.plain[e]["down"])

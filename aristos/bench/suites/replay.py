@@ -135,7 +135,7 @@ def _play(
     while len(passes) < wanted:
         times = []
         for call, buffer, out in zip(calls, buffers, outputs):
-            play = {s: partial(execute, moe, call, buffer) for s, moe in layers.items()}
+            play: dict[str, Any] = {s: partial(execute, moe, call, buffer) for s, moe in layers.items()}
             times.append(list(in_turns(ctx.world, play, 1).values()))
             same &= np.array_equal(buffer, next(reversed(out.values())))
         passes.append(np.array(times)[:, :, 0].T)  # [schedule, step]

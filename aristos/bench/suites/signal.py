@@ -70,7 +70,7 @@ def run(ctx: Context) -> Result:
                 right[1, j] &= fine
                 if side.first:
                     rates[side.target, j, : taken.size] = taken * 1e-9 / MESSAGES
-    all_right = np.stack(world.allgather(right)).all(axis=0)
+    all_right = np.logical_and.reduce(world.allgather(right))
     return _result(ctx, sizes, messages, np.stack(world.allgather(trips)), np.stack(world.allgather(rates)), all_right)
 
 

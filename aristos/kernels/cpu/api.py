@@ -1,0 +1,156 @@
+"""The expert kernel for whoever wants it alone, on arrays."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from ... import memory as mem
+from ...compile import jit
+from ...errors import InputError
+from .activation import CODES
+from .expert import expert_rows, scratch_bytes
+from .gemm import FLOAT, KC, aligned, block, pack, padded
+from .llvm import NR, ROWS
+
+RUN = 192  # rows of one run of the kernel
+
+
+@jit
+def _runs(m, x, x_stride, y, y_stride, weights, code, hidden, ffn, lists, scratch):
+    """expert_rows over m rows, RUN at a time; weights: addresses of up, gate, down, up_bias, gate_bias, down_bias."""
+    for first in range(0, m, RUN):
+        rows = min(RUN, m - first)
+        for i in range(rows):
+            mem.store(lists + 8 * i, x + x_stride * (first + i))
+            mem.store(lists + 8 * (RUN + i), y + y_stride * (first + i))
+        expert_rows(
+            rows,
+            lists,
+            lists + 8 * RUN,
+            weights[0],
+            weights[1],
+            weights[2],
+            weights[3],
+            weights[4],
+            weights[5],
+            code,
+            hidden,
+            ffn,
+            scratch,
+        )
+
+
+class Packed:
+    """One expert with its weights packed: y = act(x up + up_bias) [* (x gate + gate_bias)] down + down_bias.
+
+    up, gate: [H, F] float32, down: [F, H]; biases: [F], [F], [H]. With a gate, the activation is on the gate's side. One
+    object is not for several threads at once.
+    """
+
+    def __init__(
+        self,
+        up: np.ndarray,
+        down: np.ndarray,
+        gate: np.ndarray | None = None,
+        up_bias: np.ndarray | None = None,
+        gate_bias: np.ndarray | None = None,
+        down_bias: np.ndarray | None = None,
+        activation: str = "gelu",
+    ) -> None:
+        if activation not in CODES:
+            raise InputError(f"activation must be one of {', '.join(CODES)}, got {activation!r}")
+        up = _matrix("up", up, None)
+        self.hidden, self.ffn = up.shape
+        parts: list[np.ndarray | None] = [pack(up)]
+        parts.append(None if gate is None else pack(_matrix("gate", gate, up.shape)))
+        parts.append(pack(_matrix("down", down, up.shape[::-1])))
+        for name, bias, n in (
+            ("up_bias", up_bias, self.ffn),
+            ("gate_bias", gate_bias, self.ffn),
+            ("down_bias", down_bias, self.hidden),
+        ):
+            parts.append(None if bias is None else _bias(name, bias, n))
+        self._parts = parts
+        self._addresses = np.array([0 if p is None else p.ctypes.data for p in parts], np.int64)
+        self._code = CODES[activation]
+        self._scratch = aligned((scratch_bytes(RUN, gate is not None),), np.uint8)
+        self._lists = np.empty(2 * RUN, np.int64)
+
+    def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """x: [M, H] float32 -> [M, H]; `out` [M, H] avoids a copy where H is a multiple of the panel width."""
+        x = _matrix("x", x, (len(x), self.hidden))
+        if x.strides[1] != FLOAT:
+            x = np.ascontiguousarray(x)
+        wide = padded(self.hidden)
+        direct = out is not None and wide == self.hidden and out.flags.c_contiguous
+        y = out if direct and out is not None else aligned((len(x), wide))
+        _runs(
+            len(x), x.ctypes.data, x.strides[0], y.ctypes.data, y.strides[0], self._addresses, self._code,
+            self.hidden, self.ffn, self._lists.ctypes.data, self._scratch.ctypes.data,
+        )  # fmt: skip
+        if out is None:
+            return y[:, : self.hidden]
+        if y is not out:
+            out[:] = y[:, : self.hidden]
+        return out
+
+
+def ffn(
+    x: np.ndarray,
+    up: np.ndarray,
+    down: np.ndarray,
+    gate: np.ndarray | None = None,
+    up_bias: np.ndarray | None = None,
+    gate_bias: np.ndarray | None = None,
+    down_bias: np.ndarray | None = None,
+    activation: str = "gelu",
+) -> np.ndarray:
+    """One expert on rows, packing its weights first: x [M, H], up and gate [H, F], down [F, H], float32 -> [M, H]."""
+    return Packed(up, down, gate, up_bias, gate_bias, down_bias, activation)(x)
+
+
+def _matrix(name: str, value: Any, shape: tuple[int, ...] | None) -> np.ndarray:
+    array = np.asarray(value)
+    if array.dtype != np.float32 or array.ndim != 2 or (shape is not None and array.shape != shape):
+        wanted = "a matrix" if shape is None else f"shape {list(shape)}"
+        raise InputError(f"{name} must be float32 with {wanted}, got {array.dtype} {list(array.shape)}")
+    return array
+
+
+def _bias(name: str, value: Any, n: int) -> np.ndarray:
+    array = np.asarray(value)
+    if array.dtype != np.float32 or array.shape != (n,):
+        raise InputError(f"{name} must be float32 with shape [{n}], got {array.dtype} {list(array.shape)}")
+    out = aligned((padded(n),))
+    out[:] = 0
+    out[:n] = array
+    return out
+
+
+@jit
+def _spin(a, b, c, k, times):
+    for _ in range(times):
+        block(ROWS, a, 0, b, c, 0, k, 0)
+
+
+def gemm_peak(seconds: float = 0.3) -> float:
+    """GFLOP/s of the micro-kernel alone, on operands in the first two caches: what a core's expert GEMM is measured against.
+
+    The best of many runs over two depths (a panel that fits the first-level cache, and a whole pass of KC).
+    """
+    best = 0.0
+    for k in (192, KC):
+        a, b, c = aligned((ROWS, k)), aligned((k, NR)), aligned((ROWS, NR))
+        a[:], b[:] = 1e-3, 1e-3
+        rows = np.array([[m.ctypes.data + i * m.strides[0] for i in range(ROWS)] for m in (a, c)], np.int64)
+        times = max(1, 400_000 // k)
+        _spin(rows[0].ctypes.data, b.ctypes.data, rows[1].ctypes.data, k, 1)
+        end = time.perf_counter() + seconds / 2
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            _spin(rows[0].ctypes.data, b.ctypes.data, rows[1].ctypes.data, k, times)
+            best = max(best, 2 * ROWS * NR * k * times / (time.perf_counter() - start) / 1e9)
+    return best
