@@ -2,7 +2,7 @@
 
 `jit` marks a function; nothing is compiled until it is first called. Compiled code is cached in
 `$ARISTOS_CACHE` (default `$XDG_CACHE_HOME/aristos` or `~/.cache/aristos`, or a temporary folder if that cannot be written), in
-a subfolder named by a hash of the package's sources, the versions of Numba, llvmlite and NumPy, and the CPU's features: Numba's own cache sees
+a subfolder named by a hash of the sources with compiled functions, the versions of Numba, llvmlite and NumPy, and the CPU's features: Numba's own cache sees
 neither edits in other files nor another ISA behind the same path. It is no general build system: one cache, one lock.
 """
 
@@ -25,6 +25,7 @@ import numpy as np
 from llvmlite import binding
 from numba.core import config
 
+COMPILED = ("compile.py", "memory.py", "engine", "kernels", "substrate")  # what holds compiled functions
 _registered: list[Any] = []
 
 
@@ -43,7 +44,7 @@ def cache_key() -> str:
     digest = hashlib.sha256()
     root = Path(__file__).parent
     for path in sorted(root.rglob("*.py")):
-        if path.relative_to(root).parts[0] not in ("bench", "cli"):
+        if path.relative_to(root).parts[0] in COMPILED:
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     versions = (sys.version, numba.__version__, llvmlite.__version__, np.__version__)
     cpu = (binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten())

@@ -11,38 +11,24 @@ import numpy as np
 
 from . import arrays
 from .bulk import Bulk
+from .collective import Collective, check_common, explain_ids, routing_arrays, shape_of, weight_arrays
 from .config import MoEConfig
 from .engine import fields as f
 from .engine import routing
-from .engine.layout import LINE, Shape, WindowLayout, lines, ring_rows
-from .errors import ClosedError, InputError, MismatchError, PeerInputError
+from .engine.layout import WindowLayout
+from .errors import InputError
 from .kernels.cpu.activation import CODES
 from .kernels.cpu.expert import scratch_bytes
-from .kernels.cpu.gemm import FLOAT, aligned, padded
+from .kernels.cpu.gemm import aligned
 from .kernels.cpu.llvm import LANES
 from .kernels.cpu.tokens import SCORES
 from .placement import Placement
-from .stats import CallStats, Summary, Totals, call_stats, summarize
-from .substrate.runtime import BATCH, Runtime, attach
+from .stats import Summary, Totals, call_stats, summarize
+from .substrate.runtime import BATCH
+from .weights import LayerWeights
 
 Schedule = Literal["fused", "bulk"]
 KINDS = {f.ROUTE: "route", f.PACK: "pack", f.DISPATCH: "dispatch", f.EXPERT: "expert", f.COMBINE: "combine"}
-
-
-def shape_of(cfg: MoEConfig, world: int, placement: Placement) -> Shape:
-    """What a layer asks of the engine."""
-    stride = lines(padded(cfg.hidden) * FLOAT)
-    most_local = max(placement.held)
-    most = cfg.max_tokens * min(cfg.top_k, max(1, most_local))
-    return Shape(
-        world=world,
-        ring_rows=ring_rows(world, stride, most) if world > 1 else 1,
-        stride=stride,
-        return_rows=cfg.max_tokens * cfg.top_k,
-        max_local=max(1, most_local),
-        experts=cfg.experts,
-        max_tokens=cfg.max_tokens,
-    )
 
 
 @dataclass
@@ -83,7 +69,7 @@ class PendingCall:
         return self._moe._result(self._call, seconds, self._return_stats)
 
 
-class MoE:
+class MoE(Collective):
     """An expert-parallel Mixture-of-Experts layer, or `layers` of them, over the ranks of a communicator. Collective.
 
     cfg: equal on all ranks. comm: an mpi4py communicator of ranks on one node, or None for one process without MPI.
@@ -105,30 +91,19 @@ class MoE:
         placement: Sequence[int] | np.ndarray | None = None,
         timeout: float = 120.0,
     ) -> None:
-        self._runtime: Runtime | None = None
+        super().__init__(comm, threads if isinstance(threads, int) and threads > 0 else None, 120.0)
         problem: Exception | None = None
-        world = comm.Get_size() if comm is not None else 1
+        mine, shape, scratch = "", {}, 0
         try:
             self._check(cfg, layers, schedule, threads, timeout)
-            self.placement = Placement(placement, cfg.experts, world)
+            self.placement = Placement(placement, cfg.experts, self.world)
+            mine = f"{cfg!r}, layers={layers}, schedule={schedule!r}, placement={self.placement.ranks.tolist()}"
+            shape = _shape(cfg)
+            scratch = max(scratch_bytes(BATCH, cfg.gated), routing.scratch_bytes(-(-cfg.experts // LANES)))
         except InputError as error:
             problem = error
-        runtime = attach(comm, threads if problem is None else None, timeout if problem is None else 120.0)
-        try:
-            self._agree(runtime, problem, cfg, layers, schedule)
-            self.cfg, self.layers, self.schedule, self.timeout = cfg, layers, schedule, float(timeout)
-            self.comm, self.rank, self.world = comm, runtime.group.rank, world
-            self._mine = self.placement.mine(self.rank)
-            panels = -(-cfg.experts // LANES)
-            scratch = max(scratch_bytes(BATCH, cfg.gated), routing.scratch_bytes(panels))
-            runtime.require(shape_of(cfg, world, self.placement), lines(scratch) + LINE, threads)
-        except BaseException:
-            runtime.release()
-            raise
-        self._runtime = runtime
-        self.threads = threads or runtime.threads
-        runtime.objects += 1
-        self._object = runtime.objects
+        self._join(problem, mine, shape, scratch, threads)
+        self.cfg, self.layers, self.schedule, self.timeout = cfg, layers, schedule, float(timeout)
         self._weights: list[Any] = [None] * layers
         self._jobs: list[np.ndarray | None] = [None] * layers
         self._filled = [-1] * layers
@@ -137,7 +112,7 @@ class MoE:
         self._events: np.ndarray | None = None
         self._totals = Totals()
         self._dtype = np.dtype(cfg.dtype)
-        self._bulk = Bulk(runtime, self.timeout) if schedule == "bulk" else None
+        self._bulk = Bulk(self._alive(), self.timeout) if schedule == "bulk" else None
 
     # ------------------------------------------------------------ set-up
 
@@ -149,27 +124,7 @@ class MoE:
             raise InputError(f"layers must be a positive int, got {layers!r}")
         if schedule not in ("fused", "bulk"):
             raise InputError(f"schedule must be 'fused' or 'bulk', got {schedule!r}")
-        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-            raise InputError(f"threads must be None or a positive int, got {threads!r}")
-        if not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
-            raise InputError(f"timeout must be a positive number of seconds, got {timeout!r}")
-
-    def _agree(self, runtime: Runtime, problem: Exception | None, cfg: Any, layers: Any, schedule: Any) -> None:
-        """Raise on every rank if one has a problem or they are not configured alike."""
-        mine = ""
-        if problem is None:
-            mine = f"{cfg!r}, layers={layers}, schedule={schedule!r}, placement={self.placement.ranks.tolist()}"
-        told = runtime.group.allgather((str(problem) if problem else None, mine), "layer configurations")
-        if problem is not None:
-            raise problem
-        for rank, (error, _) in enumerate(told):
-            if error is not None:
-                raise PeerInputError(f"rank {rank} refused its arguments: {error}")
-        for rank, (_, theirs) in enumerate(told):
-            if theirs != told[0][1]:
-                raise MismatchError(
-                    f"ranks are configured differently: rank 0 has {told[0][1]}; rank {rank} has {theirs}"
-                )
+        check_common(threads, timeout)
 
     def load(
         self,
@@ -191,8 +146,6 @@ class MoE:
         local=True only this rank's experts, in the order of their ids. layout="out_in": nn.Linear's order, up, gate [E, F, H],
         down [E, H, F], router [E, H]. A router is needed unless every call brings its ids. Not collective.
         """
-        from .weights import LayerWeights
-
         self._alive()
         self._check_layer(layer)
         given = {
@@ -215,7 +168,7 @@ class MoE:
         Rings (a source's rows of one call, at most 64 MiB over all sources or 64 rows each) + return rows (max_tokens * top_k) +
         words; skew does not change it, nor does the number of layers.
         """
-        return WindowLayout.of(shape_of(cfg, world, Placement(placement, cfg.experts, world))).nbytes
+        return WindowLayout.of(shape_of(world, Placement(placement, cfg.experts, world), **_shape(cfg))).nbytes
 
     # ------------------------------------------------------------ calls
 
@@ -295,13 +248,7 @@ class MoE:
                 raise InputError(f"layer {call.layer} was loaded without a router: give ids and weights")
             return
         shape = (*lead, self.cfg.top_k)
-        chosen, scale = arrays.view("ids", ids), arrays.view("weights", weights)
-        if chosen.shape != shape or chosen.dtype.kind not in "iu":
-            raise InputError(f"ids must be integers of shape {list(shape)}, got {chosen.dtype} {list(chosen.shape)}")
-        if scale.shape != shape or scale.dtype.kind != "f":
-            raise InputError(f"weights must be floats of shape {list(shape)}, got {scale.dtype} {list(scale.shape)}")
-        call.ids = np.ascontiguousarray(chosen, np.int64)
-        call.weights = np.ascontiguousarray(scale, np.float32)
+        call.ids, call.weights = routing_arrays(ids, shape), weight_arrays(weights, shape)
 
     def _take_out(self, call: _Call, out: Any, lead: tuple[int, ...]) -> None:
         shape = (*lead, self.cfg.hidden)
@@ -323,16 +270,9 @@ class MoE:
         job = self._jobs[layer]
         if job is None:
             cfg = self.cfg
-            job = self._jobs[layer] = aligned((f.JOB_WORDS + cfg.experts + self.world + 1,), np.int64)
-            job[:] = 0
-            job[f.SLOT_OF], job[f.SLOT_START] = f.JOB_WORDS, f.JOB_WORDS + cfg.experts
-            job[f.JOB_WORDS : f.JOB_WORDS + cfg.experts] = self.placement.slot_of
-            job[f.JOB_WORDS + cfg.experts :] = self.placement.start
-            job[f.LOCAL] = len(self._mine)
-            job[f.EXPERTS], job[f.TOP_K] = cfg.experts, cfg.top_k
-            job[f.HIDDEN], job[f.FFN] = cfg.hidden, cfg.ffn
-            job[f.OBJECT], job[f.LAYER] = self._object, layer
-            job[f.ROW_BYTES] = FLOAT * cfg.hidden
+            job = self._new_job(hidden=cfg.hidden, experts=cfg.experts, top_k=cfg.top_k)
+            self._jobs[layer] = job
+            job[f.FFN], job[f.LAYER] = cfg.ffn, layer
             job[f.SCORE], job[f.RENORMALIZE] = SCORES[cfg.router.score], cfg.router.renormalize
             job[f.SCALE] = int(np.float32(cfg.router.scale).view(np.int32))
             job[f.ACTIVATION] = CODES[cfg.activation]
@@ -373,7 +313,7 @@ class MoE:
         if state[f.STATUS] != f.OK:
             raise InputError(self._own_problem(call, int(state[f.STATUS])))
         if self.world > 1:
-            self._raise_peer_problem(state[job[f.T_STATUS] :][: self.world])
+            self._raise_peer_problem(job, runtime)
         if not return_stats:
             return call.result
         return call.result, call_stats(job, state, runtime.counted, schedule=self.schedule, seconds=seconds)
@@ -381,31 +321,12 @@ class MoE:
     def _own_problem(self, call: _Call, status: int) -> str:
         if status == f.BAD_IDS:
             assert call.ids is not None
-            ids = call.ids.reshape(-1, self.cfg.top_k)
-            for t, row in enumerate(ids):
-                taken = row[row >= 0]
-                if (row < -1).any() or (row >= self.cfg.experts).any():
-                    return f"ids of token {t} must be in -1..{self.cfg.experts - 1}, got {row.tolist()}"
-                if len(set(taken.tolist())) < len(taken):
-                    return f"ids of token {t} name an expert twice: {row.tolist()}"
+            return explain_ids(call.ids.reshape(-1, self.cfg.top_k), self.cfg.experts)
         if call.weights is not None:
-            bad = np.flatnonzero(~np.isfinite(call.weights.reshape(-1, self.cfg.top_k)).all(1))
-            return f"weights must be finite, got {call.weights.reshape(-1, self.cfg.top_k)[bad[0]].tolist()} at token {bad[0]}"
+            given = call.weights.reshape(-1, self.cfg.top_k)
+            bad = int(np.flatnonzero(~np.isfinite(given).all(1))[0])
+            return f"weights must be finite, got {given[bad].tolist()} at token {bad}"
         return "router scores must be finite, got NaN or infinity: look for it in x and in the router's weights"
-
-    def _raise_peer_problem(self, statuses: np.ndarray) -> None:
-        for rank, status in enumerate(statuses):
-            if rank == self.rank or status == f.OK:
-                continue
-            if status == f.MISMATCH:
-                raise MismatchError(
-                    f"rank {rank} made another call than rank {self.rank}: layer, object, top_k or width differ;"
-                    " calls are collective and come in the same order on every rank"
-                )
-            why = {f.NOT_FINITE: "scores or weights that are not finite", f.BAD_IDS: "ids out of range or repeated"}
-            raise PeerInputError(
-                f"rank {rank} refused its input ({why.get(int(status), 'its own error says why')}), so this call has no result"
-            )
 
     # ------------------------------------------------------------ looking in
 
@@ -434,29 +355,22 @@ class MoE:
 
     # ------------------------------------------------------------ life
 
-    def _alive(self) -> Runtime:
-        if self._runtime is None:
-            raise ClosedError("this MoE is closed")
-        return self._runtime
-
     def _check_layer(self, layer: Any) -> None:
         if not isinstance(layer, int | np.integer) or not 0 <= layer < self.layers:
             raise InputError(f"layer must be an int in 0..{self.layers - 1}, got {layer!r}")
 
     def close(self) -> None:
         """Give windows, threads and memory back; collective, and harmless when repeated."""
-        runtime, self._runtime = self._runtime, None
-        if runtime is not None:
+        if self._runtime is not None:
             self._weights, self._jobs = [], []
             if self._bulk is not None:
                 self._bulk.close()
-            runtime.release()
+        super().close()
 
-    def __enter__(self) -> MoE:
-        return self
 
-    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
-        self.close()
+def _shape(cfg: MoEConfig) -> dict[str, int]:
+    """The keywords of `shape_of` for a layer."""
+    return {"hidden": cfg.hidden, "experts": cfg.experts, "top_k": cfg.top_k, "max_tokens": cfg.max_tokens}
 
 
 def _describe(value: Any) -> str:

@@ -3,13 +3,12 @@
 import numpy as np
 from mpi4py import MPI
 
-from aristos import MoE, MoEConfig, reference
+import aristos
 
-cfg = MoEConfig(hidden=256, ffn=1024, experts=8, top_k=2, max_tokens=128)
-weights = reference.weights(cfg, seed=0)  # router [H, E], up [E, H, F], down [E, F, H]; each rank keeps its experts
-x = np.random.default_rng(MPI.COMM_WORLD.rank).standard_normal((128, cfg.hidden), dtype=np.float32)
-with MoE(cfg, comm=MPI.COMM_WORLD) as moe:
-    moe.load(**weights)
-    y = moe(x)
-    error = reference.error(y, reference.moe(cfg, x, **weights))
-    print(f"rank {moe.rank} of {moe.world}: y {y.shape} {y.dtype}, {error:.0e} from the float64 reference")
+rng = np.random.default_rng(0)
+router, up, down = (rng.standard_normal(s, "f4") / 16 for s in [(256, 8), (8, 256, 1024), (8, 1024, 256)])
+cfg = aristos.MoEConfig(hidden=256, ffn=1024, experts=8, top_k=2)
+with aristos.MoE(cfg, comm=MPI.COMM_WORLD) as moe:
+    moe.load(router=router, up=up, down=down)  # each rank keeps its own experts
+    y, stats = moe(rng.standard_normal((512, 256), "f4"), return_stats=True)
+    print(moe.rank, y.shape, "rows to each rank:", stats.rows_to_peer)

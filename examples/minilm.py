@@ -160,7 +160,7 @@ def gather(comm: Any, value: Any) -> list[Any]:
     return [value] if comm is None else comm.allgather(value)
 
 
-def world() -> Any:
+def all_ranks() -> Any:
     """COMM_WORLD, or None on a machine without an MPI library."""
     try:
         from mpi4py import MPI
@@ -170,6 +170,6 @@ def world() -> Any:
 
 
 if __name__ == "__main__":
-    difference = main(world())["difference"]
+    difference = main(all_ranks())["difference"]
     if not difference < ROUNDING:
         sys.exit(f"with all experts on, embeddings must differ by less than {ROUNDING:.0e}, got {difference:.1e}")

@@ -39,17 +39,35 @@ def part(name: str) -> ModuleType:
 
 
 def test_layer_alone():
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(EXAMPLES.parent), *sys.path])}
+    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}  # with or without an install
     command = [sys.executable, str(EXAMPLES / "layer.py")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "rank 0 of 1" in done.stdout
+    assert "(512, 256)" in done.stdout
 
 
 @pytest.mark.ranks(2, timeout=300)
 def test_layer_on_two_ranks(comm):
+    from aristos import reference
+
     ran = runpy.run_path(str(EXAMPLES / "layer.py"), run_name="__main__")
-    assert ran["error"] < 1e-5
+    names = ("router", "up", "down")
+    rng = np.random.default_rng(0)
+    for name in names:  # the program draws x after its weights
+        rng.standard_normal(ran[name].shape, "f4")
+    x = rng.standard_normal((512, 256), "f4")
+    expected = reference.moe(ran["cfg"], x[:64], **{name: ran[name] for name in names})
+    assert reference.error(ran["y"][:64], expected) < 1e-5
+    assert sum(ran["stats"].rows_to_peer) == 512 * 2
+
+
+def test_readme_shows_the_layer():
+    def lines(text: str) -> list[str]:
+        return [line for line in text.splitlines() if line]  # the README has no room for empty ones
+
+    program = (EXAMPLES / "layer.py").read_text().split('"""', 2)[2]
+    shown = (EXAMPLES.parent / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert lines(shown) == lines(program)
 
 
 @demo

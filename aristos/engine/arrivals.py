@@ -7,7 +7,7 @@ from .. import memory as mem
 from ..compile import jit
 from . import fields as f
 from .layout import announcement, poison_word, record, return_record, return_tail_word, tail_word
-from .returns import finish_record, rows_are_back
+from .returns import finish_record, returns_due, rows_are_back
 
 
 @jit
@@ -27,6 +27,7 @@ def read_announcement(job, st, source):
     st[job[f.T_ANNOUNCED] + source] = f.SERVE if same else f.SKIP
     st[job[f.T_LEFT] + source] = rows
     st[job[f.T_ROWS_FROM] + source] = rows
+    st[job[f.T_FIRST] + source] = mem.load(a + 8 * f.A_FIRST)
     st[f.OWED] += rows
     st[f.UNREAD] -= 1
     if same:
@@ -93,7 +94,7 @@ def absorb(job, st):
             while st[job[f.T_LEFT] + p] > 0 and st[job[f.T_READ_TILES] + p] < tail:
                 read_record(job, st, p)
                 anything = True
-        if st[job[f.T_SENT_TILES] + p] > st[job[f.T_SEEN_TILES] + p] and read_returns(job, st, p):
+        if returns_due(job, st, p) > 0 and read_returns(job, st, p):
             anything = True
     return anything
 
@@ -118,6 +119,6 @@ def awaited(job, st):
     for i in range(1, world):
         p = (me + i) % world
         unsent = st[job[f.T_CURSOR] + p] < st[job[f.T_OFFSET] + job[job[f.SLOT_START] + p + 1]]
-        if unsent or st[job[f.T_SENT_TILES] + p] > st[job[f.T_SEEN_TILES] + p]:
+        if unsent or returns_due(job, st, p) > 0:
             return p
     return me

@@ -4,6 +4,7 @@ from .. import memory as mem
 from ..compile import jit
 from . import fields as f
 from .layout import credit_word, record, ring_row, tail_word
+from .returns import returns_due
 
 
 @jit
@@ -36,7 +37,7 @@ def claim(job, st, worker):
     for _ in range(world):
         packed = st[job[f.T_CURSOR] + owner]
         last = st[job[f.T_OFFSET] + job[job[f.SLOT_START] + owner + 1]]
-        flying = st[job[f.T_SENT_TILES] + owner] - st[job[f.T_SEEN_TILES] + owner]
+        flying = returns_due(job, st, owner)
         if owner != me and packed < last and st[job[f.T_BUSY] + owner] == 0 and flying < ring:
             slot = slot_at(job, st, owner, packed)
             left = st[job[f.T_OFFSET] + slot + 1] - packed

@@ -66,6 +66,22 @@ def batch_rows(job, rows, active):
 
 
 @jit
+def output_row(job, st, source, i, rows, packed):
+    """Where the outputs of `rows` rows begin: in the source's return rows, or in an exchange's array, next in (expert, source)."""
+    if job[f.MODE] != f.MODE_DISPATCH:
+        return return_row(job, st, source, packed)
+    target = st[job[f.T_TARGET] + i]
+    st[job[f.T_TARGET] + i] = target + rows
+    return job[f.OUT_ROWS] + job[f.ROW_BYTES] * target
+
+
+@jit
+def output_step(job):
+    """Bytes from one output row to the next."""
+    return job[f.ROW_BYTES] if job[f.MODE] == f.MODE_DISPATCH else job[f.STRIDE]
+
+
+@jit
 def take_own(job, st, c, expert, have, room):
     """Append up to `room` of this rank's own rows, read in place from x; returns how many."""
     me = job[f.RANK]
@@ -74,10 +90,10 @@ def take_own(job, st, c, expert, have, room):
     if rows == 0:
         return 0
     packed = st[job[f.T_NEXT] + i]
-    y = return_row(job, st, me, packed)
+    y = output_row(job, st, me, i, rows, packed)
     for j in range(rows):
         st[c + f.C_LISTS + have + j] = job[f.X] + job[f.X_STRIDE] * st[job[f.T_TOKEN] + packed + j]
-        st[c + f.C_LISTS + job[f.BATCH] + have + j] = y + job[f.STRIDE] * j
+        st[c + f.C_LISTS + job[f.BATCH] + have + j] = y + output_step(job) * j
     st[job[f.T_NEXT] + i] = packed + rows
     st[job[f.T_PENDING] + i] -= rows
     add_part(job, st, c, me, packed, rows)
@@ -93,13 +109,13 @@ def take_remote(job, st, c, source, expert, have, room):
     rows = min(room, st[r + f.R_ROWS] - taken)
     first, ring = st[r + f.R_ROW] + taken, job[f.RING_ROWS]
     x = ring_row(job, st, job[f.RANK], source, first)
-    y = return_row(job, st, source, st[r + f.R_PACKED] + taken)
+    y = output_row(job, st, source, i, rows, st[r + f.R_PACKED] + taken)
     to_wrap = ring - first % ring
     for j in range(rows):
         if j == to_wrap:
             x -= job[f.STRIDE] * ring
         st[c + f.C_LISTS + have + j] = x + job[f.STRIDE] * j
-        st[c + f.C_LISTS + job[f.BATCH] + have + j] = y + job[f.STRIDE] * j
+        st[c + f.C_LISTS + job[f.BATCH] + have + j] = y + output_step(job) * j
     if taken + rows == st[r + f.R_ROWS]:
         st[job[f.T_NEXT] + i] = tile + 1
         st[job[f.T_TAKEN] + i] = 0
@@ -124,6 +140,8 @@ def add_part(job, st, c, source, where, rows):
 @jit
 def claim(job, st, worker):
     """Claim rows of one expert; False if none should run now. (Decide, under the lock.)"""
+    if job[f.MODE] == f.MODE_DISPATCH and st[f.TARGETS_SET] == 0:
+        return False  # where rows are copied to is known when every announcement is read
     expert, active = choose(job, st)
     if expert < 0:
         return False
@@ -182,6 +200,7 @@ def publish(job, st, worker):
         source, where, rows = st[part], st[part + 1], st[part + 2]
         if source == job[f.RANK]:
             st[f.OWED] -= rows
-            rows_are_back(job, st, where, rows)
+            if job[f.MODE] == f.MODE_LAYER:
+                rows_are_back(job, st, where, rows)
         else:
             finish_record(job, st, source, where, rows)

@@ -27,25 +27,25 @@ same few arguments on every substrate.
 
 # ---- the job: where a table of the state starts
 (
-    T_BASE, T_SENT_ROWS, T_SENT_TILES, T_SEEN_TILES, T_READ_TILES, T_READ_ROWS, T_FREE_TILES, T_FREED_ROWS, T_RETURNED,
-    T_RECORD, T_COUNT, T_OFFSET, T_TOKEN, T_POSITION, T_CURSOR, T_BUSY, T_ANNOUNCED, T_LEFT, T_STATUS,
-    T_NEXT, T_END, T_TAKEN, T_PENDING, T_SOURCE_END, T_EXPERT_PENDING, T_EXPERT_REMOTE, T_EXPERT_COMING,
+    T_BASE, T_SENT_ROWS, T_SENT_TILES, T_SEEN_TILES, T_EXTRA, T_READ_TILES, T_READ_ROWS, T_FREE_TILES, T_FREED_ROWS, T_RETURNED,
+    T_RECORD, T_COUNT, T_OFFSET, T_TOKEN, T_POSITION, T_CURSOR, T_BUSY, T_ANNOUNCED, T_LEFT, T_FIRST, T_STATUS,
+    T_NEXT, T_END, T_TAKEN, T_PENDING, T_SOURCE_END, T_TARGET, T_EXPERT_PENDING, T_EXPERT_REMOTE, T_EXPERT_COMING,
     T_BLOCK_LEFT, T_READY, T_COMMAND, T_COMMAND_STEP, T_COUNTERS, T_PEER_WAIT, T_ROWS_TO, T_TILES_TO, T_ROWS_FROM,
     SLOT_OF, SLOT_START, JOB_WORDS,
-) = range(65, 104)  # fmt: skip
+) = range(65, 107)  # fmt: skip
 
 # ---- the state: single words
 (
     PHASE, ROUTE_NEXT, ROUTE_DONE, STATUS, UNREAD, OWED, BLOCKS, BLOCKS_LEFT, READY_COUNT, NEXT_DEST, NEXT_EXPERT,
-    PROGRESS, FAILED, IDLE_SWEEPS, HEARTBEAT, UNSENT, STATE_WORDS,
-) = range(17)  # fmt: skip
+    PROGRESS, FAILED, IDLE_SWEEPS, HEARTBEAT, UNSENT, TARGETS_SET, STATE_WORDS,
+) = range(18)  # fmt: skip
 
 # ---- phases of a call
 PHASE_ROUTE, PHASE_PACKING, PHASE_RUN, PHASE_DONE = range(4)
 
 # ---- a worker's command: kind, four arguments, number of parts, then row addresses, output addresses and parts
 C_KIND, C_A, C_B, C_C, C_ROWS, C_PARTS, C_LISTS = range(7)
-IDLE, ROUTE, PACK, DISPATCH, EXPERT, COMBINE, FINISH, FAIL = range(8)
+IDLE, ROUTE, PACK, DISPATCH, EXPERT, COMBINE, FINISH, FAIL, SIZED = range(9)
 PART_WORDS = 3  # source, record or first packed row, rows
 
 # ---- a record as the owner keeps it
@@ -54,7 +54,7 @@ R_ROW, R_ROWS, R_PACKED, R_LEFT = range(4)
 
 # ---- the words of an announcement
 ANNOUNCE_WORDS = 8
-A_EPOCH, A_OBJECT, A_LAYER, A_ROW_BYTES, A_TOP_K, A_STATUS, A_ROWS = range(7)
+A_EPOCH, A_OBJECT, A_LAYER, A_ROW_BYTES, A_TOP_K, A_STATUS, A_ROWS, A_FIRST = range(8)
 
 # ---- what a source's announcement made of it
 UNANNOUNCED, SERVE, SKIP = range(3)
@@ -68,7 +68,7 @@ COUNTER_WORDS = 40
 EVENT_WORDS = 5  # kind, start, end, peer or expert, rows
 
 # ---- modes
-MODE_LAYER, MODE_DISPATCH, MODE_COMBINE = range(3)
+MODE_LAYER, MODE_DISPATCH, MODE_COMBINE = range(3)  # a layer, or the two halves of an exchange
 
 # ---- what a rank announces instead of rows
 OK, REFUSED, NOT_FINITE, BAD_IDS, MISMATCH = range(5)
@@ -77,6 +77,6 @@ OK, REFUSED, NOT_FINITE, BAD_IDS, MISMATCH = range(5)
 CAUSE_NONE, CAUSE_TIMEOUT, CAUSE_INTERRUPT, CAUSE_ERROR = range(4)
 
 # ---- results of the compiled loop
-RAN, PAUSED, POISONED = range(3)
+RAN, PAUSED, POISONED, ALL_ANNOUNCED = range(4)
 
 TOKEN_BLOCK = 32  # tokens that one route or combine command takes

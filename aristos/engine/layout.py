@@ -138,7 +138,7 @@ class StateLayout:
             f.T_TOKEN: rows,
             f.T_POSITION: rows,
             **dict.fromkeys(range(f.T_CURSOR, f.T_STATUS + 1), s.world),
-            **dict.fromkeys(range(f.T_NEXT, f.T_SOURCE_END + 1), pairs),
+            **dict.fromkeys(range(f.T_NEXT, f.T_TARGET + 1), pairs),
             **dict.fromkeys(range(f.T_EXPERT_PENDING, f.T_EXPERT_COMING + 1), s.max_local),
             f.T_BLOCK_LEFT: blocks,
             f.T_READY: blocks,
@@ -205,9 +205,7 @@ def ring_row(job, st, owner, source, row):
     """Address of row number `row`, counted since the engine began, of `source`'s ring at `owner`; none of its own."""
     ring = source - 1 if source > owner else source
     return (
-        st[job[f.T_BASE] + owner]
-        + job[f.W_RING]
-        + job[f.STRIDE] * (ring * job[f.RING_ROWS] + row % job[f.RING_ROWS])
+        st[job[f.T_BASE] + owner] + job[f.W_RING] + job[f.STRIDE] * (ring * job[f.RING_ROWS] + row % job[f.RING_ROWS])
     )
 
 

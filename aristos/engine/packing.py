@@ -19,6 +19,7 @@ def begin(job, st):
     st[f.STATUS] = job[f.STATUS_IN]
     st[f.READY_COUNT] = 0
     st[f.IDLE_SWEEPS] = 0
+    st[f.TARGETS_SET] = 0
     for i in range(job[f.T_COUNTERS], job[f.T_COUNTERS] + job[f.WORKERS] * f.COUNTER_WORDS):
         st[i] = 0
     for p in range(job[f.WORLD]):
@@ -104,6 +105,7 @@ def set_streams(job, st, rows):
         st[job[f.T_EXPERT_REMOTE] + expert] = 0
         st[job[f.T_EXPERT_COMING] + expert] = 0
         own += count
+    st[job[f.T_FIRST] + me] = st[offset + job[start + me]]
     st[f.OWED] = own
     st[job[f.T_ROWS_FROM] + me] = own
     st[f.UNSENT] = rows - own
@@ -126,6 +128,7 @@ def announce(job, st):
         mem.store(a + 8 * f.A_TOP_K, job[f.TOP_K])
         mem.store(a + 8 * f.A_STATUS, st[f.STATUS])
         mem.store(a + 8 * f.A_ROWS, st[job[f.T_ROWS_TO] + p])
+        mem.store(a + 8 * f.A_FIRST, st[offset + job[start + p]])
         first = job[start + p]
         for slot in range(first, job[start + p + 1]):
             count = st[offset + slot + 1] - st[offset + slot]

@@ -21,6 +21,12 @@ def post_return(job, st, source, packed, rows):
 
 
 @jit
+def returns_due(job, st, owner):
+    """Return records that `owner` still owes: one for every tile, and one for every exchange that was combined."""
+    return st[job[f.T_SENT_TILES] + owner] + st[job[f.T_EXTRA] + owner] - st[job[f.T_SEEN_TILES] + owner]
+
+
+@jit
 def free_rows(job, st, source):
     """Give credit for ring rows in ring order, up to the first tile that still has a reader."""
     tile, rows = st[job[f.T_FREE_TILES] + source], 0

@@ -24,7 +24,8 @@ def unlock(job):
 @jit
 def finished(job, st):
     """A call ends when own tokens are combined, every announcement is read, and all announced rows are returned."""
-    return st[f.BLOCKS_LEFT] == 0 and st[f.UNREAD] == 0 and st[f.OWED] == 0 and st[f.UNSENT] == 0
+    combined = st[f.BLOCKS_LEFT] == 0 or job[f.MODE] == f.MODE_DISPATCH
+    return combined and st[f.UNREAD] == 0 and st[f.OWED] == 0 and st[f.UNSENT] == 0
 
 
 @jit
@@ -47,9 +48,11 @@ def next_command(job, st, worker):
         st[f.IDLE_SWEEPS] = 0
     if dispatch.claim(job, st, worker):
         return f.DISPATCH
+    if job[f.MODE] == f.MODE_DISPATCH and st[f.UNREAD] == 0 and st[f.TARGETS_SET] == 0:
+        return f.SIZED
     if experts.claim(job, st, worker):
         return f.EXPERT
-    if combine.claim(job, st, worker):
+    if job[f.MODE] != f.MODE_DISPATCH and combine.claim(job, st, worker):
         return f.COMBINE
     if finished(job, st):
         st[f.PHASE] = f.PHASE_DONE

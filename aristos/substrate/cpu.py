@@ -2,8 +2,8 @@
 
 from .. import memory as mem
 from ..compile import jit
-from ..engine import steps
 from ..engine import fields as f
+from ..engine import steps
 from ..kernels.cpu import llvm  # noqa: F401  registers the lowerings of memory.py
 
 HEARTBEAT_NS = 20_000_000
@@ -115,6 +115,8 @@ def work(job, st, worker):
             return f.RAN
         if kind == f.FAIL:
             return f.POISONED
+        if kind == f.SIZED:
+            return f.ALL_ANNOUNCED
         steps.execute(job, st, worker, kind)
         now = mem.clock()
         charge(job, st, worker, kind, start, now)

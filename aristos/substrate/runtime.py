@@ -104,6 +104,11 @@ class Runtime:
         step, plain = signature(job, self.state), signature(job, self.state, worker=False)
         warm_up([(work, step), (packing.begin, plain), (steps.heartbeat, step), (arrivals.poisoned, plain)])
 
+    def number_object(self) -> int:
+        """A number for an object on this communicator; collective order makes it the same on every rank."""
+        self.objects += 1
+        return self.objects
+
     def fill(self, job: np.ndarray) -> None:
         """Write into a job what every call on this runtime has in common."""
         assert self.layout is not None and self.shape is not None
@@ -156,12 +161,24 @@ class Runtime:
 
     def run(self, job: np.ndarray, timeout: float) -> None:
         """Run an entered call to its end as worker 0, then close it."""
+        try:
+            self.begin(job)
+            self.go_on(job, timeout)
+        finally:
+            self.open = False
+
+    def begin(self, job: np.ndarray) -> None:
+        """Give an entered call its epoch and clear the tables."""
+        job[f.EPOCH] = self.epoch
+        packing.begin(job, self.state)
+
+    def go_on(self, job: np.ndarray, timeout: float, alone: bool = False) -> int:
+        """Run steps as worker 0, the others with it unless `alone`, until the call has ended or is ALL_ANNOUNCED."""
         assert self._workers is not None
         state = self.state
-        job[f.EPOCH] = self.epoch
         try:
-            packing.begin(job, state)
-            self._workers.release(job, state)
+            if not alone:
+                self._workers.release(job, state)
             code = work(job, state, 0)
             patience = _Patience(self, job, timeout) if code == f.PAUSED else None
             while code == f.PAUSED:
@@ -170,14 +187,14 @@ class Runtime:
                 code = work(job, state, 0)
             if code == f.POISONED:
                 self._raise_poison(job)
-            self._workers.gather()
-            if self.group.world > 1:
+            if not alone:
+                self._workers.gather()
+            if self.group.world > 1 and code == f.RAN:
                 steps.heartbeat(job, state, -1)
+            return code
         except BaseException as error:
-            self._fail(job, error)
+            self._fail(job, error, alone)
             raise
-        finally:
-            self.open = False
 
     def _raise_poison(self, job: np.ndarray) -> None:
         peer = int(arrivals.poisoned(job, self.state))
@@ -194,7 +211,7 @@ class Runtime:
         error.origin = origin  # type: ignore[attr-defined]
         raise error
 
-    def _fail(self, job: np.ndarray, error: BaseException) -> None:
+    def _fail(self, job: np.ndarray, error: BaseException, alone: bool) -> None:
         """Leave no rank and no worker waiting for this call."""
         cause = f.CAUSE_ERROR
         if isinstance(error, WaitTimeout):
@@ -203,8 +220,8 @@ class Runtime:
             cause = f.CAUSE_INTERRUPT
         self.broken = f"{type(error).__name__}: {error}"
         steps.poison(job, self.state, getattr(error, "origin", self.group.rank), cause)
-        assert self._workers is not None
-        self._workers.gather()
+        if not alone and self._workers is not None:
+            self._workers.gather()
 
 
 class _Patience:

@@ -1,0 +1,157 @@
+"""What a layer and an exchange have in common: joining a runtime with all ranks alike, a job's constant part, peers' refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .engine import fields as f
+from .engine.layout import LINE, Shape, lines, ring_rows
+from .errors import ClosedError, InputError, MismatchError, PeerInputError
+from .kernels.cpu.gemm import FLOAT, aligned, padded
+from .placement import Placement
+from .substrate.runtime import Runtime, attach
+
+WHY = {f.NOT_FINITE: "scores or weights that are not finite", f.BAD_IDS: "ids out of range or repeated"}
+
+
+def shape_of(world: int, placement: Placement, *, hidden: int, experts: int, top_k: int, max_tokens: int) -> Shape:
+    """What a user of the engine asks of it."""
+    stride = lines(padded(hidden) * FLOAT)
+    most_local = max(placement.held)
+    most = max_tokens * min(top_k, max(1, most_local))
+    return Shape(
+        world=world,
+        ring_rows=ring_rows(world, stride, most) if world > 1 else 1,
+        stride=stride,
+        return_rows=max_tokens * top_k,
+        max_local=max(1, most_local),
+        experts=experts,
+        max_tokens=max_tokens,
+    )
+
+
+def check_common(threads: Any, timeout: Any) -> None:
+    """Raise InputError for options that make no sense."""
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+        raise InputError(f"threads must be None or a positive int, got {threads!r}")
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
+        raise InputError(f"timeout must be a positive number of seconds, got {timeout!r}")
+
+
+class Collective:
+    """Something that all ranks of a communicator made together."""
+
+    placement: Placement
+    timeout: float
+
+    def __init__(self, comm: Any, threads: int | None, timeout: float) -> None:
+        self.comm = comm
+        self.world = comm.Get_size() if comm is not None else 1
+        self._runtime: Runtime | None = None
+        self._joined = attach(comm, threads, timeout)
+        self.rank = self._joined.group.rank
+
+    def _join(self, problem: Exception | None, mine: str, shape: dict[str, int], scratch: int, threads: Any) -> None:
+        """Take part in the runtime; raises on every rank if one has a problem or they are not configured alike.
+
+        mine: all that must be equal on all ranks, as text. shape: keywords of `shape_of`. scratch: bytes a worker.
+        """
+        runtime = self._joined
+        try:
+            told = runtime.group.allgather((str(problem) if problem else None, mine), "layer configurations")
+            if problem is not None:
+                raise problem
+            for rank, (error, _) in enumerate(told):
+                if error is not None:
+                    raise PeerInputError(f"rank {rank} refused its arguments: {error}")
+            for rank, (_, theirs) in enumerate(told):
+                if theirs != told[0][1]:
+                    raise MismatchError(
+                        f"ranks are configured differently: rank 0 has {told[0][1]}; rank {rank} has {theirs}"
+                    )
+            runtime.require(shape_of(self.world, self.placement, **shape), lines(scratch) + LINE, threads)
+        except BaseException:
+            runtime.release()
+            raise
+        self._runtime = runtime
+        self.threads = threads or runtime.threads
+        self._object = runtime.number_object()
+        self._mine = self.placement.mine(self.rank)
+
+    def _new_job(self, *, hidden: int, experts: int, top_k: int) -> np.ndarray:
+        """A job with all that does not change from call to call, but for what `Runtime.fill` writes."""
+        job = aligned((f.JOB_WORDS + experts + self.world + 1,), np.int64)
+        job[:] = 0
+        job[f.SLOT_OF], job[f.SLOT_START] = f.JOB_WORDS, f.JOB_WORDS + experts
+        job[f.JOB_WORDS : f.JOB_WORDS + experts] = self.placement.slot_of
+        job[f.JOB_WORDS + experts :] = self.placement.start
+        job[f.LOCAL] = len(self._mine)
+        job[f.EXPERTS], job[f.TOP_K], job[f.HIDDEN] = experts, top_k, hidden
+        job[f.OBJECT] = self._object
+        job[f.ROW_BYTES] = FLOAT * hidden
+        return job
+
+    def _raise_peer_problem(self, job: np.ndarray, runtime: Runtime) -> None:
+        """Raise what another rank's announcement said instead of rows."""
+        for rank, status in enumerate(runtime.state[job[f.T_STATUS] :][: self.world].tolist()):
+            if rank == self.rank or status == f.OK:
+                continue
+            if status == f.MISMATCH:
+                raise MismatchError(
+                    f"rank {rank} made another call than rank {self.rank}: layer, object, top_k or width differ;"
+                    " calls are collective and come in the same order on every rank"
+                )
+            raise PeerInputError(
+                f"rank {rank} refused its input ({WHY.get(status, 'its own error says why')}):"
+                " this call has no result, the layer stays usable"
+            )
+
+    def _alive(self) -> Runtime:
+        if self._runtime is None:
+            raise ClosedError(f"this {type(self).__name__} is closed")
+        return self._runtime
+
+    def close(self) -> None:
+        """Give windows, threads and memory back; collective, and harmless when repeated."""
+        runtime, self._runtime = self._runtime, None
+        if runtime is not None:
+            runtime.release()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+        self.close()
+
+
+def routing_arrays(ids: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """ids as contiguous int64 of exactly this shape, or InputError."""
+    from .arrays import view
+
+    chosen = view("ids", ids)
+    if chosen.shape != shape or chosen.dtype.kind not in "iu":
+        raise InputError(f"ids must be integers of shape {list(shape)}, got {chosen.dtype} {list(chosen.shape)}")
+    return np.ascontiguousarray(chosen, np.int64)
+
+
+def weight_arrays(weights: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """weights as contiguous float32 of exactly this shape, or InputError."""
+    from .arrays import view
+
+    scale = view("weights", weights)
+    if scale.shape != shape or scale.dtype.kind != "f":
+        raise InputError(f"weights must be floats of shape {list(shape)}, got {scale.dtype} {list(scale.shape)}")
+    return np.ascontiguousarray(scale, np.float32)
+
+
+def explain_ids(ids: np.ndarray, experts: int) -> str:
+    """Which ids the engine has refused. ids: [S, k]."""
+    for t, row in enumerate(ids):
+        taken = row[row >= 0]
+        if (row < -1).any() or (row >= experts).any():
+            return f"ids of token {t} must be in -1..{experts - 1}, got {row.tolist()}"
+        if len(set(taken.tolist())) < len(taken):
+            return f"ids of token {t} name an expert twice: {row.tolist()}"
+    return "ids are out of range or repeated"

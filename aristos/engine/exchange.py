@@ -1,0 +1,67 @@
+"""The protocol without the experts: rows are copied out where they land, and one record a source brings all of its rows back.
+
+An exchange is one call in two halves. In the first, `expert` commands copy rows instead of computing (experts.py), and each
+tile is returned empty, so that its slots are free again. In the second, a source's rows, which are contiguous in its packed
+order, go back with a single record.
+"""
+
+from .. import memory as mem
+from ..compile import jit
+from . import fields as f
+from .layout import announcement, return_row
+from .returns import post_return, rows_are_back
+
+
+@jit
+def count(job, st, expert, source):
+    """Announced rows of a local expert from a source."""
+    slot = job[f.T_OFFSET] + job[job[f.SLOT_START] + job[f.RANK]] + expert
+    if source == job[f.RANK]:
+        return st[slot + 1] - st[slot]
+    if st[job[f.T_ANNOUNCED] + source] == f.SKIP:
+        return 0
+    return mem.load(announcement(job, st, job[f.RANK], source, job[f.EPOCH]) + 8 * (f.ANNOUNCE_WORDS + expert))
+
+
+@jit
+def set_targets(job, st, counts):
+    """Order the rows by expert, source, packed row; counts: [L, W] int64, filled in. Returns rows."""
+    rows = 0
+    for expert in range(job[f.LOCAL]):
+        for source in range(job[f.WORLD]):
+            n = count(job, st, expert, source)
+            counts[expert, source] = n
+            st[job[f.T_TARGET] + source * job[f.MAX_LOCAL] + expert] = rows
+            rows += n
+    st[f.TARGETS_SET] = 1
+    return rows
+
+
+@jit
+def give_back(job, st, counts, out):
+    """Put every row of `out` (rows in the order of `set_targets`, ROW_BYTES apart) into its source's return rows."""
+    me, world = job[f.RANK], job[f.WORLD]
+    for i in range(1, world + 1):
+        source = (me + i) % world
+        packed = st[job[f.T_FIRST] + source]
+        first = packed
+        for expert in range(job[f.LOCAL]):
+            n = counts[expert, source]
+            row = st[job[f.T_TARGET] + source * job[f.MAX_LOCAL] + expert] - n  # the copying has moved it to its end
+            for j in range(n):
+                target = return_row(job, st, source, packed + j)
+                mem.copy_row(target, out + job[f.ROW_BYTES] * (row + j), job[f.ROW_BYTES])
+            packed += n
+        if source == me:
+            rows_are_back(job, st, first, packed - first)
+        elif packed > first:
+            post_return(job, st, source, first, packed - first)
+
+
+@jit
+def expect_back(job, st):
+    """Open the second half: every owner that got rows owes one more record."""
+    st[f.PHASE] = f.PHASE_RUN
+    for p in range(job[f.WORLD]):
+        if p != job[f.RANK] and st[job[f.T_ROWS_TO] + p] > 0:
+            st[job[f.T_EXTRA] + p] += 1
