@@ -53,7 +53,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--page", help=where)
     asked = parser.parse_args(argv)
     try:
-        asked.shapes = [jobs.parse_shape(text) for text in asked.shapes.split(",")]
+        asked.shapes = [jobs.parse_shape(text) for text in dict.fromkeys(asked.shapes.split(","))]
     except ValueError as why:
         parser.error(str(why))
     unknown = [name for name in asked.peers.split(",") if name not in ENTRIES]
@@ -106,12 +106,13 @@ def compare(comm: Any, asked: argparse.Namespace, argv: list[str]) -> int:
         after = (lambda job, peer: micro.outside(comm, job, peer)) if shape.name == "D" else None
         measured.append(rounds.run(comm, job, asked.peers, asked.rounds, asked.iters, asked.seed, peak, tell, after))
         del job  # its weights are up to a gigabyte
-    signal_us = micro.signal(comm, asked.seed) if with_micro else {}
+    tell("signals")
+    signal_us, why = micro.signal(comm, asked.seed) if with_micro else ({}, "left out by --no-micro")
     facts["load_average_end"] = os.getloadavg()[0]
     tell("")
-    wrong = any(m.wrong() or m.same_bits is False for m in measured)
+    wrong = why == micro.WRONG or any(m.wrong() or m.same_bits is False for m in measured)
     if lead:
-        write(asked, measured, figures.figures(measured, signal_us), facts, signal_us)
+        write(asked, measured, figures.figures(measured, signal_us, why), facts, signal_us)
     return int(comm.bcast(1 if wrong else 0))
 
 

@@ -78,20 +78,18 @@ def peak_share(measured: Measured, peer: str = "fused") -> Spread | None:
     return Spread.of(np.median(calls, axis=1) / 1e9 / measured.peak.mean(axis=1))
 
 
-def signal_figures(signal_us: dict[int, list[float]]) -> list[Figure]:
+def signal_figures(signal_us: dict[int, list[float]], why: str) -> list[Figure]:
     """signal_us: payload bytes -> microseconds there and back, of each sample."""
     found = []
     for size, asked in SIGNAL_US.items():
         what = "8 bytes + signal, there and back" if size == 8 else f"{size >> 10} KB row + signal, there and back"
         values = signal_us.get(size)
-        found.append(
-            Figure(what, asked, "µs", False, Spread.of(values) if values else None, "the signal suite did not run")
-        )
+        found.append(Figure(what, asked, "µs", False, Spread.of(values) if values else None, why))
     return found
 
 
-def figures(shapes: list[Measured], signal_us: dict[int, list[float]] | None = None) -> list[Figure]:
-    """All asked figures in the order of the table; shapes that did not run have no entry but the whole run's do."""
+def figures(shapes: list[Measured], signal_us: dict[int, list[float]], why: str) -> list[Figure]:
+    """All asked figures of the shapes that ran, then the signals; why: why there are no signals, if there are none."""
     by_name = {m.shape.name: m for m in shapes}
     found = [_error(m, peer) for m in shapes for peer in ("fused", "bulk") if peer in m.errors]
     for title, peer, asked_of in (
@@ -110,7 +108,7 @@ def figures(shapes: list[Measured], signal_us: dict[int, list[float]] | None = N
             found.append(Figure(what, 100 * asked, "%", True, percent, _why(by_name[name], "peak")))
     if "D" in by_name:
         found += _outside(by_name["D"])
-    return found + signal_figures(signal_us or {})
+    return found + signal_figures(signal_us, why)
 
 
 def _outside(m: Measured) -> list[Figure]:

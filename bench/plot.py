@@ -30,9 +30,12 @@ def draw(shapes: list[Measured], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 4.8), layout="constrained")
     _ratios(left, shapes)
     _rates(right, shapes)
+    handles, labels = right.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
@@ -52,15 +55,12 @@ def _ratios(axes: Any, shapes: list[Measured]) -> None:
     peers = [p for p in _names(shapes) if p != "fused"]
     for i, peer in enumerate(peers):
         offset, width = _place(peers, i)
-        named = False
         for g, m in enumerate(shapes):
             spread = ratio(m, peer)
             if spread is None:
                 continue
             ends = [[spread.median - spread.low], [spread.high - spread.median]]
-            label = None if named else ENTRIES[peer].title
-            named = True
-            axes.bar(g + offset, spread.median, width, yerr=ends, color=COLORS[peer], label=label, capsize=2)
+            axes.bar(g + offset, spread.median, width, yerr=ends, color=COLORS[peer], capsize=2)
             asked = ASKED.get(peer, {}).get(m.shape.name)
             if asked:
                 axes.hlines(asked, g + offset - width / 2, g + offset + width / 2, color="black", linewidth=2)
@@ -90,8 +90,6 @@ def _rates(axes: Any, shapes: list[Measured]) -> None:
 
 def _finish(axes: Any, shapes: list[Measured], y_label: str) -> None:
     ticks = [f"{m.shape.name}\n{m.shape}" if m.shape.name != str(m.shape) else str(m.shape) for m in shapes]
-    axes.set_xticks(range(len(shapes)), ticks, fontsize=8)
+    axes.set_xticks(range(len(shapes)), ticks, fontsize=7)
     axes.set_ylabel(y_label)
     axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8, frameon=False)

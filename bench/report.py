@@ -120,6 +120,12 @@ def _asked(asked: list[Figure]) -> str:
 def _notes(shapes: list[Measured]) -> list[str]:
     """What a reader must know beside the numbers."""
     notes = []
+    busiest = max((load for m in shapes for load in m.load), default=0.0)
+    if shapes and busiest > shapes[0].world + 1:
+        notes.append(
+            f"The machine was not this run's alone (load average up to {busiest:.1f} with {shapes[0].world} ranks): "
+            "distrust the milliseconds and the shares of peak, and the ratios where least and most lie far apart."
+        )
     for peer in ENTRIES:
         whys = {m.absent[peer] for m in shapes if peer in m.absent}
         notes += [f"{ENTRIES[peer].title} did not run: {why}." for why in sorted(whys)]

@@ -94,7 +94,7 @@ def test_ratios_are_formed_inside_each_round() -> None:
     assert figures.peak_share(m).median == pytest.approx(0.9)
     assert figures.gflops(m, "fused").high == pytest.approx(80)
 
-    found = {f.what: f for f in figures.figures([m], {8: [0.3, 0.5, 0.35]})}
+    found = {f.what: f for f in figures.figures([m], {8: [0.3, 0.5, 0.35]}, "")}
     assert found["A: fused over Alltoallv + NumPy"].met
     assert not found["A: fused over bulk"].met
     assert not found["A: share of the micro-kernel's peak"].met
@@ -113,7 +113,7 @@ def test_wrong_outputs_are_neither_timed_nor_hidden() -> None:
     m.busiest = m.mean = np.ones(1)
     m.times = {"fused": np.ones((1, 1, 2))}
     assert m.wrong() == ["numpy"]
-    text = report.markdown([m], figures.figures([m]), [], None)
+    text = report.markdown([m], figures.figures([m], {}, "left out"), [], None)
     assert "Alltoallv + NumPy gave WRONG outputs on C" in text
 
 

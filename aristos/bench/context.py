@@ -15,7 +15,7 @@ import numpy as np
 
 from ..results import Table
 from .options import Options, is_file
-from .presets import Shape, shape
+from .presets import DEFAULT, Shape, matching, shape
 from .routing import Trace
 from .world import World
 
@@ -68,12 +68,13 @@ class Context:
     def shape(self) -> Shape:
         """The layer's shape that the options ask for; with a trace, its experts and top-k."""
         o = self.options
-        experts, top_k = o.experts, o.top_k
+        experts, top_k, preset = o.experts, o.top_k, o.preset or DEFAULT
         if self.trace is not None:
-            experts = experts or max(self.trace.experts, self.world.size)
             top_k = self.trace.top_k
+            preset = o.preset or matching(self.trace.experts, top_k) or DEFAULT
+            experts = experts or max(self.trace.experts, self.world.size)
         return shape(
-            o.preset,
+            preset,
             self.world.size,
             scale=o.scale,
             tokens=o.tokens,

@@ -1,7 +1,7 @@
 """Compiled loops of the microbenchmarks: puts, signals and waits on shared windows, and nothing of the engine.
 
 They are to the engine what a ping-pong is to a library: the floor under its numbers. Every wait is bounded by a
-deadline, and each function returns 0 when it ran out. They refuse to check data; the suites do, with NumPy.
+deadline, and each function returns 0 when it ran out. They refuse to check whole payloads; the suites do, with NumPy.
 """
 
 from numba import types
@@ -64,17 +64,23 @@ def put_target(slots, stride, nbytes, puts, flag, ack, base, samples, deadline, 
 
 @jit
 def ping(there, here, source, nbytes, flag_there, flag_here, base, repeats, samples, deadline, out):
-    """`samples` times `repeats` round trips of a payload and a signal. out: [samples] ns for all repeats."""
+    """`samples` times `repeats` round trips of a payload and a signal. out: [samples] ns for all repeats.
+
+    The first word of the payload is the number of the turn; returns -1 if another one came back.
+    """
     turn = base
     for s in range(samples):
         start = mem.clock()
         for _ in range(repeats):
             turn += 1
             if nbytes > 0:
+                mem.store(source, turn)
                 mem.copy_row(there, source, nbytes)
             mem.store_release(flag_there, turn)
             if await_word(flag_here, turn, deadline) == 0:
                 return 0
+            if nbytes > 0 and mem.load(here) != turn:
+                return -1
         out[s] = mem.clock() - start
     return 1
 

@@ -25,7 +25,7 @@ class Options:
     """What the user asked for; None where the preset or the machine decides."""
 
     suites: tuple[str, ...] = ()
-    preset: str = presets.DEFAULT
+    preset: str | None = None
     scale: int | None = None
     tokens: tuple[int, ...] | None = None
     hidden: int | None = None
@@ -111,7 +111,9 @@ def parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParser:
     )
     made.add_argument("suites", nargs="*", metavar="SUITE", help="default: a choice that takes two minutes")
     shape = made.add_argument_group("shape")
-    shape.add_argument("--preset", default=presets.DEFAULT, metavar="NAME", help="a model's shape (%(default)s)")
+    shape.add_argument(
+        "--preset", metavar="NAME", help=f"a model's shape (that of the trace's model, or {presets.DEFAULT})"
+    )
     shape.add_argument("--scale", type=_positive, metavar="N", help="divide the preset's published widths by N")
     shape.add_argument("--tokens", type=_counts, metavar="S[,S..]", help="tokens per rank and call")
     shape.add_argument("--hidden", type=_positive, metavar="H", help="width of a token")
@@ -148,7 +150,7 @@ def parse(argv: list[str], prog: str = "python -m aristos.bench") -> Options:
     for name in asked["suites"]:
         if name not in known:
             raise UsageError(f"unknown suite {name!r}; the suites are {', '.join(known)}")
-    asked["preset"] = asked["preset"].lower()
+    asked["preset"] = asked["preset"] and asked["preset"].lower()
     asked["suites"] = tuple(dict.fromkeys(asked["suites"]))
     options = Options(**asked)
     _check(options)
@@ -156,7 +158,7 @@ def parse(argv: list[str], prog: str = "python -m aristos.bench") -> Options:
 
 
 def _check(options: Options) -> None:
-    if options.preset not in presets.PRESETS:
+    if options.preset is not None and options.preset not in presets.PRESETS:
         raise UsageError(f"unknown preset {options.preset!r}; the presets are {', '.join(presets.PRESETS)}")
     if "replay" in options.suites and not is_file(options.routing):
         raise UsageError("suite replay needs --routing FILE.npz, a recorded routing trace")

@@ -20,7 +20,7 @@ from ..errors import WaitTimeout
 from .world import World
 
 LINE = 64
-FLAG, ACK, TURN, TAIL, CREDIT, WORDS = range(6)  # words a peer writes, each on its own line
+FLAG, ACK, PING, PONG, TAIL, CREDIT, WORDS = range(7)  # words a peer writes, each on its own line
 TIMEOUT = 60  # seconds a compiled wait may take
 PROBE = 3  # samples that tell how many more there is time for
 Bytes = NDArray[np.uint8]
@@ -98,7 +98,8 @@ class Side:
         return rng.integers(0, 256, max(8, nbytes), np.uint8)
 
     def advance(self, kind: int, steps: int) -> int:
-        """The value of the pair's counter before `steps` more, the same on both sides."""
+        """The value of the ordered pair's counter before `steps` more, the same on both sides. The words it is for
+        must be this direction's alone: one kind for what the origin writes, another for what the target does."""
         key = (self.origin, self.target, kind)
         base = self.pairs.counters[key]
         self.pairs.counters[key] += steps

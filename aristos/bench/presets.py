@@ -104,6 +104,12 @@ def listing() -> str:
     return "\n".join(lines)
 
 
+def matching(experts: int, top_k: int) -> str | None:
+    """The first model with these numbers, which a trace of it has; None if there is none."""
+    models = (name for name, p in PRESETS.items() if p.gated and (p.experts, p.top_k) == (experts, top_k))
+    return next(models, None)
+
+
 @dataclass(frozen=True)
 class Shape:
     """What is measured: a configuration, the tokens per rank and call, and where the numbers come from."""
@@ -143,7 +149,8 @@ def shape(
     width = {"hidden": max(1, preset.hidden // divisor), "ffn": max(1, preset.ffn // divisor)}
     label = name if divisor == 1 else f"{name}/{divisor}"
     given = {"hidden": hidden, "ffn": ffn, "experts": experts, "top_k": top_k, "activation": activation}
-    changed = {key: value for key, value in given.items() if value is not None}
+    own = {**vars(preset), **width}
+    changed = [key for key, value in given.items() if value is not None and value != own[key]]
     counts = preset.tokens if tokens is None else tokens
     cfg = MoEConfig(
         hidden=hidden or width["hidden"],
@@ -158,7 +165,7 @@ def shape(
         router=preset.router,
     )
     note = preset.note
-    if "experts" not in changed and cfg.experts != preset.experts:
+    if experts is None and cfg.experts != preset.experts:
         note = "; ".join(filter(None, [note, f"{cfg.experts} experts instead of {preset.experts}: one a rank"]))
     if changed:
         note = "; ".join(filter(None, [note, f"not the model's: {', '.join(changed)}"]))

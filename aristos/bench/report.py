@@ -35,6 +35,9 @@ class Reporter:
         print(f"# aristos {facts['versions']['aristos']}, {facts['ranks']} ranks on {hosts} host(s), {facts['cpu']}")
         print(f"# {facts['mpi_library']}; cores of rank 0: {facts['cores_of_rank'][0]}; seed {facts['seed']}")
         print(f"# {shape}", flush=True)
+        cores = len({core for mask in facts["cores_of_rank"] for core in mask.split(",")})
+        if hosts == 1 and facts["load_average"] > 0.5 * cores + facts["ranks"]:
+            print(f"# load average {facts['load_average']:.1f} on {cores} cores: others compute here too", flush=True)
 
     def begin(self, suite: str) -> None:
         """A progress bar for a suite, on a terminal only."""

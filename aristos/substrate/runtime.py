@@ -22,8 +22,8 @@ from ..transport.group import Group
 from .cpu import work
 from .workers import Background, Workers
 
-TILE = 96  # rows of a tile, and of a run of the expert kernel
-BATCH = 2 * TILE  # most rows of a run
+TILE = 96  # most rows of a tile
+BATCH = 192  # most rows of a run of the expert kernel: more read the weights less often, until x leaves the cache
 MERGE_ROWS = 32  # fewer rows than this wait a little for more of their expert
 PATIENCE = 200  # idle sweeps that they wait
 PAUSE_NS = 100_000_000  # compiled code comes back to Python at least this often

@@ -5,7 +5,7 @@ It refuses any knob that a user's first call would not have, but for threads=1, 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jobs import Floats, Ints, Job
@@ -16,7 +16,7 @@ import aristos
 class AristosLayer:
     """The layer with its output array kept between calls."""
 
-    def __init__(self, comm: Any, job: Job, schedule: str) -> None:
+    def __init__(self, comm: Any, job: Job, schedule: Literal["fused", "bulk"]) -> None:
         self.moe = aristos.MoE(job.cfg, comm=comm, schedule=schedule, threads=1)
         self.moe.load(up=job.up, down=job.down)
         self.y = np.empty((job.shape.tokens, job.shape.hidden), np.float32)

@@ -77,5 +77,14 @@ def wait(table: Table) -> Any:
     figure, axes = pyplot.subplots(1, len(schedules), figsize=(4.8 * len(schedules), 4), squeeze=False)
     for s, axis in enumerate(axes[0]):
         values = waits[s] + np.where(np.eye(len(waits[s])), np.nan, 0)
-        heat_map(figure, axis, values, f"{schedules[s]}, {pattern}", "wait a call (ms)", "rank that waits", "for rank")
+        heat_map(
+            figure,
+            axis,
+            values,
+            f"{schedules[s]}, {pattern}",
+            "wait a call (ms)",
+            "rank that waits",
+            "for rank",
+            waits.max(),
+        )
     return figure

@@ -80,14 +80,25 @@ def slowest(times: np.ndarray) -> np.ndarray:
     return times.max(axis=-2)
 
 
-def heat_map(figure: Any, axis: Any, values: np.ndarray, title: str, unit: str, rows: str, columns: str) -> None:
-    """Rank x rank, the numbers written in where they can be read; NaN (the diagonal) stays grey."""
+def heat_map(
+    figure: Any,
+    axis: Any,
+    values: np.ndarray,
+    title: str,
+    unit: str,
+    rows: str,
+    columns: str,
+    most: float | None = None,
+) -> None:
+    """Rank x rank, the numbers written in where they can be read; NaN (the diagonal) stays grey.
+
+    most: the top of the colours, for maps to be compared; default the largest value.
+    """
     import matplotlib
 
-    shades = matplotlib.colormaps["viridis"].copy()
-    shades.set_bad("#eeeeee")
+    shades = matplotlib.colormaps["viridis"].with_extremes(bad="#eeeeee")
     # From zero, so that a difference of a percent does not look like one of colours.
-    image = axis.imshow(np.ma.masked_invalid(values), cmap=shades, vmin=0)
+    image = axis.imshow(np.ma.masked_invalid(values), cmap=shades, vmin=0, vmax=most)
     axis.grid(False)
     axis.set(title=title, ylabel=rows, xlabel=columns)
     world = len(values)

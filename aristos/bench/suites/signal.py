@@ -15,7 +15,7 @@ import numpy as np
 
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
-from ..pairs import CREDIT, TAIL, TURN, Pairs, Side, bytes_text, deadline, slot_bytes
+from ..pairs import CREDIT, PING, PONG, TAIL, Pairs, Side, bytes_text, deadline, slot_bytes
 from ..registry import suite
 
 SIZES = (0, 8, 64, 256, 1024, 4096, 16384, 65536)
@@ -61,10 +61,10 @@ def run(ctx: Context) -> Result:
             if side is None:
                 continue
             for j, size in enumerate(sizes):
-                taken = side.samples(partial(_trips, side, size), each, most, ctx.options.iters)
+                taken, fine = side.samples(partial(_trips, side, size), each, most, ctx.options.iters)
+                right[0, j] &= fine
                 if side.first:
                     trips[side.target, j, : taken.size] = taken * 1e-9 / REPEATS
-                    right[0, j] &= np.array_equal(side.landed(size), side.payload(size)[:size])
             for j, size in enumerate(messages):
                 taken, fine = side.samples(partial(_stream, side, size), each, most, ctx.options.iters)
                 right[1, j] &= fine
@@ -74,23 +74,24 @@ def run(ctx: Context) -> Result:
     return _result(ctx, sizes, messages, np.stack(world.allgather(trips)), np.stack(world.allgather(rates)), all_right)
 
 
-def _trips(side: Side, size: int, samples: int) -> np.ndarray:
-    """Nanoseconds of REPEATS round trips, for each sample, at the origin."""
+def _trips(side: Side, size: int, samples: int) -> tuple[np.ndarray, bool]:
+    """Nanoseconds of REPEATS round trips, for each sample, and whether every payload came back, at the origin."""
     from .. import oneside
 
     turns = samples * REPEATS
-    base = side.advance(TURN, turns)
+    base = side.advance(PING, turns)
     there, here = side.slots(side.peer), side.slots(side.rank)
-    flags = side.word(side.peer, TURN), side.word(side.rank, TURN)
-    out = np.empty(samples, np.int64)
+    asked, answered = side.word(side.target, PING), side.word(side.origin, PONG)
+    out, fine = np.empty(samples, np.int64), True
     if side.first:
         source = side.payload(size)
         at = source.ctypes.data
-        done = oneside.ping(there, here, at, size, *flags, base, REPEATS, samples, deadline(), out)
+        done = oneside.ping(there, here, at, size, asked, answered, base, REPEATS, samples, deadline(), out)
+        fine = done > 0 and np.array_equal(side.landed(size), source[:size])
     else:
-        done = oneside.pong(there, here, size, *flags, base, turns, deadline())
+        done = oneside.pong(there, here, size, answered, asked, base, turns, deadline())
     side.bounded(done)
-    return out
+    return out, fine
 
 
 def _stream(side: Side, size: int, samples: int) -> tuple[np.ndarray, bool]:

@@ -26,11 +26,10 @@ def fill_rows(m, c, jc, source, n):
 
 
 @jit
-def hidden_chunk(m, x, up, gate, up_bias, gate_bias, code, hidden, ffn, f0, columns, h, g):
-    """h[m, columns] = act(...) for columns f0.. of F; g: row addresses for the gate projection's chunk."""
+def hidden_chunk(m, x, up, gate, up_bias, gate_bias, code, hidden, f0, columns, pitch, h, g):
+    """h[m, columns] = act(...) for columns f0.. of F; rows are `pitch` columns apart; g: rows of the gate projection."""
     for k0 in range(0, hidden, KC):
         count = min(KC, hidden - k0)
-        last = k0 + count == hidden
         for j in range(0, columns, NR):
             offset = FLOAT * ((f0 + j) * hidden + k0 * NR)  # panel (f0 + j) / NR, row k0
             carry = k0
@@ -46,15 +45,21 @@ def hidden_chunk(m, x, up, gate, up_bias, gate_bias, code, hidden, ffn, f0, colu
                         fill_rows(m, g, j, gate_bias + FLOAT * (f0 + j), NR)
                     carry = 1
                 panel_rows(m, x, k0, gate + offset, g, j, count, carry)
-            if last:
-                for i in range(m):
-                    row = mem.load(h + 8 * i) + FLOAT * j
-                    if gate != 0:
-                        gate_row = mem.load(g + 8 * i) + FLOAT * j
-                        activate(code, gate_row, NR)
-                        multiply(row, gate_row, NR)
-                    else:
-                        activate(code, row, NR)
+    activate_rows(m, gate != 0, code, columns, pitch, h, g)
+
+
+@jit
+def activate_rows(m, gated, code, columns, pitch, h, g):
+    """h = act(h), or act(g) * h when gated, for m rows of `columns`, `pitch` columns apart: in one go where they touch."""
+    rows, n = (1, m * columns) if columns == pitch else (m, columns)
+    for i in range(rows):
+        row = mem.load(h + 8 * i)
+        if gated:
+            gate_row = mem.load(g + 8 * i)
+            activate(code, gate_row, n)
+            multiply(row, gate_row, n)
+        else:
+            activate(code, row, n)
 
 
 @jit
@@ -68,9 +73,10 @@ def expert_rows(m, x, y, up, gate, down, up_bias, gate_bias, down_bias, code, hi
     h = scratch
     g = h + 8 * m
     chunk = (g + 8 * m + 63) // 64 * 64
+    pitch = min(FC, (ffn + NR - 1) // NR * NR)
     for i in range(m):
-        mem.store(h + 8 * i, chunk + FLOAT * FC * i)
-        mem.store(g + 8 * i, chunk + FLOAT * FC * (m + i))
+        mem.store(h + 8 * i, chunk + FLOAT * pitch * i)
+        mem.store(g + 8 * i, chunk + FLOAT * pitch * (m + i))
     carry = 0
     if down_bias != 0:
         for j in range(0, hidden, NR):
@@ -79,7 +85,7 @@ def expert_rows(m, x, y, up, gate, down, up_bias, gate_bias, down_bias, code, hi
     for f0 in range(0, ffn, FC):
         count = min(FC, ffn - f0)
         columns = (count + NR - 1) // NR * NR
-        hidden_chunk(m, x, up, gate, up_bias, gate_bias, code, hidden, ffn, f0, columns, h, g)
+        hidden_chunk(m, x, up, gate, up_bias, gate_bias, code, hidden, f0, columns, pitch, h, g)
         for j in range(0, hidden, NR):
             panel_rows(m, h, 0, down + FLOAT * (j * ffn + f0 * NR), y, j, count, carry)
         carry = 1

@@ -1,0 +1,410 @@
+"""What is refused: a clear error on every rank at once, never a hang, and a layer that works in the next call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import alone, routing, run_job, same, tokens
+from mpi import find_mpiexec, ranks_each
+
+import aristos
+from aristos import errors, reference
+from aristos.errors import InputError, MemoryProblem, MismatchError, OpenCallError, PeerInputError
+
+CFG = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=30)
+W = reference.weights(CFG)
+AT_ONCE = 5.0  # seconds; a hang would last for the timeout of 120
+needs_mpiexec = pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
+
+Call = dict[str, Any]
+
+
+def good(rank: int) -> Call:
+    """Arguments of a call that is fine."""
+    return {"x": tokens(CFG, 20, seed=rank), **routing(CFG, 20, "some", seed=rank)}
+
+
+def changed(name: str, change: Callable[[Any], Any]) -> Callable[[Call], Call]:
+    """A good call with one argument changed."""
+    return lambda call: {**call, name: change(call[name])}
+
+
+def put(value: Any, *at: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A copy of an array with one entry replaced."""
+
+    def change(array: np.ndarray) -> np.ndarray:
+        array = array.copy()
+        array[at] = value
+        return array
+
+    return change
+
+
+def routed_here(call: Call) -> Call:
+    """The same tokens, left to the layer's router."""
+    return {"x": call["x"]}
+
+
+class Unreadable:
+    """A DLPack array of some device that NumPy cannot read."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self, **_: Any) -> Any:
+        raise BufferError("not on the CPU")
+
+
+REFUSED: dict[str, tuple[Callable[[Call], Call], str]] = {
+    "NaN token": (lambda c: {"x": put(np.nan, 7, 3)(c["x"])}, "scores must be finite"),
+    "infinite token": (lambda c: {"x": put(np.inf, 0, 0)(c["x"])}, "scores must be finite"),
+    "scores overflow": (lambda c: {"x": np.full_like(c["x"], 3e38)}, "scores must be finite"),
+    "NaN weight": (changed("weights", put(np.nan, 19, 1)), r"weights must be finite, got \[.*nan\] at token 19"),
+    "infinite weight": (changed("weights", put(-np.inf, 3, 0)), "weights must be finite.*at token 3"),
+    "width": (changed("x", lambda x: x[:, :-1]), r"x must have shape \[\.\.\., 40\], got \[20, 39\]"),
+    "no width": (changed("x", lambda x: x[0, 0]), r"x must have shape \[\.\.\., 40\], got \[\]"),
+    "float64": (changed("x", lambda x: x.astype("f8")), "x must have dtype float32, got float64"),
+    "other byte order": (changed("x", lambda x: x.astype(">f4")), "x must have dtype float32, got >f4"),
+    "a list": (changed("x", lambda x: x.tolist()), "x must be an array .*got list"),
+    "nothing": (changed("x", lambda x: None), "x must be an array .*got NoneType"),
+    "device array": (changed("x", lambda x: Unreadable()), "x: DLPack array cannot be read on the CPU"),
+    "too many tokens": (
+        lambda c: {"x": np.zeros((31, 40), np.float32)},
+        "x has 31 tokens, more than max_tokens=30",
+    ),
+    "id too large": (changed("ids", put(5, 4, 0)), r"ids of token 4 must be in -1\.\.4, got \[5, "),
+    "id too small": (changed("ids", put(-2, 19, 1)), r"ids of token 19 must be in -1\.\.4, got \[.*-2\]"),
+    "id far off": (changed("ids", put(2**62, 0, 0)), r"ids of token 0 must be in -1\.\.4"),
+    "unsigned id": (
+        changed("ids", lambda ids: np.full(ids.shape, 2**64 - 1, np.uint64)),
+        r"ids of token 0 must be in -1\.\.4, got \[18446744073709551615",
+    ),
+    "id twice": (changed("ids", put(3, 11, slice(None))), r"ids of token 11 name an expert twice: \[3, 3\]"),
+    "ids of floats": (changed("ids", lambda ids: ids.astype("f4")), r"ids must be integers of shape \[20, 2\]"),
+    "ids of bools": (changed("ids", lambda ids: ids > 0), r"ids must be integers of shape \[20, 2\], got bool"),
+    "ids of another k": (changed("ids", lambda ids: ids[:, :1]), r"ids must be integers .*got int64 \[20, 1\]"),
+    "fewer ids": (changed("ids", lambda ids: ids[1:]), r"ids must be integers .*got int64 \[19, 2\]"),
+    "weights of ints": (changed("weights", lambda w: w.astype("i4")), r"weights must be floats of shape \[20, 2\]"),
+    "flat weights": (changed("weights", lambda w: w.ravel()), r"weights must be floats .*got float32 \[40\]"),
+    "ids alone": (lambda c: {"x": c["x"], "ids": c["ids"]}, "ids and weights come together"),
+    "weights alone": (lambda c: {"x": c["x"], "weights": c["weights"]}, "ids and weights come together"),
+    "no such layer": (lambda c: {**c, "layer": 2}, r"layer must be an int in 0\.\.1, got 2"),
+    "negative layer": (lambda c: {**c, "layer": -1}, r"layer must be an int in 0\.\.1, got -1"),
+    "layer by name": (lambda c: {**c, "layer": "0"}, r"layer must be an int in 0\.\.1, got '0'"),
+    "empty layer": (lambda c: {**c, "layer": 1}, "layer 1 has no weights"),
+    "small out": (lambda c: {**c, "out": np.empty((19, 40), np.float32)}, r"out must .*\[20, 40\], got float32 \[19"),
+    "out of float64": (lambda c: {**c, "out": np.empty((20, 40))}, "out must be a float32 array .*got float64"),
+    "list as out": (lambda c: {**c, "out": [0.0]}, "out must be a float32 array .*got list"),
+    "strided out": (lambda c: {**c, "out": np.empty((40, 40), np.float32)[::2]}, "out must be contiguous"),
+    "read-only out": (
+        lambda c: {**c, "out": np.frombuffer(bytes(3200), np.float32).reshape(20, 40)},
+        "out must be contiguous and writable",
+    ),
+    "x as out": (lambda c: {**c, "out": c["x"]}, "out must not overlap x"),
+    "out over x": (
+        lambda c: (lambda both: {**c, "x": both[:20], "out": both[10:]})(np.zeros((30, 40), np.float32)),
+        "out must not overlap x",
+    ),
+}
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """What happens inside takes no timeout."""
+    start = time.monotonic()
+    yield
+    assert time.monotonic() - start < AT_ONCE
+
+
+def made(comm: Any = None, **options: Any) -> aristos.MoE:
+    """A layer with weights, and beside it one without."""
+    moe = aristos.MoE(CFG, comm, layers=2, **options)
+    moe.load(0, **W)
+    return moe
+
+
+@pytest.mark.parametrize("schedule", ["fused", "bulk"])
+def test_refused_in_one_process(schedule):
+    with made(schedule=schedule) as moe:
+        call = good(0)
+        wanted = moe(**call)
+        for name, (change, words) in REFUSED.items():
+            for begin in (moe, lambda **c: moe.start(**c).wait()):
+                with pytest.raises(InputError, match=words) as caught:
+                    begin(**change(call))
+                assert isinstance(caught.value, ValueError), name
+                assert same(moe(**call), wanted), name
+
+
+@pytest.mark.parametrize("schedule", ["fused", "bulk"])
+@ranks_each(2, 3, timeout=200)
+def test_refused_by_one_rank(comm, world, schedule):
+    """The refusing rank gets its own error, the others one that names it, and the next call is right on all."""
+    mine = good(comm.rank)
+    with alone(CFG, W) as one:
+        wanted = one(**mine)
+    with made(comm, schedule=schedule) as moe:
+        for n, (name, (change, words)) in enumerate(REFUSED.items()):
+            refusing = n % world
+            with at_once():
+                if comm.rank == refusing:
+                    with pytest.raises(InputError, match=words):
+                        moe(**change(mine))
+                else:
+                    # another layer than the others' is a mismatch as well as a refusal
+                    kinds = (PeerInputError, MismatchError) if "layer" in name else PeerInputError
+                    with pytest.raises(kinds, match=rf"\brank {refusing}\b") as caught:
+                        moe(**mine)
+                    assert not isinstance(caught.value, ValueError), name
+            assert same(moe(**mine), wanted), name
+
+
+@pytest.mark.ranks(3)
+def test_refused_by_several_ranks_or_all(comm):
+    mine = good(comm.rank)
+    bad = {**mine, "ids": mine["ids"] + 9}
+    with made(comm) as moe:
+        wanted = moe(**mine)
+        for refusing in ((0, 1), (1, 2), (0, 1, 2)):
+            kind = InputError if comm.rank in refusing else PeerInputError
+            with at_once(), pytest.raises(kind):
+                moe(**bad if comm.rank in refusing else mine)
+            assert same(moe(**mine), wanted)
+        for n in range(40):  # one after the other, both parities of epochs
+            kind = InputError if comm.rank == n % 3 else PeerInputError
+            with pytest.raises(kind):
+                moe(**bad if comm.rank == n % 3 else mine)
+        assert same(moe(**mine), wanted)
+
+
+@pytest.mark.ranks(2)
+def test_a_refusing_rank_serves_the_others_with_tiny_rings(comm, monkeypatch):
+    """Rows of the rank that is fine go through the ring to the one that refused, and back."""
+    monkeypatch.setattr("aristos.collective.ring_rows", lambda *_: 2)
+    mine = good(comm.rank)
+    with made(comm, placement=[0, 1, 0, 1, 1]) as moe:
+        wanted = moe(**mine)
+        for refusing in (0, 1, 0):
+            if comm.rank == refusing:
+                with pytest.raises(InputError):
+                    moe(mine["x"][:, :3])
+            else:
+                with pytest.raises(PeerInputError):
+                    moe(**mine)
+            assert same(moe(**mine), wanted)
+
+
+@pytest.mark.ranks(2)
+def test_refused_in_a_started_call(comm):
+    """Errors come from `wait`, on both ranks."""
+    mine = good(comm.rank)
+    with made(comm) as moe:
+        wanted = moe(**mine)
+        pending = moe.start(**(mine if comm.rank else {"x": mine["x"] * np.nan}))
+        with pytest.raises(PeerInputError if comm.rank else InputError):
+            pending.wait()
+        assert same(moe.start(**mine).wait(), wanted)
+
+
+@pytest.mark.ranks(3)
+def test_ranks_in_different_calls(comm):
+    """Another layer, another object, another top_k or width: a mismatch on every rank, and all work afterwards."""
+    mine = good(comm.rank)
+    other_cfg = replace(CFG, hidden=24, top_k=3)
+    other_w = reference.weights(other_cfg)
+    other_call = {"x": tokens(other_cfg, 11, seed=comm.rank)}
+    with made(comm) as moe, made(comm) as twin, aristos.MoE(other_cfg, comm) as other:
+        moe.load(1, **W)
+        other.load(**other_w)
+        wanted, other_wanted = moe(**mine), other(**other_call)
+        odd: dict[str, Callable[[], Any]] = {
+            "layer": lambda: moe(**mine, layer=1),
+            "object": lambda: twin(**mine),
+            "shape": lambda: other(**other_call),
+            "started": lambda: twin.start(**mine).wait(),
+        }
+        for n, (name, call) in enumerate(list(odd.items()) * 3):
+            with at_once(), pytest.raises(MismatchError, match=r"made another call than rank") as caught:
+                call() if comm.rank == n % 3 else moe(**mine)
+            if comm.rank != n % 3:
+                assert f"rank {n % 3} made another call" in str(caught.value), name
+            assert same(moe(**mine), wanted), name
+            assert same(twin(**mine), wanted), name
+            assert same(other(**other_call), other_wanted), name
+
+
+@pytest.mark.ranks(3)
+def test_ranks_configured_differently(comm):
+    odd = comm.rank == 1
+    w = reference.weights(CFG)
+    different: list[tuple[aristos.MoEConfig, dict[str, Any]]] = [
+        (replace(CFG, hidden=48), {}),
+        (replace(CFG, experts=6), {}),
+        (replace(CFG, activation="silu"), {}),
+        (replace(CFG, max_tokens=31), {}),
+        (replace(CFG, router=aristos.Router(scale=2.0)), {}),
+        (CFG, {"layers": 2}),
+        (CFG, {"schedule": "bulk"}),
+        (CFG, {"placement": [0, 0, 1, 1, 1]}),
+    ]
+    for cfg, options in different:
+        with at_once(), pytest.raises(MismatchError, match="rank 1 has|ranks are configured differently") as caught:
+            aristos.MoE(cfg if odd else CFG, comm, **(options if odd else {}))
+        assert "rank 0 has" in str(caught.value)
+    # how many threads or how long to wait is each rank's own affair
+    with aristos.MoE(CFG, comm, threads=1 + comm.rank, timeout=60.0 + comm.rank) as moe, alone(CFG, w) as one:
+        moe.load(**w)
+        assert same(moe(**good(comm.rank)), one(**good(comm.rank)))
+
+
+BAD_OPTIONS: dict[str, tuple[Any, str]] = {
+    "cfg": ("hidden=8", "cfg must be an aristos.MoEConfig, got str"),
+    "layers": (0, "layers must be a positive int, got 0"),
+    "schedule": ("eager", "schedule must be 'fused' or 'bulk', got 'eager'"),
+    "threads": (0, "threads must be None or a positive int, got 0"),
+    "timeout": (-1.0, r"timeout must be a positive number of seconds, got -1\.0"),
+    "placement": ([0, 0, 0, 0, 7], r"placement\[4\] must be a rank in 0\.\.\d, got 7 for expert 4"),
+}
+
+
+def test_wrong_options_in_one_process():
+    more: list[tuple[str, Any, str]] = [
+        ("layers", 1.5, "layers must be a positive int, got 1.5"),
+        ("layers", True, "layers must be a positive int, got True"),
+        ("threads", True, "threads must be None or a positive int, got True"),
+        ("timeout", float("nan"), "timeout must be"),
+        ("timeout", float("inf"), "timeout must be"),
+        ("timeout", True, "timeout must be"),
+        ("timeout", "1", "timeout must be"),
+        ("placement", [0, 0], r"placement must be 5 integers .*got shape \[2\]"),
+        ("placement", [0.0] * 5, "placement must be 5 integers"),
+        ("placement", [-1, 0, 0, 0, 0], r"placement\[0\] must be a rank in 0\.\.0, got -1"),
+        ("placement", "abcde", "placement must be"),
+        ("placement", [[0], [0, 1]], "placement must be"),
+    ]
+    for name, value, words in [*((n, v, m) for n, (v, m) in BAD_OPTIONS.items()), *more]:
+        with pytest.raises(InputError, match=words):
+            aristos.MoE(**{"cfg": CFG, name: value})
+    with made() as moe:
+        assert moe(**good(0)).shape == (20, 40)
+
+
+@pytest.mark.ranks(3)
+def test_wrong_options_on_one_rank(comm):
+    for n, (name, (value, words)) in enumerate(BAD_OPTIONS.items()):
+        refusing = n % 3
+        if comm.rank == refusing:
+            with at_once(), pytest.raises(InputError, match=words):
+                aristos.MoE(**{"cfg": CFG, "comm": comm, name: value})
+        else:
+            with at_once(), pytest.raises(PeerInputError, match=f"rank {refusing} refused its arguments: {words}"):
+                aristos.MoE(CFG, comm)
+    with made(comm) as moe:
+        assert moe(**good(comm.rank)).shape == (20, 40)
+
+
+def test_wrong_weights():
+    cfg = replace(CFG, gated=True, bias=True)
+    w = reference.weights(cfg)
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"up": w["up"][:4]}, r"up must have shape \[5, 40, 72\], got \[4, 40, 72\]"),
+        ({"up": w["up"].swapaxes(1, 2)}, r"up must have shape \[5, 40, 72\], got \[5, 72, 40\]"),
+        ({"down": w["up"]}, r"down must have shape \[5, 72, 40\], got \[5, 40, 72\]"),
+        ({"gate": w["gate"].astype("f8")}, "gate must have dtype float32, got float64"),
+        ({"router": w["router"].T}, r"router must have shape \[40, 5\], got \[5, 40\]"),
+        ({"up_bias": w["up_bias"][0]}, r"up_bias must have shape \[5, 72\], got \[72\]"),
+        ({"down_bias": w["up_bias"]}, r"down_bias must have shape \[5, 40\], got \[5, 72\]"),
+        ({"up": None}, "load needs up="),
+        ({"gate": None}, "load needs gate="),
+        ({"down": 3.0}, "down must be an array .*got float"),
+        ({"layout": "hwio"}, "layout must be 'in_out' or 'out_in', got 'hwio'"),
+        ({"layer": 1}, r"layer must be an int in 0\.\.0, got 1"),
+    ]
+    with aristos.MoE(cfg) as moe:
+        moe.load(**w)
+        y = moe(tokens(cfg, 9, seed=0))
+        for changes, words in refused:
+            with pytest.raises(InputError, match=words):
+                moe.load(**{**w, **changes})
+            assert same(moe(tokens(cfg, 9, seed=0)), y)  # a refused load changes nothing
+    with aristos.MoE(CFG) as moe:
+        for name in ("gate", "up_bias", "down_bias"):
+            with pytest.raises(InputError, match=f"load got {name}=, but the configuration has gated=False"):
+                moe.load(**{**W, name: w[name]})
+        moe.load(**{n: v for n, v in W.items() if n != "router"})
+        with pytest.raises(InputError, match="layer 0 was loaded without a router: give ids and weights"):
+            moe(tokens(CFG, 3, seed=0))
+
+
+@ranks_each(1, 2)
+def test_a_second_open_call_is_refused(comm, world):
+    mine = good(comm.rank)
+    with made(comm) as moe, made(comm) as twin:
+        wanted = moe(**mine)
+        for linger in (0.0, 0.3):  # open until wait(), even when the background has long ended it
+            pending = moe.start(**mine)
+            time.sleep(linger)
+            for again in (moe.start, moe, twin.start, twin):
+                with pytest.raises(OpenCallError, match="open"):
+                    again(**mine)
+            with pytest.raises(OpenCallError):
+                aristos.MoE(replace(CFG, hidden=64), comm)
+            assert same(pending.wait(), wanted)
+            assert same(twin(**mine), wanted)
+
+
+@pytest.mark.ranks(2)
+def test_windows_that_do_not_fit(comm, monkeypatch):
+    """One rank sees too small a /dev/shm: all raise before anything is touched, and a smaller layer still works."""
+    need = aristos.MoE.memory(CFG, 2)
+    if comm.rank == 1:
+        monkeypatch.setattr("aristos.transport.shm.free_shared_memory", lambda: need)  # room for one of two
+    with pytest.raises(MemoryProblem, match=r"windows need [\d.]+ MiB .*for 2 ranks.* MiB are free") as caught:
+        aristos.MoE(CFG, comm)
+    assert isinstance(caught.value, MemoryError)
+    monkeypatch.setattr("aristos.transport.shm.free_shared_memory", lambda: None)  # nobody says
+    with made(comm) as moe:
+        wanted = moe(**good(comm.rank))
+    if comm.rank == 0:
+        monkeypatch.setattr("aristos.transport.shm.free_shared_memory", lambda: 4 * need)
+    with made(comm) as moe:
+        assert same(moe(**good(comm.rank)), wanted)
+
+
+GROWTH = """
+cfg = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=30)
+x = tokens(cfg, 20, seed=rank)
+moe = aristos.MoE(cfg, comm)
+moe.load(**reference.weights(cfg))
+y = moe(x)
+import aristos.transport.shm as shm
+real, shm.free_shared_memory = shm.free_shared_memory, lambda: 1000
+try:
+    aristos.MoE(aristos.MoEConfig(hidden=400, ffn=72, experts=5, max_tokens=300), comm)
+except errors.MemoryProblem:
+    say("refused")
+shm.free_shared_memory = real
+say("equal" if same(moe(x), y) else "different")
+"""
+
+
+@needs_mpiexec
+def test_a_layer_survives_a_larger_one_that_does_not_fit(tmp_path):
+    job = run_job(tmp_path, 2, GROWTH)
+    assert job.code == 0, job.out
+    assert [job.lines(r) for r in range(2)] == [["refused", "equal"]] * 2
+
+
+def test_all_errors_are_ours():
+    classes = [c for c in vars(errors).values() if isinstance(c, type)]
+    assert len(classes) > 5
+    for c in classes:
+        assert issubclass(c, aristos.AristosError)
+        assert c.__doc__
+    assert issubclass(InputError, ValueError)

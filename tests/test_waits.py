@@ -1,0 +1,359 @@
+"""Every wait is bounded: a rank that is late, stopped, killed or interrupted ends in an error that names it, not in a hang.
+
+Jobs of their own, since each ends badly on purpose.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from cases import run_job
+from mpi import find_mpiexec
+
+pytestmark = pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
+
+LAYER = """
+cfg = aristos.MoEConfig(hidden=40, ffn=72, experts=4, top_k=2, max_tokens=64)
+x = tokens(cfg, 50, seed=rank)
+def made(**options):
+    moe = aristos.MoE(cfg, comm, **options)
+    moe.load(**reference.weights(cfg))
+    moe(x)
+    return moe
+def leave(*words):
+    say(*words)
+    os._exit(0)
+def signal_me(what, after):
+    threading.Thread(target=lambda: (time.sleep(after), os.kill(os.getpid(), what)), daemon=True).start()
+"""
+
+
+def said(job, rank, pattern):
+    """The one line of a rank that has this pattern."""
+    found = [line for line in job.lines(rank) if re.search(pattern, line)]
+    assert len(found) == 1, job.out[rank]
+    return found[0]
+
+
+def test_a_rank_that_never_calls(tmp_path):
+    """A warning after the timeout, an error after ten times that; meanwhile and afterwards rank 1 is in user code."""
+    job = run_job(
+        tmp_path,
+        2,
+        LAYER
+        + """
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    moe = made(timeout=0.3)
+    if rank == 1:
+        time.sleep(6)
+        try:
+            moe(x)
+        except errors.PoisonedError as e:
+            leave("poisoned:", e)
+    start = time.monotonic()
+    try:
+        moe(x)
+    except errors.WaitTimeout as e:
+        say(f"{time.monotonic() - start:.2f} s")
+        say("warned:", len(caught), caught[-1].message)
+        say("timeout:", e)
+        assert isinstance(e, TimeoutError) and isinstance(e, aristos.AristosError)
+    try:
+        moe(x)
+    except errors.ClosedError as e:
+        say("closed:", e)
+moe.close()
+time.sleep(5)
+leave("end")
+""",
+    )
+    assert job.code == 0, job.out
+    seconds = float(job.lines(0)[0].removesuffix(" s"))
+    assert 3.0 <= seconds < 5.0
+    warned = said(job, 0, "warned")
+    assert warned.startswith("warned: 1 rank 0 has waited 0 s for rank 1, which has not made its call of epoch 2 yet")
+    error = said(job, 0, "^timeout")
+    for word in ("rank 0 waited 3", "timeout 0.3 s", "for rank 1", "in epoch 2", "its announcement of epoch 2"):
+        assert word in error
+    assert "last seen of it: epoch 1" in error
+    assert "unusable: WaitTimeout: rank 0 waited" in said(job, 0, "closed")
+    assert "rank 0 gave up in epoch 2 because a wait ran out" in said(job, 1, "poisoned")
+    assert job.lines(0)[-1] == "end"
+
+
+def test_a_late_rank_costs_a_warning_and_no_more(tmp_path):
+    job = run_job(
+        tmp_path,
+        2,
+        LAYER
+        + """
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    moe = made(timeout=0.3)
+    y = moe(x)
+    if rank == 1:
+        time.sleep(1.5)
+    say("equal" if same(moe(x), y) else "different", len(caught))
+    moe.close()
+""",
+    )
+    assert job.code == 0, job.out
+    assert [job.lines(0), job.lines(1)] == [["equal 1"], ["equal 0"]]
+
+
+STOPPED = (
+    LAYER
+    + """
+moe = made(timeout=1.0)
+if rank == 1:
+    signal_me(signal.SIGSTOP, 0.5)
+    moe(x)  # waits for rank 0 when it is stopped
+time.sleep(1.0)
+start = time.monotonic()
+try:
+    moe(x)
+except errors.WaitTimeout as e:
+    say(f"{time.monotonic() - start:.2f} s")
+    say("timeout:", e)
+    %s
+"""
+)
+
+
+def test_a_rank_stopped_within_a_call(tmp_path):
+    job = run_job(tmp_path, 2, STOPPED % "comm.Abort(3)", timeout=30)
+    assert job.code is not None, "the job did not end"
+    assert 1.0 <= float(job.lines(0)[0].removesuffix(" s")) < 3.0
+    error = said(job, 0, "^timeout")
+    for word in ("rank 0 waited 1", "(timeout 1 s)", "for rank 1", "in epoch 2", "return of tile", "last seen of it"):
+        assert word in error
+    assert re.search(r"last seen of it: epoch 2, phase \d", error)
+
+
+def test_an_error_nobody_catches_ends_the_job(tmp_path):
+    """The stopped rank does not keep the job alive once another has given up."""
+    job = run_job(tmp_path, 2, STOPPED % "raise", timeout=30)
+    assert job.code is not None, "the job did not end"
+    assert job.code != 0
+    assert "WaitTimeout: rank 0 waited" in job.out[0]
+    assert job.seconds < 25
+
+
+def test_a_rank_that_dies_within_a_call(tmp_path):
+    job = run_job(
+        tmp_path,
+        2,
+        LAYER
+        + """
+moe = made(timeout=2.0)
+if rank == 1:
+    signal_me(signal.SIGKILL, 0.5)
+    moe(x)
+time.sleep(1.0)
+try:
+    moe(x)
+except errors.WaitTimeout as e:
+    say("timeout:", e)
+comm.Abort(3)
+""",
+        timeout=30,
+    )
+    assert job.code not in (None, 0)
+    assert job.seconds < 20
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_interrupt(tmp_path, threads):
+    """SIGINT while waiting: KeyboardInterrupt within a second there, and the other rank learns of it in its call."""
+    job = run_job(
+        tmp_path,
+        2,
+        LAYER
+        + f"""
+moe = made(threads={threads})
+if rank == 0:
+    signal_me(signal.SIGINT, 0.5)
+    start = time.monotonic()
+    try:
+        moe(x)
+    except KeyboardInterrupt:
+        say(f"{{time.monotonic() - start:.2f}} s")
+    try:
+        moe(x)
+    except errors.ClosedError as e:
+        say("closed:", e)
+    moe.close()
+    time.sleep(3)
+    leave("end")
+time.sleep(2.5)
+start = time.monotonic()
+try:
+    moe(x)
+except errors.PoisonedError as e:
+    say(f"{{time.monotonic() - start:.2f}} s")
+    leave("poisoned:", e)
+""",
+        timeout=30,
+    )
+    assert job.code == 0, job.out
+    assert 0.4 <= float(job.lines(0)[0].removesuffix(" s")) < 1.5
+    assert "KeyboardInterrupt" in said(job, 0, "closed")
+    assert job.lines(0)[-1] == "end"
+    assert float(job.lines(1)[0].removesuffix(" s")) < 1.0
+    assert "rank 0 gave up in epoch 2 because it was interrupted" in said(job, 1, "poisoned")
+
+
+def test_interrupt_of_a_started_call(tmp_path):
+    """SIGINT in `wait`: the background call is given up too, and the other rank is told."""
+    job = run_job(
+        tmp_path,
+        2,
+        LAYER
+        + """
+moe = made()
+if rank == 0:
+    signal_me(signal.SIGINT, 0.5)
+    start = time.monotonic()
+    pending = moe.start(x)
+    try:
+        pending.wait()
+    except KeyboardInterrupt:
+        say(f"{time.monotonic() - start:.2f} s")
+    time.sleep(4)
+    leave("end")
+time.sleep(2)
+start = time.monotonic()
+try:
+    moe(x)
+    leave("served")  # the background served this rank to the end: as good
+except errors.PoisonedError as e:
+    say(f"{time.monotonic() - start:.2f} s")
+    leave("poisoned:", e)
+""",
+        timeout=30,
+    )
+    assert job.code == 0, job.out
+    assert 0.4 <= float(job.lines(0)[0].removesuffix(" s")) < 1.5
+    assert job.lines(0)[-1] == "end"
+    assert job.lines(1)[-1] == "served" or "it was interrupted" in said(job, 1, "poisoned")
+
+
+def test_poison_travels_through_all_ranks(tmp_path):
+    """Three ranks wait within a call for the fourth; one is interrupted, and all waiting ranks end at once."""
+    job = run_job(
+        tmp_path,
+        4,
+        LAYER
+        + """
+moe = made(threads=1)
+if rank == 3:
+    time.sleep(3)
+    try:
+        moe(x)
+    except errors.PoisonedError as e:
+        leave("poisoned:", e)
+if rank == 0:
+    signal_me(signal.SIGINT, 1.0)
+start = time.monotonic()
+try:
+    moe(x)
+except (errors.PoisonedError, KeyboardInterrupt) as e:
+    say(f"{time.monotonic() - start:.2f} s")
+    say(type(e).__name__, e)
+time.sleep(4)
+leave("end")
+""",
+        timeout=60,
+    )
+    assert job.code == 0, job.out
+    assert job.lines(0)[1].startswith("KeyboardInterrupt")
+    for rank in (1, 2):
+        assert float(job.lines(rank)[0].removesuffix(" s")) < 2.5
+        assert "rank 0 gave up in epoch 2 because it was interrupted" in said(job, rank, "PoisonedError")
+    assert "rank 0 gave up in epoch 2 because it was interrupted" in said(job, 3, "poisoned")
+
+
+def test_an_exception_between_calls_of_one_rank(tmp_path):
+    """A user's own error on one rank ends its `with`; the others' next call does not wait for ever."""
+    job = run_job(
+        tmp_path,
+        2,
+        LAYER
+        + """
+try:
+    with made(timeout=0.3) as moe:
+        if rank == 1:
+            raise RuntimeError("of the user")
+        warnings.simplefilter("ignore")
+        moe(x)
+except (RuntimeError, aristos.AristosError) as e:
+    say(type(e).__name__, e)
+time.sleep(1)
+leave("end")
+""",
+        timeout=30,
+    )
+    assert job.code is not None, "the job did not end"
+    assert job.seconds < 25
+    assert "rank 1" in job.out[0] + job.out[1]
+
+
+def test_a_rank_that_does_not_come_to_make_a_layer(tmp_path):
+    """A blocking MPI call is bounded by the watchdog, which says who waited for what and ends the job."""
+    job = run_job(
+        tmp_path,
+        2,
+        LAYER
+        + """
+if rank == 0:
+    time.sleep(60)
+aristos.MoE(cfg, comm, timeout=1.0)
+""",
+        timeout=30,
+    )
+    assert job.code not in (None, 0)
+    assert re.search(r"aristos: rank 1 waited 1\.\d s \(limit 1 s\) for the other ranks to make a layer", job.out[1])
+    assert job.seconds < 20
+
+
+def test_a_worker_that_fails_ends_the_call_on_all_ranks(tmp_path):
+    """An error inside a worker thread of one rank is no hang of the other."""
+    job = run_job(
+        tmp_path,
+        2,
+        LAYER
+        + """
+import aristos.substrate.workers as workers
+moe = made(threads=2, timeout=5.0)
+y = moe(x)
+real = workers.work
+def broken(job, state, number):
+    raise ZeroDivisionError("a worker's")
+if rank == 1:
+    workers.work = broken
+start = time.monotonic()
+try:
+    moe(x)
+except (ZeroDivisionError, errors.PoisonedError) as e:
+    say(f"{time.monotonic() - start:.2f} s")
+    say(type(e).__name__, e)
+time.sleep(2)
+leave("end")
+""",
+        timeout=40,
+    )
+    assert job.code == 0, job.out
+    assert float(job.lines(0)[0].removesuffix(" s")) < 4.0
+    assert "PoisonedError" in job.lines(0)[1]
+    assert re.search("ZeroDivisionError|PoisonedError", job.lines(1)[1])
+
+
+def test_the_helper_itself_kills_at_its_limit(tmp_path):
+    start = time.monotonic()
+    job = run_job(tmp_path, 2, "say('here'); time.sleep(60)", timeout=6)
+    assert time.monotonic() - start < 20
+    assert job.code is None
+    assert job.lines(1) == ["here"]
