@@ -119,11 +119,11 @@ class Exchange(Collective):
             job[f.STATUS_IN], job[f.TOKENS] = f.REFUSED, 0
         counts = np.zeros((max(1, len(self._mine)), self.world), np.int64)
         runtime.begin(job)
-        runtime.go_on(job, self.timeout, alone=True)
+        runtime.go_on(job, self.timeout)
         rows = int(step.set_targets(job, runtime.state, counts))
         landed = np.empty((rows, self.hidden), np.float32)
         job[f.OUT_ROWS] = landed.ctypes.data
-        runtime.go_on(job, self.timeout, alone=True)
+        runtime.go_on(job, self.timeout)
         if refusal is not None:
             raise refusal
         if runtime.state[f.STATUS] != f.OK:
@@ -153,7 +153,7 @@ class Exchange(Collective):
         try:
             step.expect_back(job, runtime.state)
             step.give_back(job, runtime.state, counts, back.ctypes.data)
-            runtime.go_on(job, self.timeout, alone=True)
+            runtime.go_on(job, self.timeout)
         finally:
             self._open = None
             runtime.open = False

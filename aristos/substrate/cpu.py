@@ -3,7 +3,7 @@
 from .. import memory as mem
 from ..compile import jit
 from ..engine import fields as f
-from ..engine import steps
+from ..engine import packing, steps
 from ..kernels.cpu import llvm  # noqa: F401  registers the lowerings of memory.py
 
 HEARTBEAT_NS = 20_000_000
@@ -124,3 +124,13 @@ def work(job, st, worker):
         if now - started > job[f.PAUSE_NS]:
             show_life(job, st, worker, now)
             return f.PAUSED
+
+
+@jit
+def run_alone(job, st):
+    """A whole call of a single worker in one go, or its first slice."""
+    packing.begin(job, st)
+    code = work(job, st, 0)
+    if code == f.RAN:
+        steps.heartbeat(job, st, -1)
+    return code

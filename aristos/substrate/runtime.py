@@ -19,7 +19,7 @@ from ..errors import ClosedError, OpenCallError, PoisonedError, WaitTimeout
 from ..kernels.cpu.gemm import aligned
 from ..stats import Tables
 from ..transport.group import Group
-from .cpu import work
+from .cpu import run_alone, work
 from .workers import Background, Workers
 
 TILE = 96  # most rows of a tile
@@ -102,7 +102,7 @@ class Runtime:
     def _compile(self) -> None:
         job = np.zeros(f.JOB_WORDS + 1, np.int64)
         step, plain = signature(job, self.state), signature(job, self.state, worker=False)
-        warm_up([(work, step), (packing.begin, plain), (steps.heartbeat, step), (arrivals.poisoned, plain)])
+        warm_up([(work, step), (run_alone, plain), (packing.begin, plain), (steps.heartbeat, step), (arrivals.poisoned, plain)])
 
     def number_object(self) -> int:
         """A number for an object on this communicator; collective order makes it the same on every rank."""
@@ -162,38 +162,44 @@ class Runtime:
     def run(self, job: np.ndarray, timeout: float) -> None:
         """Run an entered call to its end as worker 0, then close it."""
         try:
-            self.begin(job)
-            self.go_on(job, timeout)
+            if job[f.WORKERS] == 1:
+                job[f.EPOCH] = self.epoch
+                code = run_alone(job, self.state)
+                if code != f.RAN:
+                    self.go_on(job, timeout, code=code)
+            else:
+                self.begin(job)
+                self.go_on(job, timeout)
         finally:
             self.open = False
 
     def begin(self, job: np.ndarray) -> None:
-        """Give an entered call its epoch and clear the tables."""
+        """Give an entered call its epoch, clear the tables, and let the other workers in."""
         job[f.EPOCH] = self.epoch
         packing.begin(job, self.state)
+        assert self._workers is not None
+        self._workers.release(job, self.state)
 
-    def go_on(self, job: np.ndarray, timeout: float, alone: bool = False) -> int:
-        """Run steps as worker 0, the others with it unless `alone`, until the call has ended or is ALL_ANNOUNCED."""
+    def go_on(self, job: np.ndarray, timeout: float, code: int | None = None) -> int:
+        """Run steps as worker 0 until the call has ended or is ALL_ANNOUNCED; `code` is what they last came back with."""
         assert self._workers is not None
         state = self.state
         try:
-            if not alone:
-                self._workers.release(job, state)
-            code = work(job, state, 0)
-            patience = _Patience(self, job, timeout) if code == f.PAUSED else None
+            patience: _Patience | None = None
+            if code is None:
+                code = work(job, state, 0)
             while code == f.PAUSED:
-                assert patience is not None
+                patience = patience or _Patience(self, job, timeout)
                 patience.check()
                 code = work(job, state, 0)
             if code == f.POISONED:
                 self._raise_poison(job)
-            if not alone:
+            if code == f.RAN:
                 self._workers.gather()
-            if self.group.world > 1 and code == f.RAN:
                 steps.heartbeat(job, state, -1)
             return code
         except BaseException as error:
-            self._fail(job, error, alone)
+            self._fail(job, error)
             raise
 
     def _raise_poison(self, job: np.ndarray) -> None:
@@ -211,7 +217,7 @@ class Runtime:
         error.origin = origin  # type: ignore[attr-defined]
         raise error
 
-    def _fail(self, job: np.ndarray, error: BaseException, alone: bool) -> None:
+    def _fail(self, job: np.ndarray, error: BaseException) -> None:
         """Leave no rank and no worker waiting for this call."""
         cause = f.CAUSE_ERROR
         if isinstance(error, WaitTimeout):
@@ -220,8 +226,8 @@ class Runtime:
             cause = f.CAUSE_INTERRUPT
         self.broken = f"{type(error).__name__}: {error}"
         steps.poison(job, self.state, getattr(error, "origin", self.group.rank), cause)
-        if not alone and self._workers is not None:
-            self._workers.gather()
+        assert self._workers is not None
+        self._workers.gather()
 
 
 class _Patience:

@@ -21,6 +21,7 @@ class Workers:
         self._jobs: list[queue.SimpleQueue] = []
         self._done: queue.SimpleQueue = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._out = 0
         for number in range(1, count):
             inbox: queue.SimpleQueue = queue.SimpleQueue()
             thread = threading.Thread(
@@ -42,13 +43,15 @@ class Workers:
                 self._done.put(error)
 
     def release(self, job: np.ndarray, state: np.ndarray) -> None:
-        """Let the parked workers take part in this call."""
-        for inbox in self._jobs:
+        """Let as many parked workers as the job wants take part in this call."""
+        self._out = min(int(job[f.WORKERS]), self.count) - 1
+        for inbox in self._jobs[: self._out]:
             inbox.put((job, state))
 
     def gather(self) -> None:
-        """Wait until all have left the call; they leave when it has ended or failed."""
-        errors = [self._done.get() for _ in self._jobs]
+        """Wait until those released have left the call; they leave when it has ended or failed."""
+        errors = [self._done.get() for _ in range(self._out)]
+        self._out = 0
         for error in errors:
             if error is not None:
                 raise error
