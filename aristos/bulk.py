@@ -6,6 +6,7 @@ none of its protocol.
 
 from __future__ import annotations
 
+import ctypes
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -169,6 +170,4 @@ class Bulk:
 
 
 def _at(address: int, nbytes: int) -> np.ndarray:
-    import ctypes
-
-    return np.frombuffer((ctypes.c_uint8 * max(nbytes, 1)).from_address(address), np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * max(nbytes, 1)).from_address(address))

@@ -1,4 +1,4 @@
-"""What a layer and an exchange have in common: joining a runtime with all ranks alike, a job's constant part, peers' refusals."""
+"""What a layer and an exchange share: joining a runtime with all ranks alike, a job's constants, peers' refusals."""
 
 from __future__ import annotations
 

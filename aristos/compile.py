@@ -1,9 +1,10 @@
 """Compile with Numba, and keep what was compiled.
 
 `jit` marks a function; nothing is compiled until it is first called. Compiled code is cached in
-`$ARISTOS_CACHE` (default `$XDG_CACHE_HOME/aristos` or `~/.cache/aristos`, or a temporary folder if that cannot be written), in
-a subfolder named by a hash of the sources with compiled functions, the versions of Numba, llvmlite and NumPy, and the CPU's features: Numba's own cache sees
-neither edits in other files nor another ISA behind the same path. It is no general build system: one cache, one lock.
+`$ARISTOS_CACHE` (default `$XDG_CACHE_HOME/aristos` or `~/.cache/aristos`, or a temporary folder if that cannot be
+written), in a subfolder named by a hash of the sources with compiled functions, the versions of Numba, llvmlite and
+NumPy, and the CPU's features: Numba's own cache sees neither edits in other files nor another ISA behind the same
+path. It is no general build system: one cache, one lock.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ import llvmlite
 import numba
 import numpy as np
 from llvmlite import binding
-from numba.core import config
+from numba.core import config as _config
 
 COMPILED = ("compile.py", "memory.py", "engine", "kernels", "substrate")  # what holds compiled functions
+config: Any = _config  # its options are made at run time, unknown to type checkers
 _registered: list[Any] = []
 
 
@@ -105,7 +107,8 @@ def _node_lock() -> Iterator[None]:
 def warm_up(entries: list[tuple[Any, tuple]], *, quiet: bool = False) -> int:
     """Compile or load the entry functions for the given argument types; say so while it takes long.
 
-    entries: (compiled function, its signature as a tuple of Numba types). Returns how many functions were compiled here.
+    entries: (compiled function, its signature as a tuple of Numba types). Returns how many functions were compiled
+    here.
     """
     if config.DISABLE_JIT:
         return 0

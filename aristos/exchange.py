@@ -22,7 +22,7 @@ from .substrate.runtime import BATCH
 
 @dataclass(frozen=True)
 class Handle:
-    """What a dispatch brought. counts: [L, W] rows by local expert and source; experts: [L] their ids; rows: all of them.
+    """What a dispatch brought. counts: [L, W] rows by local expert and source; experts: [L] ids; rows: their sum.
 
     Rows are ordered by expert, source and the source's packed order.
     """
@@ -37,7 +37,8 @@ class Handle:
 class Exchange(Collective):
     """Dispatch and combine over the ranks of a communicator, by one-sided puts. Collective.
 
-    hidden: H, width of a token (float32). experts: E. top_k: choices a token. max_tokens: most tokens a rank brings to a call.
+    hidden: H, width of a token (float32). experts: E. top_k: choices a token. max_tokens: most tokens a rank brings
+    to a call.
     placement, timeout: as for `MoE`. Shares the engine of the `MoE` objects on the same communicator.
     """
 
@@ -89,8 +90,9 @@ class Exchange(Collective):
     def dispatch(self, x: Any, ids: Any) -> tuple[np.ndarray, Handle]:
         """Send every token of x to the experts that `ids` names; collective.
 
-        x: [..., H] float32; ids: [..., k] integers, -1: choice not taken. Returns the rows that all ranks sent to this rank's
-        experts, [rows, H], and a handle for `combine`. No other call may be made on the communicator until then.
+        x: [..., H] float32; ids: [..., k] integers, -1: choice not taken. Returns the rows that all ranks sent to
+        this rank's experts, [rows, H], and a handle for `combine`. No other call may be made on the communicator
+        until then.
         """
         runtime = self._alive()
         runtime.enter()
@@ -135,7 +137,7 @@ class Exchange(Collective):
         return landed, self._open
 
     def combine(self, out: Any, handle: Handle, weights: Any) -> np.ndarray:
-        """Send every row of `out` back and sum: y[t] = sum over j of weights[t, j] * row of (t, j); collective, ends the call.
+        """Send the rows of `out` back; y[t] = sum over j of weights[t, j] * row (t, j). Collective, ends the call.
 
         out: [rows, H] float32 in the order of the dispatched rows; weights: [..., k] floats. Returns [..., H].
         """

@@ -1,4 +1,4 @@
-"""The layer a user calls: arrays in, arrays out. It checks, fills a job, has the runtime run it, and says what went wrong."""
+"""The layer a user calls: arrays in, arrays out. It checks, fills a job, runs it, and says what went wrong."""
 
 from __future__ import annotations
 
@@ -73,12 +73,13 @@ class MoE(Collective):
     """An expert-parallel Mixture-of-Experts layer, or `layers` of them, over the ranks of a communicator. Collective.
 
     cfg: equal on all ranks. comm: an mpi4py communicator of ranks on one node, or None for one process without MPI.
-    layers: layers with weights of their own that share windows, workers and threads. schedule: "fused" (one-sided, tile by
-    tile) or "bulk" (count exchange, Alltoallv, experts, Alltoallv: the baseline). threads: workers a rank; default: the cores
-    this rank may use over the ranks that share them. placement: E ranks, one for each expert; default contiguous.
+    layers: layers with weights of their own that share windows, workers and threads. schedule: "fused" (one-sided,
+    tile by tile) or "bulk" (count exchange, Alltoallv, experts, Alltoallv: the baseline). threads: workers a rank;
+    default: the cores this rank may use over the ranks that share them. placement: E ranks, one for each expert;
+    default contiguous.
     timeout: seconds a wait may see no progress.
-    Raises MismatchError where ranks disagree, InputError (a ValueError) on wrong arguments, MemoryProblem where windows do
-    not fit.
+    Raises MismatchError where ranks disagree, InputError (a ValueError) on wrong arguments, MemoryProblem where
+    windows do not fit.
     """
 
     def __init__(
@@ -142,9 +143,10 @@ class MoE(Collective):
     ) -> None:
         """Take the weights of one layer; they are packed, so later changes to the arrays are not seen.
 
-        up, gate: [E, H, F], down: [E, F, H], router: [H, E], up_bias, gate_bias: [E, F], down_bias: [E, H], all float32; with
-        local=True only this rank's experts, in the order of their ids. layout="out_in": nn.Linear's order, up, gate [E, F, H],
-        down [E, H, F], router [E, H]. A router is needed unless every call brings its ids. Not collective.
+        up, gate: [E, H, F], down: [E, F, H], router: [H, E], up_bias, gate_bias: [E, F], down_bias: [E, H], all
+        float32; with local=True only this rank's experts, in the order of their ids. layout="out_in": nn.Linear's
+        order, up, gate [E, F, H], down [E, H, F], router [E, H]. A router is needed unless every call brings its ids.
+        Not collective.
         """
         self._alive()
         self._check_layer(layer)
@@ -165,8 +167,8 @@ class MoE(Collective):
     def memory(cfg: MoEConfig, world: int, placement: Sequence[int] | np.ndarray | None = None) -> int:
         """Bytes of window a rank exposes for this layer on `world` ranks, before anything is allocated.
 
-        Rings (a source's rows of one call, at most 64 MiB over all sources or 64 rows each) + return rows (max_tokens * top_k) +
-        words; skew does not change it, nor does the number of layers.
+        Rings (a source's rows of one call, at most 64 MiB over all sources or 64 rows each) + return rows (max_tokens
+        * top_k) + words; skew does not change it, nor does the number of layers.
         """
         return WindowLayout.of(shape_of(world, Placement(placement, cfg.experts, world), **_shape(cfg))).nbytes
 
@@ -183,8 +185,8 @@ class MoE(Collective):
     ) -> Any:
         """y = sum over a token's experts of weight * expert(x). Collective, in the same order on every rank.
 
-        x: [..., H] of cfg.dtype; y has its shape. ids: [..., k] integers (-1: choice not taken) and weights: [..., k] route from
-        outside. out: [..., H], contiguous, not overlapping x. With return_stats also a `CallStats`.
+        x: [..., H] of cfg.dtype; y has its shape. ids: [..., k] integers (-1: choice not taken) and weights: [..., k]
+        route from outside. out: [..., H], contiguous, not overlapping x. With return_stats also a `CallStats`.
         Raises InputError here, and PeerInputError or MismatchError on the other ranks; the layer stays usable.
         """
         runtime = self._alive()
@@ -209,7 +211,7 @@ class MoE(Collective):
         return PendingCall(self, call, done, return_stats)
 
     def _prepare(self, x: Any, ids: Any, weights: Any, layer: Any, out: Any) -> _Call:
-        """Check the arguments and fill the job; a refusal is kept in the call, because the other ranks are on their way."""
+        """Check the arguments and fill the job; a refusal is kept, because the other ranks are on their way."""
         call = _Call()
         try:
             self._check_layer(layer)
@@ -337,7 +339,7 @@ class MoE(Collective):
         return summarize(runtime.group.allgather(share, "summaries"), "shm" if self.world > 1 else "self")
 
     def timeline(self, on: bool, events: int = 100_000) -> None:
-        """Record what every worker does in the calls that follow, up to `events` a worker and call; `on=False` ends it."""
+        """Record what every worker does in later calls, up to `events` a worker and call; `on=False` ends it."""
         runtime = self._alive()
         self._events = aligned((runtime.threads, events, f.EVENT_WORDS), np.int64) if on else None
 

@@ -12,7 +12,7 @@ from .engine import fields as f
 
 @dataclass(frozen=True)
 class CallStats:
-    """One call on one rank. Tuples have one entry per rank; seconds are sums over this rank's workers, except call_seconds.
+    """One call on one rank. Tuples have an entry a rank; seconds are sums over its workers, except call_seconds.
 
     logical bytes: the row of every routed (token, choice) pair on its way to an expert, own rank included; moved bytes:
     those that crossed between ranks. wait: idle because of a peer; idle: without a runnable tile for whatever reason.
@@ -42,7 +42,7 @@ class CallStats:
 
     @property
     def other_seconds(self) -> float:
-        """Worker time outside kernels (route, dispatch, expert, combine) and idle time: what the engine itself costs."""
+        """Worker time outside kernels (route, dispatch, expert, combine) and idle time: what the engine costs."""
         inside = self.route_seconds + self.dispatch_seconds + self.compute_seconds + self.combine_seconds
         return self.call_seconds * self.workers - inside - self.idle_seconds
 

@@ -118,7 +118,8 @@ def rings_of(rows: int | None) -> Iterator[None]:
         yield
 
 
-# ---- jobs: scripts under mpiexec --------------------------------------------------------------------------------------
+# ---- jobs: scripts under mpiexec
+# --------------------------------------------------------------------------------------
 
 HEAD = """\
 import ctypes, os, signal, sys, threading, time, warnings
@@ -159,7 +160,9 @@ def clean_environment() -> dict[str, str]:
 
 
 def run_job(folder: Path, ranks: int, body: str, timeout: float = 60.0, **env: str) -> Job:
-    """Run `body` under mpiexec in `folder`; it sees what HEAD imports: rank, world, comm, say, aristos, np and the rest."""
+    """Run `body` under mpiexec in `folder`; it sees what HEAD imports: rank, world, comm, say, aristos, np and the
+    rest.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "job.py"
     script.write_text(f"PATHS = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]\n" + HEAD + textwrap.dedent(body))

@@ -1,4 +1,6 @@
-"""The layer as a user has it: every option of a call, on one process and on several ranks, checked in float64 and by bits."""
+"""The layer as a user has it: every option of a call, on one process and on several ranks, checked in float64 and by
+bits.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ W = reference.weights(CFG)
 needs_mpiexec = pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
 
 
-def make(comm: Any = None, cfg: aristos.MoEConfig = CFG, w: dict[str, Any] | None = None, **options: Any) -> aristos.MoE:
+def make(comm: Any = None, cfg: aristos.MoEConfig = CFG, w: dict[str, Any] | None = None, **options: Any) -> Any:
     """A layer with its weights loaded."""
     moe = aristos.MoE(cfg, comm, **options)
     for layer in range(moe.layers):

@@ -1,6 +1,7 @@
 """What peers wrote is read here, and nowhere else: announcements, records of tiles, records of returned tiles, poison.
 
-All under the rank's lock. Reading changes only this rank's tables; what it frees or returns goes out through `returns.py`.
+All under the rank's lock. Reading changes only this rank's tables; what it frees or returns goes out through
+`returns.py`.
 """
 
 from .. import memory as mem

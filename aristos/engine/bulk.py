@@ -1,4 +1,4 @@
-"""The bulk-synchronous schedule's compiled parts: route, pack, copy, run the experts on what Alltoallv brought, combine.
+"""The bulk-synchronous schedule's compiled parts: route, pack, copy, run the experts, combine.
 
 The same kernels and the same packed order as the fused schedule, so the same bits; no windows, no records, no credit.
 """
@@ -54,8 +54,9 @@ def copy_out(job, st, rows, target):
 def run_experts(job, st, worker, order, ends, received, results, next_row):
     """Claim runs of rows, expert by expert, until none is left.
 
-    order: [rows] int64, received rows sorted by expert; ends: [L] where each expert's rows end in it; received, results:
-    addresses of rows in the order they came; next_row: [1] int64, the first row of `order` nobody has claimed.
+    order: [rows] int64, received rows sorted by expert; ends: [L] where each expert's rows end in it; received,
+    results: addresses of rows in the order they came; next_row: [1] int64, the first row of `order` nobody has
+    claimed.
     """
     c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
     while True:

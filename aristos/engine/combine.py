@@ -1,4 +1,4 @@
-"""Step `combine`: a block of tokens whose rows are all back becomes output, choices in order, in float32, rounded once."""
+"""Step `combine`: tokens whose rows are all back become output, choices in order, in float32, rounded once."""
 
 from .. import memory as mem
 from ..compile import jit

@@ -1,4 +1,4 @@
-"""Step `dispatch`: a tile of rows goes into its owner's ring. Credit first, then rows, then the record, then the tail."""
+"""Step `dispatch`: a tile of rows goes into its owner's ring. Credit, then rows, then the record, then the tail."""
 
 from .. import memory as mem
 from ..compile import jit

@@ -1,8 +1,8 @@
-"""The protocol without the experts: rows are copied out where they land, and one record a source brings all of its rows back.
+"""The protocol without the experts: rows are copied out where they land, and go back with one record a source.
 
-An exchange is one call in two halves. In the first, `expert` commands copy rows instead of computing (experts.py), and each
-tile is returned empty, so that its slots are free again. In the second, a source's rows, which are contiguous in its packed
-order, go back with a single record.
+An exchange is one call in two halves. In the first, `expert` commands copy rows instead of computing (experts.py),
+and each tile is returned empty, so that its slots are free again. In the second, a source's rows, which are
+contiguous in its packed order, go back with a single record.
 """
 
 from .. import memory as mem

@@ -67,7 +67,7 @@ def batch_rows(job, rows, active):
 
 @jit
 def output_row(job, st, source, i, rows, packed):
-    """Where the outputs of `rows` rows begin: in the source's return rows, or in an exchange's array, next in (expert, source)."""
+    """Where outputs of `rows` rows begin: in the source's return rows, or next in an exchange's (expert, source)."""
     if job[f.MODE] != f.MODE_DISPATCH:
         return return_row(job, st, source, packed)
     target = st[job[f.T_TARGET] + i]

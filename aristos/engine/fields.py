@@ -27,11 +27,11 @@ same few arguments on every substrate.
 
 # ---- the job: where a table of the state starts
 (
-    T_BASE, T_SENT_ROWS, T_SENT_TILES, T_SEEN_TILES, T_EXTRA, T_READ_TILES, T_READ_ROWS, T_FREE_TILES, T_FREED_ROWS, T_RETURNED,
-    T_RECORD, T_COUNT, T_OFFSET, T_TOKEN, T_POSITION, T_CURSOR, T_BUSY, T_ANNOUNCED, T_LEFT, T_FIRST, T_STATUS,
-    T_NEXT, T_END, T_TAKEN, T_PENDING, T_SOURCE_END, T_TARGET, T_EXPERT_PENDING, T_EXPERT_REMOTE, T_EXPERT_COMING,
-    T_BLOCK_LEFT, T_READY, T_COMMAND, T_COMMAND_STEP, T_COUNTERS, T_PEER_WAIT, T_ROWS_TO, T_TILES_TO, T_ROWS_FROM,
-    SLOT_OF, SLOT_START, JOB_WORDS,
+    T_BASE, T_SENT_ROWS, T_SENT_TILES, T_SEEN_TILES, T_EXTRA, T_READ_TILES, T_READ_ROWS, T_FREE_TILES, T_FREED_ROWS,
+    T_RETURNED, T_RECORD, T_COUNT, T_OFFSET, T_TOKEN, T_POSITION, T_CURSOR, T_BUSY, T_ANNOUNCED, T_LEFT, T_FIRST,
+    T_STATUS, T_NEXT, T_END, T_TAKEN, T_PENDING, T_SOURCE_END, T_TARGET, T_EXPERT_PENDING, T_EXPERT_REMOTE,
+    T_EXPERT_COMING, T_BLOCK_LEFT, T_READY, T_COMMAND, T_COMMAND_STEP, T_COUNTERS, T_PEER_WAIT, T_ROWS_TO, T_TILES_TO,
+    T_ROWS_FROM, SLOT_OF, SLOT_START, JOB_WORDS,
 ) = range(65, 107)  # fmt: skip
 
 # ---- the state: single words
@@ -59,7 +59,8 @@ A_EPOCH, A_OBJECT, A_LAYER, A_ROW_BYTES, A_TOP_K, A_STATUS, A_ROWS, A_FIRST = ra
 # ---- what a source's announcement made of it
 UNANNOUNCED, SERVE, SKIP = range(3)
 
-# ---- counters of a worker: nanoseconds, then {count, bytes, nanoseconds} of its puts by size class (256 B, 1 KiB, 4 KiB ...)
+# ---- counters of a worker: nanoseconds, then {count, bytes, nanoseconds} of its puts by size class (256 B, 1 KiB, 4
+# KiB ...)
 N_ROUTE, N_DISPATCH, N_EXPERT, N_COMBINE, N_IDLE, N_PACK, N_EVENTS, N_MESSAGES = range(8)
 SIZE_CLASSES = 10
 COUNTER_WORDS = 40

@@ -1,4 +1,4 @@
-"""Step `return`, the publishing half: rows that are computed go back into their source's records, and ring rows become credit.
+"""Step `return`, its publishing half: computed rows get a record at their source, ring rows become credit.
 
 The output rows themselves were written by the expert kernel, straight into the source's return rows.
 """

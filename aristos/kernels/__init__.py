@@ -1,4 +1,4 @@
-"""Tile arithmetic. `ffn` runs one expert on rows; `Packed` keeps its packed weights; `gemm_peak` measures the micro-kernel."""
+"""Tile arithmetic. `ffn` runs an expert on rows, `Packed` keeps it packed, `gemm_peak` measures the micro-kernel."""
 
 from importlib import import_module
 from typing import Any

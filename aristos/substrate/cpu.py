@@ -86,7 +86,7 @@ def show_life(job, st, worker, now):
 
 @jit
 def work(job, st, worker):
-    """Run steps until the call has ended (RAN), somebody failed (POISONED) or a slice of time is over (PAUSED: call again)."""
+    """Run steps until the call ends (RAN), somebody fails (POISONED) or a slice of time is over (PAUSED)."""
     started = mem.clock()
     now = started
     idle_since, idle_peer, sweeps = 0, 0, 0

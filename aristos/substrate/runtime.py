@@ -102,7 +102,15 @@ class Runtime:
     def _compile(self) -> None:
         job = np.zeros(f.JOB_WORDS + 1, np.int64)
         step, plain = signature(job, self.state), signature(job, self.state, worker=False)
-        warm_up([(work, step), (run_alone, plain), (packing.begin, plain), (steps.heartbeat, step), (arrivals.poisoned, plain)])
+        warm_up(
+            [
+                (work, step),
+                (run_alone, plain),
+                (packing.begin, plain),
+                (steps.heartbeat, step),
+                (arrivals.poisoned, plain),
+            ]
+        )
 
     def number_object(self) -> int:
         """A number for an object on this communicator; collective order makes it the same on every rank."""
@@ -111,7 +119,8 @@ class Runtime:
 
     def fill(self, job: np.ndarray) -> None:
         """Write into a job what every call on this runtime has in common."""
-        assert self.layout is not None and self.shape is not None
+        assert self.layout is not None
+        assert self.shape is not None
         self.layout.fill(job)
         self.tables.fill(job)
         job[f.RANK], job[f.WORLD], job[f.WORKERS] = self.group.rank, self.group.world, self.threads
@@ -181,7 +190,7 @@ class Runtime:
         self._workers.release(job, self.state)
 
     def go_on(self, job: np.ndarray, timeout: float, code: int | None = None) -> int:
-        """Run steps as worker 0 until the call has ended or is ALL_ANNOUNCED; `code` is what they last came back with."""
+        """Run steps as worker 0 until the call ends or is ALL_ANNOUNCED; `code`: what they came back with last."""
         assert self._workers is not None
         state = self.state
         try:

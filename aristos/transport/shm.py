@@ -1,4 +1,4 @@
-"""Transport `shm`: MPI shared-memory windows between the ranks of one node. A put is a store; a signal is a release store."""
+"""Transport `shm`: MPI shared windows between the ranks of a node. A put is a store, a signal a release store."""
 
 from __future__ import annotations
 
@@ -49,10 +49,11 @@ class ShmWindow:
         node.Free()
         if here != comm.size:
             raise EnvironmentProblem(
-                f"transport shm needs all {comm.size} ranks on one node, this rank shares its node with {here - 1} others"
+                f"transport shm needs all {comm.size} ranks on one node,"
+                f" this rank shares its node with {here - 1} others"
             )
         self.nbytes = nbytes
-        self._window = MPI.Win.Allocate_shared(nbytes + LINE, 1, comm=comm)
+        self._window: Any = MPI.Win.Allocate_shared(nbytes + LINE, 1, comm=comm)
         self.base = []
         for rank in range(comm.size):
             memory, _ = self._window.Shared_query(rank)

@@ -46,8 +46,8 @@ def _runs(m, x, x_stride, y, y_stride, weights, code, hidden, ffn, lists, scratc
 class Packed:
     """One expert with its weights packed: y = act(x up + up_bias) [* (x gate + gate_bias)] down + down_bias.
 
-    up, gate: [H, F] float32, down: [F, H]; biases: [F], [F], [H]. With a gate, the activation is on the gate's side. One
-    object is not for several threads at once.
+    up, gate: [H, F] float32, down: [F, H]; biases: [F], [F], [H]. With a gate, the activation is on the gate's side.
+    One object is not for several threads at once.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ def _spin(a, b, c, k, times):
 
 
 def gemm_peak(seconds: float = 0.3) -> float:
-    """GFLOP/s of the micro-kernel alone, on operands in the first two caches: what a core's expert GEMM is measured against.
+    """GFLOP/s of the micro-kernel alone, operands in the first two caches: the bound of a core's expert GEMM.
 
     The best of many runs over two depths (a panel that fits the first-level cache, and a whole pass of KC).
     """

@@ -27,7 +27,7 @@ def fill_rows(m, c, jc, source, n):
 
 @jit
 def hidden_chunk(m, x, up, gate, up_bias, gate_bias, code, hidden, f0, columns, pitch, h, g):
-    """h[m, columns] = act(...) for columns f0.. of F; rows are `pitch` columns apart; g: rows of the gate projection."""
+    """h[m, columns] = act(...) for columns f0.. of F; rows lie `pitch` columns apart; g: the gate projection's."""
     for k0 in range(0, hidden, KC):
         count = min(KC, hidden - k0)
         for j in range(0, columns, NR):
@@ -50,7 +50,9 @@ def hidden_chunk(m, x, up, gate, up_bias, gate_bias, code, hidden, f0, columns, 
 
 @jit
 def activate_rows(m, gated, code, columns, pitch, h, g):
-    """h = act(h), or act(g) * h when gated, for m rows of `columns`, `pitch` columns apart: in one go where they touch."""
+    """h = act(h), or act(g) * h when gated, for m rows of `columns`, `pitch` columns apart: in one go where they
+    touch.
+    """
     rows, n = (1, m * columns) if columns == pitch else (m, columns)
     for i in range(rows):
         row = mem.load(h + 8 * i)
@@ -66,8 +68,9 @@ def activate_rows(m, gated, code, columns, pitch, h, g):
 def expert_rows(m, x, y, up, gate, down, up_bias, gate_bias, down_bias, code, hidden, ffn, scratch):
     """Run one expert on m rows.
 
-    x, y: addresses of arrays of m row addresses; rows of x hold `hidden` float32, rows of y have room for `hidden` rounded up
-    to NR. up, gate, down: packed panels of this expert (gate 0 if not gated); biases: padded to NR, 0 if none.
+    x, y: addresses of arrays of m row addresses; rows of x hold `hidden` float32, rows of y have room for `hidden`
+    rounded up to NR. up, gate, down: packed panels of this expert (gate 0 if not gated); biases: padded to NR, 0 if
+    none.
     scratch: `scratch_bytes(m, gated)` bytes, 64-byte aligned.
     """
     h = scratch

@@ -1,7 +1,7 @@
 """Rows times packed panels: which micro-kernel runs on which rows. No activation, no tiling over F.
 
-Weights are packed once into panels of NR columns, [panels, K, NR], padded with zero columns. Rows of A and of C are found
-through arrays of row addresses, so rows that arrived from several sources need no copy.
+Weights are packed once into panels of NR columns, [panels, K, NR], padded with zero columns. Rows of A and of C are
+found through arrays of row addresses, so rows that arrived from several sources need no copy.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Every LLVM primitive of the CPU substrate, and nothing else: the lowerings of `memory.py`, and the micro-kernel's emitter.
+"""Every LLVM primitive of the CPU substrate, and nothing else: lowerings of `memory.py`, and the micro-kernel.
 
 Importing this module registers the lowerings with Numba; it compiles nothing.
 """
@@ -188,12 +188,12 @@ for _name, _lowered, _count in (
 
 @overload(mem.floats)
 def _floats(addr, n):
-    return lambda addr, n: carray(_pointer(addr), n, np.float32)
+    return lambda addr, n: carray(_pointer(addr), n, np.float32)  # type: ignore[call-arg]
 
 
 @overload(mem.words)
 def _words(addr, n):
-    return lambda addr, n: carray(_pointer(addr), n, np.int64)
+    return lambda addr, n: carray(_pointer(addr), n, np.int64)  # type: ignore[call-arg]
 
 
 # ---------------------------------------------------------------- the micro-kernel
@@ -225,9 +225,9 @@ def _loop(builder, start_values, count, body):
 def micro_kernel(rows, vectors, lanes=LANES, stride=NR):
     """Emit the kernel for `rows` x (`vectors` * `lanes`) outputs, each one chain of fused multiply-adds in k order.
 
-    The compiled call is kernel(a, ka, b, c, jc, count, carry): `a` and `c` are addresses of arrays of row addresses, `ka` the
-    first k (in elements) of the rows of A, `b` the address of a packed panel (stride columns) at that k, `jc` the first
-    column of C, `count` >= 1 the number of k, `carry` nonzero to go on from what C holds.
+    The compiled call is kernel(a, ka, b, c, jc, count, carry): `a` and `c` are addresses of arrays of row addresses,
+    `ka` the first k (in elements) of the rows of A, `b` the address of a packed panel (stride columns) at that k,
+    `jc` the first column of C, `count` >= 1 the number of k, `carry` nonzero to go on from what C holds.
     """
     vector = ir.VectorType(F32, lanes)
     spread = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)

@@ -32,7 +32,7 @@ def scores(m, x, stride, hidden, router, panels, rows, out):
 
 @jit
 def top_k(row, experts, k, ids, weights):
-    """The k largest of row[experts] in falling order into ids[k], their values into weights[k]; ties to the lowest id."""
+    """The k largest of row[experts], falling, into ids[k], their values into weights[k]; ties to the lowest id."""
     for j in range(k):
         ids[j] = -1
     for e in range(experts):
@@ -59,7 +59,7 @@ def choose(row, experts, k, mode, renormalize, scale, ids, weights):
     for e in range(experts):
         finite += row[e] * ZERO  # stays zero unless a score is infinite or NaN
         largest = max(largest, row[e])
-    if not finite == ZERO:
+    if finite != ZERO:
         return False
     top_k(row, experts, k, ids, weights)
     total = ZERO
