@@ -113,9 +113,13 @@ def warm_up(entries: list[tuple[Any, tuple]], *, quiet: bool = False) -> int:
     if config.DISABLE_JIT:
         return 0
     before = compiled_here()
-    with _node_lock(), _progress(quiet):
+    names = "-".join(sorted(function.py_func.__module__ + function.py_func.__name__ for function, _ in entries))
+    done = cache_folder() / f"{hashlib.sha256(names.encode()).hexdigest()[:16]}.compiled"
+    with contextlib.nullcontext() if done.exists() else _node_lock(), _progress(quiet):
         for function, signature in entries:
             function.compile(signature)
+    with contextlib.suppress(OSError):
+        done.touch()
     return compiled_here() - before
 
 

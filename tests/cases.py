@@ -72,7 +72,8 @@ def near_ties(cfg: aristos.MoEConfig, w: dict[str, Any], x: np.ndarray) -> np.nd
 
 
 def check(cfg: aristos.MoEConfig, w: dict[str, Any], x: np.ndarray, call: dict[str, Any], y: np.ndarray) -> None:
-    """y is the layer's output to 1e-5 of its largest entry (outputs that cancel to nothing: of the inputs' rounding)."""
+    """y is the layer's output to 1e-5 of its largest entry (outputs that cancel to nothing: of the inputs' rounding).
+    """
     assert y.shape == x.shape
     assert y.dtype == np.float32
     ref = expected(cfg, w, x, call)

@@ -1,7 +1,8 @@
 """Random layers: any shape, k, E, placement, router, skew, ring and thread count, on 1 to 8 ranks.
 
 Every call is checked twice: in float64, and bit for bit against the same tokens in one process, which no rank count,
-placement, thread count, ring size or company of other rows may change. Ranks are processes, so a launch runs many examples.
+placement, thread count, ring size or company of other rows may change. Ranks are processes, so a launch runs many
+examples.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ _suites: dict[str, Suite] = {}
 @dataclass(frozen=True)
 class Suite:
     """ranks: fewest ranks it makes sense on. share: part of the time of a run of all suites. default: whether
-    such a run holds it without being asked."""
+    such a run holds it without being asked. kernels: whether it needs the layer's compiled code."""
 
     name: str
     summary: str
@@ -33,13 +33,16 @@ class Suite:
     ranks: int
     share: float
     default: bool
+    kernels: bool
 
 
-def suite(name: str, summary: str, *, ranks: int = 1, share: float = 1.0, default: bool = True) -> Callable[[Run], Run]:
+def suite(
+    name: str, summary: str, *, ranks: int = 1, share: float = 1.0, default: bool = True, kernels: bool = True
+) -> Callable[[Run], Run]:
     """Register the decorated function as a suite."""
 
     def register(run: Run) -> Run:
-        _suites[name] = Suite(name, summary, run, ranks, share, default)
+        _suites[name] = Suite(name, summary, run, ranks, share, default, kernels)
         return run
 
     return register

@@ -140,6 +140,15 @@ class Workload:
         return 2 * self.cfg.hidden * self.cfg.ffn * (3 if self.cfg.gated else 2)
 
 
+def compile_all(world: World) -> None:
+    """Compile or load all that layers of both schedules run; says how far it is while that takes long. Collective."""
+    work = Workload(world, MoEConfig(hidden=64, ffn=64, experts=world.size, top_k=1, max_tokens=8), seed=0)
+    for schedule in ("bulk", "fused"):
+        layer = work.layer(schedule, threads=1)
+        execute(layer, work.call(8, "uniform"))
+        layer.close()
+
+
 def execute(moe: Any, call: Call, out: Array | None = None, return_stats: bool = False) -> Any:
     """Make the call; y [S, H], with stats where asked."""
     if call.ids is None:

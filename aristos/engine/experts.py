@@ -58,7 +58,7 @@ def choose(job, st):
 @jit
 def batch_rows(job, rows, active):
     """How many of `rows` pending rows to run at once, when `active` experts have rows: whole groups, equal batches."""
-    batches = (rows + job[f.BATCH] - 1) // job[f.BATCH]
+    batches = (rows + job[f.RUN_ROWS] - 1) // job[f.RUN_ROWS]
     share = (job[f.WORKERS] + active - 1) // active
     batches = max(batches, min(share, (rows + 2 * GROUP - 1) // (2 * GROUP)))
     size = (rows + batches - 1) // batches

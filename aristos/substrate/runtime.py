@@ -14,6 +14,7 @@ import numpy as np
 from ..compile import warm_up
 from ..engine import arrivals, packing, steps
 from ..engine import fields as f
+from ..engine.experts import GROUP
 from ..engine.layout import LINE, Shape, StateLayout, WindowLayout, poison_word, progress_word
 from ..errors import ClosedError, OpenCallError, PoisonedError, WaitTimeout
 from ..kernels.cpu.gemm import aligned
@@ -24,6 +25,8 @@ from .workers import Background, Workers
 
 TILE = 96  # most rows of a tile
 BATCH = 192  # most rows of a run of the expert kernel: more read the weights less often, until x leaves the cache
+RUN_FLOPS = 5e9  # most work of a run: a worker comes back to look around within about 50 ms
+RUN_LEAST = 24  # but no fewer rows than make the run bound by arithmetic and not by reading weights
 MERGE_ROWS = 32  # fewer rows than this wait a little for more of their expert
 PATIENCE = 200  # idle sweeps that they wait
 PAUSE_NS = 100_000_000  # compiled code comes back to Python at least this often
@@ -127,6 +130,8 @@ class Runtime:
         job[f.STRIDE], job[f.RING_ROWS], job[f.SLOTS] = self.shape.stride, self.shape.ring_rows, self.shape.slots
         job[f.MAX_LOCAL] = self.shape.max_local
         job[f.TILE], job[f.BATCH], job[f.MERGE_ROWS], job[f.PATIENCE] = TILE, BATCH, MERGE_ROWS, PATIENCE
+        limit = int(RUN_FLOPS / max(1, 4 * job[f.HIDDEN] * job[f.FFN]))
+        job[f.RUN_ROWS] = min(BATCH, max(RUN_LEAST, limit // GROUP * GROUP))
         job[f.PAUSE_NS], job[f.SPINS] = PAUSE_NS, 4 if self.crowded else 2000
         job[f.LOCK] = self._lock.ctypes.data
         job[f.SCRATCH] = self._scratch.ctypes.data
@@ -234,6 +239,7 @@ class Runtime:
         elif isinstance(error, KeyboardInterrupt | SystemExit):
             cause = f.CAUSE_INTERRUPT
         self.broken = f"{type(error).__name__}: {error}"
+        self.group.abort_at_exit(self.broken)
         steps.poison(job, self.state, getattr(error, "origin", self.group.rank), cause)
         assert self._workers is not None
         self._workers.gather()

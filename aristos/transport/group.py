@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import EnvironmentProblem
-from .shm import ShmWindow
+from .shm import ShmWindow, check_memory
 from .window import SelfWindow, Window
 
 _TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -87,6 +88,7 @@ class Group:
     def window(self, nbytes: int) -> Window:
         """A window of `nbytes` a rank; collective."""
         if self.comm is None:
+            check_memory(nbytes)
             return SelfWindow(nbytes)
         with self.bounded("the other ranks to allocate windows"):
             return ShmWindow(self.comm, nbytes)
@@ -106,6 +108,20 @@ class Group:
         masks = self.allgather((os.uname().nodename, mine), "core masks")
         sharing = sum(1 for host, mask in masks if host == os.uname().nodename and mask & mine)
         return max(1, len(mine) // sharing), -(-sharing // len(mine))
+
+    def abort_at_exit(self, why: str) -> None:
+        """End the job when this process ends: after a failed call a peer may never reach MPI_Finalize, which waits
+        for it.
+        """
+        if self.comm is None:
+            return
+        comm, who = self.comm, f"rank {self.rank}"
+
+        def abort() -> None:
+            print(f"aristos: {who} ends the job, because its last call failed ({why})", file=sys.stderr, flush=True)
+            comm.Abort(86)
+
+        atexit.register(abort)
 
     def free(self) -> None:
         """Give the communicator back; collective."""

@@ -21,16 +21,38 @@ def free_shared_memory() -> int | None:
     return info.f_bavail * info.f_frsize
 
 
+def free_memory() -> int | None:
+    """Bytes of main memory that this node can still give, or None where nobody says."""
+    try:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def check_memory(nbytes: int) -> None:
+    """Raise if this node's main memory cannot hold `nbytes` more."""
+    have = free_memory()
+    if have is not None and have < nbytes:
+        raise MemoryProblem(
+            f"windows need {nbytes / 2**20:.1f} MiB of memory, {have / 2**20:.1f} MiB are free:"
+            " lower max_tokens or top_k, or use fewer ranks on this node (MoE.memory() tells what a rank needs)"
+        )
+
+
 def check_room(comm: Any, nbytes: int) -> None:
     """Raise on every rank if /dev/shm cannot hold `nbytes` a rank: written to later, it would be a SIGBUS."""
     need = comm.allreduce(nbytes)
-    have = free_shared_memory()
+    have = min((n for n in (free_shared_memory(), free_memory()) if n is not None), default=None)
     short = comm.allreduce(int(have is not None and have < need))
     if short:
         raise MemoryProblem(
             f"windows need {need / 2**20:.1f} MiB of shared memory in {SHM} for {comm.size} ranks,"
-            f" {(have or 0) / 2**20:.1f} MiB are free: make it larger (docker run --shm-size=...), lower max_tokens,"
-            f" or remove what killed jobs left there"
+            f" {(have or 0) / 2**20:.1f} MiB are free there or in main memory: make it larger (docker run --shm-
+            size=...), lower max_tokens," f" or remove what killed jobs left there"
         )
 
 

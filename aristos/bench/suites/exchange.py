@@ -115,7 +115,13 @@ def _counts(pattern: str, world: int, block: int) -> NDArray[np.int64]:
     return np.tile(8 * words, (world, 1))
 
 
-@suite("exchange", "one-sided all-to-all against Alltoall and Alltoallv by size: algbw, busbw", ranks=2, share=1.5)
+@suite(
+    "exchange",
+    "one-sided all-to-all against Alltoall and Alltoallv by size: algbw, busbw",
+    ranks=2,
+    share=1.5,
+    kernels=False,
+)
 def run(ctx: Context) -> Result:
     from ...transport.shm import ShmWindow
     from .. import oneside

@@ -37,7 +37,13 @@ COLUMNS = (
 )
 
 
-@suite("put", "one-sided latency and bandwidth by size for every pair, with an alpha-beta fit", ranks=2, share=1.5)
+@suite(
+    "put",
+    "one-sided latency and bandwidth by size for every pair, with an alpha-beta fit",
+    ranks=2,
+    share=1.5,
+    kernels=False,
+)
 def run(ctx: Context) -> Result:
     from .. import oneside
 

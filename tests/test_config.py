@@ -1,0 +1,131 @@
+"""Options: what is taken, what is refused with the value quoted, and that importing the package does no work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import ROOT, clean_environment
+
+import aristos
+from aristos import MoEConfig, Router
+from aristos.errors import InputError
+from aristos.placement import Placement
+
+GOOD = {"hidden": 8, "ffn": 16, "experts": 4, "top_k": 2}
+
+
+def test_defaults():
+    cfg = MoEConfig(hidden=8, ffn=16, experts=4)
+    assert (cfg.top_k, cfg.activation, cfg.gated, cfg.bias, cfg.dtype, cfg.max_tokens) == (
+        2,
+        "gelu",
+        False,
+        False,
+        "float32",
+        4096,
+    )
+    assert cfg.router == Router(score="softmax", renormalize=True, scale=1.0)
+
+
+def test_frozen_hashable_and_comparable():
+    cfg = MoEConfig(**GOOD)
+    with pytest.raises(FrozenInstanceError):
+        cfg.hidden = 9  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        cfg.router.scale = 2.0  # type: ignore[misc]
+    assert cfg == MoEConfig(**GOOD)
+    assert len({cfg, MoEConfig(**GOOD), replace(cfg, ffn=17)}) == 2
+    assert eval(repr(cfg), {"MoEConfig": MoEConfig, "Router": Router}) == cfg
+
+
+@pytest.mark.parametrize("name", ["hidden", "ffn", "experts", "top_k", "max_tokens"])
+@pytest.mark.parametrize("value", [0, -1, 1.0, "8", None, True, np.float32(8)])
+def test_sizes(name, value):
+    with pytest.raises(InputError, match=f"{name} must be a positive int, got ") as caught:
+        MoEConfig(**{**GOOD, name: value})
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"activation": "GELU"}, "activation must be one of relu, gelu, gelu_tanh, silu, got 'GELU'"),
+        ({"dtype": "float64"}, "dtype must be one of float32, got 'float64'"),
+        ({"gated": 1}, "gated must be True or False, got 1"),
+        ({"bias": None}, "bias must be True or False, got None"),
+        ({"router": "softmax"}, "router must be an aristos.Router, got 'softmax'"),
+        ({"top_k": 5}, r"top_k must be at most experts \(4\), got 5"),
+    ],
+)
+def test_other_options(changes: dict[str, Any], words):
+    with pytest.raises(InputError, match=words):
+        MoEConfig(**{**GOOD, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"score": "sigmoid"}, "score must be one of softmax, softmax_topk, got 'sigmoid'"),
+        ({"renormalize": 1}, "renormalize must be True or False, got 1"),
+        ({"scale": float("nan")}, "scale must be a finite number, got nan"),
+        ({"scale": float("inf")}, "scale must be a finite number, got inf"),
+        ({"scale": "1"}, "scale must be a finite number, got '1'"),
+        ({"scale": True}, "scale must be a finite number, got True"),
+    ],
+)
+def test_router_options(changes: dict[str, Any], words):
+    with pytest.raises(InputError, match=words):
+        Router(**changes)
+
+
+def test_placement_orders_slots_by_rank_and_id():
+    p = Placement([2, 0, 2, 0, 5], experts=5, world=6)
+    assert p.held == [2, 0, 2, 0, 0, 1]
+    assert [p.mine(r) for r in range(6)] == [[1, 3], [], [0, 2], [], [], [4]]
+    assert p.slot_of.tolist() == [2, 0, 3, 1, 4]
+    assert p.start.tolist() == [0, 2, 2, 4, 4, 4, 5]
+
+
+@pytest.mark.parametrize(("experts", "world"), [(8, 2), (7, 3), (2, 5), (1, 1), (5, 4)])
+def test_default_placement_is_contiguous_and_even(experts, world):
+    p = Placement(None, experts, world)
+    assert sum(p.held) == experts
+    assert max(p.held) - min(p.held) <= 1
+    assert [e for r in range(world) for e in p.mine(r)] == list(range(experts))
+
+
+def python(code: str) -> str:
+    """What a process of its own prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_does_no_work():
+    """No MPI, no Numba, no compilation, no device, no thread; names and options are there all the same."""
+    heavy = "mpi4py.MPI numba llvmlite h5py matplotlib pandas rich cupy torch".split()
+    code = f"""
+import sys, threading
+import aristos
+from aristos import AristosError, MoEConfig, Router
+MoEConfig(hidden=8, ffn=8, experts=2, router=Router(scale=2.0))
+print([m for m in {heavy} if m in sys.modules], threading.active_count())
+"""
+    assert python(code) == "[] 1"
+
+
+def test_names_load_when_used():
+    assert python("import aristos; print(aristos.MoE.__name__, aristos.Exchange.__name__)") == "MoE Exchange"
+    assert python("import aristos; print(aristos.reference.__name__)") == "aristos.reference"
+    assert python("import sys, aristos; aristos.MoE; print('mpi4py.MPI' in sys.modules)") == "False"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        aristos.nothing  # noqa: B018
+    for name in aristos.__all__:
+        assert getattr(aristos, name) is not None
