@@ -53,10 +53,13 @@ class Collective:
         self._joined = attach(comm, threads, timeout)
         self.rank = self._joined.group.rank
 
-    def _join(self, problem: Exception | None, mine: str, shape: dict[str, int], scratch: int, threads: Any) -> None:
+    def _join(
+        self, problem: Exception | None, mine: str, shape: dict[str, int], scratch: int, shared: int, threads: Any
+    ) -> None:
         """Take part in the runtime; raises on every rank if one has a problem or they are not configured alike.
 
-        mine: all that must be equal on all ranks, as text. shape: keywords of `shape_of`. scratch: bytes a worker.
+        mine: all that must be equal on all ranks, as text. shape: keywords of `shape_of`. scratch: bytes a
+        worker; shared: bytes for all workers of a rank.
         """
         runtime = self._joined
         try:
@@ -71,7 +74,7 @@ class Collective:
                     raise MismatchError(
                         f"ranks are configured differently: rank 0 has {told[0][1]}; rank {rank} has {theirs}"
                     )
-            runtime.require(shape_of(self.world, self.placement, **shape), lines(scratch) + LINE, threads)
+            runtime.require(shape_of(self.world, self.placement, **shape), scratch + LINE, shared, threads)
         except BaseException:
             runtime.release()
             raise

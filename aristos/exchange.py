@@ -65,7 +65,7 @@ class Exchange(Collective):
             mine = f"Exchange {shape}, placement={self.placement.ranks.tolist()}"
         except InputError as error:
             problem, mine = error, ""
-        self._join(problem, mine, shape, BATCH * 16 + routing.scratch_bytes(1), None)
+        self._join(problem, mine, shape, BATCH * 16 + routing.scratch_bytes(1), 0, None)
         self.hidden, self.experts, self.top_k, self.max_tokens = hidden, experts, top_k, max_tokens
         self.timeout = float(timeout)
         self._jobs = self._new_job(hidden=hidden, experts=experts, top_k=top_k)

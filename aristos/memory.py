@@ -13,29 +13,33 @@ import time
 import numpy as np
 
 
+def _word(addr):
+    return ctypes.c_int64.from_address(int(addr))  # addresses come out of int64 arrays
+
+
 def load(addr):
     """The word at `addr`, unordered: for memory that only this worker may write now."""
-    return ctypes.c_int64.from_address(addr).value
+    return _word(addr).value
 
 
 def store(addr, value):
     """Write a word, unordered: published by a later `store_release`."""
-    ctypes.c_int64.from_address(addr).value = value
+    _word(addr).value = value
 
 
 def load_acquire(addr):
     """Read a word that another worker or rank releases; what it wrote before is visible after."""
-    return ctypes.c_int64.from_address(addr).value
+    return _word(addr).value
 
 
 def store_release(addr, value):
     """Publish a word: everything written before is visible to who reads it with `load_acquire`."""
-    ctypes.c_int64.from_address(addr).value = value
+    _word(addr).value = value
 
 
 def fetch_add(addr, value):
     """Add to a word and return what it held (acquire and release)."""
-    word = ctypes.c_int64.from_address(addr)
+    word = _word(addr)
     old = word.value
     word.value = old + value
     return old
@@ -43,7 +47,7 @@ def fetch_add(addr, value):
 
 def compare_exchange(addr, expected, value):
     """Write `value` if the word holds `expected` (acquire and release); True if it did."""
-    word = ctypes.c_int64.from_address(addr)
+    word = _word(addr)
     if word.value != expected:
         return False
     word.value = value
@@ -52,7 +56,7 @@ def compare_exchange(addr, expected, value):
 
 def copy_row(dst, src, nbytes):
     """Copy `nbytes` opaque bytes between places that do not overlap."""
-    ctypes.memmove(dst, src, nbytes)
+    ctypes.memmove(int(dst), int(src), int(nbytes))
 
 
 def pause():
@@ -71,12 +75,12 @@ def clock():
 
 def floats(addr, n):
     """View: n float32 at `addr`, as a one-dimensional array."""
-    return np.frombuffer((ctypes.c_float * n).from_address(addr), np.float32)
+    return np.frombuffer((ctypes.c_float * int(n)).from_address(int(addr)), np.float32)
 
 
 def words(addr, n):
     """View: n int64 at `addr`, as a one-dimensional array."""
-    return np.frombuffer((ctypes.c_int64 * n).from_address(addr), np.int64)
+    return np.frombuffer((ctypes.c_int64 * int(n)).from_address(int(addr)), np.int64)
 
 
 def float_of_bits(bits):

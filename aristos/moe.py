@@ -14,7 +14,7 @@ from .bulk import Bulk
 from .collective import Collective, check_common, explain_ids, routing_arrays, shape_of, weight_arrays
 from .config import MoEConfig
 from .engine import fields as f
-from .engine import routing
+from .engine import routing, team
 from .engine.layout import WindowLayout
 from .errors import InputError
 from .kernels.cpu.activation import CODES
@@ -28,7 +28,14 @@ from .substrate.runtime import BATCH
 from .weights import LayerWeights
 
 Schedule = Literal["fused", "bulk"]
-KINDS = {f.ROUTE: "route", f.PACK: "pack", f.DISPATCH: "dispatch", f.EXPERT: "expert", f.COMBINE: "combine"}
+KINDS = {
+    f.ROUTE: "route",
+    f.PACK: "pack",
+    f.DISPATCH: "dispatch",
+    f.EXPERT: "expert",
+    f.TEAM: "expert",
+    f.COMBINE: "combine",
+}
 
 
 @dataclass
@@ -94,16 +101,17 @@ class MoE(Collective):
     ) -> None:
         super().__init__(comm, threads if isinstance(threads, int) and threads > 0 else None, 120.0)
         problem: Exception | None = None
-        mine, shape, scratch = "", {}, 0
+        mine, shape, scratch, shared = "", {}, 0, 0
         try:
             self._check(cfg, layers, schedule, threads, timeout)
             self.placement = Placement(placement, cfg.experts, self.world)
             mine = f"{cfg!r}, layers={layers}, schedule={schedule!r}, placement={self.placement.ranks.tolist()}"
             shape = _shape(cfg)
             scratch = max(scratch_bytes(BATCH, cfg.gated), routing.scratch_bytes(-(-cfg.experts // LANES)))
+            shared = team.scratch_bytes(cfg.ffn, cfg.gated)
         except InputError as error:
             problem = error
-        self._join(problem, mine, shape, scratch, threads)
+        self._join(problem, mine, shape, scratch, shared, threads)
         self.cfg, self.layers, self.schedule, self.timeout = cfg, layers, schedule, float(timeout)
         self._weights: list[Any] = [None] * layers
         self._jobs: list[np.ndarray | None] = [None] * layers

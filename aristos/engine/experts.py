@@ -8,6 +8,7 @@ from .. import memory as mem
 from ..compile import jit
 from ..kernels.cpu.expert import expert_rows
 from . import fields as f
+from . import team
 from .layout import return_row, ring_row
 from .returns import finish_record, rows_are_back
 
@@ -138,16 +139,9 @@ def add_part(job, st, c, source, where, rows):
 
 
 @jit
-def claim(job, st, worker):
-    """Claim rows of one expert; False if none should run now. (Decide, under the lock.)"""
-    if job[f.MODE] == f.MODE_DISPATCH and st[f.TARGETS_SET] == 0:
-        return False  # where rows are copied to is known when every announcement is read
-    expert, active = choose(job, st)
-    if expert < 0:
-        return False
+def gather(job, st, c, expert, target):
+    """Fill a command with up to `target` pending rows of `expert`, remote sources first."""
     me, world = job[f.RANK], job[f.WORLD]
-    target = batch_rows(job, st[job[f.T_EXPERT_PENDING] + expert], active)
-    c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
     st[c + f.C_KIND] = f.EXPERT
     st[c + f.C_A] = expert
     st[c + f.C_PARTS] = 0
@@ -160,7 +154,25 @@ def claim(job, st, worker):
     st[c + f.C_ROWS] = have
     st[job[f.T_EXPERT_PENDING] + expert] -= have
     st[f.NEXT_EXPERT] = expert
-    return True
+
+
+@jit
+def claim(job, st, worker):
+    """Claim rows of one expert; the kind of command, IDLE if none should run now. (Decide, under the lock.)"""
+    if job[f.MODE] == f.MODE_DISPATCH and st[f.TARGETS_SET] == 0:
+        return f.IDLE  # where rows are copied to is known when every announcement is read
+    expert, active = choose(job, st)
+    if expert < 0:
+        return f.IDLE
+    rows = st[job[f.T_EXPERT_PENDING] + expert]
+    if team.wanted(job, st, rows, active):
+        gather(job, st, team.command(job), expert, rows)
+        team.open_run(st)
+        team.claim(job, st, worker)
+        return f.TEAM
+    c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
+    gather(job, st, c, expert, batch_rows(job, rows, active))
+    return f.EXPERT
 
 
 @jit
@@ -168,19 +180,12 @@ def execute(job, st, worker):
     """Run the expert on the claimed rows, its outputs going straight into the sources' return rows."""
     c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
     lists = st.ctypes.data + 8 * (c + f.C_LISTS)
-    expert = st[c + f.C_A]
-    gate, up_bias, gate_bias, down_bias = job[f.GATE], job[f.UP_BIAS], job[f.GATE_BIAS], job[f.DOWN_BIAS]
     if job[f.MODE] == f.MODE_LAYER:
         expert_rows(
             st[c + f.C_ROWS],
             lists,
             lists + 8 * job[f.BATCH],
-            job[f.UP] + job[f.UP_STEP] * expert,
-            gate + job[f.UP_STEP] * expert if gate != 0 else 0,
-            job[f.DOWN] + job[f.DOWN_STEP] * expert,
-            up_bias + job[f.UP_BIAS_STEP] * expert if up_bias != 0 else 0,
-            gate_bias + job[f.UP_BIAS_STEP] * expert if gate_bias != 0 else 0,
-            down_bias + job[f.DOWN_BIAS_STEP] * expert if down_bias != 0 else 0,
+            team.weights_of(job, st[c + f.C_A]),
             job[f.ACTIVATION],
             job[f.HIDDEN],
             job[f.FFN],
@@ -192,9 +197,8 @@ def execute(job, st, worker):
 
 
 @jit
-def publish(job, st, worker):
-    """The claimed rows have had their reader: return and free what is complete. (Under the lock.)"""
-    c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
+def finish(job, st, c):
+    """The rows of a command have had their reader: return and free what is complete. (Under the lock.)"""
     for i in range(st[c + f.C_PARTS]):
         part = c + f.C_LISTS + 2 * job[f.BATCH] + f.PART_WORDS * i
         source, where, rows = st[part], st[part + 1], st[part + 2]
@@ -204,3 +208,16 @@ def publish(job, st, worker):
                 rows_are_back(job, st, where, rows)
         else:
             finish_record(job, st, source, where, rows)
+
+
+@jit
+def publish(job, st, worker):
+    """The claimed rows are computed. (Under the lock.)"""
+    finish(job, st, job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker)
+
+
+@jit
+def publish_team(job, st):
+    """A share of the team's run is done; the last one finishes the run. (Under the lock.)"""
+    if team.share_done(job, st):
+        finish(job, st, team.command(job))

@@ -16,7 +16,7 @@ same few arguments on every substrate.
 # ---- the job: addresses
 (
     X, X_STRIDE, Y, IDS, WEIGHTS, ROUTER, ROUTER_PANELS, UP, GATE, DOWN, UP_BIAS, GATE_BIAS, DOWN_BIAS,
-    UP_STEP, DOWN_STEP, UP_BIAS_STEP, DOWN_BIAS_STEP, SCRATCH, SCRATCH_STEP, RETURN_BASE, LOCK, EVENTS, OUT_ROWS,
+    UP_STEP, DOWN_STEP, UP_BIAS_STEP, DOWN_BIAS_STEP, SCRATCH, SCRATCH_STEP, SCRATCH_WORKERS, LOCK, EVENTS, OUT_ROWS,
 ) = range(32, 55)  # fmt: skip
 
 # ---- the job: offsets in a rank's window (see layout.py)
@@ -37,15 +37,19 @@ same few arguments on every substrate.
 # ---- the state: single words
 (
     PHASE, ROUTE_NEXT, ROUTE_DONE, STATUS, UNREAD, OWED, BLOCKS, BLOCKS_LEFT, READY_COUNT, NEXT_DEST, NEXT_EXPERT,
-    PROGRESS, FAILED, IDLE_SWEEPS, HEARTBEAT, UNSENT, TARGETS_SET, STATE_WORDS,
-) = range(18)  # fmt: skip
+    PROGRESS, FAILED, IDLE_SWEEPS, HEARTBEAT, UNSENT, TARGETS_SET, TEAM_OPEN, TEAM_STAGE, TEAM_NEXT, TEAM_DONE,
+    STATE_WORDS,
+) = range(22)  # fmt: skip
+
+# ---- stages of a run that workers share
+STAGE_UP, STAGE_DOWN = range(2)
 
 # ---- phases of a call
 PHASE_ROUTE, PHASE_PACKING, PHASE_RUN, PHASE_DONE = range(4)
 
 # ---- a worker's command: kind, four arguments, number of parts, then row addresses, output addresses and parts
 C_KIND, C_A, C_B, C_C, C_ROWS, C_PARTS, C_LISTS = range(7)
-IDLE, ROUTE, PACK, DISPATCH, EXPERT, COMBINE, FINISH, FAIL, SIZED = range(9)
+IDLE, ROUTE, PACK, DISPATCH, EXPERT, COMBINE, FINISH, FAIL, SIZED, TEAM = range(10)
 PART_WORDS = 3  # source, record or first packed row, rows
 
 # ---- a record as the owner keeps it

@@ -142,7 +142,7 @@ class StateLayout:
             **dict.fromkeys(range(f.T_EXPERT_PENDING, f.T_EXPERT_COMING + 1), s.max_local),
             f.T_BLOCK_LEFT: blocks,
             f.T_READY: blocks,
-            f.T_COMMAND: workers * self.command_words,
+            f.T_COMMAND: (workers + 1) * self.command_words,
             f.T_COUNTERS: workers * f.COUNTER_WORDS,
             **dict.fromkeys(range(f.T_PEER_WAIT, f.T_ROWS_FROM + 1), s.world),
         }

@@ -20,6 +20,7 @@ def begin(job, st):
     st[f.READY_COUNT] = 0
     st[f.IDLE_SWEEPS] = 0
     st[f.TARGETS_SET] = 0
+    st[f.TEAM_OPEN] = 0
     for i in range(job[f.T_COUNTERS], job[f.T_COUNTERS] + job[f.WORKERS] * f.COUNTER_WORDS):
         st[i] = 0
     for p in range(job[f.WORLD]):

@@ -5,7 +5,7 @@
 
 from .. import memory as mem
 from ..compile import jit
-from . import arrivals, combine, dispatch, experts, packing, routing
+from . import arrivals, combine, dispatch, experts, packing, routing, team
 from . import fields as f
 from .layout import poison_word, progress_word
 
@@ -50,8 +50,11 @@ def next_command(job, st, worker):
         return f.DISPATCH
     if job[f.MODE] == f.MODE_DISPATCH and st[f.UNREAD] == 0 and st[f.TARGETS_SET] == 0:
         return f.SIZED
-    if experts.claim(job, st, worker):
-        return f.EXPERT
+    if team.claim(job, st, worker):
+        return f.TEAM
+    kind = experts.claim(job, st, worker)
+    if kind != f.IDLE:
+        return kind
     if job[f.MODE] != f.MODE_DISPATCH and combine.claim(job, st, worker):
         return f.COMBINE
     if finished(job, st):
@@ -93,6 +96,8 @@ def execute(job, st, worker, kind):
         routing.execute(job, st, worker)
     elif kind == f.PACK:
         packing.execute(job, st)
+    elif kind == f.TEAM:
+        team.execute(job, st, worker)
 
 
 @jit
@@ -110,6 +115,8 @@ def publish(job, st, worker, kind):
         routing.publish(job, st, worker)
     elif kind == f.PACK:
         st[f.PHASE] = f.PHASE_RUN
+    elif kind == f.TEAM:
+        experts.publish_team(job, st)
     st[f.PROGRESS] += 1
     st[f.IDLE_SWEEPS] = 0
     unlock(job)

@@ -39,7 +39,7 @@ def charge_put(st, table, nbytes, nanoseconds):
 def charge(job, st, worker, kind, start, end):
     """Add a command's time to the worker's counters."""
     n = job[f.T_COUNTERS] + f.COUNTER_WORDS * worker
-    if kind == f.EXPERT:
+    if kind in (f.EXPERT, f.TEAM):
         n += f.N_EXPERT
     elif kind == f.DISPATCH:
         c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker

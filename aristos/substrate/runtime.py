@@ -15,7 +15,7 @@ from ..compile import warm_up
 from ..engine import arrivals, packing, steps
 from ..engine import fields as f
 from ..engine.experts import GROUP
-from ..engine.layout import LINE, Shape, StateLayout, WindowLayout, poison_word, progress_word
+from ..engine.layout import Shape, StateLayout, WindowLayout, lines, poison_word, progress_word
 from ..errors import ClosedError, OpenCallError, PoisonedError, WaitTimeout
 from ..kernels.cpu.gemm import aligned
 from ..stats import Tables
@@ -66,16 +66,21 @@ class Runtime:
         self._workers: Workers | None = None
         self._background: Background | None = None
         self._scratch = aligned((0,), np.uint8)
+        self._scratch_step = 0
 
     # ------------------------------------------------------------ life
 
-    def require(self, shape: Shape, scratch: int, threads: int | None = None) -> None:
-        """Make room for `shape`, `scratch` bytes a worker and `threads` workers; collective, while no call is open."""
+    def require(self, shape: Shape, scratch: int, shared: int, threads: int | None = None) -> None:
+        """Make room for `shape`, `scratch` bytes a worker, `shared` bytes for all of them, and `threads` workers.
+
+        Collective, while no call is open.
+        """
         self._refuse_open()
         workers = max(threads or 0, self.threads)
-        scratch = max(scratch, self._scratch.size // self.threads // LINE * LINE)
-        if scratch * workers > self._scratch.size:
-            self._scratch = aligned((scratch * workers,), np.uint8)
+        self._scratch_step = max(self._scratch_step, lines(scratch))
+        need = self._scratch_step * workers + max(shared, self._scratch.size - self._scratch_step * self.threads)
+        if need > self._scratch.size:
+            self._scratch = aligned((need,), np.uint8)
             self.version += 1
         if self.shape is not None:
             shape = self.shape.union(shape)
@@ -135,8 +140,8 @@ class Runtime:
         job[f.PAUSE_NS], job[f.SPINS] = PAUSE_NS, 4 if self.crowded else 2000
         job[f.LOCK] = self._lock.ctypes.data
         job[f.SCRATCH] = self._scratch.ctypes.data
-        job[f.SCRATCH_STEP] = self._scratch.size // self.threads // 64 * 64
-        job[f.RETURN_BASE] = self._window.base[self.group.rank] + self.layout.return_rows
+        job[f.SCRATCH_STEP] = self._scratch_step
+        job[f.SCRATCH_WORKERS] = self.threads
 
     def release(self) -> None:
         """One user less; the last one frees everything. Collective."""

@@ -110,9 +110,7 @@ class Group:
         return max(1, len(mine) // sharing), -(-sharing // len(mine))
 
     def abort_at_exit(self, why: str) -> None:
-        """End the job when this process ends: after a failed call a peer may never reach MPI_Finalize, which waits
-        for it.
-        """
+        """End the job when this process ends: after a failed call a peer may never come to MPI_Finalize."""
         if self.comm is None:
             return
         comm, who = self.comm, f"rank {self.rank}"

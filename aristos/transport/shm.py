@@ -51,8 +51,8 @@ def check_room(comm: Any, nbytes: int) -> None:
     if short:
         raise MemoryProblem(
             f"windows need {need / 2**20:.1f} MiB of shared memory in {SHM} for {comm.size} ranks,"
-            f" {(have or 0) / 2**20:.1f} MiB are free there or in main memory: make it larger (docker run --shm-
-            size=...), lower max_tokens," f" or remove what killed jobs left there"
+            f" {(have or 0) / 2**20:.1f} MiB are free there or in main memory: make it larger"
+            " (docker run --shm-size=...), lower max_tokens, or remove what killed jobs left there"
         )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,11 @@ from ..workload import Call, Workload, execute
 
 PATTERNS = ("uniform", "zipf", "one", "late rank")
 LATE = 0.5  # of a call
+COST = 120  # what a run of the suite takes at least, in calls under uniform routing
 
 COLUMNS = (
     Column("pattern", "routing"),
+    Column("tokens", "tokens\n/rank", "d"),
     Column("busiest_over_mean", "busiest rank\n/ mean rows", ".2f"),
     Column("schedule", "schedule"),
     Column("median_ms", "median\nms", ".3f"),
@@ -48,6 +51,7 @@ class Measured:
     """times, idle: [schedule, world, iterations] seconds and idle seconds; wait: [schedule, world, world] mean."""
 
     pattern: str
+    tokens: int
     times: np.ndarray
     idle: np.ndarray
     wait: np.ndarray
@@ -91,11 +95,11 @@ class Player:
 @suite("idle", "idle time and stragglers, fused against bulk, under skewed routing and with a late rank", share=3.0)
 def run(ctx: Context) -> Result:
     shape = ctx.shape()
-    tokens = shape.tokens[-1]
     work = Workload(ctx.world, shape.cfg, ctx.options.seed)
     stacked = work.weights()
     layers = {s: work.layer(s, ctx.options.threads, stacked) for s in ctx.options.schedules}
     threads = next(iter(layers.values())).threads
+    tokens = _affordable(ctx, work, layers, shape.tokens[-1])
     done: list[Measured] = []
     for i, pattern in enumerate(PATTERNS):
         ctx.tell(pattern, i / len(PATTERNS))
@@ -103,14 +107,28 @@ def run(ctx: Context) -> Result:
         if pattern == "late rank":
             usual = Summary.of(done[0].times[0]).median
             late = LATE * usual if ctx.world.rank == ctx.world.size - 1 else 0.0
-        call = work.call(tokens, "uniform" if pattern == "late rank" else pattern, i)
+        # All to one would take as many times longer as there are ranks: rank 0 gets the rows of two.
+        count = max(1, 2 * tokens // max(2, ctx.world.size)) if pattern == "one" else tokens
+        call = work.call(count, "uniform" if pattern == "late rank" else pattern, i)
         done.append(_measure(ctx, work, layers, call, pattern, late, ctx.left() / (len(PATTERNS) - i)))
     for layer in layers.values():
         layer.close()
-    sheet = Sheet(f"idle: {shape}, {tokens} tokens a rank, {ctx.world.size} ranks x {threads} threads", COLUMNS)
+    sheet = Sheet(f"idle: {shape}, {ctx.world.size} ranks x {threads} threads", COLUMNS)
     for m in done:
         sheet.records += _records(work, m, list(layers), threads)
-    return Result(all(m.right for m in done), [sheet], [_table(ctx, done, list(layers), threads, tokens)])
+    return Result(all(m.right for m in done), [sheet], [_table(ctx, done, list(layers), threads)])
+
+
+def _affordable(ctx: Context, work: Workload, layers: dict[str, Any], tokens: int) -> int:
+    """`tokens`, or as many as there is time for, unless the user said how many."""
+    if ctx.options.tokens is not None:
+        return tokens
+    call = work.call(tokens, "uniform", 0)
+    seconds = sum(
+        t[-1] for t in in_turns(ctx.world, {s: partial(execute, m, call) for s, m in layers.items()}, 2).values()
+    )
+    needed = COST / 2 * ctx.world.largest(seconds)
+    return max(1, int(tokens * min(1.0, ctx.left() / needed)))
 
 
 def _measure(
@@ -124,6 +142,7 @@ def _measure(
     wait = np.array([np.mean([w for _, w in player.stats[s]], axis=0) for s in layers])
     return Measured(
         pattern,
+        len(call.x),
         gathered(ctx.world, np.array(list(times.values()))),
         gathered(ctx.world, idle),
         np.stack(ctx.world.allgather(wait), axis=1),
@@ -149,6 +168,7 @@ def _records(work: Workload, m: Measured, schedules: list[str], workers: int) ->
         records.append(
             {
                 "pattern": m.pattern,
+                "tokens": m.tokens,
                 "busiest_over_mean": busiest_over_mean(m.rows),
                 "schedule": s,
                 "median_ms": medians[s] * 1e3,
@@ -164,13 +184,13 @@ def _records(work: Workload, m: Measured, schedules: list[str], workers: int) ->
     return records
 
 
-def _table(ctx: Context, done: list[Measured], schedules: list[str], threads: int, tokens: int) -> Table:
+def _table(ctx: Context, done: list[Measured], schedules: list[str], threads: int) -> Table:
     world, longest = ctx.world.size, max(m.times.shape[-1] for m in done)
     times = np.full((2, len(done), len(schedules), world, longest), np.nan)
     for i, m in enumerate(done):
         times[0, i, :, :, : m.times.shape[-1]] = m.times
         times[1, i, :, :, : m.idle.shape[-1]] = m.idle
-    table = Table("idle", attributes={"shape": str(ctx.shape()), "threads": threads, "tokens": tokens, "late": LATE})
+    table = Table("idle", attributes={"shape": str(ctx.shape()), "threads": threads, "late": LATE})
     table.dim("pattern", [m.pattern for m in done]).dim("schedule", schedules)
     table.dim("rank", np.arange(world)).dim("peer", np.arange(world)).dim("iteration", np.arange(longest))
     over = ("pattern", "schedule", "rank", "iteration")
@@ -178,6 +198,7 @@ def _table(ctx: Context, done: list[Measured], schedules: list[str], threads: in
     table.add("idle_time", over, times[1], "s", "its workers' time without a runnable tile, until its own end")
     waits = ("pattern", "schedule", "rank", "peer")
     table.add("wait_time", waits, [m.wait for m in done], "s", "mean time a call that a rank waited for a peer")
+    table.add("tokens", "pattern", [m.tokens for m in done], "1", "tokens per rank and call")
     table.add("rows", ("pattern", "rank"), [m.rows for m in done], "1", "rows the rank's experts compute a call")
     errors = [m.errors for m in done]
     return table.add("error", ("pattern", "schedule"), errors, "1", "largest relative error against float64")

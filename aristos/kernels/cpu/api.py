@@ -26,21 +26,8 @@ def _runs(m, x, x_stride, y, y_stride, weights, code, hidden, ffn, lists, scratc
         for i in range(rows):
             mem.store(lists + 8 * i, x + x_stride * (first + i))
             mem.store(lists + 8 * (RUN + i), y + y_stride * (first + i))
-        expert_rows(
-            rows,
-            lists,
-            lists + 8 * RUN,
-            weights[0],
-            weights[1],
-            weights[2],
-            weights[3],
-            weights[4],
-            weights[5],
-            code,
-            hidden,
-            ffn,
-            scratch,
-        )
+        parts = (weights[0], weights[1], weights[2], weights[3], weights[4], weights[5])
+        expert_rows(rows, lists, lists + 8 * RUN, parts, code, hidden, ffn, scratch)
 
 
 class Packed:

@@ -65,21 +65,55 @@ def activate_rows(m, gated, code, columns, pitch, h, g):
 
 
 @jit
-def expert_rows(m, x, y, up, gate, down, up_bias, gate_bias, down_bias, code, hidden, ffn, scratch):
+def row_addresses(m, table, first, pitch):
+    """Write m row addresses at `table`: rows `pitch` float32 apart, the first at `first`."""
+    for i in range(m):
+        mem.store(table + 8 * i, first + FLOAT * pitch * i)
+
+
+@jit
+def up_columns(m, x, activations, weights, code, hidden, ffn, f0, columns, tables):
+    """Columns f0.. of act(x up + b1) [* (x gate + bg)] for m rows: one worker's share of a run that several share.
+
+    activations: room for m rows of F padded to NR, twice when gated; tables: 2 m words of scratch. The same sums in the
+    same order as `expert_rows`.
+    """
+    pitch = (ffn + NR - 1) // NR * NR
+    row_addresses(m, tables, activations + FLOAT * f0, pitch)
+    row_addresses(m, tables + 8 * m, activations + FLOAT * (pitch * m + f0), pitch)
+    up, gate, _, up_bias, gate_bias, _ = weights
+    hidden_chunk(m, x, up, gate, up_bias, gate_bias, code, hidden, f0, columns, pitch, tables, tables + 8 * m)
+
+
+@jit
+def down_columns(m, activations, y, weights, ffn, first, last, tables):
+    """Columns first..last of h down + b2 for m rows, where `up_columns` has made all of h."""
+    pitch = (ffn + NR - 1) // NR * NR
+    row_addresses(m, tables, activations, pitch)
+    down, down_bias = weights[2], weights[5]
+    for j in range(first, last, NR):
+        if down_bias != 0:
+            fill_rows(m, y, j, down_bias + FLOAT * j, NR)
+        for k0 in range(0, ffn, KC):
+            carry = 1 if down_bias != 0 else k0
+            panel_rows(m, tables, k0, down + FLOAT * (j * ffn + k0 * NR), y, j, min(KC, ffn - k0), carry)
+
+
+@jit
+def expert_rows(m, x, y, weights, code, hidden, ffn, scratch):
     """Run one expert on m rows.
 
     x, y: addresses of arrays of m row addresses; rows of x hold `hidden` float32, rows of y have room for `hidden`
-    rounded up to NR. up, gate, down: packed panels of this expert (gate 0 if not gated); biases: padded to NR, 0 if
-    none.
-    scratch: `scratch_bytes(m, gated)` bytes, 64-byte aligned.
+    rounded up to NR. weights: addresses (up, gate, down, up_bias, gate_bias, down_bias) of this expert's packed panels
+    and of its biases padded to NR, 0 for what it has not. scratch: `scratch_bytes(m, gated)` bytes, 64-byte aligned.
     """
     h = scratch
     g = h + 8 * m
     chunk = (g + 8 * m + 63) // 64 * 64
     pitch = min(FC, (ffn + NR - 1) // NR * NR)
-    for i in range(m):
-        mem.store(h + 8 * i, chunk + FLOAT * pitch * i)
-        mem.store(g + 8 * i, chunk + FLOAT * pitch * (m + i))
+    row_addresses(m, h, chunk, pitch)
+    row_addresses(m, g, chunk + FLOAT * pitch * m, pitch)
+    up, gate, down, up_bias, gate_bias, down_bias = weights
     carry = 0
     if down_bias != 0:
         for j in range(0, hidden, NR):

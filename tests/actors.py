@@ -1,0 +1,427 @@
+"""The engine's steps on a machine of plain Python: ranks and workers are actors, memory is a table that watches.
+
+For a process with NUMBA_DISABLE_JIT=1 (see uncompiled.py): the functions of `aristos.memory` are replaced, so that every
+access of the steps to a window is seen. A window word knows who wrote it and who read it, and when, in vector clocks:
+an access that nothing orders after the access it must follow is a race, found in any order of the actors. It refuses to
+run kernels: an expert here writes down which row it got.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from aristos import memory
+from aristos.engine import arrivals, combine, experts, packing, steps
+from aristos.engine import exchange as halves
+from aristos.engine import fields as f
+from aristos.engine.layout import LINE, Shape, StateLayout, WindowLayout
+from aristos.placement import Placement
+
+FIRST = 1 << 60  # addresses from here on are windows; all others are this process's own
+FAR = 1 << 40  # between two windows
+WORD = 8
+PATIENT = 30_000  # steps without anything done that count as a deadlock
+
+
+class Race(AssertionError):
+    """Two accesses to one window word that nothing orders, or a second writer."""
+
+
+class Deadlock(AssertionError):
+    """No actor has anything to do, and calls are open."""
+
+
+@dataclass
+class Cell:
+    """What is known of a window word."""
+
+    value: int = 0
+    writer: tuple[int, int] | None = None  # actor, its clock at the last write
+    rank: int | None = None  # the only rank that ever writes it (return rows: in this call)
+    readers: dict[int, int] = field(default_factory=dict)  # actor -> its clock, since the last write
+
+
+class Machine:
+    """Windows, clocks, and the actor that runs now. `memory_functions` puts it under the steps."""
+
+    def __init__(self, layout: WindowLayout, ranks: int, workers: int) -> None:
+        self.layout, self.workers = layout, workers
+        self.cells: dict[int, Cell] = {}
+        self.released: dict[int, list[int]] = {}
+        actors = ranks * workers
+        self.clocks = [[int(a == b) for b in range(actors)] for a in range(actors)]
+        self.actor = 0
+
+    @property
+    def rank(self) -> int:
+        return self.actor // self.workers
+
+    def base(self, rank: int) -> int:
+        return FIRST + FAR * rank
+
+    def where(self, address: int) -> str:
+        """An address in words, for messages."""
+        rank, offset = divmod(address - FIRST, FAR)
+        names = [n for n in vars(self.layout) if n not in ("nbytes", "announce_step")]
+        region = max((n for n in names if getattr(self.layout, n) <= offset), key=lambda n: getattr(self.layout, n))
+        return f"{region}+{offset - getattr(self.layout, region)} of rank {rank}"
+
+    def cell(self, address: int) -> Cell:
+        assert address % WORD == 0
+        assert (address - FIRST) % FAR < self.layout.nbytes, f"{self.where(address)} is outside the window"
+        return self.cells.setdefault(address, Cell())
+
+    def ordered(self, actor: int, clock: int) -> bool:
+        """Whether what `actor` did at `clock` is known to have happened before now."""
+        return actor == self.actor or self.clocks[self.actor][actor] >= clock
+
+    def read(self, address: int) -> int:
+        cell = self.cell(address)
+        if cell.writer is not None and not self.ordered(*cell.writer):
+            raise Race(f"rank {self.rank} reads {self.where(address)} while actor {cell.writer[0]} writes it")
+        cell.readers[self.actor] = self.clocks[self.actor][self.actor]
+        return cell.value
+
+    def write(self, address: int, value: int) -> None:
+        cell = self.cell(address)
+        self.own(cell, address)
+        if cell.writer is not None and not self.ordered(*cell.writer):
+            raise Race(f"rank {self.rank} writes {self.where(address)} while actor {cell.writer[0]} writes it")
+        for actor, clock in cell.readers.items():
+            if not self.ordered(actor, clock):
+                raise Race(f"rank {self.rank} writes {self.where(address)} while actor {actor} reads it")
+        cell.value, cell.readers = value, {}
+        cell.writer = self.actor, self.clocks[self.actor][self.actor]
+
+    def own(self, cell: Cell, address: int) -> None:
+        """Each word has one writing rank; each return row one in a call."""
+        if cell.rank is None:
+            cell.rank = self.rank
+        elif cell.rank != self.rank or (address - FIRST) % FAR >= self.layout.return_rows:
+            raise Race(f"rank {self.rank} writes {self.where(address)}, which rank {cell.rank} has written")
+
+    def forget_returns(self, rank: int) -> None:
+        """A new call of `rank` begins: its return rows may have other writers, and must be written again."""
+        for offset in range(self.layout.return_rows, self.layout.nbytes, WORD):
+            cell = self.cells.get(self.base(rank) + offset)
+            if cell is not None:
+                cell.rank = None
+
+    def fresh_return(self, address: int) -> int:
+        """Read a return row's word, which must have been written in this call."""
+        if self.cell(address).rank is None:
+            raise Race(f"rank {self.rank} combines {self.where(address)}, which nobody has written in this call")
+        return self.read(address)
+
+    def acquire(self, address: int) -> None:
+        mine = self.clocks[self.actor]
+        mine[:] = map(max, mine, self.released.get(address, mine))
+
+    def release(self, address: int) -> None:
+        mine = self.clocks[self.actor]
+        self.released[address] = list(map(max, mine, self.released.get(address, mine)))
+        mine[self.actor] += 1
+
+    # ---- what the steps call
+
+    def load(self, address: int) -> int:
+        return self.read(address) if address >= FIRST else REAL["load"](address)
+
+    def store(self, address: int, value: int) -> None:
+        if address >= FIRST:
+            self.write(address, int(value))
+        else:
+            REAL["store"](address, value)
+
+    def load_acquire(self, address: int) -> int:
+        self.acquire(address)
+        return self.cell(address).value if address >= FIRST else REAL["load"](address)
+
+    def store_release(self, address: int, value: int) -> None:
+        if address >= FIRST:
+            cell = self.cell(address)
+            self.own(cell, address)
+            cell.value = int(value)
+        else:
+            REAL["store"](address, value)
+        self.release(address)
+
+    def compare_exchange(self, address: int, expected: int, value: int) -> bool:
+        done = REAL["compare_exchange"](address, expected, value)
+        if done:
+            self.acquire(address)
+        return done
+
+    def copy_row(self, dst: int, src: int, nbytes: int) -> None:
+        assert nbytes % WORD == 0
+        for at in range(0, nbytes, WORD):
+            self.store(dst + at, self.load(src + at))
+
+    @contextmanager
+    def memory_functions(self) -> Iterator[None]:
+        """The steps use this machine inside."""
+        names = ("load", "store", "load_acquire", "store_release", "compare_exchange", "copy_row")
+        with ExitStack() as stack:
+            for name in names:
+                stack.enter_context(mock.patch.object(memory, name, getattr(self, name)))
+            yield
+
+
+REAL = {name: getattr(memory, name) for name in ("load", "store", "compare_exchange")}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one rank: ids [S, k]; `layer` and `refuses` may differ between ranks; `exchange`: in two halves."""
+
+    ids: np.ndarray
+    layer: int = 0
+    refuses: bool = False
+    exchange: bool = False
+    broken: bool = False  # some rank refuses or makes another call: outputs mean nothing
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a run is made with."""
+
+    placement: tuple[int, ...]
+    world: int
+    top_k: int
+    max_tokens: int
+    ring: int
+    workers: int
+    tile: int
+    batch: int
+    merge: int
+    words: int  # of a row
+
+
+def computed(slot: int, row: list[int]) -> list[int]:
+    """What the expert in `slot` makes of a row."""
+    return [(word * 31 + slot * 7919 + i) % (1 << 40) for i, word in enumerate(row)]
+
+
+class Rank:
+    """One rank: its job and state, its calls, and the outputs they gave."""
+
+    def __init__(self, machine: Machine, sizes: Sizes, me: int, calls: list[Call]) -> None:
+        self.machine, self.sizes, self.me, self.calls = machine, sizes, me, calls
+        self.placement = Placement(sizes.placement, len(sizes.placement), sizes.world)
+        shape = shape_of(sizes)
+        tables = StateLayout(shape, sizes.workers, sizes.batch)
+        e = len(sizes.placement)
+        self.job, self.st = np.zeros(f.JOB_WORDS + e + sizes.world + 1, np.int64), np.zeros(tables.words, np.int64)
+        self.lock, self.scratch = np.zeros(1, np.int64), np.zeros(64, np.int64)
+        self.st[tables.starts[f.T_BASE] :][: sizes.world] = [machine.base(r) for r in range(sizes.world)]
+        self.fill(tables, shape)
+        self.outputs: list[dict[int, list[tuple[float, list[int]]]]] = []
+
+    def fill(self, tables: StateLayout, shape: Shape) -> None:
+        """As `Runtime.fill` and `Collective._new_job` do."""
+        job, s, e = self.job, self.sizes, len(self.sizes.placement)
+        self.machine.layout.fill(job)
+        tables.fill(job)
+        job[f.SLOT_OF], job[f.SLOT_START] = f.JOB_WORDS, f.JOB_WORDS + e
+        job[f.JOB_WORDS : f.JOB_WORDS + e] = self.placement.slot_of
+        job[f.JOB_WORDS + e :] = self.placement.start
+        job[f.RANK], job[f.WORLD], job[f.WORKERS], job[f.LOCAL] = self.me, s.world, s.workers, self.placement.held[self.me]
+        job[f.MAX_LOCAL], job[f.EXPERTS], job[f.TOP_K], job[f.HIDDEN] = shape.max_local, e, s.top_k, 2 * s.words
+        job[f.ROW_BYTES], job[f.STRIDE], job[f.RING_ROWS] = WORD * s.words, shape.stride, s.ring
+        job[f.SLOTS], job[f.TILE], job[f.BATCH], job[f.RUN_ROWS] = shape.slots, s.tile, s.batch, s.batch
+        job[f.MERGE_ROWS], job[f.PATIENCE], job[f.ROUTED], job[f.OBJECT] = s.merge, 3, 1, 1
+        job[f.UP], job[f.UP_STEP] = self.placement.start[self.me], 1  # a weight's address here is its slot
+        job[f.LOCK], job[f.SCRATCH] = self.lock.ctypes.data, self.scratch.ctypes.data
+
+    def row(self, epoch: int, token: int) -> list[int]:
+        """x of a token: a row unlike any other of the run."""
+        return [((epoch * 64 + self.me) * 4096 + token) * 16 + i for i in range(self.sizes.words)]
+
+    def prepare(self, epoch: int, call: Call) -> None:
+        """Fill the job for a call, as `MoE._prepare` does."""
+        job, count = self.job, len(call.ids)
+        self.x = np.array([self.row(epoch, t) for t in range(count)] or [[0]], np.int64)
+        self.ids = np.ascontiguousarray(call.ids.reshape(-1) if count else np.zeros(1), np.int64)
+        self.weights = np.arange(1, count * self.sizes.top_k + 2, dtype=np.float32)
+        job[f.EPOCH], job[f.LAYER], job[f.TOKENS] = epoch, call.layer, 0 if call.refuses else count
+        job[f.STATUS_IN] = f.REFUSED if call.refuses else f.OK
+        job[f.X], job[f.X_STRIDE], job[f.Y] = self.x.ctypes.data, WORD * self.sizes.words, 0
+        job[f.IDS], job[f.WEIGHTS] = self.ids.ctypes.data, self.weights.ctypes.data
+        job[f.MODE] = f.MODE_DISPATCH if call.exchange else f.MODE_LAYER
+        job[f.WORKERS] = 1 if call.exchange else self.sizes.workers
+        self.call, self.output = call, {}
+
+    # ---- in the place of kernels
+
+    def run_expert(self, rows: int, x: int, y: int, slot: int) -> None:
+        for i in range(rows):
+            source, target = memory.load(x + 8 * i), memory.load(y + 8 * i)
+            row = [memory.load(source + WORD * w) for w in range(self.sizes.words)]
+            for w, word in enumerate(computed(slot, row)):
+                memory.store(target + WORD * w, word)
+
+    def run_combine(self, y: int, k: int, weights: np.ndarray, position: np.ndarray, rows: int, stride: int) -> None:
+        if self.call.broken:
+            return
+        token = y // (8 * self.sizes.words)
+        assert token not in self.output, f"rank {self.me} combines token {token} twice"
+        read = self.machine.fresh_return
+        self.output[token] = [
+            (float(weights[j]), [read(rows + stride * int(position[j]) + WORD * w) for w in range(self.sizes.words)])
+            for j in range(k)
+            if position[j] >= 0
+        ]
+
+    # ---- the calls, one step at a time
+
+    def worker(self, number: int) -> Iterator[bool]:
+        """Steps of one worker until the call ends on it; yields whether something was done."""
+        job, st = self.job, self.st
+        while True:
+            kind = steps.decide(job, st, number)
+            if kind in (f.FINISH, f.SIZED):
+                return
+            assert kind != f.FAIL, f"rank {self.me} was poisoned"
+            yield kind != f.IDLE
+            if kind != f.IDLE:
+                steps.execute(job, st, number, kind)
+                yield True
+                steps.publish(job, st, number, kind)
+                yield True
+
+    def run(self, random: random.Random) -> Iterator[bool]:
+        """All calls; yields after each step of one of the workers."""
+        for epoch, call in enumerate(self.calls, 1):
+            self.prepare(epoch, call)
+            self.machine.forget_returns(self.me)
+            packing.begin(self.job, self.st)
+            yield from self.exchange() if call.exchange else self.all_workers(random)
+            steps.heartbeat(self.job, self.st, -1)
+            self.outputs.append(self.output)
+            yield True
+
+    def all_workers(self, random: random.Random) -> Iterator[bool]:
+        open_ = {n: self.worker(n) for n in range(self.sizes.workers)}
+        while open_:
+            number = random.choice(list(open_))
+            self.machine.actor = self.me * self.sizes.workers + number
+            done = next(open_[number], None)
+            if done is None:
+                del open_[number]
+            yield bool(done)
+            self.machine.actor = self.me * self.sizes.workers
+
+    def exchange(self) -> Iterator[bool]:
+        """As `Exchange.dispatch` and `Exchange.combine` do, with `computed` for the user's experts between them."""
+        job, st, words = self.job, self.st, self.sizes.words
+        yield from self.worker(0)
+        counts = np.zeros((max(1, job[f.LOCAL]), self.sizes.world), np.int64)
+        rows = halves.set_targets(job, st, counts)
+        landed = np.zeros((rows + 1, words), np.int64)
+        job[f.OUT_ROWS] = landed.ctypes.data
+        yield from self.worker(0)
+        if self.call.broken:
+            return
+        assert rows == counts.sum()
+        slots = np.repeat(np.arange(len(counts)), counts.sum(1)) + self.placement.start[self.me]
+        out = np.array([computed(int(s), row) for s, row in zip(slots, landed.tolist())] or [[0] * words], np.int64)
+        yield True
+        job[f.MODE] = f.MODE_COMBINE
+        halves.expect_back(job, st)
+        halves.give_back(job, st, counts, out.ctypes.data)
+        yield True
+        yield from self.worker(0)
+
+    def check(self) -> None:
+        """Every token of every call that came to a result is the sum of its experts' outputs, in the order of choices."""
+        assert len(self.outputs) == len(self.calls)
+        for epoch, (call, output) in enumerate(zip(self.calls, self.outputs), 1):
+            if call.broken:
+                continue
+            k = self.sizes.top_k
+            assert sorted(output) == list(range(len(call.ids)))
+            for t, row in enumerate(call.ids.tolist()):
+                wanted = [
+                    (float(k * t + j + 1), computed(int(self.placement.slot_of[e]), self.row(epoch, t)))
+                    for j, e in enumerate(row)
+                    if e >= 0
+                ]
+                assert output[t] == wanted, f"rank {self.me}, call {epoch}, token {t}"
+
+
+def shape_of(s: Sizes) -> Shape:
+    """The shape of the engine of a run."""
+    held = Placement(s.placement, len(s.placement), s.world).held
+    return Shape(
+        world=s.world,
+        ring_rows=s.ring,
+        stride=-(-WORD * s.words // LINE) * LINE,
+        return_rows=s.max_tokens * s.top_k,
+        max_local=max(1, *held),
+        experts=len(s.placement),
+        max_tokens=s.max_tokens,
+    )
+
+
+def play(sizes: Sizes, calls: list[list[Call]], seed: int) -> Machine:
+    """Run every rank's calls in an order drawn from `seed`, some ranks much slower than others; check all outputs.
+
+    Raises Race, Deadlock, or AssertionError for a wrong output.
+    """
+    chance = random.Random(seed)
+    machine = Machine(WindowLayout.of(shape_of(sizes)), sizes.world, sizes.workers)
+    ranks = [Rank(machine, sizes, r, mine) for r, mine in enumerate(calls)]
+
+    def expert_rows(rows: int, x: int, y: int, weights: Any, *_: Any) -> None:
+        ranks[machine.rank].run_expert(rows, x, y, int(weights[0] if isinstance(weights, tuple) else weights))
+
+    def combine_token(y: int, k: int, weights: Any, position: Any, rows: int, stride: int, hidden: int) -> None:
+        ranks[machine.rank].run_combine(int(y), k, weights, position, rows, stride)
+
+    def patched(module: Any, name: str, value: Any) -> Any:
+        return mock.patch.object(module, name, value)
+
+    with (
+        machine.memory_functions(),
+        patched(experts, "expert_rows", expert_rows),
+        patched(combine, "combine_token", combine_token),
+        patched(f, "TOKEN_BLOCK", 2),
+    ):
+        # block tables are sized with the smaller blocks
+        ranks = [Rank(machine, sizes, r, mine) for r, mine in enumerate(calls)]
+        running = {r: rank.run(chance) for r, rank in enumerate(ranks)}
+        weights = {r: chance.choice((1.0, 1.0, 0.1, 0.01)) for r in running}
+        idle = 0
+        while running:
+            if chance.random() < 0.002:
+                weights = {r: chance.choice((1.0, 1.0, 0.1, 0.01)) for r in running}
+            r = chance.choices(list(running), [weights[q] for q in running])[0]
+            machine.actor = r * sizes.workers
+            done = next(running[r], None)
+            if done is None:
+                del running[r]
+            idle = 0 if done or done is None else idle + 1
+            if idle > PATIENT:
+                raise Deadlock(describe(ranks, running))
+    for rank in ranks:
+        rank.check()
+    return machine
+
+
+def describe(ranks: list[Rank], running: dict[int, Any]) -> str:
+    """What the ranks that have not ended wait for."""
+    names = ("PHASE", "UNREAD", "OWED", "UNSENT", "BLOCKS_LEFT")
+    lines = []
+    for r in running:
+        st, job = ranks[r].st, ranks[r].job
+        words = ", ".join(f"{n} {st[getattr(f, n)]}" for n in names)
+        lines.append(f"rank {r} in call {job[f.EPOCH]} waits for rank {arrivals.awaited(job, st)}: {words}")
+    return "\n".join(lines)
+

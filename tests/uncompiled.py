@@ -1,0 +1,291 @@
+"""Tests for a process with NUMBA_DISABLE_JIT=1; test_uncompiled.py starts them. Here the engine is plain Python.
+
+The kernels and a layer in one process against the reference, and the protocol on watched memory (see actors.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from actors import Call, Deadlock, Machine, Race, Sizes, play, shape_of
+from cases import SKEWS, alone, check, routing, tokens
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numba.core import config
+
+import aristos
+from aristos import compile as compiling
+from aristos import reference
+from aristos.engine import arrivals, dispatch, experts, layout, packing, returns, steps
+from aristos.engine import fields as f
+from aristos.engine.layout import WindowLayout
+
+pytestmark = pytest.mark.skipif(not config.DISABLE_JIT, reason="for a process with NUMBA_DISABLE_JIT=1")
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("score", ["softmax", "softmax_topk"])
+def test_a_layer_in_plain_python(activation, score):
+    for gated in (False, True):
+        cfg = aristos.MoEConfig(
+            hidden=6,
+            ffn=10,
+            experts=4,
+            top_k=2,
+            activation=activation,
+            gated=gated,
+            bias=gated,
+            max_tokens=40,
+            router=aristos.Router(score=score, renormalize=gated, scale=1.5),
+        )
+        w = reference.weights(cfg)
+        with alone(cfg, w, threads=1) as moe:
+            for count in (0, 1, 40):
+                for skew in SKEWS:
+                    x = tokens(cfg, count, seed=count)
+                    call = routing(cfg, count, skew, seed=1)
+                    check(cfg, w, x, call, moe(x, **call))
+    assert compiling.compiled_here() == 0
+
+
+def test_refusals_in_plain_python():
+    cfg = aristos.MoEConfig(hidden=6, ffn=10, experts=4, top_k=2, max_tokens=40)
+    with alone(cfg, reference.weights(cfg), threads=1) as moe:
+        x = tokens(cfg, 3, seed=0)
+        y = moe(x)
+        with pytest.raises(aristos.errors.InputError, match="finite"):
+            moe(x * np.nan)
+        with pytest.raises(aristos.errors.InputError, match="twice"):
+            moe(x, ids=np.zeros((3, 2), int), weights=np.ones((3, 2), "f4"))
+        assert np.array_equal(moe(x), y)
+
+
+# ---- the protocol on watched memory -------------------------------------------------------------------------------
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> tuple[Sizes, list[list[Call]], int]:
+    world = draw(st.integers(1, 5))
+    e = draw(st.integers(1, 6))
+    sizes = Sizes(
+        placement=tuple(draw(st.lists(st.integers(0, world - 1), min_size=e, max_size=e))),
+        world=world,
+        top_k=draw(st.integers(1, min(3, e))),
+        max_tokens=draw(st.sampled_from((1, 4, 9))),
+        ring=draw(st.sampled_from((1, 2, 3, 4, 30))),
+        workers=draw(st.integers(1, 3)),
+        tile=draw(st.integers(1, 5)),
+        batch=draw(st.integers(2, 8)),
+        merge=draw(st.sampled_from((0, 3, 8))),
+        words=draw(st.integers(1, 2)),
+    )
+    count = draw(st.integers(1, 6))
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    calls = [[] for _ in range(world)]
+    for _ in range(count):
+        kind = draw(st.sampled_from(("fine", "fine", "fine", "refused", "mismatch")))
+        odd, exchange = int(rng.integers(world)), bool(rng.random() < 0.25)
+        broken = kind == "refused" or (kind == "mismatch" and world > 1)
+        for r in range(world):
+            ids = draw_ids(rng, sizes)
+            layer = int(kind == "mismatch" and r == odd)
+            calls[r].append(Call(ids, layer, kind == "refused" and r == odd, exchange, broken))
+    return sizes, calls, draw(st.integers(0, 10**6))
+
+
+def draw_ids(rng: np.random.Generator, s: Sizes) -> np.ndarray:
+    """[S, k] ids of one rank's call: none, all of one expert, or random with choices not taken."""
+    e, count = len(s.placement), int(rng.integers(0, s.max_tokens + 1))
+    ids = np.argsort(rng.random((count, e)), axis=1)[:, : s.top_k].reshape(count, s.top_k)
+    style = rng.integers(4)
+    if style == 0:
+        ids[:] = -1
+        ids[:, 0] = rng.integers(e)
+    elif style == 1:
+        ids[rng.random(ids.shape) < 0.5] = -1
+    return ids
+
+
+@settings(max_examples=120)
+@given(runs())
+def test_no_race_no_deadlock_nothing_lost(run):
+    """Whatever the order of the actors: each access follows what it must, every call ends, every row comes once."""
+    play(*run)
+
+
+BUSY = Sizes(
+    placement=(0, 1, 1, 2),
+    world=3,
+    top_k=2,
+    max_tokens=9,
+    ring=2,
+    workers=2,
+    tile=2,
+    batch=4,
+    merge=0,
+    words=2,
+)
+
+
+def busy_calls(exchange: bool = False, least: int = 9) -> list[list[Call]]:
+    """Eight calls of many rows through tiny rings; with `least` 0, some ranks of some calls have none."""
+    rng = np.random.default_rng(3)
+    counts = rng.integers(least, 10, (3, 8))
+    some = [[np.argsort(rng.random((n, 4)), axis=1)[:, :2].reshape(n, 2) for n in mine] for mine in counts]
+    return [[Call(ids, exchange=exchange) for ids in mine] for mine in some]
+
+
+def play_all(calls: list[list[Call]], **changes: Any) -> None:
+    """Several orders of one set of calls."""
+    for seed in range(6):
+        play(replace(BUSY, **changes), calls, seed)
+
+
+def test_busy_calls():
+    play_all(busy_calls())
+    play_all(busy_calls(exchange=True))
+    play_all(busy_calls(least=0), ring=30)
+
+
+# ---- the watch itself: with an invariant taken away, it must speak up -----------------------------------------------
+
+
+def no_credit_check(monkeypatch):
+    """A source that overwrites ring rows their owner has not freed."""
+
+    class Generous:
+        """`memory` with every credit word full."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(aristos.memory, name)
+
+        def load_acquire(self, address: int) -> int:
+            return 1 << 40
+
+    monkeypatch.setattr(dispatch, "mem", Generous())
+
+
+def tail_before_record(monkeypatch):
+    """The tail is moved on before the record is put."""
+    publish, tail_word = dispatch.publish, dispatch.tail_word
+
+    def early(job, st, worker):
+        c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
+        owner = st[c + f.C_A]
+        aristos.memory.store_release(tail_word(job, st, owner, job[f.RANK]), st[job[f.T_SENT_TILES] + owner] + 1)
+        publish(job, st, worker)
+
+    monkeypatch.setattr(dispatch, "publish", early)
+
+
+def one_announcement_buffer(monkeypatch):
+    """Announcements of all epochs in one place."""
+    for module in (packing, arrivals):
+        real = layout.announcement
+        monkeypatch.setattr(module, "announcement", lambda job, st, t, s, epoch, real=real: real(job, st, t, s, 0))
+
+
+def leave_with_rows_owed(monkeypatch):
+    """A call that ends when the rank's own tokens are combined."""
+    monkeypatch.setattr(steps, "finished", lambda job, st: st[f.BLOCKS_LEFT] == 0 and st[f.UNSENT] == 0)
+
+
+def rows_freed_before_they_are_read(monkeypatch):
+    """Credit for a tile as soon as its record is read."""
+    real = arrivals.read_record
+
+    def eager(job, st, source):
+        real(job, st, source)
+        word = layout.credit_word(job, st, source, job[f.RANK])
+        aristos.memory.store_release(word, st[job[f.T_READ_ROWS] + source])
+
+    monkeypatch.setattr(arrivals, "read_record", eager)
+
+
+def returned_before_computed(monkeypatch):
+    """Rows announced as returned while the expert has not run."""
+    real = arrivals.read_record
+
+    def eager(job, st, source):
+        tile = st[job[f.T_READ_TILES] + source]
+        real(job, st, source)
+        r = job[f.T_RECORD] + f.RECORD_WORDS * (source * job[f.SLOTS] + tile % job[f.SLOTS])
+        returns.post_return(job, st, source, st[r + f.R_PACKED], st[r + f.R_ROWS])
+        st[job[f.T_RETURNED] + source] -= 1
+
+    monkeypatch.setattr(arrivals, "read_record", eager)
+
+
+def the_same_return_row_for_two(monkeypatch):
+    """An off-by-one in where outputs go."""
+    real = layout.return_row
+    monkeypatch.setattr(
+        experts, "return_row", lambda job, st, source, packed: real(job, st, source, max(0, packed - 1))
+    )
+
+
+def no_lock(monkeypatch):
+    """Workers of a rank that decide side by side."""
+    monkeypatch.setattr(steps, "lock", lambda job: True)
+    monkeypatch.setattr(steps, "unlock", lambda job: None)
+
+
+def tokens_combined_early(monkeypatch):
+    """Blocks counted as complete one row too early."""
+    real = packing.set_blocks
+
+    def hasty(job, st, tokens):
+        real(job, st, tokens)
+        for b in range(st[f.BLOCKS_LEFT]):
+            left = job[f.T_BLOCK_LEFT] + b
+            st[left] -= st[left] > 1
+
+    monkeypatch.setattr(packing, "set_blocks", hasty)
+
+
+def no_word_to_ranks_without_rows(monkeypatch):
+    """Ranks that get no rows are not told so."""
+    real = packing.announcement
+
+    def some(job, st, target, source, epoch):
+        if st[job[f.T_ROWS_TO] + target] == 0:
+            return NOWHERE.ctypes.data
+        return real(job, st, target, source, epoch)
+
+    monkeypatch.setattr(packing, "announcement", some)
+
+
+NOWHERE = np.zeros(64, np.int64)
+
+BREAKS = {
+    no_credit_check: Race,
+    tail_before_record: Race,
+    one_announcement_buffer: (Race, Deadlock),
+    leave_with_rows_owed: (Race, Deadlock, AssertionError),
+    rows_freed_before_they_are_read: Race,
+    returned_before_computed: (Race, Deadlock, AssertionError),
+    the_same_return_row_for_two: Race,
+    no_lock: (Race, AssertionError),
+    tokens_combined_early: Race,
+    no_word_to_ranks_without_rows: Deadlock,
+}
+
+
+@pytest.mark.parametrize("take_away", BREAKS, ids=lambda b: b.__name__)
+def test_the_watch_sees(monkeypatch, take_away):
+    take_away(monkeypatch)
+    with pytest.raises(BREAKS[take_away]):
+        play_all(busy_calls())
+        play_all(busy_calls(least=0), ring=30)
+
+
+def test_a_second_writer_is_seen():
+    machine = Machine(WindowLayout.of(shape_of(BUSY)), 2, 1)
+    with machine.memory_functions():
+        aristos.memory.store(machine.base(0) + 64, 1)
+        machine.actor = 1
+        with pytest.raises(Race, match="which rank 0 has written"):
+            aristos.memory.store(machine.base(0) + 64, 2)
