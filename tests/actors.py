@@ -18,7 +18,7 @@ from unittest import mock
 import numpy as np
 
 from aristos import memory
-from aristos.engine import arrivals, combine, experts, packing, steps
+from aristos.engine import arrivals, combine, experts, packing, steps, team
 from aristos.engine import exchange as halves
 from aristos.engine import fields as f
 from aristos.engine.layout import LINE, Shape, StateLayout, WindowLayout
@@ -26,6 +26,8 @@ from aristos.placement import Placement
 
 FIRST = 1 << 60  # addresses from here on are windows; all others are this process's own
 FAR = 1 << 40  # between two windows
+PRIVATE = FAR // 2  # from here on in a window's range: what a rank's workers share with each other alone
+SHARES = 3  # of F, in a run that workers share by columns
 WORD = 8
 PATIENT = 30_000  # steps without anything done that count as a deadlock
 
@@ -69,13 +71,16 @@ class Machine:
     def where(self, address: int) -> str:
         """An address in words, for messages."""
         rank, offset = divmod(address - FIRST, FAR)
+        if offset >= PRIVATE:
+            return f"activations+{offset - PRIVATE} of rank {rank}"
         names = [n for n in vars(self.layout) if n not in ("nbytes", "announce_step")]
         region = max((n for n in names if getattr(self.layout, n) <= offset), key=lambda n: getattr(self.layout, n))
         return f"{region}+{offset - getattr(self.layout, region)} of rank {rank}"
 
     def cell(self, address: int) -> Cell:
         assert address % WORD == 0
-        assert (address - FIRST) % FAR < self.layout.nbytes, f"{self.where(address)} is outside the window"
+        offset = (address - FIRST) % FAR
+        assert offset < self.layout.nbytes or offset >= PRIVATE, f"{self.where(address)} is outside the window"
         return self.cells.setdefault(address, Cell())
 
     def ordered(self, actor: int, clock: int) -> bool:
@@ -104,7 +109,7 @@ class Machine:
         """Each word has one writing rank; each return row one in a call."""
         if cell.rank is None:
             cell.rank = self.rank
-        elif cell.rank != self.rank or (address - FIRST) % FAR >= self.layout.return_rows:
+        elif cell.rank != self.rank or self.layout.return_rows <= (address - FIRST) % FAR < PRIVATE:
             raise Race(f"rank {self.rank} writes {self.where(address)}, which rank {cell.rank} has written")
 
     def forget_returns(self, rank: int) -> None:
@@ -199,14 +204,28 @@ class Sizes:
     ring: int
     workers: int
     tile: int
-    batch: int
+    run: int
     merge: int
     words: int  # of a row
 
 
+BATCH = team.MOST_ROWS  # most rows of a run, as far as tables go
+
+
+def activation_of(slot: int, row: list[int], share: int) -> int:
+    """A share of what an expert's first half makes of a row."""
+    return (sum((i + 3) * word for i, word in enumerate(row)) * (share + 2) + slot * 7919) % (1 << 40)
+
+
+def output_of(activations: list[int], word: int) -> int:
+    """A word of what its second half makes of them."""
+    return (sum((i + 2) * a for i, a in enumerate(activations)) + word) % (1 << 40)
+
+
 def computed(slot: int, row: list[int]) -> list[int]:
     """What the expert in `slot` makes of a row."""
-    return [(word * 31 + slot * 7919 + i) % (1 << 40) for i, word in enumerate(row)]
+    activations = [activation_of(slot, row, share) for share in range(SHARES)]
+    return [output_of(activations, word) for word in range(len(row))]
 
 
 class Rank:
@@ -216,10 +235,10 @@ class Rank:
         self.machine, self.sizes, self.me, self.calls = machine, sizes, me, calls
         self.placement = Placement(sizes.placement, len(sizes.placement), sizes.world)
         shape = shape_of(sizes)
-        tables = StateLayout(shape, sizes.workers, sizes.batch)
+        tables = StateLayout(shape, sizes.workers, BATCH)
         e = len(sizes.placement)
         self.job, self.st = np.zeros(f.JOB_WORDS + e + sizes.world + 1, np.int64), np.zeros(tables.words, np.int64)
-        self.lock, self.scratch = np.zeros(1, np.int64), np.zeros(64, np.int64)
+        self.lock = np.zeros(1, np.int64)
         self.st[tables.starts[f.T_BASE] :][: sizes.world] = [machine.base(r) for r in range(sizes.world)]
         self.fill(tables, shape)
         self.outputs: list[dict[int, list[tuple[float, list[int]]]]] = []
@@ -233,12 +252,13 @@ class Rank:
         job[f.JOB_WORDS : f.JOB_WORDS + e] = self.placement.slot_of
         job[f.JOB_WORDS + e :] = self.placement.start
         job[f.RANK], job[f.WORLD], job[f.WORKERS], job[f.LOCAL] = self.me, s.world, s.workers, self.placement.held[self.me]
-        job[f.MAX_LOCAL], job[f.EXPERTS], job[f.TOP_K], job[f.HIDDEN] = shape.max_local, e, s.top_k, 2 * s.words
+        job[f.MAX_LOCAL], job[f.EXPERTS], job[f.TOP_K] = shape.max_local, e, s.top_k
+        job[f.HIDDEN], job[f.FFN] = team.COLUMNS * s.words, team.COLUMNS * SHARES  # a word a share
         job[f.ROW_BYTES], job[f.STRIDE], job[f.RING_ROWS] = WORD * s.words, shape.stride, s.ring
-        job[f.SLOTS], job[f.TILE], job[f.BATCH], job[f.RUN_ROWS] = shape.slots, s.tile, s.batch, s.batch
+        job[f.SLOTS], job[f.TILE], job[f.BATCH], job[f.RUN_ROWS] = shape.slots, s.tile, BATCH, s.run
         job[f.MERGE_ROWS], job[f.PATIENCE], job[f.ROUTED], job[f.OBJECT] = s.merge, 3, 1, 1
         job[f.UP], job[f.UP_STEP] = self.placement.start[self.me], 1  # a weight's address here is its slot
-        job[f.LOCK], job[f.SCRATCH] = self.lock.ctypes.data, self.scratch.ctypes.data
+        job[f.LOCK], job[f.SCRATCH] = self.lock.ctypes.data, self.machine.base(self.me) + PRIVATE
 
     def row(self, epoch: int, token: int) -> list[int]:
         """x of a token: a row unlike any other of the run."""
@@ -256,21 +276,35 @@ class Rank:
         job[f.IDS], job[f.WEIGHTS] = self.ids.ctypes.data, self.weights.ctypes.data
         job[f.MODE] = f.MODE_DISPATCH if call.exchange else f.MODE_LAYER
         job[f.WORKERS] = 1 if call.exchange else self.sizes.workers
-        self.call, self.output = call, {}
+        self.call = call
+        self.output: dict[int, list[tuple[float, list[int]]]] = {}
 
     # ---- in the place of kernels
 
     def run_expert(self, rows: int, x: int, y: int, slot: int) -> None:
         for i in range(rows):
-            source, target = memory.load(x + 8 * i), memory.load(y + 8 * i)
-            row = [memory.load(source + WORD * w) for w in range(self.sizes.words)]
-            for w, word in enumerate(computed(slot, row)):
+            target = memory.load(y + 8 * i)
+            for w, word in enumerate(computed(slot, self.read_row(x + 8 * i))):
                 memory.store(target + WORD * w, word)
+
+    def read_row(self, pointer: int) -> list[int]:
+        source = memory.load(pointer)
+        return [memory.load(source + WORD * w) for w in range(self.sizes.words)]
+
+    def run_up(self, rows: int, x: int, activations: int, slot: int, share: int) -> None:
+        for i in range(rows):
+            value = activation_of(slot, self.read_row(x + 8 * i), share)
+            memory.store(activations + WORD * (SHARES * i + share), value)
+
+    def run_down(self, rows: int, activations: int, y: int, share: int) -> None:
+        for i in range(rows):
+            made = [memory.load(activations + WORD * (SHARES * i + s)) for s in range(SHARES)]
+            memory.store(memory.load(y + 8 * i) + WORD * share, output_of(made, share))
 
     def run_combine(self, y: int, k: int, weights: np.ndarray, position: np.ndarray, rows: int, stride: int) -> None:
         if self.call.broken:
             return
-        token = y // (8 * self.sizes.words)
+        token = y // (4 * team.COLUMNS * self.sizes.words)
         assert token not in self.output, f"rank {self.me} combines token {token} twice"
         read = self.machine.fresh_return
         self.output[token] = [
@@ -377,10 +411,17 @@ def play(sizes: Sizes, calls: list[list[Call]], seed: int) -> Machine:
     """
     chance = random.Random(seed)
     machine = Machine(WindowLayout.of(shape_of(sizes)), sizes.world, sizes.workers)
-    ranks = [Rank(machine, sizes, r, mine) for r, mine in enumerate(calls)]
+    ranks: list[Rank] = []
 
     def expert_rows(rows: int, x: int, y: int, weights: Any, *_: Any) -> None:
-        ranks[machine.rank].run_expert(rows, x, y, int(weights[0] if isinstance(weights, tuple) else weights))
+        ranks[machine.rank].run_expert(rows, x, y, int(weights[0]))
+
+    def up_columns(rows: int, x: int, activations: int, weights: Any, *rest: int) -> None:
+        first = rest[3]
+        ranks[machine.rank].run_up(rows, x, activations, int(weights[0]), first // team.COLUMNS)
+
+    def down_columns(rows: int, activations: int, y: int, weights: Any, ffn: int, first: int, *_: int) -> None:
+        ranks[machine.rank].run_down(rows, activations, y, first // team.COLUMNS)
 
     def combine_token(y: int, k: int, weights: Any, position: Any, rows: int, stride: int, hidden: int) -> None:
         ranks[machine.rank].run_combine(int(y), k, weights, position, rows, stride)
@@ -391,11 +432,12 @@ def play(sizes: Sizes, calls: list[list[Call]], seed: int) -> Machine:
     with (
         machine.memory_functions(),
         patched(experts, "expert_rows", expert_rows),
+        patched(team, "up_columns", up_columns),
+        patched(team, "down_columns", down_columns),
         patched(combine, "combine_token", combine_token),
         patched(f, "TOKEN_BLOCK", 2),
     ):
-        # block tables are sized with the smaller blocks
-        ranks = [Rank(machine, sizes, r, mine) for r, mine in enumerate(calls)]
+        ranks += [Rank(machine, sizes, r, mine) for r, mine in enumerate(calls)]
         running = {r: rank.run(chance) for r, rank in enumerate(ranks)}
         weights = {r: chance.choice((1.0, 1.0, 0.1, 0.01)) for r in running}
         idle = 0

@@ -242,8 +242,8 @@ def test_calls_take_turns():
 def test_iterations_follow_time_or_the_user():
     calls = {"a": lambda: None}
     assert iterations(World(), calls, 10.0, warmup=1, asked=3) == 3
-    assert iterations(World(), calls, 0.0, warmup=1, asked=None) == 5
-    assert iterations(World(), calls, 100.0, warmup=0, asked=None) == 2000
+    assert iterations(World(), calls, 0.0, warmup=1, asked=None) == 4
+    assert iterations(World(), calls, 100.0, warmup=3, asked=None) == 2000
 
 
 def test_idle_share_counts_what_a_fast_rank_waits_outside():

@@ -19,7 +19,7 @@ from numba.core import config
 import aristos
 from aristos import compile as compiling
 from aristos import reference
-from aristos.engine import arrivals, dispatch, experts, layout, packing, returns, steps
+from aristos.engine import arrivals, dispatch, experts, layout, packing, returns, steps, team
 from aristos.engine import fields as f
 from aristos.engine.layout import WindowLayout
 
@@ -78,7 +78,7 @@ def runs(draw: st.DrawFn) -> tuple[Sizes, list[list[Call]], int]:
         ring=draw(st.sampled_from((1, 2, 3, 4, 30))),
         workers=draw(st.integers(1, 3)),
         tile=draw(st.integers(1, 5)),
-        batch=draw(st.integers(2, 8)),
+        run=draw(st.integers(2, 8)),
         merge=draw(st.sampled_from((0, 3, 8))),
         words=draw(st.integers(1, 2)),
     )
@@ -124,7 +124,7 @@ BUSY = Sizes(
     ring=2,
     workers=2,
     tile=2,
-    batch=4,
+    run=4,
     merge=0,
     words=2,
 )
@@ -170,15 +170,25 @@ def no_credit_check(monkeypatch):
 
 def tail_before_record(monkeypatch):
     """The tail is moved on before the record is put."""
-    publish, tail_word = dispatch.publish, dispatch.tail_word
 
-    def early(job, st, worker):
-        c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
-        owner = st[c + f.C_A]
-        aristos.memory.store_release(tail_word(job, st, owner, job[f.RANK]), st[job[f.T_SENT_TILES] + owner] + 1)
-        publish(job, st, worker)
+    class Hasty:
+        """`memory` whose releases overtake the stores before them."""
 
-    monkeypatch.setattr(dispatch, "publish", early)
+        def __init__(self) -> None:
+            self.late: list[tuple[int, int]] = []
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(aristos.memory, name)
+
+        def store(self, address: int, value: int) -> None:
+            self.late.append((address, value))
+
+        def store_release(self, address: int, value: int) -> None:
+            aristos.memory.store_release(address, value)
+            while self.late:
+                aristos.memory.store(*self.late.pop())
+
+    monkeypatch.setattr(dispatch, "mem", Hasty())
 
 
 def one_announcement_buffer(monkeypatch):
@@ -260,6 +270,18 @@ def no_word_to_ranks_without_rows(monkeypatch):
 
 NOWHERE = np.zeros(64, np.int64)
 
+def output_begun_before_all_activations(monkeypatch):
+    """A run that workers share by columns goes to its second stage a share too early."""
+    real = team.share_done
+
+    def early(job, st):
+        if st[f.TEAM_STAGE] == f.STAGE_UP and st[f.TEAM_DONE] == 0:
+            st[f.TEAM_DONE] += 1
+        return real(job, st)
+
+    monkeypatch.setattr(team, "share_done", early)
+
+
 BREAKS = {
     no_credit_check: Race,
     tail_before_record: Race,
@@ -271,6 +293,7 @@ BREAKS = {
     no_lock: (Race, AssertionError),
     tokens_combined_early: Race,
     no_word_to_ranks_without_rows: Deadlock,
+    output_begun_before_all_activations: (Race, AssertionError),
 }
 
 

@@ -96,17 +96,20 @@ def run(asked: Options, ranks: world.World, argv: list[str]) -> int:
         workload.compile_all(ranks)  # before the clock starts: the first run would have no time left to measure
     started = time.monotonic()
     results: dict[str, Result] = {}
+    spent: dict[str, float] = {}
     for i, suite in enumerate(suites):
         left = asked.budget - (time.monotonic() - started)
         share = suite.share / sum(s.share for s in suites[i:])
         budget = float(ranks.bcast(max(1.0, left * share)))
+        began = time.monotonic()
         results[suite.name] = _measure(suite, Context(ranks, asked, budget, trace=trace), reporter)
+        spent[suite.name] = time.monotonic() - began
+    facts["suite_seconds"] = spent
     if asked.timeline:
         from . import timeline
 
         timeline.record(Context(ranks, asked, 10.0, trace=trace), asked.timeline)
     ok = all(result.ok for result in results.values())
-    facts["seconds"] = time.monotonic() - started
     _finish(asked, reporter, facts, results, ok)
     return OK if ok else WRONG
 
@@ -143,6 +146,8 @@ def _finish(
     if not ok:
         failed = [name for name, result in results.items() if not result.ok]
         reporter.say(f"FAILED: wrong results in {', '.join(failed)}")
+    spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in facts["suite_seconds"].items())
+    reporter.say(f"\n# {spent}")
     if out is not None:
         reporter.say(f"# results: {out} (pictures: aristos plot {out})")
     if asked.timeline:

@@ -41,6 +41,6 @@ def roofline(table: Table) -> Any:
     right.set_xscale("log", base=2)
     right.set_xticks(rows, [str(m) for m in rows])
     right.minorticks_off()
-    left.legend(loc="lower right")
-    right.legend(loc="lower right")
+    left.legend()
+    right.legend()
     return figure

@@ -38,9 +38,8 @@ def idle(table: Table) -> Any:
         axis.margins(y=0.12)
         axis.grid(axis="x", visible=False)
     figure.legend(loc="outside upper right", ncols=2)
-    figure.suptitle(
-        f"{table.attributes['shape']}, {table.attributes['tokens']} tokens a rank", fontsize=9, x=0.01, ha="left"
-    )
+    title = f"{table.attributes['shape']}, {table.variables['tokens'].values.max()} tokens a rank"
+    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     return figure
 
 
@@ -61,7 +60,7 @@ def ecdf(table: Table) -> Any:
             most = max(most, float(np.nanquantile(ratio, 0.99)))
             draw_ecdf(axis, ratio, schedule, f"{schedule}: p50 {p50:.2f}, p95 {p95:.2f}")
         axis.set(title=str(patterns[p]), xlim=(1, max(1.05, most)), xlabel="call / fastest call (up to p99)")
-        axis.legend(loc="lower right")
+        axis.legend()
     for axis in axes[:, 0]:
         axis.set_ylabel("share of calls")
     return figure
@@ -74,7 +73,9 @@ def wait(table: Table) -> Any:
     patterns, schedules = list(table.dims["pattern"].values), table.dims["schedule"].values
     pattern = "late rank" if "late rank" in patterns else patterns[-1]
     waits = table.variables["wait_time"].values[patterns.index(pattern)] * 1e3
-    figure, axes = pyplot.subplots(1, len(schedules), figsize=(4.8 * len(schedules), 4), squeeze=False)
+    figure, axes = pyplot.subplots(
+        1, len(schedules), figsize=(4.8 * len(schedules), 4.4), squeeze=False, layout="compressed"
+    )
     for s, axis in enumerate(axes[0]):
         values = waits[s] + np.where(np.eye(len(waits[s])), np.nan, 0)
         heat_map(

@@ -66,6 +66,6 @@ def ecdf(table: Table) -> Any:
         # To p99: one call that the machine interrupted would leave the rest a vertical line.
         axis.set_xlim(0.98 * np.nanmin(times[t]), np.nanquantile(times[t], 0.99))
         axis.set(title=f"{tokens[t]} tokens a rank", xlabel="slowest rank's call (ms, up to p99)")
-        axis.legend(loc="lower right")
+        axis.legend()
     axes[0, 0].set_ylabel("share of calls")
     return figure

@@ -62,7 +62,7 @@ def put_heatmap(table: Table) -> Any:
     from matplotlib import pyplot
 
     sizes = table.dims["size"].values
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 4))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 4.4), layout="compressed")
     latency = _medians(table, "latency")[..., 0] * 1e6
     heat_map(figure, left, latency, f"put of {bytes_text(sizes[0])}", "latency (us)", "origin rank", "target rank")
     rate = sizes[-1] / _medians(table, "put_time")[..., -1] / 1e9
@@ -104,7 +104,7 @@ def signal_heatmap(table: Table) -> Any:
     from matplotlib import pyplot
 
     sizes = table.dims["size"].values
-    figure, axis = pyplot.subplots(figsize=(4.8, 4))
+    figure, axis = pyplot.subplots(figsize=(4.8, 4.4), layout="compressed")
     at = int(np.argmax(sizes >= 8))
     trips = _medians(table, "round_trip")[..., at] * 1e6
     title = f"{bytes_text(sizes[at])} and a signal, there and back"

@@ -29,6 +29,6 @@ def replay(table: Table) -> Any:
     right.set(
         xlabel="rows of the busiest rank", ylabel="slowest rank, median (ms)", title="a point a step", ylim=(0, None)
     )
-    left.legend(loc="lower right")
-    right.legend(loc="lower right")
+    left.legend()
+    right.legend()
     return figure

@@ -108,5 +108,13 @@ def heat_map(
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
                 dark = image.norm(value) < 0.6
-                axis.text(j, i, f"{value:.3g}", ha="center", va="center", color="white" if dark else "black")
+                axis.text(
+                    j,
+                    i,
+                    f"{value:.3g}",
+                    ha="center",
+                    va="center",
+                    color="white" if dark else "black",
+                    fontsize=8 if world <= 6 else 6.5,
+                )
     figure.colorbar(image, ax=axis, label=unit, shrink=0.8)

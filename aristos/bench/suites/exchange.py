@@ -132,9 +132,11 @@ def run(ctx: Context) -> Result:
     half = slot_bytes(world, most) // 2
     window = ShmWindow(world.comm, LINE * world.size + 2 * half)
     epoch, done = 0, []
-    plan = [(p, b) for p in METHODS for b in BLOCKS if _counts(p, world.size, b).sum(axis=0).max() <= half]
+    plan = [(p, b) for b in BLOCKS for p in METHODS if _counts(p, world.size, b).sum(axis=0).max() <= half]
     for i, (pattern, block) in enumerate(plan):
         ctx.tell(f"{pattern}, {bytes_text(block)} a pair", i / len(plan))
+        if i > 1 and ctx.left() == 0:
+            break
         one = Exchange(world, window.base, _counts(pattern, world.size, block), half)
         one.epoch = epoch
         fine = {method: one.right(method) for method in METHODS[pattern]}
@@ -151,7 +153,9 @@ def run(ctx: Context) -> Result:
 def _result(ctx: Context, done: list[tuple[str, int, dict[str, np.ndarray], dict[str, bool]]]) -> Result:
     world = ctx.world.size
     sheet = Sheet(f"exchange: {world} ranks, slowest rank", COLUMNS)
-    for pattern, block, times, fine in done:
+    if len(done) < 2 * len(BLOCKS):
+        sheet.notes.append("larger blocks were left out: no time, or no shared memory, for them")
+    for pattern, block, times, fine in sorted(done, key=lambda one: (one[0], one[1])):
         size = int(_counts(pattern, world, block)[0].sum())
         record: dict[str, Any] = {"pattern": pattern, "size_bytes": size, "size_text": bytes_text(size)}
         medians = {}

@@ -28,6 +28,7 @@ from ..workload import Call, Workload, execute
 
 PATTERNS = ("uniform", "zipf", "one", "late rank")
 LATE = 0.5  # of a call
+FEWEST_TOKENS = 16
 COST = 120  # what a run of the suite takes at least, in calls under uniform routing
 
 COLUMNS = (
@@ -128,7 +129,7 @@ def _affordable(ctx: Context, work: Workload, layers: dict[str, Any], tokens: in
         t[-1] for t in in_turns(ctx.world, {s: partial(execute, m, call) for s, m in layers.items()}, 2).values()
     )
     needed = COST / 2 * ctx.world.largest(seconds)
-    return max(1, int(tokens * min(1.0, ctx.left() / needed)))
+    return min(tokens, max(FEWEST_TOKENS, int(tokens * ctx.left() / needed)))
 
 
 def _measure(

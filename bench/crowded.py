@@ -1,0 +1,77 @@
+"""More ranks than cores: the same work on as many ranks as there are cores, and on twice as many.
+
+`python bench/crowded.py` starts both jobs in turns and prints the ratio. Calls follow each other without a barrier of
+MPI's between them: its spinning would take the cores from the ranks that still compute. Not a suite of the bench, which
+cannot change the number of its ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SHAPES = {"A/2": (1024, 2048, 8, 2, 1024), "B/2": (128, 128, 8, 2, 4096), "C": (512, 1024, 8, 2, 64)}
+CALLS, WARM, ROUNDS = 40, 8, 5
+
+
+def rank() -> None:
+    """One rank of a job: prints each shape's median seconds a call on rank 0."""
+    import numpy as np
+    from mpi4py import MPI
+
+    import aristos
+
+    comm = MPI.COMM_WORLD
+    for name, (hidden, ffn, experts, top_k, tokens) in SHAPES.items():
+        cfg = aristos.MoEConfig(
+            hidden=hidden, ffn=ffn, experts=experts, top_k=top_k, activation="relu", max_tokens=tokens
+        )
+        rng = np.random.default_rng(0)
+        up = rng.standard_normal((experts, hidden, ffn), np.float32)
+        down = rng.standard_normal((experts, ffn, hidden), np.float32)
+        router = rng.standard_normal((hidden, experts), np.float32)
+        x = np.array_split(rng.standard_normal((tokens, hidden), np.float32), comm.size)[comm.rank]
+        with aristos.MoE(cfg, comm, threads=1) as moe:
+            moe.load(up=up, down=down, router=router)
+            ends = []
+            for _ in range(CALLS):
+                moe(x)
+                ends.append(time.perf_counter())
+            if comm.rank == 0:
+                print(name, statistics.median(b - a for a, b in zip(ends[WARM:], ends[WARM + 1 :])), flush=True)
+
+
+def job(ranks: int) -> dict[str, float]:
+    """Seconds a call of each shape on so many ranks."""
+    mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+    if mpiexec is None:
+        sys.exit("no mpiexec beside python or on PATH: pip install '.[mpich]'")
+    command = [mpiexec, "-n", str(ranks), sys.executable, __file__, "rank"]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    return {name: float(seconds) for name, seconds in (line.split() for line in out.splitlines())}
+
+
+def main() -> None:
+    """Alternate the two jobs and print median times and ratios."""
+    cores = len(os.sched_getaffinity(0))
+    rounds = [(job(cores), job(2 * cores)) for _ in range(ROUNDS)]
+    print(
+        f"load average {os.getloadavg()[0]:.1f}; {ROUNDS} rounds; ms a call, medians; ratio: median (min-max) of rounds"
+    )
+    for name in SHAPES:
+        few, many = ([r[i][name] for r in rounds] for i in (0, 1))
+        ratios = sorted(b / a for a, b in zip(few, many))
+        print(
+            f"{name:4} {cores} ranks {statistics.median(few) * 1e3:8.2f}   {2 * cores} ranks"
+            f" {statistics.median(many) * 1e3:8.2f}   ratio {statistics.median(ratios):.2f}"
+            f" ({ratios[0]:.2f}-{ratios[-1]:.2f})"
+        )
+
+
+if __name__ == "__main__":
+    rank() if sys.argv[1:] == ["rank"] else main()

@@ -1,0 +1,354 @@
+"""The kernels alone: one expert on rows, the micro-kernel, activations, router scores, top-k and the combine sum."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cases import same, tokens
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aristos import MoEConfig, Router, kernels, reference
+from aristos.compile import jit
+from aristos.errors import InputError
+from aristos.kernels.cpu import activation as act
+from aristos.kernels.cpu import gemm, llvm
+from aristos.kernels.cpu import tokens as token_kernels
+from aristos.kernels.cpu.gemm import aligned, pack, padded
+
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
+SHAPES = [
+    (1, 1, 1),
+    (1, 16, 32),
+    (2, 33, 5),
+    (5, 7, 520),  # F beyond a chunk
+    (6, 64, 64),
+    (7, 100, 130),
+    (13, 1030, 40),  # H beyond a pass of k
+    (40, 257, 1100),
+    (193, 48, 96),  # rows beyond a run
+    (400, 32, 31),
+]
+
+
+def expert(cfg: MoEConfig, seed: int = 0) -> dict[str, np.ndarray]:
+    """The weights of one expert, as `ffn` takes them."""
+    w = reference.weights(replace(cfg, experts=1, top_k=1), seed)
+    return {name: v[0] for name, v in w.items() if name != "router"}
+
+
+def close(y: np.ndarray, ref: np.ndarray) -> None:
+    assert y.shape == ref.shape
+    assert y.dtype == np.float32
+    if y.size:
+        assert np.abs(y - ref).max() <= 1e-5 * np.abs(ref).max() + 1e-6
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_one_expert_on_rows(activation):
+    for rows, hidden, ffn in SHAPES:
+        for gated in (False, True):
+            for bias in (False, True):
+                cfg = MoEConfig(hidden, ffn, experts=1, top_k=1, activation=activation, gated=gated, bias=bias)
+                w = expert(cfg)
+                x = tokens(cfg, rows, seed=rows)
+                ref = reference.expert(cfg, x, 0, **{n: v[None] for n, v in w.items()})
+                y = kernels.ffn(x, activation=activation, **w)
+                close(y, ref)
+                packed = kernels.Packed(activation=activation, **w)
+                assert same(np.ascontiguousarray(packed(x)), np.ascontiguousarray(y))
+                out = np.full_like(x, np.nan)
+                assert packed(x, out=out) is out
+                assert same(out, np.ascontiguousarray(y))
+                assert packed(x[:0]).shape == (0, hidden)
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 60), st.integers(1, 70), st.integers(1, 70), st.data())
+def test_a_row_alone_or_among_others(rows, hidden, ffn, data):
+    cfg = MoEConfig(hidden, ffn, experts=1, top_k=1, gated=True, bias=True)
+    packed = kernels.Packed(**expert(cfg))
+    x = tokens(cfg, rows, seed=1)
+    y = packed(x).copy()
+    first = data.draw(st.integers(0, rows - 1))
+    last = data.draw(st.integers(first + 1, rows))
+    assert same(packed(x[first:last]).copy(), y[first:last])
+    assert same(packed(x[::-1])[::-1].copy(), y)
+
+
+def test_what_the_kernel_refuses():
+    cfg = MoEConfig(32, 48, experts=1, top_k=1)
+    w, x = expert(cfg), tokens(cfg, 5, seed=0)
+    packed = kernels.Packed(**w)
+    y = packed(x).copy()
+    for wrong, words in (
+        (x.astype("f8"), "x must be float32 .*got float64"),
+        (x[:, :-1], r"x must be float32 with shape \[5, 32\], got float32 \[5, 31\]"),
+        (x[None], "x must be float32"),
+    ):
+        with pytest.raises(InputError, match=words):
+            packed(wrong)
+    for out in (np.empty((5, 32)), np.empty((4, 32), "f4"), np.empty((5, 33), "f4"), np.frombuffer(bytes(640), "f4")):
+        with pytest.raises(InputError, match="out must"):
+            packed(x, out=out)
+    with pytest.raises(InputError, match="activation must be one of relu"):
+        kernels.ffn(x, activation="tanh", **w)
+    with pytest.raises(InputError, match=r"down must be float32 with shape \[48, 32\]"):
+        kernels.ffn(x, w["up"], w["up"])
+    with pytest.raises(InputError, match=r"gate must be float32 with shape \[32, 48\]"):
+        kernels.ffn(x, **w, gate=w["down"])
+    with pytest.raises(InputError, match=r"up_bias must be float32 with shape \[48\], got float32 \[32\]"):
+        kernels.ffn(x, **w, up_bias=x[0])
+    assert same(packed(x).copy(), y)
+
+
+def test_strided_rows_and_outputs():
+    cfg = MoEConfig(40, 24, experts=1, top_k=1)
+    packed = kernels.Packed(**expert(cfg))
+    x = tokens(cfg, 20, seed=0)
+    y = packed(x).copy()
+    wide = np.zeros((20, 100), np.float32)
+    wide[:, 7:47] = x
+    assert same(packed(wide[:, 7:47]).copy(), y)
+    assert same(packed(np.asfortranarray(x)).copy(), y)
+    out = np.full((20, 100), np.nan, np.float32)
+    packed(x, out=out[:, 3:43])
+    assert same(out[:, 3:43].copy(), y)
+    assert np.isnan(out[:, :3]).all()
+    assert np.isnan(out[:, 43:]).all()
+
+
+def test_large_and_special_values_stay_what_they_are():
+    """Saturated activations are exact, and one row's NaN is no other row's."""
+    cfg = MoEConfig(16, 16, experts=1, top_k=1)
+    eye = np.eye(16, dtype=np.float32)
+    for activation in ACTIVATIONS:
+        x = np.zeros((3, 16), np.float32)
+        x[0] = np.linspace(20, 1e4, 16)
+        x[1] = -x[0]
+        x[2] = np.nan
+        y = kernels.ffn(x, eye, eye, activation=activation)
+        assert np.array_equal(y[0], x[0]), activation
+        assert np.abs(y[1]).max() < 1e-6, activation
+        assert np.isnan(y[2]).all() or activation == "relu"
+    assert cfg.hidden == 16
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_over_their_range(activation):
+    """A few units in the last place of the result's own scale, from -100 to 100 and around zero."""
+    x = np.concatenate([np.linspace(-100, 100, 20_000), np.linspace(-6, 6, 20_000), np.geomspace(1e-30, 1, 2_000)])
+    x = np.concatenate([x, -x]).astype(np.float32)
+    got = aligned(x.shape)
+    got[:] = x
+    act.activate(act.CODES[activation], got.ctypes.data, got.size)
+    want = reference.ACTIVATIONS[activation](x.astype(np.float64))
+    assert np.abs(got - want).max() <= 8e-6 * 100 / 100 * np.maximum(1, np.abs(want)).max() / 10
+    assert (np.abs(got - want) <= 4e-7 * np.maximum(np.abs(x), 1e-3)).all()
+
+
+def test_an_activation_depends_on_the_value_alone():
+    """The same bits at every place of a vector, and for every length."""
+    values = np.random.default_rng(0).standard_normal(41).astype(np.float32) * 4
+    for code in act.CODES.values():
+        whole = values.copy()
+        act.activate(code, whole.ctypes.data, 41)
+        for first, last in ((0, 1), (3, 4), (1, 18), (7, 40), (40, 41)):
+            part = values[first:last].copy()
+            act.activate(code, part.ctypes.data, last - first)
+            assert same(part, whole[first:last])
+
+
+def test_exp():
+    @jit
+    def all_of(x, out):
+        for i in range(len(x)):
+            out[i] = act.exp(x[i])
+
+    x = np.linspace(-87, 88, 50_001).astype(np.float32)
+    y = np.empty_like(x)
+    all_of(x, y)
+    want = np.exp(x.astype(np.float64))
+    assert (np.abs(y - want) <= 3e-7 * want).all()
+    ends = np.array([-1000, -np.inf, 0.0, 1000], np.float32)
+    y = np.empty_like(ends)
+    all_of(ends, y)
+    assert (y[:2] < 1e-37).all()
+    assert y[2] == 1.0
+    assert np.isfinite(y[3])
+
+
+# ---- the micro-kernel ---------------------------------------------------------------------------------------------
+
+
+def fma_chain(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """A x B by chains of fused multiply-adds in k order, in float32; exact products and sums in float64, rounded once."""
+    total = np.zeros((len(a), b.shape[1]), np.float32)
+    for k in range(a.shape[1]):
+        product = a[:, k, None].astype(np.float64) * b[None, k].astype(np.float64)
+        total = (product + total.astype(np.float64)).astype(np.float32)
+    return total
+
+
+def addresses(m: np.ndarray) -> np.ndarray:
+    return np.array([m.ctypes.data + i * m.strides[0] for i in range(len(m))], np.int64)
+
+
+@pytest.mark.parametrize("rows", range(1, 14))
+def test_micro_kernel_is_a_chain_in_k_order(rows):
+    """For every number of rows: the same bits as the chain, up to double rounding in the emulation (small integers: none)."""
+    rng = np.random.default_rng(rows)
+    for k in (1, 2, 7, 64):
+        a = rng.integers(-50, 50, (rows, k)).astype(np.float32)
+        b = rng.integers(-50, 50, (k, llvm.NR)).astype(np.float32)
+        c = aligned((rows, llvm.NR))
+        c[:] = 1e9
+        at_a, at_c, panel = addresses(a), addresses(c), pack(b)
+        gemm.panel_rows(rows, at_a.ctypes.data, 0, panel.ctypes.data, at_c.ctypes.data, 0, k, 0)
+        assert np.array_equal(c, a @ b)
+        gemm.panel_rows(rows, at_a.ctypes.data, 0, panel.ctypes.data, at_c.ctypes.data, 0, k, 1)
+        assert np.array_equal(c, 2 * (a @ b))
+
+
+def test_sums_carried_over_passes_equal_one_chain():
+    """Cutting k into passes changes no bit, nor does the number of rows: one chain of fused multiply-adds."""
+    rng = np.random.default_rng(0)
+    rows, k = 9, 100
+    a, b = rng.standard_normal((rows, k)).astype("f4"), rng.standard_normal((k, llvm.NR)).astype("f4")
+    panel, at_a = pack(b), addresses(a)
+    results = []
+    for cuts in ((0, 100), (0, 1, 100), (0, 33, 34, 90, 100)):
+        for group in (1, 2, 4, 9):
+            c = aligned((rows, llvm.NR))
+            at_c = addresses(c)
+            for first in range(0, rows, group):
+                m = min(group, rows - first)
+                for k0, k1 in zip(cuts, cuts[1:]):
+                    gemm.panel_rows(
+                        m,
+                        at_a.ctypes.data + 8 * first,
+                        k0,
+                        panel.ctypes.data + 4 * llvm.NR * k0,
+                        at_c.ctypes.data + 8 * first,
+                        0,
+                        k1 - k0,
+                        k0,
+                    )
+            results.append(c.copy())
+    assert all(same(r, results[0]) for r in results)
+    assert np.abs(results[0] - fma_chain(a, b)).max() <= 1e-5
+
+
+def test_packing():
+    rng = np.random.default_rng(0)
+    for k, n in ((1, 1), (3, llvm.NR), (5, llvm.NR + 1), (4, 3 * llvm.NR - 1)):
+        w = rng.standard_normal((k, n)).astype("f4")
+        for width in (llvm.NR, llvm.LANES):
+            packed = pack(w, width)
+            assert packed.shape == (padded(n, width) // width, k, width)
+            assert packed.ctypes.data % 64 == 0
+            flat = packed.transpose(1, 0, 2).reshape(k, -1)
+            assert np.array_equal(flat[:, :n], w)
+            assert not flat[:, n:].any()
+            assert np.array_equal(pack(w.T.copy().T, width), packed)
+
+
+def test_peak_is_a_rate():
+    """More than a naive loop would reach, and less than any core can."""
+    assert 1 < kernels.gemm_peak(0.1) < 2000
+
+
+# ---- tokens -------------------------------------------------------------------------------------------------------
+
+
+def choose(scores: np.ndarray, k: int, router: Router) -> tuple[np.ndarray, np.ndarray, bool]:
+    row = scores.astype(np.float32).copy()
+    ids, weights = np.full(k, -9, np.int64), np.full(k, np.nan, np.float32)
+    mode = token_kernels.SCORES[router.score]
+    fine = token_kernels.choose(row, len(row), k, mode, router.renormalize, np.float32(router.scale), ids, weights)
+    return ids, weights, bool(fine)
+
+
+@given(
+    st.lists(st.integers(-4, 4), min_size=1, max_size=20),
+    st.integers(1, 8),
+    st.sampled_from(("softmax", "softmax_topk")),
+    st.booleans(),
+    st.floats(-3, 3, width=32),
+)
+def test_top_k_and_its_weights(scores, k, score, renormalize, scale):
+    """Many ties: the lowest id first; the weights of the reference."""
+    k = min(k, len(scores))
+    cfg = MoEConfig(
+        1, 1, experts=len(scores), top_k=k, router=Router(score=score, renormalize=renormalize, scale=scale)
+    )
+    s = np.array(scores, np.float32)
+    ids, weights, fine = choose(s, k, cfg.router)
+    want_ids, want = reference.route(cfg, np.ones((1, 1)), s[None].astype("f8"))
+    assert fine
+    assert ids.tolist() == want_ids[0].tolist()
+    assert np.abs(weights - want[0]).max() <= 1e-6 * max(1, abs(scale))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite_are_seen_anywhere(bad):
+    for at in range(9):
+        scores = np.linspace(-1, 1, 9)
+        scores[at] = bad
+        assert not choose(scores, 2, Router())[2]
+    assert choose(np.full(9, 3e38), 2, Router())[2]
+    assert choose(np.array([-3e38, 3e38]), 2, Router())[1].tolist() == [1.0, 0.0]
+
+
+@given(st.integers(1, 6), st.integers(1, 70), st.data())
+def test_combine_is_an_ordered_sum(k, hidden, data):
+    """In the order of the choices, in float32; choices not taken add nothing, and none at all give zeros."""
+    rng = np.random.default_rng(k)
+    stride = -(-4 * hidden // 64) * 64
+    rows = aligned((7, stride // 4))
+    rows[:] = rng.standard_normal(rows.shape)
+    weights = rng.standard_normal(k).astype("f4")
+    position = np.array(data.draw(st.lists(st.integers(-1, 6), min_size=k, max_size=k)), np.int64)
+    y = np.full(hidden, np.nan, np.float32)
+    token_kernels.combine_token(y.ctypes.data, k, weights, position, rows.ctypes.data, stride, hidden)
+    taken = position >= 0
+    want = weights[taken].astype("f8") @ rows[position[taken], :hidden].astype("f8")
+    assert np.abs(y - want).max() <= 1e-6 * k * 4
+    again = np.empty_like(y)  # rows elsewhere, same sum
+    token_kernels.combine_token(again.ctypes.data, k, weights, position, rows.ctypes.data, stride, hidden)
+    assert same(again, y)
+    if taken.sum() == 1:
+        assert same(y, (weights[taken][0] * rows[position[taken][0], :hidden]).astype("f4"))
+
+
+def test_scores_of_a_row_alone_or_among_others():
+    """Router scores too are chains of the row alone: no bit changes with the block of tokens."""
+    rng = np.random.default_rng(0)
+    hidden, experts, m = 100, 19, 32
+    router = pack(rng.standard_normal((hidden, experts)).astype("f4"), llvm.LANES)
+    x = rng.standard_normal((m, hidden)).astype("f4")
+    width = len(router) * llvm.LANES
+
+    def scores(part: np.ndarray) -> np.ndarray:
+        out, scratch = aligned((len(part), width)), np.empty(2 * len(part), np.int64)
+        token_kernels.scores(
+            len(part),
+            part.ctypes.data,
+            part.strides[0],
+            hidden,
+            router.ctypes.data,
+            len(router),
+            scratch.ctypes.data,
+            out.ctypes.data,
+        )
+        return out[:, :experts].copy()
+
+    whole = scores(x)
+    want = x.astype("f8") @ router.transpose(1, 0, 2).reshape(hidden, -1)[:, :experts].astype("f8")
+    assert np.abs(whole - want).max() < 1e-4
+    for first, last in ((0, 1), (5, 7), (1, 32), (8, 13)):
+        assert same(scores(x[first:last]), whole[first:last])
+    assert math.isfinite(whole.sum())
