@@ -45,17 +45,12 @@ class Bulk:
         )
 
     def run(self, job: np.ndarray) -> None:
-        """Run an entered call to its end, then close it; collective."""
+        """Run an entered call to its end; collective. Beside a fused call on another rank it waits for its watchdog."""
         runtime = self.runtime
         job[f.EPOCH] = runtime.epoch
-        try:
+        with runtime.failing(job):
             packing.begin(job, runtime.state)
             self._phases(job, runtime.state)
-        except BaseException as error:
-            runtime.broken = f"{type(error).__name__}: {error}"
-            raise
-        finally:
-            runtime.open = False
 
     def _phases(self, job: np.ndarray, st: np.ndarray) -> None:
         world, me, stride = int(job[f.WORLD]), int(job[f.RANK]), int(job[f.STRIDE])
@@ -70,6 +65,8 @@ class Bulk:
         step.copy_out(job, st, rows, self._send.ctypes.data)
         self._alltoallv(job, st, self._send, sent, self._received, came, stride)
         order, ends = self._by_expert(counts)
+        if job[f.UP] == 0:  # this rank forgot to load its weights, and will say so
+            order = ends = np.zeros(0, np.int64)
         self._everywhere(
             job, step.run_experts, job, st, order, ends, self._received.ctypes.data, self._results.ctypes.data,
             np.zeros(1, np.int64),

@@ -40,21 +40,37 @@ def check_common(threads: Any, timeout: Any) -> None:
         raise InputError(f"timeout must be a positive number of seconds, got {timeout!r}")
 
 
+def usable_timeout(timeout: Any) -> float:
+    """`timeout`, or the default where it will be refused: the ranks must meet first to say so together."""
+    try:
+        check_common(None, timeout)
+    except InputError:
+        return 120.0
+    return float(timeout)
+
+
 class Collective:
     """Something that all ranks of a communicator made together."""
 
     placement: Placement
     timeout: float
 
-    def __init__(self, comm: Any, threads: int | None, timeout: float) -> None:
+    def __init__(self, comm: Any, timeout: float) -> None:
         self.comm = comm
         self.world = comm.Get_size() if comm is not None else 1
         self._runtime: Runtime | None = None
-        self._joined = attach(comm, threads, timeout)
+        self._joined = attach(comm, timeout)
         self.rank = self._joined.group.rank
 
     def _join(
-        self, problem: Exception | None, mine: str, shape: dict[str, int], scratch: int, shared: int, threads: Any
+        self,
+        problem: Exception | None,
+        mine: str,
+        shape: dict[str, int],
+        scratch: int,
+        shared: int,
+        threads: Any,
+        default_threads: int | None = None,
     ) -> None:
         """Take part in the runtime; raises on every rank if one has a problem or they are not configured alike.
 
@@ -74,12 +90,13 @@ class Collective:
                     raise MismatchError(
                         f"ranks are configured differently: rank 0 has {told[0][1]}; rank {rank} has {theirs}"
                     )
-            runtime.require(shape_of(self.world, self.placement, **shape), scratch + LINE, shared, threads)
+            workers = threads or default_threads or runtime.cores
+            runtime.require(shape_of(self.world, self.placement, **shape), scratch + LINE, shared, workers)
         except BaseException:
             runtime.release()
             raise
         self._runtime = runtime
-        self.threads = threads or runtime.threads
+        self.threads = workers
         self._object = runtime.number_object()
         self._mine = self.placement.mine(self.rank)
 
@@ -129,24 +146,26 @@ class Collective:
         self.close()
 
 
-def routing_arrays(ids: Any, shape: tuple[int, ...]) -> np.ndarray:
+def routing_arrays(ids: Any, shape: tuple[int, ...], copy: bool = False) -> np.ndarray:
     """ids as contiguous int64 of exactly this shape, or InputError."""
     from .arrays import view
 
     chosen = view("ids", ids)
     if chosen.shape != shape or chosen.dtype.kind not in "iu":
         raise InputError(f"ids must be integers of shape {list(shape)}, got {chosen.dtype} {list(chosen.shape)}")
-    return np.ascontiguousarray(chosen, np.int64)
+    if chosen.dtype == np.uint64 and chosen.size and chosen.max() > np.iinfo(np.int64).max:
+        raise InputError(f"ids must be expert numbers or -1, got {chosen.max()}")
+    return np.array(chosen, np.int64, order="C", copy=copy or None)
 
 
-def weight_arrays(weights: Any, shape: tuple[int, ...]) -> np.ndarray:
+def weight_arrays(weights: Any, shape: tuple[int, ...], copy: bool = False) -> np.ndarray:
     """weights as contiguous float32 of exactly this shape, or InputError."""
     from .arrays import view
 
     scale = view("weights", weights)
     if scale.shape != shape or scale.dtype.kind != "f":
         raise InputError(f"weights must be floats of shape {list(shape)}, got {scale.dtype} {list(scale.shape)}")
-    return np.ascontiguousarray(scale, np.float32)
+    return np.array(scale, np.float32, order="C", copy=copy or None)
 
 
 def explain_ids(ids: np.ndarray, experts: int) -> str:

@@ -75,12 +75,12 @@ def clock():
 
 def floats(addr, n):
     """View: n float32 at `addr`, as a one-dimensional array."""
-    return np.frombuffer((ctypes.c_float * int(n)).from_address(int(addr)), np.float32)
+    return np.ctypeslib.as_array((ctypes.c_float * int(n)).from_address(int(addr)))
 
 
 def words(addr, n):
     """View: n int64 at `addr`, as a one-dimensional array."""
-    return np.frombuffer((ctypes.c_int64 * int(n)).from_address(int(addr)), np.int64)
+    return np.ctypeslib.as_array((ctypes.c_int64 * int(n)).from_address(int(addr)))
 
 
 def float_of_bits(bits):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +12,12 @@ import numpy as np
 
 from . import arrays
 from .bulk import Bulk
-from .collective import Collective, check_common, explain_ids, routing_arrays, shape_of, weight_arrays
+from .collective import Collective, check_common, explain_ids, routing_arrays, shape_of, usable_timeout, weight_arrays
 from .config import MoEConfig
 from .engine import fields as f
 from .engine import routing, team
 from .engine.layout import WindowLayout
-from .errors import InputError
+from .errors import InputError, OpenCallError
 from .kernels.cpu.activation import CODES
 from .kernels.cpu.expert import scratch_bytes
 from .kernels.cpu.gemm import aligned
@@ -24,7 +25,7 @@ from .kernels.cpu.llvm import LANES
 from .kernels.cpu.tokens import SCORES
 from .placement import Placement
 from .stats import Summary, Totals, call_stats, summarize
-from .substrate.runtime import BATCH
+from .substrate.runtime import BATCH, Runtime
 from .weights import LayerWeights
 
 Schedule = Literal["fused", "bulk"]
@@ -60,20 +61,24 @@ class PendingCall:
 
     def wait(self) -> Any:
         """The result of the call, as `MoE.__call__` gives it; what went wrong in it is raised here."""
-        import queue
-
         if self._done is None:
             raise InputError("wait() was called twice on one started call")
-        done, self._done = self._done, None
-        while True:
-            try:
-                seconds, error = done.get(timeout=0.1)  # comes back so that Ctrl-C works
-                break
-            except queue.Empty:
-                continue
+        seconds, error = self.end()
         if error is not None:
             raise error
         return self._moe._result(self._call, seconds, self._return_stats)
+
+    def end(self) -> tuple[float, BaseException | None]:
+        """Wait until the call has ended: its seconds, or what it raised."""
+        done, self._done = self._done, None
+        while True:
+            try:
+                ended = done.get(timeout=0.1)  # comes back so that Ctrl-C works
+                break
+            except queue.Empty:
+                continue
+        self._moe._pending = None
+        return ended
 
 
 class MoE(Collective):
@@ -99,7 +104,7 @@ class MoE(Collective):
         placement: Sequence[int] | np.ndarray | None = None,
         timeout: float = 120.0,
     ) -> None:
-        super().__init__(comm, threads if isinstance(threads, int) and threads > 0 else None, 120.0)
+        super().__init__(comm, usable_timeout(timeout))
         problem: Exception | None = None
         mine, shape, scratch, shared = "", {}, 0, 0
         try:
@@ -119,6 +124,7 @@ class MoE(Collective):
         self._ids = aligned((cfg.max_tokens, cfg.top_k), np.int64)
         self._combine_weights = aligned((cfg.max_tokens, cfg.top_k))
         self._events: np.ndarray | None = None
+        self._pending: PendingCall | None = None
         self._totals = Totals()
         self._dtype = np.dtype(cfg.dtype)
         self._bulk = Bulk(self._alive(), self.timeout) if schedule == "bulk" else None
@@ -156,7 +162,7 @@ class MoE(Collective):
         order, up, gate [E, F, H], down [E, H, F], router [E, H]. A router is needed unless every call brings its ids.
         Not collective.
         """
-        self._alive()
+        self._settled()
         self._check_layer(layer)
         given = {
             "up": up,
@@ -214,11 +220,12 @@ class MoE(Collective):
         """Begin the same call in the background; `wait()` on what this returns ends it."""
         runtime = self._alive()
         runtime.enter()
-        call = self._prepare(x, ids, weights, layer, out)
+        call = self._prepare(x, ids, weights, layer, out, copy=True)
         done = runtime.background().submit(lambda: self._run(call))
-        return PendingCall(self, call, done, return_stats)
+        self._pending = PendingCall(self, call, done, return_stats)
+        return self._pending
 
-    def _prepare(self, x: Any, ids: Any, weights: Any, layer: Any, out: Any) -> _Call:
+    def _prepare(self, x: Any, ids: Any, weights: Any, layer: Any, out: Any, copy: bool = False) -> _Call:
         """Check the arguments and fill the job; a refusal is kept, because the other ranks are on their way."""
         call = _Call()
         try:
@@ -230,7 +237,7 @@ class MoE(Collective):
             call.x, lead = arrays.rows("x", x, self.cfg.hidden, self._dtype)
             if len(call.x) > self.cfg.max_tokens:
                 raise InputError(f"x has {len(call.x)} tokens, more than max_tokens={self.cfg.max_tokens}")
-            self._take_routing(call, ids, weights, lead, loaded)
+            self._take_routing(call, ids, weights, lead, loaded, copy)
             self._take_out(call, out, lead)
             job = self._job(call.layer)
             job[f.STATUS_IN] = f.OK
@@ -241,16 +248,18 @@ class MoE(Collective):
             job[f.ROUTED] = call.ids is not None
             routed = (self._ids, self._combine_weights) if call.ids is None else (call.ids, call.weights)
             job[f.IDS], job[f.WEIGHTS] = routed[0].ctypes.data, routed[1].ctypes.data  # type: ignore[union-attr]
-        except (InputError, TypeError, ValueError) as error:
-            call.error = error if isinstance(error, InputError) else InputError(str(error))
+        except Exception as error:
+            call.error = error
             job = self._job(call.layer)
             job[f.STATUS_IN], job[f.TOKENS], job[f.ROUTED] = f.REFUSED, 0, 0
         except BaseException:
-            self._runtime.open = False  # type: ignore[union-attr]
+            self._runtime.leave()  # type: ignore[union-attr]
             raise
         return call
 
-    def _take_routing(self, call: _Call, ids: Any, weights: Any, lead: tuple[int, ...], loaded: Any) -> None:
+    def _take_routing(
+        self, call: _Call, ids: Any, weights: Any, lead: tuple[int, ...], loaded: Any, copy: bool
+    ) -> None:
         if (ids is None) != (weights is None):
             raise InputError("ids and weights come together: give both, or neither and a router")
         if ids is None:
@@ -258,7 +267,7 @@ class MoE(Collective):
                 raise InputError(f"layer {call.layer} was loaded without a router: give ids and weights")
             return
         shape = (*lead, self.cfg.top_k)
-        call.ids, call.weights = routing_arrays(ids, shape), weight_arrays(weights, shape)
+        call.ids, call.weights = routing_arrays(ids, shape, copy), weight_arrays(weights, shape, copy)
 
     def _take_out(self, call: _Call, out: Any, lead: tuple[int, ...]) -> None:
         shape = (*lead, self.cfg.hidden)
@@ -288,7 +297,7 @@ class MoE(Collective):
             job[f.ACTIVATION] = CODES[cfg.activation]
         if self._filled[layer] != runtime.version:
             runtime.fill(job)
-            job[f.WORKERS] = min(self.threads, runtime.threads)
+            job[f.WORKERS] = self.threads
             if self._weights[layer] is not None:
                 self._weights[layer].fill(job)
                 self._filled[layer] = runtime.version
@@ -313,20 +322,23 @@ class MoE(Collective):
         return seconds
 
     def _result(self, call: _Call, seconds: float, return_stats: bool) -> Any:
-        """The call's output, or its error."""
-        if call.error is not None:
-            raise call.error
+        """The call's output, or its error; the call is closed."""
         runtime, job = self._runtime, self._jobs[call.layer]
         assert runtime is not None
         assert job is not None
-        state = runtime.state
-        if state[f.STATUS] != f.OK:
-            raise InputError(self._own_problem(call, int(state[f.STATUS])))
-        if self.world > 1:
-            self._raise_peer_problem(job, runtime)
-        if not return_stats:
-            return call.result
-        return call.result, call_stats(job, state, runtime.counted, schedule=self.schedule, seconds=seconds)
+        try:
+            if call.error is not None:
+                raise call.error
+            state = runtime.state
+            if state[f.STATUS] != f.OK:
+                raise InputError(self._own_problem(call, int(state[f.STATUS])))
+            if self.world > 1:
+                self._raise_peer_problem(job, runtime)
+            if not return_stats:
+                return call.result
+            return call.result, call_stats(job, state, runtime.counted, schedule=self.schedule, seconds=seconds)
+        finally:
+            runtime.open = False
 
     def _own_problem(self, call: _Call, status: int) -> str:
         if status == f.BAD_IDS:
@@ -348,7 +360,7 @@ class MoE(Collective):
 
     def timeline(self, on: bool, events: int = 100_000) -> None:
         """Record what every worker does in later calls, up to `events` a worker and call; `on=False` ends it."""
-        runtime = self._alive()
+        runtime = self._settled()
         self._events = aligned((runtime.threads, events, f.EVENT_WORDS), np.int64) if on else None
 
     def events(self) -> list[tuple[int, str, float, float, int, int]]:
@@ -357,7 +369,7 @@ class MoE(Collective):
         if self._events is None:
             return []
         found = []
-        for worker in range(runtime.threads):
+        for worker in range(min(runtime.threads, len(self._events))):
             n = int(runtime.state[runtime.tables.starts[f.T_COUNTERS] + f.COUNTER_WORDS * worker + f.N_EVENTS])
             for kind, start, end, what, rows in self._events[worker, :n].tolist():
                 found.append((worker, KINDS.get(kind, "wait"), start * 1e-9, end * 1e-9, what, rows))
@@ -365,12 +377,21 @@ class MoE(Collective):
 
     # ------------------------------------------------------------ life
 
+    def _settled(self) -> Runtime:
+        """The runtime, with no call of this layer still open."""
+        if self._pending is not None:
+            raise OpenCallError("a call of this layer was started: wait() for it first")
+        return self._alive()
+
     def _check_layer(self, layer: Any) -> None:
         if not isinstance(layer, int | np.integer) or not 0 <= layer < self.layers:
             raise InputError(f"layer must be an int in 0..{self.layers - 1}, got {layer!r}")
 
     def close(self) -> None:
         """Give windows, threads and memory back; collective, and harmless when repeated."""
+        if self._pending is not None:  # its result is nobody's any more
+            self._pending.end()
+            self._alive().open = False
         if self._runtime is not None:
             self._weights, self._jobs = [], []
             if self._bulk is not None:

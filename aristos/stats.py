@@ -135,7 +135,7 @@ def call_stats(job: np.ndarray, state: np.ndarray, tables: Tables, *, schedule: 
         moved_bytes_to_peer=tuple(0 if p == rank else r * row_bytes for p, r in enumerate(rows_to)),
         rows_from_peer=tuple(int(r) for r in tables.peers(words, f.T_ROWS_FROM)),
         call_seconds=seconds,
-        route_seconds=(n[f.N_ROUTE]) * 1e-9,
+        route_seconds=(n[f.N_ROUTE] + n[f.N_PACK]) * 1e-9,
         dispatch_seconds=n[f.N_DISPATCH] * 1e-9,
         compute_seconds=n[f.N_EXPERT] * 1e-9,
         combine_seconds=n[f.N_COMBINE] * 1e-9,

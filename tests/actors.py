@@ -1,9 +1,9 @@
 """The engine's steps on a machine of plain Python: ranks and workers are actors, memory is a table that watches.
 
-For a process with NUMBA_DISABLE_JIT=1 (see uncompiled.py): the functions of `aristos.memory` are replaced, so that every
-access of the steps to a window is seen. A window word knows who wrote it and who read it, and when, in vector clocks:
-an access that nothing orders after the access it must follow is a race, found in any order of the actors. It refuses to
-run kernels: an expert here writes down which row it got.
+For a process with NUMBA_DISABLE_JIT=1 (see uncompiled.py): the functions of `aristos.memory` are replaced, so that
+every access of the steps to a window is seen. A window word knows who wrote it and who read it, and when, in vector
+clocks: an access that nothing orders after the access it must follow is a race, found in any order of the actors. It
+refuses to run kernels: an expert here is a few integer sums, exact and unlike any other's.
 """
 
 from __future__ import annotations
@@ -251,7 +251,12 @@ class Rank:
         job[f.SLOT_OF], job[f.SLOT_START] = f.JOB_WORDS, f.JOB_WORDS + e
         job[f.JOB_WORDS : f.JOB_WORDS + e] = self.placement.slot_of
         job[f.JOB_WORDS + e :] = self.placement.start
-        job[f.RANK], job[f.WORLD], job[f.WORKERS], job[f.LOCAL] = self.me, s.world, s.workers, self.placement.held[self.me]
+        job[f.RANK], job[f.WORLD], job[f.WORKERS], job[f.LOCAL] = (
+            self.me,
+            s.world,
+            s.workers,
+            self.placement.held[self.me],
+        )
         job[f.MAX_LOCAL], job[f.EXPERTS], job[f.TOP_K] = shape.max_local, e, s.top_k
         job[f.HIDDEN], job[f.FFN] = team.COLUMNS * s.words, team.COLUMNS * SHARES  # a word a share
         job[f.ROW_BYTES], job[f.STRIDE], job[f.RING_ROWS] = WORD * s.words, shape.stride, s.ring
@@ -374,7 +379,7 @@ class Rank:
         yield from self.worker(0)
 
     def check(self) -> None:
-        """Every token of every call that came to a result is the sum of its experts' outputs, in the order of choices."""
+        """Every token of a call that came to a result is the sum of its experts' outputs, in the order of choices."""
         assert len(self.outputs) == len(self.calls)
         for epoch, (call, output) in enumerate(zip(self.calls, self.outputs), 1):
             if call.broken:
@@ -466,4 +471,3 @@ def describe(ranks: list[Rank], running: dict[int, Any]) -> str:
         words = ", ".join(f"{n} {st[getattr(f, n)]}" for n in names)
         lines.append(f"rank {r} in call {job[f.EPOCH]} waits for rank {arrivals.awaited(job, st)}: {words}")
     return "\n".join(lines)
-

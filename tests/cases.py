@@ -7,6 +7,7 @@ interrupted, or that end the job on purpose. It refuses to judge: a job hands ba
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import signal
@@ -72,8 +73,7 @@ def near_ties(cfg: aristos.MoEConfig, w: dict[str, Any], x: np.ndarray) -> np.nd
 
 
 def check(cfg: aristos.MoEConfig, w: dict[str, Any], x: np.ndarray, call: dict[str, Any], y: np.ndarray) -> None:
-    """y is the layer's output to 1e-5 of its largest entry (outputs that cancel to nothing: of the inputs' rounding).
-    """
+    """y is the layer's output to 1e-5 of its largest entry (where all of it cancels: to the rounding of the inputs)."""
     assert y.shape == x.shape
     assert y.dtype == np.float32
     ref = expected(cfg, w, x, call)
@@ -115,7 +115,7 @@ def rings_of(rows: int | None) -> Iterator[None]:
     if rows is None:
         yield
         return
-    with mock.patch("aristos.collective.ring_rows", lambda *_: rows):
+    with mock.patch("aristos.collective.ring_rows", return_value=rows):
         yield
 
 
@@ -160,10 +160,39 @@ def clean_environment() -> dict[str, str]:
     return env
 
 
+@functools.cache
+def compile_once() -> None:
+    """Fill the cache of compiled code, so that no job spends its time limit on it."""
+    command = [sys.executable, "-c", USE_EVERYTHING.replace("COMM", "None")]
+    done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+
+
+USE_EVERYTHING = """
+import sys
+import numpy as np
+import aristos
+from aristos import compile as compiling, kernels, reference
+cfg = aristos.MoEConfig(hidden=40, ffn=300, experts=5, top_k=2, gated=True, bias=True, max_tokens=30)
+w, x = reference.weights(cfg), np.ones((20, 40), np.float32)
+for schedule in ("fused", "bulk"):
+    for threads in (1, 2):
+        with aristos.MoE(cfg, COMM, schedule=schedule, threads=threads) as moe:
+            moe.load(**w)
+            y, _ = moe(x, return_stats=True)
+            assert reference.error(y, reference.moe(cfg, x, **w)) < 1e-5
+with aristos.Exchange(COMM, hidden=40, experts=5, top_k=2, max_tokens=30) as exchange:
+    rows, handle = exchange.dispatch(x, np.tile([0, 4], (20, 1)))
+    exchange.combine(rows, handle, np.ones((20, 2), np.float32))
+kernels.ffn(x, w["up"][0], w["down"][0])
+print(">", compiling.compiled_here(), compiling.cache_folder(), flush=True)
+"""
+
+
 def run_job(folder: Path, ranks: int, body: str, timeout: float = 60.0, **env: str) -> Job:
-    """Run `body` under mpiexec in `folder`; it sees what HEAD imports: rank, world, comm, say, aristos, np and the
-    rest.
-    """
+    """Run `body` under mpiexec in `folder`; it sees what HEAD imports: rank, world, comm, say, aristos, np and so on."""
+    if not {"ARISTOS_CACHE", "NUMBA_DISABLE_JIT"} & set(env):
+        compile_once()
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "job.py"
     script.write_text(f"PATHS = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]\n" + HEAD + textwrap.dedent(body))

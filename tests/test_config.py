@@ -110,7 +110,7 @@ def python(code: str) -> str:
 
 def test_import_does_no_work():
     """No MPI, no Numba, no compilation, no device, no thread; names and options are there all the same."""
-    heavy = "mpi4py.MPI numba llvmlite h5py matplotlib pandas rich cupy torch".split()
+    heavy = ["mpi4py.MPI", "numba", "llvmlite", "h5py", "matplotlib", "pandas", "rich", "cupy", "torch"]
     code = f"""
 import sys, threading
 import aristos

@@ -262,7 +262,7 @@ def test_ranks_configured_differently(comm):
         (CFG, {"placement": [0, 0, 1, 1, 1]}),
     ]
     for cfg, options in different:
-        with at_once(), pytest.raises(MismatchError, match="rank 1 has|ranks are configured differently") as caught:
+        with at_once(), pytest.raises(MismatchError, match="ranks are configured differently") as caught:
             aristos.MoE(cfg if odd else CFG, comm, **(options if odd else {}))
         assert "rank 0 has" in str(caught.value)
     # how many threads or how long to wait is each rank's own affair

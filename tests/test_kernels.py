@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -123,7 +123,6 @@ def test_strided_rows_and_outputs():
 
 def test_large_and_special_values_stay_what_they_are():
     """Saturated activations are exact, and one row's NaN is no other row's."""
-    cfg = MoEConfig(16, 16, experts=1, top_k=1)
     eye = np.eye(16, dtype=np.float32)
     for activation in ACTIVATIONS:
         x = np.zeros((3, 16), np.float32)
@@ -134,7 +133,6 @@ def test_large_and_special_values_stay_what_they_are():
         assert np.array_equal(y[0], x[0]), activation
         assert np.abs(y[1]).max() < 1e-6, activation
         assert np.isnan(y[2]).all() or activation == "relu"
-    assert cfg.hidden == 16
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -146,7 +144,6 @@ def test_activations_over_their_range(activation):
     got[:] = x
     act.activate(act.CODES[activation], got.ctypes.data, got.size)
     want = reference.ACTIVATIONS[activation](x.astype(np.float64))
-    assert np.abs(got - want).max() <= 8e-6 * 100 / 100 * np.maximum(1, np.abs(want)).max() / 10
     assert (np.abs(got - want) <= 4e-7 * np.maximum(np.abs(x), 1e-3)).all()
 
 
@@ -185,7 +182,7 @@ def test_exp():
 
 
 def fma_chain(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """A x B by chains of fused multiply-adds in k order, in float32; exact products and sums in float64, rounded once."""
+    """A x B by chains of fused multiply-adds in k order: products and sums in float64, rounded to float32 each time."""
     total = np.zeros((len(a), b.shape[1]), np.float32)
     for k in range(a.shape[1]):
         product = a[:, k, None].astype(np.float64) * b[None, k].astype(np.float64)
@@ -198,8 +195,8 @@ def addresses(m: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rows", range(1, 14))
-def test_micro_kernel_is_a_chain_in_k_order(rows):
-    """For every number of rows: the same bits as the chain, up to double rounding in the emulation (small integers: none)."""
+def test_micro_kernel_on_any_number_of_rows(rows):
+    """For every number of rows, on small integers, which no order of sums rounds: written, then added to."""
     rng = np.random.default_rng(rows)
     for k in (1, 2, 7, 64):
         a = rng.integers(-50, 50, (rows, k)).astype(np.float32)
@@ -226,7 +223,7 @@ def test_sums_carried_over_passes_equal_one_chain():
             at_c = addresses(c)
             for first in range(0, rows, group):
                 m = min(group, rows - first)
-                for k0, k1 in zip(cuts, cuts[1:]):
+                for k0, k1 in pairwise(cuts):
                     gemm.panel_rows(
                         m,
                         at_a.ctypes.data + 8 * first,
@@ -300,7 +297,9 @@ def test_scores_that_are_not_finite_are_seen_anywhere(bad):
         scores[at] = bad
         assert not choose(scores, 2, Router())[2]
     assert choose(np.full(9, 3e38), 2, Router())[2]
-    assert choose(np.array([-3e38, 3e38]), 2, Router())[1].tolist() == [1.0, 0.0]
+    large, small = choose(np.array([-3e38, 3e38]), 2, Router())[1].tolist()
+    assert large == 1.0
+    assert 0 <= small < 1e-37
 
 
 @given(st.integers(1, 6), st.integers(1, 70), st.data())
@@ -351,4 +350,3 @@ def test_scores_of_a_row_alone_or_among_others():
     assert np.abs(whole - want).max() < 1e-4
     for first, last in ((0, 1), (5, 7), (1, 32), (8, 13)):
         assert same(scores(x[first:last]), whole[first:last])
-    assert math.isfinite(whole.sum())

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import SKEWS, alone, check, digest, rings_of, routing, run_job, same, tokens
+from cases import SKEWS, alone, check, rings_of, routing, run_job, same, tokens
 from mpi import find_mpiexec, ranks_each
 
 import aristos

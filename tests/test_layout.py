@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def test_tables_of_the_state_do_not_overlap(shape, workers):
     s = StateLayout(shape, workers, batch=192)
     taken = sorted((start, start + s.sizes[name], name) for name, start in s.starts.items())
     assert taken[0][0] >= f.STATE_WORDS
-    for (_, end, _), (start, _, _) in zip(taken, taken[1:]):
+    for (_, end, _), (start, _, _) in pairwise(taken):
         assert end <= start
     assert taken[-1][1] <= s.words
     assert set(s.starts) == set(range(f.T_BASE, f.SLOT_OF)) - {f.T_COMMAND_STEP}, "a table of the job without a place"
@@ -85,8 +86,7 @@ def plain(function: Any) -> Any:
 
 
 class Addresses:
-    """A job and the state of one rank whose window addresses are numbers far apart: rank r's begin at (r + 1) * 2^40.
-    """
+    """A job and the state of one rank, with windows at numbers far apart: rank r's begins at (r + 1) * 2^40."""
 
     def __init__(self, shape: Shape) -> None:
         self.shape, self.layout = shape, WindowLayout.of(shape)
@@ -151,7 +151,7 @@ def test_every_byte_has_one_writer(shape, random):
                     words.setdefault((rank, line), set()).add(me)
     for taken in spans.values():
         taken.sort()
-        for (_, end, a_writer, a_what), (start, _, b_writer, b_what) in zip(taken, taken[1:]):
+        for (_, end, a_writer, a_what), (start, _, b_writer, b_what) in pairwise(taken):
             assert end <= start, f"{a_what} of rank {a_writer} and {b_what} of rank {b_writer} overlap"
     assert all(len(writers) == 1 for writers in words.values()), "two writers share a line of words"
 

@@ -144,10 +144,15 @@ def play_all(calls: list[list[Call]], **changes: Any) -> None:
         play(replace(BUSY, **changes), calls, seed)
 
 
-def test_busy_calls():
+def play_busy() -> None:
+    """Rows enough to fill rings again and again, then calls in which many ranks have none."""
     play_all(busy_calls())
-    play_all(busy_calls(exchange=True))
     play_all(busy_calls(least=0), ring=30)
+
+
+def test_busy_calls():
+    play_busy()
+    play_all(busy_calls(exchange=True))
 
 
 # ---- the watch itself: with an invariant taken away, it must speak up -----------------------------------------------
@@ -270,6 +275,7 @@ def no_word_to_ranks_without_rows(monkeypatch):
 
 NOWHERE = np.zeros(64, np.int64)
 
+
 def output_begun_before_all_activations(monkeypatch):
     """A run that workers share by columns goes to its second stage a share too early."""
     real = team.share_done
@@ -301,8 +307,7 @@ BREAKS = {
 def test_the_watch_sees(monkeypatch, take_away):
     take_away(monkeypatch)
     with pytest.raises(BREAKS[take_away]):
-        play_all(busy_calls())
-        play_all(busy_calls(least=0), ring=30)
+        play_busy()
 
 
 def test_a_second_writer_is_seen():

@@ -25,13 +25,15 @@ def read_announcement(job, st, source):
     )
     rows = mem.load(a + 8 * f.A_ROWS)
     st[job[f.T_STATUS] + source] = mem.load(a + 8 * f.A_STATUS) if same else f.MISMATCH
-    st[job[f.T_ANNOUNCED] + source] = f.SERVE if same else f.SKIP
+    st[job[f.T_EXCHANGES] + source] = mem.load(a + 8 * f.A_LAYER) == f.EXCHANGE
+    able = job[f.MODE] != f.MODE_LAYER or job[f.UP] != 0  # a rank that forgot to load its weights computes nothing
+    st[job[f.T_ANNOUNCED] + source] = f.SERVE if same and able else f.SKIP
     st[job[f.T_LEFT] + source] = rows
     st[job[f.T_ROWS_FROM] + source] = rows
     st[job[f.T_FIRST] + source] = mem.load(a + 8 * f.A_FIRST)
     st[f.OWED] += rows
     st[f.UNREAD] -= 1
-    if same:
+    if same and able:
         end = st[job[f.T_READ_ROWS] + source]
         for expert in range(job[f.LOCAL]):
             count = mem.load(a + 8 * (f.ANNOUNCE_WORDS + expert))
@@ -76,6 +78,8 @@ def read_returns(job, st, owner):
     for tile in range(seen, tail):
         a = return_record(job, st, job[f.RANK], owner, tile)
         rows_are_back(job, st, mem.load(a), mem.load(a + 8))
+        if mem.load(a + 16) != f.OK:
+            st[job[f.T_STATUS] + owner] = mem.load(a + 16)
     st[job[f.T_SEEN_TILES] + owner] = tail
     return tail != seen
 

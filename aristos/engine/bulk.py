@@ -8,15 +8,14 @@ from ..compile import jit
 from . import combine, experts, packing, routing
 from . import fields as f
 from .layout import return_row
-from .steps import lock, unlock
+from .steps import acquire, unlock
 
 
 @jit
 def route(job, st, worker):
     """Route all tokens, block by block, with whoever else runs this."""
     while True:
-        while not lock(job):
-            mem.pause()
+        acquire(job)
         found = routing.claim(job, st, worker)
         unlock(job)
         if not found:
@@ -24,8 +23,7 @@ def route(job, st, worker):
         start = mem.clock()
         routing.execute(job, st, worker)
         st[job[f.T_COUNTERS] + f.COUNTER_WORDS * worker + f.N_ROUTE] += mem.clock() - start
-        while not lock(job):
-            mem.pause()
+        acquire(job)
         routing.publish(job, st, worker)
         unlock(job)
 
@@ -60,14 +58,13 @@ def run_experts(job, st, worker, order, ends, received, results, next_row):
     """
     c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
     while True:
-        while not lock(job):
-            mem.pause()
+        acquire(job)
         first = next_row[0]
         expert = 0
-        while expert < job[f.LOCAL] and ends[expert] <= first:
+        while expert < len(ends) and ends[expert] <= first:
             expert += 1
         rows = 0
-        if expert < job[f.LOCAL]:
+        if expert < len(ends):
             rows = experts.batch_rows(job, ends[expert] - first, 1)
             rows = min(rows, ends[expert] - first)
             next_row[0] = first + rows
@@ -97,8 +94,7 @@ def all_back(job, st):
 def combine_all(job, st, worker):
     """Combine all tokens, block by block, with whoever else runs this."""
     while True:
-        while not lock(job):
-            mem.pause()
+        acquire(job)
         found = combine.claim(job, st, worker)
         unlock(job)
         if not found:

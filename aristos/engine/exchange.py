@@ -38,8 +38,12 @@ def set_targets(job, st, counts):
 
 
 @jit
-def give_back(job, st, counts, out):
-    """Put every row of `out` (rows in the order of `set_targets`, ROW_BYTES apart) into its source's return rows."""
+def give_back(job, st, counts, out, status):
+    """Put every row of `out` (rows in the order of `set_targets`, ROW_BYTES apart) into its source's return rows.
+
+    Every source gets one record with this rank's status, whether it has rows here or not. `out` 0: nothing is copied,
+    because this rank refuses.
+    """
     me, world = job[f.RANK], job[f.WORLD]
     for i in range(1, world + 1):
         source = (me + i) % world
@@ -48,20 +52,20 @@ def give_back(job, st, counts, out):
         for expert in range(job[f.LOCAL]):
             n = counts[expert, source]
             row = st[job[f.T_TARGET] + source * job[f.MAX_LOCAL] + expert] - n  # the copying has moved it to its end
-            for j in range(n):
+            for j in range(n if out != 0 else 0):
                 target = return_row(job, st, source, packed + j)
                 mem.copy_row(target, out + job[f.ROW_BYTES] * (row + j), job[f.ROW_BYTES])
             packed += n
         if source == me:
             rows_are_back(job, st, first, packed - first)
-        elif packed > first:
-            post_return(job, st, source, first, packed - first)
+        else:
+            post_return(job, st, source, first, packed - first, status)
 
 
 @jit
 def expect_back(job, st):
-    """Open the second half: every owner that got rows owes one more record."""
+    """Open the second half: every owner owes one more record."""
     st[f.PHASE] = f.PHASE_RUN
     for p in range(job[f.WORLD]):
-        if p != job[f.RANK] and st[job[f.T_ROWS_TO] + p] > 0:
+        if p != job[f.RANK]:
             st[job[f.T_EXTRA] + p] += 1

@@ -16,7 +16,7 @@ same few arguments on every substrate.
 # ---- the job: addresses
 (
     X, X_STRIDE, Y, IDS, WEIGHTS, ROUTER, ROUTER_PANELS, UP, GATE, DOWN, UP_BIAS, GATE_BIAS, DOWN_BIAS,
-    UP_STEP, DOWN_STEP, UP_BIAS_STEP, DOWN_BIAS_STEP, SCRATCH, SCRATCH_STEP, SCRATCH_WORKERS, LOCK, EVENTS, OUT_ROWS,
+    UP_STEP, DOWN_STEP, UP_BIAS_STEP, DOWN_BIAS_STEP, SCRATCH, SCRATCH_STEP, ALL_WORKERS, LOCK, EVENTS, OUT_ROWS,
 ) = range(32, 55)  # fmt: skip
 
 # ---- the job: offsets in a rank's window (see layout.py)
@@ -29,17 +29,17 @@ same few arguments on every substrate.
 (
     T_BASE, T_SENT_ROWS, T_SENT_TILES, T_SEEN_TILES, T_EXTRA, T_READ_TILES, T_READ_ROWS, T_FREE_TILES, T_FREED_ROWS,
     T_RETURNED, T_RECORD, T_COUNT, T_OFFSET, T_TOKEN, T_POSITION, T_CURSOR, T_BUSY, T_ANNOUNCED, T_LEFT, T_FIRST,
-    T_STATUS, T_NEXT, T_END, T_TAKEN, T_PENDING, T_SOURCE_END, T_TARGET, T_EXPERT_PENDING, T_EXPERT_REMOTE,
+    T_EXCHANGES, T_STATUS, T_NEXT, T_END, T_TAKEN, T_PENDING, T_SOURCE_END, T_TARGET, T_EXPERT_PENDING, T_EXPERT_REMOTE,
     T_EXPERT_COMING, T_BLOCK_LEFT, T_READY, T_COMMAND, T_COMMAND_STEP, T_COUNTERS, T_PEER_WAIT, T_ROWS_TO, T_TILES_TO,
     T_ROWS_FROM, SLOT_OF, SLOT_START, JOB_WORDS,
-) = range(66, 108)  # fmt: skip
+) = range(66, 109)  # fmt: skip
 
 # ---- the state: single words
 (
-    PHASE, ROUTE_NEXT, ROUTE_DONE, STATUS, UNREAD, OWED, BLOCKS, BLOCKS_LEFT, READY_COUNT, NEXT_DEST, NEXT_EXPERT,
+    PHASE, ROUTE_NEXT, ROUTE_DONE, STATUS, UNREAD, OWED, BLOCKS_LEFT, READY_COUNT, NEXT_DEST, NEXT_EXPERT,
     PROGRESS, FAILED, IDLE_SWEEPS, HEARTBEAT, UNSENT, TARGETS_SET, TEAM_OPEN, TEAM_STAGE, TEAM_NEXT, TEAM_DONE,
     STATE_WORDS,
-) = range(22)  # fmt: skip
+) = range(21)  # fmt: skip
 
 # ---- stages of a run that workers share
 STAGE_UP, STAGE_DOWN = range(2)
@@ -47,8 +47,9 @@ STAGE_UP, STAGE_DOWN = range(2)
 # ---- phases of a call
 PHASE_ROUTE, PHASE_PACKING, PHASE_RUN, PHASE_DONE = range(4)
 
-# ---- a worker's command: kind, four arguments, number of parts, then row addresses, output addresses and parts
-C_KIND, C_A, C_B, C_C, C_ROWS, C_PARTS, C_LISTS = range(7)
+# ---- a worker's command: kind, arguments, rows, number of parts, whom it waits for when idle; then its lists: row
+# addresses, output addresses and parts
+C_KIND, C_A, C_B, C_C, C_ROWS, C_PARTS, C_PEER, C_LISTS = range(8)
 IDLE, ROUTE, PACK, DISPATCH, EXPERT, COMBINE, FINISH, FAIL, SIZED, TEAM = range(10)
 PART_WORDS = 3  # source, record or first packed row, rows
 
@@ -59,6 +60,7 @@ R_ROW, R_ROWS, R_PACKED, R_LEFT = range(4)
 # ---- the words of an announcement
 ANNOUNCE_WORDS = 8
 A_EPOCH, A_OBJECT, A_LAYER, A_ROW_BYTES, A_TOP_K, A_STATUS, A_ROWS, A_FIRST = range(8)
+EXCHANGE = -1  # the layer that an exchange announces
 
 # ---- what a source's announcement made of it
 UNANNOUNCED, SERVE, SKIP = range(3)

@@ -8,14 +8,14 @@ A rank's window, p a peer, R ring rows, N return rows (lines are 64 bytes, so th
     credit[p]                          rows p has freed of what this rank put there
     return_tail[p]                     tiles p has returned
     records[p][R + 1]                  {local expert, rows, first packed row, -}
-    return_records[p][R + 1]           {first packed row, rows}
+    return_records[p][R + 1]           {first packed row, rows, status, -}
     ring[p != rank][R]                 rows from p, `stride` bytes each
     return_rows[N]                     this rank's own rows come back here
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..compile import jit
 from . import fields as f
@@ -23,7 +23,7 @@ from . import fields as f
 LINE = 64
 WORD = 8
 RECORD_BYTES = 32
-RETURN_RECORD_BYTES = 16
+RETURN_RECORD_BYTES = 32
 RING_BUDGET = 64 << 20  # default bytes of ring a rank exposes, over all its sources
 
 
@@ -47,13 +47,15 @@ class Shape:
 
     def union(self, other: Shape) -> Shape:
         """The smallest shape that serves both."""
-        return Shape(
+        both = Shape(
             self.world,
             *(
                 max(getattr(self, n), getattr(other, n))
                 for n in ("ring_rows", "stride", "return_rows", "max_local", "top_k", "experts", "max_tokens")
             ),
         )
+        rows = min(both.ring_rows, ring_rows(both.world, both.stride, both.ring_rows))  # wider rows: fewer
+        return replace(both, ring_rows=rows)
 
     @property
     def slots(self) -> int:

@@ -21,8 +21,11 @@ def begin(job, st):
     st[f.IDLE_SWEEPS] = 0
     st[f.TARGETS_SET] = 0
     st[f.TEAM_OPEN] = 0
-    for i in range(job[f.T_COUNTERS], job[f.T_COUNTERS] + job[f.WORKERS] * f.COUNTER_WORDS):
+    for i in range(job[f.T_COUNTERS], job[f.T_COUNTERS] + job[f.ALL_WORKERS] * f.COUNTER_WORDS):
         st[i] = 0
+    for worker in range(job[f.ALL_WORKERS]):
+        st[job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker + f.C_KIND] = f.ROUTE
+        st[job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker + f.C_PEER] = job[f.RANK]
     for p in range(job[f.WORLD]):
         st[job[f.T_PEER_WAIT] + p] = 0
         st[job[f.T_ROWS_TO] + p] = 0
@@ -88,6 +91,7 @@ def set_streams(job, st, rows):
         st[job[f.T_BUSY] + p] = 0
         st[job[f.T_ANNOUNCED] + p] = f.UNANNOUNCED
         st[job[f.T_LEFT] + p] = 0
+        st[job[f.T_EXCHANGES] + p] = 0
         st[job[f.T_STATUS] + p] = f.OK
         st[job[f.T_ROWS_TO] + p] = st[offset + job[start + p + 1]] - st[offset + job[start + p]]
         for i in range(p * job[f.MAX_LOCAL], p * job[f.MAX_LOCAL] + local):

@@ -10,12 +10,13 @@ from .layout import credit_word, return_record, return_tail_word
 
 
 @jit
-def post_return(job, st, source, packed, rows):
+def post_return(job, st, source, packed, rows, status):
     """Tell `source` that its packed rows packed..packed+rows are in its return rows: record, then tail."""
     tile = st[job[f.T_RETURNED] + source]
     a = return_record(job, st, source, job[f.RANK], tile)
     mem.store(a, packed)
     mem.store(a + 8, rows)
+    mem.store(a + 16, status)
     st[job[f.T_RETURNED] + source] = tile + 1
     mem.store_release(return_tail_word(job, st, source, job[f.RANK]), tile + 1)
 
@@ -49,8 +50,8 @@ def finish_record(job, st, source, tile, rows):
     st[r + f.R_LEFT] -= rows
     st[f.OWED] -= rows
     if st[r + f.R_LEFT] == 0:
-        back = 0 if job[f.MODE] == f.MODE_DISPATCH else st[r + f.R_ROWS]
-        post_return(job, st, source, st[r + f.R_PACKED], back)
+        back = 0 if st[job[f.T_EXCHANGES] + source] else st[r + f.R_ROWS]  # an exchange's rows come later
+        post_return(job, st, source, st[r + f.R_PACKED], back, f.OK)
         free_rows(job, st, source)
 
 

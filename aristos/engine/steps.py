@@ -17,6 +17,18 @@ def lock(job):
 
 
 @jit
+def acquire(job):
+    """Take the rank's lock; whoever holds it may have lost its core, so do not spin for long."""
+    tries = 0
+    while not lock(job):
+        tries += 1
+        if tries % 64 == 0:
+            mem.yield_core()
+        else:
+            mem.pause()
+
+
+@jit
 def unlock(job):
     mem.store_release(job[f.LOCK], 0)
 
@@ -68,7 +80,7 @@ def next_command(job, st, worker):
             return f.FAIL
     c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
     if st[c + f.C_KIND] != f.IDLE:
-        st[c + f.C_A] = arrivals.awaited(job, st)  # whom the idle time that begins now is charged to
+        st[c + f.C_PEER] = arrivals.awaited(job, st)  # whom the idle time that begins now is charged to
     return f.IDLE
 
 
@@ -103,8 +115,7 @@ def execute(job, st, worker, kind):
 @jit
 def publish(job, st, worker, kind):
     """Say that it was done."""
-    while not lock(job):
-        mem.pause()
+    acquire(job)
     if kind == f.EXPERT:
         experts.publish(job, st, worker)
     elif kind == f.DISPATCH:

@@ -89,7 +89,7 @@ def execute(job, st, worker):
     x = st.ctypes.data + 8 * (command(job) + f.C_LISTS)
     weights = weights_of(job, expert)
     tables = job[f.SCRATCH] + job[f.SCRATCH_STEP] * worker
-    activations = job[f.SCRATCH] + job[f.SCRATCH_STEP] * job[f.SCRATCH_WORKERS]
+    activations = job[f.SCRATCH] + job[f.SCRATCH_STEP] * job[f.ALL_WORKERS]
     if st[c + f.C_C] == f.STAGE_UP:
         columns = min(COLUMNS, job[f.FFN] - first)
         up_columns(rows, x, activations, weights, job[f.ACTIVATION], job[f.HIDDEN], job[f.FFN], first, columns, tables)

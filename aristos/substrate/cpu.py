@@ -95,9 +95,7 @@ def work(job, st, worker):
         if kind == f.IDLE:
             if idle_since == 0:
                 idle_since = mem.clock()
-                idle_peer = job[f.RANK]
-                if st[f.PHASE] == f.PHASE_RUN:
-                    idle_peer = st[job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker + f.C_A]
+                idle_peer = st[job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker + f.C_PEER]
             sweeps += 1
             rest(job, sweeps)
             if sweeps % 32 == 0:

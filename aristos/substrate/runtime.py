@@ -5,8 +5,11 @@ A runtime grows to the largest of its users while no call is open, and ends with
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -35,6 +38,7 @@ CAUSES = {f.CAUSE_TIMEOUT: "a wait ran out", f.CAUSE_INTERRUPT: "it was interrup
 
 _runtimes: dict[int, Runtime] = {}
 _keyval: int | None = None
+_numbers = itertools.count()
 
 
 def signature(job: np.ndarray, state: np.ndarray, worker: bool = True) -> tuple:
@@ -47,11 +51,10 @@ def signature(job: np.ndarray, state: np.ndarray, worker: bool = True) -> tuple:
 class Runtime:
     """The engine of one communicator."""
 
-    def __init__(self, group: Group, threads: int | None) -> None:
+    def __init__(self, group: Group) -> None:
         self.group = group
-        cores, sharing = group.cores()
-        self.threads = threads or cores
-        self.crowded = sharing > 1 or self.threads > cores
+        self.cores, self._sharing = group.cores()
+        self.threads = 1
         self.shape: Shape | None = None
         self.layout: WindowLayout | None = None
         self.version = 0  # counts re-allocations: jobs made for an earlier one are refilled
@@ -66,46 +69,46 @@ class Runtime:
         self._workers: Workers | None = None
         self._background: Background | None = None
         self._scratch = aligned((0,), np.uint8)
-        self._scratch_step = 0
+        self._scratch_step = self._shared = 0
 
     # ------------------------------------------------------------ life
 
-    def require(self, shape: Shape, scratch: int, shared: int, threads: int | None = None) -> None:
+    def require(self, shape: Shape, scratch: int, shared: int, threads: int) -> None:
         """Make room for `shape`, `scratch` bytes a worker, `shared` bytes for all of them, and `threads` workers.
 
         Collective, while no call is open.
         """
         self._refuse_open()
-        workers = max(threads or 0, self.threads)
-        self._scratch_step = max(self._scratch_step, lines(scratch))
-        need = self._scratch_step * workers + max(shared, self._scratch.size - self._scratch_step * self.threads)
-        if need > self._scratch.size:
-            self._scratch = aligned((need,), np.uint8)
+        workers = max(threads, self.threads)
+        step, room = max(self._scratch_step, lines(scratch)), max(self._shared, shared)
+        if (step, room, workers) != (self._scratch_step, self._shared, self.threads) or not self._scratch.size:
+            self._scratch = aligned((step * workers + room,), np.uint8)
+            self._scratch_step, self._shared = step, room
             self.version += 1
         if self.shape is not None:
             shape = self.shape.union(shape)
         grown = shape != self.shape or workers != self.threads
         if any(self.group.allgather(grown, "the size of the engine")):
-            self.threads = workers
-            self._allocate(shape)
+            self._allocate(shape, workers)
 
-    def _allocate(self, shape: Shape) -> None:
-        """New windows and a new state; counters start again."""
+    def _allocate(self, shape: Shape, workers: int) -> None:
+        """New windows and a new state; counters start again. The old ones stay if there is no room for the new."""
+        layout, tables = WindowLayout.of(shape), StateLayout(shape, workers, BATCH)
+        window = self.group.window(layout.nbytes)
+        state = aligned((tables.words,), np.int64)
+        state[:] = 0
+        state[tables.starts[f.T_BASE] :][: self.group.world] = window.base
         for old in (self._window, self._workers):
             if old is not None:
                 old.close()
-        self.shape, self.layout = shape, WindowLayout.of(shape)
-        self.tables = StateLayout(shape, self.threads, BATCH)
-        self.counted = Tables(self.tables.starts, self.threads, self.group.world)
-        self._window = self.group.window(self.layout.nbytes)
-        self.state = aligned((self.tables.words,), np.int64)
-        self.state[:] = 0
-        self.state[self.tables.starts[f.T_BASE] :][: self.group.world] = self._window.base
+        self._window, self.layout, self.tables, self.state, self.shape = window, layout, tables, state, shape
+        self.threads = workers
+        self.counted = Tables(tables.starts, workers, self.group.world)
         self._lock[0] = 0
         self.epoch = 0
         self.version += 1
         self._compile()
-        self._workers = Workers(self.threads)
+        self._workers = Workers(workers)
 
     def _compile(self) -> None:
         job = np.zeros(f.JOB_WORDS + 1, np.int64)
@@ -137,18 +140,18 @@ class Runtime:
         job[f.TILE], job[f.BATCH], job[f.MERGE_ROWS], job[f.PATIENCE] = TILE, BATCH, MERGE_ROWS, PATIENCE
         limit = int(RUN_FLOPS / max(1, 4 * job[f.HIDDEN] * job[f.FFN]))
         job[f.RUN_ROWS] = min(BATCH, max(RUN_LEAST, limit // GROUP * GROUP))
-        job[f.PAUSE_NS], job[f.SPINS] = PAUSE_NS, 4 if self.crowded else 2000
+        job[f.PAUSE_NS], job[f.SPINS] = PAUSE_NS, 4 if self._sharing > 1 or self.threads > self.cores else 2000
         job[f.LOCK] = self._lock.ctypes.data
         job[f.SCRATCH] = self._scratch.ctypes.data
         job[f.SCRATCH_STEP] = self._scratch_step
-        job[f.SCRATCH_WORKERS] = self.threads
+        job[f.ALL_WORKERS] = self.threads
 
     def release(self) -> None:
         """One user less; the last one frees everything. Collective."""
         self.users -= 1
         if self.users:
             return
-        for pool in (self._workers, self._background):
+        for pool in (self._background, self._workers):
             if pool is not None:
                 pool.close()
         _forget(self)
@@ -172,6 +175,11 @@ class Runtime:
         self.open = True
         self.epoch += 1
 
+    def leave(self) -> None:
+        """Take an entered call back, of which no other rank has heard yet."""
+        self.open = False
+        self.epoch -= 1
+
     def background(self) -> Background:
         """The thread that makes calls for `start`."""
         if self._background is None:
@@ -179,8 +187,8 @@ class Runtime:
         return self._background
 
     def run(self, job: np.ndarray, timeout: float) -> None:
-        """Run an entered call to its end as worker 0, then close it."""
-        try:
+        """Run an entered call to its end as worker 0; it stays open until its result has been taken."""
+        with self.failing(job):
             if job[f.WORKERS] == 1:
                 job[f.EPOCH] = self.epoch
                 code = run_alone(job, self.state)
@@ -189,8 +197,15 @@ class Runtime:
             else:
                 self.begin(job)
                 self.go_on(job, timeout)
-        finally:
-            self.open = False
+
+    @contextlib.contextmanager
+    def failing(self, job: np.ndarray) -> Iterator[None]:
+        """What goes wrong in the block leaves no rank and no worker waiting; the engine is unusable after."""
+        try:
+            yield
+        except BaseException as error:
+            self._fail(job, error)
+            raise
 
     def begin(self, job: np.ndarray) -> None:
         """Give an entered call its epoch, clear the tables, and let the other workers in."""
@@ -202,24 +217,19 @@ class Runtime:
     def go_on(self, job: np.ndarray, timeout: float, code: int | None = None) -> int:
         """Run steps as worker 0 until the call ends or is ALL_ANNOUNCED; `code`: what they came back with last."""
         assert self._workers is not None
-        state = self.state
-        try:
-            patience: _Patience | None = None
-            if code is None:
-                code = work(job, state, 0)
-            while code == f.PAUSED:
-                patience = patience or _Patience(self, job, timeout)
-                patience.check()
-                code = work(job, state, 0)
-            if code == f.POISONED:
-                self._raise_poison(job)
-            if code == f.RAN:
-                self._workers.gather()
-                steps.heartbeat(job, state, -1)
-            return code
-        except BaseException as error:
-            self._fail(job, error)
-            raise
+        patience: _Patience | None = None
+        if code is None:
+            code = work(job, self.state, 0)
+        while code == f.PAUSED:
+            patience = patience or _Patience(self, job, timeout)
+            patience.check()
+            code = work(job, self.state, 0)
+        if code == f.POISONED:
+            self._raise_poison(job)
+        if code == f.RAN:
+            self._workers.gather()
+            steps.heartbeat(job, self.state, -1)
+        return code
 
     def _raise_poison(self, job: np.ndarray) -> None:
         peer = int(arrivals.poisoned(job, self.state))
@@ -237,12 +247,12 @@ class Runtime:
         raise error
 
     def _fail(self, job: np.ndarray, error: BaseException) -> None:
-        """Leave no rank and no worker waiting for this call."""
         cause = f.CAUSE_ERROR
         if isinstance(error, WaitTimeout):
             cause = f.CAUSE_TIMEOUT
         elif isinstance(error, KeyboardInterrupt | SystemExit):
             cause = f.CAUSE_INTERRUPT
+        self.open = False
         self.broken = f"{type(error).__name__}: {error}"
         self.group.abort_at_exit(self.broken)
         steps.poison(job, self.state, getattr(error, "origin", self.group.rank), cause)
@@ -270,8 +280,12 @@ class _Patience:
             self.seen, self.since, self.warned = seen, now, False
             return
         waited = now - self.since
-        if peer == runtime.group.rank or waited < self.timeout:
+        if waited < self.timeout:
             return
+        if peer == runtime.group.rank:
+            raise WaitTimeout(
+                f"rank {peer}: none of its own workers has moved for {waited:.1f} s in epoch {runtime.epoch}"
+            )
         inside = phase >= 0 and epoch == runtime.epoch
         if inside or waited > OVERDUE * self.timeout:
             raise WaitTimeout(self._message(peer, epoch, phase, waited))
@@ -310,14 +324,14 @@ class _Patience:
         )
 
 
-def attach(comm: Any, threads: int | None, timeout: float) -> Runtime:
+def attach(comm: Any, timeout: float) -> Runtime:
     """The runtime of a communicator, made on first use; collective. Every `attach` needs one `release`."""
     key = _key(comm)
     runtime = _runtimes.get(key)
     if runtime is None or runtime.broken is not None:
         group = Group(comm, timeout)
         group.check_one_node()
-        runtime = Runtime(group, threads)
+        runtime = Runtime(group)
         _runtimes[key] = runtime
     runtime.users += 1
     return runtime
@@ -334,7 +348,7 @@ def _key(comm: Any) -> int:
         _keyval = MPI.Comm.Create_keyval()
     number = comm.Get_attr(_keyval)
     if number is None:
-        number = len(_runtimes) and max(_runtimes) + 1
+        number = next(_numbers)
         comm.Set_attr(_keyval, number)
     return number
 

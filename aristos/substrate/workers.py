@@ -50,11 +50,13 @@ class Workers:
 
     def gather(self) -> None:
         """Wait until those released have left the call; they leave when it has ended or failed."""
-        errors = [self._done.get() for _ in range(self._out)]
-        self._out = 0
-        for error in errors:
-            if error is not None:
-                raise error
+        first: BaseException | None = None
+        while self._out:
+            error = self._done.get()
+            self._out -= 1
+            first = first or error
+        if first is not None:
+            raise first
 
     def close(self) -> None:
         """End the threads."""

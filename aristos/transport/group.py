@@ -26,6 +26,7 @@ class Watchdog:
         self._abort, self._who = abort, who
         self._wait: tuple[str, float, float] | None = None  # what, since, limit
         self._thread: threading.Thread | None = None
+        self._end = threading.Event()
 
     @contextlib.contextmanager
     def watch(self, what: str, limit: float) -> Iterator[None]:
@@ -39,9 +40,14 @@ class Watchdog:
         finally:
             self._wait = None
 
+    def close(self) -> None:
+        """End the thread."""
+        self._end.set()
+        if self._thread is not None:
+            self._thread.join()
+
     def _run(self) -> None:
-        while True:
-            time.sleep(0.25)
+        while not self._end.wait(0.25):
             wait = self._wait
             if wait is not None and time.monotonic() - wait[1] > wait[2]:
                 what, since, limit = wait
@@ -124,6 +130,7 @@ class Group:
     def free(self) -> None:
         """Give the communicator back; collective."""
         if self.comm is not None:
+            self._watchdog.close()
             self.comm.Free()
             self.comm = None
 

@@ -85,7 +85,7 @@ def signal(table: Table) -> Any:
     )
     if not sized.all():
         alone = float(np.median(trips[:, ~sized]))
-        left.axhline(alone, color=GREY, linestyle=":", label=f"signal alone: {alone:.3f} us")
+        left.axhline(alone, color=GREY, linestyle=":", label=f"signal alone: {alone:.3g} us")
     left.set(title="there and back", ylabel="round trip (us)", yscale="log", xlabel="payload")
     byte_axis(left, sizes[sized])
     left.legend()
