@@ -53,7 +53,7 @@ class Bulk:
             self._phases(job, runtime.state)
 
     def _phases(self, job: np.ndarray, st: np.ndarray) -> None:
-        world, me, stride = int(job[f.WORLD]), int(job[f.RANK]), int(job[f.STRIDE])
+        world, me, stride = int(job[f.WORLD]), int(job[f.RANK]), int(job[f.RETURN_STRIDE])
         self._everywhere(job, step.route, job, st)
         rows = int(step.pack(job, st))
         counts = self._exchange_counts(job, st)  # [W, L]: rows from each source for each expert here

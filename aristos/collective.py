@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from .engine import fields as f
-from .engine.layout import LINE, Shape, lines, ring_rows
+from .engine.layout import LINE, Shape, ring_rows
 from .errors import ClosedError, InputError, MismatchError, PeerInputError
-from .kernels.cpu.gemm import FLOAT, aligned, padded
+from .kernels.cpu.gemm import FLOAT, aligned, row_stride
 from .placement import Placement
 from .substrate.runtime import Runtime, attach
 
@@ -18,7 +18,7 @@ WHY = {f.NOT_FINITE: "scores or weights that are not finite", f.BAD_IDS: "ids ou
 
 def shape_of(world: int, placement: Placement, *, hidden: int, experts: int, top_k: int, max_tokens: int) -> Shape:
     """What a user of the engine asks of it."""
-    stride = lines(padded(hidden) * FLOAT)
+    stride = row_stride(hidden)
     most_local = max(placement.held)
     most = max_tokens * min(top_k, max(1, most_local))
     return Shape(

@@ -260,6 +260,7 @@ class Rank:
         job[f.MAX_LOCAL], job[f.EXPERTS], job[f.TOP_K] = shape.max_local, e, s.top_k
         job[f.HIDDEN], job[f.FFN] = team.COLUMNS * s.words, team.COLUMNS * SHARES  # a word a share
         job[f.ROW_BYTES], job[f.STRIDE], job[f.RING_ROWS] = WORD * s.words, shape.stride, s.ring
+        job[f.RETURN_STRIDE] = shape.stride
         job[f.SLOTS], job[f.TILE], job[f.BATCH], job[f.RUN_ROWS] = shape.slots, s.tile, BATCH, s.run
         job[f.MERGE_ROWS], job[f.PATIENCE], job[f.ROUTED], job[f.OBJECT] = s.merge, 3, 1, 1
         job[f.UP], job[f.UP_STEP] = self.placement.start[self.me], 1  # a weight's address here is its slot

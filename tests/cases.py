@@ -37,7 +37,7 @@ def tokens(cfg: aristos.MoEConfig, count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, cfg.hidden), dtype=np.float32)
 
 
-def routing(cfg: aristos.MoEConfig, count: int, skew: str, seed: int) -> dict[str, np.ndarray]:
+def routing(cfg: aristos.MoEConfig, count: int, skew: str, seed: int) -> dict[str, Any]:
     """What a call takes beside x: nothing for "router", else ids [count, k] without repeats and weights [count, k]."""
     if skew == "router":
         return {}
@@ -190,7 +190,7 @@ print(">", compiling.compiled_here(), compiling.cache_folder(), flush=True)
 
 
 def run_job(folder: Path, ranks: int, body: str, timeout: float = 60.0, **env: str) -> Job:
-    """Run `body` under mpiexec in `folder`; it sees what HEAD imports: rank, world, comm, say, aristos, np and so on."""
+    """Run `body` under mpiexec in `folder`; it sees what HEAD imports: rank, world, comm, say, aristos, np and more."""
     if not {"ARISTOS_CACHE", "NUMBA_DISABLE_JIT"} & set(env):
         compile_once()
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from aristos import MoEConfig, Router
 from aristos.errors import InputError
 from aristos.placement import Placement
 
-GOOD = {"hidden": 8, "ffn": 16, "experts": 4, "top_k": 2}
+GOOD: dict[str, Any] = {"hidden": 8, "ffn": 16, "experts": 4, "top_k": 2}
 
 
 def test_defaults():

@@ -18,7 +18,7 @@ from aristos import errors, reference
 from aristos.errors import InputError, MemoryProblem, MismatchError, OpenCallError, PeerInputError
 
 CFG = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=30)
-W = reference.weights(CFG)
+W: dict[str, Any] = dict(reference.weights(CFG))
 AT_ONCE = 5.0  # seconds; a hang would last for the timeout of 120
 needs_mpiexec = pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
 
@@ -35,7 +35,7 @@ def changed(name: str, change: Callable[[Any], Any]) -> Callable[[Call], Call]:
     return lambda call: {**call, name: change(call[name])}
 
 
-def put(value: Any, *at: int) -> Callable[[np.ndarray], np.ndarray]:
+def put(value: Any, *at: Any) -> Callable[[np.ndarray], np.ndarray]:
     """A copy of an array with one entry replaced."""
 
     def change(array: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import time
 from dataclasses import FrozenInstanceError, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -35,9 +35,8 @@ def make(comm: Any = None, cfg: aristos.MoEConfig = CFG, w: dict[str, Any] | Non
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu"])
 def test_arithmetic_of_every_configuration(activation):
-    for gated, bias, score, renormalize in itertools.product(
-        (False, True), (False, True), ("softmax", "softmax_topk"), (False, True)
-    ):
+    scores: tuple[Literal["softmax", "softmax_topk"], ...] = ("softmax", "softmax_topk")
+    for gated, bias, score, renormalize in itertools.product((False, True), (False, True), scores, (False, True)):
         router = aristos.Router(score=score, renormalize=renormalize, scale=1.7)
         cfg = replace(CFG, activation=activation, gated=gated, bias=bias, router=router, top_k=3)
         w = reference.weights(cfg, seed=1)
@@ -331,7 +330,7 @@ for skew in ("router", "zipf"):
 @needs_mpiexec
 def test_equal_bits_in_every_run(tmp_path):
     """The same tokens cut over 1, 2, 3 and 4 ranks, in jobs of their own, twice."""
-    said = {}
+    said: dict[int, set[tuple[str, ...]]] = {}
     for ranks, threads in ((1, 1), (1, 1), (1, 3), (2, 1), (3, 2), (4, 1)):
         job = run_job(tmp_path / str(len(said)), ranks, BITS, THREADS=str(threads))
         assert job.code == 0, job.out

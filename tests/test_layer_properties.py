@@ -8,6 +8,7 @@ examples.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -85,10 +86,10 @@ def plans(draw: st.DrawFn) -> Plan:
     )
 
 
-def run(comm, plan: Plan, schedule: str = "fused") -> None:
+def run(comm: Any, plan: Plan, schedule: Literal["fused", "bulk"] = "fused") -> None:
     """Make the layer of a plan on all ranks, run its calls, and check every rank's output in both ways."""
     cfg, rank, world = plan.cfg, comm.rank, comm.size
-    weights = [reference.weights(cfg, seed=s) for s in range(plan.layers)]
+    weights: list[dict[str, Any]] = [dict(reference.weights(cfg, seed=s)) for s in range(plan.layers)]
     placement = None if plan.placement is None else [p % world for p in plan.placement]
     with rings_of(plan.ring):
         moe = aristos.MoE(cfg, comm, layers=plan.layers, threads=plan.threads, placement=placement, schedule=schedule)

@@ -23,7 +23,9 @@ from aristos.engine import arrivals, dispatch, experts, layout, packing, returns
 from aristos.engine import fields as f
 from aristos.engine.layout import WindowLayout
 
-pytestmark = pytest.mark.skipif(not config.DISABLE_JIT, reason="for a process with NUMBA_DISABLE_JIT=1")
+pytestmark = pytest.mark.skipif(
+    not getattr(config, "DISABLE_JIT", False), reason="for a process with NUMBA_DISABLE_JIT=1"
+)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu"])
@@ -84,7 +86,7 @@ def runs(draw: st.DrawFn) -> tuple[Sizes, list[list[Call]], int]:
     )
     count = draw(st.integers(1, 6))
     rng = np.random.default_rng(draw(st.integers(0, 10**6)))
-    calls = [[] for _ in range(world)]
+    calls: list[list[Call]] = [[] for _ in range(world)]
     for _ in range(count):
         kind = draw(st.sampled_from(("fine", "fine", "fine", "refused", "mismatch")))
         odd, exchange = int(rng.integers(world)), bool(rng.random() < 0.25)
@@ -288,7 +290,7 @@ def output_begun_before_all_activations(monkeypatch):
     monkeypatch.setattr(team, "share_done", early)
 
 
-BREAKS = {
+BREAKS: dict[Any, Any] = {
     no_credit_check: Race,
     tail_before_record: Race,
     one_announcement_buffer: (Race, Deadlock),

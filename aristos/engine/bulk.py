@@ -44,7 +44,7 @@ def copy_out(job, st, rows, target):
     start = mem.clock()
     for p in range(rows):
         source = job[f.X] + job[f.X_STRIDE] * st[job[f.T_TOKEN] + p]
-        mem.copy_row(target + job[f.STRIDE] * p, source, job[f.ROW_BYTES])
+        mem.copy_row(target + job[f.RETURN_STRIDE] * p, source, job[f.ROW_BYTES])
     st[job[f.T_COUNTERS] + f.N_DISPATCH] += mem.clock() - start
 
 
@@ -74,8 +74,8 @@ def run_experts(job, st, worker, order, ends, received, results, next_row):
         st[c + f.C_A] = expert
         st[c + f.C_ROWS] = rows
         for i in range(rows):
-            st[c + f.C_LISTS + i] = received + job[f.STRIDE] * order[first + i]
-            st[c + f.C_LISTS + job[f.BATCH] + i] = results + job[f.STRIDE] * order[first + i]
+            st[c + f.C_LISTS + i] = received + job[f.RETURN_STRIDE] * order[first + i]
+            st[c + f.C_LISTS + job[f.BATCH] + i] = results + job[f.RETURN_STRIDE] * order[first + i]
         start = mem.clock()
         experts.execute(job, st, worker)
         st[job[f.T_COUNTERS] + f.COUNTER_WORDS * worker + f.N_EXPERT] += mem.clock() - start

@@ -30,7 +30,7 @@ def execute(job, st, worker):
     for t in range(first, first + st[c + f.C_ROWS]):
         weights = mem.floats(job[f.WEIGHTS] + 4 * k * t, k)
         p = job[f.T_POSITION] + k * t
-        combine_token(job[f.Y] + 4 * hidden * t, k, weights, st[p : p + k], rows, job[f.STRIDE], hidden)
+        combine_token(job[f.Y] + 4 * hidden * t, k, weights, st[p : p + k], rows, job[f.RETURN_STRIDE], hidden)
 
 
 @jit

@@ -79,7 +79,7 @@ def output_row(job, st, source, i, rows, packed):
 @jit
 def output_step(job):
     """Bytes from one output row to the next."""
-    return job[f.ROW_BYTES] if job[f.MODE] == f.MODE_DISPATCH else job[f.STRIDE]
+    return job[f.ROW_BYTES] if job[f.MODE] == f.MODE_DISPATCH else job[f.RETURN_STRIDE]
 
 
 @jit

@@ -10,20 +10,20 @@ same few arguments on every substrate.
 (
     RANK, WORLD, WORKERS, LOCAL, MAX_LOCAL, EXPERTS, TOP_K, HIDDEN, FFN, TOKENS, EPOCH, OBJECT, LAYER, ROW_BYTES,
     STATUS_IN, ROUTED, SCORE, RENORMALIZE, SCALE, ACTIVATION, MODE, EVENTS_MAX, SPINS,
-    STRIDE, RING_ROWS, SLOTS, TILE, BATCH, RUN_ROWS, MERGE_ROWS, PATIENCE, PAUSE_NS,
-) = range(32)  # fmt: skip
+    STRIDE, RETURN_STRIDE, RING_ROWS, SLOTS, TILE, BATCH, RUN_ROWS, MERGE_ROWS, PATIENCE, PAUSE_NS,
+) = range(33)  # fmt: skip
 
 # ---- the job: addresses
 (
     X, X_STRIDE, Y, IDS, WEIGHTS, ROUTER, ROUTER_PANELS, UP, GATE, DOWN, UP_BIAS, GATE_BIAS, DOWN_BIAS,
     UP_STEP, DOWN_STEP, UP_BIAS_STEP, DOWN_BIAS_STEP, SCRATCH, SCRATCH_STEP, ALL_WORKERS, LOCK, EVENTS, OUT_ROWS,
-) = range(32, 55)  # fmt: skip
+) = range(33, 56)  # fmt: skip
 
 # ---- the job: offsets in a rank's window (see layout.py)
 (
     W_POISON, W_PROGRESS, W_ANNOUNCE, W_ANNOUNCE_STEP, W_TAIL, W_CREDIT, W_RETURN_TAIL, W_RECORDS, W_RETURN_RECORDS,
     W_RING, W_RETURN_ROWS,
-) = range(55, 66)  # fmt: skip
+) = range(56, 67)  # fmt: skip
 
 # ---- the job: where a table of the state starts
 (
@@ -32,7 +32,7 @@ same few arguments on every substrate.
     T_EXCHANGES, T_STATUS, T_NEXT, T_END, T_TAKEN, T_PENDING, T_SOURCE_END, T_TARGET, T_EXPERT_PENDING, T_EXPERT_REMOTE,
     T_EXPERT_COMING, T_BLOCK_LEFT, T_READY, T_COMMAND, T_COMMAND_STEP, T_COUNTERS, T_PEER_WAIT, T_ROWS_TO, T_TILES_TO,
     T_ROWS_FROM, SLOT_OF, SLOT_START, JOB_WORDS,
-) = range(66, 109)  # fmt: skip
+) = range(67, 110)  # fmt: skip
 
 # ---- the state: single words
 (

@@ -10,7 +10,7 @@ A rank's window, p a peer, R ring rows, N return rows (lines are 64 bytes, so th
     records[p][R + 1]                  {local expert, rows, first packed row, -}
     return_records[p][R + 1]           {first packed row, rows, status, -}
     ring[p != rank][R]                 rows from p, `stride` bytes each
-    return_rows[N]                     this rank's own rows come back here
+    return_rows[N]                     this rank's own rows come back here, as wide as the call's rows
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Shape:
     top_k: int = 1
     experts: int = 1
     max_tokens: int = 1
+    return_bytes: int = 0  # room for return rows; 0: return_rows * stride
 
     def union(self, other: Shape) -> Shape:
         """The smallest shape that serves both."""
@@ -54,8 +55,14 @@ class Shape:
                 for n in ("ring_rows", "stride", "return_rows", "max_local", "top_k", "experts", "max_tokens")
             ),
         )
+        room = max(self.returns, other.returns)  # not the most rows times the widest: nobody needs that
         rows = min(both.ring_rows, ring_rows(both.world, both.stride, both.ring_rows))  # wider rows: fewer
-        return replace(both, ring_rows=rows)
+        return replace(both, ring_rows=rows, return_bytes=room)
+
+    @property
+    def returns(self) -> int:
+        """Bytes of return rows."""
+        return self.return_bytes or self.return_rows * self.stride
 
     @property
     def slots(self) -> int:
@@ -93,7 +100,7 @@ class WindowLayout:
             lines(s.world * s.slots * RECORD_BYTES),
             lines(s.world * s.slots * RETURN_RECORD_BYTES),
             (s.world - 1) * s.ring_rows * s.stride,
-            s.return_rows * s.stride,
+            s.returns,
         )
         starts = [0]
         for size in sizes:
@@ -214,7 +221,7 @@ def ring_row(job, st, owner, source, row):
 @jit
 def return_row(job, st, source, packed):
     """Address where the output for `source`'s packed row `packed` goes."""
-    return st[job[f.T_BASE] + source] + job[f.W_RETURN_ROWS] + job[f.STRIDE] * packed
+    return st[job[f.T_BASE] + source] + job[f.W_RETURN_ROWS] + job[f.RETURN_STRIDE] * packed
 
 
 @jit

@@ -20,7 +20,7 @@ from ..engine import fields as f
 from ..engine.experts import GROUP
 from ..engine.layout import Shape, StateLayout, WindowLayout, lines, poison_word, progress_word
 from ..errors import ClosedError, OpenCallError, PoisonedError, WaitTimeout
-from ..kernels.cpu.gemm import aligned
+from ..kernels.cpu.gemm import aligned, row_stride
 from ..stats import Tables
 from ..transport.group import Group
 from .cpu import run_alone, work
@@ -136,6 +136,7 @@ class Runtime:
         self.tables.fill(job)
         job[f.RANK], job[f.WORLD], job[f.WORKERS] = self.group.rank, self.group.world, self.threads
         job[f.STRIDE], job[f.RING_ROWS], job[f.SLOTS] = self.shape.stride, self.shape.ring_rows, self.shape.slots
+        job[f.RETURN_STRIDE] = row_stride(int(job[f.HIDDEN]))
         job[f.MAX_LOCAL] = self.shape.max_local
         job[f.TILE], job[f.BATCH], job[f.MERGE_ROWS], job[f.PATIENCE] = TILE, BATCH, MERGE_ROWS, PATIENCE
         limit = int(RUN_FLOPS / max(1, 4 * job[f.HIDDEN] * job[f.FFN]))

@@ -104,6 +104,11 @@ def padded(columns, width=NR):
     return -(-columns // width) * width
 
 
+def row_stride(hidden):
+    """Bytes from a row of `hidden` float32 to the next where whole panels are written: whole panels, whole lines."""
+    return -(-padded(hidden) * FLOAT // 64) * 64
+
+
 def pack(weight, width=NR):
     """weight: [K, N] float32 -> [ceil(N / width), K, width], zero columns at the end."""
     k, n = weight.shape
