@@ -14,7 +14,10 @@ def view(name: str, value: Any) -> np.ndarray:
     if isinstance(value, np.ndarray):
         return value
     if hasattr(value, "__array_interface__"):
-        return np.asarray(value)
+        try:
+            return np.asarray(value)
+        except Exception as error:
+            raise InputError(f"{name}: its __array_interface__ cannot be read ({error})") from error
     if hasattr(value, "__dlpack__"):
         try:
             return np.from_dlpack(value)
@@ -45,3 +48,14 @@ def weight(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np
     if array.shape != shape:
         raise InputError(f"{name} must have shape {list(shape)}, got {list(array.shape)}")
     return array
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, *inputs: Any) -> None:
+    """Raise unless `out` is an array of this shape and dtype that can be written while the inputs are read."""
+    if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != dtype:
+        got = f"{out.dtype} {list(out.shape)}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise InputError(f"out must be a {dtype} array of shape {list(shape)}, got {got}")
+    if not out.flags.c_contiguous or not out.flags.writeable:
+        raise InputError("out must be contiguous and writable")
+    if any(value is not None and np.may_share_memory(out, value) for value in inputs):
+        raise InputError("out must not overlap x, ids or weights: they are still read while outputs are written")

@@ -8,7 +8,7 @@ import numpy as np
 
 from .engine import fields as f
 from .engine.layout import LINE, Shape, ring_rows
-from .errors import ClosedError, InputError, MismatchError, PeerInputError
+from .errors import AristosError, ClosedError, InputError, MismatchError, PeerInputError
 from .kernels.cpu.gemm import FLOAT, aligned, row_stride
 from .placement import Placement
 from .substrate.runtime import Runtime, attach
@@ -143,6 +143,9 @@ class Collective:
         return self
 
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+        """Close; after an exception that the other ranks do not share, tell them instead, and let it through."""
+        if kind is not None and self._runtime is not None and not issubclass(kind, AristosError):
+            self._runtime.give_up(value)
         self.close()
 
 
@@ -165,7 +168,8 @@ def weight_arrays(weights: Any, shape: tuple[int, ...], copy: bool = False) -> n
     scale = view("weights", weights)
     if scale.shape != shape or scale.dtype.kind != "f":
         raise InputError(f"weights must be floats of shape {list(shape)}, got {scale.dtype} {list(scale.shape)}")
-    return np.array(scale, np.float32, order="C", copy=copy or None)
+    with np.errstate(over="ignore"):  # what is too large for float32 is refused as infinite, with a better message
+        return np.array(scale, np.float32, order="C", copy=copy or None)
 
 
 def explain_ids(ids: np.ndarray, experts: int) -> str:

@@ -12,9 +12,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import pickle
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -26,16 +28,22 @@ import numpy as np
 from llvmlite import binding
 from numba.core import config as _config
 
+from .errors import EnvironmentProblem
+
 COMPILED = ("compile.py", "memory.py", "engine", "kernels", "substrate")  # what holds compiled functions
 config: Any = _config  # its options are made at run time, unknown to type checkers
 _registered: list[Any] = []
 
 
-def _writable(folder: Path) -> bool:
+def _usable(folder: Path) -> bool:
+    """Can this user write here, and nobody else? Cached code is run without a second look."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(1 << 20))  # an index and a few functions: a full disk shows here
+            probe.flush()
+        owner = folder.stat()
+        return owner.st_uid == os.getuid() and not owner.st_mode & 0o022
     except OSError:
         return False
 
@@ -62,8 +70,12 @@ def cache_folder() -> Path:
     places = [Path(wanted)] if wanted else [Path(home) / "aristos"]
     places.append(Path(tempfile.gettempdir()) / f"aristos-{os.getuid()}")
     for place in places:
-        if _writable(place / cache_key()):
+        if _usable(place / cache_key()):
             return place / cache_key()
+        if wanted and place == places[0]:
+            warnings.warn(
+                f"ARISTOS_CACHE={wanted} cannot be used (full, not writable, or others can write)", stacklevel=2
+            )
     return Path(tempfile.mkdtemp(prefix="aristos-"))
 
 
@@ -117,10 +129,26 @@ def warm_up(entries: list[tuple[Any, tuple]], *, quiet: bool = False) -> int:
     done = cache_folder() / f"{hashlib.sha256(names.encode()).hexdigest()[:16]}.compiled"
     with contextlib.nullcontext() if done.exists() else _node_lock(), _progress(quiet):
         for function, signature in entries:
-            function.compile(signature)
+            _compile(function, signature)
     with contextlib.suppress(OSError):
         done.touch()
     return compiled_here() - before
+
+
+def _compile(function: Any, signature: tuple) -> None:
+    """Load a function from the cache or compile it; a damaged cache is emptied, once."""
+    try:
+        function.compile(signature)
+    except (EOFError, pickle.UnpicklingError, AttributeError, ImportError, IndexError, OSError) as error:
+        warnings.warn(f"the kernel cache in {cache_folder()} is damaged ({error!r}): compiling anew", stacklevel=2)
+        for path in [*cache_folder().rglob("*.nbi"), *cache_folder().rglob("*.nbc")]:
+            path.unlink(missing_ok=True)
+        try:
+            function.compile(signature)
+        except OSError as again:
+            raise EnvironmentProblem(
+                f"kernels cannot be kept in {cache_folder()}: {again}; set ARISTOS_CACHE"
+            ) from again
 
 
 @contextlib.contextmanager

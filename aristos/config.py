@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from .errors import InputError
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
@@ -14,7 +16,7 @@ DTYPES: tuple[str, ...] = ("float32",)
 
 
 def _positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 40:
         raise InputError(f"{name} must be a positive int, got {value!r}")
 
 
@@ -47,8 +49,8 @@ class Router:
         _one_of("score", self.score, SCORES)
         _boolean("renormalize", self.renormalize)
         ok = isinstance(self.scale, int | float) and not isinstance(self.scale, bool)
-        if not ok or not abs(float(self.scale)) < float("inf"):
-            raise InputError(f"scale must be a finite number, got {self.scale!r}")
+        if not ok or not abs(self.scale) < 3.4e38:
+            raise InputError(f"scale must be a number that float32 holds, got {self.scale!r}")
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class MoEConfig:
 
     def __post_init__(self) -> None:
         for name in ("hidden", "ffn", "experts", "top_k", "max_tokens"):
+            if isinstance(getattr(self, name), np.integer):
+                object.__setattr__(self, name, int(getattr(self, name)))
             _positive(name, getattr(self, name))
         _one_of("activation", self.activation, ACTIVATIONS)
         _one_of("dtype", self.dtype, DTYPES)

@@ -129,7 +129,8 @@ class Exchange(Collective):
             self._ids = routing_arrays(ids, (*self._lead, self.top_k))
             job[f.STATUS_IN], job[f.TOKENS] = f.OK, len(self._x)
             job[f.X], job[f.X_STRIDE], job[f.IDS] = self._x.ctypes.data, self._x.strides[0], self._ids.ctypes.data
-        except Exception as error:
+        except Exception as problem:
+            error = problem if isinstance(problem, AristosError) else InputError(f"{type(problem).__name__}: {problem}")
             job[f.STATUS_IN], job[f.TOKENS] = f.REFUSED, 0
             return error
         except BaseException:

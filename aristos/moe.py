@@ -17,7 +17,7 @@ from .config import MoEConfig
 from .engine import fields as f
 from .engine import routing, team
 from .engine.layout import WindowLayout
-from .errors import InputError, OpenCallError
+from .errors import AristosError, InputError, OpenCallError
 from .kernels.cpu.activation import CODES
 from .kernels.cpu.expert import scratch_bytes
 from .kernels.cpu.gemm import aligned
@@ -70,14 +70,13 @@ class PendingCall:
 
     def end(self) -> tuple[float, BaseException | None]:
         """Wait until the call has ended: its seconds, or what it raised."""
-        done, self._done = self._done, None
         while True:
             try:
-                ended = done.get(timeout=0.1)  # comes back so that Ctrl-C works
+                ended = self._done.get(timeout=0.1)  # comes back so that Ctrl-C works; one can wait again after it
                 break
             except queue.Empty:
                 continue
-        self._moe._pending = None
+        self._done = self._moe._pending = None
         return ended
 
 
@@ -249,7 +248,7 @@ class MoE(Collective):
             routed = (self._ids, self._combine_weights) if call.ids is None else (call.ids, call.weights)
             job[f.IDS], job[f.WEIGHTS] = routed[0].ctypes.data, routed[1].ctypes.data  # type: ignore[union-attr]
         except Exception as error:
-            call.error = error
+            call.error = error if isinstance(error, AristosError) else InputError(f"{type(error).__name__}: {error}")
             job = self._job(call.layer)
             job[f.STATUS_IN], job[f.TOKENS], job[f.ROUTED] = f.REFUSED, 0, 0
         except BaseException:
@@ -274,12 +273,7 @@ class MoE(Collective):
         if out is None:
             call.result = call.out = np.empty(shape, self._dtype)
             return
-        if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != self._dtype:
-            raise InputError(f"out must be a {self._dtype} array of shape {list(shape)}, got {_describe(out)}")
-        if not out.flags.c_contiguous or not out.flags.writeable:
-            raise InputError("out must be contiguous and writable")
-        if call.x is not None and np.may_share_memory(out, call.x):
-            raise InputError("out must not overlap x: rows of x are still read while outputs are written")
+        arrays.check_out(out, shape, self._dtype, call.x, call.ids, call.weights)
         call.result = call.out = out
 
     def _job(self, layer: int) -> np.ndarray:
@@ -346,7 +340,8 @@ class MoE(Collective):
             return explain_ids(call.ids.reshape(-1, self.cfg.top_k), self.cfg.experts)
         if call.weights is not None:
             given = call.weights.reshape(-1, self.cfg.top_k)
-            bad = int(np.flatnonzero(~np.isfinite(given).all(1))[0])
+            taken = call.ids.reshape(given.shape) >= 0  # type: ignore[union-attr]
+            bad = int(np.flatnonzero((~np.isfinite(given) & taken).any(1))[0])
             return f"weights must be finite, got {given[bad].tolist()} at token {bad}"
         return "router scores must be finite, got NaN or infinity: look for it in x and in the router's weights"
 
@@ -402,9 +397,3 @@ class MoE(Collective):
 def _shape(cfg: MoEConfig) -> dict[str, int]:
     """The keywords of `shape_of` for a layer."""
     return {"hidden": cfg.hidden, "experts": cfg.experts, "top_k": cfg.top_k, "max_tokens": cfg.max_tokens}
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} {list(value.shape)}"
-    return type(value).__name__

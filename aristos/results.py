@@ -27,7 +27,7 @@ import h5py
 import numpy as np
 
 from .errors import EnvironmentProblem, InputError, ResultsError
-from .rewrite import locked, rewrite
+from .rewrite import locked, rewrite, try_writing
 
 if TYPE_CHECKING:
     import pandas
@@ -193,12 +193,14 @@ def append(path: str | os.PathLike[str], run: Run, lock_seconds: float = LOCK_SE
 
 def check(path: str | os.PathLike[str]) -> None:
     """Raise ResultsError now rather than after minutes of measuring if `append` could not work."""
+    if not os.fspath(path):
+        raise ResultsError("a results file needs a name, got an empty path")
     target = Path(os.path.realpath(path))
     folder = target.parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ResultsError(f"{target}: {folder} is no folder that can be written to")
+    with _described(target, "cannot be written"):
+        while not folder.exists():
+            folder = folder.parent
+    try_writing(target, folder)
     if target.exists():
         with _opened(target):
             pass
@@ -217,7 +219,7 @@ def _described(path: Path, what: str) -> Iterator[None]:
     """Turn what the system, HDF5 or h5py raise into one error that names the file."""
     try:
         yield
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         if isinstance(error, InputError):
             raise
         raise ResultsError(f"{path}: {what}: {error}") from error
@@ -233,15 +235,18 @@ def _opened(path: Path) -> Iterator[h5py.File]:
             raise ResultsError(f"{path}: not an HDF5 file; move it away or choose another file")
         opened = h5py.File(path, "r", locking=False)
     with opened:
-        _check_schema(path, opened)
+        with _described(path, "cannot be read"):
+            _check_schema(path, opened)
         yield opened
 
 
 def _check_schema(path: Path, file: h5py.File) -> None:
     schema = file.attrs.get("schema")
-    if schema != SCHEMA or "runs" not in file:
+    if not isinstance(schema, str) or schema != SCHEMA:
         got = "no schema" if schema is None else f"the schema {schema!r}"
         raise ResultsError(f"{path}: an HDF5 file with {got}, where {SCHEMA!r} is needed; choose another file")
+    if not isinstance(file.get("runs"), h5py.Group):
+        raise ResultsError(f"{path}: a results file without its group 'runs', so it is damaged; choose another file")
 
 
 def _add(target: Path, aside: Path, exists: bool, run: Run) -> None:

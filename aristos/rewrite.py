@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 import socket
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,6 +48,18 @@ def locked(target: Path, seconds: float) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def try_writing(target: Path, folder: Path) -> None:
+    """Make and remove a file in `folder`; raises ResultsError naming `target` where that fails.
+
+    Permission bits do not tell: root passes them all, and a file system may be read-only or full.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{target.name[:100]}."):
+            pass
+    except OSError as error:
+        raise ResultsError(f"{target}: {folder} is no folder that can be written to: {error}") from error
 
 
 def rewrite(target: Path, change: Callable[[Path, bool], None]) -> None:

@@ -190,7 +190,9 @@ class Call:
     layer: int = 0
     refuses: bool = False
     exchange: bool = False
+    refuses_combine: bool = False  # in the second half of an exchange
     broken: bool = False  # some rank refuses or makes another call: outputs mean nothing
+    ends_early: bool = False  # an exchange that is broken in its first half has no second
 
 
 @dataclass(frozen=True)
@@ -260,10 +262,11 @@ class Rank:
         job[f.MAX_LOCAL], job[f.EXPERTS], job[f.TOP_K] = shape.max_local, e, s.top_k
         job[f.HIDDEN], job[f.FFN] = team.COLUMNS * s.words, team.COLUMNS * SHARES  # a word a share
         job[f.ROW_BYTES], job[f.STRIDE], job[f.RING_ROWS] = WORD * s.words, shape.stride, s.ring
+        job[f.RETURN_STRIDE], job[f.ALL_WORKERS] = shape.stride, s.workers
         job[f.RETURN_STRIDE] = shape.stride
         job[f.SLOTS], job[f.TILE], job[f.BATCH], job[f.RUN_ROWS] = shape.slots, s.tile, BATCH, s.run
         job[f.MERGE_ROWS], job[f.PATIENCE], job[f.ROUTED], job[f.OBJECT] = s.merge, 3, 1, 1
-        job[f.UP], job[f.UP_STEP] = self.placement.start[self.me], 1  # a weight's address here is its slot
+        job[f.UP], job[f.UP_STEP] = 1 + self.placement.start[self.me], 1  # a weight's address here: 1 + its slot
         job[f.LOCK], job[f.SCRATCH] = self.lock.ctypes.data, self.machine.base(self.me) + PRIVATE
 
     def row(self, epoch: int, token: int) -> list[int]:
@@ -276,7 +279,8 @@ class Rank:
         self.x = np.array([self.row(epoch, t) for t in range(count)] or [[0]], np.int64)
         self.ids = np.ascontiguousarray(call.ids.reshape(-1) if count else np.zeros(1), np.int64)
         self.weights = np.arange(1, count * self.sizes.top_k + 2, dtype=np.float32)
-        job[f.EPOCH], job[f.LAYER], job[f.TOKENS] = epoch, call.layer, 0 if call.refuses else count
+        job[f.EPOCH], job[f.TOKENS] = epoch, 0 if call.refuses else count
+        job[f.LAYER] = f.EXCHANGE if call.exchange else call.layer
         job[f.STATUS_IN] = f.REFUSED if call.refuses else f.OK
         job[f.X], job[f.X_STRIDE], job[f.Y] = self.x.ctypes.data, WORD * self.sizes.words, 0
         job[f.IDS], job[f.WEIGHTS] = self.ids.ctypes.data, self.weights.ctypes.data
@@ -367,7 +371,7 @@ class Rank:
         landed = np.zeros((rows + 1, words), np.int64)
         job[f.OUT_ROWS] = landed.ctypes.data
         yield from self.worker(0)
-        if self.call.broken:
+        if self.call.ends_early:
             return
         assert rows == counts.sum()
         slots = np.repeat(np.arange(len(counts)), counts.sum(1)) + self.placement.start[self.me]
@@ -375,7 +379,10 @@ class Rank:
         yield True
         job[f.MODE] = f.MODE_COMBINE
         halves.expect_back(job, st)
-        halves.give_back(job, st, counts, out.ctypes.data)
+        if self.call.refuses_combine:
+            halves.give_back(job, st, counts, 0, f.REFUSED)
+        else:
+            halves.give_back(job, st, counts, out.ctypes.data, f.OK)
         yield True
         yield from self.worker(0)
 
@@ -420,11 +427,11 @@ def play(sizes: Sizes, calls: list[list[Call]], seed: int) -> Machine:
     ranks: list[Rank] = []
 
     def expert_rows(rows: int, x: int, y: int, weights: Any, *_: Any) -> None:
-        ranks[machine.rank].run_expert(rows, x, y, int(weights[0]))
+        ranks[machine.rank].run_expert(rows, x, y, int(weights[0]) - 1)
 
     def up_columns(rows: int, x: int, activations: int, weights: Any, *rest: int) -> None:
         first = rest[3]
-        ranks[machine.rank].run_up(rows, x, activations, int(weights[0]), first // team.COLUMNS)
+        ranks[machine.rank].run_up(rows, x, activations, int(weights[0]) - 1, first // team.COLUMNS)
 
     def down_columns(rows: int, activations: int, y: int, weights: Any, ffn: int, first: int, *_: int) -> None:
         ranks[machine.rank].run_down(rows, activations, y, first // team.COLUMNS)

@@ -10,13 +10,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aristos.bench import environment, fit, launch, options, pairs, presets, registry, report, routing, timeline
+from aristos.bench import (
+    environment,
+    fit,
+    launch,
+    main,
+    options,
+    pairs,
+    presets,
+    registry,
+    report,
+    routing,
+    timeline,
+    world,
+)
 from aristos.bench.context import CHECK, Column, Sheet
 from aristos.bench.measure import Summary, in_turns, iterations
 from aristos.bench.options import UsageError
 from aristos.bench.suites.idle import idle_share
 from aristos.bench.world import World
-from aristos.errors import InputError
+from aristos.errors import InputError, ResultsError, WaitTimeout
 
 SIZES = [8 << i for i in range(20)]
 
@@ -130,6 +143,16 @@ def test_a_trace_is_read_and_dealt_out(tmp_path):
         ({"expert_ids": np.zeros((2, 3))}, "must hold expert_ids"),
         ({"seq_lens": [1, 2]}, "sum to 30 tokens, got 3"),
         ({"gate_weight_1e4": np.zeros((1, 2, 3), np.uint16)}, "shape of expert_ids"),
+        ({"gate_weight_1e4": np.full((30, 3, 2), "x")}, "must be numbers"),
+        ({"gate_weight_1e4": np.full((30, 3, 2), np.nan)}, "must be finite in float32, got nan"),
+        ({"seq_lens": [40, -10]}, "at least 0, got -10"),
+        ({"seq_lens": [[30]]}, r"integers \[sequences\], got int64 \[1, 1\]"),
+        ({"seq_lens": [30.0]}, r"integers \[sequences\], got float64"),
+        ({"seq_lens": np.array([2**63, 2**63, 30], np.uint64)}, "sum to 30 tokens"),
+        ({"expert_ids": np.full((30, 3, 2), [0, -2])}, r"0\.\.65535, or -1 .*, got -2\.\.0"),
+        ({"expert_ids": np.full((30, 3, 2), [0, 65536])}, r"got 0\.\.65536"),
+        ({"expert_ids": np.full((30, 3, 2), -1)}, r"got -1\.\.-1"),
+        ({"expert_ids": np.full((30, 3, 2), 5)}, r"distinct within a token, got \[5, 5\] for token 0 in layer 0"),
     ],
 )
 def test_a_wrong_trace_says_what_is_wrong(tmp_path, changed, words):
@@ -138,11 +161,76 @@ def test_a_wrong_trace_says_what_is_wrong(tmp_path, changed, words):
         routing.load(path)
 
 
-def test_a_file_that_is_no_trace(tmp_path):
+def single_array(path):
+    with open(path, "wb") as file:
+        np.save(file, np.zeros((2, 3, 4), int))
+
+
+def damaged(path):
+    np.savez_compressed(path, expert_ids=np.arange(3000).reshape(10, 3, 100))
+    content = bytearray(path.read_bytes())
+    content[200:300] = bytes(100)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: p.write_text("no"),
+        lambda p: p.write_bytes(b""),
+        lambda p: p.write_bytes(b"PK\3\4"),
+        single_array,
+        damaged,
+    ],
+)
+def test_a_file_that_is_no_trace(tmp_path, make):
     path = tmp_path / "trace.npz"
-    path.write_text("no")
-    with pytest.raises(InputError, match="cannot read"):
+    make(path)
+    with pytest.raises(InputError, match=r"cannot read the routing trace .*trace\.npz: ."):
         routing.load(str(path))
+
+
+def test_choices_not_taken_may_repeat(tmp_path):
+    path, _ = trace_file(
+        tmp_path, expert_ids=np.full((30, 3, 2), [-1, -1]) + (np.arange(30) == 0)[:, None, None] * [3, 4]
+    )
+    assert routing.load(path).experts == 4
+
+
+# ---- the way out --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (OSError(28, "No space left"), 3, "OSError: [Errno 28] No space left"),
+        (MemoryError(), 3, "MemoryError"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (WaitTimeout("rank 1"), 1, "Traceback"),
+        (ZeroDivisionError(), 1, "[rank 0] ZeroDivisionError"),
+    ],
+)
+def test_every_error_has_its_exit_code(monkeypatch, capsys, error, code, words):
+    monkeypatch.setattr(world, "connect", World)
+    monkeypatch.setattr(main, "run", lambda *_: (_ for _ in ()).throw(error))
+    assert main.main(["gemm"]) == code
+    said = capsys.readouterr().err
+    assert words in said
+    assert ("Traceback" in said) == (code == 1)
+
+
+def test_one_rank_leaves_by_its_code():
+    alone = World()
+    alone.comm = object()  # any use of MPI would raise
+    assert alone.abort(3) == 3
+
+
+def test_a_timeline_that_cannot_be_written_is_told_first(tmp_path):
+    timeline.check(str(tmp_path / "t.json"))
+    assert not list(tmp_path.iterdir())
+    for path in (tmp_path, tmp_path / "none" / "t.json"):
+        with pytest.raises(ResultsError, match="folder"):
+            timeline.check(str(path))
 
 
 # ---- presets and options ------------------------------------------------------------------------------------------

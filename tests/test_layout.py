@@ -177,9 +177,19 @@ def test_a_union_serves_both(a, b):
     both = a.union(b)
     assert both == b.union(a)
     assert both.union(a) == both
-    for name in ("ring_rows", "stride", "return_rows", "max_local", "experts", "max_tokens"):
+    for name in ("ring_rows", "stride", "return_rows", "max_local", "experts", "max_tokens", "returns"):
         assert getattr(both, name) == max(getattr(a, name), getattr(b, name))
     assert WindowLayout.of(both).nbytes >= max(WindowLayout.of(a).nbytes, WindowLayout.of(b).nbytes)
+    assert a.union(a) in (a, replace(a, return_bytes=a.returns))
+
+
+def test_a_union_keeps_rings_within_the_budget():
+    """Many rows of one user and wide rows of another are not multiplied."""
+    narrow = Shape(world=2, ring_rows=500_000, stride=64, return_rows=10, max_local=1)
+    wide = Shape(world=2, ring_rows=64, stride=64 << 10, return_rows=10, max_local=1)
+    both = narrow.union(wide)
+    assert both.ring_rows * both.stride <= layout.RING_BUDGET
+    assert both.ring_rows >= 64
 
 
 # ---- how much memory ----------------------------------------------------------------------------------------------

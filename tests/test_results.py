@@ -183,6 +183,17 @@ def other_hdf5(path: Path) -> None:
         file["data"] = 1
 
 
+def without_runs(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file.attrs["schema"] = results.SCHEMA
+        file["runs"] = 1
+
+
+def two_schemas(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file.attrs["schema"] = [1, 2]
+
+
 def truncated(path: Path) -> None:
     results.append(path, example_run())
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
@@ -194,6 +205,8 @@ def truncated(path: Path) -> None:
         (lambda p: p.write_text("time,rank\n"), "not an HDF5 file"),
         (lambda p: p.write_bytes(b""), "not an HDF5 file"),
         (other_hdf5, "no schema"),
+        (without_runs, "without its group 'runs'"),
+        (two_schemas, "the schema array"),
         (truncated, "cannot be read"),
         (lambda p: p.mkdir(), "cannot be read"),
     ],
@@ -209,6 +222,37 @@ def test_other_files_are_refused_and_left_alone(tmp_path, make, words):
         assert isinstance(caught.value, AristosError)
     assert before is None or path.read_bytes() == before
     assert not [p for p in tmp_path.iterdir() if p.name.endswith(".aside")]
+
+
+@pytest.mark.parametrize("spoil", ["suite", "dims", "table", "scale"])
+def test_odd_runs_are_named_and_not_a_traceback(tmp_path, capsys, spoil):
+    from aristos.cli import plot
+
+    path = tmp_path / "odd.h5"
+    results.append(path, example_run("x"))
+    with h5py.File(path, "r+") as file:
+        run = file["runs/x"]
+        if spoil == "table":
+            run["number"] = 1
+        elif spoil == "scale":
+            run["layer"].create_dataset("bare", data=[1, 2])
+        else:
+            del run["layer"].attrs[spoil]
+    with pytest.raises(ResultsError, match=r"odd\.h5: cannot be read: ."):
+        results.load(path)
+    assert plot.main([str(path)]) == 3
+    assert f"aristos plot: {path}" in capsys.readouterr().err
+
+
+def test_check_leaves_nothing_and_refuses_an_empty_path(tmp_path, monkeypatch):
+    results.check(tmp_path / "r.h5")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ResultsError, match="empty path"):
+        results.check("")
+    refusal = OSError(errno.EROFS, "Read-only file system")
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", lambda **_: (_ for _ in ()).throw(refusal))
+    with pytest.raises(ResultsError, match=r"r\.h5: .* is no folder that can be written to: .*Read-only"):
+        results.check(tmp_path / "r.h5")
 
 
 def test_missing_file_and_unwritable_folder(tmp_path, monkeypatch):

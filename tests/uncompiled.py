@@ -88,13 +88,22 @@ def runs(draw: st.DrawFn) -> tuple[Sizes, list[list[Call]], int]:
     rng = np.random.default_rng(draw(st.integers(0, 10**6)))
     calls: list[list[Call]] = [[] for _ in range(world)]
     for _ in range(count):
-        kind = draw(st.sampled_from(("fine", "fine", "fine", "refused", "mismatch")))
-        odd, exchange = int(rng.integers(world)), bool(rng.random() < 0.25)
-        broken = kind == "refused" or (kind == "mismatch" and world > 1)
+        kind = draw(st.sampled_from(("fine", "fine", "fine", "refused", "layer", "object", "combine")))
+        odd, exchange = int(rng.integers(world)), bool(rng.random() < 0.3)
+        early = kind == "refused" or (kind in ("layer", "object") and world > 1)
+        late = kind == "combine" and exchange
         for r in range(world):
-            ids = draw_ids(rng, sizes)
-            layer = int(kind == "mismatch" and r == odd)
-            calls[r].append(Call(ids, layer, kind == "refused" and r == odd, exchange, broken))
+            it = r == odd
+            call = Call(
+                ids=draw_ids(rng, sizes),
+                layer=int(kind == "layer" and it),
+                refuses=kind == "refused" and it,
+                exchange=exchange != (kind == "object" and it),  # one rank in a layer, the others in an exchange
+                refuses_combine=late and it,
+                broken=early or late,
+                ends_early=early,
+            )
+            calls[r].append(call)
     return sizes, calls, draw(st.integers(0, 10**6))
 
 
@@ -230,7 +239,7 @@ def returned_before_computed(monkeypatch):
         tile = st[job[f.T_READ_TILES] + source]
         real(job, st, source)
         r = job[f.T_RECORD] + f.RECORD_WORDS * (source * job[f.SLOTS] + tile % job[f.SLOTS])
-        returns.post_return(job, st, source, st[r + f.R_PACKED], st[r + f.R_ROWS])
+        returns.post_return(job, st, source, st[r + f.R_PACKED], st[r + f.R_ROWS], f.OK)
         st[job[f.T_RETURNED] + source] -= 1
 
     monkeypatch.setattr(arrivals, "read_record", eager)

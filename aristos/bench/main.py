@@ -1,7 +1,7 @@
 """`python -m aristos.bench`: the same program on every rank, from the command line to the exit code.
 
-Exit codes: 0 every output was right, 1 a wrong result, 2 the command line, 3 the environment. An exception on one
-rank prints its traceback with the rank and ends the job. It refuses to know any suite.
+Exit codes: 0 every output was right, 1 a wrong result, 2 the command line, 3 the environment, 130 Ctrl-C. An
+exception on one rank prints its traceback with the rank and ends the job. It refuses to know any suite.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import traceback
 from typing import Any
 
 from .. import results as file
-from ..errors import EnvironmentProblem, InputError, ResultsError
+from ..errors import AristosError, EnvironmentProblem, InputError, ResultsError
 from . import environment, launch, options, registry, routing, workload, world
 from .context import Context, Result
 from .options import Options, UsageError
 from .report import Reporter
 
-OK, WRONG, USAGE, ENVIRONMENT = 0, 1, 2, 3
+OK, WRONG, USAGE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -> int:
@@ -41,11 +41,14 @@ def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -
         return _leave(ranks, f"{prog}: {why}", USAGE)
     except (EnvironmentProblem, ResultsError) as why:
         return _leave(ranks, f"{prog}: {why}", ENVIRONMENT)
-    except BaseException:
+    except KeyboardInterrupt:
+        return _interrupted(ranks, prog)
+    except BaseException as why:
+        if isinstance(why, OSError | MemoryError) and not isinstance(why, AristosError):  # WaitTimeout is an OSError
+            return _leave(ranks, f"{prog}: {type(why).__name__}: {why}", ENVIRONMENT)
         lines = traceback.format_exc().rstrip().splitlines()
         print("\n".join(f"[rank {ranks.rank}] {line}" for line in lines), file=sys.stderr, flush=True)
-        ranks.abort(WRONG)
-        return WRONG
+        return ranks.abort(WRONG)
 
 
 def _complain(message: str, code: int) -> int:
@@ -66,6 +69,12 @@ def _leave(ranks: world.World, message: str, code: int) -> int:
     return code
 
 
+def _interrupted(ranks: world.World, prog: str) -> int:
+    if ranks.lead:
+        print(f"{prog}: interrupted", file=sys.stderr, flush=True)
+    return ranks.abort(INTERRUPTED)
+
+
 def chosen(asked: Options, ranks: int) -> list[registry.Suite]:
     """The suites to run. Raises UsageError where one that was named cannot run on so few ranks."""
     known = registry.suites()
@@ -83,6 +92,10 @@ def run(asked: Options, ranks: world.World, argv: list[str]) -> int:
     suites = chosen(asked, ranks.size)
     if ranks.lead and asked.out != "none":
         file.check(asked.out)
+    if ranks.lead and asked.timeline:
+        from . import timeline
+
+        timeline.check(asked.timeline)
     trace = routing.load(str(asked.routing)) if options.is_file(asked.routing) else None
     facts = environment.facts(ranks, argv, asked.seed)
     facts["blas"] = environment.hold_blas(asked.threads or 1)

@@ -6,7 +6,11 @@ guess: a trace without expert ids is an error that says which keys it has.
 
 from __future__ import annotations
 
+import struct
+import zipfile
+import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +21,21 @@ Ids = NDArray[np.int64]
 Weights = NDArray[np.float32]
 
 GENERATORS = ("uniform", "zipf", "one")
+LARGEST_ID = 65535
+
+# What numpy, zipfile and zlib raise for a file that is cut off, damaged, encrypted or something else.
+_BROKEN = (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    OverflowError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def _drawn(rng: np.random.Generator, tokens: int, top_k: int, log_weights: NDArray[np.float64]) -> Ids:
@@ -106,30 +125,69 @@ class Trace:
 def load(path: str) -> Trace:
     """Read a trace: `expert_ids` [tokens, layers, k], and where present `gate_weight` or `gate_weight_1e4` of that
     shape and `seq_lens`. Raises InputError for anything else."""
+    arrays = _arrays(path)
+    ids = _checked_ids(path, arrays)
+    return Trace(path, ids, _checked_weights(path, arrays, ids), _checked_lengths(path, arrays, len(ids)))
+
+
+def _arrays(path: str) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError) as why:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("not an .npz file but a single array")
+        with file:
+            return {key: np.asarray(file[key]) for key in file.files}  # a member that is no array comes as bytes
+    except _BROKEN as why:
         raise InputError(f"cannot read the routing trace {path}: {why}") from why
+
+
+def _checked_ids(path: str, arrays: dict[str, NDArray[Any]]) -> NDArray[np.integer]:
     ids = arrays.get("expert_ids")
     if ids is None or ids.ndim != 3 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
         raise InputError(
             f"{path} must hold expert_ids, integers [tokens, layers, k]; it holds "
             + ", ".join(f"{key} {value.dtype} {list(value.shape)}" for key, value in arrays.items())
         )
-    if "gate_weight_1e4" in arrays:
-        weights = arrays["gate_weight_1e4"].astype(np.float32) * np.float32(1e-4)
-    elif "gate_weight" in arrays:
-        weights = arrays["gate_weight"].astype(np.float32)
-    else:
-        weights = np.full(ids.shape, 1 / ids.shape[2], np.float32)
-    lengths = np.asarray(arrays.get("seq_lens", [len(ids)]), np.int64)
-    if weights.shape != ids.shape or lengths.sum() != len(ids):
+    low, high = int(ids.min()), int(ids.max())
+    if low < -1 or not 0 <= high <= LARGEST_ID:
+        raise InputError(f"{path}: expert_ids must be 0..{LARGEST_ID}, or -1 for a choice not taken, got {low}..{high}")
+    ordered = np.sort(ids, axis=2)
+    twice = ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any(axis=2)
+    if twice.any():
+        token, layer = (int(i) for i in np.argwhere(twice)[0])
         raise InputError(
-            f"{path}: weights must have the shape of expert_ids {ids.shape}, got {weights.shape}, and seq_lens must "
-            f"sum to {len(ids)} tokens, got {lengths.sum()}"
+            f"{path}: expert_ids must be distinct within a token, got {ids[token, layer].tolist()} for token {token} "
+            f"in layer {layer}"
         )
-    return Trace(path, ids, weights, lengths)
+    return ids
+
+
+def _checked_weights(path: str, arrays: dict[str, NDArray[Any]], ids: NDArray[np.integer]) -> Weights:
+    key = next((key for key in ("gate_weight_1e4", "gate_weight") if key in arrays), None)
+    if key is None:
+        return np.full(ids.shape, 1 / ids.shape[2], np.float32)
+    given = arrays[key]
+    if given.shape != ids.shape or given.dtype.kind not in "iuf":
+        raise InputError(
+            f"{path}: {key} must be numbers in the shape of expert_ids {ids.shape}, got {given.dtype} {given.shape}"
+        )
+    with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
+        weights = given.astype(np.float32) * np.float32(1e-4 if key == "gate_weight_1e4" else 1)
+    if not np.isfinite(weights).all():
+        raise InputError(f"{path}: {key} must be finite in float32, got {given[~np.isfinite(weights)][0]}")
+    return weights
+
+
+def _checked_lengths(path: str, arrays: dict[str, NDArray[Any]], tokens: int) -> NDArray[np.int64]:
+    lengths = arrays.get("seq_lens", np.array([tokens]))
+    if lengths.ndim != 1 or not np.issubdtype(lengths.dtype, np.integer):
+        raise InputError(f"{path}: seq_lens must be integers [sequences], got {lengths.dtype} {list(lengths.shape)}")
+    if (lengths < 0).any():
+        raise InputError(f"{path}: seq_lens must be at least 0, got {lengths.min()}")
+    total = sum(lengths.tolist())  # Python's integers: a sum that wraps around could come out right
+    if total != tokens:
+        raise InputError(f"{path}: seq_lens must sum to {tokens} tokens, got {total}")
+    return lengths.astype(np.int64)
 
 
 def busiest_over_mean(rows: NDArray[np.integer]) -> float:

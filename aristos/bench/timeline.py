@@ -12,11 +12,21 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..errors import ResultsError
+from ..rewrite import try_writing
 from .context import Context
 from .workload import Workload, execute
 
 WARMUP = 5
 _DETAIL = {"dispatch": "to rank", "expert": "local", "wait": "for rank"}  # what an event's fifth field is, by kind
+
+
+def check(path: str) -> None:
+    """Raise ResultsError now rather than after minutes of measuring if `write` could not work."""
+    target = Path(path).absolute()
+    if target.is_dir():
+        raise ResultsError(f"{target}: the timeline needs the name of a file, this is a folder")
+    try_writing(target, target.parent)
 
 
 def record(ctx: Context, path: str) -> None:

@@ -79,10 +79,14 @@ class World:
             time.sleep(0.005)
         return self._exit.allgather(message)
 
-    def abort(self, code: int) -> None:
-        """End the whole job; returns only where there is no MPI."""
-        if self.comm is not None:
+    def abort(self, code: int) -> int:
+        """End the whole job; with one rank, returns the code to leave with.
+
+        A rank alone has nobody to take down, and MPI_Abort would leave the library's shared memory behind.
+        """
+        if self.comm is not None and self.size > 1:
             self.comm.Abort(code)
+        return code
 
 
 def connect() -> World:

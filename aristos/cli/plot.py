@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     except InputError as why:
         print(f"aristos plot: {why}", file=sys.stderr)
         return 2
-    except AristosError as why:
+    except (AristosError, OSError) as why:
         print(f"aristos plot: {why}", file=sys.stderr)
         return 3
     return 0

@@ -59,7 +59,7 @@ def _route(job, first, count, scratch):
 
 @jit
 def _check(job, first, count):
-    """Ids in -1..E-1, none twice in a token; weights finite."""
+    """Ids in -1..E-1, none twice in a token; weights of choices taken finite."""
     k, experts = job[f.TOP_K], job[f.EXPERTS]
     ids = mem.words(job[f.IDS] + 8 * k * first, k * count)
     weights = mem.floats(job[f.WEIGHTS] + 4 * k * first, k * count)
@@ -70,7 +70,7 @@ def _check(job, first, count):
         for j in range(i - i % k, i):
             if e >= 0 and ids[j] == e:
                 return f.BAD_IDS
-        if weights[i] - weights[i] != 0:
+        if e >= 0 and weights[i] - weights[i] != 0:
             return f.NOT_FINITE
     return f.OK
 

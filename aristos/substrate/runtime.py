@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -53,6 +54,7 @@ class Runtime:
 
     def __init__(self, group: Group) -> None:
         self.group = group
+        self._pid = os.getpid()
         self.cores, self._sharing = group.cores()
         self.threads = 1
         self.shape: Shape | None = None
@@ -165,10 +167,18 @@ class Runtime:
     # ------------------------------------------------------------ calls
 
     def _refuse_open(self) -> None:
+        if os.getpid() != self._pid:
+            raise ClosedError(
+                f"this layer was made in process {self._pid}, and this is a fork of it, without its threads:"
+                " make layers after forking, or start processes with spawn"
+            )
         if self.broken is not None:
-            raise ClosedError(f"the engine of this communicator is unusable: {self.broken}; make a new communicator")
+            raise ClosedError(f"an earlier call failed ({self.broken}), so this engine is unusable: make a new layer")
         if self.open:
-            raise OpenCallError("a call is open on this communicator: wait() for it before the next one")
+            raise OpenCallError(
+                "a call is open on this communicator: wait() for what start() gave, or combine() what was dispatched,"
+                " before the next one"
+            )
 
     def enter(self) -> None:
         """Open a call."""
@@ -180,6 +190,17 @@ class Runtime:
         """Take an entered call back, of which no other rank has heard yet."""
         self.open = False
         self.epoch -= 1
+
+    def give_up(self, error: BaseException) -> None:
+        """This rank leaves because of an exception of its user's: peers that wait for it learn that at once."""
+        if self.broken is None and self.group.world > 1:
+            self._fail(self._blank_job(), error)
+
+    def _blank_job(self) -> np.ndarray:
+        job = np.zeros(f.JOB_WORDS + 1, np.int64)
+        self.fill(job)
+        job[f.EPOCH] = self.epoch
+        return job
 
     def background(self) -> Background:
         """The thread that makes calls for `start`."""

@@ -18,6 +18,7 @@ _f = np.float32
 ZERO, ONE, HALF = _f(0), _f(1), _f(0.5)
 LOG2E = _f(1.4426950408889634)
 LN2_HIGH, LN2_LOW = _f(0.693359375), _f(-2.12194440e-4)  # Cody and Waite's split of ln 2
+LEAST = _f(-87.0)  # below it e^x is no normal float32: zero, so that x * logistic(x) goes to zero as it should
 MAGIC = _f(12582912.0)  # 1.5 * 2^23: adding it rounds a small float32 to an integer
 E2, E3, E4, E5, E6, E7 = (_f(1 / math.factorial(i)) for i in range(2, 8))
 SQRT_HALF = _f(math.sqrt(0.5))
@@ -55,7 +56,7 @@ def normal_cdf(x):
 @jit
 def logistic(x):
     """1 / (1 + e^-x) for float32."""
-    return ONE / (ONE + exp(-x))
+    return ONE / (ONE + exp(-x)) if x > LEAST else ZERO
 
 
 @jit

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ... import memory as mem
+from ...arrays import check_out
 from ...compile import jit
 from ...errors import InputError
 from .activation import CODES
@@ -47,10 +48,14 @@ class Packed:
         down_bias: np.ndarray | None = None,
         activation: str = "gelu",
     ) -> None:
-        if activation not in CODES:
+        if not isinstance(activation, str) or activation not in CODES:
             raise InputError(f"activation must be one of {', '.join(CODES)}, got {activation!r}")
         up = _matrix("up", up, None)
         self.hidden, self.ffn = up.shape
+        if 0 in up.shape:
+            raise InputError(f"up must have at least one row and one column, got {list(up.shape)}")
+        if gate is None and gate_bias is not None:
+            raise InputError("gate_bias came without gate")
         parts: list[np.ndarray | None] = [pack(up)]
         parts.append(None if gate is None else pack(_matrix("gate", gate, up.shape)))
         parts.append(pack(_matrix("down", down, up.shape[::-1])))
@@ -68,11 +73,15 @@ class Packed:
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """x: [M, H] float32 -> [M, H]; `out` [M, H] avoids a copy where H is a multiple of the panel width."""
-        x = _matrix("x", x, (len(x), self.hidden))
+        x = _matrix("x", x, None)
+        if x.shape[1] != self.hidden:
+            raise InputError(f"x must have {self.hidden} columns, got {list(x.shape)}")
+        if out is not None:
+            check_out(out, x.shape, x.dtype, x)
         if x.strides[1] != FLOAT:
             x = np.ascontiguousarray(x)
         wide = padded(self.hidden)
-        direct = out is not None and wide == self.hidden and out.flags.c_contiguous
+        direct = out is not None and wide == self.hidden
         y = out if direct and out is not None else aligned((len(x), wide))
         _runs(
             len(x), x.ctypes.data, x.strides[0], y.ctypes.data, y.strides[0], self._addresses, self._code,
