@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aristos import results
 from aristos.bench import (
     environment,
     fit,
@@ -24,7 +25,7 @@ from aristos.bench import (
     timeline,
     world,
 )
-from aristos.bench.context import CHECK, Column, Sheet
+from aristos.bench.context import CHECK, Column, Result, Sheet
 from aristos.bench.measure import Summary, in_turns, iterations
 from aristos.bench.options import UsageError
 from aristos.bench.suites.idle import idle_share
@@ -217,6 +218,24 @@ def test_every_error_has_its_exit_code(monkeypatch, capsys, error, code, words):
     said = capsys.readouterr().err
     assert words in said
     assert ("Traceback" in said) == (code == 1)
+
+
+def test_ctrl_c_keeps_the_suites_that_are_done(tmp_path, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    done = results.Table("gemm").add("x", (), 1)
+    suites = {
+        "gemm": registry.Suite("gemm", "", lambda _: Result(True, tables=[done]), 1, 1.0, True, False),
+        "layer": registry.Suite("layer", "", interrupted, 1, 1.0, True, False),
+    }
+    monkeypatch.setattr(registry, "suites", lambda: suites)
+    monkeypatch.setattr(world, "connect", World)
+    path = tmp_path / "r.h5"
+    assert main.main(["gemm", "layer", "--out", str(path)]) == 130
+    (run,) = results.load(path).runs
+    assert [table.name for table in run.tables] == ["gemm"]
+    assert run.attributes["interrupted"]
 
 
 def test_one_rank_leaves_by_its_code():

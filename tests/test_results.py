@@ -244,6 +244,15 @@ def test_odd_runs_are_named_and_not_a_traceback(tmp_path, capsys, spoil):
     assert f"aristos plot: {path}" in capsys.readouterr().err
 
 
+def test_a_table_without_what_its_picture_shows(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    from aristos.cli import plot
+
+    results.append(tmp_path / "r.h5", Run("x", {}, [Table("layer")]))
+    assert plot.main([str(tmp_path / "r.h5")]) == 3
+    assert "no picture of the table 'layer'" in capsys.readouterr().err
+
+
 def test_check_leaves_nothing_and_refuses_an_empty_path(tmp_path, monkeypatch):
     results.check(tmp_path / "r.h5")
     assert not list(tmp_path.iterdir())

@@ -20,6 +20,7 @@ from .options import Options, UsageError
 from .report import Reporter
 
 OK, WRONG, USAGE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
+INTERRUPTED_SECONDS = 5.0
 
 
 def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -> int:
@@ -70,6 +71,8 @@ def _leave(ranks: world.World, message: str, code: int) -> int:
 
 
 def _interrupted(ranks: world.World, prog: str) -> int:
+    """The way out of Ctrl-C, which may have struck one rank or all: rank 0 gets the time to write what is done."""
+    ranks.agree_on_exit("", INTERRUPTED_SECONDS)
     if ranks.lead:
         print(f"{prog}: interrupted", file=sys.stderr, flush=True)
     return ranks.abort(INTERRUPTED)
@@ -110,18 +113,23 @@ def run(asked: Options, ranks: world.World, argv: list[str]) -> int:
     started = time.monotonic()
     results: dict[str, Result] = {}
     spent: dict[str, float] = {}
-    for i, suite in enumerate(suites):
-        left = asked.budget - (time.monotonic() - started)
-        share = suite.share / sum(s.share for s in suites[i:])
-        budget = float(ranks.bcast(max(1.0, left * share)))
-        began = time.monotonic()
-        results[suite.name] = _measure(suite, Context(ranks, asked, budget, trace=trace), reporter)
-        spent[suite.name] = time.monotonic() - began
     facts["suite_seconds"] = spent
-    if asked.timeline:
-        from . import timeline
+    try:
+        for i, suite in enumerate(suites):
+            left = asked.budget - (time.monotonic() - started)
+            share = suite.share / sum(s.share for s in suites[i:])
+            budget = float(ranks.bcast(max(1.0, left * share)))
+            began = time.monotonic()
+            results[suite.name] = _measure(suite, Context(ranks, asked, budget, trace=trace), reporter)
+            spent[suite.name] = time.monotonic() - began
+        if asked.timeline:
+            from . import timeline
 
-        timeline.record(Context(ranks, asked, 10.0, trace=trace), asked.timeline)
+            timeline.record(Context(ranks, asked, 10.0, trace=trace), asked.timeline)
+    except KeyboardInterrupt:
+        if ranks.lead and results:
+            _append(asked, facts | {"interrupted": True}, results)
+        raise
     ok = all(result.ok for result in results.values())
     _finish(asked, reporter, facts, results, ok)
     return OK if ok else WRONG
@@ -143,16 +151,21 @@ def _measure(suite: registry.Suite, context: Context, reporter: Reporter | None)
     return result
 
 
+def _append(asked: Options, facts: dict[str, Any], results: dict[str, Result]) -> str | None:
+    """Add the run to the results file; its path, or None where none is wanted."""
+    if asked.out == "none":
+        return None
+    tables = [table for result in results.values() for table in result.tables]
+    return str(file.append(asked.out, file.Run(attributes=facts, tables=tables)))
+
+
 def _finish(
     asked: Options, reporter: Reporter | None, facts: dict[str, Any], results: dict[str, Result], ok: bool
 ) -> None:
     """Rank 0 writes the file and says where it is."""
     if reporter is None:
         return
-    out = None if asked.out == "none" else asked.out
-    if out is not None:
-        tables = [table for result in results.values() for table in result.tables]
-        out = str(file.append(out, file.Run(attributes=facts, tables=tables)))
+    out = _append(asked, facts, results)
     if asked.json:
         reporter.document(facts, results, ok, out)
         return

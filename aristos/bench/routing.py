@@ -132,10 +132,10 @@ def load(path: str) -> Trace:
 
 def _arrays(path: str) -> dict[str, NDArray[Any]]:
     try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("not an .npz file but a single array")
-        with file:
+        with open(path, "rb") as raw:  # numpy takes whatever is no array for a pickle, and says so
+            if raw.read(4) not in (b"PK\3\4", b"PK\5\6"):
+                raise ValueError("not an .npz file, as numpy.savez writes it")
+        with np.load(path, allow_pickle=False) as file:
             return {key: np.asarray(file[key]) for key in file.files}  # a member that is no array comes as bytes
     except _BROKEN as why:
         raise InputError(f"cannot read the routing trace {path}: {why}") from why

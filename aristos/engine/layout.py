@@ -57,7 +57,8 @@ class Shape:
         )
         room = max(self.returns, other.returns)  # not the most rows times the widest: nobody needs that
         rows = min(both.ring_rows, ring_rows(both.world, both.stride, both.ring_rows))  # wider rows: fewer
-        return replace(both, ring_rows=rows, return_bytes=room)
+        plain = room == both.return_rows * both.stride  # equal shapes compare equal: nothing is allocated anew
+        return replace(both, ring_rows=rows, return_bytes=0 if plain else room)
 
     @property
     def returns(self) -> int:

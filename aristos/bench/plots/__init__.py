@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...errors import EnvironmentProblem, InputError
+from ...errors import EnvironmentProblem, InputError, ResultsError
 from ...results import Run, Table, load
 
 Picture = Callable[[Table], Any]
@@ -35,7 +35,8 @@ def pictures() -> dict[str, list[tuple[str, Picture]]]:
 def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") -> list[Path]:
     """Draw one run's pictures into `folder`; returns their paths.
 
-    Raises InputError where no run of the file has that name, EnvironmentProblem without Matplotlib.
+    Raises InputError where no run of the file has that name, ResultsError where a table lacks what its picture shows,
+    EnvironmentProblem without Matplotlib.
     """
     chosen = _choose(file, run)
     try:
@@ -53,7 +54,7 @@ def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") 
     with pyplot.rc_context(STYLE):
         for table in chosen.tables:
             for name, picture in known.get(table.name, []):
-                figure = picture(table)
+                figure = _drawn(picture, table, file)
                 footer(figure, chosen)
                 path = folder / f"{name}.{form}"
                 figure.savefig(path)
@@ -62,6 +63,13 @@ def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") 
     if not written:
         raise InputError(f"run {chosen.name} of {file} has no table that there is a picture of")
     return written
+
+
+def _drawn(picture: Picture, table: Table, file: str) -> Any:
+    try:
+        return picture(table)
+    except (KeyError, IndexError, TypeError, ValueError) as why:  # a table of another version, or of another program
+        raise ResultsError(f"{file}: no picture of the table {table.name!r}: {type(why).__name__}: {why}") from why
 
 
 def _choose(file: str, run: str | None) -> Run:
