@@ -50,12 +50,12 @@ def weight(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np
     return array
 
 
-def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, *inputs: Any) -> None:
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, *inputs: Any, contiguous: bool = True) -> None:
     """Raise unless `out` is an array of this shape and dtype that can be written while the inputs are read."""
     if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != dtype:
         got = f"{out.dtype} {list(out.shape)}" if isinstance(out, np.ndarray) else type(out).__name__
         raise InputError(f"out must be a {dtype} array of shape {list(shape)}, got {got}")
-    if not out.flags.c_contiguous or not out.flags.writeable:
-        raise InputError("out must be contiguous and writable")
+    if (contiguous and not out.flags.c_contiguous) or not out.flags.writeable:
+        raise InputError(f"out must be {'contiguous and ' if contiguous else ''}writable")
     if any(value is not None and np.may_share_memory(out, value) for value in inputs):
         raise InputError("out must not overlap x, ids or weights: they are still read while outputs are written")

@@ -50,7 +50,7 @@ class Router:
         _boolean("renormalize", self.renormalize)
         ok = isinstance(self.scale, int | float) and not isinstance(self.scale, bool)
         if not ok or not abs(self.scale) < 3.4e38:
-            raise InputError(f"scale must be a number that float32 holds, got {self.scale!r}")
+            raise InputError(f"scale must be a finite number, got {self.scale!r}")
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ class MoE(Collective):
     def _check(cfg: Any, layers: Any, schedule: Any, threads: Any, timeout: Any) -> None:
         if not isinstance(cfg, MoEConfig):
             raise InputError(f"cfg must be an aristos.MoEConfig, got {type(cfg).__name__}")
-        if not isinstance(layers, int) or layers < 1:
+        if not isinstance(layers, int) or isinstance(layers, bool) or layers < 1:
             raise InputError(f"layers must be a positive int, got {layers!r}")
         if schedule not in ("fused", "bulk"):
             raise InputError(f"schedule must be 'fused' or 'bulk', got {schedule!r}")

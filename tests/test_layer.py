@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from cases import SKEWS, alone, check, rings_of, routing, run_job, same, tokens
+from cases import SKEWS, MoE, alone, check, rings_of, routing, run_job, same, tokens
 from mpi import find_mpiexec, ranks_each
 
 import aristos
@@ -24,7 +24,7 @@ needs_mpiexec = pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside
 
 def make(comm: Any = None, cfg: aristos.MoEConfig = CFG, w: dict[str, Any] | None = None, **options: Any) -> Any:
     """A layer with its weights loaded."""
-    moe = aristos.MoE(cfg, comm, **options)
+    moe = MoE(cfg, comm, **options)
     for layer in range(moe.layers):
         moe.load(layer, **(reference.weights(cfg) if w is None else w))
     return moe
@@ -287,7 +287,7 @@ def hundred_calls(comm: Any, calls: int, **options: Any) -> None:
     """Consecutive calls whose tokens, layer and routing change, each checked by bits, some in float64."""
     layers = [reference.weights(CFG, seed=s) for s in range(3)]
     plan = np.random.default_rng(5)
-    with aristos.MoE(CFG, comm, layers=3, **options) as moe, alone(CFG, *layers) as one:
+    with MoE(CFG, comm, layers=3, **options) as moe, alone(CFG, *layers) as one:
         for layer, w in enumerate(layers):
             moe.load(layer, **w)
         for n in range(calls):
@@ -448,7 +448,7 @@ def test_start_computes_while_the_caller_does_something_else(comm):
             assert same(call.wait(), y)
 
 
-def check_stats(stats: Any, comm: Any, moe: aristos.MoE, ids: np.ndarray) -> None:
+def check_stats(stats: Any, comm: Any, moe: MoE, ids: np.ndarray) -> None:
     """Counts are exact; seconds only have to be possible."""
     experts = np.asarray(moe.placement.ranks)
     taken = ids[ids >= 0]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from cases import SKEWS, alone, check, rings_of, routing, same, tokens
+from cases import SKEWS, MoE, alone, check, rings_of, routing, same, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpi import ranks_each
@@ -92,7 +92,7 @@ def run(comm: Any, plan: Plan, schedule: Literal["fused", "bulk"] = "fused") -> 
     weights: list[dict[str, Any]] = [dict(reference.weights(cfg, seed=s)) for s in range(plan.layers)]
     placement = None if plan.placement is None else [p % world for p in plan.placement]
     with rings_of(plan.ring):
-        moe = aristos.MoE(cfg, comm, layers=plan.layers, threads=plan.threads, placement=placement, schedule=schedule)
+        moe = MoE(cfg, comm, layers=plan.layers, threads=plan.threads, placement=placement, schedule=schedule)
     with moe, alone(cfg, *weights, threads=1) as one:
         for layer, w in enumerate(weights):
             moe.load(layer, **w)

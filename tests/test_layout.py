@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import SKEWS, rings_of, routing, tokens
+from cases import SKEWS, MoE, rings_of, routing, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpi import ranks_each
@@ -221,16 +221,16 @@ def stated_bytes(cfg: aristos.MoEConfig, world: int, placement: list[int] | None
 def test_memory_is_the_stated_formula(world):
     for cfg in (BIG, replace(BIG, hidden=7, max_tokens=1), replace(BIG, top_k=8), replace(BIG, experts=300)):
         for placement in (None, [0] * cfg.experts, [e % world for e in range(cfg.experts)]):
-            assert aristos.MoE.memory(cfg, world, placement) == stated_bytes(cfg, world, placement)
+            assert MoE.memory(cfg, world, placement) == stated_bytes(cfg, world, placement)
 
 
 def test_memory_does_not_run_away():
     """Rings stay within 64 MiB or 64 rows a source; what remains is a call's own rows."""
     own = BIG.max_tokens * BIG.top_k * 4096
     for world in (2, 8, 64, 256):
-        rings = aristos.MoE.memory(BIG, world) - own
+        rings = MoE.memory(BIG, world) - own
         assert rings <= (64 << 20) * 1.02 + world * 70_000, world
-    assert aristos.MoE.memory(BIG, 2) == aristos.MoE.memory(replace(BIG, ffn=1, activation="silu", gated=True), 2)
+    assert MoE.memory(BIG, 2) == MoE.memory(replace(BIG, ffn=1, activation="silu", gated=True), 2)
 
 
 @ranks_each(1, 3)
@@ -239,9 +239,9 @@ def test_windows_are_as_large_as_stated_whatever_the_skew_and_the_layers(comm, w
     cfg = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=60)
     w = reference.weights(cfg)
     for placement in (None, [world - 1] * 5):
-        with rings_of(None), aristos.MoE(cfg, comm, layers=32, placement=placement) as moe:
+        with rings_of(None), MoE(cfg, comm, layers=32, placement=placement) as moe:
             runtime = moe._runtime
-            assert runtime.layout.nbytes == aristos.MoE.memory(cfg, world, placement)
+            assert runtime.layout.nbytes == MoE.memory(cfg, world, placement)
             window, version = runtime._window, runtime.version
             assert window.nbytes == runtime.layout.nbytes
             for layer in range(32):
@@ -249,12 +249,12 @@ def test_windows_are_as_large_as_stated_whatever_the_skew_and_the_layers(comm, w
             for n in range(64):
                 x = tokens(cfg, 60 * (n % 3 != comm.rank), seed=n)
                 moe(x, layer=n % 32, **routing(cfg, len(x), SKEWS[n % len(SKEWS)], seed=n))
-            with aristos.MoE(replace(cfg, max_tokens=30), comm, placement=placement) as second:
+            with MoE(replace(cfg, max_tokens=30), comm, placement=placement) as second:
                 assert second._runtime is runtime
             assert (runtime._window, runtime.version) == (window, version)
-            with aristos.MoE(replace(cfg, hidden=400), comm, placement=placement):
+            with MoE(replace(cfg, hidden=400), comm, placement=placement):
                 assert runtime.version > version
-                assert runtime.layout.nbytes == aristos.MoE.memory(replace(cfg, hidden=400), world, placement)
+                assert runtime.layout.nbytes == MoE.memory(replace(cfg, hidden=400), world, placement)
 
 
 @pytest.mark.ranks(2)
@@ -262,14 +262,14 @@ def test_closing_gives_the_shared_memory_back(comm):
     from aristos.transport.shm import free_shared_memory
 
     cfg = aristos.MoEConfig(hidden=1024, ffn=8, experts=2, top_k=1, max_tokens=8192)
-    need = 2 * aristos.MoE.memory(cfg, 2)
+    need = 2 * MoE.memory(cfg, 2)
     assert need > 100 << 20
     comm.Barrier()
     before = free_shared_memory()
     if before is None:
         pytest.skip("nobody says how much shared memory is free")
     for _ in range(8):
-        aristos.MoE(cfg, comm).close()
+        MoE(cfg, comm).close()
     comm.Barrier()
     after = free_shared_memory()
     assert after is not None

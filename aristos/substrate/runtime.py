@@ -23,7 +23,7 @@ from ..engine.layout import Shape, StateLayout, WindowLayout, lines, poison_word
 from ..errors import ClosedError, OpenCallError, PoisonedError, WaitTimeout
 from ..kernels.cpu.gemm import aligned, row_stride
 from ..stats import Tables
-from ..transport.group import Group
+from ..transport.group import Group, warn_if_launched
 from .cpu import run_alone, work
 from .workers import Background, Workers
 
@@ -348,6 +348,8 @@ class _Patience:
 
 def attach(comm: Any, timeout: float) -> Runtime:
     """The runtime of a communicator, made on first use; collective. Every `attach` needs one `release`."""
+    if comm is None:
+        warn_if_launched()
     key = _key(comm)
     runtime = _runtimes.get(key)
     if runtime is None or runtime.broken is not None:

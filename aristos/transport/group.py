@@ -68,7 +68,6 @@ class Group:
         self.comm = None
         self.rank, self.world = 0, 1
         if comm is None:
-            _warn_if_launched()
             return
         self.rank, self.world = comm.Get_rank(), comm.Get_size()
         self._watchdog = Watchdog(lambda: comm.Abort(86), f"rank {self.rank}")
@@ -135,7 +134,8 @@ class Group:
             self.comm = None
 
 
-def _warn_if_launched() -> None:
+def warn_if_launched() -> None:
+    """Warn a task of several that computes alone."""
     for name in _TASKS:
         value = os.environ.get(name, "")
         if value.isdigit() and int(value) > 1:

@@ -73,15 +73,13 @@ class Packed:
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """x: [M, H] float32 -> [M, H]; `out` [M, H] avoids a copy where H is a multiple of the panel width."""
-        x = _matrix("x", x, None)
-        if x.shape[1] != self.hidden:
-            raise InputError(f"x must have {self.hidden} columns, got {list(x.shape)}")
+        x = _matrix("x", x, (np.shape(x)[0] if np.ndim(x) else 0, self.hidden))
         if out is not None:
-            check_out(out, x.shape, x.dtype, x)
+            check_out(out, x.shape, x.dtype, x, contiguous=False)
         if x.strides[1] != FLOAT:
             x = np.ascontiguousarray(x)
         wide = padded(self.hidden)
-        direct = out is not None and wide == self.hidden
+        direct = out is not None and wide == self.hidden and out.flags.c_contiguous
         y = out if direct and out is not None else aligned((len(x), wide))
         _runs(
             len(x), x.ctypes.data, x.strides[0], y.ctypes.data, y.strides[0], self._addresses, self._code,

@@ -1,0 +1,247 @@
+"""Dispatch and combine without experts: what lands where, in which order, that it comes back; and what is refused."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import SKEWS, MoE, rings_of, routing, same, tokens
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mpi import ranks_each
+
+import aristos
+from aristos import reference
+from aristos.errors import ClosedError, InputError, MismatchError, OpenCallError, PeerInputError
+from aristos.placement import Placement
+
+CFG = aristos.MoEConfig(hidden=24, ffn=40, experts=5, top_k=2, max_tokens=30)
+SHAPE: dict[str, Any] = {"hidden": 24, "experts": 5, "top_k": 2, "max_tokens": 30}
+
+
+class Exchange(aristos.Exchange):
+    """An exchange whose `with` does not wait for the other ranks when the test inside has failed on this one."""
+
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+        if kind is None or self.world == 1:
+            self.close()
+
+
+def wanted_rows(placement: Placement, everyone: list[tuple[np.ndarray, np.ndarray]], rank: int) -> tuple[Any, Any]:
+    """(rows [rows, H], counts [L, W]) that must land on `rank`: by expert, source, and the source's order of tokens."""
+    mine = placement.mine(rank)
+    counts = np.zeros((len(mine), len(everyone)), np.int64)
+    rows = []
+    for i, e in enumerate(mine):
+        for source, (x, ids) in enumerate(everyone):
+            taken = np.flatnonzero((ids == e).any(axis=1))
+            counts[i, source] = len(taken)
+            rows.append(x[taken])
+    return np.concatenate(rows) if rows else np.zeros((0, everyone[0][0].shape[1]), np.float32), counts
+
+
+def one_call(comm: Any, exchange: Any, x: np.ndarray, call: dict[str, Any], experts: int) -> None:
+    """Dispatch, check what landed, let expert e multiply by e + 2, combine, and check the sum."""
+    rank = comm.rank if comm is not None else 0
+    everyone = comm.allgather((x, call["ids"])) if comm is not None else [(x, call["ids"])]
+    rows, handle = exchange.dispatch(x, call["ids"])
+    want, counts = wanted_rows(exchange.placement, everyone, rank)
+    assert same(rows, want)
+    assert np.array_equal(handle.counts, counts)
+    assert handle.experts == tuple(exchange.placement.mine(rank))
+    factor = np.repeat(np.array(handle.experts, np.float32) + 2, counts.sum(axis=1))
+    y = exchange.combine(rows * factor[:, None], handle, call["weights"])
+    ids, w = call["ids"], call["weights"].astype("f8")
+    ref = (w * np.where(ids >= 0, ids + 2, 0)).sum(axis=1, keepdims=True) * x
+    assert y.shape == x.shape
+    assert y.dtype == np.float32
+    assert np.abs(y - ref).max(initial=0) <= 1e-5 * np.abs(ref).max(initial=0) + 1e-6
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> dict[str, Any]:
+    experts, most = draw(st.integers(1, 9)), draw(st.sampled_from((1, 7, 40)))
+    return {
+        "cfg": aristos.MoEConfig(
+            hidden=draw(st.sampled_from((1, 16, 33))),
+            ffn=1,
+            experts=experts,
+            top_k=draw(st.integers(1, min(4, experts))),
+            max_tokens=most,
+        ),
+        "placement": draw(st.none() | st.lists(st.integers(0, 7), min_size=experts, max_size=experts)),
+        "ring": draw(st.sampled_from((None, 1, 2, 3, 40))),
+        "calls": draw(
+            st.lists(
+                st.tuples(st.sampled_from(SKEWS[1:]), st.tuples(*[st.integers(0, most)] * 8), st.integers(0, 999)),
+                min_size=1,
+                max_size=4,
+            )
+        ),
+    }
+
+
+@ranks_each(1, 2, 4, 6)
+@settings(max_examples=20)
+@given(plan=plans())
+def test_any_exchange(comm, world, plan):
+    cfg, places = plan["cfg"], plan["placement"]
+    placement = None if places is None else [p % world for p in places]
+    shape = {name: getattr(cfg, name) for name in SHAPE}
+    with rings_of(plan["ring"]), Exchange(comm, placement=placement, **shape) as exchange:
+        for skew, counts, seed in plan["calls"]:
+            x = tokens(cfg, counts[comm.rank], seed=seed + comm.rank)
+            one_call(comm, exchange, x, routing(cfg, len(x), skew, seed=seed + comm.rank), cfg.experts)
+
+
+def test_in_one_process():
+    with Exchange(**SHAPE) as exchange:
+        for skew in SKEWS[1:]:
+            one_call(None, exchange, tokens(CFG, 20, seed=0), routing(CFG, 20, skew, seed=1), 5)
+        x = tokens(CFG, 6, seed=0).reshape(2, 3, 24)
+        call = routing(CFG, 6, "uniform", seed=1)
+        rows, handle = exchange.dispatch(x, call["ids"].reshape(2, 3, 2))
+        assert exchange.combine(rows, handle, call["weights"].reshape(2, 3, 2)).shape == (2, 3, 24)
+
+
+@pytest.mark.ranks(2)
+def test_between_layers_of_the_same_communicator(comm):
+    """One engine: exchanges and layers take turns, and own experts give the layer's result."""
+    w = reference.weights(CFG)
+    x = tokens(CFG, 30, seed=comm.rank)
+    call = routing(CFG, 30, "some", seed=comm.rank)
+    with MoE(CFG, comm, threads=2) as moe, Exchange(comm, **SHAPE) as exchange:
+        moe.load(**w)
+        y = moe(x, **call)
+        for _ in range(3):
+            rows, handle = exchange.dispatch(x, call["ids"])
+            ends = np.cumsum(handle.counts.sum(axis=1))
+            parts = np.split(rows, ends[:-1])
+            out = [aristos.kernels.ffn(part, w["up"][e], w["down"][e]) for e, part in zip(handle.experts, parts)]
+            assert same(exchange.combine(np.concatenate(out), handle, call["weights"]), y)
+            assert same(moe(x, **call), y)
+
+
+def good(rank: int) -> tuple[np.ndarray, dict[str, Any]]:
+    return tokens(CFG, 20, seed=rank), routing(CFG, 20, "some", seed=rank)
+
+
+@pytest.mark.ranks(3)
+def test_a_dispatch_refused_by_one_rank(comm):
+    x, call = good(comm.rank)
+    with Exchange(comm, **SHAPE) as exchange:
+        bad: list[tuple[Any, Any, str]] = [
+            (x[:, :3], call["ids"], r"x must have shape \[\.\.\., 24\]"),
+            (x.astype("f8"), call["ids"], "x must have dtype float32"),
+            (np.zeros((31, 24), "f4"), call["ids"], "x has 31 tokens, more than max_tokens=30"),
+            (x, call["ids"][1:], r"ids must be integers of shape \[20, 2\]"),
+            (x, call["ids"] + 9, r"ids of token 0 must be in -1\.\.4"),
+            (x, np.zeros_like(call["ids"]), "ids of token 0 name an expert twice"),
+        ]
+        for n, (wrong_x, wrong_ids, words) in enumerate(bad):
+            start = time.monotonic()
+            if comm.rank == n % 3:
+                with pytest.raises(InputError, match=words):
+                    exchange.dispatch(wrong_x, wrong_ids)
+            else:
+                with pytest.raises(PeerInputError, match=f"rank {n % 3} refused"):
+                    exchange.dispatch(x, call["ids"])
+            assert time.monotonic() - start < 5
+            one_call(comm, exchange, x, call, 5)
+
+
+@pytest.mark.ranks(3)
+def test_a_combine_refused_by_one_rank(comm):
+    x, call = good(comm.rank)
+    with Exchange(comm, **SHAPE) as exchange:
+        for n in range(6):
+            rows, handle = exchange.dispatch(x, call["ids"])
+            wrong = ((rows[:, :3], call["weights"]), (np.zeros((len(rows) + 1, 24), "f4"), call["weights"]))
+            nan = (rows, call["weights"] * np.nan)
+            start = time.monotonic()
+            if comm.rank == n % 3:
+                out, weights = (*wrong, nan)[n // 2]
+                with pytest.raises(InputError, match=r"out must|weights must be finite"):
+                    exchange.combine(out, handle, weights)
+            else:
+                with pytest.raises(PeerInputError, match=f"rank {n % 3} refused"):
+                    exchange.combine(rows, handle, call["weights"])
+            assert time.monotonic() - start < 5
+            one_call(comm, exchange, x, call, 5)
+
+
+@pytest.mark.ranks(3)
+def test_ranks_in_an_exchange_and_in_a_layer(comm):
+    x, call = good(comm.rank)
+    with MoE(CFG, comm) as moe, Exchange(comm, **SHAPE) as exchange, Exchange(comm, **SHAPE) as twin:
+        moe.load(**reference.weights(CFG))
+        y = moe(x)
+        for n in range(6):
+            mine = twin if n >= 3 and comm.rank == (n + 1) % 3 else exchange
+            start = time.monotonic()
+            with pytest.raises(MismatchError):
+                moe(x) if comm.rank == n % 3 else mine.dispatch(x, call["ids"])
+            assert time.monotonic() - start < 5
+            assert same(moe(x), y)
+            one_call(comm, exchange, x, call, 5)
+
+
+@ranks_each(1, 2)
+def test_one_call_at_a_time(comm, world):
+    x, call = good(comm.rank)
+    with MoE(CFG, comm) as moe, Exchange(comm, **SHAPE) as exchange, Exchange(comm, **SHAPE) as twin:
+        moe.load(**reference.weights(CFG))
+        y = moe(x)
+        rows, handle = exchange.dispatch(x, call["ids"])
+        for between in (
+            lambda: exchange.dispatch(x, call["ids"]),
+            lambda: twin.dispatch(x, call["ids"]),
+            lambda: moe(x),
+            lambda: moe.start(x),
+            lambda: twin.combine(rows, handle, call["weights"]),
+        ):
+            with pytest.raises(OpenCallError):
+                between()
+        done = exchange.combine(rows, handle, call["weights"])
+        assert done.shape == x.shape
+        with pytest.raises(OpenCallError):
+            exchange.combine(rows, handle, call["weights"])
+        assert same(moe(x), y)
+
+
+@ranks_each(1, 2)
+def test_closing(comm, world):
+    """Also between the halves of a call: that call is given up on all ranks, and the communicator stays usable."""
+    x, call = good(comm.rank)
+    exchange = Exchange(comm, **SHAPE)
+    one_call(comm, exchange, x, call, 5)
+    exchange.close()
+    exchange.close()
+    with pytest.raises(ClosedError):
+        exchange.dispatch(x, call["ids"])
+    exchange = Exchange(comm, **SHAPE)
+    _, handle = exchange.dispatch(x, call["ids"])
+    exchange.close()
+    with pytest.raises((ClosedError, OpenCallError)):
+        exchange.combine(x, handle, call["weights"])
+    with Exchange(comm, **SHAPE) as again:
+        one_call(comm, again, x, call, 5)
+
+
+@pytest.mark.ranks(2)
+def test_wrong_options(comm):
+    for name, value in {"hidden": 0, "experts": 2.0, "top_k": -1, "max_tokens": True, "timeout": 0.0}.items():
+        if comm.rank == 0:
+            with pytest.raises(InputError, match=f"{name} must be"):
+                Exchange(comm, **{**SHAPE, name: value})
+        else:
+            with pytest.raises(PeerInputError, match="rank 0 refused its arguments"):
+                Exchange(comm, **SHAPE)
+    with pytest.raises(MismatchError):
+        Exchange(comm, **{**SHAPE, "hidden": 24 + comm.rank})
+    with pytest.raises(MismatchError):
+        MoE(CFG, comm) if comm.rank else Exchange(comm, **SHAPE)
+    with pytest.raises(InputError, match="top_k"):
+        Exchange(**{**SHAPE, "top_k": 6})
