@@ -4,7 +4,7 @@ from .. import memory as mem
 from ..compile import jit
 from ..engine import fields as f
 from ..engine import packing, steps
-from ..kernels.cpu import llvm  # noqa: F401  registers the lowerings of memory.py
+
 
 HEARTBEAT_NS = 20_000_000
 
