@@ -5,7 +5,6 @@ from ..compile import jit
 from ..engine import fields as f
 from ..engine import packing, steps
 
-
 HEARTBEAT_NS = 20_000_000
 
 
