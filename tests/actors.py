@@ -371,6 +371,7 @@ class Rank:
         landed = np.zeros((rows + 1, words), np.int64)
         job[f.OUT_ROWS] = landed.ctypes.data
         yield from self.worker(0)
+        self.check_statuses(self.call.ends_early)
         if self.call.ends_early:
             return
         assert rows == counts.sum()
@@ -385,6 +386,13 @@ class Rank:
             halves.give_back(job, st, counts, out.ctypes.data, f.OK)
         yield True
         yield from self.worker(0)
+        self.check_statuses(self.call.broken)
+
+    def check_statuses(self, broken: bool) -> None:
+        """What the other ranks said instead of rows is known by now, and nothing is that they have yet to say."""
+        statuses = self.st[self.job[f.T_STATUS] :][: self.sizes.world]
+        mine = self.call.refuses or self.call.refuses_combine
+        assert mine or bool(statuses.any()) == broken, f"rank {self.me} in call {self.job[f.EPOCH]}: {statuses}"
 
     def check(self) -> None:
         """Every token of a call that came to a result is the sum of its experts' outputs, in the order of choices."""

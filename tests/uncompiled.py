@@ -90,7 +90,8 @@ def runs(draw: st.DrawFn) -> tuple[Sizes, list[list[Call]], int]:
     for _ in range(count):
         kind = draw(st.sampled_from(("fine", "fine", "fine", "refused", "layer", "object", "combine")))
         odd, exchange = int(rng.integers(world)), bool(rng.random() < 0.3)
-        early = kind == "refused" or (kind in ("layer", "object") and world > 1)
+        differ = kind == "object" or (kind == "layer" and not exchange)
+        early = kind == "refused" or (differ and world > 1)
         late = kind == "combine" and exchange
         for r in range(world):
             it = r == odd

@@ -75,6 +75,8 @@ def read_returns(job, st, owner):
     """Take in the tiles that `owner` has returned; True if there were any."""
     seen = st[job[f.T_SEEN_TILES] + owner]
     tail = mem.load_acquire(return_tail_word(job, st, job[f.RANK], owner))
+    # an owner in the second half of an exchange may be ahead: what it says there is for this rank's second half
+    tail = min(tail, seen + returns_due(job, st, owner))
     for tile in range(seen, tail):
         a = return_record(job, st, job[f.RANK], owner, tile)
         rows_are_back(job, st, mem.load(a), mem.load(a + 8))

@@ -8,6 +8,7 @@ from ..compile import jit
 from . import arrivals, combine, dispatch, experts, packing, routing, team
 from . import fields as f
 from .layout import poison_word, progress_word
+from .returns import returns_due
 
 
 @jit
@@ -37,6 +38,9 @@ def unlock(job):
 def finished(job, st):
     """A call ends when own tokens are combined, every announcement is read, and all announced rows are returned."""
     combined = st[f.BLOCKS_LEFT] == 0 or job[f.MODE] == f.MODE_DISPATCH
+    if job[f.MODE] == f.MODE_COMBINE:  # owners that had no rows for this rank still say whether they refused
+        for p in range(job[f.WORLD]):
+            combined = combined and (p == job[f.RANK] or returns_due(job, st, p) == 0)
     return combined and st[f.UNREAD] == 0 and st[f.OWED] == 0 and st[f.UNSENT] == 0
 
 
