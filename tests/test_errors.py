@@ -224,7 +224,7 @@ def test_refused_in_a_started_call(comm):
 def test_ranks_in_different_calls(comm):
     """Another layer, another object, another top_k or width: a mismatch on every rank, and all work afterwards."""
     mine = good(comm.rank)
-    other_cfg = replace(CFG, hidden=24, top_k=3)
+    other_cfg = replace(CFG, hidden=24, top_k=3, experts=11)
     other_w = reference.weights(other_cfg)
     other_call = {"x": tokens(other_cfg, 11, seed=comm.rank)}
     with made(comm) as moe, made(comm) as twin, MoE(other_cfg, comm) as other:

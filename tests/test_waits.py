@@ -33,8 +33,8 @@ def signal_me(what, after):
 
 
 def ended(job):
-    """Every rank came to its end; a launcher may be told that a call had failed, even where that was caught."""
-    assert job.code in (0, 86), job.out
+    """The job came to its end by itself; it may say that a call had failed, even where the ranks caught that."""
+    assert job.code in (0, 86, 9), job.out  # 9: a rank that was taken down by another one's end
 
 
 def said(job, rank, pattern):
@@ -85,7 +85,7 @@ leave("end")
     for word in ("rank 0 waited 3", "timeout 0.3 s", "for rank 1", "in epoch 2", "its announcement of epoch 2"):
         assert word in error
     assert "last seen of it: epoch 1" in error
-    assert "unusable: WaitTimeout: rank 0 waited" in said(job, 0, "closed")
+    assert re.search("WaitTimeout: rank 0 waited .* unusable", said(job, 0, "closed"))
     assert "rank 0 gave up in epoch 2 because a wait ran out" in said(job, 1, "poisoned")
     assert job.lines(0)[-1] == "end"
 
@@ -337,6 +337,8 @@ def broken(job, state, number):
     raise ZeroDivisionError("a worker's")
 if rank == 1:
     workers.work = broken
+else:
+    time.sleep(0.5)  # rank 1 fails while it waits for this rank
 start = time.monotonic()
 try:
     moe(x)
@@ -355,7 +357,7 @@ leave("end")
 
 def test_the_helper_itself_kills_at_its_limit(tmp_path):
     start = time.monotonic()
-    job = run_job(tmp_path, 2, "say('here'); time.sleep(60)", timeout=6)
+    job = run_job(tmp_path, 2, "say('here'); time.sleep(60)", timeout=3)
     assert time.monotonic() - start < 20
     assert job.code is None
     assert job.lines(1) == ["here"]

@@ -150,6 +150,15 @@ def busy_calls(exchange: bool = False, least: int = 9) -> list[list[Call]]:
     return [[Call(ids, exchange=exchange) for ids in mine] for mine in some]
 
 
+def refused_halves() -> list[list[Call]]:
+    """Exchanges, in every second one of which a rank refuses the second half."""
+    calls = busy_calls(exchange=True, least=0)
+    for n in range(0, 8, 2):
+        for r, mine in enumerate(calls):
+            mine[n] = replace(mine[n], refuses_combine=r == n % 3, broken=True)
+    return calls
+
+
 def play_all(calls: list[list[Call]], **changes: Any) -> None:
     """Several orders of one set of calls."""
     for seed in range(6):
@@ -165,6 +174,7 @@ def play_busy() -> None:
 def test_busy_calls():
     play_busy()
     play_all(busy_calls(exchange=True))
+    play_all(refused_halves(), ring=30)
 
 
 # ---- the watch itself: with an invariant taken away, it must speak up -----------------------------------------------
