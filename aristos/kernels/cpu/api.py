@@ -127,7 +127,7 @@ def _bias(name: str, value: Any, n: int) -> np.ndarray:
 @jit
 def _spin(a, b, c, k, times):
     for _ in range(times):
-        block(ROWS, a, 0, b, c, 0, k, 0)
+        block(ROWS, a, 0, b, c, 0, k, 0, b, 0)
 
 
 def gemm_peak(seconds: float = 0.3) -> float:

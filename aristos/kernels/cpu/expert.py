@@ -37,14 +37,14 @@ def hidden_chunk(m, x, up, gate, up_bias, gate_bias, code, hidden, f0, columns, 
                 if k0 == 0:
                     fill_rows(m, h, j, up_bias + FLOAT * (f0 + j), NR)
                 carry = 1
-            panel_rows(m, x, k0, up + offset, h, j, count, carry)
+            panel_rows(m, x, k0, up + offset, h, j, count, carry, up + offset + FLOAT * NR * hidden)
             if gate != 0:
                 carry = k0
                 if gate_bias != 0:
                     if k0 == 0:
                         fill_rows(m, g, j, gate_bias + FLOAT * (f0 + j), NR)
                     carry = 1
-                panel_rows(m, x, k0, gate + offset, g, j, count, carry)
+                panel_rows(m, x, k0, gate + offset, g, j, count, carry, gate + offset + FLOAT * NR * hidden)
     activate_rows(m, gate != 0, code, columns, pitch, h, g)
 
 
@@ -96,7 +96,8 @@ def down_columns(m, activations, y, weights, ffn, first, last, tables):
             fill_rows(m, y, j, down_bias + FLOAT * j, NR)
         for k0 in range(0, ffn, KC):
             carry = 1 if down_bias != 0 else k0
-            panel_rows(m, tables, k0, down + FLOAT * (j * ffn + k0 * NR), y, j, min(KC, ffn - k0), carry)
+            panel = down + FLOAT * (j * ffn + k0 * NR)
+            panel_rows(m, tables, k0, panel, y, j, min(KC, ffn - k0), carry, panel + FLOAT * NR * ffn)
 
 
 @jit
@@ -124,5 +125,6 @@ def expert_rows(m, x, y, weights, code, hidden, ffn, scratch):
         columns = (count + NR - 1) // NR * NR
         hidden_chunk(m, x, up, gate, up_bias, gate_bias, code, hidden, f0, columns, pitch, h, g)
         for j in range(0, hidden, NR):
-            panel_rows(m, h, 0, down + FLOAT * (j * ffn + f0 * NR), y, j, count, carry)
+            panel = down + FLOAT * (j * ffn + f0 * NR)
+            panel_rows(m, h, 0, panel, y, j, count, carry, panel + FLOAT * NR * ffn)
         carry = 1

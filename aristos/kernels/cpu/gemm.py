@@ -14,20 +14,22 @@ from .llvm import LANES, NR, ROWS, VECTORS
 
 FLOAT = 4  # bytes
 KC = 1024  # k a pass: the block of A that a pass reads stays in the second-level cache
+AHEAD_GROUPS = 4  # groups of rows a panel must serve before the next one is asked for meanwhile
 
 _kernels = [llvm.micro_kernel(i + 1, VECTORS) for i in range(6)]
 _narrow = [llvm.micro_kernel(i + 1, 1, stride=LANES) for i in range(6)]
 
 
-def block(rows, a, ka, b, c, jc, count, carry):
+def block(rows, a, ka, b, c, jc, count, carry, ahead, pace):
     """C[i, jc:jc+NR] (+)= A[i, ka:ka+count] x panel, for 1 to 6 rows; `carry` nonzero goes on from C.
 
     a, c: addresses of arrays of row addresses; b: address of the panel at ka; jc: first column of C.
+    While it computes it asks for the lines from `ahead` on, `pace` bytes further with every k.
     """
     _plain_block(rows, a, ka, b, c, jc, count, carry, NR)
 
 
-def narrow_block(rows, a, ka, b, c, jc, count, carry):
+def narrow_block(rows, a, ka, b, c, jc, count, carry, ahead, pace):
     """`block` with panels of LANES columns, for a router's few experts."""
     _plain_block(rows, a, ka, b, c, jc, count, carry, LANES)
 
@@ -46,37 +48,44 @@ def _plain_block(rows, a, ka, b, c, jc, count, carry, width):
 def _choose(kernels):
     one, two, three, four, five, six = kernels
 
-    def implementation(rows, a, ka, b, c, jc, count, carry):
+    def implementation(rows, a, ka, b, c, jc, count, carry, ahead, pace):
         if rows == 6:
-            six(a, ka, b, c, jc, count, carry)
+            six(a, ka, b, c, jc, count, carry, ahead, pace)
         elif rows == 5:
-            five(a, ka, b, c, jc, count, carry)
+            five(a, ka, b, c, jc, count, carry, ahead, pace)
         elif rows == 4:
-            four(a, ka, b, c, jc, count, carry)
+            four(a, ka, b, c, jc, count, carry, ahead, pace)
         elif rows == 3:
-            three(a, ka, b, c, jc, count, carry)
+            three(a, ka, b, c, jc, count, carry, ahead, pace)
         elif rows == 2:
-            two(a, ka, b, c, jc, count, carry)
+            two(a, ka, b, c, jc, count, carry, ahead, pace)
         else:
-            one(a, ka, b, c, jc, count, carry)
+            one(a, ka, b, c, jc, count, carry, ahead, pace)
 
     return implementation
 
 
-overload(block)(lambda rows, a, ka, b, c, jc, count, carry: _choose(_kernels))
-overload(narrow_block)(lambda rows, a, ka, b, c, jc, count, carry: _choose(_narrow))
+overload(block)(lambda rows, a, ka, b, c, jc, count, carry, ahead, pace: _choose(_kernels))
+overload(narrow_block)(lambda rows, a, ka, b, c, jc, count, carry, ahead, pace: _choose(_narrow))
 
 
 @jit
-def panel_rows(m, a, ka, b, c, jc, count, carry):
-    """`block` for any number of rows: m is cut into groups of nearly equal size, at most ROWS each."""
+def panel_rows(m, a, ka, b, c, jc, count, carry, ahead):
+    """`block` for any number of rows: m is cut into groups of nearly equal size, at most ROWS each.
+
+    ahead: address of the panel that is wanted next; each group asks for its share of it, if there are enough groups
+    (with few, a panel is read from memory faster than it is used, and asking costs more than it saves).
+    """
     groups = (m + ROWS - 1) // ROWS
     size = m // groups
     larger = m - size * groups
+    pace = (FLOAT * NR + groups - 1) // groups
+    if groups < AHEAD_GROUPS:
+        ahead, pace = b, 0
     i = 0
     for g in range(groups):
         rows = size + 1 if g < larger else size
-        block(rows, a + 8 * i, ka, b, c + 8 * i, jc, count, carry)
+        block(rows, a + 8 * i, ka, b, c + 8 * i, jc, count, carry, ahead + g * pace * count, pace)
         i += rows
 
 
@@ -87,7 +96,7 @@ def narrow_rows(m, a, k, panels, b, c):
         i = 0
         while i < m:
             rows = min(6, m - i)
-            narrow_block(rows, a + 8 * i, 0, b + FLOAT * j * k * LANES, c + 8 * i, j * LANES, k, 0)
+            narrow_block(rows, a + 8 * i, 0, b + FLOAT * j * k * LANES, c + 8 * i, j * LANES, k, 0, b, 0)
             i += rows
 
 

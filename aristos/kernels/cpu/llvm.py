@@ -225,9 +225,11 @@ def _loop(builder, start_values, count, body):
 def micro_kernel(rows, vectors, lanes=LANES, stride=NR):
     """Emit the kernel for `rows` x (`vectors` * `lanes`) outputs, each one chain of fused multiply-adds in k order.
 
-    The compiled call is kernel(a, ka, b, c, jc, count, carry): `a` and `c` are addresses of arrays of row addresses,
-    `ka` the first k (in elements) of the rows of A, `b` the address of a packed panel (stride columns) at that k,
-    `jc` the first column of C, `count` >= 1 the number of k, `carry` nonzero to go on from what C holds.
+    The compiled call is kernel(a, ka, b, c, jc, count, carry, ahead, pace): `a` and `c` are addresses of arrays of row
+    addresses, `ka` the first k (in elements) of the rows of A, `b` the address of a packed panel (stride columns) at
+    that k, `jc` the first column of C, `count` >= 1 the number of k, `carry` nonzero to go on from what C holds. With
+    every k it asks for the cache line at `ahead`, which moves on by `pace` bytes: a burst of such requests would hold
+    up the loads that are needed now.
     """
     vector = ir.VectorType(F32, lanes)
     spread = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
@@ -235,8 +237,12 @@ def micro_kernel(rows, vectors, lanes=LANES, stride=NR):
     name = f"llvm.fma.v{lanes}f32"
 
     def codegen(context, builder, signature, args):
-        a, ka, b, c, jc, count, carry = args
+        a, ka, b, c, jc, count, carry, ahead, pace = args
         fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+        byte = ir.IntType(8).as_pointer()
+        prefetch = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32]), "llvm.prefetch.p0"
+        )
         floats = F32.as_pointer()
 
         def row(table, i, first):
@@ -266,6 +272,8 @@ def micro_kernel(rows, vectors, lanes=LANES, stride=NR):
             start.append(phi)
 
         def body(k, sums):
+            line = builder.inttoptr(builder.add(ahead, builder.mul(k, pace)), byte)
+            builder.call(prefetch, [line, I32(0), I32(3), I32(1)])  # data, to read, into every level
             first = builder.mul(k, I64(stride))
             columns = [
                 builder.load(vector_at(panel, builder.add(first, I64(j * lanes))), align=4) for j in range(vectors)
@@ -282,8 +290,8 @@ def micro_kernel(rows, vectors, lanes=LANES, stride=NR):
             builder.store(value, place, align=4)
         return context.get_dummy_value()
 
-    def typed(typingctx, a, ka, b, c, jc, count, carry):
-        return types.void(*[types.int64] * 7), codegen
+    def typed(typingctx, a, ka, b, c, jc, count, carry, ahead, pace):
+        return types.void(*[types.int64] * 9), codegen
 
     typed.__name__ = f"micro_{rows}x{vectors * lanes}"
     return intrinsic(typed)
