@@ -204,9 +204,9 @@ def test_micro_kernel_on_any_number_of_rows(rows):
         c = aligned((rows, llvm.NR))
         c[:] = 1e9
         at_a, at_c, panel = addresses(a), addresses(c), pack(b)
-        gemm.panel_rows(rows, at_a.ctypes.data, 0, panel.ctypes.data, at_c.ctypes.data, 0, k, 0)
+        gemm.panel_rows(rows, at_a.ctypes.data, 0, panel.ctypes.data, at_c.ctypes.data, 0, k, 0, panel.ctypes.data)
         assert np.array_equal(c, a @ b)
-        gemm.panel_rows(rows, at_a.ctypes.data, 0, panel.ctypes.data, at_c.ctypes.data, 0, k, 1)
+        gemm.panel_rows(rows, at_a.ctypes.data, 0, panel.ctypes.data, at_c.ctypes.data, 0, k, 1, panel.ctypes.data)
         assert np.array_equal(c, 2 * (a @ b))
 
 
@@ -233,6 +233,7 @@ def test_sums_carried_over_passes_equal_one_chain():
                         0,
                         k1 - k0,
                         k0,
+                        panel.ctypes.data,
                     )
             results.append(c.copy())
     assert all(same(r, results[0]) for r in results)
