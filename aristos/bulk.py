@@ -100,7 +100,7 @@ class Bulk:
         offset = st[job[f.T_OFFSET] :][: int(job[f.EXPERTS]) + 1]
         by_slot = np.diff(offset)
         tell, told = np.zeros((world, width), np.int64), np.zeros((world, width), np.int64)
-        head = [job[f.EPOCH], job[f.OBJECT], job[f.LAYER], job[f.ROW_BYTES], job[f.TOP_K], st[f.STATUS]]
+        head = [job[f.OBJECT], job[f.LAYER], job[f.ROW_BYTES], job[f.TOP_K], st[f.STATUS]]
         for p in range(world):
             tell[p, : len(head)] = head
             tell[p, f.ANNOUNCE_WORDS :][: start[p + 1] - start[p]] = by_slot[start[p] : start[p + 1]]
@@ -108,7 +108,7 @@ class Bulk:
             told = tell
         else:
             self._blocking(job, st, "Alltoall of counts", lambda comm: comm.Alltoall(tell, told))
-        same = (told[:, 1:5] == tell[me, 1:5]).all(1)
+        same = (told[:, : f.A_STATUS] == tell[me, : f.A_STATUS]).all(1)
         statuses = np.where(same, told[:, f.A_STATUS], f.MISMATCH)
         st[job[f.T_STATUS] :][:world] = statuses
         if not same.all():  # nobody can run rows of another layer: exchange none, then all raise

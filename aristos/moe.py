@@ -16,7 +16,7 @@ from .collective import Collective, check_common, explain_ids, routing_arrays, s
 from .config import MoEConfig
 from .engine import fields as f
 from .engine import routing, team
-from .engine.layout import WindowLayout
+from .engine.layout import window_bytes
 from .errors import AristosError, InputError, OpenCallError
 from .kernels.cpu.activation import CODES
 from .kernels.cpu.expert import scratch_bytes
@@ -183,7 +183,7 @@ class MoE(Collective):
         Rings (a source's rows of one call, at most 64 MiB over all sources or 64 rows each) + return rows (max_tokens
         * top_k) + words; skew does not change it, nor does the number of layers.
         """
-        return WindowLayout.of(shape_of(world, Placement(placement, cfg.experts, world), **_shape(cfg))).nbytes
+        return window_bytes(shape_of(world, Placement(placement, cfg.experts, world), **_shape(cfg)))
 
     # ------------------------------------------------------------ calls
 

@@ -21,7 +21,7 @@ from aristos import memory
 from aristos.engine import arrivals, combine, experts, packing, steps, team
 from aristos.engine import exchange as halves
 from aristos.engine import fields as f
-from aristos.engine.layout import LINE, Shape, StateLayout, WindowLayout
+from aristos.engine.layout import LINE, PairLayout, Shape, StateLayout, lines, region, window_bytes
 from aristos.placement import Placement
 
 FIRST = 1 << 60  # addresses from here on are windows; all others are this process's own
@@ -53,8 +53,9 @@ class Cell:
 class Machine:
     """Windows, clocks, and the actor that runs now. `memory_functions` puts it under the steps."""
 
-    def __init__(self, layout: WindowLayout, ranks: int, workers: int) -> None:
-        self.layout, self.workers = layout, workers
+    def __init__(self, shape: Shape, ranks: int, workers: int) -> None:
+        self.shape, self.layout, self.workers = shape, PairLayout.of(shape), workers
+        self.returns, self.nbytes = lines(shape.returns), window_bytes(shape)
         self.cells: dict[int, Cell] = {}
         self.released: dict[int, list[int]] = {}
         actors = ranks * workers
@@ -73,14 +74,18 @@ class Machine:
         rank, offset = divmod(address - FIRST, FAR)
         if offset >= PRIVATE:
             return f"activations+{offset - PRIVATE} of rank {rank}"
-        names = [n for n in vars(self.layout) if n not in ("nbytes", "announce_step")]
-        region = max((n for n in names if getattr(self.layout, n) <= offset), key=lambda n: getattr(self.layout, n))
-        return f"{region}+{offset - getattr(self.layout, region)} of rank {rank}"
+        if offset < self.returns:
+            return f"return rows+{offset} of rank {rank}"
+        pair, offset = divmod(offset - self.returns, self.layout.nbytes)
+        starts = {"words": 0, **vars(self.layout)}
+        del starts["nbytes"], starts["announce_step"]
+        name = max((n for n in starts if starts[n] <= offset), key=starts.__getitem__)
+        return f"{name}+{offset - starts[name]} from rank {pair + (pair >= rank)} at rank {rank}"
 
     def cell(self, address: int) -> Cell:
         assert address % WORD == 0
         offset = (address - FIRST) % FAR
-        assert offset < self.layout.nbytes or offset >= PRIVATE, f"{self.where(address)} is outside the window"
+        assert offset < self.nbytes or offset >= PRIVATE, f"{self.where(address)} is outside the window"
         return self.cells.setdefault(address, Cell())
 
     def ordered(self, actor: int, clock: int) -> bool:
@@ -109,12 +114,12 @@ class Machine:
         """Each word has one writing rank; each return row one in a call."""
         if cell.rank is None:
             cell.rank = self.rank
-        elif cell.rank != self.rank or self.layout.return_rows <= (address - FIRST) % FAR < PRIVATE:
+        elif cell.rank != self.rank or (address - FIRST) % FAR < self.returns:
             raise Race(f"rank {self.rank} writes {self.where(address)}, which rank {cell.rank} has written")
 
     def forget_returns(self, rank: int) -> None:
         """A new call of `rank` begins: its return rows may have other writers, and must be written again."""
-        for offset in range(self.layout.return_rows, self.layout.nbytes, WORD):
+        for offset in range(0, self.returns, WORD):
             cell = self.cells.get(self.base(rank) + offset)
             if cell is not None:
                 cell.rank = None
@@ -241,7 +246,12 @@ class Rank:
         e = len(sizes.placement)
         self.job, self.st = np.zeros(f.JOB_WORDS + e + sizes.world + 1, np.int64), np.zeros(tables.words, np.int64)
         self.lock = np.zeros(1, np.int64)
-        self.st[tables.starts[f.T_BASE] :][: sizes.world] = [machine.base(r) for r in range(sizes.world)]
+        for p in range(sizes.world):
+            self.st[tables.starts[f.T_RETURNS] + p] = machine.base(p)
+            if p != me:
+                self.st[tables.starts[f.T_TO] + p] = machine.base(p) + region(shape, p, me)
+                for table in (f.T_FROM, f.T_WORDS):
+                    self.st[tables.starts[table] + p] = machine.base(me) + region(shape, me, p)
         self.fill(tables, shape)
         self.outputs: list[dict[int, list[tuple[float, list[int]]]]] = []
 
@@ -431,7 +441,7 @@ def play(sizes: Sizes, calls: list[list[Call]], seed: int) -> Machine:
     Raises Race, Deadlock, or AssertionError for a wrong output.
     """
     chance = random.Random(seed)
-    machine = Machine(WindowLayout.of(shape_of(sizes)), sizes.world, sizes.workers)
+    machine = Machine(shape_of(sizes), sizes.world, sizes.workers)
     ranks: list[Rank] = []
 
     def expert_rows(rows: int, x: int, y: int, weights: Any, *_: Any) -> None:

@@ -21,21 +21,8 @@ from aristos import reference
 from aristos.collective import shape_of
 from aristos.engine import fields as f
 from aristos.engine import layout
-from aristos.engine.layout import LINE, Shape, StateLayout, WindowLayout, lines
+from aristos.engine.layout import LINE, PairLayout, Shape, StateLayout, lines, region, window_bytes
 from aristos.placement import Placement
-
-REGIONS = (
-    "poison",
-    "progress",
-    "announce",
-    "tail",
-    "credit",
-    "return_tail",
-    "records",
-    "return_records",
-    "ring",
-    "return_rows",
-)
 
 
 @st.composite
@@ -55,17 +42,23 @@ def shapes(draw: st.DrawFn, most_ranks: int = 8) -> Shape:
 
 
 @given(shapes())
-def test_regions_follow_each_other(shape):
-    """In the documented order, each on a line of its own, the last one ending with the window."""
-    w = WindowLayout.of(shape)
-    starts = [getattr(w, name) for name in REGIONS]
-    assert starts[0] == 0
+def test_parts_of_a_region_follow_each_other(shape):
+    """In the documented order, each on a line of its own; the regions and the return rows fill the window."""
+    w = PairLayout.of(shape)
+    starts = [w.announce, w.announce + w.announce_step, w.records, w.return_records, w.ring, w.nbytes]
     assert starts == sorted(starts)
-    assert all(at % LINE == 0 for at in [*starts, w.nbytes, w.announce_step])
-    assert w.nbytes - w.return_rows == shape.return_rows * shape.stride
-    assert w.return_rows - w.ring == (shape.world - 1) * shape.ring_rows * shape.stride
+    assert all(at % LINE == 0 for at in starts)
+    assert starts[0] >= 8 * (f.RETURN_TAIL + 1)
+    assert w.nbytes - w.ring == shape.ring_rows * shape.stride
     assert w.announce_step >= 8 * (f.ANNOUNCE_WORDS + shape.max_local)
-    assert f.A_ROWS < f.ANNOUNCE_WORDS
+    assert f.A_FIRST < f.ANNOUNCE_WORDS
+    ends = [
+        region(shape, rank, source) + w.nbytes
+        for rank in range(shape.world)
+        for source in range(shape.world)
+        if source != rank
+    ]
+    assert max(ends, default=lines(shape.returns)) == window_bytes(shape)
 
 
 @given(shapes(), st.integers(1, 4))
@@ -76,7 +69,7 @@ def test_tables_of_the_state_do_not_overlap(shape, workers):
     for (_, end, _), (start, _, _) in pairwise(taken):
         assert end <= start
     assert taken[-1][1] <= s.words
-    assert set(s.starts) == set(range(f.T_BASE, f.SLOT_OF)) - {f.T_COMMAND_STEP}, "a table of the job without a place"
+    assert set(s.starts) == set(range(f.T_TO, f.SLOT_OF)) - {f.T_COMMAND_STEP}, "a table of the job without a place"
     assert s.command_words >= f.C_LISTS + 192 * (2 + f.PART_WORDS)
 
 
@@ -86,17 +79,22 @@ def plain(function: Any) -> Any:
 
 
 class Addresses:
-    """A job and the state of one rank, with windows at numbers far apart: rank r's begins at (r + 1) * 2^40."""
+    """A job and the state of rank `me`, with windows at numbers far apart: rank r's begins at (r + 1) * 2^40."""
 
-    def __init__(self, shape: Shape) -> None:
-        self.shape, self.layout = shape, WindowLayout.of(shape)
+    def __init__(self, shape: Shape, me: int) -> None:
+        self.shape = shape
         tables = StateLayout(shape, 1, 8)
         self.job, self.st = np.zeros(f.JOB_WORDS, np.int64), np.zeros(tables.words, np.int64)
-        self.layout.fill(self.job)
+        PairLayout.of(shape).fill(self.job)
         tables.fill(self.job)
         self.job[f.STRIDE], self.job[f.RING_ROWS], self.job[f.SLOTS] = shape.stride, shape.ring_rows, shape.slots
         self.job[f.RETURN_STRIDE] = shape.stride
-        self.st[tables.starts[f.T_BASE] :][: shape.world] = [(r + 1) << 40 for r in range(shape.world)]
+        for p in range(shape.world):
+            self.st[tables.starts[f.T_RETURNS] + p] = (p + 1) << 40
+            if p != me:
+                self.st[tables.starts[f.T_TO] + p] = ((p + 1) << 40) + region(shape, p, me)
+                self.st[tables.starts[f.T_FROM] + p] = ((me + 1) << 40) + region(shape, me, p)
+        self.st[tables.starts[f.T_WORDS] :][: shape.world] = self.st[tables.starts[f.T_FROM] :][: shape.world]
 
     def of(self, name: str, *where: int) -> tuple[int, int]:
         """(rank whose window it is, offset there)."""
@@ -115,18 +113,15 @@ def written(a: Addresses, me: int, row_writers: np.ndarray) -> Iterator[tuple[st
             yield "return_row", p, a.of("return_row", p, packed), s.stride
         if p == me:
             continue
-        yield "poison", p, a.of("poison_word", p, me), 24
-        yield "progress", p, a.of("progress_word", p, me), 16
+        for word in range(f.RETURN_TAIL + 1):
+            yield "word", p, a.of("word_to", p, word), 8
         for epoch in (6, 7):
-            yield "announce", p, a.of("announcement", p, me, epoch), 8 * (f.ANNOUNCE_WORDS + s.max_local)
-        yield "tail", p, a.of("tail_word", p, me), 8
-        yield "credit", p, a.of("credit_word", p, me), 8
-        yield "return_tail", p, a.of("return_tail_word", p, me), 8
+            yield "announcement", p, a.of("announcement_to", p, epoch), 8 * (f.ANNOUNCE_WORDS + s.max_local)
         for tile in range(s.slots):
-            yield "records", p, a.of("record", p, me, 5 * s.slots + tile), layout.RECORD_BYTES
-            yield "return_records", p, a.of("return_record", p, me, tile), layout.RETURN_RECORD_BYTES
+            yield "record", p, a.of("record_to", p, 5 * s.slots + tile), layout.RECORD_BYTES
+            yield "return_record", p, a.of("return_record_to", p, tile), layout.RETURN_RECORD_BYTES
         for row in range(s.ring_rows):
-            yield "ring", p, a.of("ring_row", p, me, 3 * s.ring_rows + row), s.stride
+            yield "ring", p, a.of("ring_row_to", p, 3 * s.ring_rows + row), s.stride
 
 
 @settings(max_examples=60)
@@ -135,38 +130,47 @@ def test_every_byte_has_one_writer(shape, random):
     """Enumerate (source, target, offset) for random owners of the packed rows: no byte is written by two, or for two
     ends.
     """
-    a = Addresses(shape)
     owners = np.array([[random.randrange(shape.world) for _ in range(shape.return_rows)] for _ in range(shape.world)])
     spans: dict[int, list[tuple[int, int, int, str]]] = {r: [] for r in range(shape.world)}
-    words: dict[tuple[int, int], set[int]] = {}
+    lines_of: dict[tuple[int, int], set[int]] = {}
     for me in range(shape.world):
-        for what, target, (rank, offset), nbytes in written(a, me, owners):
+        for what, target, (rank, offset), nbytes in written(Addresses(shape, me), me, owners):
             assert rank == target, f"{what} of rank {me} lies with rank {rank}, not {target}"
-            region = getattr(a.layout, {"return_row": "return_rows"}.get(what, what))
-            following = [getattr(a.layout, n) for n in REGIONS if getattr(a.layout, n) > region]
-            assert region <= offset
-            assert offset + nbytes <= min([*following, a.layout.nbytes]), f"{what} leaves its region"
+            assert 0 <= offset <= window_bytes(shape) - nbytes, f"{what} leaves the window"
             spans[rank].append((offset, offset + nbytes, me, what))
-            if what in ("poison", "progress", "announce", "tail", "credit", "return_tail"):
-                for line in range(offset // LINE, -(-(offset + nbytes) // LINE)):
-                    words.setdefault((rank, line), set()).add(me)
+            for line in range(offset // LINE, -(-(offset + nbytes) // LINE)):
+                lines_of.setdefault((rank, line), set()).add(me)
     for taken in spans.values():
         taken.sort()
         for (_, end, a_writer, a_what), (start, _, b_writer, b_what) in pairwise(taken):
             assert end <= start, f"{a_what} of rank {a_writer} and {b_what} of rank {b_writer} overlap"
-    assert all(len(writers) == 1 for writers in words.values()), "two writers share a line of words"
+    assert all(len(writers) == 1 for writers in lines_of.values()), "two writers share a line"
+
+
+@given(shapes(), st.integers(0, 1000))
+def test_what_one_writes_is_where_the_other_reads(shape, number):
+    if shape.world == 1:
+        return
+    writer, reader = Addresses(shape, 1), Addresses(shape, 0)
+    for name in ("word", "announcement", "record", "return_record", "ring_row"):
+        n = number % 7 if name == "word" else number
+        assert writer.of(f"{name}_to", 0, n) == reader.of(f"{name}_from", 1, n), name
 
 
 @given(shapes(), st.integers(0, 1000))
 def test_rings_and_records_use_all_their_places_in_turn(shape, first):
     if shape.world == 1:
         return
-    a = Addresses(shape)
-    for name, places in (("ring_row", shape.ring_rows), ("record", shape.slots), ("return_record", shape.slots)):
-        found = [a.of(name, 1, 0, first + i) for i in range(2 * places)]
+    a = Addresses(shape, 0)
+    for name, places in (
+        ("ring_row_to", shape.ring_rows),
+        ("record_to", shape.slots),
+        ("return_record_to", shape.slots),
+    ):
+        found = [a.of(name, 1, first + i) for i in range(2 * places)]
         assert len(set(found)) == places
         assert found[:places] == found[places:]
-    even, odd, next_even = (a.of("announcement", 1, 0, 10 + e) for e in range(3))
+    even, odd, next_even = (a.of("announcement_to", 1, 10 + e) for e in range(3))
     assert even != odd
     assert even == next_even
 
@@ -179,7 +183,7 @@ def test_a_union_serves_both(a, b):
     assert both.union(a) == both
     for name in ("ring_rows", "stride", "return_rows", "max_local", "experts", "max_tokens", "returns"):
         assert getattr(both, name) == max(getattr(a, name), getattr(b, name))
-    assert WindowLayout.of(both).nbytes >= max(WindowLayout.of(a).nbytes, WindowLayout.of(b).nbytes)
+    assert window_bytes(both) >= max(window_bytes(a), window_bytes(b))
     assert a.union(a) == a
     assert both.union(b) == both
 
@@ -212,9 +216,9 @@ def stated_bytes(cfg: aristos.MoEConfig, world: int, placement: list[int] | None
     sources = max(1, world - 1)
     ring = min(cfg.max_tokens * min(cfg.top_k, max(1, held)), max(64, (64 << 20) // (sources * stride)))
     ring = ring if world > 1 else 1
-    words = world * LINE * 5 + 2 * world * lines(8 * (8 + max(1, held)))
-    records = 2 * lines(world * (ring + 1) * 32)
-    return words + records + (world - 1) * ring * stride + cfg.max_tokens * cfg.top_k * stride
+    words = LINE + 2 * lines(8 * (8 + max(1, held)))
+    records = 2 * lines((ring + 1) * 32)
+    return (world - 1) * (words + records + ring * stride) + cfg.max_tokens * cfg.top_k * stride
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8, 64])
@@ -241,9 +245,8 @@ def test_windows_are_as_large_as_stated_whatever_the_skew_and_the_layers(comm, w
     for placement in (None, [world - 1] * 5):
         with rings_of(None), MoE(cfg, comm, layers=32, placement=placement) as moe:
             runtime = moe._runtime
-            assert runtime.layout.nbytes == MoE.memory(cfg, world, placement)
+            assert runtime._window.nbytes == MoE.memory(cfg, world, placement)
             window, version = runtime._window, runtime.version
-            assert window.nbytes == runtime.layout.nbytes
             for layer in range(32):
                 moe.load(layer, **w)
             for n in range(64):
@@ -254,7 +257,7 @@ def test_windows_are_as_large_as_stated_whatever_the_skew_and_the_layers(comm, w
             assert (runtime._window, runtime.version) == (window, version)
             with MoE(replace(cfg, hidden=400), comm, placement=placement):
                 assert runtime.version > version
-                assert runtime.layout.nbytes == MoE.memory(replace(cfg, hidden=400), world, placement)
+                assert runtime._window.nbytes == MoE.memory(replace(cfg, hidden=400), world, placement)
 
 
 @pytest.mark.ranks(2)

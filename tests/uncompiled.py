@@ -21,7 +21,6 @@ from aristos import compile as compiling
 from aristos import reference
 from aristos.engine import arrivals, dispatch, experts, layout, packing, returns, steps, team
 from aristos.engine import fields as f
-from aristos.engine.layout import WindowLayout
 
 pytestmark = pytest.mark.skipif(
     not getattr(config, "DISABLE_JIT", False), reason="for a process with NUMBA_DISABLE_JIT=1"
@@ -220,9 +219,9 @@ def tail_before_record(monkeypatch):
 
 def one_announcement_buffer(monkeypatch):
     """Announcements of all epochs in one place."""
-    for module in (packing, arrivals):
-        real = layout.announcement
-        monkeypatch.setattr(module, "announcement", lambda job, st, t, s, epoch, real=real: real(job, st, t, s, 0))
+    for module, name in ((packing, "announcement_to"), (arrivals, "announcement_from")):
+        real = getattr(layout, name)
+        monkeypatch.setattr(module, name, lambda job, st, peer, epoch, real=real: real(job, st, peer, 0))
 
 
 def leave_with_rows_owed(monkeypatch):
@@ -236,7 +235,7 @@ def rows_freed_before_they_are_read(monkeypatch):
 
     def eager(job, st, source):
         real(job, st, source)
-        word = layout.credit_word(job, st, source, job[f.RANK])
+        word = layout.word_to(job, st, source, f.CREDIT)
         aristos.memory.store_release(word, st[job[f.T_READ_ROWS] + source])
 
     monkeypatch.setattr(arrivals, "read_record", eager)
@@ -285,14 +284,14 @@ def tokens_combined_early(monkeypatch):
 
 def no_word_to_ranks_without_rows(monkeypatch):
     """Ranks that get no rows are not told so."""
-    real = packing.announcement
+    real = packing.word_to
 
-    def some(job, st, target, source, epoch):
+    def some(job, st, target, word):
         if st[job[f.T_ROWS_TO] + target] == 0:
             return NOWHERE.ctypes.data
-        return real(job, st, target, source, epoch)
+        return real(job, st, target, word)
 
-    monkeypatch.setattr(packing, "announcement", some)
+    monkeypatch.setattr(packing, "word_to", some)
 
 
 NOWHERE = np.zeros(64, np.int64)
@@ -333,9 +332,10 @@ def test_the_watch_sees(monkeypatch, take_away):
 
 
 def test_a_second_writer_is_seen():
-    machine = Machine(WindowLayout.of(shape_of(BUSY)), 2, 1)
+    machine = Machine(shape_of(BUSY), 2, 1)
+    word = machine.base(0) + layout.region(shape_of(BUSY), 0, 1)
     with machine.memory_functions():
-        aristos.memory.store(machine.base(0) + 64, 1)
+        aristos.memory.store(word, 1)
         machine.actor = 1
         with pytest.raises(Race, match="which rank 0 has written"):
-            aristos.memory.store(machine.base(0) + 64, 2)
+            aristos.memory.store(word, 2)

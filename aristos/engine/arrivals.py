@@ -7,16 +7,16 @@ All under the rank's lock. Reading changes only this rank's tables; what it free
 from .. import memory as mem
 from ..compile import jit
 from . import fields as f
-from .layout import announcement, poison_word, record, return_record, return_tail_word, tail_word
+from .layout import announcement_from, record_from, return_record_from, word_from
 from .returns import finish_record, returns_due, rows_are_back
 
 
 @jit
 def read_announcement(job, st, source):
     """Take in `source`'s announcement of this epoch, if it is there."""
-    a = announcement(job, st, job[f.RANK], source, job[f.EPOCH])
-    if mem.load_acquire(a + 8 * f.A_EPOCH) != job[f.EPOCH]:
+    if mem.load_acquire(word_from(job, st, source, f.ANNOUNCED)) < job[f.EPOCH]:
         return False
+    a = announcement_from(job, st, source, job[f.EPOCH])
     same = (
         mem.load(a + 8 * f.A_OBJECT) == job[f.OBJECT]
         and mem.load(a + 8 * f.A_LAYER) == job[f.LAYER]
@@ -47,7 +47,7 @@ def read_announcement(job, st, source):
 def read_record(job, st, source):
     """Take in the next tile of `source`: its rows are pending, or, from a rank in another call, returned unread."""
     tile = st[job[f.T_READ_TILES] + source]
-    a = record(job, st, job[f.RANK], source, tile)
+    a = record_from(job, st, source, tile)
     expert, rows = mem.load(a), mem.load(a + 8)
     r = job[f.T_RECORD] + f.RECORD_WORDS * (source * job[f.SLOTS] + tile % job[f.SLOTS])
     st[r + f.R_ROW] = st[job[f.T_READ_ROWS] + source]
@@ -74,11 +74,11 @@ def read_record(job, st, source):
 def read_returns(job, st, owner):
     """Take in the tiles that `owner` has returned; True if there were any."""
     seen = st[job[f.T_SEEN_TILES] + owner]
-    tail = mem.load_acquire(return_tail_word(job, st, job[f.RANK], owner))
+    tail = mem.load_acquire(word_from(job, st, owner, f.RETURN_TAIL))
     # an owner in the second half of an exchange may be ahead: what it says there is for this rank's second half
     tail = min(tail, seen + returns_due(job, st, owner))
     for tile in range(seen, tail):
-        a = return_record(job, st, job[f.RANK], owner, tile)
+        a = return_record_from(job, st, owner, tile)
         rows_are_back(job, st, mem.load(a), mem.load(a + 8))
         if mem.load(a + 16) != f.OK:
             st[job[f.T_STATUS] + owner] = mem.load(a + 16)
@@ -97,7 +97,7 @@ def absorb(job, st):
             anything = True
         # rows of the next call may have landed too: no further than this call's announcement says
         if st[job[f.T_LEFT] + p] > 0:
-            tail = mem.load_acquire(tail_word(job, st, me, p))
+            tail = mem.load_acquire(word_from(job, st, p, f.TAIL))
             while st[job[f.T_LEFT] + p] > 0 and st[job[f.T_READ_TILES] + p] < tail:
                 read_record(job, st, p)
                 anything = True
@@ -110,7 +110,7 @@ def absorb(job, st):
 def poisoned(job, st):
     """The rank whose poison lies here, or -1."""
     for p in range(job[f.WORLD]):
-        if mem.load_acquire(poison_word(job, st, job[f.RANK], p) + 16) != f.CAUSE_NONE:
+        if p != job[f.RANK] and mem.load_acquire(word_from(job, st, p, f.POISON)) != 0:
             return p
     return -1
 

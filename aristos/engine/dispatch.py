@@ -3,7 +3,7 @@
 from .. import memory as mem
 from ..compile import jit
 from . import fields as f
-from .layout import credit_word, record, ring_row, tail_word
+from .layout import record_to, ring_row_to, word_from, word_to
 from .returns import returns_due
 
 
@@ -42,7 +42,7 @@ def claim(job, st, worker):
             slot = slot_at(job, st, owner, packed)
             left = st[job[f.T_OFFSET] + slot + 1] - packed
             rows = tile_rows(left, min(job[f.TILE], ring))
-            freed = mem.load_acquire(credit_word(job, st, me, owner))
+            freed = mem.load_acquire(word_from(job, st, owner, f.CREDIT))
             if st[job[f.T_SENT_ROWS] + owner] - freed + rows <= ring:
                 c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
                 st[c + f.C_KIND] = f.DISPATCH
@@ -62,10 +62,10 @@ def execute(job, st, worker):
     """Put the rows into the ring; nobody reads them before the tail says so."""
     c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
     owner, packed, rows = st[c + f.C_A], st[c + f.C_B], st[c + f.C_ROWS]
-    me, ring, nbytes = job[f.RANK], job[f.RING_ROWS], job[f.ROW_BYTES]
+    ring, nbytes = job[f.RING_ROWS], job[f.ROW_BYTES]
     row = st[job[f.T_SENT_ROWS] + owner]
     to_wrap = ring - row % ring
-    target = ring_row(job, st, owner, me, row)
+    target = ring_row_to(job, st, owner, row)
     for i in range(rows):
         if i == to_wrap:
             target -= job[f.STRIDE] * ring
@@ -78,8 +78,8 @@ def publish(job, st, worker):
     """Record, then tail; the owner may be visited again. (Under the lock.)"""
     c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
     owner, rows = st[c + f.C_A], st[c + f.C_ROWS]
-    me, tile = job[f.RANK], st[job[f.T_SENT_TILES] + owner]
-    a = record(job, st, owner, me, tile)
+    tile = st[job[f.T_SENT_TILES] + owner]
+    a = record_to(job, st, owner, tile)
     mem.store(a, st[c + f.C_C])
     mem.store(a + 8, rows)
     mem.store(a + 16, st[c + f.C_B])
@@ -89,4 +89,4 @@ def publish(job, st, worker):
     st[job[f.T_TILES_TO] + owner] += 1
     st[job[f.T_BUSY] + owner] = 0
     st[f.UNSENT] -= rows
-    mem.store_release(tail_word(job, st, owner, me), tile + 1)
+    mem.store_release(word_to(job, st, owner, f.TAIL), tile + 1)

@@ -8,7 +8,7 @@ contiguous in its packed order, go back with a single record.
 from .. import memory as mem
 from ..compile import jit
 from . import fields as f
-from .layout import announcement, return_row
+from .layout import announcement_from, return_row
 from .returns import post_return, rows_are_back
 
 
@@ -20,7 +20,7 @@ def count(job, st, expert, source):
         return st[slot + 1] - st[slot]
     if st[job[f.T_ANNOUNCED] + source] == f.SKIP:
         return 0
-    return mem.load(announcement(job, st, job[f.RANK], source, job[f.EPOCH]) + 8 * (f.ANNOUNCE_WORDS + expert))
+    return mem.load(announcement_from(job, st, source, job[f.EPOCH]) + 8 * (f.ANNOUNCE_WORDS + expert))
 
 
 @jit

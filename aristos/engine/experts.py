@@ -9,7 +9,7 @@ from ..compile import jit
 from ..kernels.cpu.expert import expert_rows
 from . import fields as f
 from . import team
-from .layout import return_row, ring_row
+from .layout import return_row, ring_row_from
 from .returns import finish_record, rows_are_back
 
 GROUP = 6  # rows the micro-kernel likes to have together
@@ -109,7 +109,7 @@ def take_remote(job, st, c, source, expert, have, room):
     r = job[f.T_RECORD] + f.RECORD_WORDS * (source * job[f.SLOTS] + tile % job[f.SLOTS])
     rows = min(room, st[r + f.R_ROWS] - taken)
     first, ring = st[r + f.R_ROW] + taken, job[f.RING_ROWS]
-    x = ring_row(job, st, job[f.RANK], source, first)
+    x = ring_row_from(job, st, source, first)
     y = output_row(job, st, source, i, rows, st[r + f.R_PACKED] + taken)
     to_wrap = ring - first % ring
     for j in range(rows):

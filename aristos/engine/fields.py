@@ -19,20 +19,17 @@ same few arguments on every substrate.
     UP_STEP, DOWN_STEP, UP_BIAS_STEP, DOWN_BIAS_STEP, SCRATCH, SCRATCH_STEP, ALL_WORKERS, LOCK, EVENTS, OUT_ROWS,
 ) = range(33, 56)  # fmt: skip
 
-# ---- the job: offsets in a rank's window (see layout.py)
-(
-    W_POISON, W_PROGRESS, W_ANNOUNCE, W_ANNOUNCE_STEP, W_TAIL, W_CREDIT, W_RETURN_TAIL, W_RECORDS, W_RETURN_RECORDS,
-    W_RING, W_RETURN_ROWS,
-) = range(56, 67)  # fmt: skip
+# ---- the job: offsets in a pair's region (see layout.py)
+P_ANNOUNCE, P_ANNOUNCE_STEP, P_RECORDS, P_RETURN_RECORDS, P_RING = range(56, 61)
 
 # ---- the job: where a table of the state starts
 (
-    T_BASE, T_SENT_ROWS, T_SENT_TILES, T_SEEN_TILES, T_EXTRA, T_READ_TILES, T_READ_ROWS, T_FREE_TILES, T_FREED_ROWS,
-    T_RETURNED, T_RECORD, T_COUNT, T_OFFSET, T_TOKEN, T_POSITION, T_CURSOR, T_BUSY, T_ANNOUNCED, T_LEFT, T_FIRST,
-    T_EXCHANGES, T_STATUS, T_NEXT, T_END, T_TAKEN, T_PENDING, T_SOURCE_END, T_TARGET, T_EXPERT_PENDING, T_EXPERT_REMOTE,
-    T_EXPERT_COMING, T_BLOCK_LEFT, T_READY, T_COMMAND, T_COMMAND_STEP, T_COUNTERS, T_PEER_WAIT, T_ROWS_TO, T_TILES_TO,
-    T_ROWS_FROM, SLOT_OF, SLOT_START, JOB_WORDS,
-) = range(67, 110)  # fmt: skip
+    T_TO, T_FROM, T_WORDS, T_RETURNS, T_SENT_ROWS, T_SENT_TILES, T_SEEN_TILES, T_EXTRA, T_READ_TILES, T_READ_ROWS,
+    T_FREE_TILES, T_FREED_ROWS, T_RETURNED, T_RECORD, T_COUNT, T_OFFSET, T_TOKEN, T_POSITION, T_CURSOR, T_BUSY,
+    T_ANNOUNCED, T_LEFT, T_FIRST, T_EXCHANGES, T_STATUS, T_NEXT, T_END, T_TAKEN, T_PENDING, T_SOURCE_END, T_TARGET,
+    T_EXPERT_PENDING, T_EXPERT_REMOTE, T_EXPERT_COMING, T_BLOCK_LEFT, T_READY, T_COMMAND, T_COMMAND_STEP,
+    T_COUNTERS, T_PEER_WAIT, T_ROWS_TO, T_TILES_TO, T_ROWS_FROM, SLOT_OF, SLOT_START, JOB_WORDS,
+) = range(61, 107)  # fmt: skip
 
 # ---- the state: single words
 (
@@ -57,9 +54,19 @@ PART_WORDS = 3  # source, record or first packed row, rows
 RECORD_WORDS = 4
 R_ROW, R_ROWS, R_PACKED, R_LEFT = range(4)
 
+# ---- the words that a rank writes for a peer, on one line
+(
+    POISON,  # 0, or why this engine is dead: see `steps.poison`
+    AT_EPOCH, AT_PHASE,  # where the rank is, for its peers' timeouts; phase -1 is outside a call
+    ANNOUNCED,  # the last epoch announced
+    TAIL,  # tiles put into the peer's ring
+    CREDIT,  # rows freed of what the peer put here
+    RETURN_TAIL,  # tiles returned to the peer
+) = range(7)  # fmt: skip
+
 # ---- the words of an announcement
 ANNOUNCE_WORDS = 8
-A_EPOCH, A_OBJECT, A_LAYER, A_ROW_BYTES, A_TOP_K, A_STATUS, A_ROWS, A_FIRST = range(8)
+A_OBJECT, A_LAYER, A_ROW_BYTES, A_TOP_K, A_STATUS, A_ROWS, A_FIRST = range(7)
 EXCHANGE = -1  # the layer that an exchange announces
 
 # ---- what a source's announcement made of it
@@ -82,6 +89,7 @@ OK, REFUSED, NOT_FINITE, BAD_IDS, MISMATCH = range(5)
 
 # ---- causes of poison
 CAUSE_NONE, CAUSE_TIMEOUT, CAUSE_INTERRUPT, CAUSE_ERROR = range(4)
+ORIGIN_BITS, CAUSE_BITS = 20, 4  # in the poison word; the epoch lies above
 
 # ---- results of the compiled loop
 RAN, PAUSED, POISONED, ALL_ANNOUNCED = range(4)

@@ -1,16 +1,17 @@
 """Where everything lies: the window a rank exposes, and the tables of its state. Sizes by formula, nothing grows.
 
-A rank's window, p a peer, R ring rows, N return rows (lines are 64 bytes, so that no two writers share one):
+A rank's window holds its return rows, then a region for each peer that may write there:
 
-    poison[p], progress[p]             one line each     written by p
-    announcement[p][epoch parity]      8 words + a word per local expert, in whole lines     written by p
-    tail[p]                            tiles p has put here
-    credit[p]                          rows p has freed of what this rank put there
-    return_tail[p]                     tiles p has returned
-    records[p][R + 1]                  {local expert, rows, first packed row, -}
-    return_records[p][R + 1]           {first packed row, rows, status, -}
-    ring[p != rank][R]                 rows from p, `stride` bytes each
-    return_rows[N]                     this rank's own rows come back here, as wide as the call's rows
+    return_rows[N]                     its own rows come back here, as wide as the call's rows; written by their owners
+    pair[p]                            written by p alone
+
+A pair's region, R ring rows (everything on lines of 64 bytes of its own, so that no two writers share one):
+
+    words                              one line: see fields.py
+    announcement[epoch parity]         8 words + a word per local expert, in whole lines
+    records[R + 1]                     {local expert, rows, first packed row}
+    return_records[R + 1]              {first packed row, rows, status}
+    ring[R]                            rows, `stride` bytes each
 """
 
 from __future__ import annotations
@@ -72,58 +73,44 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class WindowLayout:
-    """Byte offsets in every rank's window."""
+class PairLayout:
+    """Byte offsets in the region that one rank writes at another; the words come first."""
 
-    poison: int
-    progress: int
     announce: int
     announce_step: int
-    tail: int
-    credit: int
-    return_tail: int
     records: int
     return_records: int
     ring: int
-    return_rows: int
     nbytes: int
 
     @classmethod
-    def of(cls, s: Shape) -> WindowLayout:
+    def of(cls, s: Shape) -> PairLayout:
+        announce = LINE
         step = lines(WORD * (f.ANNOUNCE_WORDS + s.max_local))
-        sizes = (
-            s.world * LINE,
-            s.world * LINE,
-            2 * s.world * step,
-            s.world * LINE,
-            s.world * LINE,
-            s.world * LINE,
-            lines(s.world * s.slots * RECORD_BYTES),
-            lines(s.world * s.slots * RETURN_RECORD_BYTES),
-            (s.world - 1) * s.ring_rows * s.stride,
-            s.returns,
-        )
-        starts = [0]
-        for size in sizes:
-            starts.append(starts[-1] + size)
-        poison, progress, announce, tail, credit, rtail, records, rrecords, ring, returns, end = starts
-        return cls(poison, progress, announce, step, tail, credit, rtail, records, rrecords, ring, returns, lines(end))
+        records = announce + 2 * step
+        return_records = records + lines(s.slots * RECORD_BYTES)
+        ring = return_records + lines(s.slots * RETURN_RECORD_BYTES)
+        return cls(announce, step, records, return_records, ring, ring + s.ring_rows * s.stride)
 
     def fill(self, job) -> None:
         """Write the offsets into a job."""
-        job[f.W_POISON : f.W_RETURN_ROWS + 1] = (
-            self.poison,
-            self.progress,
+        job[f.P_ANNOUNCE : f.P_RING + 1] = (
             self.announce,
             self.announce_step,
-            self.tail,
-            self.credit,
-            self.return_tail,
             self.records,
             self.return_records,
             self.ring,
-            self.return_rows,
         )
+
+
+def region(s: Shape, rank: int, source: int) -> int:
+    """Byte offset, in the window of `rank`, of what `source` writes there; a rank has no region at itself."""
+    return lines(s.returns) + PairLayout.of(s).nbytes * (source - (source > rank))
+
+
+def window_bytes(s: Shape) -> int:
+    """Bytes of a rank's window."""
+    return lines(s.returns) + PairLayout.of(s).nbytes * (s.world - 1)
 
 
 def ring_rows(world: int, stride: int, most: int) -> int:
@@ -141,7 +128,7 @@ class StateLayout:
         pairs = s.world * s.max_local
         self.command_words = -(-(f.C_LISTS + batch * (2 + f.PART_WORDS)) // 8) * 8
         self.sizes = {
-            **dict.fromkeys(range(f.T_BASE, f.T_RETURNED + 1), s.world),
+            **dict.fromkeys(range(f.T_TO, f.T_RETURNED + 1), s.world),
             f.T_RECORD: s.world * s.slots * f.RECORD_WORDS,
             f.T_COUNT: s.experts,
             f.T_OFFSET: s.experts + 1,
@@ -174,64 +161,66 @@ class StateLayout:
 
 
 @jit
-def tail_word(job, st, owner, source):
-    """Address of: tiles `source` has put into `owner`'s ring."""
-    return st[job[f.T_BASE] + owner] + job[f.W_TAIL] + LINE * source
+def word_to(job, st, peer, word):
+    """Address of a word that this rank writes for `peer`."""
+    return st[job[f.T_TO] + peer] + WORD * word
 
 
 @jit
-def credit_word(job, st, source, owner):
-    """Address of: rows `owner` has freed of what `source` put there; lies with the source."""
-    return st[job[f.T_BASE] + source] + job[f.W_CREDIT] + LINE * owner
+def word_from(job, st, peer, word):
+    """Address of a word that `peer` writes for this rank."""
+    return st[job[f.T_WORDS] + peer] + WORD * word
 
 
 @jit
-def return_tail_word(job, st, source, owner):
-    """Address of: tiles `owner` has returned to `source`."""
-    return st[job[f.T_BASE] + source] + job[f.W_RETURN_TAIL] + LINE * owner
+def announcement_to(job, st, peer, epoch):
+    """Address of this rank's announcement of `epoch` at `peer`."""
+    return st[job[f.T_TO] + peer] + job[f.P_ANNOUNCE] + job[f.P_ANNOUNCE_STEP] * (epoch % 2)
 
 
 @jit
-def announcement(job, st, target, source, epoch):
-    """Address of `source`'s announcement for `epoch` at `target`."""
-    return st[job[f.T_BASE] + target] + job[f.W_ANNOUNCE] + job[f.W_ANNOUNCE_STEP] * (2 * source + epoch % 2)
+def announcement_from(job, st, peer, epoch):
+    """Address of `peer`'s announcement of `epoch` here."""
+    return st[job[f.T_FROM] + peer] + job[f.P_ANNOUNCE] + job[f.P_ANNOUNCE_STEP] * (epoch % 2)
 
 
 @jit
-def record(job, st, owner, source, tile):
-    """Address of the record of `source`'s tile number `tile` at `owner`."""
-    return st[job[f.T_BASE] + owner] + job[f.W_RECORDS] + RECORD_BYTES * (source * job[f.SLOTS] + tile % job[f.SLOTS])
+def record_to(job, st, owner, tile):
+    """Address of the record of this rank's tile number `tile` at `owner`."""
+    return st[job[f.T_TO] + owner] + job[f.P_RECORDS] + RECORD_BYTES * (tile % job[f.SLOTS])
 
 
 @jit
-def return_record(job, st, source, owner, tile):
-    """Address of the record of the tile number `tile` that `owner` returned to `source`."""
-    slot = owner * job[f.SLOTS] + tile % job[f.SLOTS]
-    return st[job[f.T_BASE] + source] + job[f.W_RETURN_RECORDS] + RETURN_RECORD_BYTES * slot
+def record_from(job, st, source, tile):
+    """Address of the record of `source`'s tile number `tile` here."""
+    return st[job[f.T_FROM] + source] + job[f.P_RECORDS] + RECORD_BYTES * (tile % job[f.SLOTS])
 
 
 @jit
-def ring_row(job, st, owner, source, row):
-    """Address of row number `row`, counted since the engine began, of `source`'s ring at `owner`; none of its own."""
-    ring = source - 1 if source > owner else source
-    return (
-        st[job[f.T_BASE] + owner] + job[f.W_RING] + job[f.STRIDE] * (ring * job[f.RING_ROWS] + row % job[f.RING_ROWS])
-    )
+def return_record_to(job, st, source, tile):
+    """Address of the record of the tile number `tile` that this rank returns to `source`."""
+    return st[job[f.T_TO] + source] + job[f.P_RETURN_RECORDS] + RETURN_RECORD_BYTES * (tile % job[f.SLOTS])
+
+
+@jit
+def return_record_from(job, st, owner, tile):
+    """Address of the record of the tile number `tile` that `owner` has returned."""
+    return st[job[f.T_FROM] + owner] + job[f.P_RETURN_RECORDS] + RETURN_RECORD_BYTES * (tile % job[f.SLOTS])
+
+
+@jit
+def ring_row_to(job, st, owner, row):
+    """Address of row number `row`, counted since the engine began, of this rank's ring at `owner`."""
+    return st[job[f.T_TO] + owner] + job[f.P_RING] + job[f.STRIDE] * (row % job[f.RING_ROWS])
+
+
+@jit
+def ring_row_from(job, st, source, row):
+    """Address of row number `row`, counted since the engine began, of `source`'s ring here."""
+    return st[job[f.T_FROM] + source] + job[f.P_RING] + job[f.STRIDE] * (row % job[f.RING_ROWS])
 
 
 @jit
 def return_row(job, st, source, packed):
     """Address where the output for `source`'s packed row `packed` goes."""
-    return st[job[f.T_BASE] + source] + job[f.W_RETURN_ROWS] + job[f.RETURN_STRIDE] * packed
-
-
-@jit
-def poison_word(job, st, target, source):
-    """Address of the poison {epoch, origin, cause} that `source` writes at `target`."""
-    return st[job[f.T_BASE] + target] + job[f.W_POISON] + LINE * source
-
-
-@jit
-def progress_word(job, st, target, source):
-    """Address of the {epoch, phase} that `source` publishes at `target`; phase -1 is outside a call."""
-    return st[job[f.T_BASE] + target] + job[f.W_PROGRESS] + LINE * source
+    return st[job[f.T_RETURNS] + source] + job[f.RETURN_STRIDE] * packed

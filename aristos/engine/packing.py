@@ -7,7 +7,7 @@ them, id), so that all rows for one rank, and in it for one expert, lie together
 from .. import memory as mem
 from ..compile import jit
 from . import fields as f
-from .layout import announcement
+from .layout import announcement_to, word_to
 
 
 @jit
@@ -126,7 +126,7 @@ def announce(job, st):
     offset, start = job[f.T_OFFSET], job[f.SLOT_START]
     for i in range(1, world):
         p = (me + i) % world
-        a = announcement(job, st, p, me, epoch)
+        a = announcement_to(job, st, p, epoch)
         mem.store(a + 8 * f.A_OBJECT, job[f.OBJECT])
         mem.store(a + 8 * f.A_LAYER, job[f.LAYER])
         mem.store(a + 8 * f.A_ROW_BYTES, job[f.ROW_BYTES])
@@ -138,7 +138,7 @@ def announce(job, st):
         for slot in range(first, job[start + p + 1]):
             count = st[offset + slot + 1] - st[offset + slot]
             mem.store(a + 8 * (f.ANNOUNCE_WORDS + slot - first), count)
-        mem.store_release(a + 8 * f.A_EPOCH, epoch)
+        mem.store_release(word_to(job, st, p, f.ANNOUNCED), epoch)
 
 
 @jit

@@ -6,19 +6,19 @@ The output rows themselves were written by the expert kernel, straight into the 
 from .. import memory as mem
 from ..compile import jit
 from . import fields as f
-from .layout import credit_word, return_record, return_tail_word
+from .layout import return_record_to, word_to
 
 
 @jit
 def post_return(job, st, source, packed, rows, status):
     """Tell `source` that its packed rows packed..packed+rows are in its return rows: record, then tail."""
     tile = st[job[f.T_RETURNED] + source]
-    a = return_record(job, st, source, job[f.RANK], tile)
+    a = return_record_to(job, st, source, tile)
     mem.store(a, packed)
     mem.store(a + 8, rows)
     mem.store(a + 16, status)
     st[job[f.T_RETURNED] + source] = tile + 1
-    mem.store_release(return_tail_word(job, st, source, job[f.RANK]), tile + 1)
+    mem.store_release(word_to(job, st, source, f.RETURN_TAIL), tile + 1)
 
 
 @jit
@@ -40,7 +40,7 @@ def free_rows(job, st, source):
     if rows != 0:
         st[job[f.T_FREE_TILES] + source] = tile
         st[job[f.T_FREED_ROWS] + source] += rows
-        mem.store_release(credit_word(job, st, source, job[f.RANK]), st[job[f.T_FREED_ROWS] + source])
+        mem.store_release(word_to(job, st, source, f.CREDIT), st[job[f.T_FREED_ROWS] + source])
 
 
 @jit

@@ -7,7 +7,7 @@ from .. import memory as mem
 from ..compile import jit
 from . import arrivals, combine, dispatch, experts, packing, routing, team
 from . import fields as f
-from .layout import poison_word, progress_word
+from .layout import word_to
 from .returns import returns_due
 
 
@@ -143,19 +143,19 @@ def heartbeat(job, st, phase):
     me, world = job[f.RANK], job[f.WORLD]
     for p in range(world):
         if p != me:
-            a = progress_word(job, st, p, me)
-            mem.store(a, job[f.EPOCH])
-            mem.store_release(a + 8, phase)
+            mem.store_release(word_to(job, st, p, f.AT_EPOCH), job[f.EPOCH])
+            mem.store_release(word_to(job, st, p, f.AT_PHASE), phase)
 
 
 @jit
 def poison(job, st, origin, cause):
-    """Tell every peer, once, that this epoch has failed; the engine is unusable after."""
+    """Tell every peer, once, that this epoch has failed; the engine is unusable after.
+
+    All in one word, so that no reader sees half of it: epoch, origin, cause.
+    """
     me, world = job[f.RANK], job[f.WORLD]
     st[f.FAILED] = cause
+    told = (((job[f.EPOCH] << f.ORIGIN_BITS) + origin) << f.CAUSE_BITS) + cause
     for p in range(world):
         if p != me:
-            a = poison_word(job, st, p, me)
-            mem.store(a, job[f.EPOCH])
-            mem.store(a + 8, origin)
-            mem.store_release(a + 16, cause)
+            mem.store_release(word_to(job, st, p, f.POISON), told)

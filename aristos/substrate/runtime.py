@@ -19,7 +19,7 @@ from ..compile import warm_up
 from ..engine import arrivals, packing, steps
 from ..engine import fields as f
 from ..engine.experts import GROUP
-from ..engine.layout import Shape, StateLayout, WindowLayout, lines, poison_word, progress_word
+from ..engine.layout import PairLayout, Shape, StateLayout, lines, region, window_bytes, word_from
 from ..errors import ClosedError, OpenCallError, PoisonedError, WaitTimeout
 from ..kernels.cpu.gemm import aligned, row_stride
 from ..stats import Tables
@@ -58,7 +58,7 @@ class Runtime:
         self.cores, self._sharing = group.cores()
         self.threads = 1
         self.shape: Shape | None = None
-        self.layout: WindowLayout | None = None
+        self.layout: PairLayout | None = None
         self.version = 0  # counts re-allocations: jobs made for an earlier one are refilled
         self.epoch = 0
         self.users = 0
@@ -95,11 +95,17 @@ class Runtime:
 
     def _allocate(self, shape: Shape, workers: int) -> None:
         """New windows and a new state; counters start again. The old ones stay if there is no room for the new."""
-        layout, tables = WindowLayout.of(shape), StateLayout(shape, workers, BATCH)
-        window = self.group.window(layout.nbytes)
+        layout, tables = PairLayout.of(shape), StateLayout(shape, workers, BATCH)
+        window = self.group.window(window_bytes(shape))
         state = aligned((tables.words,), np.int64)
         state[:] = 0
-        state[tables.starts[f.T_BASE] :][: self.group.world] = window.base
+        me = self.group.rank
+        for p, base in enumerate(window.base):
+            state[tables.starts[f.T_RETURNS] + p] = base
+            if p != me:
+                state[tables.starts[f.T_TO] + p] = base + region(shape, p, me)
+                here = window.base[me] + region(shape, me, p)
+                state[tables.starts[f.T_FROM] + p] = state[tables.starts[f.T_WORDS] + p] = here
         for old in (self._window, self._workers):
             if old is not None:
                 old.close()
@@ -259,8 +265,8 @@ class Runtime:
             raise PoisonedError(f"rank {self.group.rank}: a worker failed in epoch {self.epoch}")
         from ..memory import load
 
-        address = int(poison_word(job, self.state, self.group.rank, peer))
-        epoch, origin, cause = load(address), load(address + 8), load(address + 16)
+        told, cause = divmod(load(int(word_from(job, self.state, peer, f.POISON))), 1 << f.CAUSE_BITS)
+        epoch, origin = divmod(told, 1 << f.ORIGIN_BITS)
         error = PoisonedError(
             f"rank {self.group.rank}: rank {origin} gave up in epoch {epoch} because {CAUSES.get(cause, cause)}"
             f" (told by rank {peer}); its own message says more"
@@ -324,9 +330,8 @@ class _Patience:
 
         if peer == self.runtime.group.rank:
             return self.runtime.epoch, 0
-        address = int(progress_word(self.job, self.runtime.state, self.runtime.group.rank, peer))
-        phase = load_acquire(address + 8)
-        return load_acquire(address), phase
+        phase = load_acquire(int(word_from(self.job, self.runtime.state, peer, f.AT_PHASE)))
+        return load_acquire(int(word_from(self.job, self.runtime.state, peer, f.AT_EPOCH))), phase
 
     def _message(self, peer: int, epoch: int, phase: int, waited: float) -> str:
         state, job, me = self.runtime.state, self.job, self.runtime.group.rank
