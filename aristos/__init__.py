@@ -10,11 +10,12 @@ from .config import MoEConfig, Router
 from .errors import AristosError
 
 if TYPE_CHECKING:
+    from . import results
     from .exchange import Exchange
     from .moe import MoE
 
 __version__ = "0.1.0"
-__all__ = ["AristosError", "Exchange", "MoE", "MoEConfig", "Router", "__version__"]
+__all__ = ["AristosError", "Exchange", "MoE", "MoEConfig", "Router", "__version__", "results"]
 
 _LAZY = {"MoE": ".moe", "Exchange": ".exchange"}
 _MODULES = ("bench", "errors", "kernels", "reference", "results", "stats")
@@ -26,3 +27,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_MODULES})

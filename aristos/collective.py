@@ -34,9 +34,9 @@ def shape_of(world: int, placement: Placement, *, hidden: int, experts: int, top
 
 def check_common(threads: Any, timeout: Any) -> None:
     """Raise InputError for options that make no sense."""
-    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-        raise InputError(f"threads must be None or a positive int, got {threads!r}")
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or not 0 < threads <= 4096):
+        raise InputError(f"threads must be None or an int in 1..4096, got {threads!r}")
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < 1e9:
         raise InputError(f"timeout must be a positive number of seconds, got {timeout!r}")
 
 
@@ -79,6 +79,7 @@ class Collective:
         """
         runtime = self._joined
         try:
+            runtime.refuse_open()
             told = runtime.group.allgather((str(problem) if problem else None, mine), "layer configurations")
             if problem is not None:
                 raise problem
@@ -143,8 +144,11 @@ class Collective:
         return self
 
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
-        """Close; after an exception that the other ranks do not share, tell them instead, and let it through."""
-        if kind is not None and self._runtime is not None and not issubclass(kind, AristosError):
+        """Close; after an exception that the other ranks cannot share, tell them instead, and let it through."""
+        leaves = kind is not None and not issubclass(kind, AristosError)
+        if kind is SystemExit and getattr(value, "code", value) in (None, 0):
+            leaves = False  # a program that ends well ends on every rank
+        if leaves and self._runtime is not None:
             self._runtime.give_up(value)
         self.close()
 

@@ -31,6 +31,7 @@ from numba.core import config as _config
 from .errors import EnvironmentProblem
 
 COMPILED = ("compile.py", "memory.py", "engine", "kernels", "substrate")  # what holds compiled functions
+COMPILE_SECONDS = 900  # far more than compiling everything takes
 config: Any = _config  # its options are made at run time, unknown to type checkers
 _registered: list[Any] = []
 
@@ -105,9 +106,14 @@ def _node_lock() -> Iterator[None]:
 
     path = str(cache_folder() / "compiling.lock")
     try:
-        lock: Any = filelock.FileLock(path, timeout=900)
+        lock: Any = filelock.FileLock(path, timeout=COMPILE_SECONDS)
         lock.acquire()
-    except NotImplementedError:  # a file system without flock: compile side by side, Numba's writes are atomic
+    except filelock.Timeout:
+        raise EnvironmentProblem(
+            f"another process has held {path} for {COMPILE_SECONDS} s: if none compiles, remove that file, or set"
+            " ARISTOS_CACHE to another folder"
+        ) from None
+    except (NotImplementedError, OSError):  # no flock here: compile side by side, Numba's writes are atomic
         yield
         return
     try:

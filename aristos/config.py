@@ -26,7 +26,7 @@ def _boolean(name: str, value: object) -> None:
 
 
 def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
@@ -51,6 +51,7 @@ class Router:
         ok = isinstance(self.scale, int | float) and not isinstance(self.scale, bool)
         if not ok or not abs(self.scale) < 3.4e38:
             raise InputError(f"scale must be a finite number, got {self.scale!r}")
+        object.__setattr__(self, "scale", float(self.scale))  # equal configurations look equal
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class MoEConfig:
         _one_of("dtype", self.dtype, DTYPES)
         _boolean("gated", self.gated)
         _boolean("bias", self.bias)
+        object.__setattr__(self, "activation", str(self.activation))
+        object.__setattr__(self, "dtype", str(self.dtype))
         if not isinstance(self.router, Router):
             raise InputError(f"router must be an aristos.Router, got {self.router!r}")
         if self.top_k > self.experts:

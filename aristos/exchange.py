@@ -63,8 +63,9 @@ class Exchange(Collective):
             check_common(None, timeout)
             self.placement = Placement(placement, experts, self.world)
             mine = f"Exchange {shape}, placement={self.placement.ranks.tolist()}"
-        except InputError as error:
-            problem, mine = error, ""
+        except Exception as error:
+            problem = error if isinstance(error, AristosError) else InputError(f"{type(error).__name__}: {error}")
+            mine = ""
         self._join(problem, mine, shape, BATCH * 16 + routing.scratch_bytes(1), 0, None, 1)
         self.hidden, self.experts, self.top_k, self.max_tokens = hidden, experts, top_k, max_tokens
         self.timeout = float(timeout)

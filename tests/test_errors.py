@@ -273,9 +273,9 @@ def test_ranks_configured_differently(comm):
 
 BAD_OPTIONS: dict[str, tuple[Any, str]] = {
     "cfg": ("hidden=8", "cfg must be an aristos.MoEConfig, got str"),
-    "layers": (0, "layers must be a positive int, got 0"),
+    "layers": (0, "layers must be an int in 1..1048576, got 0"),
     "schedule": ("eager", "schedule must be 'fused' or 'bulk', got 'eager'"),
-    "threads": (0, "threads must be None or a positive int, got 0"),
+    "threads": (0, "threads must be None or an int in 1..4096, got 0"),
     "timeout": (-1.0, r"timeout must be a positive number of seconds, got -1\.0"),
     "placement": ([0, 0, 0, 0, 7], r"placement\[4\] must be a rank in 0\.\.\d, got 7 for expert 4"),
 }
@@ -283,9 +283,9 @@ BAD_OPTIONS: dict[str, tuple[Any, str]] = {
 
 def test_wrong_options_in_one_process():
     more: list[tuple[str, Any, str]] = [
-        ("layers", 1.5, "layers must be a positive int, got 1.5"),
-        ("layers", True, "layers must be a positive int, got True"),
-        ("threads", True, "threads must be None or a positive int, got True"),
+        ("layers", 1.5, "layers must be an int in 1..1048576, got 1.5"),
+        ("layers", True, "layers must be an int in 1..1048576, got True"),
+        ("threads", True, "threads must be None or an int in 1..4096, got True"),
         ("timeout", float("nan"), "timeout must be"),
         ("timeout", float("inf"), "timeout must be"),
         ("timeout", True, "timeout must be"),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..results import Table
-from .options import Options, is_file
+from .options import Options
 from .presets import DEFAULT, Shape, matching, shape
 from .routing import Trace
 from .world import World
@@ -89,10 +89,6 @@ class Context:
     def left(self) -> float:
         """Seconds of the budget that are left; the same number on every rank."""
         return float(self.world.bcast(max(0.0, self.budget - (time.monotonic() - self.started))))
-
-    @property
-    def routed_by_trace(self) -> bool:
-        return is_file(self.options.routing)
 
 
 VERDICTS = {True: "ok", False: "FAILED"}

@@ -164,6 +164,8 @@ def _check(options: Options) -> None:
         raise UsageError("suite replay needs --routing FILE.npz, a recorded routing trace")
     if is_file(options.routing) and not Path(str(options.routing)).is_file():
         raise UsageError(f"no such file: --routing {options.routing}")
+    if options.timeline is not None and Path(options.timeline).absolute() == Path(options.out).absolute():
+        raise UsageError(f"--timeline and --out name the same file, {options.out}")
     for flag, value in (("--out", options.out), ("--timeline", options.timeline)):
         if value and value != "none" and not Path(value).absolute().parent.is_dir():
             raise UsageError(f"no such folder: {flag} {value}")

@@ -37,7 +37,8 @@ class Reporter:
         print(f"# {shape}", flush=True)
         cores = len({core for mask in facts["cores_of_rank"] for core in mask.split(",")})
         if hosts == 1 and facts["load_average"] > 0.5 * cores + facts["ranks"]:
-            print(f"# load average {facts['load_average']:.1f} on {cores} cores: others compute here too", flush=True)
+            busy = f"# load average {facts['load_average']:.1f} on {cores} cores"
+            print(f"{busy}: others, or a run of the last minute, compute here too", flush=True)
 
     def begin(self, suite: str) -> None:
         """A progress bar for a suite, on a terminal only."""

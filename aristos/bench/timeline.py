@@ -1,8 +1,8 @@
 """`--timeline OUT.json`: what every worker of every rank did during one call, for ui.perfetto.dev or chrome://tracing.
 
 The trace event format: a process a rank, a thread a worker, one complete event ("X") for each thing it did and an
-instant ("i") for each tile's return, in microseconds since the first one on any rank. It refuses to be a profile of
-many calls: one call, after warm-up.
+instant ("i") where the rows of an expert's run have returned, in microseconds since the first one on any rank. It
+refuses to be a profile of many calls: one call, after warm-up.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def trace_events(ranks: list[tuple[int, list[tuple]]], hosts: list[str]) -> list
             begin, stop = (start - origin) * 1e6, (end - origin) * 1e6
             made.append({"name": _title(kind, which, rank), "ph": "X", "ts": begin, "dur": stop - begin, **place})
             if kind == "expert":
-                # Output rows are written straight to where they return; the tile's end is when they are announced.
+                # Output rows are written straight to where they return.
                 made.append({"name": "return", "ph": "i", "s": "t", "ts": stop, **place, "cat": "return"})
     return made
 

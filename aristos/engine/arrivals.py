@@ -24,7 +24,8 @@ def read_announcement(job, st, source):
         and mem.load(a + 8 * f.A_TOP_K) == job[f.TOP_K]
     )
     rows = mem.load(a + 8 * f.A_ROWS)
-    st[job[f.T_STATUS] + source] = mem.load(a + 8 * f.A_STATUS) if same else f.MISMATCH
+    status = mem.load(a + 8 * f.A_STATUS)  # a rank that refuses says so, whatever it announces beside it
+    st[job[f.T_STATUS] + source] = status if same or status != f.OK else f.MISMATCH
     st[job[f.T_EXCHANGES] + source] = mem.load(a + 8 * f.A_LAYER) == f.EXCHANGE
     able = job[f.MODE] != f.MODE_LAYER or job[f.UP] != 0  # a rank that forgot to load its weights computes nothing
     st[job[f.T_ANNOUNCED] + source] = f.SERVE if same and able else f.SKIP

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -20,10 +21,12 @@ from ..engine import arrivals, packing, steps
 from ..engine import fields as f
 from ..engine.experts import GROUP
 from ..engine.layout import PairLayout, Shape, StateLayout, lines, region, window_bytes, word_from
-from ..errors import ClosedError, OpenCallError, PoisonedError, WaitTimeout
+from ..errors import ClosedError, MemoryProblem, MismatchError, OpenCallError, PoisonedError, WaitTimeout
 from ..kernels.cpu.gemm import aligned, row_stride
+from ..memory import load, load_acquire
 from ..stats import Tables
 from ..transport.group import Group, warn_if_launched
+from ..transport.shm import short_of_memory
 from .cpu import run_alone, work
 from .workers import Background, Workers
 
@@ -69,6 +72,7 @@ class Runtime:
         self._window: Any = None
         self._lock = aligned((8,), np.int64)
         self._workers: Workers | None = None
+        self._failing = threading.Lock()
         self._background: Background | None = None
         self._scratch = aligned((0,), np.uint8)
         self._scratch_step = self._shared = 0
@@ -80,17 +84,23 @@ class Runtime:
 
         Collective, while no call is open.
         """
-        self._refuse_open()
+        self.refuse_open()
         workers = max(threads, self.threads)
+        if self.shape is not None:
+            shape = self.shape.union(shape)
+        grown = shape != self.shape or workers != self.threads
+        tables = StateLayout(shape, workers, BATCH)
         step, room = max(self._scratch_step, lines(scratch)), max(self._shared, shared)
+        problem = short_of_memory(8 * tables.words * grown + step * workers + room)
+        told = self.group.allgather((grown, problem), "the size of the engine")
+        for rank, (_, theirs) in enumerate(told):
+            if theirs is not None:
+                raise MemoryProblem(f"rank {rank}: tables and scratch memory: {theirs}")
         if (step, room, workers) != (self._scratch_step, self._shared, self.threads) or not self._scratch.size:
             self._scratch = aligned((step * workers + room,), np.uint8)
             self._scratch_step, self._shared = step, room
             self.version += 1
-        if self.shape is not None:
-            shape = self.shape.union(shape)
-        grown = shape != self.shape or workers != self.threads
-        if any(self.group.allgather(grown, "the size of the engine")):
+        if any(grown for grown, _ in told):
             self._allocate(shape, workers)
 
     def _allocate(self, shape: Shape, workers: int) -> None:
@@ -160,19 +170,36 @@ class Runtime:
         self.users -= 1
         if self.users:
             return
+        _forget(self)
+        together = self.broken is None and self._all_leave()
         for pool in (self._background, self._workers):
             if pool is not None:
                 pool.close()
-        _forget(self)
-        if self.broken is None:
+        if together:
             with self.group.bounded("the other ranks to free windows"):
                 if self._window is not None:
                     self._window.close()
                 self.group.free()
 
+    def _all_leave(self) -> bool:
+        """Wait for every rank to give the engine back; False if one has failed, or makes a call instead."""
+        if self.layout is None or self.group.world == 1:
+            return True
+        job = self._blank_job()
+        peers = [p for p in range(self.group.world) if p != self.group.rank]
+        for _ in self.group.until_all_come("the other ranks to close", OVERDUE * self.group.timeout):
+            if arrivals.poisoned(job, self.state) >= 0:
+                return False
+            for p in peers:
+                if load_acquire(int(word_from(job, self.state, p, f.ANNOUNCED))) > self.epoch:
+                    self.give_up(MismatchError(f"rank {self.group.rank} closes, and rank {p} makes a call"))
+                    return False
+        return True
+
     # ------------------------------------------------------------ calls
 
-    def _refuse_open(self) -> None:
+    def refuse_open(self) -> None:
+        """Raise unless this engine is free for a collective step: no call open, none failed, not a fork's copy."""
         if os.getpid() != self._pid:
             raise ClosedError(
                 f"this layer was made in process {self._pid}, and this is a fork of it, without its threads:"
@@ -188,7 +215,7 @@ class Runtime:
 
     def enter(self) -> None:
         """Open a call."""
-        self._refuse_open()
+        self.refuse_open()
         self.open = True
         self.epoch += 1
 
@@ -263,8 +290,6 @@ class Runtime:
         peer = int(arrivals.poisoned(job, self.state))
         if peer < 0:
             raise PoisonedError(f"rank {self.group.rank}: a worker failed in epoch {self.epoch}")
-        from ..memory import load
-
         told, cause = divmod(load(int(word_from(job, self.state, peer, f.POISON))), 1 << f.CAUSE_BITS)
         epoch, origin = divmod(told, 1 << f.ORIGIN_BITS)
         error = PoisonedError(
@@ -280,10 +305,13 @@ class Runtime:
             cause = f.CAUSE_TIMEOUT
         elif isinstance(error, KeyboardInterrupt | SystemExit):
             cause = f.CAUSE_INTERRUPT
-        self.open = False
-        self.broken = f"{type(error).__name__}: {error}"
-        self.group.abort_at_exit(self.broken)
-        steps.poison(job, self.state, getattr(error, "origin", self.group.rank), cause)
+        with self._failing:  # the caller's thread and the one behind `start` may both come; the first says why
+            first = self.broken is None
+            self.open = False
+            if first:
+                self.broken = f"{type(error).__name__}: {error}"
+                self.group.abort_at_exit(self.broken)
+                steps.poison(job, self.state, getattr(error, "origin", self.group.rank), cause)
         assert self._workers is not None
         self._workers.gather()
 
@@ -326,8 +354,6 @@ class _Patience:
             )
 
     def _published(self, peer: int) -> tuple[int, int]:
-        from ..memory import load_acquire
-
         if peer == self.runtime.group.rank:
             return self.runtime.epoch, 0
         phase = load_acquire(int(word_from(self.job, self.runtime.state, peer, f.AT_PHASE)))
@@ -362,6 +388,7 @@ def attach(comm: Any, timeout: float) -> Runtime:
         group.check_one_node()
         runtime = Runtime(group)
         _runtimes[key] = runtime
+    runtime.group.timeout = max(runtime.group.timeout, timeout)
     runtime.users += 1
     return runtime
 

@@ -22,6 +22,7 @@ class Workers:
         self._done: queue.SimpleQueue = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._out = 0
+        self._gathering = threading.Lock()
         for number in range(1, count):
             inbox: queue.SimpleQueue = queue.SimpleQueue()
             thread = threading.Thread(
@@ -51,10 +52,11 @@ class Workers:
     def gather(self) -> None:
         """Wait until those released have left the call; they leave when it has ended or failed."""
         first: BaseException | None = None
-        while self._out:
-            error = self._done.get()
-            self._out -= 1
-            first = first or error
+        with self._gathering:  # two threads may come, when a started call and its user's own thread both fail
+            while self._out:
+                error = self._done.get()
+                self._out -= 1
+                first = first or error
         if first is not None:
             raise first
 

@@ -90,6 +90,18 @@ class Group:
             with self._watchdog.watch(what, limit or self.timeout):
                 yield
 
+    def until_all_come(self, what: str, limit: float) -> Iterator[None]:
+        """A barrier to loop over: comes back every now and then until every rank is in it; `limit` seconds at most."""
+        if self.comm is None:
+            return
+        with self.bounded(what, limit):
+            barrier = self.comm.Ibarrier()
+            tries = 0
+            while not barrier.Test():
+                yield
+                tries += 1
+                time.sleep(0 if tries < 100 else 0.001)
+
     def window(self, nbytes: int) -> Window:
         """A window of `nbytes` a rank; collective."""
         if self.comm is None:
@@ -129,15 +141,17 @@ class Group:
     def free(self) -> None:
         """Give the communicator back; collective."""
         if self.comm is not None:
-            self._watchdog.close()
             self.comm.Free()
             self.comm = None
+            self._watchdog.close()
 
 
 def warn_if_launched() -> None:
     """Warn a task of several that computes alone."""
     for name in _TASKS:
         value = os.environ.get(name, "")
+        if name == "SLURM_NTASKS" and "SLURM_STEP_ID" not in os.environ:
+            continue  # in the batch script itself, not under srun
         if value.isdigit() and int(value) > 1:
             warnings.warn(
                 f"comm=None in one of {value} tasks ({name}): every task computes alone;"

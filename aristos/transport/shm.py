@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+from pathlib import Path
 from typing import Any
 
 from ..errors import EnvironmentProblem, MemoryProblem
@@ -22,25 +24,32 @@ def free_shared_memory() -> int | None:
 
 
 def free_memory() -> int | None:
-    """Bytes of main memory that this node can still give, or None where nobody says."""
-    try:
-        with open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
+    """Bytes of main memory that this node, or this container, can still give; None where nobody says."""
+    known = []
+    with contextlib.suppress(OSError), open("/proc/meminfo") as lines:
+        known += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    with contextlib.suppress(OSError, ValueError):  # ValueError: "max", no limit
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        known.append(max(0, limit - int(Path("/sys/fs/cgroup/memory.current").read_text())))
+    return min(known, default=None)
+
+
+def short_of_memory(nbytes: int) -> str | None:
+    """What is wrong if this node's main memory cannot hold `nbytes` more; None if it can."""
+    have = free_memory()
+    if have is None or have >= nbytes:
+        return None
+    return (
+        f"{nbytes / 2**20:.1f} MiB of memory are needed, {have / 2**20:.1f} MiB are free:"
+        " lower max_tokens, top_k or threads, or use fewer ranks on this node (MoE.memory() tells a rank's windows)"
+    )
 
 
 def check_memory(nbytes: int) -> None:
     """Raise if this node's main memory cannot hold `nbytes` more."""
-    have = free_memory()
-    if have is not None and have < nbytes:
-        raise MemoryProblem(
-            f"windows need {nbytes / 2**20:.1f} MiB of memory, {have / 2**20:.1f} MiB are free:"
-            " lower max_tokens or top_k, or use fewer ranks on this node (MoE.memory() tells what a rank needs)"
-        )
+    problem = short_of_memory(nbytes)
+    if problem is not None:
+        raise MemoryProblem(f"windows: {problem}")
 
 
 def check_room(comm: Any, nbytes: int) -> None:

@@ -35,7 +35,7 @@ C0, C1, C2, C3, C4, C5, C6, C7, C8, C9 = (
 
 @jit
 def exp(x):
-    """e^x for float32, 0 below -87 and capped above 88: 2^n times a polynomial in what is left."""
+    """e^x for float32, x taken as -87 below that (1.6e-38) and as 88 above: 2^n times a polynomial in what is left."""
     x = min(max(x, _f(-87.0)), _f(88.0))
     n = (x * LOG2E + MAGIC) - MAGIC
     r = (x - n * LN2_HIGH) - n * LN2_LOW
