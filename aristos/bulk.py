@@ -48,6 +48,7 @@ class Bulk:
         """Run an entered call to its end; collective. Beside a fused call on another rank it waits for its watchdog."""
         runtime = self.runtime
         job[f.EPOCH] = runtime.epoch
+        job[f.FAR] = 0  # all rows come back to one place
         with runtime.failing(job):
             packing.begin(job, runtime.state)
             self._phases(job, runtime.state)
@@ -78,6 +79,8 @@ class Bulk:
         st[job[f.T_ROWS_FROM] :][:world] = came
         st[job[f.T_TILES_TO] :][:world] = sent > 0
         st[job[f.T_TILES_TO] + me] = 0
+        st[job[f.T_MOVED_TO] :][:world] = sent
+        st[job[f.T_MOVED_TO] + me] = 0
 
     def _everywhere(self, job: np.ndarray, function: Any, j: np.ndarray, st: np.ndarray, *rest: Any) -> None:
         """Run a claiming function on every worker."""

@@ -23,7 +23,7 @@ def shape_of(world: int, placement: Placement, *, hidden: int, experts: int, top
     most = max_tokens * min(top_k, max(1, most_local))
     return Shape(
         world=world,
-        ring_rows=ring_rows(world, stride, most) if world > 1 else 1,
+        ring_rows=max(ring_rows(world, stride, most), min(top_k, most)) if world > 1 else 1,
         stride=stride,
         return_rows=max_tokens * top_k,
         max_local=max(1, most_local),
@@ -32,12 +32,15 @@ def shape_of(world: int, placement: Placement, *, hidden: int, experts: int, top
     )
 
 
-def check_common(threads: Any, timeout: Any) -> None:
+def check_common(threads: Any, timeout: Any, ranks_per_node: Any = None) -> None:
     """Raise InputError for options that make no sense."""
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or not 0 < threads <= 4096):
         raise InputError(f"threads must be None or an int in 1..4096, got {threads!r}")
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < 1e9:
         raise InputError(f"timeout must be a positive number of seconds, got {timeout!r}")
+    whole = isinstance(ranks_per_node, int) and not isinstance(ranks_per_node, bool)
+    if ranks_per_node is not None and (not whole or ranks_per_node < 1):
+        raise InputError(f"ranks_per_node must be None or a positive int, got {ranks_per_node!r}")
 
 
 def usable_timeout(timeout: Any) -> float:
@@ -55,11 +58,12 @@ class Collective:
     placement: Placement
     timeout: float
 
-    def __init__(self, comm: Any, timeout: float) -> None:
+    def __init__(self, comm: Any, timeout: float, ranks_per_node: int | None) -> None:
         self.comm = comm
         self.world = comm.Get_size() if comm is not None else 1
         self._runtime: Runtime | None = None
-        self._joined = attach(comm, timeout)
+        nodes = ranks_per_node if isinstance(ranks_per_node, int) and ranks_per_node > 0 else None
+        self._joined = attach(comm, timeout, nodes)
         self.rank = self._joined.group.rank
 
     def _join(

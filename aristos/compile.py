@@ -30,7 +30,7 @@ from numba.core import config as _config
 
 from .errors import EnvironmentProblem
 
-COMPILED = ("compile.py", "memory.py", "engine", "kernels", "substrate")  # what holds compiled functions
+COMPILED = ("compile.py", "memory.py", "wire.py", "engine", "kernels", "substrate")  # what holds compiled functions
 COMPILE_SECONDS = 900  # far more than compiling everything takes
 config: Any = _config  # its options are made at run time, unknown to type checkers
 _registered: list[Any] = []

@@ -39,7 +39,7 @@ class Exchange(Collective):
 
     hidden: H, width of a token (float32). experts: E. top_k: choices a token. max_tokens: most tokens a rank brings
     to a call.
-    placement, timeout: as for `MoE`. Shares the engine of the `MoE` objects on the same communicator.
+    placement, timeout, ranks_per_node: as for `MoE`. Shares the engine of the `MoE` objects on the same communicator.
     """
 
     def __init__(
@@ -52,15 +52,16 @@ class Exchange(Collective):
         max_tokens: int = 4096,
         placement: Sequence[int] | np.ndarray | None = None,
         timeout: float = 120.0,
+        ranks_per_node: int | None = None,
     ) -> None:
-        super().__init__(comm, usable_timeout(timeout))
+        super().__init__(comm, usable_timeout(timeout), ranks_per_node)
         problem: Exception | None = None
         shape = {"hidden": hidden, "experts": experts, "top_k": top_k, "max_tokens": max_tokens}
         try:
             for name, value in shape.items():
                 if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                     raise InputError(f"{name} must be a positive int, got {value!r}")
-            check_common(None, timeout)
+            check_common(None, timeout, ranks_per_node)
             self.placement = Placement(placement, experts, self.world)
             mine = f"Exchange {shape}, placement={self.placement.ranks.tolist()}"
         except Exception as error:
@@ -143,11 +144,13 @@ class Exchange(Collective):
         """Run the first half: (rows that landed here [rows, H], counts [L, W])."""
         job = self._job
         counts = np.zeros((max(1, len(self._mine)), self.world), np.int64)
-        runtime.begin(job)
-        runtime.go_on(job, self.timeout)
+        with runtime.tending():
+            runtime.begin(job)
+            runtime.go_on(job, self.timeout)
         landed = np.empty((int(step.set_targets(job, runtime.state, counts)), self.hidden), np.float32)
         job[f.OUT_ROWS] = landed.ctypes.data
-        runtime.go_on(job, self.timeout)
+        with runtime.tending():
+            runtime.go_on(job, self.timeout)
         return landed, counts
 
     def combine(self, out: Any, handle: Handle, weights: Any) -> np.ndarray:
@@ -192,7 +195,8 @@ class Exchange(Collective):
             step.expect_back(job, runtime.state)
             address, status = (0, f.REFUSED) if back is None else (back.ctypes.data, f.OK)
             step.give_back(job, runtime.state, counts, address, status)
-            runtime.go_on(job, self.timeout)
+            with runtime.tending():
+                runtime.go_on(job, self.timeout)
         runtime.open = False
 
     def close(self) -> None:

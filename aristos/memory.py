@@ -59,6 +59,11 @@ def copy_row(dst, src, nbytes):
     ctypes.memmove(int(dst), int(src), int(nbytes))
 
 
+def call(function, a, b, c, d, e, f, g, h):
+    """Call the C function at an address with eight integer arguments (it ignores those it has not); its int result."""
+    return ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_int64] * 8)(int(function))(*map(int, (a, b, c, d, e, f, g, h)))
+
+
 def pause():
     """Tell the core that this is a spin."""
 

@@ -16,13 +16,14 @@ from .collective import Collective, check_common, explain_ids, routing_arrays, s
 from .config import MoEConfig
 from .engine import fields as f
 from .engine import routing, team
-from .engine.layout import window_bytes
+from .engine.layout import rank_bytes
 from .errors import AristosError, ClosedError, InputError, OpenCallError
 from .kernels.cpu.activation import CODES
 from .kernels.cpu.expert import scratch_bytes
 from .kernels.cpu.gemm import aligned
 from .kernels.cpu.llvm import LANES
 from .kernels.cpu.tokens import SCORES
+from .nodes import Nodes
 from .placement import Placement
 from .stats import Summary, Totals, call_stats, summarize
 from .substrate.runtime import BATCH, Runtime
@@ -84,12 +85,13 @@ class PendingCall:
 class MoE(Collective):
     """An expert-parallel Mixture-of-Experts layer, or `layers` of them, over the ranks of a communicator. Collective.
 
-    cfg: equal on all ranks. comm: an mpi4py communicator of ranks on one node, or None for one process without MPI.
+    cfg: equal on all ranks. comm: an mpi4py communicator, or None for one process without MPI.
     layers: layers with weights of their own that share windows, workers and threads. schedule: "fused" (one-sided,
     tile by tile) or "bulk" (count exchange, Alltoallv, experts, Alltoallv: the baseline). threads: workers a rank;
     default: the cores this rank may use over the ranks that share them. placement: E ranks, one for each expert;
     default contiguous.
-    timeout: seconds a wait may see no progress.
+    timeout: seconds a wait may see no progress. ranks_per_node: take so many ranks in a row as a node, where MPI would
+    see larger ones; transport shm serves a node, rma goes between them.
     Raises MismatchError where ranks disagree, InputError (a ValueError) on wrong arguments, MemoryProblem where
     windows do not fit.
     """
@@ -103,12 +105,14 @@ class MoE(Collective):
         threads: int | None = None,
         placement: Sequence[int] | np.ndarray | None = None,
         timeout: float = 120.0,
+        ranks_per_node: int | None = None,
     ) -> None:
-        super().__init__(comm, usable_timeout(timeout))
+        super().__init__(comm, usable_timeout(timeout), ranks_per_node)
         problem: Exception | None = None
         mine, shape, scratch, shared = "", {}, 0, 0
         try:
-            self._check(cfg, layers, schedule, threads, timeout)
+            self._check(cfg, layers, schedule, threads)
+            check_common(threads, timeout, ranks_per_node)
             self.placement = Placement(placement, cfg.experts, self.world)
             mine = f"{cfg!r}, layers={layers}, schedule={schedule!r}, placement={self.placement.ranks.tolist()}"
             shape = _shape(cfg)
@@ -132,14 +136,13 @@ class MoE(Collective):
     # ------------------------------------------------------------ set-up
 
     @staticmethod
-    def _check(cfg: Any, layers: Any, schedule: Any, threads: Any, timeout: Any) -> None:
+    def _check(cfg: Any, layers: Any, schedule: Any, threads: Any) -> None:
         if not isinstance(cfg, MoEConfig):
             raise InputError(f"cfg must be an aristos.MoEConfig, got {type(cfg).__name__}")
         if not isinstance(layers, int) or isinstance(layers, bool) or not 0 < layers <= 1 << 20:
             raise InputError(f"layers must be an int in 1..{1 << 20}, got {layers!r}")
         if schedule not in ("fused", "bulk"):
             raise InputError(f"schedule must be 'fused' or 'bulk', got {schedule!r}")
-        check_common(threads, timeout)
 
     def load(
         self,
@@ -178,15 +181,22 @@ class MoE(Collective):
         self._totals.clear()
 
     @staticmethod
-    def memory(cfg: MoEConfig, world: int, placement: Sequence[int] | np.ndarray | None = None) -> int:
-        """Bytes of window a rank exposes for this layer on `world` ranks, before anything is allocated.
+    def memory(
+        cfg: MoEConfig,
+        world: int,
+        placement: Sequence[int] | np.ndarray | None = None,
+        ranks_per_node: int | None = None,
+    ) -> int:
+        """Bytes a rank needs for this layer on `world` ranks, before anything is allocated.
 
         Rings (a source's rows of one call, at most 64 MiB over all sources or 64 rows each) + return rows (max_tokens
-        * top_k) + words; skew does not change it, nor does the number of layers.
+        * top_k) + words; skew does not change it, nor does the number of layers. With several nodes, a second window of
+        that kind for the other nodes' ranks, and for each of those an outbox and a ring of staged outputs.
         """
         if not isinstance(world, int) or isinstance(world, bool) or world < 1:
             raise InputError(f"world must be a positive int, got {world!r}")
-        return window_bytes(shape_of(world, Placement(placement, cfg.experts, world), **_shape(cfg)))
+        shape = shape_of(world, Placement(placement, cfg.experts, world), **_shape(cfg))
+        return rank_bytes(shape, Nodes.of(world, ranks_per_node))
 
     # ------------------------------------------------------------ calls
 

@@ -132,7 +132,7 @@ def call_stats(job: np.ndarray, state: np.ndarray, tables: Tables, *, schedule: 
         rows_to_peer=rows_to,
         tiles_to_peer=tuple(int(t) for t in tables.peers(words, f.T_TILES_TO)),
         logical_bytes_to_peer=tuple(r * row_bytes for r in rows_to),
-        moved_bytes_to_peer=tuple(0 if p == rank else r * row_bytes for p, r in enumerate(rows_to)),
+        moved_bytes_to_peer=tuple(int(r) * row_bytes for r in tables.peers(words, f.T_MOVED_TO)),
         rows_from_peer=tuple(int(r) for r in tables.peers(words, f.T_ROWS_FROM)),
         call_seconds=seconds,
         route_seconds=(n[f.N_ROUTE] + n[f.N_PACK]) * 1e-9,

@@ -36,9 +36,13 @@ def read_announcement(job, st, source):
     st[f.UNREAD] -= 1
     if same and able:
         end = st[job[f.T_READ_ROWS] + source]
+        far = st[job[f.T_FAR] + source] != 0
+        if far:
+            end += rows  # its blocks hold rows of every expert: the last one may bring some of each
         for expert in range(job[f.LOCAL]):
             count = mem.load(a + 8 * (f.ANNOUNCE_WORDS + expert))
-            end += count
+            if not far:
+                end += count
             st[job[f.T_SOURCE_END] + source * job[f.MAX_LOCAL] + expert] = end
             st[job[f.T_EXPERT_COMING] + expert] += count
     return True
@@ -55,6 +59,7 @@ def read_record(job, st, source):
     st[r + f.R_ROWS] = rows
     st[r + f.R_PACKED] = mem.load(a + 16)
     st[r + f.R_LEFT] = rows
+    st[r + f.R_LAST] = mem.load(a + 24)
     st[job[f.T_READ_TILES] + source] = tile + 1
     st[job[f.T_READ_ROWS] + source] += rows
     st[job[f.T_LEFT] + source] -= rows

@@ -8,7 +8,7 @@ from ..compile import jit
 from . import combine, experts, packing, routing
 from . import fields as f
 from .layout import return_row
-from .steps import acquire, unlock
+from .lock import acquire, unlock
 
 
 @jit

@@ -4,7 +4,7 @@ from .. import memory as mem
 from ..compile import jit
 from ..kernels.cpu.tokens import combine_token
 from . import fields as f
-from .layout import return_row
+from .layout import row_back
 
 
 @jit
@@ -26,11 +26,12 @@ def execute(job, st, worker):
     """y[t] = sum over j of weights[t, j] * return row of (t, j), for the claimed tokens."""
     c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
     first, k, hidden = st[c + f.C_A], job[f.TOP_K], job[f.HIDDEN]
-    rows = return_row(job, st, job[f.RANK], 0)
     for t in range(first, first + st[c + f.C_ROWS]):
         weights = mem.floats(job[f.WEIGHTS] + 4 * k * t, k)
         p = job[f.T_POSITION] + k * t
-        combine_token(job[f.Y] + 4 * hidden * t, k, weights, st[p : p + k], rows, job[f.RETURN_STRIDE], hidden)
+        for i in range(p, p + k):  # nobody asks for a token's packed rows any more
+            st[i] = row_back(job, st, st[i]) if st[i] >= 0 else 0
+        combine_token(job[f.Y] + 4 * hidden * t, k, weights, st[p : p + k], hidden)
 
 
 @jit

@@ -2,16 +2,11 @@
 
 from .. import memory as mem
 from ..compile import jit
+from . import blocks
 from . import fields as f
 from .layout import record_to, ring_row_to, word_from, word_to
+from .packing import tile_rows
 from .returns import returns_due
-
-
-@jit
-def tile_rows(rows, most):
-    """Rows of the next tile of a run of `rows`: the run is cut into tiles of nearly equal size, at most `most` each."""
-    tiles = (rows + most - 1) // most
-    return (rows + tiles - 1) // tiles
 
 
 @jit
@@ -29,16 +24,24 @@ def slot_at(job, st, owner, packed):
 
 @jit
 def claim(job, st, worker):
-    """Claim the next tile that has credit, going round the owners; False if none has. (Decide, under the lock.)"""
+    """Claim the next tile that has credit, or a block for a far owner, going round the owners; the kind of command.
+
+    (Decide, under the lock.)
+    """
     if st[f.UNSENT] == 0:
-        return False
+        return f.IDLE
     me, world, ring = job[f.RANK], job[f.WORLD], job[f.RING_ROWS]
     owner = st[f.NEXT_DEST]
     for _ in range(world):
         packed = st[job[f.T_CURSOR] + owner]
         last = st[job[f.T_OFFSET] + job[job[f.SLOT_START] + owner + 1]]
         flying = returns_due(job, st, owner)
-        if owner != me and packed < last and st[job[f.T_BUSY] + owner] == 0 and flying < ring:
+        waiting = owner != me and packed < last and st[job[f.T_BUSY] + owner] == 0 and flying < ring
+        if waiting and st[job[f.T_FAR] + owner] != 0:
+            if blocks.claim(job, st, worker, owner, flying):
+                st[f.NEXT_DEST] = (owner + 1) % world
+                return f.BLOCK
+        elif waiting:
             slot = slot_at(job, st, owner, packed)
             left = st[job[f.T_OFFSET] + slot + 1] - packed
             rows = tile_rows(left, min(job[f.TILE], ring))
@@ -52,9 +55,9 @@ def claim(job, st, worker):
                 st[c + f.C_ROWS] = rows
                 st[job[f.T_BUSY] + owner] = 1
                 st[f.NEXT_DEST] = (owner + 1) % world
-                return True
+                return f.DISPATCH
         owner = (owner + 1) % world
-    return False
+    return f.IDLE
 
 
 @jit
@@ -83,10 +86,12 @@ def publish(job, st, worker):
     mem.store(a, st[c + f.C_C])
     mem.store(a + 8, rows)
     mem.store(a + 16, st[c + f.C_B])
+    mem.store(a + 24, rows)
     st[job[f.T_SENT_TILES] + owner] = tile + 1
     st[job[f.T_SENT_ROWS] + owner] += rows
     st[job[f.T_CURSOR] + owner] += rows
     st[job[f.T_TILES_TO] + owner] += 1
+    st[job[f.T_MOVED_TO] + owner] += rows
     st[job[f.T_BUSY] + owner] = 0
     st[f.UNSENT] -= rows
     mem.store_release(word_to(job, st, owner, f.TAIL), tile + 1)

@@ -6,6 +6,7 @@ contiguous in its packed order, go back with a single record.
 """
 
 from .. import memory as mem
+from .. import wire as mpi
 from ..compile import jit
 from . import fields as f
 from .layout import announcement_from, return_row
@@ -38,6 +39,19 @@ def set_targets(job, st, counts):
 
 
 @jit
+def put_back(job, st, source, packed, rows, n):
+    """Put n rows at address `rows`, ROW_BYTES apart, into a far source's return rows. (Holding the wire's lock.)"""
+    at = st[job[f.T_RETURNS_AT] + source]
+    if job[f.ROW_BYTES] == job[f.RETURN_STRIDE]:
+        if n > 0:
+            mpi.put(job[f.WIRE], source, at + job[f.RETURN_STRIDE] * packed, rows, job[f.ROW_BYTES] * n)
+        return
+    for j in range(n):
+        there = at + job[f.RETURN_STRIDE] * (packed + j)
+        mpi.put(job[f.WIRE], source, there, rows + job[f.ROW_BYTES] * j, job[f.ROW_BYTES])
+
+
+@jit
 def give_back(job, st, counts, out, status):
     """Put every row of `out` (rows in the order of `set_targets`, ROW_BYTES apart) into its source's return rows.
 
@@ -49,17 +63,27 @@ def give_back(job, st, counts, out, status):
         source = (me + i) % world
         packed = st[job[f.T_FIRST] + source]
         first = packed
+        far = st[job[f.T_FAR] + source] != 0
+        if far:
+            while not mpi.take(job[f.WIRE]):
+                mem.yield_core()
         for expert in range(job[f.LOCAL]):
             n = counts[expert, source]
             row = st[job[f.T_TARGET] + source * job[f.MAX_LOCAL] + expert] - n  # the copying has moved it to its end
-            for j in range(n if out != 0 else 0):
-                target = return_row(job, st, source, packed + j)
-                mem.copy_row(target, out + job[f.ROW_BYTES] * (row + j), job[f.ROW_BYTES])
+            if out != 0 and far:
+                put_back(job, st, source, packed, out + job[f.ROW_BYTES] * row, n)
+            elif out != 0:
+                for j in range(n):
+                    target = return_row(job, st, source, packed + j)
+                    mem.copy_row(target, out + job[f.ROW_BYTES] * (row + j), job[f.ROW_BYTES])
             packed += n
+        if far:
+            mpi.flush(job[f.WIRE], source)
+            mpi.leave(job[f.WIRE])
         if source == me:
             rows_are_back(job, st, first, packed - first)
         else:
-            post_return(job, st, source, first, packed - first, status)
+            post_return(job, st, source, first, packed - first, status, -1)
 
 
 @jit

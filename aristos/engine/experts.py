@@ -9,7 +9,7 @@ from ..compile import jit
 from ..kernels.cpu.expert import expert_rows
 from . import fields as f
 from . import team
-from .layout import return_row, ring_row_from
+from .layout import index_from, return_row, ring_row_from, staged_row
 from .returns import finish_record, rows_are_back
 
 GROUP = 6  # rows the micro-kernel likes to have together
@@ -108,15 +108,12 @@ def take_remote(job, st, c, source, expert, have, room):
     tile, taken = st[job[f.T_NEXT] + i], st[job[f.T_TAKEN] + i]
     r = job[f.T_RECORD] + f.RECORD_WORDS * (source * job[f.SLOTS] + tile % job[f.SLOTS])
     rows = min(room, st[r + f.R_ROWS] - taken)
-    first, ring = st[r + f.R_ROW] + taken, job[f.RING_ROWS]
-    x = ring_row_from(job, st, source, first)
+    first = st[r + f.R_ROW] + taken
     y = output_row(job, st, source, i, rows, st[r + f.R_PACKED] + taken)
-    to_wrap = ring - first % ring
-    for j in range(rows):
-        if j == to_wrap:
-            x -= job[f.STRIDE] * ring
-        st[c + f.C_LISTS + have + j] = x + job[f.STRIDE] * j
-        st[c + f.C_LISTS + job[f.BATCH] + have + j] = y + output_step(job) * j
+    if st[job[f.T_FAR] + source] != 0:
+        list_far(job, st, c, source, first, have, rows, y)
+    else:
+        list_near(job, st, c, source, first, have, rows, y)
     if taken + rows == st[r + f.R_ROWS]:
         st[job[f.T_NEXT] + i] = tile + 1
         st[job[f.T_TAKEN] + i] = 0
@@ -126,6 +123,31 @@ def take_remote(job, st, c, source, expert, have, room):
     st[job[f.T_EXPERT_REMOTE] + expert] -= rows
     add_part(job, st, c, source, tile, rows)
     return rows
+
+
+@jit
+def list_near(job, st, c, source, first, have, rows, y):
+    """Rows first.. of a near source's ring, outputs at y and on."""
+    ring = job[f.RING_ROWS]
+    x = ring_row_from(job, st, source, first)
+    to_wrap = ring - first % ring
+    for j in range(rows):
+        if j == to_wrap:
+            x -= job[f.STRIDE] * ring
+        st[c + f.C_LISTS + have + j] = x + job[f.STRIDE] * j
+        st[c + f.C_LISTS + job[f.BATCH] + have + j] = y + output_step(job) * j
+
+
+@jit
+def list_far(job, st, c, source, first, have, rows, y):
+    """Pairs first.. of a far source: rows by its index, outputs staged; or copied to y and on in an exchange."""
+    for j in range(rows):
+        row = mem.load(index_from(job, st, source, first + j))
+        out = y + output_step(job) * j
+        if job[f.MODE] == f.MODE_LAYER:
+            out = staged_row(job, st, source, first + j)
+        st[c + f.C_LISTS + have + j] = ring_row_from(job, st, source, row)
+        st[c + f.C_LISTS + job[f.BATCH] + have + j] = out
 
 
 @jit
@@ -190,6 +212,7 @@ def execute(job, st, worker):
             job[f.HIDDEN],
             job[f.FFN],
             job[f.SCRATCH] + job[f.SCRATCH_STEP] * worker,
+            job[f.WIRE],
         )
         return
     for i in range(st[c + f.C_ROWS]):

@@ -10,26 +10,28 @@ same few arguments on every substrate.
 (
     RANK, WORLD, WORKERS, LOCAL, MAX_LOCAL, EXPERTS, TOP_K, HIDDEN, FFN, TOKENS, EPOCH, OBJECT, LAYER, ROW_BYTES,
     STATUS_IN, ROUTED, SCORE, RENORMALIZE, SCALE, ACTIVATION, MODE, EVENTS_MAX, SPINS,
-    STRIDE, RETURN_STRIDE, RING_ROWS, SLOTS, TILE, BATCH, RUN_ROWS, MERGE_ROWS, PATIENCE, PAUSE_NS,
-) = range(33)  # fmt: skip
+    STRIDE, RETURN_STRIDE, RING_ROWS, SLOTS, TILE, BATCH, RUN_ROWS, MERGE_ROWS, PATIENCE, PAUSE_NS, FAR, FAR_BLOCK,
+) = range(35)  # fmt: skip
 
 # ---- the job: addresses
 (
     X, X_STRIDE, Y, IDS, WEIGHTS, ROUTER, ROUTER_PANELS, UP, GATE, DOWN, UP_BIAS, GATE_BIAS, DOWN_BIAS,
-    UP_STEP, DOWN_STEP, UP_BIAS_STEP, DOWN_BIAS_STEP, SCRATCH, SCRATCH_STEP, ALL_WORKERS, LOCK, EVENTS, OUT_ROWS,
-) = range(33, 56)  # fmt: skip
+    UP_STEP, DOWN_STEP, UP_BIAS_STEP, DOWN_BIAS_STEP, SCRATCH, SCRATCH_STEP, ALL_WORKERS, LOCK, EVENTS, OUT_ROWS, WIRE,
+) = range(35, 59)  # fmt: skip
 
 # ---- the job: offsets in a pair's region (see layout.py)
-P_ANNOUNCE, P_ANNOUNCE_STEP, P_RECORDS, P_RETURN_RECORDS, P_RING = range(56, 61)
+P_ANNOUNCE, P_ANNOUNCE_STEP, P_RECORDS, P_RETURN_RECORDS, P_RING, P_INDEX, P_CODED = range(59, 66)
 
 # ---- the job: where a table of the state starts
 (
-    T_TO, T_FROM, T_WORDS, T_RETURNS, T_SENT_ROWS, T_SENT_TILES, T_SEEN_TILES, T_EXTRA, T_READ_TILES, T_READ_ROWS,
-    T_FREE_TILES, T_FREED_ROWS, T_RETURNED, T_RECORD, T_COUNT, T_OFFSET, T_TOKEN, T_POSITION, T_CURSOR, T_BUSY,
-    T_ANNOUNCED, T_LEFT, T_FIRST, T_EXCHANGES, T_STATUS, T_NEXT, T_END, T_TAKEN, T_PENDING, T_SOURCE_END, T_TARGET,
-    T_EXPERT_PENDING, T_EXPERT_REMOTE, T_EXPERT_COMING, T_BLOCK_LEFT, T_READY, T_COMMAND, T_COMMAND_STEP,
-    T_COUNTERS, T_PEER_WAIT, T_ROWS_TO, T_TILES_TO, T_ROWS_FROM, SLOT_OF, SLOT_START, JOB_WORDS,
-) = range(61, 107)  # fmt: skip
+    T_TO, T_FROM, T_WORDS, T_RETURNS, T_BACK, T_FAR, T_AT, T_RETURNS_AT, T_STAGE, T_CODED, T_SENT_ROWS,
+    T_SENT_TILES, T_SEEN_TILES, T_EXTRA, T_READ_TILES, T_READ_ROWS, T_FREE_TILES, T_FREED_ROWS, T_PUT_ROWS,
+    T_PUT_TILES, T_PUT_RETURNED, T_PUT_CREDIT, T_PUT_EPOCH, T_PUT_TIME, T_RETURNED, T_RECORD, T_COUNT, T_SLOT_FROM,
+    T_SLOT_TO, T_SLOT_PAIR, T_OFFSET, T_TOKEN, T_POSITION, T_CURSOR, T_BUSY, T_ANNOUNCED, T_LEFT, T_FIRST,
+    T_EXCHANGES, T_STATUS, T_NEXT, T_END, T_TAKEN, T_PENDING, T_SOURCE_END, T_TARGET, T_EXPERT_PENDING,
+    T_EXPERT_REMOTE, T_EXPERT_COMING, T_BLOCK_LEFT, T_READY, T_COMMAND, T_COMMAND_STEP, T_COUNTERS, T_PEER_WAIT,
+    T_ROWS_TO, T_TILES_TO, T_ROWS_FROM, T_MOVED_TO, SLOT_OF, SLOT_START, JOB_WORDS,
+) = range(66, 128)  # fmt: skip
 
 # ---- the state: single words
 (
@@ -47,12 +49,12 @@ PHASE_ROUTE, PHASE_PACKING, PHASE_RUN, PHASE_DONE = range(4)
 # ---- a worker's command: kind, arguments, rows, number of parts, whom it waits for when idle; then its lists: row
 # addresses, output addresses and parts
 C_KIND, C_A, C_B, C_C, C_ROWS, C_PARTS, C_PEER, C_LISTS = range(8)
-IDLE, ROUTE, PACK, DISPATCH, EXPERT, COMBINE, FINISH, FAIL, SIZED, TEAM = range(10)
+IDLE, ROUTE, PACK, DISPATCH, EXPERT, COMBINE, FINISH, FAIL, SIZED, TEAM, BLOCK, POST = range(12)
 PART_WORDS = 3  # source, record or first packed row, rows
 
 # ---- a record as the owner keeps it
-RECORD_WORDS = 4
-R_ROW, R_ROWS, R_PACKED, R_LEFT = range(4)
+RECORD_WORDS = 5
+R_ROW, R_ROWS, R_PACKED, R_LEFT, R_LAST = range(5)
 
 # ---- the words that a rank writes for a peer, on one line
 (
@@ -63,6 +65,7 @@ R_ROW, R_ROWS, R_PACKED, R_LEFT = range(4)
     CREDIT,  # rows freed of what the peer put here
     RETURN_TAIL,  # tiles returned to the peer
 ) = range(7)  # fmt: skip
+WORDS = 7
 
 # ---- the words of an announcement
 ANNOUNCE_WORDS = 8
@@ -73,10 +76,11 @@ EXCHANGE = -1  # the layer that an exchange announces
 UNANNOUNCED, SERVE, SKIP = range(3)
 
 # ---- counters of a worker: nanoseconds, then {count, bytes, nanoseconds} of its puts by size class (256 B, 1 KiB, 4
-# KiB ...)
-N_ROUTE, N_DISPATCH, N_EXPERT, N_COMBINE, N_IDLE, N_PACK, N_EVENTS, N_MESSAGES = range(8)
+# KiB ...): those of shared memory, then those of the wire
+N_ROUTE, N_DISPATCH, N_EXPERT, N_COMBINE, N_IDLE, N_PACK, N_EVENTS, N_WIRE, N_MESSAGES = range(9)
 SIZE_CLASSES = 10
-COUNTER_WORDS = 40
+N_FAR_MESSAGES = N_MESSAGES + 3 * SIZE_CLASSES
+COUNTER_WORDS = 72
 
 # ---- an event of the timeline
 EVENT_WORDS = 5  # kind, start, end, peer or expert, rows

@@ -1,17 +1,24 @@
-"""Where everything lies: the window a rank exposes, and the tables of its state. Sizes by formula, nothing grows.
+"""Where everything lies: the windows a rank exposes, and the tables of its state. Sizes by formula, nothing grows.
 
-A rank's window holds its return rows, then a region for each peer that may write there:
+A peer is *near* where it can store into this rank's memory (transport shm), *far* where MPI must put (transport rma). A
+rank has a window for the near and one for the far. Each holds return rows, then a region for each peer that may write
+there:
 
-    return_rows[N]                     its own rows come back here, as wide as the call's rows; written by their owners
+    return_rows[N]                     own rows come back here, as wide as the call's rows; written by their owners
     pair[p]                            written by p alone
 
 A pair's region, R ring rows (everything on lines of 64 bytes of its own, so that no two writers share one):
 
     words                              one line: see fields.py
     announcement[epoch parity]         8 words + a word per local expert, in whole lines
-    records[R + 1]                     {local expert, rows, first packed row}
-    return_records[R + 1]              {first packed row, rows, status}
+    records[R + 1]                     {local expert, rows, first packed row, rows of the ring that its block ends}
+    return_records[R + 1]              {first packed row, rows, status, first staged row or -1}
     ring[R]                            rows, `stride` bytes each
+    index[R], far regions only         for each row of a tile the ring row it is: a token crosses once
+    coded[7], far regions only         the words once more as MPI puts them, {value, complement}
+
+Beside its windows a rank keeps, for each far peer, an *outbox* laid out like a region, which MPI puts from, words that
+have arrived, and R staged output rows.
 """
 
 from __future__ import annotations
@@ -19,12 +26,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..compile import jit
+from ..nodes import Nodes
 from . import fields as f
 
 LINE = 64
 WORD = 8
 RECORD_BYTES = 32
 RETURN_RECORD_BYTES = 32
+CODED_BYTES = 128  # 16 for each word
 RING_BUDGET = 64 << 20  # default bytes of ring a rank exposes, over all its sources
 
 
@@ -81,7 +90,14 @@ class PairLayout:
     records: int
     return_records: int
     ring: int
-    nbytes: int
+    index: int
+    coded: int
+    far_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a near region."""
+        return self.index
 
     @classmethod
     def of(cls, s: Shape) -> PairLayout:
@@ -90,27 +106,52 @@ class PairLayout:
         records = announce + 2 * step
         return_records = records + lines(s.slots * RECORD_BYTES)
         ring = return_records + lines(s.slots * RETURN_RECORD_BYTES)
-        return cls(announce, step, records, return_records, ring, ring + s.ring_rows * s.stride)
+        index = ring + s.ring_rows * s.stride
+        coded = index + lines(WORD * s.ring_rows)
+        return cls(announce, step, records, return_records, ring, index, coded, coded + CODED_BYTES)
 
     def fill(self, job) -> None:
         """Write the offsets into a job."""
-        job[f.P_ANNOUNCE : f.P_RING + 1] = (
+        job[f.P_ANNOUNCE : f.P_CODED + 1] = (
             self.announce,
             self.announce_step,
             self.records,
             self.return_records,
             self.ring,
+            self.index,
+            self.coded,
         )
 
 
-def region(s: Shape, rank: int, source: int) -> int:
-    """Byte offset, in the window of `rank`, of what `source` writes there; a rank has no region at itself."""
-    return lines(s.returns) + PairLayout.of(s).nbytes * (source - (source > rank))
+def near_region(s: Shape, nodes: Nodes, rank: int, source: int) -> int:
+    """Byte offset, in the near window of `rank`, of what its near peer `source` writes there."""
+    return lines(s.returns) + PairLayout.of(s).nbytes * nodes.near(rank).index(source)
 
 
-def window_bytes(s: Shape) -> int:
-    """Bytes of a rank's window."""
-    return lines(s.returns) + PairLayout.of(s).nbytes * (s.world - 1)
+def far_region(s: Shape, nodes: Nodes, rank: int, source: int) -> int:
+    """Byte offset, in the far window of `rank`, of what its far peer `source` puts there."""
+    return lines(s.returns) + PairLayout.of(s).far_bytes * nodes.far(rank).index(source)
+
+
+def near_bytes(s: Shape, nodes: Nodes, rank: int) -> int:
+    """Bytes of the near window of `rank`."""
+    return lines(s.returns) + PairLayout.of(s).nbytes * len(nodes.near(rank))
+
+
+def far_bytes(s: Shape, nodes: Nodes, rank: int) -> int:
+    """Bytes of the far window of `rank`; none without far peers."""
+    far = len(nodes.far(rank))
+    return far and lines(s.returns) + PairLayout.of(s).far_bytes * far
+
+
+def outbox_bytes(s: Shape) -> int:
+    """Bytes a rank keeps beside its windows for one far peer: outbox, arrived words, staged output rows."""
+    return PairLayout.of(s).far_bytes + LINE + CODED_BYTES + s.ring_rows * s.stride
+
+
+def rank_bytes(s: Shape, nodes: Nodes, rank: int = 0) -> int:
+    """All of it: near window, far window, outboxes."""
+    return near_bytes(s, nodes, rank) + far_bytes(s, nodes, rank) + outbox_bytes(s) * len(nodes.far(rank))
 
 
 def ring_rows(world: int, stride: int, most: int) -> int:
@@ -129,6 +170,7 @@ class StateLayout:
         self.command_words = -(-(f.C_LISTS + batch * (2 + f.PART_WORDS)) // 8) * 8
         self.sizes = {
             **dict.fromkeys(range(f.T_TO, f.T_RETURNED + 1), s.world),
+            **dict.fromkeys(range(f.T_SLOT_FROM, f.T_SLOT_PAIR + 1), s.experts),
             f.T_RECORD: s.world * s.slots * f.RECORD_WORDS,
             f.T_COUNT: s.experts,
             f.T_OFFSET: s.experts + 1,
@@ -141,7 +183,7 @@ class StateLayout:
             f.T_READY: blocks,
             f.T_COMMAND: (workers + 1) * self.command_words,
             f.T_COUNTERS: workers * f.COUNTER_WORDS,
-            **dict.fromkeys(range(f.T_PEER_WAIT, f.T_ROWS_FROM + 1), s.world),
+            **dict.fromkeys(range(f.T_PEER_WAIT, f.T_MOVED_TO + 1), s.world),
         }
         self.starts = {}
         at = lines(f.STATE_WORDS * WORD) // WORD
@@ -224,3 +266,37 @@ def ring_row_from(job, st, source, row):
 def return_row(job, st, source, packed):
     """Address where the output for `source`'s packed row `packed` goes."""
     return st[job[f.T_RETURNS] + source] + job[f.RETURN_STRIDE] * packed
+
+
+@jit
+def index_to(job, st, owner, pair):
+    """Address of the index entry of this rank's pair number `pair`, counted since the engine began, for a far owner."""
+    return st[job[f.T_TO] + owner] + job[f.P_INDEX] + WORD * (pair % job[f.RING_ROWS])
+
+
+@jit
+def index_from(job, st, source, pair):
+    """Address of the index entry of pair number `pair` of a far source."""
+    return st[job[f.T_FROM] + source] + job[f.P_INDEX] + WORD * (pair % job[f.RING_ROWS])
+
+
+@jit
+def staged_row(job, st, source, pair):
+    """Address where the output for pair number `pair` of a far source waits to be put."""
+    return st[job[f.T_STAGE] + source] + job[f.RETURN_STRIDE] * (pair % job[f.RING_ROWS])
+
+
+@jit
+def row_back(job, st, packed):
+    """Address where the output of this rank's packed row comes back to: near and far owners write different windows."""
+    owner = job[f.RANK]
+    if job[f.FAR] != 0:
+        low, high = 0, job[f.WORLD]
+        while high - low > 1:
+            middle = (low + high) // 2
+            if st[job[f.T_OFFSET] + job[job[f.SLOT_START] + middle]] <= packed:
+                low = middle
+            else:
+                high = middle
+        owner = low
+    return st[job[f.T_BACK] + owner] + job[f.RETURN_STRIDE] * packed

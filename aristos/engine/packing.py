@@ -11,6 +11,13 @@ from .layout import announcement_to, word_to
 
 
 @jit
+def tile_rows(rows, most):
+    """Rows of the next tile of a run of `rows`: the run is cut into tiles of nearly equal size, at most `most` each."""
+    tiles = (rows + most - 1) // most
+    return (rows + tiles - 1) // tiles
+
+
+@jit
 def begin(job, st):
     """Open a call: before any worker runs, by one thread."""
     st[f.PHASE] = f.PHASE_ROUTE
@@ -31,6 +38,7 @@ def begin(job, st):
         st[job[f.T_ROWS_TO] + p] = 0
         st[job[f.T_TILES_TO] + p] = 0
         st[job[f.T_ROWS_FROM] + p] = 0
+        st[job[f.T_MOVED_TO] + p] = 0
 
 
 @jit
@@ -99,6 +107,9 @@ def set_streams(job, st, rows):
             st[job[f.T_END] + i] = 0
             st[job[f.T_TAKEN] + i] = 0
             st[job[f.T_PENDING] + i] = 0
+    if job[f.FAR] != 0:
+        for slot in range(job[f.EXPERTS]):
+            st[job[f.T_SLOT_FROM] + slot] = st[offset + slot]
     own = 0
     for expert in range(local):
         slot = job[start + me] + expert

@@ -10,13 +10,17 @@ from .layout import return_record_to, word_to
 
 
 @jit
-def post_return(job, st, source, packed, rows, status):
-    """Tell `source` that its packed rows packed..packed+rows are in its return rows: record, then tail."""
+def post_return(job, st, source, packed, rows, status, staged):
+    """Tell `source` that its packed rows packed..packed+rows are in its return rows: record, then tail.
+
+    staged: for a far source, the pair number whose staged row is the first of them; -1 if they are there already.
+    """
     tile = st[job[f.T_RETURNED] + source]
     a = return_record_to(job, st, source, tile)
     mem.store(a, packed)
     mem.store(a + 8, rows)
     mem.store(a + 16, status)
+    mem.store(a + 24, staged)
     st[job[f.T_RETURNED] + source] = tile + 1
     mem.store_release(word_to(job, st, source, f.RETURN_TAIL), tile + 1)
 
@@ -29,17 +33,20 @@ def returns_due(job, st, owner):
 
 @jit
 def free_rows(job, st, source):
-    """Give credit for ring rows in ring order, up to the first tile that still has a reader."""
+    """Give credit for ring rows in ring order, up to the first block that still has a reader."""
     tile, rows = st[job[f.T_FREE_TILES] + source], 0
+    free, freed = tile, 0
     while tile < st[job[f.T_READ_TILES] + source]:
         r = job[f.T_RECORD] + f.RECORD_WORDS * (source * job[f.SLOTS] + tile % job[f.SLOTS])
         if st[r + f.R_LEFT] != 0:
             break
         rows += st[r + f.R_ROWS]
         tile += 1
-    if rows != 0:
-        st[job[f.T_FREE_TILES] + source] = tile
-        st[job[f.T_FREED_ROWS] + source] += rows
+        if st[r + f.R_LAST] != 0:
+            free, freed = tile, rows
+    if freed != 0:
+        st[job[f.T_FREE_TILES] + source] = free
+        st[job[f.T_FREED_ROWS] + source] += freed
         mem.store_release(word_to(job, st, source, f.CREDIT), st[job[f.T_FREED_ROWS] + source])
 
 
@@ -51,7 +58,8 @@ def finish_record(job, st, source, tile, rows):
     st[f.OWED] -= rows
     if st[r + f.R_LEFT] == 0:
         back = 0 if st[job[f.T_EXCHANGES] + source] else st[r + f.R_ROWS]  # an exchange's rows come later
-        post_return(job, st, source, st[r + f.R_PACKED], back, f.OK)
+        staged = st[r + f.R_ROW] if st[job[f.T_ANNOUNCED] + source] == f.SERVE else -1
+        post_return(job, st, source, st[r + f.R_PACKED], back, f.OK, staged)
         free_rows(job, st, source)
 
 

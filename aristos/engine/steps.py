@@ -5,33 +5,11 @@
 
 from .. import memory as mem
 from ..compile import jit
-from . import arrivals, combine, dispatch, experts, packing, routing, team
+from . import arrivals, blocks, combine, dispatch, experts, outbox, packing, routing, team
 from . import fields as f
 from .layout import word_to
+from .lock import acquire, lock, unlock
 from .returns import returns_due
-
-
-@jit
-def lock(job):
-    """Try to take the rank's lock."""
-    return mem.compare_exchange(job[f.LOCK], 0, 1)
-
-
-@jit
-def acquire(job):
-    """Take the rank's lock; whoever holds it may have lost its core, so do not spin for long."""
-    tries = 0
-    while not lock(job):
-        tries += 1
-        if tries % 64 == 0:
-            mem.yield_core()
-        else:
-            mem.pause()
-
-
-@jit
-def unlock(job):
-    mem.store_release(job[f.LOCK], 0)
 
 
 @jit
@@ -41,7 +19,8 @@ def finished(job, st):
     if job[f.MODE] == f.MODE_COMBINE:  # owners that had no rows for this rank still say whether they refused
         for p in range(job[f.WORLD]):
             combined = combined and (p == job[f.RANK] or returns_due(job, st, p) == 0)
-    return combined and st[f.UNREAD] == 0 and st[f.OWED] == 0 and st[f.UNSENT] == 0
+    served = combined and st[f.UNREAD] == 0 and st[f.OWED] == 0 and st[f.UNSENT] == 0
+    return served and (job[f.FAR] == 0 or outbox.all_posted(job, st))
 
 
 @jit
@@ -62,8 +41,9 @@ def next_command(job, st, worker):
         return f.FINISH
     if arrivals.absorb(job, st):
         st[f.IDLE_SWEEPS] = 0
-    if dispatch.claim(job, st, worker):
-        return f.DISPATCH
+    kind = dispatch.claim(job, st, worker)
+    if kind != f.IDLE:
+        return kind
     if job[f.MODE] == f.MODE_DISPATCH and st[f.UNREAD] == 0 and st[f.TARGETS_SET] == 0:
         return f.SIZED
     if team.claim(job, st, worker):
@@ -106,6 +86,8 @@ def execute(job, st, worker, kind):
         experts.execute(job, st, worker)
     elif kind == f.DISPATCH:
         dispatch.execute(job, st, worker)
+    elif kind == f.BLOCK:
+        blocks.execute(job, st, worker)
     elif kind == f.COMBINE:
         combine.execute(job, st, worker)
     elif kind == f.ROUTE:
@@ -124,6 +106,8 @@ def publish(job, st, worker, kind):
         experts.publish(job, st, worker)
     elif kind == f.DISPATCH:
         dispatch.publish(job, st, worker)
+    elif kind == f.BLOCK:
+        blocks.publish(job, st, worker)
     elif kind == f.COMBINE:
         combine.publish(job, st, worker)
     elif kind == f.ROUTE:

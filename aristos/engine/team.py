@@ -90,12 +90,15 @@ def execute(job, st, worker):
     weights = weights_of(job, expert)
     tables = job[f.SCRATCH] + job[f.SCRATCH_STEP] * worker
     activations = job[f.SCRATCH] + job[f.SCRATCH_STEP] * job[f.ALL_WORKERS]
+    wire = job[f.WIRE]
     if st[c + f.C_C] == f.STAGE_UP:
         columns = min(COLUMNS, job[f.FFN] - first)
-        up_columns(rows, x, activations, weights, job[f.ACTIVATION], job[f.HIDDEN], job[f.FFN], first, columns, tables)
+        up_columns(
+            rows, x, activations, weights, job[f.ACTIVATION], job[f.HIDDEN], job[f.FFN], first, columns, tables, wire
+        )
     else:
         last = min(first + COLUMNS, job[f.HIDDEN])
-        down_columns(rows, activations, x + 8 * job[f.BATCH], weights, job[f.FFN], first, last, tables)
+        down_columns(rows, activations, x + 8 * job[f.BATCH], weights, job[f.FFN], first, last, tables, wire)
 
 
 @jit

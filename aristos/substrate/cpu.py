@@ -3,7 +3,7 @@
 from .. import memory as mem
 from ..compile import jit
 from ..engine import fields as f
-from ..engine import packing, steps
+from ..engine import outbox, packing, steps
 
 HEARTBEAT_NS = 20_000_000
 
@@ -24,17 +24,6 @@ def note(job, st, worker, kind, start, end, what, rows):
 
 
 @jit
-def charge_put(st, table, nbytes, nanoseconds):
-    """Count a put in its size class: up to 256 bytes, 1 KiB, 4 KiB, ... 16 MiB, more."""
-    size, limit = 0, 256
-    while nbytes > limit and size < f.SIZE_CLASSES - 1:
-        size, limit = size + 1, limit * 4
-    st[table + 3 * size] += 1
-    st[table + 3 * size + 1] += nbytes
-    st[table + 3 * size + 2] += nanoseconds
-
-
-@jit
 def charge(job, st, worker, kind, start, end):
     """Add a command's time to the worker's counters."""
     n = job[f.T_COUNTERS] + f.COUNTER_WORDS * worker
@@ -42,7 +31,9 @@ def charge(job, st, worker, kind, start, end):
         n += f.N_EXPERT
     elif kind == f.DISPATCH:
         c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
-        charge_put(st, n + f.N_MESSAGES, st[c + f.C_ROWS] * job[f.ROW_BYTES], end - start)
+        outbox.count_put(st, n + f.N_MESSAGES, st[c + f.C_ROWS] * job[f.ROW_BYTES], end - start)
+        n += f.N_DISPATCH
+    elif kind == f.BLOCK:
         n += f.N_DISPATCH
     elif kind == f.COMBINE:
         n += f.N_COMBINE
@@ -84,6 +75,20 @@ def show_life(job, st, worker, now):
 
 
 @jit
+def tend_wire(job, st, worker, idle):
+    """Look after far peers; True if anything came or went."""
+    start = mem.clock()
+    if not outbox.turn(job, st, worker, idle):
+        return False
+    end = mem.clock()
+    if not idle:
+        st[job[f.T_COUNTERS] + f.COUNTER_WORDS * worker + f.N_WIRE] += end - start
+    if job[f.EVENTS_MAX] != 0:
+        note(job, st, worker, f.POST, start, end, -1, 0)
+    return True
+
+
+@jit
 def work(job, st, worker):
     """Run steps until the call ends (RAN), somebody fails (POISONED) or a slice of time is over (PAUSED)."""
     started = mem.clock()
@@ -96,6 +101,9 @@ def work(job, st, worker):
                 idle_since = mem.clock()
                 idle_peer = st[job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker + f.C_PEER]
             sweeps += 1
+            if job[f.FAR] != 0 and tend_wire(job, st, worker, True):
+                sweeps = 1
+                continue
             rest(job, sweeps)
             if sweeps % 32 == 0:
                 now = mem.clock()
@@ -118,6 +126,9 @@ def work(job, st, worker):
         now = mem.clock()
         charge(job, st, worker, kind, start, now)
         steps.publish(job, st, worker, kind)
+        if job[f.FAR] != 0:
+            tend_wire(job, st, worker, False)
+            now = mem.clock()
         if now - started > job[f.PAUSE_NS]:
             show_life(job, st, worker, now)
             return f.PAUSED

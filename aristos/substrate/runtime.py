@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from .. import wire
 from ..compile import warm_up
-from ..engine import arrivals, packing, steps
+from ..engine import arrivals, outbox, packing, steps
 from ..engine import fields as f
 from ..engine.experts import GROUP
-from ..engine.layout import PairLayout, Shape, StateLayout, lines, region, window_bytes, word_from
+from ..engine.layout import PairLayout, Shape, StateLayout, lines, word_from
 from ..errors import ClosedError, MemoryProblem, MismatchError, OpenCallError, PoisonedError, WaitTimeout
 from ..kernels.cpu.gemm import aligned, row_stride
 from ..memory import load, load_acquire
@@ -28,6 +29,7 @@ from ..stats import Tables
 from ..transport.group import Group, warn_if_launched
 from ..transport.shm import short_of_memory
 from .cpu import run_alone, work
+from .memory import Memory
 from .workers import Background, Workers
 
 TILE = 96  # most rows of a tile
@@ -37,6 +39,8 @@ RUN_LEAST = 24  # but no fewer rows than make the run bound by arithmetic and no
 MERGE_ROWS = 32  # fewer rows than this wait a little for more of their expert
 PATIENCE = 200  # idle sweeps that they wait
 PAUSE_NS = 100_000_000  # compiled code comes back to Python at least this often
+LAST_WORDS_SECONDS = 0.1  # how long a failing rank helps its poison on the way to other nodes
+FAR_BLOCK = 512  # most (token, choice) pairs of a block for a far owner
 OVERDUE = 10  # a peer in user code may be this many times the timeout late
 CAUSES = {f.CAUSE_TIMEOUT: "a wait ran out", f.CAUSE_INTERRUPT: "it was interrupted", f.CAUSE_ERROR: "it failed"}
 
@@ -69,7 +73,7 @@ class Runtime:
         self.open = False
         self.broken: str | None = None
         self.events: np.ndarray | None = None
-        self._window: Any = None
+        self._memory: Memory | None = None
         self._lock = aligned((8,), np.int64)
         self._workers: Workers | None = None
         self._failing = threading.Lock()
@@ -105,21 +109,15 @@ class Runtime:
 
     def _allocate(self, shape: Shape, workers: int) -> None:
         """New windows and a new state; counters start again. The old ones stay if there is no room for the new."""
-        layout, tables = PairLayout.of(shape), StateLayout(shape, workers, BATCH)
-        window = self.group.window(window_bytes(shape))
+        tables = StateLayout(shape, workers, BATCH)
+        memory = Memory(self.group, shape)
         state = aligned((tables.words,), np.int64)
         state[:] = 0
-        me = self.group.rank
-        for p, base in enumerate(window.base):
-            state[tables.starts[f.T_RETURNS] + p] = base
-            if p != me:
-                state[tables.starts[f.T_TO] + p] = base + region(shape, p, me)
-                here = window.base[me] + region(shape, me, p)
-                state[tables.starts[f.T_FROM] + p] = state[tables.starts[f.T_WORDS] + p] = here
-        for old in (self._window, self._workers):
+        memory.fill(state, tables.starts)
+        for old in (self._memory, self._workers):
             if old is not None:
                 old.close()
-        self._window, self.layout, self.tables, self.state, self.shape = window, layout, tables, state, shape
+        self._memory, self.layout, self.tables, self.state, self.shape = memory, memory.layout, tables, state, shape
         self.threads = workers
         self.counted = Tables(tables.starts, workers, self.group.world)
         self._lock[0] = 0
@@ -138,6 +136,8 @@ class Runtime:
                 (packing.begin, plain),
                 (steps.heartbeat, step),
                 (arrivals.poisoned, plain),
+                (outbox.listen, plain),
+                (outbox.last_words, plain),
             ]
         )
 
@@ -164,6 +164,8 @@ class Runtime:
         job[f.SCRATCH] = self._scratch.ctypes.data
         job[f.SCRATCH_STEP] = self._scratch_step
         job[f.ALL_WORKERS] = self.threads
+        assert self._memory is not None
+        job[f.FAR], job[f.WIRE], job[f.FAR_BLOCK] = len(self._memory.far), self._memory.wire, FAR_BLOCK
 
     def release(self) -> None:
         """One user less; the last one frees everything. Collective."""
@@ -177,8 +179,8 @@ class Runtime:
                 pool.close()
         if together:
             with self.group.bounded("the other ranks to free windows"):
-                if self._window is not None:
-                    self._window.close()
+                if self._memory is not None:
+                    self._memory.close()
                 self.group.free()
 
     def _all_leave(self) -> bool:
@@ -188,6 +190,7 @@ class Runtime:
         job = self._blank_job()
         peers = [p for p in range(self.group.world) if p != self.group.rank]
         for _ in self.group.until_all_come("the other ranks to close", OVERDUE * self.group.timeout):
+            self._listen(job)
             if arrivals.poisoned(job, self.state) >= 0:
                 return False
             for p in peers:
@@ -195,6 +198,25 @@ class Runtime:
                     self.give_up(MismatchError(f"rank {self.group.rank} closes, and rank {p} makes a call"))
                     return False
         return True
+
+    def _listen(self, job: np.ndarray) -> None:
+        """Read what far peers have put, outside a call."""
+        if job[f.FAR] and wire.take(job[f.WIRE]):
+            outbox.listen(job, self.state)
+            wire.leave(job[f.WIRE])
+
+    def _tell_far_peers(self, job: np.ndarray) -> None:
+        """Put the poison word to far peers, and give MPI a moment to move it."""
+        until = time.monotonic() + LAST_WORDS_SECONDS
+        told = False
+        while time.monotonic() < until:
+            if wire.take(job[f.WIRE]):
+                if not told:
+                    outbox.last_words(job, self.state)
+                    told = True
+                outbox.listen(job, self.state)
+                wire.leave(job[f.WIRE])
+            time.sleep(0.001)
 
     # ------------------------------------------------------------ calls
 
@@ -243,7 +265,7 @@ class Runtime:
 
     def run(self, job: np.ndarray, timeout: float) -> None:
         """Run an entered call to its end as worker 0; it stays open until its result has been taken."""
-        with self.failing(job):
+        with self.failing(job), self.tending():
             if job[f.WORKERS] == 1:
                 job[f.EPOCH] = self.epoch
                 code = run_alone(job, self.state)
@@ -252,6 +274,16 @@ class Runtime:
             else:
                 self.begin(job)
                 self.go_on(job, timeout)
+
+    @contextlib.contextmanager
+    def tending(self) -> Iterator[None]:
+        """Workers look after MPI's progress in the block, the pacing thread does before and after."""
+        assert self._memory is not None
+        self._memory.in_call(True)
+        try:
+            yield
+        finally:
+            self._memory.in_call(False)
 
     @contextlib.contextmanager
     def failing(self, job: np.ndarray) -> Iterator[None]:
@@ -312,6 +344,8 @@ class Runtime:
                 self.broken = f"{type(error).__name__}: {error}"
                 self.group.abort_at_exit(self.broken)
                 steps.poison(job, self.state, getattr(error, "origin", self.group.rank), cause)
+                if job[f.FAR]:
+                    self._tell_far_peers(job)
         assert self._workers is not None
         self._workers.gather()
 
@@ -377,15 +411,14 @@ class _Patience:
         )
 
 
-def attach(comm: Any, timeout: float) -> Runtime:
+def attach(comm: Any, timeout: float, ranks_per_node: int | None = None) -> Runtime:
     """The runtime of a communicator, made on first use; collective. Every `attach` needs one `release`."""
     if comm is None:
         warn_if_launched()
     key = _key(comm)
     runtime = _runtimes.get(key)
     if runtime is None or runtime.broken is not None:
-        group = Group(comm, timeout)
-        group.check_one_node()
+        group = Group(comm, timeout, ranks_per_node)
         runtime = Runtime(group)
         _runtimes[key] = runtime
     runtime.group.timeout = max(runtime.group.timeout, timeout)

@@ -9,10 +9,11 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..errors import EnvironmentProblem
+from ..nodes import Nodes
+from .rma import RmaWindow
 from .shm import ShmWindow, check_memory
 from .window import SelfWindow, Window
 
@@ -25,20 +26,30 @@ class Watchdog:
     def __init__(self, abort: Any, who: str) -> None:
         self._abort, self._who = abort, who
         self._wait: tuple[str, float, float] | None = None  # what, since, limit
+        self._flushing: tuple[Callable[[], tuple[int, int]], Callable[[], float]] | None = None
         self._thread: threading.Thread | None = None
         self._end = threading.Event()
 
     @contextlib.contextmanager
     def watch(self, what: str, limit: float) -> Iterator[None]:
         """Bound the MPI call in the block to `limit` seconds."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="aristos-watchdog", daemon=True)
-            self._thread.start()
+        self._start()
         self._wait = (what, time.monotonic(), limit)
         try:
             yield
         finally:
             self._wait = None
+
+    def flushing(self, ask: Callable[[], tuple[int, int]] | None, limit: Callable[[], float]) -> None:
+        """Bound flushes, which compiled code makes; ask: (rank that is being flushed or -1, since when in ns)."""
+        self._flushing = None if ask is None else (ask, limit)
+        if ask is not None:
+            self._start()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="aristos-watchdog", daemon=True)
+            self._thread.start()
 
     def close(self) -> None:
         """End the thread."""
@@ -51,28 +62,52 @@ class Watchdog:
             wait = self._wait
             if wait is not None and time.monotonic() - wait[1] > wait[2]:
                 what, since, limit = wait
-                print(
-                    f"aristos: {self._who} waited {time.monotonic() - since:.1f} s (limit {limit:g} s) for {what};"
-                    " a rank is missing or in another collective call; aborting the job",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                self._abort()
+                self._say(since, limit, what, "a rank is missing or in another collective call")
+            if self._flushing is not None:
+                ask, limit_of = self._flushing
+                peer, since_ns = ask()
+                if peer >= 0 and time.monotonic() - since_ns * 1e-9 > limit_of():
+                    what = f"rank {peer} to take in what was put (MPI_Win_flush)"
+                    self._say(since_ns * 1e-9, limit_of(), what, "it is stopped, gone, or makes no progress in MPI")
+
+    def _say(self, since: float, limit: float, what: str, why: str) -> None:
+        waited = f"{time.monotonic() - since:.1f} s (limit {limit:g} s)"
+        print(f"aristos: {self._who} waited {waited} for {what}; {why}; aborting the job", file=sys.stderr, flush=True)
+        self._abort()
 
 
 class Group:
-    """An EP group: rank, world, and collectives that cannot hang silently. `comm` None is one rank without MPI."""
+    """An EP group: rank, world, and collectives that cannot hang silently. `comm` None is one rank without MPI.
 
-    def __init__(self, comm: Any = None, timeout: float = 120.0) -> None:
+    ranks_per_node: pretend nodes of so many ranks each, instead of asking MPI who shares memory.
+    """
+
+    def __init__(self, comm: Any = None, timeout: float = 120.0, ranks_per_node: int | None = None) -> None:
         self.timeout = timeout
-        self.comm = None
+        self.comm: Any = None
+        self.node: Any = None
         self.rank, self.world = 0, 1
+        self.nodes = Nodes.of(1)
         if comm is None:
             return
         self.rank, self.world = comm.Get_rank(), comm.Get_size()
         self._watchdog = Watchdog(lambda: comm.Abort(86), f"rank {self.rank}")
         with self._watchdog.watch("the other ranks to make a layer (MPI_Comm_dup)", timeout):
             self.comm = comm.Dup()
+            self.node = self._node(ranks_per_node)
+
+    def _node(self, ranks_per_node: int | None) -> Any:
+        """The ranks that share memory with this one; sets `nodes`."""
+        from mpi4py import MPI
+
+        assert self.comm is not None
+        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
+        if ranks_per_node is not None:
+            own = node.Split(self.rank // ranks_per_node, key=self.rank)
+            node.Free()
+            node = own
+        self.nodes = Nodes(tuple(self.comm.allgather(node.bcast(self.rank))))
+        return node
 
     def allgather(self, value: Any, what: str) -> list[Any]:
         """Everybody's `value`, in rank order."""
@@ -103,21 +138,21 @@ class Group:
                 time.sleep(0 if tries < 100 else 0.001)
 
     def window(self, nbytes: int) -> Window:
-        """A window of `nbytes` a rank; collective."""
-        if self.comm is None:
+        """A window of `nbytes` for the ranks of this node, `base` in rank order; collective."""
+        if self.node is None:
             check_memory(nbytes)
             return SelfWindow(nbytes)
         with self.bounded("the other ranks to allocate windows"):
-            return ShmWindow(self.comm, nbytes)
+            return ShmWindow(self.node, nbytes)
 
-    def check_one_node(self) -> None:
-        """Raise unless all ranks share a node: this version has no transport between nodes."""
-        nodes = {name for name, _ in self.allgather((os.uname().nodename, 0), "host names")}
-        if len(nodes) > 1:
-            raise EnvironmentProblem(
-                f"the ranks are on {len(nodes)} nodes ({', '.join(sorted(nodes)[:4])}); transports of this version"
-                " (self, shm) work inside one node: give MoE a communicator from comm.Split_type(MPI.COMM_TYPE_SHARED)"
-            )
+    def far_window(self, nbytes: int) -> RmaWindow:
+        """A window of `nbytes` that ranks of other nodes put into; collective."""
+        with self.bounded("the other ranks to allocate windows"):
+            return RmaWindow(self.comm, nbytes)
+
+    def watch_flushes(self, flushing: Callable[[], tuple[int, int]] | None) -> None:
+        """End the job if a flush takes longer than the timeout; flushing: (rank or -1, since when in ns)."""
+        self._watchdog.flushing(flushing, lambda: self.timeout)
 
     def cores(self) -> tuple[int, int]:
         """(cores this rank may use divided by the ranks that share them, at least 1; ranks a core is shared by)."""
@@ -141,8 +176,9 @@ class Group:
     def free(self) -> None:
         """Give the communicator back; collective."""
         if self.comm is not None:
+            self.node.Free()
             self.comm.Free()
-            self.comm = None
+            self.comm = self.node = None
             self._watchdog.close()
 
 

@@ -28,7 +28,7 @@ def _runs(m, x, x_stride, y, y_stride, weights, code, hidden, ffn, lists, scratc
             mem.store(lists + 8 * i, x + x_stride * (first + i))
             mem.store(lists + 8 * (RUN + i), y + y_stride * (first + i))
         parts = (weights[0], weights[1], weights[2], weights[3], weights[4], weights[5])
-        expert_rows(rows, lists, lists + 8 * RUN, parts, code, hidden, ffn, scratch)
+        expert_rows(rows, lists, lists + 8 * RUN, parts, code, hidden, ffn, scratch, 0)
 
 
 class Packed:

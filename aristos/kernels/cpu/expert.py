@@ -5,6 +5,7 @@ float32, so every output is one chain of fused multiply-adds in k order whatever
 """
 
 from ... import memory as mem
+from ... import wire as mpi
 from ...compile import jit
 from .activation import activate, multiply
 from .gemm import FLOAT, KC, panel_rows
@@ -26,11 +27,12 @@ def fill_rows(m, c, jc, source, n):
 
 
 @jit
-def hidden_chunk(m, x, up, gate, up_bias, gate_bias, code, hidden, f0, columns, pitch, h, g):
+def hidden_chunk(m, x, up, gate, up_bias, gate_bias, code, hidden, f0, columns, pitch, h, g, wire):
     """h[m, columns] = act(...) for columns f0.. of F; rows lie `pitch` columns apart; g: the gate projection's."""
     for k0 in range(0, hidden, KC):
         count = min(KC, hidden - k0)
         for j in range(0, columns, NR):
+            mpi.tend(wire)
             offset = FLOAT * ((f0 + j) * hidden + k0 * NR)  # panel (f0 + j) / NR, row k0
             carry = k0
             if up_bias != 0:
@@ -72,7 +74,7 @@ def row_addresses(m, table, first, pitch):
 
 
 @jit
-def up_columns(m, x, activations, weights, code, hidden, ffn, f0, columns, tables):
+def up_columns(m, x, activations, weights, code, hidden, ffn, f0, columns, tables, wire):
     """Columns f0.. of act(x up + b1) [* (x gate + bg)] for m rows: one worker's share of a run that several share.
 
     activations: room for m rows of F padded to NR, twice when gated; tables: 2 m words of scratch. The same sums in the
@@ -82,16 +84,17 @@ def up_columns(m, x, activations, weights, code, hidden, ffn, f0, columns, table
     row_addresses(m, tables, activations + FLOAT * f0, pitch)
     row_addresses(m, tables + 8 * m, activations + FLOAT * (pitch * m + f0), pitch)
     up, gate, _, up_bias, gate_bias, _ = weights
-    hidden_chunk(m, x, up, gate, up_bias, gate_bias, code, hidden, f0, columns, pitch, tables, tables + 8 * m)
+    hidden_chunk(m, x, up, gate, up_bias, gate_bias, code, hidden, f0, columns, pitch, tables, tables + 8 * m, wire)
 
 
 @jit
-def down_columns(m, activations, y, weights, ffn, first, last, tables):
+def down_columns(m, activations, y, weights, ffn, first, last, tables, wire):
     """Columns first..last of h down + b2 for m rows, where `up_columns` has made all of h."""
     pitch = (ffn + NR - 1) // NR * NR
     row_addresses(m, tables, activations, pitch)
     down, down_bias = weights[2], weights[5]
     for j in range(first, last, NR):
+        mpi.tend(wire)
         if down_bias != 0:
             fill_rows(m, y, j, down_bias + FLOAT * j, NR)
         for k0 in range(0, ffn, KC):
@@ -101,12 +104,13 @@ def down_columns(m, activations, y, weights, ffn, first, last, tables):
 
 
 @jit
-def expert_rows(m, x, y, weights, code, hidden, ffn, scratch):
+def expert_rows(m, x, y, weights, code, hidden, ffn, scratch, wire):
     """Run one expert on m rows.
 
     x, y: addresses of arrays of m row addresses; rows of x hold `hidden` float32, rows of y have room for `hidden`
     rounded up to NR. weights: addresses (up, gate, down, up_bias, gate_bias, down_bias) of this expert's packed panels
     and of its biases padded to NR, 0 for what it has not. scratch: `scratch_bytes(m, gated)` bytes, 64-byte aligned.
+    wire: what to look after between panels (see `wire.tend`), or 0.
     """
     h = scratch
     g = h + 8 * m
@@ -123,8 +127,9 @@ def expert_rows(m, x, y, weights, code, hidden, ffn, scratch):
     for f0 in range(0, ffn, FC):
         count = min(FC, ffn - f0)
         columns = (count + NR - 1) // NR * NR
-        hidden_chunk(m, x, up, gate, up_bias, gate_bias, code, hidden, f0, columns, pitch, h, g)
+        hidden_chunk(m, x, up, gate, up_bias, gate_bias, code, hidden, f0, columns, pitch, h, g, wire)
         for j in range(0, hidden, NR):
+            mpi.tend(wire)
             panel = down + FLOAT * (j * ffn + f0 * NR)
             panel_rows(m, h, 0, panel, y, j, count, carry, panel + FLOAT * NR * ffn)
         carry = 1

@@ -102,6 +102,17 @@ def _copy_row(typingctx, dst, src, nbytes):
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
+@intrinsic
+def _call(typingctx, function, a, b, c, d, e, f, g, h):
+    """In the C calling conventions of x86-64 and AArch64 a callee finds an `int` in the low half of an int64."""
+
+    def codegen(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], ir.FunctionType(I32, [I64] * 8).as_pointer())
+        return builder.sext(builder.call(pointer, args[1:]), I64)
+
+    return types.int64(*[types.int64] * 9), codegen
+
+
 # ---------------------------------------------------------------- the core
 
 
@@ -164,7 +175,7 @@ def _float_of_bits(typingctx, bits):
 
 def _bind(name, lowered, count):
     """Register `lowered` as what `memory.<name>` compiles to."""
-    arguments = ", ".join("abc"[:count])
+    arguments = ", ".join("abcdefghi"[:count])
     scope = {"lowered": lowered}
     exec(f"def typed({arguments}):\n    return lambda {arguments}: lowered({arguments})", scope)
     overload(getattr(mem, name), inline="always")(scope["typed"])
@@ -178,6 +189,7 @@ for _name, _lowered, _count in (
     ("fetch_add", _fetch_add, 2),
     ("compare_exchange", _compare_exchange, 3),
     ("copy_row", _copy_row, 3),
+    ("call", _call, 9),
     ("pause", _pause, 0),
     ("yield_core", _yield_core, 0),
     ("clock", _clock, 0),

@@ -80,18 +80,17 @@ def choose(row, experts, k, mode, renormalize, scale, ids, weights):
 
 
 @jit
-def combine_token(y, k, weights, position, rows, stride, hidden):
-    """y[hidden] = sum over j of weights[j] * rows[position[j]], in order of j; position -1 is a choice not taken.
+def combine_token(y, k, weights, rows, hidden):
+    """y[hidden] = sum over j of weights[j] * row j, in order of j.
 
-    y: address; weights: [k] float32; position: [k] int64; rows: address of return rows, `stride` bytes apart.
+    y: address; weights: [k] float32; rows: [k] int64 addresses of rows, 0 for a choice not taken.
     """
     out = mem.floats(y, hidden)
     first = True
     for j in range(k):
-        p = position[j]
-        if p < 0:
+        if rows[j] == 0:
             continue
-        row = mem.floats(rows + stride * p, hidden)
+        row = mem.floats(rows[j], hidden)
         w = weights[j]
         if first:
             for i in range(hidden):

@@ -1,0 +1,235 @@
+"""What goes to far peers, and comes from them: puts, a flush, and only then the words.
+
+Steps write for a far peer as for a near one, but into its outbox. Whoever holds the wire's lock looks at what has
+become ready meanwhile and puts all of it as one batch: data, flush, words, so that a fence is paid per batch and not
+per tile. Words are put as {value, complement}; one that arrives is believed when its halves agree, and handed to the
+workers by a release store. It refuses to decide what is sent.
+"""
+
+from .. import memory as mem
+from .. import wire as mpi
+from ..compile import jit
+from . import fields as f
+from .layout import RECORD_BYTES, RETURN_RECORD_BYTES, WORD, record_to, return_record_to, word_from, word_to
+from .lock import acquire, unlock
+
+TURN_NS = 200_000  # a worker that has work looks at the wire no more often
+BATCH_NS = 2_000_000  # what is ready waits so long for more while there is work; a flush costs a peer's attention
+BATCH_ROWS = 256  # or until so many rows wait
+LIFE_NS = 20_000_000  # how often a rank that waits says that it lives
+CODED_WORD = 16
+
+
+@jit
+def all_posted(job, st):
+    """Has every far peer been put what it is owed?"""
+    for p in range(job[f.WORLD]):
+        if st[job[f.T_FAR] + p] != 0:
+            if st[job[f.T_PUT_RETURNED] + p] != st[job[f.T_RETURNED] + p]:
+                return False
+            if st[job[f.T_PUT_EPOCH] + p] != job[f.EPOCH]:
+                return False
+    return True
+
+
+@jit
+def read_words(job, st, peer):
+    """Hand on the words of a far peer that have arrived whole; True if one is new. (Holding the wire's lock.)"""
+    anything = False
+    for word in range(f.WORDS):
+        a = st[job[f.T_FROM] + peer] + job[f.P_CODED] + CODED_WORD * word
+        value = mem.load(a)
+        here = word_from(job, st, peer, word)
+        if mem.load(a + WORD) == ~value and value != mem.load(here):
+            mem.store_release(here, value)
+            anything = True
+    return anything
+
+
+@jit
+def listen(job, st):
+    """Make progress and read what has arrived; True if anything had. (Holding the wire's lock.)"""
+    mpi.progress(job[f.WIRE])
+    anything = False
+    for p in range(job[f.WORLD]):
+        if st[job[f.T_FAR] + p] != 0 and read_words(job, st, p):
+            anything = True
+    return anything
+
+
+@jit
+def due(job, st, peer, idle, now):
+    """Is it time to post to a far peer?"""
+    announced = st[job[f.T_PUT_EPOCH] + peer] == job[f.EPOCH]
+    staged = st[job[f.T_SENT_ROWS] + peer] - st[job[f.T_PUT_ROWS] + peer]
+    if not announced:
+        if st[f.PHASE] < f.PHASE_RUN:
+            return False
+        unsent = st[job[f.T_CURSOR] + peer] < st[job[f.T_OFFSET] + job[job[f.SLOT_START] + peer + 1]]
+        return idle or staged > 0 or not unsent  # the first block rides along
+    if st[job[f.T_ANNOUNCED] + peer] == f.UNANNOUNCED:
+        return False  # it may be in user code, where a flush waits for its pacing thread
+    tiles = st[job[f.T_RETURNED] + peer] - st[job[f.T_PUT_RETURNED] + peer]
+    credit = st[job[f.T_FREED_ROWS] + peer] - st[job[f.T_PUT_CREDIT] + peer]
+    age = now - st[job[f.T_PUT_TIME] + peer]
+    if idle:
+        return staged > 0 or tiles > 0 or credit > 0 or age > LIFE_NS
+    if staged + credit > BATCH_ROWS:
+        return True
+    return age > BATCH_NS and (staged > 0 or tiles > 0 or 2 * credit > job[f.RING_ROWS])
+
+
+@jit
+def put_ring(job, st, peer, part, first, end, places, width):
+    """Put entries first..end of one of an outbox's rings, `width` bytes each; returns bytes."""
+    outbox, there = st[job[f.T_TO] + peer] + part, st[job[f.T_AT] + peer] + part
+    nbytes = 0
+    while first < end:
+        place = first % places
+        n = min(end - first, places - place)
+        mpi.put(job[f.WIRE], peer, there + width * place, outbox + width * place, width * n)
+        nbytes += width * n
+        first += n
+    return nbytes
+
+
+@jit
+def put_blocks(job, st, peer, tiles, rows):
+    """Put rows, index and records of the blocks up to tile `tiles`, pair `rows`; returns bytes."""
+    ring = job[f.RING_ROWS]
+    tile, pair = st[job[f.T_PUT_TILES] + peer], st[job[f.T_PUT_ROWS] + peer]
+    nbytes = put_ring(job, st, peer, job[f.P_INDEX], pair, rows, ring, WORD)
+    nbytes += put_ring(job, st, peer, job[f.P_RECORDS], tile, tiles, job[f.SLOTS], RECORD_BYTES)
+    block = pair
+    while tile < tiles:
+        a = record_to(job, st, peer, tile)
+        pair += mem.load(a + 8)
+        tile += 1
+        crossed = mem.load(a + 24)
+        if crossed != 0:  # the block's last tile
+            nbytes += put_ring(job, st, peer, job[f.P_RING], block, block + crossed, ring, job[f.STRIDE])
+            block = pair
+    return nbytes
+
+
+@jit
+def put_returns(job, st, peer, tiles):
+    """Put the output rows and records of the tiles returned to a far source, up to `tiles`; returns bytes."""
+    ring, width = job[f.RING_ROWS], job[f.RETURN_STRIDE]
+    first = st[job[f.T_PUT_RETURNED] + peer]
+    nbytes = put_ring(job, st, peer, job[f.P_RETURN_RECORDS], first, tiles, job[f.SLOTS], RETURN_RECORD_BYTES)
+    for tile in range(first, tiles):
+        a = return_record_to(job, st, peer, tile)
+        packed, rows, pair = mem.load(a), mem.load(a + 8), mem.load(a + 24)
+        if pair < 0:
+            continue
+        while rows > 0:
+            place = pair % ring
+            n = min(rows, ring - place)
+            there = st[job[f.T_RETURNS_AT] + peer] + width * packed
+            mpi.put(job[f.WIRE], peer, there, st[job[f.T_STAGE] + peer] + width * place, width * n)
+            nbytes += width * n
+            pair, packed, rows = pair + n, packed + n, rows - n
+    return nbytes
+
+
+@jit
+def put_words(job, st, peer, first, end):
+    """Put the words first..end for a far peer, whose values lie coded in this rank's buffer."""
+    at = CODED_WORD * first
+    there = st[job[f.T_AT] + peer] + job[f.P_CODED] + at
+    mpi.put(job[f.WIRE], peer, there, st[job[f.T_CODED] + peer] + at, CODED_WORD * (end - first))
+
+
+@jit
+def encode(job, st, peer, word, value):
+    """Write a word into the buffer that MPI puts from."""
+    a = st[job[f.T_CODED] + peer] + CODED_WORD * word
+    mem.store(a, value)
+    mem.store(a + WORD, ~value)
+
+
+@jit
+def post(job, st, peer):
+    """Put all that is ready for a far peer: data, flush, words. Returns bytes of data. (Holding the wire's lock.)"""
+    acquire(job)
+    tiles, rows = st[job[f.T_SENT_TILES] + peer], st[job[f.T_SENT_ROWS] + peer]
+    returned, credit = st[job[f.T_RETURNED] + peer], st[job[f.T_FREED_ROWS] + peer]
+    unlock(job)
+    nbytes = 0
+    if st[job[f.T_PUT_EPOCH] + peer] != job[f.EPOCH]:
+        step = job[f.P_ANNOUNCE_STEP]
+        at = job[f.P_ANNOUNCE] + step * (job[f.EPOCH] % 2)
+        mpi.put(job[f.WIRE], peer, st[job[f.T_AT] + peer] + at, st[job[f.T_TO] + peer] + at, step)
+        nbytes += step
+    nbytes += put_blocks(job, st, peer, tiles, rows)
+    nbytes += put_returns(job, st, peer, returned)
+    mpi.flush(job[f.WIRE], peer)  # and with it the words of last time: their buffer may be written again
+    encode(job, st, peer, f.AT_EPOCH, mem.load(word_to(job, st, peer, f.AT_EPOCH)))
+    encode(job, st, peer, f.AT_PHASE, mem.load(word_to(job, st, peer, f.AT_PHASE)))
+    encode(job, st, peer, f.ANNOUNCED, job[f.EPOCH])
+    encode(job, st, peer, f.TAIL, tiles)
+    encode(job, st, peer, f.CREDIT, credit)
+    encode(job, st, peer, f.RETURN_TAIL, returned)
+    put_words(job, st, peer, f.AT_EPOCH, f.WORDS)
+    acquire(job)
+    st[job[f.T_PUT_EPOCH] + peer] = job[f.EPOCH]
+    st[job[f.T_PUT_TILES] + peer] = tiles
+    st[job[f.T_PUT_ROWS] + peer] = rows
+    st[job[f.T_PUT_RETURNED] + peer] = returned
+    st[job[f.T_PUT_CREDIT] + peer] = credit
+    unlock(job)
+    return nbytes
+
+
+@jit
+def charge(job, st, worker, nbytes, nanoseconds):
+    """Count a batch in its size class."""
+    table = job[f.T_COUNTERS] + f.COUNTER_WORDS * worker + f.N_FAR_MESSAGES
+    count_put(st, table, nbytes, nanoseconds)
+
+
+@jit
+def count_put(st, table, nbytes, nanoseconds):
+    """Count a put in its size class: up to 256 bytes, 1 KiB, 4 KiB, ... 16 MiB, more."""
+    size, limit = 0, 256
+    while nbytes > limit and size < f.SIZE_CLASSES - 1:
+        size, limit = size + 1, limit * 4
+    st[table + 3 * size] += 1
+    st[table + 3 * size + 1] += nbytes
+    st[table + 3 * size + 2] += nanoseconds
+
+
+@jit
+def turn(job, st, worker, idle):
+    """Look after the wire, if nobody does just now: listen, then post what is due. True if anything came or went."""
+    wire = job[f.WIRE]
+    start = mem.clock()
+    if not idle and start - mem.load(wire + 8 * mpi.LAST) < TURN_NS:
+        return False
+    if not mpi.take(wire):
+        return False
+    anything = listen(job, st)
+    for i in range(1, job[f.WORLD]):
+        p = (job[f.RANK] + i) % job[f.WORLD]
+        if st[job[f.T_FAR] + p] != 0 and due(job, st, p, idle, start):
+            nbytes = post(job, st, p)
+            now = mem.clock()
+            charge(job, st, worker, nbytes, now - start)
+            st[job[f.T_PUT_TIME] + p] = now
+            start = now
+            anything = anything or nbytes != 0
+    mpi.leave(wire)
+    return anything
+
+
+@jit
+def last_words(job, st):
+    """Put the poison word to every far peer, unflushed: a peer that does not answer must not hold up this rank.
+
+    It has a place of its own, so that no other put of words can land on it. (Holding the wire's lock.)
+    """
+    for p in range(job[f.WORLD]):
+        if st[job[f.T_FAR] + p] != 0:
+            encode(job, st, p, f.POISON, mem.load(word_to(job, st, p, f.POISON)))
+            put_words(job, st, p, f.POISON, f.POISON + 1)

@@ -1,0 +1,89 @@
+"""The memory of one rank's engine: windows for near and far peers, outboxes, and the tables that say where they are."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .. import wire
+from ..compile import warm_up
+from ..engine import fields as f
+from ..engine.layout import (
+    CODED_BYTES,
+    LINE,
+    PairLayout,
+    Shape,
+    far_bytes,
+    far_region,
+    near_bytes,
+    near_region,
+    outbox_bytes,
+)
+from ..kernels.cpu.gemm import aligned
+from ..transport.group import Group
+from ..transport.rma import RmaWindow
+
+
+class Memory:
+    """What `Shape` needs on this rank; collective.
+
+    far: the ranks of other nodes. wire: address of the wire to them, 0 without any.
+    """
+
+    def __init__(self, group: Group, shape: Shape) -> None:
+        self.shape, self.group = shape, group
+        self.layout = PairLayout.of(shape)
+        self.far = group.nodes.far(group.rank)
+        self._near = group.window(near_bytes(shape, group.nodes, group.rank))
+        self._far: RmaWindow | None = None
+        self.wire = 0
+        self._outbox = aligned((len(self.far) * outbox_bytes(shape),), np.uint8)
+        self._outbox[:] = 0
+        if not group.nodes.single:
+            from numba import types
+
+            warm_up([(wire.pace, (types.int64,)), (wire.take, (types.int64,)), (wire.leave, (types.int64,))])
+            self._far = group.far_window(far_bytes(shape, group.nodes, group.rank))
+            self.wire = self._far.wire
+            group.watch_flushes(self._far.flushing)
+
+    def fill(self, state: np.ndarray, starts: dict[int, int]) -> None:
+        """Write into a state where everything is."""
+        me, nodes, shape = self.group.rank, self.group.nodes, self.shape
+
+        def put(table: int, peer: int, value: int) -> None:
+            state[starts[table] + peer] = value
+
+        near = dict(zip(sorted([me, *nodes.near(me)]), self._near.base))
+        for p, base in near.items():
+            put(f.T_RETURNS, p, base)
+            put(f.T_BACK, p, near[me])
+            if p != me:
+                put(f.T_TO, p, base + near_region(shape, nodes, p, me))
+                for table in (f.T_FROM, f.T_WORDS):
+                    put(table, p, near[me] + near_region(shape, nodes, me, p))
+        at = self._outbox.ctypes.data
+        for p in self.far:
+            assert self._far is not None
+            put(f.T_FAR, p, 1)
+            put(f.T_BACK, p, self._far.base)
+            put(f.T_FROM, p, self._far.base + far_region(shape, nodes, me, p))
+            put(f.T_AT, p, self._far.shift[p] + far_region(shape, nodes, p, me))
+            put(f.T_RETURNS_AT, p, self._far.shift[p])
+            put(f.T_TO, p, at)
+            at += self.layout.far_bytes
+            put(f.T_WORDS, p, at)
+            put(f.T_CODED, p, at + LINE)
+            put(f.T_STAGE, p, at + LINE + CODED_BYTES)
+            at += LINE + CODED_BYTES + shape.ring_rows * shape.stride
+
+    def in_call(self, yes: bool) -> None:
+        """Say whether workers look after MPI's progress themselves."""
+        if self._far is not None:
+            self._far.in_call(yes)
+
+    def close(self) -> None:
+        """Give it all back; collective."""
+        self._near.close()
+        if self._far is not None:
+            self.group.watch_flushes(None)
+            self._far.close()

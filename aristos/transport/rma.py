@@ -1,0 +1,109 @@
+"""Transport `rma`: MPI windows between nodes. A put is MPI_Put, a signal a put of words after MPI_Win_flush."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import threading
+from typing import Any
+
+import numpy as np
+
+from .. import wire
+from ..errors import EnvironmentProblem
+from ..kernels.cpu.gemm import aligned
+from .shm import check_memory
+
+LINE = 64
+
+
+def mpi_library() -> ctypes.CDLL:
+    """The MPI library that mpi4py has loaded; never a second copy."""
+    with open("/proc/self/maps") as maps:
+        paths = dict.fromkeys(re.findall(r"(/\S*libmpi[\w.+-]*\.so[\w.]*)$", maps.read(), re.MULTILINE))
+    for path in paths:
+        library = ctypes.CDLL(path, mode=ctypes.DEFAULT_MODE | getattr(ctypes, "RTLD_NOLOAD", 4))
+        if hasattr(library, "MPI_Put"):
+            return library
+    raise EnvironmentProblem(
+        "transport rma finds no MPI library with MPI_Put in this process"
+        f" (mapped: {', '.join(paths) or 'none'}): is MPI linked statically into mpi4py?"
+    )
+
+
+def _address(function: Any) -> int:
+    value = ctypes.cast(function, ctypes.c_void_p).value
+    assert value is not None
+    return value
+
+
+def _handle(thing: Any) -> int:
+    """An MPI handle as an integer: a 32-bit int in the MPICH family, a pointer in Open MPI."""
+    from mpi4py import MPI
+
+    value = MPI._handleof(thing)
+    return ctypes.c_int(value).value if MPI._sizeof(thing) == 4 else int(value)
+
+
+class RmaWindow:
+    """`nbytes` of memory a rank, that every rank of `comm` can put into. Collective.
+
+    base: address of this rank's part, on a cache line; shift: [world] bytes from the start of each rank's MPI window to
+    that line. wire: address of the words through which compiled code calls MPI. The memory starts as zeros.
+    """
+
+    def __init__(self, comm: Any, nbytes: int) -> None:
+        from mpi4py import MPI
+
+        if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+            raise EnvironmentProblem(
+                "transport rma calls MPI from several threads: initialise it with MPI_THREAD_MULTIPLE"
+                " (mpi4py does unless mpi4py.rc.thread_level says otherwise)"
+            )
+        check_memory(nbytes + LINE)
+        self.nbytes = nbytes
+        self._comm = comm
+        self._window: Any = MPI.Win.Allocate(nbytes + LINE, 1, comm=comm)
+        address = self._window.tomemory().address
+        self.base = -(-address // LINE) * LINE
+        self.shift = comm.allgather(self.base - address)
+        ctypes.memset(self.base, 0, nbytes)
+        self._window.Lock_all()
+        self._window.Sync()
+        self._words = self._connect(comm)
+        self.wire = self._words.ctypes.data
+        self._thread = threading.Thread(target=wire.pace, args=(self.wire,), name="aristos-pacer", daemon=True)
+        comm.Barrier()
+        self._window.Sync()
+        self._thread.start()
+
+    def _connect(self, comm: Any) -> np.ndarray:
+        from mpi4py import MPI
+
+        library = mpi_library()
+        words = aligned((wire.WORDS,), np.int64)
+        words[:] = 0
+        for name, function in ((wire.PUT, library.MPI_Put), (wire.FLUSH, library.MPI_Win_flush),
+                               (wire.SYNC, library.MPI_Win_sync), (wire.PROBE, library.MPI_Iprobe),
+                               (wire.SLEEP, ctypes.CDLL(None).usleep)):  # fmt: skip
+            words[name] = _address(function)
+        words[wire.WINDOW], words[wire.COMM], words[wire.BYTE] = map(_handle, (self._window, comm, MPI.BYTE))
+        words[wire.ANY_SOURCE], words[wire.ANY_TAG] = MPI.ANY_SOURCE, MPI.ANY_TAG
+        return words
+
+    def in_call(self, yes: bool) -> None:
+        """Say whether workers make progress themselves."""
+        self._words[wire.IN_CALL] = yes
+
+    def flushing(self) -> tuple[int, int]:
+        """(rank that is being flushed or -1, since when in ns on CLOCK_MONOTONIC)."""
+        return int(self._words[wire.FLUSHING]) - 1, int(self._words[wire.SINCE])
+
+    def close(self) -> None:
+        """Free the window; collective."""
+        if self._window is not None:
+            self._words[wire.STOP] = 1
+            self._thread.join()
+            self._window.Unlock_all()
+            self._window.Free()
+            self._window = None

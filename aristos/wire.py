@@ -1,0 +1,93 @@
+"""The wire: MPI's one-sided calls from compiled code, through the function pointers of the MPI library in use.
+
+A wire is a few int64 words at an address: function addresses, handles, a lock, and what is being waited for. MPI is
+called by whoever holds the lock, one at a time. It refuses to know what is sent: `engine/outbox.py` does.
+Source of the semantics: MPI 4.1, chapter 12 (passive target, Win_flush, Win_sync; separate puts are unordered).
+"""
+
+from . import memory as mem
+from .compile import jit
+
+(
+    LOCK,  # 1 while somebody is in MPI
+    PUT, FLUSH, SYNC, PROBE, SLEEP,  # addresses of MPI_Put, MPI_Win_flush, MPI_Win_sync, MPI_Iprobe, usleep
+    WINDOW, COMM, BYTE, ANY_SOURCE, ANY_TAG,  # handles and constants
+    FLAG,  # where MPI_Iprobe writes its answer
+    LAST,  # when progress was last made, ns on CLOCK_MONOTONIC
+    FLUSHING, SINCE,  # 1 + the rank that is being flushed or 0, and since when: read by the watchdog
+    IN_CALL,  # nonzero while workers look after progress themselves
+    STOP,  # nonzero: the pacing thread ends
+    STATUS,  # room for an MPI_Status, 16 words
+) = range(18)  # fmt: skip
+WORDS = STATUS + 16
+
+TEND_NS = 300_000  # within a call somebody makes progress at least this often
+PACE_US = 1000  # outside calls
+
+
+@jit
+def take(wire):
+    """Try to become the one who calls MPI."""
+    return mem.compare_exchange(wire + 8 * LOCK, 0, 1)
+
+
+@jit
+def leave(wire):
+    """Let others call MPI."""
+    mem.store_release(wire + 8 * LOCK, 0)
+
+
+@jit
+def put(wire, peer, at, source, nbytes):
+    """Put `nbytes` from address `source` to byte `at` of the window of `peer`. (Holding the lock.)"""
+    byte = mem.load(wire + 8 * BYTE)
+    window = mem.load(wire + 8 * WINDOW)
+    return mem.call(mem.load(wire + 8 * PUT), source, nbytes, byte, peer, at, nbytes, byte, window)
+
+
+@jit
+def flush(wire, peer):
+    """Wait until all puts to `peer` have landed. It cannot be bounded: a watchdog reads whom it waits for."""
+    mem.store(wire + 8 * SINCE, mem.clock())
+    mem.store_release(wire + 8 * FLUSHING, 1 + peer)
+    code = mem.call(mem.load(wire + 8 * FLUSH), peer, mem.load(wire + 8 * WINDOW), 0, 0, 0, 0, 0, 0)
+    mem.store_release(wire + 8 * FLUSHING, 0)
+    return code
+
+
+@jit
+def progress(wire):
+    """Let MPI move what is under way, and make what has landed visible. (Holding the lock.)"""
+    mem.call(
+        mem.load(wire + 8 * PROBE),
+        mem.load(wire + 8 * ANY_SOURCE),
+        mem.load(wire + 8 * ANY_TAG),
+        mem.load(wire + 8 * COMM),
+        wire + 8 * FLAG,
+        wire + 8 * STATUS,
+        0,
+        0,
+        0,
+    )
+    mem.call(mem.load(wire + 8 * SYNC), mem.load(wire + 8 * WINDOW), 0, 0, 0, 0, 0, 0, 0)
+    mem.store(wire + 8 * LAST, mem.clock())
+
+
+@jit
+def tend(wire):
+    """Make progress if nobody has lately; for the kernels, between panels. wire 0: nothing to look after."""
+    if wire == 0 or mem.clock() - mem.load(wire + 8 * LAST) < TEND_NS:
+        return
+    if take(wire):
+        progress(wire)
+        leave(wire)
+
+
+@jit
+def pace(wire):
+    """Make progress every millisecond outside calls, until STOP; for a thread of its own."""
+    while mem.load_acquire(wire + 8 * STOP) == 0:
+        mem.call(mem.load(wire + 8 * SLEEP), PACE_US, 0, 0, 0, 0, 0, 0, 0)
+        if mem.load_acquire(wire + 8 * IN_CALL) == 0 and take(wire):
+            progress(wire)
+            leave(wire)
