@@ -67,9 +67,12 @@ def read_record(job, st, source):
         finish_record(job, st, source, tile, rows)
         return
     i = source * job[f.MAX_LOCAL] + expert
-    if st[job[f.T_NEXT] + i] == st[job[f.T_END] + i]:
+    if st[job[f.T_PENDING] + i] == 0:
         st[job[f.T_NEXT] + i] = tile
-    st[job[f.T_END] + i] = tile + 1
+    else:  # a far source's tiles of one expert do not follow each other: they are chained
+        latest = st[job[f.T_LATEST] + i] % job[f.SLOTS]
+        st[job[f.T_RECORD] + f.RECORD_WORDS * (source * job[f.SLOTS] + latest) + f.R_NEXT] = tile
+    st[job[f.T_LATEST] + i] = tile
     st[job[f.T_PENDING] + i] += rows
     st[job[f.T_EXPERT_PENDING] + expert] += rows
     st[job[f.T_EXPERT_REMOTE] + expert] += rows

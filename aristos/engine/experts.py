@@ -115,7 +115,7 @@ def take_remote(job, st, c, source, expert, have, room):
     else:
         list_near(job, st, c, source, first, have, rows, y)
     if taken + rows == st[r + f.R_ROWS]:
-        st[job[f.T_NEXT] + i] = tile + 1
+        st[job[f.T_NEXT] + i] = st[r + f.R_NEXT]
         st[job[f.T_TAKEN] + i] = 0
     else:
         st[job[f.T_TAKEN] + i] = taken + rows

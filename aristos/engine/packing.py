@@ -104,7 +104,6 @@ def set_streams(job, st, rows):
         st[job[f.T_ROWS_TO] + p] = st[offset + job[start + p + 1]] - st[offset + job[start + p]]
         for i in range(p * job[f.MAX_LOCAL], p * job[f.MAX_LOCAL] + local):
             st[job[f.T_NEXT] + i] = 0
-            st[job[f.T_END] + i] = 0
             st[job[f.T_TAKEN] + i] = 0
             st[job[f.T_PENDING] + i] = 0
     if job[f.FAR] != 0:
