@@ -14,14 +14,15 @@ from .compile import jit
     WINDOW, COMM, BYTE, ANY_SOURCE, ANY_TAG,  # handles and constants
     FLAG,  # where MPI_Iprobe writes its answer
     LAST,  # when progress was last made, ns on CLOCK_MONOTONIC
+    TURNED,  # when somebody last looked at what is to be put
     FLUSHING, SINCE,  # 1 + the rank that is being flushed or 0, and since when: read by the watchdog
     IN_CALL,  # nonzero while workers look after progress themselves
     STOP,  # nonzero: the pacing thread ends
     STATUS,  # room for an MPI_Status, 16 words
-) = range(18)  # fmt: skip
+) = range(19)  # fmt: skip
 WORDS = STATUS + 16
 
-TEND_NS = 300_000  # within a call somebody makes progress at least this often
+TEND_NS = 50_000  # within a call somebody makes progress at least this often
 PACE_US = 1000  # outside calls
 
 

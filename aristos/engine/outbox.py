@@ -1,8 +1,9 @@
 """What goes to far peers, and comes from them: puts, a flush, and only then the words.
 
 Steps write for a far peer as for a near one, but into its outbox. Whoever holds the wire's lock looks at what has
-become ready meanwhile and puts all of it as one batch: data, flush, words, so that a fence is paid per batch and not
-per tile. Words are put as {value, complement}; one that arrives is believed when its halves agree, and handed to the
+become ready meanwhile and puts all of it as one batch; a fence is paid per batch and not per tile. A batch is opened
+(data is put) and closed later (flush, then the words): the flush of a batch that has had time to land costs nothing,
+that of a fresh one waits for the peer's attention. Words are put as {value, complement}; one that arrives is believed when its halves agree, and handed to the
 workers by a release store. It refuses to decide what is sent.
 """
 
@@ -13,9 +14,11 @@ from . import fields as f
 from .layout import RECORD_BYTES, RETURN_RECORD_BYTES, WORD, record_to, return_record_to, word_from, word_to
 from .lock import acquire, unlock
 
-TURN_NS = 200_000  # a worker that has work looks at the wire no more often
-BATCH_NS = 2_000_000  # what is ready waits so long for more while there is work; a flush costs a peer's attention
+TURN_NS = 100_000  # a worker that has work looks at the wire no more often
+BATCH_NS = 1_000_000  # what is ready waits so long for more while there is work
 BATCH_ROWS = 256  # or until so many rows wait
+CLOSE_NS = 150_000  # a batch is given so long, and the time its bytes take, before a worker that has work waits for it
+BYTES_PER_NS = 2  # at which they are hoped to go
 LIFE_NS = 20_000_000  # how often a rank that waits says that it lives
 CODED_WORD = 16
 
@@ -58,11 +61,21 @@ def listen(job, st):
 
 
 @jit
-def due(job, st, peer, idle, now):
-    """Is it time to post to a far peer?"""
-    announced = st[job[f.T_PUT_EPOCH] + peer] == job[f.EPOCH]
+def announcing(job, st):
+    """Is the announcement of this epoch still to be put to somebody?"""
+    if st[f.PHASE] < f.PHASE_RUN:
+        return False
+    for p in range(job[f.WORLD]):
+        if st[job[f.T_FAR] + p] != 0 and st[job[f.T_OPEN_EPOCH] + p] != job[f.EPOCH]:
+            return True
+    return False
+
+
+@jit
+def opens(job, st, peer, idle, now):
+    """Is it time to open a batch for a far peer?"""
     staged = st[job[f.T_SENT_ROWS] + peer] - st[job[f.T_PUT_ROWS] + peer]
-    if not announced:
+    if st[job[f.T_OPEN_EPOCH] + peer] != job[f.EPOCH]:
         if st[f.PHASE] < f.PHASE_RUN:
             return False
         unsent = st[job[f.T_CURSOR] + peer] < st[job[f.T_OFFSET] + job[job[f.SLOT_START] + peer + 1]]
@@ -74,9 +87,17 @@ def due(job, st, peer, idle, now):
     age = now - st[job[f.T_PUT_TIME] + peer]
     if idle:
         return staged > 0 or tiles > 0 or credit > 0 or age > LIFE_NS
-    if staged + credit > BATCH_ROWS:
+    if staged > 0 or credit > BATCH_ROWS:
         return True
-    return age > BATCH_NS and (staged > 0 or tiles > 0 or 2 * credit > job[f.RING_ROWS])
+    return tiles > 0 and age > BATCH_NS
+
+
+@jit
+def closes(job, st, peer, idle, now):
+    """Is it time to flush the open batch of a far peer?"""
+    if idle:
+        return True
+    return now - st[job[f.T_PUT_TIME] + peer] > CLOSE_NS + st[job[f.T_OPEN_BYTES] + peer] // BYTES_PER_NS
 
 
 @jit
@@ -118,11 +139,19 @@ def put_returns(job, st, peer, tiles):
     ring, width = job[f.RING_ROWS], job[f.RETURN_STRIDE]
     first = st[job[f.T_PUT_RETURNED] + peer]
     nbytes = put_ring(job, st, peer, job[f.P_RETURN_RECORDS], first, tiles, job[f.SLOTS], RETURN_RECORD_BYTES)
-    for tile in range(first, tiles):
+    tile = first
+    while tile < tiles:
         a = return_record_to(job, st, peer, tile)
         packed, rows, pair = mem.load(a), mem.load(a + 8), mem.load(a + 24)
+        tile += 1
         if pair < 0:
             continue
+        while tile < tiles:  # tiles that follow each other at both ends go as one
+            a = return_record_to(job, st, peer, tile)
+            if mem.load(a) != packed + rows or mem.load(a + 24) != pair + rows:
+                break
+            rows += mem.load(a + 8)
+            tile += 1
         while rows > 0:
             place = pair % ring
             n = min(rows, ring - place)
@@ -150,36 +179,51 @@ def encode(job, st, peer, word, value):
 
 
 @jit
-def post(job, st, peer):
-    """Put all that is ready for a far peer: data, flush, words. Returns bytes of data. (Holding the wire's lock.)"""
+def open_batch(job, st, peer):
+    """Put all data that is ready for a far peer. (Holding the wire's lock.)"""
     acquire(job)
     tiles, rows = st[job[f.T_SENT_TILES] + peer], st[job[f.T_SENT_ROWS] + peer]
     returned, credit = st[job[f.T_RETURNED] + peer], st[job[f.T_FREED_ROWS] + peer]
     unlock(job)
     nbytes = 0
-    if st[job[f.T_PUT_EPOCH] + peer] != job[f.EPOCH]:
+    if st[job[f.T_OPEN_EPOCH] + peer] != job[f.EPOCH]:
         step = job[f.P_ANNOUNCE_STEP]
         at = job[f.P_ANNOUNCE] + step * (job[f.EPOCH] % 2)
         mpi.put(job[f.WIRE], peer, st[job[f.T_AT] + peer] + at, st[job[f.T_TO] + peer] + at, step)
         nbytes += step
     nbytes += put_blocks(job, st, peer, tiles, rows)
     nbytes += put_returns(job, st, peer, returned)
+    st[job[f.T_OPEN_EPOCH] + peer] = job[f.EPOCH]
+    st[job[f.T_OPEN_TILES] + peer] = tiles
+    st[job[f.T_OPEN_ROWS] + peer] = rows
+    st[job[f.T_OPEN_RETURNED] + peer] = returned
+    st[job[f.T_OPEN_CREDIT] + peer] = credit
+    st[job[f.T_OPEN_BYTES] + peer] = nbytes
+    st[job[f.T_PUT_TIME] + peer] = mem.clock()
+    st[job[f.T_OPEN] + peer] = 1
+
+
+@jit
+def close_batch(job, st, peer):
+    """Flush what was put to a far peer, then put the words that tell of it. (Holding the wire's lock.)"""
     mpi.flush(job[f.WIRE], peer)  # and with it the words of last time: their buffer may be written again
+    tiles, returned = st[job[f.T_OPEN_TILES] + peer], st[job[f.T_OPEN_RETURNED] + peer]
+    credit = st[job[f.T_OPEN_CREDIT] + peer]
     encode(job, st, peer, f.AT_EPOCH, mem.load(word_to(job, st, peer, f.AT_EPOCH)))
     encode(job, st, peer, f.AT_PHASE, mem.load(word_to(job, st, peer, f.AT_PHASE)))
-    encode(job, st, peer, f.ANNOUNCED, job[f.EPOCH])
+    encode(job, st, peer, f.ANNOUNCED, st[job[f.T_OPEN_EPOCH] + peer])
     encode(job, st, peer, f.TAIL, tiles)
     encode(job, st, peer, f.CREDIT, credit)
     encode(job, st, peer, f.RETURN_TAIL, returned)
     put_words(job, st, peer, f.AT_EPOCH, f.WORDS)
     acquire(job)
-    st[job[f.T_PUT_EPOCH] + peer] = job[f.EPOCH]
+    st[job[f.T_OPEN] + peer] = 0
+    st[job[f.T_PUT_EPOCH] + peer] = st[job[f.T_OPEN_EPOCH] + peer]
     st[job[f.T_PUT_TILES] + peer] = tiles
-    st[job[f.T_PUT_ROWS] + peer] = rows
+    st[job[f.T_PUT_ROWS] + peer] = st[job[f.T_OPEN_ROWS] + peer]
     st[job[f.T_PUT_RETURNED] + peer] = returned
     st[job[f.T_PUT_CREDIT] + peer] = credit
     unlock(job)
-    return nbytes
 
 
 @jit
@@ -201,24 +245,35 @@ def count_put(st, table, nbytes, nanoseconds):
 
 
 @jit
+def serve(job, st, worker, peer, idle):
+    """Close the batch of a far peer, open the next, as far as it is time; True if data went."""
+    now = mem.clock()
+    moved = False
+    for _ in range(2):
+        if st[job[f.T_OPEN] + peer] != 0 and closes(job, st, peer, idle, now):
+            close_batch(job, st, peer)
+            moved = moved or st[job[f.T_OPEN_BYTES] + peer] != 0
+            charge(job, st, worker, st[job[f.T_OPEN_BYTES] + peer], mem.clock() - st[job[f.T_PUT_TIME] + peer])
+        if st[job[f.T_OPEN] + peer] == 0 and opens(job, st, peer, idle, now):
+            open_batch(job, st, peer)
+            moved = True
+    return moved
+
+
+@jit
 def turn(job, st, worker, idle):
-    """Look after the wire, if nobody does just now: listen, then post what is due. True if anything came or went."""
+    """Look after the wire, if nobody does just now: listen, then serve every far peer. True if anything came or went."""
     wire = job[f.WIRE]
-    start = mem.clock()
-    if not idle and start - mem.load(wire + 8 * mpi.LAST) < TURN_NS:
+    if not idle and mem.clock() - mem.load(wire + 8 * mpi.TURNED) < TURN_NS and not announcing(job, st):
         return False
     if not mpi.take(wire):
         return False
     anything = listen(job, st)
     for i in range(1, job[f.WORLD]):
         p = (job[f.RANK] + i) % job[f.WORLD]
-        if st[job[f.T_FAR] + p] != 0 and due(job, st, p, idle, start):
-            nbytes = post(job, st, p)
-            now = mem.clock()
-            charge(job, st, worker, nbytes, now - start)
-            st[job[f.T_PUT_TIME] + p] = now
-            start = now
-            anything = anything or nbytes != 0
+        if st[job[f.T_FAR] + p] != 0 and serve(job, st, worker, p, idle):
+            anything = True
+    mem.store(wire + 8 * mpi.TURNED, mem.clock())
     mpi.leave(wire)
     return anything
 
