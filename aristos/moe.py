@@ -368,7 +368,7 @@ class MoE(Collective):
         runtime = self._settled()
         runtime.refuse_open()
         share = self._totals.share(self.rank, self.world)
-        return summarize(runtime.group.allgather(share, "summaries"), "shm" if self.world > 1 else "self")
+        return summarize(runtime.group.allgather(share, "summaries"))
 
     def timeline(self, on: bool, events: int = 100_000) -> None:
         """Record what every worker does in later calls, up to `events` a worker and call; `on=False` ends it."""

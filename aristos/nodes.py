@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,22 @@ class Nodes:
         """Nodes of so many ranks each, the last one perhaps with fewer; None: one node."""
         return cls(tuple(rank // (ranks_per_node or world) for rank in range(world)))
 
+    @classmethod
+    def shared(cls, comm: Any, ranks_per_node: int | None = None) -> tuple[Nodes, Any]:
+        """The nodes of a communicator, and one of its own for the ranks of this one; collective.
+
+        ranks_per_node: pretend nodes of so many ranks each, where MPI says that more share memory.
+        """
+        from mpi4py import MPI
+
+        rank = comm.Get_rank()
+        node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=rank)
+        if ranks_per_node is not None:
+            own = node.Split(rank // ranks_per_node, key=rank)
+            node.Free()
+            node = own
+        return cls(tuple(comm.allgather(node.bcast(rank)))), node
+
     def near(self, rank: int) -> list[int]:
         """The other ranks of the node of `rank`."""
         return [p for p, node in enumerate(self.node_of) if node == self.node_of[rank] and p != rank]
@@ -25,6 +42,18 @@ class Nodes:
         return [p for p, node in enumerate(self.node_of) if node != self.node_of[rank]]
 
     @property
+    def count(self) -> int:
+        """How many nodes there are."""
+        return len(set(self.node_of))
+
+    @property
     def single(self) -> bool:
         """Do all ranks share a node?"""
-        return len(set(self.node_of)) == 1
+        return self.count == 1
+
+    @property
+    def transports(self) -> tuple[str, ...]:
+        """How puts between different ranks travel; `self` where there is only one rank."""
+        ranks = range(len(self.node_of))
+        found = {"shm": any(self.near(r) for r in ranks), "rma": not self.single}
+        return tuple(name for name, used in found.items() if used) or ("self",)

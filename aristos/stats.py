@@ -49,7 +49,8 @@ class CallStats:
 
 @dataclass(frozen=True)
 class MessageClass:
-    """Puts of one transport whose size lies in one class."""
+    """Puts of one transport whose size lies in one class: tiles of rows for shm, whole batches for rma, from the first
+    put to the flush."""
 
     transport: str
     up_to_bytes: float
@@ -194,15 +195,14 @@ class Totals:
         }
 
 
-def summarize(shares: list[dict[str, Any]], transport: str) -> Summary:
-    """Everybody's share, in rank order, as one summary."""
-    counters = np.array([s["counters"] for s in shares])
-    messages = []
+def _messages(counters: np.ndarray, transport: str, first: int) -> list[MessageClass]:
+    """The size classes of one transport that hold a message. counters: [W, COUNTER_WORDS]."""
+    found = []
     for size in range(f.SIZE_CLASSES):
-        count, nbytes, ns = counters[:, f.N_MESSAGES + 3 * size : f.N_MESSAGES + 3 * size + 3].T
+        count, nbytes, ns = counters[:, first + 3 * size : first + 3 * size + 3].T
         if count.sum():
             seconds = ns.sum() * 1e-9
-            messages.append(
+            found.append(
                 MessageClass(
                     transport=transport,
                     up_to_bytes=256.0 * 4**size if size < f.SIZE_CLASSES - 1 else float("inf"),
@@ -214,12 +214,18 @@ def summarize(shares: list[dict[str, Any]], transport: str) -> Summary:
                     straggler_seconds=float((ns.max() - ns.min()) * 1e-9),
                 )
             )
+    return found
+
+
+def summarize(shares: list[dict[str, Any]]) -> Summary:
+    """Everybody's share, in rank order, as one summary."""
+    counters = np.array([s["counters"] for s in shares])
     return Summary(
         calls=shares[0]["calls"],
         rows=sum(s["rows"] for s in shares),
         call_seconds=max(s["seconds"] for s in shares),
         compute_seconds=float(counters[:, f.N_EXPERT].sum() * 1e-9),
         idle_seconds=float(counters[:, f.N_IDLE].sum() * 1e-9),
-        messages=tuple(messages),
+        messages=(*_messages(counters, "shm", f.N_MESSAGES), *_messages(counters, "rma", f.N_FAR_MESSAGES)),
         wait_seconds=np.array([s["wait"] for s in shares]),
     )

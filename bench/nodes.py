@@ -1,7 +1,9 @@
-"""Over nodes against inside one: `launch/virtual_slurm run --nodes 2 -- srun -N2 -n4 --mpi=pmi2 python bench/nodes.py`.
+"""Over nodes against inside one.
 
-Four ranks on two (virtual) nodes make pairs: ranks 0 and 1 share a node, ranks 0 and 2 do not. Rank 0 runs the shapes of
-bench/compare.py with both partners in turns, fused and bulk, on the same weights and routing; the rank that has no
+    launch/virtual_slurm run --nodes 2 -- srun -N2 -n4 --mpi=pmi2 python bench/nodes.py
+
+Four ranks on two (virtual) nodes make pairs: ranks 0 and 1 share a node, ranks 0 and 2 do not. Rank 0 runs the shapes
+of bench/compare.py with both partners in turns, fused and bulk, on the same weights and routing; the rank that has no
 turn sleeps. So both figures come from one run of one machine. It checks that all outputs are equal bit for bit.
 """
 
@@ -119,7 +121,8 @@ def main() -> int:
         return 3
     fine = True
     if comm.rank == 0:
-        print("| shape | one node, fused | bulk | two nodes, fused | bulk | fused, two over one | two nodes, bulk over fused |")
+        ratios = "fused, two over one | two nodes, bulk over fused"
+        print(f"| shape | one node, fused | bulk | two nodes, fused | bulk | {ratios} |")
         print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
     for name in asked.shapes.split(","):
         found, equal = measure(comm, name, asked.rounds)

@@ -31,6 +31,7 @@ from aristos.bench.options import UsageError
 from aristos.bench.suites.idle import idle_share
 from aristos.bench.world import World
 from aristos.errors import InputError, ResultsError, WaitTimeout
+from aristos.nodes import Nodes
 
 SIZES = [8 << i for i in range(20)]
 
@@ -308,6 +309,19 @@ def test_options_as_given():
 def test_the_registry_holds_every_suite_in_order():
     assert tuple(registry.suites()) == registry.ORDER
     assert not registry.suites()["replay"].default
+
+
+def test_suites_on_shared_memory_are_left_out_over_nodes():
+    assert [s.name for s in main.chosen(options.Options(), ranks=4)] == list(registry.ORDER[:-1])
+    assert [s.name for s in main.chosen(options.Options(), ranks=4, nodes=2)] == ["gemm", "layer", "idle"]
+
+
+@pytest.mark.parametrize(
+    ("node_of", "count", "transports"),
+    [((0,), 1, ("self",)), ((0, 0, 0), 1, ("shm",)), ((0, 1), 2, ("rma",)), ((0, 0, 2), 2, ("shm", "rma"))],
+)
+def test_the_transports_of_nodes(node_of, count, transports):
+    assert (Nodes(node_of).count, Nodes(node_of).transports) == (count, transports)
 
 
 # ---- launcher -----------------------------------------------------------------------------------------------------

@@ -123,6 +123,18 @@ def test_pairs_on_an_odd_number_of_ranks(tmp_path):
     assert (np.isfinite(latency).any(axis=(2, 3)) == ~np.eye(3, dtype=bool)).all()
 
 
+@needs_mpiexec
+def test_pretended_nodes_take_transport_rma(tmp_path):
+    """Outputs are right, and the file says what nodes there were."""
+    done = bench(3, "layer", "idle", *SMALL, "--ranks-per-node", "2", "--json", "--out", str(tmp_path / "r.h5"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(suite["ok"] for suite in json.loads(done.stdout)["suites"].values())
+    (run,) = results.load(tmp_path / "r.h5").runs
+    assert run.attributes["options.ranks_per_node"] == 2
+    assert run.attributes["node_of_rank"] == [0, 0, 2]
+    assert run.attributes["transports"] == "shm, rma"
+
+
 def test_one_process_without_a_launcher(tmp_path):
     done = bench(0, "gemm", "layer", "idle", *SMALL, "--out", str(tmp_path / "r.h5"))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -145,6 +157,8 @@ def test_a_named_suite_that_needs_more_ranks_is_a_usage_error():
         (("nonsense",), 2, "unknown suite 'nonsense'"),
         (("layer", "--experts", "2", "--top-k", "3"), 2, "top_k must be at most experts (2), got 3"),
         (("gemm", "--out", "/dev/null/r.h5"), 2, "no such folder"),
+        (("layer", "--ranks-per-node", "0"), 2, "--ranks-per-node: must be at least 1, got 0"),
+        (("gemm", "put", "--ranks-per-node", "1"), 2, "suite put measures transport shm and needs all ranks on one"),
     ],
 )
 def test_complaints_come_once(words, code, message):

@@ -112,6 +112,8 @@ def facts(world: World, argv: list[str], seed: int) -> dict[str, Any]:
         "seed": seed,
         "ranks": world.size,
         "hosts": world.hosts,
+        "node_of_rank": list(world.nodes.node_of),
+        "transports": ", ".join(world.nodes.transports),
         "cores_of_rank": masks,
         "cpu": cpu(),
         "cpu_target": _target(),

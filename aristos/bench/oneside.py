@@ -148,22 +148,22 @@ def all_to_all(rank, bases, flags, data, source, send_at, send_bytes, land_at, e
 
 def compile_for_puts() -> None:
     """Compile or load what the suite `put` runs, so that its first sample does not."""
-    warm_up([_entry(put_origin), _entry(put_target)])
+    warm_up([entry(put_origin), entry(put_target)])
 
 
 def compile_for_signals() -> None:
     """Compile or load what the suite `signal` runs."""
-    warm_up([_entry(ping), _entry(pong), _entry(stream_send), _entry(stream_receive)])
+    warm_up([entry(ping), entry(pong), entry(stream_send), entry(stream_receive)])
 
 
 def compile_for_exchange() -> None:
     """Compile or load what the suite `exchange` runs."""
-    warm_up([_entry(all_to_all)])
+    warm_up([entry(all_to_all)])
 
 
-def _entry(function):
+def entry(function):
     """A function with its argument types: arrays by name, int64 the rest."""
-    arrays = ("out", "bases", "send_at", "send_bytes", "land_at")
+    arrays = ("out", "bases", "shift", "send_at", "send_bytes", "land_at")
     code = getattr(function, "py_func", function).__code__
     names = code.co_varnames[: code.co_argcount]
     return function, tuple(types.int64[::1] if name in arrays else types.int64 for name in names)

@@ -35,6 +35,7 @@ class Options:
     activation: str | None = None
     dtype: str = "float32"
     threads: int | None = None
+    ranks_per_node: int | None = None
     iters: int | None = None
     warmup: int = 2
     seconds: float | None = None
@@ -129,6 +130,12 @@ def parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParser:
     )
     run = made.add_argument_group("run")
     run.add_argument("--threads", type=_positive, metavar="N", help="workers a rank (default: its cores)")
+    run.add_argument(
+        "--ranks-per-node",
+        type=_positive,
+        metavar="N",
+        help="pretend nodes of N ranks (transport rma between them) where more share a machine",
+    )
     run.add_argument("--iters", type=_positive, metavar="N", help="timed calls (default: what the time allows)")
     run.add_argument("--warmup", type=_not_negative, default=2, metavar="N", help="calls before timing (%(default)s)")
     run.add_argument("--seconds", type=_seconds, metavar="S", help="time for all suites together")

@@ -1,6 +1,6 @@
-"""Ranks two by two on one shared window: who is measured with whom, where their words and slots lie.
+"""Ranks two by two on windows: who is measured with whom and by which transport, where their words and slots lie.
 
-A round has as many pairs at once as there are cores for both ends; ranks not in a pair sleep. Counters of a pair only
+Ranks of one node store into each other's window (shm); MPI puts go to the other nodes (rma). A round has as many pairs at once as there are cores for both ends; ranks not in a pair sleep. Counters of a pair only
 grow, so nothing is reset between measurements. It refuses to measure: suites call the compiled loops of `oneside.py`.
 """
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import WaitTimeout
+from ..results import Table
 from .world import World
 
 LINE = 64
@@ -78,14 +79,31 @@ class Side:
     def target(self) -> int:
         return self.peer if self.first else self.rank
 
+    @property
+    def far(self) -> bool:
+        """Whether the two are on different nodes."""
+        return self.peer not in self.pairs.base
+
+    @property
+    def coded(self) -> int:
+        """Address of a buffer to put a word from."""
+        return self.pairs.coded.ctypes.data
+
     def word(self, owner: int, kind: int) -> int:
-        """Address of a word in the window of `owner`, one of the two, that the other one writes."""
+        """Address of a word in the window of `owner`, one of the two, that the other one writes; for a far peer's
+        window, the byte that MPI puts to."""
         writer = self.peer if owner == self.rank else self.rank
-        return self.pairs.base[owner] + (writer * WORDS + kind) * LINE
+        return self._window(owner) + (writer * WORDS + kind) * LINE
 
     def slots(self, owner: int) -> int:
-        """Address of `owner`'s slots. A rank is in one pair at a time, so all its peers use the same."""
-        return self.pairs.base[owner] + self.pairs.head
+        """Where `owner`'s slots begin, as for `word`. A rank is in one pair at a time, so all its peers use the same."""
+        return self._window(owner) + self.pairs.head
+
+    def _window(self, owner: int) -> int:
+        far = self.pairs.far
+        if not self.far or far is None:
+            return self.pairs.base[owner]
+        return far.base if owner == self.rank else far.shift[owner]
 
     def landed(self, nbytes: int, at: int = 0) -> Bytes:
         """What lies in this rank's own slots."""
@@ -135,24 +153,49 @@ class Side:
 
 
 class Pairs:
-    """A window a rank: words for every peer, then `room` bytes of slots. Collective; a context manager."""
+    """Windows for near and far peers: words for every peer, then `room` bytes of slots. Collective; a context manager.
 
-    def __init__(self, world: World, room: int) -> None:
-        from ..transport.shm import ShmWindow
+    base: rank -> address of its near window, for the ranks of this node. far: what ranks of other nodes put into.
+    """
+
+    def __init__(self, world: World, room: int, ranks_per_node: int | None = None) -> None:
+        from ..kernels.cpu.gemm import aligned
+        from ..transport.group import Group
 
         self.world, self.room = world, room
         self.head = WORDS * LINE * world.size
-        self._window = ShmWindow(world.comm, self.head + room)
-        self.base: list[int] = self._window.base
+        self.group = Group(world.comm, ranks_per_node=ranks_per_node)
+        nodes, me = self.group.nodes, world.rank
+        self._near = self.group.window(self.head + room)
+        self.base: dict[int, int] = dict(zip(sorted([me, *nodes.near(me)]), self._near.base))
+        self.far = None if nodes.single else self.group.far_window(self.head + room)
+        self.coded = aligned((2,), np.int64)
+        if self.far is not None:
+            self.far.in_call(True)  # the loops make progress, and are alone with the wire
         self.counters: dict[tuple[int, int, int], int] = defaultdict(int)
         self.rounds = schedule(world.size, max(1, world.cores(world.hosts[0]) // 2))
+
+    @property
+    def wire(self) -> int:
+        """Address of the wire to far peers; 0 without any."""
+        return self.far.wire if self.far is not None else 0
+
+    def transports(self) -> dict[str, np.ndarray]:
+        """The ordered pairs of each transport in use. -> name: [W, W] bool"""
+        node = np.array(self.group.nodes.node_of)
+        same = node[:, None] == node[None, :]
+        masks = {"shm": same & ~np.eye(len(node), dtype=bool), "rma": ~same}
+        return {name: mask for name, mask in masks.items() if mask.any()}
 
     def __enter__(self) -> Pairs:
         return self
 
     def __exit__(self, kind: Any, *_: object) -> None:
         if kind is None:  # freeing is collective: after an error the job goes down instead
-            self._window.close()
+            if self.far is not None:
+                self.far.close()
+            self._near.close()
+            self.group.free()
 
     def sides(self) -> Iterator[tuple[int, Side | None]]:
         """Round by round: its number, and this rank's side of a pair, or None. Collective; others sleep."""
@@ -164,6 +207,14 @@ class Pairs:
                     side = Side(self, self.world.rank, target if first else origin, first)
             yield number, side
             self.world.sleepy_barrier()
+
+
+def add_transports(table: Table, transports: dict[str, np.ndarray]) -> None:
+    """Say in a table with the dimensions origin and target by which transport each pair talks; empty: none."""
+    names = np.full(next(iter(transports.values())).shape, "", dtype="<U3")
+    for name, pairs in transports.items():
+        names[pairs] = name
+    table.add("transport", ("origin", "target"), names, "", "how the pair talks")
 
 
 def deadline() -> int:

@@ -25,7 +25,8 @@ _suites: dict[str, Suite] = {}
 @dataclass(frozen=True)
 class Suite:
     """ranks: fewest ranks it makes sense on. share: part of the time of a run of all suites. default: whether
-    such a run holds it without being asked. kernels: whether it needs the layer's compiled code."""
+    such a run holds it without being asked. kernels: whether it needs the layer's compiled code. one_node: whether it
+    needs memory that all ranks share."""
 
     name: str
     summary: str
@@ -34,15 +35,23 @@ class Suite:
     share: float
     default: bool
     kernels: bool
+    one_node: bool
 
 
 def suite(
-    name: str, summary: str, *, ranks: int = 1, share: float = 1.0, default: bool = True, kernels: bool = True
+    name: str,
+    summary: str,
+    *,
+    ranks: int = 1,
+    share: float = 1.0,
+    default: bool = True,
+    kernels: bool = True,
+    one_node: bool = False,
 ) -> Callable[[Run], Run]:
     """Register the decorated function as a suite."""
 
     def register(run: Run) -> Run:
-        _suites[name] = Suite(name, summary, run, ranks, share, default, kernels)
+        _suites[name] = Suite(name, summary, run, ranks, share, default, kernels, one_node)
         return run
 
     return register

@@ -32,7 +32,8 @@ class Reporter:
         if self._quiet:
             return
         hosts = len(set(facts["hosts"]))
-        print(f"# aristos {facts['versions']['aristos']}, {facts['ranks']} ranks on {hosts} host(s), {facts['cpu']}")
+        nodes = f"{len(set(facts['node_of_rank']))} node(s) by {facts['transports']}"
+        print(f"# aristos {facts['versions']['aristos']}, {facts['ranks']} ranks on {nodes}, {facts['cpu']}")
         print(f"# {facts['mpi_library']}; cores of rank 0: {facts['cores_of_rank'][0]}; seed {facts['seed']}")
         print(f"# {shape}", flush=True)
         cores = len({core for mask in facts["cores_of_rank"] for core in mask.split(",")})

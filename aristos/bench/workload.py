@@ -70,7 +70,12 @@ class Workload:
         import aristos
 
         moe = aristos.MoE(
-            self.cfg, comm=self.world.comm, schedule=schedule, threads=threads, placement=self.placement.tolist()
+            self.cfg,
+            comm=self.world.comm,
+            schedule=schedule,
+            threads=threads,
+            placement=self.placement.tolist(),
+            ranks_per_node=self.world.ranks_per_node,
         )
         weights: dict[str, Any] = self.weights() if stacked is None else stacked
         moe.load(router=self.router, local=True, **weights)

@@ -12,18 +12,23 @@ import time
 from typing import Any
 
 from ..errors import EnvironmentProblem
+from ..nodes import Nodes
 from . import launch
 
 
 class World:
-    """`comm`: an mpi4py communicator, or None for one process without MPI."""
+    """`comm`: an mpi4py communicator, or None for one process without MPI. ranks_per_node: pretend nodes so small."""
 
-    def __init__(self, comm: Any = None) -> None:
-        self.comm = comm
+    def __init__(self, comm: Any = None, ranks_per_node: int | None = None) -> None:
+        self.comm, self.ranks_per_node = comm, ranks_per_node
         self.rank: int = comm.Get_rank() if comm is not None else 0
         self.size: int = comm.Get_size() if comm is not None else 1
         # The way out has its own communicator: a rank that failed cannot know in which collective the others are.
         self._exit = comm.Dup() if comm is not None else None
+        self.nodes = Nodes.of(1)
+        if comm is not None:
+            self.nodes, node = Nodes.shared(comm, ranks_per_node)
+            node.Free()
         names = self.allgather((socket.gethostname(), frozenset(os.sched_getaffinity(0))))
         self.hosts: list[str] = [host for host, _ in names]
         self.masks: list[frozenset[int]] = [mask for _, mask in names]
@@ -89,8 +94,8 @@ class World:
         return code
 
 
-def connect() -> World:
-    """COMM_WORLD, or one process where there is no MPI library.
+def connect(ranks_per_node: int | None = None) -> World:
+    """COMM_WORLD, perhaps with pretended nodes, or one process where there is no MPI library.
 
     Raises EnvironmentProblem where a launcher started several tasks that MPI does not see as one job.
     """
@@ -103,8 +108,8 @@ def connect() -> World:
                 f"{started[0]} started {started[1]} tasks, but no MPI library could be loaded ({why}); "
                 "install one, e.g. pip install 'aristos[mpich]'"
             ) from why
-        return World()
+        return World(ranks_per_node=ranks_per_node)
     wrong = launch.mismatch(MPI.COMM_WORLD.Get_size())
     if wrong is not None:
         raise EnvironmentProblem(wrong)
-    return World(MPI.COMM_WORLD)
+    return World(MPI.COMM_WORLD, ranks_per_node)

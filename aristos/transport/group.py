@@ -94,20 +94,7 @@ class Group:
         self._watchdog = Watchdog(lambda: comm.Abort(86), f"rank {self.rank}")
         with self._watchdog.watch("the other ranks to make a layer (MPI_Comm_dup)", timeout):
             self.comm = comm.Dup()
-            self.node = self._node(ranks_per_node)
-
-    def _node(self, ranks_per_node: int | None) -> Any:
-        """The ranks that share memory with this one; sets `nodes`."""
-        from mpi4py import MPI
-
-        assert self.comm is not None
-        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
-        if ranks_per_node is not None:
-            own = node.Split(self.rank // ranks_per_node, key=self.rank)
-            node.Free()
-            node = own
-        self.nodes = Nodes(tuple(self.comm.allgather(node.bcast(self.rank))))
-        return node
+            self.nodes, self.node = Nodes.shared(self.comm, ranks_per_node)
 
     def allgather(self, value: Any, what: str) -> list[Any]:
         """Everybody's `value`, in rank order."""

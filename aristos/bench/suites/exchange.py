@@ -121,6 +121,7 @@ def _counts(pattern: str, world: int, block: int) -> NDArray[np.int64]:
     ranks=2,
     share=1.5,
     kernels=False,
+    one_node=True,
 )
 def run(ctx: Context) -> Result:
     from ...transport.shm import ShmWindow

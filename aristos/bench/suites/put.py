@@ -4,6 +4,8 @@
                 works on a ring; the quiet is an atomic, which waits until all stores before it are visible
     bandwidth   16 puts (fewer of the largest) to different slots and one quiet
 
+Between nodes (transport rma) the quiet is MPI_Win_flush, and the target makes progress. Each transport has its table.
+
 Pairs run one at a time, or as many at once as there are cores for both ends; the other ranks sleep. A pair's latency
 is fitted by alpha + beta n in two segments; the residual says how far to trust that. It refuses to report a size
 whose bytes did not all arrive.
@@ -18,7 +20,7 @@ import numpy as np
 from ...results import Table
 from .. import fit
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
-from ..pairs import ACK, FLAG, Pairs, Side, bytes_text, deadline, slot_bytes
+from ..pairs import ACK, FLAG, Pairs, Side, add_transports, bytes_text, deadline, slot_bytes
 from ..registry import suite
 
 SIZES = tuple(8 << i for i in range(20))  # 8 B to 4 MiB
@@ -43,13 +45,16 @@ COLUMNS = (
     ranks=2,
     share=1.5,
     kernels=False,
+    one_node=True,
 )
 def run(ctx: Context) -> Result:
-    from .. import oneside
+    from .. import oneside, oneside_rma
 
     world = ctx.world
-    oneside.compile_for_puts()
-    with Pairs(world, slot_bytes(world, 2 * SIZES[-1])) as pairs:
+    with Pairs(world, slot_bytes(world, 2 * SIZES[-1]), ctx.options.ranks_per_node) as pairs:
+        oneside.compile_for_puts()
+        if pairs.far is not None:
+            oneside_rma.compile_for_puts()
         sizes = [n for n in SIZES if n <= pairs.room]
         most = ctx.options.iters or SAMPLES
         times = np.full((2, world.size, len(sizes), most), np.nan)  # latency and bandwidth; target, size, sample
@@ -67,8 +72,9 @@ def run(ctx: Context) -> Result:
                     if side.first:
                         times[kind, side.target, j, : taken.size] = taken * 1e-9 / flight
         flights = [_flight(pairs.room, n) for n in sizes]
+        transports = pairs.transports()
     latency, bandwidth = np.stack(world.allgather(times), axis=1)
-    return _result(ctx, sizes, flights, latency, bandwidth, right)
+    return _result(ctx, sizes, flights, latency, bandwidth, right, transports)
 
 
 def _flight(room: int, size: int) -> int:
@@ -77,7 +83,7 @@ def _flight(room: int, size: int) -> int:
 
 def _cell(side: Side, size: int, flight: int, samples: int) -> np.ndarray:
     """Take samples on either side; nanoseconds at the origin, nothing of interest at the target."""
-    from .. import oneside
+    from .. import oneside, oneside_rma
 
     base = side.advance(FLAG, samples)
     slots, stride = side.slots(side.target), max(64, size)
@@ -86,7 +92,13 @@ def _cell(side: Side, size: int, flight: int, samples: int) -> np.ndarray:
     if side.first:
         source, scratch = side.payload(size), np.zeros(1, np.int64)
         at, word = source.ctypes.data, scratch.ctypes.data
-        done = oneside.put_origin(slots, stride, at, size, flight, flag, ack, word, base, samples, deadline(), out)
+        if side.far:
+            to = side.pairs.wire, side.peer, slots, stride, at, size, flight, flag, ack, side.coded
+            done = oneside_rma.put_origin(*to, base, samples, deadline(), out)
+        else:
+            done = oneside.put_origin(slots, stride, at, size, flight, flag, ack, word, base, samples, deadline(), out)
+    elif side.far:
+        done = oneside_rma.put_target(side.pairs.wire, side.peer, flag, ack, side.coded, base, samples, deadline())
     else:
         done = oneside.put_target(slots, stride, size, flight, flag, ack, base, samples, deadline(), out)
     side.bounded(done)
@@ -100,22 +112,38 @@ def _landed(side: Side, size: int, flight: int) -> bool:
 
 
 def _result(
-    ctx: Context, sizes: list[int], flights: list[int], latency: np.ndarray, bandwidth: np.ndarray, right: np.ndarray
+    ctx: Context,
+    sizes: list[int],
+    flights: list[int],
+    latency: np.ndarray,
+    bandwidth: np.ndarray,
+    right: np.ndarray,
+    transports: dict[str, np.ndarray],
 ) -> Result:
     """latency, bandwidth: [origin, target, size, sample] seconds a put."""
     good = np.logical_and.reduce(ctx.world.allgather(right))
-    off = ~np.eye(ctx.world.size, dtype=bool)
-    median, each = np.nanmedian(latency[off], axis=-1), np.nanmedian(bandwidth[off], axis=-1)  # [pair, size]
-    fits = [fit.alpha_beta(sizes, pair) for pair in median]
+    sheets = [
+        _sheet(ctx, name, sizes, latency[pairs], bandwidth[pairs], good) for name, pairs in transports.items()
+    ]
+    return Result(bool(good.all()), sheets, [_table(ctx, sizes, flights, latency, bandwidth, transports)])
+
+
+def _sheet(
+    ctx: Context, transport: str, sizes: list[int], latency: np.ndarray, bandwidth: np.ndarray, good: np.ndarray
+) -> Sheet:
+    """latency, bandwidth: [pair, size, sample] seconds a put, of one transport."""
+    median, each = np.nanmedian(latency, axis=-1), np.nanmedian(bandwidth, axis=-1)  # [pair, size]
     whole = fit.alpha_beta(sizes, np.median(median, axis=0))
-    sheet = Sheet(f"put: {len(median)} ordered pairs of {ctx.world.size} ranks, medians over pairs", COLUMNS)
+    title = f"put by {transport}: {len(median)} ordered pairs of {ctx.world.size} ranks, medians over pairs"
+    sheet = Sheet(title, COLUMNS)
     for j, size in enumerate(sizes):
         sheet.records.append(
             {
+                "transport": transport,
                 "size_bytes": size,
                 "size_text": bytes_text(size),
                 "latency_us": float(np.median(median[:, j])) * 1e6,
-                "latency_p99_us": float(np.nanquantile(latency[off][:, j], 0.99)) * 1e6,
+                "latency_p99_us": float(np.nanquantile(latency[:, j], 0.99)) * 1e6,
                 "slowest_pair_us": float(median[:, j].max()) * 1e6,
                 "bandwidth_gbs": size / float(np.median(each[:, j])) / 1e9,
                 "slowest_pair_gbs": size / float(each[:, j].max()) / 1e9,
@@ -128,9 +156,9 @@ def _result(
             f"{bytes_text(segment.first)} to {bytes_text(segment.last)}: alpha {segment.alpha * 1e6:.3f} us, "
             f"beta {segment.beta * 1e9:.4f} ns/B ({segment.bandwidth / 1e9:.2f} GB/s)"
         )
-    worst = max(f.residual for f in fits)
+    worst = max(fit.alpha_beta(sizes, pair).residual for pair in median)
     sheet.notes.append(f"relative residual of the fit {whole.residual:.1%}; of single pairs up to {worst:.1%}")
-    return Result(bool(good.all()), [sheet], [_table(ctx, sizes, flights, latency, bandwidth, off, fits)])
+    return sheet
 
 
 def _table(
@@ -139,8 +167,7 @@ def _table(
     flights: list[int],
     latency: np.ndarray,
     bandwidth: np.ndarray,
-    off: np.ndarray,
-    fits: list[fit.Fit],
+    transports: dict[str, np.ndarray],
 ) -> Table:
     ranks = np.arange(ctx.world.size)
     table = Table("put", attributes={"puts_in_flight": FLIGHT})
@@ -152,7 +179,8 @@ def _table(
     table.add("in_flight", "size", flights, "1", "puts before a quiet for put_time")
     values = np.full((3, ctx.world.size, ctx.world.size, 2), np.nan)
     residual = np.full((ctx.world.size, ctx.world.size), np.nan)
-    for (o, t), one in zip(np.argwhere(off), fits):
+    for o, t in np.argwhere(np.logical_or.reduce(list(transports.values()))):
+        one = fit.alpha_beta(sizes, np.nanmedian(latency[o, t], axis=-1))
         both = (one.segments[0], one.segments[-1])
         values[:, o, t] = [[s.alpha for s in both], [s.beta for s in both], [s.last for s in both]]
         residual[o, t] = one.residual
@@ -160,4 +188,5 @@ def _table(
     table.add("alpha", per_pair, values[0], "s", "start-up of the alpha-beta fit")
     table.add("beta", per_pair, values[1], "s/B", "time a byte of the alpha-beta fit")
     table.add("segment_end", per_pair, values[2], "B", "largest size of the segment")
+    add_transports(table, transports)
     return table.add("residual", ("origin", "target"), residual, "1", "rms relative residual of the fit")

@@ -3,7 +3,8 @@
     round trip     payload and signal there, the received payload and a signal back; sizes 0 (signal alone) to 64 KiB
     message rate   a stream of small messages through a ring of 256 slots with tail and credit, as the engine's inbox
 
-A sample of the round trip is 100 of them, fewer where they are slow. It refuses to report a payload that did not come
+Between nodes (transport rma) a signal is a word that MPI puts after a flush; up to 64 messages share one. Each
+transport has its tables. A sample of the round trip is 100 of them, fewer where they are slow. It refuses to report a payload that did not come
 back as it was sent, or a stream whose messages do not add up.
 """
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
-from ..pairs import CREDIT, PING, PONG, TAIL, Pairs, Side, bytes_text, deadline, slot_bytes
+from ..pairs import CREDIT, PING, PONG, TAIL, Pairs, Side, add_transports, bytes_text, deadline, slot_bytes
 from ..registry import suite
 
 SIZES = (0, 8, 64, 256, 1024, 4096, 16384, 65536)
@@ -43,13 +44,22 @@ RATES = (
 )
 
 
-@suite("signal", "put and signal there and back, and message rate, for every pair", ranks=2, share=1.0, kernels=False)
+@suite(
+    "signal",
+    "put and signal there and back, and message rate, for every pair",
+    ranks=2,
+    share=1.0,
+    kernels=False,
+    one_node=True,
+)
 def run(ctx: Context) -> Result:
-    from .. import oneside
+    from .. import oneside, oneside_rma
 
     world = ctx.world
-    oneside.compile_for_signals()
-    with Pairs(world, slot_bytes(world, RING * MESSAGE_SIZES[-1])) as pairs:
+    with Pairs(world, slot_bytes(world, RING * MESSAGE_SIZES[-1]), ctx.options.ranks_per_node) as pairs:
+        oneside.compile_for_signals()
+        if pairs.far is not None:
+            oneside_rma.compile_for_signals()
         sizes = [n for n in SIZES if n <= pairs.room]
         messages = [n for n in MESSAGE_SIZES if RING * max(64, n) <= pairs.room]
         most = ctx.options.iters or SAMPLES
@@ -72,8 +82,10 @@ def run(ctx: Context) -> Result:
                 right[1, j] &= fine
                 if side.first:
                     rates[side.target, j, : taken.size] = taken * 1e-9 / MESSAGES
+        transports = pairs.transports()
     all_right = np.logical_and.reduce(world.allgather(right))
-    return _result(ctx, sizes, messages, np.stack(world.allgather(trips)), np.stack(world.allgather(rates)), all_right)
+    times = np.stack(world.allgather(trips)), np.stack(world.allgather(rates))
+    return _result(ctx, sizes, messages, *times, all_right, transports)
 
 
 def _repeats(side: Side, size: int, seconds: float) -> int:
@@ -84,7 +96,7 @@ def _repeats(side: Side, size: int, seconds: float) -> int:
 
 def _trips(side: Side, size: int, repeats: int, samples: int) -> tuple[np.ndarray, bool]:
     """Nanoseconds of `repeats` round trips, for each sample, and whether every payload came back, at the origin."""
-    from .. import oneside
+    from .. import oneside, oneside_rma
 
     turns = samples * repeats
     base = side.advance(PING, turns)
@@ -94,8 +106,15 @@ def _trips(side: Side, size: int, repeats: int, samples: int) -> tuple[np.ndarra
     if side.first:
         source = side.payload(size)
         at = source.ctypes.data
-        done = oneside.ping(there, here, at, size, asked, answered, base, repeats, samples, deadline(), out)
+        if side.far:
+            to = side.pairs.wire, side.peer, there, here, at, size, asked, answered, side.coded
+            done = oneside_rma.ping(*to, base, repeats, samples, deadline(), out)
+        else:
+            done = oneside.ping(there, here, at, size, asked, answered, base, repeats, samples, deadline(), out)
         fine = done > 0 and np.array_equal(side.landed(size), source[:size])
+    elif side.far:
+        to = side.pairs.wire, side.peer, there, here, size, answered, asked, side.coded
+        done = oneside_rma.pong(*to, base, turns, deadline())
     else:
         done = oneside.pong(there, here, size, answered, asked, base, turns, deadline())
     side.bounded(done)
@@ -104,24 +123,41 @@ def _trips(side: Side, size: int, repeats: int, samples: int) -> tuple[np.ndarra
 
 def _stream(side: Side, size: int, samples: int) -> tuple[np.ndarray, bool]:
     """Nanoseconds of MESSAGES messages, for each sample, at the origin; whether they added up, at the target."""
-    from .. import oneside
-
     ring, stride = side.slots(side.target), max(64, size)
     tail, credit = side.word(side.target, TAIL), side.word(side.origin, CREDIT)
-    payload, total = np.zeros(max(8, size), np.uint8), np.zeros(1, np.int64)
+    total = np.zeros(1, np.int64)
+    payload = np.zeros(RING * stride if side.far else stride, np.uint8)
     out, fine = np.empty(samples, np.int64), True
     for s in range(samples):
         base = side.advance(TAIL, MESSAGES)
         if side.first:
-            at = payload.ctypes.data
             start = _clock()
-            done = oneside.stream_send(ring, RING, stride, at, size, tail, credit, base, MESSAGES, deadline())
+            done = _send(side, ring, stride, payload, size, tail, credit, base)
             out[s] = _clock() - start
         else:
-            done = oneside.stream_receive(ring, RING, stride, tail, credit, base, MESSAGES, deadline(), total)
+            done = _receive(side, ring, stride, tail, credit, base, total)
             fine &= int(total[0]) == sum(range(base, base + MESSAGES))
         side.bounded(done)
     return out, fine
+
+
+def _send(side: Side, ring: int, stride: int, payload: np.ndarray, size: int, tail: int, credit: int, base: int) -> int:
+    from .. import oneside, oneside_rma
+
+    at = payload.ctypes.data
+    if side.far:
+        to = side.pairs.wire, side.peer, ring, RING, stride, at, size, tail, credit, side.coded
+        return oneside_rma.stream_send(*to, base, MESSAGES, deadline())
+    return oneside.stream_send(ring, RING, stride, at, size, tail, credit, base, MESSAGES, deadline())
+
+
+def _receive(side: Side, ring: int, stride: int, tail: int, credit: int, base: int, total: np.ndarray) -> int:
+    from .. import oneside, oneside_rma
+
+    if side.far:
+        of = side.pairs.wire, side.peer, ring, RING, stride, tail, credit, side.coded
+        return oneside_rma.stream_receive(*of, base, MESSAGES, deadline(), total)
+    return oneside.stream_receive(ring, RING, stride, tail, credit, base, MESSAGES, deadline(), total)
 
 
 def _clock() -> int:
@@ -131,41 +167,65 @@ def _clock() -> int:
 
 
 def _result(
-    ctx: Context, sizes: list[int], messages: list[int], trips: np.ndarray, rates: np.ndarray, right: np.ndarray
+    ctx: Context,
+    sizes: list[int],
+    messages: list[int],
+    trips: np.ndarray,
+    rates: np.ndarray,
+    right: np.ndarray,
+    transports: dict[str, np.ndarray],
 ) -> Result:
     """trips: [origin, target, size, sample] seconds a round trip; rates: the same, seconds a message."""
-    off = ~np.eye(ctx.world.size, dtype=bool)
-    trip, rate = np.nanmedian(trips[off], axis=-1), np.nanmedian(rates[off], axis=-1)  # [pair, size]
-    first = Sheet(f"signal: round trips, {len(trip)} ordered pairs of {ctx.world.size} ranks", TRIPS)
-    for j, size in enumerate(sizes):
-        first.records.append(
-            {
-                "size_bytes": size,
-                "size_text": bytes_text(size) if size else "signal only",
-                "round_trip_us": float(np.median(trip[:, j])) * 1e6,
-                "p99_us": float(np.nanquantile(trips[off][:, j], 0.99)) * 1e6,
-                "fastest_pair_us": float(trip[:, j].min()) * 1e6,
-                "slowest_pair_us": float(trip[:, j].max()) * 1e6,
-                "check": VERDICTS[bool(right[0, j])],
-            }
-        )
-    second = Sheet(f"signal: message rate of one sender, ring of {RING} slots", RATES)
-    for j, size in enumerate(messages):
-        typical = float(np.median(rate[:, j]))
-        second.records.append(
-            {
-                "size_bytes": size,
-                "size_text": bytes_text(size),
-                "million_per_s": 1e-6 / typical,
-                "slowest_pair_million_per_s": 1e-6 / float(rate[:, j].max()),
-                "bandwidth_gbs": size / typical / 1e9,
-                "check": VERDICTS[bool(right[1, j])],
-            }
-        )
+    sheets = []
+    for name, pairs in transports.items():
+        sheets.append(_trip_sheet(ctx, name, sizes, trips[pairs], right[0]))
+        sheets.append(_rate_sheet(name, messages, rates[pairs], right[1]))
     ranks = np.arange(ctx.world.size)
     table = Table("signal", attributes={"most_repeats": REPEATS, "messages": MESSAGES, "ring_slots": RING})
     table.dim("origin", ranks).dim("target", ranks).dim("iteration", np.arange(trips.shape[-1]))
     table.dim("size", sizes, "B", "payload of a round trip").dim("message_size", messages, "B", "payload of a message")
     table.add("round_trip", ("origin", "target", "size", "iteration"), trips, "s", "there and back, mean of a sample")
     table.add("message_time", ("origin", "target", "message_size", "iteration"), rates, "s", "time a message")
-    return Result(bool(right.all()), [first, second], [table])
+    add_transports(table, transports)
+    return Result(bool(right.all()), sheets, [table])
+
+
+def _trip_sheet(ctx: Context, transport: str, sizes: list[int], trips: np.ndarray, right: np.ndarray) -> Sheet:
+    """trips: [pair, size, sample] seconds."""
+    trip = np.nanmedian(trips, axis=-1)
+    title = f"signal by {transport}: round trips, {len(trip)} ordered pairs of {ctx.world.size} ranks"
+    sheet = Sheet(title, TRIPS)
+    for j, size in enumerate(sizes):
+        sheet.records.append(
+            {
+                "transport": transport,
+                "size_bytes": size,
+                "size_text": bytes_text(size) if size else "signal only",
+                "round_trip_us": float(np.median(trip[:, j])) * 1e6,
+                "p99_us": float(np.nanquantile(trips[:, j], 0.99)) * 1e6,
+                "fastest_pair_us": float(trip[:, j].min()) * 1e6,
+                "slowest_pair_us": float(trip[:, j].max()) * 1e6,
+                "check": VERDICTS[bool(right[j])],
+            }
+        )
+    return sheet
+
+
+def _rate_sheet(transport: str, messages: list[int], rates: np.ndarray, right: np.ndarray) -> Sheet:
+    """rates: [pair, size, sample] seconds a message."""
+    rate = np.nanmedian(rates, axis=-1)
+    sheet = Sheet(f"signal by {transport}: message rate of one sender, ring of {RING} slots", RATES)
+    for j, size in enumerate(messages):
+        typical = float(np.median(rate[:, j]))
+        sheet.records.append(
+            {
+                "transport": transport,
+                "size_bytes": size,
+                "size_text": bytes_text(size),
+                "million_per_s": 1e-6 / typical,
+                "slowest_pair_million_per_s": 1e-6 / float(rate[:, j].max()),
+                "bandwidth_gbs": size / typical / 1e9,
+                "check": VERDICTS[bool(right[j])],
+            }
+        )
+    return sheet

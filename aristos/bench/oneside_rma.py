@@ -1,0 +1,206 @@
+"""Compiled loops of the microbenchmarks over transport rma: the same as `oneside.py`, by MPI puts between nodes.
+
+A signal is a word {value, complement} that is put after a flush; whoever waits makes progress. `at` and `*_at` are bytes
+of the peer's MPI window, `here` and `*_here` addresses of this rank's own; coded: address of 16 bytes to put a word
+from. The caller is alone with the wire. Every wait is bounded by a deadline: 0 comes back when it ran out.
+"""
+
+from .. import memory as mem
+from .. import wire as mpi
+from ..compile import jit, warm_up
+from ..kernels.cpu import llvm as _lowerings  # noqa: F401  registers the primitives' compiled bodies
+from .oneside import LINE, entry
+
+SPINS = 64  # a waiter gives its core away after this many looks
+CODED_WORD = 16
+BATCH = 64  # most messages of a stream before a flush
+
+
+@jit
+def read_word(addr):
+    """The word at `addr`, or -1 while its halves disagree or nothing has come."""
+    value = mem.load(addr)
+    return value if mem.load(addr + 8) == ~value else -1
+
+
+@jit
+def await_coded(wire, addr, value, deadline):
+    """Make progress until the word is at least `value`; 1, or 0 when `deadline` (ns on mem.clock) passed."""
+    looks = 0
+    while value > 0 and read_word(addr) < value:
+        mpi.progress(wire)
+        looks += 1
+        if looks % SPINS == 0:
+            if mem.clock() > deadline:
+                return 0
+            mem.yield_core()
+    return 1
+
+
+@jit
+def put_word(wire, peer, at, coded, value):
+    """Signal: flush what was put before, then put the word."""
+    mpi.flush(wire, peer)
+    mem.store(coded, value)
+    mem.store(coded + 8, ~value)
+    mpi.put(wire, peer, at, coded, CODED_WORD)
+
+
+@jit
+def put_origin(wire, peer, slots_at, stride, source, nbytes, puts, flag_at, ack_here, coded, base, samples, deadline, out):
+    """Time `samples` times `puts` puts and a flush. out: [samples] ns."""
+    for s in range(samples):
+        if await_coded(wire, ack_here, base + s, deadline) == 0:
+            return 0
+        start = mem.clock()
+        for p in range(puts):
+            mpi.put(wire, peer, slots_at + p * stride, source, nbytes)
+        mpi.flush(wire, peer)
+        out[s] = mem.clock() - start
+        put_word(wire, peer, flag_at, coded, base + s + 1)
+    done = await_coded(wire, ack_here, base + samples, deadline)
+    mpi.flush(wire, peer)
+    return done
+
+
+@jit
+def put_target(wire, peer, flag_here, ack_at, coded, base, samples, deadline):
+    """The target's side of `put_origin`: it makes progress and says when it has seen a sample."""
+    for s in range(samples):
+        if await_coded(wire, flag_here, base + s + 1, deadline) == 0:
+            return 0
+        put_word(wire, peer, ack_at, coded, base + s + 1)
+    mpi.flush(wire, peer)
+    return 1
+
+
+@jit
+def ping(wire, peer, slots_at, slots_here, source, nbytes, asked_at, answered_here, coded, base, repeats, samples, deadline, out):
+    """`samples` times `repeats` round trips of a payload, a flush and a signal. out: [samples] ns for all repeats.
+
+    The first word of the payload is the number of the turn; returns -1 if another one came back.
+    """
+    turn = base
+    for s in range(samples):
+        start = mem.clock()
+        for _ in range(repeats):
+            turn += 1
+            if nbytes > 0:
+                mem.store(source, turn)
+                mpi.put(wire, peer, slots_at, source, nbytes)
+            put_word(wire, peer, asked_at, coded, turn)
+            if await_coded(wire, answered_here, turn, deadline) == 0:
+                return 0
+            if nbytes > 0 and mem.load(slots_here) != turn:
+                return -1
+        out[s] = mem.clock() - start
+    mpi.flush(wire, peer)
+    return 1
+
+
+@jit
+def pong(wire, peer, slots_at, slots_here, nbytes, answered_at, asked_here, coded, base, turns, deadline):
+    """Send back what arrives, `turns` times."""
+    for turn in range(base + 1, base + turns + 1):
+        if await_coded(wire, asked_here, turn, deadline) == 0:
+            return 0
+        if nbytes > 0:
+            mpi.put(wire, peer, slots_at, slots_here, nbytes)
+        put_word(wire, peer, answered_at, coded, turn)
+    mpi.flush(wire, peer)
+    return 1
+
+
+@jit
+def stream_send(wire, peer, ring_at, slots, stride, source, nbytes, tail_at, credit_here, coded, base, count, deadline):
+    """Send `count` messages through a ring of `slots`, up to BATCH for a flush and a tail; number i holds i.
+
+    source: as long as the ring, since what is being put must not change.
+    """
+    sent, freed, end = base, base, base + count
+    while sent < end:
+        n = min(BATCH, end - sent, slots - (sent - freed))
+        if n == 0:
+            if await_coded(wire, credit_here, sent - slots + 1, deadline) == 0:
+                return 0
+        for i in range(sent, sent + n):
+            place = (i % slots) * stride
+            mem.store(source + place, i)
+            mpi.put(wire, peer, ring_at + place, source + place, nbytes)
+        sent += n
+        if n > 0:
+            put_word(wire, peer, tail_at, coded, sent)
+        freed = max(freed, read_word(credit_here))
+    done = await_coded(wire, credit_here, end, deadline)
+    mpi.flush(wire, peer)
+    return done
+
+
+@jit
+def stream_receive(wire, peer, ring_here, slots, stride, tail_here, credit_at, coded, base, count, deadline, out):
+    """Read what `stream_send` sends; out: [1], the sum of the messages' numbers."""
+    seen, total = base, 0
+    while seen < base + count:
+        if await_coded(wire, tail_here, seen + 1, deadline) == 0:
+            return 0
+        landed = read_word(tail_here)
+        if landed <= seen:
+            continue  # the next tail is landing over this one
+        for i in range(seen, landed):
+            total += mem.load(ring_here + (i % slots) * stride)
+        seen = landed
+        put_word(wire, peer, credit_at, coded, seen)
+    out[0] = total
+    mpi.flush(wire, peer)
+    return 1
+
+
+@jit
+def all_to_all(wire, rank, bases, shift, here, coded, flags, data, source, send_at, send_bytes, land_at, epoch, deadline):
+    """`oneside.all_to_all` over nodes: stores where bases[p] is not 0, MPI puts elsewhere.
+
+    bases: [W] near window addresses or 0. shift: [W] where far windows begin. here: address of this rank's far window.
+    coded: [W] words to put from. Flags of far ranks are {value, complement} at the same places of the far window.
+    """
+    world = bases.size
+    for d in range(1, world + 1):
+        to = (rank + d) % world
+        if bases[to] == 0:
+            mpi.put(wire, to, shift[to] + data + land_at[to], source + send_at[to], send_bytes[to])
+    for d in range(1, world + 1):
+        to = (rank + d) % world
+        if bases[to] != 0:
+            mem.copy_row(bases[to] + data + land_at[to], source + send_at[to], send_bytes[to])
+            mem.store_release(bases[to] + flags + LINE * rank, epoch)
+            mpi.progress(wire)
+    for d in range(1, world + 1):
+        to = (rank + d) % world
+        if bases[to] == 0:
+            put_word(wire, to, shift[to] + flags + LINE * rank, coded + CODED_WORD * to, epoch)
+    for who in range(world):
+        if bases[who] == 0:
+            if await_coded(wire, here + flags + LINE * who, epoch, deadline) == 0:
+                return 0
+        else:
+            while mem.load_acquire(bases[rank] + flags + LINE * who) < epoch:
+                mpi.progress(wire)
+                if mem.clock() > deadline:
+                    return 0
+                mem.yield_core()
+    return 1
+
+
+def compile_for_puts() -> None:
+    """Compile or load what the suite `put` runs between nodes."""
+    warm_up([entry(put_origin), entry(put_target)])
+
+
+def compile_for_signals() -> None:
+    """Compile or load what the suite `signal` runs between nodes."""
+    warm_up([entry(ping), entry(pong), entry(stream_send), entry(stream_receive)])
+
+
+def compile_for_exchange() -> None:
+    """Compile or load what the suite `exchange` runs between nodes."""
+    warm_up([entry(all_to_all)])
+
