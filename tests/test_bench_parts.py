@@ -311,11 +311,6 @@ def test_the_registry_holds_every_suite_in_order():
     assert not registry.suites()["replay"].default
 
 
-def test_suites_on_shared_memory_are_left_out_over_nodes():
-    assert [s.name for s in main.chosen(options.Options(), ranks=4)] == list(registry.ORDER[:-1])
-    assert [s.name for s in main.chosen(options.Options(), ranks=4, nodes=2)] == ["gemm", "layer", "idle"]
-
-
 @pytest.mark.parametrize(
     ("node_of", "count", "transports"),
     [((0,), 1, ("self",)), ((0, 0, 0), 1, ("shm",)), ((0, 1), 2, ("rma",)), ((0, 0, 2), 2, ("shm", "rma"))],

@@ -78,24 +78,21 @@ def _interrupted(ranks: world.World, prog: str) -> int:
     return ranks.abort(INTERRUPTED)
 
 
-def chosen(asked: Options, ranks: int, nodes: int = 1) -> list[registry.Suite]:
-    """The suites to run. Raises UsageError where one that was named cannot run on these ranks."""
+def chosen(asked: Options, ranks: int) -> list[registry.Suite]:
+    """The suites to run. Raises UsageError where one that was named cannot run on so few ranks."""
     known = registry.suites()
     if not asked.suites:
         traced = options.is_file(asked.routing)
-        fits = [s for s in known.values() if s.ranks <= ranks and not (s.one_node and nodes > 1)]
-        return [s for s in fits if s.default or (traced and s.name == "replay")]
+        return [s for s in known.values() if s.ranks <= ranks and (s.default or (traced and s.name == "replay"))]
     for name in asked.suites:
         if known[name].ranks > ranks:
             raise UsageError(f"suite {name} needs at least {known[name].ranks} ranks, got {ranks}: use mpirun -n 2")
-        if known[name].one_node and nodes > 1:
-            raise UsageError(f"suite {name} measures transport shm and needs all ranks on one node, got {nodes} nodes")
     return [known[name] for name in asked.suites]
 
 
 def run(asked: Options, ranks: world.World, argv: list[str]) -> int:
     """Measure, show, write; the exit code."""
-    suites = chosen(asked, ranks.size, ranks.nodes.count)
+    suites = chosen(asked, ranks.size)
     if ranks.lead and asked.out != "none":
         file.check(asked.out)
     if ranks.lead and asked.timeline:

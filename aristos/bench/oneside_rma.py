@@ -1,8 +1,8 @@
 """Compiled loops of the microbenchmarks over transport rma: the same as `oneside.py`, by MPI puts between nodes.
 
-A signal is a word {value, complement} that is put after a flush; whoever waits makes progress. `at` and `*_at` are bytes
-of the peer's MPI window, `here` and `*_here` addresses of this rank's own; coded: address of 16 bytes to put a word
-from. The caller is alone with the wire. Every wait is bounded by a deadline: 0 comes back when it ran out.
+A signal is a word {value, complement} that is put after a flush; whoever waits makes progress. `at` and `*_at` are
+bytes of the peer's MPI window, `here` and `*_here` addresses of this rank's own; coded: address of 16 bytes to put a
+word from. The caller is alone with the wire. Every wait is bounded by a deadline: 0 comes back when it ran out.
 """
 
 from .. import memory as mem
@@ -13,6 +13,7 @@ from .oneside import LINE, entry
 
 SPINS = 64  # a waiter gives its core away after this many looks
 CODED_WORD = 16
+ROUND = 4000  # dependent multiply-adds between two looks at the wire
 BATCH = 64  # most messages of a stream before a flush
 
 
@@ -47,7 +48,9 @@ def put_word(wire, peer, at, coded, value):
 
 
 @jit
-def put_origin(wire, peer, slots_at, stride, source, nbytes, puts, flag_at, ack_here, coded, base, samples, deadline, out):
+def put_origin(
+    wire, peer, slots_at, stride, source, nbytes, puts, flag_at, ack_here, coded, base, samples, deadline, out
+):
     """Time `samples` times `puts` puts and a flush. out: [samples] ns."""
     for s in range(samples):
         if await_coded(wire, ack_here, base + s, deadline) == 0:
@@ -75,7 +78,22 @@ def put_target(wire, peer, flag_here, ack_at, coded, base, samples, deadline):
 
 
 @jit
-def ping(wire, peer, slots_at, slots_here, source, nbytes, asked_at, answered_here, coded, base, repeats, samples, deadline, out):
+def ping(
+    wire,
+    peer,
+    slots_at,
+    slots_here,
+    source,
+    nbytes,
+    asked_at,
+    answered_here,
+    coded,
+    base,
+    repeats,
+    samples,
+    deadline,
+    out,
+):
     """`samples` times `repeats` round trips of a payload, a flush and a signal. out: [samples] ns for all repeats.
 
     The first word of the payload is the number of the turn; returns -1 if another one came back.
@@ -120,9 +138,8 @@ def stream_send(wire, peer, ring_at, slots, stride, source, nbytes, tail_at, cre
     sent, freed, end = base, base, base + count
     while sent < end:
         n = min(BATCH, end - sent, slots - (sent - freed))
-        if n == 0:
-            if await_coded(wire, credit_here, sent - slots + 1, deadline) == 0:
-                return 0
+        if n == 0 and await_coded(wire, credit_here, sent - slots + 1, deadline) == 0:
+            return 0
         for i in range(sent, sent + n):
             place = (i % slots) * stride
             mem.store(source + place, i)
@@ -156,7 +173,9 @@ def stream_receive(wire, peer, ring_here, slots, stride, tail_here, credit_at, c
 
 
 @jit
-def all_to_all(wire, rank, bases, shift, here, coded, flags, data, source, send_at, send_bytes, land_at, epoch, deadline):
+def all_to_all(
+    wire, rank, bases, shift, here, coded, flags, data, source, send_at, send_bytes, land_at, epoch, deadline
+):
     """`oneside.all_to_all` over nodes: stores where bases[p] is not 0, MPI puts elsewhere.
 
     bases: [W] near window addresses or 0. shift: [W] where far windows begin. here: address of this rank's far window.
@@ -190,6 +209,43 @@ def all_to_all(wire, rank, bases, shift, here, coded, flags, data, source, send_
     return 1
 
 
+@jit
+def compute(wire, rounds, out):
+    """Arithmetic on one core, some 10 us a round, and progress in between unless `wire` is 0. out: [2] ns, value."""
+    start = mem.clock()
+    x = 1.0
+    for _ in range(rounds):
+        for _ in range(ROUND):
+            x = x * 0.999 + 1e-3
+        mpi.tend(wire)
+    out[0] = mem.clock() - start
+    out[1] = int(x * 1e6)
+    return 1
+
+
+@jit
+def put_for(wire, peer, slots_at, source, nbytes, delay, span, deadline, out):
+    """Wait `delay` ns, then put and flush for `span` ns, at least once; how many times. out: [n] ns of each."""
+    begin = mem.clock()
+    while mem.clock() - begin < delay:
+        mem.pause()
+    done = 0
+    while done == 0 or (done < out.size and mem.clock() - begin < delay + span):
+        start = mem.clock()
+        mpi.put(wire, peer, slots_at, source, nbytes)
+        mpi.flush(wire, peer)
+        out[done] = mem.clock() - start
+        done += 1
+        if mem.clock() > deadline:
+            return 0
+    return done
+
+
+def compile_for_progress() -> None:
+    """Compile or load what the suite `progress` runs."""
+    warm_up([entry(compute), entry(put_for), entry(await_coded), entry(put_word)])
+
+
 def compile_for_puts() -> None:
     """Compile or load what the suite `put` runs between nodes."""
     warm_up([entry(put_origin), entry(put_target)])
@@ -203,4 +259,3 @@ def compile_for_signals() -> None:
 def compile_for_exchange() -> None:
     """Compile or load what the suite `exchange` runs between nodes."""
     warm_up([entry(all_to_all)])
-

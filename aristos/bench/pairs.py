@@ -1,7 +1,8 @@
 """Ranks two by two on windows: who is measured with whom and by which transport, where their words and slots lie.
 
-Ranks of one node store into each other's window (shm); MPI puts go to the other nodes (rma). A round has as many pairs at once as there are cores for both ends; ranks not in a pair sleep. Counters of a pair only
-grow, so nothing is reset between measurements. It refuses to measure: suites call the compiled loops of `oneside.py`.
+Ranks of one node store into each other's window (shm); MPI puts go to the other nodes (rma). A round has as many
+pairs at once as there are cores for both ends; ranks not in a pair sleep. Counters of a pair only grow, so nothing is
+reset between measurements. It refuses to measure: suites call the compiled loops of `oneside.py`.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class Side:
         return self._window(owner) + (writer * WORDS + kind) * LINE
 
     def slots(self, owner: int) -> int:
-        """Where `owner`'s slots begin, as for `word`. A rank is in one pair at a time, so all its peers use the same."""
+        """Where `owner`'s slots begin, as for `word`. A rank is in one pair at a time: all its peers use the same."""
         return self._window(owner) + self.pairs.head
 
     def _window(self, owner: int) -> int:
@@ -155,6 +156,7 @@ class Side:
 class Pairs:
     """Windows for near and far peers: words for every peer, then `room` bytes of slots. Collective; a context manager.
 
+    ranks_per_node: pretend such nodes, whatever the run does.
     base: rank -> address of its near window, for the ranks of this node. far: what ranks of other nodes put into.
     """
 
@@ -164,7 +166,7 @@ class Pairs:
 
         self.world, self.room = world, room
         self.head = WORDS * LINE * world.size
-        self.group = Group(world.comm, ranks_per_node=ranks_per_node)
+        self.group = Group(world.comm, ranks_per_node=ranks_per_node or world.ranks_per_node)
         nodes, me = self.group.nodes, world.rank
         self._near = self.group.window(self.head + room)
         self.base: dict[int, int] = dict(zip(sorted([me, *nodes.near(me)]), self._near.base))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Run = Callable[[Context], Result]
 
-ORDER = ("put", "signal", "exchange", "gemm", "layer", "idle", "replay")
+ORDER = ("put", "signal", "exchange", "progress", "gemm", "layer", "idle", "replay")
 
 _suites: dict[str, Suite] = {}
 
@@ -25,8 +25,7 @@ _suites: dict[str, Suite] = {}
 @dataclass(frozen=True)
 class Suite:
     """ranks: fewest ranks it makes sense on. share: part of the time of a run of all suites. default: whether
-    such a run holds it without being asked. kernels: whether it needs the layer's compiled code. one_node: whether it
-    needs memory that all ranks share."""
+    such a run holds it without being asked. kernels: whether it needs the layer's compiled code."""
 
     name: str
     summary: str
@@ -35,23 +34,15 @@ class Suite:
     share: float
     default: bool
     kernels: bool
-    one_node: bool
 
 
 def suite(
-    name: str,
-    summary: str,
-    *,
-    ranks: int = 1,
-    share: float = 1.0,
-    default: bool = True,
-    kernels: bool = True,
-    one_node: bool = False,
+    name: str, summary: str, *, ranks: int = 1, share: float = 1.0, default: bool = True, kernels: bool = True
 ) -> Callable[[Run], Run]:
     """Register the decorated function as a suite."""
 
     def register(run: Run) -> Run:
-        _suites[name] = Suite(name, summary, run, ranks, share, default, kernels, one_node)
+        _suites[name] = Suite(name, summary, run, ranks, share, default, kernels)
         return run
 
     return register

@@ -90,7 +90,9 @@ class World:
         A rank alone has nobody to take down, and MPI_Abort would leave the library's shared memory behind.
         """
         if self.comm is not None and self.size > 1:
-            self.comm.Abort(code)
+            from ..transport.group import end_job
+
+            end_job(self.comm, code)
         return code
 
 

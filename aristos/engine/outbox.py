@@ -3,8 +3,8 @@
 Steps write for a far peer as for a near one, but into its outbox. Whoever holds the wire's lock looks at what has
 become ready meanwhile and puts all of it as one batch; a fence is paid per batch and not per tile. A batch is opened
 (data is put) and closed later (flush, then the words): the flush of a batch that has had time to land costs nothing,
-that of a fresh one waits for the peer's attention. Words are put as {value, complement}; one that arrives is believed when its halves agree, and handed to the
-workers by a release store. It refuses to decide what is sent.
+that of a fresh one waits for the peer's attention. Words are put as {value, complement}; one that arrives is believed
+when its halves agree, and handed to the workers by a release store. It refuses to decide what is sent.
 """
 
 from .. import memory as mem
@@ -65,10 +65,10 @@ def announcing(job, st):
     """Is the announcement of this epoch still to be put to somebody?"""
     if st[f.PHASE] < f.PHASE_RUN:
         return False
+    late = False
     for p in range(job[f.WORLD]):
-        if st[job[f.T_FAR] + p] != 0 and st[job[f.T_OPEN_EPOCH] + p] != job[f.EPOCH]:
-            return True
-    return False
+        late = late or (st[job[f.T_FAR] + p] != 0 and st[job[f.T_OPEN_EPOCH] + p] != job[f.EPOCH])
+    return late
 
 
 @jit
@@ -262,7 +262,7 @@ def serve(job, st, worker, peer, idle):
 
 @jit
 def turn(job, st, worker, idle):
-    """Look after the wire, if nobody does just now: listen, then serve every far peer. True if anything came or went."""
+    """Look after the wire, if nobody does just now: listen, serve every far peer. True if anything came or went."""
     wire = job[f.WIRE]
     if not idle and mem.clock() - mem.load(wire + 8 * mpi.TURNED) < TURN_NS and not announcing(job, st):
         return False

@@ -17,7 +17,17 @@ from .rma import RmaWindow
 from .shm import ShmWindow, check_memory
 from .window import SelfWindow, Window
 
+ABORTED = 86  # exit code of a job that ends itself
+DRAIN_SECONDS = 0.2  # for the launcher's pipes
 _TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+
+
+def end_job(comm: Any, code: int) -> None:
+    """MPI_Abort, once the launcher has had time to forward what was said: some lose what is still in their pipes."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    time.sleep(DRAIN_SECONDS)
+    comm.Abort(code)
 
 
 class Watchdog:
@@ -91,7 +101,7 @@ class Group:
         if comm is None:
             return
         self.rank, self.world = comm.Get_rank(), comm.Get_size()
-        self._watchdog = Watchdog(lambda: comm.Abort(86), f"rank {self.rank}")
+        self._watchdog = Watchdog(lambda: end_job(comm, ABORTED), f"rank {self.rank}")
         with self._watchdog.watch("the other ranks to make a layer (MPI_Comm_dup)", timeout):
             self.comm = comm.Dup()
             self.nodes, self.node = Nodes.shared(self.comm, ranks_per_node)
@@ -156,7 +166,7 @@ class Group:
 
         def abort() -> None:
             print(f"aristos: {who} ends the job, because its last call failed ({why})", file=sys.stderr, flush=True)
-            comm.Abort(86)
+            end_job(comm, ABORTED)
 
         atexit.register(abort)
 

@@ -18,12 +18,13 @@ Picture = Callable[[Table], Any]
 
 def pictures() -> dict[str, list[tuple[str, Picture]]]:
     """Table name -> (file name, function) of its pictures."""
-    from . import exchange, gemm, idle, layer, pairs, replay
+    from . import exchange, gemm, idle, layer, pairs, progress, replay
 
     return {
         "put": [("put", pairs.put), ("put-heatmap", pairs.put_heatmap)],
         "signal": [("signal", pairs.signal), ("signal-heatmap", pairs.signal_heatmap)],
         "exchange": [("exchange", exchange.exchange)],
+        "progress": [("progress", progress.progress)],
         "gemm": [("gemm-roofline", gemm.roofline)],
         "layer": [("layer", layer.layer), ("layer-ecdf", layer.ecdf)],
         "idle": [("idle", idle.idle), ("idle-ecdf", idle.ecdf), ("idle-wait", idle.wait)],

@@ -4,8 +4,9 @@
     uneven    blocks after Zipf: rank r receives 1 / (r + 1) of what rank 0 does; one-sided, Alltoallv
 
 Sizes are bytes a rank sends in all. algbw = that / time of the slowest rank; busbw = algbw (W - 1) / W, what crosses
-the links. One-sided data stays where it landed, in the window; MPI's is in the receive buffer. Methods take turns.
-It refuses to report bytes that are not where they belong: every block is compared with what its sender made.
+the links. Puts are stores inside a node and MPI puts, a flush and a word between nodes. One-sided data stays where it
+landed, in the window; MPI's is in the receive buffer. Methods take turns. It refuses to report bytes that are not
+where they belong: every block is compared with what its sender made.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from ...errors import WaitTimeout
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
 from ..measure import Summary, gathered, in_turns, iterations
-from ..pairs import LINE, TIMEOUT, bytes_text, deadline, read_bytes, slot_bytes
+from ..pairs import TIMEOUT, Pairs, bytes_text, deadline, read_bytes, slot_bytes
 from ..registry import suite
-from ..world import World
 
 BLOCKS = tuple(8 << i for i in range(0, 20, 2))  # bytes a pair of ranks exchanges: 8 B to 2 MiB
 MOST = 1000
+Measured = tuple[str, int, dict[str, np.ndarray], dict[str, bool]]  # pattern, block, times and verdict of each method
 METHODS = {"equal": ("one-sided", "Alltoall", "Alltoallv"), "uneven": ("one-sided", "Alltoallv")}
 
 COLUMNS = (
@@ -46,16 +47,20 @@ COLUMNS = (
 class Exchange:
     """One pattern at one size: buffers, and a call for each method. counts: [W, W] bytes from rank to rank."""
 
-    def __init__(self, world: World, base: list[int], counts: NDArray[np.int64], half: int) -> None:
-        self.world, self.counts, self._half = world, counts, half
-        self._base = np.array(base, np.int64)
+    def __init__(self, pairs: Pairs, counts: NDArray[np.int64], half: int) -> None:
+        self.world, self.counts, self._half = pairs.world, counts, half
+        world = pairs.world
+        self._far, self._wire = pairs.far, pairs.wire
+        self._base = np.array([pairs.base.get(rank, 0) for rank in range(world.size)], np.int64)
+        self._shift = np.array(pairs.far.shift if pairs.far else [], np.int64)
+        self._coded = np.zeros((world.size, 2), np.int64)
         self.sends, self.gets = counts[world.rank], counts[:, world.rank]
         self.source = self._made(world.rank)
         self.received = np.zeros(int(self.gets.sum()), np.uint8)
         self._send_at, self._get_at = _starts(self.sends), _starts(self.gets)
         # Where this rank's block lies at each target: after those of lower ranks.
         self._land_at = np.ascontiguousarray(_starts(counts, axis=0)[world.rank])
-        self._head = LINE * world.size
+        self._head = pairs.head
         self.epoch = 0
 
     def _made(self, sender: int) -> NDArray[np.uint8]:
@@ -68,13 +73,19 @@ class Exchange:
         return {method: every[method] for method in METHODS[pattern]}
 
     def one_sided(self) -> None:
-        from .. import oneside
+        from .. import oneside, oneside_rma
 
         self.epoch += 1
         data = self._head + self._half * (self.epoch % 2)
         source = self.source.ctypes.data
         places = self._send_at, self.sends, self._land_at
-        if not oneside.all_to_all(self.world.rank, self._base, 0, data, source, *places, self.epoch, deadline()):
+        rank, last = self.world.rank, (self.epoch, deadline())
+        if self._far is None:
+            done = oneside.all_to_all(rank, self._base, 0, data, source, *places, *last)
+        else:
+            wire = self._wire, rank, self._base, self._shift, self._far.base, self._coded.ctypes.data
+            done = oneside_rma.all_to_all(*wire, 0, data, source, *places, *last)
+        if not done:
             raise WaitTimeout(f"rank {self.world.rank} waited {TIMEOUT} s in a one-sided all-to-all")
 
     def alltoall(self) -> None:
@@ -91,14 +102,19 @@ class Exchange:
         self.received[:] = 0
         self.calls("equal")[method]()
         got = self.received
-        if method == "one-sided":
-            start = int(self._base[self.world.rank]) + self._head + self._half * (self.epoch % 2)
-            got = read_bytes(start, got.size)
-        blocks = []
+        fine = True
         for sender in range(self.world.size):
-            first = int(_starts(self.counts[sender])[self.world.rank])
-            blocks.append(self._made(sender)[first : first + int(self.gets[sender])])
-        return self.world.every(np.array_equal(got, np.concatenate(blocks)))
+            first, size = int(_starts(self.counts[sender])[self.world.rank]), int(self.gets[sender])
+            at = int(self._get_at[sender])
+            block = self._landed(sender, at, size) if method == "one-sided" else got[at : at + size]
+            fine &= np.array_equal(block, self._made(sender)[first : first + size])
+        return self.world.every(fine)
+
+    def _landed(self, sender: int, at: int, size: int) -> NDArray[np.uint8]:
+        """What `sender` put to byte `at` of this epoch's half of the near or the far window."""
+        window = int(self._base[self.world.rank if self._base[sender] else sender])
+        start = window or (self._far.base if self._far else 0)
+        return read_bytes(start + self._head + self._half * (self.epoch % 2) + at, size)
 
 
 def _starts(counts: NDArray[np.int64], axis: int = -1) -> NDArray[np.int64]:
@@ -121,24 +137,30 @@ def _counts(pattern: str, world: int, block: int) -> NDArray[np.int64]:
     ranks=2,
     share=1.5,
     kernels=False,
-    one_node=True,
 )
 def run(ctx: Context) -> Result:
-    from ...transport.shm import ShmWindow
-    from .. import oneside
+    from .. import oneside, oneside_rma
 
     world = ctx.world
-    oneside.compile_for_exchange()
     most = 2 * int(_counts("uneven", world.size, BLOCKS[-1])[:, 0].sum())
     half = slot_bytes(world, most) // 2
-    window = ShmWindow(world.comm, LINE * world.size + 2 * half)
+    with Pairs(world, 2 * half) as pairs:
+        oneside.compile_for_exchange()
+        if pairs.far is not None:
+            oneside_rma.compile_for_exchange()
+        done = _measure(ctx, pairs, half)
+    return _result(ctx, done)
+
+
+def _measure(ctx: Context, pairs: Pairs, half: int) -> list[Measured]:
+    world = ctx.world
     epoch, done = 0, []
     plan = [(p, b) for b in BLOCKS for p in METHODS if _counts(p, world.size, b).sum(axis=0).max() <= half]
     for i, (pattern, block) in enumerate(plan):
         ctx.tell(f"{pattern}, {bytes_text(block)} a pair", i / len(plan))
         if i > 1 and ctx.left() == 0:
             break
-        one = Exchange(world, window.base, _counts(pattern, world.size, block), half)
+        one = Exchange(pairs, _counts(pattern, world.size, block), half)
         one.epoch = epoch
         fine = {method: one.right(method) for method in METHODS[pattern]}
         calls: dict[str, Any] = dict(one.calls(pattern))
@@ -147,13 +169,12 @@ def run(ctx: Context) -> Result:
         times = {method: gathered(world, t) for method, t in in_turns(world, calls, count).items()}
         epoch = one.epoch
         done.append((pattern, block, times, fine))
-    window.close()
-    return _result(ctx, done)
+    return done
 
 
-def _result(ctx: Context, done: list[tuple[str, int, dict[str, np.ndarray], dict[str, bool]]]) -> Result:
+def _result(ctx: Context, done: list[Measured]) -> Result:
     world = ctx.world.size
-    sheet = Sheet(f"exchange: {world} ranks, slowest rank", COLUMNS)
+    sheet = Sheet(f"exchange by {' and '.join(ctx.world.nodes.transports)}: {world} ranks, slowest rank", COLUMNS)
     if len(done) < 2 * len(BLOCKS):
         sheet.notes.append("larger blocks were left out: no time, or no shared memory, for them")
     for pattern, block, times, fine in sorted(done, key=lambda one: (one[0], one[1])):
@@ -180,7 +201,7 @@ def _result(ctx: Context, done: list[tuple[str, int, dict[str, np.ndarray], dict
     return Result(ok, [sheet], [_table(ctx, done)])
 
 
-def _table(ctx: Context, done: list[tuple[str, int, dict[str, np.ndarray], dict[str, bool]]]) -> Table:
+def _table(ctx: Context, done: list[Measured]) -> Table:
     world = ctx.world.size
     patterns, methods = list(METHODS), list(METHODS["equal"])
     blocks = sorted({block for _, block, _, _ in done})

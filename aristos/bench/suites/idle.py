@@ -114,7 +114,10 @@ def run(ctx: Context) -> Result:
         done.append(_measure(ctx, work, layers, call, pattern, late, ctx.left() / (len(PATTERNS) - i)))
     for layer in layers.values():
         layer.close()
-    sheet = Sheet(f"idle: {shape}, {ctx.world.size} ranks x {threads} threads", COLUMNS)
+    sheet = Sheet(
+        f"idle by {' and '.join(ctx.world.nodes.transports)}: {shape}, {ctx.world.size} ranks x {threads} threads",
+        COLUMNS,
+    )
     for m in done:
         sheet.records += _records(work, m, list(layers), threads)
     return Result(all(m.right for m in done), [sheet], [_table(ctx, done, list(layers), threads)])

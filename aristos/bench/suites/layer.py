@@ -82,7 +82,10 @@ def run(ctx: Context) -> Result:
         for layer in layers.values():
             layer.close()
     threads = next(iter(layers.values())).threads
-    sheet = Sheet(f"layer: {shape}, {ctx.world.size} ranks x {threads} threads", COLUMNS)
+    sheet = Sheet(
+        f"layer by {' and '.join(ctx.world.nodes.transports)}: {shape}, {ctx.world.size} ranks x {threads} threads",
+        COLUMNS,
+    )
     sheet.records = [record for m in done for record in m.records]
     best = float(np.max([m.peak.mean() for m in done]))
     sheet.notes.append(f"GEMM peak measured between the calls: {best:.1f} GFLOP/s a rank, all workers at once")

@@ -45,13 +45,12 @@ COLUMNS = (
     ranks=2,
     share=1.5,
     kernels=False,
-    one_node=True,
 )
 def run(ctx: Context) -> Result:
     from .. import oneside, oneside_rma
 
     world = ctx.world
-    with Pairs(world, slot_bytes(world, 2 * SIZES[-1]), ctx.options.ranks_per_node) as pairs:
+    with Pairs(world, slot_bytes(world, 2 * SIZES[-1])) as pairs:
         oneside.compile_for_puts()
         if pairs.far is not None:
             oneside_rma.compile_for_puts()
@@ -122,9 +121,7 @@ def _result(
 ) -> Result:
     """latency, bandwidth: [origin, target, size, sample] seconds a put."""
     good = np.logical_and.reduce(ctx.world.allgather(right))
-    sheets = [
-        _sheet(ctx, name, sizes, latency[pairs], bandwidth[pairs], good) for name, pairs in transports.items()
-    ]
+    sheets = [_sheet(ctx, name, sizes, latency[pairs], bandwidth[pairs], good) for name, pairs in transports.items()]
     return Result(bool(good.all()), sheets, [_table(ctx, sizes, flights, latency, bandwidth, transports)])
 
 

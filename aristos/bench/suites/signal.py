@@ -4,8 +4,8 @@
     message rate   a stream of small messages through a ring of 256 slots with tail and credit, as the engine's inbox
 
 Between nodes (transport rma) a signal is a word that MPI puts after a flush; up to 64 messages share one. Each
-transport has its tables. A sample of the round trip is 100 of them, fewer where they are slow. It refuses to report a payload that did not come
-back as it was sent, or a stream whose messages do not add up.
+transport has its tables. A sample of the round trip is 100 of them, fewer where they are slow. It refuses to report a
+payload that did not come back as it was sent, or a stream whose messages do not add up.
 """
 
 from __future__ import annotations
@@ -50,13 +50,12 @@ RATES = (
     ranks=2,
     share=1.0,
     kernels=False,
-    one_node=True,
 )
 def run(ctx: Context) -> Result:
     from .. import oneside, oneside_rma
 
     world = ctx.world
-    with Pairs(world, slot_bytes(world, RING * MESSAGE_SIZES[-1]), ctx.options.ranks_per_node) as pairs:
+    with Pairs(world, slot_bytes(world, RING * MESSAGE_SIZES[-1])) as pairs:
         oneside.compile_for_signals()
         if pairs.far is not None:
             oneside_rma.compile_for_signals()
@@ -113,8 +112,8 @@ def _trips(side: Side, size: int, repeats: int, samples: int) -> tuple[np.ndarra
             done = oneside.ping(there, here, at, size, asked, answered, base, repeats, samples, deadline(), out)
         fine = done > 0 and np.array_equal(side.landed(size), source[:size])
     elif side.far:
-        to = side.pairs.wire, side.peer, there, here, size, answered, asked, side.coded
-        done = oneside_rma.pong(*to, base, turns, deadline())
+        back = side.pairs.wire, side.peer, there, here, size, answered, asked, side.coded
+        done = oneside_rma.pong(*back, base, turns, deadline())
     else:
         done = oneside.pong(there, here, size, answered, asked, base, turns, deadline())
     side.bounded(done)

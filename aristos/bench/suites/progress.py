@@ -1,0 +1,165 @@
+"""Suite `progress`: who moves what MPI puts while the target computes, and what that costs the target.
+
+MPI's one-sided puts need a processor at the target wherever no network card writes memory by itself. Of one pair of
+ranks on different nodes (of a pretended pair where there is one node), the origin's time of a put and a flush while
+
+    waits     the target makes progress all the time
+    computes  it computes and leaves MPI alone: the time is then what is left of the computation
+    thread    it computes, and a thread of its own makes progress every millisecond, as outside a layer's call
+    worker    it computes, and makes progress between two pieces of arithmetic, as the layer's kernels do
+
+and how much longer the target's computation takes under a stream of such puts than without. It refuses to say what is
+right for a network it did not run on.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+import numpy as np
+
+from ...errors import WaitTimeout
+from ...results import Table
+from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
+from ..pairs import ACK, FLAG, TAIL, TIMEOUT, Pairs, Side, bytes_text, deadline
+from ..registry import suite
+
+SIZES = (8, 4096, 65536, 1 << 20)
+MODES = ("waits", "computes", "thread", "worker")
+COMPUTE_NS = 20_000_000
+DELAY_NS = 2_000_000  # the origin begins when the target is well inside its computation
+REPEATS = 5
+MOST = 2000  # puts of a repeat
+
+COLUMNS = (
+    Column("size_text", "size"),
+    *(Column(f"{mode}_us", f"target\n{mode} us", ".1f") for mode in MODES),
+    Column("thread_slowdown", "thread\nslow-down", ".1%"),
+    Column("worker_slowdown", "worker\nslow-down", ".1%"),
+    CHECK,
+)
+
+
+@suite(
+    "progress",
+    "a put's time while the target computes, and what progress costs it",
+    ranks=2,
+    default=False,
+    kernels=False,
+)
+def run(ctx: Context) -> Result:
+    from .. import oneside_rma
+
+    world = ctx.world
+    pretended = world.nodes.single
+    with Pairs(world, SIZES[-1], ranks_per_node=1 if pretended else None) as pairs:
+        oneside_rma.compile_for_progress()
+        target = pairs.group.nodes.far(0)[0]
+        repeats = ctx.options.iters or REPEATS
+        # seconds of a put: [mode, size, repeat, put]; of the target's computation: [mode, size, repeat], size 0 is none
+        puts = np.full((len(MODES), len(SIZES), repeats, MOST), np.nan)
+        computing = np.full((len(MODES), 1 + len(SIZES), repeats), np.nan)
+        right = True
+        if world.rank in (0, target):
+            side = Side(pairs, world.rank, target if world.rank == 0 else 0, world.rank == 0)
+            right = _measure(ctx, side, puts, computing)
+        world.sleepy_barrier()
+    puts = world.bcast(puts)
+    computing = np.nanmax(world.allgather(np.nan_to_num(computing, nan=-1.0)), axis=0)
+    return _result(ctx, target, pretended, puts, computing, world.every(right))
+
+
+def _measure(ctx: Context, side: Side, puts: np.ndarray, computing: np.ndarray) -> bool:
+    """All modes and sizes, in turns; whether every payload arrived."""
+    rounds = side.agree(_rounds() if side.first else 0)
+    right = True
+    for r in range(puts.shape[2]):
+        for m, mode in enumerate(MODES):
+            for s, size in enumerate((0, *SIZES)):
+                ctx.tell(f"target {mode}", (r + m / len(MODES)) / puts.shape[2])
+                taken = _turn(side, mode, size, rounds)
+                if side.first and size:
+                    puts[m, s - 1, r, : taken.size] = taken
+                elif not side.first:
+                    computing[m, s, r] = taken[0]
+                if size:
+                    right &= side.verdict(partial(_landed, side, size))
+    return right
+
+
+def _landed(side: Side, size: int) -> bool:
+    """Whether the payload lies in this rank's slot."""
+    return np.array_equal(side.landed(size), side.payload(size)[:size])
+
+
+def _rounds() -> int:
+    """Rounds of `oneside_rma.compute` that take COMPUTE_NS."""
+    from .. import oneside_rma
+
+    out = np.zeros(2, np.int64)
+    oneside_rma.compute(0, 100, out)
+    return max(1, int(100 * COMPUTE_NS / max(1, out[0])))
+
+
+def _turn(side: Side, mode: str, size: int, rounds: int) -> np.ndarray:
+    """One repeat: seconds of the puts at the origin, of the computation at the target."""
+    from .. import oneside_rma
+
+    pairs, wire = side.pairs, side.pairs.wire
+    assert pairs.far is not None
+    go, end, done = (side.advance(kind, 1) + 1 for kind in (FLAG, ACK, TAIL))
+    flag, ack, tail = side.word(side.target, FLAG), side.word(side.origin, ACK), side.word(side.target, TAIL)
+    if side.first:
+        source, out = side.payload(size), np.zeros(MOST, np.int64)
+        oneside_rma.put_word(wire, side.peer, flag, side.coded, go)
+        count = 0
+        if size:
+            span = COMPUTE_NS // 4 if mode == "computes" else COMPUTE_NS - 2 * DELAY_NS
+            to = wire, side.peer, side.slots(side.target), source.ctypes.data, size
+            count = oneside_rma.put_for(*to, DELAY_NS, span, deadline(), out)
+        _await(side, wire, ack, end)
+        oneside_rma.put_word(wire, side.peer, tail, side.coded, done)
+        return out[: 1 if mode == "computes" else count] * 1e-9
+    _await(side, wire, flag, go)
+    out = np.zeros(2, np.int64)
+    if mode == "waits":
+        until = time.monotonic_ns() + COMPUTE_NS
+        while time.monotonic_ns() < until:
+            oneside_rma.await_coded(wire, flag, go + 1, time.monotonic_ns())
+    else:
+        pairs.far.in_call(mode != "thread")
+        oneside_rma.compute(wire if mode == "worker" else 0, rounds, out)
+        pairs.far.in_call(True)
+    oneside_rma.put_word(wire, side.peer, ack, side.coded, end)
+    _await(side, wire, tail, done)
+    return out[:1] * 1e-9
+
+
+def _await(side: Side, wire: int, address: int, value: int) -> None:
+    from .. import oneside_rma
+
+    if not oneside_rma.await_coded(wire, address, value, deadline()):
+        raise WaitTimeout(f"rank {side.rank} waited {TIMEOUT} s for a signal of rank {side.peer}, and none came")
+
+
+def _result(ctx: Context, target: int, pretended: bool, puts: np.ndarray, computing: np.ndarray, right: bool) -> Result:
+    sheet = Sheet(f"progress: puts of rank 0 to rank {target} while it computes, medians", COLUMNS)
+    taken = np.nanmedian(puts, axis=(2, 3))  # [mode, size]
+    spent = np.median(computing, axis=2)  # [mode, 1 + size]
+    slower = spent[:, 1:] / np.maximum(spent[:, :1], 1e-12) - 1
+    for s, size in enumerate(SIZES):
+        record = {"size_bytes": size, "size_text": bytes_text(size), "check": VERDICTS[right]}
+        record |= {f"{mode}_us": float(taken[m, s]) * 1e6 for m, mode in enumerate(MODES)}
+        record |= {f"{mode}_slowdown": float(slower[MODES.index(mode), s]) for mode in ("thread", "worker")}
+        sheet.records.append(record)
+    if pretended:
+        sheet.notes.append("the ranks share a node, where MPI may store into the target's memory by itself")
+    sheet.notes.append(f"the target computes for {COMPUTE_NS / 1e6:.0f} ms, alone on its core or not")
+    table = Table("progress", attributes={"origin": 0, "target": target, "pretended_nodes": int(pretended)})
+    table.dim("mode", list(MODES)).dim("size", SIZES, "B", "bytes of a put")
+    table.dim("repeat", np.arange(puts.shape[2])).dim("put", np.arange(puts.shape[3]))
+    table.dim("traffic", (0, *SIZES), "B", "bytes of each put during the computation; 0 is none")
+    table.add("put_time", ("mode", "size", "repeat", "put"), puts, "s", "a put and a flush at the origin")
+    table.add("compute_time", ("mode", "traffic", "repeat"), computing, "s", "the target's computation")
+    return Result(right, [sheet], [table])
