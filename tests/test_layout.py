@@ -1,5 +1,6 @@
-"""Where everything lies in a window: regions that never overlap, one writer for every byte, bytes by a stated
-formula.
+"""Where everything lies: regions that never overlap, one writer for every byte, bytes by a stated formula.
+
+Over one node and over several: near peers store into one window, far peers put into another.
 """
 
 from __future__ import annotations
@@ -15,22 +16,36 @@ from cases import SKEWS, MoE, rings_of, routing, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpi import ranks_each
+from places import FAR, NEAR, OUTBOX, fill, put_target, where
 
 import aristos
 from aristos import reference
-from aristos.collective import shape_of
 from aristos.engine import fields as f
 from aristos.engine import layout
-from aristos.engine.layout import LINE, PairLayout, Shape, StateLayout, lines, region, window_bytes
+from aristos.engine.layout import (
+    LINE,
+    PairLayout,
+    Shape,
+    StateLayout,
+    far_bytes,
+    far_region,
+    lines,
+    near_bytes,
+    near_region,
+    outbox_bytes,
+    rank_bytes,
+)
+from aristos.kernels.cpu.gemm import row_stride
+from aristos.nodes import Nodes
 from aristos.placement import Placement
 
 
 @st.composite
-def shapes(draw: st.DrawFn, most_ranks: int = 8) -> Shape:
+def shapes(draw: st.DrawFn, most_ranks: int = 8, least_ranks: int = 1) -> Shape:
     top_k = draw(st.integers(1, 4))
     most = draw(st.integers(1, 40))
     return Shape(
-        world=draw(st.integers(1, most_ranks)),
+        world=draw(st.integers(least_ranks, most_ranks)),
         ring_rows=draw(st.integers(1, 9)),
         stride=LINE * draw(st.integers(1, 5)),
         return_rows=most * top_k,
@@ -41,24 +56,55 @@ def shapes(draw: st.DrawFn, most_ranks: int = 8) -> Shape:
     )
 
 
+@st.composite
+def clusters(draw: st.DrawFn, most_ranks: int = 8, least_ranks: int = 1) -> tuple[Shape, Nodes]:
+    """A shape, and nodes of random sizes whose ranks need not be neighbours."""
+    shape = draw(shapes(most_ranks, least_ranks))
+    numbers = draw(st.lists(st.integers(0, 3), min_size=shape.world, max_size=shape.world))
+    return shape, Nodes(tuple(numbers))
+
+
+def test_nodes():
+    assert Nodes.of(5).node_of == (0,) * 5
+    assert Nodes.of(5, 2).node_of == (0, 0, 1, 1, 2)
+    assert Nodes.of(3, 7).single
+    assert not Nodes.of(3, 1).single
+    mixed = Nodes((4, 9, 4))
+    assert (mixed.near(0), mixed.far(0), mixed.near(1), mixed.far(1)) == ([2], [1], [], [0, 2])
+
+
 @given(shapes())
 def test_parts_of_a_region_follow_each_other(shape):
-    """In the documented order, each on a line of its own; the regions and the return rows fill the window."""
+    """In the documented order, each on a line of its own; what only far regions have comes last."""
     w = PairLayout.of(shape)
-    starts = [w.announce, w.announce + w.announce_step, w.records, w.return_records, w.ring, w.nbytes]
+    starts = [w.announce, w.announce + w.announce_step, w.records, w.return_records, w.ring, w.index, w.coded]
     assert starts == sorted(starts)
-    assert all(at % LINE == 0 for at in starts)
-    assert starts[0] >= 8 * (f.RETURN_TAIL + 1)
-    assert w.nbytes - w.ring == shape.ring_rows * shape.stride
+    assert all(at % LINE == 0 for at in [*starts, w.nbytes, w.far_bytes])
+    assert starts[0] >= 8 * f.WORDS
     assert w.announce_step >= 8 * (f.ANNOUNCE_WORDS + shape.max_local)
     assert f.A_FIRST < f.ANNOUNCE_WORDS
-    ends = [
-        region(shape, rank, source) + w.nbytes
-        for rank in range(shape.world)
-        for source in range(shape.world)
-        if source != rank
-    ]
-    assert max(ends, default=lines(shape.returns)) == window_bytes(shape)
+    assert w.nbytes == w.index == w.ring + shape.ring_rows * shape.stride
+    assert w.coded - w.index >= 8 * shape.ring_rows
+    assert w.far_bytes - w.coded >= 16 * f.WORDS
+
+
+@given(clusters())
+def test_return_rows_and_regions_fill_the_windows(cluster):
+    """No two of them overlap, no byte is left over, and a window without peers has no more than return rows."""
+    shape, nodes = cluster
+    w = PairLayout.of(shape)
+    for rank in range(shape.world):
+        near, far = nodes.near(rank), nodes.far(rank)
+        assert sorted([rank, *near, *far]) == list(range(shape.world))
+        kinds = ((near_region, near, w.nbytes, near_bytes), (far_region, far, w.far_bytes, far_bytes))
+        for region, peers, size, nbytes in kinds:
+            if region is far_region and not far:
+                assert far_bytes(shape, nodes, rank) == 0
+                continue
+            spans = [(0, lines(shape.returns))]
+            spans += sorted((at, at + size) for at in (region(shape, nodes, rank, p) for p in peers))
+            assert all(end == start for (_, end), (start, _) in pairwise(spans))
+            assert spans[-1][1] == nbytes(shape, nodes, rank)
 
 
 @given(shapes(), st.integers(1, 4))
@@ -79,67 +125,105 @@ def plain(function: Any) -> Any:
 
 
 class Addresses:
-    """A job and the state of rank `me`, with windows at numbers far apart: rank r's begins at (r + 1) * 2^40."""
+    """A job and the state of rank `me` as the package fills them, over windows that are only numbers (places.py)."""
 
-    def __init__(self, shape: Shape, me: int) -> None:
-        self.shape = shape
-        tables = StateLayout(shape, 1, 8)
-        self.job, self.st = np.zeros(f.JOB_WORDS, np.int64), np.zeros(tables.words, np.int64)
+    def __init__(self, shape: Shape, nodes: Nodes, me: int) -> None:
+        self.shape, self.nodes, self.me = shape, nodes, me
+        self.tables = StateLayout(shape, 1, 8)
+        self.job = np.zeros(f.JOB_WORDS + shape.world + 1, np.int64)
+        self.st = np.zeros(self.tables.words, np.int64)
         PairLayout.of(shape).fill(self.job)
-        tables.fill(self.job)
+        self.tables.fill(self.job)
+        self.job[f.RANK], self.job[f.WORLD], self.job[f.FAR] = me, shape.world, len(nodes.far(me))
         self.job[f.STRIDE], self.job[f.RING_ROWS], self.job[f.SLOTS] = shape.stride, shape.ring_rows, shape.slots
-        self.job[f.RETURN_STRIDE] = shape.stride
-        for p in range(shape.world):
-            self.st[tables.starts[f.T_RETURNS] + p] = (p + 1) << 40
-            if p != me:
-                self.st[tables.starts[f.T_TO] + p] = ((p + 1) << 40) + region(shape, p, me)
-                self.st[tables.starts[f.T_FROM] + p] = ((me + 1) << 40) + region(shape, me, p)
-        self.st[tables.starts[f.T_WORDS] :][: shape.world] = self.st[tables.starts[f.T_FROM] :][: shape.world]
+        self.job[f.RETURN_STRIDE], self.job[f.SLOT_START] = shape.stride, f.JOB_WORDS
+        self.asked = fill(shape, nodes, me, self.st, self.tables.starts)
 
-    def of(self, name: str, *where: int) -> tuple[int, int]:
-        """(rank whose window it is, offset there)."""
-        address = int(plain(getattr(layout, name))(self.job, self.st, *where))
-        return (address >> 40) - 1, address & ((1 << 40) - 1)
+    def at(self, name: str, *args: int) -> int:
+        """What one of the layout's address functions gives."""
+        return int(plain(getattr(layout, name))(self.job, self.st, *args))
+
+    def of(self, name: str, *args: int) -> tuple[int, int, int]:
+        """The same as (rank, part, offset there)."""
+        return where(self.at(name, *args))
+
+    def table(self, name: int, peer: int) -> int:
+        return int(self.st[self.tables.starts[name] + peer])
+
+    def put_to(self, peer: int, local: int) -> int:
+        """Where MPI puts a byte of the outbox for `peer`."""
+        return put_target(peer, self.table(f.T_AT, peer) + local - self.table(f.T_TO, peer))
+
+    def coded(self, peer: int, word: int) -> int:
+        """Where MPI puts a word for `peer`."""
+        return put_target(peer, self.table(f.T_AT, peer) + int(self.job[f.P_CODED]) + 16 * word)
 
 
-def written(a: Addresses, me: int, row_writers: np.ndarray) -> Iterator[tuple[str, int, tuple[int, int], int]]:
-    """All that rank `me` ever writes with one-sided puts: (what, rank it must lie with, (rank, offset), bytes).
+Written = tuple[str, int, int, int]  # what, whose memory it must be, address, bytes
+
+
+def pair_parts(a: Addresses, peer: int) -> Iterator[tuple[str, int, int]]:
+    """What rank `a.me` writes for a peer near or far, over all places of all rings: (what, address, bytes)."""
+    s = a.shape
+    for epoch in (6, 7):
+        yield "announcement", a.at("announcement_to", peer, epoch), 8 * (f.ANNOUNCE_WORDS + s.max_local)
+    for tile in range(s.slots):
+        yield "record", a.at("record_to", peer, 5 * s.slots + tile), layout.RECORD_BYTES
+        yield "return_record", a.at("return_record_to", peer, tile), layout.RETURN_RECORD_BYTES
+    for row in range(s.ring_rows):
+        yield "ring", a.at("ring_row_to", peer, 3 * s.ring_rows + row), s.stride
+
+
+def written(a: Addresses, row_writers: np.ndarray) -> Iterator[Written]:
+    """All that rank `a.me` ever writes, be it by stores, by puts, or into its own outboxes.
 
     row_writers: [world, return rows] the rank that computes each packed row of each source.
     """
-    s = a.shape
+    s, me = a.shape, a.me
     for p in range(s.world):
-        for packed in np.flatnonzero(row_writers[p] == me).tolist():
-            yield "return_row", p, a.of("return_row", p, packed), s.stride
-        if p == me:
+        packed_rows = np.flatnonzero(row_writers[p] == me).tolist()
+        if p not in a.nodes.far(me):
+            yield from (("return_row", p, a.at("return_row", p, packed), s.stride) for packed in packed_rows)
+            if p != me:
+                yield from (("word", p, a.at("word_to", p, word), 8) for word in range(f.WORDS))
+                yield from ((what, p, at, nbytes) for what, at, nbytes in pair_parts(a, p))
             continue
-        for word in range(f.RETURN_TAIL + 1):
-            yield "word", p, a.of("word_to", p, word), 8
-        for epoch in (6, 7):
-            yield "announcement", p, a.of("announcement_to", p, epoch), 8 * (f.ANNOUNCE_WORDS + s.max_local)
-        for tile in range(s.slots):
-            yield "record", p, a.of("record_to", p, 5 * s.slots + tile), layout.RECORD_BYTES
-            yield "return_record", p, a.of("return_record_to", p, tile), layout.RETURN_RECORD_BYTES
-        for row in range(s.ring_rows):
-            yield "ring", p, a.of("ring_row_to", p, 3 * s.ring_rows + row), s.stride
+        for packed in packed_rows:
+            yield "return_row", p, put_target(p, a.table(f.T_RETURNS_AT, p) + s.stride * packed), s.stride
+        in_outbox = [*pair_parts(a, p), *(("index", a.at("index_to", p, pair), 8) for pair in range(s.ring_rows))]
+        for what, at, nbytes in in_outbox:
+            yield f"{what} to put", me, at, nbytes
+            yield what, p, a.put_to(p, at), nbytes
+        for word in range(f.WORDS):
+            yield "word to encode", me, a.at("word_to", p, word), 8
+            yield "word that came", me, a.at("word_from", p, word), 8
+            yield "word to put", me, a.table(f.T_CODED, p) + 16 * word, 16
+            yield "word", p, a.coded(p, word), 16
+        for pair in range(s.ring_rows):
+            yield "staged row", me, a.at("staged_row", p, 2 * s.ring_rows + pair), s.stride
 
 
 @settings(max_examples=60)
-@given(shapes(most_ranks=6), st.randoms(use_true_random=False))
-def test_every_byte_has_one_writer(shape, random):
-    """Enumerate (source, target, offset) for random owners of the packed rows: no byte is written by two, or for two
-    ends.
+@given(clusters(most_ranks=6), st.randoms(use_true_random=False))
+def test_every_byte_has_one_writer(cluster, random):
+    """Enumerate (source, target, offset) for random nodes and random owners of the packed rows: no byte is written by
+    two, or for two ends; and near and far peers write into windows of their own.
     """
+    shape, nodes = cluster
     owners = np.array([[random.randrange(shape.world) for _ in range(shape.return_rows)] for _ in range(shape.world)])
-    spans: dict[int, list[tuple[int, int, int, str]]] = {r: [] for r in range(shape.world)}
-    lines_of: dict[tuple[int, int], set[int]] = {}
-    for me in range(shape.world):
-        for what, target, (rank, offset), nbytes in written(Addresses(shape, me), me, owners):
-            assert rank == target, f"{what} of rank {me} lies with rank {rank}, not {target}"
-            assert 0 <= offset <= window_bytes(shape) - nbytes, f"{what} leaves the window"
-            spans[rank].append((offset, offset + nbytes, me, what))
+    everybody = [Addresses(shape, nodes, me) for me in range(shape.world)]
+    room = [dict(zip((NEAR, FAR, OUTBOX), a.asked)) for a in everybody]
+    spans: dict[tuple[int, int], list[tuple[int, int, int, str]]] = {}
+    lines_of: dict[tuple[int, int, int], set[int]] = {}
+    for a in everybody:
+        for what, target, at, nbytes in written(a, owners):
+            rank, part, offset = where(at)
+            assert rank == target, f"{what} of rank {a.me} lies with rank {rank}, not {target}"
+            assert part == (FAR if target in nodes.far(a.me) else OUTBOX if " " in what else NEAR), what
+            assert 0 <= offset <= room[rank][part] - nbytes, f"{what} leaves its memory"
+            spans.setdefault((rank, part), []).append((offset, offset + nbytes, a.me, what))
             for line in range(offset // LINE, -(-(offset + nbytes) // LINE)):
-                lines_of.setdefault((rank, line), set()).add(me)
+                lines_of.setdefault((rank, part, line), set()).add(a.me)
     for taken in spans.values():
         taken.sort()
         for (_, end, a_writer, a_what), (start, _, b_writer, b_what) in pairwise(taken):
@@ -147,23 +231,54 @@ def test_every_byte_has_one_writer(shape, random):
     assert all(len(writers) == 1 for writers in lines_of.values()), "two writers share a line"
 
 
-@given(shapes(), st.integers(0, 1000))
-def test_what_one_writes_is_where_the_other_reads(shape, number):
-    if shape.world == 1:
-        return
-    writer, reader = Addresses(shape, 1), Addresses(shape, 0)
-    for name in ("word", "announcement", "record", "return_record", "ring_row"):
-        n = number % 7 if name == "word" else number
-        assert writer.of(f"{name}_to", 0, n) == reader.of(f"{name}_from", 1, n), name
+@given(clusters(least_ranks=2), st.integers(0, 1000))
+def test_what_one_writes_is_where_the_other_reads(cluster, number):
+    shape, nodes = cluster
+    writer, reader = Addresses(shape, nodes, 1), Addresses(shape, nodes, 0)
+    far = 1 in nodes.far(0)
+    for name in ("announcement", "record", "return_record", "ring_row", *["index"] * far):
+        at = writer.at(f"{name}_to", 0, number)
+        assert (writer.put_to(0, at) if far else at) == reader.at(f"{name}_from", 1, number), name
+    word = number % f.WORDS
+    if far:
+        assert writer.coded(0, word) == reader.table(f.T_FROM, 1) + reader.job[f.P_CODED] + 16 * word
+    else:
+        assert writer.at("word_to", 0, word) == reader.at("word_from", 1, word)
 
 
-@given(shapes(), st.integers(0, 1000))
-def test_rings_and_records_use_all_their_places_in_turn(shape, first):
-    if shape.world == 1:
-        return
-    a = Addresses(shape, 0)
+@given(clusters(), st.data())
+def test_rows_come_back_where_they_are_combined_from(cluster, data):
+    """For any owners of the packed rows, ranks without experts among them, and rows for none."""
+    shape, nodes = cluster
+    me = data.draw(st.integers(0, shape.world - 1))
+    a = Addresses(shape, nodes, me)
+    held = data.draw(st.lists(st.integers(0, 3), min_size=shape.world, max_size=shape.world).filter(sum))
+    held[-1] += max(0, shape.experts - sum(held))
+    start = np.concatenate([[0], np.cumsum(held)]).clip(max=shape.experts)
+    start[-1] = shape.experts
+    a.job[f.JOB_WORDS :] = start
+    cuts = st.lists(st.integers(0, shape.return_rows), min_size=shape.experts - 1, max_size=shape.experts - 1)
+    offset = np.array([0, *sorted(data.draw(cuts)), shape.return_rows])
+    a.st[a.tables.starts[f.T_OFFSET] :][: shape.experts + 1] = offset
+    for owner in range(shape.world):
+        theirs = Addresses(shape, nodes, owner)
+        for packed in range(offset[start[owner]], offset[start[owner + 1]]):
+            if owner in nodes.far(me):
+                wanted = put_target(me, theirs.table(f.T_RETURNS_AT, me) + shape.stride * packed)
+            else:
+                wanted = theirs.at("return_row", me, packed)
+            assert a.at("row_back", packed) == wanted, (owner, packed)
+
+
+@given(clusters(least_ranks=2), st.integers(0, 1000))
+def test_rings_and_records_use_all_their_places_in_turn(cluster, first):
+    """A place is written again only one ring later, which is what credit stands for."""
+    shape, nodes = cluster
+    a = Addresses(shape, nodes, 0)
+    far = 1 in nodes.far(0)
+    rows = ("ring_row_to", *(("index_to", "staged_row") if far else ()))
     for name, places in (
-        ("ring_row_to", shape.ring_rows),
+        *((name, shape.ring_rows) for name in rows),
         ("record_to", shape.slots),
         ("return_record_to", shape.slots),
     ):
@@ -175,15 +290,17 @@ def test_rings_and_records_use_all_their_places_in_turn(shape, first):
     assert even == next_even
 
 
-@given(shapes(), shapes())
-def test_a_union_serves_both(a, b):
+@given(clusters(), shapes())
+def test_a_union_serves_both(cluster, b):
+    a, nodes = cluster
     b = replace(b, world=a.world)
     both = a.union(b)
     assert both == b.union(a)
     assert both.union(a) == both
     for name in ("ring_rows", "stride", "return_rows", "max_local", "experts", "max_tokens", "returns"):
         assert getattr(both, name) == max(getattr(a, name), getattr(b, name))
-    assert window_bytes(both) >= max(window_bytes(a), window_bytes(b))
+    for nbytes in (near_bytes, far_bytes, rank_bytes):
+        assert nbytes(both, nodes, 0) >= max(nbytes(a, nodes, 0), nbytes(b, nodes, 0))
     assert a.union(a) == a
     assert both.union(b) == both
 
@@ -202,62 +319,106 @@ def test_a_union_keeps_rings_within_the_budget():
 BIG = aristos.MoEConfig(hidden=1024, ffn=4096, experts=8, top_k=2, max_tokens=4096)
 
 
-def stated_bytes(cfg: aristos.MoEConfig, world: int, placement: list[int] | None = None) -> int:
-    """The formula of the docs, written once more: rings + return rows + words."""
+def stated_bytes(
+    cfg: aristos.MoEConfig, world: int, placement: list[int] | None = None, ranks_per_node: int | None = None
+) -> int:
+    """The formula of the docs, written once more, for rank 0: rings + return rows + words, and the same for the ranks
+    of other nodes, with an outbox and a ring of staged outputs for each.
+    """
     held = max(Placement(placement, cfg.experts, world).held)
-    stride = shape_of(
-        world,
-        Placement(placement, cfg.experts, world),
-        hidden=cfg.hidden,
-        experts=cfg.experts,
-        top_k=cfg.top_k,
-        max_tokens=cfg.max_tokens,
-    ).stride
-    sources = max(1, world - 1)
-    ring = min(cfg.max_tokens * min(cfg.top_k, max(1, held)), max(64, (64 << 20) // (sources * stride)))
-    ring = ring if world > 1 else 1
+    stride = row_stride(cfg.hidden)
+    near = min(world, ranks_per_node or world) - 1
+    far = world - 1 - near
+    most = cfg.max_tokens * min(cfg.top_k, max(1, held))
+    ring = max(1, min(most, max(64, (64 << 20) // (max(1, world - 1) * stride))))
+    ring = max(ring, min(cfg.top_k, most)) if world > 1 else 1
     words = LINE + 2 * lines(8 * (8 + max(1, held)))
-    records = 2 * lines((ring + 1) * 32)
-    return (world - 1) * (words + records + ring * stride) + cfg.max_tokens * cfg.top_k * stride
+    region = words + 2 * lines((ring + 1) * 32) + ring * stride
+    far_part = region + lines(8 * ring) + 128
+    returns = cfg.max_tokens * cfg.top_k * stride
+    outbox = far_part + LINE + 128 + ring * stride
+    return returns + near * region + (returns + far * far_part if far else 0) + far * outbox
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8, 64])
 def test_memory_is_the_stated_formula(world):
     for cfg in (BIG, replace(BIG, hidden=7, max_tokens=1), replace(BIG, top_k=8), replace(BIG, experts=300)):
         for placement in (None, [0] * cfg.experts, [e % world for e in range(cfg.experts)]):
-            assert MoE.memory(cfg, world, placement) == stated_bytes(cfg, world, placement)
+            for ranks_per_node in (None, 1, 2, 5, world):
+                stated = stated_bytes(cfg, world, placement, ranks_per_node)
+                assert MoE.memory(cfg, world, placement, ranks_per_node) == stated
+
+
+@settings(max_examples=40)
+@given(clusters())
+def test_memory_is_what_an_engine_asks_for(cluster):
+    """`rank_bytes` is near window + far window + outboxes, as they are allocated, for nodes of any size."""
+    shape, nodes = cluster
+    for rank in range(shape.world):
+        near, far, outboxes = Addresses(shape, nodes, rank).asked
+        assert near == near_bytes(shape, nodes, rank)
+        assert far == far_bytes(shape, nodes, rank)
+        assert outboxes == len(nodes.far(rank)) * outbox_bytes(shape)
+        assert near + far + outboxes == rank_bytes(shape, nodes, rank)
 
 
 def test_memory_does_not_run_away():
-    """Rings stay within 64 MiB or 64 rows a source; what remains is a call's own rows."""
+    """Rings stay within 64 MiB or 64 rows a source; what remains is a call's own rows. Over nodes four times that."""
     own = BIG.max_tokens * BIG.top_k * 4096
     for world in (2, 8, 64, 256):
         rings = MoE.memory(BIG, world) - own
         assert rings <= (64 << 20) * 1.02 + world * 70_000, world
+        over_nodes = MoE.memory(BIG, world, ranks_per_node=1) - 2 * own
+        assert over_nodes <= 4 * ((64 << 20) * 1.02 + world * 70_000), world
     assert MoE.memory(BIG, 2) == MoE.memory(replace(BIG, ffn=1, activation="silu", gated=True), 2)
 
 
-@ranks_each(1, 3)
-def test_windows_are_as_large_as_stated_whatever_the_skew_and_the_layers(comm, world):
+def allocated(runtime: Any) -> int:
+    """Bytes of windows and outboxes that this rank really has."""
+    memory = runtime._memory
+    return memory._near.nbytes + (memory._far.nbytes if memory._far else 0) + memory._outbox.nbytes
+
+
+def checked_sizes(comm: Any, ranks_per_node: int | None) -> None:
     """32 layers take one layer's windows; no routing makes them grow; a second object of that size takes none."""
+    world = comm.size
     cfg = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=60)
     w = reference.weights(cfg)
+    nodes = Nodes.of(world, ranks_per_node)
     for placement in (None, [world - 1] * 5):
-        with rings_of(None), MoE(cfg, comm, layers=32, placement=placement) as moe:
+        options: dict[str, Any] = {"placement": placement, "ranks_per_node": ranks_per_node}
+
+        with rings_of(None), MoE(cfg, comm, layers=32, **options) as moe:
             runtime = moe._runtime
-            assert runtime._window.nbytes == MoE.memory(cfg, world, placement)
-            window, version = runtime._window, runtime.version
+            assert runtime.group.nodes.near(comm.rank) == nodes.near(comm.rank)
+            alike = len(nodes.near(comm.rank)) == len(nodes.near(0))  # memory() is for a rank of a whole node
+            assert allocated(runtime) == rank_bytes(runtime.shape, nodes, comm.rank)
+            assert allocated(runtime) == MoE.memory(cfg, world, **options) or not alike
+            memory, version = runtime._memory, runtime.version
             for layer in range(32):
                 moe.load(layer, **w)
             for n in range(64):
                 x = tokens(cfg, 60 * (n % 3 != comm.rank), seed=n)
                 moe(x, layer=n % 32, **routing(cfg, len(x), SKEWS[n % len(SKEWS)], seed=n))
-            with MoE(replace(cfg, max_tokens=30), comm, placement=placement) as second:
+            with MoE(replace(cfg, max_tokens=30), comm, **options) as second:
                 assert second._runtime is runtime
-            assert (runtime._window, runtime.version) == (window, version)
-            with MoE(replace(cfg, hidden=400), comm, placement=placement):
+            assert (runtime._memory, runtime.version) == (memory, version)
+            wide = replace(cfg, hidden=400)
+            with MoE(wide, comm, **options):
                 assert runtime.version > version
-                assert runtime._window.nbytes == MoE.memory(replace(cfg, hidden=400), world, placement)
+                assert allocated(runtime) == rank_bytes(runtime.shape, nodes, comm.rank)
+                assert allocated(runtime) == MoE.memory(wide, world, **options) or not alike
+
+
+@ranks_each(1, 3)
+def test_windows_are_as_large_as_stated_whatever_the_skew_and_the_layers(comm, world):
+    checked_sizes(comm, None)
+
+
+@ranks_each(2, 3)
+def test_windows_over_nodes_are_as_large_as_stated(comm, world):
+    for ranks_per_node in (1, 2):
+        checked_sizes(comm, ranks_per_node)
 
 
 @pytest.mark.ranks(2)
