@@ -191,12 +191,13 @@ class MoE(Collective):
 
         Rings (a source's rows of one call, at most 64 MiB over all sources or 64 rows each) + return rows (max_tokens
         * top_k) + words; skew does not change it, nor does the number of layers. With several nodes, a second window of
-        that kind for the other nodes' ranks, and for each of those an outbox and a ring of staged outputs.
+        that kind for the other nodes' ranks, and for each of those an outbox and a ring of staged outputs; this tells
+        what a rank of the last node needs, which may be the smallest and has most of them.
         """
         if not isinstance(world, int) or isinstance(world, bool) or world < 1:
             raise InputError(f"world must be a positive int, got {world!r}")
         shape = shape_of(world, Placement(placement, cfg.experts, world), **_shape(cfg))
-        return rank_bytes(shape, Nodes.of(world, ranks_per_node))
+        return rank_bytes(shape, Nodes.of(world, ranks_per_node), world - 1)
 
     # ------------------------------------------------------------ calls
 
