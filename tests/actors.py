@@ -2,8 +2,9 @@
 
 For a process with NUMBA_DISABLE_JIT=1 (see uncompiled.py): the functions of `aristos.memory` are replaced, so that
 every access of the steps to a window is seen. A window word knows who wrote it and who read it, and when, in vector
-clocks: an access that nothing orders after the access it must follow is a race, found in any order of the actors. It
-refuses to run kernels: an expert here is a few integer sums, exact and unlike any other's.
+clocks: an access that nothing orders after the access it must follow is a race, found in any order of the actors.
+Between nodes the functions of `aristos.wire` are replaced too (see network.py). It refuses to run kernels: an expert
+here is a few integer sums, exact and unlike any other's.
 """
 
 from __future__ import annotations
@@ -16,24 +17,20 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+from network import Network, Race
+from places import FAR, FIRST, NEAR, OUTBOX, PRIVATE, address, fill, where
 
-from aristos import memory
-from aristos.engine import arrivals, combine, experts, packing, steps, team
+from aristos import memory, wire
+from aristos.engine import arrivals, combine, experts, outbox, packing, steps, team
 from aristos.engine import exchange as halves
 from aristos.engine import fields as f
-from aristos.engine.layout import LINE, PairLayout, Shape, StateLayout, lines, region, window_bytes
+from aristos.engine.layout import LINE, PairLayout, Shape, StateLayout, far_bytes, lines, near_bytes, outbox_bytes
+from aristos.nodes import Nodes
 from aristos.placement import Placement
 
-FIRST = 1 << 60  # addresses from here on are windows; all others are this process's own
-FAR = 1 << 40  # between two windows
-PRIVATE = FAR // 2  # from here on in a window's range: what a rank's workers share with each other alone
 SHARES = 3  # of F, in a run that workers share by columns
 WORD = 8
 PATIENT = 30_000  # steps without anything done that count as a deadlock
-
-
-class Race(AssertionError):
-    """Two accesses to one window word that nothing orders, or a second writer."""
 
 
 class Deadlock(AssertionError):
@@ -51,42 +48,61 @@ class Cell:
 
 
 class Machine:
-    """Windows, clocks, and the actor that runs now. `memory_functions` puts it under the steps."""
+    """Windows, clocks, and the actor that runs now. `memory_functions` puts it under the steps.
 
-    def __init__(self, shape: Shape, ranks: int, workers: int) -> None:
-        self.shape, self.layout, self.workers = shape, PairLayout.of(shape), workers
-        self.returns, self.nbytes = lines(shape.returns), window_bytes(shape)
+    Numbers from FIRST on are windows and what else a rank's workers share; all others are this process's own memory.
+    """
+
+    def __init__(self, shape: Shape, nodes: Nodes, workers: int) -> None:
+        self.shape, self.nodes, self.layout, self.workers = shape, nodes, PairLayout.of(shape), workers
+        self.returns = lines(shape.returns)
         self.cells: dict[int, Cell] = {}
         self.released: dict[int, list[int]] = {}
-        actors = ranks * workers
+        actors = len(nodes.node_of) * workers
         self.clocks = [[int(a == b) for b in range(actors)] for a in range(actors)]
         self.actor = 0
+        self.now = 0
+        self.network = Network(self)
 
     @property
     def rank(self) -> int:
         return self.actor // self.workers
 
-    def base(self, rank: int) -> int:
-        return FIRST + FAR * rank
+    def parts(self, rank: int) -> dict[int, tuple[str, int, list[int], int, int]]:
+        """By part of a rank's memory: its name, where its regions begin, whose they are, bytes of a region, bytes."""
+        near, far = self.nodes.near(rank), self.nodes.far(rank)
+        box = outbox_bytes(self.shape)
+        return {
+            NEAR: ("near", self.returns, near, self.layout.nbytes, near_bytes(self.shape, self.nodes, rank)),
+            FAR: ("far", self.returns, far, self.layout.far_bytes, far_bytes(self.shape, self.nodes, rank)),
+            OUTBOX: ("outbox", 0, far, box, box * len(far)),
+        }
 
-    def where(self, address: int) -> str:
+    def where(self, at: int) -> str:
         """An address in words, for messages."""
-        rank, offset = divmod(address - FIRST, FAR)
-        if offset >= PRIVATE:
-            return f"activations+{offset - PRIVATE} of rank {rank}"
-        if offset < self.returns:
-            return f"return rows+{offset} of rank {rank}"
-        pair, offset = divmod(offset - self.returns, self.layout.nbytes)
+        rank, part, offset = where(at)
+        if part == PRIVATE:
+            return f"activations+{offset} of rank {rank}"
+        name, begin, peers, size, _ = self.parts(rank)[part]
+        if offset < begin:
+            return f"{name} return rows+{offset} of rank {rank}"
+        number, offset = divmod(offset - begin, size)
         starts = {"words": 0, **vars(self.layout)}
-        del starts["nbytes"], starts["announce_step"]
-        name = max((n for n in starts if starts[n] <= offset), key=starts.__getitem__)
-        return f"{name}+{offset - starts[name]} from rank {pair + (pair >= rank)} at rank {rank}"
+        del starts["announce_step"]
+        what = max((n for n in starts if starts[n] <= offset), key=starts.__getitem__)
+        return f"{name} {what}+{offset - starts[what]} of rank {rank} and peer {peers[number]}"
 
-    def cell(self, address: int) -> Cell:
-        assert address % WORD == 0
-        offset = (address - FIRST) % FAR
-        assert offset < self.nbytes or offset >= PRIVATE, f"{self.where(address)} is outside the window"
-        return self.cells.setdefault(address, Cell())
+    def cell(self, at: int) -> Cell:
+        if at not in self.cells:
+            assert at % WORD == 0
+            rank, part, offset = where(at)
+            assert part == PRIVATE or offset < self.parts(rank)[part][-1], f"{at} is outside the windows"
+            self.cells[at] = Cell()
+        return self.cells[at]
+
+    def is_return_row(self, at: int) -> bool:
+        _, part, offset = where(at)
+        return part in (NEAR, FAR) and offset < self.returns
 
     def ordered(self, actor: int, clock: int) -> bool:
         """Whether what `actor` did at `clock` is known to have happened before now."""
@@ -94,6 +110,7 @@ class Machine:
 
     def read(self, address: int) -> int:
         cell = self.cell(address)
+        self.network.check_read(address)
         if cell.writer is not None and not self.ordered(*cell.writer):
             raise Race(f"rank {self.rank} reads {self.where(address)} while actor {cell.writer[0]} writes it")
         cell.readers[self.actor] = self.clocks[self.actor][self.actor]
@@ -101,28 +118,34 @@ class Machine:
 
     def write(self, address: int, value: int) -> None:
         cell = self.cell(address)
+        self.check_write(cell, address)
+        cell.value, cell.readers = value, {}
+        cell.writer = self.actor, self.clocks[self.actor][self.actor]
+
+    def check_write(self, cell: Cell, address: int) -> None:
+        """Whether this actor may write here now, by a store or a put."""
         self.own(cell, address)
+        self.network.check_write(address)
         if cell.writer is not None and not self.ordered(*cell.writer):
             raise Race(f"rank {self.rank} writes {self.where(address)} while actor {cell.writer[0]} writes it")
         for actor, clock in cell.readers.items():
             if not self.ordered(actor, clock):
                 raise Race(f"rank {self.rank} writes {self.where(address)} while actor {actor} reads it")
-        cell.value, cell.readers = value, {}
-        cell.writer = self.actor, self.clocks[self.actor][self.actor]
 
     def own(self, cell: Cell, address: int) -> None:
         """Each word has one writing rank; each return row one in a call."""
         if cell.rank is None:
             cell.rank = self.rank
-        elif cell.rank != self.rank or (address - FIRST) % FAR < self.returns:
+        elif cell.rank != self.rank or self.is_return_row(address):
             raise Race(f"rank {self.rank} writes {self.where(address)}, which rank {cell.rank} has written")
 
     def forget_returns(self, rank: int) -> None:
         """A new call of `rank` begins: its return rows may have other writers, and must be written again."""
-        for offset in range(0, self.returns, WORD):
-            cell = self.cells.get(self.base(rank) + offset)
-            if cell is not None:
-                cell.rank = None
+        for part in (NEAR, FAR):
+            for offset in range(0, self.returns, WORD):
+                cell = self.cells.get(address(rank, part, offset))
+                if cell is not None:
+                    cell.rank = None
 
     def fresh_return(self, address: int) -> int:
         """Read a return row's word, which must have been written in this call."""
@@ -142,7 +165,9 @@ class Machine:
     # ---- what the steps call
 
     def load(self, address: int) -> int:
-        return self.read(address) if address >= FIRST else REAL["load"](address)
+        if address < FIRST:
+            return REAL["load"](address)
+        return self.network.read_coded(address) if self.network.is_coded(address) else self.read(address)
 
     def store(self, address: int, value: int) -> None:
         if address >= FIRST:
@@ -158,6 +183,7 @@ class Machine:
         if address >= FIRST:
             cell = self.cell(address)
             self.own(cell, address)
+            self.network.check_write(address)
             cell.value = int(value)
         else:
             REAL["store"](address, value)
@@ -174,13 +200,20 @@ class Machine:
         for at in range(0, nbytes, WORD):
             self.store(dst + at, self.load(src + at))
 
+    def clock(self) -> int:
+        """Time goes on by steps of very different length, so that all that waits for some time may and may not."""
+        self.now += self.network.random.choice((1_000, 1_000, 100_000, 5_000_000))
+        return self.now
+
     @contextmanager
     def memory_functions(self) -> Iterator[None]:
         """The steps use this machine inside."""
-        names = ("load", "store", "load_acquire", "store_release", "compare_exchange", "copy_row")
+        names = ("load", "store", "load_acquire", "store_release", "compare_exchange", "copy_row", "clock")
         with ExitStack() as stack:
             for name in names:
                 stack.enter_context(mock.patch.object(memory, name, getattr(self, name)))
+            for name in ("put", "flush", "progress"):
+                stack.enter_context(mock.patch.object(wire, name, getattr(self.network, name)))
             yield
 
 
@@ -214,6 +247,12 @@ class Sizes:
     run: int
     merge: int
     words: int  # of a row
+    node_of: tuple[int, ...] | None = None  # a node number for each rank; None: one node
+    block: int = 9  # most pairs of a block for a far owner
+
+    @property
+    def nodes(self) -> Nodes:
+        return Nodes(self.node_of or (0,) * self.world)
 
 
 BATCH = team.MOST_ROWS  # most rows of a run, as far as tables go
@@ -246,12 +285,9 @@ class Rank:
         e = len(sizes.placement)
         self.job, self.st = np.zeros(f.JOB_WORDS + e + sizes.world + 1, np.int64), np.zeros(tables.words, np.int64)
         self.lock = np.zeros(1, np.int64)
-        for p in range(sizes.world):
-            self.st[tables.starts[f.T_RETURNS] + p] = machine.base(p)
-            if p != me:
-                self.st[tables.starts[f.T_TO] + p] = machine.base(p) + region(shape, p, me)
-                for table in (f.T_FROM, f.T_WORDS):
-                    self.st[tables.starts[table] + p] = machine.base(me) + region(shape, me, p)
+        self.wire = np.zeros(wire.WORDS, np.int64)
+        machine.network.wires.append(self.wire)
+        fill(shape, sizes.nodes, me, self.st, tables.starts)
         self.fill(tables, shape)
         self.outputs: list[dict[int, list[tuple[float, list[int]]]]] = []
 
@@ -271,13 +307,14 @@ class Rank:
         )
         job[f.MAX_LOCAL], job[f.EXPERTS], job[f.TOP_K] = shape.max_local, e, s.top_k
         job[f.HIDDEN], job[f.FFN] = team.COLUMNS * s.words, team.COLUMNS * SHARES  # a word a share
-        job[f.ROW_BYTES], job[f.STRIDE], job[f.RING_ROWS] = WORD * s.words, shape.stride, s.ring
+        job[f.ROW_BYTES], job[f.STRIDE], job[f.RING_ROWS] = WORD * s.words, shape.stride, shape.ring_rows
         job[f.RETURN_STRIDE], job[f.ALL_WORKERS] = shape.stride, s.workers
-        job[f.RETURN_STRIDE] = shape.stride
+        job[f.FAR], job[f.FAR_BLOCK] = len(s.nodes.far(self.me)), s.block
+        job[f.WIRE] = self.wire.ctypes.data if job[f.FAR] else 0
         job[f.SLOTS], job[f.TILE], job[f.BATCH], job[f.RUN_ROWS] = shape.slots, s.tile, BATCH, s.run
         job[f.MERGE_ROWS], job[f.PATIENCE], job[f.ROUTED], job[f.OBJECT] = s.merge, 3, 1, 1
         job[f.UP], job[f.UP_STEP] = 1 + self.placement.start[self.me], 1  # a weight's address here: 1 + its slot
-        job[f.LOCK], job[f.SCRATCH] = self.lock.ctypes.data, self.machine.base(self.me) + PRIVATE
+        job[f.LOCK], job[f.SCRATCH] = self.lock.ctypes.data, address(self.me, PRIVATE)
 
     def row(self, epoch: int, token: int) -> list[int]:
         """x of a token: a row unlike any other of the run."""
@@ -321,34 +358,39 @@ class Rank:
             made = [memory.load(activations + WORD * (SHARES * i + s)) for s in range(SHARES)]
             memory.store(memory.load(y + 8 * i) + WORD * share, output_of(made, share))
 
-    def run_combine(self, y: int, k: int, weights: np.ndarray, position: np.ndarray, rows: int, stride: int) -> None:
+    def run_combine(self, y: int, k: int, weights: np.ndarray, rows: np.ndarray) -> None:
         if self.call.broken:
             return
         token = y // (4 * team.COLUMNS * self.sizes.words)
         assert token not in self.output, f"rank {self.me} combines token {token} twice"
         read = self.machine.fresh_return
         self.output[token] = [
-            (float(weights[j]), [read(rows + stride * int(position[j]) + WORD * w) for w in range(self.sizes.words)])
+            (float(weights[j]), [read(int(rows[j]) + WORD * w) for w in range(self.sizes.words)])
             for j in range(k)
-            if position[j] >= 0
+            if rows[j] != 0
         ]
 
     # ---- the calls, one step at a time
 
     def worker(self, number: int) -> Iterator[bool]:
-        """Steps of one worker until the call ends on it; yields whether something was done."""
+        """Steps of one worker until the call ends on it, as `cpu.work` has them; yields whether something was done."""
         job, st = self.job, self.st
+        far = job[f.FAR] != 0
         while True:
             kind = steps.decide(job, st, number)
             if kind in (f.FINISH, f.SIZED):
                 return
             assert kind != f.FAIL, f"rank {self.me} was poisoned"
-            yield kind != f.IDLE
-            if kind != f.IDLE:
-                steps.execute(job, st, number, kind)
-                yield True
-                steps.publish(job, st, number, kind)
-                yield True
+            if kind == f.IDLE:
+                yield far and outbox.turn(job, st, number, True)
+                continue
+            yield True
+            steps.execute(job, st, number, kind)
+            yield True
+            steps.publish(job, st, number, kind)
+            yield True
+            if far:
+                yield outbox.turn(job, st, number, False)
 
     def run(self, random: random.Random) -> Iterator[bool]:
         """All calls; yields after each step of one of the workers."""
@@ -426,7 +468,7 @@ def shape_of(s: Sizes) -> Shape:
     held = Placement(s.placement, len(s.placement), s.world).held
     return Shape(
         world=s.world,
-        ring_rows=s.ring,
+        ring_rows=s.ring if s.nodes.single else max(s.ring, s.top_k),  # all that one token may need at a far owner
         stride=-(-WORD * s.words // LINE) * LINE,
         return_rows=s.max_tokens * s.top_k,
         max_local=max(1, *held),
@@ -441,7 +483,8 @@ def play(sizes: Sizes, calls: list[list[Call]], seed: int) -> Machine:
     Raises Race, Deadlock, or AssertionError for a wrong output.
     """
     chance = random.Random(seed)
-    machine = Machine(shape_of(sizes), sizes.world, sizes.workers)
+    machine = Machine(shape_of(sizes), sizes.nodes, sizes.workers)
+    machine.network.random = chance
     ranks: list[Rank] = []
 
     def expert_rows(rows: int, x: int, y: int, weights: Any, *_: Any) -> None:
@@ -454,8 +497,8 @@ def play(sizes: Sizes, calls: list[list[Call]], seed: int) -> Machine:
     def down_columns(rows: int, activations: int, y: int, weights: Any, ffn: int, first: int, *_: int) -> None:
         ranks[machine.rank].run_down(rows, activations, y, first // team.COLUMNS)
 
-    def combine_token(y: int, k: int, weights: Any, position: Any, rows: int, stride: int, hidden: int) -> None:
-        ranks[machine.rank].run_combine(int(y), k, weights, position, rows, stride)
+    def combine_token(y: int, k: int, weights: Any, rows: Any, hidden: int) -> None:
+        ranks[machine.rank].run_combine(int(y), k, weights, rows)
 
     def patched(module: Any, name: str, value: Any) -> Any:
         return mock.patch.object(module, name, value)
@@ -477,6 +520,7 @@ def play(sizes: Sizes, calls: list[list[Call]], seed: int) -> Machine:
                 weights = {r: chance.choice((1.0, 1.0, 0.1, 0.01)) for r in running}
             r = chance.choices(list(running), [weights[q] for q in running])[0]
             machine.actor = r * sizes.workers
+            machine.network.move(0.05)
             done = next(running[r], None)
             if done is None:
                 del running[r]

@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from actors import Call, Deadlock, Machine, Race, Sizes, play, shape_of
+from actors import Call, Deadlock, Machine, Sizes, play, shape_of
 from cases import SKEWS, alone, check, routing, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from network import Race
 from numba.core import config
+from places import NEAR, address
 
 import aristos
 from aristos import compile as compiling
 from aristos import reference
-from aristos.engine import arrivals, dispatch, experts, layout, packing, returns, steps, team
+from aristos.engine import arrivals, dispatch, experts, layout, lock, packing, returns, steps, team
 from aristos.engine import fields as f
 
 pytestmark = pytest.mark.skipif(
@@ -249,7 +251,7 @@ def returned_before_computed(monkeypatch):
         tile = st[job[f.T_READ_TILES] + source]
         real(job, st, source)
         r = job[f.T_RECORD] + f.RECORD_WORDS * (source * job[f.SLOTS] + tile % job[f.SLOTS])
-        returns.post_return(job, st, source, st[r + f.R_PACKED], st[r + f.R_ROWS], f.OK)
+        returns.post_return(job, st, source, st[r + f.R_PACKED], st[r + f.R_ROWS], f.OK, -1)
         st[job[f.T_RETURNED] + source] -= 1
 
     monkeypatch.setattr(arrivals, "read_record", eager)
@@ -265,8 +267,9 @@ def the_same_return_row_for_two(monkeypatch):
 
 def no_lock(monkeypatch):
     """Workers of a rank that decide side by side."""
-    monkeypatch.setattr(steps, "lock", lambda job: True)
-    monkeypatch.setattr(steps, "unlock", lambda job: None)
+    for module in (steps, lock):
+        monkeypatch.setattr(module, "lock", lambda job: True)
+        monkeypatch.setattr(module, "unlock", lambda job: None)
 
 
 def tokens_combined_early(monkeypatch):
@@ -332,8 +335,8 @@ def test_the_watch_sees(monkeypatch, take_away):
 
 
 def test_a_second_writer_is_seen():
-    machine = Machine(shape_of(BUSY), 2, 1)
-    word = machine.base(0) + layout.region(shape_of(BUSY), 0, 1)
+    machine = Machine(shape_of(BUSY), BUSY.nodes, 1)
+    word = address(0, NEAR, layout.near_region(shape_of(BUSY), BUSY.nodes, 0, 1))
     with machine.memory_functions():
         aristos.memory.store(word, 1)
         machine.actor = 1
