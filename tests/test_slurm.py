@@ -1,0 +1,276 @@
+"""Jobs under a real Slurm: one virtual cluster of 8 nodes on this machine (launch/virtual_slurm) for all tests here.
+
+Nodes see each other through MPI alone, so transport rma and its mixture with shm run as on a cluster, and Slurm ends
+jobs the way it does there: by scancel, by the time limit, after a lost task.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mpi import FLAG, LAUNCHER_VARIABLES, ONE_THREAD, find_mpiexec
+
+from aristos import results
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYER = ROOT / "tests" / "slurm_layer.py"
+SMALL = ["--hidden", "32", "--ffn", "48", "--experts", "8", "--tokens", "24", "--warmup", "1"]
+LIMIT = "1"  # minutes, the shortest time limit Slurm knows; it looks every half minute
+PATH = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+
+pytestmark = [
+    pytest.mark.skipif(
+        not all(shutil.which(name, path=PATH) for name in ("slurmctld", "slurmd", "srun", "munged")),
+        reason="no Slurm on this machine; on Debian: apt install slurm-wlm munge",
+    ),
+    pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH"),
+]
+own_memory = pytest.mark.skipif(
+    os.geteuid() != 0, reason="nodes of several ranks need a /dev/shm each, which takes root"
+)
+
+
+def environment() -> dict[str, str]:
+    """This process's, without what a launcher around the tests may have set."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith((*LAUNCHER_VARIABLES, "SLURM_")) and k != FLAG}
+    kept |= dict.fromkeys(ONE_THREAD, "1") | {"HYDRA_IFACE": "lo", "PYTHONPATH": str(ROOT), "PATH": PATH}
+    return kept | {"MPIR_CVAR_CH4_NETMOD": "ofi"}  # UCX asks more of PMI-2 than Slurm's has room for
+
+
+def under_srun(*words: object) -> list[str]:
+    """srun's options, "--", Python's arguments -> the command."""
+    at = words.index("--")
+    return ["srun", *map(str, words[:at]), sys.executable, *map(str, words[at + 1 :])]
+
+
+class Cluster:
+    """The commands of a virtual cluster."""
+
+    def __init__(self, folder: Path) -> None:
+        self.environment = environment() | {"SLURM_CONF": str(folder / "slurm.conf")}
+
+    def command(self, *words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end, e.g. scancel."""
+        return subprocess.run(
+            words,
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=timeout,
+        )
+
+    def srun(self, *words: object, timeout: float = 120, mpi: str = "pmi2") -> subprocess.CompletedProcess[str]:
+        """Run Python under srun to its end; words: srun's options, "--", Python's arguments."""
+        return self.command(*under_srun(f"--mpi={mpi}", *words), timeout=timeout)
+
+    @contextlib.contextmanager
+    def job(self, name: str, out: Path, *words: object) -> Iterator[subprocess.Popen[str]]:
+        """The same in the background, with all output in a file; cancelled at the end."""
+        command = under_srun("--mpi=pmi2", f"--job-name={name}", *words)
+        with open(out, "w") as file:
+            running = subprocess.Popen(
+                command, cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, text=True
+            )
+            try:
+                yield running
+            finally:
+                self.command("scancel", f"--name={name}")
+                try:
+                    running.wait(20)
+                except subprocess.TimeoutExpired:
+                    running.kill()
+
+    def number(self, name: str) -> str:
+        """The id of the job of this name."""
+        (found,) = self.command("squeue", "--noheader", f"--name={name}", "--format=%i").stdout.split()
+        return found
+
+    def processes(self, job: str) -> list[int]:
+        """Processes of a job's tasks that are alive, zombies aside."""
+        marks = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()}
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if marks <= set((folder / "environ").read_bytes().split(b"\0")):
+                    found.append(int(folder.name))
+        return found
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    folder = Path(tempfile.mkdtemp(prefix="vs-"))  # pytest's own are too long for a socket's path
+    tool = [sys.executable, str(ROOT / "launch" / "virtual_slurm")]
+    subprocess.run([*tool, "start", "--nodes", "8", "--dir", folder], env=environment(), check=True, timeout=120)
+    try:
+        yield Cluster(folder)
+    finally:
+        subprocess.run([*tool, "stop", "--dir", folder], env=environment(), check=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def alone() -> Callable[[int], str]:
+    """The outputs of so many parts on one process without MPI, as the program prints them."""
+
+    def run(parts: int) -> str:
+        command = [sys.executable, str(LAYER), "--alone", "--parts", str(parts)]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True, timeout=300)
+        return hash_of(done.stdout)
+
+    return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(alone) -> None:
+    """Compile before ranks with time limits do."""
+    alone(1)
+
+
+@pytest.fixture(scope="module")
+def limited(cluster, compiled, tmp_path_factory) -> Iterator[tuple[subprocess.Popen[str], Path, str]]:
+    """A job that would run for ten minutes under the shortest time limit: srun, its output, its job id."""
+    out = tmp_path_factory.mktemp("limit") / "out"
+    with cluster.job("limit", out, f"--time={LIMIT}", "-N2", "-n2", "--", LAYER, "--hold", 600) as running:
+        pids_in(out, 2)
+        yield running, out, cluster.number("limit")
+
+
+def hash_of(text: str) -> str:
+    found = re.search(r"^outputs ([0-9a-f]{64}) of", text, re.MULTILINE)
+    assert found, text
+    return found[1]
+
+
+def wait_for(ready: Callable[[], object], seconds: float, what: Callable[[], str]) -> None:
+    """Wait until `ready`, or fail."""
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, what()
+        time.sleep(0.1)
+
+
+def pids_in(out: Path, ranks: int) -> dict[int, int]:
+    """rank -> pid, once every rank has printed its own."""
+
+    def read() -> dict[int, int]:
+        return {int(r): int(p) for r, p in re.findall(r"^rank (\d+) pid (\d+)$", out.read_text(), re.MULTILINE)}
+
+    wait_for(lambda: len(read()) == ranks, 60, out.read_text)
+    return read()
+
+
+def test_a_job_over_its_time_limit_is_on_its_way(limited):
+    """Here so that the minute passes during the other tests; the last test looks at the end."""
+    running, out, _ = limited
+    assert running.poll() is None, out.read_text()
+
+
+@pytest.mark.parametrize(
+    ("where", "nodes", "transports"),
+    [
+        (["-N1", "-n2"], [0, 0], "shm"),
+        (["-N4", "-n4"], [0, 1, 2, 3], "rma"),
+        (["-N2", "--ntasks-per-node=2"], [0, 0, 2, 2], "shm, rma"),
+    ],
+    ids=["one-node", "four-nodes", "two-by-two"],
+)
+def test_the_benchmark_on_nodes(cluster, tmp_path, where, nodes, transports):
+    """A right table on stdout, and a file that loads and says where it ran."""
+    if transports != "rma" and os.geteuid() != 0:
+        pytest.skip("nodes of several ranks need a /dev/shm each, which takes root")
+    out = tmp_path / "r.h5"
+    done = cluster.srun(*where, "--", "-m", "aristos.bench", "layer", *SMALL, "--iters", 3, "--json", "--out", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(done.stdout)["suites"]["layer"]["tables"][0]["rows"]
+    assert [row["check"] for row in rows] == ["ok", "ok"]
+    (run,) = results.load(out).runs
+    assert run.attributes["transports"] == transports
+    assert run.attributes["node_of_rank"] == nodes
+    assert run.attributes["launcher"] != "none"
+    assert run.attributes["slurm_job_num_nodes"] == str(len(set(nodes)))
+    (call,) = (table.variables["call_time"] for table in run.tables if table.name == "layer")
+    assert call.values.shape == (1, 2, len(nodes), 3)
+    assert (call.values > 0).all()
+
+
+@own_memory
+def test_outputs_are_the_same_bits_on_every_cluster(cluster, alone):
+    """One process, two ranks of one machine, and every way of 4 ranks over nodes."""
+    want = alone(4)
+    mpirun = cluster.command(*find_mpiexec(), "-n", "2", sys.executable, str(LAYER))
+    assert hash_of(mpirun.stdout + mpirun.stderr) == want
+    for where in (["-N1", "-n4"], ["-N4", "-n4"], ["-N2", "--ntasks-per-node=2"]):
+        done = cluster.srun(*where, "--", LAYER)
+        assert hash_of(done.stdout + done.stderr) == want
+
+
+@own_memory
+def test_more_ranks_than_cores(cluster, alone):
+    """32 ranks on 8 nodes finish a call, however few cores they share. Most of the time is Python's start."""
+    done = cluster.srun("-N8", "--ntasks-per-node=4", "--", LAYER, "--parts", 32, "--timeout", 240, timeout=360)
+    assert hash_of(done.stdout + done.stderr) == alone(32)
+
+
+def test_a_launcher_without_the_librarys_pmi_is_an_environment_error(cluster):
+    done = cluster.srun("-n4", "--", "-m", "aristos.bench", "layer", *SMALL, "--out", "none", mpi="none")
+    assert done.returncode == 3
+    for word in ("srun", "4 tasks", "--mpi="):
+        assert word in done.stderr
+    assert done.stdout == ""
+
+
+def test_scancel_leaves_no_process_and_no_half_written_file(cluster, tmp_path):
+    out, file = tmp_path / "out", tmp_path / "results" / "r.h5"
+    results.append(file, results.Run(attributes={"mine": 1}, tables=[]))
+    before = file.read_bytes()
+    bench = ["-m", "aristos.bench", "layer", *SMALL, "--seconds", 100, "--out", file]
+    with cluster.job("cancelled", out, "-N2", "-n2", "--", *bench) as running:
+        wait_for(lambda: "2 ranks on 2 node(s)" in out.read_text(), 60, out.read_text)
+        time.sleep(2)  # into the timed calls
+        job = cluster.number("cancelled")
+        assert running.poll() is None, out.read_text()
+        assert len(cluster.processes(job)) >= 2
+        cluster.command("scancel", job)
+        assert running.wait(20) != 0
+        wait_for(lambda: not cluster.processes(job), 10, lambda: str(cluster.processes(job)))
+    assert file.read_bytes() == before
+    assert {f.name for f in file.parent.iterdir()} <= {"r.h5", "r.h5.lock"}
+    assert len(results.load(file).runs) == 1
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent"])
+def test_a_lost_rank_ends_the_job(cluster, tmp_path, how):
+    """A killed process is noticed by Slurm; a node that falls silent only by those who wait for it."""
+    out = tmp_path / "out"
+    with cluster.job("lost", out, "-N4", "-n4", "--", LAYER, "--hold", 100, "--timeout", 4) as running:
+        pids = pids_in(out, 4)
+        time.sleep(1)
+        job = cluster.number("lost")
+        os.kill(pids[2], how)
+        assert running.wait(30) != 0
+        wait_for(lambda: not cluster.processes(job), 15, lambda: str(cluster.processes(job)))
+    said = out.read_text()
+    if how == signal.SIGKILL:
+        assert re.search(r"srun: error: n\d: task 2: Killed", said), said
+    else:
+        assert re.search(r"aristos: rank [013] waited .* rank 2 |rank [013] waited .* for rank 2", said), said
+
+
+def test_the_time_limit_leaves_no_process(cluster, limited):
+    running, out, job = limited
+    assert running.wait(150) != 0
+    assert "DUE TO TIME LIMIT" in out.read_text()
+    wait_for(lambda: not cluster.processes(job), 10, lambda: str(cluster.processes(job)))
