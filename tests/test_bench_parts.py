@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aristos import results
+from aristos import mpi_library, results
 from aristos.bench import (
     environment,
     fit,
@@ -33,6 +33,7 @@ from aristos.bench.world import World
 from aristos.errors import InputError, ResultsError, WaitTimeout
 from aristos.nodes import Nodes
 
+STEP = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "8", "SLURM_PROCID": "5"}
 SIZES = [8 << i for i in range(20)]
 
 
@@ -326,17 +327,30 @@ def test_the_transports_of_nodes(node_of, count, transports):
     ("env", "want"),
     [
         ({}, None),
-        ({"PMI_SIZE": "4", "PMI_RANK": "3"}, ("PMI launcher", 4, 3)),
-        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0", "SLURM_NTASKS": "8"}, ("Open MPI mpirun", 2, 0)),
+        ({"PMI_SIZE": "4", "PMI_RANK": "3"}, ("mpirun", 4, 3)),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0", "SLURM_NTASKS": "8"}, ("Open MPI's mpirun", 2, 0)),
         ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, None),  # a batch script, not a step
-        ({"SLURM_STEP_ID": "0", "SLURM_NTASKS": "8", "SLURM_PROCID": "5"}, ("Slurm srun", 8, 5)),
+        (STEP, ("srun", 8, 5)),
+        ({**STEP, "PMI_SIZE": "8", "PMI_RANK": "5", "PMI_JOBID": "7.0"}, ("srun", 8, 5)),  # --mpi=pmi2
+        ({**STEP, "PMI_SIZE": "4", "PMI_RANK": "1", "MPI_LOCALNRANKS": "2"}, ("mpirun", 4, 1)),  # mpirun in a job
     ],
 )
 def test_what_the_launcher_said(env, want):
     assert launch.started_as(env) == want
     if want is not None:
         assert launch.mismatch(want[1], env) is None
-        assert f"started {want[1]} tasks" in launch.mismatch(1, env)
+        assert launch.mismatch(1, env).startswith(f"{want[0]} started {want[1]} tasks but MPI sees 1: ")
+
+
+@pytest.mark.parametrize(("kind", "fits"), [("MPICH", "pmi2"), ("Intel MPI", "pmi2"), ("Open MPI", "pmix")])
+def test_a_mismatch_names_what_fits_the_library(kind, fits):
+    message = launch.mismatch(1, STEP | {"SLURM_STEP_NUM_TASKS": "4"}, mpi_library.Library(kind, "/opt/libmpi.so"))
+    assert message.startswith(f"srun started 4 tasks but MPI sees 1: try --mpi={fits}")
+    message = launch.mismatch(1, {"PMI_SIZE": "4", "PMI_RANK": "0"}, mpi_library.Library(kind, "/opt/libmpi.so"))
+    assert message == (
+        "mpirun started 4 tasks but MPI sees 1: use the mpirun that belongs to the MPI library mpi4py loads, "
+        f"{kind} (/opt/libmpi.so)"
+    )
 
 
 # ---- measuring ----------------------------------------------------------------------------------------------------

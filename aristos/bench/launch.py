@@ -10,13 +10,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from .. import mpi_library
+from ..mpi_library import Library
+from ..workarounds import under_srun
+
 # (launcher, its number of tasks, its rank), the innermost launcher first: mpirun inside a Slurm job inherits
 # Slurm's variables, which then describe the daemons.
 _VARIABLES = (
-    ("Open MPI mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    ("PMI launcher", "PMI_SIZE", "PMI_RANK"),
-    ("Slurm srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
-    ("Slurm srun", "SLURM_NTASKS", "SLURM_PROCID"),
+    ("Open MPI's mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("mpirun", "PMI_SIZE", "PMI_RANK"),
+    ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    ("srun", "SLURM_NTASKS", "SLURM_PROCID"),
 )
 
 
@@ -27,7 +31,9 @@ def started_as(env: Mapping[str, str] | None = None) -> tuple[str, int, int] | N
     """
     env = os.environ if env is None else env
     for launcher, size, rank in _VARIABLES:
-        if launcher.startswith("Slurm") and not env.get("SLURM_STEP_ID", "").isdigit():
+        if launcher == "srun" and not env.get("SLURM_STEP_ID", "").isdigit():
+            continue
+        if launcher == "mpirun" and "PMI_JOBID" in env and under_srun(env):  # srun --mpi=pmi2 speaks PMI itself
             continue
         if env.get(size, "").isdigit() and env.get(rank, "").isdigit():
             return launcher, int(env[size]), int(env[rank])
@@ -40,14 +46,23 @@ def prints() -> bool:
     return started is None or started[2] == 0
 
 
-def mismatch(world: int, env: Mapping[str, str] | None = None) -> str | None:
-    """What is wrong when COMM_WORLD has `world` ranks, in a sentence with the cure; None if nothing is."""
+def mismatch(world: int, env: Mapping[str, str] | None = None, library: Library | None = None) -> str | None:
+    """What is wrong when COMM_WORLD has `world` ranks, in a sentence with the cure; None if nothing is.
+
+    library: the MPI library in use; found where it is not given.
+    """
     started = started_as(env)
     if started is None or started[1] == world:
         return None
+    library = library or mpi_library.find(env)
     launcher, tasks, _ = started
-    return (
-        f"{launcher} started {tasks} tasks, but MPI's COMM_WORLD has {world}: launcher and MPI library do not match. "
-        "Use the mpirun that belongs to the library (`python -m mpi4py --mpi-library` names it), or under Slurm "
-        "another `srun --mpi=` (`srun --mpi=list` shows them: pmi2 for MPICH and Intel MPI, pmix for Open MPI)"
-    )
+    return f"{launcher} started {tasks} tasks but MPI sees {world}: {_cure(launcher, library)}"
+
+
+def _cure(launcher: str, library: Library | None) -> str:
+    if launcher != "srun":
+        where = f", {library}" if library is not None else ""
+        return f"use the mpirun that belongs to the MPI library mpi4py loads{where}"
+    if library is None or library.pmi is None:
+        return "try --mpi=pmi2 or --mpi=pmix (`srun --mpi=list` shows what there is; MPICH and Intel MPI want pmi2)"
+    return f"try --mpi={library.pmi} (mpi4py loads {library})"

@@ -13,6 +13,7 @@ import traceback
 from typing import Any
 
 from .. import results as file
+from .. import workarounds
 from ..errors import AristosError, EnvironmentProblem, InputError, ResultsError
 from . import environment, launch, options, registry, routing, workload, world
 from .context import Context, Result
@@ -32,6 +33,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -
         return _complain(f"{prog}: {why} (--help lists suites, presets and options)", USAGE)
     except SystemExit:  # --help
         return OK
+    workarounds.apply()
     try:
         ranks = world.connect(asked.ranks_per_node)
     except EnvironmentProblem as why:

