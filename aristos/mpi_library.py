@@ -121,3 +121,12 @@ def identify(path: Path) -> Library | None:
     except (OSError, ValueError):  # ValueError: an empty file
         return None
     return Library(kind, str(path), any(path.is_relative_to(prefix) for prefix in prefixes()))
+
+
+def mapped() -> list[str]:
+    """Files of MPI libraries that are loaded in this process."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return []
+    return list(dict.fromkeys(re.findall(r"(/\S*libmpi[\w.+-]*\.so[\w.]*)$", maps, re.MULTILINE)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import re
 import threading
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from .. import wire
 from ..errors import EnvironmentProblem
 from ..kernels.cpu.gemm import aligned
+from ..mpi_library import mapped
 from .shm import check_memory
 
 LINE = 64
@@ -19,8 +19,7 @@ LINE = 64
 
 def mpi_library() -> ctypes.CDLL:
     """The MPI library that mpi4py has loaded; never a second copy."""
-    with open("/proc/self/maps") as maps:
-        paths = dict.fromkeys(re.findall(r"(/\S*libmpi[\w.+-]*\.so[\w.]*)$", maps.read(), re.MULTILINE))
+    paths = mapped()
     for path in paths:
         library = ctypes.CDLL(path, mode=ctypes.DEFAULT_MODE | getattr(ctypes, "RTLD_NOLOAD", 4))
         if hasattr(library, "MPI_Put"):

@@ -1,0 +1,36 @@
+"""`aristos doctor`: check MPI, launcher, memory, cores, GPUs and Slurm; under mpirun or srun, the ranks against each other.
+
+Exit codes: 0 nothing failed, 2 usage, 3 something failed, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+SUMMARY = "check this machine, alone or on all ranks: mpirun -n 2 aristos doctor"
+LIMIT = 60.0
+
+
+def main(argv: list[str]) -> int:
+    from ..doctor import main as doctor
+
+    parser = argparse.ArgumentParser(
+        prog="aristos doctor",
+        description="Check MPI, launcher, memory, cores, GPUs and Slurm, and how far MPI makes progress by itself. "
+        "Under mpirun or srun also: are the ranks alike, and do they reach each other?",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=LIMIT,
+        metavar="SECONDS",
+        help="end a call to MPI that takes longer (%(default)s)",
+    )
+    asked = parser.parse_args(argv)
+    if not asked.timeout > 0:
+        parser.error(f"--timeout must be positive, got {asked.timeout:g}")
+    try:
+        return doctor.run(asked.json, asked.timeout)
+    except KeyboardInterrupt:
+        return doctor.INTERRUPTED

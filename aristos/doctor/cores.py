@@ -1,0 +1,113 @@
+"""Cores: has each rank enough of its own to compute on?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..bench import launch
+from ..mpi_library import Library
+from .finding import Finding, named, ok, warn
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a rank sits: its node, the cores it may use, and how many the machine has."""
+
+    node: int
+    cores: frozenset[int]
+    online: int
+
+
+def seat(node: int) -> Seat:
+    return Seat(node, frozenset(os.sched_getaffinity(0)), os.cpu_count() or 1)
+
+
+def remedy(library: Library | None, env: Mapping[str, str], cores: int) -> str:
+    """How this launcher gives each rank `cores` cores of its own."""
+    started = launch.started_as(env)
+    if started is not None and started[0] == "srun":
+        return (
+            f"srun --cpus-per-task={cores} --cpu-bind=cores ... (since Slurm 22.05 srun does not take sbatch's number)"
+        )
+    if library is not None and library.kind == "Open MPI":
+        return f"mpirun --map-by slot:PE={cores} --bind-to core ... (its default is one core a rank), or --bind-to none"
+    if library is not None and library.kind == "Intel MPI":
+        return f"export I_MPI_PIN_DOMAIN={cores}"
+    return f"mpirun -bind-to core:{cores} ..., or without -bind-to: Aristos shares a node's cores among its ranks"
+
+
+def binding(seats: list[Seat], library: Library | None, env: Mapping[str, str]) -> Finding:
+    """seats: one a rank. Ranks of a node should have cores of their own, or all of them the same, enough for all."""
+    name = "cores"
+    single, crowded, overlapping = [], [], []
+    share = 1
+    for node in dict.fromkeys(s.node for s in seats):
+        ranks = [r for r, s in enumerate(seats) if s.node == node]
+        masks = [seats[r].cores for r in ranks]
+        union = frozenset().union(*masks)
+        each = max(1, seats[ranks[0]].online // len(ranks))
+        if len(ranks) > len(union):
+            crowded += ranks
+            share = each
+        elif sum(map(len, masks)) > len(union) and len(set(masks)) > 1:
+            overlapping += ranks
+            share = each
+        elif each > 1 and any(len(mask) == 1 for mask in masks):
+            single += [r for r in ranks if len(seats[r].cores) == 1]
+            share = each
+    values = {"cores": [sorted(s.cores) for s in seats], "online": [s.online for s in seats]}
+    fix = remedy(library, env, share)
+    if crowded:
+        union = frozenset().union(*(seats[r].cores for r in crowded if seats[r].node == seats[crowded[0]].node))
+        here = sum(seats[r].node == seats[crowded[0]].node for r in crowded)
+        text = f"{here} ranks share {listed(union)}: they take turns, and each waits for those that do not run"
+        return warn(name, text, f"start at most one rank a core, or bind otherwise: {fix}", **values)
+    if overlapping:
+        return warn(
+            name, f"{named(overlapping)} share some cores but not all: some cores get twice the work", fix, **values
+        )
+    if single:
+        online = seats[single[0]].online
+        text = f"{named(single)} bound to one core each of a machine with {online}: the rest is idle"
+        return warn(name, text, fix, **values)
+    return ok(name, _usual(seats), **values)
+
+
+def _usual(seats: list[Seat]) -> str:
+    """What is said of a binding that is fine, in terms of rank 0's node."""
+    here = [s.cores for s in seats if s.node == seats[0].node]
+    if len(here) == 1:
+        return f"{listed(here[0])} of {seats[0].online}" + (" for each rank" if len(seats) > 1 else "")
+    if len(set(here)) == 1:
+        return f"{len(here)} ranks a node share {listed(here[0])}: {max(1, len(here[0]) // len(here))} for each"
+    return f"each rank has its own, rank 0 {listed(here[0])} of {seats[0].online}"
+
+
+def listed(cores: frozenset[int]) -> str:
+    numbers = named(cores).removeprefix("ranks ").removeprefix("rank ")
+    return f"core {numbers}" if len(cores) == 1 else f"cores {numbers}"
+
+
+def quota() -> float | None:
+    """Cores' worth of time that a container grants; None without a limit."""
+    try:
+        most, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if most == "max" else int(most) / int(period)
+
+
+def granted(cores: int, limit: float | None, env: Mapping[str, str]) -> Finding:
+    """Does a container, or a thread variable, hold a rank to less than the `cores` it may run on?"""
+    name = "core limits"
+    if limit is not None and limit < cores - 0.5:
+        text = f"the container grants {limit:g} cores' worth of time, {cores} are visible: threads will be stopped"
+        return warn(name, text, "docker run --cpuset-cpus instead of --cpus, or MoE(threads=...)", quota=limit)
+    if env.get("NUMBA_NUM_THREADS") or env.get("OMP_NUM_THREADS"):
+        return ok(
+            name, "none (OMP_NUM_THREADS and NUMBA_NUM_THREADS do not hold Aristos's workers; MoE(threads=) does)"
+        )
+    return ok(name, "none", quota=limit)

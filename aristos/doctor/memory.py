@@ -1,0 +1,95 @@
+"""Shared memory: is /dev/shm large enough for a layer, and what have killed jobs left there?"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+
+from .finding import Finding, fail, ok, warn
+
+SHM = "/dev/shm"
+# What MPICH, Intel MPI, Open MPI and UCX name their files there.
+LEFT = re.compile(r"mpich_shm_|Intel_MPI_|psm2?_|sm_segment\.|vader_segment\.|osc_sm\.|ucx_shm_|aristos-")
+YOUNG = 60.0  # seconds: a job that just starts may not have mapped its file yet
+MIB = 2**20
+
+
+def need(ranks: int, per_node: int) -> tuple[int, str]:
+    """(bytes of shared memory that `per_node` ranks of `ranks` need for the default layer, its name)."""
+    from ..bench import presets
+    from ..moe import MoE
+
+    shape = presets.shape(presets.DEFAULT, ranks)
+    return per_node * MoE.memory(shape.cfg, ranks, ranks_per_node=per_node), shape.name
+
+
+def shared(total: int, free: int, needed: int, layer: str, ranks: int) -> Finding:
+    """Does the default layer of `ranks` ranks on this node fit? All in bytes."""
+    values = {"total": total, "free": free, "needed": needed}
+    text = (
+        f"{free / MIB:.0f} MiB of {total / MIB:.0f} free; {layer} on {ranks} ranks of a node needs {needed / MIB:.0f}"
+    )
+    if free >= needed:
+        return ok(SHM, text, **values)
+    size = 2 ** (needed // MIB).bit_length()
+    fix = f"docker run --shm-size={size}m, or: mount -o remount,size={size}m {SHM}; or lower max_tokens"
+    return fail(SHM, text, fix, **values)
+
+
+def shared_here(ranks: int, per_node: int) -> Finding:
+    try:
+        info = os.statvfs(SHM)
+    except OSError as why:
+        return warn(SHM, f"cannot be looked at: {why}", "ranks of one node share memory there: mount a tmpfs on it")
+    needed, layer = need(max(2, ranks), max(2, per_node))
+    return shared(info.f_blocks * info.f_frsize, info.f_bavail * info.f_frsize, needed, layer, max(2, per_node))
+
+
+def leftovers(folder: str = SHM) -> list[tuple[str, int]]:
+    """(path, bytes) of MPI's files of this user that no process has mapped."""
+    found = {}
+    now = time.time()
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return []
+    for entry in entries:
+        try:
+            about = entry.stat(follow_symlinks=False)
+        except OSError:
+            continue
+        mine = about.st_uid == os.getuid() and entry.is_file(follow_symlinks=False)
+        if mine and LEFT.match(entry.name) and now - about.st_mtime > YOUNG:
+            found[entry.path] = about.st_blocks * 512
+    used = in_use(set(found)) if found else set()
+    return sorted((path, size) for path, size in found.items() if path not in used)
+
+
+def in_use(paths: set[str]) -> set[str]:
+    """Those of `paths` that a process of this machine has mapped or open, as far as this user may look."""
+    used = set()
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            maps = (process / "maps").read_text()
+            files = {os.readlink(each.path) for each in os.scandir(process / "fd")}
+        except OSError:
+            continue
+        used |= {path for path in paths if path in files or f" {path}\n" in maps}
+    return used
+
+
+def left(files: list[tuple[str, int]]) -> Finding:
+    name = "left in shm"
+    if not files:
+        return ok(name, "nothing of killed jobs")
+    size = sum(size for _, size in files)
+    text = f"{len(files)} files of MPI jobs that no process here uses, {size / MIB:.0f} MiB: left by killed jobs"
+    remedy = "\n".join(f"rm {path}" for path, _ in files[:3])
+    if len(files) > 3:
+        prefixes = sorted({re.match(r"[A-Za-z]+[_.-]?[A-Za-z]*", Path(p).name)[0] for p, _ in files})  # type: ignore[index]
+        remedy = f"if no other job of yours runs on this node: rm {' '.join(f'{SHM}/{p}*' for p in prefixes)}"
+    return warn(name, text, remedy, files=[path for path, _ in files], bytes=size)

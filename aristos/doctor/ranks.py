@@ -1,0 +1,118 @@
+"""The ranks of the job: MPI started and ended by hand, and a few collectives, none of which can hang silently.
+
+mpi4py holds Python's lock while it starts and ends MPI, so no thread of Python could watch it; here both are called
+through ctypes, which gives the lock up. It refuses to go on when a call took too long: it tells the report, and ends
+the job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ..mpi_library import mapped
+from ..nodes import Nodes
+
+
+class Ranks:
+    """COMM_WORLD, or one process without MPI. limit: seconds that one call may take.
+
+    give_up(what): called, on whichever rank waited too long, before the job is ended with exit code 3.
+    """
+
+    def __init__(self, limit: float, give_up: Callable[[str], None]) -> None:
+        self.rank, self.size = 0, 1
+        self.comm: Any = None
+        self.node: Any = None  # the communicator of those that share memory
+        self.nodes = Nodes.of(1)
+        self._limit, self._give_up = limit, give_up
+        self._library: ctypes.CDLL | None = None
+        self._mine = False  # whether MPI was started here
+
+    def start(self) -> None:
+        """Load the MPI library, start MPI, meet the others. Raises ImportError or RuntimeError where there is none."""
+        import mpi4py
+
+        mpi4py.rc.initialize = mpi4py.rc.finalize = False
+        from mpi4py import MPI
+
+        self._library = _loaded()
+        if not MPI.Is_initialized():
+            with self.bounded("MPI to start (MPI_Init_thread)"):
+                self._start(MPI)
+            self._mine = True
+        comm = MPI.COMM_WORLD
+        comm.Set_errhandler(MPI.ERRORS_RETURN)  # mpi4py makes exceptions of them
+        self.rank, self.size = comm.Get_rank(), comm.Get_size()
+        with self.bounded("the other ranks (MPI_Comm_split_type)"):
+            self.node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
+            self.nodes = Nodes(tuple(comm.allgather(self.node.bcast(self.rank))))
+        self.comm = comm
+
+    def _start(self, MPI: Any) -> None:
+        if self._library is None:
+            MPI.Init_thread()
+            return
+        level = ctypes.c_int()
+        code = self._library.MPI_Init_thread(None, None, MPI.THREAD_MULTIPLE, ctypes.byref(level))
+        if code:
+            raise RuntimeError(f"MPI_Init_thread returned {code}")
+
+    def end(self) -> None:
+        """End MPI; collective."""
+        if self.comm is None:
+            return
+        with self.bounded("the other ranks to end MPI (MPI_Finalize)"):
+            self.node.Free()
+            if self._mine and self._library is not None:
+                self._library.MPI_Finalize()
+
+    @property
+    def lead(self) -> bool:
+        """Whether this is the first rank of its node."""
+        return self.nodes.node_of[self.rank] == self.rank
+
+    def allgather(self, value: Any, what: str) -> list[Any]:
+        """Everybody's `value`, in rank order."""
+        if self.comm is None:
+            return [value]
+        with self.bounded(f"the other ranks ({what})"):
+            request = self.comm.Ibarrier()
+            while not request.Test():  # asleep: another rank may be measuring, or asking a slow command
+                time.sleep(0.001)
+            return self.comm.allgather(value)
+
+    @contextlib.contextmanager
+    def bounded(self, what: str) -> Iterator[None]:
+        """End the job if the block takes longer than the limit."""
+        timer = threading.Timer(self._limit, self._abort, (what,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _abort(self, what: str) -> None:
+        text = f"rank {self.rank} waited {self._limit:g} s for {what}"
+        print(f"aristos doctor: {text}; ending the job", file=sys.stderr, flush=True)
+        self._give_up(text)
+        if self.comm is not None and self.size > 1:
+            threading.Timer(5.0, os._exit, (3,)).start()  # should even this hang
+            self.comm.Abort(3)
+        os._exit(3)
+
+
+def _loaded() -> ctypes.CDLL | None:
+    """The MPI library that mpi4py has loaded, never a second copy; None where it is linked statically."""
+    for path in mapped():
+        library = ctypes.CDLL(path, mode=ctypes.DEFAULT_MODE | getattr(os, "RTLD_NOLOAD", 4))
+        if hasattr(library, "MPI_Init_thread"):
+            return library
+    return None

@@ -1,0 +1,71 @@
+"""What rank 0 shows: one line a finding as it comes, with the remedy below; or one JSON object at the end."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+
+from .. import __version__
+from .finding import WORSE, Finding
+
+COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+INDENT = 24  # columns of a finding's state and name
+UNWRAPPED = 10_000  # columns where no person reads: lines stay whole
+
+
+class Report:
+    """silent: another rank prints. as_json: nothing before the object."""
+
+    def __init__(self, as_json: bool = False, silent: bool = False) -> None:
+        from rich.console import Console
+
+        self.findings: list[Finding] = []
+        self.ranks = 1
+        self._json, self._silent = as_json, silent
+        self._console = Console(highlight=False)
+
+    def add(self, *findings: Finding) -> None:
+        self.findings += findings
+        if not (self._json or self._silent):
+            for each in findings:
+                self._show(each)
+            sys.stdout.flush()
+
+    def _show(self, each: Finding) -> None:
+        from rich.text import Text
+
+        room = self._console.width - INDENT if sys.stdout.isatty() else UNWRAPPED
+        first, *more = textwrap.wrap(each.text, max(room, 40)) or [""]
+        self._console.print(
+            Text.assemble((f"{each.state:6}", COLOURS[each.state]), f"{each.name:{INDENT - 6}}", first), soft_wrap=True
+        )
+        below = [(line, "") for line in more] + [(f"  {line}", "italic") for line in each.remedy.splitlines()]
+        for line, style in below:
+            self._console.print(Text(" " * INDENT + line, style), soft_wrap=True)
+
+    @property
+    def worst(self) -> str:
+        return max((each.state for each in self.findings), key=WORSE.index, default="ok")
+
+    def note(self, text: str) -> None:
+        """A line for people only."""
+        if not (self._json or self._silent):
+            self._console.print(text, markup=False, soft_wrap=True)
+
+    def end(self) -> None:
+        """The summary, or the object."""
+        if self._silent:
+            return
+        if self._json:
+            whole = {
+                "aristos": __version__,
+                "ranks": self.ranks,
+                "state": self.worst,
+                "findings": [vars(each) for each in self.findings],
+            }
+            print(json.dumps(whole, indent=1, default=str), flush=True)
+            return
+        count = {state: sum(each.state == state for each in self.findings) for state in WORSE}
+        self.note(f"\n{count['ok']} ok, {count['warn']} to look at, {count['fail']} failed")
+        sys.stdout.flush()
