@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aristos import mpi_library, results
+from aristos import mpi_library, results, versions
 from aristos.bench import (
     environment,
     fit,
@@ -442,4 +442,4 @@ def test_facts_of_a_run_are_plain():
     assert facts["command"].endswith("aristos.bench gemm")
     assert facts["ranks"] == 1
     assert json.dumps(report.plain(facts))
-    assert set(environment.PACKAGES) <= set(facts["versions"])
+    assert set(versions.PACKAGES) <= set(facts["versions"])

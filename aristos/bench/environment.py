@@ -12,28 +12,16 @@ import platform
 import subprocess
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..results import SCHEMA
+from ..versions import versions
 from . import launch
 from .world import World
 
-PACKAGES = ("numpy", "numba", "llvmlite", "mpi4py", "h5py")
 _SLURM = ("SLURM_JOB_NUM_NODES", "SLURM_NTASKS", "SLURM_CPUS_PER_TASK", "SLURM_CPU_BIND", "SLURM_TOPOLOGY_ADDR")
 _SET_THREADS = ("openblas_set_num_threads", "MKL_Set_Num_Threads", "bli_thread_set_num_threads")
-
-
-def versions() -> dict[str, str]:
-    found = {"aristos": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def cpu() -> str:

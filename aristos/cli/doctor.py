@@ -1,4 +1,4 @@
-"""`aristos doctor`: check MPI, launcher, memory, cores, GPUs and Slurm; under mpirun or srun, the ranks against each other.
+"""`aristos doctor`: check MPI, launcher, memory, cores, GPUs, Slurm; under mpirun or srun, compare the ranks.
 
 Exit codes: 0 nothing failed, 2 usage, 3 something failed, 130 Ctrl-C.
 """

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
-from importlib import metadata
 
 from .finding import Finding, ok, warn
 
@@ -30,11 +29,11 @@ def hidden(env: Mapping[str, str]) -> str:
     if env.get("SLURM_GPUS_PER_TASK") or "gpu" in env.get("SLURM_TRES_PER_TASK", ""):
         return "--gpus-per-task"
     bind = env.get("SLURM_GPU_BIND") or env.get("SLURM_STEP_GPU_BIND") or env.get("SLURM_TRES_BIND", "")
-    return f"--gpu-bind={bind}" if re.search(r"single|closest|per_task|map|mask", bind) else ""
+    return f"--gpu-bind={bind}" if re.search("single|closest|per_task|map|mask", bind) else ""
 
 
 def peers() -> tuple[int, int] | None:
-    """(ordered pairs of visible GPUs that reach each other's memory, all pairs), asked of the driver without a context."""
+    """(ordered pairs of visible GPUs that reach each other's memory, all pairs); the driver knows without a context."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -49,13 +48,6 @@ def peers() -> tuple[int, int] | None:
             if a != b and not driver.cuDeviceCanAccessPeer(ctypes.byref(yes), a, b):
                 reached += yes.value
     return reached, count.value * (count.value - 1)
-
-
-def version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def gpus(names: list[str] | None, env: Mapping[str, str], ranks: int, reach: tuple[int, int] | None) -> Finding:

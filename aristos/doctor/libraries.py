@@ -7,12 +7,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
 from .. import mpi_library
 from ..bench import launch
 from ..mpi_library import WHEELS, Library
+from ..versions import version
 from ..workarounds import Workaround
 from .finding import Finding, fail, ok, warn
 
@@ -37,14 +37,7 @@ def library(found: Library | None, why: str = "") -> Finding:
 
 def wheels() -> list[str]:
     """MPI libraries that pip has installed."""
-    found = []
-    for package in WHEELS.values():
-        try:
-            metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-        found.append(package)
-    return found
+    return [package for package in WHEELS.values() if version(package) is not None]
 
 
 def loaded_modules(env: Mapping[str, str], own: list[Path]) -> list[str]:
@@ -74,12 +67,12 @@ def one_mpi(mapped: list[str], installed: list[str], modules: list[str]) -> Find
             name, f"this process has loaded {len(several)} MPI libraries: {', '.join(several)}", remedy, **values
         )
     if len(installed) > 1:
-        text = f"pip has installed {len(installed)} MPI libraries: {', '.join(installed)}; they overwrite each other's mpirun"
+        text = f"pip has installed {len(installed)} MPI libraries ({', '.join(installed)}), which share the name mpirun"
         keep = f"{pip} {' '.join(installed)}, then install the one you want"
         return fail(name, text, keep, **values)
     if installed and modules:
         text = f"pip's {installed[0]} meets another MPI ({'; '.join(modules)}): programs of one would load the other"
-        remedy = f"on a cluster: {pip} {installed[0]}, and mpi4py takes the module's\nelse: `module unload` it, or unset the variable"
+        remedy = f"on a cluster: {pip} {installed[0]}, and mpi4py takes the module's\nelse: `module unload` the other"
         return fail(name, text, remedy, **values)
     source = (
         f"pip's {installed[0]}"
@@ -89,7 +82,7 @@ def one_mpi(mapped: list[str], installed: list[str], modules: list[str]) -> Find
     return ok(name, f"only {source}" if installed or modules else source, **values)
 
 
-def flavour(version: str) -> str:
+def flavour(answer: str) -> str:
     """Which library's mpirun printed this as its --version."""
     for mark, kind in (
         ("Intel(R) MPI", "Intel MPI"),
@@ -97,7 +90,7 @@ def flavour(version: str) -> str:
         ("prte", "Open MPI"),
         ("HYDRA", "MPICH"),
     ):
-        if mark.lower() in version.lower():
+        if mark.lower() in answer.lower():
             return kind
     return "unknown MPI"
 
@@ -109,18 +102,18 @@ def ask_version(path: str) -> str:
         return ""
 
 
-def mpirun(found: Library | None, path: str | None, version: str, beside: str, launched: bool) -> Finding:
+def mpirun(found: Library | None, path: str | None, answer: str, beside: str, launched: bool) -> Finding:
     """Does `mpirun` on PATH belong to the library in use?
 
-    path: where it is, and version: what it says; beside: where the library's own is, if there; launched: whether a
-    launcher started this process, so that another mpirun is no trouble now.
+    path: where it is, and answer: what its --version says; beside: where the library's own is, if there; launched:
+    whether a launcher started this process, so that another mpirun is no trouble now.
     """
     name = "mpirun"
     use = f"use {beside}" if beside else "use the mpirun of the library's own package or module"
     if path is None:
         text = "no mpirun on PATH"
         return ok(name, text) if launched else warn(name, text, f"{use}, or srun under Slurm")
-    kind = flavour(version)
+    kind = flavour(answer)
     values = {"path": path, "kind": kind}
     if found is None or (beside and os.path.realpath(path) == os.path.realpath(beside)):
         return ok(name, f"{path} ({kind})", **values)
@@ -141,8 +134,8 @@ def own_mpirun(found: Library | None) -> str:
 
 def mpirun_here(found: Library | None) -> Finding:
     path = shutil.which("mpirun") or shutil.which("mpiexec")
-    version = ask_version(path) if path else ""
-    return mpirun(found, path, version, own_mpirun(found), launch.started_as() is not None)
+    answer = ask_version(path) if path else ""
+    return mpirun(found, path, answer, own_mpirun(found), launch.started_as() is not None)
 
 
 def launcher(world: int, env: Mapping[str, str], found: Library | None) -> Finding:

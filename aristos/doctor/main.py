@@ -6,24 +6,31 @@ Exit codes: 0 nothing failed, 3 something did, 130 Ctrl-C.
 from __future__ import annotations
 
 import os
+import platform
+from collections.abc import Callable
+from typing import Any
 
 from .. import mpi_library, workarounds
 from ..bench import launch
 from ..mpi_library import Library
-from . import libraries
+from ..versions import version, versions
+from . import cores, equal, gpus, kernels, libraries, memory, progress, slurm, windows
 from .finding import Finding, fail, guarded, merged
 from .ranks import Ranks
 from .report import Report
 
 OK, FAILED, INTERRUPTED = 0, 3, 130
+Check = tuple[str, Callable[[], Finding]]
 
 
 def run(as_json: bool, limit: float) -> int:
     """Check all there is to check; the exit code, the same on every rank."""
-    report = Report(as_json, silent=not launch.prints())
+    prints = launch.prints()
+    report = Report(as_json, silent=not prints)
     found = mpi_library.find()
     applied = workarounds.apply(found)
-    report.add(*_before(found, applied))
+    if prints:
+        report.add(*(guarded(name, check) for name, check in _before(found, applied)))
     ranks = Ranks(limit, lambda text: _hung(report, text))
     try:
         ranks.start()
@@ -33,24 +40,95 @@ def run(as_json: bool, limit: float) -> int:
         report.add(libraries.library(found))
         report.ranks = ranks.size
     report.add(libraries.launcher(ranks.size, os.environ, found))
-    return _finish(ranks, report)
+    if ranks.rank == 0 and not prints:
+        return OK  # a task of a job that MPI does not see as one: task 0 says so, and fails
+    _on_all(ranks, report, found)
+    failed = any(ranks.allgather(report.worst == "fail", "exit code"))
+    report.end()
+    ranks.end()
+    return FAILED if failed else OK
 
 
-def _before(found: Library | None, applied: list[workarounds.Workaround]) -> list[Finding]:
-    """What one process can see alone, the same on all."""
-    if not launch.prints():
-        return []
+def _before(found: Library | None, applied: list[workarounds.Workaround]) -> list[Check]:
+    """What one process sees alone, the same on all ranks."""
     return [
-        guarded("workarounds", lambda: libraries.workarounds(applied)),
-        guarded("mpirun", lambda: libraries.mpirun_here(found)),
+        ("workarounds", lambda: libraries.workarounds(applied)),
+        ("Slurm", lambda: slurm.slurm_here(os.environ, found)),
+        ("mpirun", lambda: libraries.mpirun_here(found)),
     ]
 
 
-def _finish(ranks: Ranks, report: Report) -> int:
-    failed = ranks.allgather(report.worst == "fail", "exit code")
-    report.end()
-    ranks.end()
-    return FAILED if any(failed) else OK
+def _on_all(ranks: Ranks, report: Report, found: Library | None) -> None:
+    """What each rank or node sees for itself, and what they do together."""
+    here = sum(node == ranks.nodes.node_of[ranks.rank] for node in ranks.nodes.node_of)
+    checks = _of_rank()
+    if ranks.lead:
+        checks += _of_node(ranks.size, here)
+    mine = [guarded(name, check) for name, check in checks]
+    report.add(*merged(enumerate(ranks.allgather(mine, "what each rank sees")), ranks.size))
+    seats = ranks.allgather(cores.seat(ranks.nodes.node_of[ranks.rank]), "cores")
+    report.add(guarded("cores", lambda: cores.binding(seats, found, os.environ)))
+    if ranks.comm is None:
+        return
+    level, multiple = _levels()
+    report.add(libraries.threads(level, multiple, not ranks.nodes.single))
+    report.add(windows.shared(ranks), progress.progress(ranks, level >= multiple))
+    if ranks.size > 1:
+        facts = ranks.allgather((_facts(), os.environ.get("SLURMD_NODENAME") or platform.node()), "facts to compare")
+        report.add(equal.hosts([host for _, host in facts], ranks.nodes))
+        report.add(*equal.equal([each for each, _ in facts]))
+
+
+def _of_rank() -> list[Check]:
+    mask = len(os.sched_getaffinity(0))
+    return [
+        ("one MPI", lambda: libraries.one_mpi(mpi_library.mapped(), libraries.wheels(), libraries.modules_here())),
+        ("Numba", lambda: kernels.numba(os.environ)),
+        ("instructions", kernels.instructions),
+        ("kernel cache", kernels.cache),
+        ("core limits", lambda: cores.granted(mask, cores.quota(), os.environ)),
+    ]
+
+
+def _of_node(ranks: int, here: int) -> list[Check]:
+    """For the first rank of each node."""
+    names = gpus.listing()
+    return [
+        (memory.SHM, lambda: memory.shared_here(ranks, here)),
+        ("left in shm", lambda: memory.left(memory.leftovers())),
+        ("GPUs", lambda: gpus.gpus(names, os.environ, here, gpus.peers())),
+        ("GPU packages", lambda: gpus.driver_packages(version("numba-cuda"), version("numpy") or "0", names)),
+    ]
+
+
+def _levels() -> tuple[int, int]:
+    """(thread level that MPI gave, MPI_THREAD_MULTIPLE)."""
+    from mpi4py import MPI
+
+    return MPI.Query_thread(), MPI.THREAD_MULTIPLE
+
+
+def _facts() -> dict[str, str]:
+    """What should be equal on all ranks."""
+    sources: dict[str, Callable[[], Any]] = {
+        "MPI library": _library_version,
+        "instructions": kernels.isa,
+        "kernel cache": lambda: kernels.folder().parent,
+        "core count": lambda: len(os.sched_getaffinity(0)),
+    }
+    facts = versions()
+    for name, ask in sources.items():
+        try:
+            facts[name] = str(ask())
+        except Exception as why:
+            facts[name] = f"unknown ({type(why).__name__})"
+    return facts
+
+
+def _library_version() -> str:
+    from mpi4py import MPI
+
+    return " ".join(MPI.Get_library_version().replace("\0", "").split("\n")[0].split())
 
 
 def _hung(report: Report, text: str) -> None:

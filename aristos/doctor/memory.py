@@ -90,6 +90,7 @@ def left(files: list[tuple[str, int]]) -> Finding:
     text = f"{len(files)} files of MPI jobs that no process here uses, {size / MIB:.0f} MiB: left by killed jobs"
     remedy = "\n".join(f"rm {path}" for path, _ in files[:3])
     if len(files) > 3:
-        prefixes = sorted({re.match(r"[A-Za-z]+[_.-]?[A-Za-z]*", Path(p).name)[0] for p, _ in files})  # type: ignore[index]
-        remedy = f"if no other job of yours runs on this node: rm {' '.join(f'{SHM}/{p}*' for p in prefixes)}"
+        kinds = sorted({match[0] for path, _ in files if (match := LEFT.match(Path(path).name))})
+        which = " -o ".join(f"-name '{kind}*'" for kind in kinds)
+        remedy = f"when no job of yours runs here: find {SHM} -maxdepth 1 -type f -user $USER \\( {which} \\) -delete"
     return warn(name, text, remedy, files=[path for path, _ in files], bytes=size)

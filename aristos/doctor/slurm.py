@@ -26,7 +26,7 @@ def plugins(listing: str | None) -> list[str]:
     """The types that `srun --mpi=list` names; [] if it did not answer."""
     if listing is None:
         return []
-    return [name for name in re.findall(r"^\s+(\w+)\s*$", listing, re.MULTILINE)]
+    return list(re.findall(r"^\s+(\w+)\s*$", listing, re.MULTILINE))
 
 
 def slurm(env: Mapping[str, str], version: str | None, types: list[str], library: Library | None) -> Finding:

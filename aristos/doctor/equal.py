@@ -1,0 +1,61 @@
+"""Are the ranks alike? One line for each property that should be equal, naming the ranks that differ."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ..nodes import Nodes
+from .finding import Finding, fail, named, ok, warn
+
+# (property, whether a difference is a failure, what to do)
+ENVIRONMENT = "start all ranks from one environment: activate it in the job script, not in the shell of one node"
+RULES = (
+    ("aristos", True, ENVIRONMENT),
+    ("python", True, ENVIRONMENT),
+    ("numpy", True, ENVIRONMENT),
+    ("numba", True, ENVIRONMENT),
+    ("MPI library", True, "one MPI library on all nodes: the same environment or module, and the same LD_LIBRARY_PATH"),
+    (
+        "instructions",
+        False,
+        "outputs are equal bit for bit only between CPUs of one kind: ask for one (sbatch --constraint)",
+    ),
+    ("kernel cache", False, "set ARISTOS_CACHE alike on all ranks, or kernels are compiled once for each folder"),
+    ("core count", False, "bind ranks alike: the slowest decides"),
+)
+
+
+def equal(facts: list[dict[str, str]]) -> list[Finding]:
+    """facts: one dictionary a rank, with a text for each property of RULES; '' where a rank cannot tell."""
+    return [compared(name, [each.get(name, "") for each in facts], bad, remedy) for name, bad, remedy in RULES]
+
+
+def compared(name: str, values: list[str], bad: bool, remedy: str) -> Finding:
+    """The most frequent value counts as the rule, of equally frequent ones rank 0's."""
+    rule, _ = Counter(values).most_common(1)[0]
+    others = [rank for rank, value in enumerate(values) if value != rule]
+    title = f"same {name}"
+    if not others:
+        return ok(title, f"equal on all {len(values)} ranks: {rule or 'unknown'}", value=rule)
+    differing = "; ".join(
+        f"{value or 'unknown'} on {named(r for r, v in enumerate(values) if v == value)}"
+        for value in dict.fromkeys(values[rank] for rank in others)
+    )
+    rest = named(rank for rank, value in enumerate(values) if value == rule)
+    make = fail if bad else warn
+    return make(title, f"{differing}, but {rule or 'unknown'} on {rest}", remedy, values=values)
+
+
+def hosts(names: list[str], nodes: Nodes) -> Finding:
+    """Which ranks are where; nodes as MPI sees them, names as the system says."""
+    groups = {node: [r for r, n in enumerate(nodes.node_of) if n == node] for node in dict.fromkeys(nodes.node_of)}
+    text = f"{len(names)} ranks on {len(groups)} nodes: " if len(groups) > 1 else f"{len(names)} ranks on one node: "
+    shown = [f"{names[ranks[0]]} ({named(ranks)})" for ranks in list(groups.values())[:8]]
+    more = f", and {len(groups) - 8} more" if len(groups) > 8 else ""
+    uneven = len({len(ranks) for ranks in groups.values()}) > 1
+    values = {"hosts": names, "node_of_rank": list(nodes.node_of)}
+    text += ", ".join(shown) + more
+    if uneven:
+        remedy = "if that is not meant: srun --ntasks-per-node=N, or mpirun -ppn N (Open MPI: --map-by ppr:N:node)"
+        return warn("hosts", f"{text}: not the same number everywhere", remedy, **values)
+    return ok("hosts", text, **values)

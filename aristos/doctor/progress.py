@@ -1,0 +1,131 @@
+"""Does a put land while its target computes? Measured with Aristos's pacing thread at the target, and without.
+
+MPI lets a library make progress only inside its calls. Then a put to a rank that computes waits until that rank is
+done; Aristos's threads and kernels call MPI in between. It refuses to measure bandwidth: `aristos bench` does.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..nodes import Nodes
+from .finding import Finding, fail, ok, warn
+from .ranks import Ranks
+
+NAME = "RMA progress"
+COMPUTE = 0.3  # seconds the target computes
+HEAD_START = 0.05  # seconds of them before the put
+TRIES = 3
+BYTES = 4096
+SLOW = 0.05  # seconds: more than a pacing thread that gets a core needs
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of put and flush; pair: (origin, target)."""
+
+    paced: float
+    alone: float
+    pair: tuple[int, int]
+    far: bool
+
+
+def pair(nodes: Nodes) -> tuple[int, int] | None:
+    """Rank 0 and a rank of another node, or else of its own; None for one rank."""
+    others = nodes.far(0) or nodes.near(0)
+    return (0, others[0]) if others else None
+
+
+def progress(ranks: Ranks, multiple: bool) -> Finding:
+    """Measure between two ranks while the others sleep. Collective. multiple: whether MPI has MPI_THREAD_MULTIPLE."""
+    two = pair(ranks.nodes)
+    if two is None:
+        return ok(NAME, "not measured: it takes two ranks")
+    if not multiple:
+        return warn(NAME, "not measured: it takes MPI_THREAD_MULTIPLE", "see MPI threads")
+    error, times = "", None
+    with ranks.bounded("the other ranks (MPI_Comm_split)"):
+        comm = ranks.comm.Split(0 if ranks.rank in two else 1, key=ranks.rank)
+    if ranks.rank in two:
+        try:
+            times = _between(ranks, comm)
+        except Exception as why:
+            error = f"{type(why).__name__}: {why}"
+    told = ranks.allgather((error, times), "the measurement of RMA progress")
+    comm.Free()
+    failed = next((error for error, _ in told if error), "")
+    if failed:
+        text = f"puts between ranks {two[0]} and {two[1]} fail: {failed}"
+        return fail(NAME, text, "try another network of the MPI library")
+    paced, alone = told[two[0]][1]
+    return judged(Measured(paced, alone, two, bool(ranks.nodes.far(0))))
+
+
+def _between(ranks: Ranks, comm: Any) -> tuple[float, float]:
+    """(seconds with, seconds without the target's pacing) at the origin, rank 0 of `comm`."""
+    from numba import int64
+
+    from .. import wire
+    from ..compile import warm_up
+    from ..transport.rma import RmaWindow
+
+    warm_up([(wire.pace, (int64,)), (wire.put, (int64,) * 5), (wire.flush, (int64,) * 2)], quiet=True)
+    with ranks.bounded("a window (MPI_Win_allocate)"):
+        window = RmaWindow(comm, BYTES)
+    found = []
+    for paced in (True, False):
+        with ranks.bounded(f"puts to a rank that computes {'with' if paced else 'without'} pacing (MPI_Win_flush)"):
+            found.append(statistics.median(_once(comm, window, paced) for _ in range(TRIES)))
+    with ranks.bounded("a window to be freed"):
+        window.close()
+    return found[0], found[1]
+
+
+def _once(comm: Any, window: Any, paced: bool) -> float:
+    """Seconds that put and flush take; 0 at the target, which computes and leaves MPI to its pacing thread."""
+    from .. import wire
+
+    window.in_call(not paced)  # inside a call the pacing thread leaves progress to the workers
+    comm.Barrier()
+    if comm.rank == 1:
+        _compute(COMPUTE)
+        return 0.0
+    time.sleep(HEAD_START)
+    data = np.arange(8, dtype=np.uint8)
+    start = time.perf_counter()
+    while not wire.take(window.wire):
+        pass
+    wire.put(window.wire, 1, int(window.shift[1]), data.ctypes.data, data.nbytes)
+    wire.flush(window.wire, 1)
+    wire.leave(window.wire)
+    return time.perf_counter() - start
+
+
+def _compute(seconds: float) -> None:
+    """Keep a core busy, without Python's lock most of the time."""
+    numbers = np.ones(100_000)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        np.sqrt(numbers, out=numbers)
+
+
+def judged(measured: Measured) -> Finding:
+    """What the two times mean."""
+    paced, alone = 1e3 * measured.paced, 1e3 * measured.alone
+    a, b = measured.pair
+    where = f"rank {a} to {b}, {'on another node' if measured.far else 'both on the only node'}"
+    text = f"{paced:.2f} ms with Aristos's pacing, {alone:.2f} ms without, for a put to a rank that computes for "
+    text += f"{1e3 * COMPUTE:.0f} ms ({where})"
+    values = {"paced_ms": paced, "alone_ms": alone, "origin": a, "target": b, "other_node": measured.far}
+    if measured.paced > SLOW:
+        why = f"{text}: the target's pacing thread gets no core, or MPI moves nothing for it"
+        remedy = "leave a rank one core more than its threads: MoE(threads=cores - 1), or one more --cpus-per-task"
+        return warn(NAME, why, remedy, **values)
+    if measured.alone > SLOW:
+        text += ": this MPI moves nothing while the target is outside MPI; Aristos calls it in between"
+    return ok(NAME, text, **values)

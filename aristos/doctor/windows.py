@@ -1,0 +1,54 @@
+"""Do shared windows work: does a rank see, in a peer's memory, what the peer stored there?"""
+
+from __future__ import annotations
+
+import ctypes
+
+from ..nodes import Nodes
+from .finding import Finding, fail, named, ok
+from .ranks import Ranks
+
+BYTES = 4096
+NAME = "shared windows"
+
+
+def shared(ranks: Ranks) -> Finding:
+    """Allocate one, store, look at every peer of the node. Collective."""
+    here = [rank for rank in range(ranks.size) if ranks.nodes.node_of[rank] == ranks.nodes.node_of[ranks.rank]]
+    error, wrong = "", []
+    if len(here) > 1:
+        try:
+            wrong = _look(ranks, here)
+        except Exception as why:
+            error = f"{type(why).__name__}: {why}"
+    told = ranks.allgather((error, wrong), "shared windows")
+    return judged([error for error, _ in told], [wrong for _, wrong in told], ranks.nodes)
+
+
+def _look(ranks: Ranks, here: list[int]) -> list[int]:
+    """Peers whose word is not what they stored; every rank stores its number, plus one."""
+    from ..transport.shm import ShmWindow
+
+    with ranks.bounded("the other ranks of its node (MPI_Win_allocate_shared)"):
+        window = ShmWindow(ranks.node, BYTES)
+        ctypes.c_int64.from_address(window.base[ranks.node.rank]).value = ranks.rank + 1
+        ranks.node.Barrier()
+        seen = [ctypes.c_int64.from_address(base).value for base in window.base]
+        ranks.node.Barrier()
+        window.close()
+    return [rank for rank, value in zip(here, seen) if value != rank + 1]
+
+
+def judged(errors: list[str], wrong: list[list[int]], nodes: Nodes) -> Finding:
+    """errors: [ranks] what was raised; wrong: [ranks] peers that were not seen."""
+    remedy = "is /dev/shm there, large enough (see its line), and one for all ranks of a node (containers: --ipc=host)?"
+    failed = [rank for rank, error in enumerate(errors) if error]
+    blind = [rank for rank, peers in enumerate(wrong) if peers]
+    if failed:
+        return fail(NAME, f"{named(failed)}: {errors[failed[0]]}", remedy)
+    if blind:
+        return fail(NAME, f"{named(blind)} does not see what {named(wrong[blind[0]])} stored", remedy)
+    pairs = sum(len(nodes.near(rank)) for rank in range(len(nodes.node_of)))
+    if not pairs:
+        return ok(NAME, "not tried: no two ranks share a node", pairs=0)
+    return ok(NAME, f"every rank sees the stores of its node's others ({pairs} ordered pairs)", pairs=pairs)
