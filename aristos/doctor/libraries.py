@@ -13,7 +13,7 @@ from .. import mpi_library
 from ..bench import launch
 from ..mpi_library import WHEELS, Library
 from ..versions import version
-from ..workarounds import Workaround
+from ..workarounds import SM_FOLDERS, Workaround
 from .finding import Finding, fail, ok, warn
 
 MODULES = ("CRAY_MPICH_DIR", "MPICH_DIR", "MPI_HOME", "I_MPI_ROOT", "OPAL_PREFIX")  # what a site's MPI module sets
@@ -172,8 +172,15 @@ def workarounds(applied: list[Workaround]) -> Finding:
     name = "workarounds"
     if not applied:
         return ok(name, "none needed here")
-    text = "set for this run: " + "; ".join(f"{each.name}={each.value} ({each.why})" for each in applied)
-    lines = [f"export {each.name}='{each.value}'" for each in applied]
+    reasons: dict[str, list[str]] = {}
+    for each in applied:
+        reasons.setdefault(each.why, []).append(f"{each.name}={each.value}")
+    text = "set for this run: " + "; ".join(f"{', '.join(what)} ({why})" for why, what in reasons.items())
+    lines = [f"export {each.name}='{each.value}'" for each in applied if each.name not in SM_FOLDERS]
+    if any(each.name in SM_FOLDERS for each in applied):  # the value differs from node to node
+        folder = "/dev/shm/mine-$SLURMD_NODENAME"
+        names = " ".join(f"{variable}={folder}" for variable in SM_FOLDERS)
+        lines.append(f"srun bash -c 'mkdir -p {folder}; {names} exec python ...'")
     remedy = "\n".join(["in the job script of a program of yours:", *lines])
     return warn(name, text, remedy, set={each.name: each.value for each in applied})
 

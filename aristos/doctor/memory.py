@@ -11,7 +11,7 @@ from .finding import Finding, fail, ok, warn
 
 SHM = "/dev/shm"
 # What MPICH, Intel MPI, Open MPI and UCX name their files there.
-LEFT = re.compile(r"mpich_shm_|Intel_MPI_|psm2?_|sm_segment\.|vader_segment\.|osc_sm\.|ucx_shm_|aristos-")
+LEFT = re.compile(r"mpich_shm_|Intel_MPI_|psm2?_|sm_segment\.|vader_segment\.|osc_sm\.|ucx_shm_")
 YOUNG = 60.0  # seconds: a job that just starts may not have mapped its file yet
 MIB = 2**20
 
