@@ -3,8 +3,8 @@
 A put is cut into words; each travels alone, is read from its source late, and lands in any order, some before others
 that were put earlier, until a flush lands all that is left. Until then its source must not be written, nor its target
 read or put again. Only a coded word may be read while it is being put, by who holds the wire's lock: it may then read
-as anything at all, and what was put before it is known to have happened once both its halves have landed. It refuses to
-model time: a flush never waits.
+as anything at all, and what was put before it is known to have happened once both its halves have landed. It refuses
+to model time: a flush never waits.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Race(AssertionError):
 class Put:
     """One call of MPI_Put: who made it, what its actor knew to have happened, and its words that are not flushed."""
 
+    number: int
     origin: int
     peer: int
     clock: list[int]
@@ -56,6 +57,7 @@ class Network:
         self.random = random.Random(0)
         self.wires: list[np.ndarray] = []  # each rank's, where its lock is
         self.puts: list[Put] = []
+        self.count = 0
         self.flying: dict[int, Piece] = {}  # by target
         self.sources: dict[int, int] = {}  # how many pieces are read from a word
         self.halves: dict[int, Put] = {}  # what landed last in each half of a coded word
@@ -67,7 +69,8 @@ class Network:
         self.check_caller(address)
         assert nbytes > 0, "a put of nothing"
         assert nbytes % WORD == 0
-        put = Put(m.rank, int(peer), list(m.clocks[m.actor]))
+        self.count += 1
+        put = Put(self.count, m.rank, int(peer), list(m.clocks[m.actor]))
         for offset in range(0, int(nbytes), WORD):
             piece = Piece(put, put_target(put.peer, int(at)) + offset, int(source) + offset)
             if self.is_coded(piece.target):
@@ -157,15 +160,17 @@ class Network:
         return part == FAR and offset >= m.returns and (offset - m.returns) % m.layout.far_bytes >= m.layout.coded
 
     def read_coded(self, address: int) -> int:
-        """Half of a word as it reads now; after the second half of a word that has landed whole, its put is known."""
+        """Half of a word as it reads now. After the second half the older put of what both show is known: halves that
+        agree are of one put, or of two that said the same.
+        """
         m = self.machine
         self.check_caller(self.wires[m.rank].ctypes.data)
         value, other = m.cell(address).value, address ^ WORD
+        if other < address and address in self.halves and other in self.halves:
+            put = min(self.halves[address], self.halves[other], key=lambda p: p.number)
+            mine = m.clocks[m.actor]
+            mine[:] = map(max, mine, put.clock)
         piece = self.flying.get(address)
         if piece is not None and not piece.landed:
             return self.random.choice((value, self.random.getrandbits(62)))
-        put = self.halves.get(address)
-        if put is not None and put is self.halves.get(other) and other < address:
-            mine = m.clocks[m.actor]
-            mine[:] = map(max, mine, put.clock)
         return value

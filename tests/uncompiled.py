@@ -84,6 +84,8 @@ def runs(draw: st.DrawFn) -> tuple[Sizes, list[list[Call]], int]:
         run=draw(st.integers(2, 8)),
         merge=draw(st.sampled_from((0, 3, 8))),
         words=draw(st.integers(1, 2)),
+        node_of=draw(st.none() | st.tuples(*[st.integers(0, 2)] * world)),
+        block=draw(st.sampled_from((1, 3, 40))),
     )
     count = draw(st.integers(1, 6))
     rng = np.random.default_rng(draw(st.integers(0, 10**6)))
@@ -166,16 +168,17 @@ def play_all(calls: list[list[Call]], **changes: Any) -> None:
         play(replace(BUSY, **changes), calls, seed)
 
 
-def play_busy() -> None:
+def play_busy(**changes: Any) -> None:
     """Rows enough to fill rings again and again, then calls in which many ranks have none."""
-    play_all(busy_calls())
-    play_all(busy_calls(least=0), ring=30)
+    play_all(busy_calls(), **changes)
+    play_all(busy_calls(least=0), **{"ring": 30, **changes})
 
 
-def test_busy_calls():
-    play_busy()
-    play_all(busy_calls(exchange=True))
-    play_all(refused_halves(), ring=30)
+@pytest.mark.parametrize("node_of", [None, (0, 1, 2), (0, 1, 0)], ids=["one node", "three nodes", "two nodes"])
+def test_busy_calls(node_of):
+    play_busy(node_of=node_of)
+    play_all(busy_calls(exchange=True), node_of=node_of)
+    play_all(refused_halves(), ring=30, node_of=node_of)
 
 
 # ---- the watch itself: with an invariant taken away, it must speak up -----------------------------------------------
