@@ -28,9 +28,7 @@ def all_posted(job, st):
     """Has every far peer been put what it is owed?"""
     for p in range(job[f.WORLD]):
         if st[job[f.T_FAR] + p] != 0:
-            if (
-                st[job[f.T_PUT_TILES] + p] != st[job[f.T_SENT_TILES] + p]
-            ):  # an exchange's first half waits for no return
+            if st[job[f.T_PUT_TILES] + p] != st[job[f.T_SENT_TILES] + p]:  # an exchange's first half awaits no return
                 return False
             if st[job[f.T_PUT_RETURNED] + p] != st[job[f.T_RETURNED] + p]:
                 return False
