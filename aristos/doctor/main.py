@@ -32,21 +32,29 @@ def run(as_json: bool, limit: float) -> int:
     if prints:
         report.add(*(guarded(name, check) for name, check in _before(found, applied)))
     ranks = Ranks(limit, lambda text: _hung(report, text))
-    try:
-        ranks.start()
-    except (ImportError, RuntimeError) as why:
-        report.add(libraries.library(found, str(why) or type(why).__name__))
-    else:
-        report.add(libraries.library(found))
-        report.ranks = ranks.size
-    report.add(libraries.launcher(ranks.size, os.environ, found))
+    report.add(_start(ranks, found))
+    report.ranks = ranks.size
+    met = libraries.launcher(None if ranks.comm is None else ranks.size, os.environ, found)
+    report.add(met)
     if ranks.rank == 0 and not prints:
         return OK  # a task of a job that MPI does not see as one: task 0 says so, and fails
-    _on_all(ranks, report, found)
+    _each(ranks, report)
+    if met.state == "ok":
+        _together(ranks, report, found)
     failed = any(ranks.allgather(report.worst == "fail", "exit code"))
     report.end()
     ranks.end()
     return FAILED if failed else OK
+
+
+def _start(ranks: Ranks, found: Library | None) -> Finding:
+    """Start MPI, unless it would end the process; the library's finding."""
+    if launch.stranger(library=found) is None:
+        try:
+            ranks.start()
+        except (ImportError, RuntimeError) as why:
+            return libraries.library(found, str(why) or type(why).__name__)
+    return libraries.library(found)
 
 
 def _before(found: Library | None, applied: list[workarounds.Workaround]) -> list[Check]:
@@ -58,25 +66,30 @@ def _before(found: Library | None, applied: list[workarounds.Workaround]) -> lis
     ]
 
 
-def _on_all(ranks: Ranks, report: Report, found: Library | None) -> None:
-    """What each rank or node sees for itself, and what they do together."""
+def _each(ranks: Ranks, report: Report) -> None:
+    """What each rank, and the first rank of each node, sees for itself."""
     here = sum(node == ranks.nodes.node_of[ranks.rank] for node in ranks.nodes.node_of)
     checks = _of_rank()
     if ranks.lead:
         checks += _of_node(ranks.size, here)
     mine = [guarded(name, check) for name, check in checks]
     report.add(*merged(enumerate(ranks.allgather(mine, "what each rank sees")), ranks.size))
+
+
+def _together(ranks: Ranks, report: Report, found: Library | None) -> None:
+    """What takes all ranks to see, or to do."""
     seats = ranks.allgather(cores.seat(ranks.nodes.node_of[ranks.rank]), "cores")
     report.add(guarded("cores", lambda: cores.binding(seats, found, os.environ)))
     if ranks.comm is None:
         return
     level, multiple = _levels()
     report.add(libraries.threads(level, multiple, not ranks.nodes.single))
+    if ranks.size == 1:
+        return
     report.add(windows.shared(ranks), progress.progress(ranks, level >= multiple))
-    if ranks.size > 1:
-        facts = ranks.allgather((_facts(), os.environ.get("SLURMD_NODENAME") or platform.node()), "facts to compare")
-        report.add(equal.hosts([host for _, host in facts], ranks.nodes))
-        report.add(*equal.equal([each for each, _ in facts]))
+    facts = ranks.allgather((_facts(), os.environ.get("SLURMD_NODENAME") or platform.node()), "facts to compare")
+    report.add(equal.hosts([host for _, host in facts], ranks.nodes))
+    report.add(*equal.equal([each for each, _ in facts]))
 
 
 def _of_rank() -> list[Check]:

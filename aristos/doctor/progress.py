@@ -35,17 +35,14 @@ class Measured:
     far: bool
 
 
-def pair(nodes: Nodes) -> tuple[int, int] | None:
-    """Rank 0 and a rank of another node, or else of its own; None for one rank."""
-    others = nodes.far(0) or nodes.near(0)
-    return (0, others[0]) if others else None
+def pair(nodes: Nodes) -> tuple[int, int]:
+    """Rank 0 and a rank of another node, or else of its own."""
+    return 0, (nodes.far(0) or nodes.near(0))[0]
 
 
 def progress(ranks: Ranks, multiple: bool) -> Finding:
-    """Measure between two ranks while the others sleep. Collective. multiple: whether MPI has MPI_THREAD_MULTIPLE."""
+    """Measure between two ranks while the others sleep. Collective, two ranks at least. multiple: may threads call MPI?"""
     two = pair(ranks.nodes)
-    if two is None:
-        return ok(NAME, "not measured: it takes two ranks")
     if not multiple:
         return warn(NAME, "not measured: it takes MPI_THREAD_MULTIPLE", "see MPI threads")
     error, times = "", None

@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 from .. import __version__
+from ..bench import launch
 from .finding import WORSE, Finding
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -23,7 +24,9 @@ class Report:
         self.findings: list[Finding] = []
         self.ranks = 1
         self._json, self._silent = as_json, silent
-        self._console = Console(highlight=False)
+        # Open MPI's mpirun gives its ranks a terminal whatever its own output is.
+        self._terminal = sys.stdout.isatty() and launch.started_as() is None
+        self._console = Console(highlight=False, force_terminal=self._terminal)
 
     def add(self, *findings: Finding) -> None:
         self.findings += findings
@@ -35,7 +38,7 @@ class Report:
     def _show(self, each: Finding) -> None:
         from rich.text import Text
 
-        room = self._console.width - INDENT if sys.stdout.isatty() else UNWRAPPED
+        room = self._console.width - INDENT if self._terminal else UNWRAPPED
         first, *more = textwrap.wrap(each.text, max(room, 40)) or [""]
         self._console.print(
             Text.assemble((f"{each.state:6}", COLOURS[each.state]), f"{each.name:{INDENT - 6}}", first), soft_wrap=True
