@@ -207,6 +207,25 @@ def test_the_benchmark_on_nodes(cluster, tmp_path, where, nodes, transports):
 
 
 @own_memory
+def test_the_batch_script(cluster, tmp_path):
+    """launch/slurm.sbatch as it is, but for options of sbatch; it finds out which PMI the MPI library speaks."""
+    out, file = tmp_path / "out", tmp_path / "r.h5"
+    options = ["--parsable", "--cpus-per-task=1", f"--output={out}", f"--export=ALL,PYTHON={sys.executable}"]
+    words = ["layer", *SMALL, "--iters", "3", "--out", str(file)]
+    job = cluster.command("sbatch", *options, str(ROOT / "launch" / "slurm.sbatch"), *words).stdout.strip()
+
+    def state() -> str:
+        return cluster.command("scontrol", "show", "job", job).stdout
+
+    wait_for(lambda: re.search(r"JobState=(COMPLETED|FAILED|CANCELLED|TIMEOUT)", state()), 90, state)
+    said = out.read_text()
+    assert "JobState=COMPLETED" in state(), said
+    assert "4 ranks on 2 node(s) by shm, rma" in said
+    (run,) = results.load(file).runs
+    assert run.attributes["ranks"] == 4
+
+
+@own_memory
 def test_outputs_are_the_same_bits_on_every_cluster(cluster, alone):
     """One process, two ranks of one machine, and every way of 4 ranks over nodes."""
     want = alone(4)
@@ -249,6 +268,21 @@ def test_scancel_leaves_no_process_and_no_half_written_file(cluster, tmp_path):
     assert file.read_bytes() == before
     assert {f.name for f in file.parent.iterdir()} <= {"r.h5", "r.h5.lock"}
     assert len(results.load(file).runs) == 1
+
+
+def test_suites_that_are_done_are_written_before_the_time_limit(cluster, tmp_path):
+    """What `#SBATCH --signal=INT@60` in launch/slurm.sbatch does a minute before the end."""
+    out, file = tmp_path / "out", tmp_path / "r.h5"
+    bench = ["-m", "aristos.bench", "gemm", "layer", *SMALL, "--seconds", 60, "--out", file]
+    with cluster.job("warned", out, "-N2", "-n2", "--", *bench) as running:
+        wait_for(lambda: "\ngemm: " in out.read_text(), 90, out.read_text)
+        time.sleep(1)  # into the next suite
+        cluster.command("scancel", "--signal=INT", cluster.number("warned"))
+        assert running.wait(20) != 0
+    assert "interrupted" in out.read_text()
+    (run,) = results.load(file).runs
+    assert run.attributes["interrupted"]
+    assert {table.suite for table in run.tables} == {"gemm"}
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent"])
