@@ -41,7 +41,7 @@ def pair(nodes: Nodes) -> tuple[int, int]:
 
 
 def progress(ranks: Ranks, multiple: bool) -> Finding:
-    """Measure between two ranks while the others sleep. Collective, two ranks at least. multiple: may threads call MPI?"""
+    """Measure between two ranks while the others sleep. Collective, two ranks at least. multiple: threads may."""
     two = pair(ranks.nodes)
     if not multiple:
         return warn(NAME, "not measured: it takes MPI_THREAD_MULTIPLE", "see MPI threads")
