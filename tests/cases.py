@@ -27,6 +27,7 @@ from mpi import FLAG, find_mpiexec, rank_environment
 
 import aristos
 from aristos import reference
+from aristos.placement import Placement
 
 ROOT = Path(__file__).resolve().parent.parent
 SKEWS = ("router", "uniform", "one", "none", "some", "zipf")
@@ -34,6 +35,14 @@ SKEWS = ("router", "uniform", "one", "none", "some", "zipf")
 
 class MoE(aristos.MoE):
     """A layer whose `with` does not wait for the other ranks when the test inside has failed on this one."""
+
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+        if kind is None or self.world == 1:
+            self.close()
+
+
+class Exchange(aristos.Exchange):
+    """An exchange whose `with` does not wait for the other ranks when the test inside has failed on this one."""
 
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
         if kind is None or self.world == 1:
@@ -125,6 +134,37 @@ def rings_of(rows: int | None) -> Iterator[None]:
         return
     with mock.patch("aristos.collective.ring_rows", return_value=rows):
         yield
+
+
+def wanted_rows(placement: Placement, everyone: list[tuple[np.ndarray, np.ndarray]], rank: int) -> tuple[Any, Any]:
+    """(rows [rows, H], counts [L, W]) that must land on `rank`: by expert, source, and the source's order of tokens."""
+    mine = placement.mine(rank)
+    counts = np.zeros((len(mine), len(everyone)), np.int64)
+    rows = []
+    for i, e in enumerate(mine):
+        for source, (x, ids) in enumerate(everyone):
+            taken = np.flatnonzero((ids == e).any(axis=1))
+            counts[i, source] = len(taken)
+            rows.append(x[taken])
+    return np.concatenate(rows) if rows else np.zeros((0, everyone[0][0].shape[1]), np.float32), counts
+
+
+def one_exchange(comm: Any, exchange: Any, x: np.ndarray, call: dict[str, Any], experts: int) -> None:
+    """Dispatch, check what landed, let expert e multiply by e + 2, combine, and check the sum."""
+    rank = comm.rank if comm is not None else 0
+    everyone = comm.allgather((x, call["ids"])) if comm is not None else [(x, call["ids"])]
+    rows, handle = exchange.dispatch(x, call["ids"])
+    want, counts = wanted_rows(exchange.placement, everyone, rank)
+    assert same(rows, want)
+    assert np.array_equal(handle.counts, counts)
+    assert handle.experts == tuple(exchange.placement.mine(rank))
+    factor = np.repeat(np.array(handle.experts, np.float32) + 2, counts.sum(axis=1))
+    y = exchange.combine(rows * factor[:, None], handle, call["weights"])
+    ids, w = call["ids"], call["weights"].astype("f8")
+    ref = (w * np.where(ids >= 0, ids + 2, 0)).sum(axis=1, keepdims=True) * x
+    assert y.shape == x.shape
+    assert y.dtype == np.float32
+    assert np.abs(y - ref).max(initial=0) <= 1e-5 * np.abs(ref).max(initial=0) + 1e-6
 
 
 # ---- jobs: scripts under mpiexec

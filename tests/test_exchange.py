@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import SKEWS, MoE, rings_of, routing, same, tokens
+from cases import SKEWS, Exchange, MoE, one_exchange, rings_of, routing, same, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpi import ranks_each
@@ -15,49 +15,9 @@ from mpi import ranks_each
 import aristos
 from aristos import reference
 from aristos.errors import ClosedError, InputError, MismatchError, OpenCallError, PeerInputError
-from aristos.placement import Placement
 
 CFG = aristos.MoEConfig(hidden=24, ffn=40, experts=5, top_k=2, max_tokens=30)
 SHAPE: dict[str, Any] = {"hidden": 24, "experts": 5, "top_k": 2, "max_tokens": 30}
-
-
-class Exchange(aristos.Exchange):
-    """An exchange whose `with` does not wait for the other ranks when the test inside has failed on this one."""
-
-    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
-        if kind is None or self.world == 1:
-            self.close()
-
-
-def wanted_rows(placement: Placement, everyone: list[tuple[np.ndarray, np.ndarray]], rank: int) -> tuple[Any, Any]:
-    """(rows [rows, H], counts [L, W]) that must land on `rank`: by expert, source, and the source's order of tokens."""
-    mine = placement.mine(rank)
-    counts = np.zeros((len(mine), len(everyone)), np.int64)
-    rows = []
-    for i, e in enumerate(mine):
-        for source, (x, ids) in enumerate(everyone):
-            taken = np.flatnonzero((ids == e).any(axis=1))
-            counts[i, source] = len(taken)
-            rows.append(x[taken])
-    return np.concatenate(rows) if rows else np.zeros((0, everyone[0][0].shape[1]), np.float32), counts
-
-
-def one_call(comm: Any, exchange: Any, x: np.ndarray, call: dict[str, Any], experts: int) -> None:
-    """Dispatch, check what landed, let expert e multiply by e + 2, combine, and check the sum."""
-    rank = comm.rank if comm is not None else 0
-    everyone = comm.allgather((x, call["ids"])) if comm is not None else [(x, call["ids"])]
-    rows, handle = exchange.dispatch(x, call["ids"])
-    want, counts = wanted_rows(exchange.placement, everyone, rank)
-    assert same(rows, want)
-    assert np.array_equal(handle.counts, counts)
-    assert handle.experts == tuple(exchange.placement.mine(rank))
-    factor = np.repeat(np.array(handle.experts, np.float32) + 2, counts.sum(axis=1))
-    y = exchange.combine(rows * factor[:, None], handle, call["weights"])
-    ids, w = call["ids"], call["weights"].astype("f8")
-    ref = (w * np.where(ids >= 0, ids + 2, 0)).sum(axis=1, keepdims=True) * x
-    assert y.shape == x.shape
-    assert y.dtype == np.float32
-    assert np.abs(y - ref).max(initial=0) <= 1e-5 * np.abs(ref).max(initial=0) + 1e-6
 
 
 @st.composite
@@ -93,13 +53,13 @@ def test_any_exchange(comm, world, plan):
     with rings_of(plan["ring"]), Exchange(comm, placement=placement, **shape) as exchange:
         for skew, counts, seed in plan["calls"]:
             x = tokens(cfg, counts[comm.rank], seed=seed + comm.rank)
-            one_call(comm, exchange, x, routing(cfg, len(x), skew, seed=seed + comm.rank), cfg.experts)
+            one_exchange(comm, exchange, x, routing(cfg, len(x), skew, seed=seed + comm.rank), cfg.experts)
 
 
 def test_in_one_process():
     with Exchange(**SHAPE) as exchange:
         for skew in SKEWS[1:]:
-            one_call(None, exchange, tokens(CFG, 20, seed=0), routing(CFG, 20, skew, seed=1), 5)
+            one_exchange(None, exchange, tokens(CFG, 20, seed=0), routing(CFG, 20, skew, seed=1), 5)
         x = tokens(CFG, 6, seed=0).reshape(2, 3, 24)
         call = routing(CFG, 6, "uniform", seed=1)
         rows, handle = exchange.dispatch(x, call["ids"].reshape(2, 3, 2))
@@ -149,7 +109,7 @@ def test_a_dispatch_refused_by_one_rank(comm):
                 with pytest.raises(PeerInputError, match=f"rank {n % 3} refused"):
                     exchange.dispatch(x, call["ids"])
             assert time.monotonic() - start < 5
-            one_call(comm, exchange, x, call, 5)
+            one_exchange(comm, exchange, x, call, 5)
 
 
 @pytest.mark.ranks(3)
@@ -169,7 +129,7 @@ def test_a_combine_refused_by_one_rank(comm):
                 with pytest.raises(PeerInputError, match=f"rank {n % 3} refused"):
                     exchange.combine(rows, handle, call["weights"])
             assert time.monotonic() - start < 5
-            one_call(comm, exchange, x, call, 5)
+            one_exchange(comm, exchange, x, call, 5)
 
 
 @pytest.mark.ranks(3)
@@ -185,7 +145,7 @@ def test_ranks_in_an_exchange_and_in_a_layer(comm):
                 moe(x) if comm.rank == n % 3 else mine.dispatch(x, call["ids"])
             assert time.monotonic() - start < 5
             assert same(moe(x), y)
-            one_call(comm, exchange, x, call, 5)
+            one_exchange(comm, exchange, x, call, 5)
 
 
 @ranks_each(1, 2)
@@ -216,7 +176,7 @@ def test_closing(comm, world):
     """Also between the halves of a call: that call is given up on all ranks, and the communicator stays usable."""
     x, call = good(comm.rank)
     exchange = Exchange(comm, **SHAPE)
-    one_call(comm, exchange, x, call, 5)
+    one_exchange(comm, exchange, x, call, 5)
     exchange.close()
     exchange.close()
     with pytest.raises(ClosedError):
@@ -227,7 +187,7 @@ def test_closing(comm, world):
     with pytest.raises((ClosedError, OpenCallError)):
         exchange.combine(x, handle, call["weights"])
     with Exchange(comm, **SHAPE) as again:
-        one_call(comm, again, x, call, 5)
+        one_exchange(comm, again, x, call, 5)
 
 
 @pytest.mark.ranks(2)

@@ -86,13 +86,14 @@ def plans(draw: st.DrawFn) -> Plan:
     )
 
 
-def run(comm: Any, plan: Plan, schedule: Literal["fused", "bulk"] = "fused") -> None:
+def run(comm: Any, plan: Plan, schedule: Literal["fused", "bulk"] = "fused", ranks_per_node: int | None = None) -> None:
     """Make the layer of a plan on all ranks, run its calls, and check every rank's output in both ways."""
     cfg, rank, world = plan.cfg, comm.rank, comm.size
     weights: list[dict[str, Any]] = [dict(reference.weights(cfg, seed=s)) for s in range(plan.layers)]
     placement = None if plan.placement is None else [p % world for p in plan.placement]
+    options: dict[str, Any] = {"schedule": schedule, "ranks_per_node": ranks_per_node}
     with rings_of(plan.ring):
-        moe = MoE(cfg, comm, layers=plan.layers, threads=plan.threads, placement=placement, schedule=schedule)
+        moe = MoE(cfg, comm, layers=plan.layers, threads=plan.threads, placement=placement, **options)
     with moe, alone(cfg, *weights, threads=1) as one:
         for layer, w in enumerate(weights):
             moe.load(layer, **w)

@@ -1,0 +1,298 @@
+"""Transport rma on one machine: `ranks_per_node` makes nodes of its ranks, and MPI puts between those.
+
+Bits must equal those of one process, of one node and of the bulk schedule, whatever the nodes; and what goes wrong
+across nodes ends as it does within one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import SKEWS, Exchange, MoE, alone, one_exchange, rings_of, routing, run_job, same, tokens
+from hypothesis import given, settings
+from mpi import find_mpiexec, ranks_each
+from test_layer_properties import plans, run
+
+import aristos
+from aristos import reference
+from aristos.errors import ClosedError, InputError, MismatchError, PeerInputError
+
+CFG = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=70)
+W = reference.weights(CFG)
+SHAPE: dict[str, Any] = {"hidden": 40, "experts": 5, "top_k": 2, "max_tokens": 70}
+needs_mpiexec = pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
+
+
+def make(comm: Any, cfg: aristos.MoEConfig = CFG, w: dict[str, Any] = W, **options: Any) -> MoE:
+    """A layer with its weights loaded, each rank a node of its own unless told otherwise."""
+    moe = MoE(cfg, comm, **{"ranks_per_node": 1, "threads": 1, **options})
+    moe.load(**w)
+    return moe
+
+
+def calls_of(rank: int, calls: int) -> list[tuple[np.ndarray, dict[str, Any]]]:
+    """(x, routing) of some calls: every skew, and counts that change from none to all."""
+    counts = itertools.cycle(np.roll((17, 0, 70, 33, 1), rank))
+    skews = itertools.cycle(SKEWS)
+    made = [(tokens(CFG, int(next(counts)), seed=10 * n + rank), next(skews)) for n in range(calls)]
+    return [(x, routing(CFG, len(x), skew, seed=n + rank)) for n, (x, skew) in enumerate(made)]
+
+
+def placements(world: int) -> dict[str, list[int] | None]:
+    return {
+        "contiguous": None,
+        "all on the last": [world - 1] * CFG.experts,
+        "one elsewhere": [0] * (CFG.experts - 1) + [world - 1],
+    }
+
+
+@ranks_each(2, 3, 4, 5, 6, timeout=240)  # the first one may have to compile
+def test_equal_bits_whatever_the_nodes(comm, world):
+    """Nodes of one, of two (the last one may have one), of all; 1 and 2 threads; fused and bulk."""
+    calls = calls_of(comm.rank, 7 if world < 5 else 5)
+    with alone(CFG, W, threads=1) as one:
+        wanted = [one(x, **call) for x, call in calls]
+    ways = placements(world)
+    tried: list[tuple[int | None, int, str, str]] = [
+        (1, 1, "contiguous", "fused"),
+        (1, 2, "one elsewhere", "fused"),
+        (2, 1, "all on the last", "fused"),
+        (2, 2, "contiguous", "fused"),
+        (None, 1, "one elsewhere", "fused"),
+        (1, 2, "contiguous", "bulk"),
+    ]
+    for ranks_per_node, threads, name, schedule in tried:
+        options = {"ranks_per_node": ranks_per_node, "threads": threads, "schedule": schedule}
+        with make(comm, placement=ways[name], **options) as moe:
+            for n, (x, call) in enumerate(calls):
+                assert same(moe(x, **call), wanted[n]), (ranks_per_node, threads, name, schedule, n)
+
+
+@ranks_each(2, 3)
+def test_tiny_rings(comm, world):
+    calls = calls_of(comm.rank, 6)
+    with alone(CFG, W, threads=1) as one:
+        wanted = [one(x, **call) for x, call in calls]
+    for rows, ranks_per_node, threads in ((1, 1, 1), (2, 1, 2), (3, 2, 1), (4, 2, 2)):
+        with rings_of(rows), make(comm, ranks_per_node=ranks_per_node, threads=threads) as moe:
+            for n, (x, call) in enumerate(calls):
+                assert same(moe(x, **call), wanted[n]), (rows, ranks_per_node, threads, n)
+
+
+@ranks_each(2, 4)
+@settings(max_examples=8)
+@given(plan=plans())
+def test_any_layer_over_nodes(comm, world, plan):
+    run(comm, plan, ranks_per_node=1 + plan.calls[0].seed % 2 if world == 4 else 1)
+
+
+@pytest.mark.ranks(3)
+def test_a_row_crosses_once(comm):
+    """Between nodes a token crosses once to each rank that has experts of it, however many; within a node once each."""
+    cfg = replace(CFG, experts=9, top_k=4)
+    w = reference.weights(cfg)
+    for ranks_per_node, ring in ((1, None), (2, None), (1, 5)):
+        with rings_of(ring), make(comm, cfg, w, ranks_per_node=ranks_per_node) as moe:
+            for skew in SKEWS[1:]:
+                x = tokens(cfg, 60, seed=comm.rank)
+                call = routing(cfg, 60, skew, seed=comm.rank)
+                _, stats = moe(x, return_stats=True, **call)
+                home = np.where(call["ids"] >= 0, moe.placement.ranks[call["ids"]], -1)
+                for peer in range(3):
+                    rows, unique = int((home == peer).sum()), int((home == peer).any(axis=1).sum())
+                    far = peer // ranks_per_node != comm.rank // ranks_per_node
+                    moved = 0 if peer == comm.rank else unique if far else rows
+                    assert stats.logical_bytes_to_peer[peer] == 4 * cfg.hidden * rows
+                    assert stats.moved_bytes_to_peer[peer] == 4 * cfg.hidden * moved, (skew, peer)
+                    assert skew != "uniform" or 0 < unique < rows
+
+
+@ranks_each(2, 5)
+def test_exchanges(comm, world):
+    """Round trips, in turns with a layer on the same engine."""
+    for ranks_per_node, ring, placement in ((1, None, None), (2, 3, [world - 1] * 4 + [0]), (1, 2, [0] * 5)):
+        options: dict[str, Any] = {"ranks_per_node": ranks_per_node, "placement": placement}
+        with rings_of(ring), Exchange(comm, **SHAPE, **options) as exchange, make(comm, **options) as moe:
+            x = tokens(CFG, 20, seed=comm.rank)
+            y = moe(x)
+            for n, (mine, call) in enumerate(calls_of(comm.rank, 8)):
+                call = call or routing(CFG, len(mine), "uniform", seed=n)
+                one_exchange(comm, exchange, mine, call, CFG.experts)
+            assert same(moe(x), y)
+
+
+@pytest.mark.ranks(3)
+def test_input_that_one_rank_refuses(comm):
+    """All ranks raise, and what was good before is good after: in a layer and in both halves of an exchange."""
+    x = tokens(CFG, 20, seed=comm.rank)
+    call = routing(CFG, 20, "some", seed=comm.rank)
+    for ranks_per_node in (1, 2):
+        with (
+            make(comm, ranks_per_node=ranks_per_node) as moe,
+            Exchange(comm, **SHAPE, ranks_per_node=ranks_per_node) as exchange,
+        ):
+            y = moe(x)
+            for n in range(6):
+                bad = comm.rank == n % 3
+                refusal = pytest.raises(
+                    InputError if bad else PeerInputError, match="" if bad else f"rank {n % 3} refused"
+                )
+                start = time.monotonic()
+                with refusal:
+                    moe(x[:, :3] if bad else x)
+                with refusal:
+                    exchange.dispatch(x, call["ids"] + 9 * bad)
+                rows, handle = exchange.dispatch(x, call["ids"])
+                with refusal:
+                    exchange.combine(rows[:, :3] if bad else rows, handle, call["weights"])
+                with pytest.raises(MismatchError):
+                    exchange.dispatch(x, call["ids"]) if bad else moe(x)
+                assert time.monotonic() - start < 5
+                assert same(moe(x), y)
+                one_exchange(comm, exchange, x, call, CFG.experts)
+
+
+@pytest.mark.ranks(3)
+def test_stats_and_started_calls(comm):
+    x = tokens(CFG, 60, seed=comm.rank)
+    for ranks_per_node, transports in ((1, {"rma"}), (2, {"shm", "rma"}), (3, {"shm"})):
+        with make(comm, ranks_per_node=ranks_per_node, threads=2) as moe:
+            y, stats = moe(x, return_stats=True)
+            assert same(moe.start(x).wait(), y)
+            everyone = np.array(comm.allgather(stats.rows_to_peer))
+            assert stats.rows_from_peer == tuple(everyone[:, comm.rank])
+            summary = moe.summary()
+            assert {m.transport for m in summary.messages} == transports
+            assert summary.calls == 2
+
+
+@pytest.mark.ranks(3)
+def test_closing_in_any_order(comm):
+    """Objects end in another order than they began; ranks come late to it; each engine is a new one afterwards."""
+    x = tokens(CFG, 20, seed=comm.rank)
+    call = routing(CFG, 20, "some", seed=comm.rank)
+    with alone(CFG, W, threads=1) as one:
+        y = one(x)
+    for late, order in enumerate(((2, 0, 1), (0, 2, 1), (1, 0, 2))):
+        objects: list[Any] = [
+            make(comm),
+            make(comm, replace(CFG, max_tokens=200)),
+            Exchange(comm, **SHAPE, ranks_per_node=1),
+        ]
+        assert same(objects[0](x), y)
+        one_exchange(comm, objects[2], x, call, CFG.experts)
+        if late == 1:
+            objects[2].dispatch(x, call["ids"])  # never combined: given up when it is closed
+        for i in order:
+            if comm.rank == late % 3:
+                time.sleep(0.05)
+            objects[i].close()
+            objects[i].close()
+        with pytest.raises(ClosedError):
+            objects[0](x)
+
+
+# ---- what goes wrong across nodes: jobs of their own, since each ends badly on purpose -------------------------------
+
+LAYER = """
+cfg = aristos.MoEConfig(hidden=40, ffn=72, experts=4, top_k=2, max_tokens=64)
+x = tokens(cfg, 50, seed=rank)
+def made(**options):
+    moe = aristos.MoE(cfg, comm, ranks_per_node=1, **options)
+    moe.load(**reference.weights(cfg))
+    moe(x)
+    return moe
+def leave(*words):
+    say(*words)
+    comm.Barrier()  # a launcher takes the others down when one is gone
+    sys.exit(0)
+def signal_me(what, after):
+    threading.Thread(target=lambda: (time.sleep(after), os.kill(os.getpid(), what)), daemon=True).start()
+"""
+
+
+@needs_mpiexec
+def test_a_rank_that_never_calls(tmp_path):
+    """Bounded, named, and told to the late rank when it comes."""
+    job = run_job(
+        tmp_path,
+        2,
+        LAYER
+        + """
+moe = made(timeout=0.3)
+start = time.monotonic()
+with warnings.catch_warnings(record=True):
+    warnings.simplefilter("always")
+    try:
+        if rank == 1:
+            time.sleep(5)
+        moe(x)
+    except (errors.WaitTimeout, errors.PoisonedError) as e:
+        say(f"{time.monotonic() - start:.2f} s")
+        say(e)
+leave("end")
+""",
+    )
+    assert job.code is not None
+    assert 3.0 <= float(job.lines(0)[0].removesuffix(" s")) < 5.0
+    for word in ("rank 0 waited 3", "for rank 1 in epoch 2", "its announcement of epoch 2", "last seen of it: epoch 1"):
+        assert word in job.lines(0)[1]
+    assert "rank 0 gave up in epoch 2 because a wait ran out" in job.lines(1)[1]
+
+
+@needs_mpiexec
+@pytest.mark.parametrize("threads", [1, 2])
+def test_poison_travels(tmp_path, threads):
+    """Rank 0 is interrupted while it waits; who waits with it learns of it at once, the late one in its call."""
+    job = run_job(
+        tmp_path,
+        4,
+        LAYER
+        + f"""
+moe = made(threads={threads})
+if rank == 3:
+    time.sleep(3)
+if rank == 0:
+    signal_me(signal.SIGINT, 1.0)
+start = time.monotonic()
+try:
+    moe(x)
+except (errors.PoisonedError, KeyboardInterrupt) as e:
+    say(f"{{time.monotonic() - start:.2f}} s")
+    say(type(e).__name__, e)
+leave("end")
+""",
+    )
+    assert job.code is not None
+    assert job.lines(0)[1].startswith("KeyboardInterrupt")
+    for rank in (1, 2, 3):
+        assert float(job.lines(rank)[0].removesuffix(" s")) < (1.0 if rank == 3 else 2.5)
+        assert re.search("PoisonedError .*rank 0 gave up in epoch 2 because it was interrupted", job.lines(rank)[1])
+
+
+@needs_mpiexec
+def test_a_rank_stopped_within_a_call(tmp_path):
+    """A flush to it may never come back: the watchdog ends the job, or the wait runs out; both name the rank."""
+    job = run_job(
+        tmp_path,
+        2,
+        LAYER
+        + """
+moe = made(timeout=1.0)
+if rank == 1:
+    signal_me(signal.SIGSTOP, 0.5)
+    moe(x)  # waits for rank 0 when it is stopped
+time.sleep(1.0)
+moe(x)
+""",
+        timeout=30,
+    )
+    assert job.code not in (None, 0)
+    assert job.seconds < 25
+    assert re.search("rank 0 waited .* for rank 1 ", job.out[0])
