@@ -211,8 +211,8 @@ def close_batch(job, st, peer):
     mpi.flush(job[f.WIRE], peer)  # and with it the words of last time: their buffer may be written again
     tiles, returned = st[job[f.T_OPEN_TILES] + peer], st[job[f.T_OPEN_RETURNED] + peer]
     credit = st[job[f.T_OPEN_CREDIT] + peer]
-    encode(job, st, peer, f.AT_EPOCH, mem.load(word_to(job, st, peer, f.AT_EPOCH)))
-    encode(job, st, peer, f.AT_PHASE, mem.load(word_to(job, st, peer, f.AT_PHASE)))
+    encode(job, st, peer, f.AT_EPOCH, job[f.EPOCH])
+    encode(job, st, peer, f.AT_PHASE, st[f.PROGRESS])
     encode(job, st, peer, f.ANNOUNCED, st[job[f.T_OPEN_EPOCH] + peer])
     encode(job, st, peer, f.TAIL, tiles)
     encode(job, st, peer, f.CREDIT, credit)
