@@ -18,7 +18,7 @@ from typing import NamedTuple
 from . import mpi_library
 from .mpi_library import Library
 
-SM_FOLDERS = ("OMPI_MCA_btl_sm_backing_directory", "OMPI_MCA_osc_sm_backing_directory")
+SM_FOLDER = "OMPI_MCA_btl_sm_backing_directory"
 LIBPMIX = "libpmix.so.2"
 
 
@@ -92,7 +92,7 @@ def _open_mpi(env: Mapping[str, str], library: Library, machine: Machine) -> lis
     if under_srun(env) and node and node.split(".")[0] != machine.host.split(".")[0]:
         folder = f"{machine.shared}/aristos-{os.getuid()}-{env.get('SLURM_JOB_ID', '0')}-{node}"
         why = f"node {node} is host {machine.host}: several nodes may share it, and would mix up their shared memory"
-        found += [Workaround(name, folder, why) for name in SM_FOLDERS]
+        found.append(Workaround(SM_FOLDER, folder, why))
     return found
 
 
@@ -107,7 +107,7 @@ def apply(library: Library | None = None) -> list[Workaround]:
     """Set what this process needs and returns all that was set here, now or before; to be called before MPI starts."""
     library = library or mpi_library.find()
     for each in workarounds(os.environ, library, this_machine(os.environ)):
-        if each.name in SM_FOLDERS and not _private(Path(each.value)):
+        if each.name == SM_FOLDER and not _private(Path(each.value)):
             continue
         os.environ[each.name] = each.value
         _set.append(each)

@@ -17,7 +17,7 @@ from aristos.doctor.cores import Seat
 from aristos.doctor.finding import Finding, merged, named, ok, warn
 from aristos.mpi_library import Library
 from aristos.nodes import Nodes
-from aristos.workarounds import SM_FOLDERS, Workaround
+from aristos.workarounds import SM_FOLDER, Workaround
 from tests.mpi import find_mpiexec, rank_environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -152,7 +152,7 @@ def test_thread_level_matters_between_nodes():
 
 def test_workarounds_are_shown_with_what_to_export():
     assert libraries.workarounds([]).state == "ok"
-    got = libraries.workarounds([Workaround("A", "^b", "why"), *(Workaround(n, "/x/n1", "shared") for n in SM_FOLDERS)])
+    got = libraries.workarounds([Workaround("A", "^b", "why"), Workaround(SM_FOLDER, "/x/n1", "shared")])
     assert "A=^b (why)" in got.text
     assert "export A='^b'" in got.remedy
     assert "/x/n1" not in got.remedy  # that is this node's

@@ -19,7 +19,7 @@ HOST = Machine("host", libpmix="/usr/lib/libpmix.so.2")
 STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "2", "SLURMD_NODENAME": "host", "SLURM_JOB_ID": "7"}
 MPICH, OPEN, INTEL = (Library(kind, "/env/lib/libmpi.so", True) for kind in ("MPICH", "Open MPI", "Intel MPI"))
 UCX, MUNGE, NETMOD = ("OMPI_MCA_osc", "^ucx"), ("PMIX_MCA_psec", "native"), ("MPIR_CVAR_CH4_NETMOD", "ofi")
-FOLDER = f"/dev/shm/aristos-{os.getuid()}-7-n1"
+FOLDER = (workarounds.SM_FOLDER, f"/dev/shm/aristos-{os.getuid()}-7-n1")
 VIRTUAL = STEP | {"SLURMD_NODENAME": "n1"}
 
 
@@ -45,8 +45,8 @@ def site(library: Library) -> Library:
         (STEP, OPEN, HOST, [UCX, MUNGE]),
         (STEP, OPEN, Machine("host.domain"), [UCX, MUNGE]),
         (STEP | {"PMIX_MCA_psec": "munge", "OMPI_MCA_osc": ""}, OPEN, HOST, []),
-        (VIRTUAL, OPEN, HOST, [UCX, MUNGE, *((name, FOLDER) for name in workarounds.SM_FOLDERS)]),
-        (VIRTUAL, site(OPEN), HOST, [(name, FOLDER) for name in workarounds.SM_FOLDERS]),
+        (VIRTUAL, OPEN, HOST, [UCX, MUNGE, FOLDER]),
+        (VIRTUAL, site(OPEN), HOST, [FOLDER]),
         (STEP | {"PMIX_RANK": "0"}, INTEL, HOST, [("I_MPI_PMI_LIBRARY", "/usr/lib/libpmix.so.2")]),
         (STEP | {"PMIX_RANK": "0", "I_MPI_PMI_LIBRARY": "/x"}, INTEL, HOST, []),
         (STEP | {"PMIX_RANK": "0"}, INTEL, Machine("host"), []),
@@ -78,7 +78,7 @@ def test_a_folder_of_somebody_else_is_not_used(monkeypatch, tmp_path):
     assert workarounds._private(tmp_path / "mine")
     assert not workarounds._private(tmp_path / "link")
     assert not workarounds._private(tmp_path / "no" / "parent")
-    needed = [Workaround(name, str(tmp_path / "link"), "test") for name in workarounds.SM_FOLDERS]
+    needed = [Workaround(workarounds.SM_FOLDER, str(tmp_path / "link"), "test")]
     monkeypatch.setattr(workarounds, "workarounds", lambda *_: needed)
     monkeypatch.setattr(workarounds, "_set", [])
     assert workarounds.apply(OPEN) == []

@@ -13,7 +13,7 @@ from .. import mpi_library
 from ..bench import launch
 from ..mpi_library import WHEELS, Library
 from ..versions import version
-from ..workarounds import SM_FOLDERS, Workaround
+from ..workarounds import SM_FOLDER, Workaround
 from .finding import Finding, fail, ok, warn
 
 MODULES = ("CRAY_MPICH_DIR", "MPICH_DIR", "MPI_HOME", "I_MPI_ROOT")  # what a site's MPI module sets
@@ -182,11 +182,10 @@ def workarounds(applied: list[Workaround]) -> Finding:
     for each in applied:
         reasons.setdefault(each.why, []).append(f"{each.name}={each.value}")
     text = "set for this run: " + "; ".join(f"{', '.join(what)} ({why})" for why, what in reasons.items())
-    lines = [f"export {each.name}='{each.value}'" for each in applied if each.name not in SM_FOLDERS]
-    if any(each.name in SM_FOLDERS for each in applied):  # the value differs from node to node
+    lines = [f"export {each.name}='{each.value}'" for each in applied if each.name != SM_FOLDER]
+    if any(each.name == SM_FOLDER for each in applied):  # the value differs from node to node
         folder = "/dev/shm/mine-$SLURMD_NODENAME"
-        names = " ".join(f"{variable}={folder}" for variable in SM_FOLDERS)
-        lines.append(f"srun bash -c 'mkdir -p {folder}; {names} exec python ...'")
+        lines.append(f"srun bash -c 'mkdir -p {folder}; {SM_FOLDER}={folder} exec python ...'")
     remedy = "\n".join(["in the job script of a program of yours:", *lines])
     return warn(name, text, remedy, set={each.name: each.value for each in applied})
 
