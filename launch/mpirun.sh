@@ -19,12 +19,12 @@ program=(-m aristos.bench)
 library=$("$python" -c 'import mpi4py
 mpi4py.rc.initialize = False
 from mpi4py import MPI
-print(MPI.Get_library_version())')
+print(MPI.Get_library_version().replace("\0", ""))')
 
-# Its own mpirun lies beside python when the library came by pip; a module's is on PATH. Another library's mpirun
-# would start ranks that each see a world of one.
-mpirun=$(dirname "$("$python" -c 'import sys; print(sys.executable)')")/mpirun
-[[ -x $mpirun ]] || mpirun=mpirun
+# Its own launcher lies beside python when the library came by pip; a module's is on PATH. Another library's would start
+# ranks that each see a world of one. mpiexec, since Intel's mpirun finds its parts only on PATH.
+mpiexec=$(dirname "$("$python" -c 'import sys; print(sys.executable)')")/mpiexec
+[[ -x $mpiexec ]] || mpiexec=mpiexec
 
 # Cores a rank gets: its share. Aristos starts a worker for each core that a rank is bound to. (nproc would take
 # OMP_NUM_THREADS for the number of cores.)
@@ -60,4 +60,4 @@ esac
 # BLAS would start a thread a core in every rank; the workers are what should compute.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1}
 
-exec "$mpirun" "${flags[@]}" "$python" "${program[@]}" "$@"
+exec "$mpiexec" "${flags[@]}" "$python" "${program[@]}" "$@"
