@@ -53,6 +53,7 @@ def main() -> int:
     parser.add_argument("--parts", type=int, default=4)
     parser.add_argument("--hold", type=float)
     parser.add_argument("--timeout", type=float, default=60.0)
+    parser.add_argument("--ranks-per-node", type=int, help="pretend nodes of so many ranks")
     parser.add_argument("--alone", action="store_true", help="one process without MPI")
     asked = parser.parse_args()
     comm = None
@@ -60,14 +61,15 @@ def main() -> int:
         from mpi4py import MPI
 
         comm = MPI.COMM_WORLD
-    with aristos.MoE(CFG, comm, threads=1, timeout=asked.timeout) as moe:
+    options = {"threads": 1, "timeout": asked.timeout, "ranks_per_node": asked.ranks_per_node}
+    with aristos.MoE(CFG, comm, **options) as moe:
         moe.load(**reference.weights(CFG, seed=3))
         if asked.hold is not None:
             hold(moe, asked.hold)
             return 0
         mine = hashes(moe, asked.parts)
     every = comm.allgather(mine) if comm is not None else [mine]
-    nodes = Nodes.shared(comm)[0] if comm is not None else Nodes.of(1)
+    nodes = Nodes.shared(comm, asked.ranks_per_node)[0] if comm is not None else Nodes.of(1)
     if moe.rank == 0:
         parts = sorted(part for rank in every for part in rank)
         whole = hashlib.sha256("".join(h for _, h in parts).encode()).hexdigest()

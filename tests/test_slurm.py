@@ -227,10 +227,11 @@ def test_the_batch_script(cluster, tmp_path):
 
 @own_memory
 def test_outputs_are_the_same_bits_on_every_cluster(cluster, alone):
-    """One process, two ranks of one machine, and every way of 4 ranks over nodes."""
+    """One process, two ranks of one machine as one node and as two, and every way of 4 ranks over nodes."""
     want = alone(4)
-    mpirun = cluster.command(*find_mpiexec(), "-n", "2", sys.executable, str(LAYER))
-    assert hash_of(mpirun.stdout + mpirun.stderr) == want
+    for pretended in ([], ["--ranks-per-node", "1"]):
+        mpirun = cluster.command(*find_mpiexec(), "-n", "2", sys.executable, str(LAYER), *pretended)
+        assert hash_of(mpirun.stdout + mpirun.stderr) == want
     for where in (["-N1", "-n4"], ["-N4", "-n4"], ["-N2", "--ntasks-per-node=2"]):
         done = cluster.srun(*where, "--", LAYER)
         assert hash_of(done.stdout + done.stderr) == want
