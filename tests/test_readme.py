@@ -16,7 +16,7 @@ def test_readme_is_one_screen_and_names_its_commands():
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= ONE_SCREEN
     text = "\n".join(lines)
-    for command in ("pip install '.[mpich,plot]'", "mpirun -n 2 python -m aristos.bench", "make bench", "make test"):
+    for command in ("pip install '.[mpich]'", "mpirun -n 2 python -m aristos.bench", "make bench", "make test"):
         assert command in text
     assert "independent implementation" in text
 
