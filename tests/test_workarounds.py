@@ -87,7 +87,7 @@ def test_a_folder_of_somebody_else_is_not_used(monkeypatch, tmp_path):
 def test_the_benchmark_sets_them_before_mpi_starts(monkeypatch):
     order = []
 
-    def connect():
+    def connect(ranks_per_node):
         order.append("connect")
         raise EnvironmentProblem("far enough")
 
