@@ -62,8 +62,8 @@ class Collective:
         self.comm = comm
         self.world = comm.Get_size() if comm is not None else 1
         self._runtime: Runtime | None = None
-        nodes = ranks_per_node if isinstance(ranks_per_node, int) and ranks_per_node > 0 else None
-        self._joined = attach(comm, timeout, nodes)
+        self._nodes = ranks_per_node if isinstance(ranks_per_node, int) and ranks_per_node > 0 else None
+        self._joined = attach(comm, timeout, self._nodes)
         self.rank = self._joined.group.rank
 
     def _join(
@@ -84,6 +84,13 @@ class Collective:
         runtime = self._joined
         try:
             runtime.refuse_open()
+            first = runtime.group.ranks_per_node
+            if problem is None and first != self._nodes:
+                problem = InputError(
+                    f"ranks_per_node must be {first} as for the other objects on this communicator, got {self._nodes}:"
+                    " pass a communicator of its own (comm.Dup())"
+                )
+            mine = f"{mine}, ranks_per_node={self._nodes}"
             told = runtime.group.allgather((str(problem) if problem else None, mine), "layer configurations")
             if problem is not None:
                 raise problem

@@ -6,6 +6,7 @@ environments' `lib` folders, then the system's search path). It refuses to impor
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import mmap
 import os
@@ -121,6 +122,15 @@ def identify(path: Path) -> Library | None:
     except (OSError, ValueError):  # ValueError: an empty file
         return None
     return Library(kind, str(path), any(path.is_relative_to(prefix) for prefix in prefixes()))
+
+
+def loaded(function: str) -> ctypes.CDLL | None:
+    """The MPI library with this function that is loaded in this process, never a second copy; None without one."""
+    for path in mapped():
+        library = ctypes.CDLL(path, mode=ctypes.DEFAULT_MODE | os.RTLD_NOLOAD)
+        if hasattr(library, function):
+            return library
+    return None
 
 
 def mapped() -> list[str]:

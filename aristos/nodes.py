@@ -27,11 +27,11 @@ class Nodes:
 
         rank = comm.Get_rank()
         node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=rank)
-        if ranks_per_node is not None:
-            own = node.Split(rank // ranks_per_node, key=rank)
-            node.Free()
-            node = own
-        return cls(tuple(comm.allgather(node.bcast(rank)))), node
+        own = node.Split(
+            rank // (ranks_per_node or comm.Get_size()), key=rank
+        )  # on all: they may have been told different
+        node.Free()
+        return cls(tuple(comm.allgather(own.bcast(rank)))), own
 
     def near(self, rank: int) -> list[int]:
         """The other ranks of the node of `rank`."""

@@ -15,7 +15,7 @@ from .compile import jit
     FLAG,  # where MPI_Iprobe writes its answer
     LAST,  # when progress was last made, ns on CLOCK_MONOTONIC
     TURNED,  # when somebody last looked at what is to be put
-    FLUSHING, SINCE,  # 1 + the rank that is being flushed or 0, and since when: read by the watchdog
+    PEER, SINCE,  # 1 + the rank that MPI is being called about or 0, and since when: read by the watchdog
     IN_CALL,  # nonzero while workers look after progress themselves
     STOP,  # nonzero: the pacing thread ends
     STATUS,  # room for an MPI_Status, 16 words
@@ -39,20 +39,32 @@ def leave(wire):
 
 
 @jit
+def begin(wire, peer):
+    """Tell the watchdog that MPI is now called about `peer`, and may take long."""
+    mem.store(wire + 8 * SINCE, mem.clock())
+    mem.store_release(wire + 8 * PEER, 1 + peer)
+
+
+@jit
 def put(wire, peer, at, source, nbytes):
-    """Put `nbytes` from address `source` to byte `at` of the window of `peer`. (Holding the lock.)"""
+    """Put `nbytes` from address `source` to byte `at` of the window of `peer`. (Holding the lock.)
+
+    It may not come back: over TCP, MPICH connects to a peer that is gone again and again.
+    """
     byte = mem.load(wire + 8 * BYTE)
     window = mem.load(wire + 8 * WINDOW)
-    return mem.call(mem.load(wire + 8 * PUT), source, nbytes, byte, peer, at, nbytes, byte, window)
+    begin(wire, peer)
+    code = mem.call(mem.load(wire + 8 * PUT), source, nbytes, byte, peer, at, nbytes, byte, window)
+    mem.store_release(wire + 8 * PEER, 0)
+    return code
 
 
 @jit
 def flush(wire, peer):
     """Wait until all puts to `peer` have landed. It cannot be bounded: a watchdog reads whom it waits for."""
-    mem.store(wire + 8 * SINCE, mem.clock())
-    mem.store_release(wire + 8 * FLUSHING, 1 + peer)
+    begin(wire, peer)
     code = mem.call(mem.load(wire + 8 * FLUSH), peer, mem.load(wire + 8 * WINDOW), 0, 0, 0, 0, 0, 0)
-    mem.store_release(wire + 8 * FLUSHING, 0)
+    mem.store_release(wire + 8 * PEER, 0)
     return code
 
 

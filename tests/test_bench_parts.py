@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aristos import mpi_library, results, versions
+from aristos import launch, mpi_library, results, versions
 from aristos.bench import (
     environment,
     fit,
-    launch,
     main,
     options,
     pairs,

@@ -258,6 +258,7 @@ def test_ranks_configured_differently(comm):
         (replace(CFG, max_tokens=31), {}),
         (replace(CFG, router=aristos.Router(scale=2.0)), {}),
         (CFG, {"layers": 2}),
+        (CFG, {"ranks_per_node": 2}),
         (CFG, {"schedule": "bulk"}),
         (CFG, {"placement": [0, 0, 1, 1, 1]}),
     ]

@@ -154,6 +154,21 @@ def test_input_that_one_rank_refuses(comm):
                 one_exchange(comm, exchange, x, call, CFG.experts)
 
 
+@pytest.mark.ranks(2)
+def test_objects_on_a_communicator_have_the_same_nodes(comm):
+    """A second object cannot have other nodes than the windows they share; a communicator of its own can."""
+    x = tokens(CFG, 20, seed=comm.rank)
+    with make(comm) as moe:
+        y = moe(x)
+        with pytest.raises(InputError, match="ranks_per_node must be 1 as for the other objects"):
+            aristos.MoE(CFG, comm, threads=1)
+        with pytest.raises(InputError, match=r"got 2: pass a communicator of its own"):
+            aristos.Exchange(comm, **SHAPE, ranks_per_node=2)
+        with make(comm.Dup(), ranks_per_node=None) as near:
+            assert same(near(x), y)
+        assert same(moe(x), y)
+
+
 @pytest.mark.ranks(3)
 def test_stats_and_started_calls(comm):
     x = tokens(CFG, 60, seed=comm.rank)

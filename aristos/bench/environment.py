@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .. import launch
 from ..results import SCHEMA
 from ..versions import versions
-from . import launch
 from .world import World
 
 _SLURM = ("SLURM_JOB_NUM_NODES", "SLURM_NTASKS", "SLURM_CPUS_PER_TASK", "SLURM_CPU_BIND", "SLURM_TOPOLOGY_ADDR")

@@ -12,10 +12,10 @@ import time
 import traceback
 from typing import Any
 
+from .. import launch, workarounds
 from .. import results as file
-from .. import workarounds
 from ..errors import AristosError, EnvironmentProblem, InputError, ResultsError
-from . import environment, launch, options, registry, routing, workload, world
+from . import environment, options, registry, routing, workload, world
 from .context import Context, Result
 from .options import Options, UsageError
 from .report import Reporter

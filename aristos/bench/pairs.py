@@ -173,6 +173,7 @@ class Pairs:
         self.far = None if nodes.single else self.group.far_window(self.head + room)
         self.coded = aligned((2,), np.int64)
         if self.far is not None:
+            self.group.watch_calls(self.far.calling)
             self.far.in_call(True)  # the loops make progress, and are alone with the wire
         self.counters: dict[tuple[int, int, int], int] = defaultdict(int)
         self.rounds = schedule(world.size, max(1, world.cores(world.hosts[0]) // 2))
@@ -195,6 +196,7 @@ class Pairs:
     def __exit__(self, kind: Any, *_: object) -> None:
         if kind is None:  # freeing is collective: after an error the job goes down instead
             if self.far is not None:
+                self.group.watch_calls(None)
                 self.far.close()
             self._near.close()
             self.group.free()

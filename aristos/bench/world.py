@@ -11,9 +11,9 @@ import socket
 import time
 from typing import Any
 
+from .. import launch
 from ..errors import EnvironmentProblem
 from ..nodes import Nodes
-from . import launch
 
 
 class World:
@@ -32,6 +32,11 @@ class World:
         names = self.allgather((socket.gethostname(), frozenset(os.sched_getaffinity(0))))
         self.hosts: list[str] = [host for host, _ in names]
         self.masks: list[frozenset[int]] = [mask for _, mask in names]
+
+    @property
+    def transports(self) -> str:
+        """How puts between the ranks travel, for titles."""
+        return " and ".join(self.nodes.transports)
 
     @property
     def lead(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..bench import launch
+from .. import launch
 from ..mpi_library import Library
 from .finding import Finding, named, ok, warn
 

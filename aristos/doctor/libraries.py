@@ -9,8 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from .. import mpi_library
-from ..bench import launch
+from .. import launch, mpi_library
 from ..mpi_library import WHEELS, Library
 from ..versions import version
 from ..workarounds import SM_FOLDER, Workaround

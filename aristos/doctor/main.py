@@ -10,8 +10,7 @@ import platform
 from collections.abc import Callable
 from typing import Any
 
-from .. import mpi_library, workarounds
-from ..bench import launch
+from .. import launch, mpi_library, workarounds
 from ..mpi_library import Library
 from ..versions import version, versions
 from . import cores, equal, gpus, kernels, libraries, memory, progress, slurm, windows

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..mpi_library import mapped
+from ..mpi_library import loaded
 from ..nodes import Nodes
 
 
@@ -42,7 +42,7 @@ class Ranks:
         mpi4py.rc.initialize = mpi4py.rc.finalize = False
         from mpi4py import MPI
 
-        self._library = _loaded()
+        self._library = loaded("MPI_Init_thread")
         if not MPI.Is_initialized():
             with self.bounded("MPI to start (MPI_Init_thread)"):
                 self._start(MPI)
@@ -51,8 +51,7 @@ class Ranks:
         comm.Set_errhandler(MPI.ERRORS_RETURN)  # mpi4py makes exceptions of them
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         with self.bounded("the other ranks (MPI_Comm_split_type)"):
-            self.node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
-            self.nodes = Nodes(tuple(comm.allgather(self.node.bcast(self.rank))))
+            self.nodes, self.node = Nodes.shared(comm)
         self.comm = comm
 
     def _start(self, MPI: Any) -> None:
@@ -107,12 +106,3 @@ class Ranks:
             threading.Timer(5.0, os._exit, (3,)).start()  # should even this hang
             self.comm.Abort(3)
         os._exit(3)
-
-
-def _loaded() -> ctypes.CDLL | None:
-    """The MPI library that mpi4py has loaded, never a second copy; None where it is linked statically."""
-    for path in mapped():
-        library = ctypes.CDLL(path, mode=ctypes.DEFAULT_MODE | getattr(os, "RTLD_NOLOAD", 4))
-        if hasattr(library, "MPI_Init_thread"):
-            return library
-    return None

@@ -6,8 +6,7 @@ import json
 import sys
 import textwrap
 
-from .. import __version__
-from ..bench import launch
+from .. import __version__, launch
 from .finding import WORSE, Finding
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}

@@ -16,7 +16,7 @@ from .lock import acquire, unlock
 
 TURN_NS = 100_000  # a worker that has work looks at the wire no more often
 BATCH_NS = 1_000_000  # what is ready waits so long for more while there is work
-BATCH_ROWS = 256  # or until so many rows wait
+BATCH_ROWS = 256  # or until so many rows of credit wait
 CLOSE_NS = 150_000  # a batch is given so long, and the time its bytes take, before a worker that has work waits for it
 BYTES_PER_NS = 2  # at which they are hoped to go
 LIFE_NS = 20_000_000  # how often a rank that waits says that it lives

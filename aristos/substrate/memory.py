@@ -44,7 +44,7 @@ class Memory:
             warm_up([(wire.pace, (types.int64,)), (wire.take, (types.int64,)), (wire.leave, (types.int64,))])
             self._far = group.far_window(far_bytes(shape, group.nodes, group.rank))
             self.wire = self._far.wire
-            group.watch_flushes(self._far.flushing)
+            group.watch_calls(self._far.calling)
 
     def fill(self, state: np.ndarray, starts: dict[int, int]) -> None:
         """Write into a state where everything is."""
@@ -85,5 +85,5 @@ class Memory:
         """Give it all back; collective."""
         self._near.close()
         if self._far is not None:
-            self.group.watch_flushes(None)
+            self.group.watch_calls(None)
             self._far.close()

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .. import launch
 from ..nodes import Nodes
 from .rma import RmaWindow
 from .shm import ShmWindow, check_memory
@@ -19,7 +20,6 @@ from .window import SelfWindow, Window
 
 ABORTED = 86  # exit code of a job that ends itself
 DRAIN_SECONDS = 0.2  # for the launcher's pipes
-_TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 def end_job(comm: Any, code: int) -> None:
@@ -36,7 +36,7 @@ class Watchdog:
     def __init__(self, abort: Any, who: str) -> None:
         self._abort, self._who = abort, who
         self._wait: tuple[str, float, float] | None = None  # what, since, limit
-        self._flushing: tuple[Callable[[], tuple[int, int]], Callable[[], float]] | None = None
+        self._calls: tuple[Callable[[], tuple[int, int]], Callable[[], float]] | None = None
         self._thread: threading.Thread | None = None
         self._end = threading.Event()
 
@@ -50,9 +50,9 @@ class Watchdog:
         finally:
             self._wait = None
 
-    def flushing(self, ask: Callable[[], tuple[int, int]] | None, limit: Callable[[], float]) -> None:
-        """Bound flushes, which compiled code makes; ask: (rank that is being flushed or -1, since when in ns)."""
-        self._flushing = None if ask is None else (ask, limit)
+    def calls(self, ask: Callable[[], tuple[int, int]] | None, limit: Callable[[], float]) -> None:
+        """Bound puts and flushes, which compiled code makes; ask: (rank that they are for or -1, since when in ns)."""
+        self._calls = None if ask is None else (ask, limit)
         if ask is not None:
             self._start()
 
@@ -73,11 +73,11 @@ class Watchdog:
             if wait is not None and time.monotonic() - wait[1] > wait[2]:
                 what, since, limit = wait
                 self._say(since, limit, what, "a rank is missing or in another collective call")
-            if self._flushing is not None:
-                ask, limit_of = self._flushing
+            if self._calls is not None:
+                ask, limit_of = self._calls
                 peer, since_ns = ask()
                 if peer >= 0 and time.monotonic() - since_ns * 1e-9 > limit_of():
-                    what = f"rank {peer} to take in what was put (MPI_Win_flush)"
+                    what = f"rank {peer} to take in what is put (MPI_Put, MPI_Win_flush)"
                     self._say(since_ns * 1e-9, limit_of(), what, "it is stopped, gone, or makes no progress in MPI")
 
     def _say(self, since: float, limit: float, what: str, why: str) -> None:
@@ -93,7 +93,7 @@ class Group:
     """
 
     def __init__(self, comm: Any = None, timeout: float = 120.0, ranks_per_node: int | None = None) -> None:
-        self.timeout = timeout
+        self.timeout, self.ranks_per_node = timeout, ranks_per_node
         self.comm: Any = None
         self.node: Any = None
         self.rank, self.world = 0, 1
@@ -147,9 +147,9 @@ class Group:
         with self.bounded("the other ranks to allocate windows"):
             return RmaWindow(self.comm, nbytes)
 
-    def watch_flushes(self, flushing: Callable[[], tuple[int, int]] | None) -> None:
-        """End the job if a flush takes longer than the timeout; flushing: (rank or -1, since when in ns)."""
-        self._watchdog.flushing(flushing, lambda: self.timeout)
+    def watch_calls(self, calling: Callable[[], tuple[int, int]] | None) -> None:
+        """End the job if a put or a flush takes longer than the timeout; calling: (rank or -1, since when in ns)."""
+        self._watchdog.calls(calling, lambda: self.timeout)
 
     def cores(self) -> tuple[int, int]:
         """(cores this rank may use divided by the ranks that share them, at least 1; ranks a core is shared by)."""
@@ -181,14 +181,10 @@ class Group:
 
 def warn_if_launched() -> None:
     """Warn a task of several that computes alone."""
-    for name in _TASKS:
-        value = os.environ.get(name, "")
-        if name == "SLURM_NTASKS" and "SLURM_STEP_ID" not in os.environ:
-            continue  # in the batch script itself, not under srun
-        if value.isdigit() and int(value) > 1:
-            warnings.warn(
-                f"comm=None in one of {value} tasks ({name}): every task computes alone;"
-                " pass comm=MPI.COMM_WORLD to share the experts",
-                stacklevel=5,
-            )
-            return
+    started = launch.started_as()
+    if started is not None and started[1] > 1:
+        warnings.warn(
+            f"comm=None in one of {started[1]} tasks that {started[0]} started: every task computes alone;"
+            " pass comm=MPI.COMM_WORLD to share the experts",
+            stacklevel=5,
+        )

@@ -11,7 +11,7 @@ import numpy as np
 from .. import wire
 from ..errors import EnvironmentProblem
 from ..kernels.cpu.gemm import aligned
-from ..mpi_library import mapped
+from ..mpi_library import loaded, mapped
 from .shm import check_memory
 
 LINE = 64
@@ -19,14 +19,12 @@ LINE = 64
 
 def mpi_library() -> ctypes.CDLL:
     """The MPI library that mpi4py has loaded; never a second copy."""
-    paths = mapped()
-    for path in paths:
-        library = ctypes.CDLL(path, mode=ctypes.DEFAULT_MODE | getattr(ctypes, "RTLD_NOLOAD", 4))
-        if hasattr(library, "MPI_Put"):
-            return library
+    library = loaded("MPI_Put")
+    if library is not None:
+        return library
     raise EnvironmentProblem(
         "transport rma finds no MPI library with MPI_Put in this process"
-        f" (mapped: {', '.join(paths) or 'none'}): is MPI linked statically into mpi4py?"
+        f" (mapped: {', '.join(mapped()) or 'none'}): is MPI linked statically into mpi4py?"
     )
 
 
@@ -94,9 +92,9 @@ class RmaWindow:
         """Say whether workers make progress themselves."""
         self._words[wire.IN_CALL] = yes
 
-    def flushing(self) -> tuple[int, int]:
-        """(rank that is being flushed or -1, since when in ns on CLOCK_MONOTONIC)."""
-        return int(self._words[wire.FLUSHING]) - 1, int(self._words[wire.SINCE])
+    def calling(self) -> tuple[int, int]:
+        """(rank that MPI is called about or -1, since when in ns on CLOCK_MONOTONIC)."""
+        return int(self._words[wire.PEER]) - 1, int(self._words[wire.SINCE])
 
     def close(self) -> None:
         """Free the window; collective."""

@@ -174,7 +174,7 @@ def _measure(ctx: Context, pairs: Pairs, half: int) -> list[Measured]:
 
 def _result(ctx: Context, done: list[Measured]) -> Result:
     world = ctx.world.size
-    sheet = Sheet(f"exchange by {' and '.join(ctx.world.nodes.transports)}: {world} ranks, slowest rank", COLUMNS)
+    sheet = Sheet(f"exchange by {ctx.world.transports}: {world} ranks, slowest rank", COLUMNS)
     if len(done) < 2 * len(BLOCKS):
         sheet.notes.append("larger blocks were left out: no time, or no shared memory, for them")
     for pattern, block, times, fine in sorted(done, key=lambda one: (one[0], one[1])):

@@ -115,7 +115,7 @@ def run(ctx: Context) -> Result:
     for layer in layers.values():
         layer.close()
     sheet = Sheet(
-        f"idle by {' and '.join(ctx.world.nodes.transports)}: {shape}, {ctx.world.size} ranks x {threads} threads",
+        f"idle by {ctx.world.transports}: {shape}, {ctx.world.size} ranks x {threads} threads",
         COLUMNS,
     )
     for m in done:

@@ -83,7 +83,7 @@ def run(ctx: Context) -> Result:
             layer.close()
     threads = next(iter(layers.values())).threads
     sheet = Sheet(
-        f"layer by {' and '.join(ctx.world.nodes.transports)}: {shape}, {ctx.world.size} ranks x {threads} threads",
+        f"layer by {ctx.world.transports}: {shape}, {ctx.world.size} ranks x {threads} threads",
         COLUMNS,
     )
     sheet.records = [record for m in done for record in m.records]

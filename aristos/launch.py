@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from .. import mpi_library
-from ..mpi_library import Library
-from ..workarounds import under_srun
+from . import mpi_library
+from .mpi_library import Library
+from .workarounds import under_srun
 
 # (launcher, its number of tasks, its rank), the innermost launcher first: mpirun inside a Slurm job inherits
 # Slurm's variables, which then describe the daemons.
