@@ -76,8 +76,14 @@ def workarounds(env: Mapping[str, str], library: Library | None, machine: Machin
 def _mpich(env: Mapping[str, str], library: Library, machine: Machine) -> list[Workaround]:
     if not (library.wheel and under_srun(env) and srun_nodes(env) > 1):
         return []
+    if env.get("MPIR_CVAR_CH4_NETMOD", "ofi") != "ofi":
+        return []
     why = "the mpich wheel over UCX gives srun's PMI2 an address that can be too long for it"
-    return [Workaround("MPIR_CVAR_CH4_NETMOD", "ofi", why)]
+    found = [Workaround("MPIR_CVAR_CH4_NETMOD", "ofi", why)]
+    if not machine.rdma:
+        why = "the mpich wheel takes OFI's provider `sockets`, with which MPI_Init can hang on a busy machine"
+        found.append(Workaround("FI_PROVIDER", "tcp", why))
+    return found
 
 
 def _open_mpi(env: Mapping[str, str], library: Library, machine: Machine) -> list[Workaround]:

@@ -46,7 +46,8 @@ def environment() -> dict[str, str]:
     """This process's, without what a launcher around the tests may have set."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith((*LAUNCHER_VARIABLES, "SLURM_")) and k != FLAG}
     kept |= dict.fromkeys(ONE_THREAD, "1") | {"HYDRA_IFACE": "lo", "PYTHONPATH": str(ROOT), "PATH": PATH}
-    return kept | {"MPIR_CVAR_CH4_NETMOD": "ofi"}  # UCX asks more of PMI-2 than Slurm's has room for
+    # UCX asks more of PMI-2 than Slurm's has room for; with OFI's provider `sockets` MPI_Init of 32 ranks may hang.
+    return kept | {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp"}
 
 
 def under_srun(*words: object) -> list[str]:

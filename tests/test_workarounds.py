@@ -19,6 +19,7 @@ HOST = Machine("host", libpmix="/usr/lib/libpmix.so.2")
 STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "2", "SLURMD_NODENAME": "host", "SLURM_JOB_ID": "7"}
 MPICH, OPEN, INTEL = (Library(kind, "/env/lib/libmpi.so", True) for kind in ("MPICH", "Open MPI", "Intel MPI"))
 UCX, MUNGE, NETMOD = ("OMPI_MCA_osc", "^ucx"), ("PMIX_MCA_psec", "native"), ("MPIR_CVAR_CH4_NETMOD", "ofi")
+TCP = ("FI_PROVIDER", "tcp")
 FOLDER = (workarounds.SM_FOLDER, f"/dev/shm/aristos-{os.getuid()}-7-n1")
 VIRTUAL = STEP | {"SLURMD_NODENAME": "n1"}
 
@@ -32,7 +33,9 @@ def site(library: Library) -> Library:
     [
         (STEP, None, HOST, []),
         ({}, MPICH, HOST, []),
-        (STEP, MPICH, HOST, [NETMOD]),
+        (STEP, MPICH, HOST, [NETMOD, TCP]),
+        (STEP, MPICH, Machine("host", rdma=True), [NETMOD]),
+        (STEP | {"MPIR_CVAR_CH4_NETMOD": "ofi"}, MPICH, HOST, [TCP]),
         (STEP, site(MPICH), HOST, []),  # a site's MPICH knows its network
         (STEP, Library("Cray MPICH", "/opt/cray/libmpi_cray.so"), HOST, []),
         (STEP | {"SLURM_STEP_NUM_NODES": "1"}, MPICH, HOST, []),
