@@ -110,7 +110,8 @@ def test_a_read_only_install_home_and_cache(tmp_path):
         if probe.returncode == 0:
             pytest.skip("this user may write everywhere")
         for variable in ("XDG_CACHE_HOME", "ARISTOS_CACHE"):
-            where = {variable: str(tmp_path / "home"), "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
+            where = {"ARISTOS_CACHE": "", variable: str(tmp_path / "home")}  # whatever this environment has set
+            where |= {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
             counts, folders = zip(*(use(LITTLE, tmp_path / "site", give_up_privileges, **where) for _ in range(2)))
             assert {folder.parent for folder in folders} == {tmp_path / "tmp" / f"aristos-{os.getuid()}"}
             assert counts[0] > 0 or variable == "ARISTOS_CACHE"
