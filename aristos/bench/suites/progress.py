@@ -8,7 +8,7 @@ ranks on different nodes (of a pretended pair where there is one node), the orig
     thread    it computes, and a thread of its own makes progress every millisecond, as outside a layer's call
     worker    it computes, and makes progress between two pieces of arithmetic, as the layer's kernels do
 
-and how much longer the target's computation takes under a stream of such puts than without. It refuses to say what is
+and how much longer the target takes for the same work under a stream of such puts than without. It refuses to say what is
 right for a network it did not run on.
 """
 
@@ -57,7 +57,7 @@ def run(ctx: Context) -> Result:
         oneside_rma.compile_for_progress()
         target = pairs.group.nodes.far(0)[0]
         repeats = ctx.options.iters or REPEATS
-        # seconds of a put: [mode, size, repeat, put]; of the target's computation: [mode, size, repeat], size 0 is none
+        # seconds of a put: [mode, size, repeat, put]; of a round of the target's: [mode, size, repeat], size 0 is none
         puts = np.full((len(MODES), len(SIZES), repeats, MOST), np.nan)
         computing = np.full((len(MODES), 1 + len(SIZES), repeats), np.nan)
         right = True
@@ -72,13 +72,12 @@ def run(ctx: Context) -> Result:
 
 def _measure(ctx: Context, side: Side, puts: np.ndarray, computing: np.ndarray) -> bool:
     """All modes and sizes, in turns; whether every payload arrived."""
-    rounds = side.agree(_rounds() if side.first else 0)
     right = True
     for r in range(puts.shape[2]):
         for m, mode in enumerate(MODES):
             for s, size in enumerate((0, *SIZES)):
                 ctx.tell(f"target {mode}", (r + m / len(MODES)) / puts.shape[2])
-                taken = _turn(side, mode, size, rounds)
+                taken = _turn(side, mode, size)
                 if side.first and size:
                     puts[m, s - 1, r, : taken.size] = taken
                 elif not side.first:
@@ -93,17 +92,8 @@ def _landed(side: Side, size: int) -> bool:
     return np.array_equal(side.landed(size), side.payload(size)[:size])
 
 
-def _rounds() -> int:
-    """Rounds of `oneside_rma.compute` that take COMPUTE_NS."""
-    from .. import oneside_rma
-
-    out = np.zeros(2, np.int64)
-    oneside_rma.compute(0, 100, out)
-    return max(1, int(100 * COMPUTE_NS / max(1, out[0])))
-
-
-def _turn(side: Side, mode: str, size: int, rounds: int) -> np.ndarray:
-    """One repeat: seconds of the puts at the origin, of the computation at the target."""
+def _turn(side: Side, mode: str, size: int) -> np.ndarray:
+    """One repeat: seconds of the puts at the origin, of a round of the computation at the target."""
     from .. import oneside_rma
 
     pairs, wire = side.pairs, side.pairs.wire
@@ -122,18 +112,18 @@ def _turn(side: Side, mode: str, size: int, rounds: int) -> np.ndarray:
         oneside_rma.put_word(wire, side.peer, tail, side.coded, done)
         return out[: 1 if mode == "computes" else count] * 1e-9
     _await(side, wire, flag, go)
-    out = np.zeros(2, np.int64)
+    out = np.ones(3, np.int64)
     if mode == "waits":
         until = time.monotonic_ns() + COMPUTE_NS
         while time.monotonic_ns() < until:
             oneside_rma.await_coded(wire, flag, go + 1, time.monotonic_ns())
     else:
         pairs.far.in_call(mode != "thread")
-        oneside_rma.compute(wire if mode == "worker" else 0, rounds, out)
+        oneside_rma.compute(wire if mode == "worker" else 0, COMPUTE_NS, out)
         pairs.far.in_call(True)
     oneside_rma.put_word(wire, side.peer, ack, side.coded, end)
     _await(side, wire, tail, done)
-    return out[:1] * 1e-9
+    return out[:1] / out[1] * 1e-9
 
 
 def _await(side: Side, wire: int, address: int, value: int) -> None:
@@ -161,5 +151,5 @@ def _result(ctx: Context, target: int, pretended: bool, puts: np.ndarray, comput
     table.dim("repeat", np.arange(puts.shape[2])).dim("put", np.arange(puts.shape[3]))
     table.dim("traffic", (0, *SIZES), "B", "bytes of each put during the computation; 0 is none")
     table.add("put_time", ("mode", "size", "repeat", "put"), puts, "s", "a put and a flush at the origin")
-    table.add("compute_time", ("mode", "traffic", "repeat"), computing, "s", "the target's computation")
+    table.add("compute_time", ("mode", "traffic", "repeat"), computing, "s", "a round of the target's computation")
     return Result(right, [sheet], [table])
