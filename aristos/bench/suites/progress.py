@@ -8,8 +8,8 @@ ranks on different nodes (of a pretended pair where there is one node), the orig
     thread    it computes, and a thread of its own makes progress every millisecond, as outside a layer's call
     worker    it computes, and makes progress between two pieces of arithmetic, as the layer's kernels do
 
-and how much longer the target takes for the same work under a stream of such puts than without. It refuses to say what is
-right for a network it did not run on.
+and how much longer the target takes for the same work under a stream of such puts than without. It refuses to say
+what is right for a network it did not run on.
 """
 
 from __future__ import annotations
