@@ -382,7 +382,9 @@ class Rank:
                 return
             assert kind != f.FAIL, f"rank {self.me} was poisoned"
             if kind == f.IDLE:
-                yield far and outbox.turn(job, st, number, True)
+                if far:
+                    outbox.turn(job, st, number, True)
+                yield False  # a batch that only says that this rank lives gets nobody on
                 continue
             yield True
             steps.execute(job, st, number, kind)
@@ -390,7 +392,8 @@ class Rank:
             steps.publish(job, st, number, kind)
             yield True
             if far:
-                yield outbox.turn(job, st, number, False)
+                outbox.turn(job, st, number, False)
+                yield True
 
     def run(self, random: random.Random) -> Iterator[bool]:
         """All calls; yields after each step of one of the workers."""

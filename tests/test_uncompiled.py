@@ -24,7 +24,7 @@ def test_in_plain_python():
         env={**clean_environment(), "NUMBA_DISABLE_JIT": "1"},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert "skipped" not in done.stdout

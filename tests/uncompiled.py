@@ -5,23 +5,25 @@ The kernels and a layer in one process against the reference, and the protocol o
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import actors
 import numpy as np
 import pytest
 from actors import Call, Deadlock, Machine, Sizes, play, shape_of
 from cases import SKEWS, alone, check, routing, tokens
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from network import Race
 from numba.core import config
-from places import NEAR, address
+from places import FAR, FIRST, NEAR, address, where
 
 import aristos
 from aristos import compile as compiling
-from aristos import reference
-from aristos.engine import arrivals, dispatch, experts, layout, lock, packing, returns, steps, team
+from aristos import reference, wire
+from aristos.engine import arrivals, blocks, dispatch, experts, layout, lock, outbox, packing, returns, steps, team
 from aristos.engine import fields as f
 
 pytestmark = pytest.mark.skipif(
@@ -124,7 +126,7 @@ def draw_ids(rng: np.random.Generator, s: Sizes) -> np.ndarray:
     return ids
 
 
-@settings(max_examples=120)
+@settings(max_examples=90, phases=(Phase.explicit, Phase.reuse, Phase.generate))  # shrinking would take many minutes
 @given(runs())
 def test_no_race_no_deadlock_nothing_lost(run):
     """Whatever the order of the actors: each access follows what it must, every call ends, every row comes once."""
@@ -163,9 +165,10 @@ def refused_halves() -> list[list[Call]]:
 
 
 def play_all(calls: list[list[Call]], **changes: Any) -> None:
-    """Several orders of one set of calls."""
-    for seed in range(6):
-        play(replace(BUSY, **changes), calls, seed)
+    """Several orders of one set of calls; between nodes, where each takes far more steps, of the first three."""
+    sizes = replace(BUSY, **changes)
+    for seed in range(6 if sizes.nodes.single else 2):
+        play(sizes, calls if sizes.nodes.single else [mine[:3] for mine in calls], seed)
 
 
 def play_busy(**changes: Any) -> None:
@@ -179,6 +182,38 @@ def test_busy_calls(node_of):
     play_busy(node_of=node_of)
     play_all(busy_calls(exchange=True), node_of=node_of)
     play_all(refused_halves(), ring=30, node_of=node_of)
+
+
+BETWEEN = Sizes(
+    placement=(0, 0),
+    world=2,
+    top_k=2,
+    max_tokens=9,
+    ring=3,
+    workers=1,
+    tile=3,
+    run=2,
+    merge=0,
+    words=2,
+    node_of=(0, 1),
+    block=4,
+)
+
+
+def test_a_half_exchange_leaves_nothing_in_the_outbox():
+    """A rank in an exchange beside one in a layer gets no rows back, and must put its own all the same."""
+    ids = np.tile([1, 0], (4, 1))
+    for seed in range(20):
+        first = Call(ids, broken=True, ends_early=True)
+        play(BETWEEN, [[first], [replace(first, exchange=True)]], seed)
+
+
+def test_tokens_without_choices_among_those_of_a_block():
+    """They are combined before the block is made: what their tables hold by then is no packed row."""
+    ids = np.full((9, 2), -1)
+    ids[[0, 4, 8], 1] = 1
+    for seed in range(20):
+        play(replace(BETWEEN, workers=2, ring=9), [[Call(ids[:0])] * 2, [Call(ids)] * 2], seed)
 
 
 # ---- the watch itself: with an invariant taken away, it must speak up -----------------------------------------------
@@ -313,6 +348,95 @@ def output_begun_before_all_activations(monkeypatch):
         return real(job, st)
 
     monkeypatch.setattr(team, "share_done", early)
+
+
+# ---- the same between nodes
+
+
+def words_before_the_flush(monkeypatch):
+    """A batch's words are put, and only then what they tell of is flushed."""
+    flush, put_words = wire.flush, outbox.put_words
+
+    def hasty(job, st, peer, first, end):
+        put_words(job, st, peer, first, end)
+        flush(job[f.WIRE], peer)
+
+    monkeypatch.setattr(outbox, "put_words", hasty)
+    monkeypatch.setattr(wire, "flush", lambda address, peer: 0)
+
+
+def no_flush(monkeypatch):
+    """Puts are taken to arrive in the order they are made in."""
+    monkeypatch.setattr(wire, "flush", lambda address, peer: 0)
+
+
+def halves_not_compared(monkeypatch):
+    """A word is believed as soon as one half of it has come."""
+
+    class Trusting:
+        """`memory` in which the second half always agrees with the first."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(aristos.memory, name)
+
+        def load(self, address: int) -> int:
+            if address >= FIRST and where(address)[1] == FAR and address % 16 == 8:
+                return ~aristos.memory.load(address - 8)
+            return aristos.memory.load(address)
+
+    monkeypatch.setattr(outbox, "mem", Trusting())
+
+
+def far_credit_for_more_than_the_ring(monkeypatch):
+    """A source that overwrites rows of a far ring before their owner has freed them."""
+
+    class Generous:
+        """`memory` with every credit word full."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(aristos.memory, name)
+
+        def load_acquire(self, address: int) -> int:
+            return 1 << 40
+
+    monkeypatch.setattr(blocks, "mem", Generous())
+    monkeypatch.setattr(
+        blocks, "end_token", lambda job, st, owner, first, room, end=blocks.end_token: end(job, st, owner, first, 4)
+    )
+
+
+def a_batch_nobody_holds_the_wire_for(monkeypatch):
+    """Workers that call MPI side by side."""
+    monkeypatch.setattr(wire, "take", lambda address: True)
+
+
+FAR_BREAKS: dict[Any, Any] = {
+    words_before_the_flush: Race,
+    no_flush: Race,
+    halves_not_compared: (Race, Deadlock, AssertionError, IndexError),
+    far_credit_for_more_than_the_ring: Race,
+    a_batch_nobody_holds_the_wire_for: Race,
+}
+
+
+@pytest.mark.parametrize("take_away", FAR_BREAKS, ids=lambda b: b.__name__)
+def test_the_watch_sees_between_nodes(monkeypatch, take_away):
+    machines = []
+
+    class Watched(Machine):
+        """A machine under which the break is made once the network is in place."""
+
+        @contextmanager
+        def memory_functions(self):
+            machines.append(self)
+            with super().memory_functions(), pytest.MonkeyPatch.context() as patch:
+                take_away(patch)
+                yield
+
+    monkeypatch.setattr(actors, "Machine", Watched)
+    with pytest.raises(FAR_BREAKS[take_away]):
+        play_busy(node_of=(0, 1, 0), block=4)
+    assert machines
 
 
 BREAKS: dict[Any, Any] = {
