@@ -18,9 +18,15 @@ from .compile import jit
     PEER, SINCE,  # 1 + the rank that MPI is being called about or 0, and since when: read by the watchdog
     IN_CALL,  # nonzero while workers look after progress themselves
     STOP,  # nonzero: the pacing thread ends
-    STATUS,  # room for an MPI_Status, 16 words
+    STATUS,  # room for an MPI_Status, 16 words; then UNDER_WAY
 ) = range(19)  # fmt: skip
-WORDS = STATUS + 16
+UNDER_WAY = STATUS + 16  # a word a rank: nonzero while puts to it are not flushed
+
+
+def words(world):
+    """Words of a wire to `world` ranks."""
+    return UNDER_WAY + world
+
 
 TEND_NS = 50_000  # within a call somebody makes progress at least this often
 PACE_US = 1000  # outside calls
@@ -53,6 +59,7 @@ def put(wire, peer, at, source, nbytes):
     """
     byte = mem.load(wire + 8 * BYTE)
     window = mem.load(wire + 8 * WINDOW)
+    mem.store(wire + 8 * (UNDER_WAY + peer), 1)
     begin(wire, peer)
     code = mem.call(mem.load(wire + 8 * PUT), source, nbytes, byte, peer, at, nbytes, byte, window)
     mem.store_release(wire + 8 * PEER, 0)
@@ -61,9 +68,13 @@ def put(wire, peer, at, source, nbytes):
 
 @jit
 def flush(wire, peer):
-    """Wait until all puts to `peer` have landed. It cannot be bounded: a watchdog reads whom it waits for."""
+    """Wait until all puts to `peer` have landed. It cannot be bounded: a watchdog reads whom it waits for.
+
+    Over libfabric MPICH counts a window's puts together, so that it waits for those to other ranks too.
+    """
     begin(wire, peer)
     code = mem.call(mem.load(wire + 8 * FLUSH), peer, mem.load(wire + 8 * WINDOW), 0, 0, 0, 0, 0, 0)
+    mem.store(wire + 8 * (UNDER_WAY + peer), 0)
     mem.store_release(wire + 8 * PEER, 0)
     return code
 

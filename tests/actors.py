@@ -285,7 +285,7 @@ class Rank:
         e = len(sizes.placement)
         self.job, self.st = np.zeros(f.JOB_WORDS + e + sizes.world + 1, np.int64), np.zeros(tables.words, np.int64)
         self.lock = np.zeros(1, np.int64)
-        self.wire = np.zeros(wire.WORDS, np.int64)
+        self.wire = np.zeros(wire.words(sizes.world), np.int64)
         machine.network.wires.append(self.wire)
         fill(shape, sizes.nodes, me, self.st, tables.starts)
         self.fill(tables, shape)

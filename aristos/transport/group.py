@@ -18,7 +18,9 @@ from .rma import RmaWindow
 from .shm import ShmWindow, check_memory
 from .window import SelfWindow, Window
 
+Calling = Callable[[], tuple[int, int, list[int]]]
 ABORTED = 86  # exit code of a job that ends itself
+NAMED = 8  # most ranks that a message names
 DRAIN_SECONDS = 0.2  # for the launcher's pipes
 
 
@@ -36,7 +38,7 @@ class Watchdog:
     def __init__(self, abort: Any, who: str) -> None:
         self._abort, self._who = abort, who
         self._wait: tuple[str, float, float] | None = None  # what, since, limit
-        self._calls: tuple[Callable[[], tuple[int, int]], Callable[[], float]] | None = None
+        self._calls: tuple[Calling, Callable[[], float]] | None = None
         self._thread: threading.Thread | None = None
         self._end = threading.Event()
 
@@ -50,8 +52,8 @@ class Watchdog:
         finally:
             self._wait = None
 
-    def calls(self, ask: Callable[[], tuple[int, int]] | None, limit: Callable[[], float]) -> None:
-        """Bound puts and flushes, which compiled code makes; ask: (rank that they are for or -1, since when in ns)."""
+    def calls(self, ask: Calling | None, limit: Callable[[], float]) -> None:
+        """Bound puts and flushes, which compiled code makes; ask: see RmaWindow.calling."""
         self._calls = None if ask is None else (ask, limit)
         if ask is not None:
             self._start()
@@ -75,10 +77,13 @@ class Watchdog:
                 self._say(since, limit, what, "a rank is missing or in another collective call")
             if self._calls is not None:
                 ask, limit_of = self._calls
-                peer, since_ns = ask()
+                peer, since_ns, others = ask()
                 if peer >= 0 and time.monotonic() - since_ns * 1e-9 > limit_of():
                     what = f"rank {peer} to take in what is put (MPI_Put, MPI_Win_flush)"
-                    self._say(since_ns * 1e-9, limit_of(), what, "it is stopped, gone, or makes no progress in MPI")
+                    if others:
+                        what += f"; puts to {' and '.join(f'rank {r}' for r in others[:NAMED])} are under way too"
+                    why = "one of these is stopped, gone, or makes no progress in MPI"
+                    self._say(since_ns * 1e-9, limit_of(), what, why)
 
     def _say(self, since: float, limit: float, what: str, why: str) -> None:
         waited = f"{time.monotonic() - since:.1f} s (limit {limit:g} s)"
@@ -147,8 +152,8 @@ class Group:
         with self.bounded("the other ranks to allocate windows"):
             return RmaWindow(self.comm, nbytes)
 
-    def watch_calls(self, calling: Callable[[], tuple[int, int]] | None) -> None:
-        """End the job if a put or a flush takes longer than the timeout; calling: (rank or -1, since when in ns)."""
+    def watch_calls(self, calling: Calling | None) -> None:
+        """End the job if a put or a flush takes longer than the timeout; calling: see RmaWindow.calling."""
         self._watchdog.calls(calling, lambda: self.timeout)
 
     def cores(self) -> tuple[int, int]:

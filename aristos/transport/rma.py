@@ -78,7 +78,7 @@ class RmaWindow:
         from mpi4py import MPI
 
         library = mpi_library()
-        words = aligned((wire.WORDS,), np.int64)
+        words = aligned((wire.words(comm.Get_size()),), np.int64)
         words[:] = 0
         for name, function in ((wire.PUT, library.MPI_Put), (wire.FLUSH, library.MPI_Win_flush),
                                (wire.SYNC, library.MPI_Win_sync), (wire.PROBE, library.MPI_Iprobe),
@@ -92,9 +92,11 @@ class RmaWindow:
         """Say whether workers make progress themselves."""
         self._words[wire.IN_CALL] = yes
 
-    def calling(self) -> tuple[int, int]:
-        """(rank that MPI is called about or -1, since when in ns on CLOCK_MONOTONIC)."""
-        return int(self._words[wire.PEER]) - 1, int(self._words[wire.SINCE])
+    def calling(self) -> tuple[int, int, list[int]]:
+        """(rank that MPI is called about or -1, since when in ns on CLOCK_MONOTONIC, others with unflushed puts)."""
+        peer = int(self._words[wire.PEER]) - 1
+        others = [r for r in np.flatnonzero(self._words[wire.UNDER_WAY :]).tolist() if r != peer]
+        return peer, int(self._words[wire.SINCE]), others
 
     def close(self) -> None:
         """Free the window; collective."""
