@@ -86,7 +86,7 @@ class Exchange(Collective):
         warm_up(
             [
                 (step.set_targets, (job, state, counts)),
-                (step.give_back, (job, state, counts, int64, int64)),
+                (step.give_back, (job, state, counts, int64, int64, int64)),
                 (step.expect_back, (job, state)),
             ]
         )
@@ -194,7 +194,8 @@ class Exchange(Collective):
             job[f.WEIGHTS] = self._ones.ctypes.data if scale is None else scale.ctypes.data
             step.expect_back(job, runtime.state)
             address, status = (0, f.REFUSED) if back is None else (back.ctypes.data, f.OK)
-            step.give_back(job, runtime.state, counts, address, status)
+            for i in range(1, self.world + 1):
+                step.give_back(job, runtime.state, counts, (self.rank + i) % self.world, address, status)
             with runtime.tending():
                 runtime.go_on(job, self.timeout)
         runtime.open = False

@@ -18,8 +18,9 @@ from .compile import jit
     PEER, SINCE,  # 1 + the rank that MPI is being called about or 0, and since when: read by the watchdog
     IN_CALL,  # nonzero while workers look after progress themselves
     STOP,  # nonzero: the pacing thread ends
+    ERROR,  # what MPI_Iprobe has returned but success: the watchdog ends the job; an error of the window does at once
     STATUS,  # room for an MPI_Status, 16 words; then UNDER_WAY
-) = range(19)  # fmt: skip
+) = range(20)  # fmt: skip
 UNDER_WAY = STATUS + 16  # a word a rank: nonzero while puts to it are not flushed
 
 
@@ -30,6 +31,8 @@ def words(world):
 
 TEND_NS = 50_000  # within a call somebody makes progress at least this often
 PACE_US = 1000  # outside calls
+ALONE_NS = 5_000_000  # in a call whose workers have not come for so long, the pacing thread makes progress too
+MOST_BYTES = 1 << 30  # of one MPI_Put: MPI counts in ints
 
 
 @jit
@@ -61,9 +64,10 @@ def put(wire, peer, at, source, nbytes):
     window = mem.load(wire + 8 * WINDOW)
     mem.store(wire + 8 * (UNDER_WAY + peer), 1)
     begin(wire, peer)
-    code = mem.call(mem.load(wire + 8 * PUT), source, nbytes, byte, peer, at, nbytes, byte, window)
+    for first in range(0, nbytes, MOST_BYTES):
+        n = min(nbytes - first, MOST_BYTES)
+        mem.call(mem.load(wire + 8 * PUT), source + first, n, byte, peer, at + first, n, byte, window)
     mem.store_release(wire + 8 * PEER, 0)
-    return code
 
 
 @jit
@@ -73,16 +77,21 @@ def flush(wire, peer):
     Over libfabric MPICH counts a window's puts together, so that it waits for those to other ranks too.
     """
     begin(wire, peer)
-    code = mem.call(mem.load(wire + 8 * FLUSH), peer, mem.load(wire + 8 * WINDOW), 0, 0, 0, 0, 0, 0)
+    mem.call(mem.load(wire + 8 * FLUSH), peer, mem.load(wire + 8 * WINDOW), 0, 0, 0, 0, 0, 0)
     mem.store(wire + 8 * (UNDER_WAY + peer), 0)
     mem.store_release(wire + 8 * PEER, 0)
-    return code
+
+
+@jit
+def sync(wire):
+    """What has landed before what was read just now is visible from here on. (Holding the lock.)"""
+    mem.call(mem.load(wire + 8 * SYNC), mem.load(wire + 8 * WINDOW), 0, 0, 0, 0, 0, 0, 0)
 
 
 @jit
 def progress(wire):
     """Let MPI move what is under way, and make what has landed visible. (Holding the lock.)"""
-    mem.call(
+    code = mem.call(
         mem.load(wire + 8 * PROBE),
         mem.load(wire + 8 * ANY_SOURCE),
         mem.load(wire + 8 * ANY_TAG),
@@ -93,7 +102,9 @@ def progress(wire):
         0,
         0,
     )
-    mem.call(mem.load(wire + 8 * SYNC), mem.load(wire + 8 * WINDOW), 0, 0, 0, 0, 0, 0, 0)
+    if code != 0:
+        mem.store_release(wire + 8 * ERROR, code)
+    sync(wire)
     mem.store(wire + 8 * LAST, mem.clock())
 
 
@@ -109,9 +120,10 @@ def tend(wire):
 
 @jit
 def pace(wire):
-    """Make progress every millisecond outside calls, until STOP; for a thread of its own."""
+    """Make progress every millisecond outside calls, and where nobody else does, until STOP; for its own thread."""
     while mem.load_acquire(wire + 8 * STOP) == 0:
         mem.call(mem.load(wire + 8 * SLEEP), PACE_US, 0, 0, 0, 0, 0, 0, 0)
-        if mem.load_acquire(wire + 8 * IN_CALL) == 0 and take(wire):
+        alone = mem.load_acquire(wire + 8 * IN_CALL) == 0 or mem.clock() - mem.load(wire + 8 * LAST) > ALONE_NS
+        if alone and take(wire):
             progress(wire)
             leave(wire)

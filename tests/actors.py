@@ -212,7 +212,7 @@ class Machine:
         with ExitStack() as stack:
             for name in names:
                 stack.enter_context(mock.patch.object(memory, name, getattr(self, name)))
-            for name in ("put", "flush", "progress"):
+            for name in ("put", "flush", "sync", "progress"):
                 stack.enter_context(mock.patch.object(wire, name, getattr(self.network, name)))
             yield
 
@@ -435,10 +435,9 @@ class Rank:
         yield True
         job[f.MODE] = f.MODE_COMBINE
         halves.expect_back(job, st)
-        if self.call.refuses_combine:
-            halves.give_back(job, st, counts, 0, f.REFUSED)
-        else:
-            halves.give_back(job, st, counts, out.ctypes.data, f.OK)
+        address, status = (0, f.REFUSED) if self.call.refuses_combine else (out.ctypes.data, f.OK)
+        for source in range(self.sizes.world):
+            halves.give_back(job, st, counts, source, address, status)
         yield True
         yield from self.worker(0)
         self.check_statuses(self.call.broken)

@@ -61,6 +61,7 @@ class Network:
         self.flying: dict[int, Piece] = {}  # by target
         self.sources: dict[int, int] = {}  # how many pieces are read from a word
         self.halves: dict[int, Put] = {}  # what landed last in each half of a coded word
+        self.told: dict[int, list[list[int]]] = {}  # by actor: what coded words have told it, but for a sync
 
     # ---- what `wire` does
 
@@ -86,7 +87,7 @@ class Network:
         self.puts.append(put)
         m.clocks[m.actor][m.actor] += 1
 
-    def flush(self, address: int, peer: int) -> int:
+    def flush(self, address: int, peer: int) -> None:
         """Everything that this rank has put to `peer` lands; what this actor does from now on comes after it."""
         m = self.machine
         self.check_caller(address)
@@ -103,12 +104,18 @@ class Network:
                 if not self.is_coded(piece.target):
                     cell.writer, cell.readers = (m.actor, mine[m.actor]), {}
             self.puts.remove(put)
-        return 0
 
     def progress(self, address: int) -> None:
         self.check_caller(address)
         memory.store(address + WORD * wire.LAST, memory.clock())
         self.move(0.5, self.machine.rank)
+
+    def sync(self, address: int) -> None:
+        """What is told by the words that this actor has read is visible to it."""
+        self.check_caller(address)
+        mine = self.machine.clocks[self.machine.actor]
+        for clock in self.told.pop(self.machine.actor, []):
+            mine[:] = map(max, mine, clock)
 
     # ---- how words travel
 
@@ -161,15 +168,14 @@ class Network:
 
     def read_coded(self, address: int) -> int:
         """Half of a word as it reads now. After the second half the older put of what both show is known: halves that
-        agree are of one put, or of two that said the same.
+        agree are of one put, or of two that said the same. It is known here with the next sync.
         """
         m = self.machine
         self.check_caller(self.wires[m.rank].ctypes.data)
         value, other = m.cell(address).value, address ^ WORD
         if other < address and address in self.halves and other in self.halves:
             put = min(self.halves[address], self.halves[other], key=lambda p: p.number)
-            mine = m.clocks[m.actor]
-            mine[:] = map(max, mine, put.clock)
+            self.told.setdefault(m.actor, []).append(put.clock)
         piece = self.flying.get(address)
         if piece is not None and not piece.landed:
             return self.random.choice((value, self.random.getrandbits(62)))

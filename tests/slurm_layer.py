@@ -12,6 +12,8 @@ import hashlib
 import os
 import sys
 import time
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -39,13 +41,15 @@ def hashes(moe: aristos.MoE, parts: int) -> list[tuple[int, str]]:
     return made
 
 
-def hold(moe: aristos.MoE, seconds: float) -> None:
+def hold(moe: aristos.MoE, seconds: float, options: dict[str, Any]) -> None:
     """Call until the time is over."""
-    print(f"rank {moe.rank} pid {os.getpid()}", flush=True)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        moe(tokens(moe.rank))
-        time.sleep(PAUSE)
+    moe(tokens(moe.rank))
+    with aristos.MoE(replace(CFG, max_tokens=48), moe.comm, **options):  # the engine grows: new windows to watch
+        print(f"rank {moe.rank} pid {os.getpid()}", flush=True)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            moe(tokens(moe.rank))
+            time.sleep(PAUSE)
 
 
 def main() -> int:
@@ -61,11 +65,11 @@ def main() -> int:
         from mpi4py import MPI
 
         comm = MPI.COMM_WORLD
-    options = {"threads": 1, "timeout": asked.timeout, "ranks_per_node": asked.ranks_per_node}
+    options: dict[str, Any] = {"threads": 1, "timeout": asked.timeout, "ranks_per_node": asked.ranks_per_node}
     with aristos.MoE(CFG, comm, **options) as moe:
         moe.load(**reference.weights(CFG, seed=3))
         if asked.hold is not None:
-            hold(moe, asked.hold)
+            hold(moe, asked.hold, options)
             return 0
         mine = hashes(moe, asked.parts)
     every = comm.allgather(mine) if comm is not None else [mine]

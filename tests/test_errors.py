@@ -369,20 +369,21 @@ def test_a_second_open_call_is_refused(comm, world):
 
 
 @pytest.mark.ranks(2)
-def test_windows_that_do_not_fit(comm, monkeypatch):
+@pytest.mark.parametrize("ranks_per_node", [None, 1], ids=["one node", "two nodes"])
+def test_windows_that_do_not_fit(comm, monkeypatch, ranks_per_node):
     """One rank sees too small a /dev/shm: all raise before anything is touched, and a smaller layer still works."""
-    need = MoE.memory(CFG, 2)
+    need = MoE.memory(CFG, 2, ranks_per_node=ranks_per_node)
     if comm.rank == 1:
-        monkeypatch.setattr("aristos.transport.shm.free_shared_memory", lambda: need)  # room for one of two
+        monkeypatch.setattr("aristos.transport.room.free_shared_memory", lambda: need)  # room for one of two
     with pytest.raises(MemoryProblem, match=r"windows need [\d.]+ MiB .*for 2 ranks.* MiB are free") as caught:
-        MoE(CFG, comm)
+        MoE(CFG, comm, ranks_per_node=ranks_per_node)
     assert isinstance(caught.value, MemoryError)
-    monkeypatch.setattr("aristos.transport.shm.free_shared_memory", lambda: None)  # nobody says
-    with made(comm) as moe:
+    monkeypatch.setattr("aristos.transport.room.free_shared_memory", lambda: None)  # nobody says
+    with made(comm, ranks_per_node=ranks_per_node) as moe:
         wanted = moe(**good(comm.rank))
     if comm.rank == 0:
-        monkeypatch.setattr("aristos.transport.shm.free_shared_memory", lambda: 4 * need)
-    with made(comm) as moe:
+        monkeypatch.setattr("aristos.transport.room.free_shared_memory", lambda: 4 * need)
+    with made(comm, ranks_per_node=ranks_per_node) as moe:
         assert same(moe(**good(comm.rank)), wanted)
 
 
@@ -392,13 +393,13 @@ x = tokens(cfg, 20, seed=rank)
 moe = aristos.MoE(cfg, comm)
 moe.load(**reference.weights(cfg))
 y = moe(x)
-import aristos.transport.shm as shm
-real, shm.free_shared_memory = shm.free_shared_memory, lambda: 1000
+import aristos.transport.room as room
+real, room.free_shared_memory = room.free_shared_memory, lambda: 1000
 try:
     aristos.MoE(aristos.MoEConfig(hidden=400, ffn=72, experts=5, max_tokens=300), comm)
 except errors.MemoryProblem:
     say("refused")
-shm.free_shared_memory = real
+room.free_shared_memory = real
 say("equal" if same(moe(x), y) else "different")
 """
 

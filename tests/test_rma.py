@@ -139,7 +139,6 @@ def test_input_that_one_rank_refuses(comm):
                 refusal = pytest.raises(
                     InputError if bad else PeerInputError, match="" if bad else f"rank {n % 3} refused"
                 )
-                start = time.monotonic()
                 with refusal:
                     moe(x[:, :3] if bad else x)
                 with refusal:
@@ -149,7 +148,6 @@ def test_input_that_one_rank_refuses(comm):
                     exchange.combine(rows[:, :3] if bad else rows, handle, call["weights"])
                 with pytest.raises(MismatchError):
                     exchange.dispatch(x, call["ids"]) if bad else moe(x)
-                assert time.monotonic() - start < 5
                 assert same(moe(x), y)
                 one_exchange(comm, exchange, x, call, CFG.experts)
 
@@ -209,6 +207,17 @@ def test_closing_in_any_order(comm):
             objects[0](x)
 
 
+@pytest.mark.ranks(2)
+def test_the_watchdog_watches_the_windows_in_use(comm):
+    """Also those of an engine that has grown: a flush to a rank that is gone must not hold this one for ever."""
+    with make(comm) as moe, make(comm, replace(CFG, max_tokens=300)):
+        runtime = moe._alive()
+        watched = runtime.group._watchdog._calls
+        assert watched is not None
+        assert watched[0] == runtime._memory.calling
+        assert watched[0]()[0] == -1
+
+
 # ---- what goes wrong across nodes: jobs of their own, since each ends badly on purpose -------------------------------
 
 LAYER = """
@@ -242,7 +251,7 @@ with warnings.catch_warnings(record=True):
     warnings.simplefilter("always")
     try:
         if rank == 1:
-            time.sleep(5)
+            time.sleep(8)
         moe(x)
     except (errors.WaitTimeout, errors.PoisonedError) as e:
         say(f"{time.monotonic() - start:.2f} s")
@@ -251,15 +260,40 @@ leave("end")
 """,
     )
     assert job.code is not None
-    assert 3.0 <= float(job.lines(0)[0].removesuffix(" s")) < 5.0
+    assert 3.0 <= float(job.lines(0)[0].removesuffix(" s")) < 8.0
     for word in ("rank 0 waited 3", "for rank 1 in epoch 2", "its announcement of epoch 2", "last seen of it: epoch 1"):
         assert word in job.lines(0)[1]
     assert "rank 0 gave up in epoch 2 because a wait ran out" in job.lines(1)[1]
 
 
 @needs_mpiexec
+def test_a_rank_that_is_late_between_the_halves(tmp_path):
+    """Experts of a user's may take longer than the timeout: who is in its second half already warns, and waits."""
+    job = run_job(
+        tmp_path,
+        2,
+        LAYER
+        + """
+exchange = aristos.Exchange(comm, ranks_per_node=1, hidden=40, experts=4, top_k=2, max_tokens=64, timeout=0.5)
+call = routing(cfg, 50, "some", seed=rank)
+rows, handle = exchange.dispatch(x, call["ids"])
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    if rank == 1:
+        time.sleep(2)
+    exchange.combine(rows, handle, call["weights"])
+say(len(told), *(w.message for w in told))
+exchange.close()
+""",
+    )
+    assert job.code == 0, job.out
+    assert re.match(r"1 rank 0 has waited \d s for rank 1, which has not combined in epoch 1 yet", job.lines(0)[0])
+    assert job.lines(1) == ["0"]
+
+
+@needs_mpiexec
 def test_poison_travels(tmp_path):
-    """Rank 0 is interrupted while it waits; who waits with it learns of it at once, the late one in its call."""
+    """Rank 0 is interrupted while it waits; who waits with it learns of it, the late one in its call; no timeout."""
     job = run_job(
         tmp_path,
         4,
@@ -282,7 +316,7 @@ leave("end")
     assert job.code is not None
     assert job.lines(0)[1].startswith("KeyboardInterrupt")
     for rank in (1, 2, 3):
-        assert float(job.lines(rank)[0].removesuffix(" s")) < (1.0 if rank == 3 else 2.5)
+        assert float(job.lines(rank)[0].removesuffix(" s")) < 30  # the timeout is 120
         assert re.search("PoisonedError .*rank 0 gave up in epoch 2 because it was interrupted", job.lines(rank)[1])
 
 
@@ -306,3 +340,35 @@ moe(x)
     assert job.code not in (None, 0)
     assert job.seconds < 25
     assert re.search("rank 0 waited .* for rank 1 ", job.out[0])
+
+
+@needs_mpiexec
+def test_an_error_of_mpi_ends_the_job(tmp_path):
+    """Words put after data that did not land would be believed."""
+    job = run_job(
+        tmp_path,
+        2,
+        LAYER
+        + """
+moe = made()
+from aristos import wire
+memory = moe._runtime._memory
+if rank == 0:
+    while not wire.take(memory.wire):
+        pass
+    wire.put(memory.wire, 7, 0, x.ctypes.data, 8)  # there is no rank 7
+    say("went on")
+comm.Barrier()
+""",
+        timeout=30,
+    )
+    assert job.code not in (None, 0)
+    assert not any("went on" in line for line in job.lines(0))
+    assert "rank" in job.out[0]
+
+
+@needs_mpiexec
+def test_a_program_that_closes_nothing(tmp_path):
+    """Nobody calls MPI any more when it is finalized."""
+    job = run_job(tmp_path, 2, LAYER + "moe = made()\nsay(moe(x).shape)\n", timeout=60)
+    assert job.code == 0, job.out

@@ -80,7 +80,7 @@ leave("end")
     seconds = float(job.lines(0)[0].removesuffix(" s"))
     assert 3.0 <= seconds < 5.0
     warned = said(job, 0, "warned")
-    assert warned.startswith("warned: 1 rank 0 has waited 0 s for rank 1, which has not made its call of epoch 2 yet")
+    assert warned.startswith("warned: 1 rank 0 has waited 0 s for rank 1, which has not made its call in epoch 2 yet")
     error = said(job, 0, "^timeout")
     for word in ("rank 0 waited 3", "timeout 0.3 s", "for rank 1", "in epoch 2", "its announcement of epoch 2"):
         assert word in error

@@ -362,12 +362,17 @@ def words_before_the_flush(monkeypatch):
         flush(job[f.WIRE], peer)
 
     monkeypatch.setattr(outbox, "put_words", hasty)
-    monkeypatch.setattr(wire, "flush", lambda address, peer: 0)
+    monkeypatch.setattr(wire, "flush", lambda address, peer: None)
 
 
 def no_flush(monkeypatch):
     """Puts are taken to arrive in the order they are made in."""
-    monkeypatch.setattr(wire, "flush", lambda address, peer: 0)
+    monkeypatch.setattr(wire, "flush", lambda address, peer: None)
+
+
+def words_believed_without_a_sync(monkeypatch):
+    """What a word tells of is taken to be visible as soon as the word is."""
+    monkeypatch.setattr(wire, "sync", lambda address: None)
 
 
 def halves_not_compared(monkeypatch):
@@ -413,6 +418,7 @@ def a_batch_nobody_holds_the_wire_for(monkeypatch):
 FAR_BREAKS: dict[Any, Any] = {
     words_before_the_flush: Race,
     no_flush: Race,
+    words_believed_without_a_sync: Race,
     halves_not_compared: (Race, Deadlock, AssertionError, IndexError),
     far_credit_for_more_than_the_ring: Race,
     a_batch_nobody_holds_the_wire_for: Race,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import wire
 from ..errors import WaitTimeout
 from ..results import Table
 from .world import World
@@ -41,7 +42,7 @@ def read_bytes(address: int, nbytes: int) -> Bytes:
 
 def slot_bytes(world: World, most: int) -> int:
     """Bytes of slots a rank can expose: `most`, or what a quarter of the free shared memory allows for all ranks."""
-    from ..transport.shm import free_shared_memory
+    from ..transport.room import free_shared_memory
 
     have = free_shared_memory()
     room = most
@@ -168,13 +169,15 @@ class Pairs:
         self.head = WORDS * LINE * world.size
         self.group = Group(world.comm, ranks_per_node=ranks_per_node or world.ranks_per_node)
         nodes, me = self.group.nodes, world.rank
+        self.group.check_room(self.head + room, 0 if nodes.single else self.head + room)
         self._near = self.group.window(self.head + room)
         self.base: dict[int, int] = dict(zip(sorted([me, *nodes.near(me)]), self._near.base))
         self.far = None if nodes.single else self.group.far_window(self.head + room)
         self.coded = aligned((2,), np.int64)
         if self.far is not None:
             self.group.watch_calls(self.far.calling)
-            self.far.in_call(True)  # the loops make progress, and are alone with the wire
+            while not wire.take(self.wire):  # the loops make progress, and are alone with it
+                pass
         self.counters: dict[tuple[int, int, int], int] = defaultdict(int)
         self.rounds = schedule(world.size, max(1, world.cores(world.hosts[0]) // 2))
 

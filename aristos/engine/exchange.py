@@ -52,38 +52,35 @@ def put_back(job, st, source, packed, rows, n):
 
 
 @jit
-def give_back(job, st, counts, out, status):
-    """Put every row of `out` (rows in the order of `set_targets`, ROW_BYTES apart) into its source's return rows.
+def give_back(job, st, counts, source, out, status):
+    """Put the rows of `out` (in the order of `set_targets`, ROW_BYTES apart) that are of `source` into its return rows.
 
     Every source gets one record with this rank's status, whether it has rows here or not. `out` 0: nothing is copied,
-    because this rank refuses.
+    because this rank refuses. A source at a time: the caller may be interrupted between them.
     """
-    me, world = job[f.RANK], job[f.WORLD]
-    for i in range(1, world + 1):
-        source = (me + i) % world
-        packed = st[job[f.T_FIRST] + source]
-        first = packed
-        far = st[job[f.T_FAR] + source] != 0
-        if far:
-            while not mpi.take(job[f.WIRE]):
-                mem.yield_core()
-        for expert in range(job[f.LOCAL]):
-            n = counts[expert, source]
-            row = st[job[f.T_TARGET] + source * job[f.MAX_LOCAL] + expert] - n  # the copying has moved it to its end
-            if out != 0 and far:
-                put_back(job, st, source, packed, out + job[f.ROW_BYTES] * row, n)
-            elif out != 0:
-                for j in range(n):
-                    target = return_row(job, st, source, packed + j)
-                    mem.copy_row(target, out + job[f.ROW_BYTES] * (row + j), job[f.ROW_BYTES])
-            packed += n
-        if far:
-            mpi.flush(job[f.WIRE], source)
-            mpi.leave(job[f.WIRE])
-        if source == me:
-            rows_are_back(job, st, first, packed - first)
-        else:
-            post_return(job, st, source, first, packed - first, status, -1)
+    packed = st[job[f.T_FIRST] + source]
+    first = packed
+    far = st[job[f.T_FAR] + source] != 0
+    if far:
+        while not mpi.take(job[f.WIRE]):
+            mem.yield_core()
+    for expert in range(job[f.LOCAL]):
+        n = counts[expert, source]
+        row = st[job[f.T_TARGET] + source * job[f.MAX_LOCAL] + expert] - n  # the copying has moved it to its end
+        if out != 0 and far:
+            put_back(job, st, source, packed, out + job[f.ROW_BYTES] * row, n)
+        elif out != 0:
+            for j in range(n):
+                target = return_row(job, st, source, packed + j)
+                mem.copy_row(target, out + job[f.ROW_BYTES] * (row + j), job[f.ROW_BYTES])
+        packed += n
+    if far:
+        mpi.flush(job[f.WIRE], source)
+        mpi.leave(job[f.WIRE])
+    if source == job[f.RANK]:
+        rows_are_back(job, st, first, packed - first)
+    else:
+        post_return(job, st, source, first, packed - first, status, -1)
 
 
 @jit

@@ -20,6 +20,7 @@ BATCH_ROWS = 256  # or until so many rows of credit wait
 CLOSE_NS = 150_000  # a batch is given so long, and the time its bytes take, before a worker that has work waits for it
 BYTES_PER_NS = 2  # at which they are hoped to go
 LIFE_NS = 20_000_000  # how often a rank that waits says that it lives
+BUSY_LIFE_NS = 200_000_000  # and one that has work, whose batches wait for more to put
 CODED_WORD = 16
 
 
@@ -46,6 +47,7 @@ def read_words(job, st, peer):
         value = mem.load(a)
         here = word_from(job, st, peer, word)
         if mem.load(a + WORD) == ~value and value != mem.load(here):
+            mpi.sync(job[f.WIRE])  # after it, what the word tells of is here
             mem.store_release(here, value)
             anything = True
     return anything
@@ -91,7 +93,7 @@ def opens(job, st, peer, idle, now):
         return staged > 0 or tiles > 0 or credit > 0 or age > LIFE_NS
     if staged > 0 or credit > BATCH_ROWS:
         return True
-    return tiles > 0 and age > BATCH_NS
+    return (tiles > 0 and age > BATCH_NS) or age > BUSY_LIFE_NS
 
 
 @jit
@@ -254,8 +256,9 @@ def serve(job, st, worker, peer, idle):
     for _ in range(2):
         if st[job[f.T_OPEN] + peer] != 0 and closes(job, st, peer, idle, now):
             close_batch(job, st, peer)
-            moved = moved or st[job[f.T_OPEN_BYTES] + peer] != 0
-            charge(job, st, worker, st[job[f.T_OPEN_BYTES] + peer], mem.clock() - st[job[f.T_PUT_TIME] + peer])
+            if st[job[f.T_OPEN_BYTES] + peer] != 0:  # else words alone: credit, or a sign of life
+                moved = True
+                charge(job, st, worker, st[job[f.T_OPEN_BYTES] + peer], mem.clock() - st[job[f.T_PUT_TIME] + peer])
         if st[job[f.T_OPEN] + peer] == 0 and opens(job, st, peer, idle, now):
             open_batch(job, st, peer)
             moved = True

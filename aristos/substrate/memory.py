@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import int64
 
 from .. import wire
 from ..compile import warm_up
@@ -19,8 +20,15 @@ from ..engine.layout import (
     outbox_bytes,
 )
 from ..kernels.cpu.gemm import aligned
-from ..transport.group import Group
+from ..nodes import Nodes
+from ..transport.group import Calling, Group
 from ..transport.rma import RmaWindow
+
+
+def window_bytes(shape: Shape, nodes: Nodes, rank: int) -> tuple[int, int, int]:
+    """Bytes of a rank's near window, far window, and outboxes."""
+    outboxes = outbox_bytes(shape) * len(nodes.far(rank))
+    return near_bytes(shape, nodes, rank), far_bytes(shape, nodes, rank), outboxes
 
 
 class Memory:
@@ -33,18 +41,16 @@ class Memory:
         self.shape, self.group = shape, group
         self.layout = PairLayout.of(shape)
         self.far = group.nodes.far(group.rank)
-        self._near = group.window(near_bytes(shape, group.nodes, group.rank))
+        near, far, outboxes = window_bytes(shape, group.nodes, group.rank)
+        self._near = group.window(near)
         self._far: RmaWindow | None = None
         self.wire = 0
-        self._outbox = aligned((len(self.far) * outbox_bytes(shape),), np.uint8)
+        self._outbox = aligned((outboxes,), np.uint8)
         self._outbox[:] = 0
+        warm_up([(wire.pace, (int64,)), (wire.take, (int64,)), (wire.leave, (int64,))])
         if not group.nodes.single:
-            from numba import types
-
-            warm_up([(wire.pace, (types.int64,)), (wire.take, (types.int64,)), (wire.leave, (types.int64,))])
-            self._far = group.far_window(far_bytes(shape, group.nodes, group.rank))
+            self._far = group.far_window(far)
             self.wire = self._far.wire
-            group.watch_calls(self._far.calling)
 
     def fill(self, state: np.ndarray, starts: dict[int, int]) -> None:
         """Write into a state where everything is."""
@@ -76,6 +82,11 @@ class Memory:
             put(f.T_STAGE, p, at + LINE + CODED_BYTES)
             at += LINE + CODED_BYTES + shape.ring_rows * shape.stride
 
+    @property
+    def calling(self) -> Calling | None:
+        """Tells what MPI is being called about; None without far peers."""
+        return None if self._far is None else self._far.calling
+
     def in_call(self, yes: bool) -> None:
         """Say whether workers look after MPI's progress themselves."""
         if self._far is not None:
@@ -85,5 +96,4 @@ class Memory:
         """Give it all back; collective."""
         self._near.close()
         if self._far is not None:
-            self.group.watch_calls(None)
             self._far.close()

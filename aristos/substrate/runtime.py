@@ -22,14 +22,13 @@ from ..engine import arrivals, outbox, packing, steps
 from ..engine import fields as f
 from ..engine.experts import GROUP
 from ..engine.layout import PairLayout, Shape, StateLayout, lines, word_from
-from ..errors import ClosedError, MemoryProblem, MismatchError, OpenCallError, PoisonedError, WaitTimeout
+from ..errors import ClosedError, MismatchError, OpenCallError, PoisonedError, WaitTimeout
 from ..kernels.cpu.gemm import aligned, row_stride
 from ..memory import load, load_acquire
 from ..stats import Tables
 from ..transport.group import Group, warn_if_launched
-from ..transport.shm import short_of_memory
 from .cpu import run_alone, work
-from .memory import Memory
+from .memory import Memory, window_bytes
 from .workers import Background, Workers
 
 TILE = 96  # most rows of a tile
@@ -95,16 +94,14 @@ class Runtime:
         grown = shape != self.shape or workers != self.threads
         tables = StateLayout(shape, workers, BATCH)
         step, room = max(self._scratch_step, lines(scratch)), max(self._shared, shared)
-        problem = short_of_memory(8 * tables.words * grown + step * workers + room)
-        told = self.group.allgather((grown, problem), "the size of the engine")
-        for rank, (_, theirs) in enumerate(told):
-            if theirs is not None:
-                raise MemoryProblem(f"rank {rank}: tables and scratch memory: {theirs}")
+        grown = any(self.group.allgather(grown, "the size of the engine"))
+        sizes = window_bytes(shape, self.group.nodes, self.group.rank) if grown else (0, 0, 0)
+        self.group.check_room(*sizes[:2], sizes[2] + 8 * tables.words * grown + step * workers + room)
         if (step, room, workers) != (self._scratch_step, self._shared, self.threads) or not self._scratch.size:
             self._scratch = aligned((step * workers + room,), np.uint8)
             self._scratch_step, self._shared = step, room
             self.version += 1
-        if any(grown for grown, _ in told):
+        if grown:
             self._allocate(shape, workers)
 
     def _allocate(self, shape: Shape, workers: int) -> None:
@@ -114,9 +111,11 @@ class Runtime:
         state = aligned((tables.words,), np.int64)
         state[:] = 0
         memory.fill(state, tables.starts)
-        for old in (self._memory, self._workers):
-            if old is not None:
-                old.close()
+        with self.group.bounded("the other ranks to free windows"):
+            for old in (self._memory, self._workers):
+                if old is not None:
+                    old.close()
+        self.group.watch_calls(memory.calling)
         self._memory, self.layout, self.tables, self.state, self.shape = memory, memory.layout, tables, state, shape
         self.threads = workers
         self.counted = Tables(tables.starts, workers, self.group.world)
@@ -179,6 +178,7 @@ class Runtime:
                 pool.close()
         if together:
             with self.group.bounded("the other ranks to free windows"):
+                self.group.watch_calls(None)
                 if self._memory is not None:
                     self._memory.close()
                 self.group.free()
@@ -376,14 +376,17 @@ class _Patience:
             raise WaitTimeout(
                 f"rank {peer}: none of its own workers has moved for {waited:.1f} s in epoch {runtime.epoch}"
             )
-        inside = phase >= 0 and epoch == runtime.epoch
+        halfway = job[f.MODE] == f.MODE_COMBINE
+        mute = halfway and state[job[f.T_FAR] + peer] != 0  # it cannot say that it is outside, between the halves
+        inside = phase >= 0 and epoch == runtime.epoch and not mute
         if inside or waited > OVERDUE * self.timeout:
             raise WaitTimeout(self._message(peer, epoch, phase, waited))
         if not self.warned:
             self.warned = True
             warnings.warn(
-                f"rank {runtime.group.rank} has waited {waited:.0f} s for rank {peer}, which has not made its call"
-                f" of epoch {runtime.epoch} yet; it gives up after {OVERDUE * self.timeout:.0f} s",
+                f"rank {runtime.group.rank} has waited {waited:.0f} s for rank {peer}, which has not"
+                f" {'combined' if halfway else 'made its call'} in epoch {runtime.epoch} yet;"
+                f" it gives up after {OVERDUE * self.timeout:.0f} s",
                 stacklevel=2,
             )
 

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .. import launch
+from ..errors import EnvironmentProblem, MemoryProblem
 from ..nodes import Nodes
 from .rma import RmaWindow
-from .shm import ShmWindow, check_memory
+from .room import Need, shortage
+from .shm import ShmWindow
 from .window import SelfWindow, Window
 
 Calling = Callable[[], tuple[int, int, list[int]]]
@@ -77,7 +79,11 @@ class Watchdog:
                 self._say(since, limit, what, "a rank is missing or in another collective call")
             if self._calls is not None:
                 ask, limit_of = self._calls
-                peer, since_ns, others = ask()
+                try:
+                    peer, since_ns, others = ask()
+                except EnvironmentProblem as failure:
+                    self._end_job(f"ends: {failure}")
+                    continue
                 if peer >= 0 and time.monotonic() - since_ns * 1e-9 > limit_of():
                     what = f"rank {peer} to take in what is put (MPI_Put, MPI_Win_flush)"
                     if others:
@@ -87,7 +93,10 @@ class Watchdog:
 
     def _say(self, since: float, limit: float, what: str, why: str) -> None:
         waited = f"{time.monotonic() - since:.1f} s (limit {limit:g} s)"
-        print(f"aristos: {self._who} waited {waited} for {what}; {why}; aborting the job", file=sys.stderr, flush=True)
+        self._end_job(f"waited {waited} for {what}; {why}")
+
+    def _end_job(self, why: str) -> None:
+        print(f"aristos: {self._who} {why}; aborting the job", file=sys.stderr, flush=True)
         self._abort()
 
 
@@ -139,10 +148,15 @@ class Group:
                 tries += 1
                 time.sleep(0 if tries < 100 else 0.001)
 
+    def check_room(self, near: int, far: int = 0, private: int = 0) -> None:
+        """Raise MemoryProblem on every rank if a machine cannot hold what its ranks need, in bytes; collective."""
+        problem = shortage(self.allgather(Need.here(near, far, private), "the size of the windows"))
+        if problem is not None:
+            raise MemoryProblem(problem)
+
     def window(self, nbytes: int) -> Window:
         """A window of `nbytes` for the ranks of this node, `base` in rank order; collective."""
         if self.node is None:
-            check_memory(nbytes)
             return SelfWindow(nbytes)
         with self.bounded("the other ranks to allocate windows"):
             return ShmWindow(self.node, nbytes)
@@ -154,7 +168,8 @@ class Group:
 
     def watch_calls(self, calling: Calling | None) -> None:
         """End the job if a put or a flush takes longer than the timeout; calling: see RmaWindow.calling."""
-        self._watchdog.calls(calling, lambda: self.timeout)
+        if self.comm is not None:
+            self._watchdog.calls(calling, lambda: self.timeout)
 
     def cores(self) -> tuple[int, int]:
         """(cores this rank may use divided by the ranks that share them, at least 1; ranks a core is shared by)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import threading
 from typing import Any
@@ -12,9 +13,9 @@ from .. import wire
 from ..errors import EnvironmentProblem
 from ..kernels.cpu.gemm import aligned
 from ..mpi_library import loaded, mapped
-from .shm import check_memory
 
 LINE = 64
+STOP_SECONDS = 5.0  # that a process which ends waits for its pacing thread
 
 
 def mpi_library() -> ctypes.CDLL:
@@ -57,10 +58,10 @@ class RmaWindow:
                 "transport rma calls MPI from several threads: initialise it with MPI_THREAD_MULTIPLE"
                 " (mpi4py does unless mpi4py.rc.thread_level says otherwise)"
             )
-        check_memory(nbytes + LINE)
         self.nbytes = nbytes
-        self._comm = comm
         self._window: Any = MPI.Win.Allocate(nbytes + LINE, 1, comm=comm)
+        # Words put after data that did not land would be believed: what fails must not come back (mpi4py lets it).
+        self._window.Set_errhandler(MPI.ERRORS_ARE_FATAL)
         address = self._window.tomemory().address
         self.base = -(-address // LINE) * LINE
         self.shift = comm.allgather(self.base - address)
@@ -73,6 +74,7 @@ class RmaWindow:
         comm.Barrier()
         self._window.Sync()
         self._thread.start()
+        atexit.register(self._stop)  # MPI_Finalize comes after, and no call into MPI may
 
     def _connect(self, comm: Any) -> np.ndarray:
         from mpi4py import MPI
@@ -93,16 +95,29 @@ class RmaWindow:
         self._words[wire.IN_CALL] = yes
 
     def calling(self) -> tuple[int, int, list[int]]:
-        """(rank that MPI is called about or -1, since when in ns on CLOCK_MONOTONIC, others with unflushed puts)."""
+        """(rank that MPI is called about or -1, since when in ns on CLOCK_MONOTONIC, others with unflushed puts).
+
+        Raises EnvironmentProblem if MPI has failed to make progress.
+        """
+        if self._words[wire.ERROR]:
+            from mpi4py import MPI
+
+            why = MPI.Get_error_string(int(self._words[wire.ERROR]))
+            raise EnvironmentProblem(f"MPI_Iprobe, which moves what is put, has failed: {why}")
         peer = int(self._words[wire.PEER]) - 1
         others = [r for r in np.flatnonzero(self._words[wire.UNDER_WAY :]).tolist() if r != peer]
         return peer, int(self._words[wire.SINCE]), others
 
+    def _stop(self, limit: float | None = STOP_SECONDS) -> None:
+        """End the pacing thread; it may be in an MPI call that does not come back."""
+        self._words[wire.STOP] = 1
+        self._thread.join(limit)
+
     def close(self) -> None:
         """Free the window; collective."""
         if self._window is not None:
-            self._words[wire.STOP] = 1
-            self._thread.join()
+            self._stop(None)
+            atexit.unregister(self._stop)
             self._window.Unlock_all()
             self._window.Free()
             self._window = None
