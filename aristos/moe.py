@@ -30,10 +30,13 @@ from .substrate.runtime import BATCH, Runtime
 from .weights import LayerWeights
 
 Schedule = Literal["fused", "bulk"]
-KINDS = {
+KINDS = {  # of events: all that a worker notes
+    f.IDLE: "wait",
     f.ROUTE: "route",
     f.PACK: "pack",
     f.DISPATCH: "dispatch",
+    f.BLOCK: "dispatch",
+    f.POST: "wire",
     f.EXPERT: "expert",
     f.TEAM: "expert",
     f.COMBINE: "combine",
@@ -379,7 +382,10 @@ class MoE(Collective):
         self._events = aligned((runtime.threads, events, f.EVENT_WORDS), np.int64) if on else None
 
     def events(self) -> list[tuple[int, str, float, float, int, int]]:
-        """(worker, kind, start, end, peer or expert, rows) of the last call, in seconds on CLOCK_MONOTONIC."""
+        """(worker, kind, start, end, peer or expert, rows) of the last call, in seconds on CLOCK_MONOTONIC.
+
+        A worker does one thing at a time, but looks after the wire while it waits: such a "wire" lies within a "wait".
+        """
         runtime = self._alive()
         if self._events is None:
             return []
@@ -387,7 +393,7 @@ class MoE(Collective):
         for worker in range(min(runtime.threads, len(self._events))):
             n = int(runtime.state[runtime.tables.starts[f.T_COUNTERS] + f.COUNTER_WORDS * worker + f.N_EVENTS])
             for kind, start, end, what, rows in self._events[worker, :n].tolist():
-                found.append((worker, KINDS.get(kind, "wait"), start * 1e-9, end * 1e-9, what, rows))
+                found.append((worker, KINDS[kind], start * 1e-9, end * 1e-9, what, rows))
         return found
 
     # ------------------------------------------------------------ life

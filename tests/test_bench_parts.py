@@ -417,7 +417,7 @@ def test_plain_values_are_json():
 def test_trace_events_are_complete():
     ranks = [
         (2, [(0, "route", 10.0, 10.5, -1, 8), (1, "dispatch", 10.2, 10.3, 1, 4), (1, "expert", 10.3, 10.4, 2, 4)]),
-        (1, [(0, "wait", 9.0, 9.5, 0, 0)]),
+        (1, [(0, "wait", 9.0, 9.5, 0, 0), (0, "wire", 9.1, 9.2, -1, 0)]),
     ]
     events = timeline.trace_events(ranks, ["here", "there"])
     names = [e for e in events if e["ph"] == "M"]
@@ -427,7 +427,8 @@ def test_trace_events_are_complete():
     }
     assert sum(e["name"] == "thread_name" for e in names) == 3
     spans = {e["name"]: e for e in events if e["ph"] == "X"}
-    assert set(spans) == {"route", "dispatch to rank 1", "expert local 2", "wait for rank 0"}
+    assert set(spans) == {"route", "dispatch to rank 1", "expert local 2", "wait for rank 0", "wire"}
+    assert spans["wire"]["cat"] == "wire"
     (back,) = [e for e in events if e["ph"] == "i"]
     assert (back["name"], back["cat"], back["args"]["rows"]) == ("return", "return", 4)
     assert back["ts"] == pytest.approx(spans["expert local 2"]["ts"] + spans["expert local 2"]["dur"])

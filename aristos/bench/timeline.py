@@ -1,8 +1,10 @@
 """`--timeline OUT.json`: what every worker of every rank did during one call, for ui.perfetto.dev or chrome://tracing.
 
 The trace event format: a process a rank, a thread a worker, one complete event ("X") for each thing it did and an
-instant ("i") where the rows of an expert's run have returned, in microseconds since the first one on any rank. It
-refuses to be a profile of many calls: one call, after warm-up.
+instant ("i") where the rows of an expert's run have returned (to another node: are ready to be put), in microseconds
+since the first one on any rank. "wire" is time with MPI between nodes, drawn inside a "wait" where the worker had
+nothing else to do; colours and names are the viewer's. It refuses to be a profile of many calls: one call, after
+warm-up.
 """
 
 from __future__ import annotations

@@ -92,8 +92,8 @@ MODE_LAYER, MODE_DISPATCH, MODE_COMBINE = range(3)  # a layer, or the two halves
 # ---- what a rank announces instead of rows
 OK, REFUSED, NOT_FINITE, BAD_IDS, MISMATCH = range(5)
 
-# ---- causes of poison
-CAUSE_NONE, CAUSE_TIMEOUT, CAUSE_INTERRUPT, CAUSE_ERROR = range(4)
+# ---- causes of poison: never 0, which is a word without poison
+CAUSE_TIMEOUT, CAUSE_INTERRUPT, CAUSE_ERROR = range(1, 4)
 ORIGIN_BITS, CAUSE_BITS = 20, 4  # in the poison word; the epoch lies above
 
 # ---- results of the compiled loop
