@@ -16,6 +16,8 @@ class CallStats:
 
     logical bytes: the row of every routed (token, choice) pair on its way to an expert, own rank included; moved bytes:
     those that crossed between ranks. wait: idle because of a peer; idle: without a runnable tile for whatever reason.
+    wire: looking after peers on other nodes (puts, flushes, arrived words) between two commands; what a worker does of
+    that for want of a command is idle time.
     """
 
     rank: int
@@ -35,6 +37,7 @@ class CallStats:
     dispatch_seconds: float
     compute_seconds: float
     combine_seconds: float
+    wire_seconds: float
     wait_seconds: float
     wait_seconds_by_peer: tuple[float, ...]
     idle_seconds: float
@@ -42,15 +45,20 @@ class CallStats:
 
     @property
     def other_seconds(self) -> float:
-        """Worker time outside kernels (route, dispatch, expert, combine) and idle time: what the engine costs."""
+        """Worker time outside kernels (route, dispatch, expert, combine), wire and idle time: the engine's own cost."""
         inside = self.route_seconds + self.dispatch_seconds + self.compute_seconds + self.combine_seconds
-        return self.call_seconds * self.workers - inside - self.idle_seconds
+        return self.call_seconds * self.workers - inside - self.wire_seconds - self.idle_seconds
 
 
 @dataclass(frozen=True)
 class MessageClass:
-    """Puts of one transport whose size lies in one class: tiles of rows for shm, whole batches for rma, from the first
-    put to the flush."""
+    """Puts of one transport whose size lies in one class, and the seconds they took, summed.
+
+    shm: a tile of rows, the time of its copy. rma: a batch (announcement, rows, outputs and their records), from its
+    puts to the end of its flush. A worker that has work flushes late on purpose, so that the answer is there and more
+    becomes ready for the next batch: seconds, latency and bandwidth of rma say how long batches were under way, not
+    what the network can do (`python -m aristos.bench put` does).
+    """
 
     transport: str
     up_to_bytes: float
@@ -70,6 +78,7 @@ class Summary:
     rows: int
     call_seconds: float
     compute_seconds: float
+    wire_seconds: float
     idle_seconds: float
     messages: tuple[MessageClass, ...]
     wait_seconds: np.ndarray
@@ -77,7 +86,8 @@ class Summary:
     def __str__(self) -> str:
         lines = [
             f"{self.calls} calls, {self.rows} rows, {self.call_seconds:.4f} s on the slowest rank;"
-            f" workers: {self.compute_seconds:.4f} s in experts, {self.idle_seconds:.4f} s idle",
+            f" workers: {self.compute_seconds:.4f} s in experts, {self.wire_seconds:.4f} s at the wire,"
+            f" {self.idle_seconds:.4f} s idle",
             f"{'transport':<10}{'up to B':>10}{'count':>10}{'MB':>12}{'mean us':>10}{'GB/s':>8}{'max-min s':>12}",
         ]
         for m in self.messages:
@@ -140,6 +150,7 @@ def call_stats(job: np.ndarray, state: np.ndarray, tables: Tables, *, schedule: 
         dispatch_seconds=n[f.N_DISPATCH] * 1e-9,
         compute_seconds=n[f.N_EXPERT] * 1e-9,
         combine_seconds=n[f.N_COMBINE] * 1e-9,
+        wire_seconds=n[f.N_WIRE] * 1e-9,
         wait_seconds=float(wait.sum()),
         wait_seconds_by_peer=tuple(float(w) for w in wait),
         idle_seconds=n[f.N_IDLE] * 1e-9,
@@ -225,6 +236,7 @@ def summarize(shares: list[dict[str, Any]]) -> Summary:
         rows=sum(s["rows"] for s in shares),
         call_seconds=max(s["seconds"] for s in shares),
         compute_seconds=float(counters[:, f.N_EXPERT].sum() * 1e-9),
+        wire_seconds=float(counters[:, f.N_WIRE].sum() * 1e-9),
         idle_seconds=float(counters[:, f.N_IDLE].sum() * 1e-9),
         messages=(*_messages(counters, "shm", f.N_MESSAGES), *_messages(counters, "rma", f.N_FAR_MESSAGES)),
         wait_seconds=np.array([s["wait"] for s in shares]),

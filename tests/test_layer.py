@@ -475,6 +475,7 @@ def check_stats(stats: Any, comm: Any, moe: MoE, ids: np.ndarray) -> None:
     assert all(0 <= s <= moe.threads * stats.call_seconds * 1.05 + 1e-4 for s in seconds), stats
     assert stats.wait_seconds == pytest.approx(sum(stats.wait_seconds_by_peer))
     assert stats.wait_seconds <= stats.idle_seconds * 1.01 + 1e-6
+    assert stats.wire_seconds == 0  # all on one node
 
 
 @ranks_each(1, 3)
@@ -542,6 +543,35 @@ def test_timeline(comm):
         moe.timeline(False)
         moe(x)
         assert moe.events() == []
+
+
+@pytest.mark.ranks(2)
+def test_timeline_and_stats_over_nodes(comm):
+    """Blocks of rows are dispatch, MPI is the wire, within a wait or between two commands; stats count the latter."""
+    with make(comm, threads=1, ranks_per_node=1) as moe:
+        x = tokens(CFG, 64, seed=comm.rank)
+        moe.timeline(True)
+        wire = 0.0
+        for _ in range(3):
+            _, stats = moe(x, return_stats=True)
+            events = moe.events()
+            assert {"route", "pack", "dispatch", "wire", "expert", "combine"} <= {e[1] for e in events}
+            sent = [(e[4], e[5]) for e in events if e[1] == "dispatch"]
+            assert sum(rows for peer, rows in sent if peer == 1 - comm.rank) == stats.rows_to_peer[1 - comm.rank]
+            waits = [e[2:4] for e in events if e[1] == "wait"]
+            wires = [e[2:4] for e in events if e[1] == "wire"]
+            between = [(a, b) for a, b in wires if not any(s <= a and b <= e for s, e in waits)]
+            alone = sorted([e[2:4] for e in events if e[1] != "wire"] + between)
+            assert all(a[1] <= b[0] for a, b in itertools.pairwise(alone))
+            wire += stats.wire_seconds
+            assert stats.wire_seconds == pytest.approx(sum(b - a for a, b in between), abs=1e-6)
+            assert stats.wire_seconds > 0
+            inside = stats.route_seconds + stats.dispatch_seconds + stats.compute_seconds + stats.combine_seconds
+            rest = stats.call_seconds - inside - stats.wire_seconds - stats.idle_seconds
+            assert stats.other_seconds == pytest.approx(rest)
+        summary = moe.summary()
+        assert summary.wire_seconds == pytest.approx(comm.allreduce(wire))
+        assert f"{summary.wire_seconds:.4f} s at the wire" in str(summary)
 
 
 @ranks_each(1, 2)
