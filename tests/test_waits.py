@@ -1,7 +1,8 @@
 """Every wait is bounded: a rank that is late, stopped, killed or interrupted ends in an error that names it, not in a
 hang.
 
-Jobs of their own, since each ends badly on purpose.
+Jobs of their own, since each ends badly on purpose. Where something must come before something else, a rank waits for
+what another has said; seconds are compared with generous bounds only, since ranks share few cores.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ def leave(*words):
     say(*words)
     comm.Barrier()  # a launcher takes the others down when one is gone
     sys.exit(0)
+def hears(other, words):  # waits, in user code, until that rank has said a line with these words
+    while words not in open(f"rank-{other}.out").read():
+        time.sleep(0.05)
 def signal_me(what, after):
     threading.Thread(target=lambda: (time.sleep(after), os.kill(os.getpid(), what)), daemon=True).start()
 """
@@ -55,7 +59,7 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     moe = made(timeout=0.3)
     if rank == 1:
-        time.sleep(5)
+        hears(0, "timeout:")
         try:
             moe(x)
         except errors.PoisonedError as e:
@@ -77,12 +81,11 @@ leave("end")
 """,
     )
     ended(job)
-    seconds = float(job.lines(0)[0].removesuffix(" s"))
-    assert 3.0 <= seconds < 5.0
+    assert float(job.lines(0)[0].removesuffix(" s")) >= 3.0
     warned = said(job, 0, "warned")
-    assert warned.startswith("warned: 1 rank 0 has waited 0 s for rank 1, which has not made its call in epoch 2 yet")
+    assert re.match(r"warned: 1 rank 0 has waited \d+ s for rank 1, which has not made its call in epoch 2 yet", warned)
     error = said(job, 0, "^timeout")
-    for word in ("rank 0 waited 3", "timeout 0.3 s", "for rank 1", "in epoch 2", "its announcement of epoch 2"):
+    for word in ("rank 0 waited ", "timeout 0.3 s", "for rank 1", "in epoch 2", "its announcement of epoch 2"):
         assert word in error
     assert "last seen of it: epoch 1" in error
     assert re.search("WaitTimeout: rank 0 waited .* unusable", said(job, 0, "closed"))
@@ -132,9 +135,9 @@ except errors.WaitTimeout as e:
 def test_a_rank_stopped_within_a_call(tmp_path):
     job = run_job(tmp_path, 2, STOPPED % "comm.Abort(3)", timeout=30)
     assert job.code is not None, "the job did not end"
-    assert 1.0 <= float(job.lines(0)[0].removesuffix(" s")) < 3.0
+    assert float(job.lines(0)[0].removesuffix(" s")) >= 1.0
     error = said(job, 0, "^timeout")
-    for word in ("rank 0 waited 1", "(timeout 1 s)", "for rank 1", "in epoch 2", "return of tile", "last seen of it"):
+    for word in ("rank 0 waited ", "(timeout 1 s)", "for rank 1", "in epoch 2", "return of tile", "last seen of it"):
         assert word in error
     assert re.search(r"last seen of it: epoch 2, phase \d", error)
 
@@ -173,7 +176,8 @@ comm.Abort(3)
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_interrupt(tmp_path, threads):
-    """SIGINT while waiting: KeyboardInterrupt within a second there, and the other rank learns of it in its call."""
+    """SIGINT while waiting: KeyboardInterrupt there although nobody comes, and the other rank learns of it in its
+    call."""
     job = run_job(
         tmp_path,
         2,
@@ -193,7 +197,7 @@ if rank == 0:
         say("closed:", e)
     moe.close()
     leave("end")
-time.sleep(2.5)
+hears(0, "closed:")
 start = time.monotonic()
 try:
     moe(x)
@@ -204,10 +208,10 @@ except errors.PoisonedError as e:
         timeout=30,
     )
     ended(job)
-    assert 0.4 <= float(job.lines(0)[0].removesuffix(" s")) < 1.5
+    assert float(job.lines(0)[0].removesuffix(" s")) >= 0.4
     assert "KeyboardInterrupt" in said(job, 0, "closed")
     assert job.lines(0)[-1] == "end"
-    assert float(job.lines(1)[0].removesuffix(" s")) < 1.0
+    assert float(job.lines(1)[0].removesuffix(" s")) < 20  # not the timeout, 120 s
     assert "rank 0 gave up in epoch 2 because it was interrupted" in said(job, 1, "poisoned")
 
 
@@ -228,7 +232,7 @@ if rank == 0:
     except KeyboardInterrupt:
         say(f"{time.monotonic() - start:.2f} s")
     leave("end")
-time.sleep(2)
+hears(0, "> ")
 start = time.monotonic()
 try:
     moe(x)
@@ -239,13 +243,13 @@ except errors.PoisonedError as e:
         timeout=30,
     )
     ended(job)
-    assert 0.4 <= float(job.lines(0)[0].removesuffix(" s")) < 1.5
+    assert float(job.lines(0)[0].removesuffix(" s")) >= 0.4
     assert job.lines(0)[-1] == "end"
     assert "it was interrupted" in said(job, 1, "poisoned")
 
 
 def test_poison_travels_through_all_ranks(tmp_path):
-    """Three ranks wait within a call for the fourth; one is interrupted, and all waiting ranks end at once."""
+    """Three ranks wait within a call for the fourth; one is interrupted, and all end before the fourth comes."""
     job = run_job(
         tmp_path,
         4,
@@ -253,27 +257,25 @@ def test_poison_travels_through_all_ranks(tmp_path):
         + """
 moe = made(threads=1)
 if rank == 3:
-    time.sleep(3)
+    for other in range(3):
+        hears(other, "epoch 2" if other else "KeyboardInterrupt")
     try:
         moe(x)
     except errors.PoisonedError as e:
         leave("poisoned:", e)
 if rank == 0:
     signal_me(signal.SIGINT, 1.0)
-start = time.monotonic()
 try:
     moe(x)
 except (errors.PoisonedError, KeyboardInterrupt) as e:
-    say(f"{time.monotonic() - start:.2f} s")
     say(type(e).__name__, e)
 leave("end")
 """,
         timeout=60,
     )
     ended(job)
-    assert job.lines(0)[1].startswith("KeyboardInterrupt")
+    assert job.lines(0)[0].startswith("KeyboardInterrupt")
     for rank in (1, 2):
-        assert float(job.lines(rank)[0].removesuffix(" s")) < 2.5
         assert "rank 0 gave up in epoch 2 because it was interrupted" in said(job, rank, "PoisonedError")
     assert "rank 0 gave up in epoch 2 because it was interrupted" in said(job, 3, "poisoned")
 
@@ -301,7 +303,7 @@ leave("end")
         timeout=30,
     )
     assert job.code is not None, "the job did not end"
-    assert float(job.lines(0)[0].removesuffix(" s")) < 5
+    assert float(job.lines(0)[0].removesuffix(" s")) < 25
     assert "PoisonedError rank 0: rank 1 gave up" in job.lines(0)[1]
     assert job.lines(1)[1] == "RuntimeError of the user"
 
@@ -327,7 +329,7 @@ leave("end")
         timeout=30,
     )
     assert job.code is not None, "the job did not end"
-    assert float(job.lines(0)[0].removesuffix(" s")) < 10
+    assert float(job.lines(0)[0].removesuffix(" s")) < 25
     assert "PoisonedError rank 0: rank 1 gave up" in job.lines(0)[1]
     assert "InputError up must" in job.lines(1)[1]
 
@@ -375,7 +377,7 @@ def test_a_worker_that_fails_ends_the_call_on_all_ranks(tmp_path):
         LAYER
         + """
 import aristos.substrate.workers as workers
-moe = made(threads=2, timeout=5.0)
+moe = made(threads=2, timeout=60.0)
 y = moe(x)
 real = workers.work
 def broken(job, state, number):
@@ -395,7 +397,7 @@ leave("end")
         timeout=40,
     )
     ended(job)
-    assert float(job.lines(0)[0].removesuffix(" s")) < 4.0
+    assert float(job.lines(0)[0].removesuffix(" s")) < 30
     assert "PoisonedError" in job.lines(0)[1]
     assert re.search("ZeroDivisionError|PoisonedError", job.lines(1)[1])
 
