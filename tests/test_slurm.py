@@ -22,10 +22,12 @@ from pathlib import Path
 import pytest
 from mpi import FLAG, LAUNCHER_VARIABLES, ONE_THREAD, find_mpiexec
 
-from aristos import results
+from aristos import mpi_library, results, workarounds
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYER = ROOT / "tests" / "slurm_layer.py"
+LIBRARY = mpi_library.find()
+PMI = (LIBRARY and LIBRARY.pmi) or "pmi2"  # what srun must speak for the library that mpi4py loads
 SMALL = ["--hidden", "32", "--ffn", "48", "--experts", "8", "--tokens", "24", "--warmup", "1"]
 LIMIT = "1"  # minutes, the shortest time limit Slurm knows; it looks every half minute
 PATH = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
@@ -45,15 +47,19 @@ own_memory = pytest.mark.skipif(
 def environment() -> dict[str, str]:
     """This process's, without what a launcher around the tests may have set."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith((*LAUNCHER_VARIABLES, "SLURM_")) and k != FLAG}
-    kept |= dict.fromkeys(ONE_THREAD, "1") | {"HYDRA_IFACE": "lo", "PYTHONPATH": str(ROOT), "PATH": PATH}
-    # UCX asks more of PMI-2 than Slurm's has room for; with OFI's provider `sockets` MPI_Init of 32 ranks may hang.
-    return kept | {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp"}
+    return kept | dict.fromkeys(ONE_THREAD, "1") | {"HYDRA_IFACE": "lo", "PYTHONPATH": str(ROOT), "PATH": PATH}
 
 
-def under_srun(*words: object) -> list[str]:
+def exports() -> dict[str, str]:
+    """What a job script must export for a program that starts MPI itself; Aristos's own commands must not need it."""
+    env = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "2"}
+    return {each.name: each.value for each in workarounds.workarounds(env, LIBRARY, workarounds.this_machine(env))}
+
+
+def under_srun(*words: object) -> list[object]:
     """srun's options, "--", Python's arguments -> the command."""
     at = words.index("--")
-    return ["srun", *map(str, words[:at]), sys.executable, *map(str, words[at + 1 :])]
+    return ["srun", *words[:at], sys.executable, *words[at + 1 :]]
 
 
 class Cluster:
@@ -62,29 +68,39 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.environment = environment() | {"SLURM_CONF": str(folder / "slurm.conf")}
 
-    def command(self, *words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def of(self, words: tuple[object, ...]) -> dict[str, str]:
+        """The environment of a command."""
+        return self.environment | (exports() if LAYER in words else {})
+
+    def command(self, *words: object, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, e.g. scancel."""
         return subprocess.run(
-            words,
+            [str(word) for word in words],
             cwd=ROOT,
-            env=self.environment,
+            env=self.of(words),
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
             timeout=timeout,
         )
 
-    def srun(self, *words: object, timeout: float = 120, mpi: str = "pmi2") -> subprocess.CompletedProcess[str]:
+    def srun(self, *words: object, timeout: float = 120, mpi: str = PMI) -> subprocess.CompletedProcess[str]:
         """Run Python under srun to its end; words: srun's options, "--", Python's arguments."""
         return self.command(*under_srun(f"--mpi={mpi}", *words), timeout=timeout)
 
     @contextlib.contextmanager
     def job(self, name: str, out: Path, *words: object) -> Iterator[subprocess.Popen[str]]:
         """The same in the background, with all output in a file; cancelled at the end."""
-        command = under_srun("--mpi=pmi2", f"--job-name={name}", *words)
+        command = under_srun(f"--mpi={PMI}", f"--job-name={name}", *words)
         with open(out, "w") as file:
             running = subprocess.Popen(
-                command, cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, text=True
+                [str(word) for word in command],
+                cwd=ROOT,
+                env=self.of(words),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                text=True,
             )
             try:
                 yield running
@@ -231,7 +247,7 @@ def test_outputs_are_the_same_bits_on_every_cluster(cluster, alone):
     """One process, two ranks of one machine as one node and as two, and every way of 4 ranks over nodes."""
     want = alone(4)
     for pretended in ([], ["--ranks-per-node", "1"]):
-        mpirun = cluster.command(*find_mpiexec(), "-n", "2", sys.executable, str(LAYER), *pretended)
+        mpirun = cluster.command(*find_mpiexec(), "-n", "2", sys.executable, LAYER, *pretended)
         assert hash_of(mpirun.stdout + mpirun.stderr) == want
     for where in (["-N1", "-n4"], ["-N4", "-n4"], ["-N2", "--ntasks-per-node=2"]):
         done = cluster.srun(*where, "--", LAYER)
