@@ -25,6 +25,7 @@ from mpi import FLAG, LAUNCHER_VARIABLES, ONE_THREAD, find_mpiexec
 from aristos import mpi_library, results, workarounds
 
 ROOT = Path(__file__).resolve().parent.parent
+TOOL = ROOT / "launch" / "virtual_slurm"
 LAYER = ROOT / "tests" / "slurm_layer.py"
 LIBRARY = mpi_library.find()
 PMI = (LIBRARY and LIBRARY.pmi) or "pmi2"  # what srun must speak for the library that mpi4py loads
@@ -60,6 +61,17 @@ def under_srun(*words: object) -> list[object]:
     """srun's options, "--", Python's arguments -> the command."""
     at = words.index("--")
     return ["srun", *words[:at], sys.executable, *words[at + 1 :]]
+
+
+def processes(*variables: str) -> list[int]:
+    """Processes alive with these variables in their environment, zombies aside; daemons of Slurm have SLURM_CONF."""
+    marks = {variable.encode() for variable in variables}
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if marks <= set((folder / "environ").read_bytes().split(b"\0")):
+                found.append(int(folder.name))
+    return found
 
 
 class Cluster:
@@ -118,19 +130,13 @@ class Cluster:
 
     def processes(self, job: str) -> list[int]:
         """Processes of a job's tasks that are alive, zombies aside."""
-        marks = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()}
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if marks <= set((folder / "environ").read_bytes().split(b"\0")):
-                    found.append(int(folder.name))
-        return found
+        return processes(f"SLURM_JOB_ID={job}", f"SLURM_CONF={self.environment['SLURM_CONF']}")
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="vs-"))  # pytest's own are too long for a socket's path
-    tool = [sys.executable, str(ROOT / "launch" / "virtual_slurm")]
+    tool = [sys.executable, TOOL]
     subprocess.run([*tool, "start", "--nodes", "8", "--dir", folder], env=environment(), check=True, timeout=120)
     try:
         yield Cluster(folder)
@@ -304,6 +310,63 @@ def test_suites_that_are_done_are_written_before_the_time_limit(cluster, tmp_pat
     (run,) = results.load(file).runs
     assert run.attributes["interrupted"]
     assert {table.suite for table in run.tables} == {"gemm"}
+
+
+PORTS_TAKEN = f"""
+import runpy, socket, sys
+tool = runpy.run_path({str(TOOL)!r})
+names, chosen = tool["run"].__globals__, []
+def ports(count, choose=tool["free_ports"]):
+    found = choose(count)
+    if not chosen:
+        chosen.append(socket.create_server(("127.0.0.1", found[-1])))
+    return found
+names["free_ports"] = ports
+sys.exit(tool["run"](2, ["sinfo", "-h", "-o", "nodes %D"]))
+"""
+
+
+def test_a_port_that_somebody_takes_meanwhile():
+    """The daemons' ports are free when they are chosen; the cluster takes others where one is gone since."""
+    done = subprocess.run(
+        [sys.executable, "-c", PORTS_TAKEN], env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["nodes", "2"]), done.stdout + done.stderr
+
+
+STUBBORN = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.write(1, f"rank {os.environ['SLURM_PROCID']} pid {os.getpid()}\\nconf {os.environ['SLURM_CONF']}\\n".encode())
+time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("command", [["srun"], ["sh", "-c", 'srun "$@" & wait', "sh"]], ids=["srun", "behind-a-shell"])
+def test_a_cluster_that_is_ended_takes_stubborn_tasks_along(tmp_path, command):
+    """`virtual_slurm run` got SIGTERM, its tasks ignore theirs: no daemon, no task and no folder is left.
+
+    An srun that is told to end kills its tasks; one that lost its shell leaves it to scancel, which asks them first.
+    """
+    out = tmp_path / "out"
+    with open(out, "w") as file:
+        words = [sys.executable, TOOL, "run", "--nodes=2", "--", *command, "-N2", "-n2", sys.executable, "-c", STUBBORN]
+        running = subprocess.Popen(words, env=environment(), stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+    try:
+        tasks = pids_in(out, 2).values()
+        conf = re.search(r"^conf (.+)$", out.read_text(), re.MULTILINE)
+        assert conf, out.read_text()
+        mine = f"SLURM_CONF={conf[1]}"
+        assert set(tasks) <= set(processes(mine))
+        assert len(processes(mine)) >= 2 + 4  # munged, slurmctld and two slurmds
+        running.terminate()
+        assert running.wait(60) == 128 + signal.SIGTERM, out.read_text()
+        assert not processes(mine), out.read_text()
+        assert not Path(conf[1]).parent.exists()
+    finally:
+        running.kill()
+        for pid in processes(mine):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent"])
