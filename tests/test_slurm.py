@@ -229,6 +229,41 @@ def test_the_benchmark_on_nodes(cluster, tmp_path, where, nodes, transports):
     assert (call.values > 0).all()
 
 
+def test_progress_between_nodes(cluster, tmp_path):
+    """The suite that measures who moves puts while their target computes: every payload lands, every time is there."""
+    out = tmp_path / "r.h5"
+    words = ["progress", "--iters", 1, "--seconds", 20, "--json", "--out", out]
+    done = cluster.srun("-N2", "-n2", "--", "-m", "aristos.bench", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(done.stdout)["suites"]["progress"]["tables"][0]["rows"]
+    assert [row["size_bytes"] for row in rows] == [8, 4096, 65536, 1 << 20]
+    for row in rows:
+        assert row["check"] == "ok"
+        assert all(row[f"{mode}_us"] > 0 for mode in ("waits", "computes", "thread", "worker"))
+    (run,) = results.load(out).runs
+    (table,) = run.tables
+    assert (table.attributes["target"], table.attributes["pretended_nodes"]) == (1, 0)
+
+
+@own_memory
+def test_doctor_between_nodes(cluster):
+    """Every check on nodes that are nodes: it meets its launcher, sets what MPI needs, and measures across."""
+    done = cluster.srun("-N2", "--ntasks-per-node=2", "--", "-m", "aristos", "doctor", "--json")
+    assert done.stdout, done.stderr
+    report = json.loads(done.stdout)
+    found = {each["name"]: each for each in report["findings"]}
+    states = {name: each["state"] for name, each in found.items()}
+    assert done.returncode == (3 if "fail" in states.values() else 0), done.stderr
+    assert report["ranks"] == 4
+    for name in ("launcher", "MPI library", "shared windows", "MPI threads", "/dev/shm", "same numpy", "Slurm"):
+        assert states[name] == "ok", found[name]
+    assert f"4 tasks on 2 nodes, started with --mpi={PMI}" in found["Slurm"]["text"]
+    assert exports().items() <= found["workarounds"]["values"].get("set", {}).items()
+    measured = found["RMA progress"]["values"]
+    assert (measured["origin"], measured["target"], measured["other_node"]) == (0, 2, True)
+    assert measured["paced_ms"] > 0
+
+
 @own_memory
 def test_the_batch_script(cluster, tmp_path):
     """launch/slurm.sbatch as it is, but for options of sbatch; it finds out which PMI the MPI library speaks."""
