@@ -10,14 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aristos import launch, mpi_library, results, versions
+from aristos import launch, mpi_library, presets, results, versions
 from aristos.bench import (
     environment,
     fit,
     main,
     options,
     pairs,
-    presets,
     registry,
     report,
     routing,

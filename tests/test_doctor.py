@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from mpi import find_mpiexec, rank_environment
 
+import aristos
+from aristos import presets
 from aristos.cli import __main__ as cli
+from aristos.collective import shape_of
 from aristos.doctor import cores, equal, finding, gpus, kernels, libraries, memory, progress, ranks, slurm, windows
 from aristos.doctor.cores import Seat
 from aristos.doctor.finding import Finding, merged, named, ok, warn
 from aristos.mpi_library import Library
 from aristos.nodes import Nodes
+from aristos.placement import Placement
+from aristos.substrate.memory import window_bytes
 from aristos.workarounds import SM_FOLDER, Workaround
-from tests.mpi import find_mpiexec, rank_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}
@@ -233,6 +239,43 @@ def test_shared_memory_must_hold_the_default_layer():
     assert got.state == "fail"
     size = int(got.remedy.split("--shm-size=")[1].split("m")[0])
     assert needed <= size << 20 < 4 * needed
+
+
+def test_only_windows_lie_in_shared_memory():
+    """Not what a rank keeps for itself: outboxes and staged rows; and nothing where a rank is alone on its node."""
+    for nodes, per_node in ((1, 2), (4, 2), (16, 4)):
+        cfg = presets.shape(presets.DEFAULT, nodes * per_node).cfg
+        rank = aristos.MoE.memory(cfg, nodes * per_node, ranks_per_node=per_node)
+        stride = 4 * cfg.hidden
+        far = (nodes - 1) * per_node
+        ring = max(64, (64 << 20) // (max(1, nodes * per_node - 1) * stride))  # rows, at least these
+        ring = min(ring, cfg.max_tokens * cfg.top_k)
+        kept = far * 2 * ring * stride  # an outbox and staged rows for each far peer, mostly rows
+        needed, _ = memory.need(nodes * per_node, per_node)
+        assert needed == pytest.approx(per_node * (rank - kept), rel=0.05)
+    assert memory.need(4, 1)[0] == 0
+    got = memory.shared(64 << 20, 1 << 20, 0, "", 1)
+    assert (got.state, got.text) == ("ok", "1 MiB of 64 free; a rank alone needs none")
+
+
+def shared_bytes() -> int:
+    """Bytes of files in /dev/shm that this process has mapped."""
+    spans = re.findall(r"^(\w+)-(\w+) .* /dev/shm/", Path("/proc/self/maps").read_text(), re.MULTILINE)
+    return sum(int(end, 16) - int(start, 16) for start, end in spans)
+
+
+@pytest.mark.ranks(4, timeout=300)  # it may have to compile
+def test_mpi_takes_both_windows_from_shared_memory(comm):
+    """Those between nodes too, where ranks share a machine: that is why `need` counts them."""
+    cfg = aristos.MoEConfig(hidden=512, ffn=8, experts=4, top_k=2, max_tokens=1024)
+    widths = {"hidden": 512, "experts": 4, "top_k": 2, "max_tokens": 1024}
+    layout = shape_of(4, Placement(None, 4, 4), **widths)
+    near, far, _ = window_bytes(layout, Nodes.of(4, 2), comm.rank)
+    before = shared_bytes()
+    with aristos.MoE(cfg, comm, threads=1, ranks_per_node=2):
+        grown = shared_bytes() - before
+        comm.Barrier()
+    assert grown >= 2 * near + 4 * far  # two of this node, four of this machine
 
 
 def test_files_of_killed_jobs_are_found_unless_in_use(tmp_path):

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from ..presets import DEFAULT, Shape, matching, shape
 from ..results import Table
 from .options import Options
-from .presets import DEFAULT, Shape, matching, shape
 from .routing import Trace
 from .world import World
 

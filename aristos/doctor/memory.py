@@ -7,30 +7,41 @@ import re
 import time
 from pathlib import Path
 
+from .. import presets
+from ..nodes import Nodes
+from ..transport.room import MIB, SHM
 from .finding import Finding, fail, ok, warn
 
-SHM = "/dev/shm"
 # What MPICH, Intel MPI, Open MPI and UCX name their files there.
 LEFT = re.compile(r"mpich_shm_|Intel_MPI_|psm2?_|sm_segment\.|vader_segment\.|osc_sm\.|ucx_shm_")
 YOUNG = 60.0  # seconds: a job that just starts may not have mapped its file yet
-MIB = 2**20
 
 
 def need(ranks: int, per_node: int) -> tuple[int, str]:
-    """(bytes of shared memory that `per_node` ranks of `ranks` need for the default layer, its name)."""
-    from ..bench import presets
-    from ..moe import MoE
+    """(bytes of shared memory that `per_node` ranks of `ranks` need for the default layer, its name).
+
+    MPI takes both windows from there where ranks share a node, that for other nodes too (MPICH 5.0.2, Open MPI 5.0.11,
+    seen by df); a rank alone on its node has its own in private memory, as everything else of a layer is.
+    """
+    from ..collective import shape_of
+    from ..placement import Placement
+    from ..substrate.memory import window_bytes
 
     shape = presets.shape(presets.DEFAULT, ranks)
-    return per_node * MoE.memory(shape.cfg, ranks, ranks_per_node=per_node), shape.name
+    if per_node == 1:
+        return 0, shape.name
+    c = shape.cfg
+    widths = {"hidden": c.hidden, "experts": c.experts, "top_k": c.top_k, "max_tokens": c.max_tokens}
+    layout = shape_of(ranks, Placement(None, c.experts, ranks), **widths)
+    nodes = Nodes.of(ranks, per_node)
+    return sum(sum(window_bytes(layout, nodes, rank)[:2]) for rank in range(per_node)), shape.name
 
 
 def shared(total: int, free: int, needed: int, layer: str, ranks: int) -> Finding:
     """Does the default layer of `ranks` ranks on this node fit? All in bytes."""
     values = {"total": total, "free": free, "needed": needed}
-    text = (
-        f"{free / MIB:.0f} MiB of {total / MIB:.0f} free; {layer} on {ranks} ranks of a node needs {needed / MIB:.0f}"
-    )
+    text = f"{free / MIB:.0f} MiB of {total / MIB:.0f} free; "
+    text += f"{layer} on {ranks} ranks of a node needs {needed / MIB:.0f}" if needed else "a rank alone needs none"
     if free >= needed:
         return ok(SHM, text, **values)
     size = 2 ** (needed // MIB).bit_length()
@@ -43,8 +54,10 @@ def shared_here(ranks: int, per_node: int) -> Finding:
         info = os.statvfs(SHM)
     except OSError as why:
         return warn(SHM, f"cannot be looked at: {why}", "ranks of one node share memory there: mount a tmpfs on it")
-    needed, layer = need(max(2, ranks), max(2, per_node))
-    return shared(info.f_blocks * info.f_frsize, info.f_bavail * info.f_frsize, needed, layer, max(2, per_node))
+    if ranks == 1:
+        ranks = per_node = 2  # what comes next
+    needed, layer = need(ranks, per_node)
+    return shared(info.f_blocks * info.f_frsize, info.f_bavail * info.f_frsize, needed, layer, per_node)
 
 
 def leftovers(folder: str = SHM) -> list[tuple[str, int]]:

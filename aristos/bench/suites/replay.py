@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
+from ...presets import with_max_tokens
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet
 from ..measure import Summary, gathered, in_turns
-from ..presets import with_max_tokens
 from ..registry import suite
 from ..routing import Trace, busiest_over_mean
 from ..workload import Call, Workload, execute

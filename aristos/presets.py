@@ -1,4 +1,4 @@
-"""Published models' MoE layers as benchmark shapes, and the five shapes the project compares itself on.
+"""Published models' MoE layers as shapes to measure, and the five shapes the project compares itself on.
 
 A preset keeps a model's number of experts, top-k, activation and routing rule, and divides its widths by `scale`,
 so that the ratio of tokens to experts stays real while a laptop can run it. It refuses to claim a model's
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from ..config import Activation, MoEConfig, Router
+from .config import Activation, MoEConfig, Router
 
 DEFAULT = "olmoe-1b-7b"
 
