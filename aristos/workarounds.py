@@ -3,6 +3,7 @@
 `workarounds` says what a process needs, `apply` sets it: Aristos's commands do, since they start MPI themselves.
 `import aristos` does not: a program of the user's starts MPI, and `aristos doctor` prints what its job script should
 export. A variable that the user has set is left alone, as is a site's own MPI where only the wheels have the trouble.
+This file holds the reasons; templates, recipes and tests that set the same variables refer to it.
 """
 
 from __future__ import annotations
@@ -78,9 +79,11 @@ def _mpich(env: Mapping[str, str], library: Library, machine: Machine) -> list[W
         return []
     if env.get("MPIR_CVAR_CH4_NETMOD", "ofi") != "ofi":
         return []
+    # UCX's address asks more of PMI-2 than Slurm's has room for: MPI_Init fails, or does not come back.
     why = "the mpich wheel over UCX gives srun's PMI2 an address that can be too long for it"
     found = [Workaround("MPIR_CVAR_CH4_NETMOD", "ofi", why)]
     if not machine.rdma:
+        # Left to choose, OFI takes its provider `sockets`: MPI_Init of 32 ranks on 2 cores hung in one run of seven.
         why = "the mpich wheel takes OFI's provider `sockets`, with which MPI_Init can hang on a busy machine"
         found.append(Workaround("FI_PROVIDER", "tcp", why))
     return found

@@ -42,7 +42,7 @@ case $library in
         flags+=(--bind-to none)                              # more ranks than cores: let the system place them
     fi
     export OMPI_MCA_btl=${OMPI_MCA_btl:-self,sm,tcp}         # no fabric is needed inside one machine
-    export OMPI_MCA_osc=${OMPI_MCA_osc:-^ucx}                # 5.0 prints a bogus error for every window with UCX
+    export OMPI_MCA_osc=${OMPI_MCA_osc:-^ucx}                # why: aristos/workarounds.py
     export PRTE_MCA_prte_silence_shared_fs=1                 # a warning about /tmp on a network file system
     ;;
 *Intel*)
