@@ -52,6 +52,17 @@ def usable_timeout(timeout: Any) -> float:
     return float(timeout)
 
 
+def check_comm(comm: Any) -> None:
+    """Raise InputError for what is no communicator of one group of ranks."""
+    if comm is None:
+        return
+    from mpi4py import MPI
+
+    if not isinstance(comm, MPI.Intracomm) or comm == MPI.COMM_NULL:
+        what = "MPI_COMM_NULL" if isinstance(comm, MPI.Comm) and comm == MPI.COMM_NULL else repr(comm)
+        raise InputError(f"comm must be an mpi4py intracommunicator or None, got {what}")
+
+
 class Collective:
     """Something that all ranks of a communicator made together."""
 
@@ -59,6 +70,7 @@ class Collective:
     timeout: float
 
     def __init__(self, comm: Any, timeout: float, ranks_per_node: int | None) -> None:
+        check_comm(comm)
         self.comm = comm
         self.world = comm.Get_size() if comm is not None else 1
         self._runtime: Runtime | None = None

@@ -199,6 +199,7 @@ class MoE(Collective):
         """
         if not isinstance(world, int) or isinstance(world, bool) or world < 1:
             raise InputError(f"world must be a positive int, got {world!r}")
+        check_common(None, 1.0, ranks_per_node)
         shape = shape_of(world, Placement(placement, cfg.experts, world), **_shape(cfg))
         return rank_bytes(shape, Nodes.of(world, ranks_per_node), world - 1)
 

@@ -387,6 +387,25 @@ def test_windows_that_do_not_fit(comm, monkeypatch, ranks_per_node):
         assert same(moe(**good(comm.rank)), wanted)
 
 
+@pytest.mark.ranks(2)
+def test_what_is_no_communicator(comm):
+    from mpi4py import MPI
+
+    for bad, named in ((5, "got 5"), (MPI.COMM_NULL, "MPI_COMM_NULL"), (MPI.COMM_SELF.group, "Group")):
+        for make in (
+            lambda bad=bad: MoE(CFG, bad),
+            lambda bad=bad: aristos.Exchange(bad, hidden=4, experts=2, top_k=1, max_tokens=2),
+        ):
+            with pytest.raises(InputError, match=f"comm must be an mpi4py intracommunicator or None, .*{named}"):
+                make()
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1.5, "2", True])
+def test_memory_of_nodes_that_cannot_be(bad):
+    with pytest.raises(InputError, match="ranks_per_node must be None or a positive int"):
+        MoE.memory(CFG, 4, ranks_per_node=bad)
+
+
 GROWTH = """
 cfg = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=30)
 x = tokens(cfg, 20, seed=rank)

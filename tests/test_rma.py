@@ -287,7 +287,7 @@ exchange.close()
 """,
     )
     assert job.code == 0, job.out
-    assert re.match(r"1 rank 0 has waited \d s for rank 1, which has not combined in epoch 1 yet", job.lines(0)[0])
+    assert re.match(r"1 rank 0 has waited [\d.]+ s for rank 1, which has not combined in epoch 1 yet", job.lines(0)[0])
     assert job.lines(1) == ["0"]
 
 
@@ -367,8 +367,107 @@ comm.Barrier()
     assert "rank" in job.out[0]
 
 
+ENDS = {
+    "closes nothing": "say('fine')",
+    "ends MPI itself": "MPI.Finalize(); time.sleep(0.1); moe.close(); say('fine')",
+    "forks": """
+if rank == 0:
+    child = os.fork()
+    if child == 0:
+        moe.close()
+        os._exit(7)
+    say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+moe(x)
+say("fine")
+moe.close()
+""",
+    "forks within a with": """
+with moe:
+    if rank == 0:
+        child = os.fork()
+        if child == 0:
+            try:
+                with moe:
+                    raise ValueError
+            except ValueError:
+                os._exit(7)
+        say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    moe(x)
+    say("fine")
+""",
+}
+
+
 @needs_mpiexec
-def test_a_program_that_closes_nothing(tmp_path):
-    """Nobody calls MPI any more when it is finalized."""
-    job = run_job(tmp_path, 2, LAYER + "moe = made()\nsay(moe(x).shape)\n", timeout=60)
+@pytest.mark.parametrize("nodes", [1, 2], ids=["one node", "two nodes"])
+@pytest.mark.parametrize("end", ENDS)
+def test_programs_that_end_in_their_own_way(tmp_path, nodes, end):
+    """Nobody calls MPI any more when it is finalized; a fork's child takes nothing away from its parent."""
+    made = f"from mpi4py import MPI\nmoe = made(ranks_per_node={2 // nodes})\nmoe(x)\n"
+    job = run_job(tmp_path, 2, LAYER.replace("ranks_per_node=1, ", "") + made + ENDS[end], timeout=60)
     assert job.code == 0, job.out
+    assert job.lines(0) == [*["7"] * end.startswith("forks"), "fine"]
+    assert job.lines(1) == ["fine"]
+
+
+@needs_mpiexec
+@pytest.mark.parametrize("nodes", [1, 2], ids=["one node", "two nodes"])
+def test_a_rank_that_ends_without_the_others(tmp_path, nodes):
+    """Who makes a call that it will never make learns that at once, although nothing was closed."""
+    job = run_job(
+        tmp_path,
+        2,
+        LAYER.replace("ranks_per_node=1, ", "")
+        + f"""
+moe = made(ranks_per_node={2 // nodes})
+if rank == 1:
+    raise RuntimeError("in user code")
+start = time.monotonic()
+try:
+    moe(x)
+except errors.PoisonedError as e:
+    say(time.monotonic() - start)
+    say(e)
+""",
+        timeout=60,
+    )
+    assert job.code not in (None, 0)
+    assert float(job.lines(0)[0]) < 30  # the timeout is 120, and ten times that in user code
+    assert "rank 1 gave up in epoch" in job.lines(0)[1]
+    assert "RuntimeError: in user code" in job.out[1]
+
+
+@needs_mpiexec
+def test_ctrl_c_while_others_are_not_there_yet(tmp_path):
+    """A constructor is collective: it hears Ctrl-C, warns after the timeout, and goes on when the last rank comes."""
+    job = run_job(
+        tmp_path,
+        2,
+        LAYER
+        + """
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    if rank == 1:
+        time.sleep(2)
+    moe = made(timeout=0.5)
+    say(*(w.message for w in told))
+if rank == 0:
+    signal_me(signal.SIGINT, 0.5)
+else:
+    time.sleep(3)
+start = time.monotonic()
+try:
+    moe.summary()
+except KeyboardInterrupt:
+    say(time.monotonic() - start)
+    os._exit(3)
+""",
+        timeout=60,
+    )
+    assert job.code not in (None, 0)
+    assert "rank 0 has waited 0.5" in job.lines(0)[0]
+    assert (
+        "for the other ranks to make a layer: one is still in user code, or compiles; it gives up after 5 s"
+        in job.out[0]
+    )
+    assert float(job.lines(0)[1]) < 2.5

@@ -5,6 +5,7 @@ A runtime grows to the largest of its users while no call is open, and ends with
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import os
@@ -26,7 +27,7 @@ from ..errors import ClosedError, MismatchError, OpenCallError, PoisonedError, W
 from ..kernels.cpu.gemm import aligned, row_stride
 from ..memory import load, load_acquire
 from ..stats import Tables
-from ..transport.group import Group, warn_if_launched
+from ..transport.group import OVERDUE, Group, warn_if_launched
 from .cpu import run_alone, work
 from .memory import Memory, window_bytes
 from .workers import Background, Workers
@@ -40,7 +41,6 @@ PATIENCE = 200  # idle sweeps that they wait
 PAUSE_NS = 100_000_000  # compiled code comes back to Python at least this often
 LAST_WORDS_SECONDS = 0.1  # how long a failing rank helps its poison on the way to other nodes
 FAR_BLOCK = 512  # most (token, choice) pairs of a block for a far owner
-OVERDUE = 10  # a peer in user code may be this many times the timeout late
 CAUSES = {f.CAUSE_TIMEOUT: "a wait ran out", f.CAUSE_INTERRUPT: "it was interrupted", f.CAUSE_ERROR: "it failed"}
 
 _runtimes: dict[int, Runtime] = {}
@@ -79,6 +79,7 @@ class Runtime:
         self._background: Background | None = None
         self._scratch = aligned((0,), np.uint8)
         self._scratch_step = self._shared = 0
+        atexit.register(self._at_exit)
 
     # ------------------------------------------------------------ life
 
@@ -123,6 +124,7 @@ class Runtime:
         self.epoch = 0
         self.version += 1
         self._compile()
+        self.group.meet("the other ranks to compile kernels")
         self._workers = Workers(workers)
 
     def _compile(self) -> None:
@@ -169,9 +171,10 @@ class Runtime:
     def release(self) -> None:
         """One user less; the last one frees everything. Collective."""
         self.users -= 1
-        if self.users:
+        if self.users or self._is_foreign():
             return
         _forget(self)
+        atexit.unregister(self._at_exit)
         together = self.broken is None and self._all_leave()
         for pool in (self._background, self._workers):
             if pool is not None:
@@ -182,6 +185,22 @@ class Runtime:
                 if self._memory is not None:
                     self._memory.close()
                 self.group.free()
+
+    def _is_foreign(self) -> bool:
+        """Is this a fork's copy, or has MPI ended? Then there is nothing to be told to others."""
+        if os.getpid() != self._pid:
+            return True
+        if self.group.comm is None:
+            return False
+        from mpi4py import MPI
+
+        return bool(MPI.Is_finalized())
+
+    def _at_exit(self) -> None:
+        """A program that ends and has not closed: ranks that make a call without this one learn it."""
+        if self.users and not self.open:
+            self.users = 1
+            self.release()
 
     def _all_leave(self) -> bool:
         """Wait for every rank to give the engine back; False if one has failed, or makes a call instead."""
@@ -248,7 +267,7 @@ class Runtime:
 
     def give_up(self, error: BaseException) -> None:
         """This rank leaves because of an exception of its user's: peers that wait for it learn that at once."""
-        if self.broken is None and self.group.world > 1:
+        if self.broken is None and self.group.world > 1 and not self._is_foreign():
             self._fail(self._blank_job(), error)
 
     def _blank_job(self) -> np.ndarray:
@@ -384,9 +403,9 @@ class _Patience:
         if not self.warned:
             self.warned = True
             warnings.warn(
-                f"rank {runtime.group.rank} has waited {waited:.0f} s for rank {peer}, which has not"
+                f"rank {runtime.group.rank} has waited {waited:.3g} s for rank {peer}, which has not"
                 f" {'combined' if halfway else 'made its call'} in epoch {runtime.epoch} yet;"
-                f" it gives up after {OVERDUE * self.timeout:.0f} s",
+                f" it gives up after {OVERDUE * self.timeout:.3g} s",
                 stacklevel=2,
             )
 

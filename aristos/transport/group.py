@@ -21,6 +21,7 @@ from .shm import ShmWindow
 from .window import SelfWindow, Window
 
 Calling = Callable[[], tuple[int, int, list[int]]]
+OVERDUE = 10  # a rank in user code may be this many times the timeout late
 ABORTED = 86  # exit code of a job that ends itself
 NAMED = 8  # most ranks that a message names
 DRAIN_SECONDS = 0.2  # for the launcher's pipes
@@ -116,6 +117,7 @@ class Group:
             return
         self.rank, self.world = comm.Get_rank(), comm.Get_size()
         self._watchdog = Watchdog(lambda: end_job(comm, ABORTED), f"rank {self.rank}")
+        self.meet("the other ranks to make a layer", comm)
         with self._watchdog.watch("the other ranks to make a layer (MPI_Comm_dup)", timeout):
             self.comm = comm.Dup()
             self.nodes, self.node = Nodes.shared(self.comm, ranks_per_node)
@@ -124,6 +126,7 @@ class Group:
         """Everybody's `value`, in rank order."""
         if self.comm is None:
             return [value]
+        self.meet(f"the other ranks ({what})")
         with self._watchdog.watch(f"the other ranks ({what})", self.timeout):
             return self.comm.allgather(value)
 
@@ -136,12 +139,30 @@ class Group:
             with self._watchdog.watch(what, limit or self.timeout):
                 yield
 
-    def until_all_come(self, what: str, limit: float) -> Iterator[None]:
+    def meet(self, what: str, comm: Any = None) -> None:
+        """Wait for all ranks before a blocking collective of MPI, which hears no Ctrl-C.
+
+        A rank that is late may be in user code, or compile: past the timeout there is a warning, and the job goes down
+        after OVERDUE of it. comm: the caller's communicator, as long as there is none of its own.
+        """
+        start, warned = time.monotonic(), False
+        for _ in self.until_all_come(what, OVERDUE * self.timeout, comm):
+            waited = time.monotonic() - start
+            if waited > self.timeout and not warned:
+                warned = True
+                warnings.warn(
+                    f"rank {self.rank} has waited {waited:.3g} s for {what}: one is still in user code, or compiles;"
+                    f" it gives up after {OVERDUE * self.timeout:.3g} s",
+                    stacklevel=2,
+                )
+
+    def until_all_come(self, what: str, limit: float, comm: Any = None) -> Iterator[None]:
         """A barrier to loop over: comes back every now and then until every rank is in it; `limit` seconds at most."""
-        if self.comm is None:
+        comm = comm or self.comm
+        if comm is None:
             return
-        with self.bounded(what, limit):
-            barrier = self.comm.Ibarrier()
+        with self._watchdog.watch(what, limit):
+            barrier = comm.Ibarrier()
             tries = 0
             while not barrier.Test():
                 yield
@@ -182,9 +203,11 @@ class Group:
         """End the job when this process ends: after a failed call a peer may never come to MPI_Finalize."""
         if self.comm is None:
             return
-        comm, who = self.comm, f"rank {self.rank}"
+        comm, who, pid = self.comm, f"rank {self.rank}", os.getpid()
 
         def abort() -> None:
+            if os.getpid() != pid:
+                return  # a fork's child ends, and not its parent's job
             print(f"aristos: {who} ends the job, because its last call failed ({why})", file=sys.stderr, flush=True)
             end_job(comm, ABORTED)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import os
 import threading
 from typing import Any
 
@@ -74,7 +75,10 @@ class RmaWindow:
         comm.Barrier()
         self._window.Sync()
         self._thread.start()
-        atexit.register(self._stop)  # MPI_Finalize comes after, and no call into MPI may
+        self._pid = os.getpid()
+        self._key = MPI.Comm.Create_keyval(delete_fn=lambda *_: self._stop())
+        MPI.COMM_SELF.Set_attr(self._key, self)  # deleted first thing in MPI_Finalize, after which nobody may call MPI
+        atexit.register(self._forget)
 
     def _connect(self, comm: Any) -> np.ndarray:
         from mpi4py import MPI
@@ -108,16 +112,24 @@ class RmaWindow:
         others = [r for r in np.flatnonzero(self._words[wire.UNDER_WAY :]).tolist() if r != peer]
         return peer, int(self._words[wire.SINCE]), others
 
-    def _stop(self, limit: float | None = STOP_SECONDS) -> None:
+    def _stop(self) -> None:
         """End the pacing thread; it may be in an MPI call that does not come back."""
         self._words[wire.STOP] = 1
-        self._thread.join(limit)
+        self._thread.join(STOP_SECONDS)
+
+    def _forget(self) -> None:
+        """End the pacing thread now, while Python and MPI are there."""
+        from mpi4py import MPI
+
+        if self._key != MPI.KEYVAL_INVALID and os.getpid() == self._pid and not MPI.Is_finalized():
+            MPI.COMM_SELF.Delete_attr(self._key)
+            self._key = MPI.Comm.Free_keyval(self._key)
 
     def close(self) -> None:
         """Free the window; collective."""
         if self._window is not None:
-            self._stop(None)
-            atexit.unregister(self._stop)
+            self._forget()
+            atexit.unregister(self._forget)
             self._window.Unlock_all()
             self._window.Free()
             self._window = None
