@@ -84,7 +84,7 @@ def _between(ranks: Ranks, comm: Any) -> tuple[float, float]:
 
 
 def _once(comm: Any, window: Any, paced: bool) -> float:
-    """Seconds that put and flush take; 0 at the target, which computes and leaves MPI to its pacing thread or nobody."""
+    """Seconds that put and flush take; 0 at the target, which computes and leaves MPI to its pacing thread or none."""
     from .. import wire
 
     comm.Barrier()
