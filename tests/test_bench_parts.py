@@ -63,6 +63,17 @@ def test_the_residual_is_relative():
     assert 0.05 < fit.alpha_beta(SIZES, times).residual < 0.15
 
 
+def test_a_bandwidth_that_a_fit_cannot_know_is_not_printed():
+    flat, noise = fit.Segment(2e-8, 0.0, 8, 4 << 20), fit.Segment(1e-6, 2.5e-7, 8, 32)  # inf and 0.004 GB/s
+    start_up = fit.Segment(7.7e-6, 3.8e-10, 8, 2048)  # 0.8 us of 8.5
+    for segment in (flat, noise, start_up):
+        assert str(segment) == f"alpha {segment.alpha * 1e6:.3f} us, bandwidth not resolved"
+    assert str(fit.Segment(3e-6, 2.5e-11, 256 << 10, 4 << 20)) == "alpha 3.000 us, beta 0.0250 ns/B (40.00 GB/s)"
+    assert str(fit.Segment(2e-8, 4e-11, 8, 2048)) == "alpha 0.020 us, beta 0.0400 ns/B (25.00 GB/s)"
+    assert fit.Fit((flat,), 0.31).trust == "relative residual 31.0% (poor fit)"
+    assert fit.Fit((flat,), 0.29).trust == "relative residual 29.0%"
+
+
 # ---- pairs --------------------------------------------------------------------------------------------------------
 
 
