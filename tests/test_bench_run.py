@@ -154,6 +154,7 @@ def test_one_process_without_a_launcher(tmp_path):
     assert "FAILED" not in done.stdout
     assert "\x1b" not in done.stdout
     assert "fused" in done.stdout
+    assert ", 1 rank on 1 node by self, " in done.stdout
     assert results.load(tmp_path / "r.h5").runs
 
 

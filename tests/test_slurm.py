@@ -282,7 +282,7 @@ def test_the_batch_script(cluster, tmp_path):
     wait_for(lambda: re.search(r"JobState=(COMPLETED|FAILED|CANCELLED|TIMEOUT)", state()), 90, state)
     said = out.read_text()
     assert "JobState=COMPLETED" in state(), said
-    assert "4 ranks on 2 node(s) by shm, rma" in said
+    assert "4 ranks on 2 nodes by shm, rma" in said
     (run,) = results.load(file).runs
     assert run.attributes["ranks"] == 4
 
@@ -320,7 +320,7 @@ def test_scancel_leaves_no_process_and_no_half_written_file(cluster, tmp_path):
     before = file.read_bytes()
     bench = ["-m", "aristos.bench", "layer", *SMALL, "--seconds", 100, "--out", file]
     with cluster.job("cancelled", out, "-N2", "-n2", "--", *bench) as running:
-        wait_for(lambda: "2 ranks on 2 node(s)" in out.read_text(), 60, out.read_text)
+        wait_for(lambda: "2 ranks on 2 nodes" in out.read_text(), 60, out.read_text)
         time.sleep(2)  # into the timed calls
         job = cluster.number("cancelled")
         assert running.poll() is None, out.read_text()
