@@ -151,7 +151,10 @@ def test_progress_says_for_how_long(monkeypatch, capsys):
 
 
 def test_a_damaged_cache_is_no_harm(cold, tmp_path):
-    """A file cut short by a full disk: it is said, and all is compiled again."""
+    """A file cut short by a full disk: it is said, and all is compiled again.
+
+    What the first process had loaded before it met the damage is no longer kept: the next one compiles that little.
+    """
     cache, _ = cold
     mine = tmp_path / "cache"
     shutil.copytree(cache, mine)
@@ -159,8 +162,10 @@ def test_a_damaged_cache_is_no_harm(cold, tmp_path):
     assert len(victims) >= 2
     for victim in victims:
         victim.write_bytes(victim.read_bytes()[:100])
-    assert use(ARISTOS_CACHE=str(mine))[0] > 0
-    assert use(ARISTOS_CACHE=str(mine))[0] == 0
+    counts = [use(ARISTOS_CACHE=str(mine))[0] for _ in range(3)]
+    assert counts[0] > 20
+    assert counts[1] < 10
+    assert counts[2] == 0
 
 
 def test_the_key_follows_sources_versions_and_cpu(monkeypatch):
