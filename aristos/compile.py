@@ -4,7 +4,8 @@
 `$ARISTOS_CACHE` (default `$XDG_CACHE_HOME/aristos` or `~/.cache/aristos`, or a temporary folder if that cannot be
 written), in a subfolder named by a hash of the sources with compiled functions, the versions of Numba, llvmlite and
 NumPy, and the CPU's features: Numba's own cache sees neither edits in other files nor another ISA behind the same
-path. It is no general build system: one cache, one lock.
+path. Where the package lies does not count: a clone, an install and a job's copy of equal sources share what was
+compiled. It is no general build system: one cache, one lock.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pickle
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -26,12 +28,15 @@ import llvmlite
 import numba
 import numpy as np
 from llvmlite import binding
+from numba.core import caching
 from numba.core import config as _config
 
 from .errors import EnvironmentProblem
 
 COMPILED = ("compile.py", "memory.py", "wire.py", "engine", "kernels", "substrate")  # what holds compiled functions
 COMPILE_SECONDS = 900  # far more than compiling everything takes
+FIRST_SECONDS, NEXT_SECONDS = 1.0, 10.0  # of compiling until it is said, and said again
+PACKAGE = Path(__file__).parent
 config: Any = _config  # its options are made at run time, unknown to type checkers
 _registered: list[Any] = []
 
@@ -53,10 +58,9 @@ def _usable(folder: Path) -> bool:
 def cache_key() -> str:
     """Hash of all that compiled code depends on."""
     digest = hashlib.sha256()
-    root = Path(__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        if path.relative_to(root).parts[0] in COMPILED:
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.relative_to(PACKAGE).parts[0] in COMPILED:
+            digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
     versions = (sys.version, numba.__version__, llvmlite.__version__, np.__version__)
     cpu = (binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten())
     digest.update(repr((versions, cpu)).encode())
@@ -80,16 +84,35 @@ def cache_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="aristos-"))
 
 
+@cache
+def _hash(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+class Locator(caching.UserProvidedCacheLocator):
+    """Names a file's folder by its place in the package, where Numba hashes its whole path; times do not count."""
+
+    def get_cache_path(self) -> str:
+        folder = Path(self._py_file).parent
+        if not folder.is_relative_to(PACKAGE):
+            return super().get_cache_path()
+        return str(cache_folder().joinpath("aristos", *folder.relative_to(PACKAGE).parts))
+
+    def get_source_stamp(self) -> str:
+        return _hash(self._py_file)
+
+
 def jit(function: Callable) -> Any:
     """Like `numba.njit(nogil=True, cache=True)`, in Aristos's cache; the function itself under NUMBA_DISABLE_JIT=1."""
     if config.DISABLE_JIT:
         return function
-    before = config.CACHE_DIR
-    config.CACHE_DIR = str(cache_folder())
+    ours = {"CACHE_DIR": str(cache_folder()), "CACHE_LOCATOR_CLASSES": f"{__name__}.{Locator.__name__}"}
+    before = {name: getattr(config, name, "") for name in ours}
+    vars(config).update(ours)
     try:
         compiled = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
     finally:
-        config.CACHE_DIR = before
+        vars(config).update(before)
     _registered.append(compiled)
     return compiled
 
@@ -159,20 +182,18 @@ def _compile(function: Any, signature: tuple) -> None:
 
 @contextlib.contextmanager
 def _progress(quiet: bool) -> Iterator[None]:
-    """Report on stderr how many of the package's functions have been compiled, once it takes over a second."""
+    """Report on stderr, once it takes over a second, how many functions are there and for how long it has taken."""
     done = threading.Event()
+    start = time.monotonic()
 
     def report() -> None:
-        wait = 1.0
+        note = f" (once, for a minute or so; kept in {cache_folder()})"
+        wait = FIRST_SECONDS
         while not done.wait(wait):
-            wait = 3.0
             ready = sum(bool(f.overloads) for f in _registered)
-            print(
-                f"aristos: compiling kernels, {ready} of about {len(_registered)} functions"
-                f" (once; kept in {cache_folder()})",
-                file=sys.stderr,
-                flush=True,
-            )
+            far = f"{ready} functions in {time.monotonic() - start:.0f} s"
+            print(f"aristos: compiling kernels, {far}{note}", file=sys.stderr, flush=True)
+            wait, note = NEXT_SECONDS, ""
 
     thread = threading.Thread(target=report, daemon=True)
     if not quiet:

@@ -7,8 +7,10 @@ refuses to repair anything or to start ranks.
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from . import mpi_library
 from .mpi_library import Library
@@ -44,6 +46,14 @@ def prints() -> bool:
     """Whether this process is the one that prints, as far as can be known before MPI is initialised."""
     started = started_as()
     return started is None or started[2] == 0
+
+
+class Parser(argparse.ArgumentParser):
+    """Help and complaints come from one rank; every rank exits."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if prints():
+            super()._print_message(message, file)
 
 
 def stranger(env: Mapping[str, str] | None = None, library: Library | None = None) -> str | None:

@@ -141,6 +141,13 @@ class Results(dict[str, dict[str, Any]]):
         super().__init__({run.name: run.to_dict() for run in runs})
         self.runs = runs
 
+    def __repr__(self) -> str:
+        """A line a run: its name, its tables, how it was started."""
+        lines = [f"<{len(self.runs)} run{'s' * (len(self.runs) != 1)} of a results file>"]
+        for run in self.runs:
+            lines.append(f"{run.name}: {', '.join(t.name for t in run.tables)} ({run.attributes.get('command', '?')})")
+        return "\n".join(lines)
+
     def to_pandas(self) -> dict[str, pandas.DataFrame]:
         """Table name -> one frame with the rows of all runs and a first column `run`."""
         pd = _pandas()
@@ -157,7 +164,7 @@ def _pandas() -> Any:
     try:
         import pandas
     except ImportError:
-        raise EnvironmentProblem("pandas is not installed: pip install pandas") from None
+        raise EnvironmentProblem("pandas is not installed: pip install 'aristos[plot]', or pandas alone") from None
     return pandas
 
 

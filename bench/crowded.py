@@ -1,12 +1,13 @@
 """More ranks than cores: the same work on as many ranks as there are cores, and on twice as many.
 
-`python bench/crowded.py` starts both jobs in turns and prints the ratio. Calls follow each other without a barrier of
-MPI's between them: its spinning would take the cores from the ranks that still compute. Not a suite of the bench, which
-cannot change the number of its ranks.
+`python bench/crowded.py` starts both jobs in turns and prints the ratio, after a minute or two on two idle cores. Calls
+follow each other without a barrier of MPI's between them: its spinning would take the cores from the ranks that still
+compute. Not a suite of the bench, which cannot change the number of its ranks.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import statistics
@@ -58,10 +59,16 @@ def job(ranks: int) -> dict[str, float]:
 
 def main() -> None:
     """Alternate the two jobs and print median times and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help="both jobs in each (%(default)s)")
+    asked = parser.parse_args()
+    if asked.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {asked.rounds}")
     cores = len(os.sched_getaffinity(0))
-    rounds = [(job(cores), job(2 * cores)) for _ in range(ROUNDS)]
+    rounds = [(job(cores), job(2 * cores)) for _ in range(asked.rounds)]
     print(
-        f"load average {os.getloadavg()[0]:.1f}; {ROUNDS} rounds; ms a call, medians; ratio: median (min-max) of rounds"
+        f"load average {os.getloadavg()[0]:.1f}; {asked.rounds} rounds; ms a call, medians;"
+        " ratio: median (min-max) of rounds"
     )
     for name in SHAPES:
         few, many = ([r[i][name] for r in rounds] for i in (0, 1))

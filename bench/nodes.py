@@ -14,7 +14,6 @@ import os
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ[_name] = "1"
 
-import argparse  # noqa: E402
 import statistics  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
@@ -22,7 +21,7 @@ import time  # noqa: E402
 import numpy as np  # noqa: E402
 
 import aristos  # noqa: E402
-from aristos import reference  # noqa: E402
+from aristos import launch, reference  # noqa: E402
 
 SHAPES = {
     "A": (1024, 1024, 4096, 8, 2, 3),
@@ -106,18 +105,18 @@ def ratio(over: list[float], under: list[float]) -> str:
 
 
 def main() -> int:
+    parser = launch.Parser(prog="srun -N2 -n4 --mpi=pmi2 python bench/nodes.py", description=__doc__.split("\n")[0])
+    parser.add_argument("--shapes", default=",".join(SHAPES), help="with commas, as in bench/compare.py (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="both pairs have a turn with each schedule (%(default)s)")
+    asked = parser.parse_args()
     from mpi4py import MPI
 
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--shapes", default=",".join(SHAPES))
-    parser.add_argument("--rounds", type=int, default=5)
-    asked = parser.parse_args()
     comm = MPI.COMM_WORLD
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     nodes = [ranks[0] for ranks in comm.allgather(tuple(node.allgather(comm.rank)))]
     if comm.size < 3 or nodes[0] != nodes[1] or nodes[0] == nodes[2]:
         if comm.rank == 0:
-            print(f"needs ranks 0 and 1 on one node and rank 2 on another, got nodes {nodes}: srun -N2 -n4")
+            print(f"needs ranks 0 and 1 on one node and rank 2 on another, got nodes {nodes}: srun -N2 -n4 --mpi=pmi2")
         return 3
     fine = True
     if comm.rank == 0:

@@ -20,11 +20,15 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a core for each rank: ranks share the machine
 
 import numpy as np
-from minilm.encoder import FFN, Array, Encoder
-from minilm.split import Split, fit
-from minilm.texts import SENTENCES, fitting_texts
 
 import aristos
+
+try:
+    from minilm.encoder import FFN, Array, Encoder
+    from minilm.split import Split, fit
+    from minilm.texts import SENTENCES, fitting_texts
+except ModuleNotFoundError as why:
+    sys.exit(f"this example needs {why.name}: pip install '.[demo]'")
 
 EXPERTS = 16
 TOP_K = 4

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from aristos import launch, mpi_library, presets, results, versions
 from aristos.bench import (
+    context,
     environment,
     fit,
     main,
@@ -26,6 +27,7 @@ from aristos.bench import (
 from aristos.bench.context import CHECK, Column, Result, Sheet
 from aristos.bench.measure import Summary, in_turns, iterations
 from aristos.bench.options import UsageError
+from aristos.bench.suites import progress
 from aristos.bench.suites.idle import idle_share
 from aristos.bench.world import World
 from aristos.errors import InputError, ResultsError, WaitTimeout
@@ -61,6 +63,17 @@ def test_a_fit_of_any_times_is_physical(times):
 def test_the_residual_is_relative():
     times = np.array([1e-6] * 20) * np.where(np.arange(20) % 2, 1.1, 0.9)
     assert 0.05 < fit.alpha_beta(SIZES, times).residual < 0.15
+
+
+def test_a_bandwidth_that_a_fit_cannot_know_is_not_printed():
+    flat, noise = fit.Segment(2e-8, 0.0, 8, 4 << 20), fit.Segment(1e-6, 2.5e-7, 8, 32)  # inf and 0.004 GB/s
+    start_up = fit.Segment(7.7e-6, 3.8e-10, 8, 2048)  # 0.8 us of 8.5
+    for segment in (flat, noise, start_up):
+        assert str(segment) == f"alpha {segment.alpha * 1e6:.3f} us, bandwidth not resolved"
+    assert str(fit.Segment(3e-6, 2.5e-11, 256 << 10, 4 << 20)) == "alpha 3.000 us, beta 0.0250 ns/B (40.00 GB/s)"
+    assert str(fit.Segment(2e-8, 4e-11, 8, 2048)) == "alpha 0.020 us, beta 0.0400 ns/B (25.00 GB/s)"
+    assert fit.Fit((flat,), 0.31).trust == "relative residual 31.0% (poor fit)"
+    assert fit.Fit((flat,), 0.29).trust == "relative residual 29.0%"
 
 
 # ---- pairs --------------------------------------------------------------------------------------------------------
@@ -378,6 +391,23 @@ def test_idle_share_counts_what_a_fast_rank_waits_outside():
     times = np.array([[1.0], [2.0]])
     assert idle_share(times, np.array([[0.5], [0.0]]), workers=1) == pytest.approx((0.5 + 1.0) / 4)
     assert idle_share(times, np.array([[1.0], [0.0]]), workers=2) == pytest.approx((1.0 + 2.0) / 8)
+
+
+def test_progress_warns_where_the_target_had_no_core_of_its_own():
+    computing = np.full((4, 5, 3), 1e-6)
+    puts = np.full((4, 4, 3, 1), 1e-5)
+
+    def notes() -> str:
+        return "\n".join(progress._result(1, False, puts, computing, True).sheets[0].notes)
+
+    computing[2:, 1:] *= 1.5  # under traffic: that is what is measured
+    assert "WARNING" not in notes()
+    computing[2, 0, :2] *= 1.3  # without: most rounds of one mode
+    assert "WARNING: without any put the target's work took 30% longer" in notes()
+
+
+def test_one_is_singular():
+    assert [context.counted(n, "rank") for n in (0, 1, 2)] == ["0 ranks", "1 rank", "2 ranks"]
 
 
 # ---- showing ------------------------------------------------------------------------------------------------------

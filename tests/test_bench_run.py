@@ -154,6 +154,7 @@ def test_one_process_without_a_launcher(tmp_path):
     assert "FAILED" not in done.stdout
     assert "\x1b" not in done.stdout
     assert "fused" in done.stdout
+    assert ", 1 rank on 1 node by self, " in done.stdout
     assert results.load(tmp_path / "r.h5").runs
 
 
@@ -186,6 +187,8 @@ def test_help_needs_no_mpi():
     done = bench(0, "--help")
     for word in (*registry.ORDER, "--routing", "olmoe-1b-7b"):
         assert word in done.stdout
+    usual = " ".join(name for name, each in registry.suites().items() if each.default)
+    assert f"default, two minutes together: {usual}" in " ".join(done.stdout.split())
 
 
 def test_a_launcher_that_does_not_match_is_an_environment_error():

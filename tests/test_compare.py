@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,25 @@ def launch(*words: str) -> subprocess.CompletedProcess[str]:
     env.setdefault("HYDRA_IFACE", "lo")
     command = [*mpiexec, "-n", "2", sys.executable, str(BENCH / "compare.py"), *words]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL)
+
+
+def test_help_and_complaints_come_from_one_rank() -> None:
+    done = launch("--help")
+    assert done.returncode == 0
+    assert done.stdout.count("usage: ") == 1
+    done = launch("--rounds", "x")
+    assert done.returncode == 2
+    assert done.stderr.count("invalid int value: 'x'") == 1
+
+
+@pytest.mark.parametrize(("script", "options"), [("nodes.py", ("--shapes", "--rounds")), ("crowded.py", ("--rounds",))])
+def test_help_of_the_other_scripts_measures_nothing(script: str, options: tuple[str, ...]) -> None:
+    command = [sys.executable, str(BENCH / script), "--help"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for option in options:
+        assert re.search(rf"^  {option} \w+ +\w.*\(\S+\)$", done.stdout, re.MULTILINE), done.stdout  # with its default
 
 
 def test_tiny_run_checks_every_peer_and_writes_everything(tmp_path: Path) -> None:

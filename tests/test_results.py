@@ -87,6 +87,17 @@ def test_what_is_appended_is_loaded(tmp_path):
     assert not leftovers
 
 
+def test_what_a_file_holds_prints_as_a_line_a_run(tmp_path):
+    for name in ("a", "b"):
+        table = Table("layer").dim("call", range(1000)).add("call_time", "call", np.ones(1000), "s")
+        results.append(tmp_path / "r.h5", Run(name, {"command": "python -m aristos.bench"}, [table, Table("idle")]))
+    assert repr(results.load(tmp_path / "r.h5")).splitlines() == [
+        "<2 runs of a results file>",
+        "a: idle, layer (python -m aristos.bench)",
+        "b: idle, layer (python -m aristos.bench)",
+    ]
+
+
 def test_pandas(tmp_path):
     pytest.importorskip("pandas")
     for _ in range(2):

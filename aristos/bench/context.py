@@ -20,6 +20,11 @@ from .routing import Trace
 from .world import World
 
 
+def counted(n: int, what: str) -> str:
+    """`1 rank`, `2 ranks`."""
+    return f"{n} {what}" + "s" * (n != 1)
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of a sheet. key: of the record, with its unit in the name. form: a format specification."""

@@ -12,6 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 POINTS = 3  # fewest sizes in a segment
+SPAN = 100  # two decades of sizes: over fewer, and small ones, a slope is noise
+LARGE = 4096  # bytes: from here on a message's bytes cost more than its start-up on any link
+POOR = 0.3  # relative residual
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,16 @@ class Segment:
         """Bytes a second; infinite where the time does not grow with size."""
         return 1 / self.beta if self.beta > 0 else float("inf")
 
+    @property
+    def resolved(self) -> bool:
+        """Whether the slope says anything of a bandwidth: bytes at least double the time, over sizes enough."""
+        grows = self.beta * (self.last - self.first) >= self.alpha + self.beta * self.first
+        return self.beta > 0 and grows and (self.last >= SPAN * self.first or self.first >= LARGE)
+
+    def __str__(self) -> str:
+        slope = f"beta {self.beta * 1e9:.4f} ns/B ({self.bandwidth / 1e9:.2f} GB/s)"
+        return f"alpha {self.alpha * 1e6:.3f} us, {slope if self.resolved else 'bandwidth not resolved'}"
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -35,6 +48,11 @@ class Fit:
 
     segments: tuple[Segment, ...]
     residual: float
+
+    @property
+    def trust(self) -> str:
+        """The residual in words."""
+        return f"relative residual {self.residual:.1%}" + (" (poor fit)" if self.residual > POOR else "")
 
     def __call__(self, sizes: ArrayLike) -> NDArray[np.float64]:
         """Seconds for sizes in bytes; a size between the segments belongs to the second."""

@@ -59,15 +59,11 @@ class Options:
         return SUITE_SECONDS * len(self.suites) if self.suites else ALL_SECONDS
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises where argparse would print and exit on every rank."""
+class _Parser(launch.Parser):
+    """Raises where argparse would exit."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UsageError(message)
-
-    def _print_message(self, message: str, file: object = None) -> None:
-        if launch.prints():
-            super()._print_message(message, file)  # type: ignore[arg-type]
 
 
 def _positive(text: str) -> int:
@@ -102,7 +98,9 @@ _counts.__name__ = "list of int"
 
 
 def parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParser:
-    suites = "\n".join(f"  {s.name:10s}{s.summary}" for s in registry.suites().values())
+    known = registry.suites().values()
+    suites = "\n".join(f"  {s.name:10s}{s.summary}" for s in known)
+    usual = " ".join(s.name for s in known if s.default)
     made = _Parser(
         prog=prog,
         usage=f"mpirun -n RANKS {prog} [SUITE ...] [options]",
@@ -111,7 +109,7 @@ def parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParser:
         "exit codes: 0 fine, 1 wrong result, 2 usage, 3 environment",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("suites", nargs="*", metavar="SUITE", help="default: a choice that takes two minutes")
+    made.add_argument("suites", nargs="*", metavar="SUITE", help=f"default, two minutes together: {usual}")
     shape = made.add_argument_group("shape")
     shape.add_argument(
         "--preset", metavar="NAME", help=f"a model's shape (that of the trace's model, or {presets.DEFAULT})"

@@ -11,7 +11,7 @@ import math
 import sys
 from typing import Any
 
-from .context import Result, Sheet
+from .context import Result, Sheet, counted
 
 WIDTH = 160  # columns a table may take; narrower terminals wrap it, rather than lose digits
 
@@ -32,8 +32,8 @@ class Reporter:
         if self._quiet:
             return
         hosts = len(set(facts["hosts"]))
-        nodes = f"{len(set(facts['node_of_rank']))} node(s) by {facts['transports']}"
-        print(f"# aristos {facts['versions']['aristos']}, {facts['ranks']} ranks on {nodes}, {facts['cpu']}")
+        where = f"{counted(facts['ranks'], 'rank')} on {counted(len(set(facts['node_of_rank'])), 'node')}"
+        print(f"# aristos {facts['versions']['aristos']}, {where} by {facts['transports']}, {facts['cpu']}")
         print(f"# {facts['mpi_library']}; cores of rank 0: {facts['cores_of_rank'][0]}; seed {facts['seed']}")
         print(f"# {shape}", flush=True)
         cores = len({core for mask in facts["cores_of_rank"] for core in mask.split(",")})

@@ -105,5 +105,6 @@ def left(files: list[tuple[str, int]]) -> Finding:
     if len(files) > 3:
         kinds = sorted({match[0] for path, _ in files if (match := LEFT.match(Path(path).name))})
         which = " -o ".join(f"-name '{kind}*'" for kind in kinds)
-        remedy = f"when no job of yours runs here: find {SHM} -maxdepth 1 -type f -user $USER \\( {which} \\) -delete"
+        mine = f"-maxdepth 1 -type f -uid {os.getuid()}"
+        remedy = f"when no job of yours runs here: find {SHM} {mine} \\( {which} \\) -delete"
     return warn(name, text, remedy, files=[path for path, _ in files], bytes=size)

@@ -43,7 +43,7 @@ def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") 
     try:
         import matplotlib
     except ImportError:
-        raise EnvironmentProblem("Matplotlib is not installed: pip install matplotlib") from None
+        raise EnvironmentProblem("Matplotlib is not installed: pip install 'aristos[plot]'") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -28,9 +28,10 @@ def _pairs(medians: np.ndarray) -> np.ndarray:
 
 def _fit_text(fit: Fit) -> str:
     def part(s: Segment) -> str:
-        return f"{s.alpha * 1e6:.3g} us + n / {s.bandwidth / 1e9:.3g} GB/s"
+        rate = f" + n / {s.bandwidth / 1e9:.3g} GB/s" if s.resolved else ", bandwidth not resolved"
+        return f"{s.alpha * 1e6:.3g} us{rate}"
 
-    return "\n".join(part(s) for s in fit.segments) + f"\nresidual {fit.residual:.0%}"
+    return "\n".join([*map(part, fit.segments), fit.trust])
 
 
 def put(table: Table) -> Any:

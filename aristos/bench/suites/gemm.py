@@ -21,7 +21,7 @@ import numpy as np
 from ... import reference
 from ...results import Table
 from .. import bounds
-from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet
+from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..measure import Summary, gathered, in_turns, iterations
 from ..registry import suite
 from ..workload import Workload
@@ -153,7 +153,7 @@ def _result(
         )
     sheet.notes.append(
         f"peak {peak.mean():.1f} GFLOP/s and read bandwidth {bandwidth.mean() / 1e9:.1f} GB/s a core, "
-        f"{ctx.world.size} ranks at once; {experts.nbytes / 2**20:.2f} MiB of weights an expert"
+        f"{counted(ctx.world.size, 'rank')} at once; {experts.nbytes / 2**20:.2f} MiB of weights an expert"
     )
     ok = all(record["check"] == VERDICTS[True] for record in sheet.records)
     return Result(ok, [sheet], [_table(ctx, work, errors, times, peak, bandwidth, intensity)])

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ...results import Table
-from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet
+from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..measure import Summary, gathered, in_turns, iterations
 from ..registry import suite
 from ..routing import busiest_over_mean
@@ -115,7 +115,7 @@ def run(ctx: Context) -> Result:
     for layer in layers.values():
         layer.close()
     sheet = Sheet(
-        f"idle by {ctx.world.transports}: {shape}, {ctx.world.size} ranks x {threads} threads",
+        f"idle by {ctx.world.transports}: {shape}, {counted(ctx.world.size, 'rank')} x {counted(threads, 'thread')}",
         COLUMNS,
     )
     for m in done:

@@ -24,7 +24,7 @@ import numpy as np
 
 from ...results import Table
 from .. import bounds
-from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet
+from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..measure import Summary, gathered, in_turns, iterations
 from ..registry import suite
 from ..workload import Call, Workload, execute
@@ -83,7 +83,7 @@ def run(ctx: Context) -> Result:
             layer.close()
     threads = next(iter(layers.values())).threads
     sheet = Sheet(
-        f"layer by {ctx.world.transports}: {shape}, {ctx.world.size} ranks x {threads} threads",
+        f"layer by {ctx.world.transports}: {shape}, {counted(ctx.world.size, 'rank')} x {counted(threads, 'thread')}",
         COLUMNS,
     )
     sheet.records = [record for m in done for record in m.records]

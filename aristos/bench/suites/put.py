@@ -149,12 +149,9 @@ def _sheet(
             }
         )
     for segment in whole.segments:
-        sheet.notes.append(
-            f"{bytes_text(segment.first)} to {bytes_text(segment.last)}: alpha {segment.alpha * 1e6:.3f} us, "
-            f"beta {segment.beta * 1e9:.4f} ns/B ({segment.bandwidth / 1e9:.2f} GB/s)"
-        )
+        sheet.notes.append(f"{bytes_text(segment.first)} to {bytes_text(segment.last)}: {segment}")
     worst = max(fit.alpha_beta(sizes, pair).residual for pair in median)
-    sheet.notes.append(f"relative residual of the fit {whole.residual:.1%}; of single pairs up to {worst:.1%}")
+    sheet.notes.append(f"{whole.trust}; of single pairs up to {worst:.1%}")
     return sheet
 
 

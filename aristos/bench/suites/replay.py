@@ -21,7 +21,7 @@ import numpy as np
 from ...errors import InputError
 from ...presets import with_max_tokens
 from ...results import Table
-from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet
+from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..measure import Summary, gathered, in_turns
 from ..registry import suite
 from ..routing import Trace, busiest_over_mean
@@ -77,7 +77,7 @@ def run(ctx: Context) -> Result:
         done.append(_phase(ctx, work, layers, ctx.trace, name, prefill, ctx.left() / (len(MOST_STEPS) - i)))
     for layer in layers.values():
         layer.close()
-    sheet = Sheet(f"replay: {ctx.trace.path}, {shape}, {ctx.world.size} ranks", COLUMNS)
+    sheet = Sheet(f"replay: {ctx.trace.path}, {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
     for phase in done:
         sheet.records += _records(work, phase, list(layers))
     sheet.notes.append(f"recorded layers in turn: {ctx.trace.layers}, {len(ctx.trace.lengths)} sequences")
