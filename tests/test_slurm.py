@@ -381,16 +381,27 @@ time.sleep(300)
 """
 
 
-@pytest.mark.parametrize("command", [["srun"], ["sh", "-c", 'srun "$@" & wait', "sh"]], ids=["srun", "behind-a-shell"])
-def test_a_cluster_that_is_ended_takes_stubborn_tasks_along(tmp_path, command):
-    """`virtual_slurm run` got SIGTERM, its tasks ignore theirs: no daemon, no task and no folder is left.
+@pytest.mark.parametrize(
+    ("command", "signals", "code"),
+    [
+        (["srun"], [signal.SIGTERM], 128 + signal.SIGTERM),
+        (["sh", "-c", 'srun "$@" & wait', "sh"], [signal.SIGQUIT], 128 + signal.SIGQUIT),
+        (["srun"], [signal.SIGINT] * 5, 128 + signal.SIGINT),
+        (["sh", "-c", 'trap "" TERM INT; srun "$@"; sleep 300', "sh"], [signal.SIGKILL], -signal.SIGKILL),
+    ],
+    ids=["srun", "behind-a-shell", "ctrl-c-five-times", "killed-before-a-stubborn-shell"],
+)
+def test_a_cluster_that_is_ended_takes_stubborn_tasks_along(tmp_path, command, signals, code):
+    """`virtual_slurm run` is ended, its tasks ignore SIGTERM: no daemon, no task and no folder is left.
 
     An srun that is told to end kills its tasks; one that lost its shell leaves it to scancel, which asks them first.
     """
     out = tmp_path / "out"
     with open(out, "w") as file:
         words = [sys.executable, TOOL, "run", "--nodes=2", "--", *command, "-N2", "-n2", sys.executable, "-c", STUBBORN]
-        running = subprocess.Popen(words, env=environment(), stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        running = subprocess.Popen(
+            words, env=environment(), stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+        )
     try:
         tasks = pids_in(out, 2).values()
         conf = re.search(r"^conf (.+)$", out.read_text(), re.MULTILINE)
@@ -398,14 +409,104 @@ def test_a_cluster_that_is_ended_takes_stubborn_tasks_along(tmp_path, command):
         mine = f"SLURM_CONF={conf[1]}"
         assert set(tasks) <= set(processes(mine))
         assert len(processes(mine)) >= 2 + 4  # munged, slurmctld and two slurmds
-        running.terminate()
-        assert running.wait(60) == 128 + signal.SIGTERM, out.read_text()
+        for how in signals:
+            (os.killpg if how == signal.SIGINT else os.kill)(running.pid, how)  # a terminal's goes to all
+            time.sleep(0.05)
+        assert running.wait(60) == code, out.read_text()
+        if code == -signal.SIGKILL:  # nobody waits for the keeper
+            wait_for(lambda: not Path(conf[1]).parent.exists(), 60, out.read_text)
         assert not processes(mine), out.read_text()
         assert not Path(conf[1]).parent.exists()
     finally:
         running.kill()
         for pid in processes(mine):
             os.kill(pid, signal.SIGKILL)
+
+
+def virtual_slurm(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *map(str, (TOOL, *words))]
+    return subprocess.run(command, env=environment() | variables, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        (["/no/such/command"], 127, "virtual_slurm: cannot start /no/such/command: No such file or directory"),
+        (["/etc/passwd"], 126, "virtual_slurm: cannot start /etc/passwd: Permission denied"),
+        (["sh", "-c", "kill -9 $$"], 128 + signal.SIGKILL, ""),
+        (["sh", "-c", "setsid sleep 300 & sleep 300 & exit 5"], 5, ""),
+    ],
+    ids=["missing", "not-executable", "killed", "background"],
+)
+def test_how_a_command_ends_is_how_the_cluster_does(command, code, said):
+    done = virtual_slurm("run", "--nodes=1", "--", *command, MARK="how-a-command-ends")
+    assert (done.returncode, done.stderr.strip()) == (code, said)
+    assert not processes("MARK=how-a-command-ends")
+
+
+def test_folders_that_cannot_hold_a_cluster(tmp_path):
+    (tmp_path / "file").touch()
+    spaced = tmp_path / "a b"
+    spaced.mkdir()
+    for words, variables, said in (
+        (["start", "--dir", tmp_path / "file"], {}, "File exists"),
+        (["start", "--dir", "/proc/x"], {}, "No such file or directory"),
+        (["start", "--dir", "/tmp/" + "x" * 100], {}, "too long"),
+        (["start", "--dir", spaced], {}, "letters, digits"),
+        (["run", "--", "true"], {"TMPDIR": str(spaced)}, "letters, digits"),
+        (["stop", "--dir", tmp_path], {}, "no virtual cluster"),
+    ):
+        done = virtual_slurm(*words, **variables)
+        assert (done.returncode, len(done.stderr.splitlines())) == (3, 1), done.stderr
+        assert said in done.stderr
+    assert not any(spaced.iterdir())
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """One for a cluster, not there yet, with a short path."""
+    parent = Path(tempfile.mkdtemp(prefix="vs-"))
+    yield parent / "c"
+    for pid in processes(f"SLURM_CONF={parent}/c/slurm.conf"):
+        os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(parent, ignore_errors=True)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_start_that_is_broken_off_leaves_nothing(folder, how):
+    words = [sys.executable, TOOL, "start", "--nodes=8", "--dir", folder]
+    starting = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    wait_for(lambda: (folder / "slurmctld.out").exists(), 30, lambda: "no slurmctld")
+    starting.send_signal(how)
+    said, _ = starting.communicate(timeout=30)  # the keeper has the pipe, too
+    assert starting.returncode in (128 + how, -how), said
+    assert not processes(f"SLURM_CONF={folder}/slurm.conf")
+    assert not folder.exists()
+
+
+def test_stopping_what_is_dead(folder, tmp_path):
+    """The daemons were killed, a task and its step's daemon go on: stop finds them, and asks no controller."""
+    assert virtual_slurm("start", "--nodes=1", "--dir", folder).returncode == 0
+    conf, out = f"{folder}/slurm.conf", tmp_path / "out"
+    daemons = processes(f"SLURM_CONF={conf}")
+    with open(out, "w") as file:
+        words = ["srun", sys.executable, "-c", STUBBORN]
+        running = subprocess.Popen(words, env=environment() | {"SLURM_CONF": conf}, stdout=file, stderr=file)
+    (task,) = pids_in(out, 1).values()
+    step = int(Path(f"/proc/{task}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    assert (Path(f"/proc/{step}/comm").read_text()) == "slurmstepd\n"
+    for pid in daemons:
+        os.kill(pid, signal.SIGKILL)
+    (folder / "pids").write_text("damaged")
+    begun = time.monotonic()
+    done = virtual_slurm("stop", "--dir", folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert time.monotonic() - begun < 20
+    assert not folder.exists()
+    for pid in (task, step):
+        with contextlib.suppress(OSError):
+            assert Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    running.wait(30)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent"])
