@@ -30,7 +30,7 @@ from aristos.bench.options import UsageError
 from aristos.bench.suites import progress
 from aristos.bench.suites.idle import idle_share
 from aristos.bench.world import World
-from aristos.errors import InputError, ResultsError, WaitTimeout
+from aristos.errors import InputError, PoisonedError, ResultsError, WaitTimeout
 from aristos.nodes import Nodes
 
 STEP = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "8", "SLURM_PROCID": "5"}
@@ -220,7 +220,8 @@ def test_choices_not_taken_may_repeat(tmp_path):
         (OSError(28, "No space left"), 3, "OSError: [Errno 28] No space left"),
         (MemoryError(), 3, "MemoryError"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (WaitTimeout("rank 1"), 1, "Traceback"),
+        (WaitTimeout("rank 1"), 3, "aristos.bench: rank 1"),
+        (PoisonedError("rank 1"), 3, "aristos.bench: rank 1"),
         (ZeroDivisionError(), 1, "[rank 0] ZeroDivisionError"),
     ],
 )
@@ -316,6 +317,9 @@ def test_options_as_given():
     assert asked.schedules == ("bulk",)
     assert asked.budget == 2 * options.SUITE_SECONDS
     assert options.parse([]).budget < 120
+    for words in ([], ["gemm", "--seconds", "1"], ["gemm", "--seconds", "900"], ["gemm", "--iters", "4000"]):
+        asked = options.parse(words)
+        assert asked.limit >= max(120, 10 * asked.budget, 10 * (asked.iters or 0))
 
 
 def test_the_registry_holds_every_suite_in_order():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -218,6 +219,33 @@ def test_a_wrong_result_is_shown_and_ends_in_1(suite):
     assert done.returncode == 1, done.stderr
     assert "FAILED" in done.stdout
     assert f"FAILED: wrong results in {suite}" in done.stdout
+
+
+STOPS = """
+import aristos.bench.bounds as b, aristos.bench.options as o, aristos.bench.world as w, os, signal
+o.Options.limit = 2.0
+def stop(*_, **__):
+    os.kill(os.getpid(), signal.SIGSTOP)
+def peak(world, *a, **k):
+    if world.rank == 1: stop()
+    return true(world, *a, **k)
+true, b.peak = b.peak, peak
+"""
+IN_A_COLLECTIVE = """
+b.peak = lambda world, *a, **k: world.gather(0) and 1.0
+gather = w.World._bounded
+w.World._bounded = lambda world, call: stop() if world.rank == 1 and call == "gather" else gather(world, call)
+"""
+
+
+@needs_mpiexec
+@pytest.mark.parametrize("where", ["", IN_A_COLLECTIVE], ids=["before-a-barrier", "in-a-collective"])
+def test_a_rank_that_stops_outside_a_call_ends_the_job(where):
+    """Within its limit, in one line and by its exit code."""
+    done = bench(2, "gemm", *SMALL, "--out", "none", code=PATCH + STOPS + where + "sys.exit(main())")
+    assert done.returncode == 3, done.stderr
+    assert re.search("rank 0 waited 2[.0-9]* s .*for the other ranks", done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @needs_mpiexec

@@ -1,7 +1,8 @@
 """`python -m aristos.bench`: the same program on every rank, from the command line to the exit code.
 
-Exit codes: 0 every output was right, 1 a wrong result, 2 the command line, 3 the environment, 130 Ctrl-C. An
-exception on one rank prints its traceback with the rank and ends the job. It refuses to know any suite.
+Exit codes: 0 every output was right, 1 a wrong result, 2 the command line, 3 the environment, or a rank that stopped,
+130 Ctrl-C. Another exception on one rank prints its traceback with the rank and ends the job. It refuses to know any
+suite.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from .. import launch, workarounds
 from .. import results as file
-from ..errors import AristosError, EnvironmentProblem, InputError, ResultsError
+from ..errors import AristosError, EnvironmentProblem, InputError, PoisonedError, ResultsError, WaitTimeout
 from . import environment, options, registry, routing, workload, world
 from .context import Context, Result
 from .options import Options, UsageError
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -
         return OK
     workarounds.apply()
     try:
-        ranks = world.connect(asked.ranks_per_node)
+        ranks = world.connect(asked.ranks_per_node, limit=asked.limit)
     except EnvironmentProblem as why:
         return _complain(f"{prog}: {why}", ENVIRONMENT)
     try:
@@ -44,10 +45,13 @@ def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -
         return _leave(ranks, f"{prog}: {why}", USAGE)
     except (EnvironmentProblem, ResultsError) as why:
         return _leave(ranks, f"{prog}: {why}", ENVIRONMENT)
+    except (WaitTimeout, PoisonedError) as why:
+        _leave(ranks, f"{prog}: {why}", ENVIRONMENT)
+        return ranks.abort(ENVIRONMENT)  # the layer would end the job as well, with a code of its own
     except KeyboardInterrupt:
         return _interrupted(ranks, prog)
     except BaseException as why:
-        if isinstance(why, OSError | MemoryError) and not isinstance(why, AristosError):  # WaitTimeout is an OSError
+        if isinstance(why, OSError | MemoryError) and not isinstance(why, AristosError):
             return _leave(ranks, f"{prog}: {type(why).__name__}: {why}", ENVIRONMENT)
         lines = traceback.format_exc().rstrip().splitlines()
         print("\n".join(f"[rank {ranks.rank}] {line}" for line in lines), file=sys.stderr, flush=True)

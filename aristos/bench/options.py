@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .. import launch, presets
 from ..config import ACTIVATIONS, DTYPES
-from . import registry
+from . import registry, world
 
 ALL_SECONDS = 110.0  # the default choice of suites takes two minutes, start-up and oracle included
 SUITE_SECONDS = 25.0  # a suite named on the command line
@@ -57,6 +57,11 @@ class Options:
         if self.seconds is not None:
             return self.seconds
         return SUITE_SECONDS * len(self.suites) if self.suites else ALL_SECONDS
+
+    @property
+    def limit(self) -> float:
+        """Seconds a rank may wait for the others, which may measure meanwhile: far more than that takes."""
+        return max(world.LIMIT, 10.0 * max(self.budget, float(self.iters or 0)))
 
 
 class _Parser(launch.Parser):

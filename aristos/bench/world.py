@@ -1,34 +1,48 @@
 """The ranks of a benchmark: a thin layer over COMM_WORLD that also works without any MPI library.
 
 It adds what timing needs and MPI lacks: a barrier whose waiters sleep, so that idle ranks do not steal the core of
-those being measured, and an agreement with a time limit for the way out. It refuses to move data that is timed.
+those being measured, and an agreement with a time limit for the way out. No wait is without bound. It refuses to
+move data that is timed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 from .. import launch
-from ..errors import EnvironmentProblem
+from ..errors import EnvironmentProblem, WaitTimeout
 from ..nodes import Nodes
+
+LIMIT = 300.0  # seconds a rank may wait for the others: the first run compiles
+GONE = 3  # exit code where they did not come
 
 
 class World:
-    """`comm`: an mpi4py communicator, or None for one process without MPI. ranks_per_node: pretend nodes so small."""
+    """`comm`: an mpi4py communicator, or None for one process without MPI. ranks_per_node: pretend nodes so small.
 
-    def __init__(self, comm: Any = None, ranks_per_node: int | None = None) -> None:
-        self.comm, self.ranks_per_node = comm, ranks_per_node
+    limit: seconds a rank may wait for the others outside of a layer's calls, which have a limit of their own. Past it
+    a barrier raises WaitTimeout, and a blocking call of MPI ends the job.
+    """
+
+    def __init__(self, comm: Any = None, ranks_per_node: int | None = None, limit: float = LIMIT) -> None:
+        self.comm, self.ranks_per_node, self._limit = comm, ranks_per_node, limit
         self.rank: int = comm.Get_rank() if comm is not None else 0
         self.size: int = comm.Get_size() if comm is not None else 1
-        # The way out has its own communicator: a rank that failed cannot know in which collective the others are.
-        self._exit = comm.Dup() if comm is not None else None
         self.nodes = Nodes.of(1)
+        self._exit: Any = None
         if comm is not None:
-            self.nodes, node = Nodes.shared(comm, ranks_per_node)
-            node.Free()
+            from ..transport.group import Watchdog, end_job
+
+            self._watchdog = Watchdog(lambda: end_job(comm, GONE), f"rank {self.rank}")
+            with self._bounded("MPI_Comm_dup"):
+                self._exit = comm.Dup()  # for the way out: who failed cannot know in which collective the others are
+                self.nodes, node = Nodes.shared(comm, ranks_per_node)
+                node.Free()
         names = self.allgather((socket.gethostname(), frozenset(os.sched_getaffinity(0))))
         self.hosts: list[str] = [host for host, _ in names]
         self.masks: list[frozenset[int]] = [mask for _, mask in names]
@@ -49,34 +63,46 @@ class World:
 
     def barrier(self) -> None:
         """Wait for all ranks, at full speed but not deaf: Python sees no signal inside a blocking MPI call."""
-        if self.comm is None:
-            return
-        request = self.comm.Ibarrier()
-        while not request.Test():
-            os.sched_yield()
+        self._meet(os.sched_yield)
 
     def sleepy_barrier(self, pause: float = 0.0005) -> None:
         """Wait for all ranks without keeping a core busy."""
+        self._meet(lambda: time.sleep(pause))
+
+    def _meet(self, between: Callable[[], object]) -> None:
         if self.comm is None:
             return
-        request = self.comm.Ibarrier()
+        request, end = self.comm.Ibarrier(), time.monotonic() + self._limit
         while not request.Test():
-            time.sleep(pause)
+            if time.monotonic() > end:
+                raise WaitTimeout(f"rank {self.rank} waited {self._limit:g} s for the other ranks")
+            between()
+
+    def _bounded(self, call: str) -> contextlib.AbstractContextManager[None]:
+        """End the job when a blocking MPI call in the block takes too long: a rank stopped right before it."""
+        return self._watchdog.watch(f"the other ranks ({call})", self._limit)
 
     def allgather(self, value: Any) -> list[Any]:
+        if self.comm is None:
+            return [value]
         self.barrier()
-        return self.comm.allgather(value) if self.comm is not None else [value]
+        with self._bounded("allgather"):
+            return self.comm.allgather(value)
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks on rank 0, an empty list elsewhere."""
         if self.comm is None:
             return [value]
         self.barrier()
-        return self.comm.gather(value, root=0) or []
+        with self._bounded("gather"):
+            return self.comm.gather(value, root=0) or []
 
     def bcast(self, value: Any) -> Any:
+        if self.comm is None:
+            return value
         self.barrier()
-        return self.comm.bcast(value, root=0) if self.comm is not None else value
+        with self._bounded("bcast"):
+            return self.comm.bcast(value, root=0)
 
     def largest(self, value: float) -> float:
         return max(self.allgather(value))
@@ -94,7 +120,8 @@ class World:
             if time.monotonic() > end:
                 return None
             time.sleep(0.005)
-        return self._exit.allgather(message)
+        with self._bounded("the way out"):
+            return self._exit.allgather(message)
 
     def abort(self, code: int) -> int:
         """End the whole job; with one rank, returns the code to leave with.
@@ -108,7 +135,7 @@ class World:
         return code
 
 
-def connect(ranks_per_node: int | None = None) -> World:
+def connect(ranks_per_node: int | None = None, limit: float = LIMIT) -> World:
     """COMM_WORLD, perhaps with pretended nodes, or one process where there is no MPI library.
 
     Raises EnvironmentProblem where a launcher started several tasks that MPI does not see as one job.
@@ -125,8 +152,8 @@ def connect(ranks_per_node: int | None = None) -> World:
                 f"{started[0]} started {started[1]} tasks, but no MPI library could be loaded ({why}); "
                 "install one, e.g. pip install 'aristos[mpich]'"
             ) from why
-        return World(ranks_per_node=ranks_per_node)
+        return World(ranks_per_node=ranks_per_node, limit=limit)
     wrong = launch.mismatch(MPI.COMM_WORLD.Get_size())
     if wrong is not None:
         raise EnvironmentProblem(wrong)
-    return World(MPI.COMM_WORLD, ranks_per_node)
+    return World(MPI.COMM_WORLD, ranks_per_node, limit)
