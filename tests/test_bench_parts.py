@@ -30,6 +30,7 @@ from aristos.bench.options import UsageError
 from aristos.bench.suites import progress
 from aristos.bench.suites.idle import idle_share
 from aristos.bench.world import World
+from aristos.collective import check_common
 from aristos.errors import InputError, PoisonedError, ResultsError, WaitTimeout
 from aristos.nodes import Nodes
 
@@ -296,6 +297,8 @@ def test_the_users_numbers_win():
         (["--tokens", "0"], "at least 1, got 0"),
         (["--tokens", "x"], "--tokens"),
         (["--seconds", "-1"], "positive number of seconds"),
+        (["--seconds", "1e30"], "less than 1000000, got 1e30"),
+        (["--threads", "1000000"], r"--threads: must be in 1\.\.4096, got 1000000"),
         (["--schedule", "eager"], "invalid choice: 'eager'"),
         (["--dtype", "float8"], "invalid choice: 'float8'"),
         (["--routing", "nowhere.npz"], "no such file"),
@@ -308,6 +311,12 @@ def test_the_users_numbers_win():
 def test_usage_errors_say_what_was_wrong(words, message):
     with pytest.raises(UsageError, match=message):
         options.parse(words)
+
+
+def test_the_benchmark_and_the_layer_take_as_many_threads():
+    check_common(options.parse(["--threads", str(options.MOST_THREADS)]).threads, 1.0)
+    with pytest.raises(InputError, match=f"1..{options.MOST_THREADS}"):
+        check_common(options.MOST_THREADS + 1, 1.0)
 
 
 def test_options_as_given():

@@ -182,6 +182,15 @@ def test_complaints_come_once(words, code, message):
     assert done.stdout == ""
 
 
+def test_a_closed_stdout_is_told_before_measuring():
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}
+    command = f"exec {sys.executable} -m aristos.bench gemm --seconds 60 --out none >&-"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, env=clean, stderr=subprocess.PIPE, text=True, timeout=50)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1].startswith("python -m aristos.bench: stdout is closed")
+    assert "Traceback" not in done.stderr
+
+
 def test_help_needs_no_mpi():
     done = bench(0, "--help", PMI_SIZE="2", PMI_RANK="1")
     assert (done.returncode, done.stdout) == (0, "")

@@ -494,7 +494,33 @@ def test_one_process_meets_itself():
 
 def test_usage(capsys):
     assert "doctor" in cli.commands()
+    for wrong in ("-1", "nan", "inf", "1e30"):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["doctor", "--timeout", wrong])
+        assert stop.value.code == 2
+        said = capsys.readouterr().err
+        assert f"--timeout: must be a positive number of seconds, less than 1000000, got {wrong}\n" in said
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("words", [["bad"], ["doctor", "--bad"], ["doctor", "--timeout", "0"], []])
+def test_complaints_come_once(monkeypatch, capsys, words, rank):
+    """From rank 0, as far as the launcher says who that is."""
+    monkeypatch.setenv("PMI_SIZE", "2")
+    monkeypatch.setenv("PMI_RANK", str(rank))
     with pytest.raises(SystemExit) as stop:
-        cli.main(["doctor", "--timeout", "-1"])
+        raise SystemExit(cli.main(words))
     assert stop.value.code == 2
-    assert "--timeout must be positive, got -1" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert bool(said.out + said.err) == (rank == 0)
+
+
+@pytest.mark.parametrize("words", ["", "--json"])
+@pytest.mark.parametrize("stdout", [">/dev/full", ">&-"])
+def test_a_report_that_cannot_be_written(words, stdout):
+    """It is said in a line, and the other ranks are not left alone."""
+    command = f"exec {sys.executable} -m aristos doctor {words} {stdout}"
+    env = rank_environment(ROOT)
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True, timeout=90)
+    why = "stdout is closed" if "&" in stdout else "[Errno 28] No space left on device"
+    assert (done.returncode, done.stderr) == (3, f"aristos doctor: cannot write the report: {why}\n")

@@ -99,6 +99,8 @@ def chosen(asked: Options, ranks: int) -> list[registry.Suite]:
 def run(asked: Options, ranks: world.World, argv: list[str]) -> int:
     """Measure, show, write; the exit code."""
     suites = chosen(asked, ranks.size)
+    if ranks.lead and sys.stdout is None:
+        raise EnvironmentProblem("stdout is closed: where no tables are wanted, send it to /dev/null")
     if ranks.lead and asked.out != "none":
         file.check(asked.out)
     if ranks.lead and asked.timeline:

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import launch, presets
+from ..arguments import counts, not_negative, positive, seconds
 from ..config import ACTIVATIONS, DTYPES
 from . import registry, world
 
 ALL_SECONDS = 110.0  # the default choice of suites takes two minutes, start-up and oracle included
 SUITE_SECONDS = 25.0  # a suite named on the command line
+MOST_THREADS = 4096  # as for MoE(threads=)
 
 
 class UsageError(Exception):
@@ -71,35 +73,14 @@ class _Parser(launch.Parser):
         raise UsageError(message)
 
 
-def _positive(text: str) -> int:
+def _threads(text: str) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    if not 1 <= value <= MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"must be in 1..{MOST_THREADS}, got {value}")
     return value
 
 
-def _not_negative(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, got {text}")
-    return value
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(_positive(part) for part in text.split(","))
-
-
-_positive.__name__ = "int"
-_not_negative.__name__ = "int"
-_seconds.__name__ = "float"
-_counts.__name__ = "list of int"
+_threads.__name__ = "int"
 
 
 def parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParser:
@@ -119,12 +100,12 @@ def parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParser:
     shape.add_argument(
         "--preset", metavar="NAME", help=f"a model's shape (that of the trace's model, or {presets.DEFAULT})"
     )
-    shape.add_argument("--scale", type=_positive, metavar="N", help="divide the preset's published widths by N")
-    shape.add_argument("--tokens", type=_counts, metavar="S[,S..]", help="tokens per rank and call")
-    shape.add_argument("--hidden", type=_positive, metavar="H", help="width of a token")
-    shape.add_argument("--ffn", type=_positive, metavar="F", help="width inside an expert")
-    shape.add_argument("--experts", type=_positive, metavar="E", help="experts over all ranks")
-    shape.add_argument("--top-k", type=_positive, metavar="K", help="experts a token goes to")
+    shape.add_argument("--scale", type=positive, metavar="N", help="divide the preset's published widths by N")
+    shape.add_argument("--tokens", type=counts, metavar="S[,S..]", help="tokens per rank and call")
+    shape.add_argument("--hidden", type=positive, metavar="H", help="width of a token")
+    shape.add_argument("--ffn", type=positive, metavar="F", help="width inside an expert")
+    shape.add_argument("--experts", type=positive, metavar="E", help="experts over all ranks")
+    shape.add_argument("--top-k", type=positive, metavar="K", help="experts a token goes to")
     shape.add_argument("--activation", choices=ACTIVATIONS)
     shape.add_argument("--dtype", choices=DTYPES, default="float32")
     shape.add_argument(
@@ -133,17 +114,17 @@ def parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParser:
         help="a real trace (expert_ids [tokens, layers, k]), or router, uniform, zipf, one",
     )
     run = made.add_argument_group("run")
-    run.add_argument("--threads", type=_positive, metavar="N", help="workers a rank (default: its cores)")
+    run.add_argument("--threads", type=_threads, metavar="N", help="workers a rank (default: its cores)")
     run.add_argument(
         "--ranks-per-node",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="pretend nodes of N ranks (transport rma between them) where more share a machine",
     )
-    run.add_argument("--iters", type=_positive, metavar="N", help="timed calls (default: what the time allows)")
-    run.add_argument("--warmup", type=_not_negative, default=2, metavar="N", help="calls before timing (%(default)s)")
-    run.add_argument("--seconds", type=_seconds, metavar="S", help="time for all suites together")
-    run.add_argument("--seed", type=_not_negative, default=0, metavar="N")
+    run.add_argument("--iters", type=positive, metavar="N", help="timed calls (default: what the time allows)")
+    run.add_argument("--warmup", type=not_negative, default=2, metavar="N", help="calls before timing (%(default)s)")
+    run.add_argument("--seconds", type=seconds, metavar="S", help="time for all suites together")
+    run.add_argument("--seed", type=not_negative, default=0, metavar="N")
     run.add_argument("--schedule", choices=("both", "fused", "bulk"), default="both")
     output = made.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="JSON alone on stdout instead of tables")

@@ -9,6 +9,8 @@ import importlib
 import pkgutil
 import sys
 
+from .. import launch
+
 USAGE = 2
 
 
@@ -24,10 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     known = commands()
     if not words or words[0] in ("-h", "--help"):
-        print("usage: aristos COMMAND [options]\n\ncommands:")
-        for name in known:
-            print(f"  {name:10s}{_module(name).SUMMARY}")
-        print("\naristos COMMAND --help says more; aristos --version the version")
+        if launch.prints():
+            _help(known)
         return 0 if words else USAGE
     if words[0] == "--version":
         from .. import __version__
@@ -35,9 +35,17 @@ def main(argv: list[str] | None = None) -> int:
         print(__version__)
         return 0
     if words[0] not in known:
-        print(f"aristos: unknown command {words[0]!r}; the commands are {', '.join(known)}", file=sys.stderr)
+        if launch.prints():
+            print(f"aristos: unknown command {words[0]!r}; the commands are {', '.join(known)}", file=sys.stderr)
         return USAGE
     return _module(words[0]).main(words[1:])
+
+
+def _help(known: list[str]) -> None:
+    print("usage: aristos COMMAND [options]\n\ncommands:")
+    for name in known:
+        print(f"  {name:10s}{_module(name).SUMMARY}")
+    print("\naristos COMMAND --help says more; aristos --version the version")
 
 
 def _module(name: str):

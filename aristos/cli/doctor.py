@@ -6,6 +6,7 @@ Exit codes: 0 nothing failed, 2 usage, 3 something failed, 130 Ctrl-C.
 from __future__ import annotations
 
 from .. import launch
+from ..arguments import seconds
 
 SUMMARY = "check this machine, alone or on all ranks: mpirun -n 2 aristos doctor"
 LIMIT = 60.0
@@ -22,14 +23,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=seconds,
         default=LIMIT,
         metavar="SECONDS",
         help="end a call to MPI that takes longer (%(default)s)",
     )
     asked = parser.parse_args(argv)
-    if not asked.timeout > 0:
-        parser.error(f"--timeout must be positive, got {asked.timeout:g}")
     try:
         return doctor.run(asked.json, asked.timeout)
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """The order of the checks: what can be seen without MPI first, since starting it may end the process; then all ranks.
 
-Exit codes: 0 nothing failed, 3 something did, 130 Ctrl-C.
+Exit codes: 0 nothing failed, 3 something did, or rank 0 could not write the report, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Check = tuple[str, Callable[[], Finding]]
 
 
 def run(as_json: bool, limit: float) -> int:
-    """Check all there is to check; the exit code, the same on every rank."""
+    """Check all there is to check; the exit code."""
     prints = launch.prints()
     report = Report(as_json, silent=not prints)
     found = mpi_library.find()
@@ -43,7 +43,7 @@ def run(as_json: bool, limit: float) -> int:
     failed = any(ranks.allgather(report.worst == "fail", "exit code"))
     report.end()
     ranks.end()
-    return FAILED if failed else OK
+    return FAILED if failed or report.broken else OK
 
 
 def _start(ranks: Ranks, found: Library | None) -> Finding:

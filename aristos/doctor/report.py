@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
+from collections.abc import Callable
+from functools import partial
 
 from .. import __version__, launch
 from .finding import WORSE, Finding
@@ -15,7 +17,7 @@ UNWRAPPED = 10_000  # columns where no person reads: lines stay whole
 
 
 class Report:
-    """silent: another rank prints. as_json: nothing before the object."""
+    """silent: another rank prints. as_json: nothing before the object. broken: why nothing more can be written."""
 
     def __init__(self, as_json: bool = False, silent: bool = False) -> None:
         from rich.console import Console
@@ -23,16 +25,28 @@ class Report:
         self.findings: list[Finding] = []
         self.ranks = 1
         self._json, self._silent = as_json, silent
+        self.broken = "stdout is closed" if sys.stdout is None and not silent else ""
         # Open MPI's mpirun gives its ranks a terminal whatever its own output is.
-        self._terminal = sys.stdout.isatty() and launch.started_as() is None
+        self._terminal = sys.stdout is not None and sys.stdout.isatty() and launch.started_as() is None
         self._console = Console(highlight=False, force_terminal=self._terminal)
 
     def add(self, *findings: Finding) -> None:
         self.findings += findings
-        if not (self._json or self._silent):
+        if not self._json:
             for each in findings:
-                self._show(each)
+                self._write(partial(self._show, each))
+
+    def _write(self, write: Callable[[], object]) -> None:
+        """The checks go on where nothing can be written: other ranks take part in them."""
+        if self._silent or self.broken:
+            return
+        try:
+            write()
             sys.stdout.flush()
+        except OSError as why:
+            self.broken = str(why)
+        except SystemExit:  # rich's answer to a broken pipe
+            self.broken = "its reader is gone"
 
     def _show(self, each: Finding) -> None:
         from rich.text import Text
@@ -52,13 +66,11 @@ class Report:
 
     def note(self, text: str) -> None:
         """A line for people only."""
-        if not (self._json or self._silent):
-            self._console.print(text, markup=False, soft_wrap=True)
+        if not self._json:
+            self._write(lambda: self._console.print(text, markup=False, soft_wrap=True))
 
     def end(self) -> None:
-        """The summary, or the object."""
-        if self._silent:
-            return
+        """The summary, or the object; or why there is none."""
         if self._json:
             whole = {
                 "aristos": __version__,
@@ -66,8 +78,9 @@ class Report:
                 "state": self.worst,
                 "findings": [vars(each) for each in self.findings],
             }
-            print(json.dumps(whole, indent=1, default=str), flush=True)
-            return
-        count = {state: sum(each.state == state for each in self.findings) for state in WORSE}
-        self.note(f"\n{count['ok']} ok, {count['warn']} to look at, {count['fail']} failed")
-        sys.stdout.flush()
+            self._write(lambda: print(json.dumps(whole, indent=1, default=str)))
+        else:
+            count = {state: sum(each.state == state for each in self.findings) for state in WORSE}
+            self.note(f"\n{count['ok']} ok, {count['warn']} to look at, {count['fail']} failed")
+        if self.broken:
+            print(f"aristos doctor: cannot write the report: {self.broken}", file=sys.stderr)
