@@ -83,7 +83,9 @@ leave("end")
     ended(job)
     assert float(job.lines(0)[0].removesuffix(" s")) >= 3.0
     warned = said(job, 0, "warned")
-    assert re.match(r"warned: 1 rank 0 has waited [\d.]+ s for rank 1, which has not made its call in epoch 2 yet", warned)
+    assert re.match(
+        r"warned: 1 rank 0 has waited [\d.]+ s for rank 1, which has not made its call in epoch 2 yet", warned
+    )
     error = said(job, 0, "^timeout")
     for word in ("rank 0 waited ", "timeout 0.3 s", "for rank 1", "in epoch 2", "its announcement of epoch 2"):
         assert word in error
