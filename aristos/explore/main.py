@@ -1,0 +1,103 @@
+"""`aristos explore`: run schedules until one shows a bug, or all of those asked for have run.
+
+Schedule number n of a run with seed s is drawn from s + n alone, so that `--seed` (s + n) `--schedules 1` replays it.
+Exit codes: 0 nothing found, 1 a bug found (with --mutation: one of the mutations was not found), 2 usage.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from . import cases, shrink, strategies
+from .machine import Machine
+from .violation import Violation
+
+FINE, FOUND = 0, 1
+
+
+@dataclass
+class Failure:
+    """A schedule in which something went wrong."""
+
+    seed: int
+    case: cases.Case
+    violation: Violation
+    decisions: list[int]
+    steps: int
+
+
+@dataclass
+class Sweep:
+    """What many schedules came to."""
+
+    schedules: int
+    steps: int
+    seconds: float
+    failure: Failure | None
+
+
+def explore(asked: cases.Asked, strategy: str, schedules: int, seed: int, seconds: float = float("inf")) -> Sweep:
+    """Run schedules seed, seed + 1, ... until one fails; within `seconds`, if given."""
+    started, length, steps = time.monotonic(), strategies.LENGTH, 0
+    warnings.filterwarnings("ignore", message="rank .* has waited")
+    ran = 0
+    for number in range(schedules):
+        if time.monotonic() - started > seconds:
+            break
+        case = cases.draw(seed + number, asked)
+        plan = strategies.Recorded(strategies.make(strategy, seed + number, length))
+        machine = Machine(case, plan)
+        ran += 1
+        try:
+            machine.run()
+        except Violation as violation:
+            failure = Failure(seed + number, case, violation, plan.decisions, machine.sched.steps)
+            return Sweep(ran, steps + machine.sched.steps, time.monotonic() - started, failure)
+        steps += machine.sched.steps
+    return Sweep(ran, steps, time.monotonic() - started, None)
+
+
+def report(sweep: Sweep, asked: cases.Asked, options: Any) -> int:
+    """Say what was found; the exit code."""
+    failure = sweep.failure
+    found: dict[str, Any] = {
+        "schedules": sweep.schedules,
+        "steps": sweep.steps,
+        "seconds": round(sweep.seconds, 3),
+        "seed": options.seed,
+        "found": None,
+    }
+    if failure is not None:
+        shorter = shrink.shrink(failure.case, failure.decisions, failure.violation)
+        found["found"] = {
+            "seed": failure.seed,
+            "what": type(failure.violation).__name__,
+            "message": str(shorter.violation),
+            "case": shorter.case.describe(),
+            "story": shorter.story.splitlines(),
+        }
+    if options.json:
+        print(json.dumps(found))
+    elif failure is None:
+        print(
+            f"{sweep.schedules} schedules from seed {options.seed}, {sweep.steps} steps,"
+            f" {sweep.seconds:.1f} s: nothing found"
+        )
+    else:
+        print(f"schedule {failure.seed} (--seed {failure.seed} --schedules 1): {type(failure.violation).__name__}")
+        print(f"{shorter.violation}\n{shorter.case.describe()}\n{shorter.story}")
+    return FINE if failure is None else FOUND
+
+
+def run(options: Any) -> int:
+    """What the command line asks for."""
+    asked = cases.Asked(options.ranks, options.rows, options.calls, options.transport)
+    sweep = explore(asked, options.strategy, options.schedules, options.seed)
+    code = report(sweep, asked, options)
+    sys.stdout.flush()
+    return code

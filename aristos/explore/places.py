@@ -1,0 +1,81 @@
+"""Addresses that are only numbers: where the windows and the private memory of every rank lie.
+
+Rank r has the numbers from FIRST + r * SPAN on, and in them a place for its near window, its far window, its outboxes
+and what only its own threads touch. The tables of addresses are the package's own (`substrate.memory.Memory`), filled
+over a group that has no MPI. It refuses to hold a byte.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from ..engine.layout import Shape
+from ..nodes import Nodes
+from ..substrate.memory import Memory
+
+FIRST = 1 << 60
+SPAN = 1 << 40  # between two ranks
+PART = SPAN // 4
+NEAR, FAR, OUTBOX, PRIVATE = range(4)
+
+# areas of the private part
+AREA = PART // 16
+STATE, LOCK, WIRE, X, Y, IDS, WEIGHTS, SCRATCH, LANDED, OUT, GATE = range(11)
+
+
+def address(rank: int, part: int, offset: int = 0) -> int:
+    """The number of a byte of one of a rank's parts."""
+    return FIRST + SPAN * rank + PART * part + offset
+
+
+def private(rank: int, area: int, offset: int = 0) -> int:
+    """The number of a byte of one of a rank's private areas."""
+    return address(rank, PRIVATE, AREA * area + offset)
+
+
+def where(at: int) -> tuple[int, int, int]:
+    """(rank, part, offset there) of a number."""
+    rank, rest = divmod(at - FIRST, SPAN)
+    return rank, *divmod(rest, PART)
+
+
+def shift(rank: int) -> int:
+    """Bytes from where a rank's MPI window begins to the line where its far window does: not alike on all ranks."""
+    return 8 * (rank % 7)
+
+
+def put_target(rank: int, at: int) -> int:
+    """The number of byte `at` of a rank's MPI window, as MPI_Put counts."""
+    return address(rank, FAR, at - shift(rank))
+
+
+class _Group:
+    """What `Memory` asks of a group."""
+
+    def __init__(self, nodes: Nodes, rank: int, wire: int) -> None:
+        self.nodes, self.rank, self.wire = nodes, rank, wire
+        self.asked = {NEAR: 0, FAR: 0}
+
+    def window(self, nbytes: int) -> Any:
+        self.asked[NEAR] = nbytes
+        ranks = sorted([self.rank, *self.nodes.near(self.rank)])
+        return SimpleNamespace(base=[address(p, NEAR) for p in ranks])
+
+    def far_window(self, nbytes: int) -> Any:
+        self.asked[FAR] = nbytes
+        shifts = [shift(p) for p in range(len(self.nodes.node_of))]
+        return SimpleNamespace(base=address(self.rank, FAR), shift=shifts, wire=self.wire, flushing=None)
+
+    def watch_flushes(self, flushing: Any) -> None:
+        pass
+
+
+def fill(shape: Shape, nodes: Nodes, rank: int, state: Any, starts: dict[int, int], wire: int = 1) -> list[int]:
+    """Write a rank's addresses into its state; returns the bytes it asked for: near window, far window, outboxes."""
+    group = _Group(nodes, rank, wire)
+    memory = Memory(group, shape)  # type: ignore[arg-type]
+    outboxes = memory._outbox.size
+    memory._outbox = SimpleNamespace(ctypes=SimpleNamespace(data=address(rank, OUTBOX)))
+    memory.fill(state, starts)
+    return [group.asked[NEAR], group.asked[FAR], outboxes]
