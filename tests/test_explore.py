@@ -53,3 +53,27 @@ def test_fresh_schedules(transport):
     found = explore("--transport", transport, "--ranks", ranks, "--rows", "0", "--calls", "0", "--seed", str(seed),
                     "--schedules", "120")  # fmt: skip
     assert found["found"] is None, found
+
+
+@pytest.mark.parametrize("first", [0, 10_000])
+def test_every_mutation_is_found(first):
+    """Each deliberate bug is found within 300 schedules, whatever the seed."""
+    found = explore("--mutation", "all", "--seed", str(first))["mutations"]
+    assert len(found) >= 18
+    assert all(each["found"] and each["schedules"] <= 300 for each in found)
+
+
+def test_a_bug_that_is_not_found_is_said_not_to_be():
+    found = explore("--mutation", "freed-out-of-order", "--schedules", "1", code=1)
+    assert found == {"mutations": [{"name": "freed-out-of-order", "found": False, "schedules": 1}]}
+
+
+def test_a_story():
+    done = subprocess.run(
+        [sys.executable, "-m", "aristos", "explore", "--mutation", "zero-not-announced"],
+        cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Deadlock" in done.stdout
+    assert "waits for a change of ANNOUNCED of rank" in done.stdout
+    assert "dispatch.publish" in done.stdout or "packing.announce" in done.stdout

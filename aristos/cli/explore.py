@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 SUMMARY = "look for races and hangs in the protocol: aristos explore --schedules 300"
-INTERRUPTED = 130
+USAGE, INTERRUPTED = 2, 130
 
 
 def options(argv: list[str]) -> argparse.Namespace:
@@ -27,6 +27,11 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--strategy", choices=("pct", "random"), default="pct", help="(%(default)s)")
     parser.add_argument("--schedules", type=int, default=300, help="how many (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="number of the first schedule (%(default)s)")
+    parser.add_argument(
+        "--mutation",
+        metavar="NAME|all",
+        help="put a deliberate bug in, on ranks and a transport where it can show, and find it; ? lists them",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     asked = parser.parse_args(argv)
     for name, least, most in (("ranks", 1, 8), ("rows", 0, 64), ("calls", 0, 64), ("schedules", 1, 10**9)):
@@ -44,8 +49,13 @@ def main(argv: list[str]) -> int:
         if os.environ.get("NUMBA_DISABLE_JIT") != "1":  # Numba decides when a module is imported
             again = [sys.executable, "-m", "aristos", "explore", *argv]
             return subprocess.call(again, env={**os.environ, "NUMBA_DISABLE_JIT": "1"})
+        from ..explore import mutations
         from ..explore.main import run
 
+        if asked.mutation not in (None, "all", *mutations.ALL):
+            names = "\n".join(f"  {name:32s}{bug.what}" for name, bug in mutations.ALL.items())
+            print(f"aristos explore: the mutations are all of\n{names}", file=sys.stderr)
+            return USAGE
         return run(asked)
     except KeyboardInterrupt:
         return INTERRUPTED

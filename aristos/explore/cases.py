@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..engine.layout import LINE, Shape
 from ..nodes import Nodes
@@ -118,6 +119,7 @@ class Asked:
     transport: str = "shm"
     faults: bool | None = None
     plain: bool = False  # only layers in which nobody refuses anything
+    fixed: tuple[tuple[str, Any], ...] = ()  # of a case: what is not drawn
 
 
 def nodes_of(asked: Asked, rng: random.Random) -> tuple[int, ...]:
@@ -155,6 +157,7 @@ def draw(seed: int, asked: Asked) -> Case:
         attention=rng.random() < 0.5,
         delays=rng.random() < 0.5,
     )
+    case = replace(case, **dict(asked.fixed))
     count = asked.calls or rng.randint(1, 5)
     rounds = [_round(case, rng, asked.plain) for _ in range(count)]
     case = replace(case, calls=tuple(zip(*rounds)))

@@ -13,7 +13,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from . import cases, shrink, strategies
+from . import cases, mutations, shrink, strategies
 from .machine import Machine
 from .violation import Violation
 
@@ -89,13 +89,41 @@ def report(sweep: Sweep, asked: cases.Asked, options: Any) -> int:
             f" {sweep.seconds:.1f} s: nothing found"
         )
     else:
-        print(f"schedule {failure.seed} (--seed {failure.seed} --schedules 1): {type(failure.violation).__name__}")
-        print(f"{shorter.violation}\n{shorter.case.describe()}\n{shorter.story}")
+        tell(failure, shorter)
     return FINE if failure is None else FOUND
+
+
+def mutate(options: Any) -> int:
+    """Look for the deliberate bugs asked for, each in schedules of its own; the exit code."""
+    names = list(mutations.ALL) if options.mutation == "all" else [options.mutation]
+    results = []
+    for name in names:
+        bug = mutations.ALL[name]
+        with bug.applied():
+            sweep = explore(bug.asked, options.strategy, options.schedules, options.seed)
+            found = sweep.failure is not None
+            results.append({"name": name, "found": found, "schedules": sweep.schedules})
+            if options.json:
+                continue
+            outcome = f"found in {sweep.schedules}" if found else f"NOT found in {sweep.schedules}"
+            print(f"{name:32s}{outcome:16s}{sweep.seconds:6.1f} s  {bug.what}", flush=True)
+            if sweep.failure is not None and len(names) == 1:
+                tell(sweep.failure, shrink.shrink(sweep.failure.case, sweep.failure.decisions, sweep.failure.violation))
+    if options.json:
+        print(json.dumps({"mutations": results}))
+    return FINE if all(result["found"] for result in results) else FOUND
+
+
+def tell(failure: Failure, shorter: shrink.Short) -> None:
+    """A failing schedule, for people."""
+    print(f"schedule {failure.seed} (--seed {failure.seed} --schedules 1): {type(failure.violation).__name__}")
+    print(f"{shorter.violation}\n{shorter.case.describe()}\n{shorter.story}")
 
 
 def run(options: Any) -> int:
     """What the command line asks for."""
+    if options.mutation is not None:
+        return mutate(options)
     asked = cases.Asked(options.ranks, options.rows, options.calls, options.transport)
     sweep = explore(asked, options.strategy, options.schedules, options.seed)
     code = report(sweep, asked, options)

@@ -35,6 +35,7 @@ class Regions:
     def __init__(self, shape: Shape, nodes: Nodes) -> None:
         self.shape, self.nodes, self.layout = shape, nodes, PairLayout.of(shape)
         self.returns = lines(shape.returns)
+        self._parts: dict[tuple[int, int], tuple[int, list[int], int, int]] = {}
         self._known: dict[int, Place] = {}
         starts = {"words": 0, **vars(self.layout)}
         del starts["announce_step"], starts["far_bytes"]
@@ -55,12 +56,7 @@ class Regions:
         rank, part, offset = where(at)
         if part == PRIVATE:
             return Place(PLAIN, rank, part, AREAS[offset // AREA], rank, offset % AREA)
-        near, far = self.nodes.near(rank), self.nodes.far(rank)
-        begin, peers, step, nbytes = {
-            NEAR: (self.returns, near, self.layout.nbytes, near_bytes(self.shape, self.nodes, rank)),
-            FAR: (self.returns, far, self.layout.far_bytes, far_bytes(self.shape, self.nodes, rank)),
-            OUTBOX: (0, far, outbox_bytes(self.shape), outbox_bytes(self.shape) * len(far)),
-        }[part]
+        begin, peers, step, nbytes = self._part(rank, part)
         if at % WORD or not 0 <= offset < nbytes:
             return Place(OUT_OF_BOUNDS, rank, part, "outside", -1, offset)
         if offset < begin:
@@ -77,6 +73,17 @@ class Regions:
         if part != OUTBOX:
             kind = {"ring": RING, "coded": CODED}.get(region, PLAIN)
         return Place(kind, rank, part, region, writer, offset - start, peers[number])
+
+    def _part(self, rank: int, part: int) -> tuple[int, list[int], int, int]:
+        """Of a part: where its regions begin, whose they are, bytes of a region, bytes."""
+        if (rank, part) not in self._parts:
+            near, far = self.nodes.near(rank), self.nodes.far(rank)
+            self._parts |= {
+                (rank, NEAR): (self.returns, near, self.layout.nbytes, near_bytes(self.shape, self.nodes, rank)),
+                (rank, FAR): (self.returns, far, self.layout.far_bytes, far_bytes(self.shape, self.nodes, rank)),
+                (rank, OUTBOX): (0, far, outbox_bytes(self.shape), outbox_bytes(self.shape) * len(far)),
+            }
+        return self._parts[rank, part]
 
     def _beside(self, offset: int) -> tuple[str, int]:
         """What lies beside an outbox: words that have arrived, words to put, staged rows."""
