@@ -24,8 +24,10 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=4, help="rows of a ring; 0: drawn from 1 to 4 (%(default)s)")
     parser.add_argument("--calls", type=int, default=2, help="calls of every rank; 0: drawn from 1 to 5 (%(default)s)")
     parser.add_argument("--transport", choices=("shm", "rma", "mixed"), default="shm", help="(%(default)s)")
-    parser.add_argument("--strategy", choices=("pct", "random"), default="pct", help="(%(default)s)")
+    parser.add_argument("--strategy", choices=("pct", "random", "exhaustive"), default="pct", help="(%(default)s)")
     parser.add_argument("--schedules", type=int, default=300, help="how many (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=3, help="of each rank's call, exhaustive only (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=1800, help="at most, exhaustive only (%(default)g)")
     parser.add_argument("--seed", type=int, default=0, help="number of the first schedule (%(default)s)")
     parser.add_argument(
         "--mutation",
@@ -34,11 +36,21 @@ def options(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     asked = parser.parse_args(argv)
-    for name, least, most in (("ranks", 1, 8), ("rows", 0, 64), ("calls", 0, 64), ("schedules", 1, 10**9)):
+    for name, least, most in (
+        ("ranks", 1, 8),
+        ("rows", 0, 64),
+        ("calls", 0, 64),
+        ("schedules", 1, 10**9),
+        ("tokens", 0, 6),
+    ):
         if not least <= getattr(asked, name) <= most:
             parser.error(f"--{name} must be in {least}..{most}, got {getattr(asked, name)}")
     if asked.transport != "shm" and asked.ranks < 2:
         parser.error(f"--transport {asked.transport} needs at least 2 ranks, got {asked.ranks}")
+    if asked.strategy == "exhaustive":
+        if asked.ranks != 2 or asked.mutation == "all":
+            parser.error("--strategy exhaustive takes 2 ranks and not all mutations at once")
+        asked.rows, asked.calls = asked.rows if "--rows" in argv else 2, asked.calls or 2
     asked.rows, asked.calls = asked.rows or None, asked.calls or None
     return asked
 

@@ -6,6 +6,7 @@ Exit codes: 0 nothing found, 1 a bug found (with --mutation: one of the mutation
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -13,7 +14,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from . import cases, mutations, shrink, strategies
+from . import cases, exhaustive, mutations, shrink, strategies
 from .machine import Machine
 from .violation import Violation
 
@@ -114,6 +115,34 @@ def mutate(options: Any) -> int:
     return FINE if all(result["found"] for result in results) else FOUND
 
 
+def search(options: Any) -> int:
+    """All schedules of the small case, perhaps with one bug put in."""
+    case = exhaustive.small(options.rows or 2, options.tokens, options.calls or 2, options.transport)
+    bug = mutations.ALL[options.mutation].applied() if options.mutation else contextlib.nullcontext()
+    with bug:
+        result = exhaustive.Search(case).run(options.seconds)
+        story = exhaustive.story_of(case, result.path) if result.violation is not None else ""
+    found = None
+    if result.violation is not None:
+        found = {
+            "what": type(result.violation).__name__,
+            "message": str(result.violation),
+            "case": case.describe(),
+            "story": story.splitlines(),
+        }
+    if options.json:
+        numbers = {"states": result.states, "moves": result.moves, "complete": result.complete}
+        print(json.dumps(numbers | {"seconds": round(result.seconds, 3), "found": found}))
+        return FINE if result.violation is None else FOUND
+    how = "complete" if result.complete else "not complete"
+    print(f"{result.states} states, {result.moves} moves, {result.seconds:.1f} s, {how}:", end=" ")
+    if found is None:
+        print("nothing found")
+        return FINE
+    print(f"{found['what']}\n{result.violation}\n{case.describe()}\n{story}")
+    return FOUND
+
+
 def tell(failure: Failure, shorter: shrink.Short) -> None:
     """A failing schedule, for people."""
     print(f"schedule {failure.seed} (--seed {failure.seed} --schedules 1): {type(failure.violation).__name__}")
@@ -122,6 +151,8 @@ def tell(failure: Failure, shorter: shrink.Short) -> None:
 
 def run(options: Any) -> int:
     """What the command line asks for."""
+    if options.strategy == "exhaustive":
+        return search(options)
     if options.mutation is not None:
         return mutate(options)
     asked = cases.Asked(options.ranks, options.rows, options.calls, options.transport)

@@ -196,7 +196,7 @@ class Network:
         new = memory.value.get(piece.source, 0)
         memory.value[piece.target] = new
         coded = memory.regions.place(piece.target).kind == CODED
-        if coded:
+        if coded and new != old:  # from a word that is put again as it was, nobody learns anything
             self.halves[piece.target] = piece.put
             if memory.story is not None:
                 memory.tell("lands", piece.target, old, new)

@@ -41,6 +41,7 @@ class Actor:
         self.op, self.at = GO, ANYWHERE  # what it will do next
         self.seen: dict[int, int] = {}  # the words of this sweep and what they held
         self.locked_out = False  # a lock was held by another in this sweep
+        self.fresh = True  # its next operation is the first of a stretch (exhaustive.py)
         self.sweeping = False  # it looks for something to do
         self.cut = False  # its slice of time is over
         self.why = "starts"
