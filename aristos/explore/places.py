@@ -65,9 +65,9 @@ class _Group:
     def far_window(self, nbytes: int) -> Any:
         self.asked[FAR] = nbytes
         shifts = [shift(p) for p in range(len(self.nodes.node_of))]
-        return SimpleNamespace(base=address(self.rank, FAR), shift=shifts, wire=self.wire, flushing=None)
+        return SimpleNamespace(base=address(self.rank, FAR), shift=shifts, wire=self.wire, calling=None)
 
-    def watch_flushes(self, flushing: Any) -> None:
+    def watch_calls(self, calling: Any) -> None:
         pass
 
 

@@ -20,6 +20,7 @@ from .cases import Case
 from .frozen import Private
 from .machine import Machine
 from .scheduler import Actor, Slice, Strategy
+from .violation import Livelock
 
 Log = list[Any]
 
@@ -73,6 +74,8 @@ class Stretches(Machine):
         """A sweep has found nothing: its stretch ends, and the actor waits for a word that it has read."""
         actor = self.sched.me
         value = self.memory.value
+        if actor.fresh:
+            raise Livelock(f"{actor.name} waits and reads no word that could change")
         actor.enabled = any(value.get(at, 0) != held for at, held in actor.seen.items())
         raise Slice
 
