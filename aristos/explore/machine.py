@@ -86,7 +86,7 @@ class Machine:
 
         names: dict[tuple[Any, str], Any] = {(memory, name): body for name, body in self.memory.functions().items()}
         names |= {(memory, name): self.idle for name in ("pause", "yield_core")}
-        names |= {(wire, name): getattr(self.network, name) for name in ("put", "flush", "progress")}
+        names |= {(wire, name): getattr(self.network, name) for name in ("put", "flush", "sync", "progress")}
         names |= {
             (memory, "call"): self.call,
             (experts, "expert_rows"): expert_rows,

@@ -119,6 +119,12 @@ def flush_skipped(put: Put) -> None:
     put(network.Network, "flush", lambda self, address, peer: 0)
 
 
+@mutation("sync-skipped", transport="rma")
+def sync_skipped(put: Put) -> None:
+    """A word that has arrived is handed on without a sync: what it tells of may not be visible."""
+    put(network.Network, "sync", lambda self, address: None)
+
+
 @mutation("no-complement-check", transport="rma")
 def no_complement_check(put: Put) -> None:
     """A word that arrives is believed whatever its complement says."""

@@ -61,13 +61,14 @@ class Network:
         self.waiting: dict[int, Piece] = {}  # of these, not landed until the target calls into MPI
         self.sources: dict[int, int] = {}  # how many pieces are read from a word
         self.halves: dict[int, Put] = {}  # what landed last in each half of a coded word
+        self.told: dict[int, list[Clock]] = {}  # by actor: what such words have told it since it last synced
         self.actor = None if memory.regions.nodes.single else self.sched.add("network", -1, self.segment, daemon=True)
         if self.actor is not None:
             self.actor.enabled = False
 
     # ---- what `wire` does
 
-    def put(self, address: int, peer: int, at: int, source: int, nbytes: int) -> int:
+    def put(self, address: int, peer: int, at: int, source: int, nbytes: int) -> None:
         memory = self.memory
         self.check_caller(address)
         self.sched.switch(PUT, address)
@@ -82,7 +83,6 @@ class Network:
         if sum(p.put.origin == put.origin and p.put.peer == peer for p in self.flying.values()) > MOST_PUTS * WORD:
             raise Unbounded(f"rank {memory.rank} has too much under way to rank {peer}")
         memory.tick()
-        return 0
 
     def _send(self, piece: Piece) -> None:
         memory, coded = self.memory, self.memory.regions.place(piece.target).kind == CODED
@@ -116,7 +116,7 @@ class Network:
         if self.actor is not None:
             self.actor.enabled = bool(self.moving)
 
-    def flush(self, address: int, peer: int) -> int:
+    def flush(self, address: int, peer: int) -> None:
         """Waits until all that this rank has put to `peer` has landed; what it does from now on comes after that."""
         memory = self.memory
         self.check_caller(address)
@@ -137,7 +137,6 @@ class Network:
             if self.memory.regions.place(piece.target).kind != CODED:
                 memory.writes[piece.target] = me, mine[me]
                 memory.reads.pop(piece.target, None)
-        return 0
 
     def _release_source(self, piece: Piece) -> None:
         """A piece's source may be written again: its reading comes before what this actor does from now on."""
@@ -152,6 +151,12 @@ class Network:
         me = memory.me
         readers = memory.reads.get(piece.source, ())
         memory.reads[piece.source] = (*(r for r in readers if r[0] != me), (me, memory.clocks[me][me]))
+
+    def sync(self, address: int) -> None:
+        """What the coded words have told this actor is visible to it."""
+        self.check_caller(address)
+        for clock in self.told.pop(self.memory.me, []):
+            self.memory.join(clock)
 
     def progress(self, address: int) -> None:
         self.check_caller(address)
@@ -231,7 +236,7 @@ class Network:
 
     def read_coded(self, at: int) -> int:
         """Half of a word as it reads now. After the second half the older put of what both show is known: halves that
-        agree are of one put, or of two that said the same.
+        agree are of one put, or of two that said the same. The next sync makes that visible.
         """
         memory = self.memory
         self.check_caller(private(memory.rank, WIRE))
@@ -239,7 +244,8 @@ class Network:
         value, other = memory.value.get(at, 0), at ^ WORD
         self.sched.me.seen[at] = value
         if other < at and at in self.halves and other in self.halves:
-            memory.join(min(self.halves[at], self.halves[other], key=lambda put: put.number).clock)
+            put = min(self.halves[at], self.halves[other], key=lambda put: put.number)
+            self.told.setdefault(memory.me, []).append(put.clock)
         if at in self.moving or at in self.waiting:
             return (value, GARBAGE + at)[self.sched.strategy.choose(2, "torn")]
         return value

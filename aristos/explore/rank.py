@@ -343,7 +343,8 @@ class Rank:
         halves.expect_back(job, st)
         refuses = call.refuses_combine
         out = 0 if refuses else private(me, places.OUT)
-        halves.give_back(job, st, self.counts, out, f.REFUSED if refuses else f.OK)
+        for source in range(self.case.ranks):
+            halves.give_back(job, st, self.counts, source, out, f.REFUSED if refuses else f.OK)
         self._tend(True)
         self.stage = "work"
 
