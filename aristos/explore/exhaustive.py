@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import marshal
 import time
+from bisect import bisect_right
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,14 +24,12 @@ from .cases import Case
 from .frozen import Frozen
 from .memory_model import Clock
 from .places import PRIVATE
-from .scheduler import LOAD, Actor
+from .scheduler import FLUSH, LOAD, POLL, Actor
 from .story import tell
-from .strategies import Replay
 from .stretches import Stretches
 from .violation import Crash, Deadlock, Violation
 
 Key = bytes
-EVERYTHING = -2  # the place of an operation that commutes with none
 FLAT = 2  # the version of marshal that writes equal values alike
 
 
@@ -41,9 +40,10 @@ class Move:
     actor: int
     op: str
     at: int
+    choice: int = 0  # 1: the word that is polled has landed
 
     def commutes(self, other: Move) -> bool:
-        if self.actor == other.actor or EVERYTHING in (self.at, other.at):
+        if self.actor == other.actor or {self.op, other.op} == {FLUSH, POLL}:
             return False
         return self.at != other.at or self.op == other.op == LOAD
 
@@ -68,15 +68,17 @@ class Result:
     seconds: float
     complete: bool
     violation: Violation | None = None
-    path: list[int] = field(default_factory=list)
+    path: list[Move] = field(default_factory=list)
 
 
 class Search:
     """Of one case."""
 
     def __init__(self, case: Case) -> None:
-        self.machine = Stretches(case, Replay([]))
+        self.choice = 0
+        self.machine = Stretches(case, self)
         self.sched, self.memory = self.machine.sched, self.machine.memory
+        self.network = self.machine.network
         self.live: Node | None = None  # the node whose state the machine is in, its actors alive
         self.visited: dict[Key, frozenset[Move]] = {}
         self.moves = self.ends = 0
@@ -107,8 +109,16 @@ class Search:
             time.monotonic() - started,
             not path and violation is None,
             violation,
-            [node.tried[-1].actor for node in path if node.tried],
+            [node.tried[-1] for node in path if node.tried],
         )
+
+    # ---- what a schedule leaves open
+
+    def pick(self, options: list[Actor]) -> int:
+        raise AssertionError("the search says who goes on")
+
+    def choose(self, count: int, what: str) -> int:
+        return self.choice if what == "landed" else 0
 
     # ---- the search
 
@@ -123,13 +133,14 @@ class Search:
         if self.live is not node:
             node.frozen.restore(self.machine)
         self.live = None
-        self._step(self.sched.actors[move.actor])
+        self.do(move)
         self.moves += 1
         self._enter(path, sleep)
 
     def _enter(self, path: list[Node], sleep: set[Move]) -> None:
         """The machine has come to a state: go on from there if that shows anything new."""
         moves = [Move(a.number, a.op, a.at) for a in self.sched.actors if a.enabled]
+        moves += [Move(m.actor, m.op, m.at, 1) for m in moves if m.at in self.network.moving]
         if not moves:
             if any(not a.done for a in self.sched.actors):
                 raise Deadlock(self.machine.describe())
@@ -148,6 +159,11 @@ class Search:
             path.append(self.live)
 
     # ---- one step
+
+    def do(self, move: Move) -> None:
+        """What the move says happens."""
+        self.choice = move.choice
+        self._step(self.sched.actors[move.actor])
 
     def _begin(self, actor: Actor) -> None:
         """Start an actor and run it to its first operation."""
@@ -196,36 +212,44 @@ class Search:
     # ---- what makes a state
 
     def key(self) -> Key:
-        """A name of the state that the machine is in."""
+        """A name of the state that the machine is in.
+
+        Of a clock only that matters which accesses it covers, of those that somebody may yet not know of: whatever is
+        to come compares it with nothing else. So each of its times counts as the number of such accesses up to it.
+        """
         memory, machine = self.memory, self.machine
         known = tuple(map(min, zip(*memory.clocks)))
+        times: list[set[int]] = [set() for _ in known]
+        writes, reads, releases = [], [], []
+        for at, (a, c) in memory.writes.items():
+            if c > known[a]:
+                times[a].add(c)
+                writes.append((at, a, c))
+        for at, readers in memory.reads.items():
+            for a, c in readers:
+                if c > known[a]:
+                    times[a].add(c)
+                    reads.append((at, a, c))
+        for at, r in memory.released.items():
+            if r.time > known[r.actor]:
+                times[r.actor].add(r.time)
+                releases.append((at, r.actor, r.time))
+        ordered = [sorted(each) for each in times]
 
-        def new(clock: Clock) -> Clock:
-            return tuple(c if c > k else 0 for c, k in zip(clock, known))
+        def covers(clock: Clock) -> tuple[int, ...]:
+            return tuple(map(bisect_right, ordered, clock))
 
-        def entry(actor: int, clock: int) -> tuple[int, int]:
-            return (actor, clock) if clock > known[actor] else (0, 0)
-
-        shared = [(at, v) for at, v in memory.value.items() if v and at >> 38 & 3 != PRIVATE]
-        writes = [(at, entry(*w)) for at, w in memory.writes.items() if w[1] > known[w[0]]]
-        reads = [(at, tuple(sorted(entry(*r) for r in rs if r[1] > known[r[0]]))) for at, rs in memory.reads.items()]
-        released = [(at, new(r.clock), entry(r.actor, r.time)) for at, r in memory.released.items()]
-        clocks = [new(c) for c in memory.clocks]
-        stamps = self._stamps(writes, reads, released, clocks)
-
-        def order(actor: int, clock: int) -> int:
-            return stamps[actor].get(clock, 0)
-
+        nothing = (0,) * len(known)
         parts = (
-            sorted(shared),
-            sorted((at, a, order(a, c)) for at, (a, c) in writes),
-            sorted((at, [(a, order(a, c)) for a, c in rs]) for at, rs in reads if rs),
-            sorted(
-                (at, [order(a, c) for a, c in enumerate(clock)], e[0], order(*e))
-                for at, clock, e in released
-                if any(clock) or e[1]
-            ),
-            [[order(a, c) for a, c in enumerate(clock)] for clock in clocks],
+            sorted((at, v) for at, v in memory.value.items() if v and at >> 38 & 3 != PRIVATE),
+            sorted((at, a, bisect_right(ordered[a], c)) for at, a, c in writes),
+            sorted((at, a, bisect_right(ordered[a], c)) for at, a, c in reads),
+            sorted((at, a, bisect_right(ordered[a], c)) for at, a, c in releases),
+            sorted((at, told) for at, r in memory.released.items() if (told := covers(r.clock)) != nothing),
+            [covers(clock) for clock in memory.clocks],
+            sorted((at, covers(put.clock)) for at, put in self.network.halves.items() if covers(put.clock) != nothing),
+            sorted((a, covers(clock)) for a, clock in self.network.told.items()),
+            sorted(self.network.moving),
             sorted(memory.returned.items()),
             sorted(memory.full),
             sorted((w, list(row), s, n) for (w, row, s), n in machine.checks.runs.items()),
@@ -233,26 +257,8 @@ class Search:
         )
         return hashlib.blake2b(marshal.dumps(parts, FLAT), digest_size=16).digest()
 
-    @staticmethod
-    def _stamps(writes: Any, reads: Any, released: Any, clocks: Any) -> list[dict[int, int]]:
-        """For each actor, the order of its times that matter."""
-        seen: list[set[int]] = [set() for _ in clocks]
-        for _, (a, c) in writes:
-            seen[a].add(c)
-        for _, rs in reads:
-            for a, c in rs:
-                seen[a].add(c)
-        for _, clock, (actor, c) in released:
-            seen[actor].add(c)
-            for a, c in enumerate(clock):
-                seen[a].add(c)
-        for clock in clocks:
-            for a, c in enumerate(clock):
-                seen[a].add(c)
-        return [{c: i + 1 for i, c in enumerate(sorted(s - {0}))} for s in seen]
 
-
-def story_of(case: Case, path: list[int]) -> str:
+def story_of(case: Case, path: list[Move]) -> str:
     """What happens on a path of moves."""
     search = Search(case)
     search.memory.story = []
@@ -260,9 +266,9 @@ def story_of(case: Case, path: list[int]) -> str:
     with search.machine.patched(), search.machine.recorded(), suppress(Violation):
         for actor in search.sched.actors:
             search._begin(actor)
-        for number in path:
+        for move in path:
             search.sched.steps += 1
-            search._step(search.sched.actors[number])
+            search.do(move)
     search.sched.current = None
     search.sched.kill()
     return tell(search.memory)

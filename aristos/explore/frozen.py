@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from . import landing
+
 if TYPE_CHECKING:
     from .rank import Rank
     from .stretches import Stretches
@@ -41,6 +43,7 @@ class Frozen:
     """All of a machine, its actors at their next operations."""
 
     dicts: tuple[Any, ...]
+    network: tuple[Any, ...]
     clocks: tuple[Any, ...]
     runs: Any
     ranks: tuple[Private, ...]
@@ -52,10 +55,11 @@ class Frozen:
         memory = machine.memory
         return cls(
             tuple(getattr(memory, name).copy() for name in DICTS),
+            tuple(getattr(machine.network, name).copy() for name in landing.DICTS),
             tuple(memory.clocks),
             machine.checks.runs.copy(),
             tuple(Private.of(rank) for rank in machine.ranks),
-            tuple((a.enabled, a.done, a.op, a.at, dict(a.seen), a.fresh) for a in machine.sched.actors),
+            tuple((a.enabled, a.done, a.op, a.at, dict(a.seen), a.fresh, a.flushing) for a in machine.sched.actors),
             tuple((start, digest, tuple(log)) for start, digest, log in machine.stretches),
         )
 
@@ -64,13 +68,15 @@ class Frozen:
         memory = machine.memory
         for name, kept in zip(DICTS, self.dicts):
             setattr(memory, name, kept.copy())
+        for name, kept in zip(landing.DICTS, self.network):
+            setattr(machine.network, name, kept.copy())
         memory.clocks = list(self.clocks)
         machine.checks.runs = self.runs.copy()
         for rank, private in zip(machine.ranks, self.ranks):
             private.restore(rank)
         machine.sched.current = None
         machine.sched.kill()
-        for actor, (enabled, done, op, at, seen, fresh) in zip(machine.sched.actors, self.actors):
+        for actor, (enabled, done, op, at, seen, fresh, flushing) in zip(machine.sched.actors, self.actors):
             actor.enabled, actor.done, actor.op, actor.at = enabled, done, op, at
-            actor.seen, actor.fresh, actor.greenlet = dict(seen), fresh, None
+            actor.seen, actor.fresh, actor.flushing, actor.greenlet = dict(seen), fresh, flushing, None
         machine.stretches = [(start, digest, list(log)) for start, digest, log in self.stretches]

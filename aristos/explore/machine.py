@@ -38,14 +38,13 @@ class Machine:
         regions = Regions.of(case.shape, case.nodes)
         rows = sum(len(call.ids) * case.top_k + 1 for mine in case.calls for call in mine)
         self.sched = Scheduler(strategy, PATIENT * (rows + case.ranks * len(case.calls[0])))
-        far = not case.nodes.single
-        actors = case.ranks * (case.workers + (far and case.attention)) + far
-        self.memory = Memory(regions, self.sched, actors)
-        self.network = Network(self.memory, case.attention)
+        self.memory = Memory(regions, self.sched)
+        self.network = self.make_network()
         self.checks = Checks(self)
         self.ranks = [Rank(self, me) for me in range(case.ranks)]
         for rank in self.ranks:
             rank.add_actors()
+        self.memory.begin(len(self.sched.actors))
         self.memory.delays = case.delays
         self.memory.states = [rank.st for rank in self.ranks]
         self.memory.released_at = self.released
@@ -55,6 +54,12 @@ class Machine:
         self.sched.describe = self.describe
         if case.workers == 1:  # nobody else takes a rank's lock
             self.memory.local = {private(r, LOCK) for r in range(case.ranks)}
+
+    def make_network(self) -> Network:
+        network = Network(self.memory, self.case.attention)
+        if not self.case.nodes.single:
+            network.add_actor()
+        return network
 
     @property
     def rank(self) -> Rank:

@@ -49,7 +49,7 @@ class Event(NamedTuple):
 class Memory:
     """All words of a machine."""
 
-    def __init__(self, regions: Regions, sched: Scheduler, actors: int) -> None:
+    def __init__(self, regions: Regions, sched: Scheduler) -> None:
         self.regions, self.sched = regions, sched
         self.network: Network
         self.states: list[list[int]] = []  # each rank's, as mem.load at its address sees it
@@ -61,13 +61,17 @@ class Memory:
         self.oldest: dict[tuple[int, int], int] = {}  # (actor, word): the oldest it may still see
         self.returned: dict[int, int] = {}  # return rows written in this call, and by whom
         self.full: set[int] = set()  # ring words that are put and not freed
-        self.clocks: list[Clock] = [tuple(int(a == b) for b in range(actors)) for a in range(actors)]
+        self.clocks: list[Clock] = []
         self.local: set[int] = set()  # words that one actor alone uses: no switch points
         self.holders: dict[int, int] = {}  # which actor holds a lock
         self.delays = False
         self.now = 0
         self.story: list[Event] | None = None
         self.released_at: Callable[[int, int, int], None] = lambda at, old, new: None
+
+    def begin(self, actors: int) -> None:
+        """So many actors know of nothing but themselves."""
+        self.clocks = [tuple(int(a == b) for b in range(actors)) for a in range(actors)]
 
     # ---- order
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from .. import wire
 from .places import FIRST, WIRE, private, put_target
 from .regions import CODED, WORD
-from .scheduler import FLUSH, LAND, POLL, PUT
+from .scheduler import FLUSH, LAND, POLL, PUT, Actor
 from .violation import Race, Unbounded
 
 if TYPE_CHECKING:
@@ -61,10 +61,13 @@ class Network:
         self.waiting: dict[int, Piece] = {}  # of these, not landed until the target calls into MPI
         self.sources: dict[int, int] = {}  # how many pieces are read from a word
         self.halves: dict[int, Put] = {}  # what landed last in each half of a coded word
-        self.told: dict[int, list[Clock]] = {}  # by actor: what such words have told it since it last synced
-        self.actor = None if memory.regions.nodes.single else self.sched.add("network", -1, self.segment, daemon=True)
-        if self.actor is not None:
-            self.actor.enabled = False
+        self.told: dict[int, Clock] = {}  # by actor: what such words have told it since it last synced
+        self.actor: Actor | None = None
+
+    def add_actor(self) -> None:
+        """Words travel by themselves."""
+        self.actor = self.sched.add("network", -1, self.segment, daemon=True)
+        self.actor.enabled = False
 
     # ---- what `wire` does
 
@@ -95,6 +98,10 @@ class Network:
             memory.load(piece.source)
             self.sources[piece.source] = self.sources.get(piece.source, 0) + 1
         self.flying[piece.target] = piece
+        self._go(piece)
+
+    def _go(self, piece: Piece) -> None:
+        """A piece is on its way, or waits for its target to call into MPI."""
         busy = self.attention and not any(a.rank == piece.put.peer and a.flushing >= 0 for a in self.sched.actors)
         (self.waiting if busy else self.moving)[piece.target] = piece
         if busy:
@@ -129,6 +136,11 @@ class Network:
             self.sched.wait(f"flushes its puts to rank {peer}")
             actor.seen = before
         self.sched.me.flushing = -1
+        self._settle(rank, peer)
+
+    def _settle(self, rank: int, peer: int) -> None:
+        """All that `rank` has put to `peer` is there, and its sources may be written again."""
+        memory = self.memory
         memory.tick()
         me, mine = memory.me, memory.clocks[memory.me]
         for piece in [p for p in self.flying.values() if p.put.origin == rank and p.put.peer == peer]:
@@ -155,8 +167,8 @@ class Network:
     def sync(self, address: int) -> None:
         """What the coded words have told this actor is visible to it."""
         self.check_caller(address)
-        for clock in self.told.pop(self.memory.me, []):
-            self.memory.join(clock)
+        if (told := self.told.pop(self.memory.me, None)) is not None:
+            self.memory.join(told)
 
     def progress(self, address: int) -> None:
         self.check_caller(address)
@@ -244,8 +256,13 @@ class Network:
         value, other = memory.value.get(at, 0), at ^ WORD
         self.sched.me.seen[at] = value
         if other < at and at in self.halves and other in self.halves:
-            put = min(self.halves[at], self.halves[other], key=lambda put: put.number)
-            self.told.setdefault(memory.me, []).append(put.clock)
+            self._tell(min(self.halves[at], self.halves[other], key=lambda put: put.number))
         if at in self.moving or at in self.waiting:
             return (value, GARBAGE + at)[self.sched.strategy.choose(2, "torn")]
         return value
+
+    def _tell(self, put: Put) -> None:
+        """An actor has read a word that was put after all that its origin knew by then."""
+        me = self.memory.me
+        before = self.told.get(me)
+        self.told[me] = put.clock if before is None else tuple(map(max, before, put.clock))

@@ -12,13 +12,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .. import memory
+from .. import memory, wire
 from ..engine import experts
 from ..engine import fields as f
-from ..engine.layout import word_to
+from ..engine.layout import word_from, word_to
+from ..substrate import cpu
 from .cases import Case
 from .frozen import Private
+from .landing import Landing
 from .machine import Machine
+from .network import Network
+from .rank import Rank
+from .regions import WORD
 from .scheduler import Actor, Slice, Strategy
 from .violation import Livelock
 
@@ -37,8 +42,24 @@ class Stretches(Machine):
         for rank in self.ranks:
             rank.job[f.PAUSE_NS] = -1
             for p in range(case.ranks):
-                if p != rank.me:  # nobody reads these where nobody fails
-                    self.memory.local |= {word_to(rank.job, rank.st, p, w) for w in (f.AT_EPOCH, f.AT_PHASE)}
+                if p != rank.me:
+                    self._take_for_local(rank, p)
+
+    network: Landing
+
+    def make_network(self) -> Network:
+        network = Landing(self.memory)
+        network.again = lambda: self.replaying >= 0
+        return network
+
+    def _take_for_local(self, rank: Rank, peer: int) -> None:
+        """The words between a rank and a peer that nobody else sees: a step that touches these alone is no switch."""
+        job, st, local = rank.job, rank.st, self.memory.local
+        far = st[job[f.T_FAR] + peer] != 0
+        local |= {word_to(job, st, peer, w) for w in (range(f.WORDS) if far else (f.AT_EPOCH, f.AT_PHASE))}
+        if far:  # an outbox, what has arrived, and the lock of the wire
+            local |= {word_from(job, st, peer, w) for w in range(f.WORDS)}
+            local |= {job[f.WIRE] + WORD * w for w in range(wire.STATUS)}
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -47,15 +68,27 @@ class Stretches(Machine):
         names = ("load", "store", "load_acquire", "store_release", "compare_exchange", "copy_row", "words", "floats")
         before: list[tuple[Any, str, Any]] = [(memory, name, getattr(memory, name)) for name in names]
         before += [(mem, name, getattr(mem, name)) for name in ("fresh_return", "forget_returns")]
+        before += [(self.network, name, getattr(self.network, name)) for name in ("under_way", "settle")]
+        before += [(wire, name, getattr(wire, name)) for name in ("put", "sync", "progress")]
         before += [(experts, "expert_rows", experts.expert_rows), (memory, "clock", memory.clock)]
         for owner, name, real in before:
             setattr(owner, name, self._recorded(real))
         memory.clock = lambda: 0
+        before += [(cpu, "tend_wire", cpu.tend_wire)]
+        cpu.tend_wire = self._tended(cpu.tend_wire)
         try:
             yield
         finally:
             for owner, name, real in before:
                 setattr(owner, name, real)
+
+    def _tended(self, real: Callable[..., bool]) -> Callable[..., bool]:
+        def tend_wire(*args: Any) -> bool:
+            if real(*args):
+                raise Slice  # something came or went: the next sweep is a stretch of its own
+            return False
+
+        return tend_wire
 
     def _recorded(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def recorded(*args: Any) -> Any:
@@ -76,13 +109,14 @@ class Stretches(Machine):
         value = self.memory.value
         if actor.fresh:
             raise Livelock(f"{actor.name} waits and reads no word that could change")
-        actor.enabled = any(value.get(at, 0) != held for at, held in actor.seen.items())
+        moving = self.network.moving
+        actor.enabled = any(at in moving or value.get(at, 0) != held for at, held in actor.seen.items())
         raise Slice
 
     def mark(self, actor: Actor) -> None:
         """A stretch begins."""
         rank = self.ranks[actor.rank]
-        rank.st[f.IDLE_SWEEPS] = 0
+        rank.st[f.IDLE_SWEEPS] = rank.slices = 0
         start = Private.of(rank)
         self.stretches[actor.number] = start, self._digest(start), []
         actor.fresh = True
