@@ -16,7 +16,6 @@ import time
 from bisect import bisect_right
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from greenlet import getcurrent, greenlet
 
@@ -272,15 +271,3 @@ def story_of(case: Case, path: list[Move]) -> str:
     search.sched.current = None
     search.sched.kill()
     return tell(search.memory)
-
-
-def small(rows: int = 2, tokens: int = 3, calls: int = 2, transport: str = "shm") -> Case:
-    """The case that is searched: two ranks of one worker, two experts, top-1; each rank sends both ways."""
-    from .cases import Call
-
-    def ids(rank: int, number: int) -> tuple[tuple[int, ...], ...]:
-        return tuple(((1 - rank + (t + number) % 3 % 2) % 2,) for t in range(tokens))
-
-    made = tuple(tuple(Call(ids(r, c), layer=c) for c in range(calls)) for r in range(2))
-    node_of = (0, 0) if transport == "shm" else (0, 1)
-    return Case(rows=rows, max_tokens=tokens, tile=1, run=2, node_of=node_of, block=1, calls=made)

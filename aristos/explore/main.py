@@ -16,6 +16,7 @@ from typing import Any
 
 from . import cases, exhaustive, mutations, shrink, strategies
 from .machine import Machine
+from .small import ROUTINGS, small
 from .violation import Violation
 
 FINE, FOUND = 0, 1
@@ -116,31 +117,40 @@ def mutate(options: Any) -> int:
 
 
 def search(options: Any) -> int:
-    """All schedules of the small case, perhaps with one bug put in."""
-    case = exhaustive.small(options.rows or 2, options.tokens, options.calls or 2, options.transport)
+    """All schedules of the small cases, perhaps with one bug put in; ends with the first that shows something."""
     bug = mutations.ALL[options.mutation].applied() if options.mutation else contextlib.nullcontext()
+    done, found = [], None
+    left = options.seconds
     with bug:
-        result = exhaustive.Search(case).run(options.seconds)
-        story = exhaustive.story_of(case, result.path) if result.violation is not None else ""
-    found = None
-    if result.violation is not None:
-        found = {
-            "what": type(result.violation).__name__,
-            "message": str(result.violation),
-            "case": case.describe(),
-            "story": story.splitlines(),
-        }
+        for routing in ROUTINGS:
+            case = small(routing, options.rows or 2, options.tokens, options.calls or 2, options.transport)
+            result = exhaustive.Search(case).run(left)
+            left -= result.seconds
+            numbers = {"states": result.states, "moves": result.moves, "complete": result.complete}
+            done.append({"routing": routing, **numbers, "seconds": round(result.seconds, 3)})
+            if not options.json:
+                how = "complete" if result.complete else "not complete"
+                print(
+                    f"{routing:16s}{result.states:9d} states{result.moves:9d} moves{result.seconds:8.1f} s  {how}",
+                    flush=True,
+                )
+            if result.violation is not None:
+                found = {
+                    "what": type(result.violation).__name__,
+                    "message": str(result.violation),
+                    "case": case.describe(),
+                    "story": exhaustive.story_of(case, result.path).splitlines(),
+                }
+                break
+    total = sum(each["states"] for each in done)
+    complete = found is None and all(each["complete"] for each in done)
     if options.json:
-        numbers = {"states": result.states, "moves": result.moves, "complete": result.complete}
-        print(json.dumps(numbers | {"seconds": round(result.seconds, 3), "found": found}))
-        return FINE if result.violation is None else FOUND
-    how = "complete" if result.complete else "not complete"
-    print(f"{result.states} states, {result.moves} moves, {result.seconds:.1f} s, {how}:", end=" ")
-    if found is None:
-        print("nothing found")
-        return FINE
-    print(f"{found['what']}\n{result.violation}\n{case.describe()}\n{story}")
-    return FOUND
+        print(json.dumps({"states": total, "complete": complete, "routings": done, "found": found}))
+    elif found is None:
+        print(f"{total} states, {'complete' if complete else 'not complete'}: nothing found")
+    else:
+        print(f"{found['what']}\n{found['message']}\n{found['case']}\n" + "\n".join(found["story"]))
+    return FINE if found is None else FOUND
 
 
 def tell(failure: Failure, shorter: shrink.Short) -> None:
