@@ -132,25 +132,33 @@ class Machine:
             st[f.IDLE_SWEEPS] = max(st[f.IDLE_SWEEPS], rank.job[f.PATIENCE]) // 32 * 32 + 31
             self.sched.switch("idle")
             return
-        if self.case.workers > 1 and rank.print != (now := rank.fingerprint()):
-            rank.print = now
-            self.wake_workers(rank.me)
+        if self.case.workers > 1 and actor.sweeping:
+            now = self._look(rank)
+            if actor.print != now and not actor.locked_out:  # another worker has moved since this one has decided
+                actor.print = now
+                actor.seen.clear()
+                self.sched.switch("idle")
+                return
         self.memory.idle()
 
-    def wake_workers(self, rank: int) -> None:
-        for actor in self.sched.actors:
-            if actor.rank == rank and not actor.enabled and actor.sweeping:
-                self.sched.wake(actor)
+    def _look(self, rank: Rank) -> int:
+        """What workers decide from; those that wait look again if it has changed."""
+        now = rank.fingerprint()
+        if rank.print != now:
+            rank.print = now
+            for actor in self.sched.actors:
+                if actor.rank == rank.me and not actor.enabled and actor.sweeping:
+                    self.sched.wake(actor)
+        return now
 
     def released(self, at: int, old: int, new: int) -> None:
         """A word was released."""
         place = self.memory.regions.place(at)
         if place.part == PRIVATE:
             if new == 0 and self.case.workers > 1 and place.region in ("lock", "wire"):
-                rank = self.ranks[place.rank]
-                if rank.print != (now := rank.fingerprint()):
-                    rank.print = now
-                    self.wake_workers(place.rank)
+                now = self._look(self.ranks[place.rank])
+                if place.region == "lock":
+                    self.sched.me.print = now
             return
         if place.region != "words":
             return

@@ -20,6 +20,8 @@ from .small import ROUTINGS, small
 from .violation import Violation
 
 FINE, FOUND = 0, 1
+FOREVER = float("inf")
+SECONDS = 1800.0  # of an exhaustive search
 
 
 @dataclass
@@ -43,8 +45,8 @@ class Sweep:
     failure: Failure | None
 
 
-def explore(asked: cases.Asked, strategy: str, schedules: int, seed: int, seconds: float = float("inf")) -> Sweep:
-    """Run schedules seed, seed + 1, ... until one fails; within `seconds`, if given."""
+def explore(asked: cases.Asked, strategy: str, schedules: int, seed: int, seconds: float) -> Sweep:
+    """Run schedules seed, seed + 1, ... until one fails, or `seconds` are over."""
     started, length, steps = time.monotonic(), strategies.LENGTH, 0
     warnings.filterwarnings("ignore", message="rank .* has waited")
     ran = 0
@@ -102,7 +104,7 @@ def mutate(options: Any) -> int:
     for name in names:
         bug = mutations.ALL[name]
         with bug.applied():
-            sweep = explore(bug.asked, options.strategy, options.schedules, options.seed)
+            sweep = explore(bug.asked, options.strategy, options.schedules, options.seed, options.seconds or FOREVER)
             found = sweep.failure is not None
             results.append({"name": name, "found": found, "schedules": sweep.schedules})
             if options.json:
@@ -119,8 +121,9 @@ def mutate(options: Any) -> int:
 def search(options: Any) -> int:
     """All schedules of the small cases, perhaps with one bug put in; ends with the first that shows something."""
     bug = mutations.ALL[options.mutation].applied() if options.mutation else contextlib.nullcontext()
-    done, found = [], None
-    left = options.seconds
+    done: list[dict[str, Any]] = []
+    found: dict[str, Any] | None = None
+    left = options.seconds or SECONDS
     with bug:
         for routing in ROUTINGS:
             case = small(routing, options.rows or 2, options.tokens, options.calls or 2, options.transport)
@@ -166,7 +169,7 @@ def run(options: Any) -> int:
     if options.mutation is not None:
         return mutate(options)
     asked = cases.Asked(options.ranks, options.rows, options.calls, options.transport)
-    sweep = explore(asked, options.strategy, options.schedules, options.seed)
+    sweep = explore(asked, options.strategy, options.schedules, options.seed, options.seconds or FOREVER)
     code = report(sweep, asked, options)
     sys.stdout.flush()
     return code

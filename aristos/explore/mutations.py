@@ -119,6 +119,23 @@ def flush_skipped(put: Put) -> None:
     put(network.Network, "flush", lambda self, address, peer: 0)
 
 
+@mutation("words-before-flush", transport="rma")
+def words_before_flush(put: Put) -> None:
+    """Words are put, and only then what they tell of is flushed."""
+    flush, put_words = network.Network.flush, outbox.put_words
+
+    def hasty(job: Any, st: Any, peer: int, first: int, end: int) -> None:
+        put_words(job, st, peer, first, end)
+        wire.flush(job[f.WIRE], peer, late=True)
+
+    def later(self: Any, address: int, peer: int, late: bool = False) -> None:
+        if late:
+            flush(self, address, peer)
+
+    put(outbox, "put_words", hasty)
+    put(network.Network, "flush", later)
+
+
 @mutation("sync-skipped", transport="rma")
 def sync_skipped(put: Put) -> None:
     """A word that has arrived is handed on without a sync: what it tells of may not be visible."""
@@ -318,6 +335,40 @@ def ends_before_put(put: Put) -> None:
     put(outbox, "all_posted", lambda job, st: True)
 
 
+@mutation("half-exchange-unput", transport="rma", plain=False)
+def half_exchange_unput(put: Put) -> None:
+    """An exchange's first half ends though blocks for far owners are not put: nothing comes back that would tell."""
+
+    def all_posted(job: Any, st: Any) -> bool:
+        far = [p for p in range(job[f.WORLD]) if st[job[f.T_FAR] + p]]
+        returned = all(st[job[f.T_PUT_RETURNED] + p] == st[job[f.T_RETURNED] + p] for p in far)
+        return returned and all(st[job[f.T_PUT_EPOCH] + p] == job[f.EPOCH] for p in far)
+
+    put(outbox, "all_posted", all_posted)
+
+
+@mutation("untaken-choice-in-block", transport="rma", fixed=(("workers", 2), ("max_tokens", 6), ("block", 3)))
+def untaken_choice_in_block(put: Put) -> None:
+    """A block looks up packed rows of choices that are not taken, whose tokens may be combined by now."""
+    real = blocks.execute
+
+    class Taken(list):
+        """Ids in which none is missing."""
+
+        def __getitem__(self, i: Any) -> Any:
+            return max(0, super().__getitem__(i))
+
+    def execute(job: Any, st: Any, worker: int) -> None:
+        before = blocks.mem
+        blocks.mem = Instead(words=lambda at, n: Taken(memory.words(at, n)))  # type: ignore[assignment]
+        try:
+            real(job, st, worker)
+        finally:
+            blocks.mem = before
+
+    put(blocks, "execute", execute)
+
+
 @mutation("rows-of-the-next-call")
 def rows_of_the_next_call(put: Put) -> None:
     """Records are read as far as the tail says, not as far as this call's announcement does."""
@@ -417,7 +468,7 @@ def poison_not_read(put: Put) -> None:
     put(rank.Rank, "looked_everywhere", lambda self, actor: self.st[f.IDLE_SWEEPS] > rank.PATIENCE)
 
 
-@mutation("nobody-paces", transport="rma", fixed=(("attention", True),))
+@mutation("nobody-paces", transport="rma", fixed=(("attention", True), ("max_tokens", 6), ("block", 1), ("rows", 2)))
 def nobody_paces(put: Put) -> None:
     """Nobody calls into MPI for a rank between its calls."""
     put(wire, "pace", lambda address: None)

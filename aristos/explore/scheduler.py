@@ -44,6 +44,7 @@ class Actor:
         self.fresh = True  # its next operation is the first of a stretch (exhaustive.py)
         self.sweeping = False  # it looks for something to do
         self.cut = False  # its slice of time is over
+        self.print = 0  # what it has decided from when it last held its rank's lock
         self.why = "starts"
         self.flushing = -1  # the rank that it flushes its puts to
         self.greenlet: greenlet | None = None
