@@ -5,13 +5,13 @@ It stands where `substrate.runtime` and MPI stand in a job, and refuses to do an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
 
 from .. import memory, wire
-from ..engine import arrivals, combine, experts, team
+from ..engine import arrivals, combine, experts, steps, team
 from ..engine import fields as f
 from ..substrate import runtime
 from .cases import Case
@@ -94,6 +94,7 @@ class Machine:
         names |= {(wire, name): getattr(self.network, name) for name in ("put", "flush", "sync", "progress")}
         names |= {
             (memory, "call"): self.call,
+            (steps, "decide"): self.decide(steps.decide),
             (experts, "expert_rows"): expert_rows,
             (team, "up_columns"): up_columns,
             (team, "down_columns"): down_columns,
@@ -111,6 +112,17 @@ class Machine:
             for (module, name), value in before.items():
                 setattr(module, name, value)
 
+    def decide(self, step: Callable[..., int]) -> Callable[..., int]:
+        """Step `decide`, which leaves behind what it has decided from."""
+
+        def decide(job: Any, st: Any, worker: int) -> int:
+            kind = step(job, st, worker)
+            if self.case.workers > 1 and self.sched.me.locked_out is None:
+                self.sched.me.print = self.rank.fingerprint()
+            return kind
+
+        return decide
+
     # ---- what happens beside the steps
 
     def call(self, function: int, *_: int) -> int:
@@ -127,14 +139,17 @@ class Machine:
         actor = self.sched.me
         rank = self.ranks[actor.rank]
         st = rank.st
-        running = actor.sweeping and not actor.locked_out and st[f.PHASE] == f.PHASE_RUN
+        if actor.locked_out is not None:
+            self.memory.wait_for_lock()
+            return
+        running = actor.sweeping and st[f.PHASE] == f.PHASE_RUN
         if running and not rank.looked_everywhere(actor):
             st[f.IDLE_SWEEPS] = max(st[f.IDLE_SWEEPS], rank.job[f.PATIENCE]) // 32 * 32 + 31
             self.sched.switch("idle")
             return
         if self.case.workers > 1 and actor.sweeping:
             now = self._look(rank)
-            if actor.print != now and not actor.locked_out:  # another worker has moved since this one has decided
+            if actor.print != now:  # another worker has moved since this one has decided
                 actor.print = now
                 actor.seen.clear()
                 self.sched.switch("idle")
@@ -156,9 +171,7 @@ class Machine:
         place = self.memory.regions.place(at)
         if place.part == PRIVATE:
             if new == 0 and self.case.workers > 1 and place.region in ("lock", "wire"):
-                now = self._look(self.ranks[place.rank])
-                if place.region == "lock":
-                    self.sched.me.print = now
+                self._look(self.ranks[place.rank])
             return
         if place.region != "words":
             return

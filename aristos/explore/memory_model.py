@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .places import AREA, FIRST, PRIVATE, STATE
+from .places import AREA, FIRST, LOCK, PRIVATE, STATE
 from .regions import CODED, OUT_OF_BOUNDS, RETURNS, RING, WORD, Regions
 from .scheduler import LOAD, STORE, UPDATE, Scheduler
 from .violation import Race, RingError, SecondWriter, WrongResult
@@ -276,9 +276,10 @@ class Memory:
             self.sched.switch(UPDATE, at)
         held = self.value.get(at, 0)
         if held != expected:
-            actor = self.sched.me
-            actor.seen[at] = held
-            actor.locked_out = True
+            if at >> 34 & 15 == LOCK:
+                self.sched.me.locked_out = at, held
+            else:  # the wire's: nobody waits for it who has something else to do
+                self.sched.me.seen[at] = held
             return False
         before = self.released.get(at)
         if before is not None:
@@ -299,14 +300,23 @@ class Memory:
         """An actor has nothing to do: it waits until a word changes that it has read since it last waited."""
         actor = self.sched.me
         stale = any(self.value.get(at, 0) != value for at, value in actor.seen.items())
-        if stale or (actor.sweeping and not actor.locked_out and self.network.wants(actor.rank)):
-            actor.seen.clear()
-            actor.locked_out = False
+        if stale or (actor.sweeping and self.network.wants(actor.rank)):
+            self.sched.switch("idle")
+        else:
+            self.sched.wait(CHANGE, cut=actor.sweeping)
+        actor.seen.clear()
+
+    def wait_for_lock(self) -> None:
+        """An actor has met a lock that another holds: it waits for that word alone, in the middle of what it does."""
+        actor = self.sched.me
+        assert actor.locked_out is not None
+        (at, held), actor.locked_out = actor.locked_out, None
+        if self.value.get(at, 0) != held:
             self.sched.switch("idle")
             return
-        self.sched.wait(CHANGE, cut=actor.sweeping and not actor.locked_out)
-        actor.seen.clear()
-        actor.locked_out = False
+        before, actor.seen = actor.seen, {at: held}
+        self.sched.wait("waits for a lock")
+        actor.seen = before
 
     def clock(self) -> int:
         """Time goes on by steps of very different length, so that all that waits for some time may and may not."""

@@ -347,28 +347,6 @@ def half_exchange_unput(put: Put) -> None:
     put(outbox, "all_posted", all_posted)
 
 
-@mutation("untaken-choice-in-block", transport="rma", fixed=(("workers", 2), ("max_tokens", 6), ("block", 3)))
-def untaken_choice_in_block(put: Put) -> None:
-    """A block looks up packed rows of choices that are not taken, whose tokens may be combined by now."""
-    real = blocks.execute
-
-    class Taken(list):
-        """Ids in which none is missing."""
-
-        def __getitem__(self, i: Any) -> Any:
-            return max(0, super().__getitem__(i))
-
-    def execute(job: Any, st: Any, worker: int) -> None:
-        before = blocks.mem
-        blocks.mem = Instead(words=lambda at, n: Taken(memory.words(at, n)))  # type: ignore[assignment]
-        try:
-            real(job, st, worker)
-        finally:
-            blocks.mem = before
-
-    put(blocks, "execute", execute)
-
-
 @mutation("rows-of-the-next-call")
 def rows_of_the_next_call(put: Put) -> None:
     """Records are read as far as the tail says, not as far as this call's announcement does."""

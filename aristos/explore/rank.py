@@ -25,6 +25,7 @@ from .cases import Call
 from .places import private
 from .regions import WORD
 from .scheduler import Actor, Slice
+from .state import State, Watched
 from .violation import WrongResult
 
 if TYPE_CHECKING:
@@ -37,14 +38,6 @@ TIMEOUT = 120.0
 GATE_OPEN, GATE_DONE = 0, 8  # words between a caller and its workers: the call they may join, calls left
 
 
-class State(list):
-    """A rank's state: a list that has an address, as an array has."""
-
-    def __init__(self, words: int, at: int) -> None:
-        super().__init__([0] * words)
-        self.ctypes = SimpleNamespace(data=at)
-
-
 class Rank:
     """One rank of a machine."""
 
@@ -53,7 +46,9 @@ class Rank:
         self.machine, self.case, self.me, self.calls = machine, case, me, case.calls[me]
         self.placement = Placement(case.placement, len(case.placement), case.ranks)
         self.tables = StateLayout(case.shape, case.workers, BATCH)
-        self.st = State(self.tables.words, private(me, places.STATE))
+        at = private(me, places.STATE)
+        alone = case.workers == 1
+        self.st = State(self.tables.words, at) if alone else Watched(self.tables, at, machine.memory, me)
         self.job: list[int] = [0] * (f.JOB_WORDS + len(case.placement) + case.ranks + 1)
         places.fill(case.shape, case.nodes, me, self.st, self.tables.starts, private(me, places.WIRE))
         self._fill_job()

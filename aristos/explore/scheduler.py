@@ -40,7 +40,7 @@ class Actor:
         self.enabled, self.done = True, False
         self.op, self.at = GO, ANYWHERE  # what it will do next
         self.seen: dict[int, int] = {}  # the words of this sweep and what they held
-        self.locked_out = False  # a lock was held by another in this sweep
+        self.locked_out: tuple[int, int] | None = None  # a lock that another holds, and what it held
         self.fresh = True  # its next operation is the first of a stretch (exhaustive.py)
         self.sweeping = False  # it looks for something to do
         self.cut = False  # its slice of time is over
