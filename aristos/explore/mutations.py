@@ -30,6 +30,7 @@ from .cases import Asked
 
 WITHIN = 300  # schedules in which each is found
 LOTS = 1 << 62
+ONE_BY_ONE = (("tile", 1), ("run", 2), ("max_tokens", 6))
 NOWHERE = places.private(0, places.GATE, 1 << 20)  # a word that nobody reads
 Put = Callable[[Any, str, Any], None]
 
@@ -245,7 +246,7 @@ def credit_before_last_reader(put: Put) -> None:
     put(arrivals, "read_record", read_record)
 
 
-@mutation("freed-out-of-order", fixed=(("workers", 2), ("merge", 0), ("tile", 1), ("run", 2), ("placement", (0, 1, 1))))
+@mutation("freed-out-of-order", fixed=(*ONE_BY_ONE, ("workers", 2), ("merge", 0), ("placement", (0, 1, 1))))
 def freed_out_of_order(put: Put) -> None:
     """A tile gives credit when it is done, though one before it is being read."""
 
@@ -335,7 +336,7 @@ def ends_before_put(put: Put) -> None:
     put(outbox, "all_posted", lambda job, st: True)
 
 
-@mutation("half-exchange-unput", transport="rma", plain=False)
+@mutation("half-exchange-unput", transport="rma", ranks=3, calls=4, plain=False)
 def half_exchange_unput(put: Put) -> None:
     """An exchange's first half ends though blocks for far owners are not put: nothing comes back that would tell."""
 
@@ -446,7 +447,7 @@ def poison_not_read(put: Put) -> None:
     put(rank.Rank, "looked_everywhere", lambda self, actor: self.st[f.IDLE_SWEEPS] > rank.PATIENCE)
 
 
-@mutation("nobody-paces", transport="rma", fixed=(("attention", True), ("max_tokens", 6), ("block", 1), ("rows", 2)))
+@mutation("nobody-paces", transport="rma", ranks=3, fixed=(("attention", True), ("max_tokens", 6), ("rows", 2)))
 def nobody_paces(put: Put) -> None:
     """Nobody calls into MPI for a rank between its calls."""
     put(wire, "pace", lambda address: None)
