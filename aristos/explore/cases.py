@@ -13,6 +13,7 @@ from .regions import WORD
 
 TRANSPORTS = ("shm", "rma", "mixed")
 STARTS = (0, 0, 2**31 - 3, 2**32 - 3, 2**53 - 3, 2**62)  # counters that have run for long
+KINDS = ("refused", "layer", "object", "combine")  # a rank refuses its input, or the second half; calls differ
 Ids = tuple[tuple[int, ...], ...]
 
 
@@ -119,6 +120,7 @@ class Asked:
     transport: str = "shm"
     faults: bool | None = None
     plain: bool = False  # only layers in which nobody refuses anything
+    kind: str | None = None  # of every call: see KINDS
     fixed: tuple[tuple[str, Any], ...] = ()  # of a case: what is not drawn
 
 
@@ -159,7 +161,7 @@ def draw(seed: int, asked: Asked) -> Case:
     )
     case = replace(case, **dict(asked.fixed))
     count = asked.calls or rng.randint(1, 5)
-    rounds = [_round(case, rng, asked.plain) for _ in range(count)]
+    rounds = [_round(case, rng, asked) for _ in range(count)]
     case = replace(case, calls=tuple(zip(*rounds)))
     faulty = rng.random() < 0.12 if asked.faults is None else asked.faults
     if faulty and world > 1:
@@ -173,9 +175,10 @@ def _fault(case: Case, rng: random.Random) -> Fault:
     return Fault(rng.randrange(case.ranks), rng.randint(1, len(case.calls[0])), rng.randint(0, 3), raises, dies)
 
 
-def _round(case: Case, rng: random.Random, plain: bool) -> tuple[Call, ...]:
+def _round(case: Case, rng: random.Random, asked: Asked) -> tuple[Call, ...]:
     """A call of every rank."""
-    kind = "fine" if plain or rng.random() < 0.7 else rng.choice(("refused", "layer", "object", "combine"))
+    plain = asked.plain
+    kind = asked.kind or ("fine" if plain or rng.random() < 0.7 else rng.choice(KINDS))
     exchange = not plain and rng.random() < 0.25
     odd, world = rng.randrange(case.ranks), case.ranks
     differ = kind == "object" or (kind == "layer" and not exchange)
