@@ -16,7 +16,6 @@ from cases import SKEWS, MoE, rings_of, routing, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpi import ranks_each
-from places import FAR, NEAR, OUTBOX, fill, put_target, where
 
 import aristos
 from aristos import reference
@@ -35,6 +34,7 @@ from aristos.engine.layout import (
     outbox_bytes,
     rank_bytes,
 )
+from aristos.explore.places import FAR, NEAR, OUTBOX, fill, put_target, where
 from aristos.kernels.cpu.gemm import row_stride
 from aristos.nodes import Nodes
 from aristos.placement import Placement
@@ -125,7 +125,7 @@ def plain(function: Any) -> Any:
 
 
 class Addresses:
-    """A job and the state of rank `me` as the package fills them, over windows that are only numbers (places.py)."""
+    """A job and the state of rank `me` as the package fills them, over windows that are numbers (explore/places.py)."""
 
     def __init__(self, shape: Shape, nodes: Nodes, me: int) -> None:
         self.shape, self.nodes, self.me = shape, nodes, me

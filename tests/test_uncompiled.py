@@ -1,4 +1,4 @@
-"""The engine's functions as plain Python: alone, on watched memory, and on two real ranks; and the memory words alone.
+"""The engine's functions as plain Python: alone, under the explorer, and on two real ranks; and the memory words alone.
 
 The first two are in uncompiled.py and run in a process of their own, since Numba decides when a module is imported.
 """

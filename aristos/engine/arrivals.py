@@ -8,6 +8,7 @@ from .. import memory as mem
 from ..compile import jit
 from . import fields as f
 from .layout import announcement_from, record_from, return_record_from, word_from
+from .lock import acquire, unlock
 from .returns import finish_record, returns_due, rows_are_back
 
 
@@ -138,3 +139,15 @@ def awaited(job, st):
         if unsent or returns_due(job, st, p) > 0:
             return p
     return me
+
+
+@jit
+def standing(job, st):
+    """(whom this rank waits for, how much it has done), for who is no worker."""
+    acquire(job)
+    peer = job[f.RANK]
+    if st[f.PHASE] >= f.PHASE_RUN:  # before, somebody may be filling the tables
+        peer = awaited(job, st)
+    done = st[f.PROGRESS]
+    unlock(job)
+    return peer, done

@@ -124,7 +124,7 @@ def execute(job, st, worker):
         crossed = False
         for i in range(t * k, (t + 1) * k):
             packed = st[job[f.T_POSITION] + i]
-            if ids[i] < 0 or packed < low or packed >= high:  # of a combined token: an address, or 0 for none
+            if packed < low or packed >= high:
                 continue
             if not crossed:
                 mem.copy_row(ring_row_to(job, st, owner, row), job[f.X] + job[f.X_STRIDE] * t, job[f.ROW_BYTES])

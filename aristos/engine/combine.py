@@ -25,13 +25,13 @@ def claim(job, st, worker):
 def execute(job, st, worker):
     """y[t] = sum over j of weights[t, j] * return row of (t, j), for the claimed tokens."""
     c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
-    first, k, hidden = st[c + f.C_A], job[f.TOP_K], job[f.HIDDEN]
+    first, k, hidden, rows = st[c + f.C_A], job[f.TOP_K], job[f.HIDDEN], c + f.C_LISTS
     for t in range(first, first + st[c + f.C_ROWS]):
         weights = mem.floats(job[f.WEIGHTS] + 4 * k * t, k)
-        p = job[f.T_POSITION] + k * t
-        for i in range(p, p + k):  # nobody asks for a token's packed rows any more
-            st[i] = row_back(job, st, st[i]) if st[i] >= 0 else 0
-        combine_token(job[f.Y] + 4 * hidden * t, k, weights, st[p : p + k], hidden)
+        for j in range(k):
+            packed = st[job[f.T_POSITION] + k * t + j]
+            st[rows + j] = row_back(job, st, packed) if packed >= 0 else 0
+        combine_token(job[f.Y] + 4 * hidden * t, k, weights, st[rows : rows + k], hidden)
 
 
 @jit

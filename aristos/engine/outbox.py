@@ -67,17 +67,18 @@ def listen(job, st):
 @jit
 def announcing(job, st):
     """Is the announcement of this epoch still to be put to somebody?"""
-    if st[f.PHASE] < f.PHASE_RUN:
-        return False
+    acquire(job)
     late = False
-    for p in range(job[f.WORLD]):
-        late = late or (st[job[f.T_FAR] + p] != 0 and st[job[f.T_OPEN_EPOCH] + p] != job[f.EPOCH])
+    if st[f.PHASE] >= f.PHASE_RUN:
+        for p in range(job[f.WORLD]):
+            late = late or (st[job[f.T_FAR] + p] != 0 and st[job[f.T_OPEN_EPOCH] + p] != job[f.EPOCH])
+    unlock(job)
     return late
 
 
 @jit
 def opens(job, st, peer, idle, now):
-    """Is it time to open a batch for a far peer?"""
+    """Is it time to open a batch for a far peer? (Under the rank's lock.)"""
     staged = st[job[f.T_SENT_ROWS] + peer] - st[job[f.T_PUT_ROWS] + peer]
     if st[job[f.T_OPEN_EPOCH] + peer] != job[f.EPOCH]:
         if st[f.PHASE] < f.PHASE_RUN:
@@ -188,16 +189,17 @@ def open_batch(job, st, peer):
     acquire(job)
     tiles, rows = st[job[f.T_SENT_TILES] + peer], st[job[f.T_SENT_ROWS] + peer]
     returned, credit = st[job[f.T_RETURNED] + peer], st[job[f.T_FREED_ROWS] + peer]
+    first = st[job[f.T_OPEN_EPOCH] + peer] != job[f.EPOCH]
+    st[job[f.T_OPEN_EPOCH] + peer] = job[f.EPOCH]
     unlock(job)
     nbytes = 0
-    if st[job[f.T_OPEN_EPOCH] + peer] != job[f.EPOCH]:
+    if first:
         step = job[f.P_ANNOUNCE_STEP]
         at = job[f.P_ANNOUNCE] + step * (job[f.EPOCH] % 2)
         mpi.put(job[f.WIRE], peer, st[job[f.T_AT] + peer] + at, st[job[f.T_TO] + peer] + at, step)
         nbytes += step
     nbytes += put_blocks(job, st, peer, tiles, rows)
     nbytes += put_returns(job, st, peer, returned)
-    st[job[f.T_OPEN_EPOCH] + peer] = job[f.EPOCH]
     st[job[f.T_OPEN_TILES] + peer] = tiles
     st[job[f.T_OPEN_ROWS] + peer] = rows
     st[job[f.T_OPEN_RETURNED] + peer] = returned
@@ -213,8 +215,11 @@ def close_batch(job, st, peer):
     mpi.flush(job[f.WIRE], peer)  # and with it the words of last time: their buffer may be written again
     tiles, returned = st[job[f.T_OPEN_TILES] + peer], st[job[f.T_OPEN_RETURNED] + peer]
     credit = st[job[f.T_OPEN_CREDIT] + peer]
+    acquire(job)
+    progress = st[f.PROGRESS]
+    unlock(job)
     encode(job, st, peer, f.AT_EPOCH, job[f.EPOCH])
-    encode(job, st, peer, f.AT_PHASE, st[f.PROGRESS])
+    encode(job, st, peer, f.AT_PHASE, progress)
     encode(job, st, peer, f.ANNOUNCED, st[job[f.T_OPEN_EPOCH] + peer])
     encode(job, st, peer, f.TAIL, tiles)
     encode(job, st, peer, f.CREDIT, credit)
@@ -259,9 +264,13 @@ def serve(job, st, worker, peer, idle):
             if st[job[f.T_OPEN_BYTES] + peer] != 0:  # else words alone: credit, or a sign of life
                 moved = True
                 charge(job, st, worker, st[job[f.T_OPEN_BYTES] + peer], mem.clock() - st[job[f.T_PUT_TIME] + peer])
-        if st[job[f.T_OPEN] + peer] == 0 and opens(job, st, peer, idle, now):
-            open_batch(job, st, peer)
-            moved = True
+        if st[job[f.T_OPEN] + peer] == 0:
+            acquire(job)
+            due = opens(job, st, peer, idle, now)
+            unlock(job)
+            if due:
+                open_batch(job, st, peer)
+                moved = True
     return moved
 
 

@@ -4,6 +4,7 @@ from .. import memory as mem
 from ..compile import jit
 from ..engine import fields as f
 from ..engine import outbox, packing, steps
+from ..engine.lock import acquire, unlock
 
 HEARTBEAT_NS = 20_000_000
 
@@ -71,7 +72,10 @@ def show_life(job, st, worker, now):
     """Publish this rank's progress every so often."""
     if worker == 0 and now - st[f.HEARTBEAT] > HEARTBEAT_NS:
         st[f.HEARTBEAT] = now
-        steps.heartbeat(job, st, st[f.PROGRESS])
+        acquire(job)
+        progress = st[f.PROGRESS]
+        unlock(job)
+        steps.heartbeat(job, st, progress)
 
 
 @jit

@@ -137,6 +137,7 @@ class Runtime:
                 (packing.begin, plain),
                 (steps.heartbeat, step),
                 (arrivals.poisoned, plain),
+                (arrivals.standing, plain),
                 (outbox.listen, plain),
                 (outbox.last_words, plain),
             ]
@@ -381,10 +382,10 @@ class _Patience:
     def check(self) -> None:
         """Call after each slice of a call that is not done yet."""
         runtime, job, state = self.runtime, self.job, self.runtime.state
-        peer = int(arrivals.awaited(job, state))
+        peer, done = map(int, arrivals.standing(job, state))
         epoch, phase = self._published(peer)
         now = time.monotonic()
-        seen = (int(state[f.PROGRESS]), peer, epoch, phase)
+        seen = (done, peer, epoch, phase)
         if seen != self.seen:
             self.seen, self.since, self.warned = seen, now, False
             return

@@ -1,7 +1,8 @@
-"""An engine's memory without MPI: the package's own tables of addresses, over windows that are only numbers.
+"""Addresses that are only numbers: where the windows and the private memory of every rank lie.
 
-Rank r has the numbers from FIRST + r * SPAN on, and in them a place for its near window, its far window and its
-outboxes. It refuses to hold a byte: actors.py does, test_layout.py only looks at where things lie.
+Rank r has the numbers from FIRST + r * SPAN on, and in them a place for its near window, its far window, its outboxes
+and what only its own threads touch. The tables of addresses are the package's own (`substrate.memory.Memory`), filled
+over a group that has no MPI. It refuses to hold a byte.
 """
 
 from __future__ import annotations
@@ -9,21 +10,28 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
-from aristos.engine.layout import Shape
-from aristos.nodes import Nodes
-from aristos.substrate.memory import Memory
+from ..engine.layout import Shape
+from ..nodes import Nodes
+from ..substrate.memory import Memory
 
 FIRST = 1 << 60
 SPAN = 1 << 40  # between two ranks
 PART = SPAN // 4
-NEAR, FAR, OUTBOX, PRIVATE = range(4)  # PRIVATE: for whoever has more to keep for a rank
+NEAR, FAR, OUTBOX, PRIVATE = range(4)
+
+# areas of the private part
+AREA = PART // 16
+STATE, LOCK, WIRE, X, Y, IDS, WEIGHTS, SCRATCH, LANDED, OUT, GATE = range(11)
 
 
 def address(rank: int, part: int, offset: int = 0) -> int:
     """The number of a byte of one of a rank's parts."""
     return FIRST + SPAN * rank + PART * part + offset
+
+
+def private(rank: int, area: int, offset: int = 0) -> int:
+    """The number of a byte of one of a rank's private areas."""
+    return address(rank, PRIVATE, AREA * area + offset)
 
 
 def where(at: int) -> tuple[int, int, int]:
@@ -63,11 +71,11 @@ class _Group:
         pass
 
 
-def fill(shape: Shape, nodes: Nodes, rank: int, state: np.ndarray, starts: dict[int, int], wire: int = 1) -> list[int]:
+def fill(shape: Shape, nodes: Nodes, rank: int, state: Any, starts: dict[int, int], wire: int = 1) -> list[int]:
     """Write a rank's addresses into its state; returns the bytes it asked for: near window, far window, outboxes."""
     group = _Group(nodes, rank, wire)
     memory = Memory(group, shape)  # type: ignore[arg-type]
     outboxes = memory._outbox.size
-    memory._outbox = SimpleNamespace(ctypes=SimpleNamespace(data=address(rank, OUTBOX)))  # type: ignore[assignment]
+    memory._outbox = SimpleNamespace(ctypes=SimpleNamespace(data=address(rank, OUTBOX)))
     memory.fill(state, starts)
     return [group.asked[NEAR], group.asked[FAR], outboxes]

@@ -1,0 +1,75 @@
+"""`aristos explore`: run the engine's protocol under schedules that a checker decides, and look for races and hangs.
+
+Exit codes: 0 nothing found, 1 a bug was found, 2 usage, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+
+SUMMARY = "look for races and hangs in the protocol: aristos explore --schedules 300"
+USAGE, INTERRUPTED = 2, 130
+
+
+def options(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="aristos explore",
+        description="Run the engine's steps, uncompiled, under many schedules of all ranks, workers and the network; "
+        "check every access and every result.",
+    )
+    parser.add_argument("--ranks", type=int, default=2, help="1 to 8 (%(default)s)")
+    parser.add_argument("--rows", type=int, default=4, help="rows of a ring; 0: drawn from 1 to 4 (%(default)s)")
+    parser.add_argument("--calls", type=int, default=2, help="calls of every rank; 0: drawn from 1 to 5 (%(default)s)")
+    parser.add_argument("--transport", choices=("shm", "rma", "mixed"), default="shm", help="(%(default)s)")
+    parser.add_argument("--strategy", choices=("pct", "random", "exhaustive"), default="pct", help="(%(default)s)")
+    parser.add_argument("--schedules", type=int, default=300, help="how many (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=3, help="of each rank's call, exhaustive only (%(default)s)")
+    parser.add_argument("--seconds", type=float, help="stop after so many (exhaustive: 1800)")
+    parser.add_argument("--seed", type=int, default=0, help="number of the first schedule (%(default)s)")
+    parser.add_argument(
+        "--mutation",
+        metavar="NAME|all",
+        help="put a deliberate bug in, on ranks and a transport where it can show, and find it; ? lists them",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
+    asked = parser.parse_args(argv)
+    for name, least, most in (
+        ("ranks", 1, 8),
+        ("rows", 0, 64),
+        ("calls", 0, 64),
+        ("schedules", 1, 10**9),
+        ("tokens", 0, 6),
+    ):
+        if not least <= getattr(asked, name) <= most:
+            parser.error(f"--{name} must be in {least}..{most}, got {getattr(asked, name)}")
+    if asked.seconds is not None and not 0 < asked.seconds < 1e6:
+        parser.error(f"--seconds must be in 0..1e6, got {asked.seconds:g}")
+    if asked.transport != "shm" and asked.ranks < 2:
+        parser.error(f"--transport {asked.transport} needs at least 2 ranks, got {asked.ranks}")
+    if asked.strategy == "exhaustive":
+        if asked.ranks != 2 or asked.mutation == "all":
+            parser.error("--strategy exhaustive takes 2 ranks and not all mutations at once")
+        asked.rows, asked.calls = asked.rows if "--rows" in argv else 2, asked.calls or 2
+    asked.rows, asked.calls = asked.rows or None, asked.calls or None
+    return asked
+
+
+def main(argv: list[str]) -> int:
+    asked = options(argv)
+    try:
+        if os.environ.get("NUMBA_DISABLE_JIT") != "1":  # Numba decides when a module is imported
+            again = [sys.executable, "-m", "aristos", "explore", *argv]
+            return subprocess.call(again, env={**os.environ, "NUMBA_DISABLE_JIT": "1"})
+        from ..explore import mutations
+        from ..explore.main import run
+
+        if asked.mutation not in (None, "all", *mutations.ALL):
+            names = "\n".join(f"  {name:32s}{bug.what}" for name, bug in mutations.ALL.items())
+            print(f"aristos explore: the mutations are all of\n{names}", file=sys.stderr)
+            return USAGE
+        return run(asked)
+    except KeyboardInterrupt:
+        return INTERRUPTED

@@ -1,0 +1,219 @@
+"""What a schedule runs: sizes of an engine, and every rank's calls. Drawn from a seed, within what was asked for."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..engine.layout import LINE, Shape
+from ..nodes import Nodes
+from ..placement import Placement
+from .regions import WORD
+
+TRANSPORTS = ("shm", "rma", "mixed")
+STARTS = (0, 0, 2**31 - 3, 2**32 - 3, 2**53 - 3, 2**62)  # counters that have run for long
+KINDS = ("refused", "layer", "object", "combine")  # a rank refuses its input, or the second half; calls differ
+Ids = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one rank. ids: [S][k], -1 where a choice is not taken.
+
+    layer, refuses, exchange may differ between ranks, which breaks the call: its outputs mean nothing.
+    """
+
+    ids: Ids
+    layer: int = 0
+    refuses: bool = False
+    exchange: bool = False  # in two halves
+    refuses_combine: bool = False  # in the second half
+    broken: bool = False
+    ends_early: bool = False  # an exchange that is broken in its first half has no second
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A rank fails. epoch, slice: in which call, when; dies: steps after which it is gone, -1 if it stays."""
+
+    rank: int
+    epoch: int
+    slice: int
+    raises: bool = True
+    dies: int = -1
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a run is made with."""
+
+    ranks: int = 2
+    rows: int = 4  # of a ring
+    placement: tuple[int, ...] = (0, 1)
+    top_k: int = 1
+    max_tokens: int = 3
+    workers: int = 1
+    tile: int = 2
+    run: int = 4
+    merge: int = 0
+    words: int = 1  # of a row
+    node_of: tuple[int, ...] = (0, 0)
+    block: int = 9  # most pairs of a block for a far owner
+    start: int = 0  # where counters begin
+    attention: bool = False  # puts land only at ranks that call into MPI
+    delays: bool = False  # loads may see old values
+    fault: Fault | None = None
+    calls: tuple[tuple[Call, ...], ...] = ()  # [ranks][calls]
+
+    @property
+    def nodes(self) -> Nodes:
+        return Nodes(self.node_of)
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of the engine."""
+        held = Placement(self.placement, len(self.placement), self.ranks).held
+        return Shape(
+            world=self.ranks,
+            ring_rows=self.rows if self.nodes.single else max(self.rows, self.top_k),
+            stride=-(-WORD * self.words // LINE) * LINE,
+            return_rows=self.max_tokens * self.top_k,
+            max_local=max(1, *held),
+            experts=len(self.placement),
+            max_tokens=self.max_tokens,
+        )
+
+    def describe(self) -> str:
+        """In a few words."""
+        words = [
+            f"{self.ranks} ranks on nodes {list(self.node_of)}",
+            f"{self.workers} worker{'s'[: self.workers > 1]} each",
+            f"experts at {list(self.placement)}",
+            f"rings of {self.rows}, tiles of {self.tile}",
+            f"top-{self.top_k}",
+        ]
+        if self.start:
+            words.append(f"counters from {self.start}")
+        if self.fault is not None:
+            words.append(str(self.fault))
+        for name in ("attention", "delays"):
+            if getattr(self, name):
+                words.append(name)
+        lines = [", ".join(words)]
+        for r, mine in enumerate(self.calls):
+            made = []
+            for call in mine:
+                flags = [n for n in ("exchange", "refuses", "refuses_combine") if getattr(call, n)]
+                made.append(f"{[list(t) for t in call.ids]}{' ' if flags else ''}{' '.join(flags)}")
+            lines.append(f"  rank {r} calls with ids {'; '.join(made)}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command asks of a case; None: whatever the seed draws."""
+
+    ranks: int = 2
+    rows: int | None = 4
+    calls: int | None = 2
+    transport: str = "shm"
+    faults: bool | None = None
+    plain: bool = False  # only layers in which nobody refuses anything
+    kind: str | None = None  # of every call: see KINDS
+    fixed: tuple[tuple[str, Any], ...] = ()  # of a case: what is not drawn
+
+
+def nodes_of(asked: Asked, rng: random.Random) -> tuple[int, ...]:
+    """A node number for each rank."""
+    if asked.transport == "shm":
+        return (0,) * asked.ranks
+    if asked.transport == "rma":
+        return tuple(range(asked.ranks))
+    return tuple(r // 2 for r in range(asked.ranks)) if rng.random() < 0.5 else (0, *(1 for _ in range(1, asked.ranks)))
+
+
+def draw(seed: int, asked: Asked) -> Case:
+    """A case of those that were asked for."""
+    rng = random.Random(seed)
+    world = asked.ranks
+    experts = rng.choice((world, world, world + 1, 2 * world))
+    placement = tuple(range(world)) + tuple(rng.randrange(world) for _ in range(experts - world))
+    if rng.random() < 0.2:
+        placement = tuple(rng.randrange(world) for _ in range(experts))
+    tokens = rng.choice((1, 3, 3, 4, 6))
+    case = Case(
+        ranks=world,
+        rows=asked.rows or rng.choice((1, 2, 3, 4)),
+        placement=placement,
+        top_k=rng.choice((1, 1, min(2, experts))),
+        max_tokens=tokens,
+        workers=rng.choice((1, 1, 1, 2)),
+        tile=rng.choice((1, 2, 2, 3)),
+        run=rng.choice((2, 4, 8)),
+        merge=rng.choice((0, 0, 3, 8)),
+        words=rng.choice((1, 2)),
+        node_of=nodes_of(asked, rng),
+        block=rng.choice((1, 3, 40)),
+        start=rng.choice(STARTS),
+        attention=rng.random() < 0.5,
+        delays=rng.random() < 0.5,
+    )
+    case = replace(case, **dict(asked.fixed))
+    count = asked.calls or rng.randint(1, 5)
+    rounds = [_round(case, rng, asked) for _ in range(count)]
+    case = replace(case, calls=tuple(zip(*rounds)))
+    faulty = rng.random() < 0.12 if asked.faults is None else asked.faults
+    if faulty and world > 1:
+        case = replace(case, fault=_fault(case, rng))
+    return case
+
+
+def _fault(case: Case, rng: random.Random) -> Fault:
+    raises = rng.random() < 0.7
+    dies = rng.randint(0, 12) if not raises or rng.random() < 0.5 else -1
+    return Fault(rng.randrange(case.ranks), rng.randint(1, len(case.calls[0])), rng.randint(0, 3), raises, dies)
+
+
+def _round(case: Case, rng: random.Random, asked: Asked) -> tuple[Call, ...]:
+    """A call of every rank."""
+    plain = asked.plain
+    kind = asked.kind or ("fine" if plain or rng.random() < 0.7 else rng.choice(KINDS))
+    exchange = not plain and rng.random() < 0.25
+    odd, world = rng.randrange(case.ranks), case.ranks
+    differ = kind == "object" or (kind == "layer" and not exchange)
+    early = kind == "refused" or (differ and world > 1)
+    late = kind == "combine" and exchange
+    style = rng.choice(("any", "any", "one", "some", "none"))
+    layer, hot = rng.randrange(3), rng.randrange(len(case.placement))
+    made = []
+    for r in range(world):
+        it = r == odd
+        made.append(
+            Call(
+                ids=_ids(case, rng, style, hot),
+                layer=layer + (kind == "layer" and it and not exchange),
+                refuses=kind == "refused" and it,
+                exchange=exchange != (kind == "object" and it),
+                refuses_combine=late and it,
+                broken=early or late,
+                ends_early=early,
+            )
+        )
+    return tuple(made)
+
+
+def _ids(case: Case, rng: random.Random, style: str, hot: int) -> Ids:
+    """[S][k] ids of one rank's call: any, all of one expert, some not taken, or none."""
+    count = rng.choice((case.max_tokens, case.max_tokens, rng.randint(0, case.max_tokens), 0))
+    rows = []
+    for _ in range(count):
+        row = rng.sample(range(len(case.placement)), case.top_k)
+        if style == "one":
+            row = [hot] + [-1] * (case.top_k - 1)
+        elif style == "some":
+            row = [e if rng.random() < 0.5 else -1 for e in row]
+        elif style == "none":
+            row = [-1] * case.top_k
+        rows.append(tuple(row))
+    return tuple(rows)

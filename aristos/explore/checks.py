@@ -1,0 +1,115 @@
+"""What is checked of a run beside races: nothing lost, nothing twice, nothing early, nothing unbounded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from ..engine import fields as f
+from . import experts
+from .violation import Deadlock, Unbounded, WrongResult
+
+if TYPE_CHECKING:
+    from .machine import Machine
+    from .rank import Rank
+
+
+class Checks:
+    """Of one machine."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.runs: Counter[tuple[int, tuple[int, ...], int]] = Counter()  # (weights, row, share): how often computed
+
+    # ---- as it goes
+
+    def word(self, me: int, peer: int, word: int, old: int, new: int) -> None:
+        """Rank `me` has released a word for `peer`."""
+        machine = self.machine
+        mine = machine.ranks[me]
+        if new < old and word not in (f.AT_PHASE, f.POISON):
+            raise Unbounded(f"rank {me} moves word {word} for rank {peer} back from {old} to {new}")
+        if word == f.CREDIT:
+            if new > mine.table(f.T_READ_ROWS, peer):
+                raise Unbounded(f"rank {me} gives rank {peer} credit for rows that it has not read")
+            machine.memory.free_rows(me, peer, old, new, mine.job[f.RING_ROWS])
+        elif word == f.TAIL:
+            theirs = machine.ranks[peer]
+            ring = mine.job[f.RING_ROWS]
+            under_way = mine.table(f.T_SENT_ROWS, peer) - theirs.table(f.T_FREED_ROWS, me)
+            if under_way > ring:
+                raise Unbounded(f"rank {me} has {under_way} rows in its ring of {ring} at rank {peer}")
+            due = mine.table(f.T_SENT_TILES, peer) - mine.table(f.T_SEEN_TILES, peer)
+            if due > mine.job[f.SLOTS]:
+                raise Unbounded(f"rank {peer} owes rank {me} {due} tiles, more than there are record slots")
+
+    def count(self, weights: int, row: list[int], share: int) -> None:
+        """A share of a row's expert (-1: all of it) is computed."""
+        key = weights, tuple(row), share
+        self.runs[key] += 1
+        if self.runs[key] > 1:
+            raise WrongResult(f"rank {self.machine.memory.rank} computes row {row} twice")
+
+    def epoch(self, opening: Rank) -> None:
+        """No rank is more than one call ahead of another."""
+        least = min(r.epoch for r in self.machine.ranks if r.stage != "gone")
+        if opening.epoch > least + 1:
+            raise WrongResult(f"rank {opening.me} opens call {opening.epoch} while a rank is in call {least}")
+
+    def closed(self, rank: Rank) -> None:
+        """A call has ended on `rank`: all rows for its experts are computed, all its tokens combined."""
+        call = rank.call
+        if call.broken:
+            return
+        if sorted(rank.output) != list(range(len(call.ids))):
+            raise WrongResult(f"call {rank.epoch} ends on rank {rank.me} with tokens {sorted(rank.output)} combined")
+        if call.exchange:
+            return
+        for source in self.machine.ranks:
+            theirs = source.calls[rank.epoch - 1]
+            for token, ids in enumerate(theirs.ids):
+                row = tuple(source.row(rank.epoch, token))
+                for expert in ids:
+                    if expert >= 0 and rank.placement.ranks[expert] == rank.me:
+                        weights = rank.weights_of(expert, call.layer)
+                        if not self.runs[weights, row, -1] and not self.runs[weights, row, case_share(row)]:
+                            raise WrongResult(
+                                f"call {rank.epoch} ends on rank {rank.me} before token {token} of rank {source.me}"
+                                " is computed"
+                            )
+
+    # ---- when nobody can go on, and at the end
+
+    def all_told(self) -> None:
+        """If a rank has failed and said so, nobody waits on."""
+        ranks = self.machine.ranks
+        told = [r for r in ranks if r.stage == "failed"]
+        waiting = [r for r in ranks if r.stage == "work"]
+        if told and waiting:
+            raise Deadlock(
+                f"rank {waiting[0].me} waits although rank {told[0].me} has failed\n{self.machine.describe()}"
+            )
+
+    def told(self, rank: Rank, epoch: int, origin: int) -> None:
+        """`rank` has read poison: it names a rank that has failed, in a call that this one is in or beside."""
+        failed = 0 <= origin < len(self.machine.ranks) and self.machine.ranks[origin].stage not in (
+            "open",
+            "work",
+            "close",
+        )
+        if not failed or abs(epoch - rank.epoch) > 1:
+            raise WrongResult(f"rank {rank.me} in call {rank.epoch} reads that rank {origin} failed in call {epoch}")
+
+    def at_end(self) -> None:
+        """Every call that came to a result has the reference's."""
+        for rank in self.machine.ranks:
+            if self.machine.case.fault is None and len(rank.outputs) != len(rank.calls):
+                raise WrongResult(f"rank {rank.me} ends after {len(rank.outputs)} of {len(rank.calls)} calls")
+            for epoch, (call, output) in enumerate(zip(rank.calls, rank.outputs), 1):
+                if not call.broken and output != rank.reference(epoch, call):
+                    raise WrongResult(f"call {epoch} of rank {rank.me}: {output}, not {rank.reference(epoch, call)}")
+
+
+def case_share(row: tuple[int, ...]) -> int:
+    """The last share of a row that workers compute by columns."""
+    return experts.SHARES + len(row) - 1

@@ -1,0 +1,273 @@
+"""All schedules of a small case: a search over states, depth first, with sleep sets.
+
+An actor's stretch of work is deterministic: it is rebuilt from the rank's private memory where the stretch began and
+the values that it has read since. So a state is those, the windows, and what is known of the order of accesses; one
+that has been seen is not entered again. Of two operations that commute one order is tried (sleep sets, with Godefroid's
+rule for states that are met again). Clocks enter a state only as far as somebody may yet not know of what they stand
+for. Time stands still, loads see the latest value, there is a worker a rank, and nobody fails.
+Source: P. Godefroid, Partial-Order Methods for the Verification of Concurrent Systems, LNCS 1032 (1996), chapter 5.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import marshal
+import time
+from bisect import bisect_right
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from greenlet import getcurrent, greenlet
+
+from .cases import Case
+from .frozen import Frozen
+from .memory_model import Clock
+from .places import PRIVATE
+from .scheduler import FLUSH, LOAD, POLL, Actor
+from .story import tell
+from .stretches import Stretches
+from .violation import Crash, Deadlock, Violation
+
+Key = bytes
+FLAT = 2  # the version of marshal that writes equal values alike
+
+
+@dataclass(frozen=True)
+class Move:
+    """What may happen next: an actor's operation."""
+
+    actor: int
+    op: str
+    at: int
+    choice: int = 0  # 1: the word that is polled has landed
+
+    def commutes(self, other: Move) -> bool:
+        if self.actor == other.actor or {self.op, other.op} == {FLUSH, POLL}:
+            return False
+        return self.at != other.at or self.op == other.op == LOAD
+
+
+@dataclass
+class Node:
+    """A state on the path that is being searched."""
+
+    frozen: Frozen
+    todo: list[Move]
+    sleep: set[Move]
+    tried: list[Move] = field(default_factory=list)
+
+
+@dataclass
+class Result:
+    """What a search came to."""
+
+    states: int
+    moves: int
+    ends: int  # states in which all calls have ended
+    seconds: float
+    complete: bool
+    violation: Violation | None = None
+    path: list[Move] = field(default_factory=list)
+
+
+class Search:
+    """Of one case."""
+
+    def __init__(self, case: Case) -> None:
+        self.choice = 0
+        self.machine = Stretches(case, self)
+        self.sched, self.memory = self.machine.sched, self.machine.memory
+        self.network = self.machine.network
+        self.live: Node | None = None  # the node whose state the machine is in, its actors alive
+        self.visited: dict[Key, frozenset[Move]] = {}
+        self.moves = self.ends = 0
+        self.sched.bound = 1 << 60
+
+    def run(self, seconds: float) -> Result:
+        """Search until all is seen, something is found, or `seconds` are over."""
+        started = time.monotonic()
+        self.sched._main = getcurrent()
+        path: list[Node] = []
+        violation: Violation | None = None
+        try:
+            with self.machine.patched(), self.machine.recorded():
+                for actor in self.sched.actors:
+                    self._begin(actor)
+                self._enter(path, set())
+                while path and time.monotonic() - started < seconds:
+                    self._advance(path)
+        except Violation as found:
+            violation = found
+        finally:
+            self.sched.current = None
+            self.sched.kill()
+        return Result(
+            len(self.visited),
+            self.moves,
+            self.ends,
+            time.monotonic() - started,
+            not path and violation is None,
+            violation,
+            [node.tried[-1] for node in path if node.tried],
+        )
+
+    # ---- what a schedule leaves open
+
+    def pick(self, options: list[Actor]) -> int:
+        raise AssertionError("the search says who goes on")
+
+    def choose(self, count: int, what: str) -> int:
+        return self.choice if what == "landed" else 0
+
+    # ---- the search
+
+    def _advance(self, path: list[Node]) -> None:
+        node = path[-1]
+        if not node.todo:
+            path.pop()
+            return
+        move = node.todo.pop()
+        sleep = {other for other in (*node.sleep, *node.tried) if other.commutes(move)}
+        node.tried.append(move)
+        if self.live is not node:
+            node.frozen.restore(self.machine)
+        self.live = None
+        self.do(move)
+        self.moves += 1
+        self._enter(path, sleep)
+
+    def _enter(self, path: list[Node], sleep: set[Move]) -> None:
+        """The machine has come to a state: go on from there if that shows anything new."""
+        moves = [Move(a.number, a.op, a.at) for a in self.sched.actors if a.enabled]
+        moves += [Move(m.actor, m.op, m.at, 1) for m in moves if m.at in self.network.moving]
+        if not moves:
+            if any(not a.done for a in self.sched.actors):
+                raise Deadlock(self.machine.describe())
+            self.machine.checks.at_end()
+            self.ends += 1
+        key = self.key()
+        before = self.visited.get(key)
+        if before is None:
+            self.visited[key] = frozenset(sleep)
+            todo = [move for move in moves if move not in sleep]
+        else:
+            todo = [move for move in moves if move in before and move not in sleep]
+            self.visited[key] = before & sleep
+        if todo:
+            self.live = Node(Frozen.of(self.machine), todo, sleep)
+            path.append(self.live)
+
+    # ---- one step
+
+    def do(self, move: Move) -> None:
+        """What the move says happens."""
+        self.choice = move.choice
+        self._step(self.sched.actors[move.actor])
+
+    def _begin(self, actor: Actor) -> None:
+        """Start an actor and run it to its first operation."""
+        actor.greenlet = greenlet(lambda: self._body(actor), parent=self.sched._main)
+        self.sched.current = actor
+        self._go(actor)
+
+    def _body(self, actor: Actor) -> None:
+        rank = self.machine.ranks[actor.rank]
+        going = True
+        while going:
+            self.machine.mark(actor)
+            going = rank.step()
+
+    def _step(self, actor: Actor) -> None:
+        """Do an actor's operation, and go on to the one after."""
+        self.sched.current = actor
+        if actor.greenlet is None or actor.greenlet.dead:
+            self._rebuild(actor)
+        if actor.fresh:
+            actor.fresh = False
+            actor.seen.clear()
+        self._go(actor)
+
+    def _rebuild(self, actor: Actor) -> None:
+        """Bring an actor to where it stopped, by what it has read since its stretch began."""
+        self.machine.replay(actor)
+        actor.greenlet = greenlet(lambda: self._resume(actor), parent=self.sched._main)
+        actor.greenlet.switch()
+
+    def _resume(self, actor: Actor) -> None:
+        if self.machine.ranks[actor.rank].step():
+            self._body(actor)
+
+    def _go(self, actor: Actor) -> None:
+        assert actor.greenlet is not None
+        try:
+            actor.greenlet.switch()
+        except Violation:
+            raise
+        except Exception as error:
+            raise Crash(f"{actor.name}: {type(error).__name__}: {error}") from error
+        if actor.greenlet.dead:
+            actor.done, actor.enabled = True, False
+
+    # ---- what makes a state
+
+    def key(self) -> Key:
+        """A name of the state that the machine is in.
+
+        Of a clock only that matters which accesses it covers, of those that somebody may yet not know of: whatever is
+        to come compares it with nothing else. So each of its times counts as the number of such accesses up to it.
+        """
+        memory, machine = self.memory, self.machine
+        known = tuple(map(min, zip(*memory.clocks)))
+        times: list[set[int]] = [set() for _ in known]
+        writes, reads, releases = [], [], []
+        for at, (a, c) in memory.writes.items():
+            if c > known[a]:
+                times[a].add(c)
+                writes.append((at, a, c))
+        for at, readers in memory.reads.items():
+            for a, c in readers:
+                if c > known[a]:
+                    times[a].add(c)
+                    reads.append((at, a, c))
+        for at, r in memory.released.items():
+            if r.time > known[r.actor]:
+                times[r.actor].add(r.time)
+                releases.append((at, r.actor, r.time))
+        ordered = [sorted(each) for each in times]
+
+        def covers(clock: Clock) -> tuple[int, ...]:
+            return tuple(map(bisect_right, ordered, clock))
+
+        nothing = (0,) * len(known)
+        parts = (
+            sorted((at, v) for at, v in memory.value.items() if v and at >> 38 & 3 != PRIVATE),
+            sorted((at, a, bisect_right(ordered[a], c)) for at, a, c in writes),
+            sorted((at, a, bisect_right(ordered[a], c)) for at, a, c in reads),
+            sorted((at, a, bisect_right(ordered[a], c)) for at, a, c in releases),
+            sorted((at, told) for at, r in memory.released.items() if (told := covers(r.clock)) != nothing),
+            [covers(clock) for clock in memory.clocks],
+            sorted((at, covers(put.clock)) for at, put in self.network.halves.items() if covers(put.clock) != nothing),
+            sorted((a, covers(clock)) for a, clock in self.network.told.items()),
+            sorted(self.network.moving),
+            sorted(memory.returned.items()),
+            sorted(memory.full),
+            sorted((w, list(row), s, n) for (w, row, s), n in machine.checks.runs.items()),
+            [machine.summary(actor) for actor in self.sched.actors],
+        )
+        return hashlib.blake2b(marshal.dumps(parts, FLAT), digest_size=16).digest()
+
+
+def story_of(case: Case, path: list[Move]) -> str:
+    """What happens on a path of moves."""
+    search = Search(case)
+    search.memory.story = []
+    search.sched._main = getcurrent()
+    with search.machine.patched(), search.machine.recorded(), suppress(Violation):
+        for actor in search.sched.actors:
+            search._begin(actor)
+        for move in path:
+            search.sched.steps += 1
+            search.do(move)
+    search.sched.current = None
+    search.sched.kill()
+    return tell(search.memory)

@@ -1,0 +1,60 @@
+"""Experts and the combination of their outputs as integer hashes, and the reference that a run must equal exactly.
+
+What an expert makes of a row depends on the row, the expert, the weights' version and nothing else; what is combined
+depends on the outputs, their weights and their order. Each hash takes two halves, as an expert does, so that workers
+can share it by columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..engine import team
+
+SHARES = 3  # of F, in a run that workers share by columns
+PRIME = (1 << 61) - 1
+VERSION = 20  # bits below it number the slot in what stands for a weight's address
+
+
+def row_of(rank: int, epoch: int, token: int, words: int) -> list[int]:
+    """x of a token: a row unlike any other of the run."""
+    return [((epoch * 64 + rank) * 4096 + token) * 16 + i + 1 for i in range(words)]
+
+
+def weights_address(slot: int, version: int) -> int:
+    """What stands for the address of an expert's weights."""
+    return (version << VERSION) + slot + 1
+
+
+def activation(weights: int, row: Sequence[int], share: int) -> int:
+    """A share of what an expert's first half makes of a row."""
+    return (sum((i + 3) * word for i, word in enumerate(row)) * (share + 2) + weights * 7919) % PRIME
+
+
+def output(activations: Sequence[int], word: int) -> int:
+    """A word of what its second half makes of them."""
+    return (sum((i + 2) * a for i, a in enumerate(activations)) + word) % PRIME
+
+
+def computed(weights: int, row: Sequence[int]) -> list[int]:
+    """What an expert makes of a row."""
+    activations = [activation(weights, row, share) for share in range(SHARES)]
+    return [output(activations, word) for word in range(len(row))]
+
+
+def combined(parts: Sequence[tuple[int, Sequence[int]]], words: int) -> list[int]:
+    """Of (weight, output row), in the order of choices."""
+    made = [0] * words
+    for weight, row in parts:
+        made = [(m * 1_000_003 + weight * word) % PRIME for m, word in zip(made, row)]
+    return made
+
+
+def weight(token: int, choice: int, top_k: int) -> int:
+    """The combine weight of a choice."""
+    return token * top_k + choice + 1
+
+
+def columns_of(words: int) -> tuple[int, int]:
+    """(hidden, ffn) of a layer whose shares are one word each."""
+    return team.COLUMNS * words, team.COLUMNS * SHARES

@@ -1,0 +1,82 @@
+"""A machine's state put away and taken out again: what the search over states goes back to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from . import landing
+
+if TYPE_CHECKING:
+    from .rank import Rank
+    from .stretches import Stretches
+
+PLAIN = ("epoch", "stage", "call", "slices", "left", "counts")  # of a rank: never changed in place
+DICTS = ("value", "writes", "reads", "released", "returned", "full", "holders")  # of a memory, all changed in place
+
+
+@dataclass(frozen=True)
+class Private:
+    """What one rank alone reads and writes."""
+
+    st: list[int]
+    job: list[int]
+    plain: tuple[Any, ...]
+    output: dict[int, list[int]]
+    outputs: tuple[dict[int, list[int]], ...]
+
+    @classmethod
+    def of(cls, rank: Rank) -> Private:
+        plain = tuple(getattr(rank, name) for name in PLAIN)
+        return cls(rank.st[:], rank.job[:], plain, dict(rank.output), tuple(rank.outputs))
+
+    def restore(self, rank: Rank) -> None:
+        rank.st[:] = self.st
+        rank.job[:] = self.job
+        for name, value in zip(PLAIN, self.plain):
+            setattr(rank, name, value)
+        rank.output, rank.outputs = dict(self.output), list(self.outputs)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """All of a machine, its actors at their next operations."""
+
+    dicts: tuple[Any, ...]
+    network: tuple[Any, ...]
+    clocks: tuple[Any, ...]
+    runs: Any
+    ranks: tuple[Private, ...]
+    actors: tuple[tuple[Any, ...], ...]
+    stretches: tuple[tuple[Private, bytes, tuple[Any, ...]], ...]
+
+    @classmethod
+    def of(cls, machine: Stretches) -> Frozen:
+        memory = machine.memory
+        return cls(
+            tuple(getattr(memory, name).copy() for name in DICTS),
+            tuple(getattr(machine.network, name).copy() for name in landing.DICTS),
+            tuple(memory.clocks),
+            machine.checks.runs.copy(),
+            tuple(Private.of(rank) for rank in machine.ranks),
+            tuple((a.enabled, a.done, a.op, a.at, dict(a.seen), a.fresh, a.flushing) for a in machine.sched.actors),
+            tuple((start, digest, tuple(log)) for start, digest, log in machine.stretches),
+        )
+
+    def restore(self, machine: Stretches) -> None:
+        """The machine is as it was; its actors are to be rebuilt."""
+        memory = machine.memory
+        for name, kept in zip(DICTS, self.dicts):
+            setattr(memory, name, kept.copy())
+        for name, kept in zip(landing.DICTS, self.network):
+            setattr(machine.network, name, kept.copy())
+        memory.clocks = list(self.clocks)
+        machine.checks.runs = self.runs.copy()
+        for rank, private in zip(machine.ranks, self.ranks):
+            private.restore(rank)
+        machine.sched.current = None
+        machine.sched.kill()
+        for actor, (enabled, done, op, at, seen, fresh, flushing) in zip(machine.sched.actors, self.actors):
+            actor.enabled, actor.done, actor.op, actor.at = enabled, done, op, at
+            actor.seen, actor.fresh, actor.flushing, actor.greenlet = dict(seen), fresh, flushing, None
+        machine.stretches = [(start, digest, list(log)) for start, digest, log in self.stretches]

@@ -1,0 +1,100 @@
+"""The network of the search over states: what was put lands when that shows, and no sooner.
+
+Data that was put and is not flushed may be read by nobody, and its source may not be written (network.py checks both),
+so that when it lands makes no difference: it does with the flush. A word on its way has landed or not when its target
+polls it, which the search tries both, and at the latest with its flush. One that is torn is refused as one that has not
+come (network.py tries that it is), so that its halves land together here. The words that only a timeout reads are not
+put at all. It refuses to know who is in MPI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..engine import fields as f
+from .network import Network, Piece, Put
+from .places import put_target
+from .regions import CODED, WORD
+from .scheduler import FLUSH, LAND, POLL
+
+ORDERED = (f.ANNOUNCED, f.TAIL, f.CREDIT, f.RETURN_TAIL)
+DICTS = ("flying", "moving", "sources", "halves", "told")  # all of its state; values are never changed in place
+
+
+class Landing(Network):
+    """`moving` holds the words on their way alone, by the address of their first half."""
+
+    again: Callable[[], bool]  # does the actor repeat what it has done, and not wait where it has waited?
+
+    def put(self, address: int, peer: int, at: int, source: int, nbytes: int) -> None:
+        memory = self.memory
+        self.check_caller(address)
+        self.count += 1
+        put = Put(self.count, memory.rank, peer, memory.me, memory.clocks[memory.me])
+        if memory.story is not None:
+            memory.tell(f"put {nbytes // WORD} words", put_target(peer, at), 0, 0)
+        for offset in range(0, nbytes, WORD):
+            piece = Piece(put, put_target(peer, at) + offset, source + offset)
+            place = memory.regions.place(piece.target)
+            if place.kind == CODED and place.offset // (2 * WORD) not in ORDERED:
+                continue
+            self._send(piece)
+        memory.tick()
+
+    def _go(self, piece: Piece) -> None:
+        memory = self.memory
+        new = memory.value.get(piece.source, 0) != memory.value.get(piece.target, 0)
+        if new and self._coded(piece.target) and piece.target % (2 * WORD) == 0:
+            self.moving[piece.target] = piece
+            memory.changed(piece.target)
+
+    def _coded(self, at: int) -> bool:
+        return self.memory.regions.place(at).kind == CODED
+
+    def flush(self, address: int, peer: int) -> None:
+        """All that is under way lands."""
+        if self.under_way(peer) and not self.again():  # else nobody sees it
+            self.sched.switch(FLUSH, address)
+        self.settle(address, peer)
+
+    def settle(self, address: int, peer: int) -> None:
+        self.check_caller(address)
+        rank = self.memory.rank
+        for piece in [p for p in self.flying.values() if p.put.origin == rank and p.put.peer == peer]:
+            if piece.target in self.moving:
+                self._land_word(piece)
+            elif not self._coded(piece.target):
+                self.memory.value[piece.target] = self.memory.value.get(piece.source, 0)
+        self._settle(rank, peer)
+
+    def under_way(self, peer: int) -> bool:
+        """Is a word of this rank's on its way there?"""
+        rank = self.memory.rank
+        return any(p.put.origin == rank and p.put.peer == peer for p in self.moving.values())
+
+    def progress(self, address: int) -> None:
+        self.check_caller(address)
+
+    def _land_word(self, piece: Piece) -> None:
+        memory, at = self.memory, piece.target
+        del self.moving[at]
+        old = memory.value.get(at, 0)
+        for half in (0, WORD):
+            memory.value[at + half] = memory.value.get(piece.source + half, 0)
+            self.halves[at + half] = piece.put
+        if memory.story is not None:
+            memory.tell(LAND, at, old, memory.value[at])
+        memory.changed(at)
+
+    def read_coded(self, at: int) -> int:
+        memory = self.memory
+        if memory.regions.place(at).offset // (2 * WORD) not in ORDERED:
+            return memory.value.get(at, 0)
+        if at % (2 * WORD) == 0:
+            self.sched.switch(POLL, at)
+            if at in self.moving and self.sched.strategy.choose(2, "landed"):
+                self._land_word(self.moving[at])
+            self.sched.me.seen[at] = memory.value.get(at, 0)
+        elif at in self.halves:
+            self._tell(self.halves[at])
+        return memory.value.get(at, 0)

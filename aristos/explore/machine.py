@@ -1,0 +1,227 @@
+"""The machine of a run: every rank's memory and actors, put under the engine's steps, and what is checked as they go.
+
+It stands where `substrate.runtime` and MPI stand in a job, and refuses to do anything that they do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import SimpleNamespace
+from typing import Any
+
+from .. import memory, wire
+from ..engine import arrivals, combine, experts, steps, team
+from ..engine import fields as f
+from ..substrate import runtime
+from .cases import Case
+from .checks import Checks
+from .memory_model import CHANGE, Memory
+from .network import Network
+from .places import LOCK, OUTBOX, PRIVATE, WIRE, private
+from .rank import Rank
+from .regions import Regions
+from .scheduler import Scheduler, Strategy
+from .violation import Aborted
+
+TOKEN_BLOCK = 2  # tokens of a route or combine command: several commands a call
+ROUNDS_OF_TIME = 60  # how often time may pass because nobody can go on
+PASSING = 130  # seconds that pass then: more than a timeout
+PATIENT = 4_000  # visible operations that a run may take for each row and rank, and as many again for each call
+
+
+class Machine:
+    """A case, ready to run once."""
+
+    def __init__(self, case: Case, strategy: Strategy) -> None:
+        self.case = case
+        regions = Regions.of(case.shape, case.nodes)
+        rows = sum(len(call.ids) * case.top_k + 1 for mine in case.calls for call in mine)
+        self.sched = Scheduler(strategy, PATIENT * (rows + case.ranks * len(case.calls[0])))
+        self.memory = Memory(regions, self.sched)
+        self.network = self.make_network()
+        self.checks = Checks(self)
+        self.ranks = [Rank(self, me) for me in range(case.ranks)]
+        for rank in self.ranks:
+            rank.add_actors()
+        self.memory.begin(len(self.sched.actors))
+        self.memory.delays = case.delays
+        self.memory.states = [rank.st for rank in self.ranks]
+        self.memory.released_at = self.released
+        self.seconds = 0  # that have passed because nobody could go on
+        self._passed = 0
+        self.sched.stuck = self.time_passes
+        self.sched.describe = self.describe
+        if case.workers == 1:  # nobody else takes a rank's lock
+            self.memory.local = {private(r, LOCK) for r in range(case.ranks)}
+
+    def make_network(self) -> Network:
+        network = Network(self.memory, self.case.attention)
+        if not self.case.nodes.single:
+            network.add_actor()
+        return network
+
+    @property
+    def rank(self) -> Rank:
+        """The rank whose actor runs now."""
+        return self.ranks[self.memory.rank]
+
+    def run(self) -> None:
+        """All calls of all ranks. Raises Violation."""
+        with self.patched(), suppress(Aborted):
+            self.sched.run()
+            self.checks.at_end()
+
+    @contextmanager
+    def patched(self) -> Iterator[None]:
+        """The engine's steps use this machine inside."""
+        ranks = self.ranks
+
+        def expert_rows(rows: int, x: int, y: int, weights: Any, *_: Any) -> None:
+            ranks[self.memory.rank].run_expert(rows, x, y, int(weights[0]))
+
+        def up_columns(rows: int, x: int, activations: int, weights: Any, *rest: int) -> None:
+            ranks[self.memory.rank].run_up(rows, x, activations, int(weights[0]), rest[3] // team.COLUMNS)
+
+        def down_columns(rows: int, activations: int, y: int, weights: Any, ffn: int, first: int, *_: int) -> None:
+            ranks[self.memory.rank].run_down(rows, activations, y, int(weights[0]), first // team.COLUMNS)
+
+        def combine_token(y: int, k: int, weights: Any, rows: Any, hidden: int) -> None:
+            ranks[self.memory.rank].run_combine(y, k, weights, rows)
+
+        names: dict[tuple[Any, str], Any] = {(memory, name): body for name, body in self.memory.functions().items()}
+        names |= {(memory, name): self.idle for name in ("pause", "yield_core")}
+        names |= {(wire, name): getattr(self.network, name) for name in ("put", "flush", "sync", "progress")}
+        names |= {
+            (memory, "call"): self.call,
+            (steps, "decide"): self.decide(steps.decide),
+            (experts, "expert_rows"): expert_rows,
+            (team, "up_columns"): up_columns,
+            (team, "down_columns"): down_columns,
+            (combine, "combine_token"): combine_token,
+            (f, "TOKEN_BLOCK"): TOKEN_BLOCK,
+            (runtime, "load_acquire"): self.memory.load_acquire,
+            (runtime, "time"): SimpleNamespace(monotonic=lambda: self.seconds),
+        }
+        before = {(module, name): getattr(module, name) for module, name in names}
+        for (module, name), value in names.items():
+            setattr(module, name, value)
+        try:
+            yield
+        finally:
+            for (module, name), value in before.items():
+                setattr(module, name, value)
+
+    def decide(self, step: Callable[..., int]) -> Callable[..., int]:
+        """Step `decide`, which leaves behind what it has decided from."""
+
+        def decide(job: Any, st: Any, worker: int) -> int:
+            kind = step(job, st, worker)
+            if self.case.workers > 1 and self.sched.me.locked_out is None:
+                self.sched.me.print = self.rank.fingerprint()
+            return kind
+
+        return decide
+
+    # ---- what happens beside the steps
+
+    def call(self, function: int, *_: int) -> int:
+        """The one C function that is called here is usleep, by a pacing thread: nothing to do for a while."""
+        rank = self.memory.rank
+        if self.network.wants(rank) and not self.memory.value.get(private(rank, WIRE, 8 * wire.IN_CALL), 0):
+            self.sched.switch("sleep")
+        else:
+            self.sched.wait("sleeps")
+        return 0
+
+    def idle(self) -> None:
+        """A worker has nothing to do. Its patience, and the sweeps until it looks for poison, pass at once."""
+        actor = self.sched.me
+        rank = self.ranks[actor.rank]
+        st = rank.st
+        if actor.locked_out is not None:
+            self.memory.wait_for_lock()
+            return
+        running = actor.sweeping and st[f.PHASE] == f.PHASE_RUN
+        if running and not rank.looked_everywhere(actor):
+            st[f.IDLE_SWEEPS] = max(st[f.IDLE_SWEEPS], rank.job[f.PATIENCE]) // 32 * 32 + 31
+            self.sched.switch("idle")
+            return
+        if self.case.workers > 1 and actor.sweeping:
+            now = self._look(rank)
+            if actor.print != now:  # another worker has moved since this one has decided
+                actor.print = now
+                actor.seen.clear()
+                self.sched.switch("idle")
+                return
+        self.memory.idle()
+
+    def _look(self, rank: Rank) -> int:
+        """What workers decide from; those that wait look again if it has changed."""
+        now = rank.fingerprint()
+        if rank.print != now:
+            rank.print = now
+            for actor in self.sched.actors:
+                if actor.rank == rank.me and not actor.enabled and actor.sweeping:
+                    self.sched.wake(actor)
+        return now
+
+    def released(self, at: int, old: int, new: int) -> None:
+        """A word was released."""
+        place = self.memory.regions.place(at)
+        if place.part == PRIVATE:
+            if new == 0 and self.case.workers > 1 and place.region in ("lock", "wire"):
+                self._look(self.ranks[place.rank])
+            return
+        if place.region != "words":
+            return
+        me, peer = place.writer, place.rank if place.part != OUTBOX else place.peer
+        self.checks.word(me, peer, place.offset // 8, old, new)
+
+    def time_passes(self) -> bool:
+        """Nobody can go on: if ranks may have failed, timeouts run out."""
+        fault = self.case.fault
+        if fault is None or self._passed >= ROUNDS_OF_TIME:
+            return False
+        self._passed += 1
+        self.seconds += PASSING
+        if any(a.flushing >= 0 and self.ranks[a.flushing].stage == "gone" for a in self.sched.actors if not a.done):
+            raise Aborted
+        self.checks.all_told()
+        cut = [a for a in self.sched.actors if not a.done and a.sweeping and a.number == self.ranks[a.rank].caller]
+        for actor in cut:
+            actor.cut = True
+            self.sched.wake(actor)
+        return bool(cut)
+
+    def doom(self, rank: int, steps: int) -> None:
+        """A rank is to be killed some steps from now."""
+        self.sched.later[self.sched.steps + steps + 1] = lambda: self.kill(rank)
+
+    def kill(self, rank: int) -> None:
+        """A rank's process is gone, at whatever its threads were doing."""
+        for actor in self.sched.actors:
+            if actor.rank == rank and not actor.done:
+                actor.done, actor.enabled = True, False
+        self.ranks[rank].stage = "gone"
+
+    def describe(self) -> str:
+        """What everybody waits for."""
+        lines = []
+        for rank in self.ranks:
+            st, job = rank.st, rank.job
+            names = ("PHASE", "UNREAD", "OWED", "UNSENT", "BLOCKS_LEFT")
+            words = ", ".join(f"{n} {st[getattr(f, n)]}" for n in names)
+            state = f"{rank.stage} in call {rank.epoch}"
+            if rank.stage == "work":
+                with_whom = arrivals.awaited(job, st)
+                state += f", waits for rank {with_whom}: {words}"
+            lines.append(f"rank {rank.me}: {state}")
+        for actor in self.sched.actors:
+            if not actor.done:
+                at = f" of {self.memory.name(actor.at)}" if actor.at >= 0 else ""
+                why = f"at a {actor.op}{at}" if actor.enabled else actor.why
+                if why == CHANGE:
+                    why += " of " + ", ".join(n for n in map(self.memory.name, actor.seen) if "complement" not in n)
+                lines.append(f"  {actor.name}: {why}")
+        return "\n".join(lines)

@@ -1,0 +1,175 @@
+"""`aristos explore`: run schedules until one shows a bug, or all of those asked for have run.
+
+Schedule number n of a run with seed s is drawn from s + n alone, so that `--seed` (s + n) `--schedules 1` replays it.
+Exit codes: 0 nothing found, 1 a bug found (with --mutation: one of the mutations was not found), 2 usage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from . import cases, exhaustive, mutations, shrink, strategies
+from .machine import Machine
+from .small import ROUTINGS, small
+from .violation import Violation
+
+FINE, FOUND = 0, 1
+FOREVER = float("inf")
+SECONDS = 1800.0  # of an exhaustive search
+
+
+@dataclass
+class Failure:
+    """A schedule in which something went wrong."""
+
+    seed: int
+    case: cases.Case
+    violation: Violation
+    decisions: list[int]
+    steps: int
+
+
+@dataclass
+class Sweep:
+    """What many schedules came to."""
+
+    schedules: int
+    steps: int
+    seconds: float
+    failure: Failure | None
+
+
+def explore(asked: cases.Asked, strategy: str, schedules: int, seed: int, seconds: float) -> Sweep:
+    """Run schedules seed, seed + 1, ... until one fails, or `seconds` are over."""
+    started, length, steps = time.monotonic(), strategies.LENGTH, 0
+    warnings.filterwarnings("ignore", message="rank .* has waited")
+    ran = 0
+    for number in range(schedules):
+        if time.monotonic() - started > seconds:
+            break
+        case = cases.draw(seed + number, asked)
+        plan = strategies.Recorded(strategies.make(strategy, seed + number, length))
+        machine = Machine(case, plan)
+        ran += 1
+        try:
+            machine.run()
+        except Violation as violation:
+            failure = Failure(seed + number, case, violation, plan.decisions, machine.sched.steps)
+            return Sweep(ran, steps + machine.sched.steps, time.monotonic() - started, failure)
+        steps += machine.sched.steps
+    return Sweep(ran, steps, time.monotonic() - started, None)
+
+
+def report(sweep: Sweep, asked: cases.Asked, options: Any) -> int:
+    """Say what was found; the exit code."""
+    failure = sweep.failure
+    found: dict[str, Any] = {
+        "schedules": sweep.schedules,
+        "steps": sweep.steps,
+        "seconds": round(sweep.seconds, 3),
+        "seed": options.seed,
+        "found": None,
+    }
+    if failure is not None:
+        shorter = shrink.shrink(failure.case, failure.decisions, failure.violation)
+        found["found"] = {
+            "seed": failure.seed,
+            "what": type(failure.violation).__name__,
+            "message": str(shorter.violation),
+            "case": shorter.case.describe(),
+            "story": shorter.story.splitlines(),
+        }
+    if options.json:
+        print(json.dumps(found))
+    elif failure is None:
+        print(
+            f"{sweep.schedules} schedules from seed {options.seed}, {sweep.steps} steps,"
+            f" {sweep.seconds:.1f} s: nothing found"
+        )
+    else:
+        tell(failure, shorter)
+    return FINE if failure is None else FOUND
+
+
+def mutate(options: Any) -> int:
+    """Look for the deliberate bugs asked for, each in schedules of its own; the exit code."""
+    names = list(mutations.ALL) if options.mutation == "all" else [options.mutation]
+    results = []
+    for name in names:
+        bug = mutations.ALL[name]
+        with bug.applied():
+            sweep = explore(bug.asked, options.strategy, options.schedules, options.seed, options.seconds or FOREVER)
+            found = sweep.failure is not None
+            results.append({"name": name, "found": found, "schedules": sweep.schedules})
+            if options.json:
+                continue
+            outcome = f"found in {sweep.schedules}" if found else f"NOT found in {sweep.schedules}"
+            print(f"{name:32s}{outcome:16s}{sweep.seconds:6.1f} s  {bug.what}", flush=True)
+            if sweep.failure is not None and len(names) == 1:
+                tell(sweep.failure, shrink.shrink(sweep.failure.case, sweep.failure.decisions, sweep.failure.violation))
+    if options.json:
+        print(json.dumps({"mutations": results}))
+    return FINE if all(result["found"] for result in results) else FOUND
+
+
+def search(options: Any) -> int:
+    """All schedules of the small cases, perhaps with one bug put in; ends with the first that shows something."""
+    bug = mutations.ALL[options.mutation].applied() if options.mutation else contextlib.nullcontext()
+    done: list[dict[str, Any]] = []
+    found: dict[str, Any] | None = None
+    left = options.seconds or SECONDS
+    with bug:
+        for routing in ROUTINGS:
+            case = small(routing, options.rows or 2, options.tokens, options.calls or 2, options.transport)
+            result = exhaustive.Search(case).run(left)
+            left -= result.seconds
+            numbers = {"states": result.states, "moves": result.moves, "complete": result.complete}
+            done.append({"routing": routing, **numbers, "seconds": round(result.seconds, 3)})
+            if not options.json:
+                how = "complete" if result.complete else "not complete"
+                print(
+                    f"{routing:16s}{result.states:9d} states{result.moves:9d} moves{result.seconds:8.1f} s  {how}",
+                    flush=True,
+                )
+            if result.violation is not None:
+                found = {
+                    "what": type(result.violation).__name__,
+                    "message": str(result.violation),
+                    "case": case.describe(),
+                    "story": exhaustive.story_of(case, result.path).splitlines(),
+                }
+                break
+    total = sum(each["states"] for each in done)
+    complete = found is None and all(each["complete"] for each in done)
+    if options.json:
+        print(json.dumps({"states": total, "complete": complete, "routings": done, "found": found}))
+    elif found is None:
+        print(f"{total} states, {'complete' if complete else 'not complete'}: nothing found")
+    else:
+        print(f"{found['what']}\n{found['message']}\n{found['case']}\n" + "\n".join(found["story"]))
+    return FINE if found is None else FOUND
+
+
+def tell(failure: Failure, shorter: shrink.Short) -> None:
+    """A failing schedule, for people."""
+    print(f"schedule {failure.seed} (--seed {failure.seed} --schedules 1): {type(failure.violation).__name__}")
+    print(f"{shorter.violation}\n{shorter.case.describe()}\n{shorter.story}")
+
+
+def run(options: Any) -> int:
+    """What the command line asks for."""
+    if options.strategy == "exhaustive":
+        return search(options)
+    if options.mutation is not None:
+        return mutate(options)
+    asked = cases.Asked(options.ranks, options.rows, options.calls, options.transport)
+    sweep = explore(asked, options.strategy, options.schedules, options.seed, options.seconds or FOREVER)
+    code = report(sweep, asked, options)
+    sys.stdout.flush()
+    return code

@@ -1,0 +1,354 @@
+"""Memory that watches: what each word holds, who wrote and read it when, and what each actor knows to have happened.
+
+Plain data is checked by vector clocks: an access that nothing orders after the access it conflicts with is a race,
+whatever it read, in any schedule in which both happen. Atomics are switch points; a load may see an older value than
+the latest, as long as nothing that its actor knows of says otherwise. What replaces `aristos.memory` is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .places import AREA, FIRST, LOCK, PRIVATE, STATE
+from .regions import CODED, OUT_OF_BOUNDS, RETURNS, RING, WORD, Regions
+from .scheduler import LOAD, STORE, UPDATE, Scheduler
+from .violation import Race, RingError, SecondWriter, WrongResult
+
+if TYPE_CHECKING:
+    from .network import Network
+
+Clock = tuple[int, ...]
+PRIVATE_BITS = PRIVATE << 38
+CHECKED_AREAS = (7,)  # activations, which workers share
+CHANGE = "waits for a change"
+OLD = 3  # how far back a load may see
+
+
+class Release(NamedTuple):
+    """A value of an atomic word: what its writer knew, who that was and when."""
+
+    value: int
+    clock: Clock
+    actor: int
+    time: int
+
+
+class Event(NamedTuple):
+    """Something that the story of a run tells."""
+
+    step: int
+    actor: str
+    where: str
+    what: str
+    at: int
+    old: int
+    new: int
+
+
+class Memory:
+    """All words of a machine."""
+
+    def __init__(self, regions: Regions, sched: Scheduler) -> None:
+        self.regions, self.sched = regions, sched
+        self.network: Network
+        self.states: list[list[int]] = []  # each rank's, as mem.load at its address sees it
+        self.value: dict[int, int] = {}
+        self.writes: dict[int, tuple[int, int]] = {}  # plain: actor, its clock
+        self.reads: dict[int, tuple[tuple[int, int], ...]] = {}
+        self.released: dict[int, Release] = {}
+        self.history: dict[int, list[Release]] = {}  # only where loads may see old values
+        self.oldest: dict[tuple[int, int], int] = {}  # (actor, word): the oldest it may still see
+        self.returned: dict[int, int] = {}  # return rows written in this call, and by whom
+        self.full: set[int] = set()  # ring words that are put and not freed
+        self.clocks: list[Clock] = []
+        self.local: set[int] = set()  # words that one actor alone uses: no switch points
+        self.holders: dict[int, int] = {}  # which actor holds a lock
+        self.delays = False
+        self.now = 0
+        self.story: list[Event] | None = None
+        self.released_at: Callable[[int, int, int], None] = lambda at, old, new: None
+
+    def begin(self, actors: int) -> None:
+        """So many actors know of nothing but themselves."""
+        self.clocks = [tuple(int(a == b) for b in range(actors)) for a in range(actors)]
+
+    # ---- order
+
+    @property
+    def me(self) -> int:
+        actor = self.sched.current
+        return 0 if actor is None else actor.number
+
+    @property
+    def rank(self) -> int:
+        actor = self.sched.current
+        return 0 if actor is None else actor.rank
+
+    def tick(self) -> None:
+        """What this actor does from now on comes after what it has published."""
+        me = self.me
+        mine = self.clocks[me]
+        self.clocks[me] = (*mine[:me], mine[me] + 1, *mine[me + 1 :])
+
+    def join(self, clock: Clock) -> None:
+        me = self.me
+        self.clocks[me] = tuple(map(max, self.clocks[me], clock))
+
+    def name(self, at: int) -> str:
+        return self.regions.name(at)
+
+    def actor(self, number: int) -> str:
+        return self.sched.actors[number].name
+
+    # ---- plain data
+
+    def read(self, at: int) -> int:
+        """The value of a checked word."""
+        me = self.me
+        mine = self.clocks[me]
+        wrote = self.writes.get(at)
+        if wrote is not None and wrote[0] != me and mine[wrote[0]] < wrote[1]:
+            raise Race(f"{self.actor(me)} reads {self.name(at)} while {self.actor(wrote[0])} may be writing it")
+        atomic = self.released.get(at)
+        if atomic is not None and atomic.actor != me and mine[atomic.actor] < atomic.time:
+            raise Race(f"{self.actor(me)} reads {self.name(at)} unordered while {self.actor(atomic.actor)} releases it")
+        if self.network.flying:
+            self.network.check_read(at)
+        readers = self.reads.get(at, ())
+        if len(readers) == 1 and readers[0][0] == me:
+            self.reads[at] = ((me, mine[me]),)
+        else:
+            self.reads[at] = (*(r for r in readers if r[0] != me), (me, mine[me]))
+        if at not in self.full and self.regions.place(at).kind == RING:
+            raise RingError(f"{self.actor(me)} reads {self.name(at)}, which is freed")
+        return self.value.get(at, 0)
+
+    def check_write(self, at: int) -> None:
+        """Whether this actor may write here now, by a store or a put."""
+        me = self.me
+        mine = self.clocks[me]
+        place = self.regions.place(at)
+        if place.kind == RETURNS:
+            before = self.returned.get(at)
+            if before is not None:
+                raise SecondWriter(
+                    f"rank {self.rank} writes {self.name(at)}, which rank {before} has written in this call"
+                )
+            self.returned[at] = self.rank
+        elif place.kind == RING:
+            if at in self.full:
+                raise RingError(f"{self.actor(me)} rewrites {self.name(at)}, which is not freed")
+            self.full.add(at)
+        elif place.kind == OUT_OF_BOUNDS:
+            raise SecondWriter(f"{self.actor(me)} writes {self.name(at)}: {place.offset} of part {place.part}")
+        self.own(at)
+        wrote = self.writes.get(at)
+        if wrote is not None and wrote[0] != me and mine[wrote[0]] < wrote[1]:
+            raise Race(f"{self.actor(me)} writes {self.name(at)} while {self.actor(wrote[0])} may be writing it")
+        for reader, clock in self.reads.get(at, ()):
+            if reader != me and mine[reader] < clock:
+                raise Race(f"{self.actor(me)} writes {self.name(at)} while {self.actor(reader)} may be reading it")
+
+    def own(self, at: int) -> None:
+        """Each word has one writing rank."""
+        place = self.regions.place(at)
+        if place.writer >= 0 and place.writer != self.rank:
+            raise SecondWriter(f"rank {self.rank} writes {self.name(at)}, which is rank {place.writer}'s to write")
+
+    def load(self, at: int) -> int:
+        if at & PRIVATE_BITS == PRIVATE_BITS:
+            area = at >> 34 & 15
+            if area == STATE:
+                return self.states[(at - FIRST) >> 40][(at & (AREA - 1)) >> 3]
+            if area not in CHECKED_AREAS:
+                return self.value.get(at, 0)
+        elif self.regions.place(at).kind == CODED:
+            return self.network.read_coded(at)
+        return self.read(at)
+
+    def store(self, at: int, value: int) -> None:
+        if at & PRIVATE_BITS == PRIVATE_BITS:
+            area = at >> 34 & 15
+            if area == STATE:
+                self.states[(at - FIRST) >> 40][(at & (AREA - 1)) >> 3] = value
+                return
+            if area not in CHECKED_AREAS:
+                self.value[at] = value
+                return
+        self.check_write(at)
+        if self.network.flying or self.network.sources:
+            self.network.check_write(at)
+        me = self.me
+        if self.story is not None:
+            self.tell("store", at, self.value.get(at, 0), value)
+        self.value[at] = value
+        self.writes[at] = me, self.clocks[me][me]
+        self.reads.pop(at, None)
+        self.released.pop(at, None)
+
+    def fresh_return(self, at: int) -> int:
+        """Read a word of a return row, which must have been written in this call."""
+        if at not in self.returned:
+            raise WrongResult(f"rank {self.rank} combines {self.name(at)}, which nobody has written in this call")
+        return self.read(at)
+
+    def copy_row(self, dst: int, src: int, nbytes: int) -> None:
+        for at in range(0, nbytes, WORD):
+            self.store(dst + at, self.load(src + at))
+
+    # ---- atomics
+
+    def load_acquire(self, at: int) -> int:
+        if at not in self.local:
+            self.sched.switch(LOAD, at)
+        actor = self.sched.me
+        me = actor.number
+        wrote = self.writes.get(at)
+        if wrote is not None and wrote[0] != me and self.clocks[me][wrote[0]] < wrote[1]:
+            raise Race(f"{actor.name} acquires {self.name(at)} while {self.actor(wrote[0])} may be writing it")
+        release = self._visible(at, me) if self.delays and at in self.history else self.released.get(at)
+        value = self.value.get(at, 0)
+        if release is not None:
+            self.join(release.clock)
+            value = release.value
+        actor.seen[at] = value
+        return value
+
+    def _visible(self, at: int, me: int) -> Release:
+        """One of the latest values: none older than what the actor knows of, or has seen."""
+        history, mine = self.history[at], self.clocks[me]
+        last = len(history) - 1
+        low = max(self.oldest.get((me, at), 0), last - OLD)
+        for i in range(last, low, -1):
+            if mine[history[i].actor] >= history[i].time:
+                low = i
+                break
+        back = self.sched.strategy.choose(last - low + 1, "old value") if last > low else 0
+        self.oldest[me, at] = last - back
+        return history[last - back]
+
+    def store_release(self, at: int, value: int) -> None:
+        if at not in self.local:
+            self.sched.switch(STORE, at)
+        if at & PRIVATE_BITS != PRIVATE_BITS:
+            self.own(at)
+            if self.network.sources:
+                self.network.check_write(at)
+        self.holders.pop(at, None)
+        self._publish(at, value)
+
+    def _publish(self, at: int, value: int) -> None:
+        me = self.me
+        old = self.value.get(at, 0)
+        self.value[at] = value
+        self.writes.pop(at, None)
+        mine = self.clocks[me]
+        release = Release(value, mine, me, mine[me])
+        if self.delays and (at & PRIVATE_BITS != PRIVATE_BITS):
+            if at not in self.history:
+                self.history[at] = [Release(old, (0,) * len(mine), me, 0)]
+            self.history[at].append(release)
+        self.released[at] = release
+        self.tick()
+        if self.story is not None and at & PRIVATE_BITS != PRIVATE_BITS:
+            self.tell("release", at, old, value)
+        if old != value:
+            self.changed(at)
+        self.released_at(at, old, value)
+
+    def fetch_add(self, at: int, value: int) -> int:
+        if at & PRIVATE_BITS == PRIVATE_BITS and at >> 34 & 15 == STATE:  # a counter of time
+            old = self.load(at)
+            self.store(at, old + value)
+            return old
+        if at not in self.local:
+            self.sched.switch(UPDATE, at)
+        before = self.released.get(at)
+        if before is not None:
+            self.join(before.clock)
+        old = self.value.get(at, 0)
+        self._publish(at, old + value)
+        return old
+
+    def compare_exchange(self, at: int, expected: int, value: int) -> bool:
+        if at not in self.local:
+            self.sched.switch(UPDATE, at)
+        held = self.value.get(at, 0)
+        if held != expected:
+            if at >> 34 & 15 == LOCK:
+                self.sched.me.locked_out = at, held
+            else:  # the wire's: nobody waits for it who has something else to do
+                self.sched.me.seen[at] = held
+            return False
+        before = self.released.get(at)
+        if before is not None:
+            self.join(before.clock)
+        self.value[at] = value
+        self.holders[at] = self.me
+        return True
+
+    def changed(self, at: int) -> None:
+        """Whoever waits for a word may go on."""
+        for actor in self.sched.actors:
+            if not actor.enabled and at in actor.seen:
+                self.sched.wake(actor)
+
+    # ---- the rest of what steps call
+
+    def idle(self) -> None:
+        """An actor has nothing to do: it waits until a word changes that it has read since it last waited."""
+        actor = self.sched.me
+        stale = any(self.value.get(at, 0) != value for at, value in actor.seen.items())
+        if stale or (actor.sweeping and self.network.wants(actor.rank)):
+            self.sched.switch("idle")
+        else:
+            self.sched.wait(CHANGE, cut=actor.sweeping)
+        actor.seen.clear()
+
+    def wait_for_lock(self) -> None:
+        """An actor has met a lock that another holds: it waits for that word alone, in the middle of what it does."""
+        actor = self.sched.me
+        assert actor.locked_out is not None
+        (at, held), actor.locked_out = actor.locked_out, None
+        if self.value.get(at, 0) != held:
+            self.sched.switch("idle")
+            return
+        before, actor.seen = actor.seen, {at: held}
+        self.sched.wait("waits for a lock")
+        actor.seen = before
+
+    def clock(self) -> int:
+        """Time goes on by steps of very different length, so that all that waits for some time may and may not."""
+        jump = self.sched.strategy.choose(4, "time") if self.sched.current is not None else 0
+        self.now += (1_000, 20_000, 200_000, 5_000_000)[jump]
+        return self.now
+
+    def words(self, at: int, n: int) -> list[int]:
+        return [self.value.get(at + WORD * i, 0) for i in range(n)]
+
+    def floats(self, at: int, n: int) -> list[int]:
+        """Weights, four bytes each as the engine counts; here integers."""
+        return [self.value.get(at + 4 * i, 0) for i in range(n)]
+
+    def functions(self) -> dict[str, Any]:
+        """What the steps use in the place of `aristos.memory`."""
+        names = ("load", "store", "load_acquire", "store_release", "fetch_add", "compare_exchange", "copy_row", "clock",
+                 "words", "floats")  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+    def tell(self, what: str, at: int, old: int, new: int) -> None:
+        assert self.story is not None
+        from .story import where_from
+
+        self.story.append(Event(self.sched.steps, self.sched.me.name, where_from(), what, at, old, new))
+
+    def free_rows(self, owner: int, source: int, first: int, end: int, ring: int) -> None:
+        """`owner` has given credit for the ring rows first..end of `source`."""
+        for row in range(first, end):
+            self.full.difference_update(self.regions.ring_slot(owner, source, row % ring))
+
+    def forget_returns(self, rank: int) -> None:
+        """A call of `rank` begins: its return rows are to be written anew."""
+        for at in [at for at in self.returned if self.regions.place(at).rank == rank]:
+            del self.returned[at]

@@ -1,0 +1,453 @@
+"""Deliberate bugs: what must be found, or the explorer sees nothing. Each replaces functions; the engine has no flags.
+
+A mutation is put under the machine before a schedule and taken away after it. `asked` is where it can show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import memory, wire
+from ..engine import (
+    arrivals,
+    blocks,
+    dispatch,
+    experts,
+    layout,
+    lock,
+    outbox,
+    packing,
+    returns,
+    steps,
+    team,
+)
+from ..engine import fields as f
+from . import network, places, rank
+from .cases import Asked
+
+WITHIN = 300  # schedules in which each is found
+LOTS = 1 << 62
+ONE_BY_ONE = (("tile", 1), ("run", 2), ("max_tokens", 6))
+NOWHERE = places.private(0, places.GATE, 1 << 20)  # a word that nobody reads
+Put = Callable[[Any, str, Any], None]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A bug. put: replaces functions by (module, name, function)."""
+
+    name: str
+    what: str
+    put: Callable[[Put], None]
+    asked: Asked = field(default_factory=Asked)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The bug is there inside."""
+        before: list[tuple[Any, str, Any]] = []
+
+        def put(module: Any, name: str, value: Any) -> None:
+            before.append((module, name, getattr(module, name)))
+            setattr(module, name, value)
+
+        self.put(put)
+        try:
+            yield
+        finally:
+            for module, name, value in reversed(before):
+                setattr(module, name, value)
+
+
+class Instead:
+    """`aristos.memory` with some functions replaced, for one module."""
+
+    def __init__(self, **functions: Any) -> None:
+        vars(self).update(functions)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(memory, name)
+
+
+ALL: dict[str, Mutation] = {}
+
+
+def mutation(name: str, **asked: Any) -> Callable[[Callable[[Put], None]], Callable[[Put], None]]:
+    """Register a bug under a name."""
+
+    def register(put: Callable[[Put], None]) -> Callable[[Put], None]:
+        ALL[name] = Mutation(
+            name, (put.__doc__ or "").strip(), put, Asked(**{"rows": None, "plain": True, "faults": False} | asked)
+        )
+        return put
+
+    return register
+
+
+# ---- order within a source
+
+
+@mutation("release-dropped")
+def release_dropped(put: Put) -> None:
+    """The tail is a plain store."""
+    put(dispatch, "mem", Instead(store_release=lambda at, value: memory.store(at, value)))
+
+
+@mutation("acquire-dropped")
+def acquire_dropped(put: Put) -> None:
+    """What peers announce is read by plain loads."""
+    put(arrivals, "mem", Instead(load_acquire=lambda at: memory.load(at)))
+
+
+@mutation("tail-before-record")
+def tail_before_record(put: Put) -> None:
+    """The tail moves on before the record is put."""
+    late: list[tuple[int, int]] = []
+
+    def release(at: int, value: int) -> None:
+        memory.store_release(at, value)
+        while late:
+            memory.store(*late.pop())
+
+    put(dispatch, "mem", Instead(store=lambda at, value: late.append((at, value)), store_release=release))
+
+
+@mutation("flush-skipped", transport="rma")
+def flush_skipped(put: Put) -> None:
+    """Words are put right after the data that they tell of."""
+    put(network.Network, "flush", lambda self, address, peer: 0)
+
+
+@mutation("words-before-flush", transport="rma")
+def words_before_flush(put: Put) -> None:
+    """Words are put, and only then what they tell of is flushed."""
+    flush, put_words = network.Network.flush, outbox.put_words
+
+    def hasty(job: Any, st: Any, peer: int, first: int, end: int) -> None:
+        put_words(job, st, peer, first, end)
+        wire.flush(job[f.WIRE], peer, late=True)
+
+    def later(self: Any, address: int, peer: int, late: bool = False) -> None:
+        if late:
+            flush(self, address, peer)
+
+    put(outbox, "put_words", hasty)
+    put(network.Network, "flush", later)
+
+
+@mutation("sync-skipped", transport="rma")
+def sync_skipped(put: Put) -> None:
+    """A word that has arrived is handed on without a sync: what it tells of may not be visible."""
+    put(network.Network, "sync", lambda self, address: None)
+
+
+@mutation("no-complement-check", transport="rma")
+def no_complement_check(put: Put) -> None:
+    """A word that arrives is believed whatever its complement says."""
+
+    def read_words(job: Any, st: Any, peer: int) -> bool:
+        anything = False
+        for word in range(f.WORDS):
+            value = memory.load(st[job[f.T_FROM] + peer] + job[f.P_CODED] + outbox.CODED_WORD * word)
+            here = layout.word_from(job, st, peer, word)
+            if value != memory.load(here):
+                memory.store_release(here, value)
+                anything = True
+        return anything
+
+    put(outbox, "read_words", read_words)
+
+
+@mutation("two-mpi-callers", transport="rma", fixed=(("workers", 2),))
+def two_mpi_callers(put: Put) -> None:
+    """Workers call MPI without the wire's lock."""
+    put(wire, "take", lambda address: True)
+
+
+# ---- announcements
+
+
+@mutation("one-announcement-buffer")
+def one_announcement_buffer(put: Put) -> None:
+    """Announcements of all epochs lie in one place."""
+    for module, name in ((packing, "announcement_to"), (arrivals, "announcement_from")):
+        real = getattr(layout, name)
+        put(module, name, lambda job, st, peer, epoch, real=real: real(job, st, peer, 0))
+
+
+@mutation("count-in-first-record")
+def count_in_first_record(put: Put) -> None:
+    """A record that is there counts as the announcement of this call."""
+    real = arrivals.read_announcement
+
+    def read_announcement(job: Any, st: Any, source: int) -> bool:
+        tail = memory.load_acquire(layout.word_from(job, st, source, f.TAIL))
+        if tail <= st[job[f.T_READ_TILES] + source]:
+            return real(job, st, source)
+        theirs = list(job)
+        theirs[f.EPOCH] = memory.load_acquire(layout.word_from(job, st, source, f.ANNOUNCED))
+        return real(theirs, st, source)
+
+    put(arrivals, "read_announcement", read_announcement)
+
+
+@mutation("zero-not-announced")
+def zero_not_announced(put: Put) -> None:
+    """Ranks that get no rows are not told so."""
+
+    def word_to(job: Any, st: Any, peer: int, word: int) -> int:
+        return layout.word_to(job, st, peer, word) if st[job[f.T_ROWS_TO] + peer] else NOWHERE
+
+    put(packing, "word_to", word_to)
+
+
+@mutation("epoch-not-compared")
+def epoch_not_compared(put: Put) -> None:
+    """Any announcement is taken for this call's."""
+
+    def read_announcement(job: Any, st: Any, source: int) -> bool:
+        announced = memory.load_acquire(layout.word_from(job, st, source, f.ANNOUNCED))
+        if announced == 0:
+            return False
+        theirs = list(job)
+        theirs[f.EPOCH] = announced
+        return real(theirs, st, source)
+
+    real = arrivals.read_announcement
+    put(arrivals, "read_announcement", read_announcement)
+
+
+# ---- credit and rings
+
+
+@mutation("credit-not-checked", fixed=(("rows", 2),))
+def credit_not_checked(put: Put) -> None:
+    """A source takes every row for freed."""
+    put(dispatch, "mem", Instead(load_acquire=lambda at: memory.load_acquire(at) + LOTS))
+
+
+@mutation("staging-before-credit", transport="rma", fixed=(("rows", 2),))
+def staging_before_credit(put: Put) -> None:
+    """A block is written into the outbox before there is credit for it."""
+    put(blocks, "mem", Instead(load_acquire=lambda at: memory.load_acquire(at) + LOTS))
+
+
+@mutation("credit-before-last-reader")
+def credit_before_last_reader(put: Put) -> None:
+    """Credit for a tile is given when its record is read."""
+    real = arrivals.read_record
+
+    def read_record(job: Any, st: Any, source: int) -> None:
+        real(job, st, source)
+        memory.store_release(layout.word_to(job, st, source, f.CREDIT), st[job[f.T_READ_ROWS] + source])
+
+    put(arrivals, "read_record", read_record)
+
+
+@mutation("freed-out-of-order", fixed=(*ONE_BY_ONE, ("workers", 2), ("merge", 0), ("placement", (0, 1, 1))))
+def freed_out_of_order(put: Put) -> None:
+    """A tile gives credit when it is done, though one before it is being read."""
+
+    def free_rows(job: Any, st: Any, source: int) -> None:
+        done = 0
+        for tile in range(st[job[f.T_FREE_TILES] + source], st[job[f.T_READ_TILES] + source]):
+            r = job[f.T_RECORD] + f.RECORD_WORDS * (source * job[f.SLOTS] + tile % job[f.SLOTS])
+            done += st[r + f.R_ROWS] * (st[r + f.R_LEFT] == 0)
+        gone = st[job[f.T_FREE_TILES] + source]
+        while gone < st[job[f.T_READ_TILES] + source]:
+            r = job[f.T_RECORD] + f.RECORD_WORDS * (source * job[f.SLOTS] + gone % job[f.SLOTS])
+            if st[r + f.R_LEFT] != 0:
+                break
+            gone += 1
+            done -= st[r + f.R_ROWS]
+            st[job[f.T_FREED_ROWS] + source] += st[r + f.R_ROWS]
+        st[job[f.T_FREE_TILES] + source] = gone
+        word = layout.word_to(job, st, source, f.CREDIT)
+        memory.store_release(word, st[job[f.T_FREED_ROWS] + source] + done)
+
+    put(returns, "free_rows", free_rows)
+
+
+@mutation("credit-not-put", transport="rma", fixed=(("rows", 2),))
+def credit_not_put(put: Put) -> None:
+    """A far source is not told what has been freed."""
+    real = outbox.encode
+
+    def encode(job: Any, st: Any, peer: int, word: int, value: int) -> None:
+        real(job, st, peer, word, 0 if word == f.CREDIT else value)
+
+    put(outbox, "encode", encode)
+
+
+@mutation("ring-wrap-off-by-one")
+def ring_wrap_off_by_one(put: Put) -> None:
+    """A ring of R rows wraps after R + 1."""
+
+    def ring_row_to(job: Any, st: Any, owner: int, row: int) -> int:
+        return st[job[f.T_TO] + owner] + job[f.P_RING] + job[f.STRIDE] * (row % (job[f.RING_ROWS] + 1))
+
+    put(dispatch, "ring_row_to", ring_row_to)
+
+
+@mutation("merge-wait-beyond-credit", fixed=(("merge", 8), ("rows", 2), ("tile", 1)))
+def merge_wait_beyond_credit(put: Put) -> None:
+    """Few rows wait for announced ones, even those that nobody has credit to send."""
+
+    def choose(job: Any, st: Any) -> tuple[int, int]:
+        chosen, active = -1, 0
+        for expert in range(job[f.LOCAL]):
+            rows, coming = st[job[f.T_EXPERT_PENDING] + expert], st[job[f.T_EXPERT_COMING] + expert]
+            active += rows > 0
+            if rows and (rows >= job[f.MERGE_ROWS] or coming == 0):
+                chosen = expert
+        return chosen, active
+
+    put(experts, "choose", choose)
+
+
+@mutation("shared-staging-pool", transport="rma", ranks=3)
+def shared_staging_pool(put: Put) -> None:
+    """Outputs for all far sources wait in the same rows."""
+    real = places.fill
+
+    def fill(shape: Any, nodes: Any, me: int, state: Any, starts: dict[int, int], wire: int = 1) -> list[int]:
+        made = real(shape, nodes, me, state, starts, wire)
+        for p in nodes.far(me):
+            state[starts[f.T_STAGE] + p] = state[starts[f.T_STAGE] + nodes.far(me)[0]]
+        return made
+
+    put(places, "fill", fill)
+
+
+# ---- what is computed, returned, combined, and when a call ends
+
+
+@mutation("ends-without-owners-part")
+def ends_without_owners_part(put: Put) -> None:
+    """A call ends when the rank's own tokens are combined."""
+    put(steps, "finished", lambda job, st: st[f.BLOCKS_LEFT] == 0 and st[f.UNSENT] == 0)
+
+
+@mutation("ends-before-its-words-are-put", transport="rma")
+def ends_before_put(put: Put) -> None:
+    """A call ends though far peers have not been put all that they are owed."""
+    put(outbox, "all_posted", lambda job, st: True)
+
+
+@mutation("half-exchange-unput", transport="rma", plain=False, kind="object")
+def half_exchange_unput(put: Put) -> None:
+    """An exchange's first half ends though blocks for far owners are not put: nothing comes back that would tell."""
+
+    def all_posted(job: Any, st: Any) -> bool:
+        far = [p for p in range(job[f.WORLD]) if st[job[f.T_FAR] + p]]
+        returned = all(st[job[f.T_PUT_RETURNED] + p] == st[job[f.T_RETURNED] + p] for p in far)
+        return returned and all(st[job[f.T_PUT_EPOCH] + p] == job[f.EPOCH] for p in far)
+
+    put(outbox, "all_posted", all_posted)
+
+
+@mutation("rows-of-the-next-call")
+def rows_of_the_next_call(put: Put) -> None:
+    """Records are read as far as the tail says, not as far as this call's announcement does."""
+
+    def absorb(job: Any, st: Any) -> bool:
+        anything = False
+        for p in range(job[f.WORLD]):
+            if p == job[f.RANK]:
+                continue
+            if st[job[f.T_ANNOUNCED] + p] == f.UNANNOUNCED and arrivals.read_announcement(job, st, p):
+                anything = True
+            tail = memory.load_acquire(layout.word_from(job, st, p, f.TAIL))
+            while st[job[f.T_READ_TILES] + p] < tail:
+                arrivals.read_record(job, st, p)
+                anything = True
+            if returns.returns_due(job, st, p) > 0 and arrivals.read_returns(job, st, p):
+                anything = True
+        return anything
+
+    put(arrivals, "absorb", absorb)
+
+
+@mutation("returned-before-computed")
+def returned_before_computed(put: Put) -> None:
+    """A tile is said to be returned when its record is read."""
+    real = arrivals.read_record
+
+    def read_record(job: Any, st: Any, source: int) -> None:
+        tile = st[job[f.T_READ_TILES] + source]
+        real(job, st, source)
+        r = job[f.T_RECORD] + f.RECORD_WORDS * (source * job[f.SLOTS] + tile % job[f.SLOTS])
+        returns.post_return(job, st, source, st[r + f.R_PACKED], st[r + f.R_ROWS], f.OK, -1)
+        st[job[f.T_RETURNED] + source] -= 1
+
+    put(arrivals, "read_record", read_record)
+
+
+@mutation("return-row-off-by-one")
+def return_row_off_by_one(put: Put) -> None:
+    """Outputs go one row before where they belong."""
+    put(experts, "return_row", lambda job, st, source, row: layout.return_row(job, st, source, max(0, row - 1)))
+
+
+@mutation("combined-early")
+def combined_early(put: Put) -> None:
+    """A block of tokens counts as complete one row too early."""
+    real = packing.set_blocks
+
+    def set_blocks(job: Any, st: Any, tokens: int) -> None:
+        real(job, st, tokens)
+        for b in range(st[f.BLOCKS_LEFT]):
+            left = job[f.T_BLOCK_LEFT] + b
+            st[left] -= st[left] > 1
+
+    put(packing, "set_blocks", set_blocks)
+
+
+@mutation("second-stage-early", fixed=(("workers", 3), ("placement", (0, 1))))
+def second_stage_early(put: Put) -> None:
+    """A run that workers share goes to its second stage a share too early."""
+    real = team.share_done
+
+    def share_done(job: Any, st: Any) -> bool:
+        if st[f.TEAM_STAGE] == f.STAGE_UP and st[f.TEAM_DONE] == 0:
+            st[f.TEAM_DONE] += 1
+        return real(job, st)
+
+    put(team, "share_done", share_done)
+
+
+@mutation("no-lock", fixed=(("workers", 2),))
+def no_lock(put: Put) -> None:
+    """Workers of a rank decide side by side."""
+    for module in (steps, lock):
+        put(module, "lock", lambda job: bool(memory.load_acquire(job[f.LOCK]) + 1))
+
+
+# ---- failures
+
+
+@mutation("poison-not-forwarded", ranks=3, faults=True)
+def poison_not_forwarded(put: Put) -> None:
+    """Who reads poison fails, and tells nobody."""
+    real = steps.poison
+
+    def poison(job: Any, st: Any, origin: int, cause: int) -> None:
+        if origin == job[f.RANK]:
+            real(job, st, origin, cause)
+
+    put(steps, "poison", poison)
+
+
+@mutation("poison-not-read", faults=True)
+def poison_not_read(put: Put) -> None:
+    """A rank that waits does not look for poison."""
+    put(arrivals, "poisoned", lambda job, st: -1)
+    put(rank.Rank, "looked_everywhere", lambda self, actor: self.st[f.IDLE_SWEEPS] > rank.PATIENCE)
+
+
+@mutation("nobody-paces", transport="rma", ranks=3, fixed=(("attention", True), ("max_tokens", 6), ("rows", 2)))
+def nobody_paces(put: Put) -> None:
+    """Nobody calls into MPI for a rank between its calls."""
+    put(wire, "pace", lambda address: None)

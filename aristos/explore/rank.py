@@ -1,0 +1,433 @@
+"""One rank: its job and state as the substrate fills them, the stages of its calls, and hashes in the place of kernels.
+
+A stage runs from one point where no step is under way to the next: `Runtime.run`, `Exchange` and the workers' threads,
+cut there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from .. import memory, wire
+from ..engine import arrivals, outbox, packing, steps, team
+from ..engine import exchange as halves
+from ..engine import fields as f
+from ..engine.layout import PairLayout, StateLayout, word_from, word_to
+from ..errors import WaitTimeout
+from ..placement import Placement
+from ..substrate import cpu
+from ..substrate.runtime import _Patience
+from . import experts, places
+from .cases import Call
+from .places import private
+from .regions import WORD
+from .scheduler import Actor, Slice
+from .state import State, Watched
+from .violation import WrongResult
+
+if TYPE_CHECKING:
+    from .machine import Machine
+
+BATCH = team.MOST_ROWS  # most rows of a run, as far as tables go
+PATIENCE = 3  # idle sweeps that few rows wait for more
+PAUSE_NS = 3_000_000
+TIMEOUT = 120.0
+GATE_OPEN, GATE_DONE = 0, 8  # words between a caller and its workers: the call they may join, calls left
+
+
+class Rank:
+    """One rank of a machine."""
+
+    def __init__(self, machine: Machine, me: int) -> None:
+        case = machine.case
+        self.machine, self.case, self.me, self.calls = machine, case, me, case.calls[me]
+        self.placement = Placement(case.placement, len(case.placement), case.ranks)
+        self.tables = StateLayout(case.shape, case.workers, BATCH)
+        at = private(me, places.STATE)
+        alone = case.workers == 1
+        self.st = State(self.tables.words, at) if alone else Watched(self.tables, at, machine.memory, me)
+        self.job: list[int] = [0] * (f.JOB_WORDS + len(case.placement) + case.ranks + 1)
+        places.fill(case.shape, case.nodes, me, self.st, self.tables.starts, private(me, places.WIRE))
+        self._fill_job()
+        self._fill_counters()
+        self.epoch = 0
+        self.stage = "open"
+        self.joined = [0] * case.workers  # the last call that each worker has joined
+        self.call = Call(())
+        self.output: dict[int, list[int]] = {}
+        self.outputs: list[dict[int, list[int]]] = []
+        self.slices = 0
+        self.patience: Any = None
+        self.failure: BaseException | None = None
+        self.counts: Any = None
+        self.caller = 0  # the number of worker 0's actor
+        self.print = 0
+        self.left = 0  # how often helpers have left a call
+        self.shared: dict[int, list[int]] = {}  # rows of the run that workers share
+        self.pacer: Actor | None = None
+        peers = [p for p in range(case.ranks) if p != me]
+        self.poison_words = [word_from(self.job, self.st, p, f.POISON) for p in peers]
+        skipped = [f.IDLE_SWEEPS, f.HEARTBEAT]
+        for worker in range(case.workers):
+            c = self.job[f.T_COMMAND] + self.job[f.T_COMMAND_STEP] * worker
+            skipped += [c + f.C_KIND, c + f.C_PEER]
+        self._skipped = skipped
+        self._counted = self.job[f.T_COUNTERS]
+
+    def add_actors(self) -> None:
+        sched = self.machine.sched
+        for worker in range(self.case.workers):
+            name = f"rank {self.me}" if self.case.workers == 1 else f"rank {self.me} worker {worker}"
+            segment = partial(self.help, worker) if worker else self.step
+            actor = sched.add(name, self.me, segment, daemon=worker > 0)
+            if worker == 0:
+                self.caller = actor.number
+        if self.case.attention and not self.case.nodes.single:
+            self.pacer = sched.add(f"rank {self.me} pacer", self.me, self.pace, daemon=True)
+
+    # ---- what the substrate fills in
+
+    def _fill_job(self) -> None:
+        """As `Runtime.fill` and `Collective._new_job` do."""
+        job, case, me, e = self.job, self.case, self.me, len(self.case.placement)
+        PairLayout.of(case.shape).fill(job)
+        self.tables.fill(job)
+        job[f.SLOT_OF], job[f.SLOT_START] = f.JOB_WORDS, f.JOB_WORDS + e
+        job[f.JOB_WORDS : f.JOB_WORDS + e] = self.placement.slot_of.tolist()
+        job[f.JOB_WORDS + e :] = self.placement.start.tolist()
+        job[f.RANK], job[f.WORLD], job[f.WORKERS] = me, case.ranks, case.workers
+        job[f.LOCAL], job[f.MAX_LOCAL] = self.placement.held[me], case.shape.max_local
+        job[f.EXPERTS], job[f.TOP_K] = e, case.top_k
+        job[f.HIDDEN], job[f.FFN] = experts.columns_of(case.words)
+        job[f.ROW_BYTES], job[f.STRIDE], job[f.RING_ROWS] = WORD * case.words, case.shape.stride, case.shape.ring_rows
+        job[f.RETURN_STRIDE], job[f.ALL_WORKERS] = case.shape.stride, case.workers
+        job[f.FAR], job[f.FAR_BLOCK] = len(case.nodes.far(me)), case.block
+        job[f.WIRE] = private(me, places.WIRE) if job[f.FAR] else 0
+        job[f.SLOTS], job[f.TILE], job[f.BATCH], job[f.RUN_ROWS] = case.shape.slots, case.tile, BATCH, case.run
+        job[f.MERGE_ROWS], job[f.PATIENCE], job[f.ROUTED], job[f.OBJECT] = case.merge, PATIENCE, 1, 1
+        job[f.PAUSE_NS] = PAUSE_NS
+        job[f.UP_STEP] = 1
+        job[f.LOCK], job[f.SCRATCH] = private(me, places.LOCK), private(me, places.SCRATCH)
+
+    def _fill_counters(self) -> None:
+        """An engine that has run for long: every counter at the same value on both sides."""
+        start, st, job = self.case.start, self.st, self.job
+        if not start:
+            return
+        value = self.machine.memory.value
+        counters = (f.T_SENT_ROWS, f.T_SENT_TILES, f.T_SEEN_TILES, f.T_READ_TILES, f.T_READ_ROWS, f.T_FREE_TILES,
+                    f.T_FREED_ROWS, f.T_PUT_ROWS, f.T_PUT_TILES, f.T_PUT_RETURNED, f.T_PUT_CREDIT, f.T_OPEN_ROWS,
+                    f.T_OPEN_TILES, f.T_OPEN_RETURNED, f.T_OPEN_CREDIT, f.T_RETURNED)  # fmt: skip
+        for p in range(self.case.ranks):
+            if p == self.me:
+                continue
+            for table in counters:
+                st[job[table] + p] = start
+            for word in (f.TAIL, f.CREDIT, f.RETURN_TAIL):
+                value[word_to(job, st, p, word)] = start
+                value[word_from(job, st, p, word)] = start
+                if st[job[f.T_FAR] + p]:
+                    coded = st[job[f.T_FROM] + p] + job[f.P_CODED] + 16 * word
+                    value[coded], value[coded + WORD] = start, ~start
+
+    def table(self, table: int, peer: int) -> int:
+        return self.st[self.job[table] + peer]
+
+    def fingerprint(self) -> int:
+        """Of what workers decide from."""
+        st = self.st[: self._counted]
+        for i in self._skipped:
+            st[i] = 0
+        return hash(tuple(st))
+
+    def looked_everywhere(self, actor: Actor) -> bool:
+        """Whether the actor's last sweep has looked for poison too, which is not done in each."""
+        return self.st[f.IDLE_SWEEPS] > PATIENCE and all(at in actor.seen for at in self.poison_words)
+
+    # ---- rows and weights
+
+    def row(self, epoch: int, token: int) -> list[int]:
+        return experts.row_of(self.me, epoch, token, self.case.words)
+
+    def weights_of(self, expert: int, layer: int) -> int:
+        return experts.weights_address(int(self.placement.slot_of[expert]), layer)
+
+    def reference(self, epoch: int, call: Call) -> dict[int, list[int]]:
+        """What a call's tokens become."""
+        made = {}
+        for t, ids in enumerate(call.ids):
+            parts = [
+                (
+                    experts.weight(t, j, self.case.top_k),
+                    experts.computed(self.weights_of(e, call.layer), self.row(epoch, t)),
+                )
+                for j, e in enumerate(ids)
+                if e >= 0
+            ]
+            made[t] = experts.combined(parts, self.case.words)
+        return made
+
+    # ---- in the place of kernels
+
+    def run_expert(self, rows: int, x: int, y: int, weights: int) -> None:
+        mem = self.machine.memory
+        for i in range(rows):
+            row = self._row_at(mem.load(x + WORD * i))
+            self.machine.checks.count(weights, row, -1)
+            target = mem.load(y + WORD * i)
+            for w, word in enumerate(experts.computed(weights, row)):
+                mem.store(target + WORD * w, word)
+
+    def _row_at(self, at: int) -> list[int]:
+        mem = self.machine.memory
+        return [mem.load(at + WORD * w) for w in range(self.case.words)]
+
+    def run_up(self, rows: int, x: int, activations: int, weights: int, share: int) -> None:
+        mem = self.machine.memory
+        for i in range(rows):
+            row = self._row_at(mem.load(x + WORD * i))
+            self.machine.checks.count(weights, row, share)
+            mem.store(activations + WORD * (experts.SHARES * i + share), experts.activation(weights, row, share))
+            if share == 0:
+                self.shared[i] = row
+
+    def run_down(self, rows: int, activations: int, y: int, weights: int, share: int) -> None:
+        mem = self.machine.memory
+        for i in range(rows):
+            made = [mem.load(activations + WORD * (experts.SHARES * i + s)) for s in range(experts.SHARES)]
+            self.machine.checks.count(weights, self.shared[i], experts.SHARES + share)
+            mem.store(mem.load(y + WORD * i) + WORD * share, experts.output(made, share))
+
+    def run_combine(self, y: int, k: int, weights: Sequence[int], rows: Sequence[int]) -> None:
+        if self.call.broken:
+            return
+        token = (y - self.job[f.Y]) // (4 * self.job[f.HIDDEN])
+        if token in self.output:
+            raise WrongResult(f"rank {self.me} combines token {token} of call {self.epoch} twice")
+        fresh = self.machine.memory.fresh_return
+        parts = [
+            (weights[j], [fresh(rows[j] + WORD * w) for w in range(self.case.words)]) for j in range(k) if rows[j] != 0
+        ]
+        self.output[token] = experts.combined(parts, self.case.words)
+
+    # ---- the stages of a call, by the one who makes it
+
+    def step(self) -> bool:
+        """The next stage; False when there is none."""
+        if self.stage == "open":
+            if self.epoch == len(self.calls):
+                self.stage = "out"
+                return False
+            self._open(self.calls[self.epoch])
+        elif self.stage == "work":
+            self._work()
+        elif self.stage == "close":
+            self._close()
+        return self.stage not in ("failed", "gone")
+
+    def _open(self, call: Call) -> None:
+        machine, job, count = self.machine, self.job, len(call.ids)
+        self.epoch += 1
+        machine.checks.epoch(self)
+        self.call, self.output, self.slices, self.patience = call, {}, 0, None
+        value, me, k = machine.memory.value, self.me, self.case.top_k
+        for t, ids in enumerate(call.ids):
+            for w, word in enumerate(self.row(self.epoch, t)):
+                value[private(me, places.X, WORD * (self.case.words * t + w))] = word
+            for j, expert in enumerate(ids):
+                value[private(me, places.IDS, WORD * (k * t + j))] = expert
+                value[private(me, places.WEIGHTS, 4 * (k * t + j))] = experts.weight(t, j, k)
+        job[f.EPOCH], job[f.TOKENS] = self.epoch, 0 if call.refuses else count
+        job[f.LAYER] = f.EXCHANGE if call.exchange else call.layer
+        job[f.STATUS_IN] = f.REFUSED if call.refuses else f.OK
+        job[f.X], job[f.X_STRIDE] = private(me, places.X), WORD * self.case.words
+        job[f.IDS], job[f.WEIGHTS], job[f.Y] = (
+            private(me, places.IDS),
+            private(me, places.WEIGHTS),
+            private(me, places.Y),
+        )
+        job[f.UP] = experts.weights_address(int(self.placement.start[me]), call.layer)
+        job[f.MODE] = f.MODE_DISPATCH if call.exchange else f.MODE_LAYER
+        job[f.WORKERS] = 1 if call.exchange else self.case.workers
+        machine.memory.forget_returns(me)
+        packing.begin(job, self.st)
+        self._tend(True)
+        if job[f.WORKERS] > 1:
+            memory.store_release(private(me, places.GATE, GATE_OPEN), self.epoch)
+        self.stage = "work"
+
+    def _tend(self, yes: bool) -> None:
+        """As `Runtime.tending`: who looks after MPI's progress."""
+        if self.job[f.FAR]:
+            memory.store_release(self.job[f.WIRE] + WORD * wire.IN_CALL, int(yes))
+            self._wake_pacer()
+
+    def _wake_pacer(self) -> None:
+        if self.pacer is not None:
+            self.machine.sched.wake(self.pacer)
+
+    def _work(self) -> None:
+        """A slice of work, and what follows from how it ends."""
+        fault, job, st = self.case.fault, self.job, self.st
+        self.slices += 1
+        if fault is not None and (fault.rank, fault.epoch) == (self.me, self.epoch) and self.slices > fault.slice:
+            self._fault()
+            return
+        code = self._slice(0)
+        if code == f.PAUSED:
+            if fault is not None:
+                self._check_patience()
+        elif code == f.POISONED:
+            self._fail(f.CAUSE_ERROR, self._origin())
+        elif code == f.ALL_ANNOUNCED:
+            self.counts = Counts(max(1, job[f.LOCAL]), self.case.ranks)
+            self.landed = halves.set_targets(job, st, self.counts)
+            job[f.OUT_ROWS] = private(self.me, places.LANDED)
+        elif code == f.RAN:
+            self._gather()
+            steps.heartbeat(job, st, -1)
+            self._tend(False)
+            self.stage = "close"
+            if self.call.exchange and job[f.MODE] == f.MODE_DISPATCH:
+                self._halfway()
+
+    def _slice(self, worker: int) -> int:
+        """Run steps for a while; how that ended."""
+        actor = self.machine.sched.me
+        actor.sweeping = True
+        try:
+            return cpu.work(self.job, self.st, worker)
+        except Slice:
+            return f.PAUSED
+        finally:
+            actor.sweeping = False
+
+    def _gather(self) -> None:
+        """As `Workers.gather`: the call has ended when every worker has left it."""
+        if self.job[f.WORKERS] == 1:
+            return
+        done = private(self.me, places.GATE, GATE_DONE)
+        left = self.left + self.case.workers - 1
+        while memory.load_acquire(done) < left:
+            memory.yield_core()
+        self.left = left
+
+    def _halfway(self) -> None:
+        """As `Exchange.combine`, after `Exchange.dispatch`, with hashes for the user's experts."""
+        call, job, st, me, value = self.call, self.job, self.st, self.me, self.machine.memory.value
+        if call.ends_early:
+            self._check_statuses(True)
+            return
+        self._check_statuses(False)
+        row = 0
+        for local in range(job[f.LOCAL]):
+            for source in range(self.case.ranks):
+                for _ in range(self.counts[local, source]):
+                    at = WORD * self.case.words * row
+                    words = [value.get(private(me, places.LANDED, at + WORD * w), 0) for w in range(self.case.words)]
+                    made = experts.computed(
+                        experts.weights_address(int(self.placement.start[me]) + local, call.layer), words
+                    )
+                    for w, word in enumerate(made):
+                        value[private(me, places.OUT, at + WORD * w)] = word
+                    row += 1
+        job[f.MODE] = f.MODE_COMBINE
+        halves.expect_back(job, st)
+        refuses = call.refuses_combine
+        out = 0 if refuses else private(me, places.OUT)
+        for source in range(self.case.ranks):
+            halves.give_back(job, st, self.counts, source, out, f.REFUSED if refuses else f.OK)
+        self._tend(True)
+        self.stage = "work"
+
+    def _check_statuses(self, broken: bool) -> None:
+        """What the other ranks said instead of rows is known by now, and nothing is that they have yet to say."""
+        start = self.job[f.T_STATUS]
+        statuses = self.st[start : start + self.case.ranks]
+        if not self.call.refuses and not self.call.refuses_combine and any(statuses) != broken:
+            raise WrongResult(f"rank {self.me} in call {self.epoch}: statuses {statuses}")
+
+    def _close(self) -> None:
+        if not self.call.ends_early or not self.call.exchange:
+            self._check_statuses(self.call.broken and self.case.ranks > 1)
+        self.machine.checks.closed(self)
+        self.outputs.append(self.output)
+        self.stage = "open"
+
+    # ---- when something goes wrong
+
+    def _fault(self) -> None:
+        """The rank fails, or is killed, as the case has it."""
+        fault = self.case.fault
+        assert fault is not None
+        if fault.dies >= 0:
+            self.machine.doom(self.me, fault.dies)
+        if fault.raises:
+            self._fail(f.CAUSE_INTERRUPT, self.me)
+        else:
+            while True:
+                self.machine.sched.switch("die")
+
+    def _check_patience(self) -> None:
+        """As `Runtime.go_on`, with its own class."""
+        if self.patience is None:
+            group = SimpleNamespace(rank=self.me)
+            self.patience = _Patience(SimpleNamespace(state=self.st, epoch=self.epoch, group=group), self.job, TIMEOUT)  # type: ignore[arg-type]
+        try:
+            self.patience.check()
+        except WaitTimeout:
+            self._fail(f.CAUSE_TIMEOUT, self.me)
+
+    def _origin(self) -> int:
+        """As `Runtime._raise_poison`: who is said to have failed first."""
+        peer = arrivals.poisoned(self.job, self.st)
+        if peer < 0:
+            return self.me
+        told = memory.load_acquire(word_from(self.job, self.st, peer, f.POISON)) >> f.CAUSE_BITS
+        epoch, origin = divmod(told, 1 << f.ORIGIN_BITS)
+        self.machine.checks.told(self, epoch, origin)
+        return origin
+
+    def _fail(self, cause: int, origin: int) -> None:
+        """As `Runtime._fail`."""
+        job, st = self.job, self.st
+        self.stage = "failing"
+        steps.poison(job, st, origin, cause)
+        if job[f.FAR]:
+            while not wire.take(job[f.WIRE]):
+                memory.yield_core()
+            outbox.last_words(job, st)
+            outbox.listen(job, st)
+            wire.leave(job[f.WIRE])
+            self._tend(False)
+        self.stage = "failed"
+
+    # ---- the other threads of the rank
+
+    def help(self, worker: int) -> bool:
+        """A worker beside the caller: parked until a call opens, then part of it."""
+        opened = memory.load_acquire(private(self.me, places.GATE, GATE_OPEN))
+        if opened <= self.joined[worker]:
+            memory.yield_core()
+            return True
+        code = f.PAUSED
+        while code == f.PAUSED:
+            code = self._slice(worker)
+        self.joined[worker] = opened
+        memory.fetch_add(private(self.me, places.GATE, GATE_DONE), 1)
+        return True
+
+    def pace(self) -> bool:
+        """The pacing thread."""
+        wire.pace(private(self.me, places.WIRE))
+        return False
+
+
+class Counts(dict):
+    """A table [L, W] of counts."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__({(i, j): 0 for i in range(rows) for j in range(columns)})

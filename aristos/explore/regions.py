@@ -1,0 +1,133 @@
+"""What lies where: an address in words, and the few places that have rules of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ..engine import fields as f
+from ..engine.layout import PairLayout, Shape, far_bytes, lines, near_bytes, outbox_bytes
+from ..nodes import Nodes
+from .places import AREA, FAR, NEAR, OUTBOX, PRIVATE, address, where
+
+WORD = 8
+WORDS = ("POISON", "AT_EPOCH", "AT_PHASE", "ANNOUNCED", "TAIL", "CREDIT", "RETURN_TAIL")
+AREAS = ("state", "lock", "wire", "x", "y", "ids", "weights", "activations", "landed rows", "rows to return", "gate")
+RETURNS, RING, PLAIN, CODED, OUT_OF_BOUNDS = range(5)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an address lies. kind: which rules; writer: who may write there, -1 if that changes from call to call."""
+
+    kind: int
+    rank: int  # whose memory it is
+    part: int
+    region: str
+    writer: int
+    offset: int  # in the region
+    peer: int = -1  # in an outbox: whom it is for
+
+
+class Regions:
+    """The windows and outboxes of all ranks of one shape."""
+
+    def __init__(self, shape: Shape, nodes: Nodes) -> None:
+        self.shape, self.nodes, self.layout = shape, nodes, PairLayout.of(shape)
+        self.returns = lines(shape.returns)
+        self._parts: dict[tuple[int, int], tuple[int, list[int], int, int]] = {}
+        self._known: dict[int, Place] = {}
+        starts = {"words": 0, **vars(self.layout)}
+        del starts["announce_step"], starts["far_bytes"]
+        self._starts = sorted(starts.items(), key=lambda item: item[1])
+
+    @staticmethod
+    @lru_cache(maxsize=64)
+    def of(shape: Shape, nodes: Nodes) -> Regions:
+        return Regions(shape, nodes)
+
+    def place(self, at: int) -> Place:
+        found = self._known.get(at)
+        if found is None:
+            found = self._known[at] = self._find(at)
+        return found
+
+    def _find(self, at: int) -> Place:
+        rank, part, offset = where(at)
+        if part == PRIVATE:
+            return Place(PLAIN, rank, part, AREAS[offset // AREA], rank, offset % AREA)
+        begin, peers, step, nbytes = self._part(rank, part)
+        if at % WORD or not 0 <= offset < nbytes:
+            return Place(OUT_OF_BOUNDS, rank, part, "outside", -1, offset)
+        if offset < begin:
+            return Place(RETURNS, rank, part, "return rows", -1, offset)
+        number, offset = divmod(offset - begin, step)
+        writer = rank if part == OUTBOX else peers[number]
+        region, start = "words", 0
+        for name, first in self._starts:
+            if first <= offset:
+                region, start = name, first
+        if part == OUTBOX and offset >= self.layout.far_bytes:
+            region, start = self._beside(offset)
+        kind = PLAIN
+        if part != OUTBOX:
+            kind = {"ring": RING, "coded": CODED}.get(region, PLAIN)
+        return Place(kind, rank, part, region, writer, offset - start, peers[number])
+
+    def _part(self, rank: int, part: int) -> tuple[int, list[int], int, int]:
+        """Of a part: where its regions begin, whose they are, bytes of a region, bytes."""
+        if (rank, part) not in self._parts:
+            near, far = self.nodes.near(rank), self.nodes.far(rank)
+            self._parts |= {
+                (rank, NEAR): (self.returns, near, self.layout.nbytes, near_bytes(self.shape, self.nodes, rank)),
+                (rank, FAR): (self.returns, far, self.layout.far_bytes, far_bytes(self.shape, self.nodes, rank)),
+                (rank, OUTBOX): (0, far, outbox_bytes(self.shape), outbox_bytes(self.shape) * len(far)),
+            }
+        return self._parts[rank, part]
+
+    def _beside(self, offset: int) -> tuple[str, int]:
+        """What lies beside an outbox: words that have arrived, words to put, staged rows."""
+        at = self.layout.far_bytes
+        if offset < at + 64:
+            return "arrived words", at
+        if offset < at + 64 + 128:
+            return "coded words to put", at + 64
+        return "staged rows", at + 64 + 128
+
+    def ring_slot(self, owner: int, source: int, slot: int) -> range:
+        """The addresses of a ring row at `owner`."""
+        near = source in self.nodes.near(owner)
+        peers = self.nodes.near(owner) if near else self.nodes.far(owner)
+        size = self.layout.nbytes if near else self.layout.far_bytes
+        at = address(owner, NEAR if near else FAR, self.returns + size * peers.index(source) + self.layout.ring)
+        at += self.shape.stride * slot
+        return range(at, at + self.shape.stride, WORD)
+
+    def name(self, at: int) -> str:
+        """An address in words, for people."""
+        p = self.place(at)
+        number = p.offset // WORD
+        if p.region == "words" or p.region == "arrived words":
+            word = WORDS[number] if number < f.WORDS else f"word {number}"
+            if p.part != OUTBOX:
+                return f"{word} of rank {p.writer} at rank {p.rank}"
+            return (
+                f"{word} for rank {p.peer} at rank {p.rank}"
+                if p.region == "words"
+                else f"{word} from rank {p.peer} at rank {p.rank}"
+            )
+        if p.region.startswith("coded"):
+            half = "value" if number % 2 == 0 else "complement"
+            return f"{WORDS[number // 2 % f.WORDS]} ({half}) of rank {p.writer} at rank {p.rank}"
+        detail = f"word {number}"
+        if p.region == "ring":
+            slot, rest = divmod(p.offset, self.shape.stride)
+            detail = f"row {slot} word {rest // WORD}"
+        elif p.region in ("records", "return_records"):
+            detail = f"{p.offset // 32} word {number % 4}"
+        elif p.region == "announce":
+            buffer, rest = divmod(p.offset, self.layout.announce_step)
+            detail = f"buffer {buffer} word {rest // WORD}"
+        whose = f" of rank {p.writer}" if p.writer >= 0 and p.part in (NEAR, FAR) else ""
+        kind = {NEAR: "", FAR: "far ", OUTBOX: "outbox ", PRIVATE: ""}[p.part]
+        return f"{kind}{p.region} {detail}{whose} at rank {p.rank}"

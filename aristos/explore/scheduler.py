@@ -1,0 +1,157 @@
+"""Actors, and who goes on: one at a time, from one visible operation to the next, in an order that a strategy decides.
+
+An actor is a greenlet. It stops before each operation that another actor could see (an atomic, a put, a flush, a poll)
+and when it has nothing to do. Everything that a schedule leaves open is decided by the strategy, as small numbers: a
+list of them replays a run. It refuses to know what the actors do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from greenlet import getcurrent, greenlet
+
+from .violation import Crash, Deadlock, Livelock, Violation
+
+LOAD, STORE, UPDATE, PUT, FLUSH, POLL, LAND, GO = "load", "store", "update", "put", "flush", "poll", "land", "go"
+ANYWHERE = -1  # an operation whose place does not matter
+
+
+class Slice(Exception):
+    """The slice of time that a worker was given is over: what it runs comes back."""
+
+
+class Strategy(Protocol):
+    """Decides what a schedule leaves open; 0 is always what changes least."""
+
+    def pick(self, options: list[Actor]) -> int:
+        """Who goes on; options[0] is who ran last, if that one can."""
+
+    def choose(self, count: int, what: str) -> int:
+        """One of `count` ways that something may go."""
+
+
+class Actor:
+    """Something that runs by itself. segment: one stretch of its work; False when it has ended."""
+
+    def __init__(self, number: int, name: str, rank: int, segment: Callable[[], bool], daemon: bool = False) -> None:
+        self.number, self.name, self.rank, self.segment, self.daemon = number, name, rank, segment, daemon
+        self.enabled, self.done = True, False
+        self.op, self.at = GO, ANYWHERE  # what it will do next
+        self.seen: dict[int, int] = {}  # the words of this sweep and what they held
+        self.locked_out: tuple[int, int] | None = None  # a lock that another holds, and what it held
+        self.fresh = True  # its next operation is the first of a stretch (exhaustive.py)
+        self.sweeping = False  # it looks for something to do
+        self.cut = False  # its slice of time is over
+        self.print = 0  # what it has decided from when it last held its rank's lock
+        self.why = "starts"
+        self.flushing = -1  # the rank that it flushes its puts to
+        self.greenlet: greenlet | None = None
+
+    def body(self) -> None:
+        while self.segment():
+            pass
+
+
+class Scheduler:
+    """The actors of a run and the one that runs now."""
+
+    def __init__(self, strategy: Strategy, bound: int) -> None:
+        self.strategy, self.bound = strategy, bound
+        self.actors: list[Actor] = []
+        self.current: Actor | None = None
+        self.steps = 0
+        self.later: dict[int, Callable[[], None]] = {}  # what happens before a step
+        self.stuck: Callable[[], bool] = lambda: False  # nobody can go on: True if something was done about it
+        self.describe: Callable[[], str] = lambda: ""
+        self._main = getcurrent()
+
+    def add(self, name: str, rank: int, segment: Callable[[], bool], daemon: bool = False) -> Actor:
+        actor = Actor(len(self.actors), name, rank, segment, daemon)
+        self.actors.append(actor)
+        return actor
+
+    @property
+    def me(self) -> Actor:
+        """The actor that runs now."""
+        assert self.current is not None
+        return self.current
+
+    # ---- what actors call
+
+    def switch(self, op: str, at: int = ANYWHERE) -> None:
+        """Before an operation that others can see: somebody else may go first."""
+        me = self.current
+        if me is None:
+            return  # the machine is being built
+        me.op, me.at = op, at
+        self._main.switch()
+
+    def wait(self, why: str, *, cut: bool = False) -> None:
+        """Stop until somebody wakes this actor; cut: or until its slice of time is over, by an exception."""
+        me = self.me
+        me.enabled, me.why, me.op, me.at = False, why, GO, ANYWHERE
+        self._main.switch()
+        if me.cut:
+            me.cut = False
+            if cut:
+                raise Slice
+
+    def wake(self, actor: Actor) -> None:
+        if not actor.done:
+            actor.enabled = True
+
+    # ---- the run
+
+    def run(self) -> None:
+        """Until every actor but the daemons has ended. Raises Violation."""
+        self._main = getcurrent()
+        for actor in self.actors:
+            actor.greenlet = greenlet(actor.body, parent=self._main)
+        try:
+            while self._open() and (chosen := self._next()) is not None:
+                self.step(chosen)
+        finally:
+            self.current = None
+            self.kill()
+
+    def _open(self) -> bool:
+        return any(not a.done and not a.daemon for a in self.actors)
+
+    def _next(self) -> Actor | None:
+        if self.steps in self.later:
+            self.later.pop(self.steps)()
+        last = self.current
+        options = [a for a in self.actors if a.enabled and a is not last]
+        if last is not None and last.enabled:
+            options.insert(0, last)
+        if not options:
+            if not self._open():  # the last one was killed
+                return None
+            if self.stuck():
+                return self._next()
+            raise Deadlock(self.describe())
+        return options[self.strategy.pick(options)] if len(options) > 1 else options[0]
+
+    def step(self, actor: Actor) -> None:
+        """Let an actor do its next operation, and go on to the one after."""
+        self.steps += 1
+        if self.steps > self.bound:
+            raise Livelock(f"{self.steps} steps and no end\n{self.describe()}")
+        self.current = actor
+        assert actor.greenlet is not None
+        try:
+            actor.greenlet.switch()
+        except Violation:
+            raise
+        except Exception as error:
+            raise Crash(f"{actor.name}: {type(error).__name__}: {error}") from error
+        if actor.greenlet.dead:
+            actor.done, actor.enabled = True, False
+
+    def kill(self) -> None:
+        """End all greenlets that have not ended."""
+        for actor in self.actors:
+            if actor.greenlet is not None and not actor.greenlet.dead:
+                actor.greenlet.throw()

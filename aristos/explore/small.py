@@ -1,0 +1,33 @@
+"""The small cases that are searched to the end: two ranks of one worker, two experts, top-1, tiny rings, few routings.
+
+Each routing makes the ranks meet in another way: rows both ways at once, all to one rank, all to one and then all to
+the other, none and then all, and ranks that have no tokens in a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .cases import Call, Case
+
+# name -> the expert of token t of a rank in call n; -1: no such token
+ROUTINGS: dict[str, Callable[[int, int, int], int]] = {
+    "both ways": lambda rank, n, t: (1 - rank + (t + n) % 3 % 2) % 2,
+    "all to one": lambda rank, n, t: 1,
+    "in turns": lambda rank, n, t: 1 - n % 2,
+    "none, then all": lambda rank, n, t: (rank + n) % 2,
+    "one sends": lambda rank, n, t: 1 - rank if (rank + n) % 2 == 0 else -1,
+}
+
+
+def small(routing: str, rows: int = 2, tokens: int = 3, calls: int = 2, transport: str = "shm") -> Case:
+    """A case by name; `tokens` of each rank that has any."""
+    expert = ROUTINGS[routing]
+
+    def call(rank: int, n: int) -> Call:
+        chosen = (expert(rank, n, t) for t in range(tokens))
+        return Call(tuple((e,) for e in chosen if e >= 0), layer=n)
+
+    made = tuple(tuple(call(rank, n) for n in range(calls)) for rank in range(2))
+    node_of = (0, 0) if transport == "shm" else (0, 1)
+    return Case(rows=rows, max_tokens=max(1, tokens), tile=1, run=2, node_of=node_of, block=1, calls=made)

@@ -1,0 +1,86 @@
+"""A rank's state: what its workers share under the rank's lock. With several workers, one that checks that they do.
+
+An access by a step to a word of the state that nothing orders after the access it conflicts with is a race, as it is in
+a window (memory_model.py). It refuses to look at what the explorer itself reads there.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from ..engine import fields as f
+from ..engine.layout import StateLayout
+from .violation import Race
+
+if TYPE_CHECKING:
+    from .memory_model import Memory
+
+STEPS = ("/engine/", "/substrate/")  # whose accesses count
+UNORDERED = (f.FAILED,)  # a flag that is set once, by whoever fails, holding no lock: who reads it late fails late
+
+
+class State(list):
+    """A list that has an address, as an array has."""
+
+    def __init__(self, words: int, at: int) -> None:
+        super().__init__([0] * words)
+        self.ctypes = SimpleNamespace(data=at)
+
+
+class Watched(State):
+    """The state of a rank with several workers."""
+
+    def __init__(self, tables: StateLayout, at: int, memory: Memory, rank: int) -> None:
+        super().__init__(tables.words, at)
+        self.memory, self.rank = memory, rank
+        self.starts = sorted((start, name) for name, start in tables.starts.items())
+        self.writes: dict[int, tuple[int, int, str]] = {}  # actor, its clock, function
+        self.reads: dict[int, dict[int, tuple[int, str]]] = {}
+
+    def __getitem__(self, i: Any) -> Any:
+        step = self._step(i)
+        if step:
+            me = self.memory.me
+            mine, wrote = self.memory.clocks[me], self.writes.get(i)
+            if wrote is not None and wrote[0] != me and mine[wrote[0]] < wrote[1]:
+                self._race("reads", i, step, "writing", wrote[0], wrote[2])
+            self.reads.setdefault(i, {})[me] = mine[me], step
+        return super().__getitem__(i)
+
+    def __setitem__(self, i: Any, value: Any) -> None:
+        step = self._step(i)
+        if step:
+            me = self.memory.me
+            mine, wrote = self.memory.clocks[me], self.writes.get(i)
+            if wrote is not None and wrote[0] != me and mine[wrote[0]] < wrote[1]:
+                self._race("writes", i, step, "writing", wrote[0], wrote[2])
+            for reader, (clock, other) in self.reads.pop(i, {}).items():
+                if reader != me and mine[reader] < clock:
+                    self._race("writes", i, step, "reading", reader, other)
+            self.writes[i] = me, mine[me], step
+        super().__setitem__(i, value)
+
+    def _step(self, i: Any) -> str:
+        """The function of a step that makes this access; nothing if it is not one that counts."""
+        actor = self.memory.sched.current
+        if actor is None or actor.rank != self.rank or isinstance(i, slice) or i in UNORDERED:
+            return ""
+        code = sys._getframe(2).f_code
+        if not any(room in code.co_filename for room in STEPS):
+            return ""
+        return f"{code.co_filename.rsplit('/', 1)[-1].removesuffix('.py')}.{code.co_name}"
+
+    def _race(self, does: str, i: int, step: str, done: str, other: int, where: str) -> None:
+        actor = self.memory.actor
+        raise Race(
+            f"{actor(self.memory.me)} {does} {self.name(i)} in {step} while {actor(other)} may be {done} it in {where}:"
+            " nothing orders the two"
+        )
+
+    def name(self, i: int) -> str:
+        """A word of the state, for people."""
+        names = {value: name for name, value in vars(f).items() if name.startswith("T_")}
+        table = max(((start, name) for start, name in self.starts if start <= i), default=None)
+        return f"word {i} of the state" if table is None else f"{names[table[1]]}[{i - table[0]}]"

@@ -1,0 +1,36 @@
+"""The story of a run, for people: who did what, in which step, to which word, and what it held before and after."""
+
+from __future__ import annotations
+
+import sys
+
+from .memory_model import Event, Memory
+
+_ROOMS = ("/engine/", "/explore/rank.py", "/wire.py", "/explore/mutations.py")
+
+
+def where_from() -> str:
+    """The step that is running: the innermost function of the engine."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if any(room in path for room in _ROOMS):
+            return f"{path.rsplit('/', 1)[-1].removesuffix('.py')}.{frame.f_code.co_name}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "network"
+
+
+def tell(memory: Memory, last: int = 60) -> str:
+    """The last events, a line each."""
+    events = memory.story or []
+    lines = [f"... {len(events) - last} events before"] if len(events) > last else []
+    return "\n".join(lines + [_line(memory, event) for event in events[-last:]])
+
+
+def _line(memory: Memory, e: Event) -> str:
+    change = "" if e.what.startswith("put") else f": {_number(e.old)} -> {_number(e.new)}"
+    return f"{e.step:6d}  {e.actor:16s} {e.where:24s} {e.what:10s} {memory.name(e.at)}{change}"
+
+
+def _number(value: int) -> str:
+    return str(value) if abs(value) < 10**12 else f"#{value % 10**6:06d}"

@@ -1,0 +1,147 @@
+"""A machine whose actors can be rebuilt: it keeps what each has read since its stretch of work began.
+
+A stretch is one command, or a sweep that finds none. Nothing but what the memory functions return reaches it, so that
+running it again from the rank's private memory, with these values and without effects, brings the actor back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import marshal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .. import memory, wire
+from ..engine import experts
+from ..engine import fields as f
+from ..engine.layout import word_from, word_to
+from ..substrate import cpu
+from .cases import Case
+from .frozen import Private
+from .landing import Landing
+from .machine import Machine
+from .network import Network
+from .rank import Rank
+from .regions import WORD
+from .scheduler import Actor, Slice, Strategy
+from .violation import Livelock
+
+Log = list[Any]
+
+
+class Stretches(Machine):
+    """For one worker a rank."""
+
+    def __init__(self, case: Case, strategy: Strategy) -> None:
+        super().__init__(case, strategy)
+        self.replaying = -1  # how many values have been used again, -1 when the actor is where it was
+        self.stretches: list[tuple[Private, bytes, Log]] = [
+            (Private.of(rank), b"", []) for rank in self.ranks
+        ]  # of each actor
+        for rank in self.ranks:
+            rank.job[f.PAUSE_NS] = -1
+            for p in range(case.ranks):
+                if p != rank.me:
+                    self._take_for_local(rank, p)
+
+    network: Landing
+
+    def make_network(self) -> Network:
+        network = Landing(self.memory)
+        network.again = lambda: self.replaying >= 0
+        return network
+
+    def _take_for_local(self, rank: Rank, peer: int) -> None:
+        """The words between a rank and a peer that nobody else sees: a step that touches these alone is no switch."""
+        job, st, local = rank.job, rank.st, self.memory.local
+        far = st[job[f.T_FAR] + peer] != 0
+        local |= {word_to(job, st, peer, w) for w in (range(f.WORDS) if far else (f.AT_EPOCH, f.AT_PHASE))}
+        if far:  # an outbox, what has arrived, and the lock of the wire
+            local |= {word_from(job, st, peer, w) for w in range(f.WORDS)}
+            local |= {job[f.WIRE] + WORD * w for w in range(wire.STATUS)}
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """What steps read is kept inside, or given to them again."""
+        mem = self.memory
+        names = ("load", "store", "load_acquire", "store_release", "compare_exchange", "copy_row", "words", "floats")
+        before: list[tuple[Any, str, Any]] = [(memory, name, getattr(memory, name)) for name in names]
+        before += [(mem, name, getattr(mem, name)) for name in ("fresh_return", "forget_returns")]
+        before += [(self.network, name, getattr(self.network, name)) for name in ("under_way", "settle")]
+        before += [(wire, name, getattr(wire, name)) for name in ("put", "sync", "progress")]
+        before += [(experts, "expert_rows", experts.expert_rows), (memory, "clock", memory.clock)]
+        for owner, name, real in before:
+            setattr(owner, name, self._recorded(real))
+        memory.clock = lambda: 0
+        before += [(cpu, "tend_wire", cpu.tend_wire)]
+        cpu.tend_wire = self._tended(cpu.tend_wire)
+        try:
+            yield
+        finally:
+            for owner, name, real in before:
+                setattr(owner, name, real)
+
+    def _tended(self, real: Callable[..., bool]) -> Callable[..., bool]:
+        def tend_wire(*args: Any) -> bool:
+            if real(*args):
+                raise Slice  # something came or went: the next sweep is a stretch of its own
+            return False
+
+        return tend_wire
+
+    def _recorded(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def recorded(*args: Any) -> Any:
+            log = self.stretches[self.sched.me.number][2]
+            if self.replaying >= 0:
+                value = log[self.replaying]
+                self.replaying = self.replaying + 1 if self.replaying + 1 < len(log) else -1
+                return value
+            value = real(*args)
+            self.stretches[self.sched.me.number][2].append(value)
+            return value
+
+        return recorded
+
+    def idle(self) -> None:
+        """A sweep has found nothing: its stretch ends, and the actor waits for a word that it has read."""
+        actor = self.sched.me
+        value = self.memory.value
+        if actor.fresh:
+            raise Livelock(f"{actor.name} waits and reads no word that could change")
+        moving = self.network.moving
+        actor.enabled = any(at in moving or value.get(at, 0) != held for at, held in actor.seen.items())
+        raise Slice
+
+    def mark(self, actor: Actor) -> None:
+        """A stretch begins."""
+        rank = self.ranks[actor.rank]
+        rank.st[f.IDLE_SWEEPS] = rank.slices = 0
+        start = Private.of(rank)
+        self.stretches[actor.number] = start, self._digest(start), []
+        actor.fresh = True
+
+    def _digest(self, private: Private) -> bytes:
+        """Of what goes on from there."""
+        st, job = private.st[:], private.job
+        counters, command = job[f.T_COUNTERS], job[f.T_COMMAND]
+        st[counters : counters + f.COUNTER_WORDS] = [0] * f.COUNTER_WORDS
+        st[command : command + 2 * job[f.T_COMMAND_STEP]] = [0] * (2 * job[f.T_COMMAND_STEP])
+        st[job[f.T_PEER_WAIT] : job[f.T_PEER_WAIT] + job[f.WORLD]] = [0] * job[f.WORLD]
+        st[f.PROGRESS] = st[f.IDLE_SWEEPS] = st[f.HEARTBEAT] = 0
+        plain = [v for v in private.plain if isinstance(v, (int, str))]
+        outputs = [sorted(o.items()) for o in (*private.outputs, private.output)]
+        return hashlib.blake2b(marshal.dumps((st, plain, outputs), 2), digest_size=12).digest()
+
+    def replay(self, actor: Actor) -> None:
+        """The actor's stretch is to be run again, up to where it was."""
+        start, _, log = self.stretches[actor.number]
+        start.restore(self.ranks[actor.rank])
+        self.replaying = 0 if log else -1
+
+    def summary(self, actor: Actor) -> tuple[Any, ...]:
+        """Where an actor is."""
+        if actor.done:
+            return ()
+        _, digest, log = self.stretches[actor.number]
+        return actor.enabled, actor.done, actor.op, actor.at, [] if actor.enabled else sorted(actor.seen), digest, log

@@ -1,0 +1,111 @@
+"""The schedule explorer: as a command, on the engine as it is, and on engines with a bug put in."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from cases import ROOT, clean_environment
+
+SECONDS = 20  # of each sweep of fresh schedules: two minutes in all
+
+
+def run(*words: str, timeout: float = 170) -> subprocess.CompletedProcess[str]:
+    """`aristos explore WORDS`."""
+    command = [sys.executable, "-m", "aristos", "explore", *words]
+    return subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=timeout)
+
+
+def explore(*words: str, code: int = 0, timeout: float = 170) -> Any:
+    """What `aristos explore WORDS --json` prints, as an object."""
+    done = run(*words, "--json", timeout=timeout)
+    assert done.returncode == code, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_command_finds_nothing_and_a_seed_replays():
+    first, second = (explore("--schedules", "40", "--seed", "7") for _ in range(2))
+    assert first["schedules"] == 40
+    assert first["found"] is None
+    assert first["steps"] == second["steps"] > 1000
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--ranks", "0"], ["--rows", "-1"], ["--transport", "rma", "--ranks", "1"], ["--seconds", "nan"],
+     ["--strategy", "exhaustive", "--ranks", "3"]],
+)  # fmt: skip
+def test_options_that_make_no_sense(words):
+    done = run(*words)
+    assert done.returncode == 2
+    assert "must be in" in done.stderr or "needs at least" in done.stderr or "takes 2 ranks" in done.stderr
+
+
+def test_an_unknown_mutation_names_those_there_are():
+    done = run("--mutation", "?")
+    assert done.returncode == 2
+    assert "release-dropped" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "asked", ["shm 2 pct", "shm 4 pct", "rma 2 pct", "rma 3 random", "mixed 3 pct", "mixed 4 random"]
+)
+def test_fresh_schedules(asked):
+    """Schedules that no run before has seen; a failure names the seed, which replays it."""
+    seed = int.from_bytes(os.urandom(4), "little")
+    print(f"seed {seed}")
+    transport, ranks, strategy = asked.split()
+    drawn = ("--transport", transport, "--ranks", ranks, "--strategy", strategy, "--rows", "0", "--calls", "0")
+    found = explore(*drawn, "--seed", str(seed), "--schedules", "1000000", "--seconds", str(SECONDS))
+    assert found["found"] is None, json.dumps(found, indent=1)
+    assert found["schedules"] > 10
+
+
+@pytest.mark.parametrize("first", [0, None], ids=["seed 0", "a fresh seed"])
+def test_every_mutation_is_found(first):
+    """Each deliberate bug is found within 300 schedules, whatever the seed."""
+    seed = int.from_bytes(os.urandom(4), "little") if first is None else first
+    print(f"seed {seed}")
+    found = explore("--mutation", "all", "--seed", str(seed), timeout=600)["mutations"]
+    assert len(found) >= 18
+    assert all(each["found"] and each["schedules"] <= 300 for each in found)
+
+
+def test_a_bug_that_is_not_found_is_said_not_to_be():
+    found = explore("--mutation", "freed-out-of-order", "--schedules", "1", code=1)
+    assert found == {"mutations": [{"name": "freed-out-of-order", "found": False, "schedules": 1}]}
+
+
+def test_a_story():
+    done = run("--mutation", "zero-not-announced")
+    assert done.returncode == 0, done.stderr
+    assert "Deadlock" in done.stdout
+    assert "waits for a change of ANNOUNCED of rank" in done.stdout
+    assert "dispatch.publish" in done.stdout or "packing.announce" in done.stdout
+
+
+def test_all_schedules_within_a_node():
+    """2 ranks of one worker, 2 experts, 3 tokens, top-1, rings of 2 rows, 2 calls: searched to the end."""
+    result = explore("--strategy", "exhaustive", timeout=1800)
+    assert result["complete"], result
+    assert result["states"] > 300_000
+
+
+def test_all_schedules_of_fewer_tokens_between_nodes():
+    result = explore("--strategy", "exhaustive", "--transport", "rma", "--tokens", "1", "--calls", "1", timeout=600)
+    assert result["complete"], result
+    assert result["states"] > 20_000
+
+
+@pytest.mark.parametrize(
+    ("name", "transport"),
+    [("one-announcement-buffer", "shm"), ("credit-not-checked", "shm"), ("ends-without-owners-part", "shm"),
+     ("sync-skipped", "rma"), ("ends-before-its-words-are-put", "rma")],
+)  # fmt: skip
+def test_the_search_to_the_end_finds_bugs_too(name, transport):
+    result = explore("--strategy", "exhaustive", "--transport", transport, "--mutation", name, code=1)
+    assert result["found"]["story"]
