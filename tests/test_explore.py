@@ -12,6 +12,7 @@ import pytest
 from cases import ROOT, clean_environment
 
 SECONDS = 20  # of each sweep of fresh schedules: two minutes in all
+FRESH = ["shm 4 pct", "rma 2 pct", "rma 3 random", "mixed 3 pct", "mixed 4 random", "ring 3 pct"]
 
 
 def run(*words: str, timeout: float = 170) -> subprocess.CompletedProcess[str]:
@@ -51,9 +52,7 @@ def test_an_unknown_mutation_names_those_there_are():
     assert "release-dropped" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "asked", ["shm 2 pct", "shm 4 pct", "rma 2 pct", "rma 3 random", "mixed 3 pct", "mixed 4 random"]
-)
+@pytest.mark.parametrize("asked", FRESH)
 def test_fresh_schedules(asked):
     """Schedules that no run before has seen; a failure names the seed, which replays it."""
     seed = int.from_bytes(os.urandom(4), "little")

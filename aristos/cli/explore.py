@@ -23,7 +23,8 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=2, help="1 to 8 (%(default)s)")
     parser.add_argument("--rows", type=int, default=4, help="rows of a ring; 0: drawn from 1 to 4 (%(default)s)")
     parser.add_argument("--calls", type=int, default=2, help="calls of every rank; 0: drawn from 1 to 5 (%(default)s)")
-    parser.add_argument("--transport", choices=("shm", "rma", "mixed"), default="shm", help="(%(default)s)")
+    parser.add_argument("--transport", choices=("shm", "rma", "mixed", "ring"), default="shm",
+                        help="ring: the descriptor ring of a device alone (%(default)s)")  # fmt: skip
     parser.add_argument("--strategy", choices=("pct", "random", "exhaustive"), default="pct", help="(%(default)s)")
     parser.add_argument("--schedules", type=int, default=300, help="how many (%(default)s)")
     parser.add_argument("--tokens", type=int, default=3, help="of each rank's call, exhaustive only (%(default)s)")
@@ -50,8 +51,8 @@ def options(argv: list[str]) -> argparse.Namespace:
     if asked.transport != "shm" and asked.ranks < 2:
         parser.error(f"--transport {asked.transport} needs at least 2 ranks, got {asked.ranks}")
     if asked.strategy == "exhaustive":
-        if asked.ranks != 2 or asked.mutation == "all":
-            parser.error("--strategy exhaustive takes 2 ranks and not all mutations at once")
+        if asked.ranks != 2 or asked.mutation == "all" or asked.transport in ("mixed", "ring"):
+            parser.error("--strategy exhaustive takes 2 ranks, shm or rma, and not all mutations at once")
         asked.rows, asked.calls = asked.rows if "--rows" in argv else 2, asked.calls or 2
     asked.rows, asked.calls = asked.rows or None, asked.calls or None
     return asked
@@ -63,11 +64,11 @@ def main(argv: list[str]) -> int:
         if os.environ.get("NUMBA_DISABLE_JIT") != "1":  # Numba decides when a module is imported
             again = [sys.executable, "-m", "aristos", "explore", *argv]
             return subprocess.call(again, env={**os.environ, "NUMBA_DISABLE_JIT": "1"})
-        from ..explore import mutations
         from ..explore.main import run
+        from ..explore.mutation import load
 
-        if asked.mutation not in (None, "all", *mutations.ALL):
-            names = "\n".join(f"  {name:32s}{bug.what}" for name, bug in mutations.ALL.items())
+        if asked.mutation not in (None, "all", *load()):
+            names = "\n".join(f"  {name:32s}{bug.what}" for name, bug in load().items())
             print(f"aristos explore: the mutations are all of\n{names}", file=sys.stderr)
             return USAGE
         return run(asked)

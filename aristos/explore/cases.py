@@ -11,7 +11,6 @@ from ..nodes import Nodes
 from ..placement import Placement
 from .regions import WORD
 
-TRANSPORTS = ("shm", "rma", "mixed")
 STARTS = (0, 0, 2**31 - 3, 2**32 - 3, 2**53 - 3, 2**62)  # counters that have run for long
 KINDS = ("refused", "layer", "object", "combine")  # a rank refuses its input, or the second half; calls differ
 Ids = tuple[tuple[int, ...], ...]

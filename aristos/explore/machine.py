@@ -21,13 +21,35 @@ from .network import Network
 from .places import LOCK, OUTBOX, PRIVATE, WIRE, private
 from .rank import Rank
 from .regions import Regions
-from .scheduler import Scheduler, Strategy
+from .scheduler import Actor, Scheduler, Strategy
 from .violation import Aborted
 
 TOKEN_BLOCK = 2  # tokens of a route or combine command: several commands a call
 ROUNDS_OF_TIME = 60  # how often time may pass because nobody can go on
 PASSING = 130  # seconds that pass then: more than a timeout
 PATIENT = 4_000  # visible operations that a run may take for each row and rank, and as many again for each call
+
+
+@contextmanager
+def replaced(names: dict[tuple[Any, str], Any]) -> Iterator[None]:
+    """Names of modules stand for other things inside."""
+    before = {(module, name): getattr(module, name) for module, name in names}
+    for (module, name), value in names.items():
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for (module, name), value in before.items():
+            setattr(module, name, value)
+
+
+def waits(memory: Memory, actor: Actor) -> str:
+    """What an actor is about to do, or waits for."""
+    if actor.enabled:
+        return f"at a {actor.op}" + (f" of {memory.name(actor.at)}" if actor.at >= 0 else "")
+    if actor.why != CHANGE:
+        return actor.why
+    return f"{CHANGE} of " + ", ".join(n for n in map(memory.name, actor.seen) if "complement" not in n)
 
 
 class Machine:
@@ -103,14 +125,8 @@ class Machine:
             (runtime, "load_acquire"): self.memory.load_acquire,
             (runtime, "time"): SimpleNamespace(monotonic=lambda: self.seconds),
         }
-        before = {(module, name): getattr(module, name) for module, name in names}
-        for (module, name), value in names.items():
-            setattr(module, name, value)
-        try:
+        with replaced(names):
             yield
-        finally:
-            for (module, name), value in before.items():
-                setattr(module, name, value)
 
     def decide(self, step: Callable[..., int]) -> Callable[..., int]:
         """Step `decide`, which leaves behind what it has decided from."""
@@ -219,9 +235,5 @@ class Machine:
             lines.append(f"rank {rank.me}: {state}")
         for actor in self.sched.actors:
             if not actor.done:
-                at = f" of {self.memory.name(actor.at)}" if actor.at >= 0 else ""
-                why = f"at a {actor.op}{at}" if actor.enabled else actor.why
-                if why == CHANGE:
-                    why += " of " + ", ".join(n for n in map(self.memory.name, actor.seen) if "complement" not in n)
-                lines.append(f"  {actor.name}: {why}")
+                lines.append(f"  {actor.name}: {waits(self.memory, actor)}")
         return "\n".join(lines)

@@ -14,8 +14,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from . import cases, exhaustive, mutations, shrink, strategies
-from .machine import Machine
+from . import cases, exhaustive, mutation, ring, shrink, strategies
 from .small import ROUTINGS, small
 from .violation import Violation
 
@@ -45,6 +44,13 @@ class Sweep:
     failure: Failure | None
 
 
+def draw(seed: int, asked: cases.Asked) -> cases.Case:
+    """A case of those that were asked for."""
+    if asked.transport == "ring":
+        return ring.draw(seed, asked)
+    return cases.draw(seed, asked)
+
+
 def explore(asked: cases.Asked, strategy: str, schedules: int, seed: int, seconds: float) -> Sweep:
     """Run schedules seed, seed + 1, ... until one fails, or `seconds` are over."""
     started, length, steps = time.monotonic(), strategies.LENGTH, 0
@@ -53,9 +59,9 @@ def explore(asked: cases.Asked, strategy: str, schedules: int, seed: int, second
     for number in range(schedules):
         if time.monotonic() - started > seconds:
             break
-        case = cases.draw(seed + number, asked)
+        case = draw(seed + number, asked)
         plan = strategies.Recorded(strategies.make(strategy, seed + number, length))
-        machine = Machine(case, plan)
+        machine = shrink.machine_of(case, plan)
         ran += 1
         try:
             machine.run()
@@ -99,10 +105,10 @@ def report(sweep: Sweep, asked: cases.Asked, options: Any) -> int:
 
 def mutate(options: Any) -> int:
     """Look for the deliberate bugs asked for, each in schedules of its own; the exit code."""
-    names = list(mutations.ALL) if options.mutation == "all" else [options.mutation]
+    names = list(mutation.load()) if options.mutation == "all" else [options.mutation]
     results = []
     for name in names:
-        bug = mutations.ALL[name]
+        bug = mutation.load()[name]
         with bug.applied():
             sweep = explore(bug.asked, options.strategy, options.schedules, options.seed, options.seconds or FOREVER)
             found = sweep.failure is not None
@@ -120,7 +126,7 @@ def mutate(options: Any) -> int:
 
 def search(options: Any) -> int:
     """All schedules of the small cases, perhaps with one bug put in; ends with the first that shows something."""
-    bug = mutations.ALL[options.mutation].applied() if options.mutation else contextlib.nullcontext()
+    bug = mutation.load()[options.mutation].applied() if options.mutation else contextlib.nullcontext()
     done: list[dict[str, Any]] = []
     found: dict[str, Any] | None = None
     left = options.seconds or SECONDS

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .places import AREA, FIRST, LOCK, PRIVATE, STATE
+from .places import AREA, DESCRIPTORS, FIRST, LOCK, PRIVATE, SCRATCH, STATE
 from .regions import CODED, OUT_OF_BOUNDS, RETURNS, RING, WORD, Regions
 from .scheduler import LOAD, STORE, UPDATE, Scheduler
 from .violation import Race, RingError, SecondWriter, WrongResult
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Clock = tuple[int, ...]
 PRIVATE_BITS = PRIVATE << 38
-CHECKED_AREAS = (7,)  # activations, which workers share
+CHECKED_AREAS = (SCRATCH, DESCRIPTORS)  # what workers, or blocks and the caller, share
 CHANGE = "waits for a change"
 OLD = 3  # how far back a load may see
 

@@ -1,90 +1,17 @@
-"""Deliberate bugs: what must be found, or the explorer sees nothing. Each replaces functions; the engine has no flags.
+"""Deliberate bugs in the protocol within a node, most of them of all transports: what must be found.
 
-A mutation is put under the machine before a schedule and taken away after it. `asked` is where it can show.
+Each says in its docstring what is wrong with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
-from .. import memory, wire
-from ..engine import (
-    arrivals,
-    blocks,
-    dispatch,
-    experts,
-    layout,
-    lock,
-    outbox,
-    packing,
-    returns,
-    steps,
-    team,
-)
+from .. import memory
+from ..engine import arrivals, dispatch, experts, layout, lock, packing, returns, steps, team
 from ..engine import fields as f
-from . import network, places, rank
-from .cases import Asked
-
-WITHIN = 300  # schedules in which each is found
-LOTS = 1 << 62
-ONE_BY_ONE = (("tile", 1), ("run", 2), ("max_tokens", 6))
-NOWHERE = places.private(0, places.GATE, 1 << 20)  # a word that nobody reads
-Put = Callable[[Any, str, Any], None]
-
-
-@dataclass(frozen=True)
-class Mutation:
-    """A bug. put: replaces functions by (module, name, function)."""
-
-    name: str
-    what: str
-    put: Callable[[Put], None]
-    asked: Asked = field(default_factory=Asked)
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """The bug is there inside."""
-        before: list[tuple[Any, str, Any]] = []
-
-        def put(module: Any, name: str, value: Any) -> None:
-            before.append((module, name, getattr(module, name)))
-            setattr(module, name, value)
-
-        self.put(put)
-        try:
-            yield
-        finally:
-            for module, name, value in reversed(before):
-                setattr(module, name, value)
-
-
-class Instead:
-    """`aristos.memory` with some functions replaced, for one module."""
-
-    def __init__(self, **functions: Any) -> None:
-        vars(self).update(functions)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(memory, name)
-
-
-ALL: dict[str, Mutation] = {}
-
-
-def mutation(name: str, **asked: Any) -> Callable[[Callable[[Put], None]], Callable[[Put], None]]:
-    """Register a bug under a name."""
-
-    def register(put: Callable[[Put], None]) -> Callable[[Put], None]:
-        ALL[name] = Mutation(
-            name, (put.__doc__ or "").strip(), put, Asked(**{"rows": None, "plain": True, "faults": False} | asked)
-        )
-        return put
-
-    return register
-
+from . import rank
+from .mutation import LOTS, NOWHERE, ONE_BY_ONE, Instead, Put, mutation
 
 # ---- order within a source
 
@@ -112,58 +39,6 @@ def tail_before_record(put: Put) -> None:
             memory.store(*late.pop())
 
     put(dispatch, "mem", Instead(store=lambda at, value: late.append((at, value)), store_release=release))
-
-
-@mutation("flush-skipped", transport="rma")
-def flush_skipped(put: Put) -> None:
-    """Words are put right after the data that they tell of."""
-    put(network.Network, "flush", lambda self, address, peer: 0)
-
-
-@mutation("words-before-flush", transport="rma")
-def words_before_flush(put: Put) -> None:
-    """Words are put, and only then what they tell of is flushed."""
-    flush, put_words = network.Network.flush, outbox.put_words
-
-    def hasty(job: Any, st: Any, peer: int, first: int, end: int) -> None:
-        put_words(job, st, peer, first, end)
-        wire.flush(job[f.WIRE], peer, late=True)
-
-    def later(self: Any, address: int, peer: int, late: bool = False) -> None:
-        if late:
-            flush(self, address, peer)
-
-    put(outbox, "put_words", hasty)
-    put(network.Network, "flush", later)
-
-
-@mutation("sync-skipped", transport="rma")
-def sync_skipped(put: Put) -> None:
-    """A word that has arrived is handed on without a sync: what it tells of may not be visible."""
-    put(network.Network, "sync", lambda self, address: None)
-
-
-@mutation("no-complement-check", transport="rma")
-def no_complement_check(put: Put) -> None:
-    """A word that arrives is believed whatever its complement says."""
-
-    def read_words(job: Any, st: Any, peer: int) -> bool:
-        anything = False
-        for word in range(f.WORDS):
-            value = memory.load(st[job[f.T_FROM] + peer] + job[f.P_CODED] + outbox.CODED_WORD * word)
-            here = layout.word_from(job, st, peer, word)
-            if value != memory.load(here):
-                memory.store_release(here, value)
-                anything = True
-        return anything
-
-    put(outbox, "read_words", read_words)
-
-
-@mutation("two-mpi-callers", transport="rma", fixed=(("workers", 2),))
-def two_mpi_callers(put: Put) -> None:
-    """Workers call MPI without the wire's lock."""
-    put(wire, "take", lambda address: True)
 
 
 # ---- announcements
@@ -228,12 +103,6 @@ def credit_not_checked(put: Put) -> None:
     put(dispatch, "mem", Instead(load_acquire=lambda at: memory.load_acquire(at) + LOTS))
 
 
-@mutation("staging-before-credit", transport="rma", fixed=(("rows", 2),))
-def staging_before_credit(put: Put) -> None:
-    """A block is written into the outbox before there is credit for it."""
-    put(blocks, "mem", Instead(load_acquire=lambda at: memory.load_acquire(at) + LOTS))
-
-
 @mutation("credit-before-last-reader")
 def credit_before_last_reader(put: Put) -> None:
     """Credit for a tile is given when its record is read."""
@@ -270,17 +139,6 @@ def freed_out_of_order(put: Put) -> None:
     put(returns, "free_rows", free_rows)
 
 
-@mutation("credit-not-put", transport="rma", fixed=(("rows", 2),))
-def credit_not_put(put: Put) -> None:
-    """A far source is not told what has been freed."""
-    real = outbox.encode
-
-    def encode(job: Any, st: Any, peer: int, word: int, value: int) -> None:
-        real(job, st, peer, word, 0 if word == f.CREDIT else value)
-
-    put(outbox, "encode", encode)
-
-
 @mutation("ring-wrap-off-by-one")
 def ring_wrap_off_by_one(put: Put) -> None:
     """A ring of R rows wraps after R + 1."""
@@ -307,20 +165,6 @@ def merge_wait_beyond_credit(put: Put) -> None:
     put(experts, "choose", choose)
 
 
-@mutation("shared-staging-pool", transport="rma", ranks=3)
-def shared_staging_pool(put: Put) -> None:
-    """Outputs for all far sources wait in the same rows."""
-    real = places.fill
-
-    def fill(shape: Any, nodes: Any, me: int, state: Any, starts: dict[int, int], wire: int = 1) -> list[int]:
-        made = real(shape, nodes, me, state, starts, wire)
-        for p in nodes.far(me):
-            state[starts[f.T_STAGE] + p] = state[starts[f.T_STAGE] + nodes.far(me)[0]]
-        return made
-
-    put(places, "fill", fill)
-
-
 # ---- what is computed, returned, combined, and when a call ends
 
 
@@ -328,24 +172,6 @@ def shared_staging_pool(put: Put) -> None:
 def ends_without_owners_part(put: Put) -> None:
     """A call ends when the rank's own tokens are combined."""
     put(steps, "finished", lambda job, st: st[f.BLOCKS_LEFT] == 0 and st[f.UNSENT] == 0)
-
-
-@mutation("ends-before-its-words-are-put", transport="rma")
-def ends_before_put(put: Put) -> None:
-    """A call ends though far peers have not been put all that they are owed."""
-    put(outbox, "all_posted", lambda job, st: True)
-
-
-@mutation("half-exchange-unput", transport="rma", plain=False, kind="object")
-def half_exchange_unput(put: Put) -> None:
-    """An exchange's first half ends though blocks for far owners are not put: nothing comes back that would tell."""
-
-    def all_posted(job: Any, st: Any) -> bool:
-        far = [p for p in range(job[f.WORLD]) if st[job[f.T_FAR] + p]]
-        returned = all(st[job[f.T_PUT_RETURNED] + p] == st[job[f.T_RETURNED] + p] for p in far)
-        return returned and all(st[job[f.T_PUT_EPOCH] + p] == job[f.EPOCH] for p in far)
-
-    put(outbox, "all_posted", all_posted)
 
 
 @mutation("rows-of-the-next-call")
@@ -445,9 +271,3 @@ def poison_not_read(put: Put) -> None:
     """A rank that waits does not look for poison."""
     put(arrivals, "poisoned", lambda job, st: -1)
     put(rank.Rank, "looked_everywhere", lambda self, actor: self.st[f.IDLE_SWEEPS] > rank.PATIENCE)
-
-
-@mutation("nobody-paces", transport="rma", ranks=3, fixed=(("attention", True), ("max_tokens", 6), ("rows", 2)))
-def nobody_paces(put: Put) -> None:
-    """Nobody calls into MPI for a rank between its calls."""
-    put(wire, "pace", lambda address: None)

@@ -21,7 +21,7 @@ NEAR, FAR, OUTBOX, PRIVATE = range(4)
 
 # areas of the private part
 AREA = PART // 16
-STATE, LOCK, WIRE, X, Y, IDS, WEIGHTS, SCRATCH, LANDED, OUT, GATE = range(11)
+STATE, LOCK, WIRE, X, Y, IDS, WEIGHTS, SCRATCH, LANDED, OUT, GATE, DESCRIPTORS = range(12)
 
 
 def address(rank: int, part: int, offset: int = 0) -> int:

@@ -12,7 +12,8 @@ from .places import AREA, FAR, NEAR, OUTBOX, PRIVATE, address, where
 
 WORD = 8
 WORDS = ("POISON", "AT_EPOCH", "AT_PHASE", "ANNOUNCED", "TAIL", "CREDIT", "RETURN_TAIL")
-AREAS = ("state", "lock", "wire", "x", "y", "ids", "weights", "activations", "landed rows", "rows to return", "gate")
+AREAS = ("state", "lock", "wire", "x", "y", "ids", "weights", "activations", "landed rows", "rows to return", "gate",
+         "descriptors")  # fmt: skip
 RETURNS, RING, PLAIN, CODED, OUT_OF_BOUNDS = range(5)
 
 

@@ -1,0 +1,79 @@
+"""What a deliberate bug is, and all of them by name. Each replaces functions; the engine has no flags for them.
+
+A mutation is put under the machine before a schedule and taken away after it. `asked` is where it can show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import memory
+from . import places
+from .cases import Asked
+
+WITHIN = 300  # schedules in which each is found
+LOTS = 1 << 62
+ONE_BY_ONE = (("tile", 1), ("run", 2), ("max_tokens", 6))
+NOWHERE = places.private(0, places.GATE, 1 << 20)  # a word that nobody reads
+Put = Callable[[Any, str, Any], None]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A bug. put: replaces functions by (module, name, function)."""
+
+    name: str
+    what: str
+    put: Callable[[Put], None]
+    asked: Asked = field(default_factory=Asked)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The bug is there inside."""
+        before: list[tuple[Any, str, Any]] = []
+
+        def put(module: Any, name: str, value: Any) -> None:
+            before.append((module, name, getattr(module, name)))
+            setattr(module, name, value)
+
+        self.put(put)
+        try:
+            yield
+        finally:
+            for module, name, value in reversed(before):
+                setattr(module, name, value)
+
+
+class Instead:
+    """`aristos.memory` with some functions replaced, for one module."""
+
+    def __init__(self, **functions: Any) -> None:
+        vars(self).update(functions)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(memory, name)
+
+
+ALL: dict[str, Mutation] = {}
+
+
+def mutation(name: str, **asked: Any) -> Callable[[Callable[[Put], None]], Callable[[Put], None]]:
+    """Register a bug under a name."""
+
+    def register(put: Callable[[Put], None]) -> Callable[[Put], None]:
+        ALL[name] = Mutation(
+            name, (put.__doc__ or "").strip(), put, Asked(**{"rows": None, "plain": True, "faults": False} | asked)
+        )
+        return put
+
+    return register
+
+
+def load() -> dict[str, Mutation]:
+    """All mutations by name."""
+    from . import mutations, mutations_between  # noqa: F401  they register themselves
+
+    return ALL

@@ -1,0 +1,198 @@
+"""Deliberate bugs between nodes, and in the descriptor ring of a device: what must be found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import memory, wire
+from ..engine import blocks, descriptors, layout, outbox
+from ..engine import fields as f
+from . import network, places
+from .mutation import LOTS, Instead, Put, mutation
+
+
+@mutation("flush-skipped", transport="rma")
+def flush_skipped(put: Put) -> None:
+    """Words are put right after the data that they tell of."""
+    put(network.Network, "flush", lambda self, address, peer: 0)
+
+
+@mutation("words-before-flush", transport="rma")
+def words_before_flush(put: Put) -> None:
+    """Words are put, and only then what they tell of is flushed."""
+    flush, put_words = network.Network.flush, outbox.put_words
+
+    def hasty(job: Any, st: Any, peer: int, first: int, end: int) -> None:
+        put_words(job, st, peer, first, end)
+        wire.flush(job[f.WIRE], peer, late=True)
+
+    def later(self: Any, address: int, peer: int, late: bool = False) -> None:
+        if late:
+            flush(self, address, peer)
+
+    put(outbox, "put_words", hasty)
+    put(network.Network, "flush", later)
+
+
+@mutation("sync-skipped", transport="rma")
+def sync_skipped(put: Put) -> None:
+    """A word that has arrived is handed on without a sync: what it tells of may not be visible."""
+    put(network.Network, "sync", lambda self, address: None)
+
+
+@mutation("no-complement-check", transport="rma")
+def no_complement_check(put: Put) -> None:
+    """A word that arrives is believed whatever its complement says."""
+
+    def read_words(job: Any, st: Any, peer: int) -> bool:
+        anything = False
+        for word in range(f.WORDS):
+            value = memory.load(st[job[f.T_FROM] + peer] + job[f.P_CODED] + outbox.CODED_WORD * word)
+            here = layout.word_from(job, st, peer, word)
+            if value != memory.load(here):
+                memory.store_release(here, value)
+                anything = True
+        return anything
+
+    put(outbox, "read_words", read_words)
+
+
+@mutation("two-mpi-callers", transport="rma", fixed=(("workers", 2),))
+def two_mpi_callers(put: Put) -> None:
+    """Workers call MPI without the wire's lock."""
+    put(wire, "take", lambda address: True)
+
+
+@mutation("staging-before-credit", transport="rma", fixed=(("rows", 2),))
+def staging_before_credit(put: Put) -> None:
+    """A block is written into the outbox before there is credit for it."""
+    put(blocks, "mem", Instead(load_acquire=lambda at: memory.load_acquire(at) + LOTS))
+
+
+@mutation("credit-not-put", transport="rma", fixed=(("rows", 2),))
+def credit_not_put(put: Put) -> None:
+    """A far source is not told what has been freed."""
+    real = outbox.encode
+
+    def encode(job: Any, st: Any, peer: int, word: int, value: int) -> None:
+        real(job, st, peer, word, 0 if word == f.CREDIT else value)
+
+    put(outbox, "encode", encode)
+
+
+@mutation("shared-staging-pool", transport="rma", ranks=3)
+def shared_staging_pool(put: Put) -> None:
+    """Outputs for all far sources wait in the same rows."""
+    real = places.fill
+
+    def fill(shape: Any, nodes: Any, me: int, state: Any, starts: dict[int, int], wire: int = 1) -> list[int]:
+        made = real(shape, nodes, me, state, starts, wire)
+        for p in nodes.far(me):
+            state[starts[f.T_STAGE] + p] = state[starts[f.T_STAGE] + nodes.far(me)[0]]
+        return made
+
+    put(places, "fill", fill)
+
+
+@mutation("ends-before-its-words-are-put", transport="rma")
+def ends_before_put(put: Put) -> None:
+    """A call ends though far peers have not been put all that they are owed."""
+    put(outbox, "all_posted", lambda job, st: True)
+
+
+@mutation("half-exchange-unput", transport="rma", plain=False, kind="object")
+def half_exchange_unput(put: Put) -> None:
+    """An exchange's first half ends though blocks for far owners are not put: nothing comes back that would tell."""
+
+    def all_posted(job: Any, st: Any) -> bool:
+        far = [p for p in range(job[f.WORLD]) if st[job[f.T_FAR] + p]]
+        returned = all(st[job[f.T_PUT_RETURNED] + p] == st[job[f.T_RETURNED] + p] for p in far)
+        return returned and all(st[job[f.T_PUT_EPOCH] + p] == job[f.EPOCH] for p in far)
+
+    put(outbox, "all_posted", all_posted)
+
+
+@mutation("nobody-paces", transport="rma", ranks=3, fixed=(("attention", True), ("max_tokens", 6), ("rows", 2)))
+def nobody_paces(put: Put) -> None:
+    """Nobody calls into MPI for a rank between its calls."""
+    put(wire, "pace", lambda address: None)
+
+
+# ---- the descriptor ring
+
+
+@mutation("slot-reused", transport="ring")
+def slot_reused(put: Put) -> None:
+    """A block fills in a slot that the caller has not taken."""
+
+    def load_acquire(at: int) -> int:
+        value = memory.load_acquire(at)
+        return value + LOTS if at % places.AREA == descriptors.TAKEN else value
+
+    put(descriptors, "mem", Instead(load_acquire=load_acquire))
+
+
+@mutation("sequence-before-fields", transport="ring")
+def sequence_before_fields(put: Put) -> None:
+    """A slot counts as filled in before it is."""
+    late: list[tuple[int, int]] = []
+
+    def release(at: int, value: int) -> None:
+        memory.store_release(at, value)
+        while late:
+            memory.store(*late.pop())
+
+    put(descriptors, "mem", Instead(store=lambda at, value: late.append((at, value)), store_release=release))
+
+
+@mutation("taken-before-read", transport="ring")
+def taken_before_read(put: Put) -> None:
+    """The caller gives a slot back before it has read it."""
+    real = descriptors.take
+
+    def take(job: Any, st: Any, ring: int, slots: int, ticket: int) -> bool:
+        if memory.load_acquire(descriptors.slot(ring, slots, ticket) + descriptors.SEQUENCE) == ticket + 1:
+            memory.store_release(ring + descriptors.TAKEN, ticket + 1)
+        return real(job, st, ring, slots, ticket)
+
+    put(descriptors, "take", take)
+
+
+@mutation("landed-before-flush", transport="ring")
+def landed_before_flush(put: Put) -> None:
+    """A put counts as landed when it is made: its source is written again."""
+
+    def release(at: int, value: int) -> None:
+        memory.store_release(at, value)
+        if at % places.AREA == descriptors.TAKEN:
+            memory.store_release(at - descriptors.TAKEN + descriptors.LANDED, value)
+
+    put(descriptors, "mem", Instead(store_release=release))
+
+
+@mutation("ring-flush-skipped", transport="ring")
+def ring_flush_skipped(put: Put) -> None:
+    """Words are put right after the data that they tell of."""
+    put(network.Network, "flush", lambda self, address, peer: None)
+
+
+@mutation("tickets-shared", transport="ring", fixed=(("workers", 2),))
+def tickets_shared(put: Put) -> None:
+    """Two blocks may take one ticket."""
+
+    def take(at: int, expected: int, value: int) -> bool:
+        memory.store_release(at, value)
+        return True
+
+    put(descriptors, "mem", Instead(compare_exchange=take))
+
+
+@mutation("ring-wrap-of-tickets", transport="ring")
+def ring_wrap_of_tickets(put: Put) -> None:
+    """The caller looks for tickets a slot too far."""
+    real = descriptors.take
+
+    def take(job: Any, st: Any, ring: int, slots: int, ticket: int) -> bool:
+        return real(job, st, ring, slots + 1, ticket)
+
+    put(descriptors, "take", take)
