@@ -1,4 +1,4 @@
-"""The descriptor ring, compiled, with real threads; its schedules are explored by `aristos explore --transport ring`."""
+"""The descriptor ring, compiled, with real threads; `aristos explore --transport ring` explores its schedules."""
 
 from __future__ import annotations
 
@@ -74,3 +74,13 @@ def test_a_full_ring_asks_for_nothing():
     assert descriptors.post(at, 2, 5, 5, 5, 5, 5, 5) == -1
     assert np.array_equal(ring, before)
     assert not descriptors.landed(at, 0)
+
+
+def test_the_caller_finds_nothing_in_an_empty_ring():
+    ring, job, state = (
+        np.zeros(descriptors.ring_bytes(2) // 8, np.int64),
+        np.zeros(200, np.int64),
+        np.zeros(8, np.int64),
+    )
+    assert descriptors.serve(job, state, ring.ctypes.data, 2, 0) == 0
+    assert not ring.any()
