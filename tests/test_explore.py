@@ -92,6 +92,12 @@ def test_all_schedules_within_a_node():
     result = explore("--strategy", "exhaustive", timeout=1800)
     assert result["complete"], result
     assert result["states"] > 300_000
+    assert all(each["ends"] > 0 for each in result["routings"])
+
+
+def test_a_search_that_runs_out_of_time_says_so():
+    result = explore("--strategy", "exhaustive", "--rows=3", "--seconds", "0.5", code=3)
+    assert not result["complete"]
 
 
 def test_all_schedules_of_fewer_tokens_between_nodes():
@@ -106,5 +112,5 @@ def test_all_schedules_of_fewer_tokens_between_nodes():
      ("sync-skipped", "rma"), ("ends-before-its-words-are-put", "rma")],
 )  # fmt: skip
 def test_the_search_to_the_end_finds_bugs_too(name, transport):
-    result = explore("--strategy", "exhaustive", "--transport", transport, "--mutation", name, code=1)
+    result = explore("--strategy", "exhaustive", "--transport", transport, "--mutation", name)
     assert result["found"]["story"]

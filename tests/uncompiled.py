@@ -71,7 +71,7 @@ def play(case: Case, seeds: int = 20) -> None:
     """Some schedules of a case; raises the first Violation."""
     for seed in range(seeds):
         for strategy in ("pct", "random"):
-            Machine(case, strategies.make(strategy, seed, strategies.LENGTH)).run()
+            Machine(case, strategies.make(strategy, seed, strategies.length(case))).run()
 
 
 def test_a_half_exchange_leaves_nothing_in_the_outbox():

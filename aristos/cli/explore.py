@@ -1,6 +1,6 @@
 """`aristos explore`: run the engine's protocol under schedules that a checker decides, and look for races and hangs.
 
-Exit codes: 0 nothing found, 1 a bug was found, 2 usage, 130 Ctrl-C.
+Exit codes: 0 nothing found, 1 a bug was found, 2 usage, 3 an exhaustive search ran out of time, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def options(argv: list[str]) -> argparse.Namespace:
         "check every access and every result.",
     )
     parser.add_argument("--ranks", type=int, default=2, help="1 to 8 (%(default)s)")
-    parser.add_argument("--rows", type=int, default=4, help="rows of a ring; 0: drawn from 1 to 4 (%(default)s)")
+    parser.add_argument("--rows", type=int, help="rows of a ring; 0: drawn from 1 to 4 (4; exhaustive: 2)")
     parser.add_argument("--calls", type=int, default=2, help="calls of every rank; 0: drawn from 1 to 5 (%(default)s)")
     parser.add_argument("--transport", choices=("shm", "rma", "mixed", "ring"), default="shm",
                         help="ring: the descriptor ring of a device alone (%(default)s)")  # fmt: skip
@@ -44,7 +44,7 @@ def options(argv: list[str]) -> argparse.Namespace:
         ("schedules", 1, 10**9),
         ("tokens", 0, 6),
     ):
-        if not least <= getattr(asked, name) <= most:
+        if getattr(asked, name) is not None and not least <= getattr(asked, name) <= most:
             parser.error(f"--{name} must be in {least}..{most}, got {getattr(asked, name)}")
     if asked.seconds is not None and not 0 < asked.seconds < 1e6:
         parser.error(f"--seconds must be in 0..1e6, got {asked.seconds:g}")
@@ -53,7 +53,9 @@ def options(argv: list[str]) -> argparse.Namespace:
     if asked.strategy == "exhaustive":
         if asked.ranks != 2 or asked.mutation == "all" or asked.transport in ("mixed", "ring"):
             parser.error("--strategy exhaustive takes 2 ranks, shm or rma, and not all mutations at once")
-        asked.rows, asked.calls = asked.rows if "--rows" in argv else 2, asked.calls or 2
+        asked.rows, asked.calls = asked.rows or 2, asked.calls or 2
+    elif asked.rows is None:
+        asked.rows = 4
     asked.rows, asked.calls = asked.rows or None, asked.calls or None
     return asked
 

@@ -40,8 +40,8 @@ class Checks:
             if under_way > ring:
                 raise Unbounded(f"rank {me} has {under_way} rows in its ring of {ring} at rank {peer}")
             due = mine.table(f.T_SENT_TILES, peer) - mine.table(f.T_SEEN_TILES, peer)
-            if due > mine.job[f.SLOTS]:
-                raise Unbounded(f"rank {peer} owes rank {me} {due} tiles, more than there are record slots")
+            if due > ring + mine.call.exchange:
+                raise Unbounded(f"rank {peer} owes rank {me} {due} tiles, more than there are ring rows")
 
     def count(self, weights: int, row: list[int], share: int) -> None:
         """A share of a row's expert (-1: all of it) is computed."""
@@ -96,6 +96,7 @@ class Checks:
             "open",
             "work",
             "close",
+            "out",
         )
         if not failed or abs(epoch - rank.epoch) > 1:
             raise WrongResult(f"rank {rank.me} in call {rank.epoch} reads that rank {origin} failed in call {epoch}")

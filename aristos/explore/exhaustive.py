@@ -106,7 +106,7 @@ class Search:
             self.moves,
             self.ends,
             time.monotonic() - started,
-            not path and violation is None,
+            not path and violation is None and self.ends > 0,
             violation,
             [node.tried[-1] for node in path if node.tried],
         )
@@ -152,7 +152,8 @@ class Search:
             todo = [move for move in moves if move not in sleep]
         else:
             todo = [move for move in moves if move in before and move not in sleep]
-            self.visited[key] = before & sleep
+            sleep = sleep & before
+            self.visited[key] = frozenset(sleep)
         if todo:
             self.live = Node(Frozen.of(self.machine), todo, sleep)
             path.append(self.live)
@@ -248,7 +249,7 @@ class Search:
             [covers(clock) for clock in memory.clocks],
             sorted((at, covers(put.clock)) for at, put in self.network.halves.items() if covers(put.clock) != nothing),
             sorted((a, covers(clock)) for a, clock in self.network.told.items()),
-            sorted(self.network.moving),
+            sorted((at, covers(piece.put.clock)) for at, piece in self.network.moving.items()),
             sorted(memory.returned.items()),
             sorted(memory.full),
             sorted((w, list(row), s, n) for (w, row, s), n in machine.checks.runs.items()),

@@ -197,13 +197,14 @@ class Machine:
     def time_passes(self) -> bool:
         """Nobody can go on: if ranks may have failed, timeouts run out."""
         fault = self.case.fault
-        if fault is None or self._passed >= ROUNDS_OF_TIME:
+        lost = any(rank.stage in ("failing", "failed", "gone") for rank in self.ranks)
+        if fault is None or not lost or self._passed >= ROUNDS_OF_TIME:
             return False
         self._passed += 1
         self.seconds += PASSING
+        self.checks.all_told()
         if any(a.flushing >= 0 and self.ranks[a.flushing].stage == "gone" for a in self.sched.actors if not a.done):
             raise Aborted
-        self.checks.all_told()
         cut = [a for a in self.sched.actors if not a.done and a.sweeping and a.number == self.ranks[a.rank].caller]
         for actor in cut:
             actor.cut = True
@@ -224,6 +225,7 @@ class Machine:
     def describe(self) -> str:
         """What everybody waits for."""
         lines = []
+        before, self.sched.current = self.sched.current, None  # nobody of the run reads these tables
         for rank in self.ranks:
             st, job = rank.st, rank.job
             names = ("PHASE", "UNREAD", "OWED", "UNSENT", "BLOCKS_LEFT")
@@ -236,4 +238,5 @@ class Machine:
         for actor in self.sched.actors:
             if not actor.done:
                 lines.append(f"  {actor.name}: {waits(self.memory, actor)}")
+        self.sched.current = before
         return "\n".join(lines)

@@ -1,7 +1,8 @@
 """`aristos explore`: run schedules until one shows a bug, or all of those asked for have run.
 
 Schedule number n of a run with seed s is drawn from s + n alone, so that `--seed` (s + n) `--schedules 1` replays it.
-Exit codes: 0 nothing found, 1 a bug found (with --mutation: one of the mutations was not found), 2 usage.
+Exit codes: 0 nothing found, 1 a bug found (with --mutation: one was not found), 2 usage, 3 an exhaustive search ran out
+of time.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from . import cases, exhaustive, mutation, ring, shrink, strategies
 from .small import ROUTINGS, small
 from .violation import Violation
 
-FINE, FOUND = 0, 1
+FINE, FOUND, INCOMPLETE = 0, 1, 3
 FOREVER = float("inf")
 SECONDS = 1800.0  # of an exhaustive search
 
@@ -53,14 +54,14 @@ def draw(seed: int, asked: cases.Asked) -> cases.Case:
 
 def explore(asked: cases.Asked, strategy: str, schedules: int, seed: int, seconds: float) -> Sweep:
     """Run schedules seed, seed + 1, ... until one fails, or `seconds` are over."""
-    started, length, steps = time.monotonic(), strategies.LENGTH, 0
+    started, steps = time.monotonic(), 0
     warnings.filterwarnings("ignore", message="rank .* has waited")
     ran = 0
     for number in range(schedules):
         if time.monotonic() - started > seconds:
             break
         case = draw(seed + number, asked)
-        plan = strategies.Recorded(strategies.make(strategy, seed + number, length))
+        plan = strategies.Recorded(strategies.make(strategy, seed + number, strategies.length(case)))
         machine = shrink.machine_of(case, plan)
         ran += 1
         try:
@@ -111,12 +112,13 @@ def mutate(options: Any) -> int:
         bug = mutation.load()[name]
         with bug.applied():
             sweep = explore(bug.asked, options.strategy, options.schedules, options.seed, options.seconds or FOREVER)
-            found = sweep.failure is not None
+            kind = type(sweep.failure.violation).__name__ if sweep.failure is not None else ""
+            found = kind not in ("", "Crash")  # a bug that only stops a step is none of the protocol's
             results.append({"name": name, "found": found, "schedules": sweep.schedules})
             if options.json:
                 continue
-            outcome = f"found in {sweep.schedules}" if found else f"NOT found in {sweep.schedules}"
-            print(f"{name:32s}{outcome:16s}{sweep.seconds:6.1f} s  {bug.what}", flush=True)
+            outcome = f"{kind or 'NOT found'} in {sweep.schedules}"
+            print(f"{name:32s}{outcome:20s}{sweep.seconds:6.1f} s  {bug.what}", flush=True)
             if sweep.failure is not None and len(names) == 1:
                 tell(sweep.failure, shrink.shrink(sweep.failure.case, sweep.failure.decisions, sweep.failure.violation))
     if options.json:
@@ -135,7 +137,7 @@ def search(options: Any) -> int:
             case = small(routing, options.rows or 2, options.tokens, options.calls or 2, options.transport)
             result = exhaustive.Search(case).run(left)
             left -= result.seconds
-            numbers = {"states": result.states, "moves": result.moves, "complete": result.complete}
+            numbers = {"states": result.states, "moves": result.moves, "ends": result.ends, "complete": result.complete}
             done.append({"routing": routing, **numbers, "seconds": round(result.seconds, 3)})
             if not options.json:
                 how = "complete" if result.complete else "not complete"
@@ -159,12 +161,15 @@ def search(options: Any) -> int:
         print(f"{total} states, {'complete' if complete else 'not complete'}: nothing found")
     else:
         print(f"{found['what']}\n{found['message']}\n{found['case']}\n" + "\n".join(found["story"]))
-    return FINE if found is None else FOUND
+    if options.mutation:
+        return FINE if found is not None else FOUND
+    return FOUND if found is not None else FINE if complete else INCOMPLETE
 
 
 def tell(failure: Failure, shorter: shrink.Short) -> None:
     """A failing schedule, for people."""
-    print(f"schedule {failure.seed} (--seed {failure.seed} --schedules 1): {type(failure.violation).__name__}")
+    again = f"the same options with --seed {failure.seed} --schedules 1 run it again"
+    print(f"schedule {failure.seed} ({again}): {type(failure.violation).__name__}")
     print(f"{shorter.violation}\n{shorter.case.describe()}\n{shorter.story}")
 
 

@@ -17,6 +17,7 @@ from .violation import Race, RingError, SecondWriter, WrongResult
 
 if TYPE_CHECKING:
     from .network import Network
+    from .state import State
 
 Clock = tuple[int, ...]
 PRIVATE_BITS = PRIVATE << 38
@@ -52,7 +53,7 @@ class Memory:
     def __init__(self, regions: Regions, sched: Scheduler) -> None:
         self.regions, self.sched = regions, sched
         self.network: Network
-        self.states: list[list[int]] = []  # each rank's, as mem.load at its address sees it
+        self.states: list[State] = []  # each rank's, as mem.load at its address sees it
         self.value: dict[int, int] = {}
         self.writes: dict[int, tuple[int, int]] = {}  # plain: actor, its clock
         self.reads: dict[int, tuple[tuple[int, int], ...]] = {}
@@ -143,12 +144,21 @@ class Memory:
         elif place.kind == OUT_OF_BOUNDS:
             raise SecondWriter(f"{self.actor(me)} writes {self.name(at)}: {place.offset} of part {place.part}")
         self.own(at)
+        atomic = self.released.get(at)
+        if atomic is not None and atomic.actor != me and mine[atomic.actor] < atomic.time:
+            raise Race(f"{self.actor(me)} writes {self.name(at)} while {self.actor(atomic.actor)} may be releasing it")
+        self._check_plain(at, "writes")
+
+    def _check_plain(self, at: int, does: str) -> None:
+        """Whether this actor knows of all that was read and written plainly here."""
+        me = self.me
+        mine = self.clocks[me]
         wrote = self.writes.get(at)
         if wrote is not None and wrote[0] != me and mine[wrote[0]] < wrote[1]:
-            raise Race(f"{self.actor(me)} writes {self.name(at)} while {self.actor(wrote[0])} may be writing it")
+            raise Race(f"{self.actor(me)} {does} {self.name(at)} while {self.actor(wrote[0])} may be writing it")
         for reader, clock in self.reads.get(at, ()):
             if reader != me and mine[reader] < clock:
-                raise Race(f"{self.actor(me)} writes {self.name(at)} while {self.actor(reader)} may be reading it")
+                raise Race(f"{self.actor(me)} {does} {self.name(at)} while {self.actor(reader)} may be reading it")
 
     def own(self, at: int) -> None:
         """Each word has one writing rank."""
@@ -160,7 +170,7 @@ class Memory:
         if at & PRIVATE_BITS == PRIVATE_BITS:
             area = at >> 34 & 15
             if area == STATE:
-                return self.states[(at - FIRST) >> 40][(at & (AREA - 1)) >> 3]
+                return self.states[(at - FIRST) >> 40].load((at & (AREA - 1)) >> 3)
             if area not in CHECKED_AREAS:
                 return self.value.get(at, 0)
         elif self.regions.place(at).kind == CODED:
@@ -171,8 +181,10 @@ class Memory:
         if at & PRIVATE_BITS == PRIVATE_BITS:
             area = at >> 34 & 15
             if area == STATE:
-                self.states[(at - FIRST) >> 40][(at & (AREA - 1)) >> 3] = value
+                self.states[(at - FIRST) >> 40].store((at & (AREA - 1)) >> 3, value)
                 return
+            if self.network.sources:
+                self.network.check_write(at)
             if area not in CHECKED_AREAS:
                 self.value[at] = value
                 return
@@ -185,7 +197,8 @@ class Memory:
         self.value[at] = value
         self.writes[at] = me, self.clocks[me][me]
         self.reads.pop(at, None)
-        self.released.pop(at, None)
+        if self.released.pop(at, None) is not None:  # a word that somebody may wait for
+            self.changed(at)
 
     def fresh_return(self, at: int) -> int:
         """Read a word of a return row, which must have been written in this call."""
@@ -241,9 +254,10 @@ class Memory:
     def _publish(self, at: int, value: int) -> None:
         me = self.me
         old = self.value.get(at, 0)
+        mine = self.clocks[me]
+        self._check_plain(at, "releases")
         self.value[at] = value
         self.writes.pop(at, None)
-        mine = self.clocks[me]
         release = Release(value, mine, me, mine[me])
         if self.delays and (at & PRIVATE_BITS != PRIVATE_BITS):
             if at not in self.history:
@@ -259,9 +273,7 @@ class Memory:
 
     def fetch_add(self, at: int, value: int) -> int:
         if at & PRIVATE_BITS == PRIVATE_BITS and at >> 34 & 15 == STATE:  # a counter of time
-            old = self.load(at)
-            self.store(at, old + value)
-            return old
+            return self.states[(at - FIRST) >> 40].add((at & (AREA - 1)) >> 3, value)
         if at not in self.local:
             self.sched.switch(UPDATE, at)
         before = self.released.get(at)

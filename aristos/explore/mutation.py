@@ -57,6 +57,21 @@ class Instead:
         return getattr(memory, name)
 
 
+def releases_first() -> Instead:
+    """`aristos.memory` in which what an actor stores comes after its next release."""
+    late: dict[int, list[tuple[int, int]]] = {}
+
+    def mine() -> list[tuple[int, int]]:
+        return late.setdefault(memory.store.__self__.me, [])  # type: ignore[attr-defined]  # a Memory's method
+
+    def release(at: int, value: int) -> None:
+        memory.store_release(at, value)
+        while mine():
+            memory.store(*mine().pop())
+
+    return Instead(store=lambda at, value: mine().append((at, value)), store_release=release)
+
+
 ALL: dict[str, Mutation] = {}
 
 

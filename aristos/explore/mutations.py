@@ -11,7 +11,7 @@ from .. import memory
 from ..engine import arrivals, dispatch, experts, layout, lock, packing, returns, steps, team
 from ..engine import fields as f
 from . import rank
-from .mutation import LOTS, NOWHERE, ONE_BY_ONE, Instead, Put, mutation
+from .mutation import LOTS, NOWHERE, ONE_BY_ONE, Instead, Put, mutation, releases_first
 
 # ---- order within a source
 
@@ -31,17 +31,7 @@ def acquire_dropped(put: Put) -> None:
 @mutation("tail-before-record")
 def tail_before_record(put: Put) -> None:
     """The tail moves on before the record is put."""
-    late: list[tuple[int, int]] = []
-
-    def release(at: int, value: int) -> None:
-        memory.store_release(at, value)
-        while late:
-            memory.store(*late.pop())
-
-    put(dispatch, "mem", Instead(store=lambda at, value: late.append((at, value)), store_release=release))
-
-
-# ---- announcements
+    put(dispatch, "mem", releases_first())
 
 
 @mutation("one-announcement-buffer")

@@ -8,7 +8,7 @@ from .. import memory, wire
 from ..engine import blocks, descriptors, layout, outbox
 from ..engine import fields as f
 from . import network, places
-from .mutation import LOTS, Instead, Put, mutation
+from .mutation import LOTS, Instead, Put, mutation, releases_first
 
 
 @mutation("flush-skipped", transport="rma")
@@ -47,9 +47,11 @@ def no_complement_check(put: Put) -> None:
     def read_words(job: Any, st: Any, peer: int) -> bool:
         anything = False
         for word in range(f.WORDS):
-            value = memory.load(st[job[f.T_FROM] + peer] + job[f.P_CODED] + outbox.CODED_WORD * word)
+            at = st[job[f.T_FROM] + peer] + job[f.P_CODED] + outbox.CODED_WORD * word
+            value, _ = memory.load(at), memory.load(at + 8)
             here = layout.word_from(job, st, peer, word)
             if value != memory.load(here):
+                wire.sync(job[f.WIRE])
                 memory.store_release(here, value)
                 anything = True
         return anything
@@ -59,8 +61,13 @@ def no_complement_check(put: Put) -> None:
 
 @mutation("two-mpi-callers", transport="rma", fixed=(("workers", 2),))
 def two_mpi_callers(put: Put) -> None:
-    """Workers call MPI without the wire's lock."""
-    put(wire, "take", lambda address: True)
+    """Workers call MPI whether they have got the wire's lock or not."""
+
+    def take(address: int) -> bool:
+        memory.compare_exchange(address + 8 * wire.LOCK, 0, 1)
+        return True
+
+    put(wire, "take", take)
 
 
 @mutation("staging-before-credit", transport="rma", fixed=(("rows", 2),))
@@ -135,14 +142,7 @@ def slot_reused(put: Put) -> None:
 @mutation("sequence-before-fields", transport="ring")
 def sequence_before_fields(put: Put) -> None:
     """A slot counts as filled in before it is."""
-    late: list[tuple[int, int]] = []
-
-    def release(at: int, value: int) -> None:
-        memory.store_release(at, value)
-        while late:
-            memory.store(*late.pop())
-
-    put(descriptors, "mem", Instead(store=lambda at, value: late.append((at, value)), store_release=release))
+    put(descriptors, "mem", releases_first())
 
 
 @mutation("taken-before-read", transport="ring")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .memory_model import Clock, Memory
 
 GARBAGE = 0x5A5A5A5A5A5A
-MOST_PUTS = 400  # unflushed at once, by one rank to another
+MOST_WORDS = 3200  # unflushed at once, by one rank to another
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Network:
             memory.tell(f"put {nbytes // WORD} words", put_target(peer, at), 0, 0)
         for offset in range(0, nbytes, WORD):
             self._send(Piece(put, put_target(peer, at) + offset, source + offset))
-        if sum(p.put.origin == put.origin and p.put.peer == peer for p in self.flying.values()) > MOST_PUTS * WORD:
+        if sum(p.put.origin == put.origin and p.put.peer == peer for p in self.flying.values()) > MOST_WORDS:
             raise Unbounded(f"rank {memory.rank} has too much under way to rank {peer}")
         memory.tick()
 

@@ -61,7 +61,6 @@ class Rank:
         self.outputs: list[dict[int, list[int]]] = []
         self.slices = 0
         self.patience: Any = None
-        self.failure: BaseException | None = None
         self.counts: Any = None
         self.caller = 0  # the number of worker 0's actor
         self.print = 0
@@ -332,7 +331,7 @@ class Rank:
                         experts.weights_address(int(self.placement.start[me]) + local, call.layer), words
                     )
                     for w, word in enumerate(made):
-                        value[private(me, places.OUT, at + WORD * w)] = word
+                        memory.store(private(me, places.OUT, at + WORD * w), word)
                     row += 1
         job[f.MODE] = f.MODE_COMBINE
         halves.expect_back(job, st)

@@ -6,7 +6,9 @@ a window (memory_model.py). It refuses to look at what the explorer itself reads
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,8 @@ from .violation import Race
 if TYPE_CHECKING:
     from .memory_model import Memory
 
-STEPS = ("/engine/", "/substrate/")  # whose accesses count
+PACKAGE = Path(__file__).parent.parent
+STEPS = tuple(f"{PACKAGE / room}{os.sep}" for room in ("engine", "substrate"))  # whose accesses count
 UNORDERED = (f.FAILED,)  # a flag that is set once, by whoever fails, holding no lock: who reads it late fails late
 
 
@@ -27,6 +30,21 @@ class State(list):
     def __init__(self, words: int, at: int) -> None:
         super().__init__([0] * words)
         self.ctypes = SimpleNamespace(data=at)
+
+    # ---- by its address
+
+    def load(self, i: int) -> int:
+        value: int = list.__getitem__(self, i)
+        return value
+
+    def store(self, i: int, value: int) -> None:
+        list.__setitem__(self, i, value)
+
+    def add(self, i: int, value: int) -> int:
+        """Add atomically; what was there."""
+        old = State.load(self, i)
+        State.store(self, i, old + value)
+        return old
 
 
 class Watched(State):
@@ -40,27 +58,39 @@ class Watched(State):
         self.reads: dict[int, dict[int, tuple[int, str]]] = {}
 
     def __getitem__(self, i: Any) -> Any:
-        step = self._step(i)
-        if step:
-            me = self.memory.me
-            mine, wrote = self.memory.clocks[me], self.writes.get(i)
-            if wrote is not None and wrote[0] != me and mine[wrote[0]] < wrote[1]:
-                self._race("reads", i, step, "writing", wrote[0], wrote[2])
-            self.reads.setdefault(i, {})[me] = mine[me], step
+        if step := self._step(i):
+            self._check_read(i, step)
         return super().__getitem__(i)
 
     def __setitem__(self, i: Any, value: Any) -> None:
-        step = self._step(i)
-        if step:
-            me = self.memory.me
-            mine, wrote = self.memory.clocks[me], self.writes.get(i)
-            if wrote is not None and wrote[0] != me and mine[wrote[0]] < wrote[1]:
-                self._race("writes", i, step, "writing", wrote[0], wrote[2])
-            for reader, (clock, other) in self.reads.pop(i, {}).items():
-                if reader != me and mine[reader] < clock:
-                    self._race("writes", i, step, "reading", reader, other)
-            self.writes[i] = me, mine[me], step
+        if step := self._step(i):
+            self._check_write(i, step)
         super().__setitem__(i, value)
+
+    def load(self, i: int) -> int:
+        self._check_read(i, "a kernel")
+        return super().load(i)
+
+    def store(self, i: int, value: int) -> None:
+        self._check_write(i, "a kernel")
+        super().store(i, value)
+
+    def _check_read(self, i: int, step: str) -> None:
+        me = self.memory.me
+        mine, wrote = self.memory.clocks[me], self.writes.get(i)
+        if wrote is not None and wrote[0] != me and mine[wrote[0]] < wrote[1]:
+            self._race("reads", i, step, "writing", wrote[0], wrote[2])
+        self.reads.setdefault(i, {})[me] = mine[me], step
+
+    def _check_write(self, i: int, step: str) -> None:
+        me = self.memory.me
+        mine, wrote = self.memory.clocks[me], self.writes.get(i)
+        if wrote is not None and wrote[0] != me and mine[wrote[0]] < wrote[1]:
+            self._race("writes", i, step, "writing", wrote[0], wrote[2])
+        for reader, (clock, other) in self.reads.pop(i, {}).items():
+            if reader != me and mine[reader] < clock:
+                self._race("writes", i, step, "reading", reader, other)
+        self.writes[i] = me, mine[me], step
 
     def _step(self, i: Any) -> str:
         """The function of a step that makes this access; nothing if it is not one that counts."""
@@ -68,7 +98,7 @@ class Watched(State):
         if actor is None or actor.rank != self.rank or isinstance(i, slice) or i in UNORDERED:
             return ""
         code = sys._getframe(2).f_code
-        if not any(room in code.co_filename for room in STEPS):
+        if not code.co_filename.startswith(STEPS):
             return ""
         return f"{code.co_filename.rsplit('/', 1)[-1].removesuffix('.py')}.{code.co_name}"
 

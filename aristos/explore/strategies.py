@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import random
 
+from .cases import Case
 from .scheduler import Actor, Strategy
 
 CHANGES = 4  # most changes of priority in a run
 FAIR = 500  # after so many steps whoever runs falls too: ranks that wait say that they live, without end
-LENGTH = 1500  # steps among which they fall, until a run has shown how many it takes
+NEAR_STEPS, FAR_STEPS = 60, 350  # that a call of a rank takes, about; they fall among as many as all of them take
 
 
 class Recorded:
@@ -88,7 +89,7 @@ class RandomWalk(_Chance):
 class PCT(_Chance):
     """Priorities that change at a few random steps."""
 
-    def __init__(self, seed: int, length: int = LENGTH) -> None:
+    def __init__(self, seed: int, length: int) -> None:
         super().__init__(seed)
         self.priority: dict[int, float] = {}
         self.step = 0
@@ -105,6 +106,11 @@ class PCT(_Chance):
             best = max(range(len(options)), key=lambda i: self.priority[options[i].number])
         self.step += 1
         return best
+
+
+def length(case: Case) -> int:
+    """About how many steps a case takes."""
+    return case.ranks * len(case.calls[0]) * (NEAR_STEPS if case.nodes.single else FAR_STEPS) if case.calls else 1000
 
 
 def make(name: str, seed: int, length: int) -> Strategy:
