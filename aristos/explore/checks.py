@@ -80,11 +80,11 @@ class Checks:
 
     # ---- when nobody can go on, and at the end
 
-    def all_told(self) -> None:
-        """If a rank has failed and said so, nobody waits on."""
+    def all_told(self, held: set[int]) -> None:
+        """If a rank has failed and said so, nobody waits on. held: ranks that are in a call of MPI."""
         ranks = self.machine.ranks
         told = [r for r in ranks if r.stage == "failed"]
-        waiting = [r for r in ranks if r.stage == "work"]
+        waiting = [r for r in ranks if r.stage == "work" and r.me not in held]
         if told and waiting:
             raise Deadlock(
                 f"rank {waiting[0].me} waits although rank {told[0].me} has failed\n{self.machine.describe()}"

@@ -202,8 +202,10 @@ class Machine:
             return False
         self._passed += 1
         self.seconds += PASSING
-        self.checks.all_told()
-        if any(a.flushing >= 0 and self.ranks[a.flushing].stage == "gone" for a in self.sched.actors if not a.done):
+        alive = [a for a in self.sched.actors if not a.done and a.flushing >= 0]
+        held = {a.rank for a in alive if self.ranks[a.flushing].stage == "gone"}  # deaf: the watchdog ends the job
+        self.checks.all_told(held)
+        if held:
             raise Aborted
         cut = [a for a in self.sched.actors if not a.done and a.sweeping and a.number == self.ranks[a.rank].caller]
         for actor in cut:
