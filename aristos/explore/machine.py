@@ -26,6 +26,8 @@ from .violation import Aborted
 
 TOKEN_BLOCK = 2  # tokens of a route or combine command: several commands a call
 ROUNDS_OF_TIME = 60  # how often time may pass because nobody can go on
+STEPS_A_SECOND = 100  # once a rank is lost
+LOST = ("failing", "failed", "gone")  # stages of a rank
 PASSING = 130  # seconds that pass then: more than a timeout
 PATIENT = 4_000  # visible operations that a run may take for each row and rank, and as many again for each call
 
@@ -72,6 +74,7 @@ class Machine:
         self.memory.released_at = self.released
         self.seconds = 0  # that have passed because nobody could go on
         self._passed = 0
+        self._lost: int | None = None  # the step at which a rank was found to be lost
         self.sched.stuck = self.time_passes
         self.sched.describe = self.describe
         if case.workers == 1:  # nobody else takes a rank's lock
@@ -123,7 +126,7 @@ class Machine:
             (combine, "combine_token"): combine_token,
             (f, "TOKEN_BLOCK"): TOKEN_BLOCK,
             (runtime, "load_acquire"): self.memory.load_acquire,
-            (runtime, "time"): SimpleNamespace(monotonic=lambda: self.seconds),
+            (runtime, "time"): SimpleNamespace(monotonic=self.monotonic),
         }
         with replaced(names):
             yield
@@ -194,10 +197,16 @@ class Machine:
         me, peer = place.writer, place.rank if place.part != OUTBOX else place.peer
         self.checks.word(me, peer, place.offset // 8, old, new)
 
+    def monotonic(self) -> float:
+        """Seconds: since a rank was lost they pass while others go on, too, or they would show life without end."""
+        if self._lost is None and any(rank.stage in LOST for rank in self.ranks):
+            self._lost = self.sched.steps
+        return self.seconds + (0 if self._lost is None else (self.sched.steps - self._lost) / STEPS_A_SECOND)
+
     def time_passes(self) -> bool:
         """Nobody can go on: if ranks may have failed, timeouts run out."""
         fault = self.case.fault
-        lost = any(rank.stage in ("failing", "failed", "gone") for rank in self.ranks)
+        lost = any(rank.stage in LOST for rank in self.ranks)
         if fault is None or not lost or self._passed >= ROUNDS_OF_TIME:
             return False
         self._passed += 1
