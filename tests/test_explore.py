@@ -112,5 +112,5 @@ def test_all_schedules_of_fewer_tokens_between_nodes():
      ("sync-skipped", "rma"), ("ends-before-its-words-are-put", "rma")],
 )  # fmt: skip
 def test_the_search_to_the_end_finds_bugs_too(name, transport):
-    result = explore("--strategy", "exhaustive", "--transport", transport, "--mutation", name)
+    result = explore("--strategy", "exhaustive", "--tokens", "2", "--transport", transport, "--mutation", name)
     assert result["found"]["story"]

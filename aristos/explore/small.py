@@ -12,11 +12,11 @@ from .cases import Call, Case
 
 # name -> the expert of token t of a rank in call n; -1: no such token
 ROUTINGS: dict[str, Callable[[int, int, int], int]] = {
-    "both ways": lambda rank, n, t: (1 - rank + (t + n) % 3 % 2) % 2,
     "all to one": lambda rank, n, t: 1,
     "in turns": lambda rank, n, t: 1 - n % 2,
     "none, then all": lambda rank, n, t: (rank + n) % 2,
     "one sends": lambda rank, n, t: 1 - rank if (rank + n) % 2 == 0 else -1,
+    "both ways": lambda rank, n, t: (1 - rank + (t + n) % 3 % 2) % 2,
 }
 
 
