@@ -254,11 +254,11 @@ class Network:
         self.check_caller(private(memory.rank, WIRE))
         self.sched.switch(POLL, at)
         value, other = memory.value.get(at, 0), at ^ WORD
-        self.sched.me.seen[at] = value
         if other < at and at in self.halves and other in self.halves:
             self._tell(min(self.halves[at], self.halves[other], key=lambda put: put.number))
         if at in self.moving or at in self.waiting:
-            return (value, GARBAGE + at)[self.sched.strategy.choose(2, "torn")]
+            value = (value, GARBAGE + at)[self.sched.strategy.choose(2, "torn")]
+        self.sched.me.seen[at] = value  # what was read: garbage makes it look again, even where the same value lands
         return value
 
     def _tell(self, put: Put) -> None:
