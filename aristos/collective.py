@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .config import MOST_THREADS
 from .engine import fields as f
 from .engine.layout import LINE, Shape, ring_rows
 from .errors import AristosError, ClosedError, InputError, MismatchError, PeerInputError
@@ -34,8 +35,10 @@ def shape_of(world: int, placement: Placement, *, hidden: int, experts: int, top
 
 def check_common(threads: Any, timeout: Any, ranks_per_node: Any = None) -> None:
     """Raise InputError for options that make no sense."""
-    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or not 0 < threads <= 4096):
-        raise InputError(f"threads must be None or an int in 1..4096, got {threads!r}")
+    if threads is not None and (
+        not isinstance(threads, int) or isinstance(threads, bool) or not 0 < threads <= MOST_THREADS
+    ):
+        raise InputError(f"threads must be None or an int in 1..{MOST_THREADS}, got {threads!r}")
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < 1e9:
         raise InputError(f"timeout must be a positive number of seconds, got {timeout!r}")
     whole = isinstance(ranks_per_node, int) and not isinstance(ranks_per_node, bool)

@@ -13,6 +13,7 @@ Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 ACTIVATIONS: tuple[str, ...] = ("relu", "gelu", "gelu_tanh", "silu")
 SCORES: tuple[str, ...] = ("softmax", "softmax_topk")
 DTYPES: tuple[str, ...] = ("float32",)
+MOST_THREADS = 4096  # of a rank
 
 
 def _positive(name: str, value: object) -> None:

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from .. import launch, presets
 from ..arguments import counts, not_negative, positive, seconds
-from ..config import ACTIVATIONS, DTYPES
+from ..config import ACTIVATIONS, DTYPES, MOST_THREADS
 from . import registry, world
 
 ALL_SECONDS = 110.0  # the default choice of suites takes two minutes, start-up and oracle included
 SUITE_SECONDS = 25.0  # a suite named on the command line
-MOST_THREADS = 4096  # as for MoE(threads=)
 
 
 class UsageError(Exception):

@@ -26,7 +26,7 @@ from .places import PRIVATE
 from .scheduler import FLUSH, LOAD, POLL, Actor
 from .story import tell
 from .stretches import Stretches
-from .violation import Crash, Deadlock, Violation
+from .violation import Deadlock, Violation
 
 Key = bytes
 FLAT = 2  # the version of marshal that writes equal values alike
@@ -169,7 +169,7 @@ class Search:
         """Start an actor and run it to its first operation."""
         actor.greenlet = greenlet(lambda: self._body(actor), parent=self.sched._main)
         self.sched.current = actor
-        self._go(actor)
+        self.sched.resume(actor)
 
     def _body(self, actor: Actor) -> None:
         rank = self.machine.ranks[actor.rank]
@@ -186,7 +186,7 @@ class Search:
         if actor.fresh:
             actor.fresh = False
             actor.seen.clear()
-        self._go(actor)
+        self.sched.resume(actor)
 
     def _rebuild(self, actor: Actor) -> None:
         """Bring an actor to where it stopped, by what it has read since its stretch began."""
@@ -197,17 +197,6 @@ class Search:
     def _resume(self, actor: Actor) -> None:
         if self.machine.ranks[actor.rank].step():
             self._body(actor)
-
-    def _go(self, actor: Actor) -> None:
-        assert actor.greenlet is not None
-        try:
-            actor.greenlet.switch()
-        except Violation:
-            raise
-        except Exception as error:
-            raise Crash(f"{actor.name}: {type(error).__name__}: {error}") from error
-        if actor.greenlet.dead:
-            actor.done, actor.enabled = True, False
 
     # ---- what makes a state
 

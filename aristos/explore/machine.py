@@ -21,6 +21,7 @@ from .network import Network
 from .places import LOCK, OUTBOX, PRIVATE, WIRE, private
 from .rank import Rank
 from .regions import Regions
+from .replaced import replaced
 from .scheduler import Actor, Scheduler, Strategy
 from .violation import Aborted
 
@@ -30,19 +31,6 @@ STEPS_A_SECOND = 100  # once a rank is lost
 LOST = ("failing", "failed", "gone")  # stages of a rank
 PASSING = 130  # seconds that pass then: more than a timeout
 PATIENT = 4_000  # visible operations that a run may take for each row and rank, and as many again for each call
-
-
-@contextmanager
-def replaced(names: dict[tuple[Any, str], Any]) -> Iterator[None]:
-    """Names of modules stand for other things inside."""
-    before = {(module, name): getattr(module, name) for module, name in names}
-    for (module, name), value in names.items():
-        setattr(module, name, value)
-    try:
-        yield
-    finally:
-        for (module, name), value in before.items():
-            setattr(module, name, value)
 
 
 def waits(memory: Memory, actor: Actor) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from .. import memory
 from . import places
 from .cases import Asked
+from .replaced import replaced
 
 WITHIN = 300  # schedules in which each is found
 LOTS = 1 << 62
@@ -33,18 +34,10 @@ class Mutation:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The bug is there inside."""
-        before: list[tuple[Any, str, Any]] = []
-
-        def put(module: Any, name: str, value: Any) -> None:
-            before.append((module, name, getattr(module, name)))
-            setattr(module, name, value)
-
-        self.put(put)
-        try:
+        names: dict[tuple[Any, str], Any] = {}
+        self.put(lambda module, name, value: names.update({(module, name): value}))
+        with replaced(names):
             yield
-        finally:
-            for module, name, value in reversed(before):
-                setattr(module, name, value)
 
 
 class Instead:

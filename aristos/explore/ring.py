@@ -18,11 +18,12 @@ from ..engine import fields as f
 from ..engine.layout import PairLayout, StateLayout, word_from
 from . import places
 from .cases import Asked, Case
-from .machine import PATIENT, replaced, waits
+from .machine import PATIENT, waits
 from .memory_model import Memory
 from .network import Network
 from .places import private
 from .regions import WORD, Regions
+from .replaced import replaced
 from .scheduler import Scheduler, Strategy
 from .state import State
 from .violation import WrongResult

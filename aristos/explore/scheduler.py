@@ -140,6 +140,10 @@ class Scheduler:
         if self.steps > self.bound:
             raise Livelock(f"{self.steps} steps and no end\n{self.describe()}")
         self.current = actor
+        self.resume(actor)
+
+    def resume(self, actor: Actor) -> None:
+        """Let the current actor run until it stops; what goes wrong in it is a Violation."""
         assert actor.greenlet is not None
         try:
             actor.greenlet.switch()

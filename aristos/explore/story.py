@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
 from .memory_model import Event, Memory
 
-_ROOMS = ("/engine/", "/explore/rank.py", "/wire.py", "/explore/mutations.py")
+_ROOMS = ("engine/", "explore/rank.py", "explore/ring.py", "wire.py", "explore/mutations")
+_PACKAGE = str(Path(__file__).parent.parent) + os.sep
 
 
 def where_from() -> str:
@@ -14,7 +17,7 @@ def where_from() -> str:
     frame = sys._getframe(2)
     while frame is not None:
         path = frame.f_code.co_filename
-        if any(room in path for room in _ROOMS):
+        if path.removeprefix(_PACKAGE).startswith(_ROOMS):
             return f"{path.rsplit('/', 1)[-1].removesuffix('.py')}.{frame.f_code.co_name}"
         frame = frame.f_back  # type: ignore[assignment]
     return "network"

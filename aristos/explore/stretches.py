@@ -24,6 +24,7 @@ from .machine import Machine
 from .network import Network
 from .rank import Rank
 from .regions import WORD
+from .replaced import replaced
 from .scheduler import Actor, Slice, Strategy
 from .violation import Livelock
 
@@ -64,23 +65,19 @@ class Stretches(Machine):
     @contextmanager
     def recorded(self) -> Iterator[None]:
         """What steps read is kept inside, or given to them again."""
-        mem = self.memory
-        names = ("load", "store", "load_acquire", "store_release", "compare_exchange", "copy_row", "words", "floats")
-        before: list[tuple[Any, str, Any]] = [(memory, name, getattr(memory, name)) for name in names]
-        before += [(mem, name, getattr(mem, name)) for name in ("fresh_return", "forget_returns")]
-        before += [(self.network, name, getattr(self.network, name)) for name in ("under_way", "settle")]
-        before += [(wire, name, getattr(wire, name)) for name in ("put", "sync", "progress")]
-        before += [(experts, "expert_rows", experts.expert_rows), (memory, "clock", memory.clock)]
-        for owner, name, real in before:
-            setattr(owner, name, self._recorded(real))
-        memory.clock = lambda: 0
-        before += [(cpu, "tend_wire", cpu.tend_wire)]
-        cpu.tend_wire = self._tended(cpu.tend_wire)
-        try:
+        mem, network = self.memory, self.network
+        words = ("load", "store", "load_acquire", "store_release", "compare_exchange", "copy_row", "words", "floats")
+        places: list[tuple[Any, str]] = [(memory, name) for name in words] + [
+            (mem, "fresh_return"),
+            (mem, "forget_returns"),
+        ]
+        places += [(network, "under_way"), (network, "settle"), (wire, "put"), (wire, "sync"), (wire, "progress")]
+        names: dict[tuple[Any, str], Any] = {
+            (owner, name): self._recorded(getattr(owner, name)) for owner, name in [*places, (experts, "expert_rows")]
+        }
+        names |= {(memory, "clock"): lambda: 0, (cpu, "tend_wire"): self._tended(cpu.tend_wire)}
+        with replaced(names):
             yield
-        finally:
-            for owner, name, real in before:
-                setattr(owner, name, real)
 
     def _tended(self, real: Callable[..., bool]) -> Callable[..., bool]:
         def tend_wire(*args: Any) -> bool:
