@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .config import MOST_THREADS
+from .config import MOST_THREADS, MoEConfig
 from .engine import fields as f
 from .engine.layout import LINE, Shape, ring_rows
 from .errors import AristosError, ClosedError, InputError, MismatchError, PeerInputError
@@ -31,6 +31,11 @@ def shape_of(world: int, placement: Placement, *, hidden: int, experts: int, top
         experts=experts,
         max_tokens=max_tokens,
     )
+
+
+def widths(cfg: MoEConfig) -> dict[str, int]:
+    """The keywords of `shape_of` for a layer."""
+    return {"hidden": cfg.hidden, "experts": cfg.experts, "top_k": cfg.top_k, "max_tokens": cfg.max_tokens}
 
 
 def check_common(threads: Any, timeout: Any, ranks_per_node: Any = None) -> None:

@@ -12,7 +12,16 @@ import numpy as np
 
 from . import arrays
 from .bulk import Bulk
-from .collective import Collective, check_common, explain_ids, routing_arrays, shape_of, usable_timeout, weight_arrays
+from .collective import (
+    Collective,
+    check_common,
+    explain_ids,
+    routing_arrays,
+    shape_of,
+    usable_timeout,
+    weight_arrays,
+    widths,
+)
 from .config import MoEConfig
 from .engine import fields as f
 from .engine import routing, team
@@ -118,7 +127,7 @@ class MoE(Collective):
             check_common(threads, timeout, ranks_per_node)
             self.placement = Placement(placement, cfg.experts, self.world)
             mine = f"{cfg!r}, layers={layers}, schedule={schedule!r}, placement={self.placement.ranks.tolist()}"
-            shape = _shape(cfg)
+            shape = widths(cfg)
             scratch = max(scratch_bytes(BATCH, cfg.gated), routing.scratch_bytes(-(-cfg.experts // LANES)))
             shared = team.scratch_bytes(cfg.ffn, cfg.gated)
         except Exception as error:
@@ -200,7 +209,7 @@ class MoE(Collective):
         if not isinstance(world, int) or isinstance(world, bool) or world < 1:
             raise InputError(f"world must be a positive int, got {world!r}")
         check_common(None, 1.0, ranks_per_node)
-        shape = shape_of(world, Placement(placement, cfg.experts, world), **_shape(cfg))
+        shape = shape_of(world, Placement(placement, cfg.experts, world), **widths(cfg))
         return rank_bytes(shape, Nodes.of(world, ranks_per_node), world - 1)
 
     # ------------------------------------------------------------ calls
@@ -419,8 +428,3 @@ class MoE(Collective):
             if self._bulk is not None:
                 self._bulk.close()
         super().close()
-
-
-def _shape(cfg: MoEConfig) -> dict[str, int]:
-    """The keywords of `shape_of` for a layer."""
-    return {"hidden": cfg.hidden, "experts": cfg.experts, "top_k": cfg.top_k, "max_tokens": cfg.max_tokens}

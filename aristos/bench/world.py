@@ -36,8 +36,9 @@ class World:
         self.nodes = Nodes.of(1)
         self._exit: Any = None
         if comm is not None:
-            from ..transport.group import Watchdog, end_job
+            from ..transport.group import Watchdog, end_job, until_all_are_in
 
+            self._until_all_are_in = until_all_are_in
             self._watchdog = Watchdog(lambda: end_job(comm, GONE), f"rank {self.rank}")
             with self._bounded("MPI_Comm_dup"):
                 self._exit = comm.Dup()  # for the way out: who failed cannot know in which collective the others are
@@ -72,8 +73,8 @@ class World:
     def _meet(self, between: Callable[[], object]) -> None:
         if self.comm is None:
             return
-        request, end = self.comm.Ibarrier(), time.monotonic() + self._limit
-        while not request.Test():
+        end = time.monotonic() + self._limit
+        for _ in self._until_all_are_in(self.comm):
             if time.monotonic() > end:
                 raise WaitTimeout(f"rank {self.rank} waited {self._limit:g} s for the other ranks")
             between()
@@ -114,9 +115,8 @@ class World:
         """All ranks' messages if all come here within `seconds`, else None: then this rank failed alone."""
         if self._exit is None:
             return [message]
-        request = self._exit.Ibarrier()
         end = time.monotonic() + seconds
-        while not request.Test():
+        for _ in self._until_all_are_in(self._exit):
             if time.monotonic() > end:
                 return None
             time.sleep(0.005)

@@ -23,16 +23,14 @@ def need(ranks: int, per_node: int) -> tuple[int, str]:
     MPI takes both windows from there where ranks share a node, that for other nodes too (MPICH 5.0.2, Open MPI 5.0.11,
     seen by df); a rank alone on its node has its own in private memory, as everything else of a layer is.
     """
-    from ..collective import shape_of
+    from ..collective import shape_of, widths
     from ..placement import Placement
     from ..substrate.memory import window_bytes
 
     shape = presets.shape(presets.DEFAULT, ranks)
     if per_node == 1:
         return 0, shape.name
-    c = shape.cfg
-    widths = {"hidden": c.hidden, "experts": c.experts, "top_k": c.top_k, "max_tokens": c.max_tokens}
-    layout = shape_of(ranks, Placement(None, c.experts, ranks), **widths)
+    layout = shape_of(ranks, Placement(None, shape.cfg.experts, ranks), **widths(shape.cfg))
     nodes = Nodes.of(ranks, per_node)
     return sum(sum(window_bytes(layout, nodes, rank)[:2]) for rank in range(per_node)), shape.name
 

@@ -35,6 +35,13 @@ def end_job(comm: Any, code: int) -> None:
     comm.Abort(code)
 
 
+def until_all_are_in(comm: Any) -> Iterator[None]:
+    """A barrier to loop over, which hears signals and can be left: it yields until every rank of `comm` is in it."""
+    barrier = comm.Ibarrier()
+    while not barrier.Test():
+        yield
+
+
 class Watchdog:
     """Ends the job when a blocking MPI call takes longer than it may, naming who waited for what."""
 
@@ -162,12 +169,9 @@ class Group:
         if comm is None:
             return
         with self._watchdog.watch(what, limit):
-            barrier = comm.Ibarrier()
-            tries = 0
-            while not barrier.Test():
+            for tries, _ in enumerate(until_all_are_in(comm)):
                 yield
-                tries += 1
-                time.sleep(0 if tries < 100 else 0.001)
+                time.sleep(0 if tries < 99 else 0.001)
 
     def check_room(self, near: int, far: int = 0, private: int = 0) -> None:
         """Raise MemoryProblem on every rank if a machine cannot hold what its ranks need, in bytes; collective."""
