@@ -28,6 +28,7 @@ def shape_of(world: int, placement: Placement, *, hidden: int, experts: int, top
         stride=stride,
         return_rows=max_tokens * top_k,
         max_local=max(1, most_local),
+        top_k=top_k,
         experts=experts,
         max_tokens=max_tokens,
     )

@@ -33,8 +33,14 @@ ROOT = Path(__file__).resolve().parent.parent
 SKEWS = ("router", "uniform", "one", "none", "some", "zipf")
 
 
+PATIENCE = 25.0  # seconds of a wait's timeout here: well under a test's limit, so that what hangs says where
+
+
 class MoE(aristos.MoE):
     """A layer whose `with` does not wait for the other ranks when the test inside has failed on this one."""
+
+    def __init__(self, *args: Any, timeout: float = PATIENCE, **options: Any) -> None:
+        super().__init__(*args, timeout=timeout, **options)
 
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
         if kind is None or self.world == 1:
@@ -43,6 +49,9 @@ class MoE(aristos.MoE):
 
 class Exchange(aristos.Exchange):
     """An exchange whose `with` does not wait for the other ranks when the test inside has failed on this one."""
+
+    def __init__(self, *args: Any, timeout: float = PATIENCE, **options: Any) -> None:
+        super().__init__(*args, timeout=timeout, **options)
 
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
         if kind is None or self.world == 1:

@@ -297,7 +297,7 @@ def test_a_union_serves_both(cluster, b):
     both = a.union(b)
     assert both == b.union(a)
     assert both.union(a) == both
-    for name in ("ring_rows", "stride", "return_rows", "max_local", "experts", "max_tokens", "returns"):
+    for name in ("ring_rows", "stride", "return_rows", "max_local", "top_k", "experts", "max_tokens", "returns"):
         assert getattr(both, name) == max(getattr(a, name), getattr(b, name))
     for nbytes in (near_bytes, far_bytes, rank_bytes):
         assert nbytes(both, nodes, 0) >= max(nbytes(a, nodes, 0), nbytes(b, nodes, 0))

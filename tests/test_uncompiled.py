@@ -1,6 +1,6 @@
 """The engine's functions as plain Python: alone, under the explorer, and on two real ranks; and the memory words alone.
 
-The first two are in uncompiled.py and run in a process of their own, since Numba decides when a module is imported.
+The first are in uncompiled.py and searched.py, in processes of their own: Numba decides when a module is imported.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from mpi import find_mpiexec
 from aristos import memory
 
 
-def test_in_plain_python():
-    """All tests of uncompiled.py pass in a process where nothing is compiled."""
+@pytest.mark.parametrize("tests", ["uncompiled.py", "searched.py"])
+def test_in_plain_python(tests):
+    """All tests of that file pass in a process where nothing is compiled."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/uncompiled.py"],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"tests/{tests}"],
         cwd=ROOT,
         env={**clean_environment(), "NUMBA_DISABLE_JIT": "1"},
         capture_output=True,

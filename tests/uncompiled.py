@@ -5,7 +5,9 @@ The kernels and a layer in one process against the reference, and the protocol u
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +17,15 @@ from numba.core import config
 import aristos
 from aristos import compile as compiling
 from aristos import reference
+from aristos.engine import fields as f
+from aristos.engine import steps
 from aristos.engine.layout import near_region
 from aristos.explore import strategies
 from aristos.explore.cases import Call, Case
 from aristos.explore.machine import Machine
 from aristos.explore.places import NEAR, address
 from aristos.explore.violation import SecondWriter
+from aristos.substrate import cpu
 
 pytestmark = pytest.mark.skipif(
     not getattr(config, "DISABLE_JIT", False), reason="for a process with NUMBA_DISABLE_JIT=1"
@@ -112,3 +117,19 @@ def test_a_second_writer_is_seen():
         machine.sched.current = machine.sched.actors[0]
         with pytest.raises(SecondWriter, match="rank 0 writes POISON of rank 1 at rank 0, which is rank 1's to write"):
             aristos.memory.store(word, 2)
+
+
+def test_a_wait_in_which_something_always_comes_is_bounded(monkeypatch):
+    """Signs of life from many far peers must not keep a worker from coming back to whoever counts the seconds."""
+    turns = itertools.count()
+
+    def tend_wire(*_: Any) -> bool:
+        assert next(turns) < 10_000, "the worker does not come back"
+        return True
+
+    monkeypatch.setattr(cpu, "tend_wire", tend_wire)
+    monkeypatch.setattr(cpu, "show_life", lambda *_: None)
+    monkeypatch.setattr(steps, "decide", lambda *_: f.IDLE)
+    job, state = np.zeros(f.JOB_WORDS, np.int64), np.zeros(1000, np.int64)
+    job[f.FAR] = 1
+    assert cpu.work(job, state, 0) == f.PAUSED

@@ -80,7 +80,7 @@ def give_back(job, st, counts, source, out, status):
     if source == job[f.RANK]:
         rows_are_back(job, st, first, packed - first)
     else:
-        post_return(job, st, source, first, packed - first, status, -1)
+        post_return(job, st, source, first, packed - first, status, f.UNSTAGED)
 
 
 @jit

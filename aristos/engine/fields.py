@@ -72,6 +72,7 @@ WORDS = 7
 ANNOUNCE_WORDS = 8
 A_OBJECT, A_LAYER, A_ROW_BYTES, A_TOP_K, A_STATUS, A_ROWS, A_FIRST = range(7)
 EXCHANGE = -1  # the layer that an exchange announces
+UNSTAGED = -(1 << 63)  # in a return record: its rows are not in staging rows; counters may be small negative numbers
 
 # ---- what a source's announcement made of it
 UNANNOUNCED, SERVE, SKIP = range(3)

@@ -167,8 +167,8 @@ class StateLayout:
         rows = s.return_rows
         blocks = -(-s.max_tokens // f.TOKEN_BLOCK) + 1
         pairs = s.world * s.max_local
-        choices = -(-rows // max(1, s.max_tokens))  # whose rows a combine command lists
-        self.command_words = -(-(f.C_LISTS + max(batch * (2 + f.PART_WORDS), choices)) // 8) * 8
+        lists = max(batch * (2 + f.PART_WORDS), s.top_k)  # a combine command lists the rows of a token's choices
+        self.command_words = -(-(f.C_LISTS + lists) // 8) * 8
         self.sizes = {
             **dict.fromkeys(range(f.T_TO, f.T_RETURNED + 1), s.world),
             **dict.fromkeys(range(f.T_SLOT_FROM, f.T_SLOT_PAIR + 1), s.experts),

@@ -149,7 +149,7 @@ def put_returns(job, st, peer, tiles):
         a = return_record_to(job, st, peer, tile)
         packed, rows, pair = mem.load(a), mem.load(a + 8), mem.load(a + 24)
         tile += 1
-        if pair < 0:
+        if pair == f.UNSTAGED:
             continue
         while tile < tiles:  # tiles that follow each other at both ends go as one
             a = return_record_to(job, st, peer, tile)

@@ -13,7 +13,7 @@ from .layout import return_record_to, word_to
 def post_return(job, st, source, packed, rows, status, staged):
     """Tell `source` that its packed rows packed..packed+rows are in its return rows: record, then tail.
 
-    staged: for a far source, the pair number whose staged row is the first of them; -1 if they are there already.
+    staged: for a far source, the pair number whose staged row is the first of them; UNSTAGED if they are there already.
     """
     tile = st[job[f.T_RETURNED] + source]
     a = return_record_to(job, st, source, tile)
@@ -58,7 +58,7 @@ def finish_record(job, st, source, tile, rows):
     st[f.OWED] -= rows
     if st[r + f.R_LEFT] == 0:
         back = 0 if st[job[f.T_EXCHANGES] + source] else st[r + f.R_ROWS]  # an exchange's rows come later
-        staged = st[r + f.R_ROW] if st[job[f.T_ANNOUNCED] + source] == f.SERVE else -1
+        staged = st[r + f.R_ROW] if st[job[f.T_ANNOUNCED] + source] == f.SERVE else f.UNSTAGED
         post_return(job, st, source, st[r + f.R_PACKED], back, f.OK, staged)
         free_rows(job, st, source)
 

@@ -11,7 +11,7 @@ from ..nodes import Nodes
 from ..placement import Placement
 from .regions import WORD
 
-STARTS = (0, 0, 2**31 - 3, 2**32 - 3, 2**53 - 3, 2**62)  # counters that have run for long
+STARTS = (0, 0, 2**31 - 3, 2**32 - 3, 2**53 - 3, 2**62, -3, -20)  # counters that have run for long; -3 is 2**64 - 3
 KINDS = ("refused", "layer", "object", "combine")  # a rank refuses its input, or the second half; calls differ
 Ids = tuple[tuple[int, ...], ...]
 
@@ -79,6 +79,7 @@ class Case:
             stride=-(-WORD * self.words // LINE) * LINE,
             return_rows=self.max_tokens * self.top_k,
             max_local=max(1, *held),
+            top_k=self.top_k,
             experts=len(self.placement),
             max_tokens=self.max_tokens,
         )

@@ -90,7 +90,7 @@ class Checks:
                 f"rank {waiting[0].me} waits although rank {told[0].me} has failed\n{self.machine.describe()}"
             )
 
-    def told(self, rank: Rank, epoch: int, origin: int) -> None:
+    def told(self, rank: Rank, epoch: int, origin: int, cause: int) -> None:
         """`rank` has read poison: it names a rank that has failed, in a call that this one is in or beside."""
         failed = 0 <= origin < len(self.machine.ranks) and self.machine.ranks[origin].stage not in (
             "open",
@@ -100,6 +100,9 @@ class Checks:
         )
         if not failed or abs(epoch - rank.epoch) > 1:
             raise WrongResult(f"rank {rank.me} in call {rank.epoch} reads that rank {origin} failed in call {epoch}")
+        if self.machine.ranks[origin].cause != cause:
+            why = self.machine.ranks[origin].cause
+            raise WrongResult(f"rank {rank.me} reads that rank {origin} failed for cause {cause}, but it was {why}")
 
     def at_end(self) -> None:
         """Every call that came to a result has the reference's."""

@@ -14,6 +14,7 @@ from .. import memory, wire
 from ..engine import arrivals, combine, experts, steps, team
 from ..engine import fields as f
 from ..substrate import runtime
+from ..transport.group import OVERDUE
 from .cases import Case
 from .checks import Checks
 from .memory_model import CHANGE, Memory
@@ -27,9 +28,9 @@ from .violation import Aborted
 
 TOKEN_BLOCK = 2  # tokens of a route or combine command: several commands a call
 ROUNDS_OF_TIME = 60  # how often time may pass because nobody can go on
-STEPS_A_SECOND = 100  # once a rank is lost
 LOST = ("failing", "failed", "gone")  # stages of a rank
 PASSING = 130  # seconds that pass then: more than a timeout
+LATEST = 2 * OVERDUE * PASSING  # by then whoever waits for a lost rank has given up: they pass in half a run's steps
 PATIENT = 4_000  # visible operations that a run may take for each row and rank, and as many again for each call
 
 
@@ -186,10 +187,12 @@ class Machine:
         self.checks.word(me, peer, place.offset // 8, old, new)
 
     def monotonic(self) -> float:
-        """Seconds: since a rank was lost they pass while others go on, too, or they would show life without end."""
+        """Seconds: since a rank was lost they pass while others go on, too, or they show life to the end of the run."""
         if self._lost is None and any(rank.stage in LOST for rank in self.ranks):
             self._lost = self.sched.steps
-        return self.seconds + (0 if self._lost is None else (self.sched.steps - self._lost) / STEPS_A_SECOND)
+        if self._lost is None:
+            return self.seconds
+        return self.seconds + 2 * LATEST * (self.sched.steps - self._lost) / self.sched.bound
 
     def time_passes(self) -> bool:
         """Nobody can go on: if ranks may have failed, timeouts run out."""

@@ -58,6 +58,8 @@ class Memory:
         self.writes: dict[int, tuple[int, int]] = {}  # plain: actor, its clock
         self.reads: dict[int, tuple[tuple[int, int], ...]] = {}
         self.released: dict[int, Release] = {}
+        self.acquired: dict[int, dict[int, int]] = {}  # atomic words: who has acquired them, and at which of its times
+        self.keeps_acquired = True
         self.history: dict[int, list[Release]] = {}  # only where loads may see old values
         self.oldest: dict[tuple[int, int], int] = {}  # (actor, word): the oldest it may still see
         self.returned: dict[int, int] = {}  # return rows written in this call, and by whom
@@ -148,6 +150,9 @@ class Memory:
         if atomic is not None and atomic.actor != me and mine[atomic.actor] < atomic.time:
             raise Race(f"{self.actor(me)} writes {self.name(at)} while {self.actor(atomic.actor)} may be releasing it")
         self._check_plain(at, "writes")
+        for reader, clock in self.acquired.get(at, {}).items():
+            if reader != me and mine[reader] < clock:
+                raise Race(f"{self.actor(me)} writes {self.name(at)} plainly while {self.actor(reader)} may acquire it")
 
     def _check_plain(self, at: int, does: str) -> None:
         """Whether this actor knows of all that was read and written plainly here."""
@@ -220,6 +225,8 @@ class Memory:
         wrote = self.writes.get(at)
         if wrote is not None and wrote[0] != me and self.clocks[me][wrote[0]] < wrote[1]:
             raise Race(f"{actor.name} acquires {self.name(at)} while {self.actor(wrote[0])} may be writing it")
+        if self.keeps_acquired:
+            self.acquired.setdefault(at, {})[me] = self.clocks[me][me]
         release = self._visible(at, me) if self.delays and at in self.history else self.released.get(at)
         value = self.value.get(at, 0)
         if release is not None:

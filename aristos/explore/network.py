@@ -21,7 +21,7 @@ from .violation import Race, Unbounded
 if TYPE_CHECKING:
     from .memory_model import Clock, Memory
 
-GARBAGE = 0x5A5A5A5A5A5A
+GARBAGE = 1000  # further than a word moves at once, and not so far that a loop up to it does not end
 MOST_WORDS = 3200  # unflushed at once, by one rank to another
 
 
@@ -257,7 +257,7 @@ class Network:
         if other < at and at in self.halves and other in self.halves:
             self._tell(min(self.halves[at], self.halves[other], key=lambda put: put.number))
         if at in self.moving or at in self.waiting:
-            value = (value, GARBAGE + at)[self.sched.strategy.choose(2, "torn")]
+            value += GARBAGE * self.sched.strategy.choose(2, "torn")
         self.sched.me.seen[at] = value  # what was read: garbage makes it look again, even where the same value lands
         return value
 

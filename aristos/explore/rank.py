@@ -55,6 +55,7 @@ class Rank:
         self._fill_counters()
         self.epoch = 0
         self.stage = "open"
+        self.cause = 0  # why it has failed
         self.joined = [0] * case.workers  # the last call that each worker has joined
         self.call = Call(())
         self.output: dict[int, list[int]] = {}
@@ -280,7 +281,7 @@ class Rank:
             if fault is not None:
                 self._check_patience()
         elif code == f.POISONED:
-            self._fail(f.CAUSE_ERROR, self._origin())
+            self._fail(*self._told())
         elif code == f.ALL_ANNOUNCED:
             self.counts = Counts(max(1, job[f.LOCAL]), self.case.ranks)
             self.landed = halves.set_targets(job, st, self.counts)
@@ -380,20 +381,21 @@ class Rank:
         except WaitTimeout:
             self._fail(f.CAUSE_TIMEOUT, self.me)
 
-    def _origin(self) -> int:
-        """As `Runtime._raise_poison`: who is said to have failed first."""
+    def _told(self) -> tuple[int, int]:
+        """As `Runtime._raise_poison`: why a rank has failed first, and who it is said to be."""
         peer = arrivals.poisoned(self.job, self.st)
         if peer < 0:
-            return self.me
-        told = memory.load_acquire(word_from(self.job, self.st, peer, f.POISON)) >> f.CAUSE_BITS
+            return f.CAUSE_ERROR, self.me
+        word = memory.load_acquire(word_from(self.job, self.st, peer, f.POISON))
+        told, cause = divmod(word, 1 << f.CAUSE_BITS)
         epoch, origin = divmod(told, 1 << f.ORIGIN_BITS)
-        self.machine.checks.told(self, epoch, origin)
-        return origin
+        self.machine.checks.told(self, epoch, origin, cause)
+        return cause, origin
 
     def _fail(self, cause: int, origin: int) -> None:
         """As `Runtime._fail`."""
         job, st = self.job, self.st
-        self.stage = "failing"
+        self.stage, self.cause = "failing", cause
         steps.poison(job, st, origin, cause)
         if job[f.FAR]:
             while not wire.take(job[f.WIRE]):

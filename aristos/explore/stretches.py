@@ -36,6 +36,7 @@ class Stretches(Machine):
 
     def __init__(self, case: Case, strategy: Strategy) -> None:
         super().__init__(case, strategy)
+        self.memory.keeps_acquired = False  # it would be a part of every state
         self.replaying = -1  # how many values have been used again, -1 when the actor is where it was
         self.stretches: list[tuple[Private, bytes, Log]] = [
             (Private.of(rank), b"", []) for rank in self.ranks

@@ -97,19 +97,20 @@ def work(job, st, worker):
     """Run steps until the call ends (RAN), somebody fails (POISONED) or a slice of time is over (PAUSED)."""
     started = mem.clock()
     now = started
-    idle_since, idle_peer, sweeps = 0, 0, 0
+    idle_since, idle_peer = 0, 0
+    sweeps, looks = 0, 0  # in vain one after another; all of them: what comes must not keep a wait from being bounded
     while True:
         kind = steps.decide(job, st, worker)
         if kind == f.IDLE:
             if idle_since == 0:
                 idle_since = mem.clock()
                 idle_peer = st[job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker + f.C_PEER]
-            sweeps += 1
+            sweeps, looks = sweeps + 1, looks + 1
             if job[f.FAR] != 0 and tend_wire(job, st, worker, True):
                 sweeps = 1
-                continue
-            rest(job, sweeps)
-            if sweeps % 32 == 0:
+            else:
+                rest(job, sweeps)
+            if looks % 32 == 0:
                 now = mem.clock()
                 show_life(job, st, worker, now)
                 if now - started > job[f.PAUSE_NS]:

@@ -348,11 +348,11 @@ class Runtime:
             f"rank {self.group.rank}: rank {origin} gave up in epoch {epoch} because {CAUSES.get(cause, cause)}"
             f" (told by rank {peer}); its own message says more"
         )
-        error.origin = origin  # type: ignore[attr-defined]
+        error.origin, error.cause = origin, cause  # type: ignore[attr-defined]
         raise error
 
     def _fail(self, job: np.ndarray, error: BaseException) -> None:
-        cause = f.CAUSE_ERROR
+        cause = getattr(error, "cause", f.CAUSE_ERROR)  # told on as it was told
         if isinstance(error, WaitTimeout):
             cause = f.CAUSE_TIMEOUT
         elif isinstance(error, KeyboardInterrupt | SystemExit):
