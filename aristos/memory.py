@@ -73,6 +73,11 @@ def yield_core():
     os.sched_yield()
 
 
+def nap():
+    """Sleep as short as can be, some 50 us: other ranks get this core for certain, which a yield may not do."""
+    time.sleep(1e-6)
+
+
 def clock():
     """Nanoseconds on CLOCK_MONOTONIC, equal for all ranks of a node."""
     return time.monotonic_ns()

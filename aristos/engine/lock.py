@@ -4,6 +4,8 @@ from .. import memory as mem
 from ..compile import jit
 from . import fields as f
 
+NAPS = 6400  # tries after which the holder has lost its core to another rank: see `cpu.rest`
+
 
 @jit
 def lock(job):
@@ -18,7 +20,10 @@ def acquire(job):
     while not lock(job):
         tries += 1
         if tries % 64 == 0:
-            mem.yield_core()
+            if tries < NAPS:
+                mem.yield_core()
+            else:
+                mem.nap()
         else:
             mem.pause()
 

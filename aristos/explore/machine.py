@@ -104,7 +104,7 @@ class Machine:
             ranks[self.memory.rank].run_combine(y, k, weights, rows)
 
         names: dict[tuple[Any, str], Any] = {(memory, name): body for name, body in self.memory.functions().items()}
-        names |= {(memory, name): self.idle for name in ("pause", "yield_core")}
+        names |= {(memory, name): self.idle for name in ("pause", "yield_core", "nap")}
         names |= {(wire, name): getattr(self.network, name) for name in ("put", "flush", "sync", "progress")}
         names |= {
             (memory, "call"): self.call,

@@ -59,12 +59,18 @@ def charge_idle(job, st, worker, peer, start, end):
 
 @jit
 def rest(job, sweeps):
-    """Spin briefly, then give the core away; never sleep within a call."""
+    """Spin briefly, then give the core away; where ranks share cores, sleep in the end.
+
+    A yield reaches only what the scheduler has in one group with this thread, and launchers give each rank a session,
+    which is a group: a rank that yields and yields can keep the one that it waits for from its core.
+    """
     if sweeps < job[f.SPINS]:
         for _ in range(8):
             mem.pause()
-    else:
+    elif sweeps < job[f.YIELDS]:
         mem.yield_core()
+    else:
+        mem.nap()
 
 
 @jit

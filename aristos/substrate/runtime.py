@@ -39,6 +39,7 @@ RUN_LEAST = 24  # but no fewer rows than make the run bound by arithmetic and no
 MERGE_ROWS = 32  # fewer rows than this wait a little for more of their expert
 PATIENCE = 200  # idle sweeps that they wait
 PAUSE_NS = 100_000_000  # compiled code comes back to Python at least this often
+ALONE, CROWDED = (2000, 1 << 62), (4, 100)  # looks in vain after which a worker yields its core, and sleeps
 LAST_WORDS_SECONDS = 0.1  # how long a failing rank helps its poison on the way to other nodes
 FAR_BLOCK = 512  # most (token, choice) pairs of a block for a far owner
 CAUSES = {f.CAUSE_TIMEOUT: "a wait ran out", f.CAUSE_INTERRUPT: "it was interrupted", f.CAUSE_ERROR: "it failed"}
@@ -161,7 +162,8 @@ class Runtime:
         job[f.TILE], job[f.BATCH], job[f.MERGE_ROWS], job[f.PATIENCE] = TILE, BATCH, MERGE_ROWS, PATIENCE
         limit = int(RUN_FLOPS / max(1, 4 * job[f.HIDDEN] * job[f.FFN]))
         job[f.RUN_ROWS] = min(BATCH, max(RUN_LEAST, limit // GROUP * GROUP))
-        job[f.PAUSE_NS], job[f.SPINS] = PAUSE_NS, 4 if self._sharing > 1 or self.threads > self.cores else 2000
+        crowded = self._sharing > 1 or self.threads > self.cores
+        job[f.PAUSE_NS], job[f.SPINS], job[f.YIELDS] = PAUSE_NS, *(CROWDED if crowded else ALONE)
         job[f.LOCK] = self._lock.ctypes.data
         job[f.SCRATCH] = self._scratch.ctypes.data
         job[f.SCRATCH_STEP] = self._scratch_step

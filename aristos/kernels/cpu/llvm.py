@@ -140,6 +140,16 @@ def _yield_core(typingctx):
 
 
 @intrinsic
+def _nap(typingctx):
+    def codegen(context, builder, signature, args):
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I32, [I32]), "usleep")
+        builder.call(function, [I32(1)])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
 def _clock(typingctx):
     """clock_gettime(CLOCK_MONOTONIC) of the C library, in the vDSO on Linux."""
     import time
@@ -192,6 +202,7 @@ for _name, _lowered, _count in (
     ("call", _call, 9),
     ("pause", _pause, 0),
     ("yield_core", _yield_core, 0),
+    ("nap", _nap, 0),
     ("clock", _clock, 0),
     ("float_of_bits", _float_of_bits, 1),
 ):
