@@ -1,0 +1,73 @@
+"""The network between nodes: which switch, block, ring or torus each hangs on, and how far apart two nodes are."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Network:
+    """kind: tree, block, ring, torus3d, flat, or unknown. parents: the switches that a switch or a node hangs on.
+
+    A block is a switch whose parents are the bigger blocks it is part of. rings: the nodes of each ring in order.
+    toruses: (dimensions, nodes), the first dimension counting fastest.
+    """
+
+    kind: str = "unknown"
+    parents: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    nodes: frozenset[str] = frozenset()
+    rings: tuple[tuple[str, ...], ...] = ()
+    toruses: tuple[tuple[tuple[int, int, int], tuple[str, ...]], ...] = ()
+
+    @cached_property
+    def _neighbours(self) -> dict[tuple[bool, str], list[tuple[bool, str]]]:
+        """The graph of switches and nodes; a switch and a node may have the same name."""
+        graph: dict[tuple[bool, str], list[tuple[bool, str]]] = {}
+        for name, above in self.parents.items():
+            below = (name in self.nodes, name)
+            for parent in above:
+                graph.setdefault(below, []).append((False, parent))
+                graph.setdefault((False, parent), []).append(below)
+        return graph
+
+    def distance(self, a: str, b: str) -> int | None:
+        """How many switches a message from node a to node b passes, 0 to itself; None where no path is known.
+
+        On a leaf switch 1, over a spine 3; likewise 1 inside a block, 3 inside the next bigger one. On a ring
+        or a torus: links on the shortest way round.
+        """
+        if a == b:
+            return 0
+        for ring in self.rings:
+            if a in ring and b in ring:
+                return _around(ring.index(a), ring.index(b), len(ring))
+        for sizes, members in self.toruses:
+            if a in members and b in members:
+                pairs = zip(_place(members.index(a), sizes), _place(members.index(b), sizes), sizes)
+                return sum(_around(x, y, size) for x, y, size in pairs)
+        return self._switches(a, b)
+
+    def _switches(self, a: str, b: str) -> int | None:
+        goal, seen = (True, b), {(True, a)}
+        queue = deque([((True, a), 0)])
+        while queue:
+            at, passed = queue.popleft()
+            for each in self._neighbours.get(at, ()):
+                if each == goal:
+                    return passed
+                if each not in seen and not each[0]:  # nodes forward nothing
+                    seen.add(each)
+                    queue.append((each, passed + 1))
+        return None
+
+
+def _around(a: int, b: int, size: int) -> int:
+    return min(abs(a - b), size - abs(a - b))
+
+
+def _place(index: int, sizes: tuple[int, int, int]) -> tuple[int, int, int]:
+    x, y, _ = sizes
+    return index % x, index // x % y, index // (x * y)
