@@ -27,6 +27,7 @@ class Link:
 
     kind: str
     count: int = 0
+    printed: str = field(default="", compare=False)  # the old word for it, where one was printed
 
     @classmethod
     def parse(cls, text: str) -> Link:
@@ -38,10 +39,12 @@ class Link:
             return cls("NV", int(found[1]))
         if text.startswith("NET"):
             return cls("NET", int(found[2] or 0))
-        return cls({"X": "self", "SOC": "SYS"}.get(text, text))
+        if text == "SOC":
+            return cls("SYS", printed=text)
+        return cls("self" if text == "X" else text)
 
     def __str__(self) -> str:
-        return f"{self.kind}{self.count or ''}"
+        return self.printed or f"{self.kind}{self.count or ''}"
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -59,6 +62,15 @@ class Mig:
     index: int
     uuid: str
     name: str
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A GPU's cells of `nvidia-smi topo -m` as they were printed; None for N/A and for nothing."""
+
+    cpus: str | None = None
+    numa: str | None = None
+    gpu_numa: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,7 @@ class Device:
     cpus_from: str | None = None
     gpu_numa: int | None = None
     mig: tuple[Mig, ...] = ()
+    printed: Printed | None = None
 
     @property
     def label(self) -> str:
