@@ -96,11 +96,16 @@ def _nothing(lines: list[str]) -> TopologyError:
     row = next((line for line in lines if _is_row(line.split())), None)
     if row is not None:
         return TopologyError(f"the line that names the columns (GPU0 GPU1 ...) is missing above {row.strip()[:200]!r}")
-    said = [line.strip() for line in lines if line.strip()]
+    return complaint("nvidia-smi topo -m", "\n".join(lines))
+
+
+def complaint(command: str, text: str) -> TopologyError:
+    """For text that is not what the command prints when it works: the error quotes the line that says most."""
+    said = [line.strip() for line in clean(text) if line.strip()]
     if not said:
-        return TopologyError("expected the output of `nvidia-smi topo -m`, got nothing: did the command run?")
+        return TopologyError(f"expected the output of `{command}`, got nothing: did the command run?")
     line = next((line for line in said if _TOLD.search(line)), said[0])
-    return TopologyError(f"no matrix of `nvidia-smi topo -m` here; it says {line[:200]!r}")
+    return TopologyError(f"this is not what `{command}` prints; it says {line[:200]!r}")
 
 
 def _is_heading(words: list[str]) -> bool:

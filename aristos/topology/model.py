@@ -189,6 +189,11 @@ class Fault:
         return f"{f'{self.node}: ' if self.node else ''}{self.text}: {self.remedy}"
 
 
+def _short(name: str) -> str:
+    """A host's name without its domain; addresses have none."""
+    return name if re.fullmatch(r"[\d.]+", name) else name.split(".")[0]
+
+
 @dataclass(frozen=True)
 class Topology:
     """All nodes of a job, or of one machine. here: place in `nodes` of the machine this runs on, or None.
@@ -204,9 +209,10 @@ class Topology:
 
     def node(self, name: str) -> Node:
         """The node of this name, with or without its domain; KeyError."""
-        for node in self.nodes:
-            if node.name == name or node.name.split(".")[0] == name.split(".")[0]:
-                return node
+        for known in (lambda text: text, _short):
+            for node in self.nodes:
+                if known(node.name) == known(name):
+                    return node
         raise KeyError(f"no node {name!r} among {', '.join(n.name for n in self.nodes[:8]) or 'none'}")
 
     def link(self, a: tuple[int, str], b: tuple[int, str]) -> Link | None:

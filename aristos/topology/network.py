@@ -12,15 +12,14 @@ from functools import cached_property
 class Network:
     """kind: tree, block, ring, torus3d, flat, or unknown. parents: the switches that a switch or a node hangs on.
 
-    A block is a switch whose parents are the bigger blocks it is part of. rings: the nodes of each ring in order.
-    toruses: (dimensions, nodes), the first dimension counting fastest.
+    A block, or a torus, is a switch whose parents are the bigger blocks it is part of. rings: each ring's nodes in
+    order.
     """
 
     kind: str = "unknown"
     parents: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     nodes: frozenset[str] = frozenset()
     rings: tuple[tuple[str, ...], ...] = ()
-    toruses: tuple[tuple[tuple[int, int, int], tuple[str, ...]], ...] = ()
 
     @cached_property
     def _neighbours(self) -> dict[tuple[bool, str], list[tuple[bool, str]]]:
@@ -36,18 +35,17 @@ class Network:
     def distance(self, a: str, b: str) -> int | None:
         """How many switches a message from node a to node b passes, 0 to itself; None where no path is known.
 
-        On a leaf switch 1, over a spine 3; likewise 1 inside a block, 3 inside the next bigger one. On a ring
-        or a torus: links on the shortest way round.
+        On a leaf switch 1, over a spine 3; likewise 1 inside a block, 3 inside the next bigger one. On a ring: links on
+        the shorter way round. In a torus not known: Slurm's files do not say which node is where.
         """
         if a == b:
             return 0
         for ring in self.rings:
             if a in ring and b in ring:
-                return _around(ring.index(a), ring.index(b), len(ring))
-        for sizes, members in self.toruses:
-            if a in members and b in members:
-                pairs = zip(_place(members.index(a), sizes), _place(members.index(b), sizes), sizes)
-                return sum(_around(x, y, size) for x, y, size in pairs)
+                apart = abs(ring.index(a) - ring.index(b))
+                return min(apart, len(ring) - apart)
+        if self.kind in ("ring", "torus3d", "flat"):
+            return None
         return self._switches(a, b)
 
     def _switches(self, a: str, b: str) -> int | None:
@@ -62,12 +60,3 @@ class Network:
                     seen.add(each)
                     queue.append((each, passed + 1))
         return None
-
-
-def _around(a: int, b: int, size: int) -> int:
-    return min(abs(a - b), size - abs(a - b))
-
-
-def _place(index: int, sizes: tuple[int, int, int]) -> tuple[int, int, int]:
-    x, y, _ = sizes
-    return index % x, index // x % y, index // (x * y)

@@ -24,6 +24,11 @@ def read(path: Path) -> str:
         return ""
 
 
+def natural(name: str) -> list[str | int]:
+    """Sorts n2 before n10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
 def cpus_in(path: Path) -> frozenset[int]:
     """A file's list of CPUs; none where there is no such file, or it says something else."""
     try:

@@ -1,0 +1,64 @@
+"""Slurm's expressions for node names, n[1-3,05]-ib[0-1],login: expanded in Slurm's order."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+
+from ..errors import TopologyError
+
+MOST = 1 << 17  # names of one expression; Slurm itself takes 65536 a range
+_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+
+
+def expand(text: str) -> list[str]:
+    """'n[1-2],x' -> ['n1', 'n2', 'x']. Names keep leading zeros and stand as often as given; TopologyError else."""
+    names: list[str] = []
+    for item in split(text, ","):
+        for name in _names(item.strip(), text):
+            names.append(name)
+            if len(names) > MOST:
+                raise TopologyError(f"more than {MOST} nodes in {_quoted(text)}")
+    return names
+
+
+def split(text: str, mark: str) -> list[str]:
+    """At each mark that is outside brackets."""
+    parts, depth, begun = [], 0, 0
+    for at, sign in enumerate(text):
+        depth += (sign == "[") - (sign == "]")
+        if sign == mark and depth <= 0:
+            parts.append(text[begun:at])
+            begun = at + 1
+    return [*parts, text[begun:]]
+
+
+def _names(item: str, text: str) -> Iterator[str]:
+    if not item:
+        return
+    parts = re.split(r"\[([^][]*)\]", item)
+    if any(sign in part for part in parts[::2] for sign in "[] \t=()"):
+        raise TopologyError(f"expected node names like n[1-3,7] with whole brackets, got {_quoted(text)}")
+    choices = [_numbers(inside, text) for inside in parts[1::2]]
+    # Slurm's order: the last brackets count fastest, then the first ones, and those before the last slowest
+    for *slow, fast in itertools.product(*reversed(choices[:-1]), *choices[-1:] or [[""]]):
+        numbers = [*reversed(slow), fast]
+        yield "".join(itertools.chain.from_iterable(itertools.zip_longest(parts[::2], numbers, fillvalue="")))
+
+
+def _numbers(inside: str, text: str) -> list[str]:
+    found: list[str] = []
+    for part in inside.split(","):
+        match = _RANGE.fullmatch(part)
+        if not match:
+            raise TopologyError(f"expected numbers like [1-3,7], got [{inside[:80]}] in {_quoted(text)}")
+        first, last = match[1], match[2] or match[1]
+        if not int(first) <= int(last) <= int(first) + MOST:
+            raise TopologyError(f"a range must go upwards, and not above {MOST} names, got {part!r} in {_quoted(text)}")
+        found += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    return found
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= 200 else f"{text[:200]}...")
