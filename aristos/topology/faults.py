@@ -91,8 +91,8 @@ def dark(wires: Sequence[Wires]) -> list[Fault]:
             continue
         if each.inactive:
             listed = ", ".join(map(str, each.inactive))
-            plural = "link" if len(each.inactive) == 1 else "links"
-            text = f"{name}: NVLink {plural} {listed} inactive, {each.active} of {len(each.speeds)} active"
+            links = "NVLink" if len(each.inactive) == 1 else "NVLinks"
+            text = f"{name}: {links} {listed} inactive, {each.active} of {len(each.speeds)} active"
             faults.append(Fault(text, "seat the bridge anew" if bridged else RESET))
         siblings = [len(other.speeds) for other in wires if other.name == each.name and not other.dark]
         if len(each.speeds) < max(siblings, default=0):

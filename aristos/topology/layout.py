@@ -49,16 +49,14 @@ def affinities(
 ) -> dict[str, Affinity]:
     """GPU -> its affinities. rows: with the cells after the link cells; columns: how many headings, 0 to 3."""
     found: dict[str, Affinity] = {}
-    counts = set()
+    most = max((len(rest) for row, rest in rows if is_gpu(row.label)), default=0)
     for row, rest in rows:
         if len(rest) > columns or (rest and not is_gpu(row.label) and set(rest) != {NONE}):
             raise TopologyError(f"{len(rest)} cells after the links under {columns} headings: {row.shown!r}")
         if is_gpu(row.label):
+            if columns < 3 and len(rest) < most == columns and not row.lines[-1][-1:].isspace():
+                raise TopologyError(f"other rows have {most} cells after the links, this one is cut: {row.shown!r}")
             found[row.label] = _assigned(row, rest, columns)
-            counts.add(len([cell for cell in rest if cell != NONE] if columns == 2 else rest))
-    if columns == 2 and counts == {1, 2}:
-        short = next(row for row, rest in rows if is_gpu(row.label) and len(rest) == 1)
-        raise TopologyError(f"other rows have a NUMA domain too, so this one is cut: {short.shown!r}")
     _uncut(rows, found)
     return found
 
@@ -83,6 +81,8 @@ def _placed(row: Row, rest: tuple[str, ...], values: list[str | None], columns: 
     cells: list[str | None] = [None, None, None]
     places = _stops(row, rest)
     target = {0: 0, 1: 1, 3: 2} if columns == 3 else {0: 0, 1: 1, 2: 1}
+    if any(value and not _even(value) for value in values):
+        raise TopologyError(f"cells are missing, or stick together, and nothing says which: {row.shown!r}")
     if places is None and len(row.lines) == 1 and columns == 2 and values[0] and "," in values[0] and "-" in values[0]:
         places = [0]  # no NUMA domain looks like this
     if places is None or any(p not in target for p in places) or (columns == 3 and places[-1] != 3):
@@ -91,6 +91,12 @@ def _placed(row: Row, rest: tuple[str, ...], values: list[str | None], columns: 
         cells[target[place]] = value
     cpus, numa, gpu_numa = cells
     return cpus, numa, gpu_numa
+
+
+def _even(numbers: str) -> bool:
+    """Whether all ranges are of one width, as those of a domain's threads are; 0-23,48-710 is 0-23,48-71 and 0."""
+    widths = {int(high or low) - int(low) for low, _, high in (part.partition("-") for part in numbers.split(","))}
+    return len(widths) == 1
 
 
 def _stops(row: Row, rest: tuple[str, ...]) -> list[int] | None:

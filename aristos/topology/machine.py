@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 from ..errors import TopologyError
 from . import cpusets, faults, listing, matrix, nvlink, query
@@ -15,7 +15,6 @@ from .nvlink import Wires
 from .query import Queried
 
 SMI = "nvidia-smi"
-Parsed = TypeVar("Parsed")
 
 
 def read(text: str, name: str = "") -> tuple[Node, list[Fault]]:
@@ -23,18 +22,19 @@ def read(text: str, name: str = "") -> tuple[Node, list[Fault]]:
 
     Text without a matrix may be one of the others alone: then no pair's class is known. TopologyError else.
     """
-    if (listed := _tried(listing.parse, text)) is not None:
-        return assemble(name, None, listed=listed)
-    if (wires := _tried(nvlink.parse, text)) is not None:
-        return assemble(name, None, wires=wires)
-    if (queried := _tried(query.parse, text)) is not None:
-        return assemble(name, None, queried=queried)
+    if not matrix.looks_like(text):
+        if re.search(r"^\s*Link \d+:|all links are inactive", text, re.MULTILINE | re.IGNORECASE):
+            return assemble(name, None, wires=nvlink.parse(text))
+        if re.search(r"^\s*GPU \d+:", text, re.MULTILINE):
+            return assemble(name, None, listed=listing.parse(text))
+        if (queried := _queried(text)) is not None:
+            return assemble(name, None, queried=queried)
     return assemble(name, matrix.parse(text))
 
 
-def _tried(parse: Callable[[str], Parsed], text: str) -> Parsed | None:
+def _queried(text: str) -> tuple[Queried, ...] | None:
     try:
-        return parse(text)
+        return query.parse(text)
     except TopologyError:
         return None
 
@@ -74,8 +74,11 @@ def _devices(
             memory=entry.memory or known.memory,
         )
     for each in wires:
-        if each.index is not None and each.index not in devices:
-            devices[each.index] = Device(each.index, each.name, each.uuid)
+        index = each.index or 0  # without a line for the GPU there is one
+        known = devices.get(index, Device(index))
+        devices[index] = replace(
+            known, name=known.name or each.name, uuid=known.uuid or each.uuid, nvlinks=0 if each.dark else each.active
+        )
     if found and len(devices) > len(found.gpus):
         extra = sorted(set(devices) - {int(label[3:]) for label in found.gpus})
         raise TopologyError(

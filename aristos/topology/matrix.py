@@ -23,12 +23,14 @@ _COLOUR = re.compile(
     r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_]"
     r"|\[(?:[0-9]{1,2}(?:;[0-9]{1,2})*)?m"  # without the escape, which copying loses
 )
-_FRAME = re.compile(r"^[ ]{0,3}[#>][ ]?|</?[a-z][^<>]*>", re.MULTILINE)
+_TAGS = "br|p|pre|code|span|summary|details|div|td|tr"  # and not <inactive>, which nvidia-smi prints
+_FRAME = re.compile(rf"^[ ]{{0,3}}[#>][ ]?|</?(?:{_TAGS})\b[^<>]*>", re.MULTILINE)
 _ATOM = re.compile(r"NV(?=\d)|PIX|PXB|PHB|NODE|SYS|SOC|X|N/A")
 _NUMBERS = re.compile(r"\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*")
 _TOLD = re.compile(
     r"has failed|failed to|mismatch|no devices were found|unable to|not found|could ?n[o']t|insufficient|error", re.I
 )
+LEGEND = (("NODE=ConnectiontraversingPCIeaswellas", "NUMAnode"), ("SYS=ConnectiontraversingPCIeaswellas", "QPI/UPI)"))
 MOST_READINGS = 64  # of a row with glued cells
 
 
@@ -67,6 +69,7 @@ def parse(text: str) -> Matrix:
     lines = clean(text)
     start, (heading, rows, end) = _first(lines)
     tail = _columns(heading, [row.label for row in rows], lines[start])
+    _ended(lines[end:], rows[-1])
     read = _resolve(rows)
     labels = tuple(row.label for row in rows)
     cells = {(a, b): cell for a, (links, _) in zip(labels, read) for b, cell in zip(labels, links)}
@@ -106,6 +109,11 @@ def complaint(command: str, text: str) -> TopologyError:
         return TopologyError(f"expected the output of `{command}`, got nothing: did the command run?")
     line = next((line for line in said if _TOLD.search(line)), said[0])
     return TopologyError(f"this is not what `{command}` prints; it says {line[:200]!r}")
+
+
+def looks_like(text: str) -> bool:
+    """Whether some line could be a part of a matrix."""
+    return any(_is_heading(words) or _is_row(words) for words in map(str.split, clean(text)))
 
 
 def _is_heading(words: list[str]) -> bool:
@@ -285,18 +293,33 @@ def _uncut(labels: tuple[str, ...], cells: Mapping[tuple[str, str], str], rows: 
             )
 
 
+def _ended(lines: list[str], last: Row) -> None:
+    """Refuse what shows that the text was cropped: rows without columns, a legend without its ends."""
+    after = next((line for line in lines if line.strip()), "")
+    words = after.split()
+    if (
+        len(words) > 1
+        and re.fullmatch(r"[A-Za-z]\w*", words[0])
+        and all(any(_is_link(cells[0]) for cells in _atoms(word)) for word in words[1:2])
+    ):
+        raise TopologyError(f"{last.label} is the last column, but another row follows: {after.strip()[:200]!r}")
+    joined = "".join("".join(lines).split())
+    for begins, ends in LEGEND:
+        if begins in joined and ends not in joined:
+            cut = next((line for line in lines if begins[:4] in "".join(line.split())), after).strip()
+            raise TopologyError(f"the legend is cut, so the matrix is too: {cut[:200]!r}")
+
+
 def _legend(lines: list[str], labels: tuple[str, ...]) -> dict[str, str]:
     """NIC column -> device, from the legend or, without one, the column's name."""
     nics = [label for label in labels if not is_gpu(label)]
-    start = next((at for at, line in enumerate(lines) if re.search(r"NIC ?Legend", line)), None)
+    numbered = [label for label in nics if re.fullmatch(r"NIC\d+", label)]
     named: dict[str, str] = {}
-    for line in lines[start + 1 :] if start is not None else ():
+    for line in lines:
         for label, device in re.findall(r"(NIC\d+)\s*:\s*([\w.-]+)", line):
             named.setdefault(label, device)
-    if start is not None:
-        missing = [label for label in nics if label not in named and re.fullmatch(r"NIC\d+", label)]
-        if missing:
-            raise TopologyError(
-                f"the legend of the NICs ends before {missing[0]}: {lines[start:][len(named)].strip()!r}"
-            )
+    missing = [label for label in numbered if label not in named]
+    if missing and (named or any("Legend" in line for line in lines)):
+        last = next(line for line in reversed(lines) if line.strip()).strip()
+        raise TopologyError(f"no line of the legend names {missing[0]}; the text ends with {last[:200]!r}")
     return {label: named.get(label, label) for label in nics}

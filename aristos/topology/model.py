@@ -79,7 +79,7 @@ class Device:
 
     name: of the product; pci: domain:bus:device.function in lower case; memory: bytes; numa: the domain of the CPUs
     near it; cpus: those CPUs, from sysfs where it is there (`cpus_from`), else as nvidia-smi prints them, perhaps cut
-    short; gpu_numa: the domain that its own memory is (Grace). None: not known.
+    short; gpu_numa: the domain that its own memory is (Grace); nvlinks: those that are active. None: not known.
     """
 
     index: int
@@ -91,6 +91,7 @@ class Device:
     cpus: frozenset[int] | None = None
     cpus_from: str | None = None
     gpu_numa: int | None = None
+    nvlinks: int | None = None
     mig: tuple[Mig, ...] = ()
     printed: Printed | None = None
 

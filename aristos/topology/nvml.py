@@ -61,6 +61,7 @@ def read(library: Any) -> Found | None:
             speeds, remote = _wires(library, handle)
             wires.append(Wires(at, device.name, device.uuid, speeds))
             ends.append(remote)
+        devices = tuple(replace(d, nvlinks=w.active) if w.speeds else d for d, w in zip(devices, wires))
         links = {}
         for i, (at, one) in enumerate(handles):
             for j in range(i + 1, len(handles)):

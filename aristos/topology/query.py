@@ -49,7 +49,8 @@ def parse(text: str, fields: Sequence[str] | None = None) -> tuple[Queried, ...]
         fields = [_ALIASES.get(name, name) for name in (re.sub(r" *\[\w+\]", "", cell) for cell in rows[0])]
         rows, lines = rows[1:], lines[1:]
     names = [_ALIASES.get(name, name) for name in fields] if fields is not None else _guessed(rows[0])
-    if not {"index", "uuid", "pci.bus_id"} & set(names):
+    told = {"uuid", "pci.bus_id"} if fields is None else {"index", "uuid", "pci.bus_id"}
+    if not told & set(names):
         raise complaint("nvidia-smi --query-gpu", text)
     return tuple(_entry(dict(zip(names, row)), line, len(row) == len(names)) for row, line in zip(rows, lines))
 

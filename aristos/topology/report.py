@@ -106,7 +106,7 @@ def _machine(node: Node) -> list[str]:
 def _gpus(node: Node) -> list[str]:
     if not node.devices:
         return ["  no GPU: ranks compute on their cores"] if node.complete else []
-    rows = [["", "device", "memory", "NUMA", "CPUs", "PCI", "nearest NIC"]]
+    rows = [["", "device", "memory", "NVLinks", "NUMA", "CPUs", "PCI, MIG's UUID", "nearest NIC"]]
     for device in node.devices:
         printed = device.printed
         cpus = cpusets.show(device.cpus) if device.cpus else "?"
@@ -116,12 +116,13 @@ def _gpus(node: Node) -> list[str]:
             device.label,
             device.name or "?",
             _bytes(device.memory),
+            _text(device.nvlinks) or "?",
             (printed.numa if printed and printed.numa else _text(device.numa)) or "?",
             f"{cpus} (nvidia-smi)" if device.cpus_from == "nvidia-smi" else cpus,
             device.pci or "?",
-            f"{near[0].name} ({link})" if near else "none",
+            f"{near[0].name} ({link})" if near else "?",
         ])  # fmt: skip
-        rows += [["", f"MIG {mig.name}", "", "", "", mig.uuid, ""] for mig in device.mig]
+        rows += [["", f"MIG {mig.name}", "", "", "", "", mig.uuid, ""] for mig in device.mig]
     return _aligned(_without_empty(rows))
 
 
