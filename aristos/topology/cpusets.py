@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def parse(text: str) -> frozenset[int]:
@@ -19,10 +19,15 @@ def parse(text: str) -> frozenset[int]:
 
 def show(cpus: Iterable[int]) -> str:
     """{0, 1, 2, 3, 8} -> '0-3,8'."""
-    runs: list[list[int]] = []
-    for cpu in sorted(cpus):
-        if runs and runs[-1][1] == cpu - 1:
-            runs[-1][1] = cpu
+    return ",".join(f"{low}-{high}" if low < high else str(low) for low, high in runs(sorted(cpus)))
+
+
+def runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """[0, 1, 2, 8] -> [(0, 2), (8, 8)]; numbers in ascending order."""
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        if found and found[-1][1] == number - 1:
+            found[-1] = (found[-1][0], number)
         else:
-            runs.append([cpu, cpu])
-    return ",".join(f"{low}-{high}" if low < high else str(low) for low, high in runs)
+            found.append((number, number))
+    return found

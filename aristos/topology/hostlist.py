@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ..errors import TopologyError
+from . import cpusets
 
 MOST = 1 << 17  # names of one expression; Slurm itself takes 65536 a range
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
@@ -62,3 +63,22 @@ def _numbers(inside: str, text: str) -> list[str]:
 
 def _quoted(text: str) -> str:
     return repr(text if len(text) <= 200 else f"{text[:200]}...")
+
+
+def fold(names: Iterable[str]) -> str:
+    """The other way round, for people: ['n1', 'n2', 'n3', 'x'] -> 'n[1-3],x'. Each name once, in natural order."""
+    groups: dict[tuple[str, str, int], list[int]] = {}
+    plain = []
+    for name in dict.fromkeys(names):
+        found = re.fullmatch(r"(.*?)(\d+)(\D*)", name)
+        if found:  # leading zeros only go with numbers of the same width
+            width = len(found[2]) if found[2].startswith("0") else 0
+            groups.setdefault((found[1], found[3], width), []).append(int(found[2]))
+        else:
+            plain.append(name)
+    parts = []
+    for (before, after, width), numbers in groups.items():
+        runs = [(str(low).zfill(width), str(high).zfill(width)) for low, high in cpusets.runs(sorted(numbers))]
+        inside = ",".join(low if low == high else f"{low}-{high}" for low, high in runs)
+        parts.append(f"{before}{inside}{after}" if len(numbers) == 1 else f"{before}[{inside}]{after}")
+    return ",".join([*parts, *plain])

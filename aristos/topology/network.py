@@ -46,17 +46,20 @@ class Network:
                 return min(apart, len(ring) - apart)
         if self.kind in ("ring", "torus3d", "flat"):
             return None
-        return self._switches(a, b)
+        return self.reach(a).get(b)
 
-    def _switches(self, a: str, b: str) -> int | None:
-        goal, seen = (True, b), {(True, a)}
-        queue = deque([((True, a), 0)])
+    def reach(self, start: str) -> dict[str, int]:
+        """Node -> switches on the shortest way from node `start` to it, for every node that can be reached."""
+        found, seen = {start: 0}, {(True, start)}
+        queue = deque([((True, start), 0)])
         while queue:
             at, passed = queue.popleft()
             for each in self._neighbours.get(at, ()):
-                if each == goal:
-                    return passed
-                if each not in seen and not each[0]:  # nodes forward nothing
-                    seen.add(each)
+                if each in seen:
+                    continue
+                seen.add(each)
+                if each[0]:
+                    found[each[1]] = passed  # and no further: nodes forward nothing
+                else:
                     queue.append((each, passed + 1))
-        return None
+        return found

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import cpusets
+from .hostlist import fold
 from .model import Device, Node, Topology
 
+MATRIX = 256  # nodes of a matrix of distances
 WIDE = 100  # columns of a matrix that is worth printing whole
 
 
@@ -67,14 +69,20 @@ def _node(node: Node) -> dict[str, Any]:
 
 
 def _network(topology: Topology) -> dict[str, Any]:
-    """The nodes, and how many switches lie between two of them: a row a node, null where no path is known."""
-    names = [node.name for node in topology.nodes]
-    return {
-        "kind": topology.network.kind,
+    """The nodes, what each hangs on, and the switches between two: a row a node, null where no path is known."""
+    nodes = [node for node in topology.nodes if node.name]
+    names = [node.name for node in nodes]
+    network = topology.network
+    found: dict[str, Any] = {
+        "kind": network.kind,
         "nodes": names,
-        "tasks": [node.tasks for node in topology.nodes],
-        "distance": [[topology.network.distance(a, b) for b in names] for a in names],
+        "tasks": [node.tasks for node in nodes],
+        "parents": {name: list(above) for name, above in network.parents.items()},
+        "distance": None,
     }
+    if len(names) <= MATRIX:
+        found["distance"] = [[network.distance(a, b) for b in names] for a in names]
+    return found
 
 
 def table(topology: Topology) -> str:
@@ -147,7 +155,7 @@ def _matrix(node: Node) -> list[str]:
 
 
 def _nodes(topology: Topology) -> list[str]:
-    network, names = topology.network, [node.name for node in topology.nodes]
+    network, names = topology.network, [node.name for node in topology.nodes if node.name]
     if network.kind == "unknown" and len(names) < 2:
         return []
     lines = ["", f"network: {network.kind}, {len(names)} nodes"]
@@ -155,7 +163,8 @@ def _nodes(topology: Topology) -> list[str]:
     for name in names:
         groups.setdefault(network.parents.get(name, ()), []).append(name)
     for above, members in groups.items():
-        shown = ", ".join(members[:8]) + (f", ... {members[-1]}" if len(members) > 8 else "")
+        shown = fold(members)
+        shown = shown if len(shown) <= WIDE else f"{shown[:WIDE]}..."
         lines.append(f"  {' and '.join(above) or 'no switch known'}: {shown} ({len(members)})")
     return lines
 
