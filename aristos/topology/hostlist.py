@@ -17,10 +17,9 @@ def expand(text: str) -> list[str]:
     """'n[1-2],x' -> ['n1', 'n2', 'x']. Names keep leading zeros and stand as often as given; TopologyError else."""
     names: list[str] = []
     for item in split(text, ","):
-        for name in _names(item.strip(), text):
-            names.append(name)
-            if len(names) > MOST:
-                raise TopologyError(f"more than {MOST} nodes in {_quoted(text)}")
+        names += itertools.islice(_names(item.strip(), text), MOST + 1)
+        if len(names) > MOST:
+            raise TopologyError(f"more than {MOST} nodes in {_quoted(text)}")
     return names
 
 
@@ -35,17 +34,24 @@ def split(text: str, mark: str) -> list[str]:
     return [*parts, text[begun:]]
 
 
-def _names(item: str, text: str) -> Iterator[str]:
+def _names(item: str, text: str) -> Iterable[str]:
     if not item:
-        return
+        return []
     parts = re.split(r"\[([^][]*)\]", item)
     if any(sign in part for part in parts[::2] for sign in "[] \t=()"):
         raise TopologyError(f"expected node names like n[1-3,7] with whole brackets, got {_quoted(text)}")
     choices = [_numbers(inside, text) for inside in parts[1::2]]
-    # Slurm's order: the last brackets count fastest, then the first ones, and those before the last slowest
-    for *slow, fast in itertools.product(*reversed(choices[:-1]), *choices[-1:] or [[""]]):
+    if len(choices) < 2:
+        before, after = parts[0], parts[-1] if choices else ""
+        return [before + number + after for number in choices[0]] if choices else [before]
+    return _crossed(parts[::2], choices)
+
+
+def _crossed(parts: list[str], choices: list[list[str]]) -> Iterator[str]:
+    """In Slurm's order: the last brackets count fastest, then the first ones, and those before the last slowest."""
+    for *slow, fast in itertools.product(*reversed(choices[:-1]), choices[-1]):
         numbers = [*reversed(slow), fast]
-        yield "".join(itertools.chain.from_iterable(itertools.zip_longest(parts[::2], numbers, fillvalue="")))
+        yield "".join(itertools.chain.from_iterable(itertools.zip_longest(parts, numbers, fillvalue="")))
 
 
 def _numbers(inside: str, text: str) -> list[str]:

@@ -24,13 +24,16 @@ _COLOUR = re.compile(
     r"|\[(?:[0-9]{1,2}(?:;[0-9]{1,2})*)?m"  # without the escape, which copying loses
 )
 _TAGS = "br|p|pre|code|span|summary|details|div|td|tr"  # and not <inactive>, which nvidia-smi prints
-_FRAME = re.compile(rf"^[ ]{{0,3}}[#>][ ]?|</?(?:{_TAGS})\b[^<>]*>", re.MULTILINE)
+_FRAME = re.compile(rf"^(?:[ ]{{0,3}}[#>][ ]?)+|</?(?:{_TAGS})\b[^<>]*>", re.MULTILINE)
 _ATOM = re.compile(r"NV(?=\d)|PIX|PXB|PHB|NODE|SYS|SOC|X|N/A")
 _NUMBERS = re.compile(r"\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*")
 _TOLD = re.compile(
     r"has failed|failed to|mismatch|no devices were found|unable to|not found|could ?n[o']t|insufficient|error", re.I
 )
-LEGEND = (("NODE=ConnectiontraversingPCIeaswellas", "NUMAnode"), ("SYS=ConnectiontraversingPCIeaswellas", "QPI/UPI)"))
+LEGEND = (
+    ("NODE=ConnectiontraversingPCIeaswellas", "withinaNUMAnode"),
+    ("SYS=ConnectiontraversingPCIeaswellas", "QPI/UPI)"),
+)
 MOST_READINGS = 64  # of a row with glued cells
 
 
@@ -322,4 +325,19 @@ def _legend(lines: list[str], labels: tuple[str, ...]) -> dict[str, str]:
     if missing and (named or any("Legend" in line for line in lines)):
         last = next(line for line in reversed(lines) if line.strip()).strip()
         raise TopologyError(f"no line of the legend names {missing[0]}; the text ends with {last[:200]!r}")
+    _whole_names({label: named[label] for label in numbered if label in named})
     return {label: named.get(label, label) for label in nics}
+
+
+def _whole_names(named: Mapping[str, str]) -> None:
+    """Refuse a name that stands twice, or looks like the start of another one: mlx5_1 and mlx5_ were cut."""
+    shapes = {label: re.sub(r"\d+", "0", name) for label, name in named.items()}
+    for label, name in named.items():
+        twice = [other for other in named if other != label and named[other] == name]
+        longer = [
+            other for other, shape in shapes.items() if shape != shapes[label] and shape.startswith(shapes[label])
+        ]
+        if twice or (longer and label == list(named)[-1]):
+            raise TopologyError(
+                f"the legend is cut at '{label}: {name}', {(twice or longer)[0]} is {named[(twice or longer)[0]]}"
+            )

@@ -68,8 +68,10 @@ Parents = dict[str, list[str]]
 
 def _below(parents: Parents, parent: str, names: Iterable[str]) -> None:
     for name in names:
-        above = parents.setdefault(name, [])
-        if parent not in above:
+        above = parents.get(name)
+        if above is None:
+            parents[name] = [parent]
+        elif parent not in above:
             above.append(parent)
 
 
