@@ -117,6 +117,9 @@ def test_the_index_is_looked_at(samples):
     assert check(matrix.parse(text.replace("mlx5_4\n", "mlx5_40\n")), line)
 
 
+COPIED = ["spaces for tabs", "ends of lines lost", "Windows", "quoted", "coloured"]
+
+
 def same_or_refused(text: str, want: tuple, how: str) -> bool:
     """Whether the text was read; the facts must then be those, those of the affinities at most missing."""
     try:
@@ -129,7 +132,7 @@ def same_or_refused(text: str, want: tuple, how: str) -> bool:
     return True
 
 
-@given(st.integers(0, 1 << 40), st.sampled_from(sorted(SPOIL)), st.sampled_from([*sorted(SPOIL), "", "", ""]))
+@given(st.integers(0, 1 << 40), st.sampled_from(sorted(SPOIL)), st.sampled_from(["", *COPIED]))
 @settings(max_examples=400, deadline=None)
 def test_spoiled_samples_are_read_right_or_refused(samples, seed, first, second):
     rng = random.Random(seed)
@@ -137,7 +140,7 @@ def test_spoiled_samples_are_read_right_or_refused(samples, seed, first, second)
     want = facts(matrix.parse(samples[name][1]))
     text = SPOIL[first](samples[name][1], rng)
     if second:
-        text = SPOIL[second](text, rng)
+        text = HARMLESS[second](text, rng)
     same_or_refused(text, want, f"{name}, {first}, {second}, seed {seed}")
 
 

@@ -113,7 +113,7 @@ def _stops(row: Row, rest: tuple[str, ...]) -> list[int] | None:
 
 
 def _last_link(cells: list[str]) -> int:
-    return max(at for at, cell in enumerate(cells) if re.fullmatch(r"X|NV\d+|[A-Z]{3,4}|", cell) and cell)
+    return max((at for at, cell in enumerate(cells) if re.fullmatch(r"X|NV\d+|[A-Z]{3,4}", cell)), default=0)
 
 
 def _expanded(line: str, rest: tuple[str, ...]) -> list[int] | None:

@@ -24,7 +24,7 @@ _COLOUR = re.compile(
     r"|\[(?:[0-9]{1,2}(?:;[0-9]{1,2})*)?m"  # without the escape, which copying loses
 )
 _TAGS = "br|p|pre|code|span|summary|details|div|td|tr"  # and not <inactive>, which nvidia-smi prints
-_FRAME = re.compile(rf"^(?:[ ]{{0,3}}[#>][ ]?)+|</?(?:{_TAGS})\b[^<>]*>", re.MULTILINE)
+_FRAME = re.compile(rf"^(?:[ ]*[#>][ ]?)+|</?(?:{_TAGS})\b[^<>]*>", re.MULTILINE)
 _ATOM = re.compile(r"NV(?=\d)|PIX|PXB|PHB|NODE|SYS|SOC|X|N/A")
 _NUMBERS = re.compile(r"\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*")
 _TOLD = re.compile(
@@ -322,6 +322,9 @@ def _legend(lines: list[str], labels: tuple[str, ...]) -> dict[str, str]:
         for label, device in re.findall(r"(NIC\d+)\s*:\s*([\w.-]+)", line):
             named.setdefault(label, device)
     missing = [label for label in numbered if label not in named]
+    extra = [label for label in named if label not in nics]
+    if extra:
+        raise TopologyError(f"the legend names {extra[0]}, which has no column: {extra[0]}: {named[extra[0]]}")
     if missing and (named or any("Legend" in line for line in lines)):
         last = next(line for line in reversed(lines) if line.strip()).strip()
         raise TopologyError(f"no line of the legend names {missing[0]}; the text ends with {last[:200]!r}")
