@@ -12,6 +12,7 @@ from .sysfs import cpus_in, natural, read
 
 NVIDIA = "0x10de"
 DISPLAY = "0x03"  # the class of VGA and 3D controllers
+HOST = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")
 ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 
@@ -50,7 +51,7 @@ def nics(root: Path) -> tuple[Nic, ...]:
 def path(root: Path, address: str) -> tuple[str, ...]:
     """What a device hangs on, from the host bridge down to itself; empty where sysfs does not have it."""
     real = os.path.realpath(folder(root, address)).split("/")
-    start = next((at for at, part in enumerate(real) if part.startswith("pci")), None)
+    start = next((at for at, part in enumerate(real) if HOST.fullmatch(part)), None)
     inside = () if start is None else tuple(part for part in real[start:] if ADDRESS.fullmatch(part))
     return (real[start], *inside) if start is not None and inside else ()
 

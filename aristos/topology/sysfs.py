@@ -1,4 +1,4 @@
-"""The machine this runs on, as Linux's /sys shows it: CPUs, cores, caches, NUMA domains, where PCI devices hang.
+"""The machine this runs on, as Linux's /sys shows it: CPUs, cores, caches, NUMA domains, memory.
 
 It refuses to run anything: files alone.
 """
@@ -38,11 +38,14 @@ def cpus_in(path: Path) -> frozenset[int]:
 
 
 def node(name: str | None = None, root: Path = SYS, allowed: frozenset[int] | None = None) -> Node:
-    """This machine without its devices. allowed: CPUs this process may use, asked from the kernel where not given."""
+    """This machine without its devices. root: where /sys is, /proc beside it.
+
+    allowed: CPUs this process may use, asked from the kernel where not given.
+    """
     allowed = frozenset(os.sched_getaffinity(0)) if allowed is None else allowed
     cpus = cpus_in(root / "devices/system/cpu/online") or allowed
     domains = numa(root) or (Numa(0, cpus, None, {0: 10}),)
-    sizes = [n.memory for n in domains if n.memory is not None]
+    total = re.search(r"MemTotal:\s*(\d+) kB", read(root.parent / "proc/meminfo"))
     return Node(
         name=name or platform.node(),
         numa=domains,
@@ -50,7 +53,7 @@ def node(name: str | None = None, root: Path = SYS, allowed: frozenset[int] | No
         cores=cores(root, cpus),
         cpus=cpus,
         allowed=allowed,
-        memory=sum(sizes) if sizes else None,
+        memory=int(total[1]) * 1024 if total else None,
         complete=True,
     )
 
