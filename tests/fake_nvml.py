@@ -22,6 +22,7 @@ class Gpu:
     nvlinks: list[tuple[int, str] | None] = field(default_factory=list)
     mig: list[tuple[str, str]] = field(default_factory=list)  # (name, UUID)
     numa: int | None = None
+    fabric: tuple[int, int] | None = None  # nvmlGpuFabricState_t, nvmlReturn_t
 
 
 class Library:
@@ -118,3 +119,8 @@ class Library:
         pair = sorted((one.value // 1000 - 1, other.value // 1000 - 1))
         level.value = self.levels.get((pair[0], pair[1]), 50)
         return 0
+
+    def do_nvmlDeviceGetGpuFabricInfo(self, handle: ctypes.c_void_p, info: Any) -> int:
+        fabric = self._gpu(handle).fabric
+        info.state, info.status = fabric or (0, 0)
+        return UNSUPPORTED if fabric is None else 0

@@ -30,7 +30,7 @@ from aristos.topology import (
     sysfs,
 )
 from aristos.topology.commands import Answer
-from aristos.topology.discover import QUERY, machine_here
+from aristos.topology.discover import FABRIC, QUERY, machine_here
 from aristos.topology.model import Device, Fault, Link, Mig, Node
 from aristos.topology.slurm_job import Job
 from aristos.topology.visible import visible
@@ -115,6 +115,7 @@ def test_nvlinks_and_which_are_inactive():
     dark = "GPU 0: {} (UUID: GPU-a)\nNVML: Unable to retrieve Nvlink information as all links are inActive\n"
     assert "all NVLinks are inactive" in faults.dark(nvlink.parse(dark.format("NVIDIA H100 80GB HBM3")))[0].text
     assert faults.dark(nvlink.parse(dark.format("NVIDIA A100-PCIE-40GB"))) == []  # a card without a bridge
+    assert nvlink.parse("GPU 0: NVIDIA L4 (UUID: GPU-a)\n")[0].speeds == {}
     for wrong in ("", "Link 0: fast\n", WIRES + "\t Link 4: 25 GB/s\n", WIRES + "\t Link 2: 25 GB/s\n"):
         with pytest.raises(TopologyError):
             nvlink.parse(wrong)
@@ -278,11 +279,14 @@ def test_gpus_that_a_cgroup_hides():
     alone = Job("1", True, ("n1",), (1,), ("n1",), "n1", ("3",), "", None)
     assert faults.hidden(alone, GPUS[:1], bus) == []
     assert faults.hidden(None, GPUS[:1], bus) == []
+    slices = Job("1", True, ("n1",), (2,), ("n1",), "n1", ("0", "1"), "", None)  # of one GPU
+    assert faults.hidden(slices, GPUS[1:2], bus) == []
 
 
 def test_nvml_structures_have_the_librarys_sizes():
     assert ctypes.sizeof(nvml.PciInfo) == 68
     assert ctypes.sizeof(nvml.Memory) == 24
+    assert ctypes.sizeof(nvml.Fabric) == 28
 
 
 def switched(count: int, links: int) -> list[Gpu]:
@@ -296,20 +300,35 @@ def test_nvml_counts_nvlinks_through_switches_and_between_peers():
     gpus = switched(3, 18)
     gpus[2].nvlinks[5] = None
     library = Library(gpus, {})
-    devices, links, wires = nvml.read(library)
+    devices, links, wires, states = nvml.read(library)
     assert library.open == 0
     assert [d.nvlinks for d in devices] == [18, 18, 17]
     assert (links["GPU0", "GPU1"], links["GPU2", "GPU0"]) == (Link("NV", 18), Link("NV", 17))
+    assert states == {}
     assert [fault.text for fault in faults.dark(wires)] == ["GPU2: NVLink 5 inactive, 17 of 18 active"]
     bridged = [
         Gpu("A6000", "GPU-0", "0000:01:00.0", nvlinks=[(PEER, "0000:02:00.0")] * 4),
         Gpu("A6000", "GPU-1", "0000:02:00.0", nvlinks=[(PEER, "0000:01:00.0")] * 4),
         Gpu("A6000", "GPU-2", "0000:03:00.0"),
     ]
-    devices, links, _ = nvml.read(Library(bridged, {(0, 2): 20, (1, 2): 40}))
+    devices, links, *_ = nvml.read(Library(bridged, {(0, 2): 20, (1, 2): 40}))
     assert links["GPU0", "GPU1"] == Link("NV", 4)
     assert (links["GPU0", "GPU2"], links["GPU1", "GPU2"]) == (Link("PXB"), Link("NODE"))
     assert [d.pci for d in devices] == ["0000:01:00.0", "0000:02:00.0", "0000:03:00.0"]
+
+
+def test_a_fabric_that_is_not_ready_passes_for_healthy_else(root):
+    """All links are up, and no peer reaches the GPU: the state of the fabric alone tells."""
+    gpus = switched(3, 18)
+    gpus[0].fabric, gpus[1].fabric, gpus[2].fabric = (3, 0), (3, 19), (2, 0)
+    _, seen = machine_here("host", root, smi(), lambda: Library(gpus, {}))
+    assert [fault.text for fault in seen] == [
+        "GPU1: the NVLink fabric is not ready (Completed, NVML error 19)",
+        "GPU2: the NVLink fabric is not ready (In Progress, Success)",
+    ]
+    table = "index, fabric.state, fabric.status\n0, Completed, Insufficient Resources\n1, [N/A], [N/A]\n"
+    _, (fault,) = machine_here("host", root, smi(**{FABRIC[1]: table}), lambda: None)
+    assert "GPU0: the NVLink fabric is not ready (Completed, Insufficient Resources)" in fault.text
 
 
 def test_nvml_sees_mig_and_grace_and_a_driver_that_does_not_answer():
@@ -317,7 +336,7 @@ def test_nvml_sees_mig_and_grace_and_a_driver_that_does_not_answer():
         Gpu("NVIDIA GH200 480GB", "GPU-0", "0009:01:00.0", numa=1),
         Gpu("A100", "GPU-1", "0000:02:00.0", mig=[("A100 MIG 1g.10gb", "MIG-1"), ("A100 MIG 2g.20gb", "MIG-2")]),
     ]
-    devices, _, _ = nvml.read(Library(gpus, {}))
+    devices, *_ = nvml.read(Library(gpus, {}))
     assert (devices[0].gpu_numa, devices[1].gpu_numa) == (1, None)
     assert devices[1].mig == (Mig(0, "MIG-1", "1g.10gb"), Mig(1, "MIG-2", "2g.20gb"))
     assert devices[0].memory == 80 << 30

@@ -17,9 +17,10 @@ from typing import Any
 from ..errors import TopologyError
 from . import commands, listing, machine, matrix, nvlink, nvml, pci, query, slurm_job, slurm_network, sysfs
 from .commands import Ask
-from .faults import dark, fewer, hidden, mixed
+from .faults import dark, fabric, fewer, hidden, mixed
 from .model import Device, Fault, Nic, Node, Topology
 from .network import Network
+from .nvlink import Wires
 from .slurm_job import Job
 from .visible import visible
 
@@ -103,25 +104,39 @@ def _by_nvml(library: Callable[[], Any]) -> Seen | None:
     found = nvml.read(loaded) if loaded is not None else None
     if found is None:
         return None
-    devices, links, wires = found
-    faults = fewer([d.label for d in devices], links) + dark(wires)
+    devices, links, wires, states = found
+    faults = fewer([d.label for d in devices], links) + dark(wires) + fabric(states)
     return Node("", devices=devices, links=links), faults
 
 
 def _by_smi(ask: Ask) -> Seen | None:
-    """By nvidia-smi's four commands; what it says instead of an answer is a fault."""
+    """By nvidia-smi's commands; what it says instead of an answer is a fault."""
     listed = ask(("nvidia-smi", "-L"))
     if listed is None:
         return None
     try:
         gpus = listing.parse(listed)
-        matrix_text, queried, links = ask(("nvidia-smi", "topo", "-m")), ask(QUERY), ask(("nvidia-smi", "nvlink", "-s"))
-        wires = nvlink.parse(links) if links is not None and links.ok and links.strip() else ()
-        found = matrix.parse(matrix_text) if matrix_text is not None else None
-        return machine.assemble("", found, gpus, query.parse(queried) if queried is not None else (), wires)
+        shown, queried = ask(("nvidia-smi", "topo", "-m")), ask(QUERY)
+        found = matrix.parse(shown) if shown is not None else None
+        wires, faults = _wires(ask)
+        entries = query.parse(queried) if queried is not None else ()
+        node, seen = machine.assemble("", found, gpus, entries, wires)
     except TopologyError as why:
         fault = Fault(f"nvidia-smi gives no topology: {why}", "repair the driver (dmesg | grep NVRM), or reboot")
         return Node(""), [fault]
+    states = ask(FABRIC)
+    return node, seen + faults + (fabric(query.fabric_states(states)) if states is not None and states.ok else [])
+
+
+def _wires(ask: Ask) -> tuple[tuple[Wires, ...], list[Fault]]:
+    """The NVLinks, which a GPU without any need not print."""
+    answer = ask(("nvidia-smi", "nvlink", "-s"))
+    if answer is None or not answer.ok or not answer.strip():
+        return (), []
+    try:
+        return nvlink.parse(answer), []
+    except TopologyError as why:
+        return (), [Fault(f"NVLinks are not known: {why}", "see nvidia-smi nvlink -s")]
 
 
 def _by_kernel(root: Path) -> Seen:

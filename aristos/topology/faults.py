@@ -101,6 +101,20 @@ def dark(wires: Sequence[Wires]) -> list[Fault]:
     return faults
 
 
+def fabric(states: Mapping[str, tuple[str, str]]) -> list[Fault]:
+    """GPUs whose NVLink fabric is not ready. states: label -> (state, status) as nvidia-smi words them; N/A has none.
+
+    Such a GPU looks healthy, its links are up, and yet no peer reaches its memory.
+    """
+    bad = {
+        label: f"{state}, {status}"
+        for label, (state, status) in states.items()
+        if "N/A" not in state and (state, status) != ("Completed", "Success")
+    }
+    remedy = "start nvidia-fabricmanager, its version the driver's; then nvidia-smi --gpu-reset with all jobs stopped"
+    return [Fault(f"{label}: the NVLink fabric is not ready ({said})", remedy) for label, said in bad.items()]
+
+
 def cut_lists(devices: Sequence[Device]) -> list[Fault]:
     """CPU lists that nvidia-smi has cut short: evens or odds alone, few of them, never a range."""
     cut = [d.label for d in devices if d.cpus_from == "nvidia-smi" and d.printed and _looks_cut(d.printed.cpus or "")]
@@ -122,13 +136,13 @@ def hidden(job: Job | None, devices: Sequence[Device], on_bus: Sequence[str]) ->
     """
     if job is None:
         return []
-    mine = {d.pci for d in devices}
+    mine, seen = {d.pci for d in devices}, sum(len(d.mig) or 1 for d in devices)  # Slurm counts MIG slices as GPUs
     unseen = [address for address in on_bus if address not in mine]
     where = f" ({', '.join(unseen)})" if unseen and devices else ""
     remedy = "srun --gpus-per-node=N --gpu-bind=none, and each rank takes the GPU of its SLURM_LOCALID"
     several = job.tasks is None or max(job.tasks, default=1) > 1
-    if job.gpus is not None and len(job.gpus) > len(devices) > 0:
-        text = f"the job has {len(job.gpus)} GPUs on this node, but this process sees {len(devices)}{where}"
+    if job.gpus is not None and len(job.gpus) > seen > 0:
+        text = f"the job has {len(job.gpus)} GPUs on this node, but this process sees {seen}{where}"
         option = f"{job.hides_gpus} hides" if job.hides_gpus else "a cgroup hides"
         return [Fault(f"{text}: {option} the others from it, and CUDA IPC between ranks fails", remedy)]
     if job.hides_gpus and several and devices:

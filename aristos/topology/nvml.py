@@ -38,7 +38,17 @@ class Memory(ctypes.Structure):
     _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
 
-Found = tuple[tuple[Device, ...], dict[tuple[str, str], Link], tuple[Wires, ...]]
+class Fabric(ctypes.Structure):
+    _fields_ = (
+        ("cluster", ctypes.c_ubyte * 16),
+        ("status", ctypes.c_int),
+        ("clique", ctypes.c_uint),
+        ("state", ctypes.c_ubyte),
+    )
+
+
+STATES = ("N/A", "Not Started", "In Progress", "Completed")  # nvmlGpuFabricState_t, as nvidia-smi words them
+Found = tuple[tuple[Device, ...], dict[tuple[str, str], Link], tuple[Wires, ...], dict[str, tuple[str, str]]]
 
 
 def load() -> Any | None:
@@ -50,7 +60,10 @@ def load() -> Any | None:
 
 
 def read(library: Any) -> Found | None:
-    """(GPUs, the class of each pair both ways round, NVLinks of each GPU); None where the driver does not answer."""
+    """(GPUs, the class of each pair both ways round, NVLinks of each GPU, (state, status) of each GPU's fabric).
+
+    None where the driver does not answer.
+    """
     with _started(library) as started:
         if not started:
             return None
@@ -69,7 +82,8 @@ def read(library: Any) -> Found | None:
                 found = _nvlinks(ends[i], ends[j], devices[i].pci, devices[j].pci) or _class(library, one, other)
                 if found is not None:
                     links[f"GPU{at}", f"GPU{handles[j][0]}"] = links[f"GPU{handles[j][0]}", f"GPU{at}"] = found
-        return devices, links, tuple(each for each in wires if each.speeds)
+        fabric = {f"GPU{at}": state for at, handle in handles if (state := _fabric(library, handle)) is not None}
+        return devices, links, tuple(each for each in wires if each.speeds), fabric
 
 
 @contextlib.contextmanager
@@ -166,6 +180,13 @@ def _nvlinks(one: Ends, other: Ends, a: str | None, b: str | None) -> Link | Non
     switched = min(sum(kind == SWITCH for kind, _ in ends) for ends in (one, other))
     direct = min(sum(end == b and b is not None for _, end in one), sum(end == a and a is not None for _, end in other))
     return Link("NV", switched or direct) if switched or direct else None
+
+
+def _fabric(library: Any, handle: ctypes.c_void_p) -> tuple[str, str] | None:
+    info = Fabric()
+    if not _ask(library, "nvmlDeviceGetGpuFabricInfo", handle, ctypes.byref(info)) or info.state >= len(STATES):
+        return None
+    return STATES[info.state], "Success" if info.status == OK else f"NVML error {info.status}"
 
 
 def _class(library: Any, one: ctypes.c_void_p, other: ctypes.c_void_p) -> Link | None:

@@ -94,3 +94,9 @@ def _entry(cells: dict[str, str], line: str, whole: bool) -> Queried:
         bus_id(pci) if pci else None,
         int(sized[1]) * MIB if sized else None,
     )
+
+
+def fabric_states(text: str) -> dict[str, tuple[str, str]]:
+    """GPU's label -> (state, status) of its NVLink fabric, from a query of index, fabric.state, fabric.status."""
+    rows = [[cell.strip() for cell in line.split(",")] for line in clean(text) if line.strip()]
+    return {f"GPU{row[0]}": (row[1], row[2]) for row in rows if len(row) == 3 and row[0].isdigit()}
