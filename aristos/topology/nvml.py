@@ -17,7 +17,8 @@ from .query import bus_id
 
 LIBRARY = "libnvidia-ml.so.1"
 OK = 0
-MOST_LINKS = 36  # NVML_NVLINK_MAX_LINKS is 18 today
+MOST_LINKS = 36  # NVML_NVLINK_MAX_LINKS
+NO_NUMA = 2**32 - 1  # -1
 SWITCH = 2  # NVML_NVLINK_DEVICE_TYPE_SWITCH
 LEVELS = {0: "PIX", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}  # nvmlGpuTopologyLevel_t; 0: one board
 
@@ -137,7 +138,7 @@ def _device(library: Any, at: int, handle: ctypes.c_void_p) -> Device:
         name=_text(library, "nvmlDeviceGetName", handle),
         uuid=_text(library, "nvmlDeviceGetUUID", handle),
         pci=_pci(library, "nvmlDeviceGetPciInfo_v3", handle),
-        gpu_numa=_number(library, "nvmlDeviceGetNumaNodeId", handle),
+        gpu_numa=domain if (domain := _number(library, "nvmlDeviceGetNumaNodeId", handle)) != NO_NUMA else None,
     )
     if _ask(library, "nvmlDeviceGetMemoryInfo", handle, ctypes.byref(memory)):
         device = replace(device, memory=memory.total)
