@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from topo_text import HARMLESS, SPOIL, Machine, machine, printed
+from topo_text import HARMLESS, SPOIL, Machine, is_row, machine, printed
 
 from aristos.errors import TopologyError
 from aristos.topology import matrix
@@ -177,6 +177,17 @@ def test_empty_cells_under_wsl():
     of.rest = [["0-15", "0", "N/A"] for _ in range(of.gpus)]
     for text in (printed(of, empty=True), printed(of, empty=True).expandtabs()):
         assert facts(matrix.parse(text)) == wanted(of, empty=True)
+
+
+def test_a_terminal_of_any_width_is_no_harm():
+    """It breaks lines in the middle of classes, lists of CPUs and headings, and loses nothing."""
+    of = machine(random.Random(2))
+    of.headings, of.rest = 3, [[f"{64 * at}-{64 * at + 63},512-575", str(at), "N/A"] for at in range(of.gpus)]
+    lines = printed(of).expandtabs().split("\n")
+    rows = max(len(line) for line in lines if is_row(line))
+    for width in range(24, rows):
+        pieces = [line[at : at + width] for line in lines for at in range(0, max(len(line), 1), width)]
+        assert facts(matrix.parse("\n".join(pieces))) == wanted(of), width
 
 
 ONE = "\tGPU0\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\nGPU0\t X \t{}\n"

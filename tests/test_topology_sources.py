@@ -263,6 +263,9 @@ def test_numbers_are_nvmls_whatever_the_position():
     assert visible({"CUDA_VISIBLE_DEVICES": "0"}, lone)[0][0].device.pci == "0000:81:00.0"
     eight = tuple(Device(at, "A100", f"GPU-{at}") for at in range(8))
     assert visible({"CUDA_VISIBLE_DEVICES": "5"}, eight)[0][0].device.uuid == "GPU-5"
+    gap = (Device(0, "A100", "GPU-0"), Device(2, "A100", "GPU-2"))  # number 1 has fallen off the bus
+    assert [seen.device.uuid for seen in visible({"CUDA_VISIBLE_DEVICES": "2,0"}, gap)[0]] == ["GPU-2", "GPU-0"]
+    assert visible({"CUDA_VISIBLE_DEVICES": "1"}, gap)[0] == ()
     unlike = (Device(0, "T4", "GPU-t"), Device(1, "A100", "GPU-a"))
     (fault,) = visible({"CUDA_VISIBLE_DEVICES": "0"}, unlike)[1]
     assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in fault.remedy
