@@ -361,7 +361,7 @@ def ports(count, choose=tool["free_ports"]):
         chosen.append(socket.create_server(("127.0.0.1", found[-1])))
     return found
 names["free_ports"] = ports
-sys.exit(tool["run"](2, ["sinfo", "-h", "-o", "nodes %D"]))
+sys.exit(tool["run"](2, "tree", ["sinfo", "-h", "-o", "nodes %D"]))
 """
 
 
