@@ -212,6 +212,26 @@ def test_what_affinities_say(cells, cpus, numa, own):
         assert (read.cpus["GPU0"], read.numa["GPU0"], read.gpu_numa["GPU0"]) == (cpus, numa, own)
 
 
+def test_a_cgroup_leaves_cpus_of_some_gpus_empty():
+    """CPUs that the process may not use are not printed; which cell is empty, the tabs say."""
+    two = "\tGPU0\tGPU1\tCPU Affinity\tNUMA Affinity\nGPU0\t X \tNV4\t0\t0\nGPU1\tNV4\t X \t\t1\n"
+    three = two.replace("Affinity\n", "Affinity\tGPU NUMA ID\n").replace("\t0\n", "\t0\t\tN/A\n")
+    three = three.replace("\t1\n", "\t1\t\tN/A\n")
+    for text in (two, two.expandtabs(), three, three.expandtabs()):
+        read = matrix.parse(text)
+        assert (dict(read.cpus), dict(read.numa)) == ({"GPU0": "0", "GPU1": None}, {"GPU0": "0", "GPU1": "1"})
+    with pytest.raises(TopologyError, match="cut"):
+        matrix.parse(two.replace("\t\t1\n", "\n"))
+
+
+def test_many_nics_take_no_time():
+    of = Machine(8, {f"NIC{at}": f"mlx5_{at}" for at in range(64)}, rest=[["0-63,128-191", "0", "N/A"]] * 8)
+    of.links = {(a, b): "NV18" if a[0] == b[0] == "G" else "SYS" for a in of.labels for b in of.labels if a != b}
+    begun = time.process_time()
+    assert facts(matrix.parse(printed(of))) == wanted(of)
+    assert time.process_time() - begun < MOST
+
+
 def test_old_drivers_and_odd_headings():
     old = "        GPU0    GPU1    mlx4_0  CPU Affinity\nGPU0     X      SOC     PHB     0-7\n"
     old += "GPU1    SOC      X      SOC     8-15\nmlx4_0  PHB     SOC      X\n"

@@ -10,12 +10,14 @@ import json
 import sys
 from pathlib import Path
 
+from .. import launch
+
 SUMMARY = "this machine, its links and the network: aristos topo --json"
 PROBLEM, INTERRUPTED = 3, 130
 
 
 def options(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = launch.Parser(
         prog="aristos topo",
         description="Show the GPUs, NICs, NUMA domains and CPUs of this machine, the class of every link, the network "
         "of the Slurm job, and what is wrong with them. With files: what these describe instead.",
@@ -35,6 +37,8 @@ def main(argv: list[str]) -> int:
     from ..errors import AristosError
 
     asked = options(argv)
+    if not launch.prints():
+        return 0  # one rank of a job prints
     try:
         return run(asked)
     except (AristosError, OSError) as why:

@@ -54,7 +54,7 @@ def affinities(
         if len(rest) > columns or (rest and not is_gpu(row.label) and set(rest) != {NONE}):
             raise TopologyError(f"{len(rest)} cells after the links under {columns} headings: {row.shown!r}")
         if is_gpu(row.label):
-            if columns < 3 and len(rest) < most == columns and not row.lines[-1][-1:].isspace():
+            if columns < 3 and len(rest) < most == columns and _ends_early(row, rest):
                 raise TopologyError(f"other rows have {most} cells after the links, this one is cut: {row.shown!r}")
             found[row.label] = _assigned(row, rest, columns)
     _uncut(rows, found)
@@ -91,6 +91,14 @@ def _placed(row: Row, rest: tuple[str, ...], values: list[str | None], columns: 
         cells[target[place]] = value
     cpus, numa, gpu_numa = cells
     return cpus, numa, gpu_numa
+
+
+def _ends_early(row: Row, rest: tuple[str, ...]) -> bool:
+    """Whether the last columns are missing with their white space, rather than empty."""
+    if re.search(r"\t\s*$| {8}$", row.lines[-1]):  # X alone has a blank on either side
+        return False
+    places = _stops(row, rest) if rest else []
+    return not places or places[-1] == 0
 
 
 def _even(numbers: str) -> bool:
