@@ -1,0 +1,81 @@
+"""From the options of `aristos run` to a command, a table of seats, and the job's exit code."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from argparse import Namespace
+
+from .. import launch, mpi_library
+from . import commands, job, take_seat
+from .commands import Command
+from .machine import look
+from .seats import Seat, default_ranks, seats, table
+
+
+def run(asked: Namespace, program: list[str]) -> int:
+    """Start the job, or show it; the exit code. Raises InputError and EnvironmentProblem before anything is started."""
+    env = dict(os.environ)
+    commands.refuse_inside_a_job(launch.started_as(env))
+    words = commands.seated(commands.find_program(program), asked.smt)
+    node, visible = look(env)
+    nodes = commands.allocation(env)
+    ranks = asked.ranks or _of_the_job(env) or default_ranks(node, visible) * max(1, nodes)
+    used = min(ranks, max(1, nodes))
+    per_node = -(-ranks // used)
+    here = seats(node, per_node, asked.smt, visible)
+    env[take_seat.PLAN] = take_seat.to_json(here)
+    library = mpi_library.find(env)
+    with_srun = asked.launcher == "srun" or (asked.launcher is None and nodes > 0)
+    if with_srun:
+        command = commands.by_srun(ranks, per_node, used, words, library, env)
+    else:
+        command = commands.by_mpirun(ranks, words, library, env, nodes)
+    for line in notes(here, ranks, used):
+        print(f"aristos run: {line}", file=sys.stderr, flush=True)
+    if asked.dry_run:
+        show(command, here)
+        return 0
+    removed = job.clean_old()
+    if removed:
+        print(f"aristos run: removed {removed} files that killed MPI jobs had left in {job.SHM}", file=sys.stderr)
+    return job.run(command.words, command.environment(env))
+
+
+def _of_the_job(env: dict[str, str]) -> int:
+    """How many tasks sbatch or salloc was asked for, 0 if nobody said."""
+    number = env.get("SLURM_NTASKS", "")
+    return int(number) if commands.allocation(env) and number.isdigit() else 0
+
+
+def notes(here: list[Seat], ranks: int, nodes: int) -> list[str]:
+    """What a user should know of how the ranks sit."""
+    found = []
+    crowded = [s for s in here if s.sharing > max(1, len(s.cpus))]
+    if crowded:
+        where = f"each of {nodes} nodes" if nodes > 1 else "this machine"
+        cores = len(frozenset().union(*(s.cpus for s in crowded)))
+        found.append(
+            f"oversubscribed: {len(crowded)} ranks share {cores} cores of {where}: they take turns, and each waits for"
+            f" those that do not run; at most {cores * nodes} ranks would have one each"
+        )
+    by_device: dict[int, int] = {}
+    for seat in here:
+        if seat.device is not None:
+            by_device[seat.device] = by_device.get(seat.device, 0) + 1
+    several = {device: count for device, count in by_device.items() if count > 1}
+    if several:
+        found.append(f"{len(here)} ranks share {len(by_device)} GPUs of a node: one a GPU is what the layer is made for")
+    return found
+
+
+def show(command: Command, here: list[Seat]) -> None:
+    """What would be started, and where each rank of a node would sit."""
+    for each in command.set:
+        print(f"{each.name}={shlex.quote(each.value)}  # {each.why}")
+    print(shlex.join(command.words))
+    print()
+    if command.nodes > 1:
+        print(f"ranks of the first of {command.nodes} nodes, as on this one (every node places its own):")
+    print(table(here))
