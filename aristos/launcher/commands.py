@@ -6,7 +6,9 @@ and Slurm is told to leave the GPUs alone, since a GPU that is hidden from its p
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -17,6 +19,7 @@ from ..doctor import libraries, slurm
 from ..errors import EnvironmentProblem, InputError
 from ..mpi_library import Library
 from ..workarounds import Workaround
+from .take_seat import JOB, PLAN
 
 SEAT = "aristos.launcher.take_seat"
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -85,7 +88,15 @@ def by_srun(
         "--distribution=block:block", "--kill-on-bad-exit=1",
         "--cpu-bind=none", "--gpu-bind=none",
     ]  # fmt: skip
+    if per_node > cpus_per_node(env):
+        words.append("--overcommit")  # else srun refuses; that it is too many is said elsewhere
     return Command([*words, *program], usual(env), nodes)
+
+
+def cpus_per_node(env: Mapping[str, str]) -> float:
+    """Processors that the allocation has on its poorest node, from '4(x2),3'; infinite where it does not say."""
+    found = re.findall(r"(\d+)(?:\(x\d+\))?", env.get("SLURM_JOB_CPUS_PER_NODE", ""))
+    return min(map(int, found), default=math.inf)
 
 
 def pmi_for(library: Library | None, types: list[str]) -> str:
@@ -106,30 +117,38 @@ def pmi_for(library: Library | None, types: list[str]) -> str:
 
 
 def by_mpirun(
-    ranks: int, program: list[str], library: Library | None, env: Mapping[str, str], nodes: int = 0
+    ranks: int, per_node: int, nodes: int, program: list[str], library: Library | None, env: Mapping[str, str]
 ) -> Command:
-    """The launcher that belongs to the library mpi4py loads. nodes: of an allocation that it finds by itself, or 0."""
-    launcher = find_mpiexec(library)
-    words = [launcher, "-n", str(ranks)]
-    found = usual(env)
+    """The launcher that belongs to the library mpi4py loads. nodes: of an allocation, which it finds by itself; or 1."""
+    words = [find_mpiexec(library), "-n", str(ranks)]
     kind = library.kind if library is not None else ""
-    here = nodes <= 1
+    found = usual(env)
     if kind == "Open MPI":
-        words += ["--bind-to", "none"]
-        words += ["--map-by", ":OVERSUBSCRIBE"]  # a container's slots may be fewer than its cores; this file counts
-        if os.geteuid() == 0:
-            words.append("--allow-run-as-root")  # it refuses root without being told
-        if here:
-            found.append(Workaround("OMPI_MCA_btl", "self,sm,tcp", "no fabric is needed inside one machine"))
-        quiet = "a warning about /tmp on a network file system"
-        found.append(Workaround("PRTE_MCA_prte_silence_shared_fs", "1", quiet))
+        found += _open_mpi(nodes)
     elif kind == "Intel MPI":
         found.append(Workaround("I_MPI_PIN", "0", "the ranks take their seats themselves"))
-        if here:
+        if nodes == 1:
             found.append(Workaround("I_MPI_FABRICS", "shm", "one machine: no network is touched"))
-    if here and kind in ("Intel MPI", "MPICH"):
+    if nodes == 1 and kind in ("Intel MPI", "MPICH"):
         found.append(Workaround("HYDRA_IFACE", "lo", "on one machine the host's name need not resolve"))
-    return Command([*words, *program], [each for each in found if each.name not in env], max(1, nodes))
+    found = [each for each in found if each.name not in env]
+    if kind == "Open MPI":
+        # The slots it counts may be fewer than the cores, in a container for one; the seats are counted elsewhere.
+        words += ["--map-by", f"ppr:{per_node}:node:OVERSUBSCRIBE", "--bind-to", "none"]
+        if os.geteuid() == 0:
+            words.append("--allow-run-as-root")  # it refuses root without being told
+        for name in (PLAN, JOB, *(each.name for each in found)) if nodes > 1 else ():
+            words += ["-x", name]  # other nodes get no variable but these
+    elif nodes > 1:
+        words += ["-ppn", str(per_node)]
+    return Command([*words, *program], found, nodes)
+
+
+def _open_mpi(nodes: int) -> list[Workaround]:
+    quiet = Workaround("PRTE_MCA_prte_silence_shared_fs", "1", "a warning about /tmp on a network file system")
+    if nodes > 1:
+        return [quiet]
+    return [quiet, Workaround("OMPI_MCA_btl", "self,sm,tcp", "no fabric is needed inside one machine")]
 
 
 def find_mpiexec(library: Library | None) -> str:

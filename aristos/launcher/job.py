@@ -13,9 +13,11 @@ import os
 import secrets
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..doctor.memory import leftovers
 from ..transport.room import SHM
@@ -23,70 +25,96 @@ from .take_seat import JOB
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-PATIENCE = 10.0  # seconds a job that was told to end gets before SIGTERM, and again before SIGKILL
+PATIENCE = 10.0  # seconds a job that was told to end gets before the launcher's SIGTERM
+FIRMER = 3.0  # and from there to SIGKILL
 GONE = 5.0  # seconds its processes get to vanish after the launcher
+
+
+class Job:
+    """A launcher's process, and how its ranks are told. words[0] is its program.
+
+    srun makes a kill of every signal that would end it, so Slurm itself passes those on, to the step of this name.
+    """
+
+    def __init__(self, words: list[str], env: Mapping[str, str]) -> None:
+        self.mark = secrets.token_hex(8)
+        self.step = f"aristos-{self.mark}" if Path(words[0]).name == "srun" else ""
+        self.told: list[int] = []
+        words = [words[0], f"--job-name={self.step}", *words[1:]] if self.step else words
+        # A session of its own: a terminal's Ctrl-C comes to this process alone, which passes it on once.
+        self.child = subprocess.Popen(
+            words, env={**env, JOB: self.mark}, start_new_session=True, preexec_fn=self._end_with_parent
+        )
+
+    def _end_with_parent(self) -> None:
+        """Should this process be killed: srun ends its tasks for SIGTERM; daemons of an mpiexec do when it is gone."""
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM if self.step else signal.SIGKILL)
+
+    def tell(self, how: int) -> None:
+        """Pass a signal on to the launcher, or by Slurm to the ranks."""
+        if not (self.step and how in ENDING and _to_step(self.step, how)):
+            self._kill(how)
+
+    def _kill(self, how: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.child.pid, how)
+
+    def wait(self) -> int:
+        """The launcher's exit code, passing on what came. Once it was told to end, it is told so more firmly."""
+        passed, firmer, last = 0, [(PATIENCE, signal.SIGTERM), (FIRMER, signal.SIGKILL)], None
+        while True:
+            while passed < len(self.told):
+                self.tell(self.told[passed])
+                passed += 1
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self.child.wait(0.1)
+            if not self.ended_by:
+                continue
+            now = time.monotonic()
+            last = last or now
+            if firmer and now > last + firmer[0][0]:
+                self._kill(firmer.pop(0)[1])
+                last = now
+
+    @property
+    def ended_by(self) -> int:
+        """The signal that this process was told to end by, 0 without."""
+        return next((how for how in self.told if how in ENDING), 0)
 
 
 def run(words: list[str], env: Mapping[str, str]) -> int:
     """Start the launcher, wait for it, clean up; its exit code, 128 + the signal that ended it or this process."""
-    mark = secrets.token_hex(8)
     before = set(os.listdir(SHM)) if os.path.isdir(SHM) else set()
-    child: subprocess.Popen[bytes] | None = None
     told: list[int] = []
-
-    def pass_on(how: int, frame: object) -> None:
-        told.append(how)
-        if child is not None:
-            _tell(child, how)
-
-    old = {how: signal.signal(how, pass_on) for how in PASSED_ON}
+    old = {how: signal.signal(how, lambda how, frame: told.append(how)) for how in PASSED_ON}
     try:
-        # A session of its own: a terminal's Ctrl-C comes to this process alone, which passes it on once.
-        child = subprocess.Popen(
-            words, env={**env, JOB: mark}, start_new_session=True, preexec_fn=_end_with_parent
-        )  # fmt: skip
-        for how in told:  # while it was started
-            _tell(child, how)
-        code = _wait(child, told)
+        job = Job(words, env)
+        job.told = told
+        try:
+            code = job.wait()
+        finally:
+            _clear(job.mark)
+            removed = clean(before)
+            if removed:
+                print(f"aristos run: removed {removed} files in {SHM} that MPI left", file=sys.stderr, flush=True)
     finally:
-        _clear(mark)
-        removed = clean(before)
-        if removed:
-            print(f"aristos run: removed {removed} files in {SHM} that MPI left", flush=True)
         for how, action in old.items():
             signal.signal(how, action)
-    ended = next((how for how in told if how in ENDING), None)
-    if ended is not None:
-        return 128 + ended
+    if job.ended_by:
+        return 128 + job.ended_by
     return code if code >= 0 else 128 - code
 
 
-def _end_with_parent() -> None:
-    """Should this process be killed, the launcher ends the job as for SIGTERM."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def _tell(child: subprocess.Popen[bytes], how: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, how)
-
-
-def _wait(child: subprocess.Popen[bytes], told: list[int]) -> int:
-    """The launcher's exit code. Once it was told to end, it is told so more and more firmly."""
-    firmer = [signal.SIGTERM, signal.SIGKILL]
-    last = None
-    while True:
-        try:
-            return child.wait(0.1)
-        except subprocess.TimeoutExpired:
-            pass
-        if not any(how in ENDING for how in told):
-            continue
-        now = time.monotonic()
-        last = last or now
-        if firmer and now > last + PATIENCE:
-            _tell(child, firmer.pop(0))
-            last = now
+def _to_step(name: str, how: int) -> bool:
+    """Have Slurm send a signal to all tasks of a step; False where it could not."""
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 10, "start_new_session": True}
+    try:
+        steps = subprocess.run(["squeue", "--steps", "--noheader", "--format=%i %j"], **options).stdout.splitlines()
+        found = [line.split()[0] for line in steps if line.split()[1:] == [name]]
+        words = ["scancel", f"--signal={signal.Signals(how).name.removeprefix('SIG')}", *found]
+        return bool(found) and subprocess.run(words, **options).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def processes(mark: str) -> list[int]:

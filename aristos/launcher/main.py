@@ -28,11 +28,9 @@ def run(asked: Namespace, program: list[str]) -> int:
     env[take_seat.PLAN] = take_seat.to_json(here)
     library = mpi_library.find(env)
     with_srun = asked.launcher == "srun" or (asked.launcher is None and nodes > 0)
-    if with_srun:
-        command = commands.by_srun(ranks, per_node, used, words, library, env)
-    else:
-        command = commands.by_mpirun(ranks, words, library, env, nodes)
-    for line in notes(here, ranks, used):
+    start = commands.by_srun if with_srun else commands.by_mpirun
+    command = start(ranks, per_node, used, words, library, env)
+    for line in [*notes(here, used), *short(per_node, env, with_srun)]:
         print(f"aristos run: {line}", file=sys.stderr, flush=True)
     if asked.dry_run:
         show(command, here)
@@ -49,7 +47,16 @@ def _of_the_job(env: dict[str, str]) -> int:
     return int(number) if commands.allocation(env) and number.isdigit() else 0
 
 
-def notes(here: list[Seat], ranks: int, nodes: int) -> list[str]:
+def short(per_node: int, env: dict[str, str], with_srun: bool) -> list[str]:
+    """What is said where the allocation has fewer processors than ranks."""
+    cpus = commands.cpus_per_node(env)
+    if not with_srun or per_node <= cpus:
+        return []
+    return [f"oversubscribed: the allocation has {cpus} processors for {per_node} ranks of a node: salloc or sbatch"
+            f" --ntasks-per-node={per_node} gives one each"]  # fmt: skip
+
+
+def notes(here: list[Seat], nodes: int) -> list[str]:
     """What a user should know of how the ranks sit."""
     found = []
     crowded = [s for s in here if s.sharing > max(1, len(s.cpus))]
