@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from ..arguments import positive
-from ..errors import EnvironmentProblem, InputError
+from ..errors import AristosError, InputError
 
+USAGE, ENVIRONMENT = 2, 3
 SUMMARY = "start a job well on what is there: aristos run -n 8 -- python model.py"
 
 
@@ -20,25 +22,29 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="aristos run",
         usage="aristos run [options] -- PROGRAM ...",
-        description="Start a job with the mpiexec of the MPI in use, or with srun inside a Slurm allocation. Each rank is "
-        "bound to cores near its GPU, or to its part of a NUMA domain. `python` is the Python that runs this.",
+        description="Start a job with the mpiexec of the MPI in use, or with srun inside a Slurm allocation. Each rank "
+        "is bound to cores near its GPU, or to its part of a NUMA domain. `python` is the Python that runs this.",
     )
     parser.add_argument(
-        "-n", type=positive, dest="ranks", metavar="RANKS", help="default: one a GPU, or one a NUMA domain, of every node"
+        "-n",
+        type=positive,
+        dest="ranks",
+        metavar="RANKS",
+        help="default: one a GPU, or else a NUMA domain, of every node",
     )
     parser.add_argument("--smt", action="store_true", help="bind to all hardware threads of a core, not to one")
-    parser.add_argument("--launcher", choices=("mpirun", "srun"), help="default: srun inside an allocation, else mpirun")
+    parser.add_argument("--launcher", choices=("mpirun", "srun"), help="default: srun in an allocation, else mpirun")
     parser.add_argument("--dry-run", action="store_true", help="print the command and where each rank would sit")
+    parser.add_argument(
+        "--nvidia-smi", type=Path, metavar="FILE", help="with --dry-run: the machine that `nvidia-smi topo -m` printed"
+    )
     own, program = _split(argv)
     asked = parser.parse_args(own)
     try:
         return launcher.run(asked, program)
-    except InputError as why:
+    except (AristosError, OSError) as why:
         print(f"aristos run: {why}", file=sys.stderr)
-        return 2
-    except EnvironmentProblem as why:
-        print(f"aristos run: {why}", file=sys.stderr)
-        return 3
+        return USAGE if isinstance(why, InputError) else ENVIRONMENT
 
 
 def _split(argv: list[str]) -> tuple[list[str], list[str]]:

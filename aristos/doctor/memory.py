@@ -59,7 +59,7 @@ def shared_here(ranks: int, per_node: int) -> Finding:
 
 
 def leftovers(folder: str = SHM, young: float = YOUNG) -> list[tuple[str, int]]:
-    """(path, bytes) of MPI's files of this user that no process has mapped. young: seconds; younger files are left out."""
+    """(path, bytes) of MPI's files of this user that no process has mapped. young: seconds; younger stay out."""
     found = {}
     now = time.time()
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from pathlib import Path
 from ..doctor import libraries, slurm
 from ..errors import EnvironmentProblem, InputError
 from ..mpi_library import Library
+from ..topology import slurm_job
 from ..workarounds import Workaround
 from .take_seat import JOB, PLAN
 
@@ -38,14 +38,9 @@ class Command:
 
 
 def allocation(env: Mapping[str, str]) -> int:
-    """Nodes of the Slurm allocation this process is in, 0 outside of one."""
-    if not env.get("SLURM_JOB_ID", "").isdigit():
-        return 0
-    # A step that runs this (an interactive shell, srun --pty) has variables of its own nodes; those of the job go first.
-    for name in ("SLURM_JOB_NUM_NODES", "SLURM_NNODES"):
-        if env.get(name, "").isdigit():
-            return int(env[name])
-    return 1
+    """Nodes of the Slurm allocation this process is in, 0 outside of one. Raises TopologyError."""
+    job = slurm_job.read(env)
+    return max(1, len(job.job_nodes)) if job is not None and env.get("SLURM_JOB_ID") else 0
 
 
 def refuse_inside_a_job(started: tuple[str, int, int] | None) -> None:
@@ -94,9 +89,9 @@ def by_srun(
 
 
 def cpus_per_node(env: Mapping[str, str]) -> float:
-    """Processors that the allocation has on its poorest node, from '4(x2),3'; infinite where it does not say."""
-    found = re.findall(r"(\d+)(?:\(x\d+\))?", env.get("SLURM_JOB_CPUS_PER_NODE", ""))
-    return min(map(int, found), default=math.inf)
+    """Processors that the allocation has on its poorest node; infinite where it does not say. Raises TopologyError."""
+    told = env.get("SLURM_JOB_CPUS_PER_NODE")
+    return min(slurm_job.counts(told)) if told else math.inf
 
 
 def pmi_for(library: Library | None, types: list[str]) -> str:
@@ -119,7 +114,7 @@ def pmi_for(library: Library | None, types: list[str]) -> str:
 def by_mpirun(
     ranks: int, per_node: int, nodes: int, program: list[str], library: Library | None, env: Mapping[str, str]
 ) -> Command:
-    """The launcher that belongs to the library mpi4py loads. nodes: of an allocation, which it finds by itself; or 1."""
+    """The launcher of the library that mpi4py loads. nodes: 1, or those of an allocation, which it finds by itself."""
     words = [find_mpiexec(library), "-n", str(ranks)]
     kind = library.kind if library is not None else ""
     found = usual(env)

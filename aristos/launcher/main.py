@@ -8,32 +8,38 @@ import sys
 from argparse import Namespace
 
 from .. import launch, mpi_library
+from ..errors import EnvironmentProblem, InputError
 from . import commands, job, take_seat
 from .commands import Command
-from .machine import look
+from .machine import Machine, look, read
 from .seats import Seat, default_ranks, seats, table
 
 
 def run(asked: Namespace, program: list[str]) -> int:
-    """Start the job, or show it; the exit code. Raises InputError and EnvironmentProblem before anything is started."""
+    """Start the job, or show it; the exit code. Raises AristosError before anything is started."""
     env = dict(os.environ)
+    if asked.nvidia_smi and not asked.dry_run:
+        raise InputError("--nvidia-smi FILE describes another machine, so it goes with --dry-run alone")
     commands.refuse_inside_a_job(launch.started_as(env))
     words = commands.seated(commands.find_program(program), asked.smt)
-    node, visible = look(env)
+    machine = read(asked.nvidia_smi) if asked.nvidia_smi else look(env)
     nodes = commands.allocation(env)
-    ranks = asked.ranks or _of_the_job(env) or default_ranks(node, visible) * max(1, nodes)
+    ranks = asked.ranks or _ranks(machine, nodes, env)
     used = min(ranks, max(1, nodes))
     per_node = -(-ranks // used)
-    here = seats(node, per_node, asked.smt, visible)
-    env[take_seat.PLAN] = take_seat.to_json(here)
+    here = seats(machine.node, per_node, machine.devices, asked.smt)
+    if not machine.outside:
+        env[take_seat.PLAN] = take_seat.to_json(here)
     library = mpi_library.find(env)
     with_srun = asked.launcher == "srun" or (asked.launcher is None and nodes > 0)
+    if with_srun and not nodes:
+        raise EnvironmentProblem("srun needs an allocation: salloc -N 2 aristos run ..., or sbatch a script of it")
     start = commands.by_srun if with_srun else commands.by_mpirun
     command = start(ranks, per_node, used, words, library, env)
-    for line in [*notes(here, used), *short(per_node, env, with_srun)]:
+    for line in [*map(str, machine.faults), *notes(here, used), *short(per_node, env, with_srun)]:
         print(f"aristos run: {line}", file=sys.stderr, flush=True)
     if asked.dry_run:
-        show(command, here)
+        show(command, here, machine.outside)
         return 0
     removed = job.clean_old()
     if removed:
@@ -41,10 +47,14 @@ def run(asked: Namespace, program: list[str]) -> int:
     return job.run(command.words, command.environment(env))
 
 
-def _of_the_job(env: dict[str, str]) -> int:
-    """How many tasks sbatch or salloc was asked for, 0 if nobody said."""
+def _ranks(machine: Machine, nodes: int, env: dict[str, str]) -> int:
+    """How many ranks where nobody said: what sbatch or salloc was asked for, else what suits the nodes."""
     number = env.get("SLURM_NTASKS", "")
-    return int(number) if commands.allocation(env) and number.isdigit() else 0
+    if nodes and number.isdigit():
+        return int(number)
+    if machine.outside:
+        raise InputError("this is none of the job's nodes, so what they hold is not known: say -n RANKS")
+    return default_ranks(machine.node, machine.devices) * max(1, nodes)
 
 
 def short(per_node: int, env: dict[str, str], with_srun: bool) -> list[str]:
@@ -73,16 +83,21 @@ def notes(here: list[Seat], nodes: int) -> list[str]:
             by_device[seat.device] = by_device.get(seat.device, 0) + 1
     several = {device: count for device, count in by_device.items() if count > 1}
     if several:
-        found.append(f"{len(here)} ranks share {len(by_device)} GPUs of a node: one a GPU is what the layer is made for")
+        found.append(
+            f"{len(here)} ranks share {len(by_device)} GPUs of a node: one a GPU is what the layer is made for"
+        )
     return found
 
 
-def show(command: Command, here: list[Seat]) -> None:
+def show(command: Command, here: list[Seat], outside: bool) -> None:
     """What would be started, and where each rank of a node would sit."""
     for each in command.set:
         print(f"{each.name}={shlex.quote(each.value)}  # {each.why}")
     print(shlex.join(command.words))
     print()
+    if outside:
+        print("this is none of the job's nodes; each places its ranks when they start")
+        return
     if command.nodes > 1:
-        print(f"ranks of the first of {command.nodes} nodes, as on this one (every node places its own):")
+        print(f"ranks of the first of {command.nodes} nodes, were it as this one (every node places its own):")
     print(table(here))

@@ -6,20 +6,23 @@ its GPUs against its NUMA domains, the cores of a rank follow from where its GPU
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..topology import Device, Node, cpusets
+from ..topology.visible import Seen
 
 Cores = list[frozenset[int]]
 
 
 @dataclass(frozen=True)
 class Seat:
-    """Of one local rank. cpus: to bind to, empty: not known, leave it unbound. device: GPU index as nvidia-smi counts;
-    order: its number among those that CUDA shows.
+    """Of one local rank. cpus: to bind to, empty: not known, leave it unbound.
 
-    sharing: how many ranks have some of these cores (1: it is alone); numa: the domain that holds them, None for several.
+    sharing: how many ranks have some of these cores (1: it is alone); numa: the domain that holds them, None: several.
+    device: the GPU's index as nvidia-smi counts; order: its number among those that CUDA shows; mig: the UUID of the
+    slice of it that is the rank's, '' for all of it.
     """
 
     local: int
@@ -28,46 +31,40 @@ class Seat:
     device: int | None = None
     order: int | None = None
     device_name: str = ""
+    mig: str = ""
     nic: str = ""
     sharing: int = 1
 
 
-def default_ranks(node: Node, visible: Sequence[int] | None = None) -> int:
-    """How many ranks a node wants: one a GPU, or one a NUMA domain with cores that may be used."""
-    devices = visible_devices(node, visible)
+def default_ranks(node: Node, devices: Sequence[Seen]) -> int:
+    """How many ranks a node wants: one for each of these GPUs, or one a NUMA domain with cores that may be used."""
     return len(devices) or len(_domains(node, _cores(node, smt=False))) or 1
 
 
-def visible_devices(node: Node, visible: Sequence[int] | None) -> list[Device]:
-    """The node's GPUs in CUDA's order. visible: their indices, None: all."""
-    if visible is None:
-        return list(node.devices)
-    return [node.device(index) for index in visible]
-
-
-def seats(node: Node, ranks: int, smt: bool = False, visible: Sequence[int] | None = None) -> list[Seat]:
+def seats(node: Node, ranks: int, devices: Sequence[Seen], smt: bool = False) -> list[Seat]:
     """Seats of `ranks` local ranks.
 
-    smt: bind to every hardware thread of a core, not to one. visible: indices of the GPUs that may be used, in order.
+    devices: the GPUs, or slices of them, that may be used, in CUDA's order. smt: bind to every hardware thread of a
+    core, not to one.
     """
-    devices = visible_devices(node, visible)
     cores = _cores(node, smt)
-    if devices:
-        chosen = [devices[r % len(devices)] for r in range(ranks)]
-        cpus = _divide([_near(node, device, cores) for device in chosen])
-        nics = _spread([_near_device(node, device) for device in chosen])
+    chosen = [devices[r % len(devices)] for r in range(ranks)] if devices else []
+    if chosen:
+        cpus = _divide([_near(node, each.device, cores) for each in chosen])
+        nics = _spread([_near_device(node, each.device) for each in chosen])
     else:
-        chosen = []
         cpus = _divide(_by_domain(_domains(node, cores), ranks))
         nics = _spread([_near_cpus(node, mine) for mine in cpus])
     found = []
     for r, mine in enumerate(cpus):
-        device = chosen[r] if chosen else None
-        numa = node.domain(mine) if node.numa else (device.numa if device else None)
-        name = (device.name or "") if device else ""
-        index, order = (device.index, r % len(devices)) if device else (None, None)
-        together = sum(bool(mine & other) for other in cpus) or 1
-        found.append(Seat(r, mine, numa, index, order, name, nics[r], together))
+        seat = Seat(r, mine, node.domain(mine), nic=nics[r], sharing=sum(bool(mine & other) for other in cpus) or 1)
+        if chosen:
+            device, mig = chosen[r].device, chosen[r].mig
+            numa = seat.numa if node.numa else device.numa
+            name = f"{device.name or ''} {mig.name if mig else ''}".strip()
+            order, slice_of = r % len(devices), mig.uuid if mig else ""
+            seat = replace(seat, numa=numa, device=device.index, order=order, device_name=name, mig=slice_of)
+        found.append(seat)
     return found
 
 
@@ -96,11 +93,19 @@ def _near(node: Node, device: Device, cores: Cores) -> Cores:
         if not cpus:
             continue
         if not cores and not node.complete:  # a machine known from nvidia-smi's text alone
-            return [frozenset({cpu}) for cpu in sorted(cpus)]
+            return _as_linux_counts(cpus)
         near = [core for core in cores if core & cpus]
         if near:
             return near
     return cores
+
+
+def _as_linux_counts(cpus: frozenset[int]) -> Cores:
+    """The first hardware threads of a list without its cores: in 0-15,64-79 the second half is those of the first."""
+    halves = cpusets.show(cpus).split(",")
+    first, second = (cpusets.parse(halves[0]), cpusets.parse(halves[-1])) if len(halves) == 2 else (cpus, cpus)
+    kept = first if len(first) == len(second) else cpus
+    return [frozenset({cpu}) for cpu in sorted(kept)]
 
 
 def _by_domain(domains: list[Cores], ranks: int) -> list[Cores]:
@@ -112,7 +117,7 @@ def _by_domain(domains: list[Cores], ranks: int) -> list[Cores]:
         return [[] for _ in range(ranks)]
     if ranks <= len(domains):
         cuts = [r * len(domains) // ranks for r in range(ranks + 1)]
-        return [[core for domain in domains[a:b] for core in domain] for a, b in zip(cuts, cuts[1:])]
+        return [[core for domain in domains[a:b] for core in domain] for a, b in itertools.pairwise(cuts)]
     total = sum(map(len, domains))
     shares = [ranks * len(domain) / total for domain in domains]
     counts = [int(share) for share in shares]
@@ -134,7 +139,7 @@ def _divide(wanted: list[Cores]) -> list[frozenset[int]]:
             taken = [wanted[r] for r in group]
         elif all(len(wanted[r]) == len(pool) for r in group):
             cuts = [i * len(pool) // len(group) for i in range(len(group) + 1)]
-            taken = [pool[a:b] for a, b in zip(cuts, cuts[1:])]
+            taken = [pool[a:b] for a, b in itertools.pairwise(cuts)]
         else:
             taken = _fewest_first([wanted[r] for r in group], pool)
         for r, mine in zip(group, taken):

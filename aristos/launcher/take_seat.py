@@ -20,7 +20,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .. import mpi_library, workarounds
-from ..topology import cpusets
+from ..errors import TopologyError
+from ..topology import cpusets, slurm_job
+from ..topology.visible import VARIABLE as VISIBLE
 from .machine import look
 from .seats import Seat, seats
 
@@ -53,20 +55,19 @@ def local_rank(env: Mapping[str, str]) -> tuple[int, int]:
 
 
 def slurm_tasks(env: Mapping[str, str]) -> int:
-    """Tasks of the step on this node, from '4(x2),3'."""
-    counts: list[int] = []
-    for part in (env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", "")).split(","):
-        number, _, times = part.partition("(x")
-        if number.isdigit():
-            counts += [int(number)] * int(times.rstrip(")") or 1)
-    node = int(env.get("SLURM_NODEID") or 0)
+    """Tasks of the step on this node."""
     least = int(env.get("SLURM_LOCALID") or 0) + 1
-    return max(counts[node], least) if node < len(counts) else least
+    try:
+        counted = slurm_job.counts(env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", ""))
+    except TopologyError:
+        return least
+    node = int(env.get("SLURM_NODEID") or 0)
+    return max(counted[node], least) if node < len(counted) else least
 
 
 def to_json(found: list[Seat]) -> str:
     """The seats of this machine for its ranks."""
-    rows = [[cpusets.show(s.cpus), s.numa, s.device, s.order, s.device_name, s.nic, s.sharing] for s in found]
+    rows = [[cpusets.show(s.cpus), s.numa, s.device, s.order, s.device_name, s.mig, s.nic, s.sharing] for s in found]
     return json.dumps([platform.node(), rows], separators=(",", ":"))
 
 
@@ -81,13 +82,15 @@ def from_json(text: str, size: int) -> list[Seat]:
 def environment(seat: Seat, env: Mapping[str, str], root: Path = Path("/sys")) -> dict[str, str]:
     """What the program gets besides."""
     found = {LOCAL: str(seat.local)}
-    if seat.order is not None:
+    if seat.mig:  # CUDA shows a process one slice: its own must be named
+        found |= {DEVICE: "0", VISIBLE: seat.mig}
+    elif seat.order is not None:
         found[DEVICE] = str(seat.order)
         found["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as nvidia-smi counts; CUDA's own order puts the fastest first
     port = active_port(seat.nic, root)
     if port:  # Open MPI and MPICH over UCX; others choose by themselves
         found["UCX_NET_DEVICES"] = f"{seat.nic}:{port}"
-    return {name: value for name, value in found.items() if name in (LOCAL, DEVICE) or name not in env}
+    return {name: value for name, value in found.items() if name in (LOCAL, DEVICE, VISIBLE) or name not in env}
 
 
 def active_port(nic: str, root: Path = Path("/sys")) -> int:
@@ -110,8 +113,8 @@ def bind(cpus: frozenset[int]) -> None:
 
 def here(size: int, smt: bool) -> list[Seat]:
     """The seats of this machine for `size` ranks."""
-    node, visible = look(os.environ)
-    return seats(node, size, smt, visible)
+    machine = look(os.environ)
+    return seats(machine.node, size, machine.devices, smt)
 
 
 def main(argv: list[str]) -> int:
