@@ -16,6 +16,7 @@ import pytest
 from mpi import FLAG, LAUNCHER_VARIABLES, find_mpiexec
 
 from aristos import mpi_library
+from aristos.doctor.memory import leftovers
 from aristos.errors import EnvironmentProblem, InputError
 from aristos.launcher import commands, job, machine, main, take_seat
 from aristos.launcher.seats import Seat, default_ranks, seats, table
@@ -219,18 +220,14 @@ def test_srun(monkeypatch, kind, pmi):
     env = {"SLURM_JOB_CPUS_PER_NODE": "8(x2)"}
     made = commands.by_srun(8, 4, 2, ["program"], Library(kind), env)
     assert made.words[0] == "srun"
-    for word in (
-        f"--mpi={pmi}",
-        "--ntasks=8",
-        "--nodes=2",
-        "--ntasks-per-node=4",
-        "--cpu-bind=none",
-        "--gpu-bind=none",
-    ):
-        assert word in made.words
+    tasks = ["--ntasks=8", "--nodes=2", "--ntasks-per-node=4"]
+    assert {f"--mpi={pmi}", *tasks, "--cpu-bind=none", "--gpu-bind=none"} <= set(made.words)
+    assert made.words[-1] == "program"
     assert "--overcommit" not in made.words
     assert "--overcommit" in commands.by_srun(8, 9, 1, ["p"], Library(kind), env).words
-    assert made.environment({"OMP_NUM_THREADS": "3"})["OMP_NUM_THREADS"] == "3" if not made.set else True
+    assert made.environment({})["OMP_NUM_THREADS"] == "1"
+    kept = commands.by_srun(8, 4, 2, ["program"], Library(kind), {"OMP_NUM_THREADS": "3"})
+    assert "OMP_NUM_THREADS" not in kept.environment({})
 
 
 def test_which_pmi():
@@ -394,6 +391,14 @@ os.write(1, f"pid {os.getpid()}\\n".encode())
 time.sleep(100)
 """
 
+IMPATIENT = """
+import sys
+from aristos.cli import run
+from aristos.launcher import job
+job.PATIENCE = job.FIRMER = 1.0
+sys.exit(run.main(sys.argv[1:]))
+"""
+
 
 def alive(pids: list[int]) -> list[int]:
     found = []
@@ -409,7 +414,7 @@ def alive(pids: list[int]) -> list[int]:
 def start(tmp_path: Path, *words: str) -> tuple[subprocess.Popen[bytes], list[int], Path]:
     """A job of two sleeping ranks: `aristos run`, the ranks' pids, all output."""
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "aristos", "run", "-n", "2", "--", "python", "-c", SLEEPER, *words]
+    command = [sys.executable, "-c", IMPATIENT, "-n", "2", "--", "python", "-c", SLEEPER, *words]
     with open(out, "w") as file:
         running = subprocess.Popen(command, env=clean_environment(), stdout=file, stderr=file, start_new_session=True)
     end = time.monotonic() + 30
@@ -420,23 +425,24 @@ def start(tmp_path: Path, *words: str) -> tuple[subprocess.Popen[bytes], list[in
     return running, pids, out
 
 
-def mpi_files() -> set[str]:
-    return {name for name in os.listdir(job.SHM) if job.LEFT.match(name)}
+def left() -> set[str]:
+    """MPI's files that no process uses."""
+    return {path for path, _ in leftovers(young=0.0)}
 
 
 @needs_mpi
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_job_and_leaves_nothing(tmp_path, how):
-    before = mpi_files()
+    before = left()
     running, pids, out = start(tmp_path)
     os.kill(running.pid, how)
     assert running.wait(30) == 128 + how, out.read_text()
     assert alive(pids) == []
-    assert mpi_files() <= before
+    assert left() <= before
 
 
 @needs_mpi
-def test_stubborn_ranks_end_too(tmp_path, monkeypatch):
+def test_stubborn_ranks_end_too(tmp_path):
     running, pids, out = start(tmp_path, "stubborn")
     os.kill(running.pid, signal.SIGTERM)
     assert running.wait(40) == 128 + signal.SIGTERM, out.read_text()
@@ -445,12 +451,12 @@ def test_stubborn_ranks_end_too(tmp_path, monkeypatch):
 
 @needs_mpi
 def test_killed_ranks_leave_no_memory(tmp_path):
-    before = mpi_files()
+    before = left()
     running, pids, out = start(tmp_path)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     assert running.wait(30) != 0, out.read_text()
-    assert mpi_files() <= before
+    assert left() <= before
 
 
 @needs_mpi
