@@ -30,7 +30,19 @@ def options(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     parser.add_argument("--plot", metavar="FILE", help="draw it: .png, .svg or .pdf (needs matplotlib)")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="under aristos run, mpirun or srun: measure the links between the ranks, and each rank's rate and memory; "
+        "alone, or with --nvidia-smi: what a table has for these GPUs",
+    )
+    parser.add_argument("--out", type=Path, default=Path("aristos-links.json"), metavar="FILE",
+                        help="where --measure writes its figures (%(default)s)")  # fmt: skip
+    parser.add_argument("--again", action="store_true", help="measure even where these ranks' links are known already")
+    asked = parser.parse_args(argv)
+    if asked.measure and (asked.slurm_topology or asked.plot):
+        parser.error("--measure goes with --nvidia-smi, --out, --again and --json alone")
+    return asked
 
 
 def main(argv: list[str]) -> int:
@@ -40,6 +52,10 @@ def main(argv: list[str]) -> int:
     if not launch.prints():
         return 0  # one rank of a job prints
     try:
+        if asked.measure:
+            from ..bench import links_main
+
+            return links_main.run(asked, _read(asked.nvidia_smi))
         return run(asked)
     except (AristosError, OSError) as why:
         print(f"aristos topo: {why}", file=sys.stderr)
