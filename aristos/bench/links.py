@@ -23,13 +23,14 @@ from ..topology.discover import join
 from ..topology.links import MIB, SLOW, Links, Place, Rows, Span, slow
 from ..topology.table import from_table, link_class, place
 from ..topology.visible import visible
+from ..transport.room import free_memory, machine
 from . import fit
-from .pairs import Pairs, schedule, slot_bytes
+from .pairs import PROBE, Pairs, Side, schedule, slot_bytes
 from .suites.put import cell, landed
 from .world import World
 
-SMALL = (64, 256, 1024, 4096)  # bytes; start-up
-LARGE = (16 << 10, 64 << 10, 256 << 10, 1 << 20)  # bandwidth
+SMALL = (64, 256, 1024)  # bytes; start-up: between the ranges lie the knees of store buffers and of protocols
+LARGE = (64 << 10, 256 << 10, 1 << 20, 4 << 20)  # bandwidth
 SIZES = SMALL + LARGE
 SAMPLES = 100  # most of a size
 QUANTILE = 0.25  # of the samples: others on the machine only ever add time
@@ -97,16 +98,19 @@ def measure(world: World, topology: Topology, ranks: list[Rank], seconds: float)
     if not ours.any():
         return replace(table, seconds=time.monotonic() - begun)
     texts = [[str(link) for link in row] for row in classes]
-    with Pairs(world, slot_bytes(world, 2 * SIZES[-1])) as pairs:
+    where = world.allgather(machine())
+    crowded = _crowded(world, where)
+    with Pairs(world, slot_bytes(world, SIZES[-1])) as pairs:
         sizes = [size for size in SIZES if size <= pairs.room]
         everything = [[p for p in row if ours[p]] for row in schedule(n, n)]
-        alone = quiet(everything, world.nodes.node_of)
+        hosts_of = [where.index(each) for each in where]  # virtual nodes of one machine disturb each other, too
+        alone = quiet(everything, hosts_of)
         times = _times(pairs, alone, sizes, 0.6 * seconds)
-        suspects = world.bcast(slow(texts, _span(times, sizes, LARGE)))
+        suspects = world.bcast(_suspects(texts, _span(times, sizes, LARGE), crowded))
         if suspects:
-            again = quiet([[(a, b)] for a, b, _ in suspects][: 4 * n], world.nodes.node_of)
+            again = quiet([[(a, b)] for a, b, _ in suspects][: 4 * n], hosts_of)
             times = np.fmin(times, _times(pairs, again, sizes, 0.1 * seconds))
-        large = [size for size in sizes if size in LARGE]
+        large = [size for size in sizes if size in LARGE[:-1]]
         together = _times(pairs, everything, large, 0.3 * seconds)
     span = _span(times, sizes, LARGE)
     return Links(
@@ -118,8 +122,8 @@ def measure(world: World, topology: Topology, ranks: list[Rank], seconds: float)
         residual=_residual(times, sizes),
         origin=[["measured" if ours[a][b] or a == b else "table" for b in range(n)] for a in range(n)],
         contended=_span(together, large, LARGE),
-        faults=_faults(texts, hosts, span) + [str(fault) for fault in topology.faults],
-        notes=_notes(world, ranks, table, ours),
+        faults=_faults(texts, hosts, _suspects(texts, span, crowded)) + [str(fault) for fault in topology.faults],
+        notes=_notes(hosts, crowded, table, ours),
         seconds=time.monotonic() - begun,
     )
 
@@ -133,13 +137,26 @@ def _times(pairs: Pairs, rounds: Rounds, sizes: list[int], seconds: float) -> Ti
     for _, side in pairs.sides():
         if side is None:
             continue
-        for j, size in enumerate(sizes):
-            taken = side.samples(partial(cell, side, size, 1), each, SAMPLES, None)
-            if side.first:
-                mine[side.rank, side.peer, j] = np.quantile(taken, QUANTILE) * 1e-9
+        taken = _samples(side, sizes, each)
+        if side.first:
+            mine[side.rank, side.peer] = [np.quantile(values, QUANTILE) * 1e-9 for values in taken]
         if not side.verdict(partial(landed, side, sizes[-1], 1)):
             raise RuntimeError(f"what rank {side.origin} put did not arrive whole at rank {side.target}")
     return np.fmax.reduce(world.allgather(mine))
+
+
+def _samples(side: Side, sizes: list[int], seconds: float) -> list[NDArray[np.int64]]:
+    """Nanoseconds of puts of each size, as many as fit `seconds` a size; at least those that tell how many that is."""
+    taken, fits = [], []
+    for size in sizes:
+        begun = time.perf_counter()
+        taken.append(cell(side, size, 1, PROBE))
+        fits.append(int(seconds * PROBE / max(time.perf_counter() - begun, 1e-7)) - PROBE)
+    for j, more in enumerate(side.agree(fits)):  # once a pair: a message costs more than most puts
+        if more >= PROBE:
+            taken[j] = np.concatenate([taken[j], cell(side, sizes[j], 1, min(SAMPLES, more))])
+    cell(side, sizes[-1], 1, 1)  # whose bytes are looked at
+    return taken
 
 
 def _fits(times: Times, sizes: list[int], wanted: Sequence[int]) -> dict[tuple[int, int], fit.Fit]:
@@ -183,9 +200,24 @@ def _mixed(measured: Span, table: Span, ours: NDArray[np.bool_]) -> Span:
     )  # fmt: skip
 
 
-def _faults(classes: list[list[str]], hosts: list[str], span: Span) -> list[str]:
+def _crowded(world: World, where: Sequence[object]) -> set[int]:
+    """Ranks of machines with more ranks than cores: which cores a pair meets on is chance there."""
+    found: set[int] = set()
+    for each in dict.fromkeys(where):
+        ranks = [r for r, at in enumerate(where) if at == each]
+        if len(ranks) > len(frozenset().union(*(world.masks[r] for r in ranks))):
+            found |= set(ranks)
+    return found
+
+
+def _suspects(classes: list[list[str]], span: Span, crowded: set[int]) -> list[tuple[int, int, float]]:
+    """Links much slower than their class, where the ranks did not have to take turns."""
+    return [(a, b, times) for a, b, times in slow(classes, span) if not {a, b} & crowded]
+
+
+def _faults(classes: list[list[str]], hosts: list[str], slower: list[tuple[int, int, float]]) -> list[str]:
     found = []
-    for a, b, times in slow(classes, span):
+    for a, b, times in slower:
         found.append(
             f"puts from rank {a} ({hosts[a]}) to rank {b} ({hosts[b]}) take {times:.1f} times what others of class"
             f" {classes[a][b]} do, twice measured (a fault is more than {SLOW:g}): look at that link, at its adapters"
@@ -194,24 +226,18 @@ def _faults(classes: list[list[str]], hosts: list[str], span: Span) -> list[str]
     return found
 
 
-def _notes(world: World, ranks: list[Rank], table: Links, ours: NDArray[np.bool_]) -> list[str]:
-    found = [] if ours[~np.eye(world.size, dtype=bool)].all() else list(table.notes)
-    crowded = [
-        host
-        for host in dict.fromkeys(world.hosts)
-        if sum(h == host for h in world.hosts) > world.cores(host)
-    ]  # fmt: skip
+def _notes(hosts: list[str], crowded: set[int], table: Links, ours: NDArray[np.bool_]) -> list[str]:
+    found = [] if ours[~np.eye(len(hosts), dtype=bool)].all() else list(table.notes)
     if crowded:
+        names = list(dict.fromkeys(hosts[r] for r in sorted(crowded)))
         found.append(
-            f"{', '.join(crowded[:8])}: more ranks than cores, so contended figures and rates are those of ranks that"
-            " take turns"
+            f"{', '.join(names[:8])}: more ranks than cores, so figures are those of ranks that take turns, and no link"
+            " there is called slow"
         )
     return found
 
 
 def _devices(world: World, ranks: list[Rank], rates: list[float | None]) -> list[Place]:
-    from ..transport.room import free_memory, machine
-
     free = world.allgather((machine(), free_memory()))
     found = []
     for rank, rate, (here, bytes_) in zip(ranks, rates, free):

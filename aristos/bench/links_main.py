@@ -87,11 +87,13 @@ def _links(ranks: world.World, again: bool) -> Links:
         return replace(known, notes=[*known.notes, f"known from {known.measured_utc}; --again measures anew"])
     if ranks.lead:
         print(f"{PROG}: measuring {ranks.size} ranks", file=sys.stderr, flush=True)
-    oneside.compile_for_puts()
-    if not ranks.nodes.single:
-        oneside_rma.compile_for_puts()
-    links.compile_expert()
-    ranks.sleepy_barrier()
+    for turn in (ranks.lead, not ranks.lead):  # one compiles, all others load
+        if turn:
+            oneside.compile_for_puts()
+            links.compile_expert()
+            if not ranks.nodes.single:
+                oneside_rma.compile_for_puts()
+        ranks.sleepy_barrier()
     found = _stamped(links.measure(ranks, topology, seats, SECONDS))
     if ranks.lead:
         try:

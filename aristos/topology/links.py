@@ -10,7 +10,7 @@ are lists of n rows, a row an origin and a column a target; null where nothing i
                       label: "GPU0", or "" for cores; rate: the expert kernel's in float32 on cores, bfloat16 on GPUs
     classes           of links: "self", "NV4", "PIX", "PXB", "PHB", "NODE", "SYS", "NET", "NET3" (3 switches apart)
     alpha_us, beta_us_per_mib
-                      of large puts (from 16 KiB on), symmetric (the slower direction), zeros on the diagonal: what the
+                      of large puts (from 64 KiB on), symmetric (the slower direction), zeros on the diagonal: what the
                       planner's problem has under these names
     small             {"alpha_us", "beta_us_per_mib"} of small puts, each direction
     large             the same of large puts, each direction
