@@ -220,9 +220,8 @@ def test_names_of_gpus(name, bf16):
 
 
 def test_nearer_links_are_faster():
-    near = [
-        defaults.link(Link.parse(text), "NVIDIA A100-SXM4-40GB").bandwidth for text in ("NV12", "NV4", "PIX", "SYS")
-    ]
+    kinds = [Link.parse(text) for text in ("NV12", "NV4", "PIX", "SYS")]
+    near = [defaults.link(kind, "NVIDIA A100-SXM4-40GB").bandwidth for kind in kinds]
     assert near == sorted(near, reverse=True)
     assert len(set(near)) == 4
     assert defaults.link(Link.parse("NV4"), "A100").bandwidth == pytest.approx(95)
