@@ -477,10 +477,10 @@ def test_only_mpis_unused_files_of_this_job_go(tmp_path):
     with open(tmp_path / "mpich_shm_mapped") as held:
         assert job.clean({"mpich_shm_old"}, str(tmp_path)) == 2
         assert {f.name for f in tmp_path.iterdir()} == {"mpich_shm_old", "mpich_shm_mapped", "mine.txt"}
-        assert job.clean_old(str(tmp_path)) == 0  # too young
+        assert take_seat.clean_old(str(tmp_path)) == 0  # too young
         past = time.time() - 3600
         for name in ("mpich_shm_old", "mpich_shm_mapped", "mine.txt"):
             os.utime(tmp_path / name, (past, past))
-        assert job.clean_old(str(tmp_path)) == 1
+        assert take_seat.clean_old(str(tmp_path)) == 1
         assert held.name
     assert {f.name for f in tmp_path.iterdir()} == {"mpich_shm_mapped", "mine.txt"}

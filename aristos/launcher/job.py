@@ -156,13 +156,3 @@ def clean(before: set[str], folder: str = SHM) -> int:
                 os.unlink(path)
                 removed += 1
     return removed
-
-
-def clean_old(folder: str = SHM) -> int:
-    """Remove what killed jobs of this user left a while ago; how many files."""
-    removed = 0
-    for path, _ in leftovers(folder):
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-            removed += 1
-    return removed

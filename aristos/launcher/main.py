@@ -41,7 +41,7 @@ def run(asked: Namespace, program: list[str]) -> int:
     if asked.dry_run:
         show(command, here, machine.outside)
         return 0
-    removed = job.clean_old()
+    removed = take_seat.clean_old()
     if removed:
         print(f"aristos run: removed {removed} files that killed MPI jobs had left in {job.SHM}", file=sys.stderr)
     return job.run(command.words, command.environment(env))

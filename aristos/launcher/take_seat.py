@@ -10,6 +10,7 @@ in CUDA's order, that of its local rank.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -20,9 +21,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .. import mpi_library, workarounds
+from ..doctor.memory import leftovers
 from ..errors import TopologyError
 from ..topology import cpusets, slurm_job
 from ..topology.visible import VARIABLE as VISIBLE
+from ..transport.room import SHM
 from .machine import look
 from .seats import Seat, seats
 
@@ -117,6 +120,16 @@ def here(size: int, smt: bool) -> list[Seat]:
     return seats(machine.node, size, machine.devices, smt)
 
 
+def clean_old(folder: str = SHM) -> int:
+    """Remove what killed MPI jobs of this user left on this node and no process has mapped or open; how many files."""
+    removed = 0
+    for path, _ in leftovers(folder):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+            removed += 1
+    return removed
+
+
 def main(argv: list[str]) -> int:
     smt = argv[:1] == ["--smt"]
     words = argv[1:] if smt else argv
@@ -134,6 +147,8 @@ def main(argv: list[str]) -> int:
     if not workarounds.under_srun(os.environ):
         # A rank whose launcher is killed goes too. Slurm sees to that itself.
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    elif rank == 0:
+        clean_old()  # where the job was started, that was done before
     bind(seat.cpus)
     workarounds.apply(mpi_library.find())
     os.environ.update(environment(seat, os.environ))
