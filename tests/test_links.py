@@ -198,7 +198,16 @@ def test_a_slow_direction_is_a_fault(comm, monkeypatch):
 
 def test_the_tables_figures_have_sources():
     figures = [f for _, f in (*defaults.DEVICES, *defaults.NVLINK)]
-    figures += [defaults.PCIE, defaults.HOST, defaults.CPU, defaults.NET, defaults.A100_LINK, defaults.ANY_LINK]
+    figures += [
+        defaults.PCIE,
+        defaults.HOST,
+        defaults.CPU,
+        defaults.EDR,
+        defaults.HDR,
+        defaults.NDR,
+        defaults.A100_LINK,
+        defaults.ANY_LINK,
+    ]
     assert all(len(figure.source) > 10 for figure in figures)
 
 
@@ -225,7 +234,13 @@ def test_nearer_links_are_faster():
     assert near == sorted(near, reverse=True)
     assert len(set(near)) == 4
     assert defaults.link(Link.parse("NV4"), "A100").bandwidth == pytest.approx(95)
-    assert defaults.link(Link("NET", 3)).alpha > defaults.link(Link("NET", 1)).alpha
+    assert defaults.link(Link("NET", 3)).alpha == defaults.link(Link("NET", 1)).alpha + 2 * defaults.SWITCH
+    assert [defaults.link(Link("NET"), gpu).bandwidth for gpu in ("NVIDIA H200", "NVIDIA A100", "T4")] == [46, 23, 9.5]
+        46,
+        23,
+        9.5,
+        9.5,
+    ]
 
 
 def test_a_job_of_two_nodes_from_the_table():

@@ -76,7 +76,7 @@ def usual(env: Mapping[str, str]) -> list[Workaround]:
 def by_srun(
     ranks: int, per_node: int, nodes: int, program: list[str], library: Library | None, env: Mapping[str, str]
 ) -> Command:
-    """srun with the PMI that SLURM_MPI_TYPE names, or else the library speaks. Raises EnvironmentProblem without one."""
+    """srun with the PMI that SLURM_MPI_TYPE names, or else the library's. Raises EnvironmentProblem without one."""
     # Inside a step (an interactive shell) the variable is what that step was started with, and no wish.
     asked = None if env.get("SLURM_STEP_ID", "").isdigit() else env.get("SLURM_MPI_TYPE")
     pmi = asked or pmi_for(library, slurm.plugins(slurm.srun("--mpi=list")))

@@ -60,17 +60,29 @@ NVLINK: tuple[tuple[str, LinkFigure], ...] = (
 A100_LINK = LinkFigure(3.4, 23.75, "osu_bw D D, EESSI/software-layer PR 716: 95 GB/s over NV4, by link")
 ANY_LINK = LinkFigure(3.0, 20.0, "a link of NVLink 2 or 3 after its protocol; no figure of this GPU found")
 
-PCIE = LinkFigure(4.1, 22.0, "4090 pairs, PCIe 4 x16: 20.9 to 22.4 GB/s; alpha of p2pmark on PCIe 5")
-HOST = LinkFigure(12.5, 20.9, "4090 pairs by way of the host, PCIe 4 x16 without P2P")
-CPU = LinkFigure(0.5, 10.0, "two cores of one machine, `python -m aristos.bench put`, docs/performance.md's machine")
-NET = LinkFigure(5.0, 23.0, "a 200 Gb/s NIC (25 GB/s) at the share that NDR reaches (46 of 50 GB/s, nccl-tests 290)")
+# By way of PCIe switches, and by way of the host: (GPU, one, the other); without one of these, PCIe 4.
+PCIE5 = r"H[128]00|H20|B[23]00|50[89]0"
+SWITCH5 = LinkFigure(4.1, 54.3, "PCIe 5 x16 P2P, github lukealonso/p2pmark")
+HOST5 = LinkFigure(12.8, 38.2, "PCIe 5 x16 by way of the host: p2pBandwidthLatencyTest of 5090 pairs")
+SWITCH4 = LinkFigure(
+    4.1, 27.0, "PCIe 4 x16 at the share of its line that p2pmark reached on PCIe 5; none measured found"
+)
+HOST4 = LinkFigure(12.5, 20.9, "PCIe 4 x16 by way of the host: p2pBandwidthLatencyTest of 4090 pairs")
+CPU = LinkFigure(0.1, 3.8, "two cores of an AMD EPYC (Zen 4): `aristos topo --measure` on 2 ranks of a busy machine")
+
+# Between nodes, one NIC a GPU: (GPU, figure); without one of these, the last.
+NDR = LinkFigure(2.7, 46, "400 Gb/s: NVIDIA/nccl-tests issue 290; alpha of NCCL's model, src/graph/tuning.cc")
+HDR = LinkFigure(2.7, 23, "200 Gb/s at the share of its line that NDR reaches; no measurement found")
+EDR = LinkFigure(2.6, 9.5, "100 Gb/s: profiles of NDv2 and DGX-2, microsoft/taccl and microsoft/TE-CCL")
+NET: tuple[tuple[str, LinkFigure], ...] = ((r"H[128]00|H20|B[23]00", NDR), (r"A[18]00", HDR))
+SWITCH = 0.5  # microseconds of each further switch: a vendor's table for an EDR port, by stas00/ml-engineering
 
 
 def link(kind: Link, gpu: str = "") -> LinkFigure:
     """A pair's figure. gpu: the name of the device at either end, '' for cores."""
     if kind.kind == "NET":
-        hops = max(0, kind.count - 1)  # a switch's port takes about half a microsecond
-        return LinkFigure(NET.alpha + 0.5 * hops, NET.bandwidth, NET.source)
+        base = next((figure for pattern, figure in NET if re.search(pattern, gpu)), EDR)
+        return LinkFigure(base.alpha + SWITCH * max(0, kind.count - 1), base.bandwidth, base.source)
     if not gpu:
         return CPU
     if kind.kind == "NV":
@@ -79,7 +91,8 @@ def link(kind: Link, gpu: str = "") -> LinkFigure:
                 return figure
         each = A100_LINK if re.search("A100|A800", gpu) else ANY_LINK
         return LinkFigure(each.alpha, each.bandwidth * (kind.count or 1), each.source)
-    return PCIE if kind.kind in ("self", "PIX", "PXB") else HOST
+    switches, host = (SWITCH5, HOST5) if re.search(PCIE5, gpu) else (SWITCH4, HOST4)
+    return switches if kind.kind in ("self", "PIX", "PXB") else host
 
 
 def device(gpu: str) -> DeviceFigure | None:
