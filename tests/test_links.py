@@ -236,11 +236,6 @@ def test_nearer_links_are_faster():
     assert defaults.link(Link.parse("NV4"), "A100").bandwidth == pytest.approx(95)
     assert defaults.link(Link("NET", 3)).alpha == defaults.link(Link("NET", 1)).alpha + 2 * defaults.SWITCH
     assert [defaults.link(Link("NET"), gpu).bandwidth for gpu in ("NVIDIA H200", "NVIDIA A100", "T4")] == [46, 23, 9.5]
-        46,
-        23,
-        9.5,
-        9.5,
-    ]
 
 
 def test_a_job_of_two_nodes_from_the_table():
