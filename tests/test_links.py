@@ -242,7 +242,7 @@ def test_a_job_of_two_nodes_from_the_table():
     assert found.source == "table"
     problem = links.problem(found, expert_bytes=1 << 30)
     assert problem["devices"][0] == {"name": "n1:GPU0", "rate": 271.0, "memory": 36}
-    assert problem["alpha_us"][0][1] < problem["alpha_us"][0][2]
+    assert problem["beta_us_per_mib"][0][1] < problem["beta_us_per_mib"][0][2]
 
 
 def test_samples_without_a_measurement(shared_dir, tmp_path):
