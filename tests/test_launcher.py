@@ -79,6 +79,25 @@ def test_perlmutters_reversed_gpus_come_out_of_the_topology():
     assert lines[1].split() == ["0", "48-63", "3", "GPU0", "A100", "hsn3"]
 
 
+PERLMUTTER = """\
+\tGPU0\tGPU1\tGPU2\tGPU3\tCPU Affinity\tNUMA Affinity
+GPU0\t X \tNV4\tNV4\tNV4\t48-63,112-127\t3
+GPU1\tNV4\t X \tNV4\tNV4\t32-47,96-111\t2
+GPU2\tNV4\tNV4\t X \tNV4\t16-31,80-95\t1
+GPU3\tNV4\tNV4\tNV4\t X \t0-15,64-79\t0
+"""
+
+
+@pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
+def test_a_dry_run_of_a_machine_whose_gpus_are_numbered_against_its_domains(tmp_path):
+    (tmp_path / "node.txt").write_text(PERLMUTTER)
+    done = aristos_run("--dry-run", "--nvidia-smi", tmp_path / "node.txt", "--", "true")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()[-4:]]
+    assert rows == [[str(r), f"{48 - 16 * r}-{63 - 16 * r}", str(3 - r), f"GPU{r}", "-"] for r in range(4)]
+    assert " -n 4 " in done.stdout
+
+
 @pytest.mark.parametrize(
     ("where", "ranks", "want"),
     [
