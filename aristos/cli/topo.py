@@ -49,8 +49,8 @@ def main(argv: list[str]) -> int:
     from ..errors import AristosError
 
     asked = options(argv)
-    if not launch.prints():
-        return 0  # one rank of a job prints
+    if not launch.prints() and (asked.nvidia_smi or not asked.measure):
+        return 0  # one rank of a job prints; all of them measure
     try:
         if asked.measure:
             from ..bench import links_main
