@@ -6,19 +6,19 @@ Importing does no work: no MPI, no compilation, no device query; names load what
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .config import MoEConfig, Router
 from .errors import AristosError
 
 if TYPE_CHECKING:
     from . import results
+    from .config import MoEConfig, Router
     from .exchange import Exchange
     from .moe import MoE
 
 __version__ = "0.1.0"
 __all__ = ["AristosError", "Exchange", "MoE", "MoEConfig", "Router", "__version__", "results"]
 
-_LAZY = {"MoE": ".moe", "Exchange": ".exchange"}
-_MODULES = ("bench", "errors", "kernels", "reference", "results", "stats")
+_LAZY = {"MoE": ".moe", "Exchange": ".exchange", "MoEConfig": ".config", "Router": ".config"}
+_MODULES = ("bench", "errors", "kernels", "reference", "results", "stats", "topology")
 
 
 def __getattr__(name: str) -> Any:

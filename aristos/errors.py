@@ -43,3 +43,7 @@ class MemoryProblem(EnvironmentProblem, MemoryError):
 
 class ResultsError(AristosError):
     """A results file cannot be read or written."""
+
+
+class TopologyError(AristosError, ValueError):
+    """Text that should describe a machine or a network does not, or not wholly; the message quotes the line."""

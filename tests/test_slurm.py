@@ -24,6 +24,7 @@ from mpi import FLAG, LAUNCHER_VARIABLES, ONE_THREAD, find_mpiexec
 
 from aristos import mpi_library, results, workarounds
 from aristos.doctor import progress
+from aristos.topology import links
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOL = ROOT / "launch" / "virtual_slurm"
@@ -306,6 +307,88 @@ def test_more_ranks_than_cores(cluster, alone):
     assert hash_of(done.stdout + done.stderr) == alone(32)
 
 
+SEATED = """
+import json, os
+from mpi4py import MPI
+c = MPI.COMM_WORLD
+row = [c.rank, c.size, os.environ["SLURMD_NODENAME"], sorted(os.sched_getaffinity(0)), os.environ["ARISTOS_LOCAL_RANK"]]
+os.write(1, (json.dumps(row) + "\\n").encode())
+"""
+
+
+def salloc(*words: object) -> list[object]:
+    """salloc's options, "--", those of `aristos run` and its program -> the command."""
+    at = words.index("--")
+    return ["salloc", "--quiet", *words[:at], sys.executable, "-m", "aristos", "run", *words[at + 1 :]]
+
+
+@own_memory
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.parametrize("how", ["srun", "mpirun"])
+def test_aristos_run_in_an_allocation(cluster, how):
+    """As many ranks as were asked for, block by block, each bound as the ranks themselves see it."""
+    asked = ["-N2", "-n4", "--ntasks-per-node=2"]
+    done = cluster.command(*salloc(*asked, "--", "--launcher", how, "--", "python", "-c", SEATED))
+    assert done.returncode == 0, done.stderr
+    rows = sorted(json.loads(line) for line in done.stdout.splitlines())
+    assert [row[:3] for row in rows] == [[0, 4, "n1"], [1, 4, "n1"], [2, 4, "n2"], [3, 4, "n2"]]
+    assert [row[4] for row in rows] == ["0", "1", "0", "1"]
+    for first, second in (rows[:2], rows[2:]):
+        assert first[3]
+        assert second[3]
+        assert not set(first[3]) & set(second[3])
+    assert rows[0][3] == rows[2][3]
+
+
+def test_a_signal_to_aristos_run_comes_to_the_ranks(cluster, tmp_path):
+    """srun would kill them; Slurm passes it on, and they end as they like."""
+    out = tmp_path / "out"
+    program = (
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGINT, lambda *_: (print('told', flush=True), sys.exit(9)))\n"
+        "print('rank', os.environ['SLURM_PROCID'], 'pid', os.getpid(), flush=True)\n"
+        "time.sleep(100)"
+    )
+    with open(out, "w") as file:
+        job = [sys.executable, "-m", "aristos", "run", "--", "python", "-c", program]
+        shell = ["sh", "-c", 'echo runner $$; exec "$@"', "sh"]
+        words = ["salloc", "--quiet", "-n2", "--job-name=told", *shell, *job]
+        running = subprocess.Popen(words, env=cluster.environment, stdout=file, stderr=file)
+    try:
+        pids_in(out, 2)
+        runner = re.search(r"^runner (\d+)$", out.read_text(), re.MULTILINE)
+        assert runner
+        os.kill(int(runner[1]), signal.SIGINT)
+        assert running.wait(40) == 128 + signal.SIGINT, out.read_text()
+        assert out.read_text().count("told") == 2
+    finally:
+        cluster.command("scancel", "--name=told")
+        running.wait(20)
+
+
+@own_memory
+def test_links_are_measured_class_by_class(cluster, tmp_path):
+    """Two nodes a leaf switch, and a spine: one switch between some nodes, three between others, none inside one."""
+    out = tmp_path / "links.json"
+    words = ["python", "-m", "aristos", "topo", "--measure", "--again", "--out", out]
+    done = cluster.command(*salloc("-N4", "--", "-n", "5", "--", *words), timeout=180)
+    assert done.returncode == 0, done.stderr
+    found = links.load(out)
+    assert found.hosts == ["n1", "n1", "n2", "n3", "n4"]
+    leaf = {"n1": 1, "n2": 1, "n3": 2, "n4": 2}
+    for a, one in enumerate(found.hosts):
+        for b, other in enumerate(found.hosts):
+            want = "NET1" if leaf[one] == leaf[other] else "NET3"
+            want = "self" if a == b else "NODE" if one == other else want
+            assert found.classes[a][b] == want
+            assert a == b or links.put_us(found.large, a, b, 1 << 20) > 0
+    inside = [links.put_us(found.small, a, b, 1024) for a, b in ((0, 1), (1, 0))]
+    between = [links.put_us(found.small, a, b, 1024) for a in range(5) for b in range(2, 5) if a != b]
+    assert max(inside) < sorted(between)[len(between) // 2]
+    assert re.search(r"^NET1 +6 ", done.stdout, re.MULTILINE), done.stdout  # (n1, n1)-n2 and n3-n4, both ways: 4 + 2
+    assert re.search(r"^NODE +2 ", done.stdout, re.MULTILINE), done.stdout
+
+
 def test_a_launcher_without_the_librarys_pmi_is_an_environment_error(cluster):
     done = cluster.srun("-n4", "--", "-m", "aristos.bench", "layer", *SMALL, "--out", "none", mpi="none")
     assert done.returncode == 3
@@ -361,7 +444,7 @@ def ports(count, choose=tool["free_ports"]):
         chosen.append(socket.create_server(("127.0.0.1", found[-1])))
     return found
 names["free_ports"] = ports
-sys.exit(tool["run"](2, ["sinfo", "-h", "-o", "nodes %D"]))
+sys.exit(tool["run"](2, "tree", ["sinfo", "-h", "-o", "nodes %D"]))
 """
 
 

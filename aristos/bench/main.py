@@ -31,40 +31,40 @@ def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -
     try:
         asked = options.parse(words, prog)
     except UsageError as why:
-        return _complain(f"{prog}: {why} (--help lists suites, presets and options)", USAGE)
+        return complain(f"{prog}: {why} (--help lists suites, presets and options)", USAGE)
     except SystemExit:  # --help
         return OK
     workarounds.apply()
     try:
         ranks = world.connect(asked.ranks_per_node, limit=asked.limit)
     except EnvironmentProblem as why:
-        return _complain(f"{prog}: {why}", ENVIRONMENT)
+        return complain(f"{prog}: {why}", ENVIRONMENT)
     try:
         return run(asked, ranks, words)
     except (UsageError, InputError) as why:
-        return _leave(ranks, f"{prog}: {why}", USAGE)
+        return leave(ranks, f"{prog}: {why}", USAGE)
     except (EnvironmentProblem, ResultsError) as why:
-        return _leave(ranks, f"{prog}: {why}", ENVIRONMENT)
+        return leave(ranks, f"{prog}: {why}", ENVIRONMENT)
     except (WaitTimeout, PoisonedError) as why:
-        _leave(ranks, f"{prog}: {why}", ENVIRONMENT)
+        leave(ranks, f"{prog}: {why}", ENVIRONMENT)
         return ranks.abort(ENVIRONMENT)  # the layer would end the job as well, with a code of its own
     except KeyboardInterrupt:
-        return _interrupted(ranks, prog)
+        return interrupted(ranks, prog)
     except BaseException as why:
         if isinstance(why, OSError | MemoryError) and not isinstance(why, AristosError):
-            return _leave(ranks, f"{prog}: {type(why).__name__}: {why}", ENVIRONMENT)
+            return leave(ranks, f"{prog}: {type(why).__name__}: {why}", ENVIRONMENT)
         lines = traceback.format_exc().rstrip().splitlines()
         print("\n".join(f"[rank {ranks.rank}] {line}" for line in lines), file=sys.stderr, flush=True)
         return ranks.abort(WRONG)
 
 
-def _complain(message: str, code: int) -> int:
+def complain(message: str, code: int) -> int:
     if launch.prints():
         print(message, file=sys.stderr, flush=True)
     return code
 
 
-def _leave(ranks: world.World, message: str, code: int) -> int:
+def leave(ranks: world.World, message: str, code: int) -> int:
     """The way out of an error that may have struck one rank or all: said once if all, else the job goes down."""
     messages = ranks.agree_on_exit(message)
     if messages is None:
@@ -76,7 +76,7 @@ def _leave(ranks: world.World, message: str, code: int) -> int:
     return code
 
 
-def _interrupted(ranks: world.World, prog: str) -> int:
+def interrupted(ranks: world.World, prog: str) -> int:
     """The way out of Ctrl-C, which may have struck one rank or all: rank 0 gets the time to write what is done."""
     ranks.agree_on_exit("", INTERRUPTED_SECONDS)
     if ranks.lead:

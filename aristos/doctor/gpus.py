@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 
+from ..topology.slurm_job import hides_gpus
 from .finding import Finding, ok, warn
 
 IPC = "srun --gpus-per-node=N --gpu-bind=none ..., and each rank takes the GPU of its SLURM_LOCALID"
@@ -22,14 +23,6 @@ def listing() -> list[str] | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return re.findall(r"^GPU \d+: (.*?)(?: \(UUID.*)?$", done.stdout, re.MULTILINE) if done.returncode == 0 else None
-
-
-def hidden(env: Mapping[str, str]) -> str:
-    """The option by which Slurm gives each task its own GPU alone, '' if none does."""
-    if env.get("SLURM_GPUS_PER_TASK") or "gpu" in env.get("SLURM_TRES_PER_TASK", ""):
-        return "--gpus-per-task"
-    bind = env.get("SLURM_GPU_BIND") or env.get("SLURM_STEP_GPU_BIND") or env.get("SLURM_TRES_BIND", "")
-    return f"--gpu-bind={bind}" if re.search("single|closest|per_task|map|mask", bind) else ""
 
 
 def peers() -> tuple[int, int] | None:
@@ -58,7 +51,7 @@ def gpus(names: list[str] | None, env: Mapping[str, str], ranks: int, reach: tup
     visible = env.get("CUDA_VISIBLE_DEVICES")
     text = f"{len(names)} x {names[0]}" + (f", CUDA_VISIBLE_DEVICES={visible}" if visible is not None else "")
     values = {"names": names, "visible": visible, "peers": reach}
-    option = hidden(env)
+    option = hides_gpus(env)
     if option and ranks > 1:
         why = f"{text}; {option} hides each task's GPU from its peers, so CUDA IPC between them fails"
         return warn(name, why, IPC, **values)

@@ -58,8 +58,8 @@ def shared_here(ranks: int, per_node: int) -> Finding:
     return shared(info.f_blocks * info.f_frsize, info.f_bavail * info.f_frsize, needed, layer, per_node)
 
 
-def leftovers(folder: str = SHM) -> list[tuple[str, int]]:
-    """(path, bytes) of MPI's files of this user that no process has mapped."""
+def leftovers(folder: str = SHM, young: float = YOUNG) -> list[tuple[str, int]]:
+    """(path, bytes) of MPI's files of this user that no process has mapped. young: seconds; younger stay out."""
     found = {}
     now = time.time()
     try:
@@ -72,7 +72,7 @@ def leftovers(folder: str = SHM) -> list[tuple[str, int]]:
         except OSError:
             continue
         mine = about.st_uid == os.getuid() and entry.is_file(follow_symlinks=False)
-        if mine and LEFT.match(entry.name) and now - about.st_mtime > YOUNG:
+        if mine and LEFT.match(entry.name) and now - about.st_mtime >= young:
             found[entry.path] = about.st_blocks * 512
     used = in_use(set(found)) if found else set()
     return sorted((path, size) for path, size in found.items() if path not in used)

@@ -66,8 +66,8 @@ def run(ctx: Context) -> Result:
                     if side is None:
                         continue
                     flight = _flight(pairs.room, size) if kind else 1
-                    taken = side.samples(partial(_cell, side, size, flight), each, most, ctx.options.iters)
-                    right[j] &= side.verdict(partial(_landed, side, size, flight))
+                    taken = side.samples(partial(cell, side, size, flight), each, most, ctx.options.iters)
+                    right[j] &= side.verdict(partial(landed, side, size, flight))
                     if side.first:
                         times[kind, side.target, j, : taken.size] = taken * 1e-9 / flight
         flights = [_flight(pairs.room, n) for n in sizes]
@@ -80,7 +80,7 @@ def _flight(room: int, size: int) -> int:
     return max(1, min(FLIGHT, room // max(64, size)))
 
 
-def _cell(side: Side, size: int, flight: int, samples: int) -> np.ndarray:
+def cell(side: Side, size: int, flight: int, samples: int) -> np.ndarray:
     """Take samples on either side; nanoseconds at the origin, nothing of interest at the target."""
     from .. import oneside, oneside_rma
 
@@ -104,7 +104,7 @@ def _cell(side: Side, size: int, flight: int, samples: int) -> np.ndarray:
     return out
 
 
-def _landed(side: Side, size: int, flight: int) -> bool:
+def landed(side: Side, size: int, flight: int) -> bool:
     """Whether every slot of this rank holds what the origin sent."""
     want = side.payload(size)[:size]
     return all(np.array_equal(side.landed(size, p * max(64, size)), want) for p in range(flight))

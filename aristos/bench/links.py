@@ -1,0 +1,300 @@
+"""What the links between ranks can do, and each rank's rate and memory: the file that the planner reads.
+
+One-sided puts in two ranges of sizes, alpha + beta n fitted to each by relative least squares. Pairs meet in the rounds
+of a tournament, in which each rank has one partner: quietly, with one pair of a node at a time, and once more with all
+pairs of a round at once, which is the contended figure. A link that is much slower than its class is measured again,
+and is a fault if it stays slow. It refuses to measure a GPU's links by host memory: those are the table's.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..topology import Link, Topology, cpusets, discover
+from ..topology.discover import join
+from ..topology.links import MIB, SLOW, Links, Place, Rows, Span, slow
+from ..topology.table import from_table, link_class, place
+from ..topology.visible import visible
+from ..transport.room import free_memory, machine
+from . import fit
+from .pairs import PROBE, Pairs, Side, schedule, slot_bytes
+from .suites.put import cell, landed
+from .world import World
+
+SMALL = (64, 256, 1024)  # bytes; start-up: between the ranges lie the knees of store buffers and of protocols
+LARGE = (64 << 10, 256 << 10, 1 << 20, 4 << 20)  # bandwidth
+SIZES = SMALL + LARGE
+SAMPLES = 100  # most of a size
+QUANTILE = 0.25  # of the samples: others on the machine only ever add time
+RATE_SECONDS = 0.4
+ROWS, HIDDEN, FFN = 192, 512, 1024  # of the expert that measures a rate
+Times = NDArray[np.float64]  # [origin, target, size] seconds, nan where not measured
+Rounds = list[list[tuple[int, int]]]
+
+
+@dataclass(frozen=True)
+class Rank:
+    """node: place in the topology's nodes; label: of its GPU, '' for cores."""
+
+    node: int
+    label: str
+    cpus: frozenset[int]
+    place: Place
+
+    @property
+    def end(self) -> tuple[int, str, frozenset[int]]:
+        return self.node, self.label, self.cpus
+
+
+def survey(world: World) -> tuple[Topology, list[Rank]]:
+    """The topology of all ranks' nodes, and where each rank sits. Collective."""
+    mine = discover(network=world.lead)
+    topology = join(world.allgather(mine))
+    node = mine.nodes[mine.here or 0]
+    order = os.environ.get("ARISTOS_DEVICE", "")
+    seen = visible(os.environ, node.devices)[0]
+    device = seen[int(order)].device if order.isdigit() and int(order) < len(seen) else None
+    cpus = frozenset(os.sched_getaffinity(0))
+    told = world.allgather((device.label if device else "", cpus, place(node, device, cpus)))
+    return topology, [Rank(topology.ranks[r], *each) for r, each in enumerate(told)]
+
+
+def quiet(rounds: Rounds, node_of: Sequence[int]) -> Rounds:
+    """The same pairs in rounds with at most one pair of each node: a pair between two nodes is one of both."""
+    found: Rounds = []
+    for pairs in rounds:
+        parts: list[tuple[set[int], list[tuple[int, int]]]] = []
+        for a, b in pairs:
+            nodes = {node_of[a], node_of[b]}
+            part = next((part for part in parts if not part[0] & nodes), None)
+            if part is None:
+                part = (set(), [])
+                parts.append(part)
+            part[0].update(nodes)
+            part[1].append((a, b))
+        found += [part for _, part in parts]
+    return found
+
+
+def measure(world: World, topology: Topology, ranks: list[Rank], seconds: float) -> Links:
+    """All of the file. seconds: for the puts, roughly. Collective; the same result on every rank."""
+    begun = time.monotonic()
+    n = world.size
+    classes = [[Link("self") if a is b else link_class(topology, a.end, b.end) for b in ranks] for a in ranks]
+    rates = _rates(world, ranks)
+    devices = _devices(world, ranks, rates)
+    hosts = [topology.nodes[r.node].name for r in ranks]
+    table = from_table(classes, devices, hosts)
+    ours = np.array([[a != b and not (classes[a][b].kind != "NET" and ranks[a].label and ranks[b].label)
+                      for b in range(n)] for a in range(n)])  # fmt: skip
+    if not ours.any():
+        return replace(table, seconds=time.monotonic() - begun)
+    texts = [[str(link) for link in row] for row in classes]
+    where = world.allgather(machine())
+    crowded = _crowded(world, where)
+    with Pairs(world, slot_bytes(world, SIZES[-1])) as pairs:
+        sizes = [size for size in SIZES if size <= pairs.room]
+        everything = [[p for p in row if ours[p]] for row in schedule(n, n)]
+        hosts_of = [where.index(each) for each in where]  # virtual nodes of one machine disturb each other, too
+        alone = quiet(everything, hosts_of)
+        times = _times(pairs, alone, sizes, 0.6 * seconds)
+        suspects = world.bcast(_suspects(texts, _span(times, sizes, LARGE), crowded))
+        if suspects:
+            again = quiet([[(a, b)] for a, b, _ in suspects][: 4 * n], hosts_of)
+            times = np.fmin(times, _times(pairs, again, sizes, 0.1 * seconds))
+        large = [size for size in sizes if size in LARGE[:-1]]
+        together = _times(pairs, everything, large, 0.3 * seconds)
+    span = _span(times, sizes, LARGE)
+    return Links(
+        hosts=hosts,
+        devices=devices,
+        classes=texts,
+        small=_mixed(_span(times, sizes, SMALL), table.small, ours),
+        large=_mixed(span, table.large, ours),
+        residual=_residual(times, sizes),
+        origin=[["measured" if ours[a][b] or a == b else "table" for b in range(n)] for a in range(n)],
+        contended=_span(together, large, LARGE),
+        faults=_faults(texts, hosts, _suspects(texts, span, crowded)) + [str(fault) for fault in topology.faults],
+        notes=_notes(hosts, crowded, table, ours),
+        seconds=time.monotonic() - begun,
+    )
+
+
+def _times(pairs: Pairs, rounds: Rounds, sizes: list[int], seconds: float) -> Times:
+    """The time of a put and a quiet, of every pair in `rounds`. Collective."""
+    world = pairs.world
+    pairs.rounds = [row for row in rounds if row]
+    mine = np.full((world.size, world.size, len(sizes)), np.nan)
+    each = seconds / max(1, len(pairs.rounds) * len(sizes))
+    for _, side in pairs.sides():
+        if side is None:
+            continue
+        taken = _samples(side, sizes, each)
+        if side.first:
+            mine[side.rank, side.peer] = [np.quantile(values, QUANTILE) * 1e-9 for values in taken]
+        if not side.verdict(partial(landed, side, sizes[-1], 1)):
+            raise RuntimeError(f"what rank {side.origin} put did not arrive whole at rank {side.target}")
+    return np.fmax.reduce(world.allgather(mine))
+
+
+def _samples(side: Side, sizes: list[int], seconds: float) -> list[NDArray[np.int64]]:
+    """Nanoseconds of puts of each size, as many as fit `seconds` a size; at least those that tell how many that is."""
+    taken, fits = [], []
+    for size in sizes:
+        begun = time.perf_counter()
+        taken.append(cell(side, size, 1, PROBE))
+        fits.append(int(seconds * PROBE / max(time.perf_counter() - begun, 1e-7)) - PROBE)
+    for j, more in enumerate(side.agree(fits)):  # once a pair: a message costs more than most puts
+        if more >= PROBE:
+            taken[j] = np.concatenate([taken[j], cell(side, sizes[j], 1, min(SAMPLES, more))])
+    cell(side, sizes[-1], 1, 1)  # whose bytes are looked at
+    return taken
+
+
+def _fits(times: Times, sizes: list[int], wanted: Sequence[int]) -> dict[tuple[int, int], fit.Fit]:
+    """A fit of each measured pair over the sizes of one range."""
+    at = [j for j, size in enumerate(sizes) if size in wanted]
+    found = {}
+    for a, b in np.argwhere(~np.isnan(times[:, :, at]).any(axis=2)):
+        found[int(a), int(b)] = fit.alpha_beta([sizes[j] for j in at], times[a, b, at])
+    return found
+
+
+def _span(times: Times, sizes: list[int], wanted: Sequence[int]) -> Span:
+    n = len(times)
+    alpha: Rows = [[0.0 if a == b else None for b in range(n)] for a in range(n)]
+    beta: Rows = [[0.0 if a == b else None for b in range(n)] for a in range(n)]
+    for (a, b), each in _fits(times, sizes, wanted).items():
+        line = each.segments[0]
+        alpha[a][b], beta[a][b] = line.alpha * 1e6, line.beta * 1e6 * MIB
+    return Span(alpha, beta)
+
+
+def _residual(times: Times, sizes: list[int]) -> Rows:
+    """Of both ranges together."""
+    n = len(times)
+    found: Rows = [[0.0 if a == b else None for b in range(n)] for a in range(n)]
+    small, large = _fits(times, sizes, SMALL), _fits(times, sizes, LARGE)
+    for a, b in small.keys() & large.keys():
+        found[a][b] = float(np.sqrt((small[a, b].residual ** 2 + large[a, b].residual ** 2) / 2))
+    return found
+
+
+def _mixed(measured: Span, table: Span, ours: NDArray[np.bool_]) -> Span:
+    """What was measured, and the table's where nothing was."""
+
+    def rows(one: Rows, other: Rows) -> Rows:
+        n = len(one)
+        return [[one[a][b] if ours[a][b] or a == b else other[a][b] for b in range(n)] for a in range(n)]
+
+    return Span(
+        rows(measured.alpha_us, table.alpha_us), rows(measured.beta_us_per_mib, table.beta_us_per_mib)
+    )  # fmt: skip
+
+
+def _crowded(world: World, where: Sequence[object]) -> set[int]:
+    """Ranks of machines with more ranks than cores: which cores a pair meets on is chance there."""
+    found: set[int] = set()
+    for each in dict.fromkeys(where):
+        ranks = [r for r, at in enumerate(where) if at == each]
+        if len(ranks) > len(frozenset().union(*(world.masks[r] for r in ranks))):
+            found |= set(ranks)
+    return found
+
+
+def _suspects(classes: list[list[str]], span: Span, crowded: set[int]) -> list[tuple[int, int, float]]:
+    """Links much slower than their class, where the ranks did not have to take turns."""
+    return [(a, b, times) for a, b, times in slow(classes, span) if not {a, b} & crowded]
+
+
+def _faults(classes: list[list[str]], hosts: list[str], slower: list[tuple[int, int, float]]) -> list[str]:
+    found = []
+    for a, b, times in slower:
+        found.append(
+            f"puts from rank {a} ({hosts[a]}) to rank {b} ({hosts[b]}) take {times:.1f} times what others of class"
+            f" {classes[a][b]} do, twice measured (a fault is more than {SLOW:g}): look at that link, at its adapters"
+            " and cables, and whether others compute on one of its ends"
+        )
+    return found
+
+
+def _notes(hosts: list[str], crowded: set[int], table: Links, ours: NDArray[np.bool_]) -> list[str]:
+    found = [] if ours[~np.eye(len(hosts), dtype=bool)].all() else list(table.notes)
+    if crowded:
+        names = list(dict.fromkeys(hosts[r] for r in sorted(crowded)))
+        found.append(
+            f"{', '.join(names[:8])}: more ranks than cores, so figures are those of ranks that take turns, and no link"
+            " there is called slow"
+        )
+    return found
+
+
+def _devices(world: World, ranks: list[Rank], rates: list[float | None]) -> list[Place]:
+    free = world.allgather((machine(), free_memory()))
+    found = []
+    for rank, rate, (here, bytes_) in zip(ranks, rates, free):
+        each = rank.place
+        if rate is not None:
+            each = replace(
+                each, rate_gflops=rate, rate_from="measured: the expert kernel on all ranks at once, float32"
+            )
+        if not rank.label and bytes_ is not None:
+            sharers = sum(other == here for other, _ in free)
+            each = replace(each, memory_bytes=bytes_ // sharers, memory_from=f"free memory of the node, by {sharers}")
+        found.append(each)
+    return found
+
+
+def _rates(world: World, ranks: list[Rank]) -> list[float | None]:
+    """GFLOP/s of the expert kernel on each rank's cores, all ranks at once; None for a GPU. Collective."""
+    from ..kernels import Packed
+
+    mine = ranks[world.rank]
+    sharers = sum(r.node == mine.node and bool(r.cpus & mine.cpus) for r in ranks)
+    threads = 0 if mine.label else max(1, len(mine.cpus) // sharers)
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((HIDDEN, FFN), np.float32), rng.standard_normal((FFN, HIDDEN), np.float32)
+    x = rng.standard_normal((ROWS, HIDDEN), np.float32)
+    experts = [Packed(*weights) for _ in range(threads)]
+    outs = [np.empty_like(x) for _ in range(threads)]
+    for expert, out in zip(experts, outs):
+        expert(x, out=out)  # compiled before the clock starts
+    calls = [0] * threads
+
+    def work(i: int) -> None:
+        end = time.perf_counter() + RATE_SECONDS
+        while time.perf_counter() < end:
+            experts[i](x, out=outs[i])
+            calls[i] += 1
+
+    world.barrier()
+    started = time.perf_counter()
+    others = [threading.Thread(target=work, args=(i,)) for i in range(threads)]
+    for each in others:
+        each.start()
+    for each in others:
+        each.join()
+    took = time.perf_counter() - started
+    rate = sum(calls) * 4.0 * ROWS * HIDDEN * FFN / took / 1e9 if threads else None
+    return world.allgather(rate)
+
+
+def compile_expert() -> None:
+    """Compile, or load, what `_rates` runs."""
+    from ..kernels import Packed
+
+    one = np.zeros((1, 1), np.float32)
+    Packed(one, one)(one)
+
+
+def seats(topology: Topology, ranks: list[Rank]) -> list[str]:
+    """What tells this set of ranks from another on the same hosts."""
+    return [f"{topology.nodes[r.node].name} {r.label} {cpusets.show(r.cpus)}" for r in ranks]

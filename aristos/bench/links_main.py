@@ -1,0 +1,178 @@
+"""`aristos topo --measure`: measure the job's links, or take them from the cache or the table; show them; write them.
+
+Exit codes: 0 fine, 3 the environment, or a file that cannot be written, 130 Ctrl-C. A link that is a fault is said, and
+is no failure: the planner goes round it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from argparse import Namespace
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from .. import workarounds
+from ..errors import AristosError, EnvironmentProblem, InputError
+from ..topology import Topology, table
+from ..topology import links as file
+from ..topology.links import MIB, Links
+from . import environment, world
+from .main import ENVIRONMENT, OK, WRONG, complain, interrupted, leave
+
+PROG = "aristos topo"
+SECONDS = 6.0  # for the puts; meetings and start-up come on top
+
+
+def run(asked: Namespace, smi: str | None) -> int:
+    """smi: the text of another machine's `nvidia-smi topo -m`, whose links are then the table's."""
+    if smi is not None:
+        from ..topology import from_text
+
+        topology = from_text(smi, None)
+        return _finish(_of_machine(topology), asked)
+    workarounds.apply()
+    try:
+        ranks = world.connect()
+    except EnvironmentProblem as why:
+        return complain(f"{PROG}: {why}", ENVIRONMENT)
+    try:
+        found = _links(ranks, asked.again)
+        return _finish(found, asked) if ranks.lead else OK
+    except (AristosError, OSError) as why:
+        return leave(ranks, f"{PROG}: {why}", ENVIRONMENT)
+    except KeyboardInterrupt:
+        return interrupted(ranks, PROG)
+    except BaseException:
+        lines = traceback.format_exc().rstrip().splitlines()
+        print("\n".join(f"[rank {ranks.rank}] {line}" for line in lines), file=sys.stderr, flush=True)
+        return ranks.abort(WRONG)
+
+
+def _of_machine(topology: Topology) -> Links:
+    from ..launcher import machine
+
+    here = machine.of(topology, os.environ)
+    if not here.devices:
+        raise InputError(
+            "one process has no links to measure, and there is no GPU to look up:"
+            " aristos run -n 8 -- python -m aristos topo --measure"
+        )
+    return _stamped(table.of_machine(topology, here.devices))
+
+
+def _stamped(links: Links) -> Links:
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return replace(links, measured_utc=now, command=" ".join([PROG, *sys.argv[2:]]))
+
+
+def _links(ranks: world.World, again: bool) -> Links:
+    """Of this job: from the cache of its hosts, else measured. Collective."""
+    if ranks.size == 1:
+        from ..topology import discover
+
+        return _of_machine(discover())
+    from . import links, oneside, oneside_rma
+
+    topology, seats = links.survey(ranks)
+    library = environment.mpi_library()
+    hosts = [topology.nodes[seat.node].name for seat in seats]
+    path = file.cache_path(hosts, links.seats(topology, seats), library, os.environ)
+    known = ranks.bcast(None if again or not ranks.lead else _cached(path))
+    if known is not None:
+        return replace(known, notes=[*known.notes, f"known from {known.measured_utc}; --again measures anew"])
+    if ranks.lead:
+        print(f"{PROG}: measuring {ranks.size} ranks", file=sys.stderr, flush=True)
+    for turn in (ranks.lead, not ranks.lead):  # one compiles, all others load
+        if turn:
+            oneside.compile_for_puts()
+            links.compile_expert()
+            if not ranks.nodes.single:
+                oneside_rma.compile_for_puts()
+        ranks.sleepy_barrier()
+    found = _stamped(links.measure(ranks, topology, seats, SECONDS))
+    if ranks.lead:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file.save(found, path)
+        except OSError as why:
+            print(f"{PROG}: not kept for the next time: {why}", file=sys.stderr)
+    return found
+
+
+def _cached(path: Path) -> Links | None:
+    try:
+        return file.load(path)
+    except (InputError, OSError):
+        return None
+
+
+def _finish(links: Links, asked: Namespace) -> int:
+    """Rank 0 writes and shows."""
+    file.save(links, asked.out)
+    if asked.json:
+        print(json.dumps(links.to_json(), indent=1))
+    else:
+        print("\n".join([*_by_class(links), *_by_device(links)]))
+        for note in links.notes:
+            print(f"note: {note}")
+        for fault in links.faults:
+            print(f"fault: {fault}")
+        print(f"# {links.source} in {links.seconds:.1f} s: {asked.out}")
+    return OK
+
+
+def _by_class(links: Links) -> list[str]:
+    """A line for each class: medians over its ordered pairs, and the slowest."""
+    pairs: dict[str, list[tuple[int, int]]] = {}
+    for a, row in enumerate(links.classes):
+        for b, name in enumerate(row):
+            if a != b:
+                pairs.setdefault(name, []).append((a, b))
+    rows = [["class", "pairs", "small us", "large us", "GB/s", "slowest", "contended", "residual"]]
+    for name, members in sorted(pairs.items()):
+        beta = links.large.beta_us_per_mib
+        together = links.contended.beta_us_per_mib if links.contended else None
+        rows.append([
+            name,
+            str(len(members)),
+            _text(_median(links.small.alpha_us[a][b] for a, b in members), ".2f"),
+            _text(_median(links.large.alpha_us[a][b] for a, b in members), ".2f"),
+            _text(_rate(_median(beta[a][b] for a, b in members)), ".2f"),
+            _text(_rate(max((x for a, b in members if (x := beta[a][b]) is not None), default=None)), ".2f"),
+            _text(_rate(_median(together[a][b] for a, b in members)) if together else None, ".2f"),
+            _text(_median(links.residual[a][b] for a, b in members), ".0%"),
+        ])  # fmt: skip
+    return _aligned(rows)
+
+
+def _by_device(links: Links) -> list[str]:
+    rows = [["rank", "host", "device", "GFLOP/s", "memory GB"]]
+    for rank, each in enumerate(links.devices):
+        what = f"{each.label} {each.name}".strip() + (f" {each.cpus}" if each.cpus and not each.label else "")
+        memory = None if each.memory_bytes is None else each.memory_bytes / 1e9
+        rows.append([str(rank), links.hosts[rank], what, _text(each.rate_gflops, ".1f"), _text(memory, ".1f")])
+    return ["", *_aligned(rows)]
+
+
+def _rate(beta: float | None) -> float | None:
+    """GB/s of microseconds a MiB."""
+    return MIB / 1e3 / beta if beta else None
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = sorted(value for value in values if value is not None)
+    return known[len(known) // 2] if known else None
+
+
+def _text(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]

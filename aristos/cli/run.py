@@ -1,0 +1,55 @@
+"""`aristos run -n 8 -- python model.py`: start a job on what is there, each rank near its device.
+
+Exit codes: the job's own; 2 usage, 3 the environment, 128 + N when signal N ended it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..arguments import positive
+from ..errors import AristosError, InputError
+
+USAGE, ENVIRONMENT = 2, 3
+SUMMARY = "start a job well on what is there: aristos run -n 8 -- python model.py"
+
+
+def main(argv: list[str]) -> int:
+    from ..launcher import main as launcher
+
+    parser = argparse.ArgumentParser(
+        prog="aristos run",
+        usage="aristos run [options] -- PROGRAM ...",
+        description="Start a job with the mpiexec of the MPI in use, or with srun inside a Slurm allocation. Each rank "
+        "is bound to cores near its GPU, or to its part of a NUMA domain. `python` is the Python that runs this.",
+    )
+    parser.add_argument(
+        "-n",
+        type=positive,
+        dest="ranks",
+        metavar="RANKS",
+        help="default: one a GPU, or else a NUMA domain, of every node",
+    )
+    parser.add_argument("--smt", action="store_true", help="bind to all hardware threads of a core, not to one")
+    parser.add_argument("--launcher", choices=("mpirun", "srun"), help="default: srun in an allocation, else mpirun")
+    parser.add_argument("--dry-run", action="store_true", help="print the command and where each rank would sit")
+    parser.add_argument(
+        "--nvidia-smi", type=Path, metavar="FILE", help="with --dry-run: the machine that `nvidia-smi topo -m` printed"
+    )
+    own, program = _split(argv)
+    asked = parser.parse_args(own)
+    try:
+        return launcher.run(asked, program)
+    except (AristosError, OSError) as why:
+        print(f"aristos run: {why}", file=sys.stderr)
+        return USAGE if isinstance(why, InputError) else ENVIRONMENT
+
+
+def _split(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Options, and the program after `--`."""
+    if "--" not in argv:
+        return argv, []
+    at = argv.index("--")
+    return argv[:at], argv[at + 1 :]

@@ -1,0 +1,93 @@
+"""`aristos topo`: the machine, its links and the network, from what is here or from files, as a table, JSON, a drawing.
+
+Exit codes: 0 fine, 2 usage, 3 text that is no topology or a file that cannot be read or written, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from .. import launch
+
+SUMMARY = "this machine, its links and the network: aristos topo --json"
+PROBLEM, INTERRUPTED = 3, 130
+
+
+def options(argv: list[str]) -> argparse.Namespace:
+    parser = launch.Parser(
+        prog="aristos topo",
+        description="Show the GPUs, NICs, NUMA domains and CPUs of this machine, the class of every link, the network "
+        "of the Slurm job, and what is wrong with them. With files: what these describe instead.",
+    )
+    parser.add_argument("--nvidia-smi", metavar="FILE", help="what `nvidia-smi topo -m` printed; - reads stdin")
+    parser.add_argument(
+        "--slurm-topology",
+        metavar="FILE",
+        help="topology.conf, topology.yaml or what `scontrol show topology` printed; - reads stdin",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
+    parser.add_argument("--plot", metavar="FILE", help="draw it: .png, .svg or .pdf (needs matplotlib)")
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="under aristos run, mpirun or srun: measure the links between the ranks, and each rank's rate and memory; "
+        "alone, or with --nvidia-smi: what a table has for these GPUs",
+    )
+    parser.add_argument("--out", type=Path, default=Path("aristos-links.json"), metavar="FILE",
+                        help="where --measure writes its figures (%(default)s)")  # fmt: skip
+    parser.add_argument("--again", action="store_true", help="measure even where these ranks' links are known already")
+    asked = parser.parse_args(argv)
+    if asked.measure and (asked.slurm_topology or asked.plot):
+        parser.error("--measure goes with --nvidia-smi, --out, --again and --json alone")
+    return asked
+
+
+def main(argv: list[str]) -> int:
+    from ..errors import AristosError
+
+    asked = options(argv)
+    if not launch.prints() and (asked.nvidia_smi or not asked.measure):
+        return 0  # one rank of a job prints; all of them measure
+    try:
+        if asked.measure:
+            from ..bench import links_main
+
+            return links_main.run(asked, _read(asked.nvidia_smi))
+        return run(asked)
+    except (AristosError, OSError) as why:
+        print(f"aristos topo: {why}", file=sys.stderr)
+        return PROBLEM
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def run(asked: argparse.Namespace) -> int:
+    from ..topology import discover, from_text, report
+
+    file = bool(asked.nvidia_smi or asked.slurm_topology)
+    if file:
+        topology = from_text(_read(asked.nvidia_smi), _read(asked.slurm_topology))
+    else:
+        topology = discover()
+    if asked.plot:
+        from ..topology.drawing import draw
+
+        draw(topology, Path(asked.plot))
+    if asked.json:
+        print(json.dumps(report.as_json(topology, file), indent=2))
+    else:
+        print(report.table(topology))
+    return 0
+
+
+def _read(name: str | None) -> str | None:
+    """A file's text, whatever bytes a copy left in it; None without a file."""
+    if name is None:
+        return None
+    data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # what PowerShell's > writes
+        return data.decode("utf-16", errors="replace")
+    return data.decode("utf-8", errors="replace")

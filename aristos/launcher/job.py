@@ -1,0 +1,158 @@
+"""A running job: its launcher as a child, signals passed on, and nothing of it left behind.
+
+What it leaves would be processes (a launcher that was killed, ranks that ignore SIGTERM) and files in /dev/shm. The
+first are known by a variable that only this job has, the second by appearing while it ran and being in nobody's use.
+It refuses to look at other machines: there Slurm, or the MPI's own daemons, end the tasks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..doctor.memory import leftovers
+from ..transport.room import SHM
+from .take_seat import JOB
+
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+PATIENCE = 10.0  # seconds a job that was told to end gets before the launcher's SIGTERM
+FIRMER = 3.0  # and from there to SIGKILL
+GONE = 5.0  # seconds its processes get to vanish after the launcher
+
+
+class Job:
+    """A launcher's process, and how its ranks are told. words[0] is its program.
+
+    srun makes a kill of every signal that would end it, so Slurm itself passes those on, to the step of this name.
+    """
+
+    def __init__(self, words: list[str], env: Mapping[str, str]) -> None:
+        self.mark = secrets.token_hex(8)
+        self.step = f"aristos-{self.mark}" if Path(words[0]).name == "srun" else ""
+        self.told: list[int] = []
+        words = [words[0], f"--job-name={self.step}", *words[1:]] if self.step else words
+        # A session of its own: a terminal's Ctrl-C comes to this process alone, which passes it on once.
+        self.child = subprocess.Popen(
+            words, env={**env, JOB: self.mark}, start_new_session=True, preexec_fn=self._end_with_parent
+        )
+
+    def _end_with_parent(self) -> None:
+        """Should this process be killed: srun ends its tasks for SIGTERM; daemons of an mpiexec do when it is gone."""
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM if self.step else signal.SIGKILL)
+
+    def tell(self, how: int) -> None:
+        """Pass a signal on to the launcher, or by Slurm to the ranks."""
+        if not (self.step and how in ENDING and _to_step(self.step, how)):
+            self._kill(how)
+
+    def _kill(self, how: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.child.pid, how)
+
+    def wait(self) -> int:
+        """The launcher's exit code, passing on what came. Once it was told to end, it is told so more firmly."""
+        passed, firmer, last = 0, [(PATIENCE, signal.SIGTERM), (FIRMER, signal.SIGKILL)], None
+        while True:
+            while passed < len(self.told):
+                self.tell(self.told[passed])
+                passed += 1
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self.child.wait(0.1)
+            if not self.ended_by:
+                continue
+            now = time.monotonic()
+            last = last or now
+            if firmer and now > last + firmer[0][0]:
+                self._kill(firmer.pop(0)[1])
+                last = now
+
+    @property
+    def ended_by(self) -> int:
+        """The signal that this process was told to end by, 0 without."""
+        return next((how for how in self.told if how in ENDING), 0)
+
+
+def run(words: list[str], env: Mapping[str, str]) -> int:
+    """Start the launcher, wait for it, clean up; its exit code, 128 + the signal that ended it or this process."""
+    before = set(os.listdir(SHM)) if os.path.isdir(SHM) else set()
+    told: list[int] = []
+    old = {how: signal.signal(how, lambda how, frame: told.append(how)) for how in PASSED_ON}
+    try:
+        job = Job(words, env)
+        job.told = told
+        try:
+            code = job.wait()
+        finally:
+            _clear(job.mark)
+            removed = clean(before)
+            if removed:
+                print(f"aristos run: removed {removed} files in {SHM} that MPI left", file=sys.stderr, flush=True)
+    finally:
+        for how, action in old.items():
+            signal.signal(how, action)
+    if job.ended_by:
+        return 128 + job.ended_by
+    return code if code >= 0 else 128 - code
+
+
+def _to_step(name: str, how: int) -> bool:
+    """Have Slurm send a signal to all tasks of a step; False where it could not."""
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 10, "start_new_session": True}
+    try:
+        steps = subprocess.run(["squeue", "--steps", "--noheader", "--format=%i %j"], **options).stdout.splitlines()
+        found = [line.split()[0] for line in steps if line.split()[1:] == [name]]
+        words = ["scancel", f"--signal={signal.Signals(how).name.removeprefix('SIG')}", *found]
+        return bool(found) and subprocess.run(words, **options).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def processes(mark: str) -> list[int]:
+    """Processes of this machine with the job's mark in their environment, zombies and this one aside."""
+    wanted = f"{JOB}={mark}".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if wanted in (folder / "environ").read_bytes().split(b"\0") and int(folder.name) != os.getpid():
+                found.append(int(folder.name))
+    return found
+
+
+def _clear(mark: str) -> None:
+    """Wait for the job's processes on this machine to be gone; what stays is killed."""
+    begun, killed = time.monotonic(), set()
+    while left := processes(mark):
+        spent = time.monotonic() - begun
+        if spent > 2 * GONE:
+            return
+        for pid in left if spent > 0.5 else ():
+            how = signal.SIGKILL if spent > GONE else signal.SIGTERM
+            if (pid, how) not in killed:
+                killed.add((pid, how))
+                with contextlib.suppress(OSError):
+                    os.kill(pid, how)
+        time.sleep(0.02)
+
+
+def clean(before: set[str], folder: str = SHM) -> int:
+    """Remove MPI's files that were not there `before` the job and that no process has mapped or open; how many.
+
+    A mapping survives the removal of its file, and who makes one has it open, so no other job can lose anything.
+    """
+    removed = 0
+    for path, _ in leftovers(folder, young=0.0):
+        if Path(path).name not in before:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+                removed += 1
+    return removed

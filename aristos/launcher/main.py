@@ -1,0 +1,103 @@
+"""From the options of `aristos run` to a command, a table of seats, and the job's exit code."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from argparse import Namespace
+
+from .. import launch, mpi_library
+from ..errors import EnvironmentProblem, InputError
+from . import commands, job, take_seat
+from .commands import Command
+from .machine import Machine, look, read
+from .seats import Seat, default_ranks, seats, table
+
+
+def run(asked: Namespace, program: list[str]) -> int:
+    """Start the job, or show it; the exit code. Raises AristosError before anything is started."""
+    env = dict(os.environ)
+    if asked.nvidia_smi and not asked.dry_run:
+        raise InputError("--nvidia-smi FILE describes another machine, so it goes with --dry-run alone")
+    commands.refuse_inside_a_job(launch.started_as(env))
+    words = commands.seated(commands.find_program(program), asked.smt)
+    machine = read(asked.nvidia_smi) if asked.nvidia_smi else look(env)
+    nodes = commands.allocation(env)
+    ranks = asked.ranks or _ranks(machine, nodes, env)
+    used = min(ranks, max(1, nodes))
+    per_node = -(-ranks // used)
+    here = seats(machine.node, per_node, machine.devices, asked.smt)
+    if not machine.outside:
+        env[take_seat.PLAN] = take_seat.to_json(here)
+    library = mpi_library.find(env)
+    with_srun = asked.launcher == "srun" or (asked.launcher is None and nodes > 0)
+    if with_srun and not nodes:
+        raise EnvironmentProblem("srun needs an allocation: salloc -N 2 aristos run ..., or sbatch a script of it")
+    start = commands.by_srun if with_srun else commands.by_mpirun
+    command = start(ranks, per_node, used, words, library, env)
+    for line in [*map(str, machine.faults), *notes(here, used), *short(per_node, env, with_srun)]:
+        print(f"aristos run: {line}", file=sys.stderr, flush=True)
+    if asked.dry_run:
+        show(command, here, machine.outside)
+        return 0
+    removed = take_seat.clean_old()
+    if removed:
+        print(f"aristos run: removed {removed} files that killed MPI jobs had left in {job.SHM}", file=sys.stderr)
+    return job.run(command.words, command.environment(env))
+
+
+def _ranks(machine: Machine, nodes: int, env: dict[str, str]) -> int:
+    """How many ranks where nobody said: what sbatch or salloc was asked for, else what suits the nodes."""
+    number = env.get("SLURM_NTASKS", "")
+    if nodes and number.isdigit():
+        return int(number)
+    if machine.outside:
+        raise InputError("this is none of the job's nodes, so what they hold is not known: say -n RANKS")
+    return default_ranks(machine.node, machine.devices) * max(1, nodes)
+
+
+def short(per_node: int, env: dict[str, str], with_srun: bool) -> list[str]:
+    """What is said where the allocation has fewer processors than ranks."""
+    cpus = commands.cpus_per_node(env)
+    if not with_srun or per_node <= cpus:
+        return []
+    return [f"oversubscribed: the allocation has {cpus} processors for {per_node} ranks of a node: salloc or sbatch"
+            f" --ntasks-per-node={per_node} gives one each"]  # fmt: skip
+
+
+def notes(here: list[Seat], nodes: int) -> list[str]:
+    """What a user should know of how the ranks sit."""
+    found = []
+    crowded = [s for s in here if s.sharing > max(1, len(s.cpus))]
+    if crowded:
+        where = f"each of {nodes} nodes" if nodes > 1 else "this machine"
+        cores = len(frozenset().union(*(s.cpus for s in crowded)))
+        found.append(
+            f"oversubscribed: {len(crowded)} ranks share {cores} cores of {where}: they take turns, and each waits for"
+            f" those that do not run; at most {cores * nodes} ranks would have one each"
+        )
+    by_device: dict[int, int] = {}
+    for seat in here:
+        if seat.device is not None:
+            by_device[seat.device] = by_device.get(seat.device, 0) + 1
+    several = {device: count for device, count in by_device.items() if count > 1}
+    if several:
+        found.append(
+            f"{len(here)} ranks share {len(by_device)} GPUs of a node: one a GPU is what the layer is made for"
+        )
+    return found
+
+
+def show(command: Command, here: list[Seat], outside: bool) -> None:
+    """What would be started, and where each rank of a node would sit."""
+    for each in command.set:
+        print(f"{each.name}={shlex.quote(each.value)}  # {each.why}")
+    print(shlex.join(command.words))
+    print()
+    if outside:
+        print("this is none of the job's nodes; each places its ranks when they start")
+        return
+    if command.nodes > 1:
+        print(f"ranks of the first of {command.nodes} nodes, were it as this one (every node places its own):")
+    print(table(here))

@@ -1,0 +1,216 @@
+"""All sources together: what this machine and its job are.
+
+GPUs: NVML, else nvidia-smi, else what the kernel lists; where CPUs are near them: sysfs, and nvidia-smi's column only
+where sysfs has nothing. Nodes: Slurm's variables, else the ranks' host names. Network: scontrol, else topology.conf or
+topology.yaml, else SLURM_TOPOLOGY_ADDR.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import TopologyError
+from . import commands, listing, machine, matrix, nvlink, nvml, pci, query, slurm_job, slurm_network, sysfs
+from .commands import Ask
+from .faults import dark, fabric, fewer, hidden, mixed
+from .model import Device, Fault, Nic, Node, Topology
+from .network import Network
+from .nvlink import Wires
+from .slurm_job import Job
+from .visible import visible
+
+QUERY = ("nvidia-smi", f"--query-gpu={','.join(query.FIELDS)}", "--format=csv")
+FABRIC = ("nvidia-smi", "--query-gpu=index,fabric.state,fabric.status", "--format=csv")  # not in older drivers
+
+
+def discover(
+    hosts: Sequence[str] | None = None,
+    *,
+    network: bool = True,
+    env: Mapping[str, str] | None = None,
+    root: Path = Path("/"),
+    ask: Ask = commands.ask,
+    library: Callable[[], Any] = nvml.load,
+) -> Topology:
+    """The machine this runs on and the nodes of its job. hosts: each rank's host name, where the ranks are known.
+
+    network: ask Slurm's controller for the network; one rank is enough, `join` hands it to all.
+    env, root, ask, library: where the variables, the kernel's files, commands' answers and NVML come from.
+    """
+    env = os.environ if env is None else env
+    faults: list[Fault] = []
+    try:
+        job = slurm_job.read(env)
+    except TopologyError as why:
+        job = None
+        faults.append(Fault(f"a variable of Slurm cannot be read: {why}", "unset it, or ask who set it"))
+    name = env.get("SLURMD_NODENAME") or platform.node()
+    here, seen = machine_here(name, root, ask, library)
+    faults += seen + visible(env, here.devices)[1] + hidden(job, here.devices, pci.gpus(root))
+    names, tasks = _nodes(job, hosts, name)
+    nodes = tuple(here if each == name else Node(each) for each in names)
+    nodes = tuple(replace(node, tasks=count) for node, count in zip(nodes, tasks))
+    found, problem = network_of(job, ask, env, root) if network else (Network(), [])
+    place = {node.name: at for at, node in enumerate(nodes)}
+    ranks = tuple(place[host] for host in hosts) if hosts else ()
+    return Topology(nodes, found, (*faults, *problem), place[name], ranks)
+
+
+def _nodes(job: Job | None, hosts: Sequence[str] | None, name: str) -> tuple[list[str], list[int | None]]:
+    """(names of the nodes, tasks on each): of the ranks, else of Slurm, else this one."""
+    if hosts:
+        names = list(dict.fromkeys([*hosts, name]))
+        return names, [list(hosts).count(each) for each in names]
+    if job is None or not job.nodes:
+        return [name], [None]
+    tasks: Sequence[int | None] = job.tasks or [None] * len(job.nodes)
+    if name in job.nodes:
+        return list(job.nodes), list(tasks)
+    if len(job.nodes) == 1:  # Slurm calls this machine by another name
+        return [name], list(tasks)
+    return [*job.nodes, name], [*tasks, 0]
+
+
+def machine_here(
+    name: str, root: Path = Path("/"), ask: Ask = commands.ask, library: Callable[[], Any] = nvml.load
+) -> tuple[Node, list[Fault]]:
+    """This machine with its GPUs and NICs, and their faults."""
+    base = sysfs.node(name, root / "sys")
+    found, faults = _by_nvml(library) or _by_smi(ask) or _by_kernel(root)
+    devices = tuple(_placed(device, root) for device in found.devices)
+    nics = tuple(
+        replace(nic, pci=known.pci, numa=known.numa) if (known := _same(nic.name, root)) else nic for nic in found.nics
+    )
+    nics = nics or pci.nics(root)
+    links = dict(found.links)
+    ends = [(d.label, d.pci) for d in devices] + [(nic.label, nic.pci) for nic in nics]
+    for at, (a, one) in enumerate(ends):
+        for b, other in ends[at + 1 :]:
+            if (a, b) not in links and one and other and (link := pci.link(root, one, other)) is not None:
+                links[a, b] = links[b, a] = link
+    return replace(base, devices=devices, nics=nics, links=links), faults
+
+
+Seen = tuple[Node, list[Fault]]
+
+
+def _by_nvml(library: Callable[[], Any]) -> Seen | None:
+    loaded = library()
+    found = nvml.read(loaded) if loaded is not None else None
+    if found is None:
+        return None
+    devices, links, wires, states = found
+    faults = fewer([d.label for d in devices], links) + dark(wires) + fabric(states)
+    return Node("", devices=devices, links=links), faults
+
+
+def _by_smi(ask: Ask) -> Seen | None:
+    """By nvidia-smi's commands; what it says instead of an answer is a fault."""
+    listed = ask(("nvidia-smi", "-L"))
+    if listed is None:
+        return None
+    try:
+        gpus = listing.parse(listed)
+        shown, queried = ask(("nvidia-smi", "topo", "-m")), ask(QUERY)
+        found = matrix.parse(shown) if shown is not None else None
+        wires, faults = _wires(ask)
+        entries = query.parse(queried) if queried is not None else ()
+        node, seen = machine.assemble("", found, gpus, entries, wires)
+    except TopologyError as why:
+        fault = Fault(f"nvidia-smi gives no topology: {why}", "repair the driver (dmesg | grep NVRM), or reboot")
+        return Node(""), [fault]
+    states = ask(FABRIC)
+    return node, seen + faults + (fabric(query.fabric_states(states)) if states is not None and states.ok else [])
+
+
+def _wires(ask: Ask) -> tuple[tuple[Wires, ...], list[Fault]]:
+    """The NVLinks, which a GPU without any need not print."""
+    answer = ask(("nvidia-smi", "nvlink", "-s"))
+    if answer is None or not answer.ok or not answer.strip():
+        return (), []
+    try:
+        return nvlink.parse(answer), []
+    except TopologyError as why:
+        return (), [Fault(f"NVLinks are not known: {why}", "see nvidia-smi nvlink -s")]
+
+
+def _by_kernel(root: Path) -> Seen:
+    """GPUs on the bus that no driver answers for."""
+    addresses = pci.gpus(root)
+    if not addresses:
+        return Node(""), []
+    text = f"{len(addresses)} NVIDIA GPUs are on the PCI bus, but neither NVML nor nvidia-smi is here"
+    return Node(""), [Fault(text, "install NVIDIA's driver, or start the container with --gpus all")]
+
+
+def _placed(device: Device, root: Path) -> Device:
+    """With the CPUs and the NUMA domain that sysfs gives, which are whole."""
+    cpus, numa = pci.near(root, device.pci) if device.pci else (None, None)
+    if cpus is not None:
+        device = replace(device, cpus=cpus, cpus_from="sysfs")
+    return replace(device, numa=numa) if numa is not None else device
+
+
+def _same(name: str, root: Path) -> Nic | None:
+    return next((nic for nic in pci.nics(root) if nic.name == name), None)
+
+
+def network_of(job: Job | None, ask: Ask, env: Mapping[str, str], root: Path) -> tuple[Network, list[Fault]]:
+    """The network of the job's cluster, and why it is not known where it should be."""
+    if job is None:
+        return Network(), []
+    why = None
+    answer = ask(("scontrol", "show", "topology"))
+    if answer is not None and answer.ok and answer.strip():
+        try:
+            return slurm_network.parse(answer), []
+        except TopologyError as error:
+            why = error
+    folders = [Path(env["SLURM_CONF"]).parent] if env.get("SLURM_CONF") else []
+    for folder in (*folders, root / "etc/slurm", root / "run/slurm/conf"):
+        for name in ("topology.yaml", "topology.conf"):
+            if text := sysfs.read(folder / name):
+                try:
+                    return slurm_network.parse(text), []
+                except TopologyError as error:
+                    why = why or error
+    faults = [Fault(f"Slurm's network cannot be read: {why}", "see `scontrol show topology`")] if why else []
+    return (slurm_network.from_addresses([job.address]) if job.address else Network()), faults
+
+
+def from_text(smi: str | None, network: str | None) -> Topology:
+    """A topology of texts alone: nvidia-smi's, Slurm's, or both. TopologyError where one is none."""
+    node, faults = machine.read(smi) if smi is not None else (None, [])
+    net = slurm_network.parse(network) if network is not None else Network()
+    names = sorted(net.nodes, key=sysfs.natural)
+    nodes = ([node] if node else []) + [Node(name) for name in names]
+    return Topology(tuple(nodes), net, tuple(faults), 0 if node else None)
+
+
+def join(parts: Sequence[Topology]) -> Topology:
+    """One topology of what each rank discovered, in the ranks' order: every node as it saw itself, all faults once."""
+    seen: dict[str, Node] = {}
+    for part in parts:
+        if part.here is None:
+            raise ValueError("only topologies of `discover` can be joined: these know where they are")
+        mine = part.nodes[part.here]
+        before = seen.get(mine.name)
+        seen[mine.name] = mine if before is None else replace(before, allowed=before.allowed | mine.allowed)
+    order = [node.name for node in parts[0].nodes if node.name in seen]
+    names = list(dict.fromkeys([*order, *seen]))
+    place = {name: at for at, name in enumerate(names)}
+    ranks = tuple(place[part.nodes[part.here or 0].name] for part in parts)
+    nodes = tuple(replace(seen[name], tasks=ranks.count(place[name])) for name in names)
+    faults = [
+        replace(fault, node=fault.node or (part.nodes[part.here or 0].name if len(names) > 1 else None))
+        for part in parts
+        for fault in part.faults
+    ]
+    faults += mixed(nodes)
+    network = next((part.network for part in parts if part.network.kind != "unknown"), parts[0].network)
+    return Topology(nodes, network, tuple(dict.fromkeys(faults)), ranks[0], ranks)

@@ -1,0 +1,170 @@
+"""What is wrong with a machine, told from what its tools say of it: in words that say what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from .matrix import Matrix
+from .model import Device, Fault, Link, Node
+from .nvlink import Wires
+from .slurm_job import Job
+
+RESET = "stop all jobs, then nvidia-smi --gpu-reset or a reboot; if it stays, have the board or the bridge looked at"
+BRIDGES = (
+    "PCIE",
+    "GEFORCE",
+    "RTX",
+    "QUADRO",
+    "TITAN",
+    "A40",
+    "A30",
+    "A10",
+    "A16",
+    "A2",
+    "L4",
+    "L40",
+    "L40S",
+    "L20",
+    "T4",
+)
+BOARD = 8  # GPUs of a board on which all have the same number of NVLinks
+
+
+def worse(matrix: Matrix) -> tuple[dict[tuple[str, str], Link], list[Fault]]:
+    """(the class of each pair, the farther one where the two directions differ; a fault for each such pair)."""
+    links, faults = {}, []
+    for at, a in enumerate(matrix.labels):
+        for b in matrix.labels[at + 1 :]:
+            there, back = Link.parse(matrix.cells[a, b]), Link.parse(matrix.cells[b, a])
+            links[a, b] = links[b, a] = max(there, back, key=lambda link: link.rank)
+            if there != back:
+                text = f"asymmetric: {a} to {b} is {there}, {b} to {a} is {back}; taken as {links[a, b]}"
+                faults.append(Fault(text, f"compare nvidia-smi nvlink -s for both; {RESET}"))
+    return links, faults
+
+
+def fewer(gpus: Sequence[str], links: Mapping[tuple[str, str], Link]) -> list[Fault]:
+    """GPUs and pairs with fewer NVLinks than their siblings have.
+
+    Half as many in a pair is how a cube mesh of V100s is wired, so a pair counts if it has more than half of the most.
+    """
+    pairs = {(a, b): links[a, b] for at, a in enumerate(gpus) for b in gpus[at + 1 :]}
+    bonds = {pair: link.count for pair, link in pairs.items() if link.kind == "NV"}
+    most = max(bonds.values(), default=0)
+    few = [pair for pair, count in bonds.items() if most < 2 * count < 2 * most]
+    total = {gpu: sum(count for pair, count in bonds.items() if gpu in pair) for gpu in gpus}
+    peers = {gpu: sum(gpu in pair for pair in bonds) for gpu in gpus}
+    faults = [
+        Fault(
+            f"{a} and {b} share {bonds[a, b]} NVLinks, other pairs {most}: a link is down",
+            f"find it by nvidia-smi nvlink -s; {RESET}",
+        )
+        for a, b in few
+    ]
+    if not few and len(gpus) >= BOARD:
+        full = max(total.values())
+        for gpu in gpus:
+            if 0 < total[gpu] < full:
+                text = f"{gpu} has {total[gpu]} NVLinks in all, its siblings {full}: a link is down"
+                faults.append(Fault(text, f"find it by nvidia-smi nvlink -s; {RESET}"))
+    for gpu in gpus:
+        others = [peers[other] for other in gpus if other != gpu]
+        if len(gpus) > 2 and not peers[gpu] and min(others) == len(gpus) - 2:
+            text = f"{gpu} has no NVLink, all its siblings have {max(total.values()) // max(others)} to each other"
+            faults.append(Fault(text, f"nvidia-smi nvlink -s -i {gpu[3:]} says which are inactive; {RESET}"))
+    return faults
+
+
+def dark(wires: Sequence[Wires]) -> list[Fault]:
+    """Inactive links, and GPUs with fewer links than their siblings of the same name."""
+    faults = []
+    for each in wires:
+        name = "the GPU" if each.index is None else f"GPU{each.index}"
+        bridged = any(word in (each.name or "").upper().replace("-", " ").split() for word in BRIDGES)
+        if each.dark or (each.speeds and not each.active):
+            if not bridged:  # a card without a bridge has nothing to be active
+                text = f"{name} ({each.name}): all NVLinks are inactive"
+                remedy = (
+                    "start the fabric manager (systemctl status nvidia-fabricmanager), its version that of the driver's"
+                )
+                faults.append(Fault(text, remedy))
+            continue
+        if each.inactive:
+            listed = ", ".join(map(str, each.inactive))
+            links = "NVLink" if len(each.inactive) == 1 else "NVLinks"
+            text = f"{name}: {links} {listed} inactive, {each.active} of {len(each.speeds)} active"
+            faults.append(Fault(text, "seat the bridge anew" if bridged else RESET))
+        siblings = [len(other.speeds) for other in wires if other.name == each.name and not other.dark]
+        if len(each.speeds) < max(siblings, default=0):
+            text = f"{name} shows {len(each.speeds)} NVLinks, its siblings {max(siblings)}"
+            faults.append(Fault(text, RESET))
+    return faults
+
+
+def fabric(states: Mapping[str, tuple[str, str]]) -> list[Fault]:
+    """GPUs whose NVLink fabric is not ready. states: label -> (state, status) as nvidia-smi words them; N/A has none.
+
+    Such a GPU looks healthy, its links are up, and yet no peer reaches its memory.
+    """
+    bad = {
+        label: f"{state}, {status}"
+        for label, (state, status) in states.items()
+        if "N/A" not in state and (state, status) != ("Completed", "Success")
+    }
+    remedy = "start nvidia-fabricmanager, its version the driver's; then nvidia-smi --gpu-reset with all jobs stopped"
+    return [Fault(f"{label}: the NVLink fabric is not ready ({said})", remedy) for label, said in bad.items()]
+
+
+def cut_lists(devices: Sequence[Device]) -> list[Fault]:
+    """CPU lists that nvidia-smi has cut short: evens or odds alone, few of them, never a range."""
+    cut = [d.label for d in devices if d.cpus_from == "nvidia-smi" and d.printed and _looks_cut(d.printed.cpus or "")]
+    if not cut:
+        return []
+    text = f"nvidia-smi cuts long lists of CPUs, and that of {', '.join(cut)} looks cut"
+    remedy = "bind by /sys/bus/pci/devices/*/local_cpulist on the machine itself, as `aristos topo` does there"
+    return [Fault(text, remedy)]
+
+
+def _looks_cut(cpus: str) -> bool:
+    return len(cpus.split(",")) >= 4 and "-" not in cpus
+
+
+def hidden(job: Job | None, devices: Sequence[Device], on_bus: Sequence[str]) -> list[Fault]:
+    """GPUs of the job that a cgroup hides from this process, so that no peer's memory can be opened (CUDA IPC).
+
+    on_bus: PCI addresses of all GPUs of the machine, which the kernel shows whatever the cgroup allows.
+    """
+    if job is None:
+        return []
+    mine, seen = {d.pci for d in devices}, sum(len(d.mig) or 1 for d in devices)  # Slurm counts MIG slices as GPUs
+    unseen = [address for address in on_bus if address not in mine]
+    where = f" ({', '.join(unseen)})" if unseen and devices else ""
+    remedy = "srun --gpus-per-node=N --gpu-bind=none, and each rank takes the GPU of its SLURM_LOCALID"
+    several = job.tasks is None or max(job.tasks, default=1) > 1
+    if job.gpus is not None and len(job.gpus) > seen > 0:
+        text = f"the job has {len(job.gpus)} GPUs on this node, but this process sees {seen}{where}"
+        option = f"{job.hides_gpus} hides" if job.hides_gpus else "a cgroup hides"
+        return [Fault(f"{text}: {option} the others from it, and CUDA IPC between ranks fails", remedy)]
+    if job.hides_gpus and several and devices:
+        text = f"{job.hides_gpus} hides each task's GPU from its peers, so CUDA IPC between them fails"
+        return [Fault(text, remedy)]
+    return []
+
+
+def mixed(nodes: Sequence[Node]) -> list[Fault]:
+    """Nodes of one job with fewer GPUs than the others, or with others."""
+    kinds: dict[tuple[str, ...], list[str]] = {}
+    for node in nodes:
+        kinds.setdefault(tuple(str(d.name) for d in node.devices), []).append(node.name)
+    if len(kinds) < 2:
+        return []
+    shown = "; ".join(
+        f"{', '.join(names[:4])}{' ...' if len(names) > 4 else ''}: {_counted(gpus)}" for gpus, names in kinds.items()
+    )
+    return [
+        Fault(f"the nodes' GPUs differ ({shown})", "ask for one kind of node: srun --constraint or --gres=gpu:TYPE:N")
+    ]
+
+
+def _counted(gpus: Sequence[str]) -> str:
+    return " + ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)) or "none"

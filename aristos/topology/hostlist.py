@@ -1,0 +1,90 @@
+"""Slurm's expressions for node names, n[1-3,05]-ib[0-1],login: expanded in Slurm's order."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+
+from ..errors import TopologyError
+from . import cpusets
+
+MOST = 1 << 17  # names of one expression; Slurm itself takes 65536 a range
+_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+
+
+def expand(text: str) -> list[str]:
+    """'n[1-2],x' -> ['n1', 'n2', 'x']. Names keep leading zeros and stand as often as given; TopologyError else."""
+    names: list[str] = []
+    for item in split(text, ","):
+        names += itertools.islice(_names(item.strip(), text), MOST + 1)
+        if len(names) > MOST:
+            raise TopologyError(f"more than {MOST} nodes in {_quoted(text)}")
+    return names
+
+
+def split(text: str, mark: str) -> list[str]:
+    """At each mark that is outside brackets."""
+    parts, depth, begun = [], 0, 0
+    for at, sign in enumerate(text):
+        depth += (sign == "[") - (sign == "]")
+        if sign == mark and depth <= 0:
+            parts.append(text[begun:at])
+            begun = at + 1
+    return [*parts, text[begun:]]
+
+
+def _names(item: str, text: str) -> Iterable[str]:
+    if not item:
+        return []
+    parts = re.split(r"\[([^][]*)\]", item)
+    if any(sign in part for part in parts[::2] for sign in "[] \t=()"):
+        raise TopologyError(f"expected node names like n[1-3,7] with whole brackets, got {_quoted(text)}")
+    choices = [_numbers(inside, text) for inside in parts[1::2]]
+    if len(choices) < 2:
+        before, after = parts[0], parts[-1] if choices else ""
+        return [before + number + after for number in choices[0]] if choices else [before]
+    return _crossed(parts[::2], choices)
+
+
+def _crossed(parts: list[str], choices: list[list[str]]) -> Iterator[str]:
+    """In Slurm's order: the last brackets count fastest, then the first ones, and those before the last slowest."""
+    for *slow, fast in itertools.product(*reversed(choices[:-1]), choices[-1]):
+        numbers = [*reversed(slow), fast]
+        yield "".join(itertools.chain.from_iterable(itertools.zip_longest(parts, numbers, fillvalue="")))
+
+
+def _numbers(inside: str, text: str) -> list[str]:
+    found: list[str] = []
+    for part in inside.split(","):
+        match = _RANGE.fullmatch(part)
+        if not match:
+            raise TopologyError(f"expected numbers like [1-3,7], got [{inside[:80]}] in {_quoted(text)}")
+        first, last = match[1], match[2] or match[1]
+        if not int(first) <= int(last) <= int(first) + MOST:
+            raise TopologyError(f"a range must go upwards, and not above {MOST} names, got {part!r} in {_quoted(text)}")
+        found += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    return found
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= 200 else f"{text[:200]}...")
+
+
+def fold(names: Iterable[str]) -> str:
+    """The other way round, for people: ['n1', 'n2', 'n3', 'x'] -> 'n[1-3],x'. Each name once, in natural order."""
+    groups: dict[tuple[str, str, int], list[int]] = {}
+    plain = []
+    for name in dict.fromkeys(names):
+        found = re.fullmatch(r"(.*?)(\d+)(\D*)", name)
+        if found:  # leading zeros only go with numbers of the same width
+            width = len(found[2]) if found[2].startswith("0") else 0
+            groups.setdefault((found[1], found[3], width), []).append(int(found[2]))
+        else:
+            plain.append(name)
+    parts = []
+    for (before, after, width), numbers in groups.items():
+        runs = [(str(low).zfill(width), str(high).zfill(width)) for low, high in cpusets.runs(sorted(numbers))]
+        inside = ",".join(low if low == high else f"{low}-{high}" for low, high in runs)
+        parts.append(f"{before}{inside}{after}" if len(numbers) == 1 else f"{before}[{inside}]{after}")
+    return ",".join([*parts, *plain])

@@ -1,0 +1,238 @@
+"""What links and devices of a job can do: alpha and beta of each pair of ranks, the rate and memory of each device.
+
+One JSON file, schema `aristos-links/1`; `aristos topo --measure` writes it, the planner reads it. n ranks; matrices
+are lists of n rows, a row an origin and a column a target; null where nothing is known, never on or off by one unit:
+
+    schema            "aristos-links/1"
+    source            "measured", "table", or "mixed": some pairs measured, the others from the table of defaults
+    hosts             n host names, by rank
+    devices           n of {"name", "label", "cpus", "rate_gflops", "rate_from", "memory_bytes", "memory_from"}
+                      label: "GPU0", or "" for cores; rate: the expert kernel's in float32 on cores, bfloat16 on GPUs
+    classes           of links: "self", "NV4", "PIX", "PXB", "PHB", "NODE", "SYS", "NET", "NET3" (3 switches apart)
+    alpha_us, beta_us_per_mib
+                      of large puts (from 64 KiB on), symmetric (the slower direction), zeros on the diagonal: what the
+                      planner's problem has under these names
+    small             {"alpha_us", "beta_us_per_mib"} of small puts, each direction
+    large             the same of large puts, each direction
+    contended         the same of large puts while all pairs of a round send at once; null where not measured
+    residual          root mean square of (fitted - measured) / measured over both ranges, each direction
+    from              "measured", "table" of each pair
+    faults            sentences
+    notes             sentences: what a reader should know of these figures
+    measured_utc, seconds, command
+                      when, how long it took, how to do it again
+
+It refuses to measure; `aristos/bench/links.py` does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+SCHEMA = "aristos-links/1"
+MIB = 1 << 20
+SLOW = 2.0  # times the median of its class: a fault
+PAYLOAD = MIB  # bytes of the put by which links of a class are compared
+Rows = list[list[float | None]]
+
+
+@dataclass(frozen=True)
+class Span:
+    """alpha + beta n over a range of sizes. [n, n], a row an origin; microseconds, microseconds a MiB."""
+
+    alpha_us: Rows
+    beta_us_per_mib: Rows
+
+
+@dataclass(frozen=True)
+class Place:
+    """A rank's device. label: GPU0, or '' for cores."""
+
+    name: str
+    label: str = ""
+    cpus: str = ""
+    rate_gflops: float | None = None
+    rate_from: str = ""
+    memory_bytes: int | None = None
+    memory_from: str = ""
+
+
+@dataclass(frozen=True)
+class Links:
+    """The file's fields; see the top."""
+
+    hosts: list[str]
+    devices: list[Place]
+    classes: list[list[str]]
+    small: Span
+    large: Span
+    residual: Rows
+    origin: list[list[str]]
+    contended: Span | None = None
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    measured_utc: str = ""
+    seconds: float = 0.0
+    command: str = ""
+
+    @property
+    def n(self) -> int:
+        return len(self.hosts)
+
+    @property
+    def source(self) -> str:
+        found = {self.origin[a][b] for a in range(self.n) for b in range(self.n) if a != b} or {"measured"}
+        return found.pop() if len(found) == 1 else "mixed"
+
+    def to_json(self) -> dict[str, Any]:
+        found = {"schema": SCHEMA, "source": self.source, **asdict(self)}
+        found["from"] = found.pop("origin")
+        for name in ("alpha_us", "beta_us_per_mib"):
+            found[name] = symmetric(getattr(self.large, name))
+        return found
+
+
+def symmetric(rows: Rows) -> Rows:
+    """The slower of both directions, zeros on the diagonal; what is not known in one is the other's."""
+    n = len(rows)
+
+    def slower(a: int, b: int) -> float | None:
+        known = [x for x in (rows[a][b], rows[b][a]) if x is not None]
+        return max(known, default=None)
+
+    return [[0.0 if a == b else slower(a, b) for b in range(n)] for a in range(n)]
+
+
+def save(links: Links, path: Path) -> None:
+    """Write the file, all of it or nothing. Raises OSError."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    aside.write_text(json.dumps(links.to_json(), indent=1) + "\n")
+    aside.replace(path)
+
+
+def load(path: Path) -> Links:
+    """Read the file. Raises InputError, which names what is wrong, and OSError."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as why:
+        raise InputError(f"{path} is no JSON: {why}") from None
+    try:
+        return from_json(found)
+    except InputError as why:
+        raise InputError(f"{path}: {why}") from None
+
+
+def from_json(found: Any) -> Links:
+    """The object of a file. Raises InputError."""
+    if not isinstance(found, Mapping) or found.get("schema") != SCHEMA:
+        got = found.get("schema") if isinstance(found, Mapping) else type(found).__name__
+        raise InputError(f"schema must be {SCHEMA!r}, got {got!r}: `aristos topo --measure` writes such a file")
+    hosts, devices = found.get("hosts"), found.get("devices")
+    if not isinstance(hosts, list) or not hosts or not all(isinstance(h, str) for h in hosts):
+        raise InputError(f"hosts must be a list of names, got {hosts!r}")
+    n = len(hosts)
+    if not isinstance(devices, list) or len(devices) != n:
+        raise InputError(f"devices must be a list of {n}, one for each of hosts")
+    names = set(Place.__dataclass_fields__)
+    places = []
+    for i, each in enumerate(devices):
+        if not isinstance(each, Mapping) or not isinstance(each.get("name"), str):
+            raise InputError(f"devices[{i}] must be an object with a name, got {each!r}")
+        places.append(Place(**{key: value for key, value in each.items() if key in names}))
+    contended = found.get("contended")
+    return Links(
+        hosts=hosts,
+        devices=places,
+        classes=_rows("classes", found.get("classes"), n, str),
+        small=_span("small", found.get("small"), n),
+        large=_span("large", found.get("large"), n),
+        residual=_rows("residual", found.get("residual"), n, float),
+        origin=_rows("from", found.get("from"), n, str),
+        contended=None if contended is None else _span("contended", contended, n),
+        faults=list(found.get("faults", [])),
+        notes=list(found.get("notes", [])),
+        measured_utc=str(found.get("measured_utc", "")),
+        seconds=float(found.get("seconds", 0.0)),
+        command=str(found.get("command", "")),
+    )
+
+
+def _span(name: str, found: Any, n: int) -> Span:
+    if not isinstance(found, Mapping):
+        raise InputError(f"{name} must be an object with alpha_us and beta_us_per_mib, got {found!r}")
+    alpha, beta = (_rows(f"{name}.{key}", found.get(key), n, float) for key in ("alpha_us", "beta_us_per_mib"))
+    return Span(alpha, beta)
+
+
+def _rows(name: str, rows: Any, n: int, kind: type) -> list[list[Any]]:
+    """n rows of n texts, or of numbers of at least 0 and null."""
+    if not isinstance(rows, list) or len(rows) != n or not all(isinstance(r, list) and len(r) == n for r in rows):
+        raise InputError(f"{name} must be {n} rows of {n}")
+    for a, row in enumerate(rows):
+        for b, value in enumerate(row):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            fine = isinstance(value, str) if kind is str else value is None or (number and 0 <= value < math.inf)
+            if not fine:
+                want = "a text" if kind is str else "a number of at least 0, or null"
+                raise InputError(f"{name}[{a}][{b}] must be {want}, got {value!r}")
+    return rows
+
+
+def put_us(span: Span, a: int, b: int, nbytes: int) -> float | None:
+    """Microseconds of a put from rank a to rank b."""
+    alpha, beta = span.alpha_us[a][b], span.beta_us_per_mib[a][b]
+    return None if alpha is None or beta is None else alpha + beta * nbytes / MIB
+
+
+def slow(classes: Sequence[Sequence[str]], span: Span, times: float = SLOW) -> list[tuple[int, int, float]]:
+    """(origin, target, how many times the median of its class) of links much slower than those of their class."""
+    by_class: dict[str, list[tuple[int, int, float]]] = {}
+    for a, row in enumerate(classes):
+        for b, name in enumerate(row):
+            took = put_us(span, a, b, PAYLOAD)
+            if a != b and took is not None:
+                by_class.setdefault(name, []).append((a, b, took))
+    found = []
+    for pairs in by_class.values():
+        middle = sorted(took for _, _, took in pairs)[(len(pairs) - 1) // 2]
+        found += [(a, b, took / middle) for a, b, took in pairs if middle > 0 and took > times * middle]
+    return sorted(found)
+
+
+def problem(links: Links, expert_bytes: int, share: float = 0.9) -> dict[str, Any]:
+    """The fields of the planner's problem that a machine decides: devices, alpha_us, beta_us_per_mib.
+
+    rate: MFLOP a microsecond, so that costs are in MFLOP. memory: experts of `expert_bytes` in `share` of a device's
+    memory. Raises InputError where the file does not know something.
+    """
+    devices = []
+    for i, each in enumerate(links.devices):
+        if each.rate_gflops is None or each.memory_bytes is None:
+            missing = "rate" if each.rate_gflops is None else "memory"
+            raise InputError(f"the {missing} of device {i} ({each.name}) is not known: write it into the file")
+        room = int(each.memory_bytes * share) // expert_bytes
+        devices.append({"name": f"{links.hosts[i]}:{each.label or i}", "rate": each.rate_gflops / 1e3, "memory": room})
+    found: dict[str, Any] = {"devices": devices}
+    for name in ("alpha_us", "beta_us_per_mib"):
+        rows = symmetric(getattr(links.large, name))
+        if any(x is None for row in rows for x in row):
+            raise InputError(f"{name} is not known for every pair: measure again on all ranks")
+        found[name] = rows
+    return found
+
+
+def cache_path(hosts: Sequence[str], seats: Sequence[str], library: str, env: Mapping[str, str]) -> Path:
+    """Where the links of such a job are kept. seats: what each rank sits on; library: the MPI's version."""
+    home = env.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    folder = Path(env.get("ARISTOS_CACHE") or os.path.join(home, "aristos"))
+    key = json.dumps([SCHEMA, list(hosts), list(seats), library])
+    return folder / "links" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"

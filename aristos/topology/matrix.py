@@ -1,0 +1,346 @@
+"""`nvidia-smi topo -m`: the matrix of link classes, whatever a terminal, a browser or a person did to its white space.
+
+Cells are told apart by the few words that can stand in them, not by white space; the rows' labels must be the columns',
+each row must have one cell a column and its X on the diagonal. What fails any of this is refused with the line in the
+message: there is no half a matrix.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from ..errors import TopologyError
+from . import cpusets
+from .layout import Row, affinities
+
+WORDS = ("X", "PIX", "PXB", "PHB", "NODE", "SYS", "SOC")
+P2P = ("OK", "CNS", "GNS", "TNS", "NS", "DR", "U")  # cells of topo -p2p
+TAILS = ("", "CPUAffinity", "CPUAffinityNUMAAffinity", "CPUAffinityNUMAAffinityGPUNUMAID")
+_COLOUR = re.compile(
+    r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_]"
+    r"|\[(?:[0-9]{1,2}(?:;[0-9]{1,2})*)?m"  # without the escape, which copying loses
+)
+_TAGS = "br|p|pre|code|span|summary|details|div|td|tr"  # and not <inactive>, which nvidia-smi prints
+_FRAME = re.compile(rf"^(?:[ ]*[#>][ ]?)+|</?(?:{_TAGS})\b[^<>]*>", re.MULTILINE)
+_ATOM = re.compile(r"NV(?=\d)|PIX|PXB|PHB|NODE|SYS|SOC|X|N/A")
+_NUMBERS = re.compile(r"\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*")
+_TOLD = re.compile(
+    r"has failed|failed to|mismatch|no devices were found|unable to|not found|could ?n[o']t|insufficient|error", re.I
+)
+LEGEND = (
+    ("NODE=ConnectiontraversingPCIeaswellas", "withinaNUMAnode"),
+    ("SYS=ConnectiontraversingPCIeaswellas", "QPI/UPI)"),
+)
+MOST_READINGS = 64  # of a row with glued cells
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """labels: of the columns; cells: [row, column] as printed; nics: the device's name of each NIC column.
+
+    cpus, numa, gpu_numa: of the GPUs, as printed, None for N/A and for nothing.
+    """
+
+    labels: tuple[str, ...]
+    cells: Mapping[tuple[str, str], str]
+    cpus: Mapping[str, str | None] = field(default_factory=dict)
+    numa: Mapping[str, str | None] = field(default_factory=dict)
+    gpu_numa: Mapping[str, str | None] = field(default_factory=dict)
+    nics: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        return tuple(label for label in self.labels if is_gpu(label))
+
+
+def is_gpu(label: str) -> bool:
+    return re.fullmatch(r"GPU\d+", label) is not None
+
+
+def clean(text: str) -> list[str]:
+    """Lines without colours, quoting marks, tags, borders of tables and odd spaces."""
+    for odd, plain in (("\ufeff", ""), ("\u200b", ""), ("\u00a0", " "), ("&nbsp;", " "), ("\r\n", "\n"), ("\r", "\n")):
+        text = text.replace(odd, plain)
+    return _FRAME.sub("", _COLOUR.sub("", text).replace("|", " ")).split("\n")
+
+
+def parse(text: str) -> Matrix:
+    """The first matrix in the text. TopologyError where there is none, or it is not whole."""
+    lines = clean(text)
+    start, (heading, rows, end) = _first(lines)
+    tail = _columns(heading, [row.label for row in rows], lines[start])
+    _ended(lines[end:], rows[-1])
+    read = _resolve(rows)
+    labels = tuple(row.label for row in rows)
+    cells = {(a, b): cell for a, (links, _) in zip(labels, read) for b, cell in zip(labels, links)}
+    _uncut(labels, cells, rows)
+    found: dict[str, dict[str, str | None]] = {"cpus": {}, "numa": {}, "gpu_numa": {}}
+    columns = TAILS.index(tail)
+    told = affinities([(row, rest) for row, (_, rest) in zip(rows, read)], columns, is_gpu)
+    for label, (cpus, numa, gpu_numa) in told.items():
+        found["cpus"][label], found["numa"][label], found["gpu_numa"][label] = cpus, numa, gpu_numa
+    return Matrix(labels, cells, nics=_legend(lines[end:], labels), **found)
+
+
+def _first(lines: list[str]) -> tuple[int, tuple[str, list[Row], int]]:
+    """The first line that names columns and has rows below, and what `_rows` makes of it."""
+    refused: TopologyError | None = None
+    for at, line in enumerate(lines):
+        if _is_heading(line.split()):
+            found = _rows(lines, at)
+            if found[1]:
+                return at, found
+            after = next((text.strip() for text in lines[at + 1 :] if text.strip()), "the end of the text")
+            refused = refused or TopologyError(f"no row below the columns {line.strip()[:200]!r} but {after[:200]!r}")
+    raise refused or _nothing(lines)
+
+
+def _nothing(lines: list[str]) -> TopologyError:
+    row = next((line for line in lines if _is_row(line.split())), None)
+    if row is not None:
+        return TopologyError(f"the line that names the columns (GPU0 GPU1 ...) is missing above {row.strip()[:200]!r}")
+    return complaint("nvidia-smi topo -m", "\n".join(lines))
+
+
+def complaint(command: str, text: str) -> TopologyError:
+    """For text that is not what the command prints when it works: the error quotes the line that says most."""
+    said = [line.strip() for line in clean(text) if line.strip()]
+    if not said:
+        return TopologyError(f"expected the output of `{command}`, got nothing: did the command run?")
+    line = next((line for line in said if _TOLD.search(line)), said[0])
+    return TopologyError(f"this is not what `{command}` prints; it says {line[:200]!r}")
+
+
+def looks_like(text: str) -> bool:
+    """Whether some line could be a part of a matrix."""
+    return any(_is_heading(words) or _is_row(words) for words in map(str.split, clean(text)))
+
+
+def _is_heading(words: list[str]) -> bool:
+    return bool(words) and words[0].startswith("GPU") and bool(re.match(r"GPU\d+\w*$", words[0])) and not _is_row(words)
+
+
+def _is_row(words: list[str]) -> bool:
+    """A GPU's label and a cell."""
+    if len(words) < 2 or not is_gpu(words[0]):
+        return False
+    return any(True for _ in _atoms(words[1])) or words[1] in P2P
+
+
+def _rows(lines: list[str], start: int) -> tuple[str, list[Row], int]:
+    """(the heading without white space, the rows, the line after them). Wrapped lines belong to the row before.
+
+    No rows where none follows the heading; TopologyError where they stop before every column has one.
+    """
+    heading, at = "".join(lines[start].split()), start + 1
+    while at < len(lines) and _label(lines[at], heading) is None:  # a heading may be wrapped, too
+        if re.search(r"[^\w\s]", lines[at]):
+            return heading, [], at
+        heading += "".join(lines[at].split())
+        at += 1
+    rest, rows = heading, list[Row]()
+    while at < len(lines):
+        label = _label(lines[at], rest) if rest not in TAILS else None
+        if label is not None:
+            rest = rest.removeprefix(label)
+            rows.append(Row(label, [lines[at]]))
+        elif rows and _continues(lines[at]):
+            rows[-1].lines.append(lines[at])
+        elif lines[at].strip() or rest in TAILS:
+            break
+        at += 1
+    if rows and rest not in TAILS:
+        stopped = next((line for line in lines[at:] if line.strip()), "the end of the text").strip()[:200]
+        columns = lines[start].strip()[:200]
+        raise TopologyError(
+            f"the columns {columns!r} need a row each, in order; after {rows[-1].label}'s comes {stopped!r}"
+        )
+    width = max((len(line.rstrip().expandtabs()) for row in rows for line in row.lines[:-1]), default=0)
+    for row in rows:
+        row.width = width
+    return heading, rows, at
+
+
+def _label(line: str, rest: str) -> str | None:
+    """The label that starts this line, if it is the next column's; its first cell may stick to it."""
+    words = line.split()
+    if not words:
+        return None
+    first = words[0]
+    numbered = re.match(r"(?:GPU|NIC)\d+", rest)
+    if len(words) > 1 and rest.startswith(first) and (not numbered or re.fullmatch(r"(?:GPU|NIC)\d+", first)):
+        return first
+    for cut in range(len(first) - 1, 2, -1):
+        whole = not numbered or first[:cut] == numbered[0]
+        if whole and rest.startswith(first[:cut]) and any(_is_link(cells[0]) for cells in _atoms(first[cut:])):
+            return first[:cut]
+    return None
+
+
+def _continues(line: str) -> bool:
+    """Nothing but what can stand in cells, or a piece of it."""
+    return bool(line.strip()) and all(
+        re.fullmatch(r"[A-Z/0-9,-]+", word) and not re.match(r"(GPU|NIC)\d", word) for word in line.split()
+    )
+
+
+def _columns(heading: str, labels: list[str], line: str) -> str:
+    """The headings after the labels; the labels must be those of the columns, none left out."""
+    tail = heading.removeprefix("".join(labels))
+    if "".join(labels) + tail != heading or tail not in TAILS:
+        raise TopologyError(f"the rows are {' '.join(labels)}, but the columns {line.strip()[:300]!r}")
+    for kind in ("GPU", "NIC"):
+        numbers = [int(label[3:]) for label in labels if re.fullmatch(kind + r"\d+", label)]
+        if numbers != list(range(len(numbers))):
+            raise TopologyError(f"{kind}s must be numbered from 0 without a gap, got {line.strip()[:300]!r}")
+    if len(set(labels)) < len(labels):
+        raise TopologyError(f"a column's name stands twice in {line.strip()[:300]!r}")
+    return tail
+
+
+def _atoms(word: str) -> Iterator[tuple[str, ...]]:
+    """The ways to read a word as cells that stick together: PXBNODE, NV120-31 (NV12 and 0-31, or NV1 and 20-31)."""
+    if not word:
+        yield ()
+        return
+    number = _NUMBERS.match(word)
+    if number:  # numbers are not taken apart: nothing would say where
+        with_rest = word[number.end() :]
+        if (not with_rest or with_rest.startswith("N/A")) and _listed(number[0]):
+            for more in _atoms(with_rest):
+                yield (number[0], *more)
+        return
+    found = _ATOM.match(word)
+    if found is None:
+        return
+    if found[0] != "NV":
+        for more in _atoms(word[found.end() :]):
+            yield (found[0], *more)
+        return
+    for digits in (2, 1):
+        count = word[2 : 2 + digits]
+        if len(count) == digits and count.isdigit() and count[0] != "0":
+            for more in _atoms(word[2 + digits :]):
+                yield (f"NV{count}", *more)
+
+
+def _listed(numbers: str) -> bool:
+    try:
+        return bool(cpusets.parse(numbers))
+    except ValueError:
+        return False
+
+
+Reading = tuple[tuple[str, ...], tuple[str, ...]]  # (link cells, what follows them)
+
+
+def _readings(row: Row, at: int, columns: int) -> list[Reading]:
+    """The ways to read a row: so many link cells with X at `at`, then numbers and N/A."""
+    found: dict[Reading, None] = {}
+    for text in row.texts():
+        ways = [list(_atoms(word)) for word in text.split()]
+        for choice in itertools.islice(itertools.product(*ways), MOST_READINGS):
+            cells = tuple(itertools.chain.from_iterable(choice))
+            links = tuple(cell for cell in itertools.takewhile(_is_link, cells))
+            rest = cells[len(links) :]
+            diagonal = [i for i, cell in enumerate(links) if cell == "X"] == [at]
+            if len(links) == columns and diagonal and not any(_is_link(cell) for cell in rest):
+                found.setdefault((links, rest))
+        if found:
+            break
+    return list(found)
+
+
+def _is_link(cell: str) -> bool:
+    return cell in WORDS or cell.startswith("NV")
+
+
+def _resolve(rows: list[Row]) -> list[Reading]:
+    """One reading a row. Where several are possible, the one that agrees with the rows that have one alone."""
+    readings = [_readings(row, at, len(rows)) for at, row in enumerate(rows)]
+    for row, ways in zip(rows, readings):
+        if not ways:
+            raise TopologyError(_complaint(row, len(rows)))
+    known = {at: ways[0][0] for at, ways in enumerate(readings) if len(ways) == 1}
+    chosen = []
+    for at, ways in enumerate(readings):
+        if len(ways) > 1:
+            ways = [way for way in ways if all(way[0][other] == links[at] for other, links in known.items())]
+        if len(ways) != 1:
+            raise TopologyError(f"cells stick together, and can be read in several ways: {rows[at].shown!r}")
+        chosen.append(ways[0])
+    return chosen
+
+
+def _complaint(row: Row, columns: int) -> str:
+    words = row.texts()[0].split()
+    strange = [word for word in words if not any(True for _ in _atoms(word))]
+    if any(word in P2P for word in strange):
+        return f"this is `nvidia-smi topo -p2p`, give the output of `nvidia-smi topo -m`: {row.shown!r}"
+    if strange:
+        return f"{strange[0]!r} is no link class (X, NV#, PIX, PXB, PHB, NODE, SYS, SOC) nor a CPU list: {row.shown!r}"
+    return f"expected {columns} cells with one X, in {row.label}'s own column, then CPUs and NUMA: got {row.shown!r}"
+
+
+def _uncut(labels: tuple[str, ...], cells: Mapping[tuple[str, str], str], rows: list[Row]) -> None:
+    """Refuse NV1 at the end of a line where the other direction says NV18: the line was cut, the link is not slower."""
+    for row in rows:
+        last = (row.label, labels[-1])
+        here, there = cells[last], cells[last[::-1]]
+        if here != there and there.startswith(here) and row.shown.endswith(here):
+            raise TopologyError(
+                f"{row.shown!r} ends with {here} where {labels[-1]}'s row says {there}: the line is cut"
+            )
+
+
+def _ended(lines: list[str], last: Row) -> None:
+    """Refuse what shows that the text was cropped: rows without columns, a legend without its ends."""
+    after = next((line for line in lines if line.strip()), "")
+    words = after.split()
+    if (
+        len(words) > 1
+        and re.fullmatch(r"[A-Za-z]\w*", words[0])
+        and all(any(_is_link(cells[0]) for cells in _atoms(word)) for word in words[1:2])
+    ):
+        raise TopologyError(f"{last.label} is the last column, but another row follows: {after.strip()[:200]!r}")
+    joined = "".join("".join(lines).split())
+    for begins, ends in LEGEND:
+        if begins in joined and ends not in joined:
+            cut = next((line for line in lines if begins[:4] in "".join(line.split())), after).strip()
+            raise TopologyError(f"the legend is cut, so the matrix is too: {cut[:200]!r}")
+
+
+def _legend(lines: list[str], labels: tuple[str, ...]) -> dict[str, str]:
+    """NIC column -> device, from the legend or, without one, the column's name."""
+    nics = [label for label in labels if not is_gpu(label)]
+    numbered = [label for label in nics if re.fullmatch(r"NIC\d+", label)]
+    named: dict[str, str] = {}
+    for line in lines:
+        for label, device in re.findall(r"(NIC\d+)\s*:\s*([\w.-]+)", line):
+            named.setdefault(label, device)
+    missing = [label for label in numbered if label not in named]
+    extra = [label for label in named if label not in nics]
+    if extra:
+        raise TopologyError(f"the legend names {extra[0]}, which has no column: {extra[0]}: {named[extra[0]]}")
+    if missing and (named or any("Legend" in line for line in lines)):
+        last = next(line for line in reversed(lines) if line.strip()).strip()
+        raise TopologyError(f"no line of the legend names {missing[0]}; the text ends with {last[:200]!r}")
+    _whole_names({label: named[label] for label in numbered if label in named})
+    return {label: named.get(label, label) for label in nics}
+
+
+def _whole_names(named: Mapping[str, str]) -> None:
+    """Refuse a name that stands twice, or looks like the start of another one: mlx5_1 and mlx5_ were cut."""
+    shapes = {label: re.sub(r"\d+", "0", name) for label, name in named.items()}
+    for label, name in named.items():
+        twice = [other for other in named if other != label and named[other] == name]
+        longer = [
+            other for other, shape in shapes.items() if shape != shapes[label] and shape.startswith(shapes[label])
+        ]
+        if twice or (longer and label == list(named)[-1]):
+            raise TopologyError(
+                f"the legend is cut at '{label}: {name}', {(twice or longer)[0]} is {named[(twice or longer)[0]]}"
+            )

@@ -1,0 +1,230 @@
+"""What a machine looks like: nodes, devices, NICs, NUMA domains, the class of every link, the faults seen.
+
+Plain frozen data without numpy, MPI or a driver, so that it can be pickled, sent between ranks and compared. It refuses
+to know where the facts come from: each source has a file of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from .network import Network
+
+# From near to far; a link's class is where the path between two things has to climb to.
+KINDS = ("self", "NV", "PIX", "PXB", "PHB", "NODE", "SYS", "NET")
+_CELL = re.compile(r"NV(\d+)|X|self|PIX|PXB|PHB|NODE|SYS|SOC|NET(\d*)")
+
+
+@dataclass(frozen=True)
+class Link:
+    """The class of a pair. kind: one of KINDS; count: NVLinks of an NV, switches on the way of a NET (0: not known).
+
+    self: the same thing; NV: bonded NVLinks; PIX, PXB: one PCIe bridge, several; PHB: a PCIe host bridge, i.e. the CPU;
+    NODE: between host bridges of a NUMA domain; SYS: between NUMA domains; NET: between nodes.
+    """
+
+    kind: str
+    count: int = 0
+    printed: str = field(default="", compare=False)  # the old word for it, where one was printed
+
+    @classmethod
+    def parse(cls, text: str) -> Link:
+        """From nvidia-smi's cell, or str() of a link; SOC is SYS in drivers of 2017 and before. ValueError else."""
+        found = _CELL.fullmatch(text)
+        if not found or text == "NV0":
+            raise ValueError(f"a link is X, NV#, PIX, PXB, PHB, NODE, SYS, SOC, NET or NET#, got {text!r}")
+        if found[1]:
+            return cls("NV", int(found[1]))
+        if text.startswith("NET"):
+            return cls("NET", int(found[2] or 0))
+        if text == "SOC":
+            return cls("SYS", printed=text)
+        return cls("self" if text == "X" else text)
+
+    def __str__(self) -> str:
+        return self.printed or f"{self.kind}{self.count or ''}"
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Sorts from near to far: more NVLinks are nearer, more switches farther."""
+        return KINDS.index(self.kind), -self.count if self.kind == "NV" else self.count
+
+
+SELF, NODE, SYS = Link("self"), Link("NODE"), Link("SYS")
+
+
+@dataclass(frozen=True)
+class Mig:
+    """A slice of a GPU that works as a device of its own. name: its profile, e.g. 3g.40gb."""
+
+    index: int
+    uuid: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A GPU's cells of `nvidia-smi topo -m` as they were printed; None for N/A and for nothing."""
+
+    cpus: str | None = None
+    numa: str | None = None
+    gpu_numa: str | None = None
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU. index: nvidia-smi's and NVML's number, in PCI order, whatever CUDA_VISIBLE_DEVICES says.
+
+    name: of the product; pci: domain:bus:device.function in lower case; memory: bytes; numa: the domain of the CPUs
+    near it; cpus: those CPUs, from sysfs where it is there (`cpus_from`), else as nvidia-smi prints them, perhaps cut
+    short; gpu_numa: the domain that its own memory is (Grace); nvlinks: those that are active. None: not known.
+    """
+
+    index: int
+    name: str | None = None
+    uuid: str | None = None
+    pci: str | None = None
+    memory: int | None = None
+    numa: int | None = None
+    cpus: frozenset[int] | None = None
+    cpus_from: str | None = None
+    gpu_numa: int | None = None
+    nvlinks: int | None = None
+    mig: tuple[Mig, ...] = ()
+    printed: Printed | None = None
+
+    @property
+    def label(self) -> str:
+        return f"GPU{self.index}"
+
+
+@dataclass(frozen=True)
+class Nic:
+    """A network adapter. label: as nvidia-smi's column names it; name: the kernel's, e.g. mlx5_0."""
+
+    label: str
+    name: str
+    pci: str | None = None
+    numa: int | None = None
+
+
+@dataclass(frozen=True)
+class Numa:
+    """A NUMA domain. cpus: allowed or not; memory: bytes; distance: to each domain by its id, 10 to itself."""
+
+    index: int
+    cpus: frozenset[int]
+    memory: int | None = None
+    distance: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A data or unified cache and the CPUs that share it. size: bytes."""
+
+    level: int
+    size: int
+    cpus: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine. cpus: online; allowed: those this process, or the job, may use; cores: threads of each core.
+
+    links: the class of each pair of labels, both ways round; tasks: how many the scheduler starts here, or None.
+    complete: whether the node itself was looked at; else only its name (and tasks) are known.
+    """
+
+    name: str
+    devices: tuple[Device, ...] = ()
+    nics: tuple[Nic, ...] = ()
+    numa: tuple[Numa, ...] = ()
+    caches: tuple[Cache, ...] = ()
+    cores: tuple[frozenset[int], ...] = ()
+    cpus: frozenset[int] = frozenset()
+    allowed: frozenset[int] = frozenset()
+    memory: int | None = None
+    links: Mapping[tuple[str, str], Link] = field(default_factory=dict)
+    tasks: int | None = None
+    complete: bool = False
+
+    def device(self, index: int) -> Device:
+        """The GPU with this number; KeyError."""
+        for device in self.devices:
+            if device.index == index:
+                return device
+        raise KeyError(f"{self.name} has no GPU{index}, only {', '.join(d.label for d in self.devices) or 'none'}")
+
+    def link(self, a: str, b: str) -> Link | None:
+        """The class between two labels, e.g. GPU0 and NIC1; None where it is not known."""
+        return SELF if a == b else self.links.get((a, b))
+
+    def near(self, device: str) -> tuple[Nic, ...]:
+        """The node's NICs, the nearest to the device first; those of unknown distance last."""
+        far = (len(KINDS), 0)
+        link = {nic.label: self.link(device, nic.label) for nic in self.nics}
+        return tuple(sorted(self.nics, key=lambda nic: found.rank if (found := link[nic.label]) else far))
+
+    def domain(self, cpus: Iterable[int]) -> int | None:
+        """The NUMA domain that holds all these CPUs; None where they span several, or it is not known."""
+        wanted = frozenset(cpus)
+        return next((n.index for n in self.numa if wanted and wanted <= n.cpus), None)
+
+    def cpu_link(self, a: Iterable[int], b: Iterable[int]) -> Link:
+        """The class between two sets of CPUs: NODE inside a NUMA domain, SYS where they span several."""
+        a, b = frozenset(a), frozenset(b)
+        return SELF if a == b else NODE if self.domain(a | b) is not None else SYS
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that should be otherwise. text: what was seen; remedy: what to change."""
+
+    text: str
+    remedy: str
+    node: str | None = None
+
+    def __str__(self) -> str:
+        return f"{f'{self.node}: ' if self.node else ''}{self.text}: {self.remedy}"
+
+
+def _short(name: str) -> str:
+    """A host's name without its domain; addresses have none."""
+    return name if re.fullmatch(r"[\d.]+", name) else name.split(".")[0]
+
+
+@dataclass(frozen=True)
+class Topology:
+    """All nodes of a job, or of one machine. here: place in `nodes` of the machine this runs on, or None.
+
+    ranks: the node of each rank, as a place in `nodes`; empty where it is not known.
+    """
+
+    nodes: tuple[Node, ...]
+    network: Network = field(default_factory=Network)
+    faults: tuple[Fault, ...] = ()
+    here: int | None = 0
+    ranks: tuple[int, ...] = ()
+
+    def node(self, name: str) -> Node:
+        """The node of this name, with or without its domain; KeyError."""
+        for known in (lambda text: text, _short):
+            for node in self.nodes:
+                if known(node.name) == known(name):
+                    return node
+        raise KeyError(f"no node {name!r} among {', '.join(n.name for n in self.nodes[:8]) or 'none'}")
+
+    def link(self, a: tuple[int, str], b: tuple[int, str]) -> Link | None:
+        """The class between two (place in `nodes`, label); between nodes NET with the switches on the way."""
+        if a[0] != b[0]:
+            return self.between(a[0], b[0])
+        return self.nodes[a[0]].link(a[1], b[1])
+
+    def between(self, a: int, b: int) -> Link:
+        """The class between two nodes, given by their places."""
+        return SELF if a == b else Link("NET", self.network.distance(self.nodes[a].name, self.nodes[b].name) or 0)
+
+    def with_faults(self, *faults: Fault) -> Topology:
+        return replace(self, faults=(*self.faults, *faults))

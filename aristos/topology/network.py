@@ -1,0 +1,65 @@
+"""The network between nodes: which switch, block, ring or torus each hangs on, and how far apart two nodes are."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Network:
+    """kind: tree, block, ring, torus3d, flat, or unknown. parents: the switches that a switch or a node hangs on.
+
+    A block, or a torus, is a switch whose parents are the bigger blocks it is part of. rings: each ring's nodes in
+    order.
+    """
+
+    kind: str = "unknown"
+    parents: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    nodes: frozenset[str] = frozenset()
+    rings: tuple[tuple[str, ...], ...] = ()
+
+    @cached_property
+    def _neighbours(self) -> dict[tuple[bool, str], list[tuple[bool, str]]]:
+        """The graph of switches and nodes; a switch and a node may have the same name."""
+        graph: dict[tuple[bool, str], list[tuple[bool, str]]] = {}
+        for name, above in self.parents.items():
+            below = (name in self.nodes, name)
+            for parent in above:
+                graph.setdefault(below, []).append((False, parent))
+                graph.setdefault((False, parent), []).append(below)
+        return graph
+
+    def distance(self, a: str, b: str) -> int | None:
+        """How many switches a message from node a to node b passes, 0 to itself; None where no path is known.
+
+        On a leaf switch 1, over a spine 3; likewise 1 inside a block, 3 inside the next bigger one. On a ring: links on
+        the shorter way round. In a torus not known: Slurm's files do not say which node is where.
+        """
+        if a == b:
+            return 0
+        for ring in self.rings:
+            if a in ring and b in ring:
+                apart = abs(ring.index(a) - ring.index(b))
+                return min(apart, len(ring) - apart)
+        if self.kind in ("ring", "torus3d", "flat"):
+            return None
+        return self.reach(a).get(b)
+
+    def reach(self, start: str) -> dict[str, int]:
+        """Node -> switches on the shortest way from node `start` to it, for every node that can be reached."""
+        found, seen = {start: 0}, {(True, start)}
+        queue = deque([((True, start), 0)])
+        while queue:
+            at, passed = queue.popleft()
+            for each in self._neighbours.get(at, ()):
+                if each in seen:
+                    continue
+                seen.add(each)
+                if each[0]:
+                    found[each[1]] = passed  # and no further: nodes forward nothing
+                else:
+                    queue.append((each, passed + 1))
+        return found

@@ -1,0 +1,64 @@
+"""`nvidia-smi nvlink -s`: the NVLinks of each GPU, and which are inactive.
+
+The speeds are those of the wire, GB/s in one direction; about 94 % of them carry payload.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ..errors import TopologyError
+from .listing import heading
+from .matrix import clean, complaint
+
+_LINK = re.compile(r"\s*Link\s+(\d+):\s*(?:(<inactive>|inactive|N/A)|([\d.]+)\s*GB/s)\s*", re.IGNORECASE)
+_ALL = re.compile(r".*all links are inactive.*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Wires:
+    """The links of a GPU. index, name: None where the text has no line for the GPU; speeds: by link, None if inactive.
+
+    dark: the driver says that all links are inactive, without listing them.
+    """
+
+    index: int | None
+    name: str | None
+    uuid: str | None
+    speeds: dict[int, float | None]
+    dark: bool = False
+
+    @property
+    def active(self) -> int:
+        return sum(speed is not None for speed in self.speeds.values())
+
+    @property
+    def inactive(self) -> list[int]:
+        return sorted(link for link, speed in self.speeds.items() if speed is None)
+
+
+def parse(text: str) -> tuple[Wires, ...]:
+    """One entry a GPU. TopologyError where a line is neither a GPU nor a link, or links are missing in between."""
+    found: list[Wires] = []
+    for line in clean(text):
+        gpu, link = heading(line), _LINK.fullmatch(line)
+        if gpu is not None:
+            found.append(Wires(gpu.index, gpu.name, gpu.uuid, {}))
+        elif link:
+            if not found:
+                found.append(Wires(None, None, None, {}))
+            if int(link[1]) in found[-1].speeds:
+                raise TopologyError(f"a link stands twice in `nvidia-smi nvlink -s`: {line.strip()!r}")
+            found[-1].speeds[int(link[1])] = None if link[2] else float(link[3])
+        elif _ALL.fullmatch(line) and found:
+            last = found.pop()
+            found.append(Wires(last.index, last.name, last.uuid, last.speeds, dark=True))
+        elif line.strip():
+            raise TopologyError(f"expected lines of `nvidia-smi nvlink -s` (Link 0: 25 GB/s), got {line.strip()!r}")
+    if not found:
+        raise complaint("nvidia-smi nvlink -s", text)
+    for wires in found:
+        if sorted(wires.speeds) != list(range(len(wires.speeds))):
+            raise TopologyError(f"links {sorted(wires.speeds)} of GPU {wires.index}: some lines are missing")
+    return tuple(found)

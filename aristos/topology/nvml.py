@@ -1,0 +1,195 @@
+"""NVML, the library under nvidia-smi: GPUs, memory, MIG, NVLinks and link classes without text in between.
+
+It sees all GPUs that the cgroup allows, whatever CUDA_VISIBLE_DEVICES says, in PCI order. It refuses to bind anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from .model import Device, Link, Mig
+from .nvlink import Wires
+from .query import bus_id
+
+LIBRARY = "libnvidia-ml.so.1"
+OK = 0
+MOST_LINKS = 36  # NVML_NVLINK_MAX_LINKS
+NO_NUMA = 2**32 - 1  # -1
+SWITCH = 2  # NVML_NVLINK_DEVICE_TYPE_SWITCH
+LEVELS = {0: "PIX", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}  # nvmlGpuTopologyLevel_t; 0: one board
+
+
+class PciInfo(ctypes.Structure):
+    _fields_ = (
+        ("legacy", ctypes.c_char * 16),
+        ("domain", ctypes.c_uint),
+        ("bus", ctypes.c_uint),
+        ("device", ctypes.c_uint),
+        ("id", ctypes.c_uint),
+        ("subsystem", ctypes.c_uint),
+        ("text", ctypes.c_char * 32),
+    )
+
+
+class Memory(ctypes.Structure):
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+class Fabric(ctypes.Structure):
+    _fields_ = (
+        ("cluster", ctypes.c_ubyte * 16),
+        ("status", ctypes.c_int),
+        ("clique", ctypes.c_uint),
+        ("state", ctypes.c_ubyte),
+    )
+
+
+STATES = ("N/A", "Not Started", "In Progress", "Completed")  # nvmlGpuFabricState_t, as nvidia-smi words them
+Found = tuple[tuple[Device, ...], dict[tuple[str, str], Link], tuple[Wires, ...], dict[str, tuple[str, str]]]
+
+
+def load() -> Any | None:
+    """The library; None where it does not load."""
+    try:
+        return ctypes.CDLL(LIBRARY)
+    except OSError:
+        return None
+
+
+def read(library: Any) -> Found | None:
+    """(GPUs, the class of each pair both ways round, NVLinks of each GPU, (state, status) of each GPU's fabric).
+
+    None where the driver does not answer.
+    """
+    with _started(library) as started:
+        if not started:
+            return None
+        handles = list(_handles(library))
+        devices = tuple(_device(library, at, handle) for at, handle in handles)
+        wires, ends = [], []
+        for (at, handle), device in zip(handles, devices):
+            speeds, remote = _wires(library, handle)
+            wires.append(Wires(at, device.name, device.uuid, speeds))
+            ends.append(remote)
+        devices = tuple(replace(d, nvlinks=w.active) if w.speeds else d for d, w in zip(devices, wires))
+        links = {}
+        for i, (at, one) in enumerate(handles):
+            for j in range(i + 1, len(handles)):
+                other = handles[j][1]
+                found = _nvlinks(ends[i], ends[j], devices[i].pci, devices[j].pci) or _class(library, one, other)
+                if found is not None:
+                    links[f"GPU{at}", f"GPU{handles[j][0]}"] = links[f"GPU{handles[j][0]}", f"GPU{at}"] = found
+        fabric = {f"GPU{at}": state for at, handle in handles if (state := _fabric(library, handle)) is not None}
+        return devices, links, tuple(each for each in wires if each.speeds), fabric
+
+
+@contextlib.contextmanager
+def _started(library: Any) -> Iterator[bool]:
+    try:
+        yes = library.nvmlInit_v2() == OK
+    except AttributeError:
+        yes = False
+    try:
+        yield yes
+    finally:
+        if yes:
+            library.nvmlShutdown()
+
+
+def _ask(library: Any, name: str, *arguments: Any) -> bool:
+    """Call a function that older drivers may not have; whether it worked."""
+    try:
+        return getattr(library, name)(*arguments) == OK
+    except AttributeError:
+        return False
+
+
+def _number(library: Any, name: str, *arguments: Any) -> int | None:
+    value = ctypes.c_uint()
+    return value.value if _ask(library, name, *arguments, ctypes.byref(value)) else None
+
+
+def _text(library: Any, name: str, handle: ctypes.c_void_p) -> str | None:
+    buffer = ctypes.create_string_buffer(96)
+    return buffer.value.decode(errors="replace") if _ask(library, name, handle, buffer, ctypes.c_uint(96)) else None
+
+
+def _handles(library: Any) -> Iterator[tuple[int, ctypes.c_void_p]]:
+    """(number, handle) of each GPU; one that has fallen off the bus has no handle, but keeps its number."""
+    for at in range(_number(library, "nvmlDeviceGetCount_v2") or 0):
+        handle = ctypes.c_void_p()
+        if _ask(library, "nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(at), ctypes.byref(handle)):
+            yield at, handle
+
+
+def _pci(library: Any, name: str, *arguments: Any) -> str | None:
+    info = PciInfo()
+    return bus_id(info.text.decode()) if _ask(library, name, *arguments, ctypes.byref(info)) else None
+
+
+def _device(library: Any, at: int, handle: ctypes.c_void_p) -> Device:
+    memory = Memory()
+    device = Device(
+        at,
+        name=_text(library, "nvmlDeviceGetName", handle),
+        uuid=_text(library, "nvmlDeviceGetUUID", handle),
+        pci=_pci(library, "nvmlDeviceGetPciInfo_v3", handle),
+        gpu_numa=domain if (domain := _number(library, "nvmlDeviceGetNumaNodeId", handle)) != NO_NUMA else None,
+    )
+    if _ask(library, "nvmlDeviceGetMemoryInfo", handle, ctypes.byref(memory)):
+        device = replace(device, memory=memory.total)
+    return replace(device, mig=tuple(_slices(library, handle)))
+
+
+def _slices(library: Any, handle: ctypes.c_void_p) -> Iterator[Mig]:
+    current, pending = ctypes.c_uint(), ctypes.c_uint()
+    if not _ask(library, "nvmlDeviceGetMigMode", handle, ctypes.byref(current), ctypes.byref(pending)):
+        return
+    for at in range(_number(library, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0 if current.value else 0):
+        mig = ctypes.c_void_p()
+        if _ask(library, "nvmlDeviceGetMigDeviceHandleByIndex", handle, ctypes.c_uint(at), ctypes.byref(mig)):
+            name = _text(library, "nvmlDeviceGetName", mig) or ""
+            yield Mig(at, _text(library, "nvmlDeviceGetUUID", mig) or "", name.rpartition("MIG ")[2])
+
+
+def _wires(
+    library: Any, handle: ctypes.c_void_p
+) -> tuple[dict[int, float | None], list[tuple[int | None, str | None]]]:
+    """(link -> 1.0 if active, None if not; (kind, address) of what each active link leads to)."""
+    states: dict[int, float | None] = {}
+    ends = []
+    for link in range(MOST_LINKS):
+        active = _number(library, "nvmlDeviceGetNvLinkState", handle, ctypes.c_uint(link))
+        if active is None:
+            break  # no such link
+        states[link] = 1.0 if active else None
+        if active:
+            kind = _number(library, "nvmlDeviceGetNvLinkRemoteDeviceType", handle, ctypes.c_uint(link))
+            ends.append((kind, _pci(library, "nvmlDeviceGetNvLinkRemotePciInfo_v2", handle, ctypes.c_uint(link))))
+    return states, ends
+
+
+Ends = list[tuple[int | None, str | None]]
+
+
+def _nvlinks(one: Ends, other: Ends, a: str | None, b: str | None) -> Link | None:
+    """NVLinks between two GPUs: those that lead from one to the other, or through switches as many as both have."""
+    switched = min(sum(kind == SWITCH for kind, _ in ends) for ends in (one, other))
+    direct = min(sum(end == b and b is not None for _, end in one), sum(end == a and a is not None for _, end in other))
+    return Link("NV", switched or direct) if switched or direct else None
+
+
+def _fabric(library: Any, handle: ctypes.c_void_p) -> tuple[str, str] | None:
+    info = Fabric()
+    if not _ask(library, "nvmlDeviceGetGpuFabricInfo", handle, ctypes.byref(info)) or info.state >= len(STATES):
+        return None
+    return STATES[info.state], "Success" if info.status == OK else f"NVML error {info.status}"
+
+
+def _class(library: Any, one: ctypes.c_void_p, other: ctypes.c_void_p) -> Link | None:
+    level = _number(library, "nvmlDeviceGetTopologyCommonAncestor", one, other)
+    return Link(LEVELS[level]) if level in LEVELS else None

@@ -1,0 +1,102 @@
+"""`nvidia-smi --query-gpu=... --format=csv`: one line a GPU, with or without a heading, with or without units."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import TopologyError
+from .matrix import clean, complaint
+
+FIELDS = ("index", "name", "uuid", "pci.bus_id", "memory.total")  # what Aristos asks for
+MIB = 1 << 20
+_BUS = re.compile(r"(?:([0-9A-Fa-f]{1,8}):)?([0-9A-Fa-f]{2}):([0-9A-Fa-f]{2})\.([0-7])")
+_UUID = re.compile(r"GPU-[0-9A-Za-z-]+")
+_MEMORY = re.compile(r"(\d+)(?: MiB)?")
+_ALIASES = {"gpu_name": "name", "gpu_uuid": "uuid", "gpu_bus_id": "pci.bus_id"}
+
+
+@dataclass(frozen=True)
+class Queried:
+    """A line of the answer. memory: bytes; pci: as sysfs writes it; None: not asked for, or not answered."""
+
+    index: int | None = None
+    name: str | None = None
+    uuid: str | None = None
+    pci: str | None = None
+    memory: int | None = None
+
+
+def bus_id(text: str) -> str | None:
+    """'00000000:41:00.0' -> '0000:41:00.0', as sysfs names the device; None for anything else."""
+    found = _BUS.fullmatch(text.strip())
+    if not found:
+        return None
+    return f"{int(found[1] or '0', 16):04x}:{found[2]}:{found[3]}.{found[4]}".lower()
+
+
+def parse(text: str, fields: Sequence[str] | None = None) -> tuple[Queried, ...]:
+    """One entry a line. fields: what was asked for, where there is no heading; TopologyError for what is no such table.
+
+    Without either, numbers, bus ids, UUIDs and `... MiB` are told by their looks.
+    """
+    lines = [line for line in clean(text) if line.strip()]
+    rows = [[cell.strip() for cell in line.split(",")] for line in lines]
+    if not rows:
+        raise complaint("nvidia-smi --query-gpu", text)
+    if _is_heading(rows[0]):
+        fields = [_ALIASES.get(name, name) for name in (re.sub(r" *\[\w+\]", "", cell) for cell in rows[0])]
+        rows, lines = rows[1:], lines[1:]
+    names = [_ALIASES.get(name, name) for name in fields] if fields is not None else _guessed(rows[0])
+    told = {"uuid", "pci.bus_id"} if fields is None else {"index", "uuid", "pci.bus_id"}
+    if not told & set(names):
+        raise complaint("nvidia-smi --query-gpu", text)
+    return tuple(_entry(dict(zip(names, row)), line, len(row) == len(names)) for row, line in zip(rows, lines))
+
+
+def _is_heading(cells: Sequence[str]) -> bool:
+    return all(re.fullmatch(r"[a-z_][\w.]*(?: \[\w+\])?", cell) for cell in cells)
+
+
+def _guessed(cells: Sequence[str]) -> list[str]:
+    """Names for the cells of a line without a heading."""
+    names = []
+    for at, cell in enumerate(cells):
+        if bus_id(cell):
+            names.append("pci.bus_id")
+        elif _UUID.fullmatch(cell):
+            names.append("uuid")
+        elif cell.endswith("MiB") and "memory.total" not in names:
+            names.append("memory.total")
+        elif at == 0 and cell.isdigit():
+            names.append("index")
+        elif re.match(r"(NVIDIA|Tesla|Quadro|GeForce|GRID)\b", cell):
+            names.append("name")
+        else:
+            names.append(f"column {at}")
+    return names
+
+
+def _entry(cells: dict[str, str], line: str, whole: bool) -> Queried:
+    cells = {name: "" if re.fullmatch(r"\[.*\]|N/A", cell) else cell for name, cell in cells.items()}
+    index, memory, pci = cells.get("index", ""), cells.get("memory.total", ""), cells.get("pci.bus_id", "")
+    sized, uuid = _MEMORY.fullmatch(memory), cells.get("uuid") or None
+    wrong = (index and not index.isdigit()) or (memory and not sized) or (pci and not bus_id(pci))
+    if not whole or wrong or (uuid and not _UUID.fullmatch(uuid)):
+        raise TopologyError(
+            f"expected a line of `nvidia-smi --query-gpu`, with cells as its heading says, got {line!r}"
+        )
+    return Queried(
+        int(index) if index else None,
+        cells.get("name") or None,
+        uuid,
+        bus_id(pci) if pci else None,
+        int(sized[1]) * MIB if sized else None,
+    )
+
+
+def fabric_states(text: str) -> dict[str, tuple[str, str]]:
+    """GPU's label -> (state, status) of its NVLink fabric, from a query of index, fabric.state, fabric.status."""
+    rows = [[cell.strip() for cell in line.split(",")] for line in clean(text) if line.strip()]
+    return {f"GPU{row[0]}": (row[1], row[2]) for row in rows if len(row) == 3 and row[0].isdigit()}

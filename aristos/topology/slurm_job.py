@@ -1,0 +1,118 @@
+"""The Slurm job this runs in, from SLURM_* variables: its nodes, tasks on each, GPUs.
+
+Some variables change their meaning inside a step: in `srun --overlap -N1` SLURM_NNODES and SLURM_JOB_NODELIST are the
+step's, while SLURM_NODELIST stays the job's. So a step is told by SLURM_STEP_NODELIST, and the job by the longer list.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..errors import TopologyError
+from .hostlist import expand
+
+NODES = ("JOB_NODELIST", "NODELIST", "STEP_NODELIST", "HET_SIZE")
+OTHERS = ("JOB_ID", "JOBID", "JOB_GPUS", "STEP_GPUS")  # what containers let through
+_COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?")
+
+
+@dataclass(frozen=True)
+class Job:
+    """nodes: where the tasks of this step run, or all of the job outside a step; tasks: of each, None: not known.
+
+    job_nodes: of the whole job; gpus: the numbers of its GPUs on this node as Slurm counts them, None: not told;
+    hides_gpus: the option that gives each task its own GPU alone, '' if none does; address: SLURM_TOPOLOGY_ADDR and
+    its pattern. In containers most of the variables may be missing: then nodes may be empty.
+    """
+
+    id: str
+    step: bool
+    nodes: tuple[str, ...]
+    tasks: tuple[int, ...] | None
+    job_nodes: tuple[str, ...]
+    here: str | None
+    gpus: tuple[str, ...] | None
+    hides_gpus: str
+    address: tuple[str, str] | None
+
+
+def counts(text: str) -> list[int]:
+    """'4(x2),3' -> [4, 4, 3]; TopologyError else."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = _COUNT.fullmatch(part.strip())
+        if not match:
+            raise TopologyError(f"expected tasks per node like 4(x2),3, got {text!r}")
+        found += [int(match[1])] * int(match[2] or 1)
+    return found
+
+
+def read(env: Mapping[str, str]) -> Job | None:
+    """The job of this process; None outside of Slurm. TopologyError where a variable cannot be read."""
+    groups = _groups(env)
+    lists = [env.get(f"SLURM_{name}", "") for name in NODES[:2]]
+    step = env.get("SLURM_STEP_NODELIST", "") if env.get("SLURM_STEP_ID", "0").isdigit() else ""
+    if not any(env.get(f"SLURM_{name}") for name in (*NODES, *OTHERS)):
+        return None
+    job_nodes = groups or max((_distinct(text) for text in lists if text), key=len, default=())
+    nodes = _distinct(step) if step else job_nodes
+    pattern = env.get("SLURM_TOPOLOGY_ADDR_PATTERN", "")
+    return Job(
+        id=env.get("SLURM_JOB_ID") or env.get("SLURM_JOBID", ""),
+        step=bool(step),
+        nodes=nodes,
+        tasks=_tasks(env, len(nodes), bool(step)),
+        job_nodes=job_nodes or nodes,
+        here=env.get("SLURMD_NODENAME") or (nodes[0] if step and len(nodes) == 1 else None),
+        gpus=_gpus(env),
+        hides_gpus=hides_gpus(env),
+        address=(env["SLURM_TOPOLOGY_ADDR"], pattern) if env.get("SLURM_TOPOLOGY_ADDR") else None,
+    )
+
+
+def _distinct(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(expand(text)))
+
+
+def _groups(env: Mapping[str, str]) -> tuple[str, ...]:
+    """Nodes of a heterogeneous job: its parts' one after the other."""
+    size = env.get("SLURM_HET_SIZE", "")
+    if not size.isdigit():
+        return ()
+    texts = [env.get(f"SLURM_JOB_NODELIST_HET_GROUP_{at}", "") for at in range(int(size))]
+    return _distinct(",".join(text for text in texts if text))
+
+
+def _tasks(env: Mapping[str, str], nodes: int, step: bool) -> tuple[int, ...] | None:
+    """Tasks of each node, where the variables agree with the number of nodes."""
+    for name in ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE") if step else ("SLURM_TASKS_PER_NODE",):
+        if env.get(name):
+            found = counts(env[name])
+            if len(found) == nodes:
+                return tuple(found)
+            if len(set(found)) == 1:  # the whole job's, seen from a step on a part of its nodes
+                return tuple(found[:1] * nodes)
+    each = env.get("SLURM_NTASKS_PER_NODE", "")
+    total = env.get("SLURM_STEP_NUM_TASKS" if step else "SLURM_NTASKS", env.get("SLURM_NTASKS", ""))
+    if each.isdigit():
+        return (int(each),) * nodes
+    if total.isdigit() and nodes and int(total) % nodes == 0:
+        return (int(total) // nodes,) * nodes
+    return None
+
+
+def _gpus(env: Mapping[str, str]) -> tuple[str, ...] | None:
+    text = env.get("SLURM_JOB_GPUS") or env.get("SLURM_STEP_GPUS")
+    if not text:
+        return None
+    return tuple(expand(f"[{text}]") if re.fullmatch(r"[\d,-]+", text) else text.split(","))
+
+
+def hides_gpus(env: Mapping[str, str]) -> str:
+    """The option by which Slurm gives each task its own GPU alone, '' if none does."""
+    if env.get("SLURM_GPUS_PER_TASK") or "gpu" in env.get("SLURM_TRES_PER_TASK", ""):
+        return "--gpus-per-task"
+    bind = env.get("SLURM_GPU_BIND") or env.get("SLURM_STEP_GPU_BIND") or env.get("SLURM_TRES_BIND", "")
+    return f"--gpu-bind={bind}" if re.search("single|closest|per_task|map|mask", bind) else ""

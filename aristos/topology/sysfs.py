@@ -1,0 +1,95 @@
+"""The machine this runs on, as Linux's /sys shows it: CPUs, cores, caches, NUMA domains, memory.
+
+It refuses to run anything: files alone.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from pathlib import Path
+
+from . import cpusets
+from .model import Cache, Node, Numa
+
+SYS = Path("/sys")
+
+
+def read(path: Path) -> str:
+    """A file's text without its line end; '' where it cannot be read."""
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def natural(name: str) -> list[str | int]:
+    """Sorts n2 before n10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def cpus_in(path: Path) -> frozenset[int]:
+    """A file's list of CPUs; none where there is no such file, or it says something else."""
+    try:
+        return cpusets.parse(read(path))
+    except ValueError:
+        return frozenset()
+
+
+def node(name: str | None = None, root: Path = SYS, allowed: frozenset[int] | None = None) -> Node:
+    """This machine without its devices. root: where /sys is, /proc beside it.
+
+    allowed: CPUs this process may use, asked from the kernel where not given.
+    """
+    allowed = frozenset(os.sched_getaffinity(0)) if allowed is None else allowed
+    cpus = cpus_in(root / "devices/system/cpu/online") or allowed
+    domains = numa(root) or (Numa(0, cpus, None, {0: 10}),)
+    total = re.search(r"MemTotal:\s*(\d+) kB", read(root.parent / "proc/meminfo"))
+    return Node(
+        name=name or platform.node(),
+        numa=domains,
+        caches=caches(root, cpus),
+        cores=cores(root, cpus),
+        cpus=cpus,
+        allowed=allowed,
+        memory=int(total[1]) * 1024 if total else None,
+        complete=True,
+    )
+
+
+def numa(root: Path = SYS) -> tuple[Numa, ...]:
+    """The NUMA domains, those of a GPU's memory (no CPUs) too; empty where the kernel shows none."""
+    folders = {int(p.name[4:]): p for p in (root / "devices/system/node").glob("node[0-9]*") if p.name[4:].isdigit()}
+    found = []
+    for index in sorted(folders):
+        at = folders[index]
+        size = re.search(r"MemTotal:\s*(\d+) kB", read(at / "meminfo"))
+        distances = [int(word) for word in read(at / "distance").split() if word.isdigit()]
+        # the file has one number for each domain online, in order
+        distance = dict(zip(sorted(folders), distances)) if len(distances) == len(folders) else {}
+        found.append(Numa(index, cpus_in(at / "cpulist"), int(size[1]) * 1024 if size else None, distance))
+    return tuple(found)
+
+
+def caches(root: Path, cpus: frozenset[int]) -> tuple[Cache, ...]:
+    """Each data or unified cache once."""
+    found: dict[tuple[int, frozenset[int]], Cache] = {}
+    for cpu in sorted(cpus):
+        for at in sorted((root / f"devices/system/cpu/cpu{cpu}/cache").glob("index[0-9]*")):
+            level, size = read(at / "level"), re.fullmatch(r"(\d+)([KMG]?)", read(at / "size"))
+            shared = cpus_in(at / "shared_cpu_list")
+            if level.isdigit() and size and shared and read(at / "type") != "Instruction":
+                amount = int(size[1]) * {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[size[2]]
+                found.setdefault((int(level), shared), Cache(int(level), amount, shared))
+    return tuple(sorted(found.values(), key=lambda c: (c.level, min(c.cpus))))
+
+
+def cores(root: Path, cpus: frozenset[int]) -> tuple[frozenset[int], ...]:
+    """The CPUs of each core, i.e. its hardware threads that are online; a CPU alone where the kernel does not say."""
+    found: dict[frozenset[int], None] = {}
+    for cpu in sorted(cpus):
+        at = root / f"devices/system/cpu/cpu{cpu}/topology"
+        threads = cpus_in(at / "core_cpus_list") or cpus_in(at / "thread_siblings_list")
+        found.setdefault((threads & cpus) | {cpu})
+    return tuple(found)

@@ -1,0 +1,297 @@
+"""`nvidia-smi topo -m`: every sample to the facts of its index, made-up machines spoiled in many ways, and refusals."""
+
+from __future__ import annotations
+
+import csv
+import random
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from topo_text import HARMLESS, SPOIL, Machine, is_row, machine, printed, seconds
+
+from aristos.errors import TopologyError
+from aristos.topology import matrix
+from aristos.topology.matrix import Matrix
+
+MOST = 0.050  # seconds of processor time a sample may take
+
+
+def facts(read: Matrix) -> tuple:
+    """All that is compared."""
+    return read.labels, dict(read.cells), dict(read.cpus), dict(read.numa), dict(read.gpu_numa), dict(read.nics)
+
+
+def wanted(of: Machine, empty: bool = False) -> tuple:
+    """The same of a machine that was made up."""
+    cells = dict(of.links) | {(label, label): "X" for label in of.labels}
+    columns: list[dict[str, str | None]] = [{}, {}, {}]
+    for at in range(of.gpus):
+        rest = [*of.rest[at], None, None][:3]
+        if empty:
+            rest[:2] = [None, None]
+        for column, cell in zip(columns, rest):
+            column[f"GPU{at}"] = None if cell == "N/A" else cell
+    return tuple(of.labels), cells, *columns, dict(of.nics)
+
+
+class Samples(dict[str, tuple[dict[str, str], str]]):
+    """Hypothesis shows arguments; all samples would be a lot."""
+
+    def __repr__(self) -> str:
+        return f"{len(self)} samples"
+
+
+@pytest.fixture(scope="module")
+def samples(shared_dir: Path) -> Samples:
+    """File -> (its line of the index, its text)."""
+    folder = shared_dir / "samples" / "nvidia_smi_topo"
+    with open(folder / "index.tsv", newline="") as file:
+        index = list(csv.DictReader(file, delimiter="\t"))
+    found = Samples({
+        line["file"]: (line, (folder / line["file"]).read_bytes().decode(errors="replace"))
+        for line in index
+        if (folder / line["file"]).exists()
+    })  # fmt: skip
+    assert len(found) > 50
+    return found
+
+
+def check(read: Matrix, line: dict[str, str]) -> list[str]:
+    """The facts of the index that are not so."""
+    wrong = []
+    if line["n_gpu"].isdigit() and (len(read.gpus), len(read.nics)) != (int(line["n_gpu"]), int(line["n_nic"])):
+        wrong.append(f"{len(read.gpus)} GPUs, {len(read.nics)} NICs")
+    for fact in (part.strip() for part in line["facts"].split(";")):
+        if pair := re.fullmatch(r"(\w+)-(\w+)=(\w+)", fact):
+            so = read.cells.get((pair[1], pair[2])) == pair[3]
+        elif nic := re.fullmatch(r"(NIC\d+)=(\S+)", fact):
+            so = read.nics.get(nic[1]) == nic[2]
+        elif rest := re.fullmatch(r"(GPU\d+) rest=(.*)", fact):
+            printed = [table[rest[1]] for table in (read.cpus, read.numa, read.gpu_numa)]
+            so = [cell for cell in printed if cell] == [word for word in rest[2].split() if word != "N/A"]
+        elif symmetric := re.fullmatch(r"gpu_matrix_symmetric=(\w+)", fact):
+            so = all(read.cells[a, b] == read.cells[b, a] for a in read.gpus for b in read.gpus) == (
+                symmetric[1] == "True"
+            )
+        elif pairs := re.fullmatch(r"gpu_pairs=(.*)", fact):
+            count = Counter(read.cells[a, b] for at, a in enumerate(read.gpus) for b in read.gpus[at + 1 :])
+            so = dict(count) == {kind: int(n) for kind, n in (part.split(":") for part in pairs[1].split("+"))}
+        else:
+            continue
+        if not so:
+            wrong.append(fact)
+    return wrong
+
+
+def test_every_sample_has_the_facts_of_its_index(samples):
+    wrong, checked = {}, 0
+    for name, (line, text) in samples.items():
+        try:
+            read = matrix.parse(text)
+        except TopologyError as why:
+            if "IRREGULAR" not in line["facts"]:  # damaged when it was pasted: may be refused
+                wrong[name] = [str(why)]
+            continue
+        assert seconds(matrix.parse, text, MOST) < MOST, name
+        checked += 1
+        if found := check(read, line):
+            wrong[name] = found
+    assert not wrong
+    assert checked > 0.9 * len(samples)
+
+
+def test_the_index_is_looked_at(samples):
+    """The check above sees one wrong cell, one wrong list of CPUs and one wrong name."""
+    line, text = samples["b206_nvidia_b200_8gpu_vllm20862.txt"]
+    assert check(matrix.parse(text), line) == []
+    assert check(matrix.parse(text.replace("NV18", "NV17")), line)
+    assert check(matrix.parse(text.replace("0-27,112-139", "0-26,112-138")), line)
+    assert check(matrix.parse(text.replace("mlx5_4\n", "mlx5_40\n")), line)
+
+
+COPIED = ["spaces for tabs", "ends of lines lost", "Windows", "quoted", "coloured"]
+
+
+def same_or_refused(text: str, want: tuple, how: str) -> bool:
+    """Whether the text was read; the facts must then be those, those of the affinities at most missing."""
+    try:
+        got = facts(matrix.parse(text))
+    except TopologyError:
+        return False
+    assert got[:2] == want[:2], f"{how}: another matrix out of\n{text}"
+    for label, device in got[5].items():  # without a legend a column's name; cut in it, and no longer to be told
+        assert device in (want[5][label], label) or text.rstrip().endswith(device), f"{how}: other NICs out of\n{text}"
+    return True
+
+
+@given(st.integers(0, 1 << 40), st.sampled_from(sorted(SPOIL)), st.sampled_from(["", *COPIED]))
+@settings(max_examples=400, deadline=None)
+def test_spoiled_samples_are_read_right_or_refused(samples, seed, first, second):
+    rng = random.Random(seed)
+    name = rng.choice(sorted(samples))
+    want = facts(matrix.parse(samples[name][1]))
+    text = SPOIL[first](samples[name][1], rng)
+    if second:
+        text = HARMLESS[second](text, rng)
+    same_or_refused(text, want, f"{name}, {first}, {second}, seed {seed}")
+
+
+@given(st.integers(0, 1 << 40), st.sampled_from(sorted(SPOIL)))
+@settings(max_examples=200, deadline=None)
+def test_spoiled_machines_are_read_right_or_refused(seed, how):
+    rng = random.Random(seed)
+    of = machine(rng)
+    same_or_refused(SPOIL[how](printed(of), rng), wanted(of), f"{how}, seed {seed}")
+
+
+@given(st.integers(0, 1 << 40), st.lists(st.sampled_from(sorted(HARMLESS)), max_size=2, unique=True))
+@settings(max_examples=200, deadline=None)
+def test_what_copying_does_changes_nothing(seed, ways):
+    rng = random.Random(seed)
+    of = machine(rng)
+    text = printed(of)
+    for way in ways:
+        text = HARMLESS[way](text, rng)
+    assert facts(matrix.parse(text)) == wanted(of)
+
+
+def test_spoiling_leaves_most_of_the_harmless(samples):
+    """Colours, wraps and glued cells are read, not refused: a parser that refuses everything passes the tests above."""
+    rng = random.Random(5)
+    for how, least in (("colours", 0.9), ("wrap", 0.85), ("glue two cells of a row", 0.75)):
+        read = [same_or_refused(SPOIL[how](text, rng), facts(matrix.parse(text)), how) for _, text in samples.values()]
+        assert sum(read) >= least * len(read), how
+
+
+def test_empty_cells_under_wsl():
+    of = machine(random.Random(3))
+    of.headings = 3
+    of.rest = [["0-15", "0", "N/A"] for _ in range(of.gpus)]
+    for text in (printed(of, empty=True), printed(of, empty=True).expandtabs()):
+        assert facts(matrix.parse(text)) == wanted(of, empty=True)
+
+
+def test_a_terminal_of_any_width_is_no_harm():
+    """It breaks lines in the middle of classes, lists of CPUs and headings, and loses nothing."""
+    of = next(found for seed in range(99) if (found := machine(random.Random(seed))).gpus == 2 and not found.nics)
+    of.headings, of.rest = 3, [["0-35,72-107", "0", "N/A"], ["36-71,108-143", "1", "N/A"]]  # 0-3 and 5,72-107 are lists
+    lines = printed(of).expandtabs().split("\n")
+    rows = max(len(line) for line in lines if is_row(line))
+    for width in range(17, rows):
+        pieces = [line[at : at + width] for line in lines for at in range(0, max(len(line), 1), width)]
+        assert facts(matrix.parse("\n".join(pieces))) == wanted(of), width
+
+
+ONE = "\tGPU0\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\nGPU0\t X \t{}\n"
+
+
+@pytest.mark.parametrize(
+    ("cells", "cpus", "numa", "own"),
+    [
+        ("0-71\t0\t\t1", "0-71", "0", "1"),  # Grace
+        ("0,2,4,6,8,10\t0\t\tN/A", "0,2,4,6,8,10", "0", None),
+        ("1-1\t0\t\tN/A", "1-1", "0", None),  # cgroup
+        ("0\t\t\tN/A", "0", None, None),
+        ("\t3\t\tN/A", None, "3", None),
+        ("0-63\t\tN/A\t\tN/A", "0-63", None, None),  # a virtual machine
+        ("0-251\t0-1\t\tN/A", "0-251", "0-1", None),
+        ("\t\t\t2", None, None, "2"),
+    ],
+)
+def test_what_affinities_say(cells, cpus, numa, own):
+    for text in (ONE.format(cells), ONE.format(cells).expandtabs()):
+        read = matrix.parse(text)
+        assert (read.cpus["GPU0"], read.numa["GPU0"], read.gpu_numa["GPU0"]) == (cpus, numa, own)
+
+
+def test_a_cgroup_leaves_cpus_of_some_gpus_empty():
+    """CPUs that the process may not use are not printed; which cell is empty, the tabs say."""
+    two = "\tGPU0\tGPU1\tCPU Affinity\tNUMA Affinity\nGPU0\t X \tNV4\t0\t0\nGPU1\tNV4\t X \t\t1\n"
+    three = two.replace("Affinity\n", "Affinity\tGPU NUMA ID\n").replace("\t0\n", "\t0\t\tN/A\n")
+    three = three.replace("\t1\n", "\t1\t\tN/A\n")
+    for text in (two, two.expandtabs(), three, three.expandtabs()):
+        read = matrix.parse(text)
+        assert (dict(read.cpus), dict(read.numa)) == ({"GPU0": "0", "GPU1": None}, {"GPU0": "0", "GPU1": "1"})
+    with pytest.raises(TopologyError, match="cut"):
+        matrix.parse(two.replace("\t\t1\n", "\n"))
+
+
+def test_many_nics_take_no_time():
+    of = Machine(8, {f"NIC{at}": f"mlx5_{at}" for at in range(64)}, rest=[["0-63,128-191", "0", "N/A"]] * 8)
+    of.links = {(a, b): "NV18" if a[0] == b[0] == "G" else "SYS" for a in of.labels for b in of.labels if a != b}
+    assert facts(matrix.parse(printed(of))) == wanted(of)
+    assert seconds(matrix.parse, printed(of), MOST) < MOST
+
+
+def test_old_drivers_and_odd_headings():
+    old = "        GPU0    GPU1    mlx4_0  CPU Affinity\nGPU0     X      SOC     PHB     0-7\n"
+    old += "GPU1    SOC      X      SOC     8-15\nmlx4_0  PHB     SOC      X\n"
+    assert matrix.parse(old).cells["GPU0", "GPU1"] == "SOC"
+    together = "GPU0GPU1mlx5_0CPU AffinityNUMA Affinity\nGPU0 X NV4 SYS 1-1 0\nGPU1 NV4 X PHB 2-2 0\nmlx5_0 SYS PHB X\n"
+    assert matrix.parse(together).nics == {"mlx5_0": "mlx5_0"}
+    long = "\tGPU0\trocep177s0f0\tCPU Affinity\nGPU0\t X \tNODE\t0-7\nrocep177s0f0\tNODE\t X \t\n"
+    assert matrix.parse(long).cells["GPU0", "rocep177s0f0"] == "NODE"
+
+
+def test_glued_cells_that_symmetry_tells_apart():
+    """NV120-31 is NV1 and 20-31, or NV12 and 0-31: the other row decides; where it is glued too, nothing does."""
+    text = "GPU0 GPU1 CPU Affinity NUMA Affinity\nGPU0 X {} 0\nGPU1 NV12 X 32-63 1\n"
+    assert matrix.parse(text.format("NV120-31")).cpus["GPU0"] == "0-31"
+    both = "GPU0 GPU1 CPU Affinity\nGPU0 X NV120-31\nGPU1 NV1X 32-63\n"
+    assert matrix.parse(both).cells["GPU0", "GPU1"] == "NV1"
+    with pytest.raises(TopologyError, match="several ways"):
+        matrix.parse("GPU0 GPU1 CPU Affinity\nGPU1 X NV120-31\n".replace("GPU1 X", "GPU0 X") + "GPU1 NV2 X 32-63\n")
+
+
+WHOLE = printed(machine(random.Random(11)))
+TWO = "\tGPU0\tGPU1\tCPU Affinity\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "quoted"),
+    [
+        ("", "got nothing"),
+        ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", "has failed"),
+        ("x\nFailed to initialize NVML: Driver/library version mismatch\n", "version mismatch"),
+        ("bash: nvidia-smi: command not found\n", "command not found"),
+        ("The -i command line argument must be used in conjunction with -n or -p.", "in conjunction"),
+        (TWO, "the end of the text"),
+        (TWO + "GPU0\t X \tSYS\t0-7\n", "after GPU0's comes 'the end of the text'"),
+        (TWO + "GPU0\t X \tSYS\t0-7\nGPU1\tSYS\n", "GPU1 SYS"),
+        (TWO + "GPU0\t X \tSYS\t0-7\nGPU1\tSY\t X \t0-7\n", "'SY' is no link class"),
+        (TWO + "GPU0\t X \t\t0-7\nGPU1\tSYS\t X \t0-7\n", "GPU0 X 0-7"),
+        (TWO + "GPU0\tSYS\t X \t0-7\nGPU1\tSYS\t X \t0-7\n", "GPU0 SYS X 0-7"),
+        (TWO + "GPU0\t X \tSYS\t7-0\nGPU1\tSYS\t X \t0-7\n", "7-0"),
+        (TWO + "GPU0\t X \tSYS\t0-7\t0\nGPU1\tSYS\t X \t0-7\t0\n", "2 cells after the links"),
+        ("\tGPU0\tGPU2\nGPU0\t X \tSYS\nGPU2\tSYS\t X \n", "without a gap"),
+        ("GPU0\t X \tSYS\nGPU1\tSYS\t X \n", "is missing above 'GPU0"),
+        ("\tGPU0\tGPU1\nGPU0\tX\tOK\nGPU1\tOK\tX\n", "topo -p2p"),
+        (TWO + "GPU0\t X \tSYS\t0-15\nGPU1\tSYS\t X \t0-1", "is cut"),
+        ("\tGPU0\tGPU1\nGPU0\t X \tNV12\nGPU1\tNV12\t X \nGPU2\tSYS\tSYS\n", "another row follows: 'GPU2"),
+        ("\tNIC\tGPU0\tGPU1\nGPU0\tNV12\t X \nGPU1\t X \tNV1", "GPU0"),
+        (WHOLE.replace("within a NUMA node", "wi"), "the legend is cut"),
+    ],
+)
+def test_no_topology_is_refused_with_the_line(text, quoted):
+    with pytest.raises(TopologyError) as refused:
+        matrix.parse(text)
+    assert quoted in str(refused.value)
+
+
+def test_a_number_of_nvlinks_that_was_cut_is_no_slower_link():
+    text = "\tGPU0\tGPU1\nGPU0\t X \tNV{}\nGPU1\tNV12\t X \n"
+    with pytest.raises(TopologyError, match="cut"):
+        matrix.parse(text.format(1))
+    assert matrix.parse(text.format(4)).cells["GPU0", "GPU1"] == "NV4"  # asymmetric, which is the faults' affair
+
+
+def test_nothing_heavy_is_imported():
+    code = "import sys, aristos.topology; print(*({'numpy', 'numba', 'mpi4py', 'yaml'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == ""

@@ -1,0 +1,617 @@
+"""nvidia-smi's other commands, NVML, sysfs, CUDA_VISIBLE_DEVICES, faults, and all of them together in `discover`."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_nvml import PEER, SWITCH, Gpu, Library
+
+from aristos.cli import topo
+from aristos.errors import TopologyError
+from aristos.topology import (
+    cpusets,
+    discover,
+    faults,
+    from_text,
+    join,
+    listing,
+    machine,
+    nvlink,
+    nvml,
+    pci,
+    query,
+    sysfs,
+)
+from aristos.topology.commands import Answer
+from aristos.topology.discover import FABRIC, QUERY, machine_here
+from aristos.topology.model import Device, Fault, Link, Mig, Node
+from aristos.topology.slurm_job import Job
+from aristos.topology.visible import visible
+
+
+def test_links_are_ordered_from_near_to_far():
+    texts = ["X", "NV18", "NV4", "NV1", "PIX", "PXB", "PHB", "NODE", "SYS", "NET1", "NET3"]
+    links = [Link.parse(text) for text in texts]
+    assert sorted(links, key=lambda link: link.rank) == links
+    assert [str(link) for link in links[1:]] == texts[1:]
+    assert (Link.parse("SOC"), str(Link.parse("SOC"))) == (Link("SYS"), "SOC")
+    for text in ("", "NV", "NV0", "PIXX", "N/A", "OK"):
+        with pytest.raises(ValueError, match="a link is"):
+            Link.parse(text)
+
+
+def test_lists_of_cpus():
+    assert cpusets.parse("0-3,8,10-11") == {0, 1, 2, 3, 8, 10, 11}
+    assert cpusets.show({11, 0, 1, 2, 3, 8, 10}) == "0-3,8,10-11"
+    assert cpusets.parse("") == frozenset()
+    for text in ("3-1", "a", "1-", "-1"):
+        with pytest.raises(ValueError, match=r"CPUs|invalid"):
+            cpusets.parse(text)
+
+
+LIST = """GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-aaaa1111-0000)
+  MIG 1g.10gb     Device  0: (UUID: MIG-a1)
+  MIG 2c.3g.40gb  Device  1: (UUID: MIG-GPU-aaaa1111-0000/1/0)
+GPU 1: Tesla V100 (32 GB) (UUID: GPU-bbbb2222-0000)
+"""
+
+
+def test_the_list_of_gpus():
+    first, second = listing.parse(LIST)
+    assert (first.index, first.name, first.uuid) == (0, "NVIDIA A100-SXM4-80GB", "GPU-aaaa1111-0000")
+    assert first.mig == (Mig(0, "MIG-a1", "1g.10gb"), Mig(1, "MIG-GPU-aaaa1111-0000/1/0", "2c.3g.40gb"))
+    assert (second.name, second.mig) == ("Tesla V100 (32 GB)", ())
+
+
+@pytest.mark.parametrize(
+    ("text", "quoted"),
+    [
+        ("", "nothing"),
+        ("No devices were found\n", "No devices were found"),
+        (LIST + "GPU 2: H100 (UUID: GPU-", "GPU 2: H100 (UUID: GPU-"),
+        (LIST + LIST.split("\n")[0], "twice"),
+        ("  MIG 1g.10gb Device 0: (UUID: MIG-a1)\n", "MIG 1g.10gb"),
+    ],
+)
+def test_lists_that_are_none(text, quoted):
+    with pytest.raises(TopologyError, match=r"^") as refused:
+        listing.parse(text)
+    assert quoted in str(refused.value)
+
+
+def test_queries_with_and_without_headings():
+    text = "index, name, uuid, pci.bus_id, memory.total [MiB]\n"
+    text += "0, NVIDIA H100 80GB HBM3, GPU-a1, 00000000:1B:00.0, 81559 MiB\n"
+    (gpu,) = query.parse(text)
+    assert (gpu.index, gpu.name, gpu.uuid) == (0, "NVIDIA H100 80GB HBM3", "GPU-a1")
+    assert (gpu.pci, gpu.memory) == ("0000:1b:00.0", 81559 << 20)
+    assert query.parse(text.replace("81559 MiB", "81559").replace("GPU-a1", "[N/A]"))[0].uuid is None
+    assert [g.pci for g in query.parse("0, 00000000:01:00.0\n1, 00000000:C1:00.0\n")] == [
+        "0000:01:00.0",
+        "0000:c1:00.0",
+    ]
+    assert query.parse("GPU-a1, 1024\n", ["uuid", "memory.total"])[0].memory == 1 << 30
+    assert query.bus_id("00010000:01:00.0") == "10000:01:00.0"
+    for wrong in (text.replace("81559 MiB", "81559 GiB"), text.replace(", GPU-a1", ""), "x\n", "", "0,2,4\n"):
+        with pytest.raises(TopologyError):
+            query.parse(wrong)
+
+
+WIRES = "GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-a)\n\t Link 0: 25 GB/s\n\t Link 1: <inactive>\n\t Link 2: 25 GB/s\n"
+
+
+def test_nvlinks_and_which_are_inactive():
+    (wires,) = nvlink.parse(WIRES)
+    assert (wires.speeds, wires.active, wires.inactive) == ({0: 25.0, 1: None, 2: 25.0}, 2, [1])
+    (fault,) = faults.dark((wires,))
+    assert "NVLink 1 inactive, 2 of 3 active" in fault.text
+    dark = "GPU 0: {} (UUID: GPU-a)\nNVML: Unable to retrieve Nvlink information as all links are inActive\n"
+    assert "all NVLinks are inactive" in faults.dark(nvlink.parse(dark.format("NVIDIA H100 80GB HBM3")))[0].text
+    assert faults.dark(nvlink.parse(dark.format("NVIDIA A100-PCIE-40GB"))) == []  # a card without a bridge
+    assert nvlink.parse("GPU 0: NVIDIA L4 (UUID: GPU-a)\n")[0].speeds == {}
+    for wrong in ("", "Link 0: fast\n", WIRES + "\t Link 4: 25 GB/s\n", WIRES + "\t Link 2: 25 GB/s\n"):
+        with pytest.raises(TopologyError):
+            nvlink.parse(wrong)
+
+
+def test_fewer_nvlinks_than_the_siblings():
+    one, two = (
+        WIRES.replace("<inactive>", "25 GB/s"),
+        "GPU 1: NVIDIA A100-SXM4-80GB (UUID: GPU-b)\n\t Link 0: 25 GB/s\n",
+    )
+    (fault,) = faults.dark(nvlink.parse(one + two))
+    assert "GPU1 shows 1 NVLinks, its siblings 3" in fault.text
+
+
+def test_samples_of_nvlinks_lists_and_queries(shared_dir):
+    samples = shared_dir / "samples"
+    wanted = {
+        "a100_sxm4_4gpu_12links.txt": [(12, [], 25.0)] * 4,
+        "h100_all_links_inactive.txt": [(0, [], None)] * 2,
+        "h100_one_link_inactive.txt": [(1, [1], 26.562)],
+        "ampere_bridge_4links_14_062.txt": [(4, [], 14.062)],
+        "v100_sxm2_two_links_inactive_aligned.txt": [(4, [3, 5], 25.781)],
+        "gb200_18links_53_125_aligned.txt": [(18, [], 53.125)],
+    }
+    for name, facts in wanted.items():
+        read = nvlink.parse((samples / "nvlink" / name).read_text())
+        assert [(w.active, w.inactive, max(filter(None, w.speeds.values()), default=None)) for w in read] == facts
+        assert bool(faults.dark(read)) == ("inactive" in name)
+    first, second = listing.parse((samples / "list_L" / "a100_80gb_2gpu_mig.txt").read_text())
+    assert [len(first.mig), len(second.mig)] == [2, 2]
+    gpus = query.parse((samples / "query_gpu" / "a100x4_index_name_mem_cc_driver.csv").read_text())
+    assert [(g.index, g.memory) for g in gpus] == [(at, 80 << 30) for at in range(4)]
+    assert query.parse((samples / "query_gpu" / "rtx_index_busid_noheader.csv").read_text())[3].pci == "0000:c6:00.0"
+    for file in (*(samples / "errors").iterdir(), *(samples / "p2p").iterdir()):
+        with pytest.raises(TopologyError):
+            machine.read(file.read_text())
+
+
+def square(rows: str) -> str:
+    """A matrix from words, a line a GPU."""
+    cells = [line.split() for line in rows.strip().split("\n")]
+    heading = "\t" + "\t".join(f"GPU{at}" for at in range(len(cells)))
+    return "\n".join([heading, *("\t".join([f"GPU{at}", *row]) for at, row in enumerate(cells))]) + "\n"
+
+
+def found(rows: str) -> list[str]:
+    return [fault.text for fault in machine.read(square(rows))[1]]
+
+
+def test_an_asymmetric_matrix_counts_as_the_worse_direction():
+    node, seen = machine.read(square("X NV6 NV6\nNV6 X NV6\nSYS SYS X"))
+    assert node.links["GPU0", "GPU2"] == node.links["GPU2", "GPU0"] == Link("SYS")
+    assert node.links["GPU0", "GPU1"] == Link("NV", 6)
+    texts = [fault.text for fault in seen]
+    assert texts[0].startswith("asymmetric: GPU0 to GPU2 is NV6, GPU2 to GPU0 is SYS; taken as SYS")
+    assert any("GPU2 has no NVLink" in text for text in texts)
+    assert all(fault.remedy for fault in seen)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("X NV18 NODE NODE\nNV18 X NODE NODE\nNODE NODE X NV17\nNODE NODE NV17 X", ["GPU2 and GPU3 share 17"]),
+        ("X NV4 NV4\nNV4 X NV4\nNV4 NV4 X", []),
+        ("X NV4 SYS SYS\nNV4 X SYS SYS\nSYS SYS X SYS\nSYS SYS SYS X", []),  # one bridge for four cards
+        ("X NV1 NV1 NV2\nNV1 X NV2 NV1\nNV1 NV2 X NV2\nNV2 NV1 NV2 X", []),  # half a cube mesh
+        ("X SYS\nSYS X", []),
+    ],
+)
+def test_pairs_with_fewer_nvlinks(rows, said):
+    assert [text.split(" NVLinks")[0] for text in found(rows)] == said
+
+
+def cube(spoil: bool) -> str:
+    """Eight V100s: six links each, one or two a pair."""
+    pairs = {
+        (0, 1): 1,
+        (0, 2): 2,
+        (0, 3): 1,
+        (0, 7): 2,
+        (1, 2): 1,
+        (1, 3): 2,
+        (1, 6): 2,
+        (2, 3): 2,
+        (2, 5): 1,
+        (3, 4): 1,
+    }
+    pairs |= {(4, 5): 2, (4, 6): 2, (4, 7): 1, (5, 6): 1, (5, 7): 2, (6, 7): 1}
+    if spoil:
+        pairs[0, 7] = 1
+    count = [[pairs.get((min(a, b), max(a, b)), 0) for b in range(8)] for a in range(8)]
+    return "\n".join(
+        " ".join("X" if a == b else f"NV{count[a][b]}" if count[a][b] else "SYS" for b in range(8)) for a in range(8)
+    )
+
+
+def test_a_cube_mesh_is_no_fault_and_a_lost_link_in_it_is():
+    assert found(cube(False)) == []
+    assert [text.split(" has")[0] for text in found(cube(True))] == ["GPU0", "GPU7"]
+
+
+def test_lists_of_cpus_that_were_cut():
+    text = "\tGPU0\tCPU Affinity\nGPU0\t X \t{}\n"
+    (fault,) = machine.read(text.format("0,2,4,6,8,10"))[1]
+    assert "cuts" in fault.text
+    assert "local_cpulist" in fault.remedy
+    assert machine.read(text.format("0-31,64-95"))[1] == []
+
+
+GPUS = (
+    Device(0, "A100", "GPU-aaaa1111", "0000:01:00.0"),
+    Device(1, "A100", "GPU-aaaa2222", "0000:41:00.0", mig=(Mig(0, "MIG-x1", "1g"), Mig(1, "MIG-x2", "1g"))),
+    Device(2, "A100", "GPU-bbbb3333", "0000:81:00.0"),
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted", "faulty"),
+    [
+        (None, ["GPU-aaaa1111", "MIG-x1", "GPU-bbbb3333"], False),
+        ("2,0", ["GPU-bbbb3333", "GPU-aaaa1111"], False),
+        ("GPU-bbbb, GPU-aaaa1", ["GPU-bbbb3333", "GPU-aaaa1111"], False),
+        ("MIG-x2", ["MIG-x2"], False),
+        ("1", ["MIG-x1"], False),
+        ("", [], False),
+        ("-1", [], False),
+        ("NoDevFiles", [], False),
+        ("0,7,2", ["GPU-aaaa1111"], True),
+        ("GPU-aaaa", [], True),
+        ("GPU-cccc", [], True),
+        ("0,0", [], True),
+        ("MIG-y", [], True),
+        ("gpu0", [], True),
+    ],
+)
+def test_visible_devices_by_number_uuid_and_mig(value, wanted, faulty):
+    seen, said = visible({} if value is None else {"CUDA_VISIBLE_DEVICES": value}, GPUS)
+    assert [each.mig.uuid if each.mig else each.device.uuid for each in seen] == wanted
+    assert bool(said) == faulty
+
+
+def test_numbers_are_nvmls_whatever_the_position():
+    """A cgroup shows GPU3 alone, as number 0; without one, number 5 of 8 is not the first."""
+    lone = (Device(0, "A100", "GPU-three", "0000:81:00.0"),)
+    assert visible({"CUDA_VISIBLE_DEVICES": "0"}, lone)[0][0].device.pci == "0000:81:00.0"
+    eight = tuple(Device(at, "A100", f"GPU-{at}") for at in range(8))
+    assert visible({"CUDA_VISIBLE_DEVICES": "5"}, eight)[0][0].device.uuid == "GPU-5"
+    gap = (Device(0, "A100", "GPU-0"), Device(2, "A100", "GPU-2"))  # number 1 has fallen off the bus
+    assert [seen.device.uuid for seen in visible({"CUDA_VISIBLE_DEVICES": "2,0"}, gap)[0]] == ["GPU-2", "GPU-0"]
+    assert visible({"CUDA_VISIBLE_DEVICES": "1"}, gap)[0] == ()
+    unlike = (Device(0, "T4", "GPU-t"), Device(1, "A100", "GPU-a"))
+    (fault,) = visible({"CUDA_VISIBLE_DEVICES": "0"}, unlike)[1]
+    assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in fault.remedy
+    assert visible({"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, unlike)[1] == []
+
+
+def test_gpus_that_a_cgroup_hides():
+    job = Job("1", True, ("n1",), (4,), ("n1",), "n1", ("0", "1", "2", "3"), "--gpus-per-task", None)
+    bus = ("0000:01:00.0", "0000:41:00.0", "0000:81:00.0", "0000:c1:00.0")
+    (fault,) = faults.hidden(job, GPUS[:1], bus)
+    assert "4 GPUs on this node, but this process sees 1" in fault.text
+    assert "0000:41:00.0" in fault.text
+    assert "--gpu-bind=none" in fault.remedy
+    alone = Job("1", True, ("n1",), (1,), ("n1",), "n1", ("3",), "", None)
+    assert faults.hidden(alone, GPUS[:1], bus) == []
+    assert faults.hidden(None, GPUS[:1], bus) == []
+    slices = Job("1", True, ("n1",), (2,), ("n1",), "n1", ("0", "1"), "", None)  # of one GPU
+    assert faults.hidden(slices, GPUS[1:2], bus) == []
+
+
+def test_nvml_structures_have_the_librarys_sizes():
+    assert ctypes.sizeof(nvml.PciInfo) == 68
+    assert ctypes.sizeof(nvml.Memory) == 24
+    assert ctypes.sizeof(nvml.Fabric) == 28
+
+
+def switched(count: int, links: int) -> list[Gpu]:
+    return [
+        Gpu("NVIDIA H100 80GB HBM3", f"GPU-{at}", f"0000:{at + 1:02x}:00.0", nvlinks=[(SWITCH, "0000:f0:00.0")] * links)
+        for at in range(count)
+    ]
+
+
+def test_nvml_counts_nvlinks_through_switches_and_between_peers():
+    gpus = switched(3, 18)
+    gpus[2].nvlinks[5] = None
+    library = Library(gpus, {})
+    devices, links, wires, states = nvml.read(library)
+    assert library.open == 0
+    assert [d.nvlinks for d in devices] == [18, 18, 17]
+    assert (links["GPU0", "GPU1"], links["GPU2", "GPU0"]) == (Link("NV", 18), Link("NV", 17))
+    assert states == {}
+    assert [fault.text for fault in faults.dark(wires)] == ["GPU2: NVLink 5 inactive, 17 of 18 active"]
+    bridged = [
+        Gpu("A6000", "GPU-0", "0000:01:00.0", nvlinks=[(PEER, "0000:02:00.0")] * 4),
+        Gpu("A6000", "GPU-1", "0000:02:00.0", nvlinks=[(PEER, "0000:01:00.0")] * 4),
+        Gpu("A6000", "GPU-2", "0000:03:00.0"),
+    ]
+    devices, links, *_ = nvml.read(Library(bridged, {(0, 2): 20, (1, 2): 40}))
+    assert links["GPU0", "GPU1"] == Link("NV", 4)
+    assert (links["GPU0", "GPU2"], links["GPU1", "GPU2"]) == (Link("PXB"), Link("NODE"))
+    assert [d.pci for d in devices] == ["0000:01:00.0", "0000:02:00.0", "0000:03:00.0"]
+
+
+def test_a_fabric_that_is_not_ready_passes_for_healthy_else(root):
+    """All links are up, and no peer reaches the GPU: the state of the fabric alone tells."""
+    gpus = switched(3, 18)
+    gpus[0].fabric, gpus[1].fabric, gpus[2].fabric = (3, 0), (3, 19), (2, 0)
+    _, seen = machine_here("host", root, smi(), lambda: Library(gpus, {}))
+    assert [fault.text for fault in seen] == [
+        "GPU1: the NVLink fabric is not ready (Completed, NVML error 19)",
+        "GPU2: the NVLink fabric is not ready (In Progress, Success)",
+    ]
+    table = "index, fabric.state, fabric.status\n0, Completed, Insufficient Resources\n1, [N/A], [N/A]\n"
+    _, (fault,) = machine_here("host", root, smi(**{FABRIC[1]: table}), lambda: None)
+    assert "GPU0: the NVLink fabric is not ready (Completed, Insufficient Resources)" in fault.text
+
+
+def test_nvml_sees_mig_and_grace_and_a_driver_that_does_not_answer():
+    gpus = [
+        Gpu("NVIDIA GH200 480GB", "GPU-0", "0009:01:00.0", numa=1),
+        Gpu("A100", "GPU-1", "0000:02:00.0", mig=[("A100 MIG 1g.10gb", "MIG-1"), ("A100 MIG 2g.20gb", "MIG-2")]),
+    ]
+    devices, *_ = nvml.read(Library(gpus, {}))
+    assert (devices[0].gpu_numa, devices[1].gpu_numa) == (1, None)
+    assert devices[1].mig == (Mig(0, "MIG-1", "1g.10gb"), Mig(1, "MIG-2", "2g.20gb"))
+    assert devices[0].memory == 80 << 30
+    assert nvml.read(Library(gpus, {}, works=False)) is None
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{text}\n")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A machine's /sys: two domains of two cores with two threads each, a third for a GPU's memory, GPUs and NICs."""
+    at = tmp_path / "sys"
+    write(at / "devices/system/cpu/online", "0-7")
+    for cpu in range(8):
+        core = cpu % 4
+        write(at / f"devices/system/cpu/cpu{cpu}/topology/core_cpus_list", f"{core},{core + 4}")
+        for index, (level, kind, size, shared) in enumerate([
+            (1, "Data", "48K", f"{core},{core + 4}"),
+            (1, "Instruction", "32K", f"{core},{core + 4}"),
+            (3, "Unified", "36M", "0-1,4-5" if core < 2 else "2-3,6-7"),
+        ]):  # fmt: skip
+            cache = at / f"devices/system/cpu/cpu{cpu}/cache/index{index}"
+            for name, value in (("level", level), ("type", kind), ("size", size), ("shared_cpu_list", shared)):
+                write(cache / name, str(value))
+    for domain, cpus, size, distance in (
+        (0, "0-1,4-5", 64, "10 21 40"),
+        (1, "2-3,6-7", 64, "21 10 41"),
+        (2, "", 96, "40 41 10"),
+    ):
+        folder = at / f"devices/system/node/node{domain}"
+        write(folder / "cpulist", cpus)
+        write(folder / "meminfo", f"Node {domain} MemTotal:       {size << 20} kB")
+        write(folder / "distance", distance)
+    for address, where, numa, cpus in (
+        ("0000:03:00.0", "pci0000:00/0000:00:01.0/0000:01:00.0/0000:02:00.0", 0, "0-1,4-5"),
+        ("0000:04:00.0", "pci0000:00/0000:00:01.0/0000:01:00.0/0000:02:01.0", 0, "0-1,4-5"),
+        ("0000:08:00.0", "pci0000:00/0000:00:03.0", 0, "0-1,4-5"),
+        ("0000:43:00.0", "pci0000:40/0000:40:01.0", 1, "2-3,6-7"),
+        ("0000:05:00.0", "pci0000:00/0000:00:01.0/0000:01:00.0/0000:02:02.0", 0, "0-1,4-5"),
+        ("0000:05:00.1", "pci0000:00/0000:00:01.0/0000:01:00.0/0000:02:02.0", 0, "0-1,4-5"),
+    ):
+        device = at / "devices" / where / address
+        nic = address.startswith("0000:05")
+        for name, value in (
+            ("vendor", "0x15b3" if nic else "0x10de"),
+            ("class", "0x020700" if nic else "0x030200"),
+            ("numa_node", str(numa)),
+            ("local_cpulist", cpus),
+        ):
+            write(device / name, value)
+        bus = at / "bus/pci/devices"
+        bus.mkdir(parents=True, exist_ok=True)
+        (bus / address).symlink_to(device)
+        if nic:
+            card = at / "class/infiniband" / f"mlx5_{address[-1]}"
+            card.mkdir(parents=True)
+            (card / "device").symlink_to(device)
+    return tmp_path
+
+
+def test_the_kernels_view_of_the_machine(root):
+    node = sysfs.node("host", root / "sys", allowed=frozenset({0, 1, 4, 5}))
+    assert [(n.index, cpusets.show(n.cpus), n.memory >> 30) for n in node.numa] == [
+        (0, "0-1,4-5", 64),
+        (1, "2-3,6-7", 64),
+        (2, "", 96),
+    ]
+    assert node.numa[1].distance == {0: 21, 1: 10, 2: 41}
+    assert [cpusets.show(core) for core in node.cores] == ["0,4", "1,5", "2,6", "3,7"]
+    assert [(c.level, c.size >> 10) for c in node.caches] == [(1, 48)] * 4 + [(3, 36 << 10)] * 2
+    assert node.domain({0, 5}) == 0
+    assert node.domain({0, 2}) is None
+    assert [str(node.cpu_link({0}, other)) for other in ({0}, {1, 4}, {2})] == ["self", "NODE", "SYS"]
+
+
+def test_this_machine_agrees_with_the_operating_system():
+    topology = discover(network=False)
+    node = topology.nodes[topology.here]
+    assert node.allowed == os.sched_getaffinity(0)
+    assert node.allowed <= node.cpus
+    assert frozenset().union(*node.cores) == node.cpus
+    assert frozenset().union(*(n.cpus for n in node.numa)) >= node.cpus
+    assert abs(node.memory - os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) < 1 << 26
+    assert pickle.loads(pickle.dumps(topology)) == topology
+
+
+def test_pci_devices_by_the_bridges_between_them(root):
+    def link(a: str, b: str) -> str:
+        return str(pci.link(root, f"0000:{a}", f"0000:{b}"))
+
+    assert link("03:00.0", "04:00.0") == "PIX"  # two ports of a switch
+    assert link("05:00.0", "05:00.1") == "PIX"  # two functions of a card
+    assert link("03:00.0", "08:00.0") == "PHB"
+    assert link("03:00.0", "43:00.0") == "SYS"
+    assert pci.link(root, "0000:03:00.0", "0000:99:00.0") is None
+    assert pci.gpus(root) == ("0000:03:00.0", "0000:04:00.0", "0000:08:00.0", "0000:43:00.0")
+    assert [(nic.label, nic.name, nic.numa) for nic in pci.nics(root)] == [("NIC0", "mlx5_0", 0), ("NIC1", "mlx5_1", 0)]
+
+
+MATRIX = "\tGPU0\tGPU1\tNIC0\tCPU Affinity\tNUMA Affinity\nGPU0\t X \tSYS\tPIX\t0\t0\nGPU1\tSYS\t X \tSYS\t2\t1\n"
+MATRIX += "NIC0\tPIX\tSYS\t X \t\t\n\nNIC Legend:\n\n  NIC0: mlx5_0\n"
+
+
+def smi(**changed: str | None):
+    """nvidia-smi of a machine with two GPUs, on the bus of `root`."""
+    table = "index, name, uuid, pci.bus_id, memory.total [MiB]\n"
+    table += "0, A100, GPU-0, 00000000:03:00.0, 81920 MiB\n1, A100, GPU-1, 00000000:43:00.0, 81920 MiB\n"
+    answers = {"-L": "GPU 0: A100 (UUID: GPU-0)\nGPU 1: A100 (UUID: GPU-1)\n", "topo": MATRIX, QUERY[1]: table}
+    answers |= {"nvlink": "", **changed}
+
+    def ask(words):
+        answer = answers.get(words[1]) if words[0] == "nvidia-smi" else None
+        return None if answer is None else Answer(answer)
+
+    return ask
+
+
+def test_cpus_come_from_sysfs_and_not_from_nvidia_smis_column(root):
+    """The column says 0 and 2 because this process may use no more; the kernel knows the GPUs' neighbours."""
+    node, seen = machine_here("host", root, smi(), lambda: None)
+    assert [(cpusets.show(d.cpus), d.cpus_from, d.numa) for d in node.devices] == [
+        ("0-1,4-5", "sysfs", 0),
+        ("2-3,6-7", "sysfs", 1),
+    ]
+    assert [d.printed.cpus for d in node.devices] == ["0", "2"]
+    assert [d.memory >> 30 for d in node.devices] == [80, 80]
+    assert (node.nics[0].name, node.nics[0].pci) == ("mlx5_0", "0000:05:00.0")
+    assert node.link("GPU0", "NIC0") == Link("PIX")
+    assert [nic.name for nic in node.near("GPU0")] == ["mlx5_0"]
+    assert seen == []
+
+
+def test_nvml_goes_first_and_sysfs_gives_the_rest(root):
+    gpus = [Gpu("A100", "GPU-0", "0000:03:00.0"), Gpu("A100", "GPU-1", "0000:43:00.0")]
+    node, seen = machine_here("host", root, smi(topo=None), lambda: Library(gpus, {(0, 1): 50}))
+    assert node.link("GPU0", "GPU1") == Link("SYS")
+    assert (node.link("GPU0", "NIC1"), node.link("GPU1", "NIC0")) == (Link("PIX"), Link("SYS"))
+    assert cpusets.show(node.devices[1].cpus) == "2-3,6-7"
+    assert [nic.name for nic in node.near("GPU1")] == ["mlx5_0", "mlx5_1"]
+    assert seen == []
+
+
+def test_a_driver_that_fails_is_a_fault_of_the_machine(root):
+    broken = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
+    node, (fault,) = machine_here("host", root, smi(**{"-L": broken}), lambda: None)
+    assert "has failed" in fault.text
+    assert node.devices == ()
+    assert len(node.cpus) == 8
+    node, (fault,) = machine_here("host", root, lambda words: None, lambda: None)
+    assert "4 NVIDIA GPUs are on the PCI bus" in fault.text
+
+
+def test_the_nodes_of_a_job_and_of_ranks(root):
+    env = {"SLURM_JOB_NODELIST": "n[1-3]", "SLURM_TASKS_PER_NODE": "2,1(x2)", "SLURMD_NODENAME": "n2"}
+    env |= {"SLURM_TOPOLOGY_ADDR": "top.leaf.n2", "SLURM_TOPOLOGY_ADDR_PATTERN": "switch.switch.node"}
+    silent = {"root": root, "ask": lambda words: None, "library": lambda: None}
+    topology = discover(env=env, **silent)
+    assert [(node.name, node.tasks, node.complete) for node in topology.nodes] == [
+        ("n1", 2, False),
+        ("n2", 1, True),
+        ("n3", 1, False),
+    ]
+    assert topology.here == 1
+    assert topology.network.nodes == {"n2"}
+    write(
+        root / "etc/slurm/topology.conf", "SwitchName=a Nodes=n[1-2]\nSwitchName=b Nodes=n3\nSwitchName=c Switches=a,b"
+    )
+    topology = discover(env=env, **silent)
+    assert [str(topology.between(1, at)) for at in range(3)] == ["NET1", "self", "NET3"]
+    ranks = discover(["x", "y", "y"], env={"SLURMD_NODENAME": "y"}, **silent)
+    assert ([node.name for node in ranks.nodes], ranks.ranks, ranks.here) == (["x", "y"], (0, 1, 1), 1)
+    assert [node.tasks for node in ranks.nodes] == [1, 2]
+    assert ranks.node("y.cluster.org").name == "y"
+    with pytest.raises(KeyError, match="no node"):
+        ranks.node("z")
+
+
+def test_scontrols_answer_goes_before_files(root):
+    env = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURMD_NODENAME": "n1"}
+    write(root / "etc/slurm/topology.conf", "SwitchName=a Nodes=n[1-2]")
+
+    def ask(text: str, ok: bool = True):
+        answer = Answer(text)
+        answer.ok = ok
+        return lambda words: answer if words[0] == "scontrol" else None
+
+    two = "SwitchName=l1 Level=0 LinkSpeed=1 Nodes=n1\nSwitchName=l2 Level=0 LinkSpeed=1 Nodes=n2\n"
+    two += "SwitchName=s Level=1 LinkSpeed=1 Nodes=n[1-2] Switches=l[1-2]\n"
+    common = {"root": root, "library": lambda: None, "env": env}
+    assert discover(ask=ask(two), **common).between(0, 1) == Link("NET", 3)
+    assert discover(ask=ask("slurm_load_topo error", ok=False), **common).between(0, 1) == Link("NET", 1)
+    assert discover(ask=ask(two), network=False, **common).network.kind == "unknown"
+
+
+def test_what_ranks_saw_is_joined():
+    def part(name: str, allowed: int, gpus: int):
+        node = Node(name, tuple(Device(at, "A100") for at in range(gpus)), allowed=frozenset({allowed}), complete=True)
+        topology = from_text(None, "SwitchName=l Nodes=a,b\n")
+        nodes = (Node("a"), Node("b"))
+        here = ["a", "b"].index(name)
+        return type(topology)((*nodes[:here], node, *nodes[here + 1 :]), topology.network, (Fault("f", "r"),), here)
+
+    whole = join([part("a", 0, 2), part("a", 1, 2), part("b", 0, 1)])
+    assert whole.ranks == (0, 0, 1)
+    assert [(sorted(node.allowed), node.tasks) for node in whole.nodes] == [([0, 1], 2), ([0], 1)]
+    assert whole.between(0, 1) == Link("NET", 1)
+    assert [str(fault) for fault in whole.faults][:2] == ["a: f: r", "b: f: r"]
+    assert "GPUs differ (a: 2 x A100; b: 1 x A100)" in str(whole.faults[2])
+
+
+def run(*words: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "aristos", "topo", *map(str, words)]
+    return subprocess.run(command, input=stdin, capture_output=True, timeout=60)
+
+
+def test_the_command_prints_json_alone():
+    text = "\tGPU0\tGPU1\tNIC0\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\n"
+    text += "GPU0\t X \tNV12\tPIX\t0-31\t0-1\t\tN/A\nGPU1\tNV12\t X \tSYS\t\t\t\t2\nNIC0\tPIX\tSYS\t X \t\t\t\t\n"
+    text += "\nLegend:\n\nNIC Legend:\n\n  NIC0: mlx5_bond_0\n"
+    done = run("--nvidia-smi", "-", "--json", stdin=text.encode())
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert json.loads(done.stdout) == {
+        "gpus": [
+            {"name": "GPU0", "numa": "0-1", "cpus": "0-31", "gpu_numa": None},
+            {"name": "GPU1", "numa": None, "cpus": None, "gpu_numa": "2"},
+        ],
+        "nics": [{"name": "NIC0", "device": "mlx5_bond_0"}],
+        "links": {
+            "GPU0": {"GPU1": "NV12", "NIC0": "PIX"},
+            "GPU1": {"GPU0": "NV12", "NIC0": "SYS"},
+            "NIC0": {"GPU0": "PIX", "GPU1": "SYS"},
+        },
+        "faults": [],
+    }
+
+
+def test_the_commands_exit_codes(tmp_path, capsys):
+    bad, good = tmp_path / "bad", tmp_path / "good"
+    bad.write_text("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n")
+    good.write_text(square("X NV4\nNV4 X"))
+    assert topo.main(["--nvidia-smi", str(bad), "--json"]) == 3
+    said = capsys.readouterr()
+    assert (said.out, "has failed" in said.err) == ("", True)
+    assert topo.main(["--nvidia-smi", str(tmp_path / "none")]) == 3
+    assert topo.main(["--slurm-topology", str(good)]) == 3
+    assert topo.main(["--nvidia-smi", str(good), "--plot", str(tmp_path / "x.gif")]) == 3
+    capsys.readouterr()
+    assert topo.main(["--nvidia-smi", str(good)]) == 0
+    assert "GPU1  NV4   X" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as usage:
+        topo.main(["--no-such-option"])
+    assert usage.value.code == 2
+
+
+def test_the_command_on_this_machine(capsys):
+    assert topo.main(["--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert {"gpus", "nics", "links", "faults", "node"} <= set(said)
+    assert cpusets.parse(said["node"]["allowed"]) == os.sched_getaffinity(0)
+
+
+def test_pictures(tmp_path, root):
+    pytest.importorskip("matplotlib")
+    from aristos.topology.drawing import draw
+
+    draw(from_text(square(cube(True)), "SwitchName=a Nodes=n[1-2]\n"), tmp_path / "all.svg")
+    text = (tmp_path / "all.svg").read_text()
+    assert all(f"<!-- {word} -->" in text for word in ("GPU0", "NV2", "SYS", "n[1-2]", "network: tree, 2 nodes"))
+    assert "<!-- fault: GPU0 has" in text
+    for name, node in (("cpu.png", sysfs.node("host", root / "sys")), ("nothing.pdf", Node(""))):
+        draw(type(from_text(square("X"), None))((node,)), tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 1000
