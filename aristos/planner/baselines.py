@@ -1,0 +1,155 @@
+"""What a planner must never lose to: one group, one group a node, and the greedy merge of 2024.
+
+Each gives groups, perhaps infeasible ones: their cost is infinite then.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .cost import Cost, evaluate
+from .problem import Problem
+
+NAMES = ("one group", "one group a node", "2024 greedy")
+GREEDY_MOST = 256  # devices up to which the greedy, cubic in them, is run by `all_baselines`
+
+
+def one_group(problem: Problem) -> list[list[int]]:
+    """All devices together."""
+    return [list(range(problem.n))]
+
+
+def link_key(problem: Problem) -> np.ndarray:
+    """[n, n] what a link costs for the whole payload: alpha + beta * payload."""
+    return problem.alpha_us + problem.beta_us_per_mib * problem.payload_mib
+
+
+def node_of(problem: Problem) -> np.ndarray:
+    """[n] each device's node.
+
+    Names say it where all have the form of a node's name, letters or punctuation and a last number ("n0d3", "a:1");
+    otherwise devices are a node that reach each other through links faster than the largest relative gap between
+    links.
+    """
+    named = _nodes_by_name(problem.names)
+    if named is not None:
+        return named
+    key = link_key(problem)
+    above = np.triu_indices(problem.n, 1)
+    values = np.unique(key[above])
+    values = values[values > 0]
+    if len(values) < 2 or (steps := values[1:] / values[:-1]).max() < 2:
+        return np.zeros(problem.n, np.int64)
+    limit = values[int(np.argmax(steps))]
+    return components(key <= limit)
+
+
+def _nodes_by_name(names: tuple[str, ...]) -> np.ndarray | None:
+    stems = []
+    for name in names:
+        stem = name.rstrip("0123456789")
+        if stem == name or not any(c.isdigit() for c in stem):
+            return None
+        stems.append(stem)
+    return np.unique(stems, return_inverse=True)[1].astype(np.int64) if stems else None
+
+
+def components(linked: np.ndarray) -> np.ndarray:
+    """[n] the number of each device's connected component, in order of their lowest devices. linked: [n, n] bool"""
+    n = len(linked)
+    found = np.full(n, -1, np.int64)
+    number = 0
+    for start in range(n):
+        if found[start] >= 0:
+            continue
+        front = np.zeros(n, bool)
+        front[start] = True
+        while front.any():
+            found[front] = number
+            front = linked[front].any(0) & (found < 0)
+        number += 1
+    return found
+
+
+def groups_of(labels: np.ndarray) -> list[list[int]]:
+    """Groups from labels, each ascending, in order of their lowest devices."""
+    first = {int(label): i for i, label in reversed(list(enumerate(labels)))}
+    members: dict[int, list[int]] = {label: [] for label in sorted(first, key=first.__getitem__)}
+    for i, label in enumerate(labels):
+        members[int(label)].append(i)
+    return list(members.values())
+
+
+def per_node(problem: Problem) -> list[list[int]]:
+    """One group a node."""
+    return groups_of(node_of(problem))
+
+
+def greedy(problem: Problem, objective: str | None = None) -> list[list[int]]:
+    """The merge of 2024: links ascending by alpha + beta * payload; the groups of both ends become one if neither can
+    hold all experts, or if a stage of the merged group takes no longer than the longer of the two. Groups that cannot
+    hold the experts then join the group where F rises least.
+    """
+    objective = objective or problem.objective
+    n, kappa = problem.n, problem.kappa
+    row, column = np.triu_indices(n, 1)
+    order = np.argsort(link_key(problem)[row, column], kind="stable")
+    members: dict[int, list[int]] = {i: [i] for i in range(n)}
+    where = list(range(n))
+    stage: dict[int, float] = {i: _stage(problem, [i], objective) for i in range(n)}
+    for at in order:
+        a, b = where[row[at]], where[column[at]]
+        if a == b:
+            continue
+        merged = sorted(members[a] + members[b])
+        both = _stage(problem, merged, objective)
+        hopeless = np.isinf(stage[a]) and np.isinf(stage[b])
+        if hopeless or kappa * both <= max(kappa * stage[a], kappa * stage[b]):
+            a, b = min(a, b), max(a, b)
+            members[a], stage[a] = merged, both
+            for i in members.pop(b):
+                where[i] = a
+            del stage[b]
+    return _join_leftovers(problem, list(members.values()), objective)
+
+
+def _stage(problem: Problem, members: list[int], objective: str) -> float:
+    """pi + max C of a group; infinite where it cannot hold all experts."""
+    if problem.memory[members].sum() < problem.experts:
+        return float("inf")
+    inside = np.ix_(members, members)
+    comm = problem.alpha_us[inside].sum(1) + problem.beta_us_per_mib[inside].sum(1) * (
+        problem.payload_mib / len(members)
+    )
+    size = len(members) if objective == "work_conserving" else 1
+    return size * problem.layer_cost / problem.rate[members].sum() + problem.crossings * comm.max()
+
+
+def _join_leftovers(problem: Problem, groups: list[list[int]], objective: str) -> list[list[int]]:
+    """Groups without room for all experts, each joined to the group where F rises least."""
+    while len(groups) > 1:
+        short = [g for g in groups if problem.memory[g].sum() < problem.experts]
+        if not short:
+            break
+        leaving = short[0]
+        rest = [g for g in groups if g is not leaving]
+        tries = [[*rest[:t], sorted(rest[t] + leaving), *rest[t + 1 :]] for t in range(len(rest))]
+        costs = [_padded(problem, each, objective) for each in tries]
+        groups = tries[costs.index(min(costs))]
+    return sorted(groups)
+
+
+def _padded(problem: Problem, groups: list[list[int]], objective: str) -> float:
+    """F where groups without room count as if they had it: leftovers are compared before all have joined."""
+    cost = evaluate(problem, groups, objective)
+    return cost.kappa * float((cost.pi_us + cost.comm_us).max()) + cost.allreduce_us
+
+
+def all_baselines(
+    problem: Problem, objective: str | None = None, allreduce: str = "any"
+) -> dict[str, tuple[list[list[int]], Cost]]:
+    """Groups and cost of each baseline by its name; the greedy only up to GREEDY_MOST devices."""
+    made = {NAMES[0]: one_group(problem), NAMES[1]: per_node(problem)}
+    if problem.n <= GREEDY_MOST:
+        made[NAMES[2]] = greedy(problem, objective)
+    return {name: (groups, evaluate(problem, groups, objective, allreduce)) for name, groups in made.items()}

@@ -1,0 +1,131 @@
+"""What a partition costs: Equation 1, term by term.
+
+    F(G*) = kappa * max over g of (pi(g) + max over i in g of C_i(g)) + T_rho(|G*|)
+
+pi(g) = |g| * layer_cost / sum of rates (`work_conserving`: every device brings its tokens) or layer_cost / sum of rates
+(`literal`, as the poster has it). C_i(g) = crossings * sum over j of (alpha_ij + beta_ij * payload / |g|). T_rho(k) =
+2 (k-1) (alpha* + beta* gradient / k), with alpha*, beta* of the slowest link of all (`any`) or of those that cross
+groups (`crossing`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from .problem import OBJECTIVES, Problem
+
+ALLREDUCES = ("any", "crossing")
+Groups = Sequence[Sequence[int]]
+BLOCK = 1 << 22  # entries of a matrix looked at at once
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Terms of one partition. objective_us: infinite where a group cannot hold all experts.
+
+    pi_us, comm_us: [groups]. worst: [groups] the device with the group's largest C_i. link: the pair whose alpha and
+    beta the all-reduce takes, None for one group. missing: [groups] experts that have no room.
+    """
+
+    objective_us: float
+    kappa: float
+    allreduce_us: float
+    pi_us: NDArray[np.float64]
+    comm_us: NDArray[np.float64]
+    worst: NDArray[np.int64]
+    link: tuple[int, int] | None
+    missing: NDArray[np.int64]
+
+    @property
+    def slowest(self) -> int:
+        """The group whose stage takes longest, the first of equal ones."""
+        return int(np.argmax(self.pi_us + self.comm_us))
+
+
+def pi_us(problem: Problem, size: float, rate: float, objective: str) -> float:
+    """Compute time of a stage in a group of so many devices with this sum of rates."""
+    return (size if objective == "work_conserving" else 1) * problem.layer_cost / rate
+
+
+def allreduce_us(problem: Problem, k: float, alpha: float, beta: float) -> float:
+    """T_rho among k groups over a link of that alpha and beta."""
+    return 0.0 if k <= 1 else 2 * (k - 1) * (alpha + beta * problem.gradient_mib / k)
+
+
+def slowest_link(problem: Problem, group_of: NDArray[np.int64] | None = None) -> tuple[int, int] | None:
+    """The pair (i, j), i < j, with the largest alpha + beta * gradient / 2, the lowest one of equal ones.
+
+    group_of: [n] only pairs of different groups count. None where there is no pair.
+    """
+    found, most = None, -1.0
+    rows = max(1, BLOCK // problem.n)
+    for first in range(0, problem.n, rows):
+        part = slice(first, min(first + rows, problem.n))
+        key = problem.alpha_us[part] + problem.beta_us_per_mib[part] * (problem.gradient_mib / 2)
+        here = np.arange(part.start, part.stop)
+        key[here[:, None] >= np.arange(problem.n)] = -1.0
+        if group_of is not None:
+            key[group_of[part, None] == group_of[None, :]] = -1.0
+        at = int(np.argmax(key))
+        if key.flat[at] > most:
+            most = float(key.flat[at])
+            found = (first + at // problem.n, at % problem.n)
+    return found
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """The value, or an InputError that says what it may be."""
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    return value
+
+
+def labels(n: int, groups: Groups) -> NDArray[np.int64]:
+    """[n] number of each device's group. Raises InputError unless the groups are a partition of range(n)."""
+    group_of = np.full(n, -1, np.int64)
+    for number, members in enumerate(groups):
+        if not len(members):
+            raise InputError(f"groups[{number}] is empty")
+        for i in members:
+            if not 0 <= i < n:
+                raise InputError(f"groups[{number}] holds {i}, which is no device in 0..{n - 1}")
+            if group_of[i] >= 0:
+                raise InputError(f"device {i} is in groups[{group_of[i]}] and in groups[{number}]")
+            group_of[i] = number
+    if (group_of < 0).any():
+        raise InputError(f"device {int(np.argmin(group_of))} is in no group")
+    return group_of
+
+
+def evaluate(problem: Problem, groups: Groups, objective: str | None = None, allreduce: str = "any") -> Cost:
+    """All terms of a partition. Raises InputError where groups are no partition of the devices."""
+    objective = check_choice("objective", objective or problem.objective, OBJECTIVES)
+    check_choice("allreduce", allreduce, ALLREDUCES)
+    group_of = labels(problem.n, groups)
+    k = len(groups)
+    pi, comm = np.zeros(k), np.zeros(k)
+    worst, missing = np.zeros(k, np.int64), np.zeros(k, np.int64)
+    for g, each in enumerate(groups):
+        members = np.sort(np.asarray(each, np.int64))
+        size = len(members)
+        pi[g] = pi_us(problem, size, float(problem.rate[members].sum()), objective)
+        missing[g] = max(0, problem.experts - int(problem.memory[members].sum()))
+        inside = np.ix_(members, members)
+        times = problem.crossings * (
+            problem.alpha_us[inside].sum(1) + problem.beta_us_per_mib[inside].sum(1) * (problem.payload_mib / size)
+        )
+        worst[g] = members[int(np.argmax(times))]
+        comm[g] = times.max() if size > 1 else 0.0
+    link = None if k == 1 else slowest_link(problem, group_of if allreduce == "crossing" else None)
+    reduce_us = 0.0
+    if link is not None:
+        reduce_us = allreduce_us(problem, k, problem.alpha_us[link], problem.beta_us_per_mib[link])
+    objective_us = problem.kappa * float((pi + comm).max()) + reduce_us
+    if missing.any():
+        objective_us = float("inf")
+    return Cost(objective_us, problem.kappa, reduce_us, pi, comm, worst, link, missing)

@@ -1,0 +1,106 @@
+"""The best partition of a small problem, proved by looking at all of them: F* = min over k of kappa B_k + T(k).
+
+B_k is the least longest stage of a partition into exactly k groups. With `crossing`, the all-reduce's link depends on
+the partition: the slowest crossing pair is one of the n - 1 pairs that join two components when pairs are taken from
+slow to fast; all slower pairs are inside groups then. So each of them is a problem of its own with merged devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from . import subsets
+from .cost import allreduce_us, evaluate, slowest_link
+from .problem import Problem
+
+MOST = 16  # devices; each more takes three times as long and twice the memory
+SLACK = 1e-9  # relative, of what a bound may cut off: sums of floats differ in their last bits
+
+
+def solve(problem: Problem, objective: str, allreduce: str, incumbent: list[list[int]]) -> list[list[int]]:
+    """Groups of a partition that no other beats. incumbent: any partition; what cannot beat it is left out."""
+    stage = subsets.stages(
+        problem.alpha_us,
+        problem.beta_us_per_mib,
+        problem.rate,
+        problem.memory,
+        problem.experts,
+        problem.layer_cost,
+        objective == "work_conserving",
+        problem.crossings,
+        problem.payload_mib,
+    )
+    best, best_us = incumbent, evaluate(problem, incumbent, objective, allreduce).objective_us
+    for pair, components in variants(problem, allreduce):
+        groups, value = _best(problem, stage, pair, components, best_us, allreduce == "crossing")
+        if groups is not None and value < best_us:
+            best, best_us = groups, value
+    return best
+
+
+def variants(problem: Problem, allreduce: str) -> Iterator[tuple[tuple[int, int] | None, list[int]]]:
+    """(slowest pair, sets of devices that stay together as bit masks): problems of which one holds the best partition.
+
+    A pair None stands for one group alone.
+    """
+    n = problem.n
+    single = [1 << i for i in range(n)]
+    if allreduce == "any" or n == 1:
+        yield slowest_link(problem), single
+        return
+    yield None, [(1 << n) - 1]
+    component = list(range(n))
+    for i, j in pairs_from_slow(problem):
+        a, b = component[i], component[j]
+        if a == b:
+            continue
+        masks: dict[int, int] = {}
+        for device, c in enumerate(component):
+            masks[c] = masks.get(c, 0) | 1 << device
+        yield (i, j), list(masks.values())
+        component = [a if c == b else c for c in component]
+
+
+def pairs_from_slow(problem: Problem) -> Iterator[tuple[int, int]]:
+    """All pairs i < j by alpha + beta * gradient / 2 descending, equal ones by (i, j)."""
+    row, column = np.triu_indices(problem.n, 1)
+    key = problem.alpha_us[row, column] + problem.beta_us_per_mib[row, column] * (problem.gradient_mib / 2)
+    for at in np.argsort(-key, kind="stable"):
+        yield int(row[at]), int(column[at])
+
+
+def _best(
+    problem: Problem,
+    stage: np.ndarray,
+    pair: tuple[int, int] | None,
+    components: list[int],
+    incumbent_us: float,
+    apart: bool,
+) -> tuple[list[list[int]] | None, float]:
+    """The best partition that keeps components together (and the pair's ends apart), and its F."""
+    items = len(components)
+    devices = np.zeros(1 << items, np.int64)
+    for bit, mask in enumerate(components):
+        devices[1 << bit : 2 << bit] = devices[: 1 << bit] | mask
+    mine = stage[devices]
+    if apart and pair is not None:
+        both = 1 << pair[0] | 1 << pair[1]
+        mine[(devices & both) == both] = np.inf
+    most = min(items, int(problem.memory.sum()) // problem.experts)
+    reduce_us = np.zeros(most + 1)
+    if pair is not None:
+        link = problem.alpha_us[pair], problem.beta_us_per_mib[pair]
+        reduce_us = np.array([allreduce_us(problem, k, *link) for k in range(most + 1)])
+    cap = incumbent_us * (1 + SLACK) / problem.kappa if problem.kappa > 0 else np.inf
+    best = subsets.bottlenecks(mine, items, most, cap)
+    total = (
+        problem.kappa * best[-1] + reduce_us if problem.kappa > 0 else np.where(best[-1] < np.inf, reduce_us, np.inf)
+    )
+    total[0] = np.inf
+    k = int(np.argmin(total))
+    if not np.isfinite(total[k]):
+        return None, np.inf
+    groups = [int(devices[g]) for g in subsets.trace(mine, best, items, k)]
+    return sorted([i for i in range(problem.n) if g >> i & 1] for g in groups), float(total[k])

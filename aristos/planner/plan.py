@@ -1,0 +1,106 @@
+"""A plan: the groups, what they cost term by term, how far from the best they can be at most, and what holds them up.
+
+It refuses to search.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from .cost import Cost
+from .placing import place
+from .problem import Problem
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `solve` gives. groups: device indices, ascending, groups by their lowest device. cost: every term of them.
+
+    lower_bound_us: no partition costs less. method: how the groups and the bound were found.
+    """
+
+    problem: Problem
+    objective: str
+    allreduce: str
+    groups: list[list[int]]
+    cost: Cost
+    lower_bound_us: float
+    method: str
+
+    @property
+    def objective_us(self) -> float:
+        """F of Equation 1."""
+        return self.cost.objective_us
+
+    @property
+    def gap(self) -> float:
+        """(objective - bound) / objective: the best partition is at most this share better."""
+        if self.objective_us <= 0:
+            return 0.0
+        return max(0.0, (self.objective_us - self.lower_bound_us) / self.objective_us)
+
+    @cached_property
+    def placement(self) -> list[dict[int, list[int]]]:
+        """[groups] {expert: devices that hold it}."""
+        return [place(self.problem, group) for group in self.groups]
+
+    @property
+    def bottleneck(self) -> dict[str, Any]:
+        """{group, device, term}: the largest of the step's terms, and the device that it hangs on.
+
+        term: `pi` (the group's slowest device is named), `comm` (the one with the largest C) or `allreduce` (an end of
+        the slowest link).
+        """
+        cost = self.cost
+        g = cost.slowest
+        stage = {"pi": cost.kappa * float(cost.pi_us[g]), "comm": cost.kappa * float(cost.comm_us[g])}
+        term = max(stage, key=stage.__getitem__)
+        if cost.allreduce_us > stage[term] and cost.link is not None:
+            device = cost.link[0]
+            g = next(g for g, members in enumerate(self.groups) if device in members)
+            return {"group": g, "device": device, "term": "allreduce"}
+        if term == "pi":
+            members = np.array(self.groups[g])
+            return {"group": g, "device": int(members[np.argmin(self.problem.rate[members])]), "term": term}
+        return {"group": g, "device": int(cost.worst[g]), "term": term}
+
+    def to_json(self) -> dict[str, Any]:
+        """What `aristos plan --json` prints; times in us."""
+        cost = self.cost
+        return {
+            "feasible": True,
+            "objective_us": self.objective_us,
+            "lower_bound_us": self.lower_bound_us,
+            "gap": self.gap,
+            "groups": self.groups,
+            "placement": [{str(e): devices for e, devices in each.items()} for each in self.placement],
+            "terms": {
+                "kappa": cost.kappa,
+                "allreduce_us": cost.allreduce_us,
+                "pi_us": cost.pi_us.tolist(),
+                "comm_us": cost.comm_us.tolist(),
+            },
+            "bottleneck": self.bottleneck,
+            "method": self.method,
+        }
+
+
+def infeasible_json(missing: int) -> dict[str, Any]:
+    """What `aristos plan --json` prints where no partition has room."""
+    keys = ("objective_us", "lower_bound_us", "gap", "groups", "placement", "terms", "bottleneck", "method")
+    return {"feasible": False, "missing_memory": missing, **dict.fromkeys(keys)}
+
+
+def ordered(groups: list[list[int]]) -> list[list[int]]:
+    """The same groups, each ascending, in order of their lowest devices."""
+    return sorted(sorted(int(i) for i in members) for members in groups)
+
+
+def finite(value: float) -> float | None:
+    """For JSON, which has no infinity."""
+    return value if math.isfinite(value) else None

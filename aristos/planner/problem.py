@@ -1,0 +1,212 @@
+"""The sharding problem: devices, links and one MoE layer's costs; how a file says it, and what a wrong file is told.
+
+Every refusal names the field. It refuses to know any solver.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+
+OBJECTIVES = ("work_conserving", "literal")
+Matrix = NDArray[np.float64]
+
+
+class ProblemError(InputError):
+    """A problem's field has the wrong value or shape; `field` is its name."""
+
+    def __init__(self, field: str, text: str) -> None:
+        super().__init__(f"{field} {text}")
+        self.field = field
+
+
+class Infeasible(InputError):
+    """No partition gives every group room for all experts: all devices together lack `missing` of them."""
+
+    def __init__(self, missing: int, memory: int, experts: int) -> None:
+        super().__init__(
+            f"all devices together hold {memory} experts of {experts}: memory for {missing} more is missing"
+        )
+        self.missing, self.memory, self.experts = missing, memory, experts
+
+
+@dataclass(frozen=True)
+class Device:
+    """rate: cost units per us. memory: experts of one layer that fit (all layers' copies included)."""
+
+    rate: float
+    memory: int
+    name: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One cluster and one layer, all that Equations 1 and 2 need.
+
+    rate: [n] cost units per us. memory: [n] experts. alpha_us, beta_us_per_mib: [n, n] symmetric, zero diagonals.
+    layer_cost: of one stage and one device's tokens, in cost units. payload_mib: a device sends in one crossing.
+    crossings: of a stage. stages: MoE stages of a step over all devices, kappa = stages / n. gradient_mib: what groups
+    reduce among them. loads: [experts] tokens an expert gets, or None: all the same. tree: a compressed cluster's
+    form (`tree.Tree`), whose matrices are never made; alpha_us and beta_us_per_mib are None then.
+    """
+
+    experts: int
+    layer_cost: float
+    payload_mib: float
+    crossings: float
+    stages: float
+    gradient_mib: float
+    rate: NDArray[np.float64]
+    memory: NDArray[np.int64]
+    alpha_us: Matrix
+    beta_us_per_mib: Matrix
+    objective: str = "work_conserving"
+    names: tuple[str, ...] = ()
+    loads: NDArray[np.float64] | None = field(default=None)
+
+    @property
+    def n(self) -> int:
+        """Devices."""
+        return len(self.rate)
+
+    @property
+    def kappa(self) -> float:
+        """MoE stages each device runs in a step."""
+        return self.stages / self.n
+
+    def device(self, i: int) -> str:
+        """How messages name a device: its index, and its name where it has one."""
+        return f"device {i} ({self.names[i]})" if self.names and self.names[i] else f"device {i}"
+
+    def check_feasible(self) -> None:
+        """Raise Infeasible where not even one group of all devices holds every expert."""
+        total = int(self.memory.sum())
+        if total < self.experts:
+            raise Infeasible(self.experts - total, total, self.experts)
+
+
+def number(where: str, value: Any, *, positive: bool = False) -> float:
+    """A finite number that is not negative, or a ProblemError."""
+    want = "a positive number" if positive else "a number of at least 0"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ProblemError(where, f"must be {want}, got {value!r}")
+    try:
+        value = float(value)
+    except OverflowError:
+        raise ProblemError(where, f"must be {want}, got an integer of {value.bit_length()} bits") from None
+    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+        raise ProblemError(where, f"must be {want}, got {value!r}")
+    return value
+
+
+def count(where: str, value: Any, least: int = 0) -> int:
+    """An integer of at least `least` that fits 48 bits, or a ProblemError."""
+    whole = isinstance(value, float) and value.is_integer()
+    if isinstance(value, bool) or not (isinstance(value, int) or whole) or not least <= value < 1 << 48:
+        raise ProblemError(where, f"must be an integer of at least {least}, got {value!r}")
+    return int(value)
+
+
+def _matrix(name: str, value: Any, n: int) -> Matrix:
+    """[n, n], symmetric, finite, not negative, zero diagonal; or a ProblemError that names the first wrong entry."""
+    if not isinstance(value, list):
+        raise ProblemError(name, f"must be {n} lists of {n} numbers, got {type(value).__name__}")
+    if len(value) != n:
+        raise ProblemError(name, f"must have {n} rows, one for each device, got {len(value)}")
+    for i, row in enumerate(value):
+        if not isinstance(row, list) or len(row) != n:
+            got = f"{len(row)}" if isinstance(row, list) else type(row).__name__
+            raise ProblemError(f"{name}[{i}]", f"must be a list of {n} numbers, got {got}")
+        if not all(type(x) is float or type(x) is int for x in row):
+            j = next(j for j, x in enumerate(row) if type(x) is not float and type(x) is not int)
+            raise ProblemError(f"{name}[{i}][{j}]", f"must be a number, got {row[j]!r}")
+    try:
+        matrix = np.array(value, np.float64).reshape(n, n)
+    except OverflowError:
+        raise ProblemError(name, "holds an integer that is too large") from None
+    for wrong, want in (
+        (~np.isfinite(matrix), "must be finite"),
+        (matrix < 0, "must not be negative"),
+        (np.eye(n, dtype=bool) & (matrix != 0), "must be 0: a device's link to itself"),
+        (matrix != matrix.T, "must be symmetric"),
+    ):
+        if wrong.any():
+            i, j = (int(x) for x in np.argwhere(wrong)[0])
+            other = f", and [{j}][{i}] is {matrix[j, i]}" if want.endswith("symmetric") else ""
+            raise ProblemError(f"{name}[{i}][{j}]", f"{want}, got {matrix[i, j]}{other}")
+    return matrix
+
+
+def _devices(value: Any) -> list[Device]:
+    if not isinstance(value, list) or not value:
+        raise ProblemError("devices", f"must be a list of at least one device, got {value!r}"[:200])
+    devices = []
+    for i, each in enumerate(value):
+        where = f"devices[{i}]"
+        if not isinstance(each, dict):
+            raise ProblemError(where, f"must be an object with rate and memory, got {each!r}")
+        for key in ("rate", "memory"):
+            if key not in each:
+                raise ProblemError(f"{where}.{key}", "is missing")
+        name = each.get("name", "")
+        if not isinstance(name, str):
+            raise ProblemError(f"{where}.name", f"must be a string, got {name!r}")
+        rate = number(f"{where}.rate", each["rate"], positive=True)
+        devices.append(Device(rate, count(f"{where}.memory", each["memory"]), name))
+    return devices
+
+
+def scalars(data: dict[str, Any]) -> dict[str, Any]:
+    """What both forms of a file share, checked: keyword arguments of a Problem."""
+    for key in ("experts", "layer_cost", "payload_mib", "crossings", "stages", "gradient_mib"):
+        if key not in data:
+            raise ProblemError(key, "is missing")
+    objective = data.get("model", OBJECTIVES[0])
+    if objective not in OBJECTIVES:
+        raise ProblemError("model", f"must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
+    checked: dict[str, Any] = {"experts": count("experts", data["experts"], 1), "objective": objective}
+    for key in ("layer_cost", "payload_mib", "crossings", "stages", "gradient_mib"):
+        checked[key] = number(key, data[key])
+    loads = data.get("loads")
+    if loads is not None:
+        if not isinstance(loads, list) or len(loads) != checked["experts"]:
+            got = f"{len(loads)}" if isinstance(loads, list) else repr(loads)
+            raise ProblemError("loads", f"must be {checked['experts']} numbers, one for each expert, got {got}")
+        checked["loads"] = np.array([number(f"loads[{i}]", x) for i, x in enumerate(loads)])
+    return checked
+
+
+def parse(data: Any) -> Problem:
+    """A problem from what JSON held. Raises ProblemError, which names the field that is wrong."""
+    if not isinstance(data, dict):
+        raise ProblemError("problem", f"must be a JSON object, got {type(data).__name__}")
+    checked = scalars(data)
+    for key in ("devices", "alpha_us", "beta_us_per_mib"):
+        if key not in data:
+            raise ProblemError(key, "is missing")
+    devices = _devices(data["devices"])
+    return Problem(
+        **checked,
+        rate=np.array([d.rate for d in devices]),
+        memory=np.array([d.memory for d in devices], np.int64),
+        alpha_us=_matrix("alpha_us", data["alpha_us"], len(devices)),
+        beta_us_per_mib=_matrix("beta_us_per_mib", data["beta_us_per_mib"], len(devices)),
+        names=tuple(d.name for d in devices),
+    )
+
+
+def load(path: str | Path) -> Problem:
+    """A problem from a file. Raises ProblemError for what is not one, OSError for what cannot be read."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as why:
+        raise ProblemError("problem", f"is no JSON: {why}") from why
+    return parse(data)

@@ -1,0 +1,100 @@
+"""A plan for people: a table of groups, the terms, and in words what holds the step up and what would move it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from .cost import evaluate
+from .plan import Plan
+
+MOST_GROUPS = 24  # lines of the table; of more groups the longest stages are shown
+
+
+def seconds_text(us: float) -> str:
+    """12.3 us, 4.56 ms, 7.89 s."""
+    for unit, scale in (("s", 1e6), ("ms", 1e3)):
+        if abs(us) >= scale:
+            return f"{us / scale:.4g} {unit}"
+    return f"{us:.4g} us"
+
+
+def ranges(members: list[int]) -> str:
+    """0-3,7,9-10"""
+    parts: list[list[int]] = []
+    for i in members:
+        if parts and i == parts[-1][1] + 1:
+            parts[-1][1] = i
+        else:
+            parts.append([i, i])
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts)
+
+
+def report(plan: Plan, seconds: float) -> str:
+    """Everything about a plan in lines."""
+    cost, k = plan.cost, len(plan.groups)
+    reduce_us = f"all-reduce {seconds_text(cost.allreduce_us)}" if k > 1 else "no all-reduce"
+    lines = [
+        f"{k} group{'s' * (k > 1)} of {plan.problem.n} devices, {plan.objective}, found in {seconds:.1f} s"
+        f" ({plan.method})",
+        f"a step {seconds_text(plan.objective_us)}, no plan under {seconds_text(plan.lower_bound_us)}"
+        f" (gap {100 * plan.gap:.2f} %): kappa {cost.kappa:.6g} stages, {reduce_us}",
+        "",
+        f"{'group':>5}  {'devices':>7}  {'compute':>10}  {'network':>10}  members",
+    ]
+    shown = list(range(k))
+    if k > MOST_GROUPS:
+        shown = sorted(int(g) for g in np.argsort(-(cost.pi_us + cost.comm_us), kind="stable")[:MOST_GROUPS])
+    for g in shown:
+        times = f"{seconds_text(cost.pi_us[g]):>10}  {seconds_text(cost.comm_us[g]):>10}"
+        lines.append(f"{g:>5}  {len(plan.groups[g]):>7}  {times}  {ranges(plan.groups[g])}")
+    if k > MOST_GROUPS:
+        lines.append(f"       ... and {k - MOST_GROUPS} groups with shorter stages")
+    return "\n".join([*lines, "", explain(plan)])
+
+
+def explain(plan: Plan) -> str:
+    """Which device and which term is the bottleneck, and what would move it."""
+    found = plan.bottleneck
+    term, device, group = found["term"], found["device"], found["group"]
+    name, cost, problem = plan.problem.device(device), plan.cost, plan.problem
+    if term == "allreduce":
+        i, j = cost.link or (device, device)
+        what = (
+            f"the all-reduce among {len(plan.groups)} groups, {seconds_text(cost.allreduce_us)} of the step, over the"
+            f" slowest link, {problem.device(i)} to {problem.device(j)}"
+        )
+        half = cost.objective_us - cost.allreduce_us / 2
+        return f"bottleneck: {what}. That link twice as fast: a step of {seconds_text(half)} with the same groups."
+    stage = cost.pi_us[group] + cost.comm_us[group]
+    if term == "pi":
+        text = f"compute of group {group}, {seconds_text(cost.pi_us[group])} of its stage's {seconds_text(stage)}"
+        text += f"; its slowest device is {name} at rate {problem.rate[device]:g}"
+    else:
+        text = f"the links of {name} in group {group}: {seconds_text(cost.comm_us[group])} of the stage's"
+        text += f" {seconds_text(stage)}"
+    return f"bottleneck: {text}. {_what_if(plan, device, term)}"
+
+
+def _what_if(plan: Plan, device: int, term: str) -> str:
+    """The step's time with the same groups if the named device were twice as good in what holds it up."""
+    problem = plan.problem
+    if term == "pi":
+        rate = problem.rate.copy()
+        rate[device] *= 2
+        better, what = replace(problem, rate=rate), "Twice the rate"
+    else:
+        alpha, beta = problem.alpha_us.copy(), problem.beta_us_per_mib.copy()
+        for matrix in (alpha, beta):
+            matrix[device] /= 2
+            matrix[:, device] /= 2
+        better, what = replace(problem, alpha_us=alpha, beta_us_per_mib=beta), "Its links twice as fast"
+    after = evaluate(better, plan.groups, plan.objective, plan.allreduce)
+    text = f"{what}: a step of {seconds_text(after.objective_us)} with the same groups"
+    if after.slowest != plan.cost.slowest:
+        return f"{text}; group {after.slowest} would then hold it up."
+    next_device = int(after.worst[after.slowest])
+    if term == "comm" and next_device != device:
+        return f"{text}; {problem.device(next_device)} would then be the slowest in it."
+    return f"{text}."

@@ -1,0 +1,123 @@
+"""What the planner's tests share: problems drawn at random, and the definition of F written down once more.
+
+`price` and `best` know nothing of the package: lists, loops and the formulas alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+Data = dict
+
+
+def draw(seed: int, n: int, *, model: str = "work_conserving", integers: bool = False) -> Data:
+    """A problem as a file would hold it: nodes of random sizes, links by class, some of them disturbed."""
+    rng = random.Random(seed)
+    node, at = [], 0
+    while len(node) < n:
+        node += [at] * rng.randint(1, 4)
+        at += 1
+    node = node[:n]
+    noisy, flat = rng.random() < 0.4, rng.random() < 0.2
+    alpha, beta = [[0.0] * n for _ in range(n)], [[0.0] * n for _ in range(n)]
+    for i, j in itertools.combinations(range(n), 2):
+        a, b = (3.0, 11.6) if node[i] == node[j] or flat else (15.0, 47.6)
+        if noisy:
+            a, b = a * rng.uniform(0.7, 1.4), b * rng.uniform(0.7, 1.4)
+        if integers:
+            a, b = rng.randint(0, 2), rng.randint(0, 2)
+        alpha[i][j] = alpha[j][i] = a
+        beta[i][j] = beta[j][i] = b
+    experts = rng.choice((4, 16, 64))
+    return {
+        "model": model,
+        "experts": experts,
+        "layer_cost": rng.choice((40.0, 400.0, 1900.0)),
+        "payload_mib": rng.choice((0, 8.0, 134)),
+        "crossings": rng.choice((2, 4)),
+        "stages": rng.choice((n, 192 * n)),
+        "gradient_mib": rng.choice((0, 100.0, 19300)),
+        "devices": [
+            {"rate": rng.choice((0.4, 1.0, 2.5)), "memory": rng.randint(0, experts) + (4 * experts) // n}
+            for _ in range(n)
+        ],
+        "alpha_us": alpha,
+        "beta_us_per_mib": beta,
+    }
+
+
+def stage(p: Data, group: tuple[int, ...], model: str) -> float:
+    """pi + max C of a group; infinite without room."""
+    if sum(p["devices"][j]["memory"] for j in group) < p["experts"]:
+        return math.inf
+    s = len(group)
+    pi = (s if model == "work_conserving" else 1) * p["layer_cost"] / sum(p["devices"][j]["rate"] for j in group)
+    worst = 0.0
+    for i in group:
+        c = sum(p["alpha_us"][i][j] + p["beta_us_per_mib"][i][j] * p["payload_mib"] / s for j in group if j != i)
+        worst = max(worst, p["crossings"] * c)
+    return pi + worst
+
+
+def by_slowness(p: Data) -> list[tuple[int, int]]:
+    """Pairs from the slowest link on; of equal ones the lowest first."""
+    half = p["gradient_mib"] / 2
+    pairs = itertools.combinations(range(len(p["devices"])), 2)
+    return sorted(pairs, key=lambda ij: -(p["alpha_us"][ij[0]][ij[1]] + p["beta_us_per_mib"][ij[0]][ij[1]] * half))
+
+
+def reduction(p: Data, k: int, link: tuple[int, int] | None) -> float:
+    if k == 1 or link is None:
+        return 0.0
+    i, j = link
+    return 2 * (k - 1) * (p["alpha_us"][i][j] + p["beta_us_per_mib"][i][j] * p["gradient_mib"] / k)
+
+
+def price(p: Data, groups: list[list[int]], model: str, allreduce: str) -> float:
+    """F of a partition."""
+    where = {i: g for g, members in enumerate(groups) for i in members}
+    pairs = by_slowness(p)
+    if allreduce == "crossing":
+        pairs = [(i, j) for i, j in pairs if where[i] != where[j]]
+    longest = max(stage(p, tuple(sorted(g)), model) for g in groups)
+    return p["stages"] / len(p["devices"]) * longest + reduction(p, len(groups), pairs[0] if pairs else None)
+
+
+def best(p: Data, model: str, allreduce: str) -> float:
+    """The least F over all partitions, one by one; infinite where none has room."""
+    n = len(p["devices"])
+    kappa = p["stages"] / n
+    price_of = [0.0] + [
+        stage(p, tuple(i for i in range(n) if mask >> i & 1), model) for mask in range(1, 1 << n)
+    ]  # fmt: skip
+    pairs = by_slowness(p)
+    found = math.inf
+
+    def rest(left: int, groups: list[int], longest: float) -> None:
+        nonlocal found
+        if not left:
+            link = pairs[0] if pairs else None
+            if allreduce == "crossing" and len(groups) > 1:
+                link = next((i, j) for i, j in pairs if not any(g >> i & g >> j & 1 for g in groups))
+            found = min(found, kappa * longest + reduction(p, len(groups), link))
+            return
+        low = left & -left
+        others = left ^ low
+        sub = others
+        while True:
+            if price_of[sub | low] < math.inf:
+                rest(left ^ (sub | low), [*groups, sub | low], max(longest, price_of[sub | low]))
+            if not sub:
+                return
+            sub = (sub - 1) & others
+
+    rest((1 << n) - 1, [], 0.0)
+    return found
+
+
+def relabel(p: Data, order: list[int]) -> Data:
+    """The same problem with device order[i] called i."""
+    moved = {key: [[p[key][i][j] for j in order] for i in order] for key in ("alpha_us", "beta_us_per_mib")}
+    return {**p, **moved, "devices": [p["devices"][i] for i in order]}

@@ -1,0 +1,291 @@
+"""The planner: terms, optima, bounds and baselines against the definition, written down once more in planning.py."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+import subprocess
+import sys
+import time
+
+import planning
+import pytest
+
+from aristos import planner
+from aristos.errors import InputError
+from aristos.planner import baselines
+
+MODELS = ("work_conserving", "literal")
+CHOICES = [(m, a) for m in MODELS for a in planner.ALLREDUCES]
+NEAR = 1e-9
+
+
+def near(value: float):
+    return pytest.approx(value, rel=NEAR, abs=1e-9)
+
+
+def command(*words: str, timeout: float = 120) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "aristos", "plan", *words], capture_output=True, text=True, timeout=timeout
+    )
+
+
+@pytest.fixture
+def pair() -> dict:
+    """Two devices that could each hold all experts."""
+    return {
+        "experts": 2,
+        "layer_cost": 10.0,
+        "payload_mib": 1.0,
+        "crossings": 2,
+        "stages": 4,
+        "gradient_mib": 1.0,
+        "devices": [{"rate": 1.0, "memory": 2}, {"rate": 4.0, "memory": 2}],
+        "alpha_us": [[0, 1.0], [1.0, 0]],
+        "beta_us_per_mib": [[0, 2.0], [2.0, 0]],
+    }
+
+
+# ---------------------------------------------------------------- terms
+
+
+def test_terms_by_hand(pair):
+    problem = planner.parse(pair)
+    together = planner.evaluate(problem, [[0, 1]])
+    assert together.kappa == 2
+    assert together.pi_us.tolist() == [2 * 10 / 5]
+    assert together.comm_us.tolist() == [2 * (1 + 2 * 1 / 2)]
+    assert together.allreduce_us == 0
+    assert together.objective_us == 2 * (4 + 4)
+    apart = planner.evaluate(problem, [[0], [1]])
+    assert apart.pi_us.tolist() == [10, 2.5]
+    assert apart.comm_us.tolist() == [0, 0]
+    assert apart.allreduce_us == 2 * 1 * (1 + 2 * 1 / 2)
+    assert planner.evaluate(problem, [[0, 1]], "literal").pi_us.tolist() == [2]
+
+
+def test_alpha_stays_without_gradients(pair):
+    cost = planner.evaluate(planner.parse({**pair, "gradient_mib": 0}), [[0], [1]])
+    assert cost.allreduce_us == 2
+
+
+@pytest.mark.parametrize(("model", "allreduce"), CHOICES)
+def test_terms_of_random_partitions(model, allreduce):
+    for seed in range(30):
+        n = 1 + seed % 11
+        p = planning.draw(seed, n, integers=seed % 3 == 0)
+        where = [random.Random(seed).randrange(4) for _ in range(n)]
+        groups = [[i for i in range(n) if where[i] == g] for g in sorted(set(where))]
+        cost = planner.evaluate(planner.parse(p), groups, model, allreduce)
+        assert cost.objective_us == near(planning.price(p, groups, model, allreduce))
+
+
+def test_what_is_no_partition(pair):
+    problem = planner.parse(pair)
+    for groups, word in (([[0]], "device 1"), ([[0, 1], [1]], "device 1"), ([[0], [], [1]], "empty"), ([[0, 2]], "2")):
+        with pytest.raises(InputError, match=word):
+            planner.evaluate(problem, groups)
+
+
+# ---------------------------------------------------------------- optima
+
+
+def test_shared_instances(shared_dir):
+    ran = 0
+    for path in sorted((shared_dir / "planner").glob("*.json")):
+        optimum = json.loads(path.read_text())["optimum_us"]
+        problem = planner.load(path)
+        if optimum is None:
+            with pytest.raises(planner.Infeasible):
+                planner.solve(problem)
+            continue
+        started = time.monotonic()
+        plan = planner.solve(problem)
+        assert plan.objective_us == near(optimum), path.name
+        assert plan.lower_bound_us == near(optimum), path.name
+        assert time.monotonic() - started < 20, path.name
+        ran += 1
+    assert ran >= 9
+
+
+@pytest.mark.parametrize(("model", "allreduce"), CHOICES)
+def test_random_problems_against_all_partitions(model, allreduce):
+    for seed in range(24):
+        n = 1 + seed % 8
+        p = planning.draw(seed, n, integers=seed % 4 == 3)
+        optimum = planning.best(p, model, allreduce)
+        if math.isinf(optimum):
+            with pytest.raises(planner.Infeasible):
+                planner.solve(planner.parse(p), model, allreduce)
+            continue
+        plan = planner.solve(planner.parse(p), model, allreduce)
+        assert plan.objective_us == near(optimum), seed
+        assert plan.objective_us == near(planning.price(p, plan.groups, model, allreduce)), seed
+        assert plan.gap == 0
+
+
+@pytest.mark.parametrize(("seed", "n"), [(100, 10), (101, 11), (102, 12)])
+def test_larger_random_problems_against_all_partitions(seed, n):
+    model, allreduce = CHOICES[seed % 4]
+    p = planning.draw(seed, n)
+    assert planner.solve(planner.parse(p), model, allreduce).objective_us == near(planning.best(p, model, allreduce))
+
+
+def test_sixteen_devices_in_time():
+    problem = planner.parse(planning.draw(5, 16))
+    planner.solve(planner.parse(planning.draw(5, 4)))  # compiles
+    for allreduce in planner.ALLREDUCES:
+        started = time.process_time()
+        assert planner.solve(problem, allreduce=allreduce).gap == 0
+        assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(("model", "allreduce"), CHOICES)
+def test_names_and_order_of_devices_do_not_matter(model, allreduce):
+    for seed in (1, 4, 9):
+        p = planning.draw(seed, 9)
+        value = planner.solve(planner.parse(p), model, allreduce).objective_us
+        order = list(range(9))
+        random.Random(seed).shuffle(order)
+        assert planner.solve(planner.parse(planning.relabel(p, order)), model, allreduce).objective_us == near(value)
+
+
+@pytest.mark.parametrize(("model", "allreduce"), CHOICES)
+def test_baselines_are_never_better(model, allreduce):
+    for seed in range(12):
+        problem = planner.parse(planning.draw(seed, 4 + seed % 7))
+        plan = planner.solve(problem, model, allreduce)
+        for _name, (_, cost) in baselines.all_baselines(problem, model, allreduce).items():
+            assert cost.objective_us >= plan.objective_us * (1 - NEAR)
+
+
+def test_the_greedy_of_2024_by_hand():
+    """Merged by their fast link, since neither of the pair has room alone; the third one joins where F rises least."""
+    p = {
+        "experts": 4,
+        "layer_cost": 10.0,
+        "payload_mib": 1.0,
+        "crossings": 1,
+        "stages": 5,
+        "gradient_mib": 0.0,
+        "devices": [{"rate": 1, "memory": m} for m in (2, 2, 2, 2, 1)],
+        "alpha_us": [[0 if i == j else 1 if i // 2 == j // 2 else 9 for j in range(5)] for i in range(5)],
+        "beta_us_per_mib": [[0.0] * 5 for _ in range(5)],
+    }
+    p["alpha_us"][4][2] = p["alpha_us"][2][4] = 5
+    p["alpha_us"][4][3] = p["alpha_us"][3][4] = 5
+    assert baselines.greedy(planner.parse(p)) == [[0, 1], [2, 3, 4]]
+
+
+# ---------------------------------------------------------------- files
+
+
+WRONG = [
+    ("experts", 0),
+    ("experts", 2.5),
+    ("experts", True),
+    ("layer_cost", -1.0),
+    ("layer_cost", math.nan),
+    ("payload_mib", "much"),
+    ("crossings", None),
+    ("stages", math.inf),
+    ("gradient_mib", -0.5),
+    ("model", "best"),
+    ("devices", []),
+    ("devices", {"rate": 1}),
+    ("alpha_us", [[0.0]]),
+    ("alpha_us", [[0.0, 1.0], [2.0, 0.0]]),
+    ("alpha_us", [[0.0, -1.0], [-1.0, 0.0]]),
+    ("alpha_us", [[1.0, 1.0], [1.0, 0.0]]),
+    ("alpha_us", [[0.0, math.nan], [math.nan, 0.0]]),
+    ("beta_us_per_mib", [[0.0, 1.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 0.0]]),
+    ("beta_us_per_mib", [[0.0, 1.0], [1.0]]),
+    ("beta_us_per_mib", [[0.0, "1"], ["1", 0.0]]),
+    ("beta_us_per_mib", [[0.0, True], [True, 0.0]]),
+    ("beta_us_per_mib", 3),
+    ("loads", [1.0]),
+    ("loads", [1.0, -1.0]),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), WRONG)
+def test_a_wrong_field_is_named(pair, field, value):
+    with pytest.raises(planner.ProblemError, match=f"^{field}"):
+        planner.parse({**pair, field: value})
+
+
+@pytest.mark.parametrize("field", ["experts", "stages", "devices", "alpha_us", "crossings"])
+def test_a_missing_field_is_named(pair, field):
+    del pair[field]
+    with pytest.raises(planner.ProblemError, match=f"^{field} is missing"):
+        planner.parse(pair)
+
+
+@pytest.mark.parametrize(("key", "value"), [("rate", 0), ("rate", math.nan), ("memory", -1), ("memory", 1.5)])
+def test_a_wrong_device_is_named(pair, key, value):
+    pair["devices"][1][key] = value
+    with pytest.raises(planner.ProblemError, match=rf"^devices\[1\]\.{key}"):
+        planner.parse(pair)
+
+
+# ---------------------------------------------------------------- the command
+
+
+KEYS = {
+    "feasible",
+    "objective_us",
+    "lower_bound_us",
+    "gap",
+    "groups",
+    "placement",
+    "terms",
+    "bottleneck",
+    "method",
+}
+
+
+def test_the_command_prints_json_alone(pair, tmp_path):
+    path = tmp_path / "pair.json"
+    path.write_text(json.dumps(pair))
+    ran = command(str(path), "--json")
+    assert ran.returncode == 0, ran.stderr
+    out = json.loads(ran.stdout)
+    assert set(out) == KEYS
+    assert out["objective_us"] == near(planning.best(pair, "work_conserving", "any"))
+    terms, n = out["terms"], 2
+    longest = max(pi + comm for pi, comm in zip(terms["pi_us"], terms["comm_us"]))
+    assert out["objective_us"] == near(terms["kappa"] * longest + terms["allreduce_us"])
+    assert sorted(i for g in out["groups"] for i in g) == list(range(n))
+    for members, placement in zip(out["groups"], out["placement"]):
+        assert sorted(placement, key=int) == ["0", "1"]
+        assert {d for devices in placement.values() for d in devices} <= set(members)
+    assert out["bottleneck"]["device"] in out["groups"][out["bottleneck"]["group"]]
+    told = command(str(path))
+    assert told.returncode == 0
+    assert "bottleneck" in told.stdout
+
+
+def test_the_command_on_what_it_cannot_plan(pair, tmp_path):
+    path = tmp_path / "problem.json"
+    short = copy.deepcopy(pair)
+    short["devices"][0]["memory"], short["devices"][1]["memory"] = 0, 1
+    path.write_text(json.dumps(short))
+    ran = command(str(path), "--json")
+    assert ran.returncode == 1
+    out = json.loads(ran.stdout)
+    assert (out["feasible"], out["missing_memory"]) == (False, 1)
+    for text, word in (
+        (json.dumps({**pair, "alpha_us": [[0, 1], [2, 0]]}), "alpha_us"),
+        (json.dumps({**pair, "gradient_mib": math.nan}), "gradient_mib"),
+        ("{", "JSON"),
+    ):
+        path.write_text(text)
+        ran = command(str(path), "--json")
+        assert ran.returncode == 2
+        assert ran.stdout == ""
+        assert word in ran.stderr
+    ran = command(str(tmp_path / "none.json"))
+    assert ran.returncode == 2
+    assert "none.json" in ran.stderr
