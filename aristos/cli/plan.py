@@ -29,7 +29,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("problem", metavar="PROBLEM.json", help="devices, links and a layer: see docs/planner.md")
     parser.add_argument("--objective", choices=OBJECTIVES, help="(default: what the file says)")
     parser.add_argument("--allreduce", choices=ALLREDUCES, default="any",
-                        help="whose slowest link T_rho takes: any pair's or a crossing one's (%(default)s)")  # fmt: skip
+                        help="T_rho's link: the slowest of any or of crossing pairs (%(default)s)")  # fmt: skip
     parser.add_argument("--deadline", type=seconds, default=60.0, metavar="SECONDS",
                         help="return the best found by then (%(default)s)")  # fmt: skip
     parser.add_argument("--seed", type=not_negative, default=0, help="(%(default)s)")

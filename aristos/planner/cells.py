@@ -1,0 +1,86 @@
+"""Cells: nested sets of devices that are nearer to each other than to the rest, as nodes, switches and pods are.
+
+They are found from links alone: single linkage, cut where the next link is much slower. Any nested family would give
+true bounds; a good one gives sharp ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .baselines import link_key
+from .problem import Problem
+
+LEVELS = 4  # of cells between a device and the whole cluster
+STEP = 1.15  # ratio of link costs that makes a level
+
+
+@dataclass
+class Cell:
+    """members: ascending devices. children: cells that partition them, or none, where nothing finer is known."""
+
+    members: NDArray[np.int64]
+    children: list[Cell] = field(default_factory=list)
+
+    def walk(self) -> list[Cell]:
+        """This cell and all below it, parents first."""
+        return [self, *(each for child in self.children for each in child.walk())]
+
+
+def single_linkage(key: NDArray[np.float64]) -> list[tuple[float, int, int]]:
+    """(height, a, b) of a minimum spanning tree's links, ascending."""
+    n = len(key)
+    nearest, by = key[0].copy(), np.zeros(n, np.int64)
+    out = np.ones(n, bool)
+    out[0] = False
+    links = []
+    for _ in range(n - 1):
+        j = int(np.argmin(np.where(out, nearest, np.inf)))
+        links.append((float(nearest[j]), int(by[j]), j))
+        out[j] = False
+        closer = out & (key[j] < nearest)
+        nearest[closer], by[closer] = key[j][closer], j
+    return sorted(links)
+
+
+def find(problem: Problem) -> Cell:
+    """The cell of all devices, with those below it."""
+    n = problem.n
+    whole = Cell(np.arange(n))
+    links = single_linkage(link_key(problem))
+    heights = np.array([h for h, _, _ in links])
+    if n < 3 or heights[-1] <= 0:
+        return whole
+    floor = np.maximum(heights, heights[-1] * 1e-9)
+    steps = floor[1:] / floor[:-1]
+    cuts = [at for at in np.argsort(-steps, kind="stable")[:LEVELS] if steps[at] > STEP]
+    _refine(whole, links, sorted((int(at) for at in cuts), reverse=True))
+    return whole
+
+
+def _refine(cell: Cell, links: list[tuple[float, int, int]], cuts: list[int]) -> None:
+    """Split a cell at the first of the cuts, from slow to fast links, that does."""
+    for number, at in enumerate(cuts):
+        parts = _components(cell.members, links[: at + 1])
+        if len(parts) > 1:
+            cell.children = [Cell(part) for part in parts]
+            for child in cell.children:
+                if len(child.members) > 1:
+                    _refine(child, links, cuts[number + 1 :])
+            return
+
+
+def _components(members: NDArray[np.int64], links: list[tuple[float, int, int]]) -> list[NDArray[np.int64]]:
+    label = {int(i): int(i) for i in members}
+    inside = set(label)
+    for _, a, b in links:
+        if a in inside and b in inside and label[a] != label[b]:
+            old, new = label[b], label[a]
+            label = {i: new if c == old else c for i, c in label.items()}
+    found: dict[int, list[int]] = {}
+    for i in members:
+        found.setdefault(label[int(i)], []).append(int(i))
+    return [np.array(part) for part in found.values()]

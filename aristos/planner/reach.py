@@ -1,0 +1,137 @@
+"""What a group costs its devices at least: the numbers that the bound's programme is made of.
+
+Of groups that lie in a cell, but in none of its children, with s devices and room for all experts:
+
+- comm[i, s] is no more than the largest C in any that has device i in it. It has s - 1 partners in the cell, and the
+  nearest are no nearer than this; they bring enough memory (a Lagrangian multiplier prices what is missing), and some
+  are in another child.
+- part[u][s, c] is no more than the largest C in any with c devices in child u: the c-th smallest of what each device
+  of u pays for c - 1 partners in u and s - c outside. If u has children itself, those c lie in at least so many of
+  them that one holds at most c over that number.
+
+It refuses to look at rates and at the whole partition: `bounds.py` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cells import Cell
+from .problem import Problem
+
+Floats = NDArray[np.float64]
+PRICES = 2.0 ** np.arange(-4, 5)  # of missing memory, times a typical link over a typical memory
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Of one cell. comm: [members, sizes + 1]. part: for each child [sizes + 1, its devices + 1]; in us."""
+
+    cell: Cell
+    comm: Floats
+    part: list[Floats]
+
+
+def reach(problem: Problem, cell: Cell) -> Reach:
+    """The least communication of groups in this cell and in none of its children."""
+    p, m = problem, cell.members
+    n = len(m)
+    alpha, beta = p.alpha_us[np.ix_(m, m)], p.beta_us_per_mib[np.ix_(m, m)]
+    memory = np.minimum(p.memory[m], p.experts).astype(np.float64)
+    comm = np.full((n, n + 1), np.inf)
+    part = [np.full((n + 1, len(u.members) + 1), np.inf) for u in cell.children]
+    rows = [np.searchsorted(m, u.members) for u in cell.children]
+    for s in range(1 if not cell.children else 2, n + 1):
+        w = alpha + beta * (p.payload_mib / s)
+        comm[:, s] = p.crossings * _by_partners(w, memory, s, p.experts)
+        for u, row, mine in zip(cell.children, rows, part):
+            own = _by_parts(w, row, s)
+            nested = _nested(w, m, u, s)
+            for c in range(1, own.shape[1]):
+                least = np.partition(own[:, c], c - 1)[c - 1]
+                mine[s, c] = p.crossings * max(least, nested[c])
+            comm[row, s] = np.maximum(comm[row, s], p.crossings * own[:, 1:].min(axis=1))
+    return Reach(cell, comm, part)
+
+
+def _by_partners(w: Floats, memory: Floats, s: int, experts: int) -> Floats:
+    """[n] the least sum of w to s - 1 partners that bring what memory lacks; infinite where none do."""
+    n = len(w)
+    off = ~np.eye(n, dtype=bool)
+    others = w[off].reshape(n, n - 1)
+    best = _least(others, s - 1)
+    ranked = np.sort(memory)[::-1]
+    top = np.concatenate([[0.0], np.cumsum(ranked)])
+    # the s - 1 largest of the others: one's own, where it is among them, gives way to the next
+    among = memory >= ranked[min(s - 1, n - 1)]
+    room = np.where(among, top[min(s, n)], top[s - 1] + memory)
+    if memory.min() * s < experts:  # not every group of this size has room
+        of_others = np.broadcast_to(memory, (n, n))[off].reshape(n, n - 1)
+        scale = max(w.mean(), 1e-300) / max(memory.mean(), 1e-300)
+        for price in PRICES * scale:
+            paid = _least(others - price * of_others, s - 1) + price * (experts - memory)
+            best = np.maximum(best, paid)
+    return np.where(room < experts, np.inf, best)
+
+
+def _least(w: Floats, count: int) -> Floats:
+    """[n] sum of the `count` smallest entries of each row."""
+    if count <= 0:
+        return np.zeros(len(w))
+    if count >= w.shape[1]:
+        return w.sum(1)
+    return np.partition(w, count - 1, axis=1)[:, :count].sum(1)
+
+
+def _by_parts(w: Floats, row: NDArray[np.int64], s: int) -> Floats:
+    """[u, c] what each device of a child pays as one of c there, 1 <= c < s; infinite elsewhere."""
+    n, size = len(w), len(row)
+    outside = np.ones(n, bool)
+    outside[row] = False
+    far = np.sort(w[np.ix_(row, np.flatnonzero(outside))], axis=1)
+    far = np.concatenate([np.zeros((size, 1)), np.cumsum(far, axis=1)], axis=1)
+    near = w[np.ix_(row, row)].copy()
+    np.fill_diagonal(near, np.inf)
+    near = np.concatenate([np.zeros((size, 1)), np.cumsum(np.sort(near, axis=1)[:, :-1], axis=1)], axis=1)
+    found = np.full((size, size + 1), np.inf)
+    for c in range(1, min(size, s - 1) + 1):
+        if s - c < far.shape[1]:
+            found[:, c] = near[:, c - 1] + far[:, s - c]
+    return found
+
+
+def _nested(w: Floats, members: NDArray[np.int64], u: Cell, s: int) -> Floats:
+    """[c] what someone pays at least where c devices of u are in a group of s, by u's own children; 0 without any."""
+    size = len(u.members)
+    found = np.zeros(size + 1)
+    if not u.children:
+        return found
+    row = np.searchsorted(members, u.members)
+    inside_u = np.zeros(len(w), bool)
+    inside_u[row] = True
+    far = np.sort(w[np.ix_(row, np.flatnonzero(~inside_u))], axis=1)
+    far = np.concatenate([np.zeros((size, 1)), np.cumsum(far, axis=1)], axis=1)
+    child_of = np.zeros(len(w), np.int64)
+    for number, child in enumerate(u.children):
+        child_of[np.searchsorted(members, child.members)] = number
+    mine = child_of[row]
+    same = mine[:, None] == mine[None, :]
+    local = w[np.ix_(row, row)]
+    near = np.sort(np.where(same & ~np.eye(size, dtype=bool), local, np.inf), axis=1)
+    near = np.concatenate([np.zeros((size, 1)), np.cumsum(near, axis=1)], axis=1)
+    middle = np.sort(np.where(same, np.inf, local), axis=1)
+    middle = np.concatenate([np.zeros((size, 1)), np.cumsum(middle, axis=1)], axis=1)
+    held = np.sort([len(child.members) for child in u.children])[::-1]
+    total = np.cumsum(held)
+    for c in range(1, min(size, s - 1) + 1):
+        if s - c >= far.shape[1]:
+            continue
+        spans = int(np.searchsorted(total, c)) + 1
+        few = c // spans  # at most so many where there are fewest
+        k = np.arange(1, few + 1)
+        pays = near[:, k - 1] + middle[:, c - k] + far[:, [s - c]]
+        found[c] = pays.min()
+    return found

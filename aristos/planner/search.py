@@ -1,0 +1,139 @@
+"""Good groups of problems too large to look at all partitions of: cuts of an order, then moves at the bottleneck.
+
+Clustering by links puts devices in an order in which nodes, switches and pods lie together; the best cuts of such an
+order into k groups, for every k, are found by dynamic programming. Annealing then moves and swaps single devices, half
+of the time those of the group with the longest stage. It refuses to prove anything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from . import moves
+from .baselines import groups_of, link_key
+from .cost import allreduce_us, evaluate, slowest_link
+from .exact import pairs_from_slow
+from .problem import Problem
+
+Groups = list[list[int]]
+NEAREST = 8  # of a device: where it is moved to
+STEPS = 1_500_000  # of one annealing, divided by the devices over 32
+ROUNDS = 12  # of annealing, from the best cuts of different k and from the best groups so far
+HOT, COLD = 0.03, 0.0002  # temperatures as shares of F
+CUT_MOST = 1 << 31  # of the work of cutting: n * n * (n + most)
+
+
+class Search:
+    """One problem's search. best: groups; best_us: their F."""
+
+    def __init__(self, problem: Problem, objective: str, allreduce: str, start: Groups, seed: int) -> None:
+        self.problem, self.objective, self.allreduce, self.seed = problem, objective, allreduce, seed
+        self.best, self.best_us = start, evaluate(problem, start, objective, allreduce).objective_us
+        self.most = max(1, min(problem.n, int(problem.memory.sum()) // problem.experts))
+        self.starts: dict[int, tuple[float, Groups]] = {}  # by number of groups: F and the groups
+        link = slowest_link(problem)
+        self._link = np.array([-1, -1] if allreduce == "crossing" or link is None else link, np.int64)
+        self._pairs = np.zeros((0, 2), np.int64)
+        if allreduce == "crossing":
+            self._pairs = np.array(list(pairs_from_slow(problem)), np.int64).reshape(-1, 2)
+
+    def offer(self, groups: Groups) -> float:
+        """Take groups as the best if they are; their F."""
+        cost = evaluate(self.problem, groups, self.objective, self.allreduce)
+        k = len(groups)
+        if cost.objective_us < self.starts.get(k, (np.inf, []))[0]:
+            self.starts[k] = cost.objective_us, groups
+        if cost.objective_us < self.best_us:
+            self.best, self.best_us = groups, cost.objective_us
+        return cost.objective_us
+
+    def cut(self, until: float) -> None:
+        """The best cuts of every order, for every number of groups."""
+        p = self.problem
+        most = min(self.most, max(1, CUT_MOST // p.n**2 - p.n))
+        for order in orders(p):
+            if time.monotonic() > until:
+                return
+            grows = self.objective == "work_conserving"
+            numbers = p.experts, p.layer_cost, grows, p.crossings, p.payload_mib
+            longest, starts = moves.cuts(order, p.alpha_us, p.beta_us_per_mib, p.rate, p.memory, *numbers, most)
+            links = slowest_link(p)
+            for k in range(1, most + 1):
+                if not np.isfinite(longest[k]):
+                    continue
+                if links is not None and self.allreduce == "any":
+                    reduce_us = allreduce_us(p, k, p.alpha_us[links], p.beta_us_per_mib[links])
+                    if p.kappa * longest[k] + reduce_us >= self.starts.get(k, (np.inf, []))[0]:
+                        continue
+                groups, end = [], p.n
+                for left in range(k, 0, -1):
+                    groups.append(sorted(order[starts[left, end] : end].tolist()))
+                    end = starts[left, end]
+                self.offer(groups)
+
+    def anneal(self, until: float, enough: Callable[[], bool]) -> None:
+        """Rounds of annealing until there were ROUNDS of them, time is up or it is enough."""
+        p = self.problem
+        if p.n < 3:
+            return
+        distance = link_key(p)
+        np.fill_diagonal(distance, np.inf)
+        nearest = np.argsort(distance, axis=1, kind="stable")[:, : min(NEAREST, p.n - 1)].astype(np.int64)
+        numbers = np.array(
+            [p.experts, p.layer_cost, self.objective == "work_conserving", p.crossings, p.payload_mib], np.float64
+        )
+        for number, start in enumerate(self._round_starts()):
+            if time.monotonic() > until or enough():
+                return
+            where = np.zeros(p.n, np.int64)
+            for g, members in enumerate(start):
+                where[members] = g
+            groups = min(p.n, len(start) + 2)
+            steps = STEPS * 32 // max(32, p.n)
+            # a piece at a time, so that the deadline is kept
+            pieces = 10
+            for piece in range(pieces):
+                share = (piece / pieces, (piece + 1) / pieces)
+                hot, cold = (HOT * (COLD / HOT) ** s for s in share)
+                where, value = moves.anneal(
+                    where, groups, p.alpha_us, p.beta_us_per_mib, p.rate, p.memory, numbers, self._link, self._pairs,
+                    p.gradient_mib, p.kappa, nearest, steps // pieces, hot, cold, self.seed + 1000 * number + piece,
+                )  # fmt: skip
+                if np.isfinite(value):
+                    self.offer(groups_of(where))
+                if time.monotonic() > until:
+                    return
+
+    def _round_starts(self) -> Iterator[Groups]:
+        """The groups that each round begins with: the best of the best numbers of groups, then the best of all."""
+        tried: set[int] = set()
+        for number in range(ROUNDS):
+            left = sorted((value, k) for k, (value, _) in self.starts.items() if k not in tried and np.isfinite(value))
+            if left and number % 3 != 2:
+                tried.add(left[0][1])
+                yield self.starts[left[0][1]][1]
+            else:
+                yield self.best
+
+
+def orders(problem: Problem) -> list[np.ndarray]:
+    """Orders in which neighbours have fast links: by clustering, and as the devices are numbered."""
+    n = problem.n
+    found = [np.arange(n)]
+    key = link_key(problem)
+    merged = moves.chain(key.copy())
+    for slow_last in (False, True):
+        members = {i: [i] for i in range(n)}
+        for a, b in merged:
+            first, second = members[a], members.pop(b)
+            if slow_last and problem.rate[second].mean() > problem.rate[first].mean():
+                first, second = second, first
+            elif not slow_last and len(second) > len(first):
+                first, second = second, first
+            members[a] = first + second
+        found.append(np.array(members[min(members)], np.int64))
+    found.append(np.lexsort((np.arange(n), -problem.rate)))  # alike devices together
+    return found
