@@ -7,7 +7,7 @@ refuses to measure anything and to start ranks: problems come from a file, from 
 from .cost import ALLREDUCES, Cost, evaluate
 from .plan import Plan
 from .problem import OBJECTIVES, Device, Infeasible, Problem, ProblemError, load, parse
-from .solve import solve
+from .solver import solve
 
 __all__ = [
     "ALLREDUCES",

@@ -28,9 +28,12 @@ def node_of(problem: Problem) -> np.ndarray:
     """[n] each device's node.
 
     Names say it where all have the form of a node's name, letters or punctuation and a last number ("n0d3", "a:1");
-    otherwise devices are a node that reach each other through links faster than the largest relative gap between
-    links.
+    in the compressed form a node is a lowest switch; otherwise devices are a node that reach each other through links
+    faster than the largest relative gap between links.
     """
+    if problem.tree is not None:
+        bottom = (problem.tree.up >= 0).sum(0) - 1
+        return np.unique(problem.tree.up[bottom, np.arange(problem.n)], return_inverse=True)[1].astype(np.int64)
     named = _nodes_by_name(problem.names)
     if named is not None:
         return named
@@ -148,8 +151,9 @@ def _padded(problem: Problem, groups: list[list[int]], objective: str) -> float:
 def all_baselines(
     problem: Problem, objective: str | None = None, allreduce: str = "any"
 ) -> dict[str, tuple[list[list[int]], Cost]]:
-    """Groups and cost of each baseline by its name; the greedy only up to GREEDY_MOST devices."""
+    """Groups and cost of each baseline by its name; the greedy only up to GREEDY_MOST devices in
+    matrices."""
     made = {NAMES[0]: one_group(problem), NAMES[1]: per_node(problem)}
-    if problem.n <= GREEDY_MOST:
+    if problem.n <= GREEDY_MOST and problem.tree is None:
         made[NAMES[2]] = greedy(problem, objective)
     return {name: (groups, evaluate(problem, groups, objective, allreduce)) for name, groups in made.items()}

@@ -20,69 +20,87 @@ solution, so that a time limit costs sharpness and never truth.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import cells
 from .problem import Problem
-from .reach import reach
 
 Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
 TIGHT = 1e-3  # relative: bisection ends there
 ROUNDING = 1e-6  # of a count of groups, by which a solver may be off
 
 
 SLACK = 1e-7  # relative, by which stages may be longer: solvers have tolerances
-CALL_SECONDS = 6.0  # of one programme
+CALL_SECONDS = {False: 20.0, True: 6.0}  # of one programme, by whether counts are whole
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Devices that nothing here tells apart: of one smallest cell, of equal rate, memory and reach."""
+    """Devices that nothing here tells apart. number: over the whole cluster."""
 
     number: int
     rate: float
     memory: float
-    comm: dict[int, Floats]  # by the index of a cell that holds it: [sizes + 1]
 
 
+@dataclass(frozen=True)
+class Part:
+    """How groups of a place may lie in children of one kind. place: the child's index; number: such children of one
+    place. low, high: [counts] devices in a child that each column stands for. cost: [bins, counts] us, at least.
+    memory, rate: [counts] what so many devices bring at most.
+    """
+
+    place: int
+    number: int
+    low: Counts
+    high: Counts
+    cost: Floats
+    memory: Floats
+    rate: Floats
+
+
+@dataclass(frozen=True)
+class Place:
+    """A cell, or all alike cells. number: of them. size: devices in one. low, high: [bins] the sizes of groups that a
+    bin stands for. fastest: [bins] the sum of rates of the `high` fastest devices; quickest: [bins] the mean of the
+    `low` fastest. comm: by kind, [bins] us at least. parts: its children by kind; none where nothing finer is known.
+    """
+
+    number: int
+    size: int
+    low: Counts
+    high: Counts
+    fastest: Floats
+    quickest: Floats
+    comm: dict[int, Floats]
+    parts: list[Part]
+
+
+@dataclass
 class Programme:
     """k(b) for one problem, as a linear relaxation or with whole counts."""
 
-    def __init__(self, problem: Problem, grows: bool, until: float) -> None:
-        self.problem, self.grows, self.until = problem, grows, until
-        whole = cells.find(problem)
-        self.reaches = [reach(problem, cell) for cell in whole.walk()]
-        self.index = {id(r.cell): v for v, r in enumerate(self.reaches)}
-        self.kinds, self.kinds_in = self._kinds()
-        self._known: dict[bool, list[tuple[float, int]]] = {False: [], True: []}
-
-    def _kinds(self) -> tuple[list[Kind], list[list[int]]]:
-        """Kinds, and for each cell those in it."""
-        p = self.problem
-        memory = np.minimum(p.memory, p.experts)
-        rows: dict[tuple, list[int]] = {}
-        comm: dict[int, dict[int, Floats]] = {i: {} for i in range(p.n)}
-        bottom = np.zeros(p.n, np.int64)
-        for v, r in enumerate(self.reaches):
-            for at, i in enumerate(r.cell.members):
-                comm[int(i)][v] = r.comm[at]
-                bottom[i] = v  # parents come first
-        for i in range(p.n):
-            key = (bottom[i], p.rate[i], memory[i], *(row.tobytes() for row in comm[i].values()))
-            rows.setdefault(key, []).append(i)
-        kinds = [Kind(len(m), float(p.rate[m[0]]), float(memory[m[0]]), comm[m[0]]) for m in rows.values()]
-        kinds_in = [[t for t, kind in enumerate(kinds) if v in kind.comm] for v in range(len(self.reaches))]
-        return kinds, kinds_in
+    problem: Problem
+    grows: bool
+    kinds: list[Kind]
+    places: list[Place]
+    until: float = math.inf  # on time.monotonic's clock
+    known: dict[bool, list[tuple[float, int]]] = field(default_factory=lambda: {False: [], True: []})
 
     def fewest(self, b: float, enough: int, whole: bool) -> int:
         """A number of groups that stages of at most b us need at least; `enough` where none are possible."""
-        known = self._known[whole]
+        known = self.known[whole]
         least = max((k for at, k in known if at >= b), default=1)
         if least >= enough:
             return least
@@ -91,65 +109,91 @@ class Programme:
         return k
 
     def _build(self, b: float) -> _Model:
-        p, model = self.problem, _Model()
+        model = _Model()
         uses: list[list[tuple[int, float]]] = [[] for _ in self.kinds]  # of each kind's devices, by groups
-        for v, r in enumerate(self.reaches):
-            members = r.cell.members
-            fastest = np.cumsum(np.sort(p.rate[members])[::-1])
-            parts: list[dict[int, list[tuple[int, float]]]] = [{} for _ in r.part]
-            for s in range(1, len(members) + 1):
-                least_pi = p.layer_cost * (s if self.grows else 1) / fastest[s - 1]
-                self._add_groups(model, b, least_pi, v, s, uses, parts)
-            for sums in parts:
-                for entries in sums.values():
-                    total = model.column(0.0, len(members), whole=True)
+        for place in self.places:
+            sums: list[dict[int, list[tuple[int, float]]]] = [{} for _ in place.parts]
+            for s in range(len(place.low)):
+                self._add_groups(model, b, place, s, uses, sums)
+            for part, by_count in zip(place.parts, sums):
+                for entries in by_count.values():
+                    total = model.column(0.0, self.places[part.place].number * self.places[part.place].size, whole=True)
                     model.row(0.0, 0.0, [*entries, (total, -1.0)])
         for kind, used in zip(self.kinds, uses):
             model.row(kind.number, kind.number, used)
         return model
 
-    def _add_groups(self, model: _Model, b: float, least_pi: float, v: int, s: int, uses, parts) -> None:
-        """Groups of size s of cell v, if there can be any."""
-        p, r = self.problem, self.reaches[v]
-        here = [t for t in self.kinds_in[v] if self.kinds[t].comm[v][s] + least_pi <= b]
-        if sum(self.kinds[t].number for t in here) < s:
+    def _add_groups(self, model: _Model, b: float, place: Place, s: int, uses, sums) -> None:
+        """Groups of one bin of sizes of a place, if there can be any."""
+        p, low, high = self.problem, float(place.low[s]), float(place.high[s])
+        least_pi = p.layer_cost / (place.quickest[s] if self.grows else place.fastest[s])
+        here = [t for t, comm in place.comm.items() if comm[s] + least_pi <= b]
+        if sum(self.kinds[t].number for t in here) < low:
             return
-        count = model.column(1.0, len(r.cell.members) // s, whole=True)
-        x = {t: model.column(0.0, self.kinds[t].number) for t in here}
-        model.row(0.0, 0.0, [*((j, 1.0) for j in x.values()), (count, -float(s))])
+        count = model.column(1.0, place.number * (place.size // int(low)), whole=True)
+        x = {t: model.column(0.0, self.kinds[t].number, whole=self.kinds[t].number < low) for t in here}
+        devices = [(j, 1.0) for j in x.values()]
+        model.row(0.0, math.inf, [*devices, (count, -low)])
+        if high > low:
+            model.row(-math.inf, 0.0, [*devices, (count, -high)])
+        else:
+            model.row(-math.inf, 0.0, [*devices, (count, -low)])
         model.row(0.0, math.inf, [*((j, self.kinds[t].memory) for t, j in x.items()), (count, -float(p.experts))])
         rates = []
         for t, j in x.items():
-            kind = self.kinds[t]
-            left = b - kind.comm[v][s]
-            need = p.layer_cost / left / (1 if self.grows else s) if left > 0 else 0.0
-            rates.append((j, kind.rate - need))
+            left = b - place.comm[t][s]
+            need = p.layer_cost / left / (1 if self.grows else high) if left > 0 else 0.0
+            rates.append((j, self.kinds[t].rate - need))
             uses[t].append((j, 1.0))
-            if kind.number > 1 or s > 1:
-                model.row(-math.inf, 0.0, [(j, 1.0), (count, -float(min(kind.number, s)))])
+            model.row(-math.inf, 0.0, [(j, 1.0), (count, -min(float(self.kinds[t].number), high))])
         model.row(0.0, math.inf, rates)
-        if r.part:
-            self._add_parts(model, b - least_pi, v, s, count, x, parts)
+        if place.parts:
+            self._add_parts(model, b - least_pi, place, s, count, x, sums)
 
-    def _add_parts(self, model: _Model, most: float, v: int, s: int, count: int, x: dict[int, int], parts) -> None:
-        """How those groups lie in the children of their cell."""
-        r = self.reaches[v]
-        all_parts = []
-        for number, child in enumerate(r.cell.children):
-            u = self.index[id(child)]
+    def _add_parts(self, model: _Model, most: float, place: Place, s: int, count: int, x: dict[int, int], sums) -> None:
+        """How those groups lie in the children of their place."""
+        every = []
+        for part, by_count in zip(place.parts, sums):
+            child = self.places[part.place]
             z = []
-            for c in range(1, min(len(child.members), s - 1) + 1):
-                if r.part[number][s, c] <= most:
-                    j = model.column(0.0, len(child.members) // c)
-                    z.append((j, float(c)))
-                    parts[number].setdefault(c, []).append((j, 1.0))
-            inside = [(x[t], -1.0) for t in self.kinds_in[u] if t in x]
-            if z or inside:
-                model.row(0.0, 0.0, [*z, *inside])
+            for c in np.flatnonzero(part.cost[s] <= most):
+                j = model.column(0.0, child.number * (child.size // int(part.low[c])))
+                z.append((j, int(c)))
+                by_count.setdefault(int(c), []).append((j, 1.0))
+            mine = [t for t in child.comm if t in x]
+            held = [(x[t], -1.0) for t in mine]
+            if z or mine:
+                model.row(0.0, math.inf, [*((j, float(part.high[c])) for j, c in z), *held])
+                model.row(-math.inf, 0.0, [*((j, float(part.low[c])) for j, c in z), *held])
+            for most_of, of in (
+                (part.memory, [self.kinds[t].memory for t in mine]),
+                (part.rate, [self.kinds[t].rate for t in mine]),
+            ):
+                if len(set(of)) > 1:
+                    best = [(j, float(most_of[c])) for j, c in z]
+                    model.row(0.0, math.inf, [*best, *((x[t], -each) for t, each in zip(mine, of))])
             if z:
-                model.row(-math.inf, 0.0, [*((j, 1.0) for j, _ in z), (count, -1.0)])
-            all_parts += [(j, 1.0) for j, _ in z]
-        model.row(0.0, math.inf, [*all_parts, (count, -2.0)])
+                model.row(-math.inf, 0.0, [*((j, 1.0) for j, _ in z), (count, -float(part.number))])
+            every += [(j, 1.0) for j, _ in z]
+        model.row(0.0, math.inf, [*every, (count, -2.0)])
+
+
+@cache
+def solver() -> Any:
+    """The HiGHS module, past its first words: some versions greet on stdout, where a command's JSON goes."""
+    import highspy
+
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        highspy.Highs()
+        ctypes.CDLL(None).fflush(None)
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
+    return highspy
 
 
 class _Model:
@@ -180,10 +224,9 @@ class _Model:
 
     def least(self, enough: int, until: float, whole: bool) -> int:
         """What the sum of costs is at least, rounded up; `enough` where no solution exists."""
-        import highspy
-
         if not self.cost:
             return enough
+        highspy = solver()
         highs = highspy.Highs()
         highs.setOptionValue("output_flag", False)
         lp = highspy.HighsLp()
@@ -200,7 +243,7 @@ class _Model:
         highs.setOptionValue("random_seed", 0)
         highs.setOptionValue("mip_rel_gap", 0.0)
         highs.setOptionValue("mip_abs_gap", 0.999)  # counts are whole
-        highs.setOptionValue("time_limit", max(0.05, min(CALL_SECONDS, until - time.monotonic())))
+        highs.setOptionValue("time_limit", max(0.05, min(CALL_SECONDS[whole], until - time.monotonic())))
         highs.passModel(lp)
         highs.run()
         status = highs.getModelStatus()
@@ -229,8 +272,9 @@ def lower_bound(
     """
     if high <= low or kappa <= 0:
         return min(low, high)
-    if _impossible(high * (1 - 1e-9), fewest, reduce_us, kappa, most):
-        return high
+    almost = high * (1 - 1e-5)
+    if almost > low and _impossible(almost, fewest, reduce_us, kappa, most):
+        return almost
     while high - low > TIGHT * high and time.monotonic() < until:
         middle = (low + high) / 2
         if _impossible(middle, fewest, reduce_us, kappa, most):

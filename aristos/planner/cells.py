@@ -15,7 +15,7 @@ from .baselines import link_key
 from .problem import Problem
 
 LEVELS = 4  # of cells between a device and the whole cluster
-STEP = 1.15  # ratio of link costs that makes a level
+STEP = 1.02  # ratio of link costs that makes a level
 
 
 @dataclass

@@ -47,11 +47,6 @@ class Cost:
         return int(np.argmax(self.pi_us + self.comm_us))
 
 
-def pi_us(problem: Problem, size: float, rate: float, objective: str) -> float:
-    """Compute time of a stage in a group of so many devices with this sum of rates."""
-    return (size if objective == "work_conserving" else 1) * problem.layer_cost / rate
-
-
 def allreduce_us(problem: Problem, k: float, alpha: float, beta: float) -> float:
     """T_rho among k groups over a link of that alpha and beta."""
     return 0.0 if k <= 1 else 2 * (k - 1) * (alpha + beta * problem.gradient_mib / k)
@@ -62,6 +57,8 @@ def slowest_link(problem: Problem, group_of: NDArray[np.int64] | None = None) ->
 
     group_of: [n] only pairs of different groups count. None where there is no pair.
     """
+    if problem.tree is not None:
+        return problem.tree.slowest(problem.gradient_mib, group_of)
     found, most = None, -1.0
     rows = max(1, BLOCK // problem.n)
     for first in range(0, problem.n, rows):
@@ -78,6 +75,13 @@ def slowest_link(problem: Problem, group_of: NDArray[np.int64] | None = None) ->
     return found
 
 
+def link_of(problem: Problem, i: int, j: int) -> tuple[float, float]:
+    """alpha and beta between two devices."""
+    if problem.tree is not None:
+        return problem.tree.link(i, j)
+    return float(problem.alpha_us[i, j]), float(problem.beta_us_per_mib[i, j])
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     """The value, or an InputError that says what it may be."""
     if value not in choices:
@@ -88,6 +92,11 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
 def labels(n: int, groups: Groups) -> NDArray[np.int64]:
     """[n] number of each device's group. Raises InputError unless the groups are a partition of range(n)."""
     group_of = np.full(n, -1, np.int64)
+    sizes = [len(members) for members in groups]
+    flat = np.fromiter((i for members in groups for i in members), np.int64, sum(sizes))
+    if len(flat) == n and all(sizes) and flat.min() >= 0 and (np.bincount(flat, minlength=n)[:n] == 1).all():
+        group_of[flat] = np.repeat(np.arange(len(groups)), sizes)
+        return group_of
     for number, members in enumerate(groups):
         if not len(members):
             raise InputError(f"groups[{number}] is empty")
@@ -106,26 +115,42 @@ def evaluate(problem: Problem, groups: Groups, objective: str | None = None, all
     """All terms of a partition. Raises InputError where groups are no partition of the devices."""
     objective = check_choice("objective", objective or problem.objective, OBJECTIVES)
     check_choice("allreduce", allreduce, ALLREDUCES)
-    group_of = labels(problem.n, groups)
-    k = len(groups)
-    pi, comm = np.zeros(k), np.zeros(k)
-    worst, missing = np.zeros(k, np.int64), np.zeros(k, np.int64)
-    for g, each in enumerate(groups):
-        members = np.sort(np.asarray(each, np.int64))
-        size = len(members)
-        pi[g] = pi_us(problem, size, float(problem.rate[members].sum()), objective)
-        missing[g] = max(0, problem.experts - int(problem.memory[members].sum()))
-        inside = np.ix_(members, members)
-        times = problem.crossings * (
-            problem.alpha_us[inside].sum(1) + problem.beta_us_per_mib[inside].sum(1) * (problem.payload_mib / size)
-        )
-        worst[g] = members[int(np.argmax(times))]
-        comm[g] = times.max() if size > 1 else 0.0
+    return price(problem, labels(problem.n, groups), len(groups), objective, allreduce)
+
+
+def price(problem: Problem, group_of: NDArray[np.int64], k: int, objective: str, allreduce: str) -> Cost:
+    """`evaluate` for labels 0..k-1 that are known to be right. group_of: [n]"""
+    size = np.bincount(group_of, minlength=k)
+    rates = np.bincount(group_of, problem.rate, minlength=k)
+    pi = (size if objective == "work_conserving" else 1) * problem.layer_cost / rates
+    missing = np.maximum(0, problem.experts - np.bincount(group_of, problem.memory, minlength=k).astype(np.int64))
+    comm, worst = _longest(_communication(problem, group_of, size), group_of, k)
     link = None if k == 1 else slowest_link(problem, group_of if allreduce == "crossing" else None)
-    reduce_us = 0.0
-    if link is not None:
-        reduce_us = allreduce_us(problem, k, problem.alpha_us[link], problem.beta_us_per_mib[link])
+    reduce_us = 0.0 if link is None else allreduce_us(problem, k, *link_of(problem, *link))
     objective_us = problem.kappa * float((pi + comm).max()) + reduce_us
     if missing.any():
         objective_us = float("inf")
     return Cost(objective_us, problem.kappa, reduce_us, pi, comm, worst, link, missing)
+
+
+def _communication(problem: Problem, group_of: NDArray[np.int64], size: NDArray[np.int64]) -> NDArray[np.float64]:
+    """[n] C of every device."""
+    if problem.tree is not None:
+        near, wide = problem.tree.partners(group_of)
+    else:
+        near, wide = np.zeros(problem.n), np.zeros(problem.n)
+        order = np.argsort(group_of, kind="stable")
+        for members in np.split(order, np.cumsum(size)[:-1]):
+            inside = np.ix_(members, members)
+            near[members] = problem.alpha_us[inside].sum(1)
+            wide[members] = problem.beta_us_per_mib[inside].sum(1)
+    return problem.crossings * (near + wide * (problem.payload_mib / size[group_of]))
+
+
+def _longest(
+    times: NDArray[np.float64], group_of: NDArray[np.int64], k: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """[k] the largest of each group, and the lowest device that has it."""
+    order = np.lexsort((np.arange(len(times)), -times, group_of))
+    first = np.searchsorted(group_of[order], np.arange(k))
+    return times[order[first]], order[first]

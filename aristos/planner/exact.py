@@ -16,6 +16,8 @@ from .cost import allreduce_us, evaluate, slowest_link
 from .problem import Problem
 
 MOST = 16  # devices; each more takes three times as long and twice the memory
+MOST_WITH_TIME = 18  # where the deadline leaves it
+SECONDS_WITH_TIME = 30.0
 SLACK = 1e-9  # relative, of what a bound may cut off: sums of floats differ in their last bits
 
 

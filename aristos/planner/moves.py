@@ -206,7 +206,7 @@ def anneal(
     for step in range(steps):
         heat = now * hot * (cold / hot) ** (step / steps)
         if np.random.random() < 0.5:
-            slow = np.argmax(stage)
+            slow = int(np.argmax(stage))
             i = list_of[slow, np.random.randint(size[slow])]
         else:
             i = np.random.randint(n)
@@ -227,12 +227,8 @@ def anneal(
             h = where[other]
         if h == g:
             continue
-        stage_g = _stage(
-            g, i, other, list_of, size, near, wide, alpha, beta, rate, memory, total, room, numbers
-        )
-        stage_h = _stage(
-            h, other, i, list_of, size, near, wide, alpha, beta, rate, memory, total, room, numbers
-        )
+        stage_g = _stage(g, i, other, list_of, size, near, wide, alpha, beta, rate, memory, total, room, numbers)
+        stage_h = _stage(h, other, i, list_of, size, near, wide, alpha, beta, rate, memory, total, room, numbers)
         old_g, old_h = stage[g], stage[h]
         stage[g], stage[h] = stage_g, stage_h
         size_g, size_h = size[g], size[h]

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+
+if TYPE_CHECKING:
+    from .tree import Tree
 
 OBJECTIVES = ("work_conserving", "literal")
 Matrix = NDArray[np.float64]
@@ -54,8 +57,8 @@ class Problem:
     rate: [n] cost units per us. memory: [n] experts. alpha_us, beta_us_per_mib: [n, n] symmetric, zero diagonals.
     layer_cost: of one stage and one device's tokens, in cost units. payload_mib: a device sends in one crossing.
     crossings: of a stage. stages: MoE stages of a step over all devices, kappa = stages / n. gradient_mib: what groups
-    reduce among them. loads: [experts] tokens an expert gets, or None: all the same. tree: a compressed cluster's
-    form (`tree.Tree`), whose matrices are never made; alpha_us and beta_us_per_mib are None then.
+    reduce among them. loads: [experts] tokens an expert gets, or None: all the same. tree: a
+    cluster in compressed form, whose matrices are never made: alpha_us and beta_us_per_mib are [0, 0] then.
     """
 
     experts: int
@@ -70,7 +73,8 @@ class Problem:
     beta_us_per_mib: Matrix
     objective: str = "work_conserving"
     names: tuple[str, ...] = ()
-    loads: NDArray[np.float64] | None = field(default=None)
+    loads: NDArray[np.float64] | None = None
+    tree: Tree | None = None
 
     @property
     def n(self) -> int:
@@ -189,9 +193,15 @@ def parse(data: Any) -> Problem:
     if not isinstance(data, dict):
         raise ProblemError("problem", f"must be a JSON object, got {type(data).__name__}")
     checked = scalars(data)
+    if "cluster" in data:
+        from . import tree
+
+        laid = tree.parse(data["cluster"])
+        none = np.zeros((0, 0))
+        return Problem(**checked, rate=laid.rate, memory=laid.memory, alpha_us=none, beta_us_per_mib=none, tree=laid)
     for key in ("devices", "alpha_us", "beta_us_per_mib"):
         if key not in data:
-            raise ProblemError(key, "is missing")
+            raise ProblemError(key, "is missing (or cluster, for the compressed form)")
     devices = _devices(data["devices"])
     return Problem(
         **checked,

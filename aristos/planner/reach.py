@@ -14,29 +14,52 @@ It refuses to look at rates and at the whole partition: `bounds.py` does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from .cells import Cell
+from .bounds import Kind, Part, Place, Programme
+from .cells import Cell, find
 from .problem import Problem
 
 Floats = NDArray[np.float64]
 PRICES = 2.0 ** np.arange(-4, 5)  # of missing memory, times a typical link over a typical memory
 
 
-@dataclass(frozen=True)
-class Reach:
-    """Of one cell. comm: [members, sizes + 1]. part: for each child [sizes + 1, its devices + 1]; in us."""
+def programme(problem: Problem, grows: bool) -> Programme:
+    """The bound's programme of a problem with matrices."""
+    cells = find(problem).walk()
+    reaches = [reach(problem, cell) for cell in cells]
+    memory = np.minimum(problem.memory, problem.experts)
+    keys: dict[int, list] = {i: [problem.rate[i], memory[i]] for i in range(problem.n)}
+    for v, (cell, (comm, _)) in enumerate(zip(cells, reaches)):
+        for at, i in enumerate(cell.members):
+            keys[int(i)] += [v, comm[at].tobytes()]
+    kinds: dict[tuple, list[int]] = {}
+    for i, key in keys.items():
+        kinds.setdefault(tuple(key), []).append(i)
+    first = {members[0]: t for t, members in enumerate(kinds.values())}
+    index = {id(cell): v for v, cell in enumerate(cells)}
+    places = []
+    for cell, (comm, parts) in zip(cells, reaches):
+        sizes = np.arange(1, len(cell.members) + 1)
+        rates = np.cumsum(np.sort(problem.rate[cell.members])[::-1])
+        by_kind = {first[int(i)]: comm[at, 1:] for at, i in enumerate(cell.members) if int(i) in first}
+        made = []
+        for u, cost in zip(cell.children, parts):
+            most = np.arange(1, len(u.members) + 1)
+            top = np.cumsum(np.sort(memory[u.members])[::-1]).astype(np.float64)
+            fast = np.cumsum(np.sort(problem.rate[u.members])[::-1])
+            made.append(Part(index[id(u)], 1, most, most, cost[1:, 1:], top, fast))
+        places.append(Place(1, len(sizes), sizes, sizes, rates, rates / sizes, by_kind, made))
+    alike = [Kind(len(m), float(problem.rate[m[0]]), float(memory[m[0]])) for m in kinds.values()]
+    return Programme(problem, grows, alike, places)
 
-    cell: Cell
-    comm: Floats
-    part: list[Floats]
 
+def reach(problem: Problem, cell: Cell) -> tuple[Floats, list[Floats]]:
+    """The least communication of groups in this cell and in none of its children, in us.
 
-def reach(problem: Problem, cell: Cell) -> Reach:
-    """The least communication of groups in this cell and in none of its children."""
+    -> [members, sizes + 1], and for each child [sizes + 1, its devices + 1]
+    """
     p, m = problem, cell.members
     n = len(m)
     alpha, beta = p.alpha_us[np.ix_(m, m)], p.beta_us_per_mib[np.ix_(m, m)]
@@ -54,7 +77,7 @@ def reach(problem: Problem, cell: Cell) -> Reach:
                 least = np.partition(own[:, c], c - 1)[c - 1]
                 mine[s, c] = p.crossings * max(least, nested[c])
             comm[row, s] = np.maximum(comm[row, s], p.crossings * own[:, 1:].min(axis=1))
-    return Reach(cell, comm, part)
+    return comm, part
 
 
 def _by_partners(w: Floats, memory: Floats, s: int, experts: int) -> Floats:

@@ -23,7 +23,7 @@ NEAREST = 8  # of a device: where it is moved to
 STEPS = 1_500_000  # of one annealing, divided by the devices over 32
 ROUNDS = 12  # of annealing, from the best cuts of different k and from the best groups so far
 HOT, COLD = 0.03, 0.0002  # temperatures as shares of F
-CUT_MOST = 1 << 31  # of the work of cutting: n * n * (n + most)
+CUT_MOST = 2048  # devices up to which orders are cut: the work is cubic
 
 
 class Search:
@@ -53,7 +53,9 @@ class Search:
     def cut(self, until: float) -> None:
         """The best cuts of every order, for every number of groups."""
         p = self.problem
-        most = min(self.most, max(1, CUT_MOST // p.n**2 - p.n))
+        if p.n > CUT_MOST:
+            return
+        most = self.most
         for order in orders(p):
             if time.monotonic() > until:
                 return
@@ -129,9 +131,9 @@ def orders(problem: Problem) -> list[np.ndarray]:
         members = {i: [i] for i in range(n)}
         for a, b in merged:
             first, second = members[a], members.pop(b)
-            if slow_last and problem.rate[second].mean() > problem.rate[first].mean():
-                first, second = second, first
-            elif not slow_last and len(second) > len(first):
+            if (slow_last and problem.rate[second].mean() > problem.rate[first].mean()) or (
+                not slow_last and len(second) > len(first)
+            ):
                 first, second = second, first
             members[a] = first + second
         found.append(np.array(members[min(members)], np.int64))

@@ -1,0 +1,159 @@
+"""One entry: which solvers a problem gets, and the best of what they and the baselines found."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import exact
+from .baselines import all_baselines
+from .cost import ALLREDUCES, check_choice, evaluate
+from .plan import Plan, ordered
+from .problem import OBJECTIVES, Problem, number
+
+if TYPE_CHECKING:
+    from .bounds import Programme
+
+CLOSE = 1e-4  # a gap that is not worth more search
+CELLS_MOST = 160  # devices up to which the bound knows each; above, alike cells count as one
+SEARCH_SHARE = 0.55  # of the deadline, at which the search ends and the bound is sharpened
+NUMBERS_SECONDS = 15.0  # at most, that programmes with whole counts are given before the search
+
+
+def solve(
+    problem: Problem,
+    objective: str | None = None,
+    allreduce: str = "any",
+    deadline_s: float = 60.0,
+    seed: int = 0,
+) -> Plan:
+    """The groups with the least F that could be found, and a bound that no partition beats.
+
+    objective: "work_conserving" or "literal"; default: the problem's. allreduce: the link of T_rho is the slowest of
+    "any" pair or of those "crossing" groups. deadline_s: seconds after which the best so far is returned. seed: equal
+    seeds give equal plans unless the deadline cuts the search short. Raises Infeasible where there is no plan.
+    """
+    objective = check_choice("objective", objective or problem.objective, OBJECTIVES)
+    check_choice("allreduce", allreduce, ALLREDUCES)
+    started = time.monotonic()
+    until = started + number("deadline_s", deadline_s, positive=True)
+    problem.check_feasible()
+    most = exact.MOST if deadline_s < exact.SECONDS_WITH_TIME else exact.MOST_WITH_TIME
+    if problem.tree is not None and problem.n <= most:
+        alpha, beta = problem.tree.matrices()
+        small = replace(problem, alpha_us=alpha, beta_us_per_mib=beta, tree=None)
+        plan = solve(small, objective, allreduce, deadline_s, seed)
+        return replace(plan, problem=problem)
+    known = all_baselines(problem, objective, allreduce)
+    name = min(known, key=lambda name: known[name][1].objective_us)
+    best = known[name][0]
+    if problem.n <= most:
+        groups = ordered(exact.solve(problem, objective, allreduce, best))
+        cost = evaluate(problem, groups, objective, allreduce)
+        return Plan(problem, objective, allreduce, groups, cost, cost.objective_us, "exact: all subsets")
+    return _Large(problem, objective, allreduce, started, until, seed).solve(best, name)
+
+
+class _Large:
+    """A problem too large for all subsets: search from above, programmes from below."""
+
+    def __init__(
+        self, problem: Problem, objective: str, allreduce: str, started: float, until: float, seed: int
+    ) -> None:
+        self.problem, self.objective, self.allreduce = problem, objective, allreduce
+        self.started, self.until, self.seed = started, until, seed
+        self.low = 0.0
+        self._programme: Programme | None = None
+        self._cluster: tuple[Problem, np.ndarray, bool] | None = None
+
+    def solve(self, best: list[list[int]], name: str) -> Plan:
+        from .search import Search
+
+        p = self.problem
+        method = name
+        packed = self._pack()
+        if packed is not None and self._value(packed) < self._value(best):
+            best, method = packed, "packing of subtrees"
+        if p.tree is not None:
+            self.sharpen(self._value(best), self.until)
+            return self._plan(best, method)
+        search = Search(p, self.objective, self.allreduce, best, self.seed)
+        search.offer(best)
+        search.cut(self.until)
+        method = method if search.best is best else "cuts of clustered orders"
+        best = search.best
+        self.sharpen(search.best_us, min(self.until, time.monotonic() + NUMBERS_SECONDS))
+        until = self.started + SEARCH_SHARE * (self.until - self.started)
+        search.anneal(until, lambda: self.low >= search.best_us * (1 - CLOSE))
+        if search.best is not best:
+            method = "cuts and annealing"
+        self.sharpen(search.best_us, self.until)
+        return self._plan(search.best, method)
+
+    def _value(self, groups: list[list[int]]) -> float:
+        return evaluate(self.problem, groups, self.objective, self.allreduce).objective_us
+
+    def _plan(self, groups: list[list[int]], method: str) -> Plan:
+        groups = ordered(groups)
+        cost = evaluate(self.problem, groups, self.objective, self.allreduce)
+        low = min(self.low, cost.objective_us)
+        return Plan(
+            self.problem, self.objective, self.allreduce, groups, cost, low, f"{method}; bound by an integer programme"
+        )
+
+    def _tree(self) -> tuple[Problem, np.ndarray, bool]:
+        """(compressed problem, its devices as the problem's, whether it is the problem exactly)."""
+        from .tree import from_matrices
+
+        if self._cluster is None:
+            p = self.problem
+            if p.tree is not None:
+                self._cluster = p, np.arange(p.n), True
+            else:
+                laid, order, same = from_matrices(p)
+                none = np.zeros((0, 0))
+                alike = replace(
+                    p, rate=laid.rate, memory=laid.memory, alpha_us=none, beta_us_per_mib=none, names=(), tree=laid
+                )
+                self._cluster = alike, order, same
+        return self._cluster
+
+    def _pack(self) -> list[list[int]] | None:
+        """Packed groups where the problem is large; None where searching by devices is better."""
+        from . import packing
+
+        if self.problem.n <= CELLS_MOST and self.problem.tree is None:
+            return None
+        alike, order, _ = self._tree()
+        half = self.started + 0.7 * (self.until - self.started)
+        groups = packing.best(alike, self.objective, self.allreduce, half)
+        return [sorted(int(order[i]) for i in g) for g in groups]
+
+    def sharpen(self, high: float, until: float) -> None:
+        """Raise the lower bound, first without whole counts, then with them."""
+        from . import reach, tree_reach
+        from .bounds import lower_bound
+        from .reducing import least_reduce
+
+        p, grows = self.problem, self.objective == "work_conserving"
+        if self.low >= high * (1 - CLOSE):
+            return
+        if self._programme is None:
+            if p.n <= CELLS_MOST and p.tree is None:
+                self._programme = reach.programme(p, grows)
+            else:
+                alike, _, _ = self._tree()
+                self._programme = tree_reach.programme(alike, grows)
+        programme = self._programme
+        programme.until = until
+        reduce_us = least_reduce(p, self.allreduce, self.objective, high)
+        most = int(p.memory.sum()) // p.experts
+        for whole in (False, True):
+            if self.low < high * (1 - CLOSE) and time.monotonic() < until:
+                self.low = lower_bound(
+                    lambda b, enough: programme.fewest(b, enough, whole),  # noqa: B023
+                    reduce_us, p.kappa, min(most, p.n), self.low, high, until,
+                )  # fmt: skip

@@ -1,0 +1,257 @@
+"""A cluster in compressed form: switches and devices with counts, whose links depend on the lowest common switch.
+
+    {"alpha_us": 15, "beta_us_per_mib": 47.7, "children": [
+        {"count": 128, "alpha_us": 3, "beta_us_per_mib": 11.7, "children": [{"count": 8, "rate": 1.0, "memory": 26}]}]}
+
+Devices are numbered in the order of that text, every copy of a child after the one before. A slow node hangs from a
+switch of its own links. Equal subtrees are one object, and nothing here is n x n.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cells import Cell, find
+from .problem import Problem, ProblemError, count, number
+
+MOST = 1_000_000  # devices
+DEEP = 16  # levels of switches
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One device."""
+
+    rate: float
+    memory: int
+    size: int = 1
+
+
+@dataclass(frozen=True)
+class Switch:
+    """children: (count, subtree). alpha_us, beta_us_per_mib: between devices of different children."""
+
+    alpha_us: float
+    beta_us_per_mib: float
+    children: tuple[tuple[int, Switch | Leaf], ...]
+
+    @cached_property
+    def size(self) -> int:
+        """Devices below."""
+        return sum(times * child.size for times, child in self.children)
+
+    def each(self) -> list[Switch | Leaf]:
+        """Every child, copies one by one."""
+        return [child for times, child in self.children for _ in range(times)]
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """The cluster under one root, laid out. up: [levels, n] which switch of that level a device hangs from, -1 below
+    its last one; switches: of every number in `up` its Switch; first: its first device."""
+
+    root: Switch
+    up: NDArray[np.int64]
+    switches: list[Switch]
+    first: NDArray[np.int64]
+    rate: NDArray[np.float64]
+    memory: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, root: Switch) -> Tree:
+        """Lay out a root's devices and switches."""
+        n, deep = root.size, _depth(root)
+        up = np.full((deep, n), -1, np.int64)
+        rate, memory = np.zeros(n), np.zeros(n, np.int64)
+        switches: list[Switch] = []
+        first: list[int] = []
+        stack: list[tuple[Switch, int, int]] = [(root, 0, 0)]
+        while stack:
+            switch, level, at = stack.pop()
+            up[level, at : at + switch.size] = len(switches)
+            switches.append(switch)
+            first.append(at)
+            for times, child in switch.children:
+                for _ in range(times if isinstance(child, Switch) else 1):
+                    if isinstance(child, Switch):
+                        stack.append((child, level + 1, at))
+                        at += child.size
+                if isinstance(child, Leaf):
+                    rate[at : at + times], memory[at : at + times] = child.rate, child.memory
+                    at += times
+        return cls(root, up, switches, np.array(first, np.int64), rate, memory)
+
+    @cached_property
+    def links(self) -> NDArray[np.float64]:
+        """[switches, 2] alpha and beta of each."""
+        return np.array([[s.alpha_us, s.beta_us_per_mib] for s in self.switches])
+
+    def partners(self, group_of: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """[n] sums of alpha and of beta to all others of a device's group."""
+        n = len(group_of)
+        near, wide = np.zeros(n), np.zeros(n)
+        below = np.ones(n)
+        for level in range(len(self.up) - 1, -1, -1):
+            at = self.up[level]
+            here = at >= 0
+            _, where, held = np.unique(
+                group_of[here] * np.int64(len(self.switches)) + at[here], return_inverse=True, return_counts=True
+            )
+            together = held[where].astype(np.float64)
+            others = together - below[here]
+            near[here] += others * self.links[at[here], 0]
+            wide[here] += others * self.links[at[here], 1]
+            below[here] = together
+        return near, wide
+
+    def slowest(self, gradient_mib: float, group_of: NDArray[np.int64] | None = None) -> tuple[int, int] | None:
+        """The pair with the largest alpha + beta * gradient / 2, of pairs of different groups if those are given."""
+        if self.root.size < 2:
+            return None
+        key = self.links[:, 0] + self.links[:, 1] * (gradient_mib / 2)
+        for value in np.unique(key)[::-1]:
+            pairs = [self._pair(int(s), group_of) for s in np.flatnonzero(key == value)]
+            found = [pair for pair in pairs if pair is not None]
+            if found:
+                return min(found)
+        return None
+
+    def _pair(self, s: int, group_of: NDArray[np.int64] | None) -> tuple[int, int] | None:
+        """The lowest pair that meets at a switch."""
+        switch, start = self.switches[s], int(self.first[s])
+        child = switch.children[0][1].size
+        if switch.size == child:
+            return None  # one child: nobody meets here
+        if group_of is None:
+            return start, start + child
+        groups = group_of[start : start + switch.size]
+        differs = np.flatnonzero(groups[child:] != groups[0])
+        if differs.size:
+            return start, start + child + int(differs[0])
+        inside = np.flatnonzero(groups[:child] != groups[0])
+        return (start + int(inside[0]), start + child) if inside.size else None
+
+    def link(self, i: int, j: int) -> tuple[float, float]:
+        """alpha and beta between two devices."""
+        level = int(np.flatnonzero((self.up[:, i] == self.up[:, j]) & (self.up[:, i] >= 0))[-1])
+        alpha, beta = self.links[self.up[level, i]]
+        return float(alpha), float(beta)
+
+    def matrices(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """alpha_us and beta_us_per_mib, [n, n]: for small clusters."""
+        n = self.root.size
+        alpha, beta = np.zeros((n, n)), np.zeros((n, n))
+        for level in range(len(self.up)):
+            at = self.up[level]
+            same = (at[:, None] == at[None, :]) & (at >= 0)[:, None]
+            for matrix, column in ((alpha, 0), (beta, 1)):
+                np.copyto(matrix, self.links[at, column][:, None], where=same)
+        for matrix in (alpha, beta):
+            np.fill_diagonal(matrix, 0.0)
+        return alpha, beta
+
+
+def _depth(node: Switch | Leaf) -> int:
+    return 0 if isinstance(node, Leaf) else 1 + max(_depth(child) for _, child in node.children)
+
+
+@dataclass
+class _Maker:
+    """Equal subtrees become one object."""
+
+    known: dict[Any, Any] = field(default_factory=dict)
+    serial: dict[int, int] = field(default_factory=dict)  # by id: an order that does not change from run to run
+
+    def leaf(self, rate: float, memory: int) -> Leaf:
+        return self._one((rate, memory), Leaf(rate, memory))
+
+    def _one(self, key: Any, made: Any) -> Any:
+        one = self.known.setdefault(key, made)
+        self.serial.setdefault(id(one), len(self.serial))
+        return one
+
+    def switch(self, alpha: float, beta: float, children: list[tuple[int, Switch | Leaf]]) -> Switch:
+        runs: list[tuple[int, Switch | Leaf]] = []
+        for times, child in children:
+            if runs and runs[-1][1] is child:
+                runs[-1] = (runs[-1][0] + times, child)
+            else:
+                runs.append((times, child))
+        key = (alpha, beta, *((times, id(child)) for times, child in runs))
+        return self._one(key, Switch(alpha, beta, tuple(runs)))
+
+
+def parse(data: Any) -> Tree:
+    """The tree from what JSON held under `cluster`. Raises ProblemError, which names the field that is wrong."""
+    maker = _Maker()
+    root = _parse(data, "cluster", maker, 0)
+    if isinstance(root, Leaf):
+        root = maker.switch(0.0, 0.0, [(1, root)])
+    if root.size > MOST:
+        raise ProblemError("cluster", f"must have at most {MOST} devices, got {root.size}")
+    return Tree.of(root)
+
+
+def _parse(data: Any, where: str, maker: _Maker, level: int) -> Switch | Leaf:
+    if not isinstance(data, dict):
+        raise ProblemError(where, f"must be an object, got {type(data).__name__}")
+    if level > DEEP:
+        raise ProblemError(where, f"is deeper than {DEEP} levels")
+    if "children" not in data:
+        for key in ("rate", "memory"):
+            if key not in data:
+                raise ProblemError(f"{where}.{key}", "is missing (a switch has children, a device rate and memory)")
+        rate = number(f"{where}.rate", data["rate"], positive=True)
+        return maker.leaf(rate, count(f"{where}.memory", data["memory"]))
+    for key in ("alpha_us", "beta_us_per_mib"):
+        if key not in data:
+            raise ProblemError(f"{where}.{key}", "is missing")
+    inside = data["children"]
+    if not isinstance(inside, list) or not inside:
+        raise ProblemError(f"{where}.children", "must be a list of at least one child")
+    children = []
+    for i, child in enumerate(inside):
+        place = f"{where}.children[{i}]"
+        times = count(f"{place}.count", child.get("count", 1), 1) if isinstance(child, dict) else 1
+        if times > MOST:
+            raise ProblemError(f"{place}.count", f"must be at most {MOST}, got {times}")
+        children.append((times, _parse(child, place, maker, level + 1)))
+    alpha = number(f"{where}.alpha_us", data["alpha_us"])
+    return maker.switch(alpha, number(f"{where}.beta_us_per_mib", data["beta_us_per_mib"]), children)
+
+
+def from_matrices(problem: Problem) -> tuple[Tree, NDArray[np.int64], bool]:
+    """(tree, [n] the problem's device for each of the tree's, whether the tree is the problem exactly).
+
+    Where it is not, no link of the tree is slower than the problem's, so that the tree's costs are lower bounds.
+    """
+    maker, exact = _Maker(), True
+
+    def build(cell: Cell) -> tuple[Switch | Leaf, list[int]]:
+        nonlocal exact
+        m = cell.members
+        if len(m) == 1:
+            return maker.leaf(float(problem.rate[m[0]]), int(problem.memory[m[0]])), [int(m[0])]
+        owner = np.arange(len(m))
+        for at, child in enumerate(cell.children):
+            owner[np.searchsorted(m, child.members)] = at
+        apart = owner[:, None] != owner[None, :]
+        links = []
+        for matrix in (problem.alpha_us, problem.beta_us_per_mib):
+            between = matrix[np.ix_(m, m)][apart]
+            links.append(float(between.min()))
+            exact = exact and links[-1] == between.max()
+        made = [build(part) for part in cell.children or [Cell(m[i : i + 1]) for i in range(len(m))]]
+        made.sort(key=lambda each: maker.serial[id(each[0])])
+        children: list[tuple[int, Switch | Leaf]] = [(1, child) for child, _ in made]
+        return maker.switch(links[0], links[1], children), [i for _, members in made for i in members]
+
+    root, order = build(find(problem))
+    if isinstance(root, Leaf):
+        root = maker.switch(0.0, 0.0, [(1, root)])
+    return Tree.of(root), np.array(order, np.int64), exact
