@@ -9,24 +9,40 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ..arguments import not_negative, seconds
+from ..arguments import not_negative, positive, seconds
+
+if TYPE_CHECKING:
+    from ..planner import Problem
 
 SUMMARY = "plan the expert-parallel groups: aristos plan PROBLEM.json"
 INFEASIBLE, USAGE, ENVIRONMENT, INTERRUPTED = 1, 2, 3, 130
+DISCOVER_SECONDS = 300
 
 
 def options(argv: list[str]) -> argparse.Namespace:
     from ..planner import ALLREDUCES, OBJECTIVES
+    from ..planner.models import MODELS
 
     parser = argparse.ArgumentParser(
         prog="aristos plan",
         description="Choose the groups that make a training step shortest (Equation 1 of the poster), with a proven "
         "bound on how much better any other choice could be.",
     )
-    parser.add_argument("problem", metavar="PROBLEM.json", help="devices, links and a layer: see docs/planner.md")
+    parser.add_argument("problem", metavar="PROBLEM.json", nargs="?",
+                        help="devices, links and a layer: see docs/planner.md")  # fmt: skip
+    parser.add_argument("--model", metavar="NAME", help="a published model instead of a file; ? lists them")
+    parser.add_argument("--tokens", type=positive, default=4096, help="a device brings to a layer (%(default)s)")
+    parser.add_argument("--inference", action="store_true", help="forward alone, no gradients")
+    parser.add_argument("--topology", metavar="FILE", help="links that `aristos topo --measure` wrote")
+    parser.add_argument("--discover", action="store_true", help="run `aristos topo --measure` here for them")
+    parser.add_argument("--plot", metavar="FILE", help="draw the groups: .png, .svg or .pdf (needs matplotlib)")
     parser.add_argument("--objective", choices=OBJECTIVES, help="(default: what the file says)")
     parser.add_argument("--allreduce", choices=ALLREDUCES, default="any",
                         help="T_rho's link: the slowest of any or of crossing pairs (%(default)s)")  # fmt: skip
@@ -34,7 +50,16 @@ def options(argv: list[str]) -> argparse.Namespace:
                         help="return the best found by then (%(default)s)")  # fmt: skip
     parser.add_argument("--seed", type=not_negative, default=0, help="(%(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
-    return parser.parse_args(argv)
+    asked = parser.parse_args(argv)
+    if (asked.problem is None) == (asked.model is None):
+        parser.error("give PROBLEM.json or --model NAME")
+    if asked.model is not None and asked.model not in MODELS:
+        parser.error(f"--model must be one of {', '.join(MODELS)}, got {asked.model!r}")
+    if asked.model is not None and bool(asked.topology) == asked.discover:
+        parser.error("--model needs a machine: --topology FILE or --discover")
+    if asked.problem is not None and (asked.topology or asked.discover or asked.inference):
+        parser.error("--topology, --discover and --inference go with --model")
+    return asked
 
 
 def main(argv: list[str]) -> int:
@@ -47,12 +72,12 @@ def main(argv: list[str]) -> int:
 
 def run(asked: argparse.Namespace) -> int:
     from ..errors import AristosError, InputError
-    from ..planner import Infeasible, load, solve
+    from ..planner import Infeasible, solve
     from ..planner.plan import infeasible_json
 
     started = time.monotonic()
     try:
-        problem = load(asked.problem)
+        problem = _problem(asked)
         plan = solve(problem, asked.objective, asked.allreduce, asked.deadline, asked.seed)
     except Infeasible as why:
         if asked.json:
@@ -63,15 +88,64 @@ def run(asked: argparse.Namespace) -> int:
         print(f"aristos plan: {why}", file=sys.stderr)
         return USAGE
     except OSError as why:
-        print(f"aristos plan: {asked.problem} cannot be read: {why.strerror}", file=sys.stderr)
+        print(f"aristos plan: {why.filename} cannot be read: {why.strerror}", file=sys.stderr)
         return USAGE
     except AristosError as why:
         print(f"aristos plan: {why}", file=sys.stderr)
         return ENVIRONMENT
+    if asked.plot:
+        try:
+            from ..planner.picture import draw
+
+            draw(plan, asked.plot)
+        except (ImportError, OSError, ValueError) as why:
+            print(f"aristos plan: {asked.plot} cannot be drawn: {why}", file=sys.stderr)
+            return ENVIRONMENT
     if asked.json:
         print(json.dumps(plan.to_json(), allow_nan=False))
     else:
         from ..planner.words import report
 
         print(report(plan, time.monotonic() - started))
+        if asked.model is not None:
+            print(_moving(asked, max(map(len, plan.groups))))
     return 0
+
+
+def _problem(asked: argparse.Namespace) -> Problem:
+    """The problem that was asked for."""
+    from ..planner import load
+    from ..planner.models import MODELS, build, load_links
+
+    if asked.problem is not None:
+        return load(asked.problem)
+    links = _discovered() if asked.discover else load_links(asked.topology)
+    return build(MODELS[asked.model], asked.tokens, links, asked.inference)
+
+
+def _discovered() -> dict[str, Any]:
+    """What `aristos topo --measure` says of this machine."""
+    from ..errors import EnvironmentProblem
+    from ..planner.models import load_links
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "links.json"
+        words = [sys.executable, "-m", "aristos", "topo", "--measure", "--out", str(file)]
+        try:
+            ran = subprocess.run(words, capture_output=True, text=True, timeout=DISCOVER_SECONDS, check=False)
+        except subprocess.TimeoutExpired:
+            raise EnvironmentProblem(f"`aristos topo --measure` took more than {DISCOVER_SECONDS} s") from None
+        if ran.returncode or not file.exists():
+            last = (ran.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise EnvironmentProblem(f"`aristos topo --measure` failed: {last}")
+        return load_links(file)
+
+
+def _moving(asked: argparse.Namespace, group: int) -> str:
+    from ..planner.models import MODELS, moving
+
+    found = moving(MODELS[asked.model], asked.tokens, group)
+    return (
+        f"a layer and device in a group of {group}: moving tokens {found.token_bytes / 2**20:.1f} MiB, moving experts'"
+        f" weights {found.weight_bytes / 2**20:.1f} MiB: move {found.move}"
+    )

@@ -1,0 +1,124 @@
+"""Problems of published models on measured machines: shapes and links become the numbers of Equation 1.
+
+A step is training (forward, backward twice as long) or inference (forward). What a machine can do comes from a file of
+`aristos topo --measure`, schema `aristos-links/1`. It refuses to guess a machine.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .moving import Moving, compare
+from .problem import Problem, ProblemError, count, number, parse
+
+SCHEMA = "aristos-links/1"
+MIB = 1 << 20
+ITEM = 2  # bytes of a value on the wire and of a weight: bfloat16
+STATE = 16  # bytes a parameter in training: weight and gradient in bfloat16; master weight and two moments in float32
+SHARE = 0.9  # of a device's memory that parameters may take
+DENSE = 12  # times hidden^2 parameters of a layer outside its experts, as the paper of 2024 counts them
+
+
+@dataclass(frozen=True)
+class Model:
+    """hidden, ffn, experts, top_k: of an MoE layer. moe_layers of layers have experts. source: where it says so."""
+
+    hidden: int
+    ffn: int
+    experts: int
+    top_k: int
+    moe_layers: int
+    layers: int
+    gated: bool
+    source: str
+
+    @property
+    def expert(self) -> int:
+        """Parameters of one expert of one layer."""
+        return (3 if self.gated else 2) * self.hidden * self.ffn
+
+    @property
+    def dense(self) -> int:
+        """Parameters outside the experts, embeddings left out."""
+        return DENSE * self.hidden**2 * self.layers
+
+
+MODELS: dict[str, Model] = {
+    "mixtral-8x7b": Model(4096, 14336, 8, 2, 32, 32, True, "mistralai/Mixtral-8x7B-v0.1 config.json"),
+    "mixtral-8x22b": Model(6144, 16384, 8, 2, 56, 56, True, "mistral-community/Mixtral-8x22B-v0.1 config.json"),
+    "deepseek-moe-16b": Model(2048, 1408, 64, 6, 27, 28, True, "deepseek-ai/deepseek-moe-16b-base config.json"),
+    "deepseek-v2-lite": Model(2048, 1408, 64, 6, 26, 27, True, "deepseek-ai/DeepSeek-V2-Lite config.json"),
+    "deepseek-v2": Model(
+        5120, 1536, 160, 6, 59, 60, True, "deepseek-ai/DeepSeek-V3 inference/configs/config_236B.json"
+    ),
+    "deepseek-v3": Model(
+        7168, 2048, 256, 8, 58, 61, True, "deepseek-ai/DeepSeek-V3 inference/configs/config_671B.json"
+    ),
+    "kimi-k2": Model(7168, 2048, 384, 8, 60, 61, True, "MoonshotAI/Kimi-K2 README.md"),
+    "qwen3-30b-a3b": Model(2048, 768, 128, 8, 48, 48, True, "Qwen/Qwen3-30B-A3B config.json"),
+    "qwen3-235b-a22b": Model(4096, 1536, 128, 8, 94, 94, True, "THUDM/slime scripts/models/qwen3-235B-A22B.sh"),
+    "olmoe-1b-7b": Model(2048, 1024, 64, 8, 16, 16, True, "allenai/OLMoE-1B-7B-0924 config.json"),
+    "gpt-oss-20b": Model(2880, 2880, 32, 4, 24, 24, True, "openai/gpt-oss-20b config.json"),
+    "gpt-oss-120b": Model(2880, 2880, 128, 4, 36, 36, True, "openai/gpt-oss gpt_oss/torch/model.py"),
+    "phi-3.5-moe": Model(4096, 6400, 16, 2, 32, 32, True, "microsoft/Phi-3.5-MoE-instruct config.json"),
+    "switch-base-128": Model(768, 3072, 128, 1, 12, 24, False, "google/switch-base-128 config.json"),
+    "dbrx": Model(6144, 10752, 16, 4, 40, 40, True, "databricks/dbrx model/config.json"),
+    "llama-4-scout": Model(5120, 8192, 16, 1, 48, 48, True, "transformers 5.24.0 models/llama4 defaults"),
+    "glm-4.5-355b": Model(5120, 1536, 160, 8, 89, 92, True, "THUDM/slime scripts/models/glm4.5-355B-A32B.sh"),
+    "minimax-m2": Model(3072, 1536, 256, 8, 62, 62, True, "THUDM/slime scripts/models/minimax-m2.sh"),
+}
+
+
+def load_links(path: str | Path) -> dict[str, Any]:
+    """The object of a file of links. Raises ProblemError, OSError."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as why:
+        raise ProblemError("topology", f"is no JSON: {why}") from why
+    got = found.get("schema") if isinstance(found, dict) else type(found).__name__
+    if got != SCHEMA:
+        raise ProblemError("schema", f"must be {SCHEMA!r}, got {got!r}: `aristos topo --measure` writes such a file")
+    return found
+
+
+def build(model: Model, tokens: int, links: dict[str, Any], inference: bool = False) -> Problem:
+    """The problem of a model on a machine. tokens: that each device brings to a layer. links: `load_links`.
+
+    Costs are MFLOP, rates MFLOP a us. Raises ProblemError where the file is wrong or does not know something.
+    """
+    tokens = count("tokens", tokens, 1)
+    bytes_each = ITEM if inference else STATE
+    devices = []
+    hosts, given = links.get("hosts"), links.get("devices")
+    if not isinstance(given, list) or not given or not isinstance(hosts, list) or len(hosts) != len(given):
+        raise ProblemError("devices", "must be a list of devices, one for each of hosts")
+    for i, each in enumerate(given):
+        if not isinstance(each, dict):
+            raise ProblemError(f"devices[{i}]", f"must be an object, got {each!r}")
+        rate = number(f"devices[{i}].rate_gflops", each.get("rate_gflops"), positive=True)
+        have = number(f"devices[{i}].memory_bytes", each.get("memory_bytes")) * SHARE - model.dense * bytes_each
+        room = max(0, int(have // (model.expert * model.moe_layers * bytes_each)))
+        name = f"{hosts[i]}:{each.get('label') or i}"
+        devices.append({"name": name, "rate": rate / 1e3, "memory": min(room, model.experts)})
+    passes = 1 if inference else 3
+    return parse(
+        {
+            "experts": model.experts,
+            "layer_cost": tokens * model.top_k * 2 * model.expert / 1e6,
+            "payload_mib": tokens * model.top_k * model.hidden * ITEM / MIB,
+            "crossings": 2 if inference else 4,
+            "stages": passes * model.moe_layers * len(devices),
+            "gradient_mib": 0.0 if inference else model.dense * ITEM / MIB,
+            "devices": devices,
+            "alpha_us": links.get("alpha_us"),
+            "beta_us_per_mib": links.get("beta_us_per_mib"),
+        }
+    )
+
+
+def moving(model: Model, tokens: int, group: int) -> Moving:
+    """Whether tokens or weights are less to move in a group of so many devices."""
+    return compare(tokens, model.hidden, model.ffn, model.experts, model.top_k, model.gated, group, ITEM)

@@ -1,0 +1,139 @@
+"""Placing experts by their loads, with copies of hot ones where memory is left.
+
+A copy of an expert takes an equal share of its load: each source rank uses one of them, by its number. Copies are given
+to the expert with the largest load a copy, places from heavy to light to the device that would end first; then copies
+are moved and swapped while that shortens the longest device. Every number of copies that memory allows is tried, so
+more memory never makes a placement worse. `eplb` is DeepSeek's load balancer, from its description: the baseline.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
+Placement = list[list[int]]  # for each expert its devices, ascending
+PASSES = 400  # of moving and swapping
+TRIES = 12  # numbers of copies
+
+
+def longest(placement: Placement, loads: Floats, rate: Floats) -> float:
+    """The largest load over rate of a device; equal shares of an expert's load go to its copies."""
+    return float((held_loads(placement, loads, len(rate)) / rate).max())
+
+
+def held_loads(placement: Placement, loads: Floats, devices: int) -> Floats:
+    """[devices] load of each."""
+    found = np.zeros(devices)
+    for expert, places in enumerate(placement):
+        np.add.at(found, places, loads[expert] / len(places))  # the baseline may put two copies on one device
+    return found
+
+
+def replicate(loads: Floats, rate: Floats, memory: Counts, most: int | None = None) -> Placement:
+    """Devices of each expert. loads: [experts]. rate, memory: [devices], room for all experts at least.
+
+    most: copies of all experts together at most; default: what memory allows.
+    """
+    experts, devices = len(loads), len(rate)
+    room = np.minimum(memory, experts)
+    slots = min(int(room.sum()), experts * devices)
+    slots = slots if most is None else max(experts, min(slots, most))
+    best: Placement | None = None
+    value = np.inf
+    for total in np.unique(np.linspace(experts, slots, TRIES).astype(int)):
+        copies = copies_of(loads, int(total), devices)
+        placement = _pack(loads, copies, rate, room)
+        if placement is None:
+            continue
+        mine = longest(placement, loads, rate)
+        if mine < value * (1 - 1e-12):
+            best, value = placement, mine
+    assert best is not None, "one copy of each expert always has a place"
+    return best
+
+
+def copies_of(loads: Floats, total: int, most: int) -> Counts:
+    """[experts] copies, `total` in all, the next always to the largest load a copy; at most one a device."""
+    copies = np.ones(len(loads), np.int64)
+    share = loads.astype(np.float64).copy()
+    for _ in range(total - len(loads)):
+        expert = int(np.argmax(np.where(copies < most, share, -1.0)))
+        copies[expert] += 1
+        share[expert] = loads[expert] / copies[expert]
+    return copies
+
+
+def _pack(loads: Floats, copies: Counts, rate: Floats, room: Counts) -> Placement | None:
+    """Copies given to devices, no two of one expert to the same; None where that gets stuck."""
+    share = loads / copies
+    held: list[set[int]] = [set() for _ in rate]
+    load = np.zeros(len(rate))
+    for expert in np.lexsort((np.arange(len(loads)), -share)):
+        for _ in range(copies[expert]):
+            free = [d for d in range(len(rate)) if len(held[d]) < room[d] and expert not in held[d]]
+            if not free:
+                return None
+            d = min(free, key=lambda d: ((load[d] + share[expert]) / rate[d], d))
+            held[d].add(int(expert))
+            load[d] += share[expert]
+    _improve(held, load, share, rate, room)
+    placement: Placement = [[] for _ in loads]
+    for d, mine in enumerate(held):
+        for expert in mine:
+            placement[expert].append(d)
+    return placement
+
+
+def _improve(held: list[set[int]], load: Floats, share: Floats, rate: Floats, room: Counts) -> None:
+    """Move or swap single copies off the longest device while that makes both ends shorter than it was."""
+    for _ in range(PASSES):
+        time = load / rate
+        slow = int(np.argmax(time))
+        best = (time[slow] * (1 - 1e-12), -1, -1, -1)
+        for d in range(len(rate)):
+            if d == slow:
+                continue
+            give = [e for e in held[slow] if e not in held[d]]
+            take = [-1] if len(held[d]) < room[d] else []
+            take += [e for e in held[d] if e not in held[slow]]
+            if not give or not take:
+                continue
+            out = share[give][:, None]
+            back = np.array([0.0 if e < 0 else share[e] for e in take])[None, :]
+            after = np.maximum((load[slow] - out + back) / rate[slow], (load[d] + out - back) / rate[d])
+            at = int(np.argmin(after))
+            if after.flat[at] < best[0]:
+                best = (float(after.flat[at]), d, give[at // len(take)], take[at % len(take)])
+        _, d, given, taken = best
+        if d < 0:
+            return
+        held[slow].remove(given)
+        held[d].add(given)
+        load[slow] -= share[given]
+        load[d] += share[given]
+        if taken >= 0:
+            held[d].remove(taken)
+            held[slow].add(taken)
+            load[slow] += share[taken]
+            load[d] -= share[taken]
+
+
+def eplb(loads: Floats, devices: int, slots: int) -> Placement:
+    """DeepSeek's global balancing: `slots` copies, as many on every device.
+
+    The expert with the largest load a copy gets the next copy; then, from heavy to light, each copy goes to the device
+    with the least load that has slots left, whether or not it has one of that expert. slots: a multiple of devices.
+    """
+    copies = copies_of(loads, slots, slots)
+    share = np.repeat(loads / copies, copies)
+    expert = np.repeat(np.arange(len(loads)), copies)
+    load, left = np.zeros(devices), np.full(devices, slots // devices)
+    placement: Placement = [[] for _ in loads]
+    for at in np.argsort(-share, kind="stable"):
+        d = int(np.argmin(np.where(left > 0, load, np.inf)))
+        load[d] += share[at]
+        left[d] -= 1
+        placement[expert[at]].append(d)
+    return placement

@@ -1,0 +1,129 @@
+"""Who holds which experts: by rate and memory, by loads, with copies; and what is less to move."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import planning
+import pytest
+
+from aristos import planner
+from aristos.planner import moving, placing, replicas
+
+
+def test_shares_are_the_best_there_are():
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        devices, experts = int(rng.integers(1, 4)), int(rng.integers(1, 9))
+        rate = rng.choice([0.4, 1.0, 2.5], devices)
+        memory = rng.integers(0, 9, devices)
+        if memory.sum() < experts:
+            continue
+        held = placing.shares(experts, rate, memory)
+        assert held.sum() == experts
+        assert (held <= memory).all()
+        every = itertools.product(*(range(m + 1) for m in memory))
+        best = min(max(h / r for h, r in zip(split, rate)) for split in every if sum(split) == experts)
+        assert (held / rate).max() == pytest.approx(best)
+
+
+def check(placement: list[list[int]], memory: np.ndarray, experts: int) -> None:
+    assert len(placement) == experts
+    for places in placement:
+        assert places
+        assert len(set(places)) == len(places)
+    held = np.bincount([d for places in placement for d in places], minlength=len(memory))
+    assert (held <= memory).all()
+
+
+def test_loads_are_placed_within_memory_and_more_memory_is_never_worse():
+    rng = np.random.default_rng(1)
+    for _ in range(30):
+        devices, experts = int(rng.integers(1, 6)), int(rng.integers(1, 20))
+        loads = rng.pareto(1.2, experts) * 100
+        rate = rng.choice([0.5, 1.0, 2.0], devices)
+        memory = rng.integers(1, experts + 1, devices)
+        memory[0] += max(0, experts - memory.sum())
+        before = np.inf
+        for most in (experts, experts + 2, None):
+            placement = replicas.replicate(loads, rate, memory, most)
+            check(placement, memory, experts)
+            value = replicas.longest(placement, loads, rate)
+            assert value >= loads.sum() / rate.sum() * (1 - 1e-12)
+            assert value <= before * (1 + 0.2)
+            before = min(before, value)
+
+
+def test_a_hot_expert_gets_copies():
+    placement = replicas.replicate(np.array([90.0, 10, 10, 10]), np.ones(3), np.full(3, 4))
+    assert len(placement[0]) == 3
+    assert replicas.longest(placement, np.array([90.0, 10, 10, 10]), np.ones(3)) == pytest.approx(40)
+
+
+def test_a_plan_places_by_loads():
+    p = planning.draw(3, 6)
+    p["loads"] = [1000.0] + [1.0] * (p["experts"] - 1)
+    for device in p["devices"]:
+        device["memory"] = p["experts"]
+    plan = planner.solve(planner.parse(p))
+    for members, placement in zip(plan.groups, plan.placement):
+        assert sorted(placement) == list(range(p["experts"]))
+        assert len(placement[0]) == len(members)
+        assert all(set(places) <= set(members) for places in placement.values())
+
+
+def test_eplb_by_hand():
+    placement = replicas.eplb(np.array([8.0, 5, 2, 2]), 2, 6)
+    assert sorted(len(places) for places in placement) == [1, 1, 2, 2]
+    assert len(placement[0]) == len(placement[1]) == 2
+
+
+def histograms(folder) -> list[np.ndarray]:
+    """Expert loads of every layer of the recorded models."""
+    found = []
+    counts = np.load(folder / "olmoe_1b_7b" / "alpaca_sequence_counts.npz")["counts"]
+    found += list(counts.sum(0).astype(np.float64))
+    ids = np.load(folder / "deepseek_v2_lite_esft" / "law.npz")["expert_ids"]
+    found += [np.bincount(ids[:, layer].ravel(), minlength=64).astype(np.float64) for layer in range(ids.shape[1])]
+    return found
+
+
+def test_no_worse_than_eplb_on_recorded_loads(shared_dir):
+    ratios = []
+    for loads in histograms(shared_dir / "traces"):
+        for copies in (0, 16):
+            slots = len(loads) + copies
+            theirs = replicas.longest(replicas.eplb(loads, 8, slots), loads, np.ones(8))
+            mine = replicas.replicate(loads, np.ones(8), np.full(8, slots // 8))
+            check(mine, np.full(8, slots // 8), len(loads))
+            ratios.append(replicas.longest(mine, loads, np.ones(8)) / theirs)
+    assert len(ratios) >= 80
+    assert max(ratios) <= 1.01
+    assert np.mean(ratios) <= 1.0
+
+
+def test_what_is_less_to_move():
+    few = moving.compare(4, 7168, 2048, 256, 8, True, 8)
+    many = moving.compare(1 << 20, 7168, 2048, 8, 2, True, 8)
+    assert (few.move, many.move) == ("tokens", "weights")
+    assert few.token_bytes == 2 * 4 * 8 * 7 / 8 * 7168 * 2
+    assert many.weight_bytes == pytest.approx(8 * 7 / 8 * 3 * 7168 * 2048 * 2)
+    assert moving.compare(100, 8, 8, 4, 2, False, 1).token_bytes == 0
+
+
+def test_shapes_of_published_models(shared_dir):
+    from aristos.planner import models
+
+    shared = json.loads((shared_dir / "traces" / "moe_models.json").read_text())["models"]
+    by_name = {m["name"]: m for m in shared}
+    assert len(models.MODELS) >= 8
+    for name, m in models.MODELS.items():
+        theirs = by_name[name]
+        mine = (m.hidden, m.ffn, m.experts, m.top_k, m.moe_layers)
+        assert mine == tuple(
+            theirs[key] for key in ("hidden_size", "expert_intermediate_size", "num_experts", "top_k", "num_moe_layers")
+        ), name
+        assert m.gated == theirs["gated"]
+        assert m.source
