@@ -100,7 +100,7 @@ class Bulk:
         world, me, local = int(job[f.WORLD]), int(job[f.RANK]), int(job[f.LOCAL])
         width = f.ANNOUNCE_WORDS + int(job[f.MAX_LOCAL])
         start = job[job[f.SLOT_START] :][: world + 1]
-        offset = st[job[f.T_OFFSET] :][: int(job[f.EXPERTS]) + 1]
+        offset = st[job[f.T_OFFSET] :][: int(start[world]) + 1]
         by_slot = np.diff(offset)
         tell, told = np.zeros((world, width), np.int64), np.zeros((world, width), np.int64)
         head = [job[f.OBJECT], job[f.LAYER], job[f.ROW_BYTES], job[f.TOP_K], st[f.STATUS]]
@@ -116,7 +116,7 @@ class Bulk:
         st[job[f.T_STATUS] :][:world] = statuses
         if not same.all():  # nobody can run rows of another layer: exchange none, then all raise
             st[job[f.T_ROWS_TO] :][:world] = 0
-            st[job[f.T_OFFSET] :][: int(job[f.EXPERTS]) + 1] = 0
+            st[job[f.T_OFFSET] :][: int(start[world]) + 1] = 0
             return np.zeros((world, local), np.int64)
         return told[:, f.ANNOUNCE_WORDS :][:, :local]
 

@@ -29,7 +29,7 @@ def shape_of(world: int, placement: Placement, *, hidden: int, experts: int, top
         return_rows=max_tokens * top_k,
         max_local=max(1, most_local),
         top_k=top_k,
-        experts=experts,
+        experts=placement.slots,
         max_tokens=max_tokens,
     )
 
@@ -138,7 +138,7 @@ class Collective:
         job = aligned((f.JOB_WORDS + experts + self.world + 1,), np.int64)
         job[:] = 0
         job[f.SLOT_OF], job[f.SLOT_START] = f.JOB_WORDS, f.JOB_WORDS + experts
-        job[f.JOB_WORDS : f.JOB_WORDS + experts] = self.placement.slot_of
+        job[f.JOB_WORDS : f.JOB_WORDS + experts] = self.placement.slots_for(self.rank)
         job[f.JOB_WORDS + experts :] = self.placement.start
         job[f.LOCAL] = len(self._mine)
         job[f.EXPERTS], job[f.TOP_K], job[f.HIDDEN] = experts, top_k, hidden

@@ -63,7 +63,7 @@ class Exchange(Collective):
                     raise InputError(f"{name} must be a positive int, got {value!r}")
             check_common(None, timeout, ranks_per_node)
             self.placement = Placement(placement, experts, self.world)
-            mine = f"Exchange {shape}, placement={self.placement.ranks.tolist()}"
+            mine = f"Exchange {shape}, placement={self.placement}"
         except Exception as error:
             problem = error if isinstance(error, AristosError) else InputError(f"{type(error).__name__}: {error}")
             mine = ""

@@ -6,7 +6,7 @@ import queue
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from . import arrays
 from .bulk import Bulk
 from .collective import (
     Collective,
+    check_comm,
     check_common,
     explain_ids,
     routing_arrays,
@@ -27,6 +28,7 @@ from .engine import fields as f
 from .engine import routing, team
 from .engine.layout import rank_bytes
 from .errors import AristosError, ClosedError, InputError, OpenCallError
+from .grouped import split
 from .kernels.cpu.activation import CODES
 from .kernels.cpu.expert import scratch_bytes
 from .kernels.cpu.gemm import aligned
@@ -37,6 +39,9 @@ from .placement import Placement
 from .stats import Summary, Totals, call_stats, summarize
 from .substrate.runtime import BATCH, Runtime
 from .weights import LayerWeights
+
+if TYPE_CHECKING:
+    from .planner import Plan
 
 Schedule = Literal["fused", "bulk"]
 KINDS = {  # of events: all that a worker notes
@@ -100,8 +105,10 @@ class MoE(Collective):
     cfg: equal on all ranks. comm: an mpi4py communicator, or None for one process without MPI.
     layers: layers with weights of their own that share windows, workers and threads. schedule: "fused" (one-sided,
     tile by tile) or "bulk" (count exchange, Alltoallv, experts, Alltoallv: the baseline). threads: workers a rank;
-    default: the cores this rank may use over the ranks that share them. placement: E ranks, one for each expert;
-    default contiguous.
+    default: the cores this rank may use over the ranks that share them. placement: E ranks, one for each expert, or
+    several for one that has copies; default contiguous. plan: an `aristos.planner.Plan` for the communicator, rank i
+    being device i: the layer then lives in this rank's group, `group` is its number, `comm` its communicator and
+    `rank` the rank there.
     timeout: seconds a wait may see no progress. ranks_per_node: take so many ranks in a row as a node, where MPI would
     see larger ones; transport shm serves a node, rma goes between them.
     Raises MismatchError where ranks disagree, InputError (a ValueError) on wrong arguments, MemoryProblem where
@@ -115,10 +122,18 @@ class MoE(Collective):
         layers: int = 1,
         schedule: Schedule = "fused",
         threads: int | None = None,
-        placement: Sequence[int] | np.ndarray | None = None,
+        placement: Sequence[Any] | np.ndarray | None = None,
         timeout: float = 120.0,
         ranks_per_node: int | None = None,
+        plan: Plan | None = None,
     ) -> None:
+        self.group, self._split = 0, None
+        if plan is not None:
+            if comm is None:
+                raise InputError("plan needs comm, with a rank for each of its devices")
+            check_comm(comm)
+            comm, placement, self.group = split(comm, plan, getattr(cfg, "experts", None), placement)
+            self._split = comm
         super().__init__(comm, usable_timeout(timeout), ranks_per_node)
         problem: Exception | None = None
         mine, shape, scratch, shared = "", {}, 0, 0
@@ -126,13 +141,17 @@ class MoE(Collective):
             self._check(cfg, layers, schedule, threads)
             check_common(threads, timeout, ranks_per_node)
             self.placement = Placement(placement, cfg.experts, self.world)
-            mine = f"{cfg!r}, layers={layers}, schedule={schedule!r}, placement={self.placement.ranks.tolist()}"
+            mine = f"{cfg!r}, layers={layers}, schedule={schedule!r}, placement={self.placement}"
             shape = widths(cfg)
             scratch = max(scratch_bytes(BATCH, cfg.gated), routing.scratch_bytes(-(-cfg.experts // LANES)))
             shared = team.scratch_bytes(cfg.ffn, cfg.gated)
         except Exception as error:
             problem = error if isinstance(error, AristosError) else InputError(f"{type(error).__name__}: {error}")
-        self._join(problem, mine, shape, scratch, shared, threads)
+        try:
+            self._join(problem, mine, shape, scratch, shared, threads)
+        except BaseException:
+            self._leave_group()
+            raise
         self.cfg, self.layers, self.schedule, self.timeout = cfg, layers, schedule, float(timeout)
         self._weights: list[Any] = [None] * layers
         self._jobs: list[np.ndarray | None] = [None] * layers
@@ -428,3 +447,10 @@ class MoE(Collective):
             if self._bulk is not None:
                 self._bulk.close()
         super().close()
+        self._leave_group()
+
+    def _leave_group(self) -> None:
+        """Free the communicator that a plan's group got; collective in the group."""
+        split_off, self._split = self._split, None
+        if split_off is not None:
+            split_off.Free()

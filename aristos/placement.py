@@ -1,4 +1,4 @@
-"""Which rank holds which expert, and the order of slots that follows from it."""
+"""Which ranks hold which expert, and the order of slots that follows from it."""
 
 from __future__ import annotations
 
@@ -11,24 +11,36 @@ from .errors import InputError
 
 
 class Placement:
-    """An expert -> rank map. Slots number the experts by (rank, id), so that one rank's experts lie together.
+    """An expert -> ranks map. Slots number the copies of experts by (rank, id): one rank's copies lie together.
 
-    ranks: E entries, each a rank; None spreads the experts contiguously, the first ranks taking one more.
+    ranks: E entries, each a rank or a sequence of different ranks that hold copies; None spreads the experts
+    contiguously, the first ranks taking one more. Of several copies each source uses number (source rank mod copies).
     """
 
-    def __init__(self, ranks: Sequence[int] | np.ndarray | None, experts: int, world: int) -> None:
+    def __init__(self, ranks: Sequence[Any] | np.ndarray | None, experts: int, world: int) -> None:
         if ranks is None:
             held = np.array([len(part) for part in np.array_split(np.arange(experts), world)])
             self.ranks = np.repeat(np.arange(world), held)
+            copies = [[int(rank)] for rank in self.ranks]
+        elif isinstance(ranks, list | tuple) and any(isinstance(each, list | tuple) for each in ranks):
+            copies = self._checked_copies(ranks, experts, world)
+            self.ranks = np.array([each[0] for each in copies], np.int64)
         else:
             self.ranks = self._checked(ranks, experts, world)
-            held = np.bincount(self.ranks, minlength=world)
+            copies = [[int(rank)] for rank in self.ranks]
+        owner = np.array([rank for each in copies for rank in each], np.int64)
+        expert = np.repeat(np.arange(experts), [len(each) for each in copies])
+        held = np.bincount(owner, minlength=world)
+        order = np.lexsort((expert, owner))
+        slot = np.empty(len(owner), np.int64)
+        slot[order] = np.arange(len(owner))
+        first = np.concatenate([[0], np.cumsum([len(each) for each in copies])])
+        self.copies = copies
         self.held = [int(n) for n in held]
-        order = np.argsort(self.ranks, kind="stable")
-        self.slot_of = np.empty(experts, np.int64)
-        self.slot_of[order] = np.arange(experts)
+        self.slots = len(owner)
         self.start = np.concatenate([[0], np.cumsum(held)]).astype(np.int64)
-        self._order = order
+        self.slot_of = slot[first[:-1]]
+        self._slot, self._first, self._expert = slot, first, expert[order]
 
     @staticmethod
     def _checked(ranks: Any, experts: int, world: int) -> np.ndarray:
@@ -48,6 +60,31 @@ class Placement:
             )
         return array.astype(np.int64)
 
+    @staticmethod
+    def _checked_copies(ranks: Sequence[Any], experts: int, world: int) -> list[list[int]]:
+        if len(ranks) != experts:
+            raise InputError(f"placement must have {experts} entries, one for each expert, got {len(ranks)}")
+        copies = []
+        for expert, each in enumerate(ranks):
+            several = list(each) if isinstance(each, list | tuple) else [each]
+            whole = all(isinstance(rank, int | np.integer) and not isinstance(rank, bool) for rank in several)
+            if not several or not whole or not all(0 <= rank < world for rank in several):
+                raise InputError(f"placement[{expert}] must be a rank in 0..{world - 1} or several, got {each!r}")
+            if len(set(several)) < len(several):
+                raise InputError(f"placement[{expert}] names a rank twice: {each!r}")
+            copies.append([int(rank) for rank in several])
+        return copies
+
+    def slots_for(self, source: int) -> np.ndarray:
+        """[E] the slot of each expert's copy that this rank's tokens go to."""
+        number = source % (self._first[1:] - self._first[:-1])
+        return self._slot[self._first[:-1] + number]
+
     def mine(self, rank: int) -> list[int]:
         """Ids of the experts that `rank` holds, in slot order."""
-        return [int(e) for e in self._order[self.start[rank] : self.start[rank + 1]]]
+        return [int(e) for e in self._expert[self.start[rank] : self.start[rank + 1]]]
+
+    def __str__(self) -> str:
+        if self.slots == len(self.ranks):
+            return str(self.ranks.tolist())
+        return str(self.copies)

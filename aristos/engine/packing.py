@@ -1,7 +1,7 @@
 """Step `pack`: routing becomes packed rows, the tables of the call are set, and every rank is told what comes.
 
-The packed order is a stable counting sort of the (token, choice) pairs by *slot*: experts ordered by (rank that holds
-them, id), so that all rows for one rank, and in it for one expert, lie together.
+The packed order is a stable counting sort of the (token, choice) pairs by *slot*: copies of experts ordered by (rank
+that holds them, id), so that all rows for one rank, and in it for one expert, lie together.
 """
 
 from .. import memory as mem
@@ -43,22 +43,22 @@ def begin(job, st):
 
 @jit
 def sort(job, st, tokens):
-    """Counting sort of tokens * k choices; sets OFFSET [E + 1], TOKEN [rows], POSITION [tokens, k]; returns rows."""
-    experts, k = job[f.EXPERTS], job[f.TOP_K]
+    """Counting sort of tokens * k choices; sets OFFSET [slots + 1], TOKEN [rows], POSITION [tokens, k]; gives rows."""
+    slots, k = job[job[f.SLOT_START] + job[f.WORLD]], job[f.TOP_K]
     count, offset = job[f.T_COUNT], job[f.T_OFFSET]
     token, position, slot_of = job[f.T_TOKEN], job[f.T_POSITION], job[f.SLOT_OF]
-    for s in range(experts):
+    for s in range(slots):
         st[count + s] = 0
     ids = mem.words(job[f.IDS], tokens * k)
     for i in range(tokens * k):
         if ids[i] >= 0:
             st[count + job[slot_of + ids[i]]] += 1
     rows = 0
-    for s in range(experts):
+    for s in range(slots):
         st[offset + s] = rows
         rows += st[count + s]
         st[count + s] = st[offset + s]
-    st[offset + experts] = rows
+    st[offset + slots] = rows
     i = 0
     for t in range(tokens):
         for _ in range(k):
@@ -107,7 +107,7 @@ def set_streams(job, st, rows):
             st[job[f.T_TAKEN] + i] = 0
             st[job[f.T_PENDING] + i] = 0
     if job[f.FAR] != 0:
-        for slot in range(job[f.EXPERTS]):
+        for slot in range(job[start + world]):
             st[job[f.T_SLOT_FROM] + slot] = st[offset + slot]
     own = 0
     for expert in range(local):

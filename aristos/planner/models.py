@@ -51,12 +51,8 @@ MODELS: dict[str, Model] = {
     "mixtral-8x22b": Model(6144, 16384, 8, 2, 56, 56, True, "mistral-community/Mixtral-8x22B-v0.1 config.json"),
     "deepseek-moe-16b": Model(2048, 1408, 64, 6, 27, 28, True, "deepseek-ai/deepseek-moe-16b-base config.json"),
     "deepseek-v2-lite": Model(2048, 1408, 64, 6, 26, 27, True, "deepseek-ai/DeepSeek-V2-Lite config.json"),
-    "deepseek-v2": Model(
-        5120, 1536, 160, 6, 59, 60, True, "deepseek-ai/DeepSeek-V3 inference/configs/config_236B.json"
-    ),
-    "deepseek-v3": Model(
-        7168, 2048, 256, 8, 58, 61, True, "deepseek-ai/DeepSeek-V3 inference/configs/config_671B.json"
-    ),
+    "deepseek-v2": Model(5120, 1536, 160, 6, 59, 60, True, "deepseek-ai/DeepSeek-V3 configs/config_236B.json"),
+    "deepseek-v3": Model(7168, 2048, 256, 8, 58, 61, True, "deepseek-ai/DeepSeek-V3 configs/config_671B.json"),
     "kimi-k2": Model(7168, 2048, 384, 8, 60, 61, True, "MoonshotAI/Kimi-K2 README.md"),
     "qwen3-30b-a3b": Model(2048, 768, 128, 8, 48, 48, True, "Qwen/Qwen3-30B-A3B config.json"),
     "qwen3-235b-a22b": Model(4096, 1536, 128, 8, 94, 94, True, "THUDM/slime scripts/models/qwen3-235B-A22B.sh"),

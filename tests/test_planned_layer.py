@@ -1,0 +1,110 @@
+"""A layer that runs a plan: groups, uneven placements and copies of experts, by bits against one group."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from cases import MoE, same, tokens
+
+import aristos
+from aristos import planner, reference
+from aristos.errors import InputError
+
+CFG = aristos.MoEConfig(hidden=24, ffn=40, experts=4, top_k=2, max_tokens=40)
+W = reference.weights(CFG)
+
+
+def plan_of(memory: list[int], loads: list[float] | None = None, fast: int = 2) -> planner.Plan:
+    """Devices in nodes of `fast`, so slow between them that a node is a group where its memory allows."""
+    n = len(memory)
+    alpha = [[0.0 if i == j else 1.0 if i // fast == j // fast else 500.0 for j in range(n)] for i in range(n)]
+    data = {
+        "experts": CFG.experts,
+        "layer_cost": 10.0,
+        "payload_mib": 0.0,
+        "crossings": 4,
+        "stages": 100 * n,
+        "gradient_mib": 0.0,
+        "devices": [{"rate": 1.0 + (i == 0), "memory": m} for i, m in enumerate(memory)],
+        "alpha_us": alpha,
+        "beta_us_per_mib": [[0.0] * n for _ in range(n)],
+        "loads": loads,
+    }
+    return planner.solve(planner.parse(data))
+
+
+def one_group(x: np.ndarray) -> np.ndarray:
+    with MoE(CFG) as moe:
+        moe.load(0, **W)
+        return np.array(moe(x))
+
+
+@pytest.mark.ranks(4)
+def test_groups_of_a_plan(comm):
+    plan = plan_of([3, 1, 2, 2])
+    assert plan.groups == [[0, 1], [2, 3]]
+    x = tokens(CFG, 10 + comm.rank, seed=comm.rank)
+    wanted = one_group(x)
+    for options in ({}, {"schedule": "bulk"}, {"ranks_per_node": 1}):
+        with MoE(CFG, comm, plan=plan, threads=1, **options) as moe:
+            assert moe.world == 2
+            assert moe.group == comm.rank // 2
+            assert moe.placement.held == ([3, 1] if comm.rank < 2 else [2, 2])
+            moe.load(0, **W)
+            for _ in range(3):
+                assert same(moe(x), wanted)
+
+
+@pytest.mark.ranks(3)
+def test_copies_of_hot_experts(comm):
+    plan = plan_of([3, 3, 3], loads=[90.0, 1.0, 1.0, 1.0], fast=3)
+    assert plan.groups == [[0, 1, 2]]
+    assert len(plan.placement[0][0]) > 1
+    x = tokens(CFG, 30, seed=comm.rank)
+    wanted = one_group(x)
+    for options in ({}, {"schedule": "bulk"}, {"ranks_per_node": 1}, {"ranks_per_node": 2}):
+        with MoE(CFG, comm, plan=plan, threads=1, **options) as moe:
+            moe.load(0, **W)
+            assert same(moe(x), wanted)
+            _, stats = moe(x, return_stats=True)
+            assert sum(stats.rows_to_peer) == 30 * CFG.top_k
+
+
+@pytest.mark.ranks(2)
+def test_plans_that_do_not_fit(comm):
+    for plan, word in ((plan_of([4, 4, 4]), "3 devices"), ("two groups", "Plan")):
+        with pytest.raises(InputError, match=word):
+            MoE(CFG, comm, plan=plan)
+    good = plan_of([4, 4])
+    with pytest.raises(InputError, match="not both"):
+        MoE(CFG, comm, plan=good, placement=[0, 0, 1, 1])
+    other = plan_of([4, 4]) if comm.rank == 0 else plan_of([2, 2], fast=2)
+    with pytest.raises(aristos.AristosError):
+        MoE(CFG, comm, plan=other)
+    with MoE(CFG, comm, plan=good) as moe:
+        moe.load(0, **W)
+        assert same(moe(tokens(CFG, 5, seed=1)), one_group(tokens(CFG, 5, seed=1)))
+
+
+def test_a_plan_needs_ranks():
+    with pytest.raises(InputError, match="comm"):
+        aristos.MoE(CFG, plan=plan_of([4, 4]))
+
+
+def test_each_source_has_its_copy():
+    from aristos.placement import Placement
+
+    p = Placement([[0, 2], 1, [2, 0, 1], 0], 4, 3)
+    assert p.held == [3, 2, 2]
+    assert [p.mine(r) for r in range(3)] == [[0, 2, 3], [1, 2], [0, 2]]
+    owner = np.repeat(np.arange(3), p.held)
+    for source in range(3):
+        assert owner[p.slots_for(source)].tolist() == [[0, 2][source % 2], 1, [2, 0, 1][source % 3], 0]
+
+
+@pytest.mark.parametrize("wrong", [[[0, 0], 1], [[], 1], [[0, 3], 1], [[0, True], 1], [[0, 1]], [["a"], 1]])
+def test_copies_that_are_refused(wrong):
+    from aristos.placement import Placement
+
+    with pytest.raises(InputError, match="placement"):
+        Placement(wrong, 2, 2)
