@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 
 import numpy as np
 import planning
@@ -127,3 +129,61 @@ def test_shapes_of_published_models(shared_dir):
         ), name
         assert m.gated == theirs["gated"]
         assert m.source
+
+
+def links(n: int, gigabytes: float) -> dict:
+    """A file of `aristos topo --measure` for two nodes."""
+    half = [[0.0 if i == j else 3.0 if i // (n // 2) == j // (n // 2) else 15.0 for j in range(n)] for i in range(n)]
+    return {
+        "schema": "aristos-links/1",
+        "hosts": ["a"] * (n // 2) + ["b"] * (n - n // 2),
+        "devices": [
+            {"name": "GPU", "label": f"GPU{i}", "rate_gflops": 795e3, "memory_bytes": int(gigabytes * 1e9)}
+            for i in range(n)
+        ],
+        "alpha_us": half,
+        "beta_us_per_mib": [[3 * x for x in row] for row in half],
+    }
+
+
+def test_a_model_on_measured_links(tmp_path):
+    path = tmp_path / "links.json"
+    path.write_text(json.dumps(links(8, 80)))
+    words = [sys.executable, "-m", "aristos", "plan", "--model", "olmoe-1b-7b", "--topology", str(path)]
+    ran = subprocess.run([*words, "--json"], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    out = json.loads(ran.stdout)
+    assert sorted(i for g in out["groups"] for i in g) == list(range(8))
+    assert len(out["placement"][0]) == 64
+    path.write_text(json.dumps({**links(8, 80), "schema": "aristos-links/9"}))
+    ran = subprocess.run([*words, "--json"], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 2
+    assert "schema" in ran.stderr
+
+
+def test_numbers_of_a_model():
+    from aristos.planner import models
+
+    m = models.MODELS["olmoe-1b-7b"]
+    problem = models.build(m, 1024, links(4, 80))
+    expert = 3 * 2048 * 1024
+    assert problem.layer_cost == pytest.approx(1024 * 8 * 2 * expert / 1e6)
+    assert problem.payload_mib == 1024 * 8 * 2048 * 2 / 2**20
+    assert problem.kappa == 3 * 16
+    assert problem.rate.tolist() == [795.0] * 4
+    left = 0.9 * 80e9 - 12 * 2048**2 * 16 * 16
+    assert problem.memory.tolist() == [min(64, int(left // (expert * 16 * 16)))] * 4
+    forward = models.build(m, 1024, links(4, 80), inference=True)
+    assert (forward.crossings, forward.gradient_mib, forward.kappa) == (2, 0, 16)
+    broken = links(4, 80)
+    broken["devices"][2]["rate_gflops"] = None
+    with pytest.raises(planner.ProblemError, match=r"devices\[2\].rate_gflops"):
+        models.build(m, 1024, broken)
+
+
+def test_a_picture(tmp_path):
+    from aristos.planner import picture
+
+    plan = planner.solve(planner.parse(planning.draw(1, 7)))
+    picture.draw(plan, str(tmp_path / "plan.png"))
+    assert (tmp_path / "plan.png").read_bytes()[:4] == b"\x89PNG"

@@ -17,6 +17,7 @@ from .problem import OBJECTIVES, Problem, number
 if TYPE_CHECKING:
     from .bounds import Programme
 
+TIMELY = 0.95  # of the deadline, after which nothing new is begun
 CLOSE = 1e-4  # a gap that is not worth more search
 CELLS_MOST = 160  # devices up to which the bound knows each; above, alike cells count as one
 SEARCH_SHARE = 0.55  # of the deadline, at which the search ends and the bound is sharpened
@@ -39,7 +40,7 @@ def solve(
     objective = check_choice("objective", objective or problem.objective, OBJECTIVES)
     check_choice("allreduce", allreduce, ALLREDUCES)
     started = time.monotonic()
-    until = started + number("deadline_s", deadline_s, positive=True)
+    until = started + TIMELY * number("deadline_s", deadline_s, positive=True)
     problem.check_feasible()
     most = exact.MOST if deadline_s < exact.SECONDS_WITH_TIME else exact.MOST_WITH_TIME
     if problem.tree is not None and problem.n <= most:
@@ -78,7 +79,7 @@ class _Large:
         if packed is not None and self._value(packed) < self._value(best):
             best, method = packed, "packing of subtrees"
         if p.tree is not None:
-            self.sharpen(self._value(best), self.until)
+            self.sharpen(self._value(best), min(self.until, time.monotonic() + NUMBERS_SECONDS))
             return self._plan(best, method)
         search = Search(p, self.objective, self.allreduce, best, self.seed)
         search.offer(best)
