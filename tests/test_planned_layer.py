@@ -39,7 +39,7 @@ def one_group(x: np.ndarray) -> np.ndarray:
         return np.array(moe(x))
 
 
-@pytest.mark.ranks(4)
+@pytest.mark.ranks(4, timeout=300)  # the first one may have to compile
 def test_groups_of_a_plan(comm):
     plan = plan_of([3, 1, 2, 2])
     assert plan.groups == [[0, 1], [2, 3]]
@@ -55,7 +55,7 @@ def test_groups_of_a_plan(comm):
                 assert same(moe(x), wanted)
 
 
-@pytest.mark.ranks(3)
+@pytest.mark.ranks(3, timeout=300)
 def test_copies_of_hot_experts(comm):
     plan = plan_of([3, 3, 3], loads=[90.0, 1.0, 1.0, 1.0], fast=3)
     assert plan.groups == [[0, 1, 2]]
