@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,11 +34,11 @@ def started_as(env: Mapping[str, str] | None = None) -> tuple[str, int, int] | N
     """
     env = os.environ if env is None else env
     for launcher, size, rank in _VARIABLES:
-        if launcher == "srun" and not env.get("SLURM_STEP_ID", "").isdigit():
+        if launcher == "srun" and not env.get("SLURM_STEP_ID", "").isdecimal():
             continue
         if launcher == "mpirun" and "PMI_JOBID" in env and under_srun(env):  # srun --mpi=pmi2 speaks PMI itself
             continue
-        if env.get(size, "").isdigit() and env.get(rank, "").isdigit():
+        if env.get(size, "").isdecimal() and env.get(rank, "").isdigit():
             return launcher, int(env[size]), int(env[rank])
     return None
 
@@ -46,6 +47,12 @@ def prints() -> bool:
     """Whether this process is the one that prints, as far as can be known before MPI is initialised."""
     started = started_as()
     return started is None or started[2] == 0
+
+
+def unread() -> int:
+    """The exit code where nobody reads stdout any more, as in `| head`: that of SIGPIPE. Closes it for good."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains when it flushes at its end
+    return 128 + signal.SIGPIPE
 
 
 class Parser(argparse.ArgumentParser):

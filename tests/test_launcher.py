@@ -16,6 +16,7 @@ import pytest
 from mpi import FLAG, LAUNCHER_VARIABLES, find_mpiexec
 
 from aristos import mpi_library
+from aristos.cli import run
 from aristos.doctor.memory import leftovers
 from aristos.errors import EnvironmentProblem, InputError
 from aristos.launcher import commands, job, machine, main, take_seat
@@ -331,10 +332,12 @@ def aristos_run(*words: object, timeout: float = 60, **more: str) -> subprocess.
         (["-n", "2"], 2, "no program to run"),
         (["-n", "2", "--"], 2, "no program to run"),
         (["-n", "0", "--", "true"], 2, "at least 1"),
+        (["-n", "999999999", "--dry-run", "--", "true"], 2, "at most 4096 ranks of a node"),
         (["-n", "2", "--", "no-such-program"], 2, "no program 'no-such-program'"),
         (["-n", "2", "python", "x.py"], 2, "unrecognized arguments"),
         (["--launcher", "srun", "-n", "2", "--", "true"], 3, "needs an allocation"),
         (["--nvidia-smi", "x", "--", "true"], 2, "--dry-run"),
+        (["--dry-run", "--nvidia-smi", "", "--", "true"], 2, "variable of the shell"),
         (["--dry-run", "--nvidia-smi", "/no/file", "--", "true"], 3, "/no/file"),
         (["--dry-run", "--nvidia-smi", "/etc/hostname", "--", "true"], 3, "aristos run: "),
     ],
@@ -344,6 +347,24 @@ def test_wrong_use(words, code, said):
     assert (done.returncode, done.stdout) == (code, "")
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_no_tasks_at_all_say_nothing():
+    assert main._ranks(machine.Machine(node(2, 4), ()), 1, {"SLURM_NTASKS": "0"}) == 2
+
+
+def test_ctrl_c_before_the_job_starts(monkeypatch):
+    def interrupted(asked, program):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "run", interrupted)
+    assert run.main(["--", "true"]) == 130
+
+
+def test_a_matrix_from_windows(tmp_path):
+    file = tmp_path / "text"
+    file.write_bytes("\tGPU0\tCPU Affinity\r\nGPU0\t X \t4-7\r\n".encode("utf-16"))
+    assert machine.read(str(file)).node.devices[0].cpus == {4, 5, 6, 7}
 
 
 def test_a_python_file_is_no_program(monkeypatch, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import random
 import re
 import subprocess
@@ -159,6 +160,66 @@ def test_what_copying_does_changes_nothing(seed, ways):
     for way in ways:
         text = HARMLESS[way](text, rng)
     assert facts(matrix.parse(text)) == wanted(of)
+
+
+def each_line(text: str, before: str, after: str = "") -> str:
+    return "\n".join(f"{before}{line}{after}" for line in text.split("\n"))
+
+
+def as_html(text: str) -> str:
+    """The matrix, without its legend, as the table of a web page."""
+    rows = [line.split("\t") for line in text.split("\n\n")[0].split("\n")]
+    cells = ["".join(f"<{tag}>{cell}</{tag}>" for cell in row) for tag, row in zip(["th", *["td"] * len(rows)], rows)]
+    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+
+
+def as_markdown(text: str) -> str:
+    rows = [f"| {' | '.join(line.split(chr(9)))} |" for line in text.split("\n\n")[0].split("\n")]
+    return "\n".join([rows[0], "|---" * rows[0].count("|"), *rows[1:]])
+
+
+PAGES = {
+    "entities": lambda text: html.escape(text).replace("\t", "&#9;"),
+    "hard spaces": lambda text: text.expandtabs().replace(" ", "&#160;"),
+    "br and no line ends": lambda text: text.expandtabs().replace("\n", "<br/>"),
+    "a table": as_html,
+    "Markdown's table": as_markdown,
+    "fences on the lines": lambda text: f"```{text.rstrip()}```\n",
+    "quoted lines": lambda text: each_line(text, '"', '"'),
+    "typeset quotes": lambda text: each_line(text, "\u201c", "\u201d"),
+    "typeset dashes": lambda text: re.sub(r"(?<=\d)-(?=\d)", "\u2013", text),
+    "a comment in C": lambda text: f"/*\n{each_line(text, ' * ')}\n */",
+    "a comment in Rust": lambda text: each_line(text, "// "),
+    "a diff": lambda text: each_line(text, "+"),
+    "a box": lambda text: each_line(text.expandtabs(), "\u2502 ", " \u2502"),
+    "marks of direction": lambda text: text.replace("GPU", "\u200eGPU"),
+    "NULs": lambda text: text.replace("\n", "\n\0"),
+    "separators of lines": lambda text: text.replace("\n", "\u2028"),
+    "srun -l": lambda text: each_line(text, "0: "),
+    "pdsh": lambda text: each_line(text, "node-17.cluster: "),
+}
+
+
+@pytest.mark.parametrize("how", sorted(PAGES))
+def test_what_pages_and_programs_do_to_a_text_changes_nothing(how):
+    of = next(found for seed in range(99) if (found := machine(random.Random(seed))).gpus == 4 and not found.nics)
+    assert facts(matrix.parse(PAGES[how](printed(of)))) == wanted(of)
+
+
+def test_other_outputs_around_the_matrix():
+    """A matrix of peer access before it, a second machine's after it: its legend names what the first has not."""
+    of = next(found for seed in range(99) if (found := machine(random.Random(seed))).gpus == 2 and not found.nics)
+    other = next(found for seed in range(99) if "NIC0" in (found := machine(random.Random(seed))).nics)
+    p2p = "\tGPU0\tGPU1\nGPU0\tX\tGNS\nGPU1\tGNS\tX\n\nLegend:\n\n  GNS  = GPU not supported\n"
+    for text in (printed(of) + p2p, p2p + printed(of), printed(of) + printed(other)):
+        assert facts(matrix.parse(text)) == wanted(of)
+    with pytest.raises(TopologyError, match="topo -p2p"):
+        matrix.parse(p2p)
+
+
+def test_a_word_of_any_length_is_refused():
+    with pytest.raises(TopologyError):
+        matrix.parse(f"\tGPU0\nGPU0\t{'X' * 10000}\n")
 
 
 def test_spoiling_leaves_most_of_the_harmless(samples):

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from topo_text import seconds
 
+from aristos import launch
 from aristos.errors import TopologyError
 from aristos.topology import hostlist, slurm_job, slurm_network
 from aristos.topology.network import Network
@@ -103,6 +104,22 @@ def test_what_scontrol_prints_of_a_tree_is_the_same_tree():
     text += "SwitchName=pod Level=1 LinkSpeed=1 Nodes=n[1-4] Switches=leaf[1-2]\n"
     text += "SwitchName=top Level=2 LinkSpeed=1 Nodes=n[1-5] Switches=pod,leaf3\n"
     assert slurm_network.parse(text) == slurm_network.parse(TREE)
+
+
+@pytest.mark.parametrize(
+    ("plain", "other"),
+    [
+        ("=", " = "),
+        ("n[1-2]", '"n[1-2]"'),
+        ("n[1-2]", "n1,\\\nn2"),
+        (" Nodes", " \\  \n  Nodes"),
+        ("# a comment", "\ufeff# a comment"),
+        ("\n", "\r\n"),
+    ],
+)
+def test_a_file_may_be_written_as_slurm_reads_it(plain, other):
+    assert plain in TREE
+    assert slurm_network.parse(TREE.replace(plain, other)) == slurm_network.parse(TREE)
 
 
 def test_several_ways_up_take_the_shortest():
@@ -206,6 +223,8 @@ def test_a_file_for_two_plugins():
         ("SwitchName=a Switches=b\nSwitchName=b Switches=a\n", "below itself"),
         ("SwitchName=a Nodes=x\nSwitchName=b Switches=x\n", "a switch and a node"),
         ("BlockName=b1 Nodes=n1\nBlockSizes=0,4\n", "0,4"),
+        ("Include leaves.conf\nSwitchName=leaf1 Nodes=n1\n", "'Include leaves.conf' is not followed"),
+        ("- topology: x\n  block: {block_sizes: few, blocks: [{block: b1, nodes: n1}]}\n", "'few'"),
         ("- topology: x\n  tree: {switches: 3}\n", "switches"),
         ("- topology: x\n  tree:\n  block:\n", "must be a tree"),
         ("- [a\n- topology: b\n", "cannot be read"),
@@ -291,6 +310,25 @@ def test_no_job_and_a_broken_one():
         slurm_job.read({"SLURM_JOB_NODELIST": "n[1-"})
     with pytest.raises(TopologyError, match="tasks per node"):
         slurm_job.read({"SLURM_JOB_NODELIST": "n1", "SLURM_TASKS_PER_NODE": "four"})
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"HET_SIZE": "1000000000"}, "at most 128"),
+        ({"JOB_NODELIST": "n1", "TASKS_PER_NODE": "1(x999999999)"}, "more than"),
+        ({"JOB_NODELIST": f"n[{'9' * 5000}]"}, "numbers like"),
+    ],
+)
+def test_absurd_numbers_are_refused_and_not_made(env, said):
+    with pytest.raises(TopologyError, match=said):
+        slurm_job.read({f"SLURM_{name}": value for name, value in env.items()})
+
+
+def test_what_looks_like_a_digit_is_no_number():
+    job = slurm_job.read({"SLURM_JOB_NODELIST": "n1", "SLURM_NTASKS": "\u00b2", "SLURM_HET_SIZE": "\u00b2"})
+    assert (job.nodes, job.tasks) == (("n1",), None)
+    assert launch.started_as({"OMPI_COMM_WORLD_SIZE": "\u00b2", "OMPI_COMM_WORLD_RANK": "0"}) is None
 
 
 def test_gpus_of_a_job():

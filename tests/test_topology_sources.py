@@ -182,6 +182,8 @@ def test_an_asymmetric_matrix_counts_as_the_worse_direction():
         ("X NV4 NV4\nNV4 X NV4\nNV4 NV4 X", []),
         ("X NV4 SYS SYS\nNV4 X SYS SYS\nSYS SYS X SYS\nSYS SYS SYS X", []),  # one bridge for four cards
         ("X NV1 NV1 NV2\nNV1 X NV2 NV1\nNV1 NV2 X NV2\nNV2 NV1 NV2 X", []),  # half a cube mesh
+        ("X NV4 SYS\nNV4 X SYS\nSYS SYS X", []),  # one bridge for three
+        ("X NV6 SYS\nNV6 X SYS\nSYS SYS X", ["GPU2 has no NVLink, all its siblings have 6 to each other"]),
         ("X SYS\nSYS X", []),
     ],
 )
@@ -249,6 +251,10 @@ GPUS = (
         ("0,0", [], True),
         ("MIG-y", [], True),
         ("gpu0", [], True),
+        ("\u00b2", [], True),
+        ("9" * 5000, [], True),
+        ("0,-1,2", ["GPU-aaaa1111"], True),
+        ("0,", ["GPU-aaaa1111"], True),
     ],
 )
 def test_visible_devices_by_number_uuid_and_mig(value, wanted, faulty):
@@ -595,6 +601,50 @@ def test_the_commands_exit_codes(tmp_path, capsys):
     with pytest.raises(SystemExit) as usage:
         topo.main(["--no-such-option"])
     assert usage.value.code == 2
+
+
+def test_texts_from_windows(tmp_path, capsys):
+    for code in ("utf-16", "utf-8-sig"):
+        (tmp_path / code).write_bytes(square("X NV4\nNV4 X").replace("\n", "\r\n").encode(code))
+        assert topo.main(["--nvidia-smi", str(tmp_path / code), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["links"]["GPU0"] == {"GPU1": "NV4"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--nvidia-smi", ""], "variable of the shell"),  # and not this machine
+        (["--slurm-topology", "", "--json"], "variable of the shell"),
+        (["--nvidia-smi", "-", "--slurm-topology", "-"], "stdin is one text"),
+        (["--again"], "--measure"),
+        (["--measure", "--plot", "x.png"], "--measure"),
+    ],
+)
+def test_wrong_use(words, said, capsys):
+    with pytest.raises(SystemExit) as usage:
+        topo.main(words)
+    told = capsys.readouterr()
+    assert (usage.value.code, told.out) == (2, "")
+    assert said in told.err
+
+
+def test_a_closed_stdin_and_a_reader_that_has_enough(tmp_path):
+    file = tmp_path / "text"
+    file.write_text(square(cube(False)))
+    command = f"{sys.executable} -m aristos topo --nvidia-smi"
+    for line, code, said in (
+        (f"{command} - --json <&-", 3, b"stdin, which is closed"),
+        (f"set -o pipefail; {command} {file} --json | true", 141, b""),
+    ):
+        done = subprocess.run(["bash", "-c", line], capture_output=True, timeout=60)
+        assert (done.returncode, done.stdout, said in done.stderr) == (code, b"", True)
+        assert said or done.stderr == b""
+
+
+def test_an_address_that_cannot_be_read_is_a_fault(root):
+    env = {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n1", "SLURM_TOPOLOGY_ADDR": "leaf[1-.n1"}
+    found = discover(env=env, root=root, ask=lambda words: None, library=lambda: None)
+    assert any("SLURM_TOPOLOGY_ADDR" in fault.text for fault in found.faults)
 
 
 def test_the_command_on_this_machine(capsys):

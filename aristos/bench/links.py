@@ -61,7 +61,7 @@ def survey(world: World) -> tuple[Topology, list[Rank]]:
     node = mine.nodes[mine.here or 0]
     order = os.environ.get("ARISTOS_DEVICE", "")
     seen = visible(os.environ, node.devices)[0]
-    device = seen[int(order)].device if order.isdigit() and int(order) < len(seen) else None
+    device = seen[int(order)].device if order.isdecimal() and int(order) < len(seen) else None
     cpus = frozenset(os.sched_getaffinity(0))
     told = world.allgather((device.label if device else "", cpus, place(node, device, cpus)))
     return topology, [Rank(topology.ranks[r], *each) for r, each in enumerate(told)]

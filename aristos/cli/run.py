@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
+from .. import launch
 from ..arguments import positive
 from ..errors import AristosError, InputError
 
-USAGE, ENVIRONMENT = 2, 3
+USAGE, ENVIRONMENT, INTERRUPTED = 2, 3, 130
 SUMMARY = "start a job well on what is there: aristos run -n 8 -- python model.py"
 
 
@@ -36,12 +36,20 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--launcher", choices=("mpirun", "srun"), help="default: srun in an allocation, else mpirun")
     parser.add_argument("--dry-run", action="store_true", help="print the command and where each rank would sit")
     parser.add_argument(
-        "--nvidia-smi", type=Path, metavar="FILE", help="with --dry-run: the machine that `nvidia-smi topo -m` printed"
+        "--nvidia-smi",
+        metavar="FILE",
+        help="with --dry-run: the machine that `nvidia-smi topo -m` printed; - is stdin",
     )
     own, program = _split(argv)
     asked = parser.parse_args(own)
+    if asked.nvidia_smi == "":
+        parser.error("FILE must be a name, got '': was a variable of the shell not set?")
     try:
         return launcher.run(asked, program)
+    except BrokenPipeError:  # --dry-run | head
+        return launch.unread()
+    except KeyboardInterrupt:  # before the job; later it is the job's
+        return INTERRUPTED
     except (AristosError, OSError) as why:
         print(f"aristos run: {why}", file=sys.stderr)
         return USAGE if isinstance(why, InputError) else ENVIRONMENT

@@ -40,6 +40,12 @@ def options(argv: list[str]) -> argparse.Namespace:
                         help="where --measure writes its figures (%(default)s)")  # fmt: skip
     parser.add_argument("--again", action="store_true", help="measure even where these ranks' links are known already")
     asked = parser.parse_args(argv)
+    if "" in (asked.nvidia_smi, asked.slurm_topology, asked.plot):
+        parser.error("FILE must be a name, got '': was a variable of the shell not set?")
+    if asked.nvidia_smi == asked.slurm_topology == "-":
+        parser.error("stdin is one text: give --nvidia-smi - or --slurm-topology -, the other as a file")
+    if asked.again and not asked.measure:
+        parser.error("--again goes with --measure")
     if asked.measure and (asked.slurm_topology or asked.plot):
         parser.error("--measure goes with --nvidia-smi, --out, --again and --json alone")
     return asked
@@ -57,6 +63,8 @@ def main(argv: list[str]) -> int:
 
             return links_main.run(asked, _read(asked.nvidia_smi))
         return run(asked)
+    except BrokenPipeError:  # | head
+        return launch.unread()
     except (AristosError, OSError) as why:
         print(f"aristos topo: {why}", file=sys.stderr)
         return PROBLEM
@@ -77,17 +85,13 @@ def run(asked: argparse.Namespace) -> int:
 
         draw(topology, Path(asked.plot))
     if asked.json:
-        print(json.dumps(report.as_json(topology, file), indent=2))
+        print(json.dumps(report.as_json(topology, file), indent=2), flush=True)
     else:
-        print(report.table(topology))
+        print(report.table(topology), flush=True)
     return 0
 
 
 def _read(name: str | None) -> str | None:
-    """A file's text, whatever bytes a copy left in it; None without a file."""
-    if name is None:
-        return None
-    data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # what PowerShell's > writes
-        return data.decode("utf-16", errors="replace")
-    return data.decode("utf-8", errors="replace")
+    from ..topology import texts
+
+    return None if name is None else texts.read(name)

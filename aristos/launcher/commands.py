@@ -78,7 +78,7 @@ def by_srun(
 ) -> Command:
     """srun with the PMI that SLURM_MPI_TYPE names, or else the library's. Raises EnvironmentProblem without one."""
     # Inside a step (an interactive shell) the variable is what that step was started with, and no wish.
-    asked = None if env.get("SLURM_STEP_ID", "").isdigit() else env.get("SLURM_MPI_TYPE")
+    asked = None if env.get("SLURM_STEP_ID", "").isdecimal() else env.get("SLURM_MPI_TYPE")
     pmi = asked or pmi_for(library, slurm.plugins(slurm.srun("--mpi=list")))
     words = [
         "srun", f"--mpi={pmi}", f"--ntasks={ranks}", f"--nodes={nodes}", f"--ntasks-per-node={per_node}",

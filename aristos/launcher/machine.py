@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..topology import Device, Fault, Topology, discover, from_text
+from ..topology import Device, Fault, Topology, discover, from_text, texts
 from ..topology.model import Node
 from ..topology.visible import VARIABLE, Seen, visible
 
@@ -26,9 +26,12 @@ def look(env: Mapping[str, str]) -> Machine:
     return of(discover(network=False, env=env), env)
 
 
-def read(smi: Path) -> Machine:
-    """The machine that a file with the text of `nvidia-smi topo -m` describes. Raises TopologyError, OSError."""
-    return of(from_text(smi.read_text(errors="replace"), None), {})
+def read(smi: str | Path) -> Machine:
+    """The machine that a file with the text of `nvidia-smi topo -m` describes; - is stdin.
+
+    Raises TopologyError, InputError, OSError.
+    """
+    return of(from_text(texts.read(smi), None), {})
 
 
 def of(topology: Topology, env: Mapping[str, str]) -> Machine:

@@ -14,6 +14,8 @@ from .commands import Command
 from .machine import Machine, look, read
 from .seats import Seat, default_ranks, seats, table
 
+MOST = 4096  # ranks of a node: several times the hardware threads of the largest
+
 
 def run(asked: Namespace, program: list[str]) -> int:
     """Start the job, or show it; the exit code. Raises AristosError before anything is started."""
@@ -27,6 +29,8 @@ def run(asked: Namespace, program: list[str]) -> int:
     ranks = asked.ranks or _ranks(machine, nodes, env)
     used = min(ranks, max(1, nodes))
     per_node = -(-ranks // used)
+    if per_node > MOST:
+        raise InputError(f"at most {MOST} ranks of a node can be placed, got {per_node} (-n {ranks} on {used} nodes)")
     here = seats(machine.node, per_node, machine.devices, asked.smt)
     if not machine.outside:
         env[take_seat.PLAN] = take_seat.to_json(here)
@@ -40,6 +44,7 @@ def run(asked: Namespace, program: list[str]) -> int:
         print(f"aristos run: {line}", file=sys.stderr, flush=True)
     if asked.dry_run:
         show(command, here, machine.outside)
+        sys.stdout.flush()
         return 0
     removed = take_seat.clean_old()
     if removed:
@@ -50,7 +55,7 @@ def run(asked: Namespace, program: list[str]) -> int:
 def _ranks(machine: Machine, nodes: int, env: dict[str, str]) -> int:
     """How many ranks where nobody said: what sbatch or salloc was asked for, else what suits the nodes."""
     number = env.get("SLURM_NTASKS", "")
-    if nodes and number.isdigit():
+    if nodes and number.isdecimal() and int(number) > 0:
         return int(number)
     if machine.outside:
         raise InputError("this is none of the job's nodes, so what they hold is not known: say -n RANKS")

@@ -7,6 +7,7 @@ its GPUs against its NUMA domains, the cores of a rank follow from where its GPU
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -55,9 +56,11 @@ def seats(node: Node, ranks: int, devices: Sequence[Seen], smt: bool = False) ->
     else:
         cpus = _divide(_by_domain(_domains(node, cores), ranks))
         nics = _spread([_near_cpus(node, mine) for mine in cpus])
+    counts = Counter(cpus)
+    sharing = {mine: sum(count for other, count in counts.items() if mine & other) or 1 for mine in counts}
     found = []
     for r, mine in enumerate(cpus):
-        seat = Seat(r, mine, node.domain(mine), nic=nics[r], sharing=sum(bool(mine & other) for other in cpus) or 1)
+        seat = Seat(r, mine, node.domain(mine), nic=nics[r], sharing=sharing[mine])
         if chosen:
             device, mig = chosen[r].device, chosen[r].mig
             numa = seat.numa if node.numa else device.numa

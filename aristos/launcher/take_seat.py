@@ -47,9 +47,9 @@ class NoRank(Exception):
 def local_rank(env: Mapping[str, str]) -> tuple[int, int]:
     """(local rank, ranks of this node). Raises NoRank."""
     for rank, size in _PLACES:
-        if not env.get(rank, "").isdigit():
+        if not env.get(rank, "").isdecimal():
             continue
-        if size and env.get(size, "").isdigit():
+        if size and env.get(size, "").isdecimal():
             return int(env[rank]), int(env[size])
         if rank == "SLURM_LOCALID":
             return int(env[rank]), slurm_tasks(env)

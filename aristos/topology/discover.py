@@ -179,8 +179,14 @@ def network_of(job: Job | None, ask: Ask, env: Mapping[str, str], root: Path) ->
                     return slurm_network.parse(text), []
                 except TopologyError as error:
                     why = why or error
+    found = Network()
+    if job.address:
+        try:
+            found = slurm_network.from_addresses([job.address])
+        except TopologyError as error:
+            why = why or TopologyError(f"SLURM_TOPOLOGY_ADDR: {error}")
     faults = [Fault(f"Slurm's network cannot be read: {why}", "see `scontrol show topology`")] if why else []
-    return (slurm_network.from_addresses([job.address]) if job.address else Network()), faults
+    return found, faults
 
 
 def from_text(smi: str | None, network: str | None) -> Topology:

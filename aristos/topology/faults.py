@@ -12,6 +12,7 @@ from .slurm_job import Job
 RESET = "stop all jobs, then nvidia-smi --gpu-reset or a reboot; if it stays, have the board or the bridge looked at"
 BRIDGES = (
     "PCIE",
+    "NVL",
     "GEFORCE",
     "RTX",
     "QUADRO",
@@ -27,6 +28,7 @@ BRIDGES = (
     "L20",
     "T4",
 )
+BRIDGE = (1, 2, 4, 12)  # NVLinks of a bridge between two cards; the third of three cards has none then
 BOARD = 8  # GPUs of a board on which all have the same number of NVLinks
 
 
@@ -69,7 +71,11 @@ def fewer(gpus: Sequence[str], links: Mapping[tuple[str, str], Link]) -> list[Fa
                 faults.append(Fault(text, f"find it by nvidia-smi nvlink -s; {RESET}"))
     for gpu in gpus:
         others = [peers[other] for other in gpus if other != gpu]
-        if len(gpus) > 2 and not peers[gpu] and min(others) == len(gpus) - 2:
+        if (
+            (len(gpus) > 3 or (len(gpus) == 3 and most not in BRIDGE))
+            and not peers[gpu]
+            and min(others) == len(gpus) - 2
+        ):
             text = f"{gpu} has no NVLink, all its siblings have {max(total.values()) // max(others)} to each other"
             faults.append(Fault(text, f"nvidia-smi nvlink -s -i {gpu[3:]} says which are inactive; {RESET}"))
     return faults

@@ -10,7 +10,7 @@ from ..errors import TopologyError
 from . import cpusets
 
 MOST = 1 << 17  # names of one expression; Slurm itself takes 65536 a range
-_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+_RANGE = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 
 
 def expand(text: str) -> list[str]:

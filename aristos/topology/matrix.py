@@ -23,13 +23,24 @@ _COLOUR = re.compile(
     r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_]"
     r"|\[(?:[0-9]{1,2}(?:;[0-9]{1,2})*)?m"  # without the escape, which copying loses
 )
-_TAGS = "br|p|pre|code|span|summary|details|div|td|tr"  # and not <inactive>, which nvidia-smi prints
-_FRAME = re.compile(rf"^(?:[ ]*[#>][ ]?)+|</?(?:{_TAGS})\b[^<>]*>", re.MULTILINE)
+_TAGS = "p|pre|code|span|summary|details|div|table|tbody|thead|td|th|tr"  # and not <inactive>, which nvidia-smi prints
+_QUOTES = '`"\u201c\u201d\u201e\u00ab\u00bb\u2018\u2019'
+_FRAME = re.compile(
+    rf"^(?:[ ]*(?://|[#>*+{_QUOTES}])[ ]?)+|[{_QUOTES}]+[ ]*$"  # marks of quoting and of comments
+    rf"|^(?=.*---)[-:= ]+$|</?(?:{_TAGS})\b[^<>]*>",  # the rule under a table's heading; tags
+    re.MULTILINE,
+)
+_BREAK = re.compile(r"\r\n|[\r\v\f\x85\u2028\u2029]|<br\b[^<>]*>|</tr>", re.IGNORECASE)
+_NEXT_CELL = re.compile(r"</t[dh]>(?=\s*<t[dh]\b)", re.IGNORECASE)
+_UNSEEN = re.compile("[\0\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")  # characters without a width
+_TYPED = str.maketrans({"\u00a0": " ", **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"),
+                        **dict.fromkeys("|\u2502\u2503\u2551", " ")})  # fmt: skip
 _ATOM = re.compile(r"NV(?=\d)|PIX|PXB|PHB|NODE|SYS|SOC|X|N/A")
 _NUMBERS = re.compile(r"\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*")
 _TOLD = re.compile(
     r"has failed|failed to|mismatch|no devices were found|unable to|not found|could ?n[o']t|insufficient|error", re.I
 )
+LONGEST = 1000  # characters of a word of cells; 80 that stick together have 400
 LEGEND = (
     ("NODE=ConnectiontraversingPCIeaswellas", "withinaNUMAnode"),
     ("SYS=ConnectiontraversingPCIeaswellas", "QPI/UPI)"),
@@ -61,10 +72,21 @@ def is_gpu(label: str) -> bool:
 
 
 def clean(text: str) -> list[str]:
-    """Lines without colours, quoting marks, tags, borders of tables and odd spaces."""
-    for odd, plain in (("\ufeff", ""), ("\u200b", ""), ("\u00a0", " "), ("&nbsp;", " "), ("\r\n", "\n"), ("\r", "\n")):
-        text = text.replace(odd, plain)
-    return _FRAME.sub("", _COLOUR.sub("", text).replace("|", " ")).split("\n")
+    """Lines without colours, quoting marks, tags and entities of HTML, borders of tables, odd spaces and dashes."""
+    if "&" in text:
+        import html  # its table of names is large, and few texts need it
+
+        text = html.unescape(text)
+    text = _NEXT_CELL.sub("\t", _BREAK.sub("\n", _UNSEEN.sub("", text)))
+    return _FRAME.sub("", _unlabelled(_COLOUR.sub("", text).translate(_TYPED))).split("\n")
+
+
+def _unlabelled(text: str) -> str:
+    """Without what `srun -l` or `pdsh` writes before every line, 0: or node17:, where it is the same everywhere."""
+    label = re.match(r"\s*([\w.\[\],<>-]+:)[ \t]", text)
+    if not label or not all(line.startswith(label[1]) for line in text.split("\n") if line.strip()):
+        return text
+    return re.sub(rf"^{re.escape(label[1])} ?", "", text, flags=re.MULTILINE)
 
 
 def parse(text: str) -> Matrix:
@@ -72,7 +94,8 @@ def parse(text: str) -> Matrix:
     lines = clean(text)
     start, (heading, rows, end) = _first(lines)
     tail = _columns(heading, [row.label for row in rows], lines[start])
-    _ended(lines[end:], rows[-1])
+    after = list(itertools.takewhile(lambda line: not _is_heading(line.split()), lines[end:]))
+    _ended(after, rows[-1])
     read = _resolve(rows)
     labels = tuple(row.label for row in rows)
     cells = {(a, b): cell for a, (links, _) in zip(labels, read) for b, cell in zip(labels, links)}
@@ -82,7 +105,7 @@ def parse(text: str) -> Matrix:
     told = affinities([(row, rest) for row, (_, rest) in zip(rows, read)], columns, is_gpu)
     for label, (cpus, numa, gpu_numa) in told.items():
         found["cpus"][label], found["numa"][label], found["gpu_numa"][label] = cpus, numa, gpu_numa
-    return Matrix(labels, cells, nics=_legend(lines[end:], labels), **found)
+    return Matrix(labels, cells, nics=_legend(after, labels), **found)
 
 
 def _first(lines: list[str]) -> tuple[int, tuple[str, list[Row], int]]:
@@ -91,6 +114,9 @@ def _first(lines: list[str]) -> tuple[int, tuple[str, list[Row], int]]:
     for at, line in enumerate(lines):
         if _is_heading(line.split()):
             found = _rows(lines, at)
+            if found[1] and _is_p2p(found[1][0]):  # the matrix asked for may follow
+                refused = refused or TopologyError(_complaint(found[1][0], len(found[1])))
+                continue
             if found[1]:
                 return at, found
             after = next((text.strip() for text in lines[at + 1 :] if text.strip()), "the end of the text")
@@ -128,6 +154,10 @@ def _is_row(words: list[str]) -> bool:
     if len(words) < 2 or not is_gpu(words[0]):
         return False
     return any(True for _ in _atoms(words[1])) or words[1] in P2P
+
+
+def _is_p2p(row: Row) -> bool:
+    return any(word in P2P for word in row.texts()[0].split())
 
 
 def _rows(lines: list[str], start: int) -> tuple[str, list[Row], int]:
@@ -205,6 +235,7 @@ def _atoms(word: str) -> Iterator[tuple[str, ...]]:
     """The ways to read a word as cells that stick together: PXBNODE, NV120-31 (NV12 and 0-31, or NV1 and 20-31)."""
     if not word:
         yield ()
+    if not word or len(word) > LONGEST:
         return
     number = _NUMBERS.match(word)
     if number:  # numbers are not taken apart: nothing would say where

@@ -69,7 +69,7 @@ def _guessed(cells: Sequence[str]) -> list[str]:
             names.append("uuid")
         elif cell.endswith("MiB") and "memory.total" not in names:
             names.append("memory.total")
-        elif at == 0 and cell.isdigit():
+        elif at == 0 and cell.isdecimal():
             names.append("index")
         elif re.match(r"(NVIDIA|Tesla|Quadro|GeForce|GRID)\b", cell):
             names.append("name")
@@ -82,7 +82,7 @@ def _entry(cells: dict[str, str], line: str, whole: bool) -> Queried:
     cells = {name: "" if re.fullmatch(r"\[.*\]|N/A", cell) else cell for name, cell in cells.items()}
     index, memory, pci = cells.get("index", ""), cells.get("memory.total", ""), cells.get("pci.bus_id", "")
     sized, uuid = _MEMORY.fullmatch(memory), cells.get("uuid") or None
-    wrong = (index and not index.isdigit()) or (memory and not sized) or (pci and not bus_id(pci))
+    wrong = (index and not index.isdecimal()) or (memory and not sized) or (pci and not bus_id(pci))
     if not whole or wrong or (uuid and not _UUID.fullmatch(uuid)):
         raise TopologyError(
             f"expected a line of `nvidia-smi --query-gpu`, with cells as its heading says, got {line!r}"
@@ -99,4 +99,4 @@ def _entry(cells: dict[str, str], line: str, whole: bool) -> Queried:
 def fabric_states(text: str) -> dict[str, tuple[str, str]]:
     """GPU's label -> (state, status) of its NVLink fabric, from a query of index, fabric.state, fabric.status."""
     rows = [[cell.strip() for cell in line.split(",")] for line in clean(text) if line.strip()]
-    return {f"GPU{row[0]}": (row[1], row[2]) for row in rows if len(row) == 3 and row[0].isdigit()}
+    return {f"GPU{row[0]}": (row[1], row[2]) for row in rows if len(row) == 3 and row[0].isdecimal()}

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import TopologyError
-from .hostlist import expand
+from .hostlist import MOST, expand
 
 NODES = ("JOB_NODELIST", "NODELIST", "STEP_NODELIST", "HET_SIZE")
 OTHERS = ("JOB_ID", "JOBID", "JOB_GPUS", "STEP_GPUS")  # what containers let through
-_COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?")
+_COUNT = re.compile(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?")
+MOST_GROUPS = 128  # parts of a heterogeneous job that Slurm allows
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,10 @@ def counts(text: str) -> list[int]:
         match = _COUNT.fullmatch(part.strip())
         if not match:
             raise TopologyError(f"expected tasks per node like 4(x2),3, got {text!r}")
-        found += [int(match[1])] * int(match[2] or 1)
+        times = int(match[2] or 1)
+        if len(found) + times > MOST:
+            raise TopologyError(f"more than {MOST} nodes in {text[:200]!r}")
+        found += [int(match[1])] * times
     return found
 
 
@@ -53,7 +57,7 @@ def read(env: Mapping[str, str]) -> Job | None:
     """The job of this process; None outside of Slurm. TopologyError where a variable cannot be read."""
     groups = _groups(env)
     lists = [env.get(f"SLURM_{name}", "") for name in NODES[:2]]
-    step = env.get("SLURM_STEP_NODELIST", "") if env.get("SLURM_STEP_ID", "0").isdigit() else ""
+    step = env.get("SLURM_STEP_NODELIST", "") if env.get("SLURM_STEP_ID", "0").isdecimal() else ""
     if not any(env.get(f"SLURM_{name}") for name in (*NODES, *OTHERS)):
         return None
     job_nodes = groups or max((_distinct(text) for text in lists if text), key=len, default=())
@@ -79,8 +83,10 @@ def _distinct(text: str) -> tuple[str, ...]:
 def _groups(env: Mapping[str, str]) -> tuple[str, ...]:
     """Nodes of a heterogeneous job: its parts' one after the other."""
     size = env.get("SLURM_HET_SIZE", "")
-    if not size.isdigit():
+    if not size.isdecimal():
         return ()
+    if len(size) > 4 or int(size) > MOST_GROUPS:
+        raise TopologyError(f"SLURM_HET_SIZE must be at most {MOST_GROUPS}, got {size[:20]}")
     texts = [env.get(f"SLURM_JOB_NODELIST_HET_GROUP_{at}", "") for at in range(int(size))]
     return _distinct(",".join(text for text in texts if text))
 
@@ -96,9 +102,9 @@ def _tasks(env: Mapping[str, str], nodes: int, step: bool) -> tuple[int, ...] | 
                 return tuple(found[:1] * nodes)
     each = env.get("SLURM_NTASKS_PER_NODE", "")
     total = env.get("SLURM_STEP_NUM_TASKS" if step else "SLURM_NTASKS", env.get("SLURM_NTASKS", ""))
-    if each.isdigit():
+    if each.isdecimal():
         return (int(each),) * nodes
-    if total.isdigit() and nodes and int(total) % nodes == 0:
+    if total.isdecimal() and nodes and int(total) % nodes == 0:
         return (int(total) // nodes,) * nodes
     return None
 

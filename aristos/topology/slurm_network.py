@@ -12,7 +12,7 @@ from .hostlist import expand, split
 from .matrix import complaint
 from .network import Network
 
-_KEY = re.compile(r"(\w+)=(\S*)")
+_KEY = re.compile(r'(\w+)\s*=\s*(?:"([^"]*)"|((?!\w+\s*=)\S*))')  # as Slurm reads it: quotes, blanks around =
 NAMES = {
     "switchname": "tree",
     "blockname": "block",
@@ -45,16 +45,19 @@ def parse(text: str, topology: str | None = None) -> Network:
 
 
 def _logical(text: str) -> list[str]:
-    """Lines without comments and blank ones; a backslash at the end joins the next."""
-    joined = text.replace("\r\n", "\n").replace("\\\n", " ")
+    """Lines without comments and blank ones; a backslash at the end joins the next, as Slurm does without a blank."""
+    joined = re.sub(r"\\[ \t]*\n", "", text.removeprefix("\ufeff").replace("\r\n", "\n"))
     lines = (line.split("#")[0].strip() for line in joined.split("\n"))
     return [line for line in lines if line and not line.startswith(".")]  # a manual page's requests
 
 
 def _entry(line: str) -> dict[str, str]:
     """Keys in lower case -> values."""
-    pairs = _KEY.findall(line)
-    keys = {key.lower(): value for key, value in pairs}
+    if line.lower().startswith("include "):
+        raise TopologyError(
+            f"{line[:200]!r} is not followed: put what it holds here, or give what `scontrol show topology` prints"
+        )
+    keys = {key.lower(): quoted or plain for key, quoted, plain in _KEY.findall(line)}
     known = set(keys) & {*NAMES, "blocksizes"}
     if not known or _KEY.sub("", line).strip():
         raise TopologyError(
@@ -243,7 +246,8 @@ def _of_yaml(kind: str, body: Any, name: str) -> Network:
         for each in listed
     ]
     if kind == "block" and body.get("block_sizes"):
-        entries.append({"blocksizes": ",".join(map(str, body["block_sizes"]))})
+        sizes = body["block_sizes"]
+        entries.append({"blocksizes": ",".join(map(str, sizes if isinstance(sizes, list) else [sizes]))})
     return READERS[kind](entries)
 
 

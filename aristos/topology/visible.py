@@ -56,7 +56,7 @@ def _order(env: Mapping[str, str], devices: Sequence[Device]) -> list[Fault]:
 
 def _resolve(entry: str, devices: Sequence[Device]) -> Seen | str:
     """The device an entry names, or why it names none."""
-    if re.fullmatch(r"\d+", entry):
+    if re.fullmatch(r"[0-9]{1,9}", entry):
         by_number = {d.index: d for d in devices}
         if int(entry) not in by_number:
             return f"is none of the {len(devices)} GPUs here"
