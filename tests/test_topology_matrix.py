@@ -329,6 +329,8 @@ TWO = "\tGPU0\tGPU1\tCPU Affinity\n"
         (TWO + "GPU0\t X \t\t0-7\nGPU1\tSYS\t X \t0-7\n", "GPU0 X 0-7"),
         (TWO + "GPU0\tSYS\t X \t0-7\nGPU1\tSYS\t X \t0-7\n", "GPU0 SYS X 0-7"),
         (TWO + "GPU0\t X \tSYS\t7-0\nGPU1\tSYS\t X \t0-7\n", "7-0"),
+        (TWO + "GPU0\t X \tSYS\t32-63,6-127\nGPU1\tSYS\t X \t0-7\n", "32-63,6-127"),
+        (TWO + "GPU0\t X \tSYS\t0,2,48,10\nGPU1\tSYS\t X \t0-7\n", "0,2,48,10"),
         (TWO + "GPU0\t X \tSYS\t0-7\t0\nGPU1\tSYS\t X \t0-7\t0\n", "2 cells after the links"),
         ("\tGPU0\tGPU2\nGPU0\t X \tSYS\nGPU2\tSYS\t X \n", "without a gap"),
         ("GPU0\t X \tSYS\nGPU1\tSYS\t X \n", "is missing above 'GPU0"),

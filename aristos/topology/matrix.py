@@ -259,8 +259,10 @@ def _atoms(word: str) -> Iterator[tuple[str, ...]]:
 
 
 def _listed(numbers: str) -> bool:
+    """Whether it is a list of CPUs as the driver prints it: from the lowest up. Others have lost or gained a digit."""
+    ends = [int(number) for number in re.findall(r"\d+", numbers)]
     try:
-        return bool(cpusets.parse(numbers))
+        return ends == sorted(ends) and bool(cpusets.parse(numbers))
     except ValueError:
         return False
 
