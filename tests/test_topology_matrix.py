@@ -178,6 +178,11 @@ def as_markdown(text: str) -> str:
     return "\n".join([rows[0], "|---" * rows[0].count("|"), *rows[1:]])
 
 
+def shown_colours(text: str, escape: str) -> str:
+    heading, rest = text.split("\n", 1)
+    return f"\t{escape}[4m{heading.lstrip()}{escape}[0m\n{rest}"
+
+
 PAGES = {
     "entities": lambda text: html.escape(text).replace("\t", "&#9;"),
     "hard spaces": lambda text: text.expandtabs().replace(" ", "&#160;"),
@@ -195,6 +200,9 @@ PAGES = {
     "marks of direction": lambda text: text.replace("GPU", "\u200eGPU"),
     "NULs": lambda text: text.replace("\n", "\n\0"),
     "separators of lines": lambda text: text.replace("\n", "\u2028"),
+    "escapes shown": lambda text: shown_colours(text, "^["),
+    "escapes written out": lambda text: shown_colours(text, "\\033"),
+    "escapes replaced": lambda text: shown_colours(text, "\ufffd"),
     "srun -l": lambda text: each_line(text, "0: "),
     "pdsh": lambda text: each_line(text, "node-17.cluster: "),
 }

@@ -21,7 +21,8 @@ P2P = ("OK", "CNS", "GNS", "TNS", "NS", "DR", "U")  # cells of topo -p2p
 TAILS = ("", "CPUAffinity", "CPUAffinityNUMAAffinity", "CPUAffinityNUMAAffinityGPUNUMAID")
 _COLOUR = re.compile(
     r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_]"
-    r"|\[(?:[0-9]{1,2}(?:;[0-9]{1,2})*)?m"  # without the escape, which copying loses
+    # without the escape, which copying loses, or with what stands for it
+    r"|(?:\^\[|\\(?:x1b|033|u001b|e)|[\u241b\u2190\ufffd])?\[(?:[0-9]{1,2}(?:;[0-9]{1,2})*)?m"
 )
 _TAGS = "p|pre|code|span|summary|details|div|table|tbody|thead|td|th|tr"  # and not <inactive>, which nvidia-smi prints
 _QUOTES = '`"\u201c\u201d\u201e\u00ab\u00bb\u2018\u2019'
