@@ -1,0 +1,9 @@
+"""Functions that only other compiled functions call: never kept on disk by themselves, always compiled into a unit."""
+
+from __future__ import annotations
+
+import functools
+
+import numba
+
+jit = functools.partial(numba.njit, nogil=True, error_model="numpy")
