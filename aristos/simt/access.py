@@ -10,7 +10,7 @@ from .bits import f32_of, f64_of, get, load, load8, load32, put, store, store8, 
 from .inner import jit
 from .integer import cut
 from .integer import read as as_integer
-from .rounding import BFLOAT, HALF, add_bits, widen
+from .rounding import BFLOAT, HALF, exact, widen
 from .units import unit
 from .watch import ATOMIC, GID_MASK, STRONG, race, read, read_latest, report, wrote
 
@@ -236,7 +236,7 @@ def stores(x, warp, block, line, pc, mask):
 
 
 @jit
-def float_add(a, b, type_):
+def float_add(x, a, b, type_):
     """The sum of an atomic add of floats, as bits."""
     if type_ == isa.F32:
         total = f32_of(np.uint32(a)) + f32_of(np.uint32(b))
@@ -244,32 +244,36 @@ def float_add(a, b, type_):
     if type_ == isa.F64:
         return u64_of(f64_of(a) + f64_of(b))
     form = BFLOAT if type_ == isa.BF16 or type_ == isa.BF16X2 else HALF
-    ia, ib = np.int64(a), np.int64(b)
-    low = np.int64(add_bits(widen(ia & 0xFFFF, form), widen(ib & 0xFFFF, form), form, isa.RN))
-    if type_ & 15 == 2:
-        return np.uint64(low)
-    high = np.int64(add_bits(widen((ia >> 16) & 0xFFFF, form), widen((ib >> 16) & 0xFFFF, form), form, isa.RN))
-    return np.uint64(high << 16 | low)
+    total = half_add(x, np.int64(a) & 0xFFFF, np.int64(b) & 0xFFFF, form)
+    if type_ & 15 == 4:
+        total |= half_add(x, (np.int64(a) >> 16) & 0xFFFF, (np.int64(b) >> 16) & 0xFFFF, form) << 16
+    return np.uint64(total)
 
 
 @jit
-def combined(kind, type_, old, b, c):
+def half_add(x, a, b, form):
+    """The sum of two 16-bit floats, as bits."""
+    return exact(x, isa.FADD, u64_of(widen(a, form)), u64_of(widen(b, form)), 0, form, isa.RN)
+
+
+@jit
+def combined(x, kind, type_, old, b, c):
     """The new value of an atomic operation: add exch cas min max inc dec and or xor."""
     floats = type_ & 0xF0 == isa.F or type_ & 0xF0 in (isa.BF16 & 0xF0, isa.F16X2 & 0xF0, isa.BF16X2 & 0xF0)
     if kind == 0:
         if floats:
-            return float_add(old, b, type_)
+            return float_add(x, old, b, type_)
         return cut(old + b, type_)
     if kind == 1:
         return b
     if kind == 2:
         return c if old == b else old
     if kind == 3 or kind == 4:
-        x, y = as_integer(old, type_), as_integer(b, type_)
+        mine, theirs = as_integer(old, type_), as_integer(b, type_)
         if type_ & 0xF0 == isa.S:
-            less = x < y
+            less = mine < theirs
         else:
-            less = np.uint64(x) < np.uint64(y)
+            less = np.uint64(mine) < np.uint64(theirs)
         return old if less == (kind == 3) else b
     if kind == 5:
         return np.uint64(0) if old >= b else old + np.uint64(1)
@@ -309,7 +313,7 @@ def atomics(x, warp, block, line, pc, mask):
         b = cut(register(x, warp, get(line, isa.B), lane), type_)
         c = cut(register(x, warp, get(line, isa.C), lane), type_)
         old = load(host, size)
-        value = combined(kind_of, type_, old, b, c)
+        value = combined(x, kind_of, type_, old, b, c)
         if checked and kind != isa.LOCAL:
             at = location_of(block, kind, place)
             check(x, warp, thread, block, kind, place, size, how, True, True, pc)

@@ -248,10 +248,8 @@ def matrices(x, warp, block, op, mask):
             put(where, source, address)
             for pair in range(4):
                 lane = row * 4 + pair
-                if flipped:
-                    for half in range(
-                        2
-                    ):  # element (row, 2 pair + half) of memory is (2 pair + half, row) of the matrix
+                if flipped:  # element (row, column) of memory is (column, row) of the matrix
+                    for half in range(2):
                         column = 2 * pair + half
                         holder, part = column * 4 + row // 2, row & 1
                         r = get(items, matrix)

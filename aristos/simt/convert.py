@@ -11,7 +11,7 @@ from .bits import f32_of, f64_of, u64_of
 from .floating import flush32
 from .inner import jit
 from .integer import cut, read
-from .rounding import BFLOAT, DOUBLE, HALF, QUARTER5, SINGLE, TENSOR, int_bits, round_pair, widen
+from .rounding import BFLOAT, DOUBLE, HALF, QUARTER5, SINGLE, TENSOR, exact, int_bits, widen
 
 
 @jit
@@ -71,12 +71,7 @@ def float_to_int(x, type_, mode):
     if whole <= low:
         return cut(np.uint64(1) << np.uint64(bits - 1), type_) if signed else np.uint64(0)
     if whole >= high:
-        most = ~np.uint64(0)
-        return (
-            cut(most >> np.uint64(1) if signed and size == 8 else most, type_)
-            if not signed or size == 8
-            else np.uint64((np.uint64(1) << np.uint64(bits - 1)) - np.uint64(1))
-        )
+        return (~np.uint64(0) >> np.uint64(64 - bits)) >> np.uint64(1 if signed else 0)
     if whole >= 9223372036854775808.0:
         return np.uint64(whole - 9223372036854775808.0) + (np.uint64(1) << np.uint64(63))
     return cut(np.uint64(np.int64(whole)), type_)
@@ -105,14 +100,14 @@ def quarter4(x, relu):
 
 
 @jit
-def quarter5(x, relu):
+def quarter5(machine, x, relu):
     """x as e5m2: to nearest even, kept finite (57344), NaN 0x7f."""
     if x != x:
         return 0x7F
     negative = math.copysign(1.0, x) < 0.0
     if relu and negative:
         return 0
-    bits = np.int64(round_pair(abs(x), 0.0, 0, QUARTER5, isa.RZ if abs(x) >= 57344.0 else isa.RN))
+    bits = np.int64(exact(machine, isa.FABS, u64_of(abs(x)), 0, 0, QUARTER5, isa.RZ if abs(x) >= 57344.0 else isa.RN))
     bits = min(bits, np.int64(0x7B))
     return bits | 0x80 if negative else bits
 
@@ -132,7 +127,7 @@ def quarter_value(bits, five):
 
 
 @jit
-def finish(bits, type_, flags, x):
+def finish(machine, bits, type_, flags, x):
     """Flushing, saturation and relu of a converted float."""
     if flags & isa.FTZ and type_ == isa.F32:
         bits = flush32(bits)
@@ -140,27 +135,27 @@ def finish(bits, type_, flags, x):
         if x != x or x <= 0.0:
             return np.int64(0)
         if x > 1.0:
-            return np.int64(round_pair(1.0, 0.0, 0, form_of(type_), isa.RN))
+            return np.int64(exact(machine, isa.FABS, u64_of(1.0), 0, 0, form_of(type_), isa.RN))
     if flags & isa.RELU and x < 0.0:
         return np.int64(0)
     return bits
 
 
 @jit
-def narrow(x, type_, flags):
+def narrow(machine, x, type_, flags):
     """A double as bits of a float type, rounded by the flags."""
     form = form_of(type_)
     mode = flags & isa.ROUND
-    bits = np.int64(round_pair(x, 0.0, 0, form, mode))
+    bits = np.int64(exact(machine, isa.FABS, u64_of(x), 0, 0, form, mode))
     if type_ == isa.TF32:
         if bits != bits or x != x:
             return np.int64(0x7FFFFFFF)
         bits <<= 13
-    return finish(bits, type_, flags, x)
+    return finish(machine, bits, type_, flags, x)
 
 
 @jit
-def convert(to, source, flags, ra):
+def convert(machine, to, source, flags, ra):
     """cvt.to.source of one lane."""
     if is_float(source):
         bits = ra
@@ -172,19 +167,19 @@ def convert(to, source, flags, ra):
         if flags & isa.INTEGER:
             if math.isfinite(x):
                 x = math.copysign(to_whole(x, flags & isa.ROUND), x)
-            return np.uint64(narrow(x, to, flags & ~isa.ROUND))
+            return np.uint64(narrow(machine, x, to, flags & ~isa.ROUND))
         if to == isa.F64 and source == isa.F64:
             if flags & isa.SAT:
-                return np.uint64(finish(np.int64(ra), to, flags, x))
+                return np.uint64(finish(machine, np.int64(ra), to, flags, x))
             return ra
         if to == isa.F64 and x == x:
-            return np.uint64(finish(np.int64(u64_of(x)), to, flags, x))
-        return np.uint64(narrow(x, to, flags))
+            return np.uint64(finish(machine, np.int64(u64_of(x)), to, flags, x))
+        return np.uint64(narrow(machine, x, to, flags))
     value = read(ra, source)
     if is_float(to):
         bits = np.int64(int_bits(value, source & 0xF0 != isa.S, form_of(to), flags & isa.ROUND))
         if flags & isa.SAT:
-            bits = finish(bits, to, flags, np.float64(value))
+            bits = finish(machine, bits, to, flags, np.float64(value))
         return np.uint64(bits)
     if flags & isa.SAT:
         return saturate(value, to, source)
@@ -213,13 +208,13 @@ def saturate(value, to, source):
 
 
 @jit
-def convert_pair(to, source, flags, ra, rb):
+def convert_pair(machine, to, source, flags, ra, rb):
     """cvt to two packed numbers: a becomes the high one, b the low one; or from two packed 8-bit floats."""
     if source == isa.E4M3X2 or source == isa.E5M2X2:
         result = np.int64(0)
         for i in range(2):
             x = quarter_value((np.int64(ra) >> (8 * i)) & 0xFF, source == isa.E5M2X2)
-            part = np.int64(round_pair(x, 0.0, 0, HALF, isa.RN))
+            part = np.int64(exact(machine, isa.FABS, u64_of(x), 0, 0, HALF, isa.RN))
             if flags & isa.RELU and x < 0.0:
                 part = np.int64(0)
             result |= part << (16 * i)
@@ -232,6 +227,6 @@ def convert_pair(to, source, flags, ra, rb):
     if to == isa.E4M3X2:
         return np.uint64(np.int64(quarter4(high, relu)) << 8 | np.int64(quarter4(low, relu)))
     if to == isa.E5M2X2:
-        return np.uint64(np.int64(quarter5(high, relu)) << 8 | np.int64(quarter5(low, relu)))
+        return np.uint64(np.int64(quarter5(machine, high, relu)) << 8 | np.int64(quarter5(machine, low, relu)))
     single = isa.BF16 if to == isa.BF16X2 else isa.F16
-    return np.uint64(narrow(high, single, flags) << 16 | narrow(low, single, flags))
+    return np.uint64(narrow(machine, high, single, flags) << 16 | narrow(machine, low, single, flags))

@@ -44,20 +44,29 @@ class Profile:
         return {"schema": "aristos-simt/1", "total": self.total, "lines": self.lines}
 
     def __str__(self) -> str:
-        head = f"{'line':>6} {'instr.':>9} {'lanes':>6} {'split':>6} {'global':>8} {'sect/req':>9} {'used':>5} {'bytes':>5} {'shared':>8} {'waves/req':>10} {'atomics':>8}  file"
-        body = []
-        for row in [*self.lines, {**self.total, "line": "all", "file": ""}]:
-            body.append(
-                f"{row['line']:>6} {row['instructions']:>9} {row['lanes_per_instruction']:>6.1f} {row['divergent_branches']:>6}"
-                f" {row['global_requests']:>8} {row['sectors_per_request']:>9.2f} {row['bytes_efficiency']:>5.0%}"
-                f" {row['access_bytes']:>5} {row['shared_requests']:>8} {row['waves_per_request']:>10.2f} {row['atomics']:>8}  {row['file']}"
-            )
-        return "\n".join([head, *body])
+        head = [name for name, _, _ in COLUMNS]
+        rows = [head]
+        for row in [*self.lines, {**self.total, "line": "all"}]:
+            rows.append([form.format(row[key]) for _, key, form in COLUMNS])
+        widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+        return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths)) for row in rows)
+
+
+COLUMNS = (
+    ("line", "line", "{}"), ("instr.", "instructions", "{}"), ("lanes", "lanes_per_instruction", "{:.1f}"),
+    ("split", "divergent_branches", "{}"), ("global", "global_requests", "{}"),
+    ("sect/req", "sectors_per_request", "{:.2f}"), ("used", "bytes_efficiency", "{:.0%}"),
+    ("bytes", "access_bytes", "{}"), ("shared", "shared_requests", "{}"), ("waves/req", "waves_per_request", "{:.2f}"),
+    ("atomics", "atomics", "{}"), ("barriers", "barriers", "{}"), ("file", "file", "{}"),
+)  # fmt: skip
+COUNTED = (
+    "instructions", "lanes", "global_requests", "sectors", "bytes_used", "ideal_sectors", "shared_requests", "waves",
+    "ideal_waves", "divergent_branches", "barriers", "atomics", "access_bytes", "loads", "stores",
+)  # fmt: skip
 
 
 def empty(file: str, line: int) -> dict[str, Any]:
-    names = ["instructions", "lanes", "global_requests", "sectors", "bytes_used", "ideal_sectors", "shared_requests", "waves", "ideal_waves", "divergent_branches", "barriers", "atomics", "access_bytes", "loads", "stores"]  # fmt: skip
-    return {"file": file, "line": line, **dict.fromkeys(names, 0), "classes": {}}
+    return {"file": file, "line": line, **dict.fromkeys(COUNTED, 0), "classes": {}}
 
 
 def add(row: dict[str, Any], code: Any, counts: Any) -> None:

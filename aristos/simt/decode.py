@@ -128,7 +128,8 @@ def arithmetic(integer: int, floating: int, packed: int = -1) -> Callable:
 
     def handler(low: Lowering, m: Mods) -> None:
         if "cc" in m.left:
-            return (add_carry if integer == isa.ADD else sub_carry)(low, m, False)
+            (add_carry if integer == isa.ADD else sub_carry)(low, m, False)
+            return
         (type_,) = m.types()
         if type_ in (isa.U16X2, isa.S16X2) and packed >= 0:
             m.take("relu")
@@ -168,13 +169,14 @@ def multiply(low: Lowering, m: Mods) -> None:
 
 def multiply_add(low: Lowering, m: Mods) -> None:
     if "cc" in m.left:
-        return mad_carry(low, m, False)
+        mad_carry(low, m, False)
+        return
     (type_,) = m.types()
     if is_float(type_):
         flags = float_flags(m)
         m.done(4)
         low.emit(isa.FFMA, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), c=m.row(3, type_), flags=flags)
-        return None
+        return
     check_type(m, type_, INTEGERS)
     op = {"lo": isa.MAD, "hi": isa.MADHI, "wide": isa.MADWIDE}[m.take("lo", "hi", "wide") or "lo"]
     flags = m.flag("sat", isa.SAT)
@@ -453,7 +455,8 @@ def to_address(low: Lowering, m: Mods) -> None:
 
 def convert(low: Lowering, m: Mods) -> None:
     if m.take("pack"):
-        return convert_pack(low, m)
+        convert_pack(low, m)
+        return
     to, source = m.types(2)
     whole = m.choose(WHOLE, -1)
     flags = m.choose(ROUNDINGS, isa.RN) if whole < 0 else whole | isa.INTEGER
@@ -469,7 +472,7 @@ def convert(low: Lowering, m: Mods) -> None:
         low.emit(isa.CVTPACK, to, source, d=m.dest(), a=m.row(1, source), b=b, flags=flags)
     else:
         m.done(2)
-        if whole < 0 and isa.TYPES and not is_float(to) and to != isa.TF32 and is_float(source):
+        if whole < 0 and not is_float(to) and to != isa.TF32 and is_float(source):
             raise m.fail("a conversion to an integer needs a rounding: .rni, .rzi, .rmi or .rpi")
         low.emit(isa.CVT, to, source, d=m.dest(), a=m.row(1, source), flags=flags)
 

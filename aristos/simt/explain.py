@@ -118,7 +118,8 @@ def races(machine: Machine, row: Any, launch: Launch, file: str, line: int, opco
     message = f"{opcode} {verb} {where}, with nothing that orders it after {near} of {who}"
     found = [Report("race", launch.name, file, line, block, thread, message, where, other_line, launch.device)]
     if other is not None and (other_file, other_line) != (file, line):
-        back = f"{other_opcode} of {where}, with nothing that orders it before line {line} ({opcode}) of block {block}, thread {thread}"
+        who = f"line {line} ({opcode}) of block {block}, thread {thread}"
+        back = f"{other_opcode} of {where}, with nothing that orders it before {who}"
         found.append(Report("race", other.name, other_file, other_line, b, t, back, where, line, other.device))
     return found
 
@@ -165,7 +166,8 @@ def stuck(machine: Machine, launches: list[Launch], spinning: bool) -> list[Repo
         }[waits]
         message = f"{opcode}: {len(who)} threads {what}"
         if queued > 0:
-            message += f"; {queued} blocks wait for a place, because {resident_of(machine, launch)} of {launch.blocks} can be resident"
+            most = resident_of(machine, launch)
+            message += f"; {queued} blocks wait for a place: {most} of {launch.blocks} can be resident"
         block, thread_ = three_of(index, launch.grid), three_of(tid, launch.block)
         found.append(Report(kind, launch.name, file, line, block, thread_, message, device=launch.device))
     return found

@@ -13,19 +13,7 @@ import numpy as np
 from . import isa
 from .bits import f32_of, f64_of, fma32, fma64, u32_of, u64_of
 from .inner import jit
-from .rounding import (
-    BFLOAT,
-    DOUBLE,
-    HALF,
-    SINGLE,
-    add_bits,
-    div_bits,
-    fma_bits,
-    mul_bits,
-    round_pair,
-    sqrt_bits,
-    widen,
-)
+from .rounding import BFLOAT, DOUBLE, HALF, SINGLE, exact, widen
 
 NAN32 = 0x7FFFFFFF
 
@@ -77,7 +65,7 @@ def float_compare(op, a, b):
 
 @jit
 def test_property(kind, bits, exponent, fraction):
-    """testp: finite, infinite, number, notanumber, normal, subnormal by the exponent's field (0, 1: other, 2: all ones)."""
+    """testp: finite, infinite, number, notanumber, normal, subnormal; exponent 0, 1 (any other) or 2 (all ones)."""
     if kind == 0:
         return exponent != 2
     if kind == 1:
@@ -150,7 +138,7 @@ def approximate(op, a):
 
 
 @jit
-def single(op, flags, imm, ra, rb, rc):
+def single(x, op, flags, imm, ra, rb, rc):
     """A float32 instruction; operands and result are bits."""
     ia, ib, ic = np.int64(ra) & 0xFFFFFFFF, np.int64(rb) & 0xFFFFFFFF, np.int64(rc) & 0xFFFFFFFF
     if flags & isa.FTZ:
@@ -198,21 +186,8 @@ def single(op, flags, imm, ra, rb, rc):
         z = np.float32(y)
         bits = NAN32 if z != z else np.int64(u32_of(z))
     else:
-        x, y = np.float64(a), np.float64(b)
-        if op == isa.FADD:
-            bits = add_bits(x, y, SINGLE, mode)
-        elif op == isa.FSUB:
-            bits = add_bits(x, -y, SINGLE, mode)
-        elif op == isa.FMUL:
-            bits = mul_bits(x, y, SINGLE, mode)
-        elif op == isa.FFMA:
-            bits = fma_bits(x, y, np.float64(c), SINGLE, mode)
-        elif op == isa.FDIV:
-            bits = div_bits(x, y, SINGLE, mode)
-        elif op == isa.FRCP:
-            bits = div_bits(1.0, x, SINGLE, mode)
-        else:
-            bits = sqrt_bits(x, SINGLE, mode)
+        wide_a, wide_b, wide_c = u64_of(np.float64(a)), u64_of(np.float64(b)), u64_of(np.float64(c))
+        bits = exact(x, op, wide_a, wide_b, wide_c, SINGLE, mode)
     if flags & isa.FTZ:
         bits = flush32(bits)
     if flags & isa.SAT:
@@ -229,7 +204,7 @@ def single(op, flags, imm, ra, rb, rc):
 
 
 @jit
-def double(op, flags, imm, ra, rb, rc):
+def double(x, op, flags, imm, ra, rb, rc):
     """A float64 instruction; operands and result are bits."""
     top = np.uint64(1) << np.uint64(63)
     if op == isa.FABS:
@@ -273,26 +248,12 @@ def double(op, flags, imm, ra, rb, rc):
         else:
             z = approximate(op, a)
     else:
-        if op == isa.FADD:
-            bits = add_bits(a, b, DOUBLE, mode)
-        elif op == isa.FSUB:
-            bits = add_bits(a, -b, DOUBLE, mode)
-        elif op == isa.FMUL:
-            bits = mul_bits(a, b, DOUBLE, mode)
-        elif op == isa.FFMA:
-            bits = fma_bits(a, b, c, DOUBLE, mode)
-        elif op == isa.FDIV:
-            bits = div_bits(a, b, DOUBLE, mode)
-        elif op == isa.FRCP:
-            bits = div_bits(1.0, a, DOUBLE, mode)
-        else:
-            bits = sqrt_bits(a, DOUBLE, mode)
-        return np.uint64(bits)
+        return np.uint64(exact(x, op, ra, rb, rc, DOUBLE, mode))
     return u64_of(z)
 
 
 @jit
-def short(op, form, flags, imm, ia, ib, ic):
+def short(x, op, form, flags, imm, ia, ib, ic):
     """A float16 or bfloat16 instruction; operands and result are bits in int64."""
     top = 0x8000
     if flags & isa.FTZ and form == HALF:
@@ -305,18 +266,12 @@ def short(op, form, flags, imm, ia, ib, ic):
     if op == isa.FSETP or op == isa.FSET:
         return np.int64(float_compare(imm, a, b))
     bits = np.int64(0)
-    if op == isa.FADD:
-        bits = add_bits(a, b, form, isa.RN)
-    elif op == isa.FSUB:
-        bits = add_bits(a, -b, form, isa.RN)
-    elif op == isa.FMUL:
-        bits = mul_bits(a, b, form, isa.RN)
-    elif op == isa.FFMA:
-        bits = fma_bits(a, b, c, form, isa.RN)
+    if op == isa.FADD or op == isa.FSUB or op == isa.FMUL or op == isa.FFMA:
+        bits = exact(x, op, u64_of(a), u64_of(b), u64_of(c), form, isa.RN)
     elif op == isa.FMIN or op == isa.FMAX:
-        bits = round_pair(least_most(op, a, b, flags), 0.0, 0, form, isa.RN)
+        bits = exact(x, isa.FABS, u64_of(least_most(op, a, b, flags)), 0, 0, form, isa.RN)
     else:
-        bits = round_pair(approximate(op, a), 0.0, 0, form, isa.RN)
+        bits = exact(x, isa.FABS, u64_of(approximate(op, a)), 0, 0, form, isa.RN)
     if flags & isa.FTZ and form == HALF:
         bits = flush16(bits)
     if flags & (isa.SAT | isa.RELU):
@@ -327,26 +282,26 @@ def short(op, form, flags, imm, ia, ib, ic):
             if z != z or z <= 0.0:
                 bits = np.int64(0)
             elif z > 1.0:
-                bits = round_pair(1.0, 0.0, 0, form, isa.RN)
+                bits = np.int64(0x3C00 if form == HALF else 0x3F80)
     return bits
 
 
 @jit
-def floating(op, type_, flags, imm, ra, rb, rc):
+def floating(x, op, type_, flags, imm, ra, rb, rc):
     """The result of a floating-point instruction as uint64; predicates are 0 or 1.
 
     Comparisons of two packed numbers give bit 0 and bit 1.
     """
     if type_ == isa.F32:
-        return single(op, flags, imm, ra, rb, rc)
+        return single(x, op, flags, imm, ra, rb, rc)
     if type_ == isa.F64:
-        return double(op, flags, imm, ra, rb, rc)
+        return double(x, op, flags, imm, ra, rb, rc)
     form = BFLOAT if type_ == isa.BF16 or type_ == isa.BF16X2 else HALF
     ia, ib, ic = np.int64(ra), np.int64(rb), np.int64(rc)
-    low = short(op, form, flags, imm, ia & 0xFFFF, ib & 0xFFFF, ic & 0xFFFF)
+    low = short(x, op, form, flags, imm, ia & 0xFFFF, ib & 0xFFFF, ic & 0xFFFF)
     if type_ & 15 == 2:
         return np.uint64(low)
-    high = short(op, form, flags, imm, (ia >> 16) & 0xFFFF, (ib >> 16) & 0xFFFF, (ic >> 16) & 0xFFFF)
+    high = short(x, op, form, flags, imm, (ia >> 16) & 0xFFFF, (ib >> 16) & 0xFFFF, (ic >> 16) & 0xFFFF)
     if op == isa.FSETP or op == isa.FSET:
         return np.uint64(low | high << 1)
     return np.uint64(low | high << 16)

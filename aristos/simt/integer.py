@@ -1,6 +1,6 @@
 """What the integer, logic and move instructions do to one lane.
 
-Operands are 64-bit patterns; `integer` first cuts them to the instruction's width, with the sign spread where its type is signed.
+Operands are 64-bit patterns, cut to the instruction's width first, the sign spread where its type is signed.
 """
 
 from __future__ import annotations

@@ -22,15 +22,14 @@ from .access import (
     thread_of,
     warp_slot,
 )
+from .arithmetic import calculate_conversions, calculate_floats, calculate_integers
 from .barrier import arrive, arrive_grid, rest, settle, settle_grid, wake
-from .bits import get, load8, load64, put, store8, store64
+from .bits import get, load8, load64, put, store8
 from .clocks import join
 from .collective import FULL, together
-from .convert import convert, convert_pair
-from .floating import floating
 from .inner import jit
-from .integer import carry, cut, integer
-from .lower import CARRY, FRAME, PARAMS, ROW
+from .integer import cut
+from .lower import FRAME, PARAMS, ROW
 from .units import unit
 from .watch import draw, fence, report
 
@@ -109,95 +108,6 @@ def popcount32(m):
     m = (m & 0x33333333) + ((m >> 2) & 0x33333333)
     m = (m + (m >> 4)) & 0x0F0F0F0F
     return ((m * 0x01010101) & 0xFFFFFFFF) >> 24
-
-
-@unit
-def calculate_integers(x, regs, line, op, mask):
-    """Integer, logic and selecting instructions, lane by lane."""
-    type_, flags, imm, type2 = get(line, isa.TYPE), get(line, isa.FLAGS), get(line, isa.IMM), get(line, isa.TYPE2)
-    ra, rb, rc = regs + get(line, isa.A) * 256, regs + get(line, isa.B) * 256, regs + get(line, isa.C) * 256
-    d = regs + get(line, isa.D) * 256
-    if op >= isa.ADDC:
-        for lane in range(32):
-            if (mask >> lane) & 1:
-                a, b, c = load64(ra + lane * 8), load64(rb + lane * 8), load64(rc + lane * 8)
-                flag = load64(regs + CARRY * 256 + lane * 8)
-                value, out = carry(op, type_, flags, a, b, c, flag)
-                store64(d + lane * 8, value)
-                if flags & isa.CARRY_OUT:
-                    store64(regs + CARRY * 256 + lane * 8, out)
-        return 0
-    if mask == FULL and quick(op, type_, flags, imm, ra, rb, rc, d):
-        return 0
-    re = regs + get(line, isa.E) * 256
-    for lane in range(32):
-        if (mask >> lane) & 1:
-            k = lane * 8
-            value = integer(
-                op, type_, type2, flags, imm, load64(ra + k), load64(rb + k), load64(rc + k), load64(re + k)
-            )
-            store64(d + k, value)
-    return 0
-
-
-@unit
-def calculate_floats(x, regs, line, op, mask):
-    """Floating-point instructions, lane by lane."""
-    type_, flags, imm = get(line, isa.TYPE), get(line, isa.FLAGS), get(line, isa.IMM)
-    ra, rb, rc = regs + get(line, isa.A) * 256, regs + get(line, isa.B) * 256, regs + get(line, isa.C) * 256
-    d = regs + get(line, isa.D) * 256
-    for lane in range(32):
-        if (mask >> lane) & 1:
-            k = lane * 8
-            store64(d + k, floating(op, type_, flags, imm, load64(ra + k), load64(rb + k), load64(rc + k)))
-    return 0
-
-
-@unit
-def calculate_conversions(x, regs, line, op, mask):
-    """cvt, lane by lane."""
-    type_, flags, type2 = get(line, isa.TYPE), get(line, isa.FLAGS), get(line, isa.TYPE2)
-    ra, rb, d = regs + get(line, isa.A) * 256, regs + get(line, isa.B) * 256, regs + get(line, isa.D) * 256
-    for lane in range(32):
-        if (mask >> lane) & 1:
-            k = lane * 8
-            if op == isa.CVT:
-                store64(d + k, convert(type_, type2, flags, load64(ra + k)))
-            else:
-                store64(d + k, convert_pair(type_, type2, flags, load64(ra + k), load64(rb + k)))
-    return 0
-
-
-@jit
-def quick(op, type_, flags, imm, ra, rb, rc, d):
-    """The commonest integer instructions of a whole warp, in loops that the compiler unrolls; False for others."""
-    size = type_ & 15
-    keep = ~np.uint64(0) >> np.uint64(64 - size * 8)
-    if op == isa.ADD and not flags & isa.SAT:
-        for k in range(0, 256, 8):
-            store64(d + k, (load64(ra + k) + load64(rb + k)) & keep)
-        return 1
-    if op == isa.MUL:
-        for k in range(0, 256, 8):
-            store64(d + k, (load64(ra + k) * load64(rb + k)) & keep)
-        return 1
-    if op == isa.MAD:
-        for k in range(0, 256, 8):
-            store64(d + k, (load64(ra + k) * load64(rb + k) + load64(rc + k)) & keep)
-        return 1
-    if op == isa.MOV:
-        for k in range(0, 256, 8):
-            store64(d + k, load64(ra + k) & keep)
-        return 1
-    if op == isa.AND:
-        for k in range(0, 256, 8):
-            store64(d + k, load64(ra + k) & load64(rb + k) & keep)
-        return 1
-    if op == isa.SUB and not flags & isa.SAT:
-        for k in range(0, 256, 8):
-            store64(d + k, (load64(ra + k) - load64(rb + k)) & keep)
-        return 1
-    return 0
 
 
 @unit

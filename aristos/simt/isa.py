@@ -83,8 +83,10 @@ ORDER_SHIFT, SCOPE_SHIFT, SPACE_SHIFT = 0, 4, 8  # in FLAGS of memory operations
     PRINTF, MALLOC, FREE,
 ) = range(800, 803)  # fmt: skip
 GROUPS = ("integer", "floating", "convert", "move", "control", "memory", "barrier", "warp", "host")
-COMPARE = {name: number for number, name in enumerate(
-    ["eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan"])}  # fmt: skip
+COMPARE = {
+    "eq": 0, "ne": 1, "lt": 2, "le": 3, "gt": 4, "ge": 5, "lo": 6, "ls": 7, "hi": 8, "hs": 9, "equ": 10, "neu": 11,
+    "ltu": 12, "leu": 13, "gtu": 14, "geu": 15, "num": 16, "nan": 17,
+}  # fmt: skip
 ATOMS = {
     name: number for number, name in enumerate(["add", "exch", "cas", "min", "max", "inc", "dec", "and", "or", "xor"])
 }

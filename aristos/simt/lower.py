@@ -18,43 +18,14 @@ from .ptx import Address, Function, Group, Instruction, Label, Module, Name, Num
 
 # ---- rows that every program has: what a block or a warp is told when it starts ----
 SPECIAL = [
-    "_",
-    "tid.x",
-    "tid.y",
-    "tid.z",
-    "ntid.x",
-    "ntid.y",
-    "ntid.z",
-    "ctaid.x",
-    "ctaid.y",
-    "ctaid.z",
-    "nctaid.x",
-    "nctaid.y",
-    "nctaid.z",
-    "laneid",
-    "warpid",
-    "nwarpid",
-    "smid",
-    "nsmid",
-    "gridid",
-    "lanemask_eq",
-    "lanemask_le",
-    "lanemask_lt",
-    "lanemask_ge",
-    "lanemask_gt",
-    "PARAMS",
-    "FRAME",
-    "STACK",
-    "dynamic_smem_size",
-    "total_smem_size",
-    "CARRY",
-    "ZERO",
-    "ONE",
-]
+    "_", "tid.x", "tid.y", "tid.z", "ntid.x", "ntid.y", "ntid.z", "ctaid.x", "ctaid.y", "ctaid.z", "nctaid.x",
+    "nctaid.y", "nctaid.z", "laneid", "warpid", "nwarpid", "smid", "nsmid", "gridid", "lanemask_eq", "lanemask_le",
+    "lanemask_lt", "lanemask_ge", "lanemask_gt", "PARAMS", "FRAME", "STACK", "dynamic_smem_size", "total_smem_size",
+    "CARRY", "ZERO", "ONE",
+]  # fmt: skip
 ROW = {name: row for row, name in enumerate(SPECIAL)}
-TRASH, PARAMS, FRAME, STACK, CARRY, ZERO, ONE = (
-    ROW[n] for n in ["_", "PARAMS", "FRAME", "STACK", "CARRY", "ZERO", "ONE"]
-)
+TRASH, PARAMS, FRAME, STACK = ROW["_"], ROW["PARAMS"], ROW["FRAME"], ROW["STACK"]
+CARRY, ZERO, ONE = ROW["CARRY"], ROW["ZERO"], ROW["ONE"]
 CONSTANT_REGISTERS = {
     **{f"%{name}": ROW[name] for name in SPECIAL if name.islower() and name != "_"},
     "%laneid": ROW["laneid"], "WARP_SZ": -32,
@@ -216,7 +187,7 @@ class Lowering:
             row = self.new_row()
             self.emit(isa.CLOCK, isa.U64, d=row, imm=CLOCKS[name])
             return row
-        if name in ("%pm0", "%pm1", "%pm2", "%pm3", "%nsmid", "%warpid"):
+        if name in ("%pm0", "%pm1", "%pm2", "%pm3"):
             return ZERO
         found = self.find(name)
         if isinstance(found, tuple) and found[0] == "row":
@@ -311,7 +282,7 @@ class Lowering:
         relocations = [(row, name, offset) for (name, offset), row in self.symbol_rows.items()]
         lines = sorted(self.lines, key=lambda key: self.lines[key])
         program = Program(
-            code, np.array(self.operands + [0], np.int64), self.rows, constants, relocations, lines, self.functions,
+            code, np.array([*self.operands, 0], np.int64), self.rows, constants, relocations, lines, self.functions,
             list(self.functions), self.variables,
             {name: (at, self.shared_sizes[name]) for name, at in self.shared.items()}, self.shared_bytes, self.granule,
             self.texts, self.indirect,
@@ -439,7 +410,8 @@ class Lowering:
 
     def call(self, returns: tuple, target: Name, arguments: tuple) -> None:
         """A call: where each argument and result lies in the caller's frame and in the callee's."""
-        assert self.instruction is not None and self.current is not None
+        assert self.instruction is not None
+        assert self.current is not None
         mine = []
         for operand in (*returns, *arguments):
             found = self.find(operand.text) if isinstance(operand, Name) else None

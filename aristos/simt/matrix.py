@@ -13,7 +13,7 @@ from . import state as s
 from .bits import f32_of, f64_of, fma32, fma64, get, put, u32_of, u64_of
 from .inner import jit
 from .integer import clamp, spread
-from .rounding import BFLOAT, HALF, round_pair, widen
+from .rounding import BFLOAT, HALF, exact, widen
 from .units import unit
 
 
@@ -86,7 +86,7 @@ def multiply(x, warp, line):
                 raw = get(regs, get(items, at_c + (which >> 1)) * 32 + lane) >> (16 * (which & 1)) & 0xFFFF
             else:
                 raw = get(regs, get(items, at_c + which) * 32 + lane)
-            result[row, column] = chain(a, b, row, column, depth, kind, half, flags, raw)
+            result[row, column] = chain(x, a, b, row, column, depth, kind, half, flags, raw)
     for row in range(m):
         for column in range(n):
             lane = (row & 7) * 4 + column // 2
@@ -117,7 +117,7 @@ def element(raw, part, kind, unsigned):
 
 
 @jit
-def chain(a, b, row, column, depth, kind, half, flags, raw):
+def chain(x, a, b, row, column, depth, kind, half, flags, raw):
     """C[row, column] and the products, added one by one."""
     if kind == 9:
         total = f64_of(np.uint64(raw))
@@ -135,5 +135,5 @@ def chain(a, b, row, column, depth, kind, half, flags, raw):
     for k in range(depth):
         acc = fma32(np.float32(a[row, k]), np.float32(b[k, column]), acc)
     if half & 2:
-        return np.uint64(round_pair(np.float64(acc), 0.0, 0, HALF, isa.RN))
+        return np.uint64(exact(x, isa.FABS, u64_of(np.float64(acc)), 0, 0, HALF, isa.RN))
     return np.uint64(0x7FFFFFFF) if acc != acc else np.uint64(u32_of(acc))

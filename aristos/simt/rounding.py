@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from . import isa
 from .bits import f64_of, fma64, u64_of
 from .inner import jit
+from .units import unit
 
 # ---- formats: (bits of the significand with the hidden one, exponent of the least subnormal, exponent bits) ----
 HALF, BFLOAT, SINGLE, DOUBLE, TENSOR, QUARTER5 = range(6)
@@ -184,12 +187,6 @@ def fma_bits(a, b, c, form, mode):
 
 
 @jit
-def add_bits(a, b, form, mode):
-    """a + b, rounded once."""
-    return fma_bits(a, 1.0, b, form, mode)
-
-
-@jit
 def mul_bits(a, b, form, mode):
     """a * b, rounded once."""
     if not (math.isfinite(a) and math.isfinite(b)) or a == 0.0 or b == 0.0:
@@ -234,7 +231,22 @@ def int_bits(value, unsigned, form, mode):
     return round_pair(hi, lo, 0, form, mode)
 
 
-@jit
-def bits_double(bits):
-    """The double of int64 bits."""
-    return f64_of(bits)
+@unit
+def exact(x, op, ia, ib, ic, form, mode):
+    """add, sub, mul, fma, div, rcp, sqrt of doubles given as bits, rounded once to a format; FABS: only rounded."""
+    a, b = f64_of(np.uint64(ia)), f64_of(np.uint64(ib))
+    if op == isa.FADD:
+        return fma_bits(a, 1.0, b, form, mode)
+    if op == isa.FSUB:
+        return fma_bits(a, 1.0, -b, form, mode)
+    if op == isa.FFMA:
+        return fma_bits(a, b, f64_of(np.uint64(ic)), form, mode)
+    if op == isa.FMUL:
+        return mul_bits(a, b, form, mode)
+    if op == isa.FDIV:
+        return div_bits(a, b, form, mode)
+    if op == isa.FRCP:
+        return div_bits(1.0, a, form, mode)
+    if op == isa.FSQRT:
+        return sqrt_bits(a, form, mode)
+    return round_pair(a, 0.0, 0, form, mode)
