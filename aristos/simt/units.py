@@ -25,8 +25,17 @@ from numba.extending import intrinsic
 from .. import compile as compiler
 from . import state as s
 
-_units: list[Callable] = []
-_compiled: list[Any] = []
+# A unit's place in the table is compiled into its callers, so it must not depend on the order of imports.
+NAMES = (
+    "exact", "compact", "report", "race", "fence", "read", "read_latest", "wrote", "check", "loads", "stores",
+    "atomics", "count_access", "start_copy", "finish_copies", "calculate_integers", "calculate_floats",
+    "calculate_conversions", "arrive", "settle", "arrive_grid", "settle_grid", "multiply", "together",
+    "matrices", "select", "move", "call", "give_back", "end_lanes", "stop_launch", "gather", "resolve",
+    "memory", "special", "printf", "spinning", "start_block", "admit", "bury", "run", "host_access",
+    "host_entry",
+)  # fmt: skip
+_units: dict[str, Callable] = {}
+_compiled: dict[str, Any] = {}
 _lock = threading.Lock()
 _I64 = ir.IntType(64)
 FOLDER = Path(__file__).parent
@@ -59,8 +68,8 @@ class Locator(caching.UserProvidedCacheLocator):
 
 def unit(function: Callable) -> Any:
     """Make a function a unit; what is returned can be called from compiled code only."""
-    number = s.X_FIELDS + len(_units)
-    _units.append(function)
+    number = s.X_FIELDS + NAMES.index(function.__name__)
+    _units[function.__name__] = function
 
     def call(typing: Any, *args: Any) -> Any:
         if len(args) != function.__code__.co_argcount:
@@ -88,16 +97,14 @@ def addresses() -> np.ndarray:
             from . import host, interpreter  # noqa: F401  (they import every unit)
 
             with compiler.compiling():
-                for function in _units:
+                for name in NAMES:
+                    function = _units[name]
                     signature = types.int64(*[types.int64] * function.__code__.co_argcount)
-                    _compiled.append(compiler.entry(function, signature, Locator))
-    return np.array([unit.address for unit in _compiled], np.int64)
+                    _compiled[name] = compiler.entry(function, signature, Locator)
+    return np.array([_compiled[name].address for name in NAMES], np.int64)
 
 
 def python_function(name: str) -> Callable:
     """A unit as a function of Python, by its name."""
     addresses()
-    for function, made in zip(_units, _compiled):
-        if function.__name__ == name:
-            return made.ctypes
-    raise KeyError(name)
+    return _compiled[name].ctypes
