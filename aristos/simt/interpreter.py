@@ -62,8 +62,11 @@ def select(x, warp):
         else:
             chosen = get(thread_of(x, warp, stick - 1), s.T_PC)
     elif get(warp, s.W_SPINS) > TIRED or get(warp, s.W_AGE) > PATIENT:
+        others = free & ~get(warp, s.W_MASK)
+        if others == 0:
+            others = free
         lane = draw(x) & 31
-        while not (free >> lane) & 1:
+        while not (others >> lane) & 1:
             lane = (lane + 1) & 31
         put(warp, s.W_STICK, lane + 1)
         put(warp, s.W_AGE, 0)
