@@ -8,14 +8,17 @@ from __future__ import annotations
 import contextlib
 import re
 import struct
+import warnings
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from ..errors import EnvironmentProblem, InputError
+from .builtin import BUILT_IN
 
 _compiled: Any = weakref.WeakKeyDictionary()  # dispatcher -> {(types, compute capability): (PTX, entry)}
 
@@ -81,31 +84,74 @@ def type_of(value: Any) -> Any:
     return typeof(value, Purpose.argument)
 
 
-def compiled(kernel: Any, types_: tuple, cc: tuple) -> tuple[str, str, Any]:
-    """(PTX, entry, argument types) of a kernel for argument types; kept for the next launch."""
+@dataclass
+class Compiled:
+    """A kernel for argument types: its PTX, the name of its entry, the types it was declared with, Numba's library."""
+
+    ptx: str
+    entry: str
+    types: tuple
+    library: Any
+
+
+def compiled(kernel: Any, types_: tuple, cc: tuple) -> Compiled:
+    """A kernel for argument types; kept for the next launch."""
     known = _compiled.setdefault(kernel, {})
     if (types_, cc) not in known:
-        from numba.cuda.compiler import compile as compile_kernel
+        from numba.cuda import compiler
 
         options = getattr(kernel, "targetoptions", {})
         declared = declared_types(kernel, types_)
         debug = bool(options.get("debug"))
-        with driverless(cc):
-            ptx, _ = compile_kernel(
+
+        with driverless(cc), compiler_lock():
+            library, _ = compiler._compile_pyfunc_with_fixup(
                 kernel.py_func, declared, debug=debug, lineinfo=not debug, device=False, abi="numba", cc=cc,
                 fastmath=options.get("fastmath", False), opt=options.get("opt", True),
                 launch_bounds=options.get("launch_bounds"),
             )  # fmt: skip
-        for extra in linked(options.get("link") or (), cc):
-            ptx += "\n" + extra
+            ptx = "\n".join(library.get_asm_strs(cc=cc))
+            files = options.get("link") or ()
+            if unresolved(ptx) and (library._linking_files or files):
+                ptx = linked_by_numba(library, files, cc) or ptx
+        if unresolved(ptx):
+            for extra in linked(files):
+                ptx += "\n" + extra
         entries = re.findall(r"\.entry\s+([\w$]+)", ptx)
         if len(entries) != 1:
             raise InputError(f"expected one kernel in the PTX of {kernel.py_func.__name__}, found {entries}")
-        known[types_, cc] = ptx, entries[0], declared
+        known[types_, cc] = Compiled(ptx, entries[0], declared, library)
     return known[types_, cc]
 
 
-def linked(files: Any, cc: tuple) -> list[str]:
+def compiler_lock() -> Any:
+    from numba.cuda.core.compiler_lock import global_compiler_lock
+
+    return global_compiler_lock
+
+
+def unresolved(ptx: str) -> set[str]:
+    """Functions that PTX declares and does not define, and that are not built in."""
+    declared = set(re.findall(r"\.extern\s+\.func\s+(?:\([^)]*\)\s*)?([\w$]+)", ptx))
+    return declared - BUILT_IN
+
+
+def linked_by_numba(library: Any, files: Any, cc: tuple) -> str | None:
+    """PTX with the C++ and PTX files that a kernel needs linked in: nvrtc and nvjitlink need no driver."""
+    try:
+        from numba.cuda.cudadrv import driver
+
+        for file in files:
+            library.add_linking_file(file)
+        linker = driver._Linker(cc=cc, lineinfo=True, additional_flags=["-ptx"], lto=True)
+        library._link_all(linker, cc, ignore_nonlto=True)
+        return linker.get_linked_ptx().decode()
+    except Exception as error:  # whatever the toolkit's libraries raise, the load error then names the function
+        warnings.warn(f"linking the kernel's libraries failed: {error}", stacklevel=2)
+        return None
+
+
+def linked(files: Any) -> list[str]:
     """PTX of the files a kernel is linked with; only PTX is taken."""
     texts = []
     for file in files:
@@ -124,6 +170,8 @@ def declared_types(kernel: Any, types_: tuple) -> tuple:
     sigs = [sig for sig in (getattr(kernel, "overloads", None) or {}) if len(sig) == len(types_)]
     if types_ in sigs or getattr(kernel, "_can_compile", True):
         return types_
+    if len(sigs) == 1:  # as Numba does for a kernel with one signature: taken without a look at the types
+        return sigs[0]
     from numba.cuda.descriptor import cuda_target
 
     context = cuda_target.typing_context

@@ -196,8 +196,9 @@ class Machine:
             args, kinds = self._converted(kernel, args)
             args = self._own(device, args, after)
             types_ = tuple(kernels.type_of(a) for a in args) if kinds is None else kinds
-            ptx, entry, types_ = kernels.compiled(kernel, types_, self.cc)
-            program = self.loader.program(ptx)
+            made = kernels.compiled(kernel, types_, self.cc)
+            entry, types_ = made.entry, made.types
+            program = self.loader.program(made.ptx)
             numbers = []
             for type_, value in zip(types_, args):
                 kernels.flatten(type_, value, numbers)
@@ -246,7 +247,9 @@ class Machine:
                 if not forth and self.check:
                     start = mine.allocation.start
                     self.memory.init[start : start + mine.allocation.size] = 0
-                if back and isinstance(value, np.ndarray) and value.flags.writeable:
+                if back and isinstance(value, np.void):
+                    after.append(lambda mine=mine, value=value: assign_fields(value, mine._view()))
+                elif back and value.flags.writeable:
                     after.append(lambda mine=mine, value=value: np.copyto(value, mine._view()))
                 after.append(lambda mine=mine: mine.allocation.freed or self.memory.free(mine.allocation))
                 value = mine
@@ -499,6 +502,12 @@ def granule_of(dtype: np.dtype) -> int:
         return min((granule_of(np.dtype(f[0])) for f in dtype.fields.values()), default=1)
     size = dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
     return size if size in (1, 2, 4, 8) else 1
+
+
+def assign_fields(record: np.void, source: np.ndarray) -> None:
+    """Set a record's fields to those of an array of no dimensions."""
+    for name in record.dtype.names or ():
+        record[name] = source[name]
 
 
 def valid_bytes(launch: Launch) -> np.ndarray:

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from . import kernels
+from . import kernels, limits
 from .arrays import DeviceArray
 from .machine import Machine
 
 VARIABLE = "ARISTOS_SIMT"
 BLOCK_OF_FORALL = 128
+HINTS = ("In", "Out", "InOut")
 
 
 class Stream:
@@ -142,16 +143,33 @@ def _compile(dispatcher: Any, sig: Any) -> Any:
     if argtypes not in dispatcher.overloads:
         if not dispatcher._can_compile:
             raise RuntimeError("Compilation disabled")
-        kernels.compiled(dispatcher, tuple(argtypes), current().cc)
+        made = kernels.compiled(dispatcher, tuple(argtypes), current().cc)
         dispatcher.overloads[argtypes] = SimpleNamespace(
-            signature=SimpleNamespace(args=tuple(argtypes)), objectmode=False, entry_point=None, metadata={}
-        )
+            signature=SimpleNamespace(args=tuple(argtypes)), objectmode=False, entry_point=None, metadata={},
+            inspect_asm=lambda cc: made.ptx, inspect_lto_ptx=lambda cc: made.ptx, _type_annotation="",
+            inspect_llvm=lambda: made.library.get_llvm_str(), cooperative="cudaCGSynchronize" in made.ptx,
+            max_cooperative_grid_blocks=lambda block, shared=0: cooperative_blocks(made, block, shared),
+        )  # fmt: skip
     return dispatcher.overloads[argtypes]
+
+
+def cooperative_blocks(made: kernels.Compiled, block: Any, shared: int) -> int:
+    """How many blocks of a kernel a device holds at once."""
+    machine = current()
+    program = machine.loader.program(made.ptx)
+    threads = int(np.prod(block))
+    held = limits.resident(
+        machine.limits, threads, program.shared_bytes + shared, program.functions[made.entry].registers
+    )
+    return held * machine.sm_count
 
 
 def _call(dispatcher: Any, args: tuple, config: Any) -> None:
     """Launch; NumPy arguments are copied in and back, as Numba does, so then the machine runs at once."""
     machine = current()
+    if not dispatcher.overloads:
+        types_ = tuple(kernels.type_of(getattr(a, "value", a) if type(a).__name__ in HINTS else a) for a in args)
+        _compile(dispatcher, types_)
     machine.device(0).launch(dispatcher, config.griddim, config.blockdim, *args, shared=config.sharedmem)
     if any(launch.after for launch in machine.queue):
         machine.run()
