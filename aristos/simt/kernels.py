@@ -111,12 +111,8 @@ def compiled(kernel: Any, types_: tuple, cc: tuple) -> Compiled:
                 launch_bounds=options.get("launch_bounds"),
             )  # fmt: skip
             ptx = "\n".join(library.get_asm_strs(cc=cc))
-            files = options.get("link") or ()
-            if unresolved(ptx) and (library._linking_files or files):
-                ptx = linked_by_numba(library, files, cc) or ptx
-        if unresolved(ptx):
-            for extra in linked(files):
-                ptx += "\n" + extra
+            if unresolved(ptx):
+                ptx = "\n".join([ptx, *compiled_files(library, cc), *linked(options.get("link") or ())])
         entries = re.findall(r"\.entry\s+([\w$]+)", ptx)
         if len(entries) != 1:
             raise InputError(f"expected one kernel in the PTX of {kernel.py_func.__name__}, found {entries}")
@@ -136,19 +132,25 @@ def unresolved(ptx: str) -> set[str]:
     return declared - BUILT_IN
 
 
-def linked_by_numba(library: Any, files: Any, cc: tuple) -> str | None:
-    """PTX with the C++ and PTX files that a kernel needs linked in: nvrtc and nvjitlink need no driver."""
-    try:
-        from numba.cuda.cudadrv import driver
+def compiled_files(library: Any, cc: tuple) -> list[str]:
+    """PTX of the C++ sources that Numba would link with a kernel (float16 arithmetic, say): nvrtc needs no driver."""
+    from numba.cuda.cudadrv import driver
 
-        for file in files:
-            library.add_linking_file(file)
-        linker = driver._Linker(cc=cc, lineinfo=True, additional_flags=["-ptx"], lto=True)
-        library._link_all(linker, cc, ignore_nonlto=True)
-        return linker.get_linked_ptx().decode()
-    except Exception as error:  # whatever the toolkit's libraries raise, the load error then names the function
-        warnings.warn(f"linking the kernel's libraries failed: {error}", stacklevel=2)
-        return None
+    texts = []
+    for file in library._linking_files:
+        linker = driver._Linker(cc=cc, lto=False)
+        try:
+            linker.add_file_guess_ext(file)
+            texts += [headless(bytes(made.code).decode()) for made in linker._object_codes]
+        except Exception as error:  # whatever the toolkit raises; loading then names the function that is missing
+            warnings.warn(f"compiling {getattr(file, 'name', file)} for the machine failed: {error}", stacklevel=2)
+    return texts
+
+
+def headless(text: str) -> str:
+    """PTX without the directives that a module has once, and without its own files' lines."""
+    text = text.replace("\0", "")
+    return re.sub(r"^\s*\.(version|target|address_size|file|loc)\b.*$", "", text, flags=re.M)
 
 
 def linked(files: Any) -> list[str]:
@@ -161,7 +163,7 @@ def linked(files: Any) -> list[str]:
         data = getattr(file, "data", None)
         text = data if data is not None else open(path, encoding="utf-8").read()  # noqa: SIM115
         text = text.decode() if isinstance(text, bytes) else text
-        texts.append(re.sub(r"^\s*\.(version|target|address_size)\b.*$", "", text, flags=re.M))
+        texts.append(headless(text))
     return texts
 
 

@@ -120,6 +120,8 @@ def round_pair(hi, lo, shift, form, mode):
     if kept < top:
         bits = kept
     else:
+        if quantum - least(form) + 1 >= (1 << w) - 1:  # before it is shifted beyond 64 bits
+            return overflow_bits(negative, form, mode)
         bits = ((quantum - least(form) + 1) << (p - 1)) + (kept - top)
         if bits >= ((1 << w) - 1) << (p - 1):
             return overflow_bits(negative, form, mode)
