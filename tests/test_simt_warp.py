@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (PTX is written as it reads best)
 """Instructions of a whole warp against NumPy: shuffles, votes, matches, reductions, matrices; a tile GEMM by mma.sync."""
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from . import isa
 from . import state as s
 
@@ -26,7 +28,7 @@ class Profile:
         loader = machine.loader
         for program, (base, _) in zip(loader.programs, loader.bases):
             counts = loader.counts[base : base + len(program.code)]
-            for at in counts.any(axis=1).nonzero()[0]:
+            for at in np.flatnonzero(counts.any(axis=1)):
                 key = program.lines[int(program.code[at, isa.LINE])]
                 row = rows.setdefault(key, empty(*key))
                 add(row, program.code[at], counts[at])

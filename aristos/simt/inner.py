@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numba
 
-jit = functools.partial(numba.njit, nogil=True, error_model="numpy")
+jit: Any = functools.partial(numba.njit, nogil=True, error_model="numpy")

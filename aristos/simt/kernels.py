@@ -6,6 +6,7 @@ It uses Numba-CUDA's own compiler; the one thing it replaces, while it compiles,
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
 import struct
 import warnings
@@ -37,6 +38,12 @@ def numba_cuda() -> Any:
     return cuda
 
 
+def part(name: str) -> Any:
+    """A module of numba.cuda."""
+    numba_cuda()
+    return importlib.import_module(f"numba.cuda.{name}")
+
+
 def capability(arch: str) -> tuple:
     """sm_90 -> (9, 0); sm_90a -> (9, 0, 'a')."""
     match = re.fullmatch(r"sm_(\d+)(\d)([af]?)", arch)
@@ -49,8 +56,7 @@ def capability(arch: str) -> tuple:
 @contextlib.contextmanager
 def driverless(cc: tuple) -> Iterator[None]:
     """While inside, Numba-CUDA's compiler believes in a device of this compute capability."""
-    numba_cuda()
-    from numba.cuda import compiler, dispatcher
+    compiler, dispatcher = part("compiler"), part("dispatcher")
 
     device = SimpleNamespace(
         compute_capability=cc, supports_float16=True, supports_bfloat16=True, supports_fp8=cc >= (8, 9)
@@ -65,9 +71,8 @@ def driverless(cc: tuple) -> Iterator[None]:
 
 def type_of(value: Any) -> Any:
     """The Numba type of a kernel argument; device arrays of the machine are arrays."""
-    from numba.cuda import types
-    from numba.cuda.np import numpy_support
-    from numba.cuda.typing.typeof import Purpose, typeof
+    types, numpy_support = part("types"), part("np.numpy_support")
+    typeof, purpose = part("typing.typeof").typeof, part("typing.typeof").Purpose.argument
 
     kind = getattr(value, "simt_type", None)
     if kind is not None:
@@ -79,9 +84,9 @@ def type_of(value: Any) -> Any:
         from numba.core import types as core
 
         if hasattr(value, "_fields"):
-            return typeof(value, Purpose.argument)
+            return typeof(value, purpose)
         return core.BaseTuple.from_types([type_of(item) for item in value])
-    return typeof(value, Purpose.argument)
+    return typeof(value, purpose)
 
 
 @dataclass
@@ -98,7 +103,7 @@ def compiled(kernel: Any, types_: tuple, cc: tuple) -> Compiled:
     """A kernel for argument types; kept for the next launch."""
     known = _compiled.setdefault(kernel, {})
     if (types_, cc) not in known:
-        from numba.cuda import compiler
+        compiler = part("compiler")
 
         options = getattr(kernel, "targetoptions", {})
         declared = declared_types(kernel, types_)
@@ -121,9 +126,7 @@ def compiled(kernel: Any, types_: tuple, cc: tuple) -> Compiled:
 
 
 def compiler_lock() -> Any:
-    from numba.cuda.core.compiler_lock import global_compiler_lock
-
-    return global_compiler_lock
+    return part("core.compiler_lock").global_compiler_lock
 
 
 def unresolved(ptx: str) -> set[str]:
@@ -134,7 +137,7 @@ def unresolved(ptx: str) -> set[str]:
 
 def compiled_files(library: Any, cc: tuple) -> list[str]:
     """PTX of the C++ sources that Numba would link with a kernel (float16 arithmetic, say): nvrtc needs no driver."""
-    from numba.cuda.cudadrv import driver
+    driver = part("cudadrv.driver")
 
     texts = []
     for file in library._linking_files:
@@ -174,9 +177,7 @@ def declared_types(kernel: Any, types_: tuple) -> tuple:
         return types_
     if len(sigs) == 1:  # as Numba does for a kernel with one signature: taken without a look at the types
         return sigs[0]
-    from numba.cuda.descriptor import cuda_target
-
-    context = cuda_target.typing_context
+    context = part("descriptor").cuda_target.typing_context
     for sig in sigs:
         if all(context.can_convert(ours, theirs) is not None for ours, theirs in zip(types_, sig)):
             return sig
@@ -185,8 +186,7 @@ def declared_types(kernel: Any, types_: tuple) -> tuple:
 
 def flatten(type_: Any, value: Any, found: list[Any]) -> None:
     """A kernel argument as the numbers of its parameters, in Numba's order."""
-    from numba.cuda import types
-
+    types = part("types")
     if isinstance(type_, types.Array):
         found += [0, 0, value.size, value.dtype.itemsize, value.ptr, *value.shape, *value.strides]
     elif isinstance(type_, types.Record):

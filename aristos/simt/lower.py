@@ -125,6 +125,8 @@ class Lowering:
         self.table_fixups: list[tuple[int, list[dict[str, int]], str, int]] = []
         self.call_fixups: list[tuple[int, str, int]] = []
         self.current: FunctionInfo | None = None
+        self.started = False
+        self.visible: list[dict[str, int]] = []
         self.instruction: Instruction | None = None
 
     # ---- rows ----
@@ -289,8 +291,8 @@ class Lowering:
         )  # fmt: skip
         frames = self.longest()
         program.depth, program.local_bytes, program.save_rows = frames
-        for function in self.functions.values():
-            function.registers = registers(code, self.operands, self.functions)
+        for info in self.functions.values():
+            info.registers = registers(code, self.operands, self.functions)
         return program
 
     def place_shared(self, variables: dict[str, Variable]) -> None:
@@ -329,7 +331,8 @@ class Lowering:
                     )
                 known[variable.name] = ("local", offset, size)
         outer = Scope()
-        self.scopes, self.names, labels = [outer], [known], [{}]
+        labels: list[dict[str, int]] = [{}]
+        self.scopes, self.names = [outer], [known]
         assert function.body is not None
         self.instruction = Instruction("ret", [], [], None, function.line)
         self.scope(function.body, labels)
@@ -343,9 +346,9 @@ class Lowering:
         self.fixups, self.table_fixups = [], []
         info.end_row = self.rows
         info.frame = -(-info.frame // 16) * 16
-        for line in self.code[info.start :]:
-            if line[isa.OP] in (isa.CALL, isa.CALLI):
-                line[isa.TYPE2] = info.frame
+        for row in self.code[info.start :]:
+            if row[isa.OP] in (isa.CALL, isa.CALLI):
+                row[isa.TYPE2] = info.frame
 
     @staticmethod
     def target(visible: list[dict[str, int]], name: str, line: int) -> int:

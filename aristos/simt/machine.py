@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -248,10 +249,10 @@ class Machine:
                     start = mine.allocation.start
                     self.memory.init[start : start + mine.allocation.size] = 0
                 if back and isinstance(value, np.void):
-                    after.append(lambda mine=mine, value=value: assign_fields(value, mine._view()))
+                    after.append(partial(assign_fields, value, mine))
                 elif back and value.flags.writeable:
-                    after.append(lambda mine=mine, value=value: np.copyto(value, mine._view()))
-                after.append(lambda mine=mine: mine.allocation.freed or self.memory.free(mine.allocation))
+                    after.append(partial(copy_back, value, mine))
+                after.append(partial(self.memory.free, mine.allocation))
                 value = mine
             own.append(value)
         return tuple(own)
@@ -504,10 +505,14 @@ def granule_of(dtype: np.dtype) -> int:
     return size if size in (1, 2, 4, 8) else 1
 
 
-def assign_fields(record: np.void, source: np.ndarray) -> None:
+def assign_fields(record: np.void, source: DeviceArray) -> None:
     """Set a record's fields to those of an array of no dimensions."""
     for name in record.dtype.names or ():
-        record[name] = source[name]
+        record[name] = source._view()[name]
+
+
+def copy_back(target: np.ndarray, source: DeviceArray) -> None:
+    target[...] = source._view()
 
 
 def valid_bytes(launch: Launch) -> np.ndarray:

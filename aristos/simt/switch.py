@@ -133,9 +133,7 @@ def _nothing(*_: Any, **__: Any) -> Iterator[None]:
 
 
 def _compile(dispatcher: Any, sig: Any) -> Any:
-    from numba.cuda.core import sigutils
-
-    argtypes, result = sigutils.normalize_signature(sig)
+    argtypes, result = kernels.part("core.sigutils").normalize_signature(sig)
     if result is not None and str(result) not in ("none", "void"):
         raise TypeError("CUDA kernel must have void return type.")
     if dispatcher.targetoptions.get("device"):
@@ -205,8 +203,8 @@ def _typeof(original: Any) -> Any:
 
 def _install() -> None:
     cuda = kernels.numba_cuda()
-    from numba.cuda import api, compiler, dispatcher
-    from numba.cuda.cudadrv import devices, driver
+    api, compiler, dispatcher = (kernels.part(name) for name in ("api", "compiler", "dispatcher"))
+    devices, driver = kernels.part("cudadrv.devices"), kernels.part("cudadrv.driver")
 
     names = {
         "to_device": _to_device, "device_array": _empty, "device_array_like": _empty_like, "pinned_array": _pinned,
