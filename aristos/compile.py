@@ -125,7 +125,8 @@ def entry(function: Callable, signature: Any, locator: type) -> Any:
     before = {name: getattr(config, name, "") for name in ours}
     vars(config).update(ours)
     try:
-        return numba.cfunc(signature, nopython=True, cache=True, error_model="numpy")(function)
+        options: dict[str, Any] = {"nopython": True, "error_model": "numpy"}
+        return numba.cfunc(signature, cache=True, **options)(function)
     finally:
         vars(config).update(before)
 

@@ -9,7 +9,6 @@ import contextlib
 import importlib
 import re
 import struct
-import warnings
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -117,7 +116,7 @@ def compiled(kernel: Any, types_: tuple, cc: tuple) -> Compiled:
             )  # fmt: skip
             ptx = "\n".join(library.get_asm_strs(cc=cc))
             if unresolved(ptx):
-                ptx = "\n".join([ptx, *compiled_files(library, cc), *linked(options.get("link") or ())])
+                ptx = "\n".join([ptx, *linked(options.get("link") or ())])
         entries = re.findall(r"\.entry\s+([\w$]+)", ptx)
         if len(entries) != 1:
             raise InputError(f"expected one kernel in the PTX of {kernel.py_func.__name__}, found {entries}")
@@ -133,21 +132,6 @@ def unresolved(ptx: str) -> set[str]:
     """Functions that PTX declares and does not define, and that are not built in."""
     declared = set(re.findall(r"\.extern\s+\.func\s+(?:\([^)]*\)\s*)?([\w$]+)", ptx))
     return declared - BUILT_IN
-
-
-def compiled_files(library: Any, cc: tuple) -> list[str]:
-    """PTX of the C++ sources that Numba would link with a kernel (float16 arithmetic, say): nvrtc needs no driver."""
-    driver = part("cudadrv.driver")
-
-    texts = []
-    for file in library._linking_files:
-        linker = driver._Linker(cc=cc, lto=False)
-        try:
-            linker.add_file_guess_ext(file)
-            texts += [headless(bytes(made.code).decode()) for made in linker._object_codes]
-        except Exception as error:  # whatever the toolkit raises; loading then names the function that is missing
-            warnings.warn(f"compiling {getattr(file, 'name', file)} for the machine failed: {error}", stacklevel=2)
-    return texts
 
 
 def headless(text: str) -> str:
@@ -197,8 +181,8 @@ def flatten(type_: Any, value: Any, found: list[Any]) -> None:
     elif isinstance(type_, types.EnumMember):
         flatten(type_.dtype, value.value, found)
     elif isinstance(type_, types.Complex):
-        part = np.float32 if type_ == types.complex64 else np.float64
-        found += [part(value.real), part(value.imag)]
+        half = np.float32 if type_ == types.complex64 else np.float64
+        found += [half(value.real), half(value.imag)]
     elif isinstance(type_, (types.NPDatetime, types.NPTimedelta)):
         found.append(int(np.asarray(value).view(np.int64)))
     elif type_ == types.float16:

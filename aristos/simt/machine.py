@@ -250,8 +250,8 @@ class Machine:
                     self.memory.init[start : start + mine.allocation.size] = 0
                 if back and isinstance(value, np.void):
                     after.append(partial(assign_fields, value, mine))
-                elif back and value.flags.writeable:
-                    after.append(partial(copy_back, value, mine))
+                elif back and source.flags.writeable:
+                    after.append(partial(copy_back, source, mine))
                 after.append(partial(self.memory.free, mine.allocation))
                 value = mine
             own.append(value)

@@ -56,7 +56,8 @@ class Locator(caching.UserProvidedCacheLocator):
     """Keeps a unit by its name; it is compiled again when a module that it is made of changes."""
 
     def get_cache_path(self) -> str:
-        key = hashlib.sha256(compiler.versions().encode()).hexdigest()[:16]
+        """One folder for each state of the sources, so that two checkouts do not overwrite each other's."""
+        key = hashlib.sha256((compiler.versions() + self.get_source_stamp()).encode()).hexdigest()[:16]
         return str(compiler.root() / "simt" / key)
 
     def get_source_stamp(self) -> str:
