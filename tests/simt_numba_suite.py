@@ -1,4 +1,4 @@
-"""Run numba-cuda's own tests, from the installed package, on the machine: `python tests/simt_numba_suite.py MODULE ...`.
+"""Run numba-cuda's own tests, from the installed package, on the machine: give the names of their modules.
 
 Prints one JSON line a module: which tests agree, fail, are skipped, and why; a test that takes over a minute is cut.
 """

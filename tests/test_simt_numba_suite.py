@@ -16,15 +16,8 @@ import pytest
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
 pytest.importorskip("filecheck", reason="numba-cuda's tests need filecheck")
 
-MODULES = [
-    f"cudapy.test_{name}" for name in ("sync", "sm", "warp_ops", "idiv", "slicing", "constmem", "powi", "recursion")
-]
-MODULES += [
-    "doc_examples.test_reduction",
-    "doc_examples.test_cg",
-    "cudapy.test_blackscholes",
-    "cudapy.test_record_dtype",
-]
+NAMES = ("sync", "sm", "warp_ops", "idiv", "slicing", "constmem", "powi", "recursion", "blackscholes", "record_dtype")
+MODULES = [*(f"cudapy.test_{name}" for name in NAMES), "doc_examples.test_reduction", "doc_examples.test_cg"]
 BEYOND = ("is neither in the module nor built in", "has no attribute", "not found in", "CalledProcessError")
 
 
