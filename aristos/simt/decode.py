@@ -1,0 +1,887 @@
+"""What each PTX opcode becomes: its modifiers read one by one, anything unknown an error.
+
+A handler takes the lowering and a `Mods`; it must use up every modifier, which `Mods.done` checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from . import isa
+from .ptx import Address, Group, Instruction, Name, Number, Pair, Vector
+
+if TYPE_CHECKING:
+    from .lower import Lowering
+
+ROUNDINGS = {"rn": isa.RN, "rz": isa.RZ, "rm": isa.RM, "rp": isa.RP, "rna": isa.RNA}
+WHOLE = {"rni": isa.RN, "rzi": isa.RZ, "rmi": isa.RM, "rpi": isa.RP}
+ORDERS = {"weak": isa.WEAK, "volatile": isa.VOLATILE, "relaxed": isa.RELAXED, "acquire": isa.ACQUIRE,
+          "release": isa.RELEASE, "acq_rel": isa.ACQ_REL, "sc": isa.SC, "mmio": isa.RELAXED}  # fmt: skip
+SCOPES = {"cta": isa.CTA, "cluster": isa.CTA, "gpu": isa.GPU, "gl": isa.GPU, "sys": isa.SYS}
+SPACES = {"global": isa.GLOBAL, "shared": isa.SHARED, "shared::cta": isa.SHARED, "shared::cluster": isa.SHARED,
+          "local": isa.LOCAL, "const": isa.CONST, "param": isa.PARAM, "param::entry": isa.PARAM,
+          "param::func": isa.PARAM, "generic": isa.GENERIC}  # fmt: skip
+CACHE = ("ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "unified")
+INTEGER_KINDS = (isa.U, isa.S, isa.BITS)
+
+
+class Mods:
+    """The modifiers of an instruction, taken away as they are understood."""
+
+    def __init__(self, low: Lowering, ins: Instruction):
+        self.low, self.ins, self.left = low, ins, list(ins.mods)
+        self.operands = ins.operands
+
+    def take(self, *names: str) -> str | None:
+        for name in names:
+            if name in self.left:
+                self.left.remove(name)
+                return name
+        return None
+
+    def flag(self, name: str, value: int) -> int:
+        return value if self.take(name) else 0
+
+    def choose(self, table: dict[str, int], default: int | None = None) -> int:
+        name = self.take(*table)
+        if name is None:
+            if default is None:
+                raise self.fail(f"one of .{', .'.join(table)} is needed")
+            return default
+        return table[name]
+
+    def types(self, count: int = 1) -> list[int]:
+        """The last `count` type modifiers, in their order."""
+        found = [name for name in self.left if name in isa.TYPES]
+        if len(found) < count:
+            raise self.fail("a type is missing, or not supported")
+        picked = found[-count:]
+        for name in picked:
+            self.left.remove(name)
+        return [isa.TYPES[name] for name in picked]
+
+    def done(self, least: int, most: int | None = None) -> None:
+        if self.left:
+            raise self.fail(f"modifier .{self.left[0]} is not supported here")
+        if not least <= len(self.operands) <= (least if most is None else most):
+            raise self.fail(f"has {len(self.operands)} operands")
+
+    def fail(self, what: str) -> Exception:
+        return self.low.fail(what)
+
+    def row(self, index: int, type_: int = isa.B64) -> int:
+        return self.low.row(self.operands[index], type_)
+
+    def dest(self, index: int = 0) -> int:
+        return self.low.row(self.operands[index], write=True)
+
+
+def decode(low: Lowering, ins: Instruction) -> None:
+    """Emit the instruction's rows; raises PTXError if the opcode or a modifier is unknown."""
+    handler = HANDLERS.get(ins.opcode)
+    if handler is None:
+        raise low.fail(f"opcode {ins.opcode!r} is not known to the machine")
+    handler(low, Mods(low, ins))
+
+
+def is_float(type_: int) -> bool:
+    return type_ & 0xF0 == isa.F or type_ in (isa.BF16, isa.F16X2, isa.BF16X2)
+
+
+def check_type(m: Mods, type_: int, allowed: tuple[int, ...]) -> None:
+    if type_ not in allowed:
+        raise m.fail("this type is not one the instruction takes")
+
+
+# ---- integer and floating-point arithmetic ----
+INTEGERS = (isa.U16, isa.U32, isa.U64, isa.S16, isa.S32, isa.S64)
+
+
+def float_flags(m: Mods) -> int:
+    return (
+        m.choose(ROUNDINGS, isa.RN) | m.flag("ftz", isa.FTZ) | m.flag("sat", isa.SAT) | m.flag("relu", isa.RELU)
+        | m.flag("NaN", isa.NAN) | m.flag("xorsign", isa.XORSIGN)
+    )  # fmt: skip
+
+
+def carrying(op: int, count: int) -> Callable:
+    def handler(low: Lowering, m: Mods, into: bool) -> None:
+        high = m.take("hi")
+        m.take("lo")
+        out = m.flag("cc", isa.CARRY_OUT)
+        (type_,) = m.types()
+        m.done(count + 1)
+        code = isa.MADCHI if op == isa.MADC and high else op
+        rows = [m.row(i + 1, type_) for i in range(count)]
+        flags = out | (isa.CARRY_IN if into else 0)
+        low.emit(code, type_, d=m.dest(), a=rows[0], b=rows[1], c=rows[2] if count == 3 else 0, flags=flags)
+
+    return handler
+
+
+add_carry, sub_carry, mad_carry = carrying(isa.ADDC, 2), carrying(isa.SUBC, 2), carrying(isa.MADC, 3)
+
+
+def arithmetic(integer: int, floating: int, packed: int = -1) -> Callable:
+    """add, sub, min, max: two operands of any type."""
+
+    def handler(low: Lowering, m: Mods) -> None:
+        if "cc" in m.left:
+            (add_carry if integer == isa.ADD else sub_carry)(low, m, False)
+            return
+        (type_,) = m.types()
+        if type_ in (isa.U16X2, isa.S16X2) and packed >= 0:
+            m.take("relu")
+            m.done(3)
+            low.emit(packed, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_))
+        elif is_float(type_):
+            m.take("abs")
+            flags = float_flags(m)
+            m.done(3, 4)
+            a, b = m.row(1, type_), m.row(2, type_)
+            if len(m.operands) == 4:
+                tmp = low.new_row()
+                low.emit(floating, type_, d=tmp, a=a, b=b, flags=flags)
+                a, b = tmp, m.row(3, type_)
+            low.emit(floating, type_, d=m.dest(), a=a, b=b, flags=flags)
+        else:
+            check_type(m, type_, INTEGERS)
+            flags = m.flag("sat", isa.SAT) | m.flag("relu", isa.RELU)
+            m.done(3)
+            low.emit(integer, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), flags=flags)
+
+    return handler
+
+
+def multiply(low: Lowering, m: Mods) -> None:
+    (type_,) = m.types()
+    if is_float(type_):
+        flags = float_flags(m)
+        m.done(3)
+        low.emit(isa.FMUL, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), flags=flags)
+        return
+    check_type(m, type_, INTEGERS)
+    op = {"lo": isa.MUL, "hi": isa.MULHI, "wide": isa.MULWIDE}[m.take("lo", "hi", "wide") or "lo"]
+    m.done(3)
+    low.emit(op, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_))
+
+
+def multiply_add(low: Lowering, m: Mods) -> None:
+    if "cc" in m.left:
+        mad_carry(low, m, False)
+        return
+    (type_,) = m.types()
+    if is_float(type_):
+        flags = float_flags(m)
+        m.done(4)
+        low.emit(isa.FFMA, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), c=m.row(3, type_), flags=flags)
+        return
+    check_type(m, type_, INTEGERS)
+    op = {"lo": isa.MAD, "hi": isa.MADHI, "wide": isa.MADWIDE}[m.take("lo", "hi", "wide") or "lo"]
+    flags = m.flag("sat", isa.SAT)
+    m.done(4)
+    wide = type_ & 0xF0 | (type_ & 15) * 2 if op == isa.MADWIDE else type_
+    low.emit(op, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), c=m.row(3, wide), flags=flags)
+
+
+def multiply24(op: int, high: int, count: int) -> Callable:
+    def handler(low: Lowering, m: Mods) -> None:
+        code = high if m.take("hi", "lo") == "hi" else op
+        flags = m.flag("sat", isa.SAT)
+        (type_,) = m.types()
+        m.done(count + 1)
+        c = m.row(3, type_) if count == 3 else 0
+        low.emit(code, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), c=c, flags=flags)
+
+    return handler
+
+
+def divide(low: Lowering, m: Mods) -> None:
+    (type_,) = m.types()
+    if is_float(type_):
+        flags = isa.APPROX if m.take("approx", "full") else 0
+        flags |= float_flags(m)
+        m.done(3)
+        low.emit(isa.FDIV, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), flags=flags)
+    else:
+        m.done(3)
+        check_type(m, type_, INTEGERS)
+        low.emit(isa.DIV, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_))
+
+
+def unary(integer: int, floating: int) -> Callable:
+    def handler(low: Lowering, m: Mods) -> None:
+        (type_,) = m.types()
+        flags = m.flag("ftz", isa.FTZ)
+        m.done(2)
+        if is_float(type_):
+            low.emit(floating, type_, d=m.dest(), a=m.row(1, type_), flags=flags)
+        else:
+            check_type(m, type_, INTEGERS)
+            low.emit(integer, type_, d=m.dest(), a=m.row(1, type_))
+
+    return handler
+
+
+def function(op: int, exact: bool = False) -> Callable:
+    """rcp, sqrt, rsqrt, sin, cos, lg2, ex2, tanh."""
+
+    def handler(low: Lowering, m: Mods) -> None:
+        approx = isa.APPROX if m.take("approx") else 0
+        (type_,) = m.types()
+        if not is_float(type_) or not (approx or exact):
+            raise m.fail("needs a floating type and .approx")
+        flags = float_flags(m) | approx
+        m.done(2)
+        low.emit(op, type_, d=m.dest(), a=m.row(1, type_), flags=flags)
+
+    return handler
+
+
+def plain(op: int, count: int, result: int | None = None, wide: tuple[int, ...] = (), **allowed: int) -> Callable:
+    """An integer instruction of `count` operands; allowed: modifiers and their flags."""
+
+    def handler(low: Lowering, m: Mods) -> None:
+        flags = 0
+        for name, value in allowed.items():
+            flags |= m.flag(name, value)
+        (type_,) = m.types()
+        m.done(count + 1)
+        rows = [m.row(i + 1, isa.U32 if i in wide else type_) for i in range(count)] + [0] * (4 - count)
+        low.emit(op, type_, d=m.dest(), a=rows[0], b=rows[1], c=rows[2], e=rows[3], flags=flags)
+
+    return handler
+
+
+def bit_find(low: Lowering, m: Mods) -> None:
+    op = isa.BFINDSHIFT if m.take("shiftamt") else isa.BFIND
+    (type_,) = m.types()
+    m.done(2)
+    low.emit(op, type_, d=m.dest(), a=m.row(1, type_))
+
+
+def clamp_wrap(op: int, count: int) -> Callable:
+    def handler(low: Lowering, m: Mods) -> None:
+        if op in (isa.SHFLEFT, isa.SHFRIGHT):
+            code = isa.SHFLEFT if m.take("l", "r") == "l" else isa.SHFRIGHT
+        else:
+            code = op
+        flags = isa.SAT if m.take("clamp", "wrap") == "clamp" else 0
+        (type_,) = m.types()
+        m.done(count + 1)
+        c = m.row(3, isa.U32) if count == 3 else 0
+        low.emit(code, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), c=c, flags=flags)
+
+    return handler
+
+
+def permute(low: Lowering, m: Mods) -> None:
+    (type_,) = m.types()
+    mode = m.choose({"f4e": 1, "b4e": 2, "rc8": 3, "ecl": 4, "ecr": 5, "rc16": 6}, 0)
+    m.done(4)
+    low.emit(isa.PRMT, type_, d=m.dest(), a=m.row(1), b=m.row(2), c=m.row(3), imm=mode)
+
+
+def lop3(low: Lowering, m: Mods) -> None:
+    joined = m.take("or", "and")
+    (type_,) = m.types()
+    m.done(5, 6)
+    table = m.operands[4]
+    if not isinstance(table, Number):
+        raise m.fail("the table must be an immediate")
+    target = m.operands[0]
+    d = m.low.row(target.first if isinstance(target, Pair) else target, write=True)
+    low.emit(isa.LOP3, type_, d=d, a=m.row(1), b=m.row(2), c=m.row(3), imm=table.value)
+    if joined:
+        if not isinstance(target, Pair):
+            raise m.fail("needs two destinations")
+        tmp = low.new_row()
+        low.emit(isa.SETP, isa.B32, d=tmp, a=d, b=low.constant(0), imm=isa.COMPARE["ne"])
+        code = isa.OR if joined == "or" else isa.AND
+        low.emit(code, isa.PREDICATE, d=low.row(target.second, write=True), a=tmp, b=m.row(5))
+
+
+def dot_product(op: int) -> Callable:
+    def handler(low: Lowering, m: Mods) -> None:
+        flags = isa.HIGH if m.take("lo", "hi") == "hi" else 0
+        signs = [name for name in m.left if name in ("u32", "s32")]
+        if len(signs) != 2:
+            raise m.fail("needs two types")
+        m.left = [name for name in m.left if name not in ("u32", "s32")]
+        m.done(4)
+        a, b = isa.TYPES[signs[0]], isa.TYPES[signs[1]]
+        low.emit(op, a, b, d=m.dest(), a=m.row(1), b=m.row(2), c=m.row(3), flags=flags)
+
+    return handler
+
+
+def logic(op: int) -> Callable:
+    def handler(low: Lowering, m: Mods) -> None:
+        (type_,) = m.types()
+        check_type(m, type_, (isa.PREDICATE, isa.B16, isa.B32, isa.B64))
+        count = 1 if op in (isa.NOT, isa.CNOT) else 2
+        m.done(count + 1)
+        low.emit(op, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_) if count == 2 else 0)
+
+    return handler
+
+
+# ---- comparing and selecting ----
+def compare(low: Lowering, m: Mods) -> None:
+    """setp, with its second predicate and the boolean combination."""
+    test = m.choose(isa.COMPARE)
+    joined = m.take("and", "or", "xor")
+    (type_,) = m.types()
+    flags = m.flag("ftz", isa.FTZ)
+    m.done(4 if joined else 3)
+    op = isa.FSETP if is_float(type_) else isa.SETP
+    target = m.operands[0]
+    first, second = (target.first, target.second) if isinstance(target, Pair) else (target, None)
+    packed = type_ in (isa.F16X2, isa.BF16X2)
+    d = low.row(first, write=True)
+    a, b = m.row(1, type_), m.row(2, type_)
+    extra = m.row(3) if joined else -1
+    if not joined and second is None:
+        low.emit(op, type_, d=d, a=a, b=b, imm=test, flags=flags)
+        return
+    tmp, other = low.new_row(), low.new_row()
+    low.emit(op, type_, d=tmp, a=a, b=b, imm=test, flags=flags)
+    if packed:
+        low.emit(isa.SHR, isa.U32, d=other, a=tmp, b=low.constant(1))
+    else:
+        low.emit(isa.NOT, isa.PREDICATE, d=other, a=tmp)
+    code = {None: isa.MOV, "and": isa.AND, "or": isa.OR, "xor": isa.XOR}[joined]
+    results = [(tmp, d)] + ([(other, low.row(second, write=True))] if second is not None else [])
+    for source, result in results:  # a may be the destination too: the sources are read by now
+        b_row = extra if joined else 0
+        low.emit(code, isa.PREDICATE, d=result, a=source, b=b_row)
+
+
+def compare_set(low: Lowering, m: Mods) -> None:
+    """set: like setp, with -1 or 1.0 for true."""
+    test = m.choose(isa.COMPARE)
+    joined = m.take("and", "or", "xor")
+    to, type_ = m.types(2)
+    flags = m.flag("ftz", isa.FTZ)
+    m.done(4 if joined else 3)
+    tmp = low.new_row()
+    a, b = m.row(1, type_), m.row(2, type_)
+    low.emit(isa.FSETP if is_float(type_) else isa.SETP, type_, d=tmp, a=a, b=b, imm=test, flags=flags)
+    if joined:
+        code = {"and": isa.AND, "or": isa.OR, "xor": isa.XOR}[joined]
+        low.emit(code, isa.PREDICATE, d=tmp, a=tmp, b=m.row(3))
+    if type_ in (isa.F16X2, isa.BF16X2):
+        one = {isa.F16X2: 0x3C00, isa.BF16X2: 0x3F80}.get(to, 0xFFFF)
+        high, part = low.new_row(), low.new_row()
+        low.emit(isa.SHR, isa.U32, d=high, a=tmp, b=low.constant(1))
+        low.emit(isa.SELP, isa.B32, d=part, a=low.constant(one << 16), b=low.constant(0), c=high)
+        low.emit(isa.SELP, isa.B32, d=tmp, a=low.constant(one), b=low.constant(0), c=tmp)
+        low.emit(isa.OR, isa.B32, d=m.dest(), a=tmp, b=part)
+        return
+    one = {isa.F32: 0x3F800000, isa.F16: 0x3C00, isa.BF16: 0x3F80}.get(to, -1)
+    low.emit(isa.SELP, isa.B32, d=m.dest(), a=low.constant(one & 0xFFFFFFFF), b=low.constant(0), c=tmp)
+
+
+def select(low: Lowering, m: Mods) -> None:
+    (type_,) = m.types()
+    m.done(4)
+    low.emit(isa.SELP, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), c=m.row(3))
+
+
+def select_sign(low: Lowering, m: Mods) -> None:
+    type_, by = m.types(2)
+    flags = m.flag("ftz", isa.FTZ)
+    m.done(4)
+    a, b, c = m.row(1, type_), m.row(2, type_), m.row(3, by)
+    if by == isa.F32:
+        wide = isa.F64 if type_ & 15 == 8 else isa.F32
+        low.emit(isa.FSLCT, wide, d=m.dest(), a=a, b=b, c=c, flags=flags)
+    else:
+        low.emit(isa.SLCT, type_, d=m.dest(), a=a, b=b, c=c)
+
+
+def test_property(low: Lowering, m: Mods) -> None:
+    kinds = ("finite", "infinite", "number", "notanumber", "normal", "subnormal")
+    kind = m.choose({name: i for i, name in enumerate(kinds)})
+    (type_,) = m.types()
+    m.done(2)
+    low.emit(isa.FTESTP, type_, d=m.dest(), a=m.row(1, type_), imm=kind)
+
+
+def copysign(low: Lowering, m: Mods) -> None:
+    (type_,) = m.types()
+    m.done(3)
+    low.emit(isa.FCOPYSIGN, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_))
+
+
+def is_space(low: Lowering, m: Mods) -> None:
+    space = m.choose(SPACES)
+    m.take("u32", "u64")
+    m.done(2)
+    low.emit(isa.ISSPACEP, isa.U64, d=m.dest(), a=m.row(1), imm=space)
+
+
+# ---- moves and conversions ----
+def move(low: Lowering, m: Mods) -> None:
+    (type_,) = m.types()
+    m.done(2)
+    to, source = m.operands
+    if isinstance(to, Vector):
+        rows = [low.row(item, write=True) for item in to.items]
+        part = (type_ & 15) // len(rows)
+        low.emit(isa.UNPACK, type_, a=low.row(source, type_), imm=part, items=rows)
+    elif isinstance(source, Vector):
+        rows = [low.row(item) for item in source.items]
+        low.emit(isa.PACK, type_, d=m.dest(), imm=(type_ & 15) // len(rows), items=rows)
+    else:
+        low.emit(isa.MOV, type_, d=m.dest(), a=low.row(source, type_))
+
+
+def to_address(low: Lowering, m: Mods) -> None:
+    """cvta: generic addresses of shared and local memory lie in a window; the others are the same."""
+    back = m.take("to")
+    space = m.choose(SPACES)
+    (type_,) = m.types()
+    m.done(2)
+    base = {isa.SHARED: isa.SHARED_WINDOW, isa.LOCAL: isa.LOCAL_WINDOW}.get(space, 0)
+    if space == isa.PARAM and low.current is not None and not low.current.entry:
+        base = isa.LOCAL_WINDOW
+    if base == 0:
+        low.emit(isa.MOV, type_, d=m.dest(), a=m.row(1, type_))
+    else:
+        low.emit(isa.SUB if back else isa.ADD, type_, d=m.dest(), a=m.row(1, type_), b=low.constant(base))
+
+
+def convert(low: Lowering, m: Mods) -> None:
+    if m.take("pack"):
+        convert_pack(low, m)
+        return
+    to, source = m.types(2)
+    whole = m.choose(WHOLE, -1)
+    flags = m.choose(ROUNDINGS, isa.RN) if whole < 0 else whole | isa.INTEGER
+    flags |= m.flag("ftz", isa.FTZ) | m.flag("sat", isa.SAT) | m.flag("relu", isa.RELU)
+    if m.take("satfinite") and to not in (isa.E4M3X2, isa.E5M2X2):
+        raise m.fail("modifier .satfinite is not supported here")
+    if to & 15 == 4 and to & 0xF0 in (isa.F16X2 & 0xF0, isa.BF16X2 & 0xF0) and source == isa.F32:
+        m.done(3)
+        low.emit(isa.CVTPACK, to, source, d=m.dest(), a=m.row(1, source), b=m.row(2, source), flags=flags)
+    elif to in (isa.E4M3X2, isa.E5M2X2) or source in (isa.E4M3X2, isa.E5M2X2):
+        m.done(2, 3)
+        b = m.row(2, source) if len(m.operands) == 3 else 0
+        low.emit(isa.CVTPACK, to, source, d=m.dest(), a=m.row(1, source), b=b, flags=flags)
+    else:
+        m.done(2)
+        if whole < 0 and not is_float(to) and to != isa.TF32 and is_float(source):
+            raise m.fail("a conversion to an integer needs a rounding: .rni, .rzi, .rmi or .rpi")
+        low.emit(isa.CVT, to, source, d=m.dest(), a=m.row(1, source), flags=flags)
+
+
+def convert_pack(low: Lowering, m: Mods) -> None:
+    """cvt.pack.sat: two integers saturated and packed beside the top of a third."""
+    if not m.take("sat"):
+        raise m.fail("needs .sat")
+    names = m.left
+    m.left = []
+    if len(names) not in (2, 3) or names[0] not in ("u16", "s16", "u8", "s8") or names[1] != "s32":
+        raise m.fail("is not supported")
+    m.done(3 if len(names) == 2 else 4)
+    to = isa.TYPES[names[0]]
+    bits = (to & 15) * 8
+    high, part = low.new_row(), low.new_row()
+    low.emit(isa.CVT, to, isa.S32, d=high, a=m.row(1), flags=isa.SAT)
+    low.emit(isa.CVT, to, isa.S32, d=part, a=m.row(2), flags=isa.SAT)
+    low.emit(isa.SHL, isa.B32, d=high, a=high, b=low.constant(bits))
+    low.emit(isa.OR, isa.B32, d=part, a=high, b=part)
+    if len(names) == 3:
+        low.emit(isa.SHL, isa.B32, d=high, a=m.row(3), b=low.constant(2 * bits))
+        low.emit(isa.OR, isa.B32, d=part, a=part, b=high)
+    low.emit(isa.MOV, isa.B32, d=m.dest(), a=part)
+
+
+# ---- control ----
+def branch(low: Lowering, m: Mods) -> None:
+    m.take("uni")
+    m.done(1)
+    low.branch(isa.BRA, m.operands[0])
+
+
+def branch_indexed(low: Lowering, m: Mods) -> None:
+    m.take("idx")
+    m.take("uni")
+    m.done(2)
+    low.branch_table(m.row(0), m.operands[1].text)
+
+
+def leave(op: int) -> Callable:
+    def handler(low: Lowering, m: Mods) -> None:
+        m.take("uni")
+        m.done(0)
+        low.emit(op)
+
+    return handler
+
+
+def call(low: Lowering, m: Mods) -> None:
+    m.take("uni")
+    m.done(1, 4)
+    operands = list(m.operands)
+    returns: tuple = ()
+    if isinstance(operands[0], Group):
+        returns = operands.pop(0).items
+    target = operands.pop(0)
+    arguments: tuple = ()
+    if operands and isinstance(operands[0], Group):
+        arguments = operands.pop(0).items
+    if not isinstance(target, Name):
+        raise m.fail("the target must be a name")
+    low.call(returns, target, arguments)
+
+
+def nothing(low: Lowering, m: Mods) -> None:
+    """Hints that change no result: prefetch, discard of clean lines, pmevent, grid dependency control."""
+    low.emit(isa.NOP)
+
+
+# ---- memory ----
+def order_scope(m: Mods, default_order: int, default_scope: int) -> tuple[int, int]:
+    order = m.choose(ORDERS, default_order)
+    scope = m.choose(SCOPES, isa.SYS if order == isa.VOLATILE else default_scope)
+    return order, scope
+
+
+def cache_hints(m: Mods) -> bool:
+    """Take away hints of caching; True where an operand with a policy comes last."""
+    policy = False
+    for name in list(m.left):
+        if name in CACHE or name.startswith(("L1::", "L2::")):
+            m.left.remove(name)
+            policy = policy or name == "L2::cache_hint"
+    return policy
+
+
+def place(low: Lowering, m: Mods, operand: Any, space: int) -> tuple[int, int, int]:
+    """(row, offset, space) of a memory operand; a variable of a function's .param space is local memory."""
+    row, offset, kind = low.memory(operand)
+    if kind == "local" or (space == isa.PARAM and kind != "param" and low.current and not low.current.entry):
+        space = isa.LOCAL
+    elif kind == "param":
+        space = isa.PARAM
+    elif space == isa.GENERIC and kind in ("shared", "global", "const"):
+        space = SPACES[kind]
+    return row, offset, space
+
+
+def access(low: Lowering, m: Mods, load: bool) -> None:
+    policy = cache_hints(m)
+    order, scope = order_scope(m, isa.WEAK, isa.SYS)
+    space = m.choose(SPACES, isa.GENERIC)
+    vector = m.take("v2", "v4", "v8")
+    (type_,) = m.types()
+    m.done(2, 3 if policy else 2)
+    register, address = (0, 1) if load else (1, 0)
+    row, offset, space = place(low, m, m.operands[address], space)
+    value = m.operands[register]
+    items = value.items if isinstance(value, Vector) else (value,)
+    if len(items) != (int(vector[1:]) if vector else 1):
+        raise m.fail("the vector has another number of registers")
+    rows = [low.row(item, type_, write=load) for item in items]
+    if space not in (isa.PARAM, isa.LOCAL, isa.CONST):
+        low.granule = min(low.granule, type_ & 15)
+    flags = order << isa.ORDER_SHIFT | scope << isa.SCOPE_SHIFT | space << isa.SPACE_SHIFT
+    low.emit(isa.LD if load else isa.ST, type_, a=row, imm=offset, flags=flags, items=rows)
+
+
+def load(low: Lowering, m: Mods) -> None:
+    access(low, m, True)
+
+
+def store(low: Lowering, m: Mods) -> None:
+    m.take("async")
+    access(low, m, False)
+
+
+def atomic(low: Lowering, m: Mods) -> None:
+    reduce = m.ins.opcode == "red"
+    policy = cache_hints(m)
+    order, scope = order_scope(m, isa.RELAXED, isa.GPU)
+    space = m.choose(SPACES, isa.GENERIC)
+    kind = m.choose(isa.ATOMS)
+    m.take("noftz")
+    (type_,) = m.types()
+    swap = kind == isa.ATOMS["cas"]
+    count = (2 if reduce else 3) + int(swap)
+    m.done(count, count + int(policy))
+    first = 0 if reduce else 1
+    row, offset, space = place(low, m, m.operands[first], space)
+    a = low.row(m.operands[first + 1], type_)
+    b = low.row(m.operands[first + 2], type_) if swap else 0
+    flags = order << isa.ORDER_SHIFT | scope << isa.SCOPE_SHIFT | space << isa.SPACE_SHIFT
+    low.granule = min(low.granule, type_ & 15)
+    d = 0 if reduce else m.dest()
+    low.emit(isa.ATOM, type_, kind, d=d, a=row, b=a, c=b, imm=offset, flags=flags)
+
+
+def fence(low: Lowering, m: Mods) -> None:
+    if m.ins.opcode == "membar":
+        order, scope = isa.SC, m.choose(SCOPES)
+    else:
+        if m.take("proxy"):
+            m.left = []  # every access here goes through one proxy
+            low.emit(isa.NOP)
+            return
+        order = m.choose(ORDERS, isa.ACQ_REL)
+        scope = m.choose(SCOPES)
+    m.done(0)
+    low.emit(isa.FENCE, flags=order << isa.ORDER_SHIFT | scope << isa.SCOPE_SHIFT)
+
+
+def copy_async(low: Lowering, m: Mods) -> None:
+    if not m.take("async"):
+        raise m.fail("is not supported")
+    if m.take("commit_group"):
+        m.done(0)
+        low.emit(isa.CPCOMMIT)
+        return
+    if m.take("wait_all"):
+        m.done(0)
+        low.emit(isa.CPWAIT, imm=-1)
+        return
+    if m.take("wait_group"):
+        m.done(1)
+        count = m.operands[0]
+        if not isinstance(count, Number):
+            raise m.fail("the number of groups must be an immediate")
+        low.emit(isa.CPWAIT, imm=count.value)
+        return
+    policy = cache_hints(m)
+    if not (m.take("shared", "shared::cta", "shared::cluster") and m.take("global")):
+        raise m.fail("is not supported: only .shared.global")
+    m.done(3, 4 + int(policy))
+    size = m.operands[2]
+    if not isinstance(size, Number) or size.value not in (4, 8, 16):
+        raise m.fail("the size must be 4, 8 or 16")
+    to, to_offset, _ = low.memory(m.operands[0])
+    source, offset, _ = low.memory(m.operands[1])
+    if offset:
+        total = low.new_row()
+        low.emit(isa.ADD, isa.U64, d=total, a=source, b=low.constant(offset))
+        source = total
+    read = low.constant(size.value)
+    if len(m.operands) > 3 and not (policy and len(m.operands) == 4):
+        read = m.row(3, isa.U32)
+    low.granule = min(low.granule, 4)
+    low.emit(isa.CPASYNC, size.value, a=to, b=source, c=read, imm=to_offset)
+
+
+def policy_of(low: Lowering, m: Mods) -> None:
+    """createpolicy: a cache policy is any number here."""
+    low.emit(isa.MOV, isa.B64, d=m.dest(), a=low.constant(0))
+
+
+# ---- barriers and warps ----
+def barrier(low: Lowering, m: Mods) -> None:
+    if m.take("warp"):
+        m.take("sync")
+        m.done(1)
+        low.emit(isa.WARPSYNC, a=m.row(0, isa.U32))
+        return
+    m.take("cta")
+    if "cluster" in m.left:
+        raise m.fail("barriers of clusters are not supported")
+    aligned = m.take("aligned") is not None or m.ins.opcode == "bar"
+    kind = m.take("sync", "arrive", "red")
+    if kind is None:
+        raise m.fail("needs .sync, .arrive or .red")
+    flags = 1 if aligned else 0
+    if kind == "red":
+        how = m.choose({"popc": 0, "and": 1, "or": 2})
+        m.take("pred", "u32")
+        m.done(3, 4)
+        count = m.row(2, isa.U32) if len(m.operands) == 4 else low.constant(0)
+        value = m.row(len(m.operands) - 1)
+        low.emit(isa.BARRED, d=m.dest(), a=m.row(1, isa.U32), b=count, c=value, imm=how, flags=flags)
+        return
+    m.done(1, 2)
+    count = m.row(1, isa.U32) if len(m.operands) == 2 else low.constant(0)
+    low.emit(isa.BAR if kind == "sync" else isa.BARARRIVE, a=m.row(0, isa.U32), b=count, flags=flags)
+
+
+def synced(m: Mods) -> None:
+    if not m.take("sync"):
+        raise m.fail("without .sync is not supported on sm_70 and later")
+    m.take("aligned")
+
+
+def shuffle(low: Lowering, m: Mods) -> None:
+    synced(m)
+    mode = m.choose({"up": 0, "down": 1, "bfly": 2, "idx": 3})
+    m.types()
+    m.done(5)
+    target = m.operands[0]
+    first, second = (target.first, target.second) if isinstance(target, Pair) else (target, None)
+    d = low.row(first, write=True)
+    d2 = low.row(second, write=True) if second is not None else 0
+    low.emit(isa.SHFL, isa.B32, d=d, d2=d2, a=m.row(1, isa.B32), b=m.row(2, isa.U32), c=m.row(3, isa.U32),
+             e=m.row(4, isa.U32), imm=mode)  # fmt: skip
+
+
+def vote(low: Lowering, m: Mods) -> None:
+    synced(m)
+    kind = m.choose({"all": 0, "any": 1, "uni": 2, "ballot": 3})
+    m.take("pred", "b32")
+    m.done(3)
+    low.emit(isa.VOTE, isa.B32, d=m.dest(), a=m.row(1), e=m.row(2, isa.U32), imm=kind)
+
+
+def match(low: Lowering, m: Mods) -> None:
+    kind = m.choose({"any": 0, "all": 1})
+    synced(m)
+    (type_,) = m.types()
+    m.done(3)
+    target = m.operands[0]
+    first, second = (target.first, target.second) if isinstance(target, Pair) else (target, None)
+    d = low.row(first, write=True)
+    d2 = low.row(second, write=True) if second is not None else 0
+    low.emit(isa.MATCH, type_, d=d, d2=d2, a=m.row(1, type_), e=m.row(2, isa.U32), imm=kind)
+
+
+def reduce(low: Lowering, m: Mods) -> None:
+    synced(m)
+    kind = m.choose(isa.REDUCTIONS)
+    flags = m.flag("NaN", isa.NAN) | m.flag("abs", isa.XORSIGN)
+    (type_,) = m.types()
+    m.done(3)
+    low.emit(isa.REDUX, type_, d=m.dest(), a=m.row(1, type_), e=m.row(2, isa.U32), imm=kind, flags=flags)
+
+
+def active(low: Lowering, m: Mods) -> None:
+    m.types()
+    m.done(1)
+    low.emit(isa.ACTIVEMASK, d=m.dest())
+
+
+def elect(low: Lowering, m: Mods) -> None:
+    synced(m)
+    m.done(2)
+    target = m.operands[0]
+    if not isinstance(target, Pair):
+        raise m.fail("needs two destinations")
+    d = low.row(target.first, write=True)
+    low.emit(isa.ELECT, d=d, d2=low.row(target.second, write=True), e=m.row(1, isa.U32))
+
+
+def sleep(low: Lowering, m: Mods) -> None:
+    m.take("u32")
+    m.done(1)
+    low.emit(isa.NANOSLEEP, a=m.row(0, isa.U32))
+
+
+SHAPES = {
+    # shape, a and b type -> kind of the machine; the number of registers of A, B, C (D as C)
+    ("m16n8k8", "tf32"): (0, 4, 2, 4), ("m16n8k4", "tf32"): (1, 2, 1, 4),
+    ("m16n8k16", "f16"): (2, 4, 2, 4), ("m16n8k8", "f16"): (3, 2, 1, 4),
+    ("m16n8k16", "bf16"): (4, 4, 2, 4), ("m16n8k8", "bf16"): (5, 2, 1, 4),
+    ("m16n8k32", "s8"): (6, 4, 2, 4), ("m16n8k16", "s8"): (7, 2, 1, 4), ("m8n8k16", "s8"): (8, 1, 1, 2),
+    ("m8n8k4", "f64"): (9, 1, 1, 2),
+}  # fmt: skip
+
+
+def multiply_matrix(low: Lowering, m: Mods) -> None:
+    synced(m)
+    if m.take("row") is None or m.take("col") is None:
+        raise m.fail("only .row.col is supported")
+    saturate = m.flag("satfinite", isa.SAT)
+    shape = m.left.pop(0) if m.left else ""
+    names = m.left
+    m.left = []
+    if len(names) != 4:
+        raise m.fail("needs the types of D, A, B and C")
+    d_type, a_type, b_type, c_type = names
+    kind_a = "s8" if a_type in ("u8", "s8") else a_type
+    kind_b = "s8" if b_type in ("u8", "s8") else b_type
+    if kind_a != kind_b or (shape, kind_a) not in SHAPES:
+        raise m.fail("this shape and these types are not supported")
+    kind, count_a, count_b, count_c = SHAPES[shape, kind_a]
+    half = 0
+    if kind_a == "f16":
+        half = (1 if c_type == "f16" else 0) | (2 if d_type == "f16" else 0)
+    expected = {"s8": "s32", "f64": "f64"}.get(kind_a, "f32")
+    for name, bit in ((d_type, 2), (c_type, 1)):
+        if name != expected and not half & bit:
+            raise m.fail(f"D or C of type {name} is not supported here")
+    m.done(4)
+    counts = (2 if half & 2 else count_c, count_a, count_b, 2 if half & 1 else count_c)
+    rows: list[int] = []
+    for operand, count in zip(m.operands, counts):
+        items = operand.items if isinstance(operand, Vector) else (operand,)
+        if len(items) != count:
+            raise m.fail(f"expected {count} registers, got {len(items)}")
+        rows += [low.row(item, isa.B32, write=operand is m.operands[0]) for item in items]
+    flags = saturate | (isa.HIGH if a_type == "u8" else 0) | (isa.WIDE if b_type == "u8" else 0)
+    low.emit(isa.MMA, half, d=rows[0], imm=kind, flags=flags, items=rows)
+
+
+def matrix_access(low: Lowering, m: Mods) -> None:
+    synced(m)
+    is_load = m.ins.opcode == "ldmatrix"
+    m.take("m8n8")
+    count = {"x1": 1, "x2": 2, "x4": 4}[m.take("x1", "x2", "x4") or "x1"]
+    trans = isa.HIGH if m.take("trans") else 0
+    m.take("shared", "shared::cta")
+    (type_,) = m.types()
+    check_type(m, type_, (isa.B16,))
+    m.done(2)
+    value, address = m.operands if is_load else m.operands[::-1]
+    items = value.items if isinstance(value, Vector) else (value,)
+    if len(items) != count:
+        raise m.fail(f"expected {count} registers, got {len(items)}")
+    row, offset, _ = low.memory(address)
+    rows = [low.row(item, isa.B32, write=is_load) for item in items]
+    low.granule = min(low.granule, 2 if trans else 4)
+    op = isa.LDMATRIX if is_load else isa.STMATRIX
+    low.emit(op, isa.B16, d=rows[0] if is_load else 0, a=row, imm=offset, flags=trans, items=rows)
+
+
+def move_matrix(low: Lowering, m: Mods) -> None:
+    synced(m)
+    m.take("m8n8")
+    m.take("trans")
+    m.types()
+    m.done(2)
+    low.emit(isa.MOVMATRIX, isa.B32, d=m.dest(), a=m.row(1))
+
+
+def stack(low: Lowering, m: Mods) -> None:
+    raise m.fail("variable-sized local memory is not supported")
+
+
+HANDLERS: dict[str, Callable[[Any, Mods], None]] = {
+    "add": arithmetic(isa.ADD, isa.FADD, isa.ADD2), "sub": arithmetic(isa.SUB, isa.FSUB, isa.SUB2),
+    "min": arithmetic(isa.MIN, isa.FMIN, isa.MIN2), "max": arithmetic(isa.MAX, isa.FMAX, isa.MAX2),
+    "mul": multiply, "mad": multiply_add, "fma": multiply_add, "div": divide,
+    "addc": lambda low, m: add_carry(low, m, True), "subc": lambda low, m: sub_carry(low, m, True),
+    "madc": lambda low, m: mad_carry(low, m, True),
+    "mul24": multiply24(isa.MUL24, isa.MUL24HI, 2), "mad24": multiply24(isa.MAD24, isa.MAD24HI, 3),
+    "sad": plain(isa.SAD, 3), "rem": plain(isa.REM, 2), "abs": unary(isa.ABS, isa.FABS),
+    "neg": unary(isa.NEG, isa.FNEG), "popc": plain(isa.POPC, 1), "clz": plain(isa.CLZ, 1), "bfind": bit_find,
+    "brev": plain(isa.BREV, 1), "bfe": plain(isa.BFE, 3, wide=(1, 2)), "bfi": plain(isa.BFI, 4, wide=(2, 3)),
+    "bmsk": clamp_wrap(isa.BMSK, 2), "szext": clamp_wrap(isa.SZEXT, 2), "shf": clamp_wrap(isa.SHFLEFT, 3),
+    "shl": plain(isa.SHL, 2, wide=(1,)), "shr": plain(isa.SHR, 2, wide=(1,)), "prmt": permute, "lop3": lop3,
+    "dp4a": dot_product(isa.DP4A), "dp2a": dot_product(isa.DP2A), "fns": plain(isa.FNS, 3),
+    "and": logic(isa.AND), "or": logic(isa.OR), "xor": logic(isa.XOR), "not": logic(isa.NOT),
+    "cnot": logic(isa.CNOT), "setp": compare, "set": compare_set, "selp": select, "slct": select_sign,
+    "testp": test_property, "copysign": copysign, "isspacep": is_space,
+    "rcp": function(isa.FRCP, True), "sqrt": function(isa.FSQRT, True), "rsqrt": function(isa.FRSQRT),
+    "sin": function(isa.FSIN), "cos": function(isa.FCOS), "lg2": function(isa.FLG2), "ex2": function(isa.FEX2),
+    "tanh": function(isa.FTANH), "mov": move, "cvt": convert, "cvta": to_address,
+    "bra": branch, "brx": branch_indexed, "ret": leave(isa.RET), "exit": leave(isa.EXIT), "trap": leave(isa.TRAP),
+    "brkpt": leave(isa.TRAP), "call": call, "pmevent": nothing, "prefetch": nothing, "prefetchu": nothing,
+    "discard": nothing, "applypriority": nothing, "griddepcontrol": nothing, "setmaxnreg": nothing,
+    "ld": load, "ldu": load, "st": store, "atom": atomic, "red": atomic, "membar": fence, "fence": fence,
+    "cp": copy_async, "createpolicy": policy_of, "bar": barrier, "barrier": barrier, "shfl": shuffle, "vote": vote,
+    "match": match, "redux": reduce, "activemask": active, "elect": elect, "nanosleep": sleep, "mma": multiply_matrix,
+    "ldmatrix": matrix_access, "stmatrix": matrix_access, "movmatrix": move_matrix,
+    "alloca": stack, "stacksave": stack, "stackrestore": stack,
+}  # fmt: skip
+__all__ = ["Address", "Mods", "decode"]

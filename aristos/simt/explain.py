@@ -1,0 +1,187 @@
+"""Words for what the interpreter recorded, and for a machine that cannot go on: who waits where, and for what."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import isa
+from . import state as s
+from .report import Report
+
+if TYPE_CHECKING:
+    from .machine import Launch, Machine
+
+HOST = 1 << 31
+SPACE = {isa.GLOBAL: "global", isa.SHARED: "shared", isa.LOCAL: "local", isa.GENERIC: "generic", isa.PARAM: "param"}
+
+
+def place(machine: Machine, gid_block: int) -> tuple[Launch | None, int]:
+    """The launch and the block's index of a block number."""
+    for launch in [*machine.running, *machine.done]:
+        if launch.first <= gid_block < launch.first + launch.blocks:
+            return launch, gid_block - launch.first
+    return None, 0
+
+
+def three_of(index: int, sizes: tuple[int, int, int]) -> tuple[int, int, int]:
+    return index % sizes[0], index // sizes[0] % sizes[1], index // (sizes[0] * sizes[1])
+
+
+def line_of(machine: Machine, pc: int) -> tuple[str, int, str]:
+    """(file, line, PTX opcode) of an instruction."""
+    program, at = machine.loader.where(pc)
+    file, line = program.lines[int(program.code[at, isa.LINE])]
+    return file, line, program.texts[at]
+
+
+def name_address(machine: Machine, launch: Launch | None, space: int, address: int) -> str:
+    """An address as array[index]."""
+    if space == isa.SHARED:
+        if launch is not None:
+            for name, (at, size) in launch.program.shared.items():
+                if at <= address < at + size:
+                    short = name.split("/")[-2] if "/" in name else name
+                    return f"shared {short}[byte {address - at}]"
+        return f"shared[byte {address}]"
+    if space == isa.LOCAL:
+        return f"local[byte {address}]"
+    found = machine.memory.at(address)
+    if found is None:
+        return f"address {address:#x}"
+    name = found.name or f"array {found.number}"
+    offset = address - isa.GLOBAL_START - found.start
+    index = offset // found.itemsize
+    if found.shape and len(found.shape) > 1 and 0 <= offset < found.size:
+        return f"{name}[{', '.join(str(i) for i in np.unravel_index(index, found.shape))}]"
+    return f"{name}[{index}]"
+
+
+def explain(machine: Machine, row: Any) -> list[Report]:
+    """The reports of one record; a race gives one for each of its two lines."""
+    kind, pc = int(row[s.R_KIND]), int(row[s.R_PC])
+    launch, index = place(machine, int(row[s.R_BLOCK]))
+    if launch is None:
+        return []
+    file, line, opcode = line_of(machine, pc)
+    block, thread = three_of(index, launch.grid), three_of(int(row[s.R_TID]), launch.block)
+    where = name_address(machine, launch, int(row[s.R_SPACE]), int(row[s.R_ADDRESS])) if kind <= s.MISSING_WAIT else ""
+    verb = ("writes" if row[s.R_WRITE] else "reads") + f" {int(row[s.R_SIZE])} bytes"
+    detail = int(row[s.R_DETAIL])
+    if kind == s.RACE:
+        return races(machine, row, launch, file, line, opcode, block, thread, where)
+    message = {
+        s.OUT_OF_BOUNDS: f"{opcode} {verb} at {where}, outside what is allocated",
+        s.MISALIGNED: f"{opcode} {verb} at {where}: the address is not a multiple of the size",
+        s.USE_AFTER_FREE: f"{opcode} {verb} at {where}, which was freed",
+        s.MISSING_WAIT: f"{opcode} {verb} at {where}, the target of a cp.async that was not waited for",
+    }.get(kind, "")
+    if kind == s.UNINITIALISED:
+        message = f"{opcode} {verb} at {where}, which nothing has written"
+        if int(row[s.R_SPACE]) == -1:
+            where = ""
+            message = f"{opcode} takes the value of lane {detail}, which does not take part: it is undefined"
+    elif kind == s.BARRIER_DIVERGENCE:
+        where = ""
+        message = divergence(machine, row, opcode, detail)
+    elif kind == s.TRAPPED:
+        where = ""
+        message = {0: "trap", 1: "the stack of calls is full", 2: "a call to an address that is no function"}[detail]
+    return [Report(s.KINDS[kind], launch.name, file, line, block, thread, message, where, device=launch.device)]
+
+
+def divergence(machine: Machine, row: Any, opcode: str, detail: int) -> str:
+    if detail < 0:
+        return f"{opcode} for the whole block, but {-detail} of its threads ended without coming here"
+    if detail == 1:
+        other = line_of(machine, int(row[s.R_OTHER_PC]))[1]
+        return f"{opcode}: other threads of the same warp wait at the barrier of line {other}"
+    return f"{opcode}: the mask {int(row[s.R_ADDRESS]):#010x} does not name the lane that executes it"
+
+
+def races(machine: Machine, row: Any, launch: Launch, file: str, line: int, opcode: str, block: tuple, thread: tuple,
+          where: str) -> list[Report]:  # fmt: skip
+    other_gid = int(row[s.R_OTHER_GID])
+    verb = "writes" if row[s.R_WRITE] else "reads"
+    if other_gid >> 10 >= HOST:
+        who, other_line, other_file, other_opcode = "the host", 0, "", ""
+        other = None
+    else:
+        other, index = place(machine, other_gid >> 10)
+        other_file, other_line, other_opcode = line_of(machine, int(row[s.R_OTHER_PC]))
+        if other is None:
+            return []
+        b, t = three_of(index, other.grid), three_of(other_gid & 1023, other.block)
+        who = f"block {b}, thread {t}" + (f" of device {other.device}" if other.device != launch.device else "")
+    near = f"line {other_line} ({other_opcode})" if other_line else "its access"
+    message = f"{opcode} {verb} {where}, with nothing that orders it after {near} of {who}"
+    found = [Report("race", launch.name, file, line, block, thread, message, where, other_line, launch.device)]
+    if other is not None and (other_file, other_line) != (file, line):
+        who = f"line {line} ({opcode}) of block {block}, thread {thread}"
+        back = f"{other_opcode} of {where}, with nothing that orders it before {who}"
+        found.append(Report("race", other.name, other_file, other_line, b, t, back, where, line, other.device))
+    return found
+
+
+# ---- a machine that cannot go on ----
+def stuck(machine: Machine, launches: list[Launch], spinning: bool) -> list[Report]:
+    """One report for each place where threads wait: a barrier in part of a block, or a dead-lock."""
+    warps, threads, blocks = (machine.tables[name] for name in ("warps", "threads", "blocks"))
+    places: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    mixed: dict[int, set[int]] = {}
+    for slot in range(int(machine.x[s.WARP_SLOTS]) - 1):
+        live = int(warps[slot, s.W_LIVE])
+        block = blocks[int(warps[slot, s.W_BLOCK])]
+        if block[s.B_LAUNCH] < 0:
+            continue
+        for lane in range(32):
+            if not live >> lane & 1:
+                continue
+            thread = threads[slot * 32 + lane]
+            waits = int(thread[s.T_WAIT]) if int(warps[slot, s.W_WAIT]) >> lane & 1 else s.RUNS
+            pc = int(thread[s.T_RESULT]) if waits == s.AT_BARRIER else int(thread[s.T_PC])
+            if waits == s.RUNS and int(warps[slot, s.W_MASK]) >> lane & 1:
+                pc = int(warps[slot, s.W_PC])
+            if waits == s.AT_GRID:
+                pc -= 1
+            places.setdefault((pc, waits), []).append((int(block[s.B_GID]), int(thread[s.T_TID])))
+            mixed.setdefault(int(block[s.B_GID]), set()).add(pc if waits != s.RUNS else -1)
+    queued = sum(launch.blocks for launch in launches) - len(launches_started(machine))
+    found = []
+    for (pc, waits), who in sorted(places.items()):
+        gid, tid = who[0]
+        launch, index = place(machine, gid)
+        if launch is None:
+            continue
+        file, line, opcode = line_of(machine, pc)
+        kind = "deadlock"
+        if waits in (s.AT_BARRIER, s.AT_WARP) and not spinning and len(mixed[gid]) > 1:
+            kind = "barrier_divergence"
+        what = {
+            s.RUNS: "spin here, and nothing that they read changes any more",
+            s.AT_BARRIER: "wait at this barrier, which other threads of the block never reach",
+            s.AT_WARP: f"wait here for lanes of mask {int(threads_mask(machine, gid, tid)):#010x} that never come",
+            s.AT_GRID: "wait at the grid's barrier",
+        }[waits]
+        message = f"{opcode}: {len(who)} threads {what}"
+        if queued > 0:
+            most = resident_of(machine, launch)
+            message += f"; {queued} blocks wait for a place: {most} of {launch.blocks} can be resident"
+        block, thread_ = three_of(index, launch.grid), three_of(tid, launch.block)
+        found.append(Report(kind, launch.name, file, line, block, thread_, message, device=launch.device))
+    return found
+
+
+def launches_started(machine: Machine) -> range:
+    return range(int(machine.tables["launches"][:, s.L_NEXT].sum()))
+
+
+def resident_of(machine: Machine, launch: Launch) -> int:
+    return launch.per_sm * machine.sm_count
+
+
+def threads_mask(machine: Machine, gid: int, tid: int) -> int:
+    threads = machine.tables["threads"]
+    rows = threads[threads[:, s.T_GID] == (gid << 10 | tid)]
+    return int(rows[0, s.T_EXPECT]) if len(rows) else 0

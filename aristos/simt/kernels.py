@@ -1,0 +1,217 @@
+"""From a `cuda.jit` kernel and its arguments to PTX and the bytes of its parameters, without a driver.
+
+It uses Numba-CUDA's own compiler; the one thing it replaces, while it compiles, is the question which device is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+import struct
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from ..errors import EnvironmentProblem, InputError
+from .builtin import BUILT_IN
+
+_compiled: Any = weakref.WeakKeyDictionary()  # dispatcher -> {(types, compute capability): (PTX, entry)}
+
+
+def numba_cuda() -> Any:
+    """numba.cuda of the numba-cuda package; raises EnvironmentProblem where it is missing."""
+    try:
+        import numba_cuda  # noqa: F401
+        from numba import cuda
+    except ImportError as error:
+        raise EnvironmentProblem(
+            f"running cuda.jit kernels needs numba-cuda: pip install 'aristos[simt]' ({error})"
+        ) from error
+    if not hasattr(np, "row_stack"):
+        raise EnvironmentProblem(f"numba-cuda 0.30 needs numpy<2.5, and {np.__version__} is installed")
+    return cuda
+
+
+def part(name: str) -> Any:
+    """A module of numba.cuda."""
+    numba_cuda()
+    return importlib.import_module(f"numba.cuda.{name}")
+
+
+def capability(arch: str) -> tuple:
+    """sm_90 -> (9, 0); sm_90a -> (9, 0, 'a')."""
+    match = re.fullmatch(r"sm_(\d+)(\d)([af]?)", arch)
+    if match is None:
+        raise InputError(f"arch must look like 'sm_90', got {arch!r}")
+    major, minor, feature = match.groups()
+    return (int(major), int(minor), feature) if feature else (int(major), int(minor))
+
+
+@contextlib.contextmanager
+def driverless(cc: tuple) -> Iterator[None]:
+    """While inside, Numba-CUDA's compiler believes in a device of this compute capability."""
+    compiler, dispatcher = part("compiler"), part("dispatcher")
+
+    device = SimpleNamespace(
+        compute_capability=cc, supports_float16=True, supports_bfloat16=True, supports_fp8=cc >= (8, 9)
+    )
+    before = dispatcher.get_current_device, compiler.get_current_device
+    dispatcher.get_current_device = compiler.get_current_device = lambda: device
+    try:
+        yield
+    finally:
+        dispatcher.get_current_device, compiler.get_current_device = before
+
+
+def type_of(value: Any) -> Any:
+    """The Numba type of a kernel argument; device arrays of the machine are arrays."""
+    types, numpy_support = part("types"), part("np.numpy_support")
+    typeof, purpose = part("typing.typeof").typeof, part("typing.typeof").Purpose.argument
+
+    kind = getattr(value, "simt_type", None)
+    if kind is not None:
+        dtype, ndim, layout = kind
+        if dtype.fields is not None and ndim == 0:
+            return numpy_support.from_dtype(dtype)
+        return types.Array(numpy_support.from_dtype(dtype), ndim, layout)
+    if isinstance(value, tuple):
+        from numba.core import types as core
+
+        if hasattr(value, "_fields"):
+            return typeof(value, purpose)
+        return core.BaseTuple.from_types([type_of(item) for item in value])
+    return typeof(value, purpose)
+
+
+@dataclass
+class Compiled:
+    """A kernel for argument types: its PTX, the name of its entry, the types it was declared with, Numba's library."""
+
+    ptx: str
+    entry: str
+    types: tuple
+    library: Any
+
+
+def compiled(kernel: Any, types_: tuple, cc: tuple) -> Compiled:
+    """A kernel for argument types; kept for the next launch."""
+    known = _compiled.setdefault(kernel, {})
+    if (types_, cc) not in known:
+        compiler = part("compiler")
+
+        options = getattr(kernel, "targetoptions", {})
+        declared = declared_types(kernel, types_)
+        debug = bool(options.get("debug"))
+
+        with driverless(cc), compiler_lock():
+            library, _ = compiler._compile_pyfunc_with_fixup(
+                kernel.py_func, declared, debug=debug, lineinfo=not debug, device=False, abi="numba", cc=cc,
+                fastmath=options.get("fastmath", False), opt=options.get("opt", True),
+                launch_bounds=options.get("launch_bounds"),
+            )  # fmt: skip
+            ptx = "\n".join(library.get_asm_strs(cc=cc))
+            if unresolved(ptx):
+                ptx = "\n".join([ptx, *linked(options.get("link") or ())])
+        entries = re.findall(r"\.entry\s+([\w$]+)", ptx)
+        if len(entries) != 1:
+            raise InputError(f"expected one kernel in the PTX of {kernel.py_func.__name__}, found {entries}")
+        known[types_, cc] = Compiled(ptx, entries[0], declared, library)
+    return known[types_, cc]
+
+
+def compiler_lock() -> Any:
+    return part("core.compiler_lock").global_compiler_lock
+
+
+def unresolved(ptx: str) -> set[str]:
+    """Functions that PTX declares and does not define, and that are not built in."""
+    declared = set(re.findall(r"\.extern\s+\.func\s+(?:\([^)]*\)\s*)?([\w$]+)", ptx))
+    return declared - BUILT_IN
+
+
+def headless(text: str) -> str:
+    """PTX without the directives that a module has once, and without its own files' lines."""
+    text = text.replace("\0", "")
+    return re.sub(r"^\s*\.(version|target|address_size|file|loc)\b.*$", "", text, flags=re.M)
+
+
+def linked(files: Any) -> list[str]:
+    """PTX of the files a kernel is linked with; only PTX is taken."""
+    texts = []
+    for file in files:
+        path = getattr(file, "name", file)
+        if not str(path).endswith(".ptx"):
+            raise InputError(f"the kernel links {path}: only PTX files can be linked on the machine")
+        data = getattr(file, "data", None)
+        text = data if data is not None else open(path, encoding="utf-8").read()  # noqa: SIM115
+        text = text.decode() if isinstance(text, bytes) else text
+        texts.append(headless(text))
+    return texts
+
+
+def declared_types(kernel: Any, types_: tuple) -> tuple:
+    """The signature that a kernel was declared with, where it was, else the arguments' own types."""
+    sigs = [sig for sig in (getattr(kernel, "overloads", None) or {}) if len(sig) == len(types_)]
+    if types_ in sigs or getattr(kernel, "_can_compile", True):
+        return types_
+    if len(sigs) == 1:  # as Numba does for a kernel with one signature: taken without a look at the types
+        return sigs[0]
+    context = part("descriptor").cuda_target.typing_context
+    for sig in sigs:
+        if all(context.can_convert(ours, theirs) is not None for ours, theirs in zip(types_, sig)):
+            return sig
+    raise InputError(f"no signature of {kernel.py_func.__name__} takes {types_}; it has {sigs}")
+
+
+def flatten(type_: Any, value: Any, found: list[Any]) -> None:
+    """A kernel argument as the numbers of its parameters, in Numba's order."""
+    types = part("types")
+    if isinstance(type_, types.Array):
+        found += [0, 0, value.size, value.dtype.itemsize, value.ptr, *value.shape, *value.strides]
+    elif isinstance(type_, types.Record):
+        found.append(value.ptr)
+    elif isinstance(type_, types.BaseTuple):
+        for inner, item in zip(type_, value):
+            flatten(inner, item, found)
+    elif isinstance(type_, types.EnumMember):
+        flatten(type_.dtype, value.value, found)
+    elif isinstance(type_, types.Complex):
+        half = np.float32 if type_ == types.complex64 else np.float64
+        found += [half(value.real), half(value.imag)]
+    elif isinstance(type_, (types.NPDatetime, types.NPTimedelta)):
+        found.append(int(np.asarray(value).view(np.int64)))
+    elif type_ == types.float16:
+        found.append(int(np.float16(value).view(np.uint16)))
+    elif isinstance(type_, types.Float):
+        found.append(np.float32(value) if type_ == types.float32 else np.float64(value))
+    elif isinstance(type_, (types.Integer, types.Boolean, types.CPointer)):
+        found.append(int(value))
+    else:
+        raise InputError(f"a kernel argument of type {type_} is not supported")
+
+
+def pack(numbers: list[Any], params: list[Any]) -> bytes:
+    """The bytes of a kernel's parameters; numbers: ints, floats, or bytes for structures."""
+    if len(numbers) != len(params):
+        raise InputError(f"the kernel has {len(params)} parameters, got {len(numbers)}")
+    data = b""
+    for number, param in zip(numbers, params):
+        data += b"\0" * (-len(data) % param.align)
+        if isinstance(number, (bytes, np.void)):
+            part = bytes(number) if isinstance(number, bytes) else number.tobytes()
+            if len(part) != param.size:
+                raise InputError(f"parameter {param.name} has {param.size} bytes, got {len(part)}")
+            data += part
+        elif isinstance(number, (float, np.floating)):
+            if param.size == 2:
+                data += np.float16(number).tobytes()
+            else:
+                data += struct.pack("<f" if param.size == 4 else "<d", float(number))
+        else:
+            data += (int(number) & ((1 << (8 * param.size)) - 1)).to_bytes(param.size, "little")
+    return data

@@ -1,0 +1,55 @@
+"""What a streaming multiprocessor holds, by architecture: how many blocks of a kernel are resident at once.
+
+Numbers of the CUDA programming guide's table of technical specifications.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one SM: threads, blocks, bytes of shared memory (in all, and for one block)."""
+
+    threads: int
+    blocks: int
+    shared: int
+    shared_block: int
+    registers: int = 65536
+    block_threads: int = 1024
+
+
+ARCHITECTURES = {
+    (7, 0): Limits(2048, 32, 98304, 98304), (7, 5): Limits(1024, 16, 65536, 65536),
+    (8, 0): Limits(2048, 32, 167936, 166912), (8, 6): Limits(1536, 16, 102400, 101376),
+    (8, 7): Limits(1536, 16, 167936, 166912), (8, 9): Limits(1536, 24, 102400, 101376),
+    (9, 0): Limits(2048, 32, 233472, 232448), (10, 0): Limits(2048, 32, 233472, 232448),
+    (10, 3): Limits(2048, 32, 233472, 232448), (12, 0): Limits(1536, 24, 102400, 101376),
+    (12, 1): Limits(1536, 24, 102400, 101376),
+}  # fmt: skip
+RESERVED_SHARED = 1024  # bytes that the system takes for each block
+WARP = 32
+
+
+def of(cc: tuple) -> Limits:
+    """The limits of a compute capability, or of the nearest below it."""
+    known = [key for key in ARCHITECTURES if key <= cc[:2]]
+    if not known:
+        raise InputError(f"compute capability {cc} is below the least that is known, {min(ARCHITECTURES)}")
+    return ARCHITECTURES[max(known)]
+
+
+def resident(limits: Limits, threads: int, shared: int, registers: int) -> int:
+    """How many blocks of a kernel one SM holds; raises InputError if not even one."""
+    if not 1 <= threads <= limits.block_threads:
+        raise InputError(f"a block must have 1 to {limits.block_threads} threads, got {threads}")
+    if shared > limits.shared_block:
+        raise InputError(f"a block can have {limits.shared_block} bytes of shared memory, got {shared}")
+    warps = -(-threads // WARP)
+    each = -(-registers * WARP // 256) * 256 * warps
+    by_registers = max(limits.registers // each, 1)
+    by_shared = limits.shared // (shared + RESERVED_SHARED)
+    return max(1, min(limits.blocks, limits.threads // (warps * WARP), by_registers, by_shared))

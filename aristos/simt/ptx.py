@@ -1,0 +1,529 @@
+"""Read PTX text into functions, variables and instructions.
+
+It reads what Numba, NVVM and inline assembly write; it knows no opcode (see lower.py) and runs nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import InputError
+
+
+class PTXError(InputError):
+    """PTX text that cannot be read, or that says something the machine does not know; names the line."""
+
+
+@dataclass(frozen=True)
+class Token:
+    text: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Number:
+    """An immediate: an integer, or the bits of a float (0f..., 0d...)."""
+
+    value: int
+    kind: str  # i, f (32 bits), d (64 bits)
+
+
+@dataclass(frozen=True)
+class Name:
+    """A register, label, variable or function; negated: `!p`."""
+
+    text: str
+    negated: bool = False
+
+
+@dataclass(frozen=True)
+class Vector:
+    items: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Address:
+    """`[base+offset]`; base None: an absolute address."""
+
+    base: Name | None
+    offset: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """`d|p`: two destinations."""
+
+    first: Any
+    second: Any
+
+
+@dataclass(frozen=True)
+class Group:
+    """`(a, b)`: a list of a call."""
+
+    items: tuple[Any, ...]
+
+
+@dataclass
+class Instruction:
+    opcode: str
+    mods: list[str]
+    operands: list[Any]
+    guard: Name | None
+    line: int  # of the PTX text
+    source: tuple[int, int] = (0, 0)  # (number of the file, line) of `.loc`, where the instruction was inlined from
+
+    @property
+    def text(self) -> str:
+        return ".".join([self.opcode, *self.mods])
+
+
+@dataclass
+class Variable:
+    name: str
+    space: str
+    type: str
+    align: int
+    size: int  # bytes; 0: an unsized array (dynamic shared memory)
+    values: list[Any] = field(default_factory=list)  # ints, or (symbol, offset)
+    element: int = 1
+    vector: int = 1
+
+
+@dataclass
+class Label:
+    name: str
+
+
+@dataclass
+class Scope:
+    """`{ ... }`: names declared inside are its own."""
+
+    items: list[Any] = field(default_factory=list)
+    registers: dict[str, str] = field(default_factory=dict)  # name -> type
+    families: dict[str, tuple[str, int]] = field(default_factory=dict)  # prefix -> (type, count)
+    variables: dict[str, Variable] = field(default_factory=dict)
+    targets: dict[str, list[str]] = field(default_factory=dict)  # .branchtargets
+
+
+@dataclass
+class Function:
+    name: str
+    entry: bool
+    params: list[Variable]
+    returns: list[Variable]
+    body: Scope | None
+    line: int
+    limits: dict[str, list[int]] = field(default_factory=dict)  # .maxntid, .reqntid, ...
+
+
+@dataclass
+class Module:
+    functions: dict[str, Function] = field(default_factory=dict)
+    variables: dict[str, Variable] = field(default_factory=dict)
+    files: dict[int, str] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    target: str = ""
+
+
+TOKEN = re.compile(
+    r"""(?P<space>[ \t\r\f]+)|(?P<newline>\n)|(?P<comment>//[^\n]*|/\*.*?\*/)|(?P<string>"[^"\n]*")
+    |(?P<number>0[fF][0-9a-fA-F]{8}\b|0[dD][0-9a-fA-F]{16}\b|0[xX][0-9a-fA-F]+U?|0[bB][01]+U?|\d+\.\d*(?:[eE][-+]?\d+)?|\d+U?)
+    |(?P<word>[A-Za-z_$%][\w$]*(?:\.[A-Za-z0-9_]\w*(?:::\w+)*)*)|(?P<directive>\.[A-Za-z_]\w*(?:::\w+)*)
+    |(?P<mark><<|>>|[-{}()\[\],;:@!|+<>=*&~^/])""",
+    re.X | re.S,
+)
+SIZES = {"pred": 1, "b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "f16": 2, "bf16": 2, "b32": 4, "u32": 4,
+         "s32": 4, "f32": 4, "f16x2": 4, "bf16x2": 4, "b64": 8, "u64": 8, "s64": 8, "f64": 8, "b128": 16}  # fmt: skip
+LINKAGE = (".visible", ".extern", ".weak", ".common", ".noreturn")
+SPACES = (".global", ".const", ".shared", ".local", ".param")
+LIMITS = (".maxntid", ".reqntid", ".minnctapersm", ".maxnctapersm", ".maxnreg", ".noreturn", ".reqnctapercluster",
+          ".explicitcluster", ".maxclusterrank", ".pragma", ".abi_preserve", ".abi_preserve_control")  # fmt: skip
+
+
+def tokens(text: str) -> Iterator[Token]:
+    line, position = 1, 0
+    while position < len(text):
+        match = TOKEN.match(text, position)
+        if match is None or not match.group():
+            raise PTXError(f"PTX line {line}: cannot read {text[position : position + 20]!r}")
+        position = match.end()
+        if match.lastgroup not in ("space", "newline", "comment"):
+            yield Token(match.group(), line)
+        line += match.group().count("\n")
+
+
+def parse(text: str) -> Module:
+    """The module that PTX text describes; raises PTXError naming the line."""
+    return Parser(text).module()
+
+
+class Parser:
+    def __init__(self, text: str):
+        self.tokens = [*tokens(text.rstrip("\0")), Token("", text.count("\n") + 1)]
+        self.at = 0
+        self.result = Module()
+        self.source = (0, 0)
+
+    # ---- words ----
+    def peek(self, ahead: int = 0) -> str:
+        return self.tokens[min(self.at + ahead, len(self.tokens) - 1)].text
+
+    @property
+    def line(self) -> int:
+        return self.tokens[min(self.at, len(self.tokens) - 1)].line
+
+    def next(self) -> str:
+        text = self.peek()
+        self.at += 1
+        return text
+
+    def expect(self, wanted: str) -> None:
+        line, got = self.line, self.next()
+        if got != wanted:
+            raise PTXError(f"PTX line {line}: expected {wanted!r}, got {got!r}")
+
+    def accept(self, wanted: str) -> bool:
+        if self.peek() == wanted:
+            self.at += 1
+            return True
+        return False
+
+    def integer(self) -> int:
+        negative = self.accept("-")
+        line = self.line
+        value = self.number(self.next(), line)
+        if value.kind != "i":
+            raise PTXError(f"PTX line {line}: expected an integer")
+        return -value.value if negative else value.value
+
+    def number(self, text: str, line: int) -> Number:
+        try:
+            if text[:2] in ("0f", "0F"):
+                return Number(int(text[2:], 16), "f")
+            if text[:2] in ("0d", "0D"):
+                return Number(int(text[2:], 16), "d")
+            if "." in text or ("e" in text.lower() and not text.lower().startswith("0x")):
+                import struct
+
+                return Number(int.from_bytes(struct.pack("<d", float(text)), "little"), "d")
+            text = text.rstrip("U")
+            if len(text) > 1 and text[0] == "0" and text[1] not in "xXbB":
+                return Number(int(text, 8), "i")
+            return Number(int(text, 0), "i")
+        except ValueError:
+            raise PTXError(f"PTX line {line}: expected a number, got {text!r}") from None
+
+    # ---- module ----
+    def module(self) -> Module:
+        while self.peek():
+            word = self.peek()
+            if word in (".version", ".address_size"):
+                self.at += 2
+            elif word == ".target":
+                self.next()
+                self.result.target = self.next()
+                while self.accept(","):
+                    self.next()
+            elif word == ".file":
+                self.file()
+            elif word == ".loc":
+                self.loc()
+            elif word == ".section":
+                self.section()
+            elif word == ".alias":
+                self.next()
+                alias = self.next()
+                self.expect(",")
+                self.result.aliases[alias] = self.next()
+                self.expect(";")
+            elif word == ".pragma":
+                self.skip_to(";")
+            elif word in (".entry", ".func") or word in LINKAGE or word in SPACES:
+                self.declaration()
+            elif word == ";":
+                self.next()
+            else:
+                raise PTXError(f"PTX line {self.line}: unknown directive {word!r}")
+        return self.result
+
+    def skip_to(self, end: str) -> None:
+        while self.peek() and self.next() != end:
+            pass
+
+    def file(self) -> None:
+        self.next()
+        number = self.integer()
+        self.result.files[number] = self.next().strip('"')
+        while self.accept(","):
+            self.next()
+
+    def loc(self) -> None:
+        self.next()
+        number, row = self.integer(), self.integer()
+        self.integer()  # the column
+        called = None
+        if self.peek() == ",":
+            while self.accept(","):
+                word = self.next()
+                if word == "function_name":
+                    self.next()
+                    if self.accept("+"):
+                        self.next()
+                elif word == "inlined_at":
+                    called = (self.integer(), self.integer())
+                    self.integer()
+        if row or called is None:
+            self.source = (number, row) if row else self.source
+        if called is not None and not row:
+            self.source = called
+
+    def section(self) -> None:
+        self.skip_to("{")
+        depth = 1
+        while depth and self.peek():
+            word = self.next()
+            depth += (word == "{") - (word == "}")
+
+    def declaration(self) -> None:
+        while self.peek() in LINKAGE:
+            self.next()
+        if self.peek() in (".entry", ".func"):
+            self.function()
+        else:
+            for variable in self.variables():
+                self.result.variables[variable.name] = variable
+
+    def function(self) -> None:
+        line = self.line
+        entry = self.next() == ".entry"
+        while self.peek() in LINKAGE:
+            self.next()
+        returns = self.parameters() if self.peek() == "(" else []
+        name = self.next()
+        params = self.parameters() if self.peek() == "(" else []
+        limits: dict[str, list[int]] = {}
+        while self.peek() in LIMITS:
+            word = self.next()
+            values = []
+            if word == ".pragma":
+                self.skip_to(";")
+                continue
+            while re.match(r"\d", self.peek()):
+                values.append(self.integer())
+                if not self.accept(","):
+                    break
+            limits[word] = values
+        body = None
+        if self.peek() == "{":
+            self.source = (0, 0)
+            body = self.scope()
+        else:
+            self.accept(";")
+        old = self.result.functions.get(name)
+        if body is not None or old is None:
+            self.result.functions[name] = Function(name, entry, params, returns, body, line, limits)
+
+    def parameters(self) -> list[Variable]:
+        self.expect("(")
+        found = []
+        while not self.accept(")"):
+            space = self.next()  # .param or .reg
+            found.append(self.variable(space, self.line))
+            self.accept(",")
+        return found
+
+    def variables(self) -> list[Variable]:
+        space = self.next()
+        first = self.variable(space, self.line)
+        found = [first]
+        while self.accept(","):
+            more = self.variable(space, self.line, like=first)
+            found.append(more)
+        self.expect(";")
+        return found
+
+    def variable(self, space: str, line: int, like: Variable | None = None) -> Variable:
+        align, vector, kind = 0, 1, ""
+        while self.peek().startswith("."):
+            word = self.next()
+            if word == ".align":
+                align = self.integer()
+            elif word == ".ptr":
+                while self.peek() in (*SPACES, ".align"):
+                    if self.next() == ".align":
+                        self.integer()
+            elif word in (".v2", ".v4", ".v8"):
+                vector = int(word[2:])
+            elif word in (".attribute", ".managed"):
+                if self.accept("("):
+                    self.skip_to(")")
+            elif word[1:] in SIZES:
+                kind = word[1:]
+            else:
+                raise PTXError(f"PTX line {line}: unknown type or attribute {word!r} of a variable")
+        if like is not None and not kind:
+            kind, vector, align = like.type, like.vector, like.align
+        if not kind:
+            raise PTXError(f"PTX line {line}: a variable without a type")
+        name = self.next()
+        count = 1
+        while self.accept("["):
+            if self.accept("]"):
+                count = 0
+            else:
+                count *= self.integer()
+                self.expect("]")
+        element = SIZES[kind]
+        values: list[Any] = []
+        if self.accept("="):
+            self.initialiser(values, kind)
+        if count == 0 and values:
+            count = len(values)
+        size = element * vector * count
+        return Variable(name, space[1:], kind, max(align, element * vector), size, values, element, vector)
+
+    def initialiser(self, values: list[Any], kind: str) -> None:
+        if self.accept("{"):
+            while not self.accept("}"):
+                self.initialiser(values, kind)
+                self.accept(",")
+            return
+        line, word = self.line, self.peek()
+        if word == "-" or re.match(r"\d", word):
+            negative = self.accept("-")
+            value = self.number(self.next(), line)
+            values.append(-value.value if negative else value.value)
+            return
+        if self.accept("generic"):
+            self.expect("(")
+            symbol = self.next()
+            self.expect(")")
+        elif word in ("mask",):
+            raise PTXError(f"PTX line {line}: the mask() operator is not supported")
+        else:
+            symbol = self.next()
+        values.append((symbol, self.integer() if self.accept("+") else 0))
+
+    # ---- bodies ----
+    def scope(self) -> Scope:
+        self.expect("{")
+        scope = Scope()
+        while not self.accept("}"):
+            word = self.peek()
+            if not word:
+                raise PTXError(f"PTX line {self.line}: a body without its closing brace")
+            if word == "{":
+                scope.items.append(self.scope())
+            elif word == ".reg":
+                self.register(scope)
+            elif word == ".loc":
+                self.loc()
+            elif word == ".file":
+                self.file()
+            elif word == ".pragma":
+                self.skip_to(";")
+            elif word in SPACES:
+                for variable in self.variables():
+                    scope.variables[variable.name] = variable
+            elif word == ";":
+                self.next()
+            elif self.peek(1) == ":" and self.peek(2) in (".callprototype", ".branchtargets", ".calltargets"):
+                self.targets(scope)
+            elif self.peek(1) == ":":
+                scope.items.append(Label(self.next()))
+                self.next()
+            else:
+                scope.items.append(self.instruction())
+        return scope
+
+    def targets(self, scope: Scope) -> None:
+        name = self.next()
+        self.next()
+        if self.next() == ".branchtargets":
+            scope.targets[name] = []
+            while not self.accept(";"):
+                word = self.next()
+                if word != ",":
+                    scope.targets[name].append(word)
+        else:
+            self.skip_to(";")
+
+    def register(self, scope: Scope) -> None:
+        self.next()
+        line, kind = self.line, self.next()[1:]
+        if kind not in SIZES:
+            raise PTXError(f"PTX line {line}: registers of type .{kind} are not supported")
+        while True:
+            name = self.next()
+            if self.accept("<"):
+                scope.families[name] = (kind, self.integer())
+                self.expect(">")
+            else:
+                scope.registers[name] = kind
+            if not self.accept(","):
+                break
+        self.expect(";")
+
+    def instruction(self) -> Instruction:
+        guard = None
+        line = self.line
+        if self.accept("@"):
+            negated = self.accept("!")
+            guard = Name(self.next(), negated)
+        opcode, *mods = self.next().split(".")
+        if not re.match(r"[a-z_]\w*$", opcode):
+            raise PTXError(f"PTX line {line}: expected an instruction, got {opcode!r}")
+        operands: list[Any] = []
+        while not self.accept(";"):
+            operands.append(self.operand())
+            if not self.accept(",") and self.peek() != ";":
+                raise PTXError(f"PTX line {self.line}: expected ',' or ';' after an operand, got {self.peek()!r}")
+        return Instruction(opcode, mods, operands, guard, line, self.source)
+
+    def operand(self) -> Any:
+        first = self.simple()
+        if self.accept("|"):
+            return Pair(first, self.simple())
+        return first
+
+    def simple(self) -> Any:
+        line, word = self.line, self.next()
+        if word in ("{", "("):
+            end = "}" if word == "{" else ")"
+            items = []
+            while not self.accept(end):
+                items.append(self.operand())
+                self.accept(",")
+            return Vector(tuple(items)) if word == "{" else Group(tuple(items))
+        if word == "[":
+            return self.address(line)
+        if word == "!":
+            return Name(self.next(), True)
+        if word == "-":
+            value = self.number(self.next(), line)
+            bits = {"f": 1 << 31, "d": 1 << 63}.get(value.kind)
+            return Number(value.value ^ bits, value.kind) if bits else Number(-value.value, "i")
+        if re.match(r"\d", word):
+            return self.number(word, line)
+        if not re.match(r"[A-Za-z_$%]", word):
+            raise PTXError(f"PTX line {line}: expected an operand, got {word!r}")
+        if self.peek() in ("+", "-") and re.match(r"\d", self.peek(1)):  # variable+offset
+            sign = 1 if self.next() == "+" else -1
+            return Address(Name(word), sign * self.integer())
+        return Name(word)
+
+    def address(self, line: int) -> Any:
+        base, offset = None, 0
+        if re.match(r"[A-Za-z_$%]", self.peek()):
+            base = Name(self.next())
+        elif self.peek() != "]":
+            offset = self.integer()
+        while self.peek() in ("+", "-"):
+            sign = 1 if self.next() == "+" else -1
+            offset += sign * self.integer()
+        self.expect("]")
+        return Address(base, offset)

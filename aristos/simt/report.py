@@ -1,0 +1,40 @@
+"""What the machine found, in words: kind, kernel, source line, block, thread, address as array[index]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import AristosError
+
+
+@dataclass(frozen=True)
+class Report:
+    """One finding.
+
+    kind: race, out_of_bounds, misaligned, uninitialised, use_after_free, barrier_divergence, missing_wait, deadlock or
+    trap. line: of the source file (of the PTX text where it has no line information). block, thread: (x, y, z).
+    other_line: of the other access of a race, 0 elsewhere.
+    """
+
+    kind: str
+    kernel: str
+    file: str
+    line: int
+    block: tuple[int, int, int]
+    thread: tuple[int, int, int]
+    message: str
+    address: str = ""
+    other_line: int = 0
+    device: int = 0
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.file else f"line {self.line}"
+        return f"{self.kind}: {place}: {self.kernel}, block {self.block}, thread {self.thread}: {self.message}"
+
+
+class KernelFault(AristosError):
+    """A kernel did something that a checker reports, and the machine was told to be strict."""
+
+    def __init__(self, report: Report):
+        super().__init__(str(report))
+        self.report = report

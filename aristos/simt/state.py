@@ -1,0 +1,123 @@
+"""Where the compiled interpreter finds everything: the fields of its tables.
+
+The whole state is reached from one address, so that compiled functions take a few integers: `x` is a table of int64
+whose fields are numbers and the addresses of the other tables. machine.py owns the arrays behind the addresses.
+"""
+
+from __future__ import annotations
+
+# ---- x: the machine ----
+(
+    CODE, OPERANDS, REGS, WARPS, THREADS, BLOCKS, LAUNCHES, KNOWN, CLOCKS, CLOCKS_TOP, CLOCKS_CAP, COUNTS, SCRATCH,
+    READY, READY_COUNT, RNG, STEP, CHECK, STRICT, PROGRESS, MEMORY, MEMORY_TOP, INIT, PAGES, ALLOCS, SHADOW, HISTORY,
+    SYNC, SYNC_CAP, SYNC_USED, REPORTS, REPORTS_COUNT, SEEN, PRINTS, PRINTS_COUNT, PRINTS_CAP, RUN_FLOOR, SEQUENCE,
+    SC_SYSTEM, LAUNCH_COUNT, WARP_SLOTS, BLOCK_SLOTS, LIVE_BLOCKS, FREE_WARPS, FREE_WARPS_COUNT, FREE_BLOCKS,
+    FREE_BLOCKS_COUNT, DEVICES, STOP, REGISTERS_PER_WARP, LOCAL_BYTES, LOCAL, SHARED_BYTES, SHARED_MEMORY, SHARED_INIT,
+    SHARED_SHADOW, SHARED_GRANULE, STACK_BYTES, STACKS, DEPTH, SAVE_ROWS, SUSPECT, SPINNING, WEAK_MEMORY, MAX_CLOCKS,
+    LINE_COUNT, DEVICE_COUNT, SHADOW_TOP, BURST, PATIENCE, ALLOC_COUNT, DEAD, BARRIERS, COPIES, START_TIME, FUNCTIONS,
+) = range(76)  # fmt: skip
+X_FIELDS = 96  # then the addresses of the compiled units (units.py)
+UNITS = 64
+
+# ---- a warp ----
+(W_LIVE, W_WAIT, W_PC, W_MASK, W_BLOCK, W_INDEX, W_REGS, W_DIVERGED, W_AGE, W_STATE, W_STICK, W_HASH, W_HASH_AGE,
+ W_SAME, W_EXISTS, W_READY, W_SPINS) = range(17)  # fmt: skip
+W_FIELDS = 20
+FREE, RUNNABLE, WAITING = 0, 1, 2  # W_STATE
+
+# ---- a thread (lane of a warp slot) ----
+(T_PC, T_GID, T_CLOCK, T_VC, T_SV, T_RELEASE, T_RELEASE_SCOPE, T_PENDING0, T_PENDING1, T_PENDING2, T_DEPTH, T_WAIT,
+ T_BARRIER, T_VALUE, T_STEP, T_GROUP, T_COPIES, T_SAVED, T_TID, T_RESULT, T_EXPECT) = range(21)  # fmt: skip
+T_FIELDS = 24
+# what a thread waits for
+RUNS, AT_BARRIER, AT_WARP, AT_GRID = range(4)
+
+# ---- a block ----
+(B_LAUNCH, B_CTA, B_THREADS, B_WARPS, B_FIRST_WARP, B_LIVE, B_GID, B_FLOOR, B_SHARED, B_SHARED_SIZE, B_DEVICE, B_SM,
+ B_MAX_CLOCK, B_SC, B_INIT, B_SHADOW, B_AT_GRID, B_VALID, B_SLOT) = range(19)  # fmt: skip
+B_FIELDS = 24
+MAX_WARPS = 32
+# a barrier of a block
+(Q_ARRIVED, Q_EXPECTED, Q_VC, Q_POPC, Q_AND, Q_OR, Q_PARTIAL, Q_PC) = range(8)
+Q_FIELDS = 8
+BARRIERS_PER_BLOCK = 16
+
+# ---- a launch ----
+(
+    L_DEVICE, L_BLOCKS, L_NEXT, L_DONE, L_FIRST_GID, L_GX, L_GY, L_GZ, L_BX, L_BY, L_BZ, L_THREADS, L_WARPS, L_ENTRY,
+    L_PARAMS, L_ROWS, L_SHARED, L_CONSTANTS, L_CONSTANT_COUNT, L_PER_SM, L_STATE, L_VC, L_AT_GRID, L_DYNAMIC,
+    L_PREVIOUS, L_LOCAL, L_RESIDENT, L_NUMBER, L_GRANULE, L_VALID, L_STOPPED, L_VC_OUT,
+) = range(32)  # fmt: skip
+L_FIELDS = 36
+QUEUED, ACTIVE, FINISHED = range(3)
+
+# ---- a device ----
+(D_SMS, D_CURRENT, D_SC, D_NEXT_SM) = range(4)  # followed by the resident blocks of each SM
+D_FIELDS = 8
+MAX_SMS = 256
+
+# ---- an allocation ----
+(A_START, A_SIZE, A_STATE, A_DEVICE, A_GRANULE, A_SHADOW, A_READONLY) = range(7)
+A_FIELDS = 8
+LIVE_MEMORY, FREED = 1, 2
+PAGE_SHIFT = 8
+
+# ---- a cell of the checker: three accesses of two words: who and where, when and how ----
+CELL_WORDS = 6
+GID_BITS = 42
+
+# ---- reports ----
+(
+    RACE,
+    OUT_OF_BOUNDS,
+    MISALIGNED,
+    UNINITIALISED,
+    USE_AFTER_FREE,
+    BARRIER_DIVERGENCE,
+    MISSING_WAIT,
+    DEADLOCK,
+    TRAPPED,
+) = range(9)
+KINDS = ("race", "out_of_bounds", "misaligned", "uninitialised", "use_after_free", "barrier_divergence", "missing_wait",
+         "deadlock", "trap")  # fmt: skip
+(R_KIND, R_PC, R_BLOCK, R_TID, R_LAUNCH, R_ADDRESS, R_SPACE, R_SIZE, R_OTHER_PC, R_OTHER_GID, R_DETAIL, R_WRITE) = (
+    range(12)
+)
+R_FIELDS = 12
+MAX_REPORTS = 4096
+
+# ---- counters of an instruction ----
+(
+    N_WARPS,
+    N_LANES,
+    N_REQUESTS,
+    N_SECTORS,
+    N_BYTES,
+    N_IDEAL,
+    N_SHARED,
+    N_WAVES,
+    N_SPLITS,
+    N_WIDTH,
+    N_STORES,
+    N_IDEAL_WAVES,
+) = range(12)
+N_FIELDS = 12
+
+# ---- the history of a location: recent writes that a thread may not have seen yet ----
+(H_ADDRESS, H_SIZE, H_COUNT, H_BASE, H_BASE_VC, H_BASE_SCOPE, H_BASE_GID) = range(7)
+H_MESSAGES = 8  # then messages of
+(M_VALUE, M_GID, M_CLOCK, M_VC, M_SCOPE, M_SEQUENCE) = range(6)
+M_FIELDS, M_MOST = 6, 4
+H_FIELDS = H_MESSAGES + M_FIELDS * M_MOST
+HISTORY_SLOTS = 4096
+
+# ---- what a released location publishes ----
+(S_KEY, S_VC, S_SCOPE, S_GID) = range(4)
+S_FIELDS = 4
+
+# ---- a pending asynchronous copy ----
+(C_TO, C_FROM, C_SIZE, C_READ, C_GROUP, C_PC) = range(6)
+C_FIELDS, C_MOST = 6, 32
+
+# ---- why the interpreter came back ----
+BUDGET, ALL_DONE, STUCK, CLOCKS_FULL, STOPPED, LIVELOCK, PRINTS_FULL, SYNC_FULL = range(8)

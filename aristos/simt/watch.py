@@ -1,0 +1,315 @@
+"""The checker's view of one access: races, and which of several writes a read may return.
+
+A location remembers its last few writes. A read returns one of them by chance, but never one older than a write that
+happened before it (by the vector clocks), that its thread has already read, or that a sequentially consistent fence
+ordered before it. So the outcomes that PTX permits to stores that reach each observer at their own time come up, and
+no other. Writes to one location reach everybody in the order in which they were made.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import isa
+from . import state as s
+from .bits import get, load, put
+from .clocks import LOCATION, distance, happened, history_slot, in_clock, includes, join, lookup, publish, single
+from .inner import jit
+from .units import unit
+
+STRONG, ATOMIC = 1, 8
+GID_MASK = (1 << s.GID_BITS) - 1
+
+
+@jit
+def draw(x):
+    """The next random number: 62 bits (xorshift64*)."""
+    r = np.uint64(get(x, s.RNG))
+    r ^= r >> np.uint64(12)
+    r ^= r << np.uint64(25)
+    r ^= r >> np.uint64(27)
+    put(x, s.RNG, np.int64(r))
+    return np.int64((r * np.uint64(0x2545F4914F6CDD1D)) >> np.uint64(2))
+
+
+@unit
+def report(x, kind, pc, gid, address, space, size, other_pc, other_gid, detail, write):
+    """Record a finding, once for each kind and instruction."""
+    seen = get(x, s.SEEN)
+    index = pc * len(s.KINDS) + kind
+    if get(seen, index):
+        return 0
+    put(seen, index, 1)
+    count = get(x, s.REPORTS_COUNT)
+    if get(x, s.STRICT):
+        put(x, s.STOP, 1)
+    if count >= s.MAX_REPORTS:
+        return 0
+    row = get(x, s.REPORTS) + count * s.R_FIELDS * 8
+    put(row, s.R_KIND, kind)
+    put(row, s.R_PC, pc)
+    put(row, s.R_BLOCK, gid >> 10)
+    put(row, s.R_TID, gid & 1023)
+    put(row, s.R_ADDRESS, address)
+    put(row, s.R_SPACE, space)
+    put(row, s.R_SIZE, size)
+    put(row, s.R_OTHER_PC, other_pc)
+    put(row, s.R_OTHER_GID, other_gid)
+    put(row, s.R_DETAIL, detail)
+    put(row, s.R_WRITE, write)
+    put(x, s.REPORTS_COUNT, count + 1)
+    return 0
+
+
+# ---- races ----
+@jit
+def conflicts(x, thread, block, warp, who, when, mask, how):
+    """Do an earlier access (two words of a cell) and this one race?"""
+    if who == 0:
+        return False
+    gid = who & GID_MASK
+    if gid == get(thread, s.T_GID) or (when >> 32) & mask == 0:
+        return False
+    theirs = when >> 40
+    if how & theirs & STRONG:
+        mine = get(thread, s.T_GID)
+        if includes(x, (how >> 1) & 3, mine, gid) and includes(x, (theirs >> 1) & 3, gid, mine):
+            return False
+    return not happened(x, thread, block, warp, gid, when & 0xFFFFFFFF)
+
+
+@unit
+def race(x, thread, block, warp, cell, mask, how, write, pc):
+    """Check an access to a cell and record it; returns the first word of the access that it races with, or 0."""
+    gid = get(thread, s.T_GID)
+    who = gid | pc << s.GID_BITS
+    when = get(thread, s.T_CLOCK) | mask << 32 | how << 40
+    found = np.int64(0)
+    w = get(cell, 0)
+    if w != 0 and conflicts(x, thread, block, warp, w, get(cell, 1), mask, how):
+        found = w
+    if write:
+        for k in range(2, 6, 2):
+            r = get(cell, k)
+            if r != 0:
+                if found == 0 and conflicts(x, thread, block, warp, r, get(cell, k + 1), mask, how):
+                    found = r
+                put(cell, k, 0)
+        put(cell, 0, who)
+        put(cell, 1, when)
+        return found
+    r = get(cell, 2)
+    if r == 0 or r & GID_MASK == gid:
+        put(cell, 2, who)
+        put(cell, 3, when)
+        return found
+    q = get(cell, 4)
+    if q == 0 or q & GID_MASK == gid:
+        put(cell, 4, who)
+        put(cell, 5, when)
+        return found
+    if happened(x, thread, block, warp, r & GID_MASK, get(cell, 3) & 0xFFFFFFFF):
+        put(cell, 2, who)
+        put(cell, 3, when)
+    elif happened(x, thread, block, warp, q & GID_MASK, get(cell, 5) & 0xFFFFFFFF) or (
+        (r & GID_MASK) >> 5 == (q & GID_MASK) >> 5 != gid >> 5
+    ):
+        put(cell, 4, who)
+        put(cell, 5, when)
+    return found
+
+
+# ---- what a location publishes ----
+@jit
+def sync_entry(x, location, make):
+    """The row of a location that publishes something; 0 where there is none and it is not to be made."""
+    cap = get(x, s.SYNC_CAP)
+    h = np.int64((np.uint64(location) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20)) & (cap - 1)
+    while True:
+        entry = get(x, s.SYNC) + h * s.S_FIELDS * 8
+        key = get(entry, s.S_KEY)
+        if key == location + 1:
+            return entry
+        if key == 0:
+            if not make:
+                return np.int64(0)
+            put(entry, s.S_KEY, location + 1)
+            put(entry, s.S_VC, 0)
+            put(x, s.SYNC_USED, get(x, s.SYNC_USED) + 1)
+            return entry
+        h = (h + 1) & (cap - 1)
+
+
+@jit
+def acquire(x, thread, vc, scope, writer, order, my_scope):
+    """Take in what a write published: now for an acquire, at the next fence for a relaxed read."""
+    if vc == 0:
+        return
+    mine = get(thread, s.T_GID)
+    if not (includes(x, scope, writer, mine) and includes(x, my_scope, mine, writer)):
+        return
+    if order >= isa.ACQUIRE and order != isa.RELEASE:
+        put(thread, s.T_VC, join(x, get(thread, s.T_VC), vc))
+    else:
+        field = s.T_PENDING0 + distance(x, mine, writer)
+        put(thread, field, join(x, get(thread, field), vc))
+
+
+@unit
+def fence(x, thread, block, warp, order, scope):
+    """fence and membar: what was read before it is taken in, what is written after it publishes this moment."""
+    for d in range(3):
+        if d <= scope:
+            put(thread, s.T_VC, join(x, get(thread, s.T_VC), get(thread, s.T_PENDING0 + d)))
+            put(thread, s.T_PENDING0 + d, 0)
+    now = publish(x, thread, block, warp)
+    if order != isa.ACQUIRE:
+        put(thread, s.T_RELEASE, now)
+        put(thread, s.T_RELEASE_SCOPE, scope)
+    if order == isa.SC:
+        view = join(x, now, get(thread, s.T_SV))
+        number = device_row(x, get(thread, s.T_GID))
+        if block != 0:
+            view = join(x, view, get(block, s.B_SC))
+        if scope >= 1 and number != 0:
+            view = join(x, view, get(number, s.D_SC))
+        if scope >= 2:
+            view = join(x, view, get(x, s.SC_SYSTEM))
+        if block != 0:
+            put(block, s.B_SC, view)
+        if scope >= 1 and number != 0:
+            put(number, s.D_SC, view)
+        if scope >= 2:
+            put(x, s.SC_SYSTEM, view)
+        put(thread, s.T_SV, view)
+    return 0
+
+
+@jit
+def device_row(x, gid):
+    """The table of a thread's device; 0 for the host."""
+    from_launch = np.int64(-1)
+    block = gid >> 10
+    for number in range(get(x, s.LAUNCH_COUNT) - 1, -1, -1):
+        launch = get(x, s.LAUNCHES) + number * s.L_FIELDS * 8
+        first = get(launch, s.L_FIRST_GID)
+        if first <= block < first + get(launch, s.L_BLOCKS):
+            from_launch = get(launch, s.L_DEVICE)
+            break
+    if from_launch < 0:
+        return np.int64(0)
+    return get(x, s.DEVICES) + from_launch * (s.D_FIELDS + s.MAX_SMS) * 8
+
+
+# ---- reads and writes ----
+@unit
+def read(x, thread, block, warp, location, host, size, order, scope):
+    """The value that a load returns; an acquire takes in what the write it reads published."""
+    value = np.int64(load(host, size))
+    slot = history_slot(x, location)
+    count = get(slot, s.H_COUNT)
+    if count != 0 and get(slot, s.H_ADDRESS) == location and get(slot, s.H_SIZE) == size:
+        at = count - 1
+        floor = np.int64(-2)
+        while at >= 0:
+            message = slot + (s.H_MESSAGES + at * s.M_FIELDS) * 8
+            gid, clock = get(message, s.M_GID), get(message, s.M_CLOCK)
+            if gid == get(thread, s.T_GID) or happened(x, thread, block, warp, gid, clock):
+                break
+            if in_clock(x, get(thread, s.T_SV), gid, clock):
+                break
+            if floor == -2:
+                key = LOCATION | location
+                floor = max(lookup(x, get(thread, s.T_VC), key), lookup(x, get(thread, s.T_SV), key))
+            if floor >= get(message, s.M_SEQUENCE):
+                break
+            if draw(x) & 1:
+                put(
+                    thread,
+                    s.T_VC,
+                    join(x, get(thread, s.T_VC), single(x, LOCATION | location, get(message, s.M_SEQUENCE))),
+                )
+                break
+            at -= 1
+        if at >= 0:
+            message = slot + (s.H_MESSAGES + at * s.M_FIELDS) * 8
+            value = get(message, s.M_VALUE)
+            if order != isa.WEAK:
+                acquire(x, thread, get(message, s.M_VC), get(message, s.M_SCOPE), get(message, s.M_GID), order, scope)
+        else:
+            value = get(slot, s.H_BASE)
+            if order != isa.WEAK:
+                acquire(
+                    x, thread, get(slot, s.H_BASE_VC), get(slot, s.H_BASE_SCOPE), get(slot, s.H_BASE_GID), order, scope
+                )
+        return value
+    if order != isa.WEAK:
+        entry = sync_entry(x, location, False)
+        if entry != 0:
+            acquire(x, thread, get(entry, s.S_VC), get(entry, s.S_SCOPE), get(entry, s.S_GID), order, scope)
+    return value
+
+
+@unit
+def read_latest(x, thread, location, order, scope):
+    """The acquire of an atomic operation, which always reads the last write."""
+    entry = sync_entry(x, location, False)
+    if entry != 0:
+        acquire(x, thread, get(entry, s.S_VC), get(entry, s.S_SCOPE), get(entry, s.S_GID), order, scope)
+    return 0
+
+
+@unit
+def wrote(x, thread, block, warp, location, size, old, value, order, scope, atomic):
+    """Remember a write: what it published, and the value before it, which others may still read."""
+    vc, vc_scope = np.int64(0), np.int64(scope)
+    gid = get(thread, s.T_GID)
+    entry = np.int64(0)
+    if order != isa.WEAK:
+        if order >= isa.RELEASE:
+            vc = publish(x, thread, block, warp)
+        else:
+            vc = get(thread, s.T_RELEASE)
+            if vc != 0:
+                vc_scope = min(vc_scope, get(thread, s.T_RELEASE_SCOPE))
+        entry = sync_entry(x, location, vc != 0)
+        if atomic and entry != 0 and get(entry, s.S_VC) != 0:
+            vc_scope = min(vc_scope, get(entry, s.S_SCOPE)) if get(entry, s.S_GID) != gid else vc_scope
+            vc = join(x, vc, get(entry, s.S_VC))
+    elif get(x, s.SYNC_USED) != 0:
+        entry = sync_entry(x, location, False)
+    slot = history_slot(x, location)
+    count = get(slot, s.H_COUNT)
+    if count == 0 or get(slot, s.H_ADDRESS) != location or get(slot, s.H_SIZE) != size:
+        count = np.int64(0)
+        put(slot, s.H_ADDRESS, location)
+        put(slot, s.H_SIZE, size)
+        put(slot, s.H_BASE, np.int64(old))
+        put(slot, s.H_BASE_VC, 0 if entry == 0 else get(entry, s.S_VC))
+        put(slot, s.H_BASE_SCOPE, 0 if entry == 0 else get(entry, s.S_SCOPE))
+        put(slot, s.H_BASE_GID, 0 if entry == 0 else get(entry, s.S_GID))
+    if count == s.M_MOST:
+        first = slot + s.H_MESSAGES * 8
+        put(slot, s.H_BASE, get(first, s.M_VALUE))
+        put(slot, s.H_BASE_VC, get(first, s.M_VC))
+        put(slot, s.H_BASE_SCOPE, get(first, s.M_SCOPE))
+        put(slot, s.H_BASE_GID, get(first, s.M_GID))
+        for i in range(s.M_FIELDS * (s.M_MOST - 1)):
+            put(first, i, get(first, i + s.M_FIELDS))
+        count -= 1
+    message = slot + (s.H_MESSAGES + count * s.M_FIELDS) * 8
+    sequence = get(x, s.SEQUENCE) + 1
+    put(x, s.SEQUENCE, sequence)
+    put(message, s.M_VALUE, np.int64(value))
+    put(message, s.M_GID, gid)
+    # a release publishes the moment before this write; the write itself belongs to the moment it publishes
+    put(message, s.M_CLOCK, get(thread, s.T_CLOCK) - (1 if order >= isa.RELEASE else 0))
+    put(message, s.M_VC, vc)
+    put(message, s.M_SCOPE, vc_scope)
+    put(message, s.M_SEQUENCE, sequence)
+    put(slot, s.H_COUNT, count + 1)
+    if entry != 0:
+        put(entry, s.S_VC, vc)
+        put(entry, s.S_SCOPE, vc_scope)
+        put(entry, s.S_GID, gid)
+    return 0

@@ -1,0 +1,87 @@
+"""Kernels launched the ordinary way run on the machine: by a context, a fixture, the environment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
+from numba import cuda
+
+from aristos import simt
+
+
+@cuda.jit
+def scale(a, factor):
+    i = cuda.grid(1)
+    if i < a.size:
+        a[i] *= factor
+
+
+def test_launches_go_to_the_machine():
+    with simt.use(simt.Machine()) as machine:
+        host = np.arange(100.0)
+        scale[4, 32](host, 3.0)
+        assert np.array_equal(host, 3 * np.arange(100.0))
+        there = cuda.to_device(np.arange(100.0))
+        scale[4, 32](there, 2.0)
+        scale.forall(100)(there, 2.0)
+        cuda.synchronize()
+        assert np.array_equal(there.copy_to_host(), 4 * np.arange(100.0))
+        empty = cuda.device_array_like(there)
+        assert empty.shape == (100,)
+        assert machine.reports == []
+    assert "aristos" not in cuda.to_device.__module__
+
+
+TESTS = """
+import numpy as np
+from numba import cuda
+
+@cuda.jit("void(float64[:])")
+def good(a):
+    a[cuda.threadIdx.x] = 1
+
+@cuda.jit
+def bad(a):
+    a[cuda.threadIdx.x + 1] = 1
+
+def test_good():
+    a = np.zeros(32)
+    good[1, 32](a)
+    assert a.sum() == 32
+
+def test_bad():
+    bad[1, 32](np.zeros(32))
+
+def test_fixture(simt_machine):
+    bad[1, 32](np.zeros(32))
+    assert [r.kind for r in simt_machine.reports] == ["out_of_bounds"]
+    simt_machine.reports.clear()
+"""
+
+
+def test_the_plugin_and_the_environment(tmp_path):
+    (tmp_path / "test_it.py").write_text(TESTS)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "aristos.simt.plugin",
+        "-p",
+        "no:cacheprovider",
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        command, env={**os.environ, "ARISTOS_SIMT": "1"}, cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert "out_of_bounds" in done.stdout, done.stdout
+    assert "3 passed" in done.stdout  # the bodies; what was found fails a test when it is torn down
+    assert "1 error" in done.stdout
+    assert "test_bad" in done.stdout
