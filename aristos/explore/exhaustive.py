@@ -14,6 +14,7 @@ import hashlib
 import marshal
 import time
 from bisect import bisect_right
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -29,6 +30,7 @@ from .stretches import Stretches
 from .violation import Deadlock, Violation
 
 Key = bytes
+OFTEN = 1000  # moves
 FLAT = 2  # the version of marshal that writes equal values alike
 
 
@@ -83,8 +85,8 @@ class Search:
         self.moves = self.ends = 0
         self.sched.bound = 1 << 60
 
-    def run(self, seconds: float) -> Result:
-        """Search until all is seen, something is found, or `seconds` are over."""
+    def run(self, seconds: float, told: Callable[[str], None] = lambda done: None) -> Result:
+        """Search until all is seen, something is found, or `seconds` are over. told: how far it is, now and then."""
         started = time.monotonic()
         self.sched._main = getcurrent()
         path: list[Node] = []
@@ -96,6 +98,8 @@ class Search:
                 self._enter(path, set())
                 while path and time.monotonic() - started < seconds:
                     self._advance(path)
+                    if self.moves % OFTEN == 0:
+                        told(f"{len(self.visited)} states")
         except Violation as found:
             violation = found
         finally:
