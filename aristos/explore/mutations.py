@@ -261,3 +261,30 @@ def poison_not_read(put: Put) -> None:
     """A rank that waits does not look for poison."""
     put(arrivals, "poisoned", lambda job, st: -1)
     put(rank.Rank, "looked_everywhere", lambda self, actor: self.st[f.IDLE_SWEEPS] > rank.PATIENCE)
+
+
+@mutation("poison-looked-for-once")
+def poison_looked_for_once(put: Put) -> None:
+    """A rank that waits looks for poison once, and then no more."""
+    real = arrivals.poisoned
+    put(arrivals, "poisoned", lambda job, st: real(job, st) if st[f.IDLE_SWEEPS] == 32 else -1)
+
+
+@mutation("poison-of-another-call", faults=True)
+def poison_of_another_call(put: Put) -> None:
+    """Poison names the call after the one that has failed."""
+    real = steps.poison
+
+    def poison(job: Any, st: Any, origin: int, cause: int) -> None:
+        later = list(job)
+        later[f.EPOCH] += 1
+        real(later, st, origin, cause)
+
+    put(steps, "poison", poison)
+
+
+@mutation("poison-names-the-teller", ranks=3, faults=True)
+def poison_names_the_teller(put: Put) -> None:
+    """Who forwards poison says that it has failed itself."""
+    real = steps.poison
+    put(steps, "poison", lambda job, st, origin, cause: real(job, st, job[f.RANK], cause))

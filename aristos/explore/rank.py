@@ -55,7 +55,7 @@ class Rank:
         self._fill_counters()
         self.epoch = 0
         self.stage = "open"
-        self.cause = 0  # why it has failed
+        self.cause, self.origin = 0, me  # why it has failed, and whose failure that was
         self.joined = [0] * case.workers  # the last call that each worker has joined
         self.call = Call(())
         self.output: dict[int, list[int]] = {}
@@ -389,13 +389,13 @@ class Rank:
         word = memory.load_acquire(word_from(self.job, self.st, peer, f.POISON))
         told, cause = divmod(word, 1 << f.CAUSE_BITS)
         epoch, origin = divmod(told, 1 << f.ORIGIN_BITS)
-        self.machine.checks.told(self, epoch, origin, cause)
+        self.machine.checks.told(self, peer, epoch, origin, cause)
         return cause, origin
 
     def _fail(self, cause: int, origin: int) -> None:
         """As `Runtime._fail`."""
         job, st = self.job, self.st
-        self.stage, self.cause = "failing", cause
+        self.stage, self.cause, self.origin = "failing", cause, origin
         steps.poison(job, st, origin, cause)
         if job[f.FAR]:
             while not wire.take(job[f.WIRE]):
