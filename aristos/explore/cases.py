@@ -54,7 +54,8 @@ class Case:
     max_tokens: int = 3
     workers: int = 1
     tile: int = 2
-    run: int = 4
+    run: int = 4  # rows that are too many for one run
+    group: int = 6  # rows that a run has a multiple of: 1 cuts tiles in two
     merge: int = 0
     words: int = 1  # of a row
     node_of: tuple[int, ...] = (0, 0)
@@ -151,6 +152,7 @@ def draw(seed: int, asked: Asked) -> Case:
         workers=rng.choice((1, 1, 1, 2)),
         tile=rng.choice((1, 2, 2, 3)),
         run=rng.choice((2, 4, 8)),
+        group=rng.choice((1, 1, 6)),
         merge=rng.choice((0, 0, 3, 8)),
         words=rng.choice((1, 2)),
         node_of=nodes_of(asked, rng),

@@ -91,7 +91,7 @@ class Checks:
             )
 
     def told(self, rank: Rank, teller: int, epoch: int, origin: int, cause: int) -> None:
-        """`rank` has read poison of `teller`: it names a rank that has failed, why, and the call that the teller left."""
+        """`rank` has read poison of `teller`: it names a rank that has failed, why, and the call of the teller."""
         ranks = self.machine.ranks
         known = 0 <= origin < len(ranks) and ranks[origin].stage not in ("open", "work", "close", "out")
         if not known or (origin, epoch) != (ranks[teller].origin, ranks[teller].epoch):

@@ -25,6 +25,7 @@ from .frozen import Frozen
 from .memory_model import Clock
 from .places import PRIVATE
 from .scheduler import FLUSH, LOAD, POLL, Actor
+from .step_limit import every_step_ends
 from .story import tell
 from .stretches import Stretches
 from .violation import Deadlock, Violation
@@ -92,7 +93,7 @@ class Search:
         path: list[Node] = []
         violation: Violation | None = None
         try:
-            with self.machine.patched(), self.machine.recorded():
+            with self.machine.patched(), self.machine.recorded(), every_step_ends(self.sched, lambda: self.moves):
                 for actor in self.sched.actors:
                     self._begin(actor)
                 self._enter(path, set())
@@ -256,7 +257,8 @@ def story_of(case: Case, path: list[Move]) -> str:
     search = Search(case)
     search.memory.story = []
     search.sched._main = getcurrent()
-    with search.machine.patched(), search.machine.recorded(), suppress(Violation):
+    limit = every_step_ends(search.sched)
+    with search.machine.patched(), search.machine.recorded(), suppress(Violation), limit:
         for actor in search.sched.actors:
             search._begin(actor)
         for move in path:

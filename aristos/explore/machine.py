@@ -20,7 +20,7 @@ from .checks import Checks
 from .memory_model import CHANGE, Memory
 from .network import Network
 from .places import LOCK, OUTBOX, PRIVATE, WIRE, private
-from .rank import Rank
+from .rank import BATCH, Rank
 from .regions import Regions
 from .replaced import replaced
 from .scheduler import Actor, Scheduler, Strategy
@@ -115,6 +115,8 @@ class Machine:
             (team, "down_columns"): down_columns,
             (combine, "combine_token"): combine_token,
             (f, "TOKEN_BLOCK"): TOKEN_BLOCK,
+            (experts, "GROUP"): self.case.group,
+            (team, "MOST_ROWS"): BATCH,
             (runtime, "load_acquire"): self.memory.load_acquire,
             (runtime, "time"): SimpleNamespace(monotonic=self.monotonic),
         }

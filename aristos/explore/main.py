@@ -17,6 +17,7 @@ from typing import Any
 
 from . import cases, exhaustive, mutation, ring, shrink, strategies
 from .small import ROUTINGS, small
+from .step_limit import every_step_ends
 from .violation import Violation
 
 FINE, FOUND, INCOMPLETE, INTERRUPTED = 0, 1, 3, 130
@@ -90,7 +91,8 @@ def explore(asked: cases.Asked, strategy: str, schedules: int, seed: int, second
             plan = strategies.Recorded(strategies.make(strategy, number, strategies.length(case)))
             machine = shrink.machine_of(case, plan)
             try:
-                machine.run()
+                with every_step_ends(machine.sched):
+                    machine.run()
             except Violation as violation:
                 failure = Failure(number, case, violation, plan.decisions, machine.sched.steps)
                 return Sweep(ran + 1, steps + machine.sched.steps, clock.seconds, failure)

@@ -241,6 +241,24 @@ def no_lock(put: Put) -> None:
         put(module, "lock", lambda job: bool(memory.load_acquire(job[f.LOCK]) + 1))
 
 
+@mutation("returned-in-part", fixed=(("group", 1), ("run", 2), ("tile", 3)))
+def returned_in_part(put: Put) -> None:
+    """A tile is said to be returned when one of its rows is still to be computed."""
+
+    def finish_record(job: Any, st: Any, source: int, tile: int, rows: int) -> None:
+        left = job[f.T_RECORD] + f.RECORD_WORDS * (source * job[f.SLOTS] + tile % job[f.SLOTS]) + f.R_LEFT
+        before = st[left]
+        if before - rows == 1 and st[job[f.T_ANNOUNCED] + source] == f.SERVE:
+            st[left], st[f.OWED] = rows, st[f.OWED] + 1
+            real(job, st, source, tile, rows)
+            st[f.OWED] -= 1
+        elif before > 0:
+            real(job, st, source, tile, rows)
+
+    real = returns.finish_record
+    put(experts, "finish_record", finish_record)
+
+
 # ---- failures
 
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from .. import memory, wire
-from ..engine import arrivals, outbox, packing, steps, team
+from ..engine import arrivals, outbox, packing, steps
 from ..engine import exchange as halves
 from ..engine import fields as f
 from ..engine.layout import PairLayout, StateLayout, word_from, word_to
@@ -31,7 +31,7 @@ from .violation import WrongResult
 if TYPE_CHECKING:
     from .machine import Machine
 
-BATCH = team.MOST_ROWS  # most rows of a run, as far as tables go
+BATCH = 6  # most rows of a run, of one that workers share too
 PATIENCE = 3  # idle sweeps that few rows wait for more
 PAUSE_NS = 3_000_000
 TIMEOUT = 120.0
