@@ -63,6 +63,7 @@ class Case:
     start: int = 0  # where counters begin
     attention: bool = False  # puts land only at ranks that call into MPI
     delays: bool = False  # loads may see old values
+    meets: bool = False  # all ranks meet between the halves of an exchange
     fault: Fault | None = None
     calls: tuple[tuple[Call, ...], ...] = ()  # [ranks][calls]
 
@@ -98,7 +99,7 @@ class Case:
             words.append(f"counters from {self.start}")
         if self.fault is not None:
             words.append(str(self.fault))
-        for name in ("attention", "delays"):
+        for name in ("attention", "delays", "meets"):
             if getattr(self, name):
                 words.append(name)
         lines = [", ".join(words)]
@@ -160,6 +161,7 @@ def draw(seed: int, asked: Asked) -> Case:
         start=rng.choice(STARTS),
         attention=rng.random() < 0.5,
         delays=rng.random() < 0.5,
+        meets=rng.random() < 0.5,
     )
     case = replace(case, **dict(asked.fixed))
     count = asked.calls or rng.randint(1, 5)

@@ -164,6 +164,17 @@ def ends_without_owners_part(put: Put) -> None:
     put(steps, "finished", lambda job, st: st[f.BLOCKS_LEFT] == 0 and st[f.UNSENT] == 0)
 
 
+@mutation("half-exchange-unsent", plain=False, fixed=(("meets", True), ("rows", 1), ("max_tokens", 6)))
+def half_exchange_unsent(put: Put) -> None:
+    """An exchange's first half ends though rows wait for credit: between the halves nobody sends them."""
+
+    def finished(job: Any, st: Any) -> bool:
+        return real(job, st) or (job[f.MODE] == f.MODE_DISPATCH and st[f.UNREAD] == 0 and st[f.OWED] == 0)
+
+    real = steps.finished
+    put(steps, "finished", finished)
+
+
 @mutation("rows-of-the-next-call")
 def rows_of_the_next_call(put: Put) -> None:
     """Records are read as far as the tail says, not as far as this call's announcement does."""

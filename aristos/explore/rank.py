@@ -36,6 +36,7 @@ PATIENCE = 3  # idle sweeps that few rows wait for more
 PAUSE_NS = 3_000_000
 TIMEOUT = 120.0
 GATE_OPEN, GATE_DONE = 0, 8  # words between a caller and its workers: the call they may join, calls left
+GATE_HALF = 16  # the last exchange whose first half has ended here, for ranks that meet between the halves
 
 
 class Rank:
@@ -322,6 +323,8 @@ class Rank:
             self._check_statuses(True)
             return
         self._check_statuses(False)
+        if self.case.meets and self.case.fault is None:
+            self._meet()
         row = 0
         for local in range(job[f.LOCAL]):
             for source in range(self.case.ranks):
@@ -342,6 +345,13 @@ class Rank:
             halves.give_back(job, st, self.counts, source, out, f.REFUSED if refuses else f.OK)
         self._tend(True)
         self.stage = "work"
+
+    def _meet(self) -> None:
+        """Wait for the others' first halves, as a user does who calls a collective between the halves."""
+        memory.store_release(private(self.me, places.GATE, GATE_HALF), self.epoch)
+        for p in range(self.case.ranks):
+            while memory.load_acquire(private(p, places.GATE, GATE_HALF)) < self.epoch:
+                memory.yield_core()
 
     def _check_statuses(self, broken: bool) -> None:
         """What the other ranks said instead of rows is known by now, and nothing is that they have yet to say."""
