@@ -163,7 +163,7 @@ class Machine:
             return
         actor.blind = 0
         if self.case.workers > 1 and actor.sweeping:
-            now = self._look(rank)
+            now = self.look(rank)
             if actor.print != now:  # another worker has moved since this one has decided
                 actor.print = now
                 actor.seen.clear()
@@ -171,7 +171,7 @@ class Machine:
                 return
         self.memory.idle()
 
-    def _look(self, rank: Rank) -> int:
+    def look(self, rank: Rank) -> int:
         """What workers decide from; those that wait look again if it has changed."""
         now = rank.fingerprint()
         if rank.print != now:
@@ -186,7 +186,7 @@ class Machine:
         place = self.memory.regions.place(at)
         if place.part == PRIVATE:
             if new == 0 and self.case.workers > 1 and place.region in ("lock", "wire"):
-                self._look(self.ranks[place.rank])
+                self.look(self.ranks[place.rank])
             return
         if place.region != "words":
             return

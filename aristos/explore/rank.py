@@ -407,6 +407,7 @@ class Rank:
         job, st = self.job, self.st
         self.stage, self.cause, self.origin = "failing", cause, origin
         steps.poison(job, st, origin, cause)
+        self.machine.look(self)
         if job[f.FAR]:
             while not wire.take(job[f.WIRE]):
                 memory.yield_core()
@@ -414,6 +415,7 @@ class Rank:
             outbox.listen(job, st)
             wire.leave(job[f.WIRE])
             self._tend(False)
+        self._gather()
         self.stage = "failed"
 
     # ---- the other threads of the rank
