@@ -38,12 +38,33 @@ def test_the_command_finds_nothing_and_a_seed_replays():
 @pytest.mark.parametrize(
     "words",
     [["--ranks", "0"], ["--rows", "-1"], ["--transport", "rma", "--ranks", "1"], ["--seconds", "nan"],
-     ["--strategy", "exhaustive", "--ranks", "3"]],
+     ["--strategy", "exhaustive", "--ranks", "3"], ["--seed", "-1"], ["--tokens", "2"],
+     ["--mutation", "no-lock", "--ranks", "1"], ["--mutation", "all", "--transport", "ring", "--ranks", "1"]],
 )  # fmt: skip
 def test_options_that_make_no_sense(words):
     done = run(*words)
     assert done.returncode == 2
     assert "must be" in done.stderr or "needs at least" in done.stderr or "takes 2 ranks" in done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["--json"], ["--mutation", "release-dropped"]])
+def test_a_report_that_cannot_be_written_is_no_bug_found(words):
+    """Exit code 1 would say so."""
+    command = [sys.executable, "-m", "aristos", "explore", "--schedules", "2", *words]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, cwd=ROOT, env=clean_environment(), stdout=full, stderr=subprocess.PIPE, text=True, timeout=170
+        )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "cannot write to stdout" in done.stderr
+
+
+def test_sizes_given_beside_a_mutation_count():
+    """Within a node nobody flushes: with the transport given, the bug cannot show."""
+    words = ("--mutation", "flush-skipped", "--schedules", "5")
+    assert explore(*words)["mutations"][0]["found"]
+    assert not explore(*words, "--transport", "shm", code=1)["mutations"][0]["found"]
 
 
 def test_an_unknown_mutation_names_those_there_are():

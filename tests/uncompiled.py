@@ -6,6 +6,7 @@ The kernels and a layer in one process against the reference, and the protocol u
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +18,12 @@ from numba.core import config
 import aristos
 from aristos import compile as compiling
 from aristos import reference
+from aristos.cli.explore import options as explore_options
+from aristos.engine import dispatch, steps
 from aristos.engine import fields as f
-from aristos.engine import steps
 from aristos.engine.layout import near_region
-from aristos.explore import strategies
+from aristos.explore import main as explorer
+from aristos.explore import shrink, step_limit, strategies
 from aristos.explore.cases import Call, Case
 from aristos.explore.machine import Machine
 from aristos.explore.places import NEAR, address
@@ -67,6 +70,37 @@ def test_refusals_in_plain_python():
         with pytest.raises(aristos.errors.InputError, match="twice"):
             moe(x, ids=np.zeros((3, 2), int), weights=np.ones((3, 2), "f4"))
         assert np.array_equal(moe(x), y)
+
+
+def test_ctrl_c_tells_how_far_it_was(monkeypatch, capsys):
+    seeds = itertools.count()
+
+    def draw(seed: int, asked: Any) -> Case:
+        if next(seeds) == 2:
+            raise KeyboardInterrupt
+        return Case(calls=((Call(()),),) * 2)
+
+    monkeypatch.setattr(explorer, "draw", draw)
+    asked = explore_options(["--schedules", "9", "--json"])
+    assert explorer.run(asked) == 130
+    assert json.loads(capsys.readouterr().out)["schedules"] == 2
+
+
+def test_a_step_that_never_ends_is_told(monkeypatch, capsys):
+    """It touches nothing that others see, so that no bound of steps ends it."""
+    monkeypatch.setattr(step_limit, "SECONDS", 0.2)
+    monkeypatch.setattr(shrink, "SECONDS", 0.0)
+
+    def claim(*_: Any) -> None:
+        while True:
+            pass
+
+    monkeypatch.setattr(dispatch, "claim", claim)
+    for words in ([], ["--strategy", "exhaustive"]):
+        assert explorer.run(explore_options(["--json", *words])) == 1
+        found = json.loads(capsys.readouterr().out)["found"]
+        assert found["what"] == "Livelock"
+        assert "does not come back from a step" in found["message"]
 
 
 # ---- the protocol under the explorer: cases that once showed a bug, and the watch itself -----------------------------

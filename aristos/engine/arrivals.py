@@ -143,11 +143,18 @@ def awaited(job, st):
 
 @jit
 def standing(job, st):
-    """(whom this rank waits for, how much it has done), for who is no worker."""
+    """(whom this rank waits for, how much it has done, what that one owes), for who is no worker.
+
+    Owed are (T_ANNOUNCED, T_LEFT, T_READ_TILES, T_SEEN_TILES, T_SENT_TILES) of that rank.
+    """
     acquire(job)
     peer = job[f.RANK]
+    announced, left, read, seen, sent = 0, 0, 0, 0, 0
     if st[f.PHASE] >= f.PHASE_RUN:  # before, somebody may be filling the tables
         peer = awaited(job, st)
+        announced, left = st[job[f.T_ANNOUNCED] + peer], st[job[f.T_LEFT] + peer]
+        read, seen = st[job[f.T_READ_TILES] + peer], st[job[f.T_SEEN_TILES] + peer]
+        sent = st[job[f.T_SENT_TILES] + peer]
     done = st[f.PROGRESS]
     unlock(job)
-    return peer, done
+    return peer, done, (announced, left, read, seen, sent)

@@ -54,7 +54,8 @@ class Case:
     max_tokens: int = 3
     workers: int = 1
     tile: int = 2
-    run: int = 4
+    run: int = 4  # rows that are too many for one run
+    group: int = 6  # rows that a run has a multiple of: 1 cuts tiles in two
     merge: int = 0
     words: int = 1  # of a row
     node_of: tuple[int, ...] = (0, 0)
@@ -62,6 +63,7 @@ class Case:
     start: int = 0  # where counters begin
     attention: bool = False  # puts land only at ranks that call into MPI
     delays: bool = False  # loads may see old values
+    meets: bool = False  # all ranks meet between the halves of an exchange
     fault: Fault | None = None
     calls: tuple[tuple[Call, ...], ...] = ()  # [ranks][calls]
 
@@ -97,7 +99,7 @@ class Case:
             words.append(f"counters from {self.start}")
         if self.fault is not None:
             words.append(str(self.fault))
-        for name in ("attention", "delays"):
+        for name in ("attention", "delays", "meets"):
             if getattr(self, name):
                 words.append(name)
         lines = [", ".join(words)]
@@ -151,6 +153,7 @@ def draw(seed: int, asked: Asked) -> Case:
         workers=rng.choice((1, 1, 1, 2)),
         tile=rng.choice((1, 2, 2, 3)),
         run=rng.choice((2, 4, 8)),
+        group=rng.choice((1, 1, 6)),
         merge=rng.choice((0, 0, 3, 8)),
         words=rng.choice((1, 2)),
         node_of=nodes_of(asked, rng),
@@ -158,6 +161,7 @@ def draw(seed: int, asked: Asked) -> Case:
         start=rng.choice(STARTS),
         attention=rng.random() < 0.5,
         delays=rng.random() < 0.5,
+        meets=rng.random() < 0.5,
     )
     case = replace(case, **dict(asked.fixed))
     count = asked.calls or rng.randint(1, 5)

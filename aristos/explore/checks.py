@@ -90,18 +90,17 @@ class Checks:
                 f"rank {waiting[0].me} waits although rank {told[0].me} has failed\n{self.machine.describe()}"
             )
 
-    def told(self, rank: Rank, epoch: int, origin: int, cause: int) -> None:
-        """`rank` has read poison: it names a rank that has failed, in a call that this one is in or beside."""
-        failed = 0 <= origin < len(self.machine.ranks) and self.machine.ranks[origin].stage not in (
-            "open",
-            "work",
-            "close",
-            "out",
-        )
-        if not failed or abs(epoch - rank.epoch) > 1:
-            raise WrongResult(f"rank {rank.me} in call {rank.epoch} reads that rank {origin} failed in call {epoch}")
-        if self.machine.ranks[origin].cause != cause:
-            why = self.machine.ranks[origin].cause
+    def told(self, rank: Rank, teller: int, epoch: int, origin: int, cause: int) -> None:
+        """`rank` has read poison of `teller`: it names a rank that has failed, why, and the call of the teller."""
+        ranks = self.machine.ranks
+        known = 0 <= origin < len(ranks) and ranks[origin].stage not in ("open", "work", "close", "out")
+        if not known or (origin, epoch) != (ranks[teller].origin, ranks[teller].epoch):
+            raise WrongResult(
+                f"rank {rank.me} in call {rank.epoch} reads of rank {teller} in call {ranks[teller].epoch} that rank"
+                f" {origin} failed, in call {epoch}"
+            )
+        if ranks[origin].cause != cause:
+            why = ranks[origin].cause
             raise WrongResult(f"rank {rank.me} reads that rank {origin} failed for cause {cause}, but it was {why}")
 
     def at_end(self) -> None:

@@ -14,6 +14,7 @@ import hashlib
 import marshal
 import time
 from bisect import bisect_right
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -24,11 +25,13 @@ from .frozen import Frozen
 from .memory_model import Clock
 from .places import PRIVATE
 from .scheduler import FLUSH, LOAD, POLL, Actor
+from .step_limit import every_step_ends
 from .story import tell
 from .stretches import Stretches
 from .violation import Deadlock, Violation
 
 Key = bytes
+OFTEN = 1000  # moves
 FLAT = 2  # the version of marshal that writes equal values alike
 
 
@@ -83,19 +86,21 @@ class Search:
         self.moves = self.ends = 0
         self.sched.bound = 1 << 60
 
-    def run(self, seconds: float) -> Result:
-        """Search until all is seen, something is found, or `seconds` are over."""
+    def run(self, seconds: float, told: Callable[[str], None] = lambda done: None) -> Result:
+        """Search until all is seen, something is found, or `seconds` are over. told: how far it is, now and then."""
         started = time.monotonic()
         self.sched._main = getcurrent()
         path: list[Node] = []
         violation: Violation | None = None
         try:
-            with self.machine.patched(), self.machine.recorded():
+            with self.machine.patched(), self.machine.recorded(), every_step_ends(self.sched, lambda: self.moves):
                 for actor in self.sched.actors:
                     self._begin(actor)
                 self._enter(path, set())
                 while path and time.monotonic() - started < seconds:
                     self._advance(path)
+                    if self.moves % OFTEN == 0:
+                        told(f"{len(self.visited)} states")
         except Violation as found:
             violation = found
         finally:
@@ -252,7 +257,8 @@ def story_of(case: Case, path: list[Move]) -> str:
     search = Search(case)
     search.memory.story = []
     search.sched._main = getcurrent()
-    with search.machine.patched(), search.machine.recorded(), suppress(Violation):
+    limit = every_step_ends(search.sched)
+    with search.machine.patched(), search.machine.recorded(), suppress(Violation), limit:
         for actor in search.sched.actors:
             search._begin(actor)
         for move in path:

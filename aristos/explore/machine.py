@@ -20,17 +20,18 @@ from .checks import Checks
 from .memory_model import CHANGE, Memory
 from .network import Network
 from .places import LOCK, OUTBOX, PRIVATE, WIRE, private
-from .rank import Rank
+from .rank import BATCH, Rank
 from .regions import Regions
 from .replaced import replaced
 from .scheduler import Actor, Scheduler, Strategy
-from .violation import Aborted
+from .violation import Aborted, Livelock
 
 TOKEN_BLOCK = 2  # tokens of a route or combine command: several commands a call
 ROUNDS_OF_TIME = 60  # how often time may pass because nobody can go on
 LOST = ("failing", "failed", "gone")  # stages of a rank
 PASSING = 130  # seconds that pass then: more than a timeout
 LATEST = 2 * OVERDUE * PASSING  # by then whoever waits for a lost rank has given up: they pass in half a run's steps
+BLIND = 100  # sweeps in vain, each the one that looks for poison too, that an actor may make without having looked
 PATIENT = 4_000  # visible operations that a run may take for each row and rank, and as many again for each call
 
 
@@ -114,6 +115,8 @@ class Machine:
             (team, "down_columns"): down_columns,
             (combine, "combine_token"): combine_token,
             (f, "TOKEN_BLOCK"): TOKEN_BLOCK,
+            (experts, "GROUP"): self.case.group,
+            (team, "MOST_ROWS"): BATCH,
             (runtime, "load_acquire"): self.memory.load_acquire,
             (runtime, "time"): SimpleNamespace(monotonic=self.monotonic),
         }
@@ -152,11 +155,15 @@ class Machine:
             return
         running = actor.sweeping and st[f.PHASE] == f.PHASE_RUN
         if running and not rank.looked_everywhere(actor):
+            actor.blind += 1
+            if actor.blind > BLIND:
+                raise Livelock(f"{actor.name} waits and does not look for everybody's poison\n{self.describe()}")
             st[f.IDLE_SWEEPS] = max(st[f.IDLE_SWEEPS], rank.job[f.PATIENCE]) // 32 * 32 + 31
             self.sched.switch("idle")
             return
+        actor.blind = 0
         if self.case.workers > 1 and actor.sweeping:
-            now = self._look(rank)
+            now = self.look(rank)
             if actor.print != now:  # another worker has moved since this one has decided
                 actor.print = now
                 actor.seen.clear()
@@ -164,7 +171,7 @@ class Machine:
                 return
         self.memory.idle()
 
-    def _look(self, rank: Rank) -> int:
+    def look(self, rank: Rank) -> int:
         """What workers decide from; those that wait look again if it has changed."""
         now = rank.fingerprint()
         if rank.print != now:
@@ -179,7 +186,7 @@ class Machine:
         place = self.memory.regions.place(at)
         if place.part == PRIVATE:
             if new == 0 and self.case.workers > 1 and place.region in ("lock", "wire"):
-                self._look(self.ranks[place.rank])
+                self.look(self.ranks[place.rank])
             return
         if place.region != "words":
             return

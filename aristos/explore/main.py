@@ -1,8 +1,8 @@
 """`aristos explore`: run schedules until one shows a bug, or all of those asked for have run.
 
 Schedule number n of a run with seed s is drawn from s + n alone, so that `--seed` (s + n) `--schedules 1` replays it.
-Exit codes: 0 nothing found, 1 a bug found (with --mutation: one was not found), 2 usage, 3 an exhaustive search ran out
-of time.
+Exit codes: 0 nothing found, 1 a bug found (with --mutation: one was not found), 3 an exhaustive search ran out of time,
+130 Ctrl-C. How far it is goes to stderr.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import json
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import cases, exhaustive, mutation, ring, shrink, strategies
 from .small import ROUTINGS, small
+from .step_limit import every_step_ends
 from .violation import Violation
 
-FINE, FOUND, INCOMPLETE = 0, 1, 3
+FINE, FOUND, INCOMPLETE, INTERRUPTED = 0, 1, 3, 130
 FOREVER = float("inf")
 SECONDS = 1800.0  # of an exhaustive search
 
@@ -43,6 +44,32 @@ class Sweep:
     steps: int
     seconds: float
     failure: Failure | None
+    interrupted: bool = False  # by Ctrl-C
+
+
+class Clock:
+    """How long something takes, and a line on stderr every so often that says how far it is."""
+
+    EVERY = 10.0  # seconds
+
+    def __init__(self, what: str = "") -> None:
+        self.what = what
+        self.started = self.told = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def tick(self, done: str) -> None:
+        now = time.monotonic()
+        if now - self.told > self.EVERY:
+            self.told = now
+            say(f"{self.what}{done}, {now - self.started:.0f} s")
+
+
+def say(line: str) -> None:
+    """For people who wait: not a part of what is asked for."""
+    print(f"aristos explore: {line}", file=sys.stderr, flush=True)
 
 
 def draw(seed: int, asked: cases.Asked) -> cases.Case:
@@ -54,26 +81,30 @@ def draw(seed: int, asked: cases.Asked) -> cases.Case:
 
 def explore(asked: cases.Asked, strategy: str, schedules: int, seed: int, seconds: float) -> Sweep:
     """Run schedules seed, seed + 1, ... until one fails, or `seconds` are over."""
-    started, steps = time.monotonic(), 0
+    clock, steps, ran = Clock(), 0, 0
     warnings.filterwarnings("ignore", message="rank .* has waited")
-    ran = 0
-    for number in range(schedules):
-        if time.monotonic() - started > seconds:
-            break
-        case = draw(seed + number, asked)
-        plan = strategies.Recorded(strategies.make(strategy, seed + number, strategies.length(case)))
-        machine = shrink.machine_of(case, plan)
-        ran += 1
-        try:
-            machine.run()
-        except Violation as violation:
-            failure = Failure(seed + number, case, violation, plan.decisions, machine.sched.steps)
-            return Sweep(ran, steps + machine.sched.steps, time.monotonic() - started, failure)
-        steps += machine.sched.steps
-    return Sweep(ran, steps, time.monotonic() - started, None)
+    try:
+        for number in range(seed, seed + schedules):
+            if clock.seconds > seconds:
+                break
+            case = draw(number, asked)
+            plan = strategies.Recorded(strategies.make(strategy, number, strategies.length(case)))
+            machine = shrink.machine_of(case, plan)
+            try:
+                with every_step_ends(machine.sched):
+                    machine.run()
+            except Violation as violation:
+                failure = Failure(number, case, violation, plan.decisions, machine.sched.steps)
+                return Sweep(ran + 1, steps + machine.sched.steps, clock.seconds, failure)
+            ran += 1
+            steps += machine.sched.steps
+            clock.tick(f"{ran} of {schedules} schedules")
+    except KeyboardInterrupt:
+        return Sweep(ran, steps, clock.seconds, None, interrupted=True)
+    return Sweep(ran, steps, clock.seconds, None)
 
 
-def report(sweep: Sweep, asked: cases.Asked, options: Any) -> int:
+def report(sweep: Sweep, options: Any) -> int:
     """Say what was found; the exit code."""
     failure = sweep.failure
     found: dict[str, Any] = {
@@ -84,6 +115,7 @@ def report(sweep: Sweep, asked: cases.Asked, options: Any) -> int:
         "found": None,
     }
     if failure is not None:
+        say(f"schedule {failure.seed} fails: {type(failure.violation).__name__}; it is made shorter now")
         shorter = shrink.shrink(failure.case, failure.decisions, failure.violation)
         found["found"] = {
             "seed": failure.seed,
@@ -96,12 +128,20 @@ def report(sweep: Sweep, asked: cases.Asked, options: Any) -> int:
         print(json.dumps(found))
     elif failure is None:
         print(
-            f"{sweep.schedules} schedules from seed {options.seed}, {sweep.steps} steps,"
-            f" {sweep.seconds:.1f} s: nothing found"
+            f"{sweep.schedules} schedule{'s'[: sweep.schedules != 1]} from seed {options.seed}, {sweep.steps} steps,"
+            f" {sweep.seconds:.1f} s: nothing found{' until Ctrl-C' if sweep.interrupted else ''}"
         )
     else:
         tell(failure, shorter)
+    if sweep.interrupted:
+        return INTERRUPTED
     return FINE if failure is None else FOUND
+
+
+def within(own: cases.Asked, options: Any) -> cases.Asked:
+    """Where a bug is looked for: where it can show, but for what the command line says."""
+    given = {name: getattr(options, name) for name in options.given}
+    return replace(own, fixed=tuple(item for item in own.fixed if item[0] not in given), **given)
 
 
 def mutate(options: Any) -> int:
@@ -111,7 +151,10 @@ def mutate(options: Any) -> int:
     for name in names:
         bug = mutation.load()[name]
         with bug.applied():
-            sweep = explore(bug.asked, options.strategy, options.schedules, options.seed, options.seconds or FOREVER)
+            asked = within(bug.asked, options)
+            sweep = explore(asked, options.strategy, options.schedules, options.seed, options.seconds or FOREVER)
+            if sweep.interrupted:
+                raise KeyboardInterrupt
             kind = type(sweep.failure.violation).__name__ if sweep.failure is not None else ""
             found = kind not in ("", "Crash")  # a bug that only stops a step is none of the protocol's
             results.append({"name": name, "found": found, "schedules": sweep.schedules})
@@ -135,7 +178,7 @@ def search(options: Any) -> int:
     with bug:
         for routing in ROUTINGS:
             case = small(routing, options.rows or 2, options.tokens, options.calls or 2, options.transport)
-            result = exhaustive.Search(case).run(left)
+            result = exhaustive.Search(case).run(left, Clock(f"{routing}: ").tick)
             left -= result.seconds
             numbers = {"states": result.states, "moves": result.moves, "ends": result.ends, "complete": result.complete}
             done.append({"routing": routing, **numbers, "seconds": round(result.seconds, 3)})
@@ -181,6 +224,4 @@ def run(options: Any) -> int:
         return mutate(options)
     asked = cases.Asked(options.ranks, options.rows, options.calls, options.transport)
     sweep = explore(asked, options.strategy, options.schedules, options.seed, options.seconds or FOREVER)
-    code = report(sweep, asked, options)
-    sys.stdout.flush()
-    return code
+    return report(sweep, options)

@@ -222,11 +222,7 @@ class Memory:
             self.sched.switch(LOAD, at)
         actor = self.sched.me
         me = actor.number
-        wrote = self.writes.get(at)
-        if wrote is not None and wrote[0] != me and self.clocks[me][wrote[0]] < wrote[1]:
-            raise Race(f"{actor.name} acquires {self.name(at)} while {self.actor(wrote[0])} may be writing it")
-        if self.keeps_acquired:
-            self.acquired.setdefault(at, {})[me] = self.clocks[me][me]
+        self._check_acquire(at, "acquires")
         release = self._visible(at, me) if self.delays and at in self.history else self.released.get(at)
         value = self.value.get(at, 0)
         if release is not None:
@@ -266,7 +262,7 @@ class Memory:
         self.value[at] = value
         self.writes.pop(at, None)
         release = Release(value, mine, me, mine[me])
-        if self.delays and (at & PRIVATE_BITS != PRIVATE_BITS):
+        if self.delays and (at & PRIVATE_BITS != PRIVATE_BITS or at >> 34 & 15 == DESCRIPTORS):
             if at not in self.history:
                 self.history[at] = [Release(old, (0,) * len(mine), me, 0)]
             self.history[at].append(release)
@@ -293,7 +289,10 @@ class Memory:
     def compare_exchange(self, at: int, expected: int, value: int) -> bool:
         if at not in self.local:
             self.sched.switch(UPDATE, at)
-        held = self.value.get(at, 0)
+        held, me = self.value.get(at, 0), self.me
+        self._check_acquire(at, "exchanges")
+        if at in self.history:  # it has read the latest
+            self.oldest[me, at] = len(self.history[at]) - 1
         if held != expected:
             if at >> 34 & 15 == LOCK:
                 self.sched.me.locked_out = at, held
@@ -303,9 +302,21 @@ class Memory:
         before = self.released.get(at)
         if before is not None:
             self.join(before.clock)
-        self.value[at] = value
-        self.holders[at] = self.me
+        if at in self.local:
+            self.value[at] = value
+        else:
+            self._publish(at, value)
+        self.holders[at] = me
         return True
+
+    def _check_acquire(self, at: int, does: str) -> None:
+        """Whether this actor may read a word atomically; who writes it plainly later must know of that."""
+        me = self.me
+        wrote = self.writes.get(at)
+        if wrote is not None and wrote[0] != me and self.clocks[me][wrote[0]] < wrote[1]:
+            raise Race(f"{self.actor(me)} {does} {self.name(at)} while {self.actor(wrote[0])} may be writing it")
+        if self.keeps_acquired:
+            self.acquired.setdefault(at, {})[me] = self.clocks[me][me]
 
     def changed(self, at: int) -> None:
         """Whoever waits for a word may go on."""

@@ -164,6 +164,17 @@ def ends_without_owners_part(put: Put) -> None:
     put(steps, "finished", lambda job, st: st[f.BLOCKS_LEFT] == 0 and st[f.UNSENT] == 0)
 
 
+@mutation("half-exchange-unsent", plain=False, fixed=(("meets", True), ("rows", 1), ("max_tokens", 6)))
+def half_exchange_unsent(put: Put) -> None:
+    """An exchange's first half ends though rows wait for credit: between the halves nobody sends them."""
+
+    def finished(job: Any, st: Any) -> bool:
+        return real(job, st) or (job[f.MODE] == f.MODE_DISPATCH and st[f.UNREAD] == 0 and st[f.OWED] == 0)
+
+    real = steps.finished
+    put(steps, "finished", finished)
+
+
 @mutation("rows-of-the-next-call")
 def rows_of_the_next_call(put: Put) -> None:
     """Records are read as far as the tail says, not as far as this call's announcement does."""
@@ -241,6 +252,24 @@ def no_lock(put: Put) -> None:
         put(module, "lock", lambda job: bool(memory.load_acquire(job[f.LOCK]) + 1))
 
 
+@mutation("returned-in-part", fixed=(("group", 1), ("run", 2), ("tile", 3)))
+def returned_in_part(put: Put) -> None:
+    """A tile is said to be returned when one of its rows is still to be computed."""
+
+    def finish_record(job: Any, st: Any, source: int, tile: int, rows: int) -> None:
+        left = job[f.T_RECORD] + f.RECORD_WORDS * (source * job[f.SLOTS] + tile % job[f.SLOTS]) + f.R_LEFT
+        before = st[left]
+        if before - rows == 1 and st[job[f.T_ANNOUNCED] + source] == f.SERVE:
+            st[left], st[f.OWED] = rows, st[f.OWED] + 1
+            real(job, st, source, tile, rows)
+            st[f.OWED] -= 1
+        elif before > 0:
+            real(job, st, source, tile, rows)
+
+    real = returns.finish_record
+    put(experts, "finish_record", finish_record)
+
+
 # ---- failures
 
 
@@ -261,3 +290,30 @@ def poison_not_read(put: Put) -> None:
     """A rank that waits does not look for poison."""
     put(arrivals, "poisoned", lambda job, st: -1)
     put(rank.Rank, "looked_everywhere", lambda self, actor: self.st[f.IDLE_SWEEPS] > rank.PATIENCE)
+
+
+@mutation("poison-looked-for-once")
+def poison_looked_for_once(put: Put) -> None:
+    """A rank that waits looks for poison once, and then no more."""
+    real = arrivals.poisoned
+    put(arrivals, "poisoned", lambda job, st: real(job, st) if st[f.IDLE_SWEEPS] == 32 else -1)
+
+
+@mutation("poison-of-another-call", faults=True)
+def poison_of_another_call(put: Put) -> None:
+    """Poison names the call after the one that has failed."""
+    real = steps.poison
+
+    def poison(job: Any, st: Any, origin: int, cause: int) -> None:
+        later = list(job)
+        later[f.EPOCH] += 1
+        real(later, st, origin, cause)
+
+    put(steps, "poison", poison)
+
+
+@mutation("poison-names-the-teller", ranks=3, faults=True)
+def poison_names_the_teller(put: Put) -> None:
+    """Who forwards poison says that it has failed itself."""
+    real = steps.poison
+    put(steps, "poison", lambda job, st, origin, cause: real(job, st, job[f.RANK], cause))

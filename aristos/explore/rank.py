@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from .. import memory, wire
-from ..engine import arrivals, outbox, packing, steps, team
+from ..engine import arrivals, outbox, packing, steps
 from ..engine import exchange as halves
 from ..engine import fields as f
 from ..engine.layout import PairLayout, StateLayout, word_from, word_to
@@ -31,11 +31,12 @@ from .violation import WrongResult
 if TYPE_CHECKING:
     from .machine import Machine
 
-BATCH = team.MOST_ROWS  # most rows of a run, as far as tables go
+BATCH = 6  # most rows of a run, of one that workers share too
 PATIENCE = 3  # idle sweeps that few rows wait for more
 PAUSE_NS = 3_000_000
 TIMEOUT = 120.0
 GATE_OPEN, GATE_DONE = 0, 8  # words between a caller and its workers: the call they may join, calls left
+GATE_HALF = 16  # the last exchange whose first half has ended here, for ranks that meet between the halves
 
 
 class Rank:
@@ -55,7 +56,7 @@ class Rank:
         self._fill_counters()
         self.epoch = 0
         self.stage = "open"
-        self.cause = 0  # why it has failed
+        self.cause, self.origin = 0, me  # why it has failed, and whose failure that was
         self.joined = [0] * case.workers  # the last call that each worker has joined
         self.call = Call(())
         self.output: dict[int, list[int]] = {}
@@ -322,6 +323,8 @@ class Rank:
             self._check_statuses(True)
             return
         self._check_statuses(False)
+        if self.case.meets and self.case.fault is None:
+            self._meet()
         row = 0
         for local in range(job[f.LOCAL]):
             for source in range(self.case.ranks):
@@ -342,6 +345,13 @@ class Rank:
             halves.give_back(job, st, self.counts, source, out, f.REFUSED if refuses else f.OK)
         self._tend(True)
         self.stage = "work"
+
+    def _meet(self) -> None:
+        """Wait for the others' first halves, as a user does who calls a collective between the halves."""
+        memory.store_release(private(self.me, places.GATE, GATE_HALF), self.epoch)
+        for p in range(self.case.ranks):
+            while memory.load_acquire(private(p, places.GATE, GATE_HALF)) < self.epoch:
+                memory.yield_core()
 
     def _check_statuses(self, broken: bool) -> None:
         """What the other ranks said instead of rows is known by now, and nothing is that they have yet to say."""
@@ -389,14 +399,15 @@ class Rank:
         word = memory.load_acquire(word_from(self.job, self.st, peer, f.POISON))
         told, cause = divmod(word, 1 << f.CAUSE_BITS)
         epoch, origin = divmod(told, 1 << f.ORIGIN_BITS)
-        self.machine.checks.told(self, epoch, origin, cause)
+        self.machine.checks.told(self, peer, epoch, origin, cause)
         return cause, origin
 
     def _fail(self, cause: int, origin: int) -> None:
         """As `Runtime._fail`."""
         job, st = self.job, self.st
-        self.stage, self.cause = "failing", cause
+        self.stage, self.cause, self.origin = "failing", cause, origin
         steps.poison(job, st, origin, cause)
+        self.machine.look(self)
         if job[f.FAR]:
             while not wire.take(job[f.WIRE]):
                 memory.yield_core()
@@ -404,6 +415,7 @@ class Rank:
             outbox.listen(job, st)
             wire.leave(job[f.WIRE])
             self._tend(False)
+        self._gather()
         self.stage = "failed"
 
     # ---- the other threads of the rank

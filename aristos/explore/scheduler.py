@@ -43,6 +43,7 @@ class Actor:
         self.locked_out: tuple[int, int] | None = None  # a lock that another holds, and what it held
         self.fresh = True  # its next operation is the first of a stretch (exhaustive.py)
         self.sweeping = False  # it looks for something to do
+        self.blind = 0  # sweeps since it has last looked for poison
         self.cut = False  # its slice of time is over
         self.print = 0  # what it has decided from when it last held its rank's lock
         self.why = "starts"

@@ -14,6 +14,7 @@ from .cases import Case
 from .machine import Machine
 from .ring import RingCase, RingMachine
 from .scheduler import Strategy
+from .step_limit import every_step_ends
 from .strategies import Replay
 from .violation import Violation
 
@@ -41,7 +42,8 @@ def attempt(case: Case, decisions: list[int], tell: bool = False) -> tuple[Viola
     if tell:
         machine.memory.story = []
     try:
-        machine.run()
+        with every_step_ends(machine.sched):
+            machine.run()
     except Violation as violation:
         return violation, story.tell(machine.memory) if tell else ""
     return None, ""

@@ -384,7 +384,8 @@ class _Patience:
     def check(self) -> None:
         """Call after each slice of a call that is not done yet."""
         runtime, job, state = self.runtime, self.job, self.runtime.state
-        peer, done = map(int, arrivals.standing(job, state))
+        peer, done, owed = arrivals.standing(job, state)
+        peer, done = int(peer), int(done)
         epoch, phase = self._published(peer)
         now = time.monotonic()
         seen = (done, peer, epoch, phase)
@@ -402,7 +403,7 @@ class _Patience:
         mute = halfway and state[job[f.T_FAR] + peer] != 0  # it cannot say that it is outside, between the halves
         inside = phase >= 0 and epoch == runtime.epoch and not mute
         if inside or waited > OVERDUE * self.timeout:
-            raise WaitTimeout(self._message(peer, epoch, phase, waited))
+            raise WaitTimeout(self._message(peer, owed, epoch, phase, waited))
         if not self.warned:
             self.warned = True
             warnings.warn(
@@ -418,18 +419,15 @@ class _Patience:
         phase = load_acquire(int(word_from(self.job, self.runtime.state, peer, f.AT_PHASE)))
         return load_acquire(int(word_from(self.job, self.runtime.state, peer, f.AT_EPOCH))), phase
 
-    def _message(self, peer: int, epoch: int, phase: int, waited: float) -> str:
-        state, job, me = self.runtime.state, self.job, self.runtime.group.rank
-
-        def table(name: int) -> int:
-            return int(state[job[name] + peer])
-
-        if table(f.T_ANNOUNCED) == f.UNANNOUNCED:
+    def _message(self, peer: int, owed: tuple, epoch: int, phase: int, waited: float) -> str:
+        me = self.runtime.group.rank
+        announced, left, read, seen, sent = map(int, owed)
+        if announced == f.UNANNOUNCED:
             what = f"its announcement of epoch {self.runtime.epoch}"
-        elif table(f.T_LEFT) > 0:
-            what = f"{table(f.T_LEFT)} announced rows after tile {table(f.T_READ_TILES)}"
+        elif left > 0:
+            what = f"{left} announced rows after tile {read}"
         else:
-            what = f"the return of tile {table(f.T_SEEN_TILES)} of {table(f.T_SENT_TILES)} sent"
+            what = f"the return of tile {seen} of {sent} sent"
         return (
             f"rank {me} waited {waited:.1f} s (timeout {self.timeout:g} s) for rank {peer} in epoch"
             f" {self.runtime.epoch}: {what}; last seen of it: epoch {epoch}, phase {phase}"

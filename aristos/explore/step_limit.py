@@ -1,0 +1,35 @@
+"""A step that loops for good and touches nothing that others see: no bound of steps ends it, so that time has to."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .scheduler import Scheduler
+from .violation import Livelock
+
+SECONDS = 20.0  # of this process's time, that one step may take
+
+
+@contextmanager
+def every_step_ends(sched: Scheduler, count: Callable[[], int] | None = None) -> Iterator[None]:
+    """Inside, a step that does not end is a Livelock. count: how far it is, where that is not the scheduler's
+    steps. For the main thread."""
+    before = -1
+
+    def look(*_: Any) -> None:
+        nonlocal before
+        steps = count() if count else sched.steps
+        if steps == before and sched.current is not None:
+            raise Livelock(f"{sched.current.name} does not come back from a step, after {steps}\n{sched.describe()}")
+        before = steps
+
+    old = signal.signal(signal.SIGVTALRM, look)
+    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, old)
