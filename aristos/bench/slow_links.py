@@ -2,9 +2,11 @@
 
 The wire's words name the functions of MPI that it calls. While a `SlowLinks` is in place they name three compiled ones
 instead: a put first waits for as long as its bytes take on the link, a flush for the link's latency, and then the real
-function runs; what waits has given its core away. A put and its flush so take alpha + beta bytes at least, which is how
-`bench put` and `aristos topo --measure` fit a link. One rank's links are used one after the other: whoever puts holds
-the wire's lock. It refuses to slow anything that does not go by the wire: ranks of one node, MPI's own messages.
+function runs. A put and its flush so take alpha + beta bytes, which is how `bench put` and `aristos topo --measure` fit
+a link. What waits has given its core away, and may get it back late: what one wait lasted too long is taken off the
+next ones until `taken`, so that together they never last less than was set, and hardly more. One rank's links are used
+one after the other: whoever puts holds the wire's lock. It refuses to slow anything that does not go by the wire: ranks
+of one node, MPI's own messages.
 """
 
 from __future__ import annotations
@@ -27,20 +29,26 @@ from ..kernels.cpu import llvm as _lowerings  # noqa: F401  registers the primit
 from ..kernels.cpu.gemm import aligned
 
 MIB = 1 << 20
+LONG_NS = 100_000  # a wait from which on it is slept at once
 LOCK_SECONDS = 30.0  # that the wire's lock may be held by somebody else
-PUT, FLUSH, SYNC, WINDOW, PEERS = range(5)  # words: the real functions and window, then PER_PEER words a peer
+# Words: the real functions and window, usleep; ns waited beyond what was asked for; then PER_PEER words a peer.
+PUT, FLUSH, SYNC, WINDOW, SLEEP, AHEAD, PEERS = range(7)
 LATENCY, PER_MIB, WAITED, BYTES, PUTS, FLUSHES, PER_PEER = range(7)  # ns, ns a MiB; since reset: ns waited, counts
 CALLED = int32(*[int64] * 8)
 
 
 @jit
-def pass_time(row, nanoseconds):
-    """Wait so long, away from the core, and count it in a peer's row."""
+def pass_time(slow, row, nanoseconds):
+    """Wait so long less what was waited ahead, away from the core, and count it in a peer's row."""
     begun = mem.clock()
-    now = begun
-    while now - begun < nanoseconds:
-        mem.nap()
+    now, until = begun, begun + nanoseconds - mem.load(slow + 8 * AHEAD)
+    while now < until:
+        if until - now > LONG_NS:
+            mem.call(mem.load(slow + 8 * SLEEP), (until - now) // 1000, 0, 0, 0, 0, 0, 0, 0)
+        else:
+            mem.nap()
         now = mem.clock()
+    mem.store(slow + 8 * AHEAD, now - until)
     mem.store(row + 8 * WAITED, mem.load(row + 8 * WAITED) + now - begun)
 
 
@@ -48,7 +56,7 @@ def pass_time(row, nanoseconds):
 def slow_put(source, n, kind, peer, at, n_there, kind_there, slow):
     """MPI_Put after the time that `n` bytes take."""
     row = slow + 8 * (PEERS + PER_PEER * peer)
-    pass_time(row, mem.load(row + 8 * PER_MIB) * n // MIB)
+    pass_time(slow, row, mem.load(row + 8 * PER_MIB) * n // MIB)
     mem.store(row + 8 * BYTES, mem.load(row + 8 * BYTES) + n)
     mem.store(row + 8 * PUTS, mem.load(row + 8 * PUTS) + 1)
     window = mem.load(slow + 8 * WINDOW)
@@ -59,7 +67,7 @@ def slow_put(source, n, kind, peer, at, n_there, kind_there, slow):
 def slow_flush(peer, slow):
     """MPI_Win_flush after the link's latency."""
     row = slow + 8 * (PEERS + PER_PEER * peer)
-    pass_time(row, mem.load(row + 8 * LATENCY))
+    pass_time(slow, row, mem.load(row + 8 * LATENCY))
     mem.store(row + 8 * FLUSHES, mem.load(row + 8 * FLUSHES) + 1)
     return mem.call(mem.load(slow + 8 * FLUSH), peer, mem.load(slow + 8 * WINDOW), 0, 0, 0, 0, 0, 0)
 
@@ -107,14 +115,14 @@ class SlowLinks:
     def __enter__(self) -> SlowLinks:
         functions = _functions()
         theirs = mem.words(self._wire, mpi.words(len(self._rows)))
-        self._words[:PEERS] = theirs[[mpi.PUT, mpi.FLUSH, mpi.SYNC, mpi.WINDOW]]
+        self._words[:AHEAD] = theirs[[mpi.PUT, mpi.FLUSH, mpi.SYNC, mpi.WINDOW, mpi.SLEEP]]
         self._name([*(each.address for each in functions), self._words.ctypes.data])
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._name(self._words[:PEERS].tolist())
+        self._name(self._words[:SLEEP].tolist())
 
     def _name(self, names: list[int]) -> None:
         """Write the wire's functions and window, while nobody is in MPI."""
@@ -131,4 +139,5 @@ class SlowLinks:
         """(seconds waited in links, bytes put, puts, flushes) since the last time; between calls of the layer."""
         waited, *counts = self._rows[:, [WAITED, BYTES, PUTS, FLUSHES]].sum(0).tolist()
         self._rows[:, WAITED:] = 0
+        self._words[AHEAD] = 0
         return waited * 1e-9, counts[0], counts[1], counts[2]
