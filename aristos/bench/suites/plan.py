@@ -119,7 +119,10 @@ def _call(ctx: Context, work: Workload, tokens: int) -> Call:
 
 
 def _rate(ctx: Context, work: Workload, call: Call, threads: int) -> float:
-    """This rank's MFLOP a us: its share of the call's experts, one rank at a time, as ranks may share cores."""
+    """This rank's MFLOP a us: its share of the call's experts, one rank at a time, as ranks may share cores.
+
+    Of the shortest time: others on the machine only ever add to it, and rates decide who holds how many experts.
+    """
     rows = work.rows(work.routed(call)[0])
     alone = bounds.ExpertsAlone(work, rows, bounds.packed_experts(work, work.weights()))
     taken = []
@@ -131,7 +134,7 @@ def _rate(ctx: Context, work: Workload, call: Call, threads: int) -> float:
                 taken.append(time.perf_counter() - begun)
         ctx.world.sleepy_barrier()
     done = max(1, int(rows[work.local].sum())) * work.flops_per_row
-    return done * threads / max(float(np.median(taken[1:])), 1e-9) / 1e12
+    return done * threads / max(min(taken[1:]), 1e-9) / 1e12
 
 
 def nodes_of(ctx: Context) -> list[int]:
@@ -373,7 +376,9 @@ def _notes(problem: Problem, records: list[dict[str, Any]]) -> list[str]:
     least = min(steps, key=lambda r: r["measured_ms"])
     foretold = min(steps, key=lambda r: r["predicted_ms"])
     rates = f"{problem.rate.min() * 1e3:.1f} to {problem.rate.max() * 1e3:.1f}"
+    without = [name for name, (_, cost) in all_baselines(problem).items() if not np.isfinite(cost.objective_us)]
     return [
+        *(f"{name}: a group has no room for all experts" for name in without),
         *(f"{r['plan']}: groups {' '.join('+'.join(map(str, g)) for g in r['groups'])}" for r in steps),
         f"set links: {NODE[0]:g} us + {NODE[1]:g} us a MiB within a node, else {NET[0]:g} us + {NET[1]:g} us a MiB;"
         f" rates measured: {rates} GFLOP/s",
