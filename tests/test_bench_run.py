@@ -220,7 +220,7 @@ def test_a_file_that_is_no_results_file_is_refused_before_measuring(tmp_path):
 
 
 @needs_mpiexec
-@pytest.mark.parametrize("suite", ["gemm", "layer", "idle"])
+@pytest.mark.parametrize("suite", ["gemm", "layer", "idle", "plan"])
 def test_a_wrong_result_is_shown_and_ends_in_1(suite):
     """The oracle is bent by 1 part in 1000, which is what a wrong kernel looks like from outside."""
     code = PATCH + "true = r.expert; r.expert = lambda *a, **k: true(*a, **k) * 1.001; sys.exit(main())"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Run = Callable[[Context], Result]
 
-ORDER = ("put", "signal", "exchange", "progress", "gemm", "layer", "idle", "replay")
+ORDER = ("put", "signal", "exchange", "progress", "gemm", "layer", "idle", "replay", "plan")
 
 _suites: dict[str, Suite] = {}
 

@@ -144,6 +144,11 @@ class Runtime:
             ]
         )
 
+    @property
+    def wire(self) -> int:
+        """Address of the wire to far peers, 0 without any; see `aristos/wire.py`."""
+        return 0 if self._memory is None else self._memory.wire
+
     def number_object(self) -> int:
         """A number for an object on this communicator; collective order makes it the same on every rank."""
         self.objects += 1

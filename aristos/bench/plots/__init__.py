@@ -18,7 +18,7 @@ Picture = Callable[[Table], Any]
 
 def pictures() -> dict[str, list[tuple[str, Picture]]]:
     """Table name -> (file name, function) of its pictures."""
-    from . import exchange, gemm, idle, layer, pairs, progress, replay
+    from . import exchange, gemm, idle, layer, pairs, plan, progress, replay
 
     return {
         "put": [("put", pairs.put), ("put-heatmap", pairs.put_heatmap)],
@@ -30,6 +30,7 @@ def pictures() -> dict[str, list[tuple[str, Picture]]]:
         "idle": [("idle", idle.idle), ("idle-ecdf", idle.ecdf), ("idle-wait", idle.wait)],
         "replay_prefill": [("replay-prefill", replay.replay)],
         "replay_decode": [("replay-decode", replay.replay)],
+        "plan": [("plan", plan.plan)],
     }
 
 

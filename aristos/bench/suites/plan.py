@@ -1,0 +1,387 @@
+"""Suite `plan`: the planner's groups against its three baselines, run; each term predicted beside measured.
+
+Links get two classes by `slow_links`, wherever the ranks are: fast ones within a node, slow ones between nodes; on
+nodes of three and more the second device's links within are as slow, as if its adapter were broken. Nodes are the
+job's, or pretended (--ranks-per-node), or else the two halves of the ranks; every peer is reached by transport rma. The
+problem has those links, this machine's measured rates, memory that wants two devices a group, and a step of 16
+stages and one all-reduce of the dense gradient. Every different partition is a layer per group; they run in turns:
+
+    stage        the slowest rank's call; medians over iterations, here and below
+    pi           that rank's time in experts within it; predicted: rows at the measured rate
+    comm         stage - pi: puts, waits for peers, routing, packing and combining; predicted: C
+    in links     of that, what a rank waited for the set delays at most: puts' bytes, flushes' latency
+    all-reduce   of a ring over the first devices of the groups, with the same delays; predicted: T_rho, over the
+                 slowest link of all. Beside it MPI_Allreduce as it is here, which must give the same sums
+    step         kappa stages and the all-reduce; predicted: F
+
+It refuses to report a time of an output that the float64 oracle did not pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...planner import Plan, Problem, parse, solve
+from ...planner.baselines import all_baselines
+from ...planner.cost import evaluate, link_of
+from ...results import Table
+from .. import bounds, ring
+from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
+from ..measure import gathered, in_turns, iterations
+from ..registry import suite
+from ..slow_links import SlowLinks
+from ..workload import Call, Workload
+
+NODE, NET = (20.0, 5e3), (200.0, 50e3)  # us and us a MiB: 0.2 GB/s within a node, 0.02 GB/s between nodes
+STAGES = 16  # of a device in a step
+CROSSINGS = 2  # of a stage forward: rows go, outputs return
+DENSE = 12  # times hidden^2 float32 parameters outside a layer's experts
+ITEM = 4  # bytes of a value
+MIB = 1 << 20
+SOLVE_SECONDS = 5.0
+RATE_CALLS = 5
+
+COLUMNS = (
+    Column("plan", "plan"),
+    Column("term", "term"),
+    Column("predicted_ms", "predicted\nms", ".2f"),
+    Column("measured_ms", "measured\nms", ".2f"),
+    Column("ratio", "measured /\npredicted", ".2f"),
+    Column("iterations", "calls", "d"),
+    ERROR,
+    CHECK,
+)
+
+
+@dataclass
+class Entry:
+    """One partition that is run. names: the plans that chose it. The times: seconds a call, on this rank."""
+
+    names: list[str]
+    plan: Plan
+    compute: list[float] = field(default_factory=list)
+    links: list[float] = field(default_factory=list)
+    sent: list[tuple[int, int, int]] = field(default_factory=list)  # bytes, puts, flushes
+    times: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    error: float = np.inf
+    right: bool = True
+
+    @property
+    def name(self) -> str:
+        return ", ".join(self.names)
+
+    @property
+    def groups(self) -> str:
+        return " ".join("+".join(map(str, members)) for members in self.plan.groups)
+
+
+@suite("plan", "planned groups against baselines on links made unequal, each term predicted and measured",
+       ranks=2, share=2.0, default=False)  # fmt: skip
+def run(ctx: Context) -> Result:
+    shape = ctx.shape()
+    tokens = max(shape.tokens)
+    work = Workload(ctx.world, shape.cfg, ctx.options.seed)
+    threads = ctx.options.threads or 1
+    ctx.tell("rates", 0.0)
+    call = _call(ctx, work, tokens)
+    problem = _problem(ctx, work, tokens, _rate(ctx, work, call, threads))
+    entries = ctx.world.bcast(_entries(problem) if ctx.world.lead else None)
+    truth = work.oracle(call)
+    outputs = []
+    with contextlib.ExitStack() as stack:
+        runs = [_Running(ctx, work, each, threads, call, stack) for each in entries]
+        for each in runs:
+            y = each.layer_call()
+            outputs.append(np.array(y))
+            each.entry.error = work.error(y, truth)
+        _measure(ctx, runs, outputs)
+        ctx.world.barrier()
+    for each, y in zip(entries, outputs):
+        each.right = ctx.world.every(each.right and np.array_equal(y, outputs[0]))
+    records = _table(ctx, work, entries, problem, threads)
+    sheet = Sheet(_title(ctx, shape, tokens, threads), COLUMNS, records[1])
+    sheet.notes = _notes(problem, records[1])
+    return Result(all(r["check"] == VERDICTS[True] for r in records[1]), [sheet], [records[0]])
+
+
+def _call(ctx: Context, work: Workload, tokens: int) -> Call:
+    if ctx.trace is not None:
+        where = ctx.trace.prefill(ctx.world.rank, ctx.world.size, tokens, 0)
+        return work.recorded(ctx.trace, where, ctx.trace.layers // 2)
+    return work.call(tokens, ctx.options.routing or "uniform", tokens)
+
+
+def _rate(ctx: Context, work: Workload, call: Call, threads: int) -> float:
+    """This rank's MFLOP a us: its share of the call's experts, one rank at a time, as ranks may share cores.
+
+    Of the shortest time: others on the machine only ever add to it, and rates decide who holds how many experts.
+    """
+    rows = work.rows(work.routed(call)[0])
+    alone = bounds.ExpertsAlone(work, rows, bounds.packed_experts(work, work.weights()))
+    taken = []
+    for rank in range(ctx.world.size):
+        if rank == ctx.world.rank:
+            for _ in range(RATE_CALLS + 1):
+                begun = time.perf_counter()
+                alone()
+                taken.append(time.perf_counter() - begun)
+        ctx.world.sleepy_barrier()
+    done = max(1, int(rows[work.local].sum())) * work.flops_per_row
+    return done * threads / max(min(taken[1:]), 1e-9) / 1e12
+
+
+def nodes_of(ctx: Context) -> list[int]:
+    """Each rank's node: the job's, or where there is only one, halves of the ranks."""
+    found = ctx.world.nodes
+    return list(found.node_of) if found.count > 1 else [2 * r // ctx.world.size for r in range(ctx.world.size)]
+
+
+def links(node_of: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(alpha_us, beta_us_per_mib) [n, n] of the classes set between the ranks."""
+    n = len(node_of)
+    broken = set()
+    for node in set(node_of):
+        members = [r for r in range(n) if node_of[r] == node]
+        if len(members) > 2:
+            broken.add(members[1])
+    made = np.zeros((2, n, n))
+    for a in range(n):
+        for b in range(n):
+            if a != b:
+                made[:, a, b] = NODE if node_of[a] == node_of[b] and not {a, b} & broken else NET
+    return made[0], made[1]
+
+
+def _problem(ctx: Context, work: Workload, tokens: int, rate: float) -> Problem:
+    """What Equation 1 is told of this run. Costs are MFLOP. Collective; the same on every rank."""
+    cfg, n, node_of = work.cfg, ctx.world.size, nodes_of(ctx)
+    alpha, beta = links(node_of)
+    room = -(-cfg.experts // 2) if np.bincount(node_of).max() > 1 else cfg.experts
+    devices = [
+        {"rate": each, "memory": room, "name": f"n{node_of[r]}d{r}"} for r, each in enumerate(ctx.world.allgather(rate))
+    ]
+    return parse(
+        {
+            "experts": cfg.experts,
+            "layer_cost": tokens * cfg.top_k * work.flops_per_row / 1e6,
+            "payload_mib": tokens * cfg.top_k * cfg.hidden * ITEM / MIB,
+            "crossings": CROSSINGS,
+            "stages": STAGES * n,
+            "gradient_mib": DENSE * cfg.hidden**2 * ITEM / MIB,
+            "devices": devices,
+            "alpha_us": alpha.tolist(),
+            "beta_us_per_mib": beta.tolist(),
+        }
+    )
+
+
+def _entries(problem: Problem) -> list[Entry]:
+    """The planned partition first, then each baseline that has room, unless one before it chose the same."""
+    planned = solve(problem, deadline_s=SOLVE_SECONDS)
+    found = [Entry(["planned"], planned)]
+    for name, (groups, cost) in all_baselines(problem).items():
+        groups = sorted(sorted(g) for g in groups)
+        same = next((each for each in found if each.plan.groups == groups), None)
+        if same is not None:
+            same.names.append(name)
+        elif np.isfinite(cost.objective_us):
+            cost = evaluate(problem, groups)
+            found.append(Entry([name], dataclasses.replace(planned, groups=groups, cost=cost, method=name)))
+    return found
+
+
+class _Running:
+    """One partition's layer in this rank's group, its links, and the all-reduce between the groups' first devices."""
+
+    def __init__(
+        self, ctx: Context, work: Workload, entry: Entry, threads: int, call: Call, stack: contextlib.ExitStack
+    ) -> None:
+        import aristos
+
+        self.entry, self.call, world = entry, call, ctx.world
+        plan = entry.plan
+        self.moe = aristos.MoE(work.cfg, world.comm, plan=plan, threads=threads, ranks_per_node=1)
+        stack.enter_context(self.moe)
+        mine = [work.expert(e) for e in self.moe.placement.mine(self.moe.rank)]
+        some = mine or [{name: w[:0] for name, w in work.expert(0).items()}]
+        stacked: dict[str, Any] = {name: np.concatenate([e[name] for e in some]) for name in some[0]}
+        self.moe.load(router=work.router, local=True, **stacked)
+        self.out = np.empty_like(call.x)
+        members = plan.groups[self.moe.group]
+        problem = plan.problem
+        self.slow: SlowLinks | None = None
+        wire = self.moe._alive().wire
+        if wire:
+            rows = problem.alpha_us[world.rank, members], problem.beta_us_per_mib[world.rank, members]
+            self.slow = stack.enter_context(SlowLinks(wire, rows[0].tolist(), rows[1].tolist()))
+        heads = [g[0] for g in plan.groups]
+        leads = world.rank in heads
+        self.heads = world.comm.Split(0 if leads else 1, world.rank)
+        stack.callback(self.heads.Free)
+        self.reduces = leads and len(heads) > 1
+        self.link = (0.0, 0.0)
+        if self.reduces:
+            self.link = link_of(problem, world.rank, heads[(heads.index(world.rank) + 1) % len(heads)])
+        size = int(problem.gradient_mib * MIB) // ITEM
+        # Small integers: sums are exact in any order, so that a ring's and MPI's must be equal.
+        self.gradient = np.random.default_rng([work.seed, world.rank]).integers(-99, 99, size).astype(np.float32)
+        self.sums = {"ring": np.empty_like(self.gradient), "mpi": np.empty_like(self.gradient)}
+
+    def layer_call(self) -> Any:
+        """One stage; what it took is kept in the entry."""
+        call = self.call
+        y, stats = self.moe(call.x, ids=call.ids, weights=call.weights, out=self.out, return_stats=True)
+        waited, nbytes, puts, flushes = self.slow.taken() if self.slow is not None else (0.0, 0, 0, 0)
+        self.entry.compute.append(stats.compute_seconds / stats.workers)
+        self.entry.links.append(waited)
+        self.entry.sent.append((nbytes, puts, flushes))
+        return y
+
+    def ring(self) -> None:
+        """The gradient's all-reduce, by the set links."""
+        if self.reduces:
+            self.sums["ring"][:] = self.gradient
+            ring.allreduce(self.heads, self.sums["ring"], *self.link)
+
+    def mpi(self) -> None:
+        """The same by MPI, whose messages nothing slows."""
+        if self.reduces:
+            self.heads.Allreduce(self.gradient, self.sums["mpi"])
+
+    def sums_agree(self) -> bool:
+        return not self.reduces or np.array_equal(self.sums["ring"], self.sums["mpi"])
+
+
+def _measure(ctx: Context, runs: list[_Running], outputs: list[np.ndarray]) -> None:
+    """Stages and all-reduces of all partitions in turns; times into the entries."""
+    calls: dict[str, Any] = {}
+    for i, each in enumerate(runs):
+        calls |= {f"{i} stage": each.layer_call, f"{i} ring": each.ring, f"{i} mpi": each.mpi}
+    count = iterations(ctx.world, calls, 0.8 * ctx.left(), warmup=ctx.options.warmup, asked=ctx.options.iters)
+    for each in runs:
+        each.entry.compute, each.entry.links, each.entry.sent = [], [], []
+
+    def compare(name: str, i: int, elapsed: float) -> None:
+        number, what = name.split()
+        each = runs[int(number)]
+        if what == "stage":
+            ctx.tell(f"{each.entry.name}, call {i + 1} of {count}", i / count)
+            if i == count - 1:
+                each.entry.right &= np.array_equal(each.out, outputs[int(number)])
+
+    times = in_turns(ctx.world, calls, count, compare)
+    for i, each in enumerate(runs):
+        each.entry.right &= each.sums_agree()
+        for what in ("stage", "ring", "mpi"):
+            each.entry.times[what] = gathered(ctx.world, times[f"{i} {what}"])
+
+
+def _table(
+    ctx: Context, work: Workload, entries: list[Entry], problem: Problem, threads: int
+) -> tuple[Table, list[dict[str, Any]]]:
+    """The file's table and the sheet's records. Collective."""
+    ranks = np.arange(ctx.world.size)
+    compute = np.array([gathered(ctx.world, np.array(e.compute)) for e in entries])
+    waited = np.array([gathered(ctx.world, np.array(e.links)) for e in entries])
+    sent = np.array([gathered(ctx.world, np.array(e.sent).T) for e in entries])  # [plan, 3, rank, iteration]
+    stage, reduce, own = (np.array([e.times[what] for e in entries]) for what in ("stage", "ring", "mpi"))
+    group = np.array([[next(g for g, m in enumerate(e.plan.groups) if r in m) for r in ranks] for e in entries])
+    cost = [e.plan.cost for e in entries]
+    table = Table(
+        "plan",
+        attributes={
+            "shape": str(ctx.shape()),
+            "threads": threads,
+            "kappa": problem.kappa,
+            "payload_mib": problem.payload_mib,
+            "gradient_mib": problem.gradient_mib,
+            "layer_cost": problem.layer_cost,
+            "crossings": problem.crossings,
+        },
+    )
+    table.dim("plan", [e.name for e in entries]).dim("rank", ranks).dim("peer", ranks)
+    table.dim("iteration", np.arange(stage.shape[-1]))
+    each, one, pair = ("plan", "rank", "iteration"), ("plan", "rank"), ("rank", "peer")
+    table.add("groups", "plan", [e.groups for e in entries], "", "ranks of each group")
+    table.add("group", one, group, "1", "number of each rank's group")
+    table.add("rate", "rank", problem.rate, "MFLOP/us", "measured, one rank at a time")
+    table.add("memory", "rank", problem.memory, "1", "experts a rank may hold")
+    table.add("alpha", pair, problem.alpha_us * 1e-6, "s", "set latency of a flush")
+    table.add("beta", pair, problem.beta_us_per_mib * 1e-6, "s/MiB", "set time of a put's bytes")
+    table.add("stage_time", each, stage, "s", "one layer call on one rank")
+    table.add("compute_time", each, compute, "s", "of it, in experts")
+    table.add("link_time", each, waited, "s", "of it, waiting for the set delays")
+    for i, (what, text) in enumerate((("bytes", "put"), ("puts", "made"), ("flushes", "made"))):
+        table.add(f"link_{what}", each, sent[:, i], "B" if i == 0 else "1", f"{what} {text} in a call")
+    table.add("allreduce_time", each, reduce, "s", "the ring over the set links")
+    table.add("mpi_allreduce_time", each, own, "s", "MPI_Allreduce among the same ranks")
+    pi = [[c.pi_us[g] * 1e-6 for g in row] for c, row in zip(cost, group)]
+    comm = [[c.comm_us[g] * 1e-6 for g in row] for c, row in zip(cost, group)]
+    table.add("predicted_pi", one, pi, "s", "of the rank's group")
+    table.add("predicted_comm", one, comm, "s", "largest C of the rank's group")
+    table.add("predicted_allreduce", "plan", [c.allreduce_us * 1e-6 for c in cost], "s", "T_rho")
+    table.add("predicted_step", "plan", [c.objective_us * 1e-6 for c in cost], "s", "F")
+    table.add("error", "plan", [e.error for e in entries], "1", "largest relative error against float64")
+    records: list[dict[str, Any]] = []
+    for i, e in enumerate(entries):
+        measured = terms(problem.kappa, stage[i], compute[i], waited[i], reduce[i], own[i])
+        worst = cost[i].slowest
+        predicted = {
+            "step": cost[i].objective_us,
+            "pi": cost[i].pi_us[worst],
+            "comm": cost[i].comm_us[worst],
+            "all-reduce": cost[i].allreduce_us,
+        }
+        check = VERDICTS[work.passes(e.error) and e.right]
+        for term, took in measured.items():
+            told = predicted.get(term)
+            record = {"plan": e.name, "groups": e.plan.groups, "term": term, "measured_ms": took * 1e3}
+            record["predicted_ms"] = None if told is None else float(told) / 1e3
+            record["ratio"] = took * 1e6 / float(told) if told else None
+            records.append({**record, "iterations": stage.shape[-1], "error": e.error, "check": check})
+    return table, records
+
+
+def terms(
+    kappa: float, stage: np.ndarray, compute: np.ndarray, waited: np.ndarray, reduce: np.ndarray, own: np.ndarray
+) -> dict[str, float]:
+    """Seconds of each term, medians over iterations. Times: [rank, iteration] seconds."""
+    slowest, at = stage.argmax(0), np.arange(stage.shape[1])
+    longest, experts = stage.max(0), compute[slowest, at]
+    reduced = float(np.median(reduce.max(0)))
+    return {
+        "step": kappa * float(np.median(longest)) + reduced,
+        "pi": float(np.median(experts)),
+        "comm": float(np.median(longest - experts)),
+        "in links": float(np.median(waited.max(0))),
+        "all-reduce": reduced,
+        "MPI_Allreduce": float(np.median(own.max(0))),
+    }
+
+
+def _title(ctx: Context, shape: Any, tokens: int, threads: int) -> str:
+    where = f"{counted(ctx.world.size, 'rank')} x {counted(threads, 'thread')}, {len(set(nodes_of(ctx)))} nodes"
+    return f"plan: {shape}, {tokens} tokens a rank, {where}"
+
+
+def _notes(problem: Problem, records: list[dict[str, Any]]) -> list[str]:
+    steps = [r for r in records if r["term"] == "step"]
+    least = min(steps, key=lambda r: r["measured_ms"])
+    foretold = min(steps, key=lambda r: r["predicted_ms"])
+    rates = f"{problem.rate.min() * 1e3:.1f} to {problem.rate.max() * 1e3:.1f}"
+    without = [name for name, (_, cost) in all_baselines(problem).items() if not np.isfinite(cost.objective_us)]
+    return [
+        *(f"{name}: a group has no room for all experts" for name in without),
+        *(f"{r['plan']}: groups {' '.join('+'.join(map(str, g)) for g in r['groups'])}" for r in steps),
+        f"set links: {NODE[0]:g} us + {NODE[1]:g} us a MiB within a node, else {NET[0]:g} us + {NET[1]:g} us a MiB;"
+        f" rates measured: {rates} GFLOP/s",
+        f"kappa {problem.kappa:g}, payload {problem.payload_mib:.3g} MiB, gradient {problem.gradient_mib:.3g} MiB",
+        f"shortest step predicted: {foretold['plan']}; measured: {least['plan']}",
+    ]

@@ -1,0 +1,151 @@
+"""Links made slow on purpose, the ring over them, and the suite that measures plans on them."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pytest
+from cases import MoE, same, tokens
+from mpi import find_mpiexec
+from test_bench_run import SMALL, bench
+
+import aristos
+from aristos import reference, results
+
+MIB = 1 << 20
+NBYTES = MIB // 2
+FAST, SLOW = (0.0, 0.0), (30e3, 100e3)  # us, us a MiB: a slow put of NBYTES takes 80 ms
+
+
+@pytest.mark.ranks(3, timeout=300)  # the first one may have to compile
+def test_a_put_takes_what_its_link_is_set_to(comm):
+    from aristos import memory, wire
+    from aristos.bench.slow_links import SlowLinks
+    from aristos.transport.rma import RmaWindow
+
+    window = RmaWindow(comm, 3 * NBYTES)
+    payload = np.full(NBYTES, 1 + comm.rank, np.uint8)
+
+    def put_seconds(peer: int) -> float:
+        while not wire.take(window.wire):
+            time.sleep(1e-4)
+        begun = time.monotonic()
+        wire.put(window.wire, peer, window.shift[peer] + comm.rank * NBYTES, payload.ctypes.data, NBYTES)
+        wire.flush(window.wire, peer)
+        took = time.monotonic() - begun
+        wire.leave(window.wire)
+        return took
+
+    near, far = (comm.rank + 1) % 3, (comm.rank + 2) % 3
+    set_to = np.zeros((2, 3))
+    set_to[:, near], set_to[:, far] = FAST, SLOW
+    put_seconds(near)  # compiled
+    before = memory.words(window.wire, wire.LAST).copy()
+    with SlowLinks(window.wire, *set_to.tolist()) as slow:
+        assert not np.array_equal(memory.words(window.wire, wire.LAST), before)
+        slowest = []
+        for _ in range(3):
+            slowest.append(put_seconds(far))
+            waited, nbytes, puts, flushes = slow.taken()
+            assert (nbytes, puts, flushes) == (NBYTES, 1, 1)
+            assert slowest[-1] >= waited >= 0.08
+        assert min(put_seconds(near) for _ in range(10)) < 0.06
+        slow.taken()
+        begun = time.monotonic()
+        for _ in range(4):
+            put_seconds(far)
+        assert time.monotonic() - begun >= 4 * 0.08  # what a wait lasted too long is taken off the next, and no more
+        assert slow.taken()[0] >= 4 * 0.08
+    assert np.array_equal(memory.words(window.wire, wire.LAST)[1:], before[1:])  # but the lock
+    assert min(put_seconds(far) for _ in range(10)) < 0.06
+    comm.Barrier()
+    landed = memory.words(window.base, 3 * NBYTES // 8).view(np.uint8).reshape(3, NBYTES)
+    for other in (near, far):
+        assert (landed[other] == 1 + other).all()
+    comm.Barrier()
+    window.close()
+
+
+@pytest.mark.ranks(2, timeout=300)
+def test_a_layer_on_slow_links(comm):
+    from aristos.bench.slow_links import SlowLinks
+
+    cfg = aristos.MoEConfig(hidden=24, ffn=40, experts=4, top_k=2, max_tokens=40)
+    w = reference.weights(cfg)
+    x = tokens(cfg, 40, seed=comm.rank)
+    alpha = [0.0, 0.0]
+    alpha[1 - comm.rank] = 20e3
+    with MoE(cfg, comm, threads=1, ranks_per_node=1) as moe:
+        moe.load(0, **w)
+        wanted = np.array(moe(x))
+        with SlowLinks(moe._alive().wire, alpha, [0.0, 0.0]) as slow:
+            begun = time.monotonic()
+            assert same(moe(x), wanted)
+            took = time.monotonic() - begun
+            waited, nbytes, _, flushes = slow.taken()
+            assert flushes >= 2  # rows there, outputs back
+            assert took >= waited >= 0.04
+            assert nbytes > 0
+        assert same(moe(x), wanted)
+        assert slow.taken() == (0.0, 0, 0, 0)
+
+
+@pytest.mark.ranks(3)
+def test_the_ring_sums_and_takes_its_time(comm):
+    from aristos.bench import ring
+
+    for size in (0, 1, 2, 1000, 4001):
+        everyone = [np.random.default_rng(r).integers(-99, 99, size).astype(np.float32) for r in range(3)]
+        mine = everyone[comm.rank].copy()
+        comm.Barrier()
+        begun = time.monotonic()
+        ring.allreduce(comm, mine, 2e3, 1e6)
+        took = time.monotonic() - begun
+        assert np.array_equal(mine, sum(everyone))
+        assert took >= 4 * (2e-3 + (size // 3) * 4 / MIB)
+
+
+@pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
+def test_the_suite_has_every_term_twice(tmp_path):
+    done = bench(6, "plan", *SMALL, "--json", "--out", str(tmp_path / "r.h5"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(done.stdout)["suites"]["plan"]["tables"][0]["rows"]
+    plans = list(dict.fromkeys(row["plan"] for row in rows))
+    assert {name for each in plans for name in each.split(", ")} == {
+        "planned",
+        "one group",
+        "one group a node",
+        "2024 greedy",
+    }
+    assert all(row["check"] == "ok" for row in rows)
+    for name in plans:
+        told = {row["term"]: row for row in rows if row["plan"] == name}
+        for term in ("step", "pi", "comm", "all-reduce"):
+            assert told[term]["predicted_ms"] >= 0
+            assert told[term]["measured_ms"] >= 0
+    (run,) = results.load(tmp_path / "r.h5").runs
+    (table,) = run.tables
+    v = {name: each.values for name, each in table.variables.items()}
+    a = table.attributes
+    assert v["stage_time"].shape == (len(plans), 6, 4)
+    assert (v["stage_time"] > v["link_time"]).all()
+    least = v["link_bytes"] / MIB * 5e-3 + v["link_flushes"] * 20e-6  # all on the faster links
+    assert (v["link_time"] >= 0.999 * least).all()
+    assert (v["link_flushes"] > 0).any(axis=(1, 2)).all()
+    one = next(i for i, name in enumerate(plans) if "one group" in name.split(", "))
+    longest = 2 * (v["alpha"] + v["beta"] * a["payload_mib"] / 6).sum(1).max()
+    assert v["predicted_comm"][one] == pytest.approx(longest)
+    for i in range(len(plans)):
+        k = v["group"][i].max() + 1
+        reduce = 2 * (k - 1) * (v["alpha"].max() + v["beta"].max() * a["gradient_mib"] / k)
+        assert v["predicted_allreduce"][i] == pytest.approx(reduce)
+        step = a["kappa"] * (v["predicted_pi"] + v["predicted_comm"])[i].max() + reduce
+        assert v["predicted_step"][i] == pytest.approx(step)
+        heads = [int(np.argmax(v["group"][i] == g)) for g in range(k)]
+        ring = [
+            v["alpha"][p, q] + v["beta"][p, q] * a["gradient_mib"] / k for p, q in zip(heads, heads[1:] + heads[:1])
+        ]
+        if k > 1:
+            assert (v["allreduce_time"][i].max(0) >= 0.99 * 2 * (k - 1) * max(ring)).all()
