@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
+from .sources import compiled_source
 
 if TYPE_CHECKING:
     from .driver import Driver
@@ -38,21 +39,7 @@ def of_file(file: Any, cc: tuple) -> str:
         with open(str(file), "rb") as opened:
             data = opened.read()
     text = data.decode() if isinstance(data, bytes) else str(data)
-    return compiled_source(text, name, cc) if kind == "cu" else text.rstrip("\x00")
-
-
-_sources: dict[tuple, str] = {}
-
-
-def compiled_source(text: str, name: str, cc: tuple) -> str:
-    """PTX of CUDA C++ by NVRTC; kept."""
-    if (text, cc) not in _sources:
-        from numba.cuda.cudadrv import nvrtc
-
-        compiled, _ = nvrtc.compile(text, name, cc[:2])
-        code = compiled.code if hasattr(compiled, "code") else compiled
-        _sources[text, cc] = (code.decode() if isinstance(code, bytes) else code).rstrip("\x00")
-    return _sources[text, cc]
+    return compiled_source(text, name, cc[:2]) if kind == "cu" else text.rstrip("\x00")
 
 
 class MachineModule:
@@ -92,7 +79,7 @@ def run_all(callbacks: Any, value: Any) -> None:
 
 
 class MachineFunction:
-    """A kernel of a module; attrs: registers (a guess), shared, local and constant bytes, threads of a block at most."""
+    """A kernel of a module; attrs: registers (a guess), bytes of shared, local and constant memory, most threads."""
 
     def __init__(self, driver: Driver, library: Any):
         from numba.cuda.cudadrv.driver import FuncAttr

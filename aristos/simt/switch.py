@@ -132,32 +132,28 @@ def _hinted(original: Any) -> Any:
     return init
 
 
-def _memory_view(original: Any) -> Any:
+def _memory_view(obj: Any, stream: Any = 0, copy: bool = True, user_explicit: bool = False) -> tuple[Any, bool]:
     """_to_strided_memory_view: an argument of a kernel as memory of the machine, and whether it was copied for that."""
+    from numba.cuda.cudadrv import devicearray, driver
 
-    def view(obj: Any, stream: Any = 0, copy: bool = True, user_explicit: bool = False) -> tuple[Any, bool]:
-        from numba.cuda.cudadrv import devicearray, driver
+    kind = getattr(obj, "simt_type", None)
+    if kind is not None:
+        return _shim(obj, obj.ptr), False
+    interface = getattr(obj, "__cuda_array_interface__", None)
+    if driver.is_device_memory(obj):
+        return obj._strided_memory_view_shim, False
+    if interface is not None:
+        from numba.cuda import api
 
-        kind = getattr(obj, "simt_type", None)
-        if kind is not None:
-            return _shim(obj, obj.ptr), False
-        interface = getattr(obj, "__cuda_array_interface__", None)
-        if driver.is_device_memory(obj):
-            return obj._strided_memory_view_shim, False
-        if interface is not None:
-            from numba.cuda import api
-
-            array = api.from_cuda_array_interface(interface, owner=obj)
-            return array._strided_memory_view_shim, False
-        host = np.asanyarray(obj)
-        devicearray.sentry_contiguous(host)
-        array = devicearray.DeviceNDArray(host.shape, host.strides, host.dtype)
-        if copy and host.size:
-            driver.host_to_device(array, host, array.alloc_size)
-        shim = array._strided_memory_view_shim
-        return _Kept(shim, array), True
-
-    return view
+        array = api.from_cuda_array_interface(interface, owner=obj)
+        return array._strided_memory_view_shim, False
+    host = np.asanyarray(obj)
+    devicearray.sentry_contiguous(host)
+    array = devicearray.DeviceNDArray(host.shape, host.strides, host.dtype)
+    if copy and host.size:
+        driver.host_to_device(array, host, array.alloc_size)
+    shim = array._strided_memory_view_shim
+    return _Kept(shim, array), True
 
 
 class _Kept:
@@ -207,8 +203,7 @@ def _install() -> None:
     _replace(driver.driver, "ensure_initialized", lambda: None)
     _replace(driver.driver, "initialization_error", None)
     _replace(driver.driver, "is_initialized", True)
-    if not hasattr(driver, "_logger"):
-        driver._logger = driver.make_logger()
+    vars(driver).setdefault("_logger", driver.make_logger())
     for name in dir(Driver):
         if name.startswith("cu") and name[2].isupper():
             _replace(driver.driver, name, lambda *args, _name=name: getattr(_driver(), _name)(*args))
@@ -219,7 +214,7 @@ def _install() -> None:
     _replace(codegen.CUDACodeLibrary, "get_cufunc", _function)
     base = devicearray.DeviceNDArrayBase
     _replace(base, "__init__", _hinted(base.__init__))
-    _replace(devicearray, "_to_strided_memory_view", _memory_view(devicearray._to_strided_memory_view))
+    _replace(devicearray, "_to_strided_memory_view", _memory_view)
     _replace(devicearray, "_make_strided_memory_view", _host_view)
     for module in (dispatcher, nrt):
         _replace(module, "launch", _launch)
@@ -273,7 +268,7 @@ def _changed() -> None:
     from numba.cuda.cudadrv import devices, driver
     from numba.cuda.memory_management.nrt import rtsys
 
-    driver.driver.devices = _drivers[-1].devices if _drivers else {}
+    vars(driver.driver)["devices"] = _drivers[-1].devices if _drivers else {}
     devices._runtime._tls.attached_context = None
     driver._ActiveContext._tls_cache.__dict__.pop("ctx_devnum", None)
     rtsys.close()

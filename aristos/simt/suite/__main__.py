@@ -20,6 +20,7 @@ from .table import load, rate, table
 
 FOLDERS = ("cudapy", "doc_examples", "cudadrv", "nrt")
 MODULE_SECONDS = 1500
+TOGETHER = 10  # modules in one process, whose start takes some seconds
 
 
 def installed() -> Path:
@@ -35,8 +36,8 @@ def modules() -> list[str]:
     return [f"{f}.{path.stem}" for f in FOLDERS for path in sorted((installed() / f).glob("test_*.py"))]
 
 
-def run_module(name: str, output: Path, seconds: float, limit: float, select: str = "") -> str:
-    """Run one module; appends to `output`, returns what went wrong with the whole, or nothing."""
+def run_modules(names: list[str], output: Path, seconds: float, limit: float, select: str = "") -> str:
+    """Run modules in one process; appends to `output`, returns what went wrong with the whole, or nothing."""
     environment = {
         **os.environ, "ARISTOS_SIMT_SUITE_OUTPUT": str(output), "ARISTOS_SIMT_SUITE_SECONDS": str(limit),
         "NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS": "0",
@@ -44,13 +45,15 @@ def run_module(name: str, output: Path, seconds: float, limit: float, select: st
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).resolve().parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
-    path = installed() / (name.replace(".", "/") + ".py")
-    if not path.is_file():
-        raise InputError(f"numba-cuda has no test module {name}; it has, for example, {modules()[0]}")
+    paths = [installed() / (name.replace(".", "/") + ".py") for name in names]
+    for name, path in zip(names, paths):
+        if not path.is_file():
+            raise InputError(f"numba-cuda has no test module {name}; it has, for example, {modules()[0]}")
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable, "-m", "pytest", "-q", "-p", "aristos.simt.suite.record", "-p", "no:cacheprovider",
-            "-c", os.devnull, "--rootdir", folder, "-W", "ignore", "--tb=no", str(path), *(["-k", select] if select else []),
+            "-c", os.devnull, "--rootdir", folder, "-W", "ignore", "--tb=no", *map(str, paths),
+            *(["-k", select] if select else []),
         ]  # fmt: skip
         try:
             done = subprocess.run(command, cwd=folder, env=environment, timeout=seconds, capture_output=True, text=True)
@@ -66,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m aristos.simt.suite", description=__doc__)
     parser.add_argument("modules", nargs="*", help="such as cudapy.test_atomics; all, if none is named")
     parser.add_argument("--out", type=Path, default=Path("results/simt-suite"), help="folder of what is written")
-    parser.add_argument("--seconds", type=float, default=60.0, help="limit of one test")
+    parser.add_argument("--seconds", type=float, default=180.0, help="limit of one test")
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     output = (given.out / "results.jsonl").resolve()
@@ -74,11 +77,15 @@ def main(arguments: list[str] | None = None) -> int:
     broken: dict[str, str] = {}
     names = given.modules or modules()
     start = time.perf_counter()
-    for count, name in enumerate(names, 1):
-        wrong = run_module(name, output, MODULE_SECONDS, given.seconds)
-        if wrong:
-            broken[name] = wrong
-        print(f"[{count}/{len(names)}, {time.perf_counter() - start:.0f} s] {name} {wrong}", flush=True)
+    for at in range(0, len(names), TOGETHER):
+        group = names[at : at + TOGETHER]
+        if run_modules(group, output, MODULE_SECONDS, given.seconds):  # a crash takes its neighbours along
+            for name in group:
+                wrong = run_modules([name], output, MODULE_SECONDS, given.seconds)
+                if wrong:
+                    broken[name] = wrong
+        done = min(at + TOGETHER, len(names))
+        print(f"[{done}/{len(names)}, {time.perf_counter() - start:.0f} s] {' '.join(group)}", flush=True)
     rows = load(output)
     text = table(rows, broken)
     (given.out / "table.md").write_text(text, encoding="utf-8")

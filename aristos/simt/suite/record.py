@@ -13,7 +13,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -40,7 +40,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.file = open(os.environ[OUTPUT], "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        self.seconds = float(os.environ.get(LIMIT, "60"))
+        self.seconds = float(os.environ.get(LIMIT, "180"))
         self.launches, self.libraries, self.reports, self.error = 0, set[str](), list[str](), None
         launch, of_file = functions.MachineFunction.launch, functions.of_file
 
@@ -52,7 +52,7 @@ class Recorder:
             self.libraries.add(os.path.basename(str(getattr(file, "name", file))))
             return of_file(file, cc)
 
-        functions.MachineFunction.launch = counted  # type: ignore[method-assign]
+        functions.MachineFunction.launch = counted  # type: ignore
         functions.of_file = noted
 
     def start(self) -> None:
@@ -61,7 +61,8 @@ class Recorder:
 
     def write(self, item: Any, outcome: str, why: str) -> None:
         line = {
-            "module": item.module.__name__.removeprefix("numba.cuda.tests."), "test": item.nodeid.partition("::")[2], "outcome": outcome, "why": why[:300], "launches": self.launches,
+            "module": item.module.__name__.removeprefix("numba.cuda.tests."),
+            "test": item.nodeid.partition("::")[2], "outcome": outcome, "why": why[:300], "launches": self.launches,
             "libraries": sorted(self.libraries), "reports": self.reports[:3],
             "seconds": round(time.perf_counter() - self.began, 2),
         }  # fmt: skip
@@ -157,7 +158,7 @@ def pytest_runtest_protocol(item: Any) -> Iterator[None]:
 def pytest_runtest_call(item: Any) -> Iterator[None]:
     recorder = _recorder[0]
     machine = Machine()
-    signal.setitimer(signal.ITIMER_REAL, recorder.seconds, 5)
+    signal.setitimer(signal.ITIMER_REAL, recorder.seconds, 0.5)
     try:
         with use(machine):
             return (yield)
@@ -167,7 +168,7 @@ def pytest_runtest_call(item: Any) -> Iterator[None]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: Any, call: Any) -> Iterator[Any]:
+def pytest_runtest_makereport(item: Any, call: Any) -> Generator[None, Any, Any]:
     report = yield
     recorder = _recorder[0]
     if hasattr(report, "wasxfail"):
