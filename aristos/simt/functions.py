@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
+from .heap import heap_for
 from .sources import compiled_source
 
 if TYPE_CHECKING:
@@ -25,7 +26,13 @@ def linked_ptx(library: Any, cc: tuple) -> str:
     texts = list(library.get_asm_strs())
     for file in sorted(library._linking_files, key=str):
         texts.append(of_file(file, cc))
-    return "\n".join([texts[0], *(HEADER.sub("", text) for text in texts[1:])])
+    return joined(texts)
+
+
+def joined(texts: list[str]) -> str:
+    """One module of several, with malloc and free where they are asked for."""
+    text = "\n".join([texts[0], *(HEADER.sub("", text) for text in texts[1:])])
+    return text + heap_for(text)
 
 
 def of_file(file: Any, cc: tuple) -> str:
@@ -66,6 +73,14 @@ class MachineModule:
         address = self.driver.machine.loader.address(self.program, self.driver.current_device(), name)
         return address, self.program.variables[name].size
 
+    def get_function(self, name: str) -> MachineFunction:
+        """A kernel of the module."""
+        if name not in self.program.functions:
+            from .driver import failure
+
+            raise failure("CUDA_ERROR_NOT_FOUND", "cuLibraryGetKernel", f"no kernel {name}")
+        return MachineFunction(self, name, name)
+
     def get_global_symbol(self, name: str) -> tuple[Any, int]:
         from numba.cuda.cudadrv import devices, driver
 
@@ -78,19 +93,37 @@ def run_all(callbacks: Any, value: Any) -> None:
         callback(value)
 
 
+def load_library(driver: Driver, library: Any) -> MachineFunction:
+    """The kernel of a library of code that Numba compiled, loaded with what it is linked with."""
+    program = driver.machine.loader.program(linked_ptx(library, driver.machine.cc))
+    module = MachineModule(driver, program, library._setup_functions, library._teardown_functions)
+    return MachineFunction(module, library._entry_name, library.name)
+
+
+class MachineLinker:
+    """What Numba's runtime asks of a linker: sources to a module."""
+
+    def __init__(self, *, cc: tuple, **_: Any):
+        self.cc, self.texts = cc, list[str]()
+
+    def add_cu_file(self, path: str) -> None:
+        self.texts.append(of_file(path, self.cc))
+
+    def complete(self) -> str:
+        return joined(self.texts)
+
+
 class MachineFunction:
     """A kernel of a module; attrs: registers (a guess), bytes of shared, local and constant memory, most threads."""
 
-    def __init__(self, driver: Driver, library: Any):
+    def __init__(self, module: MachineModule, name: str, title: str):
         from numba.cuda.cudadrv.driver import FuncAttr
 
+        driver, program = module.driver, module.program
         machine = driver.machine
-        self.driver, self.name = driver, library._entry_name
-        program = machine.loader.program(linked_ptx(library, machine.cc))
-        self.program, self.info = program, program.functions[self.name]
-        self.module = MachineModule(driver, program, library._setup_functions, library._teardown_functions)
-        self.handle = next(driver.handles)
-        self.kernel, self.title = self, library.name
+        self.driver, self.module, self.program, self.name, self.title = driver, module, program, name, title
+        self.info = program.functions[name]
+        self.handle, self.kernel = next(driver.handles), self
         limit = self.info.limits.get(".maxntid") or self.info.limits.get(".reqntid")
         most = int(np.prod(limit)) if limit else machine.limits.block_threads
         constant = sum(v.size for v in program.variables.values() if v.space == "const")

@@ -20,7 +20,7 @@ import numpy as np
 from ..errors import InputError
 from . import kernels
 from .driver import Driver, MachineDevice
-from .functions import MachineFunction
+from .functions import MachineFunction, MachineLinker, MachineModule, load_library
 from .machine import Machine
 
 VARIABLE = "ARISTOS_SIMT"
@@ -86,7 +86,7 @@ def _function(library: Any) -> MachineFunction:
         raise RuntimeError("Missing entry_name - are you trying to get the cufunc for a device function?")
     known = _functions.setdefault(library, weakref.WeakKeyDictionary())
     if _driver() not in known:
-        known[_driver()] = MachineFunction(_driver(), library)
+        known[_driver()] = load_library(_driver(), library)
     return known[_driver()]
 
 
@@ -189,6 +189,13 @@ def _managed(original: Any) -> Any:
     return init
 
 
+def _module(self: Any, image: Any, setup: Any = None, teardown: Any = None) -> MachineModule:
+    """Context.create_module_image, of PTX."""
+    if not isinstance(image, str):
+        raise InputError(f"the machine loads modules of PTX, got {type(image).__name__}")
+    return MachineModule(_driver(), _driver().machine.loader.program(image), setup, teardown)
+
+
 def _replace(owner: Any, name: str, value: Any) -> None:
     _replaced.setdefault((owner, name), vars(owner).get(name, _missing))
     setattr(owner, name, value)
@@ -219,6 +226,13 @@ def _install() -> None:
     for module in (dispatcher, nrt):
         _replace(module, "launch", _launch)
         _replace(module, "LaunchConfig", lambda **options: SimpleNamespace(**options))
+    _replace(nrt, "_Linker", MachineLinker)
+    _replace(driver.Context, "create_module_image", _module)
+    _replace(
+        driver.Context,
+        "create_module_ptx",
+        lambda self, ptx: _module(self, ptx if isinstance(ptx, str) else ptx.decode()),
+    )
     _replace(dispatcher._Kernel, "launch", _named_launch(dispatcher._Kernel.launch))
     _replace(dispatcher._Kernel, "__init__", _with_lines(dispatcher._Kernel.__init__))
 
