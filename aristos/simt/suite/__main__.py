@@ -7,6 +7,7 @@ such as cudapy.test_atomics; without any, all of cudapy, doc_examples, cudadrv a
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ...errors import InputError
+from ...errors import EnvironmentProblem, InputError
 from .. import kernels
 from .table import load, rate, table
 
@@ -26,6 +27,9 @@ TOGETHER = 10  # modules in one process, whose start takes some seconds
 def installed() -> Path:
     """The folder of numba-cuda's tests."""
     kernels.numba_cuda()
+    for needed in ("filecheck", "pytest"):
+        if importlib.util.find_spec(needed) is None:
+            raise EnvironmentProblem(f"numba-cuda's tests need {needed}: pip install {needed}")
     import numba.cuda.tests
 
     return Path(numba.cuda.tests.__file__).parent
