@@ -21,6 +21,12 @@ from .table import load, rate, table
 
 FOLDERS = ("cudapy", "doc_examples", "cudadrv", "nrt")
 MODULE_SECONDS = 1500
+IN_CHILDREN = """
+import os
+if os.environ.get("ARISTOS_SIMT_SUITE_CHILD"):
+    from aristos import simt
+    simt.enable()
+"""  # some tests start Python processes of their own: these have a machine too
 TOGETHER = 10  # modules in one process, whose start takes some seconds
 
 
@@ -46,14 +52,14 @@ def run_modules(names: list[str], output: Path, seconds: float, limit: float, se
         **os.environ, "ARISTOS_SIMT_SUITE_OUTPUT": str(output), "ARISTOS_SIMT_SUITE_SECONDS": str(limit),
         "NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS": "0",
     }  # fmt: skip
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(__file__).resolve().parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
+    ours = str(Path(__file__).resolve().parents[3])
     paths = [installed() / (name.replace(".", "/") + ".py") for name in names]
     for name, path in zip(names, paths):
         if not path.is_file():
             raise InputError(f"numba-cuda has no test module {name}; it has, for example, {modules()[0]}")
     with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "sitecustomize.py").write_text(IN_CHILDREN)
+        environment["PYTHONPATH"] = os.pathsep.join([folder, ours, *filter(None, [os.environ.get("PYTHONPATH")])])
         command = [
             sys.executable, "-m", "pytest", "-q", "-p", "aristos.simt.suite.record", "-p", "no:cacheprovider",
             "-c", os.devnull, "--rootdir", folder, "-W", "ignore", "--tb=no", *map(str, paths),

@@ -111,6 +111,7 @@ _recorder: list[Recorder] = []
 
 
 def pytest_configure(config: Any) -> None:
+    os.environ["ARISTOS_SIMT_SUITE_CHILD"] = "1"
     enable()  # signatures declared at import need a device
     _recorder.append(Recorder())
 
