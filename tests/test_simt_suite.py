@@ -14,8 +14,8 @@ from aristos.simt.suite.table import load, rate
 QUICK = [
     "doc_examples.test_vecadd", "doc_examples.test_matmul", "doc_examples.test_reduction", "doc_examples.test_laplace",
     "doc_examples.test_sessionize", "doc_examples.test_cg", "cudapy.test_warp_ops", "cudapy.test_sync",
-    "cudapy.test_sm", "cudapy.test_localmem", "cudapy.test_constmem", "cudapy.test_idiv", "cudapy.test_powi", "cudapy.test_boolean",
-    "cudapy.test_forall", "cudapy.test_userexc", "cudapy.test_print",
+    "cudapy.test_sm", "cudapy.test_localmem", "cudapy.test_constmem", "cudapy.test_idiv", "cudapy.test_powi",
+    "cudapy.test_boolean", "cudapy.test_forall", "cudapy.test_userexc", "cudapy.test_print",
 ]  # fmt: skip
 
 

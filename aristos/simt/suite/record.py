@@ -24,6 +24,7 @@ from ..machine import Machine
 from ..switch import enable, use
 
 OUTPUT, LIMIT = "ARISTOS_SIMT_SUITE_OUTPUT", "ARISTOS_SIMT_SUITE_SECONDS"
+WAITING = 3
 DRIVER_WORDS = (
     "libcuda", "CUDA driver", "cuda driver", "nvdisasm", "nvJitLink", "nvjitlink", "Error at driver init", "cuInit",
     "libnvJitLink", "cuobjdump", "cuobject", "NVML", "pynvjitlink",
@@ -147,13 +148,14 @@ def pytest_runtest_protocol(item: Any) -> Iterator[None]:
 
     def over(*_: Any) -> None:
         if recorder.running:
-            raise TimeLimit(f"more than {recorder.seconds:.0f} s of a CPU")
+            raise TimeLimit(f"more than {recorder.seconds:.0f} s of a CPU, or {WAITING} times that")
 
-    before = signal.signal(signal.SIGPROF, over)
+    before = signal.signal(signal.SIGPROF, over), signal.signal(signal.SIGALRM, over)
     try:
         return (yield)
     finally:
-        signal.signal(signal.SIGPROF, before)
+        signal.signal(signal.SIGPROF, before[0])
+        signal.signal(signal.SIGALRM, before[1])
 
 
 @pytest.hookimpl(wrapper=True)
@@ -162,12 +164,14 @@ def pytest_runtest_call(item: Any) -> Iterator[None]:
     machine = Machine()
     recorder.running = True
     signal.setitimer(signal.ITIMER_PROF, recorder.seconds, 0.5)  # again and again: subtests catch it
+    signal.setitimer(signal.ITIMER_REAL, WAITING * recorder.seconds, 5)
     try:
         with use(machine):
             return (yield)
     finally:
         recorder.running = False
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         recorder.reports = [str(report) for report in machine.reports]
 
 
