@@ -17,16 +17,13 @@ if TYPE_CHECKING:
     from .driver import Driver
     from .lower import Program
 
-HEADER = re.compile(r"^\s*\.(version|target|address_size)\b.*$", re.M)
+HEADER = re.compile(r"^\s*\.(version|target|address_size|file|loc)\b.*$", re.M)  # a module has them once
 REFUSED = "the kernel links {what}: the machine links PTX and CUDA C++ sources alone, which it compiles to PTX"
 
 
 def linked_ptx(library: Any, cc: tuple) -> str:
     """The PTX of a kernel with everything it is linked with; raises InputError for what is not PTX or CUDA C++."""
-    texts = list(library.get_asm_strs())
-    for file in sorted(library._linking_files, key=str):
-        texts.append(of_file(file, cc))
-    return joined(texts)
+    return joined([*library.get_asm_strs(), *(of_file(file, cc) for file in sorted(library._linking_files, key=str))])
 
 
 def joined(texts: list[str]) -> str:

@@ -90,7 +90,14 @@ class Memory:
             self.table = np.concatenate([self.table, np.zeros_like(self.table)])
         cells = -(-size // granule) + 1
         if self.checked and (self.cells + cells) * s.CELL_WORDS > len(self.shadow):
-            bigger = np.zeros(max(2 * len(self.shadow), (self.cells + cells) * s.CELL_WORDS), np.int64)
+            words = max(2 * len(self.shadow), (self.cells + cells) * s.CELL_WORDS)
+            try:
+                bigger = np.zeros(words, np.int64)
+            except MemoryError as error:
+                self.top = start
+                raise MemoryProblem(
+                    f"checking an array of {size} bytes takes {words * 8} bytes of memory; use check=False"
+                ) from error
             bigger[: self.cells * s.CELL_WORDS] = self.shadow[: self.cells * s.CELL_WORDS]
             self.shadow = bigger
         self.table[number] = [start, size, s.LIVE_MEMORY, device, granule, self.cells, 0, 0]
