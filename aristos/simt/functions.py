@@ -148,13 +148,23 @@ class MachineFunction:
             if allocation is not None and not allocation.name:
                 allocation.name = name
         self.driver.copy_registered(False)
-        machine.enqueue(
-            self.driver.current_device(), self.program, self.name, self.title, config.grid, config.block,
-            [number(value) for value in arguments], config.shmem_size or 0, [],
-        )  # fmt: skip
+        try:
+            machine.enqueue(
+                self.driver.current_device(), self.program, self.name, self.title, config.grid, config.block,
+                [number(value) for value in arguments], config.shmem_size or 0, [],
+            )  # fmt: skip
+        except InputError as error:
+            raise launch_error(error) from None
         if self.driver.registered:
             machine.finish()
             self.driver.copy_registered(True)
+
+
+def launch_error(error: InputError) -> Exception:
+    """What cuda.core raises for a launch that the driver refuses; an InputError as well."""
+    from cuda.core._utils.cuda_utils import CUDAError
+
+    return type("LaunchError", (CUDAError, InputError), {})(f"CUDA_ERROR_INVALID_VALUE: {error}")
 
 
 def number(value: Any) -> Any:
