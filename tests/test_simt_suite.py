@@ -12,17 +12,17 @@ from aristos.simt.suite.__main__ import main, run_modules
 from aristos.simt.suite.table import load, rate
 
 QUICK = [
-    "doc_examples.test_vecadd", "doc_examples.test_matmul", "doc_examples.test_reduction", "doc_examples.test_laplace",
+    "doc_examples.test_vecadd", "doc_examples.test_matmul", "doc_examples.test_reduction",
     "doc_examples.test_sessionize", "doc_examples.test_cg", "cudapy.test_warp_ops", "cudapy.test_sync",
     "cudapy.test_sm", "cudapy.test_localmem", "cudapy.test_constmem", "cudapy.test_idiv", "cudapy.test_powi",
-    "cudapy.test_boolean", "cudapy.test_forall", "cudapy.test_userexc", "cudapy.test_print",
+    "cudapy.test_boolean", "cudapy.test_forall", "cudapy.test_userexc", "cudapy.test_slicing",
 ]  # fmt: skip
 
 
 def test_a_quick_choice_agrees(tmp_path):
     output = tmp_path / "results.jsonl"
     output.touch()
-    assert run_modules(QUICK, output, seconds=300, limit=60) == ""
+    assert run_modules(QUICK, output, seconds=550, limit=60) == ""
     rows = load(output)
     agreeing, counted = rate(rows)
     assert counted >= 60, "numba-cuda's tests were not found"

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -83,8 +84,8 @@ def cause(error: BaseException | None) -> Iterator[BaseException]:
 def verdict(error: BaseException) -> tuple[str, str]:
     """(outcome, reason) of a failed test."""
     for one in cause(error):
-        if isinstance(one, TimeLimit):
-            return "time", str(one)
+        if isinstance(one, (TimeLimit, subprocess.TimeoutExpired)):
+            return "time", first_line(one)
         if isinstance(one, AristosError):
             return "refused", first_line(one)
     for one in cause(error):
