@@ -120,6 +120,34 @@ def test_kernels_link_cuda_sources(machine):
     np.testing.assert_array_equal(out, 2 * np.arange(32))
 
 
+HEAP = """
+extern "C" __device__ int squares(int *result, int n) {
+    int *p = (int *)malloc(n * sizeof(int));
+    if (!p) { *result = -1; return 0; }
+    int sum = 0;
+    for (int i = 0; i < n; i++) p[i] = i * i;
+    for (int i = 0; i < n; i++) sum += p[i];
+    free(p);
+    *result = sum;
+    return 0;
+}
+"""
+
+
+def test_device_code_has_a_heap(machine):
+    squares = cuda.declare_device("squares", "int32(int32)", link=cuda.CUSource(HEAP))
+
+    @cuda.jit
+    def kernel(out, n):
+        out[cuda.grid(1)] = squares(n)
+
+    out = np.zeros(64, np.int32)
+    kernel[2, 32](out, 10)
+    np.testing.assert_array_equal(out, sum(i * i for i in range(10)))
+    kernel[1, 1](out, 1 << 20)
+    assert out[0] == -1  # the heap has 1 MiB
+
+
 def test_what_cannot_be_linked_is_refused(machine):
     other = cuda.declare_device("other", "int32(int32)", link=cuda.Cubin(b"\x7fELF"))
 
