@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
-from . import isa
+from . import isa, kernels
 from .memory import Allocation
 
 if TYPE_CHECKING:
@@ -57,6 +57,11 @@ class DeviceArray:
         """(dtype, ndim, layout) of the array as a kernel argument."""
         flags = self._view().flags
         return self.dtype, self.ndim, "C" if flags.c_contiguous else "F" if flags.f_contiguous else "A"
+
+    @property
+    def _numba_type_(self) -> Any:
+        """What Numba takes the array for, where it is an argument of a kernel launched the ordinary way."""
+        return kernels.type_of(self)
 
     @property
     def __cuda_array_interface__(self) -> dict:

@@ -10,10 +10,6 @@ if TYPE_CHECKING:
     from .lower import Lowering
 
 
-BUILT_IN = {"vprintf", "__assertfail", "__assert_fail", "cudaCGGetIntrinsicHandle", "cudaCGSynchronize",
-            "cudaCGSynchronizeGrid"}  # fmt: skip
-
-
 def lower_builtin(low: Lowering, name: str, places: list[int], returns: int) -> None:
     """Emit a call of a built-in function; places: offsets in the frame of its result and arguments."""
     from .lower import FRAME

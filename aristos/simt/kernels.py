@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EnvironmentProblem, InputError
-from .builtin import BUILT_IN
+from .functions import joined, of_file
 
 _compiled: Any = weakref.WeakKeyDictionary()  # dispatcher -> {(types, compute capability): (PTX, entry)}
 
@@ -114,9 +114,8 @@ def compiled(kernel: Any, types_: tuple, cc: tuple) -> Compiled:
                 fastmath=options.get("fastmath", False), opt=options.get("opt", True),
                 launch_bounds=options.get("launch_bounds"),
             )  # fmt: skip
-            ptx = "\n".join(library.get_asm_strs(cc=cc))
-            if unresolved(ptx):
-                ptx = "\n".join([ptx, *linked(options.get("link") or ())])
+            files = [*(options.get("link") or ()), *library._linking_files]
+            ptx = joined([*library.get_asm_strs(cc=cc), *(of_file(file, cc) for file in dict.fromkeys(files))])
         entries = re.findall(r"\.entry\s+([\w$]+)", ptx)
         if len(entries) != 1:
             raise InputError(f"expected one kernel in the PTX of {kernel.py_func.__name__}, found {entries}")
@@ -126,32 +125,6 @@ def compiled(kernel: Any, types_: tuple, cc: tuple) -> Compiled:
 
 def compiler_lock() -> Any:
     return part("core.compiler_lock").global_compiler_lock
-
-
-def unresolved(ptx: str) -> set[str]:
-    """Functions that PTX declares and does not define, and that are not built in."""
-    declared = set(re.findall(r"\.extern\s+\.func\s+(?:\([^)]*\)\s*)?([\w$]+)", ptx))
-    return declared - BUILT_IN
-
-
-def headless(text: str) -> str:
-    """PTX without the directives that a module has once, and without its own files' lines."""
-    text = text.replace("\0", "")
-    return re.sub(r"^\s*\.(version|target|address_size|file|loc)\b.*$", "", text, flags=re.M)
-
-
-def linked(files: Any) -> list[str]:
-    """PTX of the files a kernel is linked with; only PTX is taken."""
-    texts = []
-    for file in files:
-        path = getattr(file, "name", file)
-        if not str(path).endswith(".ptx"):
-            raise InputError(f"the kernel links {path}: only PTX files can be linked on the machine")
-        data = getattr(file, "data", None)
-        text = data if data is not None else open(path, encoding="utf-8").read()  # noqa: SIM115
-        text = text.decode() if isinstance(text, bytes) else text
-        texts.append(headless(text))
-    return texts
 
 
 def declared_types(kernel: Any, types_: tuple) -> tuple:

@@ -87,12 +87,15 @@ class Program:
     save_rows: int = 0
 
 
-def layout(variables: list[Variable]) -> tuple[list[tuple[int, int]], int]:
-    """Offsets in the frame of a function's returns and parameters; callers and callees agree on it."""
-    places, offset = [], 0
-    for variable in variables:
-        places.append((offset, variable.size))
-        offset += -(-variable.size // 16) * 16
+def layout(variables: list[Variable], returns: int) -> tuple[list[tuple[int, int]], int]:
+    """Offsets in the frame of a function's returns and parameters; callers and callees agree on it.
+
+    Parameters lie first: Numba declares C functions without a result as if they had one, and linkers let it pass.
+    """
+    places, offset = [(0, 0)] * len(variables), 0
+    for index in (*range(returns, len(variables)), *range(returns)):
+        places[index] = offset, variables[index].size
+        offset += -(-variables[index].size // 16) * 16
     return places, offset
 
 
@@ -323,7 +326,7 @@ class Lowering:
                 offset += variable.size
         else:
             formals = function.returns + function.params
-            info.formals, info.frame = layout(formals)
+            info.formals, info.frame = layout(formals, len(function.returns))
             for variable, (offset, size) in zip(formals, info.formals):
                 if variable.space == "reg":
                     raise PTXError(
@@ -421,7 +424,7 @@ class Lowering:
             if not isinstance(found, tuple) or found[0] != "local":
                 raise self.fail("arguments of calls must be variables in .param space")
             mine.append((found[1], found[2]))
-        theirs, _ = layout([Variable("", "param", "b8", 1, size) for _, size in mine])
+        theirs, _ = layout([Variable("", "param", "b8", 1, size) for _, size in mine], len(returns))
         items = [len(returns), len(arguments)]
         for (here, size), (there, _) in zip(mine, theirs):
             items += [here, there, size]

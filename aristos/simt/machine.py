@@ -208,6 +208,11 @@ class Machine:
         for name, value in zip(names, args):
             if isinstance(value, DeviceArray) and not value.allocation.name:
                 value.allocation.name = name
+        self.enqueue(device, program, entry, title, grid, block, numbers, shared, after)
+
+    def enqueue(self, device: int, program: Program, entry: str, title: str, grid: Any, block: Any,
+                numbers: list[Any], shared: int, after: list[Callable[[], None]]) -> None:  # fmt: skip
+        """Queue a kernel of a loaded program; numbers: its parameters, as of `kernels.pack`; after: done at its end."""
         info = program.functions[entry]
         one = Launch(device, program, info, title, three(grid, "grid"), three(block, "block"),
                      kernels.pack(numbers, info.params), int(shared), after=after)  # fmt: skip

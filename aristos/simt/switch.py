@@ -1,13 +1,16 @@
 """Route the ordinary way of launching kernels to a machine: `k[grid, block](...)`, `cuda.to_device`, and the rest.
 
-`use(machine)` replaces what of `numba.cuda` would ask a driver; `ARISTOS_SIMT=1` in the environment does so when
-`aristos.simt.plugin` is loaded by pytest, or when `enable()` is called. Inside, Numba-CUDA's own code compiles kernels.
+`use(machine)` gives Numba-CUDA the functions of driver.py in the driver's place and launches on the machine;
+`ARISTOS_SIMT=1` in the environment does so when `aristos.simt.plugin` is loaded by pytest, or when `enable()` is
+called. Everything else of Numba-CUDA (compiler, dispatcher, arrays, ufuncs, error codes) is its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import threading
+import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -15,237 +18,277 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from . import kernels, limits
-from .arrays import DeviceArray
+from . import kernels
+from .driver import Driver, MachineDevice
+from .functions import MachineFunction, MachineLinker, MachineModule, load_library
 from .machine import Machine
 
 VARIABLE = "ARISTOS_SIMT"
-BLOCK_OF_FORALL = 128
-HINTS = ("In", "Out", "InOut")
-
-
-class Stream:
-    """A stream: everything runs in the order of launches, so it has nothing to do."""
-
-    handle = 0
-
-    def synchronize(self) -> None:
-        current().finish()
-
-    @contextlib.contextmanager
-    def auto_synchronize(self) -> Iterator[Stream]:
-        yield self
-        self.synchronize()
-
-    def wait(self, *_: Any) -> None:
-        pass
-
-
-class Event:
-    """An event; times are not modelled."""
-
-    def __init__(self, timing: bool = True):
-        pass
-
-    def record(self, stream: Any = 0) -> None:
-        pass
-
-    def synchronize(self) -> None:
-        current().finish()
-
-    def wait(self, stream: Any = 0) -> None:
-        pass
-
-    def query(self) -> bool:
-        return True
-
-    def elapsed_time(self, other: Any) -> float:
-        return 0.0
-
-
-_current: list[Machine] = []
+_drivers: list[Driver] = []
+_replaced: dict[tuple[Any, str], Any] = {}
+_missing = object()
+_names = threading.local()  # of the arguments of the launch under way, by address
 
 
 def current() -> Machine:
     """The machine that launches go to."""
-    if not _current:
+    return _driver().machine
+
+
+def _driver() -> Driver:
+    if not _drivers:
         raise InputError("no machine is in use: call aristos.simt.enable(), or set ARISTOS_SIMT=1 for pytest")
-    return _current[-1]
+    return _drivers[-1]
 
 
-def _device_of(number: int) -> Any:
-    machine = current()
-    return SimpleNamespace(
-        id=number, compute_capability=machine.cc, name=b"aristos.simt", supports_float16=True, supports_bfloat16=True,
-        supports_fp8=machine.cc >= (8, 9), MULTIPROCESSOR_COUNT=machine.sm_count, WARP_SIZE=32, UNIFIED_ADDRESSING=1,
-        MAX_THREADS_PER_BLOCK=machine.limits.block_threads, reset=lambda: None,
-        MAX_SHARED_MEMORY_PER_BLOCK=machine.limits.shared_block, uuid=f"GPU-simt-{number}",
-    )  # fmt: skip
+class CoreStream:
+    """A stream as cuda.core has it: a handle."""
+
+    def __init__(self, handle: Any = 0):
+        self.handle = handle
+
+    def __int__(self) -> int:
+        return int(self.handle)
 
 
-def _context(number: int = 0) -> Any:
-    return SimpleNamespace(
-        device=_device_of(number), synchronize=lambda: current().finish(), get_memory_info=lambda: (1 << 34, 1 << 35),
-        create_stream=Stream, get_default_stream=Stream, reset=lambda: None, deallocations=[],
-        memory_manager=SimpleNamespace(deallocations=SimpleNamespace(clear=lambda: None)),
-    )  # fmt: skip
+def _core_stream(stream: Any) -> CoreStream:
+    return stream if isinstance(stream, CoreStream) else CoreStream(int(stream) if stream else 0)
 
 
-def _to_device(obj: Any, stream: Any = 0, copy: bool = True, to: Any = None) -> DeviceArray:
-    machine = current()
-    if to is not None:
-        to.copy_to_device(obj)
-        return to
-    if isinstance(obj, DeviceArray):
-        return obj
-    values = np.array(obj, copy=True) if not isinstance(obj, np.void) else np.asarray(obj)
-    array = machine.new_array(0, values, None, None, "")
-    if not copy and machine.check:
-        machine.memory.init[array.allocation.start : array.allocation.start + array.allocation.size] = 0
-    return array
+def _launch(stream: Any, config: Any, kernel: MachineFunction, *arguments: Any) -> None:
+    kernel.launch(config, arguments, getattr(_names, "of", {}))
 
 
-def _empty(shape: Any, dtype: Any = np.float64, strides: Any = None, order: str = "C", stream: Any = 0) -> DeviceArray:
-    machine = current()
-    if order == "F" and strides is None:
-        sizes = shape if isinstance(shape, tuple) else (shape,)
-        strides = np.empty(sizes, dtype, order="F").strides
-    return machine.new_array(0, None, shape, dtype, "", strides)
+def _named_launch(original: Any) -> Any:
+    """_Kernel.launch that remembers the arguments' names while it runs."""
+
+    def launch(self: Any, args: Any, *rest: Any, **options: Any) -> None:
+        _names.of = {}
+        function = getattr(self, "py_func", None)
+        if function is not None:
+            for name, value in zip(function.__code__.co_varnames, args):
+                pointer = getattr(value, "device_ctypes_pointer", None)
+                if pointer is not None and pointer.value:
+                    _names.of[pointer.value] = name
+        try:
+            original(self, args, *rest, **options)
+        finally:
+            _names.of = {}
+
+    return launch
 
 
-def _empty_like(ary: Any, stream: Any = 0) -> DeviceArray:
-    view = ary._view() if isinstance(ary, DeviceArray) else np.asarray(ary)
-    like = np.empty_like(view)
-    return current().new_array(0, None, view.shape, view.dtype, "", like.strides)
+_functions: Any = weakref.WeakKeyDictionary()  # library -> {driver: its function}
 
 
-def _host_like(ary: Any, **_: Any) -> np.ndarray:
-    return np.empty_like(np.asarray(ary))
+def _function(library: Any) -> MachineFunction:
+    if library._entry_name is None:
+        raise RuntimeError("Missing entry_name - are you trying to get the cufunc for a device function?")
+    known = _functions.setdefault(library, weakref.WeakKeyDictionary())
+    if _driver() not in known:
+        known[_driver()] = load_library(_driver(), library)
+    return known[_driver()]
 
 
-def _pinned(shape: Any, dtype: Any = np.float64, strides: Any = None, order: str = "C", **_: Any) -> np.ndarray:
-    return np.zeros(shape, dtype, order=order)  # type: ignore[call-overload]
+def _device(self: Any, number: int) -> None:
+    self._dev = MachineDevice(_driver(), number)
+    self.id, self.compute_capability = number, self._dev.compute_capability
+    self.name, self.uuid, self.primary_context = self._dev.name, f"GPU-{self._dev.uuid}", None
 
 
-@contextlib.contextmanager
-def _nothing(*_: Any, **__: Any) -> Iterator[None]:
-    yield
+def _managers(self: Any) -> list[Any]:
+    from numba.cuda.cudadrv import devices, driver
+
+    mine = _driver()
+    if not mine.managers:
+        mine.managers = [
+            devices._DeviceContextManager(driver.driver.get_device(n)) for n in range(len(mine.machine.devices))
+        ]
+    return mine.managers
 
 
-def _compile(dispatcher: Any, sig: Any) -> Any:
-    argtypes, result = kernels.part("core.sigutils").normalize_signature(sig)
-    if result is not None and str(result) not in ("none", "void"):
-        raise TypeError("CUDA kernel must have void return type.")
-    if dispatcher.targetoptions.get("device"):
-        return _replaced[type(dispatcher), "compile"](dispatcher, sig)
-    if argtypes not in dispatcher.overloads:
-        if not dispatcher._can_compile:
-            raise RuntimeError("Compilation disabled")
-        made = kernels.compiled(dispatcher, tuple(argtypes), current().cc)
-        dispatcher.overloads[argtypes] = SimpleNamespace(
-            signature=SimpleNamespace(args=tuple(argtypes)), objectmode=False, entry_point=None, metadata={},
-            inspect_asm=lambda cc: made.ptx, inspect_lto_ptx=lambda cc: made.ptx, _type_annotation="",
-            inspect_llvm=lambda: made.library.get_llvm_str(), cooperative="cudaCGSynchronize" in made.ptx,
-            max_cooperative_grid_blocks=lambda block, shared=0: cooperative_blocks(made, block, shared),
-        )  # fmt: skip
-    return dispatcher.overloads[argtypes]
+def _with_lines(original: Any) -> Any:
+    """_Kernel.__init__ that asks for line information: reports name lines."""
+
+    def init(self: Any, *args: Any, **options: Any) -> None:
+        if not options.get("debug") and not options.get("lineinfo"):
+            try:
+                return original(self, *args, **options | {"lineinfo": True})
+            except ZeroDivisionError:  # Numba-CUDA 0.30 cannot describe arguments that are tuples of nothing
+                pass
+        return original(self, *args, **options)
+
+    return init
 
 
-def cooperative_blocks(made: kernels.Compiled, block: Any, shared: int) -> int:
-    """How many blocks of a kernel a device holds at once."""
-    machine = current()
-    program = machine.loader.program(made.ptx)
-    threads = int(np.prod(block))
-    held = limits.resident(
-        machine.limits, threads, program.shared_bytes + shared, program.functions[made.entry].registers
+def _hinted(original: Any) -> Any:
+    """DeviceNDArrayBase.__init__ that tells the allocation its dtype: the checker keeps a cell for each item."""
+
+    def init(self: Any, shape: Any, strides: Any, dtype: Any, stream: Any = 0, gpu_data: Any = None) -> None:
+        mine = _driver()
+        before, mine.hint = mine.hint, (np.dtype(dtype), tuple(np.atleast_1d(shape).tolist()))
+        try:
+            original(self, shape, strides, dtype, stream, gpu_data)
+        finally:
+            mine.hint = before
+
+    return init
+
+
+def _memory_view(obj: Any, stream: Any = 0, copy: bool = True, user_explicit: bool = False) -> tuple[Any, bool]:
+    """_to_strided_memory_view: an argument of a kernel as memory of the machine, and whether it was copied for that."""
+    from numba.cuda.cudadrv import devicearray, driver
+
+    kind = getattr(obj, "simt_type", None)
+    if kind is not None:
+        return _shim(obj, obj.ptr), False
+    interface = getattr(obj, "__cuda_array_interface__", None)
+    if driver.is_device_memory(obj):
+        return obj._strided_memory_view_shim, False
+    if interface is not None:
+        from numba.cuda import api
+
+        array = api.from_cuda_array_interface(interface, owner=obj)
+        return array._strided_memory_view_shim, False
+    host = np.asanyarray(obj)
+    devicearray.sentry_contiguous(host)
+    array = devicearray.DeviceNDArray(host.shape, host.strides, host.dtype)
+    if copy and host.size:
+        driver.host_to_device(array, host, array.alloc_size)
+    shim = array._strided_memory_view_shim
+    return _Kept(shim, array), True
+
+
+class _Kept:
+    """A view with the array that owns its memory."""
+
+    def __init__(self, shim: Any, array: Any):
+        self.ptr, self.shape, self.dtype, self.size = shim.ptr or 0, shim.shape, shim.dtype, shim.size
+        self._layout, self.array = shim._layout, array
+
+
+def _shim(array: Any, address: int) -> Any:
+    view = array._view()
+    c, f = view.flags.c_contiguous, view.flags.f_contiguous
+    layout = SimpleNamespace(
+        strides_in_bytes=array.strides, is_contiguous_c=c, is_contiguous_f=f, is_contiguous_any=c or f
     )
-    return held * machine.sm_count
+    return SimpleNamespace(ptr=address, shape=array.shape, dtype=array.dtype, size=array.size, _layout=layout)
 
 
-def _call(dispatcher: Any, args: tuple, config: Any) -> None:
-    """Launch; NumPy arguments are copied in and back, as Numba does, so then the machine runs at once."""
-    machine = current()
-    if not dispatcher.overloads:
-        types_ = tuple(kernels.type_of(getattr(a, "value", a) if type(a).__name__ in HINTS else a) for a in args)
-        _compile(dispatcher, types_)
-    machine.device(0).launch(dispatcher, config.griddim, config.blockdim, *args, shared=config.sharedmem)
-    if any(launch.after for launch in machine.queue):
-        machine.run()
+def _host_view(obj: Any, *, stream_ptr: Any) -> Any:
+    return SimpleNamespace(ptr=np.asanyarray(obj).__array_interface__["data"][0])
 
 
-def _forall(task: Any, *args: Any) -> None:
-    if task.ntasks:
-        block = task.thread_per_block or BLOCK_OF_FORALL
-        task.dispatcher[-(-task.ntasks // block), block, task.stream, task.sharedmem](*args)
+def _managed(original: Any) -> Any:
+    """ManagedMemory.__init__: the host reaches the same bytes at an address of its own."""
+
+    def init(self: Any, *args: Any, **options: Any) -> None:
+        original(self, *args, **options)
+        mine = _driver()
+        allocation, _ = mine.place(int(self.device_pointer), 0, "cuMemAllocManaged")
+        self._bufptr_ = mine.host_address(allocation)
+
+    return init
 
 
-def _specialize(dispatcher: Any, *args: Any) -> Any:
-    return dispatcher
-
-
-_replaced: dict[tuple[Any, str], Any] = {}
+def _module(self: Any, image: Any, setup: Any = None, teardown: Any = None) -> MachineModule:
+    """Context.create_module_image, of PTX."""
+    if not isinstance(image, str):
+        raise InputError(f"the machine loads modules of PTX, got {type(image).__name__}")
+    return MachineModule(_driver(), _driver().machine.loader.program(image), setup, teardown)
 
 
 def _replace(owner: Any, name: str, value: Any) -> None:
-    if (owner, name) not in _replaced:
-        _replaced[owner, name] = getattr(owner, name, None)
+    _replaced.setdefault((owner, name), vars(owner).get(name, _missing))
     setattr(owner, name, value)
 
 
-def _typeof(original: Any) -> Any:
-    def typeof(value: Any, purpose: Any = None) -> Any:
-        if isinstance(value, DeviceArray):
-            return kernels.type_of(value)
-        return original(value, purpose) if purpose is not None else original(value)
-
-    return typeof
-
-
 def _install() -> None:
-    cuda = kernels.numba_cuda()
-    api, compiler, dispatcher = (kernels.part(name) for name in ("api", "compiler", "dispatcher"))
-    devices, driver = kernels.part("cudadrv.devices"), kernels.part("cudadrv.driver")
+    kernels.numba_cuda()
+    from numba.cuda import codegen, dispatcher
+    from numba.cuda.cudadrv import devicearray, devices, driver
+    from numba.cuda.memory_management import nrt
 
-    names = {
-        "to_device": _to_device, "device_array": _empty, "device_array_like": _empty_like, "pinned_array": _pinned,
-        "pinned_array_like": _host_like, "pinned": _nothing, "mapped": _nothing, "mapped_array": _mapped,
-        "mapped_array_like": lambda ary, **_: _mapped(np.shape(ary), ary.dtype), "managed_array": _mapped,
-        "synchronize": lambda: current().finish(), "stream": Stream, "default_stream": Stream,
-        "legacy_default_stream": Stream, "per_thread_default_stream": Stream, "event": Event,
-        "is_available": lambda: True, "get_current_device": lambda: _device_of(0), "current_context": _context,
-        "select_device": lambda number: _device_of(number), "close": lambda: None, "defer_cleanup": _nothing,
-        "is_cuda_array": lambda obj: hasattr(obj, "__cuda_array_interface__"), "profile_start": lambda: None,
-        "profile_stop": lambda: None, "profiling": _nothing, "event_elapsed_time": lambda a, b: 0.0,
-        "is_bfloat16_supported": lambda: True, "is_fp8_accelerated": lambda: current().cc >= (8, 9),
-    }  # fmt: skip
-    for name, value in names.items():
-        for module in (cuda, api):
-            if hasattr(module, name):
-                _replace(module, name, value)
-    for module in (dispatcher, compiler):
-        _replace(module, "get_current_device", lambda: _device_of(0))
-    _replace(devices, "get_context", _context)
-    _replace(dispatcher, "get_context", _context)
-    _replace(driver, "_to_core_stream", lambda stream: stream)
-    _replace(dispatcher.CUDADispatcher, "call", _call)
-    _replace(dispatcher.CUDADispatcher, "compile", _compile)
-    _replace(dispatcher.CUDADispatcher, "specialize", _specialize)
-    _replace(dispatcher.ForAll, "__call__", _forall)
-    _replace(dispatcher, "typeof", _typeof(dispatcher.typeof))
+    _replace(driver.driver, "ensure_initialized", lambda: None)
+    _replace(driver.driver, "initialization_error", None)
+    _replace(driver.driver, "is_initialized", True)
+    vars(driver).setdefault("_logger", driver.make_logger())
+    for name in dir(Driver):
+        if name.startswith("cu") and name[2].isupper():
+            _replace(driver.driver, name, lambda *args, _name=name: getattr(_driver(), _name)(*args))
+    _replace(driver.Device, "__init__", _device)
+    _replace(driver, "_to_core_stream", _core_stream)
+    _replace(driver.ManagedMemory, "__init__", _managed(driver.ManagedMemory.__init__))
+    _replace(devices._DeviceList, "lst", property(_managers))
+    _replace(codegen.CUDACodeLibrary, "get_cufunc", _function)
+    base = devicearray.DeviceNDArrayBase
+    _replace(base, "__init__", _hinted(base.__init__))
+    _replace(devicearray, "_to_strided_memory_view", _memory_view)
+    _replace(devicearray, "_make_strided_memory_view", _host_view)
+    for module in (dispatcher, nrt):
+        _replace(module, "launch", _launch)
+        _replace(module, "LaunchConfig", lambda **options: SimpleNamespace(**options))
+    _replace(nrt, "_Linker", MachineLinker)
+    _replace(driver.Context, "create_module_image", _module)
+    _replace(
+        driver.Context,
+        "create_module_ptx",
+        lambda self, ptx: _module(self, ptx if isinstance(ptx, str) else ptx.decode()),
+    )
+    _replace(dispatcher._Kernel, "launch", _named_launch(dispatcher._Kernel.launch))
+    _replace(dispatcher._Kernel, "__init__", _with_lines(dispatcher._Kernel.__init__))
 
 
-def _mapped(shape: Any, dtype: Any = np.float64, strides: Any = None, order: str = "C", **_: Any) -> DeviceArray:
-    machine = current()
-    return machine.new_array(-1, np.zeros(shape, dtype, order=order), None, None, "")  # type: ignore[call-overload]
+LATE = ("cuMemFree", "cuMemFreeHost", "cuMemHostUnregister", "cuEventDestroy", "cuStreamDestroy", "cuLibraryUnload")
+
+
+def _freed(name: str) -> Any:
+    """A function of the driver that gives back what a machine gave: Numba may call it after the machine has gone."""
+
+    def free(value: Any) -> None:
+        from numba.cuda.cudadrv import driver
+
+        if driver.driver.initialization_error is None and getattr(value, "machine", None) is None:
+            driver.driver._cuda_python_wrap_fn(name)(value)
+
+    return free
 
 
 def _remove() -> None:
     while _replaced:
         (owner, name), value = _replaced.popitem()
-        if value is None:
+        if name in LATE and value is _missing:
+            setattr(owner, name, _freed(name))
+        elif value is _missing:
             delattr(owner, name)
         else:
             setattr(owner, name, value)
+
+
+def _enter(machine: Machine) -> None:
+    if not _drivers:
+        _install()
+    _drivers.append(Driver(machine))
+    _changed()
+
+
+def _leave() -> None:
+    _drivers.pop()
+    if not _drivers:
+        _remove()
+    _changed()
+
+
+def _changed() -> None:
+    """Numba's objects of devices and of its runtime are those of the machine now in use."""
+    from numba.cuda.cudadrv import devices, driver
+    from numba.cuda.memory_management.nrt import rtsys
+
+    vars(driver.driver)["devices"] = _drivers[-1].devices if _drivers else {}
+    devices._runtime._tls.attached_context = None
+    driver._ActiveContext._tls_cache.__dict__.pop("ctx_devnum", None)
+    rtsys.close()
 
 
 @contextlib.contextmanager
@@ -254,24 +297,18 @@ def use(machine: Machine) -> Iterator[Machine]:
 
     Launches with NumPy arrays run at once; with device arrays at the next synchronize or copy, or at the end.
     """
-    if not _current:
-        _install()
-    _current.append(machine)
+    _enter(machine)
     try:
         yield machine
         machine.finish()
     finally:
-        _current.pop()
-        if not _current:
-            _remove()
+        _leave()
 
 
 def enable(**options: Any) -> Machine:
     """Use a new machine for all launches from here on; options as of `Machine`."""
     machine = Machine(**options)
-    if not _current:
-        _install()
-    _current.append(machine)
+    _enter(machine)
     return machine
 
 

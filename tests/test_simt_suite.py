@@ -1,0 +1,48 @@
+"""numba-cuda's own tests on the machine. The quick choice runs here; all of it: python -m aristos.simt.suite."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
+pytest.importorskip("filecheck", reason="numba-cuda's tests need filecheck")
+from aristos.simt.suite.__main__ import main, run_modules
+from aristos.simt.suite.table import load, rate
+
+QUICK = [
+    "doc_examples.test_vecadd", "doc_examples.test_matmul", "doc_examples.test_reduction",
+    "doc_examples.test_sessionize", "doc_examples.test_cg", "cudapy.test_warp_ops", "cudapy.test_sync",
+    "cudapy.test_sm", "cudapy.test_localmem", "cudapy.test_constmem", "cudapy.test_idiv", "cudapy.test_powi",
+    "cudapy.test_boolean", "cudapy.test_forall", "cudapy.test_userexc", "cudapy.test_slicing",
+]  # fmt: skip
+
+
+def test_a_quick_choice_agrees(tmp_path):
+    output = tmp_path / "results.jsonl"
+    output.touch()
+    assert run_modules(QUICK, output, seconds=550, limit=60) == ""
+    rows = load(output)
+    agreeing, counted = rate(rows)
+    assert counted >= 60, "numba-cuda's tests were not found"
+    assert agreeing >= 0.8 * counted, [row for row in rows if row["outcome"] in ("differs", "refused", "time")]
+    assert {row["module"] for row in rows if row["outcome"] == "agrees"} >= set(QUICK)
+
+
+@pytest.mark.simt_suite
+def test_all_agree(request, tmp_path, capsys):
+    if "simt_suite" not in request.config.option.markexpr:
+        pytest.skip("takes an hour or so: pytest -m simt_suite, or python -m aristos.simt.suite")
+    assert main(["--out", str(tmp_path)]) == 0, capsys.readouterr().out
+
+
+def test_the_rate_counts_what_fails_and_no_library(tmp_path):
+    """Ten lines whose rate is known: failures of every kind count; what links a library or runs no kernel does not."""
+    kinds = ["agrees"] * 6 + ["differs", "refused", "time", "driver", "no_kernel", "skipped", "expected"]
+    lines = [{"module": "m", "test": str(n), "outcome": kind, "libraries": []} for n, kind in enumerate(kinds)]
+    lines.append({"module": "m", "test": "linked", "outcome": "differs", "libraries": ["nrt.cu"]})
+    lines.append({"module": "m", "test": "6", "outcome": "agrees", "libraries": []})  # differed before: stays so
+    path = tmp_path / "results.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    assert rate(load(path)) == (6, 9)
