@@ -25,9 +25,9 @@ def flush32(bits):
 
 
 @jit
-def flush16(bits):
-    """A subnormal float16 becomes a zero of its sign."""
-    return bits & 0x8000 if bits & 0x7C00 == 0 else bits
+def flush16(bits, form):
+    """A subnormal float16 or bfloat16 becomes a zero of its sign."""
+    return bits & 0x8000 if bits & (0x7C00 if form == HALF else 0x7F80) == 0 else bits
 
 
 @jit
@@ -241,7 +241,7 @@ def double(x, op, flags, imm, ra, rb, rc):
             if flags & isa.FTZ and abs(a) < 2.2250738585072014e-308:  # rcp.approx.ftz.f64, rsqrt.approx.ftz.f64
                 a = math.copysign(0.0, a)
             z = approximate(op, a)
-            if flags & isa.APPROX and flags & isa.FTZ and op == isa.FRCP:
+            if flags & isa.APPROX and flags & isa.FTZ:  # the high word alone
                 if abs(z) < 2.2250738585072014e-308:
                     z = math.copysign(0.0, z)
                 z = f64_of(u64_of(z) & ~np.uint64(0xFFFFFFFF)) if math.isfinite(z) else z
@@ -256,8 +256,8 @@ def double(x, op, flags, imm, ra, rb, rc):
 def short(x, op, form, flags, imm, ia, ib, ic):
     """A float16 or bfloat16 instruction; operands and result are bits in int64."""
     top = 0x8000
-    if flags & isa.FTZ and form == HALF:
-        ia, ib, ic = flush16(ia), flush16(ib), flush16(ic)
+    if flags & isa.FTZ:
+        ia, ib, ic = flush16(ia, form), flush16(ib, form), flush16(ic, form)
     if op == isa.FABS:
         return ia & 0x7FFF
     if op == isa.FNEG:
@@ -272,8 +272,8 @@ def short(x, op, form, flags, imm, ia, ib, ic):
         bits = exact(x, isa.FABS, u64_of(least_most(op, a, b, flags)), 0, 0, form, isa.RN)
     else:
         bits = exact(x, isa.FABS, u64_of(approximate(op, a)), 0, 0, form, isa.RN)
-    if flags & isa.FTZ and form == HALF:
-        bits = flush16(bits)
+    if flags & isa.FTZ:
+        bits = flush16(bits, form)
     if flags & (isa.SAT | isa.RELU):
         z = widen(bits, form)
         if flags & isa.RELU and z < 0.0:

@@ -128,6 +128,7 @@ class Lowering:
         self.started = False
         self.visible: list[dict[str, int]] = []
         self.instruction: Instruction | None = None
+        self.guard_row = 0  # a copy of the guard, for an instruction whose first results may overwrite it
 
     # ---- rows ----
     def new_row(self) -> int:
@@ -255,7 +256,7 @@ class Lowering:
             found = self.find(ins.guard.text)
             if not isinstance(found, tuple) or found[0] != "row":
                 raise self.fail(f"the guard {ins.guard.text} is not a register")
-            guard, negate = found[1], int(ins.guard.negated)
+            guard, negate = self.guard_row or found[1], int(ins.guard.negated)
         place, count = len(self.operands), 0
         if items is not None:
             count = len(items)
@@ -268,6 +269,15 @@ class Lowering:
         self.code.append([op, type_, type2, d, a, b, c, e, guard, negate, imm, flags, d2, place, count, line])
         self.texts.append(ins.text)
         return len(self.code) - 1
+
+    def keep_guard(self) -> None:
+        """Guard what follows of this instruction by the guard as it is now, whatever the instruction writes."""
+        ins = self.instruction
+        assert ins is not None
+        if ins.guard is not None:
+            row = self.new_row()
+            self.emit(isa.MOV, isa.PREDICATE, d=row, a=self.row(Name(ins.guard.text)), guarded=False)
+            self.guard_row = row
 
     def program(self) -> Program:
         self.place_shared(self.module.variables)
@@ -384,7 +394,7 @@ class Lowering:
             elif isinstance(item, Scope):
                 self.scope(item, labels)
             else:
-                self.instruction, self.started = item, False
+                self.instruction, self.started, self.guard_row = item, False, 0
                 self.visible = list(labels)
                 decode(self, item)
         labels.pop()
