@@ -137,3 +137,24 @@ def refused(text: str) -> str:
     except simt.PTXError as error:
         return str(error)
     return ""
+
+
+def execute(body: str, *arrays: np.ndarray, threads: int = 32, check: bool = True, module: str = "", head: str = "",
+            arch: str = "sm_90a") -> list[np.ndarray]:  # fmt: skip
+    """Run a kernel of one block whose body finds the arrays' addresses in a0, a1, ...; what the arrays hold after.
+
+    Registers: h, r, d, p of 16, 32 and 64 bits and predicates, 0 to 39; t: the thread's number, as 32 bits, t64.
+    module: declarations before the kernel; head: declarations in it.
+    """
+    params = ", ".join(f".param .u64 x{i}" for i in range(len(arrays)))
+    lines = [*(f".reg .{kind} {name}<40>;" for kind, name in (("b16", "h"), ("b32", "r"), ("b64", "d"), ("pred", "p"))),
+             ".reg .b32 t;", ".reg .b64 t64;", "mov.u32 t, %tid.x;", "cvt.u64.u32 t64, t;", head]  # fmt: skip
+    for i in range(len(arrays)):
+        lines += [f".reg .b64 a{i};", f"ld.param.u64 a{i}, [x{i}];"]
+    text = HEADER + module + f"\n.visible .entry k({params})\n{{\n" + "\n".join([*lines, body, "ret;", "}"])
+    machine = simt.Machine(check=check, arch=arch)
+    device = machine.device(0)
+    held = [device.array(array) for array in arrays]
+    device.launch(text, 1, threads, *held)
+    assert machine.run() == []
+    return [array.copy_to_host() for array in held]

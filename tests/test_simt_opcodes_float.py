@@ -11,8 +11,8 @@ from simt_numbers import (
     F64,
     NAN,
     ZERO,
-    flushed,
     float_edges,
+    flushed,
     lesser,
     mixed,
     negated,
@@ -268,6 +268,7 @@ def test_signs_and_properties(name):
             test(value(a, form), subnormal(value(a, form), form)))) for kind, test in tests.items()],
     ]  # fmt: skip
     if name == "f32":
+
         def flush(x):
             return rounded(flushed(value(x, F32), F32), F32)
 

@@ -11,7 +11,6 @@ TYPES = ("u16", "s16", "u32", "s32", "u64", "s64")
 N = 320
 
 
-
 def bits_of(kind: str) -> int:
     return int(kind[1:])
 

@@ -14,10 +14,9 @@ from .ptx import Address, Group, Instruction, Name, Number, Pair, Vector
 if TYPE_CHECKING:
     from .lower import Lowering
 
-ROUNDINGS = {"rn": isa.RN, "rz": isa.RZ, "rm": isa.RM, "rp": isa.RP, "rna": isa.RNA}
 WHOLE = {"rni": isa.RN, "rzi": isa.RZ, "rmi": isa.RM, "rpi": isa.RP}
 ORDERS = {"weak": isa.WEAK, "volatile": isa.VOLATILE, "relaxed": isa.RELAXED, "acquire": isa.ACQUIRE,
-          "release": isa.RELEASE, "acq_rel": isa.ACQ_REL, "sc": isa.SC, "mmio": isa.RELAXED}  # fmt: skip
+          "release": isa.RELEASE, "acq_rel": isa.ACQ_REL, "sc": isa.SC}  # fmt: skip
 SCOPES = {"cta": isa.CTA, "cluster": isa.CTA, "gpu": isa.GPU, "gl": isa.GPU, "sys": isa.SYS}
 SPACES = {"global": isa.GLOBAL, "shared": isa.SHARED, "shared::cta": isa.SHARED, "shared::cluster": isa.SHARED,
           "local": isa.LOCAL, "const": isa.CONST, "param": isa.PARAM, "param::entry": isa.PARAM,
@@ -277,9 +276,9 @@ def function(op: int, types: tuple[int, ...] = (isa.F32,), exact: bool = False) 
             raise m.fail("needs .approx")
         check_type(m, type_, types if approx else WIDE_FLOATS)
         flags = isa.APPROX if approx else m.choose(DIRECTED)
-        if op == isa.FEX2 and type_ in (isa.BF16, isa.BF16X2) or op == isa.FRCP and approx and type_ == isa.F64:
+        if (op == isa.FEX2 and type_ in (isa.BF16, isa.BF16X2)) or (op == isa.FRCP and approx and type_ == isa.F64):
             flags |= m.choose({"ftz": isa.FTZ})
-        elif type_ == isa.F32 and op != isa.FTANH or op == isa.FRSQRT:
+        elif (type_ == isa.F32 and op != isa.FTANH) or op == isa.FRSQRT:
             flags |= m.flag("ftz", isa.FTZ)
         m.done(2)
         low.emit(op, type_, d=m.dest(), a=m.row(1, type_), flags=flags)
@@ -539,23 +538,47 @@ def convert(low: Lowering, m: Mods) -> None:
         convert_pack(low, m)
         return
     to, source = m.types(2)
-    whole = m.choose(WHOLE, -1)
-    flags = m.choose(ROUNDINGS, isa.RN) if whole < 0 else whole | isa.INTEGER
-    flags |= m.flag("ftz", isa.FTZ) | m.flag("sat", isa.SAT) | m.flag("relu", isa.RELU)
-    if m.take("satfinite") and to not in (isa.E4M3X2, isa.E5M2X2):
-        raise m.fail("modifier .satfinite is not supported here")
-    if to & 15 == 4 and to & 0xF0 in (isa.F16X2 & 0xF0, isa.BF16X2 & 0xF0) and source == isa.F32:
+    quarters = (isa.E4M3X2, isa.E5M2X2)
+    if to in quarters or source in quarters:
+        convert_quarters(low, m, to, source)
+        return
+    floats = is_float(source), is_float(to) or to == isa.TF32
+    flags = m.flag("ftz", isa.FTZ) if isa.F32 in (to, source) else 0
+    if floats[0] and (to == source or not floats[1]):
+        whole = m.choose(WHOLE, -1 if to == source else None)
+        flags |= whole | isa.INTEGER if whole >= 0 else 0
+    elif floats[1]:
+        exact = floats[0] and (to == isa.F64 or (to == isa.F32 and source != isa.F64))
+        table = {**DIRECTED, "rna": isa.RNA} if to == isa.TF32 else DIRECTED
+        flags |= m.choose(table, isa.RN if exact else None)
+    if source == isa.F32 and to in (*HALVES, isa.TF32):
+        flags |= m.flag("relu", isa.RELU) | m.flag("satfinite", isa.FINITE)
+    if to not in (isa.BF16, isa.F16X2, isa.BF16X2, isa.TF32):
+        flags |= m.flag("sat", isa.SAT)
+    if to in (isa.F16X2, isa.BF16X2):
+        check_type(m, source, (isa.F32,))
         m.done(3)
         low.emit(isa.CVTPACK, to, source, d=m.dest(), a=m.row(1, source), b=m.row(2, source), flags=flags)
-    elif to in (isa.E4M3X2, isa.E5M2X2) or source in (isa.E4M3X2, isa.E5M2X2):
-        m.done(2, 3)
-        b = m.row(2, source) if len(m.operands) == 3 else 0
-        low.emit(isa.CVTPACK, to, source, d=m.dest(), a=m.row(1, source), b=b, flags=flags)
+        return
+    known = (*INTEGERS, isa.U8, isa.S8, isa.F16, isa.BF16, isa.F32, isa.F64)
+    check_type(m, source, (isa.F32,) if to == isa.TF32 else known)
+    check_type(m, to, (*known, isa.TF32))
+    m.done(2)
+    low.emit(isa.CVT, to, source, d=m.dest(), a=m.row(1, source), flags=flags)
+
+
+def convert_quarters(low: Lowering, m: Mods, to: int, source: int) -> None:
+    """cvt between pairs of 8-bit floats and pairs of wider ones."""
+    flags = m.choose(NEAREST) | m.flag("relu", isa.RELU)
+    if to == isa.F16X2:
+        check_type(m, source, (isa.E4M3X2, isa.E5M2X2))
     else:
-        m.done(2)
-        if whole < 0 and not is_float(to) and to != isa.TF32 and is_float(source):
-            raise m.fail("a conversion to an integer needs a rounding: .rni, .rzi, .rmi or .rpi")
-        low.emit(isa.CVT, to, source, d=m.dest(), a=m.row(1, source), flags=flags)
+        check_type(m, to, (isa.E4M3X2, isa.E5M2X2))
+        check_type(m, source, (isa.F32, isa.F16X2))
+        flags |= m.choose({"satfinite": 0})
+    pair = source == isa.F32
+    m.done(3 if pair else 2)
+    low.emit(isa.CVTPACK, to, source, d=m.dest(), a=m.row(1, source), b=m.row(2, source) if pair else 0, flags=flags)
 
 
 def convert_pack(low: Lowering, m: Mods) -> None:
@@ -572,6 +595,8 @@ def convert_pack(low: Lowering, m: Mods) -> None:
     high, part = low.new_row(), low.new_row()
     low.emit(isa.CVT, to, isa.S32, d=high, a=m.row(1), flags=isa.SAT)
     low.emit(isa.CVT, to, isa.S32, d=part, a=m.row(2), flags=isa.SAT)
+    low.emit(isa.AND, isa.B32, d=high, a=high, b=low.constant((1 << bits) - 1))
+    low.emit(isa.AND, isa.B32, d=part, a=part, b=low.constant((1 << bits) - 1))
     low.emit(isa.SHL, isa.B32, d=high, a=high, b=low.constant(bits))
     low.emit(isa.OR, isa.B32, d=part, a=high, b=part)
     if len(names) == 3:
@@ -626,6 +651,8 @@ def nothing(low: Lowering, m: Mods) -> None:
 
 # ---- memory ----
 def order_scope(m: Mods, default_order: int, default_scope: int) -> tuple[int, int]:
+    if m.take("mmio") and "relaxed" not in m.left:
+        raise m.fail("modifier .mmio needs .relaxed")
     order = m.choose(ORDERS, default_order)
     scope = m.choose(SCOPES, isa.SYS if order == isa.VOLATILE else default_scope)
     return order, scope
@@ -682,14 +709,24 @@ def store(low: Lowering, m: Mods) -> None:
     access(low, m, False)
 
 
+ATOMIC_TYPES = {
+    "add": (*WORDS, *HALVES, isa.F32, isa.F64), "min": WORDS, "max": WORDS, "inc": (isa.U32,), "dec": (isa.U32,),
+    "exch": (*WORDS, isa.B32, isa.B64), "cas": (*WORDS, isa.B16, isa.B32, isa.B64),
+    **dict.fromkeys(("and", "or", "xor"), (*WORDS, isa.B32, isa.B64)),
+}  # fmt: skip
+
+
 def atomic(low: Lowering, m: Mods) -> None:
     reduce = m.ins.opcode == "red"
     policy = cache_hints(m)
     order, scope = order_scope(m, isa.RELAXED, isa.GPU)
     space = m.choose(SPACES, isa.GENERIC)
+    name = next((word for word in m.left if word in isa.ATOMS), "")
     kind = m.choose(isa.ATOMS)
-    m.take("noftz")
     (type_,) = m.types()
+    check_type(m, type_, ATOMIC_TYPES[name])
+    if type_ in HALVES:
+        m.take("noftz")
     swap = kind == isa.ATOMS["cas"]
     count = (2 if reduce else 3) + int(swap)
     m.done(count, count + int(policy))
@@ -751,6 +788,9 @@ def copy_async(low: Lowering, m: Mods) -> None:
     read = low.constant(size.value)
     if len(m.operands) > 3 and not (policy and len(m.operands) == 4):
         read = m.row(3, isa.U32)
+        if low.kind(m.operands[3]) == "pred":  # the copy's source is ignored where it holds
+            read, ignore = low.new_row(), read
+            low.emit(isa.SELP, isa.B32, d=read, a=low.constant(0), b=low.constant(size.value), c=ignore)
     low.granule = min(low.granule, 4)
     low.emit(isa.CPASYNC, size.value, a=to, b=source, c=read, imm=to_offset)
 
@@ -797,7 +837,7 @@ def synced(m: Mods) -> None:
 def shuffle(low: Lowering, m: Mods) -> None:
     synced(m)
     mode = m.choose({"up": 0, "down": 1, "bfly": 2, "idx": 3})
-    m.types()
+    check_type(m, m.types()[0], (isa.B32,))
     m.done(5)
     target = m.operands[0]
     first, second = (target.first, target.second) if isinstance(target, Pair) else (target, None)
@@ -819,6 +859,7 @@ def match(low: Lowering, m: Mods) -> None:
     kind = m.choose({"any": 0, "all": 1})
     synced(m)
     (type_,) = m.types()
+    check_type(m, type_, (isa.B32, isa.B64))
     m.done(3)
     target = m.operands[0]
     first, second = (target.first, target.second) if isinstance(target, Pair) else (target, None)
@@ -830,8 +871,13 @@ def match(low: Lowering, m: Mods) -> None:
 def reduce(low: Lowering, m: Mods) -> None:
     synced(m)
     kind = m.choose(isa.REDUCTIONS)
-    flags = m.flag("NaN", isa.NAN) | m.flag("abs", isa.XORSIGN)
     (type_,) = m.types()
+    flags = 0
+    if kind in (isa.REDUCTIONS["min"], isa.REDUCTIONS["max"]) and type_ == isa.F32:
+        flags = m.flag("NaN", isa.NAN) | m.flag("abs", isa.XORSIGN)
+    else:
+        numbers = kind in (isa.REDUCTIONS["add"], isa.REDUCTIONS["min"], isa.REDUCTIONS["max"])
+        check_type(m, type_, (isa.U32, isa.S32) if numbers else (isa.B32,))
     m.done(3)
     low.emit(isa.REDUX, type_, d=m.dest(), a=m.row(1, type_), e=m.row(2, isa.U32), imm=kind, flags=flags)
 
@@ -872,7 +918,7 @@ def multiply_matrix(low: Lowering, m: Mods) -> None:
     synced(m)
     if m.take("row") is None or m.take("col") is None:
         raise m.fail("only .row.col is supported")
-    saturate = m.flag("satfinite", isa.SAT)
+    saturate = m.flag("satfinite", isa.SAT) if {"s8", "u8"} & set(m.left) else 0
     shape = m.left.pop(0) if m.left else ""
     names = m.left
     m.left = []
@@ -906,8 +952,8 @@ def multiply_matrix(low: Lowering, m: Mods) -> None:
 def matrix_access(low: Lowering, m: Mods) -> None:
     synced(m)
     is_load = m.ins.opcode == "ldmatrix"
-    m.take("m8n8")
-    count = {"x1": 1, "x2": 2, "x4": 4}[m.take("x1", "x2", "x4") or "x1"]
+    m.choose({"m8n8": 0})
+    count = m.choose({"x1": 1, "x2": 2, "x4": 4})
     trans = isa.HIGH if m.take("trans") else 0
     m.take("shared", "shared::cta")
     (type_,) = m.types()
@@ -926,9 +972,9 @@ def matrix_access(low: Lowering, m: Mods) -> None:
 
 def move_matrix(low: Lowering, m: Mods) -> None:
     synced(m)
-    m.take("m8n8")
-    m.take("trans")
-    m.types()
+    m.choose({"m8n8": 0})
+    m.choose({"trans": 0})
+    check_type(m, m.types()[0], (isa.B16,))
     m.done(2)
     low.emit(isa.MOVMATRIX, isa.B32, d=m.dest(), a=m.row(1))
 

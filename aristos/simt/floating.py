@@ -219,7 +219,9 @@ def double(x, op, flags, imm, ra, rb, rc):
         return np.uint64(test_property(imm, 0, 2 if e == 0x7FF else (1 if e else 0), fraction))
     a, b, c = f64_of(ra), f64_of(rb), f64_of(rc)
     if op == isa.FSLCT:
-        return ra if f32_of(np.uint32(rc)) >= np.float32(0) else rb
+        sign = np.int64(rc) & 0xFFFFFFFF
+        sign = flush32(sign) if flags & isa.FTZ else sign
+        return ra if f32_of(np.uint32(sign)) >= np.float32(0) else rb
     if op == isa.FSETP or op == isa.FSET:
         return np.uint64(float_compare(imm, a, b))
     mode = flags & isa.ROUND

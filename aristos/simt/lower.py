@@ -166,6 +166,11 @@ class Lowering:
                     return known[name]
         return self.variables.get(name)
 
+    def kind(self, operand: Any) -> str:
+        """The type that a register was declared with; '' for other operands."""
+        found = self.find(operand.text) if isinstance(operand, Name) else None
+        return found[2] if isinstance(found, tuple) and found[0] == "row" else ""
+
     def row(self, operand: Any, type_: int = isa.B64, write: bool = False) -> int:
         """The row of an operand, read as a type."""
         if isinstance(operand, Number):
