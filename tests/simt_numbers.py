@@ -203,8 +203,8 @@ def integer_edges(bits: int) -> list[int]:
 def float_edges(form: Format) -> list[int]:
     one = (-form.least + 1) << form.fraction
     step = 1 << form.fraction
-    sizes = [0, 1, step - 1, step, step + 1, one - 1, one, one + 1, one + step // 2, one + step, one - step, one // 2,
-             one + one // 2, form.infinity - 1, form.infinity, form.infinity + 1, form.infinity + step // 2 + 3]  # fmt: skip
+    sizes = [0, 1, step - 1, step, step + 1, one - 1, one, one + 1, one + step // 2, one + step, one - step]
+    sizes += [one // 2, one + one // 2, *(form.infinity + i for i in (-1, 0, 1, step // 2 + 3))]
     sign = form.infinity + step
     return [bits << form.below for size in sizes for bits in (size, size | sign)]
 

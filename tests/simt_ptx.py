@@ -81,7 +81,7 @@ def run(cases: Sequence[Case], check: bool = False) -> None:
     assert all(len(a) == n for a in arrays)
     padded = -(-n // BLOCK) * BLOCK
     offsets, position = [], 0
-    for array in arrays:
+    for _ in arrays:
         offsets.append(position)
         position += padded * 8
     source = np.zeros(position, np.uint8)

@@ -45,7 +45,7 @@ def register(kind):
 
 
 def integers(bits, seed):
-    edges = integer_edges(bits) + [0x7FFF, 0x8000, 0xFFFF, (1 << 24) + 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]
+    edges = [*integer_edges(bits), 0x7FFF, 0x8000, 0xFFFF, (1 << 24) + 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]
     edges += [cut(-x, bits) for x in (1, 2, 128, 129, 32769)] + [cut(x << 20, bits) for x in (0x1000001, 0x1FFFFFF)]
     return mixed(sorted({cut(x, bits) for x in edges}), bits, 1, N, seed)[0]
 
@@ -240,8 +240,10 @@ def test_narrow_conversions():
                         high, low = one(a), one(b)
                         return None if high is None or low is None else high << 16 | low
 
-                    cases += [Case(f"cvt.{mode}{relu}{limit}.{name}.f32 $d, $a;", "b16", {"a": a}, one),
-                              Case(f"cvt.{mode}{relu}{limit}.{name}x2.f32 $d, $a, $b;", "b32", {"a": a, "b": b}, pair)]  # fmt: skip
+                    cases += [
+                        Case(f"cvt.{mode}{relu}{limit}.{name}.f32 $d, $a;", "b16", {"a": a}, one),
+                        Case(f"cvt.{mode}{relu}{limit}.{name}x2.f32 $d, $a, $b;", "b32", {"a": a, "b": b}, pair),
+                    ]
     for mode, relu in (("rna", ""), ("rn", ""), ("rz", ""), ("rn", ".relu"), ("rz", ".relu")):
         for limit in ("", ".satfinite"):
             cases.append(Case(f"cvt.{mode}{limit}{relu}.tf32.f32 $d, $a;", "b32", {"a": a},
@@ -279,7 +281,7 @@ def to_quarter(x, five, relu):
 def test_quarter_precision():
     rng = np.random.default_rng(38)
     spread = (rng.standard_normal(N) * 2.0 ** rng.integers(-18, 18, N)).astype(np.float32).view(np.uint32)
-    spread[:40] = float_edges(F32)[:34] + [0x43E00000, 0x43E80000, 0x43F00000, 0xC3E80000, 0x47600000, 0x47700000]
+    spread[:40] = [*float_edges(F32)[:34], 0x43E00000, 0x43E80000, 0x43F00000, 0xC3E80000, 0x47600000, 0x47700000]
     other = np.roll(spread, 7)
     halves = rng.integers(0, 1 << 32, N, np.uint32)
     halves[:16] = [x << 16 | y for x in (0, 0x8000, 0x7C00, 0x7E00) for y in (1, 0x3C00, 0xFC00, 0x5F00)]
@@ -448,8 +450,14 @@ def test_packed_comparisons(name):
         cases.append(Case(f"set.{test}.{name}x2.{name}x2 $d, $a, $b;", "b32", two,
                           lambda a, b, h=halves: sum(one << s for x, s in zip(h(a, b), (0, 16)) if x)))  # fmt: skip
         for join, both in (("and", lambda x, y: x and y), ("xor", lambda x, y: x != y)):
-            cases.append(Case(f"setp.{test}.{join}.{name}x2 $d|$e, $a, $b, $p;", "pred pred", {**two, "p": p},
-                              lambda a, b, p, h=halves, both=both: tuple(int(both(x, p)) for x in h(a, b))))  # fmt: skip
+            cases.append(
+                Case(
+                    f"setp.{test}.{join}.{name}x2 $d|$e, $a, $b, $p;",
+                    "pred pred",
+                    {**two, "p": p},
+                    lambda a, b, p, h=halves, both=both: tuple(int(both(x, p)) for x in h(a, b)),
+                )
+            )
             cases.append(Case(f"set.{test}.{join}.{name}x2.{name}x2 $d, $a, $b, $p;", "b32", {**two, "p": p},
                               lambda a, b, p, h=halves, both=both: sum(
                                   one << s for x, s in zip(h(a, b), (0, 16)) if both(x, p))))  # fmt: skip

@@ -162,9 +162,13 @@ def test_half_precision(name):
             cases.append(case(f"fma.rn{flags}.f16", form, three, fused("rn"), ftz=ftz, sat=sat))
         cases.append(case("fma.rn.ftz.relu.f16", form, three, fused("rn"), ftz=True, relu=True))
     sign = 1 << 15
-    check([*cases,
-           Case(f"neg.{name} $d, $a;", "b16", one, lambda a: None if value(a, form)[0] == "nan" else a ^ sign),
-           Case(f"abs.{name} $d, $a;", "b16", one, lambda a: None if value(a, form)[0] == "nan" else a & ~sign)])  # fmt: skip
+    check(
+        [
+            *cases,
+            Case(f"neg.{name} $d, $a;", "b16", one, lambda a: None if value(a, form)[0] == "nan" else a ^ sign),
+            Case(f"abs.{name} $d, $a;", "b16", one, lambda a: None if value(a, form)[0] == "nan" else a & ~sign),
+        ]
+    )
 
 
 @pytest.mark.parametrize("name", ["f16", "bf16"])
@@ -239,9 +243,16 @@ def test_min_max(name):
                   for flags, more in kinds]  # fmt: skip
     if name == "f32":
         three = values(form, 3, 16)
-        cases += [Case(f"{op}{flags}.f32 $d, $a, $b, $c;", out, three, best(form, op, **more))
-                  for op in ("min", "max") for flags, more in (
-                      ("", {}), (".NaN", {"nan": True}), (".ftz", {"ftz": True}), (".abs", {"absolute": True}))]  # fmt: skip
+        cases += [
+            Case(f"{op}{flags}.f32 $d, $a, $b, $c;", out, three, best(form, op, **more))
+            for op in ("min", "max")
+            for flags, more in (
+                ("", {}),
+                (".NaN", {"nan": True}),
+                (".ftz", {"ftz": True}),
+                (".abs", {"absolute": True}),
+            )
+        ]
     check(cases)
 
 
@@ -281,12 +292,20 @@ def test_immediates():
     one = values(F32, 1, 19)
     wide = values(F64, 1, 20)
     half = value(0x3FC00000, F32)  # 1.5
-    check([
-        Case("add.rn.f32 $d, $a, 0f3FC00000;", "b32", one, stated(lambda a: total(a, half), F32)),
-        Case("mul.rn.f32 $d, $a, 0fBFC00000;", "b32", one, stated(lambda a: product(a, negated(half)), F32)),
-        Case("add.rn.f64 $d, $a, 0d3FF8000000000000;", "b64", wide, stated(lambda a: total(a, half), F64), nan_too(F64)),
-        Case("mul.rn.f64 $d, $a, 1.5;", "b64", wide, stated(lambda a: product(a, half), F64), nan_too(F64)),
-    ])  # fmt: skip
+    check(
+        [
+            Case("add.rn.f32 $d, $a, 0f3FC00000;", "b32", one, stated(lambda a: total(a, half), F32)),
+            Case("mul.rn.f32 $d, $a, 0fBFC00000;", "b32", one, stated(lambda a: product(a, negated(half)), F32)),
+            Case(
+                "add.rn.f64 $d, $a, 0d3FF8000000000000;",
+                "b64",
+                wide,
+                stated(lambda a: total(a, half), F64),
+                nan_too(F64),
+            ),
+            Case("mul.rn.f64 $d, $a, 1.5;", "b64", wide, stated(lambda a: product(a, half), F64), nan_too(F64)),
+        ]
+    )
 
 
 @pytest.mark.parametrize("text", [

@@ -109,8 +109,10 @@ def test_24_bits(kind):
         Case(f"mul24.lo.{kind} $d, $a, $b;", "b32", two, lambda a, b: cut(short(a) * short(b), 32)),
         Case(f"mul24.hi.{kind} $d, $a, $b;", "b32", two, lambda a, b: cut(short(a) * short(b) >> 16, 32)),
         Case(f"mad24.lo.{kind} $d, $a, $b, $c;", "b32", three, lambda a, b, c: cut(short(a) * short(b) + c, 32)),
-        Case(f"mad24.hi.{kind} $d, $a, $b, $c;", "b32", three, lambda a, b, c: cut((short(a) * short(b) >> 16) + c, 32)),
-    ]  # fmt: skip
+        Case(
+            f"mad24.hi.{kind} $d, $a, $b, $c;", "b32", three, lambda a, b, c: cut((short(a) * short(b) >> 16) + c, 32)
+        ),
+    ]
     if kind == "s32":
         cases.append(Case("mad24.hi.sat.s32 $d, $a, $b, $c;", "b32", three, lambda a, b, c: cut(
             saturated(read(short(a) * short(b) >> 16, "s32") + read(c, "s32"), "s32"), 32)))  # fmt: skip
@@ -135,14 +137,21 @@ def test_logic_of_predicates():
     rng = np.random.default_rng(1)
     a, b = rng.random(N) < 0.5, rng.random(N) < 0.5
     two = {"a": a, "b": b}
-    check([
-        Case("and.pred $d, $a, $b;", "pred", two, lambda a, b: int(a and b)),
-        Case("or.pred $d, $a, !$b;", "pred", two, lambda a, b: int(a or not b)),
-        Case("xor.pred $d, $a, $b;", "pred", two, lambda a, b: int(a != b)),
-        Case("not.pred $d, $a;", "pred", {"a": a}, lambda a: int(not a)),
-        Case("mov.pred $d, $a;", "pred", {"a": a}, int),
-        Case("mov.u32 $d, 7;\n@$a mov.u32 $d, 8;\n@!$b mov.u32 $d, 9;", "b32", two, lambda a, b: 9 if not b else 8 if a else 7),
-    ])  # fmt: skip
+    check(
+        [
+            Case("and.pred $d, $a, $b;", "pred", two, lambda a, b: int(a and b)),
+            Case("or.pred $d, $a, !$b;", "pred", two, lambda a, b: int(a or not b)),
+            Case("xor.pred $d, $a, $b;", "pred", two, lambda a, b: int(a != b)),
+            Case("not.pred $d, $a;", "pred", {"a": a}, lambda a: int(not a)),
+            Case("mov.pred $d, $a;", "pred", {"a": a}, int),
+            Case(
+                "mov.u32 $d, 7;\n@$a mov.u32 $d, 8;\n@!$b mov.u32 $d, 9;",
+                "b32",
+                two,
+                lambda a, b: 9 if not b else 8 if a else 7,
+            ),
+        ]
+    )
 
 
 @pytest.mark.parametrize("bits", [16, 32, 64])
@@ -326,9 +335,16 @@ def test_dot_products():
             cases.append(Case(f"dp4a.{ka}.{kb} $d, $a, $b, $c;", "b32", inputs, lambda a, b, c, ka=ka, kb=kb: cut(
                 c + sum(x * y for x, y in zip(parts(a, 4, 8, ka), parts(b, 4, 8, kb))), 32)))  # fmt: skip
             for half, at in (("lo", 0), ("hi", 2)):
-                cases.append(Case(f"dp2a.{half}.{ka}.{kb} $d, $a, $b, $c;", "b32", inputs,
-                                  lambda a, b, c, ka=ka, kb=kb, at=at: cut(c + sum(
-                                      x * y for x, y in zip(parts(a, 2, 16, ka), parts(b, 4, 8, kb)[at:])), 32)))  # fmt: skip
+                cases.append(
+                    Case(
+                        f"dp2a.{half}.{ka}.{kb} $d, $a, $b, $c;",
+                        "b32",
+                        inputs,
+                        lambda a, b, c, ka=ka, kb=kb, at=at: cut(
+                            c + sum(x * y for x, y in zip(parts(a, 2, 16, ka), parts(b, 4, 8, kb)[at:])), 32
+                        ),
+                    )
+                )
     check(cases)
 
 

@@ -257,18 +257,22 @@ st.global.b32 [d1], r1;"""
     assert np.array_equal(after, before.T)
 
 
-@pytest.mark.parametrize("text", [
-    "mma.sync.aligned.m16n8k8.row.row.f32.tf32.tf32.f32 {r1,r2,r3,r4}, {r1,r2,r3,r4}, {r5,r6}, {r1,r2,r3,r4};",
-    "mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 {r1,r2,r3,r4}, {r1,r2,r3,r4}, {r5,r6}, {r1,r2,r3,r4};",
-    "mma.sync.aligned.m16n8k16.row.col.f32.bf16.f16.f32 {r1,r2,r3,r4}, {r1,r2,r3,r4}, {r5,r6}, {r1,r2,r3,r4};",
-    "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {r1,r2,r3,r4}, {r1,r2}, {r5,r6}, {r1,r2,r3,r4};",
-    "mma.sync.aligned.m16n8k8.row.col.satfinite.f32.tf32.tf32.f32 {r1,r2,r3,r4}, {r1,r2,r3,r4}, {r5,r6}, {r1,r2,r3,r4};",
-    "wmma.load.a.sync.aligned.row.m16n16k16.f16 {r1,r2,r3,r4,r5,r6,r7,r8}, [d1];",
-    "ldmatrix.sync.aligned.m16n16.x1.trans.shared.b8 {r1, r2}, [r3];",
-    "ldmatrix.sync.aligned.m8n8.x2.shared.b16 {r1}, [r3];",
-    "movmatrix.sync.aligned.m8n8.b16 r1, r2;", "ldmatrix.sync.aligned.m8n8.x4.global.b16 {r1,r2,r3,r4}, [d1];",
-    "mma.sp.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {r1,r2,r3,r4}, {r1,r2}, {r5,r6}, {r1,r2,r3,r4}, r7, 0;",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mma.sync.aligned.m16n8k8.row.row.f32.tf32.tf32.f32 {r1,r2,r3,r4}, {r1,r2,r3,r4}, {r5,r6}, {r1,r2,r3,r4};",
+        "mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 {r1,r2,r3,r4}, {r1,r2,r3,r4}, {r5,r6}, {r1,r2,r3,r4};",
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.f16.f32 {r1,r2,r3,r4}, {r1,r2,r3,r4}, {r5,r6}, {r1,r2,r3,r4};",
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {r1,r2,r3,r4}, {r1,r2}, {r5,r6}, {r1,r2,r3,r4};",
+        "mma.sync.aligned.m16n8k4.row.col.satfinite.f32.tf32.tf32.f32 {r1,r2,r3,r4}, {r1,r2}, {r5}, {r1,r2,r3,r4};",
+        "wmma.load.a.sync.aligned.row.m16n16k16.f16 {r1,r2,r3,r4,r5,r6,r7,r8}, [d1];",
+        "ldmatrix.sync.aligned.m16n16.x1.trans.shared.b8 {r1, r2}, [r3];",
+        "ldmatrix.sync.aligned.m8n8.x2.shared.b16 {r1}, [r3];",
+        "movmatrix.sync.aligned.m8n8.b16 r1, r2;",
+        "ldmatrix.sync.aligned.m8n8.x4.global.b16 {r1,r2,r3,r4}, [d1];",
+        "mma.sp.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {r1,r2,r3,r4}, {r1,r2}, {r5,r6}, {r1,r2,r3,r4}, r7, 0;",
+    ],
+)
 def test_refused_at_load(text):
     message = refused(text)
     assert text.split()[0] in message

@@ -115,12 +115,19 @@ def test_matches(mask):
     values[3, lanes[-1]] += np.uint64(1 << 40)
     lines = ["mad.wide.u32 d1, t, 8, a0;", "mad.wide.u32 d2, t, 32, a1;"]
     for k in range(4):
-        lines += [f"ld.global.b64 d3, [d1+{256 * k}];", "cvt.u32.u64 r1, d3;",
-                  f"match.any.sync.b32 r2, r1, {mask:#x};", f"match.any.sync.b64 r3, d3, {mask:#x};",
-                  f"match.all.sync.b32 r4|p1, r1, {mask:#x};", f"match.all.sync.b64 r5|p2, d3, {mask:#x};",
-                  f"match.all.sync.b64 r6, d3, {mask:#x};",
-                  "selp.b32 r7, 1, 0, p1;", "selp.b32 r8, 1, 0, p2;", f"st.global.v4.b32 [d2+{1024 * k}], {{r2, r3, r4, r5}};",
-                  f"st.global.v4.b32 [d2+{1024 * k + 16}], {{r6, r7, r8, 0}};"]  # fmt: skip
+        lines += [
+            f"ld.global.b64 d3, [d1+{256 * k}];",
+            "cvt.u32.u64 r1, d3;",
+            f"match.any.sync.b32 r2, r1, {mask:#x};",
+            f"match.any.sync.b64 r3, d3, {mask:#x};",
+            f"match.all.sync.b32 r4|p1, r1, {mask:#x};",
+            f"match.all.sync.b64 r5|p2, d3, {mask:#x};",
+            f"match.all.sync.b64 r6, d3, {mask:#x};",
+            "selp.b32 r7, 1, 0, p1;",
+            "selp.b32 r8, 1, 0, p2;",
+            f"st.global.v4.b32 [d2+{1024 * k}], {{r2, r3, r4, r5}};",
+            f"st.global.v4.b32 [d2+{1024 * k + 16}], {{r6, r7, r8, 0}};",
+        ]
     out = execute(among(mask, "\n".join(lines)), values, np.zeros((4, 32, 8), np.uint32))[1]
     for k in range(4):
         for lane in LANES:
@@ -264,9 +271,32 @@ st.global.v4.b32 [d1], {r1, r2, r3, 0};"""
 def test_special_registers():
     from aristos import simt
 
-    names = ["%tid.x", "%tid.y", "%tid.z", "%ntid.x", "%ntid.y", "%ntid.z", "%ctaid.x", "%ctaid.y", "%ctaid.z",
-             "%nctaid.x", "%nctaid.y", "%nctaid.z", "%laneid", "%warpid", "%nwarpid", "%lanemask_eq", "%lanemask_le",
-             "%lanemask_lt", "%lanemask_ge", "%lanemask_gt", "WARP_SZ", "%smid", "%nsmid", "%dynamic_smem_size"]  # fmt: skip
+    names = [
+        "%tid.x",
+        "%tid.y",
+        "%tid.z",
+        "%ntid.x",
+        "%ntid.y",
+        "%ntid.z",
+        "%ctaid.x",
+        "%ctaid.y",
+        "%ctaid.z",
+        "%nctaid.x",
+        "%nctaid.y",
+        "%nctaid.z",
+        "%laneid",
+        "%warpid",
+        "%nwarpid",
+        "%lanemask_eq",
+        "%lanemask_le",
+        "%lanemask_lt",
+        "%lanemask_ge",
+        "%lanemask_gt",
+        "WARP_SZ",
+        "%smid",
+        "%nsmid",
+        "%dynamic_smem_size",
+    ]
     lines = [".version 8.0", ".target sm_90", ".address_size 64", ".visible .entry k(.param .u64 out)", "{",
              ".reg .b32 r<30>; .reg .b64 d<9>;", "ld.param.u64 d1, [out];"]  # fmt: skip
     block, grid = (5, 4, 3), (3, 2, 2)
@@ -324,12 +354,24 @@ st.global.v2.b64 [d5+16], {d6, d2};"""
     assert (out[:, 3] > 0).all()
 
 
-@pytest.mark.parametrize("text", [
-    "shfl.up.b32 r1, r2, r3, r4;", "shfl.sync.idx.b64 d1, d2, r3, r4, r5;", "vote.all.pred p1, p2;",
-    "vote.sync.none.pred p1, p2, r1;", "match.any.sync.u32 r1, r2, r3;", "redux.sync.mul.u32 r1, r2, r3;",
-    "redux.sync.add.f32 r1, r2, r3;", "redux.sync.and.u32 r1, r2, r3;", "redux.sync.min.b32 r1, r2, r3;",
-    "barrier.cluster.arrive;", "bar.red.xor.pred p1, 0, p2;", "wgmma.fence.sync.aligned;", "redux.sync.min.abs.u32 r1, r2, r3;",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "shfl.up.b32 r1, r2, r3, r4;",
+        "shfl.sync.idx.b64 d1, d2, r3, r4, r5;",
+        "vote.all.pred p1, p2;",
+        "vote.sync.none.pred p1, p2, r1;",
+        "match.any.sync.u32 r1, r2, r3;",
+        "redux.sync.mul.u32 r1, r2, r3;",
+        "redux.sync.add.f32 r1, r2, r3;",
+        "redux.sync.and.u32 r1, r2, r3;",
+        "redux.sync.min.b32 r1, r2, r3;",
+        "barrier.cluster.arrive;",
+        "bar.red.xor.pred p1, 0, p2;",
+        "wgmma.fence.sync.aligned;",
+        "redux.sync.min.abs.u32 r1, r2, r3;",
+    ],
+)
 def test_refused_at_load(text):
     message = refused(text)
     assert text.split()[0].rstrip(";") in message

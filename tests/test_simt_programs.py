@@ -23,34 +23,109 @@ def typed(names: str, types: str, shape: str) -> list[tuple[str, str]]:
 
 # (opcode, kinds of its operands, the first its result): h r d p registers, n a small number, k a table, z not zero
 INSTRUCTIONS = [
-    *typed("add sub mul.lo mul.hi min max", "u16 s16 u32 s32 u64 s64", "xxx"), *typed("abs neg", "s16 s32 s64", "xx"),
-    *typed("mad.lo mad.hi sad", "u32 s32 u64 s64 s16", "xxxx"), *typed("div rem", "u32 s32 u64 s64 u16 s16", "xxz"),
-    *typed("and or xor", "b16 b32 b64", "xxx"), *typed("not cnot", "b16 b32 b64", "xx"),
-    *typed("shl", "b16 b32 b64", "xxr"), *typed("shr", "u16 s16 u32 s32 u64 s64", "xxr"),
-    *typed("shl", "b32 b64", "xxn"), *typed("shr", "s32 u64", "xxn"), *typed("popc clz", "b32", "rr"),
-    *typed("popc clz", "b64", "rd"), *typed("brev", "b32 b64", "xx"), *typed("bfe", "u32 s32 u64 s64", "xxrr"),
-    *typed("bfi", "b32 b64", "xxxrr"), *typed("selp", "b16 b32 b64", "xxxp"),
+    *typed("add sub mul.lo mul.hi min max", "u16 s16 u32 s32 u64 s64", "xxx"),
+    *typed("abs neg", "s16 s32 s64", "xx"),
+    *typed("mad.lo mad.hi sad", "u32 s32 u64 s64 s16", "xxxx"),
+    *typed("div rem", "u32 s32 u64 s64 u16 s16", "xxz"),
+    *typed("and or xor", "b16 b32 b64", "xxx"),
+    *typed("not cnot", "b16 b32 b64", "xx"),
+    *typed("shl", "b16 b32 b64", "xxr"),
+    *typed("shr", "u16 s16 u32 s32 u64 s64", "xxr"),
+    *typed("shl", "b32 b64", "xxn"),
+    *typed("shr", "s32 u64", "xxn"),
+    *typed("popc clz", "b32", "rr"),
+    *typed("popc clz", "b64", "rd"),
+    *typed("brev", "b32 b64", "xx"),
+    *typed("bfe", "u32 s32 u64 s64", "xxrr"),
+    *typed("bfi", "b32 b64", "xxxrr"),
+    *typed("selp", "b16 b32 b64", "xxxp"),
     *typed("add.cc addc.cc sub.cc subc.cc addc subc", "u32 u64", "xxx"),
     *typed("mad.lo.cc madc.hi.cc madc.lo", "u32 s32 u64", "xxxx"),
-    *typed("add.rn sub.rn mul.rn add.rz mul.rm sub.rp", "f32 f64", "xxx"), *typed("fma.rn fma.rz fma.rp", "f32 f64", "xxxx"),
-    ("mul.wide.u32", "drr"), ("mul.wide.s32", "drr"), ("mul.wide.u16", "rhh"), ("mad.wide.s32", "drrd"),
-    ("add.sat.s32", "rrr"), ("sub.sat.s32", "rrr"), ("slct.b32.s32", "rrrr"), ("slct.b64.s32", "dddr"),
-    ("shf.l.wrap.b32", "rrrr"), ("shf.r.clamp.b32", "rrrr"), ("prmt.b32", "rrrr"), ("lop3.b32", "rrrrk"),
-    ("dp4a.s32.u32", "rrrr"), ("dp4a.u32.u32", "rrrr"), ("mov.b32", "rr"), ("mov.b64", "dd"), ("mov.b32", "rk"),
-    ("and.pred", "ppp"), ("or.pred", "ppp"), ("xor.pred", "ppp"), ("not.pred", "pp"), ("mov.pred", "pp"),
-    ("testp.finite.f32", "pr"), ("testp.subnormal.f64", "pd"), ("testp.notanumber.f32", "pr"),
-    ("cvt.u32.u16", "rh"), ("cvt.s32.s16", "rh"), ("cvt.s64.s32", "dr"), ("cvt.u64.u32", "dr"), ("cvt.u16.u32", "hr"),
-    ("cvt.s32.s8", "rr"), ("cvt.s8.s32", "rr"), ("cvt.u8.u32", "rr"), ("cvt.s16.s32", "rr"), ("cvt.u32.u64", "rd"),
-    ("cvt.sat.s16.s32", "rr"), ("cvt.sat.u8.s32", "rr"), ("cvt.sat.s32.s64", "rd"), ("cvt.sat.u64.s64", "dd"),
-    ("cvt.rn.f32.s32", "rr"), ("cvt.rz.f32.u64", "rd"), ("cvt.rn.f64.s64", "dd"), ("cvt.rzi.s32.f32", "rr"),
-    ("cvt.rmi.s64.f64", "dd"), ("cvt.rzi.u16.f32", "hr"), ("cvt.rn.f32.f64", "rd"), ("cvt.rzi.u32.f64", "rd"),
-    *[(f"setp.{test}.{kind}", f"pp{size}{size}") for test in ("eq", "lt", "ge") for kind, size in (
-        ("u32", "r"), ("s32", "r"), ("s64", "d"), ("u16", "h"), ("s16", "h"), ("f32", "r"), ("f64", "d"))],
-    *[(f"setp.{test}.{kind}", f"pp{size}{size}") for test in ("ltu", "geu") for kind, size in (("f32", "r"), ("f64", "d"))],
-    ("unpack.b64", "rrd"), ("pack.b64", "drr"), ("unpack.b32", "hhr"), ("pack.b32", "rhh"),
-    *[(f"{op}.local.{kind}", f"{size}@") for op in ("ld", "st") for kind, size in (
-        ("b32", "r"), ("s8", "r"), ("u16", "r"), ("b64", "d"), ("s32", "d"), ("s16", "h"), ("u8", "h"))],
-]  # fmt: skip
+    *typed("add.rn sub.rn mul.rn add.rz mul.rm sub.rp", "f32 f64", "xxx"),
+    *typed("fma.rn fma.rz fma.rp", "f32 f64", "xxxx"),
+    ("mul.wide.u32", "drr"),
+    ("mul.wide.s32", "drr"),
+    ("mul.wide.u16", "rhh"),
+    ("mad.wide.s32", "drrd"),
+    ("add.sat.s32", "rrr"),
+    ("sub.sat.s32", "rrr"),
+    ("slct.b32.s32", "rrrr"),
+    ("slct.b64.s32", "dddr"),
+    ("shf.l.wrap.b32", "rrrr"),
+    ("shf.r.clamp.b32", "rrrr"),
+    ("prmt.b32", "rrrr"),
+    ("lop3.b32", "rrrrk"),
+    ("dp4a.s32.u32", "rrrr"),
+    ("dp4a.u32.u32", "rrrr"),
+    ("mov.b32", "rr"),
+    ("mov.b64", "dd"),
+    ("mov.b32", "rk"),
+    ("and.pred", "ppp"),
+    ("or.pred", "ppp"),
+    ("xor.pred", "ppp"),
+    ("not.pred", "pp"),
+    ("mov.pred", "pp"),
+    ("testp.finite.f32", "pr"),
+    ("testp.subnormal.f64", "pd"),
+    ("testp.notanumber.f32", "pr"),
+    ("cvt.u32.u16", "rh"),
+    ("cvt.s32.s16", "rh"),
+    ("cvt.s64.s32", "dr"),
+    ("cvt.u64.u32", "dr"),
+    ("cvt.u16.u32", "hr"),
+    ("cvt.s32.s8", "rr"),
+    ("cvt.s8.s32", "rr"),
+    ("cvt.u8.u32", "rr"),
+    ("cvt.s16.s32", "rr"),
+    ("cvt.u32.u64", "rd"),
+    ("cvt.sat.s16.s32", "rr"),
+    ("cvt.sat.u8.s32", "rr"),
+    ("cvt.sat.s32.s64", "rd"),
+    ("cvt.sat.u64.s64", "dd"),
+    ("cvt.rn.f32.s32", "rr"),
+    ("cvt.rz.f32.u64", "rd"),
+    ("cvt.rn.f64.s64", "dd"),
+    ("cvt.rzi.s32.f32", "rr"),
+    ("cvt.rmi.s64.f64", "dd"),
+    ("cvt.rzi.u16.f32", "hr"),
+    ("cvt.rn.f32.f64", "rd"),
+    ("cvt.rzi.u32.f64", "rd"),
+    *[
+        (f"setp.{test}.{kind}", f"pp{size}{size}")
+        for test in ("eq", "lt", "ge")
+        for kind, size in (
+            ("u32", "r"),
+            ("s32", "r"),
+            ("s64", "d"),
+            ("u16", "h"),
+            ("s16", "h"),
+            ("f32", "r"),
+            ("f64", "d"),
+        )
+    ],
+    *[
+        (f"setp.{test}.{kind}", f"pp{size}{size}")
+        for test in ("ltu", "geu")
+        for kind, size in (("f32", "r"), ("f64", "d"))
+    ],
+    ("unpack.b64", "rrd"),
+    ("pack.b64", "drr"),
+    ("unpack.b32", "hhr"),
+    ("pack.b32", "rhh"),
+    *[
+        (f"{op}.local.{kind}", f"{size}@")
+        for op in ("ld", "st")
+        for kind, size in (
+            ("b32", "r"),
+            ("s8", "r"),
+            ("u16", "r"),
+            ("b64", "d"),
+            ("s32", "d"),
+            ("s16", "h"),
+            ("u8", "h"),
+        )
+    ],
+]
 SIZES = {"8": 1, "6": 2, "2": 4, "4": 8}  # of a type, by its last digit
 
 
@@ -65,8 +140,11 @@ def line(choice: int, picks: list[int], guard: int) -> list[str]:
             size = SIZES[opcode[-1]]
             operands.append(f"[own+{pick % (64 // size) * size}]")
         elif kind == "z":  # a divisor
-            operands.append(str([1, 2, 3, 7, 10, 127, -1, 100][pick % 8]) if opcode.split(".")[-1][0] == "s"
-                            else str([1, 2, 3, 7, 10, 127, 255, 100][pick % 8]))  # fmt: skip
+            operands.append(
+                str([1, 2, 3, 7, 10, 127, -1, 100][pick % 8])
+                if opcode.split(".")[-1][0] == "s"
+                else str([1, 2, 3, 7, 10, 127, 255, 100][pick % 8])
+            )
         else:
             operands.append(str(pick % 70) if kind == "n" else str(pick % 256))
     before = ["", "", "", "@p0 ", "@!p0 ", "@p1 ", "@!p2 ", "@p2 "][guard % 8]

@@ -471,13 +471,18 @@ class Lowering:
         seen: set[str] = set()
         todo = [name]
         while todo:
-            for callee in self.functions[todo.pop()].calls:
-                every = [n for n, f in self.functions.items() if not f.entry] if callee == "*" else [callee]
-                for one in every:
-                    if one not in seen:
-                        seen.add(one)
-                        todo.append(one)
+            for callee in self.callees(todo.pop()):
+                if callee not in seen:
+                    seen.add(callee)
+                    todo.append(callee)
         return seen
+
+    def callees(self, name: str) -> set[str]:
+        """The functions that a function may call; through a register, any that is no entry."""
+        calls = self.functions[name].calls
+        if "*" not in calls:
+            return calls
+        return {name for name, f in self.functions.items() if not f.entry}
 
     def longest(self) -> tuple[int, int, int]:
         """(calls deep, bytes of frames, rows saved) that a lane needs room for."""
@@ -487,7 +492,7 @@ class Lowering:
 
         def deepest(name: str) -> tuple[int, int]:
             info = self.functions[name]
-            below = [deepest(callee) for callee in info.calls]
+            below = [deepest(callee) for callee in self.callees(name)]
             return 1 + max((d for d, _ in below), default=0), info.frame + max((b for _, b in below), default=0)
 
         both = [deepest(name) for name, f in self.functions.items() if f.entry] or [(1, 0)]
