@@ -7,6 +7,7 @@ import numpy as np
 from . import isa
 from . import state as s
 from .bits import f32_of, f64_of, get, load, load8, load32, put, store, store8, u32_of, u64_of
+from .floating import NAN32, flush32
 from .inner import jit
 from .integer import cut
 from .integer import read as as_integer
@@ -236,11 +237,14 @@ def stores(x, warp, block, line, pc, mask):
 
 
 @jit
-def float_add(x, a, b, type_):
-    """The sum of an atomic add of floats, as bits."""
+def float_add(x, a, b, type_, flush):
+    """The sum of an atomic add of floats, as bits; flush: subnormal float32 are zeros."""
     if type_ == isa.F32:
+        if flush:
+            a, b = np.uint64(flush32(np.int64(a))), np.uint64(flush32(np.int64(b)))
         total = f32_of(np.uint32(a)) + f32_of(np.uint32(b))
-        return np.uint64(0x7FFFFFFF) if total != total else np.uint64(u32_of(total))
+        bits = np.int64(NAN32) if total != total else np.int64(u32_of(total))
+        return np.uint64(flush32(bits) if flush else bits)
     if type_ == isa.F64:
         return u64_of(f64_of(a) + f64_of(b))
     form = BFLOAT if type_ == isa.BF16 or type_ == isa.BF16X2 else HALF
@@ -257,12 +261,12 @@ def half_add(x, a, b, form):
 
 
 @jit
-def combined(x, kind, type_, old, b, c):
+def combined(x, kind, type_, old, b, c, flush):
     """The new value of an atomic operation: add exch cas min max inc dec and or xor."""
     floats = type_ & 0xF0 == isa.F or type_ & 0xF0 in (isa.BF16 & 0xF0, isa.F16X2 & 0xF0, isa.BF16X2 & 0xF0)
     if kind == 0:
         if floats:
-            return float_add(x, old, b, type_)
+            return float_add(x, old, b, type_, flush)
         return cut(old + b, type_)
     if kind == 1:
         return b
@@ -313,7 +317,7 @@ def atomics(x, warp, block, line, pc, mask):
         b = cut(register(x, warp, get(line, isa.B), lane), type_)
         c = cut(register(x, warp, get(line, isa.C), lane), type_)
         old = load(host, size)
-        value = combined(x, kind_of, type_, old, b, c)
+        value = combined(x, kind_of, type_, old, b, c, kind == isa.GLOBAL)  # hardware flushes there, not in shared
         if checked and kind != isa.LOCAL:
             at = location_of(block, kind, place)
             check(x, warp, thread, block, kind, place, size, how, True, True, pc)

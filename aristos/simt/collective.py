@@ -237,15 +237,14 @@ def matrices(x, warp, block, op, mask):
     writes = op == isa.STMATRIX
     where = get(x, s.SCRATCH)
     slot = warp_slot(x, warp)
-    for lane in range(32):
-        put(where, lane, -1)
+    for lane in range(32):  # before a result overwrites an address
+        put(where, lane, np.int64(register(x, warp, base, lane)) + offset if lane < 8 * count else -1)
     for matrix in range(count):
         for row in range(8):
             source = matrix * 8 + row
             thread = thread_of(x, warp, source)
-            address = np.int64(register(x, warp, base, source)) + offset
+            address = get(where, source)
             host, place, kind = locate(x, warp, thread, block, source, isa.SHARED, address, 16, writes, pc)
-            put(where, source, address)
             for pair in range(4):
                 lane = row * 4 + pair
                 if flipped:  # element (row, column) of memory is (column, row) of the matrix

@@ -11,7 +11,19 @@ from .bits import f32_of, f64_of, u64_of
 from .floating import flush32
 from .inner import jit
 from .integer import cut, read
-from .rounding import BFLOAT, DOUBLE, HALF, QUARTER5, SINGLE, TENSOR, exact, int_bits, widen
+from .rounding import (
+    BFLOAT,
+    DOUBLE,
+    HALF,
+    QUARTER5,
+    SINGLE,
+    TENSOR,
+    exact,
+    exponent_bits,
+    int_bits,
+    precision,
+    widen,
+)
 
 
 @jit
@@ -56,15 +68,13 @@ def to_whole(x, mode):
 
 
 @jit
-def float_to_int(x, type_, mode):
-    """x rounded and clamped to the range of an integer type; NaN gives 0 (and the top bit for 64-bit results)."""
+def float_to_int(x, type_, source, mode):
+    """x rounded and clamped to an integer type; NaN gives 0, or the top bit where one of the types has 64 bits."""
     size = type_ & 15
     bits = size * 8
     signed = type_ & 0xF0 == isa.S
     if x != x:
-        if size == 8:
-            return np.uint64(1) << np.uint64(63)
-        return np.uint64(0)
+        return np.uint64(1) << np.uint64(bits - 1) if size == 8 or source == isa.F64 else np.uint64(0)
     whole = to_whole(x, mode)
     low = -math.ldexp(1.0, bits - 1) if signed else 0.0
     high = math.ldexp(1.0, bits - 1 if signed else bits)
@@ -147,8 +157,13 @@ def narrow(machine, x, type_, flags):
     form = form_of(type_)
     mode = flags & isa.ROUND
     bits = np.int64(exact(machine, isa.FABS, u64_of(x), 0, 0, form, mode))
+    if flags & isa.FINITE and x == x:
+        p, w = precision(form), exponent_bits(form)
+        infinity = np.int64(((1 << w) - 1) << (p - 1))
+        if bits & (infinity | (infinity - 1)) == infinity:
+            bits -= 1
     if type_ == isa.TF32:
-        if bits != bits or x != x:
+        if x != x:
             return np.int64(0x7FFFFFFF)
         bits <<= 13
     return finish(machine, bits, type_, flags, x)
@@ -163,7 +178,7 @@ def convert(machine, to, source, flags, ra):
             bits = np.uint64(flush32(np.int64(ra) & 0xFFFFFFFF))
         x = value_of(bits, source)
         if not is_float(to):
-            return float_to_int(x, to, flags & isa.ROUND)
+            return filled(float_to_int(x, to, source, flags & isa.ROUND), to)
         if flags & isa.INTEGER:
             if math.isfinite(x):
                 x = math.copysign(to_whole(x, flags & isa.ROUND), x)
@@ -179,11 +194,18 @@ def convert(machine, to, source, flags, ra):
     if is_float(to):
         bits = np.int64(int_bits(value, source & 0xF0 != isa.S, form_of(to), flags & isa.ROUND))
         if flags & isa.SAT:
-            bits = finish(machine, bits, to, flags, np.float64(value))
+            above = value > 1 or (value < 0 and source & 0xF0 != isa.S)  # an unsigned number over 2**63
+            bits = finish(machine, bits, to, flags, 2.0 if above else np.float64(value))
         return np.uint64(bits)
     if flags & isa.SAT:
-        return saturate(value, to, source)
-    return cut(np.uint64(value), to)
+        return filled(saturate(value, to, source), to)
+    return filled(np.uint64(value), to)
+
+
+@jit
+def filled(bits, type_):
+    """An integer result in a register that may be wider: the rest is the sign, or zeros."""
+    return np.uint64(read(bits, type_))
 
 
 @jit

@@ -14,10 +14,9 @@ from .ptx import Address, Group, Instruction, Name, Number, Pair, Vector
 if TYPE_CHECKING:
     from .lower import Lowering
 
-ROUNDINGS = {"rn": isa.RN, "rz": isa.RZ, "rm": isa.RM, "rp": isa.RP, "rna": isa.RNA}
 WHOLE = {"rni": isa.RN, "rzi": isa.RZ, "rmi": isa.RM, "rpi": isa.RP}
 ORDERS = {"weak": isa.WEAK, "volatile": isa.VOLATILE, "relaxed": isa.RELAXED, "acquire": isa.ACQUIRE,
-          "release": isa.RELEASE, "acq_rel": isa.ACQ_REL, "sc": isa.SC, "mmio": isa.RELAXED}  # fmt: skip
+          "release": isa.RELEASE, "acq_rel": isa.ACQ_REL, "sc": isa.SC}  # fmt: skip
 SCOPES = {"cta": isa.CTA, "cluster": isa.CTA, "gpu": isa.GPU, "gl": isa.GPU, "sys": isa.SYS}
 SPACES = {"global": isa.GLOBAL, "shared": isa.SHARED, "shared::cta": isa.SHARED, "shared::cluster": isa.SHARED,
           "local": isa.LOCAL, "const": isa.CONST, "param": isa.PARAM, "param::entry": isa.PARAM,
@@ -96,13 +95,23 @@ def check_type(m: Mods, type_: int, allowed: tuple[int, ...]) -> None:
 
 # ---- integer and floating-point arithmetic ----
 INTEGERS = (isa.U16, isa.U32, isa.U64, isa.S16, isa.S32, isa.S64)
+WORDS = (isa.U32, isa.S32, isa.U64, isa.S64)
+WIDE_FLOATS = (isa.F32, isa.F64)
+DIRECTED = {"rn": isa.RN, "rz": isa.RZ, "rm": isa.RM, "rp": isa.RP}
+NEAREST = {"rn": isa.RN}
+HALVES = (isa.F16, isa.F16X2, isa.BF16, isa.BF16X2)
 
 
-def float_flags(m: Mods) -> int:
-    return (
-        m.choose(ROUNDINGS, isa.RN) | m.flag("ftz", isa.FTZ) | m.flag("sat", isa.SAT) | m.flag("relu", isa.RELU)
-        | m.flag("NaN", isa.NAN) | m.flag("xorsign", isa.XORSIGN)
-    )  # fmt: skip
+def flush(m: Mods, type_: int) -> int:
+    """.ftz, which float64 and bfloat16 do not have."""
+    return m.flag("ftz", isa.FTZ) if type_ in (isa.F32, isa.F16, isa.F16X2) else 0
+
+
+def float_flags(m: Mods, type_: int, needed: bool = False) -> int:
+    """Rounding, .ftz and .sat of add, sub, mul, fma; `needed`: the rounding has no default."""
+    table = DIRECTED if type_ in WIDE_FLOATS else NEAREST
+    flags = m.choose(table, None if needed else isa.RN) | flush(m, type_)
+    return flags | (m.flag("sat", isa.SAT) if type_ in (isa.F32, isa.F16, isa.F16X2) else 0)
 
 
 def carrying(op: int, count: int) -> Callable:
@@ -131,40 +140,69 @@ def arithmetic(integer: int, floating: int, packed: int = -1) -> Callable:
             (add_carry if integer == isa.ADD else sub_carry)(low, m, False)
             return
         (type_,) = m.types()
+        extremes = floating in (isa.FMIN, isa.FMAX)
         if type_ in (isa.U16X2, isa.S16X2) and packed >= 0:
-            m.take("relu")
+            flags = m.flag("relu", isa.RELU) if extremes and type_ == isa.S16X2 else 0
             m.done(3)
-            low.emit(packed, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_))
+            low.emit(packed, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), flags=flags)
+        elif is_float(type_) and extremes:
+            least_most(low, m, floating, type_)
         elif is_float(type_):
-            m.take("abs")
-            flags = float_flags(m)
-            m.done(3, 4)
-            a, b = m.row(1, type_), m.row(2, type_)
-            if len(m.operands) == 4:
-                tmp = low.new_row()
-                low.emit(floating, type_, d=tmp, a=a, b=b, flags=flags)
-                a, b = tmp, m.row(3, type_)
-            low.emit(floating, type_, d=m.dest(), a=a, b=b, flags=flags)
+            flags = float_flags(m, type_)
+            m.done(3)
+            low.emit(floating, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), flags=flags)
         else:
             check_type(m, type_, INTEGERS)
-            flags = m.flag("sat", isa.SAT) | m.flag("relu", isa.RELU)
+            name = "relu" if extremes else "sat"
+            flags = m.flag(name, isa.RELU if extremes else isa.SAT) if type_ == isa.S32 else 0
             m.done(3)
             low.emit(integer, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), flags=flags)
 
     return handler
 
 
+def least_most(low: Lowering, m: Mods, op: int, type_: int) -> None:
+    """min and max of floats, of three float32 too."""
+    flags = flush(m, type_)
+    if type_ != isa.F64:
+        flags |= m.flag("NaN", isa.NAN)
+    sizes = m.take("abs") is not None
+    three = len(m.operands) == 4 and type_ == isa.F32
+    if not three and sizes and m.take("xorsign"):
+        flags |= isa.XORSIGN
+    elif sizes and not three:
+        raise m.fail("modifier .abs of two numbers needs .xorsign")
+    m.done(4 if three else 3)
+    rows = [m.row(i, type_) for i in range(1, len(m.operands))]
+    if sizes and three:
+        for i, row in enumerate(rows):
+            rows[i] = low.new_row()
+            low.emit(isa.FABS, type_, d=rows[i], a=row)
+    if three:
+        tmp = low.new_row()
+        low.emit(op, type_, d=tmp, a=rows[0], b=rows[1], flags=flags)
+        rows = [tmp, rows[2]]
+    low.emit(op, type_, d=m.dest(), a=rows[0], b=rows[1], flags=flags)
+
+
 def multiply(low: Lowering, m: Mods) -> None:
     (type_,) = m.types()
     if is_float(type_):
-        flags = float_flags(m)
+        flags = float_flags(m, type_)
         m.done(3)
         low.emit(isa.FMUL, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), flags=flags)
         return
     check_type(m, type_, INTEGERS)
-    op = {"lo": isa.MUL, "hi": isa.MULHI, "wide": isa.MULWIDE}[m.take("lo", "hi", "wide") or "lo"]
+    op = product_part(m, {"lo": isa.MUL, "hi": isa.MULHI, "wide": isa.MULWIDE}, type_)
     m.done(3)
     low.emit(op, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_))
+
+
+def product_part(m: Mods, table: dict[str, int], type_: int) -> int:
+    """.lo, .hi or .wide, which 64-bit types do not have."""
+    if type_ & 15 == 8:
+        table = {name: op for name, op in table.items() if name != "wide"}
+    return m.choose(table)
 
 
 def multiply_add(low: Lowering, m: Mods) -> None:
@@ -173,13 +211,15 @@ def multiply_add(low: Lowering, m: Mods) -> None:
         return
     (type_,) = m.types()
     if is_float(type_):
-        flags = float_flags(m)
+        flags = float_flags(m, type_, needed=m.ins.opcode == "fma")
+        if type_ not in WIDE_FLOATS:
+            flags |= m.flag("relu", isa.RELU)
         m.done(4)
         low.emit(isa.FFMA, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), c=m.row(3, type_), flags=flags)
         return
     check_type(m, type_, INTEGERS)
-    op = {"lo": isa.MAD, "hi": isa.MADHI, "wide": isa.MADWIDE}[m.take("lo", "hi", "wide") or "lo"]
-    flags = m.flag("sat", isa.SAT)
+    op = product_part(m, {"lo": isa.MAD, "hi": isa.MADHI, "wide": isa.MADWIDE}, type_)
+    flags = m.flag("sat", isa.SAT) if op == isa.MADHI and type_ == isa.S32 else 0
     m.done(4)
     wide = type_ & 0xF0 | (type_ & 15) * 2 if op == isa.MADWIDE else type_
     low.emit(op, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), c=m.row(3, wide), flags=flags)
@@ -187,9 +227,10 @@ def multiply_add(low: Lowering, m: Mods) -> None:
 
 def multiply24(op: int, high: int, count: int) -> Callable:
     def handler(low: Lowering, m: Mods) -> None:
-        code = high if m.take("hi", "lo") == "hi" else op
-        flags = m.flag("sat", isa.SAT)
+        code = m.choose({"lo": op, "hi": high})
         (type_,) = m.types()
+        check_type(m, type_, (isa.U32, isa.S32))
+        flags = m.flag("sat", isa.SAT) if code == isa.MAD24HI and type_ == isa.S32 else 0
         m.done(count + 1)
         c = m.row(3, type_) if count == 3 else 0
         low.emit(code, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), c=c, flags=flags)
@@ -200,8 +241,9 @@ def multiply24(op: int, high: int, count: int) -> Callable:
 def divide(low: Lowering, m: Mods) -> None:
     (type_,) = m.types()
     if is_float(type_):
-        flags = isa.APPROX if m.take("approx", "full") else 0
-        flags |= float_flags(m)
+        check_type(m, type_, WIDE_FLOATS)
+        fast = type_ == isa.F32 and m.take("approx", "full") is not None
+        flags = (isa.APPROX if fast else m.choose(DIRECTED)) | flush(m, type_)
         m.done(3)
         low.emit(isa.FDIV, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), flags=flags)
     else:
@@ -213,43 +255,46 @@ def divide(low: Lowering, m: Mods) -> None:
 def unary(integer: int, floating: int) -> Callable:
     def handler(low: Lowering, m: Mods) -> None:
         (type_,) = m.types()
-        flags = m.flag("ftz", isa.FTZ)
+        flags = flush(m, type_)
         m.done(2)
         if is_float(type_):
             low.emit(floating, type_, d=m.dest(), a=m.row(1, type_), flags=flags)
         else:
-            check_type(m, type_, INTEGERS)
+            check_type(m, type_, (isa.S16, isa.S32, isa.S64))
             low.emit(integer, type_, d=m.dest(), a=m.row(1, type_))
 
     return handler
 
 
-def function(op: int, exact: bool = False) -> Callable:
-    """rcp, sqrt, rsqrt, sin, cos, lg2, ex2, tanh."""
+def function(op: int, types: tuple[int, ...] = (isa.F32,), exact: bool = False) -> Callable:
+    """rcp, sqrt, rsqrt, sin, cos, lg2, ex2, tanh: the types of .approx; `exact`: rounded ones exist too."""
 
     def handler(low: Lowering, m: Mods) -> None:
-        approx = isa.APPROX if m.take("approx") else 0
+        approx = m.take("approx") is not None
         (type_,) = m.types()
-        if not is_float(type_) or not (approx or exact):
-            raise m.fail("needs a floating type and .approx")
-        flags = float_flags(m) | approx
+        if not approx and not exact:
+            raise m.fail("needs .approx")
+        check_type(m, type_, types if approx else WIDE_FLOATS)
+        flags = isa.APPROX if approx else m.choose(DIRECTED)
+        if (op == isa.FEX2 and type_ in (isa.BF16, isa.BF16X2)) or (op == isa.FRCP and approx and type_ == isa.F64):
+            flags |= m.choose({"ftz": isa.FTZ})
+        elif (type_ == isa.F32 and op != isa.FTANH) or op == isa.FRSQRT:
+            flags |= m.flag("ftz", isa.FTZ)
         m.done(2)
         low.emit(op, type_, d=m.dest(), a=m.row(1, type_), flags=flags)
 
     return handler
 
 
-def plain(op: int, count: int, result: int | None = None, wide: tuple[int, ...] = (), **allowed: int) -> Callable:
-    """An integer instruction of `count` operands; allowed: modifiers and their flags."""
+def plain(op: int, count: int, types: tuple[int, ...], wide: tuple[int, ...] = ()) -> Callable:
+    """An integer instruction of `count` operands; wide: those that are numbers of 32 bits whatever the type."""
 
     def handler(low: Lowering, m: Mods) -> None:
-        flags = 0
-        for name, value in allowed.items():
-            flags |= m.flag(name, value)
         (type_,) = m.types()
+        check_type(m, type_, types)
         m.done(count + 1)
         rows = [m.row(i + 1, isa.U32 if i in wide else type_) for i in range(count)] + [0] * (4 - count)
-        low.emit(op, type_, d=m.dest(), a=rows[0], b=rows[1], c=rows[2], e=rows[3], flags=flags)
+        low.emit(op, type_, d=m.dest(), a=rows[0], b=rows[1], c=rows[2], e=rows[3])
 
     return handler
 
@@ -257,18 +302,17 @@ def plain(op: int, count: int, result: int | None = None, wide: tuple[int, ...] 
 def bit_find(low: Lowering, m: Mods) -> None:
     op = isa.BFINDSHIFT if m.take("shiftamt") else isa.BFIND
     (type_,) = m.types()
+    check_type(m, type_, WORDS)
     m.done(2)
     low.emit(op, type_, d=m.dest(), a=m.row(1, type_))
 
 
 def clamp_wrap(op: int, count: int) -> Callable:
     def handler(low: Lowering, m: Mods) -> None:
-        if op in (isa.SHFLEFT, isa.SHFRIGHT):
-            code = isa.SHFLEFT if m.take("l", "r") == "l" else isa.SHFRIGHT
-        else:
-            code = op
-        flags = isa.SAT if m.take("clamp", "wrap") == "clamp" else 0
+        code = m.choose({"l": isa.SHFLEFT, "r": isa.SHFRIGHT}) if op == isa.SHFLEFT else op
+        flags = m.choose({"clamp": isa.SAT, "wrap": 0})
         (type_,) = m.types()
+        check_type(m, type_, (isa.U32, isa.S32) if op == isa.SZEXT else (isa.B32,))
         m.done(count + 1)
         c = m.row(3, isa.U32) if count == 3 else 0
         low.emit(code, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), c=c, flags=flags)
@@ -278,6 +322,7 @@ def clamp_wrap(op: int, count: int) -> Callable:
 
 def permute(low: Lowering, m: Mods) -> None:
     (type_,) = m.types()
+    check_type(m, type_, (isa.B32,))
     mode = m.choose({"f4e": 1, "b4e": 2, "rc8": 3, "ecl": 4, "ecr": 5, "rc16": 6}, 0)
     m.done(4)
     low.emit(isa.PRMT, type_, d=m.dest(), a=m.row(1), b=m.row(2), c=m.row(3), imm=mode)
@@ -286,7 +331,8 @@ def permute(low: Lowering, m: Mods) -> None:
 def lop3(low: Lowering, m: Mods) -> None:
     joined = m.take("or", "and")
     (type_,) = m.types()
-    m.done(5, 6)
+    check_type(m, type_, (isa.B32,))
+    m.done(6 if joined else 5)
     table = m.operands[4]
     if not isinstance(table, Number):
         raise m.fail("the table must be an immediate")
@@ -304,7 +350,7 @@ def lop3(low: Lowering, m: Mods) -> None:
 
 def dot_product(op: int) -> Callable:
     def handler(low: Lowering, m: Mods) -> None:
-        flags = isa.HIGH if m.take("lo", "hi") == "hi" else 0
+        flags = m.choose({"lo": 0, "hi": isa.HIGH}) if op == isa.DP2A else 0
         signs = [name for name in m.left if name in ("u32", "s32")]
         if len(signs) != 2:
             raise m.fail("needs two types")
@@ -328,70 +374,102 @@ def logic(op: int) -> Callable:
 
 
 # ---- comparing and selecting ----
+def comparison(m: Mods, type_: int) -> int:
+    """The comparison of setp or set, where the type has it."""
+    test = m.choose(isa.COMPARE)
+    if is_float(type_):
+        allowed = [*range(6), *range(10, 18)]
+    elif type_ & 0xF0 == isa.BITS:
+        check_type(m, type_, (isa.B16, isa.B32, isa.B64))
+        allowed = [0, 1]
+    else:
+        check_type(m, type_, INTEGERS)
+        allowed = [*range(6)] if type_ & 0xF0 == isa.S else [*range(10)]
+    if test not in allowed:
+        raise m.fail("this type has no such comparison")
+    return test
+
+
 def compare(low: Lowering, m: Mods) -> None:
     """setp, with its second predicate and the boolean combination."""
-    test = m.choose(isa.COMPARE)
-    joined = m.take("and", "or", "xor")
     (type_,) = m.types()
-    flags = m.flag("ftz", isa.FTZ)
+    test = comparison(m, type_)
+    joined = m.take("and", "or", "xor")
+    flags = flush(m, type_)
     m.done(4 if joined else 3)
     op = isa.FSETP if is_float(type_) else isa.SETP
     target = m.operands[0]
     first, second = (target.first, target.second) if isinstance(target, Pair) else (target, None)
-    packed = type_ in (isa.F16X2, isa.BF16X2)
-    d = low.row(first, write=True)
     a, b = m.row(1, type_), m.row(2, type_)
-    extra = m.row(3) if joined else -1
-    if not joined and second is None:
-        low.emit(op, type_, d=d, a=a, b=b, imm=test, flags=flags)
+    extra = m.row(3) if joined else 0
+    if not joined and second is None and type_ not in (isa.F16X2, isa.BF16X2):
+        low.emit(op, type_, d=low.row(first, write=True), a=a, b=b, imm=test, flags=flags)
         return
-    tmp, other = low.new_row(), low.new_row()
-    low.emit(op, type_, d=tmp, a=a, b=b, imm=test, flags=flags)
-    if packed:
-        low.emit(isa.SHR, isa.U32, d=other, a=tmp, b=low.constant(1))
+    low.keep_guard()
+    truth, other, result = low.new_row(), low.new_row(), low.new_row()
+    low.emit(op, type_, d=truth, a=a, b=b, imm=test, flags=flags)
+    if type_ in (isa.F16X2, isa.BF16X2):  # a bit for each half
+        low.emit(isa.SHR, isa.U32, d=other, a=truth, b=low.constant(1))
+        low.emit(isa.AND, isa.B32, d=truth, a=truth, b=low.constant(1))
     else:
-        low.emit(isa.NOT, isa.PREDICATE, d=other, a=tmp)
+        low.emit(isa.NOT, isa.PREDICATE, d=other, a=truth)
     code = {None: isa.MOV, "and": isa.AND, "or": isa.OR, "xor": isa.XOR}[joined]
-    results = [(tmp, d)] + ([(other, low.row(second, write=True))] if second is not None else [])
-    for source, result in results:  # a may be the destination too: the sources are read by now
-        b_row = extra if joined else 0
-        low.emit(code, isa.PREDICATE, d=result, a=source, b=b_row)
+    low.emit(code, isa.PREDICATE, d=result, a=truth, b=extra)
+    if second is not None:  # before the first is written, which may be an operand
+        low.emit(code, isa.PREDICATE, d=low.row(second, write=True), a=other, b=extra)
+    low.emit(isa.MOV, isa.PREDICATE, d=low.row(first, write=True), a=result)
 
 
 def compare_set(low: Lowering, m: Mods) -> None:
     """set: like setp, with -1 or 1.0 for true."""
-    test = m.choose(isa.COMPARE)
-    joined = m.take("and", "or", "xor")
     to, type_ = m.types(2)
-    flags = m.flag("ftz", isa.FTZ)
+    test = comparison(m, type_)
+    joined = m.take("and", "or", "xor")
+    flags = flush(m, type_)
     m.done(4 if joined else 3)
+    packed = type_ in (isa.F16X2, isa.BF16X2)
+    if packed:
+        check_type(m, to, (type_,))
+    else:
+        narrow = (isa.F16, isa.BF16, isa.U16, isa.S16) if type_ in (isa.F16, isa.BF16) else ()
+        check_type(m, to, (isa.U32, isa.S32, isa.F32, *narrow))
     tmp = low.new_row()
     a, b = m.row(1, type_), m.row(2, type_)
     low.emit(isa.FSETP if is_float(type_) else isa.SETP, type_, d=tmp, a=a, b=b, imm=test, flags=flags)
     if joined:
+        extra = m.row(3)
+        if packed:  # for both halves
+            pair = low.new_row()
+            low.emit(isa.SELP, isa.B32, d=pair, a=low.constant(3), b=low.constant(0), c=extra)
+            extra = pair
         code = {"and": isa.AND, "or": isa.OR, "xor": isa.XOR}[joined]
-        low.emit(code, isa.PREDICATE, d=tmp, a=tmp, b=m.row(3))
-    if type_ in (isa.F16X2, isa.BF16X2):
-        one = {isa.F16X2: 0x3C00, isa.BF16X2: 0x3F80}.get(to, 0xFFFF)
+        low.emit(code, isa.PREDICATE, d=tmp, a=tmp, b=extra)
+    one = {isa.F32: 0x3F800000, isa.F16: 0x3C00, isa.BF16: 0x3F80, isa.F16X2: 0x3C00, isa.BF16X2: 0x3F80}.get(to, -1)
+    if packed:
         high, part = low.new_row(), low.new_row()
         low.emit(isa.SHR, isa.U32, d=high, a=tmp, b=low.constant(1))
         low.emit(isa.SELP, isa.B32, d=part, a=low.constant(one << 16), b=low.constant(0), c=high)
         low.emit(isa.SELP, isa.B32, d=tmp, a=low.constant(one), b=low.constant(0), c=tmp)
         low.emit(isa.OR, isa.B32, d=m.dest(), a=tmp, b=part)
         return
-    one = {isa.F32: 0x3F800000, isa.F16: 0x3C00, isa.BF16: 0x3F80}.get(to, -1)
     low.emit(isa.SELP, isa.B32, d=m.dest(), a=low.constant(one & 0xFFFFFFFF), b=low.constant(0), c=tmp)
+
+
+SELECTED = (*INTEGERS, isa.B16, isa.B32, isa.B64, isa.F32, isa.F64)
 
 
 def select(low: Lowering, m: Mods) -> None:
     (type_,) = m.types()
+    check_type(m, type_, SELECTED)
     m.done(4)
     low.emit(isa.SELP, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), c=m.row(3))
 
 
 def select_sign(low: Lowering, m: Mods) -> None:
     type_, by = m.types(2)
-    flags = m.flag("ftz", isa.FTZ)
+    check_type(m, type_, SELECTED)
+    check_type(m, by, (isa.S32, isa.F32))
+    flags = flush(m, by)
     m.done(4)
     a, b, c = m.row(1, type_), m.row(2, type_), m.row(3, by)
     if by == isa.F32:
@@ -405,12 +483,14 @@ def test_property(low: Lowering, m: Mods) -> None:
     kinds = ("finite", "infinite", "number", "notanumber", "normal", "subnormal")
     kind = m.choose({name: i for i, name in enumerate(kinds)})
     (type_,) = m.types()
+    check_type(m, type_, WIDE_FLOATS)
     m.done(2)
     low.emit(isa.FTESTP, type_, d=m.dest(), a=m.row(1, type_), imm=kind)
 
 
 def copysign(low: Lowering, m: Mods) -> None:
     (type_,) = m.types()
+    check_type(m, type_, WIDE_FLOATS)
     m.done(3)
     low.emit(isa.FCOPYSIGN, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_))
 
@@ -458,23 +538,47 @@ def convert(low: Lowering, m: Mods) -> None:
         convert_pack(low, m)
         return
     to, source = m.types(2)
-    whole = m.choose(WHOLE, -1)
-    flags = m.choose(ROUNDINGS, isa.RN) if whole < 0 else whole | isa.INTEGER
-    flags |= m.flag("ftz", isa.FTZ) | m.flag("sat", isa.SAT) | m.flag("relu", isa.RELU)
-    if m.take("satfinite") and to not in (isa.E4M3X2, isa.E5M2X2):
-        raise m.fail("modifier .satfinite is not supported here")
-    if to & 15 == 4 and to & 0xF0 in (isa.F16X2 & 0xF0, isa.BF16X2 & 0xF0) and source == isa.F32:
+    quarters = (isa.E4M3X2, isa.E5M2X2)
+    if to in quarters or source in quarters:
+        convert_quarters(low, m, to, source)
+        return
+    floats = is_float(source), is_float(to) or to == isa.TF32
+    flags = m.flag("ftz", isa.FTZ) if isa.F32 in (to, source) else 0
+    if floats[0] and (to == source or not floats[1]):
+        whole = m.choose(WHOLE, -1 if to == source else None)
+        flags |= whole | isa.INTEGER if whole >= 0 else 0
+    elif floats[1]:
+        exact = floats[0] and (to == isa.F64 or (to == isa.F32 and source != isa.F64))
+        table = {**DIRECTED, "rna": isa.RNA} if to == isa.TF32 else DIRECTED
+        flags |= m.choose(table, isa.RN if exact else None)
+    if source == isa.F32 and to in (*HALVES, isa.TF32):
+        flags |= m.flag("relu", isa.RELU) | m.flag("satfinite", isa.FINITE)
+    if to not in (isa.BF16, isa.F16X2, isa.BF16X2, isa.TF32):
+        flags |= m.flag("sat", isa.SAT)
+    if to in (isa.F16X2, isa.BF16X2):
+        check_type(m, source, (isa.F32,))
         m.done(3)
         low.emit(isa.CVTPACK, to, source, d=m.dest(), a=m.row(1, source), b=m.row(2, source), flags=flags)
-    elif to in (isa.E4M3X2, isa.E5M2X2) or source in (isa.E4M3X2, isa.E5M2X2):
-        m.done(2, 3)
-        b = m.row(2, source) if len(m.operands) == 3 else 0
-        low.emit(isa.CVTPACK, to, source, d=m.dest(), a=m.row(1, source), b=b, flags=flags)
+        return
+    known = (*INTEGERS, isa.U8, isa.S8, isa.F16, isa.BF16, isa.F32, isa.F64)
+    check_type(m, source, (isa.F32,) if to == isa.TF32 else known)
+    check_type(m, to, (*known, isa.TF32))
+    m.done(2)
+    low.emit(isa.CVT, to, source, d=m.dest(), a=m.row(1, source), flags=flags)
+
+
+def convert_quarters(low: Lowering, m: Mods, to: int, source: int) -> None:
+    """cvt between pairs of 8-bit floats and pairs of wider ones."""
+    flags = m.choose(NEAREST) | m.flag("relu", isa.RELU)
+    if to == isa.F16X2:
+        check_type(m, source, (isa.E4M3X2, isa.E5M2X2))
     else:
-        m.done(2)
-        if whole < 0 and not is_float(to) and to != isa.TF32 and is_float(source):
-            raise m.fail("a conversion to an integer needs a rounding: .rni, .rzi, .rmi or .rpi")
-        low.emit(isa.CVT, to, source, d=m.dest(), a=m.row(1, source), flags=flags)
+        check_type(m, to, (isa.E4M3X2, isa.E5M2X2))
+        check_type(m, source, (isa.F32, isa.F16X2))
+        flags |= m.choose({"satfinite": 0})
+    pair = source == isa.F32
+    m.done(3 if pair else 2)
+    low.emit(isa.CVTPACK, to, source, d=m.dest(), a=m.row(1, source), b=m.row(2, source) if pair else 0, flags=flags)
 
 
 def convert_pack(low: Lowering, m: Mods) -> None:
@@ -491,6 +595,8 @@ def convert_pack(low: Lowering, m: Mods) -> None:
     high, part = low.new_row(), low.new_row()
     low.emit(isa.CVT, to, isa.S32, d=high, a=m.row(1), flags=isa.SAT)
     low.emit(isa.CVT, to, isa.S32, d=part, a=m.row(2), flags=isa.SAT)
+    low.emit(isa.AND, isa.B32, d=high, a=high, b=low.constant((1 << bits) - 1))
+    low.emit(isa.AND, isa.B32, d=part, a=part, b=low.constant((1 << bits) - 1))
     low.emit(isa.SHL, isa.B32, d=high, a=high, b=low.constant(bits))
     low.emit(isa.OR, isa.B32, d=part, a=high, b=part)
     if len(names) == 3:
@@ -545,6 +651,8 @@ def nothing(low: Lowering, m: Mods) -> None:
 
 # ---- memory ----
 def order_scope(m: Mods, default_order: int, default_scope: int) -> tuple[int, int]:
+    if m.take("mmio") and "relaxed" not in m.left:
+        raise m.fail("modifier .mmio needs .relaxed")
     order = m.choose(ORDERS, default_order)
     scope = m.choose(SCOPES, isa.SYS if order == isa.VOLATILE else default_scope)
     return order, scope
@@ -601,14 +709,24 @@ def store(low: Lowering, m: Mods) -> None:
     access(low, m, False)
 
 
+ATOMIC_TYPES = {
+    "add": (*WORDS, *HALVES, isa.F32, isa.F64), "min": WORDS, "max": WORDS, "inc": (isa.U32,), "dec": (isa.U32,),
+    "exch": (*WORDS, isa.B32, isa.B64), "cas": (*WORDS, isa.B16, isa.B32, isa.B64),
+    **dict.fromkeys(("and", "or", "xor"), (*WORDS, isa.B32, isa.B64)),
+}  # fmt: skip
+
+
 def atomic(low: Lowering, m: Mods) -> None:
     reduce = m.ins.opcode == "red"
     policy = cache_hints(m)
     order, scope = order_scope(m, isa.RELAXED, isa.GPU)
     space = m.choose(SPACES, isa.GENERIC)
+    name = next((word for word in m.left if word in isa.ATOMS), "")
     kind = m.choose(isa.ATOMS)
-    m.take("noftz")
     (type_,) = m.types()
+    check_type(m, type_, ATOMIC_TYPES[name])
+    if type_ in HALVES:
+        m.take("noftz")
     swap = kind == isa.ATOMS["cas"]
     count = (2 if reduce else 3) + int(swap)
     m.done(count, count + int(policy))
@@ -670,6 +788,9 @@ def copy_async(low: Lowering, m: Mods) -> None:
     read = low.constant(size.value)
     if len(m.operands) > 3 and not (policy and len(m.operands) == 4):
         read = m.row(3, isa.U32)
+        if low.kind(m.operands[3]) == "pred":  # the copy's source is ignored where it holds
+            read, ignore = low.new_row(), read
+            low.emit(isa.SELP, isa.B32, d=read, a=low.constant(0), b=low.constant(size.value), c=ignore)
     low.granule = min(low.granule, 4)
     low.emit(isa.CPASYNC, size.value, a=to, b=source, c=read, imm=to_offset)
 
@@ -716,7 +837,7 @@ def synced(m: Mods) -> None:
 def shuffle(low: Lowering, m: Mods) -> None:
     synced(m)
     mode = m.choose({"up": 0, "down": 1, "bfly": 2, "idx": 3})
-    m.types()
+    check_type(m, m.types()[0], (isa.B32,))
     m.done(5)
     target = m.operands[0]
     first, second = (target.first, target.second) if isinstance(target, Pair) else (target, None)
@@ -738,6 +859,7 @@ def match(low: Lowering, m: Mods) -> None:
     kind = m.choose({"any": 0, "all": 1})
     synced(m)
     (type_,) = m.types()
+    check_type(m, type_, (isa.B32, isa.B64))
     m.done(3)
     target = m.operands[0]
     first, second = (target.first, target.second) if isinstance(target, Pair) else (target, None)
@@ -749,8 +871,13 @@ def match(low: Lowering, m: Mods) -> None:
 def reduce(low: Lowering, m: Mods) -> None:
     synced(m)
     kind = m.choose(isa.REDUCTIONS)
-    flags = m.flag("NaN", isa.NAN) | m.flag("abs", isa.XORSIGN)
     (type_,) = m.types()
+    flags = 0
+    if kind in (isa.REDUCTIONS["min"], isa.REDUCTIONS["max"]) and type_ == isa.F32:
+        flags = m.flag("NaN", isa.NAN) | m.flag("abs", isa.XORSIGN)
+    else:
+        numbers = kind in (isa.REDUCTIONS["add"], isa.REDUCTIONS["min"], isa.REDUCTIONS["max"])
+        check_type(m, type_, (isa.U32, isa.S32) if numbers else (isa.B32,))
     m.done(3)
     low.emit(isa.REDUX, type_, d=m.dest(), a=m.row(1, type_), e=m.row(2, isa.U32), imm=kind, flags=flags)
 
@@ -791,7 +918,7 @@ def multiply_matrix(low: Lowering, m: Mods) -> None:
     synced(m)
     if m.take("row") is None or m.take("col") is None:
         raise m.fail("only .row.col is supported")
-    saturate = m.flag("satfinite", isa.SAT)
+    saturate = m.flag("satfinite", isa.SAT) if {"s8", "u8"} & set(m.left) else 0
     shape = m.left.pop(0) if m.left else ""
     names = m.left
     m.left = []
@@ -825,8 +952,8 @@ def multiply_matrix(low: Lowering, m: Mods) -> None:
 def matrix_access(low: Lowering, m: Mods) -> None:
     synced(m)
     is_load = m.ins.opcode == "ldmatrix"
-    m.take("m8n8")
-    count = {"x1": 1, "x2": 2, "x4": 4}[m.take("x1", "x2", "x4") or "x1"]
+    m.choose({"m8n8": 0})
+    count = m.choose({"x1": 1, "x2": 2, "x4": 4})
     trans = isa.HIGH if m.take("trans") else 0
     m.take("shared", "shared::cta")
     (type_,) = m.types()
@@ -845,9 +972,9 @@ def matrix_access(low: Lowering, m: Mods) -> None:
 
 def move_matrix(low: Lowering, m: Mods) -> None:
     synced(m)
-    m.take("m8n8")
-    m.take("trans")
-    m.types()
+    m.choose({"m8n8": 0})
+    m.choose({"trans": 0})
+    check_type(m, m.types()[0], (isa.B16,))
     m.done(2)
     low.emit(isa.MOVMATRIX, isa.B32, d=m.dest(), a=m.row(1))
 
@@ -863,18 +990,22 @@ HANDLERS: dict[str, Callable[[Any, Mods], None]] = {
     "addc": lambda low, m: add_carry(low, m, True), "subc": lambda low, m: sub_carry(low, m, True),
     "madc": lambda low, m: mad_carry(low, m, True),
     "mul24": multiply24(isa.MUL24, isa.MUL24HI, 2), "mad24": multiply24(isa.MAD24, isa.MAD24HI, 3),
-    "sad": plain(isa.SAD, 3), "rem": plain(isa.REM, 2), "abs": unary(isa.ABS, isa.FABS),
-    "neg": unary(isa.NEG, isa.FNEG), "popc": plain(isa.POPC, 1), "clz": plain(isa.CLZ, 1), "bfind": bit_find,
-    "brev": plain(isa.BREV, 1), "bfe": plain(isa.BFE, 3, wide=(1, 2)), "bfi": plain(isa.BFI, 4, wide=(2, 3)),
+    "sad": plain(isa.SAD, 3, INTEGERS), "rem": plain(isa.REM, 2, INTEGERS), "abs": unary(isa.ABS, isa.FABS),
+    "neg": unary(isa.NEG, isa.FNEG), "popc": plain(isa.POPC, 1, (isa.B32, isa.B64)),
+    "clz": plain(isa.CLZ, 1, (isa.B32, isa.B64)), "bfind": bit_find,
+    "brev": plain(isa.BREV, 1, (isa.B32, isa.B64)), "bfe": plain(isa.BFE, 3, WORDS, wide=(1, 2)),
+    "bfi": plain(isa.BFI, 4, (isa.B32, isa.B64), wide=(2, 3)),
     "bmsk": clamp_wrap(isa.BMSK, 2), "szext": clamp_wrap(isa.SZEXT, 2), "shf": clamp_wrap(isa.SHFLEFT, 3),
-    "shl": plain(isa.SHL, 2, wide=(1,)), "shr": plain(isa.SHR, 2, wide=(1,)), "prmt": permute, "lop3": lop3,
-    "dp4a": dot_product(isa.DP4A), "dp2a": dot_product(isa.DP2A), "fns": plain(isa.FNS, 3),
+    "shl": plain(isa.SHL, 2, (isa.B16, isa.B32, isa.B64), wide=(1,)),
+    "shr": plain(isa.SHR, 2, (*INTEGERS, isa.B16, isa.B32, isa.B64), wide=(1,)), "prmt": permute, "lop3": lop3,
+    "dp4a": dot_product(isa.DP4A), "dp2a": dot_product(isa.DP2A), "fns": plain(isa.FNS, 3, (isa.B32,)),
     "and": logic(isa.AND), "or": logic(isa.OR), "xor": logic(isa.XOR), "not": logic(isa.NOT),
     "cnot": logic(isa.CNOT), "setp": compare, "set": compare_set, "selp": select, "slct": select_sign,
     "testp": test_property, "copysign": copysign, "isspacep": is_space,
-    "rcp": function(isa.FRCP, True), "sqrt": function(isa.FSQRT, True), "rsqrt": function(isa.FRSQRT),
-    "sin": function(isa.FSIN), "cos": function(isa.FCOS), "lg2": function(isa.FLG2), "ex2": function(isa.FEX2),
-    "tanh": function(isa.FTANH), "mov": move, "cvt": convert, "cvta": to_address,
+    "rcp": function(isa.FRCP, WIDE_FLOATS, exact=True), "sqrt": function(isa.FSQRT, exact=True),
+    "rsqrt": function(isa.FRSQRT, WIDE_FLOATS), "sin": function(isa.FSIN), "cos": function(isa.FCOS),
+    "lg2": function(isa.FLG2), "ex2": function(isa.FEX2, (isa.F32, *HALVES)),
+    "tanh": function(isa.FTANH, (isa.F32, *HALVES)), "mov": move, "cvt": convert, "cvta": to_address,
     "bra": branch, "brx": branch_indexed, "ret": leave(isa.RET), "exit": leave(isa.EXIT), "trap": leave(isa.TRAP),
     "brkpt": leave(isa.TRAP), "call": call, "pmevent": nothing, "prefetch": nothing, "prefetchu": nothing,
     "discard": nothing, "applypriority": nothing, "griddepcontrol": nothing, "setmaxnreg": nothing,

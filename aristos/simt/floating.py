@@ -25,9 +25,9 @@ def flush32(bits):
 
 
 @jit
-def flush16(bits):
-    """A subnormal float16 becomes a zero of its sign."""
-    return bits & 0x8000 if bits & 0x7C00 == 0 else bits
+def flush16(bits, form):
+    """A subnormal float16 or bfloat16 becomes a zero of its sign."""
+    return bits & 0x8000 if bits & (0x7C00 if form == HALF else 0x7F80) == 0 else bits
 
 
 @jit
@@ -219,7 +219,9 @@ def double(x, op, flags, imm, ra, rb, rc):
         return np.uint64(test_property(imm, 0, 2 if e == 0x7FF else (1 if e else 0), fraction))
     a, b, c = f64_of(ra), f64_of(rb), f64_of(rc)
     if op == isa.FSLCT:
-        return ra if f32_of(np.uint32(rc)) >= np.float32(0) else rb
+        sign = np.int64(rc) & 0xFFFFFFFF
+        sign = flush32(sign) if flags & isa.FTZ else sign
+        return ra if f32_of(np.uint32(sign)) >= np.float32(0) else rb
     if op == isa.FSETP or op == isa.FSET:
         return np.uint64(float_compare(imm, a, b))
     mode = flags & isa.ROUND
@@ -241,7 +243,7 @@ def double(x, op, flags, imm, ra, rb, rc):
             if flags & isa.FTZ and abs(a) < 2.2250738585072014e-308:  # rcp.approx.ftz.f64, rsqrt.approx.ftz.f64
                 a = math.copysign(0.0, a)
             z = approximate(op, a)
-            if flags & isa.APPROX and flags & isa.FTZ and op == isa.FRCP:
+            if flags & isa.APPROX and flags & isa.FTZ:  # the high word alone
                 if abs(z) < 2.2250738585072014e-308:
                     z = math.copysign(0.0, z)
                 z = f64_of(u64_of(z) & ~np.uint64(0xFFFFFFFF)) if math.isfinite(z) else z
@@ -256,8 +258,8 @@ def double(x, op, flags, imm, ra, rb, rc):
 def short(x, op, form, flags, imm, ia, ib, ic):
     """A float16 or bfloat16 instruction; operands and result are bits in int64."""
     top = 0x8000
-    if flags & isa.FTZ and form == HALF:
-        ia, ib, ic = flush16(ia), flush16(ib), flush16(ic)
+    if flags & isa.FTZ:
+        ia, ib, ic = flush16(ia, form), flush16(ib, form), flush16(ic, form)
     if op == isa.FABS:
         return ia & 0x7FFF
     if op == isa.FNEG:
@@ -272,8 +274,8 @@ def short(x, op, form, flags, imm, ia, ib, ic):
         bits = exact(x, isa.FABS, u64_of(least_most(op, a, b, flags)), 0, 0, form, isa.RN)
     else:
         bits = exact(x, isa.FABS, u64_of(approximate(op, a)), 0, 0, form, isa.RN)
-    if flags & isa.FTZ and form == HALF:
-        bits = flush16(bits)
+    if flags & isa.FTZ:
+        bits = flush16(bits, form)
     if flags & (isa.SAT | isa.RELU):
         z = widen(bits, form)
         if flags & isa.RELU and z < 0.0:

@@ -172,7 +172,7 @@ def dot(a, b, c, flags, half, signed_a, signed_b):
 
 
 @jit
-def halves(op, type_, a, b):
+def halves(op, type_, flags, a, b):
     """add, min, max of two 16-bit numbers each."""
     result = 0
     signed = type_ == isa.S16X2
@@ -188,6 +188,8 @@ def halves(op, type_, a, b):
             z = min(x, y)
         else:
             z = max(x, y)
+        if flags & isa.RELU:
+            z = max(z, np.int64(0))
         result |= (z & 0xFFFF) << (16 * i)
     return result
 
@@ -378,7 +380,7 @@ def integer(op, type_, type2, flags, imm, ra, rb, rc, re):
             return np.uint64(local)
         return np.uint64(imm == isa.GLOBAL and not shared and not local)
     else:
-        z = np.int64(halves(op, type_, np.int64(ra), np.int64(rb)))
+        z = np.int64(halves(op, type_, flags, np.int64(ra), np.int64(rb)))
     return cut(z, type_)
 
 

@@ -35,7 +35,7 @@ FUNCTION_START = 0x0400_0000_0000  # "addresses" of functions
 RN, RZ, RM, RP, RNA = 0, 1, 2, 3, 4  # rounding, the low 3 bits
 ROUND = 7
 FTZ, SAT, INTEGER, HIGH, WIDE, APPROX, CARRY_IN, CARRY_OUT = 8, 16, 32, 64, 128, 256, 512, 1024
-NAN, XORSIGN, RELU, NEGATE_C = 2048, 4096, 8192, 16384
+NAN, XORSIGN, RELU, FINITE = 2048, 4096, 8192, 16384
 # order and scope of a memory operation
 WEAK, VOLATILE, RELAXED, ACQUIRE, RELEASE, ACQ_REL, SC = range(7)
 CTA, GPU, SYS = range(3)

@@ -131,6 +131,7 @@ class Lowering:
         self.started = False
         self.visible: list[dict[str, int]] = []
         self.instruction: Instruction | None = None
+        self.guard_row = 0  # a copy of the guard, for an instruction whose first results may overwrite it
 
     # ---- rows ----
     def new_row(self) -> int:
@@ -167,6 +168,11 @@ class Lowering:
                     known[name] = ("row", self.new_row(), kind)
                     return known[name]
         return self.variables.get(name)
+
+    def kind(self, operand: Any) -> str:
+        """The type that a register was declared with; '' for other operands."""
+        found = self.find(operand.text) if isinstance(operand, Name) else None
+        return found[2] if isinstance(found, tuple) and found[0] == "row" else ""
 
     def row(self, operand: Any, type_: int = isa.B64, write: bool = False) -> int:
         """The row of an operand, read as a type."""
@@ -258,7 +264,7 @@ class Lowering:
             found = self.find(ins.guard.text)
             if not isinstance(found, tuple) or found[0] != "row":
                 raise self.fail(f"the guard {ins.guard.text} is not a register")
-            guard, negate = found[1], int(ins.guard.negated)
+            guard, negate = self.guard_row or found[1], int(ins.guard.negated)
         place, count = len(self.operands), 0
         if items is not None:
             count = len(items)
@@ -271,6 +277,15 @@ class Lowering:
         self.code.append([op, type_, type2, d, a, b, c, e, guard, negate, imm, flags, d2, place, count, line])
         self.texts.append(ins.text)
         return len(self.code) - 1
+
+    def keep_guard(self) -> None:
+        """Guard what follows of this instruction by the guard as it is now, whatever the instruction writes."""
+        ins = self.instruction
+        assert ins is not None
+        if ins.guard is not None:
+            row = self.new_row()
+            self.emit(isa.MOV, isa.PREDICATE, d=row, a=self.row(Name(ins.guard.text)), guarded=False)
+            self.guard_row = row
 
     def program(self) -> Program:
         self.place_shared(self.module.variables)
@@ -387,7 +402,7 @@ class Lowering:
             elif isinstance(item, Scope):
                 self.scope(item, labels)
             else:
-                self.instruction, self.started = item, False
+                self.instruction, self.started, self.guard_row = item, False, 0
                 self.visible = list(labels)
                 decode(self, item)
         labels.pop()
@@ -459,13 +474,18 @@ class Lowering:
         seen: set[str] = set()
         todo = [name]
         while todo:
-            for callee in self.functions[todo.pop()].calls:
-                every = [n for n, f in self.functions.items() if not f.entry] if callee == "*" else [callee]
-                for one in every:
-                    if one not in seen:
-                        seen.add(one)
-                        todo.append(one)
+            for callee in self.callees(todo.pop()):
+                if callee not in seen:
+                    seen.add(callee)
+                    todo.append(callee)
         return seen
+
+    def callees(self, name: str) -> set[str]:
+        """The functions that a function may call; through a register, any that is no entry."""
+        calls = self.functions[name].calls
+        if "*" not in calls:
+            return calls
+        return {name for name, f in self.functions.items() if not f.entry}
 
     def longest(self) -> tuple[int, int, int]:
         """(calls deep, bytes of frames, rows saved) that a lane needs room for."""
@@ -475,7 +495,7 @@ class Lowering:
 
         def deepest(name: str) -> tuple[int, int]:
             info = self.functions[name]
-            below = [deepest(callee) for callee in info.calls]
+            below = [deepest(callee) for callee in self.callees(name)]
             return 1 + max((d for d, _ in below), default=0), info.frame + max((b for _, b in below), default=0)
 
         both = [deepest(name) for name, f in self.functions.items() if f.entry] or [(1, 0)]

@@ -478,10 +478,13 @@ class Parser:
         if not re.match(r"[a-z_]\w*$", opcode):
             raise PTXError(f"PTX line {line}: expected an instruction, got {opcode!r}")
         operands: list[Any] = []
-        while not self.accept(";"):
-            operands.append(self.operand())
-            if not self.accept(",") and self.peek() != ";":
-                raise PTXError(f"PTX line {self.line}: expected ',' or ';' after an operand, got {self.peek()!r}")
+        try:
+            while not self.accept(";"):
+                operands.append(self.operand())
+                if not self.accept(",") and self.peek() != ";":
+                    raise PTXError(f"PTX line {self.line}: expected ',' or ';' after an operand, got {self.peek()!r}")
+        except PTXError as error:
+            raise PTXError(f"{error}, an operand of {'.'.join([opcode, *mods])}") from None
         return Instruction(opcode, mods, operands, guard, line, self.source)
 
     def operand(self) -> Any:

@@ -119,6 +119,8 @@ def round_pair(hi, lo, shift, form, mode):
     top = 1 << (p - 1)
     if kept < top:
         bits = kept
+    elif quantum - least(form) + 1 >= (1 << w) - 1:
+        return overflow_bits(negative, form, mode)
     else:
         if quantum - least(form) + 1 >= (1 << w) - 1:  # before it is shifted beyond 64 bits
             return overflow_bits(negative, form, mode)
