@@ -11,6 +11,7 @@ import ctypes
 import itertools
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,6 +47,7 @@ class Driver:
         self.stacks = threading.local()  # of contexts, of each thread
         self.modules: dict[int, MachineModule] = {}
         self.functions: dict[int, Any] = {}
+        self.loaded: Any = weakref.WeakKeyDictionary()  # a library of Numba's -> its kernel here
         self.events: dict[int, float] = {}
         self.registered: dict[int, tuple[Allocation, int]] = {}  # host memory that kernels may touch
         self.handles = itertools.count(1 << 8)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -78,16 +77,13 @@ def _named_launch(original: Any) -> Any:
     return launch
 
 
-_functions: Any = weakref.WeakKeyDictionary()  # library -> {driver: its function}
-
-
 def _function(library: Any) -> MachineFunction:
     if library._entry_name is None:
         raise RuntimeError("Missing entry_name - are you trying to get the cufunc for a device function?")
-    known = _functions.setdefault(library, weakref.WeakKeyDictionary())
-    if _driver() not in known:
-        known[_driver()] = load_library(_driver(), library)
-    return known[_driver()]
+    known = _driver().loaded
+    if library not in known:
+        known[library] = load_library(_driver(), library)
+    return known[library]
 
 
 def _device(self: Any, number: int) -> None:
