@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -179,3 +182,16 @@ def test_after_a_machine_nothing_is_left():
         assert not other.memory.at(address).freed
     assert cuda.cudadrv.driver.driver.initialization_error == before
     assert not machine.reports
+
+
+def test_a_machine_goes_when_nobody_holds_it():
+    machine = simt.Machine()
+    with simt.use(machine):
+        array = cuda.to_device(np.zeros(32))
+        double[1, 32](array, array)
+        double[1, 32](np.zeros(32), np.zeros(32))
+        array.copy_to_host()
+    gone = weakref.ref(machine)
+    del machine, array
+    gc.collect()
+    assert gone() is None
