@@ -23,6 +23,7 @@ Clock = tuple[int, ...]
 PRIVATE_BITS = PRIVATE << 38
 CHECKED_AREAS = (SCRATCH, DESCRIPTORS)  # what workers, or blocks and the caller, share
 CHANGE = "waits for a change"
+JUMPS = (1_000, 20_000, 200_000, 5_000_000, 250_000_000)  # ns by which time goes on: one is longer than any wait
 OLD = 3  # how far back a load may see
 
 
@@ -350,8 +351,8 @@ class Memory:
 
     def clock(self) -> int:
         """Time goes on by steps of very different length, so that all that waits for some time may and may not."""
-        jump = self.sched.strategy.choose(4, "time") if self.sched.current is not None else 0
-        self.now += (1_000, 20_000, 200_000, 5_000_000)[jump]
+        jump = self.sched.strategy.choose(len(JUMPS), "time") if self.sched.current is not None else 0
+        self.now += JUMPS[jump]
         return self.now
 
     def words(self, at: int, n: int) -> list[int]:

@@ -93,6 +93,12 @@ def credit_not_checked(put: Put) -> None:
     put(dispatch, "mem", Instead(load_acquire=lambda at: memory.load_acquire(at) + LOTS))
 
 
+@mutation("tiles-not-bounded", fixed=(("rows", 1), ("tile", 1), ("max_tokens", 6)))
+def tiles_not_bounded(put: Put) -> None:
+    """A source that has credit sends, though as many tiles as there are records are not seen returned."""
+    put(dispatch, "returns_due", lambda job, st, owner: 0)
+
+
 @mutation("credit-before-last-reader")
 def credit_before_last_reader(put: Put) -> None:
     """Credit for a tile is given when its record is read."""
@@ -317,3 +323,16 @@ def poison_names_the_teller(put: Put) -> None:
     """Who forwards poison says that it has failed itself."""
     real = steps.poison
     put(steps, "poison", lambda job, st, origin, cause: real(job, st, job[f.RANK], cause))
+
+
+@mutation("workers-not-told", faults=True, fixed=(("workers", 2),))
+def workers_not_told(put: Put) -> None:
+    """A rank that fails tells its peers, and not its own workers, who work on."""
+    real = steps.poison
+
+    def poison(job: Any, st: Any, origin: int, cause: int) -> None:
+        before = st[f.FAILED]
+        real(job, st, origin, cause)
+        st[f.FAILED] = before
+
+    put(steps, "poison", poison)

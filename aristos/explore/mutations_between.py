@@ -119,6 +119,17 @@ def half_exchange_unput(put: Put) -> None:
     put(outbox, "all_posted", all_posted)
 
 
+@mutation("announced-before-it-is-put", transport="rma")
+def announced_before_put(put: Put) -> None:
+    """A batch that is closed in the next call says that this one is announced, though it was opened before."""
+    real = outbox.encode
+
+    def encode(job: Any, st: Any, peer: int, word: int, value: int) -> None:
+        real(job, st, peer, word, job[f.EPOCH] if word == f.ANNOUNCED else value)
+
+    put(outbox, "encode", encode)
+
+
 @mutation("nobody-paces", transport="rma", ranks=3, fixed=(("attention", True), ("max_tokens", 6), ("rows", 2)))
 def nobody_paces(put: Put) -> None:
     """Nobody calls into MPI for a rank between its calls."""
@@ -196,3 +207,13 @@ def ring_wrap_of_tickets(put: Put) -> None:
         return real(job, st, ring, slots + 1, ticket)
 
     put(descriptors, "take", take)
+
+
+@mutation("plain-ticket", transport="ring", fixed=(("workers", 2),))
+def plain_ticket(put: Put) -> None:
+    """Blocks read the next ticket by a plain load."""
+
+    def load_acquire(at: int) -> int:
+        return memory.load(at) if at % places.AREA == descriptors.HEAD else memory.load_acquire(at)
+
+    put(descriptors, "mem", Instead(load_acquire=load_acquire))
