@@ -295,7 +295,8 @@ def test_wrong_options_in_one_process():
         ("placement", [0.0] * 5, "placement must be 5 integers"),
         ("placement", [-1, 0, 0, 0, 0], r"placement\[0\] must be a rank in 0\.\.0, got -1"),
         ("placement", "abcde", "placement must be"),
-        ("placement", [[0], [0, 1]], "placement must be"),
+        ("placement", [[0], [0, 1]], "placement must have 5 entries, one for each expert, got 2"),
+        ("placement", [0, [0, 1], 0, 0, 0], r"placement\[1\] must be a rank in 0\.\.0 or several, got \[0, 1\]"),
     ]
     for name, value, words in [*((n, v, m) for n, (v, m) in BAD_OPTIONS.items()), *more]:
         with raises(f"{name}={value!r}", InputError, words):
