@@ -167,3 +167,15 @@ def test_a_wait_in_which_something_always_comes_is_bounded(monkeypatch):
     job, state = np.zeros(f.JOB_WORDS, np.int64), np.zeros(1000, np.int64)
     job[f.FAR] = 1
     assert cpu.work(job, state, 0) == f.PAUSED
+
+
+def test_a_worker_that_waits_shows_how_far_its_rank_is(monkeypatch):
+    """The explorer does not miss signs of life that do not come, so they are looked for here."""
+    shown: list[int] = []
+    monkeypatch.setattr(steps, "heartbeat", lambda job, st, phase: shown.append(int(phase)))
+    monkeypatch.setattr(steps, "decide", lambda *_: f.IDLE)
+    job, state, lock = np.zeros(f.JOB_WORDS, np.int64), np.zeros(1000, np.int64), np.zeros(1, np.int64)
+    job[f.PAUSE_NS], job[f.LOCK], state[f.PROGRESS] = 3 * cpu.HEARTBEAT_NS, lock.ctypes.data, 7
+    assert cpu.work(job, state, 0) == f.PAUSED
+    assert 1 <= len(shown) <= 4
+    assert set(shown) == {7}
