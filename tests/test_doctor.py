@@ -221,6 +221,22 @@ def test_binding_is_mended_in_the_launchers_words():
     assert "I_MPI_PIN_DOMAIN=4" in cores.binding(where, INTEL, {}).remedy
 
 
+@pytest.mark.parametrize(
+    ("where", "on", "state"),
+    [
+        (seats((0,), (0,)), True, "warn"),
+        (seats((0,), (0,)), False, "ok"),
+        (seats((0, 1), (0, 1)), True, "ok"),
+        (seats((0, 1), (0, 1)) + seats((0,), (0,), node=2), True, "warn"),
+        (seats((0,)) + seats((0,), node=1), True, "ok"),
+    ],
+)
+def test_autogroups_matter_where_ranks_share_cores(where, on, state):
+    got = cores.scheduler(where, on)
+    assert got.state == state, got
+    assert ("sched_autogroup_enabled=0" in got.remedy) == (state == "warn")
+
+
 def test_a_containers_limit():
     assert cores.granted(8, None, {}).state == "ok"
     assert cores.granted(8, 8.0, {}).state == "ok"

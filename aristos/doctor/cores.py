@@ -11,6 +11,8 @@ from .. import launch
 from ..mpi_library import Library
 from .finding import Finding, named, ok, warn
 
+AUTOGROUPS = Path("/proc/sys/kernel/sched_autogroup_enabled")
+
 
 @dataclass(frozen=True)
 class Seat:
@@ -74,6 +76,29 @@ def binding(seats: list[Seat], library: Library | None, env: Mapping[str, str]) 
         text = f"bound to one core of {online}, {share} would be its share: {named(single)}"
         return warn(name, text, fix, **values)
     return ok(name, _usual(seats), **values)
+
+
+def scheduler(seats: list[Seat], autogroups: bool) -> Finding:
+    """seats: one a rank. Does Linux put each rank into a group of its own, where ranks have to share cores?
+
+    Linux 6.18 was seen to keep a group from a core for minutes, while in another group on it one thread yields, as MPI
+    does in its collectives, and one takes naps of a millisecond or less.
+    """
+    name = "scheduler"
+    nodes = dict.fromkeys(s.node for s in seats)
+    masks = [[s.cores for s in seats if s.node == node] for node in nodes]
+    if not autogroups or all(len(each) <= len(frozenset().union(*each)) for each in masks):
+        return ok(name, f"autogroups {'on, no ranks share cores' if autogroups else 'off'}")
+    text = "autogroups are on, and ranks share cores: one that waits can keep another from its core for minutes"
+    return warn(name, text, "sysctl kernel.sched_autogroup_enabled=0 (as root), or at most one rank a core")
+
+
+def autogroups() -> bool:
+    """Is every session, which launchers give each rank, a group to Linux's scheduler? (sched(7), autogrouping)"""
+    try:
+        return AUTOGROUPS.read_text().strip() == "1"
+    except OSError:
+        return False
 
 
 def _usual(seats: list[Seat]) -> str:

@@ -79,6 +79,7 @@ def _together(ranks: Ranks, report: Report, found: Library | None) -> None:
     """What takes all ranks to see, or to do."""
     seats = ranks.allgather(cores.seat(ranks.nodes.node_of[ranks.rank]), "cores")
     report.add(guarded("cores", lambda: cores.binding(seats, found, os.environ)))
+    report.add(guarded("scheduler", lambda: cores.scheduler(seats, cores.autogroups())))
     if ranks.comm is None:
         return
     level, multiple = _levels()

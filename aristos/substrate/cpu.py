@@ -59,7 +59,7 @@ def charge_idle(job, st, worker, peer, start, end):
 
 @jit
 def rest(job, sweeps):
-    """Spin briefly, then give the core away; where ranks share cores, sleep in the end.
+    """Spin briefly, then give the core away, and sleep in the end: soon where ranks share cores.
 
     A yield reaches only what the scheduler has in one group with this thread, and launchers give each rank a session,
     which is a group: a rank that yields and yields can keep the one that it waits for from its core.
