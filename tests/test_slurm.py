@@ -464,6 +464,12 @@ time.sleep(300)
 """
 
 
+def heed() -> None:
+    """As from a terminal: what a shell starts with & ignores these, and so would its children."""
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     ("command", "signals", "code"),
     [
@@ -483,7 +489,13 @@ def test_a_cluster_that_is_ended_takes_stubborn_tasks_along(tmp_path, command, s
     with open(out, "w") as file:
         words = [sys.executable, TOOL, "run", "--nodes=2", "--", *command, "-N2", "-n2", sys.executable, "-c", STUBBORN]
         running = subprocess.Popen(
-            words, env=environment(), stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+            words,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            preexec_fn=heed,
         )
     try:
         tasks = pids_in(out, 2).values()
