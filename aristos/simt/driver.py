@@ -51,15 +51,16 @@ class Driver:
         self.events: dict[int, float] = {}
         self.registered: dict[int, tuple[Allocation, int]] = {}  # host memory that kernels may touch
         self.handles = itertools.count(1 << 8)
-        self.hint: tuple[Any, tuple] | None = None  # dtype and shape of what is being allocated
+        self.hints = threading.local()  # dtype and shape of what a thread is allocating
         self.pointer = pointer_class(binding)
 
     # ---- memory ----
     def allocate(self, size: int, device: int, initialised: bool) -> Allocation:
         from .machine import granule_of
 
-        dtype, shape = self.hint or (np.dtype(np.uint8), (size,))
-        allocation = self.machine.memory.allocate(size, device, granule_of(dtype), "", initialised)
+        dtype, shape = getattr(self.hints, "of", None) or (np.dtype(np.uint8), (size,))
+        with self.machine.lock:
+            allocation = self.machine.memory.allocate(size, device, granule_of(dtype), "", initialised)
         allocation.dtype, allocation.shape, allocation.itemsize = dtype, shape, dtype.itemsize
         return allocation
 

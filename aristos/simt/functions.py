@@ -67,7 +67,9 @@ class MachineModule:
             from .driver import failure
 
             raise failure("CUDA_ERROR_NOT_FOUND", "cuLibraryGetGlobal", f"no variable {name}")
-        address = self.driver.machine.loader.address(self.program, self.driver.current_device(), name)
+        machine = self.driver.machine
+        with machine.lock:
+            address = machine.loader.address(self.program, self.driver.current_device(), name)
         return address, self.program.variables[name].size
 
     def get_function(self, name: str) -> MachineFunction:
@@ -92,7 +94,7 @@ def run_all(callbacks: Any, value: Any) -> None:
 
 def load_library(driver: Driver, library: Any) -> MachineFunction:
     """The kernel of a library of code that Numba compiled, loaded with what it is linked with."""
-    program = driver.machine.loader.program(linked_ptx(library, driver.machine.cc))
+    program = driver.machine.load(linked_ptx(library, driver.machine.cc))
     module = MachineModule(driver, program, library._setup_functions, library._teardown_functions)
     return MachineFunction(module, library._entry_name, library.name)
 

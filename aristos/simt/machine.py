@@ -6,6 +6,7 @@ It fills the tables that the compiled interpreter reads (state.py) and turns wha
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -109,6 +110,7 @@ class Machine:
         self.devices = [Device(self, number) for number in range(devices)]
         self.sm_count, self.arch, self.seed, self.check, self.strict = sm_count, arch, seed, check, strict
         self.cc = kernels.capability(arch)
+        self.lock = threading.RLock()  # memory and code may not grow while another thread runs kernels
         self.limits = limits.of(self.cc)
         self.x = np.zeros(s.X_FIELDS + s.UNITS, np.int64)
         units = addresses()
@@ -162,7 +164,8 @@ class Machine:
             raise InputError(f"arrays of Python objects cannot be on a device, got dtype {dtype}")
         shape = tuple(int(n) for n in shape) if isinstance(shape, (tuple, list)) else (int(shape),)
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        allocation = self.memory.allocate(size, device, granule_of(dtype), name, values is not None)
+        with self.lock:
+            allocation = self.memory.allocate(size, device, granule_of(dtype), name, values is not None)
         allocation.dtype, allocation.shape, allocation.itemsize = dtype, shape, dtype.itemsize
         if strides is None:
             strides = np.empty(shape, np.dtype("u1"), order=order).strides  # type: ignore[call-overload]
@@ -177,13 +180,18 @@ class Machine:
         return self.new_array(-1, np.asarray(values), None, None, name)
 
     # ---- launching ----
+    def load(self, ptx: str) -> Program:
+        """The program of PTX text."""
+        with self.lock:
+            return self.loader.program(ptx)
+
     def launch(
         self, device: int, kernel: Any, grid: Any, block: Any, args: tuple, shared: int, entry: str | None
     ) -> None:
         names: list[str] = []
         after: list[Callable[[], None]] = []
         if isinstance(kernel, str):
-            program = self.loader.program(kernel)
+            program = self.load(kernel)
             entries = [name for name, info in program.functions.items() if info.entry]
             if entry is None and len(entries) == 1:
                 entry = entries[0]
@@ -199,7 +207,7 @@ class Machine:
             types_ = tuple(kernels.type_of(a) for a in args) if kinds is None else kinds
             made = kernels.compiled(kernel, types_, self.cc)
             entry, types_ = made.entry, made.types
-            program = self.loader.program(made.ptx)
+            program = self.load(made.ptx)
             numbers = []
             for type_, value in zip(types_, args):
                 kernels.flatten(type_, value, numbers)
@@ -222,7 +230,8 @@ class Machine:
             raise InputError(
                 f"{title} was compiled for blocks of at most {int(np.prod(limit))} threads, got {one.threads}"
             )
-        self.queue.append(one)
+        with self.lock:
+            self.queue.append(one)
 
     def _converted(self, kernel: Any, args: tuple) -> tuple[tuple, Any]:
         """Arguments after the kernel's own extensions (numba-cuda's ArgHint and the like keep what they wrap)."""
@@ -274,15 +283,20 @@ class Machine:
     # ---- running ----
     def finish(self) -> None:
         """Run what was launched and has not run yet."""
-        if self.queue and self.acting < 0:
-            self.run()
+        with self.lock:
+            if self.queue and self.acting < 0:
+                self.run()
 
     def run(self, strict: bool | None = None) -> list[Report]:
         """Run everything launched, together, to its end or to a dead-lock; returns what was found in it."""
+        with self.lock:
+            return self._run(self.strict if strict is None else strict)
+
+    def _run(self, strict: bool) -> list[Report]:
         launches, self.queue = self.queue, []
         if not launches and not self.actors:
             return []
-        self.x[s.STRICT] = int(self.strict if strict is None else strict)
+        self.x[s.STRICT] = int(strict)
         first = len(self.reports)
         self._prepare(launches)
         try:

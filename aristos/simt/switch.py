@@ -122,11 +122,11 @@ def _hinted(original: Any) -> Any:
 
     def init(self: Any, shape: Any, strides: Any, dtype: Any, stream: Any = 0, gpu_data: Any = None) -> None:
         mine = _driver()
-        before, mine.hint = mine.hint, (np.dtype(dtype), tuple(np.atleast_1d(shape).tolist()))
+        before, mine.hints.of = getattr(mine.hints, "of", None), (np.dtype(dtype), tuple(np.atleast_1d(shape).tolist()))
         try:
             original(self, shape, strides, dtype, stream, gpu_data)
         finally:
-            mine.hint = before
+            mine.hints.of = before
 
     return init
 
@@ -192,7 +192,7 @@ def _module(self: Any, image: Any, setup: Any = None, teardown: Any = None) -> M
     """Context.create_module_image, of PTX."""
     if not isinstance(image, str):
         raise InputError(f"the machine loads modules of PTX, got {type(image).__name__}")
-    return MachineModule(_driver(), _driver().machine.loader.program(image), setup, teardown)
+    return MachineModule(_driver(), _driver().machine.load(image), setup, teardown)
 
 
 def _replace(owner: Any, name: str, value: Any) -> None:
