@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -195,3 +196,15 @@ def test_a_machine_goes_when_nobody_holds_it():
     del machine, array
     gc.collect()
     assert gone() is None
+
+
+def test_threads_launch_side_by_side(machine):
+    def work(number):
+        out = np.zeros(256)
+        for _ in range(5):
+            double[2, 128](np.full(256, float(number)), out)
+            assert (out == 2 * number).all()
+        return number
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, range(8))) == list(range(8))

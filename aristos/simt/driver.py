@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import os
 import threading
 import time
 import weakref
@@ -41,11 +42,11 @@ class Driver:
     def __init__(self, machine: Machine):
         from numba.cuda.cudadrv.driver import binding
 
-        self.machine, self.binding = machine, binding
+        self.machine, self.binding, self.pid = machine, binding, os.getpid()
         self.devices: dict[int, Any] = {}  # Numba's objects of them
         self.managers: list[Any] = []
         self.stacks = threading.local()  # of contexts, of each thread
-        self.modules: dict[int, MachineModule] = {}
+        self.modules: weakref.WeakValueDictionary[int, MachineModule] = weakref.WeakValueDictionary()
         self.functions: dict[int, Any] = {}
         self.loaded: Any = weakref.WeakKeyDictionary()  # a library of Numba's -> its kernel here
         self.events: dict[int, float] = {}
@@ -251,6 +252,7 @@ class Driver:
             "CONCURRENT_MANAGED_ACCESS": 1, "COOPERATIVE_LAUNCH": 1, "COMPUTE_MODE": 0, "KERNEL_EXEC_TIMEOUT": 0,
             "TCC_DRIVER": 0, "PCI_DOMAIN_ID": 0, "PCI_BUS_ID": device, "PCI_DEVICE_ID": 0, "INTEGRATED": 0,
             "TOTAL_CONSTANT_MEMORY": 65536, "CONCURRENT_KERNELS": 1, "ASYNC_ENGINE_COUNT": 1, "CLOCK_RATE": 1000000,
+            "SINGLE_TO_DOUBLE_PRECISION_PERF_RATIO": 2,
         }  # fmt: skip
         if name not in known:
             raise failure("CUDA_ERROR_NOT_SUPPORTED", "cuDeviceGetAttribute", f"the machine has no {name}")

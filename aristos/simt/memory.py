@@ -94,9 +94,9 @@ class Memory:
             try:
                 bigger = np.zeros(words, np.int64)
             except MemoryError as error:
-                self.top = start
+                self.top, wanted = start, self.top
                 raise MemoryProblem(
-                    f"checking an array of {size} bytes takes {words * 8} bytes of memory; use check=False"
+                    f"checking {wanted} bytes of arrays takes {words * 8} bytes of memory; use check=False"
                 ) from error
             bigger[: self.cells * s.CELL_WORDS] = self.shadow[: self.cells * s.CELL_WORDS]
             self.shadow = bigger

@@ -28,7 +28,7 @@ OUTPUT, LIMIT = "ARISTOS_SIMT_SUITE_OUTPUT", "ARISTOS_SIMT_SUITE_SECONDS"
 WAITING = 3
 DRIVER_WORDS = (
     "libcuda", "CUDA driver", "cuda driver", "nvdisasm", "nvJitLink", "nvjitlink", "Error at driver init", "cuInit",
-    "libnvJitLink", "cuobjdump", "cuobject", "NVML", "pynvjitlink",
+    "libnvJitLink", "cuobjdump", "cuobject", "NVML", "cuda.core",
 )  # fmt: skip
 DRIVER_FRAMES = re.compile(r"/cuda/(core|bindings|pathfinder)/|cuda[./](core|bindings)\b")
 
