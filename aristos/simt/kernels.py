@@ -27,11 +27,13 @@ def numba_cuda() -> Any:
     """numba.cuda of the numba-cuda package; raises EnvironmentProblem where it is missing."""
     try:
         import numba_cuda  # noqa: F401
-        from numba import cuda
+        from numba import config, cuda
     except ImportError as error:
         raise EnvironmentProblem(
             f"running cuda.jit kernels needs numba-cuda: pip install 'aristos[simt]' ({error})"
         ) from error
+    if getattr(config, "ENABLE_CUDASIM", False):
+        raise EnvironmentProblem("Numba's simulator stands in its compiler's place: unset NUMBA_ENABLE_CUDASIM")
     if not hasattr(np, "row_stack"):
         raise EnvironmentProblem(f"numba-cuda 0.30 needs numpy<2.5, and {np.__version__} is installed")
     return cuda
