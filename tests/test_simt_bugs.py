@@ -207,17 +207,43 @@ def test_misaligned_access():
     assert [(r.kind, r.line, r.file) for r in machine.run()] == [("misaligned", 7, "k.py")]
 
 
-def test_barrier_in_a_branch():
+def test_threads_that_ended_do_not_hold_up_a_barrier():
+    """PTX: a full barrier waits for all threads that have not ended, whole warps of them or lanes of one."""
+
     @cuda.jit
-    def bad(a, out):
+    def good(a, out):
         s = cuda.shared.array(N, np.float32)
         t = cuda.threadIdx.x
+        if t >= 44 or t < 3:
+            return
         s[t] = a[t]
-        if t < 48:
+        cuda.syncthreads()
+        if t > 3:
+            out[t] = s[t - 1]
+
+    for seed in range(4):
+        silent(good, seed=seed)
+
+
+def test_barrier_in_a_branch():
+    """Lanes that go past while others of their warp wait are found; a warp that ends without coming has ended."""
+
+    @cuda.jit
+    def bad(a, out):
+        t = cuda.threadIdx.x
+        if t != 40:
             cuda.syncthreads()  # BUG
-            out[t] = s[t]
+        out[t] = a[t]
+
+    @cuda.jit
+    def good(a, out):
+        t = cuda.threadIdx.x
+        if t < 32:
+            cuda.syncthreads()
+        out[t] = a[t]
 
     found(bad, "barrier_divergence")
+    silent(good)
 
 
 def test_two_barriers_in_one_branch():

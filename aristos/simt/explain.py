@@ -93,7 +93,7 @@ def explain(machine: Machine, row: Any) -> list[Report]:
 
 def divergence(machine: Machine, row: Any, opcode: str, detail: int) -> str:
     if detail < 0:
-        return f"{opcode} for the whole block, but {-detail} of its threads ended without coming here"
+        return f"{opcode} for the whole block: other lanes of its warp came here, this one went past and ended"
     if detail == 1:
         other = line_of(machine, int(row[s.R_OTHER_PC]))[1]
         return f"{opcode}: other threads of the same warp wait at the barrier of line {other}"
