@@ -148,8 +148,8 @@ def test_device_code_has_a_heap(machine):
     out = np.zeros(64, np.int32)
     kernel[2, 32](out, 10)
     np.testing.assert_array_equal(out, sum(i * i for i in range(10)))
-    kernel[1, 1](out, 1 << 20)
-    assert out[0] == -1  # the heap has 1 MiB
+    kernel[1, 1](out, 1 << 23)
+    assert out[0] == -1  # the heap has 8 MiB
 
 
 def test_what_cannot_be_linked_is_refused(machine):

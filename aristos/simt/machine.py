@@ -22,7 +22,7 @@ from .counters import Profile
 from .explain import explain, stuck
 from .loader import Loader
 from .lower import FunctionInfo, Program
-from .memory import Memory
+from .memory import Allocation, Memory
 from .report import KernelFault, Report
 from .units import addresses, python_function
 
@@ -124,6 +124,7 @@ class Machine:
         self.actors: list[Iterator] = []
         self.acting = -1
         self.next_gid = 1
+        self.parameters: list[Allocation] = []  # of the launches that ran last
         self.tables: dict[str, np.ndarray] = {}
         self.patience = PATIENCE
         self.x[s.RNG] = (seed * 2654435761 + 88172645463325252) & ((1 << 62) - 1)
@@ -417,6 +418,10 @@ class Machine:
                     row[s.B_SHADOW] = x[s.SHARED_SHADOW] + slot * cells * 8
                 slot += 1
         x[s.READY_COUNT] = x[s.DEAD] = x[s.STOP] = x[s.SUSPECT] = x[s.SPINNING] = 0
+        if self.check:  # everything before this run is over, and the host may have written anything since
+            self.tables["history"][:, s.H_COUNT] = 0
+            self.tables["sync"][:] = 0
+            x[s.SYNC_USED], x[s.SC_SYSTEM], x[s.CLOCKS_TOP] = 0, 0, 1
         x[s.PROGRESS], x[s.PATIENCE] = x[s.STEP], self.patience
         x[s.RUN_FLOOR], x[s.DEVICE_COUNT] = self.next_gid, device_count
         self._queues(launches)
@@ -429,12 +434,15 @@ class Machine:
         devices[:, s.D_SMS], devices[:, s.D_CURRENT] = self.sm_count, -1
         x[s.LAUNCH_COUNT] = len(launches)
         last: dict[int, int] = {}
-        self.kept = []
+        for old in self.parameters:
+            self.memory.free(old)
+        self.kept, self.parameters = [], []
         for number, launch in enumerate(launches):
             launch.first, launch.base = self.next_gid, self.loader.base(launch.program)
             self.next_gid += launch.blocks
             row = table[number]
             params = self.memory.allocate(max(len(launch.params), 8), launch.device, 8, "parameters", True)
+            self.parameters.append(params)
             self.memory.bytes_of(params)[: len(launch.params)] = np.frombuffer(launch.params, np.uint8)
             constants = self.loader.constants(launch.program, launch.device)
             valid = valid_bytes(launch)
