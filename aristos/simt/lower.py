@@ -2,7 +2,7 @@
 
 Immediates, addresses of variables and special registers that a thread cannot change are rows too, filled when a block
 starts; so every operand is read in the same way. An instruction PTX has and the machine lacks is an error here, before
-anything runs. What each opcode becomes is in decode.py.
+anything runs. What each opcode becomes is in decode/.
 """
 
 from __future__ import annotations
