@@ -5,6 +5,7 @@ It fills the tables that the compiled interpreter reads (state.py) and turns wha
 
 from __future__ import annotations
 
+import operator
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from .units import addresses, python_function
 BUDGET = 400_000  # instructions of warps between two looks at Ctrl-C and actors
 FIRST_CLOCKS = 1 << 18
 PATIENCE = 50_000_000  # instructions without any change before a run is given up as a livelock
+MOST = {"grid": (2**31 - 1, 65535, 65535), "block": (1024, 1024, 64)}  # the CUDA programming guide's limits
 ACTOR_STEPS = 400  # instructions between two turns of the actors
 ACTOR_PATIENCE = 5000  # turns without any change before waiting actors count as stuck
 
@@ -64,9 +66,14 @@ class Launch:
 
 def three(value: Any, what: str) -> tuple[int, int, int]:
     """A grid's or a block's size as (x, y, z)."""
-    sizes = tuple(int(v) for v in value) if isinstance(value, (tuple, list)) else (int(value),)
+    try:
+        sizes = tuple(operator.index(v) for v in (value if isinstance(value, (tuple, list)) else (value,)))
+    except TypeError:
+        sizes = ()
     if not 1 <= len(sizes) <= 3 or any(v < 1 for v in sizes):
-        raise InputError(f"{what} must be 1 to 3 positive numbers, got {value!r}")
+        raise InputError(f"{what} must be 1 to 3 positive whole numbers, got {value!r}")
+    if any(v > most for v, most in zip(sizes, MOST[what])):
+        raise InputError(f"{what} can be {MOST[what]} at most, got {value!r}")
     return (*sizes, *(1,) * (3 - len(sizes)))  # type: ignore[return-value]
 
 
@@ -196,6 +203,8 @@ class Machine:
             entries = [name for name, info in program.functions.items() if info.entry]
             if entry is None and len(entries) == 1:
                 entry = entries[0]
+            if not entries:
+                raise InputError("the PTX has no kernel (.entry)")
             if entry not in entries:
                 raise InputError(f"entry must be one of {entries}, got {entry!r}")
             numbers = [a.ptr if isinstance(a, DeviceArray) else a for a in self._own(device, args, after)]
@@ -223,6 +232,8 @@ class Machine:
                 numbers: list[Any], shared: int, after: list[Callable[[], None]]) -> None:  # fmt: skip
         """Queue a kernel of a loaded program; numbers: its parameters, as of `kernels.pack`; after: done at its end."""
         info = program.functions[entry]
+        if not isinstance(shared, (int, np.integer)) or shared < 0:
+            raise InputError(f"shared must be a number of bytes, not negative, got {shared!r}")
         one = Launch(device, program, info, title, three(grid, "grid"), three(block, "block"),
                      kernels.pack(numbers, info.params), int(shared), after=after)  # fmt: skip
         one.per_sm = limits.resident(self.limits, one.threads, one.shared, info.registers)

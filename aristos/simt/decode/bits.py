@@ -63,6 +63,8 @@ def lop3(low: Lowering, m: Mods) -> None:
     table = m.operands[4]
     if not isinstance(table, Number):
         raise m.fail("the table must be an immediate")
+    if not 0 <= table.value <= 255:
+        raise m.fail(f"the table must be 0 to 255, got {table.value}")
     target = m.operands[0]
     d = m.low.row(target.first if isinstance(target, Pair) else target, write=True)
     low.emit(isa.LOP3, type_, d=d, a=m.row(1), b=m.row(2), c=m.row(3), imm=table.value)

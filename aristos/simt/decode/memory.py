@@ -155,7 +155,7 @@ def copy_async(low: Lowering, m: Mods) -> None:
         source = total
     read = low.constant(size.value)
     if len(m.operands) > 3 and not (policy and len(m.operands) == 4):
-        read = m.row(3, isa.U32)
+        read = m.row(3)  # a size, or a predicate that means none
         if low.kind(m.operands[3]) == "pred":  # the copy's source is ignored where it holds
             read, ignore = low.new_row(), read
             low.emit(isa.SELP, isa.B32, d=read, a=low.constant(0), b=low.constant(size.value), c=ignore)

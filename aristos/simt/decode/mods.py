@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import isa
-from ..ptx import Instruction
+from ..ptx import Instruction, Number
 
 if TYPE_CHECKING:
     from ..lower import Lowering
@@ -60,8 +60,25 @@ class Mods:
     def fail(self, what: str) -> Exception:
         return self.low.fail(what)
 
-    def row(self, index: int, type_: int = isa.B64) -> int:
-        return self.low.row(self.operands[index], type_)
+    def row(self, index: int, type_: int | None = None) -> int:
+        """The row of an operand; type_: what the instruction takes it for, where the register must be of it."""
+        operand = self.operands[index]
+        if type_ is not None:
+            self.fits(operand, type_)
+        return self.low.row(operand, isa.B64 if type_ is None else type_)
+
+    def fits(self, operand: Any, type_: int) -> None:
+        """Refuse a register of another size or kind than the type (the PTX ISA on operand types), as ptxas does."""
+        whole = type_ & 0xF0 in (isa.U, isa.S)
+        if isinstance(operand, Number) and operand.kind != "i" and whole:
+            raise self.fail("a float is no operand of an integer type")
+        kind = self.low.kind(operand)
+        if not kind or self.ins.opcode == "cvt" or (type_ & 15 == 1 and type_ != isa.PREDICATE):
+            return
+        size = 1 if kind == "pred" else isa.TYPES[kind] & 15
+        other = (whole and kind[0] == "f") or (type_ & 0xF0 == isa.F and kind[0] in "us")
+        if size != type_ & 15 or other:
+            raise self.fail(f"register {operand.text} of type .{kind} does not fit the instruction's type")
 
     def dest(self, index: int = 0) -> int:
         return self.low.row(self.operands[index], write=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .. import isa
-from ..ptx import Pair, Vector
+from ..ptx import Number, Pair, Vector
 from .mods import Mods, check_type
 
 if TYPE_CHECKING:
@@ -26,6 +26,12 @@ def barrier(low: Lowering, m: Mods) -> None:
     if kind is None:
         raise m.fail("needs .sync, .arrive or .red")
     flags = 1 if aligned else 0
+    counted = 2 if kind == "red" else 1
+    number, threads = m.operands[counted - 1 : counted], m.operands[counted : len(m.operands) - (kind == "red")]
+    if any(isinstance(n, Number) and not 0 <= n.value <= 15 for n in number):
+        raise m.fail("a block has barriers 0 to 15")
+    if any(isinstance(n, Number) and n.value % 32 for n in threads):
+        raise m.fail("the number of threads must be a multiple of 32")
     if kind == "red":
         how = m.choose({"popc": 0, "and": 1, "or": 2})
         m.take("pred", "u32")
