@@ -30,6 +30,8 @@ def options(argv: list[str]) -> argparse.Namespace:
     one.add_argument("--devices", type=arguments.positive, default=1, help="(%(default)s)")
     one.add_argument("--sm-count", type=arguments.positive, default=4, help="of each device (%(default)s)")
     one.add_argument("--arch", default="sm_90", help="that kernels are compiled for (%(default)s)")
+    one.add_argument("--limit", type=arguments.positive, default=10**11,
+                     help="warp instructions of a run, after which it is given up (%(default)s)")  # fmt: skip
     one.add_argument("script", metavar="SCRIPT.py")
     one.add_argument("args", nargs=argparse.REMAINDER, help="of the script")
     return parser.parse_args(argv)
@@ -44,7 +46,7 @@ def main(argv: list[str]) -> int:
 
         code = profile(
             asked.script, asked.args, asked.json, devices=asked.devices, sm_count=asked.sm_count, arch=asked.arch,
-            seed=asked.seed, check=not asked.no_check,
+            seed=asked.seed, check=not asked.no_check, limit=asked.limit,
         )  # fmt: skip
         sys.stdout.flush()
         return code

@@ -53,6 +53,9 @@ def arrive(x, warp, block, line, pc, mask):
         thread = thread_of(x, warp, lane)
         number = np.int64(register(x, warp, get(line, isa.A), lane)) & 15
         count = np.int64(register(x, warp, get(line, isa.B), lane)) & 0xFFFF
+        wrong = register(x, warp, get(line, isa.A), lane) > np.uint64(15) or count & 31 != 0
+        if wrong and get(x, s.CHECK):
+            report(x, s.BARRIER_DIVERGENCE, pc, get(thread, s.T_GID), 0, 0, 0, 0, 0, 3, 0)
         q = barrier_of(x, block, number)
         put(q, s.Q_ARRIVED, get(q, s.Q_ARRIVED) + 1)
         put(q, s.Q_EXPECTED, count)

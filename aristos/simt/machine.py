@@ -23,12 +23,13 @@ from .counters import Profile
 from .explain import explain, stuck
 from .loader import Loader
 from .lower import FunctionInfo, Program
-from .memory import Allocation, Memory
+from .memory import PARAMETERS, Allocation, Memory
 from .report import KernelFault, Report
 from .units import addresses, python_function
 
 BUDGET = 400_000  # instructions of warps between two looks at Ctrl-C and actors
 FIRST_CLOCKS = 1 << 18
+LIMIT = 100_000_000_000  # instructions of one run: a day or so
 PATIENCE = 50_000_000  # instructions without any change before a run is given up as a livelock
 MOST = {"grid": (2**31 - 1, 65535, 65535), "block": (1024, 1024, 64)}  # the CUDA programming guide's limits
 ACTOR_STEPS = 400  # instructions between two turns of the actors
@@ -106,12 +107,14 @@ class Machine:
 
     devices, sm_count: how many, and streaming multiprocessors of each. arch: what kernels are compiled for. seed: of
     the schedule; the same seed gives the same run. check: look for races and other errors, and let stores become
-    visible late where PTX permits it. strict: raise KernelFault at the first report. counters of all kernels that ran:
-    `profile()`. Example: see docs/simt.md.
+    visible late where PTX permits it. strict: raise KernelFault at the first report. limit: warp instructions of one
+    run, after which it is given up. Counters of all kernels that ran: `profile()`. Example: see docs/simt.md.
     """
 
     def __init__(self, devices: int = 1, sm_count: int = 4, arch: str = "sm_90", seed: int = 0, check: bool = True,
-                 strict: bool = False):  # fmt: skip
+                 strict: bool = False, limit: int = LIMIT):  # fmt: skip
+        if not isinstance(seed, (int, np.integer)) or not isinstance(limit, int) or limit < 1:
+            raise InputError(f"seed must be a whole number and limit a positive one, got {seed!r} and {limit!r}")
         if not 1 <= devices <= 64 or not 1 <= sm_count <= s.MAX_SMS:
             raise InputError(f"devices must be 1 to 64 and sm_count 1 to {s.MAX_SMS}, got {devices} and {sm_count}")
         self.devices = [Device(self, number) for number in range(devices)]
@@ -133,7 +136,7 @@ class Machine:
         self.next_gid = 1
         self.parameters: list[Allocation] = []  # of the launches that ran last
         self.tables: dict[str, np.ndarray] = {}
-        self.patience = PATIENCE
+        self.patience, self.limit = PATIENCE, limit
         self.x[s.RNG] = (seed * 2654435761 + 88172645463325252) & ((1 << 62) - 1)
         self.x[s.CHECK] = self.x[s.WEAK_MEMORY] = int(check)
         self.x[s.CLOCKS_TOP] = 1
@@ -266,6 +269,8 @@ class Machine:
             wrapped = type(value).__name__
             if wrapped in ("In", "Out", "InOut") and hasattr(value, "value"):
                 back, forth, value = wrapped != "In", wrapped != "Out", value.value
+            if isinstance(value, DeviceArray):
+                self.holds(value)
             if isinstance(value, tuple) and not hasattr(value, "_fields"):
                 value = self._own(device, value, after)
             elif isinstance(value, np.ndarray) or (isinstance(value, np.void) and value.dtype.fields is not None):
@@ -282,6 +287,13 @@ class Machine:
                 value = mine
             own.append(value)
         return tuple(own)
+
+    def holds(self, array: DeviceArray) -> None:
+        """Raises InputError for an array of another machine, or one that was freed."""
+        if array.machine is not self:
+            raise InputError("the array is another machine's: make it with this machine's device(n).array")
+        if array.allocation.freed:
+            raise InputError(f"the array {array.allocation.name} was freed")
 
     def actor(self, function: Callable[..., Iterator], *args: Any) -> None:
         """Let a Python generator take part in the next run, as a thread of the host.
@@ -328,9 +340,13 @@ class Machine:
     def _loop(self, launches: list[Launch]) -> None:
         idle, progress = 0, -1
         run_compiled = python_function("run")
+        until = int(self.x[s.STEP]) + self.limit
         while True:
             reason = run_compiled(int(self.x.ctypes.data), ACTOR_STEPS if self.actors else BUDGET)
             self.flush()
+            if self.x[s.STEP] > until and reason in (s.BUDGET, s.PRINTS_FULL, s.CLOCKS_FULL, s.SYNC_FULL):
+                self.reports += stuck(self, launches, True, f"still run after {self.limit} instructions of warps")
+                return
             if reason == s.CLOCKS_FULL:
                 self._compact()
             elif reason == s.SYNC_FULL:
@@ -452,7 +468,7 @@ class Machine:
             launch.first, launch.base = self.next_gid, self.loader.base(launch.program)
             self.next_gid += launch.blocks
             row = table[number]
-            params = self.memory.allocate(max(len(launch.params), 8), launch.device, 8, "parameters", True)
+            params = self.memory.allocate(max(len(launch.params), 8), launch.device, 8, PARAMETERS, True)
             self.parameters.append(params)
             self.memory.bytes_of(params)[: len(launch.params)] = np.frombuffer(launch.params, np.uint8)
             constants = self.loader.constants(launch.program, launch.device)
@@ -526,7 +542,7 @@ class Machine:
         """Give all memory back; the machine cannot be used after."""
         self.tables.clear()
         self.queue, self.done = [], []
-        self.launch = self.run = closed  # type: ignore[method-assign]
+        self.launch = self.run = self.new_array = self.finish = closed  # type: ignore[method-assign]
 
 
 def closed(*_: Any, **__: Any) -> Any:

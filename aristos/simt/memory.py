@@ -23,6 +23,7 @@ LEAST_BYTES = 1 << 30
 CELL_BYTES = s.CELL_WORDS * 8
 SHADOW_BYTES = MOST_BYTES // 4 * CELL_BYTES  # room for the cells of items of 4 bytes
 QUARANTINE_BYTES = 1 << 28  # of freed memory that is not used again yet, so that touching it is reported
+PARAMETERS = "parameters"  # the name of what holds a launch's parameters, which no report names for what lies behind it
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
@@ -195,5 +196,5 @@ class Memory:
         number = int(self.pages[place // PAGE])
         if number:
             return self.allocations[number]
-        before = [a for a in self.allocations.values() if a.start <= place]
+        before = [a for a in self.allocations.values() if a.start <= place and a.name != PARAMETERS]
         return max(before, key=lambda a: a.start) if before else None

@@ -150,6 +150,7 @@ def _memory_view(obj: Any, stream: Any = 0, copy: bool = True, user_explicit: bo
 
     kind = getattr(obj, "simt_type", None)
     if kind is not None:
+        current().holds(obj)
         return _shim(obj, obj.ptr), False
     interface = getattr(obj, "__cuda_array_interface__", None)
     if driver.is_device_memory(obj):
