@@ -588,3 +588,24 @@ def test_runs_replay_and_seeds_differ():
 
     assert once(1) == once(1)
     assert len({tuple(once(seed)) for seed in range(5)}) > 1
+
+
+@pytest.mark.parametrize("size", [1, 3, 63, 64, 65])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("offset", [-1, 0])
+def test_one_before_and_one_past_an_array(size, dtype, offset):
+    """Wherever the array ends in a page: the item beside it is out of bounds, its own are not."""
+
+    @cuda.jit
+    def read(a, out, at):
+        out[0] = a[at]
+
+    for at, wrong in ((0, False), (size - 1, False), (size if offset == 0 else -1 - size, True)):
+        machine = simt.Machine()
+        d = machine.device(0)
+        a, out = d.array(np.ones(size, dtype), name="a"), d.array(np.zeros(1, dtype))
+        d.launch(read, 1, 1, a, out, at)
+        reports = machine.run()
+        assert [r.kind for r in reports] == ["out_of_bounds"] * wrong
+        if at == size:
+            assert reports[0].address == f"a[{size}]"

@@ -24,6 +24,7 @@ CELL_BYTES = s.CELL_WORDS * 8
 SHADOW_BYTES = MOST_BYTES // 4 * CELL_BYTES  # room for the cells of items of 4 bytes
 QUARANTINE_BYTES = 1 << 28  # of freed memory that is not used again yet, so that touching it is reported
 PARAMETERS = "parameters"  # the name of what holds a launch's parameters, which no report names for what lies behind it
+LARGE_BYTES = 1 << 28  # of shadow, from which on the computer's memory is looked at
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
@@ -101,6 +102,15 @@ def span(size: int) -> int:
     return -(-(max(size, 1) + GAP) // GAP) * GAP
 
 
+def available() -> int:
+    """Bytes of the computer's memory that can be had now; all of it where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 class Memory:
     """data: [bytes] uint8; init: is each byte written; pages: which allocation each 256 bytes belong to."""
 
@@ -118,8 +128,6 @@ class Memory:
         self.shadow = self.cells.bytes if self.cells else np.zeros(8, np.uint8)
         self.room = Room(GAP, len(self.data) // GAP * GAP)
         self.cell_room = Room(0, len(self.shadow) // CELL_BYTES)
-        self.cells_used = 0
-        self.physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         self.quarantine: collections.deque[Allocation] = collections.deque()
         self.quarantined = 0  # bytes
         self.publish()
@@ -133,11 +141,10 @@ class Memory:
     def allocate(self, size: int, device: int, granule: int, name: str, initialised: bool) -> Allocation:
         """Room for `size` bytes; granule: bytes of the smallest item, 1, 2, 4 or 8."""
         cells = -(-size // granule) + 1 if self.checked else 0
-        if (self.cells_used + cells) * CELL_BYTES > self.physical:
+        if cells * CELL_BYTES > LARGE_BYTES and cells * CELL_BYTES > available():
             raise MemoryProblem(
-                f"the checker takes {CELL_BYTES} bytes for each item of an array: {cells * CELL_BYTES} for this one of "
-                f"{size} bytes and {self.cells_used * CELL_BYTES} for the others; the computer has {self.physical}. "
-                "Use check=False, smaller arrays, or free() what is not needed"
+                f"the checker takes {CELL_BYTES} bytes for each item of an array, {cells * CELL_BYTES} for this one of "
+                f"{size} bytes, and {available()} are free. Use check=False, smaller arrays, or free() some"
             )
         start = self.room.take(span(size))
         if start < 0:
@@ -150,7 +157,6 @@ class Memory:
         if number == len(self.table):
             self.table = np.concatenate([self.table, np.zeros_like(self.table)])
         self.table[number] = [start, size, s.LIVE_MEMORY, device, granule, shadow, 0, 0]
-        self.cells_used += cells
         self.pages[start // PAGE : -(-(start + max(size, 1)) // PAGE)] = number
         if initialised and self.checked:
             self.init[start : start + size] = 1
@@ -179,7 +185,6 @@ class Memory:
             cells, shadow = -(-size // self.table[number, s.A_GRANULE]) + 1, self.table[number, s.A_SHADOW]
             self.cells.clear(int(shadow) * CELL_BYTES, int(shadow + cells) * CELL_BYTES)
             self.cell_room.give(int(shadow), int(cells))
-            self.cells_used -= int(cells)
         self.room.give(start, span(size))
         del self.allocations[number]
         self.numbers.append(number)
