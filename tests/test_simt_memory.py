@@ -104,6 +104,24 @@ def test_what_the_host_writes_between_runs_is_read():
         assert out.copy_to_host().tolist() == [value, value, value, 1.0, *[value] * 28]
 
 
+def test_only_what_the_host_writes_counts_as_written():
+    machine = simt.Machine()
+    device = machine.device(0)
+    a, out = device.empty((8, 8), np.float32), device.array(np.zeros(32, np.float32))
+    a[2:4, 1] = 5.0
+    a[..., 6] = 5.0
+    a[5, np.array([0, 2])] = 5.0
+    a[7][3:5].copy_to_device(np.array([6, 7], np.float32))
+    init = machine.memory.init[a.allocation.start : a.allocation.start + 256].reshape(8, 8, 4)
+    want = np.zeros((8, 8, 4), np.uint8)
+    want[2:4, 1], want[:, 6], want[5, [0, 2]], want[7, 3:5] = 1, 1, 1, 1
+    assert (init == want).all()
+    device.launch(copy, 1, 32, a[7][3:5], out)
+    assert machine.run() == []
+    device.launch(copy, 1, 32, a[7][3:6], out)
+    assert [r.kind for r in machine.run()] == ["uninitialised"]
+
+
 def test_launches_leave_nothing():
     """What a run takes for its kernels' parameters it gives back."""
     machine = simt.Machine()

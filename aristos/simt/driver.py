@@ -84,8 +84,9 @@ class Driver:
         machine = getattr(pointer, "machine", self.machine)
         allocation = machine.memory.at(int(pointer))
         if allocation is not None and not allocation.freed and isa.GLOBAL_START + allocation.start == int(pointer):
-            machine.finish()
-            machine.memory.free(allocation)
+            with machine.lock:
+                machine.finish()
+                machine.memory.free(allocation)
 
     def cuMemAllocManaged(self, size: int, flags: int) -> Any:
         return self.pointer_to(self.allocate(size, -1, True))
