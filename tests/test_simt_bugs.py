@@ -207,17 +207,43 @@ def test_misaligned_access():
     assert [(r.kind, r.line, r.file) for r in machine.run()] == [("misaligned", 7, "k.py")]
 
 
-def test_barrier_in_a_branch():
+def test_threads_that_ended_do_not_hold_up_a_barrier():
+    """PTX: a full barrier waits for all threads that have not ended, whole warps of them or lanes of one."""
+
     @cuda.jit
-    def bad(a, out):
+    def good(a, out):
         s = cuda.shared.array(N, np.float32)
         t = cuda.threadIdx.x
+        if t >= 44 or t < 3:
+            return
         s[t] = a[t]
-        if t < 48:
+        cuda.syncthreads()
+        if t > 3:
+            out[t] = s[t - 1]
+
+    for seed in range(4):
+        silent(good, seed=seed)
+
+
+def test_barrier_in_a_branch():
+    """Lanes that go past while others of their warp wait are found; a warp that ends without coming has ended."""
+
+    @cuda.jit
+    def bad(a, out):
+        t = cuda.threadIdx.x
+        if t != 40:
             cuda.syncthreads()  # BUG
-            out[t] = s[t]
+        out[t] = a[t]
+
+    @cuda.jit
+    def good(a, out):
+        t = cuda.threadIdx.x
+        if t < 32:
+            cuda.syncthreads()
+        out[t] = a[t]
 
     found(bad, "barrier_divergence")
+    silent(good)
 
 
 def test_two_barriers_in_one_branch():
@@ -562,3 +588,24 @@ def test_runs_replay_and_seeds_differ():
 
     assert once(1) == once(1)
     assert len({tuple(once(seed)) for seed in range(5)}) > 1
+
+
+@pytest.mark.parametrize("size", [1, 3, 63, 64, 65])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("offset", [-1, 0])
+def test_one_before_and_one_past_an_array(size, dtype, offset):
+    """Wherever the array ends in a page: the item beside it is out of bounds, its own are not."""
+
+    @cuda.jit
+    def read(a, out, at):
+        out[0] = a[at]
+
+    for at, wrong in ((0, False), (size - 1, False), (size if offset == 0 else -1 - size, True)):
+        machine = simt.Machine()
+        d = machine.device(0)
+        a, out = d.array(np.ones(size, dtype), name="a"), d.array(np.zeros(1, dtype))
+        d.launch(read, 1, 1, a, out, at)
+        reports = machine.run()
+        assert [r.kind for r in reports] == ["out_of_bounds"] * wrong
+        if at == size:
+            assert reports[0].address == f"a[{size}]"

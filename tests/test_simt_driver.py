@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -147,8 +148,8 @@ def test_device_code_has_a_heap(machine):
     out = np.zeros(64, np.int32)
     kernel[2, 32](out, 10)
     np.testing.assert_array_equal(out, sum(i * i for i in range(10)))
-    kernel[1, 1](out, 1 << 20)
-    assert out[0] == -1  # the heap has 1 MiB
+    kernel[1, 1](out, 1 << 23)
+    assert out[0] == -1  # the heap has 8 MiB
 
 
 def test_what_cannot_be_linked_is_refused(machine):
@@ -195,3 +196,15 @@ def test_a_machine_goes_when_nobody_holds_it():
     del machine, array
     gc.collect()
     assert gone() is None
+
+
+def test_threads_launch_side_by_side(machine):
+    def work(number):
+        out = np.zeros(256)
+        for _ in range(5):
+            double[2, 128](np.full(256, float(number)), out)
+            assert (out == 2 * number).all()
+        return number
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, range(8))) == list(range(8))

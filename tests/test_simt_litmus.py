@@ -177,3 +177,163 @@ def test_a_location_never_goes_back(mods):
     seen, _ = outcomes(corr, "blocks", 2)
     assert all(b >= a for a, b, *_ in seen)
     assert (0, 2, 0, 0) in seen
+
+
+def kernel_two_writes(put, fence):
+    @cuda.jit
+    def two(x, out, who, first):
+        t = cuda.blockIdx.x + who if first < 0 else cuda.threadIdx.x // 32
+        if cuda.threadIdx.x % 32 == 0 and t < 2:
+            put(x, 64 * t, 1)
+            fence()
+            put(x, 64 * (1 - t), 2)
+
+    return two
+
+
+def kernel_r(put, fence, get):
+    @cuda.jit
+    def r(x, out, who, first):
+        t = cuda.blockIdx.x + who if first < 0 else cuda.threadIdx.x // 32
+        if cuda.threadIdx.x % 32 == 0:
+            if t == 0:
+                put(x, 64, 1)
+                fence()
+                put(x, 0, 1)
+            elif t == 1:
+                put(x, 0, 2)
+                fence()
+                out[0] = get(x, 64)
+
+    return r
+
+
+def kernel_s(put, get):
+    @cuda.jit
+    def s(x, out, who, first):
+        t = cuda.blockIdx.x + who if first < 0 else cuda.threadIdx.x // 32
+        if cuda.threadIdx.x % 32 == 0:
+            if t == 0:
+                STORE(x, 0, 2)
+                put(x, 64, 1)
+            elif t == 1:
+                a = get(x, 64)
+                put(x, 0, 1)
+                out[0] = a
+
+    return s
+
+
+def kernel_read_then_write(put, get):
+    @cuda.jit
+    def corw(x, out, who, first):
+        t = cuda.blockIdx.x + who if first < 0 else cuda.threadIdx.x // 32
+        if cuda.threadIdx.x % 32 == 0:
+            if t == 0:
+                put(x, 0, 2)
+            elif t == 1:
+                a = get(x, 0)
+                put(x, 0, 1)
+                out[0] = a
+
+    return corw
+
+
+STORE, LOAD = STORES["relaxed.gpu.global"], LOADS["relaxed.gpu.global"]
+
+
+@pytest.mark.parametrize(
+    ("put", "fence", "where", "weak"),
+    [
+        ("relaxed.gpu.global", "", "blocks", True),
+        ("release.gpu.global", "", "blocks", True),
+        ("relaxed.gpu.global", "acq_rel.gpu", "blocks", True),
+        ("relaxed.gpu.global", "sc.gpu", "blocks", False),
+        ("relaxed.gpu.global", "sc.cta", "blocks", True),
+        ("relaxed.cta.global", "sc.cta", "warps", False),
+        ("relaxed.sys.global", "sc.sys", "devices", False),
+        ("relaxed.sys.global", "", "devices", True),
+    ],
+)
+def test_two_writes_each(put, fence, where, weak):
+    """2+2W: both locations end with the first write of a thread, each made before the other thread's second."""
+    seen = finals(kernel_two_writes(STORES[put], FENCES.get(fence, NONE)), where)
+    assert ((1, 1) in {end for end, _ in seen}) == weak
+    assert {(2, 1), (1, 2)} <= {end for end, _ in seen}
+
+
+@pytest.mark.parametrize(("fence", "weak"), [("", True), ("acq_rel.gpu", True), ("sc.gpu", False)])
+def test_write_order_and_reads(fence, weak):
+    """R: x[0] ends as 2 and x[64] is read as 0."""
+    seen = finals(kernel_r(STORE, FENCES.get(fence, NONE), LOAD), "blocks")
+    assert any(end[0] == 2 and out[0] == 0 for end, out in seen) == weak
+    assert len(seen) >= 3
+
+
+@pytest.mark.parametrize(("put", "get", "weak"), [
+    ("relaxed.gpu.global", "relaxed.gpu.global", True), ("release.gpu.global", "acquire.gpu.global", False),
+    ("release.gpu.global", "relaxed.gpu.global", True),
+])  # fmt: skip
+def test_what_happened_before_a_write_stays_before_it(put, get, weak):
+    """S: the flag was read as 1, and yet x[0] ends as the 2 that was written before the flag."""
+    seen = finals(kernel_s(STORES[put], LOADS[get]), "blocks")
+    assert any(end[0] == 2 and out[0] == 1 for end, out in seen) == weak
+    assert any(out[0] == 1 for _, out in seen)
+
+
+def test_a_write_stays_after_what_its_thread_read():
+    seen = finals(kernel_read_then_write(STORE, LOAD), "blocks")
+    assert {(end[0], out[0]) for end, out in seen} == {(1, 2), (1, 0), (2, 0)}
+
+
+def test_a_write_stays_after_what_a_failed_exchange_read():
+    @cuda.jit
+    def failed(x, out, who, first):
+        if cuda.threadIdx.x == 0:
+            if cuda.blockIdx.x == 0:
+                STORE(x, 0, 2)
+            else:
+                a = cuda.atomic.cas(x, 0, 7, 9)
+                b = LOAD(x, 0)
+                STORE(x, 0, 1)
+                out[0] = a
+                out[1] = b
+
+    seen = finals(failed, "blocks")
+    assert any(out[0] == 2 for _, out in seen)
+    assert all(end[0] == 1 and out[1] == 2 for end, out in seen if out[0] == 2)
+
+
+def test_nothing_comes_between_an_atomic_operation_and_what_it_read():
+    """Sums of a location that a store also sets: what the atomic operation read and what it wrote are neighbours."""
+
+    @cuda.jit
+    def add(x, out, who, first):
+        if cuda.threadIdx.x == 0:
+            if cuda.blockIdx.x == 0:
+                out[0] = cuda.atomic.add(x, 0, 1)
+            else:
+                STORE(x, 0, 16)
+
+    ends = {(end[0], out[0]) for end, out in finals(add, "blocks")}
+    assert ends == {(17, 16), (16, 0)}  # (1, 0) would be the store between the two halves
+
+
+def finals(kernel, where, seeds=SEEDS):
+    """The set of ((x[0], x[64]) at the end, out) over seeds."""
+    seen = set()
+    for seed in range(seeds):
+        machine = simt.Machine(devices=2 if where == "devices" else 1, seed=seed)
+        d = machine.device(0)
+        x, out = d.array(np.zeros(256, np.uint32)), d.array(np.zeros(4, np.uint32))
+        if where == "blocks":
+            d.launch(kernel, 2, 32, x, out, 0, -1)
+        elif where == "warps":
+            d.launch(kernel, 1, 64, x, out, 0, 0)
+        else:
+            for number in range(2):
+                machine.device(number).launch(kernel, 1, 32, x, out, number, -1)
+        machine.run()
+        end, read = x.copy_to_host(), out.copy_to_host()
+        seen.add(((int(end[0]), int(end[64])), tuple(int(v) for v in read)))
+    return seen

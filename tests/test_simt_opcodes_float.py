@@ -124,6 +124,7 @@ def test_default_rounding():
         case("add.f32", F32, two, total), case("sub.f32", F32, two, lambda a, b: total(a, negated(b))),
         case("mul.f32", F32, two, product), case("mad.rn.f32", F32, three, fused("rn")),
         case("mad.rz.f64", F64, values(F64, 3, 8), fused("rz"), "rz"),
+        case("add.ftz.f32", F32, two, total, "rn", True),
     ])  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
 pytest.importorskip("filecheck", reason="numba-cuda's tests need filecheck")
+pytest.importorskip("cffi", reason="numba-cuda's tests need cffi")
 from aristos.simt.suite.__main__ import main, run_modules
 from aristos.simt.suite.table import load, rate
 

@@ -13,7 +13,7 @@ from .integer import cut
 from .integer import read as as_integer
 from .rounding import BFLOAT, HALF, exact, widen
 from .units import unit
-from .watch import ATOMIC, GID_MASK, STRONG, race, read, read_latest, report, wrote
+from .watch import ATOMIC, GID_MASK, STRONG, race, read, read_latest, report, saw_latest, wrote
 
 FAULT = -1
 
@@ -227,11 +227,13 @@ def stores(x, warp, block, line, pc, mask):
             old = load(host + k * size, size)
             if old != value and kind != isa.LOCAL:
                 put(x, s.PROGRESS, get(x, s.STEP))
+            hidden = np.int64(0)
             if watched:
                 check(x, warp, thread, block, kind, place + k * size, size, how, True, False, pc)
                 at = location_of(block, kind, place + k * size)
-                wrote(x, thread, block, slot, at, size, old, value, order, scope, False)
-            store(host + k * size, size, value)
+                hidden = wrote(x, thread, block, slot, at, size, old, value, order, scope, False)
+            if not hidden:
+                store(host + k * size, size, value)
     count_access(x, warp, line, pc, mask, seen, size * count, True)
     return 0
 
@@ -324,6 +326,8 @@ def atomics(x, warp, block, line, pc, mask):
             read_latest(x, thread, at, order, scope)
             if value != old or kind_of != 2:
                 wrote(x, thread, block, slot, at, size, old, value, order, scope, True)
+            else:
+                saw_latest(x, thread, at, size)
         if old != value:
             put(x, s.PROGRESS, get(x, s.STEP))
         store(host, size, value)

@@ -88,13 +88,19 @@ class DeviceArray:
         if isinstance(ary, DeviceArray):
             ary = ary._view()
         self._view()[...] = np.asarray(ary).reshape(self.shape)
-        if self.machine.check:
-            start = self.allocation.start
-            self.machine.memory.init[start : start + self.allocation.size] = 1
+        self._written(...)
 
     def free(self) -> None:
         """Give the memory back; a kernel that touches it later is reported."""
-        self.machine.memory.free(self.allocation)
+        with self.machine.lock:
+            self.machine.memory.free(self.allocation)
+
+    def _written(self, key: Any) -> None:
+        """Tell the checker that the elements of a key have been written."""
+        if self.machine.check:
+            init = self.machine.memory.init[self.allocation.start : self.allocation.start + self.allocation.size]
+            size = self.dtype.itemsize
+            np.ndarray(self.shape, f"V{size}", init, self.offset, self.strides)[key] = np.void(b"\1" * size)
 
     def _with(self, view: np.ndarray) -> DeviceArray:
         base = self._view()
@@ -113,8 +119,7 @@ class DeviceArray:
         if isinstance(value, DeviceArray):
             value = value.copy_to_host()
         self._view()[key] = value
-        if self.machine.check:
-            self.machine.memory.init[self.allocation.start : self.allocation.start + self.allocation.size] = 1
+        self._written(key)
 
     def reshape(self, *shape: Any, order: str = "C") -> DeviceArray:
         wanted = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape

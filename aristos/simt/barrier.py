@@ -53,6 +53,9 @@ def arrive(x, warp, block, line, pc, mask):
         thread = thread_of(x, warp, lane)
         number = np.int64(register(x, warp, get(line, isa.A), lane)) & 15
         count = np.int64(register(x, warp, get(line, isa.B), lane)) & 0xFFFF
+        wrong = register(x, warp, get(line, isa.A), lane) > np.uint64(15) or count & 31 != 0
+        if wrong and get(x, s.CHECK):
+            report(x, s.BARRIER_DIVERGENCE, pc, get(thread, s.T_GID), 0, 0, 0, 0, 0, 3, 0)
         q = barrier_of(x, block, number)
         put(q, s.Q_ARRIVED, get(q, s.Q_ARRIVED) + 1)
         put(q, s.Q_EXPECTED, count)
@@ -73,6 +76,7 @@ def arrive(x, warp, block, line, pc, mask):
         put(warp, s.W_WAIT, get(warp, s.W_WAIT) | 1 << lane)
     if flags & 1 and get(x, s.CHECK):
         split(x, warp, pc, mask)
+        pass_by(x, warp, line, pc, mask)
     first = np.int64(0)
     while not (mask >> first) & 1:
         first += 1
@@ -91,15 +95,49 @@ def split(x, warp, pc, mask):
                 return
 
 
+@jit
+def pass_by(x, warp, line, pc, mask):
+    """Mark the lanes that go on with something else while others of their warp come to a whole block's aligned barrier.
+
+    One that ends without coming after all is reported. Threads that have ended do not count: the barrier waits for
+    those that have not (the PTX ISA on `barrier` and `exit`).
+    """
+    for lane in range(32):
+        thread = thread_of(x, warp, lane)
+        if (mask >> lane) & 1:
+            put(thread, s.T_PASSED, 0)
+        elif (get(warp, s.W_LIVE) >> lane) & 1 and not (get(warp, s.W_WAIT) >> lane) & 1:
+            first = np.int64(0)
+            while not (mask >> first) & 1:
+                first += 1
+            whole = np.int64(register(x, warp, get(line, isa.B), first)) & 0xFFFF == 0
+            if whole and get(thread, s.T_PASSED) == 0 and works(x, get(thread, s.T_PC)):
+                put(thread, s.T_PASSED, pc + 1)
+
+
+@jit
+def works(x, pc):
+    """Does a lane at pc touch memory, or other lanes, before it ends or takes a branch?"""
+    for _ in range(256):
+        line = get(x, s.CODE) + pc * isa.COLUMNS * 8
+        op = get(line, isa.OP)
+        if op == isa.BRA and get(line, isa.PRED) < 0:
+            pc = get(line, isa.IMM)
+        elif op >= 400 and op != isa.NOP:
+            return op >= 500
+        else:
+            pc += 1
+    return False
+
+
 @unit
 def settle(x, block, number):
-    """Let a barrier's threads go if all have come."""
+    """Let a barrier's threads go if all have come that have not ended."""
     q = barrier_of(x, block, number)
     arrived, expected = get(q, s.Q_ARRIVED), get(q, s.Q_EXPECTED)
     if arrived == 0:
         return 0
-    whole = expected == 0
-    if whole:
+    if expected == 0:
         expected = get(block, s.B_LIVE)
     if arrived < expected:
         return 0
@@ -117,7 +155,6 @@ def settle(x, block, number):
                     thread = thread_of(x, warp, lane)
                     vc = join(x, vc, get(thread, s.T_VC))
                     sv = join(x, sv, get(thread, s.T_SV))
-    blamed = False
     for i in range(get(block, s.B_WARPS)):
         warp = get(x, s.WARPS) + (first + i) * s.W_FIELDS * 8
         for lane in range(32):
@@ -128,10 +165,6 @@ def settle(x, block, number):
                 continue
             pc = get(thread, s.T_RESULT)
             line = get(x, s.CODE) + pc * isa.COLUMNS * 8
-            if whole and checked and not blamed and get(block, s.B_LIVE) < get(block, s.B_THREADS):
-                blamed = True
-                gone = get(block, s.B_THREADS) - get(block, s.B_LIVE)
-                report(x, s.BARRIER_DIVERGENCE, pc, get(thread, s.T_GID), 0, 0, 0, 0, 0, -gone, 0)
             if get(line, isa.OP) == isa.BARRED:
                 kind = get(line, isa.IMM)
                 result = total

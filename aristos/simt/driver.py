@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import os
 import threading
 import time
 import weakref
@@ -41,25 +42,26 @@ class Driver:
     def __init__(self, machine: Machine):
         from numba.cuda.cudadrv.driver import binding
 
-        self.machine, self.binding = machine, binding
+        self.machine, self.binding, self.pid = machine, binding, os.getpid()
         self.devices: dict[int, Any] = {}  # Numba's objects of them
         self.managers: list[Any] = []
         self.stacks = threading.local()  # of contexts, of each thread
-        self.modules: dict[int, MachineModule] = {}
+        self.modules: weakref.WeakValueDictionary[int, MachineModule] = weakref.WeakValueDictionary()
         self.functions: dict[int, Any] = {}
         self.loaded: Any = weakref.WeakKeyDictionary()  # a library of Numba's -> its kernel here
         self.events: dict[int, float] = {}
         self.registered: dict[int, tuple[Allocation, int]] = {}  # host memory that kernels may touch
         self.handles = itertools.count(1 << 8)
-        self.hint: tuple[Any, tuple] | None = None  # dtype and shape of what is being allocated
+        self.hints = threading.local()  # dtype and shape of what a thread is allocating
         self.pointer = pointer_class(binding)
 
     # ---- memory ----
     def allocate(self, size: int, device: int, initialised: bool) -> Allocation:
         from .machine import granule_of
 
-        dtype, shape = self.hint or (np.dtype(np.uint8), (size,))
-        allocation = self.machine.memory.allocate(size, device, granule_of(dtype), "", initialised)
+        dtype, shape = getattr(self.hints, "of", None) or (np.dtype(np.uint8), (size,))
+        with self.machine.lock:
+            allocation = self.machine.memory.allocate(size, device, granule_of(dtype), "", initialised)
         allocation.dtype, allocation.shape, allocation.itemsize = dtype, shape, dtype.itemsize
         return allocation
 
@@ -82,8 +84,9 @@ class Driver:
         machine = getattr(pointer, "machine", self.machine)
         allocation = machine.memory.at(int(pointer))
         if allocation is not None and not allocation.freed and isa.GLOBAL_START + allocation.start == int(pointer):
-            machine.finish()
-            machine.memory.free(allocation)
+            with machine.lock:
+                machine.finish()
+                machine.memory.free(allocation)
 
     def cuMemAllocManaged(self, size: int, flags: int) -> Any:
         return self.pointer_to(self.allocate(size, -1, True))
@@ -250,6 +253,7 @@ class Driver:
             "CONCURRENT_MANAGED_ACCESS": 1, "COOPERATIVE_LAUNCH": 1, "COMPUTE_MODE": 0, "KERNEL_EXEC_TIMEOUT": 0,
             "TCC_DRIVER": 0, "PCI_DOMAIN_ID": 0, "PCI_BUS_ID": device, "PCI_DEVICE_ID": 0, "INTEGRATED": 0,
             "TOTAL_CONSTANT_MEMORY": 65536, "CONCURRENT_KERNELS": 1, "ASYNC_ENGINE_COUNT": 1, "CLOCK_RATE": 1000000,
+            "SINGLE_TO_DOUBLE_PRECISION_PERF_RATIO": 2,
         }  # fmt: skip
         if name not in known:
             raise failure("CUDA_ERROR_NOT_SUPPORTED", "cuDeviceGetAttribute", f"the machine has no {name}")

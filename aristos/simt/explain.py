@@ -49,7 +49,7 @@ def name_address(machine: Machine, launch: Launch | None, space: int, address: i
         return f"local[byte {address}]"
     found = machine.memory.at(address)
     if found is None:
-        return f"address {address:#x}"
+        return f"address {address & 0xFFFFFFFFFFFFFFFF:#x}"
     name = found.name or f"array {found.number}"
     offset = address - isa.GLOBAL_START - found.start
     index = offset // found.itemsize
@@ -93,10 +93,12 @@ def explain(machine: Machine, row: Any) -> list[Report]:
 
 def divergence(machine: Machine, row: Any, opcode: str, detail: int) -> str:
     if detail < 0:
-        return f"{opcode} for the whole block, but {-detail} of its threads ended without coming here"
+        return f"{opcode} for the whole block: other lanes of its warp came here, this one went past and ended"
     if detail == 1:
         other = line_of(machine, int(row[s.R_OTHER_PC]))[1]
         return f"{opcode}: other threads of the same warp wait at the barrier of line {other}"
+    if detail == 3:
+        return f"{opcode}: a block has barriers 0 to 15, each of a multiple of 32 threads; this is another"
     return f"{opcode}: the mask {int(row[s.R_ADDRESS]):#010x} does not name the lane that executes it"
 
 
@@ -125,8 +127,11 @@ def races(machine: Machine, row: Any, launch: Launch, file: str, line: int, opco
 
 
 # ---- a machine that cannot go on ----
-def stuck(machine: Machine, launches: list[Launch], spinning: bool) -> list[Report]:
-    """One report for each place where threads wait: a barrier in part of a block, or a dead-lock."""
+SPIN = "spin here, and nothing that they read changes any more"
+
+
+def stuck(machine: Machine, launches: list[Launch], spinning: bool, runs: str = SPIN) -> list[Report]:
+    """One report for each place where threads wait: a barrier in part of a block, or a dead-lock; runs: who do not."""
     warps, threads, blocks = (machine.tables[name] for name in ("warps", "threads", "blocks"))
     places: dict[tuple[int, int], list[tuple[int, int]]] = {}
     mixed: dict[int, set[int]] = {}
@@ -159,7 +164,7 @@ def stuck(machine: Machine, launches: list[Launch], spinning: bool) -> list[Repo
         if waits in (s.AT_BARRIER, s.AT_WARP) and not spinning and len(mixed[gid]) > 1:
             kind = "barrier_divergence"
         what = {
-            s.RUNS: "spin here, and nothing that they read changes any more",
+            s.RUNS: runs,
             s.AT_BARRIER: "wait at this barrier, which other threads of the block never reach",
             s.AT_WARP: f"wait here for lanes of mask {int(threads_mask(machine, gid, tid)):#010x} that never come",
             s.AT_GRID: "wait at the grid's barrier",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import re
 import weakref
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,13 +54,14 @@ class MachineModule:
     def __init__(self, driver: Driver, program: Program, setup: Any, teardown: Any):
         self.driver, self.program, self.setups = driver, program, setup
         self.handle = next(driver.handles)
+        self.object_code = SimpleNamespace(handle=self.handle)
         self.initialized = False
         driver.modules[self.handle] = self
         if teardown:
-            weakref.finalize(self, run_all, teardown, self.handle)
+            weakref.finalize(self, run_all, teardown, self.object_code)
 
     def setup(self) -> None:
-        run_all(self.setups, self)
+        run_all(self.setups, self.object_code)
         self.initialized = True
 
     def variable(self, name: str) -> tuple[int, int]:
@@ -67,7 +70,9 @@ class MachineModule:
             from .driver import failure
 
             raise failure("CUDA_ERROR_NOT_FOUND", "cuLibraryGetGlobal", f"no variable {name}")
-        address = self.driver.machine.loader.address(self.program, self.driver.current_device(), name)
+        machine = self.driver.machine
+        with machine.lock:
+            address = machine.loader.address(self.program, self.driver.current_device(), name)
         return address, self.program.variables[name].size
 
     def get_function(self, name: str) -> MachineFunction:
@@ -92,9 +97,11 @@ def run_all(callbacks: Any, value: Any) -> None:
 
 def load_library(driver: Driver, library: Any) -> MachineFunction:
     """The kernel of a library of code that Numba compiled, loaded with what it is linked with."""
-    program = driver.machine.loader.program(linked_ptx(library, driver.machine.cc))
+    program = driver.machine.load(linked_ptx(library, driver.machine.cc))
     module = MachineModule(driver, program, library._setup_functions, library._teardown_functions)
-    return MachineFunction(module, library._entry_name, library.name)
+    devices = importlib.import_module("numba.cuda.cudadrv.devices")
+    devices.get_context().modules[module.handle] = module  # until the context is reset, as with CUDA's
+    return MachineFunction(module, library._entry_name, library.name, library._max_registers)
 
 
 class MachineLinker:
@@ -113,27 +120,31 @@ class MachineLinker:
 class MachineFunction:
     """A kernel of a module; attrs: registers (a guess), bytes of shared, local and constant memory, most threads."""
 
-    def __init__(self, module: MachineModule, name: str, title: str):
+    def __init__(self, module: MachineModule, name: str, title: str, most_registers: int | None = None):
         from numba.cuda.cudadrv.driver import FuncAttr
 
         driver, program = module.driver, module.program
         machine = driver.machine
-        self.driver, self.module, self.program, self.name, self.title = driver, module, program, name, title
+        self.driver, self.module, self.program = driver, weakref.proxy(module), program
+        self.name, self.title = name, title
         self.info = program.functions[name]
         self.handle, self.kernel = next(driver.handles), self
         limit = self.info.limits.get(".maxntid") or self.info.limits.get(".reqntid")
         most = int(np.prod(limit)) if limit else machine.limits.block_threads
         constant = sum(v.size for v in program.variables.values() if v.space == "const")
+        registers = min(self.info.registers, most_registers or self.info.registers)
         self.attrs = FuncAttr(
-            regs=self.info.registers, shared=program.shared_bytes, local=program.local_bytes, const=constant,
-            maxthreads=most,
-        )  # fmt: skip
+            regs=registers, shared=program.shared_bytes, local=program.local_bytes, const=constant, maxthreads=most
+        )
         self.attributes = type("Attributes", (), {"max_threads_per_block": most})()
         driver.functions[self.handle] = self
 
     @property
     def shared(self) -> int:
         return self.program.shared_bytes
+
+    def cache_config(self, prefer_equal: bool = False, prefer_cache: bool = False, prefer_shared: bool = False) -> None:
+        """Taken and left: caches are not modelled."""
 
     def set_shared_memory_carveout(self, carveout: Any) -> None:
         """Checked as CUDA does; caches are not modelled."""

@@ -1,10 +1,10 @@
-"""malloc and free of device code, in PTX: a heap of 1 MiB for each module; what is freed is not used again."""
+"""malloc and free of device code, in PTX: a heap of 8 MiB for each module; what is freed is not used again."""
 
 from __future__ import annotations
 
 import re
 
-HEAP_BYTES = 1 << 20
+HEAP_BYTES = 1 << 23
 DECLARED = re.compile(r"\.extern\s+\.func\s+(?:\([^)]*\)\s*)?(malloc|free)\b")
 ALLOCATOR = f"""
 .global .align 16 .b32 aristos_heap[{HEAP_BYTES // 4}];

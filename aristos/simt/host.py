@@ -35,9 +35,11 @@ def host_access(x, thread, warp, place, size, cell, order, scope, write, value):
             return read(x, thread, 0, warp, place, host, size, order, scope)
     old = np.int64(load(host, size))
     if write:
+        hidden = np.int64(0)
         if checked:
-            wrote(x, thread, 0, warp, place, size, old, value, order, scope, 0)
-        store(host, size, np.uint64(value))
+            hidden = wrote(x, thread, 0, warp, place, size, old, value, order, scope, 0)
+        if not hidden:
+            store(host, size, np.uint64(value))
         if old != value:
             put(x, s.PROGRESS, get(x, s.STEP))
     return old

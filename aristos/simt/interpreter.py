@@ -241,6 +241,9 @@ def end_lanes(x, warp, block, mask):
         if (mask >> lane) & 1:
             n += 1
             thread = thread_of(x, warp, lane)
+            if get(thread, s.T_PASSED):
+                barrier = get(thread, s.T_PASSED) - 1
+                report(x, s.BARRIER_DIVERGENCE, barrier, get(thread, s.T_GID), 0, 0, 0, 0, 0, -1, 0)
             if get(thread, s.T_COPIES):
                 finish_copies(x, warp, thread, block, get(thread, s.T_GROUP) + 1, s.C_MOST)
             if get(x, s.CHECK) and get(thread, s.T_VC) != 0:

@@ -27,11 +27,13 @@ def numba_cuda() -> Any:
     """numba.cuda of the numba-cuda package; raises EnvironmentProblem where it is missing."""
     try:
         import numba_cuda  # noqa: F401
-        from numba import cuda
+        from numba import config, cuda
     except ImportError as error:
         raise EnvironmentProblem(
             f"running cuda.jit kernels needs numba-cuda: pip install 'aristos[simt]' ({error})"
         ) from error
+    if getattr(config, "ENABLE_CUDASIM", False):
+        raise EnvironmentProblem("Numba's simulator stands in its compiler's place: unset NUMBA_ENABLE_CUDASIM")
     if not hasattr(np, "row_stack"):
         raise EnvironmentProblem(f"numba-cuda 0.30 needs numpy<2.5, and {np.__version__} is installed")
     return cuda
@@ -168,19 +170,34 @@ def flatten(type_: Any, value: Any, found: list[Any]) -> None:
         raise InputError(f"a kernel argument of type {type_} is not supported")
 
 
+def fits(number: Any, param: Any) -> None:
+    """Raises InputError unless a parameter can hold a number."""
+    wanted = f"parameter {param.name} is a .{param.type} of {param.size} bytes"
+    if isinstance(number, (bytes, np.void)):
+        return
+    if isinstance(number, (float, np.floating)):
+        if param.type[0] in "us" or param.size not in (2, 4, 8):
+            raise InputError(f"{wanted}, got the float {number}")
+    elif not isinstance(number, (int, np.integer, np.bool_)):
+        raise InputError(f"{wanted}, got {number!r}")
+    elif not -(1 << (8 * param.size - 1)) <= int(number) < 1 << (8 * param.size):
+        raise InputError(f"{wanted}, got {number}")
+
+
 def pack(numbers: list[Any], params: list[Any]) -> bytes:
     """The bytes of a kernel's parameters; numbers: ints, floats, or bytes for structures."""
     if len(numbers) != len(params):
         raise InputError(f"the kernel has {len(params)} parameters, got {len(numbers)}")
     data = b""
     for number, param in zip(numbers, params):
+        fits(number, param)
         data += b"\0" * (-len(data) % param.align)
         if isinstance(number, (bytes, np.void)):
             part = bytes(number) if isinstance(number, bytes) else number.tobytes()
             if len(part) != param.size:
                 raise InputError(f"parameter {param.name} has {param.size} bytes, got {len(part)}")
             data += part
-        elif isinstance(number, (float, np.floating)):
+        elif isinstance(number, (float, np.floating)) or param.type in ("f32", "f64"):
             if param.size == 2:
                 data += np.float16(number).tobytes()
             else:

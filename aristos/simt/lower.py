@@ -2,7 +2,7 @@
 
 Immediates, addresses of variables and special registers that a thread cannot change are rows too, filled when a block
 starts; so every operand is read in the same way. An instruction PTX has and the machine lacks is an error here, before
-anything runs. What each opcode becomes is in decode.py.
+anything runs. What each opcode becomes is in decode/.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ CONSTANT_REGISTERS = {
 }  # fmt: skip
 CLOCKS = {"%clock": 0, "%clock64": 0, "%clock_hi": 1, "%globaltimer": 2, "%globaltimer_lo": 2, "%globaltimer_hi": 3}
 MASK64 = (1 << 64) - 1
+MOST_LOCAL = 512 * 1024  # bytes of a thread, as of the CUDA programming guide
 REGISTER_BYTES = 256  # of one row of a warp
 CONTINUES = 2  # in NEGATE: part of the instruction before, not counted again
 
@@ -176,6 +177,8 @@ class Lowering:
 
     def row(self, operand: Any, type_: int = isa.B64, write: bool = False) -> int:
         """The row of an operand, read as a type."""
+        if write and (not isinstance(operand, Name) or operand.negated):
+            raise self.fail("the result must go to a register")
         if isinstance(operand, Number):
             return self.constant(immediate(operand, type_))
         if isinstance(operand, Address):
@@ -262,8 +265,8 @@ class Lowering:
         guard, negate = -1, 0
         if ins.guard is not None and guarded:
             found = self.find(ins.guard.text)
-            if not isinstance(found, tuple) or found[0] != "row":
-                raise self.fail(f"the guard {ins.guard.text} is not a register")
+            if not isinstance(found, tuple) or found[0] != "row" or found[2] != "pred":
+                raise self.fail(f"the guard {ins.guard.text} is not a predicate register")
             guard, negate = self.guard_row or found[1], int(ins.guard.negated)
         place, count = len(self.operands), 0
         if items is not None:
@@ -309,6 +312,8 @@ class Lowering:
         )  # fmt: skip
         frames = self.longest()
         program.depth, program.local_bytes, program.save_rows = frames
+        if program.local_bytes > MOST_LOCAL:
+            raise PTXError(f"a thread can have {MOST_LOCAL} bytes of local memory, got {program.local_bytes}")
         for info in self.functions.values():
             info.registers = registers(code, self.operands, self.functions)
         return program
@@ -398,6 +403,8 @@ class Lowering:
                 self.variables[variable.name] = variable
         for item in scope.items:
             if isinstance(item, Label):
+                if item.name in mine:
+                    raise PTXError(f"PTX line {item.line}: label {item.name} stands here a second time")
                 mine[item.name] = len(self.code)
             elif isinstance(item, Scope):
                 self.scope(item, labels)

@@ -5,7 +5,9 @@ It fills the tables that the compiled interpreter reads (state.py) and turns wha
 
 from __future__ import annotations
 
+import operator
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,13 +23,15 @@ from .counters import Profile
 from .explain import explain, stuck
 from .loader import Loader
 from .lower import FunctionInfo, Program
-from .memory import Memory
+from .memory import PARAMETERS, Allocation, Memory
 from .report import KernelFault, Report
 from .units import addresses, python_function
 
 BUDGET = 400_000  # instructions of warps between two looks at Ctrl-C and actors
 FIRST_CLOCKS = 1 << 18
+LIMIT = 100_000_000_000  # instructions of one run: a day or so
 PATIENCE = 50_000_000  # instructions without any change before a run is given up as a livelock
+MOST = {"grid": (2**31 - 1, 65535, 65535), "block": (1024, 1024, 64)}  # the CUDA programming guide's limits
 ACTOR_STEPS = 400  # instructions between two turns of the actors
 ACTOR_PATIENCE = 5000  # turns without any change before waiting actors count as stuck
 
@@ -63,9 +67,14 @@ class Launch:
 
 def three(value: Any, what: str) -> tuple[int, int, int]:
     """A grid's or a block's size as (x, y, z)."""
-    sizes = tuple(int(v) for v in value) if isinstance(value, (tuple, list)) else (int(value),)
+    try:
+        sizes = tuple(operator.index(v) for v in (value if isinstance(value, (tuple, list)) else (value,)))
+    except TypeError:
+        sizes = ()
     if not 1 <= len(sizes) <= 3 or any(v < 1 for v in sizes):
-        raise InputError(f"{what} must be 1 to 3 positive numbers, got {value!r}")
+        raise InputError(f"{what} must be 1 to 3 positive whole numbers, got {value!r}")
+    if any(v > most for v, most in zip(sizes, MOST[what])):
+        raise InputError(f"{what} can be {MOST[what]} at most, got {value!r}")
     return (*sizes, *(1,) * (3 - len(sizes)))  # type: ignore[return-value]
 
 
@@ -98,17 +107,20 @@ class Machine:
 
     devices, sm_count: how many, and streaming multiprocessors of each. arch: what kernels are compiled for. seed: of
     the schedule; the same seed gives the same run. check: look for races and other errors, and let stores become
-    visible late where PTX permits it. strict: raise KernelFault at the first report. counters of all kernels that ran:
-    `profile()`. Example: see docs/simt.md.
+    visible late where PTX permits it. strict: raise KernelFault at the first report. limit: warp instructions of one
+    run, after which it is given up. Counters of all kernels that ran: `profile()`. Example: see docs/simt.md.
     """
 
     def __init__(self, devices: int = 1, sm_count: int = 4, arch: str = "sm_90", seed: int = 0, check: bool = True,
-                 strict: bool = False):  # fmt: skip
+                 strict: bool = False, limit: int = LIMIT):  # fmt: skip
+        if not isinstance(seed, (int, np.integer)) or not isinstance(limit, int) or limit < 1:
+            raise InputError(f"seed must be a whole number and limit a positive one, got {seed!r} and {limit!r}")
         if not 1 <= devices <= 64 or not 1 <= sm_count <= s.MAX_SMS:
             raise InputError(f"devices must be 1 to 64 and sm_count 1 to {s.MAX_SMS}, got {devices} and {sm_count}")
         self.devices = [Device(self, number) for number in range(devices)]
         self.sm_count, self.arch, self.seed, self.check, self.strict = sm_count, arch, seed, check, strict
         self.cc = kernels.capability(arch)
+        self.lock = threading.RLock()  # memory and code may not grow while another thread runs kernels
         self.limits = limits.of(self.cc)
         self.x = np.zeros(s.X_FIELDS + s.UNITS, np.int64)
         units = addresses()
@@ -122,8 +134,9 @@ class Machine:
         self.actors: list[Iterator] = []
         self.acting = -1
         self.next_gid = 1
+        self.parameters: list[Allocation] = []  # of the launches that ran last
         self.tables: dict[str, np.ndarray] = {}
-        self.patience = PATIENCE
+        self.patience, self.limit = PATIENCE, limit
         self.x[s.RNG] = (seed * 2654435761 + 88172645463325252) & ((1 << 62) - 1)
         self.x[s.CHECK] = self.x[s.WEAK_MEMORY] = int(check)
         self.x[s.CLOCKS_TOP] = 1
@@ -162,7 +175,8 @@ class Machine:
             raise InputError(f"arrays of Python objects cannot be on a device, got dtype {dtype}")
         shape = tuple(int(n) for n in shape) if isinstance(shape, (tuple, list)) else (int(shape),)
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        allocation = self.memory.allocate(size, device, granule_of(dtype), name, values is not None)
+        with self.lock:
+            allocation = self.memory.allocate(size, device, granule_of(dtype), name, values is not None)
         allocation.dtype, allocation.shape, allocation.itemsize = dtype, shape, dtype.itemsize
         if strides is None:
             strides = np.empty(shape, np.dtype("u1"), order=order).strides  # type: ignore[call-overload]
@@ -177,16 +191,23 @@ class Machine:
         return self.new_array(-1, np.asarray(values), None, None, name)
 
     # ---- launching ----
+    def load(self, ptx: str) -> Program:
+        """The program of PTX text."""
+        with self.lock:
+            return self.loader.program(ptx)
+
     def launch(
         self, device: int, kernel: Any, grid: Any, block: Any, args: tuple, shared: int, entry: str | None
     ) -> None:
         names: list[str] = []
         after: list[Callable[[], None]] = []
         if isinstance(kernel, str):
-            program = self.loader.program(kernel)
+            program = self.load(kernel)
             entries = [name for name, info in program.functions.items() if info.entry]
             if entry is None and len(entries) == 1:
                 entry = entries[0]
+            if not entries:
+                raise InputError("the PTX has no kernel (.entry)")
             if entry not in entries:
                 raise InputError(f"entry must be one of {entries}, got {entry!r}")
             numbers = [a.ptr if isinstance(a, DeviceArray) else a for a in self._own(device, args, after)]
@@ -199,7 +220,7 @@ class Machine:
             types_ = tuple(kernels.type_of(a) for a in args) if kinds is None else kinds
             made = kernels.compiled(kernel, types_, self.cc)
             entry, types_ = made.entry, made.types
-            program = self.loader.program(made.ptx)
+            program = self.load(made.ptx)
             numbers = []
             for type_, value in zip(types_, args):
                 kernels.flatten(type_, value, numbers)
@@ -214,6 +235,8 @@ class Machine:
                 numbers: list[Any], shared: int, after: list[Callable[[], None]]) -> None:  # fmt: skip
         """Queue a kernel of a loaded program; numbers: its parameters, as of `kernels.pack`; after: done at its end."""
         info = program.functions[entry]
+        if not isinstance(shared, (int, np.integer)) or shared < 0:
+            raise InputError(f"shared must be a number of bytes, not negative, got {shared!r}")
         one = Launch(device, program, info, title, three(grid, "grid"), three(block, "block"),
                      kernels.pack(numbers, info.params), int(shared), after=after)  # fmt: skip
         one.per_sm = limits.resident(self.limits, one.threads, one.shared, info.registers)
@@ -222,7 +245,8 @@ class Machine:
             raise InputError(
                 f"{title} was compiled for blocks of at most {int(np.prod(limit))} threads, got {one.threads}"
             )
-        self.queue.append(one)
+        with self.lock:
+            self.queue.append(one)
 
     def _converted(self, kernel: Any, args: tuple) -> tuple[tuple, Any]:
         """Arguments after the kernel's own extensions (numba-cuda's ArgHint and the like keep what they wrap)."""
@@ -245,6 +269,8 @@ class Machine:
             wrapped = type(value).__name__
             if wrapped in ("In", "Out", "InOut") and hasattr(value, "value"):
                 back, forth, value = wrapped != "In", wrapped != "Out", value.value
+            if isinstance(value, DeviceArray):
+                self.holds(value)
             if isinstance(value, tuple) and not hasattr(value, "_fields"):
                 value = self._own(device, value, after)
             elif isinstance(value, np.ndarray) or (isinstance(value, np.void) and value.dtype.fields is not None):
@@ -262,6 +288,13 @@ class Machine:
             own.append(value)
         return tuple(own)
 
+    def holds(self, array: DeviceArray) -> None:
+        """Raises InputError for an array of another machine, or one that was freed."""
+        if array.machine is not self:
+            raise InputError("the array is another machine's: make it with this machine's device(n).array")
+        if array.allocation.freed:
+            raise InputError(f"the array {array.allocation.name} was freed")
+
     def actor(self, function: Callable[..., Iterator], *args: Any) -> None:
         """Let a Python generator take part in the next run, as a thread of the host.
 
@@ -274,15 +307,20 @@ class Machine:
     # ---- running ----
     def finish(self) -> None:
         """Run what was launched and has not run yet."""
-        if self.queue and self.acting < 0:
-            self.run()
+        with self.lock:
+            if self.queue and self.acting < 0:
+                self.run()
 
     def run(self, strict: bool | None = None) -> list[Report]:
         """Run everything launched, together, to its end or to a dead-lock; returns what was found in it."""
+        with self.lock:
+            return self._run(self.strict if strict is None else strict)
+
+    def _run(self, strict: bool) -> list[Report]:
         launches, self.queue = self.queue, []
         if not launches and not self.actors:
             return []
-        self.x[s.STRICT] = int(self.strict if strict is None else strict)
+        self.x[s.STRICT] = int(strict)
         first = len(self.reports)
         self._prepare(launches)
         try:
@@ -302,9 +340,13 @@ class Machine:
     def _loop(self, launches: list[Launch]) -> None:
         idle, progress = 0, -1
         run_compiled = python_function("run")
+        until = int(self.x[s.STEP]) + self.limit
         while True:
             reason = run_compiled(int(self.x.ctypes.data), ACTOR_STEPS if self.actors else BUDGET)
             self.flush()
+            if self.x[s.STEP] > until and reason in (s.BUDGET, s.PRINTS_FULL, s.CLOCKS_FULL, s.SYNC_FULL):
+                self.reports += stuck(self, launches, True, f"still run after {self.limit} instructions of warps")
+                return
             if reason == s.CLOCKS_FULL:
                 self._compact()
             elif reason == s.SYNC_FULL:
@@ -403,6 +445,10 @@ class Machine:
                     row[s.B_SHADOW] = x[s.SHARED_SHADOW] + slot * cells * 8
                 slot += 1
         x[s.READY_COUNT] = x[s.DEAD] = x[s.STOP] = x[s.SUSPECT] = x[s.SPINNING] = 0
+        if self.check:  # everything before this run is over, and the host may have written anything since
+            self.tables["history"][:, s.H_COUNT] = 0
+            self.tables["sync"][:] = 0
+            x[s.SYNC_USED], x[s.SC_SYSTEM], x[s.CLOCKS_TOP] = 0, 0, 1
         x[s.PROGRESS], x[s.PATIENCE] = x[s.STEP], self.patience
         x[s.RUN_FLOOR], x[s.DEVICE_COUNT] = self.next_gid, device_count
         self._queues(launches)
@@ -415,12 +461,15 @@ class Machine:
         devices[:, s.D_SMS], devices[:, s.D_CURRENT] = self.sm_count, -1
         x[s.LAUNCH_COUNT] = len(launches)
         last: dict[int, int] = {}
-        self.kept = []
+        for old in self.parameters:
+            self.memory.free(old)
+        self.kept, self.parameters = [], []
         for number, launch in enumerate(launches):
             launch.first, launch.base = self.next_gid, self.loader.base(launch.program)
             self.next_gid += launch.blocks
             row = table[number]
-            params = self.memory.allocate(max(len(launch.params), 8), launch.device, 8, "parameters", True)
+            params = self.memory.allocate(max(len(launch.params), 8), launch.device, 8, PARAMETERS, True)
+            self.parameters.append(params)
             self.memory.bytes_of(params)[: len(launch.params)] = np.frombuffer(launch.params, np.uint8)
             constants = self.loader.constants(launch.program, launch.device)
             valid = valid_bytes(launch)
@@ -493,7 +542,7 @@ class Machine:
         """Give all memory back; the machine cannot be used after."""
         self.tables.clear()
         self.queue, self.done = [], []
-        self.launch = self.run = closed  # type: ignore[method-assign]
+        self.launch = self.run = self.new_array = self.finish = closed  # type: ignore[method-assign]
 
 
 def closed(*_: Any, **__: Any) -> Any:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
+import collections
 import mmap
+import os
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +18,13 @@ from . import state as s
 
 PAGE = 1 << s.PAGE_SHIFT
 GAP = 2 * PAGE  # bytes between allocations at least, which no access may touch
-FIRST_BYTES = 1 << 24
 MOST_BYTES = 1 << 36
 LEAST_BYTES = 1 << 30
+CELL_BYTES = s.CELL_WORDS * 8
+SHADOW_BYTES = MOST_BYTES // 4 * CELL_BYTES  # room for the cells of items of 4 bytes
+QUARANTINE_BYTES = 1 << 28  # of freed memory that is not used again yet, so that touching it is reported
+PARAMETERS = "parameters"  # the name of what holds a launch's parameters, which no report names for what lies behind it
+LARGE_BYTES = 1 << 28  # of shadow, from which on the computer's memory is looked at
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
@@ -34,24 +41,74 @@ class Allocation:
     itemsize: int = 1
 
 
-def reserved() -> np.ndarray:
-    """[bytes] uint8 of zeros that take no memory until they are touched; as many as the system gives, to MOST_BYTES.
+class Reserved:
+    """bytes: [size] uint8 of zeros that take no memory until they are touched; as many as the system gives, to `size`.
 
     The place never moves, so the host may hold pointers into it (mapped and managed arrays).
     """
-    size = MOST_BYTES
-    while True:
-        try:
-            return np.frombuffer(
-                mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE), np.uint8
-            )
-        except OSError as error:
-            size //= 2
-            if size < LEAST_BYTES:
-                raise MemoryProblem(
-                    f"the system gives no {LEAST_BYTES} bytes of address space for the machine's memory ({error}); "
-                    "raise the limit (ulimit -v)"
-                ) from error
+
+    def __init__(self, size: int):
+        while True:
+            try:
+                self.map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
+                break
+            except OSError as error:
+                size //= 2
+                if size < LEAST_BYTES:
+                    raise MemoryProblem(
+                        f"the system gives no {LEAST_BYTES} bytes of address space for the machine's memory ({error}); "
+                        "raise the limit (ulimit -v)"
+                    ) from error
+        self.bytes = np.frombuffer(self.map, np.uint8)
+
+    def clear(self, start: int, end: int) -> None:
+        """Zeros again; whole pages of the system go back to it."""
+        first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+        if first >= last:
+            self.bytes[start:end] = 0
+            return
+        self.bytes[start:first] = 0
+        self.bytes[last:end] = 0
+        self.map.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+class Room:
+    """Places from `start` to `end`: taken from the lowest free run that is long enough, and given back."""
+
+    def __init__(self, start: int, end: int):
+        self.free = [(start, end)]
+
+    def take(self, length: int) -> int:
+        """Where a run of this length begins; -1 where none is left."""
+        for number, (start, end) in enumerate(self.free):
+            if end - start >= length:
+                self.free[number : number + 1] = [(start + length, end)] if end - start > length else []
+                return start
+        return -1
+
+    def give(self, start: int, length: int) -> None:
+        at = bisect.bisect(self.free, (start, 0))
+        end = start + length
+        if at < len(self.free) and self.free[at][0] == end:
+            end = self.free.pop(at)[1]
+        if at and self.free[at - 1][1] == start:
+            at -= 1
+            start = self.free.pop(at)[0]
+        self.free.insert(at, (start, end))
+
+
+def span(size: int) -> int:
+    """The bytes that an allocation takes, with the gap after it."""
+    return -(-(max(size, 1) + GAP) // GAP) * GAP
+
+
+def available() -> int:
+    """Bytes of the computer's memory that can be had now; all of it where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class Memory:
@@ -59,71 +116,78 @@ class Memory:
 
     def __init__(self, x: np.ndarray, checked: bool):
         self.x, self.checked = x, checked
-        self.allocations: list[Allocation] = [Allocation(0, 0, 0, -1, "")]
+        self.allocations: dict[int, Allocation] = {}
+        self.numbers: list[int] = []  # that may be used again
         self.table = np.zeros((64, s.A_FIELDS), np.int64)
-        self.data = reserved()
-        self.covered = FIRST_BYTES  # bytes that init and pages have room for
-        self.init = np.zeros(FIRST_BYTES if checked else 8, np.uint8)
-        self.pages = np.zeros(FIRST_BYTES // PAGE, np.uint32)
-        self.cells = 0
-        self.shadow = np.zeros(1 << 16, np.int64)
-        self.top = GAP
+        self.whole = Reserved(MOST_BYTES)
+        self.data = self.whole.bytes
+        self.pages = Reserved(max(len(self.data) // PAGE * 4, LEAST_BYTES)).bytes.view(np.uint32)
+        self.known = Reserved(len(self.data)) if checked else None
+        self.init = self.known.bytes if self.known else np.zeros(8, np.uint8)
+        self.cells = Reserved(SHADOW_BYTES) if checked else None
+        self.shadow = self.cells.bytes if self.cells else np.zeros(8, np.uint8)
+        self.room = Room(GAP, len(self.data) // GAP * GAP)
+        self.cell_room = Room(0, len(self.shadow) // CELL_BYTES)
+        self.quarantine: collections.deque[Allocation] = collections.deque()
+        self.quarantined = 0  # bytes
         self.publish()
 
     def publish(self) -> None:
         x = self.x
-        x[s.MEMORY], x[s.MEMORY_TOP] = self.data.ctypes.data, self.covered
+        x[s.MEMORY], x[s.MEMORY_TOP] = self.data.ctypes.data, len(self.data)
         x[s.INIT], x[s.PAGES] = self.init.ctypes.data, self.pages.ctypes.data
         x[s.ALLOCS], x[s.SHADOW] = self.table.ctypes.data, self.shadow.ctypes.data
 
     def allocate(self, size: int, device: int, granule: int, name: str, initialised: bool) -> Allocation:
         """Room for `size` bytes; granule: bytes of the smallest item, 1, 2, 4 or 8."""
-        start = self.top
-        self.top = -(-(start + max(size, 1) + GAP) // GAP) * GAP
-        if self.top > len(self.data):
-            self.top = start
+        cells = -(-size // granule) + 1 if self.checked else 0
+        if cells * CELL_BYTES > LARGE_BYTES and cells * CELL_BYTES > available():
+            raise MemoryProblem(
+                f"the checker takes {CELL_BYTES} bytes for each item of an array, {cells * CELL_BYTES} for this one of "
+                f"{size} bytes, and {available()} are free. Use check=False, smaller arrays, or free() some"
+            )
+        start = self.room.take(span(size))
+        if start < 0:
             raise MemoryProblem(f"an array of {size} bytes does not fit the machine's {len(self.data)}")
-        if self.top > self.covered:
-            self.grow(min(max(2 * self.covered, self.top), len(self.data)))
-        number = len(self.allocations)
+        shadow = self.cell_room.take(cells) if cells else 0
+        if shadow < 0:
+            self.room.give(start, span(size))
+            raise MemoryProblem(f"the checker has no room for an array of {size} bytes; use check=False")
+        number = self.numbers.pop() if self.numbers else len(self.allocations) + 1
         if number == len(self.table):
             self.table = np.concatenate([self.table, np.zeros_like(self.table)])
-        cells = -(-size // granule) + 1
-        if self.checked and (self.cells + cells) * s.CELL_WORDS > len(self.shadow):
-            words = max(2 * len(self.shadow), (self.cells + cells) * s.CELL_WORDS)
-            try:
-                bigger = np.zeros(words, np.int64)
-            except MemoryError as error:
-                self.top = start
-                raise MemoryProblem(
-                    f"checking an array of {size} bytes takes {words * 8} bytes of memory; use check=False"
-                ) from error
-            bigger[: self.cells * s.CELL_WORDS] = self.shadow[: self.cells * s.CELL_WORDS]
-            self.shadow = bigger
-        self.table[number] = [start, size, s.LIVE_MEMORY, device, granule, self.cells, 0, 0]
-        self.cells += cells if self.checked else 0
+        self.table[number] = [start, size, s.LIVE_MEMORY, device, granule, shadow, 0, 0]
         self.pages[start // PAGE : -(-(start + max(size, 1)) // PAGE)] = number
         if initialised and self.checked:
             self.init[start : start + size] = 1
-        allocation = Allocation(number, start, size, device, name)
-        self.allocations.append(allocation)
+        allocation = self.allocations[number] = Allocation(number, start, size, device, name)
         self.publish()
         return allocation
-
-    def grow(self, size: int) -> None:
-        self.covered = size
-        for name, length in (("init", size if self.checked else 8), ("pages", -(-size // PAGE))):
-            old = getattr(self, name)
-            if length > len(old):
-                new = np.zeros(length, old.dtype)
-                new[: len(old)] = old
-                setattr(self, name, new)
 
     def free(self, allocation: Allocation) -> None:
         if allocation.freed:
             raise InputError(f"{allocation.name or 'the array'} was freed before")
         allocation.freed = True
         self.table[allocation.number, s.A_STATE] = s.FREED
+        self.quarantine.append(allocation)
+        self.quarantined += span(allocation.size)
+        while self.quarantined > QUARANTINE_BYTES and len(self.quarantine) > 1:
+            self.release(self.quarantine.popleft())
+
+    def release(self, allocation: Allocation) -> None:
+        """Let freed memory be used again."""
+        start, size, number = allocation.start, allocation.size, allocation.number
+        self.quarantined -= span(size)
+        self.whole.clear(start, start + size)
+        self.pages[start // PAGE : -(-(start + max(size, 1)) // PAGE)] = 0
+        if self.known is not None and self.cells is not None:
+            self.known.clear(start, start + size)
+            cells, shadow = -(-size // self.table[number, s.A_GRANULE]) + 1, self.table[number, s.A_SHADOW]
+            self.cells.clear(int(shadow) * CELL_BYTES, int(shadow + cells) * CELL_BYTES)
+            self.cell_room.give(int(shadow), int(cells))
+        self.room.give(start, span(size))
+        del self.allocations[number]
+        self.numbers.append(number)
 
     def bytes_of(self, allocation: Allocation) -> np.ndarray:
         """[size] uint8: the allocation's bytes, not a copy."""
@@ -132,10 +196,10 @@ class Memory:
     def at(self, address: int) -> Allocation | None:
         """The allocation that an address lies in or nearest behind, freed ones too."""
         place = address - isa.GLOBAL_START
-        if not 0 <= place < self.covered:
+        if not 0 <= place < len(self.data):
             return None
         number = int(self.pages[place // PAGE])
         if number:
             return self.allocations[number]
-        before = [a for a in self.allocations[1:] if a.start <= place]
+        before = [a for a in self.allocations.values() if a.start <= place and a.name != PARAMETERS]
         return max(before, key=lambda a: a.start) if before else None

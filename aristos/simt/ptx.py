@@ -96,6 +96,7 @@ class Variable:
 @dataclass
 class Label:
     name: str
+    line: int
 
 
 @dataclass
@@ -138,6 +139,7 @@ TOKEN = re.compile(
 )
 SIZES = {"pred": 1, "b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "f16": 2, "bf16": 2, "b32": 4, "u32": 4,
          "s32": 4, "f32": 4, "f16x2": 4, "bf16x2": 4, "b64": 8, "u64": 8, "s64": 8, "f64": 8, "b128": 16}  # fmt: skip
+MOST_NESTED = 100
 LINKAGE = (".visible", ".extern", ".weak", ".common", ".noreturn")
 SPACES = (".global", ".const", ".shared", ".local", ".param")
 LIMITS = (".maxntid", ".reqntid", ".minnctapersm", ".maxnctapersm", ".maxnreg", ".noreturn", ".reqnctapercluster",
@@ -167,6 +169,7 @@ class Parser:
         self.at = 0
         self.result = Module()
         self.source = (0, 0)
+        self.defined: set[str] = set()
 
     # ---- words ----
     def peek(self, ahead: int = 0) -> str:
@@ -222,7 +225,10 @@ class Parser:
         while self.peek():
             word = self.peek()
             if word in (".version", ".address_size"):
-                self.at += 2
+                self.next()
+                line, value = self.line, self.next()
+                if not re.fullmatch(r"\d+(\.\d+)?", value):
+                    raise PTXError(f"PTX line {line}: expected a number after {word}, got {value!r}")
             elif word == ".target":
                 self.next()
                 self.result.target = self.next()
@@ -289,15 +295,24 @@ class Parser:
             depth += (word == "{") - (word == "}")
 
     def declaration(self) -> None:
+        words = set()
         while self.peek() in LINKAGE:
-            self.next()
+            words.add(self.next())
+        line, once = self.line, not words & {".extern", ".weak", ".common"}
         if self.peek() in (".entry", ".func"):
-            self.function()
+            names = [self.function()]
         else:
-            for variable in self.variables():
-                self.result.variables[variable.name] = variable
+            found = self.variables()
+            names = [variable.name for variable in found]
+            self.result.variables.update({variable.name: variable for variable in found})
+        for name in names if once else ():
+            if name in self.defined:
+                raise PTXError(f"PTX line {line}: {name} is defined a second time")
+            if name:
+                self.defined.add(name)
 
-    def function(self) -> None:
+    def function(self) -> str:
+        """Read a function; its name where it has a body, else nothing."""
         line = self.line
         entry = self.next() == ".entry"
         while self.peek() in LINKAGE:
@@ -326,6 +341,7 @@ class Parser:
         old = self.result.functions.get(name)
         if body is not None or old is None:
             self.result.functions[name] = Function(name, entry, params, returns, body, line, limits)
+        return name if body is not None else ""
 
     def parameters(self) -> list[Variable]:
         self.expect("(")
@@ -375,7 +391,10 @@ class Parser:
             if self.accept("]"):
                 count = 0
             else:
-                count *= self.integer()
+                many = self.integer()
+                if many < 0:
+                    raise PTXError(f"PTX line {line}: {name} has {many} elements")
+                count *= many
                 self.expect("]")
         element = SIZES[kind]
         values: list[Any] = []
@@ -384,6 +403,8 @@ class Parser:
         if count == 0 and values:
             count = len(values)
         size = element * vector * count
+        if len(values) * element > size:
+            raise PTXError(f"PTX line {line}: {name} has {count} elements and {len(values)} values")
         return Variable(name, space[1:], kind, max(align, element * vector), size, values, element, vector)
 
     def initialiser(self, values: list[Any], kind: str) -> None:
@@ -409,15 +430,17 @@ class Parser:
         values.append((symbol, self.integer() if self.accept("+") else 0))
 
     # ---- bodies ----
-    def scope(self) -> Scope:
+    def scope(self, depth: int = 0) -> Scope:
         self.expect("{")
+        if depth > MOST_NESTED:
+            raise PTXError(f"PTX line {self.line}: braces nested more than {MOST_NESTED} deep")
         scope = Scope()
         while not self.accept("}"):
             word = self.peek()
             if not word:
                 raise PTXError(f"PTX line {self.line}: a body without its closing brace")
             if word == "{":
-                scope.items.append(self.scope())
+                scope.items.append(self.scope(depth + 1))
             elif word == ".reg":
                 self.register(scope)
             elif word == ".loc":
@@ -434,7 +457,7 @@ class Parser:
             elif self.peek(1) == ":" and self.peek(2) in (".callprototype", ".branchtargets", ".calltargets"):
                 self.targets(scope)
             elif self.peek(1) == ":":
-                scope.items.append(Label(self.next()))
+                scope.items.append(Label(self.next(), self.line))
                 self.next()
             else:
                 scope.items.append(self.instruction())
@@ -459,6 +482,8 @@ class Parser:
             raise PTXError(f"PTX line {line}: registers of type .{kind} are not supported")
         while True:
             name = self.next()
+            if name in scope.families or name in scope.registers:
+                raise PTXError(f"PTX line {line}: {name} is declared a second time")
             if self.accept("<"):
                 scope.families[name] = (kind, self.integer())
                 self.expect(">")

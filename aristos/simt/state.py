@@ -27,7 +27,7 @@ FREE, RUNNABLE, WAITING = 0, 1, 2  # W_STATE
 
 # ---- a thread (lane of a warp slot) ----
 (T_PC, T_GID, T_CLOCK, T_VC, T_SV, T_RELEASE, T_RELEASE_SCOPE, T_PENDING0, T_PENDING1, T_PENDING2, T_DEPTH, T_WAIT,
- T_BARRIER, T_VALUE, T_STEP, T_GROUP, T_COPIES, T_SAVED, T_TID, T_RESULT, T_EXPECT) = range(21)  # fmt: skip
+ T_BARRIER, T_VALUE, T_STEP, T_GROUP, T_COPIES, T_SAVED, T_TID, T_RESULT, T_EXPECT, T_PASSED) = range(22)  # fmt: skip
 T_FIELDS = 24
 # what a thread waits for
 RUNS, AT_BARRIER, AT_WARP, AT_GRID = range(4)
@@ -106,8 +106,8 @@ N_FIELDS = 12
 # ---- the history of a location: recent writes that a thread may not have seen yet ----
 (H_ADDRESS, H_SIZE, H_COUNT, H_BASE, H_BASE_VC, H_BASE_SCOPE, H_BASE_GID) = range(7)
 H_MESSAGES = 8  # then messages of
-(M_VALUE, M_GID, M_CLOCK, M_VC, M_SCOPE, M_SEQUENCE) = range(6)
-M_FIELDS, M_MOST = 6, 4
+(M_VALUE, M_GID, M_CLOCK, M_VC, M_SCOPE, M_SEQUENCE, M_ATOMIC) = range(7)
+M_FIELDS, M_MOST = 7, 4
 H_FIELDS = H_MESSAGES + M_FIELDS * M_MOST
 HISTORY_SLOTS = 4096
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +39,18 @@ def _driver() -> Driver:
     if not _drivers:
         raise InputError("no machine is in use: call aristos.simt.enable(), or set ARISTOS_SIMT=1 for pytest")
     return _drivers[-1]
+
+
+def _function_of(name: str) -> Any:
+    """A function of the driver, of the machine in use; as CUDA's, it fails in a forked child."""
+
+    def call(*args: Any) -> Any:
+        mine = _driver()
+        if os.getpid() != mine.pid:
+            raise kernels.part("cudadrv.error").CudaDriverError("CUDA initialized before forking")
+        return getattr(mine, name)(*args)
+
+    return call
 
 
 class CoreStream:
@@ -122,11 +135,11 @@ def _hinted(original: Any) -> Any:
 
     def init(self: Any, shape: Any, strides: Any, dtype: Any, stream: Any = 0, gpu_data: Any = None) -> None:
         mine = _driver()
-        before, mine.hint = mine.hint, (np.dtype(dtype), tuple(np.atleast_1d(shape).tolist()))
+        before, mine.hints.of = getattr(mine.hints, "of", None), (np.dtype(dtype), tuple(np.atleast_1d(shape).tolist()))
         try:
             original(self, shape, strides, dtype, stream, gpu_data)
         finally:
-            mine.hint = before
+            mine.hints.of = before
 
     return init
 
@@ -137,6 +150,7 @@ def _memory_view(obj: Any, stream: Any = 0, copy: bool = True, user_explicit: bo
 
     kind = getattr(obj, "simt_type", None)
     if kind is not None:
+        current().holds(obj)
         return _shim(obj, obj.ptr), False
     interface = getattr(obj, "__cuda_array_interface__", None)
     if driver.is_device_memory(obj):
@@ -148,11 +162,21 @@ def _memory_view(obj: Any, stream: Any = 0, copy: bool = True, user_explicit: bo
         return array._strided_memory_view_shim, False
     host = np.asanyarray(obj)
     devicearray.sentry_contiguous(host)
+    if copy and not user_explicit and isinstance(obj, np.ndarray):
+        _warn_of_copy()
     array = devicearray.DeviceNDArray(host.shape, host.strides, host.dtype)
     if copy and host.size:
         driver.host_to_device(array, host, array.alloc_size)
     shim = array._strided_memory_view_shim
     return _Kept(shim, array), True
+
+
+def _warn_of_copy() -> None:
+    """As Numba does, where it was not told to be silent."""
+    config, errors = kernels.part("core.config"), kernels.part("core.errors")
+    if config.CUDA_WARN_ON_IMPLICIT_COPY and not config.DISABLE_PERFORMANCE_WARNINGS:
+        message = "Host array used in CUDA kernel will incur copy overhead to/from device."
+        warnings.warn(errors.NumbaPerformanceWarning(message), stacklevel=2)
 
 
 class _Kept:
@@ -192,7 +216,7 @@ def _module(self: Any, image: Any, setup: Any = None, teardown: Any = None) -> M
     """Context.create_module_image, of PTX."""
     if not isinstance(image, str):
         raise InputError(f"the machine loads modules of PTX, got {type(image).__name__}")
-    return MachineModule(_driver(), _driver().machine.loader.program(image), setup, teardown)
+    return MachineModule(_driver(), _driver().machine.load(image), setup, teardown)
 
 
 def _replace(owner: Any, name: str, value: Any) -> None:
@@ -212,7 +236,7 @@ def _install() -> None:
     vars(driver).setdefault("_logger", driver.make_logger())
     for name in dir(Driver):
         if name.startswith("cu") and name[2].isupper():
-            _replace(driver.driver, name, lambda *args, _name=name: getattr(_driver(), _name)(*args))
+            _replace(driver.driver, name, _function_of(name))
     _replace(driver.Device, "__init__", _device)
     _replace(driver, "_to_core_stream", _core_stream)
     _replace(driver.ManagedMemory, "__init__", _managed(driver.ManagedMemory.__init__))

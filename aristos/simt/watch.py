@@ -2,8 +2,9 @@
 
 A location remembers its last few writes. A read returns one of them by chance, but never one older than a write that
 happened before it (by the vector clocks), that its thread has already read, or that a sequentially consistent fence
-ordered before it. So the outcomes that PTX permits to stores that reach each observer at their own time come up, and
-no other. Writes to one location reach everybody in the order in which they were made.
+ordered before it. A strong write takes its place, by chance, before writes that nothing orders with it: those of one
+location have one order for everybody, which need not be that in which they were made. So the outcomes that PTX permits
+to stores that reach each observer at their own time come up, and no other.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from .inner import jit
 from .units import unit
 
 STRONG, ATOMIC = 1, 8
+SEQUENCE_STEP = 1 << 16  # between the numbers of two writes: room for those that take their place before the last
 GID_MASK = (1 << s.GID_BITS) - 1
 
 
@@ -261,7 +263,10 @@ def read_latest(x, thread, location, order, scope):
 
 @unit
 def wrote(x, thread, block, warp, location, size, old, value, order, scope, atomic):
-    """Remember a write: what it published, and the value before it, which others may still read."""
+    """Remember a write: what it published, and the value before it, which others may still read.
+
+    Returns 1 where it took its place before a write made earlier: memory keeps that one's value.
+    """
     vc, vc_scope = np.int64(0), np.int64(scope)
     gid = get(thread, s.T_GID)
     entry = np.int64(0)
@@ -297,9 +302,16 @@ def wrote(x, thread, block, warp, location, size, old, value, order, scope, atom
         for i in range(s.M_FIELDS * (s.M_MOST - 1)):
             put(first, i, get(first, i + s.M_FIELDS))
         count -= 1
-    message = slot + (s.H_MESSAGES + count * s.M_FIELDS) * 8
-    sequence = get(x, s.SEQUENCE) + 1
+    sequence = get(x, s.SEQUENCE) + SEQUENCE_STEP
     put(x, s.SEQUENCE, sequence)
+    at = count
+    if order != isa.WEAK and not atomic:
+        at = before_others(x, thread, block, warp, location, slot, count)
+    message = slot + (s.H_MESSAGES + at * s.M_FIELDS) * 8
+    if at < count:
+        sequence = between(slot, at)
+        for i in range((count - at) * s.M_FIELDS - 1, -1, -1):
+            put(message, i + s.M_FIELDS, get(message, i))
     put(message, s.M_VALUE, np.int64(value))
     put(message, s.M_GID, gid)
     # a release publishes the moment before this write; the write itself belongs to the moment it publishes
@@ -307,9 +319,61 @@ def wrote(x, thread, block, warp, location, size, old, value, order, scope, atom
     put(message, s.M_VC, vc)
     put(message, s.M_SCOPE, vc_scope)
     put(message, s.M_SEQUENCE, sequence)
+    put(message, s.M_ATOMIC, atomic)
     put(slot, s.H_COUNT, count + 1)
+    if at < count:
+        return 1
     if entry != 0:
         put(entry, s.S_VC, vc)
         put(entry, s.S_SCOPE, vc_scope)
         put(entry, s.S_GID, gid)
     return 0
+
+
+@jit
+def between(slot, at):
+    """The number of a write that comes just before message `at`; that message's own where there is no room."""
+    last = get(slot + (s.H_MESSAGES + at * s.M_FIELDS) * 8, s.M_SEQUENCE)
+    first = last - SEQUENCE_STEP
+    if at > 0:
+        first = max(first, get(slot + (s.H_MESSAGES + (at - 1) * s.M_FIELDS) * 8, s.M_SEQUENCE))
+    middle = (first + last) // 2
+    return middle if middle > first else last
+
+
+@jit
+def before_others(x, thread, block, warp, location, slot, count):
+    """The place of a strong write among the messages of its location: by chance before some that nothing orders first.
+
+    Not before one that happened before it, that its thread wrote or read, that a fence ordered before it, or that is
+    an atomic operation, which must follow at once the write that it read.
+    """
+    key = LOCATION | location
+    floor = np.int64(-2)
+    at = count
+    while at > 0:
+        message = slot + (s.H_MESSAGES + (at - 1) * s.M_FIELDS) * 8
+        gid, clock = get(message, s.M_GID), get(message, s.M_CLOCK)
+        if get(message, s.M_ATOMIC) or gid == get(thread, s.T_GID) or happened(x, thread, block, warp, gid, clock):
+            break
+        if in_clock(x, get(thread, s.T_SV), gid, clock):
+            break
+        if floor == -2:
+            floor = max(lookup(x, get(thread, s.T_VC), key), lookup(x, get(thread, s.T_SV), key))
+        if floor >= get(message, s.M_SEQUENCE) or draw(x) & 1:
+            break
+        if between(slot, at - 1) == get(message, s.M_SEQUENCE):
+            break
+        at -= 1
+    return at
+
+
+@jit
+def saw_latest(x, thread, location, size):
+    """An atomic operation that wrote nothing has read the last write: its thread reads none before it any more."""
+    slot = history_slot(x, location)
+    count = get(slot, s.H_COUNT)
+    if count != 0 and get(slot, s.H_ADDRESS) == location and get(slot, s.H_SIZE) == size:
+        sequence = get(slot + (s.H_MESSAGES + (count - 1) * s.M_FIELDS) * 8, s.M_SEQUENCE)
+        if lookup(x, get(thread, s.T_VC), LOCATION | location) < sequence:
+            put(thread, s.T_VC, join(x, get(thread, s.T_VC), single(x, LOCATION | location, sequence)))

@@ -33,7 +33,7 @@ TOGETHER = 10  # modules in one process, whose start takes some seconds
 def installed() -> Path:
     """The folder of numba-cuda's tests."""
     kernels.numba_cuda()
-    for needed in ("filecheck", "pytest"):
+    for needed in ("cffi", "filecheck", "pytest"):
         if importlib.util.find_spec(needed) is None:
             raise EnvironmentProblem(f"numba-cuda's tests need {needed}: pip install {needed}")
     import numba.cuda.tests

@@ -28,7 +28,7 @@ OUTPUT, LIMIT = "ARISTOS_SIMT_SUITE_OUTPUT", "ARISTOS_SIMT_SUITE_SECONDS"
 WAITING = 3
 DRIVER_WORDS = (
     "libcuda", "CUDA driver", "cuda driver", "nvdisasm", "nvJitLink", "nvjitlink", "Error at driver init", "cuInit",
-    "libnvJitLink", "cuobjdump", "cuobject", "NVML", "pynvjitlink",
+    "libnvJitLink", "cuobjdump", "cuobject", "NVML", "cuda.core",
 )  # fmt: skip
 DRIVER_FRAMES = re.compile(r"/cuda/(core|bindings|pathfinder)/|cuda[./](core|bindings)\b")
 
@@ -114,7 +114,7 @@ _recorder: list[Recorder] = []
 
 def pytest_configure(config: Any) -> None:
     os.environ["ARISTOS_SIMT_SUITE_CHILD"] = "1"
-    enable()  # signatures declared at import need a device
+    enable(devices=2)  # signatures declared at import need a device
     _recorder.append(Recorder())
 
 
@@ -162,7 +162,7 @@ def pytest_runtest_protocol(item: Any) -> Iterator[None]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: Any) -> Iterator[None]:
     recorder = _recorder[0]
-    machine = Machine()
+    machine = Machine(devices=2)
     recorder.running = True
     signal.setitimer(signal.ITIMER_PROF, recorder.seconds, 0.5)  # again and again: subtests catch it
     signal.setitimer(signal.ITIMER_REAL, WAITING * recorder.seconds, 5)

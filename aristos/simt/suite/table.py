@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -61,4 +62,4 @@ def table(rows: list[dict[str, Any]], broken: dict[str, str]) -> str:
     if found:
         lines += ["", "agree, and the machine reported:", ""]
         lines += [f"- {row['module']} {row['test']}: {row['reports'][0]}" for row in found]
-    return "\n".join(lines) + "\n"
+    return re.sub(r"/\S*?/site-packages/", "", "\n".join(lines)) + "\n"

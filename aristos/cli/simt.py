@@ -1,0 +1,62 @@
+"""`aristos simt profile SCRIPT.py`: run a script's CUDA kernels on the PTX machine; its reports and counters.
+
+Exit codes: 0 nothing reported, 1 something was, or the script failed, 2 usage, 3 numba-cuda is not there, 130 Ctrl-C;
+where nothing was reported, a script's own exit code. It refuses to run anything but a Python file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from .. import arguments, launch
+
+SUMMARY = "run a script's CUDA kernels without a GPU, checked: aristos simt profile SCRIPT.py"
+USAGE, INCOMPLETE, INTERRUPTED = 2, 3, 130
+
+
+def options(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="aristos simt", description="Run CUDA kernels on the PTX machine.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    one = commands.add_parser(
+        "profile",
+        help="run a script and print what the checker found and the counters of each source line",
+        description="Run a Python script; kernels that it launches the ordinary way, k[grid, block](...), run on the "
+        "machine. Prints what the checker found, and the counters of each source line of the kernels.",
+    )
+    one.add_argument("--json", action="store_true", help="one JSON object on stdout; what the script prints to stderr")
+    one.add_argument("--no-check", action="store_true", help="counters alone, faster: no checker")
+    one.add_argument("--seed", type=arguments.not_negative, default=0, help="of the schedule (%(default)s)")
+    one.add_argument("--devices", type=arguments.positive, default=1, help="(%(default)s)")
+    one.add_argument("--sm-count", type=arguments.positive, default=4, help="of each device (%(default)s)")
+    one.add_argument("--arch", default="sm_90", help="that kernels are compiled for (%(default)s)")
+    one.add_argument("--limit", type=arguments.positive, default=10**11,
+                     help="warp instructions of a run, after which it is given up (%(default)s)")  # fmt: skip
+    one.add_argument("script", metavar="SCRIPT.py")
+    one.add_argument("args", nargs=argparse.REMAINDER, help="of the script")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    asked = options(argv)
+    from ..errors import EnvironmentProblem, InputError
+
+    try:
+        from ..simt.profile import profile
+
+        code = profile(
+            asked.script, asked.args, asked.json, devices=asked.devices, sm_count=asked.sm_count, arch=asked.arch,
+            seed=asked.seed, check=not asked.no_check, limit=asked.limit,
+        )  # fmt: skip
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return launch.unread()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except InputError as why:
+        print(f"aristos simt profile: {why}", file=sys.stderr)
+        return USAGE
+    except EnvironmentProblem as why:
+        print(f"aristos simt profile: {why}", file=sys.stderr)
+        return INCOMPLETE

@@ -1,0 +1,111 @@
+"""What each PTX opcode becomes: its modifiers read one by one, anything unknown an error.
+
+A handler takes the lowering and a `Mods`; it must use up every modifier, which `Mods.done` checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .. import isa
+from ..ptx import Name
+from .arithmetic import (
+    add_carry,
+    arithmetic,
+    divide,
+    function,
+    mad_carry,
+    multiply,
+    multiply24,
+    multiply_add,
+    sub_carry,
+    unary,
+)
+from .bits import bit_find, clamp_wrap, dot_product, logic, lop3, permute, plain
+from .compare import compare, compare_set, copysign, select, select_sign, test_property
+from .control import branch, branch_indexed, call, leave, nothing, stack
+from .convert import convert, is_space, move, to_address
+from .memory import atomic, copy_async, fence, load, policy_of, store
+from .mods import HALVES, INTEGERS, WIDE_FLOATS, WORDS, Mods
+from .warp import (
+    active,
+    barrier,
+    elect,
+    match,
+    matrix_access,
+    move_matrix,
+    multiply_matrix,
+    reduce,
+    shuffle,
+    sleep,
+    vote,
+)
+
+if TYPE_CHECKING:
+    from ..lower import Lowering
+    from ..ptx import Instruction
+
+HANDLERS: dict[str, Callable[[Any, Mods], None]] = {
+    "add": arithmetic(isa.ADD, isa.FADD, isa.ADD2), "sub": arithmetic(isa.SUB, isa.FSUB, isa.SUB2),
+    "min": arithmetic(isa.MIN, isa.FMIN, isa.MIN2), "max": arithmetic(isa.MAX, isa.FMAX, isa.MAX2),
+    "mul": multiply, "mad": multiply_add, "fma": multiply_add, "div": divide,
+    "addc": lambda low, m: add_carry(low, m, True), "subc": lambda low, m: sub_carry(low, m, True),
+    "madc": lambda low, m: mad_carry(low, m, True),
+    "mul24": multiply24(isa.MUL24, isa.MUL24HI, 2), "mad24": multiply24(isa.MAD24, isa.MAD24HI, 3),
+    "sad": plain(isa.SAD, 3, INTEGERS), "rem": plain(isa.REM, 2, INTEGERS), "abs": unary(isa.ABS, isa.FABS),
+    "neg": unary(isa.NEG, isa.FNEG), "popc": plain(isa.POPC, 1, (isa.B32, isa.B64)),
+    "clz": plain(isa.CLZ, 1, (isa.B32, isa.B64)), "bfind": bit_find,
+    "brev": plain(isa.BREV, 1, (isa.B32, isa.B64)), "bfe": plain(isa.BFE, 3, WORDS, wide=(1, 2)),
+    "bfi": plain(isa.BFI, 4, (isa.B32, isa.B64), wide=(2, 3)),
+    "bmsk": clamp_wrap(isa.BMSK, 2), "szext": clamp_wrap(isa.SZEXT, 2), "shf": clamp_wrap(isa.SHFLEFT, 3),
+    "shl": plain(isa.SHL, 2, (isa.B16, isa.B32, isa.B64), wide=(1,)),
+    "shr": plain(isa.SHR, 2, (*INTEGERS, isa.B16, isa.B32, isa.B64), wide=(1,)), "prmt": permute, "lop3": lop3,
+    "dp4a": dot_product(isa.DP4A), "dp2a": dot_product(isa.DP2A), "fns": plain(isa.FNS, 3, (isa.B32,)),
+    "and": logic(isa.AND), "or": logic(isa.OR), "xor": logic(isa.XOR), "not": logic(isa.NOT),
+    "cnot": logic(isa.CNOT), "setp": compare, "set": compare_set, "selp": select, "slct": select_sign,
+    "testp": test_property, "copysign": copysign, "isspacep": is_space,
+    "rcp": function(isa.FRCP, WIDE_FLOATS, exact=True), "sqrt": function(isa.FSQRT, exact=True),
+    "rsqrt": function(isa.FRSQRT, WIDE_FLOATS), "sin": function(isa.FSIN), "cos": function(isa.FCOS),
+    "lg2": function(isa.FLG2), "ex2": function(isa.FEX2, (isa.F32, *HALVES)),
+    "tanh": function(isa.FTANH, (isa.F32, *HALVES)), "mov": move, "cvt": convert, "cvta": to_address,
+    "bra": branch, "brx": branch_indexed, "ret": leave(isa.RET), "exit": leave(isa.EXIT), "trap": leave(isa.TRAP),
+    "brkpt": leave(isa.TRAP), "call": call, "pmevent": nothing, "prefetch": nothing, "prefetchu": nothing,
+    "discard": nothing, "applypriority": nothing, "griddepcontrol": nothing, "setmaxnreg": nothing,
+    "ld": load, "ldu": load, "st": store, "atom": atomic, "red": atomic, "membar": fence, "fence": fence,
+    "cp": copy_async, "createpolicy": policy_of, "bar": barrier, "barrier": barrier, "shfl": shuffle, "vote": vote,
+    "match": match, "redux": reduce, "activemask": active, "elect": elect, "nanosleep": sleep, "mma": multiply_matrix,
+    "ldmatrix": matrix_access, "stmatrix": matrix_access, "movmatrix": move_matrix,
+    "alloca": stack, "stacksave": stack, "stackrestore": stack,
+}  # fmt: skip
+
+
+def decode(low: Lowering, ins: Instruction) -> None:
+    """Emit the instruction's rows; raises PTXError if the opcode or a modifier is unknown."""
+    handler = HANDLERS.get(ins.opcode)
+    if handler is None:
+        raise low.fail(f"opcode {ins.opcode!r} is not known to the machine")
+    first = len(low.code)
+    handler(low, Mods(low, ins))
+    results(low, ins, first)
+
+
+SAME = (isa.ADD, isa.SUB, isa.MUL, isa.MULHI, isa.MAD, isa.MADHI, isa.SAD, isa.DIV, isa.REM, isa.ABS, isa.NEG, isa.MIN,
+        isa.MAX, isa.AND, isa.OR, isa.XOR, isa.NOT, isa.CNOT, isa.SHL, isa.SHR, isa.BREV, isa.BFE, isa.BFI, isa.SELP,
+        isa.SLCT, isa.FADD, isa.FSUB, isa.FMUL, isa.FFMA, isa.FDIV, isa.FABS, isa.FNEG, isa.FMIN, isa.FMAX, isa.FRCP,
+        isa.FSQRT, isa.FRSQRT, isa.FSIN, isa.FCOS, isa.FLG2, isa.FEX2, isa.FTANH)  # fmt: skip
+
+
+def results(low: Lowering, ins: Instruction, first: int) -> None:
+    """Refuse a result of another size than what the instruction gives."""
+    target = ins.operands[0] if ins.operands else None
+    kind = low.kind(target)
+    if not kind or not isinstance(target, Name):
+        return
+    size = 1 if kind == "pred" else isa.TYPES[kind] & 15
+    row = low.find(target.text)[1]
+    for line in low.code[first:]:
+        op, given = line[isa.OP], line[isa.TYPE] & 15
+        wide = op in (isa.MULWIDE, isa.MADWIDE)
+        if line[isa.D] == row and (op in SAME or wide) and size != given * (2 if wide else 1):
+            raise low.fail(f"register {target.text} of type .{kind} does not fit the result")

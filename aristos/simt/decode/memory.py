@@ -1,0 +1,168 @@
+"""Loads, stores, atomics, fences and asynchronous copies."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .. import isa
+from ..ptx import Number, Vector
+from .mods import HALVES, SPACES, WORDS, Mods, check_type
+
+if TYPE_CHECKING:
+    from ..lower import Lowering
+
+
+ORDERS = {"weak": isa.WEAK, "volatile": isa.VOLATILE, "relaxed": isa.RELAXED, "acquire": isa.ACQUIRE,
+          "release": isa.RELEASE, "acq_rel": isa.ACQ_REL, "sc": isa.SC}  # fmt: skip
+SCOPES = {"cta": isa.CTA, "cluster": isa.CTA, "gpu": isa.GPU, "gl": isa.GPU, "sys": isa.SYS}
+CACHE = ("ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "unified")
+
+
+def order_scope(m: Mods, default_order: int, default_scope: int) -> tuple[int, int]:
+    if m.take("mmio") and "relaxed" not in m.left:
+        raise m.fail("modifier .mmio needs .relaxed")
+    order = m.choose(ORDERS, default_order)
+    scope = m.choose(SCOPES, isa.SYS if order == isa.VOLATILE else default_scope)
+    return order, scope
+
+
+def cache_hints(m: Mods) -> bool:
+    """Take away hints of caching; True where an operand with a policy comes last."""
+    policy = False
+    for name in list(m.left):
+        if name in CACHE or name.startswith(("L1::", "L2::")):
+            m.left.remove(name)
+            policy = policy or name == "L2::cache_hint"
+    return policy
+
+
+def place(low: Lowering, m: Mods, operand: Any, space: int) -> tuple[int, int, int]:
+    """(row, offset, space) of a memory operand; a variable of a function's .param space is local memory."""
+    row, offset, kind = low.memory(operand)
+    if kind == "local" or (space == isa.PARAM and kind != "param" and low.current and not low.current.entry):
+        space = isa.LOCAL
+    elif kind == "param":
+        space = isa.PARAM
+    elif space == isa.GENERIC and kind in ("shared", "global", "const"):
+        space = SPACES[kind]
+    return row, offset, space
+
+
+def access(low: Lowering, m: Mods, load: bool) -> None:
+    policy = cache_hints(m)
+    order, scope = order_scope(m, isa.WEAK, isa.SYS)
+    space = m.choose(SPACES, isa.GENERIC)
+    vector = m.take("v2", "v4", "v8")
+    (type_,) = m.types()
+    m.done(2, 3 if policy else 2)
+    register, address = (0, 1) if load else (1, 0)
+    row, offset, space = place(low, m, m.operands[address], space)
+    value = m.operands[register]
+    items = value.items if isinstance(value, Vector) else (value,)
+    if len(items) != (int(vector[1:]) if vector else 1):
+        raise m.fail("the vector has another number of registers")
+    rows = [low.row(item, type_, write=load) for item in items]
+    if space not in (isa.PARAM, isa.LOCAL, isa.CONST):
+        low.granule = min(low.granule, type_ & 15)
+    flags = order << isa.ORDER_SHIFT | scope << isa.SCOPE_SHIFT | space << isa.SPACE_SHIFT
+    low.emit(isa.LD if load else isa.ST, type_, a=row, imm=offset, flags=flags, items=rows)
+
+
+def load(low: Lowering, m: Mods) -> None:
+    access(low, m, True)
+
+
+def store(low: Lowering, m: Mods) -> None:
+    m.take("async")
+    access(low, m, False)
+
+
+ATOMIC_TYPES = {
+    "add": (*WORDS, *HALVES, isa.F32, isa.F64), "min": WORDS, "max": WORDS, "inc": (isa.U32,), "dec": (isa.U32,),
+    "exch": (*WORDS, isa.B32, isa.B64), "cas": (*WORDS, isa.B16, isa.B32, isa.B64),
+    **dict.fromkeys(("and", "or", "xor"), (*WORDS, isa.B32, isa.B64)),
+}  # fmt: skip
+
+
+def atomic(low: Lowering, m: Mods) -> None:
+    reduce = m.ins.opcode == "red"
+    policy = cache_hints(m)
+    order, scope = order_scope(m, isa.RELAXED, isa.GPU)
+    space = m.choose(SPACES, isa.GENERIC)
+    name = next((word for word in m.left if word in isa.ATOMS), "")
+    kind = m.choose(isa.ATOMS)
+    (type_,) = m.types()
+    check_type(m, type_, ATOMIC_TYPES[name])
+    if type_ in HALVES:
+        m.take("noftz")
+    swap = kind == isa.ATOMS["cas"]
+    count = (2 if reduce else 3) + int(swap)
+    m.done(count, count + int(policy))
+    first = 0 if reduce else 1
+    row, offset, space = place(low, m, m.operands[first], space)
+    a = low.row(m.operands[first + 1], type_)
+    b = low.row(m.operands[first + 2], type_) if swap else 0
+    flags = order << isa.ORDER_SHIFT | scope << isa.SCOPE_SHIFT | space << isa.SPACE_SHIFT
+    low.granule = min(low.granule, type_ & 15)
+    d = 0 if reduce else m.dest()
+    low.emit(isa.ATOM, type_, kind, d=d, a=row, b=a, c=b, imm=offset, flags=flags)
+
+
+def fence(low: Lowering, m: Mods) -> None:
+    if m.ins.opcode == "membar":
+        order, scope = isa.SC, m.choose(SCOPES)
+    else:
+        if m.take("proxy"):
+            m.left = []  # every access here goes through one proxy
+            low.emit(isa.NOP)
+            return
+        order = m.choose(ORDERS, isa.ACQ_REL)
+        scope = m.choose(SCOPES)
+    m.done(0)
+    low.emit(isa.FENCE, flags=order << isa.ORDER_SHIFT | scope << isa.SCOPE_SHIFT)
+
+
+def copy_async(low: Lowering, m: Mods) -> None:
+    if not m.take("async"):
+        raise m.fail("is not supported")
+    if m.take("commit_group"):
+        m.done(0)
+        low.emit(isa.CPCOMMIT)
+        return
+    if m.take("wait_all"):
+        m.done(0)
+        low.emit(isa.CPWAIT, imm=-1)
+        return
+    if m.take("wait_group"):
+        m.done(1)
+        count = m.operands[0]
+        if not isinstance(count, Number):
+            raise m.fail("the number of groups must be an immediate")
+        low.emit(isa.CPWAIT, imm=count.value)
+        return
+    policy = cache_hints(m)
+    if not (m.take("shared", "shared::cta", "shared::cluster") and m.take("global")):
+        raise m.fail("is not supported: only .shared.global")
+    m.done(3, 4 + int(policy))
+    size = m.operands[2]
+    if not isinstance(size, Number) or size.value not in (4, 8, 16):
+        raise m.fail("the size must be 4, 8 or 16")
+    to, to_offset, _ = low.memory(m.operands[0])
+    source, offset, _ = low.memory(m.operands[1])
+    if offset:
+        total = low.new_row()
+        low.emit(isa.ADD, isa.U64, d=total, a=source, b=low.constant(offset))
+        source = total
+    read = low.constant(size.value)
+    if len(m.operands) > 3 and not (policy and len(m.operands) == 4):
+        read = m.row(3)  # a size, or a predicate that means none
+        if low.kind(m.operands[3]) == "pred":  # the copy's source is ignored where it holds
+            read, ignore = low.new_row(), read
+            low.emit(isa.SELP, isa.B32, d=read, a=low.constant(0), b=low.constant(size.value), c=ignore)
+    low.granule = min(low.granule, 4)
+    low.emit(isa.CPASYNC, size.value, a=to, b=source, c=read, imm=to_offset)
+
+
+def policy_of(low: Lowering, m: Mods) -> None:
+    """createpolicy: a cache policy is any number here."""
+    low.emit(isa.MOV, isa.B64, d=m.dest(), a=low.constant(0))

@@ -1,0 +1,113 @@
+"""How modifiers of an instruction are read: one by one, and every one must be used up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .. import isa
+from ..ptx import Instruction, Number
+
+if TYPE_CHECKING:
+    from ..lower import Lowering
+
+
+SPACES = {"global": isa.GLOBAL, "shared": isa.SHARED, "shared::cta": isa.SHARED, "shared::cluster": isa.SHARED,
+          "local": isa.LOCAL, "const": isa.CONST, "param": isa.PARAM, "param::entry": isa.PARAM,
+          "param::func": isa.PARAM, "generic": isa.GENERIC}  # fmt: skip
+
+
+class Mods:
+    """The modifiers of an instruction, taken away as they are understood."""
+
+    def __init__(self, low: Lowering, ins: Instruction):
+        self.low, self.ins, self.left = low, ins, list(ins.mods)
+        self.operands = ins.operands
+
+    def take(self, *names: str) -> str | None:
+        for name in names:
+            if name in self.left:
+                self.left.remove(name)
+                return name
+        return None
+
+    def flag(self, name: str, value: int) -> int:
+        return value if self.take(name) else 0
+
+    def choose(self, table: dict[str, int], default: int | None = None) -> int:
+        name = self.take(*table)
+        if name is None:
+            if default is None:
+                raise self.fail(f"one of .{', .'.join(table)} is needed")
+            return default
+        return table[name]
+
+    def types(self, count: int = 1) -> list[int]:
+        """The last `count` type modifiers, in their order."""
+        found = [name for name in self.left if name in isa.TYPES]
+        if len(found) < count:
+            raise self.fail("a type is missing, or not supported")
+        picked = found[-count:]
+        for name in picked:
+            self.left.remove(name)
+        return [isa.TYPES[name] for name in picked]
+
+    def done(self, least: int, most: int | None = None) -> None:
+        if self.left:
+            raise self.fail(f"modifier .{self.left[0]} is not supported here")
+        if not least <= len(self.operands) <= (least if most is None else most):
+            raise self.fail(f"has {len(self.operands)} operands")
+
+    def fail(self, what: str) -> Exception:
+        return self.low.fail(what)
+
+    def row(self, index: int, type_: int | None = None) -> int:
+        """The row of an operand; type_: what the instruction takes it for, where the register must be of it."""
+        operand = self.operands[index]
+        if type_ is not None:
+            self.fits(operand, type_)
+        return self.low.row(operand, isa.B64 if type_ is None else type_)
+
+    def fits(self, operand: Any, type_: int) -> None:
+        """Refuse a register of another size or kind than the type (the PTX ISA on operand types), as ptxas does."""
+        whole = type_ & 0xF0 in (isa.U, isa.S)
+        if isinstance(operand, Number) and operand.kind != "i" and whole:
+            raise self.fail("a float is no operand of an integer type")
+        kind = self.low.kind(operand)
+        if not kind or self.ins.opcode == "cvt" or (type_ & 15 == 1 and type_ != isa.PREDICATE):
+            return
+        size = 1 if kind == "pred" else isa.TYPES[kind] & 15
+        other = (whole and kind[0] == "f") or (type_ & 0xF0 == isa.F and kind[0] in "us")
+        if size != type_ & 15 or other:
+            raise self.fail(f"register {operand.text} of type .{kind} does not fit the instruction's type")
+
+    def dest(self, index: int = 0) -> int:
+        return self.low.row(self.operands[index], write=True)
+
+
+def is_float(type_: int) -> bool:
+    return type_ & 0xF0 == isa.F or type_ in (isa.BF16, isa.F16X2, isa.BF16X2)
+
+
+def check_type(m: Mods, type_: int, allowed: tuple[int, ...]) -> None:
+    if type_ not in allowed:
+        raise m.fail("this type is not one the instruction takes")
+
+
+INTEGERS = (isa.U16, isa.U32, isa.U64, isa.S16, isa.S32, isa.S64)
+WORDS = (isa.U32, isa.S32, isa.U64, isa.S64)
+WIDE_FLOATS = (isa.F32, isa.F64)
+DIRECTED = {"rn": isa.RN, "rz": isa.RZ, "rm": isa.RM, "rp": isa.RP}
+NEAREST = {"rn": isa.RN}
+HALVES = (isa.F16, isa.F16X2, isa.BF16, isa.BF16X2)
+
+
+def flush(m: Mods, type_: int) -> int:
+    """.ftz, which float64 and bfloat16 do not have."""
+    return m.flag("ftz", isa.FTZ) if type_ in (isa.F32, isa.F16, isa.F16X2) else 0
+
+
+def float_flags(m: Mods, type_: int, needed: bool = False) -> int:
+    """Rounding, .ftz and .sat of add, sub, mul, fma; `needed`: the rounding has no default."""
+    table = DIRECTED if type_ in WIDE_FLOATS else NEAREST
+    flags = m.choose(table, None if needed else isa.RN) | flush(m, type_)
+    return flags | (m.flag("sat", isa.SAT) if type_ in (isa.F32, isa.F16, isa.F16X2) else 0)

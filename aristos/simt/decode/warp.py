@@ -1,0 +1,196 @@
+"""Barriers, and instructions of a whole warp: shuffles, votes, reductions, matrices."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .. import isa
+from ..ptx import Number, Pair, Vector
+from .mods import Mods, check_type
+
+if TYPE_CHECKING:
+    from ..lower import Lowering
+
+
+def barrier(low: Lowering, m: Mods) -> None:
+    if m.take("warp"):
+        m.take("sync")
+        m.done(1)
+        low.emit(isa.WARPSYNC, a=m.row(0, isa.U32))
+        return
+    m.take("cta")
+    if "cluster" in m.left:
+        raise m.fail("barriers of clusters are not supported")
+    aligned = m.take("aligned") is not None or m.ins.opcode == "bar"
+    kind = m.take("sync", "arrive", "red")
+    if kind is None:
+        raise m.fail("needs .sync, .arrive or .red")
+    flags = 1 if aligned else 0
+    counted = 2 if kind == "red" else 1
+    number, threads = m.operands[counted - 1 : counted], m.operands[counted : len(m.operands) - (kind == "red")]
+    if any(isinstance(n, Number) and not 0 <= n.value <= 15 for n in number):
+        raise m.fail("a block has barriers 0 to 15")
+    if any(isinstance(n, Number) and n.value % 32 for n in threads):
+        raise m.fail("the number of threads must be a multiple of 32")
+    if kind == "red":
+        how = m.choose({"popc": 0, "and": 1, "or": 2})
+        m.take("pred", "u32")
+        m.done(3, 4)
+        count = m.row(2, isa.U32) if len(m.operands) == 4 else low.constant(0)
+        value = m.row(len(m.operands) - 1)
+        low.emit(isa.BARRED, d=m.dest(), a=m.row(1, isa.U32), b=count, c=value, imm=how, flags=flags)
+        return
+    m.done(1, 2)
+    count = m.row(1, isa.U32) if len(m.operands) == 2 else low.constant(0)
+    low.emit(isa.BAR if kind == "sync" else isa.BARARRIVE, a=m.row(0, isa.U32), b=count, flags=flags)
+
+
+def synced(m: Mods) -> None:
+    if not m.take("sync"):
+        raise m.fail("without .sync is not supported on sm_70 and later")
+    m.take("aligned")
+
+
+def shuffle(low: Lowering, m: Mods) -> None:
+    synced(m)
+    mode = m.choose({"up": 0, "down": 1, "bfly": 2, "idx": 3})
+    check_type(m, m.types()[0], (isa.B32,))
+    m.done(5)
+    target = m.operands[0]
+    first, second = (target.first, target.second) if isinstance(target, Pair) else (target, None)
+    d = low.row(first, write=True)
+    d2 = low.row(second, write=True) if second is not None else 0
+    low.emit(isa.SHFL, isa.B32, d=d, d2=d2, a=m.row(1, isa.B32), b=m.row(2, isa.U32), c=m.row(3, isa.U32),
+             e=m.row(4, isa.U32), imm=mode)  # fmt: skip
+
+
+def vote(low: Lowering, m: Mods) -> None:
+    synced(m)
+    kind = m.choose({"all": 0, "any": 1, "uni": 2, "ballot": 3})
+    m.take("pred", "b32")
+    m.done(3)
+    low.emit(isa.VOTE, isa.B32, d=m.dest(), a=m.row(1), e=m.row(2, isa.U32), imm=kind)
+
+
+def match(low: Lowering, m: Mods) -> None:
+    kind = m.choose({"any": 0, "all": 1})
+    synced(m)
+    (type_,) = m.types()
+    check_type(m, type_, (isa.B32, isa.B64))
+    m.done(3)
+    target = m.operands[0]
+    first, second = (target.first, target.second) if isinstance(target, Pair) else (target, None)
+    d = low.row(first, write=True)
+    d2 = low.row(second, write=True) if second is not None else 0
+    low.emit(isa.MATCH, type_, d=d, d2=d2, a=m.row(1, type_), e=m.row(2, isa.U32), imm=kind)
+
+
+def reduce(low: Lowering, m: Mods) -> None:
+    synced(m)
+    kind = m.choose(isa.REDUCTIONS)
+    (type_,) = m.types()
+    flags = 0
+    if kind in (isa.REDUCTIONS["min"], isa.REDUCTIONS["max"]) and type_ == isa.F32:
+        flags = m.flag("NaN", isa.NAN) | m.flag("abs", isa.XORSIGN)
+    else:
+        numbers = kind in (isa.REDUCTIONS["add"], isa.REDUCTIONS["min"], isa.REDUCTIONS["max"])
+        check_type(m, type_, (isa.U32, isa.S32) if numbers else (isa.B32,))
+    m.done(3)
+    low.emit(isa.REDUX, type_, d=m.dest(), a=m.row(1, type_), e=m.row(2, isa.U32), imm=kind, flags=flags)
+
+
+def active(low: Lowering, m: Mods) -> None:
+    m.types()
+    m.done(1)
+    low.emit(isa.ACTIVEMASK, d=m.dest())
+
+
+def elect(low: Lowering, m: Mods) -> None:
+    synced(m)
+    m.done(2)
+    target = m.operands[0]
+    if not isinstance(target, Pair):
+        raise m.fail("needs two destinations")
+    d = low.row(target.first, write=True)
+    low.emit(isa.ELECT, d=d, d2=low.row(target.second, write=True), e=m.row(1, isa.U32))
+
+
+def sleep(low: Lowering, m: Mods) -> None:
+    m.take("u32")
+    m.done(1)
+    low.emit(isa.NANOSLEEP, a=m.row(0, isa.U32))
+
+
+SHAPES = {
+    # shape, a and b type -> kind of the machine; the number of registers of A, B, C (D as C)
+    ("m16n8k8", "tf32"): (0, 4, 2, 4), ("m16n8k4", "tf32"): (1, 2, 1, 4),
+    ("m16n8k16", "f16"): (2, 4, 2, 4), ("m16n8k8", "f16"): (3, 2, 1, 4),
+    ("m16n8k16", "bf16"): (4, 4, 2, 4), ("m16n8k8", "bf16"): (5, 2, 1, 4),
+    ("m16n8k32", "s8"): (6, 4, 2, 4), ("m16n8k16", "s8"): (7, 2, 1, 4), ("m8n8k16", "s8"): (8, 1, 1, 2),
+    ("m8n8k4", "f64"): (9, 1, 1, 2),
+}  # fmt: skip
+
+
+def multiply_matrix(low: Lowering, m: Mods) -> None:
+    synced(m)
+    if m.take("row") is None or m.take("col") is None:
+        raise m.fail("only .row.col is supported")
+    saturate = m.flag("satfinite", isa.SAT) if {"s8", "u8"} & set(m.left) else 0
+    shape = m.left.pop(0) if m.left else ""
+    names = m.left
+    m.left = []
+    if len(names) != 4:
+        raise m.fail("needs the types of D, A, B and C")
+    d_type, a_type, b_type, c_type = names
+    kind_a = "s8" if a_type in ("u8", "s8") else a_type
+    kind_b = "s8" if b_type in ("u8", "s8") else b_type
+    if kind_a != kind_b or (shape, kind_a) not in SHAPES:
+        raise m.fail("this shape and these types are not supported")
+    kind, count_a, count_b, count_c = SHAPES[shape, kind_a]
+    half = 0
+    if kind_a == "f16":
+        half = (1 if c_type == "f16" else 0) | (2 if d_type == "f16" else 0)
+    expected = {"s8": "s32", "f64": "f64"}.get(kind_a, "f32")
+    for name, bit in ((d_type, 2), (c_type, 1)):
+        if name != expected and not half & bit:
+            raise m.fail(f"D or C of type {name} is not supported here")
+    m.done(4)
+    counts = (2 if half & 2 else count_c, count_a, count_b, 2 if half & 1 else count_c)
+    rows: list[int] = []
+    for operand, count in zip(m.operands, counts):
+        items = operand.items if isinstance(operand, Vector) else (operand,)
+        if len(items) != count:
+            raise m.fail(f"expected {count} registers, got {len(items)}")
+        rows += [low.row(item, isa.B32, write=operand is m.operands[0]) for item in items]
+    flags = saturate | (isa.HIGH if a_type == "u8" else 0) | (isa.WIDE if b_type == "u8" else 0)
+    low.emit(isa.MMA, half, d=rows[0], imm=kind, flags=flags, items=rows)
+
+
+def matrix_access(low: Lowering, m: Mods) -> None:
+    synced(m)
+    is_load = m.ins.opcode == "ldmatrix"
+    m.choose({"m8n8": 0})
+    count = m.choose({"x1": 1, "x2": 2, "x4": 4})
+    trans = isa.HIGH if m.take("trans") else 0
+    m.take("shared", "shared::cta")
+    (type_,) = m.types()
+    check_type(m, type_, (isa.B16,))
+    m.done(2)
+    value, address = m.operands if is_load else m.operands[::-1]
+    items = value.items if isinstance(value, Vector) else (value,)
+    if len(items) != count:
+        raise m.fail(f"expected {count} registers, got {len(items)}")
+    row, offset, _ = low.memory(address)
+    rows = [low.row(item, isa.B32, write=is_load) for item in items]
+    low.granule = min(low.granule, 2 if trans else 4)
+    op = isa.LDMATRIX if is_load else isa.STMATRIX
+    low.emit(op, isa.B16, d=rows[0] if is_load else 0, a=row, imm=offset, flags=trans, items=rows)
+
+
+def move_matrix(low: Lowering, m: Mods) -> None:
+    synced(m)
+    m.choose({"m8n8": 0})
+    m.choose({"trans": 0})
+    check_type(m, m.types()[0], (isa.B16,))
+    m.done(2)
+    low.emit(isa.MOVMATRIX, isa.B32, d=m.dest(), a=m.row(1))

@@ -1,0 +1,76 @@
+"""Run a Python script whose CUDA kernels go to a machine, and say what the machine found and counted."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import runpy
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from . import kernels
+from .machine import Machine
+from .switch import use
+
+NOTHING = "no kernel ran: those launched as k[grid, block](...) do, those of a simt.Machine of the script's own do not"
+
+
+def profile(script: str, args: list[str], as_json: bool, **options: Any) -> int:
+    """Run a script and print the machine's reports and its table, or one JSON object; returns the exit code.
+
+    args: the script's. options: of `Machine`. Raises InputError where there is no such script or an option is wrong,
+    EnvironmentProblem where numba-cuda is missing.
+    """
+    path = Path(script)
+    if not path.is_file():
+        raise InputError(f"there is no file {script}")
+    kernels.numba_cuda()
+    machine = Machine(**options)
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        code, error = run(machine, path, args)
+    if machine.reports:
+        code = 1
+    counted = machine.profile()
+    if as_json:
+        reports = [dataclasses.asdict(report) for report in machine.reports]
+        print(json.dumps({"schema": "aristos-simt-profile/1", "script": script, "exit_code": code, "error": error,
+                          "reports": reports, "profile": counted.json()}))  # fmt: skip
+        return code
+    if not counted.lines:
+        print(f"aristos simt profile: {NOTHING}", file=sys.stderr)
+        return code
+    print(*machine.reports, f"{len(machine.reports)} reports" if options["check"] else "not checked", "", counted,
+          sep="\n")  # fmt: skip
+    return code
+
+
+def run(machine: Machine, path: Path, args: list[str]) -> tuple[int, str | None]:
+    """Run a script as `python SCRIPT ARGS` would; its exit code, and the error that ended it."""
+    try:
+        with as_main(path, args), use(machine):
+            runpy.run_path(str(path), run_name="__main__")
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0, None
+        print(end.code, file=sys.stderr)
+        return 1, str(end.code)
+    except Exception as error:
+        traceback.print_exc()
+        return 1, f"{type(error).__name__}: {error}"
+    return 0, None
+
+
+@contextlib.contextmanager
+def as_main(path: Path, args: list[str]) -> Iterator[None]:
+    """sys.argv and sys.path as a script finds them."""
+    before = sys.argv, sys.path[:]
+    sys.argv, sys.path[:0] = [str(path), *args], [str(path.resolve().parent)]
+    try:
+        yield
+    finally:
+        sys.argv, sys.path[:] = before

@@ -1,0 +1,32 @@
+"""The cases of tests/test_simt_opcodes_*.py on a card: are the statements that they compare with right?"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
+from card import missing
+
+if missing():
+    pytest.skip(missing(), allow_module_level=True)
+import simt_ptx
+import test_simt_opcodes_approximate
+import test_simt_opcodes_convert
+import test_simt_opcodes_float
+import test_simt_opcodes_integer
+
+for _module in (test_simt_opcodes_integer, test_simt_opcodes_float, test_simt_opcodes_convert,
+                test_simt_opcodes_approximate):  # fmt: skip
+    for _name, _test in vars(_module).items():
+        if _name.startswith("test_") and _name not in ("test_refused_at_load", "test_the_oracle_itself"):
+            globals()[f"{_name}_{_module.__name__.rpartition('_')[2]}"] = _test
+
+
+@pytest.fixture(autouse=True)
+def on_the_card(card, monkeypatch):
+    """What the cases launch goes to the card, which needs sm_90's instructions."""
+    if int(card.arch[3:]) < 90:
+        pytest.skip(f"the cases need sm_90, the card is {card.arch}")
+    monkeypatch.setattr(simt_ptx, "simt", SimpleNamespace(Machine=type(card)))

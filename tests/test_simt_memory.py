@@ -1,0 +1,149 @@
+"""The machine's memory: reuse of what was freed, limits, and what the host writes between runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
+from numba import cuda
+
+from aristos import simt
+from aristos.errors import MemoryProblem
+from aristos.simt.memory import QUARANTINE_BYTES, Room, span
+
+MIB = 1 << 20
+
+
+@cuda.jit
+def copy(a, out):
+    i = cuda.grid(1)
+    if i < a.size:
+        out[i] = a[i]
+
+
+@cuda.jit
+def fill(a, value):
+    a[cuda.grid(1)] = value
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_many_arrays_one_after_another(check):
+    """64 GiB of arrays of 1 MiB and more: twice what the machine holds, in no more places than the quarantine takes."""
+    machine = simt.Machine(check=check)
+    device, kept = machine.device(0), None
+    for number in range(1000):
+        array = device.empty((64 + number % 5) * MIB // 8, np.float64)
+        array._view()[:4] = number
+        if number % 200 == 0:
+            kept = device.array(np.full(4, float(number)))
+        array.free()
+        places = [a.start for a in machine.memory.allocations.values()]
+        assert len(places) == len(set(places)) < 16
+    assert machine.memory.quarantined <= QUARANTINE_BYTES
+    assert (kept.copy_to_host() == 800).all()
+    assert max(a.start for a in machine.memory.allocations.values()) < 1 << 30
+
+
+def test_reused_memory_is_new():
+    """Neither what an earlier array held, nor who touched it, nor that it was written, is left."""
+    machine = simt.Machine()
+    device = machine.device(0)
+    old = device.empty(MIB, np.float32)
+    device.launch(fill, 1, 32, old, 3.0)
+    assert machine.run() == []
+    start = old.allocation.start
+    old.free()
+    device.empty(QUARANTINE_BYTES, np.uint8).free()  # the quarantine is full: the oldest goes
+    new = device.empty(MIB, np.float32)
+    assert new.allocation.start == start
+    assert (new.copy_to_host() == 0).all()
+    out = device.array(np.zeros(32, np.float32))
+    device.launch(copy, 1, 32, new[:32], out)
+    assert [r.kind for r in machine.run()] == ["uninitialised"]
+    device.launch(fill, 1, 32, new, 4.0)
+    assert machine.run() == []
+
+
+def test_freed_memory_is_reported_while_it_is_apart():
+    machine = simt.Machine()
+    device = machine.device(0)
+    a, out = device.array(np.ones(32)), device.array(np.zeros(32))
+    device.launch(copy, 1, 32, a, out)
+    a.free()
+    device.array(np.ones(32))  # elsewhere
+    assert [r.kind for r in machine.run()] == ["use_after_free"]
+    with pytest.raises(ValueError, match="was freed"):
+        a.copy_to_host()
+    with pytest.raises(ValueError, match="was freed before"):
+        a.free()
+
+
+@pytest.mark.parametrize(("check", "dtype", "shape", "words"), [
+    (True, np.float32, 1 << 38, "48 bytes for each item.*use check=False|Use check=False"),
+    (False, np.uint8, 1 << 40, "does not fit the machine's"), (False, np.float64, (1 << 20, 1 << 20), "does not fit"),
+])  # fmt: skip
+def test_what_is_too_large_is_refused(check, dtype, shape, words):
+    machine = simt.Machine(check=check)
+    with pytest.raises(MemoryProblem, match=words):
+        machine.device(0).empty(shape, dtype)
+    assert machine.device(0).array(np.ones(3)).copy_to_host().tolist() == [1, 1, 1]  # and goes on
+
+
+def test_what_the_host_writes_between_runs_is_read():
+    machine = simt.Machine()
+    device = machine.device(0)
+    a, out = device.array(np.zeros(32)), device.array(np.zeros(32))
+    device.launch(fill, 1, 32, a, 5.0)
+    assert machine.run() == []
+    for value in (7.0, 8.0):
+        a.copy_to_device(np.full(32, value))
+        a[3] = 1.0
+        device.launch(copy, 1, 32, a, out)
+        assert machine.run() == []
+        assert out.copy_to_host().tolist() == [value, value, value, 1.0, *[value] * 28]
+
+
+def test_only_what_the_host_writes_counts_as_written():
+    machine = simt.Machine()
+    device = machine.device(0)
+    a, out = device.empty((8, 8), np.float32), device.array(np.zeros(32, np.float32))
+    a[2:4, 1] = 5.0
+    a[..., 6] = 5.0
+    a[5, np.array([0, 2])] = 5.0
+    a[7][3:5].copy_to_device(np.array([6, 7], np.float32))
+    init = machine.memory.init[a.allocation.start : a.allocation.start + 256].reshape(8, 8, 4)
+    want = np.zeros((8, 8, 4), np.uint8)
+    want[2:4, 1], want[:, 6], want[5, [0, 2]], want[7, 3:5] = 1, 1, 1, 1
+    assert (init == want).all()
+    device.launch(copy, 1, 32, a[7][3:5], out)
+    assert machine.run() == []
+    device.launch(copy, 1, 32, a[7][3:6], out)
+    assert [r.kind for r in machine.run()] == ["uninitialised"]
+
+
+def test_launches_leave_nothing():
+    """What a run takes for its kernels' parameters it gives back."""
+    machine = simt.Machine()
+    device, out = machine.device(0), machine.device(0).array(np.zeros(32))
+    for _ in range(20):
+        device.launch(fill, 1, 32, out, 1.0)
+        machine.run()
+    assert sum(not a.freed for a in machine.memory.allocations.values()) == 2  # out, and the last run's
+
+
+def test_free_places_join():
+    room = Room(0, 100)
+    a, b, c = room.take(10), room.take(20), room.take(30)
+    assert (a, b, c) == (0, 10, 30)
+    assert room.take(50) == -1
+    room.give(a, 10)
+    room.give(c, 30)
+    assert room.free == [(0, 10), (30, 100)]
+    assert room.take(11) == 30
+    room.give(b, 20)
+    assert room.free == [(0, 30), (41, 100)]
+    room.give(30, 11)
+    assert room.free == [(0, 100)]
+    assert span(0) == span(1) == 1024
+    assert span(513) == 1536
