@@ -61,6 +61,11 @@ def usable_timeout(timeout: Any) -> float:
     return float(timeout)
 
 
+def usable_nodes(ranks_per_node: Any) -> int | None:
+    """The same of `ranks_per_node`."""
+    return ranks_per_node if isinstance(ranks_per_node, int) and ranks_per_node > 0 else None
+
+
 def check_comm(comm: Any) -> None:
     """Raise InputError for what is no communicator of one group of ranks."""
     if comm is None:
@@ -83,7 +88,7 @@ class Collective:
         self.comm = comm
         self.world = comm.Get_size() if comm is not None else 1
         self._runtime: Runtime | None = None
-        self._nodes = ranks_per_node if isinstance(ranks_per_node, int) and ranks_per_node > 0 else None
+        self._nodes = usable_nodes(ranks_per_node)
         self._joined = attach(comm, timeout, self._nodes)
         self.rank = self._joined.group.rank
 

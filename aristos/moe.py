@@ -19,6 +19,7 @@ from .collective import (
     explain_ids,
     routing_arrays,
     shape_of,
+    usable_nodes,
     usable_timeout,
     weight_arrays,
     widths,
@@ -132,9 +133,15 @@ class MoE(Collective):
             if comm is None:
                 raise InputError("plan needs comm, with a rank for each of its devices")
             check_comm(comm)
-            comm, placement, self.group = split(comm, plan, getattr(cfg, "experts", None), placement)
+            experts = getattr(cfg, "experts", None)
+            nodes = usable_nodes(ranks_per_node)
+            comm, placement, self.group = split(comm, plan, experts, placement, usable_timeout(timeout), nodes)
             self._split = comm
-        super().__init__(comm, usable_timeout(timeout), ranks_per_node)
+        try:
+            super().__init__(comm, usable_timeout(timeout), ranks_per_node)
+        except BaseException:
+            self._leave_group()
+            raise
         problem: Exception | None = None
         mine, shape, scratch, shared = "", {}, 0, 0
         try:

@@ -8,7 +8,7 @@ from cases import MoE, same, tokens
 
 import aristos
 from aristos import planner, reference
-from aristos.errors import InputError
+from aristos.errors import InputError, MismatchError
 
 CFG = aristos.MoEConfig(hidden=24, ffn=40, experts=4, top_k=2, max_tokens=40)
 W = reference.weights(CFG)
@@ -81,6 +81,8 @@ def test_plans_that_do_not_fit(comm):
     other = plan_of([4, 4]) if comm.rank == 0 else plan_of([2, 2], fast=2)
     with pytest.raises(aristos.AristosError):
         MoE(CFG, comm, plan=other)
+    with pytest.raises(MismatchError, match="a plan with groups"):
+        MoE(CFG, comm, plan=good if comm.rank == 0 else None)
     with MoE(CFG, comm, plan=good) as moe:
         moe.load(0, **W)
         assert same(moe(tokens(CFG, 5, seed=1)), one_group(tokens(CFG, 5, seed=1)))
