@@ -1,0 +1,35 @@
+"""What the names of `aristos.memory` compile to on CUDA: the third lowering of the protocol's shared memory.
+
+Words are shared with other devices and with the host, so their scope is the system. Importing this module registers
+the lowerings with Numba-CUDA; it compiles nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ... import memory as mem
+from . import ptx
+from .compiler import overload
+
+NAP = 1000  # nanoseconds; a block that waits leaves its SM's issue slots to the others
+
+
+def _compare_exchange(addr: Any, expected: Any, value: Any) -> Any:
+    return lambda addr, expected, value: ptx.compare_exchange_sys(addr, expected, value) == expected
+
+
+def _nap() -> Any:
+    return lambda: ptx.nanosleep(NAP)
+
+
+overload(mem.load)(lambda addr: lambda addr: ptx.load8(addr))
+overload(mem.store)(lambda addr, value: lambda addr, value: ptx.store8(addr, value))
+overload(mem.load_acquire)(lambda addr: lambda addr: ptx.load_acquire_sys(addr))
+overload(mem.store_release)(lambda addr, value: lambda addr, value: ptx.store_release_sys(addr, value))
+overload(mem.fetch_add)(lambda addr, value: lambda addr, value: ptx.add_sys(addr, value))
+overload(mem.compare_exchange)(_compare_exchange)
+overload(mem.pause)(_nap)
+overload(mem.nap)(_nap)
+overload(mem.clock)(lambda: lambda: ptx.globaltimer())
+overload(mem.float_of_bits)(lambda bits: lambda bits: ptx.float_of_bits(bits))
