@@ -502,6 +502,27 @@ def test_bank_conflicts_and_uncoalesced_loads_are_counted_and_not_reported():
     reports, machine = run(kernel, block=32)
     first = inspect.getsourcelines(kernel.py_func)[1]
     assert machine.profile().line(first + 4)["bank_conflicts"] == 31
+
+
+@pytest.mark.parametrize(("step", "conflicts"), [(1, 0), (8, 28)])
+def test_copies_into_shared_memory_are_counted(step, conflicts):
+    """16 bytes a lane, in four quarters of a warp: side by side no quarter meets in a bank, 128 bytes apart all do."""
+
+    @cuda.jit
+    def kernel(a, out):
+        s = cuda.shared.array(1024, np.float32)
+        t = cuda.threadIdx.x
+        copy_async(s, 4 * step * t, a, 4 * t)
+        COMMIT()
+        WAIT()
+        out[t] = s[4 * step * t]
+
+    reports, machine = run(kernel, block=32)
+    assert not reports
+    copies = machine.profile().opcodes["cp.async"]
+    assert (copies["global_requests"], copies["shared_requests"], copies["sectors"]) == (1, 1, 16)
+    assert copies["bank_conflicts"] == conflicts
+    assert copies["coalesced"]
     assert "sect/req" in str(machine.profile())
     assert machine.profile().json()["total"]["instructions"] > 0
 

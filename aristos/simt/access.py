@@ -432,7 +432,7 @@ def start_copy(x, warp, block, line, pc, mask):
         to = np.int64(register(x, warp, get(line, isa.A), lane)) & 0xFFFFFFFF
         source = np.int64(register(x, warp, get(line, isa.B), lane))
         length = min(np.int64(register(x, warp, get(line, isa.C), lane)), size)
-        put(where, lane, source)
+        put(where, lane, source if length > 0 else np.int64(-1))
         host, place, _ = locate(x, warp, thread, block, lane, isa.SHARED, to + offset, size, True, pc)
         if host == FAULT:
             continue
@@ -464,6 +464,10 @@ def start_copy(x, warp, block, line, pc, mask):
         put(row, s.C_PC, pc)
         put(thread, s.T_COPIES, n + 1)
     count_access(x, warp, line, pc, mask, isa.GLOBAL, size, False)
+    for lane in range(32):
+        if (mask >> lane) & 1:
+            put(where, lane, (np.int64(register(x, warp, get(line, isa.A), lane)) & 0xFFFFFFFF) + offset)
+    count_access(x, warp, line, pc, mask, isa.SHARED, size, True)
     return 0
 
 
