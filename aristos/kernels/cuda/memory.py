@@ -6,8 +6,6 @@ the lowerings with Numba-CUDA; it compiles nothing.
 
 from __future__ import annotations
 
-from typing import Any
-
 from ... import memory as mem
 from . import ptx
 from .compiler import overload
@@ -15,11 +13,11 @@ from .compiler import overload
 NAP = 1000  # nanoseconds; a block that waits leaves its SM's issue slots to the others
 
 
-def _compare_exchange(addr: Any, expected: Any, value: Any) -> Any:
+def _compare_exchange(addr, expected, value):  # Numba compares annotations too
     return lambda addr, expected, value: ptx.compare_exchange_sys(addr, expected, value) == expected
 
 
-def _nap() -> Any:
+def _nap():
     return lambda: ptx.nanosleep(NAP)
 
 
