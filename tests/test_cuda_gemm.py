@@ -109,11 +109,11 @@ def test_which_tile():
 
 def test_bad_input():
     with pytest.raises(InputError, match="kind must be one of bf16, f16, tf32, f32, got 'fp8'"):
-        Tile("fp8", 64, 64, 2, 2, 3)
+        Tile("fp8", 64, 64, 2, 2, 3, 1)
     with pytest.raises(InputError, match="multiple of 16 x 16, got 24 x 64"):
-        Tile("bf16", 24, 64, 1, 2, 3)
+        Tile("bf16", 24, 64, 1, 2, 3, 1)
     with pytest.raises(InputError, match="2 stages or more"):
-        Tile("bf16", 64, 64, 2, 2, 1)
+        Tile("bf16", 64, 64, 2, 2, 1, 1)
     with pytest.raises(InputError, match=r"weight must be a float32 matrix, got float64 \[2, 2\]"):
         pack(np.zeros((2, 2)), "bf16")
     with pytest.raises(InputError, match=r"gate must have the shape of up \[2, 3\], got \[3, 2\]"):

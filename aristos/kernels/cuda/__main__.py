@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ def architectures(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def build(kernel: Any, arch: str, out: Path) -> dict[str, Any]:
-    """Write NAME.ARCH.ptx, .cubin and .sass of one kernel; its row of the report."""
+def finish(kernel: Any, arch: str, ptx: str, out: Path) -> dict[str, Any]:
+    """Write NAME.ARCH.ptx, .cubin and .sass of one compiled kernel; its row of the report."""
     from ...simt import kernels as compiler
     from ...simt import limits
     from .assemble import assemble, disassemble
@@ -37,7 +38,6 @@ def build(kernel: Any, arch: str, out: Path) -> dict[str, Any]:
     target = TARGETS[arch]
     cc = compiler.capability(target)
     files = {kind: out / f"{kernel.name}.{arch}.{kind}" for kind in ("ptx", "cubin", "sass")}
-    ptx = compiler.compiled(kernel.function, kernel.types, cc).ptx
     files["ptx"].write_text(re.sub(r"^\.target .*$", f".target {target}", ptx, flags=re.M), encoding="utf-8")
     made = assemble(files["ptx"], files["cubin"], target)
     files["sass"].write_text(disassemble(files["cubin"]), encoding="utf-8")
@@ -49,19 +49,28 @@ def build(kernel: Any, arch: str, out: Path) -> dict[str, Any]:
 
 
 def build_all(archs: list[str], out: Path) -> list[dict[str, Any]]:
-    """Every kernel for every architecture, and report.json; says on stderr how far it is."""
-    from ...simt.kernels import numba_cuda
+    """Every kernel for every architecture, and report.json; says on stderr how far it is.
 
-    numba_cuda()
+    One core compiles while another assembles what was compiled before.
+    """
+    from ...simt import kernels as compiler
+    from .assemble import tool
     from .catalogue import kernels
 
+    for name in ("ptxas", "nvdisasm"):
+        tool(name)  # better missed now than after the first kernel
     out.mkdir(parents=True, exist_ok=True)
     work = [(kernel, arch) for kernel in kernels() for arch in archs]
-    rows, start = [], time.monotonic()
-    for i, (kernel, arch) in enumerate(work):
-        rows.append(build(kernel, arch, out))
-        passed = time.monotonic() - start
-        print(f"{i + 1}/{len(work)} {kernel.name} {arch}, {passed:.0f} s", file=sys.stderr, flush=True)
+    coming, start = [], time.monotonic()
+    with ThreadPoolExecutor(max_workers=1) as assembler:
+        for i, (kernel, arch) in enumerate(work):
+            ptx = compiler.compiled(kernel.function, kernel.types, compiler.capability(TARGETS[arch])).ptx
+            coming.append(assembler.submit(finish, kernel, arch, ptx, out))
+            passed = time.monotonic() - start
+            print(f"{i + 1}/{len(work)} {kernel.name} {arch}, {passed:.0f} s", file=sys.stderr, flush=True)
+            if coming[0].done():
+                coming[0].result()  # an error now, not at the end
+        rows = [row.result() for row in coming]
     (out / "report.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return rows
 

@@ -11,19 +11,20 @@ from .gemm import TILES, gemm
 
 @dataclass(frozen=True)
 class Kernel:
-    """types: Numba types of the arguments. shared_bytes: dynamic shared memory of a launch."""
+    """types: Numba types of the arguments. shared_bytes: dynamic shared memory of a launch. blocks: wanted on an SM."""
 
     name: str
     function: Any
     types: tuple[Any, ...]
     threads: int
     shared_bytes: int
+    blocks: int
 
 
 def kernels() -> list[Kernel]:
     """All of them, in a fixed order."""
     return [
-        Kernel(f"gemm_{tile.name}", gemm(tile), (types.int64,) * 10, tile.threads, tile.shared_bytes)
+        Kernel(f"gemm_{tile.name}", gemm(tile), (types.int64,) * 10, tile.threads, tile.shared_bytes, tile.blocks)
         for tiles in TILES.values()
         for tile in tiles
     ]

@@ -7,6 +7,7 @@ kernel. Weights are packed by `pack.py`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -22,13 +23,13 @@ NONE = -1  # beside the codes of activation.CODES
 # by kind, for a power of two of rows: a bigger tile reads weights less often, a smaller one computes fewer empty rows
 TILES = {
     "bf16": (
-        Tile("bf16", 16, 128, 1, 4, 4), Tile("bf16", 32, 128, 1, 4, 4), Tile("bf16", 64, 128, 2, 2, 4),
-        Tile("bf16", 128, 128, 2, 4, 3), Tile("bf16", 256, 128, 4, 2, 3),
+        Tile("bf16", 16, 128, 1, 4, 4, 3), Tile("bf16", 32, 128, 1, 4, 4, 2), Tile("bf16", 64, 128, 2, 2, 3, 2),
+        Tile("bf16", 128, 128, 2, 4, 3, 2), Tile("bf16", 256, 128, 4, 2, 3, 1),
     ),
-    "f32": (Tile("f32", 16, 64, 1, 4, 4), Tile("f32", 64, 64, 2, 2, 3), Tile("f32", 128, 64, 4, 2, 3)),
+    "f32": (Tile("f32", 16, 64, 1, 4, 4, 4), Tile("f32", 64, 64, 2, 2, 3, 3), Tile("f32", 128, 64, 4, 1, 3, 2)),
 }  # fmt: skip
-TILES["f16"] = tuple(Tile("f16", t.m, t.n, t.warps_m, t.warps_n, t.stages) for t in TILES["bf16"])
-TILES["tf32"] = tuple(Tile("tf32", t.m, t.n, t.warps_m, t.warps_n, t.stages) for t in TILES["bf16"])
+for _kind in ("f16", "tf32"):
+    TILES[_kind] = tuple(replace(tile, kind=_kind) for tile in TILES["bf16"])
 
 
 def tile_for(kind: str, rows: int) -> Tile:
@@ -132,9 +133,8 @@ def tile_product(tile: Tile) -> Any:
 
     @cuda.jit(device=True)
     def product(shared, a_rows, c_rows, m, weight, pitch, bias, width, depth, n0, code, gated):
-        thread = cuda.threadIdx.x
-        lane, warp = thread & 31, thread >> 5
-        own_a, own_b, own_c, column = own_offsets(lane, warp)
+        thread = ptx.thread()
+        own_a, own_b, _, column = own_offsets(thread & 31, thread >> 5)
         row, byte = thread >> 3, (thread & 7) * 16
         to = shared + row * CHUNK + (byte ^ (row & 7) * 16)
         pointers = row_pointers(a_rows, row, m - 1, byte)
@@ -161,6 +161,8 @@ def tile_product(tile: Tile) -> Any:
             here = here + stage_bytes if here < (stages - 1) * stage_bytes else 0
         wait_all()
         cuda.syncthreads()
+        thread = ptx.thread()
+        _, _, own_c, _ = own_offsets(thread & 31, thread >> 5)
         stage(sums, shared + own_c)
         cuda.syncthreads()
         first, columns = (n0 // 2, tile_n // 2) if gated != 0 else (n0, tile_n)
@@ -192,4 +194,4 @@ def gemm(tile: Tile) -> Any:
                 depth, cuda.blockIdx.y * tile_n, code, gated)  # fmt: skip
 
     kernel.__name__ = f"gemm_{tile.name}"
-    return cuda.jit(kernel, launch_bounds=(tile.threads, 1))
+    return cuda.jit(kernel, launch_bounds=(tile.threads, tile.blocks))

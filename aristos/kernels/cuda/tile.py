@@ -30,7 +30,10 @@ PRODUCTS = {"bf16": ptx.multiply_bf16, "f16": ptx.multiply_f16, "tf32": ptx.mult
 
 @dataclass(frozen=True)
 class Tile:
-    """A tile's shape: m x n outputs of a block of warps_m x warps_n warps, `stages` chunks of k in shared memory."""
+    """A tile's shape: m x n outputs of a block of warps_m x warps_n warps, `stages` chunks of k in shared memory.
+
+    blocks: how many an SM shall hold; registers are limited so that their file has room for them.
+    """
 
     kind: str  # of the arithmetic: bf16, f16, tf32 or f32
     m: int
@@ -38,6 +41,7 @@ class Tile:
     warps_m: int
     warps_n: int
     stages: int
+    blocks: int
 
     def __post_init__(self) -> None:
         if self.kind not in BYTES:
