@@ -113,5 +113,5 @@ def test_missing_tools(monkeypatch):
 
 def test_what_does_not_assemble(tmp_path):
     (tmp_path / "bad.ptx").write_text(".version 8.0\n.target sm_80\n.address_size 64\nnonsense\n")
-    with pytest.raises(EnvironmentProblem, match="ptxas -v -arch=sm_80 .*bad.ptx .* failed: .*nonsense"):
+    with pytest.raises(EnvironmentProblem, match=r"ptxas -v -arch=sm_80 .*bad\.ptx .* failed: .*nonsense"):
         assemble.assemble(tmp_path / "bad.ptx", tmp_path / "bad.cubin", "sm_80")
