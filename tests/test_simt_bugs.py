@@ -583,3 +583,30 @@ def test_runs_replay_and_seeds_differ():
 
     assert once(1) == once(1)
     assert len({tuple(once(seed)) for seed in range(5)}) > 1
+
+
+def test_a_copy_replaces_what_was_stored():
+    """What a copy brought into shared memory is read after it, though a store to the same place was remembered."""
+
+    @cuda.jit
+    def kernel(a, out):
+        s = cuda.shared.array(512, np.float32)
+        t = cuda.threadIdx.x
+        for i in range(4):
+            s[4 * t + i] = -1
+        cuda.syncthreads()
+        copy_async(s, 4 * t, a, 4 * t)
+        COMMIT()
+        WAIT()
+        cuda.syncthreads()
+        other = (t + 37) % N
+        for i in range(4):
+            out[4 * t + i] = s[4 * other + i]
+
+    machine = simt.Machine()
+    d = machine.device(0)
+    a, out = d.array(np.arange(4 * N).astype(np.float32)), d.array(np.zeros(4 * N, np.float32))
+    d.launch(kernel, 1, N, a, out)
+    assert not machine.run()
+    expected = np.roll(np.arange(4 * N).reshape(N, 4), -37, axis=0).ravel()
+    np.testing.assert_array_equal(out.copy_to_host(), expected)

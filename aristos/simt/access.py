@@ -487,6 +487,13 @@ def finish_copies(x, warp, thread, block, before, most):
         if get(row, s.C_GROUP) < before and done < most:
             done += 1
             to, source = get(row, s.C_TO), get(row, s.C_FROM)
+            if get(x, s.CHECK):  # readers must not find what was stored there before
+                for i in range(0, get(row, s.C_SIZE), 4):
+                    value = np.uint64(0)
+                    for j in range(min(4, get(row, s.C_READ) - i)):
+                        value |= load8(source + i + j) << np.uint64(8 * j)
+                    at, old = location_of(block, isa.SHARED, to + i), load(shared + to + i, np.int64(4))
+                    wrote(x, thread, block, warp_slot(x, warp), at, 4, old, value, isa.WEAK, 0, False)
             for i in range(get(row, s.C_SIZE)):
                 value = load8(source + i) if i < get(row, s.C_READ) else np.uint64(0)
                 store8(shared + to + i, value)
