@@ -22,4 +22,5 @@ cuda: Any = import_module("numba.cuda")  # untyped: what Numba makes of names is
 types: Any = import_module("numba.cuda.types")
 intrinsic: Any = import_module("numba.cuda.extending").intrinsic
 overload: Any = import_module("numba.cuda.extending").overload
+carray: Any = import_module("numba.cuda.np.numpy_support").carray
 make_array: Any = import_module("numba.cuda.np.arrayobj").make_array

@@ -6,11 +6,22 @@ the lowerings with Numba-CUDA; it compiles nothing.
 
 from __future__ import annotations
 
+import numpy as np
+from llvmlite import ir
+
 from ... import memory as mem
 from . import ptx
-from .compiler import overload
+from .compiler import carray, intrinsic, overload, types
 
 NAP = 1000  # nanoseconds; a block that waits leaves its SM's issue slots to the others
+
+
+@intrinsic
+def _pointer(typing, addr):
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), codegen
 
 
 def _compare_exchange(addr, expected, value):  # Numba compares annotations too
@@ -31,3 +42,6 @@ overload(mem.pause)(_nap)
 overload(mem.nap)(_nap)
 overload(mem.clock)(lambda: lambda: ptx.globaltimer())
 overload(mem.float_of_bits)(lambda bits: lambda bits: ptx.float_of_bits(bits))
+# Inlined, because a function on CUDA cannot return an array that it was not given.
+overload(mem.floats, inline="always")(lambda addr, n: lambda addr, n: carray(_pointer(addr), n, np.float32))
+overload(mem.words, inline="always")(lambda addr, n: lambda addr, n: carray(_pointer(addr), n, np.int64))
