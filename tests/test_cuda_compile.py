@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -58,6 +60,13 @@ def test_all_are_there(built):
     assert all(set(row) == fields for row in rows.values())
 
 
+def test_shared_memory_starts_on_a_line(built):
+    """Copies of 16 bytes and whole rows of 128 need it, whichever of a kernel's names for it they use."""
+    for kernel, arch in built[1]:
+        found = re.findall(r"\.extern \.shared \.align (\d+)", (built[0] / f"{kernel}.{arch}.ptx").read_text())
+        assert set(found) == {"128"}, kernel
+
+
 def test_budgets(built):
     """No spills; as many blocks on an SM as a kernel is meant to have, or as its shared memory permits on an A100."""
     for (name, arch), row in built[1].items():
@@ -90,6 +99,26 @@ def main_loop(sass, product):
     assert places, product
     barrier = max(i for i in range(places[0]) if "BAR.SYNC" in lines[i])
     return "\n".join(lines[barrier : places[-1] + 1])
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_router(built, arch):
+    """Scores are fused multiply-adds from shared memory; tensor cores would round them otherwise."""
+    sass = text(built, "route", arch)
+    assert "FFMA" in sass
+    assert "HMMA" not in sass
+    assert re.search(r"LDGSTS\.E\.BYPASS\.LTC128B\.128", sass)
+
+
+def test_without_the_compiler(tmp_path):
+    """aristos imports without numba-cuda; its CUDA kernels say what is missing, and so does the command."""
+    code = (
+        "import sys; sys.modules['numba_cuda'] = None; import aristos, aristos.kernels;"
+        f"from aristos.kernels.cuda.__main__ import main; sys.exit(main(['--out', {str(tmp_path)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "error: CUDA kernels need numba-cuda 0.30: pip install 'aristos[cuda12]'" in done.stderr
 
 
 def test_unknown_architectures(tmp_path, capsys):

@@ -9,13 +9,14 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed:
 from cuda_products import drawn
 from ml_dtypes import bfloat16
 
+from aristos.config import MoEConfig
 from aristos.errors import InputError
 from aristos.kernels.cuda.fragments import fma
 from aristos.kernels.cuda.gemm import TILES, tile_for
 from aristos.kernels.cuda.pack import interleaved, narrow, pack, widen
 from aristos.kernels.cuda.ptx import round_tf32
 from aristos.kernels.cuda.tile import BYTES, Tile
-from aristos.reference import error
+from aristos.reference import error, expert
 
 KINDS = list(TILES)
 # of max |y|: the rounding of the output, of sums in float32
@@ -97,6 +98,24 @@ def test_what_it_asks_of_memory(kind):
         depth = {"bf16": 16, "f16": 16, "tf32": 8}[kind]
         steps = 3 * 128 // BYTES[kind] // depth
         assert profile.opcodes["mma"]["instructions"] == tile.m // 16 * 128 // 8 * steps
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_expert_is_two_products(kind):
+    """h = act(x gate + g) (x up + b), y = h down + d, h kept in the arithmetic's type: against the float64 expert."""
+    first = drawn(kind, 20, 48, 72, gated=True, activation="silu", seed=8)
+    second = drawn(kind, 20, 72, 48, seed=9)
+    tile = TILES[kind][0]
+    h, _ = first.run(tile)
+    second.x = widen(h, kind)
+    y, _ = second.run(tile)
+    cfg = MoEConfig(hidden=48, ffn=72, experts=1, top_k=1, activation="silu", gated=True, bias=True)
+    names = {"up": first.up, "gate": first.gate, "down": second.up}
+    weights = {name: widen(narrow(value, kind), kind)[None] for name, value in names.items()}
+    biases = {"up_bias": first.bias, "gate_bias": first.gate_bias, "down_bias": second.bias}
+    x = widen(narrow(first.x, kind), kind)
+    expected = expert(cfg, x, 0, **weights, **{name: value[None] for name, value in biases.items()})
+    assert error(widen(y, kind), expected) < {"bf16": 2.0**-7, "f16": 2.0**-10, "tf32": 2.0**-11, "f32": 1e-6}[kind]
 
 
 def test_which_tile():

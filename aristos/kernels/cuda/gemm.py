@@ -188,7 +188,7 @@ def gemm(tile: Tile) -> Any:
     product, tile_m, tile_n = tile_product(tile), tile.m, tile.n
 
     def kernel(a_rows, c_rows, m, weight, pitch, bias, width, depth, code, gated):
-        shared = shared_address(cuda.shared.array(0, np.int64))
+        shared = shared_address(cuda.shared.array(0, np.int64, CHUNK))
         first = cuda.blockIdx.x * tile_m
         product(shared, a_rows + 8 * first, c_rows + 8 * first, min(m - first, tile_m), weight, pitch, bias, width,
                 depth, cuda.blockIdx.y * tile_n, code, gated)  # fmt: skip

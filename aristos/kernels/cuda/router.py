@@ -73,7 +73,7 @@ def pack_router(router: np.ndarray) -> np.ndarray:
 def route(job_address):
     """Scores, ids, weights, and counts by block; grid: blocks(tokens)."""
     job = mem.words(job_address, JOB_WORDS)
-    shared = shared_address(cuda.shared.array(0, np.int64))
+    shared = shared_address(cuda.shared.array(0, np.int64, CHUNK))
     thread, first = cuda.threadIdx.x, cuda.blockIdx.x * BLOCK
     tokens, k, slots, experts = job[TOKENS], job[TOP_K], job[SLOTS], job[EXPERTS]
     m = min(tokens - first, BLOCK)
@@ -89,7 +89,7 @@ def route(job_address):
     cuda.syncthreads()
     for n0 in range(0, width, _TILE_N):
         _product(shared, a_rows, c_rows, m, job[ROUTER], pitch, job[ROUTER] + pitch * width, width, depth, n0, NONE, 0)
-    counts = cuda.shared.array(0, np.int64)
+    counts = cuda.shared.array(0, np.int64, CHUNK)
     for slot in range(thread, slots, THREADS):
         counts[slot] = 0
     cuda.syncthreads()
@@ -129,7 +129,7 @@ def _before(partial, thread):
 def place(job_address):
     """OFFSET, TOKEN and POSITION from ids and counts; grid: blocks(tokens)."""
     job = mem.words(job_address, JOB_WORDS)
-    room = cuda.shared.array(0, np.int64)
+    room = cuda.shared.array(0, np.int64, CHUNK)
     thread, block, first = cuda.threadIdx.x, cuda.blockIdx.x, cuda.blockIdx.x * BLOCK
     tokens, k, slots, experts = job[TOKENS], job[TOP_K], job[SLOTS], job[EXPERTS]
     width = (experts + COLUMNS - 1) // COLUMNS * COLUMNS
