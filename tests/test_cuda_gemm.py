@@ -131,6 +131,8 @@ def test_bad_input():
         Tile("fp8", 64, 64, 2, 2, 3, 1)
     with pytest.raises(InputError, match="multiple of 16 x 16, got 24 x 64"):
         Tile("bf16", 24, 64, 1, 2, 3, 1)
+    with pytest.raises(InputError, match="n must be a power of two, got 96"):
+        Tile("bf16", 64, 96, 2, 2, 3, 1)
     with pytest.raises(InputError, match="2 stages or more"):
         Tile("bf16", 64, 64, 2, 2, 1, 1)
     with pytest.raises(InputError, match=r"weight must be a float32 matrix, got float64 \[2, 2\]"):

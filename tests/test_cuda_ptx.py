@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import types
 
 import numpy as np
@@ -39,6 +40,7 @@ from aristos.kernels.cuda.ptx import (
     load_floats2,
     load_matrices,
     load_relaxed_sys,
+    load_shared4,
     load_shared16,
     nanosleep,
     pair_bf16,
@@ -52,6 +54,7 @@ from aristos.kernels.cuda.ptx import (
     store_release_sys,
     store_shared4,
     store_shared8,
+    thread,
 )
 from aristos.kernels.cuda.tile import shared_address
 
@@ -159,7 +162,7 @@ def test_shared_memory_and_copies():
         WAIT()
         store_shared8(tile + 512, data[0], data[1])
         store_shared4(tile + 520, data[2])
-        store_shared4(tile + 524, data[3])
+        store_shared4(tile + 524, load_shared4(tile + 12))
         for i in range(counts.size):
             a, b, c, d = load_shared16(tile + 16 * i)
             out[i, 0], out[i, 1], out[i, 2], out[i, 3] = a, b, c, d
@@ -241,6 +244,14 @@ def test_time():
     assert plain[1] - plain[0] >= 2000
 
 
+def test_threads():
+    def number(at, out):
+        out[thread()] = thread()
+
+    got = on_the_machine(number, np.full(70, -1, np.int32), threads=70)[0]
+    np.testing.assert_array_equal(got, np.arange(70))
+
+
 @pytest.mark.parametrize("by", ["words", "fences"])
 @pytest.mark.parametrize("scope", ["sys", "gpu"])
 def test_the_scope_counts(scope, by):
@@ -302,5 +313,5 @@ def test_the_names_of_shared_memory():
 def test_each_primitive_is_tested_and_names_its_section():
     here = inspect.getsource(inspect.getmodule(test_words))
     for name, primitive in PRIMITIVES.items():
-        assert here.count(name) >= 2 or name.startswith("multiply_"), f"{name} is not tested here"
+        assert len(re.findall(rf"\b{name}\b", here)) >= 2 or name.startswith("multiply_"), f"{name} is not tested here"
         assert "PTX ISA: " in primitive.plain.__doc__, name

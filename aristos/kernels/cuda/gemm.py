@@ -17,6 +17,7 @@ from ..cpu import activation
 from . import memory as memory
 from . import ptx
 from .compiler import cuda
+from .pack import INTERLEAVE
 from .tile import BYTES, CHUNK, PAD, PRODUCTS, Code, Tile, shared_address
 
 NONE = -1  # beside the codes of activation.CODES
@@ -52,16 +53,27 @@ def activated(code, x):
 
 
 @cuda.jit(device=True)
-def outputs(place, gated, code):
+def activate(code, sums, pitch, count, shift, gated, thread, threads):
+    """Apply an activation in place to `count` staged sums, 2^shift a row; where gated, to those of the gate.
+
+    One element at a time, so that the code is there once: the main loop's instructions stay in their cache.
+    """
+    for i in range(thread, count, threads):
+        column = i & (1 << shift) - 1
+        if gated != 0:
+            column = (column & -INTERLEAVE) * 2 + INTERLEAVE + (column & INTERLEAVE - 1)
+        at = sums + (i >> shift) * pitch + 4 * column
+        ptx.store_shared4(at, activated(code, ptx.load_shared4(at)))
+
+
+@cuda.jit(device=True)
+def outputs(place, gated):
     """Four float32 of a row of outputs, from staged sums at `place`: those of the gate lie 8 columns behind."""
     u = ptx.load_shared16(place)
     if gated != 0:
-        g = ptx.load_shared16(place + np.int32(32))
-        return (
-            activated(code, g[0]) * u[0], activated(code, g[1]) * u[1],
-            activated(code, g[2]) * u[2], activated(code, g[3]) * u[3],
-        )  # fmt: skip
-    return activated(code, u[0]), activated(code, u[1]), activated(code, u[2]), activated(code, u[3])
+        g = ptx.load_shared16(place + 4 * INTERLEAVE)
+        return g[0] * u[0], g[1] * u[1], g[2] * u[2], g[3] * u[3]
+    return u
 
 
 def _own_offsets(tile: Tile) -> Any:
@@ -91,12 +103,12 @@ def _own_offsets(tile: Tile) -> Any:
 
 
 def _out(tile: Tile) -> Any:
-    """f(address, place, gated, code): 16 bytes of outputs from staged sums at `place` to a row in global memory."""
+    """f(address, place, gated): 16 bytes of outputs from staged sums at `place` to a row in global memory."""
     if BYTES[tile.kind] == 4:
 
         @cuda.jit(device=True)
-        def put(address, place, gated, code):
-            v = outputs(place, gated, code)
+        def put(address, place, gated):
+            v = outputs(place, gated)
             ptx.store16_once(
                 address, ptx.bits_of_float(v[0]), ptx.bits_of_float(v[1]), ptx.bits_of_float(v[2]),
                 ptx.bits_of_float(v[3]),
@@ -105,9 +117,9 @@ def _out(tile: Tile) -> Any:
         pair = ptx.pair_bf16 if tile.kind == "bf16" else ptx.pair_f16
 
         @cuda.jit(device=True)
-        def put(address, place, gated, code):
-            v = outputs(place, gated, code)
-            w = outputs(place + np.int32(16), gated, code)
+        def put(address, place, gated):
+            v = outputs(place, gated)
+            w = outputs(place + 16, gated)
             ptx.store16_once(address, pair(v[0], v[1]), pair(v[2], v[3]), pair(w[0], w[1]), pair(w[2], w[3]))
 
     return put
@@ -129,7 +141,8 @@ def tile_product(tile: Tile) -> Any:
     own_offsets, put = _own_offsets(tile), _out(tile)
     commit, wait, wait_all = ptx.copy_async_commit, ptx.copy_async_wait(tile.stages - 2), ptx.copy_async_wait(0)
     threads, pass_rows, stages, stage_bytes = tile.threads, tile.pass_rows, tile.stages, tile.stage_bytes
-    tile_n, pitch_out, group = tile.n, 4 * (tile.n + PAD), 16 // BYTES[tile.kind]
+    pitch_out, group = 4 * (tile.n + PAD), 16 // BYTES[tile.kind]
+    columns_shift, groups_shift = tile.n.bit_length() - 1, (tile.n // group).bit_length() - 1
 
     @cuda.jit(device=True)
     def product(shared, a_rows, c_rows, m, weight, pitch, bias, width, depth, n0, code, gated):
@@ -165,14 +178,18 @@ def tile_product(tile: Tile) -> Any:
         _, _, own_c, _ = own_offsets(thread & 31, thread >> 5)
         stage(sums, shared + own_c)
         cuda.syncthreads()
-        first, columns = (n0 // 2, tile_n // 2) if gated != 0 else (n0, tile_n)
-        groups = columns // group
-        for i in range(thread, m * groups, threads):
-            out_row, out = i // groups, i % groups * group
+        half = 1 if gated != 0 else 0
+        if code != NONE:
+            shift = columns_shift - half
+            activate(code, shared, pitch_out, m << shift, shift, gated, thread, threads)
+            cuda.syncthreads()
+        first, shift = n0 >> half, groups_shift - half
+        for i in range(thread, m << shift, threads):
+            out_row, out = i >> shift, (i & (1 << shift) - 1) * group
             if first + out < width:
-                place = out // 8 * 16 + out % 8 if gated != 0 else out
+                place = (out & -INTERLEAVE) * 2 + (out & INTERLEAVE - 1) if gated != 0 else out
                 address = ptx.load8(c_rows + 8 * out_row) + (first + out) * (16 // group)
-                put(address, np.int32(shared + out_row * pitch_out + 4 * place), gated, code)
+                put(address, shared + out_row * pitch_out + 4 * place, gated)
         cuda.syncthreads()
 
     return product
@@ -180,10 +197,10 @@ def tile_product(tile: Tile) -> Any:
 
 @cache
 def gemm(tile: Tile) -> Any:
-    """The kernel of a tile: gemm(a_rows, c_rows, m, weight, pitch, bias, n, width, depth, code, gated), all int64.
+    """The kernel of a tile: gemm(a_rows, c_rows, m, weight, pitch, bias, width, depth, code, gated), all int64.
 
     Grid: (ceil(m / tile.m), ceil(n / tile.n)) blocks of tile.threads threads and tile.shared_bytes of dynamic shared
-    memory. n: columns of the packed weight; the rest as `tile_product` says, for all rows.
+    memory, n the rows of the packed weight; the arguments as `tile_product` says, for all rows.
     """
     product, tile_m, tile_n = tile_product(tile), tile.m, tile.n
 

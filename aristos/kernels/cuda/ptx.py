@@ -228,6 +228,12 @@ def load_shared16(address):
     return tuple((ctypes.c_float * 4).from_address(int(address)))
 
 
+@primitive("ld.shared.f32 $0, [$1];", "f", "r")
+def load_shared4(address):
+    """One float32 (PTX ISA: ld)."""
+    return ctypes.c_float.from_address(int(address)).value
+
+
 @primitive("st.shared.v2.f32 [$0], {$1, $2};", "", "rff")
 def store_shared8(address, a, b):
     """Two float32 (PTX ISA: st)."""

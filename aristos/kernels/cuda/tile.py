@@ -53,6 +53,8 @@ class Tile:
                 f"a warp's part must be a multiple of {step} x 16, got {self.m} x {self.n} for {self.warps_m} x"
                 f" {self.warps_n} warps"
             )
+        if self.n & (self.n - 1):
+            raise InputError(f"n must be a power of two, got {self.n}")
         if self.m % self.pass_rows or self.n % self.pass_rows or self.stages < 2:
             raise InputError(f"{self} needs 2 stages or more, and m and n in multiples of {self.pass_rows}")
 
