@@ -121,7 +121,7 @@ def test_an_expert_is_two_products(kind):
 def test_which_tile():
     for kind in KINDS:
         for rows in (1, 16, 17, 64, 65, 128, 5000):
-            tile = tile_for(kind, rows)
+            tile = tile_for(kind, rows, "sm_90")
             assert tile.m >= min(rows, TILES[kind][-1].m)
             assert all(other.m < rows for other in TILES[kind] if other.m < tile.m)
 

@@ -60,7 +60,7 @@ def build_all(archs: list[str], out: Path) -> list[dict[str, Any]]:
     for name in ("ptxas", "nvdisasm"):
         tool(name)  # better missed now than after the first kernel
     out.mkdir(parents=True, exist_ok=True)
-    work = [(kernel, arch) for kernel in kernels() for arch in archs]
+    work = [(kernel, arch) for arch in archs for kernel in kernels(arch)]
     coming, start = [], time.monotonic()
     with ThreadPoolExecutor(max_workers=1) as assembler:
         for i, (kernel, arch) in enumerate(work):

@@ -7,7 +7,7 @@ from typing import Any
 
 from . import router
 from .compiler import types
-from .gemm import TILES, gemm
+from .gemm import TILES, gemm, tiles
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Kernel:
     blocks: int
 
 
-def kernels() -> list[Kernel]:
-    """All of them, in a fixed order."""
+def kernels(arch: str) -> list[Kernel]:
+    """All of an architecture, sm_90 say, in a fixed order."""
     products = [
         Kernel(f"gemm_{tile.name}", gemm(tile), (types.int64,) * 10, tile.threads, tile.shared_bytes, tile.blocks)
-        for tiles in TILES.values()
-        for tile in tiles
+        for kind in TILES
+        for tile in tiles(kind, arch)
     ]
     slots, k = 256, 8  # what the report is for; a launch asks for what it needs
     return [

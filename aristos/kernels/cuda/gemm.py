@@ -33,9 +33,18 @@ for _kind in ("f16", "tf32"):
     TILES[_kind] = tuple(replace(tile, kind=_kind) for tile in TILES["bf16"])
 
 
-def tile_for(kind: str, rows: int) -> Tile:
+def tiles(kind: str, arch: str) -> tuple[Tile, ...]:
+    """The tiles of an architecture, by rows."""
+    if arch != "sm_100":
+        return TILES[kind]
+    # its assembler needs a few registers more than two such blocks leave each other
+    return tuple(replace(tile, blocks=1) if tile.m == 128 and kind != "f32" else tile for tile in TILES[kind])
+
+
+def tile_for(kind: str, rows: int, arch: str) -> Tile:
     """The tile that a product of so many rows uses; which one never changes a bit of the result."""
-    return next((tile for tile in TILES[kind] if tile.m >= rows), TILES[kind][-1])
+    found = tiles(kind, arch)
+    return next((tile for tile in found if tile.m >= rows), found[-1])
 
 
 @cuda.jit(device=True)
@@ -153,25 +162,27 @@ def tile_product(tile: Tile) -> Any:
         pointers = row_pointers(a_rows, row, m - 1, byte)
         b = weight + pitch * (n0 + row) + byte
         step = pitch * pass_rows
-        chunks = (depth + CHUNK - 1) // CHUNK
+        left = depth - byte
         sums = start(bias + 4 * (n0 + column))
+        offset = 0
         for c in range(stages - 1):
-            if c < chunks:
-                fetch(to + c * stage_bytes, pointers, c * CHUNK, min(max(depth - c * CHUNK - byte, 0), 16),
-                      b + c * CHUNK, step)  # fmt: skip
+            if offset < depth:
+                count = min(max(left - offset, 0), 16)
+                fetch(to + c * stage_bytes, pointers, offset, count, b + offset, step)
             commit()
-        here, there = 0, (stages - 1) * stage_bytes
-        for c in range(chunks):
+            offset += CHUNK
+        here, end = 0, depth + (stages - 1) * CHUNK
+        while offset < end:
             wait()
             cuda.syncthreads()
-            ahead = c + stages - 1
-            if ahead < chunks:
-                fetch(to + there, pointers, ahead * CHUNK, min(max(depth - ahead * CHUNK - byte, 0), 16),
-                      b + ahead * CHUNK, step)  # fmt: skip
+            if offset < depth:
+                before = here - stage_bytes if here > 0 else (stages - 1) * stage_bytes
+                count = min(max(left - offset, 0), 16)
+                fetch(to + before, pointers, offset, count, b + offset, step)
             commit()
             sums = multiply(sums, shared + here, own_a, own_b)
-            there = here
             here = here + stage_bytes if here < (stages - 1) * stage_bytes else 0
+            offset += CHUNK
         wait_all()
         cuda.syncthreads()
         thread = ptx.thread()

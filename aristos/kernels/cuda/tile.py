@@ -187,14 +187,13 @@ class Code:
             at_a = builder.add(chunk, builder.xor(own_a, I32(32 * step)))
             at_b = builder.add(b_chunk, builder.xor(own_b, I32(32 * step)))
             left = [self._left(builder, builder.add(at_a, I32(16 * CHUNK * i))) for i in range(rows)]
-            right: list[Any] = []
-            for j in range(columns // 2):
-                four = ptx.load_matrices.emit(builder, [builder.add(at_b, I32(16 * CHUNK * j))])
-                right += [four[:2], four[2:]]
-            for i in range(rows):
-                for j in range(columns):
-                    at = 4 * (i * columns + j)
-                    sums[at : at + 4] = product.emit(builder, [*left[i], *right[j], *sums[at : at + 4]])
+            for j in range(0, columns, 2):
+                four = ptx.load_matrices.emit(builder, [builder.add(at_b, I32(8 * CHUNK * j))])
+                for i in range(rows):
+                    for half in range(2):
+                        at = 4 * (i * columns + j + half)
+                        right = four[2 * half : 2 * half + 2]
+                        sums[at : at + 4] = product.emit(builder, [*left[i], *right, *sums[at : at + 4]])
         return sums
 
     def _left(self, builder: Any, address: Any) -> list[Any]:
