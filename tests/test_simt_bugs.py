@@ -528,6 +528,27 @@ def test_bank_conflicts_and_uncoalesced_loads_are_counted_and_not_reported():
     reports, machine = run(kernel, block=32)
     first = inspect.getsourcelines(kernel.py_func)[1]
     assert machine.profile().line(first + 4)["bank_conflicts"] == 31
+
+
+@pytest.mark.parametrize(("step", "conflicts"), [(1, 0), (8, 28)])
+def test_copies_into_shared_memory_are_counted(step, conflicts):
+    """16 bytes a lane, in four quarters of a warp: side by side no quarter meets in a bank, 128 bytes apart all do."""
+
+    @cuda.jit
+    def kernel(a, out):
+        s = cuda.shared.array(1024, np.float32)
+        t = cuda.threadIdx.x
+        copy_async(s, 4 * step * t, a, 4 * t)
+        COMMIT()
+        WAIT()
+        out[t] = s[4 * step * t]
+
+    reports, machine = run(kernel, block=32)
+    assert not reports
+    copies = machine.profile().opcodes["cp.async"]
+    assert (copies["global_requests"], copies["shared_requests"], copies["sectors"]) == (1, 1, 16)
+    assert copies["bank_conflicts"] == conflicts
+    assert copies["coalesced"]
     assert "sect/req" in str(machine.profile())
     assert machine.profile().json()["total"]["instructions"] > 0
 
@@ -609,3 +630,30 @@ def test_one_before_and_one_past_an_array(size, dtype, offset):
         assert [r.kind for r in reports] == ["out_of_bounds"] * wrong
         if at == size:
             assert reports[0].address == f"a[{size}]"
+
+
+def test_a_copy_replaces_what_was_stored():
+    """What a copy brought into shared memory is read after it, though a store to the same place was remembered."""
+
+    @cuda.jit
+    def kernel(a, out):
+        s = cuda.shared.array(512, np.float32)
+        t = cuda.threadIdx.x
+        for i in range(4):
+            s[4 * t + i] = -1
+        cuda.syncthreads()
+        copy_async(s, 4 * t, a, 4 * t)
+        COMMIT()
+        WAIT()
+        cuda.syncthreads()
+        other = (t + 37) % N
+        for i in range(4):
+            out[4 * t + i] = s[4 * other + i]
+
+    machine = simt.Machine()
+    d = machine.device(0)
+    a, out = d.array(np.arange(4 * N).astype(np.float32)), d.array(np.zeros(4 * N, np.float32))
+    d.launch(kernel, 1, N, a, out)
+    assert not machine.run()
+    expected = np.roll(np.arange(4 * N).reshape(N, 4), -37, axis=0).ravel()
+    np.testing.assert_array_equal(out.copy_to_host(), expected)

@@ -436,7 +436,7 @@ def start_copy(x, warp, block, line, pc, mask):
         to = np.int64(register(x, warp, get(line, isa.A), lane)) & 0xFFFFFFFF
         source = np.int64(register(x, warp, get(line, isa.B), lane))
         length = min(np.int64(register(x, warp, get(line, isa.C), lane)), size)
-        put(where, lane, source)
+        put(where, lane, source if length > 0 else np.int64(-1))
         host, place, _ = locate(x, warp, thread, block, lane, isa.SHARED, to + offset, size, True, pc)
         if host == FAULT:
             continue
@@ -468,6 +468,10 @@ def start_copy(x, warp, block, line, pc, mask):
         put(row, s.C_PC, pc)
         put(thread, s.T_COPIES, n + 1)
     count_access(x, warp, line, pc, mask, isa.GLOBAL, size, False)
+    for lane in range(32):
+        if (mask >> lane) & 1:
+            put(where, lane, (np.int64(register(x, warp, get(line, isa.A), lane)) & 0xFFFFFFFF) + offset)
+    count_access(x, warp, line, pc, mask, isa.SHARED, size, True)
     return 0
 
 
@@ -487,6 +491,13 @@ def finish_copies(x, warp, thread, block, before, most):
         if get(row, s.C_GROUP) < before and done < most:
             done += 1
             to, source = get(row, s.C_TO), get(row, s.C_FROM)
+            if get(x, s.CHECK):  # readers must not find what was stored there before
+                for i in range(0, get(row, s.C_SIZE), 4):
+                    value = np.uint64(0)
+                    for j in range(min(4, get(row, s.C_READ) - i)):
+                        value |= load8(source + i + j) << np.uint64(8 * j)
+                    at, old = location_of(block, isa.SHARED, to + i), load(shared + to + i, np.int64(4))
+                    wrote(x, thread, block, warp_slot(x, warp), at, 4, old, value, isa.WEAK, 0, False)
             for i in range(get(row, s.C_SIZE)):
                 value = load8(source + i) if i < get(row, s.C_READ) else np.uint64(0)
                 store8(shared + to + i, value)

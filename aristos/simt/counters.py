@@ -15,16 +15,25 @@ if TYPE_CHECKING:
 CLASSES = ((100, "integer"), (200, "float"), (300, "convert"), (400, "move"), (500, "control"), (600, "memory"),
            (700, "barrier"), (800, "warp"), (900, "other"))  # fmt: skip
 
+OPCODES = {
+    isa.LD: "ld", isa.ST: "st", isa.ATOM: "atom", isa.CPASYNC: "cp.async", isa.LDMATRIX: "ldmatrix",
+    isa.STMATRIX: "stmatrix", isa.MMA: "mma", isa.BAR: "bar",
+}  # fmt: skip
+
 
 def class_of(op: int) -> str:
     return next(name for below, name in CLASSES if op < below)
 
 
 class Profile:
-    """lines: one dict a source line; total: their sums. See docs/simt.md for each counter's meaning."""
+    """lines: one dict a source line; total: their sums; opcodes: their sums by opcode, for those that move data.
+
+    See docs/simt.md for each counter's meaning.
+    """
 
     def __init__(self, machine: Machine):
         rows: dict[tuple[str, int], dict[str, Any]] = {}
+        self.opcodes = {name: empty("", 0) for name in OPCODES.values()}
         loader = machine.loader
         for program, (base, _) in zip(loader.programs, loader.bases):
             counts = loader.counts[base : base + len(program.code)]
@@ -32,6 +41,9 @@ class Profile:
                 key = program.lines[int(program.code[at, isa.LINE])]
                 row = rows.setdefault(key, empty(*key))
                 add(row, program.code[at], counts[at])
+                if (op := int(program.code[at, isa.OP])) in OPCODES:
+                    add(self.opcodes[OPCODES[op]], program.code[at], counts[at])
+        self.opcodes = {name: finished(row) for name, row in self.opcodes.items()}
         self.lines = [finished(rows[key]) for key in sorted(rows)]
         self.total = total(self.lines)
 
@@ -43,7 +55,7 @@ class Profile:
         return finished(empty(file, number))
 
     def json(self) -> dict[str, Any]:
-        return {"schema": "aristos-simt/1", "total": self.total, "lines": self.lines}
+        return {"schema": "aristos-simt/1", "total": self.total, "lines": self.lines, "opcodes": self.opcodes}
 
     def __str__(self) -> str:
         head = [name for name, _, _ in COLUMNS]

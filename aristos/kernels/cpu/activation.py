@@ -60,22 +60,41 @@ def logistic(x):
 
 
 @jit
+def relu(x):
+    return max(x, ZERO)
+
+
+@jit
+def gelu(x):
+    return x * normal_cdf(x)
+
+
+@jit
+def gelu_tanh(x):
+    return x * logistic((x + TANH_CUBE * x * x * x) * (TANH_SCALE + TANH_SCALE))
+
+
+@jit
+def silu(x):
+    return x * logistic(x)
+
+
+@jit
 def activate(code, addr, n):
     """Apply an activation in place to n float32 at `addr`."""
     v = mem.floats(addr, n)
     if code == RELU:
         for i in range(n):
-            v[i] = max(v[i], ZERO)
+            v[i] = relu(v[i])
     elif code == GELU:
         for i in range(n):
-            v[i] = v[i] * normal_cdf(v[i])
+            v[i] = gelu(v[i])
     elif code == GELU_TANH:
         for i in range(n):
-            x = v[i]
-            v[i] = x * logistic((x + TANH_CUBE * x * x * x) * (TANH_SCALE + TANH_SCALE))
+            v[i] = gelu_tanh(v[i])
     else:
         for i in range(n):
-            v[i] = v[i] * logistic(v[i])
+            v[i] = silu(v[i])
 
 
 @jit

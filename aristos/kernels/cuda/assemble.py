@@ -1,0 +1,64 @@
+"""PTX to machine code, and machine code to text: ptxas and nvdisasm as the wheels of the cuda extras bring them."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from ...errors import EnvironmentProblem
+
+SECONDS = 300  # for one kernel; they take a second
+WHEELS = {"ptxas": "nvidia-cuda-nvcc-cu12 (CUDA 12) or nvidia-cuda-nvcc (CUDA 13)", "nvdisasm": "nvidia-cuda-nvdisasm"}
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """registers of a thread, bytes spilled to local memory (stores and loads), static shared memory of a block."""
+
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+
+
+@cache
+def tool(name: str) -> Path:
+    """Where a tool of the CUDA toolkit is: in a wheel, the newest first, else on PATH."""
+    spec = importlib.util.find_spec("nvidia")
+    roots = [Path(root) for root in (spec.submodule_search_locations or [])] if spec else []
+    found = [path for root in roots for path in root.glob(f"*/bin/{name}")]
+    found.sort(key=lambda path: path.parent.parent.name.startswith("cu1"), reverse=True)
+    on_path = shutil.which(name)
+    if found or on_path:
+        return found[0] if found else Path(str(on_path))
+    raise EnvironmentProblem(f"{name} was found neither in a wheel nor on PATH: pip install {WHEELS[name]}")
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        raise EnvironmentProblem(f"no end after {SECONDS} s: {' '.join(command)}") from None
+    if done.returncode != 0:
+        raise EnvironmentProblem(f"{' '.join(command)} failed: {(done.stderr or done.stdout).strip()[:2000]}")
+    return done.stdout + done.stderr if command[0].endswith("ptxas") else done.stdout
+
+
+def assemble(ptx: Path, cubin: Path, arch: str) -> Assembled:
+    """Assemble a file of one kernel for an architecture as ptxas names it, sm_90a say."""
+    said = _run([str(tool("ptxas")), "-v", f"-arch={arch}", str(ptx), "-o", str(cubin)])
+
+    def number(pattern: str) -> int:
+        return sum(int(value) for value in re.findall(pattern, said))
+
+    spilled = number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads")
+    return Assembled(number(r"Used (\d+) registers"), spilled, number(r"(\d+) bytes smem"))
+
+
+def disassemble(cubin: Path) -> str:
+    """A cubin's machine code as text."""
+    return _run([str(tool("nvdisasm")), "-c", str(cubin)])

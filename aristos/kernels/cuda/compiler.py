@@ -1,0 +1,26 @@
+"""Numba-CUDA, by the names that this folder uses: the one place that says which compiler kernels are written for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from ...errors import EnvironmentProblem
+
+try:
+    import_module("numba_cuda")
+except ImportError as error:
+    raise EnvironmentProblem(
+        f"CUDA kernels need numba-cuda 0.30: pip install 'aristos[cuda12]', or 'aristos[simt]' without a GPU ({error})"
+    ) from error
+if not hasattr(np, "row_stack"):
+    raise EnvironmentProblem(f"numba-cuda 0.30 needs numpy<2.5, and {np.__version__} is installed")
+
+cuda: Any = import_module("numba.cuda")  # untyped: what Numba makes of names is unknown to type checkers
+types: Any = import_module("numba.cuda.types")
+intrinsic: Any = import_module("numba.cuda.extending").intrinsic
+overload: Any = import_module("numba.cuda.extending").overload
+carray: Any = import_module("numba.cuda.np.numpy_support").carray
+make_array: Any = import_module("numba.cuda.np.arrayobj").make_array

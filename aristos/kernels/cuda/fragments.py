@@ -1,0 +1,67 @@
+"""What a warp's tensor core instruction means, in NumPy: which lane holds which element, and exact sums.
+
+Layouts are those of the PTX ISA, sections 9.7.14.5.7 and 9.7.14.5.8. No Numba, no PTX.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+WIDTH = {"bf16": 16, "f16": 16, "tf32": 32}  # bits of an element
+
+
+def elements(registers: Any, kind: str) -> np.ndarray:
+    """[32, n] int32 -> [32, n * elements in a register] float64."""
+    bits = np.ascontiguousarray(registers, np.int32).view(np.uint32)
+    if kind == "tf32":
+        return (bits & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
+    halves = bits.view(np.uint16)
+    if kind == "f16":
+        return halves.view(np.float16).astype(np.float64)
+    return (halves.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def product(a: Any, b: Any, c: Any, kind: str) -> np.ndarray:
+    """D = A B + C of one mma.sync; a [32, 4], b [32, 2] int32, c [32, 4] float32 -> [32, 4] float32."""
+    per = 32 // WIDTH[kind]
+    depth = 8 * per
+    left, right = np.zeros((16, depth)), np.zeros((depth, 8))
+    of_a, of_b = elements(a, kind), elements(b, kind)
+    out = np.zeros((32, 4), np.float32)
+    for lane in range(32):
+        group, thread = divmod(lane, 4)
+        for register in range(4):
+            for i in range(per):
+                row, column = group + 8 * (register % 2), per * thread + i + depth // 2 * (register // 2)
+                left[row, column] = of_a[lane, per * register + i]
+        for register in range(2):
+            for i in range(per):
+                right[per * thread + i + depth // 2 * register, group] = of_b[lane, per * register + i]
+    for lane in range(32):
+        for register in range(4):
+            row, column = lane // 4 + 8 * (register // 2), 2 * (lane % 4) + register % 2
+            terms = [float(c[lane][register]), *(left[row] * right[:, column])]
+            out[lane, register] = np.float32(math.fsum(terms))
+    return out
+
+
+def pair(low: float, high: float, kind: str) -> int:
+    """Two float32 in one register, rounded to nearest even."""
+    both = np.array([low, high], np.float32)
+    if kind == "f16":
+        return int(both.astype(np.float16).view(np.int32)[0])
+    bits = both.view(np.uint32).astype(np.uint64)
+    halves = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return int(halves.astype(np.uint16).view(np.int32)[0])
+
+
+def fma(a: float, b: float, c: float) -> np.float32:
+    """a b + c for finite float32, rounded once."""
+    exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
+    near = np.float32(float(exact))
+    places = [np.nextafter(near, np.float32(-np.inf)), near, np.nextafter(near, np.float32(np.inf))]
+    return min(places, key=lambda p: (abs(Fraction(float(p)) - exact), int(p.view(np.uint32)) & 1))

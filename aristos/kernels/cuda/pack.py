@@ -1,0 +1,63 @@
+"""Weights as the tile product reads them: rows of k for every output, padded with zeros, in the arithmetic's type."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...errors import InputError
+from .tile import BYTES, CHUNK
+
+COLUMNS = 128  # outputs are padded to a multiple of it: no tile is wider
+INTERLEAVE = 8  # outputs of W, then as many of G: a thread that stores sees both
+
+
+def narrow(values: np.ndarray, kind: str) -> np.ndarray:
+    """float32 in the arithmetic's type: bf16 as uint16, f16, tf32 (rounded, ties away) and f32 as float32."""
+    values = np.ascontiguousarray(values, np.float32)
+    bits = values.view(np.uint32)
+    if kind == "bf16":
+        return ((bits.astype(np.uint64) + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+    if kind == "f16":
+        return values.astype(np.float16)
+    if kind == "tf32":
+        return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+    return values
+
+
+def widen(values: np.ndarray, kind: str) -> np.ndarray:
+    """What `narrow` gave, as float32."""
+    if kind == "bf16":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)
+
+
+def interleaved(up: np.ndarray, gate: np.ndarray) -> np.ndarray:
+    """[K, F] twice -> [K, 2 F']: 8 columns of `up`, then the same 8 of `gate`, F' = F padded with zeros to 8."""
+    if up.shape != gate.shape:
+        raise InputError(f"gate must have the shape of up {list(up.shape)}, got {list(gate.shape)}")
+    k, f = up.shape
+    both = np.zeros((k, -(-f // INTERLEAVE), 2, INTERLEAVE), np.float32)
+    for side, weight in enumerate((up, gate)):
+        padded = np.zeros((k, both.shape[1] * INTERLEAVE), np.float32)
+        padded[:, :f] = weight
+        both[:, :, side] = padded.reshape(k, -1, INTERLEAVE)
+    return both.reshape(k, -1)
+
+
+def pack(weight: np.ndarray, kind: str) -> np.ndarray:
+    """weight: [K, N] float32 -> [N', K'] in the arithmetic's type; N' a multiple of 128, as is a row's bytes."""
+    if weight.ndim != 2 or weight.dtype != np.float32:
+        raise InputError(f"weight must be a float32 matrix, got {weight.dtype} {list(weight.shape)}")
+    k, n = weight.shape
+    step = CHUNK // BYTES[kind]
+    packed = np.zeros((-(-n // COLUMNS) * COLUMNS, -(-k // step) * step), narrow(weight[:1], kind).dtype)
+    packed[:n, :k] = narrow(weight.T, kind)
+    return packed
+
+
+def pack_bias(bias: np.ndarray | None, columns: int) -> np.ndarray:
+    """A bias padded with zeros to `columns` float32; all zeros for None."""
+    out = np.zeros(columns, np.float32)
+    if bias is not None:
+        out[: len(bias)] = bias
+    return out

@@ -1,0 +1,375 @@
+"""Every PTX string of the CUDA substrate, and nothing else. Each primitive is an intrinsic with its meaning in Python.
+
+The body under a primitive is what it means, in plain Python on this process's memory (`primitive.plain`); the text
+above it is what it compiles to. Where all lanes of a warp act together, the plain function takes the registers of all
+32 lanes. Addresses are int64; addresses in shared memory are 32 bits wide, as `shared_address` gives them. A docstring
+ends with the instruction's section of the PTX ISA, by its title. Importing this module compiles nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+from ... import memory as mem
+from . import fragments
+from .compiler import intrinsic, types
+
+I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
+LLVM = {"r": I32, "l": I64, "f": F32}  # by constraint letter of inline assembly
+NUMBA = {"r": types.int32, "l": types.int64, "f": types.float32}
+
+
+def primitive(text: str, gives: str = "", takes: str = "", memory: bool = True) -> Callable[[Callable], Any]:
+    """An intrinsic of one PTX text. gives, takes: a constraint letter for every result and argument, $0 and on.
+
+    memory: whether it reads or writes memory, so that accesses around it stay on their side. What comes back has
+    `.plain`, `.text`, and `.emit(builder, arguments) -> results` for code that is generated.
+    """
+    letters = [f"={letter}" for letter in gives] + list(takes) + (["~{memory}"] if memory else [])
+    results = [LLVM[letter] for letter in gives]
+    returned = results[0] if len(results) == 1 else ir.LiteralStructType(results) if results else ir.VoidType()
+    function = ir.FunctionType(returned, [LLVM[letter] for letter in takes])
+    kinds = [NUMBA[letter] for letter in gives]
+    kind = kinds[0] if len(kinds) == 1 else types.UniTuple(kinds[0], len(kinds)) if kinds else types.void
+
+    def emit(builder: Any, arguments: Sequence[Any]) -> list[Any]:
+        asm = ir.InlineAsm(function, text, ",".join(letters), side_effect=True)
+        value = builder.call(asm, list(arguments))
+        return [value] if len(results) == 1 else [builder.extract_value(value, i) for i in range(len(results))]
+
+    def wrap(plain: Callable) -> Any:
+        def typed(typing: Any, *arguments: Any) -> Any:
+            def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+                found = emit(builder, values)
+                if len(found) > 1:
+                    return context.make_tuple(builder, kind, found)
+                return found[0] if found else context.get_dummy_value()
+
+            return kind(*[NUMBA[letter] for letter in takes]), codegen
+
+        made = named(typed, plain.__name__, len(takes))
+        made.plain, made.text, made.emit, made.__doc__ = plain, text, emit, plain.__doc__
+        return made
+
+    return wrap
+
+
+def named(typed: Callable, name: str, count: int) -> Any:
+    """An intrinsic with a name and a fixed number of arguments, as Numba wants to see them."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    names = ["typing", *(f"a{i}" for i in range(count))]
+    typed.__name__ = name
+    typed.__signature__ = inspect.Signature([inspect.Parameter(n, kind) for n in names])  # type: ignore[attr-defined]
+    return intrinsic(typed)
+
+
+# ---------------------------------------------------------------- words that others write
+
+
+@primitive("ld.relaxed.sys.global.s64 $0, [$1];", "l", "l")
+def load_relaxed_sys(address):
+    """A word that another device or the host writes, unordered (PTX ISA: ld)."""
+    return mem.load(address)
+
+
+@primitive("ld.acquire.gpu.global.s64 $0, [$1];", "l", "l")
+def load_acquire_gpu(address):
+    """A word; what its writer on this device released before is visible after (PTX ISA: ld)."""
+    return mem.load_acquire(address)
+
+
+@primitive("ld.acquire.sys.global.s64 $0, [$1];", "l", "l")
+def load_acquire_sys(address):
+    """A word; what its writer anywhere released before is visible after (PTX ISA: ld)."""
+    return mem.load_acquire(address)
+
+
+@primitive("st.relaxed.sys.global.s64 [$0], $1;", "", "ll")
+def store_relaxed_sys(address, value):
+    """Write a word that another device or the host reads, unordered (PTX ISA: st)."""
+    mem.store(address, value)
+
+
+@primitive("st.release.gpu.global.s64 [$0], $1;", "", "ll")
+def store_release_gpu(address, value):
+    """Publish a word to this device: what this thread wrote or acquired before is visible first (PTX ISA: st)."""
+    mem.store_release(address, value)
+
+
+@primitive("st.release.sys.global.s64 [$0], $1;", "", "ll")
+def store_release_sys(address, value):
+    """Publish a word to every device and the host (PTX ISA: st)."""
+    mem.store_release(address, value)
+
+
+@primitive("fence.acq_rel.gpu;")
+def fence_gpu():
+    """Orders accesses of this thread before and after it, for who synchronises with it (PTX ISA: membar/fence)."""
+
+
+@primitive("fence.acq_rel.sys;")
+def fence_sys():
+    """The same towards every device and the host (PTX ISA: membar/fence)."""
+
+
+@primitive("atom.acq_rel.gpu.global.add.u64 $0, [$1], $2;", "l", "ll")
+def add_gpu(address, value):
+    """Add to a word and give what it held (PTX ISA: atom)."""
+    return mem.fetch_add(address, value)
+
+
+@primitive("atom.acq_rel.sys.global.add.u64 $0, [$1], $2;", "l", "ll")
+def add_sys(address, value):
+    """Add to a word that other devices add to as well (PTX ISA: atom)."""
+    return mem.fetch_add(address, value)
+
+
+@primitive("atom.acq_rel.gpu.global.exch.b64 $0, [$1], $2;", "l", "ll")
+def exchange_gpu(address, value):
+    """Write a word and give what it held (PTX ISA: atom)."""
+    old = mem.load(address)
+    mem.store(address, value)
+    return old
+
+
+@primitive("atom.acq_rel.sys.global.exch.b64 $0, [$1], $2;", "l", "ll")
+def exchange_sys(address, value):
+    """The same for a word that other devices use (PTX ISA: atom)."""
+    return exchange_gpu.plain(address, value)
+
+
+@primitive("atom.acq_rel.gpu.global.cas.b64 $0, [$1], $2, $3;", "l", "lll")
+def compare_exchange_gpu(address, expected, value):
+    """Write `value` if the word holds `expected`; gives what it held (PTX ISA: atom)."""
+    old = mem.load(address)
+    if old == expected:
+        mem.store(address, value)
+    return old
+
+
+@primitive("atom.acq_rel.sys.global.cas.b64 $0, [$1], $2, $3;", "l", "lll")
+def compare_exchange_sys(address, expected, value):
+    """The same for a word that other devices use (PTX ISA: atom)."""
+    return compare_exchange_gpu.plain(address, expected, value)
+
+
+# ---------------------------------------------------------------- plain loads, and 16 bytes at a time
+
+
+@primitive("ld.global.s64 $0, [$1];", "l", "l")
+def load8(address):
+    """A word that nobody writes now (PTX ISA: ld)."""
+    return mem.load(address)
+
+
+@primitive("st.global.s64 [$0], $1;", "", "ll")
+def store8(address, value):
+    """Write a word, published by a later release (PTX ISA: st)."""
+    mem.store(address, value)
+
+
+@primitive("ld.global.nc.f32 $0, [$1];", "f", "l")
+def load_float(address):
+    """A float32 that no kernel running now writes (PTX ISA: ld.global.nc)."""
+    return np.float32(ctypes.c_float.from_address(int(address)).value)
+
+
+@primitive("ld.global.nc.v2.f32 {$0, $1}, [$2];", "ff", "l")
+def load_floats2(address):
+    """Two of them, on 8 bytes (PTX ISA: ld.global.nc)."""
+    return tuple((ctypes.c_float * 2).from_address(int(address)))
+
+
+def _four(address: int) -> tuple[int, ...]:
+    return tuple((ctypes.c_int32 * 4).from_address(int(address)))
+
+
+def _put_four(address: int, values: Sequence[int]) -> None:
+    (ctypes.c_int32 * 4).from_address(int(address))[:] = [int(np.int32(value)) for value in values]
+
+
+@primitive("ld.global.v4.b32 {$0, $1, $2, $3}, [$4];", "rrrr", "l")
+def load16(address):
+    """16 bytes, aligned (PTX ISA: ld)."""
+    return _four(address)
+
+
+@primitive("ld.global.L1::no_allocate.L2::128B.v4.b32 {$0, $1, $2, $3}, [$4];", "rrrr", "l")
+def load16_once(address):
+    """16 bytes that are read once: not kept in L1, fetched into L2 by the line (PTX ISA: ld)."""
+    return _four(address)
+
+
+@primitive("st.global.v4.b32 [$0], {$1, $2, $3, $4};", "", "lrrrr")
+def store16(address, a, b, c, d):
+    """16 bytes, aligned (PTX ISA: st)."""
+    _put_four(address, (a, b, c, d))
+
+
+@primitive("st.global.L1::no_allocate.v4.b32 [$0], {$1, $2, $3, $4};", "", "lrrrr")
+def store16_once(address, a, b, c, d):
+    """16 bytes that this device will not read again: a row for a peer, say (PTX ISA: st)."""
+    _put_four(address, (a, b, c, d))
+
+
+# ---------------------------------------------------------------- shared memory
+
+
+@primitive("ld.shared.v4.f32 {$0, $1, $2, $3}, [$4];", "ffff", "r")
+def load_shared16(address):
+    """Four float32 (PTX ISA: ld)."""
+    return tuple((ctypes.c_float * 4).from_address(int(address)))
+
+
+@primitive("ld.shared.f32 $0, [$1];", "f", "r")
+def load_shared4(address):
+    """One float32 (PTX ISA: ld)."""
+    return ctypes.c_float.from_address(int(address)).value
+
+
+@primitive("st.shared.v2.f32 [$0], {$1, $2};", "", "rff")
+def store_shared8(address, a, b):
+    """Two float32 (PTX ISA: st)."""
+    (ctypes.c_float * 2).from_address(int(address))[:] = [a, b]
+
+
+@primitive("st.shared.f32 [$0], $1;", "", "rf")
+def store_shared4(address, a):
+    """One float32 (PTX ISA: st)."""
+    ctypes.c_float.from_address(int(address)).value = a
+
+
+@primitive("cp.async.cg.shared.global.L2::128B [$0], [$1], 16, $2;", "", "rlr")
+def copy_async16(to, source, count):
+    """16 bytes into shared memory, `count` of them from `source` and zeros after (PTX ISA: cp.async)."""
+    ctypes.memmove(int(to), int(source), int(count))
+    ctypes.memset(int(to) + int(count), 0, 16 - int(count))
+
+
+@primitive("cp.async.commit_group;")
+def copy_async_commit():
+    """All copies since the last commit are a group (PTX ISA: as above)."""
+
+
+def copy_async_wait(groups: int) -> Any:
+    """f(): wait until at most `groups` groups of this thread are still under way (PTX ISA: cp.async.wait_group)."""
+
+    @primitive(f"cp.async.wait_group {groups};")
+    def copy_async_wait_():
+        """A plain copy is done when it returns."""
+
+    return copy_async_wait_
+
+
+@primitive("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {$0, $1, $2, $3}, [$4];", "rrrr", "r")
+def load_matrices(addresses):
+    """Four 8x8 matrices of 16-bit elements, or 8x4 of 32-bit: lane 8 m + r says where row r of matrix m lies; lane l
+    gets the 32 bits 4 (l % 4) of row l / 4 of each (PTX ISA: ldmatrix).
+
+    plain: addresses [32] -> [32, 4] int32.
+    """
+    rows = np.array([_four(address) for address in addresses], np.int32).reshape(4, 8, 4)
+    return rows.reshape(4, 32).T
+
+
+# ---------------------------------------------------------------- tensor cores
+
+
+@primitive(
+    "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9},"
+    " {$10, $11, $12, $13};",
+    "ffff", "rrrrrrffff", memory=False,
+)  # fmt: skip
+def multiply_bf16(a, b, c):
+    """D = A B + C, A [16, 16], B [16, 8] bfloat16, C and D float32 (PTX ISA: mma.m16n8k16).
+
+    plain: registers a [32, 4] and b [32, 2] int32, c [32, 4] float32 -> [32, 4] float32, exact sums rounded once.
+    """
+    return fragments.product(a, b, c, "bf16")
+
+
+@primitive(
+    "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9},"
+    " {$10, $11, $12, $13};",
+    "ffff", "rrrrrrffff", memory=False,
+)  # fmt: skip
+def multiply_f16(a, b, c):
+    """The same for float16 (PTX ISA: as above)."""
+    return fragments.product(a, b, c, "f16")
+
+
+@primitive(
+    "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9},"
+    " {$10, $11, $12, $13};",
+    "ffff", "rrrrrrffff", memory=False,
+)  # fmt: skip
+def multiply_tf32(a, b, c):
+    """D = A B + C, A [16, 8], B [8, 8] float32 of which 10 bits after the point count (PTX ISA: mma.m16n8k8)."""
+    return fragments.product(a, b, c, "tf32")
+
+
+@primitive("cvt.rna.tf32.f32 $0, $1;", "r", "f", memory=False)
+def round_tf32(x):
+    """A float32 rounded to the 10 bits after the point that tensor cores take, ties away (PTX ISA: cvt)."""
+    return int(np.int32((int(np.float32(x).view(np.int32)) + 0x1000) & ~0x1FFF))
+
+
+@primitive("cvt.rn.bf16x2.f32 $0, $2, $1;", "r", "ff", memory=False)
+def pair_bf16(low, high):
+    """Two float32 as bfloat16 in one register, ties to even (PTX ISA: cvt)."""
+    return fragments.pair(low, high, "bf16")
+
+
+@primitive("cvt.rn.f16x2.f32 $0, $2, $1;", "r", "ff", memory=False)
+def pair_f16(low, high):
+    """Two float32 as float16 in one register, ties to even (PTX ISA: cvt)."""
+    return fragments.pair(low, high, "f16")
+
+
+@primitive("mov.b32 $0, $1;", "r", "f", memory=False)
+def bits_of_float(x):
+    """The bits of a float32 (PTX ISA: mov)."""
+    return int(np.float32(x).view(np.int32))
+
+
+@primitive("{ .reg .b32 half; cvt.u32.u64 half, $1; mov.b32 $0, half; }", "f", "l", memory=False)
+def float_of_bits(bits):
+    """The float32 whose bits are the low half (PTX ISA: mov)."""
+    return mem.float_of_bits(np.int64(bits).astype(np.int32))
+
+
+@primitive("fma.rn.f32 $0, $1, $2, $3;", "f", "fff", memory=False)
+def fma(a, b, c):
+    """a b + c, rounded once (PTX ISA: fma)."""
+    return fragments.fma(a, b, c)
+
+
+@primitive("mov.u32 $0, %tid.x;", "r")
+def thread():
+    """This thread's number in its block, asked anew: cheaper than a register kept over a loop (PTX ISA: %tid).
+
+    plain: the only thread there is.
+    """
+    return 0
+
+
+# ---------------------------------------------------------------- time
+
+
+@primitive("nanosleep.u32 $0;", "", "r")
+def nanosleep(nanoseconds):
+    """Suspend the thread for up to twice as long, a millisecond at most (PTX ISA: nanosleep)."""
+    time.sleep(nanoseconds * 1e-9)
+
+
+@primitive("mov.u64 $0, %globaltimer;", "l")
+def globaltimer():
+    """Nanoseconds, one clock for all of a device (PTX ISA: %globaltimer)."""
+    return time.monotonic_ns()

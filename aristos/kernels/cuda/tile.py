@@ -1,0 +1,240 @@
+"""A block's tile of a matrix product, as code that is generated for one shape and dtype: copies in, products, sums.
+
+C[m, n] = A[m, k] B[n, k]^T. Both operands pass through shared memory in chunks of 128 bytes of k a row, the eight
+16-byte parts of a row swapped by the row's number so that no two lanes of a phase meet in a bank. Every element of C is
+one chain of k steps in rising order, whatever the tile's shape: that is what batch invariance rests on.
+
+Each function of `Code` is an intrinsic: loops over registers are unrolled here and not left to a compiler's taste.
+Nothing in this file writes PTX: it calls what `ptx.py` emits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import ir
+
+from ...errors import InputError
+from . import ptx
+from .compiler import intrinsic, make_array, types
+from .ptx import F32, I32, I64
+
+CHUNK = 128  # bytes of k in shared memory at a time
+LANES = 32
+PAD = 8  # float32 between rows of staged sums: four rows of a warp then lie in different banks
+BYTES = {"bf16": 2, "f16": 2, "tf32": 4, "f32": 4}  # of an element, by arithmetic
+PRODUCTS = {"bf16": ptx.multiply_bf16, "f16": ptx.multiply_f16, "tf32": ptx.multiply_tf32}  # f32: no tensor cores
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile's shape: m x n outputs of a block of warps_m x warps_n warps, `stages` chunks of k in shared memory.
+
+    blocks: how many an SM shall hold; registers are limited so that their file has room for them.
+    """
+
+    kind: str  # of the arithmetic: bf16, f16, tf32 or f32
+    m: int
+    n: int
+    warps_m: int
+    warps_n: int
+    stages: int
+    blocks: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in BYTES:
+            raise InputError(f"kind must be one of {', '.join(BYTES)}, got {self.kind!r}")
+        rows, columns = self.m // self.warps_m, self.n // self.warps_n
+        step = 8 if self.kind == "f32" else 16
+        if rows * self.warps_m != self.m or columns * self.warps_n != self.n or rows % step or columns % 16:
+            raise InputError(
+                f"a warp's part must be a multiple of {step} x 16, got {self.m} x {self.n} for {self.warps_m} x"
+                f" {self.warps_n} warps"
+            )
+        if self.n & (self.n - 1):
+            raise InputError(f"n must be a power of two, got {self.n}")
+        if self.m % self.pass_rows or self.n % self.pass_rows or self.stages < 2:
+            raise InputError(f"{self} needs 2 stages or more, and m and n in multiples of {self.pass_rows}")
+
+    @property
+    def threads(self) -> int:
+        return LANES * self.warps_m * self.warps_n
+
+    @property
+    def pass_rows(self) -> int:
+        """Rows that the block's threads copy at a time, 16 bytes each."""
+        return self.threads * 16 // CHUNK
+
+    @property
+    def stage_bytes(self) -> int:
+        return (self.m + self.n) * CHUNK
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory: the chunks, or the sums of a finished tile."""
+        return max(self.stages * self.stage_bytes, 4 * self.m * (self.n + PAD))
+
+    @property
+    def sums(self) -> int:
+        """Accumulators of a thread."""
+        return self.m * self.n // self.threads
+
+    @property
+    def warp_rows(self) -> int:
+        return self.m // self.warps_m
+
+    @property
+    def warp_columns(self) -> int:
+        return self.n // self.warps_n
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}_{self.m}x{self.n}"
+
+
+def generated(result: Callable[[], Any], arguments: list[Any], body: Callable[..., Any]) -> Any:
+    """An intrinsic of Numba types whose code `body(builder, *values)` emits; it gives LLVM values for a tuple."""
+
+    def typed(typing: Any, *given: Any) -> Any:
+        kind = result()
+
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            found = body(builder, *values)
+            return context.get_dummy_value() if found is None else context.make_tuple(builder, kind, found)
+
+        return kind(*arguments), codegen
+
+    return ptx.named(typed, body.__name__, len(arguments))
+
+
+@intrinsic
+def shared_address(typing, array):
+    """The 32-bit address of an array in shared memory."""
+
+    def codegen(context, builder, signature, args):
+        data = make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.ptrtoint(builder.addrspacecast(data, ir.IntType(8).as_pointer(3)), I32)
+
+    return types.int32(array), codegen
+
+
+class Code:
+    """The code of one tile. Where a thread's own parts lie comes in as offsets; see `gemm.py` for who computes them."""
+
+    def __init__(self, tile: Tile) -> None:
+        self.tile = tile
+        self.acc = types.UniTuple(types.float32, tile.sums)
+        self.pointers = types.UniTuple(types.int64, tile.m // tile.pass_rows)
+        word, far = types.int32, types.int64
+        self.row_pointers = generated(lambda: self.pointers, [far, word, word, word], self._row_pointers)
+        self.fetch = generated(lambda: types.void, [word, self.pointers, far, word, far, far], self._fetch)
+        self.start = generated(lambda: self.acc, [far], self._start)
+        self.stage = generated(lambda: types.void, [self.acc, word], self._stage)
+        tensor = tile.kind in PRODUCTS
+        body = self._tensor_products if tensor else self._plain_products
+        self.multiply = generated(lambda: self.acc, [self.acc, word, word, word], body)
+
+    def _row_pointers(self, builder: Any, table: Any, row: Any, last: Any, byte: Any) -> list[Any]:
+        """Addresses of this thread's rows, plus `byte`; rows after `last` are read as `last`, and never stored."""
+        found = []
+        for i in range(self.pointers.count):
+            mine = builder.add(row, I32(i * self.tile.pass_rows))
+            mine = builder.select(builder.icmp_signed("<", mine, last), mine, last)
+            place = builder.add(table, builder.mul(builder.sext(mine, I64), I64(8)))
+            (address,) = ptx.load8.emit(builder, [place])
+            found.append(builder.add(address, builder.sext(byte, I64)))
+        return found
+
+    def _fetch(self, builder: Any, to: Any, pointers: Any, offset: Any, count: Any, b: Any, step: Any) -> None:
+        """Start to copy a chunk: of A from the row pointers at `offset`, `count` bytes a thread; of B from b on.
+
+        step: bytes between the rows of B that a thread copies.
+        """
+        tile = self.tile
+        size = tile.pass_rows * CHUNK
+        for i in range(self.pointers.count):
+            source = builder.add(builder.extract_value(pointers, i), offset)
+            ptx.copy_async16.emit(builder, [builder.add(to, I32(i * size)), source, count])
+        to = builder.add(to, I32(tile.m * CHUNK))
+        for i in range(tile.n // tile.pass_rows):
+            ptx.copy_async16.emit(builder, [builder.add(to, I32(i * size)), b, I32(16)])
+            b = builder.add(b, step)
+
+    def _start(self, builder: Any, bias: Any) -> list[Any]:
+        """The sums before the first product: the bias of each column. bias: address of this thread's first column."""
+        tile = self.tile
+        if tile.kind in PRODUCTS:
+            pairs = [
+                ptx.load_floats2.emit(builder, [builder.add(bias, I64(4 * 8 * j))])
+                for j in range(tile.warp_columns // 8)
+            ]
+            return [value for _ in range(tile.warp_rows // 16) for pair in pairs for value in pair * 2]
+        row = [
+            ptx.load_float.emit(builder, [builder.add(bias, I64(4 * 8 * j))])[0] for j in range(tile.warp_columns // 8)
+        ]
+        return row * (tile.warp_rows // 4)
+
+    def _tensor_products(self, builder: Any, acc: Any, chunk: Any, own_a: Any, own_b: Any) -> list[Any]:
+        """All products of a chunk on tensor cores; own_a, own_b: offsets of the matrix rows that this lane names."""
+        tile = self.tile
+        rows, columns = tile.warp_rows // 16, tile.warp_columns // 8
+        sums = [builder.extract_value(acc, i) for i in range(tile.sums)]
+        product = PRODUCTS[tile.kind]
+        b_chunk = builder.add(chunk, I32(tile.m * CHUNK))
+        for step in range(CHUNK // 32):
+            at_a = builder.add(chunk, builder.xor(own_a, I32(32 * step)))
+            at_b = builder.add(b_chunk, builder.xor(own_b, I32(32 * step)))
+            left = [self._left(builder, builder.add(at_a, I32(16 * CHUNK * i))) for i in range(rows)]
+            for j in range(0, columns, 2):
+                four = ptx.load_matrices.emit(builder, [builder.add(at_b, I32(8 * CHUNK * j))])
+                for i in range(rows):
+                    for half in range(2):
+                        at = 4 * (i * columns + j + half)
+                        right = four[2 * half : 2 * half + 2]
+                        sums[at : at + 4] = product.emit(builder, [*left[i], *right, *sums[at : at + 4]])
+        return sums
+
+    def _left(self, builder: Any, address: Any) -> list[Any]:
+        """16 rows of A; float32 is rounded to what tensor cores take, B was when it was packed."""
+        four = ptx.load_matrices.emit(builder, [address])
+        if self.tile.kind != "tf32":
+            return four
+        return [ptx.round_tf32.emit(builder, [builder.bitcast(value, F32)])[0] for value in four]
+
+    def _plain_products(self, builder: Any, acc: Any, chunk: Any, own_a: Any, own_b: Any) -> list[Any]:
+        """All products of a chunk by fused multiply-adds: lane (y, x) of 4 x 8 has rows y + 4 i and columns x + 8 j."""
+        tile = self.tile
+        rows, columns = tile.warp_rows // 4, tile.warp_columns // 8
+        sums = [builder.extract_value(acc, i) for i in range(tile.sums)]
+        b_chunk = builder.add(chunk, I32(tile.m * CHUNK))
+        for part in range(CHUNK // 16):
+            even = builder.add(chunk, builder.xor(own_a, I32(16 * part)))
+            odd = builder.add(chunk, builder.xor(own_a, I32(16 * (part ^ 4))))
+            at_b = builder.add(b_chunk, builder.xor(own_b, I32(16 * part)))
+            left = [
+                ptx.load_shared16.emit(builder, [builder.add(odd if i % 2 else even, I32(4 * CHUNK * i))])
+                for i in range(rows)
+            ]
+            for j in range(columns):
+                right = ptx.load_shared16.emit(builder, [builder.add(at_b, I32(8 * CHUNK * j))])
+                for k in range(4):
+                    for i in range(rows):
+                        at = i * columns + j
+                        sums[at] = builder.fma(left[i][k], right[k], sums[at])
+        return sums
+
+    def _stage(self, builder: Any, acc: Any, own: Any) -> None:
+        """Write this thread's sums to shared memory, rows n + PAD float32 apart; own: address of its first."""
+        tile = self.tile
+        pitch, sums = 4 * (tile.n + PAD), [builder.extract_value(acc, i) for i in range(tile.sums)]
+        columns = tile.warp_columns // 8
+        for at in range(0, tile.sums, 2 if tile.kind in PRODUCTS else 1):
+            if tile.kind in PRODUCTS:
+                i, j, half = at // (4 * columns), at // 4 % columns, at // 2 % 2
+                place = builder.add(own, I32((16 * i + 8 * half) * pitch + 4 * 8 * j))
+                ptx.store_shared8.emit(builder, [place, sums[at], sums[at + 1]])
+            else:
+                i, j = divmod(at, columns)
+                ptx.store_shared4.emit(builder, [builder.add(own, I32(4 * i * pitch + 4 * 8 * j)), sums[at]])

@@ -1,0 +1,93 @@
+"""Products on the PTX machine: rows, weights and biases to outputs through the shipped kernels; and their float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from aristos import simt
+from aristos.kernels.cpu.activation import CODES
+from aristos.kernels.cuda.gemm import NONE, gemm
+from aristos.kernels.cuda.pack import interleaved, narrow, pack, pack_bias, widen
+from aristos.reference import ACTIVATIONS
+
+
+@dataclass
+class Product:
+    """y = act(x up + b) or act(x gate + g) (x up + b): x [M, K], up and gate [K, N], float32 before rounding."""
+
+    kind: str
+    x: Any
+    up: Any
+    bias: Any = None
+    gate: Any = None
+    gate_bias: Any = None
+    activation: str | None = None
+    arrays: Any = field(default_factory=list)
+
+    def weights(self):
+        """The packed weight and its bias."""
+        if self.gate is None:
+            packed = pack(self.up, self.kind)
+            return packed, pack_bias(self.bias, len(packed))
+        packed = pack(interleaved(self.up, self.gate), self.kind)
+        n = self.up.shape[1]
+        biases = [np.zeros((1, n), np.float32) if b is None else b[None] for b in (self.bias, self.gate_bias)]
+        return packed, pack_bias(interleaved(*biases)[0], len(packed))
+
+    def run(self, tile, order=None, seed=0, check=True, peer=0):
+        """(y [M, N] in the arithmetic's type, profile): the kernel of a tile, rows found through tables in `order`.
+
+        peer: the device whose memory y lies in; the kernel runs on device 0.
+        """
+        machine = simt.Machine(devices=2, seed=seed, check=check)
+        device = machine.device(0)
+        x = narrow(self.x, self.kind)
+        m, n = len(x), self.up.shape[1]
+        order = np.arange(m) if order is None else order
+        step = 16 // x.itemsize  # rows start on 16 bytes, and have room for whole groups of 16
+        room = np.full((m, -(-x.shape[1] // step) * step), 1, x.dtype)  # what lies after a row must not count
+        room[:, : x.shape[1]] = x
+        packed, bias = self.weights()
+        d_x, d_w, d_b = device.array(room), device.array(packed), device.array(bias)
+        d_y = machine.device(peer).empty((m, -(-n // step) * step), x.dtype)
+        a_rows = device.array(d_x.ptr + order.astype(np.int64) * room.strides[0])
+        c_rows = device.array(d_y.ptr + order.astype(np.int64) * d_y.strides[0])
+        code = NONE if self.activation is None else CODES[self.activation]
+        device.launch(
+            gemm(tile), (-(-m // tile.m), -(-len(packed) // tile.n)), tile.threads, a_rows.ptr, c_rows.ptr, m, d_w.ptr,
+            packed.strides[0], d_b.ptr, n, x.shape[1] * x.itemsize, code, int(self.gate is not None),
+            shared=tile.shared_bytes,
+        )  # fmt: skip
+        reports = machine.run()
+        assert not reports, [str(report) for report in reports]
+        return d_y.copy_to_host()[:, :n], machine.profile()
+
+    def reference(self):
+        """float64 of what the arithmetic sees: operands rounded, sums not."""
+
+        def rounded(values):
+            return widen(narrow(values, self.kind), self.kind).astype(np.float64)
+
+        def side(weight, bias):
+            return rounded(self.x) @ rounded(weight) + (0 if bias is None else bias.astype(np.float64))
+
+        act = (lambda v: v) if self.activation is None else ACTIVATIONS[self.activation]
+        up = side(self.up, self.bias)
+        return act(up) if self.gate is None else act(side(self.gate, self.gate_bias)) * up
+
+
+def drawn(kind, m, k, n, gated=False, bias=True, activation=None, seed=0):
+    """A product of random numbers."""
+    rng = np.random.default_rng(seed)
+
+    def numbers(*shape):
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    up, gate = numbers(k, n) / np.float32(k**0.5), numbers(k, n) / np.float32(k**0.5)
+    return Product(
+        kind, numbers(m, k), up, numbers(n) if bias else None, gate if gated else None,
+        numbers(n) if gated and bias else None, activation,
+    )  # fmt: skip

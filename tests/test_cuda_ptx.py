@@ -1,0 +1,317 @@
+"""Every PTX primitive on the PTX machine against its meaning in Python: the same function runs both ways."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
+from aristos import memory as mem
+from aristos import simt
+from aristos.kernels.cuda import fragments, ptx
+from aristos.kernels.cuda import memory as memory
+from aristos.kernels.cuda.compiler import cuda
+from aristos.kernels.cuda.ptx import (
+    add_gpu,
+    add_sys,
+    bits_of_float,
+    compare_exchange_gpu,
+    compare_exchange_sys,
+    copy_async16,
+    copy_async_commit,
+    copy_async_wait,
+    exchange_gpu,
+    exchange_sys,
+    fence_gpu,
+    fence_sys,
+    float_of_bits,
+    fma,
+    globaltimer,
+    load8,
+    load16,
+    load16_once,
+    load_acquire_gpu,
+    load_acquire_sys,
+    load_float,
+    load_floats2,
+    load_matrices,
+    load_relaxed_sys,
+    load_shared4,
+    load_shared16,
+    nanosleep,
+    pair_bf16,
+    pair_f16,
+    round_tf32,
+    store8,
+    store16,
+    store16_once,
+    store_relaxed_sys,
+    store_release_gpu,
+    store_release_sys,
+    store_shared4,
+    store_shared8,
+    thread,
+)
+from aristos.kernels.cuda.tile import shared_address
+
+WAIT = copy_async_wait(0)
+PRIMITIVES = {name: value for name, value in vars(ptx).items() if hasattr(value, "plain")}
+
+
+def on_the_machine(function, *arrays, threads=1):
+    """Arrays after a run of function(address of the first array, arrays...) by threads, and nothing reported."""
+    machine = simt.Machine()
+    device = machine.device(0)
+    held = [device.array(array) for array in arrays]
+    device.launch(cuda.jit(function), 1, threads, held[0].ptr, *held)
+    reports = machine.run()
+    assert not reports, [str(report) for report in reports]
+    return [array.copy_to_host() for array in held]
+
+
+def in_python(function, *arrays):
+    """The same with every primitive replaced by its plain meaning."""
+    plain = {name: getattr(value, "plain", value) for name, value in function.__globals__.items()}
+    held = [array.copy() for array in arrays]
+    types.FunctionType(function.__code__, plain, "plain")(held[0].ctypes.data, *held)
+    return held
+
+
+def check(function, *arrays):
+    machine, plain = on_the_machine(function, *arrays), in_python(function, *arrays)
+    for ours, theirs in zip(machine, plain):
+        np.testing.assert_array_equal(ours.view(np.uint8), theirs.view(np.uint8))
+    return machine
+
+
+def test_words():
+    def words(at, data, out):
+        out[0] = load_relaxed_sys(at)
+        out[1] = load_acquire_gpu(at + 8)
+        out[2] = load_acquire_sys(at + 16)
+        out[3] = load8(at + 24)
+        store_relaxed_sys(at, 101)
+        fence_gpu()
+        store_release_gpu(at + 8, -102)
+        fence_sys()
+        store_release_sys(at + 16, 1 << 40)
+        store8(at + 24, -1)
+        out[4] = add_gpu(at + 32, 7)
+        out[5] = add_sys(at + 32, -3)
+        out[6] = exchange_gpu(at + 40, 9)
+        out[7] = exchange_sys(at + 40, 10)
+        out[8] = compare_exchange_gpu(at + 48, data[6], 20)
+        out[9] = compare_exchange_gpu(at + 48, 5, 30)
+        out[10] = compare_exchange_sys(at + 48, 20, 40)
+        out[11] = compare_exchange_sys(at + 48, 20, 50)
+
+    data, out = check(words, np.arange(-3, 9) * (1 << 35) + 5, np.zeros(12, np.int64))
+    assert data[:7].tolist() == [101, -102, 1 << 40, -1, (1 << 35) + 9, 10, 40]
+    assert out[8:].tolist() == [3 * (1 << 35) + 5, 20, 20, 40]
+
+
+def test_sixteen_bytes_and_floats():
+    def vectors(at, data, out):
+        a, b, c, d = load16(at)
+        store16(at + 64, d, c, b, a)
+        a, b, c, d = load16_once(at + 16)
+        store16_once(at + 80, b, a, d, c)
+        x, y = load_floats2(at + 32)
+        out[0] = load_float(at + 40)
+        out[1] = x
+        out[2] = y
+
+    data = np.random.default_rng(1).standard_normal(32).astype(np.float32)
+    after, out = check(vectors, data, np.zeros(3, np.float32))
+    np.testing.assert_array_equal(after[16:24], [*data[3::-1], data[5], data[4], data[7], data[6]])
+    np.testing.assert_array_equal(out, data[[10, 8, 9]])
+
+
+def test_numbers():
+    """Roundings over many float32: ties, subnormals, the largest that still fit."""
+
+    def numbers(at, x, y, z, bits, sums):
+        for i in range(x.size):
+            bits[i, 0] = round_tf32(x[i])
+            bits[i, 1] = pair_bf16(x[i], y[i])
+            bits[i, 2] = pair_f16(x[i], y[i])
+            bits[i, 3] = bits_of_float(x[i])
+            sums[i, 0] = fma(x[i], y[i], z[i])
+            sums[i, 1] = float_of_bits(bits[i, 3])
+
+    rng = np.random.default_rng(2)
+    n = 200
+    raw = rng.integers(0, 1 << 32, (3, n), np.uint32)
+    raw[:, ::4] = raw[:, ::4] & 0xFFFFE000 | rng.choice([0x0FFF, 0x1000, 0x1001, 0x8000], (3, n // 4))
+    raw = (raw & 0x803FFFFF) | (rng.integers(110, 140, (3, n), np.uint32) << 23)  # exponents that float16 has too
+    x, y, z = raw.view(np.float32)
+    z[::3] = -(x * y)[::3]  # what is left after cancelling shows whether the product was rounded
+    check(numbers, x, y, z, np.zeros((n, 4), np.int32), np.zeros((n, 2), np.float32))
+
+
+def test_shared_memory_and_copies():
+    def copies(at, data, counts, out):
+        tile = shared_address(cuda.shared.array(256, np.float32))
+        for i in range(counts.size):
+            copy_async16(tile + 16 * i, at + 16 * i, counts[i])
+        copy_async_commit()
+        WAIT()
+        store_shared8(tile + 512, data[0], data[1])
+        store_shared4(tile + 520, data[2])
+        store_shared4(tile + 524, load_shared4(tile + 12))
+        for i in range(counts.size):
+            a, b, c, d = load_shared16(tile + 16 * i)
+            out[i, 0], out[i, 1], out[i, 2], out[i, 3] = a, b, c, d
+        a, b, c, d = load_shared16(tile + 512)
+        out[i + 1, 0], out[i + 1, 1], out[i + 1, 2], out[i + 1, 3] = a, b, c, d
+
+    counts = np.array([16, 12, 8, 4, 0], np.int32)
+    data = np.random.default_rng(3).standard_normal(20).astype(np.float32)
+    arrays = data, counts, np.zeros((6, 4), np.float32)
+    machine = on_the_machine(copies, *arrays)
+    room = np.zeros(256, np.float32)
+    plain = {name: getattr(value, "plain", value) for name, value in globals().items()}
+    plain |= {"shared_address": lambda array: room.ctypes.data, "WAIT": WAIT.plain}
+    plain["cuda"] = types.SimpleNamespace(shared=types.SimpleNamespace(array=lambda *a: None))
+    held = [array.copy() for array in arrays]
+    types.FunctionType(copies.__code__, plain)(held[0].ctypes.data, *held)
+    np.testing.assert_array_equal(machine[2], held[2])
+    assert (machine[2][4] == 0).all()
+    assert (machine[2][1] == [*data[4:7], 0]).all()
+
+
+def test_matrices_from_shared_memory():
+    def matrices(at, data, order, out):
+        tile = shared_address(cuda.shared.array(1024, np.int32))
+        lane = cuda.threadIdx.x
+        for i in range(8):
+            copy_async16(tile + 16 * (32 * i + lane), at + 16 * (32 * i + lane), 16)
+        copy_async_commit()
+        WAIT()
+        cuda.syncthreads()
+        a, b, c, d = load_matrices(tile + order[lane])
+        out[lane, 0], out[lane, 1], out[lane, 2], out[lane, 3] = a, b, c, d
+
+    rng = np.random.default_rng(4)
+    data, order = rng.integers(0, 1 << 31, 1024).astype(np.int32), (rng.permutation(256)[:32] * 16).astype(np.int32)
+    got = on_the_machine(matrices, data, order, np.zeros((32, 4), np.int32), threads=32)[2]
+    np.testing.assert_array_equal(got, load_matrices.plain(data.ctypes.data + order.astype(np.int64)))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("kind", ["bf16", "f16", "tf32"])
+def test_tensor_cores(kind, exact):
+    """Small integers multiply exactly in any order of sums; other numbers to a few roundings of their sizes' sum."""
+    product = getattr(ptx, f"multiply_{kind}")
+
+    def multiply(at, a, b, c, out):
+        lane = cuda.threadIdx.x
+        w, x, y, z = product(
+            a[lane, 0], a[lane, 1], a[lane, 2], a[lane, 3], b[lane, 0], b[lane, 1],
+            c[lane, 0], c[lane, 1], c[lane, 2], c[lane, 3],
+        )  # fmt: skip
+        out[lane, 0], out[lane, 1], out[lane, 2], out[lane, 3] = w, x, y, z
+
+    rng = np.random.default_rng(5)
+
+    def registers(count):
+        shape = (32, count, 32 // fragments.WIDTH[kind])
+        values = rng.integers(-8, 9, shape) if exact else rng.standard_normal(shape)
+        if kind == "tf32":
+            return np.ascontiguousarray(values[:, :, 0].astype(np.float32)).view(np.int32)
+        bits = [[fragments.pair(*pair, kind) for pair in row] for row in values]
+        return np.array(bits, np.int32)
+
+    a, b = registers(4), registers(2)
+    c = (rng.integers(-99, 99, (32, 4)) if exact else rng.standard_normal((32, 4))).astype(np.float32)
+    got = on_the_machine(multiply, a, b, c, np.zeros((32, 4), np.float32), threads=32)[3]
+    np.testing.assert_allclose(got, product.plain(a, b, c), rtol=0, atol=0 if exact else 1e-5)
+
+
+def test_time():
+    def times(at, out):  # nanoseconds
+        out[0] = globaltimer()
+        nanosleep(2000)
+        out[1] = globaltimer()
+
+    out = on_the_machine(times, np.zeros(2, np.int64))[0]
+    assert out[1] > out[0]
+    plain = in_python(times, np.zeros(2, np.int64))[0]
+    assert plain[1] - plain[0] >= 2000
+
+
+def test_threads():
+    def number(at, out):
+        out[thread()] = thread()
+
+    got = on_the_machine(number, np.full(70, -1, np.int32), threads=70)[0]
+    np.testing.assert_array_equal(got, np.arange(70))
+
+
+@pytest.mark.parametrize("by", ["words", "fences"])
+@pytest.mark.parametrize("scope", ["sys", "gpu"])
+def test_the_scope_counts(scope, by):
+    """A message between two devices is ordered at system scope; at the scope of one device it is a race."""
+    publish, read, fence = (getattr(ptx, f"{name}_{scope}") for name in ("store_release", "load_acquire", "fence"))
+
+    def by_words(data, flag, out, device):
+        if device == 0:
+            store8(data, 42)
+            publish(flag, 1)
+        else:
+            while read(flag) == 0:
+                nanosleep(100)
+            out[0] = load8(data)
+
+    def by_fences(data, flag, out, device):
+        if device == 0:
+            store8(data, 42)
+            fence()
+            store_relaxed_sys(flag, 1)
+        else:
+            while load_relaxed_sys(flag) == 0:
+                nanosleep(100)
+            fence()
+            out[0] = load8(data)
+
+    send = by_words if by == "words" else by_fences
+    kinds = set()
+    for seed in range(4):
+        machine = simt.Machine(devices=2, seed=seed)
+        words = machine.device(0).array(np.zeros(2, np.int64))
+        out = machine.device(1).array(np.zeros(1, np.int64))
+        for number in range(2):
+            machine.device(number).launch(cuda.jit(send), 1, 1, words.ptr, words.ptr + 8, out, number)
+        kinds |= {report.kind for report in machine.run()}
+        if scope == "sys":
+            assert out.copy_to_host()[0] == 42
+    assert kinds == (set() if scope == "sys" else {"race"})
+
+
+def test_the_names_of_shared_memory():
+    """`aristos.memory` compiles to these primitives: the same steps, with the meaning they have in Python."""
+
+    def steps(at, data, out):
+        out[0] = mem.load(at)
+        mem.store(at, 5)
+        out[1] = mem.load_acquire(at + 8)
+        mem.store_release(at + 8, 6)
+        out[2] = mem.fetch_add(at + 16, 10)
+        out[3] = mem.compare_exchange(at + 24, 4, 8)
+        out[4] = mem.compare_exchange(at + 24, 4, 9)
+        mem.pause()
+        mem.nap()
+
+    data, _ = check(steps, np.arange(1, 5), np.zeros(5, np.int64))
+    assert data.tolist() == [5, 6, 13, 8]
+
+
+def test_each_primitive_is_tested_and_names_its_section():
+    here = inspect.getsource(inspect.getmodule(test_words))
+    for name, primitive in PRIMITIVES.items():
+        assert len(re.findall(rf"\b{name}\b", here)) >= 2 or name.startswith("multiply_"), f"{name} is not tested here"
+        assert "PTX ISA: " in primitive.plain.__doc__, name
