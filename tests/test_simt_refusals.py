@@ -63,6 +63,12 @@ def test_bodies(body, words):
         launch(kernel(body), ZEROS)
 
 
+def test_results_of_their_own_size():
+    body = "set.eq.f16.f16 %h1, %h2, %h3; set.eq.u32.f32 %r1, %f1, %f2; set.nan.bf16.bf16 %h1, %h2, %h3; " \
+           "mul.wide.u32 %d1, %r1, %r2; cvt.u32.u64 %r1, %d1; shl.b64 %d1, %d1, %r1; popc.b64 %r1, %d1;"  # fmt: skip
+    assert launch(kernel(body), ZEROS) == []
+
+
 @pytest.mark.parametrize(("text", "words"), [
     ("", r"has no kernel \(.entry\)"), ("hello world", "line 1: unknown directive 'hello'"),
     ("\x00\x01\x7fELF", "line 1: cannot read"), (kernel("").replace("8.0", "x"), "expected a number after .version"),

@@ -100,7 +100,7 @@ def results(low: Lowering, ins: Instruction, first: int) -> None:
     """Refuse a result of another size than what the instruction gives."""
     target = ins.operands[0] if ins.operands else None
     kind = low.kind(target)
-    if not kind or not isinstance(target, Name):
+    if not kind or not isinstance(target, Name) or ins.opcode == "set":  # which is several instructions here
         return
     size = 1 if kind == "pred" else isa.TYPES[kind] & 15
     row = low.find(target.text)[1]

@@ -62,4 +62,4 @@ def table(rows: list[dict[str, Any]], broken: dict[str, str]) -> str:
     if found:
         lines += ["", "agree, and the machine reported:", ""]
         lines += [f"- {row['module']} {row['test']}: {row['reports'][0]}" for row in found]
-    return re.sub(r"/\S*?/site-packages/", "", "\n".join(lines)) + "\n"
+    return re.sub(r"/\S*?/site-packages/|/tmp/\S*/", "", "\n".join(lines)) + "\n"
