@@ -71,7 +71,7 @@ def reach(problem: Problem, cell: Cell) -> tuple[Floats, list[Floats]]:
         w = alpha + beta * (p.payload_mib / s)
         comm[:, s] = p.crossings * _by_partners(w, memory, s, p.experts)
         for u, row, mine in zip(cell.children, rows, part):
-            own = _by_parts(w, row, s)
+            own = by_parts(w, row, s)
             nested = _nested(w, m, u, s)
             for c in range(1, own.shape[1]):
                 least = np.partition(own[:, c], c - 1)[c - 1]
@@ -109,7 +109,7 @@ def _least(w: Floats, count: int) -> Floats:
     return np.partition(w, count - 1, axis=1)[:, :count].sum(1)
 
 
-def _by_parts(w: Floats, row: NDArray[np.int64], s: int) -> Floats:
+def by_parts(w: Floats, row: NDArray[np.int64], s: int) -> Floats:
     """[u, c] what each device of a child pays as one of c there, 1 <= c < s; infinite elsewhere."""
     n, size = len(w), len(row)
     outside = np.ones(n, bool)

@@ -16,11 +16,12 @@ from .problem import OBJECTIVES, Problem, number
 
 if TYPE_CHECKING:
     from .bounds import Programme
+    from .search import Search
 
 TIMELY = 0.95  # of the deadline, after which nothing new is begun
 CLOSE = 1e-4  # a gap that is not worth more search
 CELLS_MOST = 160  # devices up to which the bound knows each; above, alike cells count as one
-SEARCH_SHARE = 0.55  # of the deadline, at which the search ends and the bound is sharpened
+PLAIN, ANNEALED, PARTITIONED = 0.2, 0.4, 0.8  # shares of the time at which a bound by counts, moves, columns end
 NUMBERS_SECONDS = 15.0  # at most, that programmes with whole counts are given before the search
 
 
@@ -86,13 +87,31 @@ class _Large:
         search.cut(self.until)
         method = method if search.best is best else "cuts of clustered orders"
         best = search.best
-        self.sharpen(search.best_us, min(self.until, time.monotonic() + NUMBERS_SECONDS))
-        until = self.started + SEARCH_SHARE * (self.until - self.started)
-        search.anneal(until, lambda: self.low >= search.best_us * (1 - CLOSE))
-        if search.best is not best:
-            method = "cuts and annealing"
+        self.sharpen(search.best_us, min(self._at(PLAIN), time.monotonic() + NUMBERS_SECONDS))
+        search.anneal(self._at(ANNEALED), lambda: self.low >= search.best_us * (1 - CLOSE))
+        method, best = method if search.best is best else "cuts and annealing", search.best
+        self._partition(search, self._at(PARTITIONED))
+        method, best = method if search.best is best else "columns", search.best
         self.sharpen(search.best_us, self.until)
         return self._plan(search.best, method)
+
+    def _at(self, share: float) -> float:
+        """When so much of the time is over."""
+        return self.started + share * (self.until - self.started)
+
+    def _partition(self, search: Search, until: float) -> None:
+        """Raise the bound by columns, and take the groups that they make."""
+        from . import columns
+        from .reducing import least_reduce
+
+        p, high = self.problem, search.best_us
+        if p.n > columns.MOST or p.kappa <= 0 or self.low >= high * (1 - CLOSE) or time.monotonic() > until:
+            return
+        made = columns.Columns(p, self.objective == "work_conserving", search.offer, until)
+        for _, groups in search.starts.values():
+            made.take(groups)
+        reduce_us = least_reduce(p, self.allreduce, self.objective, high)
+        self.low = made.close(reduce_us, search.most, self.low, high)
 
     def _value(self, groups: list[list[int]]) -> float:
         return evaluate(self.problem, groups, self.objective, self.allreduce).objective_us
@@ -155,6 +174,6 @@ class _Large:
         for whole in (False, True):
             if self.low < high * (1 - CLOSE) and time.monotonic() < until:
                 self.low = lower_bound(
-                    lambda b, enough: programme.fewest(b, enough, whole),  # noqa: B023
+                    lambda b, _, enough: programme.fewest(b, enough, whole),  # noqa: B023
                     reduce_us, p.kappa, min(most, p.n), self.low, high, until,
                 )  # fmt: skip
