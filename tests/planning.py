@@ -97,6 +97,8 @@ def best(p: Data, model: str, allreduce: str) -> float:
 
     def rest(left: int, groups: list[int], longest: float) -> None:
         nonlocal found
+        if kappa * longest >= found:
+            return  # T_rho is never negative
         if not left:
             link = pairs[0] if pairs else None
             if allreduce == "crossing" and len(groups) > 1:

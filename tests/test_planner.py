@@ -126,9 +126,9 @@ def test_random_problems_against_all_partitions(model, allreduce):
         assert plan.gap == 0
 
 
+@pytest.mark.parametrize(("model", "allreduce"), CHOICES)
 @pytest.mark.parametrize(("seed", "n"), [(100, 10), (101, 11), (102, 12)])
-def test_larger_random_problems_against_all_partitions(seed, n):
-    model, allreduce = CHOICES[seed % 4]
+def test_larger_random_problems_against_all_partitions(seed, n, model, allreduce):
     p = planning.draw(seed, n)
     assert planner.solve(planner.parse(p), model, allreduce).objective_us == near(planning.best(p, model, allreduce))
 

@@ -101,11 +101,11 @@ class Columns:
         split = np.full(n + 1, np.inf)  # what follows from the children alone: the smallest part has at most half
         comm, parts = reach(p, cell)
         for s in range(2, n + 1):
-            w = alpha + beta * (p.payload_mib / s)
+            w = p.crossings * (alpha + beta * (p.payload_mib / s))
             for row, mine in zip(rows, own):
                 found = np.sort(by_parts(w, row, s), axis=0)
                 for c in range(1, len(row) + 1):
-                    mine[s, c] = p.crossings * found[c - 1, c]
+                    mine[s, c] = found[c - 1, c]
             split[s] = max(min(part[s, 1 : s // 2 + 1].min() for part in parts), comm[:, s].min())
         sizes = sorted((len(each) for each in lowest), reverse=True)
         widest = sizes[1] if len(sizes) > 1 else 0  # two are touched at least

@@ -68,15 +68,15 @@ def reach(problem: Problem, cell: Cell) -> tuple[Floats, list[Floats]]:
     part = [np.full((n + 1, len(u.members) + 1), np.inf) for u in cell.children]
     rows = [np.searchsorted(m, u.members) for u in cell.children]
     for s in range(1 if not cell.children else 2, n + 1):
-        w = alpha + beta * (p.payload_mib / s)
-        comm[:, s] = p.crossings * _by_partners(w, memory, s, p.experts)
+        w = p.crossings * (alpha + beta * (p.payload_mib / s))
+        comm[:, s] = _by_partners(w, memory, s, p.experts)
         for u, row, mine in zip(cell.children, rows, part):
             own = by_parts(w, row, s)
             nested = _nested(w, m, u, s)
             for c in range(1, own.shape[1]):
                 least = np.partition(own[:, c], c - 1)[c - 1]
-                mine[s, c] = p.crossings * max(least, nested[c])
-            comm[row, s] = np.maximum(comm[row, s], p.crossings * own[:, 1:].min(axis=1))
+                mine[s, c] = max(least, nested[c])
+            comm[row, s] = np.maximum(comm[row, s], own[:, 1:].min(axis=1))
     return comm, part
 
 
