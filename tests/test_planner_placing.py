@@ -7,11 +7,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import planning
 import pytest
-from mpi import LAUNCHER_VARIABLES, find_mpiexec
+from mpi import FLAG, LAUNCHER_VARIABLES, find_mpiexec
 
 from aristos import planner
 from aristos.errors import InputError
@@ -180,7 +181,8 @@ def test_a_model_on_measured_links(tmp_path):
 def test_a_model_on_this_machine(tmp_path):
     """Its links are measured by ranks that the command starts, or its GPUs looked up."""
     words = [sys.executable, "-m", "aristos", "plan", "--model", "olmoe-1b-7b", "--tokens", "64", "--inference"]
-    alone = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith((*LAUNCHER_VARIABLES, "SLURM_")) and k != FLAG}
+    alone = kept | {"PYTHONPATH": str(Path(__file__).parents[1])}
     ran = subprocess.run(
         [*words, "--discover", "--json"], env=alone, capture_output=True, text=True, timeout=150, cwd=tmp_path
     )
