@@ -34,6 +34,7 @@ EACH_MOST = 8  # devices in every cell touched, above which numbers are one clas
 STATES = 120_000  # of one size's dynamic programme, at most: units get coarser then
 UNITS = 64  # of memory, at most
 TIGHT = 1e-3  # relative: bisection ends there
+STEP = 1.15  # ratio of link costs that makes a level of cells: finer ones hold single devices of noisy nodes
 SMOOTH = 0.5  # weight of the best prices so far in the next ones
 DEAR = 4.0  # of a device that no column holds, in groups
 WHOLE_SECONDS = 4.0  # of one search for a partition of whole columns
@@ -76,7 +77,7 @@ class Columns:
         self._prices: Floats | None = None  # that have proved most
         self._classes: list[_Class] = []
         self._listed: list[tuple[NDArray[np.bool_], Floats]] = []  # groups inside lowest cells, and their stages
-        for cell in find(problem).walk():
+        for cell in find(problem, STEP).walk():
             if cell.children:
                 self._add_cell(cell)
             elif len(cell.members) <= LISTED:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .bounds import Programme
     from .search import Search
 
-TIMELY = 0.95  # of the deadline, after which nothing new is begun
+TIMELY = 0.93  # of the deadline, after which nothing new is begun
 CLOSE = 1e-4  # a gap that is not worth more search
 CELLS_MOST = 160  # devices up to which the bound knows each; above, alike cells count as one
 PLAIN, ANNEALED, PARTITIONED = 0.2, 0.4, 0.8  # shares of the time at which a bound by counts, moves, columns end
@@ -67,7 +67,7 @@ class _Large:
     ) -> None:
         self.problem, self.objective, self.allreduce = problem, objective, allreduce
         self.started, self.until, self.seed = started, until, seed
-        self.low = 0.0
+        self.low, self.by = 0.0, "an integer programme"
         self._programme: Programme | None = None
         self._cluster: tuple[Problem, np.ndarray, bool] | None = None
 
@@ -111,7 +111,9 @@ class _Large:
         for _, groups in search.starts.values():
             made.take(groups)
         reduce_us = least_reduce(p, self.allreduce, self.objective, high)
-        self.low = made.close(reduce_us, search.most, self.low, high)
+        low = made.close(reduce_us, search.most, self.low, high)
+        if low > self.low:
+            self.low, self.by = low, "columns"
 
     def _value(self, groups: list[list[int]]) -> float:
         return evaluate(self.problem, groups, self.objective, self.allreduce).objective_us
@@ -120,9 +122,7 @@ class _Large:
         groups = ordered(groups)
         cost = evaluate(self.problem, groups, self.objective, self.allreduce)
         low = min(self.low, cost.objective_us)
-        return Plan(
-            self.problem, self.objective, self.allreduce, groups, cost, low, f"{method}; bound by an integer programme"
-        )
+        return Plan(self.problem, self.objective, self.allreduce, groups, cost, low, f"{method}; bound by {self.by}")
 
     def _tree(self) -> tuple[Problem, np.ndarray, bool]:
         """(compressed problem, its devices as the problem's, whether it is the problem exactly)."""
@@ -173,7 +173,9 @@ class _Large:
         most = int(p.memory.sum()) // p.experts
         for whole in (False, True):
             if self.low < high * (1 - CLOSE) and time.monotonic() < until:
-                self.low = lower_bound(
+                low = lower_bound(
                     lambda b, _, enough: programme.fewest(b, enough, whole),  # noqa: B023
                     reduce_us, p.kappa, min(most, p.n), self.low, high, until,
                 )  # fmt: skip
+                if low > self.low:
+                    self.low, self.by = low, "an integer programme"
