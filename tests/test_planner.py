@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import planning
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from aristos import planner
 from aristos.errors import InputError
 from aristos.planner import baselines, exact, search, solver
+from aristos.planner.words import explain
 
 MODELS = ("work_conserving", "literal")
 CHOICES = [(m, a) for m in MODELS for a in planner.ALLREDUCES]
@@ -265,6 +267,68 @@ def test_the_command_prints_json_alone(pair, tmp_path):
     told = command(str(path))
     assert told.returncode == 0
     assert "bottleneck" in told.stdout
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_term_of_the_json(model):
+    """Of plans with several groups, and of their bottleneck, against the definition."""
+    seen = set()
+    for seed in range(30):
+        p = planning.draw(seed, 6)
+        plan = planner.solve(planner.parse(p), model)
+        out, n = plan.to_json(), 6
+        groups, terms = out["groups"], out["terms"]
+        assert terms["kappa"] == near(p["stages"] / n)
+        link = planning.by_slowness(p)[0]
+        assert terms["allreduce_us"] == near(planning.reduction(p, len(groups), link))
+        comm = []
+        for g in groups:
+            share = p["payload_mib"] / len(g)
+            comm.append({i: p["crossings"] * sum(p["alpha_us"][i][j] + p["beta_us_per_mib"][i][j] * share for j in g
+                                                 if j != i) for i in g})  # fmt: skip
+        assert terms["comm_us"] == near([max(each.values()) for each in comm])
+        both = [planning.stage(p, tuple(g), model) for g in groups]
+        assert [a + b for a, b in zip(terms["pi_us"], terms["comm_us"])] == near(both)
+        found = out["bottleneck"]
+        g = found["group"]
+        sizes = {"pi": terms["kappa"] * terms["pi_us"][g], "comm": terms["kappa"] * terms["comm_us"][g]}
+        if found["term"] == "allreduce":
+            assert found["device"] in groups[g]
+            assert found["device"] in link
+            slow = both.index(max(both))
+            assert terms["allreduce_us"] >= terms["kappa"] * max(terms["pi_us"][slow], terms["comm_us"][slow])
+        else:
+            assert both[g] == near(max(both))
+            assert sizes[found["term"]] == max(sizes.values())
+            rates = {i: p["devices"][i]["rate"] for i in groups[g]}
+            if found["term"] == "pi":
+                assert rates[found["device"]] == min(rates.values())
+            else:
+                assert comm[g][found["device"]] == near(max(comm[g].values()))
+            assert terms["allreduce_us"] <= max(sizes.values())
+        seen.add(found["term"])
+    assert seen == {"pi", "comm", "allreduce"}
+    assert replace(plan, lower_bound_us=plan.objective_us * 0.75).gap == near(0.25)
+
+
+def test_what_would_move_it(pair):
+    """Said in words: the slower device of one group at twice its rate, by hand."""
+    pair["devices"] = [{"rate": 1.0, "memory": 1}, {"rate": 4.0, "memory": 1}]
+    said = explain(planner.solve(planner.parse({**pair, "layer_cost": 30.0})))
+    assert "compute of group 0, 12 us of its stage's 16 us" in said
+    assert "device 0 at rate 1" in said
+    assert "Twice the rate: a step of 28 us" in said
+    said = explain(planner.solve(planner.parse({**pair, "layer_cost": 1.0})))
+    assert "the links of device 0" in said
+    assert "twice as fast: a step of 4.8 us" in said
+
+
+def test_without_time_the_best_baseline_is_the_plan():
+    for seed in (7, 8, 9):
+        problem = planner.parse(planning.draw(seed, 30))
+        plan = planner.solve(problem, deadline_s=1e-3)
+        known = [cost.objective_us for _, cost in baselines.all_baselines(problem).values()]
+        assert plan.objective_us == near(min(known))
 
 
 def test_the_command_on_what_it_cannot_plan(pair, tmp_path):

@@ -1,0 +1,76 @@
+"""What bounds are made of, each against all partitions: the fewest groups for a stage, and the least all-reduce."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import planning
+import pytest
+
+from aristos import planner
+from aristos.planner import columns, reach, tree_reach
+from aristos.planner.reducing import least_reduce
+from aristos.planner.solver import _Large
+
+SEEDS = range(10)
+
+
+def drawn(seed: int) -> dict:
+    return planning.draw(seed, 4 + seed % 4, integers=seed % 5 == 4)
+
+
+def fewest_by(problem: planner.Problem, model: str):
+    """(name, fewest groups of stages of at most b) of every way there is."""
+    grows = model == "work_conserving"
+    far = time.monotonic() + 60
+    alike, _, _ = _Large(problem, model, "any", 0.0, far, 0)._tree()
+    for name, programme in (
+        ("cells", reach.programme(problem, grows)),
+        ("tree", tree_reach.programme(alike, grows)),
+    ):
+        for whole in (False, True):
+            yield f"{name} {whole}", lambda b, p=programme, w=whole: p.fewest(b, problem.n + 1, w)
+    made = columns.Columns(problem, grows, lambda groups: 0.0, far)
+    yield "columns", lambda b: made.fewest(b, 0, problem.n + 1)
+
+
+@pytest.mark.parametrize("listed", [columns.LISTED, 0])
+@pytest.mark.parametrize("model", planner.OBJECTIVES)
+def test_the_fewest_groups_are_never_too_many(model, listed, monkeypatch):
+    """At the very stage that the best partition into k groups needs."""
+    monkeypatch.setattr(columns, "LISTED", listed)
+    sharp: dict[str, list[bool]] = {}
+    for seed in SEEDS:
+        p = drawn(seed)
+        best = planning.longest_stages(p, model)
+        for name, fewest in fewest_by(planner.parse(p), model):
+            if listed == 0 and name != "columns":
+                continue
+            for b in best.values():
+                if not math.isfinite(b):
+                    continue
+                true = min(k for k, longest in best.items() if longest <= b * (1 + 1e-12))
+                found = fewest(b * (1 + 1e-12))
+                assert found <= true, (seed, name, b)
+                sharp.setdefault(name, []).append(found == true)
+    assert all(sum(right) > len(right) * (0.9 if name == "columns" else 0.5) for name, right in sharp.items()), sharp
+
+
+@pytest.mark.parametrize("model", planner.OBJECTIVES)
+@pytest.mark.parametrize("allreduce", planner.ALLREDUCES)
+def test_the_all_reduce_is_never_more_than_that_of_a_better_partition(model, allreduce):
+    for seed in SEEDS:
+        p = {**drawn(seed), "gradient_mib": 100.0}
+        problem = planner.parse(p)
+        n = problem.n
+        priced = [(g, planning.price(p, g, model, allreduce)) for g in planning.partitions(n)]
+        ranked = sorted(value for _, value in priced if math.isfinite(value))
+        incumbent = ranked[min(len(ranked) - 1, 5)]
+        least = least_reduce(problem, allreduce, model, incumbent)
+        pairs = planning.by_slowness(p)
+        for groups, value in priced:
+            if value < incumbent:
+                where = {i: at for at, g in enumerate(groups) for i in g}
+                link = pairs[0] if allreduce == "any" else next((x for x in pairs if where[x[0]] != where[x[1]]), None)
+                assert least(len(groups)) <= planning.reduction(p, len(groups), link) * (1 + 1e-12), seed
