@@ -15,6 +15,7 @@ import planning
 import pytest
 
 from aristos import planner
+from aristos.cli.plan import main as plan_command
 from aristos.errors import InputError
 from aristos.planner import baselines, exact, search, solver
 from aristos.planner.words import explain
@@ -209,6 +210,19 @@ WRONG = [
     ("beta_us_per_mib", 3),
     ("loads", [1.0]),
     ("loads", [1.0, -1.0]),
+    ("loads", [True, 1.0]),
+    ("experts", 1 << 40),
+    ("experts", 10**400),
+    ("layer_cost", 1e308),
+    ("layer_cost", 10**400),
+    ("stages", "4"),
+    ("model", ["literal"]),
+    ("devices", [{"rate": 1e-320, "memory": 2}, {"rate": 1.0, "memory": 2}]),
+    ("devices", [{"rate": 1.0, "memory": 2, "name": 5}, {"rate": 1.0, "memory": 2}]),
+    ("alpha_us", [[0.0, 1e308], [1e308, 0.0]]),
+    ("alpha_us", [[0, 10**400], [10**400, 0]]),
+    ("alpha_us", [0, 0]),
+    ("cluster", None),
 ]
 
 
@@ -216,6 +230,84 @@ WRONG = [
 def test_a_wrong_field_is_named(pair, field, value):
     with pytest.raises(planner.ProblemError, match=f"^{field}"):
         planner.parse({**pair, field: value})
+
+
+def run_here(capsys, *words: str) -> tuple[int, str, str]:
+    """The command in this process: (exit code, stdout, stderr); a traceback is a failure of the test."""
+    try:
+        code = plan_command([*words, "--json", "--deadline", "2"])
+    except SystemExit as ended:
+        code = ended.code
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"null", b"[]", b'"x"', b"[" * 100_000, b'{"a":' * 50_000, b"\xff\xfe", b"\x00", b"9" * 5000, b"NaN"],
+)
+def test_text_that_is_no_problem(text, tmp_path, capsys):
+    path = tmp_path / "p.json"
+    path.write_bytes(text)
+    code, out, said = run_here(capsys, str(path))
+    assert (code, out) == (2, "")
+    assert said.startswith("aristos plan: problem ")
+
+
+def test_paths_and_words_that_are_refused(pair, tmp_path, capsys):
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(pair))
+    for words, word in (
+        ([], "PROBLEM.json"),
+        ([str(tmp_path)], str(tmp_path)),
+        (["--model", "olmoe-1b-7b", "--topology", str(tmp_path)], str(tmp_path)),
+        (["--model", "olmoe-1b-7b"], "--topology"),
+        (["--model", "none"], "mixtral"),
+        ([str(path), "--plot", ""], "--plot"),
+        ([str(path), "--plot", str(tmp_path)], "--plot"),
+        ([str(path), "--seed", "-1"], "--seed"),
+        ([str(path), "--tokens", "0"], "--tokens"),
+        ([str(path), "--inference"], "--inference"),
+        *(([str(path), "--deadline", wrong], "--deadline") for wrong in ("0", "-1", "nan", "inf", "x")),
+    ):
+        try:
+            code = plan_command([*words])
+        except SystemExit as ended:
+            code = ended.code
+        said = capsys.readouterr()
+        assert (code, said.out) == (2, ""), words
+        assert word in said.err, words
+
+
+def test_odd_problems_have_plans(pair, tmp_path, capsys):
+    """One device, one expert, nothing to pay, devices without memory or with far too much: small and large."""
+    path, n = tmp_path / "p.json", 20
+    links = [[0.0 if i == j else 3.0 for j in range(n)] for i in range(n)]
+    none = [[0.0] * n for _ in range(n)]
+    many = {**pair, "devices": [{"rate": 1.0, "memory": 1}] * n, "alpha_us": links, "beta_us_per_mib": links}
+    one = {**pair, "devices": pair["devices"][:1], "alpha_us": [[0]], "beta_us_per_mib": [[0]]}
+    free = dict.fromkeys(("layer_cost", "crossings", "stages", "gradient_mib", "payload_mib"), 0)
+    for p in (
+        one,
+        {**pair, "experts": 1},
+        {**pair, **free},
+        {**many, "crossings": 0},
+        {**many, "layer_cost": 0},
+        {**many, **free, "alpha_us": none, "beta_us_per_mib": none},
+        {**many, "devices": [{"rate": 1.0, "memory": 4 * (i % 2)} for i in range(n)]},
+        {**many, "devices": [{"rate": 10.0 ** (i - 10), "memory": 1 << 47} for i in range(n)]},
+        {**many, "layer_cost": 1e-320, "alpha_us": none},
+    ):
+        path.write_text(json.dumps(p))
+        for words in ((), ("--allreduce", "crossing", "--objective", "literal")):
+            code, out, said = run_here(capsys, str(path), *words)
+            assert (code, said) == (0, "")
+            found = json.loads(out)
+            groups = found["groups"]
+            objective = "literal" if words else "work_conserving"
+            value = planning.price(p, groups, objective, "crossing" if words else "any")
+            assert found["objective_us"] == near(value)
+            assert found["lower_bound_us"] <= value * (1 + NEAR)
 
 
 @pytest.mark.parametrize("field", ["experts", "stages", "devices", "alpha_us", "crossings"])
@@ -442,6 +534,14 @@ def spelled_out(p: dict) -> dict:
     }
 
 
+def nested(levels: int) -> dict:
+    """A device under so many switches."""
+    found = {"rate": 1, "memory": 1}
+    for _ in range(levels):
+        found = {"alpha_us": 1, "beta_us_per_mib": 1, "children": [found]}
+    return found
+
+
 TREES = [
     cluster((3, 4, 1.0, 26)),
     cluster((2, 4, 1.0, 12), (1, 3, 0.4, 20)),
@@ -505,6 +605,29 @@ def test_a_plan_of_a_larger_problem_is_the_same_again(monkeypatch):
     ("data", "field"),
     [
         ([], "cluster"),
+        (None, "cluster"),
+        (nested(300), r"cluster(.children\[0\]){17}"),
+        ({"alpha_us": 1, "beta_us_per_mib": 1, "children": ["x"]}, r"cluster.children\[0\]"),
+        (
+            {"alpha_us": 1, "beta_us_per_mib": 1, "children": [{"rate": 1, "memory": 1, "count": True}]},
+            r"cluster.children\[0\].count",
+        ),
+        ({"alpha_us": 1, "beta_us_per_mib": 1e308, "children": [{"rate": 1, "memory": 1}]}, "cluster.beta_us_per_mib"),
+        (
+            {
+                "alpha_us": 1,
+                "beta_us_per_mib": 1,
+                "children": [
+                    {
+                        "count": 1000,
+                        "alpha_us": 1,
+                        "beta_us_per_mib": 1,
+                        "children": [{"count": 1001, "rate": 1, "memory": 1}],
+                    }
+                ],
+            },
+            "cluster",
+        ),
         ({"alpha_us": 1}, "cluster.rate"),
         ({"alpha_us": 1, "beta_us_per_mib": 1, "children": []}, "cluster.children"),
         ({"beta_us_per_mib": 1, "children": [{"rate": 1, "memory": 1}]}, "cluster.alpha_us"),
