@@ -547,6 +547,11 @@ TREES = [
     cluster((2, 4, 1.0, 12), (1, 3, 0.4, 20)),
     {"alpha_us": 20, "beta_us_per_mib": 90, "children": [cluster((2, 2, 1.0, 30)), cluster((1, 3, 2.5, 22))]},
     {"alpha_us": 2, "beta_us_per_mib": 3, "children": [cluster((2, 2, 1.0, 40)), {"count": 3, "rate": 1, "memory": 9}]},
+    {
+        "alpha_us": 9,
+        "beta_us_per_mib": 99,
+        "children": [cluster((2, 2, 1.0, 40)), {"count": 2, "rate": 1, "memory": 70}],
+    },
 ]
 
 

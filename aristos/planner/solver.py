@@ -36,7 +36,7 @@ def solve(
 
     objective: "work_conserving" or "literal"; default: the problem's. allreduce: the link of T_rho is the slowest of
     "any" pair or of those "crossing" groups. deadline_s: seconds after which the best so far is returned. seed: equal
-    seeds give equal plans unless the deadline cuts the search short. Raises Infeasible where there is no plan.
+    seeds give equal plans unless a time limit cuts a search short. Raises Infeasible where there is no plan.
     """
     objective = check_choice("objective", objective or problem.objective, OBJECTIVES)
     check_choice("allreduce", allreduce, ALLREDUCES)
