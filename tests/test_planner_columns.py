@@ -136,3 +136,22 @@ def test_partitions_of_columns_and_their_prices():
     assert Master(3, [(0, 1), (1, 2)], None).partition(5.0) is None
     alone = Master(3, [(0, 1)], 4.0).solve(time.monotonic() + 10)
     assert alone.whole is False
+
+
+def test_a_search_for_a_partition_gets_no_more_columns_than_it_can_look_at(monkeypatch):
+    """With many thousands HiGHS was seen to take 81 s where 4 were allowed."""
+    monkeypatch.setattr(columns, "WHOLE_MOST", 3)
+    given = []
+
+    class Counted(Master):
+        def partition(self, seconds):
+            given.append(len(self.groups))
+            return super().partition(seconds)
+
+    problem = planner.parse(planning.draw(0, 8))
+    made = columns.Columns(problem, True, lambda groups: 0.0, time.monotonic() + 30)
+    made.fewest(1e9, 1, 9)
+    made.take([list(range(8)), *([i, j] for i in range(8) for j in range(i))])
+    monkeypatch.setattr(columns, "Master", Counted)
+    made._whole(math.inf)
+    assert given == [3]

@@ -38,6 +38,7 @@ STEP = 1.15  # ratio of link costs that makes a level of cells: finer ones hold 
 SMOOTH = 0.5  # weight of the best prices so far in the next ones
 DEAR = 4.0  # of a device that no column holds, in groups
 WHOLE_SECONDS = 4.0  # of one search for a partition of whole columns
+WHOLE_MOST = 800  # columns of one: of many thousands the solver does not keep its time limit
 KINDS, PARTS = 8, 32  # units are parts of so many values, the largest
 LITTLE = 1e-3  # of the sum of values, by which they may grow more than by the best unit
 UP, DOWN = 1e-9, 1e-6  # of a unit, that values and sums may be off in their last bits: far fewer than 1000 are added
@@ -260,6 +261,9 @@ class Columns:
     def _whole(self, b: float) -> list[list[int]] | None:
         """The fewest real columns of at most b us that hold each device once; None where none are found in time."""
         groups = [c.members for c in self.columns.values() if c.real <= b]
+        if len(groups) > WHOLE_MOST and self._prices is not None:  # those that are worth most for their number
+            prices = self._prices
+            groups = sorted(groups, key=lambda g: -float(prices[list(g)].sum()))[:WHOLE_MOST]
         seconds = min(WHOLE_SECONDS, self.until - time.monotonic())
         return Master(self.problem.n, groups, None).partition(seconds) if groups and seconds > 0 else None
 
