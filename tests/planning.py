@@ -97,6 +97,8 @@ def best(p: Data, model: str, allreduce: str) -> float:
 
     def rest(left: int, groups: list[int], longest: float) -> None:
         nonlocal found
+        if kappa * longest >= found:
+            return  # T_rho is never negative
         if not left:
             link = pairs[0] if pairs else None
             if allreduce == "crossing" and len(groups) > 1:
@@ -121,3 +123,26 @@ def relabel(p: Data, order: list[int]) -> Data:
     """The same problem with device order[i] called i."""
     moved = {key: [[p[key][i][j] for j in order] for i in order] for key in ("alpha_us", "beta_us_per_mib")}
     return {**p, **moved, "devices": [p["devices"][i] for i in order]}
+
+
+def partitions(n: int):
+    """Every partition of range(n), each once."""
+    if n == 0:
+        yield []
+        return
+    for rest in partitions(n - 1):
+        for at in range(len(rest)):
+            yield [*rest[:at], [*rest[at], n - 1], *rest[at + 1 :]]
+        yield [*rest, [n - 1]]
+
+
+def longest_stages(p: Data, model: str) -> dict[int, float]:
+    """By number of groups: the least longest stage, where there is a partition with room."""
+    n = len(p["devices"])
+    known = {g: stage(p, g, model) for r in range(1, n + 1) for g in itertools.combinations(range(n), r)}
+    found: dict[int, float] = {}
+    for groups in partitions(n):
+        longest = max(known[tuple(g)] for g in groups)
+        if longest < found.get(len(groups), math.inf):
+            found[len(groups)] = longest
+    return found

@@ -9,13 +9,16 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import planning
 import pytest
 
 from aristos import planner
+from aristos.cli.plan import main as plan_command
 from aristos.errors import InputError
 from aristos.planner import baselines, exact, search, solver
+from aristos.planner.words import explain
 
 MODELS = ("work_conserving", "literal")
 CHOICES = [(m, a) for m in MODELS for a in planner.ALLREDUCES]
@@ -126,9 +129,9 @@ def test_random_problems_against_all_partitions(model, allreduce):
         assert plan.gap == 0
 
 
+@pytest.mark.parametrize(("model", "allreduce"), CHOICES)
 @pytest.mark.parametrize(("seed", "n"), [(100, 10), (101, 11), (102, 12)])
-def test_larger_random_problems_against_all_partitions(seed, n):
-    model, allreduce = CHOICES[seed % 4]
+def test_larger_random_problems_against_all_partitions(seed, n, model, allreduce):
     p = planning.draw(seed, n)
     assert planner.solve(planner.parse(p), model, allreduce).objective_us == near(planning.best(p, model, allreduce))
 
@@ -207,6 +210,19 @@ WRONG = [
     ("beta_us_per_mib", 3),
     ("loads", [1.0]),
     ("loads", [1.0, -1.0]),
+    ("loads", [True, 1.0]),
+    ("experts", 1 << 40),
+    ("experts", 10**400),
+    ("layer_cost", 1e308),
+    ("layer_cost", 10**400),
+    ("stages", "4"),
+    ("model", ["literal"]),
+    ("devices", [{"rate": 1e-320, "memory": 2}, {"rate": 1.0, "memory": 2}]),
+    ("devices", [{"rate": 1.0, "memory": 2, "name": 5}, {"rate": 1.0, "memory": 2}]),
+    ("alpha_us", [[0.0, 1e308], [1e308, 0.0]]),
+    ("alpha_us", [[0, 10**400], [10**400, 0]]),
+    ("alpha_us", [0, 0]),
+    ("cluster", None),
 ]
 
 
@@ -214,6 +230,84 @@ WRONG = [
 def test_a_wrong_field_is_named(pair, field, value):
     with pytest.raises(planner.ProblemError, match=f"^{field}"):
         planner.parse({**pair, field: value})
+
+
+def run_here(capsys, *words: str) -> tuple[int, str, str]:
+    """The command in this process: (exit code, stdout, stderr); a traceback is a failure of the test."""
+    try:
+        code = plan_command([*words, "--json", "--deadline", "2"])
+    except SystemExit as ended:
+        code = ended.code
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"null", b"[]", b'"x"', b"[" * 100_000, b'{"a":' * 50_000, b"\xff\xfe", b"\x00", b"9" * 5000, b"NaN"],
+)
+def test_text_that_is_no_problem(text, tmp_path, capsys):
+    path = tmp_path / "p.json"
+    path.write_bytes(text)
+    code, out, said = run_here(capsys, str(path))
+    assert (code, out) == (2, "")
+    assert said.startswith("aristos plan: problem ")
+
+
+def test_paths_and_words_that_are_refused(pair, tmp_path, capsys):
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(pair))
+    for words, word in (
+        ([], "PROBLEM.json"),
+        ([str(tmp_path)], str(tmp_path)),
+        (["--model", "olmoe-1b-7b", "--topology", str(tmp_path)], str(tmp_path)),
+        (["--model", "olmoe-1b-7b"], "--topology"),
+        (["--model", "none"], "mixtral"),
+        ([str(path), "--plot", ""], "--plot"),
+        ([str(path), "--plot", str(tmp_path)], "--plot"),
+        ([str(path), "--seed", "-1"], "--seed"),
+        ([str(path), "--tokens", "0"], "--tokens"),
+        ([str(path), "--inference"], "--inference"),
+        *(([str(path), "--deadline", wrong], "--deadline") for wrong in ("0", "-1", "nan", "inf", "x")),
+    ):
+        try:
+            code = plan_command([*words])
+        except SystemExit as ended:
+            code = ended.code
+        said = capsys.readouterr()
+        assert (code, said.out) == (2, ""), words
+        assert word in said.err, words
+
+
+def test_odd_problems_have_plans(pair, tmp_path, capsys):
+    """One device, one expert, nothing to pay, devices without memory or with far too much: small and large."""
+    path, n = tmp_path / "p.json", 20
+    links = [[0.0 if i == j else 3.0 for j in range(n)] for i in range(n)]
+    none = [[0.0] * n for _ in range(n)]
+    many = {**pair, "devices": [{"rate": 1.0, "memory": 1}] * n, "alpha_us": links, "beta_us_per_mib": links}
+    one = {**pair, "devices": pair["devices"][:1], "alpha_us": [[0]], "beta_us_per_mib": [[0]]}
+    free = dict.fromkeys(("layer_cost", "crossings", "stages", "gradient_mib", "payload_mib"), 0)
+    for p in (
+        one,
+        {**pair, "experts": 1},
+        {**pair, **free},
+        {**many, "crossings": 0},
+        {**many, "layer_cost": 0},
+        {**many, **free, "alpha_us": none, "beta_us_per_mib": none},
+        {**many, "devices": [{"rate": 1.0, "memory": 4 * (i % 2)} for i in range(n)]},
+        {**many, "devices": [{"rate": 10.0 ** (i - 10), "memory": 1 << 47} for i in range(n)]},
+        {**many, "layer_cost": 1e-320, "alpha_us": none},
+    ):
+        path.write_text(json.dumps(p))
+        for words in ((), ("--allreduce", "crossing", "--objective", "literal")):
+            code, out, said = run_here(capsys, str(path), *words)
+            assert (code, said) == (0, "")
+            found = json.loads(out)
+            groups = found["groups"]
+            objective = "literal" if words else "work_conserving"
+            value = planning.price(p, groups, objective, "crossing" if words else "any")
+            assert found["objective_us"] == near(value)
+            assert found["lower_bound_us"] <= value * (1 + NEAR)
 
 
 @pytest.mark.parametrize("field", ["experts", "stages", "devices", "alpha_us", "crossings"])
@@ -265,6 +359,68 @@ def test_the_command_prints_json_alone(pair, tmp_path):
     told = command(str(path))
     assert told.returncode == 0
     assert "bottleneck" in told.stdout
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_term_of_the_json(model):
+    """Of plans with several groups, and of their bottleneck, against the definition."""
+    seen = set()
+    for seed in range(30):
+        p = planning.draw(seed, 6)
+        plan = planner.solve(planner.parse(p), model)
+        out, n = plan.to_json(), 6
+        groups, terms = out["groups"], out["terms"]
+        assert terms["kappa"] == near(p["stages"] / n)
+        link = planning.by_slowness(p)[0]
+        assert terms["allreduce_us"] == near(planning.reduction(p, len(groups), link))
+        comm = []
+        for g in groups:
+            share = p["payload_mib"] / len(g)
+            comm.append({i: p["crossings"] * sum(p["alpha_us"][i][j] + p["beta_us_per_mib"][i][j] * share for j in g
+                                                 if j != i) for i in g})  # fmt: skip
+        assert terms["comm_us"] == near([max(each.values()) for each in comm])
+        both = [planning.stage(p, tuple(g), model) for g in groups]
+        assert [a + b for a, b in zip(terms["pi_us"], terms["comm_us"])] == near(both)
+        found = out["bottleneck"]
+        g = found["group"]
+        sizes = {"pi": terms["kappa"] * terms["pi_us"][g], "comm": terms["kappa"] * terms["comm_us"][g]}
+        if found["term"] == "allreduce":
+            assert found["device"] in groups[g]
+            assert found["device"] in link
+            slow = both.index(max(both))
+            assert terms["allreduce_us"] >= terms["kappa"] * max(terms["pi_us"][slow], terms["comm_us"][slow])
+        else:
+            assert both[g] == near(max(both))
+            assert sizes[found["term"]] == max(sizes.values())
+            rates = {i: p["devices"][i]["rate"] for i in groups[g]}
+            if found["term"] == "pi":
+                assert rates[found["device"]] == min(rates.values())
+            else:
+                assert comm[g][found["device"]] == near(max(comm[g].values()))
+            assert terms["allreduce_us"] <= max(sizes.values())
+        seen.add(found["term"])
+    assert seen == {"pi", "comm", "allreduce"}
+    assert replace(plan, lower_bound_us=plan.objective_us * 0.75).gap == near(0.25)
+
+
+def test_what_would_move_it(pair):
+    """Said in words: the slower device of one group at twice its rate, by hand."""
+    pair["devices"] = [{"rate": 1.0, "memory": 1}, {"rate": 4.0, "memory": 1}]
+    said = explain(planner.solve(planner.parse({**pair, "layer_cost": 30.0})))
+    assert "compute of group 0, 12 us of its stage's 16 us" in said
+    assert "device 0 at rate 1" in said
+    assert "Twice the rate: a step of 28 us" in said
+    said = explain(planner.solve(planner.parse({**pair, "layer_cost": 1.0})))
+    assert "the links of device 0" in said
+    assert "twice as fast: a step of 4.8 us" in said
+
+
+def test_without_time_the_best_baseline_is_the_plan():
+    for seed in (7, 8, 9):
+        problem = planner.parse(planning.draw(seed, 30))
+        plan = planner.solve(problem, deadline_s=1e-3)
+        known = [cost.objective_us for _, cost in baselines.all_baselines(problem).values()]
+        assert plan.objective_us == near(min(known))
 
 
 def test_the_command_on_what_it_cannot_plan(pair, tmp_path):
@@ -378,11 +534,24 @@ def spelled_out(p: dict) -> dict:
     }
 
 
+def nested(levels: int) -> dict:
+    """A device under so many switches."""
+    found = {"rate": 1, "memory": 1}
+    for _ in range(levels):
+        found = {"alpha_us": 1, "beta_us_per_mib": 1, "children": [found]}
+    return found
+
+
 TREES = [
     cluster((3, 4, 1.0, 26)),
     cluster((2, 4, 1.0, 12), (1, 3, 0.4, 20)),
     {"alpha_us": 20, "beta_us_per_mib": 90, "children": [cluster((2, 2, 1.0, 30)), cluster((1, 3, 2.5, 22))]},
     {"alpha_us": 2, "beta_us_per_mib": 3, "children": [cluster((2, 2, 1.0, 40)), {"count": 3, "rate": 1, "memory": 9}]},
+    {
+        "alpha_us": 9,
+        "beta_us_per_mib": 99,
+        "children": [cluster((2, 2, 1.0, 40)), {"count": 2, "rate": 1, "memory": 70}],
+    },
 ]
 
 
@@ -441,6 +610,29 @@ def test_a_plan_of_a_larger_problem_is_the_same_again(monkeypatch):
     ("data", "field"),
     [
         ([], "cluster"),
+        (None, "cluster"),
+        (nested(300), r"cluster(.children\[0\]){17}"),
+        ({"alpha_us": 1, "beta_us_per_mib": 1, "children": ["x"]}, r"cluster.children\[0\]"),
+        (
+            {"alpha_us": 1, "beta_us_per_mib": 1, "children": [{"rate": 1, "memory": 1, "count": True}]},
+            r"cluster.children\[0\].count",
+        ),
+        ({"alpha_us": 1, "beta_us_per_mib": 1e308, "children": [{"rate": 1, "memory": 1}]}, "cluster.beta_us_per_mib"),
+        (
+            {
+                "alpha_us": 1,
+                "beta_us_per_mib": 1,
+                "children": [
+                    {
+                        "count": 1000,
+                        "alpha_us": 1,
+                        "beta_us_per_mib": 1,
+                        "children": [{"count": 1001, "rate": 1, "memory": 1}],
+                    }
+                ],
+            },
+            "cluster",
+        ),
         ({"alpha_us": 1}, "cluster.rate"),
         ({"alpha_us": 1, "beta_us_per_mib": 1, "children": []}, "cluster.children"),
         ({"beta_us_per_mib": 1, "children": [{"rate": 1, "memory": 1}]}, "cluster.alpha_us"),

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import planning
 import pytest
+from mpi import FLAG, LAUNCHER_VARIABLES, find_mpiexec
 
 from aristos import planner
+from aristos.errors import InputError
 from aristos.planner import moving, placing, replicas
+from aristos.topology.links import from_json
 
 
 def test_shares_are_the_best_there_are():
@@ -133,7 +138,8 @@ def test_shapes_of_published_models(shared_dir):
 
 def links(n: int, gigabytes: float) -> dict:
     """A file of `aristos topo --measure` for two nodes."""
-    half = [[0.0 if i == j else 3.0 if i // (n // 2) == j // (n // 2) else 15.0 for j in range(n)] for i in range(n)]
+    alpha = [[0.0 if i == j else 3.0 if i // (n // 2) == j // (n // 2) else 15.0 for j in range(n)] for i in range(n)]
+    span = {"alpha_us": alpha, "beta_us_per_mib": [[3 * x for x in row] for row in alpha]}
     return {
         "schema": "aristos-links/1",
         "hosts": ["a"] * (n // 2) + ["b"] * (n - n // 2),
@@ -141,8 +147,11 @@ def links(n: int, gigabytes: float) -> dict:
             {"name": "GPU", "label": f"GPU{i}", "rate_gflops": 795e3, "memory_bytes": int(gigabytes * 1e9)}
             for i in range(n)
         ],
-        "alpha_us": half,
-        "beta_us_per_mib": [[3 * x for x in row] for row in half],
+        "classes": [["NET"] * n for _ in range(n)],
+        "small": span,
+        "large": span,
+        "residual": [[None] * n for _ in range(n)],
+        "from": [["table"] * n for _ in range(n)],
     }
 
 
@@ -155,17 +164,49 @@ def test_a_model_on_measured_links(tmp_path):
     out = json.loads(ran.stdout)
     assert sorted(i for g in out["groups"] for i in g) == list(range(8))
     assert len(out["placement"][0]) == 64
-    path.write_text(json.dumps({**links(8, 80), "schema": "aristos-links/9"}))
-    ran = subprocess.run([*words, "--json"], capture_output=True, text=True, timeout=120)
-    assert ran.returncode == 2
-    assert "schema" in ran.stderr
+    broken = links(8, 80)
+    broken["devices"][2]["rate_gflops"] = "fast"
+    for wrong, word in (
+        ({**links(8, 80), "schema": "aristos-links/9"}, "schema"),
+        (broken, "devices[2].rate_gflops"),
+        ({**links(8, 80), "large": {"alpha_us": [[0]]}}, "large.alpha_us"),
+    ):
+        path.write_text(json.dumps(wrong))
+        ran = subprocess.run([*words, "--json"], capture_output=True, text=True, timeout=120)
+        assert (ran.returncode, ran.stdout) == (2, "")
+        assert word in ran.stderr
+
+
+@pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
+def test_a_model_on_this_machine(tmp_path):
+    """Its links are measured by ranks that the command starts, or its GPUs looked up."""
+    words = [sys.executable, "-m", "aristos", "plan", "--model", "olmoe-1b-7b", "--tokens", "64", "--inference"]
+    kept = {k: v for k, v in os.environ.items() if not k.startswith((*LAUNCHER_VARIABLES, "SLURM_")) and k != FLAG}
+    alone = kept | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    ran = subprocess.run(
+        [*words, "--discover", "--json"], env=alone, capture_output=True, text=True, timeout=150, cwd=tmp_path
+    )
+    assert ran.returncode in (0, 1), ran.stderr  # a small machine has no room for the model
+    out = json.loads(ran.stdout)
+    assert out["feasible"] == (ran.returncode == 0)
+    if out["feasible"]:
+        assert len(out["terms"]["pi_us"]) == len(out["groups"])
+        assert min(out["terms"]["pi_us"]) > 0
+        assert len(out["placement"][0]) == 64
+    assert not list(tmp_path.iterdir())
+    job = subprocess.run(
+        [*words, "--discover"], env={**alone, "PMI_SIZE": "2", "PMI_RANK": "0"}, capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert job.returncode == 2
+    assert "--topology" in job.stderr
 
 
 def test_numbers_of_a_model():
     from aristos.planner import models
 
     m = models.MODELS["olmoe-1b-7b"]
-    problem = models.build(m, 1024, links(4, 80))
+    problem = models.build(m, 1024, from_json(links(4, 80)))
     expert = 3 * 2048 * 1024
     assert problem.layer_cost == pytest.approx(1024 * 8 * 2 * expert / 1e6)
     assert problem.payload_mib == 1024 * 8 * 2048 * 2 / 2**20
@@ -173,12 +214,12 @@ def test_numbers_of_a_model():
     assert problem.rate.tolist() == [795.0] * 4
     left = 0.9 * 80e9 - 12 * 2048**2 * 16 * 16
     assert problem.memory.tolist() == [min(64, int(left // (expert * 16 * 16)))] * 4
-    forward = models.build(m, 1024, links(4, 80), inference=True)
+    forward = models.build(m, 1024, from_json(links(4, 80)), inference=True)
     assert (forward.crossings, forward.gradient_mib, forward.kappa) == (2, 0, 16)
     broken = links(4, 80)
     broken["devices"][2]["rate_gflops"] = None
-    with pytest.raises(planner.ProblemError, match=r"devices\[2\].rate_gflops"):
-        models.build(m, 1024, broken)
+    with pytest.raises(InputError, match="rate of device 2"):
+        models.build(m, 1024, from_json(broken))
 
 
 def test_a_picture(tmp_path):

@@ -8,29 +8,35 @@ Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .. import launch
 from ..arguments import not_negative, positive, seconds
 
 if TYPE_CHECKING:
-    from ..planner import Problem
+    from ..planner import Plan, Problem
+    from ..topology.links import Links
 
 SUMMARY = "plan the expert-parallel groups: aristos plan PROBLEM.json"
 INFEASIBLE, USAGE, ENVIRONMENT, INTERRUPTED = 1, 2, 3, 130
 DISCOVER_SECONDS = 300
+DISCOVER_RANKS = 8  # at most, that measure cores
 
 
 def options(argv: list[str]) -> argparse.Namespace:
     from ..planner import ALLREDUCES, OBJECTIVES
     from ..planner.models import MODELS
 
-    parser = argparse.ArgumentParser(
+    parser = launch.Parser(
         prog="aristos plan",
         description="Choose the groups that make a training step shortest (Equation 1 of the poster), with a proven "
         "bound on how much better any other choice could be.",
@@ -41,7 +47,9 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--tokens", type=positive, default=4096, help="a device brings to a layer (%(default)s)")
     parser.add_argument("--inference", action="store_true", help="forward alone, no gradients")
     parser.add_argument("--topology", metavar="FILE", help="links that `aristos topo --measure` wrote")
-    parser.add_argument("--discover", action="store_true", help="run `aristos topo --measure` here for them")
+    parser.add_argument(
+        "--discover", action="store_true", help="measure this machine for them: its GPUs, or ranks on its cores"
+    )
     parser.add_argument("--plot", metavar="FILE", help="draw the groups: .png, .svg or .pdf (needs matplotlib)")
     parser.add_argument("--objective", choices=OBJECTIVES, help="(default: what the file says)")
     parser.add_argument("--allreduce", choices=ALLREDUCES, default="any",
@@ -59,13 +67,24 @@ def options(argv: list[str]) -> argparse.Namespace:
         parser.error("--model needs a machine: --topology FILE or --discover")
     if asked.problem is not None and (asked.topology or asked.discover or asked.inference):
         parser.error("--topology, --discover and --inference go with --model")
+    if asked.discover and (started := launch.started_as()) is not None and started[1] > 1:
+        parser.error(
+            "--discover starts ranks of its own; in a job, let all ranks run `aristos topo --measure --out FILE`, and "
+            "then give --topology FILE to one process"
+        )
+    if asked.plot is not None and (not asked.plot or Path(asked.plot).is_dir()):
+        parser.error(f"--plot needs the name of a file, got {asked.plot!r}")
     return asked
 
 
 def main(argv: list[str]) -> int:
     asked = options(argv)
+    if not launch.prints():
+        return 0  # one rank of a job plans
     try:
         return run(asked)
+    except BrokenPipeError:  # | head
+        return launch.unread()
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -88,57 +107,83 @@ def run(asked: argparse.Namespace) -> int:
         print(f"aristos plan: {why}", file=sys.stderr)
         return USAGE
     except OSError as why:
-        print(f"aristos plan: {why.filename} cannot be read: {why.strerror}", file=sys.stderr)
+        print(f"aristos plan: {asked.problem or asked.topology} cannot be read: {why.strerror}", file=sys.stderr)
         return USAGE
     except AristosError as why:
         print(f"aristos plan: {why}", file=sys.stderr)
         return ENVIRONMENT
-    if asked.plot:
-        try:
-            from ..planner.picture import draw
-
-            draw(plan, asked.plot)
-        except (ImportError, OSError, ValueError) as why:
-            print(f"aristos plan: {asked.plot} cannot be drawn: {why}", file=sys.stderr)
-            return ENVIRONMENT
     if asked.json:
-        print(json.dumps(plan.to_json(), allow_nan=False))
+        print(json.dumps(plan.to_json(), allow_nan=False), flush=True)
     else:
         from ..planner.words import report
 
         print(report(plan, time.monotonic() - started))
         if asked.model is not None:
             print(_moving(asked, max(map(len, plan.groups))))
+    return 0 if asked.plot is None else _plot(plan, asked.plot)
+
+
+def _plot(plan: Plan, path: str) -> int:
+    try:
+        from ..planner.picture import draw
+
+        draw(plan, path)
+    except (ImportError, OSError, ValueError) as why:
+        print(f"aristos plan: {path} cannot be drawn: {why}", file=sys.stderr)
+        return ENVIRONMENT
     return 0
 
 
 def _problem(asked: argparse.Namespace) -> Problem:
     """The problem that was asked for."""
     from ..planner import load
-    from ..planner.models import MODELS, build, load_links
+    from ..planner.models import MODELS, build
+    from ..topology.links import load as load_links
 
     if asked.problem is not None:
         return load(asked.problem)
-    links = _discovered() if asked.discover else load_links(asked.topology)
+    links = _discovered() if asked.discover else load_links(Path(asked.topology))
     return build(MODELS[asked.model], asked.tokens, links, asked.inference)
 
 
-def _discovered() -> dict[str, Any]:
-    """What `aristos topo --measure` says of this machine."""
+def _discovered() -> Links:
+    """What `aristos topo --measure` says of this machine: alone of its GPUs, else on ranks that it starts."""
     from ..errors import EnvironmentProblem
-    from ..planner.models import load_links
+    from ..launcher import machine
+    from ..topology.links import load as load_links
 
+    start: list[str] = []
+    if not machine.look(os.environ).devices:
+        ranks = min(DISCOVER_RANKS, max(2, len(os.sched_getaffinity(0))))
+        start = ["run", "-n", str(ranks), "--", sys.executable, "-m", "aristos"]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "links.json"
-        words = [sys.executable, "-m", "aristos", "topo", "--measure", "--out", str(file)]
-        try:
-            ran = subprocess.run(words, capture_output=True, text=True, timeout=DISCOVER_SECONDS, check=False)
-        except subprocess.TimeoutExpired:
-            raise EnvironmentProblem(f"`aristos topo --measure` took more than {DISCOVER_SECONDS} s") from None
-        if ran.returncode or not file.exists():
-            last = (ran.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        words = [sys.executable, "-m", "aristos", *start, "topo", "--measure", "--out", str(file)]
+        code, said = _run(words, DISCOVER_SECONDS)
+        if code is None:
+            raise EnvironmentProblem(f"`aristos topo --measure` took more than {DISCOVER_SECONDS} s")
+        if code or not file.exists():
+            last = (said.strip().splitlines() or ["it said nothing"])[-1]
             raise EnvironmentProblem(f"`aristos topo --measure` failed: {last}")
         return load_links(file)
+
+
+def _run(words: list[str], seconds: float) -> tuple[int | None, str]:
+    """(exit code, stderr) of a command that takes its processes with it; no code where it took too long."""
+    ran = subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        _, said = ran.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return None, ""
+    finally:
+        if ran.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(ran.pid, signal.SIGKILL)
+            ran.wait()
+    return ran.returncode, said
 
 
 def _moving(asked: argparse.Namespace, group: int) -> str:

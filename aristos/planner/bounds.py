@@ -257,7 +257,7 @@ class _Model:
 
 
 def lower_bound(
-    fewest: Callable[[float, int], int],
+    fewest: Callable[[float, int, int], int],
     reduce_us: Callable[[int], float],
     kappa: float,
     most: int,
@@ -267,31 +267,34 @@ def lower_bound(
 ) -> float:
     """The largest f in low..high found for which no partition costs less.
 
-    fewest(b, enough): groups that stages of at most b us need at least. reduce_us(k): T_rho, growing with k. most:
-    groups there is memory for. low: a bound already known. high: F of a partition.
+    fewest(b, k, enough): groups that stages of at most b us need at least, `enough` where none do; it need not be sharp
+    where it is not above k. reduce_us(k): T_rho, growing with k. most: groups there is memory for. low: a bound already
+    known. high: F of a partition.
     """
     if high <= low or kappa <= 0:
         return min(low, high)
     almost = high * (1 - 1e-5)
-    if almost > low and _impossible(almost, fewest, reduce_us, kappa, most):
+    if almost > low and impossible(almost, fewest, reduce_us, kappa, most):
         return almost
     while high - low > TIGHT * high and time.monotonic() < until:
         middle = (low + high) / 2
-        if _impossible(middle, fewest, reduce_us, kappa, most):
+        if impossible(middle, fewest, reduce_us, kappa, most):
             low = middle
         else:
             high = middle
     return low
 
 
-def _impossible(f: float, fewest, reduce_us, kappa: float, most: int) -> bool:
+def impossible(
+    f: float, fewest: Callable[[float, int, int], int], reduce_us: Callable[[int], float], kappa: float, most: int
+) -> bool:
     """Does no partition cost less than f?"""
     k = 1
     while k <= most:
         b = (f - reduce_us(k)) / kappa
         if b <= 0:
             return True
-        need = fewest(b, most + 1)
+        need = fewest(b, k, most + 1)
         if need <= k:
             return False
         k = need  # fewer groups need longer stages than these, and have less time for them than more groups leave

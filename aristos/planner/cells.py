@@ -46,7 +46,7 @@ def single_linkage(key: NDArray[np.float64]) -> list[tuple[float, int, int]]:
     return sorted(links)
 
 
-def find(problem: Problem) -> Cell:
+def find(problem: Problem, step: float = STEP) -> Cell:
     """The cell of all devices, with those below it."""
     n = problem.n
     whole = Cell(np.arange(n))
@@ -56,7 +56,7 @@ def find(problem: Problem) -> Cell:
         return whole
     floor = np.maximum(heights, heights[-1] * 1e-9)
     steps = floor[1:] / floor[:-1]
-    cuts = [at for at in np.argsort(-steps, kind="stable")[:LEVELS] if steps[at] > STEP]
+    cuts = [at for at in np.argsort(-steps, kind="stable")[:LEVELS] if steps[at] > step]
     _refine(whole, links, sorted((int(at) for at in cuts), reverse=True))
     return whole
 

@@ -6,19 +6,15 @@ A step is training (forward, backward twice as long) or inference (forward). Wha
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
+from ..topology.links import MIB, Links
+from ..topology.links import problem as of_machine
 from .moving import Moving, compare
-from .problem import Problem, ProblemError, count, number, parse
+from .problem import Problem, count, parse
 
-SCHEMA = "aristos-links/1"
-MIB = 1 << 20
 ITEM = 2  # bytes of a value on the wire and of a weight: bfloat16
 STATE = 16  # bytes a parameter in training: weight and gradient in bfloat16; master weight and two moments in float32
-SHARE = 0.9  # of a device's memory that parameters may take
 DENSE = 12  # times hidden^2 parameters of a layer outside its experts, as the paper of 2024 counts them
 
 
@@ -68,37 +64,16 @@ MODELS: dict[str, Model] = {
 }
 
 
-def load_links(path: str | Path) -> dict[str, Any]:
-    """The object of a file of links. Raises ProblemError, OSError."""
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as why:
-        raise ProblemError("topology", f"is no JSON: {why}") from why
-    got = found.get("schema") if isinstance(found, dict) else type(found).__name__
-    if got != SCHEMA:
-        raise ProblemError("schema", f"must be {SCHEMA!r}, got {got!r}: `aristos topo --measure` writes such a file")
-    return found
+def build(model: Model, tokens: int, links: Links, inference: bool = False) -> Problem:
+    """The problem of a model on a machine. tokens: that each device brings to a layer.
 
-
-def build(model: Model, tokens: int, links: dict[str, Any], inference: bool = False) -> Problem:
-    """The problem of a model on a machine. tokens: that each device brings to a layer. links: `load_links`.
-
-    Costs are MFLOP, rates MFLOP a us. Raises ProblemError where the file is wrong or does not know something.
+    Costs are MFLOP, rates MFLOP a us. Raises InputError where the links do not know something.
     """
     tokens = count("tokens", tokens, 1)
     bytes_each = ITEM if inference else STATE
-    devices = []
-    hosts, given = links.get("hosts"), links.get("devices")
-    if not isinstance(given, list) or not given or not isinstance(hosts, list) or len(hosts) != len(given):
-        raise ProblemError("devices", "must be a list of devices, one for each of hosts")
-    for i, each in enumerate(given):
-        if not isinstance(each, dict):
-            raise ProblemError(f"devices[{i}]", f"must be an object, got {each!r}")
-        rate = number(f"devices[{i}].rate_gflops", each.get("rate_gflops"), positive=True)
-        have = number(f"devices[{i}].memory_bytes", each.get("memory_bytes")) * SHARE - model.dense * bytes_each
-        room = max(0, int(have // (model.expert * model.moe_layers * bytes_each)))
-        name = f"{hosts[i]}:{each.get('label') or i}"
-        devices.append({"name": name, "rate": rate / 1e3, "memory": min(room, model.experts)})
+    machine = of_machine(links, model.expert * model.moe_layers * bytes_each, model.dense * bytes_each)
+    for device in machine["devices"]:
+        device["memory"] = min(device["memory"], model.experts)
     passes = 1 if inference else 3
     return parse(
         {
@@ -106,11 +81,9 @@ def build(model: Model, tokens: int, links: dict[str, Any], inference: bool = Fa
             "layer_cost": tokens * model.top_k * 2 * model.expert / 1e6,
             "payload_mib": tokens * model.top_k * model.hidden * ITEM / MIB,
             "crossings": 2 if inference else 4,
-            "stages": passes * model.moe_layers * len(devices),
+            "stages": passes * model.moe_layers * links.n,
             "gradient_mib": 0.0 if inference else model.dense * ITEM / MIB,
-            "devices": devices,
-            "alpha_us": links.get("alpha_us"),
-            "beta_us_per_mib": links.get("beta_us_per_mib"),
+            **machine,
         }
     )
 

@@ -6,7 +6,6 @@ Every refusal names the field. It refuses to know any solver.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from .tree import Tree
 
 OBJECTIVES = ("work_conserving", "literal")
+LARGEST, SMALLEST = 1e30, 1e-30  # numbers, and positive ones: products of a few stay finite
+MOST_EXPERTS = 1 << 16
 Matrix = NDArray[np.float64]
 
 
@@ -98,24 +99,22 @@ class Problem:
 
 
 def number(where: str, value: Any, *, positive: bool = False) -> float:
-    """A finite number that is not negative, or a ProblemError."""
-    want = "a positive number" if positive else "a number of at least 0"
+    """A finite number that is not negative and at most LARGEST, or a ProblemError."""
+    want = f"a number from {SMALLEST:g} to {LARGEST:g}" if positive else f"a number from 0 to {LARGEST:g}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ProblemError(where, f"must be {want}, got {value!r}")
-    try:
-        value = float(value)
-    except OverflowError:
-        raise ProblemError(where, f"must be {want}, got an integer of {value.bit_length()} bits") from None
-    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+    if isinstance(value, int) and value.bit_length() > 128:
+        raise ProblemError(where, f"must be {want}, got an integer of {value.bit_length()} bits")
+    if not (SMALLEST if positive else 0) <= value <= LARGEST:
         raise ProblemError(where, f"must be {want}, got {value!r}")
-    return value
+    return float(value)
 
 
 def count(where: str, value: Any, least: int = 0) -> int:
-    """An integer of at least `least` that fits 48 bits, or a ProblemError."""
+    """An integer of at least `least` and under 2**48, or a ProblemError."""
     whole = isinstance(value, float) and value.is_integer()
     if isinstance(value, bool) or not (isinstance(value, int) or whole) or not least <= value < 1 << 48:
-        raise ProblemError(where, f"must be an integer of at least {least}, got {value!r}")
+        raise ProblemError(where, f"must be an integer of at least {least} and under 2**48, got {value!r}"[:200])
     return int(value)
 
 
@@ -139,6 +138,7 @@ def _matrix(name: str, value: Any, n: int) -> Matrix:
     for wrong, want in (
         (~np.isfinite(matrix), "must be finite"),
         (matrix < 0, "must not be negative"),
+        (matrix > LARGEST, f"must be at most {LARGEST:g}"),
         (np.eye(n, dtype=bool) & (matrix != 0), "must be 0: a device's link to itself"),
         (matrix != matrix.T, "must be symmetric"),
     ):
@@ -177,6 +177,8 @@ def scalars(data: dict[str, Any]) -> dict[str, Any]:
     if objective not in OBJECTIVES:
         raise ProblemError("model", f"must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
     checked: dict[str, Any] = {"experts": count("experts", data["experts"], 1), "objective": objective}
+    if checked["experts"] > MOST_EXPERTS:
+        raise ProblemError("experts", f"must be at most {MOST_EXPERTS}, got {checked['experts']}")
     for key in ("layer_cost", "payload_mib", "crossings", "stages", "gradient_mib"):
         checked[key] = number(key, data[key])
     loads = data.get("loads")

@@ -68,15 +68,15 @@ def reach(problem: Problem, cell: Cell) -> tuple[Floats, list[Floats]]:
     part = [np.full((n + 1, len(u.members) + 1), np.inf) for u in cell.children]
     rows = [np.searchsorted(m, u.members) for u in cell.children]
     for s in range(1 if not cell.children else 2, n + 1):
-        w = alpha + beta * (p.payload_mib / s)
-        comm[:, s] = p.crossings * _by_partners(w, memory, s, p.experts)
+        w = p.crossings * (alpha + beta * (p.payload_mib / s))
+        comm[:, s] = _by_partners(w, memory, s, p.experts)
         for u, row, mine in zip(cell.children, rows, part):
-            own = _by_parts(w, row, s)
+            own = by_parts(w, row, s)
             nested = _nested(w, m, u, s)
             for c in range(1, own.shape[1]):
                 least = np.partition(own[:, c], c - 1)[c - 1]
-                mine[s, c] = p.crossings * max(least, nested[c])
-            comm[row, s] = np.maximum(comm[row, s], p.crossings * own[:, 1:].min(axis=1))
+                mine[s, c] = max(least, nested[c])
+            comm[row, s] = np.maximum(comm[row, s], own[:, 1:].min(axis=1))
     return comm, part
 
 
@@ -109,7 +109,7 @@ def _least(w: Floats, count: int) -> Floats:
     return np.partition(w, count - 1, axis=1)[:, :count].sum(1)
 
 
-def _by_parts(w: Floats, row: NDArray[np.int64], s: int) -> Floats:
+def by_parts(w: Floats, row: NDArray[np.int64], s: int) -> Floats:
     """[u, c] what each device of a child pays as one of c there, 1 <= c < s; infinite elsewhere."""
     n, size = len(w), len(row)
     outside = np.ones(n, bool)

@@ -16,11 +16,12 @@ from .problem import OBJECTIVES, Problem, number
 
 if TYPE_CHECKING:
     from .bounds import Programme
+    from .search import Search
 
-TIMELY = 0.95  # of the deadline, after which nothing new is begun
+TIMELY = 0.93  # of the deadline, after which nothing new is begun
 CLOSE = 1e-4  # a gap that is not worth more search
 CELLS_MOST = 160  # devices up to which the bound knows each; above, alike cells count as one
-SEARCH_SHARE = 0.55  # of the deadline, at which the search ends and the bound is sharpened
+PLAIN, ANNEALED, PARTITIONED = 0.2, 0.4, 0.8  # shares of the time at which a bound by counts, moves, columns end
 NUMBERS_SECONDS = 15.0  # at most, that programmes with whole counts are given before the search
 
 
@@ -35,7 +36,7 @@ def solve(
 
     objective: "work_conserving" or "literal"; default: the problem's. allreduce: the link of T_rho is the slowest of
     "any" pair or of those "crossing" groups. deadline_s: seconds after which the best so far is returned. seed: equal
-    seeds give equal plans unless the deadline cuts the search short. Raises Infeasible where there is no plan.
+    seeds give equal plans unless a time limit cuts a search short. Raises Infeasible where there is no plan.
     """
     objective = check_choice("objective", objective or problem.objective, OBJECTIVES)
     check_choice("allreduce", allreduce, ALLREDUCES)
@@ -66,7 +67,7 @@ class _Large:
     ) -> None:
         self.problem, self.objective, self.allreduce = problem, objective, allreduce
         self.started, self.until, self.seed = started, until, seed
-        self.low = 0.0
+        self.low, self.by = 0.0, "an integer programme"
         self._programme: Programme | None = None
         self._cluster: tuple[Problem, np.ndarray, bool] | None = None
 
@@ -86,13 +87,33 @@ class _Large:
         search.cut(self.until)
         method = method if search.best is best else "cuts of clustered orders"
         best = search.best
-        self.sharpen(search.best_us, min(self.until, time.monotonic() + NUMBERS_SECONDS))
-        until = self.started + SEARCH_SHARE * (self.until - self.started)
-        search.anneal(until, lambda: self.low >= search.best_us * (1 - CLOSE))
-        if search.best is not best:
-            method = "cuts and annealing"
+        self.sharpen(search.best_us, min(self._at(PLAIN), time.monotonic() + NUMBERS_SECONDS))
+        search.anneal(self._at(ANNEALED), lambda: self.low >= search.best_us * (1 - CLOSE))
+        method, best = method if search.best is best else "cuts and annealing", search.best
+        self._partition(search, self._at(PARTITIONED))
+        method, best = method if search.best is best else "columns", search.best
         self.sharpen(search.best_us, self.until)
         return self._plan(search.best, method)
+
+    def _at(self, share: float) -> float:
+        """When so much of the time is over."""
+        return self.started + share * (self.until - self.started)
+
+    def _partition(self, search: Search, until: float) -> None:
+        """Raise the bound by columns, and take the groups that they make."""
+        from . import columns
+        from .reducing import least_reduce
+
+        p, high = self.problem, search.best_us
+        if p.n > columns.MOST or p.kappa <= 0 or self.low >= high * (1 - CLOSE) or time.monotonic() > until:
+            return
+        made = columns.Columns(p, self.objective == "work_conserving", search.offer, until)
+        for _, groups in search.starts.values():
+            made.take(groups)
+        reduce_us = least_reduce(p, self.allreduce, self.objective, high)
+        low = made.close(reduce_us, search.most, self.low, high)
+        if low > self.low:
+            self.low, self.by = low, "columns"
 
     def _value(self, groups: list[list[int]]) -> float:
         return evaluate(self.problem, groups, self.objective, self.allreduce).objective_us
@@ -101,9 +122,7 @@ class _Large:
         groups = ordered(groups)
         cost = evaluate(self.problem, groups, self.objective, self.allreduce)
         low = min(self.low, cost.objective_us)
-        return Plan(
-            self.problem, self.objective, self.allreduce, groups, cost, low, f"{method}; bound by an integer programme"
-        )
+        return Plan(self.problem, self.objective, self.allreduce, groups, cost, low, f"{method}; bound by {self.by}")
 
     def _tree(self) -> tuple[Problem, np.ndarray, bool]:
         """(compressed problem, its devices as the problem's, whether it is the problem exactly)."""
@@ -154,7 +173,9 @@ class _Large:
         most = int(p.memory.sum()) // p.experts
         for whole in (False, True):
             if self.low < high * (1 - CLOSE) and time.monotonic() < until:
-                self.low = lower_bound(
-                    lambda b, enough: programme.fewest(b, enough, whole),  # noqa: B023
+                low = lower_bound(
+                    lambda b, _, enough: programme.fewest(b, enough, whole),  # noqa: B023
                     reduce_us, p.kappa, min(most, p.n), self.low, high, until,
                 )  # fmt: skip
+                if low > self.low:
+                    self.low, self.by = low, "an integer programme"

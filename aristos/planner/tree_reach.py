@@ -103,8 +103,8 @@ def programme(problem: Problem, grows: bool) -> Programme:
             share = np.where(exact, far / low, far / high) * payload
             value = chains[t].near(near, payload / high) + far * link[0] + share * link[1]
             room = memories[np.minimum(high, switch.size) - 1]
-            value = np.where((room < experts) | (low - 1 < spans), np.inf, value)
-            comm[t] = crossings * value
+            inside = (low - 1 < spans) & ~((low == 1) & (t in leaves))  # one device of its own hangs from here alone
+            comm[t] = np.where((room < experts) | inside, np.inf, crossings * value)
         for place, child, times, below in parts:
             made.append(_part(place, child, times, below, low, high, link))
         fastest = rates[high - 1]

@@ -41,6 +41,8 @@ from ..errors import InputError
 SCHEMA = "aristos-links/1"
 MIB = 1 << 20
 SLOW = 2.0  # times the median of its class: a fault
+SHARE = 0.9  # of a device's memory that parameters may take
+LARGEST = 1e30  # of FLOP and bytes, that products stay finite
 PAYLOAD = MIB  # bytes of the put by which links of a class are compared
 Rows = list[list[float | None]]
 
@@ -123,7 +125,7 @@ def load(path: Path) -> Links:
     """Read the file. Raises InputError, which names what is wrong, and OSError."""
     try:
         found = json.loads(path.read_text())
-    except ValueError as why:
+    except (ValueError, RecursionError) as why:
         raise InputError(f"{path} is no JSON: {why}") from None
     try:
         return from_json(found)
@@ -147,6 +149,11 @@ def from_json(found: Any) -> Links:
     for i, each in enumerate(devices):
         if not isinstance(each, Mapping) or not isinstance(each.get("name"), str):
             raise InputError(f"devices[{i}] must be an object with a name, got {each!r}")
+        for key in ("rate_gflops", "memory_bytes"):
+            value = each.get(key)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (number and 0 < value <= LARGEST):
+                raise InputError(f"devices[{i}].{key} must be a positive number, or null, got {value!r}"[:200])
         places.append(Place(**{key: value for key, value in each.items() if key in names}))
     contended = found.get("contended")
     return Links(
@@ -208,18 +215,18 @@ def slow(classes: Sequence[Sequence[str]], span: Span, times: float = SLOW) -> l
     return sorted(found)
 
 
-def problem(links: Links, expert_bytes: int, share: float = 0.9) -> dict[str, Any]:
+def problem(links: Links, expert_bytes: int, other_bytes: int = 0) -> dict[str, Any]:
     """The fields of the planner's problem that a machine decides: devices, alpha_us, beta_us_per_mib.
 
-    rate: MFLOP a microsecond, so that costs are in MFLOP. memory: experts of `expert_bytes` in `share` of a device's
-    memory. Raises InputError where the file does not know something.
+    rate: MFLOP a microsecond, so that costs are in MFLOP. memory: experts of `expert_bytes` in SHARE of a device's
+    memory less `other_bytes`. Raises InputError where the file does not know something.
     """
     devices = []
     for i, each in enumerate(links.devices):
         if each.rate_gflops is None or each.memory_bytes is None:
             missing = "rate" if each.rate_gflops is None else "memory"
             raise InputError(f"the {missing} of device {i} ({each.name}) is not known: write it into the file")
-        room = int(each.memory_bytes * share) // expert_bytes
+        room = max(0, int(each.memory_bytes * SHARE) - other_bytes) // expert_bytes
         devices.append({"name": f"{links.hosts[i]}:{each.label or i}", "rate": each.rate_gflops / 1e3, "memory": room})
     found: dict[str, Any] = {"devices": devices}
     for name in ("alpha_us", "beta_us_per_mib"):

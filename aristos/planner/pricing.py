@@ -1,0 +1,60 @@
+"""The group that is worth most at given prices of devices: dynamic programming over devices, compiled.
+
+Its functions call nothing outside this file, so that Numba's cache, which sees this file's hash, is never stale.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..compile import jit
+
+NOTHING = -np.inf
+
+
+@jit
+def price(worth, memory, speed, last, each, room, need):
+    """The most that groups of every size are worth: ([sizes + 1] worth, [sizes + 1, devices] who is in them).
+
+    worth: [devices] of each. memory, speed: [devices] in whole units. last: [devices] True for the last one of its
+    cell. each: devices that a group has at least in every cell it touches. room: units of memory of a group. need:
+    [sizes + 1] units of speed of a group of so many, -1 where no such group may be. Worth is -inf where there is none.
+    """
+    n, most, top = len(worth), len(need) - 1, need.max()
+    best = np.full((each + 1, most + 1, room + 1, top + 1), NOTHING)
+    best[0, 0, 0, 0] = 0.0
+    took = np.zeros((n, each + 1, most + 1, room + 1, top + 1), np.bool_)
+    for i in range(n - 1, -1, -1):
+        if last[i]:  # of devices behind this one, none is of its cell
+            best[1:each] = NOTHING
+            best[each] = best[0]
+        m, r, w = memory[i], speed[i], worth[i]
+        for size in range(most, 0, -1):
+            for had in range(each + 1):
+                then = best[min(had + 1, each), size - 1]
+                now, mark = best[had, size], took[i, had, size]
+                for left in range(room + 1):
+                    source, line, flag = then[max(0, left - m)], now[left], mark[left]
+                    for q in range(min(r, top + 1)):
+                        if source[0] + w > line[q]:
+                            line[q] = source[0] + w
+                            flag[q] = True
+                    for q in range(r, top + 1):
+                        if source[q - r] + w > line[q]:
+                            line[q] = source[q - r] + w
+                            flag[q] = True
+    value = np.full(most + 1, NOTHING)
+    inside = np.zeros((most + 1, n), np.bool_)
+    for size in range(1, most + 1):
+        if need[size] < 0 or best[0, size, room, need[size]] == NOTHING:
+            continue
+        value[size] = best[0, size, room, need[size]]
+        had, count, left, q = 0, size, room, need[size]
+        for i in range(n):
+            if took[i, had, count, left, q]:
+                inside[size, i] = True
+                had, count = min(had + 1, each), count - 1
+                left, q = max(0, left - memory[i]), max(0, q - speed[i])
+            if last[i]:
+                had = 0
+    return value, inside

@@ -1,0 +1,104 @@
+"""What bounds are made of, each against all partitions: the fewest groups for a stage, and the least all-reduce."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import time
+
+import planning
+import pytest
+
+from aristos import planner
+from aristos.planner import cells, columns, reach, tree_reach
+from aristos.planner.reducing import least_reduce
+from aristos.planner.solver import _Large
+
+SEEDS = range(10)
+
+
+def drawn(seed: int) -> dict:
+    return planning.draw(seed, 4 + seed % 4, integers=seed % 5 == 4)
+
+
+def fewest_by(problem: planner.Problem, model: str):
+    """(name, fewest groups of stages of at most b, where so many are enough) of every way there is."""
+    grows = model == "work_conserving"
+    far = time.monotonic() + 60
+    alike, _, _ = _Large(problem, model, "any", 0.0, far, 0)._tree()
+    for name, programme in (
+        ("cells", reach.programme(problem, grows)),
+        ("tree", tree_reach.programme(alike, grows)),
+    ):
+        for whole in (False, True):
+            yield f"{name} {whole}", lambda b, _, p=programme, w=whole: p.fewest(b, problem.n + 1, w)
+    made = columns.Columns(problem, grows, lambda groups: 0.0, far)
+    yield "columns", lambda b, true: max(made.fewest(b, k, problem.n + 1) for k in (true, true - 1))
+
+
+@pytest.mark.parametrize("listed", [columns.LISTED, 0])
+@pytest.mark.parametrize("model", planner.OBJECTIVES)
+def test_the_fewest_groups_are_never_too_many(model, listed, monkeypatch):
+    """At the very stage that the best partition into k groups needs."""
+    monkeypatch.setattr(columns, "LISTED", listed)
+    sharp: dict[str, list[bool]] = {}
+    for seed in SEEDS:
+        p = drawn(seed)
+        best = planning.longest_stages(p, model)
+        for name, fewest in fewest_by(planner.parse(p), model):
+            if listed == 0 and name != "columns":
+                continue
+            for b in best.values():
+                if not math.isfinite(b):
+                    continue
+                true = min(k for k, longest in best.items() if longest <= b * (1 + 1e-12))
+                found = fewest(b * (1 + 1e-12), true)
+                assert found <= true, (seed, name, b)
+                sharp.setdefault(name, []).append(found == true)
+    assert all(sum(right) > 0.9 * len(right) for right in sharp.values()), sharp
+
+
+def test_a_class_of_groups_pays_no_more_than_each_of_them():
+    for seed in SEEDS:
+        p, rng = planning.draw(seed + 50, 8), random.Random(seed)
+        for i, j in itertools.combinations(range(8), 2):
+            some = rng.uniform(1.0, 1.5)  # links of a cell differ, and so do its devices
+            for key in ("alpha_us", "beta_us_per_mib"):
+                p[key][i][j] = p[key][j][i] = p[key][i][j] * some
+        problem = planner.parse(p)
+        made = columns.Columns(problem, True, lambda groups: 0.0, time.monotonic() + 60)
+        classes = {(frozenset(each.members.tolist()), each.each): each.comm for each in made._classes}
+        walk = cells.find(problem, columns.STEP).walk()
+        checked = 0
+        for size in range(2, 9):
+            for group in itertools.combinations(range(8), size):
+                if sum(p["devices"][i]["memory"] for i in group) < p["experts"]:
+                    continue
+                cell = min((c for c in walk if set(group) <= set(c.members)), key=lambda c: len(c.members))
+                if not cell.children:
+                    continue
+                touched = [len(set(group) & set(c.members)) for c in walk if not c.children]
+                each = min(count for count in touched if count)
+                s = planning.stage({**p, "layer_cost": 0.0}, group, "literal")
+                assert classes[frozenset(cell.members.tolist()), each][size] <= s * (1 + 1e-9), (seed, group)
+                checked += 1
+        assert checked or not walk[0].children
+
+
+@pytest.mark.parametrize("model", planner.OBJECTIVES)
+@pytest.mark.parametrize("allreduce", planner.ALLREDUCES)
+def test_the_all_reduce_is_never_more_than_that_of_a_better_partition(model, allreduce):
+    for seed in SEEDS:
+        p = {**drawn(seed), "gradient_mib": 100.0}
+        problem = planner.parse(p)
+        n = problem.n
+        priced = [(g, planning.price(p, g, model, allreduce)) for g in planning.partitions(n)]
+        ranked = sorted(value for _, value in priced if math.isfinite(value))
+        pairs = planning.by_slowness(p)
+        for incumbent in ranked[1 :: max(1, len(ranked) // 16)]:
+            least = least_reduce(problem, allreduce, model, incumbent)
+            for groups in (groups for groups, value in priced if value < incumbent):
+                where = {i: at for at, g in enumerate(groups) for i in g}
+                link = pairs[0] if allreduce == "any" else next((x for x in pairs if where[x[0]] != where[x[1]]), None)
+                assert least(len(groups)) <= planning.reduction(p, len(groups), link) * (1 + 1e-12), seed
