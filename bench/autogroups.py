@@ -1,8 +1,8 @@
 """Does Linux share a core fairly between sessions? `python bench/autogroups.py [--seconds 5]`, half a minute.
 
 One session has, on each of two cores, a process that only yields and one that takes naps; another has a busy process on
-each. With autogroups (sched(7)) a session is a group to the scheduler, and the busy one should get half of both cores. Where
-it gets next to nothing, ranks that share cores can stop for minutes: docs/decisions.md, 21.
+each. With autogroups (sched(7)) a session is a group to the scheduler, and the busy one should get half of both cores.
+Where it gets next to nothing, ranks that share cores can stop for minutes: docs/decisions.md, 21.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def busy() -> NoReturn:
 
 
 def session(cores: list[int], *loops: Callable[[], object]) -> int:
-    """Start a session with a process for each of `loops` on each core, each for ever; its leader's pid, which it waits in."""
+    """Start a session with a process for each of `loops` on each core, all for ever; the pid of its leader."""
     leader = os.fork()
     if leader == 0:
         os.setsid()
