@@ -18,7 +18,7 @@ from aristos import planner
 from aristos.cli.plan import main as plan_command
 from aristos.errors import InputError
 from aristos.planner import baselines, exact, search, solver
-from aristos.planner.words import explain
+from aristos.planner.words import explain, seconds_text
 
 MODELS = ("work_conserving", "literal")
 CHOICES = [(m, a) for m in MODELS for a in planner.ALLREDUCES]
@@ -532,6 +532,26 @@ def spelled_out(p: dict) -> dict:
         "alpha_us": alpha,
         "beta_us_per_mib": beta,
     }
+
+
+@pytest.mark.parametrize(("payload", "shape"), [(1, cluster((2, 4, 100.0, 3))), (50, cluster((8, 4, 100.0, 3)))])
+def test_what_would_move_a_compressed_cluster(payload, shape):
+    """The words are those of the same problem in matrices, solved small and large."""
+    p = compressed(shape, experts=8, layer_cost=1000.0, payload_mib=payload, stages=800, gradient_mib=10)
+    plan = planner.solve(planner.parse(p), deadline_s=3)
+    assert plan.bottleneck["term"] == "comm"
+    said = explain(plan)
+    whole = planner.parse(spelled_out(p))
+    assert said == explain(replace(plan, problem=whole))
+    # by hand: halve the links within the group of the device named
+    group, device = plan.groups[plan.bottleneck["group"]], plan.bottleneck["device"]
+    better = spelled_out(p)
+    for key in ("alpha_us", "beta_us_per_mib"):
+        for j in group:
+            better[key][device][j] = better[key][j][device] = better[key][device][j] / 2
+    after = planner.evaluate(planner.parse(better), plan.groups)
+    step = plan.cost.kappa * float((after.pi_us + after.comm_us).max()) + plan.cost.allreduce_us
+    assert f"Its links in the group twice as fast: a step of {seconds_text(step)} with the same groups" in said
 
 
 def nested(levels: int) -> dict:

@@ -138,9 +138,15 @@ class Tree:
 
     def link(self, i: int, j: int) -> tuple[float, float]:
         """alpha and beta between two devices."""
-        level = int(np.flatnonzero((self.up[:, i] == self.up[:, j]) & (self.up[:, i] >= 0))[-1])
-        alpha, beta = self.links[self.up[level, i]]
+        alpha, beta = self.links_to(i, np.array([j]))[0]
         return float(alpha), float(beta)
+
+    def links_to(self, i: int, others: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[others, 2] alpha and beta between a device and each of the others."""
+        mine = self.up[:, [i]]
+        same = (self.up[:, others] == mine) & (mine >= 0)
+        level = len(same) - 1 - np.argmax(same[::-1], axis=0)
+        return self.links[self.up[level, i]]
 
     def matrices(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """alpha_us and beta_us_per_mib, [n, n]: for small clusters."""
