@@ -86,6 +86,24 @@ def test_a_class_of_groups_pays_no_more_than_each_of_them():
         assert checked or not walk[0].children
 
 
+@pytest.mark.parametrize("allreduce", planner.ALLREDUCES)
+@pytest.mark.parametrize("above", [(0, 0), (5, 1), (1e5, 0)])
+def test_a_switch_of_one_child_is_no_link(allreduce, above):
+    """Under it, the all-reduce of the same cluster without it."""
+    leaf = {"count": 2, "rate": 100, "memory": 8}
+    inner = [{"count": c, "alpha_us": 1, "beta_us_per_mib": b, "children": [leaf]} for c, b in ((2, 5), (1, 90))]
+    tree = {"alpha_us": 15, "beta_us_per_mib": 40, "children": inner}
+    p = {"experts": 8, "layer_cost": 1000, "payload_mib": 1, "crossings": 2, "stages": 60, "gradient_mib": 10}
+    plain = least_reduce(planner.parse({**p, "cluster": tree}), allreduce, "literal", math.inf)
+    over = {"alpha_us": above[0], "beta_us_per_mib": above[1], "children": [tree]}
+    problem = planner.parse({**p, "cluster": over})
+    found = least_reduce(problem, allreduce, "literal", math.inf)
+    assert [found(k) for k in range(1, 7)] == [plain(k) for k in range(1, 7)]
+    for groups in planning.partitions(6):
+        cost = planner.evaluate(problem, groups, allreduce=allreduce)
+        assert found(len(groups)) <= cost.allreduce_us * (1 + 1e-12)
+
+
 @pytest.mark.parametrize("model", planner.OBJECTIVES)
 @pytest.mark.parametrize("allreduce", planner.ALLREDUCES)
 def test_the_all_reduce_is_never_more_than_that_of_a_better_partition(model, allreduce):
