@@ -617,6 +617,20 @@ def test_the_deadline_is_kept():
         assert plan.objective_us <= cost.objective_us * (1 + NEAR)
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_stages_that_take_no_time(model, monkeypatch):
+    """No compute and free links: all stages are 0, of groups with devices and of empty ones."""
+    monkeypatch.setattr(search, "STEPS", 20_000)
+    p = planning.draw(7, 20)
+    p.update(layer_cost=0.0, payload_mib=0.0, alpha_us=[[0.0] * 20 for _ in range(20)])
+    plan = large(planner.parse(p), model, "any", 3.0)
+    assert (plan.objective_us, plan.gap) == (0.0, 0.0)
+    found = search.Search(plan.problem, model, "any", [list(range(20))], 0)
+    found.offer(found.best)
+    found.anneal(time.monotonic() + 20, lambda: False)
+    assert sorted(i for g in found.best for i in g) == list(range(20))
+
+
 def test_a_plan_of_a_larger_problem_is_the_same_again(monkeypatch):
     monkeypatch.setattr(search, "ROUNDS", 2)
     monkeypatch.setattr(search, "STEPS", 50_000)

@@ -205,11 +205,10 @@ def anneal(
         best = kappa * stage.max() + _reduce(where, k, link, pairs, alpha, beta, gradient)
     for step in range(steps):
         heat = now * hot * (cold / hot) ** (step / steps)
-        if np.random.random() < 0.5:
-            slow = int(np.argmax(stage))
+        i = np.random.randint(n)
+        slow = int(np.argmax(stage))
+        if np.random.random() < 0.5 and size[slow] > 0:  # an empty one where all stages take no time
             i = list_of[slow, np.random.randint(size[slow])]
-        else:
-            i = np.random.randint(n)
         g = where[i]
         other = -1
         h = g
