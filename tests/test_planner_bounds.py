@@ -59,6 +59,38 @@ def test_the_fewest_groups_are_never_too_many(model, listed, monkeypatch):
     assert all(sum(right) > 0.9 * len(right) for right in sharp.values()), sharp
 
 
+def apart(rates: str, memory: tuple[int, ...], width: int, links: tuple[float, float, float], **rest) -> dict:
+    """Nodes of `width` devices of rates 1e6 (+) and 1e-3 (-). links: alpha between nodes, beta in and between them."""
+    n, (alpha, near, far) = len(rates), links
+    same = [[i // width == j // width for j in range(n)] for i in range(n)]
+    return {
+        "devices": [{"rate": 1e6 if r == "+" else 1e-3, "memory": m} for r, m in zip(rates, memory)],
+        "alpha_us": [[0.0 if same[i][j] else alpha for j in range(n)] for i in range(n)],
+        "beta_us_per_mib": [[0.0 if i == j else near if same[i][j] else far for j in range(n)] for i in range(n)],
+        "gradient_mib": 0,
+        **rest,
+    }
+
+
+APART = [
+    (apart("--+---", (6, 15, 6, 10, 11, 11), 3, (5.0, 0.0, 47.0), experts=16, layer_cost=50, payload_mib=0.5,
+           crossings=4, stages=72), 50000.0),
+    (apart("+++---++-", (60,) * 9, 2, (0.0, 4.5, 47.0), experts=60, layer_cost=3000, payload_mib=5, crossings=1,
+           stages=9), 3000008.24998875),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("p", "b"), APART)
+def test_rates_far_apart_do_not_deceive_the_solver(p, b):
+    """One group of all devices is short enough: with rows of raw rates HiGHS asked for two."""
+    assert planning.stage(p, tuple(range(len(p["devices"]))), "work_conserving") < b
+    for name, fewest in fewest_by(planner.parse(p), "work_conserving"):
+        for more in (0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1):
+            started = time.monotonic()
+            assert fewest(b * (1 + more), 1) == 1, (name, more)
+            assert time.monotonic() - started < 30, name
+
+
 def test_a_class_of_groups_pays_no_more_than_each_of_them():
     for seed in SEEDS:
         p, rng = planning.draw(seed + 50, 8), random.Random(seed)
