@@ -631,6 +631,21 @@ def test_stages_that_take_no_time(model, monkeypatch):
     assert sorted(i for g in found.best for i in g) == list(range(20))
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_without_time_the_rates_bound_it(model):
+    for seed in range(6):
+        p = planning.draw(seed, 7)
+        problem = planner.parse(p)
+        try:
+            optimum = planner.solve(problem, model).objective_us
+        except planner.Infeasible:
+            continue
+        low = large(problem, model, "any", 0.0).lower_bound_us
+        rates = sum(d["rate"] for d in p["devices"])
+        assert low == near(p["stages"] / 7 * (7 if model == "work_conserving" else 1) * p["layer_cost"] / rates)
+        assert low <= optimum * (1 + NEAR)
+
+
 def test_a_plan_of_a_larger_problem_is_the_same_again(monkeypatch):
     monkeypatch.setattr(search, "ROUNDS", 2)
     monkeypatch.setattr(search, "STEPS", 50_000)

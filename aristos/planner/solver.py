@@ -67,7 +67,9 @@ class _Large:
     ) -> None:
         self.problem, self.objective, self.allreduce = problem, objective, allreduce
         self.started, self.until, self.seed = started, until, seed
-        self.low, self.by = 0.0, "an integer programme"
+        # some group is no faster a device (`literal`: altogether) than all devices together
+        share = problem.n if objective == "work_conserving" else 1
+        self.low, self.by = problem.kappa * (share * problem.layer_cost / float(problem.rate.sum())), "the sum of rates"
         self._programme: Programme | None = None
         self._cluster: tuple[Problem, np.ndarray, bool] | None = None
 
