@@ -267,6 +267,7 @@ def test_paths_and_words_that_are_refused(pair, tmp_path, capsys):
         ([str(path), "--plot", str(tmp_path)], "--plot"),
         ([str(path), "--seed", "-1"], "--seed"),
         ([str(path), "--tokens", "0"], "--tokens"),
+        ([str(path), "--tokens", "8"], "--tokens"),
         ([str(path), "--inference"], "--inference"),
         *(([str(path), "--deadline", wrong], "--deadline") for wrong in ("0", "-1", "nan", "inf", "x")),
     ):
