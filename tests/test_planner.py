@@ -18,7 +18,7 @@ from aristos import planner
 from aristos.cli.plan import main as plan_command
 from aristos.errors import InputError
 from aristos.planner import baselines, exact, search, solver
-from aristos.planner.words import explain, seconds_text
+from aristos.planner.words import explain, report, seconds_text
 
 MODELS = ("work_conserving", "literal")
 CHOICES = [(m, a) for m in MODELS for a in planner.ALLREDUCES]
@@ -414,6 +414,29 @@ def test_what_would_move_it(pair):
     said = explain(planner.solve(planner.parse({**pair, "layer_cost": 1.0})))
     assert "the links of device 0" in said
     assert "twice as fast: a step of 4.8 us" in said
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 30])
+def test_groups_that_hold_the_step_up_together(pair, count):
+    """Equal devices apart: every stage is as long, and the report calls none shorter."""
+    p = {**pair, "devices": [{"rate": 2.0, "memory": 2}] * count}
+    for key in ("alpha_us", "beta_us_per_mib"):
+        p[key] = [[0 if i == j else 1e6 for j in range(count)] for i in range(count)]
+    problem = planner.parse({**p, "stages": 1e15})
+    groups = [[i] for i in range(count)]
+    cost = planner.evaluate(problem, groups)
+    plan = planner.Plan(problem, "work_conserving", "any", groups, cost, 0.0, "by hand")
+    said = report(plan, 0.0)
+    want = {
+        1: "",
+        2: "; group 1 holds it up as much",
+        3: "; groups 1-2 hold it up as much",
+        30: "; groups 1-29 hold it",
+    }
+    assert want[count] in said
+    assert ("as much" in said) == (count > 1)
+    assert "shorter" not in said
+    assert ("6 groups whose stages are no longer" in said) == (count == 30)
 
 
 def test_without_time_the_best_baseline_is_the_plan():

@@ -9,6 +9,7 @@ import numpy as np
 from .cost import communication, evaluate, links_to
 from .plan import Plan
 
+EQUAL = 1e-9  # relative: sums differ in their last bits
 MOST_GROUPS = 24  # lines of the table; of more groups the longest stages are shown
 
 
@@ -50,7 +51,7 @@ def report(plan: Plan, seconds: float) -> str:
         times = f"{seconds_text(cost.pi_us[g]):>10}  {seconds_text(cost.comm_us[g]):>10}"
         lines.append(f"{g:>5}  {len(plan.groups[g]):>7}  {times}  {ranges(plan.groups[g])}")
     if k > MOST_GROUPS:
-        lines.append(f"       ... and {k - MOST_GROUPS} groups with shorter stages")
+        lines.append(f"       ... and {k - MOST_GROUPS} groups whose stages are no longer")
     return "\n".join([*lines, "", explain(plan)])
 
 
@@ -67,13 +68,17 @@ def explain(plan: Plan) -> str:
         )
         half = cost.objective_us - cost.allreduce_us / 2
         return f"bottleneck: {what}. That link twice as fast: a step of {seconds_text(half)} with the same groups."
-    stage = cost.pi_us[group] + cost.comm_us[group]
+    stages = cost.pi_us + cost.comm_us
+    stage = stages[group]
     if term == "pi":
         text = f"compute of group {group}, {seconds_text(cost.pi_us[group])} of its stage's {seconds_text(stage)}"
         text += f"; its slowest device is {name} at rate {problem.rate[device]:g}"
     else:
         text = f"the links of {name} in group {group}: {seconds_text(cost.comm_us[group])} of the stage's"
         text += f" {seconds_text(stage)}"
+    tied = [int(g) for g in np.flatnonzero(stages >= stage * (1 - EQUAL)) if g != group]
+    if tied:
+        text += f"; group{'s' * (len(tied) > 1)} {ranges(tied)} hold{'s' * (len(tied) == 1)} it up as much"
     return f"bottleneck: {text}. {_twice_the_rate(plan, device) if term == 'pi' else _twice_the_links(plan, group)}"
 
 
