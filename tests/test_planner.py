@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import planning
 import pytest
 
@@ -668,6 +670,20 @@ def test_without_time_the_rates_bound_it(model):
         rates = sum(d["rate"] for d in p["devices"])
         assert low == near(p["stages"] / 7 * (7 if model == "work_conserving" else 1) * p["layer_cost"] / rates)
         assert low <= optimum * (1 + NEAR)
+
+
+def test_cuts_look_at_the_clock(monkeypatch):
+    """In small pieces they are the same, and end where time is up in the middle of an order."""
+    problem = planner.parse(planning.draw(3, 40))
+    found = search.Search(problem, "literal", "any", [list(range(40))], 0)
+    whole = found._cuts(np.arange(40), math.inf)
+    monkeypatch.setattr(search, "CUT_WORK", 1)
+    pieces = found._cuts(np.arange(40), math.inf)
+    assert all((a == b).all() for a, b in zip(whole, pieces))
+    ticks = iter(range(1000))
+    monkeypatch.setattr(search, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    assert found._cuts(np.arange(40), 10) is None
+    assert next(ticks) == 12
 
 
 def test_a_plan_of_a_larger_problem_is_the_same_again(monkeypatch):

@@ -161,7 +161,7 @@ class _Large:
         from .reducing import least_reduce
 
         p, grows = self.problem, self.objective == "work_conserving"
-        if self.low >= high * (1 - CLOSE):
+        if self.low >= high * (1 - CLOSE) or time.monotonic() > until:
             return
         if self._programme is None:
             if p.n <= CELLS_MOST and p.tree is None:
