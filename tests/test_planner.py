@@ -677,6 +677,10 @@ def test_cuts_look_at_the_clock(monkeypatch):
     problem = planner.parse(planning.draw(3, 40))
     found = search.Search(problem, "literal", "any", [list(range(40))], 0)
     whole = found._cuts(np.arange(40), math.inf)
+    for n, most in ((1, 1), (40, 40), (2000, 1), (2000, 500), (2048, 2048)):
+        ranges = list(search.pieces(n, most))
+        assert [i for begin, end in ranges for i in range(begin, end)] == list(range(1, n + 1))
+        assert all(sum(i * (i + most) for i in range(*each)) <= search.CUT_WORK for each in ranges)
     monkeypatch.setattr(search, "CUT_WORK", 1)
     pieces = found._cuts(np.arange(40), math.inf)
     assert all((a == b).all() for a, b in zip(whole, pieces))

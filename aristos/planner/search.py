@@ -86,12 +86,9 @@ class Search:
         best, starts = np.full((self.most + 1, p.n + 1), np.inf), np.zeros((self.most + 1, p.n + 1), np.int64)
         best[0, 0] = 0.0
         numbers = p.experts, p.layer_cost, self.objective == "work_conserving", p.crossings, p.payload_mib
-        begin = 1
-        while begin <= p.n:
-            end = min(p.n, begin + CUT_WORK // (begin * (begin + self.most))) + 1
+        for begin, end in pieces(p.n, self.most):
             moves.cuts(best, starts, begin, end, order, p.alpha_us, p.beta_us_per_mib, p.rate, p.memory, *numbers)
-            begin = end
-            if begin <= p.n and time.monotonic() > until:
+            if end <= p.n and time.monotonic() > until:
                 return None
         return best[:, p.n], starts
 
@@ -138,6 +135,16 @@ class Search:
                 yield self.starts[left[0][1]][1]
             else:
                 yield self.best
+
+
+def pieces(n: int, most: int) -> Iterator[tuple[int, int]]:
+    """Ranges that cover 1..n, of CUT_WORK steps at most: a device takes its number squared, and `most` times it."""
+    begin = 1
+    while begin <= n:
+        far = 2 * begin  # the end is no further, so that no device takes more than that one
+        end = begin + min(begin, max(1, CUT_WORK // (far * (far + most))))
+        yield begin, min(end, n + 1)
+        begin = end
 
 
 def orders(problem: Problem) -> list[np.ndarray]:
