@@ -26,7 +26,7 @@ def fewest_by(problem: planner.Problem, model: str):
     """(name, fewest groups of stages of at most b, where so many are enough) of every way there is."""
     grows = model == "work_conserving"
     far = time.monotonic() + 60
-    alike, _, _ = _Large(problem, model, "any", 0.0, far, 0)._tree()
+    alike, _ = _Large(problem, model, "any", 0.0, far, 0)._tree()
     for name, programme in (
         ("cells", reach.programme(problem, grows)),
         ("tree", tree_reach.programme(alike, grows)),
