@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import planning
 import pytest
 
@@ -18,7 +20,7 @@ from aristos import planner
 from aristos.cli.plan import main as plan_command
 from aristos.errors import InputError
 from aristos.planner import baselines, exact, search, solver
-from aristos.planner.words import explain
+from aristos.planner.words import explain, report, seconds_text
 
 MODELS = ("work_conserving", "literal")
 CHOICES = [(m, a) for m in MODELS for a in planner.ALLREDUCES]
@@ -267,6 +269,7 @@ def test_paths_and_words_that_are_refused(pair, tmp_path, capsys):
         ([str(path), "--plot", str(tmp_path)], "--plot"),
         ([str(path), "--seed", "-1"], "--seed"),
         ([str(path), "--tokens", "0"], "--tokens"),
+        ([str(path), "--tokens", "8"], "--tokens"),
         ([str(path), "--inference"], "--inference"),
         *(([str(path), "--deadline", wrong], "--deadline") for wrong in ("0", "-1", "nan", "inf", "x")),
     ):
@@ -415,6 +418,29 @@ def test_what_would_move_it(pair):
     assert "twice as fast: a step of 4.8 us" in said
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 30])
+def test_groups_that_hold_the_step_up_together(pair, count):
+    """Equal devices apart: every stage is as long, and the report calls none shorter."""
+    p = {**pair, "devices": [{"rate": 2.0, "memory": 2}] * count}
+    for key in ("alpha_us", "beta_us_per_mib"):
+        p[key] = [[0 if i == j else 1e6 for j in range(count)] for i in range(count)]
+    problem = planner.parse({**p, "stages": 1e15})
+    groups = [[i] for i in range(count)]
+    cost = planner.evaluate(problem, groups)
+    plan = planner.Plan(problem, "work_conserving", "any", groups, cost, 0.0, "by hand")
+    said = report(plan, 0.0)
+    want = {
+        1: "",
+        2: "; group 1 holds it up as much",
+        3: "; groups 1-2 hold it up as much",
+        30: "; groups 1-29 hold it",
+    }
+    assert want[count] in said
+    assert ("as much" in said) == (count > 1)
+    assert "shorter" not in said
+    assert ("6 groups whose stages are no longer" in said) == (count == 30)
+
+
 def test_without_time_the_best_baseline_is_the_plan():
     for seed in (7, 8, 9):
         problem = planner.parse(planning.draw(seed, 30))
@@ -534,6 +560,26 @@ def spelled_out(p: dict) -> dict:
     }
 
 
+@pytest.mark.parametrize(("payload", "shape"), [(1, cluster((2, 4, 100.0, 3))), (50, cluster((8, 4, 100.0, 3)))])
+def test_what_would_move_a_compressed_cluster(payload, shape):
+    """The words are those of the same problem in matrices, solved small and large."""
+    p = compressed(shape, experts=8, layer_cost=1000.0, payload_mib=payload, stages=800, gradient_mib=10)
+    plan = planner.solve(planner.parse(p), deadline_s=3)
+    assert plan.bottleneck["term"] == "comm"
+    said = explain(plan)
+    whole = planner.parse(spelled_out(p))
+    assert said == explain(replace(plan, problem=whole))
+    # by hand: halve the links within the group of the device named
+    group, device = plan.groups[plan.bottleneck["group"]], plan.bottleneck["device"]
+    better = spelled_out(p)
+    for key in ("alpha_us", "beta_us_per_mib"):
+        for j in group:
+            better[key][device][j] = better[key][j][device] = better[key][device][j] / 2
+    after = planner.evaluate(planner.parse(better), plan.groups)
+    step = plan.cost.kappa * float((after.pi_us + after.comm_us).max()) + plan.cost.allreduce_us
+    assert f"Its links in the group twice as fast: a step of {seconds_text(step)} with the same groups" in said
+
+
 def nested(levels: int) -> dict:
     """A device under so many switches."""
     found = {"rate": 1, "memory": 1}
@@ -595,6 +641,53 @@ def test_the_deadline_is_kept():
     assert time.monotonic() - started < 12  # a call to the solver and a piece of annealing may be on their way
     for _name, (_, cost) in baselines.all_baselines(problem).items():
         assert plan.objective_us <= cost.objective_us * (1 + NEAR)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_stages_that_take_no_time(model, monkeypatch):
+    """No compute and free links: all stages are 0, of groups with devices and of empty ones."""
+    monkeypatch.setattr(search, "STEPS", 20_000)
+    p = planning.draw(7, 20)
+    p.update(layer_cost=0.0, payload_mib=0.0, alpha_us=[[0.0] * 20 for _ in range(20)])
+    plan = large(planner.parse(p), model, "any", 3.0)
+    assert (plan.objective_us, plan.gap) == (0.0, 0.0)
+    found = search.Search(plan.problem, model, "any", [list(range(20))], 0)
+    found.offer(found.best)
+    found.anneal(time.monotonic() + 20, lambda: False)
+    assert sorted(i for g in found.best for i in g) == list(range(20))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_without_time_the_rates_bound_it(model):
+    for seed in range(6):
+        p = planning.draw(seed, 7)
+        problem = planner.parse(p)
+        try:
+            optimum = planner.solve(problem, model).objective_us
+        except planner.Infeasible:
+            continue
+        low = large(problem, model, "any", 0.0).lower_bound_us
+        rates = sum(d["rate"] for d in p["devices"])
+        assert low == near(p["stages"] / 7 * (7 if model == "work_conserving" else 1) * p["layer_cost"] / rates)
+        assert low <= optimum * (1 + NEAR)
+
+
+def test_cuts_look_at_the_clock(monkeypatch):
+    """In small pieces they are the same, and end where time is up in the middle of an order."""
+    problem = planner.parse(planning.draw(3, 40))
+    found = search.Search(problem, "literal", "any", [list(range(40))], 0)
+    whole = found._cuts(np.arange(40), math.inf)
+    for n, most in ((1, 1), (40, 40), (2000, 1), (2000, 500), (2048, 2048)):
+        ranges = list(search.pieces(n, most))
+        assert [i for begin, end in ranges for i in range(begin, end)] == list(range(1, n + 1))
+        assert all(sum(i * (i + most) for i in range(*each)) <= search.CUT_WORK for each in ranges)
+    monkeypatch.setattr(search, "CUT_WORK", 1)
+    pieces = found._cuts(np.arange(40), math.inf)
+    assert all((a == b).all() for a, b in zip(whole, pieces))
+    ticks = iter(range(1000))
+    monkeypatch.setattr(search, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    assert found._cuts(np.arange(40), 10) is None
+    assert next(ticks) == 12
 
 
 def test_a_plan_of_a_larger_problem_is_the_same_again(monkeypatch):

@@ -26,7 +26,7 @@ def fewest_by(problem: planner.Problem, model: str):
     """(name, fewest groups of stages of at most b, where so many are enough) of every way there is."""
     grows = model == "work_conserving"
     far = time.monotonic() + 60
-    alike, _, _ = _Large(problem, model, "any", 0.0, far, 0)._tree()
+    alike, _ = _Large(problem, model, "any", 0.0, far, 0)._tree()
     for name, programme in (
         ("cells", reach.programme(problem, grows)),
         ("tree", tree_reach.programme(alike, grows)),
@@ -59,6 +59,38 @@ def test_the_fewest_groups_are_never_too_many(model, listed, monkeypatch):
     assert all(sum(right) > 0.9 * len(right) for right in sharp.values()), sharp
 
 
+def apart(rates: str, memory: tuple[int, ...], width: int, links: tuple[float, float, float], **rest) -> dict:
+    """Nodes of `width` devices of rates 1e6 (+) and 1e-3 (-). links: alpha between nodes, beta in and between them."""
+    n, (alpha, near, far) = len(rates), links
+    same = [[i // width == j // width for j in range(n)] for i in range(n)]
+    return {
+        "devices": [{"rate": 1e6 if r == "+" else 1e-3, "memory": m} for r, m in zip(rates, memory)],
+        "alpha_us": [[0.0 if same[i][j] else alpha for j in range(n)] for i in range(n)],
+        "beta_us_per_mib": [[0.0 if i == j else near if same[i][j] else far for j in range(n)] for i in range(n)],
+        "gradient_mib": 0,
+        **rest,
+    }
+
+
+APART = [
+    (apart("--+---", (6, 15, 6, 10, 11, 11), 3, (5.0, 0.0, 47.0), experts=16, layer_cost=50, payload_mib=0.5,
+           crossings=4, stages=72), 50000.0),
+    (apart("+++---++-", (60,) * 9, 2, (0.0, 4.5, 47.0), experts=60, layer_cost=3000, payload_mib=5, crossings=1,
+           stages=9), 3000008.24998875),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("p", "b"), APART)
+def test_rates_far_apart_do_not_deceive_the_solver(p, b):
+    """One group of all devices is short enough: with rows of raw rates HiGHS asked for two."""
+    assert planning.stage(p, tuple(range(len(p["devices"]))), "work_conserving") < b
+    for name, fewest in fewest_by(planner.parse(p), "work_conserving"):
+        for more in (0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1):
+            started = time.monotonic()
+            assert fewest(b * (1 + more), 1) == 1, (name, more)
+            assert time.monotonic() - started < 30, name
+
+
 def test_a_class_of_groups_pays_no_more_than_each_of_them():
     for seed in SEEDS:
         p, rng = planning.draw(seed + 50, 8), random.Random(seed)
@@ -84,6 +116,24 @@ def test_a_class_of_groups_pays_no_more_than_each_of_them():
                 assert classes[frozenset(cell.members.tolist()), each][size] <= s * (1 + 1e-9), (seed, group)
                 checked += 1
         assert checked or not walk[0].children
+
+
+@pytest.mark.parametrize("allreduce", planner.ALLREDUCES)
+@pytest.mark.parametrize("above", [(0, 0), (5, 1), (1e5, 0)])
+def test_a_switch_of_one_child_is_no_link(allreduce, above):
+    """Under it, the all-reduce of the same cluster without it."""
+    leaf = {"count": 2, "rate": 100, "memory": 8}
+    inner = [{"count": c, "alpha_us": 1, "beta_us_per_mib": b, "children": [leaf]} for c, b in ((2, 5), (1, 90))]
+    tree = {"alpha_us": 15, "beta_us_per_mib": 40, "children": inner}
+    p = {"experts": 8, "layer_cost": 1000, "payload_mib": 1, "crossings": 2, "stages": 60, "gradient_mib": 10}
+    plain = least_reduce(planner.parse({**p, "cluster": tree}), allreduce, "literal", math.inf)
+    over = {"alpha_us": above[0], "beta_us_per_mib": above[1], "children": [tree]}
+    problem = planner.parse({**p, "cluster": over})
+    found = least_reduce(problem, allreduce, "literal", math.inf)
+    assert [found(k) for k in range(1, 7)] == [plain(k) for k in range(1, 7)]
+    for groups in planning.partitions(6):
+        cost = planner.evaluate(problem, groups, allreduce=allreduce)
+        assert found(len(groups)) <= cost.allreduce_us * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("model", planner.OBJECTIVES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -133,6 +134,9 @@ def test_shapes_of_published_models(shared_dir):
             theirs[key] for key in ("hidden_size", "expert_intermediate_size", "num_experts", "top_k", "num_moe_layers")
         ), name
         assert m.gated == theirs["gated"]
+        assert (m.layers, m.shared) == (theirs["num_layers"], theirs["shared_intermediate_size"]), name
+        if m.layers > m.moe_layers:  # of one, every layer's is as wide as an expert
+            assert m.dense_ffn == (theirs["dense_intermediate_size"] or m.ffn), name
         assert m.source
 
 
@@ -212,7 +216,7 @@ def test_numbers_of_a_model():
     assert problem.payload_mib == 1024 * 8 * 2048 * 2 / 2**20
     assert problem.kappa == 3 * 16
     assert problem.rate.tolist() == [795.0] * 4
-    left = 0.9 * 80e9 - 12 * 2048**2 * 16 * 16
+    left = 0.9 * 80e9 - 4 * 2048**2 * 16 * 16
     assert problem.memory.tolist() == [min(64, int(left // (expert * 16 * 16)))] * 4
     forward = models.build(m, 1024, from_json(links(4, 80)), inference=True)
     assert (forward.crossings, forward.gradient_mib, forward.kappa) == (2, 0, 16)
@@ -220,6 +224,40 @@ def test_numbers_of_a_model():
     broken["devices"][2]["rate_gflops"] = None
     with pytest.raises(InputError, match="rate of device 2"):
         models.build(m, 1024, from_json(broken))
+
+
+def test_parameters_outside_the_experts():
+    """Attention, experts that all tokens share, and the feed-forward of layers without experts: no more."""
+    from aristos.planner import models
+
+    h = 7168
+    assert models.MODELS["deepseek-v3"].dense == 61 * 4 * h**2 + 58 * 3 * h * 2048 + 3 * 3 * h * 18432
+    assert models.MODELS["mixtral-8x7b"].dense == 32 * 4 * 4096**2
+    assert models.MODELS["switch-base-128"].dense == 24 * 4 * 768**2 + 12 * 2 * 768 * 3072
+
+
+def test_a_device_without_room_for_what_all_hold(tmp_path):
+    from aristos.planner import models
+
+    some = links(4, 80)
+    some["devices"][1]["memory_bytes"] = 2 * 10**9
+    m = models.MODELS["olmoe-1b-7b"]
+    with pytest.raises(planner.Infeasible) as said:
+        models.build(m, 1024, from_json(some))
+    needs, expert = 4 * 2048**2 * 16 * 16, 3 * 2048 * 1024 * 16 * 16
+    held = 3 * int((0.9 * 80e9 - needs) // expert)
+    assert said.value.missing == math.ceil((needs - 1.8e9) / expert) + max(0, 64 - held)
+    assert "device 1 (a:GPU1) has 1.8 GB for parameters" in str(said.value)
+    assert "need 4.29 GB at 16 bytes each; 1 of 4 devices have too little" in str(said.value)
+    assert models.build(m, 1024, from_json(some), inference=True).n == 4
+    path = tmp_path / "links.json"
+    path.write_text(json.dumps(some))
+    words = [sys.executable, "-m", "aristos", "plan", "--model", "olmoe-1b-7b", "--topology", str(path), "--json"]
+    ran = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 1
+    out = json.loads(ran.stdout)
+    assert (out["feasible"], out["missing_memory"]) == (False, said.value.missing)
+    assert str(said.value) in ran.stderr
 
 
 def test_a_picture(tmp_path):

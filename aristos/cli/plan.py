@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "plan the expert-parallel groups: aristos plan PROBLEM.json"
 INFEASIBLE, USAGE, ENVIRONMENT, INTERRUPTED = 1, 2, 3, 130
+TOKENS = 4096
 DISCOVER_SECONDS = 300
 DISCOVER_RANKS = 8  # at most, that measure cores
 
@@ -44,7 +45,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("problem", metavar="PROBLEM.json", nargs="?",
                         help="devices, links and a layer: see docs/planner.md")  # fmt: skip
     parser.add_argument("--model", metavar="NAME", help="a published model instead of a file; ? lists them")
-    parser.add_argument("--tokens", type=positive, default=4096, help="a device brings to a layer (%(default)s)")
+    parser.add_argument("--tokens", type=positive, help=f"a device brings to a layer ({TOKENS})")
     parser.add_argument("--inference", action="store_true", help="forward alone, no gradients")
     parser.add_argument("--topology", metavar="FILE", help="links that `aristos topo --measure` wrote")
     parser.add_argument(
@@ -65,8 +66,9 @@ def options(argv: list[str]) -> argparse.Namespace:
         parser.error(f"--model must be one of {', '.join(MODELS)}, got {asked.model!r}")
     if asked.model is not None and bool(asked.topology) == asked.discover:
         parser.error("--model needs a machine: --topology FILE or --discover")
-    if asked.problem is not None and (asked.topology or asked.discover or asked.inference):
-        parser.error("--topology, --discover and --inference go with --model")
+    if asked.problem is not None and (asked.topology or asked.discover or asked.inference or asked.tokens):
+        parser.error("--tokens, --topology, --discover and --inference go with --model")
+    asked.tokens = asked.tokens or TOKENS
     if asked.discover and (started := launch.started_as()) is not None and started[1] > 1:
         parser.error(
             "--discover starts ranks of its own; in a job, let all ranks run `aristos topo --measure --out FILE`, and "

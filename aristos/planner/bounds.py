@@ -41,6 +41,7 @@ TIGHT = 1e-3  # relative: bisection ends there
 ROUNDING = 1e-6  # of a count of groups, by which a solver may be off
 
 
+FINEST = 1e-6  # of a row's unit
 SLACK = 1e-7  # relative, by which stages may be longer: solvers have tolerances
 CALL_SECONDS = {False: 20.0, True: 6.0}  # of one programme, by whether counts are whole
 
@@ -127,7 +128,14 @@ class Programme:
         """Groups of one bin of sizes of a place, if there can be any."""
         p, low, high = self.problem, float(place.low[s]), float(place.high[s])
         least_pi = p.layer_cost / (place.quickest[s] if self.grows else place.fastest[s])
-        here = [t for t, comm in place.comm.items() if comm[s] + least_pi <= b]
+        spare = {}  # what a device's rate brings beyond its share of pi's
+        for t, comm in place.comm.items():
+            left = b - comm[s]
+            if left >= least_pi:
+                need = p.layer_cost / left / (1 if self.grows else high) if left > 0 else 0.0
+                spare[t] = self.kinds[t].rate - need
+        spare = balanced(spare, high)
+        here = list(spare)
         if sum(self.kinds[t].number for t in here) < low:
             return
         count = model.column(1.0, place.number * (place.size // int(low)), whole=True)
@@ -139,14 +147,11 @@ class Programme:
         else:
             model.row(-math.inf, 0.0, [*devices, (count, -low)])
         model.row(0.0, math.inf, [*((j, self.kinds[t].memory) for t, j in x.items()), (count, -float(p.experts))])
-        rates = []
         for t, j in x.items():
-            left = b - place.comm[t][s]
-            need = p.layer_cost / left / (1 if self.grows else high) if left > 0 else 0.0
-            rates.append((j, self.kinds[t].rate - need))
             uses[t].append((j, 1.0))
             model.row(-math.inf, 0.0, [(j, 1.0), (count, -min(float(self.kinds[t].number), high))])
-        model.row(0.0, math.inf, rates)
+        if min(spare.values()) < 0:
+            model.row(0.0, math.inf, [(x[t], each) for t, each in spare.items()])
         if place.parts:
             self._add_parts(model, b - least_pi, place, s, count, x, sums)
 
@@ -170,12 +175,30 @@ class Programme:
                 (part.rate, [self.kinds[t].rate for t in mine]),
             ):
                 if len(set(of)) > 1:
-                    best = [(j, float(most_of[c])) for j, c in z]
-                    model.row(0.0, math.inf, [*best, *((x[t], -each) for t, each in zip(mine, of))])
+                    top = max(of)
+                    best = [(j, max(float(most_of[c]) / top, FINEST)) for j, c in z]
+                    taken = [(x[t], -each / top) for t, each in zip(mine, of) if each >= FINEST * top]
+                    model.row(0.0, math.inf, [*best, *taken])
             if z:
                 model.row(-math.inf, 0.0, [*((j, 1.0) for j, _ in z), (count, -float(part.number))])
             every += [(j, 1.0) for j, _ in z]
         model.row(0.0, math.inf, [*every, (count, -2.0)])
+
+
+def balanced(spare: dict[int, float], size: float) -> dict[int, float]:
+    """What devices bring and lack, so that a solver's tolerances are small beside it: in units of the largest lack.
+
+    A device that lacks more than all others of a group of `size` can bring is in none, and is left out. One that brings
+    more than all others can lack counts as if it brought just that: a sum that was not negative still is not. What is
+    finer than a part of FINEST is rounded up.
+    """
+    most = (size - 1) * max(0.0, *spare.values()) if spare else 0.0
+    kept = {t: each for t, each in spare.items() if each >= -most}
+    lack = -min(kept.values(), default=0.0)
+    if lack <= 0:
+        return dict.fromkeys(kept, 0.0)
+    found = {t: min(each / lack, size - 1) for t, each in kept.items()}
+    return {t: (0.0 if each <= 0 else FINEST) if abs(each) < FINEST else each for t, each in found.items()}
 
 
 @cache

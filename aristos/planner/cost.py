@@ -82,6 +82,13 @@ def link_of(problem: Problem, i: int, j: int) -> tuple[float, float]:
     return float(problem.alpha_us[i, j]), float(problem.beta_us_per_mib[i, j])
 
 
+def links_to(problem: Problem, i: int, others: NDArray[np.int64]) -> NDArray[np.float64]:
+    """[others, 2] alpha and beta between a device and each of the others."""
+    if problem.tree is not None:
+        return problem.tree.links_to(i, others)
+    return np.stack([problem.alpha_us[i, others], problem.beta_us_per_mib[i, others]], axis=1)
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     """The value, or an InputError that says what it may be."""
     if value not in choices:
@@ -124,7 +131,7 @@ def price(problem: Problem, group_of: NDArray[np.int64], k: int, objective: str,
     rates = np.bincount(group_of, problem.rate, minlength=k)
     pi = (size if objective == "work_conserving" else 1) * problem.layer_cost / rates
     missing = np.maximum(0, problem.experts - np.bincount(group_of, problem.memory, minlength=k).astype(np.int64))
-    comm, worst = _longest(_communication(problem, group_of, size), group_of, k)
+    comm, worst = _longest(communication(problem, group_of, size), group_of, k)
     link = None if k == 1 else slowest_link(problem, group_of if allreduce == "crossing" else None)
     reduce_us = 0.0 if link is None else allreduce_us(problem, k, *link_of(problem, *link))
     objective_us = problem.kappa * float((pi + comm).max()) + reduce_us
@@ -133,7 +140,7 @@ def price(problem: Problem, group_of: NDArray[np.int64], k: int, objective: str,
     return Cost(objective_us, problem.kappa, reduce_us, pi, comm, worst, link, missing)
 
 
-def _communication(problem: Problem, group_of: NDArray[np.int64], size: NDArray[np.int64]) -> NDArray[np.float64]:
+def communication(problem: Problem, group_of: NDArray[np.int64], size: NDArray[np.int64]) -> NDArray[np.float64]:
     """[n] C of every device."""
     if problem.tree is not None:
         near, wide = problem.tree.partners(group_of)

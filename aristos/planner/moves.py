@@ -59,17 +59,15 @@ def chain(distance):
 
 
 @jit
-def cuts(order, alpha, beta, rate, memory, experts, work, grows, crossings, payload, most):
-    """Best cuts of an order into 1..most groups of neighbours: ([most + 1] longest stages, [most + 1, n + 1] starts).
+def cuts(best, starts, begin, end, order, alpha, beta, rate, memory, experts, work, grows, crossings, payload):
+    """Best cuts of the first begin..end - 1 devices of an order into groups of neighbours, given those of fewer.
 
-    starts[k, b]: where the last of k groups begins that cover the first b devices.
+    best, starts: [most + 1, n + 1], written: the longest stage of k groups that cover the first b devices, and where
+    the last of them begins. best is infinite at first but for best[0, 0] = 0.
     """
-    n = len(order)
-    best = np.full((most + 1, n + 1), INFINITE)
-    starts = np.zeros((most + 1, n + 1), np.int64)
-    best[0, 0] = 0.0
+    n, most = len(order), len(best) - 1
     near, wide = np.zeros(n), np.zeros(n)
-    for last in range(1, n + 1):  # groups order[first:last], grown downwards
+    for last in range(begin, end):  # groups order[first:last], grown downwards
         near[:], wide[:] = 0.0, 0.0
         total, room = 0.0, 0
         for first in range(last - 1, -1, -1):
@@ -95,7 +93,6 @@ def cuts(order, alpha, beta, rate, memory, experts, work, grows, crossings, payl
                 if value < best[k, last]:
                     best[k, last] = value
                     starts[k, last] = first
-    return best[:, n].copy(), starts
 
 
 @jit
@@ -205,11 +202,10 @@ def anneal(
         best = kappa * stage.max() + _reduce(where, k, link, pairs, alpha, beta, gradient)
     for step in range(steps):
         heat = now * hot * (cold / hot) ** (step / steps)
-        if np.random.random() < 0.5:
-            slow = int(np.argmax(stage))
+        i = np.random.randint(n)
+        slow = int(np.argmax(stage))
+        if np.random.random() < 0.5 and size[slow] > 0:  # an empty one where all stages take no time
             i = list_of[slow, np.random.randint(size[slow])]
-        else:
-            i = np.random.randint(n)
         g = where[i]
         other = -1
         h = g

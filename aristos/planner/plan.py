@@ -5,7 +5,6 @@ It refuses to search.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -99,8 +98,3 @@ def infeasible_json(missing: int) -> dict[str, Any]:
 def ordered(groups: list[list[int]]) -> list[list[int]]:
     """The same groups, each ascending, in order of their lowest devices."""
     return sorted(sorted(int(i) for i in members) for members in groups)
-
-
-def finite(value: float) -> float | None:
-    """For JSON, which has no infinity."""
-    return value if math.isfinite(value) else None

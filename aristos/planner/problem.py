@@ -33,13 +33,11 @@ class ProblemError(InputError):
 
 
 class Infeasible(InputError):
-    """No partition gives every group room for all experts: all devices together lack `missing` of them."""
+    """No partition has room: memory of `missing` experts' size is missing, over all devices."""
 
-    def __init__(self, missing: int, memory: int, experts: int) -> None:
-        super().__init__(
-            f"all devices together hold {memory} experts of {experts}: memory for {missing} more is missing"
-        )
-        self.missing, self.memory, self.experts = missing, memory, experts
+    def __init__(self, missing: int, text: str) -> None:
+        super().__init__(text)
+        self.missing = missing
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,9 @@ class Problem:
         """Raise Infeasible where not even one group of all devices holds every expert."""
         total = int(self.memory.sum())
         if total < self.experts:
-            raise Infeasible(self.experts - total, total, self.experts)
+            missing = self.experts - total
+            text = f"all devices together hold {total} experts of {self.experts}: memory for {missing} more is missing"
+            raise Infeasible(missing, text)
 
 
 def number(where: str, value: Any, *, positive: bool = False) -> float:

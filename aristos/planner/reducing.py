@@ -26,8 +26,10 @@ def least_reduce(problem: Problem, allreduce: str, objective: str, incumbent_us:
     if allreduce == "any":
         links = [link_of(problem, *slowest)]
     elif problem.tree is not None:
-        key = problem.tree.links @ np.array([1.0, problem.gradient_mib / 2])
-        links = [(a, b) for a, b in np.unique(problem.tree.links[key >= key[0]], axis=0)]  # the root always crosses
+        meeting = np.array([s.size > s.children[0][1].size for s in problem.tree.switches])
+        real = problem.tree.links[meeting]  # at a switch with one child no two devices meet
+        key = real @ np.array([1.0, problem.gradient_mib / 2])
+        links = [(a, b) for a, b in np.unique(real[key >= key[0]], axis=0)]  # the topmost of them always crosses
     else:
         links = _links(problem, objective, incumbent_us)
     return lambda k: min(allreduce_us(problem, k, alpha, beta) for alpha, beta in links)

@@ -23,6 +23,7 @@ NEAREST = 8  # of a device: where it is moved to
 STEPS = 1_500_000  # of one annealing, divided by the devices over 32
 ROUNDS = 12  # of annealing, from the best cuts of different k and from the best groups so far
 HOT, COLD = 0.03, 0.0002  # temperatures as shares of F
+CUT_WORK = 20_000_000  # steps between looks at the clock
 CUT_MOST = 2048  # devices up to which orders are cut: the work is cubic
 
 
@@ -59,11 +60,14 @@ class Search:
         for order in orders(p):
             if time.monotonic() > until:
                 return
-            grows = self.objective == "work_conserving"
-            numbers = p.experts, p.layer_cost, grows, p.crossings, p.payload_mib
-            longest, starts = moves.cuts(order, p.alpha_us, p.beta_us_per_mib, p.rate, p.memory, *numbers, most)
+            found = self._cuts(order, until)
+            if found is None:
+                return
+            longest, starts = found
             links = slowest_link(p)
             for k in range(1, most + 1):
+                if time.monotonic() > until:
+                    return
                 if not np.isfinite(longest[k]):
                     continue
                 if links is not None and self.allreduce == "any":
@@ -75,6 +79,18 @@ class Search:
                     groups.append(sorted(order[starts[left, end] : end].tolist()))
                     end = starts[left, end]
                 self.offer(groups)
+
+    def _cuts(self, order: np.ndarray, until: float) -> tuple[np.ndarray, np.ndarray] | None:
+        """([most + 1] longest stages of so many groups, [most + 1, n + 1] where they begin); None if time is up."""
+        p = self.problem
+        best, starts = np.full((self.most + 1, p.n + 1), np.inf), np.zeros((self.most + 1, p.n + 1), np.int64)
+        best[0, 0] = 0.0
+        numbers = p.experts, p.layer_cost, self.objective == "work_conserving", p.crossings, p.payload_mib
+        for begin, end in pieces(p.n, self.most):
+            moves.cuts(best, starts, begin, end, order, p.alpha_us, p.beta_us_per_mib, p.rate, p.memory, *numbers)
+            if end <= p.n and time.monotonic() > until:
+                return None
+        return best[:, p.n], starts
 
     def anneal(self, until: float, enough: Callable[[], bool]) -> None:
         """Rounds of annealing until there were ROUNDS of them, time is up or it is enough."""
@@ -119,6 +135,16 @@ class Search:
                 yield self.starts[left[0][1]][1]
             else:
                 yield self.best
+
+
+def pieces(n: int, most: int) -> Iterator[tuple[int, int]]:
+    """Ranges that cover 1..n, of CUT_WORK steps at most: a device takes its number squared, and `most` times it."""
+    begin = 1
+    while begin <= n:
+        far = 2 * begin  # the end is no further, so that no device takes more than that one
+        end = begin + min(begin, max(1, CUT_WORK // (far * (far + most))))
+        yield begin, min(end, n + 1)
+        begin = end
 
 
 def orders(problem: Problem) -> list[np.ndarray]:

@@ -67,9 +67,11 @@ class _Large:
     ) -> None:
         self.problem, self.objective, self.allreduce = problem, objective, allreduce
         self.started, self.until, self.seed = started, until, seed
-        self.low, self.by = 0.0, "an integer programme"
+        # some group is no faster a device (`literal`: altogether) than all devices together
+        share = problem.n if objective == "work_conserving" else 1
+        self.low, self.by = problem.kappa * (share * problem.layer_cost / float(problem.rate.sum())), "the sum of rates"
         self._programme: Programme | None = None
-        self._cluster: tuple[Problem, np.ndarray, bool] | None = None
+        self._cluster: tuple[Problem, np.ndarray] | None = None
 
     def solve(self, best: list[list[int]], name: str) -> Plan:
         from .search import Search
@@ -124,21 +126,21 @@ class _Large:
         low = min(self.low, cost.objective_us)
         return Plan(self.problem, self.objective, self.allreduce, groups, cost, low, f"{method}; bound by {self.by}")
 
-    def _tree(self) -> tuple[Problem, np.ndarray, bool]:
-        """(compressed problem, its devices as the problem's, whether it is the problem exactly)."""
+    def _tree(self) -> tuple[Problem, np.ndarray]:
+        """(compressed problem, its devices as the problem's)."""
         from .tree import from_matrices
 
         if self._cluster is None:
             p = self.problem
             if p.tree is not None:
-                self._cluster = p, np.arange(p.n), True
+                self._cluster = p, np.arange(p.n)
             else:
-                laid, order, same = from_matrices(p)
+                laid, order = from_matrices(p)
                 none = np.zeros((0, 0))
                 alike = replace(
                     p, rate=laid.rate, memory=laid.memory, alpha_us=none, beta_us_per_mib=none, names=(), tree=laid
                 )
-                self._cluster = alike, order, same
+                self._cluster = alike, order
         return self._cluster
 
     def _pack(self) -> list[list[int]] | None:
@@ -147,7 +149,7 @@ class _Large:
 
         if self.problem.n <= CELLS_MOST and self.problem.tree is None:
             return None
-        alike, order, _ = self._tree()
+        alike, order = self._tree()
         half = self.started + 0.7 * (self.until - self.started)
         groups = packing.best(alike, self.objective, self.allreduce, half)
         return [sorted(int(order[i]) for i in g) for g in groups]
@@ -159,13 +161,13 @@ class _Large:
         from .reducing import least_reduce
 
         p, grows = self.problem, self.objective == "work_conserving"
-        if self.low >= high * (1 - CLOSE):
+        if self.low >= high * (1 - CLOSE) or time.monotonic() > until:
             return
         if self._programme is None:
             if p.n <= CELLS_MOST and p.tree is None:
                 self._programme = reach.programme(p, grows)
             else:
-                alike, _, _ = self._tree()
+                alike, _ = self._tree()
                 self._programme = tree_reach.programme(alike, grows)
         programme = self._programme
         programme.until = until

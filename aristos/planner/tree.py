@@ -138,9 +138,15 @@ class Tree:
 
     def link(self, i: int, j: int) -> tuple[float, float]:
         """alpha and beta between two devices."""
-        level = int(np.flatnonzero((self.up[:, i] == self.up[:, j]) & (self.up[:, i] >= 0))[-1])
-        alpha, beta = self.links[self.up[level, i]]
+        alpha, beta = self.links_to(i, np.array([j]))[0]
         return float(alpha), float(beta)
+
+    def links_to(self, i: int, others: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[others, 2] alpha and beta between a device and each of the others."""
+        mine = self.up[:, [i]]
+        same = (self.up[:, others] == mine) & (mine >= 0)
+        level = len(same) - 1 - np.argmax(same[::-1], axis=0)
+        return self.links[self.up[level, i]]
 
     def matrices(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """alpha_us and beta_us_per_mib, [n, n]: for small clusters."""
@@ -225,15 +231,14 @@ def _parse(data: Any, where: str, maker: _Maker, level: int) -> Switch | Leaf:
     return maker.switch(alpha, number(f"{where}.beta_us_per_mib", data["beta_us_per_mib"]), children)
 
 
-def from_matrices(problem: Problem) -> tuple[Tree, NDArray[np.int64], bool]:
-    """(tree, [n] the problem's device for each of the tree's, whether the tree is the problem exactly).
+def from_matrices(problem: Problem) -> tuple[Tree, NDArray[np.int64]]:
+    """(tree, [n] the problem's device for each of the tree's).
 
-    Where it is not, no link of the tree is slower than the problem's, so that the tree's costs are lower bounds.
+    No link of the tree is slower than the problem's, so that the tree's costs are lower bounds.
     """
-    maker, exact = _Maker(), True
+    maker = _Maker()
 
     def build(cell: Cell) -> tuple[Switch | Leaf, list[int]]:
-        nonlocal exact
         m = cell.members
         if len(m) == 1:
             return maker.leaf(float(problem.rate[m[0]]), int(problem.memory[m[0]])), [int(m[0])]
@@ -243,9 +248,7 @@ def from_matrices(problem: Problem) -> tuple[Tree, NDArray[np.int64], bool]:
         apart = owner[:, None] != owner[None, :]
         links = []
         for matrix in (problem.alpha_us, problem.beta_us_per_mib):
-            between = matrix[np.ix_(m, m)][apart]
-            links.append(float(between.min()))
-            exact = exact and links[-1] == between.max()
+            links.append(float(matrix[np.ix_(m, m)][apart].min()))
         made = [build(part) for part in cell.children or [Cell(m[i : i + 1]) for i in range(len(m))]]
         made.sort(key=lambda each: maker.serial[id(each[0])])
         children: list[tuple[int, Switch | Leaf]] = [(1, child) for child, _ in made]
@@ -254,4 +257,4 @@ def from_matrices(problem: Problem) -> tuple[Tree, NDArray[np.int64], bool]:
     root, order = build(find(problem))
     if isinstance(root, Leaf):
         root = maker.switch(0.0, 0.0, [(1, root)])
-    return Tree.of(root), np.array(order, np.int64), exact
+    return Tree.of(root), np.array(order, np.int64)

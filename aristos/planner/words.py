@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from .cost import evaluate
+from .cost import communication, evaluate, links_to
 from .plan import Plan
 
+EQUAL = 1e-9  # relative: sums differ in their last bits
 MOST_GROUPS = 24  # lines of the table; of more groups the longest stages are shown
 
 
@@ -50,7 +51,7 @@ def report(plan: Plan, seconds: float) -> str:
         times = f"{seconds_text(cost.pi_us[g]):>10}  {seconds_text(cost.comm_us[g]):>10}"
         lines.append(f"{g:>5}  {len(plan.groups[g]):>7}  {times}  {ranges(plan.groups[g])}")
     if k > MOST_GROUPS:
-        lines.append(f"       ... and {k - MOST_GROUPS} groups with shorter stages")
+        lines.append(f"       ... and {k - MOST_GROUPS} groups whose stages are no longer")
     return "\n".join([*lines, "", explain(plan)])
 
 
@@ -67,34 +68,52 @@ def explain(plan: Plan) -> str:
         )
         half = cost.objective_us - cost.allreduce_us / 2
         return f"bottleneck: {what}. That link twice as fast: a step of {seconds_text(half)} with the same groups."
-    stage = cost.pi_us[group] + cost.comm_us[group]
+    stages = cost.pi_us + cost.comm_us
+    stage = stages[group]
     if term == "pi":
         text = f"compute of group {group}, {seconds_text(cost.pi_us[group])} of its stage's {seconds_text(stage)}"
         text += f"; its slowest device is {name} at rate {problem.rate[device]:g}"
     else:
         text = f"the links of {name} in group {group}: {seconds_text(cost.comm_us[group])} of the stage's"
         text += f" {seconds_text(stage)}"
-    return f"bottleneck: {text}. {_what_if(plan, device, term)}"
+    tied = [int(g) for g in np.flatnonzero(stages >= stage * (1 - EQUAL)) if g != group]
+    if tied:
+        text += f"; group{'s' * (len(tied) > 1)} {ranges(tied)} hold{'s' * (len(tied) == 1)} it up as much"
+    return f"bottleneck: {text}. {_twice_the_rate(plan, device) if term == 'pi' else _twice_the_links(plan, group)}"
 
 
-def _what_if(plan: Plan, device: int, term: str) -> str:
-    """The step's time with the same groups if the named device were twice as good in what holds it up."""
-    problem = plan.problem
-    if term == "pi":
-        rate = problem.rate.copy()
-        rate[device] *= 2
-        better, what = replace(problem, rate=rate), "Twice the rate"
-    else:
-        alpha, beta = problem.alpha_us.copy(), problem.beta_us_per_mib.copy()
-        for matrix in (alpha, beta):
-            matrix[device] /= 2
-            matrix[:, device] /= 2
-        better, what = replace(problem, alpha_us=alpha, beta_us_per_mib=beta), "Its links twice as fast"
-    after = evaluate(better, plan.groups, plan.objective, plan.allreduce)
-    text = f"{what}: a step of {seconds_text(after.objective_us)} with the same groups"
-    if after.slowest != plan.cost.slowest:
-        return f"{text}; group {after.slowest} would then hold it up."
-    next_device = int(after.worst[after.slowest])
-    if term == "comm" and next_device != device:
+def _twice_the_rate(plan: Plan, device: int) -> str:
+    """The step's time with the same groups if the device were twice as fast."""
+    rate = plan.problem.rate.copy()
+    rate[device] *= 2
+    after = evaluate(replace(plan.problem, rate=rate), plan.groups, plan.objective, plan.allreduce)
+    text = f"Twice the rate: a step of {seconds_text(after.objective_us)} with the same groups"
+    return f"{text}{_then(plan, after.slowest)}."
+
+
+def _twice_the_links(plan: Plan, group: int) -> str:
+    """The step's time with the same groups if the worst device's links within its group were twice as fast."""
+    problem, cost = plan.problem, plan.cost
+    device, members = int(cost.worst[group]), np.array(plan.groups[group])
+    others = members[members != device]
+    group_of = np.full(problem.n, -1, np.int64)
+    for g, each in enumerate(plan.groups):
+        group_of[each] = g
+    pays = communication(problem, group_of, np.bincount(group_of))
+    share = np.array([1.0, problem.payload_mib / len(members)])
+    pays[others] -= problem.crossings * (links_to(problem, device, others) @ share) / 2
+    pays[device] /= 2
+    comm = cost.comm_us.copy()
+    comm[group] = pays[members].max()
+    stage = cost.pi_us + comm
+    after = cost.kappa * float(stage.max()) + cost.allreduce_us
+    text = f"Its links in the group twice as fast: a step of {seconds_text(after)} with the same groups"
+    slowest, next_device = int(np.argmax(stage)), int(members[np.argmax(pays[members])])
+    if slowest == group and next_device != device:
         return f"{text}; {problem.device(next_device)} would then be the slowest in it."
-    return f"{text}."
+    return f"{text}{_then(plan, slowest)}."
+
+
+def _then(plan: Plan, slowest: int) -> str:
+    """Which other group would hold the step up."""
+    return f"; group {slowest} would then hold it up" if slowest != plan.cost.slowest else ""
