@@ -82,6 +82,7 @@ class Loader:
 
     def publish(self) -> None:
         x = self.machine.x
+        self.seen[:] = 0  # a finding is told once in each run
         table = [len(self.functions)]
         for function in self.functions:
             table += function

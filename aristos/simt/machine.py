@@ -130,6 +130,7 @@ class Machine:
         self.queue: list[Launch] = []
         self.done: list[Launch] = []
         self.reports: list[Report] = []
+        self.first_report = 0  # of the run under way
         self.output: list[str] = []  # what kernels printed
         self.actors: list[Iterator] = []
         self.acting = -1
@@ -321,7 +322,7 @@ class Machine:
         if not launches and not self.actors:
             return []
         self.x[s.STRICT] = int(strict)
-        first = len(self.reports)
+        first = self.first_report = len(self.reports)
         self._prepare(launches)
         try:
             self._loop(launches)
@@ -535,7 +536,7 @@ class Machine:
         where = f"{array.allocation.name or 'array'}[{index}]"
         message = f"the host {verb} {where}, with nothing that orders it after a device's access"
         report = Report("race", "host", "", 0, (0, 0, 0), (self.acting, 0, 0), message, where, device=-1)
-        if not any(r.kernel == "host" and r.address == where for r in self.reports):
+        if not any(r.kernel == "host" and r.address == where for r in self.reports[self.first_report :]):
             self.reports.append(report)
 
     def close(self) -> None:
