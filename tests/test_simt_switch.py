@@ -13,6 +13,7 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed"
 from numba import cuda
 
 from aristos import simt
+from aristos.errors import InputError
 
 
 @cuda.jit
@@ -36,6 +37,39 @@ def test_launches_go_to_the_machine():
         assert empty.shape == (100,)
         assert machine.reports == []
     assert "aristos" not in cuda.to_device.__module__
+
+
+@cuda.jit
+def copy(a, b):
+    i = cuda.grid(1)
+    if i < b.size:
+        b[i] = a[i]
+
+
+def test_arrays_of_another_machine():
+    """Addresses begin at the same place on every machine; the other's array must not stand for one of this."""
+    with simt.use(simt.Machine()) as first:
+        array = cuda.to_device(np.arange(64.0))
+        out = cuda.device_array(64)
+        copy[1, 64](array, out)
+        assert out.copy_to_host()[3] == 3
+        part = array[8:40]
+        empty = cuda.to_device(np.zeros(0))
+    with simt.use(simt.Machine()) as second:
+        mine, out = cuda.to_device(np.full(64, 7.0)), cuda.to_device(np.zeros(64))
+        for theirs in (array, part):
+            with pytest.raises(InputError, match="another machine's"):
+                copy[1, 32](theirs, out)
+            for action in (theirs.copy_to_host, lambda a=theirs: a.copy_to_device(np.ones(a.size)),
+                           lambda a=theirs: mine[: a.size].copy_to_device(a)):  # fmt: skip
+                with pytest.raises(InputError, match="another machine's"):
+                    action()
+        copy[1, 32](mine[8:40], out)
+        copy[1, 32](empty, out[:0])
+        assert (out.copy_to_host() == np.where(np.arange(64) < 32, 7.0, 0.0)).all()
+        with simt.use(first):
+            assert (array.copy_to_host() == np.arange(64.0)).all()
+        assert second.reports == []
 
 
 TESTS = """

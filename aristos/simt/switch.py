@@ -144,6 +144,29 @@ def _hinted(original: Any) -> Any:
     return init
 
 
+def _held(obj: Any) -> None:
+    """Raises InputError for an array of Numba's, or a view of one, that another machine allocated.
+
+    Addresses begin at the same place on every machine, so nothing else would tell.
+    """
+    memory = getattr(obj, "gpu_data", None)
+    owner = getattr(memory, "owner", memory)
+    pointer = getattr(owner, "device_pointer", owner)
+    machine = getattr(pointer, "machine", None)
+    if machine is not None and machine is not current():
+        raise InputError("the array is another machine's: make it while the machine that uses it is in use")
+
+
+def _own_pointer(original: property) -> property:
+    """DeviceNDArrayBase.device_ctypes_pointer: copies, fills and records ask for it."""
+
+    def pointer(self: Any) -> Any:
+        _held(self)
+        return original.__get__(self)
+
+    return property(pointer)
+
+
 def _memory_view(obj: Any, stream: Any = 0, copy: bool = True, user_explicit: bool = False) -> tuple[Any, bool]:
     """_to_strided_memory_view: an argument of a kernel as memory of the machine, and whether it was copied for that."""
     from numba.cuda.cudadrv import devicearray, driver
@@ -154,6 +177,7 @@ def _memory_view(obj: Any, stream: Any = 0, copy: bool = True, user_explicit: bo
         return _shim(obj, obj.ptr), False
     interface = getattr(obj, "__cuda_array_interface__", None)
     if driver.is_device_memory(obj):
+        _held(obj)  # also where Numba remembers the view
         return obj._strided_memory_view_shim, False
     if interface is not None:
         from numba.cuda import api
@@ -244,6 +268,7 @@ def _install() -> None:
     _replace(codegen.CUDACodeLibrary, "get_cufunc", _function)
     base = devicearray.DeviceNDArrayBase
     _replace(base, "__init__", _hinted(base.__init__))
+    _replace(base, "device_ctypes_pointer", _own_pointer(base.device_ctypes_pointer))
     _replace(devicearray, "_to_strided_memory_view", _memory_view)
     _replace(devicearray, "_make_strided_memory_view", _host_view)
     for module in (dispatcher, nrt):
