@@ -273,7 +273,8 @@ class Lowering:
             count = len(items)
             self.operands += items
         file = self.module.files.get(ins.source[0], "")
-        line = self.lines.setdefault((file, ins.source[1]), len(self.lines))
+        number = ins.source[1] or ins.line  # of the PTX text, where it does not say which source
+        line = self.lines.setdefault((file, number), len(self.lines))
         if self.started:
             negate |= CONTINUES
         self.started = True
