@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
-from numba import cuda
+from numba import cuda, int64, typeof
+from numba.cuda.cudadrv import nvvm
 
 from aristos import simt
 from aristos.errors import InputError
@@ -72,9 +73,55 @@ def test_arrays_of_another_machine():
         assert second.reports == []
 
 
+@cuda.jit
+def scan(a, val, ctr, o):
+    s = cuda.shared.array(64, int64)
+    sh = cuda.shared.array(2, int64)
+    t = cuda.threadIdx.x
+    if t == 0:
+        sh[0] = cuda.atomic.add(ctr, 0, 1)
+    cuda.syncthreads()
+    b = sh[0]
+    s[t] = a[b * 64 + t]
+    cuda.syncthreads()
+    d = 1
+    while d < 64:
+        v = s[t - d] if t >= d else 0
+        cuda.syncthreads()
+        s[t] += v
+        cuda.syncthreads()
+        d *= 2
+    if t == 0:
+        p = 0
+        if b > 0:
+            p = val[b - 1]
+        val[b] = p + s[63]
+        sh[1] = p
+    cuda.syncthreads()
+    o[t] = s[t] + sh[1]
+
+
+@pytest.mark.parametrize("ordinary", [True, False])
+def test_a_kernel_that_nvvm_refuses_with_line_information(ordinary):
+    args = [np.ones(64, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int32), np.zeros(64, np.int64)]
+    types = tuple(typeof(a) for a in args)
+    with pytest.raises(nvvm.nvvmError):
+        cuda.compile_ptx(scan.py_func, types, cc=(9, 0), lineinfo=True)
+    machine = simt.Machine()
+    if ordinary:
+        with simt.use(machine):
+            scan[1, 64](*args)
+    else:
+        machine.device(0).launch(scan, 1, 64, *args)
+        machine.run()
+    assert machine.reports == []
+    assert (args[3] == np.arange(1, 65)).all()
+
+
 TESTS = """
 import numpy as np
-from numba import cuda
+from numba import cuda, int64, typeof
+from numba.cuda.cudadrv import nvvm
 
 @cuda.jit("void(float64[:])")
 def good(a):

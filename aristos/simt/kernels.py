@@ -10,7 +10,7 @@ import importlib
 import re
 import struct
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -110,19 +110,34 @@ def compiled(kernel: Any, types_: tuple, cc: tuple) -> Compiled:
         declared = declared_types(kernel, types_)
         debug = bool(options.get("debug"))
 
-        with driverless(cc), compiler_lock():
+        def compile_(lineinfo: bool) -> tuple[Any, str]:
             library, _ = compiler._compile_pyfunc_with_fixup(
-                kernel.py_func, declared, debug=debug, lineinfo=not debug, device=False, abi="numba", cc=cc,
+                kernel.py_func, declared, debug=debug, lineinfo=lineinfo, device=False, abi="numba", cc=cc,
                 fastmath=options.get("fastmath", False), opt=options.get("opt", True),
                 launch_bounds=options.get("launch_bounds"),
             )  # fmt: skip
             files = [*(options.get("link") or ()), *library._linking_files]
-            ptx = joined([*library.get_asm_strs(cc=cc), *(of_file(file, cc) for file in dict.fromkeys(files))])
+            return library, joined([*library.get_asm_strs(cc=cc), *(of_file(file, cc) for file in dict.fromkeys(files))])
+
+        with driverless(cc), compiler_lock():
+            library, ptx = compile_(False) if debug else with_lines(compile_)
         entries = re.findall(r"\.entry\s+([\w$]+)", ptx)
         if len(entries) != 1:
             raise InputError(f"expected one kernel in the PTX of {kernel.py_func.__name__}, found {entries}")
         known[types_, cc] = Compiled(ptx, entries[0], declared, library)
     return known[types_, cc]
+
+
+def with_lines(compile_: Callable[[bool], Any]) -> Any:
+    """What `compile_` gives with line information, for reports to name lines; without it where that fails.
+
+    numba-cuda 0.30 cannot describe arguments that are tuples of nothing, and NVVM refuses what it writes about the
+    variables of some kernels: reports then name lines of the PTX text.
+    """
+    try:
+        return compile_(True)
+    except (ZeroDivisionError, part("cudadrv.nvvm").nvvmError):
+        return compile_(False)
 
 
 def compiler_lock() -> Any:

@@ -120,12 +120,10 @@ def _with_lines(original: Any) -> Any:
     """_Kernel.__init__ that asks for line information: reports name lines."""
 
     def init(self: Any, *args: Any, **options: Any) -> None:
-        if not options.get("debug") and not options.get("lineinfo"):
-            try:
-                return original(self, *args, **options | {"lineinfo": True})
-            except ZeroDivisionError:  # Numba-CUDA 0.30 cannot describe arguments that are tuples of nothing
-                pass
-        return original(self, *args, **options)
+        if options.get("debug") or options.get("lineinfo"):
+            original(self, *args, **options)
+        else:
+            kernels.with_lines(lambda lineinfo: original(self, *args, **options | {"lineinfo": lineinfo}))
 
     return init
 
