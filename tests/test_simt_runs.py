@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -54,3 +57,72 @@ def test_reports_of_ptx_text_name_its_lines():
         ("out_of_bounds", "", "st.global.u32"), ("trap", "", "trap;")]  # fmt: skip
     assert "line 10" in str(reports[0])
     assert machine.profile().line(10)["instructions"] == 1
+
+
+@cuda.jit
+def set_second(a):
+    a[1] = 1
+
+
+@cuda.jit
+def wait_for(flag):
+    while cuda.atomic.add(flag, 0, 0) == 0:
+        pass
+
+
+@pytest.mark.parametrize(("kernel", "hung"), [(None, []), (set_second, []), (wait_for, ["wait_for"])])
+def test_an_actor_that_waits_for_ever(kernel, hung):
+    machine = simt.Machine()
+    flag = machine.host_array(np.zeros(2, np.int32))
+
+    def wait():
+        while flag.load(0) == 0:
+            yield
+
+    machine.actor(wait)
+    if kernel is not None:
+        machine.device(0).launch(kernel, 1, 1, np.zeros(2, np.int32))
+    reports = machine.run()
+    assert [(r.kind, r.kernel) for r in reports] == [("deadlock", name) for name in [*hung, "host"]]
+    assert reports[-1].file == __file__
+    assert wait.__code__.co_firstlineno < reports[-1].line <= wait.__code__.co_firstlineno + 2
+    assert "wait" in reports[-1].message
+    assert machine.run() == []
+
+
+def test_an_actor_that_goes_on_when_the_kernels_have_ended():
+    machine = simt.Machine()
+    flag = machine.host_array(np.zeros(1, np.int32))
+
+    def count():
+        for i in range(6000):
+            flag.store(0, i)
+            yield
+
+    machine.actor(count)
+    assert machine.run() == []
+    assert flag.copy_to_host()[0] == 5999
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_arguments_are_released_when_a_run_ends(fails):
+    machine = simt.Machine()
+    array = np.zeros(4)
+    machine.device(0).launch(set_second, 1, 1, array)
+
+    def broken():
+        yield
+        raise ValueError("broken")
+
+    if fails:
+        machine.actor(broken)
+        with pytest.raises(ValueError, match="broken"):
+            machine.run()
+    else:
+        assert machine.run() == []
+        assert array[1] == 1
+    gone = weakref.ref(array)
+    del array
+    gc.collect()
+    assert gone() is None
+    assert sum(not a.freed for a in machine.memory.allocations.values()) == 1  # the last run's parameters

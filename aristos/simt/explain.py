@@ -178,6 +178,15 @@ def stuck(machine: Machine, launches: list[Launch], spinning: bool, runs: str = 
     return found
 
 
+def waiting(number: int, actor: Any) -> Report:
+    """The report of an actor that goes on waiting when nothing changes any more; its line, where it is a generator."""
+    frame = getattr(actor, "gi_frame", None)
+    file, line = (frame.f_code.co_filename, frame.f_lineno) if frame is not None else ("", 0)
+    name = getattr(actor, "__name__", type(actor).__name__)
+    message = f"the actor {name} still waits here, and nothing changes any more"
+    return Report("deadlock", "host", file, line, (0, 0, 0), (number, 0, 0), message, device=-1)
+
+
 def launches_started(machine: Machine) -> range:
     return range(int(machine.tables["launches"][:, s.L_NEXT].sum()))
 

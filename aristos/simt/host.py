@@ -80,6 +80,7 @@ def perform(machine: Machine, array: DeviceArray, index: Any, order: str, scope:
     value = python_function("host_access")(
         int(machine.x.ctypes.data), thread, slot, place, size, cell, ORDERS[order], number, int(write), signed
     )
+    machine.changed |= write and (int(value) ^ bits) & ((1 << 8 * size) - 1) != 0
     if machine.tables["scratch"][0]:
         machine.host_race(array, index, write)
     return int(value) & 0xFFFFFFFFFFFFFFFF

@@ -20,7 +20,7 @@ from . import isa, kernels, limits
 from . import state as s
 from .arrays import DeviceArray
 from .counters import Profile
-from .explain import explain, stuck
+from .explain import explain, stuck, waiting
 from .loader import Loader
 from .lower import FunctionInfo, Program
 from .memory import PARAMETERS, Allocation, Memory
@@ -134,6 +134,7 @@ class Machine:
         self.output: list[str] = []  # what kernels printed
         self.actors: list[Iterator] = []
         self.acting = -1
+        self.changed = False  # by the actors, in their last turn
         self.next_gid = 1
         self.parameters: list[Allocation] = []  # of the launches that ran last
         self.tables: dict[str, np.ndarray] = {}
@@ -330,9 +331,10 @@ class Machine:
             self.actors = []
             self.done += launches
             self.flush()
-        for launch in launches:
-            for action in launch.after:
-                action()
+            for launch in launches:
+                for action in launch.after:
+                    action()
+                launch.after = []  # they hold the arguments
         found = self.reports[first:]
         if self.x[s.STRICT] and found:
             raise KernelFault(found[0])
@@ -353,24 +355,23 @@ class Machine:
             elif reason == s.SYNC_FULL:
                 self._grow_sync()
             if self.actors and reason not in (s.CLOCKS_FULL, s.SYNC_FULL, s.PRINTS_FULL, s.STOPPED):
-                self._turn()
-                idle = idle + 1 if self.x[s.PROGRESS] == progress else 0
+                changed = self._turn()
+                idle = idle + 1 if self.x[s.PROGRESS] == progress and not changed else 0
                 progress = int(self.x[s.PROGRESS])
                 if idle < ACTOR_PATIENCE and self.actors:
                     continue
-                if reason == s.ALL_DONE and not self.actors:
-                    return
             if reason in (s.STUCK, s.LIVELOCK):
                 if self.x[s.READY_COUNT] and reason == s.STUCK:
                     continue
                 self.reports += stuck(self, launches, reason == s.LIVELOCK)
-                return
-            if reason == s.ALL_DONE and self.actors:
-                return
-            if reason in (s.ALL_DONE, s.STOPPED):
+            if reason in (s.STUCK, s.LIVELOCK, s.ALL_DONE):
+                self.reports += [waiting(number, actor) for number, actor in enumerate(self.actors)]
+            if reason in (s.STUCK, s.LIVELOCK, s.ALL_DONE, s.STOPPED):
                 return
 
-    def _turn(self) -> None:
+    def _turn(self) -> bool:
+        """Let every actor go on once; did one of them change memory, or end?"""
+        self.changed = False
         for number, actor in enumerate(list(self.actors)):
             self.acting = number
             try:
@@ -378,8 +379,10 @@ class Machine:
             except StopIteration:
                 self.actors.remove(actor)
                 self.x[s.PROGRESS] = self.x[s.STEP]
+                self.changed = True
             finally:
                 self.acting = -1
+        return self.changed
 
     def flush(self) -> None:
         """Turn what the interpreter recorded into reports and printed lines."""
