@@ -126,3 +126,48 @@ def test_arguments_are_released_when_a_run_ends(fails):
     gc.collect()
     assert gone() is None
     assert sum(not a.freed for a in machine.memory.allocations.values()) == 1  # the last run's parameters
+
+
+@cuda.jit
+def some_blocks(a, b, n):
+    if cuda.blockIdx.x < n:
+        cuda.cg.this_grid().sync()
+    b[cuda.grid(1)] = a[cuda.grid(1)]
+
+
+@cuda.jit
+def early_return(a, b, n):
+    i = cuda.grid(1)
+    if i >= n:
+        return
+    cuda.cg.this_grid().sync()
+    b[i] = a[i]
+
+
+@cuda.jit
+def second_time(a, b, n):
+    grid, i = cuda.cg.this_grid(), cuda.grid(1)
+    b[i] = a[i]
+    grid.sync()
+    if i < n:
+        grid.sync()
+
+
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize(("kernel", "few", "ended"), [
+    (some_blocks, 2, 64), (early_return, 96, 32), (early_return, 112, 16), (second_time, 32, 96)])  # fmt: skip
+def test_a_grid_barrier_that_some_threads_never_reach(kernel, few, ended, check):
+    """Hardware counts the grid's blocks, so those that come wait for ever, in whatever order the blocks run."""
+    for seed in range(6):
+        for n, found in ((few, ["deadlock"]), (128, [])):
+            machine = simt.Machine(seed=seed, check=check)
+            d = machine.device(0)
+            d.launch(kernel, 4, 32, d.array(np.zeros(128)), d.array(np.zeros(128)), n)
+            reports = machine.run()
+            assert [r.kind for r in reports] == found
+            if found:
+                assert f"{128 - ended} threads wait" in reports[0].message
+                assert f"which {ended} threads ended without reaching" in reports[0].message
+                first = kernel.py_func.__code__.co_firstlineno
+                assert reports[0].file == __file__
+                assert first < reports[0].line <= first + 7

@@ -49,10 +49,6 @@ class DeviceArray:
         return self.shape[0]
 
     @property
-    def is_c(self) -> bool:
-        return self._view().flags.c_contiguous
-
-    @property
     def simt_type(self) -> tuple:
         """(dtype, ndim, layout) of the array as a kernel argument."""
         flags = self._view().flags

@@ -204,25 +204,19 @@ def arrive_grid(x, warp, block, mask):
             n += 1
             put(thread_of(x, warp, lane), s.T_WAIT, s.AT_GRID)
     put(warp, s.W_WAIT, get(warp, s.W_WAIT) | mask)
-    put(block, s.B_AT_GRID, get(block, s.B_AT_GRID) + n)
     put(launch, s.L_AT_GRID, get(launch, s.L_AT_GRID) + n)
     return settle_grid(x, launch)
 
 
 @unit
 def settle_grid(x, launch):
-    """Let a grid-wide barrier's threads go if all that live have come; threads that ended are counted as come."""
-    waiting = get(launch, s.L_AT_GRID)
-    if waiting == 0 or get(launch, s.L_NEXT) < get(launch, s.L_BLOCKS):
+    """Let a grid-wide barrier's threads go if every thread of the launch has come.
+
+    Hardware counts the blocks of the grid, not those that still run: for one that ended, the others wait for ever.
+    """
+    if get(launch, s.L_AT_GRID) < get(launch, s.L_BLOCKS) * get(launch, s.L_THREADS):
         return 0
-    alive = np.int64(0)
     number = (launch - get(x, s.LAUNCHES)) // (s.L_FIELDS * 8)
-    for i in range(get(x, s.BLOCK_SLOTS)):
-        block = get(x, s.BLOCKS) + i * s.B_FIELDS * 8
-        if get(block, s.B_LIVE) > 0 and get(block, s.B_LAUNCH) == number:
-            alive += get(block, s.B_LIVE)
-    if waiting < alive:
-        return 0
     checked = get(x, s.CHECK) != 0
     joined = np.int64(0)
     if checked:
@@ -246,7 +240,6 @@ def settle_grid(x, launch):
             wake(x, warp)
         put(block, s.B_FLOOR, floor)
         put(block, s.B_MAX_CLOCK, floor)
-        put(block, s.B_AT_GRID, 0)
     put(launch, s.L_AT_GRID, 0)
     put(x, s.PROGRESS, get(x, s.STEP))
     return 0

@@ -20,12 +20,6 @@ WARP_KEY, BLOCK_KEY = 0x800, 0xFFF
 
 
 @jit
-def thread_key(gid):
-    """gid: block number << 10 | thread of the block."""
-    return ((gid >> 10) << SUB_BITS) | (gid & 1023)
-
-
-@jit
 def lookup(x, vc, key):
     """The clock of a key; -1 where there is none."""
     if vc == 0:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from .machine import Launch, Machine
 
 HOST = 1 << 31
-SPACE = {isa.GLOBAL: "global", isa.SHARED: "shared", isa.LOCAL: "local", isa.GENERIC: "generic", isa.PARAM: "param"}
 
 
 def place(machine: Machine, gid_block: int) -> tuple[Launch | None, int]:
@@ -167,7 +166,7 @@ def stuck(machine: Machine, launches: list[Launch], spinning: bool, runs: str = 
             s.RUNS: runs,
             s.AT_BARRIER: "wait at this barrier, which other threads of the block never reach",
             s.AT_WARP: f"wait here for lanes of mask {int(threads_mask(machine, gid, tid)):#010x} that never come",
-            s.AT_GRID: "wait at the grid's barrier",
+            s.AT_GRID: "wait at the grid's barrier" + never_come(machine, launches, launch),
         }[waits]
         message = f"{opcode}: {len(who)} threads {what}"
         if queued > 0:
@@ -176,6 +175,15 @@ def stuck(machine: Machine, launches: list[Launch], spinning: bool, runs: str = 
         block, thread_ = three_of(index, launch.grid), three_of(tid, launch.block)
         found.append(Report(kind, launch.name, file, line, block, thread_, message, device=launch.device))
     return found
+
+
+def never_come(machine: Machine, launches: list[Launch], launch: Launch) -> str:
+    """Of a launch whose threads wait at the grid's barrier: how many ended instead of coming there."""
+    number = next(i for i, one in enumerate(launches) if one is launch)
+    blocks = machine.tables["blocks"]
+    live = int(blocks[blocks[:, s.B_LAUNCH] == number, s.B_LIVE].sum())
+    ended = int(machine.tables["launches"][number, s.L_NEXT]) * launch.threads - live
+    return f", which {ended} threads ended without reaching" if ended else ""
 
 
 def waiting(number: int, actor: Any) -> Report:

@@ -82,7 +82,6 @@ ORDER_SHIFT, SCOPE_SHIFT, SPACE_SHIFT = 0, 4, 8  # in FLAGS of memory operations
 (
     PRINTF, MALLOC, FREE,
 ) = range(800, 803)  # fmt: skip
-GROUPS = ("integer", "floating", "convert", "move", "control", "memory", "barrier", "warp", "host")
 COMPARE = {
     "eq": 0, "ne": 1, "lt": 2, "le": 3, "gt": 4, "ge": 5, "lo": 6, "ls": 7, "hi": 8, "hs": 9, "equ": 10, "neu": 11,
     "ltu": 12, "leu": 13, "gtu": 14, "geu": 15, "num": 16, "nan": 17,

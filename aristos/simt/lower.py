@@ -38,7 +38,6 @@ CONSTANT_REGISTERS = {
 CLOCKS = {"%clock": 0, "%clock64": 0, "%clock_hi": 1, "%globaltimer": 2, "%globaltimer_lo": 2, "%globaltimer_hi": 3}
 MASK64 = (1 << 64) - 1
 MOST_LOCAL = 512 * 1024  # bytes of a thread, as of the CUDA programming guide
-REGISTER_BYTES = 256  # of one row of a warp
 CONTINUES = 2  # in NEGATE: part of the instruction before, not counted again
 
 

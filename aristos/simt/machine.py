@@ -217,9 +217,8 @@ class Machine:
         else:
             if not hasattr(kernel, "py_func"):
                 raise InputError(f"expected a cuda.jit kernel or PTX text, got {type(kernel).__name__}")
-            args, kinds = self._converted(kernel, args)
-            args = self._own(device, args, after)
-            types_ = tuple(kernels.type_of(a) for a in args) if kinds is None else kinds
+            args = self._own(device, self._converted(kernel, args), after)
+            types_ = tuple(kernels.type_of(a) for a in args)
             made = kernels.compiled(kernel, types_, self.cc)
             entry, types_ = made.entry, made.types
             program = self.load(made.ptx)
@@ -250,18 +249,18 @@ class Machine:
         with self.lock:
             self.queue.append(one)
 
-    def _converted(self, kernel: Any, args: tuple) -> tuple[tuple, Any]:
+    def _converted(self, kernel: Any, args: tuple) -> tuple:
         """Arguments after the kernel's own extensions (numba-cuda's ArgHint and the like keep what they wrap)."""
         extensions = getattr(kernel, "extensions", None)
         if not extensions:
-            return args, None
+            return args
         changed = []
         for value in args:
             type_ = kernels.type_of(value)
             for extension in reversed(extensions):
                 type_, value = extension.prepare_args(type_, value, stream=0, retr=[])
             changed.append(value)
-        return tuple(changed), None
+        return tuple(changed)
 
     def _own(self, device: int, args: tuple, after: list[Callable[[], None]]) -> tuple:
         """NumPy arrays among the arguments become arrays of the device, and are written back after the run."""

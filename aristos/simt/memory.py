@@ -156,7 +156,7 @@ class Memory:
         number = self.numbers.pop() if self.numbers else len(self.allocations) + 1
         if number == len(self.table):
             self.table = np.concatenate([self.table, np.zeros_like(self.table)])
-        self.table[number] = [start, size, s.LIVE_MEMORY, device, granule, shadow, 0, 0]
+        self.table[number] = [start, size, s.LIVE_MEMORY, granule, shadow]
         self.pages[start // PAGE : -(-(start + max(size, 1)) // PAGE)] = number
         if initialised and self.checked:
             self.init[start : start + size] = 1
