@@ -57,6 +57,16 @@ ZEROS = np.zeros(64, np.uint32)
     ("/* comment without end", "line 7"), ("{" * 150 + "}" * 150, "nested more than 100 deep"),
     (".local .b8 s[999999999];", "524288 bytes of local memory, got"), (".shared .b8 s[-1];", "s has -1 elements"),
     ("brx.idx %r1, T;", "no list of targets T"),
+    ("ld.acquire.global.u32 %r1, [%d1];", "one of .cta, .+ is needed"),
+    ("ld.relaxed.global.u32 %r1, [%d1];", "one of .cta, .+ is needed"),
+    ("st.release.global.u32 [%d1], %r1;", "one of .cta, .+ is needed"),
+    ("st.acquire.gpu.global.u32 [%d1], %r1;", "one of .weak, .volatile, .relaxed, .release, got .acquire"),
+    ("ld.release.gpu.global.u32 %r1, [%d1];", "one of .weak, .volatile, .relaxed, .acquire, got .release"),
+    ("ld.weak.gpu.global.u32 %r1, [%d1];", "a scope needs one of .relaxed, .acquire"),
+    ("st.gpu.global.u32 [%d1], %r1;", "a scope needs one of .relaxed, .release"),
+    ("atom.sc.gpu.global.add.u32 %r1, [%d1], 1;", "got .sc"), ("fence.relaxed.gpu;", "got .relaxed"),
+    ("red.acquire.gpu.global.add.u32 [%d1], 1;", "one of .relaxed, .release, got .acquire"),
+    ("fence.acq_rel;", "one of .cta, .+ is needed"),
 ])  # fmt: skip
 def test_bodies(body, words):
     with pytest.raises(simt.PTXError, match=words):

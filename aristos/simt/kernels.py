@@ -117,7 +117,8 @@ def compiled(kernel: Any, types_: tuple, cc: tuple) -> Compiled:
                 launch_bounds=options.get("launch_bounds"),
             )  # fmt: skip
             files = [*(options.get("link") or ()), *library._linking_files]
-            return library, joined([*library.get_asm_strs(cc=cc), *(of_file(file, cc) for file in dict.fromkeys(files))])
+            linked = [of_file(file, cc) for file in dict.fromkeys(files)]
+            return library, joined([*library.get_asm_strs(cc=cc), *linked])
 
         with driverless(cc), compiler_lock():
             library, ptx = compile_(False) if debug else with_lines(compile_)

@@ -18,12 +18,19 @@ SCOPES = {"cta": isa.CTA, "cluster": isa.CTA, "gpu": isa.GPU, "gl": isa.GPU, "sy
 CACHE = ("ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "unified")
 
 
-def order_scope(m: Mods, default_order: int, default_scope: int) -> tuple[int, int]:
+def order_scope(m: Mods, orders: tuple[str, ...], default: int, scope: int | None = None) -> tuple[int, int]:
+    """The order, one of `orders`, and the scope; scope: where none is named, None where a strong order must name it."""
     if m.take("mmio") and "relaxed" not in m.left:
         raise m.fail("modifier .mmio needs .relaxed")
-    order = m.choose(ORDERS, default_order)
-    scope = m.choose(SCOPES, isa.SYS if order == isa.VOLATILE else default_scope)
-    return order, scope
+    name = m.take(*ORDERS)
+    if name is not None and name not in orders:
+        raise m.fail(f"the order is one of .{', .'.join(orders)}, got .{name}")
+    order = default if name is None else ORDERS[name]
+    if order in (isa.WEAK, isa.VOLATILE):
+        if m.take(*SCOPES):
+            raise m.fail(f"a scope needs one of .{', .'.join(orders[2:])}")
+        return order, isa.SYS
+    return order, m.choose(SCOPES, scope)
 
 
 def cache_hints(m: Mods) -> bool:
@@ -50,7 +57,7 @@ def place(low: Lowering, m: Mods, operand: Any, space: int) -> tuple[int, int, i
 
 def access(low: Lowering, m: Mods, load: bool) -> None:
     policy = cache_hints(m)
-    order, scope = order_scope(m, isa.WEAK, isa.SYS)
+    order, scope = order_scope(m, ("weak", "volatile", "relaxed", "acquire" if load else "release"), isa.WEAK)
     space = m.choose(SPACES, isa.GENERIC)
     vector = m.take("v2", "v4", "v8")
     (type_,) = m.types()
@@ -87,7 +94,8 @@ ATOMIC_TYPES = {
 def atomic(low: Lowering, m: Mods) -> None:
     reduce = m.ins.opcode == "red"
     policy = cache_hints(m)
-    order, scope = order_scope(m, isa.RELAXED, isa.GPU)
+    orders = ("relaxed", "release") if reduce else ("relaxed", "acquire", "release", "acq_rel")
+    order, scope = order_scope(m, orders, isa.RELAXED, isa.GPU)
     space = m.choose(SPACES, isa.GENERIC)
     name = next((word for word in m.left if word in isa.ATOMS), "")
     kind = m.choose(isa.ATOMS)
@@ -116,8 +124,7 @@ def fence(low: Lowering, m: Mods) -> None:
             m.left = []  # every access here goes through one proxy
             low.emit(isa.NOP)
             return
-        order = m.choose(ORDERS, isa.ACQ_REL)
-        scope = m.choose(SCOPES)
+        order, scope = order_scope(m, ("acquire", "release", "acq_rel", "sc"), isa.ACQ_REL)
     m.done(0)
     low.emit(isa.FENCE, flags=order << isa.ORDER_SHIFT | scope << isa.SCOPE_SHIFT)
 
