@@ -38,7 +38,7 @@ ZEROS = np.zeros(64, np.uint32)
     ("add.u32 %r1, %r2", "expected ',' or ';' after an operand, got 'ret'"),
     ("add.u32 %r1, %zz, 1;", "%zz is not declared"), ("add.u32 %r1, %r9, 1;", "%r9 is not declared"),
     ("add.u32 %r1;", "has 1 operands"), ("add %r1, %r1, 1;", "a type is missing"),
-    ("add.u32 %d1, %d2, 1;", "register %d2 of type .b64 does not fit"),
+    ("add.u32 %r1, %d2, 1;", "register %d2 of type .b64 does not fit"),
     ("add.u32 %d1, %r2, 1;", "register %d1 of type .b64 does not fit the result"),
     ("mul.wide.u32 %r1, %r2, 1;", "register %r1 of type .b32 does not fit the result"),
     ("add.u32 %r1, %f2, 1;", "register %f2 of type .f32 does not fit"),
@@ -66,6 +66,30 @@ ZEROS = np.zeros(64, np.uint32)
     ("st.gpu.global.u32 [%d1], %r1;", "a scope needs one of .relaxed, .release"),
     ("atom.sc.gpu.global.add.u32 %r1, [%d1], 1;", "got .sc"), ("fence.relaxed.gpu;", "got .relaxed"),
     ("red.acquire.gpu.global.add.u32 [%d1], 1;", "one of .relaxed, .release, got .acquire"),
+    ("popc.b64 %d1, %d2;", "register %d1 of type .b64 does not fit the result"),
+    ("setp.eq.u32 %r1, %r2, 1;", "register %r1 of type .b32 does not fit the result"),
+    ("vote.sync.ballot.b32 %d1, %p1, -1;", "register %d1 of type .b64 does not fit the result"),
+    ("vote.sync.any.pred %r1, %p1, -1;", "register %r1 of type .b32 does not fit the result"),
+    ("shfl.sync.idx.b32 %d1, %r1, 0, 31, -1;", "register %d1 of type .b64 does not fit the result"),
+    ("shfl.sync.idx.b32 %r1|%r2, %r1, 0, 31, -1;", "register %r2 of type .b32 does not fit the result"),
+    ("match.any.sync.b64 %d1, %d2, -1;", "register %d1 of type .b64 does not fit the result"),
+    ("redux.sync.add.u32 %d1, %r2, -1;", "register %d1 of type .b64 does not fit the result"),
+    ("activemask.b32 %d1;", "register %d1 of type .b64 does not fit the result"),
+    ("atom.global.add.u32 %d2, [%d1], 1;", "register %d2 of type .b64 does not fit the result"),
+    ("ld.global.u64 %r1, [%d1];", "register %r1 of type .b32 does not fit the result"),
+    ("ld.global.u32 %f1, [%d1];", "register %f1 of type .f32 does not fit the result"),
+    ("ld.global.f32 %u1, [%d1];", "register %u1 of type .u32 does not fit the result"),
+    ("ld.global.v2.u32 {%r1, %h1}, [%d1];", "register %h1 of type .b16 does not fit the result"),
+    ("mov.b64 {%r1, %h1}, %d1;", "register %h1 of type .b16 does not fit the result"),
+    ("mov.u32 %d1, %r1;", "register %d1 of type .b64 does not fit the result"),
+    ("cvt.u64.u32 %r1, %r2;", "register %r1 of type .b32 does not fit the result"),
+    ("cvt.rn.f32.u32 %d1, %r2;", "register %d1 of type .b64 does not fit the result"),
+    ("add.f32 %u1, %f1, %f1;", "register %u1 of type .u32 does not fit the result"),
+    ("add.u32 %f1, %r1, 1;", "register %f1 of type .f32 does not fit the result"),
+    ("selp.u32 %p1, 1, 0, %p2;", "register %p1 of type .pred does not fit the result"),
+    ("isspacep.shared %r1, %d1;", "register %r1 of type .b32 does not fit the result"),
+    ("bar.red.popc.u32 %p1, 0, %p2;", "register %p1 of type .pred does not fit the result"),
+    ("bar.red.and.pred %r1, 0, %p2;", "register %r1 of type .b32 does not fit the result"),
     ("fence.acq_rel;", "one of .cta, .+ is needed"),
 ])  # fmt: skip
 def test_bodies(body, words):
@@ -75,7 +99,9 @@ def test_bodies(body, words):
 
 def test_results_of_their_own_size():
     body = "set.eq.f16.f16 %h1, %h2, %h3; set.eq.u32.f32 %r1, %f1, %f2; set.nan.bf16.bf16 %h1, %h2, %h3; " \
-           "mul.wide.u32 %d1, %r1, %r2; cvt.u32.u64 %r1, %d1; shl.b64 %d1, %d1, %r1; popc.b64 %r1, %d1;"  # fmt: skip
+           "mul.wide.u32 %d1, %r1, %r2; cvt.u32.u64 %r1, %d1; shl.b64 %d1, %d1, %r1; popc.b64 %r1, %d1; " \
+           "ld.param.u64 %d2, [x]; ld.global.u8 %r1, [%d2]; ld.global.u16 %d1, [%d2]; " \
+           "cvt.u8.u32 %d1, %r1; cvt.u16.u32 %r1, %r2;"  # fmt: skip
     assert launch(kernel(body), ZEROS) == []
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .. import isa
-from ..ptx import Name
 from .arithmetic import (
     add_carry,
     arithmetic,
@@ -85,27 +84,4 @@ def decode(low: Lowering, ins: Instruction) -> None:
     handler = HANDLERS.get(ins.opcode)
     if handler is None:
         raise low.fail(f"opcode {ins.opcode!r} is not known to the machine")
-    first = len(low.code)
     handler(low, Mods(low, ins))
-    results(low, ins, first)
-
-
-SAME = (isa.ADD, isa.SUB, isa.MUL, isa.MULHI, isa.MAD, isa.MADHI, isa.SAD, isa.DIV, isa.REM, isa.ABS, isa.NEG, isa.MIN,
-        isa.MAX, isa.AND, isa.OR, isa.XOR, isa.NOT, isa.CNOT, isa.SHL, isa.SHR, isa.BREV, isa.BFE, isa.BFI, isa.SELP,
-        isa.SLCT, isa.FADD, isa.FSUB, isa.FMUL, isa.FFMA, isa.FDIV, isa.FABS, isa.FNEG, isa.FMIN, isa.FMAX, isa.FRCP,
-        isa.FSQRT, isa.FRSQRT, isa.FSIN, isa.FCOS, isa.FLG2, isa.FEX2, isa.FTANH)  # fmt: skip
-
-
-def results(low: Lowering, ins: Instruction, first: int) -> None:
-    """Refuse a result of another size than what the instruction gives."""
-    target = ins.operands[0] if ins.operands else None
-    kind = low.kind(target)
-    if not kind or not isinstance(target, Name) or ins.opcode == "set":  # which is several instructions here
-        return
-    size = 1 if kind == "pred" else isa.TYPES[kind] & 15
-    row = low.find(target.text)[1]
-    for line in low.code[first:]:
-        op, given = line[isa.OP], line[isa.TYPE] & 15
-        wide = op in (isa.MULWIDE, isa.MADWIDE)
-        if line[isa.D] == row and (op in SAME or wide) and size != given * (2 if wide else 1):
-            raise low.fail(f"register {target.text} of type .{kind} does not fit the result")

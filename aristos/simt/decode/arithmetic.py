@@ -22,7 +22,7 @@ def carrying(op: int, count: int) -> Callable:
         code = isa.MADCHI if op == isa.MADC and high else op
         rows = [m.row(i + 1, type_) for i in range(count)]
         flags = out | (isa.CARRY_IN if into else 0)
-        low.emit(code, type_, d=m.dest(), a=rows[0], b=rows[1], c=rows[2] if count == 3 else 0, flags=flags)
+        low.emit(code, type_, d=m.dest(type_), a=rows[0], b=rows[1], c=rows[2] if count == 3 else 0, flags=flags)
 
     return handler
 
@@ -42,19 +42,19 @@ def arithmetic(integer: int, floating: int, packed: int = -1) -> Callable:
         if type_ in (isa.U16X2, isa.S16X2) and packed >= 0:
             flags = m.flag("relu", isa.RELU) if extremes and type_ == isa.S16X2 else 0
             m.done(3)
-            low.emit(packed, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), flags=flags)
+            low.emit(packed, type_, d=m.dest(type_), a=m.row(1, type_), b=m.row(2, type_), flags=flags)
         elif is_float(type_) and extremes:
             least_most(low, m, floating, type_)
         elif is_float(type_):
             flags = float_flags(m, type_)
             m.done(3)
-            low.emit(floating, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), flags=flags)
+            low.emit(floating, type_, d=m.dest(type_), a=m.row(1, type_), b=m.row(2, type_), flags=flags)
         else:
             check_type(m, type_, INTEGERS)
             name = "relu" if extremes else "sat"
             flags = m.flag(name, isa.RELU if extremes else isa.SAT) if type_ == isa.S32 else 0
             m.done(3)
-            low.emit(integer, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), flags=flags)
+            low.emit(integer, type_, d=m.dest(type_), a=m.row(1, type_), b=m.row(2, type_), flags=flags)
 
     return handler
 
@@ -80,7 +80,7 @@ def least_most(low: Lowering, m: Mods, op: int, type_: int) -> None:
         tmp = low.new_row()
         low.emit(op, type_, d=tmp, a=rows[0], b=rows[1], flags=flags)
         rows = [tmp, rows[2]]
-    low.emit(op, type_, d=m.dest(), a=rows[0], b=rows[1], flags=flags)
+    low.emit(op, type_, d=m.dest(type_), a=rows[0], b=rows[1], flags=flags)
 
 
 def multiply(low: Lowering, m: Mods) -> None:
@@ -88,12 +88,13 @@ def multiply(low: Lowering, m: Mods) -> None:
     if is_float(type_):
         flags = float_flags(m, type_)
         m.done(3)
-        low.emit(isa.FMUL, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), flags=flags)
+        low.emit(isa.FMUL, type_, d=m.dest(type_), a=m.row(1, type_), b=m.row(2, type_), flags=flags)
         return
     check_type(m, type_, INTEGERS)
     op = product_part(m, {"lo": isa.MUL, "hi": isa.MULHI, "wide": isa.MULWIDE}, type_)
     m.done(3)
-    low.emit(op, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_))
+    wide = type_ & 0xF0 | (type_ & 15) * 2 if op == isa.MULWIDE else type_
+    low.emit(op, type_, d=m.dest(wide), a=m.row(1, type_), b=m.row(2, type_))
 
 
 def product_part(m: Mods, table: dict[str, int], type_: int) -> int:
@@ -113,14 +114,14 @@ def multiply_add(low: Lowering, m: Mods) -> None:
         if type_ not in WIDE_FLOATS:
             flags |= m.flag("relu", isa.RELU)
         m.done(4)
-        low.emit(isa.FFMA, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), c=m.row(3, type_), flags=flags)
+        low.emit(isa.FFMA, type_, d=m.dest(type_), a=m.row(1, type_), b=m.row(2, type_), c=m.row(3, type_), flags=flags)
         return
     check_type(m, type_, INTEGERS)
     op = product_part(m, {"lo": isa.MAD, "hi": isa.MADHI, "wide": isa.MADWIDE}, type_)
     flags = m.flag("sat", isa.SAT) if op == isa.MADHI and type_ == isa.S32 else 0
     m.done(4)
     wide = type_ & 0xF0 | (type_ & 15) * 2 if op == isa.MADWIDE else type_
-    low.emit(op, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), c=m.row(3, wide), flags=flags)
+    low.emit(op, type_, d=m.dest(wide), a=m.row(1, type_), b=m.row(2, type_), c=m.row(3, wide), flags=flags)
 
 
 def multiply24(op: int, high: int, count: int) -> Callable:
@@ -131,7 +132,7 @@ def multiply24(op: int, high: int, count: int) -> Callable:
         flags = m.flag("sat", isa.SAT) if code == isa.MAD24HI and type_ == isa.S32 else 0
         m.done(count + 1)
         c = m.row(3, type_) if count == 3 else 0
-        low.emit(code, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), c=c, flags=flags)
+        low.emit(code, type_, d=m.dest(type_), a=m.row(1, type_), b=m.row(2, type_), c=c, flags=flags)
 
     return handler
 
@@ -143,11 +144,11 @@ def divide(low: Lowering, m: Mods) -> None:
         fast = type_ == isa.F32 and m.take("approx", "full") is not None
         flags = (isa.APPROX if fast else m.choose(DIRECTED)) | flush(m, type_)
         m.done(3)
-        low.emit(isa.FDIV, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), flags=flags)
+        low.emit(isa.FDIV, type_, d=m.dest(type_), a=m.row(1, type_), b=m.row(2, type_), flags=flags)
     else:
         m.done(3)
         check_type(m, type_, INTEGERS)
-        low.emit(isa.DIV, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_))
+        low.emit(isa.DIV, type_, d=m.dest(type_), a=m.row(1, type_), b=m.row(2, type_))
 
 
 def unary(integer: int, floating: int) -> Callable:
@@ -156,10 +157,10 @@ def unary(integer: int, floating: int) -> Callable:
         flags = flush(m, type_)
         m.done(2)
         if is_float(type_):
-            low.emit(floating, type_, d=m.dest(), a=m.row(1, type_), flags=flags)
+            low.emit(floating, type_, d=m.dest(type_), a=m.row(1, type_), flags=flags)
         else:
             check_type(m, type_, (isa.S16, isa.S32, isa.S64))
-            low.emit(integer, type_, d=m.dest(), a=m.row(1, type_))
+            low.emit(integer, type_, d=m.dest(type_), a=m.row(1, type_))
 
     return handler
 
@@ -179,6 +180,6 @@ def function(op: int, types: tuple[int, ...] = (isa.F32,), exact: bool = False) 
         elif (type_ == isa.F32 and op != isa.FTANH) or op == isa.FRSQRT:
             flags |= m.flag("ftz", isa.FTZ)
         m.done(2)
-        low.emit(op, type_, d=m.dest(), a=m.row(1, type_), flags=flags)
+        low.emit(op, type_, d=m.dest(type_), a=m.row(1, type_), flags=flags)
 
     return handler

@@ -21,7 +21,8 @@ def plain(op: int, count: int, types: tuple[int, ...], wide: tuple[int, ...] = (
         check_type(m, type_, types)
         m.done(count + 1)
         rows = [m.row(i + 1, isa.U32 if i in wide else type_) for i in range(count)] + [0] * (4 - count)
-        low.emit(op, type_, d=m.dest(), a=rows[0], b=rows[1], c=rows[2], e=rows[3])
+        result = isa.U32 if op in (isa.POPC, isa.CLZ) else type_
+        low.emit(op, type_, d=m.dest(result), a=rows[0], b=rows[1], c=rows[2], e=rows[3])
 
     return handler
 
@@ -31,7 +32,7 @@ def bit_find(low: Lowering, m: Mods) -> None:
     (type_,) = m.types()
     check_type(m, type_, WORDS)
     m.done(2)
-    low.emit(op, type_, d=m.dest(), a=m.row(1, type_))
+    low.emit(op, type_, d=m.dest(isa.U32), a=m.row(1, type_))
 
 
 def clamp_wrap(op: int, count: int) -> Callable:
@@ -42,7 +43,7 @@ def clamp_wrap(op: int, count: int) -> Callable:
         check_type(m, type_, (isa.U32, isa.S32) if op == isa.SZEXT else (isa.B32,))
         m.done(count + 1)
         c = m.row(3, isa.U32) if count == 3 else 0
-        low.emit(code, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), c=c, flags=flags)
+        low.emit(code, type_, d=m.dest(type_), a=m.row(1, type_), b=m.row(2, type_), c=c, flags=flags)
 
     return handler
 
@@ -52,7 +53,7 @@ def permute(low: Lowering, m: Mods) -> None:
     check_type(m, type_, (isa.B32,))
     mode = m.choose({"f4e": 1, "b4e": 2, "rc8": 3, "ecl": 4, "ecr": 5, "rc16": 6}, 0)
     m.done(4)
-    low.emit(isa.PRMT, type_, d=m.dest(), a=m.row(1), b=m.row(2), c=m.row(3), imm=mode)
+    low.emit(isa.PRMT, type_, d=m.dest(type_), a=m.row(1), b=m.row(2), c=m.row(3), imm=mode)
 
 
 def lop3(low: Lowering, m: Mods) -> None:
@@ -66,7 +67,7 @@ def lop3(low: Lowering, m: Mods) -> None:
     if not 0 <= table.value <= 255:
         raise m.fail(f"the table must be 0 to 255, got {table.value}")
     target = m.operands[0]
-    d = m.low.row(target.first if isinstance(target, Pair) else target, write=True)
+    d = m.result(target.first if isinstance(target, Pair) else target, type_)
     low.emit(isa.LOP3, type_, d=d, a=m.row(1), b=m.row(2), c=m.row(3), imm=table.value)
     if joined:
         if not isinstance(target, Pair):
@@ -74,7 +75,7 @@ def lop3(low: Lowering, m: Mods) -> None:
         tmp = low.new_row()
         low.emit(isa.SETP, isa.B32, d=tmp, a=d, b=low.constant(0), imm=isa.COMPARE["ne"])
         code = isa.OR if joined == "or" else isa.AND
-        low.emit(code, isa.PREDICATE, d=low.row(target.second, write=True), a=tmp, b=m.row(5))
+        low.emit(code, isa.PREDICATE, d=m.result(target.second, isa.PREDICATE), a=tmp, b=m.row(5))
 
 
 def dot_product(op: int) -> Callable:
@@ -86,7 +87,7 @@ def dot_product(op: int) -> Callable:
         m.left = [name for name in m.left if name not in ("u32", "s32")]
         m.done(4)
         a, b = isa.TYPES[signs[0]], isa.TYPES[signs[1]]
-        low.emit(op, a, b, d=m.dest(), a=m.row(1), b=m.row(2), c=m.row(3), flags=flags)
+        low.emit(op, a, b, d=m.dest(isa.B32), a=m.row(1), b=m.row(2), c=m.row(3), flags=flags)
 
     return handler
 
@@ -97,6 +98,6 @@ def logic(op: int) -> Callable:
         check_type(m, type_, (isa.PREDICATE, isa.B16, isa.B32, isa.B64))
         count = 1 if op in (isa.NOT, isa.CNOT) else 2
         m.done(count + 1)
-        low.emit(op, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_) if count == 2 else 0)
+        low.emit(op, type_, d=m.dest(type_), a=m.row(1, type_), b=m.row(2, type_) if count == 2 else 0)
 
     return handler

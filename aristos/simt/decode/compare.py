@@ -41,7 +41,7 @@ def compare(low: Lowering, m: Mods) -> None:
     a, b = m.row(1, type_), m.row(2, type_)
     extra = m.row(3) if joined else 0
     if not joined and second is None and type_ not in (isa.F16X2, isa.BF16X2):
-        low.emit(op, type_, d=low.row(first, write=True), a=a, b=b, imm=test, flags=flags)
+        low.emit(op, type_, d=m.result(first, isa.PREDICATE), a=a, b=b, imm=test, flags=flags)
         return
     low.keep_guard()
     truth, other, result = low.new_row(), low.new_row(), low.new_row()
@@ -54,8 +54,8 @@ def compare(low: Lowering, m: Mods) -> None:
     code = {None: isa.MOV, "and": isa.AND, "or": isa.OR, "xor": isa.XOR}[joined]
     low.emit(code, isa.PREDICATE, d=result, a=truth, b=extra)
     if second is not None:  # before the first is written, which may be an operand
-        low.emit(code, isa.PREDICATE, d=low.row(second, write=True), a=other, b=extra)
-    low.emit(isa.MOV, isa.PREDICATE, d=low.row(first, write=True), a=result)
+        low.emit(code, isa.PREDICATE, d=m.result(second, isa.PREDICATE), a=other, b=extra)
+    low.emit(isa.MOV, isa.PREDICATE, d=m.result(first, isa.PREDICATE), a=result)
 
 
 def compare_set(low: Lowering, m: Mods) -> None:
@@ -88,9 +88,9 @@ def compare_set(low: Lowering, m: Mods) -> None:
         low.emit(isa.SHR, isa.U32, d=high, a=tmp, b=low.constant(1))
         low.emit(isa.SELP, isa.B32, d=part, a=low.constant(one << 16), b=low.constant(0), c=high)
         low.emit(isa.SELP, isa.B32, d=tmp, a=low.constant(one), b=low.constant(0), c=tmp)
-        low.emit(isa.OR, isa.B32, d=m.dest(), a=tmp, b=part)
+        low.emit(isa.OR, isa.B32, d=m.dest(to), a=tmp, b=part)
         return
-    low.emit(isa.SELP, isa.B32, d=m.dest(), a=low.constant(one & 0xFFFFFFFF), b=low.constant(0), c=tmp)
+    low.emit(isa.SELP, isa.B32, d=m.dest(to), a=low.constant(one & 0xFFFFFFFF), b=low.constant(0), c=tmp)
 
 
 SELECTED = (*INTEGERS, isa.B16, isa.B32, isa.B64, isa.F32, isa.F64)
@@ -100,7 +100,7 @@ def select(low: Lowering, m: Mods) -> None:
     (type_,) = m.types()
     check_type(m, type_, SELECTED)
     m.done(4)
-    low.emit(isa.SELP, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_), c=m.row(3))
+    low.emit(isa.SELP, type_, d=m.dest(type_), a=m.row(1, type_), b=m.row(2, type_), c=m.row(3))
 
 
 def select_sign(low: Lowering, m: Mods) -> None:
@@ -112,9 +112,9 @@ def select_sign(low: Lowering, m: Mods) -> None:
     a, b, c = m.row(1, type_), m.row(2, type_), m.row(3, by)
     if by == isa.F32:
         wide = isa.F64 if type_ & 15 == 8 else isa.F32
-        low.emit(isa.FSLCT, wide, d=m.dest(), a=a, b=b, c=c, flags=flags)
+        low.emit(isa.FSLCT, wide, d=m.dest(type_), a=a, b=b, c=c, flags=flags)
     else:
-        low.emit(isa.SLCT, type_, d=m.dest(), a=a, b=b, c=c)
+        low.emit(isa.SLCT, type_, d=m.dest(type_), a=a, b=b, c=c)
 
 
 def test_property(low: Lowering, m: Mods) -> None:
@@ -123,11 +123,11 @@ def test_property(low: Lowering, m: Mods) -> None:
     (type_,) = m.types()
     check_type(m, type_, WIDE_FLOATS)
     m.done(2)
-    low.emit(isa.FTESTP, type_, d=m.dest(), a=m.row(1, type_), imm=kind)
+    low.emit(isa.FTESTP, type_, d=m.dest(isa.PREDICATE), a=m.row(1, type_), imm=kind)
 
 
 def copysign(low: Lowering, m: Mods) -> None:
     (type_,) = m.types()
     check_type(m, type_, WIDE_FLOATS)
     m.done(3)
-    low.emit(isa.FCOPYSIGN, type_, d=m.dest(), a=m.row(1, type_), b=m.row(2, type_))
+    low.emit(isa.FCOPYSIGN, type_, d=m.dest(type_), a=m.row(1, type_), b=m.row(2, type_))

@@ -19,7 +19,7 @@ def is_space(low: Lowering, m: Mods) -> None:
     space = m.choose(SPACES)
     m.take("u32", "u64")
     m.done(2)
-    low.emit(isa.ISSPACEP, isa.U64, d=m.dest(), a=m.row(1), imm=space)
+    low.emit(isa.ISSPACEP, isa.U64, d=m.dest(isa.PREDICATE), a=m.row(1), imm=space)
 
 
 def move(low: Lowering, m: Mods) -> None:
@@ -27,14 +27,14 @@ def move(low: Lowering, m: Mods) -> None:
     m.done(2)
     to, source = m.operands
     if isinstance(to, Vector):
-        rows = [low.row(item, write=True) for item in to.items]
-        part = (type_ & 15) // len(rows)
+        part = (type_ & 15) // len(to.items)
+        rows = [m.result(item, isa.BITS | part) for item in to.items]
         low.emit(isa.UNPACK, type_, a=low.row(source, type_), imm=part, items=rows)
     elif isinstance(source, Vector):
         rows = [low.row(item) for item in source.items]
-        low.emit(isa.PACK, type_, d=m.dest(), imm=(type_ & 15) // len(rows), items=rows)
+        low.emit(isa.PACK, type_, d=m.dest(type_), imm=(type_ & 15) // len(rows), items=rows)
     else:
-        low.emit(isa.MOV, type_, d=m.dest(), a=low.row(source, type_))
+        low.emit(isa.MOV, type_, d=m.dest(type_), a=low.row(source, type_))
 
 
 def to_address(low: Lowering, m: Mods) -> None:
@@ -47,9 +47,9 @@ def to_address(low: Lowering, m: Mods) -> None:
     if space == isa.PARAM and low.current is not None and not low.current.entry:
         base = isa.LOCAL_WINDOW
     if base == 0:
-        low.emit(isa.MOV, type_, d=m.dest(), a=m.row(1, type_))
+        low.emit(isa.MOV, type_, d=m.dest(type_), a=m.row(1, type_))
     else:
-        low.emit(isa.SUB if back else isa.ADD, type_, d=m.dest(), a=m.row(1, type_), b=low.constant(base))
+        low.emit(isa.SUB if back else isa.ADD, type_, d=m.dest(type_), a=m.row(1, type_), b=low.constant(base))
 
 
 def convert(low: Lowering, m: Mods) -> None:
@@ -77,13 +77,13 @@ def convert(low: Lowering, m: Mods) -> None:
     if to in (isa.F16X2, isa.BF16X2):
         check_type(m, source, (isa.F32,))
         m.done(3)
-        low.emit(isa.CVTPACK, to, source, d=m.dest(), a=m.row(1, source), b=m.row(2, source), flags=flags)
+        low.emit(isa.CVTPACK, to, source, d=m.dest(to), a=m.row(1, source), b=m.row(2, source), flags=flags)
         return
     known = (*INTEGERS, isa.U8, isa.S8, isa.F16, isa.BF16, isa.F32, isa.F64)
     check_type(m, source, (isa.F32,) if to == isa.TF32 else known)
     check_type(m, to, (*known, isa.TF32))
     m.done(2)
-    low.emit(isa.CVT, to, source, d=m.dest(), a=m.row(1, source), flags=flags)
+    low.emit(isa.CVT, to, source, d=m.result(m.operands[0], to, wider=True), a=m.row(1, source), flags=flags)
 
 
 def convert_quarters(low: Lowering, m: Mods, to: int, source: int) -> None:
@@ -97,7 +97,7 @@ def convert_quarters(low: Lowering, m: Mods, to: int, source: int) -> None:
         flags |= m.choose({"satfinite": 0})
     pair = source == isa.F32
     m.done(3 if pair else 2)
-    low.emit(isa.CVTPACK, to, source, d=m.dest(), a=m.row(1, source), b=m.row(2, source) if pair else 0, flags=flags)
+    low.emit(isa.CVTPACK, to, source, d=m.dest(to), a=m.row(1, source), b=m.row(2, source) if pair else 0, flags=flags)
 
 
 def convert_pack(low: Lowering, m: Mods) -> None:
@@ -121,4 +121,4 @@ def convert_pack(low: Lowering, m: Mods) -> None:
     if len(names) == 3:
         low.emit(isa.SHL, isa.B32, d=high, a=m.row(3), b=low.constant(2 * bits))
         low.emit(isa.OR, isa.B32, d=part, a=part, b=high)
-    low.emit(isa.MOV, isa.B32, d=m.dest(), a=part)
+    low.emit(isa.MOV, isa.B32, d=m.dest(isa.B32), a=part)

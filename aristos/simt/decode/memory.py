@@ -68,7 +68,7 @@ def access(low: Lowering, m: Mods, load: bool) -> None:
     items = value.items if isinstance(value, Vector) else (value,)
     if len(items) != (int(vector[1:]) if vector else 1):
         raise m.fail("the vector has another number of registers")
-    rows = [low.row(item, type_, write=load) for item in items]
+    rows = [m.result(item, type_, wider=True) if load else low.row(item, type_) for item in items]
     if space not in (isa.PARAM, isa.LOCAL, isa.CONST):
         low.granule = min(low.granule, type_ & 15)
     flags = order << isa.ORDER_SHIFT | scope << isa.SCOPE_SHIFT | space << isa.SPACE_SHIFT
@@ -112,7 +112,7 @@ def atomic(low: Lowering, m: Mods) -> None:
     b = low.row(m.operands[first + 2], type_) if swap else 0
     flags = order << isa.ORDER_SHIFT | scope << isa.SCOPE_SHIFT | space << isa.SPACE_SHIFT
     low.granule = min(low.granule, type_ & 15)
-    d = 0 if reduce else m.dest()
+    d = 0 if reduce else m.dest(type_)
     low.emit(isa.ATOM, type_, kind, d=d, a=row, b=a, c=b, imm=offset, flags=flags)
 
 
@@ -172,4 +172,4 @@ def copy_async(low: Lowering, m: Mods) -> None:
 
 def policy_of(low: Lowering, m: Mods) -> None:
     """createpolicy: a cache policy is any number here."""
-    low.emit(isa.MOV, isa.B64, d=m.dest(), a=low.constant(0))
+    low.emit(isa.MOV, isa.B64, d=m.dest(isa.B64), a=low.constant(0))

@@ -76,12 +76,30 @@ class Mods:
         if not kind or self.ins.opcode == "cvt" or (type_ & 15 == 1 and type_ != isa.PREDICATE):
             return
         size = 1 if kind == "pred" else isa.TYPES[kind] & 15
-        other = (whole and kind[0] == "f") or (type_ & 0xF0 == isa.F and kind[0] in "us")
-        if size != type_ & 15 or other:
+        if size != type_ & 15 or other_kind(kind, type_):
             raise self.fail(f"register {operand.text} of type .{kind} does not fit the instruction's type")
 
-    def dest(self, index: int = 0) -> int:
-        return self.low.row(self.operands[index], write=True)
+    def dest(self, type_: int) -> int:
+        """The row of the first operand, which takes a result of a type."""
+        return self.result(self.operands[0], type_)
+
+    def result(self, operand: Any, type_: int, wider: bool = False) -> int:
+        """The row of a register that takes a result; refuses one of another size or kind, as ptxas does.
+
+        wider: a wider register may take a number that is no float (the PTX ISA on operand sizes: ld and cvt).
+        """
+        kind = self.low.kind(operand)
+        if kind:
+            size, wanted = isa.TYPES[kind] & 15, type_ & 15
+            fits = size == wanted or (wider and size > wanted and not is_float(type_) and kind[0] != "f")
+            if (kind == "pred") != (type_ == isa.PREDICATE) or not fits or other_kind(kind, type_):
+                raise self.fail(f"register {operand.text} of type .{kind} does not fit the result")
+        return self.low.row(operand, type_, write=True)
+
+
+def other_kind(kind: str, type_: int) -> bool:
+    """Is a register declared for floats and the type one of integers, or the other way round?"""
+    return (type_ & 0xF0 in (isa.U, isa.S) and kind[0] == "f") or (type_ & 0xF0 == isa.F and kind[0] in "us")
 
 
 def is_float(type_: int) -> bool:

@@ -38,7 +38,8 @@ def barrier(low: Lowering, m: Mods) -> None:
         m.done(3, 4)
         count = m.row(2, isa.U32) if len(m.operands) == 4 else low.constant(0)
         value = m.row(len(m.operands) - 1)
-        low.emit(isa.BARRED, d=m.dest(), a=m.row(1, isa.U32), b=count, c=value, imm=how, flags=flags)
+        d = m.dest(isa.PREDICATE if how else isa.U32)
+        low.emit(isa.BARRED, d=d, a=m.row(1, isa.U32), b=count, c=value, imm=how, flags=flags)
         return
     m.done(1, 2)
     count = m.row(1, isa.U32) if len(m.operands) == 2 else low.constant(0)
@@ -58,8 +59,8 @@ def shuffle(low: Lowering, m: Mods) -> None:
     m.done(5)
     target = m.operands[0]
     first, second = (target.first, target.second) if isinstance(target, Pair) else (target, None)
-    d = low.row(first, write=True)
-    d2 = low.row(second, write=True) if second is not None else 0
+    d = m.result(first, isa.B32)
+    d2 = m.result(second, isa.PREDICATE) if second is not None else 0
     low.emit(isa.SHFL, isa.B32, d=d, d2=d2, a=m.row(1, isa.B32), b=m.row(2, isa.U32), c=m.row(3, isa.U32),
              e=m.row(4, isa.U32), imm=mode)  # fmt: skip
 
@@ -69,7 +70,8 @@ def vote(low: Lowering, m: Mods) -> None:
     kind = m.choose({"all": 0, "any": 1, "uni": 2, "ballot": 3})
     m.take("pred", "b32")
     m.done(3)
-    low.emit(isa.VOTE, isa.B32, d=m.dest(), a=m.row(1), e=m.row(2, isa.U32), imm=kind)
+    d = m.dest(isa.B32 if kind == 3 else isa.PREDICATE)
+    low.emit(isa.VOTE, isa.B32, d=d, a=m.row(1), e=m.row(2, isa.U32), imm=kind)
 
 
 def match(low: Lowering, m: Mods) -> None:
@@ -80,8 +82,8 @@ def match(low: Lowering, m: Mods) -> None:
     m.done(3)
     target = m.operands[0]
     first, second = (target.first, target.second) if isinstance(target, Pair) else (target, None)
-    d = low.row(first, write=True)
-    d2 = low.row(second, write=True) if second is not None else 0
+    d = m.result(first, isa.B32)
+    d2 = m.result(second, isa.PREDICATE) if second is not None else 0
     low.emit(isa.MATCH, type_, d=d, d2=d2, a=m.row(1, type_), e=m.row(2, isa.U32), imm=kind)
 
 
@@ -96,13 +98,13 @@ def reduce(low: Lowering, m: Mods) -> None:
         numbers = kind in (isa.REDUCTIONS["add"], isa.REDUCTIONS["min"], isa.REDUCTIONS["max"])
         check_type(m, type_, (isa.U32, isa.S32) if numbers else (isa.B32,))
     m.done(3)
-    low.emit(isa.REDUX, type_, d=m.dest(), a=m.row(1, type_), e=m.row(2, isa.U32), imm=kind, flags=flags)
+    low.emit(isa.REDUX, type_, d=m.dest(type_), a=m.row(1, type_), e=m.row(2, isa.U32), imm=kind, flags=flags)
 
 
 def active(low: Lowering, m: Mods) -> None:
     m.types()
     m.done(1)
-    low.emit(isa.ACTIVEMASK, d=m.dest())
+    low.emit(isa.ACTIVEMASK, d=m.dest(isa.B32))
 
 
 def elect(low: Lowering, m: Mods) -> None:
@@ -111,8 +113,8 @@ def elect(low: Lowering, m: Mods) -> None:
     target = m.operands[0]
     if not isinstance(target, Pair):
         raise m.fail("needs two destinations")
-    d = low.row(target.first, write=True)
-    low.emit(isa.ELECT, d=d, d2=low.row(target.second, write=True), e=m.row(1, isa.U32))
+    d = m.result(target.first, isa.B32)
+    low.emit(isa.ELECT, d=d, d2=m.result(target.second, isa.PREDICATE), e=m.row(1, isa.U32))
 
 
 def sleep(low: Lowering, m: Mods) -> None:
@@ -161,7 +163,11 @@ def multiply_matrix(low: Lowering, m: Mods) -> None:
         items = operand.items if isinstance(operand, Vector) else (operand,)
         if len(items) != count:
             raise m.fail(f"expected {count} registers, got {len(items)}")
-        rows += [low.row(item, isa.B32, write=operand is m.operands[0]) for item in items]
+        type_ = isa.B64 if kind_a == "f64" else isa.B32
+        if operand is m.operands[0]:
+            rows += [m.result(item, type_) for item in items]
+        else:
+            rows += [low.row(item, type_) for item in items]
     flags = saturate | (isa.HIGH if a_type == "u8" else 0) | (isa.WIDE if b_type == "u8" else 0)
     low.emit(isa.MMA, half, d=rows[0], imm=kind, flags=flags, items=rows)
 
@@ -181,7 +187,7 @@ def matrix_access(low: Lowering, m: Mods) -> None:
     if len(items) != count:
         raise m.fail(f"expected {count} registers, got {len(items)}")
     row, offset, _ = low.memory(address)
-    rows = [low.row(item, isa.B32, write=is_load) for item in items]
+    rows = [m.result(item, isa.B32) if is_load else low.row(item, isa.B32) for item in items]
     low.granule = min(low.granule, 2 if trans else 4)
     op = isa.LDMATRIX if is_load else isa.STMATRIX
     low.emit(op, isa.B16, d=rows[0] if is_load else 0, a=row, imm=offset, flags=trans, items=rows)
@@ -193,4 +199,4 @@ def move_matrix(low: Lowering, m: Mods) -> None:
     m.choose({"trans": 0})
     check_type(m, m.types()[0], (isa.B16,))
     m.done(2)
-    low.emit(isa.MOVMATRIX, isa.B32, d=m.dest(), a=m.row(1))
+    low.emit(isa.MOVMATRIX, isa.B32, d=m.dest(isa.B32), a=m.row(1))
