@@ -204,19 +204,30 @@ def arrive_grid(x, warp, block, mask):
             n += 1
             put(thread_of(x, warp, lane), s.T_WAIT, s.AT_GRID)
     put(warp, s.W_WAIT, get(warp, s.W_WAIT) | mask)
+    put(block, s.B_AT_GRID, get(block, s.B_AT_GRID) + n)
     put(launch, s.L_AT_GRID, get(launch, s.L_AT_GRID) + n)
     return settle_grid(x, launch)
 
 
 @unit
 def settle_grid(x, launch):
-    """Let a grid-wide barrier's threads go if every thread of the launch has come.
+    """Let a grid-wide barrier's threads go if every block of the launch has come.
 
-    Hardware counts the blocks of the grid, not those that still run: for one that ended, the others wait for ever.
+    As CUDA's runtime does it: a block comes when those of its threads that have not ended have, and its thread 0 says
+    so. For a block that ended, or whose thread 0 did, the others wait for ever.
     """
-    if get(launch, s.L_AT_GRID) < get(launch, s.L_BLOCKS) * get(launch, s.L_THREADS):
+    if get(launch, s.L_AT_GRID) == 0:
         return 0
     number = (launch - get(x, s.LAUNCHES)) // (s.L_FIELDS * 8)
+    come = np.int64(0)
+    for i in range(get(x, s.BLOCK_SLOTS)):
+        block = get(x, s.BLOCKS) + i * s.B_FIELDS * 8
+        if get(block, s.B_LIVE) > 0 and get(block, s.B_LAUNCH) == number:
+            if get(block, s.B_AT_GRID) < get(block, s.B_LIVE):
+                return 0
+            come += get(get(x, s.WARPS) + get(block, s.B_FIRST_WARP) * s.W_FIELDS * 8, s.W_LIVE) & 1
+    if come < get(launch, s.L_BLOCKS):
+        return 0
     checked = get(x, s.CHECK) != 0
     joined = np.int64(0)
     if checked:
@@ -240,6 +251,7 @@ def settle_grid(x, launch):
             wake(x, warp)
         put(block, s.B_FLOOR, floor)
         put(block, s.B_MAX_CLOCK, floor)
+        put(block, s.B_AT_GRID, 0)
     put(launch, s.L_AT_GRID, 0)
     put(x, s.PROGRESS, get(x, s.STEP))
     return 0

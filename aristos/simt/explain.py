@@ -178,12 +178,13 @@ def stuck(machine: Machine, launches: list[Launch], spinning: bool, runs: str = 
 
 
 def never_come(machine: Machine, launches: list[Launch], launch: Launch) -> str:
-    """Of a launch whose threads wait at the grid's barrier: how many ended instead of coming there."""
+    """Of a launch whose threads wait at the grid's barrier: how many blocks will not come there."""
     number = next(i for i, one in enumerate(launches) if one is launch)
-    blocks = machine.tables["blocks"]
-    live = int(blocks[blocks[:, s.B_LAUNCH] == number, s.B_LIVE].sum())
-    ended = int(machine.tables["launches"][number, s.L_NEXT]) * launch.threads - live
-    return f", which {ended} threads ended without reaching" if ended else ""
+    blocks, warps = machine.tables["blocks"], machine.tables["warps"]
+    live = blocks[(blocks[:, s.B_LAUNCH] == number) & (blocks[:, s.B_LIVE] > 0)]
+    speak = int((warps[live[:, s.B_FIRST_WARP], s.W_LIVE] & 1).sum())
+    ended = int(machine.tables["launches"][number, s.L_NEXT]) - speak
+    return f"; in {ended} blocks all threads, or thread 0, ended without reaching it" if ended else ""
 
 
 def waiting(number: int, actor: Any) -> Report:

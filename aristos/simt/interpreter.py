@@ -23,7 +23,7 @@ from .access import (
     warp_slot,
 )
 from .arithmetic import calculate_conversions, calculate_floats, calculate_integers
-from .barrier import arrive, arrive_grid, rest, settle, wake
+from .barrier import arrive, arrive_grid, rest, settle, settle_grid, wake
 from .bits import get, load8, load64, put, store8
 from .clocks import join
 from .collective import FULL, together
@@ -260,6 +260,8 @@ def end_lanes(x, warp, block, mask):
         resolve(x, warp, block)
     for number in range(s.BARRIERS_PER_BLOCK):
         settle(x, block, number)
+    if get(block, s.B_AT_GRID):
+        settle_grid(x, get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8)
     return 0
 
 
@@ -585,6 +587,7 @@ def start_block(x, device, launch, slot, sm):
     put(block, s.B_MAX_CLOCK, 1)
     put(block, s.B_SM, sm)
     put(block, s.B_SC, 0)
+    put(block, s.B_AT_GRID, 0)
     shared = get(launch, s.L_SHARED)
     put(block, s.B_SHARED_SIZE, shared)
     put(block, s.B_VALID, get(launch, s.L_VALID))

@@ -32,7 +32,7 @@ RUNS, AT_BARRIER, AT_WARP, AT_GRID = range(4)
 
 # ---- a block ----
 (B_LAUNCH, B_CTA, B_THREADS, B_WARPS, B_FIRST_WARP, B_LIVE, B_GID, B_FLOOR, B_SHARED, B_SHARED_SIZE, B_DEVICE, B_SM,
- B_MAX_CLOCK, B_SC, B_INIT, B_SHADOW, B_VALID, B_SLOT) = range(18)  # fmt: skip
+ B_MAX_CLOCK, B_SC, B_INIT, B_SHADOW, B_AT_GRID, B_VALID, B_SLOT) = range(19)  # fmt: skip
 B_FIELDS = 24
 # a barrier of a block
 (Q_ARRIVED, Q_EXPECTED, Q_VC, Q_POPC, Q_PARTIAL) = range(5)

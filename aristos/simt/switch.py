@@ -155,7 +155,7 @@ def _held(obj: Any) -> None:
         raise InputError("the array is another machine's: make it while the machine that uses it is in use")
 
 
-def _own_pointer(original: property) -> property:
+def _own_pointer(original: Any) -> property:
     """DeviceNDArrayBase.device_ctypes_pointer: copies, fills and records ask for it."""
 
     def pointer(self: Any) -> Any:
