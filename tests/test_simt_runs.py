@@ -31,6 +31,21 @@ def test_each_run_tells_its_findings():
             machine.run(strict=True)
 
 
+def test_each_run_tells_the_races_of_the_host():
+    machine = simt.Machine()
+    flag = machine.host_array(np.zeros(2, np.int32), name="flag")
+
+    def write():
+        for i in range(20):
+            flag.store(1, i, order="weak")
+            yield
+
+    for _ in range(2):
+        machine.actor(write)
+        machine.device(0).launch(set_second, 1, 1, flag)
+        assert ("race", "flag[1]") in {(r.kind, r.address) for r in machine.run() if r.kernel == "host"}
+
+
 PTX = """.version 8.0
 .target sm_90
 .address_size 64
