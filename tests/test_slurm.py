@@ -7,6 +7,8 @@ jobs the way it does there: by scancel, by the time limit, after a lost task.
 from __future__ import annotations
 
 import contextlib
+import importlib.machinery
+import importlib.util
 import json
 import os
 import re
@@ -462,6 +464,26 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 os.write(1, f"rank {os.environ['SLURM_PROCID']} pid {os.getpid()}\\nconf {os.environ['SLURM_CONF']}\\n".encode())
 time.sleep(300)
 """
+
+
+def test_autogroups_are_off_while_a_cluster_is_up(tmp_path, monkeypatch):
+    """And as they were after, but only where they had been on."""
+    loader = importlib.machinery.SourceFileLoader("virtual_slurm", str(TOOL))
+    tool = importlib.util.module_from_spec(importlib.util.spec_from_loader("virtual_slurm", loader))
+    monkeypatch.setitem(sys.modules, "virtual_slurm", tool)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # no file beside the script
+    loader.exec_module(tool)
+    monkeypatch.setattr(tool, "AUTOGROUPS", tmp_path / "setting")
+    for before, during in (("1", "0"), ("0", "0"), (None, None)):
+        folder = tmp_path / f"cluster-{before}"
+        folder.mkdir()
+        tool.AUTOGROUPS.unlink(missing_ok=True)
+        if before:
+            tool.AUTOGROUPS.write_text(before)
+        tool.autogroups_off(folder)
+        assert not during or tool.AUTOGROUPS.read_text() == during
+        tool.autogroups_back(folder)
+        assert not before or tool.AUTOGROUPS.read_text() == before
 
 
 def heed() -> None:

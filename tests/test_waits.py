@@ -10,9 +10,14 @@ from __future__ import annotations
 import re
 import time
 
+import numpy as np
 import pytest
 from cases import run_job
 from mpi import find_mpiexec
+
+from aristos import memory as mem
+from aristos.engine import fields
+from aristos.substrate import cpu, runtime
 
 pytestmark = pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
 
@@ -410,3 +415,18 @@ def test_the_helper_itself_kills_at_its_limit(tmp_path):
     assert time.monotonic() - start < 60
     assert job.code is None
     assert job.lines(1) == ["here"]
+
+
+@pytest.mark.parametrize("limits", [runtime.ALONE, runtime.CROWDED], ids=["alone", "crowded"])
+def test_a_long_wait_sleeps(monkeypatch, limits):
+    """After so many looks in vain: first a spin, then the core for others, sleep in the end."""
+    assert limits[1] <= 100_000  # looks: well below a second
+    did: list[str] = []
+    for name in ("pause", "yield_core", "nap"):
+        monkeypatch.setattr(mem, name, lambda name=name: did.append(name))
+    job = np.zeros(fields.JOB_WORDS + 1, np.int64)
+    job[fields.SPINS], job[fields.YIELDS] = limits
+    for sweeps, name in ((0, "pause"), (limits[0], "yield_core"), (limits[1], "nap"), (10 * limits[1], "nap")):
+        did.clear()
+        cpu.rest.py_func(job, sweeps)
+        assert set(did) == {name}

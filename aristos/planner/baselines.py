@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .cost import Cost, evaluate
+from .cost import Cost, evaluate, stage_us
 from .problem import Problem
 
 NAMES = ("one group", "one group a node", "2024 greedy")
@@ -97,15 +97,16 @@ def greedy(problem: Problem, objective: str | None = None) -> list[list[int]]:
     n, kappa = problem.n, problem.kappa
     row, column = np.triu_indices(n, 1)
     order = np.argsort(link_key(problem)[row, column], kind="stable")
+    grows = objective == "work_conserving"
     members: dict[int, list[int]] = {i: [i] for i in range(n)}
     where = list(range(n))
-    stage: dict[int, float] = {i: _stage(problem, [i], objective) for i in range(n)}
+    stage: dict[int, float] = {i: stage_us(problem, [i], grows) for i in range(n)}
     for at in order:
         a, b = where[row[at]], where[column[at]]
         if a == b:
             continue
         merged = sorted(members[a] + members[b])
-        both = _stage(problem, merged, objective)
+        both = stage_us(problem, merged, grows)
         hopeless = np.isinf(stage[a]) and np.isinf(stage[b])
         if hopeless or kappa * both <= max(kappa * stage[a], kappa * stage[b]):
             a, b = min(a, b), max(a, b)
@@ -114,18 +115,6 @@ def greedy(problem: Problem, objective: str | None = None) -> list[list[int]]:
                 where[i] = a
             del stage[b]
     return _join_leftovers(problem, list(members.values()), objective)
-
-
-def _stage(problem: Problem, members: list[int], objective: str) -> float:
-    """pi + max C of a group; infinite where it cannot hold all experts."""
-    if problem.memory[members].sum() < problem.experts:
-        return float("inf")
-    inside = np.ix_(members, members)
-    comm = problem.alpha_us[inside].sum(1) + problem.beta_us_per_mib[inside].sum(1) * (
-        problem.payload_mib / len(members)
-    )
-    size = len(members) if objective == "work_conserving" else 1
-    return size * problem.layer_cost / problem.rate[members].sum() + problem.crossings * comm.max()
 
 
 def _join_leftovers(problem: Problem, groups: list[list[int]], objective: str) -> list[list[int]]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from . import pricing
 from .bounds import ROUNDING, SLACK, impossible
 from .cells import Cell, find
+from .cost import stage_us
 from .master import Master
 from .problem import Problem
 from .reach import by_parts, reach
@@ -127,16 +128,9 @@ class Columns:
         inside = inside[inside @ self.problem.memory[members] >= self.problem.experts]
         whole = np.zeros((len(inside), self.problem.n), bool)
         whole[:, members] = inside
-        self._listed.append((whole, np.array([self.stage(np.flatnonzero(each)) for each in whole])))
-
-    def stage(self, group: Counts) -> float:
-        """pi + max C of a group; infinite without room."""
-        p, s = self.problem, len(group)
-        if p.memory[group].sum() < p.experts:
-            return math.inf
-        inside = np.ix_(group, group)
-        comm = p.alpha_us[inside].sum(1) + p.beta_us_per_mib[inside].sum(1) * (p.payload_mib / s)
-        return (s if self.grows else 1) * p.layer_cost / p.rate[group].sum() + p.crossings * float(comm.max())
+        self._listed.append(
+            (whole, np.array([stage_us(self.problem, np.flatnonzero(each), self.grows) for each in whole]))
+        )
 
     def take(self, groups: list[list[int]]) -> None:
         """Columns of groups that were found elsewhere."""
@@ -148,7 +142,7 @@ class Columns:
         key = tuple(int(i) for i in group)
         had = self.columns.get(key)
         if had is None:
-            real = self.stage(group)
+            real = stage_us(self.problem, group, self.grows)
             self.columns[key] = _Column(key, min(stage, real), real)
             return math.isfinite(min(stage, real))
         if stage < had.stage:

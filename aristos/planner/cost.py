@@ -52,6 +52,17 @@ def allreduce_us(problem: Problem, k: float, alpha: float, beta: float) -> float
     return 0.0 if k <= 1 else 2 * (k - 1) * (alpha + beta * problem.gradient_mib / k)
 
 
+def stage_us(problem: Problem, members: Sequence[int] | NDArray[np.int64], grows: bool) -> float:
+    """pi + max C of one group; infinite where it cannot hold all experts. grows: `work_conserving`. Needs matrices."""
+    group = np.asarray(members, np.int64)
+    if problem.memory[group].sum() < problem.experts:
+        return float("inf")
+    inside, size = np.ix_(group, group), len(group)
+    comm = problem.alpha_us[inside].sum(1) + problem.beta_us_per_mib[inside].sum(1) * (problem.payload_mib / size)
+    pi = (size if grows else 1) * problem.layer_cost / problem.rate[group].sum()
+    return float(pi + problem.crossings * comm.max())
+
+
 def slowest_link(problem: Problem, group_of: NDArray[np.int64] | None = None) -> tuple[int, int] | None:
     """The pair (i, j), i < j, with the largest alpha + beta * gradient / 2, the lowest one of equal ones.
 
