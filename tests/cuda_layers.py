@@ -187,13 +187,20 @@ class Rank:
         return job
 
     def launch(self) -> None:
-        """Queue a call: route, place, begin, layer."""
+        """Queue a call: begin, route, place, layer."""
         layers, cfg, tile = self.layers, self.layers.cfg, TILES[self.layers.kind][self.layers.tile]
         count, slots = layers.tokens[self.me], layers.held.slots
+        x, ids, weights = self.x_at, self.ids.ptr, self.combine.ptr
+        stride = BYTES[layers.kind] * cfg.hidden
+        self.device.launch(
+            substrate.begin, 1, 64, self.job.ptr, self.state.ptr, self.routing.ptr, x, stride, count, self.y.ptr, ids,
+            weights, f.OK,
+        )  # fmt: skip
         if count:
-            blocks = r.blocks(count)
-            self.device.launch(r.route, blocks, r.THREADS, self.routing.ptr, shared=r.route_shared(slots))
-            self.device.launch(r.place, blocks, r.THREADS, self.routing.ptr, shared=r.place_shared(slots, cfg.top_k))
-        self.device.launch(substrate.begin, 1, 1, self.job.ptr, self.state.ptr)
+            kernel = r.ROUTES[layers.kind]
+            self.device.launch(kernel, r.blocks(count), r.THREADS, self.routing.ptr, shared=r.route_shared(slots))
+        self.device.launch(
+            r.place, max(1, r.blocks(count)), r.THREADS, self.routing.ptr, shared=r.place_shared(slots, cfg.top_k)
+        )
         kernel = substrate.layer(tile)
         self.device.launch(kernel, layers.grid, tile.threads, self.job.ptr, self.state.ptr, shared=tile.shared_bytes)

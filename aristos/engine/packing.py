@@ -19,21 +19,23 @@ def tile_rows(rows, most):
 
 @jit
 def begin(job, st):
-    """Open a call: before any worker runs, by one thread."""
-    st[f.PHASE] = f.PHASE_ROUTE
-    st[f.ROUTE_NEXT] = 0
-    st[f.ROUTE_DONE] = 0
-    st[f.STATUS] = job[f.STATUS_IN]
-    st[f.READY_COUNT] = 0
-    st[f.IDLE_SWEEPS] = 0
-    st[f.TARGETS_SET] = 0
-    st[f.TEAM_OPEN] = 0
-    for i in range(job[f.T_COUNTERS], job[f.T_COUNTERS] + job[f.ALL_WORKERS] * f.COUNTER_WORDS):
+    """Open a call: before any worker runs, by one of them."""
+    thread, threads = mem.thread(), mem.threads()
+    if thread == 0:
+        st[f.PHASE] = f.PHASE_ROUTE
+        st[f.ROUTE_NEXT] = 0
+        st[f.ROUTE_DONE] = 0
+        st[f.STATUS] = job[f.STATUS_IN]
+        st[f.READY_COUNT] = 0
+        st[f.IDLE_SWEEPS] = 0
+        st[f.TARGETS_SET] = 0
+        st[f.TEAM_OPEN] = 0
+    for i in range(job[f.T_COUNTERS] + thread, job[f.T_COUNTERS] + job[f.ALL_WORKERS] * f.COUNTER_WORDS, threads):
         st[i] = 0
-    for worker in range(job[f.ALL_WORKERS]):
+    for worker in range(thread, job[f.ALL_WORKERS], threads):
         st[job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker + f.C_KIND] = f.ROUTE
         st[job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker + f.C_PEER] = job[f.RANK]
-    for p in range(job[f.WORLD]):
+    for p in range(thread, job[f.WORLD], threads):
         st[job[f.T_PEER_WAIT] + p] = 0
         st[job[f.T_ROWS_TO] + p] = 0
         st[job[f.T_TILES_TO] + p] = 0

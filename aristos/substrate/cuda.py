@@ -15,6 +15,7 @@ from .. import memory as mem
 from ..engine import blocks, combine, dispatch, packing, steps
 from ..engine import fields as f
 from ..kernels.cuda import memory as memory
+from ..kernels.cuda import router
 from ..kernels.cuda.combine import combine_tokens
 from ..kernels.cuda.compiler import cuda
 from ..kernels.cuda.gemm import NONE, tile_product
@@ -23,6 +24,8 @@ from ..kernels.cuda.tile import BYTES, CHUNK, Tile, shared_address
 
 JOB_MOST, STATE_MOST = 1 << 20, 1 << 40  # words: bounds that nothing reaches
 WORD = 8
+HEARTBEAT_NS = 20_000_000
+LOOKS = 64  # in vain, between two looks at the clock
 
 
 def padded(n: int, step: int) -> int:
@@ -41,23 +44,77 @@ def scratch_bytes(tile: Tile, ffn: int) -> int:
 
 
 @cuda.jit
-def begin(job_address, state_address):
-    """Open a call whose router kernels have run: one thread, between them and the layer. Counts the epoch."""
+def begin(job_address, state_address, routing_address, x, x_stride, tokens, y, ids, weights, status):
+    """Open a call, before its router kernels: one block. What changes from call to call comes as arguments.
+
+    x, y: addresses of the rows; ids, weights: where the router writes, or the routing from outside; status: OK, or why
+    this rank refuses its input. Counts the calls, so that one that was captured in a graph can be made again.
+    """
     job, st = mem.words(job_address, JOB_MOST), mem.words(state_address, STATE_MOST)
-    job[f.EPOCH] += 1
+    if mem.thread() == 0:
+        st[f.CALLS] += 1
+        st[f.WAIT_SINCE] = 0
+        job[f.EPOCH] = st[f.CALLS]
+        job[f.X], job[f.X_STRIDE], job[f.TOKENS], job[f.Y] = x, x_stride, tokens, y
+        job[f.IDS], job[f.WEIGHTS], job[f.STATUS_IN] = ids, weights, status
+        routing = mem.words(routing_address, router.JOB_WORDS)
+        routing[router.X], routing[router.X_STRIDE], routing[router.TOKENS] = x, x_stride, tokens
+        routing[router.IDS], routing[router.WEIGHTS] = ids, weights
+    mem.together()
     packing.begin(job, st)
-    st[f.ROUTE_NEXT] = job[f.TOKENS]
-    st[f.ROUTE_DONE] = job[f.TOKENS]
+    mem.together()
+    if mem.thread() == 0:
+        st[f.ROUTE_NEXT] = tokens
+        st[f.ROUTE_DONE] = tokens
+
+
+@cuda.jit(device=True)
+def show_life(job, st, now):
+    """Publish this rank's progress every so often; by worker 0."""
+    if now - st[f.HEARTBEAT] > HEARTBEAT_NS:
+        st[f.HEARTBEAT] = now
+        acquire(job)
+        progress = st[f.PROGRESS]
+        unlock(job)
+        steps.heartbeat(job, st, progress)
+
+
+@cuda.jit(device=True)
+def give_up(job, st, origin, cause):
+    """This rank's engine has failed: say so to its workers and to its peers."""
+    acquire(job)
+    st[f.ORIGIN] = origin
+    steps.poison(job, st, origin, cause)
+    unlock(job)
 
 
 @cuda.jit(device=True)
 def wait_for_work(job, st, worker):
-    """Decide until there is something to do."""
+    """Decide until there is something to do. Worker 0 bounds the wait."""
+    looks = 0
     while True:
         kind = steps.decide(job, st, worker)
         if kind != f.IDLE:
             return kind
         mem.nap()
+        looks += 1
+        if worker == 0 and looks % LOOKS == 0:
+            now = mem.clock()
+            show_life(job, st, now)
+            if patience.overdue(job, st, now):
+                give_up(job, st, job[f.RANK], f.CAUSE_TIMEOUT)
+
+
+@cuda.jit(device=True)
+def leave(job, st, kind):
+    """The call has ended, or failed: tell the others. By worker 0."""
+    if kind == f.FINISH:
+        steps.heartbeat(job, st, -1)
+        return
+    peer = arrivals.poisoned(job, st)
+    if peer >= 0:
+        _, origin, cause = arrivals.told(job, st, peer)
+        give_up(job, st, origin, cause)
 
 
 def _expert(tile: Tile) -> Any:
@@ -134,8 +191,10 @@ def layer(tile: Tile) -> Any:
             mem.together()
             if mem.thread() == 0:
                 steps.publish(job, st, worker, kind)
+                if worker == 0:
+                    show_life(job, st, mem.clock())
         if mem.thread() == 0 and worker == 0:
-            steps.heartbeat(job, st, -1)
+            leave(job, st, kind)
 
     kernel.__name__ = f"layer_{tile.name}"
     return cuda.jit(kernel, launch_bounds=(tile.threads, tile.blocks))
