@@ -8,25 +8,28 @@ import pytest
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 from aristos import reference, simt
 from aristos.config import MoEConfig, Router
+from aristos.engine import fields, routing
 from aristos.kernels.cpu.gemm import aligned, pack
 from aristos.kernels.cpu.llvm import LANES
 from aristos.kernels.cpu.tokens import SCORES, scores
 from aristos.kernels.cuda import router as r
+from aristos.kernels.cuda.pack import narrow, widen
 
 
-def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=1.0, ids=None, seed=0):
-    """Tables by name after both launches (the second alone where `ids` are given), and nothing reported."""
+def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=1.0, kind="f32", given=None, seed=0):
+    """Tables by name after both launches (where ids and weights are `given`, they are checked), nothing reported."""
     tokens, experts = len(x), weight.shape[1]
     slot_of = np.arange(experts) if slot_of is None else np.asarray(slot_of)
     machine = simt.Machine(seed=seed)
     device = machine.device(0)
     slots = experts
+    ids, weights = given or (np.zeros((tokens, k), np.int64), np.zeros((tokens, k), np.float32))
     arrays = {
         "x": device.array(x), "router": device.array(r.pack_router(weight)), "slot_of": device.array(slot_of),
-        "ids": device.empty((tokens, k), np.int64) if ids is None else device.array(ids),
-        "weights": device.empty((tokens, k), np.float32), "offset": device.empty(slots + 1, np.int64),
-        "token": device.array(np.full(tokens * k, -7)), "position": device.empty((tokens, k), np.int64),
-        "status": device.array(np.zeros(1, np.int64)),
+        "ids": device.array(ids) if given else device.empty((tokens, k), np.int64),
+        "weights": device.array(weights) if given else device.empty((tokens, k), np.float32),
+        "offset": device.empty(slots + 1, np.int64), "token": device.array(np.full(tokens * k, -7)),
+        "position": device.empty((tokens, k), np.int64), "status": device.array(np.zeros(1, np.int64)),
         "scratch": device.empty(r.scratch_bytes(tokens, experts, slots), np.uint8),
     }  # fmt: skip
     job = np.zeros(r.JOB_WORDS, np.int64)
@@ -34,24 +37,20 @@ def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=
                        (r.WEIGHTS, "weights"), (r.OFFSET, "offset"), (r.TOKEN, "token"), (r.POSITION, "position"),
                        (r.STATUS, "status"), (r.SCRATCH, "scratch")):  # fmt: skip
         job[word] = arrays[name].ptr
-    job[[r.X_STRIDE, r.TOKENS, r.HIDDEN]] = x.strides[0], tokens, x.shape[1]
+    job[[r.X_STRIDE, r.TOKENS, r.HIDDEN]] = x.strides[0], tokens, len(weight)
     job[[r.EXPERTS, r.TOP_K, r.SLOTS]] = experts, k, slots
     job[[r.SCORE, r.RENORMALIZE, r.SCALE]] = SCORES[score], renormalize, np.float32(scale).view(np.int32)
     job_array = device.array(job)
-    if ids is None:
-        device.launch(r.route, r.blocks(tokens), r.THREADS, job_array.ptr, shared=r.route_shared(slots))
+    if given:
+        device.launch(r.check, r.blocks(tokens), r.THREADS, job_array.ptr, shared=r.check_shared(slots))
     else:
-        parts = np.split(ids, range(r.BLOCK, tokens, r.BLOCK))
-        counts = [np.bincount(slot_of[part[part >= 0]], minlength=slots) for part in parts]
-        at = tokens * (16 + 4 * r.padded(experts))
-        raw = np.zeros(r.scratch_bytes(tokens, experts, slots), np.uint8)
-        raw[at:] = np.concatenate(counts).astype(np.int64).view(np.uint8)
-        job[r.SCRATCH] = device.array(raw).ptr
-        job_array = device.array(job)
+        device.launch(r.route(kind), r.blocks(tokens), r.THREADS, job_array.ptr, shared=r.route_shared(slots, kind))
     device.launch(r.place, r.blocks(tokens), r.THREADS, job_array.ptr, shared=r.place_shared(slots, k))
     reports = machine.run()
     assert not reports, [str(report) for report in reports]
-    return {name: array.copy_to_host() for name, array in arrays.items() if name != "router"}
+    return {name: array.copy_to_host() for name, array in arrays.items() if name != "router"} | {
+        "profile": machine.profile()
+    }
 
 
 def packed(ids, slot_of, k):
@@ -88,7 +87,7 @@ def test_against_the_reference(tokens, hidden, experts, k, score, renormalize):
     ids, weights = reference.route(cfg, x, weight)
     np.testing.assert_array_equal(got["ids"], ids)
     np.testing.assert_allclose(got["weights"], weights, rtol=1e-5)  # scores near 20, exponentials of them
-    assert got["status"] == 0
+    assert got["status"] == fields.OK
     check_packing(got, slot_of, k)
 
 
@@ -108,13 +107,75 @@ def test_the_order_does_not_depend_on_the_schedule():
         np.testing.assert_array_equal(first[name], second[name])
 
 
+def given(tokens=150, experts=6, k=3, seed=4):
+    """Valid choices, some not taken: rows of a permutation of the experts, -1 here and there."""
+    rng = np.random.default_rng(seed)
+    ids = np.argsort(rng.random((tokens, experts)), axis=1)[:, :k].copy()
+    ids[rng.random(ids.shape) < 0.3] = -1
+    return ids, rng.standard_normal(ids.shape, dtype=np.float32)
+
+
+def checked(ids, weights, experts=6, slot_of=None):
+    tokens = np.zeros((len(ids), 4), np.float32)
+    return route(tokens, np.zeros((4, experts), np.float32), ids.shape[1], slot_of, given=(ids, weights))
+
+
 def test_choices_from_outside():
-    """Ids that were given, some of them -1: only the order is computed."""
-    rng = np.random.default_rng(4)
-    ids = rng.integers(-1, 6, (150, 3))
-    slot_of = rng.permutation(6)
-    got = route(np.zeros((150, 4), np.float32), np.zeros((4, 6), np.float32), 3, slot_of, ids=ids)
+    """Ids and weights that were given, some choices not taken: they stay, and get the packed order."""
+    ids, weights = given()
+    weights[ids < 0] = np.nan  # of a choice that is not taken nothing counts
+    slot_of = np.random.default_rng(5).permutation(6)
+    got = checked(ids, weights, slot_of=slot_of)
+    assert got["status"] == fields.OK
+    np.testing.assert_array_equal(got["ids"], ids)
     check_packing(got, slot_of, 3)
+
+
+BREAKS = {
+    "too big": lambda ids, w, t: ids.__setitem__((t, 1), 6),
+    "far too big": lambda ids, w, t: ids.__setitem__((t, 0), 1 << 40),
+    "negative": lambda ids, w, t: ids.__setitem__((t, 2), -2),
+    "twice": lambda ids, w, t: ids.__setitem__(t, [4, 1, 4]),
+    "twice, beside each other": lambda ids, w, t: ids.__setitem__(t, [-1, 0, 0]),
+    "infinite": lambda ids, w, t: (ids.__setitem__(t, [0, 1, 2]), w.__setitem__((t, 2), -np.inf)),
+    "not a number": lambda ids, w, t: (ids.__setitem__(t, [0, 1, 2]), w.__setitem__((t, 0), np.nan)),
+}
+
+
+@pytest.mark.parametrize("token", [0, 63, 64, 149])
+@pytest.mark.parametrize("name", BREAKS)
+def test_bad_choices_from_outside(name, token):
+    """One bad choice anywhere: the status that the engine's own check gives, and nothing gets a row."""
+    ids, weights = given()
+    BREAKS[name](ids, weights, token)
+    got = checked(ids, weights)
+    assert got["status"] == engine_status(ids, weights, 6)
+    assert got["status"] != fields.OK
+    assert (got["offset"] == 0).all()
+    assert (got["token"] == -7).all()
+
+
+@pytest.mark.parametrize("order", [(3, 140), (140, 3)])
+def test_the_larger_status_wins(order):
+    ids, weights = given()
+    BREAKS["infinite"](ids, weights, order[0])
+    BREAKS["twice"](ids, weights, order[1])
+    assert checked(ids, weights)["status"] == fields.BAD_IDS == engine_status(ids, weights, 6)
+
+
+def engine_status(ids, weights, experts):
+    """What the CPU's step gives, by its plain text, block by block as it takes them."""
+    job = np.zeros(fields.JOB_WORDS, np.int64)
+    job[[fields.TOP_K, fields.EXPERTS]] = ids.shape[1], experts
+    job[[fields.IDS, fields.WEIGHTS]] = ids.ctypes.data, weights.ctypes.data
+    step = fields.TOKEN_BLOCK
+    plain = getattr(routing._check, "py_func", routing._check)
+    with np.errstate(invalid="ignore"):
+        return max(plain(job, first, min(step, len(ids) - first)) for first in range(0, len(ids), step))
+
+
+def test_status_codes_are_the_engines():
+    assert (r.OK, r.NOT_FINITE, r.BAD_IDS) == (fields.OK, fields.NOT_FINITE, fields.BAD_IDS)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -122,7 +183,7 @@ def test_scores_that_are_not_finite(bad):
     x = np.ones((70, 4), np.float32)
     x[66, 2] = bad
     got = route(x, np.eye(4, dtype=np.float32), 2)
-    assert got["status"] == 1
+    assert got["status"] == fields.NOT_FINITE
     assert (got["offset"] == 0).all()
 
 
@@ -136,3 +197,47 @@ def test_bits_of_scores_are_those_of_the_cpu():
     theirs, rows = aligned((66, len(panels) * LANES)), np.zeros(2 * 66, np.int64)
     scores(66, x.ctypes.data, x.strides[0], 100, panels.ctypes.data, len(panels), rows.ctypes.data, theirs.ctypes.data)
     np.testing.assert_array_equal(ours, theirs[:, :9])
+
+
+@pytest.mark.parametrize("kind", ["bf16", "f16"])
+@pytest.mark.parametrize(("tokens", "hidden", "experts"), [(70, 104, 9), (33, 61, 130), (64, 5, 3), (1, 1, 2)])
+def test_16_bit_tokens(kind, tokens, hidden, experts):
+    """Bit for bit what their float32 twins get: scores, ids, weights and order. Rows end anywhere in 16 bytes."""
+    rng = np.random.default_rng(hidden)
+    room = rng.standard_normal((tokens, -(-hidden // 8) * 8), dtype=np.float32)
+    room[:, : hidden // 3] *= 1e-6  # subnormal float16 among them
+    room[:, hidden:] = np.nan  # what lies after a row must not count
+    x = narrow(room, kind)
+    twin = np.zeros((tokens, -(-hidden // 4) * 4), np.float32)
+    twin[:, :hidden] = widen(x, kind)[:, :hidden]
+    weight = rng.standard_normal((hidden, experts), dtype=np.float32)
+    slot_of = rng.permutation(experts)
+    ours = route(x, weight, 2, slot_of, "softmax_topk", kind=kind)
+    theirs = route(twin, weight, 2, slot_of, "softmax_topk")
+    assert ours["status"] == theirs["status"] == fields.OK
+    for name in ("ids", "weights", "offset", "token", "position"):
+        np.testing.assert_array_equal(ours[name], theirs[name])
+    scores = [got["scratch"][tokens * 16 :].view(np.float32)[: tokens * r.padded(experts)] for got in (ours, theirs)]
+    both = [score.reshape(tokens, -1)[:, :experts].view(np.int32) for score in scores]
+    np.testing.assert_array_equal(*both)
+    check_packing(ours, slot_of, 2)
+
+
+@pytest.mark.parametrize(("kind", "bad"), [("bf16", np.nan), ("f16", np.inf), ("f16", 1e6)])
+def test_16_bit_tokens_that_are_not_finite(kind, bad):
+    x = np.ones((70, 8), np.float32)
+    x[66, 5] = bad
+    with np.errstate(over="ignore"):
+        x = narrow(x, kind)
+    got = route(x, np.eye(8, dtype=np.float32), 2, kind=kind)
+    assert got["status"] == fields.NOT_FINITE
+
+
+@pytest.mark.parametrize("kind", r.KINDS)
+def test_what_the_scores_ask_of_memory(kind):
+    """Whole tiles: copies coalesced, each byte once a block of columns; nothing of the product meets in a bank."""
+    x = narrow(np.random.default_rng(6).standard_normal((64, 64), dtype=np.float32), kind)
+    profile = route(x, np.eye(64, 128, dtype=np.float32), 1, kind=kind)["profile"]
+    copies = profile.opcodes["cp.async"]
+    assert copies["bank_conflicts"] == 0
+    assert copies["sectors"] == copies["ideal_sectors"] == 2 * (x.nbytes + 64 * 64 * 4) // 32

@@ -1,22 +1,17 @@
 """`python -m aristos.kernels.cuda --arch sm_80,sm_90,sm_100 --out DIR`: every kernel as PTX, cubin and machine code.
 
-No GPU and no driver is needed. report.json says what each kernel takes and how many blocks of it an SM holds.
+No GPU and no driver is needed. report.json says what each kernel takes and how many blocks of it an SM holds; report.md
+says it as a table.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from ...errors import AristosError, InputError
-
-TARGETS = {"sm_80": "sm_80", "sm_90": "sm_90a", "sm_100": "sm_100"}  # sm_90a: what Hopper's own instructions need
+from .build import TARGETS, build_all
 
 
 def architectures(text: str) -> list[str]:
@@ -27,52 +22,6 @@ def architectures(text: str) -> list[str]:
         what = ", ".join(unknown) or "nothing"
         raise InputError(f"--arch must name some of {', '.join(TARGETS)}, with commas between, got {what}")
     return list(dict.fromkeys(names))
-
-
-def finish(kernel: Any, arch: str, ptx: str, out: Path) -> dict[str, Any]:
-    """Write NAME.ARCH.ptx, .cubin and .sass of one compiled kernel; its row of the report."""
-    from ...simt import kernels as compiler
-    from ...simt import limits
-    from .assemble import assemble, disassemble
-
-    target = TARGETS[arch]
-    cc = compiler.capability(target)
-    files = {kind: out / f"{kernel.name}.{arch}.{kind}" for kind in ("ptx", "cubin", "sass")}
-    files["ptx"].write_text(re.sub(r"^\.target .*$", f".target {target}", ptx, flags=re.M), encoding="utf-8")
-    made = assemble(files["ptx"], files["cubin"], target)
-    files["sass"].write_text(disassemble(files["cubin"]), encoding="utf-8")
-    shared = made.shared_bytes + kernel.shared_bytes
-    return {
-        "kernel": kernel.name, "arch": arch, "registers": made.registers, "spill_bytes": made.spill_bytes,
-        "shared_bytes": shared, "blocks_per_sm": limits.resident(limits.of(cc), kernel.threads, shared, made.registers),
-    }  # fmt: skip
-
-
-def build_all(archs: list[str], out: Path) -> list[dict[str, Any]]:
-    """Every kernel for every architecture, and report.json; says on stderr how far it is.
-
-    One core compiles while another assembles what was compiled before.
-    """
-    from ...simt import kernels as compiler
-    from .assemble import tool
-    from .catalogue import kernels
-
-    for name in ("ptxas", "nvdisasm"):
-        tool(name)  # better missed now than after the first kernel
-    out.mkdir(parents=True, exist_ok=True)
-    work = [(kernel, arch) for arch in archs for kernel in kernels(arch)]
-    coming, start = [], time.monotonic()
-    with ThreadPoolExecutor(max_workers=1) as assembler:
-        for i, (kernel, arch) in enumerate(work):
-            ptx = compiler.compiled(kernel.function, kernel.types, compiler.capability(TARGETS[arch])).ptx
-            coming.append(assembler.submit(finish, kernel, arch, ptx, out))
-            passed = time.monotonic() - start
-            print(f"{i + 1}/{len(work)} {kernel.name} {arch}, {passed:.0f} s", file=sys.stderr, flush=True)
-            if coming[0].done():
-                coming[0].result()  # an error now, not at the end
-        rows = [row.result() for row in coming]
-    (out / "report.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    return rows
 
 
 def main(arguments: list[str] | None = None) -> int:

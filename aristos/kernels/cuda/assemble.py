@@ -59,6 +59,12 @@ def assemble(ptx: Path, cubin: Path, arch: str) -> Assembled:
     return Assembled(number(r"Used (\d+) registers"), spilled, number(r"(\d+) bytes smem"))
 
 
+def version() -> str:
+    """Of ptxas, 12.9.86 say."""
+    found = re.search(r"V(\d[\d.]*)", _run([str(tool("ptxas")), "--version"]))
+    return found.group(1) if found else "unknown"
+
+
 def disassemble(cubin: Path) -> str:
     """A cubin's machine code as text."""
     return _run([str(tool("nvdisasm")), "-c", str(cubin)])

@@ -30,8 +30,13 @@ def kernels(arch: str) -> list[Kernel]:
         for tile in tiles(kind, arch)
     ]
     slots, k = 256, 8  # what the report is for; a launch asks for what it needs
+    routes = [
+        Kernel(kernel.__name__, kernel, (types.int64,), router.THREADS, router.route_shared(slots, kind), 3)
+        for kind, kernel in ((kind, router.route(kind)) for kind in router.KINDS)
+    ]
     return [
         *products,
-        Kernel("route", router.route, (types.int64,), router.THREADS, router.route_shared(slots), router.TILE.blocks),
+        *routes,
+        Kernel("check", router.check, (types.int64,), router.THREADS, router.check_shared(slots), 8),
         Kernel("place", router.place, (types.int64,), router.THREADS, router.place_shared(slots, k), 8),
     ]

@@ -99,6 +99,14 @@ def _own_offsets(tile: Tile) -> Any:
             a = (row + (lane & 15)) * CHUNK + ((lane >> 4) * 16 ^ swapped)
             b = (column + (lane & 7) + 8 * (lane >> 4)) * CHUNK + ((lane >> 3 & 1) * 16 ^ swapped)
             return a, b, (row + (lane >> 2)) * pitch + 4 * (column + 2 * (lane & 3)), column + 2 * (lane & 3)
+    elif tile.rows:
+
+        @cuda.jit(device=True)
+        def own(lane, warp):
+            row, column = rows * (warp // warps_n), columns * (warp % warps_n)
+            y, x = lane >> 3, lane & 7
+            a = (row + y >> 1) * CHUNK + ((y & 1) * 4 ^ y >> 1) * swap
+            return a, (column + x) * CHUNK + x * swap, (row + y) * pitch + 4 * (column + x), column + x
     else:
 
         @cuda.jit(device=True)
@@ -139,9 +147,9 @@ def tile_product(tile: Tile) -> Any:
     """The device function of a tile: all threads of the block call it together, with equal arguments.
 
     product(shared, a_rows, c_rows, m, weight, pitch, bias, width, depth, n0, code, gated): rows 0..m of the row address
-    tables, m <= tile.m; columns n0.. of the packed weight, rows of which are `pitch` bytes apart; `depth` bytes of a
-    row of A count, `width` outputs of a row of C are kept (in 16-byte groups, for which the row has room). shared:
-    `tile.shared_bytes` bytes. Rows of A and C start on 16 bytes.
+    tables, m <= tile.m; columns n0.. of the packed weight, rows of which are `pitch` bytes apart, `depth` of them for
+    the elements of a row of A; `width` outputs of a row of C are kept (in 16-byte groups, for which the row has room).
+    shared: `tile.shared_bytes` bytes. Rows of A and C start on 16 bytes.
     """
     code_of = Code(tile)
     row_pointers, fetch, start, stage, multiply = (
@@ -151,6 +159,7 @@ def tile_product(tile: Tile) -> Any:
     commit, wait, wait_all = ptx.copy_async_commit, ptx.copy_async_wait(tile.stages - 2), ptx.copy_async_wait(0)
     threads, pass_rows, stages, stage_bytes = tile.threads, tile.pass_rows, tile.stages, tile.stage_bytes
     pitch_out, group = 4 * (tile.n + PAD), 16 // BYTES[tile.kind]
+    narrow = tile.narrow
     columns_shift, groups_shift = tile.n.bit_length() - 1, (tile.n // group).bit_length() - 1
 
     @cuda.jit(device=True)
@@ -159,16 +168,17 @@ def tile_product(tile: Tile) -> Any:
         own_a, own_b, _, column = own_offsets(thread & 31, thread >> 5)
         row, byte = thread >> 3, (thread & 7) * 16
         to = shared + row * CHUNK + (byte ^ (row & 7) * 16)
-        pointers = row_pointers(a_rows, row, m - 1, byte)
+        byte_a = (thread & (7 >> narrow)) * 16
+        pointers = row_pointers(a_rows, thread >> (3 - narrow), m - 1, byte_a)
         b = weight + pitch * (n0 + row) + byte
         step = pitch * pass_rows
-        left = depth - byte
+        left = (depth >> narrow) - byte_a
         sums = start(bias + 4 * (n0 + column))
         offset = 0
         for c in range(stages - 1):
             if offset < depth:
-                count = min(max(left - offset, 0), 16)
-                fetch(to + c * stage_bytes, pointers, offset, count, b + offset, step)
+                count = min(max(left - (offset >> narrow), 0), 16)
+                fetch(to + c * stage_bytes, pointers, offset >> narrow, count, b + offset, step)
             commit()
             offset += CHUNK
         here, end = 0, depth + (stages - 1) * CHUNK
@@ -177,8 +187,8 @@ def tile_product(tile: Tile) -> Any:
             cuda.syncthreads()
             if offset < depth:
                 before = here - stage_bytes if here > 0 else (stages - 1) * stage_bytes
-                count = min(max(left - offset, 0), 16)
-                fetch(to + before, pointers, offset, count, b + offset, step)
+                count = min(max(left - (offset >> narrow), 0), 16)
+                fetch(to + before, pointers, offset >> narrow, count, b + offset, step)
             commit()
             sums = multiply(sums, shared + here, own_a, own_b)
             here = here + stage_bytes if here < (stages - 1) * stage_bytes else 0

@@ -1,41 +1,50 @@
 """Routing on a GPU: scores, the best k experts and their weights, rows by expert, and the packed order.
 
 Two launches. `route`: a block takes 64 tokens, multiplies them with the router in float32 (one chain of fused
-multiply-adds in k order a score, as on the CPU), chooses, and counts what goes to each slot. `place`: every block adds
-up the counts before its own and gives its tokens' choices their packed rows: a stable counting sort by slot, without
-atomics, so that the order is the same whatever the grid. What is chosen is the CPU's own function.
+multiply-adds in k order a score, as on the CPU), chooses, and counts what goes to each slot; or `check`, for a call
+that was routed outside. `place`: every block adds up the counts before its own and gives its tokens' choices their
+packed rows: a stable counting sort by slot, without atomics, so that the order is the same whatever the grid. What is
+chosen is the CPU's own function.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import numpy as np
 
 from ... import memory as mem
 from ..cpu.tokens import choose
 from . import memory as memory
-from . import ptx
 from .compiler import cuda
 from .gemm import NONE, TILES, tile_product
 from .pack import COLUMNS, pack
-from .tile import CHUNK, shared_address
+from .tile import CHUNK, Tile, shared_address
 
 # ---- the words of a job, in device memory
 (
-    X, X_STRIDE, TOKENS, HIDDEN,  # float32 rows, `X_STRIDE` bytes apart, all on 16 bytes
+    X, X_STRIDE, TOKENS, HIDDEN,  # rows of the kernel's kind, `X_STRIDE` bytes apart, all on 16 bytes
     ROUTER, EXPERTS, TOP_K,  # address of `pack_router`
     SCORE, RENORMALIZE, SCALE,  # as `tokens.choose` takes them; the scale as the bits of a float32
-    IDS, WEIGHTS,  # [tokens, k] int64, float32: what `route` writes and `place` reads; -1 is a choice not taken
+    IDS, WEIGHTS,  # [tokens, k] int64, float32: what `route` writes or `check` reads; -1 is a choice not taken
     SLOT_OF, SLOTS,  # [experts] int64: the place of an expert in the packed order
     OFFSET, TOKEN, POSITION,  # [slots + 1], [tokens * k], [tokens, k] int64: see engine/packing.py
-    STATUS,  # a word: becomes 1 if a score is not finite; then `place` gives nothing a row
+    STATUS,  # a word: OK before, then the largest status of any token; unless OK, `place` gives nothing a row
     SCRATCH,  # `scratch_bytes` bytes
     JOB_WORDS,
 ) = range(20)  # fmt: skip
 
+OK, NOT_FINITE, BAD_IDS = 0, 2, 3  # in STATUS: the engine's codes, by a test; its room lies above this one
+KINDS = ("f32", "bf16", "f16")  # of tokens
 TILE = TILES["f32"][1]
 BLOCK, THREADS = TILE.m, TILE.threads
 FLOAT, WORD = 4, 8  # bytes
-_product, _TILE_N = tile_product(TILE), TILE.n
+
+
+def _tile(kind: str) -> Tile:
+    return TILE if kind == "f32" else replace(TILE, rows=kind)
 
 
 def blocks(tokens: int) -> int:
@@ -53,9 +62,14 @@ def scratch_bytes(tokens: int, experts: int, slots: int) -> int:
     return tokens * (2 * WORD + FLOAT * padded(experts)) + blocks(tokens) * slots * WORD
 
 
-def route_shared(slots: int) -> int:
-    """Bytes of dynamic shared memory that `route` needs."""
-    return max(TILE.shared_bytes, WORD * slots)
+def route_shared(slots: int, kind: str = "f32") -> int:
+    """Bytes of dynamic shared memory that `route(kind)` needs."""
+    return max(_tile(kind).shared_bytes, WORD * slots)
+
+
+def check_shared(slots: int) -> int:
+    """Bytes of dynamic shared memory that `check` needs."""
+    return WORD * slots
 
 
 def place_shared(slots: int, k: int) -> int:
@@ -69,46 +83,109 @@ def pack_router(router: np.ndarray) -> np.ndarray:
     return np.concatenate([packed.ravel(), np.zeros(len(packed), np.float32)])
 
 
-@cuda.jit
-def route(job_address):
-    """Scores, ids, weights, and counts by block; grid: blocks(tokens)."""
-    job = mem.words(job_address, JOB_WORDS)
-    shared = shared_address(cuda.shared.array(0, np.int64, CHUNK))
-    thread, first = cuda.threadIdx.x, cuda.blockIdx.x * BLOCK
-    tokens, k, slots, experts = job[TOKENS], job[TOP_K], job[SLOTS], job[EXPERTS]
-    m = min(tokens - first, BLOCK)
-    width = (experts + COLUMNS - 1) // COLUMNS * COLUMNS
-    depth = FLOAT * job[HIDDEN]
-    pitch = (depth + CHUNK - 1) // CHUNK * CHUNK
-    a_rows = job[SCRATCH] + WORD * first
-    c_rows = a_rows + WORD * tokens
-    scores = job[SCRATCH] + 2 * WORD * tokens + FLOAT * width * first
-    if thread < m:
-        mem.store(a_rows + WORD * thread, job[X] + job[X_STRIDE] * (first + thread))
-        mem.store(c_rows + WORD * thread, scores + FLOAT * width * thread)
-    cuda.syncthreads()
-    for n0 in range(0, width, _TILE_N):
-        _product(shared, a_rows, c_rows, m, job[ROUTER], pitch, job[ROUTER] + pitch * width, width, depth, n0, NONE, 0)
-    counts = cuda.shared.array(0, np.int64, CHUNK)
-    for slot in range(thread, slots, THREADS):
+@cuda.jit(device=True)
+def _report(job, status):
+    """Make STATUS at least `status`."""
+    cuda.atomic.max(mem.words(job[STATUS], 1), 0, status)
+
+
+@cuda.jit(device=True)
+def _clear(counts, slots):
+    """Zero the block's counts in shared memory, all threads together."""
+    for slot in range(cuda.threadIdx.x, slots, THREADS):
         counts[slot] = 0
     cuda.syncthreads()
-    if thread < m:
-        token = first + thread
-        row = mem.floats(scores + FLOAT * width * thread, experts)
-        ids, weights = mem.words(job[IDS] + WORD * k * token, k), mem.floats(job[WEIGHTS] + FLOAT * k * token, k)
-        for j in range(k):
-            weights[j] = 0  # compiled code reads them before it knows that it need not
-        if choose(row, experts, k, job[SCORE], job[RENORMALIZE], mem.float_of_bits(job[SCALE]), ids, weights):
-            slot_of = mem.words(job[SLOT_OF], experts)
-            for j in range(k):
-                cuda.atomic.add(counts, slot_of[ids[j]], 1)
-        else:
-            ptx.exchange_gpu(job[STATUS], 1)
+
+
+@cuda.jit(device=True)
+def _keep(job, counts):
+    """Write the block's counts to where `place` looks for them, all threads together."""
     cuda.syncthreads()
-    total = job[SCRATCH] + tokens * (2 * WORD + FLOAT * width) + WORD * slots * cuda.blockIdx.x
-    for slot in range(thread, slots, THREADS):
+    slots = job[SLOTS]
+    width = (job[EXPERTS] + COLUMNS - 1) // COLUMNS * COLUMNS
+    total = job[SCRATCH] + job[TOKENS] * (2 * WORD + FLOAT * width) + WORD * slots * cuda.blockIdx.x
+    for slot in range(cuda.threadIdx.x, slots, THREADS):
         mem.store(total + WORD * slot, counts[slot])
+
+
+@cache
+def route(kind: str) -> Any:
+    """The kernel for tokens of a kind, f32, bf16 or f16: scores, ids, weights, and counts by block.
+
+    Grid: blocks(tokens). 16-bit tokens are widened exactly, so they get the bits that their float32 twins would.
+    """
+    product, tile_n = tile_product(_tile(kind)), TILE.n
+
+    def kernel(job_address):
+        job = mem.words(job_address, JOB_WORDS)
+        shared = shared_address(cuda.shared.array(0, np.int64, CHUNK))
+        thread, first = cuda.threadIdx.x, cuda.blockIdx.x * BLOCK
+        tokens, k, slots, experts = job[TOKENS], job[TOP_K], job[SLOTS], job[EXPERTS]
+        m = min(tokens - first, BLOCK)
+        width = (experts + COLUMNS - 1) // COLUMNS * COLUMNS
+        depth = FLOAT * job[HIDDEN]
+        pitch = (depth + CHUNK - 1) // CHUNK * CHUNK
+        a_rows = job[SCRATCH] + WORD * first
+        c_rows = a_rows + WORD * tokens
+        scores = job[SCRATCH] + 2 * WORD * tokens + FLOAT * width * first
+        if thread < m:
+            mem.store(a_rows + WORD * thread, job[X] + job[X_STRIDE] * (first + thread))
+            mem.store(c_rows + WORD * thread, scores + FLOAT * width * thread)
+        cuda.syncthreads()
+        bias = job[ROUTER] + pitch * width
+        for n0 in range(0, width, tile_n):
+            product(shared, a_rows, c_rows, m, job[ROUTER], pitch, bias, width, depth, n0, NONE, 0)
+        counts = cuda.shared.array(0, np.int64, CHUNK)
+        _clear(counts, slots)
+        if thread < m:
+            token = first + thread
+            row = mem.floats(scores + FLOAT * width * thread, experts)
+            ids, weights = mem.words(job[IDS] + WORD * k * token, k), mem.floats(job[WEIGHTS] + FLOAT * k * token, k)
+            for j in range(k):
+                weights[j] = 0  # compiled code reads them before it knows that it need not
+            if choose(row, experts, k, job[SCORE], job[RENORMALIZE], mem.float_of_bits(job[SCALE]), ids, weights):
+                slot_of = mem.words(job[SLOT_OF], experts)
+                for j in range(k):
+                    cuda.atomic.add(counts, slot_of[ids[j]], 1)
+            else:
+                _report(job, NOT_FINITE)
+        _keep(job, counts)
+
+    kernel.__name__ = "route" if kind == "f32" else f"route_{kind}"
+    return cuda.jit(kernel)
+
+
+@cuda.jit
+def check(job_address):
+    """What `route` gives, for ids and weights from outside: their status, and counts by block; grid: blocks(tokens).
+
+    Ids must be in -1..E-1, none but -1 twice in a token; weights of choices taken must be finite.
+    """
+    job = mem.words(job_address, JOB_WORDS)
+    counts = cuda.shared.array(0, np.int64, CHUNK)
+    first, k, experts = cuda.blockIdx.x * BLOCK, job[TOP_K], job[EXPERTS]
+    choices = min(job[TOKENS] - first, BLOCK) * k
+    ids, weights = (
+        mem.words(job[IDS] + WORD * k * first, choices),
+        mem.floats(job[WEIGHTS] + FLOAT * k * first, choices),
+    )
+    slot_of = mem.words(job[SLOT_OF], experts)
+    _clear(counts, job[SLOTS])
+    worst = OK
+    for i in range(cuda.threadIdx.x, choices, THREADS):
+        e = ids[i]
+        good = -1 <= e < experts
+        if good and e >= 0:
+            for j in range(i - i % k, i):
+                good = good and ids[j] != e
+            if weights[i] - weights[i] != 0:
+                worst = max(worst, NOT_FINITE)
+            cuda.atomic.add(counts, slot_of[e], 1)
+        if not good:
+            worst = BAD_IDS
+    if worst != OK:
+        _report(job, worst)
+    _keep(job, counts)
 
 
 @cuda.jit(device=True)
@@ -136,7 +213,7 @@ def place(job_address):
     before, base, partial = room[:slots], room[slots : 2 * slots], room[2 * slots : 2 * slots + THREADS]
     slot_of_choice = room[2 * slots + THREADS :]
     counts = mem.words(job[SCRATCH] + tokens * (2 * WORD + FLOAT * width), cuda.gridDim.x * slots)
-    good = mem.load(job[STATUS]) == 0
+    good = mem.load(job[STATUS]) == OK
     for slot in range(thread, slots, THREADS):
         all_blocks, earlier = 0, 0
         if good:

@@ -32,7 +32,8 @@ PRODUCTS = {"bf16": ptx.multiply_bf16, "f16": ptx.multiply_f16, "tf32": ptx.mult
 class Tile:
     """A tile's shape: m x n outputs of a block of warps_m x warps_n warps, `stages` chunks of k in shared memory.
 
-    blocks: how many an SM shall hold; registers are limited so that their file has room for them.
+    blocks: how many an SM shall hold; registers are limited so that their file has room for them. rows: bf16 or f16
+    where rows of A are narrower than the arithmetic, which is f32 then; they are widened as they are read.
     """
 
     kind: str  # of the arithmetic: bf16, f16, tf32 or f32
@@ -42,12 +43,15 @@ class Tile:
     warps_n: int
     stages: int
     blocks: int
+    rows: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in BYTES:
             raise InputError(f"kind must be one of {', '.join(BYTES)}, got {self.kind!r}")
+        if self.rows and (self.kind != "f32" or self.rows not in ("bf16", "f16")):
+            raise InputError(f"rows must be bf16 or f16, in f32 arithmetic, got {self.rows!r} in {self.kind}")
         rows, columns = self.m // self.warps_m, self.n // self.warps_n
-        step = 8 if self.kind == "f32" else 16
+        step = 8 if self.kind == "f32" and not self.rows else 16
         if rows * self.warps_m != self.m or columns * self.warps_n != self.n or rows % step or columns % 16:
             raise InputError(
                 f"a warp's part must be a multiple of {step} x 16, got {self.m} x {self.n} for {self.warps_m} x"
@@ -55,8 +59,10 @@ class Tile:
             )
         if self.n & (self.n - 1):
             raise InputError(f"n must be a power of two, got {self.n}")
-        if self.m % self.pass_rows or self.n % self.pass_rows or self.stages < 2:
-            raise InputError(f"{self} needs 2 stages or more, and m and n in multiples of {self.pass_rows}")
+        if self.m % self.pass_a or self.n % self.pass_rows or self.stages < 2:
+            raise InputError(
+                f"{self} needs 2 stages or more, m in multiples of {self.pass_a}, n in multiples of {self.pass_rows}"
+            )
 
     @property
     def threads(self) -> int:
@@ -64,12 +70,27 @@ class Tile:
 
     @property
     def pass_rows(self) -> int:
-        """Rows that the block's threads copy at a time, 16 bytes each."""
+        """Rows of B that the block's threads copy at a time, 16 bytes each."""
         return self.threads * 16 // CHUNK
 
     @property
+    def narrow(self) -> int:
+        """1 where rows of A take half the bytes of the arithmetic's, else 0: a shift."""
+        return 1 if self.rows else 0
+
+    @property
+    def pass_a(self) -> int:
+        """Rows of A that they copy at a time."""
+        return self.pass_rows << self.narrow
+
+    @property
+    def a_bytes(self) -> int:
+        """Bytes of a chunk of A."""
+        return self.m * CHUNK >> self.narrow
+
+    @property
     def stage_bytes(self) -> int:
-        return (self.m + self.n) * CHUNK
+        return self.a_bytes + self.n * CHUNK
 
     @property
     def shared_bytes(self) -> int:
@@ -91,7 +112,7 @@ class Tile:
 
     @property
     def name(self) -> str:
-        return f"{self.kind}_{self.m}x{self.n}"
+        return f"{self.rows}{self.kind}_{self.m}x{self.n}"
 
 
 def generated(result: Callable[[], Any], arguments: list[Any], body: Callable[..., Any]) -> Any:
@@ -126,21 +147,23 @@ class Code:
     def __init__(self, tile: Tile) -> None:
         self.tile = tile
         self.acc = types.UniTuple(types.float32, tile.sums)
-        self.pointers = types.UniTuple(types.int64, tile.m // tile.pass_rows)
+        self.pointers = types.UniTuple(types.int64, tile.m // tile.pass_a)
         word, far = types.int32, types.int64
         self.row_pointers = generated(lambda: self.pointers, [far, word, word, word], self._row_pointers)
         self.fetch = generated(lambda: types.void, [word, self.pointers, far, word, far, far], self._fetch)
         self.start = generated(lambda: self.acc, [far], self._start)
         self.stage = generated(lambda: types.void, [self.acc, word], self._stage)
-        tensor = tile.kind in PRODUCTS
-        body = self._tensor_products if tensor else self._plain_products
+        if tile.kind in PRODUCTS:
+            body = self._tensor_products
+        else:
+            body = self._widened_products if tile.rows else self._plain_products
         self.multiply = generated(lambda: self.acc, [self.acc, word, word, word], body)
 
     def _row_pointers(self, builder: Any, table: Any, row: Any, last: Any, byte: Any) -> list[Any]:
         """Addresses of this thread's rows, plus `byte`; rows after `last` are read as `last`, and never stored."""
         found = []
         for i in range(self.pointers.count):
-            mine = builder.add(row, I32(i * self.tile.pass_rows))
+            mine = builder.add(row, I32(i * self.tile.pass_a))
             mine = builder.select(builder.icmp_signed("<", mine, last), mine, last)
             place = builder.add(table, builder.mul(builder.sext(mine, I64), I64(8)))
             (address,) = ptx.load8.emit(builder, [place])
@@ -157,7 +180,7 @@ class Code:
         for i in range(self.pointers.count):
             source = builder.add(builder.extract_value(pointers, i), offset)
             ptx.copy_async16.emit(builder, [builder.add(to, I32(i * size)), source, count])
-        to = builder.add(to, I32(tile.m * CHUNK))
+        to = builder.add(to, I32(tile.a_bytes))
         for i in range(tile.n // tile.pass_rows):
             ptx.copy_async16.emit(builder, [builder.add(to, I32(i * size)), b, I32(16)])
             b = builder.add(b, step)
@@ -182,7 +205,7 @@ class Code:
         rows, columns = tile.warp_rows // 16, tile.warp_columns // 8
         sums = [builder.extract_value(acc, i) for i in range(tile.sums)]
         product = PRODUCTS[tile.kind]
-        b_chunk = builder.add(chunk, I32(tile.m * CHUNK))
+        b_chunk = builder.add(chunk, I32(tile.a_bytes))
         for step in range(CHUNK // 32):
             at_a = builder.add(chunk, builder.xor(own_a, I32(32 * step)))
             at_b = builder.add(b_chunk, builder.xor(own_b, I32(32 * step)))
@@ -208,7 +231,7 @@ class Code:
         tile = self.tile
         rows, columns = tile.warp_rows // 4, tile.warp_columns // 8
         sums = [builder.extract_value(acc, i) for i in range(tile.sums)]
-        b_chunk = builder.add(chunk, I32(tile.m * CHUNK))
+        b_chunk = builder.add(chunk, I32(tile.a_bytes))
         for part in range(CHUNK // 16):
             even = builder.add(chunk, builder.xor(own_a, I32(16 * part)))
             odd = builder.add(chunk, builder.xor(own_a, I32(16 * (part ^ 4))))
@@ -224,6 +247,36 @@ class Code:
                         at = i * columns + j
                         sums[at] = builder.fma(left[i][k], right[k], sums[at])
         return sums
+
+    def _widened_products(self, builder: Any, acc: Any, chunk: Any, own_a: Any, own_b: Any) -> list[Any]:
+        """The same for 16-bit rows of A: two share a line of 128 bytes, whose parts are swapped by its number."""
+        tile = self.tile
+        rows, columns = tile.warp_rows // 4, tile.warp_columns // 8
+        sums = [builder.extract_value(acc, i) for i in range(tile.sums)]
+        b_chunk = builder.add(chunk, I32(tile.a_bytes))
+        for part in range(CHUNK // 32):
+            lines = [builder.add(chunk, builder.xor(own_a, I32(16 * (part ^ 2 * i)))) for i in range(4)]
+            left = [
+                ptx.load_shared16.emit(builder, [builder.add(lines[i % 4], I32(2 * CHUNK * i))]) for i in range(rows)
+            ]
+            for k in range(0, 8, 4):
+                wide = [[self._widened(builder, row, k + at) for at in range(4)] for row in left]
+                at_b = builder.add(b_chunk, builder.xor(own_b, I32(16 * (2 * part + k // 4))))
+                for j in range(columns):
+                    right = ptx.load_shared16.emit(builder, [builder.add(at_b, I32(8 * CHUNK * j))])
+                    for at in range(4):
+                        for i in range(rows):
+                            to = i * columns + j
+                            sums[to] = builder.fma(wide[i][at], right[at], sums[to])
+        return sums
+
+    def _widened(self, builder: Any, row: list[Any], k: int) -> Any:
+        """Element k of eight 16-bit ones as a float32, exactly."""
+        both = builder.bitcast(row[k // 2], I32)
+        if self.tile.rows == "bf16":
+            return builder.bitcast(builder.and_(both, I32(-65536)) if k % 2 else builder.shl(both, I32(16)), F32)
+        half = builder.trunc(builder.lshr(both, I32(16)) if k % 2 else both, ir.IntType(16))
+        return builder.fpext(builder.bitcast(half, ir.HalfType()), F32)
 
     def _stage(self, builder: Any, acc: Any, own: Any) -> None:
         """Write this thread's sums to shared memory, rows n + PAD float32 apart; own: address of its first."""
