@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import AristosError, InputError
-
-TARGETS = {"sm_80": "sm_80", "sm_90": "sm_90a", "sm_100": "sm_100"}  # sm_90a: what Hopper's own instructions need
+from .assemble import TARGETS, assemble, capability, disassemble, tool
 
 
 def architectures(text: str) -> list[str]:
@@ -29,22 +27,20 @@ def architectures(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def finish(kernel: Any, arch: str, ptx: str, out: Path) -> dict[str, Any]:
+def finish(kernel: Any, arch: str, text: str, out: Path) -> dict[str, Any]:
     """Write NAME.ARCH.ptx, .cubin and .sass of one compiled kernel; its row of the report."""
-    from ...simt import kernels as compiler
     from ...simt import limits
-    from .assemble import assemble, disassemble
 
     target = TARGETS[arch]
-    cc = compiler.capability(target)
     files = {kind: out / f"{kernel.name}.{arch}.{kind}" for kind in ("ptx", "cubin", "sass")}
-    files["ptx"].write_text(re.sub(r"^\.target .*$", f".target {target}", ptx, flags=re.M), encoding="utf-8")
+    files["ptx"].write_text(text, encoding="utf-8")
     made = assemble(files["ptx"], files["cubin"], target)
     files["sass"].write_text(disassemble(files["cubin"]), encoding="utf-8")
     shared = made.shared_bytes + kernel.shared_bytes
+    of_arch = limits.of(capability(target))
     return {
         "kernel": kernel.name, "arch": arch, "registers": made.registers, "spill_bytes": made.spill_bytes,
-        "shared_bytes": shared, "blocks_per_sm": limits.resident(limits.of(cc), kernel.threads, shared, made.registers),
+        "shared_bytes": shared, "blocks_per_sm": limits.resident(of_arch, kernel.threads, shared, made.registers),
     }  # fmt: skip
 
 
@@ -53,8 +49,7 @@ def build_all(archs: list[str], out: Path) -> list[dict[str, Any]]:
 
     One core compiles while another assembles what was compiled before.
     """
-    from ...simt import kernels as compiler
-    from .assemble import tool
+    from .build import ptx
     from .catalogue import kernels
 
     for name in ("ptxas", "nvdisasm"):
@@ -64,8 +59,8 @@ def build_all(archs: list[str], out: Path) -> list[dict[str, Any]]:
     coming, start = [], time.monotonic()
     with ThreadPoolExecutor(max_workers=1) as assembler:
         for i, (kernel, arch) in enumerate(work):
-            ptx = compiler.compiled(kernel.function, kernel.types, compiler.capability(TARGETS[arch])).ptx
-            coming.append(assembler.submit(finish, kernel, arch, ptx, out))
+            text, _ = ptx(kernel, TARGETS[arch])
+            coming.append(assembler.submit(finish, kernel, arch, text, out))
             passed = time.monotonic() - start
             print(f"{i + 1}/{len(work)} {kernel.name} {arch}, {passed:.0f} s", file=sys.stderr, flush=True)
             if coming[0].done():

@@ -1,0 +1,152 @@
+"""From a kernel of the catalogue to a cubin for one architecture, kept on disk. No driver is needed.
+
+Beside the kernel cache of the CPU, in the folder whose name holds a hash of the sources: a later process, and every
+other rank of the node, reads what the first one compiled. An entry begins with a hash of the rest of it, so that what
+a full disk or a killed process left behind is made anew. It compiles whole kernels alone and links nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ...compile import cache_folder, compiling
+from ...errors import EnvironmentProblem, InputError
+from ...versions import version
+from .assemble import TARGETS, assemble, capability, tool_version
+
+PTXAS, LINKER = "ptxas", "nvJitLink"
+
+
+@dataclass(frozen=True)
+class Built:
+    """entry: the kernel's name in the cubin. cubin: machine code for one architecture, an ELF file."""
+
+    entry: str
+    cubin: bytes
+
+
+def build(kernel: Any, arch: str) -> Built:
+    """A catalogue.Kernel for a device's architecture, sm_90 say: read from the cache, else compiled and kept there.
+
+    One process of a node compiles at a time. Raises EnvironmentProblem where a tool is missing or fails.
+    """
+    target = TARGETS.get(arch, arch)
+    path = cache_folder() / "cuda" / f"{kernel.name}.{target}.{_key(kernel)}.cubin"
+    found = _read(path)
+    if found is None:
+        with compiling():
+            found = _read(path)  # another process may have made it meanwhile
+            if found is None:
+                text, entry = ptx(kernel, target)
+                found = Built(entry, _machine_code(text, target))
+                _write(path, found)
+    return found
+
+
+def ptx(kernel: Any, target: str) -> tuple[str, str]:
+    """(PTX of a catalogue.Kernel for a target, sm_90a say; the name of its entry)."""
+    from .offline import compiled, entry_of
+
+    _, texts = compiled(kernel.function, kernel.types, capability(target))
+    if len(texts) != 1:
+        raise InputError(f"kernel {kernel.name} must be one PTX module, got {len(texts)}: it links other code")
+    return re.sub(r"^\.target .*$", f".target {target}", texts[0], flags=re.M), entry_of(texts[0], kernel.name)
+
+
+def assembler() -> tuple[str, str]:
+    """(the tool that makes machine code here, its version): ptxas, or nvJitLink where there is no ptxas."""
+    try:
+        return PTXAS, tool_version(PTXAS)
+    except EnvironmentProblem as missing:
+        try:
+            from cuda.bindings import nvjitlink
+
+            return LINKER, ".".join(str(part) for part in nvjitlink.version())
+        except (ImportError, RuntimeError) as error:  # no module, or no library behind it
+            raise EnvironmentProblem(f"{missing}; and nvJitLink cannot be loaded ({error})") from error
+
+
+@cache
+def _tools() -> str:
+    """What a cubin depends on beside sources."""
+    return repr((version("numba-cuda"), *assembler()))
+
+
+def _key(kernel: Any) -> str:
+    """Of tools, types, options, and the file that holds the kernel; other sources are in the folder's name."""
+    source = Path(kernel.function.py_func.__code__.co_filename)
+    digest = hashlib.sha256(repr((_tools(), kernel.types, kernel.function.targetoptions)).encode())
+    digest.update(source.read_bytes() if source.is_file() else kernel.function.py_func.__code__.co_code)
+    return digest.hexdigest()[:16]
+
+
+def _machine_code(text: str, target: str) -> bytes:
+    """A cubin of PTX."""
+    name, _ = assembler()
+    if name == LINKER:
+        return _linked(text, target)
+    with tempfile.TemporaryDirectory(prefix="aristos-") as folder:
+        source, cubin = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
+        source.write_text(text, encoding="utf-8")
+        assemble(source, cubin, target)
+        return cubin.read_bytes()
+
+
+def _linked(text: str, target: str) -> bytes:
+    """A cubin of PTX by nvJitLink."""
+    from cuda.bindings import nvjitlink
+
+    handle, data = nvjitlink.create(1, [f"-arch={target}"]), text.encode() + b"\0"
+    try:
+        nvjitlink.add_data(handle, nvjitlink.InputType.PTX, data, len(data), "kernel")
+        nvjitlink.complete(handle)
+        cubin = bytearray(nvjitlink.get_linked_cubin_size(handle))
+        nvjitlink.get_linked_cubin(handle, cubin)
+    except nvjitlink.nvJitLinkError as error:
+        log = bytearray(nvjitlink.get_error_log_size(handle))
+        nvjitlink.get_error_log(handle, log)
+        why = log.decode(errors="replace").strip("\0\n ")[:2000]
+        raise EnvironmentProblem(f"nvJitLink for {target} failed: {error}: {why}") from error
+    finally:
+        nvjitlink.destroy(handle)
+    return bytes(cubin)
+
+
+def _read(path: Path) -> Built | None:
+    """What an entry of the cache holds; None where there is none, or it is damaged."""
+    try:
+        whole = path.read_bytes()
+    except OSError:
+        return None
+    digest, _, rest = whole.partition(b"\n")
+    if hashlib.sha256(rest).hexdigest().encode() != digest:
+        warnings.warn(f"{path} is damaged: the kernel is compiled anew", stacklevel=3)
+        return None
+    entry, _, cubin = rest.partition(b"\n")
+    return Built(entry.decode(), cubin)
+
+
+def _write(path: Path, built: Built) -> None:
+    """Keep it, whole or not at all; where it cannot be kept, the next process compiles again."""
+    rest = built.entry.encode() + b"\n" + built.cubin
+    whole = hashlib.sha256(rest).hexdigest().encode() + b"\n" + rest
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            try:
+                file.write(whole)
+                file.close()
+                os.replace(file.name, path)
+            except OSError:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        warnings.warn(f"a kernel cannot be kept in {path.parent}: {error}; set ARISTOS_CACHE", stacklevel=3)
