@@ -38,6 +38,7 @@ class Layers:
     """Ranks of one machine and a layer on them.
 
     tokens: of each rank. grid: blocks a rank. ring: rows of a ring, None for the default. tile: of TILES[kind].
+    timeout: nanoseconds. given: (ids, weights) of each rank, None where the router chooses.
     """
 
     cfg: MoEConfig = SMALL
@@ -50,6 +51,8 @@ class Layers:
     check: bool = True
     placement: Any = None
     merge: int = 0
+    timeout: int = 1 << 50
+    given: Any = None
     machine: Any = None
     ranks: list[Any] = field(default_factory=list)
 
@@ -67,9 +70,9 @@ class Layers:
         self.tables = StateLayout(self.shape, self.grid, MOST_ROWS)
         self.ranks = [Rank(self, me) for me in range(world)]
 
-    def run(self, calls: int = 1) -> list[np.ndarray]:
-        """y of every rank, float32, after so many calls; nothing was reported."""
-        for rank in self.ranks:
+    def run(self, calls: int = 1, ranks: Any = None) -> list[np.ndarray]:
+        """y of every rank, float32, after so many calls of all ranks, or of some; nothing was reported."""
+        for rank in self.ranks if ranks is None else ranks:
             for _ in range(calls):
                 rank.launch()
         reports = self.machine.run()
@@ -101,11 +104,14 @@ class Rank:
         x = narrow(np.random.default_rng(100 + me).standard_normal((count, cfg.hidden), dtype=np.float32), kind)
         self.x = widen(x, kind)
         self.y = self.device.array(np.zeros_like(x))
-        self.ids, self.combine = self.device.array(np.zeros((count, k), np.int64)), self._zeros((count, k), np.float32)
+        self.given = layers.given[me] if layers.given else None
+        ids, weights = self.given or (np.zeros((count, k), np.int64), np.zeros((count, k), np.float32))
+        self.ids, self.combine = self.device.array(ids), self.device.array(weights)
         self.state = self._state()
         job = self._job(layers)
-        job[f.X], job[f.X_STRIDE], job[f.ROW_BYTES] = self.put(x), size * cfg.hidden, size * cfg.hidden
-        job[f.Y], job[f.IDS], job[f.WEIGHTS], job[f.TOKENS] = self.y.ptr, self.ids.ptr, self.combine.ptr, count
+        job[f.ROW_BYTES], job[f.TIMEOUT_NS] = size * cfg.hidden, layers.timeout
+        self.x_at = self.put(x)
+        self.routed_as = layers.kind if layers.kind in r.KINDS else "f32"
         self._weights(job)
         self.job, self.routing = self.device.array(job), self.device.array(self._routing(count))
 
@@ -171,34 +177,32 @@ class Rank:
         layers, cfg = self.layers, self.layers.cfg
         slots = layers.held.slots
         job = np.zeros(r.JOB_WORDS, np.int64)
-        job[[r.X, r.X_STRIDE, r.TOKENS, r.HIDDEN]] = self.put(self.x), 4 * cfg.hidden, count, cfg.hidden
+        job[r.HIDDEN] = cfg.hidden
         job[[r.ROUTER, r.EXPERTS, r.TOP_K]] = self.put(r.pack_router(layers.weights["router"])), cfg.experts, cfg.top_k
         router = cfg.router
         job[[r.SCORE, r.RENORMALIZE]] = SCORES[router.score], router.renormalize
         job[r.SCALE] = np.float32(router.scale).view(np.int32)
-        job[[r.IDS, r.WEIGHTS]] = self.ids.ptr, self.combine.ptr
         job[[r.SLOT_OF, r.SLOTS]] = self.put(layers.held.slots_for(self.me)), slots
         for word, table in ((r.OFFSET, f.T_OFFSET), (r.TOKEN, f.T_TOKEN), (r.POSITION, f.T_POSITION)):
             job[word] = self.state.ptr + 8 * layers.tables.starts[table]
-        scratch, status = self.device.empty(r.scratch_bytes(max(1, count), cfg.experts, slots) // 4, np.int32), None
-        status = self._zeros(1, np.int64)
-        self.kept += [scratch, status]
-        job[[r.STATUS, r.SCRATCH]] = status.ptr, scratch.ptr
+        scratch = self.device.empty(r.scratch_bytes(max(1, count), cfg.experts, slots) // 4, np.int32)
+        self.kept.append(scratch)
+        job[[r.STATUS, r.SCRATCH]] = self.state.ptr + 8 * f.STATUS, scratch.ptr
         return job
 
     def launch(self) -> None:
         """Queue a call: begin, route, place, layer."""
         layers, cfg, tile = self.layers, self.layers.cfg, TILES[self.layers.kind][self.layers.tile]
         count, slots = layers.tokens[self.me], layers.held.slots
-        x, ids, weights = self.x_at, self.ids.ptr, self.combine.ptr
-        stride = BYTES[layers.kind] * cfg.hidden
         self.device.launch(
-            substrate.begin, 1, 64, self.job.ptr, self.state.ptr, self.routing.ptr, x, stride, count, self.y.ptr, ids,
-            weights, f.OK,
+            substrate.begin, 1, 64, self.job.ptr, self.state.ptr, self.routing.ptr, self.x_at,
+            BYTES[layers.kind] * cfg.hidden, count, self.y.ptr, self.ids.ptr, self.combine.ptr, f.OK,
         )  # fmt: skip
         if count:
-            kernel = r.ROUTES[layers.kind]
-            self.device.launch(kernel, r.blocks(count), r.THREADS, self.routing.ptr, shared=r.route_shared(slots))
+            kernel, shared = r.route(self.routed_as), r.route_shared(slots, self.routed_as)
+            if self.given is not None:
+                kernel, shared = r.check, r.check_shared(slots)
+            self.device.launch(kernel, r.blocks(count), r.THREADS, self.routing.ptr, shared=shared)
         self.device.launch(
             r.place, max(1, r.blocks(count)), r.THREADS, self.routing.ptr, shared=r.place_shared(slots, cfg.top_k)
         )

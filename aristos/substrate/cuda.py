@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from .. import memory as mem
-from ..engine import blocks, combine, dispatch, packing, steps
+from ..engine import arrivals, blocks, combine, dispatch, packing, patience, steps
 from ..engine import fields as f
+from ..engine.lock import acquire, unlock
 from ..kernels.cuda import memory as memory
 from ..kernels.cuda import router
 from ..kernels.cuda.combine import combine_tokens
