@@ -82,6 +82,7 @@ class Collective:
 
     placement: Placement
     timeout: float
+    backend = "cpu"
 
     def __init__(self, comm: Any, timeout: float, ranks_per_node: int | None) -> None:
         check_comm(comm)
@@ -89,7 +90,7 @@ class Collective:
         self.world = comm.Get_size() if comm is not None else 1
         self._runtime: Runtime | None = None
         self._nodes = usable_nodes(ranks_per_node)
-        self._joined = attach(comm, timeout, self._nodes)
+        self._joined = attach(comm, timeout, self._nodes, self.backend)
         self.rank = self._joined.group.rank
 
     def _join(

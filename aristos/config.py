@@ -12,7 +12,8 @@ from .errors import InputError
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 ACTIVATIONS: tuple[str, ...] = ("relu", "gelu", "gelu_tanh", "silu")
 SCORES: tuple[str, ...] = ("softmax", "softmax_topk")
-DTYPES: tuple[str, ...] = ("float32",)
+DTYPES: tuple[str, ...] = ("float32", "tf32", "bfloat16", "float16")
+BACKENDS: tuple[str, ...] = ("cpu", "cuda")
 MOST_THREADS = 4096  # of a rank
 OVERDUE = 10  # a rank in user code may be this many times the timeout late
 
@@ -62,7 +63,8 @@ class MoEConfig:
 
     hidden: H, width of a token. ffn: F, width inside an expert. experts: E over the whole EP group.
     top_k: experts a token goes to. gated: act(x·gate) * (x·up) instead of act(x·up).
-    max_tokens: most tokens one rank brings to one call.
+    max_tokens: most tokens one rank brings to one call. dtype: of rows and of the experts' arithmetic; tf32 is float32
+    whose products take 10 bits after the point, on tensor cores. CPUs compute in float32 alone.
     """
 
     hidden: int

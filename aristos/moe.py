@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import queue
 import time
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from .collective import (
     weight_arrays,
     widths,
 )
-from .config import MoEConfig
+from .config import BACKENDS, MoEConfig
 from .engine import fields as f
 from .engine import routing, team
 from .engine.layout import rank_bytes
@@ -39,7 +40,7 @@ from .nodes import Nodes
 from .placement import Placement
 from .stats import Summary, Totals, call_stats, summarize
 from .substrate.runtime import BATCH, Runtime
-from .weights import LayerWeights
+from .weights import Given, LayerWeights
 
 if TYPE_CHECKING:
     from .planner import Plan
@@ -100,6 +101,15 @@ class PendingCall:
         return ended
 
 
+def default_backend() -> str:
+    """cuda where CuPy is installed and sees a device, else cpu."""
+    if importlib.util.find_spec("cupy") is None:
+        return "cpu"
+    import cupy
+
+    return "cuda" if cupy.is_available() else "cpu"
+
+
 class MoE(Collective):
     """An expert-parallel Mixture-of-Experts layer, or `layers` of them, over the ranks of a communicator. Collective.
 
@@ -110,7 +120,8 @@ class MoE(Collective):
     several for one that has copies; default contiguous. plan: an `aristos.planner.Plan` for the communicator, rank i
     being device i: the layer then lives in this rank's group, `group` is its number, `comm` its communicator and
     `rank` the rank there.
-    timeout: seconds a wait may see no progress. ranks_per_node: take so many ranks in a row as a node, where MPI would
+    timeout: seconds a wait may see no progress. backend: "cpu" or "cuda", where the layer runs; the attribute of that
+    name says which it is. ranks_per_node: take so many ranks in a row as a node, where MPI would
     see larger ones; transport shm serves a node, rma goes between them.
     Raises MismatchError where ranks disagree, InputError (a ValueError) on wrong arguments, MemoryProblem where
     windows do not fit.
@@ -127,6 +138,7 @@ class MoE(Collective):
         timeout: float = 120.0,
         ranks_per_node: int | None = None,
         plan: Plan | None = None,
+        backend: Literal["cpu", "cuda"] | None = None,
     ) -> None:
         self.group, self._split = 0, None
         if plan is not None:
@@ -143,19 +155,18 @@ class MoE(Collective):
             self._leave_group()
             raise
         problem: Exception | None = None
-        mine, shape, scratch, shared = "", {}, 0, 0
+        mine, shape, scratch, shared, workers = "", {}, 0, 0, 0
         try:
-            self._check(cfg, layers, schedule, threads)
+            self._check(cfg, layers, schedule, threads, backend)
             check_common(threads, timeout, ranks_per_node)
             self.placement = Placement(placement, cfg.experts, self.world)
             mine = f"{cfg!r}, layers={layers}, schedule={schedule!r}, placement={self.placement}"
             shape = widths(cfg)
-            scratch = max(scratch_bytes(BATCH, cfg.gated), routing.scratch_bytes(-(-cfg.experts // LANES)))
-            shared = team.scratch_bytes(cfg.ffn, cfg.gated)
+            scratch, shared, workers = self._needs(cfg)
         except Exception as error:
             problem = error if isinstance(error, AristosError) else InputError(f"{type(error).__name__}: {error}")
         try:
-            self._join(problem, mine, shape, scratch, shared, threads)
+            self._join(problem, mine, shape, scratch, shared, threads, workers)
         except BaseException:
             self._leave_group()
             raise
@@ -168,19 +179,42 @@ class MoE(Collective):
         self._events: np.ndarray | None = None
         self._pending: PendingCall | None = None
         self._totals = Totals()
-        self._dtype = np.dtype(cfg.dtype)
+        self._dtype = np.dtype(np.float32)
         self._bulk = Bulk(self._alive(), self.timeout) if schedule == "bulk" else None
 
     # ------------------------------------------------------------ set-up
 
-    @staticmethod
-    def _check(cfg: Any, layers: Any, schedule: Any, threads: Any) -> None:
+    def __new__(cls, *args: Any, backend: Any = None, **options: Any) -> MoE:
+        """The class of the backend, where none is named cuda if CuPy sees a device, else cpu."""
+        if cls is MoE and (backend or default_backend()) == "cuda":
+            from .cuda_moe import CudaMoE  # needs numba-cuda
+
+            return object.__new__(CudaMoE)
+        return object.__new__(cls)
+
+    def _check(self, cfg: Any, layers: Any, schedule: Any, threads: Any, backend: Any) -> None:
+        if backend is not None and backend not in BACKENDS:
+            raise InputError(f"backend must be None or one of {', '.join(BACKENDS)}, got {backend!r}")
         if not isinstance(cfg, MoEConfig):
             raise InputError(f"cfg must be an aristos.MoEConfig, got {type(cfg).__name__}")
+        self._check_dtype(cfg)
         if not isinstance(layers, int) or isinstance(layers, bool) or not 0 < layers <= 1 << 20:
             raise InputError(f"layers must be an int in 1..{1 << 20}, got {layers!r}")
         if schedule not in ("fused", "bulk"):
             raise InputError(f"schedule must be 'fused' or 'bulk', got {schedule!r}")
+
+    def _check_dtype(self, cfg: MoEConfig) -> None:
+        if cfg.dtype != "float32":
+            raise InputError(f"the backend cpu computes in float32, got dtype={cfg.dtype!r}: pass backend='cuda'")
+
+    def _needs(self, cfg: MoEConfig) -> tuple[int, int, int]:
+        """(bytes of scratch a worker, bytes for all workers, workers where no threads= is given; 0: one a core)."""
+        scratch = max(scratch_bytes(BATCH, cfg.gated), routing.scratch_bytes(-(-cfg.experts // LANES)))
+        return scratch, team.scratch_bytes(cfg.ffn, cfg.gated), 0
+
+    def _pack(self, given: Given) -> Any:
+        """Weights as this backend's kernels read them."""
+        return LayerWeights(given)
 
     def load(
         self,
@@ -214,7 +248,7 @@ class MoE(Collective):
             "gate_bias": gate_bias,
             "down_bias": down_bias,
         }
-        self._weights[layer] = LayerWeights(self.cfg, self._mine, local=local, layout=layout, arrays_in=given)
+        self._weights[layer] = self._pack(Given(self.cfg, self._mine, local=local, layout=layout, arrays_in=given))
         self._filled[layer] = -1
         self._totals.clear()
 

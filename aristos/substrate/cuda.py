@@ -15,11 +15,13 @@ from .. import memory as mem
 from ..engine import arrivals, blocks, combine, dispatch, packing, patience, steps
 from ..engine import fields as f
 from ..engine.lock import acquire, unlock
+from ..kernels.cpu.activation import CODES as CODES
 from ..kernels.cuda import memory as memory
 from ..kernels.cuda import router
+from ..kernels.cuda.catalogue import Kernel
 from ..kernels.cuda.combine import combine_tokens
-from ..kernels.cuda.compiler import cuda
-from ..kernels.cuda.gemm import NONE, tile_product
+from ..kernels.cuda.compiler import cuda, types
+from ..kernels.cuda.gemm import NONE, tile_product, tiles
 from ..kernels.cuda.pack import COLUMNS, INTERLEAVE
 from ..kernels.cuda.tile import BYTES, CHUNK, Tile, shared_address
 
@@ -199,3 +201,37 @@ def layer(tile: Tile) -> Any:
 
     kernel.__name__ = f"layer_{tile.name}"
     return cuda.jit(kernel, launch_bounds=(tile.threads, tile.blocks))
+
+
+@cuda.jit
+def fail(job_address, state_address, origin, cause):
+    """Tell peers that this rank's engine has failed; one thread, while no layer runs here."""
+    give_up(mem.words(job_address, JOB_MOST), mem.words(state_address, STATE_MOST), origin, cause)
+
+
+# rows of the tiles that a persistent kernel is compiled for
+ROWS = {"bf16": (16, 64, 128), "f16": (16, 64, 128), "tf32": (16, 64, 128), "f32": (16, 64)}
+BEGIN = Kernel("begin", begin, (types.int64,) * 10, 128, 0, 1)
+FAIL = Kernel("fail", fail, (types.int64,) * 4, 1, 0, 1)
+
+
+@cache
+def layer_kernel(tile: Tile) -> Kernel:
+    """The persistent kernel of a tile, as it is compiled and launched."""
+    return Kernel(f"layer_{tile.name}", layer(tile), (types.int64,) * 2, tile.threads, tile.shared_bytes, tile.blocks)
+
+
+def layer_tiles(kind: str, arch: str) -> list[Tile]:
+    """The tiles of the persistent kernels of a kind, by rows."""
+    return [tile for tile in tiles(kind, arch) if tile.m in ROWS[kind]]
+
+
+def layer_tile(kind: str, rows: float, arch: str) -> Tile:
+    """The tile for experts that get so many rows each: the least that holds them. It changes no bit of a result."""
+    found = layer_tiles(kind, arch)
+    return next((tile for tile in found if tile.m >= rows), found[-1])
+
+
+def kernels(arch: str) -> list[Kernel]:
+    """All of this file for an architecture."""
+    return [BEGIN, FAIL, *(layer_kernel(tile) for kind in ROWS for tile in layer_tiles(kind, arch))]

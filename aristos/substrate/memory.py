@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numba import int64
 
@@ -23,6 +25,7 @@ from ..kernels.cpu.gemm import aligned
 from ..nodes import Nodes
 from ..transport.group import Calling, Group
 from ..transport.rma import RmaWindow
+from ..transport.window import Window
 
 
 def window_bytes(shape: Shape, nodes: Nodes, rank: int) -> tuple[int, int, int]:
@@ -34,15 +37,16 @@ def window_bytes(shape: Shape, nodes: Nodes, rank: int) -> tuple[int, int, int]:
 class Memory:
     """What `Shape` needs on this rank; collective.
 
-    far: the ranks of other nodes. wire: address of the wire to them, 0 without any.
+    window: makes the window for near peers, of so many bytes; shared memory by default. far: the ranks of other nodes.
+    wire: address of the wire to them, 0 without any.
     """
 
-    def __init__(self, group: Group, shape: Shape) -> None:
+    def __init__(self, group: Group, shape: Shape, window: Callable[[int], Window] | None = None) -> None:
         self.shape, self.group = shape, group
         self.layout = PairLayout.of(shape)
         self.far = group.nodes.far(group.rank)
         near, far, outboxes = window_bytes(shape, group.nodes, group.rank)
-        self._near = group.window(near)
+        self._near = (window or group.window)(near)
         self._far: RmaWindow | None = None
         self.wire = 0
         self._outbox = aligned((outboxes,), np.uint8)

@@ -45,7 +45,7 @@ LAST_WORDS_SECONDS = 0.1  # how long a failing rank helps its poison on the way 
 FAR_BLOCK = 512  # most (token, choice) pairs of a block for a far owner
 CAUSES = {f.CAUSE_TIMEOUT: "a wait ran out", f.CAUSE_INTERRUPT: "it was interrupted", f.CAUSE_ERROR: "it failed"}
 
-_runtimes: dict[int, Runtime] = {}
+_runtimes: dict[tuple[int, str], Runtime] = {}
 _keyval: int | None = None
 _numbers = itertools.count()
 
@@ -157,14 +157,8 @@ class Runtime:
 
     def fill(self, job: np.ndarray) -> None:
         """Write into a job what every call on this runtime has in common."""
-        assert self.layout is not None
-        assert self.shape is not None
-        self.layout.fill(job)
-        self.tables.fill(job)
-        job[f.RANK], job[f.WORLD], job[f.WORKERS] = self.group.rank, self.group.world, self.threads
-        job[f.STRIDE], job[f.RING_ROWS], job[f.SLOTS] = self.shape.stride, self.shape.ring_rows, self.shape.slots
-        job[f.RETURN_STRIDE] = row_stride(int(job[f.HIDDEN]))
-        job[f.MAX_LOCAL] = self.shape.max_local
+        assert self._memory is not None
+        self.fill_shape(job)
         job[f.TILE], job[f.BATCH], job[f.MERGE_ROWS], job[f.PATIENCE] = TILE, BATCH, MERGE_ROWS, PATIENCE
         limit = int(RUN_FLOPS / max(1, 4 * job[f.HIDDEN] * job[f.FFN]))
         job[f.RUN_ROWS] = min(BATCH, max(RUN_LEAST, limit // GROUP * GROUP))
@@ -173,9 +167,19 @@ class Runtime:
         job[f.LOCK] = self._lock.ctypes.data
         job[f.SCRATCH] = self._scratch.ctypes.data
         job[f.SCRATCH_STEP] = self._scratch_step
-        job[f.ALL_WORKERS] = self.threads
-        assert self._memory is not None
         job[f.FAR], job[f.WIRE], job[f.FAR_BLOCK] = len(self._memory.far), self._memory.wire, FAR_BLOCK
+
+    def fill_shape(self, job: np.ndarray) -> None:
+        """Write what does not depend on the substrate: where everything lies, and how much of it there is."""
+        assert self.layout is not None
+        assert self.shape is not None
+        self.layout.fill(job)
+        self.tables.fill(job)
+        job[f.RANK], job[f.WORLD] = self.group.rank, self.group.world
+        job[f.WORKERS] = job[f.ALL_WORKERS] = self.threads
+        job[f.STRIDE], job[f.RING_ROWS], job[f.SLOTS] = self.shape.stride, self.shape.ring_rows, self.shape.slots
+        job[f.RETURN_STRIDE] = row_stride(int(job[f.HIDDEN]))
+        job[f.MAX_LOCAL] = self.shape.max_local
 
     def release(self) -> None:
         """One user less; the last one frees everything. Collective."""
@@ -440,19 +444,31 @@ class _Patience:
         )
 
 
-def attach(comm: Any, timeout: float, ranks_per_node: int | None = None) -> Runtime:
-    """The runtime of a communicator, made on first use; collective. Every `attach` needs one `release`."""
+def attach(comm: Any, timeout: float, ranks_per_node: int | None = None, backend: str = "cpu") -> Runtime:
+    """The runtime of a communicator and backend, made on first use; collective. Every `attach` needs one `release`."""
     if comm is None:
         warn_if_launched()
-    key = _key(comm)
+    key = (_key(comm), backend)
     runtime = _runtimes.get(key)
     if runtime is None or runtime.broken is not None:
         group = Group(comm, timeout, ranks_per_node)
-        runtime = Runtime(group)
-        _runtimes[key] = runtime
+        for rank, theirs in enumerate(group.allgather(backend, "their backends")):
+            if theirs != backend:
+                raise MismatchError(
+                    f"rank {group.rank} has backend {backend!r} and rank {rank} has {theirs!r}: pass backend= on all"
+                )
+        runtime = _runtimes[key] = _runtime_of(backend)(group)
     runtime.group.timeout = max(runtime.group.timeout, timeout)
     runtime.users += 1
     return runtime
+
+
+def _runtime_of(backend: str) -> type[Runtime]:
+    if backend == "cpu":
+        return Runtime
+    from .cuda_runtime import CudaRuntime  # needs numba-cuda
+
+    return CudaRuntime
 
 
 def _key(comm: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from . import router
@@ -22,6 +23,21 @@ class Kernel:
     blocks: int
 
 
+@cache
+def route_kernels() -> dict[str, Kernel]:
+    """What runs before the persistent kernel, by name; shared_bytes are for 256 slots and k = 8."""
+    slots, k, word = 256, 8, (types.int64,)
+    routes = [
+        Kernel(kernel.__name__, kernel, word, router.THREADS, router.route_shared(slots, kind), 3)
+        for kind, kernel in ((kind, router.route(kind)) for kind in router.KINDS)
+    ]
+    others = [
+        Kernel("check", router.check, word, router.THREADS, router.check_shared(slots), 8),
+        Kernel("place", router.place, word, router.THREADS, router.place_shared(slots, k), 8),
+    ]
+    return {kernel.name: kernel for kernel in [*routes, *others]}
+
+
 def kernels(arch: str) -> list[Kernel]:
     """All of an architecture, sm_90 say, in a fixed order."""
     products = [
@@ -29,14 +45,4 @@ def kernels(arch: str) -> list[Kernel]:
         for kind in TILES
         for tile in tiles(kind, arch)
     ]
-    slots, k = 256, 8  # what the report is for; a launch asks for what it needs
-    routes = [
-        Kernel(kernel.__name__, kernel, (types.int64,), router.THREADS, router.route_shared(slots, kind), 3)
-        for kind, kernel in ((kind, router.route(kind)) for kind in router.KINDS)
-    ]
-    return [
-        *products,
-        *routes,
-        Kernel("check", router.check, (types.int64,), router.THREADS, router.check_shared(slots), 8),
-        Kernel("place", router.place, (types.int64,), router.THREADS, router.place_shared(slots, k), 8),
-    ]
+    return [*products, *route_kernels().values()]

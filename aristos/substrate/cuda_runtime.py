@@ -1,0 +1,276 @@
+"""The engine of one communicator on GPUs: windows by CUDA IPC, the state and the jobs in the card's memory.
+
+What the host writes is written once; a call is four launches. The host looks at the state again when a call has ended.
+It serves ranks of one node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..engine import arrivals
+from ..engine import fields as f
+from ..engine.layout import LINE, WORD, Shape, StateLayout, lines
+from ..errors import AristosError, EnvironmentProblem, PoisonedError, WaitTimeout
+from ..kernels.cuda import router
+from ..kernels.cuda.catalogue import route_kernels
+from ..kernels.cuda.tile import Tile
+from ..stats import Tables
+from ..transport.group import Group
+from ..transport.ipc import IpcWindow
+from ..transport.window import Window
+from . import cuda
+from .device import Card
+from .memory import Memory
+from .runtime import CAUSES, Runtime
+
+MOST_ROWS = 256  # of a tile
+MOST_NS = 1 << 58  # of a timeout: ten of them must be a word
+PATIENCE = 8  # idle sweeps that few rows wait for more of their expert
+
+
+class _CardWindow:
+    """The window of a rank that is alone."""
+
+    def __init__(self, card: Any, nbytes: int) -> None:
+        self.card, self.nbytes = card, nbytes
+        self.base = [card.allocate(nbytes)]
+
+    def close(self) -> None:
+        self.card.free(self.base[0])
+
+
+class CudaRuntime(Runtime):
+    """The engine of one communicator, a card a rank; several ranks may share a card."""
+
+    def __init__(self, group: Group) -> None:
+        super().__init__(group)
+        if not group.nodes.single:
+            raise EnvironmentProblem(
+                f"backend cuda serves ranks of one node so far, and these {group.world} ranks are on"
+                f" {len(set(group.nodes.node_of))}: use backend='cpu', or one node"
+            )
+        local = group.node.Get_rank() if group.node is not None else 0
+        self.card = self._together(lambda: Card.find(local))
+        sharing = group.allgather(self.card.uuid, "their cards").count(self.card.uuid)
+        self.blocks = Blocks(self.card, sharing)
+        self.state_at = self._scratch_at = 0
+
+    def _together(self, step: Callable[[], Any]) -> Any:
+        """What a step gives this rank; where it fails on one rank, it raises on all."""
+        made, mine = None, None
+        try:
+            made = step()
+        except AristosError as error:
+            mine = error
+        for rank, why in enumerate(self.group.allgather(str(mine) if mine else None, "memory of their cards")):
+            if why is not None:
+                raise mine or EnvironmentProblem(f"rank {rank}: {why}")
+        return made
+
+    def require(self, shape: Shape, scratch: int, shared: int, threads: int) -> None:
+        """Make room for `shape`, `scratch` bytes a block, and `threads` blocks. Collective, while no call is open."""
+        self.refuse_open()
+        workers = max(threads, self.threads)
+        if self.shape is not None:
+            shape = self.shape.union(shape)
+        grown = any(self.group.allgather(shape != self.shape or workers != self.threads, "the size of the engine"))
+        step = max(self._scratch_step, lines(scratch))
+        if grown:
+            self._allocate(shape, workers)
+        if grown or step != self._scratch_step:
+            self._together(lambda: self._make_scratch(step))
+            self.version += 1
+
+    def _make_scratch(self, step: int) -> None:
+        if self._scratch_at:
+            self.card.free(self._scratch_at)
+        self._scratch_at = 0
+        self._scratch_at = self.card.allocate(max(LINE, step * self.threads))
+        self._scratch_step = step
+
+    def _window(self, nbytes: int) -> Window:
+        if self.group.node is None:
+            return _CardWindow(self.card, nbytes)
+        with self.group.bounded("the other ranks to allocate windows"):
+            return IpcWindow(self.group.node, self.card, nbytes)
+
+    def _allocate(self, shape: Shape, workers: int) -> None:
+        """New windows and a new state; counters start again."""
+        tables = StateLayout(shape, workers, MOST_ROWS)
+        if self._memory is not None:
+            with self.group.bounded("the other ranks to free windows"):
+                self._memory.close()
+            self._memory = None
+            self.card.free(self.state_at)
+        self.shape = None
+        memory = Memory(self.group, shape, self._window)
+        state = np.zeros(tables.words, np.int64)
+        memory.fill(state, tables.starts)
+        self.state_at = self._together(lambda: self.card.allocate(WORD * tables.words + LINE))
+        self.card.copy_in(self.state_at, state)
+        self.card.synchronize()
+        self._memory, self.layout, self.tables, self.state, self.shape = memory, memory.layout, tables, state, shape
+        self.threads, self.epoch = workers, 0
+        self.counted = Tables(tables.starts, workers, self.group.world)
+        self.version += 1
+        self.group.meet("the other ranks to allocate")
+
+    def fill(self, job: np.ndarray) -> None:
+        """Write into a job what every call on this runtime has in common."""
+        self.fill_shape(job)
+        job[f.PACKED], job[f.STATE] = 1, self.state_at
+        job[f.LOCK] = self.state_at + WORD * self.tables.words
+        job[f.RETURN_STRIDE] = lines(int(job[f.ROW_BYTES]))
+        job[f.SCRATCH], job[f.SCRATCH_STEP] = self._scratch_at, self._scratch_step
+        job[f.PATIENCE] = PATIENCE
+
+    def fill_tile(self, job: np.ndarray, tile: Tile, blocks: int) -> None:
+        """Write into a job what depends on the kernel that runs it."""
+        job[f.TILE] = job[f.BATCH] = job[f.RUN_ROWS] = tile.m
+        job[f.MERGE_ROWS], job[f.WORKERS] = tile.m // 2, blocks
+
+    # ------------------------------------------------------------ calls
+
+    def launch(self, tile: Tile, blocks: int, job: int, routing: int, call: Any, stream: int) -> None:
+        """Queue a call on a stream: open it, route it or check its routing, pack, run the layer.
+
+        job, routing: addresses of the jobs on the card. call: has x, x_stride, tokens, y, ids, weights (addresses),
+        status, routed, kind, slots, top_k.
+        """
+        card = self.card
+        card.launch(
+            card.load(cuda.BEGIN), 1, 0, job, self.state_at, routing, call.x, call.x_stride, call.tokens, call.y,
+            call.ids, call.weights, call.status, stream=stream,
+        )  # fmt: skip
+        routes, count = route_kernels(), router.blocks(call.tokens)
+        if count and call.routed:
+            card.launch(card.load(routes["check"]), count, router.check_shared(call.slots), routing, stream=stream)
+        elif count:
+            kind = call.kind if call.kind in router.KINDS else "f32"
+            kernel, shared = routes[router.route(kind).__name__], router.route_shared(call.slots, kind)
+            card.launch(card.load(kernel), count, shared, routing, stream=stream)
+        shared = router.place_shared(call.slots, call.top_k)
+        card.launch(card.load(routes["place"]), max(1, count), shared, routing, stream=stream)
+        card.launch(
+            card.load(cuda.layer_kernel(tile)), blocks, tile.shared_bytes, job, self.state_at, stream=stream
+        )  # fmt: skip
+
+    def outcome(self, stream: int) -> None:
+        """Wait for what was queued and read how it went into `state`; raises what failed, on every rank."""
+        self.card.synchronize(stream)
+        self._read(0, f.STATE_WORDS, stream)
+        self._read(self.tables.starts[f.T_STATUS], self.group.world, stream)
+        if self.state[f.FAILED] != 0:
+            self._raise_failure(stream)
+
+    def read_all(self, stream: int) -> None:
+        """The whole state, for counters and messages."""
+        self._read(0, self.tables.words, stream)
+
+    def _read(self, first: int, count: int, stream: int) -> None:
+        self.card.copy_out(self.state[first : first + count], self.state_at + WORD * first, stream)
+        self.card.synchronize(stream)
+
+    def _raise_failure(self, stream: int) -> None:
+        self.read_all(stream)
+        state, me, epoch = self.state, self.group.rank, int(self.state[f.CALLS])
+        origin, cause = int(state[f.ORIGIN]), int(state[f.FAILED])
+        if origin == me and cause == f.CAUSE_TIMEOUT:
+            raise WaitTimeout(self._waited(epoch))
+        error = PoisonedError(
+            f"rank {me}: rank {origin} gave up in epoch {epoch} because {CAUSES.get(cause, cause)};"
+            " its own message says more"
+        )
+        error.origin, error.cause = origin, cause  # type: ignore[attr-defined]
+        raise error
+
+    def _waited(self, epoch: int) -> str:
+        """Who waited for whom and for what, from the state that the kernel left."""
+        state, me = self.state, self.group.rank
+        peer, seconds = int(state[f.WAIT_PEER]), self.group.timeout
+        job = self._blank_job()
+        lock = np.zeros(1, np.int64)  # nobody else looks at this copy
+        job[f.LOCK] = lock.ctypes.data
+        _, _, (announced, left, read, seen, sent) = arrivals.standing(job, state)
+        if peer == me:
+            return f"rank {me}: none of its own blocks has moved for {seconds:g} s in epoch {epoch}"
+        if announced == f.UNANNOUNCED:
+            what = f"its announcement of epoch {epoch}"
+        elif left > 0:
+            what = f"{left} announced rows after tile {read}"
+        else:
+            what = f"the return of tile {seen} of {sent} sent"
+        return (
+            f"rank {me} waited for rank {peer} in epoch {epoch} for longer than it may (timeout {seconds:g} s, ten of"
+            f" them for a rank that has not made its call): {what}; last seen of it: epoch"
+            f" {int(state[f.WAIT_EPOCH])}, phase {int(state[f.WAIT_PHASE])}"
+        )
+
+    # ------------------------------------------------------------ the end
+
+    def _all_leave(self) -> bool:
+        if self.layout is not None:
+            self.group.meet("the other ranks to close")
+        return True
+
+    def _fail(self, job: np.ndarray, error: BaseException) -> None:
+        cause = getattr(error, "cause", f.CAUSE_ERROR)
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            cause = f.CAUSE_INTERRUPT
+        with self._failing:
+            first = self.broken is None
+            self.open = False
+            if not first:
+                return
+            self.broken = f"{type(error).__name__}: {error}"
+            self.group.abort_at_exit(self.broken)
+            if isinstance(error, WaitTimeout | PoisonedError) or self._memory is None:
+                return  # the kernel has told the peers
+            with contextlib.suppress(AristosError):  # the card may be what has failed; then the job ends at exit
+                self._poison(getattr(error, "origin", self.group.rank), cause)
+
+    def _poison(self, origin: int, cause: int) -> None:
+        job = self._blank_job()
+        at = self.card.allocate(job.nbytes)
+        self.card.copy_in(at, job)
+        self.card.launch(self.card.load(cuda.FAIL), 1, 0, at, self.state_at, origin, cause)
+        self.card.synchronize()
+        self.card.free(at)
+
+    def release(self) -> None:
+        """One user less; the last one frees everything. Collective."""
+        last = self.users == 1
+        super().release()
+        if last and self.broken is None and not self._is_foreign():
+            for at in (self.state_at, self._scratch_at):
+                if at:
+                    self.card.free(at)
+            self.state_at = self._scratch_at = 0
+
+
+class Blocks:
+    """How many blocks of a kernel a rank may launch: all that its card holds at once, shared by the ranks on it."""
+
+    def __init__(self, card: Any, sharing: int) -> None:
+        self.card, self.sharing = card, sharing
+
+    def of(self, tile: Tile) -> int:
+        """For the persistent kernel of a tile. Raises EnvironmentProblem where not even one a rank fits."""
+        loaded = self.card.load(cuda.layer_kernel(tile))
+        found = self.card.resident(loaded, tile.shared_bytes) * self.card.sms // self.sharing
+        if found < 1:
+            raise EnvironmentProblem(
+                f"{self.card.name} holds no block of {loaded.kernel.name} for each of {self.sharing} ranks that share"
+                " it: fewer ranks a card, or a smaller tile"
+            )
+        return found
+
+
+def timeout_ns(seconds: float) -> int:
+    """A timeout as a job has it."""
+    return min(int(seconds * 1e9), MOST_NS)

@@ -1,0 +1,211 @@
+"""A card of the PTX machine, with the face of `substrate.device.Card`; and ranks that are threads of one process.
+
+What ranks launch runs when all of them wait: then the machine runs it together, as cards would side by side.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from aristos import simt
+from aristos.nodes import Nodes
+from aristos.simt import isa
+from aristos.simt.limits import of, resident
+
+
+class Together:
+    """Threads that are the ranks of a group, and the machine they share. wait(key, value) gathers one value a rank."""
+
+    def __init__(self, world: int, machine: Any, seconds: float = 120.0) -> None:
+        self.world, self.machine, self.seconds = world, machine, seconds
+        self._barrier = threading.Barrier(world)
+        self._gathered: list[Any] = [None] * world
+        self.lock, self.came = threading.Lock(), 0
+
+    def allgather(self, rank: int, value: Any) -> list[Any]:
+        self._gathered[rank] = value
+        self._barrier.wait(self.seconds)
+        found = list(self._gathered)
+        self._barrier.wait(self.seconds)
+        return found
+
+    def run(self, rank: int) -> None:
+        """All ranks wait here while one of them runs what was launched."""
+        if self._barrier.wait(self.seconds) == 0:
+            self.machine.run(strict=False)
+        self._barrier.wait(self.seconds)
+
+    def abort(self) -> None:
+        self._barrier.abort()
+
+
+class MachineCard:
+    """Device `ordinal` of a machine. blocks: of a kernel that the card holds at once."""
+
+    name, driver = "PTX machine", "none"
+
+    def __init__(self, together: Together, rank: int, ordinal: int, blocks: int = 2) -> None:
+        self.together, self.rank, self.ordinal = together, rank, ordinal
+        self.machine = together.machine
+        self.arch, self.uuid, self.sms = self.machine.arch, f"GPU-{ordinal}", 1
+        self._blocks = blocks
+        self._arrays: dict[int, Any] = {}
+        self._queued = False
+
+    # ---- memory
+    def allocate(self, nbytes: int) -> int:
+        array = self.machine.device(self.ordinal).array(np.zeros(-(-nbytes // 4), np.int32))
+        self._arrays[array.ptr] = array
+        return array.ptr
+
+    def free(self, address: int) -> None:
+        self._arrays.pop(address).free()
+
+    def _bytes(self, address: int, count: int) -> np.ndarray:
+        start = address - isa.GLOBAL_START
+        self.machine.memory.init[start : start + count] = 1
+        return self.machine.memory.data[start : start + count]
+
+    def copy_in(self, address: int, array: np.ndarray, stream: int = 0) -> None:
+        assert array.flags.c_contiguous
+        self._bytes(address, array.nbytes)[:] = array.reshape(-1).view(np.uint8)
+
+    def copy_out(self, array: np.ndarray, address: int, stream: int = 0) -> None:
+        self.synchronize(stream)
+        array.reshape(-1).view(np.uint8)[:] = self._bytes(address, array.nbytes)
+
+    # ---- kernels
+    def load(self, kernel: Any) -> Any:
+        return _Loaded(kernel)
+
+    def resident(self, loaded: Any, shared_bytes: int) -> int:
+        assert resident(of((9, 0)), loaded.kernel.threads, shared_bytes, 64) > 0
+        return self._blocks
+
+    def launch(self, loaded: Any, grid: int, shared_bytes: int, *args: int, stream: int = 0) -> None:
+        kernel = loaded.kernel
+        assert len(args) == len(kernel.types)
+        self.machine.device(self.ordinal).launch(
+            kernel.function, grid, kernel.threads, *map(int, args), shared=shared_bytes
+        )  # fmt: skip
+        self._queued = True
+
+    def synchronize(self, stream: int = 0) -> None:
+        if self._queued:
+            self._queued = False
+            self.together.run(self.rank)
+
+    # ---- other processes' memory
+    def handle(self, address: int) -> bytes:
+        return address.to_bytes(64, "little")
+
+    def open(self, handle: bytes) -> int:
+        return int.from_bytes(handle, "little")
+
+    def close(self, address: int) -> None:
+        pass
+
+    def can_access(self, other: int) -> bool:
+        return True
+
+    def ordinal_of(self, uuid: str) -> int:
+        return int(uuid.removeprefix("GPU-"))
+
+
+class _Loaded:
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+
+
+class FakeComm:
+    """What the layer asks of an MPI communicator, between threads."""
+
+    def __init__(self, together: Together, rank: int) -> None:
+        self.together, self.rank, self.size = together, rank, together.world
+
+    def Get_rank(self) -> int:
+        return self.rank
+
+    def Get_size(self) -> int:
+        return self.size
+
+    def Dup(self) -> FakeComm:
+        return self
+
+    def Free(self) -> None:
+        pass
+
+    def allgather(self, value: Any) -> list[Any]:
+        return self.together.allgather(self.rank, value)
+
+    def Barrier(self) -> None:
+        self.together.allgather(self.rank, None)
+
+    def Ibarrier(self) -> _Request:
+        return _Request(self.together)
+
+    def Abort(self, code: int) -> None:
+        self.together.abort()
+
+
+class _Request:
+    """A barrier that is tested: over once every rank has come to its like."""
+
+    def __init__(self, together: Together) -> None:
+        with together.lock:
+            self.together, self.number = together, together.came // together.world
+            together.came += 1
+
+    def Test(self) -> bool:
+        return self.together.came >= (self.number + 1) * self.together.world
+
+
+def on_ranks(world: int, body: Callable[[Any, int], Any], cards: int | None = None, blocks: int = 2,
+             seed: int = 0, check: bool = True) -> list[Any]:  # fmt: skip
+    """body(comm, rank) on `world` threads, each a rank with a card of one machine; what they return. Raises the first
+    rank's error. cards: fewer than ranks share them. The machine must have reported nothing.
+    """
+    machine = simt.Machine(devices=cards or world, seed=seed, check=check)
+    together = Together(world, machine)
+    results: list[Any] = [None] * world
+    errors: list[Any] = [None] * world
+    local = threading.local()
+
+    def run(rank: int) -> None:
+        local.rank = rank
+        try:
+            results[rank] = body(FakeComm(together, rank) if world > 1 else None, rank)
+        except BaseException as error:
+            errors[rank] = error
+            together.abort()
+
+    def find(_: int) -> MachineCard:
+        return MachineCard(together, local.rank, local.rank % (cards or world), blocks)
+
+    with ExitStack() as stack:
+        for target, value in (
+            ("aristos.substrate.cuda_runtime.Card.find", find),
+            ("aristos.nodes.Nodes.shared", lambda comm, ranks=None: (Nodes.of(world, ranks), comm)),
+            ("aristos.transport.ipc.check_one_node", lambda comm, transport: None),
+            ("aristos.collective.check_comm", lambda comm: None),
+            ("aristos.substrate.runtime._key", id),
+            ("aristos.transport.group.end_job", lambda comm, code: comm.Abort(code)),
+        ):
+            stack.enter_context(mock.patch(target, value))
+        threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(world)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(300)
+        assert not any(thread.is_alive() for thread in threads)
+    first = [error for error in errors if error is not None and not isinstance(error, threading.BrokenBarrierError)]
+    if first:
+        raise first[0]
+    assert not machine.reports, "\n".join(str(report) for report in machine.reports[:8])
+    return results

@@ -1,0 +1,139 @@
+"""`MoE(backend="cuda")` on the PTX machine: the host's code as it ships, on cards that the machine stands in for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
+from cases import routing, tokens
+from simt_card import on_ranks
+
+import aristos
+from aristos import reference
+from aristos.errors import InputError, PeerInputError, WaitTimeout
+
+CFG = aristos.MoEConfig(
+    hidden=32, ffn=40, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=24
+)  # fmt: skip
+WEIGHTS = reference.weights(CFG)
+
+
+def close(y, x, bound=1e-5, cfg=CFG, **call):
+    want = reference.moe(cfg, x, **WEIGHTS if not call else {k: v for k, v in WEIGHTS.items() if k != "router"}, **call)
+    assert y.shape == x.shape
+    assert reference.error(y, want) < bound
+
+
+def test_one_rank():
+    def body(comm, rank):
+        with aristos.MoE(CFG, comm, backend="cuda") as moe:
+            assert moe.backend == "cuda"
+            moe.load(**WEIGHTS)
+            for count in (7, 24, 0, 1):
+                x = tokens(CFG, count, seed=count)
+                y = moe(x)
+                close(y, x)
+            call = routing(CFG, 9, "some", seed=3)
+            x = tokens(CFG, 9, seed=5).reshape(3, 3, 32)
+            out = np.empty_like(x)
+            given = {name: value.reshape(3, 3, 2) for name, value in call.items()}
+            y, stats = moe(x, **given, out=out, return_stats=True)
+            assert y is out
+            close(y.reshape(9, 32), x.reshape(9, 32), **call)
+            assert (stats.tokens, stats.world, stats.rows_to_peer) == (9, 1, (int((call["ids"] >= 0).sum()),))
+
+    on_ranks(1, body)
+
+
+@pytest.mark.parametrize(("world", "cards"), [(2, 2), (3, 3), (2, 1)])
+def test_ranks(world, cards):
+    """Also two ranks on one card; calls of several layers in a row; then everything is given back."""
+
+    def body(comm, rank):
+        with aristos.MoE(CFG, comm, layers=2, backend="cuda", placement=[0, 1, 1, 0, world - 1]) as moe:
+            moe.load(0, **WEIGHTS)
+            moe.load(1, **WEIGHTS)
+            for layer, count in ((0, 11), (1, 6), (0, 0)):
+                x = tokens(CFG, count + rank, seed=10 * layer + rank)
+                close(moe(x, layer=layer), x)
+
+    on_ranks(world, body, cards=cards, blocks=2 if cards == world else 4)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "tf32"])
+def test_dtypes(dtype):
+    cfg = replace(CFG, dtype=dtype)
+    if dtype == "bfloat16":
+        kind = pytest.importorskip("ml_dtypes").bfloat16
+    else:
+        kind = np.float16 if dtype == "float16" else np.float32
+
+    def body(comm, rank):
+        with aristos.MoE(cfg, comm, backend="cuda") as moe:
+            moe.load(**WEIGHTS)
+            x = tokens(CFG, 20, seed=1).astype(kind)
+            y = moe(x)
+            assert y.dtype == x.dtype
+            return y.astype(np.float32), x.astype(np.float32)
+
+    ((y, x),) = on_ranks(1, body)
+    close(y, x, bound=0.03 if dtype == "bfloat16" else 4e-3)
+
+
+def test_refusals():
+    def body(comm, rank):
+        with aristos.MoE(CFG, comm, backend="cuda") as moe:
+            moe.load(**WEIGHTS)
+            x = tokens(CFG, 4, seed=rank)
+            with pytest.raises(InputError if rank == 0 else PeerInputError, match=r"width|shape|refused"):
+                moe(x[:, :8].copy() if rank == 0 else x)
+            with pytest.raises(InputError if rank == 1 else PeerInputError, match=r"twice|refused"):
+                moe(
+                    x,
+                    ids=np.full((4, 2), rank and 3) if rank else np.tile([0, 1], (4, 1)),
+                    weights=np.ones((4, 2), "f4"),
+                )
+            bad = x.copy()
+            bad[2, 3] = np.nan
+            with pytest.raises(InputError if rank == 0 else PeerInputError, match="finite"):
+                moe(bad if rank == 0 else x)
+            close(moe(x), x)
+
+    on_ranks(2, body)
+
+
+def test_options():
+    def body(comm, rank):
+        for options, words in (
+            ({"threads": 2}, "threads are for the backend cpu"),
+            ({"schedule": "bulk"}, "schedule='fused' alone"),
+        ):
+            with pytest.raises(InputError, match=words):
+                aristos.MoE(CFG, comm, backend="cuda", **options)
+        with pytest.raises(InputError, match="rows of whole 16 bytes on a card, got hidden=30"):
+            aristos.MoE(replace(CFG, hidden=30), comm, backend="cuda")
+        with pytest.raises(InputError, match="backend cpu computes in float32, got dtype='float16'"):
+            aristos.MoE(replace(CFG, dtype="float16"), comm, backend="cpu")
+
+    on_ranks(1, body)
+
+
+def test_a_rank_that_does_not_come():
+    """Rank 1 launches nothing: rank 0's kernel ends by itself, and says whom it waited for."""
+
+    def body(comm, rank):
+        moe = aristos.MoE(CFG, comm, backend="cuda", timeout=1e-4)
+        moe.load(**WEIGHTS)
+        if rank == 1:
+            moe._engine.card.together.run(1)
+            moe._engine.card.together.run(1)
+            return
+        with pytest.raises(WaitTimeout, match=r"rank 0 waited for rank 1 in epoch 1 .*its announcement of epoch 1"):
+            moe(tokens(CFG, 3, seed=0))
+        moe._engine.card.together.run(0)
+        return
+
+    on_ranks(2, body)
