@@ -115,6 +115,12 @@ def attribute(device: int, name: str) -> int:
     return int(call("cuDeviceGetAttribute", getattr(names, f"CU_DEVICE_ATTRIBUTE_{name}"), device))
 
 
+def uuid_text(uuid: bytes) -> str:
+    """16 bytes as nvidia-smi writes them: GPU-8-4-4-4-12 digits."""
+    digits = uuid.hex()
+    return "GPU-" + "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
 def _raise(name: str, status: Any) -> NoReturn:
     error = status.name
     advice = OF_CALL.get((name, error)) or ADVICE.get(error, "see the CUDA driver API's reference of this function")
