@@ -8,12 +8,14 @@ import sys
 import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 from cases import ROOT, clean_environment
-from cuda_kernels import FILL, REVERSE
+from cuda_kernels import FILL, REVERSE, WORDS
 
+from aristos import simt
 from aristos.errors import EnvironmentProblem, InputError
 from aristos.kernels.cuda import assemble, build
 
@@ -79,6 +81,20 @@ def test_cubins(kept, tmp_path, kernel, arch, target):
     assert ("STS" in text) == (kernel is REVERSE)
     (entry,) = kept()
     assert entry.name.startswith(f"{kernel.name}.{target}.")
+
+
+def test_what_the_kernels_compute():
+    """On the PTX machine: tests/gpu expects the same of a card."""
+    device = simt.Machine().device(0)
+    words, turned = device.array(np.arange(WORDS)), device.empty(WORDS, np.int64)
+    filled = device.array(np.zeros(1000, np.int64))
+    device.launch(FILL.function, 8, FILL.threads, filled.ptr, 1000, -5)
+    device.launch(
+        REVERSE.function, 1, REVERSE.threads, words.ptr, turned.ptr, shared=REVERSE.shared_bytes
+    )  # fmt: skip
+    assert not device.machine.run()
+    np.testing.assert_array_equal(filled.copy_to_host(), np.arange(1000) - 5)
+    np.testing.assert_array_equal(turned.copy_to_host(), np.arange(WORDS)[::-1])
 
 
 def test_an_architecture_without_a_name_of_its_own(kept, tmp_path):
