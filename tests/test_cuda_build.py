@@ -112,17 +112,22 @@ def test_what_is_kept_is_not_compiled_again(kept, compiled):
     assert compiled == ["fill", "fill"]
 
 
-def test_a_second_process_compiles_nothing(tmp_path):
-    def other():
-        done = subprocess.run(
-            [sys.executable, "-c", OTHER], cwd=ROOT, capture_output=True, text=True, timeout=300,
-            env={**clean_environment(), "ARISTOS_CACHE": str(tmp_path)},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return int(done.stdout)
+def started(cache):
+    """A process that builds both kernels and prints how many it compiled."""
+    env = {**clean_environment(), "ARISTOS_CACHE": str(cache)}
+    return subprocess.Popen([sys.executable, "-c", OTHER], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
 
-    assert other() == 2
-    assert other() == 0
+
+def compiled_by(processes):
+    counts = [process.communicate(timeout=300)[0] for process in processes]
+    assert not any(process.returncode for process in processes)
+    return [int(count) for count in counts]
+
+
+def test_one_process_of_a_node_compiles_and_a_later_one_nothing(tmp_path):
+    together = [started(tmp_path), started(tmp_path)]
+    assert sum(compiled_by(together)) == 2, "a kernel was compiled by both"
+    assert compiled_by([started(tmp_path)]) == [0]
 
 
 @pytest.mark.parametrize("damage", [lambda d: d[: len(d) // 2], lambda d: b"", lambda d: d[:-1] + bytes([d[-1] ^ 1])])
@@ -159,6 +164,16 @@ def test_a_cache_that_takes_nothing(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="cannot be kept in .*cuda.*set ARISTOS_CACHE"):
         assert build.build(FILL, "sm_90").cubin[:4] == b"\x7fELF"
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["cuda"]
+
+
+def test_a_full_disk_leaves_no_part_behind(kept, monkeypatch):
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(build.os, "replace", full)
+    with pytest.warns(UserWarning, match="No space left on device; set ARISTOS_CACHE"):
+        build.build(FILL, "sm_90")
+    assert not kept()
 
 
 def no_ptxas(monkeypatch):
