@@ -72,7 +72,7 @@ OF_CALL = {  # where a function's error means something else
     (
         "cuIpcOpenMemHandle",
         "CUDA_ERROR_INVALID_VALUE",
-    ): f"the card that owns the memory is hidden from this rank: {_IPC}",
+    ): f"perhaps the card that owns the memory is hidden: {_IPC}",
     ("cuIpcOpenMemHandle", "CUDA_ERROR_INVALID_HANDLE"): "the process that owns the memory is gone, or has freed it",
     (
         "cuIpcGetMemHandle",
