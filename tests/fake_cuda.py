@@ -117,9 +117,10 @@ class Driver:
     def __getattr__(self, name: str) -> Any:
         answer = getattr(type(self), f"do_{name}", None)
         if answer is None:
-            if name.startswith("cu") and callable(getattr(REAL, name)):
+            value = getattr(REAL, name)  # a type or a constant
+            if name.startswith("cu") and not isinstance(value, type):
                 raise NotImplementedError(f"the fake driver has no {name}")
-            return getattr(REAL, name)  # types and constants
+            return value
 
         def call(*arguments: Any) -> tuple[Any, ...]:
             if self.check:

@@ -17,7 +17,7 @@ import aristos
 from aristos import presets
 from aristos.cli import __main__ as cli
 from aristos.collective import shape_of
-from aristos.doctor import cores, equal, finding, gpus, kernels, libraries, memory, progress, ranks, slurm, windows
+from aristos.doctor import cores, equal, finding, kernels, libraries, memory, progress, ranks, slurm, windows
 from aristos.doctor.cores import Seat
 from aristos.doctor.finding import Finding, merged, named, ok, warn
 from aristos.mpi_library import Library
@@ -341,38 +341,6 @@ def test_the_kernel_cache(tmp_path):
     got = kernels.kept(folder, tmp_path / "full")
     assert got.state == "warn"
     assert "ARISTOS_CACHE" in got.remedy
-
-
-# ---- GPUs ---------------------------------------------------------------------------------------------------------
-
-TWO = ["NVIDIA H100", "NVIDIA H100"]
-
-
-@pytest.mark.parametrize(
-    ("names", "env", "ranks_here", "reach", "state", "word"),
-    [
-        (None, {}, 2, None, "ok", "no GPU"),
-        ([], {}, 2, None, "ok", "nvidia-smi lists none"),
-        (TWO, {"CUDA_VISIBLE_DEVICES": "0,1"}, 2, (2, 2), "ok", "2 x NVIDIA H100, CUDA_VISIBLE_DEVICES=0,1, all 2"),
-        (TWO, {}, 2, (0, 2), "warn", "2 of 2 ordered pairs cannot"),
-        (TWO[:1], {"SLURM_GPUS_PER_TASK": "1"}, 2, (0, 0), "warn", "--gpus-per-task hides"),
-        (TWO[:1], {"SLURM_TRES_PER_TASK": "cpu=2,gres/gpu=1"}, 2, None, "warn", "--gpus-per-task hides"),
-        (TWO[:1], {"SLURM_GPU_BIND": "single:1"}, 2, None, "warn", "--gpu-bind=single:1 hides"),
-        (TWO, {"SLURM_GPU_BIND": "none"}, 2, None, "ok", "2 x"),
-        (TWO[:1], {"SLURM_GPUS_PER_TASK": "1"}, 1, (0, 0), "ok", "1 x"),
-    ],
-)
-def test_gpus(names, env, ranks_here, reach, state, word):
-    got = gpus.gpus(names, env, ranks_here, reach)
-    assert got.state == state
-    assert word in got.text
-
-
-def test_packages_for_gpus():
-    assert gpus.driver_packages(None, "2.5.0", None).state == "ok"
-    assert gpus.driver_packages(None, "2.4.0", TWO).state == "warn"
-    assert gpus.driver_packages("0.30.4", "2.4.9", TWO).state == "ok"
-    assert "numpy<2.5" in gpus.driver_packages("0.30.4", "2.10.0", TWO).remedy
 
 
 # ---- ranks together -----------------------------------------------------------------------------------------------

@@ -1,84 +1,187 @@
-"""GPUs: how many are seen, is what drives them installed, and can ranks open each other's memory (CUDA IPC)?"""
+"""GPUs: does their driver answer, which are seen, can ranks open each other's memory (CUDA IPC), do packages fit?"""
 
 from __future__ import annotations
 
-import ctypes
 import re
-import shutil
-import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from ..topology.slurm_job import hides_gpus
-from .finding import Finding, ok, warn
+from ..errors import TopologyError
+from ..nodes import Nodes
+from ..substrate.driver import ADVICE, INSTALL
+from ..topology import slurm_job
+from ..topology.faults import hidden
+from ..topology.visible import visible
+from .finding import Finding, named, ok, warn
+from .sight import PIPES, Driver, Facts, Sight
 
 IPC = "srun --gpus-per-node=N --gpu-bind=none ..., and each rank takes the GPU of its SLURM_LOCALID"
+GIVE = "docker run --gpus all, podman run --device nvidia.com/gpu=all, apptainer exec --nv; in a job, ask for GPUs"
+PACKAGES = ("numba-cuda", "numpy", "cuda-bindings", "cuda-core")
+NO_GPU = "no GPU: ranks compute on their cores"
 
 
-def listing() -> list[str] | None:
-    """Names of the GPUs that nvidia-smi lists; None without nvidia-smi or without an answer."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return re.findall(r"^GPU \d+: (.*?)(?: \(UUID.*)?$", done.stdout, re.MULTILINE) if done.returncode == 0 else None
+def driver(sight: Sight) -> Finding:
+    """Does the driver answer where there are GPUs?"""
+    name, on_bus = "GPU driver", len(sight.bus) or len(sight.devices)
+    found = sight.driver
+    if found is not None and not found.error:
+        cards = f"{len(found.uuids)} card" + ("s" if len(found.uuids) != 1 else "")
+        return ok(name, f"speaks CUDA {shown(found)} to {cards}", version=found.version, cards=len(found.uuids))
+    if not on_bus and not sight.files:
+        return ok(name, "not needed: " + NO_GPU)
+    what = f"{on_bus} NVIDIA GPU" + ("s are" if on_bus != 1 else " is") + " in this machine"
+    if found is None:
+        return warn(name, f"{what}, but libcuda.so.1 is not here", f"install NVIDIA's driver; in a container: {GIVE}")
+    if on_bus and not sight.files:
+        return warn(name, f"{what}, but none of their files /dev/nvidia* is here: a container without GPUs", GIVE)
+    if any(each.mig for each in sight.devices) and not sight.caps:
+        why = f"{what}, in MIG mode, but /dev/nvidia-caps, which slices need, is not here"
+        return warn(name, why, f"give the container its slice: docker run --gpus device=MIG-UUID; or: {GIVE}")
+    advice = ADVICE.get(found.error, "see the CUDA driver API's reference of cuInit, and nvidia-smi")
+    return warn(name, f"{what}, but the driver answers {found.error}", advice)
 
 
-def peers() -> tuple[int, int] | None:
-    """(ordered pairs of visible GPUs that reach each other's memory, all pairs); the driver knows without a context."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    count = ctypes.c_int()
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
-        return None
-    reached = 0
-    for a in range(count.value):
-        for b in range(count.value):
-            yes = ctypes.c_int()
-            if a != b and not driver.cuDeviceCanAccessPeer(ctypes.byref(yes), a, b):
-                reached += yes.value
-    return reached, count.value * (count.value - 1)
+def shown(found: Driver) -> str:
+    return ".".join(str(part) for part in found.version)
 
 
-def gpus(names: list[str] | None, env: Mapping[str, str], ranks: int, reach: tuple[int, int] | None) -> Finding:
-    """names: of the GPUs; ranks: how many share this node; reach: as `peers` gives it."""
+def gpus(sight: Sight, env: Mapping[str, str], ranks: int) -> Finding:
+    """The cards of one node that its first rank sees. ranks: how many share the node."""
     name = "GPUs"
-    if not names:
-        return ok(name, "no GPU: ranks compute on their cores" + ("" if names is None else " (nvidia-smi lists none)"))
-    visible = env.get("CUDA_VISIBLE_DEVICES")
-    text = f"{len(names)} x {names[0]}" + (f", CUDA_VISIBLE_DEVICES={visible}" if visible is not None else "")
-    values = {"names": names, "visible": visible, "peers": reach}
-    option = hides_gpus(env)
-    if option and ranks > 1:
-        why = f"{text}; {option} hides each task's GPU from its peers, so CUDA IPC between them fails"
-        return warn(name, why, IPC, **values)
-    if reach is not None and reach[0] < reach[1]:
-        why = f"{text}; {reach[1] - reach[0]} of {reach[1]} ordered pairs cannot reach each other's memory"
-        return warn(
-            name,
-            why,
-            "nvidia-smi topo -p2p r shows which; keep ranks on GPUs that NVLink or one PCIe root joins",
-            **values,
+    devices = sight.devices
+    if not devices:
+        return ok(name, NO_GPU)
+    seen = None if sight.driver is None or sight.driver.error else len(sight.driver.uuids)
+    of_machine = max(len(devices), len(sight.bus))
+    text = f"{len(devices)} x {devices[0].name}"
+    if seen is not None and seen < of_machine:
+        text += f", {seen} of the machine's {of_machine} visible to CUDA"
+    variable = env.get("CUDA_VISIBLE_DEVICES")
+    text += f", CUDA_VISIBLE_DEVICES={variable}" if variable is not None else ""
+    values = {"names": [each.name for each in devices], "visible": variable, "seen": seen, "machine": of_machine}
+    for why, remedy in _wrong(sight, env, ranks):
+        return warn(name, f"{text}; {why}", remedy, **values)
+    pairs = (seen or 0) * ((seen or 0) - 1)
+    return ok(name, text + (f", all {pairs} ordered pairs reach each other" if pairs else ""), **values)
+
+
+def _wrong(sight: Sight, env: Mapping[str, str], ranks: int) -> list[tuple[str, str]]:
+    """(what is wrong, what to do), the likeliest cause first."""
+    found = [(fault.text, fault.remedy) for fault in visible(env, sight.devices)[1]]
+    option = slurm_job.hides_gpus(env)
+    if ranks > 1:
+        if option:
+            found.append((f"{option} hides each task's GPU from its peers, so CUDA IPC between them fails", IPC))
+        found += [(fault.text, fault.remedy) for fault in hidden(_job(env), sight.devices, sight.bus)]
+        sliced = [each.label for each in sight.devices if each.mig]
+        if sliced:
+            why = f"{', '.join(sliced)} in MIG mode: a slice reaches no other slice's memory, nor another card's"
+            found.append((why, "nvidia-smi -mig 0 -i GPU (as root), or ask for whole GPUs; or one rank for each slice"))
+    blocked = sight.driver.blocked if sight.driver else ()
+    if blocked:
+        count = len(sight.driver.uuids) if sight.driver else 0
+        why = f"{len(blocked)} of {count * (count - 1)} ordered pairs cannot reach each other's memory"
+        found.append((why, ADVICE["CUDA_ERROR_PEER_ACCESS_UNSUPPORTED"]))
+    return found
+
+
+def _job(env: Mapping[str, str]) -> slurm_job.Job | None:
+    try:
+        return slurm_job.read(env)
+    except TopologyError:  # another line says so
+        return None
+
+
+def peers(facts: Sequence[Facts], nodes: Nodes) -> Finding:
+    """Can every rank open the memory of its node's others? It takes what each rank sees, by itself, of the cards."""
+    name = "GPU peers"
+    cards = seats(facts, nodes)
+    if not any(cards):
+        return ok(name, "not needed: " + NO_GPU)
+    bare = [rank for rank, card in enumerate(cards) if not card]
+    if bare:
+        return warn(name, f"no GPU is visible to {named(bare)}{_variable(facts[bare[0]])}, but to others", IPC)
+    pairs = 0
+    for rank, mine in enumerate(facts):
+        for peer in nodes.near(rank):
+            pairs += 1
+            if cards[peer] not in (mine.driver.uuids if mine.driver else ()):
+                why = f"the card of rank {peer} ({cards[peer]}) is hidden from rank {rank}"
+                return warn(name, f"{why}{_variable(mine)}: CUDA IPC between them fails", IPC)
+            if facts[peer].space != mine.space:
+                why = f"ranks {rank} and {peer} are in different PID namespaces: CUDA IPC between them fails"
+                return warn(name, why, "one container for all ranks of a node, or docker run --pid=host")
+    return ok(name, f"every rank sees the cards of its node's others ({pairs} ordered pairs)", pairs=pairs)
+
+
+def _variable(mine: Facts) -> str:
+    return "" if mine.visible is None else f" (CUDA_VISIBLE_DEVICES={mine.visible})"
+
+
+def sharing(facts: Sequence[Facts], nodes: Nodes) -> Finding:
+    """Where several ranks share a card, does MPS let their kernels run side by side?"""
+    name = "GPU sharing"
+    cards = seats(facts, nodes)
+    if not any(cards):
+        return ok(name, "not needed: " + NO_GPU)
+    group = next((same for each in cards if each and len(same := _ranks(cards, each)) > 1), [])
+    if not group:
+        return ok(name, "each rank has a card of its own")
+    text = f"{named(group)} share {cards[group[0]]}"
+    found = {facts[rank].pipes for rank in group}
+    if len(found) > 1:
+        without = [rank for rank in group if not facts[rank].pipes]
+        why = (
+            f"{named(without)} without the others' MPS daemon"
+            if without
+            else f"{named(group)} ask different MPS daemons"
         )
-    if reach is not None and reach[1]:
-        text += f", all {reach[1]} ordered pairs reach each other"
-    return ok(name, text, **values)
+        return warn(name, f"{text}, but {why}", f"export the same {PIPES} on all ranks of the node")
+    if found == {""}:
+        start = f"export {PIPES}=FOLDER; nvidia-cuda-mps-control -d, on each node before the ranks start"
+        why = f"{text} without MPS: they take turns, and times mean nothing"
+        return warn(name, why, f"one rank a card, or {start}")
+    return ok(name, f"{text}, by MPS in {found.pop()}")
 
 
-def driver_packages(numba_cuda: str | None, numpy: str, names: list[str] | None) -> Finding:
-    """Is numba-cuda there for the GPUs, and does it go with this NumPy?"""
+def _ranks(cards: Sequence[str], card: str) -> list[int]:
+    return [rank for rank, each in enumerate(cards) if each == card]
+
+
+def seats(facts: Sequence[Facts], nodes: Nodes) -> list[str]:
+    """The UUID of each rank's card: of the visible ones, that of its number on the node; '' where none is."""
+    cards = []
+    for rank, mine in enumerate(facts):
+        uuids = mine.driver.uuids if mine.driver else ()
+        local = sum(node == nodes.node_of[rank] for node in nodes.node_of[:rank])
+        cards.append(uuids[local % len(uuids)] if uuids else "")
+    return cards
+
+
+def packages(versions: Mapping[str, str | None], sight: Sight) -> Finding:
+    """Are the packages for GPUs there, and do they go with each other and with the driver? versions: of PACKAGES."""
     name = "GPU packages"
-    if not names:
+    if not sight.devices:
         return ok(name, "not needed")
-    if numba_cuda is None:
-        return warn(
-            name,
-            "numba-cuda is not installed: ranks compute on their cores",
-            "pip install 'aristos[cuda13]' or 'aristos[cuda12]'",
-        )
-    if tuple(int(part) for part in re.findall(r"\d+", numpy)[:2]) >= (2, 5):
-        return warn(name, f"numba-cuda {numba_cuda} does not go with NumPy {numpy}", "pip install 'numpy<2.5'")
-    return ok(name, f"numba-cuda {numba_cuda}, NumPy {numpy}")
+    missing = [package for package in PACKAGES if versions[package] is None]
+    if missing:
+        return warn(name, f"not installed: {', '.join(missing)}; ranks compute on their cores", INSTALL)
+    text = ", ".join(f"{package} {versions[package]}" for package in PACKAGES)
+    numbers = {package: _numbers(versions[package]) for package in PACKAGES}
+    if numbers["numpy"] >= (2, 5):
+        return warn(name, f"numba-cuda does not go with NumPy 2.5: {text}", "pip install 'numpy<2.5'")
+    if not (0, 30) <= numbers["numba-cuda"] < (0, 31):
+        return warn(name, f"kernels are written for numba-cuda 0.30: {text}", "pip install 'numba-cuda>=0.30,<0.31'")
+    if not (0, 5) <= numbers["cuda-core"] < (2, 0):
+        return warn(name, f"numba-cuda 0.30 needs cuda-core 0.5 to 1: {text}", "pip install 'cuda-core>=0.5.1,<2'")
+    found = sight.driver
+    if found is not None and found.version[0] < numbers["cuda-bindings"][0] and found.version != (0, 0):
+        extra = f"cuda{found.version[0]}"
+        why = f"the driver speaks CUDA {shown(found)}, cuda-bindings is newer: {text}"
+        return warn(name, why, f"pip install 'aristos[{extra}]' in a new environment, or update the driver")
+    return ok(name, text)
+
+
+def _numbers(text: str | None) -> tuple[int, ...]:
+    """The first two numbers of a version."""
+    return tuple(int(part) for part in re.findall(r"\d+", text or "")[:2])

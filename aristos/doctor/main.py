@@ -13,7 +13,7 @@ from typing import Any
 from .. import launch, mpi_library, workarounds
 from ..mpi_library import Library
 from ..versions import version, versions
-from . import cores, equal, gpus, kernels, libraries, memory, progress, slurm, windows
+from . import cores, equal, gpus, kernels, libraries, memory, progress, sight, slurm, windows
 from .finding import Finding, fail, guarded, merged
 from .ranks import Ranks
 from .report import Report
@@ -87,6 +87,9 @@ def _together(ranks: Ranks, report: Report, found: Library | None) -> None:
     if ranks.size == 1:
         return
     report.add(windows.shared(ranks), progress.progress(ranks, level >= multiple))
+    cards = ranks.allgather(sight.facts(os.environ, sight.library()), "the GPUs that each rank sees")
+    report.add(guarded("GPU peers", lambda: gpus.peers(cards, ranks.nodes)))
+    report.add(guarded("GPU sharing", lambda: gpus.sharing(cards, ranks.nodes)))
     facts = ranks.allgather((_facts(), os.environ.get("SLURMD_NODENAME") or platform.node()), "facts to compare")
     report.add(equal.hosts([host for _, host in facts], ranks.nodes))
     report.add(*equal.equal([each for each, _ in facts]))
@@ -105,12 +108,13 @@ def _of_rank() -> list[Check]:
 
 def _of_node(ranks: int, here: int) -> list[Check]:
     """For the first rank of each node."""
-    names = gpus.listing()
+    seen = sight.look(cuda=sight.library())
     return [
         (memory.SHM, lambda: memory.shared_here(ranks, here)),
         ("left in shm", lambda: memory.left(memory.leftovers())),
-        ("GPUs", lambda: gpus.gpus(names, os.environ, here, gpus.peers())),
-        ("GPU packages", lambda: gpus.driver_packages(version("numba-cuda"), version("numpy") or "0", names)),
+        ("GPU driver", lambda: gpus.driver(seen)),
+        ("GPUs", lambda: gpus.gpus(seen, os.environ, here)),
+        ("GPU packages", lambda: gpus.packages({each: version(each) for each in gpus.PACKAGES}, seen)),
     ]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import EnvironmentProblem, InputError
 from ..kernels.cuda.build import build
-from .driver import ADVICE, attribute, bindings, call
+from .driver import ADVICE, attribute, bindings, call, uuid_text
 
 NAME_BYTES = 256
 HANDLE_BYTES = 64  # CU_IPC_HANDLE_SIZE
@@ -95,7 +95,10 @@ class Card:
 
     # ---- memory ----
     def allocate(self, nbytes: int) -> int:
-        """The address of zeroed device memory that CUDA IPC can share; MemoryProblem where it does not fit."""
+        """The address of zeroed device memory that CUDA IPC can share; MemoryProblem where it does not fit.
+
+        As with `free` and `load`, the driver may wait for the whole card: no kernel may be waiting for this process.
+        """
         _positive(nbytes)
         with self._current():
             address = int(call("cuMemAlloc", nbytes))
@@ -192,7 +195,7 @@ class Card:
     ) -> None:
         """Launch a kernel on `grid` blocks (x, or up to x, y, z); every argument is an int64."""
         kernel = loaded.kernel
-        blocks = (grid,) if isinstance(grid, int) else tuple(grid)
+        blocks = tuple(grid) if isinstance(grid, tuple) else (grid,)
         if not 1 <= len(blocks) <= 3 or min(blocks) < 1:
             raise InputError(f"grid must be 1 to 3 positive numbers of blocks, got {grid}")
         if len(args) != len(kernel.types):
@@ -288,10 +291,9 @@ class Card:
 
 
 def _uuid(device: int) -> str:
-    """As nvidia-smi writes it: GPU-8-4-4-4-12 digits; under MIG it is the slice's."""
+    """As nvidia-smi writes it; under MIG it is the slice's."""
     newer = hasattr(bindings(), "cuDeviceGetUuid_v2")  # CUDA 13 gives its meaning to the older name
-    digits = call("cuDeviceGetUuid_v2" if newer else "cuDeviceGetUuid", device).bytes.hex()
-    return "GPU-" + "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+    return uuid_text(call("cuDeviceGetUuid_v2" if newer else "cuDeviceGetUuid", device).bytes)
 
 
 def _positive(nbytes: int) -> None:

@@ -72,7 +72,7 @@ OF_CALL = {  # where a function's error means something else
     (
         "cuIpcOpenMemHandle",
         "CUDA_ERROR_INVALID_VALUE",
-    ): f"the card that owns the memory is hidden from this rank: {_IPC}",
+    ): f"perhaps the card that owns the memory is hidden: {_IPC}",
     ("cuIpcOpenMemHandle", "CUDA_ERROR_INVALID_HANDLE"): "the process that owns the memory is gone, or has freed it",
     (
         "cuIpcGetMemHandle",
@@ -113,6 +113,12 @@ def attribute(device: int, name: str) -> int:
     """An attribute of a device by CUDA's name without its prefix: MULTIPROCESSOR_COUNT."""
     names = bindings().CUdevice_attribute
     return int(call("cuDeviceGetAttribute", getattr(names, f"CU_DEVICE_ATTRIBUTE_{name}"), device))
+
+
+def uuid_text(uuid: bytes) -> str:
+    """16 bytes as nvidia-smi writes them: GPU-8-4-4-4-12 digits."""
+    digits = uuid.hex()
+    return "GPU-" + "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 def _raise(name: str, status: Any) -> NoReturn:

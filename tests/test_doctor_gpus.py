@@ -1,0 +1,219 @@
+"""`aristos doctor` on GPUs: drivers, cards, peers and packages that are made up, and how they are asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import fake_nvml
+import pytest
+
+from aristos.doctor import gpus, sight
+from aristos.doctor.sight import Driver, Facts, Sight
+from aristos.nodes import Nodes
+from aristos.topology.model import Device, Mig
+
+CARDS = tuple(f"GPU-{digit * 8}-0000-0000-0000-000000000000" for digit in "abcd")
+BUS = ("0000:01:00.0", "0000:02:00.0")
+VERSIONS = {"numba-cuda": "0.30.4", "numpy": "2.4.9", "cuda-bindings": "12.9.10", "cuda-core": "1.2.2"}
+
+
+def seen(count=2, visible=None, blocked=(), mig=False, **fields):
+    """A machine with so many GPUs, of which some are visible to CUDA."""
+    slices = (Mig(0, "MIG-1", "1g.10gb"),) if mig else ()
+    devices = tuple(
+        Device(at, "NVIDIA H100", uuid=CARDS[at], pci=address, mig=slices) for at, address in enumerate(BUS[:count])
+    )
+    driver = Driver("", (12, 9), CARDS[: count if visible is None else visible], tuple(blocked))
+    return Sight(**{"driver": driver, "devices": devices, "bus": BUS, "files": count} | fields)
+
+
+NOTHING = Sight(None)
+SILENT = Driver("CUDA_ERROR_NO_DEVICE", (12, 9))
+
+
+@pytest.mark.parametrize(
+    ("what", "state", "word", "remedy"),
+    [
+        (NOTHING, "ok", "no GPU", ""),
+        (Sight(SILENT), "ok", "no GPU", ""),
+        (seen(), "ok", "speaks CUDA 12.9 to 2 cards", ""),
+        (seen(driver=None), "warn", "2 NVIDIA GPUs are in this machine, but libcuda.so.1 is not here", "--gpus all"),
+        (Sight(SILENT, bus=BUS[:1]), "warn", "1 NVIDIA GPU is in this machine, but none of", "--nv"),
+        (seen(driver=SILENT), "warn", "but the driver answers CUDA_ERROR_NO_DEVICE", "--gpu-bind=none"),
+        (seen(driver=Driver("CUDA_ERROR_SYSTEM_NOT_READY")), "warn", "SYSTEM_NOT_READY", "nvidia-fabricmanager"),
+        (seen(driver=Driver("error 12345")), "warn", "the driver answers error 12345", "cuInit"),
+        (seen(driver=SILENT, mig=True, caps=False), "warn", "/dev/nvidia-caps", "MIG-UUID"),
+        (seen(driver=SILENT, mig=True), "warn", "but the driver answers CUDA_ERROR_NO_DEVICE", "nvidia-smi -L"),
+    ],
+)
+def test_the_driver(what, state, word, remedy):
+    got = gpus.driver(what)
+    assert got.state == state
+    assert word in got.text
+    assert remedy in got.remedy
+    assert bool(got.remedy) == (state == "warn")
+
+
+@pytest.mark.parametrize(
+    ("what", "env", "ranks", "state", "word"),
+    [
+        (NOTHING, {}, 2, "ok", "no GPU"),
+        (seen(), {"CUDA_VISIBLE_DEVICES": "0,1"}, 2, "ok", "2 x NVIDIA H100, CUDA_VISIBLE_DEVICES=0,1, all 2 ordered"),
+        (seen(visible=1), {"CUDA_VISIBLE_DEVICES": "1"}, 1, "ok", "1 of the machine's 2 visible to CUDA, CUDA_VIS"),
+        (seen(visible=1), {"CUDA_VISIBLE_DEVICES": "1,7"}, 1, "warn", "'7' is none of the 2 GPUs here"),
+        (seen(blocked=[(0, 1), (1, 0)]), {}, 2, "warn", "2 of 2 ordered pairs cannot"),
+        (seen(1), {"SLURM_GPUS_PER_TASK": "1"}, 2, "warn", "machine's 2 visible to CUDA; --gpus-per-task hides"),
+        (seen(1), {"SLURM_TRES_PER_TASK": "cpu=2,gres/gpu=1"}, 2, "warn", "--gpus-per-task hides"),
+        (seen(1), {"SLURM_GPU_BIND": "single:1"}, 2, "warn", "--gpu-bind=single:1 hides"),
+        (seen(), {"SLURM_GPU_BIND": "none"}, 2, "ok", "2 x"),
+        (seen(1), {"SLURM_GPUS_PER_TASK": "1"}, 1, "ok", "1 x"),
+        (seen(1), {"SLURM_JOB_ID": "1", "SLURM_JOB_GPUS": "0,1"}, 2, "warn", "a cgroup hides the others"),
+        (seen(1), {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n[1-"}, 2, "ok", "1 x"),
+        (seen(mig=True), {}, 2, "warn", "GPU0, GPU1 in MIG mode"),
+        (seen(mig=True), {}, 1, "ok", "2 x"),
+        (seen(driver=None), {}, 2, "ok", "2 x"),
+    ],
+)
+def test_the_cards_of_a_node(what, env, ranks, state, word):
+    got = gpus.gpus(what, env, ranks)
+    assert got.state == state
+    assert word in got.text
+    assert bool(got.remedy) == (state == "warn")
+
+
+def ranks_see(*visible, **fields):
+    return [Facts(Driver("", (12, 9), tuple(CARDS[at] for at in each)), "pid:[1]", **fields) for each in visible]
+
+
+def test_peers_by_what_each_rank_sees():
+    """Hidden cards are found whoever hides them, and whatever number they have."""
+    two = Nodes.of(2)
+    assert gpus.peers([Facts(None)] * 2, two).text == "not needed: no GPU: ranks compute on their cores"
+    assert "(2 ordered pairs)" in gpus.peers(ranks_see((0, 1), (0, 1)), two).text
+    assert gpus.peers(ranks_see((0, 1), (1, 0)), two).state == "ok"
+    assert gpus.peers(ranks_see((0,), (0,)), two).state == "ok"
+    got = gpus.peers(ranks_see((0,), (1,), visible="0"), two)
+    assert got.state == "warn"
+    assert f"the card of rank 1 ({CARDS[1]}) is hidden from rank 0 (CUDA_VISIBLE_DEVICES=0): CUDA IPC" in got.text
+    assert "--gpu-bind=none" in got.remedy
+    assert gpus.peers(ranks_see((0,), (1,)), Nodes.of(2, 1)).state == "ok", "on two nodes"
+    got = gpus.peers(ranks_see((0, 1), ()), two)
+    assert got.text == "no GPU is visible to rank 1, but to others"
+    apart = [replace(each, space=f"pid:[{rank}]") for rank, each in enumerate(ranks_see((0, 1), (0, 1)))]
+    got = gpus.peers(apart, two)
+    assert "ranks 0 and 1 are in different PID namespaces" in got.text
+    assert "--pid=host" in got.remedy
+
+
+def test_shared_cards_need_mps():
+    two = Nodes.of(2)
+    assert gpus.sharing([Facts(None)] * 2, two).state == "ok"
+    assert gpus.sharing(ranks_see((0, 1), (0, 1)), two).text == "each rank has a card of its own"
+    got = gpus.sharing(ranks_see((0,), (0,)), two)
+    assert got.state == "warn"
+    assert f"ranks 0-1 share {CARDS[0]} without MPS" in got.text
+    assert "nvidia-cuda-mps-control -d" in got.remedy
+    assert "by MPS in /mps" in gpus.sharing(ranks_see((0,), (0,), pipes="/mps"), two).text
+    got = gpus.sharing(ranks_see((0,), pipes="/mps") + ranks_see((0,)), two)
+    assert "rank 1 without the others' MPS daemon" in got.text
+    assert "CUDA_MPS_PIPE_DIRECTORY" in got.remedy
+    got = gpus.sharing(ranks_see((0,), pipes="/a") + ranks_see((0,), pipes="/b"), two)
+    assert "ranks 0-1 ask different MPS daemons" in got.text
+    assert gpus.sharing(ranks_see((0,), (), ()), Nodes.of(3)).state == "ok", "ranks without a card share none"
+    assert "ranks 0, 2 share" in gpus.sharing(ranks_see((0, 1), (0, 1), (0, 1)), Nodes.of(3)).text
+
+
+def changed(**versions):
+    return VERSIONS | {name.replace("_", "-"): version for name, version in versions.items()}
+
+
+@pytest.mark.parametrize(
+    ("versions", "what", "word", "remedy"),
+    [
+        (dict.fromkeys(VERSIONS), NOTHING, "not needed", ""),
+        (VERSIONS, seen(), "numba-cuda 0.30.4, numpy 2.4.9, cuda-bindings 12.9.10, cuda-core 1.2.2", ""),
+        (changed(numba_cuda=None, cuda_core=None), seen(), "not installed: numba-cuda, cuda-core", "aristos[cuda12]"),
+        (changed(numpy="2.10.0"), seen(), "does not go with NumPy 2.5", "numpy<2.5"),
+        (changed(numba_cuda="0.31.0"), seen(), "written for numba-cuda 0.30", "numba-cuda>=0.30,<0.31"),
+        (changed(cuda_core="2.0"), seen(), "needs cuda-core 0.5 to 1", "cuda-core>=0.5.1,<2"),
+        (changed(cuda_bindings="13.1.0"), seen(driver=Driver("", (13, 0))), "cuda-bindings 13.1.0", ""),
+        (changed(cuda_bindings="13.1.0"), seen(), "the driver speaks CUDA 12.9, cuda-bindings", "aristos[cuda12]"),
+        (changed(cuda_bindings="13.1.0"), seen(driver=None), "cuda-bindings 13.1.0", ""),
+    ],
+)
+def test_packages(versions, what, word, remedy):
+    got = gpus.packages(versions, what)
+    assert got.state == ("warn" if remedy else "ok")
+    assert word in got.text
+    assert remedy in got.remedy
+
+
+class Libcuda:
+    """The functions that are called through ctypes, of two cards; code: what cuInit answers."""
+
+    def __init__(self, code=0, named=True):
+        self.code, self.named = code, named
+
+    def cuInit(self, flags):
+        return self.code
+
+    def cuDriverGetVersion(self, number):
+        number._obj.value = 12080
+        return 0
+
+    def cuDeviceGetCount(self, count):
+        count._obj.value = 2
+        return 0
+
+    def cuDeviceGet(self, device, ordinal):
+        device._obj.value = 10 + ordinal
+        return 0
+
+    def cuDeviceCanAccessPeer(self, yes, one, other):
+        yes._obj.value = (one.value, other.value) == (10, 11)
+        return 0
+
+    def cuDeviceGetUuid(self, uuid, device):
+        uuid._obj[:] = [device.value * 16 + at for at in range(16)]
+        return 0
+
+    def cuGetErrorName(self, code, text):
+        text._obj.value = b"CUDA_ERROR_NO_DEVICE" if self.named else None
+        return 0 if self.named else 1
+
+
+def test_what_libcuda_says():
+    assert sight.driver(None) is None
+    got = sight.driver(Libcuda())
+    assert got.version == (12, 8)
+    assert got.uuids[0] == "GPU-a0a1a2a3-a4a5-a6a7-a8a9-aaabacadaeaf"
+    assert got.blocked == ((1, 0),)
+    assert sight.driver(Libcuda(100)) == Driver("CUDA_ERROR_NO_DEVICE", (12, 8))
+    assert sight.driver(Libcuda(4321, named=False)).error == "error 4321"
+
+
+def test_what_a_machine_shows(tmp_path):
+    """Files of the kernel and NVML's list, cgroup or not."""
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "nvidia-caps/nvidia-cap1"):
+        (tmp_path / "dev" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "dev" / name).touch()
+    for address in BUS:
+        folder = tmp_path / "sys/bus/pci/devices" / address
+        folder.mkdir(parents=True)
+        (folder / "vendor").write_text("0x10de\n")
+        (folder / "class").write_text("0x030200\n")
+    library = fake_nvml.Library([fake_nvml.Gpu("NVIDIA H100", CARDS[0], ":01:00.0")], {})
+    got = sight.look(tmp_path, lambda words: None, lambda: library, Libcuda())
+    assert (got.files, got.caps, got.bus) == (2, True, BUS)
+    assert [each.uuid for each in got.devices] == [CARDS[0]]
+    assert got.driver == sight.driver(Libcuda())
+    assert sight.look(tmp_path / "none", lambda words: None, lambda: None) == Sight(None, caps=False)
+
+
+def test_what_each_rank_adds(tmp_path):
+    (tmp_path / "proc/self/ns").mkdir(parents=True)
+    (tmp_path / "proc/self/ns/pid").symlink_to("pid:[4026531836]")
+    env = {sight.PIPES: str(tmp_path), "CUDA_VISIBLE_DEVICES": "1"}
+    assert sight.facts(env, None, tmp_path) == Facts(None, "pid:[4026531836]", "", "1")
+    (tmp_path / "control").touch()
+    assert sight.facts(env, None, tmp_path / "none") == Facts(None, "", str(tmp_path), "1")
