@@ -14,6 +14,7 @@ ACTIVATIONS: tuple[str, ...] = ("relu", "gelu", "gelu_tanh", "silu")
 SCORES: tuple[str, ...] = ("softmax", "softmax_topk")
 DTYPES: tuple[str, ...] = ("float32",)
 MOST_THREADS = 4096  # of a rank
+OVERDUE = 10  # a rank in user code may be this many times the timeout late
 
 
 def _positive(name: str, value: object) -> None:

@@ -83,6 +83,35 @@ def clock():
     return time.monotonic_ns()
 
 
+def thread():
+    """Which of the `threads` that execute a step together this is: a CPU's worker is one thread, a GPU's a block."""
+    return 0
+
+
+def threads():
+    """How many threads execute a step together."""
+    return 1
+
+
+def warp():
+    """Which of the `warps` of those threads this is part of: `copy_row` is called by all threads of a warp."""
+    return 0
+
+
+def warps():
+    """How many warps execute a step together."""
+    return 1
+
+
+def lane():
+    """Which thread of its warp this is."""
+    return 0
+
+
+def together():
+    """Wait for the other threads that execute this step; what they have written is visible after."""
+
+
 def floats(addr, n):
     """View: n float32 at `addr`, as a one-dimensional array."""
     return np.ctypeslib.as_array((ctypes.c_float * int(n)).from_address(int(addr)))

@@ -18,7 +18,7 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed:
 from aristos.errors import EnvironmentProblem
 from aristos.kernels.cuda import assemble, router
 from aristos.kernels.cuda.__main__ import main
-from aristos.kernels.cuda.build import TARGETS
+from aristos.kernels.cuda.assemble import TARGETS
 from aristos.kernels.cuda.catalogue import kernels
 from aristos.kernels.cuda.gemm import TILES, tiles
 

@@ -8,6 +8,8 @@ import types
 
 import numpy as np
 import pytest
+from ml_dtypes import bfloat16
+from numba import njit
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 from aristos import memory as mem
@@ -29,9 +31,11 @@ from aristos.kernels.cuda.ptx import (
     fence_gpu,
     fence_sys,
     float_of_bits,
+    float_of_register,
     fma,
     globaltimer,
     load8,
+    load8_once,
     load16,
     load16_once,
     load_acquire_gpu,
@@ -47,6 +51,7 @@ from aristos.kernels.cuda.ptx import (
     pair_f16,
     round_tf32,
     store8,
+    store8_once,
     store16,
     store16_once,
     store_relaxed_sys,
@@ -55,6 +60,8 @@ from aristos.kernels.cuda.ptx import (
     store_shared4,
     store_shared8,
     thread,
+    widen_bf16,
+    widen_f16,
 )
 from aristos.kernels.cuda.tile import shared_address
 
@@ -120,6 +127,8 @@ def test_sixteen_bytes_and_floats():
         store16(at + 64, d, c, b, a)
         a, b, c, d = load16_once(at + 16)
         store16_once(at + 80, b, a, d, c)
+        p, q = load8_once(at + 48)
+        store8_once(at + 96, q, p)
         x, y = load_floats2(at + 32)
         out[0] = load_float(at + 40)
         out[1] = x
@@ -128,6 +137,7 @@ def test_sixteen_bytes_and_floats():
     data = np.random.default_rng(1).standard_normal(32).astype(np.float32)
     after, out = check(vectors, data, np.zeros(3, np.float32))
     np.testing.assert_array_equal(after[16:24], [*data[3::-1], data[5], data[4], data[7], data[6]])
+    np.testing.assert_array_equal(after[24:26], data[[13, 12]])
     np.testing.assert_array_equal(out, data[[10, 8, 9]])
 
 
@@ -142,6 +152,9 @@ def test_numbers():
             bits[i, 3] = bits_of_float(x[i])
             sums[i, 0] = fma(x[i], y[i], z[i])
             sums[i, 1] = float_of_bits(bits[i, 3])
+            sums[i, 2] = float_of_register(bits[i, 3])
+            sums[i, 3], sums[i, 4] = widen_bf16(bits[i, 1])
+            sums[i, 5], sums[i, 6] = widen_f16(bits[i, 2])
 
     rng = np.random.default_rng(2)
     n = 200
@@ -150,7 +163,10 @@ def test_numbers():
     raw = (raw & 0x803FFFFF) | (rng.integers(110, 140, (3, n), np.uint32) << 23)  # exponents that float16 has too
     x, y, z = raw.view(np.float32)
     z[::3] = -(x * y)[::3]  # what is left after cancelling shows whether the product was rounded
-    check(numbers, x, y, z, np.zeros((n, 4), np.int32), np.zeros((n, 2), np.float32))
+    _, _, _, bits, sums = check(numbers, x, y, z, np.zeros((n, 4), np.int32), np.zeros((n, 7), np.float32))
+    np.testing.assert_array_equal(sums[:, 3], x.astype(bfloat16).astype(np.float32))
+    np.testing.assert_array_equal(sums[:, 6], y.astype(np.float16).astype(np.float32))
+    assert (bits[:, 1] >> 16 != 0).any()
 
 
 def test_shared_memory_and_copies():
@@ -308,6 +324,42 @@ def test_the_names_of_shared_memory():
 
     data, _ = check(steps, np.arange(1, 5), np.zeros(5, np.int64))
     assert data.tolist() == [5, 6, 13, 8]
+
+
+def test_rows_are_copied_by_warps():
+    """Whole rows, 16 bytes a lane; every request of global memory coalesced; rows of two warps side by side."""
+
+    def rows(at, data, out):
+        for i in range(mem.warp(), 5, mem.warps()):
+            mem.copy_row(at + 2048 + 400 * i, at + 400 * i, 400)
+        mem.together()
+        if mem.thread() == 0:
+            out[0], out[1] = mem.threads(), mem.warps()
+        if mem.thread() == 37:
+            out[2], out[3], out[4] = mem.thread(), mem.warp(), mem.lane()
+
+    data = np.random.default_rng(9).integers(-9, 9, 1024).astype(np.int32)
+    after, out = on_the_machine(rows, data, np.zeros(5, np.int64), threads=64)
+    np.testing.assert_array_equal(after[512 : 512 + 500], data[:500])
+    assert out.tolist() == [64, 2, 37, 1, 5]
+
+
+def test_what_the_cpu_has_compiled_is_not_taken():
+    """Numba-CUDA inlines the first overload that is compiled: not the CPU's, whose atomics NVVM refuses."""
+
+    @njit
+    def on_the_cpu(at):
+        mem.store_release(at, mem.load_acquire(at) + 1)
+        return mem.words(at, 1)[0]
+
+    word = np.zeros(1, np.int64)
+    assert on_the_cpu(word.ctypes.data) == 1
+
+    def on_the_gpu(at, data):
+        mem.store_release(at, mem.load_acquire(at) + 1)
+        data[0] += mem.words(at, 1)[0]
+
+    assert on_the_machine(on_the_gpu, np.zeros(1, np.int64))[0].tolist() == [2]
 
 
 def test_each_primitive_is_tested_and_names_its_section():

@@ -14,10 +14,11 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed:
 from aristos import memory as mem
 from aristos.errors import EnvironmentProblem
 from aristos.kernels.cuda import assemble, ptx
-from aristos.kernels.cuda.build import TARGETS, finish
+from aristos.kernels.cuda.assemble import TARGETS, capability
 from aristos.kernels.cuda.catalogue import Kernel
 from aristos.kernels.cuda.compiler import cuda, types
-from aristos.simt.kernels import capability, compiled
+from aristos.kernels.cuda.report import finish
+from aristos.simt.kernels import compiled
 
 try:
     assemble.tool("ptxas")

@@ -126,6 +126,14 @@ def poisoned(job, st):
 
 
 @jit
+def told(job, st, peer):
+    """(epoch, origin, cause) of the poison that lies here from `peer`."""
+    word = mem.load_acquire(word_from(job, st, peer, f.POISON))
+    failed, cause = word >> f.CAUSE_BITS, word & (1 << f.CAUSE_BITS) - 1
+    return failed >> f.ORIGIN_BITS, failed & (1 << f.ORIGIN_BITS) - 1, cause
+
+
+@jit
 def awaited(job, st):
     """Whom this rank waits for: a source that owes news or rows, else an owner; itself if nobody."""
     me, world = job[f.RANK], job[f.WORLD]

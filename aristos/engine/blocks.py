@@ -112,7 +112,7 @@ def write_records(job, st, owner, rows):
 
 @jit
 def execute(job, st, worker):
-    """Write rows, index entries and records into the outbox."""
+    """Write rows, index entries and records into the outbox; of several warps, each the rows whose turn it has."""
     c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
     owner, k = st[c + f.C_A], job[f.TOP_K]
     low = st[job[f.T_OFFSET] + job[job[f.SLOT_START] + owner]]
@@ -121,20 +121,23 @@ def execute(job, st, worker):
     sent = st[job[f.T_SENT_ROWS] + owner]
     row = sent
     for t in range(st[c + f.C_B], st[c + f.C_C]):
-        crossed = False
+        mine, crossed = (row - sent) % mem.warps() == mem.warp(), False
         for i in range(t * k, (t + 1) * k):
             packed = st[job[f.T_POSITION] + i]
             if packed < low or packed >= high:
                 continue
-            if not crossed:
+            if mine and not crossed:
                 mem.copy_row(ring_row_to(job, st, owner, row), job[f.X] + job[f.X_STRIDE] * t, job[f.ROW_BYTES])
-                crossed = True
-            slot = job[job[f.SLOT_OF] + ids[i]]
-            pair = st[job[f.T_SLOT_PAIR] + slot] + packed - st[job[f.T_SLOT_FROM] + slot]
-            mem.store(index_to(job, st, owner, pair), row)
+            crossed = True
+            if mine and mem.lane() == 0:
+                slot = job[job[f.SLOT_OF] + ids[i]]
+                pair = st[job[f.T_SLOT_PAIR] + slot] + packed - st[job[f.T_SLOT_FROM] + slot]
+                mem.store(index_to(job, st, owner, pair), row)
         row += crossed
-    st[c + f.C_PARTS] = write_records(job, st, owner, row - sent)
-    st[c + f.C_B] = row - sent
+    mem.together()
+    if mem.thread() == 0:
+        st[c + f.C_PARTS] = write_records(job, st, owner, row - sent)
+        st[c + f.C_B] = row - sent
 
 
 @jit

@@ -22,16 +22,26 @@ def claim(job, st, worker):
 
 
 @jit
+def list_rows(job, st, worker):
+    """Addresses of the rows that the claimed tokens' choices came back to, k a token; 0 for a choice not taken."""
+    c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
+    k, rows = job[f.TOP_K], c + f.C_LISTS
+    for i in range(mem.thread(), k * st[c + f.C_ROWS], mem.threads()):
+        packed = st[job[f.T_POSITION] + k * st[c + f.C_A] + i]
+        st[rows + i] = row_back(job, st, packed) if packed >= 0 else 0
+
+
+@jit
 def execute(job, st, worker):
     """y[t] = sum over j of weights[t, j] * return row of (t, j), for the claimed tokens."""
+    list_rows(job, st, worker)
     c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
-    first, k, hidden, rows = st[c + f.C_A], job[f.TOP_K], job[f.HIDDEN], c + f.C_LISTS
-    for t in range(first, first + st[c + f.C_ROWS]):
+    first, k, rows = st[c + f.C_A], job[f.TOP_K], c + f.C_LISTS
+    for i in range(st[c + f.C_ROWS]):
+        t = first + i
         weights = mem.floats(job[f.WEIGHTS] + 4 * k * t, k)
-        for j in range(k):
-            packed = st[job[f.T_POSITION] + k * t + j]
-            st[rows + j] = row_back(job, st, packed) if packed >= 0 else 0
-        combine_token(job[f.Y] + 4 * hidden * t, k, weights, st[rows : rows + k], hidden)
+        combine_token(job[f.Y] + job[f.ROW_BYTES] * t, k, weights, st[rows : rows + k], job[f.HIDDEN])
+        rows += k
 
 
 @jit

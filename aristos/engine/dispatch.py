@@ -69,11 +69,10 @@ def execute(job, st, worker):
     row = st[job[f.T_SENT_ROWS] + owner]
     to_wrap = ring - row % ring
     target = ring_row_to(job, st, owner, row)
-    for i in range(rows):
-        if i == to_wrap:
-            target -= job[f.STRIDE] * ring
+    for i in range(mem.warp(), rows, mem.warps()):
+        place = i if i < to_wrap else i - ring
         source = job[f.X] + job[f.X_STRIDE] * st[job[f.T_TOKEN] + packed + i]
-        mem.copy_row(target + job[f.STRIDE] * i, source, nbytes)
+        mem.copy_row(target + job[f.STRIDE] * place, source, nbytes)
 
 
 @jit

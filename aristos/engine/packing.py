@@ -19,21 +19,23 @@ def tile_rows(rows, most):
 
 @jit
 def begin(job, st):
-    """Open a call: before any worker runs, by one thread."""
-    st[f.PHASE] = f.PHASE_ROUTE
-    st[f.ROUTE_NEXT] = 0
-    st[f.ROUTE_DONE] = 0
-    st[f.STATUS] = job[f.STATUS_IN]
-    st[f.READY_COUNT] = 0
-    st[f.IDLE_SWEEPS] = 0
-    st[f.TARGETS_SET] = 0
-    st[f.TEAM_OPEN] = 0
-    for i in range(job[f.T_COUNTERS], job[f.T_COUNTERS] + job[f.ALL_WORKERS] * f.COUNTER_WORDS):
+    """Open a call: before any worker runs, by one of them."""
+    thread, threads = mem.thread(), mem.threads()
+    if thread == 0:
+        st[f.PHASE] = f.PHASE_ROUTE
+        st[f.ROUTE_NEXT] = 0
+        st[f.ROUTE_DONE] = 0
+        st[f.STATUS] = job[f.STATUS_IN]
+        st[f.READY_COUNT] = 0
+        st[f.IDLE_SWEEPS] = 0
+        st[f.TARGETS_SET] = 0
+        st[f.TEAM_OPEN] = 0
+    for i in range(job[f.T_COUNTERS] + thread, job[f.T_COUNTERS] + job[f.ALL_WORKERS] * f.COUNTER_WORDS, threads):
         st[i] = 0
-    for worker in range(job[f.ALL_WORKERS]):
+    for worker in range(thread, job[f.ALL_WORKERS], threads):
         st[job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker + f.C_KIND] = f.ROUTE
         st[job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker + f.C_PEER] = job[f.RANK]
-    for p in range(job[f.WORLD]):
+    for p in range(thread, job[f.WORLD], threads):
         st[job[f.T_PEER_WAIT] + p] = 0
         st[job[f.T_ROWS_TO] + p] = 0
         st[job[f.T_TILES_TO] + p] = 0
@@ -78,13 +80,17 @@ def set_blocks(job, st, tokens):
     """Count the rows each block of tokens waits for; blocks without any are ready to combine."""
     k, position = job[f.TOP_K], job[f.T_POSITION]
     blocks = (tokens + f.TOKEN_BLOCK - 1) // f.TOKEN_BLOCK
-    st[f.BLOCKS_LEFT] = blocks
-    for b in range(blocks):
+    for b in range(mem.thread(), blocks, mem.threads()):
         left = 0
         for i in range(b * f.TOKEN_BLOCK * k, min((b + 1) * f.TOKEN_BLOCK, tokens) * k):
             left += st[position + i] >= 0
         st[job[f.T_BLOCK_LEFT] + b] = left
-        if left == 0:
+    mem.together()
+    if mem.thread() != 0:
+        return
+    st[f.BLOCKS_LEFT] = blocks
+    for b in range(blocks):
+        if st[job[f.T_BLOCK_LEFT] + b] == 0:
             st[job[f.T_READY] + st[f.READY_COUNT]] = b
             st[f.READY_COUNT] += 1
 
@@ -94,7 +100,7 @@ def set_streams(job, st, rows):
     """Cursors to every rank, this rank's own rows as pending, nothing known of the others."""
     me, world, local = job[f.RANK], job[f.WORLD], job[f.LOCAL]
     offset, start = job[f.T_OFFSET], job[f.SLOT_START]
-    for p in range(world):
+    for p in range(mem.thread(), world, mem.threads()):
         st[job[f.T_CURSOR] + p] = st[offset + job[start + p]]
         st[job[f.T_BUSY] + p] = 0
         st[job[f.T_ANNOUNCED] + p] = f.UNANNOUNCED
@@ -107,10 +113,10 @@ def set_streams(job, st, rows):
             st[job[f.T_TAKEN] + i] = 0
             st[job[f.T_PENDING] + i] = 0
     if job[f.FAR] != 0:
-        for slot in range(job[start + world]):
+        for slot in range(mem.thread(), job[start + world], mem.threads()):
             st[job[f.T_SLOT_FROM] + slot] = st[offset + slot]
-    own = 0
-    for expert in range(local):
+    mem.together()
+    for expert in range(mem.thread(), local, mem.threads()):
         slot = job[start + me] + expert
         count = st[offset + slot + 1] - st[offset + slot]
         i = me * job[f.MAX_LOCAL] + expert
@@ -119,7 +125,9 @@ def set_streams(job, st, rows):
         st[job[f.T_EXPERT_PENDING] + expert] = count
         st[job[f.T_EXPERT_REMOTE] + expert] = 0
         st[job[f.T_EXPERT_COMING] + expert] = 0
-        own += count
+    if mem.thread() != 0:
+        return
+    own = st[offset + job[start + me + 1]] - st[offset + job[start + me]]
     st[job[f.T_FIRST] + me] = st[offset + job[start + me]]
     st[f.OWED] = own
     st[job[f.T_ROWS_FROM] + me] = own
@@ -130,32 +138,47 @@ def set_streams(job, st, rows):
 
 
 @jit
-def announce(job, st):
-    """Tell every other rank how many rows each of its experts gets from here, zeros included."""
-    me, world, epoch = job[f.RANK], job[f.WORLD], job[f.EPOCH]
-    offset, start = job[f.T_OFFSET], job[f.SLOT_START]
-    for i in range(1, world):
-        p = (me + i) % world
-        a = announcement_to(job, st, p, epoch)
+def write_announcement(job, st, p):
+    """Write for rank `p` how many rows each of its experts gets from here, zeros included."""
+    offset, first = job[f.T_OFFSET], job[job[f.SLOT_START] + p]
+    a = announcement_to(job, st, p, job[f.EPOCH])
+    if mem.thread() == 0:
         mem.store(a + 8 * f.A_OBJECT, job[f.OBJECT])
         mem.store(a + 8 * f.A_LAYER, job[f.LAYER])
         mem.store(a + 8 * f.A_ROW_BYTES, job[f.ROW_BYTES])
         mem.store(a + 8 * f.A_TOP_K, job[f.TOP_K])
         mem.store(a + 8 * f.A_STATUS, st[f.STATUS])
         mem.store(a + 8 * f.A_ROWS, st[job[f.T_ROWS_TO] + p])
-        mem.store(a + 8 * f.A_FIRST, st[offset + job[start + p]])
-        first = job[start + p]
-        for slot in range(first, job[start + p + 1]):
-            count = st[offset + slot + 1] - st[offset + slot]
-            mem.store(a + 8 * (f.ANNOUNCE_WORDS + slot - first), count)
-        mem.store_release(word_to(job, st, p, f.ANNOUNCED), epoch)
+        mem.store(a + 8 * f.A_FIRST, st[offset + first])
+    for slot in range(first + mem.thread(), job[job[f.SLOT_START] + p + 1], mem.threads()):
+        count = st[offset + slot + 1] - st[offset + slot]
+        mem.store(a + 8 * (f.ANNOUNCE_WORDS + slot - first), count)
+
+
+@jit
+def announce(job, st):
+    """Tell every other rank what it gets."""
+    me, world = job[f.RANK], job[f.WORLD]
+    for i in range(1, world):
+        write_announcement(job, st, (me + i) % world)
+    mem.together()
+    if mem.thread() == 0:
+        for i in range(1, world):
+            mem.store_release(word_to(job, st, (me + i) % world, f.ANNOUNCED), job[f.EPOCH])
 
 
 @jit
 def execute(job, st):
-    """Pack; a rank that refused its input packs no token, and serves the others."""
+    """Pack; a rank that refused its input packs no token, and serves the others.
+
+    Where the packed order is there already (PACKED), what is left is done by all threads together.
+    """
     tokens = job[f.TOKENS] if st[f.STATUS] == f.OK else 0
-    rows = sort(job, st, tokens)
+    if job[f.PACKED] == 0:
+        rows = sort(job, st, tokens)
+    else:
+        rows = st[job[f.T_OFFSET] + job[job[f.SLOT_START] + job[f.WORLD]]]
     set_blocks(job, st, tokens)
     set_streams(job, st, rows)
+    mem.together()
     announce(job, st)

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from .. import memory, wire
+from ..config import OVERDUE
 from ..engine import arrivals, combine, experts, steps, team
 from ..engine import fields as f
 from ..substrate import runtime
-from ..transport.group import OVERDUE
 from .cases import Case
 from .checks import Checks
 from .memory_model import CHANGE, Memory

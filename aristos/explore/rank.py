@@ -205,7 +205,7 @@ class Rank:
     def run_combine(self, y: int, k: int, weights: Sequence[int], rows: Sequence[int]) -> None:
         if self.call.broken:
             return
-        token = (y - self.job[f.Y]) // (4 * self.job[f.HIDDEN])
+        token = (y - self.job[f.Y]) // self.job[f.ROW_BYTES]
         if token in self.output:
             raise WrongResult(f"rank {self.me} combines token {token} of call {self.epoch} twice")
         fresh = self.machine.memory.fresh_return

@@ -1,18 +1,14 @@
 """From a `cuda.jit` kernel and its arguments to PTX and the bytes of its parameters, without a driver.
 
-It uses Numba-CUDA's own compiler; the one thing it replaces, while it compiles, is the question which device is there.
+It uses Numba-CUDA's own compiler, by kernels/cuda/offline.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import re
 import struct
 import weakref
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -43,31 +39,6 @@ def part(name: str) -> Any:
     """A module of numba.cuda."""
     numba_cuda()
     return importlib.import_module(f"numba.cuda.{name}")
-
-
-def capability(arch: str) -> tuple:
-    """sm_90 -> (9, 0); sm_90a -> (9, 0, 'a')."""
-    match = re.fullmatch(r"sm_(\d+)(\d)([af]?)", arch)
-    if match is None:
-        raise InputError(f"arch must look like 'sm_90', got {arch!r}")
-    major, minor, feature = match.groups()
-    return (int(major), int(minor), feature) if feature else (int(major), int(minor))
-
-
-@contextlib.contextmanager
-def driverless(cc: tuple) -> Iterator[None]:
-    """While inside, Numba-CUDA's compiler believes in a device of this compute capability."""
-    compiler, dispatcher = part("compiler"), part("dispatcher")
-
-    device = SimpleNamespace(
-        compute_capability=cc, supports_float16=True, supports_bfloat16=True, supports_fp8=cc >= (8, 9)
-    )
-    before = dispatcher.get_current_device, compiler.get_current_device
-    dispatcher.get_current_device = compiler.get_current_device = lambda: device
-    try:
-        yield
-    finally:
-        dispatcher.get_current_device, compiler.get_current_device = before
 
 
 def type_of(value: Any) -> Any:
@@ -104,45 +75,15 @@ def compiled(kernel: Any, types_: tuple, cc: tuple) -> Compiled:
     """A kernel for argument types; kept for the next launch."""
     known = _compiled.setdefault(kernel, {})
     if (types_, cc) not in known:
-        compiler = part("compiler")
+        numba_cuda()
+        from ..kernels.cuda import offline
 
-        options = getattr(kernel, "targetoptions", {})
         declared = declared_types(kernel, types_)
-        debug = bool(options.get("debug"))
-
-        def compile_(lineinfo: bool) -> tuple[Any, str]:
-            library, _ = compiler._compile_pyfunc_with_fixup(
-                kernel.py_func, declared, debug=debug, lineinfo=lineinfo, device=False, abi="numba", cc=cc,
-                fastmath=options.get("fastmath", False), opt=options.get("opt", True),
-                launch_bounds=options.get("launch_bounds"),
-            )  # fmt: skip
-            files = [*(options.get("link") or ()), *library._linking_files]
-            linked = [of_file(file, cc) for file in dict.fromkeys(files)]
-            return library, joined([*library.get_asm_strs(cc=cc), *linked])
-
-        with driverless(cc), compiler_lock():
-            library, ptx = compile_(False) if debug else with_lines(compile_)
-        entries = re.findall(r"\.entry\s+([\w$]+)", ptx)
-        if len(entries) != 1:
-            raise InputError(f"expected one kernel in the PTX of {kernel.py_func.__name__}, found {entries}")
-        known[types_, cc] = Compiled(ptx, entries[0], declared, library)
+        library, texts = offline.compiled(kernel, declared, cc)
+        files = [*(getattr(kernel, "targetoptions", {}).get("link") or ()), *library._linking_files]
+        ptx = joined([*texts, *(of_file(file, cc) for file in dict.fromkeys(files))])
+        known[types_, cc] = Compiled(ptx, offline.entry_of(ptx, kernel.py_func.__name__), declared, library)
     return known[types_, cc]
-
-
-def with_lines(compile_: Callable[[bool], Any]) -> Any:
-    """What `compile_` gives with line information, for reports to name lines; without it where that fails.
-
-    numba-cuda 0.30 cannot describe arguments that are tuples of nothing, and NVVM refuses what it writes about the
-    variables of some kernels: reports then name lines of the PTX text.
-    """
-    try:
-        return compile_(True)
-    except (ZeroDivisionError, part("cudadrv.nvvm").nvvmError):
-        return compile_(False)
-
-
-def compiler_lock() -> Any:
-    return part("core.compiler_lock").global_compiler_lock
 
 
 def declared_types(kernel: Any, types_: tuple) -> tuple:

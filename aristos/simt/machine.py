@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ClosedError, InputError
+from ..kernels.cuda.assemble import capability
 from . import isa, kernels, limits
 from . import state as s
 from .arrays import DeviceArray
@@ -119,7 +120,7 @@ class Machine:
             raise InputError(f"devices must be 1 to 64 and sm_count 1 to {s.MAX_SMS}, got {devices} and {sm_count}")
         self.devices = [Device(self, number) for number in range(devices)]
         self.sm_count, self.arch, self.seed, self.check, self.strict = sm_count, arch, seed, check, strict
-        self.cc = kernels.capability(arch)
+        self.cc = capability(arch)
         self.lock = threading.RLock()  # memory and code may not grow while another thread runs kernels
         self.limits = limits.of(self.cc)
         self.x = np.zeros(s.X_FIELDS + s.UNITS, np.int64)

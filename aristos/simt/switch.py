@@ -119,11 +119,13 @@ def _managers(self: Any) -> list[Any]:
 def _with_lines(original: Any) -> Any:
     """_Kernel.__init__ that asks for line information: reports name lines."""
 
+    from ..kernels.cuda import offline
+
     def init(self: Any, *args: Any, **options: Any) -> None:
         if options.get("debug") or options.get("lineinfo"):
             original(self, *args, **options)
         else:
-            kernels.with_lines(lambda lineinfo: original(self, *args, **options | {"lineinfo": lineinfo}))
+            offline.with_lines(lambda lineinfo: original(self, *args, **options | {"lineinfo": lineinfo}))
 
     return init
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from .. import wire
 from ..compile import warm_up
+from ..config import OVERDUE
 from ..engine import arrivals, outbox, packing, steps
 from ..engine import fields as f
 from ..engine.experts import GROUP
@@ -27,7 +28,7 @@ from ..errors import ClosedError, MismatchError, OpenCallError, PoisonedError, W
 from ..kernels.cpu.gemm import aligned, row_stride
 from ..memory import load, load_acquire
 from ..stats import Tables
-from ..transport.group import OVERDUE, Group, warn_if_launched
+from ..transport.group import Group, warn_if_launched
 from .cpu import run_alone, work
 from .memory import Memory, window_bytes
 from .workers import Background, Workers

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .. import launch
+from ..config import OVERDUE
 from ..errors import EnvironmentProblem, MemoryProblem
 from ..nodes import Nodes
 from .rma import RmaWindow
@@ -21,7 +22,6 @@ from .shm import ShmWindow
 from .window import SelfWindow, Window
 
 Calling = Callable[[], tuple[int, int, list[int]]]
-OVERDUE = 10  # a rank in user code may be this many times the timeout late
 ABORTED = 86  # exit code of a job that ends itself
 NAMED = 8  # most ranks that a message names
 DRAIN_SECONDS = 0.2  # for the launcher's pipes

@@ -10,6 +10,20 @@ from ..errors import EnvironmentProblem
 LINE = 64
 
 
+def check_one_node(comm: Any, transport: str) -> None:
+    """Raises EnvironmentProblem unless MPI can share memory between all ranks of `comm`. Collective."""
+    from mpi4py import MPI
+
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    here = node.size
+    node.Free()
+    if here != comm.size:
+        raise EnvironmentProblem(
+            f"transport {transport} needs all {comm.size} ranks on one node,"
+            f" this rank shares its node with {here - 1} others"
+        )
+
+
 class ShmWindow:
     """`nbytes` of memory a rank, that every rank of `comm` can load and store. Collective.
 
@@ -19,14 +33,7 @@ class ShmWindow:
     def __init__(self, comm: Any, nbytes: int) -> None:
         from mpi4py import MPI
 
-        node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-        here = node.size
-        node.Free()
-        if here != comm.size:
-            raise EnvironmentProblem(
-                f"transport shm needs all {comm.size} ranks on one node,"
-                f" this rank shares its node with {here - 1} others"
-            )
+        check_one_node(comm, "shm")
         self.nbytes = nbytes
         self._window: Any = MPI.Win.Allocate_shared(nbytes + LINE, 1, comm=comm)
         self.base = []

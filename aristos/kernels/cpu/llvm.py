@@ -219,6 +219,13 @@ def _words(addr, n):
     return lambda addr, n: carray(_pointer(addr), n, np.int64)  # type: ignore[call-arg]
 
 
+for _name in ("thread", "warp", "lane"):  # a worker is one thread
+    overload(getattr(mem, _name), inline="always")(lambda: lambda: 0)
+for _name in ("threads", "warps"):
+    overload(getattr(mem, _name), inline="always")(lambda: lambda: 1)
+overload(mem.together, inline="always")(lambda: lambda: None)
+
+
 # ---------------------------------------------------------------- the micro-kernel
 
 

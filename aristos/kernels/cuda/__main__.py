@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from ...errors import AristosError, InputError
-from .build import TARGETS, build_all
+from .assemble import TARGETS
+from .report import build_all
 
 
 def architectures(text: str) -> list[str]:

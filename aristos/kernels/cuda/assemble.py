@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ...errors import EnvironmentProblem
+from ...errors import EnvironmentProblem, InputError
 
+TARGETS = {"sm_80": "sm_80", "sm_90": "sm_90a", "sm_100": "sm_100"}  # sm_90a: what Hopper's own instructions need
 SECONDS = 300  # for one kernel; they take a second
 WHEELS = {"ptxas": "nvidia-cuda-nvcc-cu12 (CUDA 12) or nvidia-cuda-nvcc (CUDA 13)", "nvdisasm": "nvidia-cuda-nvdisasm"}
 
@@ -25,6 +26,15 @@ class Assembled:
     shared_bytes: int
 
 
+def capability(arch: str) -> tuple:
+    """sm_90 -> (9, 0); sm_90a -> (9, 0, 'a')."""
+    match = re.fullmatch(r"sm_(\d+)(\d)([af]?)", arch)
+    if match is None:
+        raise InputError(f"arch must look like 'sm_90', got {arch!r}")
+    major, minor, feature = match.groups()
+    return (int(major), int(minor), feature) if feature else (int(major), int(minor))
+
+
 @cache
 def tool(name: str) -> Path:
     """Where a tool of the CUDA toolkit is: in a wheel, the newest first, else on PATH."""
@@ -36,6 +46,14 @@ def tool(name: str) -> Path:
     if found or on_path:
         return found[0] if found else Path(str(on_path))
     raise EnvironmentProblem(f"{name} was found neither in a wheel nor on PATH: pip install {WHEELS[name]}")
+
+
+@cache
+def tool_version(name: str) -> str:
+    """What a tool says of its version, V12.9.86 say."""
+    said = _run([str(tool(name)), "--version"])
+    found = re.search(r"\bV[\d.]+", said)
+    return found[0] if found else said.strip()
 
 
 def _run(command: list[str]) -> str:
@@ -57,12 +75,6 @@ def assemble(ptx: Path, cubin: Path, arch: str) -> Assembled:
 
     spilled = number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads")
     return Assembled(number(r"Used (\d+) registers"), spilled, number(r"(\d+) bytes smem"))
-
-
-def version() -> str:
-    """Of ptxas, 12.9.86 say."""
-    found = re.search(r"V(\d[\d.]*)", _run([str(tool("ptxas")), "--version"]))
-    return found.group(1) if found else "unknown"
 
 
 def disassemble(cubin: Path) -> str:

@@ -1,113 +1,152 @@
-"""Every kernel to PTX, cubin and machine code, on all cores: a process compiles one kernel for all architectures.
+"""From a kernel of the catalogue to a cubin for one architecture, kept on disk. No driver is needed.
 
-What a process keeps, it does not compile again: the device functions of a kernel are the same for each architecture.
+Beside the kernel cache of the CPU, in the folder whose name holds a hash of the sources: a later process, and every
+other rank of the node, reads what the first one compiled. An entry begins with a hash of the rest of it, so that what
+a full disk or a killed process left behind is made anew. It compiles whole kernels alone and links nothing.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import re
-import sys
-import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from importlib import metadata
-from multiprocessing import get_context
+import tempfile
+import warnings
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-TARGETS = {"sm_80": "sm_80", "sm_90": "sm_90a", "sm_100": "sm_100"}  # sm_90a: what Hopper's own instructions need
-PROCESSES = 8  # at most; each takes some 300 MB
+from ...compile import cache_folder, compiling
+from ...errors import EnvironmentProblem, InputError
+from ...versions import version
+from .assemble import TARGETS, assemble, capability, tool_version
 
-Row = dict[str, Any]  # of report.json
+PTXAS, LINKER = "ptxas", "nvJitLink"
 
 
-def build_all(archs: Sequence[str], out: Path) -> list[Row]:
-    """NAME.ARCH.ptx, .cubin, .sass of every kernel, report.json and report.md; says on stderr how far it is."""
-    from .assemble import tool
-    from .catalogue import kernels
+@dataclass(frozen=True)
+class Built:
+    """entry: the kernel's name in the cubin. cubin: machine code for one architecture, an ELF file."""
 
-    for name in ("ptxas", "nvdisasm"):
-        tool(name)  # better missed now than after the first kernel
-    out.mkdir(parents=True, exist_ok=True)
-    wanted = [(kernel.name, arch) for arch in archs for kernel in kernels(arch)]
-    names = list(dict.fromkeys(name for name, _ in wanted))
-    rows: dict[tuple[str, str], Row] = {}
-    start = time.monotonic()
-    count = min(len(os.sched_getaffinity(0)), PROCESSES, len(names))
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-        # the biggest kernels are the catalogue's last: they go first, so that no process is left alone with one
-        jobs = {pool.submit(build, name, archs, out): name for name in reversed(names)}
+    entry: str
+    cubin: bytes
+
+
+def build(kernel: Any, arch: str) -> Built:
+    """A catalogue.Kernel for a device's architecture, sm_90 say: read from the cache, else compiled and kept there.
+
+    One process of a node compiles at a time. Raises EnvironmentProblem where a tool is missing or fails.
+    """
+    target = TARGETS.get(arch, arch)
+    path = cache_folder() / "cuda" / f"{kernel.name}.{target}.{_key(kernel)}.cubin"
+    found = _read(path)
+    if found is None:
+        with compiling():
+            found = _read(path)  # another process may have made it meanwhile
+            if found is None:
+                text, entry = ptx(kernel, target)
+                found = Built(entry, _machine_code(text, target))
+                _write(path, found)
+    return found
+
+
+def ptx(kernel: Any, target: str) -> tuple[str, str]:
+    """(PTX of a catalogue.Kernel for a target, sm_90a say; the name of its entry)."""
+    from .offline import compiled, entry_of
+
+    _, texts = compiled(kernel.function, kernel.types, capability(target))
+    if len(texts) != 1:
+        raise InputError(f"kernel {kernel.name} must be one PTX module, got {len(texts)}: it links other code")
+    return re.sub(r"^\.target .*$", f".target {target}", texts[0], flags=re.M), entry_of(texts[0], kernel.name)
+
+
+def assembler() -> tuple[str, str]:
+    """(the tool that makes machine code here, its version): ptxas, or nvJitLink where there is no ptxas."""
+    try:
+        return PTXAS, tool_version(PTXAS)
+    except EnvironmentProblem as missing:
         try:
-            for done in as_completed(jobs):
-                rows |= {(row["kernel"], row["arch"]): row for row in done.result()}
-                passed = time.monotonic() - start
-                print(f"{len(rows)}/{len(wanted)} {jobs[done]}, {passed:.0f} s", file=sys.stderr, flush=True)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    ordered = [rows[key] for key in wanted]
-    (out / "report.json").write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
-    (out / "report.md").write_text(f"{compilers()}\n\n{table(ordered)}", encoding="utf-8")
-    return ordered
+            from cuda.bindings import nvjitlink
+
+            return LINKER, ".".join(str(part) for part in nvjitlink.version())
+        except (ImportError, RuntimeError) as error:  # no module, or no library behind it
+            raise EnvironmentProblem(f"{missing}; and nvJitLink cannot be loaded ({error})") from error
 
 
-def build(name: str, archs: Sequence[str], out: Path) -> list[Row]:
-    """One kernel for the architectures that have it; its rows of the report."""
-    from ...simt import kernels as compiler
-    from .catalogue import kernels
-
-    rows = []
-    for arch in archs:
-        for kernel in kernels(arch):
-            if kernel.name == name:
-                ptx = compiler.compiled(kernel.function, kernel.types, compiler.capability(TARGETS[arch])).ptx
-                rows.append(finish(kernel, arch, ptx, out))
-    return rows
+@cache
+def _tools() -> str:
+    """What a cubin depends on beside sources."""
+    return repr((version("numba-cuda"), *assembler()))
 
 
-def finish(kernel: Any, arch: str, ptx: str, out: Path) -> Row:
-    """Write NAME.ARCH.ptx, .cubin and .sass of one compiled kernel; its row of the report."""
-    from ...simt import kernels as compiler
-    from ...simt import limits
-    from .assemble import assemble, disassemble
-
-    target = TARGETS[arch]
-    cc = compiler.capability(target)
-    files = {kind: out / f"{kernel.name}.{arch}.{kind}" for kind in ("ptx", "cubin", "sass")}
-    files["ptx"].write_text(re.sub(r"^\.target .*$", f".target {target}", ptx, flags=re.M), encoding="utf-8")
-    made = assemble(files["ptx"], files["cubin"], target)
-    files["sass"].write_text(disassemble(files["cubin"]), encoding="utf-8")
-    shared = made.shared_bytes + kernel.shared_bytes
-    return {
-        "kernel": kernel.name, "arch": arch, "registers": made.registers, "spill_bytes": made.spill_bytes,
-        "shared_bytes": shared, "blocks_per_sm": limits.resident(limits.of(cc), kernel.threads, shared, made.registers),
-    }  # fmt: skip
+def _key(kernel: Any) -> str:
+    """Of tools, types, options, and the file that holds the kernel; other sources are in the folder's name."""
+    source = Path(kernel.function.py_func.__code__.co_filename)
+    digest = hashlib.sha256(repr((_tools(), kernel.types, kernel.function.targetoptions)).encode())
+    digest.update(source.read_bytes() if source.is_file() else kernel.function.py_func.__code__.co_code)
+    return digest.hexdigest()[:16]
 
 
-def compilers() -> str:
-    """Who made what the report is of."""
-    from .assemble import version
+def _machine_code(text: str, target: str) -> bytes:
+    """A cubin of PTX."""
+    name, _ = assembler()
+    if name == LINKER:
+        return _linked(text, target)
+    with tempfile.TemporaryDirectory(prefix="aristos-") as folder:
+        source, cubin = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
+        source.write_text(text, encoding="utf-8")
+        assemble(source, cubin, target)
+        return cubin.read_bytes()
 
-    return f"By numba-cuda {metadata.version('numba-cuda')} and ptxas {version()}:"
+
+def _linked(text: str, target: str) -> bytes:
+    """A cubin of PTX by nvJitLink."""
+    from cuda.bindings import nvjitlink
+
+    handle, data = nvjitlink.create(1, [f"-arch={target}"]), text.encode() + b"\0"
+    try:
+        nvjitlink.add_data(handle, nvjitlink.InputType.PTX, data, len(data), "kernel")
+        nvjitlink.complete(handle)
+        cubin = bytearray(nvjitlink.get_linked_cubin_size(handle))
+        nvjitlink.get_linked_cubin(handle, cubin)
+    except nvjitlink.nvJitLinkError as error:
+        log = bytearray(nvjitlink.get_error_log_size(handle))
+        nvjitlink.get_error_log(handle, log)
+        why = log.decode(errors="replace").strip("\0\n ")[:2000]
+        raise EnvironmentProblem(f"nvJitLink for {target} failed: {error}: {why}") from error
+    finally:
+        nvjitlink.destroy(handle)
+    return bytes(cubin)
 
 
-def table(rows: Iterable[Row]) -> str:
-    """The report as Markdown: a line a kernel, a number for every architecture where they differ."""
-    of: dict[str, list[Row]] = {}
-    for row in rows:
-        of.setdefault(row["kernel"], []).append(row)
+def _read(path: Path) -> Built | None:
+    """What an entry of the cache holds; None where there is none, or it is damaged."""
+    try:
+        whole = path.read_bytes()
+    except OSError:
+        return None
+    digest, _, rest = whole.partition(b"\n")
+    if hashlib.sha256(rest).hexdigest().encode() != digest:
+        warnings.warn(f"{path} is damaged: the kernel is compiled anew", stacklevel=3)
+        return None
+    entry, _, cubin = rest.partition(b"\n")
+    return Built(entry.decode(), cubin)
 
-    def cell(each: list[Row], field: str) -> str:
-        values = [str(row[field]) for row in each]
-        return values[0] if len(set(values)) == 1 else ", ".join(values)
 
-    archs = ", ".join(dict.fromkeys(row["arch"] for each in of.values() for row in each))
-    fields = ("registers", "spill_bytes", "shared_bytes", "blocks_per_sm")
-    lines = [
-        f"| kernel ({archs}) | registers | bytes spilled | shared memory, bytes | blocks on an SM |",
-        "| --- | ---: | ---: | ---: | ---: |",
-        *(f"| {name} | {' | '.join(cell(each, field) for field in fields)} |" for name, each in of.items()),
-    ]
-    return "\n".join(lines) + "\n"
+def _write(path: Path, built: Built) -> None:
+    """Keep it, whole or not at all; where it cannot be kept, the next process compiles again."""
+    rest = built.entry.encode() + b"\n" + built.cubin
+    whole = hashlib.sha256(rest).hexdigest().encode() + b"\n" + rest
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            try:
+                file.write(whole)
+                file.close()
+                os.replace(file.name, path)
+            except OSError:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        warnings.warn(f"a kernel cannot be kept in {path.parent}: {error}; set ARISTOS_CACHE", stacklevel=3)

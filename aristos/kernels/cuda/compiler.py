@@ -24,3 +24,17 @@ intrinsic: Any = import_module("numba.cuda.extending").intrinsic
 overload: Any = import_module("numba.cuda.extending").overload
 carray: Any = import_module("numba.cuda.np.numpy_support").carray
 make_array: Any = import_module("numba.cuda.np.arrayobj").make_array
+
+
+def forget_other_targets(functions: list[Any]) -> None:
+    """Let CUDA know only its own overloads of these functions.
+
+    Numba-CUDA inlines the first overload that is to be inlined and was compiled for the same types, be it the CPU's.
+    """
+    context = import_module("numba.cuda.descriptor").cuda_target.typing_context
+    context.refresh()
+    for function in functions:
+        found = context._lookup_global(function)
+        ours = tuple(t for t in found.templates if getattr(t, "metadata", {}).get("target") == "cuda")
+        context._remove_global(function)
+        context._insert_global(function, types.Function(ours[0]))

@@ -49,6 +49,11 @@ def product(a: Any, b: Any, c: Any, kind: str) -> np.ndarray:
     return out
 
 
+def both(register: int, kind: str) -> tuple[np.float32, ...]:
+    """The two 16-bit floats of a register, the low half first."""
+    return tuple(elements(np.array([register]), kind).astype(np.float32))
+
+
 def pair(low: float, high: float, kind: str) -> int:
     """Two float32 in one register, rounded to nearest even."""
     both = np.array([low, high], np.float32)

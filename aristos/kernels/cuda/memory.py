@@ -10,9 +10,11 @@ import numpy as np
 from llvmlite import ir
 
 from ... import memory as mem
+from ..cpu import llvm as cpu  # noqa: F401  its overloads come first, to be forgotten here
 from . import ptx
-from .compiler import carray, intrinsic, overload, types
+from .compiler import carray, cuda, forget_other_targets, intrinsic, overload, types
 
+WARP = 32
 NAP = 1000  # nanoseconds; a block that waits leaves its SM's issue slots to the others
 
 
@@ -32,16 +34,40 @@ def _nap():
     return lambda: ptx.nanosleep(NAP)
 
 
-overload(mem.load)(lambda addr: lambda addr: ptx.load8(addr))
-overload(mem.store)(lambda addr, value: lambda addr, value: ptx.store8(addr, value))
-overload(mem.load_acquire)(lambda addr: lambda addr: ptx.load_acquire_sys(addr))
-overload(mem.store_release)(lambda addr, value: lambda addr, value: ptx.store_release_sys(addr, value))
-overload(mem.fetch_add)(lambda addr, value: lambda addr, value: ptx.add_sys(addr, value))
-overload(mem.compare_exchange)(_compare_exchange)
-overload(mem.pause)(_nap)
-overload(mem.nap)(_nap)
-overload(mem.clock)(lambda: lambda: ptx.globaltimer())
-overload(mem.float_of_bits)(lambda bits: lambda bits: ptx.float_of_bits(bits))
-# Inlined, because a function on CUDA cannot return an array that it was not given.
-overload(mem.floats, inline="always")(lambda addr, n: lambda addr, n: carray(_pointer(addr), n, np.float32))
-overload(mem.words, inline="always")(lambda addr, n: lambda addr, n: carray(_pointer(addr), n, np.int64))
+@cuda.jit(device=True)
+def copied(dst, src, nbytes):
+    """16 bytes a lane at a time; rows are read once and written once."""
+    for at in range(16 * (ptx.thread() & WARP - 1), nbytes, 16 * WARP):
+        part = ptx.load16_once(src + at)
+        ptx.store16_once(dst + at, part[0], part[1], part[2], part[3])
+
+
+OWN = {
+    mem.load: lambda addr: lambda addr: ptx.load8(addr),
+    mem.store: lambda addr, value: lambda addr, value: ptx.store8(addr, value),
+    mem.load_acquire: lambda addr: lambda addr: ptx.load_acquire_sys(addr),
+    mem.store_release: lambda addr, value: lambda addr, value: ptx.store_release_sys(addr, value),
+    mem.fetch_add: lambda addr, value: lambda addr, value: ptx.add_sys(addr, value),
+    mem.compare_exchange: _compare_exchange,
+    mem.copy_row: lambda dst, src, nbytes: lambda dst, src, nbytes: copied(dst, src, nbytes),
+    mem.pause: _nap,
+    mem.yield_core: _nap,
+    mem.nap: _nap,
+    mem.clock: lambda: lambda: ptx.globaltimer(),
+    mem.thread: lambda: lambda: np.int64(ptx.thread()),
+    mem.threads: lambda: lambda: np.int64(cuda.blockDim.x),
+    mem.warp: lambda: lambda: np.int64(ptx.thread() // WARP),
+    mem.warps: lambda: lambda: np.int64(cuda.blockDim.x // WARP),
+    mem.lane: lambda: lambda: np.int64(ptx.thread() & WARP - 1),
+    mem.together: lambda: lambda: cuda.syncthreads(),
+    mem.float_of_bits: lambda bits: lambda bits: ptx.float_of_bits(bits),
+}
+VIEWS = {  # inlined, because a function on CUDA cannot return an array that it was not given
+    mem.floats: lambda addr, n: lambda addr, n: carray(_pointer(addr), n, np.float32),
+    mem.words: lambda addr, n: lambda addr, n: carray(_pointer(addr), n, np.int64),
+}
+for _name, _lowered in OWN.items():
+    overload(_name)(_lowered)
+for _name, _lowered in VIEWS.items():
+    overload(_name, inline="always")(_lowered)
+forget_other_targets([*OWN, *VIEWS])

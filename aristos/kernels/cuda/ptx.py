@@ -207,6 +207,18 @@ def load16_once(address):
     return _four(address)
 
 
+@primitive("ld.global.L1::no_allocate.L2::128B.v2.b32 {$0, $1}, [$2];", "rr", "l")
+def load8_once(address):
+    """8 bytes that are read once (PTX ISA: ld)."""
+    return tuple((ctypes.c_int32 * 2).from_address(int(address)))
+
+
+@primitive("st.global.L1::no_allocate.v2.b32 [$0], {$1, $2};", "", "lrr")
+def store8_once(address, a, b):
+    """8 bytes that this device will not read again (PTX ISA: st)."""
+    (ctypes.c_int32 * 2).from_address(int(address))[:] = [int(np.int32(a)), int(np.int32(b))]
+
+
 @primitive("st.global.v4.b32 [$0], {$1, $2, $3, $4};", "", "lrrrr")
 def store16(address, a, b, c, d):
     """16 bytes, aligned (PTX ISA: st)."""
@@ -331,6 +343,30 @@ def pair_bf16(low, high):
 def pair_f16(low, high):
     """Two float32 as float16 in one register, ties to even (PTX ISA: cvt)."""
     return fragments.pair(low, high, "f16")
+
+
+@primitive(
+    "{ .reg .b32 part; shl.b32 part, $2, 16; mov.b32 $0, part; and.b32 part, $2, 0xffff0000; mov.b32 $1, part; }",
+    "ff", "r", memory=False,
+)  # fmt: skip
+def widen_bf16(pair):
+    """Two bfloat16 of a register as float32, the low half first (PTX ISA: shl, and)."""
+    return fragments.both(pair, "bf16")
+
+
+@primitive(
+    "{ .reg .b16 low, high; mov.b32 {low, high}, $2; cvt.f32.f16 $0, low; cvt.f32.f16 $1, high; }",
+    "ff", "r", memory=False,
+)  # fmt: skip
+def widen_f16(pair):
+    """Two float16 of a register as float32, the low half first (PTX ISA: cvt)."""
+    return fragments.both(pair, "f16")
+
+
+@primitive("mov.b32 $0, $1;", "f", "r", memory=False)
+def float_of_register(bits):
+    """The float32 of a register's bits (PTX ISA: mov)."""
+    return np.int32(bits).view(np.float32)
 
 
 @primitive("mov.b32 $0, $1;", "r", "f", memory=False)

@@ -204,7 +204,7 @@ def _before(partial, thread):
 
 @cuda.jit
 def place(job_address):
-    """OFFSET, TOKEN and POSITION from ids and counts; grid: blocks(tokens)."""
+    """OFFSET, TOKEN and POSITION from ids and counts; grid: blocks(tokens), at least one."""
     job = mem.words(job_address, JOB_WORDS)
     room = cuda.shared.array(0, np.int64, CHUNK)
     thread, block, first = cuda.threadIdx.x, cuda.blockIdx.x, cuda.blockIdx.x * BLOCK
@@ -212,12 +212,13 @@ def place(job_address):
     width = (experts + COLUMNS - 1) // COLUMNS * COLUMNS
     before, base, partial = room[:slots], room[slots : 2 * slots], room[2 * slots : 2 * slots + THREADS]
     slot_of_choice = room[2 * slots + THREADS :]
-    counts = mem.words(job[SCRATCH] + tokens * (2 * WORD + FLOAT * width), cuda.gridDim.x * slots)
+    parts = (tokens + BLOCK - 1) // BLOCK  # fewer than there are blocks where there is no token
+    counts = mem.words(job[SCRATCH] + tokens * (2 * WORD + FLOAT * width), parts * slots)
     good = mem.load(job[STATUS]) == OK
     for slot in range(thread, slots, THREADS):
         all_blocks, earlier = 0, 0
         if good:
-            for b in range(cuda.gridDim.x):
+            for b in range(parts):
                 count = counts[b * slots + slot]
                 all_blocks += count
                 earlier += count if b < block else 0

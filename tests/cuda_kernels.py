@@ -1,0 +1,32 @@
+"""Two small kernels as the catalogue describes its own: one stores a word a thread, one needs much shared memory."""
+
+from __future__ import annotations
+
+from aristos import memory as mem
+from aristos.kernels.cuda import memory as memory  # registers what aristos.memory compiles to
+from aristos.kernels.cuda.catalogue import Kernel
+from aristos.kernels.cuda.compiler import cuda, types
+
+WORDS = 8192  # 64 KB: more than a launch may have unless it asks
+
+
+@cuda.jit
+def fill(address, count, value):
+    i = cuda.grid(1)
+    if i < count:
+        mem.store(address + 8 * i, value + i)
+
+
+@cuda.jit
+def reverse(source, target):
+    """target[i] = source[WORDS - 1 - i], words, by way of the block's shared memory."""
+    shared = cuda.shared.array(0, types.int64)
+    for i in range(cuda.threadIdx.x, WORDS, cuda.blockDim.x):
+        shared[i] = mem.load(source + 8 * i)
+    cuda.syncthreads()
+    for i in range(cuda.threadIdx.x, WORDS, cuda.blockDim.x):
+        mem.store(target + 8 * i, shared[WORDS - 1 - i])
+
+
+FILL = Kernel("fill", fill, (types.int64,) * 3, 128, 0, 1)
+REVERSE = Kernel("reverse", reverse, (types.int64,) * 2, 256, 8 * WORDS, 1)

@@ -1,0 +1,210 @@
+"""Whole layers on the PTX machine: each rank a device, the router kernels and the persistent kernel launched on it.
+
+What the host writes into jobs is written here by hand, so that kernels are tested without the host's code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from aristos import reference, simt
+from aristos.collective import shape_of, widths
+from aristos.config import MoEConfig
+from aristos.engine import fields as f
+from aristos.engine.layout import PairLayout, StateLayout, lines, near_bytes
+from aristos.kernels.cpu.activation import CODES
+from aristos.kernels.cpu.tokens import SCORES
+from aristos.kernels.cuda import router as r
+from aristos.kernels.cuda.gemm import TILES
+from aristos.kernels.cuda.pack import interleaved, narrow, pack, pack_bias, widen
+from aristos.kernels.cuda.tile import BYTES
+from aristos.nodes import Nodes
+from aristos.placement import Placement
+from aristos.substrate import cuda as substrate
+from aristos.substrate.memory import Memory
+
+MOST_ROWS = 256  # of a tile
+SMALL = MoEConfig(
+    hidden=32, ffn=48, experts=4, top_k=2, activation="silu", gated=True, bias=True, max_tokens=32
+)  # fmt: skip
+
+
+@dataclass
+class Layers:
+    """Ranks of one machine and a layer on them.
+
+    tokens: of each rank. grid: blocks a rank. ring: rows of a ring, None for the default. tile: of TILES[kind].
+    timeout: nanoseconds. given: (ids, weights) of each rank, None where the router chooses.
+    """
+
+    cfg: MoEConfig = SMALL
+    kind: str = "f32"
+    tile: int = 0
+    tokens: tuple[int, ...] = (13, 20)
+    grid: int = 2
+    ring: int | None = None
+    seed: int = 0
+    check: bool = True
+    placement: Any = None
+    merge: int = 0
+    timeout: int = 1 << 50
+    given: Any = None
+    machine: Any = None
+    ranks: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        world = len(self.tokens)
+        self.machine = simt.Machine(devices=world, seed=self.seed, check=self.check)
+        self.held = Placement(self.placement, self.cfg.experts, world)
+        shape = shape_of(world, self.held, **widths(self.cfg))
+        self.shape = replace(shape, ring_rows=self.ring or shape.ring_rows)
+        self.nodes, self.weights = Nodes.of(world), reference.weights(self.cfg)
+        self.windows = [
+            self.machine.device(p).array(np.zeros(near_bytes(self.shape, self.nodes, p) // 4, np.int32))
+            for p in range(world)
+        ]
+        self.tables = StateLayout(self.shape, self.grid, MOST_ROWS)
+        self.ranks = [Rank(self, me) for me in range(world)]
+
+    def run(self, calls: int = 1, ranks: Any = None) -> list[np.ndarray]:
+        """y of every rank, float32, after so many calls of all ranks, or of some; nothing was reported."""
+        for rank in self.ranks if ranks is None else ranks:
+            for _ in range(calls):
+                rank.launch()
+        reports = self.machine.run()
+        assert not reports, "\n".join(str(report) for report in reports[:8])
+        return [widen(rank.y.copy_to_host(), self.kind) for rank in self.ranks]
+
+    def expected(self) -> list[np.ndarray]:
+        """The float64 reference of what the arithmetic sees."""
+        rounded = {
+            name: widen(narrow(value, self.kind), self.kind) if name in ("up", "down", "gate") else value
+            for name, value in self.weights.items()
+            if name != "router"
+        }
+        found = []
+        for rank in self.ranks:
+            ids, weights = rank.ids.copy_to_host(), rank.combine.copy_to_host()
+            found.append(reference.moe(self.cfg, rank.x, ids=ids, weights=weights, **rounded))
+        return found
+
+
+class Rank:
+    """One rank's arrays, its job and what it launches."""
+
+    def __init__(self, layers: Layers, me: int) -> None:
+        self.layers, self.me, self.kept = layers, me, []
+        self.device = layers.machine.device(me)
+        cfg, kind, k = layers.cfg, layers.kind, layers.cfg.top_k
+        count, size = layers.tokens[me], BYTES[kind]
+        x = narrow(np.random.default_rng(100 + me).standard_normal((count, cfg.hidden), dtype=np.float32), kind)
+        self.x = widen(x, kind)
+        self.y = self.device.array(np.zeros_like(x))
+        self.given = layers.given[me] if layers.given else None
+        ids, weights = self.given or (np.zeros((count, k), np.int64), np.zeros((count, k), np.float32))
+        self.ids, self.combine = self.device.array(ids), self.device.array(weights)
+        self.state = self._state()
+        job = self._job(layers)
+        job[f.ROW_BYTES], job[f.TIMEOUT_NS] = size * cfg.hidden, layers.timeout
+        self.x_at = self.put(x)
+        self.routed_as = layers.kind if layers.kind in r.KINDS else "f32"
+        self._weights(job)
+        self.job, self.routing = self.device.array(job), self.device.array(self._routing(count))
+
+    def put(self, values: np.ndarray) -> int:
+        """The address of a copy in this rank's memory."""
+        array = self.device.array(np.ascontiguousarray(values))
+        self.kept.append(array)
+        return array.ptr
+
+    def _zeros(self, shape: Any, dtype: Any) -> Any:
+        return self.device.array(np.zeros(shape, dtype))
+
+    def _state(self) -> Any:
+        layers = self.layers
+        base = [window.ptr for window in layers.windows]
+        group: Any = SimpleNamespace(rank=self.me, nodes=layers.nodes, window=lambda n: SimpleNamespace(base=base))
+        state = np.zeros(layers.tables.words, np.int64)
+        Memory(group, layers.shape).fill(state, layers.tables.starts)
+        return self.device.array(state)
+
+    def _job(self, layers: Layers) -> np.ndarray:
+        cfg, shape, held = layers.cfg, layers.shape, layers.held
+        tile, world = TILES[layers.kind][layers.tile], len(layers.tokens)
+        job = np.zeros(f.JOB_WORDS + cfg.experts + world + 1, np.int64)
+        PairLayout.of(shape).fill(job)
+        layers.tables.fill(job)
+        job[f.SLOT_OF], job[f.SLOT_START] = f.JOB_WORDS, f.JOB_WORDS + cfg.experts
+        job[f.JOB_WORDS : f.JOB_WORDS + cfg.experts] = held.slots_for(self.me)
+        job[f.JOB_WORDS + cfg.experts :] = held.start
+        job[[f.RANK, f.WORLD, f.WORKERS, f.ALL_WORKERS]] = self.me, world, layers.grid, layers.grid
+        job[[f.LOCAL, f.MAX_LOCAL]] = held.held[self.me], shape.max_local
+        job[[f.EXPERTS, f.TOP_K, f.HIDDEN, f.FFN]] = cfg.experts, cfg.top_k, cfg.hidden, cfg.ffn
+        job[[f.STRIDE, f.RING_ROWS, f.SLOTS]] = shape.stride, shape.ring_rows, shape.slots
+        job[f.RETURN_STRIDE] = lines(BYTES[layers.kind] * cfg.hidden)
+        job[[f.TILE, f.BATCH, f.RUN_ROWS, f.MERGE_ROWS, f.PATIENCE]] = tile.m, tile.m, tile.m, layers.merge, 4
+        job[[f.OBJECT, f.PACKED, f.GATE, f.ACTIVATION]] = 1, 1, cfg.gated, CODES[cfg.activation]
+        step = substrate.scratch_bytes(tile, cfg.ffn)
+        scratch, lock = self.device.empty(step * layers.grid // 4, np.int32), self._zeros(1, np.int64)
+        self.kept += [scratch, lock]
+        job[[f.SCRATCH, f.SCRATCH_STEP, f.LOCK, f.STATE]] = scratch.ptr, step, lock.ptr, self.state.ptr
+        return job
+
+    def _weights(self, job: np.ndarray) -> None:
+        cfg, kind, w = self.layers.cfg, self.layers.kind, self.layers.weights
+        mine = self.layers.held.mine(self.me)
+        gate = w["gate"] if cfg.gated else w["up"]
+        ups = [pack(interleaved(w["up"][e], gate[e]) if cfg.gated else w["up"][e], kind) for e in mine]
+        downs = [pack(w["down"][e], kind) for e in mine]
+        sides: list[Any] = [None] * len(mine)
+        if cfg.bias and cfg.gated:
+            sides = [interleaved(w["up_bias"][e][None], w["gate_bias"][e][None])[0] for e in mine]
+        elif cfg.bias:
+            sides = [w["up_bias"][e] for e in mine]
+        up_biases = [pack_bias(side, len(up)) for side, up in zip(sides, ups)]
+        down_biases = [pack_bias(w["down_bias"][e] if cfg.bias else None, len(down)) for e, down in zip(mine, downs)]
+        for word, step, parts in ((f.UP, f.UP_STEP, ups), (f.DOWN, f.DOWN_STEP, downs),
+                                  (f.UP_BIAS, f.UP_BIAS_STEP, up_biases),
+                                  (f.DOWN_BIAS, f.DOWN_BIAS_STEP, down_biases)):  # fmt: skip
+            job[word], job[step] = (self.put(np.stack(parts)), parts[0].nbytes) if parts else (1, 0)
+
+    def _routing(self, count: int) -> np.ndarray:
+        """The router's job."""
+        layers, cfg = self.layers, self.layers.cfg
+        slots = layers.held.slots
+        job = np.zeros(r.JOB_WORDS, np.int64)
+        job[r.HIDDEN] = cfg.hidden
+        job[[r.ROUTER, r.EXPERTS, r.TOP_K]] = self.put(r.pack_router(layers.weights["router"])), cfg.experts, cfg.top_k
+        router = cfg.router
+        job[[r.SCORE, r.RENORMALIZE]] = SCORES[router.score], router.renormalize
+        job[r.SCALE] = np.float32(router.scale).view(np.int32)
+        job[[r.SLOT_OF, r.SLOTS]] = self.put(layers.held.slots_for(self.me)), slots
+        for word, table in ((r.OFFSET, f.T_OFFSET), (r.TOKEN, f.T_TOKEN), (r.POSITION, f.T_POSITION)):
+            job[word] = self.state.ptr + 8 * layers.tables.starts[table]
+        scratch = self.device.empty(r.scratch_bytes(max(1, count), cfg.experts, slots) // 4, np.int32)
+        self.kept.append(scratch)
+        job[[r.STATUS, r.SCRATCH]] = self.state.ptr + 8 * f.STATUS, scratch.ptr
+        return job
+
+    def launch(self) -> None:
+        """Queue a call: begin, route, place, layer."""
+        layers, cfg, tile = self.layers, self.layers.cfg, TILES[self.layers.kind][self.layers.tile]
+        count, slots = layers.tokens[self.me], layers.held.slots
+        self.device.launch(
+            substrate.begin, 1, 64, self.job.ptr, self.state.ptr, self.routing.ptr, self.x_at,
+            BYTES[layers.kind] * cfg.hidden, count, self.y.ptr, self.ids.ptr, self.combine.ptr, f.OK,
+        )  # fmt: skip
+        if count:
+            kernel, shared = r.route(self.routed_as), r.route_shared(slots, self.routed_as)
+            if self.given is not None:
+                kernel, shared = r.check, r.check_shared(slots)
+            self.device.launch(kernel, r.blocks(count), r.THREADS, self.routing.ptr, shared=shared)
+        self.device.launch(
+            r.place, max(1, r.blocks(count)), r.THREADS, self.routing.ptr, shared=r.place_shared(slots, cfg.top_k)
+        )
+        kernel = substrate.layer(tile)
+        self.device.launch(kernel, layers.grid, tile.threads, self.job.ptr, self.state.ptr, shared=tile.shared_bytes)

@@ -1,0 +1,96 @@
+"""The persistent kernel on the PTX machine, checker on: whole layers over several devices against the reference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
+from cuda_layers import SMALL, Layers
+
+from aristos.engine import fields as f
+from aristos.reference import error
+
+BOUNDS = {"bf16": 2.0**-6, "f16": 2.0**-9, "tf32": 2.0**-9, "f32": 1e-6}  # of max |y|; h is rounded to the kind
+
+
+def close(layers, ys):
+    for y, want in zip(ys, layers.expected()):
+        assert y.shape == want.shape
+        assert want.size == 0 or error(y, want) < BOUNDS[layers.kind]
+
+
+@pytest.mark.parametrize("kind", list(BOUNDS))
+def test_kinds(kind):
+    layers = Layers(kind=kind)
+    close(layers, layers.run())
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_bits_do_not_depend_on_seed_or_grid(world):
+    """float32 without tensor cores: every schedule, grid and ring gives the same bits."""
+    first = None
+    for seed, grid, ring in ((0, 1, None), (1, 2, 3), (2, 4, 1), (3, 3, 7)):
+        layers = Layers(tokens=(13, 20, 0, 32)[:world], grid=grid, ring=ring, seed=seed)
+        ys = layers.run(calls=2)
+        if first is None:
+            close(layers, ys)
+            first = ys
+        for y, other in zip(ys, first):
+            np.testing.assert_array_equal(y, other)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_small_rings_and_uneven_experts(seed):
+    """Rings of one to five rows, an expert with copies, ranks without experts or tokens, several calls."""
+    rng = np.random.default_rng(seed)
+    placement = [[0, 1], 1, 1, [1, 2]] if seed % 2 else [2, 2, 0, 2]
+    tokens = tuple(rng.permutation([0, 9, 21]).tolist())
+    layers = Layers(
+        cfg=replace(SMALL, gated=bool(seed & 1), bias=bool(seed & 2), activation="gelu"), tokens=tokens,
+        grid=1 + seed % 3, ring=1 + seed % 5, seed=seed, placement=placement, merge=8,
+    )  # fmt: skip
+    close(layers, layers.run(calls=3))
+
+
+def test_routed_outside():
+    """Ids and weights given, some choices not taken; a token without any gets zeros."""
+    rng = np.random.default_rng(5)
+    given = []
+    for count in (13, 20):
+        ids = np.argsort(rng.random((count, 4)), axis=1)[:, :2].astype(np.int64)
+        ids[rng.random((count, 2)) < 0.4] = -1
+        ids[3] = -1
+        given.append((ids, rng.uniform(-1, 1, (count, 2)).astype(np.float32)))
+    layers = Layers(given=given, ring=3)
+    ys = layers.run(calls=2)
+    close(layers, ys)
+    assert (ys[0][3] == 0).all()
+
+
+def test_a_rank_that_refuses_says_so():
+    """Repeated ids on rank 0: it announces why, packs nothing, and serves rank 1, which has its result."""
+    bad = (np.zeros((4, 2), np.int64), np.ones((4, 2), np.float32))
+    good = (np.tile([0, 3], (5, 1)), np.ones((5, 2), np.float32))
+    layers = Layers(tokens=(4, 5), given=[bad, good])
+    ys = layers.run()
+    job, statuses = layers.ranks[1].job.copy_to_host(), layers.ranks[1].state.copy_to_host()
+    assert statuses[job[f.T_STATUS] : job[f.T_STATUS] + 2].tolist() == [f.BAD_IDS, f.OK]
+    assert layers.ranks[0].state.copy_to_host()[f.STATUS] == f.BAD_IDS
+    assert error(ys[1], layers.expected()[1]) < BOUNDS["f32"]
+
+
+@pytest.mark.parametrize("absent", [0, 2])
+def test_a_wait_is_bounded_and_all_learn_whose(absent):
+    """One rank never makes the call: another gives up, tells the third, and both kernels end."""
+    layers = Layers(tokens=(5, 6, 7), timeout=20_000)
+    there = [rank for rank in layers.ranks if rank.me != absent]
+    layers.run(ranks=there)
+    states = [rank.state.copy_to_host() for rank in there]
+    origins = {int(state[f.ORIGIN]) for state in states}
+    assert {int(state[f.FAILED]) for state in states} == {f.CAUSE_TIMEOUT}
+    assert origins <= {rank.me for rank in there}
+    first = next(state for rank, state in zip(there, states) if rank.me in origins)
+    assert first[f.WAIT_PEER] == absent
