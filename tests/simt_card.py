@@ -46,14 +46,15 @@ class Together:
 
 
 class MachineCard:
-    """Device `ordinal` of a machine. blocks: of a kernel that the card holds at once."""
+    """A rank's card, number `card`. blocks: of a kernel that it holds at once."""
 
     name, driver = "PTX machine", "none"
 
-    def __init__(self, together: Together, rank: int, ordinal: int, blocks: int = 2) -> None:
-        self.together, self.rank, self.ordinal = together, rank, ordinal
+    def __init__(self, together: Together, rank: int, card: int, blocks: int = 2) -> None:
+        # launches on one of the machine's devices follow each other: ranks that share a card have devices of their own
+        self.together, self.rank, self.ordinal = together, rank, rank
         self.machine = together.machine
-        self.arch, self.uuid, self.sms = self.machine.arch, f"GPU-{ordinal}", 1
+        self.arch, self.uuid, self.sms = self.machine.arch, f"GPU-{card}", 1
         self._blocks = blocks
         self._arrays: dict[int, Any] = {}
         self._queued = False
@@ -171,7 +172,7 @@ def on_ranks(world: int, body: Callable[[Any, int], Any], cards: int | None = No
     """body(comm, rank) on `world` threads, each a rank with a card of one machine; what they return. Raises the first
     rank's error. cards: fewer than ranks share them. The machine must have reported nothing.
     """
-    machine = simt.Machine(devices=cards or world, seed=seed, check=check)
+    machine = simt.Machine(devices=world, seed=seed, check=check)
     together = Together(world, machine)
     results: list[Any] = [None] * world
     errors: list[Any] = [None] * world

@@ -16,7 +16,7 @@ from typing import Any
 from .. import launch, workarounds
 from .. import results as file
 from ..errors import AristosError, EnvironmentProblem, InputError, PoisonedError, ResultsError, WaitTimeout
-from . import environment, options, registry, routing, workload, world
+from . import environment, floors, options, registry, routing, workload, world
 from .context import Context, Result
 from .options import Options, UsageError
 from .report import Reporter
@@ -28,6 +28,8 @@ INTERRUPTED_SECONDS = 5.0
 def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -> int:
     """Run the suites that `argv` names; returns the exit code, the same on every rank."""
     words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["floors"]:  # arithmetic alone: no ranks, no file
+        return floors.main(words[1:], f"{prog} floors")
     try:
         asked = options.parse(words, prog)
     except UsageError as why:

@@ -48,7 +48,7 @@ def compiled(kernel: Any, types_: tuple, cc: tuple) -> tuple[Any, list[str]]:
         )  # fmt: skip
         return library, library.get_asm_strs(cc=cc)
 
-    with driverless(cc), _lock:
+    with _lock, driverless(cc):  # two threads must not restore each other's question
         return compile_(False) if debug else with_lines(compile_)
 
 

@@ -1,0 +1,301 @@
+"""Floors of the CUDA kernels on published GPUs: the least time that FLOPs and bytes permit. Nothing here is measured.
+
+A kernel alone cannot end before the card's arithmetic units, its memory (HBM) or its link have done what they must; its
+floor is the largest of the three, as if they overlapped without a gap, at the data sheet's rates. Launches, latencies,
+activations, biases and padding of tiles are left out, because all of them only add. Rows are spread evenly over
+experts, and experts over cards. Caches are cold: see MEANING for what a warm one can save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .. import launch
+from ..arguments import counts
+from ..errors import InputError
+from ..presets import PRESETS
+
+BYTES = {"bf16": 2, "f16": 2, "tf32": 4, "f32": 4}  # of an element of rows and weights, by arithmetic
+FLOAT, WORD = 4, 8  # bytes of a router's element or a combine weight, and of an id or a position
+COMPARED = ("a", "b", "c", "d", "e")
+
+
+@dataclass(frozen=True)
+class Card:
+    """Peak FLOP/s by arithmetic (dense: without structured sparsity), bytes/s of its memory, and bytes/s of all its
+    NVLinks together in one direction. l2: bytes.
+
+    What such cards reach in practice is in topology/defaults.py; a floor must not rest on that.
+    """
+
+    name: str
+    sms: int
+    l2: int
+    bf16: float
+    f16: float
+    tf32: float
+    f32: float
+    memory: float
+    link: float
+    source: str
+
+
+CARDS = (
+    Card(
+        "A100", 108, 40_000_000, 312e12, 312e12, 156e12, 19.5e12, 2.039e12, 300e9,
+        "NVIDIA A100 Tensor Core GPU data sheet, SXM4 80 GB; NVLink 600 GB/s both ways",
+    ),
+    Card(
+        "H100", 132, 50_000_000, 989.4e12, 989.4e12, 494.7e12, 66.9e12, 3.35e12, 450e9,
+        "NVIDIA H100 Tensor Core GPU data sheet and architecture white paper, SXM5; NVLink 900 GB/s both ways",
+    ),
+    Card(
+        "H200", 132, 50_000_000, 989.4e12, 989.4e12, 494.7e12, 66.9e12, 4.8e12, 450e9,
+        "NVIDIA H200 Tensor Core GPU data sheet, SXM: the H100's arithmetic; NVLink 900 GB/s both ways",
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer as one of `cards` equal cards sees it; `tokens` of its own, as many rows for its experts.
+
+    kind: the arithmetic of the experts, a key of BYTES. The router is float32 without tensor cores in all of them.
+    """
+
+    tokens: int
+    hidden: int
+    ffn: int
+    experts: int
+    top_k: int
+    gated: bool = False
+    kind: str = "bf16"
+    cards: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in BYTES:
+            raise InputError(f"kind must be one of {', '.join(BYTES)}, got {self.kind!r}")
+        if not 1 <= self.cards <= self.experts:
+            raise InputError(f"cards must be in 1..{self.experts}, the number of experts, got {self.cards}")
+
+    @property
+    def row(self) -> int:
+        """Bytes of a row of H elements."""
+        return self.hidden * BYTES[self.kind]
+
+    @property
+    def rows(self) -> int:
+        """Rows that a card's tokens send, and that its experts get."""
+        return self.tokens * self.top_k
+
+    @property
+    def remote(self) -> float:
+        """Those that go to another card, and as many that come from others."""
+        return self.rows * (self.cards - 1) / self.cards
+
+    @property
+    def own(self) -> float:
+        """Rows of its own tokens that a card reads in place: a token's choices share one."""
+        return min(self.tokens, self.rows - self.remote)
+
+    @property
+    def active(self) -> float:
+        """Experts of a card that have rows: the weights of no other are read."""
+        return min(self.experts, self.rows * self.cards) / self.cards
+
+    @property
+    def weight(self) -> int:
+        """Bytes of one [H, F] matrix."""
+        return self.hidden * self.ffn * BYTES[self.kind]
+
+    @property
+    def first(self) -> int:
+        """Matrices of the first GEMM."""
+        return 2 if self.gated else 1
+
+
+@dataclass(frozen=True)
+class Work:
+    """What must be done: FLOPs in the experts' arithmetic, FLOPs in plain float32, bytes of memory read and written,
+    bytes that leave over the link (as many come in, which the other direction carries)."""
+
+    products: float = 0
+    plain: float = 0
+    memory: float = 0
+    link: float = 0
+
+
+def route(call: Call) -> Work:
+    """Scores of S tokens, k ids and k weights: x and the router read, ids and weights written."""
+    read = call.tokens * call.row + FLOAT * call.hidden * call.experts
+    return Work(plain=2 * call.tokens * call.hidden * call.experts, memory=read + (WORD + FLOAT) * call.rows)
+
+
+def place(call: Call) -> Work:
+    """The packed order: ids read, a token and a position for each row written."""
+    return Work(memory=3 * WORD * call.rows)
+
+
+def dispatch(call: Call) -> Work:
+    """Rows to other cards: each token's row read once, what comes in written; a row travels once for every choice."""
+    arrive = call.remote * call.row
+    return Work(memory=min(call.tokens, call.remote) * call.row + arrive, link=arrive)
+
+
+def up(call: Call) -> Work:
+    """The first GEMM, with the gate's where there is one: rows and weights read, h [rows, F] written."""
+    read = (call.own + call.remote) * call.row + call.active * call.first * call.weight
+    return Work(
+        products=2 * call.rows * call.hidden * call.ffn * call.first,
+        memory=read + call.rows * call.ffn * BYTES[call.kind],
+    )
+
+
+def down(call: Call) -> Work:
+    """The second GEMM: h and weights read, output rows written."""
+    read = call.rows * call.ffn * BYTES[call.kind] + call.active * call.weight
+    return Work(products=2 * call.rows * call.hidden * call.ffn, memory=read + call.rows * call.row)
+
+
+def returns(call: Call) -> Work:
+    """Output rows back to their sources, as a copy of its own: read, and what comes back written."""
+    return Work(memory=2 * call.remote * call.row, link=call.remote * call.row)
+
+
+def combine(call: Call) -> Work:
+    """y[t] = sum of w[t, j] times return row j, in float32: rows, weights and positions read, y written."""
+    memory = (call.rows + call.tokens) * call.row + (FLOAT + WORD) * call.rows
+    return Work(plain=2 * call.rows * call.hidden, memory=memory)
+
+
+KERNELS = {
+    "route": route, "place": place, "dispatch": dispatch, "up": up, "down": down, "return": returns, "combine": combine,
+}  # fmt: skip
+
+
+def layer(call: Call) -> Work:
+    """The whole call with everything overlapped: arithmetic of all kernels, rows out and outputs back over the link; of
+    memory only what no schedule keeps on the chip: x, the router and active experts' weights read once, y written.
+    """
+    parts = [kernel(call) for kernel in KERNELS.values()]
+    weights = call.active * (call.first + 1) * call.weight
+    return Work(
+        products=sum(part.products for part in parts),
+        plain=sum(part.plain for part in parts),
+        memory=2 * call.tokens * call.row + FLOAT * call.hidden * call.experts + weights,
+        link=sum(part.link for part in parts),
+    )
+
+
+def floor(card: Card, kind: str, work: Work) -> tuple[float, str]:
+    """(microseconds, what binds: compute, memory or link). Tensor cores and plain float32 units run side by side."""
+    if kind == "f32":
+        compute = (work.products + work.plain) / card.f32
+    else:
+        compute = max(work.products / getattr(card, kind), work.plain / card.f32)
+    terms = {"compute": compute, "memory": work.memory / card.memory, "link": work.link / card.link}
+    binds = max(terms, key=lambda name: terms[name])
+    return 1e6 * terms[binds], binds
+
+
+def chain(card: Card, call: Call) -> float:
+    """Microseconds of the kernels one after another, each through memory: the floor of an unfused layer."""
+    return sum(floor(card, call.kind, kernel(call))[0] for kernel in KERNELS.values())
+
+
+def calls(preset: str, kind: str, cards: int) -> list[Call]:
+    """A preset's published shape, a call for each of its numbers of tokens."""
+    p = PRESETS[preset]
+    return [Call(tokens, p.hidden, p.ffn, p.experts, p.top_k, p.gated, kind, cards) for tokens in p.tokens]
+
+
+MEANING = """\
+Bounds from FLOPs and bytes at the data sheets' rates, in microseconds; nothing here was measured on a card. Each
+number is followed by what binds it: c compute, m memory, l link. A kernel alone reads its input from memory and
+writes its output there; `chain` is the sum of the kernels, one after another. `layer` is a fused call in which
+everything overlaps: the largest of all its arithmetic, of the bytes of x, router, y and the weights of experts that
+have rows through memory, and of the bytes of rows out and outputs back through the link; what is between them (h,
+rows of the inbox, return rows) may stay on the chip. Tokens are those of one card. Caches are cold: where the weights
+of a call fit into L2, a second call can be faster than its memory term."""
+
+
+def digits(us: float) -> str:
+    """Three digits of a number of microseconds."""
+    if us < 0.01:
+        return "< 0.01"
+    return f"{us:.0f}" if us >= 100 else f"{us:.1f}" if us >= 10 else f"{us:.2f}"
+
+
+def _cell(card: Card, kind: str, work: Work) -> str:
+    us, binds = floor(card, kind, work)
+    return f"{digits(us)} {binds[0]}"
+
+
+def table(presets: Iterable[str], kind: str, cards: int) -> str:
+    """Markdown: microseconds of every kernel by shape and card, and what binds it: c, m or l."""
+    names = [name for name in KERNELS if cards > 1 or name not in ("dispatch", "return")]
+    lines = [
+        f"| tokens/H/F/E/k | card | {' | '.join(names)} | chain | layer |",
+        "| --- | --- |" + " ---: |" * (len(names) + 2),
+    ]
+    for preset in presets:
+        for call in calls(preset, kind, cards):
+            shape = f"{preset.upper()} {call.tokens}/{call.hidden}/{call.ffn}/{call.experts}/{call.top_k}"
+            for card in CARDS:
+                cells = [_cell(card, kind, KERNELS[name](call)) for name in names]
+                cells += [digits(chain(card, call)), _cell(card, kind, layer(call))]
+                lines.append(f"| {shape} | {card.name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cards_table() -> str:
+    """Markdown: the rates that floors rest on."""
+    lines = [
+        "| card | SMs | bf16 and f16, TFLOP/s | tf32 | f32 | memory, GB/s | NVLink, GB/s one way | L2, MB | source |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for c in CARDS:
+        flops = " | ".join(f"{rate / 1e12:.5g}" for rate in (c.bf16, c.tf32, c.f32))
+        rates = f"{flops} | {c.memory / 1e9:.0f} | {c.link / 1e9:.0f} | {c.l2 / 1e6:.0f}"
+        lines.append(f"| {c.name} | {c.sms} | {rates} | {c.source} |")
+    return "\n".join(lines)
+
+
+def page(
+    presets: Sequence[str] = COMPARED, kinds: Sequence[str] = ("bf16", "f32"), cards: Sequence[int] = (1, 8)
+) -> str:
+    """All tables with what they mean, as Markdown."""
+    parts = [
+        MEANING,
+        cards_table(),
+    ]
+    for kind in kinds:
+        for count in cards:
+            where = "one card with all experts" if count == 1 else f"{count} cards, experts spread evenly"
+            parts += [f"{kind}, {where}:", table(presets, kind, count)]
+    return "\n\n".join(parts)
+
+
+def main(argv: list[str], prog: str = "python -m aristos.bench floors") -> int:
+    """Print the tables; returns the exit code. Needs neither MPI nor a GPU, and writes no file."""
+    parser = launch.Parser(prog=prog, description=__doc__)
+    parser.add_argument(
+        "presets", nargs="*", metavar="PRESET", help=f"published shapes (default: {' '.join(COMPARED)})"
+    )
+    parser.add_argument("--kinds", default="bf16,f32", metavar="K[,K..]", help=f"of {', '.join(BYTES)} (%(default)s)")
+    parser.add_argument(
+        "--cards", type=counts, default=(1, 8), metavar="N[,N..]", help="cards that share experts (1,8)"
+    )
+    given = parser.parse_args(argv)
+    presets = [name.lower() for name in given.presets] or list(COMPARED)
+    unknown = [name for name in presets if name not in PRESETS]
+    if unknown:
+        parser.error(f"unknown preset {unknown[0]!r}; the presets are {', '.join(PRESETS)}")
+    try:
+        text = page(presets, given.kinds.split(","), given.cards)
+    except InputError as why:
+        parser.error(str(why))
+    if launch.prints():
+        print(text)
+    return 0
