@@ -77,7 +77,7 @@ def run_experts(job, st, worker, order, ends, received, results, next_row):
             st[c + f.C_LISTS + i] = received + job[f.RETURN_STRIDE] * order[first + i]
             st[c + f.C_LISTS + job[f.BATCH] + i] = results + job[f.RETURN_STRIDE] * order[first + i]
         start = mem.clock()
-        experts.execute(job, st, worker)
+        experts.compute(job, st, worker)
         st[job[f.T_COUNTERS] + f.COUNTER_WORDS * worker + f.N_EXPERT] += mem.clock() - start
 
 

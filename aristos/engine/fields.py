@@ -53,7 +53,10 @@ PHASE_ROUTE, PHASE_PACKING, PHASE_RUN, PHASE_DONE = range(4)
 # addresses, output addresses and parts
 C_KIND, C_A, C_B, C_C, C_ROWS, C_PARTS, C_PEER, C_LISTS = range(8)
 IDLE, ROUTE, PACK, DISPATCH, EXPERT, COMBINE, FINISH, FAIL, SIZED, TEAM, BLOCK, POST = range(12)
-PART_WORDS = 3  # source, record or first packed row, rows
+LISTS = 2  # lists of BATCH addresses: rows, outputs
+# a part of a run: source, its tile's number or the first packed row, rows, the first one's number in the stream of the
+# source (own rows: packed row), where the first output goes
+PART_WORDS = 5
 
 # ---- a record as the owner keeps it
 RECORD_WORDS = 6

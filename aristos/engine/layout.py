@@ -168,7 +168,7 @@ class StateLayout:
         blocks = -(-s.max_tokens // f.TOKEN_BLOCK) + 1
         pairs = s.world * s.max_local
         # a combine command lists the rows of its tokens' choices
-        lists = max(batch * (2 + f.PART_WORDS), min(f.TOKEN_BLOCK, s.max_tokens) * s.top_k)
+        lists = max(batch * (f.LISTS + f.PART_WORDS), min(f.TOKEN_BLOCK, s.max_tokens) * s.top_k)
         self.command_words = -(-(f.C_LISTS + lists) // 8) * 8
         self.sizes = {
             **dict.fromkeys(range(f.T_TO, f.T_RETURNED + 1), s.world),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import memory as mem
-from ..engine import blocks, combine, dispatch, packing, steps
+from ..engine import blocks, combine, dispatch, experts, packing, steps
 from ..engine import fields as f
 from ..kernels.cuda import memory as memory
 from ..kernels.cuda.combine import combine_tokens
@@ -72,6 +72,7 @@ def _expert(tile: Tile) -> Any:
         hidden, ffn = job[f.HIDDEN], job[f.FFN]
         pitch = (size * ffn + CHUNK - 1) // CHUNK * CHUNK
         h = job[f.SCRATCH] + job[f.SCRATCH_STEP] * worker
+        experts.list_rows(job, st, c)
         for i in range(mem.thread(), m, mem.threads()):
             mem.store(h + WORD * i, h + table_bytes + pitch * i)
         mem.together()
