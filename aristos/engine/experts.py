@@ -10,7 +10,7 @@ from ..kernels.cpu.expert import expert_rows
 from . import fields as f
 from . import team
 from .layout import index_from, return_row, ring_row_from, staged_row
-from .returns import finish_record, rows_are_back
+from .returns import finish_record, note_back
 
 GROUP = 6  # rows the micro-kernel likes to have together
 
@@ -220,15 +220,19 @@ def compute(job, st, worker):
 
 
 @jit
-def finish(job, st, c):
-    """The rows of a command have had their reader: return and free what is complete. (Under the lock.)"""
+def finish(job, st, worker, c):
+    """The rows of a command have had their reader: return and free what is complete; own rows are back.
+
+    (Under the lock.) worker: who notes those, at most one piece of them.
+    """
+    back = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
     for i in range(st[c + f.C_PARTS]):
         part = part_at(job, c, i)
         source, where, rows = st[part], st[part + 1], st[part + 2]
         if source == job[f.RANK]:
             st[f.OWED] -= rows
             if job[f.MODE] == f.MODE_LAYER:
-                rows_are_back(job, st, where, rows)
+                note_back(st, back, where, rows)
         else:
             finish_record(job, st, source, where, rows)
 
@@ -236,11 +240,11 @@ def finish(job, st, c):
 @jit
 def publish(job, st, worker):
     """The claimed rows are computed. (Under the lock.)"""
-    finish(job, st, job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker)
+    finish(job, st, worker, job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker)
 
 
 @jit
-def publish_team(job, st):
+def publish_team(job, st, worker):
     """A share of the team's run is done; the last one finishes the run. (Under the lock.)"""
     if team.share_done(job, st):
-        finish(job, st, team.command(job))
+        finish(job, st, worker, team.command(job))

@@ -38,10 +38,11 @@ P_ANNOUNCE, P_ANNOUNCE_STEP, P_RECORDS, P_RETURN_RECORDS, P_RING, P_INDEX, P_COD
 
 # ---- the state: single words
 (
-    PHASE, ROUTE_NEXT, ROUTE_DONE, STATUS, UNREAD, OWED, BLOCKS_LEFT, READY_COUNT, NEXT_DEST, NEXT_EXPERT,
+    PHASE, ROUTE_NEXT, ROUTE_DONE, STATUS, UNREAD, OWED, BLOCKS_LEFT, READY_NEXT, NEXT_DEST, NEXT_EXPERT,
     PROGRESS, FAILED, IDLE_SWEEPS, HEARTBEAT, UNSENT, TARGETS_SET, TEAM_OPEN, TEAM_STAGE, TEAM_NEXT, TEAM_DONE,
+    READY_COUNT,  # atomic: blocks of tokens that have been queued in T_READY
     STATE_WORDS,
-) = range(21)  # fmt: skip
+) = range(22)  # fmt: skip
 
 # ---- stages of a run that workers share
 STAGE_UP, STAGE_DOWN = range(2)
@@ -49,10 +50,12 @@ STAGE_UP, STAGE_DOWN = range(2)
 # ---- phases of a call
 PHASE_ROUTE, PHASE_PACKING, PHASE_RUN, PHASE_DONE = range(4)
 
-# ---- a worker's command: kind, arguments, rows, number of parts, whom it waits for when idle; then its lists: row
-# addresses, output addresses and parts
-C_KIND, C_A, C_B, C_C, C_ROWS, C_PARTS, C_PEER, C_LISTS = range(8)
-IDLE, ROUTE, PACK, DISPATCH, EXPERT, COMBINE, FINISH, FAIL, SIZED, TEAM, BLOCK, POST = range(12)
+# ---- a worker's command: kind, arguments, rows, number of parts, whom it waits for when idle; own packed rows that are
+# back and not counted: how many pieces, then {first, rows} of each; then its lists and its parts
+C_KIND, C_A, C_B, C_C, C_ROWS, C_PARTS, C_PEER, C_BACK = range(8)
+BACK_MOST = 16  # pieces: a command adds one at most, a decision as many as there is room for
+C_LISTS = C_BACK + 1 + 2 * BACK_MOST
+IDLE, ROUTE, PACK, DISPATCH, EXPERT, COMBINE, FINISH, FAIL, SIZED, TEAM, BLOCK, POST, SETTLE = range(13)
 LISTS = 2  # lists of BATCH addresses: rows, outputs
 # a part of a run: source, its tile's number or the first packed row, rows, the first one's number in the stream of the
 # source (own rows: packed row), where the first output goes

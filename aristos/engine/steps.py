@@ -39,7 +39,7 @@ def next_command(job, st, worker):
         return f.IDLE
     if st[f.PHASE] == f.PHASE_DONE:
         return f.FINISH
-    if arrivals.absorb(job, st):
+    if arrivals.absorb(job, st, worker):
         st[f.IDLE_SWEEPS] = 0
     kind = dispatch.claim(job, st, worker)
     if kind != f.IDLE:
@@ -70,11 +70,17 @@ def next_command(job, st, worker):
 
 @jit
 def decide(job, st, worker):
-    """Claim a command for this worker; idle if another worker is deciding just now."""
+    """Claim a command for this worker; idle if another worker is deciding just now.
+
+    SETTLE has nothing to do but `returns.settle`, which follows every decision: then there may be more to find.
+    """
     if not lock(job):
         return f.IDLE
     kind = next_command(job, st, worker)
-    st[job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker + f.C_KIND] = kind
+    c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
+    if kind == f.IDLE and st[c + f.C_BACK] != 0:
+        kind = f.SETTLE
+    st[c + f.C_KIND] = kind
     unlock(job)
     return kind
 
@@ -115,7 +121,7 @@ def publish(job, st, worker, kind):
     elif kind == f.PACK:
         st[f.PHASE] = f.PHASE_RUN
     elif kind == f.TEAM:
-        experts.publish_team(job, st)
+        experts.publish_team(job, st, worker)
     st[f.PROGRESS] += 1
     st[f.IDLE_SWEEPS] = 0
     unlock(job)

@@ -10,7 +10,7 @@ from typing import Any
 from .. import memory
 from ..engine import arrivals, dispatch, experts, layout, lock, packing, returns, steps, team
 from ..engine import fields as f
-from . import rank
+from . import places, rank
 from .mutation import LOTS, NOWHERE, ONE_BY_ONE, Instead, Put, mutation, releases_first
 
 # ---- order within a source
@@ -185,7 +185,7 @@ def half_exchange_unsent(put: Put) -> None:
 def rows_of_the_next_call(put: Put) -> None:
     """Records are read as far as the tail says, not as far as this call's announcement does."""
 
-    def absorb(job: Any, st: Any) -> bool:
+    def absorb(job: Any, st: Any, worker: int) -> bool:
         anything = False
         for p in range(job[f.WORLD]):
             if p == job[f.RANK]:
@@ -196,7 +196,7 @@ def rows_of_the_next_call(put: Put) -> None:
             while st[job[f.T_READ_TILES] + p] < tail:
                 arrivals.read_record(job, st, p)
                 anything = True
-            if returns.returns_due(job, st, p) > 0 and arrivals.read_returns(job, st, p):
+            if returns.returns_due(job, st, p) > 0 and arrivals.read_returns(job, st, worker, p):
                 anything = True
         return anything
 
@@ -236,6 +236,18 @@ def combined_early(put: Put) -> None:
             st[left] -= st[left] > 1
 
     put(packing, "set_blocks", set_blocks)
+
+
+@mutation("ready-without-release", fixed=(("workers", 2),))
+def ready_without_release(put: Put) -> None:
+    """A block of tokens that is ready to combine is queued by a plain store."""
+
+    def release(at: int, value: int) -> None:
+        _, part, offset = places.where(at)
+        own = part == places.PRIVATE and offset < places.AREA
+        (memory.store if own else memory.store_release)(at, value)
+
+    put(returns, "mem", Instead(store_release=release))
 
 
 @mutation("second-stage-early", fixed=(("workers", 3), ("placement", (0, 1))))

@@ -50,6 +50,7 @@ class Rank:
         at = private(me, places.STATE)
         alone = case.workers == 1
         self.st = State(self.tables.words, at) if alone else Watched(self.tables, at, machine.memory, me)
+        self.st.times = range(self.tables.starts[f.T_PEER_WAIT], self.tables.starts[f.T_PEER_WAIT] + case.ranks)
         self.job: list[int] = [0] * (f.JOB_WORDS + len(case.placement) + case.ranks + 1)
         places.fill(case.shape, case.nodes, me, self.st, self.tables.starts, private(me, places.WIRE))
         self._fill_job()
@@ -112,6 +113,7 @@ class Rank:
         job[f.PAUSE_NS] = PAUSE_NS
         job[f.UP_STEP] = 1
         job[f.LOCK], job[f.SCRATCH] = private(me, places.LOCK), private(me, places.SCRATCH)
+        job[f.STATE] = private(me, places.STATE)
 
     def _fill_counters(self) -> None:
         """An engine that has run for long: every counter at the same value on both sides."""

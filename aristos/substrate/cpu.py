@@ -3,7 +3,7 @@
 from .. import memory as mem
 from ..compile import jit
 from ..engine import fields as f
-from ..engine import outbox, packing, steps
+from ..engine import outbox, packing, returns, steps
 from ..engine.lock import acquire, unlock
 
 HEARTBEAT_NS = 20_000_000
@@ -107,6 +107,9 @@ def work(job, st, worker):
     sweeps, looks = 0, 0  # in vain one after another; all of them: what comes must not keep a wait from being bounded
     while True:
         kind = steps.decide(job, st, worker)
+        returns.settle(job, st, worker)
+        if kind == f.SETTLE:
+            continue
         if kind == f.IDLE:
             if idle_since == 0:
                 idle_since = mem.clock()
@@ -137,6 +140,7 @@ def work(job, st, worker):
         now = mem.clock()
         charge(job, st, worker, kind, start, now)
         steps.publish(job, st, worker, kind)
+        returns.settle(job, st, worker)
         if job[f.FAR] != 0:
             tend_wire(job, st, worker, False)
             now = mem.clock()

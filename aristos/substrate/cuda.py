@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import memory as mem
-from ..engine import blocks, combine, dispatch, experts, packing, steps
+from ..engine import blocks, combine, dispatch, experts, packing, returns, steps
 from ..engine import fields as f
 from ..kernels.cuda import memory as memory
 from ..kernels.cuda.combine import combine_tokens
@@ -113,6 +113,7 @@ def layer(tile: Tile) -> Any:
                 told[0] = wait_for_work(job, st, worker)
             mem.together()
             kind = told[0]
+            returns.settle(job, st, worker)
             if kind == f.EXPERT:
                 expert(shared, job, st, worker)
             elif kind == f.DISPATCH:
@@ -130,11 +131,13 @@ def layer(tile: Tile) -> Any:
                 )  # fmt: skip
             elif kind == f.PACK:
                 packing.execute(job, st)
-            else:
+            elif kind != f.SETTLE:
                 break
             mem.together()
-            if mem.thread() == 0:
+            if mem.thread() == 0 and kind != f.SETTLE:
                 steps.publish(job, st, worker, kind)
+            mem.together()
+            returns.settle(job, st, worker)
         if mem.thread() == 0 and worker == 0:
             steps.heartbeat(job, st, -1)
 

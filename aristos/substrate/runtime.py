@@ -169,7 +169,7 @@ class Runtime:
         job[f.RUN_ROWS] = min(BATCH, max(RUN_LEAST, limit // GROUP * GROUP))
         crowded = self._sharing > 1 or self.threads > self.cores
         job[f.PAUSE_NS], job[f.SPINS], job[f.YIELDS] = PAUSE_NS, *(CROWDED if crowded else ALONE)
-        job[f.LOCK] = self._lock.ctypes.data
+        job[f.LOCK], job[f.STATE] = self._lock.ctypes.data, self.state.ctypes.data
         job[f.SCRATCH] = self._scratch.ctypes.data
         job[f.SCRATCH_STEP] = self._scratch_step
         job[f.ALL_WORKERS] = self.threads
