@@ -54,6 +54,7 @@ KINDS = {  # of events: all that a worker notes
     f.POST: "wire",
     f.EXPERT: "expert",
     f.TEAM: "expert",
+    f.LIST: "expert",
     f.COMBINE: "combine",
 }
 

@@ -172,19 +172,25 @@ def gather(job, st, c, expert, target):
 
 @jit
 def claim(job, st, worker):
-    """Claim rows of one expert; the kind of command, IDLE if none should run now. (Decide, under the lock.)"""
+    """Claim rows of one expert, or a share of a run; the kind of command, IDLE if none should run now.
+
+    A run that is to be shared comes before shares: its rows are listed while others have those. (Under the lock.)
+    """
     if job[f.MODE] == f.MODE_DISPATCH and st[f.TARGETS_SET] == 0:
         return f.IDLE  # where rows are copied to is known when every announcement is read
     expert, active = choose(job, st)
-    if expert < 0:
-        return f.IDLE
-    rows = st[job[f.T_EXPERT_PENDING] + expert]
-    if team.wanted(job, st, rows, active):
-        gather(job, st, team.command(job), expert, rows)
-        list_rows(job, st, team.command(job))
-        team.open_run(st)
-        team.claim(job, st, worker)
+    rows = st[job[f.T_EXPERT_PENDING] + expert] if expert >= 0 else 0
+    shared = rows > 0 and team.wanted(job, rows, active)
+    if shared:
+        slot = team.free_slot(job, st)
+        if slot >= 0:
+            gather(job, st, team.command(job, slot), expert, team.run_rows(job, rows))
+            team.claim(job, st, worker, slot)
+            return f.LIST
+    if team.take(job, st, worker):
         return f.TEAM
+    if rows == 0 or (shared and job[f.ALL_SHARED] != 0):
+        return f.IDLE
     c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
     gather(job, st, c, expert, batch_rows(job, rows, active))
     return f.EXPERT
@@ -244,7 +250,16 @@ def publish(job, st, worker):
 
 
 @jit
-def publish_team(job, st, worker):
-    """A share of the team's run is done; the last one finishes the run. (Under the lock.)"""
-    if team.share_done(job, st):
-        finish(job, st, worker, team.command(job))
+def list_run(job, st, worker):
+    """List the rows of the shared run that this worker has claimed: all its threads together."""
+    slot = st[job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker + f.C_RUN]
+    list_rows(job, st, team.command(job, slot))
+    team.list_hidden(job, st, slot)
+
+
+@jit
+def publish_run(job, st, worker):
+    """All shares of a run are done: finish it, free its slot. (Under the lock.)"""
+    slot = st[job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker + f.C_RUN]
+    finish(job, st, worker, team.command(job, slot))
+    team.free(job, st, slot)

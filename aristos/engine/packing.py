@@ -26,13 +26,14 @@ def begin(job, st):
     st[f.STATUS] = job[f.STATUS_IN]
     st[f.IDLE_SWEEPS] = 0
     st[f.TARGETS_SET] = 0
-    st[f.TEAM_OPEN] = 0
     for i in range(job[f.T_COUNTERS], job[f.T_COUNTERS] + job[f.ALL_WORKERS] * f.COUNTER_WORDS):
         st[i] = 0
     for worker in range(job[f.ALL_WORKERS]):
         c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
         st[c + f.C_KIND] = f.ROUTE
         st[c + f.C_PEER] = job[f.RANK]
+        st[c + f.C_RUN] = 0
+        st[c + f.C_SHARES] = 0
         st[c + f.C_BACK] = 0
     for p in range(job[f.WORLD]):
         st[job[f.T_PEER_WAIT] + p] = 0

@@ -250,17 +250,64 @@ def ready_without_release(put: Put) -> None:
     put(returns, "mem", Instead(store_release=release))
 
 
-@mutation("second-stage-early", fixed=(("workers", 3), ("placement", (0, 1))))
+# ---- runs that workers share
+
+SHARED = (("workers", 3), ("placement", (0, 1)))
+
+
+def early(half: int) -> Any:
+    """`team.share_done` that takes a half of a run for done when one share of it is not."""
+
+    def share_done(job: Any, st: Any, slot: int) -> bool:
+        run = job[f.T_RUN] + f.RUN_WORDS * slot
+        base, up, down = st[run + f.RUN_BASE], job[f.UP_SHARES], job[f.DOWN_SHARES]
+        done = memory.fetch_add(returns.state_word(job, run + f.RUN_DONE), 1) + 1 - base
+        if done == up - (half == f.STAGE_UP):
+            memory.store_release(returns.state_word(job, run + f.RUN_LIMIT), base + up + down)
+        return bool(done == up + down - (half == f.STAGE_DOWN))
+
+    return share_done
+
+
+@mutation("second-stage-early", fixed=SHARED)
 def second_stage_early(put: Put) -> None:
     """A run that workers share goes to its second stage a share too early."""
-    real = team.share_done
+    put(team, "share_done", early(f.STAGE_UP))
 
-    def share_done(job: Any, st: Any) -> bool:
-        if st[f.TEAM_STAGE] == f.STAGE_UP and st[f.TEAM_DONE] == 0:
-            st[f.TEAM_DONE] += 1
-        return real(job, st)
 
-    put(team, "share_done", share_done)
+@mutation("slot-freed-early", fixed=(*SHARED, ("words", 2)))
+def slot_freed_early(put: Put) -> None:
+    """A run that workers share is finished, and its slot freed, before its last share is done."""
+    put(team, "share_done", early(f.STAGE_DOWN))
+
+
+@mutation("share-taken-plainly", fixed=SHARED)
+def share_taken_plainly(put: Put) -> None:
+    """Who takes a share reads which is the next, and writes the one after."""
+
+    def take(at: int, expected: int, value: int) -> bool:
+        if memory.load(at) != expected:
+            return False
+        memory.store(at, value)
+        return True
+
+    put(team, "mem", Instead(compare_exchange=take))
+
+
+@mutation("opened-before-it-is-listed", fixed=SHARED)
+def opened_before_it_is_listed(put: Put) -> None:
+    """Shares of a run may be taken before its rows are listed."""
+    claim, open_run = team.claim, team.open_run
+
+    def claim_open(job: Any, st: Any, worker: int, slot: int) -> None:
+        claim(job, st, worker, slot)
+        open_run(job, st, slot)
+
+    put(team, "claim", claim_open)
+    put(team, "open_run", lambda job, st, slot: None)
+
+
+# ---- a rank's workers
 
 
 @mutation("no-lock", fixed=(("workers", 2),))

@@ -28,7 +28,7 @@ def note(job, st, worker, kind, start, end, what, rows):
 def charge(job, st, worker, kind, start, end):
     """Add a command's time to the worker's counters."""
     n = job[f.T_COUNTERS] + f.COUNTER_WORDS * worker
-    if kind in (f.EXPERT, f.TEAM):
+    if kind in (f.EXPERT, f.TEAM, f.LIST):
         n += f.N_EXPERT
     elif kind == f.DISPATCH:
         c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker

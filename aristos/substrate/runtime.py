@@ -19,7 +19,7 @@ import numpy as np
 
 from .. import wire
 from ..compile import warm_up
-from ..engine import arrivals, outbox, packing, steps
+from ..engine import arrivals, outbox, packing, steps, team
 from ..engine import fields as f
 from ..engine.experts import GROUP
 from ..engine.layout import PairLayout, Shape, StateLayout, lines, word_from
@@ -173,6 +173,8 @@ class Runtime:
         job[f.SCRATCH] = self._scratch.ctypes.data
         job[f.SCRATCH_STEP] = self._scratch_step
         job[f.ALL_WORKERS] = self.threads
+        job[f.RUNS], job[f.TEAM_ROWS] = 1, team.MOST_ROWS
+        job[f.UP_SHARES], job[f.DOWN_SHARES] = team.shares(int(job[f.FFN])), team.shares(int(job[f.HIDDEN]))
         assert self._memory is not None
         job[f.FAR], job[f.WIRE], job[f.FAR_BLOCK] = len(self._memory.far), self._memory.wire, FAR_BLOCK
 
