@@ -42,10 +42,11 @@ P_ANNOUNCE, P_ANNOUNCE_STEP, P_RECORDS, P_RETURN_RECORDS, P_RING, P_INDEX, P_COD
 # ---- the state: single words
 (
     PHASE, ROUTE_NEXT, ROUTE_DONE, STATUS, UNREAD, OWED, BLOCKS_LEFT, READY_NEXT, NEXT_DEST, NEXT_EXPERT,
-    PROGRESS, FAILED, IDLE_SWEEPS, HEARTBEAT, UNSENT, TARGETS_SET,
+    PROGRESS, FAILED, IDLE_SWEEPS, HEARTBEAT, UNSENT, TARGETS_SET, RUNS_TAKEN,
     READY_COUNT,  # atomic: blocks of tokens that have been queued in T_READY
+    RUNS_OPENED,  # atomic: halves of shared runs that have been opened, as long as the engine lives
     STATE_WORDS,
-) = range(18)  # fmt: skip
+) = range(20)  # fmt: skip
 
 # ---- a run that workers share: see team.py. NEXT, LIMIT and DONE are atomic, each on a line of its own
 RUN_WORDS = 32
@@ -56,9 +57,9 @@ STAGE_UP, STAGE_DOWN = range(2)
 PHASE_ROUTE, PHASE_PACKING, PHASE_RUN, PHASE_DONE = range(4)
 
 # ---- a worker's command: kind, arguments, rows, number of parts, whom it waits for when idle, the shared run it works
-# at and how many shares it has taken one after another; own packed rows that are back and not counted: how many pieces,
-# then {first, rows} of each; then its lists and its parts
-C_KIND, C_A, C_B, C_C, C_ROWS, C_PARTS, C_PEER, C_RUN, C_SHARES, C_BACK = range(10)
+# at, shares it has taken, what RUNS_OPENED was when it last found none; own packed rows that are back and not counted:
+# how many pieces, then {first, rows} of each; then its lists and its parts
+C_KIND, C_A, C_B, C_C, C_ROWS, C_PARTS, C_PEER, C_RUN, C_SHARES, C_OPENED, C_BACK = range(11)
 BACK_MOST = 16  # pieces: a command adds one at most, a decision as many as there is room for
 C_LISTS = C_BACK + 1 + 2 * BACK_MOST
 IDLE, ROUTE, PACK, DISPATCH, EXPERT, COMBINE, FINISH, FAIL, SIZED, TEAM, BLOCK, POST, SETTLE, LIST = range(14)

@@ -33,7 +33,6 @@ def begin(job, st):
         st[c + f.C_KIND] = f.ROUTE
         st[c + f.C_PEER] = job[f.RANK]
         st[c + f.C_RUN] = 0
-        st[c + f.C_SHARES] = 0
         st[c + f.C_BACK] = 0
     for p in range(job[f.WORLD]):
         st[job[f.T_PEER_WAIT] + p] = 0

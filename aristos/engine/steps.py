@@ -70,8 +70,8 @@ def next_command(job, st, worker):
 def decide(job, st, worker):
     """Claim a command for this worker; idle if another worker is deciding just now.
 
-    Shares of runs are taken without the lock, and by many workers before they try it. Nobody starves by that: after a
-    few of them (`team.share_first`) a worker does try, and looks after peers, tokens and new runs, or finds that
+    Shares of runs are taken without the lock, and by many workers before they try it. Nobody starves by that: the
+    workers try in turns (`team.share_first`), and whoever does looks after peers, tokens and new runs, or finds that
     another one does so just now. A rank that has failed opens no more runs: soon its workers have no shares, and learn
     it under the lock.
 
@@ -80,7 +80,6 @@ def decide(job, st, worker):
     c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
     if team.share_first(job, st, worker) and team.take(job, st, worker):
         return f.TEAM
-    st[c + f.C_SHARES] = 0
     if not lock(job):
         return f.TEAM if team.take(job, st, worker) else f.IDLE
     kind = next_command(job, st, worker)

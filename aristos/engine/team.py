@@ -45,6 +45,8 @@ def hidden(job, slot):
 @jit
 def free_slot(job, st):
     """A slot without a run, -1 if there is none. (Under the lock.)"""
+    if st[f.RUNS_TAKEN] == job[f.RUNS]:
+        return -1
     for slot in range(job[f.RUNS]):
         if st[job[f.T_RUN] + f.RUN_WORDS * slot + f.RUN_TAKEN] == 0:
             return slot
@@ -71,6 +73,7 @@ def run_rows(job, rows):
 def claim(job, st, worker, slot):
     """The slot has a run, whose command is filled: this worker lists its rows. (Decide, under the lock.)"""
     st[job[f.T_RUN] + f.RUN_WORDS * slot + f.RUN_TAKEN] = 1
+    st[f.RUNS_TAKEN] += 1
     c, run = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker, command(job, slot)
     st[c + f.C_KIND] = f.LIST
     st[c + f.C_A] = st[run + f.C_A]
@@ -87,12 +90,19 @@ def list_hidden(job, st, slot):
 
 
 @jit
+def open_half(job, run, limit):
+    """Shares below `limit` may be taken."""
+    mem.store_release(state_word(job, run + f.RUN_LIMIT), limit)
+    mem.fetch_add(state_word(job, f.RUNS_OPENED), 1)  # after it: who has seen this looks at the limit
+
+
+@jit
 def open_run(job, st, slot):
     """The rows are listed: shares of the first half may be taken."""
     run = job[f.T_RUN] + f.RUN_WORDS * slot
     base = mem.load_acquire(state_word(job, run + f.RUN_LIMIT))  # all shares before are done
     st[run + f.RUN_BASE] = base
-    mem.store_release(state_word(job, run + f.RUN_LIMIT), base + job[f.UP_SHARES])
+    open_half(job, run, base + job[f.UP_SHARES])
 
 
 @jit
@@ -119,21 +129,25 @@ def take_from(job, st, worker, slot):
 
 @jit
 def share_first(job, st, worker):
-    """May this worker take a share before it looks after peers? Few workers look first, of many each now and then."""
+    """May this worker take a share before it looks after peers? Few workers look first, many in turns."""
     c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
-    return st[c + f.C_SHARES] < job[f.WORKERS] // SHARES_A_LOOK
+    return (st[c + f.C_SHARES] + worker) % (1 + job[f.WORKERS] // SHARES_A_LOOK) != 0
 
 
 @jit
 def take(job, st, worker):
     """Take a share of any run, first of the one this worker has been at; False if there is none. Without the lock."""
     c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
+    opened = mem.load_acquire(state_word(job, f.RUNS_OPENED))
+    if st[c + f.C_OPENED] == opened:
+        return False
     slot = st[c + f.C_RUN]
     for _ in range(job[f.RUNS]):
         if take_from(job, st, worker, slot):
             st[c + f.C_SHARES] += 1
             return True
         slot = slot + 1 if slot + 1 < job[f.RUNS] else 0
+    st[c + f.C_OPENED] = opened
     return False
 
 
@@ -177,7 +191,7 @@ def share_done(job, st, slot):
     base, up, down = st[run + f.RUN_BASE], job[f.UP_SHARES], job[f.DOWN_SHARES]
     done = mem.fetch_add(state_word(job, run + f.RUN_DONE), 1) + 1 - base
     if done == up:  # whoever takes a share of the second half knows of the whole first
-        mem.store_release(state_word(job, run + f.RUN_LIMIT), base + up + down)
+        open_half(job, run, base + up + down)
     return done == up + down
 
 
@@ -185,3 +199,4 @@ def share_done(job, st, slot):
 def free(job, st, slot):
     """The slot may have another run. (Under the lock.)"""
     st[job[f.T_RUN] + f.RUN_WORDS * slot + f.RUN_TAKEN] = 0
+    st[f.RUNS_TAKEN] -= 1

@@ -263,7 +263,7 @@ def early(half: int) -> Any:
         base, up, down = st[run + f.RUN_BASE], job[f.UP_SHARES], job[f.DOWN_SHARES]
         done = memory.fetch_add(returns.state_word(job, run + f.RUN_DONE), 1) + 1 - base
         if done == up - (half == f.STAGE_UP):
-            memory.store_release(returns.state_word(job, run + f.RUN_LIMIT), base + up + down)
+            team.open_half(job, run, base + up + down)
         return bool(done == up + down - (half == f.STAGE_DOWN))
 
     return share_done

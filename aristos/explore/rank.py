@@ -75,7 +75,7 @@ class Rank:
         skipped = [f.IDLE_SWEEPS, f.HEARTBEAT]
         for worker in range(case.workers):
             c = self.job[f.T_COMMAND] + self.job[f.T_COMMAND_STEP] * worker
-            skipped += [c + f.C_KIND, c + f.C_PEER, c + f.C_RUN, c + f.C_SHARES]
+            skipped += [c + f.C_KIND, c + f.C_PEER, c + f.C_RUN, c + f.C_SHARES, c + f.C_OPENED]
         self._skipped = skipped
         self._counted = self.job[f.T_COUNTERS]
 
