@@ -94,7 +94,8 @@ class CudaMoE(MoE):
         self._host_jobs: dict[tuple[int, int], np.ndarray] = {}
         tiles = cuda.layer_tiles(self._kind, self._engine.card.arch)
         self._blocks = {tile.m: self._engine.blocks.of(tile) for tile in tiles}
-        return max(cuda.scratch_bytes(tile, cfg.ffn) for tile in tiles), 0, max(self._blocks.values())
+        runs = [cuda.shared_runs(tile, cfg.hidden, cfg.ffn, cfg.gated, self._blocks[tile.m]) for tile in tiles]
+        return 0, max(run[f.RUNS] * run[f.RUN_STEP] for run in runs), max(self._blocks.values())
 
     def _pack(self, given: Given) -> DeviceWeights:
         return DeviceWeights(self._engine.card, self._kind, given)
@@ -143,9 +144,10 @@ class CudaMoE(MoE):
             job[f.FFN], job[f.LAYER], job[f.ROW_BYTES] = cfg.ffn, layer, BYTES[self._kind] * cfg.hidden
             job[f.ACTIVATION], job[f.TIMEOUT_NS] = cuda.CODES[cfg.activation], timeout_ns(self.timeout)
             runtime.fill(job)
-            runtime.fill_tile(job, tile, self._blocks[tile.m])
+            job[f.GATE] = cfg.gated
             if self._weights[layer] is not None:
                 self._weights[layer].fill(job)
+            runtime.fill_tile(job, tile, self._blocks[tile.m])
             self._host_jobs[key] = job
             self._on_card[key] = (self._copied(job), self._copied(self._routing_job(layer)))
         return self._on_card[key]

@@ -55,6 +55,7 @@ KINDS = {  # of events: all that a worker notes
     f.POST: "wire",
     f.EXPERT: "expert",
     f.TEAM: "expert",
+    f.LIST: "expert",
     f.COMBINE: "combine",
 }
 

@@ -67,7 +67,9 @@ class Layers:
             self.machine.device(p).array(np.zeros(near_bytes(self.shape, self.nodes, p) // 4, np.int32))
             for p in range(world)
         ]
-        self.tables = StateLayout(self.shape, self.grid, MOST_ROWS)
+        cfg, tile = self.cfg, TILES[self.kind][self.tile]
+        self.runs = substrate.shared_runs(tile, cfg.hidden, cfg.ffn, cfg.gated, self.grid)
+        self.tables = StateLayout(self.shape, self.grid, MOST_ROWS, self.runs[f.RUNS])
         self.ranks = [Rank(self, me) for me in range(world)]
 
     def run(self, calls: int = 1, ranks: Any = None) -> list[np.ndarray]:
@@ -148,10 +150,11 @@ class Rank:
         job[f.RETURN_STRIDE] = lines(BYTES[layers.kind] * cfg.hidden)
         job[[f.TILE, f.BATCH, f.RUN_ROWS, f.MERGE_ROWS, f.PATIENCE]] = tile.m, tile.m, tile.m, layers.merge, 4
         job[[f.OBJECT, f.PACKED, f.GATE, f.ACTIVATION]] = 1, 1, cfg.gated, CODES[cfg.activation]
-        step = substrate.scratch_bytes(tile, cfg.ffn)
-        scratch, lock = self.device.empty(step * layers.grid // 4, np.int32), self._zeros(1, np.int64)
+        job[list(layers.runs)] = list(layers.runs.values())
+        nbytes = layers.runs[f.RUNS] * layers.runs[f.RUN_STEP]
+        scratch, lock = self.device.empty(nbytes // 4, np.int32), self._zeros(1, np.int64)
         self.kept += [scratch, lock]
-        job[[f.SCRATCH, f.SCRATCH_STEP, f.LOCK, f.STATE]] = scratch.ptr, step, lock.ptr, self.state.ptr
+        job[[f.SCRATCH, f.LOCK, f.STATE]] = scratch.ptr, lock.ptr, self.state.ptr
         return job
 
     def _weights(self, job: np.ndarray) -> None:

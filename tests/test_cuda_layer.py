@@ -11,7 +11,9 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed:
 from cuda_layers import SMALL, Layers
 
 from aristos.engine import fields as f
+from aristos.kernels.cuda.gemm import TILES
 from aristos.reference import error
+from aristos.substrate import cuda as substrate
 
 BOUNDS = {"bf16": 2.0**-6, "f16": 2.0**-9, "tf32": 2.0**-9, "f32": 1e-6}  # of max |y|; h is rounded to the kind
 
@@ -94,3 +96,34 @@ def test_a_wait_is_bounded_and_all_learn_whose(absent):
     assert origins <= {rank.me for rank in there}
     first = next(state for rank, state in zip(there, states) if rank.me in origins)
     assert first[f.WAIT_PEER] == absent
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_shares_of_several_tiles(gated):
+    """A half of a run is cut into shares of three tiles, the last one of fewer; and more blocks than shares."""
+    cfg = replace(SMALL, hidden=160, ffn=600, gated=gated)
+    first = None
+    for grid in (2, 9):
+        layers = Layers(cfg=cfg, tokens=(5, 3), grid=grid)
+        ys = layers.run()
+        first = first or ys
+        close(layers, ys)
+        for y, other in zip(ys, first):
+            np.testing.assert_array_equal(y, other)
+
+
+@pytest.mark.parametrize("kind", list(BOUNDS))
+def test_every_block_has_work(kind):
+    """Shares hold all tiles, none is empty, and the runs under way have shares for the whole grid."""
+    for tile in TILES[kind]:
+        for hidden, ffn, gated, grid in ((32, 48, True, 1), (2048, 1408, True, 264), (4096, 14336, True, 132),
+                                         (7168, 2048, True, 132), (1024, 4096, False, 7)):  # fmt: skip
+            runs = substrate.shared_runs(tile, hidden, ffn, gated, grid)
+            for word, columns in ((f.UP_SHARES, 2 * ffn if gated else ffn), (f.DOWN_SHARES, hidden)):
+                tiles, shares = substrate.tiles(columns, tile), runs[word]
+                each = -(-tiles // shares)
+                assert tiles * tile.n >= columns
+                assert each * (shares - 1) < tiles <= each * shares
+                assert shares >= min(tiles, grid)
+                assert (runs[f.RUNS] - 1) * shares >= grid or runs[f.RUNS] == substrate.MOST_RUNS
+            assert runs[f.RUN_STEP] >= tile.m * runs[f.RUN_PITCH] >= tile.m * ffn

@@ -116,7 +116,7 @@ def test_tables_of_the_state_do_not_overlap(shape, workers):
         assert end <= start
     assert taken[-1][1] <= s.words
     assert set(s.starts) == set(range(f.T_TO, f.SLOT_OF)) - {f.T_COMMAND_STEP}, "a table of the job without a place"
-    assert s.command_words >= f.C_LISTS + 192 * (2 + f.PART_WORDS)
+    assert s.command_words >= f.C_LISTS + 192 * (f.LISTS + f.PART_WORDS)
 
 
 def plain(function: Any) -> Any:

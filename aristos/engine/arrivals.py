@@ -9,7 +9,7 @@ from ..compile import jit
 from . import fields as f
 from .layout import announcement_from, record_from, return_record_from, word_from
 from .lock import acquire, unlock
-from .returns import finish_record, returns_due, rows_are_back
+from .returns import finish_record, note_back, returns_due
 
 
 @jit
@@ -81,15 +81,16 @@ def read_record(job, st, source):
 
 
 @jit
-def read_returns(job, st, owner):
-    """Take in the tiles that `owner` has returned; True if there were any."""
+def read_returns(job, st, worker, owner):
+    """Take in the tiles that `owner` has returned, as many as the worker can note; True if there were any."""
+    c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
     seen = st[job[f.T_SEEN_TILES] + owner]
     tail = mem.load_acquire(word_from(job, st, owner, f.RETURN_TAIL))
     # an owner in the second half of an exchange may be ahead: what it says there is for this rank's second half
-    tail = min(tail, seen + returns_due(job, st, owner))
+    tail = min(tail, seen + min(returns_due(job, st, owner), f.BACK_MOST - st[c + f.C_BACK]))
     for tile in range(seen, tail):
         a = return_record_from(job, st, owner, tile)
-        rows_are_back(job, st, mem.load(a), mem.load(a + 8))
+        note_back(st, c, mem.load(a), mem.load(a + 8))
         if mem.load(a + 16) != f.OK:
             st[job[f.T_STATUS] + owner] = mem.load(a + 16)
     st[job[f.T_SEEN_TILES] + owner] = tail
@@ -97,7 +98,7 @@ def read_returns(job, st, owner):
 
 
 @jit
-def absorb(job, st):
+def absorb(job, st, worker):
     """Read what has arrived from everybody; True if anything had."""
     me, world = job[f.RANK], job[f.WORLD]
     anything = False
@@ -111,7 +112,7 @@ def absorb(job, st):
             while st[job[f.T_LEFT] + p] > 0 and st[job[f.T_READ_TILES] + p] < tail:
                 read_record(job, st, p)
                 anything = True
-        if returns_due(job, st, p) > 0 and read_returns(job, st, p):
+        if returns_due(job, st, p) > 0 and read_returns(job, st, worker, p):
             anything = True
     return anything
 

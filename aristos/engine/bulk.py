@@ -77,7 +77,7 @@ def run_experts(job, st, worker, order, ends, received, results, next_row):
             st[c + f.C_LISTS + i] = received + job[f.RETURN_STRIDE] * order[first + i]
             st[c + f.C_LISTS + job[f.BATCH] + i] = results + job[f.RETURN_STRIDE] * order[first + i]
         start = mem.clock()
-        experts.execute(job, st, worker)
+        experts.compute(job, st, worker)
         st[job[f.T_COUNTERS] + f.COUNTER_WORDS * worker + f.N_EXPERT] += mem.clock() - start
 
 
@@ -85,9 +85,10 @@ def run_experts(job, st, worker, order, ends, received, results, next_row):
 def all_back(job, st):
     """Every block may be combined: all rows are back."""
     tokens = job[f.TOKENS] if st[f.STATUS] == f.OK else 0
-    st[f.READY_COUNT] = (tokens + f.TOKEN_BLOCK - 1) // f.TOKEN_BLOCK
-    for b in range(st[f.READY_COUNT]):
-        st[job[f.T_READY] + b] = b
+    blocks = (tokens + f.TOKEN_BLOCK - 1) // f.TOKEN_BLOCK
+    for b in range(blocks):
+        st[job[f.T_READY] + b] = 1 + b
+    st[f.READY_NEXT] = 0
 
 
 @jit

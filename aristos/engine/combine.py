@@ -5,16 +5,18 @@ from ..compile import jit
 from ..kernels.cpu.tokens import combine_token
 from . import fields as f
 from .layout import row_back
+from .returns import state_word
 
 
 @jit
 def claim(job, st, worker):
     """Claim a block of tokens that misses no row; False if there is none. (Decide, under the lock.)"""
-    if st[f.READY_COUNT] == 0:
+    ready = mem.load_acquire(state_word(job, job[f.T_READY] + st[f.READY_NEXT]))
+    if ready == 0:
         return False
-    st[f.READY_COUNT] -= 1
+    st[f.READY_NEXT] += 1
     c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
-    first = st[job[f.T_READY] + st[f.READY_COUNT]] * f.TOKEN_BLOCK
+    first = (ready - 1) * f.TOKEN_BLOCK
     st[c + f.C_KIND] = f.COMBINE
     st[c + f.C_A] = first
     st[c + f.C_ROWS] = min(f.TOKEN_BLOCK, job[f.TOKENS] - first)

@@ -10,7 +10,7 @@ from .. import wire as mpi
 from ..compile import jit
 from . import fields as f
 from .layout import announcement_from, return_row
-from .returns import post_return, rows_are_back
+from .returns import count_back, post_return
 
 
 @jit
@@ -78,7 +78,7 @@ def give_back(job, st, counts, source, out, status):
         mpi.flush(job[f.WIRE], source)
         mpi.leave(job[f.WIRE])
     if source == job[f.RANK]:
-        rows_are_back(job, st, first, packed - first)
+        count_back(job, st, first, packed - first)
     else:
         post_return(job, st, source, first, packed - first, status, f.UNSTAGED)
 

@@ -10,7 +10,7 @@ from ..kernels.cpu.expert import expert_rows
 from . import fields as f
 from . import team
 from .layout import index_from, return_row, ring_row_from, staged_row
-from .returns import finish_record, rows_are_back
+from .returns import finish_record, note_back
 
 GROUP = 6  # rows the micro-kernel likes to have together
 
@@ -77,14 +77,8 @@ def output_row(job, st, source, i, rows, packed):
 
 
 @jit
-def output_step(job):
-    """Bytes from one output row to the next."""
-    return job[f.ROW_BYTES] if job[f.MODE] == f.MODE_DISPATCH else job[f.RETURN_STRIDE]
-
-
-@jit
-def take_own(job, st, c, expert, have, room):
-    """Append up to `room` of this rank's own rows, read in place from x; returns how many."""
+def take_own(job, st, c, expert, room):
+    """Add up to `room` of this rank's own rows, which are read in place from x; returns how many."""
     me = job[f.RANK]
     i = me * job[f.MAX_LOCAL] + expert
     rows = min(room, st[job[f.T_PENDING] + i])
@@ -92,28 +86,21 @@ def take_own(job, st, c, expert, have, room):
         return 0
     packed = st[job[f.T_NEXT] + i]
     y = output_row(job, st, me, i, rows, packed)
-    for j in range(rows):
-        st[c + f.C_LISTS + have + j] = job[f.X] + job[f.X_STRIDE] * st[job[f.T_TOKEN] + packed + j]
-        st[c + f.C_LISTS + job[f.BATCH] + have + j] = y + output_step(job) * j
     st[job[f.T_NEXT] + i] = packed + rows
     st[job[f.T_PENDING] + i] -= rows
-    add_part(job, st, c, me, packed, rows)
+    add_part(job, st, c, me, packed, rows, packed, y)
     return rows
 
 
 @jit
-def take_remote(job, st, c, source, expert, have, room):
-    """Append up to `room` rows from the front tile of `source` for `expert`, read in place from the ring."""
+def take_remote(job, st, c, source, expert, room):
+    """Add up to `room` rows from the front tile of `source` for `expert`, which are read in place from the ring."""
     i = source * job[f.MAX_LOCAL] + expert
     tile, taken = st[job[f.T_NEXT] + i], st[job[f.T_TAKEN] + i]
     r = job[f.T_RECORD] + f.RECORD_WORDS * (source * job[f.SLOTS] + tile % job[f.SLOTS])
     rows = min(room, st[r + f.R_ROWS] - taken)
     first = st[r + f.R_ROW] + taken
     y = output_row(job, st, source, i, rows, st[r + f.R_PACKED] + taken)
-    if st[job[f.T_FAR] + source] != 0:
-        list_far(job, st, c, source, first, have, rows, y)
-    else:
-        list_near(job, st, c, source, first, have, rows, y)
     if taken + rows == st[r + f.R_ROWS]:
         st[job[f.T_NEXT] + i] = st[r + f.R_NEXT]
         st[job[f.T_TAKEN] + i] = 0
@@ -121,43 +108,48 @@ def take_remote(job, st, c, source, expert, have, room):
         st[job[f.T_TAKEN] + i] = taken + rows
     st[job[f.T_PENDING] + i] -= rows
     st[job[f.T_EXPERT_REMOTE] + expert] -= rows
-    add_part(job, st, c, source, tile, rows)
+    add_part(job, st, c, source, tile, rows, first, y)
     return rows
 
 
 @jit
-def list_near(job, st, c, source, first, have, rows, y):
-    """Rows first.. of a near source's ring, outputs at y and on."""
-    ring = job[f.RING_ROWS]
-    x = ring_row_from(job, st, source, first)
-    to_wrap = ring - first % ring
-    for j in range(rows):
-        if j == to_wrap:
-            x -= job[f.STRIDE] * ring
-        st[c + f.C_LISTS + have + j] = x + job[f.STRIDE] * j
-        st[c + f.C_LISTS + job[f.BATCH] + have + j] = y + output_step(job) * j
+def part_at(job, c, i):
+    """Where part i of a command starts in the state: behind its lists."""
+    return c + f.C_LISTS + f.LISTS * job[f.BATCH] + f.PART_WORDS * i
 
 
 @jit
-def list_far(job, st, c, source, first, have, rows, y):
-    """Pairs first.. of a far source: rows by its index, outputs staged; or copied to y and on in an exchange."""
-    for j in range(rows):
-        row = mem.load(index_from(job, st, source, first + j))
-        out = y + output_step(job) * j
-        if job[f.MODE] == f.MODE_LAYER:
-            out = staged_row(job, st, source, first + j)
-        st[c + f.C_LISTS + have + j] = ring_row_from(job, st, source, row)
-        st[c + f.C_LISTS + job[f.BATCH] + have + j] = out
-
-
-@jit
-def add_part(job, st, c, source, where, rows):
-    """Note whose rows these are: {source, tile number or, for own rows, first packed row, rows}."""
-    part = c + f.C_LISTS + 2 * job[f.BATCH] + f.PART_WORDS * st[c + f.C_PARTS]
+def add_part(job, st, c, source, where, rows, first, y):
+    """Note whose rows these are, where they are read from, and where their outputs begin: see PART_WORDS."""
+    part = part_at(job, c, st[c + f.C_PARTS])
     st[part] = source
     st[part + 1] = where
     st[part + 2] = rows
+    st[part + 3] = first
+    st[part + 4] = y
     st[c + f.C_PARTS] += 1
+
+
+@jit
+def list_rows(job, st, c):
+    """The addresses of a command's rows and of their outputs, from its parts: all threads of the worker together."""
+    step = job[f.ROW_BYTES] if job[f.MODE] == f.MODE_DISPATCH else job[f.RETURN_STRIDE]
+    have = c + f.C_LISTS
+    for i in range(st[c + f.C_PARTS]):
+        part = part_at(job, c, i)
+        source, rows, first, y = st[part], st[part + 2], st[part + 3], st[part + 4]
+        far = st[job[f.T_FAR] + source] != 0
+        staged = far and job[f.MODE] == f.MODE_LAYER
+        for j in range(mem.thread(), rows, mem.threads()):
+            if source == job[f.RANK]:
+                x = job[f.X] + job[f.X_STRIDE] * st[job[f.T_TOKEN] + first + j]
+            elif far:  # pairs, whose rows its index tells, and whose outputs wait to be put
+                x = ring_row_from(job, st, source, mem.load(index_from(job, st, source, first + j)))
+            else:
+                x = ring_row_from(job, st, source, first + j)
+            st[have + j] = x
+            st[have + job[f.BATCH] + j] = staged_row(job, st, source, first + j) if staged else y + step * j
+        have += rows
 
 
 @jit
@@ -171,8 +163,8 @@ def gather(job, st, c, expert, target):
     for i in range(1, world):
         source = (me + i) % world
         while have < target and st[job[f.T_PENDING] + source * job[f.MAX_LOCAL] + expert] > 0:
-            have += take_remote(job, st, c, source, expert, have, target - have)
-    have += take_own(job, st, c, expert, have, target - have)
+            have += take_remote(job, st, c, source, expert, target - have)
+    have += take_own(job, st, c, expert, target - have)
     st[c + f.C_ROWS] = have
     st[job[f.T_EXPERT_PENDING] + expert] -= have
     st[f.NEXT_EXPERT] = expert
@@ -180,18 +172,25 @@ def gather(job, st, c, expert, target):
 
 @jit
 def claim(job, st, worker):
-    """Claim rows of one expert; the kind of command, IDLE if none should run now. (Decide, under the lock.)"""
+    """Claim rows of one expert, or a share of a run; the kind of command, IDLE if none should run now.
+
+    A run that is to be shared comes before shares: its rows are listed while others have those. (Under the lock.)
+    """
     if job[f.MODE] == f.MODE_DISPATCH and st[f.TARGETS_SET] == 0:
         return f.IDLE  # where rows are copied to is known when every announcement is read
     expert, active = choose(job, st)
-    if expert < 0:
-        return f.IDLE
-    rows = st[job[f.T_EXPERT_PENDING] + expert]
-    if team.wanted(job, st, rows, active):
-        gather(job, st, team.command(job), expert, rows)
-        team.open_run(st)
-        team.claim(job, st, worker)
+    rows = st[job[f.T_EXPERT_PENDING] + expert] if expert >= 0 else 0
+    shared = rows > 0 and team.wanted(job, rows, active)
+    if shared:
+        slot = team.free_slot(job, st)
+        if slot >= 0:
+            gather(job, st, team.command(job, slot), expert, team.run_rows(job, rows))
+            team.claim(job, st, worker, slot)
+            return f.LIST
+    if team.take(job, st, worker):
         return f.TEAM
+    if rows == 0 or (shared and job[f.ALL_SHARED] != 0):
+        return f.IDLE
     c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
     gather(job, st, c, expert, batch_rows(job, rows, active))
     return f.EXPERT
@@ -200,6 +199,13 @@ def claim(job, st, worker):
 @jit
 def execute(job, st, worker):
     """Run the expert on the claimed rows, its outputs going straight into the sources' return rows."""
+    list_rows(job, st, job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker)
+    compute(job, st, worker)
+
+
+@jit
+def compute(job, st, worker):
+    """Run the expert on the rows that are listed, or copy them in an exchange."""
     c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
     lists = st.ctypes.data + 8 * (c + f.C_LISTS)
     if job[f.MODE] == f.MODE_LAYER:
@@ -220,15 +226,19 @@ def execute(job, st, worker):
 
 
 @jit
-def finish(job, st, c):
-    """The rows of a command have had their reader: return and free what is complete. (Under the lock.)"""
+def finish(job, st, worker, c):
+    """The rows of a command have had their reader: return and free what is complete; own rows are back.
+
+    (Under the lock.) worker: who notes those, at most one piece of them.
+    """
+    back = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
     for i in range(st[c + f.C_PARTS]):
-        part = c + f.C_LISTS + 2 * job[f.BATCH] + f.PART_WORDS * i
+        part = part_at(job, c, i)
         source, where, rows = st[part], st[part + 1], st[part + 2]
         if source == job[f.RANK]:
             st[f.OWED] -= rows
             if job[f.MODE] == f.MODE_LAYER:
-                rows_are_back(job, st, where, rows)
+                note_back(st, back, where, rows)
         else:
             finish_record(job, st, source, where, rows)
 
@@ -236,11 +246,20 @@ def finish(job, st, c):
 @jit
 def publish(job, st, worker):
     """The claimed rows are computed. (Under the lock.)"""
-    finish(job, st, job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker)
+    finish(job, st, worker, job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker)
 
 
 @jit
-def publish_team(job, st):
-    """A share of the team's run is done; the last one finishes the run. (Under the lock.)"""
-    if team.share_done(job, st):
-        finish(job, st, team.command(job))
+def list_run(job, st, worker):
+    """List the rows of the shared run that this worker has claimed: all its threads together."""
+    slot = st[job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker + f.C_RUN]
+    list_rows(job, st, team.command(job, slot))
+    team.list_hidden(job, st, slot)
+
+
+@jit
+def publish_run(job, st, worker):
+    """All shares of a run are done: finish it, free its slot. (Under the lock.)"""
+    slot = st[job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker + f.C_RUN]
+    finish(job, st, worker, team.command(job, slot))
+    team.free(job, st, slot)

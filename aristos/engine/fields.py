@@ -12,17 +12,19 @@ same few arguments on every substrate.
     STATUS_IN, ROUTED, SCORE, RENORMALIZE, SCALE, ACTIVATION, MODE, EVENTS_MAX, SPINS, YIELDS,
     STRIDE, RETURN_STRIDE, RING_ROWS, SLOTS, TILE, BATCH, RUN_ROWS, MERGE_ROWS, PATIENCE, PAUSE_NS, FAR, FAR_BLOCK,
     PACKED, TIMEOUT_NS,
-) = range(38)  # fmt: skip
+    RUNS, TEAM_ROWS, UP_SHARES, DOWN_SHARES,  # runs that workers share: how many at once, rows, shares of each half
+    ALL_SHARED,  # are all runs, or only those that are too small for all workers?
+) = range(43)  # fmt: skip
 
 # ---- the job: addresses
 (
     X, X_STRIDE, Y, IDS, WEIGHTS, ROUTER, ROUTER_PANELS, UP, GATE, DOWN, UP_BIAS, GATE_BIAS, DOWN_BIAS,
     UP_STEP, DOWN_STEP, UP_BIAS_STEP, DOWN_BIAS_STEP, SCRATCH, SCRATCH_STEP, ALL_WORKERS, LOCK, EVENTS, OUT_ROWS, WIRE,
-    STATE,
-) = range(38, 63)  # fmt: skip
+    STATE, RUN_STEP, RUN_PITCH,  # bytes between the hidden activations of two shared runs, and of two of their rows
+) = range(43, 70)  # fmt: skip
 
 # ---- the job: offsets in a pair's region (see layout.py)
-P_ANNOUNCE, P_ANNOUNCE_STEP, P_RECORDS, P_RETURN_RECORDS, P_RING, P_INDEX, P_CODED = range(63, 70)
+P_ANNOUNCE, P_ANNOUNCE_STEP, P_RECORDS, P_RETURN_RECORDS, P_RING, P_INDEX, P_CODED = range(70, 77)
 
 # ---- the job: where a table of the state starts
 (
@@ -32,28 +34,41 @@ P_ANNOUNCE, P_ANNOUNCE_STEP, P_RECORDS, P_RETURN_RECORDS, P_RING, P_INDEX, P_COD
     T_OPEN_TILES, T_OPEN_RETURNED, T_OPEN_CREDIT, T_OPEN_BYTES, T_RETURNED, T_RECORD, T_COUNT, T_SLOT_FROM,
     T_SLOT_TO, T_SLOT_PAIR, T_OFFSET, T_TOKEN, T_POSITION, T_CURSOR, T_BUSY, T_ANNOUNCED, T_LEFT, T_FIRST,
     T_EXCHANGES, T_STATUS, T_NEXT, T_LATEST, T_TAKEN, T_PENDING, T_SOURCE_END, T_TARGET, T_EXPERT_PENDING,
-    T_EXPERT_REMOTE, T_EXPERT_COMING, T_BLOCK_LEFT, T_READY, T_COMMAND, T_COMMAND_STEP, T_COUNTERS, T_PEER_WAIT,
+    T_EXPERT_REMOTE, T_EXPERT_COMING, T_BLOCK_LEFT, T_READY, T_RUN, T_COMMAND, T_COMMAND_STEP, T_COUNTERS,
+    T_PEER_WAIT,
     T_ROWS_TO, T_TILES_TO, T_ROWS_FROM, T_MOVED_TO, SLOT_OF, SLOT_START, JOB_WORDS,
-) = range(70, 139)  # fmt: skip
+) = range(77, 147)  # fmt: skip
 
 # ---- the state: single words
 (
-    PHASE, ROUTE_NEXT, ROUTE_DONE, STATUS, UNREAD, OWED, BLOCKS_LEFT, READY_COUNT, NEXT_DEST, NEXT_EXPERT,
-    PROGRESS, FAILED, IDLE_SWEEPS, HEARTBEAT, UNSENT, TARGETS_SET, TEAM_OPEN, TEAM_STAGE, TEAM_NEXT, TEAM_DONE,
-    CALLS, ORIGIN, WAIT_SINCE, WAIT_DONE, WAIT_PEER, WAIT_EPOCH, WAIT_PHASE, STATE_WORDS,
-) = range(28)  # fmt: skip
+    PHASE, ROUTE_NEXT, ROUTE_DONE, STATUS, UNREAD, OWED, BLOCKS_LEFT, READY_NEXT, NEXT_DEST, NEXT_EXPERT,
+    PROGRESS, FAILED, IDLE_SWEEPS, HEARTBEAT, UNSENT, TARGETS_SET, RUNS_TAKEN,
+    READY_COUNT,  # atomic: blocks of tokens that have been queued in T_READY
+    RUNS_OPENED,  # atomic: halves of shared runs that have been opened, as long as the engine lives
+    CALLS, ORIGIN,  # calls begun, and whose failure ended them, where the host does not count
+    WAIT_SINCE, WAIT_DONE, WAIT_PEER, WAIT_EPOCH, WAIT_PHASE,  # see patience.py
+    STATE_WORDS,
+) = range(27)  # fmt: skip
 
-# ---- stages of a run that workers share
+# ---- a run that workers share: see team.py. NEXT, LIMIT and DONE are atomic, each on a line of its own
+RUN_WORDS = 32
+RUN_NEXT, RUN_LIMIT, RUN_BASE, RUN_DONE, RUN_TAKEN = 0, 8, 9, 16, 24
 STAGE_UP, STAGE_DOWN = range(2)
 
 # ---- phases of a call
 PHASE_ROUTE, PHASE_PACKING, PHASE_RUN, PHASE_DONE = range(4)
 
-# ---- a worker's command: kind, arguments, rows, number of parts, whom it waits for when idle; then its lists: row
-# addresses, output addresses and parts
-C_KIND, C_A, C_B, C_C, C_ROWS, C_PARTS, C_PEER, C_LISTS = range(8)
-IDLE, ROUTE, PACK, DISPATCH, EXPERT, COMBINE, FINISH, FAIL, SIZED, TEAM, BLOCK, POST = range(12)
-PART_WORDS = 3  # source, record or first packed row, rows
+# ---- a worker's command: kind, arguments, rows, number of parts, whom it waits for when idle, the shared run it works
+# at, shares it has taken, what RUNS_OPENED was when it last found none; own packed rows that are back and not counted:
+# how many pieces, then {first, rows} of each; then its lists and its parts
+C_KIND, C_A, C_B, C_C, C_ROWS, C_PARTS, C_PEER, C_RUN, C_SHARES, C_OPENED, C_BACK = range(11)
+BACK_MOST = 16  # pieces: a command adds one at most, a decision as many as there is room for
+C_LISTS = C_BACK + 1 + 2 * BACK_MOST
+IDLE, ROUTE, PACK, DISPATCH, EXPERT, COMBINE, FINISH, FAIL, SIZED, TEAM, BLOCK, POST, SETTLE, LIST = range(14)
+LISTS = 3  # lists of BATCH addresses: rows, outputs, hidden activations of a shared run
+# a part of a run: source, its tile's number or the first packed row, rows, the first one's number in the stream of the
+# source (own rows: packed row), where the first output goes
+PART_WORDS = 5
 
 # ---- a record as the owner keeps it
 RECORD_WORDS = 6

@@ -161,14 +161,14 @@ def ring_rows(world: int, stride: int, most: int) -> int:
 
 
 class StateLayout:
-    """Where each table of the state starts, and how long the state is."""
+    """Where each table of the state starts, and how long the state is. runs: that workers may share at once."""
 
-    def __init__(self, s: Shape, workers: int, batch: int) -> None:
+    def __init__(self, s: Shape, workers: int, batch: int, runs: int = 1) -> None:
         rows = s.return_rows
         blocks = -(-s.max_tokens // f.TOKEN_BLOCK) + 1
         pairs = s.world * s.max_local
         # a combine command lists the rows of its tokens' choices
-        lists = max(batch * (2 + f.PART_WORDS), min(f.TOKEN_BLOCK, s.max_tokens) * s.top_k)
+        lists = max(batch * (f.LISTS + f.PART_WORDS), min(f.TOKEN_BLOCK, s.max_tokens) * s.top_k)
         self.command_words = -(-(f.C_LISTS + lists) // 8) * 8
         self.sizes = {
             **dict.fromkeys(range(f.T_TO, f.T_RETURNED + 1), s.world),
@@ -183,7 +183,8 @@ class StateLayout:
             **dict.fromkeys(range(f.T_EXPERT_PENDING, f.T_EXPERT_COMING + 1), s.max_local),
             f.T_BLOCK_LEFT: blocks,
             f.T_READY: blocks,
-            f.T_COMMAND: (workers + 1) * self.command_words,
+            f.T_RUN: runs * f.RUN_WORDS,
+            f.T_COMMAND: (workers + runs) * self.command_words,
             f.T_COUNTERS: workers * f.COUNTER_WORDS,
             **dict.fromkeys(range(f.T_PEER_WAIT, f.T_MOVED_TO + 1), s.world),
         }

@@ -26,15 +26,16 @@ def begin(job, st):
         st[f.ROUTE_NEXT] = 0
         st[f.ROUTE_DONE] = 0
         st[f.STATUS] = job[f.STATUS_IN]
-        st[f.READY_COUNT] = 0
         st[f.IDLE_SWEEPS] = 0
         st[f.TARGETS_SET] = 0
-        st[f.TEAM_OPEN] = 0
     for i in range(job[f.T_COUNTERS] + thread, job[f.T_COUNTERS] + job[f.ALL_WORKERS] * f.COUNTER_WORDS, threads):
         st[i] = 0
     for worker in range(thread, job[f.ALL_WORKERS], threads):
-        st[job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker + f.C_KIND] = f.ROUTE
-        st[job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker + f.C_PEER] = job[f.RANK]
+        c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
+        st[c + f.C_KIND] = f.ROUTE
+        st[c + f.C_PEER] = job[f.RANK]
+        st[c + f.C_RUN] = 0
+        st[c + f.C_BACK] = 0
     for p in range(thread, job[f.WORLD], threads):
         st[job[f.T_PEER_WAIT] + p] = 0
         st[job[f.T_ROWS_TO] + p] = 0
@@ -77,7 +78,7 @@ def sort(job, st, tokens):
 
 @jit
 def set_blocks(job, st, tokens):
-    """Count the rows each block of tokens waits for; blocks without any are ready to combine."""
+    """Count the rows each block of tokens waits for; the queue of blocks to combine holds those that wait for none."""
     k, position = job[f.TOP_K], job[f.T_POSITION]
     blocks = (tokens + f.TOKEN_BLOCK - 1) // f.TOKEN_BLOCK
     for b in range(mem.thread(), blocks, mem.threads()):
@@ -85,14 +86,19 @@ def set_blocks(job, st, tokens):
         for i in range(b * f.TOKEN_BLOCK * k, min((b + 1) * f.TOKEN_BLOCK, tokens) * k):
             left += st[position + i] >= 0
         st[job[f.T_BLOCK_LEFT] + b] = left
+        st[job[f.T_READY] + b] = 0
     mem.together()
     if mem.thread() != 0:
         return
+    st[job[f.T_READY] + blocks] = 0  # nothing ever is behind the last one
     st[f.BLOCKS_LEFT] = blocks
+    ready = 0
     for b in range(blocks):
         if st[job[f.T_BLOCK_LEFT] + b] == 0:
-            st[job[f.T_READY] + st[f.READY_COUNT]] = b
-            st[f.READY_COUNT] += 1
+            st[job[f.T_READY] + ready] = 1 + b
+            ready += 1
+    st[f.READY_COUNT] = ready
+    st[f.READY_NEXT] = 0
 
 
 @jit

@@ -1,12 +1,13 @@
 """Step `return`, its publishing half: computed rows get a record at their source, ring rows become credit.
 
-The output rows themselves were written by the expert kernel, straight into the source's return rows.
+The output rows themselves were written by the expert kernel, straight into the source's return rows. There they are
+counted, so that a block of tokens that misses none can be combined.
 """
 
 from .. import memory as mem
 from ..compile import jit
 from . import fields as f
-from .layout import return_record_to, word_to
+from .layout import WORD, return_record_to, word_to
 
 
 @jit
@@ -63,13 +64,51 @@ def finish_record(job, st, source, tile, rows):
         free_rows(job, st, source)
 
 
+# ---- own rows that have come back: noted under the lock, counted outside it
+
+
 @jit
-def rows_are_back(job, st, packed, rows):
-    """Own packed rows packed..packed+rows have come back: blocks of tokens that miss nothing are ready to combine."""
-    for p in range(packed, packed + rows):
+def state_word(job, i):
+    """Address of a word of the state: what workers share without the rank's lock they touch by address, atomically."""
+    return job[f.STATE] + WORD * i
+
+
+@jit
+def note_back(st, c, packed, rows):
+    """Own packed rows packed..packed+rows have come back: note it in a worker's command, which has room."""
+    if rows == 0:
+        return
+    piece = c + f.C_BACK + 1 + 2 * st[c + f.C_BACK]
+    st[piece] = packed
+    st[piece + 1] = rows
+    st[c + f.C_BACK] += 1
+
+
+@jit
+def count_back(job, st, packed, rows):
+    """Count own packed rows as back: all threads of a worker together. Blocks that miss no row are queued to combine.
+
+    Who counts a block's last row knows of all that were counted before, and who takes the block knows what that one
+    knew.
+    """
+    for p in range(packed + mem.thread(), packed + rows, mem.threads()):
         b = st[job[f.T_TOKEN] + p] // f.TOKEN_BLOCK
-        left = st[job[f.T_BLOCK_LEFT] + b] - 1
-        st[job[f.T_BLOCK_LEFT] + b] = left
-        if left == 0:
-            st[job[f.T_READY] + st[f.READY_COUNT]] = b
-            st[f.READY_COUNT] += 1
+        if mem.fetch_add(state_word(job, job[f.T_BLOCK_LEFT] + b), -1) == 1:
+            place = mem.fetch_add(state_word(job, f.READY_COUNT), 1)
+            mem.store_release(state_word(job, job[f.T_READY] + place), 1 + b)
+
+
+@jit
+def settle(job, st, worker):
+    """Count what this worker has noted: all its threads, outside the lock; after it has decided and published."""
+    c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
+    pieces = st[c + f.C_BACK]
+    mem.together()  # nobody notes more before all have read how many there are
+    if pieces == 0:
+        return
+    for i in range(pieces):
+        piece = c + f.C_BACK + 1 + 2 * i
+        count_back(job, st, st[piece], st[piece + 1])
+    mem.together()
+    if mem.thread() == 0:
+        st[c + f.C_BACK] = 0

@@ -39,15 +39,13 @@ def next_command(job, st, worker):
         return f.IDLE
     if st[f.PHASE] == f.PHASE_DONE:
         return f.FINISH
-    if arrivals.absorb(job, st):
+    if arrivals.absorb(job, st, worker):
         st[f.IDLE_SWEEPS] = 0
     kind = dispatch.claim(job, st, worker)
     if kind != f.IDLE:
         return kind
     if job[f.MODE] == f.MODE_DISPATCH and st[f.UNREAD] == 0 and st[f.TARGETS_SET] == 0:
         return f.SIZED
-    if team.claim(job, st, worker):
-        return f.TEAM
     kind = experts.claim(job, st, worker)
     if kind != f.IDLE:
         return kind
@@ -70,11 +68,24 @@ def next_command(job, st, worker):
 
 @jit
 def decide(job, st, worker):
-    """Claim a command for this worker; idle if another worker is deciding just now."""
+    """Claim a command for this worker; idle if another worker is deciding just now.
+
+    Shares of runs are taken without the lock, and by many workers before they try it. Nobody starves by that: the
+    workers try in turns (`team.share_first`), and whoever does looks after peers, tokens and new runs, or finds that
+    another one does so just now. A rank that has failed opens no more runs: soon its workers have no shares, and learn
+    it under the lock.
+
+    SETTLE has nothing to do but `returns.settle`, which follows every decision: then there may be more to find.
+    """
+    c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
+    if team.share_first(job, st, worker) and team.take(job, st, worker):
+        return f.TEAM
     if not lock(job):
-        return f.IDLE
+        return f.TEAM if team.take(job, st, worker) else f.IDLE
     kind = next_command(job, st, worker)
-    st[job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker + f.C_KIND] = kind
+    if kind == f.IDLE and st[c + f.C_BACK] != 0:
+        kind = f.SETTLE
+    st[c + f.C_KIND] = kind
     unlock(job)
     return kind
 
@@ -96,11 +107,20 @@ def execute(job, st, worker, kind):
         packing.execute(job, st)
     elif kind == f.TEAM:
         team.execute(job, st, worker)
+    elif kind == f.LIST:
+        experts.list_run(job, st, worker)
 
 
 @jit
 def publish(job, st, worker, kind):
     """Say that it was done."""
+    if kind in (f.LIST, f.TEAM):
+        slot = st[job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker + f.C_RUN]
+        if kind == f.LIST:
+            team.open_run(job, st, slot)
+            return
+        if not team.share_done(job, st, slot):
+            return
     acquire(job)
     if kind == f.EXPERT:
         experts.publish(job, st, worker)
@@ -115,7 +135,7 @@ def publish(job, st, worker, kind):
     elif kind == f.PACK:
         st[f.PHASE] = f.PHASE_RUN
     elif kind == f.TEAM:
-        experts.publish_team(job, st)
+        experts.publish_run(job, st, worker)
     st[f.PROGRESS] += 1
     st[f.IDLE_SWEEPS] = 0
     unlock(job)

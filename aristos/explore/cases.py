@@ -53,6 +53,8 @@ class Case:
     top_k: int = 1
     max_tokens: int = 3
     workers: int = 1
+    runs: int = 1  # that workers may share at once
+    all_shared: bool = False  # every run is shared, as on GPUs
     tile: int = 2
     run: int = 4  # rows that are too many for one run
     group: int = 6  # rows that a run has a multiple of: 1 cuts tiles in two
@@ -90,7 +92,8 @@ class Case:
         """In a few words."""
         words = [
             f"{self.ranks} ranks on nodes {list(self.node_of)}",
-            f"{self.workers} worker{'s'[: self.workers > 1]} each",
+            f"{self.workers} worker{'s'[: self.workers > 1]} each, {self.runs} shared runs"
+            + (" and no others" if self.all_shared else ""),
             f"experts at {list(self.placement)}",
             f"rings of {self.rows}, tiles of {self.tile}",
             f"top-{self.top_k}",
@@ -163,6 +166,9 @@ def draw(seed: int, asked: Asked) -> Case:
         delays=rng.random() < 0.5,
         meets=rng.random() < 0.5,
     )
+    more = random.Random(f"{seed} shared runs")
+    workers = case.workers if case.workers == 1 else more.choice((2, 2, 3, 4))
+    case = replace(case, workers=workers, runs=more.choice((1, 2, 3)), all_shared=more.random() < 0.4)
     case = replace(case, **dict(asked.fixed))
     count = asked.calls or rng.randint(1, 5)
     rounds = [_round(case, rng, asked) for _ in range(count)]

@@ -20,7 +20,7 @@ from .checks import Checks
 from .memory_model import CHANGE, Memory
 from .network import Network
 from .places import LOCK, OUTBOX, PRIVATE, WIRE, private
-from .rank import BATCH, Rank
+from .rank import Rank
 from .regions import Regions
 from .replaced import replaced
 from .scheduler import Actor, Scheduler, Strategy
@@ -31,7 +31,7 @@ ROUNDS_OF_TIME = 60  # how often time may pass because nobody can go on
 LOST = ("failing", "failed", "gone")  # stages of a rank
 PASSING = 130  # seconds that pass then: more than a timeout
 LATEST = 2 * OVERDUE * PASSING  # by then whoever waits for a lost rank has given up: they pass in half a run's steps
-BLIND = 100  # sweeps in vain, each the one that looks for poison too, that an actor may make without having looked
+BLIND = 50  # sweeps in vain, each the one that looks for poison too, that an actor may make without having looked
 PATIENT = 4_000  # visible operations that a run may take for each row and rank, and as many again for each call
 
 
@@ -116,7 +116,7 @@ class Machine:
             (combine, "combine_token"): combine_token,
             (f, "TOKEN_BLOCK"): TOKEN_BLOCK,
             (experts, "GROUP"): self.case.group,
-            (team, "MOST_ROWS"): BATCH,
+            (team, "SHARES_A_LOOK"): 2,
             (runtime, "load_acquire"): self.memory.load_acquire,
             (runtime, "time"): SimpleNamespace(monotonic=self.monotonic),
         }

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .places import AREA, DESCRIPTORS, FIRST, LOCK, PRIVATE, SCRATCH, STATE
 from .regions import CODED, OUT_OF_BOUNDS, RETURNS, RING, WORD, Regions
 from .scheduler import LOAD, STORE, UPDATE, Scheduler
+from .state import State
 from .violation import Race, RingError, SecondWriter, WrongResult
 
 if TYPE_CHECKING:
     from .network import Network
-    from .state import State
 
 Clock = tuple[int, ...]
 PRIVATE_BITS = PRIVATE << 38
@@ -218,14 +218,35 @@ class Memory:
 
     # ---- atomics
 
+    def state_of(self, at: int) -> tuple[State, int] | None:
+        """The state that an address is in, and which word of it that is."""
+        if at & PRIVATE_BITS == PRIVATE_BITS and at >> 34 & 15 == STATE:
+            return self.states[(at - FIRST) >> 40], (at & (AREA - 1)) >> 3
+        return None
+
+    def latest(self, at: int) -> int:
+        """What a word holds, whoever may see it."""
+        word = self.state_of(at)
+        return self.value.get(at, 0) if word is None else list.__getitem__(*word)
+
+    def forget_order(self, at: int) -> None:
+        """A word of a state is written plainly: what was released there is gone."""
+        self.released.pop(at, None)
+        if self.history.pop(at, None) is not None:
+            for actor in range(len(self.clocks)):
+                self.oldest.pop((actor, at), None)
+
     def load_acquire(self, at: int) -> int:
+        word = self.state_of(at)
+        if word is not None and not word[0].shared:
+            return word[0].load(word[1])
         if at not in self.local:
             self.sched.switch(LOAD, at)
         actor = self.sched.me
         me = actor.number
         self._check_acquire(at, "acquires")
         release = self._visible(at, me) if self.delays and at in self.history else self.released.get(at)
-        value = self.value.get(at, 0)
+        value = self.latest(at)
         if release is not None:
             self.join(release.clock)
             value = release.value
@@ -246,6 +267,10 @@ class Memory:
         return history[last - back]
 
     def store_release(self, at: int, value: int) -> None:
+        word = self.state_of(at)
+        if word is not None and not word[0].shared:
+            word[0].store(word[1], value)
+            return
         if at not in self.local:
             self.sched.switch(STORE, at)
         if at & PRIVATE_BITS != PRIVATE_BITS:
@@ -257,13 +282,18 @@ class Memory:
 
     def _publish(self, at: int, value: int) -> None:
         me = self.me
-        old = self.value.get(at, 0)
+        old = self.latest(at)
         mine = self.clocks[me]
-        self._check_plain(at, "releases")
-        self.value[at] = value
-        self.writes.pop(at, None)
+        word = self.state_of(at)
+        if word is None:
+            self._check_plain(at, "releases")
+            self.value[at] = value
+            self.writes.pop(at, None)
+        else:
+            word[0].touch(word[1], True)
+            State.store(*word, value)
         release = Release(value, mine, me, mine[me])
-        if self.delays and (at & PRIVATE_BITS != PRIVATE_BITS or at >> 34 & 15 == DESCRIPTORS):
+        if self.delays and (at & PRIVATE_BITS != PRIVATE_BITS or at >> 34 & 15 in (DESCRIPTORS, STATE)):
             if at not in self.history:
                 self.history[at] = [Release(old, (0,) * len(mine), me, 0)]
             self.history[at].append(release)
@@ -276,28 +306,35 @@ class Memory:
         self.released_at(at, old, value)
 
     def fetch_add(self, at: int, value: int) -> int:
-        if at & PRIVATE_BITS == PRIVATE_BITS and at >> 34 & 15 == STATE:  # a counter of time
-            return self.states[(at - FIRST) >> 40].add((at & (AREA - 1)) >> 3, value)
+        word = self.state_of(at)
+        if word is not None and (not word[0].shared or word[1] in word[0].times):
+            return word[0].add(word[1], value)
         if at not in self.local:
             self.sched.switch(UPDATE, at)
         before = self.released.get(at)
         if before is not None:
             self.join(before.clock)
-        old = self.value.get(at, 0)
+        old = self.latest(at)
         self._publish(at, old + value)
         return old
 
     def compare_exchange(self, at: int, expected: int, value: int) -> bool:
+        word = self.state_of(at)
+        if word is not None and not word[0].shared:
+            if word[0].load(word[1]) != expected:
+                return False
+            word[0].store(word[1], value)
+            return True
         if at not in self.local:
             self.sched.switch(UPDATE, at)
-        held, me = self.value.get(at, 0), self.me
+        held, me = self.latest(at), self.me
         self._check_acquire(at, "exchanges")
         if at in self.history:  # it has read the latest
             self.oldest[me, at] = len(self.history[at]) - 1
         if held != expected:
             if at >> 34 & 15 == LOCK:
                 self.sched.me.locked_out = at, held
-            else:  # the wire's: nobody waits for it who has something else to do
+            else:  # nobody waits for it who has something else to do
                 self.sched.me.seen[at] = held
             return False
         before = self.released.get(at)
@@ -307,12 +344,18 @@ class Memory:
             self.value[at] = value
         else:
             self._publish(at, value)
-        self.holders[at] = me
+        if word is None:
+            self.holders[at] = me
+        self.sched.me.locked_out = None
         return True
 
     def _check_acquire(self, at: int, does: str) -> None:
         """Whether this actor may read a word atomically; who writes it plainly later must know of that."""
         me = self.me
+        word = self.state_of(at)
+        if word is not None:
+            word[0].touch(word[1], False)
+            return
         wrote = self.writes.get(at)
         if wrote is not None and wrote[0] != me and self.clocks[me][wrote[0]] < wrote[1]:
             raise Race(f"{self.actor(me)} {does} {self.name(at)} while {self.actor(wrote[0])} may be writing it")
@@ -330,7 +373,7 @@ class Memory:
     def idle(self) -> None:
         """An actor has nothing to do: it waits until a word changes that it has read since it last waited."""
         actor = self.sched.me
-        stale = any(self.value.get(at, 0) != value for at, value in actor.seen.items())
+        stale = any(self.latest(at) != value for at, value in actor.seen.items())
         if stale or (actor.sweeping and self.network.wants(actor.rank)):
             self.sched.switch("idle")
         else:

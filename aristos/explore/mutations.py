@@ -10,7 +10,7 @@ from typing import Any
 from .. import memory
 from ..engine import arrivals, dispatch, experts, layout, lock, packing, returns, steps, team
 from ..engine import fields as f
-from . import rank
+from . import places, rank
 from .mutation import LOTS, NOWHERE, ONE_BY_ONE, Instead, Put, mutation, releases_first
 
 # ---- order within a source
@@ -185,7 +185,7 @@ def half_exchange_unsent(put: Put) -> None:
 def rows_of_the_next_call(put: Put) -> None:
     """Records are read as far as the tail says, not as far as this call's announcement does."""
 
-    def absorb(job: Any, st: Any) -> bool:
+    def absorb(job: Any, st: Any, worker: int) -> bool:
         anything = False
         for p in range(job[f.WORLD]):
             if p == job[f.RANK]:
@@ -196,7 +196,7 @@ def rows_of_the_next_call(put: Put) -> None:
             while st[job[f.T_READ_TILES] + p] < tail:
                 arrivals.read_record(job, st, p)
                 anything = True
-            if returns.returns_due(job, st, p) > 0 and arrivals.read_returns(job, st, p):
+            if returns.returns_due(job, st, p) > 0 and arrivals.read_returns(job, st, worker, p):
                 anything = True
         return anything
 
@@ -238,17 +238,76 @@ def combined_early(put: Put) -> None:
     put(packing, "set_blocks", set_blocks)
 
 
-@mutation("second-stage-early", fixed=(("workers", 3), ("placement", (0, 1))))
+@mutation("ready-without-release", fixed=(("workers", 2),))
+def ready_without_release(put: Put) -> None:
+    """A block of tokens that is ready to combine is queued by a plain store."""
+
+    def release(at: int, value: int) -> None:
+        _, part, offset = places.where(at)
+        own = part == places.PRIVATE and offset < places.AREA
+        (memory.store if own else memory.store_release)(at, value)
+
+    put(returns, "mem", Instead(store_release=release))
+
+
+# ---- runs that workers share
+
+SHARED = (("workers", 3), ("placement", (0, 1)))
+
+
+def early(half: int) -> Any:
+    """`team.share_done` that takes a half of a run for done when one share of it is not."""
+
+    def share_done(job: Any, st: Any, slot: int) -> bool:
+        run = job[f.T_RUN] + f.RUN_WORDS * slot
+        base, up, down = st[run + f.RUN_BASE], job[f.UP_SHARES], job[f.DOWN_SHARES]
+        done = memory.fetch_add(returns.state_word(job, run + f.RUN_DONE), 1) + 1 - base
+        if done == up - (half == f.STAGE_UP):
+            team.open_half(job, run, base + up + down)
+        return bool(done == up + down - (half == f.STAGE_DOWN))
+
+    return share_done
+
+
+@mutation("second-stage-early", fixed=SHARED)
 def second_stage_early(put: Put) -> None:
     """A run that workers share goes to its second stage a share too early."""
-    real = team.share_done
+    put(team, "share_done", early(f.STAGE_UP))
 
-    def share_done(job: Any, st: Any) -> bool:
-        if st[f.TEAM_STAGE] == f.STAGE_UP and st[f.TEAM_DONE] == 0:
-            st[f.TEAM_DONE] += 1
-        return real(job, st)
 
-    put(team, "share_done", share_done)
+@mutation("slot-freed-early", fixed=(*SHARED, ("words", 2)))
+def slot_freed_early(put: Put) -> None:
+    """A run that workers share is finished, and its slot freed, before its last share is done."""
+    put(team, "share_done", early(f.STAGE_DOWN))
+
+
+@mutation("share-taken-plainly", fixed=SHARED)
+def share_taken_plainly(put: Put) -> None:
+    """Who takes a share reads which is the next, and writes the one after."""
+
+    def take(at: int, expected: int, value: int) -> bool:
+        if memory.load(at) != expected:
+            return False
+        memory.store(at, value)
+        return True
+
+    put(team, "mem", Instead(compare_exchange=take))
+
+
+@mutation("opened-before-it-is-listed", fixed=SHARED)
+def opened_before_it_is_listed(put: Put) -> None:
+    """Shares of a run may be taken before its rows are listed."""
+    claim, open_run = team.claim, team.open_run
+
+    def claim_open(job: Any, st: Any, worker: int, slot: int) -> None:
+        claim(job, st, worker, slot)
+        open_run(job, st, slot)
+
+    put(team, "claim", claim_open)
+    put(team, "open_run", lambda job, st, slot: None)
+
+
+# ---- a rank's workers
 
 
 @mutation("no-lock", fixed=(("workers", 2),))

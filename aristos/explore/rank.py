@@ -46,10 +46,11 @@ class Rank:
         case = machine.case
         self.machine, self.case, self.me, self.calls = machine, case, me, case.calls[me]
         self.placement = Placement(case.placement, len(case.placement), case.ranks)
-        self.tables = StateLayout(case.shape, case.workers, BATCH)
+        self.tables = StateLayout(case.shape, case.workers, BATCH, case.runs)
         at = private(me, places.STATE)
         alone = case.workers == 1
         self.st = State(self.tables.words, at) if alone else Watched(self.tables, at, machine.memory, me)
+        self.st.times = range(self.tables.starts[f.T_PEER_WAIT], self.tables.starts[f.T_PEER_WAIT] + case.ranks)
         self.job: list[int] = [0] * (f.JOB_WORDS + len(case.placement) + case.ranks + 1)
         places.fill(case.shape, case.nodes, me, self.st, self.tables.starts, private(me, places.WIRE))
         self._fill_job()
@@ -67,14 +68,14 @@ class Rank:
         self.caller = 0  # the number of worker 0's actor
         self.print = 0
         self.left = 0  # how often helpers have left a call
-        self.shared: dict[int, list[int]] = {}  # rows of the run that workers share
+        self.shared: dict[int, list[int]] = {}  # rows of runs that workers share, by where their activations are
         self.pacer: Actor | None = None
         peers = [p for p in range(case.ranks) if p != me]
         self.poison_words = [word_from(self.job, self.st, p, f.POISON) for p in peers]
         skipped = [f.IDLE_SWEEPS, f.HEARTBEAT]
         for worker in range(case.workers):
             c = self.job[f.T_COMMAND] + self.job[f.T_COMMAND_STEP] * worker
-            skipped += [c + f.C_KIND, c + f.C_PEER]
+            skipped += [c + f.C_KIND, c + f.C_PEER, c + f.C_RUN, c + f.C_SHARES, c + f.C_OPENED]
         self._skipped = skipped
         self._counted = self.job[f.T_COUNTERS]
 
@@ -112,6 +113,10 @@ class Rank:
         job[f.PAUSE_NS] = PAUSE_NS
         job[f.UP_STEP] = 1
         job[f.LOCK], job[f.SCRATCH] = private(me, places.LOCK), private(me, places.SCRATCH)
+        job[f.STATE] = private(me, places.STATE)
+        job[f.RUNS], job[f.TEAM_ROWS], job[f.ALL_SHARED] = case.runs, BATCH, case.all_shared
+        job[f.UP_SHARES], job[f.DOWN_SHARES] = experts.SHARES, case.words
+        job[f.RUN_STEP] = WORD * experts.SHARES * BATCH
 
     def _fill_counters(self) -> None:
         """An engine that has run for long: every counter at the same value on both sides."""
@@ -193,13 +198,14 @@ class Rank:
             self.machine.checks.count(weights, row, share)
             mem.store(activations + WORD * (experts.SHARES * i + share), experts.activation(weights, row, share))
             if share == 0:
-                self.shared[i] = row
+                self.shared[activations + WORD * experts.SHARES * i] = row
 
     def run_down(self, rows: int, activations: int, y: int, weights: int, share: int) -> None:
         mem = self.machine.memory
         for i in range(rows):
-            made = [mem.load(activations + WORD * (experts.SHARES * i + s)) for s in range(experts.SHARES)]
-            self.machine.checks.count(weights, self.shared[i], experts.SHARES + share)
+            at = activations + WORD * experts.SHARES * i
+            made = [mem.load(at + WORD * s) for s in range(experts.SHARES)]
+            self.machine.checks.count(weights, self.shared[at], experts.SHARES + share)
             mem.store(mem.load(y + WORD * i) + WORD * share, experts.output(made, share))
 
     def run_combine(self, y: int, k: int, weights: Sequence[int], rows: Sequence[int]) -> None:

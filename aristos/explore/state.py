@@ -1,7 +1,8 @@
 """A rank's state: what its workers share under the rank's lock. With several workers, one that checks that they do.
 
 An access by a step to a word of the state that nothing orders after the access it conflicts with is a race, as it is in
-a window (memory_model.py). It refuses to look at what the explorer itself reads there.
+a window (memory_model.py). Words that steps touch by address are atomics: they order others, and do not race with each
+other. It refuses to look at what the explorer itself reads there.
 """
 
 from __future__ import annotations
@@ -25,11 +26,17 @@ UNORDERED = (f.FAILED,)  # a flag that is set once, by whoever fails, holding no
 
 
 class State(list):
-    """A list that has an address, as an array has."""
+    """A list that has an address, as an array has. times: words that count time, on which nothing depends."""
+
+    shared = False
+    times = range(0)
 
     def __init__(self, words: int, at: int) -> None:
         super().__init__([0] * words)
         self.ctypes = SimpleNamespace(data=at)
+
+    def touch(self, i: int, writes: bool) -> None:
+        """An atomic access."""
 
     # ---- by its address
 
@@ -50,12 +57,15 @@ class State(list):
 class Watched(State):
     """The state of a rank with several workers."""
 
+    shared = True
+
     def __init__(self, tables: StateLayout, at: int, memory: Memory, rank: int) -> None:
         super().__init__(tables.words, at)
         self.memory, self.rank = memory, rank
         self.starts = sorted((start, name) for name, start in tables.starts.items())
         self.writes: dict[int, tuple[int, int, str]] = {}  # actor, its clock, function
         self.reads: dict[int, dict[int, tuple[int, str]]] = {}
+        self.atomics: dict[int, dict[int, tuple[int, bool]]] = {}  # actor -> its clock, and whether it wrote
 
     def __getitem__(self, i: Any) -> Any:
         if step := self._step(i):
@@ -66,6 +76,26 @@ class Watched(State):
         if step := self._step(i):
             self._check_write(i, step)
         super().__setitem__(i, value)
+        if self.atomics and not isinstance(i, slice) and self.atomics.pop(i, None) is not None:
+            self.memory.forget_order(self.ctypes.data + 8 * i)
+
+    def touch(self, i: int, writes: bool) -> None:
+        me = self.memory.me
+        mine, wrote = self.memory.clocks[me], self.writes.get(i)
+        if wrote is not None and wrote[0] != me and mine[wrote[0]] < wrote[1]:
+            self._race("touches", i, "an atomic", "writing", wrote[0], wrote[2])
+        for reader, (clock, other) in self.reads.get(i, {}).items() if writes else ():
+            if reader != me and mine[reader] < clock:
+                self._race("writes", i, "an atomic", "reading", reader, other)
+        before = self.atomics.setdefault(i, {})
+        before[me] = mine[me], writes or (me in before and before[me][1])
+
+    def _check_atomics(self, i: int, does: str, step: str) -> None:
+        me = self.memory.me
+        mine = self.memory.clocks[me]
+        for actor, (clock, wrote) in self.atomics.get(i, {}).items():
+            if (wrote or does == "writes") and actor != me and mine[actor] < clock:
+                self._race(does, i, step, "touching", actor, "an atomic")
 
     def load(self, i: int) -> int:
         self._check_read(i, "a kernel")
@@ -80,6 +110,7 @@ class Watched(State):
         mine, wrote = self.memory.clocks[me], self.writes.get(i)
         if wrote is not None and wrote[0] != me and mine[wrote[0]] < wrote[1]:
             self._race("reads", i, step, "writing", wrote[0], wrote[2])
+        self._check_atomics(i, "reads", step)
         self.reads.setdefault(i, {})[me] = mine[me], step
 
     def _check_write(self, i: int, step: str) -> None:
@@ -90,6 +121,7 @@ class Watched(State):
         for reader, (clock, other) in self.reads.pop(i, {}).items():
             if reader != me and mine[reader] < clock:
                 self._race("writes", i, step, "reading", reader, other)
+        self._check_atomics(i, "writes", step)
         self.writes[i] = me, mine[me], step
 
     def _step(self, i: Any) -> str:

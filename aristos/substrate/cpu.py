@@ -3,7 +3,7 @@
 from .. import memory as mem
 from ..compile import jit
 from ..engine import fields as f
-from ..engine import outbox, packing, steps
+from ..engine import outbox, packing, returns, steps
 from ..engine.lock import acquire, unlock
 
 HEARTBEAT_NS = 20_000_000
@@ -28,7 +28,7 @@ def note(job, st, worker, kind, start, end, what, rows):
 def charge(job, st, worker, kind, start, end):
     """Add a command's time to the worker's counters."""
     n = job[f.T_COUNTERS] + f.COUNTER_WORDS * worker
-    if kind in (f.EXPERT, f.TEAM):
+    if kind in (f.EXPERT, f.TEAM, f.LIST):
         n += f.N_EXPERT
     elif kind == f.DISPATCH:
         c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
@@ -107,6 +107,9 @@ def work(job, st, worker):
     sweeps, looks = 0, 0  # in vain one after another; all of them: what comes must not keep a wait from being bounded
     while True:
         kind = steps.decide(job, st, worker)
+        returns.settle(job, st, worker)
+        if kind == f.SETTLE:
+            continue
         if kind == f.IDLE:
             if idle_since == 0:
                 idle_since = mem.clock()
@@ -137,6 +140,7 @@ def work(job, st, worker):
         now = mem.clock()
         charge(job, st, worker, kind, start, now)
         steps.publish(job, st, worker, kind)
+        returns.settle(job, st, worker)
         if job[f.FAR] != 0:
             tend_wire(job, st, worker, False)
             now = mem.clock()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import memory as mem
-from ..engine import arrivals, blocks, combine, dispatch, packing, patience, steps
+from ..engine import arrivals, blocks, combine, dispatch, experts, packing, patience, returns, steps, team
 from ..engine import fields as f
 from ..engine.lock import acquire, unlock
 from ..kernels.cpu.activation import CODES as CODES
@@ -21,7 +21,8 @@ from ..kernels.cuda import router
 from ..kernels.cuda.catalogue import Kernel
 from ..kernels.cuda.combine import combine_tokens
 from ..kernels.cuda.compiler import cuda, types
-from ..kernels.cuda.gemm import NONE, tile_product, tiles
+from ..kernels.cuda.gemm import NONE, tile_product
+from ..kernels.cuda.gemm import tiles as tiles_of
 from ..kernels.cuda.pack import COLUMNS, INTERLEAVE
 from ..kernels.cuda.tile import BYTES, CHUNK, Tile, shared_address
 
@@ -29,6 +30,8 @@ JOB_MOST, STATE_MOST = 1 << 20, 1 << 40  # words: bounds that nothing reaches
 WORD = 8
 HEARTBEAT_NS = 20_000_000
 LOOKS = 64  # in vain, between two looks at the clock
+SHARES_A_WORKER = 2  # of a half of a run, at least, where it has so many tiles
+MOST_RUNS = 16
 
 
 def padded(n: int, step: int) -> int:
@@ -41,9 +44,28 @@ def hidden_pitch(ffn: int, kind: str) -> int:
     return padded(BYTES[kind] * ffn, CHUNK)
 
 
-def scratch_bytes(tile: Tile, ffn: int) -> int:
-    """Bytes of scratch of a worker: row addresses and hidden activations of a run."""
-    return padded(WORD * tile.m, CHUNK) + tile.m * hidden_pitch(ffn, tile.kind)
+def tiles(columns: int, tile: Tile) -> int:
+    """Tiles of a product that makes so many columns."""
+    return padded(columns, COLUMNS) // tile.n
+
+
+def shared_runs(tile: Tile, hidden: int, ffn: int, gated: bool, grid: int) -> dict[int, int]:
+    """Words of a job of `grid` workers that say how they share runs.
+
+    Shares of one tile, or of as many as leave each worker SHARES_A_WORKER of a half; runs enough that all workers have
+    a share of the smaller half, and one more, which is begun while others end. The rank has RUNS * RUN_STEP bytes of
+    scratch, for hidden activations.
+    """
+    found = {f.ALL_SHARED: 1, f.TEAM_ROWS: tile.m, f.SCRATCH_STEP: 0}
+    for word, columns in ((f.UP_SHARES, padded(ffn, INTERLEAVE) * 2 if gated else ffn), (f.DOWN_SHARES, hidden)):
+        count = tiles(columns, tile)
+        each = -(-count // (SHARES_A_WORKER * grid))
+        found[word] = -(-count // each)
+    least = min(found[f.UP_SHARES], found[f.DOWN_SHARES])
+    found[f.RUNS] = min(MOST_RUNS, 1 + -(-grid // least))
+    found[f.RUN_PITCH] = hidden_pitch(ffn, tile.kind)
+    found[f.RUN_STEP] = tile.m * found[f.RUN_PITCH]
+    return found
 
 
 @cuda.jit
@@ -120,35 +142,32 @@ def leave(job, st, kind):
         give_up(job, st, origin, cause)
 
 
-def _expert(tile: Tile) -> Any:
-    """f(shared, job, st, worker): run the expert on the claimed rows: both products, all columns."""
-    product, size = tile_product(tile), BYTES[tile.kind]
-    table_bytes, tile_n = padded(WORD * tile.m, CHUNK), tile.n
+def _share(tile: Tile) -> Any:
+    """f(shared, job, st, worker): compute the share that was taken: some of the columns of a product, for all rows."""
+    product, size, tile_n = tile_product(tile), BYTES[tile.kind], tile.n
 
     @cuda.jit(device=True)
     def run(shared, job, st, worker):
         c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
-        lists, m, expert = job[f.STATE] + WORD * (c + f.C_LISTS), st[c + f.C_ROWS], st[c + f.C_A]
+        expert, share, rows = st[c + f.C_A], st[c + f.C_B], st[c + f.C_ROWS]
+        lists = job[f.STATE] + WORD * (team.command(job, st[c + f.C_RUN]) + f.C_LISTS)
+        outputs, activations = lists + WORD * job[f.BATCH], lists + 2 * WORD * job[f.BATCH]
         hidden, ffn = job[f.HIDDEN], job[f.FFN]
-        pitch = (size * ffn + CHUNK - 1) // CHUNK * CHUNK
-        h = job[f.SCRATCH] + job[f.SCRATCH_STEP] * worker
-        for i in range(mem.thread(), m, mem.threads()):
-            mem.store(h + WORD * i, h + table_bytes + pitch * i)
-        mem.together()
-        gated = 1 if job[f.GATE] != 0 else 0
-        for stage in range(2):
-            if stage == 0:
-                a, out, weight, bias = lists, h, job[f.UP], job[f.UP_BIAS]
-                weight, bias = weight + job[f.UP_STEP] * expert, bias + job[f.UP_BIAS_STEP] * expert
-                columns = 2 * ((ffn + INTERLEAVE - 1) // INTERLEAVE * INTERLEAVE) if gated != 0 else ffn
-                width, depth, code, doubled = ffn, size * hidden, job[f.ACTIVATION], gated
-            else:
-                a, out, weight, bias = h, lists + WORD * job[f.BATCH], job[f.DOWN], job[f.DOWN_BIAS]
-                weight, bias = weight + job[f.DOWN_STEP] * expert, bias + job[f.DOWN_BIAS_STEP] * expert
-                columns, width, depth, code, doubled = hidden, hidden, size * ffn, NONE, 0
-            step = (depth + CHUNK - 1) // CHUNK * CHUNK
-            for n0 in range(0, (columns + COLUMNS - 1) // COLUMNS * COLUMNS, tile_n):
-                product(shared, a, out, m, weight, step, bias, width, depth, n0, code, doubled)
+        if st[c + f.C_C] == f.STAGE_UP:
+            a, out, shares = lists, activations, job[f.UP_SHARES]
+            weight, bias = job[f.UP] + job[f.UP_STEP] * expert, job[f.UP_BIAS] + job[f.UP_BIAS_STEP] * expert
+            doubled = 1 if job[f.GATE] != 0 else 0
+            columns = 2 * ((ffn + INTERLEAVE - 1) // INTERLEAVE * INTERLEAVE) if doubled != 0 else ffn
+            width, depth, code = ffn, size * hidden, job[f.ACTIVATION]
+        else:
+            a, out, shares, doubled = activations, outputs, job[f.DOWN_SHARES], 0
+            weight, bias = job[f.DOWN] + job[f.DOWN_STEP] * expert, job[f.DOWN_BIAS] + job[f.DOWN_BIAS_STEP] * expert
+            columns, width, depth, code = hidden, hidden, size * ffn, NONE
+        step = (depth + CHUNK - 1) // CHUNK * CHUNK
+        count = (columns + COLUMNS - 1) // COLUMNS * (COLUMNS // tile_n)
+        each = (count + shares - 1) // shares
+        for n0 in range(tile_n * each * share, tile_n * min(each * (share + 1), count), tile_n):
+            product(shared, a, out, rows, weight, step, bias, width, depth, n0, code, doubled)
 
     return run
 
@@ -160,7 +179,7 @@ def layer(tile: Tile) -> Any:
     Grid: as many blocks of tile.threads threads as the job has workers, all of them resident at once; dynamic shared
     memory: `shared_bytes(tile)`.
     """
-    expert, combine_rows = _expert(tile), combine_tokens(tile.kind)
+    share, combine_rows = _share(tile), combine_tokens(tile.kind)
 
     def kernel(job_address, state_address):
         job, st = mem.words(job_address, JOB_MOST), mem.words(state_address, STATE_MOST)
@@ -172,8 +191,11 @@ def layer(tile: Tile) -> Any:
                 told[0] = wait_for_work(job, st, worker)
             mem.together()
             kind = told[0]
-            if kind == f.EXPERT:
-                expert(shared, job, st, worker)
+            returns.settle(job, st, worker)
+            if kind == f.TEAM:
+                share(shared, job, st, worker)
+            elif kind == f.LIST:
+                experts.list_run(job, st, worker)
             elif kind == f.DISPATCH:
                 dispatch.execute(job, st, worker)
             elif kind == f.BLOCK:
@@ -189,13 +211,15 @@ def layer(tile: Tile) -> Any:
                 )  # fmt: skip
             elif kind == f.PACK:
                 packing.execute(job, st)
-            else:
+            elif kind != f.SETTLE:
                 break
             mem.together()
-            if mem.thread() == 0:
+            if mem.thread() == 0 and kind != f.SETTLE:
                 steps.publish(job, st, worker, kind)
                 if worker == 0:
                     show_life(job, st, mem.clock())
+            mem.together()
+            returns.settle(job, st, worker)
         if mem.thread() == 0 and worker == 0:
             leave(job, st, kind)
 
@@ -223,7 +247,7 @@ def layer_kernel(tile: Tile) -> Kernel:
 
 def layer_tiles(kind: str, arch: str) -> list[Tile]:
     """The tiles of the persistent kernels of a kind, by rows."""
-    return [tile for tile in tiles(kind, arch) if tile.m in ROWS[kind]]
+    return [tile for tile in tiles_of(kind, arch) if tile.m in ROWS[kind]]
 
 
 def layer_tile(kind: str, rows: float, arch: str) -> Tile:

@@ -73,25 +73,27 @@ class CudaRuntime(Runtime):
         return made
 
     def require(self, shape: Shape, scratch: int, shared: int, threads: int) -> None:
-        """Make room for `shape`, `scratch` bytes a block, and `threads` blocks. Collective, while no call is open."""
+        """Make room for `shape`, `shared` bytes of hidden activations, and `threads` blocks.
+
+        Collective, while no call is open.
+        """
         self.refuse_open()
         workers = max(threads, self.threads)
         if self.shape is not None:
             shape = self.shape.union(shape)
         grown = any(self.group.allgather(shape != self.shape or workers != self.threads, "the size of the engine"))
-        step = max(self._scratch_step, lines(scratch))
         if grown:
             self._allocate(shape, workers)
-        if grown or step != self._scratch_step:
-            self._together(lambda: self._make_scratch(step))
+        if any(self.group.allgather(shared > self._shared, "hidden activations")):
+            self._together(lambda: self._make_scratch(max(shared, self._shared)))
             self.version += 1
 
-    def _make_scratch(self, step: int) -> None:
+    def _make_scratch(self, nbytes: int) -> None:
         if self._scratch_at:
             self.card.free(self._scratch_at)
         self._scratch_at = 0
-        self._scratch_at = self.card.allocate(max(LINE, step * self.threads))
-        self._scratch_step = step
+        self._scratch_at = self.card.allocate(nbytes)
+        self._shared = nbytes
 
     def _window(self, nbytes: int) -> Window:
         if self.group.node is None:
@@ -101,7 +103,7 @@ class CudaRuntime(Runtime):
 
     def _allocate(self, shape: Shape, workers: int) -> None:
         """New windows and a new state; counters start again."""
-        tables = StateLayout(shape, workers, MOST_ROWS)
+        tables = StateLayout(shape, workers, MOST_ROWS, cuda.MOST_RUNS)
         if self._memory is not None:
             with self.group.bounded("the other ranks to free windows"):
                 self._memory.close()
@@ -126,13 +128,15 @@ class CudaRuntime(Runtime):
         job[f.PACKED], job[f.STATE] = 1, self.state_at
         job[f.LOCK] = self.state_at + WORD * self.tables.words
         job[f.RETURN_STRIDE] = lines(int(job[f.ROW_BYTES]))
-        job[f.SCRATCH], job[f.SCRATCH_STEP] = self._scratch_at, self._scratch_step
-        job[f.PATIENCE] = PATIENCE
+        job[f.SCRATCH], job[f.PATIENCE] = self._scratch_at, PATIENCE
 
     def fill_tile(self, job: np.ndarray, tile: Tile, blocks: int) -> None:
-        """Write into a job what depends on the kernel that runs it."""
+        """Write into a job, whose weights are known, what depends on the kernel that runs it."""
         job[f.TILE] = job[f.BATCH] = job[f.RUN_ROWS] = tile.m
         job[f.MERGE_ROWS], job[f.WORKERS] = tile.m // 2, blocks
+        runs = cuda.shared_runs(tile, int(job[f.HIDDEN]), int(job[f.FFN]), bool(job[f.GATE]), blocks)
+        for word, value in runs.items():
+            job[word] = value
 
     # ------------------------------------------------------------ calls
 

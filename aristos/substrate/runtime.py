@@ -20,7 +20,7 @@ import numpy as np
 from .. import wire
 from ..compile import warm_up
 from ..config import OVERDUE
-from ..engine import arrivals, outbox, packing, steps
+from ..engine import arrivals, outbox, packing, steps, team
 from ..engine import fields as f
 from ..engine.experts import GROUP
 from ..engine.layout import PairLayout, Shape, StateLayout, lines, word_from
@@ -164,9 +164,11 @@ class Runtime:
         job[f.RUN_ROWS] = min(BATCH, max(RUN_LEAST, limit // GROUP * GROUP))
         crowded = self._sharing > 1 or self.threads > self.cores
         job[f.PAUSE_NS], job[f.SPINS], job[f.YIELDS] = PAUSE_NS, *(CROWDED if crowded else ALONE)
-        job[f.LOCK] = self._lock.ctypes.data
+        job[f.LOCK], job[f.STATE] = self._lock.ctypes.data, self.state.ctypes.data
         job[f.SCRATCH] = self._scratch.ctypes.data
         job[f.SCRATCH_STEP] = self._scratch_step
+        job[f.RUNS], job[f.TEAM_ROWS] = 1, team.MOST_ROWS
+        job[f.UP_SHARES], job[f.DOWN_SHARES] = team.shares(int(job[f.FFN])), team.shares(int(job[f.HIDDEN]))
         job[f.FAR], job[f.WIRE], job[f.FAR_BLOCK] = len(self._memory.far), self._memory.wire, FAR_BLOCK
 
     def fill_shape(self, job: np.ndarray) -> None:
