@@ -62,7 +62,8 @@ class Layers:
         self.held = Placement(self.placement, self.cfg.experts, world)
         shape = shape_of(world, self.held, **widths(self.cfg))
         self.shape = replace(shape, ring_rows=self.ring or shape.ring_rows)
-        self.nodes, self.weights = Nodes.of(world), reference.weights(self.cfg)
+        self.weights = reference.weights(self.cfg)
+        self._places()
         self.windows = [
             self.machine.device(p).array(np.zeros(near_bytes(self.shape, self.nodes, p) // 4, np.int32))
             for p in range(world)
@@ -70,7 +71,13 @@ class Layers:
         cfg, tile = self.cfg, TILES[self.kind][self.tile]
         self.runs = substrate.shared_runs(tile, cfg.hidden, cfg.ffn, cfg.gated, self.grid)
         self.tables = StateLayout(self.shape, self.grid, MOST_ROWS, self.runs[f.RUNS])
-        self.ranks = [Rank(self, me) for me in range(world)]
+        self.ranks = [self.make_rank(me) for me in range(world)]
+
+    def _places(self) -> None:
+        self.nodes = Nodes.of(len(self.tokens))
+
+    def make_rank(self, me: int) -> Rank:
+        return Rank(self, me)
 
     def run(self, calls: int = 1, ranks: Any = None) -> list[np.ndarray]:
         """y of every rank, float32, after so many calls of all ranks, or of some; nothing was reported."""

@@ -26,14 +26,16 @@ CODED_WORD = 16
 
 @jit
 def all_posted(job, st):
-    """Has every far peer been put what it is owed?"""
+    """Has every far peer been put what it is owed? Who puts says so in one word, wherever the workers are.
+
+    It adds up tiles, returned tiles and the epoch announced: none of them is ahead of what this rank has done, so the
+    sums agree where all three do.
+    """
     for p in range(job[f.WORLD]):
         if st[job[f.T_FAR] + p] != 0:
-            if st[job[f.T_PUT_TILES] + p] != st[job[f.T_SENT_TILES] + p]:  # an exchange's first half awaits no return
-                return False
-            if st[job[f.T_PUT_RETURNED] + p] != st[job[f.T_RETURNED] + p]:
-                return False
-            if st[job[f.T_PUT_EPOCH] + p] != job[f.EPOCH]:
+            # an exchange's first half awaits no return
+            owed = st[job[f.T_SENT_TILES] + p] + st[job[f.T_RETURNED] + p] + job[f.EPOCH]
+            if mem.load_acquire(word_from(job, st, p, f.POSTED)) != owed:
                 return False
     return True
 
@@ -227,12 +229,12 @@ def close_batch(job, st, peer):
     put_words(job, st, peer, f.AT_EPOCH, f.WORDS)
     acquire(job)
     st[job[f.T_OPEN] + peer] = 0
-    st[job[f.T_PUT_EPOCH] + peer] = st[job[f.T_OPEN_EPOCH] + peer]
     st[job[f.T_PUT_TILES] + peer] = tiles
     st[job[f.T_PUT_ROWS] + peer] = st[job[f.T_OPEN_ROWS] + peer]
     st[job[f.T_PUT_RETURNED] + peer] = returned
     st[job[f.T_PUT_CREDIT] + peer] = credit
     unlock(job)
+    mem.store_release(word_from(job, st, peer, f.POSTED), tiles + returned + st[job[f.T_OPEN_EPOCH] + peer])
 
 
 @jit

@@ -114,7 +114,7 @@ def half_exchange_unput(put: Put) -> None:
     def all_posted(job: Any, st: Any) -> bool:
         far = [p for p in range(job[f.WORLD]) if st[job[f.T_FAR] + p]]
         returned = all(st[job[f.T_PUT_RETURNED] + p] == st[job[f.T_RETURNED] + p] for p in far)
-        return returned and all(st[job[f.T_PUT_EPOCH] + p] == job[f.EPOCH] for p in far)
+        return returned and all(st[job[f.T_OPEN_EPOCH] + p] == job[f.EPOCH] and not st[job[f.T_OPEN] + p] for p in far)
 
     put(outbox, "all_posted", all_posted)
 

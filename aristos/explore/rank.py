@@ -136,6 +136,7 @@ class Rank:
                 value[word_to(job, st, p, word)] = start
                 value[word_from(job, st, p, word)] = start
                 if st[job[f.T_FAR] + p]:
+                    value[word_from(job, st, p, f.POSTED)] = 2 * start
                     coded = st[job[f.T_FROM] + p] + job[f.P_CODED] + 16 * word
                     value[coded], value[coded + WORD] = start, ~start
 

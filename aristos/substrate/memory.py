@@ -34,14 +34,26 @@ def window_bytes(shape: Shape, nodes: Nodes, rank: int) -> tuple[int, int, int]:
     return near_bytes(shape, nodes, rank), far_bytes(shape, nodes, rank), outboxes
 
 
+def _zeros(nbytes: int) -> np.ndarray:
+    room = aligned((nbytes,), np.uint8)
+    room[:] = 0
+    return room
+
+
 class Memory:
     """What `Shape` needs on this rank; collective.
 
-    window: makes the window for near peers, of so many bytes; shared memory by default. far: the ranks of other nodes.
-    wire: address of the wire to them, 0 without any.
+    window: makes the window for near peers, of so many bytes; shared memory by default. room: makes the memory of the
+    outboxes, uint8 zeros. far: the ranks of other nodes. wire: address of the wire to them, 0 without any.
     """
 
-    def __init__(self, group: Group, shape: Shape, window: Callable[[int], Window] | None = None) -> None:
+    def __init__(
+        self,
+        group: Group,
+        shape: Shape,
+        window: Callable[[int], Window] | None = None,
+        room: Callable[[int], np.ndarray] | None = None,
+    ) -> None:
         self.shape, self.group = shape, group
         self.layout = PairLayout.of(shape)
         self.far = group.nodes.far(group.rank)
@@ -49,8 +61,7 @@ class Memory:
         self._near = (window or group.window)(near)
         self._far: RmaWindow | None = None
         self.wire = 0
-        self._outbox = aligned((outboxes,), np.uint8)
-        self._outbox[:] = 0
+        self._outbox = (room or _zeros)(outboxes)
         warm_up([(wire.pace, (int64,)), (wire.take, (int64,)), (wire.leave, (int64,))])
         if not group.nodes.single:
             self._far = group.far_window(far)

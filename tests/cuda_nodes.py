@@ -1,0 +1,221 @@
+"""Layers over several nodes on the PTX machine: near ranks store into each other's memory, far ones have a proxy each.
+
+A proxy is an actor that runs the engine's own functions in plain Python. What it reads and writes of the machine's
+memory is ordered and checked there; the MPI windows are memory of the host that only actors touch, and the network puts
+words late, singly and in any order until a flush. It refuses what MPI refuses: to read what was put and is not flushed,
+or to write what is still put from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from cuda_layers import Layers, Rank
+from plain_engine import plain
+
+from aristos.engine import fields as f
+from aristos.engine.layout import CODED_BYTES, PairLayout, lines
+from aristos.nodes import Nodes
+from aristos.substrate.card_memory import CardMemory
+
+HOST = 1 << 58  # where the host's own memory lies: only numbers
+SPAN = 1 << 40  # of a rank
+MACHINE_END = 1 << 52
+WORD = 8
+WINDOW, BUFFERS = 0, SPAN // 2
+
+
+class Host:
+    """The memory that the actors see, and the wires between them."""
+
+    def __init__(self, machine: Any, seed: int) -> None:
+        self.machine, self.rng = machine, np.random.default_rng(seed)
+        self.arrays: list[Any] = []  # of the machine, that actors may touch
+        self.values: dict[int, int] = {}
+        self.flying: dict[int, tuple[int, int, bool]] = {}  # target -> (source, origin's wire, landed)
+        self.sources: dict[int, int] = {}
+        self.coded: list[range] = []
+        self.ticks = 0
+        self.puts = 0
+        mem, wire = plain("memory"), plain("wire")
+        mem.load, mem.store = self.load, self.store
+        mem.load_acquire = lambda at: self.load(at, "acquire")
+        mem.store_release = lambda at, value: self.store(at, value, "release")
+        mem.compare_exchange, mem.clock = self.compare_exchange, self.clock
+        wire.put, wire.flush, wire.sync, wire.progress = self.put, self.flush, lambda wire: None, self.land
+
+    # ---- memory
+    def _on_machine(self, at: int) -> tuple[Any, int] | None:
+        if at >= MACHINE_END:
+            return None
+        array = next(a for a in self.arrays if a.ptr <= at < a.ptr + a.nbytes)
+        return array, (at - array.ptr) // WORD
+
+    def _is_coded(self, at: int) -> bool:
+        return any(at in part for part in self.coded)
+
+    def load(self, at: int, order: str = "weak") -> int:
+        at = int(at)
+        assert at % WORD == 0
+        found = self._on_machine(at)
+        if found is not None:
+            return int(found[0].load(found[1], order=order))
+        assert at not in self.flying or self._is_coded(at), f"reads {at:#x}, which was put and is not flushed"
+        return self.values.get(at, 0)
+
+    def store(self, at: int, value: int, order: str = "weak") -> None:
+        at, value = int(at), int(value)
+        assert at not in self.sources, f"writes {at:#x}, which is still put from"
+        found = self._on_machine(at)
+        if found is not None:
+            found[0].store(found[1], value, order=order)
+        else:
+            self.values[at] = value
+
+    def compare_exchange(self, at: int, expected: int, value: int) -> bool:
+        if self.load(at) != expected:
+            return False
+        self.store(at, value)
+        return True
+
+    def clock(self) -> int:
+        self.ticks += 1
+        return 1000 * self.ticks
+
+    # ---- wires: to far peers where a target is a byte of a window, to the card where it is an address on the machine
+    def put(self, wire: int, peer: int, at: int, source: int, nbytes: int) -> None:
+        assert nbytes > 0
+        self.puts += 1
+        at, source = int(at), int(source)
+        start = at if at >= MACHINE_END or self._has(at) else HOST + SPAN * int(peer) + WINDOW + at
+        for offset in range(0, int(nbytes), WORD):
+            target = start + offset
+            assert target not in self.flying, f"puts {target:#x} twice between flushes"
+            self.flying[target] = (source + offset, wire, False)
+            self.sources[source + offset] = self.sources.get(source + offset, 0) + 1
+
+    def _has(self, at: int) -> bool:
+        return any(a.ptr <= at < a.ptr + a.nbytes for a in self.arrays)
+
+    def _move(self, target: int) -> None:
+        source, wire, landed = self.flying[target]
+        if landed:
+            return
+        self.flying[target] = (source, wire, True)
+        value = self.load(source)
+        found = self._on_machine(target)
+        if found is not None:
+            found[0].store(found[1], value, order="weak")
+        else:
+            self.values[target] = value
+
+    def land(self, wire: int) -> None:
+        """Some of what this wire has under way lands."""
+        mine = [target for target, (_, which, landed) in self.flying.items() if which == wire and not landed]
+        for i in self.rng.permutation(len(mine))[: self.rng.integers(0, len(mine) + 1)]:
+            self._move(mine[i])
+
+    def flush(self, wire: int, peer: int) -> None:
+        mine = [target for target, (_, which, _) in self.flying.items() if which == wire]
+        for i in self.rng.permutation(len(mine)):
+            self._move(mine[i])
+        for target in mine:
+            source = self.flying.pop(target)[0]
+            self.sources[source] -= 1
+            if not self.sources[source]:
+                del self.sources[source]
+
+
+class NodeRank(Rank):
+    """A rank with far peers: its outboxes on the machine's mapped memory, its mirror on its device."""
+
+    layers: NodeLayers
+
+    def _state(self) -> Any:
+        layers, me = self.layers, self.me
+        ranks = sorted([me, *layers.nodes.near(me)])
+        self.base = HOST + SPAN * me
+        window = SimpleNamespace(base=[layers.windows[p].ptr for p in ranks])
+        far = SimpleNamespace(base=self.base + WINDOW, shift=[0] * len(layers.tokens), wire=self.base + BUFFERS)
+        group: Any = SimpleNamespace(
+            rank=me, nodes=layers.nodes, world=len(layers.tokens), far_window=lambda nbytes: far
+        )
+        layout = PairLayout.of(layers.shape)
+        for number in range(len(layers.nodes.far(me))):
+            first = self.base + lines(layers.shape.returns) + layout.far_bytes * number + layout.coded
+            layers.host.coded.append(range(first, first + CODED_BYTES))
+        self.memory = CardMemory(group, layers.shape, lambda n: window, self)
+        self.memory._believed = SimpleNamespace(ctypes=SimpleNamespace(data=self.base + BUFFERS + (1 << 20)))
+        self.memory._locks = SimpleNamespace(ctypes=SimpleNamespace(data=self.base + BUFFERS + (2 << 20)))
+        self.sides = self.memory.sides(self.base + BUFFERS + (3 << 20))
+        state = np.zeros(layers.tables.words, np.int64)
+        self.memory.fill(state, layers.tables.starts)
+        return self.device.array(state)
+
+    # ---- as the card's memory
+    def host(self, nbytes: int) -> tuple[Any, int]:
+        array = self.layers.machine.host_array(np.zeros(nbytes // WORD, np.int64), f"outboxes of rank {self.me}")
+        self.layers.host.arrays.append(array)
+        self.kept.append(array)
+        return SimpleNamespace(ctypes=SimpleNamespace(data=array.ptr)), array.ptr
+
+    def allocate(self, nbytes: int) -> int:
+        array = self.device.array(np.zeros(nbytes // WORD, np.int64), f"mirror of rank {self.me}")
+        self.layers.host.arrays.append(array)
+        self.kept.append(array)
+        return array.ptr
+
+    def _job(self, layers: Any) -> np.ndarray:
+        job = super()._job(layers)
+        job[f.FAR], job[f.FAR_BLOCK] = len(layers.nodes.far(self.me)), layers.block
+        return job
+
+    def proxy(self, epoch: int) -> Iterator[None]:
+        """The actor, until this rank's call `epoch` has ended and all is put."""
+        engine = plain("engine.proxy")
+        sides = self.sides
+        while True:
+            over = engine.turn(sides.job, sides.st, sides.card, sides.cs) < 0
+            if over and self.layers.fails:
+                while not engine.tell(sides.job, sides.st):
+                    yield
+                return
+            assert not over
+            yield
+            if sides.job[f.EPOCH] == epoch and sides.st[f.PROGRESS] < 0 and engine.quiet(sides.job, sides.st):
+                at = [self.layers.host.load(at, "acquire") for at in self._epochs()]
+                if min(at) == epoch:
+                    return
+
+    def _epochs(self) -> list[int]:
+        sides = self.sides
+        return [int(sides.st[sides.job[f.T_TO] + p]) + WORD * f.AT_EPOCH for p in self.memory.far]
+
+
+@dataclass
+class NodeLayers(Layers):
+    """As Layers, on nodes of `per_node` ranks each. block: most pairs of a block for a far owner."""
+
+    per_node: int = 2
+    block: int = 512
+    fails: bool = False
+    host: Any = None
+    made: int = 0
+
+    def _places(self) -> None:
+        world = len(self.tokens)
+        self.nodes = Nodes.of(world, self.per_node)
+        self.host = Host(self.machine, self.seed)
+
+    def make_rank(self, me: int) -> Rank:
+        return NodeRank(self, me)
+
+    def run(self, calls: int = 1, ranks: Any = None) -> list[np.ndarray]:
+        self.made += calls
+        for rank in self.ranks if ranks is None else ranks:
+            self.machine.actor(rank.proxy, self.made)
+        return super().run(calls, ranks)

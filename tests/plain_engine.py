@@ -1,0 +1,24 @@
+"""A second copy of the engine, which is not compiled, beside the compiled one: its memory and its wire are a test's."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import aristos
+
+NAME = "plain_aristos"
+
+
+def plain(module: str) -> Any:
+    """A module of the package in plain Python, of a copy whose `memory` and `wire` may be replaced."""
+    if NAME not in sys.modules:
+        package: Any = ModuleType(NAME)
+        package.__path__ = [str(Path(aristos.__file__).parent)]
+        compiling: Any = ModuleType(f"{NAME}.compile")
+        compiling.jit = lambda function: function
+        sys.modules |= {NAME: package, f"{NAME}.compile": compiling}
+    return import_module(f"{NAME}.{module}")
