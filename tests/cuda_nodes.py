@@ -27,6 +27,7 @@ SPAN = 1 << 40  # of a rank
 MACHINE_END = 1 << 52
 WORD = 8
 WINDOW, BUFFERS = 0, SPAN // 2
+LONG = 20_000  # turns in vain
 
 
 class Host:
@@ -178,8 +179,12 @@ class NodeRank(Rank):
         """The actor, until this rank's call `epoch` has ended and all is put."""
         engine = plain("engine.proxy")
         sides = self.sides
+        idle = 0
         while True:
-            over = engine.turn(sides.job, sides.st, sides.card, sides.cs) < 0
+            moved = engine.turn(sides.job, sides.st, sides.card, sides.cs)
+            over = moved < 0
+            idle = 0 if moved else idle + 1
+            assert idle < LONG, f"the proxy of rank {self.me} waits for ever"
             if over and self.layers.fails:
                 while not engine.tell(sides.job, sides.st):
                     yield

@@ -149,7 +149,7 @@ def happened(x, thread, block, warp, gid, clock):
     mine = get(thread, s.T_GID)
     if gid == mine or gid >> 10 < get(x, s.RUN_FLOOR):
         return True
-    if gid >> 10 == mine >> 10:
+    if block != 0 and gid >> 10 == mine >> 10:
         if clock < get(block, s.B_FLOOR):
             return True
         if (gid & 1023) >> 5 == (mine & 1023) >> 5:

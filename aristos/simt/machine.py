@@ -133,7 +133,7 @@ class Machine:
         self.reports: list[Report] = []
         self.first_report = 0  # of the run under way
         self.output: list[str] = []  # what kernels printed
-        self.actors: list[Iterator] = []
+        self.actors: dict[int, Iterator] = {}
         self.acting = -1
         self.changed = False  # by the actors, in their last turn
         self.next_gid = 1
@@ -304,7 +304,7 @@ class Machine:
         """
         if len(self.actors) >= 31:
             raise InputError("at most 31 actors can take part")
-        self.actors.append(iter(function(*args)))
+        self.actors[len(self.actors)] = iter(function(*args))
 
     # ---- running ----
     def finish(self) -> None:
@@ -328,7 +328,7 @@ class Machine:
         try:
             self._loop(launches)
         finally:
-            self.actors = []
+            self.actors = {}
             self.done += launches
             self.flush()
             for launch in launches:
@@ -365,19 +365,19 @@ class Machine:
                     continue
                 self.reports += stuck(self, launches, reason == s.LIVELOCK)
             if reason in (s.STUCK, s.LIVELOCK, s.ALL_DONE):
-                self.reports += [waiting(number, actor) for number, actor in enumerate(self.actors)]
+                self.reports += [waiting(number, actor) for number, actor in self.actors.items()]
             if reason in (s.STUCK, s.LIVELOCK, s.ALL_DONE, s.STOPPED):
                 return
 
     def _turn(self) -> bool:
         """Let every actor go on once; did one of them change memory, or end?"""
         self.changed = False
-        for number, actor in enumerate(list(self.actors)):
+        for number, actor in list(self.actors.items()):
             self.acting = number
             try:
                 next(actor)
             except StopIteration:
-                self.actors.remove(actor)
+                del self.actors[number]
                 self.x[s.PROGRESS] = self.x[s.STEP]
                 self.changed = True
             finally:
@@ -523,14 +523,24 @@ class Machine:
             self.tables["sync"][(entry - self.x[s.SYNC]) // (8 * s.S_FIELDS)] = row
 
     # ---- actors ----
+    def _make_room(self) -> None:
+        """As between two steps of the devices: an actor may read and write for long before it yields."""
+        x = self.x
+        if x[s.CLOCKS_CAP] - x[s.CLOCKS_TOP] < 65536 + 256 * x[s.MAX_CLOCKS]:
+            self._compact()
+        if 2 * x[s.SYNC_USED] + 4096 > x[s.SYNC_CAP]:
+            self._grow_sync()
+
     def actor_load(self, array: DeviceArray, index: Any, order: str, scope: str) -> Any:
         from .host import host_load
 
+        self._make_room()
         return host_load(self, array, index, order, scope)
 
     def actor_store(self, array: DeviceArray, index: Any, value: Any, order: str, scope: str) -> None:
         from .host import host_store
 
+        self._make_room()
         host_store(self, array, index, value, order, scope)
 
     def host_race(self, array: DeviceArray, index: Any, write: bool) -> None:

@@ -69,6 +69,7 @@ class CardMemory(Memory):
         tables = StateLayout(small, 1, 1)
         st, cs = np.zeros(tables.words, np.int64), np.zeros(tables.words, np.int64)
         super().fill(st, tables.starts)
+        st[f.PHASE] = f.PHASE_RUN  # an epoch that the proxy knows of is announced
         assert self._far is not None
         for p in self.far:
             words = self._believed.ctypes.data + LINE * p
