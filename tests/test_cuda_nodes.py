@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ import pytest
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 from cuda_layers import SMALL, Layers
 from cuda_nodes import NodeLayers
+from plain_engine import plain
 
+from aristos.engine import fields as f
 from aristos.reference import error
 
 
@@ -20,6 +23,84 @@ def close(layers, ys):
         assert want.size == 0 or error(y, want) < 1e-6
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_two_nodes_of_two_cards(seed):
+    """Rings of one to five rows, uneven experts, ranks without experts or tokens, several calls; one node's bits."""
+    rng = np.random.default_rng(seed)
+    sizes: Any = {
+        "cfg": replace(SMALL, gated=bool(seed & 1), bias=bool(seed & 2)),
+        "placement": [[0, 3], 1, [0, 1], 3] if seed % 2 else [2, 2, 0, 2],
+        "tokens": tuple(rng.permutation([0, 7, 12, 16]).tolist()),
+        "merge": 8,
+    }
+    layers = NodeLayers(**sizes, grid=1 + seed % 2, ring=1 + seed, seed=seed, block=1 + 5 * seed)
+    ys = layers.run(calls=2)
+    close(layers, ys)
+    for y, other in zip(ys, Layers(**sizes).run()):
+        np.testing.assert_array_equal(y, other)
+
+
 def test_two_ranks_on_two_nodes():
-    layers = NodeLayers(per_node=1)
-    close(layers, layers.run())
+    """A peer without rows from here can be a call ahead: both of its announcements are brought in."""
+    given = [(np.zeros((5, 1), np.int64), np.ones((5, 1), np.float32))] * 2
+    layers = NodeLayers(cfg=replace(SMALL, top_k=1), per_node=1, tokens=(5, 5), given=given, placement=[0, 1, 1, 1])
+    close(layers, layers.run(calls=4))
+
+
+@pytest.mark.parametrize("absent", [0, 2])
+def test_a_wait_is_bounded_and_far_ranks_learn_whose(absent):
+    """One rank never makes the call: another gives up, its proxy tells the far ones, and all kernels end."""
+    layers = NodeLayers(tokens=(5, 6, 7), timeout=20_000, fails=True)
+    there = [rank for rank in layers.ranks if rank.me != absent]
+    layers.run(ranks=there)
+    states = [rank.state.copy_to_host() for rank in there]
+    assert {int(state[f.FAILED]) for state in states} == {f.CAUSE_TIMEOUT}
+    assert {int(state[f.ORIGIN]) for state in states} <= {rank.me for rank in there}
+
+
+# ---- what the machine finds where the proxy is wrong
+
+
+def run(**names):
+    proxy = plain("engine.proxy")
+    kept = {name: getattr(proxy, name) for name in names}
+    vars(proxy).update(names)
+    try:
+        layers = NodeLayers(per_node=1, tokens=(6, 9), ring=3)
+        close(layers, layers.run(calls=2))
+    finally:
+        vars(proxy).update(kept)
+
+
+def test_words_before_the_copy_are_found():
+    proxy = plain("engine.proxy")
+
+    def early(card, cs, peer):
+        for word in range(f.WORDS + 1):
+            value = proxy.mem.load(proxy.word_from(card, cs, peer, word))
+            proxy.mem.store_release(proxy.card_word(card, cs, peer, word), value)
+        proxy.mpi.flush(card[f.WIRE], peer)
+        return True
+
+    with pytest.raises(AssertionError):
+        run(hand_on=early)
+
+
+def test_rows_read_without_acquire_are_found():
+    proxy = plain("engine.proxy")
+
+    def plainly(job, st, peer, words):
+        before, proxy.mem.load_acquire = proxy.mem.load_acquire, lambda at: proxy.mem.load(at, "relaxed")
+        try:
+            count(job, st, peer, words)
+        finally:
+            proxy.mem.load_acquire = before
+
+    count = proxy.count
+    with pytest.raises(AssertionError):
+        run(count=plainly)
+
+
+def test_rows_that_are_not_copied_are_found():
+    with pytest.raises(AssertionError):
+        run(put_return_rows=lambda *_: None)

@@ -95,8 +95,14 @@ class CardMemory(Memory):
         job[f.RETURN_STRIDE], job[f.SLOT_START] = lines(self.shape.stride), f.JOB_WORDS
         return job
 
+    def start(self, run: Callable[[], None]) -> None:
+        """Start the proxy; it ends with the window."""
+        assert self._far is not None
+        self._far.in_call(True)  # it looks after MPI's progress; where it is held up, the pacing thread does
+        self._far.start("aristos-proxy", run)
+
     def close(self) -> None:
-        """Give it all back; collective. The proxy has ended."""
+        """Give it all back; collective."""
         super().close()
         self.device.free_host(self._outbox)
         self.device.free(self._mirror)

@@ -1,7 +1,7 @@
 """The engine of one communicator on GPUs: windows by CUDA IPC, the state and the jobs in the card's memory.
 
 What the host writes is written once; a call is four launches. The host looks at the state again when a call has ended.
-It serves ranks of one node.
+Where there are ranks on other nodes, a thread beside it calls MPI (see caller.py).
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from ..transport.group import Group
 from ..transport.ipc import IpcWindow
 from ..transport.window import Window
 from . import cuda
+from .caller import Caller, CardWire
+from .card_memory import CardMemory
 from .device import Card
 from .memory import Memory
-from .runtime import CAUSES, Runtime
+from .runtime import ALONE, CAUSES, CROWDED, FAR_BLOCK, Runtime
 
 MOST_ROWS = 256  # of a tile
 MOST_NS = 1 << 58  # of a timeout: ten of them must be a word
@@ -49,16 +51,13 @@ class CudaRuntime(Runtime):
 
     def __init__(self, group: Group) -> None:
         super().__init__(group)
-        if not group.nodes.single:
-            raise EnvironmentProblem(
-                f"backend cuda serves ranks of one node so far, and these {group.world} ranks are on"
-                f" {len(set(group.nodes.node_of))}: use backend='cpu', or one node"
-            )
         local = group.node.Get_rank() if group.node is not None else 0
         self.card = self._together(lambda: Card.find(local))
         sharing = group.allgather(self.card.uuid, "their cards").count(self.card.uuid)
         self.blocks = Blocks(self.card, sharing)
         self.state_at = self._scratch_at = 0
+        self._caller: Caller | None = None
+        self._card_wire: CardWire | None = None
 
     def _together(self, step: Callable[[], Any]) -> Any:
         """What a step gives this rank; where it fails on one rank, it raises on all."""
@@ -106,11 +105,12 @@ class CudaRuntime(Runtime):
         tables = StateLayout(shape, workers, MOST_ROWS, cuda.MOST_RUNS)
         if self._memory is not None:
             with self.group.bounded("the other ranks to free windows"):
+                self.group.watch_calls(None)
                 self._memory.close()
             self._memory = None
             self.card.free(self.state_at)
         self.shape = None
-        memory = Memory(self.group, shape, self._window)
+        memory = self._make_memory(shape)
         state = np.zeros(tables.words, np.int64)
         memory.fill(state, tables.starts)
         self.state_at = self._together(lambda: self.card.allocate(WORD * tables.words + LINE))
@@ -120,7 +120,25 @@ class CudaRuntime(Runtime):
         self.threads, self.epoch = workers, 0
         self.counted = Tables(tables.starts, workers, self.group.world)
         self.version += 1
+        if isinstance(memory, CardMemory):
+            self._start_caller(memory)
         self.group.meet("the other ranks to allocate")
+
+    def _make_memory(self, shape: Shape) -> Memory:
+        if self.group.nodes.single:
+            return Memory(self.group, shape, self._window)
+        return CardMemory(self.group, shape, self._window, self.card)
+
+    def _start_caller(self, memory: CardMemory) -> None:
+        """Start the thread that calls MPI; the ranks wait for each other after it."""
+        if self._card_wire is None:
+            copy, wait = self.card.copier()
+            self._card_wire = CardWire(copy, wait, self.card.new_stream(), self.group.world)
+        sides = memory.sides(self._card_wire.address)
+        sides.job[f.SPINS], sides.job[f.YIELDS] = CROWDED if self._sharing > 1 else ALONE
+        self._caller = Caller(sides, self.card, self._card_wire, self.group.rank)
+        self.group.watch_calls(memory.calling)
+        memory.start(self._caller.run)
 
     def fill(self, job: np.ndarray) -> None:
         """Write into a job what every call on this runtime has in common."""
@@ -129,6 +147,8 @@ class CudaRuntime(Runtime):
         job[f.LOCK] = self.state_at + WORD * self.tables.words
         job[f.RETURN_STRIDE] = lines(int(job[f.ROW_BYTES]))
         job[f.SCRATCH], job[f.PATIENCE] = self._scratch_at, PATIENCE
+        assert self._memory is not None
+        job[f.FAR], job[f.FAR_BLOCK] = len(self._memory.far), FAR_BLOCK
 
     def fill_tile(self, job: np.ndarray, tile: Tile, blocks: int) -> None:
         """Write into a job, whose weights are known, what depends on the kernel that runs it."""
@@ -186,6 +206,8 @@ class CudaRuntime(Runtime):
         origin, cause = int(state[f.ORIGIN]), int(state[f.FAILED])
         if origin == me and cause == f.CAUSE_TIMEOUT:
             raise WaitTimeout(self._waited(epoch))
+        if self._caller is not None and self._caller.error is not None:
+            raise EnvironmentProblem(f"rank {me}: its caller of MPI has failed: {self._caller.error}")
         error = PoisonedError(
             f"rank {me}: rank {origin} gave up in epoch {epoch} because {CAUSES.get(cause, cause)};"
             " its own message says more"
@@ -235,6 +257,8 @@ class CudaRuntime(Runtime):
             self.group.abort_at_exit(self.broken)
             if isinstance(error, WaitTimeout | PoisonedError) or self._memory is None:
                 return  # the kernel has told the peers
+            if self._caller is not None:
+                self._caller.poison(getattr(error, "origin", self.group.rank), cause)
             with contextlib.suppress(AristosError):  # the card may be what has failed; then the job ends at exit
                 self._poison(getattr(error, "origin", self.group.rank), cause)
 

@@ -93,6 +93,18 @@ class Card:
         finally:
             call("cuCtxPopCurrent")
 
+    def current(self) -> contextlib.AbstractContextManager[None]:
+        """While inside, what compiled code of this thread calls of the driver means this card."""
+        return self._current()
+
+    def copier(self) -> tuple[int, int]:
+        """Addresses of the driver's cuMemcpyHtoDAsync and cuStreamSynchronize, for compiled code."""
+        driver = ctypes.CDLL("libcuda.so.1")
+        found = [
+            ctypes.cast(f, ctypes.c_void_p).value for f in (driver.cuMemcpyHtoDAsync_v2, driver.cuStreamSynchronize)
+        ]
+        return found[0] or 0, found[1] or 0
+
     # ---- memory ----
     def allocate(self, nbytes: int) -> int:
         """The address of zeroed device memory that CUDA IPC can share; MemoryProblem where it does not fit.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numba import int64
@@ -61,7 +62,7 @@ class Memory:
         self._near = (window or group.window)(near)
         self._far: RmaWindow | None = None
         self.wire = 0
-        self._outbox = (room or _zeros)(outboxes)
+        self._outbox: Any = (room or _zeros)(outboxes)
         warm_up([(wire.pace, (int64,)), (wire.take, (int64,)), (wire.leave, (int64,))])
         if not group.nodes.single:
             self._far = group.far_window(far)

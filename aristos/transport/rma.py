@@ -6,6 +6,7 @@ import atexit
 import ctypes
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -71,10 +72,10 @@ class RmaWindow:
         self._window.Sync()
         self._words = self._connect(comm)
         self.wire = self._words.ctypes.data
-        self._thread = threading.Thread(target=wire.pace, args=(self.wire,), name="aristos-pacer", daemon=True)
+        self._threads: list[threading.Thread] = []
         comm.Barrier()
         self._window.Sync()
-        self._thread.start()
+        self.start("aristos-pacer", wire.pace, self.wire)
         self._pid = os.getpid()
         self._key = MPI.Comm.Create_keyval(delete_fn=lambda *_: self._stop())
         MPI.COMM_SELF.Set_attr(self._key, self)  # deleted first thing in MPI_Finalize, after which nobody may call MPI
@@ -93,6 +94,11 @@ class RmaWindow:
         words[wire.WINDOW], words[wire.COMM], words[wire.BYTE] = map(_handle, (self._window, comm, MPI.BYTE))
         words[wire.ANY_SOURCE], words[wire.ANY_TAG] = MPI.ANY_SOURCE, MPI.ANY_TAG
         return words
+
+    def start(self, name: str, target: Callable[..., None], *args: Any) -> None:
+        """Start a thread that may call MPI over this window, until the word STOP of the wire says that it must not."""
+        self._threads.append(threading.Thread(target=target, args=args, name=name, daemon=True))
+        self._threads[-1].start()
 
     def in_call(self, yes: bool) -> None:
         """Say whether workers make progress themselves."""
@@ -113,9 +119,10 @@ class RmaWindow:
         return peer, int(self._words[wire.SINCE]), others
 
     def _stop(self) -> None:
-        """End the pacing thread; it may be in an MPI call that does not come back."""
+        """End the threads; they may be in an MPI call that does not come back."""
         self._words[wire.STOP] = 1
-        self._thread.join(STOP_SECONDS)
+        for thread in self._threads:
+            thread.join(STOP_SECONDS)
 
     def _forget(self) -> None:
         """End the pacing thread now, while Python and MPI are there."""

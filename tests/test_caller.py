@@ -1,0 +1,141 @@
+"""The thread that calls MPI for a card, over real MPI: the card is the host's memory, its kernel the CPU's workers.
+
+They may not call MPI: their wire is one that somebody else holds for ever. So all that goes to other nodes and comes
+from them passes the proxy and its copies, compiled as they ship.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from cases import MoE, alone, routing, same, tokens
+from mpi import ranks_each
+
+import aristos
+from aristos import reference, wire
+from aristos.engine import fields as f
+from aristos.errors import AristosError
+from aristos.kernels.cpu.gemm import aligned
+from aristos.substrate.caller import Caller, CardWire
+from aristos.substrate.card_memory import CardMemory
+from aristos.substrate.runtime import ALONE, Runtime
+
+# as on a card, a return row is as wide as a row: here where whole panels are whole lines
+CFG = aristos.MoEConfig(hidden=96, ffn=72, experts=5, top_k=2, max_tokens=70)
+W = reference.weights(CFG)
+DRIVER = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_int64] * 4)
+
+
+class HostCard:
+    """A card whose memory is the host's. Copies are made when the stream is waited for; fails: after so many."""
+
+    def __init__(self, fails: int = 1 << 60) -> None:
+        self.kept: list[Any] = []
+        self.waiting: list[tuple[int, int, int]] = []
+        self.copies, self.fails = 0, fails
+        self.functions = DRIVER(self._copy), DRIVER(self._wait)
+
+    def _copy(self, at: int, source: int, nbytes: int, stream: int) -> int:
+        self.waiting.append((at, source, nbytes))
+        self.copies += 1
+        return 719 if self.copies > self.fails else 0
+
+    def _wait(self, stream: int, *_: int) -> int:
+        for at, source, nbytes in reversed(self.waiting):
+            ctypes.memmove(at, source, nbytes)
+        self.waiting.clear()
+        return 0
+
+    def host(self, nbytes: int) -> tuple[np.ndarray, int]:
+        array = aligned((nbytes,), np.uint8)
+        array[:] = 0
+        self.kept.append(array)
+        return array, array.ctypes.data
+
+    def allocate(self, nbytes: int) -> int:
+        return self.host(nbytes)[1]
+
+    def free(self, address: int) -> None:
+        pass
+
+    def free_host(self, array: np.ndarray) -> None:
+        pass
+
+    def current(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def on_cards(card: HostCard) -> Iterator[list[Caller]]:
+    """Engines on CPUs are made as on cards inside."""
+    callers: list[Caller] = []
+    taken = aligned((wire.words(64),), np.int64)
+    taken[:] = 0
+    taken[wire.LOCK] = 1
+    allocate, fill = Runtime._allocate, Runtime.fill
+
+    def memory(group: Any, shape: Any) -> CardMemory:
+        return CardMemory(group, shape, group.window, card)
+
+    def allocated(self: Runtime, *args: Any) -> None:
+        allocate(self, *args)
+        copy, wait = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in card.functions)
+        card_wire = CardWire(copy, wait, 0, self.group.world)
+        found: Any = self._memory
+        sides = found.sides(card_wire.address)
+        sides.job[f.SPINS], sides.job[f.YIELDS] = ALONE[0] // 100, ALONE[1] // 100
+        callers.append(Caller(sides, card, card_wire, self.group.rank))
+        found.start(callers[-1].run)
+        self.group.meet("callers")
+
+    def filled(self: Runtime, job: np.ndarray) -> None:
+        fill(self, job)
+        job[f.WIRE] = taken.ctypes.data
+
+    with contextlib.ExitStack() as stack:
+        for name, value in (("Memory", memory), ("Runtime._allocate", allocated), ("Runtime.fill", filled)):
+            stack.enter_context(mock.patch(f"aristos.substrate.runtime.{name}", value))
+        yield callers
+
+
+@ranks_each(2, 3, 4, timeout=240)  # the first one may have to compile
+def test_equal_bits_through_the_proxy(comm, world):
+    """Nodes of one and of two ranks, tiny rings, several calls of every size."""
+    calls = []
+    for n, count in enumerate((17, 0, 70, 33)):
+        x = tokens(CFG, (count + 5 * comm.rank) % 71, seed=10 * n + comm.rank)
+        calls.append((x, routing(CFG, len(x), "some", seed=n + comm.rank)))
+    with alone(CFG, W, threads=1) as one:
+        wanted = [one(x, **call) for x, call in calls]
+    for per_node in (1, 2) if world > 2 else (1,):
+        card = HostCard()
+        with on_cards(card), MoE(CFG, comm, ranks_per_node=per_node, threads=2) as moe:
+            moe.load(**W)
+            for (x, call), want in zip(calls, wanted):
+                assert same(moe(x, **call), want)
+        assert card.copies > 0
+
+
+@pytest.mark.ranks(2, timeout=240)
+def test_a_copy_that_fails_ends_the_call_on_all_ranks(comm):
+    """No word of what was not copied is handed on; the failing rank and its far peer both learn it."""
+    card = HostCard(fails=8 if comm.rank == 0 else 1 << 60)
+    with on_cards(card) as callers, mock.patch("aristos.transport.group.Group.abort_at_exit"):  # the ranks end together
+        moe = MoE(CFG, comm, ranks_per_node=1, threads=1, timeout=20)
+        moe.load(**W)
+
+        def calls() -> None:
+            for n in range(20):
+                moe(tokens(CFG, 60, seed=n))
+
+        with pytest.raises(AristosError, match="rank 0"):
+            calls()
+        if comm.rank == 0:
+            assert callers[-1].error is not None
+            assert "CUDA error 719" in callers[-1].error
