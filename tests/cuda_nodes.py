@@ -27,7 +27,8 @@ SPAN = 1 << 40  # of a rank
 MACHINE_END = 1 << 52
 WORD = 8
 WINDOW, BUFFERS = 0, SPAN // 2
-LONG = 20_000  # turns in vain
+GAP = 24  # turns of the machine between two of a proxy, fewer than this
+LONG = 2_000  # turns in vain
 
 
 class Host:
@@ -85,7 +86,7 @@ class Host:
 
     def clock(self) -> int:
         self.ticks += 1
-        return 1000 * self.ticks
+        return self.ticks
 
     # ---- wires: to far peers where a target is a byte of a window, to the card where it is an address on the machine
     def put(self, wire: int, peer: int, at: int, source: int, nbytes: int) -> None:
@@ -190,7 +191,8 @@ class NodeRank(Rank):
                     yield
                 return
             assert not over
-            yield
+            for _ in range(self.layers.host.rng.integers(1, GAP)):
+                yield
             if sides.job[f.EPOCH] == epoch and sides.st[f.PROGRESS] < 0 and engine.quiet(sides.job, sides.st):
                 at = [self.layers.host.load(at, "acquire") for at in self._epochs()]
                 if min(at) == epoch:

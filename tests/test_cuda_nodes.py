@@ -25,7 +25,7 @@ def close(layers, ys):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_two_nodes_of_two_cards(seed):
-    """Rings of one to five rows, uneven experts, ranks without experts or tokens, several calls; one node's bits."""
+    """Rings of few rows (a token's choices must fit), uneven experts, ranks without experts or tokens, several calls; one node's bits."""
     rng = np.random.default_rng(seed)
     sizes: Any = {
         "cfg": replace(SMALL, gated=bool(seed & 1), bias=bool(seed & 2)),
@@ -33,7 +33,7 @@ def test_two_nodes_of_two_cards(seed):
         "tokens": tuple(rng.permutation([0, 7, 12, 16]).tolist()),
         "merge": 8,
     }
-    layers = NodeLayers(**sizes, grid=1 + seed % 2, ring=1 + seed, seed=seed, block=1 + 5 * seed)
+    layers = NodeLayers(**sizes, grid=1 + seed % 2, ring=2 + seed, seed=seed, block=1 + 5 * seed)
     ys = layers.run(calls=2)
     close(layers, ys)
     for y, other in zip(ys, Layers(**sizes).run()):
@@ -43,7 +43,9 @@ def test_two_nodes_of_two_cards(seed):
 def test_two_ranks_on_two_nodes():
     """A peer without rows from here can be a call ahead: both of its announcements are brought in."""
     given = [(np.zeros((5, 1), np.int64), np.ones((5, 1), np.float32))] * 2
-    layers = NodeLayers(cfg=replace(SMALL, top_k=1), per_node=1, tokens=(5, 5), given=given, placement=[0, 1, 1, 1])
+    layers = NodeLayers(
+        cfg=replace(SMALL, top_k=1), per_node=1, tokens=(5, 5), given=given, placement=[0, 1, 1, 1], ring=1
+    )
     close(layers, layers.run(calls=4))
 
 
