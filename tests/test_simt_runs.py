@@ -199,3 +199,50 @@ def test_a_grid_barrier_that_some_blocks_never_reach(kernel, few, many, waiting,
                 first = kernel.py_func.__code__.co_firstlineno
                 assert reports[0].file == __file__
                 assert first < reports[0].line <= first + 7
+
+
+def test_actors_keep_their_threads_when_one_ends():
+    """Two actors pass a flag on; a third has ended before: nobody takes another's writes for its own."""
+    machine = simt.Machine()
+    data, flag = machine.host_array(np.zeros(1, np.int64)), machine.host_array(np.zeros(1, np.int64))
+    seen = []
+
+    def ends():
+        yield
+
+    def writes():
+        for _ in range(3):
+            yield
+        data.store(0, 7, order="weak")
+        flag.store(0, 1)
+        yield
+
+    def reads():
+        while flag.load(0) == 0:
+            yield
+        seen.append(data.load(0, order="weak"))
+
+    for actor in (ends, writes, reads):
+        machine.actor(actor)
+    assert machine.run() == []
+    assert seen == [7]
+
+
+def test_an_actor_that_does_much_in_one_turn():
+    """What orders accesses outgrows its tables within a turn."""
+    machine = simt.Machine()
+    words = machine.host_array(np.zeros(20_000, np.int64))
+
+    def fill():
+        for i in range(len(words)):
+            words.store(i, i)
+        yield
+
+    def read():
+        while words.load(len(words) - 1) == 0:
+            yield
+        assert [int(words.load(i)) for i in range(0, len(words), 99)] == list(range(0, len(words), 99))
+
+    machine.actor(fill)
+    machine.actor(read)
+    assert machine.run() == []
