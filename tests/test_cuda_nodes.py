@@ -25,7 +25,7 @@ def close(layers, ys):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_two_nodes_of_two_cards(seed):
-    """Rings of few rows (a token's choices must fit), uneven experts, ranks without experts or tokens, several calls; one node's bits."""
+    """Rings of few rows (a token must fit), uneven experts, ranks without experts or tokens, calls; one node's bits."""
     rng = np.random.default_rng(seed)
     sizes: Any = {
         "cfg": replace(SMALL, gated=bool(seed & 1), bias=bool(seed & 2)),
