@@ -326,8 +326,10 @@ class CudaMoE(MoE):
 
     def close(self) -> None:
         """Give windows and the card's memory back; collective, and harmless when repeated."""
+        if self._pending is not None:  # its result is nobody's any more
+            self._pending.end()
+            self._alive().open = False
         if self._runtime is not None:
-            self._settled()
             card = self._engine.card
             if self._engine.broken is None:
                 card.synchronize(self._stream)

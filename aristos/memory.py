@@ -38,7 +38,7 @@ def store_release(addr, value):
 
 
 def fetch_add(addr, value):
-    """Add to a word and return what it held (acquire and release)."""
+    """Add to a word of this rank and return what it held (acquire and release)."""
     word = _word(addr)
     old = word.value
     word.value = old + value
@@ -46,7 +46,7 @@ def fetch_add(addr, value):
 
 
 def compare_exchange(addr, expected, value):
-    """Write `value` if the word holds `expected` (acquire and release); True if it did."""
+    """Write `value` if a word of this rank holds `expected` (acquire and release); True if it did."""
     word = _word(addr)
     if word.value != expected:
         return False

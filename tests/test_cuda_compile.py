@@ -21,6 +21,7 @@ from aristos.kernels.cuda.__main__ import main
 from aristos.kernels.cuda.assemble import TARGETS
 from aristos.kernels.cuda.catalogue import kernels
 from aristos.kernels.cuda.gemm import TILES, tiles
+from aristos.substrate import cuda
 
 try:
     assemble.tool("ptxas")
@@ -29,7 +30,7 @@ except EnvironmentProblem as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
 ARCHS = list(TARGETS)
-KERNELS = {(kernel.name, arch): kernel for arch in ARCHS for kernel in kernels(arch)}
+KERNELS = {(kernel.name, arch): kernel for arch in ARCHS for kernel in kernels(arch) + cuda.kernels(arch)}
 PRODUCT = {
     "bf16": r"HMMA\.16816\.F32\.BF16",
     "f16": r"HMMA\.16816\.F32 ",
@@ -39,6 +40,10 @@ PRODUCT = {
 LOOPS = {  # kernel -> the tile whose product is its main loop
     (f"gemm_{tile.name}", arch): tile for arch in ARCHS for kind in TILES for tile in tiles(kind, arch)
 } | {(router.route(kind).__name__, arch): router._tile(kind) for arch in ARCHS for kind in router.KINDS}
+LAYERS = {
+    (f"layer_{tile.name}", arch): tile for arch in ARCHS for kind in cuda.ROWS for tile in cuda.layer_tiles(kind, arch)
+}
+LOOPS |= LAYERS
 COPY = r"LDGSTS\.E\.BYPASS\.LTC128B\.128"
 KB = 1024
 SM_SHARED = {"sm_80": 164 * KB, "sm_90": 228 * KB, "sm_100": 228 * KB}  # CUDA programming guide, compute capabilities
@@ -69,12 +74,25 @@ BUDGETS = {
     "route_f16": Budget(168, 36 * KB, (3, 3, 3), "the product of 64x64, rows half as wide"),
     "check": Budget(40, 2 * KB, (12, 12, 12), "a few loads a thread: warps hide each other's waits"),
     "place": Budget(48, 9 * KB, (10, 10, 10), "as check; shared memory is for 256 slots and k = 8"),
+    # persistent kernels: the product's registers, and what the steps keep over it; 128 bytes more of shared memory hold
+    # the command. Room for 24 to 40 registers more, up to what the blocks share: steps change more often than products
+    "layer_16x128": Budget(152, 73 * KB, (2, 3, 3), "up to 168 registers leave three blocks, as the product has them"),
+    "layer_64x128": Budget(232, 73 * KB, (2, 2, 2), "up to 255 registers leave two blocks"),
+    "layer_128x128": Budget(WIDE, 97 * KB, (1, 2, 1), "256 threads: where two blocks are to fit (sm_90) they have 128"),
+    "layer_16x64": Budget(168, 41 * KB, (3, 4, 3), "sm_90 has room for four of 128 registers; sm_100 would spill"),
+    "layer_64x64": Budget(WIDE, 49 * KB, (3, 3, 2), "168 registers where three fit; sm_100 would spill, and has two"),
+    "begin": Budget(64, 0, (8, 8, 8), "one block, once a call"),
+    "fail": Budget(64, 0, (32, 32, 32), "one thread, once a failure"),
+    "put_rows": Budget(64, 0, (4, 4, 4), "256 threads: four blocks keep enough loads on their way"),
+    "ping_pong": Budget(64, 0, (32, 32, 32), "two blocks of a warp"),
 }
 
 
 def budget(kernel):
-    """A product has the same for each of its types."""
-    return BUDGETS[kernel.split("_")[-1] if kernel.startswith("gemm_") else kernel]
+    """A product has the same for each of its types, and so has a layer."""
+    if kernel.startswith("gemm_"):
+        return BUDGETS[kernel.split("_")[-1]]
+    return BUDGETS[f"layer_{kernel.split('_')[-1]}" if kernel.startswith("layer_") else kernel]
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +111,7 @@ def text(built, kernel, arch):
 def test_all_are_there(built):
     out, rows = built
     assert set(rows) == set(KERNELS)
-    assert len({name for name, _ in rows}) == len(rows) // len(ARCHS) == 23
+    assert len({name for name, _ in rows}) == len(rows) // len(ARCHS) == 38
     for kernel, arch in rows:
         files = {kind: out / f"{kernel}.{arch}.{kind}" for kind in ("ptx", "cubin", "sass")}
         assert re.search(rf"^\.target {TARGETS[arch]}$", files["ptx"].read_text(), re.M)
@@ -107,7 +125,7 @@ def test_shared_memory_starts_on_a_line(built):
     """Copies of 16 bytes and whole rows of 128 need it, whichever of a kernel's names for it they use."""
     for kernel, arch in built[1]:
         found = re.findall(r"\.extern \.shared \.align (\d+)", (built[0] / f"{kernel}.{arch}.ptx").read_text())
-        assert set(found) == {"128"}, kernel
+        assert set(found) == ({"128"} if KERNELS[kernel, arch].shared_bytes else set()), kernel
 
 
 def test_budgets(built):
@@ -158,6 +176,22 @@ def test_products(built, kernel, arch):
 def test_outputs(built, kernel, arch):
     stores = re.findall(r"\bSTG\.E\S*", text(built, kernel, arch))
     assert set(stores) == {"STG.E.NA.128"}, "outputs go out 16 bytes at a time, past L1"
+
+
+@pytest.mark.parametrize(("kernel", "arch"), LAYERS)
+def test_layers_order_and_copies(built, kernel, arch):
+    """Words that others see are of system scope: each acquire is followed by its CCTL, each release preceded by its
+    MEMBAR, and there are no others; rows move 16 bytes a lane, read and written once.
+    """
+    sass = text(built, kernel, arch)
+    strong = re.findall(r"\b(LDG|STG|ATOMG)\.\S*STRONG\.(\w+)", sass)
+    assert {scope for _, scope in strong} == {"SYS"}
+    count = {name: sum(found == name for found, _ in strong) for name in ("LDG", "STG", "ATOMG")}
+    assert min(count.values()) > 0
+    assert re.findall(r"\bMEMBAR\.(\S+)", sass) == ["ALL.SYS"] * (count["STG"] + count["ATOMG"])
+    assert len(re.findall(r"\bCCTL\.IVALL", sass)) == count["LDG"] + count["ATOMG"]
+    assert re.search(r"\bLDG\.E\.NA\.LTC128B\.128\b", sass), "rows are read 16 bytes a lane"
+    assert re.search(r"\bSTG\.E\.NA\.128\b", sass), "and written so"
 
 
 def main_loop(sass, product):

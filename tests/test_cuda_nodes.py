@@ -23,7 +23,7 @@ def close(layers, ys):
         assert want.size == 0 or error(y, want) < 1e-6
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(4))
 def test_two_nodes_of_two_cards(seed):
     """Rings of few rows (a token must fit), uneven experts, ranks without experts or tokens, calls; one node's bits."""
     rng = np.random.default_rng(seed)
@@ -46,7 +46,7 @@ def test_two_ranks_on_two_nodes():
     layers = NodeLayers(
         cfg=replace(SMALL, top_k=1), per_node=1, tokens=(5, 5), given=given, placement=[0, 1, 1, 1], ring=1
     )
-    close(layers, layers.run(calls=4))
+    close(layers, layers.run(calls=3))
 
 
 @pytest.mark.parametrize("absent", [0, 2])

@@ -176,6 +176,7 @@ def test_a_worker_that_waits_shows_how_far_its_rank_is(monkeypatch):
     monkeypatch.setattr(steps, "decide", lambda *_: f.IDLE)
     job, state, lock = np.zeros(f.JOB_WORDS, np.int64), np.zeros(1000, np.int64), np.zeros(1, np.int64)
     job[f.PAUSE_NS], job[f.LOCK], state[f.PROGRESS] = 3 * cpu.HEARTBEAT_NS, lock.ctypes.data, 7
+    job[f.T_COMMAND] = f.STATE_WORDS
     assert cpu.work(job, state, 0) == f.PAUSED
     assert 1 <= len(shown) <= 4
     assert set(shown) == {7}

@@ -127,9 +127,11 @@ class Machine:
         """Step `decide`, which leaves behind what it has decided from."""
 
         def decide(job: Any, st: Any, worker: int) -> int:
-            kind = step(job, st, worker)
-            if self.case.workers > 1 and self.sched.me.locked_out is None:
-                self.sched.me.print = self.rank.fingerprint()
+            kind, me = step(job, st, worker), self.sched.me
+            if kind != f.IDLE:
+                me.locked_out = None  # it has found a share without the lock
+            elif self.case.workers > 1 and me.locked_out is None:
+                me.print = self.rank.fingerprint()
             return kind
 
         return decide

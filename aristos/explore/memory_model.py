@@ -346,7 +346,6 @@ class Memory:
             self._publish(at, value)
         if word is None:
             self.holders[at] = me
-        self.sched.me.locked_out = None
         return True
 
     def _check_acquire(self, at: int, does: str) -> None:

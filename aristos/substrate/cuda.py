@@ -6,6 +6,7 @@ for CUDA; the arithmetic is that of `kernels/cuda`. Importing this module needs 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -235,6 +236,8 @@ def fail(job_address, state_address, origin, cause):
 
 # rows of the tiles that a persistent kernel is compiled for
 ROWS = {"bf16": (16, 64, 128), "f16": (16, 64, 128), "tf32": (16, 64, 128), "f32": (16, 64)}
+# (architecture, kind, rows) where the steps' registers beside the product's would be spilled: one block less on an SM
+ROOMY = {("sm_80", "tf32", 128), ("sm_100", "f32", 16), ("sm_100", "f32", 64)}
 BEGIN = Kernel("begin", begin, (types.int64,) * 10, 128, 0, 1)
 FAIL = Kernel("fail", fail, (types.int64,) * 4, 1, 0, 1)
 
@@ -247,7 +250,8 @@ def layer_kernel(tile: Tile) -> Kernel:
 
 def layer_tiles(kind: str, arch: str) -> list[Tile]:
     """The tiles of the persistent kernels of a kind, by rows."""
-    return [tile for tile in tiles_of(kind, arch) if tile.m in ROWS[kind]]
+    found = [tile for tile in tiles_of(kind, arch) if tile.m in ROWS[kind]]
+    return [replace(tile, blocks=tile.blocks - 1) if (arch, kind, tile.m) in ROOMY else tile for tile in found]
 
 
 def layer_tile(kind: str, rows: float, arch: str) -> Tile:

@@ -58,6 +58,12 @@ class CudaRuntime(Runtime):
         self.state_at = self._scratch_at = 0
         self._caller: Caller | None = None
         self._card_wire: CardWire | None = None
+        self._streams: set[int] = set()  # that calls were queued on
+
+    def _idle(self) -> None:
+        """Wait until this card does nothing for this engine: only then may peers free what it writes to."""
+        for stream in self._streams:
+            self.card.synchronize(stream)
 
     def _together(self, step: Callable[[], Any]) -> Any:
         """What a step gives this rank; where it fails on one rank, it raises on all."""
@@ -104,6 +110,7 @@ class CudaRuntime(Runtime):
         """New windows and a new state; counters start again."""
         tables = StateLayout(shape, workers, MOST_ROWS, cuda.MOST_RUNS)
         if self._memory is not None:
+            self._idle()
             with self.group.bounded("the other ranks to free windows"):
                 self.group.watch_calls(None)
                 self._memory.close()
@@ -167,6 +174,7 @@ class CudaRuntime(Runtime):
         status, routed, kind, slots, top_k.
         """
         card = self.card
+        self._streams.add(stream)
         card.launch(
             card.load(cuda.BEGIN), 1, 0, job, self.state_at, routing, call.x, call.x_stride, call.tokens, call.y,
             call.ids, call.weights, call.status, stream=stream,
@@ -241,6 +249,7 @@ class CudaRuntime(Runtime):
 
     def _all_leave(self) -> bool:
         if self.layout is not None:
+            self._idle()
             self.group.meet("the other ranks to close")
         return True
 

@@ -31,7 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path, help="folder for the files; made if it is not there")
     given = parser.parse_args(arguments)
     try:
-        rows = build_all(architectures(given.arch), given.out)
+        archs = architectures(given.arch)
+        from ...substrate import cuda  # needs numba-cuda, whose absence is said as any other error
+        from .catalogue import kernels
+
+        rows = build_all(archs, given.out, (kernels, cuda.kernels))
     except (AristosError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from . import router
+from . import pingpong, router
 from .compiler import types
 from .gemm import TILES, gemm, tiles
 
@@ -38,6 +38,10 @@ def route_kernels() -> dict[str, Kernel]:
     return {kernel.name: kernel for kernel in [*routes, *others]}
 
 
+PUT_ROWS = Kernel("put_rows", pingpong.put_rows, (types.int64,) * 10, pingpong.THREADS, 0, 4)
+PING_PONG = Kernel("ping_pong", pingpong.ping_pong, (types.int64,) * 8, pingpong.WARP, 0, 1)
+
+
 def kernels(arch: str) -> list[Kernel]:
     """All of an architecture, sm_90 say, in a fixed order."""
     products = [
@@ -45,4 +49,4 @@ def kernels(arch: str) -> list[Kernel]:
         for kind in TILES
         for tile in tiles(kind, arch)
     ]
-    return [*products, *route_kernels().values()]
+    return [*products, *route_kernels().values(), PUT_ROWS, PING_PONG]

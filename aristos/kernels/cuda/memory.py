@@ -1,6 +1,7 @@
 """What the names of `aristos.memory` compile to on CUDA: the third lowering of the protocol's shared memory.
 
-Words are shared with other devices and with the host, so their scope is the system. Importing this module registers
+Words are shared with other devices and with the host, so the scope of releases and acquires is the system; what is
+added to or exchanged are words that this device's blocks alone touch, so there it is the device. Importing this module registers
 the lowerings with Numba-CUDA; it compiles nothing.
 """
 
@@ -27,7 +28,7 @@ def _pointer(typing, addr):
 
 
 def _compare_exchange(addr, expected, value):  # Numba compares annotations too
-    return lambda addr, expected, value: ptx.compare_exchange_sys(addr, expected, value) == expected
+    return lambda addr, expected, value: ptx.compare_exchange_gpu(addr, expected, value) == expected
 
 
 def _nap():
@@ -47,7 +48,7 @@ OWN = {
     mem.store: lambda addr, value: lambda addr, value: ptx.store8(addr, value),
     mem.load_acquire: lambda addr: lambda addr: ptx.load_acquire_sys(addr),
     mem.store_release: lambda addr, value: lambda addr, value: ptx.store_release_sys(addr, value),
-    mem.fetch_add: lambda addr, value: lambda addr, value: ptx.add_sys(addr, value),
+    mem.fetch_add: lambda addr, value: lambda addr, value: ptx.add_gpu(addr, value),
     mem.compare_exchange: _compare_exchange,
     mem.copy_row: lambda dst, src, nbytes: lambda dst, src, nbytes: copied(dst, src, nbytes),
     mem.pause: _nap,

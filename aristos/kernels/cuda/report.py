@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib import metadata
 from multiprocessing import get_context
@@ -21,23 +21,25 @@ from .assemble import TARGETS, assemble, capability, disassemble, tool, tool_ver
 PROCESSES = 8  # at most; each takes some 300 MB
 
 Row = dict[str, Any]  # of report.json
+Listing = Callable[[str], list[Any]]  # architecture -> catalogue.Kernel; by name, since processes send it to each other
 
 
-def build_all(archs: Sequence[str], out: Path) -> list[Row]:
-    """NAME.ARCH.ptx, .cubin, .sass of every kernel, report.json and report.md; says on stderr how far it is."""
-    from .catalogue import kernels
+def build_all(archs: Sequence[str], out: Path, listings: Sequence[Listing]) -> list[Row]:
+    """NAME.ARCH.ptx, .cubin, .sass of every kernel, report.json and report.md; says on stderr how far it is.
 
+    listings: functions of modules, each of which gives kernels of an architecture; no name is there twice.
+    """
     for name in ("ptxas", "nvdisasm"):
         tool(name)  # better missed now than after the first kernel
     out.mkdir(parents=True, exist_ok=True)
-    wanted = [(kernel.name, arch) for arch in archs for kernel in kernels(arch)]
+    wanted = [(kernel.name, arch) for arch in archs for kernel in listed(arch, listings)]
     names = list(dict.fromkeys(name for name, _ in wanted))
     rows: dict[tuple[str, str], Row] = {}
     start = time.monotonic()
     count = min(len(os.sched_getaffinity(0)), PROCESSES, len(names))
     with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-        # the biggest kernels are the catalogue's last: they go first, so that no process is left alone with one
-        jobs = {pool.submit(build, name, archs, out): name for name in reversed(names)}
+        # the biggest kernels are the last: they go first, so that no process is left alone with one
+        jobs = {pool.submit(build, name, archs, out, listings): name for name in reversed(names)}
         try:
             for done in as_completed(jobs):
                 rows |= {(row["kernel"], row["arch"]): row for row in done.result()}
@@ -52,14 +54,18 @@ def build_all(archs: Sequence[str], out: Path) -> list[Row]:
     return ordered
 
 
-def build(name: str, archs: Sequence[str], out: Path) -> list[Row]:
+def listed(arch: str, listings: Sequence[Listing]) -> list[Any]:
+    """All kernels of an architecture, in the order of the listings."""
+    return [kernel for listing in listings for kernel in listing(arch)]
+
+
+def build(name: str, archs: Sequence[str], out: Path, listings: Sequence[Listing]) -> list[Row]:
     """One kernel for the architectures that have it; its rows of the report."""
     from .build import ptx
-    from .catalogue import kernels
 
     rows = []
     for arch in archs:
-        for kernel in kernels(arch):
+        for kernel in listed(arch, listings):
             if kernel.name == name:
                 rows.append(finish(kernel, arch, ptx(kernel, TARGETS[arch])[0], out))
     return rows

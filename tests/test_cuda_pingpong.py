@@ -1,0 +1,81 @@
+"""The benchmarks' kernels on the PTX machine, its checker on: what a put carries, its order, and waits that end."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
+from aristos import simt
+from aristos.kernels.cuda import pingpong
+
+LIMIT = 10**9
+LINE = pingpong.LINE
+
+
+class Bench:
+    """The memory of a launch on the machine."""
+
+    def __init__(self, seed=0, **sizes):
+        self.machine = simt.Machine(seed=seed)
+        self.device = self.machine.device(0)
+        self.late = self.device.array(np.zeros(1, np.int64))
+        self.words = self.device.array(np.zeros(64 * LINE // 8, np.int64))
+
+    def array(self, values):
+        return self.device.array(np.ascontiguousarray(values))
+
+    def run(self, kernel, grid, threads, *args):
+        self.device.launch(kernel, grid, threads, *(getattr(a, "ptr", a) for a in args))
+        return self.machine.run()
+
+
+def payload(*shape):
+    return np.random.default_rng(len(shape)).integers(1, 1 << 62, shape)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("halves", "grid", "rows", "batch"), [(1, 2, 3, 2), (2, 2, 5, 5), (2, 4, 3, 1), (1, 4, 0, 4)])
+def test_put_rows(halves, grid, rows, batch, seed):
+    b, words = Bench(seed), 64  # words of a row
+    source = payload(grid, rows, words)
+    given, target = b.array(source.reshape(-1)), b.array(np.zeros(max(1, source.size), np.int64))
+    for base in (0, rows):
+        b.run(pingpong.put_rows, grid, 64, given, target, b.words, rows, 8 * words, batch, halves, base, LIMIT, b.late)
+    want = np.roll(source, grid // 2, axis=0)
+    if halves == 1:
+        want[: grid // 2] = 0
+    np.testing.assert_array_equal(target.copy_to_host()[: source.size].reshape(source.shape), want)
+    assert b.late.copy_to_host()[0] == 0
+    tails = b.words.copy_to_host()[:: LINE // 8][:grid]
+    np.testing.assert_array_equal(tails, [0 if halves == 1 and i < grid // 2 else 2 * rows for i in range(grid)])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("row_bytes", [16, 528])
+def test_ping_pong(row_bytes, seed):
+    b, rounds = Bench(seed), 4
+    row = payload(row_bytes // 8)
+    given, slots = b.array(row), b.array(np.zeros(2 * len(row), np.int64))
+    for base in (0, rounds):
+        b.run(pingpong.ping_pong, 2, 32, given, slots, b.words, row_bytes, rounds, base, LIMIT, b.late)
+    np.testing.assert_array_equal(slots.copy_to_host().reshape(2, -1), [row, row])
+    np.testing.assert_array_equal(b.words.copy_to_host()[:: LINE // 8][:2], [2 * rounds, 2 * rounds])
+    assert b.late.copy_to_host()[0] == 0
+
+
+def test_a_partner_that_is_not_there():
+    """One block alone: it says that it waited, and ends."""
+    b = Bench()
+    given, slots = b.array(payload(2)), b.array(np.zeros(4, np.int64))
+    b.run(pingpong.ping_pong, 1, 32, given, slots, b.words, 16, 3, 0, 2000, b.late)
+    assert b.late.copy_to_host()[0] == 3
+
+
+def test_full_coalescing():
+    """Rows of 4 KB move 16 bytes a lane, whole sectors alone, and none twice."""
+    b, source = Bench(), payload(2, 2, 512)
+    given, target = b.array(source.reshape(-1)), b.array(np.zeros(source.size, np.int64))
+    b.run(pingpong.put_rows, 2, 64, given, target, b.words, 2, 4096, 2, 2, 0, LIMIT, b.late)
+    stores = b.machine.profile().opcodes["st"]
+    assert stores["sectors"] == stores["ideal_sectors"] == source.nbytes // 32 + 2  # a tail for each block
