@@ -100,6 +100,12 @@ class CudaMoE(MoE):
     def _pack(self, given: Given) -> DeviceWeights:
         return DeviceWeights(self._engine.card, self._kind, given)
 
+    def device_weights(self, layer: int = 0) -> DeviceWeights:
+        """A layer's weights as they lie on the card, once it is loaded."""
+        loaded = self._weights[layer]
+        assert loaded is not None
+        return loaded
+
     def load(self, layer: int = 0, **weights: Any) -> None:
         """As `MoE.load`."""
         before = self._weights[layer] if isinstance(layer, int) and 0 <= layer < self.layers else None
