@@ -47,7 +47,8 @@ COLUMNS = (
 class Products:
     """Weights of some experts on the card, rows, and who multiplies them."""
 
-    def __init__(self, gpu: Gpu, kind: str, experts: int, hidden: int, columns: int, blas: Cublas | None) -> None:
+    def __init__(self, gpu: Gpu, kind: str, experts: int, hidden: int, columns: int, blas: Cublas | None,
+                 most_rows: int) -> None:  # fmt: skip
         from ...kernels.cuda.pack import narrow, pack, pack_bias, widen
         from ...kernels.cuda.tile import BYTES
 
@@ -62,7 +63,7 @@ class Products:
             gpu.card.copy_in(self.weights + e * packed.nbytes, packed, gpu.stream)
         self.bias = gpu.array(pack_bias(None, len(packed)))
         self.truth = widen(packed[:columns, :hidden], kind).astype(np.float64).T
-        most = max(ROWS) * experts
+        most = most_rows * experts
         x = narrow(rng.standard_normal((most, hidden), np.float32), kind)
         self.sample = widen(x, kind)
         # bytes between rows: of x whole 16, of y whole 16 too
@@ -123,7 +124,7 @@ def run(ctx: Context, gpu: Gpu) -> Result:
         blas = Cublas(gpu)
     except EnvironmentProblem as missing:
         why = str(missing)
-    work = Products(gpu, kind, experts, shape.cfg.hidden, columns, blas)
+    work = Products(gpu, kind, experts, shape.cfg.hidden, columns, blas, max(ROWS))
     flops = 2.0 * shape.cfg.hidden * columns * experts
     size = f"[rows, {shape.cfg.hidden}] x [{shape.cfg.hidden}, {columns}]"
     title = f"gemm on {gpu.card.name}: {experts} experts, {kind}, {size}"
