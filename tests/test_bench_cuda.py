@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -166,6 +169,19 @@ def test_refusals(words, why):
     assert main.main([*words, "--backend", "cuda"]) == 2
 
 
+def test_without_the_compiler():
+    """What is said about cards needs no compiler; a run on one says what is missing."""
+    code = (
+        "import sys; sys.modules['numba_cuda'] = None; from aristos.bench import main;"
+        "assert main.main(['--help']) == 0; sys.exit(main.main(['put', '--backend', 'cuda', '--out', 'none']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 3
+    assert "cuda: a card a rank, suites put, signal, gemm, layer" in " ".join(done.stdout.split())
+    assert "GPU" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_without_a_card(capsys):
     from aristos.substrate.device import count
 
@@ -195,8 +211,6 @@ def test_cublas_is_told_rows_as_columns(monkeypatch):
         class card:
             @staticmethod
             def current():
-                import contextlib
-
                 return contextlib.nullcontext()
 
         @staticmethod

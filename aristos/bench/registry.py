@@ -66,13 +66,15 @@ def cuda_suites() -> dict[str, CudaRun]:
     """What the suites that exist for cards do there, in the order a run takes them."""
     from . import gpu as package
 
-    _import_all(package)
+    _import_all(package, ORDER)  # others hold kernels, and need a compiler
     return {name: _on_cuda[name] for name in ORDER if name in _on_cuda}
 
 
-def _import_all(package: ModuleType) -> None:
+def _import_all(package: ModuleType, names: tuple[str, ...] = ()) -> None:
+    """Import a package's modules, or those of them that have these names."""
     for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+        if not names or module.name in names:
+            importlib.import_module(f"{package.__name__}.{module.name}")
 
 
 def suites() -> dict[str, Suite]:
