@@ -100,6 +100,12 @@ class CudaMoE(MoE):
     def _pack(self, given: Given) -> DeviceWeights:
         return DeviceWeights(self._engine.card, self._kind, given)
 
+    def device_weights(self, layer: int = 0) -> DeviceWeights:
+        """A layer's weights as they lie on the card, once it is loaded."""
+        loaded = self._weights[layer]
+        assert loaded is not None
+        return loaded
+
     def load(self, layer: int = 0, **weights: Any) -> None:
         """As `MoE.load`."""
         before = self._weights[layer] if isinstance(layer, int) and 0 <= layer < self.layers else None
@@ -249,6 +255,7 @@ class CudaMoE(MoE):
         found = device_arrays.on_device("out", out)
         if found is None:
             raise InputError(f"out must lie on the card as x does, got {type(out).__name__}")
+        device_arrays.writable("out", found)
         got, step = device_arrays.rows("out", found, cfg.hidden, cfg.dtype)
         if got != lead or step != nbytes:
             raise InputError(f"out must be contiguous with shape {list(shape)}, got {list(found.shape)}")
@@ -345,8 +352,7 @@ class CudaMoE(MoE):
 
 def current_stream(array: device_arrays.DeviceRows) -> int:
     """CuPy's current stream if CuPy is in use, else the array's own."""
-    cupy = sys.modules.get("cupy")
-    return int(cupy.cuda.get_current_stream().ptr) if cupy is not None else array.stream
+    return device_arrays.calling_stream() if "cupy" in sys.modules else array.stream
 
 
 def _empty(shape: tuple[int, ...], dtype: str) -> Any:

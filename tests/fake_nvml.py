@@ -51,6 +51,26 @@ class Library:
         self.open -= 1
         return 0
 
+    def do_nvmlSystemGetDriverVersion(self, buffer: Any, size: ctypes.c_uint) -> int:
+        buffer.value = b"580.95.05"
+        return 0
+
+    def do_nvmlDeviceGetHandleByUUID(self, uuid: bytes, handle: ctypes.c_void_p) -> int:
+        found = [at for at, gpu in enumerate(self.gpus) if gpu.uuid == uuid.decode()]
+        handle.value = 1000 * (found[0] + 1) if found else 0
+        return 0 if found else 6  # NVML_ERROR_NOT_FOUND
+
+    def do_nvmlDeviceGetClockInfo(self, handle: ctypes.c_void_p, kind: ctypes.c_uint, clock: ctypes.c_uint) -> int:
+        clock.value = 100 * handle.value + kind.value
+        return 0
+
+    def do_nvmlDeviceGetMaxClockInfo(self, handle: ctypes.c_void_p, kind: ctypes.c_uint, clock: ctypes.c_uint) -> int:
+        return UNSUPPORTED
+
+    def do_nvmlDeviceGetEnforcedPowerLimit(self, handle: ctypes.c_void_p, limit: ctypes.c_uint) -> int:
+        limit.value = 700_000
+        return 0
+
     def do_nvmlDeviceGetCount_v2(self, count: ctypes.c_uint) -> int:
         count.value = len(self.gpus)
         return 0

@@ -6,8 +6,8 @@ What ranks launch runs when all of them wait: then the machine runs it together,
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -57,7 +57,9 @@ class MachineCard:
         self.arch, self.uuid, self.sms = self.machine.arch, f"GPU-{card}", 1
         self._blocks = blocks
         self._arrays: dict[int, Any] = {}
-        self._queued = False
+        self._queued, self.recorded = False, 0
+        self._times: list[int] = []
+        self._graphs: list[Callable[[], object]] = []
 
     # ---- memory
     def allocate(self, nbytes: int) -> int:
@@ -101,6 +103,41 @@ class MachineCard:
         if self._queued:
             self._queued = False
             self.together.run(self.rank)
+
+    def copy(self, to: int, source: int, nbytes: int, stream: int = 0) -> None:
+        self.synchronize(stream)
+        self._bytes(to, nbytes)[:] = self._bytes(source, nbytes)
+
+    def clear(self, address: int, nbytes: int, stream: int = 0) -> None:
+        self.synchronize(stream)
+        self._bytes(address, nbytes)[:] = 0
+
+    # ---- streams, events and graphs, each kept as a number; an event's time is how many there were before it
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        yield
+
+    def new_stream(self) -> int:
+        return 7
+
+    def event(self) -> int:
+        self._times.append(0)
+        return len(self._times) - 1
+
+    def record(self, event: int, stream: int = 0) -> None:
+        self.synchronize(stream)
+        self.recorded += 1
+        self._times[event] = self.recorded
+
+    def elapsed(self, a: int, b: int) -> float:
+        return (self._times[b] - self._times[a]) * 1e-6
+
+    def graph(self, stream: int, body: Callable[[], object]) -> int:
+        self._graphs.append(body)
+        return len(self._graphs) - 1
+
+    def replay(self, graph: int, stream: int = 0) -> None:
+        self._graphs[graph]()
 
     # ---- other processes' memory
     def handle(self, address: int) -> bytes:
@@ -177,6 +214,7 @@ def on_ranks(world: int, body: Callable[[Any, int], Any], cards: int | None = No
     results: list[Any] = [None] * world
     errors: list[Any] = [None] * world
     local = threading.local()
+    held: dict[int, MachineCard] = {}
 
     def run(rank: int) -> None:
         local.rank = rank
@@ -187,7 +225,9 @@ def on_ranks(world: int, body: Callable[[Any, int], Any], cards: int | None = No
             together.abort()
 
     def find(_: int) -> MachineCard:
-        return MachineCard(together, local.rank, local.rank % (cards or world), blocks)
+        if local.rank not in held:
+            held[local.rank] = MachineCard(together, local.rank, local.rank % (cards or world), blocks)
+        return held[local.rank]
 
     with ExitStack() as stack:
         for target, value in (

@@ -27,7 +27,8 @@ class Bench:
 
     def run(self, kernel, grid, threads, *args):
         self.device.launch(kernel, grid, threads, *(getattr(a, "ptr", a) for a in args))
-        return self.machine.run()
+        reports = self.machine.run()
+        assert not reports, [str(report) for report in reports]
 
 
 def payload(*shape):
@@ -70,6 +71,15 @@ def test_a_partner_that_is_not_there():
     given, slots = b.array(payload(2)), b.array(np.zeros(4, np.int64))
     b.run(pingpong.ping_pong, 1, 32, given, slots, b.words, 16, 3, 0, 2000, b.late)
     assert b.late.copy_to_host()[0] == 3
+
+
+@pytest.mark.parametrize("halves", [1, 2])
+def test_every_block_that_is_put_to_waits(halves):
+    """Nobody puts what they wait for: each of them says that it waited, and ends."""
+    b = Bench()
+    given, target = b.array(payload(4)), b.array(payload(4))
+    b.run(pingpong.put_rows, 4, 64, given, target, b.words, 0, 16, 1, halves, 5, 2000, b.late)
+    assert b.late.copy_to_host()[0] == 2 * halves
 
 
 def test_full_coalescing():

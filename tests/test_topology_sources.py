@@ -665,3 +665,13 @@ def test_pictures(tmp_path, root):
     for name, node in (("cpu.png", sysfs.node("host", root / "sys")), ("nothing.pdf", Node(""))):
         draw(type(from_text(square("X"), None))((node,)), tmp_path / name)
         assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_nvml_says_what_times_depend_on():
+    """Clocks of the card that CUDA names, by its UUID; what a driver does not say is left out."""
+    library = Library([Gpu("A", "GPU-a", ":01:00.0"), Gpu("B", "GPU-b", ":02:00.0")], {})
+    found = {"driver_version": "580.95.05", "sm_clock_mhz": 200001, "memory_clock_mhz": 200002, "power_limit_w": 700.0}
+    assert nvml.state(library, "GPU-b") == found
+    assert nvml.state(library, "GPU-c") == {}
+    assert nvml.state(Library([], {}, works=False), "GPU-b") == {}
+    assert library.open == 0

@@ -81,7 +81,7 @@ class Context:
         return shape(
             preset,
             self.world.size,
-            scale=o.scale,
+            scale=1 if o.backend == "cuda" and o.scale is None else o.scale,  # a card has room for what was published
             tokens=o.tokens,
             hidden=o.hidden,
             ffn=o.ffn,

@@ -11,7 +11,8 @@ import dataclasses
 import sys
 import time
 import traceback
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from .. import launch, workarounds
 from .. import results as file
@@ -23,6 +24,9 @@ from .report import Reporter
 
 OK, WRONG, USAGE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
 INTERRUPTED_SECONDS = 5.0
+
+if TYPE_CHECKING:
+    from .gpu.clock import Gpu
 
 
 def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -> int:
@@ -89,6 +93,8 @@ def interrupted(ranks: world.World, prog: str) -> int:
 def chosen(asked: Options, ranks: int) -> list[registry.Suite]:
     """The suites to run. Raises UsageError where one that was named cannot run on so few ranks."""
     known = registry.suites()
+    if asked.backend == "cuda":
+        return [replace(known[name], ranks=1) for name in asked.suites or registry.cuda_suites()]
     if not asked.suites:
         traced = options.is_file(asked.routing)
         return [s for s in known.values() if s.ranks <= ranks and (s.default or (traced and s.name == "replay"))]
@@ -116,9 +122,11 @@ def run(asked: Options, ranks: world.World, argv: list[str]) -> int:
     reporter = Reporter(asked.json) if ranks.lead else None
     shape = Context(ranks, asked, 0.0, trace=trace).shape()
     facts |= {"shape": str(shape), "shape_source": shape.source, "shape_note": shape.note}
+    gpu = _card(ranks) if asked.backend == "cuda" else None
+    facts |= gpu.facts() if gpu is not None else {}
     if reporter is not None:
         reporter.head(facts, f"{shape} ({'; '.join(filter(None, [shape.source, shape.note]))})")
-    if any(suite.kernels for suite in suites):
+    if gpu is None and any(suite.kernels for suite in suites):
         workload.compile_all(ranks)  # before the clock starts: the first run would have no time left to measure
     started = time.monotonic()
     results: dict[str, Result] = {}
@@ -130,7 +138,7 @@ def run(asked: Options, ranks: world.World, argv: list[str]) -> int:
             share = suite.share / sum(s.share for s in suites[i:])
             budget = float(ranks.bcast(max(1.0, left * share)))
             began = time.monotonic()
-            results[suite.name] = _measure(suite, Context(ranks, asked, budget, trace=trace), reporter)
+            results[suite.name] = _measure(suite, Context(ranks, asked, budget, trace=trace), reporter, gpu)
             spent[suite.name] = time.monotonic() - began
         if asked.timeline:
             from . import timeline
@@ -145,14 +153,24 @@ def run(asked: Options, ranks: world.World, argv: list[str]) -> int:
     return OK if ok else WRONG
 
 
-def _measure(suite: registry.Suite, context: Context, reporter: Reporter | None) -> Result:
+def _card(ranks: world.World) -> Gpu:
+    """This rank's card; raises EnvironmentProblem."""
+    from .gpu.clock import Gpu
+
+    return Gpu(ranks)
+
+
+def _measure(suite: registry.Suite, context: Context, reporter: Reporter | None, gpu: Gpu | None) -> Result:
+    def run_it() -> Result:
+        return suite.run(context) if gpu is None else registry.cuda_suites()[suite.name](context, gpu)
+
     if reporter is None:
-        result = suite.run(context)
+        result = run_it()
     else:
         context.tell = lambda text, share: reporter.tell(f"{suite.name}: {text}", share)
         reporter.begin(suite.name)
         try:
-            result = suite.run(context)
+            result = run_it()
         finally:
             reporter.end()
         for sheet in result.sheets:

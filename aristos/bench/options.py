@@ -44,6 +44,7 @@ class Options:
     seed: int = 0
     routing: str | None = None
     schedule: str = "both"
+    backend: str = "cpu"
     json: bool = False
     out: str = "aristos-results.h5"
     timeline: str | None = None
@@ -126,6 +127,13 @@ def parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParser:
     run.add_argument("--seconds", type=seconds, metavar="S", help="time for all suites together")
     run.add_argument("--seed", type=not_negative, default=0, metavar="N")
     run.add_argument("--schedule", choices=("both", "fused", "bulk"), default="both")
+    run.add_argument(
+        "--backend",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help=f"where the ranks compute; cuda: a card a rank, suites {', '.join(registry.cuda_suites())}, widths not"
+        " scaled (%(default)s)",
+    )
     output = made.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="JSON alone on stdout instead of tables")
     output.add_argument(
@@ -156,11 +164,32 @@ def _check(options: Options) -> None:
         raise UsageError("suite replay needs --routing FILE.npz, a recorded routing trace")
     if is_file(options.routing) and not Path(str(options.routing)).is_file():
         raise UsageError(f"no such file: --routing {options.routing}")
+    if options.backend == "cuda":
+        _check_cuda(options)
     if options.timeline is not None and Path(options.timeline).absolute() == Path(options.out).absolute():
         raise UsageError(f"--timeline and --out name the same file, {options.out}")
     for flag, value in (("--out", options.out), ("--timeline", options.timeline)):
         if value and value != "none" and not Path(value).absolute().parent.is_dir():
             raise UsageError(f"no such folder: {flag} {value}")
+
+
+def _check_cuda(options: Options) -> None:
+    """What exists for cards, and what is for CPUs alone."""
+    there = registry.cuda_suites()
+    for name in options.suites:
+        if name not in there:
+            raise UsageError(
+                f"suite {name} is for --backend cpu alone; with --backend cuda there are {', '.join(there)}"
+            )
+    for flag, given, why in (
+        ("--schedule bulk", options.schedule == "bulk", "cards run the fused schedule"),
+        ("--threads", options.threads is not None, "a card's blocks are the driver's to say"),
+        ("--ranks-per-node", options.ranks_per_node is not None, "cards serve ranks of one node"),
+        ("--timeline", options.timeline is not None, "nsys profile shows a card's kernels"),
+        ("--routing", options.routing not in (None, "router"), "on cards the router routes"),
+    ):
+        if given:
+            raise UsageError(f"{flag} is for --backend cpu: {why}")
 
 
 def is_file(routing: str | None) -> bool:

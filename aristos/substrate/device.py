@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,7 @@ class Card:
         return cls(local_rank % visible)
 
     @contextlib.contextmanager
-    def _current(self) -> Iterator[None]:
+    def current(self) -> Iterator[None]:
         """While inside, this thread's calls mean this card."""
         call("cuCtxPushCurrent", self._context)
         try:
@@ -112,7 +112,7 @@ class Card:
         As with `free` and `load`, the driver may wait for the whole card: no kernel may be waiting for this process.
         """
         _positive(nbytes)
-        with self._current():
+        with self.current():
             address = int(call("cuMemAlloc", nbytes))
             call("cuMemsetD8Async", address, 0, nbytes, 0)
             call("cuStreamSynchronize", 0)  # another process may look next
@@ -120,14 +120,14 @@ class Card:
 
     def free(self, address: int) -> None:
         """Free what `allocate` gave; the kernels that use it have ended, and other processes have closed it."""
-        with self._current():
+        with self.current():
             call("cuMemFree", address)
 
     def host(self, nbytes: int) -> tuple[np.ndarray, int]:
         """(array: [nbytes] uint8 of zeroed, pinned host memory; its address for kernels)."""
         _positive(nbytes)
         flags = bindings()
-        with self._current():
+        with self.current():
             start = int(
                 call("cuMemHostAlloc", nbytes, flags.CU_MEMHOSTALLOC_PORTABLE | flags.CU_MEMHOSTALLOC_DEVICEMAP)
             )
@@ -142,7 +142,7 @@ class Card:
         start = array.ctypes.data
         if self._pinned.pop(start, None) is None:
             raise InputError(f"free_host takes an array of Card.host, got one at {start:#x}")
-        with self._current():
+        with self.current():
             call("cuMemFreeHost", start)
 
     def copy_in(self, address: int, array: np.ndarray, stream: int = 0) -> None:
@@ -152,7 +152,7 @@ class Card:
         """
         _contiguous(array)
         if array.nbytes:
-            with self._current():
+            with self.current():
                 call("cuMemcpyHtoDAsync", address, array.ctypes.data, array.nbytes, stream)
                 self._finish_unpinned(array, stream)
 
@@ -162,7 +162,7 @@ class Card:
         if not array.flags.writeable:
             raise InputError("copy_out needs an array that can be written, got a read-only one")
         if array.nbytes:
-            with self._current():
+            with self.current():
                 call("cuMemcpyDtoHAsync", array.ctypes.data, address, array.nbytes, stream)
                 self._finish_unpinned(array, stream)
 
@@ -172,9 +172,14 @@ class Card:
         if not any(low <= start and end <= low + size for low, size in self._pinned.items()):
             call("cuStreamSynchronize", stream)
 
+    def copy(self, to: int, source: int, nbytes: int, stream: int = 0) -> None:
+        """Copy within device memory by the driver's own copy, in the order of the stream."""
+        with self.current():
+            call("cuMemcpyDtoDAsync", to, source, nbytes, stream)
+
     def clear(self, address: int, nbytes: int, stream: int = 0) -> None:
         """Zero device memory, in the order of the stream."""
-        with self._current():
+        with self.current():
             call("cuMemsetD8Async", address, 0, nbytes, stream)
 
     # ---- kernels ----
@@ -183,7 +188,7 @@ class Card:
         found = self._loaded.get(kernel)
         if found is None:
             built = build(kernel, self.arch)
-            with self._current():
+            with self.current():
                 module = call("cuModuleLoadData", built.cubin)
                 function = int(call("cuModuleGetFunction", module, built.entry.encode()))
                 names = bindings().CUfunction_attribute
@@ -194,7 +199,7 @@ class Card:
 
     def resident(self, loaded: Loaded, shared_bytes: int) -> int:
         """How many blocks of a kernel, with so much dynamic shared memory, one SM holds at once."""
-        with self._current():
+        with self.current():
             self._allow(loaded, shared_bytes)
             return int(
                 call(
@@ -218,7 +223,7 @@ class Card:
             raise InputError(f"arguments of kernel {kernel.name} must be int64, got {wrong[0]}")
         x, y, z = blocks + (1,) * (3 - len(blocks))
         parameters = (values, (ctypes.c_longlong,) * len(values))
-        with self._current():
+        with self.current():
             self._allow(loaded, shared_bytes)
             call(
                 "cuLaunchKernel", loaded.function, x, y, z, kernel.threads, 1, 1, shared_bytes, stream, parameters, 0
@@ -241,34 +246,50 @@ class Card:
     # ---- order and time ----
     def synchronize(self, stream: int = 0) -> None:
         """Wait until all work of a stream is done; a kernel's fault is raised here. 0: the default stream alone."""
-        with self._current():
+        with self.current():
             call("cuStreamSynchronize", stream)
 
     def new_stream(self) -> int:
         """A stream that does not wait for the default one: a kernel that stays must not hold up its own copies."""
-        with self._current():
+        with self.current():
             return int(call("cuStreamCreate", int(bindings().CUstream_flags.CU_STREAM_NON_BLOCKING)))
 
     def event(self) -> int:
         """An event that takes the time."""
-        with self._current():
+        with self.current():
             return int(call("cuEventCreate", 0))
 
     def record(self, event: int, stream: int = 0) -> None:
         """The event happens when all work that is in the stream now is done."""
-        with self._current():
+        with self.current():
             call("cuEventRecord", event, stream)
 
     def elapsed(self, a: int, b: int) -> float:
         """Seconds from event a to event b; waits for b."""
-        with self._current():
+        with self.current():
             call("cuEventSynchronize", b)
             return float(call("cuEventElapsedTime", a, b)) / 1e3
+
+    # ---- graphs ----
+    def graph(self, stream: int, body: Callable[[], object]) -> int:
+        """What `body` queues on a stream of `new_stream`, captured and not run: a graph for `replay`."""
+        with self.current():
+            call("cuStreamBeginCapture", stream, bindings().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
+            try:
+                body()
+            finally:
+                made = call("cuStreamEndCapture", stream)
+            return int(call("cuGraphInstantiate", made, 0))
+
+    def replay(self, graph: int, stream: int) -> None:
+        """Run a graph once more, in the order of the stream."""
+        with self.current():
+            call("cuGraphLaunch", graph, stream)
 
     # ---- memory of other processes ----
     def handle(self, address: int) -> bytes:
         """What another process of the node needs to open memory of `allocate`: 64 bytes."""
-        with self._current():
+        with self.current():
             return ctypes.string_at(call("cuIpcGetMemHandle", address).getPtr(), HANDLE_BYTES)
 
     def open(self, handle: bytes) -> int:
@@ -278,13 +299,13 @@ class Card:
         driver = bindings()
         given = driver.CUipcMemHandle()
         ctypes.memmove(given.getPtr(), handle, HANDLE_BYTES)
-        with self._current():
+        with self.current():
             flags = int(driver.CUipcMem_flags.CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS)
             return int(call("cuIpcOpenMemHandle", given, flags))
 
     def close(self, address: int) -> None:
         """Close what `open` gave, before its owner frees it."""
-        with self._current():
+        with self.current():
             call("cuIpcCloseMemHandle", address)
 
     def can_access(self, other_ordinal: int) -> bool:

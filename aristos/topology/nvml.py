@@ -19,6 +19,7 @@ LIBRARY = "libnvidia-ml.so.1"
 OK = 0
 MOST_LINKS = 36  # NVML_NVLINK_MAX_LINKS
 NO_NUMA = 2**32 - 1  # -1
+SM_CLOCK, MEMORY_CLOCK = 1, 2  # nvmlClockType_t
 SWITCH = 2  # NVML_NVLINK_DEVICE_TYPE_SWITCH
 LEVELS = {0: "PIX", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}  # nvmlGpuTopologyLevel_t; 0: one board
 
@@ -85,6 +86,27 @@ def read(library: Any) -> Found | None:
                     links[f"GPU{at}", f"GPU{handles[j][0]}"] = links[f"GPU{handles[j][0]}", f"GPU{at}"] = found
         fabric = {f"GPU{at}": state for at, handle in handles if (state := _fabric(library, handle)) is not None}
         return devices, links, tuple(each for each in wires if each.speeds), fabric
+
+
+def state(library: Any, uuid: str) -> dict[str, Any]:
+    """What times of a GPU depend on, as far as the driver says it: its version, clocks in MHz, the power limit in W.
+
+    uuid: 'GPU-...', as CUDA has it.
+    """
+    found: dict[str, Any] = {}
+    with _started(library) as started:
+        handle, version = ctypes.c_void_p(), ctypes.create_string_buffer(96)
+        if not started or not _ask(library, "nvmlDeviceGetHandleByUUID", uuid.encode(), ctypes.byref(handle)):
+            return found
+        if _ask(library, "nvmlSystemGetDriverVersion", version, ctypes.c_uint(96)):
+            found["driver_version"] = version.value.decode(errors="replace")
+        for name, kind in (("sm", SM_CLOCK), ("memory", MEMORY_CLOCK)):
+            for word, ask in (("", "nvmlDeviceGetClockInfo"), ("_most", "nvmlDeviceGetMaxClockInfo")):
+                if (value := _number(library, ask, handle, ctypes.c_uint(kind))) is not None:
+                    found[f"{name}_clock{word}_mhz"] = value
+        if (limit := _number(library, "nvmlDeviceGetEnforcedPowerLimit", handle)) is not None:
+            found["power_limit_w"] = limit / 1000
+    return found
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 from . import pingpong, router
 from .compiler import types
 from .gemm import TILES, gemm, tiles
+from .tile import Tile
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,13 @@ PUT_ROWS = Kernel("put_rows", pingpong.put_rows, (types.int64,) * 10, pingpong.T
 PING_PONG = Kernel("ping_pong", pingpong.ping_pong, (types.int64,) * 8, pingpong.WARP, 0, 1)
 
 
+@cache
+def product_kernel(tile: Tile) -> Kernel:
+    """The product of a tile as a kernel of its own."""
+    return Kernel(f"gemm_{tile.name}", gemm(tile), (types.int64,) * 10, tile.threads, tile.shared_bytes, tile.blocks)
+
+
 def kernels(arch: str) -> list[Kernel]:
     """All of an architecture, sm_90 say, in a fixed order."""
-    products = [
-        Kernel(f"gemm_{tile.name}", gemm(tile), (types.int64,) * 10, tile.threads, tile.shared_bytes, tile.blocks)
-        for kind in TILES
-        for tile in tiles(kind, arch)
-    ]
+    products = [product_kernel(tile) for kind in TILES for tile in tiles(kind, arch)]
     return [*products, *route_kernels().values(), PUT_ROWS, PING_PONG]

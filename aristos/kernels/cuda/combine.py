@@ -18,7 +18,7 @@ FLOATS = 4  # of a row that a lane adds up at a time
 ZERO = np.float32(0)
 
 
-def _parts(kind: str) -> tuple[Any, Any]:
+def parts(kind: str) -> tuple[Any, Any]:
     """(four(address) -> four float32 of a row, put(address, a, b, c, d)) for rows of a kind."""
     if BYTES[kind] == 4:
 
@@ -58,7 +58,7 @@ def combine_tokens(kind: str) -> Any:
     All threads of a block call it. y: address of the first of `count` rows of row_bytes, a multiple of 16, in the type
     of the arithmetic; weights: [count, k] float32; rows: [count, k] addresses of rows, 0 for a choice not taken.
     """
-    four, put = _parts(kind)
+    four, put = parts(kind)
     width = FLOATS * BYTES[kind]
 
     @cuda.jit(device=True)

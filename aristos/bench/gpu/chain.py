@@ -1,0 +1,175 @@
+"""An unfused layer on one card, to measure the fused one against: route, gather, cuBLAS an expert, scatter.
+
+Its launches follow each other on one stream, in a CUDA graph: route and place are this package's own kernels, a gather
+copies rows into the packed order, two cuBLAS products an expert have the activation between them, and a last kernel
+weights and sums. How many rows each expert gets is fixed when the chain is made, since no host could know it without
+waiting for the card: in the chain's favour, as is that gate and up projections are one product.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from ... import memory as mem
+from ...engine import fields as f
+from ...kernels.cpu.activation import CODES
+from ...kernels.cpu.tokens import SCORES
+from ...kernels.cuda import ptx, router
+from ...kernels.cuda.catalogue import Kernel, route_kernels
+from ...kernels.cuda.combine import FLOATS, ZERO, parts
+from ...kernels.cuda.compiler import cuda, types
+from ...kernels.cuda.gemm import activated
+from ...kernels.cuda.memory import WARP
+from ...kernels.cuda.pack import INTERLEAVE
+from ...kernels.cuda.tile import BYTES
+
+THREADS, BLOCKS_A_SM = 256, 8
+
+
+@cuda.jit
+def gather(rows, x, token, count, row_bytes):
+    """Row i = the row of x that token[i] names; a warp a row."""
+    for i in range(cuda.blockIdx.x * mem.warps() + mem.warp(), count, cuda.gridDim.x * mem.warps()):
+        mem.copy_row(rows + row_bytes * i, x + row_bytes * mem.load(token + 8 * i), row_bytes)
+
+
+@cache
+def activate(kind: str) -> Kernel:
+    """h = act(u + bias), or act(g + bias) * (u + bias), 8 columns of g behind each 8 of u; four outputs a thread."""
+    four, put = parts(kind)
+    size = BYTES[kind]
+
+    @cuda.jit(device=True)
+    def biased(address, bias, column):
+        v, at = four(address + size * column), bias + 4 * column
+        return (v[0] + ptx.load_float(at), v[1] + ptx.load_float(at + 4), v[2] + ptx.load_float(at + 8),
+                v[3] + ptx.load_float(at + 12))  # fmt: skip
+
+    def kernel(h, h_bytes, u, u_bytes, bias, count, width, code, gated):
+        groups = (width + FLOATS - 1) // FLOATS
+        for i in range(cuda.grid(1), count * groups, cuda.gridsize(1)):
+            row, column = i // groups, i % groups * FLOATS
+            from_row = u + u_bytes * row
+            if gated != 0:
+                at = (column & -INTERLEAVE) * 2 + (column & INTERLEAVE - 1)
+                v, g = biased(from_row, bias, at), biased(from_row, bias, at + INTERLEAVE)
+                a, b = v[0] * activated(code, g[0]), v[1] * activated(code, g[1])
+                c, d = v[2] * activated(code, g[2]), v[3] * activated(code, g[3])
+            else:
+                v = biased(from_row, bias, column)
+                a, b, c, d = activated(code, v[0]), activated(code, v[1]), activated(code, v[2]), activated(code, v[3])
+            put(h + h_bytes * row + size * column, a, b, c, d)
+
+    kernel.__name__ = f"chain_activate_{kind}"
+    return Kernel(kernel.__name__, cuda.jit(kernel), (types.int64,) * 9, THREADS, 0, 1)
+
+
+@cache
+def scatter(kind: str) -> Kernel:
+    """y[t] = sum over j of weights[t, j] * (row position[t, j] + the bias of its expert); a warp a token."""
+    four, put = parts(kind)
+    size = BYTES[kind]
+
+    def kernel(y, tokens, k, weights, ids, position, rows, row_bytes, bias, bias_step):
+        for t in range(cuda.blockIdx.x * mem.warps() + mem.warp(), tokens, cuda.gridDim.x * mem.warps()):
+            for at in range(FLOATS * size * mem.lane(), row_bytes, FLOATS * size * WARP):
+                a = b = c = d = ZERO
+                for j in range(t * k, t * k + k):
+                    w, v = ptx.load_float(weights + 4 * j), four(rows + row_bytes * mem.load(position + 8 * j) + at)
+                    own = bias + bias_step * mem.load(ids + 8 * j) + at // size * 4
+                    a, b = a + w * (v[0] + ptx.load_float(own)), b + w * (v[1] + ptx.load_float(own + 4))
+                    c, d = c + w * (v[2] + ptx.load_float(own + 8)), d + w * (v[3] + ptx.load_float(own + 12))
+                put(y + row_bytes * t + at, a, b, c, d)
+
+    kernel.__name__ = f"chain_scatter_{kind}"
+    return Kernel(kernel.__name__, cuda.jit(kernel), (types.int64,) * 10, THREADS, 0, 1)
+
+
+GATHER = Kernel("chain_gather", gather, (types.int64,) * 5, THREADS, 0, 1)
+
+
+class Chain:
+    """The chain of a layer for one number of tokens. weights: the layer's on this card (`cuda_weights.DeviceWeights`).
+
+    x, y: addresses of contiguous rows. rows: [E] rows each expert gets. It works on all experts: for one rank.
+    """
+
+    def __init__(self, gpu: Any, cfg: Any, kind: str, weights: Any, blas: Any, x: int, y: int, tokens: int,
+                 rows: np.ndarray) -> None:  # fmt: skip
+        self.gpu, self.cfg, self.kind, self.blas, self.tokens, self.rows = gpu, cfg, kind, blas, tokens, rows
+        self.x, self.y, self.size = x, y, BYTES[kind]
+        self.grid = BLOCKS_A_SM * gpu.card.sms
+        count, size = tokens * cfg.top_k, self.size
+        self.columns = -(-cfg.ffn // INTERLEAVE) * INTERLEAVE * 2 if cfg.gated else -(-cfg.ffn // 8) * 8
+        self.pitch = -(-cfg.ffn * size // 128) * 128  # of hidden activations, as the packed weights have it
+        self.packed = gpu.allocate(count * size * cfg.hidden)
+        self.wide = gpu.allocate(count * size * self.columns)
+        self.hidden = gpu.allocate(count * self.pitch)
+        self.out = gpu.allocate(count * size * cfg.hidden)
+        job = np.zeros(f.JOB_WORDS, np.int64)
+        weights.fill(job)
+        self.up, self.up_step, self.up_bias, self.up_bias_step = job[[f.UP, f.UP_STEP, f.UP_BIAS, f.UP_BIAS_STEP]]
+        self.down, self.down_step = job[[f.DOWN, f.DOWN_STEP]]
+        self.down_bias, self.down_bias_step = job[[f.DOWN_BIAS, f.DOWN_BIAS_STEP]]
+        self._routing(weights.router)
+
+    def _routing(self, packed_router: int) -> None:
+        cfg, gpu, count = self.cfg, self.gpu, self.tokens * self.cfg.top_k
+        job = np.zeros(router.JOB_WORDS, np.int64)
+        job[[router.X, router.X_STRIDE, router.TOKENS]] = self.x, self.size * cfg.hidden, self.tokens
+        job[[router.HIDDEN, router.EXPERTS, router.TOP_K, router.SLOTS]] = (
+            cfg.hidden,
+            cfg.experts,
+            cfg.top_k,
+            cfg.experts,
+        )
+        job[[router.SCORE, router.RENORMALIZE]] = SCORES[cfg.router.score], cfg.router.renormalize
+        job[router.SCALE] = np.float32(cfg.router.scale).view(np.int32)
+        job[router.ROUTER] = packed_router
+        job[router.SLOT_OF] = gpu.array(np.arange(cfg.experts)).at
+        for word, nbytes in (
+            (router.IDS, 8 * count), (router.WEIGHTS, 4 * count), (router.OFFSET, 8 * (cfg.experts + 1)),
+            (router.TOKEN, 8 * count), (router.POSITION, 8 * count), (router.STATUS, 8),
+            (router.SCRATCH, router.scratch_bytes(self.tokens, cfg.experts, cfg.experts)),
+        ):  # fmt: skip
+            job[word] = gpu.allocate(max(16, nbytes))
+        self.job, self.job_at = job, gpu.array(job).at
+
+    def __call__(self) -> None:
+        """Queue it all."""
+        cfg, gpu, kernels, job = self.cfg, self.gpu, route_kernels(), self.job
+        kind = self.kind if self.kind in router.KINDS else "f32"
+        blocks, count, row = router.blocks(self.tokens), int(self.rows.sum()), self.size * cfg.hidden
+        route = kernels[router.route(kind).__name__]
+        gpu.launch(route, blocks, router.route_shared(cfg.experts, kind), self.job_at)
+        gpu.launch(kernels["place"], blocks, router.place_shared(cfg.experts, cfg.top_k), self.job_at)
+        gpu.launch(GATHER, self.grid, 0, self.packed, self.x, job[router.TOKEN], count, row)
+        first = 0
+        for e, m in enumerate(self.rows.tolist()):
+            if m:
+                self._expert(e, m, first)
+            first += m
+        gpu.launch(
+            scatter(self.kind), self.grid, 0, self.y, self.tokens, cfg.top_k, job[router.WEIGHTS], job[router.IDS],
+            job[router.POSITION], self.out, row, self.down_bias, self.down_bias_step,
+        )  # fmt: skip
+
+    def _expert(self, e: int, m: int, first: int) -> None:
+        cfg, size = self.cfg, self.size
+        wide, hidden = self.wide + size * self.columns * first, self.hidden + self.pitch * first
+        depth = -(-cfg.hidden * size // 128) * 128 // size
+        self.blas.product(
+            self.kind, m, self.columns, cfg.hidden, self.packed + size * cfg.hidden * first, cfg.hidden,
+            int(self.up + self.up_step * e), depth, wide, self.columns,
+        )  # fmt: skip
+        self.gpu.launch(
+            activate(self.kind), self.grid, 0, hidden, self.pitch, wide, size * self.columns,
+            self.up_bias + self.up_bias_step * e, m, cfg.ffn, CODES[cfg.activation], cfg.gated,
+        )  # fmt: skip
+        self.blas.product(
+            self.kind, m, cfg.hidden, cfg.ffn, hidden, self.pitch // size, int(self.down + self.down_step * e),
+            self.pitch // size, self.out + size * cfg.hidden * first, cfg.hidden,
+        )  # fmt: skip

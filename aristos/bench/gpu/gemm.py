@@ -1,0 +1,166 @@
+"""Suite `gemm` on a card: the tile product that experts run, by rows, against cuBLAS on the same memory.
+
+A call is the first product of every expert of the shape, [rows, H] times [H, F], one launch each on either side; F is
+twice as wide where the layer is gated. No activation and no bias: both would favour the fused kernel. The experts'
+weights lie one after another and are all read in a call. Ours writes rows in the type of x, as cuBLAS does.
+
+It refuses to report a rate of an output that float64 did not pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ...device_arrays import KINDS
+from ...errors import EnvironmentProblem
+from ...results import Table
+from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet
+from ..measure import Summary
+from ..registry import on_cuda
+from ..workload import TOLERANCE
+from .clock import Gpu, ratios
+from .cublas import Cublas
+
+ROWS = (16, 64, 256, 1024)
+MOST_EXPERTS = 8
+OURS, BLAS = "aristos", "cuBLAS"
+CHECKED = 16  # rows of the first and of the last expert
+
+COLUMNS = (
+    Column("rows", "rows an\nexpert", "d"),
+    Column("tile", "tile"),
+    Column("median_us", "median\nus", ".1f"),
+    Column("tflops", "TFLOP/s", ".1f"),
+    Column("blas_tflops", "cuBLAS\nTFLOP/s", ".1f"),
+    Column("share", "of\ncuBLAS", ".0%"),
+    Column("share_low", "5 %", ".0%"),
+    Column("share_high", "95 %", ".0%"),
+    Column("turns", "turns", "d"),
+    ERROR,
+    CHECK,
+)
+
+
+class Products:
+    """Weights of some experts on the card, rows, and who multiplies them."""
+
+    def __init__(self, gpu: Gpu, kind: str, experts: int, hidden: int, columns: int, blas: Cublas | None,
+                 most_rows: int) -> None:  # fmt: skip
+        from ...kernels.cuda.pack import narrow, pack, pack_bias, widen
+        from ...kernels.cuda.tile import BYTES
+
+        self.gpu, self.kind, self.experts, self.blas = gpu, kind, experts, blas
+        self.hidden, self.columns, self.size = hidden, columns, BYTES[kind]
+        rng = np.random.default_rng(0)
+        weight = rng.standard_normal((hidden, columns), np.float32) * np.float32(hidden**-0.5)
+        packed = pack(weight, kind)  # the experts' weights are equal, and lie in different places
+        self.step, self.pitch, self.padded = packed.nbytes, packed.strides[0], len(packed)
+        self.weights = gpu.allocate(experts * packed.nbytes)
+        for e in range(experts):
+            gpu.card.copy_in(self.weights + e * packed.nbytes, packed, gpu.stream)
+        self.bias = gpu.array(pack_bias(None, len(packed)))
+        self.truth = widen(packed[:columns, :hidden], kind).astype(np.float64).T
+        most = most_rows * experts
+        x = narrow(rng.standard_normal((most, hidden), np.float32), kind)
+        self.sample = widen(x, kind)
+        # bytes between rows: of x whole 16, of y whole 16 too
+        self.x, self.y = gpu.array(x, kind), gpu.array(np.zeros((most, columns), x.dtype), kind)
+
+    def calls(self, rows: int, tile: Any) -> dict[str, Callable[[], None]]:
+        """The two contestants on so many rows an expert."""
+        from ...kernels.cuda.catalogue import product_kernel
+        from ...kernels.cuda.gemm import NONE
+
+        gpu, count = self.gpu, rows * self.experts
+        kernel = product_kernel(tile)
+        at = np.arange(count, dtype=np.int64)
+        a_rows = gpu.array(self.x.at + self.size * self.hidden * at)
+        c_rows = gpu.array(self.y.at + self.size * self.columns * at)
+        grid = -(-rows // tile.m), self.padded // tile.n
+
+        def ours() -> None:
+            for e in range(self.experts):
+                gpu.launch(
+                    kernel, grid, tile.shared_bytes, a_rows.at + 8 * rows * e, c_rows.at + 8 * rows * e, rows,
+                    self.weights + self.step * e, self.pitch, self.bias.at, self.columns, self.size * self.hidden,
+                    NONE, 0,
+                )  # fmt: skip
+
+        def blas() -> None:
+            assert self.blas is not None
+            for e in range(self.experts):
+                self.blas.product(
+                    self.kind, rows, self.columns, self.hidden, self.x.at + self.size * self.hidden * rows * e,
+                    self.hidden, self.weights + self.step * e, self.pitch // self.size,
+                    self.y.at + self.size * self.columns * rows * e, self.columns,
+                )  # fmt: skip
+
+        return {OURS: ours} | ({BLAS: blas} if self.blas is not None else {})
+
+    def error(self, call: Callable[[], None], rows: int) -> float:
+        """The largest error of some rows over the largest value, after a call on cleared outputs."""
+        from ...kernels.cuda.pack import widen
+
+        self.gpu.card.clear(self.y.at, self.y.nbytes, self.gpu.stream)
+        call()
+        y, last = widen(self.y.get(), self.kind), rows * (self.experts - 1)
+        some = np.r_[0 : min(rows, CHECKED), last : last + min(rows, CHECKED)]
+        want = self.sample[some].astype(np.float64) @ self.truth
+        return float(np.abs(y[some] - want).max() / np.abs(want).max())
+
+
+@on_cuda("gemm")
+def run(ctx: Context, gpu: Gpu) -> Result:
+    from ...kernels.cuda.gemm import tile_for
+
+    shape = ctx.shape()
+    kind, experts = KINDS[shape.cfg.dtype], min(shape.cfg.experts, MOST_EXPERTS)
+    columns = shape.cfg.ffn * (2 if shape.cfg.gated else 1)
+    blas, why = None, ""
+    try:
+        blas = Cublas(gpu)
+    except EnvironmentProblem as missing:
+        why = str(missing)
+    work = Products(gpu, kind, experts, shape.cfg.hidden, columns, blas, max(ROWS))
+    flops = 2.0 * shape.cfg.hidden * columns * experts
+    size = f"[rows, {shape.cfg.hidden}] x [{shape.cfg.hidden}, {columns}]"
+    title = f"gemm on {gpu.card.name}: {experts} experts, {kind}, {size}"
+    sheet, times = Sheet(title, COLUMNS), []
+    for i, rows in enumerate(ROWS):
+        ctx.tell(f"{rows} rows", i / len(ROWS))
+        tile = tile_for(kind, rows, gpu.card.arch)
+        calls: dict[str, Any] = dict(work.calls(rows, tile))
+        errors = {name: ctx.world.largest(work.error(call, rows)) for name, call in calls.items()}
+        found = gpu.in_turns(calls, ctx.left() / (len(ROWS) - i), ctx.options.warmup, ctx.options.iters)
+        times.append(found)
+        median = {name: Summary.of(t).median for name, t in found.items()}
+        record = {
+            "rows": rows, "tile": tile.name, "median_us": median[OURS] * 1e6, "turns": len(found[OURS]),
+            "tflops": flops * rows / median[OURS] / 1e12, "error": errors[OURS],
+            "check": VERDICTS[max(errors.values()) <= TOLERANCE[shape.cfg.dtype]],
+        }  # fmt: skip
+        if BLAS in found:
+            share, low, high = ratios(found[OURS], found[BLAS])
+            record |= {"blas_tflops": flops * rows / median[BLAS] / 1e12, "share": share, "share_low": low,
+                       "share_high": high, "blas_error": errors[BLAS]}  # fmt: skip
+        sheet.records.append(record)
+    if why:
+        sheet.notes.append(why)
+    ok = all(record["check"] == VERDICTS[True] for record in sheet.records)
+    return Result(ok, [sheet], [_table(ctx, times, flops)])
+
+
+def _table(ctx: Context, times: list[dict[str, np.ndarray]], flops: float) -> Table:
+    """Raw times; the shorter ones end in NaN."""
+    names = list(times[0])
+    longest = max(len(t) for found in times for t in found.values())
+    seconds = np.full((len(names), len(ROWS), longest), np.nan)
+    for i, found in enumerate(times):
+        for j, name in enumerate(names):
+            seconds[j, i, : len(found[name])] = found[name]
+    table = Table("gemm", "gemm_cuda", attributes={"shape": str(ctx.shape()), "flops_a_row_of_every_expert": flops})
+    table.dim("kernel", names).dim("rows", ROWS, "1", "rows of each expert").dim("turn", np.arange(longest))
+    return table.add("time", ("kernel", "rows", "turn"), seconds, "s", "the product of every expert")

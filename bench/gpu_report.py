@@ -1,0 +1,268 @@
+"""What Aristos does on one card, in one command of less than 8 minutes: `python bench/gpu_report.py`.
+
+Checks every product kernel against float64 and runs tests/gpu, times the suites of `python -m aristos.bench --backend
+cuda`, and writes gpu-report.h5 and gpu-report.md with the card, its driver and its clocks: the files to send back.
+Each part is a process of its own: one that fails is named in the table, and the rest goes on. Exit codes: 0 all parts
+ran and all outputs were right (figures that were missed are shown, not punished), 1 a part failed, 2 usage, 3 no card.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aristos import launch, results
+from aristos.errors import AristosError, EnvironmentProblem
+
+ROOT = Path(__file__).resolve().parent.parent
+SECONDS = 465.0  # for all parts
+BEAT = 10.0  # seconds between two signs of life
+NO_CARD = 3
+PRODUCTS = "import sys; sys.path.insert(0, sys.argv[1]); import gpu_report; sys.exit(gpu_report.check_products())"
+BENCH = ["-m", "aristos.bench", "--backend", "cuda", "--json"]
+GEMM = ["gemm", "--preset", "switch-base-128", "--hidden", "4096", "--ffn", "14336", "--experts", "8"]
+LAYER = ["layer", "--preset", "mixtral-8x7b", "--scale", "2", "--tokens", "64,4096"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """words: what python is called with, OUT standing for the HDF5 file. limit: seconds it may take."""
+
+    name: str
+    words: tuple[str, ...]
+    limit: float
+
+
+@dataclass
+class Ran:
+    """How a part went. document: the JSON of a suite."""
+
+    part: Part
+    code: int | None  # None: it ran out of time
+    seconds: float
+    said: str
+    document: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return self.code == 0
+
+    @property
+    def outcome(self) -> str:
+        if self.code is None:
+            return f"no end after {self.seconds:.0f} s"
+        return "ok" if self.ok else f"FAILED ({self.code})"
+
+
+# the products compile first, and all of them are in the cache then; the rest shares what time is left
+PARTS = (
+    Part("products against float64", ("-c", PRODUCTS, str(ROOT / "bench")), 150),
+    Part("put and signal", (*BENCH, "put", "signal", "--seconds", "20", "--out", "OUT"), 60),
+    Part("gemm", (*BENCH, *GEMM, "--dtype", "bfloat16", "--seconds", "15", "--out", "OUT"), 60),
+    Part("layer", (*BENCH, *LAYER, "--dtype", "bfloat16", "--seconds", "25", "--out", "OUT"), 150),
+    Part("tests/gpu", ("-m", "pytest", "-q", "--no-header", "tests/gpu"), 240),
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One of the figures asked for. value(rows of a sheet) -> what was reached, None where it is not there."""
+
+    what: str
+    part: str
+    asked: float
+    unit: str
+    suite: str
+    value: Callable[[list[dict[str, Any]]], float | None]
+    at_most: bool = False
+
+    def reached(self, ran: list[Ran]) -> float | None:
+        for each in ran:
+            suite = each.document.get("suites", {}).get(self.suite)
+            if each.part.name == self.part and suite:
+                rows = [row for table in suite["tables"] for row in table["rows"]]
+                return self.value([row for row in rows if row.get("check") == "ok"])
+        return None
+
+    def line(self, ran: list[Ran]) -> list[str]:
+        value = self.reached(ran)
+        if value is None:
+            return [self.what, f"{self.asked:g} {self.unit}", "not measured", "-"]
+        met = value <= self.asked if self.at_most else value >= self.asked
+        return [self.what, f"{self.asked:g} {self.unit}", f"{value:.3g} {self.unit}", "yes" if met else "no"]
+
+
+def _only(key: str, **where: Any) -> Callable[[list[dict[str, Any]]], float | None]:
+    """The value of a key in the row that has these values."""
+
+    def value(rows: list[dict[str, Any]]) -> float | None:
+        found = [row for row in rows if all(row.get(name) == wanted for name, wanted in where.items())]
+        return found[0].get(key) if found else None
+
+    return value
+
+
+def _least_share(rows: list[dict[str, Any]]) -> float | None:
+    return min((row["share"] for row in rows if row.get("way") == "both ways"), default=None)
+
+
+FIGURES = (
+    Figure("bf16 product, 8 experts x 1024 rows, 4096 x 14336, over cuBLAS", "gemm", 0.60, "of cuBLAS", "gemm",
+           _only("share", rows=1024)),
+    Figure("put between two halves of a grid, rows of 4 KB and more, over the copy", "put and signal", 0.85,
+           "of the copy", "put", _least_share),
+    Figure("put + signal there and back, 16 bytes", "put and signal", 6, "us", "signal",
+           _only("median_us", row_bytes=16), at_most=True),
+    Figure("layer over the unfused chain, 4096 tokens", "layer", 1.2, "x", "layer",
+           _only("speedup", tokens=4096, what="aristos graph")),
+    Figure("layer over the unfused chain, 64 tokens", "layer", 1.5, "x", "layer",
+           _only("speedup", tokens=64, what="aristos graph")),
+)  # fmt: skip
+
+
+def check_products() -> int:
+    """Every tile of every kind against float64 on this card; prints a line a tile. The code of the part's process."""
+    from aristos.bench.gpu.clock import Gpu
+    from aristos.bench.gpu.gemm import OURS, Products
+    from aristos.bench.workload import TOLERANCE
+    from aristos.bench.world import World
+    from aristos.device_arrays import KINDS
+    from aristos.kernels.cuda.gemm import tiles
+
+    gpu, wrong = Gpu(World()), 0
+    for dtype, kind in KINDS.items():
+        for tile in tiles(kind, gpu.card.arch):
+            rows = tile.m + 3  # a whole tile, and one with few rows
+            work = Products(gpu, kind, 2, 320, 208, None, rows)
+            error = work.error(work.calls(rows, tile)[OURS], rows)
+            wrong += error > TOLERANCE[dtype]
+            print(f"{tile.name}: {error:.1e} {'ok' if error <= TOLERANCE[dtype] else 'WRONG'}", flush=True)
+    gpu.close()
+    return 1 if wrong else 0
+
+
+def run(part: Part, out: Path, limit: float, tell: Callable[[str], None]) -> Ran:
+    """One part to its end, or to the limit; says now and then that it still runs."""
+    words = [str(out) if word == "OUT" else word for word in part.words]
+    start = time.monotonic()
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        process = subprocess.Popen(
+            [sys.executable, *words], cwd=ROOT, env=environment, stdout=stdout, stderr=stderr, start_new_session=True
+        )
+        code: int | None = None
+        try:
+            while code is None and time.monotonic() - start < limit:
+                try:
+                    code = process.wait(min(BEAT, max(0.1, limit - (time.monotonic() - start))))
+                except subprocess.TimeoutExpired:
+                    tell(f"{part.name}: {time.monotonic() - start:.0f} s")
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        texts = []
+        for file in (stdout, stderr):
+            file.seek(0)
+            texts.append(file.read())
+    try:
+        document = json.loads(texts[0])
+    except ValueError:
+        document = {}
+    said = [line for line in ("" if document else texts[0], texts[1]) for line in line.strip().splitlines() if line]
+    return Ran(part, code, time.monotonic() - start, said[-1] if said else "", document)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
+
+
+def markdown(facts: dict[str, Any], ran: list[Ran]) -> str:
+    """The report: the card, the figures, how the parts went, and all that was timed."""
+    parts = [f"# Aristos on {facts['card']}", "\n".join(f"- {name}: {value}" for name, value in facts.items())]
+    parts.append(table(["figure", "asked", "reached", "met"], [figure.line(ran) for figure in FIGURES]))
+    rows = [[each.part.name, each.outcome, f"{each.seconds:.0f}", each.said[:200]] for each in ran]
+    parts.append(table(["part", "outcome", "seconds", "its last words"], rows))
+    for each in ran:
+        for suite in each.document.get("suites", {}).values():
+            for sheet in suite["tables"]:
+                parts.append(f"## {sheet['title']}")
+                keys = list(dict.fromkeys(key for row in sheet["rows"] for key in row))
+                parts.append(table(keys, [[_cell(row.get(key)) for key in keys] for row in sheet["rows"]]))
+                parts += [f"- {note}" for note in sheet["notes"]]
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def save(out: Path, facts: dict[str, Any], ran: list[Ran]) -> None:
+    """Add the figures and the parts' outcomes to the file that the suites have written to."""
+    found = [figure.reached(ran) for figure in FIGURES]
+    made = results.Table("gpu_report").dim("figure", [figure.what for figure in FIGURES])
+    made.dim("part", [each.part.name for each in ran])
+    made.add("asked", "figure", [figure.asked for figure in FIGURES])
+    made.add("reached", "figure", [float("nan") if value is None else value for value in found])
+    made.add("outcome", "part", [each.outcome for each in ran])
+    made.add("seconds", "part", [each.seconds for each in ran], "s")
+    results.append(out, results.Run(attributes={"command": "python bench/gpu_report.py", **facts}, tables=[made]))
+
+
+def card_facts() -> dict[str, Any]:
+    """The card, its driver and clocks, the versions; raises EnvironmentProblem without one."""
+    from aristos.substrate.device import Card
+    from aristos.topology import nvml
+    from aristos.versions import versions
+
+    card, library = Card.find(0), nvml.load()
+    facts = {"card": card.name, "card_arch": card.arch, "card_sms": card.sms, "cuda_driver": card.driver}
+    facts |= nvml.state(library, card.uuid) if library is not None else {}
+    return (
+        facts
+        | {"utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        | {name: version for name, version in versions().items() if version}
+    )
+
+
+def main(argv: list[str]) -> int:
+    parser = launch.Parser(prog="python bench/gpu_report.py", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", default="gpu-report", help="name of the files without .h5 and .md (%(default)s)")
+    stem = Path(parser.parse_args(argv).out)
+    try:
+        facts = card_facts()
+    except (EnvironmentProblem, ImportError) as why:
+        print(f"no card to report on: {why}", file=sys.stderr)
+        return NO_CARD
+    start = time.monotonic()
+
+    def tell(text: str) -> None:
+        print(f"[{time.monotonic() - start:4.0f} s] {text}", file=sys.stderr, flush=True)
+
+    out, page, ran = stem.with_suffix(".h5"), stem.with_suffix(".md"), []
+    for part in PARTS:
+        left = SECONDS - (time.monotonic() - start)
+        tell(part.name)
+        ran.append(run(part, out.absolute(), min(part.limit, max(1.0, left)), tell))
+        tell(f"{part.name}: {ran[-1].outcome}")
+        page.write_text(markdown(facts, ran), encoding="utf-8")  # what is there so far, whatever comes
+    try:
+        save(out, facts, ran)
+    except AristosError as why:
+        tell(f"{out}: {why}")
+        return 1
+    tell(f"{page} and {out} are to be sent back")
+    return 0 if all(each.ok for each in ran) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

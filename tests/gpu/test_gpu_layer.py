@@ -1,0 +1,67 @@
+"""The layer on a real card with 1, 2 and 4 ranks on it. Ranks that share a card are time-sliced: correctness alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[cuda12]'")
+from aristos.substrate.device import count
+
+if not count():
+    pytest.skip("no GPU: the driver is not here, or shows no card", allow_module_level=True)
+import gpu_layers
+from cases import tokens
+from mpi import ranks_each
+
+SECONDS = 300.0  # of a launch; the first one compiles
+
+
+def ranks(comm, world):
+    return (comm, 0, 1) if world == 1 else (comm, comm.rank, world)
+
+
+@pytest.mark.parametrize("dtype", gpu_layers.TYPES)
+@ranks_each(1, 2, 4, timeout=SECONDS)
+def test_every_dtype(comm, world, dtype):
+    gpu_layers.every_dtype(*ranks(comm, world), dtype)
+
+
+@ranks_each(1, 2, 4, timeout=SECONDS)
+def test_same_bits(comm, world):
+    _, rank, _ = given = ranks(comm, world)
+    whole = gpu_layers.bits(None, 0, 1)
+    np.testing.assert_array_equal(gpu_layers.bits(*given), whole[gpu_layers.share(rank, world)])
+
+
+@pytest.mark.parametrize("dtype", gpu_layers.TYPES)
+@ranks_each(1, 2, timeout=SECONDS)
+def test_arrays_of_the_card(comm, world, dtype):
+    gpu_layers.arrays_of_the_card(*ranks(comm, world), dtype)
+
+
+@ranks_each(1, 2, 4, timeout=SECONDS)
+def test_captured_in_a_graph(comm, world):
+    gpu_layers.captured(*ranks(comm, world))
+
+
+@ranks_each(1, 2, 4, timeout=SECONDS)
+def test_refusals(comm, world):
+    gpu_layers.refusals(*ranks(comm, world))
+
+
+@pytest.mark.ranks(1, timeout=SECONDS)
+def test_cupy_arrays(comm):
+    """CuPy's arrays on CuPy's current stream; a new one comes back."""
+    cupy = pytest.importorskip("cupy", reason="no CuPy: pip install 'aristos[cuda12]'")
+    x = tokens(gpu_layers.CFG, 17, seed=1)
+    with gpu_layers.made(comm) as moe, cupy.cuda.Stream(non_blocking=True):
+        y = moe(cupy.asarray(x))
+        assert isinstance(y, cupy.ndarray)
+        moe.synchronize()
+        gpu_layers.right(cupy.asnumpy(y), x)
+        half = cupy.asarray(np.repeat(x, 2, axis=0))[::2]  # rows that are apart
+        out = cupy.empty_like(y)
+        moe(half, out=out)
+        moe.synchronize()
+        gpu_layers.right(cupy.asnumpy(out), x)

@@ -1,0 +1,123 @@
+"""What the layer must do on cards, as bodies of tests: on a real card (tests/gpu) and on ones of the PTX machine.
+
+A body takes the communicator (None for one rank) and the rank. Shapes are small, waits end after TIMEOUT seconds:
+ranks that share a card are time-sliced, so each look at a peer may take a slice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import routing, tokens
+from ml_dtypes import bfloat16
+
+import aristos
+from aristos import reference
+from aristos.bench.gpu.clock import Gpu, OnCard
+from aristos.bench.world import World
+from aristos.device_arrays import KINDS
+from aristos.errors import InputError, PeerInputError
+from aristos.kernels.cuda.pack import widen
+
+TIMEOUT = 60.0
+CFG = aristos.MoEConfig(
+    hidden=64, ffn=40, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=24
+)  # fmt: skip
+WEIGHTS = reference.weights(CFG)
+TYPES = {"float32": np.float32, "tf32": np.float32, "float16": np.float16, "bfloat16": bfloat16}
+BOUNDS = {"float32": 1e-5, "tf32": 4e-3, "float16": 4e-3, "bfloat16": 3e-2}
+TOKENS = 22
+
+
+def made(comm: Any, cfg: aristos.MoEConfig = CFG) -> Any:
+    moe = aristos.MoE(cfg, comm, backend="cuda", timeout=TIMEOUT)
+    moe.load(**WEIGHTS)
+    return moe
+
+
+def share(rank: int, world: int) -> slice:
+    """This rank's tokens of TOKENS: parts of different sizes."""
+    ends = [TOKENS * r * (r + 1) // (world * (world + 1)) for r in range(world + 1)]
+    return slice(ends[rank], ends[rank + 1])
+
+
+def right(y: Any, x: Any, dtype: str = "float32", **call: Any) -> None:
+    """y: what the layer made of x, in any type; against the float64 reference of what x holds."""
+    given = {name: value for name, value in WEIGHTS.items() if name != "router" or not call}
+    want = reference.moe(CFG, np.asarray(x, np.float32), **given, **call)
+    assert reference.error(np.asarray(y, np.float32), want) < BOUNDS[dtype]
+
+
+def every_dtype(comm: Any, rank: int, world: int, dtype: str) -> None:
+    """Arrays of the host: several calls, one of them with no tokens on rank 0, one routed outside."""
+    with made(comm, replace(CFG, dtype=dtype)) as moe:
+        for count, seed in ((11, 1), (0 if rank == 0 else 5, 2), (24, 3)):
+            x = tokens(CFG, count, seed=10 * seed + rank).astype(TYPES[dtype])
+            right(moe(x), x, dtype)
+        call = routing(CFG, 9, "some", seed=rank)
+        x = tokens(CFG, 9, seed=rank).astype(TYPES[dtype])
+        right(moe(x, **call), x, dtype, **call)
+
+
+def bits(comm: Any, rank: int, world: int) -> np.ndarray:
+    """What this rank makes of its share of some tokens, as bits: they are those that one rank alone makes of all."""
+    with made(comm) as moe:
+        return moe(tokens(CFG, TOKENS, seed=7)[share(rank, world)]).view(np.uint32)
+
+
+def arrays_of_the_card(comm: Any, rank: int, world: int, dtype: str) -> None:
+    """In place, without a copy, asynchronous; `synchronize` says that it is done; rows may be apart."""
+    kind, gpu = KINDS[dtype], Gpu(World())
+    with made(comm, replace(CFG, dtype=dtype)) as moe:
+        x = tokens(CFG, 13, seed=rank).astype(TYPES[dtype])
+        bits = x.view(np.uint16) if dtype == "bfloat16" else x
+        given, out = gpu.array(bits, kind), OnCard(gpu, x.shape, kind)
+        with gpu.here():
+            assert moe(given, out=out) is out
+        moe.synchronize()
+        right(widen(out.get(), kind), x, dtype)
+    gpu.close()
+
+
+def captured(comm: Any, rank: int, world: int) -> None:
+    """One call in a CUDA graph, replayed three times on other tokens in the same memory."""
+    gpu = Gpu(World())
+    with made(comm) as moe:
+        first = tokens(CFG, 6 + rank, seed=1)
+        x, y = gpu.array(first, "f32"), OnCard(gpu, first.shape, "f32")
+        with gpu.here():
+            moe(x, out=y)  # what a first call allocates cannot be captured
+            moe.synchronize()
+            graph = gpu.card.graph(gpu.stream, lambda: moe(x, out=y))
+            for seed in (2, 3, 4):
+                now = tokens(CFG, 6 + rank, seed=10 * seed + rank)
+                x.put(now)
+                gpu.card.clear(y.at, y.nbytes, gpu.stream)
+                gpu.card.replay(graph, gpu.stream)
+                moe.synchronize()
+                right(y.get(), now)
+        again = moe(first)  # and called as before
+        right(again, first)
+    gpu.close()
+
+
+def refusals(comm: Any, rank: int, world: int) -> None:
+    """What one rank refuses is an error on all, and the next call works."""
+    with made(comm) as moe:
+        x = tokens(CFG, 4, seed=rank)
+        mine, theirs = (InputError, r"width|shape"), (PeerInputError if world > 1 else InputError, "refused")
+        kind, words = mine if rank == 0 else theirs
+        with pytest.raises(kind, match=words):
+            moe(x[:, :8].copy() if rank == 0 else x)
+        ids = np.tile([0, 1], (4, 1))
+        kind, words = (InputError, "twice") if rank == world - 1 else theirs
+        with pytest.raises(kind, match=words):
+            moe(x, ids=np.full((4, 2), 3) if rank == world - 1 else ids, weights=np.ones((4, 2), np.float32))
+        bad = x.copy()
+        bad[2, 3] = np.nan
+        with pytest.raises(InputError if rank == 0 else PeerInputError, match="finite"):
+            moe(bad if rank == 0 else x)
+        right(moe(x), x)

@@ -1,0 +1,276 @@
+"""`aristos.device_arrays` with made-up objects: what CUDA's array interface and DLPack say, and what cannot be right.
+
+Capsules are made by ctypes, as a library in C would make them; the memory they name is never touched.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aristos import device_arrays
+from aristos.device_arrays import contiguous, on_device, rows, whole
+from aristos.errors import InputError
+
+AT = 0x7F0000000000
+INT, UINT, FLOAT, BFLOAT, BOOL = 0, 1, 2, 4, 6
+
+
+class Interface:
+    """An object with `__cuda_array_interface__` alone."""
+
+    def __init__(self, shape, typestr, at=AT, **more):
+        self.__cuda_array_interface__ = {"shape": shape, "typestr": typestr, "data": (at, False), "version": 3} | more
+
+
+class Tensor(ctypes.Structure):
+    """DLManagedTensor of dlpack.h, written down from its documentation."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p), ("device", ctypes.c_int32 * 2), ("ndim", ctypes.c_int32), ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16), ("shape", ctypes.c_void_p), ("strides", ctypes.c_void_p),
+        ("byte_offset", ctypes.c_uint64), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+class Dlpack:
+    """An object with DLPack alone; strides in elements. counts how often it was asked with a stream."""
+
+    def __init__(self, shape, code=FLOAT, bits=32, strides=None, offset=0, lanes=1, at=AT, device=2, name=b"dltensor"):
+        self._shape = (ctypes.c_int64 * max(1, len(shape)))(*shape)
+        self._strides = None if strides is None else (ctypes.c_int64 * max(1, len(shape)))(*strides)
+        self._device, self._name, self.streams = device, name, []
+        self._tensor = Tensor(
+            at, (device, 0), len(shape), code, bits, lanes, ctypes.addressof(self._shape),
+            None if self._strides is None else ctypes.addressof(self._strides), offset, None, None,
+        )  # fmt: skip
+
+    def __dlpack_device__(self):
+        return self._device, 0
+
+    def __dlpack__(self, *, stream=None):
+        self.streams.append(stream)
+        make = ctypes.pythonapi.PyCapsule_New
+        make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+        return make(ctypes.addressof(self._tensor), self._name, None)
+
+
+def taken(value, width=32, dtype="float32"):
+    """(address, leading shape, bytes between rows)."""
+    found = on_device("x", value)
+    assert found is not None
+    return (found.address, *rows("x", found, width, dtype))
+
+
+# ---- what can be used -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "typestr", "code", "bits"), [
+    ("float32", "<f4", FLOAT, 32), ("tf32", "<f4", FLOAT, 32), ("float16", "<f2", FLOAT, 16),
+    ("bfloat16", "<u2", BFLOAT, 16), ("bfloat16", "<V2", UINT, 16),
+])  # fmt: skip
+def test_types(dtype, typestr, code, bits):
+    """bfloat16 has no type of NumPy's: its bits are taken as uint16, from either protocol."""
+    want = (AT, (5,), 32 * bits // 8)
+    assert taken(Interface((5, 32), typestr), dtype=dtype) == want
+    assert taken(Dlpack((5, 32), code, bits), dtype=dtype) == want
+
+
+def test_arrays_of_the_host_are_none():
+    assert on_device("x", np.zeros(3)) is None
+    assert on_device("x", [1.0]) is None
+    assert on_device("x", Dlpack((2, 32), device=1)) is None  # kDLCPU
+
+
+def test_rows_that_are_apart():
+    assert taken(Interface((5, 32), "<f4", strides=(256, 4))) == (AT, (5,), 256)
+    assert taken(Dlpack((5, 32), strides=(64, 1))) == (AT, (5,), 256)
+    assert taken(Dlpack((5, 32), strides=(64, 1), offset=1024)) == (AT + 1024, (5,), 256)
+
+
+def test_leading_dimensions():
+    assert taken(Interface((2, 3, 32), "<f4")) == (AT, (2, 3), 128)
+    assert taken(Dlpack((2, 3, 32), strides=(96, 32, 1))) == (AT, (2, 3), 128)
+    assert taken(Interface((32,), "<f4")) == (AT, (), 128)
+
+
+def test_strides_that_nobody_walks():
+    """A dimension of one has a stride that means nothing; exporters put anything there (NumPy, PyTorch: 1, or more)."""
+    assert taken(Interface((1, 32), "<f4", strides=(4, 4))) == (AT, (1,), 128)
+    assert taken(Dlpack((1, 3, 32), strides=(1, 32, 1))) == (AT, (1, 3), 128)
+    assert taken(Dlpack((3, 1, 32), strides=(32, 7, 1))) == (AT, (3, 1), 128)
+    found = on_device("ids", Dlpack((1, 2), INT, 64, strides=(1, 1)))
+    assert whole("ids", found, (1, 2), "int64") == AT
+    assert taken(Dlpack((4, 4), strides=(4, 1)), width=4) == (AT, (4,), 16)
+
+
+def test_empty_arrays():
+    """No tokens: exporters give no address, any strides, and no room."""
+    assert taken(Interface((0, 32), "<f4", at=0)) == (0, (0,), 128)
+    assert taken(Dlpack((0, 32), at=None)) == (0, (0,), 128)
+    assert taken(Dlpack((0, 32), at=None, strides=(1, 1))) == (0, (0,), 128)
+    assert taken(Interface((2, 0, 32), "<f4", at=0, strides=(4, 4, 4))) == (0, (2, 0), 128)
+
+
+def test_the_streams_of_exporters():
+    """1 is the legacy default stream, which is 0 here; None asks for no order."""
+    for given_, want in ((None, 0), (1, 0), (2, 2), (0x5555, 0x5555)):
+        assert on_device("x", Interface((1, 32), "<f4", stream=given_)).stream == want
+
+
+def test_the_stream_that_an_exporter_is_told(monkeypatch):
+    """DLPack's exporter makes that stream wait for its own: the one that the call is queued on, and no other."""
+    value = Dlpack((5, 32))
+    on_device("x", value)
+    for current, told in ((0, 1), (0x5555, 0x5555)):
+        stream = SimpleNamespace(ptr=current)
+        cupy = SimpleNamespace(cuda=SimpleNamespace(get_current_stream=lambda stream=stream: stream))
+        monkeypatch.setitem(sys.modules, "cupy", cupy)
+        on_device("x", value)
+        assert value.streams[-1] == told
+    assert value.streams[0] == 1
+
+
+def test_both_protocols():
+    """CuPy and PyTorch have both: DLPack is asked, since it can say bfloat16."""
+    both = Dlpack((5, 32), BFLOAT, 16)
+    both.__cuda_array_interface__ = Interface((5, 32), "<f2").__cuda_array_interface__
+    assert on_device("x", both).dtype == "bfloat16"
+
+
+def test_what_it_keeps():
+    """The exporter lives as long as what was read of it."""
+    value = Dlpack((5, 32))
+    assert value in on_device("x", value).owner
+    assert on_device("x", Interface((5, 32), "<f4")).owner is not None
+
+
+# ---- what cannot be used --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("value", "words"), [
+    (Interface((5, 32), "<f8"), "must have dtype float32, got float64"),
+    (Interface((5, 32), "<f2"), "must have dtype float32, got float16"),
+    (Interface((5, 32), "<i4"), "must have dtype float32, got int32"),
+    (Interface((5, 32), "|b1"), "must have dtype float32, got bool"),
+    (Interface((5, 32), "<c8"), "must have dtype float32, got complex64"),
+    (Interface((5, 32), ">f4"), "byte order"),
+    (Interface((5, 32), "nonsense"), "typestr"),
+    (Interface((5, 32), "<f4", mask=object()), "mask"),
+    (Interface((5, 32), "<f4", strides=(128,)), "strides"),
+    (Interface((5, 32), "<f4", stream=0), "stream"),
+    (Interface((5, -32), "<f4"), "negative"),
+    (Dlpack((5, 32), BOOL, 8), "DLPack type with code 6 and 8 bits"),
+    (Dlpack((5, 32), FLOAT, 8), "DLPack type with code 2 and 8 bits"),
+    (Dlpack((5, 32), 5, 64), "DLPack type with code 5 and 64 bits"),
+    (Dlpack((5, 32), UINT, 4), "DLPack type with code 1 and 4 bits"),
+    (Dlpack((5, 8), lanes=4), "lanes"),
+    (Dlpack((5, 32), INT, 32), "must have dtype float32, got int32"),
+    (Dlpack((5, 32), UINT, 16), "must have dtype float32, got uint16"),
+    (Dlpack((5, 32), name=b"used_dltensor"), "capsule"),
+    (Dlpack((5, -1)), "negative"),
+    (Dlpack((5, 31)), r"shape \[..., 32\], got \[5, 31\]"),
+    (Dlpack(()), r"shape \[..., 32\], got \[\]"),
+    (Dlpack((32, 5), strides=(1, 32)), r"shape \[..., 32\]"),
+    (Dlpack((32, 32), strides=(1, 32)), "rows that follow each other"),
+    (Dlpack((5, 32), strides=(0, 1)), "rows that follow each other"),
+    (Dlpack((5, 32), strides=(16, 1)), "rows that follow each other"),
+    (Dlpack((5, 32), strides=(-32, 1), offset=512), "rows that follow each other"),
+    (Dlpack((5, 32), strides=(33, 1)), "start on 16 bytes"),
+    (Dlpack((5, 32), offset=4), "start on 16 bytes"),
+    (Interface((5, 32), "<f4", at=AT + 8), "start on 16 bytes"),
+    (Dlpack((2, 3, 32), strides=(192, 64, 1)), "rows that follow each other"),
+], ids=lambda value: value if isinstance(value, str) else type(value).__name__)  # fmt: skip
+def test_refused(value, words):
+    with pytest.raises(InputError, match=f"x.*{words}"):
+        taken(value)
+
+
+def test_memory_of_another_kind_of_device():
+    """ROCm's and others' arrays are none of the card's."""
+    assert on_device("x", Dlpack((5, 32), device=10)) is None
+
+
+def test_an_exporter_that_fails():
+    """PyTorch refuses arrays that need gradients; what it says reaches the user."""
+
+    class Leaf(Dlpack):
+        def __dlpack__(self, *, stream=None):
+            raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
+
+    with pytest.raises(InputError, match=r"x: .*tensor.detach"):
+        on_device("x", Leaf((5, 32)))
+
+    class Meta:
+        @property
+        def __cuda_array_interface__(self):
+            raise AttributeError("not on a GPU")
+
+    assert on_device("x", Meta()) is None
+
+
+def test_an_interface_without_what_it_must_have():
+    for told in ({"shape": (1, 32), "typestr": "<f4"}, {"data": (AT, False), "typestr": "<f4"}, None):
+        with pytest.raises(InputError, match=r"x: .*__cuda_array_interface__"):
+            on_device("x", SimpleNamespace(__cuda_array_interface__=told))
+
+
+@pytest.mark.parametrize(("value", "words"), [
+    (Dlpack((4, 2), INT, 32), "int64 array .* got int32"),
+    (Dlpack((4, 3), INT, 64), r"shape \[4, 2\], got int64 \[4, 3\]"),
+    (Dlpack((4, 2), INT, 64, strides=(1, 4)), "contiguous int64"),
+    (Dlpack((4, 2), INT, 64, offset=4), "start on 8 bytes"),
+], ids=lambda value: value if isinstance(value, str) else type(value).__name__)  # fmt: skip
+def test_whole_arrays_that_are_refused(value, words):
+    with pytest.raises(InputError, match=words):
+        whole("ids", on_device("ids", value), (4, 2), "int64")
+
+
+def test_a_read_only_array_cannot_be_written():
+    value = Interface((5, 32), "<f4")
+    value.__cuda_array_interface__["data"] = (AT, True)
+    found = on_device("out", value)
+    assert taken(value) == (AT, (5,), 128)
+    with pytest.raises(InputError, match=r"out .*read-only"):
+        device_arrays.writable("out", found)
+
+
+# ---- any strides, against NumPy's own view of them ------------------------------------------------------------------
+
+
+@given(st.data())
+def test_any_view(data):
+    """What is taken has the elements where NumPy's view has them; what is refused has some row elsewhere."""
+    base = np.zeros((6, 4, 64), np.float32)
+    view = base
+    for axis in range(3):
+        start, step = data.draw(st.integers(0, 3)), data.draw(st.sampled_from((1, 1, 2, -1)))
+        view = view[(slice(None),) * axis + (slice(start, None, step),)]
+    if data.draw(st.booleans()):
+        view = view[data.draw(st.integers(0, view.shape[0] - 1))] if view.shape[0] else view
+    shift = view.ctypes.data - base.ctypes.data
+    value = Interface(view.shape, "<f4", at=AT + shift, strides=view.strides)
+    try:
+        address, lead, step = taken(value, width=view.shape[-1])
+    except InputError:
+        flat = AT + shift
+        plain = view.strides[-1] == 4 and flat % 16 == 0 and (view.ndim < 3 or view.flags.c_contiguous)
+        good = view.ndim == 2 and plain and view.strides[0] > 0 and view.strides[0] % 16 == 0
+        assert not good
+        assert not (view.flags.c_contiguous and flat % 16 == 0 and view.shape[-1] % 4 == 0 and view.size)
+        return
+    assert lead == view.shape[:-1]
+    for row, at in enumerate(np.ndindex(*lead)):
+        element = sum(i * s for i, s in zip((*at, 0), view.strides))
+        assert address + row * step == AT + shift + element
+
+
+def test_contiguous():
+    for shape in ((), (3,), (2, 3), (4, 1, 5)):
+        assert contiguous(shape, 4) == np.zeros(shape, np.float32).strides
