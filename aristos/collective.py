@@ -152,8 +152,8 @@ class Collective:
         job[f.ROW_BYTES] = FLOAT * hidden
         return job
 
-    def _raise_peer_problem(self, job: np.ndarray, runtime: Runtime) -> None:
-        """Raise what another rank's announcement said instead of rows."""
+    def _raise_peer_problem(self, job: Any, runtime: Runtime) -> None:
+        """Raise what another rank's announcement said instead of rows. job: tells where T_STATUS starts."""
         for rank, status in enumerate(runtime.state[job[f.T_STATUS] :][: self.world].tolist()):
             if rank == self.rank or status == f.OK:
                 continue

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from . import arrays, device_arrays
-from .collective import explain_ids, routing_arrays, weight_arrays
+from .collective import WHY, explain_ids, routing_arrays, weight_arrays
 from .config import MoEConfig
 from .cuda_weights import DeviceWeights
 from .device_arrays import KINDS
 from .engine import fields as f
-from .errors import AristosError, InputError
+from .errors import AristosError, InputError, PeerInputError
 from .kernels.cpu.tokens import SCORES
 from .kernels.cuda import router
 from .kernels.cuda.tile import BYTES, Tile
@@ -57,7 +57,8 @@ class CudaMoE(MoE):
 
     Arrays of the host are copied in and out, and the call is over when it returns. Arrays of the card (CuPy,
     `__cuda_array_interface__`, DLPack) are used in place, on CuPy's current stream or else their own, and the call
-    returns before it has run: it can be captured in a CUDA graph; `synchronize()` waits and raises what went wrong.
+    returns before it has run: it can be captured in a CUDA graph, once a call of as many tokens was made outside one;
+    `synchronize()` waits and raises what went wrong since it was last called. `summary` counts calls with return_stats.
     """
 
     backend = "cuda"
@@ -108,7 +109,7 @@ class CudaMoE(MoE):
 
     def load(self, layer: int = 0, **weights: Any) -> None:
         """As `MoE.load`."""
-        before = self._weights[layer] if isinstance(layer, int) and 0 <= layer < self.layers else None
+        before = self._weights[layer] if isinstance(layer, int | np.integer) and 0 <= layer < self.layers else None
         super().load(layer, **weights)
         if before is not None:
             before.free()
@@ -201,6 +202,7 @@ class CudaMoE(MoE):
         nbytes = BYTES[self._kind] * cfg.hidden
         found = device_arrays.on_device("x", x)
         if found is not None:
+            self._check_card("x", found)
             lead, call.x_stride = device_arrays.rows("x", found, cfg.hidden, cfg.dtype)
             call.x, call.tokens, call.waits = found.address, int(np.prod(lead, dtype=np.int64)), False
             call.stream, call.keeps = current_stream(found), (found,)
@@ -230,6 +232,8 @@ class CudaMoE(MoE):
         call.routed, shape = True, (*lead, k)
         found = [device_arrays.on_device(name, value) for name, value in (("ids", ids), ("weights", weights))]
         if found[0] is not None and found[1] is not None:
+            if call.waits:  # x is the host's: then these say which stream
+                call.stream = current_stream(found[0])
             call.ids = device_arrays.whole("ids", found[0], shape, "int64")
             call.weights = device_arrays.whole("weights", found[1], shape, "float32")
             call.keeps += tuple(found)
@@ -259,11 +263,27 @@ class CudaMoE(MoE):
         got, step = device_arrays.rows("out", found, cfg.hidden, cfg.dtype)
         if got != lead or step != nbytes:
             raise InputError(f"out must be contiguous with shape {list(shape)}, got {list(found.shape)}")
+        self._check_card("out", found)
+        for read in call.keeps:
+            if device_arrays.overlap(found, read):
+                raise InputError("out must not overlap x, ids or weights: they are read while outputs are written")
         call.result, call.y, call.keeps = out, found.address, (*call.keeps, found)
+
+    def _check_card(self, name: str, found: device_arrays.DeviceRows) -> None:
+        mine = self.device
+        if found.device is not None and found.device != mine:
+            raise InputError(
+                f"{name} must lie on device {mine}, this rank's card (`device` of the layer), got device {found.device}"
+            )
+
+    @property
+    def device(self) -> int:
+        """CUDA's number, in this process, of this rank's card."""
+        return int(self._engine.card.ordinal)
 
     def _run(self, call: Any) -> float:
         runtime = self._engine
-        started = time.perf_counter()
+        started = self._started = time.perf_counter()
         tile = self._tile(call.tokens)
         with runtime.failing(np.zeros(0, np.int64)):
             job, routing = self._jobs_of(call.layer, tile)
@@ -286,6 +306,8 @@ class CudaMoE(MoE):
             if not return_stats:
                 return call.result
             runtime.read_all(call.stream)
+            seconds = max(seconds, time.perf_counter() - self._started)
+            self._totals.add(runtime.state, runtime.counted, seconds)
             job = self._host_jobs[self._last]
             job[f.TOKENS], job[f.EPOCH] = call.tokens, runtime.state[f.CALLS]
             stats = call_stats(job, runtime.state, runtime.counted, schedule=self.schedule, seconds=seconds)
@@ -299,11 +321,18 @@ class CudaMoE(MoE):
         if not call.waits:
             with runtime.failing(np.zeros(0, np.int64)):
                 runtime.outcome(call.stream)
-        status = int(runtime.state[f.STATUS])
+        state = runtime.state
+        status = int(state[f.STATUS])
         if status != f.OK:
             raise InputError(self._own_problem(call, status))
         if self.world > 1:
-            self._raise_peer_problem(self._host_jobs[self._last], runtime)
+            self._raise_peer_problem({f.T_STATUS: runtime.tables.starts[f.T_STATUS]}, runtime)
+        if call.waits or state[f.KEPT_STATUS] == f.OK:
+            return
+        why = WHY.get(int(state[f.KEPT_STATUS]), "its own error says why")
+        if state[f.KEPT_RANK] == self.rank:
+            raise InputError(f"an earlier call since the last synchronize() was refused here ({why})")
+        raise PeerInputError(f"rank {int(state[f.KEPT_RANK])} refused an earlier call's input ({why})")
 
     def _own_problem(self, call: Any, status: int) -> str:
         if call.host_ids is None:
@@ -317,11 +346,14 @@ class CudaMoE(MoE):
     def synchronize(self) -> None:
         """Wait for the last call and raise what went wrong in it; for calls with arrays of the card. Not collective."""
         runtime = self._engine
+        if self._last is None:
+            return
         call = _DeviceCall(self._kind, self.cfg.top_k, self.placement.slots, stream=self._stream, waits=False)
         runtime.refuse_open()
         self._raise_status(call)
 
-    _stream, _last = 0, (0, 0)
+    _stream, _started = 0, 0.0
+    _last: Any = None
 
     # ------------------------------------------------------------ what is not there
 
@@ -339,7 +371,7 @@ class CudaMoE(MoE):
         if self._runtime is not None:
             card = self._engine.card
             if self._engine.broken is None:
-                card.synchronize(self._stream)
+                self._engine.idle()
                 for layer in range(self.layers):
                     self._drop_jobs(layer)
                     if self._weights[layer] is not None:

@@ -24,13 +24,20 @@ class DeviceWeights:
         self.gated = "gate" in given.weights
         self.count = len(given.experts)
         self._steps: dict[str, int] = {}
+        self.router: int | None = None  # an address
+        try:
+            self._take(kind, given)
+        except BaseException:
+            self.free()
+            raise
+
+    def _take(self, kind: str, given: Given) -> None:
         for side in ("up", "down"):
             for i, e in enumerate(given.experts):
                 packed = pack(self._side(given, side, e), kind)
                 bias = pack_bias(self._bias(given, side, e), len(packed))
                 self._keep(side, i, packed)
                 self._keep(f"{side}_bias", i, bias)
-        self.router: int | None = None  # an address
         if given.router is not None:
             packed = router.pack_router(np.ascontiguousarray(given.router))
             self._keep("router", 0, packed, 1)

@@ -32,6 +32,13 @@ class DeviceRows:
     stream: int
     owner: Any
     read_only: bool = False
+    device: int | None = None  # CUDA's number of its card, where the array says it
+
+    @property
+    def end(self) -> int:
+        """The address behind its last byte."""
+        size = np.dtype(self.dtype).itemsize if self.dtype != "bfloat16" else 2
+        return self.address + size + sum((n - 1) * step for n, step in zip(self.shape, self.strides))
 
 
 def on_device(name: str, value: Any) -> DeviceRows | None:
@@ -71,6 +78,11 @@ def _interface(name: str, value: Any) -> DeviceRows:
 def _check_shape(name: str, shape: tuple[int, ...]) -> None:
     if min(shape, default=0) < 0:
         raise InputError(f"{name} has a negative size: shape {list(shape)}")
+
+
+def overlap(a: DeviceRows, b: DeviceRows) -> bool:
+    """Do two arrays share a byte, or lie in each other's gaps?"""
+    return 0 not in a.shape and 0 not in b.shape and a.address < b.end and b.address < a.end
 
 
 def contiguous(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
@@ -125,7 +137,9 @@ def _dlpack(name: str, value: Any) -> DeviceRows:
     if tensor.strides:
         strides = tuple(size * tensor.strides[i] for i in range(tensor.ndim))
     # the capsule is not consumed: what it shares lives as long as the capsule and the array
-    return DeviceRows((tensor.data or 0) + tensor.byte_offset, shape, strides, dtype, 0, (value, capsule))
+    return DeviceRows(
+        (tensor.data or 0) + tensor.byte_offset, shape, strides, dtype, 0, (value, capsule), device=tensor.device_id
+    )
 
 
 def _walked(array: DeviceRows, axes: int) -> list[tuple[int, int, int]]:

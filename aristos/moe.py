@@ -102,9 +102,11 @@ class PendingCall:
         return ended
 
 
-def default_backend() -> str:
-    """cuda where CuPy is installed and sees a device, else cpu."""
-    if importlib.util.find_spec("cupy") is None:
+def default_backend(options: dict[str, Any]) -> str:
+    """cuda where CuPy sees a device and nothing was asked that only CPUs have, else cpu. options: of a layer."""
+    if options.get("threads") is not None or options.get("schedule", "fused") != "fused":
+        return "cpu"
+    if not all(importlib.util.find_spec(name) for name in ("cupy", "numba_cuda")):
         return "cpu"
     import cupy
 
@@ -187,7 +189,7 @@ class MoE(Collective):
 
     def __new__(cls, *args: Any, backend: Any = None, **options: Any) -> MoE:
         """The class of the backend, where none is named cuda if CuPy sees a device, else cpu."""
-        if cls is MoE and (backend or default_backend()) == "cuda":
+        if cls is MoE and (backend or default_backend(options)) == "cuda":
             from .cuda_moe import CudaMoE  # needs numba-cuda
 
             return object.__new__(CudaMoE)

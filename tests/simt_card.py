@@ -232,6 +232,7 @@ def on_ranks(world: int, body: Callable[[Any, int], Any], cards: int | None = No
     with ExitStack() as stack:
         for target, value in (
             ("aristos.substrate.cuda_runtime.Card.find", find),
+            ("aristos.substrate.cuda_runtime.LOCAL_RANK", ()),
             ("aristos.nodes.Nodes.shared", lambda comm, ranks=None: (Nodes.of(world, ranks), comm)),
             ("aristos.transport.ipc.check_one_node", lambda comm, transport: None),
             ("aristos.collective.check_comm", lambda comm: None),

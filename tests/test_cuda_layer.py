@@ -94,6 +94,7 @@ def test_a_wait_is_bounded_and_all_learn_whose(absent):
     origins = {int(state[f.ORIGIN]) for state in states}
     assert {int(state[f.FAILED]) for state in states} == {f.CAUSE_TIMEOUT}
     assert origins <= {rank.me for rank in there}
+    assert any(state[f.ORIGIN] == rank.me for state, rank in zip(states, there))  # somebody says what it waited for
     first = next(state for rank, state in zip(there, states) if rank.me in origins)
     assert first[f.WAIT_PEER] == absent
 

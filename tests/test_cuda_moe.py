@@ -13,7 +13,7 @@ from simt_card import on_ranks
 
 import aristos
 from aristos import reference
-from aristos.errors import InputError, PeerInputError, WaitTimeout
+from aristos.errors import ClosedError, InputError, MemoryProblem, PeerInputError, WaitTimeout
 
 CFG = aristos.MoEConfig(
     hidden=32, ffn=40, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=24
@@ -136,3 +136,70 @@ def test_a_rank_that_does_not_come(monkeypatch):
             moe(tokens(CFG, 3, seed=0))
 
     on_ranks(2, body)
+
+
+class OnCard:
+    """An array in a card's memory, as `__cuda_array_interface__` shows it."""
+
+    def __init__(self, card, values):
+        self.card, self.shape, self.dtype = card, values.shape, values.dtype
+        self.at = card.allocate(values.nbytes)
+        card.copy_in(self.at, np.ascontiguousarray(values))
+
+    @property
+    def __cuda_array_interface__(self):
+        return {"data": (self.at, False), "shape": self.shape, "typestr": self.dtype.str, "version": 3}
+
+    def read(self):
+        out = np.empty(self.shape, self.dtype)
+        self.card.copy_out(out, self.at)
+        return out
+
+
+def test_arrays_of_the_card():
+    """Calls follow each other unseen; what was refused meanwhile is raised by synchronize, once."""
+
+    def body(comm, rank):
+        with aristos.MoE(CFG, comm, backend="cuda") as moe:
+            moe.synchronize()
+            moe.load(**WEIGHTS)
+            card, x = moe._engine.card, tokens(CFG, 12, seed=rank)
+            bad = x.copy()
+            bad[5, 1] = np.inf
+            there, out = OnCard(card, x), OnCard(card, np.zeros_like(x))
+            assert moe(there, out=out) is out
+            moe(OnCard(card, bad if rank == 1 else x), out=OnCard(card, np.zeros_like(x)))
+            again = OnCard(card, np.zeros_like(x))
+            moe(there, out=again)
+            with pytest.raises(InputError if rank == 1 else PeerInputError, match="earlier call"):
+                moe.synchronize()
+            moe.synchronize()
+            np.testing.assert_array_equal(out.read(), again.read())
+            close(out.read(), x)
+            with pytest.raises(InputError, match="overlap"):
+                moe(there, out=there)
+            assert moe.device == rank
+
+    on_ranks(2, body)
+
+
+def test_an_engine_that_cannot_grow_says_so(monkeypatch):
+    """A second layer that does not fit leaves the first one unusable, by name, and nothing is freed twice."""
+
+    def body(comm, rank):
+        first = aristos.MoE(CFG, comm, backend="cuda")
+        first.load(**WEIGHTS)
+        card = first._engine.card
+        plain = card.allocate
+        card.allocate = lambda nbytes: plain(nbytes) if nbytes < 1 << 20 else _no_room()
+        with pytest.raises(MemoryProblem, match="no room"):
+            aristos.MoE(replace(CFG, hidden=512, max_tokens=4096), comm, backend="cuda")
+        with pytest.raises(ClosedError, match="could not grow"):
+            first(tokens(CFG, 3, seed=0))
+        first.close()
+
+    on_ranks(1, body)
+
+
+def _no_room():
+    raise MemoryProblem("no room")

@@ -46,9 +46,10 @@ P_ANNOUNCE, P_ANNOUNCE_STEP, P_RECORDS, P_RETURN_RECORDS, P_RING, P_INDEX, P_COD
     READY_COUNT,  # atomic: blocks of tokens that have been queued in T_READY
     RUNS_OPENED,  # atomic: halves of shared runs that have been opened, as long as the engine lives
     CALLS, ORIGIN,  # calls begun, and whose failure ended them, where the host does not count
+    KEPT_STATUS, KEPT_RANK,  # the first refusal that the host has not seen yet, and whose it was
     WAIT_SINCE, WAIT_DONE, WAIT_PEER, WAIT_EPOCH, WAIT_PHASE,  # see patience.py
     STATE_WORDS,
-) = range(27)  # fmt: skip
+) = range(29)  # fmt: skip
 
 # ---- a run that workers share: see team.py. NEXT, LIMIT and DONE are atomic, each on a line of its own
 RUN_WORDS = 32

@@ -31,6 +31,7 @@ JOB_MOST, STATE_MOST = 1 << 20, 1 << 40  # words: bounds that nothing reaches
 WORD = 8
 HEARTBEAT_NS = 20_000_000
 LOOKS = 64  # in vain, between two looks at the clock
+GAVE_UP = -1  # in WAIT_SINCE: this rank's wait was too long
 SHARES_A_WORKER = 2  # of a half of a run, at least, where it has so many tiles
 MOST_RUNS = 16
 
@@ -69,6 +70,16 @@ def shared_runs(tile: Tile, hidden: int, ffn: int, gated: bool, grid: int) -> di
     return found
 
 
+@cuda.jit(device=True)
+def keep_refusal(job, st):
+    """Calls may follow each other before the host looks: the first of them that was refused is kept for it."""
+    for p in range(job[f.WORLD]):
+        status = st[f.STATUS] if p == job[f.RANK] else st[job[f.T_STATUS] + p]
+        if st[f.KEPT_STATUS] == f.OK and status != f.OK:
+            st[f.KEPT_STATUS] = status
+            st[f.KEPT_RANK] = p
+
+
 @cuda.jit
 def begin(job_address, state_address, routing_address, x, x_stride, tokens, y, ids, weights, status):
     """Open a call, before its router kernels: one block. What changes from call to call comes as arguments.
@@ -78,6 +89,7 @@ def begin(job_address, state_address, routing_address, x, x_stride, tokens, y, i
     """
     job, st = mem.words(job_address, JOB_MOST), mem.words(state_address, STATE_MOST)
     if mem.thread() == 0:
+        keep_refusal(job, st)
         st[f.CALLS] += 1
         st[f.WAIT_SINCE] = 0
         job[f.EPOCH] = st[f.CALLS]
@@ -128,6 +140,7 @@ def wait_for_work(job, st, worker):
             now = mem.clock()
             show_life(job, st, now)
             if patience.overdue(job, st, now):
+                st[f.WAIT_SINCE] = GAVE_UP
                 give_up(job, st, job[f.RANK], f.CAUSE_TIMEOUT)
 
 
@@ -138,7 +151,7 @@ def leave(job, st, kind):
         steps.heartbeat(job, st, -1)
         return
     peer = arrivals.poisoned(job, st)
-    if peer >= 0:
+    if peer >= 0 and st[f.WAIT_SINCE] != GAVE_UP:  # else it has said so itself
         _, origin, cause = arrivals.told(job, st, peer)
         give_up(job, st, origin, cause)
 

@@ -7,7 +7,8 @@ Where there are ranks on other nodes, a thread beside it calls MPI (see caller.p
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ from .runtime import ALONE, CAUSES, CROWDED, FAR_BLOCK, Runtime
 MOST_ROWS = 256  # of a tile
 MOST_NS = 1 << 58  # of a timeout: ten of them must be a word
 PATIENCE = 8  # idle sweeps that few rows wait for more of their expert
+# the innermost launcher's first; a group may hold some ranks of a node alone
+LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 
 
 class _CardWindow:
@@ -51,19 +54,19 @@ class CudaRuntime(Runtime):
 
     def __init__(self, group: Group) -> None:
         super().__init__(group)
-        local = group.node.Get_rank() if group.node is not None else 0
-        self.card = self._together(lambda: Card.find(local))
+        self.card = self._together(lambda: Card.find(local_rank(group)))
         sharing = group.allgather(self.card.uuid, "their cards").count(self.card.uuid)
         self.blocks = Blocks(self.card, sharing)
         self.state_at = self._scratch_at = 0
         self._caller: Caller | None = None
         self._card_wire: CardWire | None = None
-        self._streams: set[int] = set()  # that calls were queued on
+        self._stream: int | None = None  # that the last call was queued on
 
-    def _idle(self) -> None:
+    def idle(self) -> None:
         """Wait until this card does nothing for this engine: only then may peers free what it writes to."""
-        for stream in self._streams:
-            self.card.synchronize(stream)
+        if self._stream is not None:
+            with contextlib.suppress(EnvironmentProblem):  # the stream may be gone, and with it all that was on it
+                self.card.synchronize(self._stream)
 
     def _together(self, step: Callable[[], Any]) -> Any:
         """What a step gives this rank; where it fails on one rank, it raises on all."""
@@ -87,16 +90,29 @@ class CudaRuntime(Runtime):
         if self.shape is not None:
             shape = self.shape.union(shape)
         grown = any(self.group.allgather(shape != self.shape or workers != self.threads, "the size of the engine"))
-        if grown:
-            self._allocate(shape, workers)
-        if any(self.group.allgather(shared > self._shared, "hidden activations")):
-            self._together(lambda: self._make_scratch(max(shared, self._shared)))
-            self.version += 1
+        with self._growing():
+            if grown:
+                self._allocate(shape, workers)
+            if any(self.group.allgather(shared > self._shared, "hidden activations")):
+                self._together(lambda: self._make_scratch(max(shared, self._shared)))
+
+    @contextlib.contextmanager
+    def _growing(self) -> Iterator[None]:
+        """The old is freed before there is room for the new: where that fails, this engine is unusable on all ranks."""
+        first = self.shape is None
+        try:
+            yield
+        except AristosError as error:
+            if not first:
+                self.broken = f"it could not grow for another layer: {error}"
+            raise
 
     def _make_scratch(self, nbytes: int) -> None:
-        if self._scratch_at:
-            self.card.free(self._scratch_at)
-        self._scratch_at = 0
+        self.version += 1
+        old, self._scratch_at, self._shared = self._scratch_at, 0, 0
+        if old:
+            self.idle()
+            self.card.free(old)
         self._scratch_at = self.card.allocate(nbytes)
         self._shared = nbytes
 
@@ -110,13 +126,14 @@ class CudaRuntime(Runtime):
         """New windows and a new state; counters start again."""
         tables = StateLayout(shape, workers, MOST_ROWS, cuda.MOST_RUNS)
         if self._memory is not None:
-            self._idle()
+            self.idle()
             with self.group.bounded("the other ranks to free windows"):
                 self.group.watch_calls(None)
                 self._memory.close()
             self._memory = None
-            self.card.free(self.state_at)
-        self.shape = None
+            self.version += 1
+            old, self.state_at = self.state_at, 0
+            self.card.free(old)
         memory = self._make_memory(shape)
         state = np.zeros(tables.words, np.int64)
         memory.fill(state, tables.starts)
@@ -174,7 +191,9 @@ class CudaRuntime(Runtime):
         status, routed, kind, slots, top_k.
         """
         card = self.card
-        self._streams.add(stream)
+        if stream != self._stream:  # calls share one state: they follow each other on any streams
+            self.idle()
+            self._stream = stream
         card.launch(
             card.load(cuda.BEGIN), 1, 0, job, self.state_at, routing, call.x, call.x_stride, call.tokens, call.y,
             call.ids, call.weights, call.status, stream=stream,
@@ -196,9 +215,14 @@ class CudaRuntime(Runtime):
         """Wait for what was queued and read how it went into `state`; raises what failed, on every rank."""
         self.card.synchronize(stream)
         self._read(0, f.STATE_WORDS, stream)
-        self._read(self.tables.starts[f.T_STATUS], self.group.world, stream)
+        statuses = self.tables.starts[f.T_STATUS]
+        self._read(statuses, self.group.world, stream)
         if self.state[f.FAILED] != 0:
             self._raise_failure(stream)
+        for first, count in ((f.STATUS, 1), (f.KEPT_STATUS, 2), (statuses, self.group.world)):
+            if self.state[first : first + count].any():  # it is known now
+                zeros = np.zeros(count, np.int64)
+                self.card.copy_in(self.state_at + WORD * first, zeros, stream)
 
     def read_all(self, stream: int) -> None:
         """The whole state, for counters and messages."""
@@ -249,7 +273,7 @@ class CudaRuntime(Runtime):
 
     def _all_leave(self) -> bool:
         if self.layout is not None:
-            self._idle()
+            self.idle()
             self.group.meet("the other ranks to close")
         return True
 
@@ -288,6 +312,14 @@ class CudaRuntime(Runtime):
                 if at:
                     self.card.free(at)
             self.state_at = self._scratch_at = 0
+
+
+def local_rank(group: Group) -> int:
+    """This process's number on its node, as the launcher says it; else its number among the ranks of the group there."""
+    for name in LOCAL_RANK:
+        if os.environ.get(name, "").isdecimal():
+            return int(os.environ[name])
+    return group.node.Get_rank() if group.node is not None else 0
 
 
 class Blocks:

@@ -86,16 +86,12 @@ class Card:
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
-        """While inside, this thread's calls mean this card."""
+        """While inside, this thread's calls mean this card, those of compiled code too."""
         call("cuCtxPushCurrent", self._context)
         try:
             yield
         finally:
             call("cuCtxPopCurrent")
-
-    def current(self) -> contextlib.AbstractContextManager[None]:
-        """While inside, what compiled code of this thread calls of the driver means this card."""
-        return self._current()
 
     def copier(self) -> tuple[int, int]:
         """Addresses of the driver's cuMemcpyHtoDAsync and cuStreamSynchronize, for compiled code."""
