@@ -84,6 +84,8 @@ class Process:
         self.contexts = threading.local()
         self.maps: dict[int, Allocation] = {}  # address here -> what lies there
         self.streams: dict[int, list[Callable[[], None]]] = {0: []}
+        self.captures: dict[int, int] = {}  # stream -> what it held when its capture began
+        self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.events: dict[int, float] = {}
         self.pinned: dict[int, Any] = {}
         self.modules: dict[int, bytes] = {}
@@ -247,6 +249,29 @@ class Driver:
         self.gpu(p)
         view = self.view(p, source, nbytes)
         p.streams[stream].append(lambda: ctypes.memmove(to, view.ctypes.data, nbytes))
+
+    def do_cuMemcpyDtoDAsync(self, p: Process, to: int, source: int, nbytes: int, stream: int) -> None:
+        self.gpu(p)
+        target, view = self.view(p, to, nbytes), self.view(p, source, nbytes)
+        p.streams[stream].append(lambda: ctypes.memmove(target.ctypes.data, view.ctypes.data, nbytes))
+
+    # ---- graphs: what a stream got after its capture began, taken out of it ----
+    def do_cuStreamBeginCapture(self, p: Process, stream: int, mode: Any) -> None:
+        self.gpu(p)
+        p.captures[stream] = len(p.streams[stream])
+
+    def do_cuStreamEndCapture(self, p: Process, stream: int) -> int:
+        start, number = p.captures.pop(stream), next(p.machine.numbers)
+        p.graphs[number] = p.streams[stream][start:]
+        del p.streams[stream][start:]
+        return number
+
+    def do_cuGraphInstantiate(self, p: Process, graph: int, flags: int) -> int:
+        return graph
+
+    def do_cuGraphLaunch(self, p: Process, graph: int, stream: int) -> None:
+        self.gpu(p)
+        p.streams[stream].extend(p.graphs[graph])
 
     def do_cuMemsetD8Async(self, p: Process, to: int, value: int, nbytes: int, stream: int) -> None:
         self.gpu(p)

@@ -215,6 +215,23 @@ def test_time(driver):
     assert card.elapsed(a, b) == pytest.approx(0.0025)
 
 
+def test_copies_and_graphs(driver):
+    """What is captured does not run; each replay runs it once more, in the order of the stream."""
+    card = Card(0)
+    stream, a, b = card.new_stream(), card.allocate(64), card.allocate(64)
+    card.copy_in(a, np.arange(8), stream)
+    graph = card.graph(stream, lambda: card.copy(b + 8, a, 32, stream))
+    found = np.empty(8, np.int64)
+    card.copy_out(found, b, stream)
+    assert not found.any()
+    for first in (10, 20):
+        card.copy_in(a, np.arange(first, first + 8), stream)
+        card.replay(graph, stream)
+        card.copy_out(found, b, stream)
+        np.testing.assert_array_equal(found[:5], [0, *range(first, first + 4)])
+        assert not found[5:].any()
+
+
 # ---- other processes ----------------------------------------------------------------------------------------------
 
 
