@@ -121,6 +121,10 @@ class Host:
         for i in self.rng.permutation(len(mine))[: self.rng.integers(0, len(mine) + 1)]:
             self._move(mine[i])
 
+    def under_way(self, wire: int) -> bool:
+        """Is something put by this wire still to land?"""
+        return any(which == wire and not landed for _, which, landed in self.flying.values())
+
     def flush(self, wire: int, peer: int) -> None:
         mine = [target for target, (_, which, _) in self.flying.items() if which == wire]
         for i in self.rng.permutation(len(mine)):
@@ -189,14 +193,17 @@ class NodeRank(Rank):
             if over and self.layers.fails:
                 while not engine.tell(sides.job, sides.st):
                     yield
-                return
+                break
             assert not over
             for _ in range(self.layers.host.rng.integers(1, GAP)):
                 yield
             if sides.job[f.EPOCH] == epoch and sides.st[f.PROGRESS] < 0 and engine.quiet(sides.job, sides.st):
                 at = [self.layers.host.load(at, "acquire") for at in self._epochs()]
                 if min(at) == epoch:
-                    return
+                    break
+        while self.layers.host.under_way(self.memory.wire):  # the last words land without it
+            self.layers.host.land(self.memory.wire)
+            yield
 
     def _epochs(self) -> list[int]:
         sides = self.sides

@@ -72,11 +72,11 @@ def quiet(job, st):
 
 @jit
 def failed(job, st):
-    """Has the card's engine told far peers that it has failed?"""
+    """Has the card's engine told all far peers that it has failed? Its words come one after another."""
     for p in range(job[f.WORLD]):
-        if st[job[f.T_FAR] + p] != 0 and mem.load_acquire(word_to(job, st, p, f.POISON)) != 0:
-            return True
-    return False
+        if st[job[f.T_FAR] + p] != 0 and mem.load_acquire(word_to(job, st, p, f.POISON)) == 0:
+            return False
+    return True
 
 
 # ---- from far peers to the card

@@ -315,7 +315,7 @@ class CudaRuntime(Runtime):
 
 
 def local_rank(group: Group) -> int:
-    """This process's number on its node, as the launcher says it; else its number among the ranks of the group there."""
+    """This process's number on its node, as the launcher says it; else its number among the group's ranks there."""
     for name in LOCAL_RANK:
         if os.environ.get(name, "").isdecimal():
             return int(os.environ[name])

@@ -1,8 +1,8 @@
 """What the names of `aristos.memory` compile to on CUDA: the third lowering of the protocol's shared memory.
 
 Words are shared with other devices and with the host, so the scope of releases and acquires is the system; what is
-added to or exchanged are words that this device's blocks alone touch, so there it is the device. Importing this module registers
-the lowerings with Numba-CUDA; it compiles nothing.
+added to or exchanged are words that this device's blocks alone touch, so there it is the device. Importing this module
+registers the lowerings with Numba-CUDA; it compiles nothing.
 """
 
 from __future__ import annotations
