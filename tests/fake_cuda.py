@@ -331,6 +331,14 @@ class Driver:
         for work in queue:
             work()
 
+    def do_cuStreamQuery(self, p: Process, stream: int) -> None:
+        """Each question finds one piece of work more done."""
+        self.gpu(p)
+        if p.streams[stream]:
+            p.streams[stream].pop(0)()
+        if p.streams[stream]:
+            raise Failure("CUDA_ERROR_NOT_READY")
+
     def do_cuEventCreate(self, p: Process, flags: int) -> int:
         assert flags == 0, "an event without time"
         return next(p.machine.numbers)

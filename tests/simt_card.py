@@ -99,6 +99,10 @@ class MachineCard:
         )  # fmt: skip
         self._queued = True
 
+    def done(self, stream: int = 0) -> bool:
+        self.synchronize(stream)
+        return True
+
     def synchronize(self, stream: int = 0) -> None:
         if self._queued:
             self._queued = False

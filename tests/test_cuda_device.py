@@ -284,6 +284,7 @@ def test_which_cards_reach_each_other(driver, machine):
         ("cuCtxPushCurrent", "CUDA_ERROR_NOT_INITIALIZED", lambda card: card.new_stream(), "does not survive a fork"),
         ("cuCtxPushCurrent", "CUDA_ERROR_INVALID_CONTEXT", lambda card: card.event(), "'spawn'"),
         ("cuStreamSynchronize", "CUDA_ERROR_ILLEGAL_ADDRESS", lambda card: card.synchronize(), "compute-sanitizer"),
+        ("cuStreamQuery", "CUDA_ERROR_ILLEGAL_ADDRESS", lambda card: card.done(), "compute-sanitizer"),
         ("cuIpcOpenMemHandle", "CUDA_ERROR_PEER_ACCESS_UNSUPPORTED", lambda card: card.open(bytes(64)), "topo -p2p r"),
         ("cuIpcOpenMemHandle", "CUDA_ERROR_MAP_FAILED", lambda card: card.open(bytes(64)), "--pid=host"),
         ("cuDeviceGetCount", "CUDA_ERROR_SYSTEM_NOT_READY", lambda card: Card(0), "nvidia-fabricmanager"),
@@ -326,3 +327,12 @@ def test_without_the_packages():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("0\nGPUs need numba-cuda and cuda-bindings: pip install 'aristos[cuda12]'"), done
+
+
+def test_asking_for_a_stream_waits_for_nothing(driver):
+    card = Card(0)
+    stream, address = card.new_stream(), card.allocate(64)
+    assert card.done(stream)
+    for _ in range(3):
+        card.clear(address, 64, stream)
+    assert [card.done(stream) for _ in range(3)] == [False, False, True]

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from ..config import OVERDUE
 from ..engine import arrivals
 from ..engine import fields as f
 from ..engine.layout import LINE, WORD, Shape, StateLayout, lines
@@ -34,6 +37,7 @@ from .runtime import ALONE, CAUSES, CROWDED, FAR_BLOCK, Runtime
 MOST_ROWS = 256  # of a tile
 MOST_NS = 1 << 58  # of a timeout: ten of them must be a word
 PATIENCE = 8  # idle sweeps that few rows wait for more of their expert
+AWAKE_SECONDS, NAP_SECONDS = 0.002, 0.01  # a wait asks without pause, then every so often
 # the innermost launcher's first; a group may hold some ranks of a node alone
 LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 
@@ -213,7 +217,7 @@ class CudaRuntime(Runtime):
 
     def outcome(self, stream: int) -> None:
         """Wait for what was queued and read how it went into `state`; raises what failed, on every rank."""
-        self.card.synchronize(stream)
+        self._wait(stream)
         self._read(0, f.STATE_WORDS, stream)
         statuses = self.tables.starts[f.T_STATUS]
         self._read(statuses, self.group.world, stream)
@@ -223,6 +227,21 @@ class CudaRuntime(Runtime):
             if self.state[first : first + count].any():  # it is known now
                 zeros = np.zeros(count, np.int64)
                 self.card.copy_in(self.state_at + WORD * first, zeros, stream)
+
+    def _wait(self, stream: int) -> None:
+        """Wait for a stream, and hear signals meanwhile. The kernel bounds the wait: see engine/patience.py."""
+        since, warned = time.monotonic(), False
+        while not self.card.done(stream):
+            waited = time.monotonic() - since
+            if waited > AWAKE_SECONDS:  # until then it is worth a core
+                time.sleep(min(NAP_SECONDS, waited / 10))
+            if waited > self.group.timeout and not warned:
+                warned = True
+                warnings.warn(
+                    f"rank {self.group.rank} has waited {waited:.3g} s for its call: a peer may be in user code still;"
+                    f" the kernel gives up after {OVERDUE * self.group.timeout:.3g} s",
+                    stacklevel=2,
+                )
 
     def read_all(self, stream: int) -> None:
         """The whole state, for counters and messages."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import EnvironmentProblem, InputError
 from ..kernels.cuda.build import build
-from .driver import ADVICE, attribute, bindings, call, uuid_text
+from .driver import ADVICE, attribute, bindings, call, ready, uuid_text
 
 NAME_BYTES = 256
 HANDLE_BYTES = 64  # CU_IPC_HANDLE_SIZE
@@ -244,6 +244,11 @@ class Card:
         """Wait until all work of a stream is done; a kernel's fault is raised here. 0: the default stream alone."""
         with self.current():
             call("cuStreamSynchronize", stream)
+
+    def done(self, stream: int = 0) -> bool:
+        """Is all work of a stream done? Comes back at once; a kernel's fault is raised here."""
+        with self.current():
+            return ready("cuStreamQuery", stream)
 
     def new_stream(self) -> int:
         """A stream that does not wait for the default one: a kernel that stays must not hold up its own copies."""

@@ -96,6 +96,21 @@ def call(name: str, *arguments: Any) -> Any:
     Raises EnvironmentProblem (MemoryProblem out of memory) with the function, the driver's name of the error and what
     to do.
     """
+    status, values = _answer(name, arguments)
+    if int(status):
+        _raise(name, status)
+    return values[0] if values else None
+
+
+def ready(name: str, *arguments: Any) -> bool:
+    """What a function that only asks says: False for "not ready"; what it raises is as of `call`."""
+    status, _ = _answer(name, arguments)
+    if int(status) and status.name != "CUDA_ERROR_NOT_READY":
+        _raise(name, status)
+    return not int(status)
+
+
+def _answer(name: str, arguments: tuple[Any, ...]) -> tuple[Any, list[Any]]:
     function = getattr(bindings(), name)
     try:
         status, *values = function(*arguments)
@@ -104,9 +119,7 @@ def call(name: str, *arguments: Any) -> Any:
             f"{name}: NVIDIA's driver (libcuda.so.1) is not here, or older than CUDA 12: install it, or start the"
             f" container with the GPUs (docker run --gpus all, apptainer exec --nv) ({error})"
         ) from error
-    if int(status):
-        _raise(name, status)
-    return values[0] if values else None
+    return status, values
 
 
 def attribute(device: int, name: str) -> int:
