@@ -61,7 +61,7 @@ class CudaRuntime(Runtime):
         self.card = self._together(lambda: Card.find(local_rank(group)))
         sharing = group.allgather(self.card.uuid, "their cards").count(self.card.uuid)
         self.blocks = Blocks(self.card, sharing)
-        self.state_at = self._scratch_at = 0
+        self.state_at = self._scratch_at = self._last_job_at = 0
         self._caller: Caller | None = None
         self._card_wire: CardWire | None = None
         self._stream: int | None = None  # that the last call was queued on
@@ -142,6 +142,9 @@ class CudaRuntime(Runtime):
         state = np.zeros(tables.words, np.int64)
         memory.fill(state, tables.starts)
         self.state_at = self._together(lambda: self.card.allocate(WORD * tables.words + LINE))
+        if not self._last_job_at:  # what tells peers of a failure must not need memory or a compiler then
+            self._last_job_at = self._together(lambda: self.card.allocate(WORD * (f.JOB_WORDS + 1)))
+            self._together(lambda: self.card.load(cuda.FAIL))
         self.card.copy_in(self.state_at, state)
         self.card.synchronize()
         self._memory, self.layout, self.tables, self.state, self.shape = memory, memory.layout, tables, state, shape
@@ -315,22 +318,19 @@ class CudaRuntime(Runtime):
                 self._poison(getattr(error, "origin", self.group.rank), cause)
 
     def _poison(self, origin: int, cause: int) -> None:
-        job = self._blank_job()
-        at = self.card.allocate(job.nbytes)
-        self.card.copy_in(at, job)
-        self.card.launch(self.card.load(cuda.FAIL), 1, 0, at, self.state_at, origin, cause)
+        self.card.copy_in(self._last_job_at, self._blank_job())
+        self.card.launch(self.card.load(cuda.FAIL), 1, 0, self._last_job_at, self.state_at, origin, cause)
         self.card.synchronize()
-        self.card.free(at)
 
     def release(self) -> None:
         """One user less; the last one frees everything. Collective."""
         last = self.users == 1
         super().release()
         if last and self.broken is None and not self._is_foreign():
-            for at in (self.state_at, self._scratch_at):
+            for at in (self.state_at, self._scratch_at, self._last_job_at):
                 if at:
                     self.card.free(at)
-            self.state_at = self._scratch_at = 0
+            self.state_at = self._scratch_at = self._last_job_at = 0
 
 
 def local_rank(group: Group) -> int:
