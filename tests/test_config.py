@@ -55,7 +55,7 @@ def test_sizes(name, value):
     ("changes", "words"),
     [
         ({"activation": "GELU"}, "activation must be one of relu, gelu, gelu_tanh, silu, got 'GELU'"),
-        ({"dtype": "float64"}, "dtype must be one of float32, got 'float64'"),
+        ({"dtype": "float64"}, "dtype must be one of float32, tf32, bfloat16, float16, got 'float64'"),
         ({"gated": 1}, "gated must be True or False, got 1"),
         ({"bias": None}, "bias must be True or False, got None"),
         ({"router": "softmax"}, "router must be an aristos.Router, got 'softmax'"),

@@ -180,15 +180,17 @@ def test_outputs(built, kernel, arch):
 
 @pytest.mark.parametrize(("kernel", "arch"), LAYERS)
 def test_layers_order_and_copies(built, kernel, arch):
-    """Words that others see are of system scope: each acquire is followed by its CCTL, each release preceded by its
-    MEMBAR, and there are no others; rows move 16 bytes a lane, read and written once.
+    """Words that others see are of system scope, what is added to or exchanged of the card's: each acquire is followed
+    by its CCTL, each release preceded by its MEMBAR, and there are no others; rows move 16 bytes a lane, read and
+    written once.
     """
     sass = text(built, kernel, arch)
     strong = re.findall(r"\b(LDG|STG|ATOMG)\.\S*STRONG\.(\w+)", sass)
-    assert {scope for _, scope in strong} == {"SYS"}
+    assert set(strong) == {("LDG", "SYS"), ("STG", "SYS"), ("ATOMG", "GPU")}
     count = {name: sum(found == name for found, _ in strong) for name in ("LDG", "STG", "ATOMG")}
     assert min(count.values()) > 0
-    assert re.findall(r"\bMEMBAR\.(\S+)", sass) == ["ALL.SYS"] * (count["STG"] + count["ATOMG"])
+    fences = re.findall(r"\bMEMBAR\.(\S+)", sass)
+    assert sorted(fences) == ["ALL.GPU"] * count["ATOMG"] + ["ALL.SYS"] * count["STG"]
     assert len(re.findall(r"\bCCTL\.IVALL", sass)) == count["LDG"] + count["ATOMG"]
     assert re.search(r"\bLDG\.E\.NA\.LTC128B\.128\b", sass), "rows are read 16 bytes a lane"
     assert re.search(r"\bSTG\.E\.NA\.128\b", sass), "and written so"
