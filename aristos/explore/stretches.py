@@ -60,7 +60,7 @@ class Stretches(Machine):
         far = st[job[f.T_FAR] + peer] != 0
         local |= {word_to(job, st, peer, w) for w in (range(f.WORDS) if far else (f.AT_EPOCH, f.AT_PHASE))}
         if far:  # an outbox, what has arrived, and the lock of the wire
-            local |= {word_from(job, st, peer, w) for w in range(f.WORDS)}
+            local |= {word_from(job, st, peer, w) for w in (*range(f.WORDS), f.POSTED)}
             local |= {job[f.WIRE] + WORD * w for w in range(wire.STATUS)}
 
     @contextmanager
