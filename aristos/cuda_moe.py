@@ -16,6 +16,7 @@ from .cuda_weights import DeviceWeights
 from .device_arrays import KINDS
 from .engine import fields as f
 from .errors import AristosError, InputError, PeerInputError
+from .kernels.cpu.activation import CODES
 from .kernels.cpu.tokens import SCORES
 from .kernels.cuda import router
 from .kernels.cuda.tile import BYTES, Tile
@@ -149,7 +150,7 @@ class CudaMoE(MoE):
             cfg = self.cfg
             job = self._new_job(hidden=cfg.hidden, experts=cfg.experts, top_k=cfg.top_k)
             job[f.FFN], job[f.LAYER], job[f.ROW_BYTES] = cfg.ffn, layer, BYTES[self._kind] * cfg.hidden
-            job[f.ACTIVATION], job[f.TIMEOUT_NS] = cuda.CODES[cfg.activation], timeout_ns(self.timeout)
+            job[f.ACTIVATION], job[f.TIMEOUT_NS] = CODES[cfg.activation], timeout_ns(self.timeout)
             runtime.fill(job)
             job[f.GATE] = cfg.gated
             if self._weights[layer] is not None:
@@ -179,11 +180,7 @@ class CudaMoE(MoE):
     def _prepare(self, x: Any, ids: Any, weights: Any, layer: Any, out: Any, copy: bool = False) -> Any:
         call = _DeviceCall(self._kind, self.cfg.top_k, self.placement.slots)
         try:
-            self._check_layer(layer)
-            call.layer = layer
-            loaded = self._weights[layer]
-            if loaded is None:
-                raise InputError(f"layer {layer} has no weights: load() it first")
+            loaded, call.layer = self._loaded(layer), layer
             lead = self._take_x(call, x)
             if call.tokens > self.cfg.max_tokens:
                 raise InputError(f"x has {call.tokens} tokens, more than max_tokens={self.cfg.max_tokens}")
@@ -223,11 +220,7 @@ class CudaMoE(MoE):
     ) -> None:
         card, k, most = self._engine.card, self.cfg.top_k, self.cfg.max_tokens
         call.ids, call.weights = self._room("ids", 8 * k * most), self._room("weights", 4 * k * most)
-        if (ids is None) != (weights is None):
-            raise InputError("ids and weights come together: give both, or neither and a router")
-        if ids is None:
-            if loaded.router is None:
-                raise InputError(f"layer {call.layer} was loaded without a router: give ids and weights")
+        if not self._is_routed(ids, weights, call.layer, loaded):
             return
         call.routed, shape = True, (*lead, k)
         found = [device_arrays.on_device(name, value) for name, value in (("ids", ids), ("weights", weights))]

@@ -318,11 +318,7 @@ class MoE(Collective):
         """Check the arguments and fill the job; a refusal is kept, because the other ranks are on their way."""
         call = _Call()
         try:
-            self._check_layer(layer)
-            call.layer = layer
-            loaded = self._weights[layer]
-            if loaded is None:
-                raise InputError(f"layer {layer} has no weights: load() it first")
+            loaded, call.layer = self._loaded(layer), layer
             call.x, lead = arrays.rows("x", x, self.cfg.hidden, self._dtype)
             if len(call.x) > self.cfg.max_tokens:
                 raise InputError(f"x has {len(call.x)} tokens, more than max_tokens={self.cfg.max_tokens}")
@@ -346,14 +342,27 @@ class MoE(Collective):
             raise
         return call
 
+    def _loaded(self, layer: Any) -> Any:
+        """The weights of a layer that is there and has some."""
+        self._check_layer(layer)
+        loaded = self._weights[layer]
+        if loaded is None:
+            raise InputError(f"layer {layer} has no weights: load() it first")
+        return loaded
+
+    @staticmethod
+    def _is_routed(ids: Any, weights: Any, layer: int, loaded: Any) -> bool:
+        """Is a call routed from outside? Raises where it is by half, or by nobody."""
+        if (ids is None) != (weights is None):
+            raise InputError("ids and weights come together: give both, or neither and a router")
+        if ids is None and loaded.router is None:
+            raise InputError(f"layer {layer} was loaded without a router: give ids and weights")
+        return ids is not None
+
     def _take_routing(
         self, call: _Call, ids: Any, weights: Any, lead: tuple[int, ...], loaded: Any, copy: bool
     ) -> None:
-        if (ids is None) != (weights is None):
-            raise InputError("ids and weights come together: give both, or neither and a router")
-        if ids is None:
-            if loaded.router is None:
-                raise InputError(f"layer {call.layer} was loaded without a router: give ids and weights")
+        if not self._is_routed(ids, weights, call.layer, loaded):
             return
         shape = (*lead, self.cfg.top_k)
         call.ids, call.weights = routing_arrays(ids, shape, copy), weight_arrays(weights, shape, copy)

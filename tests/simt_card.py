@@ -14,9 +14,9 @@ from unittest import mock
 import numpy as np
 
 from aristos import simt
+from aristos.kernels.cuda.limits import of, resident
 from aristos.nodes import Nodes
 from aristos.simt import isa
-from aristos.simt.limits import of, resident
 
 
 class Together:

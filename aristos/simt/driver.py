@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import isa, limits
+from ..kernels.cuda import limits
+from . import isa
 
 if TYPE_CHECKING:
     from .functions import MachineModule

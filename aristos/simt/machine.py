@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import ClosedError, InputError
+from ..kernels.cuda import limits
 from ..kernels.cuda.assemble import capability
-from . import isa, kernels, limits
+from . import isa, kernels
 from . import state as s
 from .arrays import DeviceArray
 from .counters import Profile

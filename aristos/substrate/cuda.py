@@ -16,7 +16,6 @@ from .. import memory as mem
 from ..engine import arrivals, blocks, combine, dispatch, experts, packing, patience, returns, steps, team
 from ..engine import fields as f
 from ..engine.lock import acquire, unlock
-from ..kernels.cpu.activation import CODES as CODES
 from ..kernels.cuda import memory as memory
 from ..kernels.cuda import router
 from ..kernels.cuda.catalogue import Kernel

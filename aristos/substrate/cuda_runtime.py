@@ -89,11 +89,7 @@ class CudaRuntime(Runtime):
 
         Collective, while no call is open.
         """
-        self.refuse_open()
-        workers = max(threads, self.threads)
-        if self.shape is not None:
-            shape = self.shape.union(shape)
-        grown = any(self.group.allgather(shape != self.shape or workers != self.threads, "the size of the engine"))
+        shape, workers, grown = self.grown(shape, threads)
         with self._growing():
             if grown:
                 self._allocate(shape, workers)

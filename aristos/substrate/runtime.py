@@ -90,14 +90,9 @@ class Runtime:
 
         Collective, while no call is open.
         """
-        self.refuse_open()
-        workers = max(threads, self.threads)
-        if self.shape is not None:
-            shape = self.shape.union(shape)
-        grown = shape != self.shape or workers != self.threads
+        shape, workers, grown = self.grown(shape, threads)
         tables = StateLayout(shape, workers, BATCH)
         step, room = max(self._scratch_step, lines(scratch)), max(self._shared, shared)
-        grown = any(self.group.allgather(grown, "the size of the engine"))
         sizes = window_bytes(shape, self.group.nodes, self.group.rank) if grown else (0, 0, 0)
         self.group.check_room(*sizes[:2], sizes[2] + 8 * tables.words * grown + step * workers + room)
         if (step, room, workers) != (self._scratch_step, self._shared, self.threads) or not self._scratch.size:
@@ -106,6 +101,15 @@ class Runtime:
             self.version += 1
         if grown:
             self._allocate(shape, workers)
+
+    def grown(self, shape: Shape, threads: int) -> tuple[Shape, int, bool]:
+        """(shape, workers) that serve all users and the new one, and whether any rank has less; collective."""
+        self.refuse_open()
+        workers = max(threads, self.threads)
+        if self.shape is not None:
+            shape = self.shape.union(shape)
+        more = shape != self.shape or workers != self.threads
+        return shape, workers, any(self.group.allgather(more, "the size of the engine"))
 
     def _allocate(self, shape: Shape, workers: int) -> None:
         """New windows and a new state; counters start again. The old ones stay if there is no room for the new."""

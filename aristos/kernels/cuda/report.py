@@ -16,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from . import limits
 from .assemble import TARGETS, assemble, capability, disassemble, tool, tool_version
 
 PROCESSES = 8  # at most; each takes some 300 MB
@@ -73,8 +74,6 @@ def build(name: str, archs: Sequence[str], out: Path, listings: Sequence[Listing
 
 def finish(kernel: Any, arch: str, text: str, out: Path) -> Row:
     """Write NAME.ARCH.ptx, .cubin and .sass of one compiled kernel; its row of the report."""
-    from ...simt import limits
-
     target = TARGETS[arch]
     cc = capability(target)
     files = {kind: out / f"{kernel.name}.{arch}.{kind}" for kind in ("ptx", "cubin", "sass")}
