@@ -9,7 +9,8 @@ import numpy as np
 
 from aristos import simt
 from aristos.kernels.cpu.activation import CODES
-from aristos.kernels.cuda.gemm import NONE, gemm
+from aristos.kernels.cuda.epilogue import NONE
+from aristos.kernels.cuda.gemm import gemm
 from aristos.kernels.cuda.pack import interleaved, narrow, pack, pack_bias, widen
 from aristos.reference import ACTIVATIONS
 

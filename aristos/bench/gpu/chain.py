@@ -21,7 +21,7 @@ from ...kernels.cuda import ptx, router
 from ...kernels.cuda.catalogue import Kernel, route_kernels
 from ...kernels.cuda.combine import FLOATS, ZERO, parts
 from ...kernels.cuda.compiler import cuda, types
-from ...kernels.cuda.gemm import activated
+from ...kernels.cuda.epilogue import activated
 from ...kernels.cuda.memory import WARP
 from ...kernels.cuda.pack import INTERLEAVE
 from ...kernels.cuda.tile import BYTES
