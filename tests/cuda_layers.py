@@ -20,7 +20,7 @@ from aristos.kernels.cpu.activation import CODES
 from aristos.kernels.cpu.tokens import SCORES
 from aristos.kernels.cuda import router as r
 from aristos.kernels.cuda.gemm import TILES
-from aristos.kernels.cuda.pack import interleaved, narrow, pack, pack_bias, widen
+from aristos.kernels.cuda.pack import interleaved, narrow, outputs, pack, pack_bias, widen
 from aristos.kernels.cuda.tile import BYTES
 from aristos.nodes import Nodes
 from aristos.placement import Placement
@@ -175,8 +175,10 @@ class Rank:
             sides = [interleaved(w["up_bias"][e][None], w["gate_bias"][e][None])[0] for e in mine]
         elif cfg.bias:
             sides = [w["up_bias"][e] for e in mine]
-        up_biases = [pack_bias(side, len(up)) for side, up in zip(sides, ups)]
-        down_biases = [pack_bias(w["down_bias"][e] if cfg.bias else None, len(down)) for e, down in zip(mine, downs)]
+        up_biases = [pack_bias(side, outputs(up)) for side, up in zip(sides, ups)]
+        down_biases = [
+            pack_bias(w["down_bias"][e] if cfg.bias else None, outputs(down)) for e, down in zip(mine, downs)
+        ]
         for word, step, parts in ((f.UP, f.UP_STEP, ups), (f.DOWN, f.DOWN_STEP, downs),
                                   (f.UP_BIAS, f.UP_BIAS_STEP, up_biases),
                                   (f.DOWN_BIAS, f.DOWN_BIAS_STEP, down_biases)):  # fmt: skip

@@ -11,7 +11,7 @@ from aristos import simt
 from aristos.kernels.cpu.activation import CODES
 from aristos.kernels.cuda.epilogue import NONE
 from aristos.kernels.cuda.gemm import gemm
-from aristos.kernels.cuda.pack import interleaved, narrow, pack, pack_bias, widen
+from aristos.kernels.cuda.pack import interleaved, narrow, outputs, pack, pack_bias, unpacked, widen
 from aristos.reference import ACTIVATIONS
 
 
@@ -32,11 +32,11 @@ class Product:
         """The packed weight and its bias."""
         if self.gate is None:
             packed = pack(self.up, self.kind)
-            return packed, pack_bias(self.bias, len(packed))
+            return packed, pack_bias(self.bias, outputs(packed))
         packed = pack(interleaved(self.up, self.gate), self.kind)
         n = self.up.shape[1]
         biases = [np.zeros((1, n), np.float32) if b is None else b[None] for b in (self.bias, self.gate_bias)]
-        return packed, pack_bias(interleaved(*biases)[0], len(packed))
+        return packed, pack_bias(interleaved(*biases)[0], outputs(packed))
 
     def run(self, tile, order=None, seed=0, check=True, peer=0):
         """(y [M, N] in the arithmetic's type, profile): the kernel of a tile, rows found through tables in `order`.
@@ -58,8 +58,8 @@ class Product:
         c_rows = device.array(d_y.ptr + order.astype(np.int64) * d_y.strides[0])
         code = NONE if self.activation is None else CODES[self.activation]
         device.launch(
-            gemm(tile), (-(-m // tile.m), -(-len(packed) // tile.n)), tile.threads, a_rows.ptr, c_rows.ptr, m, d_w.ptr,
-            packed.strides[0], d_b.ptr, n, x.shape[1] * x.itemsize, code, int(self.gate is not None),
+            gemm(tile), (-(-m // tile.m), outputs(packed) // tile.n), tile.threads, a_rows.ptr, c_rows.ptr, m, d_w.ptr,
+            unpacked(packed).strides[0], d_b.ptr, n, x.shape[1] * x.itemsize, code, int(self.gate is not None),
             shared=tile.shared_bytes,
         )  # fmt: skip
         reports = machine.run()

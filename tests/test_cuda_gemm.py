@@ -11,8 +11,9 @@ from ml_dtypes import bfloat16
 
 from aristos.config import MoEConfig
 from aristos.errors import InputError
+from aristos.kernels.cuda.assemble import TARGETS
 from aristos.kernels.cuda.fragments import fma
-from aristos.kernels.cuda.gemm import TILES, tile_for
+from aristos.kernels.cuda.gemm import GROUPS, TILES, tile_for, tiles
 from aristos.kernels.cuda.pack import interleaved, narrow, pack, widen
 from aristos.kernels.cuda.ptx import round_tf32
 from aristos.kernels.cuda.tile import BYTES, Tile
@@ -118,12 +119,16 @@ def test_an_expert_is_two_products(kind):
     assert error(widen(y, kind), expected) < {"bf16": 2.0**-7, "f16": 2.0**-10, "tf32": 2.0**-11, "f32": 1e-6}[kind]
 
 
-def test_which_tile():
+@pytest.mark.parametrize("arch", TARGETS)
+def test_which_tile(arch):
+    """The least that holds the rows; on Hopper, 16-bit kinds have tiles of warpgroups alone, for all rows."""
     for kind in KINDS:
+        found = tiles(kind, arch)
+        assert {tile.groups for tile in found} == {arch == "sm_90" and kind in GROUPS}
         for rows in (1, 16, 17, 64, 65, 128, 5000):
-            tile = tile_for(kind, rows, "sm_90")
-            assert tile.m >= min(rows, TILES[kind][-1].m)
-            assert all(other.m < rows for other in TILES[kind] if other.m < tile.m)
+            tile = tile_for(kind, rows, arch)
+            assert tile.m >= min(rows, found[-1].m)
+            assert all(other.m < rows for other in found if other.m < tile.m)
 
 
 def test_bad_input():

@@ -3,7 +3,8 @@
 Its launches follow each other on one stream, in a CUDA graph: route and place are this package's own kernels, a gather
 copies rows into the packed order, two cuBLAS products an expert have the activation between them, and a last kernel
 weights and sums. How many rows each expert gets is fixed when the chain is made, since no host could know it without
-waiting for the card: in the chain's favour, as is that gate and up projections are one product.
+waiting for the card: in the chain's favour, as is that gate and up projections are one product. Its weights
+are a copy of the layer's, as rows.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ...kernels.cuda.epilogue import activated
 from ...kernels.cuda.memory import WARP
 from ...kernels.cuda.pack import INTERLEAVE
 from ...kernels.cuda.tile import BYTES
+from .plain import plain
 
 THREADS, BLOCKS_A_SM = 256, 8
 
@@ -111,8 +113,11 @@ class Chain:
         self.out = gpu.allocate(count * size * cfg.hidden)
         job = np.zeros(f.JOB_WORDS, np.int64)
         weights.fill(job)
-        self.up, self.up_step, self.up_bias, self.up_bias_step = job[[f.UP, f.UP_STEP, f.UP_BIAS, f.UP_BIAS_STEP]]
-        self.down, self.down_step = job[[f.DOWN, f.DOWN_STEP]]
+        self.up_step, self.up_bias, self.up_bias_step = job[[f.UP_STEP, f.UP_BIAS, f.UP_BIAS_STEP]]
+        self.down_step = job[f.DOWN_STEP]
+        self.depth = -(-cfg.hidden * size // 128) * 128  # bytes between rows of the first product's weights
+        self.up = plain(gpu, int(job[f.UP]), int(self.up_step) * cfg.experts, self.depth)
+        self.down = plain(gpu, int(job[f.DOWN]), int(self.down_step) * cfg.experts, self.pitch)
         self.down_bias, self.down_bias_step = job[[f.DOWN_BIAS, f.DOWN_BIAS_STEP]]
         self._routing(weights.router)
 
@@ -160,10 +165,9 @@ class Chain:
     def _expert(self, e: int, m: int, first: int) -> None:
         cfg, size = self.cfg, self.size
         wide, hidden = self.wide + size * self.columns * first, self.hidden + self.pitch * first
-        depth = -(-cfg.hidden * size // 128) * 128 // size
         self.blas.product(
             self.kind, m, self.columns, cfg.hidden, self.packed + size * cfg.hidden * first, cfg.hidden,
-            int(self.up + self.up_step * e), depth, wide, self.columns,
+            int(self.up + self.up_step * e), self.depth // size, wide, self.columns,
         )  # fmt: skip
         self.gpu.launch(
             activate(self.kind), self.grid, 0, hidden, self.pitch, wide, size * self.columns,
