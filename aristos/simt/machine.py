@@ -154,6 +154,8 @@ class Machine:
         self._table("reports", (s.MAX_REPORTS, s.R_FIELDS), s.REPORTS)
         self.x[s.PRINTS_CAP] = 4096
         self._table("prints", (4096, 80), s.PRINTS)
+        self._table("agent", (s.T_FIELDS,), s.AGENT)
+        self._table("pending", (s.P_MOST, s.P_FIELDS), s.PENDING)
 
     def _table(self, name: str, shape: tuple, field_: int, dtype: Any = np.int64) -> np.ndarray:
         table = np.zeros(shape, dtype)
@@ -430,6 +432,10 @@ class Machine:
         stack = (4 * (depth + 1) + save) * 8
         self._table("stacks", (warp_slots * 32 * stack,), s.STACKS, np.uint8)
         self._table("copies", (warp_slots * 32 * s.C_MOST, s.C_FIELDS), s.COPIES)
+        uses = {int(op) for launch in launches for op in np.unique(launch.program.code[:, isa.OP])}
+        barriers = slots if uses & set(range(isa.MBINIT, isa.MBCOPIES + 1)) else 0
+        self._table("mbarriers", (max(barriers, 1) * s.MB_MOST, s.MB_FIELDS), s.MBARRIERS)
+        self._table("flight", (warp_slots * rows if self.check and isa.WGMMA in uses else 1,), s.FLIGHT)
         self._table("shared", (max(slots, 1) * shared,), s.SHARED_MEMORY, np.uint8)
         x[s.REGISTERS_PER_WARP], x[s.LOCAL_BYTES], x[s.STACK_BYTES] = rows * 32, local, stack
         x[s.DEPTH], x[s.SAVE_ROWS], x[s.WARP_SLOTS], x[s.BLOCK_SLOTS] = depth + 1, save, warp_slots, slots
@@ -449,6 +455,7 @@ class Machine:
                     row[s.B_INIT] = x[s.SHARED_INIT] + slot * shared
                     row[s.B_SHADOW] = x[s.SHARED_SHADOW] + slot * cells * 8
                 slot += 1
+        x[s.PENDING_COUNT] = x[s.TIMES] = 0
         x[s.READY_COUNT] = x[s.DEAD] = x[s.STOP] = x[s.SUSPECT] = x[s.SPINNING] = 0
         if self.check:  # everything before this run is over, and the host may have written anything since
             self.tables["history"][:, s.H_COUNT] = 0
@@ -493,6 +500,7 @@ class Machine:
             )
             row[s.L_PREVIOUS], row[s.L_NUMBER] = last.get(launch.device, -1), number
             row[s.L_GRANULE], row[s.L_VALID] = launch.program.granule, valid.ctypes.data
+            row[s.L_WARPGROUP] = int((launch.program.code[:, isa.OP] == isa.WGMMA).any())
             row[s.L_STATE] = s.QUEUED if launch.device in last else s.ACTIVE
             if launch.device not in last:
                 devices[launch.device, s.D_CURRENT] = number

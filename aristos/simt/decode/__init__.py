@@ -21,6 +21,7 @@ from .arithmetic import (
     sub_carry,
     unary,
 )
+from .asynchronous import mbarrier, warpgroup
 from .bits import bit_find, clamp_wrap, dot_product, logic, lop3, permute, plain
 from .compare import compare, compare_set, copysign, select, select_sign, test_property
 from .control import branch, branch_indexed, call, leave, nothing, stack
@@ -74,6 +75,7 @@ HANDLERS: dict[str, Callable[[Any, Mods], None]] = {
     "ld": load, "ldu": load, "st": store, "atom": atomic, "red": atomic, "membar": fence, "fence": fence,
     "cp": copy_async, "createpolicy": policy_of, "bar": barrier, "barrier": barrier, "shfl": shuffle, "vote": vote,
     "match": match, "redux": reduce, "activemask": active, "elect": elect, "nanosleep": sleep, "mma": multiply_matrix,
+    "mbarrier": mbarrier, "wgmma": warpgroup,
     "ldmatrix": matrix_access, "stmatrix": matrix_access, "movmatrix": move_matrix,
     "alloca": stack, "stacksave": stack, "stackrestore": stack,
 }  # fmt: skip
