@@ -317,6 +317,7 @@ def test_warpgroups(kind, exact):
         me = cuda.threadIdx.x
         for i in range(me, rows * 8, 128):
             copy_async16(room + 16 * i, at + 16 * i, 16)
+        copy_async_commit()
         WAIT()
         fence_async()
         cuda.syncthreads()
