@@ -172,7 +172,7 @@ def test_products_of_warpgroups(built, kernel, arch):
         ("waits", r"WARPGROUP\.DEPBAR\.LE gsb0, 0x1"), ("all waits", r"WARPGROUP\.DEPBAR"),
         ("copies", COPY), ("all copies", r"LDGSTS"), ("bulk copies", r"UBLKCP\.S\.G"),
         ("expected", r"SYNCS\.ARRIVE\.TRANS64"), ("between proxies", r"FENCE\.VIEW\.ASYNC"),
-        ("shared memory", r"\b(LDS|LDSM|STS)\b"), ("global", r"\b(LDG|STG|LD|ST|LDL|STL)\."),
+        ("shared memory", r"(?<!@!PT )\b(LDS|LDSM|STS)\b"), ("global", r"\b(LDG|STG|LD|ST|LDL|STL)\."),
         ("atomics", r"\b(ATOM|RED)"),
     )}  # fmt: skip
     products, copies = 4 * tile.warp_rows // 16, tile.a_bytes // (16 * tile.threads)
@@ -228,7 +228,8 @@ def test_layers_order_and_copies(built, kernel, arch):
     assert set(strong) == {("LDG", "SYS"), ("STG", "SYS"), ("ATOMG", "GPU")}
     count = {name: sum(found == name for found, _ in strong) for name in ("LDG", "STG", "ATOMG")}
     assert min(count.values()) > 0
-    fences = re.findall(r"\bMEMBAR\.(\S+)", sass)
+    # where bulk copies are, ptxas puts a barrier of the block before each that the PTX has
+    fences = [scope for scope in re.findall(r"\bMEMBAR\.(\S+)", sass) if scope != "ALL.CTA"]
     assert sorted(fences) == ["ALL.GPU"] * count["ATOMG"] + ["ALL.SYS"] * count["STG"]
     assert len(re.findall(r"\bCCTL\.IVALL", sass)) == count["LDG"] + count["ATOMG"]
     assert re.search(r"\bLDG\.E\.NA\.LTC128B\.128\b", sass), "rows are read 16 bytes a lane"

@@ -95,15 +95,14 @@ def compilers() -> str:
 
 def table(rows: Iterable[Row]) -> str:
     """The report as Markdown: a line a kernel, a number for every architecture it is for where they differ."""
-    of: dict[str, list[Row]] = {}
+    rows, of = list(rows), {}
     for row in rows:
         of.setdefault(row["kernel"], []).append(row)
+    archs = ", ".join(dict.fromkeys(row["arch"] for row in rows))
 
     def cell(each: list[Row], field: str) -> str:
         values = [str(row[field]) for row in each]
         return values[0] if len(set(values)) == 1 else ", ".join(values)
-
-    archs = ", ".join(dict.fromkeys(row["arch"] for each in of.values() for row in each))
 
     def named(name: str, each: list[Row]) -> str:
         own = ", ".join(row["arch"] for row in each)
