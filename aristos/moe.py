@@ -31,7 +31,7 @@ from .engine import routing, team
 from .engine.layout import rank_bytes
 from .errors import AristosError, ClosedError, InputError, OpenCallError
 from .grouped import split
-from .kernels.cpu.activation import CODES
+from .kernels.cpu import activation
 from .kernels.cpu.expert import scratch_bytes
 from .kernels.cpu.gemm import aligned
 from .kernels.cpu.llvm import LANES
@@ -387,7 +387,7 @@ class MoE(Collective):
             job[f.FFN], job[f.LAYER] = cfg.ffn, layer
             job[f.SCORE], job[f.RENORMALIZE] = SCORES[cfg.router.score], cfg.router.renormalize
             job[f.SCALE] = int(np.float32(cfg.router.scale).view(np.int32))
-            job[f.ACTIVATION] = CODES[cfg.activation]
+            job[f.ACTIVATION] = activation.word(cfg.activation, cfg.limit)
         if self._filled[layer] != runtime.version:
             runtime.fill(job)
             job[f.WORKERS] = self.threads
