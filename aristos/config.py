@@ -13,6 +13,7 @@ Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "swiglu_oai"]
 ACTIVATIONS: tuple[str, ...] = ("relu", "gelu", "gelu_tanh", "silu", "swiglu_oai")
 SCORES: tuple[str, ...] = ("softmax", "softmax_topk")
 DTYPES: tuple[str, ...] = ("float32", "tf32", "bfloat16", "float16")
+NARROW = ("bfloat16", "float16")  # dtypes of two bytes
 BACKENDS: tuple[str, ...] = ("cpu", "cuda")
 MOST_THREADS = 4096  # of a rank
 OVERDUE = 10  # a rank in user code may be this many times the timeout late

@@ -267,7 +267,8 @@ class MoE(Collective):
         Rings (a source's rows of one call, at most 64 MiB over all sources or 64 rows each) + return rows (max_tokens
         * top_k) + words; skew does not change it, nor does the number of layers. With several nodes, a second window of
         that kind for the other nodes' ranks, and for each of those an outbox and a ring of staged outputs; this tells
-        what a rank of the last node needs, which may be the smallest and has most of them.
+        what a rank of the last node needs, which may be the smallest and has most of them. On a card the first window,
+        and a copy of the second, lie in the card's memory; weights and hidden activations come to it.
         """
         if not isinstance(world, int) or isinstance(world, bool) or world < 1:
             raise InputError(f"world must be a positive int, got {world!r}")
