@@ -63,6 +63,9 @@ class ProcessCard(MachineCard):
     def free_host(self, array: np.ndarray) -> None:
         self._hosts.pop(array.ctypes.data).free()
 
+    def pin(self, address: int, nbytes: int) -> bool:
+        return False
+
     def copier(self) -> tuple[int, int]:
         copy, wait = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in self._functions)
         return copy, wait
