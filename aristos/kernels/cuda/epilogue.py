@@ -14,7 +14,7 @@ from .compiler import cuda
 from .pack import INTERLEAVE
 from .tile import BYTES, PAD, Tile
 
-NONE = -1  # beside the codes of activation.CODES
+NONE = -1  # beside the words of activation.word
 
 
 @cuda.jit(device=True)
@@ -28,21 +28,38 @@ def activated(code, x):
         return activation.gelu_tanh(x)
     elif code == activation.SILU:
         return activation.silu(x)
+    elif code == activation.SWIGLU_OAI:
+        return activation.swiglu_oai(x)
     return x
 
 
 @cuda.jit(device=True)
-def activate(code, sums, pitch, count, shift, gated, thread, threads):
+def gated_product(word, g, u):
+    """act(g) * u, bounded as the activation's word says."""
+    limit, code = activation.limit_of(word), activation.code_of(word)
+    by = u if activation.plain(word) else activation.factor(u, limit, activation.shifts(code))
+    return activated(code, activation.at_most(g, limit)) * by
+
+
+@cuda.jit(device=True)
+def activate(word, sums, pitch, count, shift, gated, thread, threads):
     """Apply an activation in place to `count` staged sums, 2^shift a row; where gated, to those of the gate.
+
+    word: its code and limit (`activation.word`). What a bounded gate is multiplied by is bounded too.
 
     One element at a time, so that the code is there once: the main loop's instructions stay in their cache.
     """
+    code, limit, plain = activation.code_of(word), activation.limit_of(word), activation.plain(word)
     for i in range(thread, count, threads):
         column = i & (1 << shift) - 1
         if gated != 0:
             column = (column & -INTERLEAVE) * 2 + INTERLEAVE + (column & INTERLEAVE - 1)
         at = sums + (i >> shift) * pitch + 4 * column
-        ptx.store_shared4(at, activated(code, ptx.load_shared4(at)))
+        ptx.store_shared4(at, activated(code, activation.at_most(ptx.load_shared4(at), limit)))
+        if not plain:
+            other = at - 4 * INTERLEAVE
+            by = activation.factor(ptx.load_shared4(other), limit, activation.shifts(code))
+            ptx.store_shared4(other, by)
 
 
 @cuda.jit(device=True)
@@ -82,20 +99,21 @@ def _out(tile: Tile) -> Any:
 def finish(tile: Tile) -> Any:
     """The device function that stores a tile; all threads of the block call it together, once its sums are staged.
 
-    finish(shared, c_rows, m, width, n0, code, gated): rows 0..m of the row address table, columns n0.. of the product,
-    `width` outputs of a row (in 16-byte groups, for which the row has room). The staged sums are free afterwards.
+    finish(shared, c_rows, m, width, n0, word, gated): rows 0..m of the row address table, columns n0..
+    of the product, `width` outputs of a row (in 16-byte groups, for which the row has room); word: of the activation
+    (`activation.word`), or NONE. The staged sums are free afterwards.
     """
     put, threads = _out(tile), tile.threads
     pitch, group = 4 * (tile.n + PAD), 16 // BYTES[tile.kind]
     columns_shift, groups_shift = tile.n.bit_length() - 1, (tile.n // group).bit_length() - 1
 
     @cuda.jit(device=True)
-    def store(shared, c_rows, m, width, n0, code, gated):
+    def store(shared, c_rows, m, width, n0, word, gated):
         thread = ptx.thread()
         half = 1 if gated != 0 else 0
-        if code != NONE:
+        if word != NONE:
             shift = columns_shift - half
-            activate(code, shared, pitch, m << shift, shift, gated, thread, threads)
+            activate(word, shared, pitch, m << shift, shift, gated, thread, threads)
             cuda.syncthreads()
         first, shift = n0 >> half, groups_shift - half
         for i in range(thread, m << shift, threads):

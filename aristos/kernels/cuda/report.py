@@ -95,7 +95,8 @@ def compilers() -> str:
 
 def table(rows: Iterable[Row]) -> str:
     """The report as Markdown: a line a kernel, a number for every architecture it is for where they differ."""
-    rows, of = list(rows), {}
+    rows = list(rows)
+    of: dict[str, list[Row]] = {}
     for row in rows:
         of.setdefault(row["kernel"], []).append(row)
     archs = ", ".join(dict.fromkeys(row["arch"] for row in rows))
