@@ -11,6 +11,8 @@ import pytest
 from simt_ptx import launched
 from test_simt_opcodes_wgmma import chained, descriptor, fragments, narrow
 
+from aristos import simt
+
 STEPS, N, STAGE = 5, 64, 16384
 MODULE = ".shared .align 1024 .b8 tile[32768];\n.shared .align 8 .b64 bars[4];"
 NAMES = ", ".join(f"c{i}" for i in range(N // 2))
@@ -134,3 +136,16 @@ def test_a_broken_pipeline(old, new, kind):
     assert old in BODY
     found = {r.kind for seed in range(8) for r in run(BODY.replace(old, new, 1), seed=seed)[1]}
     assert kind in found or (kind == "late" and found & {"missing_wait", "race"})
+
+
+def test_what_a_pipeline_counts():
+    machine = simt.Machine(check=False)
+    assert run(BODY, machine=machine)[1] == []
+    counted = machine.profile().opcodes
+    assert counted["wgmma"]["instructions"] == 4 * 4 * STEPS
+    assert counted["wgmma"]["shared_requests"] == 0
+    copies = counted["cp.async.bulk"]
+    assert (copies["instructions"], copies["loads"]) == (2 * STEPS, 2 * STEPS)
+    assert copies["bytes_used"] == STEPS * STAGE
+    assert copies["bytes_efficiency"] == 1
+    assert counted["mbarrier"]["instructions"] >= 4 + STEPS * (2 + 4 * 2)

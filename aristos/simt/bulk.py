@@ -65,9 +65,10 @@ def bulk(x, warp, block, line, pc, op, mask):
 
 @jit
 def start(x, warp, thread, block, line, lane, op, pc):
+    """One lane's copy; offsets of its addresses are in IMM, TYPE and TYPE2."""
     size = np.int64(register(x, warp, get(line, isa.C), lane)) & 0xFFFFFFFF
-    to = np.int64(register(x, warp, get(line, isa.A), lane))
-    source = np.int64(register(x, warp, get(line, isa.B), lane))
+    to = np.int64(register(x, warp, get(line, isa.A), lane)) + get(line, isa.IMM)
+    source = np.int64(register(x, warp, get(line, isa.B), lane)) + get(line, isa.TYPE)
     if size & 15 or size == 0:
         report(x, s.MISUSE, pc, get(thread, s.T_GID), size, isa.SHARED, 16, 0, 0, BAD_SIZE, 0)
         return
@@ -90,7 +91,7 @@ def start(x, warp, thread, block, line, lane, op, pc):
             agent_access(x, thread, block, isa.GLOBAL, to_place, size, True, pc)
         pending(x, s.P_STORE, block, thread, to_place, origin, size, -1, group, pc)
         return
-    at = np.int64(register(x, warp, get(line, isa.E), lane))
+    at = np.int64(register(x, warp, get(line, isa.E), lane)) + get(line, isa.TYPE2)
     host, place, _ = locate(x, warp, thread, block, lane, isa.SHARED, at, 8, False, pc)
     if host == FAULT:
         return
