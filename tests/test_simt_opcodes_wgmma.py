@@ -325,6 +325,7 @@ def test_a_second_product_of_the_same_registers():
     again, other = form.format(16, "c0, c1, c2, c3, c4, c5, c6, c7"), form.format(8, "c0, c1, c2, c3")
     assert kinds_of(after=f"{again}\n{WAIT}\n{again}\n{WAIT}") == set()
     assert kinds_of(after=f"{WAIT}\n{ADD}\n{again}\n{WAIT}") == {"missing_fence"}
+    assert kinds_of(after=f"{WAIT}\n{ADD}\n{HELD}\n{again}\n{WAIT}") == {"missing_fence"}  # a wait is no fence
     assert kinds_of(after=f"{WAIT}\n{ADD}\n{FENCE}\n{again}\n{WAIT}") == set()
     assert kinds_of(after=f"{other}\n{WAIT}") == {"missing_wait"}
     assert kinds_of(after=f"{WAIT}\n{other}\n{WAIT}") == set()
