@@ -20,8 +20,10 @@ from .clocks import (
     AGENT_SHIFT,
     AGENTS,
     BLOCK_KEY,
+    LOCATION,
     SUB_BITS,
     WARP_KEY,
+    advance,
     earlier_launch,
     history_slot,
     in_clock,
@@ -56,11 +58,10 @@ def as_agent(x, number, clock, vc):
 
 
 @jit
-def learn(x, thread, number, clock):
-    """A thread has waited for an agent's work up to a clock."""
+def learnt(x, vc, number, clock):
+    """A vector clock, and an agent's work up to a clock."""
     key = (number >> 10) << SUB_BITS | (number & 1023)
-    if lookup(x, get(thread, s.T_VC), key) < clock:
-        put(thread, s.T_VC, join(x, get(thread, s.T_VC), single(x, key, clock)))
+    return vc if lookup(x, vc, key) >= clock else join(x, vc, single(x, key, clock))
 
 
 # ---- the proxies ----
@@ -80,28 +81,101 @@ def shown(x, vc, space, gid, clock):
 
 
 @unit
-def proxy_fence(x, thread, block, warp, which):
-    """fence.proxy.async of a thread; which: 0 for all memory, 1 for shared, 2 for global memory."""
-    vc = publish(x, thread, block, warp)
+def proxy_fence(x, warp, block, which, mask):
+    """fence.proxy.async of the lanes of mask; which: 0 for all memory, 1 for shared, 2 for global memory.
+
+    A whole warp's fence is one entry of its clock; so those who join the clocks of many threads find few entries.
+    """
+    slot = warp_slot_of(x, warp)
+    whole = mask == get(warp, s.W_EXISTS)
+    latest = np.int64(0)
+    for lane in range(32):
+        if (mask >> lane) & 1:
+            latest = max(latest, get(lane_of(x, slot, lane), s.T_CLOCK))
+    old, new = np.int64(-1), np.int64(0)
+    for lane in range(32):
+        if not (mask >> lane) & 1:
+            continue
+        thread = lane_of(x, slot, lane)
+        known = get(thread, s.T_VC)
+        if not whole:
+            put(thread, s.T_VC, fenced(x, publish(x, thread, block, slot), known, block, which))
+            continue
+        put(thread, s.T_CLOCK, latest)
+        advance(thread, block)
+        if known != old:
+            old = known
+            new = fenced(x, join(x, known, of_warp(x, warp, block, latest)), known, block, which)
+        put(thread, s.T_VC, new)
+    return 0
+
+
+@jit
+def warp_slot_of(x, warp):
+    return (warp - get(x, s.WARPS)) // (s.W_FIELDS * 8)
+
+
+@jit
+def lane_of(x, slot, lane):
+    return get(x, s.THREADS) + (slot * 32 + lane) * s.T_FIELDS * 8
+
+
+@jit
+def of_warp(x, warp, block, clock):
+    """A vector clock of what all lanes of a warp did up to a clock, and of what the block's barriers say."""
+    key = get(block, s.B_GID) << SUB_BITS
+    vc = single(x, key | WARP_KEY | get(warp, s.W_INDEX), clock)
+    floor = get(block, s.B_FLOOR)
+    return vc if floor == 0 else join(x, vc, single(x, key | BLOCK_KEY, floor - 1))
+
+
+@jit
+def fenced(x, vc, known, block, which):
+    """What a thread knows after a fence: what it knew, and all of a vector clock as shown to the asynchronous proxy.
+
+    Entries of the block's threads that the entry of its last barrier covers are left out.
+    """
     pool, top = get(x, s.CLOCKS), get(x, s.CLOCKS_TOP)
-    mine = get(thread, s.T_GID) >> 10
+    mine, floor = get(block, s.B_GID), get(block, s.B_FLOOR)
     n = np.int64(0)
-    for i in range(get(pool, 2 * vc)):
+    for i in range(get(pool, 2 * vc) if vc else 0):
         key, clock = get(pool, 2 * (vc + 1 + i)), get(pool, 2 * (vc + 1 + i) + 1)
         if key >= PROXY:  # keys are sorted
             break
         owner = key >> SUB_BITS
-        if owner & (AGENTS >> 10) != 0 or (which == 1 and owner != mine):
+        covered = owner == mine and key & BLOCK_KEY != BLOCK_KEY and clock < floor
+        if owner & (AGENTS >> 10) != 0 or (which == 1 and owner != mine) or covered:
             continue
         put(pool, 2 * (top + 1 + n), key | PROXY << which)
         put(pool, 2 * (top + 1 + n) + 1, clock)
         n += 1
-    put(pool, 2 * top, n)
-    put(pool, 2 * top + 1, 0)
-    put(x, s.CLOCKS_TOP, top + 1 + n)
-    put(x, s.MAX_CLOCKS, max(get(x, s.MAX_CLOCKS), n))
-    put(thread, s.T_VC, join(x, get(thread, s.T_VC), top))
-    return 0
+    shows = closed(x, top, n)
+    top = get(x, s.CLOCKS_TOP)
+    n = np.int64(0)
+    for i in range(get(pool, 2 * known) if known else 0):
+        key, clock = get(pool, 2 * (known + 1 + i)), get(pool, 2 * (known + 1 + i) + 1)
+        owner = (key & (PROXY - 1)) >> SUB_BITS
+        kind = key - (key & (PROXY - 1))
+        same = kind == 0 or kind == PROXY << which or (which == 0 and kind < LOCATION)
+        if same and owner == mine and key & BLOCK_KEY != BLOCK_KEY and clock < floor:
+            continue
+        put(pool, 2 * (top + 1 + n), key)
+        put(pool, 2 * (top + 1 + n) + 1, clock)
+        n += 1
+    return join(x, closed(x, top, n), shows)
+
+
+@jit
+def closed(x, vc, count):
+    """A vector clock whose entries are written; 0 where it has none."""
+    if count == 0:
+        return np.int64(0)
+    pool = get(x, s.CLOCKS)
+    put(pool, 2 * vc, count)
+    put(pool, 2 * vc + 1, 0)
+    put(x, s.CLOCKS_TOP, vc + 1 + count)
+    put(x, s.MAX_CLOCKS, max(get(x, s.MAX_CLOCKS), count))
+    return vc
 
 
 # ---- accesses ----

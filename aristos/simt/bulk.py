@@ -20,7 +20,7 @@ from .agents import (
     agent_number,
     as_agent,
     landed,
-    learn,
+    learnt,
     proxy_fence,
     shown,
 )
@@ -65,9 +65,10 @@ def bulk(x, warp, block, line, pc, op, mask):
 
 @jit
 def start(x, warp, thread, block, line, lane, op, pc):
+    """One lane's copy; offsets of its addresses are in IMM, TYPE and TYPE2."""
     size = np.int64(register(x, warp, get(line, isa.C), lane)) & 0xFFFFFFFF
-    to = np.int64(register(x, warp, get(line, isa.A), lane))
-    source = np.int64(register(x, warp, get(line, isa.B), lane))
+    to = np.int64(register(x, warp, get(line, isa.A), lane)) + get(line, isa.IMM)
+    source = np.int64(register(x, warp, get(line, isa.B), lane)) + get(line, isa.TYPE)
     if size & 15 or size == 0:
         report(x, s.MISUSE, pc, get(thread, s.T_GID), size, isa.SHARED, 16, 0, 0, BAD_SIZE, 0)
         return
@@ -90,7 +91,7 @@ def start(x, warp, thread, block, line, lane, op, pc):
             agent_access(x, thread, block, isa.GLOBAL, to_place, size, True, pc)
         pending(x, s.P_STORE, block, thread, to_place, origin, size, -1, group, pc)
         return
-    at = np.int64(register(x, warp, get(line, isa.E), lane))
+    at = np.int64(register(x, warp, get(line, isa.E), lane)) + get(line, isa.TYPE2)
     host, place, _ = locate(x, warp, thread, block, lane, isa.SHARED, at, 8, False, pc)
     if host == FAULT:
         return
@@ -130,17 +131,23 @@ def count_bytes(x, pc, address, size):
 
 
 # ---- landing ----
+@jit
+def take_out(x, at):
+    """Forget a piece of work; the last of the table takes its place."""
+    last = get(x, s.PENDING_COUNT) - 1
+    for field in range(s.P_FIELDS):
+        put(get(x, s.PENDING) + at * s.P_FIELDS * 8, field, get(get(x, s.PENDING) + last * s.P_FIELDS * 8, field))
+    put(x, s.PENDING_COUNT, last)
+
+
 @unit
 def land(x, at):
-    """Carry out a piece of asynchronous work, by its place in the table; the last takes its place."""
+    """Carry out a piece of asynchronous work, by its place in the table."""
     row = get(x, s.PENDING) + at * s.P_FIELDS * 8
     kind, block, thread = get(row, s.P_KIND), get(row, s.P_BLOCK), get(row, s.P_THREAD)
     to, source, size, pc = get(row, s.P_TO), get(row, s.P_FROM), get(row, s.P_SIZE), get(row, s.P_PC)
     index, group = get(row, s.P_BARRIER), get(row, s.P_GROUP)
-    last = get(x, s.PENDING_COUNT) - 1
-    for field in range(s.P_FIELDS):
-        put(row, field, get(get(x, s.PENDING) + last * s.P_FIELDS * 8, field))
-    put(x, s.PENDING_COUNT, last)
+    take_out(x, at)
     put(x, s.PROGRESS, get(x, s.STEP))
     if kind == s.P_ARRIVE:
         copies_arrive(x, block, thread, index)
@@ -182,9 +189,8 @@ def copies_arrive(x, block, thread, index):
 
 @jit
 def land_some(x):
-    """Carry out one piece of asynchronous work by chance, or more where the table fills."""
-    land(x, draw(x) % get(x, s.PENDING_COUNT))
-    while get(x, s.PENDING_COUNT) > s.P_MOST // 2:
+    """Carry out one piece of asynchronous work by chance, or as many as may come meanwhile where the table fills."""
+    for _ in range(64 if get(x, s.PENDING_COUNT) > s.P_MOST // 2 else 1):
         land(x, draw(x) % get(x, s.PENDING_COUNT))
 
 
@@ -198,9 +204,10 @@ def wait_groups(x, thread, before, reads):
             land(x, at)
         at -= 1
     if get(x, s.CHECK) and before > 0:
-        learn(x, thread, agent_number(GROUP_READS, get(thread, s.T_GID)), before)
+        vc = learnt(x, get(thread, s.T_VC), agent_number(GROUP_READS, get(thread, s.T_GID)), before)
         if not reads:
-            learn(x, thread, agent_number(GROUP_WRITES, get(thread, s.T_GID)), before)
+            vc = learnt(x, vc, agent_number(GROUP_WRITES, get(thread, s.T_GID)), before)
+        put(thread, s.T_VC, vc)
 
 
 @jit
@@ -213,7 +220,10 @@ def abandon(x, block, stopped):
             if get(x, s.CHECK) and not stopped and get(row, s.P_KIND) != s.P_ARRIVE:
                 gid = get(get(row, s.P_THREAD), s.T_GID)
                 report(x, s.MISUSE, get(row, s.P_PC), gid, 0, isa.SHARED, get(row, s.P_SIZE), 0, 0, NOT_DONE, 0)
-            land(x, at)
+            if get(row, s.P_KIND) == s.P_STORE:
+                land(x, at)
+            else:
+                take_out(x, at)
         at -= 1
 
 
@@ -221,15 +231,11 @@ def abandon(x, block, stopped):
 @unit
 def fence_of_proxies(x, warp, block, line, op, mask):
     """fence.proxy.async, and fence.mbarrier_init for the barriers that the thread initialised."""
+    if op == isa.PROXYFENCE:
+        return proxy_fence(x, warp, block, get(line, isa.IMM), mask)
     for lane in range(32):
-        if not (mask >> lane) & 1:
-            continue
-        thread = thread_of(x, warp, lane)
-        if op == isa.PROXYFENCE:
-            proxy_fence(x, thread, block, warp_slot(x, warp), get(line, isa.IMM))
-            continue
         for index in range(get(block, s.B_MBARRIERS)):
             row = row_of(x, block, index)
-            if get(row, s.MB_GID) == get(thread, s.T_GID):
+            if (mask >> lane) & 1 and get(row, s.MB_GID) == get(thread_of(x, warp, lane), s.T_GID):
                 put(row, s.MB_FENCED, 1)
     return 0

@@ -283,6 +283,7 @@ def compact(x, old):
             for field in (s.MB_VC, s.MB_DONE):
                 moved, top = forward(x, old, get(barrier, field), top)
                 put(barrier, field, moved)
+            put(barrier, s.MB_OLD, -1)
     for i in range(get(x, s.LAUNCH_COUNT)):
         launch = get(x, s.LAUNCHES) + i * s.L_FIELDS * 8
         moved, top = forward(x, old, get(launch, s.L_VC), top)

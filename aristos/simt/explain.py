@@ -110,7 +110,7 @@ def explain(machine: Machine, row: Any) -> list[Report]:
         where = ""
         message = f"{opcode} touches a register that a wgmma.mma_async holds until its group is waited for"
     elif kind == s.MISUSE:
-        where = where if detail <= bulk.NOT_DONE and detail != bulk.BAD_SIZE else ""
+        where = where if mbarrier.NOT_SHARED < detail < bulk.BAD_SIZE else ""
         message = f"{opcode}: {MISUSES[detail]}" + (f" ({where})" if where else "")
     if row[s.R_SPACE] == isa.LOCAL and kind == s.MISSING_FENCE:
         where = ""

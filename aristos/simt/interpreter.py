@@ -388,7 +388,9 @@ def step(x, warp, block):
         else:
             calculate_conversions(x, regs, line, op, act)
     elif op >= 500 and op < 600:
-        memory(x, warp, block, line, pc, op, act)
+        if memory(x, warp, block, line, pc, op, act):
+            after(x, warp, mask, pc + 1)
+            return 0  # the loop first: it makes room for clocks
     elif op < 400:
         move(x, warp, line, op, act)
     elif op == isa.BRA:
@@ -441,6 +443,7 @@ def memory(x, warp, block, line, pc, op, act):
         start_copy(x, warp, block, line, pc, act)
     elif op >= isa.BULKLOAD:
         bulk(x, warp, block, line, pc, op, act)
+        return 1
     else:
         for lane in range(32):
             if (act >> lane) & 1:
@@ -533,6 +536,9 @@ def special(x, warp, block, line, pc, op, mask, act):
     else:
         store_pc(x, warp, act, pc)
         gather(x, warp, block, line, pc, act)
+        if op >= isa.WGMMA:
+            select(x, warp)
+            return 0  # the others first
     return select(x, warp)
 
 
@@ -814,7 +820,7 @@ def run(x, budget):
         if get(x, s.PRINTS_CAP) - get(x, s.PRINTS_COUNT) < 32 * 40:
             return s.PRINTS_FULL
         if get(x, s.CHECK):
-            if get(x, s.CLOCKS_CAP) - get(x, s.CLOCKS_TOP) < 65536 + 256 * get(x, s.MAX_CLOCKS):
+            if get(x, s.CLOCKS_CAP) - get(x, s.CLOCKS_TOP) < 65536 + get(x, s.CLOCK_ROOM) * get(x, s.MAX_CLOCKS):
                 return s.CLOCKS_FULL
             if 2 * get(x, s.SYNC_USED) + 4096 > get(x, s.SYNC_CAP):
                 return s.SYNC_FULL
@@ -829,7 +835,7 @@ def run(x, budget):
         elif quiet >= QUIET:
             put(x, s.SUSPECT, 1)
         r = draw(x)
-        if get(x, s.PENDING_COUNT) and r >> 50 & 7 == 0:
+        if get(x, s.PENDING_COUNT) and r >> 50 & 15 == 0:
             land_some(x)
             ready = get(x, s.READY_COUNT)
         chosen = get(get(x, s.READY), (r >> 8) % ready)

@@ -434,6 +434,7 @@ class Machine:
         self._table("copies", (warp_slots * 32 * s.C_MOST, s.C_FIELDS), s.COPIES)
         uses = {int(op) for launch in launches for op in np.unique(launch.program.code[:, isa.OP])}
         barriers = slots if uses & set(range(isa.MBINIT, isa.MBCOPIES + 1)) else 0
+        x[s.CLOCK_ROOM] = 256 + (64 * per_block if barriers else 0)  # an mbarrier can let all threads of a block go on
         self._table("mbarriers", (max(barriers, 1) * s.MB_MOST, s.MB_FIELDS), s.MBARRIERS)
         self._table("flight", (warp_slots * rows if self.check and isa.WGMMA in uses else 1,), s.FLIGHT)
         self._table("shared", (max(slots, 1) * shared,), s.SHARED_MEMORY, np.uint8)
@@ -510,6 +511,10 @@ class Machine:
         host[:, s.T_GID] = (1 << 31) << 10 | np.arange(32)
         host[:, s.T_CLOCK] = 1
 
+    def _clock_room(self) -> int:
+        """Entries of vector clocks that a turn of the interpreter may need."""
+        return 65536 + int(self.x[s.CLOCK_ROOM]) * int(self.x[s.MAX_CLOCKS])
+
     def _compact(self) -> None:
         old = self.tables["clocks"]
         used = len(old)
@@ -517,8 +522,8 @@ class Machine:
         self.tables["clocks"] = new
         self.x[s.CLOCKS] = new.ctypes.data
         python_function("compact")(int(self.x.ctypes.data), int(old.ctypes.data))
-        if self.x[s.CLOCKS_TOP] * 2 > used or used < 2 * (65536 + 256 * self.x[s.MAX_CLOCKS]):
-            bigger = np.zeros((2 * max(used, 65536 + 256 * int(self.x[s.MAX_CLOCKS])), 2), np.int64)
+        if self.x[s.CLOCKS_TOP] * 2 > used or used < 2 * (self._clock_room()):
+            bigger = np.zeros((2 * max(used, self._clock_room()), 2), np.int64)
             bigger[: self.x[s.CLOCKS_TOP]] = new[: self.x[s.CLOCKS_TOP]]
             self.tables["clocks"] = bigger
             self.x[s.CLOCKS], self.x[s.CLOCKS_CAP] = bigger.ctypes.data, len(bigger)
@@ -535,7 +540,7 @@ class Machine:
     def _make_room(self) -> None:
         """As between two steps of the devices: an actor may read and write for long before it yields."""
         x = self.x
-        if x[s.CLOCKS_CAP] - x[s.CLOCKS_TOP] < 65536 + 256 * x[s.MAX_CLOCKS]:
+        if x[s.CLOCKS_CAP] - x[s.CLOCKS_TOP] < self._clock_room():
             self._compact()
         if 2 * x[s.SYNC_USED] + 4096 > x[s.SYNC_CAP]:
             self._grow_sync()

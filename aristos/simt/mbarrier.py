@@ -141,6 +141,7 @@ def initialise(x, warp, thread, block, line, lane, place, pc):
     put(row, s.MB_PENDING, count)
     put(row, s.MB_GID, get(thread, s.T_GID))
     put(row, s.MB_CLOCK, get(thread, s.T_CLOCK))
+    put(row, s.MB_OLD, -1)
     keep(block, row)
     put(x, s.PROGRESS, get(x, s.STEP))
 
@@ -184,6 +185,7 @@ def settle_phase(x, block, row, index):
         put(row, s.MB_PHASE, get(row, s.MB_PHASE) + 1)
         put(row, s.MB_PENDING, get(row, s.MB_EXPECTED))
         put(row, s.MB_DONE, get(row, s.MB_VC))
+        put(row, s.MB_OLD, -1)
         for i in range(get(block, s.B_WARPS)):
             warp = get(x, s.WARPS) + (get(block, s.B_FIRST_WARP) + i) * s.W_FIELDS * 8
             waits = get(warp, s.W_WAIT)
@@ -212,10 +214,16 @@ def go_on(x, warp, thread, lane, row):
 
 @jit
 def take_in(x, thread, line, row):
-    """What a wait that succeeds acquires."""
-    if get(x, s.CHECK):
-        field = s.T_PENDING0 if get(line, isa.FLAGS) & 15 == isa.RELAXED else s.T_VC
-        put(thread, field, join(x, get(thread, field), get(row, s.MB_DONE)))
+    """What a wait that succeeds acquires; most of its lanes knew the same before, so the last's answer is kept."""
+    if not get(x, s.CHECK):
+        return
+    if get(line, isa.FLAGS) & 15 == isa.RELAXED:
+        put(thread, s.T_PENDING0, join(x, get(thread, s.T_PENDING0), get(row, s.MB_DONE)))
+        return
+    if get(thread, s.T_VC) != get(row, s.MB_OLD):
+        put(row, s.MB_OLD, get(thread, s.T_VC))
+        put(row, s.MB_NEW, join(x, get(thread, s.T_VC), get(row, s.MB_DONE)))
+    put(thread, s.T_VC, get(row, s.MB_NEW))
 
 
 @jit

@@ -14,8 +14,8 @@ from __future__ import annotations
     SC_SYSTEM, LAUNCH_COUNT, WARP_SLOTS, BLOCK_SLOTS, DEVICES, STOP, REGISTERS_PER_WARP, LOCAL_BYTES, LOCAL,
     SHARED_MEMORY, SHARED_INIT, SHARED_SHADOW, STACK_BYTES, STACKS, DEPTH, SAVE_ROWS, SUSPECT, SPINNING, WEAK_MEMORY,
     MAX_CLOCKS, DEVICE_COUNT, BURST, PATIENCE, DEAD, BARRIERS, COPIES, START_TIME, FUNCTIONS, AGENT, PENDING,
-    PENDING_COUNT, MBARRIERS, FLIGHT, TIMED_AT, TIMES,
-) = range(73)  # fmt: skip
+    PENDING_COUNT, MBARRIERS, FLIGHT, TIMED_AT, TIMES, CLOCK_ROOM,
+) = range(74)  # fmt: skip
 X_FIELDS = 96  # then the addresses of the compiled units (units.py)
 UNITS = 64
 
@@ -40,9 +40,11 @@ B_FIELDS = 24
 Q_FIELDS = 5
 BARRIERS_PER_BLOCK = 16
 # an mbarrier: its place in shared memory, its phase's number and counts, what its arrivals published: (so far, at the
-# end of the last phase); who initialised it, and whether a fence has shown that to asynchronous copies
-(MB_PLACE, MB_LIVE, MB_PHASE, MB_EXPECTED, MB_PENDING, MB_TX, MB_VC, MB_DONE, MB_GID, MB_CLOCK, MB_FENCED) = range(11)
-MB_FIELDS, MB_MOST = 11, 128
+# end of the last phase); who initialised it, and whether a fence has shown that to asynchronous copies; what the last
+# thread that waited knew before, and knows since
+(MB_PLACE, MB_LIVE, MB_PHASE, MB_EXPECTED, MB_PENDING, MB_TX, MB_VC, MB_DONE, MB_GID, MB_CLOCK, MB_FENCED, MB_OLD,
+ MB_NEW) = range(13)  # fmt: skip
+MB_FIELDS, MB_MOST = 13, 128
 
 # ---- a launch ----
 (

@@ -13,7 +13,7 @@ import numpy as np
 from . import isa
 from . import state as s
 from .access import FAULT, locate, register, thread_of, warp_slot
-from .agents import OF_WARPGROUP, agent_access, agent_number, as_agent, learn
+from .agents import OF_WARPGROUP, agent_access, agent_number, as_agent, learnt
 from .bits import f32_of, fma32, get, load16, load32, put, u32_of
 from .clocks import publish
 from .inner import jit
@@ -51,9 +51,14 @@ def warpgroup(x, warp, block, op, mask):
         if done > 0 and get(x, s.CHECK):
             settle_registers(x, warp, done)
             number = agent_number(OF_WARPGROUP, get(thread, s.T_GID))
+            old, new = np.int64(-1), np.int64(0)
             for lane in range(32):
                 if (mask >> lane) & 1:
-                    learn(x, thread_of(x, warp, lane), number, done)
+                    thread = thread_of(x, warp, lane)
+                    if get(thread, s.T_VC) != old:
+                        old = get(thread, s.T_VC)
+                        new = learnt(x, old, number, done)
+                    put(thread, s.T_VC, new)
     return 0
 
 

@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import isa
 from ..mbarrier import EXPECTS, NOT_COUNTED, PARITY, TRIES
 from ..ptx import Number, Vector
 from ..warpgroup import FROM_REGISTERS, NEGATES_A, NEGATES_B, TURNS_A, TURNS_B
-from .memory import cache_hints, order_scope
+from .memory import cache_hints, copy_async, fence, order_scope
 from .mods import Mods
 
 if TYPE_CHECKING:
     from ..lower import Lowering
+
+
+def copy(low: Lowering, m: Mods) -> None:
+    """All that begins with cp."""
+    if not m.take("async"):
+        raise m.fail("is not supported")
+    if m.take("bulk"):
+        copy_bulk(low, m)
+    elif m.take("mbarrier"):
+        arrive_after_copies(low, m)
+    else:
+        copy_async(low, m)
+
+
+def any_fence(low: Lowering, m: Mods) -> None:
+    """All that begins with fence."""
+    if m.take("proxy"):
+        fence_proxy(low, m)
+    elif m.take("mbarrier_init"):
+        fence_init(low, m)
+    else:
+        fence(low, m)
+
 
 SHARED_NAMES = ("shared", "shared::cta", "shared::cluster")
 
@@ -78,16 +101,6 @@ def arrive_after_copies(low: Lowering, m: Mods) -> None:
     low.emit(isa.MBCOPIES, isa.B64, how, a=row, imm=offset, flags=flags)
 
 
-def whole(low: Lowering, operand: Any) -> int:
-    """A row with an address in brackets, its offset added."""
-    row, offset, _ = low.memory(operand)
-    if not offset:
-        return row
-    total = low.new_row()
-    low.emit(isa.ADD, isa.U64, d=total, a=row, b=low.constant(offset))
-    return total
-
-
 def groups(m: Mods) -> int:
     """The number of groups that a wait leaves."""
     count = m.operands[0]
@@ -117,14 +130,15 @@ def copy_bulk(low: Lowering, m: Mods) -> None:
     m.left = [name for name in m.left if name not in spaces]
     if spaces == ["global", "shared::cta"] and m.take("bulk_group"):
         m.done(3, 3 + int(policy))
-        low.emit(isa.BULKSTORE, a=whole(low, m.operands[0]), b=whole(low, m.operands[1]), c=m.row(2, isa.B32))
+        (to, at), (source, offset) = (low.memory(operand)[:2] for operand in m.operands[:2])
+        low.emit(isa.BULKSTORE, offset, a=to, b=source, c=m.row(2, isa.B32), imm=at)
         return
     if spaces[1:] != ["global"] or spaces[0] == "global" or not m.take("mbarrier::complete_tx::bytes"):
         raise m.fail("only .shared::cluster.global.mbarrier::complete_tx::bytes and .global.shared::cta.bulk_group "
                      "are supported")  # fmt: skip
     m.done(4, 4 + int(policy))
-    low.emit(isa.BULKLOAD, a=whole(low, m.operands[0]), b=whole(low, m.operands[1]), c=m.row(2, isa.B32),
-             e=whole(low, m.operands[3]))  # fmt: skip
+    (to, at), (source, offset), (barrier, place) = (low.memory(m.operands[k])[:2] for k in (0, 1, 3))
+    low.emit(isa.BULKLOAD, offset, place, a=to, b=source, c=m.row(2, isa.B32), e=barrier, imm=at)
 
 
 def fence_proxy(low: Lowering, m: Mods) -> None:

@@ -120,30 +120,13 @@ def fence(low: Lowering, m: Mods) -> None:
     if m.ins.opcode == "membar":
         order, scope = isa.SC, m.choose(SCOPES)
     else:
-        from .asynchronous import fence_init, fence_proxy
-
-        if m.take("proxy"):
-            fence_proxy(low, m)
-            return
-        if m.take("mbarrier_init"):
-            fence_init(low, m)
-            return
         order, scope = order_scope(m, ("acquire", "release", "acq_rel", "sc"), isa.ACQ_REL)
     m.done(0)
     low.emit(isa.FENCE, flags=order << isa.ORDER_SHIFT | scope << isa.SCOPE_SHIFT)
 
 
 def copy_async(low: Lowering, m: Mods) -> None:
-    from .asynchronous import arrive_after_copies, copy_bulk
-
-    if not m.take("async"):
-        raise m.fail("is not supported")
-    if m.take("bulk"):
-        copy_bulk(low, m)
-        return
-    if m.take("mbarrier"):
-        arrive_after_copies(low, m)
-        return
+    """cp.async, whose `.async` has been taken."""
     if m.take("commit_group"):
         m.done(0)
         low.emit(isa.CPCOMMIT)
