@@ -14,11 +14,12 @@ from ml_dtypes import bfloat16
 from aristos.config import MoEConfig
 from aristos.errors import InputError
 from aristos.kernels.cuda.assemble import TARGETS
+from aristos.kernels.cuda.compiler import cuda
 from aristos.kernels.cuda.fragments import fma
-from aristos.kernels.cuda.gemm import GROUPS, TILES, tile_for, tiles
+from aristos.kernels.cuda.gemm import GROUPS, TILES, tile_for, tile_product, tiles
 from aristos.kernels.cuda.pack import interleaved, narrow, outputs, pack, unpacked, widen
 from aristos.kernels.cuda.ptx import round_tf32
-from aristos.kernels.cuda.tile import BYTES, Tile
+from aristos.kernels.cuda.tile import BYTES, Tile, tile_memory
 from aristos.reference import error, expert
 
 KINDS = list(TILES)
@@ -110,6 +111,23 @@ def test_slots_are_used_again(kind):
     for tile, chunks, seed in ((GROUPS[kind][0], 1, 1), (GROUPS[kind][0], 9, 2), (GROUPS[kind][1], 8, 3)):
         product = drawn(kind, tile.m - 3, 64 * chunks - 11, 200, seed=seed)
         close(product, product.run(tile, order=np.random.default_rng(seed).permutation(tile.m - 3), seed=seed)[0])
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_products_follow_each_other_in_a_block(kind):
+    """As in the persistent kernel: each makes its barriers where the last one's were, and its chunks over its sums."""
+    tile = GROUPS[kind][0]
+    step, memory = tile_product(tile), tile_memory(tile)
+
+    def kernel(a_rows, c_rows, m, weight, pitch, bias, width, depth, code, gated):
+        shared = memory()
+        for n0 in range(0, width, 128):
+            step(shared, a_rows, c_rows, m, weight, pitch, bias, width, depth, n0, code, gated)
+
+    product = drawn(kind, 20, 500, 300, activation="relu", seed=4)
+    y, _ = product.run(tile, alone=cuda.jit(kernel, launch_bounds=(tile.threads, 1)))
+    close(product, y)
+    np.testing.assert_array_equal(y, product.run(tile)[0])
 
 
 @pytest.mark.parametrize("kind", GROUPS)
