@@ -304,7 +304,7 @@ ADD = "add.f32 c3, c3, c4;"
     (FENCE, f"{COMMIT}\nmov.b32 r9, c2;\nadd.f32 r9, r9, r9;\n{HELD}", {"missing_wait"}),
     ("", WAIT, {"missing_fence"}), (f"{FENCE}\n{ADD}", WAIT, {"missing_fence"}),
     (f"{FENCE}\nmov.b32 r9, c2;\nmov.b32 c2, r9;", WAIT, set()), (f"{FENCE}\nmov.b32 c2, 0;", WAIT, set()),
-    ("mov.b32 c2, 0;", WAIT, {"missing_fence"}),
+    ("".join(f"mov.b32 c{i}, 0;" for i in range(8)), WAIT, {"missing_fence"}),
     (f"{FENCE}\nadd.u32 r20, r20, 1;", f"add.u32 r20, r20, 1;\n{WAIT}", set()),
 ])  # fmt: skip
 def test_registers_between_fence_and_wait(first, after, kinds):
