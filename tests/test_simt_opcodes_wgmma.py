@@ -270,6 +270,7 @@ def kinds_of(**options):
     ("fence.proxy.async.global;\nbar.sync 0;", {"missing_fence"}), ("fence.proxy.async;", {"race"}),
     ("fence.acq_rel.cta;\nbar.sync 0;", {"missing_fence"}),
     ("setp.ne.u32 p4, t, 0;\n@p4 bra X;\nfence.proxy.async;\nX: bar.sync 0;", {"missing_fence"}),
+    ("setp.ge.u32 p4, t, 32;\nsetp.eq.or.u32 p4, t, 5, p4;\n@p4 fence.proxy.async;\nbar.sync 0;", {"missing_fence"}),
 ])  # fmt: skip
 def test_what_generic_writes_need(before, kinds):
     assert kinds_of(before=before) == kinds
