@@ -270,6 +270,7 @@ def kinds_of(**options):
     ("fence.proxy.async.global;\nbar.sync 0;", {"missing_fence"}), ("fence.proxy.async;", {"race"}),
     ("fence.acq_rel.cta;\nbar.sync 0;", {"missing_fence"}),
     ("setp.ne.u32 p4, t, 0;\n@p4 bra X;\nfence.proxy.async;\nX: bar.sync 0;", {"missing_fence"}),
+    ("setp.ge.u32 p4, t, 32;\nsetp.eq.or.u32 p4, t, 5, p4;\n@p4 fence.proxy.async;\nbar.sync 0;", {"missing_fence"}),
 ])  # fmt: skip
 def test_what_generic_writes_need(before, kinds):
     assert kinds_of(before=before) == kinds
@@ -304,7 +305,7 @@ ADD = "add.f32 c3, c3, c4;"
     (FENCE, f"{COMMIT}\nmov.b32 r9, c2;\nadd.f32 r9, r9, r9;\n{HELD}", {"missing_wait"}),
     ("", WAIT, {"missing_fence"}), (f"{FENCE}\n{ADD}", WAIT, {"missing_fence"}),
     (f"{FENCE}\nmov.b32 r9, c2;\nmov.b32 c2, r9;", WAIT, set()), (f"{FENCE}\nmov.b32 c2, 0;", WAIT, set()),
-    ("mov.b32 c2, 0;", WAIT, {"missing_fence"}),
+    ("".join(f"mov.b32 c{i}, 0;" for i in range(8)), WAIT, {"missing_fence"}),
     (f"{FENCE}\nadd.u32 r20, r20, 1;", f"add.u32 r20, r20, 1;\n{WAIT}", set()),
 ])  # fmt: skip
 def test_registers_between_fence_and_wait(first, after, kinds):

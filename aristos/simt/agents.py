@@ -15,6 +15,7 @@ import numpy as np
 
 from . import isa
 from . import state as s
+from .access import thread_of, warp_slot
 from .bits import get, load8, load32, load64, put, store8
 from .clocks import (
     AGENT_SHIFT,
@@ -86,17 +87,17 @@ def proxy_fence(x, warp, block, which, mask):
 
     A whole warp's fence is one entry of its clock; so those who join the clocks of many threads find few entries.
     """
-    slot = warp_slot_of(x, warp)
+    slot = warp_slot(x, warp)
     whole = mask == get(warp, s.W_EXISTS)
     latest = np.int64(0)
     for lane in range(32):
         if (mask >> lane) & 1:
-            latest = max(latest, get(lane_of(x, slot, lane), s.T_CLOCK))
+            latest = max(latest, get(thread_of(x, warp, lane), s.T_CLOCK))
     old, new = np.int64(-1), np.int64(0)
     for lane in range(32):
         if not (mask >> lane) & 1:
             continue
-        thread = lane_of(x, slot, lane)
+        thread = thread_of(x, warp, lane)
         known = get(thread, s.T_VC)
         if not whole:
             put(thread, s.T_VC, fenced(x, publish(x, thread, block, slot), known, block, which))
@@ -108,16 +109,6 @@ def proxy_fence(x, warp, block, which, mask):
             new = fenced(x, join(x, known, of_warp(x, warp, block, latest)), known, block, which)
         put(thread, s.T_VC, new)
     return 0
-
-
-@jit
-def warp_slot_of(x, warp):
-    return (warp - get(x, s.WARPS)) // (s.W_FIELDS * 8)
-
-
-@jit
-def lane_of(x, slot, lane):
-    return get(x, s.THREADS) + (slot * 32 + lane) * s.T_FIELDS * 8
 
 
 @jit
