@@ -247,7 +247,7 @@ def fail(job_address, state_address, origin, cause):
     give_up(mem.words(job_address, JOB_MOST), mem.words(state_address, STATE_MOST), origin, cause)
 
 
-# rows of the tiles that a persistent kernel is compiled for; 256 are for warpgroups, whose many sums leave them room
+# rows of the tiles that a persistent kernel is compiled for; of warpgroups' it is for all
 ROWS = {"bf16": (16, 64, 128), "f16": (16, 64, 128), "tf32": (16, 64, 128), "f32": (16, 64)}
 # (architecture, kind, rows) where the steps' registers beside the product's would be spilled: one block less on an SM
 ROOMY = {("sm_80", "tf32", 128), ("sm_100", "f32", 16), ("sm_100", "f32", 64)}
