@@ -131,8 +131,8 @@ def parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParser:
         "--backend",
         choices=("cpu", "cuda"),
         default="cpu",
-        help=f"where the ranks compute; cuda: a card a rank, suites {', '.join(registry.cuda_suites())}, widths not"
-        " scaled (%(default)s)",
+        help="where the ranks compute; cuda: a card a rank, every suite, each as far as it has a meaning there, widths"
+        " not scaled (%(default)s)",
     )
     output = made.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="JSON alone on stdout instead of tables")
@@ -174,19 +174,12 @@ def _check(options: Options) -> None:
 
 
 def _check_cuda(options: Options) -> None:
-    """What exists for cards, and what is for CPUs alone."""
-    there = registry.cuda_suites()
-    for name in options.suites:
-        if name not in there:
-            raise UsageError(
-                f"suite {name} is for --backend cpu alone; with --backend cuda there are {', '.join(there)}"
-            )
+    """What is for CPUs alone."""
     for flag, given, why in (
         ("--schedule bulk", options.schedule == "bulk", "cards run the fused schedule"),
         ("--threads", options.threads is not None, "a card's blocks are the driver's to say"),
         ("--ranks-per-node", options.ranks_per_node is not None, "cards serve ranks of one node"),
         ("--timeline", options.timeline is not None, "nsys profile shows a card's kernels"),
-        ("--routing", options.routing not in (None, "router"), "on cards the router routes"),
     ):
         if given:
             raise UsageError(f"{flag} is for --backend cpu: {why}")

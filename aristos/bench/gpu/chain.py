@@ -3,7 +3,8 @@
 Its launches follow each other on one stream, in a CUDA graph: route and place are this package's own kernels, a gather
 copies rows into the packed order, two cuBLAS products an expert have the activation between them, and a last kernel
 weights and sums. How many rows each expert gets is fixed when the chain is made, since no host could know it without
-waiting for the card: in the chain's favour, as is that gate and up projections are one product.
+waiting for the card: in the chain's favour, as is that gate and up projections are one product. Routing from outside is
+checked instead of made, as the layer does.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def activate(kind: str) -> Kernel:
 
 @cache
 def scatter(kind: str) -> Kernel:
-    """y[t] = sum over j of weights[t, j] * (row position[t, j] + the bias of its expert); a warp a token."""
+    """y[t] = sum over choices taken of weights[t, j] * (row position[t, j] + its expert's bias); a warp a token."""
     four, put = parts(kind)
     size = BYTES[kind]
 
@@ -78,10 +79,12 @@ def scatter(kind: str) -> Kernel:
             for at in range(FLOATS * size * mem.lane(), row_bytes, FLOATS * size * WARP):
                 a = b = c = d = ZERO
                 for j in range(t * k, t * k + k):
-                    w, v = ptx.load_float(weights + 4 * j), four(rows + row_bytes * mem.load(position + 8 * j) + at)
-                    own = bias + bias_step * mem.load(ids + 8 * j) + at // size * 4
-                    a, b = a + w * (v[0] + ptx.load_float(own)), b + w * (v[1] + ptx.load_float(own + 4))
-                    c, d = c + w * (v[2] + ptx.load_float(own + 8)), d + w * (v[3] + ptx.load_float(own + 12))
+                    e = mem.load(ids + 8 * j)
+                    if e >= 0:
+                        w, v = ptx.load_float(weights + 4 * j), four(rows + row_bytes * mem.load(position + 8 * j) + at)
+                        own = bias + bias_step * e + at // size * 4
+                        a, b = a + w * (v[0] + ptx.load_float(own)), b + w * (v[1] + ptx.load_float(own + 4))
+                        c, d = c + w * (v[2] + ptx.load_float(own + 8)), d + w * (v[3] + ptx.load_float(own + 12))
                 put(y + row_bytes * t + at, a, b, c, d)
 
     kernel.__name__ = f"chain_scatter_{kind}"
@@ -91,33 +94,51 @@ def scatter(kind: str) -> Kernel:
 GATHER = Kernel("chain_gather", gather, (types.int64,) * 5, THREADS, 0, 1)
 
 
-class Chain:
-    """The chain of a layer for one number of tokens. weights: the layer's on this card (`cuda_weights.DeviceWeights`).
+class Room:
+    """Memory on the card that the chains of one layer take turns in: between their kernels, for so many tokens."""
 
-    x, y: addresses of contiguous rows. rows: [E] rows each expert gets. It works on all experts: for one rank.
-    """
-
-    def __init__(self, gpu: Any, cfg: Any, kind: str, weights: Any, blas: Any, x: int, y: int, tokens: int,
-                 rows: np.ndarray) -> None:  # fmt: skip
-        self.gpu, self.cfg, self.kind, self.blas, self.tokens, self.rows = gpu, cfg, kind, blas, tokens, rows
-        self.x, self.y, self.size = x, y, BYTES[kind]
-        self.grid = BLOCKS_A_SM * gpu.card.sms
-        count, size = tokens * cfg.top_k, self.size
+    def __init__(self, gpu: Any, cfg: Any, kind: str, tokens: int) -> None:
+        count, size = max(1, tokens * cfg.top_k), BYTES[kind]
         self.columns = -(-cfg.ffn // INTERLEAVE) * INTERLEAVE * 2 if cfg.gated else -(-cfg.ffn // 8) * 8
         self.pitch = -(-cfg.ffn * size // 128) * 128  # of hidden activations, as the packed weights have it
         self.packed = gpu.allocate(count * size * cfg.hidden)
         self.wide = gpu.allocate(count * size * self.columns)
         self.hidden = gpu.allocate(count * self.pitch)
         self.out = gpu.allocate(count * size * cfg.hidden)
+        self.of_routing = {
+            word: gpu.allocate(max(16, nbytes))
+            for word, nbytes in (
+                (router.IDS, 8 * count), (router.WEIGHTS, 4 * count), (router.OFFSET, 8 * (cfg.experts + 1)),
+                (router.TOKEN, 8 * count), (router.POSITION, 8 * count), (router.STATUS, 8),
+                (router.SCRATCH, router.scratch_bytes(tokens, cfg.experts, cfg.experts)),
+            )
+        }  # fmt: skip
+        self.slot_of = gpu.array(np.arange(cfg.experts)).at
+
+
+class Chain:
+    """The chain of a layer for one number of tokens. weights: the layer's on this card (`cuda_weights.DeviceWeights`).
+
+    x, y: addresses of contiguous rows. rows: [E] rows each expert gets. ids, weights_of: addresses of [tokens, k] int64
+    and float32 that were routed outside, or 0: the chain routes. It works on all experts: for one rank.
+    """
+
+    def __init__(self, gpu: Any, cfg: Any, kind: str, weights: Any, blas: Any, room: Room, x: int, y: int, tokens: int,
+                 rows: np.ndarray, ids: int = 0, weights_of: int = 0) -> None:  # fmt: skip
+        self.gpu, self.cfg, self.kind, self.blas, self.tokens, self.rows = gpu, cfg, kind, blas, tokens, rows
+        self.x, self.y, self.size, self.routed = x, y, BYTES[kind], ids != 0
+        self.grid = BLOCKS_A_SM * gpu.card.sms
+        self.columns, self.pitch = room.columns, room.pitch
+        self.packed, self.wide, self.hidden, self.out = room.packed, room.wide, room.hidden, room.out
         job = np.zeros(f.JOB_WORDS, np.int64)
         weights.fill(job)
         self.up, self.up_step, self.up_bias, self.up_bias_step = job[[f.UP, f.UP_STEP, f.UP_BIAS, f.UP_BIAS_STEP]]
         self.down, self.down_step = job[[f.DOWN, f.DOWN_STEP]]
         self.down_bias, self.down_bias_step = job[[f.DOWN_BIAS, f.DOWN_BIAS_STEP]]
-        self._routing(weights.router)
+        self._routing(weights.router, room, {router.IDS: ids, router.WEIGHTS: weights_of} if ids else {})
 
-    def _routing(self, packed_router: int) -> None:
-        cfg, gpu, count = self.cfg, self.gpu, self.tokens * self.cfg.top_k
+    def _routing(self, packed_router: int, room: Room, given: dict[int, int]) -> None:
+        cfg, gpu = self.cfg, self.gpu
         job = np.zeros(router.JOB_WORDS, np.int64)
         job[[router.X, router.X_STRIDE, router.TOKENS]] = self.x, self.size * cfg.hidden, self.tokens
         job[[router.HIDDEN, router.EXPERTS, router.TOP_K, router.SLOTS]] = (
@@ -128,14 +149,9 @@ class Chain:
         )
         job[[router.SCORE, router.RENORMALIZE]] = SCORES[cfg.router.score], cfg.router.renormalize
         job[router.SCALE] = np.float32(cfg.router.scale).view(np.int32)
-        job[router.ROUTER] = packed_router
-        job[router.SLOT_OF] = gpu.array(np.arange(cfg.experts)).at
-        for word, nbytes in (
-            (router.IDS, 8 * count), (router.WEIGHTS, 4 * count), (router.OFFSET, 8 * (cfg.experts + 1)),
-            (router.TOKEN, 8 * count), (router.POSITION, 8 * count), (router.STATUS, 8),
-            (router.SCRATCH, router.scratch_bytes(self.tokens, cfg.experts, cfg.experts)),
-        ):  # fmt: skip
-            job[word] = gpu.allocate(max(16, nbytes))
+        job[router.ROUTER], job[router.SLOT_OF] = packed_router, room.slot_of
+        for word, at in (room.of_routing | given).items():
+            job[word] = at
         self.job, self.job_at = job, gpu.array(job).at
 
     def __call__(self) -> None:
@@ -143,8 +159,11 @@ class Chain:
         cfg, gpu, kernels, job = self.cfg, self.gpu, route_kernels(), self.job
         kind = self.kind if self.kind in router.KINDS else "f32"
         blocks, count, row = router.blocks(self.tokens), int(self.rows.sum()), self.size * cfg.hidden
-        route = kernels[router.route(kind).__name__]
-        gpu.launch(route, blocks, router.route_shared(cfg.experts, kind), self.job_at)
+        if self.routed:
+            gpu.launch(kernels["check"], blocks, router.check_shared(cfg.experts), self.job_at)
+        else:
+            route = kernels[router.route(kind).__name__]
+            gpu.launch(route, blocks, router.route_shared(cfg.experts, kind), self.job_at)
         gpu.launch(kernels["place"], blocks, router.place_shared(cfg.experts, cfg.top_k), self.job_at)
         gpu.launch(GATHER, self.grid, 0, self.packed, self.x, job[router.TOKEN], count, row)
         first = 0
