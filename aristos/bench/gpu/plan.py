@@ -1,9 +1,9 @@
 """Suite `plan` on cards: the planner's groups against its baselines, run; a stage predicted beside a stage measured.
 
-The ranks are of one node, a card each. Nothing is slowed: alpha and beta are those of copies between the cards, each
-card's rate is that of one product, both measured before. A card has room for all experts; from four on for half of
-them. What is planned is inference: no all-reduce. Every different partition is a layer a group, MoE(backend="cuda")
-with that plan, captured in a CUDA graph; they run in turns on the same tokens:
+The ranks are of one node, a card each. Nothing is slowed: alpha and beta are those of copies between the cards, one at
+a time, each card's rate is that of one product, all cards at once; both are measured before. A card has room for all
+experts; from four on for half of them. What is planned is inference: no all-reduce. Every different partition is a
+layer a group, MoE(backend="cuda") with that plan, captured in a CUDA graph; they run in turns on the same tokens:
 
     stage       the slowest rank's call, by events; predicted: pi + C of the slowest group
     speedup     how many times faster the planned partition's stage is than this one's, turn by turn
@@ -55,14 +55,9 @@ COLUMNS = (
 )
 
 
-def one_at_a_time(gpu: Gpu, call: Any) -> float:
-    """Seconds of this rank's call, the median of several, while the other ranks do nothing. Collective."""
-    taken = 0.0
-    for rank in range(gpu.world.size):
-        if rank == gpu.world.rank and call is not None:
-            taken = float(np.median([gpu.seconds(call) for _ in range(TURNS + 1)][1:]))
-        gpu.world.barrier()
-    return taken
+def usual(gpu: Gpu, call: Any) -> float:
+    """Seconds of a call, the median of several."""
+    return float(np.median([gpu.seconds(call) for _ in range(TURNS + 1)][1:]))
 
 
 def links(gpu: Gpu) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -70,10 +65,12 @@ def links(gpu: Gpu) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     world, card = gpu.world, gpu.card
     window = IpcWindow(world.comm, card, SIZES[-1])
     source, made = gpu.allocate(SIZES[-1]), np.zeros((2, world.size))
-    for p in range(world.size):
-        calls = [partial(card.copy, window.base[p], source, n, gpu.stream) if p != world.rank else None for n in SIZES]
-        few, many = (one_at_a_time(gpu, call) for call in calls)
-        made[:, p] = few * 1e6, max(0.0, many - few) * 1e6 * MIB / (SIZES[1] - SIZES[0])
+    for origin in range(world.size):  # one at a time
+        for p in range(world.size):
+            if origin == world.rank and p != origin:
+                few, many = (usual(gpu, partial(card.copy, window.base[p], source, n, gpu.stream)) for n in SIZES)
+                made[:, p] = few * 1e6, max(0.0, many - few) * 1e6 * MIB / (SIZES[1] - SIZES[0])
+        world.barrier()
     window.close()
     gpu.free(source)
     both = np.stack(world.allgather(made), axis=1)  # [2, from, to]
@@ -82,7 +79,7 @@ def links(gpu: Gpu) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def rate(gpu: Gpu, work: Workload, tokens: int) -> float:
-    """This card's MFLOP a us, of a product with as many rows as an expert gets. Collective."""
+    """This card's MFLOP a us, of a product with as many rows as an expert gets, while the other cards do the same."""
     from ...kernels.cuda.gemm import tile_for
     from .gemm import OURS, Products
 
@@ -90,7 +87,8 @@ def rate(gpu: Gpu, work: Workload, tokens: int) -> float:
     rows = max(1, min(MOST_ROWS, tokens * cfg.top_k * work.world.size // cfg.experts))
     columns = cfg.ffn * (2 if cfg.gated else 1)
     product = Products(gpu, kind, 1, cfg.hidden, columns, None, rows)
-    seconds = one_at_a_time(gpu, product.calls(rows, tile_for(kind, rows, gpu.card.arch))[OURS])
+    gpu.world.barrier()
+    seconds = usual(gpu, product.calls(rows, tile_for(kind, rows, gpu.card.arch))[OURS])
     return 2.0 * rows * cfg.hidden * columns / seconds / 1e12
 
 
@@ -184,7 +182,6 @@ def _notes(problem: Problem) -> list[str]:
     return [
         f"copies between cards: {alpha.min():.3g} to {alpha.max():.3g} us + {beta.min():.3g} to {beta.max():.3g} us a"
         f" MiB; rates: {problem.rate.min():.3g} to {problem.rate.max():.3g} TFLOP/s",
-        "ranks that share a card take turns on it: their rates, measured one at a time, promise too much",
     ]
 
 
@@ -195,7 +192,7 @@ def _table(ctx: Context, entries: list[Entry], problem: Problem) -> Table:
     table.dim("plan", [each.name for each in entries]).dim("rank", ranks).dim("peer", ranks)
     table.dim("turn", np.arange(times.shape[-1]))
     table.add("groups", "plan", [each.groups for each in entries], "", "ranks of each group")
-    table.add("rate", "rank", problem.rate, "MFLOP/us", "of one product, one rank at a time")
+    table.add("rate", "rank", problem.rate, "MFLOP/us", "of one product, all ranks at once")
     table.add("alpha", ("rank", "peer"), problem.alpha_us * 1e-6, "s", "of a small copy from card to card")
     table.add("beta", ("rank", "peer"), problem.beta_us_per_mib * 1e-6, "s/MiB", "of a large one's bytes")
     table.add("stage_time", ("plan", "rank", "turn"), times, "s", "one call on one rank, by events")
