@@ -16,6 +16,15 @@ from . import registry, world
 
 ALL_SECONDS = 110.0  # the default choice of suites takes two minutes, start-up and oracle included
 SUITE_SECONDS = 25.0  # a suite named on the command line
+ON_CARDS = """\
+on cards (--backend cuda), timed by CUDA events:
+  put, signal    between the blocks of one grid; put against the driver's copy
+  exchange       a call whose experts do next to nothing, against copies and MPI through the hosts
+  progress       a burst of calls beside a busy host, and what that costs the host
+  gemm           the tile product against cuBLAS
+  layer, replay  called and in a CUDA graph, against an unfused chain in a CUDA graph; what launching costs
+  idle           time of blocks without anything to do; no bulk schedule to compare with
+  plan           groups on links as they are, stages alone"""
 
 
 class UsageError(Exception):
@@ -91,7 +100,7 @@ def parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParser:
         prog=prog,
         usage=f"mpirun -n RANKS {prog} [SUITE ...] [options]",
         description="Measure Aristos on the ranks of this job; every number is checked against a float64 oracle.",
-        epilog=f"suites:\n{suites}\n\nwithout ranks: {prog} floors, bounds of the CUDA kernels on published GPUs\n\n"
+        epilog=f"suites:\n{suites}\n\n{ON_CARDS}\n\nwithout ranks: {prog} floors, bounds of the CUDA kernels on published GPUs\n\n"
         f"presets (--preset):\n{presets.listing()}\n\n"
         "exit codes: 0 fine, 1 wrong result, 2 usage, 3 environment",
         formatter_class=argparse.RawDescriptionHelpFormatter,
