@@ -100,7 +100,8 @@ def parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParser:
         prog=prog,
         usage=f"mpirun -n RANKS {prog} [SUITE ...] [options]",
         description="Measure Aristos on the ranks of this job; every number is checked against a float64 oracle.",
-        epilog=f"suites:\n{suites}\n\n{ON_CARDS}\n\nwithout ranks: {prog} floors, bounds of the CUDA kernels on published GPUs\n\n"
+        epilog=f"suites:\n{suites}\n\n{ON_CARDS}\n\n"
+        f"without ranks: {prog} floors, bounds of the CUDA kernels on published GPUs\n\n"
         f"presets (--preset):\n{presets.listing()}\n\n"
         "exit codes: 0 fine, 1 wrong result, 2 usage, 3 environment",
         formatter_class=argparse.RawDescriptionHelpFormatter,
