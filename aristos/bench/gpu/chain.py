@@ -95,9 +95,18 @@ GATHER = Kernel("chain_gather", gather, (types.int64,) * 5, THREADS, 0, 1)
 
 
 class Room:
-    """Memory on the card that the chains of one layer take turns in: between their kernels, for so many tokens."""
+    """What the chains of one layer share: its weights, and memory between their kernels, for so many tokens at most.
 
-    def __init__(self, gpu: Any, cfg: Any, kind: str, tokens: int) -> None:
+    weights: the layer's on this card (`cuda_weights.DeviceWeights`).
+    """
+
+    def __init__(self, gpu: Any, cfg: Any, kind: str, weights: Any, tokens: int) -> None:
+        job = np.zeros(f.JOB_WORDS, np.int64)
+        weights.fill(job)
+        self.up, self.up_step, self.up_bias, self.up_bias_step = job[[f.UP, f.UP_STEP, f.UP_BIAS, f.UP_BIAS_STEP]]
+        self.down, self.down_step = job[[f.DOWN, f.DOWN_STEP]]
+        self.down_bias, self.down_bias_step = job[[f.DOWN_BIAS, f.DOWN_BIAS_STEP]]
+        self.router = weights.router
         count, size = max(1, tokens * cfg.top_k), BYTES[kind]
         self.columns = -(-cfg.ffn // INTERLEAVE) * INTERLEAVE * 2 if cfg.gated else -(-cfg.ffn // 8) * 8
         self.pitch = -(-cfg.ffn * size // 128) * 128  # of hidden activations, as the packed weights have it
@@ -117,28 +126,22 @@ class Room:
 
 
 class Chain:
-    """The chain of a layer for one number of tokens. weights: the layer's on this card (`cuda_weights.DeviceWeights`).
+    """The chain of a layer for one number of tokens.
 
-    x, y: addresses of contiguous rows. rows: [E] rows each expert gets. ids, weights_of: addresses of [tokens, k] int64
+    x, y: addresses of contiguous rows. rows: [E] rows each expert gets. ids, weights: addresses of [tokens, k] int64
     and float32 that were routed outside, or 0: the chain routes. It works on all experts: for one rank.
     """
 
-    def __init__(self, gpu: Any, cfg: Any, kind: str, weights: Any, blas: Any, room: Room, x: int, y: int, tokens: int,
-                 rows: np.ndarray, ids: int = 0, weights_of: int = 0) -> None:  # fmt: skip
+    def __init__(self, gpu: Any, cfg: Any, kind: str, blas: Any, room: Room, x: int, y: int, tokens: int,
+                 rows: np.ndarray, ids: int = 0, weights: int = 0) -> None:  # fmt: skip
         self.gpu, self.cfg, self.kind, self.blas, self.tokens, self.rows = gpu, cfg, kind, blas, tokens, rows
         self.x, self.y, self.size, self.routed = x, y, BYTES[kind], ids != 0
         self.grid = BLOCKS_A_SM * gpu.card.sms
-        self.columns, self.pitch = room.columns, room.pitch
-        self.packed, self.wide, self.hidden, self.out = room.packed, room.wide, room.hidden, room.out
-        job = np.zeros(f.JOB_WORDS, np.int64)
-        weights.fill(job)
-        self.up, self.up_step, self.up_bias, self.up_bias_step = job[[f.UP, f.UP_STEP, f.UP_BIAS, f.UP_BIAS_STEP]]
-        self.down, self.down_step = job[[f.DOWN, f.DOWN_STEP]]
-        self.down_bias, self.down_bias_step = job[[f.DOWN_BIAS, f.DOWN_BIAS_STEP]]
-        self._routing(weights.router, room, {router.IDS: ids, router.WEIGHTS: weights_of} if ids else {})
+        self.room = room
+        self._routing({router.IDS: ids, router.WEIGHTS: weights} if ids else {})
 
-    def _routing(self, packed_router: int, room: Room, given: dict[int, int]) -> None:
-        cfg, gpu = self.cfg, self.gpu
+    def _routing(self, given: dict[int, int]) -> None:
+        cfg, gpu, room = self.cfg, self.gpu, self.room
         job = np.zeros(router.JOB_WORDS, np.int64)
         job[[router.X, router.X_STRIDE, router.TOKENS]] = self.x, self.size * cfg.hidden, self.tokens
         job[[router.HIDDEN, router.EXPERTS, router.TOP_K, router.SLOTS]] = (
@@ -149,14 +152,14 @@ class Chain:
         )
         job[[router.SCORE, router.RENORMALIZE]] = SCORES[cfg.router.score], cfg.router.renormalize
         job[router.SCALE] = np.float32(cfg.router.scale).view(np.int32)
-        job[router.ROUTER], job[router.SLOT_OF] = packed_router, room.slot_of
+        job[router.ROUTER], job[router.SLOT_OF] = room.router, room.slot_of
         for word, at in (room.of_routing | given).items():
             job[word] = at
         self.job, self.job_at = job, gpu.array(job).at
 
     def __call__(self) -> None:
         """Queue it all."""
-        cfg, gpu, kernels, job = self.cfg, self.gpu, route_kernels(), self.job
+        cfg, gpu, room, kernels, job = self.cfg, self.gpu, self.room, route_kernels(), self.job
         kind = self.kind if self.kind in router.KINDS else "f32"
         blocks, count, row = router.blocks(self.tokens), int(self.rows.sum()), self.size * cfg.hidden
         if self.routed:
@@ -165,7 +168,7 @@ class Chain:
             route = kernels[router.route(kind).__name__]
             gpu.launch(route, blocks, router.route_shared(cfg.experts, kind), self.job_at)
         gpu.launch(kernels["place"], blocks, router.place_shared(cfg.experts, cfg.top_k), self.job_at)
-        gpu.launch(GATHER, self.grid, 0, self.packed, self.x, job[router.TOKEN], count, row)
+        gpu.launch(GATHER, self.grid, 0, room.packed, self.x, job[router.TOKEN], count, row)
         first = 0
         for e, m in enumerate(self.rows.tolist()):
             if m:
@@ -173,22 +176,22 @@ class Chain:
             first += m
         gpu.launch(
             scatter(self.kind), self.grid, 0, self.y, self.tokens, cfg.top_k, job[router.WEIGHTS], job[router.IDS],
-            job[router.POSITION], self.out, row, self.down_bias, self.down_bias_step,
+            job[router.POSITION], room.out, row, room.down_bias, room.down_bias_step,
         )  # fmt: skip
 
     def _expert(self, e: int, m: int, first: int) -> None:
-        cfg, size = self.cfg, self.size
-        wide, hidden = self.wide + size * self.columns * first, self.hidden + self.pitch * first
+        cfg, room, size = self.cfg, self.room, self.size
+        wide, hidden = room.wide + size * room.columns * first, room.hidden + room.pitch * first
         depth = -(-cfg.hidden * size // 128) * 128 // size
         self.blas.product(
-            self.kind, m, self.columns, cfg.hidden, self.packed + size * cfg.hidden * first, cfg.hidden,
-            int(self.up + self.up_step * e), depth, wide, self.columns,
+            self.kind, m, room.columns, cfg.hidden, room.packed + size * cfg.hidden * first, cfg.hidden,
+            int(room.up + room.up_step * e), depth, wide, room.columns,
         )  # fmt: skip
         self.gpu.launch(
-            activate(self.kind), self.grid, 0, hidden, self.pitch, wide, size * self.columns,
-            self.up_bias + self.up_bias_step * e, m, cfg.ffn, CODES[cfg.activation], cfg.gated,
+            activate(self.kind), self.grid, 0, hidden, room.pitch, wide, size * room.columns,
+            room.up_bias + room.up_bias_step * e, m, cfg.ffn, CODES[cfg.activation], cfg.gated,
         )  # fmt: skip
         self.blas.product(
-            self.kind, m, cfg.hidden, cfg.ffn, hidden, self.pitch // size, int(self.down + self.down_step * e),
-            self.pitch // size, self.out + size * cfg.hidden * first, cfg.hidden,
+            self.kind, m, cfg.hidden, cfg.ffn, hidden, room.pitch // size, int(room.down + room.down_step * e),
+            room.pitch // size, room.out + size * cfg.hidden * first, cfg.hidden,
         )  # fmt: skip

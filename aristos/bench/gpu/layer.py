@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ...device_arrays import KINDS
 from ...errors import EnvironmentProblem
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
@@ -48,12 +49,12 @@ COLUMNS = (
 class Rivals:
     """One number of tokens: who computes the layer, and what each has made of it."""
 
-    def __init__(self, gpu: Gpu, work: Workload, moe: Any, call: Call, blas: Cublas | None, room: Any = None) -> None:
+    def __init__(self, gpu: Gpu, work: Workload, moe: Any, call: Call, blas: Cublas | None, room: Any) -> None:
         self.played = played = Played(gpu, work, moe, call)
         self.rows = played.rows
         self.calls: dict[str, Any] = {CALLED: played, GRAPH: played.graph()}
         self.outputs = {CALLED: played.y, GRAPH: played.y}
-        if blas is not None and work.world.size == 1:
+        if blas is not None and room is not None:
             self.calls[CHAIN], self.outputs[CHAIN] = chained(played, blas, room)
 
     def errors(self) -> dict[str, float]:
@@ -61,16 +62,22 @@ class Rivals:
         return {name: self.played.error(call, self.outputs[name]) for name, call in self.calls.items()}
 
 
-def chained(played: Played, blas: Cublas, room: Any = None) -> tuple[Any, OnCard]:
-    """(what queues the unfused chain of a call as a graph, its outputs). room: that the chains of a layer share."""
-    from .chain import Chain, Room
+def room_of(gpu: Gpu, work: Workload, moe: Any, blas: Cublas | None, tokens: int) -> Any:
+    """What the chains of a layer share (`chain.Room`); None where there is no chain: many ranks, or no cuBLAS."""
+    if blas is None or work.world.size > 1:
+        return None
+    from .chain import Room  # needs a compiler
 
-    gpu, cfg, kind, moe = played.gpu, played.work.cfg, played.kind, played.moe
-    room, out = room or Room(gpu, cfg, kind, played.count), OnCard(gpu, played.y.shape, kind)
-    given = [array.at for array in played.routing.values()]
-    chain = Chain(
-        gpu, cfg, kind, moe.device_weights(), blas, room, played.x.at, out.at, played.count, played.rows, *given
-    )
+    return Room(gpu, work.cfg, KINDS[work.cfg.dtype], moe.device_weights(), tokens)
+
+
+def chained(played: Played, blas: Cublas, room: Any) -> tuple[Any, OnCard]:
+    """(what queues the unfused chain of a call as a graph, its outputs)."""
+    from .chain import Chain
+
+    gpu, kind, given = played.gpu, played.kind, [array.at for array in played.routing.values()]
+    out = OnCard(gpu, played.y.shape, kind)
+    chain = Chain(gpu, played.work.cfg, kind, blas, room, played.x.at, out.at, played.count, played.rows, *given)
     chain()  # loads its kernels
     gpu.card.synchronize(gpu.stream)
     return partial(gpu.card.replay, gpu.card.graph(gpu.stream, chain), gpu.stream), out
@@ -85,11 +92,12 @@ def run(ctx: Context, gpu: Gpu) -> Result:
     ctx.tell("weights", 0.0)
     moe = work.layer("fused", None, backend="cuda")
     blas, why = cublas_or_why(gpu)
+    room = room_of(gpu, work, moe, blas, max(shape.tokens))
     sheet = Sheet(f"layer on {gpu.card.name}: {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
     done, launched = [], []
     for i, tokens in enumerate(shape.tokens):
         ctx.tell(f"{tokens} tokens", i / len(shape.tokens))
-        rivals = Rivals(gpu, work, moe, routed_call(ctx, work, tokens), blas)
+        rivals = Rivals(gpu, work, moe, routed_call(ctx, work, tokens), blas, room)
         before = rivals.errors()
         share = ctx.left() / (len(shape.tokens) - i)
         found = gpu.in_turns(rivals.calls, (1 - LAUNCH_SHARE) * share, ctx.options.warmup, ctx.options.iters)

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from ...device_arrays import KINDS
 from ...errors import InputError
 from ...presets import with_max_tokens
 from ...results import Table
@@ -31,7 +30,7 @@ from ..workload import Call, Workload
 from .calls import Played, held, sample
 from .clock import Gpu, OnCard, ratios
 from .cublas import Cublas
-from .layer import CHAIN, GRAPH, chained, cublas_or_why
+from .layer import CHAIN, GRAPH, chained, cublas_or_why, room_of
 
 CHECKED = 4  # tokens of a step that the oracle computes
 
@@ -95,11 +94,7 @@ def run(ctx: Context, gpu: Gpu) -> Result:
     ctx.tell("weights", 0.0)
     moe = work.layer("fused", None, backend="cuda")
     blas, why = cublas_or_why(gpu)
-    room = None
-    if blas is not None and ctx.world.size == 1:
-        from .chain import Room
-
-        room = Room(gpu, work.cfg, KINDS[work.cfg.dtype], most)
+    room = room_of(gpu, work, moe, blas, most)
     sheet = Sheet(f"replay on {gpu.card.name}: {trace.path}, {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
     done = []
     for i, name in enumerate(MOST_STEPS):
