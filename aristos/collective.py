@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .config import MOST_THREADS, MoEConfig
+from .config import MOST_THREADS, NARROW, MoEConfig
 from .engine import fields as f
-from .engine.layout import LINE, Shape, ring_rows
+from .engine.layout import LINE, Shape, lines, ring_rows
 from .errors import AristosError, ClosedError, InputError, MismatchError, PeerInputError
 from .kernels.cpu.gemm import FLOAT, aligned, row_stride
 from .placement import Placement
@@ -17,9 +17,18 @@ from .substrate.runtime import Runtime, attach
 WHY = {f.NOT_FINITE: "scores or weights that are not finite", f.BAD_IDS: "ids out of range or repeated"}
 
 
-def shape_of(world: int, placement: Placement, *, hidden: int, experts: int, top_k: int, max_tokens: int) -> Shape:
+def shape_of(
+    world: int,
+    placement: Placement,
+    *,
+    hidden: int,
+    experts: int,
+    top_k: int,
+    max_tokens: int,
+    dtype: str = "float32",
+) -> Shape:
     """What a user of the engine asks of it."""
-    stride = row_stride(hidden)
+    stride = lines(2 * hidden) if dtype in NARROW else row_stride(hidden)
     most_local = max(placement.held)
     most = max_tokens * min(top_k, max(1, most_local))
     return Shape(
@@ -34,9 +43,9 @@ def shape_of(world: int, placement: Placement, *, hidden: int, experts: int, top
     )
 
 
-def widths(cfg: MoEConfig) -> dict[str, int]:
+def widths(cfg: MoEConfig) -> dict[str, Any]:
     """The keywords of `shape_of` for a layer."""
-    return {"hidden": cfg.hidden, "experts": cfg.experts, "top_k": cfg.top_k, "max_tokens": cfg.max_tokens}
+    return {name: getattr(cfg, name) for name in ("hidden", "experts", "top_k", "max_tokens", "dtype")}
 
 
 def check_common(threads: Any, timeout: Any, ranks_per_node: Any = None) -> None:
@@ -97,7 +106,7 @@ class Collective:
         self,
         problem: Exception | None,
         mine: str,
-        shape: dict[str, int],
+        shape: dict[str, Any],
         scratch: int,
         shared: int,
         threads: Any,

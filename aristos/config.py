@@ -9,10 +9,11 @@ import numpy as np
 
 from .errors import InputError
 
-Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
-ACTIVATIONS: tuple[str, ...] = ("relu", "gelu", "gelu_tanh", "silu")
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "swiglu_oai"]
+ACTIVATIONS: tuple[str, ...] = ("relu", "gelu", "gelu_tanh", "silu", "swiglu_oai")
 SCORES: tuple[str, ...] = ("softmax", "softmax_topk")
 DTYPES: tuple[str, ...] = ("float32", "tf32", "bfloat16", "float16")
+NARROW = ("bfloat16", "float16")  # dtypes of two bytes
 BACKENDS: tuple[str, ...] = ("cpu", "cuda")
 MOST_THREADS = 4096  # of a rank
 OVERDUE = 10  # a rank in user code may be this many times the timeout late
@@ -31,6 +32,20 @@ def _boolean(name: str, value: object) -> None:
 def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def checked_limit(activation: str, gated: bool, limit: object) -> float | None:
+    """The limit of a layer's gate as a float; raises InputError for one that the layer cannot have."""
+    if activation == "swiglu_oai" and not gated:
+        raise InputError("activation swiglu_oai is a gate's: it needs one, got a layer that is not gated")
+    if limit is None:
+        return None
+    ok = isinstance(limit, int | float | np.floating | np.integer) and not isinstance(limit, bool)
+    if not ok or not 0 < limit < 3.4e38:  # type: ignore[operator]
+        raise InputError(f"limit must be None or a positive finite number, got {limit!r}")
+    if not gated:
+        raise InputError(f"limit is a gate's: it needs one, got {limit!r} for a layer that is not gated")
+    return float(limit)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,8 @@ class MoEConfig:
 
     hidden: H, width of a token. ffn: F, width inside an expert. experts: E over the whole EP group.
     top_k: experts a token goes to. gated: act(x·gate) * (x·up) instead of act(x·up).
+    activation: "swiglu_oai" is gpt-oss's gate, g * sigmoid(1.702 g) * (u + 1) for g = x·gate and u = x·up.
+    limit: of a gated layer: g is taken as at most that, u as between -limit and limit, before the activation.
     max_tokens: most tokens one rank brings to one call. dtype: of rows and of the experts' arithmetic; tf32 is float32
     whose products take 10 bits after the point, on tensor cores. CPUs compute in float32 alone.
     """
@@ -73,6 +90,7 @@ class MoEConfig:
     top_k: int = 2
     activation: Activation = "gelu"
     gated: bool = False
+    limit: float | None = None
     bias: bool = False
     dtype: str = "float32"
     max_tokens: int = 4096
@@ -87,6 +105,7 @@ class MoEConfig:
         _one_of("dtype", self.dtype, DTYPES)
         _boolean("gated", self.gated)
         _boolean("bias", self.bias)
+        object.__setattr__(self, "limit", checked_limit(self.activation, self.gated, self.limit))
         object.__setattr__(self, "activation", str(self.activation))
         object.__setattr__(self, "dtype", str(self.dtype))
         if not isinstance(self.router, Router):

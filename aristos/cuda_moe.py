@@ -16,7 +16,7 @@ from .cuda_weights import DeviceWeights
 from .device_arrays import KINDS
 from .engine import fields as f
 from .errors import AristosError, InputError, PeerInputError
-from .kernels.cpu.activation import CODES
+from .kernels.cpu import activation
 from .kernels.cpu.tokens import SCORES
 from .kernels.cuda import router
 from .kernels.cuda.tile import BYTES, Tile
@@ -150,7 +150,8 @@ class CudaMoE(MoE):
             cfg = self.cfg
             job = self._new_job(hidden=cfg.hidden, experts=cfg.experts, top_k=cfg.top_k)
             job[f.FFN], job[f.LAYER], job[f.ROW_BYTES] = cfg.ffn, layer, BYTES[self._kind] * cfg.hidden
-            job[f.ACTIVATION], job[f.TIMEOUT_NS] = CODES[cfg.activation], timeout_ns(self.timeout)
+            job[f.ACTIVATION] = activation.word(cfg.activation, cfg.limit)
+            job[f.TIMEOUT_NS] = timeout_ns(self.timeout)
             runtime.fill(job)
             job[f.GATE] = cfg.gated
             if self._weights[layer] is not None:

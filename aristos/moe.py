@@ -31,7 +31,7 @@ from .engine import routing, team
 from .engine.layout import rank_bytes
 from .errors import AristosError, ClosedError, InputError, OpenCallError
 from .grouped import split
-from .kernels.cpu.activation import CODES
+from .kernels.cpu import activation
 from .kernels.cpu.expert import scratch_bytes
 from .kernels.cpu.gemm import aligned
 from .kernels.cpu.llvm import LANES
@@ -267,7 +267,8 @@ class MoE(Collective):
         Rings (a source's rows of one call, at most 64 MiB over all sources or 64 rows each) + return rows (max_tokens
         * top_k) + words; skew does not change it, nor does the number of layers. With several nodes, a second window of
         that kind for the other nodes' ranks, and for each of those an outbox and a ring of staged outputs; this tells
-        what a rank of the last node needs, which may be the smallest and has most of them.
+        what a rank of the last node needs, which may be the smallest and has most of them. On a card the first window,
+        and a copy of the second, lie in the card's memory; weights and hidden activations come to it.
         """
         if not isinstance(world, int) or isinstance(world, bool) or world < 1:
             raise InputError(f"world must be a positive int, got {world!r}")
@@ -387,7 +388,7 @@ class MoE(Collective):
             job[f.FFN], job[f.LAYER] = cfg.ffn, layer
             job[f.SCORE], job[f.RENORMALIZE] = SCORES[cfg.router.score], cfg.router.renormalize
             job[f.SCALE] = int(np.float32(cfg.router.scale).view(np.int32))
-            job[f.ACTIVATION] = CODES[cfg.activation]
+            job[f.ACTIVATION] = activation.word(cfg.activation, cfg.limit)
         if self._filled[layer] != runtime.version:
             runtime.fill(job)
             job[f.WORKERS] = self.threads

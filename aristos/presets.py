@@ -27,6 +27,7 @@ class Preset:
     gated: bool = True
     bias: bool = False
     router: Router = field(default_factory=Router)
+    limit: float | None = None
     scale: int = 1
     source: str = ""
     note: str = ""
@@ -71,11 +72,12 @@ PRESETS: dict[str, Preset] = {
         32,
         4,
         (16, 1024),
+        activation="swiglu_oai",
         bias=True,
+        limit=7.0,
         router=_TOPK,
         scale=6,
         source="openai/gpt-oss-20b config.json",
-        note="silu gating stands in for the model's clamped swiglu",
     ),
     "switch-base-128": Preset(
         768,
@@ -159,6 +161,7 @@ def shape(
         top_k=top_k or preset.top_k,
         activation=activation or preset.activation,
         gated=preset.gated,
+        limit=preset.limit,
         bias=preset.bias,
         dtype=dtype,
         max_tokens=max(counts),

@@ -6,7 +6,7 @@ ranks.
 
     s     = x Wr                                                       scores, [S, E]
     h_e   = act(x up_e + up_bias_e)                                    ungated
-    h_e   = act(x gate_e + gate_bias_e) * (x up_e + up_bias_e)         gated
+    h_e   = act(x gate_e + gate_bias_e) * (x up_e + up_bias_e)         gated; `gated` below has limits and swiglu_oai
     f_e   = h_e down_e + down_bias_e                                   one expert, [S, H]
     y[t]  = sum over j of w[t,j] f_{ids[t,j]}(x[t])                    a choice of id -1 adds nothing
 
@@ -50,12 +50,25 @@ def silu(x: Floats) -> Floats:
     return x * 0.5 * (1.0 + np.tanh(0.5 * x))
 
 
+def swiglu_oai(x: Floats) -> Floats:
+    """x sigmoid(1.702 x): the gate's side of gpt-oss's swiglu."""
+    return x * 0.5 * (1.0 + np.tanh(0.5 * 1.702 * x))
+
+
 ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {
     "relu": relu,
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "silu": silu,
+    "swiglu_oai": swiglu_oai,
 }
+
+
+def gated(activation: str, limit: float | None, g: Floats, u: Floats) -> Floats:
+    """act(g) * u of the gate's product g and the other one; gpt-oss multiplies by u + 1."""
+    if limit is not None:
+        g, u = np.minimum(g, limit), np.clip(u, -limit, limit)
+    return ACTIVATIONS[activation](g) * (u + 1 if activation == "swiglu_oai" else u)
 
 
 def softmax(scores: Floats) -> Floats:
@@ -99,16 +112,16 @@ def expert(
     """x: [M, H] -> f_e(x) [M, H] float64. Weights as `moe` takes them; a bias of None is zero."""
     H, F, E = cfg.hidden, cfg.ffn, cfg.experts
     rows = _floats("x", x, (None, H))
-    act = ACTIVATIONS[cfg.activation]
     h = rows @ _floats("up", up, (E, H, F))[e] + _bias("up_bias", up_bias, (E, F))[e]
     if cfg.gated:
         if gate is None:
             raise InputError("gate must be given for a gated config, got None")
-        h = act(rows @ _floats("gate", gate, (E, H, F))[e] + _bias("gate_bias", gate_bias, (E, F))[e]) * h
+        g = rows @ _floats("gate", gate, (E, H, F))[e] + _bias("gate_bias", gate_bias, (E, F))[e]
+        h = gated(cfg.activation, cfg.limit, g, h)
     else:
         if gate is not None or gate_bias is not None:
             raise InputError("gate and gate_bias must be None for a config with gated=False")
-        h = act(h)
+        h = ACTIVATIONS[cfg.activation](h)
     return h @ _floats("down", down, (E, F, H))[e] + _bias("down_bias", down_bias, (E, H))[e]
 
 

@@ -16,7 +16,7 @@ from aristos.collective import shape_of, widths
 from aristos.config import MoEConfig
 from aristos.engine import fields as f
 from aristos.engine.layout import PairLayout, StateLayout, lines, near_bytes
-from aristos.kernels.cpu.activation import CODES
+from aristos.kernels.cpu import activation
 from aristos.kernels.cpu.tokens import SCORES
 from aristos.kernels.cuda import router as r
 from aristos.kernels.cuda.gemm import TILES
@@ -156,7 +156,7 @@ class Rank:
         job[[f.STRIDE, f.RING_ROWS, f.SLOTS]] = shape.stride, shape.ring_rows, shape.slots
         job[f.RETURN_STRIDE] = lines(BYTES[layers.kind] * cfg.hidden)
         job[[f.TILE, f.BATCH, f.RUN_ROWS, f.MERGE_ROWS, f.PATIENCE]] = tile.m, tile.m, tile.m, layers.merge, 4
-        job[[f.OBJECT, f.PACKED, f.GATE, f.ACTIVATION]] = 1, 1, cfg.gated, CODES[cfg.activation]
+        job[[f.OBJECT, f.PACKED, f.GATE, f.ACTIVATION]] = 1, 1, cfg.gated, activation.word(cfg.activation, cfg.limit)
         job[list(layers.runs)] = list(layers.runs.values())
         nbytes = layers.runs[f.RUNS] * layers.runs[f.RUN_STEP]
         scratch, lock = self.device.empty(nbytes // 4, np.int32), self._zeros(1, np.int64)

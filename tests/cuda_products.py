@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from aristos import simt
-from aristos.kernels.cpu.activation import CODES
-from aristos.kernels.cuda.gemm import NONE, gemm
+from aristos.kernels.cpu.activation import word
+from aristos.kernels.cuda.epilogue import NONE
+from aristos.kernels.cuda.gemm import gemm
 from aristos.kernels.cuda.pack import interleaved, narrow, pack, pack_bias, widen
-from aristos.reference import ACTIVATIONS
+from aristos.reference import ACTIVATIONS, gated
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Product:
     gate: Any = None
     gate_bias: Any = None
     activation: str | None = None
+    limit: float | None = None
     arrays: Any = field(default_factory=list)
 
     def weights(self):
@@ -55,7 +57,7 @@ class Product:
         d_y = machine.device(peer).empty((m, -(-n // step) * step), x.dtype)
         a_rows = device.array(d_x.ptr + order.astype(np.int64) * room.strides[0])
         c_rows = device.array(d_y.ptr + order.astype(np.int64) * d_y.strides[0])
-        code = NONE if self.activation is None else CODES[self.activation]
+        code = NONE if self.activation is None else word(self.activation, self.limit)
         device.launch(
             gemm(tile), (-(-m // tile.m), -(-len(packed) // tile.n)), tile.threads, a_rows.ptr, c_rows.ptr, m, d_w.ptr,
             packed.strides[0], d_b.ptr, n, x.shape[1] * x.itemsize, code, int(self.gate is not None),
@@ -74,12 +76,14 @@ class Product:
         def side(weight, bias):
             return rounded(self.x) @ rounded(weight) + (0 if bias is None else bias.astype(np.float64))
 
-        act = (lambda v: v) if self.activation is None else ACTIVATIONS[self.activation]
         up = side(self.up, self.bias)
-        return act(up) if self.gate is None else act(side(self.gate, self.gate_bias)) * up
+        if self.gate is not None:
+            assert self.activation is not None
+            return gated(self.activation, self.limit, side(self.gate, self.gate_bias), up)
+        return up if self.activation is None else ACTIVATIONS[self.activation](up)
 
 
-def drawn(kind, m, k, n, gated=False, bias=True, activation=None, seed=0):
+def drawn(kind, m, k, n, gated=False, bias=True, activation=None, limit=None, seed=0):
     """A product of random numbers."""
     rng = np.random.default_rng(seed)
 
@@ -89,5 +93,5 @@ def drawn(kind, m, k, n, gated=False, bias=True, activation=None, seed=0):
     up, gate = numbers(k, n) / np.float32(k**0.5), numbers(k, n) / np.float32(k**0.5)
     return Product(
         kind, numbers(m, k), up, numbers(n) if bias else None, gate if gated else None,
-        numbers(n) if gated and bias else None, activation,
+        numbers(n) if gated and bias else None, activation, limit,
     )  # fmt: skip

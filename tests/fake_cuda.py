@@ -234,6 +234,17 @@ class Driver:
     def do_cuMemFreeHost(self, p: Process, address: int) -> None:
         del p.pinned[address]
 
+    def do_cuMemHostRegister(self, p: Process, address: int, nbytes: int, flags: int) -> None:
+        self.gpu(p)
+        if address in p.pinned:
+            raise Failure("CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED")
+        p.pinned[address] = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+
+    def do_cuMemHostUnregister(self, p: Process, address: int) -> None:
+        if address not in p.pinned:
+            raise Failure("CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED")
+        del p.pinned[address]
+
     def view(self, p: Process, address: int, nbytes: int) -> np.ndarray:
         for start, made in p.maps.items():
             if start <= address and address + nbytes <= start + made.data.size and not made.freed:

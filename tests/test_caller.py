@@ -39,6 +39,7 @@ class HostCard:
         self.kept: list[Any] = []
         self.waiting: list[tuple[int, int, int]] = []
         self.copies, self.fails = 0, fails
+        self.pinned = (0, 0)
         self.functions = DRIVER(self._copy), DRIVER(self._wait)
 
     def _copy(self, at: int, source: int, nbytes: int, stream: int) -> int:
@@ -66,6 +67,14 @@ class HostCard:
 
     def free_host(self, array: np.ndarray) -> None:
         pass
+
+    def pin(self, address: int, nbytes: int) -> bool:
+        self.pinned = (address, nbytes)
+        return True
+
+    def unpin(self, address: int) -> None:
+        assert self.pinned[0] == address
+        self.pinned = (0, 0)
 
     def current(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -120,6 +129,7 @@ def test_equal_bits_through_the_proxy(comm, world):
             for (x, call), want in zip(calls, wanted):
                 assert same(moe(x, **call), want)
         assert card.copies > 0
+        assert card.pinned == (0, 0)
 
 
 @pytest.mark.ranks(2, timeout=240)

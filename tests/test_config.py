@@ -54,10 +54,16 @@ def test_sizes(name, value):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"activation": "GELU"}, "activation must be one of relu, gelu, gelu_tanh, silu, got 'GELU'"),
+        ({"activation": "GELU"}, "activation must be one of relu, gelu, gelu_tanh, silu, swiglu_oai, got 'GELU'"),
         ({"dtype": "float64"}, "dtype must be one of float32, tf32, bfloat16, float16, got 'float64'"),
         ({"gated": 1}, "gated must be True or False, got 1"),
         ({"bias": None}, "bias must be True or False, got None"),
+        ({"activation": "swiglu_oai"}, "swiglu_oai is a gate's: it needs one"),
+        ({"limit": 7.0}, r"limit is a gate's: it needs one, got 7\.0"),
+        ({"limit": 0.0, "gated": True}, r"limit must be None or a positive finite number, got 0\.0"),
+        ({"limit": float("inf"), "gated": True}, "limit must be None or a positive finite number, got inf"),
+        ({"limit": "7", "gated": True}, "limit must be None or a positive finite number, got '7'"),
+        ({"limit": True, "gated": True}, "limit must be None or a positive finite number, got True"),
         ({"router": "softmax"}, "router must be an aristos.Router, got 'softmax'"),
         ({"top_k": 5}, r"top_k must be at most experts \(4\), got 5"),
     ],

@@ -136,6 +136,14 @@ def test_pinned_memory(driver):
         card.free_host(array)
 
 
+def test_memory_of_others_is_pinned_where_it_may_be(driver):
+    card, memory = Card(0), np.zeros(4096, np.uint8)
+    assert card.pin(memory.ctypes.data, 4096)
+    assert not card.pin(memory.ctypes.data, 4096)  # it was; nothing is raised
+    card.unpin(memory.ctypes.data)
+    assert not driver.process.pinned
+
+
 def test_wrong_arrays(driver):
     card = Card(0)
     address = card.allocate(800)

@@ -24,6 +24,7 @@ BOUNDS = {"bf16": 2.0**-8, "f16": 2.0**-11, "tf32": 1e-6, "f32": 1e-6}
 EPILOGUES = [
     {"activation": None, "bias": False}, {"activation": "relu"}, {"activation": "gelu"}, {"activation": "gelu_tanh"},
     {"activation": "silu", "gated": True}, {"activation": "gelu", "gated": True, "bias": False},
+    {"activation": "swiglu_oai", "gated": True, "limit": 0.7}, {"activation": "silu", "gated": True, "limit": 2.0},
 ]  # fmt: skip
 
 

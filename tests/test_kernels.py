@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -19,7 +20,7 @@ from aristos.kernels.cpu import gemm, llvm
 from aristos.kernels.cpu import tokens as token_kernels
 from aristos.kernels.cpu.gemm import aligned, pack, padded
 
-ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "swiglu_oai")
 SHAPES = [
     (1, 1, 1),
     (1, 16, 32),
@@ -47,18 +48,23 @@ def close(y: np.ndarray, ref: np.ndarray) -> None:
         assert np.abs(y - ref).max() <= 1e-5 * np.abs(ref).max() + 1e-6
 
 
+GATES = [(False, None), (True, None), (True, 0.75)]  # gated, its limit
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_one_expert_on_rows(activation):
     for rows, hidden, ffn in SHAPES:
-        for gated in (False, True):
+        for gated, limit in GATES[activation == "swiglu_oai" :]:
             for bias in (False, True):
-                cfg = MoEConfig(hidden, ffn, experts=1, top_k=1, activation=activation, gated=gated, bias=bias)
+                cfg = MoEConfig(
+                    hidden, ffn, experts=1, top_k=1, activation=activation, gated=gated, bias=bias, limit=limit
+                )
                 w = expert(cfg)
                 x = tokens(cfg, rows, seed=rows)
                 ref = reference.expert(cfg, x, 0, **{n: v[None] for n, v in w.items()})
-                y = kernels.ffn(x, activation=activation, **w)
+                y = kernels.ffn(x, activation=activation, limit=limit, **w)
                 close(y, ref)
-                packed = kernels.Packed(activation=activation, **w)
+                packed = kernels.Packed(activation=activation, limit=limit, **w)
                 assert same(np.ascontiguousarray(packed(x)), np.ascontiguousarray(y))
                 out = np.full_like(x, np.nan)
                 assert packed(x, out=out) is out
@@ -96,6 +102,10 @@ def test_what_the_kernel_refuses():
             packed(x, out=out)
     with pytest.raises(InputError, match="activation must be one of relu"):
         kernels.ffn(x, activation="tanh", **w)
+    with pytest.raises(InputError, match="swiglu_oai is a gate's"):
+        kernels.ffn(x, activation="swiglu_oai", **w)
+    with pytest.raises(InputError, match=r"limit is a gate's.*got 7\.0"):
+        kernels.ffn(x, limit=7.0, **w)
     with pytest.raises(InputError, match=r"down must be float32 with shape \[48, 32\]"):
         kernels.ffn(x, w["up"], w["up"])
     with pytest.raises(InputError, match=r"gate must be float32 with shape \[32, 48\]"):
@@ -124,7 +134,7 @@ def test_strided_rows_and_outputs():
 def test_large_and_special_values_stay_what_they_are():
     """Saturated activations are exact, and one row's NaN is no other row's."""
     eye = np.eye(16, dtype=np.float32)
-    for activation in ACTIVATIONS:
+    for activation in ("relu", "gelu", "gelu_tanh", "silu"):
         x = np.zeros((3, 16), np.float32)
         x[0] = np.linspace(20, 1e4, 16)
         x[1] = -x[0]
@@ -135,6 +145,27 @@ def test_large_and_special_values_stay_what_they_are():
         assert np.isnan(y[2]).all() or activation == "relu"
 
 
+@pytest.mark.parametrize("activation", ["silu", "swiglu_oai"])
+def test_a_gate_is_bounded(activation):
+    """g at most the limit, u within it, one row after another; a NaN stays one, in its row."""
+    eye, limit = np.eye(4, dtype=np.float32), 2.5
+    g = np.array([[1.0, 3.0, -9.0, 2.5], [np.nan, 1, 1, 1]], np.float32)
+    u = np.array([[4.0, 1.0, 2.0, -7.0], [1, 1, 1, 1]], np.float32)
+    x = np.concatenate([g, u], axis=1)
+    gate, up = np.eye(8, dtype=np.float32)[:, :4].copy(), np.eye(8, dtype=np.float32)[:, 4:].copy()
+    down = np.concatenate([eye, eye], axis=1)
+    y = kernels.ffn(x, up, down, gate=gate, activation=activation, limit=limit)[:, :4]
+
+    def by_hand(a, b):
+        scale, shift = (1.702, 1.0) if activation == "swiglu_oai" else (1.0, 0.0)
+        return a / (1 + math.exp(-scale * a)) * (b + shift)
+
+    want = [by_hand(1.0, 2.5), by_hand(2.5, 1.0), by_hand(-9.0, 2.0), by_hand(2.5, -2.5)]
+    assert np.allclose(y[0], want, rtol=1e-6)
+    assert np.isnan(y[1]).any()
+    assert np.isfinite(y[0]).all()
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_over_their_range(activation):
     """A few units in the last place of the result's own scale, from -100 to 100 and around zero."""
@@ -142,7 +173,7 @@ def test_activations_over_their_range(activation):
     x = np.concatenate([x, -x]).astype(np.float32)
     got = aligned(x.shape)
     got[:] = x
-    act.activate(act.CODES[activation], got.ctypes.data, got.size)
+    act.activate(act.word(activation), got.ctypes.data, got.size)
     want = reference.ACTIVATIONS[activation](x.astype(np.float64))
     assert (np.abs(got - want) <= 4e-7 * np.maximum(np.abs(x), 1e-3)).all()
 

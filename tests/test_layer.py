@@ -47,6 +47,14 @@ def test_arithmetic_of_every_configuration(activation):
             check(cfg, w, x, call, moe(x, **call))
 
 
+@pytest.mark.parametrize(("activation", "limit"), [("swiglu_oai", None), ("swiglu_oai", 0.5), ("silu", 0.5)])
+def test_gates_with_limits(activation, limit):
+    cfg = replace(CFG, activation=activation, gated=True, limit=limit, bias=True)
+    w, x = reference.weights(cfg, seed=1), tokens(cfg, 45, seed=2)
+    with make(cfg=cfg, w=w) as moe:
+        check(cfg, w, x, {}, moe(x))
+
+
 def test_any_leading_shape():
     with make() as moe:
         x = tokens(CFG, 60, seed=0)

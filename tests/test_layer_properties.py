@@ -56,13 +56,15 @@ def plans(draw: st.DrawFn) -> Plan:
         renormalize=draw(st.booleans()),
         scale=draw(st.sampled_from((1.0, 2.5))),
     )
+    gated = draw(st.booleans())
     cfg = aristos.MoEConfig(
         hidden=draw(st.sampled_from((1, 7, 16, 48, 100, 257, 1030))),
         ffn=draw(st.sampled_from((1, 5, 32, 70, 520))),
         experts=experts,
         top_k=draw(st.integers(1, min(experts, 5))),
-        activation=draw(st.sampled_from(("relu", "gelu", "gelu_tanh", "silu"))),
-        gated=draw(st.booleans()),
+        activation=draw(st.sampled_from(("relu", "gelu", "gelu_tanh", "silu") + ("swiglu_oai",) * gated)),
+        gated=gated,
+        limit=draw(st.sampled_from((None, 0.5))) if gated else None,
         bias=draw(st.booleans()),
         max_tokens=most,
         router=router,

@@ -22,7 +22,7 @@ def scalar_activation(name: str, v: float) -> float:
         return v * 0.5 * math.erfc(-v / math.sqrt(2))
     if name == "gelu_tanh":
         return 0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v * v * v)))
-    return v / (1 + math.exp(-v))
+    return v / (1 + math.exp(-1.702 * v if name == "swiglu_oai" else -v))
 
 
 def dot(row, matrix, column) -> float:
@@ -35,7 +35,9 @@ def scalar_expert(cfg, x, e, w):
         u = dot(x, w["up"][e], f) + (float(w["up_bias"][e][f]) if cfg.bias else 0.0)
         if cfg.gated:
             g = dot(x, w["gate"][e], f) + (float(w["gate_bias"][e][f]) if cfg.bias else 0.0)
-            hidden.append(scalar_activation(cfg.activation, g) * u)
+            if cfg.limit is not None:
+                g, u = min(g, cfg.limit), max(-cfg.limit, min(u, cfg.limit))
+            hidden.append(scalar_activation(cfg.activation, g) * (u + 1 if cfg.activation == "swiglu_oai" else u))
         else:
             hidden.append(scalar_activation(cfg.activation, u))
     bias = w["down_bias"][e] if cfg.bias else [0.0] * cfg.hidden
@@ -69,6 +71,16 @@ def scalar_moe(cfg, x, w, routing):
 @pytest.mark.parametrize("bias", [False, True])
 def test_layer_equals_scalar_loops(activation, gated, bias):
     cfg = replace(SMALL, activation=activation, gated=gated, bias=bias)
+    w = reference.weights(cfg, seed=1)
+    x = np.random.default_rng(2).standard_normal((7, cfg.hidden), dtype=np.float32) * 3
+    routing = [scalar_route(cfg, row, w["router"]) for row in x]
+    assert reference.error(reference.moe(cfg, x, **w), scalar_moe(cfg, x, w, routing)) < 1e-13
+
+
+@pytest.mark.parametrize("activation", ["swiglu_oai", "silu", "relu"])
+@pytest.mark.parametrize("limit", [None, 0.4])
+def test_gates_equal_scalar_loops(activation, limit):
+    cfg = replace(SMALL, activation=activation, gated=True, limit=limit)
     w = reference.weights(cfg, seed=1)
     x = np.random.default_rng(2).standard_normal((7, cfg.hidden), dtype=np.float32) * 3
     routing = [scalar_route(cfg, row, w["router"]) for row in x]

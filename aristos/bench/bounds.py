@@ -70,6 +70,6 @@ def packed_experts(work: Workload, stacked: dict[str, Array]) -> list:
     from ..kernels import Packed
 
     return [
-        Packed(**{name: w[i] for name, w in stacked.items()}, activation=work.cfg.activation)
+        Packed(**{name: w[i] for name, w in stacked.items()}, activation=work.cfg.activation, limit=work.cfg.limit)
         for i in range(len(work.local))
     ]

@@ -41,7 +41,9 @@ class CardMemory(Memory):
         self.device = card
         super().__init__(group, shape, window, self._mapped)
         assert self._far is not None
-        self._mirror = card.allocate(window_bytes(shape, group.nodes, group.rank)[1])
+        nbytes = window_bytes(shape, group.nodes, group.rank)[1]
+        self._pinned = card.pin(self._far.base, nbytes)
+        self._mirror = card.allocate(nbytes)
         self._window_shift = self._mirror - self._far.base
         self._believed = aligned((LINE // WORD * group.world,), np.int64)
         self._believed[:] = 0
@@ -103,6 +105,9 @@ class CardMemory(Memory):
 
     def close(self) -> None:
         """Give it all back; collective."""
+        if self._pinned and self._far is not None:
+            self._far.stop()
+            self.device.unpin(self._far.base)
         super().close()
         self.device.free_host(self._outbox)
         self.device.free(self._mirror)

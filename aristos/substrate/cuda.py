@@ -21,7 +21,8 @@ from ..kernels.cuda import router
 from ..kernels.cuda.catalogue import Kernel
 from ..kernels.cuda.combine import combine_tokens
 from ..kernels.cuda.compiler import cuda, types
-from ..kernels.cuda.gemm import NONE, tile_product
+from ..kernels.cuda.epilogue import NONE
+from ..kernels.cuda.gemm import tile_product
 from ..kernels.cuda.gemm import tiles as tiles_of
 from ..kernels.cuda.pack import COLUMNS, INTERLEAVE
 from ..kernels.cuda.tile import BYTES, CHUNK, Tile, shared_address

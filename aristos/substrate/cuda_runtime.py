@@ -18,7 +18,7 @@ import numpy as np
 from ..config import OVERDUE
 from ..engine import arrivals
 from ..engine import fields as f
-from ..engine.layout import LINE, WORD, Shape, StateLayout, lines
+from ..engine.layout import LINE, WORD, Shape, StateLayout, lines, word_from
 from ..errors import AristosError, EnvironmentProblem, PoisonedError, WaitTimeout
 from ..kernels.cuda import router
 from ..kernels.cuda.catalogue import route_kernels
@@ -292,8 +292,17 @@ class CudaRuntime(Runtime):
     def _all_leave(self) -> bool:
         if self.layout is not None:
             self.idle()
-            self.group.meet("the other ranks to close")
-        return True
+            self._read(f.CALLS, 1, 0)
+            self.epoch = int(self.state[f.CALLS])
+        return super()._all_leave()
+
+    def _word(self, job: np.ndarray, peer: int, word: int) -> int:
+        found = np.zeros(1, np.int64)
+        self.card.copy_out(found, int(word_from(job, self.state, peer, word)))
+        return int(found[0])
+
+    def _listen(self, job: np.ndarray) -> None:
+        """The thread that calls MPI does."""
 
     def _fail(self, job: np.ndarray, error: BaseException) -> None:
         cause = getattr(error, "cause", f.CAUSE_ERROR)

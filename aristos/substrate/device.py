@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import EnvironmentProblem, InputError
 from ..kernels.cuda.build import build
-from .driver import ADVICE, attribute, bindings, call, ready, uuid_text
+from .driver import ADVICE, attribute, bindings, call, ready, succeeds, uuid_text
 
 NAME_BYTES = 256
 HANDLE_BYTES = 64  # CU_IPC_HANDLE_SIZE
@@ -140,6 +140,19 @@ class Card:
             raise InputError(f"free_host takes an array of Card.host, got one at {start:#x}")
         with self.current():
             call("cuMemFreeHost", start)
+
+    def pin(self, address: int, nbytes: int) -> bool:
+        """Let the card copy from host memory of others, such as MPI's, without a detour; False where it may not.
+
+        Copies are right either way: the driver stages those of memory that is not pinned.
+        """
+        with self.current():
+            return succeeds("cuMemHostRegister", address, nbytes, bindings().CU_MEMHOSTREGISTER_PORTABLE)
+
+    def unpin(self, address: int) -> None:
+        """End what `pin` began, before the memory is given back."""
+        with self.current():
+            call("cuMemHostUnregister", address)
 
     def copy_in(self, address: int, array: np.ndarray, stream: int = 0) -> None:
         """Copy a contiguous array to the device, in the order of the stream.

@@ -102,6 +102,11 @@ def call(name: str, *arguments: Any) -> Any:
     return values[0] if values else None
 
 
+def succeeds(name: str, *arguments: Any) -> bool:
+    """Does a function that is worth a try, and no more, succeed?"""
+    return not int(_answer(name, arguments)[0])
+
+
 def ready(name: str, *arguments: Any) -> bool:
     """What a function that only asks says: False for "not ready"; what it raises is as of `call`."""
     status, _ = _answer(name, arguments)

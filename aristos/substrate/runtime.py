@@ -229,13 +229,17 @@ class Runtime:
         peers = [p for p in range(self.group.world) if p != self.group.rank]
         for _ in self.group.until_all_come("the other ranks to close", OVERDUE * self.group.timeout):
             self._listen(job)
-            if arrivals.poisoned(job, self.state) >= 0:
+            if any(self._word(job, p, f.POISON) for p in peers):
                 return False
             for p in peers:
-                if load_acquire(int(word_from(job, self.state, p, f.ANNOUNCED))) > self.epoch:
+                if self._word(job, p, f.ANNOUNCED) > self.epoch:
                     self.give_up(MismatchError(f"rank {self.group.rank} closes, and rank {p} makes a call"))
                     return False
         return True
+
+    def _word(self, job: np.ndarray, peer: int, word: int) -> int:
+        """A word that a peer wrote for this rank, outside a call."""
+        return int(load_acquire(int(word_from(job, self.state, peer, word))))
 
     def _listen(self, job: np.ndarray) -> None:
         """Read what far peers have put, outside a call."""

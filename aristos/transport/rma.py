@@ -77,7 +77,7 @@ class RmaWindow:
         self._window.Sync()
         self.start("aristos-pacer", wire.pace, self.wire)
         self._pid = os.getpid()
-        self._key = MPI.Comm.Create_keyval(delete_fn=lambda *_: self._stop())
+        self._key = MPI.Comm.Create_keyval(delete_fn=lambda *_: self.stop())
         MPI.COMM_SELF.Set_attr(self._key, self)  # deleted first thing in MPI_Finalize, after which nobody may call MPI
         atexit.register(self._forget)
 
@@ -118,7 +118,7 @@ class RmaWindow:
         others = [r for r in np.flatnonzero(self._words[wire.UNDER_WAY :]).tolist() if r != peer]
         return peer, int(self._words[wire.SINCE]), others
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
         """End the threads; they may be in an MPI call that does not come back."""
         self._words[wire.STOP] = 1
         for thread in self._threads:

@@ -16,13 +16,13 @@ import numpy as np
 
 from ... import memory as mem
 from ...engine import fields as f
-from ...kernels.cpu.activation import CODES
+from ...kernels.cpu import activation
 from ...kernels.cpu.tokens import SCORES
 from ...kernels.cuda import ptx, router
 from ...kernels.cuda.catalogue import Kernel, route_kernels
 from ...kernels.cuda.combine import FLOATS, ZERO, parts
 from ...kernels.cuda.compiler import cuda, types
-from ...kernels.cuda.gemm import activated
+from ...kernels.cuda.epilogue import activated, gated_product
 from ...kernels.cuda.memory import WARP
 from ...kernels.cuda.pack import INTERLEAVE
 from ...kernels.cuda.tile import BYTES
@@ -49,7 +49,7 @@ def activate(kind: str) -> Kernel:
         return (v[0] + ptx.load_float(at), v[1] + ptx.load_float(at + 4), v[2] + ptx.load_float(at + 8),
                 v[3] + ptx.load_float(at + 12))  # fmt: skip
 
-    def kernel(h, h_bytes, u, u_bytes, bias, count, width, code, gated):
+    def kernel(h, h_bytes, u, u_bytes, bias, count, width, word, gated):
         groups = (width + FLOATS - 1) // FLOATS
         for i in range(cuda.grid(1), count * groups, cuda.gridsize(1)):
             row, column = i // groups, i % groups * FLOATS
@@ -57,10 +57,10 @@ def activate(kind: str) -> Kernel:
             if gated != 0:
                 at = (column & -INTERLEAVE) * 2 + (column & INTERLEAVE - 1)
                 v, g = biased(from_row, bias, at), biased(from_row, bias, at + INTERLEAVE)
-                a, b = v[0] * activated(code, g[0]), v[1] * activated(code, g[1])
-                c, d = v[2] * activated(code, g[2]), v[3] * activated(code, g[3])
+                a, b = gated_product(word, g[0], v[0]), gated_product(word, g[1], v[1])
+                c, d = gated_product(word, g[2], v[2]), gated_product(word, g[3], v[3])
             else:
-                v = biased(from_row, bias, column)
+                v, code = biased(from_row, bias, column), activation.code_of(word)
                 a, b, c, d = activated(code, v[0]), activated(code, v[1]), activated(code, v[2]), activated(code, v[3])
             put(h + h_bytes * row + size * column, a, b, c, d)
 
@@ -189,7 +189,7 @@ class Chain:
         )  # fmt: skip
         self.gpu.launch(
             activate(self.kind), self.grid, 0, hidden, room.pitch, wide, size * room.columns,
-            room.up_bias + room.up_bias_step * e, m, cfg.ffn, CODES[cfg.activation], cfg.gated,
+            room.up_bias + room.up_bias_step * e, m, cfg.ffn, activation.word(cfg.activation, cfg.limit), cfg.gated,
         )  # fmt: skip
         self.blas.product(
             self.kind, m, cfg.hidden, cfg.ffn, hidden, room.pitch // size, int(room.down + room.down_step * e),

@@ -171,7 +171,7 @@ def moved(world: World, placement: NDArray[np.int64], ids: NDArray[np.int64]) ->
 @on_cuda("exchange")
 def run(ctx: Context, gpu: Gpu) -> Result:
     shape = ctx.shape()
-    cfg = replace(shape.cfg, ffn=FFN, gated=False, bias=False, activation="relu")
+    cfg = replace(shape.cfg, ffn=FFN, gated=False, bias=False, activation="relu", limit=None)
     work = Workload(ctx.world, cfg, ctx.options.seed)
     moe = work.layer("fused", None, backend="cuda")
     title = f"exchange on {gpu.card.name}: H {cfg.hidden} E {cfg.experts} k {cfg.top_k} {cfg.dtype}"

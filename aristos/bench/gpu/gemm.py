@@ -72,7 +72,7 @@ class Products:
     def calls(self, rows: int, tile: Any) -> dict[str, Callable[[], None]]:
         """The two contestants on so many rows an expert."""
         from ...kernels.cuda.catalogue import product_kernel
-        from ...kernels.cuda.gemm import NONE
+        from ...kernels.cuda.epilogue import NONE
 
         gpu, count = self.gpu, rows * self.experts
         kernel = product_kernel(tile)

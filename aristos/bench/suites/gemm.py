@@ -56,7 +56,9 @@ class Experts:
         count = max(1, min(work.cfg.experts, -(-COLD // one)))
         self.nbytes = one
         self.plain = [{name: w[0] for name, w in work.expert(e).items()} for e in range(count)]
-        self.packed = [Packed(**weights, activation=self.cfg.activation) for weights in self.plain]
+        self.packed = [
+            Packed(**weights, activation=self.cfg.activation, limit=self.cfg.limit) for weights in self.plain
+        ]
         self._next = 0
 
     def turn(self) -> int:

@@ -1,4 +1,5 @@
-"""relu, gelu (erf), gelu_tanh and silu on float32, written so that LLVM turns each loop into vector code.
+"""relu, gelu (erf), gelu_tanh, silu and gpt-oss's gate on float32, written so that LLVM turns each loop into
+vector code.
 
 No libm call, no branch, no reassociation: a value's bits depend on the value alone, not on its place in a vector.
 Accuracy is a few units in the last place of the result's own scale (tests compare with float64).
@@ -11,17 +12,19 @@ import numpy as np
 from ... import memory as mem
 from ...compile import jit
 
-RELU, GELU, GELU_TANH, SILU = range(4)
-CODES = {"relu": RELU, "gelu": GELU, "gelu_tanh": GELU_TANH, "silu": SILU}
+RELU, GELU, GELU_TANH, SILU, SWIGLU_OAI = range(5)
+CODES = {"relu": RELU, "gelu": GELU, "gelu_tanh": GELU_TANH, "silu": SILU, "swiglu_oai": SWIGLU_OAI}
+LIMIT_SHIFT = 32  # of a word: an activation's code below, the bits of its limit as float32 above
 
 _f = np.float32
-ZERO, ONE, HALF = _f(0), _f(1), _f(0.5)
+ZERO, ONE, HALF, INFINITY = _f(0), _f(1), _f(0.5), _f(np.inf)
 LOG2E = _f(1.4426950408889634)
 LN2_HIGH, LN2_LOW = _f(0.693359375), _f(-2.12194440e-4)  # Cody and Waite's split of ln 2
 LEAST = _f(-87.0)  # below it e^x is no normal float32: zero, so that x * logistic(x) goes to zero as it should
 MAGIC = _f(12582912.0)  # 1.5 * 2^23: adding it rounds a small float32 to an integer
 E2, E3, E4, E5, E6, E7 = (_f(1 / math.factorial(i)) for i in range(2, 8))
 SQRT_HALF = _f(math.sqrt(0.5))
+OAI_SCALE = _f(1.702)
 TANH_SCALE, TANH_CUBE = _f(math.sqrt(2 / math.pi)), _f(0.044715)
 # erfc(z) = t * exp(-z^2 + P(t)), t = 1 / (1 + z / 2): Numerical Recipes' Chebyshev fit as a polynomial, 1.2e-7 relative
 C0, C1, C2, C3, C4, C5, C6, C7, C8, C9 = (
@@ -80,9 +83,58 @@ def silu(x):
 
 
 @jit
-def activate(code, addr, n):
+def swiglu_oai(x):
+    """The gate's side of gpt-oss's swiglu (openai/gpt-oss gpt_oss/torch/model.py)."""
+    return x * logistic(OAI_SCALE * x)
+
+
+def word(activation: str, limit: float | None = None) -> int:
+    """What kernels are told of an activation: its code and its limit, in 64 bits."""
+    bits = np.array(np.inf if limit is None else limit, np.float32).view(np.uint32)
+    return CODES[activation] | int(bits) << LIMIT_SHIFT
+
+
+@jit
+def code_of(word):
+    return word & 0xFFFFFFFF
+
+
+@jit
+def limit_of(word):
+    return mem.float_of_bits(word >> LIMIT_SHIFT)
+
+
+@jit
+def at_most(x, limit):
+    return limit if x > limit else x  # so that a NaN stays one
+
+
+@jit
+def factor(x, limit, shift):
+    """What a gate is multiplied by, of a product's float32."""
+    return (-limit if x < -limit else at_most(x, limit)) + shift
+
+
+@jit
+def shifts(code):
+    """What is added to the factor of a gate: 1 in gpt-oss's swiglu."""
+    return ONE if code == SWIGLU_OAI else ZERO
+
+
+@jit
+def plain(word):
+    """Whether a gate's factor is the product as it is."""
+    return code_of(word) != SWIGLU_OAI and limit_of(word) == INFINITY
+
+
+@jit
+def activate(word, addr, n):
     """Apply an activation in place to n float32 at `addr`."""
     v = mem.floats(addr, n)
+    code, limit = code_of(word), limit_of(word)
+    if limit < INFINITY:
+        for i in range(n):
+            v[i] = at_most(v[i], limit)
     if code == RELU:
         for i in range(n):
             v[i] = relu(v[i])
@@ -92,14 +144,21 @@ def activate(code, addr, n):
     elif code == GELU_TANH:
         for i in range(n):
             v[i] = gelu_tanh(v[i])
-    else:
+    elif code == SILU:
         for i in range(n):
             v[i] = silu(v[i])
+    else:
+        for i in range(n):
+            v[i] = swiglu_oai(v[i])
 
 
 @jit
-def multiply(addr, by, n):
-    """Multiply n float32 at `addr` by those at `by`."""
+def multiply(word, addr, by, n):
+    """Multiply n float32 at `addr`, bounded and shifted as an activation asks, by its gate's at `by`."""
     v, w = mem.floats(addr, n), mem.floats(by, n)
+    if not plain(word):
+        limit, shift = limit_of(word), shifts(code_of(word))
+        for i in range(n):
+            v[i] = factor(v[i], limit, shift)
     for i in range(n):
         v[i] = v[i] * w[i]

@@ -10,8 +10,9 @@ import numpy as np
 from ... import memory as mem
 from ...arrays import check_out
 from ...compile import jit
+from ...config import checked_limit
 from ...errors import InputError
-from .activation import CODES
+from .activation import CODES, word
 from .expert import expert_rows, scratch_bytes
 from .gemm import FLOAT, KC, aligned, block, pack, padded
 from .llvm import NR, ROWS
@@ -34,7 +35,8 @@ def _runs(m, x, x_stride, y, y_stride, weights, code, hidden, ffn, lists, scratc
 class Packed:
     """One expert with its weights packed: y = act(x up + up_bias) [* (x gate + gate_bias)] down + down_bias.
 
-    up, gate: [H, F] float32, down: [F, H]; biases: [F], [F], [H]. With a gate, the activation is on the gate's side.
+    up, gate: [H, F] float32, down: [F, H]; biases: [F], [F], [H]. With a gate, the activation is on the gate's side,
+    and `limit` bounds both (see MoEConfig).
     One object is not for several threads at once.
     """
 
@@ -47,9 +49,11 @@ class Packed:
         gate_bias: np.ndarray | None = None,
         down_bias: np.ndarray | None = None,
         activation: str = "gelu",
+        limit: float | None = None,
     ) -> None:
         if not isinstance(activation, str) or activation not in CODES:
             raise InputError(f"activation must be one of {', '.join(CODES)}, got {activation!r}")
+        limit = checked_limit(activation, gate is not None, limit)
         up = _matrix("up", up, None)
         self.hidden, self.ffn = up.shape
         if 0 in up.shape:
@@ -67,7 +71,7 @@ class Packed:
             parts.append(None if bias is None else _bias(name, bias, n))
         self._parts = parts
         self._addresses = np.array([0 if p is None else p.ctypes.data for p in parts], np.int64)
-        self._code = CODES[activation]
+        self._code = word(activation, limit)
         self._scratch = aligned((scratch_bytes(RUN, gate is not None),), np.uint8)
         self._lists = np.empty(2 * RUN, np.int64)
 
@@ -101,9 +105,10 @@ def ffn(
     gate_bias: np.ndarray | None = None,
     down_bias: np.ndarray | None = None,
     activation: str = "gelu",
+    limit: float | None = None,
 ) -> np.ndarray:
     """One expert on rows, packing its weights first: x [M, H], up and gate [H, F], down [F, H], float32 -> [M, H]."""
-    return Packed(up, down, gate, up_bias, gate_bias, down_bias, activation)(x)
+    return Packed(up, down, gate, up_bias, gate_bias, down_bias, activation, limit)(x)
 
 
 def _matrix(name: str, value: Any, shape: tuple[int, ...] | None) -> np.ndarray:

@@ -61,7 +61,7 @@ def activate_rows(m, gated, code, columns, pitch, h, g):
         if gated:
             gate_row = mem.load(g + 8 * i)
             activate(code, gate_row, n)
-            multiply(row, gate_row, n)
+            multiply(code, row, gate_row, n)
         else:
             activate(code, row, n)
 

@@ -13,14 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ..cpu import activation
 from . import memory as memory
 from . import ptx
 from .compiler import cuda
-from .pack import INTERLEAVE
-from .tile import BYTES, CHUNK, PAD, PRODUCTS, Code, Tile, shared_address
+from .epilogue import finish
+from .tile import CHUNK, PAD, PRODUCTS, Code, Tile, shared_address
 
-NONE = -1  # beside the codes of activation.CODES
 # by kind, for a power of two of rows: a bigger tile reads weights less often, a smaller one computes fewer empty rows
 TILES = {
     "bf16": (
@@ -45,44 +43,6 @@ def tile_for(kind: str, rows: int, arch: str) -> Tile:
     """The tile that a product of so many rows uses; which one never changes a bit of the result."""
     found = tiles(kind, arch)
     return next((tile for tile in found if tile.m >= rows), found[-1])
-
-
-@cuda.jit(device=True)
-def activated(code, x):
-    """An activation by its code, for one float32."""
-    if code == activation.RELU:
-        return activation.relu(x)
-    elif code == activation.GELU:
-        return activation.gelu(x)
-    elif code == activation.GELU_TANH:
-        return activation.gelu_tanh(x)
-    elif code == activation.SILU:
-        return activation.silu(x)
-    return x
-
-
-@cuda.jit(device=True)
-def activate(code, sums, pitch, count, shift, gated, thread, threads):
-    """Apply an activation in place to `count` staged sums, 2^shift a row; where gated, to those of the gate.
-
-    One element at a time, so that the code is there once: the main loop's instructions stay in their cache.
-    """
-    for i in range(thread, count, threads):
-        column = i & (1 << shift) - 1
-        if gated != 0:
-            column = (column & -INTERLEAVE) * 2 + INTERLEAVE + (column & INTERLEAVE - 1)
-        at = sums + (i >> shift) * pitch + 4 * column
-        ptx.store_shared4(at, activated(code, ptx.load_shared4(at)))
-
-
-@cuda.jit(device=True)
-def outputs(place, gated):
-    """Four float32 of a row of outputs, from staged sums at `place`: those of the gate lie 8 columns behind."""
-    u = ptx.load_shared16(place)
-    if gated != 0:
-        g = ptx.load_shared16(place + 4 * INTERLEAVE)
-        return g[0] * u[0], g[1] * u[1], g[2] * u[2], g[3] * u[3]
-    return u
 
 
 def _own_offsets(tile: Tile) -> Any:
@@ -119,29 +79,6 @@ def _own_offsets(tile: Tile) -> Any:
     return own
 
 
-def _out(tile: Tile) -> Any:
-    """f(address, place, gated): 16 bytes of outputs from staged sums at `place` to a row in global memory."""
-    if BYTES[tile.kind] == 4:
-
-        @cuda.jit(device=True)
-        def put(address, place, gated):
-            v = outputs(place, gated)
-            ptx.store16_once(
-                address, ptx.bits_of_float(v[0]), ptx.bits_of_float(v[1]), ptx.bits_of_float(v[2]),
-                ptx.bits_of_float(v[3]),
-            )  # fmt: skip
-    else:
-        pair = ptx.pair_bf16 if tile.kind == "bf16" else ptx.pair_f16
-
-        @cuda.jit(device=True)
-        def put(address, place, gated):
-            v = outputs(place, gated)
-            w = outputs(place + 16, gated)
-            ptx.store16_once(address, pair(v[0], v[1]), pair(v[2], v[3]), pair(w[0], w[1]), pair(w[2], w[3]))
-
-    return put
-
-
 @cache
 def tile_product(tile: Tile) -> Any:
     """The device function of a tile: all threads of the block call it together, with equal arguments.
@@ -155,12 +92,10 @@ def tile_product(tile: Tile) -> Any:
     row_pointers, fetch, start, stage, multiply = (
         code_of.row_pointers, code_of.fetch, code_of.start, code_of.stage, code_of.multiply,
     )  # fmt: skip
-    own_offsets, put = _own_offsets(tile), _out(tile)
+    own_offsets, store = _own_offsets(tile), finish(tile)
     commit, wait, wait_all = ptx.copy_async_commit, ptx.copy_async_wait(tile.stages - 2), ptx.copy_async_wait(0)
-    threads, pass_rows, stages, stage_bytes = tile.threads, tile.pass_rows, tile.stages, tile.stage_bytes
-    pitch_out, group = 4 * (tile.n + PAD), 16 // BYTES[tile.kind]
+    pass_rows, stages, stage_bytes = tile.pass_rows, tile.stages, tile.stage_bytes
     narrow = tile.narrow
-    columns_shift, groups_shift = tile.n.bit_length() - 1, (tile.n // group).bit_length() - 1
 
     @cuda.jit(device=True)
     def product(shared, a_rows, c_rows, m, weight, pitch, bias, width, depth, n0, code, gated):
@@ -199,19 +134,7 @@ def tile_product(tile: Tile) -> Any:
         _, _, own_c, _ = own_offsets(thread & 31, thread >> 5)
         stage(sums, shared + own_c)
         cuda.syncthreads()
-        half = 1 if gated != 0 else 0
-        if code != NONE:
-            shift = columns_shift - half
-            activate(code, shared, pitch_out, m << shift, shift, gated, thread, threads)
-            cuda.syncthreads()
-        first, shift = n0 >> half, groups_shift - half
-        for i in range(thread, m << shift, threads):
-            out_row, out = i >> shift, (i & (1 << shift) - 1) * group
-            if first + out < width:
-                place = (out & -INTERLEAVE) * 2 + (out & INTERLEAVE - 1) if gated != 0 else out
-                address = ptx.load8(c_rows + 8 * out_row) + (first + out) * (16 // group)
-                put(address, shared + out_row * pitch_out + 4 * place, gated)
-        cuda.syncthreads()
+        store(shared, c_rows, m, width, n0, code, gated)
 
     return product
 

@@ -19,7 +19,8 @@ from ... import memory as mem
 from ..cpu.tokens import choose
 from . import memory as memory
 from .compiler import cuda
-from .gemm import NONE, TILES, tile_product
+from .epilogue import NONE
+from .gemm import TILES, tile_product
 from .pack import COLUMNS, pack
 from .tile import CHUNK, Tile, shared_address
 

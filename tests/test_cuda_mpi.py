@@ -1,0 +1,76 @@
+"""`MoE(backend="cuda")` end to end over real MPI: shipped kernels and host code, each rank a process with a card of the
+PTX machine; IPC within nodes, the proxy and MPI's windows between them.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
+from cases import same, tokens
+from mpi import inner_folder, ranks_each
+from process_card import cards
+
+import aristos
+from aristos import reference
+from aristos.errors import AristosError, ClosedError, InputError, PeerInputError
+
+CFG = aristos.MoEConfig(
+    hidden=32, ffn=40, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=24
+)  # fmt: skip
+W = reference.weights(CFG)
+
+
+def shared_folder() -> Path:
+    found = inner_folder()
+    assert found is not None
+    return found
+
+
+@ranks_each(2, 4, timeout=400)
+def test_nodes(comm, world):
+    """Nodes of one card and of two: the float64 reference, equal bits however ranks lie on nodes."""
+    with cards(comm, shared_folder()) as card:
+        found = []
+        for per_node in (world, world // 2):
+            with aristos.MoE(CFG, comm, backend="cuda", ranks_per_node=per_node) as moe:
+                moe.load(**W)
+                for n, count in enumerate((11, 0, 24)):
+                    x = tokens(CFG, (count + 5 * comm.rank) % 25, seed=10 * n + comm.rank)
+                    y = moe(x)
+                    assert reference.error(y, reference.moe(CFG, x, **W)) < 1e-5
+                    found.append(y)
+                bad = tokens(CFG, 7, seed=1)
+                bad[3, 4] = np.nan
+                with pytest.raises(InputError if comm.rank == 0 else PeerInputError, match="finite"):
+                    moe(bad if comm.rank == 0 else bad[:2])
+                found.append(moe(bad[:2]))
+            assert (card.copied > 0) == (per_node < world)
+        for one, other in zip(found[:4], found[4:]):
+            assert same(one, other)
+
+
+@ranks_each(2, timeout=300)
+@pytest.mark.parametrize("per_node", [1, 2])
+def test_a_rank_that_closes_while_another_calls(comm, world, per_node):
+    """Both learn it at once, not by the timeout."""
+    with cards(comm, shared_folder()), mock.patch("aristos.transport.group.Group.abort_at_exit"):
+        moe = aristos.MoE(CFG, comm, backend="cuda", ranks_per_node=per_node, timeout=100)
+        moe.load(**W)
+        x = tokens(CFG, 5, seed=comm.rank)
+        moe(x)
+        comm.Barrier()
+        began = time.monotonic()
+        if comm.rank == 0:
+            moe.close()
+            with pytest.raises(ClosedError):
+                moe(x)
+        else:
+            with pytest.raises(AristosError, match="rank 0 gave up in epoch 2"):
+                moe(x)
+        assert time.monotonic() - began < 60
