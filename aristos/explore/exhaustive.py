@@ -23,7 +23,7 @@ from greenlet import getcurrent, greenlet
 from .cases import Case
 from .frozen import Frozen
 from .memory_model import Clock
-from .places import PRIVATE
+from .places import PART_BITS, PRIVATE
 from .scheduler import FLUSH, LOAD, POLL, Actor
 from .step_limit import every_step_ends
 from .story import tell
@@ -235,7 +235,7 @@ class Search:
 
         nothing = (0,) * len(known)
         parts = (
-            sorted((at, v) for at, v in memory.value.items() if v and at >> 38 & 3 != PRIVATE),
+            sorted((at, v) for at, v in memory.value.items() if v and at >> PART_BITS & PRIVATE != PRIVATE),
             sorted((at, a, bisect_right(ordered[a], c)) for at, a, c in writes),
             sorted((at, a, bisect_right(ordered[a], c)) for at, a, c in reads),
             sorted((at, a, bisect_right(ordered[a], c)) for at, a, c in releases),

@@ -30,7 +30,7 @@ class Landing(Network):
         memory = self.memory
         self.check_caller(address)
         self.count += 1
-        put = Put(self.count, memory.rank, peer, memory.me, memory.clocks[memory.me])
+        put = Put(address, self.count, memory.rank, peer, memory.me, memory.clocks[memory.me])
         if memory.story is not None:
             memory.tell(f"put {nbytes // WORD} words", put_target(peer, at), 0, 0)
         for offset in range(0, nbytes, WORD):
@@ -65,7 +65,7 @@ class Landing(Network):
                 self._land_word(piece)
             elif not self._coded(piece.target):
                 self.memory.value[piece.target] = self.memory.value.get(piece.source, 0)
-        self._settle(rank, peer)
+        self._settle(address, peer)
 
     def under_way(self, peer: int) -> bool:
         """Is a word of this rank's on its way there?"""
