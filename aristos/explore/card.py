@@ -63,6 +63,10 @@ class CardRank(Rank):
             for word, told in ((f.TAIL, start), (f.CREDIT, start), (f.RETURN_TAIL, start), (f.POSTED, 2 * start)):
                 value[word_from(job, st, p, word)] = told
 
+    def _put_into(self, peer: int) -> int:
+        _, _, card, cs = self.sides
+        return cs[card[f.T_TO] + peer]
+
     def _tend(self, yes: bool) -> None:
         """The proxy looks after MPI's progress, in calls and between them."""
 
@@ -74,15 +78,13 @@ class CardRank(Rank):
         machine = self.machine
         moved = proxy.turn(job, st, card, cs)
         if moved >= 0:
-            if moved == 0 and machine.network.wants(self.me):
-                machine.sched.switch("idle")
-            elif moved == 0:
-                machine.memory.idle()
+            if moved == 0:
+                machine.rest()
             return True
         if machine.memory.value.get(card[f.WIRE] + WORD * wire.ERROR, 0):
             self._host_fails(f.CAUSE_ERROR)
         while not proxy.tell(job, st):
-            machine.memory.idle()
+            machine.rest()
         return False
 
     def _host_fails(self, cause: int) -> None:

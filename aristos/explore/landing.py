@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..engine import fields as f
+from .copies import Copies
 from .network import Network, Piece, Put
 from .places import put_target
 from .regions import CODED, WORD
@@ -98,3 +99,21 @@ class Landing(Network):
         elif at in self.halves:
             self._tell(self.halves[at])
         return memory.value.get(at, 0)
+
+
+class LandingCopies(Copies):
+    """Copies that land with their flush: nobody reads them sooner, nor writes what they read."""
+
+    def _go(self, piece: Piece) -> None:
+        pass
+
+    def flush(self, address: int, peer: int) -> None:
+        self.settle(address, peer)
+
+    def settle(self, address: int, peer: int) -> None:
+        self.check_caller(address)
+        value = self.memory.value
+        for piece in self.flying.values():
+            if piece.put.wire == address and piece.put.peer == peer:
+                value[piece.target] = value.get(piece.source, 0)
+        self._settle(address, peer)

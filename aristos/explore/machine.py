@@ -196,6 +196,13 @@ class Machine:
                 return
         self.memory.idle()
 
+    def rest(self) -> None:
+        """A proxy has nothing to do."""
+        if self.network.wants(self.memory.rank):
+            self.sched.switch("idle")
+        else:
+            self.memory.idle()
+
     def look(self, rank: Rank) -> int:
         """What workers decide from; those that wait look again if it has changed."""
         now = rank.fingerprint()

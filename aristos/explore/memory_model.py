@@ -63,6 +63,7 @@ class Memory:
         self.released: dict[int, Release] = {}
         self.acquired: dict[int, dict[int, int]] = {}  # atomic words: who has acquired them, and at which of its times
         self.keeps_acquired = True
+        self.skips_same: set[int] = set()  # actors that release no word that stays as it is
         self.history: dict[int, list[Release]] = {}  # only where loads may see old values
         self.oldest: dict[tuple[int, int], int] = {}  # (actor, word): the oldest it may still see
         self.returned: dict[int, int] = {}  # return rows written in this call, and by whom
@@ -278,6 +279,8 @@ class Memory:
         word = self.state_of(at)
         if word is not None and not word[0].shared:
             word[0].store(word[1], value)
+            return
+        if self.skips_same and self.me in self.skips_same and self.value.get(at, 0) == value:
             return
         if at not in self.local:
             self.sched.switch(STORE, at)

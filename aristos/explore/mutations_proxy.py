@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from greenlet import getcurrent
+
 from .. import memory, wire
 from ..engine import fields as f
 from ..engine import layout, outbox, proxy
 from . import places
 from .mutation import Instead, Put, mutation
 from .mutations_between import believe_value
-from .replaced import replaced
 
 FAULTS: dict[str, Any] = {"transport": "proxy", "faults": True}
 
@@ -21,13 +22,20 @@ FAULTS: dict[str, Any] = {"transport": "proxy", "faults": True}
 @mutation("tail-read-plainly", transport="proxy")
 def tail_read_plainly(put: Put) -> None:
     """The proxy reads without an acquire how many tiles blocks have written: their records may not be there."""
-    real = proxy.count
+    real, counting = proxy.count, set()  # actors
 
     def count(job: Any, st: Any, peer: int, words: int) -> None:
-        with replaced({(proxy, "mem"): Instead(load_acquire=memory.load)}):
+        counting.add(getcurrent())
+        try:
             real(job, st, peer, words)
+        finally:
+            counting.discard(getcurrent())
+
+    def load_acquire(at: int) -> int:
+        return memory.load(at) if getcurrent() in counting else memory.load_acquire(at)
 
     put(proxy, "count", count)
+    put(proxy, "mem", Instead(load_acquire=load_acquire))
 
 
 @mutation("rows-of-a-wrap-not-counted", transport="proxy", fixed=(("rows", 3),))
@@ -48,18 +56,18 @@ def rows_of_a_wrap(put: Put) -> None:
 @mutation("credit-when-copies-begin", transport="proxy", fixed=(("rows", 2), ("max_tokens", 6)))
 def credit_when_copies_begin(put: Put) -> None:
     """A far source is given credit for rows as soon as their copy to the card has begun."""
-    sides: dict[int, Any] = {}
+    sides: dict[int, Any] = {}  # by the number of a job, which is kept so that no other gets it
     fetch, refresh = proxy.fetch, proxy.refresh
 
     def noted(card: Any, cs: Any, peer: int) -> bool:
-        sides[id(card)] = cs
+        sides[id(card)] = card, cs
         return fetch(card, cs, peer)
 
     def early(job: Any, st: Any, card: Any) -> None:
         refresh(job, st, card)
-        cs = sides.get(id(card), ())
+        _, cs = sides.get(id(card), (card, st))
         for p in range(job[f.WORLD]):
-            if cs and st[job[f.T_FAR] + p]:
+            if cs is not st and st[job[f.T_FAR] + p]:
                 st[job[f.T_FREED_ROWS] + p] = cs[card[f.T_SENT_ROWS] + p]
 
     put(proxy, "fetch", noted)
@@ -178,19 +186,22 @@ def copied_again(put: Put) -> None:
 def latest_announcement_alone(put: Put) -> None:
     """Of a peer that is a call ahead the proxy copies the latest announcement, and not the one before."""
     real = proxy.fetch
+    before: dict[int, int] = {}  # where a proxy looks what the card knows -> the epoch before the latest
 
     def fetch(card: Any, cs: Any, peer: int) -> bool:
         told = proxy.card_word(card, cs, peer, f.ANNOUNCED)
-        epoch = memory.load(layout.word_from(card, cs, peer, f.ANNOUNCED))
-
-        def load(at: int) -> int:
-            value = memory.load(at)
-            return max(value, epoch - 1) if at == told and value < epoch else value
-
-        with replaced({(proxy, "mem"): Instead(load=load)}):
+        before[told] = memory.load(layout.word_from(card, cs, peer, f.ANNOUNCED)) - 1
+        try:
             return bool(real(card, cs, peer))
+        finally:
+            del before[told]
+
+    def load(at: int) -> int:
+        value = memory.load(at)
+        return max(value, before[at]) if at in before else value
 
     put(proxy, "fetch", fetch)
+    put(proxy, "mem", Instead(load=load))
 
 
 @mutation("window-read-by-blocks", transport="proxy")

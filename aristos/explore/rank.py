@@ -43,6 +43,7 @@ class Rank:
     """One rank of a machine."""
 
     worker = "worker"  # what it calls one
+    sides: tuple[list[int], ...] = ()  # what its proxy works with, if it has one: jobs and states
 
     def __init__(self, machine: Machine, me: int) -> None:
         case = machine.case
@@ -146,8 +147,12 @@ class Rank:
                 value[word_from(job, st, p, word)] = start
                 if st[job[f.T_FAR] + p]:
                     value[word_from(job, st, p, f.POSTED)] = 2 * start
-                    coded = st[job[f.T_FROM] + p] + job[f.P_CODED] + 16 * word
+                    coded = self._put_into(p) + job[f.P_CODED] + 16 * word
                     value[coded], value[coded + WORD] = start, ~start
+
+    def _put_into(self, peer: int) -> int:
+        """Where the region begins that a far peer puts into."""
+        return self.table(f.T_FROM, peer)
 
     def table(self, table: int, peer: int) -> int:
         return self.st[self.job[table] + peer]
