@@ -130,7 +130,6 @@ class Asked:
     faults: bool | None = None
     plain: bool = False  # only layers in which nobody refuses anything
     kind: str | None = None  # of every call: see KINDS
-    how: str | None = None  # a rank fails, where ranks are on cards: see HOW
     fixed: tuple[tuple[str, Any], ...] = ()  # of a case: what is not drawn
 
 
@@ -183,9 +182,7 @@ def draw(seed: int, asked: Asked) -> Case:
     faulty = rng.random() < 0.12 if asked.faults is None else asked.faults
     if faulty and world > 1:
         fault = _fault(case, rng)
-        if asked.how or (case.proxy and fault.raises):
-            fault = replace(fault, raises=True, how=asked.how or more.choice(HOW))
-        case = replace(case, fault=fault)
+        case = replace(case, fault=replace(fault, how=more.choice(HOW)) if case.proxy and fault.raises else fault)
     return case
 
 

@@ -10,10 +10,14 @@ from .. import memory, wire
 from ..engine import fields as f
 from ..engine import layout, outbox, proxy
 from . import places
+from .cases import Fault
 from .mutation import Instead, Put, mutation
 from .mutations_between import believe_value
 
-FAULTS: dict[str, Any] = {"transport": "proxy", "faults": True}
+
+def fails(how: str) -> dict[str, Any]:
+    """What is asked of a case in which rank 0 fails as its first call begins: see cases.HOW."""
+    return {"transport": "proxy", "fixed": (("fault", Fault(0, 1, 0, how=how)),)}
 
 
 # ---- from the card to far peers
@@ -38,7 +42,7 @@ def tail_read_plainly(put: Put) -> None:
     put(proxy, "mem", Instead(load_acquire=load_acquire))
 
 
-@mutation("rows-of-a-wrap-not-counted", transport="proxy", fixed=(("rows", 3),))
+@mutation("rows-of-a-wrap-not-counted", transport="proxy", fixed=(("rows", 3), ("tile", 2), ("max_tokens", 6)))
 def rows_of_a_wrap(put: Put) -> None:
     """Of a tile whose rows wrap in the ring the proxy counts those before the wrap."""
 
@@ -221,13 +225,13 @@ def window_read_by_blocks(put: Put) -> None:
 # ---- failures
 
 
-@mutation("poison-not-put", **FAULTS)
+@mutation("poison-not-put", **fails("card"))
 def poison_not_put(put: Put) -> None:
     """The proxy ends when its rank's engine has failed, and tells no far peer."""
     put(proxy, "tell", lambda job, st: True)
 
 
-@mutation("poison-put-in-part", **FAULTS, ranks=3)
+@mutation("poison-put-in-part", **fails("card"), ranks=3)
 def poison_put_in_part(put: Put) -> None:
     """The proxy puts poison, and ends, when one of the card's words for far peers is there."""
 
@@ -238,7 +242,7 @@ def poison_put_in_part(put: Put) -> None:
     put(proxy, "failed", failed)
 
 
-@mutation("poison-taken-back", **FAULTS, how="host")
+@mutation("poison-taken-back", **fails("host"))
 def poison_taken_back(put: Put) -> None:
     """What the host has told its kernel is written over by what far peers say, who have no poison."""
 
@@ -249,7 +253,7 @@ def poison_taken_back(put: Put) -> None:
     put(proxy, "unpoisoned", unpoisoned)
 
 
-@mutation("failed-copy-not-told", **FAULTS, how="copy")
+@mutation("failed-copy-not-told", **fails("copy"))
 def failed_copy_not_told(put: Put) -> None:
     """When a copy to the card fails, far peers are told, and the card's own blocks are not."""
 
@@ -261,7 +265,7 @@ def failed_copy_not_told(put: Put) -> None:
     put(proxy, "poison", poison)
 
 
-@mutation("failed-copy-handed-on", **FAULTS, how="copy")
+@mutation("failed-copy-handed-on", **fails("copy"))
 def failed_copy_handed_on(put: Put) -> None:
     """Words of what a copy that failed was to bring are handed on."""
     real = proxy.hand_on
