@@ -38,10 +38,10 @@ class CardRank(Rank):
 
     def add_actors(self) -> None:
         super().add_actors()
-        sched, sides = self.machine.sched, self.machine.memory.sides
-        assert sides is not None
+        sched, reach = self.machine.sched, self.machine.memory.reach
+        assert reach is not None
         hosts = [sched.add(f"rank {self.me} proxy", self.me, self.turn, daemon=True), self.pacer]
-        sides.hosts |= {actor.number for actor in hosts if actor is not None}
+        reach.hosts |= {actor.number for actor in hosts if actor is not None}
 
     # ---- what the substrate fills in
 
@@ -126,11 +126,11 @@ class CardRank(Rank):
         if fault.how == "copy":
             self.machine.copies.broken.add(self.me)
             return
-        sides, me = self.machine.memory.sides, self.machine.memory.me  # this actor is the host's thread for a moment
-        assert sides is not None
-        sides.hosts.add(me)
+        reach, me = self.machine.memory.reach, self.machine.memory.me  # this actor is the host's thread for a moment
+        assert reach is not None
+        reach.hosts.add(me)
         self._host_fails(f.CAUSE_INTERRUPT)
-        sides.hosts.remove(me)
+        reach.hosts.remove(me)
 
     def _close(self) -> None:
         """A kernel may end when all that it owes far peers is put, which it cannot know but by a word."""

@@ -62,6 +62,6 @@ class Copies(Network):
     def check_caller(self, address: int) -> None:
         """Whether this actor is the proxy whose wire that is."""
         memory = self.memory
-        assert memory.sides is not None
-        if address != private(memory.rank, WIRE, COPIES) or memory.me not in memory.sides.hosts:
+        assert memory.reach is not None
+        if address != private(memory.rank, WIRE, COPIES) or memory.me not in memory.reach.hosts:
             raise WrongSide(f"{self.sched.me.name} uses a wire to a card that is not its own")

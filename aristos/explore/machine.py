@@ -23,10 +23,10 @@ from .memory_model import CHANGE, Memory
 from .network import Network
 from .places import AREA, COPIES, LOCK, OUTBOX, PRIVATE, WIRE, private
 from .rank import Rank
+from .reach import Reach
 from .regions import Regions
 from .replaced import replaced
 from .scheduler import Actor, Scheduler, Strategy
-from .sides import Sides
 from .violation import Aborted, Livelock
 
 PACE_NS = 1_000 * wire.PACE_US
@@ -80,7 +80,7 @@ class Machine:
         if not self.case.nodes.single:
             network.add_actor()
         if self.case.proxy:
-            self.memory.sides = Sides(self.memory.regions)
+            self.memory.reach = Reach(self.memory.regions)
             self.copies = Copies(network)
             self.copies.add_actor()
         return network

@@ -18,7 +18,7 @@ from .violation import Race, RingError, SecondWriter, WrongResult
 
 if TYPE_CHECKING:
     from .network import Network
-    from .sides import Sides
+    from .reach import Reach
 
 Clock = tuple[int, ...]
 PRIVATE_BITS = PRIVATE << PART_BITS
@@ -55,7 +55,7 @@ class Memory:
     def __init__(self, regions: Regions, sched: Scheduler) -> None:
         self.regions, self.sched = regions, sched
         self.network: Network
-        self.sides: Sides | None = None  # where ranks are on cards
+        self.reach: Reach | None = None  # where ranks are on cards
         self.states: list[State] = []  # each rank's, as mem.load at its address sees it
         self.value: dict[int, int] = {}
         self.writes: dict[int, tuple[int, int]] = {}  # plain: actor, its clock
@@ -113,8 +113,8 @@ class Memory:
     def read(self, at: int) -> int:
         """The value of a checked word."""
         me = self.me
-        if self.sides is not None:
-            self.sides.read(self.actor(me), me, at)
+        if self.reach is not None:
+            self.reach.read(self.actor(me), me, at)
         mine = self.clocks[me]
         wrote = self.writes.get(at)
         if wrote is not None and wrote[0] != me and mine[wrote[0]] < wrote[1]:
@@ -200,8 +200,8 @@ class Memory:
                 self.value[at] = value
                 return
         me = self.me
-        if self.sides is not None:
-            self.sides.write(self.actor(me), me, at)
+        if self.reach is not None:
+            self.reach.write(self.actor(me), me, at)
         self.check_write(at)
         if self.network.flying or self.network.sources:
             self.network.check_write(at)
@@ -251,8 +251,8 @@ class Memory:
             self.sched.switch(LOAD, at)
         actor = self.sched.me
         me = actor.number
-        if self.sides is not None:
-            self.sides.read(actor.name, me, at)
+        if self.reach is not None:
+            self.reach.read(actor.name, me, at)
         self._check_acquire(at, "acquires")
         release = self._visible(at, me) if self.delays and at in self.history else self.released.get(at)
         value = self.latest(at)
@@ -286,8 +286,8 @@ class Memory:
             self.sched.switch(STORE, at)
         if at & PRIVATE_BITS != PRIVATE_BITS:
             self.own(at)
-            if self.sides is not None:
-                self.sides.write(self.actor(self.me), self.me, at)
+            if self.reach is not None:
+                self.reach.write(self.actor(self.me), self.me, at)
             if self.network.sources:
                 self.network.check_write(at)
         self.holders.pop(at, None)
@@ -434,7 +434,7 @@ class Memory:
         for row in range(first, end):
             words = self.regions.ring_slot(owner, source, row % ring)
             self.full.difference_update(words)
-            if self.sides is not None:
+            if self.reach is not None:
                 self.full.difference_update(map(self.regions.mirrored, words))
 
     def forget_returns(self, rank: int) -> None:

@@ -237,7 +237,7 @@ class Network:
         memory = self.memory
         if address != private(memory.rank, WIRE):
             raise Race(f"{self.sched.me.name} uses the wire of another rank")
-        if memory.sides is not None and memory.me not in memory.sides.hosts:
+        if memory.reach is not None and memory.me not in memory.reach.hosts:
             raise WrongSide(f"{self.sched.me.name} calls MPI, which runs on the host")
         held = memory.value.get(address + WORD * wire.LOCK, 0)
         if not held or memory.holders.get(address) != memory.me:

@@ -24,17 +24,17 @@ from .machine import Machine
 from .network import Network
 from .places import WIRE, private
 from .rank import Rank
+from .reach import Reach
 from .regions import WORD
 from .replaced import replaced
 from .scheduler import Actor, Slice, Strategy
-from .sides import Sides
 from .violation import Livelock
 
 Log = list[Any]
 
 
 class Stretches(Machine):
-    """For one worker a rank."""
+    """For one worker a rank, and its proxy where it is on a card: a turn of that is a stretch."""
 
     def __init__(self, case: Case, strategy: Strategy) -> None:
         super().__init__(case, strategy)
@@ -43,8 +43,8 @@ class Stretches(Machine):
         self.stretches: list[tuple[Private | Host, bytes, Log]] = [
             (Private.of(self.ranks[actor.rank]), b"", []) for actor in self.sched.actors
         ]  # of each actor
-        if self.memory.sides is not None:  # proxies release all words of a line: those that are new order enough
-            self.memory.skips_same = self.memory.sides.hosts
+        if self.memory.reach is not None:  # proxies release all words of a line: those that are new order enough
+            self.memory.skips_same = self.memory.reach.hosts
         for rank in self.ranks:
             rank.job[f.PAUSE_NS] = -1
             for p in range(case.ranks):
@@ -57,7 +57,7 @@ class Stretches(Machine):
         network = Landing(self.memory)
         network.again = lambda: self.replaying >= 0
         if self.case.proxy:
-            self.memory.sides = Sides(self.memory.regions)
+            self.memory.reach = Reach(self.memory.regions)
             self.copies = LandingCopies(network)
         return network
 

@@ -16,7 +16,7 @@ OF_BLOCKS, OF_HOSTS = (NEAR, OUTBOX, MIRROR, PRIVATE), (FAR, OUTBOX, BELIEVED, P
 WRITTEN_BY_HOSTS = ("arrived words", "coded words to put")  # of an outbox
 
 
-class Sides:
+class Reach:
     """Of a machine whose ranks are on cards. hosts: the numbers of actors that are the host's; others are blocks."""
 
     def __init__(self, regions: Regions) -> None:
