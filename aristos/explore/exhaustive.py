@@ -4,7 +4,7 @@ An actor's stretch of work is deterministic: it is rebuilt from the rank's priva
 the values that it has read since. So a state is those, the windows, and what is known of the order of accesses; one
 that has been seen is not entered again. Of two operations that commute one order is tried (sleep sets, with Godefroid's
 rule for states that are met again). Clocks enter a state only as far as somebody may yet not know of what they stand
-for. Time stands still, loads see the latest value, there is a worker a rank, and nobody fails.
+for. Time stands still, loads see the latest value, there is a worker a rank and on a card its proxy, and nobody fails.
 Source: P. Godefroid, Partial-Order Methods for the Verification of Concurrent Systems, LNCS 1032 (1996), chapter 5.
 """
 
