@@ -17,7 +17,8 @@ class CallStats:
     logical bytes: the row of every routed (token, choice) pair on its way to an expert, own rank included; moved bytes:
     those that crossed between ranks. wait: idle because of a peer; idle: without a runnable tile for whatever reason.
     wire: looking after peers on other nodes (puts, flushes, arrived words) between two commands; what a worker does of
-    that for want of a command is idle time.
+    that for want of a command is idle time. On a card, whose workers are blocks, idle_seconds alone is measured, and
+    the other sums over workers are zero: to read the clock around every command would cost more than it tells.
     """
 
     rank: int

@@ -2,8 +2,9 @@
 
 Checks every product kernel against float64 and runs tests/gpu, times the suites of `python -m aristos.bench --backend
 cuda`, and writes gpu-report.h5 and gpu-report.md with the card, its driver and its clocks: the files to send back.
-Each part is a process of its own: one that fails is named in the table, and the rest goes on. Exit codes: 0 all parts
-ran and all outputs were right (figures that were missed are shown, not punished), 1 a part failed, 2 usage, 3 no card.
+Each part is a process of its own: one that fails is named in the table, and the rest goes on. A recorded routing is
+replayed where one is given (--routing FILE.npz). Exit codes: 0 all parts ran and all outputs were right (figures that
+were missed are shown, not punished), 1 a part failed, 2 usage, 3 no card.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ NO_CARD = 3
 PRODUCTS = "import sys; sys.path.insert(0, sys.argv[1]); import gpu_report; sys.exit(gpu_report.check_products())"
 BENCH = ["-m", "aristos.bench", "--backend", "cuda", "--json"]
 GEMM = ["gemm", "--preset", "switch-base-128", "--hidden", "4096", "--ffn", "14336", "--experts", "8"]
-LAYER = ["layer", "--preset", "mixtral-8x7b", "--scale", "2", "--tokens", "64,4096"]
+SHAPE = ["--preset", "mixtral-8x7b", "--scale", "2", "--tokens", "64,4096", "--dtype", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,17 @@ PARTS = (
     Part("products against float64", ("-c", PRODUCTS, str(ROOT / "bench")), 150),
     Part("put and signal", (*BENCH, "put", "signal", "--seconds", "20", "--out", "OUT"), 60),
     Part("gemm", (*BENCH, *GEMM, "--dtype", "bfloat16", "--seconds", "15", "--out", "OUT"), 60),
-    Part("layer", (*BENCH, *LAYER, "--dtype", "bfloat16", "--seconds", "25", "--out", "OUT"), 150),
+    Part("layer", (*BENCH, "layer", *SHAPE, "--seconds", "25", "--out", "OUT"), 150),
     Part("tests/gpu", ("-m", "pytest", "-q", "--no-header", "tests/gpu"), 240),
+    Part("exchange", (*BENCH, "exchange", *SHAPE, "--seconds", "10", "--out", "OUT"), 40),
+    Part("idle and progress", (*BENCH, "idle", "progress", *SHAPE, "--seconds", "20", "--out", "OUT"), 90),
 )
+
+
+def replayed(trace: Path) -> Part:
+    """A recorded routing, by the model that it is of, or a shape with as many experts."""
+    words = (*BENCH, "replay", "--routing", str(trace.absolute()), "--scale", "4", "--dtype", "bfloat16")
+    return Part("replay", (*words, "--seconds", "25", "--out", "OUT"), 90)
 
 
 @dataclass(frozen=True)
@@ -243,7 +252,12 @@ def card_facts() -> dict[str, Any]:
 def main(argv: list[str]) -> int:
     parser = launch.Parser(prog="python bench/gpu_report.py", description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="gpu-report", help="name of the files without .h5 and .md (%(default)s)")
-    stem = Path(parser.parse_args(argv).out)
+    parser.add_argument("--routing", type=Path, metavar="FILE.npz", help="a recorded routing to replay")
+    given = parser.parse_args(argv)
+    if given.routing is not None and not given.routing.is_file():
+        parser.error(f"no such file: --routing {given.routing}")
+    stem = Path(given.out)
+    parts = PARTS if given.routing is None else (*PARTS, replayed(given.routing))
     try:
         facts = card_facts()
     except (EnvironmentProblem, ImportError) as why:
@@ -255,7 +269,7 @@ def main(argv: list[str]) -> int:
         print(f"[{time.monotonic() - start:4.0f} s] {text}", file=sys.stderr, flush=True)
 
     out, page, ran = stem.with_suffix(".h5"), stem.with_suffix(".md"), []
-    for part in PARTS:
+    for part in parts:
         left = SECONDS - (time.monotonic() - start)
         tell(part.name)
         ran.append(run(part, out.absolute(), min(part.limit, max(1.0, left)), tell))

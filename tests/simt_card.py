@@ -83,6 +83,14 @@ class MachineCard:
         self.synchronize(stream)
         array.reshape(-1).view(np.uint8)[:] = self._bytes(address, array.nbytes)
 
+    def host(self, nbytes: int) -> tuple[np.ndarray, int]:
+        """Pinned memory, which no kernel here reads."""
+        array = np.zeros(nbytes, np.uint8)
+        return array, array.ctypes.data
+
+    def free_host(self, array: np.ndarray) -> None:
+        pass
+
     # ---- kernels
     def load(self, kernel: Any) -> Any:
         return _Loaded(kernel)
@@ -186,6 +194,32 @@ class FakeComm:
     def allgather(self, value: Any) -> list[Any]:
         return self.together.allgather(self.rank, value)
 
+    def bcast(self, value: Any, root: int = 0) -> Any:
+        return self.allgather(value)[root]
+
+    def gather(self, value: Any, root: int = 0) -> list[Any] | None:
+        found = self.allgather(value)
+        return found if self.rank == root else None
+
+    def Alltoallv(self, sends: Any, gets: Any) -> None:
+        """Of bytes: (array, (counts, starts), type) of both sides."""
+        source, (counts, starts), _ = sends
+        blocks = [source[at : at + n].copy() for n, at in zip(counts, starts)]
+        found = self.allgather(blocks)
+        into, (counts, starts), _ = gets
+        for rank, (n, at) in enumerate(zip(counts, starts)):
+            into[at : at + n] = found[rank][self.rank]
+        self.Barrier()
+
+    def Split(self, color: int, key: int) -> FakeComm:
+        """The threads of this one's color, in order of rank; they run on the same machine."""
+        colors = self.allgather(color)
+        members = [rank for rank, other in enumerate(colors) if other == color]
+        if self.rank == members[0]:
+            part = Together(len(members), self.together.machine, self.together.seconds)
+        parts = self.allgather(part if self.rank == members[0] else None)
+        return FakeComm(parts[members[0]], members.index(self.rank))
+
     def Barrier(self) -> None:
         self.together.allgather(self.rank, None)
 
@@ -237,7 +271,7 @@ def on_ranks(world: int, body: Callable[[Any, int], Any], cards: int | None = No
         for target, value in (
             ("aristos.substrate.cuda_runtime.Card.find", find),
             ("aristos.substrate.cuda_runtime.LOCAL_RANK", ()),
-            ("aristos.nodes.Nodes.shared", lambda comm, ranks=None: (Nodes.of(world, ranks), comm)),
+            ("aristos.nodes.Nodes.shared", lambda comm, ranks=None: (Nodes.of(comm.size, ranks), comm)),
             ("aristos.transport.ipc.check_one_node", lambda comm, transport: None),
             ("aristos.collective.check_comm", lambda comm: None),
             ("aristos.substrate.runtime._key", id),

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed:
 from simt_card import on_ranks
 
 from aristos import results
-from aristos.bench import main, registry
+from aristos.bench import main, registry, routing
 from aristos.bench.context import VERDICTS, Context
-from aristos.bench.gpu import clock, cublas, gemm, layer, put, signal
+from aristos.bench.gpu import calls, clock, cublas, exchange, gemm, launch, layer, plan, progress, put, replay, signal
 from aristos.bench.options import Options, UsageError, parse
+from aristos.bench.suites import replay as on_cpus
+from aristos.bench.workload import Workload
 from aristos.bench.world import World
 from aristos.device_arrays import KINDS
 from aristos.errors import EnvironmentProblem
@@ -65,21 +68,25 @@ def small(monkeypatch):
     monkeypatch.setattr(signal, "ROW_BYTES", (16, 512))
     monkeypatch.setattr(signal, "ROUNDS", 3)
     monkeypatch.setattr(gemm, "ROWS", (3, 20))
+    monkeypatch.setattr(progress, "CALLS", 2)
+    monkeypatch.setattr(progress, "MATRIX", 8)
+    monkeypatch.setattr(plan, "SIZES", (512, 1024))
+    monkeypatch.setattr(plan, "TURNS", 1)
     monkeypatch.setattr(cublas, "library", lambda: (_ for _ in ()).throw(EnvironmentProblem("no cuBLAS here")))
 
 
-def measured(name, **options):
-    """A suite's result on one rank with a card of the machine."""
+def measured(name, ranks=1, trace=None, **options):
+    """A suite's result on rank 0, with a card of the machine a rank."""
 
     def body(comm, rank):
-        world = World()
+        world = World(comm)
         gpu = clock.Gpu(world)
         try:
-            return registry.cuda_suites()[name](Context(world, Options(**SMALL | options), 5.0), gpu)
+            return registry.cuda_suites()[name](Context(world, Options(**SMALL | options), 5.0, trace=trace), gpu)
         finally:
             gpu.close()
 
-    (result,) = on_ranks(1, body)
+    result = on_ranks(ranks, body)[0]
     assert result.ok, [(r.get("what"), r.get("error"), r["check"]) for s in result.sheets for r in s.records]
     assert all(record["check"] == VERDICTS[True] for sheet in result.sheets for record in sheet.records)
     return result
@@ -140,9 +147,126 @@ def test_layer_and_chain(dtype, preset, monkeypatch):
 
 
 def test_layer_without_cublas():
-    (sheet,) = measured("layer").sheets
+    """What launching costs is there all the same."""
+    sheet, launched = measured("layer", tokens=(6,)).sheets
     assert {r["what"] for r in sheet.records} == {layer.CALLED, layer.GRAPH}
     assert sheet.notes == ["no cuBLAS here"]
+    assert [r["what"] for r in launched.records] == [launch.CALL, launch.CALL_GRAPH, launch.EMPTY, launch.EMPTY_GRAPH]
+    assert all(0 < r["queued_us"] < r["done_us"] for r in launched.records)
+
+
+@pytest.fixture
+def trace(tmp_path, monkeypatch):
+    """Two sequences, two layers, choices that were not taken; few steps of it."""
+    monkeypatch.setattr(on_cpus, "MOST_STEPS", steps := {"prefill": 2, "decode": 3})
+    monkeypatch.setattr(replay, "MOST_STEPS", steps)
+    ids = np.argsort(np.random.default_rng(0).random((14, 2, 3)), axis=2)[:, :, :2].astype(np.int16)
+    ids[1, 0, 1] = ids[3, 1, :] = -1
+    np.savez(tmp_path / "trace.npz", expert_ids=ids, seq_lens=[12, 2])
+    return routing.load(str(tmp_path / "trace.npz"))
+
+
+def test_layer_routed_outside(trace, monkeypatch):
+    """The chain takes the same routing, choices that were not taken too."""
+    monkeypatch.setattr(layer, "Cublas", FakeCublas)
+    records = measured("layer", tokens=(6,), trace=trace, routing=trace.path).sheets[0].records
+    assert [r["what"] for r in records] == [layer.CALLED, layer.GRAPH, layer.CHAIN]
+
+
+def test_replay(trace, monkeypatch):
+    monkeypatch.setattr(layer, "Cublas", FakeCublas)
+    result = measured("replay", tokens=(6,), trace=trace, iters=1)
+    records = result.sheets[0].records
+    assert [(r["phase"], r["steps"], r["what"]) for r in records] == [
+        (phase, steps, what) for phase, steps in (("prefill", 2), ("decode", 3)) for what in (layer.GRAPH, layer.CHAIN)
+    ]
+    assert [table.variables["tokens"].values.tolist() for table in result.tables] == [[6, 6], [2, 1, 1]]
+
+
+def test_replay_on_ranks(trace):
+    """One rank has no sequence left: it serves the other's tokens."""
+    result = measured("replay", ranks=2, tokens=(3,), trace=trace, iters=1)
+    assert {r["what"] for r in result.sheets[0].records} == {layer.GRAPH}
+    assert result.tables[1].variables["tokens"].values.tolist() == [2, 1, 1]
+
+
+def test_idle_on_ranks():
+    """Blocks count what they wait, and a rank that comes late is idle meanwhile."""
+    records = measured("idle", ranks=2, tokens=(4,), iters=1).sheets[0].records
+    assert [r["pattern"] for r in records] == ["uniform", "zipf", "one", "late rank"]
+    assert all(r["blocks"] == 2 and r["idle"] > 0 for r in records)
+    assert records[2]["busiest_over_mean"] == 2
+
+
+def test_exchange():
+    (sheet,) = measured("exchange", tokens=(6,), iters=1).sheets
+    assert [r["pattern"] for r in sheet.records] == ["uniform", "zipf"]
+    assert all(r["mb"] == 2 * 6 * 128 / 1e6 and r["share"] == 1 and "mpi_us" not in r for r in sheet.records)
+    assert "in place" in sheet.notes[-1]
+
+
+def test_exchange_on_ranks():
+    (sheet,) = measured("exchange", ranks=2, tokens=(6,), routing="uniform", preset="gpt-oss-20b", iters=1).sheets
+    (record,) = sheet.records
+    assert record["share"] == record["speedup"] == 1
+    assert record["mb"] < 2 * 6 * 128 / 1e6  # a rank's own rows stay
+
+
+@pytest.mark.parametrize("what", [exchange.COPY, exchange.STAGED])
+def test_bytes_that_do_not_move_are_seen(what):
+    def lossy(moves):
+        moves.staged()
+        moves.gpu.card.clear(moves.landed, 8)
+
+    def body(comm, rank):
+        gpu = clock.Gpu(World(comm))
+        moves = exchange.Moves(gpu, np.array([[0, 3], [2, 0]]), 64)
+        right = moves.right(what)
+        if rank == 1:
+            moves.calls[what] = {exchange.COPY: lambda: None, exchange.STAGED: partial(lossy, moves)}[what]
+        wrong = moves.right(what)
+        moves.close()
+        gpu.close()
+        return right, wrong
+
+    assert on_ranks(2, body) == [(True, False)] * 2
+
+
+def test_progress():
+    (sheet,) = measured("progress", tokens=(6,), iters=1).sheets
+    (record,) = sheet.records
+    assert record["slowdown"] == 0
+    assert record["host_alone_us"] > 0
+    assert "the proxy takes was not measured" in sheet.notes[-1]
+
+
+def test_plan_on_ranks():
+    result = measured("plan", ranks=2, tokens=(4,), iters=1)
+    records = result.sheets[0].records
+    assert records[0]["plan"].startswith("planned")
+    assert {r["groups"] for r in records} == {"0 1", "0+1"}
+    assert records[0]["speedup"] == 1
+    assert result.tables[0].variables["alpha"].values[0, 1] == pytest.approx(1e-6)  # a clock that counts events
+
+
+def test_an_output_that_is_not_written_is_an_error():
+    """What all of these suites check with."""
+
+    def body(comm, rank):
+        world = World()
+        gpu = clock.Gpu(world)
+        ctx = Context(world, Options(**SMALL), 5.0)
+        work = Workload(world, ctx.shape().cfg, 0)
+        moe = work.layer("fused", None, backend="cuda")
+        played = calls.Played(gpu, work, moe, calls.routed_call(ctx, work, 6))
+        found = played.error(), played.error(lambda: None)
+        moe.close()
+        gpu.close()
+        return found
+
+    ((right, wrong),) = on_ranks(1, body)
+    assert right < 1e-5
+    assert wrong == 1
 
 
 def test_a_whole_run(tmp_path, monkeypatch, capsys):
@@ -158,7 +282,6 @@ def test_a_whole_run(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("words", "why"), [
-    (["exchange"], "suite exchange is for --backend cpu alone; with --backend cuda there are put, signal, gemm, layer"),
     (["layer", "--schedule", "bulk"], "--schedule bulk is for --backend cpu: cards run the fused schedule"),
     (["layer", "--threads", "2"], "--threads is for --backend cpu"),
     (["put", "--timeline", "t.json"], "--timeline is for --backend cpu"),
@@ -169,6 +292,17 @@ def test_refusals(words, why):
     assert main.main([*words, "--backend", "cuda"]) == 2
 
 
+def test_what_runs_where():
+    """One card is enough for all but groups of ranks; a trace brings its suite along."""
+    asked = parse(["--backend", "cuda"])
+    assert [s.name for s in main.chosen(asked, 1)] == ["put", "signal", "exchange", "gemm", "layer", "idle"]
+    traced = Options(backend="cuda", routing="t.npz")
+    assert [s.name for s in main.chosen(traced, 1)][-1] == "replay"
+    assert set(registry.cuda_suites()) == set(registry.suites())
+    with pytest.raises(UsageError, match="suite plan needs at least 2 ranks, got 1"):
+        main.chosen(parse(["plan", "--backend", "cuda"]), 1)
+
+
 def test_without_the_compiler():
     """What is said about cards needs no compiler; a run on one says what is missing."""
     code = (
@@ -177,7 +311,7 @@ def test_without_the_compiler():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 3
-    assert "cuda: a card a rank, suites put, signal, gemm, layer" in " ".join(done.stdout.split())
+    assert "cuda: a card a rank, every suite, each as far as it has a meaning there" in " ".join(done.stdout.split())
     assert "GPU" in done.stderr
     assert "Traceback" not in done.stderr
 

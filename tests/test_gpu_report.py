@@ -17,6 +17,7 @@ finally:
 from simt_card import on_ranks
 
 from aristos import results
+from aristos.bench import registry
 from aristos.bench.gpu import clock
 from aristos.errors import EnvironmentProblem
 
@@ -49,6 +50,12 @@ def test_without_a_card(monkeypatch, capsys, tmp_path):
     assert gpu_report.main(["--out", str(tmp_path / "r")]) == 3
     assert capsys.readouterr().err == "no card to report on: cuDeviceGetCount: no GPU is visible\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_routing_that_is_not_there(capsys):
+    with pytest.raises(SystemExit):
+        gpu_report.main(["--routing", "nowhere.npz"])
+    assert "no such file: --routing nowhere.npz" in capsys.readouterr().err
 
 
 def test_a_report(monkeypatch, capsys, tmp_path):
@@ -86,17 +93,21 @@ def test_a_report(monkeypatch, capsys, tmp_path):
     assert "tests/gpu: 0 s" in capsys.readouterr().err
 
 
-def test_its_own_parts_are_there():
+def test_its_own_parts_are_there(tmp_path):
     """What the parts run can be parsed, and figures name parts and suites that exist."""
     from aristos.bench.options import parse
 
-    names = {each.name for each in gpu_report.PARTS}
+    names, timed = {each.name for each in gpu_report.PARTS}, set()
     assert {figure.part for figure in gpu_report.FIGURES} <= names
-    for each in gpu_report.PARTS:
+    trace = tmp_path / "trace.npz"
+    trace.touch()
+    for each in (*gpu_report.PARTS, gpu_report.replayed(trace)):
         if "aristos.bench" in each.words:
             asked = parse([*each.words[2:-1], "none"])
             assert asked.backend == "cuda"
             assert asked.json
+            timed |= set(asked.suites)
+    assert timed == set(registry.ORDER) - {"plan"}  # which wants several cards
     assert sum(each.limit for each in gpu_report.PARTS) > gpu_report.SECONDS, "limits are for parts that go wrong"
 
 

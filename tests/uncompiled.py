@@ -17,17 +17,17 @@ from numba.core import config
 
 import aristos
 from aristos import compile as compiling
-from aristos import reference
+from aristos import reference, wire
 from aristos.cli.explore import options as explore_options
 from aristos.engine import dispatch, steps
 from aristos.engine import fields as f
 from aristos.engine.layout import near_region
 from aristos.explore import main as explorer
 from aristos.explore import shrink, step_limit, strategies
-from aristos.explore.cases import Call, Case
+from aristos.explore.cases import Call, Case, Fault
 from aristos.explore.machine import Machine
-from aristos.explore.places import NEAR, address
-from aristos.explore.violation import SecondWriter
+from aristos.explore.places import COPIES, NEAR, WIRE, address, private
+from aristos.explore.violation import Race, SecondWriter, WrongSide
 from aristos.substrate import cpu
 
 pytestmark = pytest.mark.skipif(
@@ -181,3 +181,77 @@ def test_a_worker_that_waits_shows_how_far_its_rank_is(monkeypatch):
     assert cpu.work(job, state, 0) == f.PAUSED
     assert 1 <= len(shown) <= 4
     assert set(shown) == {7}
+
+
+# ---- ranks on cards, each with a proxy
+
+
+def on_cards(**sizes: Any) -> Case:
+    """Two ranks on two nodes, a block each but where told otherwise, that send each other rows in two calls."""
+    calls = (tuple(Call(tuple((token % 2,) for token in range(count))) for count in (3, 2)),) * 2
+    return Case(node_of=(0, 1), proxy=True, attention=True, calls=calls, **sizes)
+
+
+@pytest.mark.parametrize(("workers", "rows"), [(1, 1), (2, 2), (4, 3)])
+def test_ranks_on_cards(workers, rows):
+    """Grids of several sizes, rings of few rows: what comes back is the reference's, or a Violation says why."""
+    play(on_cards(workers=workers, rows=rows, runs=2, all_shared=True), seeds=3)
+
+
+@pytest.mark.parametrize("how", ["card", "host", "copy"])
+def test_a_rank_on_a_card_that_fails(how):
+    """Whichever side fails, the other one and all far ranks learn it: nobody waits on, and the poison names it."""
+    play(on_cards(workers=2, fault=Fault(0, 1, 0, how=how)), seeds=8)
+
+
+def test_what_a_side_cannot_reach():
+    """Blocks have no MPI and no MPI window; the proxy has no mirror but by copies, and takes nothing of the blocks'."""
+    machine = Machine(on_cards(), strategies.Replay([]))
+    block, proxy = (next(a for a in machine.sched.actors if a.name == name) for name in ("rank 0", "rank 0 proxy"))
+    rank, mem = machine.ranks[0], aristos.memory
+    window = rank.sides[3][rank.sides[2][f.T_TO] + 1]
+    mirror, outbox = rank.table(f.T_FROM, 1), rank.table(f.T_TO, 1)
+    wrong = [
+        (block, lambda: mem.load(window), "cannot reach"),
+        (block, lambda: wire.put(private(0, WIRE), 1, 0, outbox, 8), "calls MPI, which runs on the host"),
+        (proxy, lambda: mem.load(mirror), "cannot reach"),
+        (proxy, lambda: mem.store(mirror, 1), "not its side's to write"),
+        (proxy, lambda: mem.store_release(outbox + 8 * f.TAIL, 1), "not its side's to write"),
+        (block, lambda: mem.store_release(rank.table(f.T_WORDS, 1) + 8 * f.TAIL, 1), "not its side's to write"),
+        (proxy, lambda: wire.put(private(0, WIRE, COPIES), 1, mirror + 64, window, 8), "which is not its mirror"),
+    ]
+    with machine.patched():
+        for actor, access, message in wrong:
+            machine.sched.current = actor
+            with pytest.raises(WrongSide, match=message):
+                access()
+
+
+def test_a_copy_under_way_is_not_read():
+    """What a copy brings may be read when its proxy has waited for it and has said so, and by nobody before."""
+    machine = Machine(on_cards(), strategies.Replay([]))
+    machine.sched.switch = lambda *_: None  # type: ignore[method-assign]
+    block, proxy = (next(a for a in machine.sched.actors if a.name == name) for name in ("rank 0", "rank 0 proxy"))
+    rank, mem, copies = machine.ranks[0], aristos.memory, private(0, WIRE, COPIES)
+    window = rank.sides[3][rank.sides[2][f.T_TO] + 1] + rank.job[f.P_RECORDS]
+    mirror, word = rank.table(f.T_FROM, 1) + rank.job[f.P_RECORDS], rank.table(f.T_WORDS, 1) + 8 * f.TAIL
+    with machine.patched():
+        machine.memory.value[window] = 7
+        machine.sched.current = proxy
+        wire.put(copies, 1, mirror, window, 8)
+        machine.sched.current = block
+        with pytest.raises(Race, match="has not flushed"):
+            mem.load(mirror)
+        machine.copies.land(machine.copies.moving[mirror])
+        with pytest.raises(Race, match="has not flushed"):
+            mem.load(mirror)
+        machine.sched.current = proxy
+        wire.flush(copies, 1)
+        machine.sched.current = block
+        with pytest.raises(Race, match="may be writing it"):
+            mem.load(mirror)
+        machine.sched.current = proxy
+        mem.store_release(word, 1)
+        machine.sched.current = block
+        assert mem.load_acquire(word) == 1
+        assert mem.load(mirror) == 7

@@ -26,8 +26,11 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, help="1 to 8 (2)")
     parser.add_argument("--rows", type=int, help="rows of a ring; 0: drawn from 1 to 4 (4; exhaustive: 2)")
     parser.add_argument("--calls", type=int, help="calls of every rank; 0: drawn from 1 to 5 (2)")
-    parser.add_argument("--transport", choices=("shm", "rma", "mixed", "ring"),
-                        help="ring: the descriptor ring of a device alone (shm)")  # fmt: skip
+    parser.add_argument(
+        "--transport",
+        choices=("shm", "rma", "mixed", "proxy", "ring"),
+        help="proxy: between nodes, for ranks on cards; ring: the descriptor ring of a device alone (shm)",
+    )
     parser.add_argument("--strategy", choices=("pct", "random", "exhaustive"), default="pct", help="(%(default)s)")
     parser.add_argument("--schedules", type=int, default=300, help="how many (%(default)s)")
     parser.add_argument("--tokens", type=int, help="of each rank's call, exhaustive only (3)")
@@ -62,7 +65,7 @@ def options(argv: list[str]) -> argparse.Namespace:
         parser.error(f"{what} needs at least 2 ranks, got {asked.ranks}")
     if exhaustive:
         if asked.ranks != 2 or asked.mutation == "all" or asked.transport in ("mixed", "ring"):
-            parser.error("--strategy exhaustive takes 2 ranks, shm or rma, and not all mutations at once")
+            parser.error("--strategy exhaustive takes 2 ranks, shm, rma or proxy, and not all mutations at once")
         asked.rows, asked.calls = asked.rows or 2, asked.calls or 2
         asked.tokens = 3 if asked.tokens is None else asked.tokens
     asked.rows = (4 if asked.rows is None else asked.rows) or None

@@ -302,5 +302,5 @@ def last_words(job, st):
     """
     for p in range(job[f.WORLD]):
         if st[job[f.T_FAR] + p] != 0:
-            encode(job, st, p, f.POISON, mem.load(word_to(job, st, p, f.POISON)))
+            encode(job, st, p, f.POISON, mem.load_acquire(word_to(job, st, p, f.POISON)))
             put_words(job, st, p, f.POISON, f.POISON + 1)

@@ -89,6 +89,13 @@ def card_word(card, cs, peer, word):
 
 
 @jit
+def unpoisoned(card, cs, peer):
+    """Has a far peer poison that the card has not? It is never taken back: another thread may have written it."""
+    said = mem.load(word_from(card, cs, peer, f.POISON)) != 0
+    return said and mem.load_acquire(card_word(card, cs, peer, f.POISON)) == 0
+
+
+@jit
 def put_return_rows(card, cs, peer, tiles):
     """Put records and rows of what a far owner has returned, up to `tiles`, to where they are combined."""
     first, width = cs[card[f.T_PUT_RETURNED] + peer], card[f.RETURN_STRIDE]
@@ -105,8 +112,8 @@ def put_return_rows(card, cs, peer, tiles):
 @jit
 def fetch(card, cs, peer):
     """Begin to copy what new words of a far peer tell of; True if one is new."""
-    new = False
-    for word in range(f.WORDS + 1):
+    new = unpoisoned(card, cs, peer)
+    for word in range(f.POISON + 1, f.WORDS + 1):
         new = new or mem.load(word_from(card, cs, peer, word)) != mem.load(card_word(card, cs, peer, word))
     if not new:
         return False
@@ -133,8 +140,10 @@ def hand_on(card, cs, peer):
     mpi.flush(card[f.WIRE], peer)
     if mem.load(card[f.WIRE] + WORD * mpi.ERROR) != 0:
         return False
-    for word in range(f.WORDS + 1):
+    for word in range(f.POISON + 1, f.WORDS + 1):
         mem.store_release(card_word(card, cs, peer, word), mem.load(word_from(card, cs, peer, word)))
+    if unpoisoned(card, cs, peer):
+        mem.store_release(card_word(card, cs, peer, f.POISON), mem.load(word_from(card, cs, peer, f.POISON)))
     return True
 
 

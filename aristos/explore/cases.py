@@ -13,6 +13,8 @@ from .regions import WORD
 
 STARTS = (0, 0, 2**31 - 3, 2**32 - 3, 2**53 - 3, 2**62, -3, -20)  # counters that have run for long; -3 is 2**64 - 3
 KINDS = ("refused", "layer", "object", "combine")  # a rank refuses its input, or the second half; calls differ
+CARD_KINDS = ("refused", "layer")  # of layers on cards, which have no exchanges
+HOW = ("card", "host", "copy")  # who fails: the kernel, the host's thread that made the call, or copies to the card
 Ids = tuple[tuple[int, ...], ...]
 
 
@@ -41,6 +43,7 @@ class Fault:
     slice: int
     raises: bool = True
     dies: int = -1
+    how: str = "card"  # where ranks are on cards: see HOW
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Case:
     node_of: tuple[int, ...] = (0, 0)
     block: int = 9  # most pairs of a block for a far owner
     start: int = 0  # where counters begin
+    proxy: bool = False  # ranks are on cards: each has a proxy that calls MPI, which its workers do not
     attention: bool = False  # puts land only at ranks that call into MPI
     delays: bool = False  # loads may see old values
     meets: bool = False  # all ranks meet between the halves of an exchange
@@ -102,7 +106,7 @@ class Case:
             words.append(f"counters from {self.start}")
         if self.fault is not None:
             words.append(str(self.fault))
-        for name in ("attention", "delays", "meets"):
+        for name in ("proxy", "attention", "delays", "meets"):
             if getattr(self, name):
                 words.append(name)
         lines = [", ".join(words)]
@@ -133,7 +137,7 @@ def nodes_of(asked: Asked, rng: random.Random) -> tuple[int, ...]:
     """A node number for each rank."""
     if asked.transport == "shm":
         return (0,) * asked.ranks
-    if asked.transport == "rma":
+    if asked.transport == "rma" or (asked.transport == "proxy" and (asked.ranks == 2 or rng.random() < 0.5)):
         return tuple(range(asked.ranks))
     return tuple(r // 2 for r in range(asked.ranks)) if rng.random() < 0.5 else (0, *(1 for _ in range(1, asked.ranks)))
 
@@ -169,13 +173,16 @@ def draw(seed: int, asked: Asked) -> Case:
     more = random.Random(f"{seed} shared runs")
     workers = case.workers if case.workers == 1 else more.choice((2, 2, 3, 4))
     case = replace(case, workers=workers, runs=more.choice((1, 2, 3)), all_shared=more.random() < 0.4)
+    if asked.transport == "proxy":
+        case = replace(case, proxy=True, workers=more.choice((1, 2, 3, 4)), all_shared=more.random() < 0.8)
     case = replace(case, **dict(asked.fixed))
     count = asked.calls or rng.randint(1, 5)
     rounds = [_round(case, rng, asked) for _ in range(count)]
     case = replace(case, calls=tuple(zip(*rounds)))
     faulty = rng.random() < 0.12 if asked.faults is None else asked.faults
     if faulty and world > 1:
-        case = replace(case, fault=_fault(case, rng))
+        fault = _fault(case, rng)
+        case = replace(case, fault=replace(fault, how=more.choice(HOW)) if case.proxy and fault.raises else fault)
     return case
 
 
@@ -188,8 +195,9 @@ def _fault(case: Case, rng: random.Random) -> Fault:
 def _round(case: Case, rng: random.Random, asked: Asked) -> tuple[Call, ...]:
     """A call of every rank."""
     plain = asked.plain
-    kind = asked.kind or ("fine" if plain or rng.random() < 0.7 else rng.choice(KINDS))
-    exchange = not plain and rng.random() < 0.25
+    kinds = CARD_KINDS if case.proxy else KINDS
+    kind = asked.kind or ("fine" if plain or rng.random() < 0.7 else rng.choice(kinds))
+    exchange = not plain and rng.random() < 0.25 and not case.proxy
     odd, world = rng.randrange(case.ranks), case.ranks
     differ = kind == "object" or (kind == "layer" and not exchange)
     early = kind == "refused" or (differ and world > 1)

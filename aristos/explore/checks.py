@@ -83,8 +83,8 @@ class Checks:
     def all_told(self, held: set[int]) -> None:
         """If a rank has failed and said so, nobody waits on. held: ranks that are in a call of MPI."""
         ranks = self.machine.ranks
-        told = [r for r in ranks if r.stage == "failed"]
-        waiting = [r for r in ranks if r.stage == "work" and r.me not in held]
+        told = [r for r in ranks if r.stage in ("failed", "told")]
+        waiting = [r for r in ranks if r.stage == "told" or (r.stage == "work" and r.me not in held)]
         if told and waiting:
             raise Deadlock(
                 f"rank {waiting[0].me} waits although rank {told[0].me} has failed\n{self.machine.describe()}"
@@ -93,14 +93,14 @@ class Checks:
     def told(self, rank: Rank, teller: int, epoch: int, origin: int, cause: int) -> None:
         """`rank` has read poison of `teller`: it names a rank that has failed, why, and the call of the teller."""
         ranks = self.machine.ranks
-        known = 0 <= origin < len(ranks) and ranks[origin].stage not in ("open", "work", "close", "out")
-        if not known or (origin, epoch) != (ranks[teller].origin, ranks[teller].epoch):
+        known = 0 <= origin < len(ranks) and ranks[origin].lost
+        if not known or (epoch, origin) not in ranks[teller].said:
             raise WrongResult(
                 f"rank {rank.me} in call {rank.epoch} reads of rank {teller} in call {ranks[teller].epoch} that rank"
                 f" {origin} failed, in call {epoch}"
             )
-        if ranks[origin].cause != cause:
-            why = ranks[origin].cause
+        if cause not in ranks[origin].causes:
+            why = sorted(ranks[origin].causes)
             raise WrongResult(f"rank {rank.me} reads that rank {origin} failed for cause {cause}, but it was {why}")
 
     def at_end(self) -> None:

@@ -4,7 +4,7 @@ An actor's stretch of work is deterministic: it is rebuilt from the rank's priva
 the values that it has read since. So a state is those, the windows, and what is known of the order of accesses; one
 that has been seen is not entered again. Of two operations that commute one order is tried (sleep sets, with Godefroid's
 rule for states that are met again). Clocks enter a state only as far as somebody may yet not know of what they stand
-for. Time stands still, loads see the latest value, there is a worker a rank, and nobody fails.
+for. Time stands still, loads see the latest value, there is a worker a rank and on a card its proxy, and nobody fails.
 Source: P. Godefroid, Partial-Order Methods for the Verification of Concurrent Systems, LNCS 1032 (1996), chapter 5.
 """
 
@@ -23,8 +23,8 @@ from greenlet import getcurrent, greenlet
 from .cases import Case
 from .frozen import Frozen
 from .memory_model import Clock
-from .places import PRIVATE
-from .scheduler import FLUSH, LOAD, POLL, Actor
+from .places import PART_BITS, PRIVATE
+from .scheduler import FLUSH, LOAD, POLL, Actor, Slice
 from .step_limit import every_step_ends
 from .story import tell
 from .stretches import Stretches
@@ -146,7 +146,7 @@ class Search:
         moves = [Move(a.number, a.op, a.at) for a in self.sched.actors if a.enabled]
         moves += [Move(m.actor, m.op, m.at, 1) for m in moves if m.at in self.network.moving]
         if not moves:
-            if any(not a.done for a in self.sched.actors):
+            if any(not a.done and not a.daemon for a in self.sched.actors):
                 raise Deadlock(self.machine.describe())
             self.machine.checks.at_end()
             self.ends += 1
@@ -177,11 +177,16 @@ class Search:
         self.sched.resume(actor)
 
     def _body(self, actor: Actor) -> None:
-        rank = self.machine.ranks[actor.rank]
         going = True
         while going:
             self.machine.mark(actor)
-            going = rank.step()
+            going = self._segment(actor)
+
+    def _segment(self, actor: Actor) -> bool:
+        """A stretch of an actor's work."""
+        with suppress(Slice):  # of a proxy, which found nothing to do
+            return actor.segment()
+        return True
 
     def _step(self, actor: Actor) -> None:
         """Do an actor's operation, and go on to the one after."""
@@ -200,7 +205,7 @@ class Search:
         actor.greenlet.switch()
 
     def _resume(self, actor: Actor) -> None:
-        if self.machine.ranks[actor.rank].step():
+        if self._segment(actor):
             self._body(actor)
 
     # ---- what makes a state
@@ -235,7 +240,7 @@ class Search:
 
         nothing = (0,) * len(known)
         parts = (
-            sorted((at, v) for at, v in memory.value.items() if v and at >> 38 & 3 != PRIVATE),
+            sorted((at, v) for at, v in memory.value.items() if v and at >> PART_BITS & PRIVATE != PRIVATE),
             sorted((at, a, bisect_right(ordered[a], c)) for at, a, c in writes),
             sorted((at, a, bisect_right(ordered[a], c)) for at, a, c in reads),
             sorted((at, a, bisect_right(ordered[a], c)) for at, a, c in releases),

@@ -16,8 +16,23 @@ DICTS = ("value", "writes", "reads", "released", "returned", "full", "holders") 
 
 
 @dataclass(frozen=True)
+class Host:
+    """What a rank's proxy alone reads and writes."""
+
+    sides: tuple[list[int], ...]
+
+    @classmethod
+    def of(cls, rank: Rank) -> Host:
+        return cls(tuple(side[:] for side in rank.sides))
+
+    def restore(self, rank: Rank) -> None:
+        for side, kept in zip(rank.sides, self.sides):
+            side[:] = kept
+
+
+@dataclass(frozen=True)
 class Private:
-    """What one rank alone reads and writes."""
+    """What one rank alone reads and writes, but its proxy."""
 
     st: list[int]
     job: list[int]
@@ -47,8 +62,9 @@ class Frozen:
     clocks: tuple[Any, ...]
     runs: Any
     ranks: tuple[Private, ...]
+    hosts: tuple[Host, ...]
     actors: tuple[tuple[Any, ...], ...]
-    stretches: tuple[tuple[Private, bytes, tuple[Any, ...]], ...]
+    stretches: tuple[tuple[Private | Host, bytes, tuple[Any, ...]], ...]
 
     @classmethod
     def of(cls, machine: Stretches) -> Frozen:
@@ -59,6 +75,7 @@ class Frozen:
             tuple(memory.clocks),
             machine.checks.runs.copy(),
             tuple(Private.of(rank) for rank in machine.ranks),
+            tuple(Host.of(rank) for rank in machine.ranks),
             tuple((a.enabled, a.done, a.op, a.at, dict(a.seen), a.fresh, a.flushing) for a in machine.sched.actors),
             tuple((start, digest, tuple(log)) for start, digest, log in machine.stretches),
         )
@@ -72,8 +89,10 @@ class Frozen:
             setattr(machine.network, name, kept.copy())
         memory.clocks = list(self.clocks)
         machine.checks.runs = self.runs.copy()
-        for rank, private in zip(machine.ranks, self.ranks):
+        machine.share_network()
+        for rank, private, host in zip(machine.ranks, self.ranks, self.hosts):
             private.restore(rank)
+            host.restore(rank)
         machine.sched.current = None
         machine.sched.kill()
         for actor, (enabled, done, op, at, seen, fresh, flushing) in zip(machine.sched.actors, self.actors):

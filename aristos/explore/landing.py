@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..engine import fields as f
+from .copies import Copies
 from .network import Network, Piece, Put
 from .places import put_target
 from .regions import CODED, WORD
@@ -30,7 +31,7 @@ class Landing(Network):
         memory = self.memory
         self.check_caller(address)
         self.count += 1
-        put = Put(self.count, memory.rank, peer, memory.me, memory.clocks[memory.me])
+        put = Put(address, self.count, memory.rank, peer, memory.me, memory.clocks[memory.me])
         if memory.story is not None:
             memory.tell(f"put {nbytes // WORD} words", put_target(peer, at), 0, 0)
         for offset in range(0, nbytes, WORD):
@@ -65,7 +66,7 @@ class Landing(Network):
                 self._land_word(piece)
             elif not self._coded(piece.target):
                 self.memory.value[piece.target] = self.memory.value.get(piece.source, 0)
-        self._settle(rank, peer)
+        self._settle(address, peer)
 
     def under_way(self, peer: int) -> bool:
         """Is a word of this rank's on its way there?"""
@@ -98,3 +99,21 @@ class Landing(Network):
         elif at in self.halves:
             self._tell(self.halves[at])
         return memory.value.get(at, 0)
+
+
+class LandingCopies(Copies):
+    """Copies that land with their flush: nobody reads them sooner, nor writes what they read."""
+
+    def _go(self, piece: Piece) -> None:
+        pass
+
+    def flush(self, address: int, peer: int) -> None:
+        self.settle(address, peer)
+
+    def settle(self, address: int, peer: int) -> None:
+        self.check_caller(address)
+        value = self.memory.value
+        for piece in self.flying.values():
+            if piece.put.wire == address and piece.put.peer == peer:
+                value[piece.target] = value.get(piece.source, 0)
+        self._settle(address, peer)

@@ -14,21 +14,24 @@ from .. import memory, wire
 from ..config import OVERDUE
 from ..engine import arrivals, combine, experts, steps, team
 from ..engine import fields as f
-from ..substrate import runtime
+from ..substrate import cpu, runtime
+from .card import CardRank
 from .cases import Case
 from .checks import Checks
+from .copies import Copies
 from .memory_model import CHANGE, Memory
 from .network import Network
-from .places import LOCK, OUTBOX, PRIVATE, WIRE, private
+from .places import AREA, COPIES, LOCK, OUTBOX, PRIVATE, WIRE, private
 from .rank import Rank
+from .reach import Reach
 from .regions import Regions
 from .replaced import replaced
 from .scheduler import Actor, Scheduler, Strategy
 from .violation import Aborted, Livelock
 
+PACE_NS = 1_000 * wire.PACE_US
 TOKEN_BLOCK = 2  # tokens of a route or combine command: several commands a call
 ROUNDS_OF_TIME = 60  # how often time may pass because nobody can go on
-LOST = ("failing", "failed", "gone")  # stages of a rank
 PASSING = 130  # seconds that pass then: more than a timeout
 LATEST = 2 * OVERDUE * PASSING  # by then whoever waits for a lost rank has given up: they pass in half a run's steps
 BLIND = 50  # sweeps in vain, each the one that looks for poison too, that an actor may make without having looked
@@ -55,7 +58,7 @@ class Machine:
         self.memory = Memory(regions, self.sched)
         self.network = self.make_network()
         self.checks = Checks(self)
-        self.ranks = [Rank(self, me) for me in range(case.ranks)]
+        self.ranks = [(CardRank if case.proxy else Rank)(self, me) for me in range(case.ranks)]
         for rank in self.ranks:
             rank.add_actors()
         self.memory.begin(len(self.sched.actors))
@@ -69,11 +72,17 @@ class Machine:
         self.sched.describe = self.describe
         if case.workers == 1:  # nobody else takes a rank's lock
             self.memory.local = {private(r, LOCK) for r in range(case.ranks)}
+        for rank in self.ranks:
+            self.memory.local |= rank.alone
 
     def make_network(self) -> Network:
         network = Network(self.memory, self.case.attention)
         if not self.case.nodes.single:
             network.add_actor()
+        if self.case.proxy:
+            self.memory.reach = Reach(self.memory.regions)
+            self.copies = Copies(network)
+            self.copies.add_actor()
         return network
 
     @property
@@ -107,6 +116,9 @@ class Machine:
         names: dict[tuple[Any, str], Any] = {(memory, name): body for name, body in self.memory.functions().items()}
         names |= {(memory, name): self.idle for name in ("pause", "yield_core", "nap")}
         names |= {(wire, name): getattr(self.network, name) for name in ("put", "flush", "sync", "progress")}
+        if self.case.proxy:
+            names |= {(wire, name): self.by_wire(name) for name in ("put", "flush")}
+            names[cpu, "tend_wire"] = lambda *_: False  # a card's blocks have no wire
         names |= {
             (memory, "call"): self.call,
             (steps, "decide"): self.decide(steps.decide),
@@ -136,12 +148,23 @@ class Machine:
 
         return decide
 
+    def by_wire(self, name: str) -> Callable[..., None]:
+        """One of the functions of `wire`, of the network or of the copies to a card."""
+
+        def call(address: int, *args: int) -> None:
+            getattr(self.copies if address & (AREA - 1) == COPIES else self.network, name)(address, *args)
+
+        return call
+
     # ---- what happens beside the steps
 
     def call(self, function: int, *_: int) -> int:
         """The one C function that is called here is usleep, by a pacing thread: nothing to do for a while."""
         rank = self.memory.rank
-        if self.network.wants(rank) and not self.memory.value.get(private(rank, WIRE, 8 * wire.IN_CALL), 0):
+        if self.case.proxy:  # it makes progress where the proxy has not for long
+            self.memory.now += PACE_NS
+        wanted = self.case.proxy or not self.memory.value.get(private(rank, WIRE, 8 * wire.IN_CALL), 0)
+        if wanted and self.network.wants(rank):
             self.sched.switch("sleep")
         else:
             self.sched.wait("sleeps")
@@ -173,6 +196,13 @@ class Machine:
                 return
         self.memory.idle()
 
+    def rest(self) -> None:
+        """A proxy has nothing to do."""
+        if self.network.wants(self.memory.rank):
+            self.sched.switch("idle")
+        else:
+            self.memory.idle()
+
     def look(self, rank: Rank) -> int:
         """What workers decide from; those that wait look again if it has changed."""
         now = rank.fingerprint()
@@ -187,7 +217,8 @@ class Machine:
         """A word was released."""
         place = self.memory.regions.place(at)
         if place.part == PRIVATE:
-            if new == 0 and self.case.workers > 1 and place.region in ("lock", "wire"):
+            shared = self.case.workers > 1 and at not in self.memory.local
+            if new == 0 and shared and place.region in ("lock", "wire"):
                 self.look(self.ranks[place.rank])
             return
         if place.region != "words":
@@ -197,7 +228,7 @@ class Machine:
 
     def monotonic(self) -> float:
         """Seconds: since a rank was lost they pass while others go on, too, or they show life to the end of the run."""
-        if self._lost is None and any(rank.stage in LOST for rank in self.ranks):
+        if self._lost is None and any(rank.lost for rank in self.ranks):
             self._lost = self.sched.steps
         if self._lost is None:
             return self.seconds
@@ -206,7 +237,7 @@ class Machine:
     def time_passes(self) -> bool:
         """Nobody can go on: if ranks may have failed, timeouts run out."""
         fault = self.case.fault
-        lost = any(rank.stage in LOST for rank in self.ranks)
+        lost = any(rank.lost for rank in self.ranks)
         if fault is None or not lost or self._passed >= ROUNDS_OF_TIME:
             return False
         self._passed += 1

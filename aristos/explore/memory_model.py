@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .places import AREA, DESCRIPTORS, FIRST, LOCK, PRIVATE, SCRATCH, STATE
+from .places import AREA, AREA_BITS, DESCRIPTORS, FIRST, LOCK, PART_BITS, PRIVATE, SCRATCH, STATE
 from .regions import CODED, OUT_OF_BOUNDS, RETURNS, RING, WORD, Regions
 from .scheduler import LOAD, STORE, UPDATE, Scheduler
 from .state import State
@@ -18,9 +18,10 @@ from .violation import Race, RingError, SecondWriter, WrongResult
 
 if TYPE_CHECKING:
     from .network import Network
+    from .reach import Reach
 
 Clock = tuple[int, ...]
-PRIVATE_BITS = PRIVATE << 38
+PRIVATE_BITS = PRIVATE << PART_BITS
 CHECKED_AREAS = (SCRATCH, DESCRIPTORS)  # what workers, or blocks and the caller, share
 CHANGE = "waits for a change"
 JUMPS = (1_000, 20_000, 200_000, 5_000_000, 250_000_000)  # ns by which time goes on: one is longer than any wait
@@ -54,6 +55,7 @@ class Memory:
     def __init__(self, regions: Regions, sched: Scheduler) -> None:
         self.regions, self.sched = regions, sched
         self.network: Network
+        self.reach: Reach | None = None  # where ranks are on cards
         self.states: list[State] = []  # each rank's, as mem.load at its address sees it
         self.value: dict[int, int] = {}
         self.writes: dict[int, tuple[int, int]] = {}  # plain: actor, its clock
@@ -61,6 +63,7 @@ class Memory:
         self.released: dict[int, Release] = {}
         self.acquired: dict[int, dict[int, int]] = {}  # atomic words: who has acquired them, and at which of its times
         self.keeps_acquired = True
+        self.skips_same: set[int] = set()  # actors that release no word that stays as it is
         self.history: dict[int, list[Release]] = {}  # only where loads may see old values
         self.oldest: dict[tuple[int, int], int] = {}  # (actor, word): the oldest it may still see
         self.returned: dict[int, int] = {}  # return rows written in this call, and by whom
@@ -110,6 +113,8 @@ class Memory:
     def read(self, at: int) -> int:
         """The value of a checked word."""
         me = self.me
+        if self.reach is not None:
+            self.reach.read(self.actor(me), me, at)
         mine = self.clocks[me]
         wrote = self.writes.get(at)
         if wrote is not None and wrote[0] != me and mine[wrote[0]] < wrote[1]:
@@ -174,7 +179,7 @@ class Memory:
 
     def load(self, at: int) -> int:
         if at & PRIVATE_BITS == PRIVATE_BITS:
-            area = at >> 34 & 15
+            area = at >> AREA_BITS & 15
             if area == STATE:
                 return self.states[(at - FIRST) >> 40].load((at & (AREA - 1)) >> 3)
             if area not in CHECKED_AREAS:
@@ -185,7 +190,7 @@ class Memory:
 
     def store(self, at: int, value: int) -> None:
         if at & PRIVATE_BITS == PRIVATE_BITS:
-            area = at >> 34 & 15
+            area = at >> AREA_BITS & 15
             if area == STATE:
                 self.states[(at - FIRST) >> 40].store((at & (AREA - 1)) >> 3, value)
                 return
@@ -194,10 +199,12 @@ class Memory:
             if area not in CHECKED_AREAS:
                 self.value[at] = value
                 return
+        me = self.me
+        if self.reach is not None:
+            self.reach.write(self.actor(me), me, at)
         self.check_write(at)
         if self.network.flying or self.network.sources:
             self.network.check_write(at)
-        me = self.me
         if self.story is not None:
             self.tell("store", at, self.value.get(at, 0), value)
         self.value[at] = value
@@ -220,7 +227,7 @@ class Memory:
 
     def state_of(self, at: int) -> tuple[State, int] | None:
         """The state that an address is in, and which word of it that is."""
-        if at & PRIVATE_BITS == PRIVATE_BITS and at >> 34 & 15 == STATE:
+        if at & PRIVATE_BITS == PRIVATE_BITS and at >> AREA_BITS & 15 == STATE:
             return self.states[(at - FIRST) >> 40], (at & (AREA - 1)) >> 3
         return None
 
@@ -244,6 +251,8 @@ class Memory:
             self.sched.switch(LOAD, at)
         actor = self.sched.me
         me = actor.number
+        if self.reach is not None:
+            self.reach.read(actor.name, me, at)
         self._check_acquire(at, "acquires")
         release = self._visible(at, me) if self.delays and at in self.history else self.released.get(at)
         value = self.latest(at)
@@ -271,10 +280,14 @@ class Memory:
         if word is not None and not word[0].shared:
             word[0].store(word[1], value)
             return
+        if self.skips_same and self.me in self.skips_same and self.value.get(at, 0) == value:
+            return
         if at not in self.local:
             self.sched.switch(STORE, at)
         if at & PRIVATE_BITS != PRIVATE_BITS:
             self.own(at)
+            if self.reach is not None:
+                self.reach.write(self.actor(self.me), self.me, at)
             if self.network.sources:
                 self.network.check_write(at)
         self.holders.pop(at, None)
@@ -293,7 +306,7 @@ class Memory:
             word[0].touch(word[1], True)
             State.store(*word, value)
         release = Release(value, mine, me, mine[me])
-        if self.delays and (at & PRIVATE_BITS != PRIVATE_BITS or at >> 34 & 15 in (DESCRIPTORS, STATE)):
+        if self.delays and (at & PRIVATE_BITS != PRIVATE_BITS or at >> AREA_BITS & 15 in (DESCRIPTORS, STATE)):
             if at not in self.history:
                 self.history[at] = [Release(old, (0,) * len(mine), me, 0)]
             self.history[at].append(release)
@@ -332,7 +345,7 @@ class Memory:
         if at in self.history:  # it has read the latest
             self.oldest[me, at] = len(self.history[at]) - 1
         if held != expected:
-            if at >> 34 & 15 == LOCK:
+            if at >> AREA_BITS & 15 == LOCK:
                 self.sched.me.locked_out = at, held
             else:  # nobody waits for it who has something else to do
                 self.sched.me.seen[at] = held
@@ -419,7 +432,10 @@ class Memory:
     def free_rows(self, owner: int, source: int, first: int, end: int, ring: int) -> None:
         """`owner` has given credit for the ring rows first..end of `source`."""
         for row in range(first, end):
-            self.full.difference_update(self.regions.ring_slot(owner, source, row % ring))
+            words = self.regions.ring_slot(owner, source, row % ring)
+            self.full.difference_update(words)
+            if self.reach is not None:
+                self.full.difference_update(map(self.regions.mirrored, words))
 
     def forget_returns(self, rank: int) -> None:
         """A call of `rank` begins: its return rows are to be written anew."""

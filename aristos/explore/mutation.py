@@ -41,13 +41,14 @@ class Mutation:
 
 
 class Instead:
-    """`aristos.memory` with some functions replaced, for one module."""
+    """`aristos.memory`, or another module, with some functions replaced, for one module."""
 
-    def __init__(self, **functions: Any) -> None:
+    def __init__(self, module: Any = memory, /, **functions: Any) -> None:
         vars(self).update(functions)
+        self._module = module
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(memory, name)
+        return getattr(self._module, name)
 
 
 def releases_first() -> Instead:
@@ -82,6 +83,6 @@ def mutation(name: str, **asked: Any) -> Callable[[Callable[[Put], None]], Calla
 
 def load() -> dict[str, Mutation]:
     """All mutations by name."""
-    from . import mutations, mutations_between  # noqa: F401  they register themselves
+    from . import mutations, mutations_between, mutations_proxy  # noqa: F401  they register themselves
 
     return ALL

@@ -16,7 +16,7 @@ from .. import wire
 from .places import FIRST, WIRE, private, put_target
 from .regions import CODED, WORD
 from .scheduler import FLUSH, LAND, POLL, PUT, Actor
-from .violation import Race, Unbounded
+from .violation import Race, Unbounded, WrongSide
 
 if TYPE_CHECKING:
     from .memory_model import Clock, Memory
@@ -27,8 +27,9 @@ MOST_WORDS = 3200  # unflushed at once, by one rank to another
 
 @dataclass(frozen=True)
 class Put:
-    """One call of MPI_Put: who made it, and what its actor knew to have happened."""
+    """One call of MPI_Put, by a wire: who made it, and what its actor knew to have happened."""
 
+    wire: int
     number: int
     origin: int
     peer: int
@@ -78,14 +79,18 @@ class Network:
         if nbytes <= 0 or nbytes % WORD:
             raise Unbounded(f"rank {memory.rank} puts {nbytes} bytes")
         self.count += 1
-        put = Put(self.count, memory.rank, peer, memory.me, memory.clocks[memory.me])
+        put = Put(address, self.count, memory.rank, peer, memory.me, memory.clocks[memory.me])
         if memory.story is not None:
-            memory.tell(f"put {nbytes // WORD} words", put_target(peer, at), 0, 0)
+            memory.tell(f"put {nbytes // WORD} words", self.target(peer, at), 0, 0)
         for offset in range(0, nbytes, WORD):
-            self._send(Piece(put, put_target(peer, at) + offset, source + offset))
-        if sum(p.put.origin == put.origin and p.put.peer == peer for p in self.flying.values()) > MOST_WORDS:
+            self._send(Piece(put, self.target(peer, at) + offset, source + offset))
+        if sum(p.put.wire == address and p.put.peer == peer for p in self.flying.values()) > MOST_WORDS:
             raise Unbounded(f"rank {memory.rank} has too much under way to rank {peer}")
         memory.tick()
+
+    def target(self, peer: int, at: int) -> int:
+        """The number of what a put to `peer` writes first."""
+        return put_target(peer, at)
 
     def _send(self, piece: Piece) -> None:
         memory, coded = self.memory, self.memory.regions.place(piece.target).kind == CODED
@@ -132,18 +137,22 @@ class Network:
         self._attend(rank)
         while any(p.put.origin == rank and p.put.peer == peer for q in (self.moving, self.waiting) for p in q.values()):
             actor = self.sched.me
-            actor.flushing, before, actor.seen = peer, actor.seen, {-1 - rank: 0}
+            actor.flushing, before, actor.seen = peer, actor.seen, {self.key(rank): 0}
             self.sched.wait(f"flushes its puts to rank {peer}")
             actor.seen = before
         self.sched.me.flushing = -1
-        self._settle(rank, peer)
+        self._settle(address, peer)
 
-    def _settle(self, rank: int, peer: int) -> None:
-        """All that `rank` has put to `peer` is there, and its sources may be written again."""
+    def key(self, rank: int) -> int:
+        """What stands, among the words that an actor waits for, for the end of what a rank has under way."""
+        return -1 - rank
+
+    def _settle(self, address: int, peer: int) -> None:
+        """All that was put to `peer` by a wire is there, and its sources may be written again."""
         memory = self.memory
         memory.tick()
         me, mine = memory.me, memory.clocks[memory.me]
-        for piece in [p for p in self.flying.values() if p.put.origin == rank and p.put.peer == peer]:
+        for piece in [p for p in self.flying.values() if p.put.wire == address and p.put.peer == peer]:
             del self.flying[piece.target]
             self._release_source(piece)
             if self.memory.regions.place(piece.target).kind != CODED:
@@ -219,7 +228,7 @@ class Network:
                 memory.tell("lands", piece.target, old, new)
         memory.changed(piece.target)
         if not any(p.put.origin == piece.put.origin for p in self.moving.values()):
-            memory.changed(-1 - piece.put.origin)  # whoever flushes
+            memory.changed(self.key(piece.put.origin))  # whoever flushes
 
     # ---- what others may do meanwhile
 
@@ -228,6 +237,8 @@ class Network:
         memory = self.memory
         if address != private(memory.rank, WIRE):
             raise Race(f"{self.sched.me.name} uses the wire of another rank")
+        if memory.reach is not None and memory.me not in memory.reach.hosts:
+            raise WrongSide(f"{self.sched.me.name} calls MPI, which runs on the host")
         held = memory.value.get(address + WORD * wire.LOCK, 0)
         if not held or memory.holders.get(address) != memory.me:
             raise Race(

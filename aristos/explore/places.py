@@ -1,8 +1,9 @@
 """Addresses that are only numbers: where the windows and the private memory of every rank lie.
 
 Rank r has the numbers from FIRST + r * SPAN on, and in them a place for its near window, its far window, its outboxes
-and what only its own threads touch. The tables of addresses are the package's own (`substrate.memory.Memory`), filled
-over a group that has no MPI. It refuses to hold a byte.
+and what only its own threads touch; where the rank is on a card, also for the card's mirror of the far window and the
+words that its proxy believes. The tables of addresses are the package's own (`substrate.memory.Memory` and
+`substrate.card_memory.CardMemory`), filled over a group that has no MPI. It refuses to hold a byte.
 """
 
 from __future__ import annotations
@@ -10,18 +11,25 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from ..engine.layout import Shape
+import numpy as np
+
+from ..engine.layout import LINE, Shape
 from ..nodes import Nodes
+from ..substrate.card_memory import CardMemory, Sides
 from ..substrate.memory import Memory
 
 FIRST = 1 << 60
 SPAN = 1 << 40  # between two ranks
-PART = SPAN // 4
-NEAR, FAR, OUTBOX, PRIVATE = range(4)
+PART_BITS = 37
+PART = 1 << PART_BITS
+NEAR, FAR, OUTBOX, MIRROR, BELIEVED = range(5)
+PRIVATE = SPAN // PART - 1
 
 # areas of the private part
-AREA = PART // 16
+AREA_BITS = PART_BITS - 4
+AREA = 1 << AREA_BITS
 STATE, LOCK, WIRE, X, Y, IDS, WEIGHTS, SCRATCH, LANDED, OUT, GATE, DESCRIPTORS = range(12)
+COPIES = 1 << 20  # behind a rank's wire: its wire to its card
 
 
 def address(rank: int, part: int, offset: int = 0) -> int:
@@ -54,7 +62,7 @@ class _Group:
     """What `Memory` asks of a group."""
 
     def __init__(self, nodes: Nodes, rank: int, wire: int) -> None:
-        self.nodes, self.rank, self.wire = nodes, rank, wire
+        self.nodes, self.rank, self.wire, self.world = nodes, rank, wire, len(nodes.node_of)
         self.asked = {NEAR: 0, FAR: 0}
 
     def window(self, nbytes: int) -> Any:
@@ -76,6 +84,37 @@ def fill(shape: Shape, nodes: Nodes, rank: int, state: Any, starts: dict[int, in
     group = _Group(nodes, rank, wire)
     memory = Memory(group, shape)  # type: ignore[arg-type]
     outboxes = memory._outbox.size
-    memory._outbox = SimpleNamespace(ctypes=SimpleNamespace(data=address(rank, OUTBOX)))
+    memory._outbox = _at(address(rank, OUTBOX))
     memory.fill(state, starts)
     return [group.asked[NEAR], group.asked[FAR], outboxes]
+
+
+def _at(number: int) -> Any:
+    """An array that is only its address."""
+    return SimpleNamespace(ctypes=SimpleNamespace(data=number))
+
+
+class _Card:
+    """What `CardMemory` asks of a card."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def host(self, nbytes: int) -> tuple[Any, int]:
+        at = address(self.rank, OUTBOX)
+        return _at(at), at
+
+    def allocate(self, nbytes: int) -> int:
+        return address(self.rank, MIRROR)
+
+
+def fill_card(shape: Shape, nodes: Nodes, rank: int, state: Any, starts: dict[int, int]) -> Sides:
+    """Write a rank's addresses into its state as its card has them; gives what its proxy works with."""
+    group: Any = _Group(nodes, rank, private(rank, WIRE))
+    memory = CardMemory(group, shape, group.window, _Card(rank))
+    memory._believed = _at(address(rank, BELIEVED))
+    memory._locks = _at(private(rank, LOCK, LINE))
+    filled = np.zeros(len(state), np.int64)
+    memory.fill(filled, starts)
+    state[:] = filled.tolist()
+    return memory.sides(private(rank, WIRE, COPIES))

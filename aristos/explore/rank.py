@@ -42,6 +42,9 @@ GATE_HALF = 16  # the last exchange whose first half has ended here, for ranks t
 class Rank:
     """One rank of a machine."""
 
+    worker = "worker"  # what it calls one
+    sides: tuple[list[int], ...] = ()  # what its proxy works with, if it has one: jobs and states
+
     def __init__(self, machine: Machine, me: int) -> None:
         case = machine.case
         self.machine, self.case, self.me, self.calls = machine, case, me, case.calls[me]
@@ -52,7 +55,7 @@ class Rank:
         self.st = State(self.tables.words, at) if alone else Watched(self.tables, at, machine.memory, me)
         self.st.times = range(self.tables.starts[f.T_PEER_WAIT], self.tables.starts[f.T_PEER_WAIT] + case.ranks)
         self.job: list[int] = [0] * (f.JOB_WORDS + len(case.placement) + case.ranks + 1)
-        places.fill(case.shape, case.nodes, me, self.st, self.tables.starts, private(me, places.WIRE))
+        self._fill_places()
         self._fill_job()
         self._fill_counters()
         self.epoch = 0
@@ -70,6 +73,7 @@ class Rank:
         self.left = 0  # how often helpers have left a call
         self.shared: dict[int, list[int]] = {}  # rows of runs that workers share, by where their activations are
         self.pacer: Actor | None = None
+        self.alone: set[int] = set()  # words that one of its actors alone uses
         peers = [p for p in range(case.ranks) if p != me]
         self.poison_words = [word_from(self.job, self.st, p, f.POISON) for p in peers]
         skipped = [f.IDLE_SWEEPS, f.HEARTBEAT]
@@ -82,7 +86,7 @@ class Rank:
     def add_actors(self) -> None:
         sched = self.machine.sched
         for worker in range(self.case.workers):
-            name = f"rank {self.me}" if self.case.workers == 1 else f"rank {self.me} worker {worker}"
+            name = f"rank {self.me}" if self.case.workers == 1 else f"rank {self.me} {self.worker} {worker}"
             segment = partial(self.help, worker) if worker else self.step
             actor = sched.add(name, self.me, segment, daemon=worker > 0)
             if worker == 0:
@@ -91,6 +95,12 @@ class Rank:
             self.pacer = sched.add(f"rank {self.me} pacer", self.me, self.pace, daemon=True)
 
     # ---- what the substrate fills in
+
+    def _fill_places(self) -> None:
+        """As `Runtime._allocate` has it done."""
+        places.fill(
+            self.case.shape, self.case.nodes, self.me, self.st, self.tables.starts, private(self.me, places.WIRE)
+        )
 
     def _fill_job(self) -> None:
         """As `Runtime.fill` and `Collective._new_job` do."""
@@ -137,8 +147,12 @@ class Rank:
                 value[word_from(job, st, p, word)] = start
                 if st[job[f.T_FAR] + p]:
                     value[word_from(job, st, p, f.POSTED)] = 2 * start
-                    coded = st[job[f.T_FROM] + p] + job[f.P_CODED] + 16 * word
+                    coded = self._put_into(p) + job[f.P_CODED] + 16 * word
                     value[coded], value[coded + WORD] = start, ~start
+
+    def _put_into(self, peer: int) -> int:
+        """Where the region begins that a far peer puts into."""
+        return self.table(f.T_FROM, peer)
 
     def table(self, table: int, peer: int) -> int:
         return self.st[self.job[table] + peer]
@@ -230,7 +244,7 @@ class Rank:
                 self.stage = "out"
                 return False
             self._open(self.calls[self.epoch])
-        elif self.stage == "work":
+        elif self.stage in ("work", "told"):
             self._work()
         elif self.stage == "close":
             self._close()
@@ -281,7 +295,7 @@ class Rank:
         """A slice of work, and what follows from how it ends."""
         fault, job, st = self.case.fault, self.job, self.st
         self.slices += 1
-        if fault is not None and (fault.rank, fault.epoch) == (self.me, self.epoch) and self.slices > fault.slice:
+        if self._fails_now():
             self._fault()
             return
         code = self._slice(0)
@@ -376,6 +390,25 @@ class Rank:
 
     # ---- when something goes wrong
 
+    @property
+    def lost(self) -> bool:
+        """Has it failed, or is it gone?"""
+        return self.stage in ("failing", "failed", "gone")
+
+    @property
+    def said(self) -> set[tuple[int, int]]:
+        """(epoch, origin) that its poison may name."""
+        return {(self.epoch, self.origin)}
+
+    @property
+    def causes(self) -> set[int]:
+        """Why it may be said to have failed."""
+        return {self.cause}
+
+    def _fails_now(self) -> bool:
+        fault = self.case.fault
+        return fault is not None and (fault.rank, fault.epoch) == (self.me, self.epoch) and self.slices > fault.slice
+
     def _fault(self) -> None:
         """The rank fails, or is killed, as the case has it."""
         fault = self.case.fault
@@ -406,8 +439,12 @@ class Rank:
         word = memory.load_acquire(word_from(self.job, self.st, peer, f.POISON))
         told, cause = divmod(word, 1 << f.CAUSE_BITS)
         epoch, origin = divmod(told, 1 << f.ORIGIN_BITS)
-        self.machine.checks.told(self, peer, epoch, origin, cause)
+        self.machine.checks.told(self, self._teller(peer), epoch, origin, cause)
         return cause, origin
+
+    def _teller(self, peer: int) -> int:
+        """Who has written the poison that lies here from a peer."""
+        return peer
 
     def _fail(self, cause: int, origin: int) -> None:
         """As `Runtime._fail`."""
@@ -416,14 +453,18 @@ class Rank:
         steps.poison(job, st, origin, cause)
         self.machine.look(self)
         if job[f.FAR]:
-            while not wire.take(job[f.WIRE]):
-                memory.yield_core()
-            outbox.last_words(job, st)
-            outbox.listen(job, st)
-            wire.leave(job[f.WIRE])
-            self._tend(False)
+            self._last_words()
         self._gather()
         self.stage = "failed"
+
+    def _last_words(self) -> None:
+        job, st = self.job, self.st
+        while not wire.take(job[f.WIRE]):
+            memory.yield_core()
+        outbox.last_words(job, st)
+        outbox.listen(job, st)
+        wire.leave(job[f.WIRE])
+        self._tend(False)
 
     # ---- the other threads of the rank
 

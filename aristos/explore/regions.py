@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ..engine import fields as f
-from ..engine.layout import PairLayout, Shape, far_bytes, lines, near_bytes, outbox_bytes
+from ..engine.layout import LINE, PairLayout, Shape, far_bytes, lines, near_bytes, outbox_bytes
 from ..nodes import Nodes
-from .places import AREA, FAR, NEAR, OUTBOX, PRIVATE, address, where
+from .places import AREA, BELIEVED, FAR, MIRROR, NEAR, OUTBOX, PRIVATE, address, where
 
 WORD = 8
-WORDS = ("POISON", "AT_EPOCH", "AT_PHASE", "ANNOUNCED", "TAIL", "CREDIT", "RETURN_TAIL")
+WORDS = ("POISON", "AT_EPOCH", "AT_PHASE", "ANNOUNCED", "TAIL", "CREDIT", "RETURN_TAIL", "POSTED")
 AREAS = ("state", "lock", "wire", "x", "y", "ids", "weights", "activations", "landed rows", "rows to return", "gate",
          "descriptors")  # fmt: skip
 RETURNS, RING, PLAIN, CODED, OUT_OF_BOUNDS = range(5)
@@ -31,7 +31,7 @@ class Place:
 
 
 class Regions:
-    """The windows and outboxes of all ranks of one shape."""
+    """The windows, outboxes and mirrors of all ranks of one shape."""
 
     def __init__(self, shape: Shape, nodes: Nodes) -> None:
         self.shape, self.nodes, self.layout = shape, nodes, PairLayout.of(shape)
@@ -57,13 +57,15 @@ class Regions:
         rank, part, offset = where(at)
         if part == PRIVATE:
             return Place(PLAIN, rank, part, AREAS[offset // AREA], rank, offset % AREA)
+        if part == BELIEVED:
+            return Place(PLAIN, rank, part, "believed words", rank, offset % LINE, offset // LINE)
         begin, peers, step, nbytes = self._part(rank, part)
         if at % WORD or not 0 <= offset < nbytes:
             return Place(OUT_OF_BOUNDS, rank, part, "outside", -1, offset)
         if offset < begin:
             return Place(RETURNS, rank, part, "return rows", -1, offset)
         number, offset = divmod(offset - begin, step)
-        writer = rank if part == OUTBOX else peers[number]
+        writer = rank if part in (OUTBOX, MIRROR) else peers[number]
         region, start = "words", 0
         for name, first in self._starts:
             if first <= offset:
@@ -72,7 +74,7 @@ class Regions:
             region, start = self._beside(offset)
         kind = PLAIN
         if part != OUTBOX:
-            kind = {"ring": RING, "coded": CODED}.get(region, PLAIN)
+            kind = {"ring": RING, "coded": CODED if part == FAR else PLAIN}.get(region, PLAIN)
         return Place(kind, rank, part, region, writer, offset - start, peers[number])
 
     def _part(self, rank: int, part: int) -> tuple[int, list[int], int, int]:
@@ -84,6 +86,7 @@ class Regions:
                 (rank, FAR): (self.returns, far, self.layout.far_bytes, far_bytes(self.shape, self.nodes, rank)),
                 (rank, OUTBOX): (0, far, outbox_bytes(self.shape), outbox_bytes(self.shape) * len(far)),
             }
+            self._parts[rank, MIRROR] = self._parts[rank, FAR]
         return self._parts[rank, part]
 
     def _beside(self, offset: int) -> tuple[str, int]:
@@ -104,12 +107,18 @@ class Regions:
         at += self.shape.stride * slot
         return range(at, at + self.shape.stride, WORD)
 
+    def mirrored(self, at: int) -> int:
+        """Where the card's mirror has a byte of its rank's far window."""
+        return at + address(0, MIRROR) - address(0, FAR)
+
     def name(self, at: int) -> str:
         """An address in words, for people."""
         p = self.place(at)
         number = p.offset // WORD
-        if p.region == "words" or p.region == "arrived words":
-            word = WORDS[number] if number < f.WORDS else f"word {number}"
+        if p.region.endswith("words"):
+            word = WORDS[number] if number <= f.POSTED else f"word {number}"
+            if p.part == BELIEVED:
+                return f"{word} believed of rank {p.peer} at rank {p.rank}"
             if p.part != OUTBOX:
                 return f"{word} of rank {p.writer} at rank {p.rank}"
             return (
@@ -130,5 +139,5 @@ class Regions:
             buffer, rest = divmod(p.offset, self.layout.announce_step)
             detail = f"buffer {buffer} word {rest // WORD}"
         whose = f" of rank {p.writer}" if p.writer >= 0 and p.part in (NEAR, FAR) else ""
-        kind = {NEAR: "", FAR: "far ", OUTBOX: "outbox ", PRIVATE: ""}[p.part]
+        kind = {NEAR: "", FAR: "far ", OUTBOX: "outbox ", MIRROR: "mirror of ", PRIVATE: ""}[p.part]
         return f"{kind}{p.region} {detail}{whose} at rank {p.rank}"

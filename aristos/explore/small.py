@@ -7,6 +7,7 @@ the other, none and then all, and ranks that have no tokens in a call.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from .cases import Call, Case
 
@@ -30,4 +31,5 @@ def small(routing: str, rows: int = 2, tokens: int = 3, calls: int = 2, transpor
 
     made = tuple(tuple(call(rank, n) for n in range(calls)) for rank in range(2))
     node_of = (0, 0) if transport == "shm" else (0, 1)
-    return Case(rows=rows, max_tokens=max(1, tokens), tile=1, run=2, node_of=node_of, block=1, calls=made)
+    sizes = Case(rows=rows, max_tokens=max(1, tokens), tile=1, run=2, node_of=node_of, block=1, calls=made)
+    return replace(sizes, proxy=transport == "proxy")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .memory_model import Event, Memory
 
-_ROOMS = ("engine/", "explore/rank.py", "explore/ring.py", "wire.py", "explore/mutations")
+_ROOMS = ("engine/", "explore/rank.py", "explore/card.py", "explore/ring.py", "wire.py", "explore/mutations")
 _PACKAGE = str(Path(__file__).parent.parent) + os.sep
 
 

@@ -14,7 +14,11 @@ from .scheduler import Actor, Strategy
 
 CHANGES = 4  # most changes of priority in a run
 FAIR = 500  # after so many steps whoever runs falls too: ranks that wait say that they live, without end
-NEAR_STEPS, FAR_STEPS = 60, 350  # that a call of a rank takes, about; they fall among as many as all of them take
+NEAR_STEPS, FAR_STEPS, CARD_STEPS = (
+    60,
+    350,
+    600,
+)  # that a call of a rank takes, about; they fall among as many as all of them take
 
 
 class Recorded:
@@ -110,7 +114,10 @@ class PCT(_Chance):
 
 def length(case: Case) -> int:
     """About how many steps a case takes."""
-    return case.ranks * len(case.calls[0]) * (NEAR_STEPS if case.nodes.single else FAR_STEPS) if case.calls else 1000
+    if not case.calls:
+        return 1000
+    steps = CARD_STEPS if case.proxy else NEAR_STEPS if case.nodes.single else FAR_STEPS
+    return case.ranks * len(case.calls[0]) * steps
 
 
 def make(name: str, seed: int, length: int) -> Strategy:

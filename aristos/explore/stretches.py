@@ -18,11 +18,13 @@ from ..engine import fields as f
 from ..engine.layout import word_from, word_to
 from ..substrate import cpu
 from .cases import Case
-from .frozen import Private
-from .landing import Landing
+from .frozen import Host, Private
+from .landing import Landing, LandingCopies
 from .machine import Machine
 from .network import Network
+from .places import WIRE, private
 from .rank import Rank
+from .reach import Reach
 from .regions import WORD
 from .replaced import replaced
 from .scheduler import Actor, Slice, Strategy
@@ -32,15 +34,17 @@ Log = list[Any]
 
 
 class Stretches(Machine):
-    """For one worker a rank."""
+    """For one worker a rank, and its proxy where it is on a card: a turn of that is a stretch."""
 
     def __init__(self, case: Case, strategy: Strategy) -> None:
         super().__init__(case, strategy)
         self.memory.keeps_acquired = False  # it would be a part of every state
         self.replaying = -1  # how many values have been used again, -1 when the actor is where it was
-        self.stretches: list[tuple[Private, bytes, Log]] = [
-            (Private.of(rank), b"", []) for rank in self.ranks
+        self.stretches: list[tuple[Private | Host, bytes, Log]] = [
+            (Private.of(self.ranks[actor.rank]), b"", []) for actor in self.sched.actors
         ]  # of each actor
+        if self.memory.reach is not None:  # proxies release all words of a line: those that are new order enough
+            self.memory.skips_same = self.memory.reach.hosts
         for rank in self.ranks:
             rank.job[f.PAUSE_NS] = -1
             for p in range(case.ranks):
@@ -52,12 +56,25 @@ class Stretches(Machine):
     def make_network(self) -> Network:
         network = Landing(self.memory)
         network.again = lambda: self.replaying >= 0
+        if self.case.proxy:
+            self.memory.reach = Reach(self.memory.regions)
+            self.copies = LandingCopies(network)
         return network
+
+    def share_network(self) -> None:
+        """The network and the copies know of each other's words under way."""
+        if self.case.proxy:
+            self.copies.flying, self.copies.sources = self.network.flying, self.network.sources
 
     def _take_for_local(self, rank: Rank, peer: int) -> None:
         """The words between a rank and a peer that nobody else sees: a step that touches these alone is no switch."""
         job, st, local = rank.job, rank.st, self.memory.local
         far = st[job[f.T_FAR] + peer] != 0
+        if self.case.proxy:  # nobody fails, and nobody asks where a peer is
+            local |= {word_to(job, st, peer, w) for w in (f.POISON, f.AT_EPOCH)}
+            local |= {word_from(job, st, peer, w) for w in (f.POISON, f.AT_EPOCH, f.AT_PHASE)}
+            local |= {private(rank.me, WIRE, WORD * w) for w in range(wire.STATUS)}
+            return
         local |= {word_to(job, st, peer, w) for w in (range(f.WORDS) if far else (f.AT_EPOCH, f.AT_PHASE))}
         if far:  # an outbox, what has arrived, and the lock of the wire
             local |= {word_from(job, st, peer, w) for w in (*range(f.WORDS), f.POSTED)}
@@ -73,6 +90,7 @@ class Stretches(Machine):
             (mem, "forget_returns"),
         ]
         places += [(network, "under_way"), (network, "settle"), (wire, "put"), (wire, "sync"), (wire, "progress")]
+        places += [(self.copies, "settle")] if self.case.proxy else []
         names: dict[tuple[Any, str], Any] = {
             (owner, name): self._recorded(getattr(owner, name)) for owner, name in [*places, (experts, "expert_rows")]
         }
@@ -113,9 +131,17 @@ class Stretches(Machine):
         actor.enabled = any(at in moving or value.get(at, 0) != held for at, held in actor.seen.items())
         raise Slice
 
+    def rest(self) -> None:
+        self.idle()
+
     def mark(self, actor: Actor) -> None:
         """A stretch begins."""
         rank = self.ranks[actor.rank]
+        if actor.daemon:
+            host = Host.of(rank)
+            self.stretches[actor.number] = host, hashlib.blake2b(repr(self._known(host)).encode()).digest(), []
+            actor.fresh = True
+            return
         rank.st[f.IDLE_SWEEPS] = rank.slices = 0
         start = Private.of(rank)
         self.stretches[actor.number] = start, self._digest(start), []
@@ -132,6 +158,13 @@ class Stretches(Machine):
         plain = [v for v in private.plain if isinstance(v, (int, str))]
         outputs = [sorted(o.items()) for o in (*private.outputs, private.output)]
         return hashlib.blake2b(marshal.dumps((st, plain, outputs), 2), digest_size=12).digest()
+
+    @staticmethod
+    def _known(host: Host) -> list[list[int]]:
+        """What a proxy goes on from: not what it has counted of its work."""
+        job, st, card, cs = host.sides
+        counters = range(job[f.T_COUNTERS], job[f.T_COUNTERS] + f.COUNTER_WORDS)
+        return [job, [0 if i in counters else word for i, word in enumerate(st)], card, cs]
 
     def replay(self, actor: Actor) -> None:
         """The actor's stretch is to be run again, up to where it was."""

@@ -15,6 +15,10 @@ class SecondWriter(Violation):
     """A word has a second writing rank, or a return row is written twice in a call."""
 
 
+class WrongSide(Violation):
+    """A card's block touches what only the host reaches, or the host's thread what only the card does."""
+
+
 class RingError(Violation):
     """A ring row is rewritten before its credit, or read after its free."""
 

@@ -128,12 +128,19 @@ def give_up(job, st, origin, cause):
 
 @cuda.jit(device=True)
 def wait_for_work(job, st, worker):
-    """Decide until there is something to do. Worker 0 bounds the wait."""
-    looks = 0
+    """Decide until there is something to do. Worker 0 bounds the wait.
+
+    The clock is read where a wait begins and ends, so that a worker that finds something at once pays nothing for it.
+    """
+    looks, since = 0, 0
     while True:
         kind = steps.decide(job, st, worker)
         if kind != f.IDLE:
+            if looks != 0:
+                st[job[f.T_COUNTERS] + f.COUNTER_WORDS * worker + f.N_IDLE] += mem.clock() - since
             return kind
+        if looks == 0:
+            since = mem.clock()
         mem.nap()
         looks += 1
         if worker == 0 and looks % LOOKS == 0:

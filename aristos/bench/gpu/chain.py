@@ -3,8 +3,8 @@
 Its launches follow each other on one stream, in a CUDA graph: route and place are this package's own kernels, a gather
 copies rows into the packed order, two cuBLAS products an expert have the activation between them, and a last kernel
 weights and sums. How many rows each expert gets is fixed when the chain is made, since no host could know it without
-waiting for the card: in the chain's favour, as is that gate and up projections are one product. Its weights
-are a copy of the layer's, as rows.
+waiting for the card: in the chain's favour, as is that gate and up projections are one product. Its weights are
+a copy of the layer's, as rows. Routing from outside is checked instead of made, as the layer does.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def activate(kind: str) -> Kernel:
 
 @cache
 def scatter(kind: str) -> Kernel:
-    """y[t] = sum over j of weights[t, j] * (row position[t, j] + the bias of its expert); a warp a token."""
+    """y[t] = sum over choices taken of weights[t, j] * (row position[t, j] + its expert's bias); a warp a token."""
     four, put = parts(kind)
     size = BYTES[kind]
 
@@ -80,10 +80,12 @@ def scatter(kind: str) -> Kernel:
             for at in range(FLOATS * size * mem.lane(), row_bytes, FLOATS * size * WARP):
                 a = b = c = d = ZERO
                 for j in range(t * k, t * k + k):
-                    w, v = ptx.load_float(weights + 4 * j), four(rows + row_bytes * mem.load(position + 8 * j) + at)
-                    own = bias + bias_step * mem.load(ids + 8 * j) + at // size * 4
-                    a, b = a + w * (v[0] + ptx.load_float(own)), b + w * (v[1] + ptx.load_float(own + 4))
-                    c, d = c + w * (v[2] + ptx.load_float(own + 8)), d + w * (v[3] + ptx.load_float(own + 12))
+                    e = mem.load(ids + 8 * j)
+                    if e >= 0:
+                        w, v = ptx.load_float(weights + 4 * j), four(rows + row_bytes * mem.load(position + 8 * j) + at)
+                        own = bias + bias_step * e + at // size * 4
+                        a, b = a + w * (v[0] + ptx.load_float(own)), b + w * (v[1] + ptx.load_float(own + 4))
+                        c, d = c + w * (v[2] + ptx.load_float(own + 8)), d + w * (v[3] + ptx.load_float(own + 12))
                 put(y + row_bytes * t + at, a, b, c, d)
 
     kernel.__name__ = f"chain_scatter_{kind}"
@@ -93,36 +95,58 @@ def scatter(kind: str) -> Kernel:
 GATHER = Kernel("chain_gather", gather, (types.int64,) * 5, THREADS, 0, 1)
 
 
-class Chain:
-    """The chain of a layer for one number of tokens. weights: the layer's on this card (`cuda_weights.DeviceWeights`).
+class Room:
+    """What the chains of one layer share: its weights, and memory between their kernels, for so many tokens at most.
 
-    x, y: addresses of contiguous rows. rows: [E] rows each expert gets. It works on all experts: for one rank.
+    weights: the layer's on this card (`cuda_weights.DeviceWeights`).
     """
 
-    def __init__(self, gpu: Any, cfg: Any, kind: str, weights: Any, blas: Any, x: int, y: int, tokens: int,
-                 rows: np.ndarray) -> None:  # fmt: skip
-        self.gpu, self.cfg, self.kind, self.blas, self.tokens, self.rows = gpu, cfg, kind, blas, tokens, rows
-        self.x, self.y, self.size = x, y, BYTES[kind]
-        self.grid = BLOCKS_A_SM * gpu.card.sms
-        count, size = tokens * cfg.top_k, self.size
-        self.columns = -(-cfg.ffn // INTERLEAVE) * INTERLEAVE * 2 if cfg.gated else -(-cfg.ffn // 8) * 8
-        self.pitch = -(-cfg.ffn * size // 128) * 128  # of hidden activations, as the packed weights have it
-        self.packed = gpu.allocate(count * size * cfg.hidden)
-        self.wide = gpu.allocate(count * size * self.columns)
-        self.hidden = gpu.allocate(count * self.pitch)
-        self.out = gpu.allocate(count * size * cfg.hidden)
+    def __init__(self, gpu: Any, cfg: Any, kind: str, weights: Any, tokens: int) -> None:
         job = np.zeros(f.JOB_WORDS, np.int64)
         weights.fill(job)
         self.up_step, self.up_bias, self.up_bias_step = job[[f.UP_STEP, f.UP_BIAS, f.UP_BIAS_STEP]]
         self.down_step = job[f.DOWN_STEP]
-        self.depth = -(-cfg.hidden * size // 128) * 128  # bytes between rows of the first product's weights
+        self.down_bias, self.down_bias_step = job[[f.DOWN_BIAS, f.DOWN_BIAS_STEP]]
+        self.router = weights.router
+        count, size = max(1, tokens * cfg.top_k), BYTES[kind]
+        self.columns = -(-cfg.ffn // INTERLEAVE) * INTERLEAVE * 2 if cfg.gated else -(-cfg.ffn // 8) * 8
+        # bytes between rows
+        self.pitch = -(-cfg.ffn * size // 128) * 128  # of hidden activations and of the second product's weights
+        self.depth = -(-cfg.hidden * size // 128) * 128  # the same of the first one's
         self.up = plain(gpu, int(job[f.UP]), int(self.up_step) * cfg.experts, self.depth)
         self.down = plain(gpu, int(job[f.DOWN]), int(self.down_step) * cfg.experts, self.pitch)
-        self.down_bias, self.down_bias_step = job[[f.DOWN_BIAS, f.DOWN_BIAS_STEP]]
-        self._routing(weights.router)
+        self.packed = gpu.allocate(count * size * cfg.hidden)
+        self.wide = gpu.allocate(count * size * self.columns)
+        self.hidden = gpu.allocate(count * self.pitch)
+        self.out = gpu.allocate(count * size * cfg.hidden)
+        self.of_routing = {
+            word: gpu.allocate(max(16, nbytes))
+            for word, nbytes in (
+                (router.IDS, 8 * count), (router.WEIGHTS, 4 * count), (router.OFFSET, 8 * (cfg.experts + 1)),
+                (router.TOKEN, 8 * count), (router.POSITION, 8 * count), (router.STATUS, 8),
+                (router.SCRATCH, router.scratch_bytes(tokens, cfg.experts, cfg.experts)),
+            )
+        }  # fmt: skip
+        self.slot_of = gpu.array(np.arange(cfg.experts)).at
 
-    def _routing(self, packed_router: int) -> None:
-        cfg, gpu, count = self.cfg, self.gpu, self.tokens * self.cfg.top_k
+
+class Chain:
+    """The chain of a layer for one number of tokens.
+
+    x, y: addresses of contiguous rows. rows: [E] rows each expert gets. ids, weights: addresses of [tokens, k] int64
+    and float32 that were routed outside, or 0: the chain routes. It works on all experts: for one rank.
+    """
+
+    def __init__(self, gpu: Any, cfg: Any, kind: str, blas: Any, room: Room, x: int, y: int, tokens: int,
+                 rows: np.ndarray, ids: int = 0, weights: int = 0) -> None:  # fmt: skip
+        self.gpu, self.cfg, self.kind, self.blas, self.tokens, self.rows = gpu, cfg, kind, blas, tokens, rows
+        self.x, self.y, self.size, self.routed = x, y, BYTES[kind], ids != 0
+        self.grid = BLOCKS_A_SM * gpu.card.sms
+        self.room = room
+        self._routing({router.IDS: ids, router.WEIGHTS: weights} if ids else {})
+
+    def _routing(self, given: dict[int, int]) -> None:
+        cfg, gpu, room = self.cfg, self.gpu, self.room
         job = np.zeros(router.JOB_WORDS, np.int64)
         job[[router.X, router.X_STRIDE, router.TOKENS]] = self.x, self.size * cfg.hidden, self.tokens
         job[[router.HIDDEN, router.EXPERTS, router.TOP_K, router.SLOTS]] = (
@@ -133,25 +157,23 @@ class Chain:
         )
         job[[router.SCORE, router.RENORMALIZE]] = SCORES[cfg.router.score], cfg.router.renormalize
         job[router.SCALE] = np.float32(cfg.router.scale).view(np.int32)
-        job[router.ROUTER] = packed_router
-        job[router.SLOT_OF] = gpu.array(np.arange(cfg.experts)).at
-        for word, nbytes in (
-            (router.IDS, 8 * count), (router.WEIGHTS, 4 * count), (router.OFFSET, 8 * (cfg.experts + 1)),
-            (router.TOKEN, 8 * count), (router.POSITION, 8 * count), (router.STATUS, 8),
-            (router.SCRATCH, router.scratch_bytes(self.tokens, cfg.experts, cfg.experts)),
-        ):  # fmt: skip
-            job[word] = gpu.allocate(max(16, nbytes))
+        job[router.ROUTER], job[router.SLOT_OF] = room.router, room.slot_of
+        for word, at in (room.of_routing | given).items():
+            job[word] = at
         self.job, self.job_at = job, gpu.array(job).at
 
     def __call__(self) -> None:
         """Queue it all."""
-        cfg, gpu, kernels, job = self.cfg, self.gpu, route_kernels(), self.job
+        cfg, gpu, room, kernels, job = self.cfg, self.gpu, self.room, route_kernels(), self.job
         kind = self.kind if self.kind in router.KINDS else "f32"
         blocks, count, row = router.blocks(self.tokens), int(self.rows.sum()), self.size * cfg.hidden
-        route = kernels[router.route(kind).__name__]
-        gpu.launch(route, blocks, router.route_shared(cfg.experts, kind), self.job_at)
+        if self.routed:
+            gpu.launch(kernels["check"], blocks, router.check_shared(cfg.experts), self.job_at)
+        else:
+            route = kernels[router.route(kind).__name__]
+            gpu.launch(route, blocks, router.route_shared(cfg.experts, kind), self.job_at)
         gpu.launch(kernels["place"], blocks, router.place_shared(cfg.experts, cfg.top_k), self.job_at)
-        gpu.launch(GATHER, self.grid, 0, self.packed, self.x, job[router.TOKEN], count, row)
+        gpu.launch(GATHER, self.grid, 0, room.packed, self.x, job[router.TOKEN], count, row)
         first = 0
         for e, m in enumerate(self.rows.tolist()):
             if m:
@@ -159,21 +181,21 @@ class Chain:
             first += m
         gpu.launch(
             scatter(self.kind), self.grid, 0, self.y, self.tokens, cfg.top_k, job[router.WEIGHTS], job[router.IDS],
-            job[router.POSITION], self.out, row, self.down_bias, self.down_bias_step,
+            job[router.POSITION], room.out, row, room.down_bias, room.down_bias_step,
         )  # fmt: skip
 
     def _expert(self, e: int, m: int, first: int) -> None:
-        cfg, size = self.cfg, self.size
-        wide, hidden = self.wide + size * self.columns * first, self.hidden + self.pitch * first
+        cfg, room, size = self.cfg, self.room, self.size
+        wide, hidden = room.wide + size * room.columns * first, room.hidden + room.pitch * first
         self.blas.product(
-            self.kind, m, self.columns, cfg.hidden, self.packed + size * cfg.hidden * first, cfg.hidden,
-            int(self.up + self.up_step * e), self.depth // size, wide, self.columns,
+            self.kind, m, room.columns, cfg.hidden, room.packed + size * cfg.hidden * first, cfg.hidden,
+            int(room.up + room.up_step * e), room.depth // size, wide, room.columns,
         )  # fmt: skip
         self.gpu.launch(
-            activate(self.kind), self.grid, 0, hidden, self.pitch, wide, size * self.columns,
-            self.up_bias + self.up_bias_step * e, m, cfg.ffn, activation.word(cfg.activation, cfg.limit), cfg.gated,
+            activate(self.kind), self.grid, 0, hidden, room.pitch, wide, size * room.columns,
+            room.up_bias + room.up_bias_step * e, m, cfg.ffn, activation.word(cfg.activation, cfg.limit), cfg.gated,
         )  # fmt: skip
         self.blas.product(
-            self.kind, m, cfg.hidden, cfg.ffn, hidden, self.pitch // size, int(self.down + self.down_step * e),
-            self.pitch // size, self.out + size * cfg.hidden * first, cfg.hidden,
+            self.kind, m, cfg.hidden, cfg.ffn, hidden, room.pitch // size, int(room.down + room.down_step * e),
+            room.pitch // size, room.out + size * cfg.hidden * first, cfg.hidden,
         )  # fmt: skip

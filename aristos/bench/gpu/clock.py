@@ -55,13 +55,18 @@ class Gpu:
         self.world = world
         self.card: Any = Card.find(sum(p < world.rank for p in world.nodes.near(world.rank)))
         self.stream = self.card.new_stream()
-        self._events = self.card.event(), self.card.event()
+        self.events = self.card.event(), self.card.event()
         self._held: list[int] = []
         self._flush = self.allocate(FLUSH)
 
     def allocate(self, nbytes: int) -> int:
         self._held.append(self.card.allocate(nbytes))
         return self._held[-1]
+
+    def free(self, at: int) -> None:
+        """Give back what `allocate` gave, before the end."""
+        self._held.remove(at)
+        self.card.free(at)
 
     def array(self, values: np.ndarray, kind: str = "") -> OnCard:
         """A copy of an array of the host."""
@@ -79,7 +84,7 @@ class Gpu:
 
     def seconds(self, call: Callable[[], object], cold: bool = True) -> float:
         """Of one call, by events."""
-        before, after = self._events
+        before, after = self.events
         if cold:
             self.card.clear(self._flush, FLUSH, self.stream)
         self.card.record(before, self.stream)
@@ -88,16 +93,27 @@ class Gpu:
         return float(self.card.elapsed(before, after))
 
     def in_turns(
-        self, calls: dict[str, Callable[[], object]], seconds: float, warmup: int, asked: int | None
+        self,
+        calls: dict[str, Callable[[], object]],
+        seconds: float,
+        warmup: int,
+        asked: int | None,
+        after: Callable[[str, int], None] | None = None,
     ) -> dict[str, Seconds]:
-        """Seconds of every call, [turns], as many as fit `seconds`, or `asked`; the same number on every rank."""
+        """Seconds of every call, [turns], as many as fit `seconds`, or `asked`; the same number on every rank.
+
+        after(name, turn): runs untimed when a call has ended; turn is -1 while it warms up.
+        """
         world, names = self.world, list(calls)
         start = time.perf_counter()
         with no_gc(), self.here():
             for _ in range(max(1, warmup)):
                 began = time.perf_counter()
-                for call in calls.values():
+                for name, call in calls.items():
+                    world.barrier()
                     self.seconds(call)
+                    if after is not None:
+                        after(name, -1)
                 one = world.largest(time.perf_counter() - began)
             left = seconds - world.largest(time.perf_counter() - start)
             count = asked or int(min(MOST, max(FEWEST, left / max(one, 1e-6))))
@@ -107,6 +123,8 @@ class Gpu:
                 for name in names[turn:] + names[:turn]:
                     world.barrier()
                     times[name][i] = self.seconds(calls[name])
+                    if after is not None:
+                        after(name, i)
         return times
 
     def facts(self) -> dict[str, Any]:

@@ -4,8 +4,9 @@
     aristos graph   the same call captured once and replayed
     chain graph     `chain.py`: route, gather, cuBLAS an expert, scatter, captured once and replayed; one rank alone
 
-All take turns on the same tokens and weights. `against chain` is graph against graph. It refuses to report a time of
-an output that the float64 oracle did not pass on some of the tokens.
+All take turns on the same tokens and weights. `against chain` is graph against graph. With --routing, routing comes
+from outside, and both check it instead of making it. A second sheet says what launching costs the host (`launch.py`).
+It refuses to report a time of an output that the float64 oracle did not pass on some of the tokens.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..measure import Summary, gathered
 from ..registry import on_cuda
-from ..workload import NEAR_TIE, Call, Workload
+from ..workload import Call, Workload
+from .calls import Played, routed_call
 from .clock import Gpu, OnCard, ratios
 from .cublas import Cublas
 
 CALLED, GRAPH, CHAIN = "aristos", "aristos graph", "chain graph"
-CHECKED = 64  # tokens that the oracle computes
+LAUNCH_SHARE = 0.1  # of the time, for what launching costs
 
 COLUMNS = (
     Column("tokens", "tokens\n/rank", "d"),
@@ -44,100 +46,65 @@ COLUMNS = (
 )
 
 
-def rounded(values: np.ndarray, kind: str) -> np.ndarray:
-    """float32 with the values that rows of a kind hold; tf32 rounds what it multiplies, not what it is given."""
-    from ...kernels.cuda.pack import narrow, widen
-
-    return values if kind == "tf32" else widen(narrow(values, kind), kind)
-
-
-def settled(work: Workload, count: int, kind: str) -> np.ndarray:
-    """x: [count, H] float32 with a kind's values, whose routing is no near tie: float32 and float64 then agree."""
-    x = rounded(work.tokens(count, count), kind)
-    rng, k = np.random.default_rng(work.world.rank), work.cfg.top_k
-    while count and k < work.cfg.experts:
-        scores = -np.sort(-(x.astype(np.float64) @ work.router), axis=1)
-        close = np.flatnonzero(scores[:, k - 1] - scores[:, k] < NEAR_TIE)
-        if not len(close):
-            break
-        x[close] = rounded(rng.standard_normal((len(close), x.shape[1]), np.float32), kind)
-    return x
-
-
 class Rivals:
     """One number of tokens: who computes the layer, and what each has made of it."""
 
-    def __init__(self, gpu: Gpu, work: Workload, moe: Any, count: int, blas: Cublas | None) -> None:
-        from ...kernels.cuda.pack import narrow
-
-        self.gpu, self.work, self.moe, self.kind = gpu, work, moe, KINDS[work.cfg.dtype]
-        self.values = settled(work, count, self.kind)
-        raw = self.values if self.kind == "tf32" else narrow(self.values, self.kind)
-        self.x, self.y = gpu.array(raw, self.kind), OnCard(gpu, raw.shape, self.kind)
-        self.rows = work.rows(work.routed(Call(self.values))[0])
-        self.calls: dict[str, Any] = {CALLED: self._call}
-        self.outputs = {CALLED: self.y}
-        with gpu.here():
-            self._call()  # what a first call allocates cannot be captured
-            moe.synchronize()
-            self.calls[GRAPH] = partial(gpu.card.replay, gpu.card.graph(gpu.stream, self._call), gpu.stream)
-        self.outputs[GRAPH] = self.y
-        if blas is not None and work.world.size == 1:
-            self._add_chain(blas, count)
-
-    def _call(self) -> None:
-        self.moe(self.x, out=self.y)
-
-    def _add_chain(self, blas: Cublas, count: int) -> None:
-        from .chain import Chain
-
-        gpu, out = self.gpu, OnCard(self.gpu, self.y.shape, self.kind)
-        chain = Chain(
-            gpu, self.work.cfg, self.kind, self.moe.device_weights(), blas, self.x.at, out.at, count, self.rows
-        )
-        chain()  # loads its kernels
-        gpu.card.synchronize(gpu.stream)
-        self.calls[CHAIN] = partial(gpu.card.replay, gpu.card.graph(gpu.stream, chain), gpu.stream)
-        self.outputs[CHAIN] = out
+    def __init__(self, gpu: Gpu, work: Workload, moe: Any, call: Call, blas: Cublas | None, room: Any) -> None:
+        self.played = played = Played(gpu, work, moe, call)
+        self.rows = played.rows
+        self.calls: dict[str, Any] = {CALLED: played, GRAPH: played.graph()}
+        self.outputs = {CALLED: played.y, GRAPH: played.y}
+        if blas is not None and room is not None:
+            self.calls[CHAIN], self.outputs[CHAIN] = chained(played, blas, room)
 
     def errors(self) -> dict[str, float]:
         """Of each, on some tokens, after a call on cleared outputs; collective."""
-        from ...kernels.cuda.pack import widen
+        return {name: self.played.error(call, self.outputs[name]) for name, call in self.calls.items()}
 
-        count = len(self.values)
-        some = np.unique(np.linspace(0, count - 1, min(CHECKED, count)).astype(np.int64))
-        truth, found = self.work.oracle(Call(self.values[some])), {}
-        for name, call in self.calls.items():
-            out = self.outputs[name]
-            self.gpu.card.clear(out.at, out.nbytes, self.gpu.stream)
-            with self.gpu.here():
-                self.work.world.barrier()
-                call()
-                self.gpu.card.synchronize(self.gpu.stream)
-            found[name] = self.work.error(widen(out.get(), self.kind)[some], truth)
-        self.moe.synchronize()
-        return found
+
+def room_of(gpu: Gpu, work: Workload, moe: Any, blas: Cublas | None, tokens: int) -> Any:
+    """What the chains of a layer share (`chain.Room`); None where there is no chain: many ranks, or no cuBLAS."""
+    if blas is None or work.world.size > 1:
+        return None
+    from .chain import Room  # needs a compiler
+
+    return Room(gpu, work.cfg, KINDS[work.cfg.dtype], moe.device_weights(), tokens)
+
+
+def chained(played: Played, blas: Cublas, room: Any) -> tuple[Any, OnCard]:
+    """(what queues the unfused chain of a call as a graph, its outputs)."""
+    from .chain import Chain
+
+    gpu, kind, given = played.gpu, played.kind, [array.at for array in played.routing.values()]
+    out = OnCard(gpu, played.y.shape, kind)
+    chain = Chain(gpu, played.work.cfg, kind, blas, room, played.x.at, out.at, played.count, played.rows, *given)
+    chain()  # loads its kernels
+    gpu.card.synchronize(gpu.stream)
+    return partial(gpu.card.replay, gpu.card.graph(gpu.stream, chain), gpu.stream), out
 
 
 @on_cuda("layer")
 def run(ctx: Context, gpu: Gpu) -> Result:
+    from . import launch  # needs a compiler
+
     shape = ctx.shape()
     work = Workload(ctx.world, shape.cfg, ctx.options.seed)
     ctx.tell("weights", 0.0)
     moe = work.layer("fused", None, backend="cuda")
-    blas, why = None, ""
-    try:
-        blas = Cublas(gpu)
-    except EnvironmentProblem as missing:
-        why = str(missing)
+    blas, why = cublas_or_why(gpu)
+    room = room_of(gpu, work, moe, blas, max(shape.tokens))
     sheet = Sheet(f"layer on {gpu.card.name}: {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
-    done = []
+    done, launched = [], []
     for i, tokens in enumerate(shape.tokens):
         ctx.tell(f"{tokens} tokens", i / len(shape.tokens))
-        rivals = Rivals(gpu, work, moe, tokens, blas)
+        rivals = Rivals(gpu, work, moe, routed_call(ctx, work, tokens), blas, room)
         before = rivals.errors()
-        found = gpu.in_turns(rivals.calls, ctx.left() / (len(shape.tokens) - i), ctx.options.warmup, ctx.options.iters)
+        share = ctx.left() / (len(shape.tokens) - i)
+        found = gpu.in_turns(rivals.calls, (1 - LAUNCH_SHARE) * share, ctx.options.warmup, ctx.options.iters)
+        launches = launch.Launches(gpu, rivals.calls[CALLED], rivals.calls[GRAPH])
+        overhead = launches.measure(LAUNCH_SHARE * share, ctx.options.iters)
         after = rivals.errors()  # the memory that was timed still gives what it gave
+        launched.append((tokens, overhead, work.passes(max(after[CALLED], after[GRAPH]))))
         found = {name: gathered(ctx.world, t).max(axis=0) for name, t in found.items()}
         done.append((tokens, found))
         for name, times in found.items():
@@ -151,7 +118,15 @@ def run(ctx: Context, gpu: Gpu) -> Result:
     if why:
         sheet.notes.append(why)
     ok = all(record["check"] == VERDICTS[True] for record in sheet.records)
-    return Result(ok, [sheet], [_table(ctx, done)])
+    return Result(ok, [sheet, launch.sheet(gpu, launched)], [_table(ctx, done), launch.table(launched)])
+
+
+def cublas_or_why(gpu: Gpu) -> tuple[Cublas | None, str]:
+    """cuBLAS, or why there is none."""
+    try:
+        return Cublas(gpu), ""
+    except EnvironmentProblem as missing:
+        return None, str(missing)
 
 
 def _record(work: Workload, rivals: Rivals, tokens: int, name: str, times: np.ndarray, chain: np.ndarray | None,

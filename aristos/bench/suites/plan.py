@@ -92,7 +92,7 @@ def run(ctx: Context) -> Result:
     ctx.tell("rates", 0.0)
     call = _call(ctx, work, tokens)
     problem = _problem(ctx, work, tokens, _rate(ctx, work, call, threads))
-    entries = ctx.world.bcast(_entries(problem) if ctx.world.lead else None)
+    entries = ctx.world.bcast(entries_of(problem) if ctx.world.lead else None)
     truth = work.oracle(call)
     outputs = []
     with contextlib.ExitStack() as stack:
@@ -182,7 +182,7 @@ def _problem(ctx: Context, work: Workload, tokens: int, rate: float) -> Problem:
     )
 
 
-def _entries(problem: Problem) -> list[Entry]:
+def entries_of(problem: Problem) -> list[Entry]:
     """The planned partition first, then each baseline that has room, unless one before it chose the same."""
     planned = solve(problem, deadline_s=SOLVE_SECONDS)
     found = [Entry(["planned"], planned)]

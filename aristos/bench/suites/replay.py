@@ -84,7 +84,7 @@ def run(ctx: Context) -> Result:
     return Result(all(p.right for p in done), [sheet], [_table(ctx, p, list(layers)) for p in done])
 
 
-def _call(work: Workload, trace: Trace, name: str, prefill: int, step: int, steps: int) -> tuple[Call, int]:
+def step_call(work: Workload, trace: Trace, name: str, prefill: int, step: int, steps: int) -> tuple[Call, int]:
     """The call of this rank in a step, and the recorded layer whose routing it has."""
     layer = step % trace.layers
     rank, world = work.world.rank, work.world.size
@@ -106,7 +106,7 @@ def _phase(
     errors = dict.fromkeys(layers, 0.0)
     right = True
     while len(calls) < steps:
-        call, layer = _call(work, trace, name, prefill, len(calls), steps)
+        call, layer = step_call(work, trace, name, prefill, len(calls), steps)
         truth = work.oracle(call)
         out = {s: np.array(execute(moe, call)) for s, moe in layers.items()}
         for s, y in out.items():

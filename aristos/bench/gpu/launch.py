@@ -1,0 +1,117 @@
+"""What it costs the host to launch: a call of the layer, its graph, and a kernel that does nothing.
+
+    call              MoE(x, out=y): the host's checks and four launches
+    graph of it       the same call, captured once and replayed
+    empty kernel      a kernel of one block with the persistent kernel's two arguments, by the same path
+    graph of it       that, captured once and replayed
+
+`queued` is the host's time until the launch has returned, on a stream that is empty; `done` until the stream has been
+waited for, both by the host's clock. What `done` of an empty kernel takes is the floor of any call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ...kernels.cuda.catalogue import Kernel
+from ...kernels.cuda.compiler import cuda, types
+from ...results import Table
+from ..context import CHECK, VERDICTS, Column, Sheet
+from ..measure import no_gc
+from .clock import FEWEST, Gpu
+
+CALL, CALL_GRAPH, EMPTY, EMPTY_GRAPH = "call", "call, graph", "empty kernel", "empty kernel, graph"
+MOST = 200  # turns
+
+COLUMNS = (
+    Column("tokens", "tokens\n/rank", "d"),
+    Column("what", "what"),
+    Column("queued_us", "queued\nus", ".2f"),
+    Column("queued_p95_us", "p95\nus", ".2f"),
+    Column("done_us", "done\nus", ".2f"),
+    Column("done_p95_us", "p95\nus", ".2f"),
+    Column("turns", "turns", "d"),
+    CHECK,
+)
+
+
+@cuda.jit
+def nothing(job, state):
+    return  # a docstring alone is more than numba-cuda can compile
+
+
+NOTHING = Kernel("empty", nothing, (types.int64,) * 2, 32, 0, 1)
+
+
+class Launches:
+    """Times of the four, on the host. call, graph: queue a layer's call."""
+
+    def __init__(self, gpu: Gpu, call: Callable[[], object], graph: Callable[[], object]) -> None:
+        self.gpu = gpu
+        empty = partial(gpu.launch, NOTHING, 1, 0, 0, 0)
+        empty()  # loads it
+        gpu.card.synchronize(gpu.stream)
+        empty_graph = partial(gpu.card.replay, gpu.card.graph(gpu.stream, empty), gpu.stream)
+        self.calls: dict[str, Callable[[], object]] = {
+            CALL: call,
+            CALL_GRAPH: graph,
+            EMPTY: empty,
+            EMPTY_GRAPH: empty_graph,
+        }
+
+    def once(self, call: Callable[[], object]) -> tuple[float, float]:
+        """Seconds until it was queued, and until it was done."""
+        start = time.perf_counter()
+        call()
+        queued = time.perf_counter() - start
+        self.gpu.card.synchronize(self.gpu.stream)
+        return queued, time.perf_counter() - start
+
+    def measure(self, seconds: float, asked: int | None) -> dict[str, np.ndarray]:
+        """[2, turns] seconds of each, queued and done; the same number of turns on every rank."""
+        world, names = self.gpu.world, list(self.calls)
+        with no_gc(), self.gpu.here():
+            start = time.perf_counter()
+            for call in self.calls.values():  # warm-up
+                world.barrier()
+                self.once(call)
+            one = world.largest(time.perf_counter() - start)
+            count = asked or int(min(MOST, max(FEWEST, seconds / max(one, 1e-6))))
+            times = {name: np.empty((2, count)) for name in names}
+            for i in range(count):
+                turn = i % len(names)
+                for name in names[turn:] + names[:turn]:
+                    world.barrier()
+                    times[name][:, i] = self.once(self.calls[name])
+        return times
+
+
+def sheet(gpu: Gpu, done: list[tuple[int, dict[str, np.ndarray], bool]]) -> Sheet:
+    """done: (tokens, times, whether the calls' outputs were right after them)."""
+    made = Sheet(f"launching on {gpu.card.name}, by the host's clock", COLUMNS)
+    for tokens, found, right in done:
+        for name, times in found.items():
+            record: dict[str, Any] = {"tokens": tokens, "what": name, "turns": times.shape[1], "check": VERDICTS[right]}
+            for key, each in zip(("queued", "done"), times):
+                middle, high = np.quantile(each, [0.5, 0.95]) * 1e6
+                record |= {f"{key}_us": float(middle), f"{key}_p95_us": float(high)}
+            made.records.append(record)
+    return made
+
+
+def table(done: list[tuple[int, dict[str, np.ndarray], bool]]) -> Table:
+    """Raw times of this rank."""
+    names, longest = list(done[0][1]), max(t.shape[1] for _, found, _ in done for t in found.values())
+    seconds = np.full((len(done), len(names), 2, longest), np.nan)
+    for i, (_, found, _) in enumerate(done):
+        for j, name in enumerate(names):
+            seconds[i, j, :, : found[name].shape[1]] = found[name]
+    made = Table("layer", "launch_cuda")
+    made.dim("tokens", [tokens for tokens, *_ in done], "1", "tokens per rank and call").dim("what", names)
+    made.dim("until", ["queued", "done"]).dim("turn", np.arange(longest))
+    return made.add("time", ("tokens", "what", "until", "turn"), seconds, "s", "by the host's clock")

@@ -1,0 +1,201 @@
+"""Suite `plan` on cards: the planner's groups against its baselines, run; a stage predicted beside a stage measured.
+
+The ranks are of one node, a card each. Nothing is slowed: alpha and beta are those of copies between the cards, one at
+a time, each card's rate is that of one product, all cards at once; both are measured before. A card has room for all
+experts; from four on for half of them. What is planned is inference: no all-reduce. Every different partition is a
+layer a group, MoE(backend="cuda") with that plan, captured in a CUDA graph; they run in turns on the same tokens:
+
+    stage       the slowest rank's call, by events; predicted: pi + C of the slowest group
+    speedup     how many times faster the planned partition's stage is than this one's, turn by turn
+
+What of a stage are experts and what is waiting is not told apart on cards: the kernel does both at once. It refuses to
+report a time of an output that the float64 oracle did not pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...device_arrays import KINDS
+from ...errors import InputError
+from ...planner import Problem, parse
+from ...results import Table
+from ...transport.ipc import IpcWindow
+from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
+from ..measure import Summary, gathered
+from ..registry import on_cuda
+from ..suites.plan import CROSSINGS, MIB, STAGES, Entry, entries_of
+from ..workload import Workload
+from .calls import Played, routed_call
+from .clock import Gpu, ratios
+
+SIZES = (4096, 16 << 20)  # bytes of the copies that alpha and beta come from
+TURNS = 10  # of what is measured for the problem
+MOST_ROWS = 1024  # of the product that a rate comes from
+
+COLUMNS = (
+    Column("plan", "plan"),
+    Column("groups", "groups"),
+    Column("predicted_pi_us", "pi\nus", ".1f"),
+    Column("predicted_comm_us", "C\nus", ".1f"),
+    Column("predicted_us", "stage,\npredicted us", ".1f"),
+    Column("measured_us", "stage,\nmeasured us", ".1f"),
+    Column("ratio", "measured /\npredicted", ".2f"),
+    Column("speedup", "planned,\nspeed-up", ".2f"),
+    Column("speedup_low", "5 %", ".2f"),
+    Column("speedup_high", "95 %", ".2f"),
+    Column("turns", "turns", "d"),
+    ERROR,
+    CHECK,
+)
+
+
+def usual(gpu: Gpu, call: Any) -> float:
+    """Seconds of a call, the median of several."""
+    return float(np.median([gpu.seconds(call) for _ in range(TURNS + 1)][1:]))
+
+
+def links(gpu: Gpu) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(alpha_us, beta_us_per_mib) [W, W] of copies from card to card, the mean of both ways. Collective."""
+    world, card = gpu.world, gpu.card
+    window = IpcWindow(world.comm, card, SIZES[-1])
+    source, made = gpu.allocate(SIZES[-1]), np.zeros((2, world.size))
+    for origin in range(world.size):  # one at a time
+        for p in range(world.size):
+            if origin == world.rank and p != origin:
+                few, many = (usual(gpu, partial(card.copy, window.base[p], source, n, gpu.stream)) for n in SIZES)
+                made[:, p] = few * 1e6, max(0.0, many - few) * 1e6 * MIB / (SIZES[1] - SIZES[0])
+        world.barrier()
+    window.close()
+    gpu.free(source)
+    both = np.stack(world.allgather(made), axis=1)  # [2, from, to]
+    both = (both + both.swapaxes(1, 2)) / 2
+    return both[0], both[1]
+
+
+def rate(gpu: Gpu, work: Workload, tokens: int) -> float:
+    """This card's MFLOP a us, of a product with as many rows as an expert gets, while the other cards do the same."""
+    from ...kernels.cuda.gemm import tile_for
+    from .gemm import OURS, Products
+
+    cfg, kind = work.cfg, KINDS[work.cfg.dtype]
+    rows = max(1, min(MOST_ROWS, tokens * cfg.top_k * work.world.size // cfg.experts))
+    columns = cfg.ffn * (2 if cfg.gated else 1)
+    product = Products(gpu, kind, 1, cfg.hidden, columns, None, rows)
+    gpu.world.barrier()
+    seconds = usual(gpu, product.calls(rows, tile_for(kind, rows, gpu.card.arch))[OURS])
+    return 2.0 * rows * cfg.hidden * columns / seconds / 1e12
+
+
+def problem_of(ctx: Context, gpu: Gpu, work: Workload, tokens: int) -> Problem:
+    """What Equation 1 is told of these cards. Costs are MFLOP. Collective; the same on every rank."""
+    from ...kernels.cuda.tile import BYTES
+
+    cfg, n = work.cfg, ctx.world.size
+    alpha, beta = links(gpu)
+    room = cfg.experts if n < 4 else -(-cfg.experts // 2)
+    rates = ctx.world.allgather(rate(gpu, work, tokens))
+    devices = [{"rate": each, "memory": room, "name": f"n0d{rank}"} for rank, each in enumerate(rates)]
+    return parse(
+        {
+            "experts": cfg.experts,
+            "layer_cost": tokens * cfg.top_k * work.flops_per_row / 1e6,
+            "payload_mib": tokens * cfg.top_k * cfg.hidden * BYTES[KINDS[cfg.dtype]] / MIB,
+            "crossings": CROSSINGS,
+            "stages": STAGES * n,
+            "gradient_mib": 0,
+            "devices": devices,
+            "alpha_us": alpha.tolist(),
+            "beta_us_per_mib": beta.tolist(),
+        }
+    )
+
+
+class Running:
+    """One partition's layer in this rank's group, and its call as a graph. Collective."""
+
+    def __init__(self, gpu: Gpu, work: Workload, entry: Entry, call: Any, truth: Any, stack: Any) -> None:
+        import aristos
+
+        moe = aristos.MoE(work.cfg, work.world.comm, plan=entry.plan, backend="cuda")
+        stack.enter_context(moe)
+        mine = [work.expert(e) for e in moe.placement.mine(moe.rank)]
+        some = mine or [{name: w[:0] for name, w in work.expert(0).items()}]
+        stacked: dict[str, Any] = {name: np.concatenate([e[name] for e in some]) for name in some[0]}
+        moe.load(router=work.router, local=True, **stacked)
+        self.entry, self.played = entry, Played(gpu, work, moe, call, truth=truth)
+        self.graph = self.played.graph()
+
+
+@on_cuda("plan")
+def run(ctx: Context, gpu: Gpu) -> Result:
+    if not ctx.world.nodes.single:
+        raise InputError("suite plan on cards is for ranks of one node: start them on one")
+    shape, world = ctx.shape(), ctx.world
+    tokens = max(shape.tokens)
+    work = Workload(world, shape.cfg, ctx.options.seed)
+    ctx.tell("links and rates", 0.0)
+    problem = problem_of(ctx, gpu, work, tokens)
+    entries = world.bcast(entries_of(problem) if world.lead else None)
+    call, truth = routed_call(ctx, work, tokens, "uniform"), None
+    with contextlib.ExitStack() as stack:
+        runs = []
+        for each in entries:
+            runs.append(Running(gpu, work, each, call, truth, stack))
+            truth = runs[0].played.truth
+            each.error = runs[-1].played.error(runs[-1].graph)
+        calls: dict[str, Any] = {each.entry.name: each.graph for each in runs}
+        found = gpu.in_turns(calls, 0.9 * ctx.left(), ctx.options.warmup, ctx.options.iters)
+        for each in runs:
+            each.entry.error = max(each.entry.error, each.played.now(), each.played.error(each.graph))
+            each.entry.times["stage"] = gathered(world, found[each.entry.name])
+        world.barrier()
+    sheet = Sheet(f"plan on {gpu.card.name}: {shape}, {tokens} tokens a rank, {counted(world.size, 'rank')}", COLUMNS)
+    sheet.records = [_record(work, each, entries[0]) for each in entries]
+    sheet.notes = _notes(problem)
+    ok = all(record["check"] == VERDICTS[True] for record in sheet.records)
+    return Result(ok, [sheet], [_table(ctx, entries, problem)])
+
+
+def _record(work: Workload, entry: Entry, planned: Entry) -> dict[str, Any]:
+    cost, worst = entry.plan.cost, entry.plan.cost.slowest
+    slowest = entry.times["stage"].max(axis=0)
+    measured, predicted = Summary.of(slowest).median * 1e6, float(cost.pi_us[worst] + cost.comm_us[worst])
+    speedup, low, high = ratios(planned.times["stage"].max(axis=0), slowest)
+    return {
+        "plan": entry.name, "groups": entry.groups, "predicted_pi_us": float(cost.pi_us[worst]),
+        "predicted_comm_us": float(cost.comm_us[worst]), "predicted_us": predicted, "measured_us": measured,
+        "ratio": measured / predicted, "speedup": speedup, "speedup_low": low, "speedup_high": high,
+        "turns": len(slowest), "error": entry.error, "check": VERDICTS[work.passes(entry.error)],
+    }  # fmt: skip
+
+
+def _notes(problem: Problem) -> list[str]:
+    n = problem.n
+    off = ~np.eye(n, dtype=bool)
+    alpha, beta = problem.alpha_us[off], problem.beta_us_per_mib[off]
+    return [
+        f"copies between cards: {alpha.min():.3g} to {alpha.max():.3g} us + {beta.min():.3g} to {beta.max():.3g} us a"
+        f" MiB; rates: {problem.rate.min():.3g} to {problem.rate.max():.3g} TFLOP/s",
+    ]
+
+
+def _table(ctx: Context, entries: list[Entry], problem: Problem) -> Table:
+    """Raw times of every rank, and the problem."""
+    ranks, times = np.arange(ctx.world.size), np.array([each.times["stage"] for each in entries])
+    table = Table("plan", "plan_cuda", attributes={"shape": str(ctx.shape()), "kappa": problem.kappa})
+    table.dim("plan", [each.name for each in entries]).dim("rank", ranks).dim("peer", ranks)
+    table.dim("turn", np.arange(times.shape[-1]))
+    table.add("groups", "plan", [each.groups for each in entries], "", "ranks of each group")
+    table.add("rate", "rank", problem.rate, "MFLOP/us", "of one product, all ranks at once")
+    table.add("alpha", ("rank", "peer"), problem.alpha_us * 1e-6, "s", "of a small copy from card to card")
+    table.add("beta", ("rank", "peer"), problem.beta_us_per_mib * 1e-6, "s/MiB", "of a large one's bytes")
+    table.add("stage_time", ("plan", "rank", "turn"), times, "s", "one call on one rank, by events")
+    predicted = [float((e.plan.cost.pi_us + e.plan.cost.comm_us).max()) * 1e-6 for e in entries]
+    table.add("predicted_stage", "plan", predicted, "s", "pi + C of the slowest group")
+    return table.add("error", "plan", [each.error for each in entries], "1", "largest relative error against float64")

@@ -1,0 +1,199 @@
+"""Suite `replay` on cards: a recorded routing played back, prefill batches and decode steps, against the unfused chain.
+
+Phases and steps are those of the CPU's suite (`suites/replay.py`): each step is one call with the routing of one
+recorded layer, whose ids and weights lie on the card. Each is captured in a CUDA graph:
+
+    aristos graph   MoE(backend="cuda"), one launch of the graph
+    chain graph     `chain.py` with the same routing; one rank alone
+
+They take turns, step by step; caches are cold (`clock.py`). `against chain` is of whole passes. It refuses a step of
+which the float64 oracle did not pass some tokens, before all passes and after.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ...errors import InputError
+from ...presets import with_max_tokens
+from ...results import Table
+from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
+from ..measure import Summary, gathered, no_gc
+from ..registry import on_cuda
+from ..routing import busiest_over_mean
+from ..suites.replay import MOST_PASSES, MOST_STEPS, step_call
+from ..workload import Call, Workload
+from .calls import Played, held, sample
+from .clock import Gpu, OnCard, ratios
+from .cublas import Cublas
+from .layer import CHAIN, GRAPH, chained, cublas_or_why, room_of
+
+CHECKED = 4  # tokens of a step that the oracle computes
+
+COLUMNS = (
+    Column("phase", "phase"),
+    Column("steps", "steps", "d"),
+    Column("tokens_per_step", "tokens\na step", ".0f"),
+    Column("busiest_median", "busiest rank / mean\nmedian", ".2f"),
+    Column("busiest_most", "most", ".2f"),
+    Column("what", "what"),
+    Column("median_us", "median\nus", ".1f"),
+    Column("p95_us", "p95\nus", ".1f"),
+    Column("p99_us", "p99\nus", ".1f"),
+    Column("tokens_per_s", "tokens/s", ",.0f"),
+    Column("speedup", "against\nchain", ".2f"),
+    Column("speedup_low", "5 %", ".2f"),
+    Column("speedup_high", "95 %", ".2f"),
+    Column("passes", "passes", "d"),
+    ERROR,
+    CHECK,
+)
+
+
+@dataclass
+class Step:
+    """One recorded step on this rank. calls: what queues it, by name; outputs: where each writes."""
+
+    played: Played
+    layer: int
+    calls: dict[str, Any]
+    outputs: dict[str, OnCard]
+
+
+@dataclass
+class Phase:
+    """times: what -> [world, step, pass] seconds; tokens: [step] of all ranks; rows: [step, world]."""
+
+    name: str
+    steps: list[Step]
+    tokens: np.ndarray
+    rows: np.ndarray
+    errors: dict[str, float] = field(default_factory=dict)
+    times: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Keep the largest error of every step's calls; collective."""
+        for step in self.steps:
+            for name, call in step.calls.items():
+                error = step.played.error(call, step.outputs[name])
+                self.errors[name] = max(self.errors.get(name, 0.0), error)
+
+
+@on_cuda("replay")
+def run(ctx: Context, gpu: Gpu) -> Result:
+    if ctx.trace is None:
+        raise InputError("suite replay needs --routing FILE.npz, a recorded routing trace")
+    shape, trace = ctx.shape(), ctx.trace
+    prefill = min(shape.tokens[-1], len(trace.ids))
+    most = max(prefill, -(-len(trace.lengths) // ctx.world.size))
+    work = Workload(ctx.world, with_max_tokens(shape.cfg, most), ctx.options.seed)
+    ctx.tell("weights", 0.0)
+    moe = work.layer("fused", None, backend="cuda")
+    blas, why = cublas_or_why(gpu)
+    room = room_of(gpu, work, moe, blas, most)
+    sheet = Sheet(f"replay on {gpu.card.name}: {trace.path}, {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
+    done = []
+    for i, name in enumerate(MOST_STEPS):
+        ctx.tell(name, i / len(MOST_STEPS))
+        phase = _phase(ctx, gpu, work, moe, name, prefill, blas, room)
+        _play(ctx, gpu, phase, ctx.left() / (len(MOST_STEPS) - i))
+        phase.check()
+        sheet.records += _records(work, phase)
+        done.append(phase)
+    moe.close()
+    sheet.notes.append(f"recorded layers in turn: {trace.layers}, {len(trace.lengths)} sequences")
+    sheet.notes += [note for note in (why, "" if ctx.world.size == 1 else "the chain is for one rank") if note]
+    ok = all(record["check"] == VERDICTS[True] for record in sheet.records)
+    return Result(ok, [sheet], [_table(ctx, phase) for phase in done])
+
+
+def _phase(ctx: Context, gpu: Gpu, work: Workload, moe: Any, name: str, prefill: int, blas: Cublas | None,
+           room: Any) -> Phase:  # fmt: skip
+    """All steps on the card, captured and checked. The oracle makes each expert's weights once for all of them."""
+    assert ctx.trace is not None
+    count = MOST_STEPS[name]
+    made = [step_call(work, ctx.trace, name, prefill, i, count) for i in range(count)]
+    calls, layers = [held(work, call) for call, _ in made], [layer for _, layer in made]
+    few = [sample(call, CHECKED)[1] for call in calls]
+    truth = work.oracle(_joined(few))
+    cuts = np.cumsum([len(call.x) for call in few])[:-1]
+    steps = []
+    for i, (call, layer, wanted) in enumerate(zip(calls, layers, np.split(truth, cuts))):
+        ctx.tell(f"{name}, step {i + 1} of {count}", 0.0)
+        played = Played(gpu, work, moe, call, CHECKED, wanted)
+        step = Step(played, layer, {GRAPH: played.graph()}, {GRAPH: played.y})
+        if blas is not None and room is not None:
+            step.calls[CHAIN], step.outputs[CHAIN] = chained(played, blas, room)
+        steps.append(step)
+    tokens = np.sum(ctx.world.allgather([len(call.x) for call in calls]), axis=0)
+    rows = np.array([np.bincount(work.placement, step.played.rows, ctx.world.size) for step in steps])
+    phase = Phase(name, steps, tokens, rows.astype(np.int64))
+    phase.check()
+    return phase
+
+
+def _joined(calls: list[Call]) -> Call:
+    """One call of all their tokens."""
+    parts = [(call.x, call.ids, call.weights) for call in calls]
+    return Call(*(np.concatenate([part[i] for part in parts]) for i in range(3)))
+
+
+def _play(ctx: Context, gpu: Gpu, phase: Phase, seconds: float) -> None:
+    """All steps, as often as there is time for; the first pass is warm-up."""
+    names, world = list(phase.steps[0].calls), ctx.world
+    passes: list[np.ndarray] = []  # [what, step] of this rank
+    start, wanted = time.perf_counter(), 1 + (ctx.options.iters or MOST_PASSES)
+    with no_gc(), gpu.here():
+        while len(passes) < wanted:
+            times = np.empty((len(names), len(phase.steps)))
+            turn = len(passes) % len(names)
+            for i, step in enumerate(phase.steps):
+                for name in names[turn:] + names[:turn]:
+                    world.barrier()
+                    times[names.index(name), i] = gpu.seconds(step.calls[name])
+            passes.append(times)
+            spent = world.largest(time.perf_counter() - start)
+            left = spent * (len(passes) + 1) / len(passes) <= seconds
+            if ctx.options.iters is None and len(passes) > 1 and not left:
+                break
+    each = gathered(world, np.stack(passes[1:], axis=-1))  # [what, step, world, pass]
+    phase.times = dict(zip(names, np.moveaxis(each, 2, 1)))
+
+
+def _records(work: Workload, phase: Phase) -> list[dict[str, Any]]:
+    skew = [busiest_over_mean(rows) for rows in phase.rows]
+    slowest = {name: times.max(axis=0) for name, times in phase.times.items()}  # [step, pass]
+    whole = {name: times.sum(axis=0) for name, times in slowest.items()}
+    records = []
+    for name, times in slowest.items():
+        summary, error = Summary.of(times.reshape(-1)), phase.errors[name]
+        record = {
+            "phase": phase.name, "steps": len(phase.steps), "tokens_per_step": float(phase.tokens.mean()),
+            "busiest_median": float(np.median(skew)), "busiest_most": float(np.max(skew)), "what": name,
+            "median_us": summary.median * 1e6, "p95_us": summary.p95 * 1e6, "p99_us": summary.p99 * 1e6,
+            "tokens_per_s": float(phase.tokens.sum() / np.median(whole[name])), "passes": times.shape[1],
+            "error": error, "check": VERDICTS[work.passes(error)],
+        }  # fmt: skip
+        if name == GRAPH and CHAIN in whole:
+            record["speedup"], record["speedup_low"], record["speedup_high"] = ratios(whole[name], whole[CHAIN])
+        records.append(record)
+    return records
+
+
+def _table(ctx: Context, phase: Phase) -> Table:
+    """Raw times."""
+    names = list(phase.times)
+    _, steps, passes = phase.times[names[0]].shape
+    table = Table("replay", f"replay_{phase.name}_cuda", attributes={"trace": str(ctx.options.routing)})
+    table.dim("what", names).dim("rank", np.arange(ctx.world.size)).dim("step", np.arange(steps))
+    table.dim("pass", np.arange(passes))
+    times = [phase.times[name] for name in names]
+    table.add("call_time", ("what", "rank", "step", "pass"), times, "s", "one call on one rank, by events")
+    table.add("tokens", "step", phase.tokens, "1", "tokens of all ranks")
+    table.add("layer", "step", [step.layer for step in phase.steps], "1", "recorded layer whose routing the step has")
+    table.add("rows", ("step", "rank"), phase.rows, "1", "rows the rank's experts compute")
+    return table.add("error", "what", [phase.errors[name] for name in names], "1", "largest error against float64")

@@ -1,0 +1,67 @@
+"""Copies from a rank's MPI window to its card's mirror of it: traffic beside the network's, by a wire of its own.
+
+As weak as can be: a copy is cut into words that are read from the window late and land in any order, also before words
+of copies that were begun earlier, until their flush, which waits for those of one peer. (A stream copies in order, and
+waits for all.) Until then nothing may be put where it reads, and no block may read where it writes; network.py checks
+both. A card whose copies fail says so in the wire, and copies nothing.
+"""
+
+from __future__ import annotations
+
+from .. import wire
+from .network import Network
+from .places import COPIES, WIRE, private
+from .regions import WORD
+from .scheduler import FLUSH
+from .violation import WrongSide
+
+FAILED = 719  # what a copy that fails leaves in the wire
+
+
+class Copies(Network):
+    """All copies that are not waited for; what words are under way is known to the network too."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network.memory)
+        self.memory.network = network
+        self.flying, self.sources = network.flying, network.sources
+        self.broken: set[int] = set()  # ranks whose copies fail
+
+    def add_actor(self) -> None:
+        """Words travel by themselves."""
+        super().add_actor()
+        assert self.actor is not None
+        self.actor.name = "copies"
+
+    def target(self, peer: int, at: int) -> int:
+        return at
+
+    def put(self, address: int, peer: int, at: int, source: int, nbytes: int) -> None:
+        rank, name = self.memory.rank, self.memory.name
+        if rank in self.broken:
+            self.memory.value[address + WORD * wire.ERROR] = FAILED
+            return
+        if at != self.memory.regions.mirrored(source):
+            raise WrongSide(f"{self.sched.me.name} copies {name(source)} to {name(at)}, which is not its mirror")
+        super().put(address, peer, at, source, nbytes)
+
+    def flush(self, address: int, peer: int) -> None:
+        """Waits until all that this rank has copied of `peer` has landed."""
+        self.check_caller(address)
+        self.sched.switch(FLUSH, address)
+        actor, rank = self.sched.me, self.memory.rank
+        while any(p.put.wire == address and p.put.peer == peer for p in self.moving.values()):
+            before, actor.seen = actor.seen, {self.key(rank): 0}
+            self.sched.wait(f"waits for its copies of rank {peer}")
+            actor.seen = before
+        self._settle(address, peer)
+
+    def key(self, rank: int) -> int:
+        return super().key(rank) - WORD * COPIES
+
+    def check_caller(self, address: int) -> None:
+        """Whether this actor is the proxy whose wire that is."""
+        memory = self.memory
+        assert memory.reach is not None
+        if address != private(memory.rank, WIRE, COPIES) or memory.me not in memory.reach.hosts:
+            raise WrongSide(f"{self.sched.me.name} uses a wire to a card that is not its own")
