@@ -169,6 +169,9 @@ class NodeRank(Rank):
         self.kept.append(array)
         return SimpleNamespace(ctypes=SimpleNamespace(data=array.ptr)), array.ptr
 
+    def pin(self, address: int, nbytes: int) -> bool:
+        return False
+
     def allocate(self, nbytes: int) -> int:
         array = self.device.array(np.zeros(nbytes // WORD, np.int64), f"mirror of rank {self.me}")
         self.layers.host.arrays.append(array)

@@ -104,6 +104,9 @@ class _Card:
         at = address(self.rank, OUTBOX)
         return _at(at), at
 
+    def pin(self, address: int, nbytes: int) -> bool:
+        return False
+
     def allocate(self, nbytes: int) -> int:
         return address(self.rank, MIRROR)
 
