@@ -94,14 +94,14 @@ def group_product(tile: Tile) -> Any:
             commit()
             offset += CHUNK
             b += b_bytes
-        own_a = (thread >> 7) * group_rows * CHUNK
         rows_of_first()
         ptx.fence_async()
         cuda.syncthreads()
-        slot, parity, end = 0, 0, depth + (stages - 1) * CHUNK
-        while offset < end:
+        slot, parity = 0, 0
+        while offset < depth + (stages - 1) * CHUNK:
             while ptx.barrier_passed(shared + barriers + 8 * slot, parity) == 0:
                 pass
+            own_a = (ptx.thread() >> 7) * group_rows * CHUNK  # anew: cheaper than a register over the loop
             sums = multiply(sums, shared + slot * stage_bytes, own_a)
             all_but_last()
             rows_of_next()
@@ -109,8 +109,9 @@ def group_product(tile: Tile) -> Any:
             cuda.syncthreads()  # the next chunk's rows are there, and the chunk before this one has been read
             if offset < depth:
                 free = slot - 1 if slot > 0 else stages - 1
-                if thread == 0:
+                if ptx.thread() == 0:
                     fetch_weights(shared, free, b)
+                left = depth - (ptx.thread() & 7) * 16
                 fetch_rows(to + free * stage_bytes, pointers, offset, min(max(left - offset, 0), 16))
             commit()
             slot += 1
