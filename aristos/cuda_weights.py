@@ -8,7 +8,7 @@ import numpy as np
 
 from .engine import fields as f
 from .kernels.cuda import router
-from .kernels.cuda.pack import interleaved, pack, pack_bias
+from .kernels.cuda.pack import interleaved, outputs, pack, pack_bias
 from .weights import Given
 
 
@@ -35,7 +35,7 @@ class DeviceWeights:
         for side in ("up", "down"):
             for i, e in enumerate(given.experts):
                 packed = pack(self._side(given, side, e), kind)
-                bias = pack_bias(self._bias(given, side, e), len(packed))
+                bias = pack_bias(self._bias(given, side, e), outputs(packed))
                 self._keep(side, i, packed)
                 self._keep(f"{side}_bias", i, bias)
         if given.router is not None:

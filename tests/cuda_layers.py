@@ -20,7 +20,7 @@ from aristos.kernels.cpu import activation
 from aristos.kernels.cpu.tokens import SCORES
 from aristos.kernels.cuda import router as r
 from aristos.kernels.cuda.gemm import TILES
-from aristos.kernels.cuda.pack import interleaved, narrow, pack, pack_bias, widen
+from aristos.kernels.cuda.pack import interleaved, narrow, outputs, pack, pack_bias, widen
 from aristos.kernels.cuda.tile import BYTES
 from aristos.nodes import Nodes
 from aristos.placement import Placement
@@ -37,13 +37,14 @@ SMALL = MoEConfig(
 class Layers:
     """Ranks of one machine and a layer on them.
 
-    tokens: of each rank. grid: blocks a rank. ring: rows of a ring, None for the default. tile: of TILES[kind].
+    tokens: of each rank. grid: blocks a rank. ring: rows of a ring, None for the default. tile: None for the first of
+    TILES[kind].
     timeout: nanoseconds. given: (ids, weights) of each rank, None where the router chooses.
     """
 
     cfg: MoEConfig = SMALL
     kind: str = "f32"
-    tile: int = 0
+    tile: Any = None
     tokens: tuple[int, ...] = (13, 20)
     grid: int = 2
     ring: int | None = None
@@ -58,6 +59,7 @@ class Layers:
 
     def __post_init__(self) -> None:
         world = len(self.tokens)
+        self.tile = self.tile or TILES[self.kind][0]
         self.machine = simt.Machine(devices=world, seed=self.seed, check=self.check)
         self.held = Placement(self.placement, self.cfg.experts, world)
         shape = shape_of(world, self.held, **widths(self.cfg))
@@ -68,7 +70,7 @@ class Layers:
             self.machine.device(p).array(np.zeros(near_bytes(self.shape, self.nodes, p) // 4, np.int32))
             for p in range(world)
         ]
-        cfg, tile = self.cfg, TILES[self.kind][self.tile]
+        cfg, tile = self.cfg, self.tile
         self.runs = substrate.shared_runs(tile, cfg.hidden, cfg.ffn, cfg.gated, self.grid)
         self.tables = StateLayout(self.shape, self.grid, MOST_ROWS, self.runs[f.RUNS])
         self.ranks = [self.make_rank(me) for me in range(world)]
@@ -143,7 +145,7 @@ class Rank:
 
     def _job(self, layers: Layers) -> np.ndarray:
         cfg, shape, held = layers.cfg, layers.shape, layers.held
-        tile, world = TILES[layers.kind][layers.tile], len(layers.tokens)
+        tile, world = layers.tile, len(layers.tokens)
         job = np.zeros(f.JOB_WORDS + cfg.experts + world + 1, np.int64)
         PairLayout.of(shape).fill(job)
         layers.tables.fill(job)
@@ -175,8 +177,10 @@ class Rank:
             sides = [interleaved(w["up_bias"][e][None], w["gate_bias"][e][None])[0] for e in mine]
         elif cfg.bias:
             sides = [w["up_bias"][e] for e in mine]
-        up_biases = [pack_bias(side, len(up)) for side, up in zip(sides, ups)]
-        down_biases = [pack_bias(w["down_bias"][e] if cfg.bias else None, len(down)) for e, down in zip(mine, downs)]
+        up_biases = [pack_bias(side, outputs(up)) for side, up in zip(sides, ups)]
+        down_biases = [
+            pack_bias(w["down_bias"][e] if cfg.bias else None, outputs(down)) for e, down in zip(mine, downs)
+        ]
         for word, step, parts in ((f.UP, f.UP_STEP, ups), (f.DOWN, f.DOWN_STEP, downs),
                                   (f.UP_BIAS, f.UP_BIAS_STEP, up_biases),
                                   (f.DOWN_BIAS, f.DOWN_BIAS_STEP, down_biases)):  # fmt: skip
@@ -202,7 +206,7 @@ class Rank:
 
     def launch(self) -> None:
         """Queue a call: begin, route, place, layer."""
-        layers, cfg, tile = self.layers, self.layers.cfg, TILES[self.layers.kind][self.layers.tile]
+        layers, cfg, tile = self.layers, self.layers.cfg, self.layers.tile
         count, slots = layers.tokens[self.me], layers.held.slots
         self.device.launch(
             substrate.begin, 1, 64, self.job.ptr, self.state.ptr, self.routing.ptr, self.x_at,

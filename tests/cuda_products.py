@@ -11,7 +11,7 @@ from aristos import simt
 from aristos.kernels.cpu.activation import word
 from aristos.kernels.cuda.epilogue import NONE
 from aristos.kernels.cuda.gemm import gemm
-from aristos.kernels.cuda.pack import interleaved, narrow, pack, pack_bias, widen
+from aristos.kernels.cuda.pack import interleaved, narrow, outputs, pack, pack_bias, unpacked, widen
 from aristos.reference import ACTIVATIONS, gated
 
 
@@ -33,16 +33,17 @@ class Product:
         """The packed weight and its bias."""
         if self.gate is None:
             packed = pack(self.up, self.kind)
-            return packed, pack_bias(self.bias, len(packed))
+            return packed, pack_bias(self.bias, outputs(packed))
         packed = pack(interleaved(self.up, self.gate), self.kind)
         n = self.up.shape[1]
         biases = [np.zeros((1, n), np.float32) if b is None else b[None] for b in (self.bias, self.gate_bias)]
-        return packed, pack_bias(interleaved(*biases)[0], len(packed))
+        return packed, pack_bias(interleaved(*biases)[0], outputs(packed))
 
-    def run(self, tile, order=None, seed=0, check=True, peer=0):
+    def run(self, tile, order=None, seed=0, check=True, peer=0, alone=None):
         """(y [M, N] in the arithmetic's type, profile): the kernel of a tile, rows found through tables in `order`.
 
-        peer: the device whose memory y lies in; the kernel runs on device 0.
+        peer: the device whose memory y lies in; the kernel runs on device 0. alone: a kernel for the tile's,
+        a block of which does all columns.
         """
         machine = simt.Machine(devices=2, seed=seed, check=check)
         device = machine.device(0)
@@ -59,8 +60,9 @@ class Product:
         c_rows = device.array(d_y.ptr + order.astype(np.int64) * d_y.strides[0])
         code = NONE if self.activation is None else word(self.activation, self.limit)
         device.launch(
-            gemm(tile), (-(-m // tile.m), -(-len(packed) // tile.n)), tile.threads, a_rows.ptr, c_rows.ptr, m, d_w.ptr,
-            packed.strides[0], d_b.ptr, n, x.shape[1] * x.itemsize, code, int(self.gate is not None),
+            alone or gemm(tile), (-(-m // tile.m), 1 if alone else outputs(packed) // tile.n), tile.threads,
+            a_rows.ptr, c_rows.ptr, m, d_w.ptr,
+            unpacked(packed).strides[0], d_b.ptr, n, x.shape[1] * x.itemsize, code, int(self.gate is not None),
             shared=tile.shared_bytes,
         )  # fmt: skip
         reports = machine.run()

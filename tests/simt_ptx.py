@@ -139,9 +139,10 @@ def refused(text: str) -> str:
     return ""
 
 
-def execute(body: str, *arrays: np.ndarray, threads: int = 32, check: bool = True, module: str = "", head: str = "",
-            arch: str = "sm_90a") -> list[np.ndarray]:  # fmt: skip
-    """Run a kernel of one block whose body finds the arrays' addresses in a0, a1, ...; what the arrays hold after.
+def launched(body: str, *arrays: np.ndarray, threads: int = 32, check: bool = True, module: str = "", head: str = "",
+             arch: str = "sm_90a", seed: int = 0,
+             machine: Any = None) -> tuple[list[np.ndarray], list[Any]]:  # fmt: skip
+    """Run a kernel of one block whose body finds the arrays' addresses in a0, a1, ...: (what they hold after, reports).
 
     Registers: h, r, d, p of 16, 32 and 64 bits and predicates, 0 to 39; t: the thread's number, as 32 bits, t64.
     module: declarations before the kernel; head: declarations in it.
@@ -152,9 +153,16 @@ def execute(body: str, *arrays: np.ndarray, threads: int = 32, check: bool = Tru
     for i in range(len(arrays)):
         lines += [f".reg .b64 a{i};", f"ld.param.u64 a{i}, [x{i}];"]
     text = HEADER + module + f"\n.visible .entry k({params})\n{{\n" + "\n".join([*lines, body, "ret;", "}"])
-    machine = simt.Machine(check=check, arch=arch)
+    machine = machine or simt.Machine(check=check, arch=arch, seed=seed)
     device = machine.device(0)
     held = [device.array(array) for array in arrays]
     device.launch(text, 1, threads, *held)
-    assert machine.run() == []
-    return [array.copy_to_host() for array in held]
+    found = machine.run()
+    return [array.copy_to_host() for array in held], found
+
+
+def execute(body: str, *arrays: np.ndarray, **options: Any) -> list[np.ndarray]:
+    """What the arrays of `launched` hold after a kernel that nothing is reported of."""
+    after, found = launched(body, *arrays, **options)
+    assert found == []
+    return after

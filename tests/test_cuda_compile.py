@@ -44,6 +44,7 @@ LAYERS = {
     (f"layer_{tile.name}", arch): tile for arch in ARCHS for kind in cuda.ROWS for tile in cuda.layer_tiles(kind, arch)
 }
 LOOPS |= LAYERS
+GROUPS = {key: tile for key, tile in LOOPS.items() if tile.groups}  # on Hopper, instead of 16-bit mma.sync
 COPY = r"LDGSTS\.E\.BYPASS\.LTC128B\.128"
 KB = 1024
 SM_SHARED = {"sm_80": 164 * KB, "sm_90": 228 * KB, "sm_100": 228 * KB}  # CUDA programming guide, compute capabilities
@@ -66,6 +67,12 @@ BUDGETS = {
     "64x128": Budget(192, 72 * KB, (2, 2, 2), "64 sums a thread; two blocks hide each other's barriers"),
     "128x128": Budget(176, 96 * KB, (1, 2, 1), "256 threads: 128 registers each where two blocks are to fit (sm_90)"),
     "256x128": Budget(WIDE, 144 * KB, (1, 1, 1), "128 sums a thread: the fewest reads of shared memory for a product"),
+    # of warpgroups, for sm_90 alone; a KB more than the chunks: barriers, and room to align them to eight rows
+    "wgmma_64x128": Budget(
+        128, 73 * KB, (0, 3, 0), "weights at the memory's speed: three blocks, two chunks each under way"
+    ),
+    "wgmma_128x128": Budget(128, 97 * KB, (0, 2, 0), "two blocks hide each other's beginnings and ends"),
+    "wgmma_256x128": Budget(200, 193 * KB, (0, 1, 0), "128 sums a thread; weights are read half as often"),
     "16x64": Budget(128, 40 * KB, (4, 4, 4), "four blocks of four warps: multiply-adds have 4 cycles to wait for"),
     "64x64": Budget(168, 48 * KB, (3, 3, 3), "three blocks of 128 threads share 65536 registers"),
     "128x64": Budget(WIDE, 72 * KB, (2, 2, 2), "64 sums and 16 rows of a thread; two blocks of 128 threads"),
@@ -79,6 +86,11 @@ BUDGETS = {
     "layer_16x128": Budget(152, 73 * KB, (2, 3, 3), "up to 168 registers leave three blocks, as the product has them"),
     "layer_64x128": Budget(232, 73 * KB, (2, 2, 2), "up to 255 registers leave two blocks"),
     "layer_128x128": Budget(WIDE, 97 * KB, (1, 2, 1), "256 threads: where two blocks are to fit (sm_90) they have 128"),
+    "layer_wgmma_64x128": Budget(
+        152, 74 * KB, (0, 3, 0), "up to 168 registers leave three blocks, as the product has them"
+    ),
+    "layer_wgmma_128x128": Budget(128, 98 * KB, (0, 2, 0), "256 threads: two blocks leave 128 registers each"),
+    "layer_wgmma_256x128": Budget(WIDE, 194 * KB, (0, 1, 0), "one block: registers are no limit"),
     "layer_16x64": Budget(168, 41 * KB, (3, 4, 3), "sm_90 has room for four of 128 registers; sm_100 would spill"),
     "layer_64x64": Budget(WIDE, 49 * KB, (3, 3, 2), "168 registers where three fit; sm_100 would spill, and has two"),
     "begin": Budget(64, 0, (8, 8, 8), "one block, once a call"),
@@ -90,9 +102,8 @@ BUDGETS = {
 
 def budget(kernel):
     """A product has the same for each of its types, and so has a layer."""
-    if kernel.startswith("gemm_"):
-        return BUDGETS[kernel.split("_")[-1]]
-    return BUDGETS[f"layer_{kernel.split('_')[-1]}" if kernel.startswith("layer_") else kernel]
+    found = re.fullmatch(r"(gemm_|layer_)(?:bf16|f16|tf32|f32)_(.+)", kernel)
+    return BUDGETS[found[1].replace("gemm_", "") + found[2] if found else kernel]
 
 
 @pytest.fixture(scope="session")
@@ -111,13 +122,13 @@ def text(built, kernel, arch):
 def test_all_are_there(built):
     out, rows = built
     assert set(rows) == set(KERNELS)
-    assert len({name for name, _ in rows}) == len(rows) // len(ARCHS) == 38
+    assert {arch: sum(each == arch for _, each in rows) for arch in ARCHS} == {"sm_80": 38, "sm_90": 34, "sm_100": 38}
     for kernel, arch in rows:
         files = {kind: out / f"{kernel}.{arch}.{kind}" for kind in ("ptx", "cubin", "sass")}
         assert re.search(rf"^\.target {TARGETS[arch]}$", files["ptx"].read_text(), re.M)
         assert files["cubin"].read_bytes()[:4] == b"\x7fELF"
         assert "EXIT" in files["sass"].read_text()
-    fields = {"kernel", "arch", "registers", "spill_bytes", "shared_bytes", "blocks_per_sm"}
+    fields = {"kernel", "arch", "registers", "spill_bytes", "shared_bytes", "blocks_per_sm", "advice"}
     assert all(set(row) == fields for row in rows.values())
 
 
@@ -133,6 +144,7 @@ def test_budgets(built):
     for (name, arch), row in built[1].items():
         threads, most = KERNELS[name, arch].threads, budget(name)
         assert row["spill_bytes"] == 0, row
+        assert row["advice"] == [], "ptxas lets wgmma wait where something else touches its registers"
         assert not re.search(r"\b(LDL|STL)\b", text(built, name, arch)), row
         assert 0 < row["registers"] <= most.registers, (row, most)
         assert row["shared_bytes"] <= most.shared, (row, most)
@@ -147,7 +159,34 @@ def test_every_kernel_has_a_budget():
     assert {id(budget(name)) for name, _ in KERNELS} == {id(each) for each in BUDGETS.values()}
 
 
-@pytest.mark.parametrize(("kernel", "arch"), LOOPS)
+@pytest.mark.parametrize(("kernel", "arch"), GROUPS)
+def test_products_of_warpgroups(built, kernel, arch):
+    """The main loop is one chunk: its products, 64 rows x 128 columns each, which begin while those of the chunk before
+    are under way; 16-byte copies of rows; one bulk copy of weights, and the barrier that counts it. No other products.
+    """
+    tile, sass = GROUPS[kernel, arch], text(built, kernel, arch)
+    chunks, loop = main_loop(sass, "HGMMA")
+    wide = {"bf16": r"HGMMA\.64x128x16\.F32\.BF16 ", "f16": r"HGMMA\.64x128x16\.F32 "}[tile.kind]
+    found = {name: len(re.findall(pattern, loop)) for name, pattern in (
+        ("products", wide), ("all products", r"\b(HGMMA|HMMA|FFMA|FMUL)\b"), ("begun", r"\bgsb0 ;"),
+        ("waits", r"WARPGROUP\.DEPBAR\.LE gsb0, 0x1"), ("all waits", r"WARPGROUP\.DEPBAR"),
+        ("copies", COPY), ("all copies", r"LDGSTS"), ("bulk copies", r"UBLKCP\.S\.G"),
+        ("expected", r"SYNCS\.ARRIVE\.TRANS64"), ("between proxies", r"FENCE\.VIEW\.ASYNC"),
+        ("shared memory", r"(?<!@!PT )\b(LDS|LDSM|STS)\b"), ("global", r"\b(LDG|STG|LD|ST|LDL|STL)\."),
+        ("atomics", r"\b(ATOM|RED)"),
+    )}  # fmt: skip
+    products, copies = 4 * tile.warp_rows // 16, tile.a_bytes // (16 * tile.threads)
+    assert found == {name: chunks * count for name, count in {
+        "products": products, "all products": products, "begun": 1, "waits": 1, "all waits": 1, "copies": copies,
+        "all copies": copies, "bulk copies": 1, "expected": 1, "between proxies": 1, "shared memory": 0,
+        "global": 0, "atomics": 0,
+    }.items()}  # fmt: skip
+    assert "SYNCS.PHASECHK.TRANS64.TRYWAIT" in loop
+    assert not re.search(r"\b(HMMA|LDSM)\b", sass), "one family of products, and matrices come by descriptors"
+    assert len(re.findall(r"SYNCS\.EXCH\.64", sass)) == len(re.findall(r"UBLKCP", sass)) == tile.stages
+
+
+@pytest.mark.parametrize(("kernel", "arch"), [key for key in LOOPS if key not in GROUPS])
 def test_products(built, kernel, arch):
     """The main loop is one chunk of k: every product, read of shared memory and 16-byte copy of it, and nothing else.
 
@@ -189,7 +228,8 @@ def test_layers_order_and_copies(built, kernel, arch):
     assert set(strong) == {("LDG", "SYS"), ("STG", "SYS"), ("ATOMG", "GPU")}
     count = {name: sum(found == name for found, _ in strong) for name in ("LDG", "STG", "ATOMG")}
     assert min(count.values()) > 0
-    fences = re.findall(r"\bMEMBAR\.(\S+)", sass)
+    # where bulk copies are, ptxas puts a barrier of the block before each that the PTX has
+    fences = [scope for scope in re.findall(r"\bMEMBAR\.(\S+)", sass) if scope != "ALL.CTA"]
     assert sorted(fences) == ["ALL.GPU"] * count["ATOMG"] + ["ALL.SYS"] * count["STG"]
     assert len(re.findall(r"\bCCTL\.IVALL", sass)) == count["LDG"] + count["ATOMG"]
     assert re.search(r"\bLDG\.E\.NA\.LTC128B\.128\b", sass), "rows are read 16 bytes a lane"
@@ -217,7 +257,9 @@ def test_the_table_in_the_docs(built):
     made = (built[0] / "report.md").read_text(encoding="utf-8")
     by, table = made.split("\n\n", 1)
     for name in {name for name, _ in KERNELS}:
-        assert f"\n| {name} | " in docs, f"docs/performance.md lacks {name}: put {built[0] / 'report.md'} there"
+        assert re.search(rf"\n\| {name} (\(.*\) )?\| ", docs), (
+            f"docs/performance.md lacks {name}: put {built[0] / 'report.md'} there"
+        )
     if by not in docs:
         pytest.skip(f"docs/performance.md has the table of other compilers than: {by}")
     assert table in docs, f"put {built[0] / 'report.md'} into docs/performance.md"
@@ -257,3 +299,27 @@ def test_what_does_not_assemble(tmp_path):
     (tmp_path / "bad.ptx").write_text(".version 8.0\n.target sm_80\n.address_size 64\nnonsense\n")
     with pytest.raises(EnvironmentProblem, match=r"ptxas -v -arch=sm_80 .*bad\.ptx .* failed: .*nonsense"):
         assemble.assemble(tmp_path / "bad.ptx", tmp_path / "bad.cubin", "sm_80")
+
+
+def test_what_ptxas_advises(tmp_path):
+    """It says so where it lets a warpgroup's products wait because a register is touched too early."""
+    body = """
+.version 8.0
+.target sm_90a
+.address_size 64
+.visible .entry sums(.param .u64 out, .param .u64 a) {
+  .reg .f32 %f<4>; .reg .b64 %d<2>; .reg .pred %p; .reg .u64 %o;
+  ld.param.u64 %d0, [a]; ld.param.u64 %o, [out]; cvta.to.global.u64 %o, %o; setp.eq.b32 %p, 0, 0;
+  mov.f32 %f0, 0f00000000; mov.f32 %f1, %f0; mov.f32 %f2, %f0; mov.f32 %f3, %f0;
+  wgmma.fence.sync.aligned;
+  wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f0, %f1, %f2, %f3}, %d0, %d0, %p, 1, 1, 0, 0;
+  wgmma.commit_group.sync.aligned;
+  WAIT
+  st.global.f32 [%o], %f0;
+  ret;
+}
+"""
+    for wait, advised in (("wgmma.wait_group.sync.aligned 0;", False), ("", True)):
+        (tmp_path / "sums.ptx").write_text(body.replace("WAIT", wait))
+        made = assemble.assemble(tmp_path / "sums.ptx", tmp_path / "sums.cubin", "sm_90a")
+        assert bool(made.advice) == advised, made.advice

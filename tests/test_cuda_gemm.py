@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,14 +13,17 @@ from ml_dtypes import bfloat16
 
 from aristos.config import MoEConfig
 from aristos.errors import InputError
+from aristos.kernels.cuda.assemble import TARGETS
+from aristos.kernels.cuda.compiler import cuda
 from aristos.kernels.cuda.fragments import fma
-from aristos.kernels.cuda.gemm import TILES, tile_for
-from aristos.kernels.cuda.pack import interleaved, narrow, pack, widen
+from aristos.kernels.cuda.gemm import GROUPS, TILES, tile_for, tile_product, tiles
+from aristos.kernels.cuda.pack import interleaved, narrow, outputs, pack, unpacked, widen
 from aristos.kernels.cuda.ptx import round_tf32
-from aristos.kernels.cuda.tile import BYTES, Tile
+from aristos.kernels.cuda.tile import BYTES, Tile, tile_memory
 from aristos.reference import error, expert
 
 KINDS = list(TILES)
+SETS = TILES | {f"{kind} in warpgroups": tiles for kind, tiles in GROUPS.items()}
 # of max |y|: the rounding of the output, of sums in float32
 BOUNDS = {"bf16": 2.0**-8, "f16": 2.0**-11, "tf32": 1e-6, "f32": 1e-6}
 EPILOGUES = [
@@ -33,27 +38,26 @@ def close(product, y):
 
 
 @pytest.mark.parametrize("epilogue", EPILOGUES, ids=lambda e: "-".join(f"{k}={v}" for k, v in e.items()))
-@pytest.mark.parametrize("kind", KINDS)
-def test_epilogues(kind, epilogue):
+@pytest.mark.parametrize("among", SETS)
+def test_epilogues(among, epilogue):
     """Odd sizes: rows, k and columns that fill no tile, no chunk and no panel."""
-    product = drawn(kind, 13, 77, 90, seed=1, **epilogue)
-    close(product, product.run(TILES[kind][0], order=np.random.default_rng(2).permutation(13))[0])
+    tile = SETS[among][0]
+    product = drawn(tile.kind, 13, 77, 90, seed=1, **epilogue)
+    close(product, product.run(tile, order=np.random.default_rng(2).permutation(13))[0])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("at", range(1, 5))
-def test_tile_shapes_and_batch_invariance(kind, at):
+@pytest.mark.parametrize(("among", "at"), [(name, at) for name in SETS for at in range(1, len(SETS[name]))])
+def test_tile_shapes_and_batch_invariance(among, at):
     """A row's bits depend on the row and the weights: not on the tile, nor on the rows beside it."""
-    if at >= len(TILES[kind]):
-        pytest.skip(f"{kind} has no more tiles")
-    tile = TILES[kind][at]
-    product = drawn(kind, tile.m + 5, 40 * 4 // BYTES[kind], 24, gated=True, activation="silu", seed=3)
+    tile = SETS[among][at]
+    k = 40 * 4 // BYTES[tile.kind] if not tile.groups else 397  # seven chunks: each slot is used again
+    product = drawn(tile.kind, tile.m + 5, k, 24, gated=True, activation="silu", seed=3)
     order = np.random.default_rng(4).permutation(tile.m + 5)
-    y, _ = product.run(tile, order=order, check=tile.m <= 64)
+    y, _ = product.run(tile, order=order, check=tile.m <= 64 or tile.groups)
     close(product, y)
     some = np.array([0, 3, tile.m - 1, tile.m + 4])
     product.x = product.x[some]
-    alone, _ = product.run(TILES[kind][0])
+    alone, _ = product.run(SETS[among][0])
     np.testing.assert_array_equal(alone.view(np.uint8), y[some].view(np.uint8))
 
 
@@ -101,6 +105,45 @@ def test_what_it_asks_of_memory(kind):
         assert profile.opcodes["mma"]["instructions"] == tile.m // 16 * 128 // 8 * steps
 
 
+@pytest.mark.parametrize("kind", GROUPS)
+def test_slots_are_used_again(kind):
+    """Chunks enough for the barriers' phases to come round; rows of k that end within a part of 16 bytes."""
+    for tile, chunks, seed in ((GROUPS[kind][0], 1, 1), (GROUPS[kind][0], 9, 2), (GROUPS[kind][1], 8, 3)):
+        product = drawn(kind, tile.m - 3, 64 * chunks - 11, 200, seed=seed)
+        close(product, product.run(tile, order=np.random.default_rng(seed).permutation(tile.m - 3), seed=seed)[0])
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_products_follow_each_other_in_a_block(kind):
+    """As in the persistent kernel: each makes its barriers where the last one's were, and its chunks over its sums."""
+    tile = GROUPS[kind][0]
+    step, memory = tile_product(tile), tile_memory(tile)
+
+    def kernel(a_rows, c_rows, m, weight, pitch, bias, width, depth, code, gated):
+        shared = memory()
+        for n0 in range(0, width, 128):
+            step(shared, a_rows, c_rows, m, weight, pitch, bias, width, depth, n0, code, gated)
+
+    product = drawn(kind, 20, 500, 300, activation="relu", seed=4)
+    y, _ = product.run(tile, alone=cuda.jit(kernel, launch_bounds=(tile.threads, 1)))
+    close(product, y)
+    np.testing.assert_array_equal(y, product.run(tile)[0])
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_what_warpgroups_ask_of_memory(kind):
+    """Whole tiles: rows by copies without a bank conflict, each once; every chunk of weights is one bulk copy."""
+    tile = GROUPS[kind][1]
+    _, profile = drawn(kind, tile.m, 5 * 64, 128, bias=False).run(tile)
+    copies, bulk, stores = (profile.opcodes[name] for name in ("cp.async", "cp.async.bulk", "st"))
+    assert copies["global_requests"] == 5 * tile.m * 128 // 512
+    assert copies["bank_conflicts"] == stores["bank_conflicts"] == 0
+    assert copies["sectors"] == copies["ideal_sectors"]
+    assert bulk["loads"] == 5
+    assert stores["sectors"] == stores["ideal_sectors"] == tile.m * 128 * BYTES[kind] // 32
+    assert profile.opcodes["wgmma"]["instructions"] >= 5 * 4 * tile.threads // 32
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_expert_is_two_products(kind):
     """h = act(x gate + g) (x up + b), y = h down + d, h kept in the arithmetic's type: against the float64 expert."""
@@ -119,12 +162,16 @@ def test_an_expert_is_two_products(kind):
     assert error(widen(y, kind), expected) < {"bf16": 2.0**-7, "f16": 2.0**-10, "tf32": 2.0**-11, "f32": 1e-6}[kind]
 
 
-def test_which_tile():
+@pytest.mark.parametrize("arch", TARGETS)
+def test_which_tile(arch):
+    """The least that holds the rows; on Hopper, 16-bit kinds have tiles of warpgroups alone, for all rows."""
     for kind in KINDS:
+        found = tiles(kind, arch)
+        assert {tile.groups for tile in found} == {arch == "sm_90" and kind in GROUPS}
         for rows in (1, 16, 17, 64, 65, 128, 5000):
-            tile = tile_for(kind, rows, "sm_90")
-            assert tile.m >= min(rows, TILES[kind][-1].m)
-            assert all(other.m < rows for other in TILES[kind] if other.m < tile.m)
+            tile = tile_for(kind, rows, arch)
+            assert tile.m >= min(rows, found[-1].m)
+            assert all(other.m < rows for other in found if other.m < tile.m)
 
 
 def test_bad_input():
@@ -136,10 +183,29 @@ def test_bad_input():
         Tile("bf16", 64, 96, 2, 2, 3, 1)
     with pytest.raises(InputError, match="2 stages or more"):
         Tile("bf16", 64, 64, 2, 2, 1, 1)
+    for wrong in ({"kind": "tf32"}, {"n": 64}, {"stages": 2}, {"warps_m": 2, "warps_n": 2}):
+        with pytest.raises(InputError, match="it must be bf16 or f16, 128 columns, 4 x 1 or 8 x 1 warps"):
+            replace(GROUPS["bf16"][0], **wrong)
     with pytest.raises(InputError, match=r"weight must be a float32 matrix, got float64 \[2, 2\]"):
         pack(np.zeros((2, 2)), "bf16")
     with pytest.raises(InputError, match=r"gate must have the shape of up \[2, 3\], got \[3, 2\]"):
         interleaved(np.zeros((2, 3), np.float32), np.zeros((3, 2), np.float32))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_weights(kind):
+    """Blocks of 128 outputs and 128 bytes of k; in each, 16-byte part p of output r at p ^ (r & 7); zeros fill them."""
+    weight = np.random.default_rng(8).standard_normal((75, 150), dtype=np.float32)
+    packed, step = pack(weight, kind), 128 // BYTES[kind]
+    assert packed.shape == (2, -(-75 // step), 128, step)
+    assert outputs(packed) == 256
+    values, group = widen(packed, kind), step // 8
+    for n, k in ((0, 0), (0, 74), (9, 17), (127, 40), (128, 33), (149, 74)):
+        at = (k % step // group ^ n % 8) * group + k % group
+        assert values[n // 128, k // step, n % 128, at] == widen(narrow(weight[k : k + 1, n], kind), kind)[0]
+    assert np.count_nonzero(values) == np.count_nonzero(weight)
+    rows = unpacked(packed)
+    np.testing.assert_array_equal(rows[:150, :75], narrow(weight.T, kind))
 
 
 def test_operands_are_rounded_to_nearest():

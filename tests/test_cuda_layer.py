@@ -11,7 +11,7 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed:
 from cuda_layers import SMALL, Layers
 
 from aristos.engine import fields as f
-from aristos.kernels.cuda.gemm import TILES
+from aristos.kernels.cuda.gemm import GROUPS, TILES
 from aristos.reference import error
 from aristos.substrate import cuda as substrate
 
@@ -28,6 +28,20 @@ def close(layers, ys):
 def test_kinds(kind):
     layers = Layers(kind=kind)
     close(layers, layers.run())
+
+
+def test_warpgroups():
+    """On Hopper: products of several tiles and chunks by wgmma, one after another in a block; the same bits in two
+    tiles, for every grid and seed."""
+    cfg, tiles = replace(SMALL, hidden=328, ffn=136), GROUPS["bf16"]
+    first = None
+    for seed, (tile, grid) in enumerate(((tiles[0], 1), (tiles[0], 3), (tiles[1], 2))):
+        layers = Layers(kind="bf16", tile=tile, cfg=cfg, grid=grid, ring=(None, 5, 3)[seed], seed=seed)
+        ys = layers.run(calls=2)
+        close(layers, ys)
+        first = first or ys
+        for y, other in zip(ys, first):
+            np.testing.assert_array_equal(y, other)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
@@ -116,7 +130,7 @@ def test_shares_of_several_tiles(gated):
 @pytest.mark.parametrize("kind", list(BOUNDS))
 def test_every_block_has_work(kind):
     """Shares hold all tiles, none is empty, and the runs under way have shares for the whole grid."""
-    for tile in TILES[kind]:
+    for tile in [*TILES[kind], *GROUPS.get(kind, ())]:
         for hidden, ffn, gated, grid in ((32, 48, True, 1), (2048, 1408, True, 264), (4096, 14336, True, 132),
                                          (7168, 2048, True, 132), (1024, 4096, False, 7)):  # fmt: skip
             runs = substrate.shared_runs(tile, hidden, ffn, gated, grid)

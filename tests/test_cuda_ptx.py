@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-import types
+import types as python_types
 
 import numpy as np
 import pytest
@@ -16,18 +16,25 @@ from aristos import memory as mem
 from aristos import simt
 from aristos.kernels.cuda import fragments, ptx
 from aristos.kernels.cuda import memory as memory
-from aristos.kernels.cuda.compiler import cuda
+from aristos.kernels.cuda.compiler import cuda, types
+from aristos.kernels.cuda.primitive import I64
 from aristos.kernels.cuda.ptx import (
     add_gpu,
     add_sys,
+    barrier_end,
+    barrier_expect,
+    barrier_init,
+    barrier_passed,
     bits_of_float,
     compare_exchange_gpu,
     compare_exchange_sys,
     copy_async16,
     copy_async_commit,
     copy_async_wait,
+    copy_bulk,
     exchange_gpu,
     exchange_sys,
+    fence_async,
     fence_gpu,
     fence_sys,
     float_of_bits,
@@ -46,6 +53,9 @@ from aristos.kernels.cuda.ptx import (
     load_relaxed_sys,
     load_shared4,
     load_shared16,
+    multiply_group_commit,
+    multiply_group_fence,
+    multiply_group_wait,
     nanosleep,
     pair_bf16,
     pair_f16,
@@ -63,9 +73,9 @@ from aristos.kernels.cuda.ptx import (
     widen_bf16,
     widen_f16,
 )
-from aristos.kernels.cuda.tile import shared_address
+from aristos.kernels.cuda.tile import generated, shared_address
 
-WAIT = copy_async_wait(0)
+WAIT, PRODUCTS_DONE = copy_async_wait(0), multiply_group_wait(0)
 PRIMITIVES = {name: value for name, value in vars(ptx).items() if hasattr(value, "plain")}
 
 
@@ -80,11 +90,15 @@ def on_the_machine(function, *arrays, threads=1):
     return [array.copy_to_host() for array in held]
 
 
-def in_python(function, *arrays):
-    """The same with every primitive replaced by its plain meaning."""
+def in_python(function, *arrays, room=None):
+    """The same with every primitive replaced by its plain meaning; room: stands in for the array in shared memory."""
     plain = {name: getattr(value, "plain", value) for name, value in function.__globals__.items()}
+    if room is not None:
+        plain["shared_address"] = lambda array: room.ctypes.data
+        shared = python_types.SimpleNamespace(array=lambda *a: None)
+        plain["cuda"] = python_types.SimpleNamespace(shared=shared, syncthreads=lambda: None)
     held = [array.copy() for array in arrays]
-    types.FunctionType(function.__code__, plain, "plain")(held[0].ctypes.data, *held)
+    python_types.FunctionType(function.__code__, plain, "plain")(held[0].ctypes.data, *held)
     return held
 
 
@@ -189,12 +203,7 @@ def test_shared_memory_and_copies():
     data = np.random.default_rng(3).standard_normal(20).astype(np.float32)
     arrays = data, counts, np.zeros((6, 4), np.float32)
     machine = on_the_machine(copies, *arrays)
-    room = np.zeros(256, np.float32)
-    plain = {name: getattr(value, "plain", value) for name, value in globals().items()}
-    plain |= {"shared_address": lambda array: room.ctypes.data, "WAIT": WAIT.plain}
-    plain["cuda"] = types.SimpleNamespace(shared=types.SimpleNamespace(array=lambda *a: None))
-    held = [array.copy() for array in arrays]
-    types.FunctionType(copies.__code__, plain)(held[0].ctypes.data, *held)
+    held = in_python(copies, *arrays, room=np.zeros(256, np.float32))
     np.testing.assert_array_equal(machine[2], held[2])
     assert (machine[2][4] == 0).all()
     assert (machine[2][1] == [*data[4:7], 0]).all()
@@ -246,6 +255,102 @@ def test_tensor_cores(kind, exact):
     c = (rng.integers(-99, 99, (32, 4)) if exact else rng.standard_normal((32, 4))).astype(np.float32)
     got = on_the_machine(multiply, a, b, c, np.zeros((32, 4), np.float32), threads=32)[3]
     np.testing.assert_allclose(got, product.plain(a, b, c), rtol=0, atol=0 if exact else 1e-5)
+
+
+def test_bulk_copies_and_the_barriers_that_count_them():
+    """Two copies to one barrier, then one to each of its next phases; and memory like any other once it has ended."""
+
+    def copies(at, data, out):
+        room = shared_address(cuda.shared.array(256, np.float32))
+        barrier = room + 512
+        if thread() == 0:
+            barrier_init(barrier, 1)
+        fence_async()
+        cuda.syncthreads()
+        if thread() == 0:
+            out[0] = barrier_passed(barrier, 0)
+            barrier_expect(barrier, 96)
+            copy_bulk(room, at, 64, barrier)
+            copy_bulk(room + 64, at + 128, 32, barrier)
+        while barrier_passed(barrier, 0) == 0:
+            pass
+        for phase in range(1, 3):
+            if thread() == 0:
+                barrier_expect(barrier, 16)
+                copy_bulk(room + 80 + 16 * phase, at + 16 * phase, 16, barrier)
+            while barrier_passed(barrier, phase & 1) == 0:
+                pass
+        cuda.syncthreads()
+        if thread() == 0:
+            out[1] = barrier_passed(barrier, 0)
+            barrier_end(barrier)
+            store_shared8(barrier, data[0], data[1])
+            for i in range(32):
+                out[2 + i] = load_shared4(room + 4 * i)
+            out[34] = load_shared4(barrier)
+
+    data = np.random.default_rng(6).standard_normal(48).astype(np.float32)
+    machine = on_the_machine(copies, data, np.zeros(35, np.float32), threads=64)[1]
+    plain = in_python(copies, data, np.zeros(35, np.float32), room=np.zeros(256, np.float32))[1]
+    np.testing.assert_array_equal(machine, plain)
+    assert machine[:2].tolist() == [0, 1]
+    np.testing.assert_array_equal(machine[2:34], data[[*range(16), *range(32, 40), *range(4, 12)]])
+    assert machine[34] == data[0]
+
+
+SUMS = types.UniTuple(types.float32, 64)
+
+
+def _load_sums(builder, at):
+    return [ptx.load_float.emit(builder, [builder.add(at, I64(4 * i))])[0] for i in range(64)]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("kind", ["bf16", "f16"])
+def test_warpgroups(kind, exact):
+    """Each step of k of a line, from swapped rows; against the plain meaning, which is held against NumPy's product."""
+    product, sums_at = getattr(ptx, f"multiply_group_{kind}"), generated(lambda: SUMS, [types.int64], _load_sums)
+    rows, form = 64 + 128, fragments.DESCRIPTOR
+
+    def multiply(at, data, step, out):
+        room = shared_address(cuda.shared.array(26 * 1024, np.uint8)) + 1023 & -1024
+        me = cuda.threadIdx.x
+        for i in range(me, rows * 8, 128):
+            copy_async16(room + 16 * i, at + 16 * i, 16)
+        copy_async_commit()
+        WAIT()
+        fence_async()
+        cuda.syncthreads()
+        a = np.int64(room >> 4) + 2 * step[0] | form
+        b = np.int64(room + 64 * 128 >> 4) + 2 * step[0] | form
+        sums = sums_at(at + rows * 128 + 256 * me)
+        multiply_group_fence()
+        sums = product(a, b, sums)
+        multiply_group_commit()
+        PRODUCTS_DONE()
+        for i in range(64):
+            out[me, i] = sums[i]
+
+    rng = np.random.default_rng(7)
+    values = rng.integers(-8, 9, (rows, 64)) if exact else rng.standard_normal((rows, 64))
+    held = values.astype(bfloat16 if kind == "bf16" else np.float16)
+    lines = np.zeros((rows, 8, 16), np.uint8)  # 16-byte part p of row r lies at p ^ (r & 7)
+    lines[np.arange(rows)[:, None], np.arange(8) ^ np.arange(rows)[:, None] % 8] = held.view(np.uint8).reshape(
+        lines.shape
+    )
+    c = (rng.integers(-99, 99, (128, 64)) if exact else rng.standard_normal((128, 64))).astype(np.float32)
+    for step in range(4):
+        data = np.concatenate([lines.ravel(), c.ravel().view(np.uint8)]).view(np.int32)
+        got = on_the_machine(multiply, data, np.array([step]), np.zeros((128, 64), np.float32), threads=128)[2]
+        a, b = (fragments.descriptor(at) + 2 * step for at in (0, 64 * 128))
+        plain = product.plain(lines.ravel(), a, b, c)
+        np.testing.assert_allclose(got, plain, rtol=0, atol=0 if exact else 1e-5)
+        part = held[:, 16 * step : 16 * step + 16].astype(np.float64)
+        me, register = np.arange(128)[:, None], np.arange(64)
+        row = me // 32 * 16 + me % 32 // 4 + register // 2 % 2 * 8
+        column = register // 4 * 8 + me % 4 * 2 + register % 2
+        want = (part[:64] @ part[64:].T)[row, column] + c
+        np.testing.assert_allclose(plain, want, rtol=0, atol=0 if exact else 1e-6)
 
 
 def test_time():

@@ -368,7 +368,7 @@ st.global.v2.b64 [d5+16], {d6, d2};"""
         "redux.sync.min.b32 r1, r2, r3;",
         "barrier.cluster.arrive;",
         "bar.red.xor.pred p1, 0, p2;",
-        "wgmma.fence.sync.aligned;",
+        "wgmma.fence.aligned;",
         "redux.sync.min.abs.u32 r1, r2, r3;",
     ],
 )

@@ -17,6 +17,8 @@ from .units import unit
 LOCATION = 1 << 62
 SUB_BITS = 12
 WARP_KEY, BLOCK_KEY = 0x800, 0xFFF
+AGENT_SHIFT = 38  # in a thread's number: what kind of asynchronous work it stands for (agents.py), 0 for a thread
+AGENTS = 7 << AGENT_SHIFT
 
 
 @jit
@@ -105,7 +107,7 @@ def in_clock(x, vc, gid, clock):
 @jit
 def launch_of(x, gid):
     """The launch whose block this is; -1 for the host."""
-    block = gid >> 10
+    block = (gid & ~AGENTS) >> 10
     for number in range(get(x, s.LAUNCH_COUNT) - 1, -1, -1):
         launch = get(x, s.LAUNCHES) + number * s.L_FIELDS * 8
         first = get(launch, s.L_FIRST_GID)
@@ -129,7 +131,7 @@ def earlier_launch(x, gid, mine):
     number = launch_of(x, mine)
     if number < 0:
         return False
-    block = gid >> 10
+    block = (gid & ~AGENTS) >> 10
     at = get(get(x, s.LAUNCHES) + number * s.L_FIELDS * 8, s.L_PREVIOUS)
     while at >= 0:
         launch = get(x, s.LAUNCHES) + at * s.L_FIELDS * 8
@@ -147,7 +149,7 @@ def happened(x, thread, block, warp, gid, clock):
     thread, block: addresses of their tables (block 0: the host); warp: the number of the warp's slot.
     """
     mine = get(thread, s.T_GID)
-    if gid == mine or gid >> 10 < get(x, s.RUN_FLOOR):
+    if gid == mine or (gid & ~AGENTS) >> 10 < get(x, s.RUN_FLOOR):
         return True
     if block != 0 and gid >> 10 == mine >> 10:
         if clock < get(block, s.B_FLOOR):
@@ -276,6 +278,12 @@ def compact(x, old):
             barrier = get(x, s.BARRIERS) + (i * s.BARRIERS_PER_BLOCK + q) * s.Q_FIELDS * 8
             moved, top = forward(x, old, get(barrier, s.Q_VC), top)
             put(barrier, s.Q_VC, moved)
+        for q in range(get(get(x, s.BLOCKS) + i * s.B_FIELDS * 8, s.B_MBARRIERS)):
+            barrier = get(x, s.MBARRIERS) + (i * s.MB_MOST + q) * s.MB_FIELDS * 8
+            for field in (s.MB_VC, s.MB_DONE):
+                moved, top = forward(x, old, get(barrier, field), top)
+                put(barrier, field, moved)
+            put(barrier, s.MB_OLD, -1)
     for i in range(get(x, s.LAUNCH_COUNT)):
         launch = get(x, s.LAUNCHES) + i * s.L_FIELDS * 8
         moved, top = forward(x, old, get(launch, s.L_VC), top)

@@ -18,6 +18,7 @@ from .inner import jit
 from .integer import read as as_integer
 from .matrix import multiply
 from .units import unit
+from .warpgroup import warpgroup
 from .watch import read, report, wrote
 
 FULL = 0xFFFFFFFF
@@ -59,6 +60,8 @@ def together(x, warp, block, op, mask):
         multiply(x, warp, line_of(x, thread_of(x, warp, first)))
     elif op == isa.MOVMATRIX:
         transpose(x, warp, mask)
+    elif op >= isa.WGMMA:
+        warpgroup(x, warp, block, op, mask)
     else:
         matrices(x, warp, block, op, mask)
     return 0

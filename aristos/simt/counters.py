@@ -17,7 +17,9 @@ CLASSES = ((100, "integer"), (200, "float"), (300, "convert"), (400, "move"), (5
 
 OPCODES = {
     isa.LD: "ld", isa.ST: "st", isa.ATOM: "atom", isa.CPASYNC: "cp.async", isa.LDMATRIX: "ldmatrix",
-    isa.STMATRIX: "stmatrix", isa.MMA: "mma", isa.BAR: "bar",
+    isa.STMATRIX: "stmatrix", isa.MMA: "mma", isa.BAR: "bar", isa.WGMMA: "wgmma",
+    **dict.fromkeys((isa.MBINIT, isa.MBINVAL, isa.MBARRIVE, isa.MBEXPECT, isa.MBWAIT, isa.MBCOPIES), "mbarrier"),
+    **dict.fromkeys((isa.BULKLOAD, isa.BULKSTORE, isa.BULKCOMMIT, isa.BULKWAIT), "cp.async.bulk"),
 }  # fmt: skip
 
 
@@ -98,9 +100,9 @@ def add(row: dict[str, Any], code: Any, counts: Any) -> None:
         row["barriers"] += warps
     if op == isa.ATOM:
         row["atomics"] += int(counts[s.N_LANES])
-    if op in (isa.LD, isa.CPASYNC, isa.LDMATRIX):
+    if op in (isa.LD, isa.CPASYNC, isa.LDMATRIX, isa.BULKLOAD):
         row["loads"] += warps
-    if op in (isa.ST, isa.STMATRIX):
+    if op in (isa.ST, isa.STMATRIX, isa.BULKSTORE):
         row["stores"] += warps
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import isa
+from . import bulk, clocks, isa, mbarrier, warpgroup
 from . import state as s
 from .report import Report
 
@@ -14,6 +14,23 @@ if TYPE_CHECKING:
     from .machine import Launch, Machine
 
 HOST = 1 << 31
+AGENTS = clocks.AGENTS >> 10  # of a block's number
+MISUSES = {  # by the numbers in mbarrier.py, bulk.py and warpgroup.py
+    mbarrier.NOT_SHARED: "an mbarrier lies in shared memory, this address does not",
+    mbarrier.NO_BARRIER: "no mbarrier was initialised here, or it was invalidated",
+    mbarrier.OVERWRITTEN: "something was written over the mbarrier",
+    mbarrier.AGAIN: "an mbarrier is initialised a second time: mbarrier.inval must come between",
+    mbarrier.BAD_COUNT: "a count must be 1 to 1048575",
+    mbarrier.TOO_MANY: f"a block can have {s.MB_MOST} mbarriers on the machine",
+    mbarrier.BEYOND: "more arrivals than the phase of the mbarrier expects",
+    mbarrier.BAD_BYTES: "the bytes that a phase waits for must be within 1048575 of zero",
+    bulk.BAD_SIZE: "the size must be a multiple of 16 above zero",
+    bulk.NOT_DONE: "the block ended before the copy was waited for",
+    warpgroup.NOT_WHOLE: "needs four warps of 32 threads, the first a multiple of four",
+    warpgroup.APART: "the lanes of the warp have different descriptors",
+    warpgroup.BASE_OFFSET: "a descriptor's base offset must be 0 on the machine",
+    warpgroup.NOT_ALIGNED: "the swizzle's pattern must begin at a multiple of 1024, 512 or 256 bytes (by its mode)",
+}
 
 
 def place(machine: Machine, gid_block: int) -> tuple[Launch | None, int]:
@@ -65,7 +82,7 @@ def explain(machine: Machine, row: Any) -> list[Report]:
         return []
     file, line, opcode = line_of(machine, pc)
     block, thread = three_of(index, launch.grid), three_of(int(row[s.R_TID]), launch.block)
-    where = name_address(machine, launch, int(row[s.R_SPACE]), int(row[s.R_ADDRESS])) if kind <= s.MISSING_WAIT else ""
+    where = name_address(machine, launch, int(row[s.R_SPACE]), int(row[s.R_ADDRESS]))
     verb = ("writes" if row[s.R_WRITE] else "reads") + f" {int(row[s.R_SIZE])} bytes"
     detail = int(row[s.R_DETAIL])
     if kind == s.RACE:
@@ -74,7 +91,7 @@ def explain(machine: Machine, row: Any) -> list[Report]:
         s.OUT_OF_BOUNDS: f"{opcode} {verb} at {where}, outside what is allocated",
         s.MISALIGNED: f"{opcode} {verb} at {where}: the address is not a multiple of the size",
         s.USE_AFTER_FREE: f"{opcode} {verb} at {where}, which was freed",
-        s.MISSING_WAIT: f"{opcode} {verb} at {where}, the target of a cp.async that was not waited for",
+        s.MISSING_WAIT: f"{opcode} {verb} at {where}, the target of an asynchronous copy that was not waited for",
     }.get(kind, "")
     if kind == s.UNINITIALISED:
         message = f"{opcode} {verb} at {where}, which nothing has written"
@@ -87,7 +104,27 @@ def explain(machine: Machine, row: Any) -> list[Report]:
     elif kind == s.TRAPPED:
         where = ""
         message = {0: "trap", 1: "the stack of calls is full", 2: "a call to an address that is no function"}[detail]
+    elif kind == s.MISSING_FENCE:
+        message = unfenced(machine, row, f"{opcode} {verb} at {where}", opcode, detail)
+    elif kind == s.MISSING_WAIT and detail:
+        where = ""
+        message = f"{opcode} touches a register that a wgmma.mma_async holds until its group is waited for"
+    elif kind == s.MISUSE:
+        where = where if mbarrier.NOT_SHARED < detail < bulk.BAD_SIZE else ""
+        message = f"{opcode}: {MISUSES[detail]}" + (f" ({where})" if where else "")
+    if row[s.R_SPACE] == isa.LOCAL and kind == s.MISSING_FENCE:
+        where = ""
     return [Report(s.KINDS[kind], launch.name, file, line, block, thread, message, where, device=launch.device)]
+
+
+def unfenced(machine: Machine, row: Any, access: str, opcode: str, detail: int) -> str:
+    """Words for an access that needs a fence before it."""
+    if detail == 2:
+        return f"{opcode} takes a register touched since the last wgmma.fence: it needs wgmma.fence between"
+    if detail == 1:
+        return f"{access}, an mbarrier whose initialisation needs fence.mbarrier_init or fence.proxy.async after it"
+    _, line, opcode = line_of(machine, int(row[s.R_OTHER_PC]))
+    return f"{access} by the asynchronous proxy, after line {line} ({opcode}): it needs fence.proxy.async between"
 
 
 def divergence(machine: Machine, row: Any, opcode: str, detail: int) -> str:
@@ -104,6 +141,8 @@ def divergence(machine: Machine, row: Any, opcode: str, detail: int) -> str:
 def races(machine: Machine, row: Any, launch: Launch, file: str, line: int, opcode: str, block: tuple, thread: tuple,
           where: str) -> list[Report]:  # fmt: skip
     other_gid = int(row[s.R_OTHER_GID])
+    work = other_gid >> 10 & AGENTS != 0  # asynchronous work, not a thread
+    other_gid &= ~clocks.AGENTS
     verb = "writes" if row[s.R_WRITE] else "reads"
     if other_gid >> 10 >= HOST:
         who, other_line, other_file, other_opcode = "the host", 0, "", ""
@@ -114,11 +153,15 @@ def races(machine: Machine, row: Any, launch: Launch, file: str, line: int, opco
         if other is None:
             return []
         b, t = three_of(index, other.grid), three_of(other_gid & 1023, other.block)
-        who = f"block {b}, thread {t}" + (f" of device {other.device}" if other.device != launch.device else "")
+        who = (
+            f"block {b}"
+            + (", which is under way" if work else f", thread {t}")
+            + (f" of device {other.device}" if other.device != launch.device else "")
+        )
     near = f"line {other_line} ({other_opcode})" if other_line else "its access"
     message = f"{opcode} {verb} {where}, with nothing that orders it after {near} of {who}"
     found = [Report("race", launch.name, file, line, block, thread, message, where, other_line, launch.device)]
-    if other is not None and (other_file, other_line) != (file, line):
+    if other is not None and not work and (other_file, other_line) != (file, line):
         who = f"line {line} ({opcode}) of block {block}, thread {thread}"
         back = f"{other_opcode} of {where}, with nothing that orders it before {who}"
         found.append(Report("race", other.name, other_file, other_line, b, t, back, where, line, other.device))
@@ -144,7 +187,7 @@ def stuck(machine: Machine, launches: list[Launch], spinning: bool, runs: str = 
                 continue
             thread = threads[slot * 32 + lane]
             waits = int(thread[s.T_WAIT]) if int(warps[slot, s.W_WAIT]) >> lane & 1 else s.RUNS
-            pc = int(thread[s.T_RESULT]) if waits == s.AT_BARRIER else int(thread[s.T_PC])
+            pc = int(thread[s.T_RESULT]) if waits in (s.AT_BARRIER, s.AT_MBARRIER) else int(thread[s.T_PC])
             if waits == s.RUNS and int(warps[slot, s.W_MASK]) >> lane & 1:
                 pc = int(warps[slot, s.W_PC])
             if waits == s.AT_GRID:
@@ -165,6 +208,7 @@ def stuck(machine: Machine, launches: list[Launch], spinning: bool, runs: str = 
         what = {
             s.RUNS: runs,
             s.AT_BARRIER: "wait at this barrier, which other threads of the block never reach",
+            s.AT_MBARRIER: "wait here for a phase of an mbarrier that nobody ends",
             s.AT_WARP: f"wait here for lanes of mask {int(threads_mask(machine, gid, tid)):#010x} that never come",
             s.AT_GRID: "wait at the grid's barrier" + never_come(machine, launches, launch),
         }[waits]

@@ -25,12 +25,15 @@ from .access import (
 from .arithmetic import calculate_conversions, calculate_floats, calculate_integers
 from .barrier import arrive, arrive_grid, rest, settle, settle_grid, wake
 from .bits import get, load8, load64, put, store8
+from .bulk import abandon, bulk, fence_of_proxies, land_some
 from .clocks import join
 from .collective import FULL, together
 from .inner import jit
 from .integer import cut
 from .lower import FRAME, PARAMS, ROW
+from .mbarrier import mbarrier, time_out
 from .units import unit
+from .warpgroup import touch, watch_registers
 from .watch import draw, fence, report
 
 TIRED, PATIENT, STRETCH = 12, 4096, 400  # waits seen, instructions run, before other lanes get a stretch
@@ -290,7 +293,7 @@ def stop_launch(x, block):
 def wanted(x, warp, line, lane):
     """The mask that a collective instruction names in a lane."""
     op = get(line, isa.OP)
-    if op >= isa.MMA and op <= isa.MOVMATRIX:
+    if op >= isa.MMA:
         return get(warp, s.W_EXISTS)
     row = isa.A if op == isa.WARPSYNC else isa.E
     return np.int64(register(x, warp, get(line, row), lane)) & FULL
@@ -369,6 +372,8 @@ def step(x, warp, block):
     line = get(x, s.CODE) + pc * isa.COLUMNS * 8
     op = get(line, isa.OP)
     act = guarded(x, warp, line, mask)
+    if get(warp, s.W_FLIGHT) and act:
+        touch(x, warp, line, op, pc)
     if get(line, isa.NEGATE) < 2:
         counts = get(x, s.COUNTS) + pc * s.N_FIELDS * 8
         put(counts, s.N_WARPS, get(counts, s.N_WARPS) + 1)
@@ -383,7 +388,9 @@ def step(x, warp, block):
         else:
             calculate_conversions(x, regs, line, op, act)
     elif op >= 500 and op < 600:
-        memory(x, warp, block, line, pc, op, act)
+        if memory(x, warp, block, line, pc, op, act):
+            after(x, warp, mask, pc + 1)
+            return 0  # the loop first: it makes room for clocks
     elif op < 400:
         move(x, warp, line, op, act)
     elif op == isa.BRA:
@@ -434,6 +441,9 @@ def memory(x, warp, block, line, pc, op, act):
                     fence(x, thread, block, warp_slot(x, warp), flags & 15, (flags >> isa.SCOPE_SHIFT) & 3)
     elif op == isa.CPASYNC:
         start_copy(x, warp, block, line, pc, act)
+    elif op >= isa.BULKLOAD:
+        bulk(x, warp, block, line, pc, op, act)
+        return 1
     else:
         for lane in range(32):
             if (act >> lane) & 1:
@@ -507,6 +517,14 @@ def special(x, warp, block, line, pc, op, mask, act):
         put(warp, s.W_SPINS, get(warp, s.W_SPINS) + 6)
         select(x, warp)
         return 0  # the others first
+    elif op >= isa.MBINIT and op < isa.SHFL:
+        if op >= isa.PROXYFENCE:
+            if op == isa.INITFENCE or get(x, s.CHECK):
+                fence_of_proxies(x, warp, block, line, op, act)
+        else:
+            mbarrier(x, warp, block, line, pc, op, act)
+        select(x, warp)
+        return 0  # the others first
     elif op == isa.ACTIVEMASK:
         for lane in range(32):
             if (act >> lane) & 1:
@@ -518,6 +536,9 @@ def special(x, warp, block, line, pc, op, mask, act):
     else:
         store_pc(x, warp, act, pc)
         gather(x, warp, block, line, pc, act)
+        if op >= isa.WGMMA:
+            select(x, warp)
+            return 0  # the others first
     return select(x, warp)
 
 
@@ -588,6 +609,7 @@ def start_block(x, device, launch, slot, sm):
     put(block, s.B_SM, sm)
     put(block, s.B_SC, 0)
     put(block, s.B_AT_GRID, 0)
+    put(block, s.B_MBARRIERS, 0)
     shared = get(launch, s.L_SHARED)
     put(block, s.B_SHARED_SIZE, shared)
     put(block, s.B_VALID, get(launch, s.L_VALID))
@@ -658,6 +680,8 @@ def start_block(x, device, launch, slot, sm):
         constants = get(launch, s.L_CONSTANTS)
         for i in range(get(launch, s.L_CONSTANT_COUNT)):
             fill(regs, get(constants, 2 * i), get(constants, 2 * i + 1))
+        if get(launch, s.L_WARPGROUP) and get(x, s.CHECK):
+            watch_registers(x, warp, number, launch)
         select(x, warp)
         wake(x, warp)
     put(x, s.PROGRESS, get(x, s.STEP))
@@ -737,6 +761,8 @@ def bury(x):
         sm = s.D_FIELDS + get(block, s.B_SM)
         put(device, sm, get(device, sm) - 1)
         launch = get(x, s.LAUNCHES) + number * s.L_FIELDS * 8
+        if get(x, s.PENDING_COUNT):
+            abandon(x, block, get(launch, s.L_STOPPED))
         put(launch, s.L_DONE, get(launch, s.L_DONE) + 1)
         put(block, s.B_LAUNCH, -1)
         if get(launch, s.L_STOPPED):
@@ -777,6 +803,11 @@ def run(x, budget):
         if ready == 0:
             if get(x, s.DEAD):
                 continue
+            if get(x, s.PENDING_COUNT):
+                land_some(x)
+                continue
+            if time_out(x):
+                continue
             for number in range(get(x, s.DEVICE_COUNT)):
                 device = get(x, s.DEVICES) + number * (s.D_FIELDS + s.MAX_SMS) * 8
                 if get(device, s.D_CURRENT) >= 0:
@@ -789,7 +820,7 @@ def run(x, budget):
         if get(x, s.PRINTS_CAP) - get(x, s.PRINTS_COUNT) < 32 * 40:
             return s.PRINTS_FULL
         if get(x, s.CHECK):
-            if get(x, s.CLOCKS_CAP) - get(x, s.CLOCKS_TOP) < 65536 + 256 * get(x, s.MAX_CLOCKS):
+            if get(x, s.CLOCKS_CAP) - get(x, s.CLOCKS_TOP) < 65536 + get(x, s.CLOCK_ROOM) * get(x, s.MAX_CLOCKS):
                 return s.CLOCKS_FULL
             if 2 * get(x, s.SYNC_USED) + 4096 > get(x, s.SYNC_CAP):
                 return s.SYNC_FULL
@@ -798,10 +829,15 @@ def run(x, budget):
             if quiet < QUIET:
                 calm(x)
             elif get(x, s.SPINNING) >= ready or quiet > get(x, s.PATIENCE):
-                return s.LIVELOCK
+                if not time_out(x):
+                    return s.LIVELOCK
+                calm(x)
         elif quiet >= QUIET:
             put(x, s.SUSPECT, 1)
         r = draw(x)
+        if get(x, s.PENDING_COUNT) and r >> 50 & 15 == 0:
+            land_some(x)
+            ready = get(x, s.READY_COUNT)
         chosen = get(get(x, s.READY), (r >> 8) % ready)
         warp = get(x, s.WARPS) + chosen * s.W_FIELDS * 8
         block = get(x, s.BLOCKS) + get(warp, s.W_BLOCK) * s.B_FIELDS * 8

@@ -554,5 +554,5 @@ def registers(code: np.ndarray, operands: list[int], functions: dict[str, Functi
     return min(max(-(-(most + 8) // 8) * 8, 16), 255)
 
 
-LISTS = {isa.LD, isa.ST, isa.PACK, isa.UNPACK, isa.MMA, isa.LDMATRIX, isa.STMATRIX}
+LISTS = {isa.LD, isa.ST, isa.PACK, isa.UNPACK, isa.MMA, isa.LDMATRIX, isa.STMATRIX, isa.WGMMA}
 __all__ = ["Group", "Lowering", "Program", "Vector", "lower"]

@@ -154,6 +154,8 @@ class Machine:
         self._table("reports", (s.MAX_REPORTS, s.R_FIELDS), s.REPORTS)
         self.x[s.PRINTS_CAP] = 4096
         self._table("prints", (4096, 80), s.PRINTS)
+        self._table("agent", (s.T_FIELDS,), s.AGENT)
+        self._table("pending", (s.P_MOST, s.P_FIELDS), s.PENDING)
 
     def _table(self, name: str, shape: tuple, field_: int, dtype: Any = np.int64) -> np.ndarray:
         table = np.zeros(shape, dtype)
@@ -430,6 +432,11 @@ class Machine:
         stack = (4 * (depth + 1) + save) * 8
         self._table("stacks", (warp_slots * 32 * stack,), s.STACKS, np.uint8)
         self._table("copies", (warp_slots * 32 * s.C_MOST, s.C_FIELDS), s.COPIES)
+        uses = {int(op) for launch in launches for op in np.unique(launch.program.code[:, isa.OP])}
+        barriers = slots if uses & set(range(isa.MBINIT, isa.MBCOPIES + 1)) else 0
+        x[s.CLOCK_ROOM] = 256 + (64 * per_block if barriers else 0)  # an mbarrier can let all threads of a block go on
+        self._table("mbarriers", (max(barriers, 1) * s.MB_MOST, s.MB_FIELDS), s.MBARRIERS)
+        self._table("flight", (warp_slots * rows if self.check and isa.WGMMA in uses else 1,), s.FLIGHT)
         self._table("shared", (max(slots, 1) * shared,), s.SHARED_MEMORY, np.uint8)
         x[s.REGISTERS_PER_WARP], x[s.LOCAL_BYTES], x[s.STACK_BYTES] = rows * 32, local, stack
         x[s.DEPTH], x[s.SAVE_ROWS], x[s.WARP_SLOTS], x[s.BLOCK_SLOTS] = depth + 1, save, warp_slots, slots
@@ -449,6 +456,7 @@ class Machine:
                     row[s.B_INIT] = x[s.SHARED_INIT] + slot * shared
                     row[s.B_SHADOW] = x[s.SHARED_SHADOW] + slot * cells * 8
                 slot += 1
+        x[s.PENDING_COUNT] = x[s.TIMES] = 0
         x[s.READY_COUNT] = x[s.DEAD] = x[s.STOP] = x[s.SUSPECT] = x[s.SPINNING] = 0
         if self.check:  # everything before this run is over, and the host may have written anything since
             self.tables["history"][:, s.H_COUNT] = 0
@@ -493,6 +501,7 @@ class Machine:
             )
             row[s.L_PREVIOUS], row[s.L_NUMBER] = last.get(launch.device, -1), number
             row[s.L_GRANULE], row[s.L_VALID] = launch.program.granule, valid.ctypes.data
+            row[s.L_WARPGROUP] = int((launch.program.code[:, isa.OP] == isa.WGMMA).any())
             row[s.L_STATE] = s.QUEUED if launch.device in last else s.ACTIVE
             if launch.device not in last:
                 devices[launch.device, s.D_CURRENT] = number
@@ -502,6 +511,10 @@ class Machine:
         host[:, s.T_GID] = (1 << 31) << 10 | np.arange(32)
         host[:, s.T_CLOCK] = 1
 
+    def _clock_room(self) -> int:
+        """Entries of vector clocks that a turn of the interpreter may need."""
+        return 65536 + int(self.x[s.CLOCK_ROOM]) * int(self.x[s.MAX_CLOCKS])
+
     def _compact(self) -> None:
         old = self.tables["clocks"]
         used = len(old)
@@ -509,8 +522,8 @@ class Machine:
         self.tables["clocks"] = new
         self.x[s.CLOCKS] = new.ctypes.data
         python_function("compact")(int(self.x.ctypes.data), int(old.ctypes.data))
-        if self.x[s.CLOCKS_TOP] * 2 > used or used < 2 * (65536 + 256 * self.x[s.MAX_CLOCKS]):
-            bigger = np.zeros((2 * max(used, 65536 + 256 * int(self.x[s.MAX_CLOCKS])), 2), np.int64)
+        if self.x[s.CLOCKS_TOP] * 2 > used or used < 2 * (self._clock_room()):
+            bigger = np.zeros((2 * max(used, self._clock_room()), 2), np.int64)
             bigger[: self.x[s.CLOCKS_TOP]] = new[: self.x[s.CLOCKS_TOP]]
             self.tables["clocks"] = bigger
             self.x[s.CLOCKS], self.x[s.CLOCKS_CAP] = bigger.ctypes.data, len(bigger)
@@ -527,7 +540,7 @@ class Machine:
     def _make_room(self) -> None:
         """As between two steps of the devices: an actor may read and write for long before it yields."""
         x = self.x
-        if x[s.CLOCKS_CAP] - x[s.CLOCKS_TOP] < 65536 + 256 * x[s.MAX_CLOCKS]:
+        if x[s.CLOCKS_CAP] - x[s.CLOCKS_TOP] < self._clock_room():
             self._compact()
         if 2 * x[s.SYNC_USED] + 4096 > x[s.SYNC_CAP]:
             self._grow_sync()

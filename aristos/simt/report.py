@@ -11,9 +11,9 @@ from ..errors import AristosError
 class Report:
     """One finding.
 
-    kind: race, out_of_bounds, misaligned, uninitialised, use_after_free, barrier_divergence, missing_wait, deadlock or
-    trap. line: of the source file (of the PTX text where it has no line information). block, thread: (x, y, z).
-    other_line: of the other access of a race, 0 elsewhere.
+    kind: race, out_of_bounds, misaligned, uninitialised, use_after_free, barrier_divergence, missing_wait, deadlock,
+    trap, missing_fence or misuse. line: of the source file (of the PTX text where it has no line information). block,
+    thread: (x, y, z). other_line: of the other access of a race, 0 elsewhere.
     """
 
     kind: str

@@ -13,38 +13,45 @@ from __future__ import annotations
     SYNC, SYNC_CAP, SYNC_USED, REPORTS, REPORTS_COUNT, SEEN, PRINTS, PRINTS_COUNT, PRINTS_CAP, RUN_FLOOR, SEQUENCE,
     SC_SYSTEM, LAUNCH_COUNT, WARP_SLOTS, BLOCK_SLOTS, DEVICES, STOP, REGISTERS_PER_WARP, LOCAL_BYTES, LOCAL,
     SHARED_MEMORY, SHARED_INIT, SHARED_SHADOW, STACK_BYTES, STACKS, DEPTH, SAVE_ROWS, SUSPECT, SPINNING, WEAK_MEMORY,
-    MAX_CLOCKS, DEVICE_COUNT, BURST, PATIENCE, DEAD, BARRIERS, COPIES, START_TIME, FUNCTIONS,
-) = range(66)  # fmt: skip
+    MAX_CLOCKS, DEVICE_COUNT, BURST, PATIENCE, DEAD, BARRIERS, COPIES, START_TIME, FUNCTIONS, AGENT, PENDING,
+    PENDING_COUNT, MBARRIERS, FLIGHT, TIMED_AT, TIMES, CLOCK_ROOM,
+) = range(74)  # fmt: skip
 X_FIELDS = 96  # then the addresses of the compiled units (units.py)
 UNITS = 64
 
 # ---- a warp ----
 (W_LIVE, W_WAIT, W_PC, W_MASK, W_BLOCK, W_INDEX, W_REGS, W_DIVERGED, W_AGE, W_STICK, W_HASH, W_HASH_AGE,
- W_SAME, W_EXISTS, W_READY, W_SPINS) = range(16)  # fmt: skip
+ W_SAME, W_EXISTS, W_READY, W_SPINS, W_FLIGHT, W_GROUP) = range(18)  # fmt: skip
 W_FIELDS = 20
 
 # ---- a thread (lane of a warp slot) ----
 (T_PC, T_GID, T_CLOCK, T_VC, T_SV, T_RELEASE, T_RELEASE_SCOPE, T_PENDING0, T_PENDING1, T_PENDING2, T_DEPTH, T_WAIT,
- T_BARRIER, T_GROUP, T_COPIES, T_SAVED, T_TID, T_RESULT, T_EXPECT, T_PASSED) = range(20)  # fmt: skip
+ T_BARRIER, T_GROUP, T_COPIES, T_SAVED, T_TID, T_RESULT, T_EXPECT, T_PASSED, T_BULK) = range(21)  # fmt: skip
 T_FIELDS = 24
 # what a thread waits for
-RUNS, AT_BARRIER, AT_WARP, AT_GRID = range(4)
+RUNS, AT_BARRIER, AT_WARP, AT_GRID, AT_MBARRIER = range(5)
 
 # ---- a block ----
 (B_LAUNCH, B_CTA, B_THREADS, B_WARPS, B_FIRST_WARP, B_LIVE, B_GID, B_FLOOR, B_SHARED, B_SHARED_SIZE, B_DEVICE, B_SM,
- B_MAX_CLOCK, B_SC, B_INIT, B_SHADOW, B_AT_GRID, B_VALID, B_SLOT) = range(19)  # fmt: skip
+ B_MAX_CLOCK, B_SC, B_INIT, B_SHADOW, B_AT_GRID, B_VALID, B_SLOT, B_MBARRIERS) = range(20)  # fmt: skip
 B_FIELDS = 24
 # a barrier of a block
 (Q_ARRIVED, Q_EXPECTED, Q_VC, Q_POPC, Q_PARTIAL) = range(5)
 Q_FIELDS = 5
 BARRIERS_PER_BLOCK = 16
+# an mbarrier: its place in shared memory, its phase's number and counts, what its arrivals published: (so far, at the
+# end of the last phase); who initialised it, and whether a fence has shown that to asynchronous copies; what the last
+# thread that waited knew before, and knows since
+(MB_PLACE, MB_LIVE, MB_PHASE, MB_EXPECTED, MB_PENDING, MB_TX, MB_VC, MB_DONE, MB_GID, MB_CLOCK, MB_FENCED, MB_OLD,
+ MB_NEW) = range(13)  # fmt: skip
+MB_FIELDS, MB_MOST = 13, 128
 
 # ---- a launch ----
 (
     L_DEVICE, L_BLOCKS, L_NEXT, L_DONE, L_FIRST_GID, L_GX, L_GY, L_GZ, L_BX, L_BY, L_BZ, L_THREADS, L_WARPS, L_ENTRY,
     L_PARAMS, L_ROWS, L_SHARED, L_CONSTANTS, L_CONSTANT_COUNT, L_PER_SM, L_STATE, L_VC, L_AT_GRID, L_DYNAMIC,
-    L_PREVIOUS, L_LOCAL, L_NUMBER, L_GRANULE, L_VALID, L_STOPPED, L_VC_OUT,
-) = range(31)  # fmt: skip
+    L_PREVIOUS, L_LOCAL, L_NUMBER, L_GRANULE, L_VALID, L_STOPPED, L_VC_OUT, L_WARPGROUP,
+) = range(32)  # fmt: skip
 L_FIELDS = 36
 QUEUED, ACTIVE, FINISHED = range(3)
 
@@ -74,9 +81,11 @@ GID_BITS = 42
     MISSING_WAIT,
     DEADLOCK,
     TRAPPED,
-) = range(9)
+    MISSING_FENCE,
+    MISUSE,
+) = range(11)
 KINDS = ("race", "out_of_bounds", "misaligned", "uninitialised", "use_after_free", "barrier_divergence", "missing_wait",
-         "deadlock", "trap")  # fmt: skip
+         "deadlock", "trap", "missing_fence", "misuse")  # fmt: skip
 (R_KIND, R_PC, R_BLOCK, R_TID, R_ADDRESS, R_SPACE, R_SIZE, R_OTHER_PC, R_OTHER_GID, R_DETAIL, R_WRITE) = range(11)
 R_FIELDS = 11
 MAX_REPORTS = 4096
@@ -112,6 +121,15 @@ S_FIELDS = 4
 # ---- a pending asynchronous copy ----
 (C_TO, C_FROM, C_SIZE, C_READ, C_GROUP, C_PC) = range(6)
 C_FIELDS, C_MOST = 6, 32
+
+# ---- what copies of the asynchronous proxy are under way, and arrivals that wait for cp.async ----
+(P_KIND, P_BLOCK, P_THREAD, P_TO, P_FROM, P_SIZE, P_BARRIER, P_GROUP, P_PC) = range(9)
+P_FIELDS, P_MOST = 9, 4096
+P_LOAD, P_STORE, P_ARRIVE = range(3)
+
+# ---- a register that wgmma may use: 0 touched since the last wgmma.fence, 1 not, else who holds it ----
+CLEAN, ACCUMULATOR, FRAGMENT = 1, 2, 3
+F_SHAPE, F_GROUP = 2, 8  # where in the number they begin
 
 # ---- why the interpreter came back ----
 BUDGET, ALL_DONE, STUCK, CLOCKS_FULL, STOPPED, LIVELOCK, PRINTS_FULL, SYNC_FULL = range(8)

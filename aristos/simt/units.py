@@ -32,7 +32,8 @@ NAMES = (
     "calculate_conversions", "arrive", "settle", "arrive_grid", "settle_grid", "multiply", "together",
     "matrices", "select", "move", "call", "give_back", "end_lanes", "stop_launch", "gather", "resolve",
     "memory", "special", "printf", "spinning", "start_block", "admit", "bury", "run", "host_access",
-    "host_entry",
+    "host_entry", "proxy_fence", "agent_access", "mbarrier", "settle_phase", "time_out", "bulk", "land",
+    "fence_of_proxies", "warpgroup", "touch",
 )  # fmt: skip
 _units: dict[str, Callable] = {}
 _compiled: dict[str, Any] = {}

@@ -25,7 +25,7 @@ from ..kernels.cuda.epilogue import NONE
 from ..kernels.cuda.gemm import tile_product
 from ..kernels.cuda.gemm import tiles as tiles_of
 from ..kernels.cuda.pack import COLUMNS, INTERLEAVE
-from ..kernels.cuda.tile import BYTES, CHUNK, Tile, shared_address
+from ..kernels.cuda.tile import BYTES, CHUNK, Tile, tile_memory
 
 JOB_MOST, STATE_MOST = 1 << 20, 1 << 40  # words: bounds that nothing reaches
 WORD = 8
@@ -198,13 +198,13 @@ def layer(tile: Tile) -> Any:
     """The persistent kernel for a tile: layer(job, state), addresses of the arrays of `engine.fields`.
 
     Grid: as many blocks of tile.threads threads as the job has workers, all of them resident at once; dynamic shared
-    memory: `shared_bytes(tile)`.
+    memory: `tile.shared_bytes`.
     """
-    share, combine_rows = _share(tile), combine_tokens(tile.kind)
+    share, memory, combine_rows = _share(tile), tile_memory(tile), combine_tokens(tile.kind)
 
     def kernel(job_address, state_address):
         job, st = mem.words(job_address, JOB_MOST), mem.words(state_address, STATE_MOST)
-        shared = shared_address(cuda.shared.array(0, np.int64, CHUNK))
+        shared = memory()
         told = cuda.shared.array(1, np.int64)
         worker = np.int64(cuda.blockIdx.x)
         while True:
@@ -254,7 +254,7 @@ def fail(job_address, state_address, origin, cause):
     give_up(mem.words(job_address, JOB_MOST), mem.words(state_address, STATE_MOST), origin, cause)
 
 
-# rows of the tiles that a persistent kernel is compiled for
+# rows of the tiles that a persistent kernel is compiled for; of warpgroups' it is for all
 ROWS = {"bf16": (16, 64, 128), "f16": (16, 64, 128), "tf32": (16, 64, 128), "f32": (16, 64)}
 # (architecture, kind, rows) where the steps' registers beside the product's would be spilled: one block less on an SM
 ROOMY = {("sm_80", "tf32", 128), ("sm_100", "f32", 16), ("sm_100", "f32", 64)}
@@ -270,7 +270,7 @@ def layer_kernel(tile: Tile) -> Kernel:
 
 def layer_tiles(kind: str, arch: str) -> list[Tile]:
     """The tiles of the persistent kernels of a kind, by rows."""
-    found = [tile for tile in tiles_of(kind, arch) if tile.m in ROWS[kind]]
+    found = [tile for tile in tiles_of(kind, arch) if tile.groups or tile.m in ROWS[kind]]
     return [replace(tile, blocks=tile.blocks - 1) if (arch, kind, tile.m) in ROOMY else tile for tile in found]
 
 

@@ -3,8 +3,8 @@
 Its launches follow each other on one stream, in a CUDA graph: route and place are this package's own kernels, a gather
 copies rows into the packed order, two cuBLAS products an expert have the activation between them, and a last kernel
 weights and sums. How many rows each expert gets is fixed when the chain is made, since no host could know it without
-waiting for the card: in the chain's favour, as is that gate and up projections are one product. Routing from outside is
-checked instead of made, as the layer does.
+waiting for the card: in the chain's favour, as is that gate and up projections are one product. Its weights are
+a copy of the layer's, as rows. Routing from outside is checked instead of made, as the layer does.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ...kernels.cuda.epilogue import activated, gated_product
 from ...kernels.cuda.memory import WARP
 from ...kernels.cuda.pack import INTERLEAVE
 from ...kernels.cuda.tile import BYTES
+from .plain import plain
 
 THREADS, BLOCKS_A_SM = 256, 8
 
@@ -103,13 +104,17 @@ class Room:
     def __init__(self, gpu: Any, cfg: Any, kind: str, weights: Any, tokens: int) -> None:
         job = np.zeros(f.JOB_WORDS, np.int64)
         weights.fill(job)
-        self.up, self.up_step, self.up_bias, self.up_bias_step = job[[f.UP, f.UP_STEP, f.UP_BIAS, f.UP_BIAS_STEP]]
-        self.down, self.down_step = job[[f.DOWN, f.DOWN_STEP]]
+        self.up_step, self.up_bias, self.up_bias_step = job[[f.UP_STEP, f.UP_BIAS, f.UP_BIAS_STEP]]
+        self.down_step = job[f.DOWN_STEP]
         self.down_bias, self.down_bias_step = job[[f.DOWN_BIAS, f.DOWN_BIAS_STEP]]
         self.router = weights.router
         count, size = max(1, tokens * cfg.top_k), BYTES[kind]
         self.columns = -(-cfg.ffn // INTERLEAVE) * INTERLEAVE * 2 if cfg.gated else -(-cfg.ffn // 8) * 8
-        self.pitch = -(-cfg.ffn * size // 128) * 128  # of hidden activations, as the packed weights have it
+        # bytes between rows
+        self.pitch = -(-cfg.ffn * size // 128) * 128  # of hidden activations and of the second product's weights
+        self.depth = -(-cfg.hidden * size // 128) * 128  # the same of the first one's
+        self.up = plain(gpu, int(job[f.UP]), int(self.up_step) * cfg.experts, self.depth)
+        self.down = plain(gpu, int(job[f.DOWN]), int(self.down_step) * cfg.experts, self.pitch)
         self.packed = gpu.allocate(count * size * cfg.hidden)
         self.wide = gpu.allocate(count * size * self.columns)
         self.hidden = gpu.allocate(count * self.pitch)
@@ -182,10 +187,9 @@ class Chain:
     def _expert(self, e: int, m: int, first: int) -> None:
         cfg, room, size = self.cfg, self.room, self.size
         wide, hidden = room.wide + size * room.columns * first, room.hidden + room.pitch * first
-        depth = -(-cfg.hidden * size // 128) * 128 // size
         self.blas.product(
             self.kind, m, room.columns, cfg.hidden, room.packed + size * cfg.hidden * first, cfg.hidden,
-            int(room.up + room.up_step * e), depth, wide, room.columns,
+            int(room.up + room.up_step * e), room.depth // size, wide, room.columns,
         )  # fmt: skip
         self.gpu.launch(
             activate(self.kind), self.grid, 0, hidden, room.pitch, wide, size * room.columns,

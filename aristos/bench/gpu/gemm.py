@@ -1,4 +1,4 @@
-"""Suite `gemm` on a card: the tile product that experts run, by rows, against cuBLAS on the same memory.
+"""Suite `gemm` on a card: the tile product that experts run, by rows, against cuBLAS on the same rows.
 
 A call is the first product of every expert of the shape, [rows, H] times [H, F], one launch each on either side; F is
 twice as wide where the layer is gated. No activation and no bias: both would favour the fused kernel. The experts'
@@ -49,20 +49,23 @@ class Products:
 
     def __init__(self, gpu: Gpu, kind: str, experts: int, hidden: int, columns: int, blas: Cublas | None,
                  most_rows: int) -> None:  # fmt: skip
-        from ...kernels.cuda.pack import narrow, pack, pack_bias, widen
+        from ...kernels.cuda.pack import narrow, outputs, pack, pack_bias, unpacked, widen
         from ...kernels.cuda.tile import BYTES
+        from .plain import plain
 
         self.gpu, self.kind, self.experts, self.blas = gpu, kind, experts, blas
         self.hidden, self.columns, self.size = hidden, columns, BYTES[kind]
         rng = np.random.default_rng(0)
         weight = rng.standard_normal((hidden, columns), np.float32) * np.float32(hidden**-0.5)
         packed = pack(weight, kind)  # the experts' weights are equal, and lie in different places
-        self.step, self.pitch, self.padded = packed.nbytes, packed.strides[0], len(packed)
+        rows = unpacked(packed)
+        self.step, self.pitch, self.padded = packed.nbytes, rows.strides[0], outputs(packed)
         self.weights = gpu.allocate(experts * packed.nbytes)
         for e in range(experts):
             gpu.card.copy_in(self.weights + e * packed.nbytes, packed, gpu.stream)
-        self.bias = gpu.array(pack_bias(None, len(packed)))
-        self.truth = widen(packed[:columns, :hidden], kind).astype(np.float64).T
+        self.plain = plain(gpu, self.weights, experts * packed.nbytes, self.pitch) if blas is not None else 0
+        self.bias = gpu.array(pack_bias(None, self.padded))
+        self.truth = widen(rows[:columns, :hidden], kind).astype(np.float64).T
         most = most_rows * experts
         x = narrow(rng.standard_normal((most, hidden), np.float32), kind)
         self.sample = widen(x, kind)
@@ -94,7 +97,7 @@ class Products:
             for e in range(self.experts):
                 self.blas.product(
                     self.kind, rows, self.columns, self.hidden, self.x.at + self.size * self.hidden * rows * e,
-                    self.hidden, self.weights + self.step * e, self.pitch // self.size,
+                    self.hidden, self.plain + self.step * e, self.pitch // self.size,
                     self.y.at + self.size * self.columns * rows * e, self.columns,
                 )  # fmt: skip
 

@@ -19,11 +19,15 @@ WHEELS = {"ptxas": "nvidia-cuda-nvcc-cu12 (CUDA 12) or nvidia-cuda-nvcc (CUDA 13
 
 @dataclass(frozen=True)
 class Assembled:
-    """registers of a thread, bytes spilled to local memory (stores and loads), static shared memory of a block."""
+    """registers of a thread, bytes spilled to local memory (stores and loads), static shared memory of a block.
+
+    advice: what ptxas says of a warpgroup's products: that it makes them wait where the PTX does not, say.
+    """
 
     registers: int
     spill_bytes: int
     shared_bytes: int
+    advice: tuple[str, ...] = ()
 
 
 def capability(arch: str) -> tuple:
@@ -74,7 +78,8 @@ def assemble(ptx: Path, cubin: Path, arch: str) -> Assembled:
         return sum(int(value) for value in re.findall(pattern, said))
 
     spilled = number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads")
-    return Assembled(number(r"Used (\d+) registers"), spilled, number(r"(\d+) bytes smem"))
+    advice = tuple(re.findall(r"\(C75\d\d\) .*", said))
+    return Assembled(number(r"Used (\d+) registers"), spilled, number(r"(\d+) bytes smem"), advice)
 
 
 def disassemble(cubin: Path) -> str:

@@ -1,6 +1,6 @@
-"""What a warp's tensor core instruction means, in NumPy: which lane holds which element, and exact sums.
+"""What a warp's or a warpgroup's tensor core instruction means, in NumPy: where each element is, and exact sums.
 
-Layouts are those of the PTX ISA, sections 9.7.14.5.7 and 9.7.14.5.8. No Numba, no PTX.
+Layouts are those of the PTX ISA, sections 9.7.14.5.7 and 9.7.14.5.8, and for a warpgroup 9.7.15.5. No Numba, no PTX.
 """
 
 from __future__ import annotations
@@ -46,6 +46,39 @@ def product(a: Any, b: Any, c: Any, kind: str) -> np.ndarray:
             row, column = lane // 4 + 8 * (register // 2), 2 * (lane % 4) + register % 2
             terms = [float(c[lane][register]), *(left[row] * right[:, column])]
             out[lane, register] = np.float32(math.fsum(terms))
+    return out
+
+
+LINE = 128  # bytes: a row of a matrix in shared memory, whose 16-byte parts are swapped by the row's number
+DESCRIPTOR = 1 << 62 | (8 * LINE >> 4) << 32 | 1 << 16  # 128-byte swizzle; 8 rows to the next 8; one line holds all k
+
+
+def descriptor(address: int) -> int:
+    """How wgmma finds a matrix at an address in shared memory, rows of 128 bytes of k from a multiple of 1024 on.
+
+    16 elements of k further on are 32 bytes more, whatever the swizzle: it is applied to the sum.
+    """
+    return DESCRIPTOR | address >> 4 & 0x3FFF
+
+
+def described(shared: np.ndarray, matrix: int, rows: int, kind: str) -> np.ndarray:
+    """[rows, 16] float64: what a descriptor names in shared memory, [n] uint8; `matrix` must have DESCRIPTOR's form."""
+    if matrix & ~0x3FFF != DESCRIPTOR:
+        raise ValueError(f"descriptor must be {DESCRIPTOR:#x} and an address, got {matrix:#x}")
+    place = ((matrix & 0x3FFF) << 4) + LINE * np.arange(rows)[:, None] + np.arange(32)
+    place ^= (place >> 7 & 7) << 4
+    return elements(np.ascontiguousarray(shared[place]).view(np.int32), kind)
+
+
+def group_product(shared: np.ndarray, a: int, b: int, c: Any, kind: str) -> np.ndarray:
+    """D = A B^T + C of one wgmma m64n128k16; a, b: descriptors, c [128, 64] float32 -> [128, 64] float32."""
+    left, right = described(shared, a, 64, kind), described(shared, b, 128, kind)
+    out = np.zeros((128, 64), np.float32)
+    for thread in range(128):
+        for register in range(64):
+            row = 16 * (thread // 32) + thread % 32 // 4 + 8 * (register // 2 % 2)
+            column = 8 * (register // 4) + 2 * (thread % 4) + register % 2
+            out[thread, register] = np.float32(math.fsum([float(c[thread][register]), *(left[row] * right[column])]))
     return out
 
 

@@ -11,13 +11,13 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from . import memory as memory
 from . import ptx
 from .compiler import cuda
 from .epilogue import finish
-from .tile import CHUNK, PAD, PRODUCTS, Code, Tile, shared_address
+from .pack import COLUMNS
+from .tile import CHUNK, GROUP_PRODUCTS, PAD, PRODUCTS, Code, Tile, tile_memory
+from .warpgroup import group_product
 
 # by kind, for a power of two of rows: a bigger tile reads weights less often, a smaller one computes fewer empty rows
 TILES = {
@@ -29,10 +29,20 @@ TILES = {
 }  # fmt: skip
 for _kind in ("f16", "tf32"):
     TILES[_kind] = tuple(replace(tile, kind=_kind) for tile in TILES["bf16"])
+# of sm_90, for every number of rows: what mma.sync adds up in a k step may differ from what wgmma does in its last bits
+GROUPS = {
+    kind: (
+        Tile(kind, 64, 128, 4, 1, 3, 3, groups=True), Tile(kind, 128, 128, 8, 1, 3, 2, groups=True),
+        Tile(kind, 256, 128, 8, 1, 4, 1, groups=True),
+    )
+    for kind in GROUP_PRODUCTS
+}  # fmt: skip
 
 
 def tiles(kind: str, arch: str) -> tuple[Tile, ...]:
     """The tiles of an architecture, by rows."""
+    if arch == "sm_90" and kind in GROUPS:
+        return GROUPS[kind]
     if arch != "sm_100":
         return TILES[kind]
     # its assembler needs a few registers more than two such blocks leave each other
@@ -84,18 +94,19 @@ def tile_product(tile: Tile) -> Any:
     """The device function of a tile: all threads of the block call it together, with equal arguments.
 
     product(shared, a_rows, c_rows, m, weight, pitch, bias, width, depth, n0, code, gated): rows 0..m of the row address
-    tables, m <= tile.m; columns n0.. of the packed weight, rows of which are `pitch` bytes apart, `depth` of them for
-    the elements of a row of A; `width` outputs of a row of C are kept (in 16-byte groups, for which the row has room).
-    shared: `tile.shared_bytes` bytes. Rows of A and C start on 16 bytes.
+    tables, m <= tile.m; columns n0.. of the packed weight, which has `pitch` bytes of k for each; a row of A has
+    `depth` bytes; `width` outputs of a row of C are kept (in 16-byte groups, for which the row has room). shared: as
+    `tile_memory` gives it. Rows of A and C start on 16 bytes.
     """
+    if tile.groups:
+        return group_product(tile)
     code_of = Code(tile)
-    row_pointers, fetch, start, stage, multiply = (
-        code_of.row_pointers, code_of.fetch, code_of.start, code_of.stage, code_of.multiply,
+    row_pointers, fetch_rows, fetch_weights, start, stage, multiply = (
+        code_of.row_pointers, code_of.fetch_rows, code_of.fetch_weights, code_of.start, code_of.stage, code_of.multiply,
     )  # fmt: skip
     own_offsets, store = _own_offsets(tile), finish(tile)
     commit, wait, wait_all = ptx.copy_async_commit, ptx.copy_async_wait(tile.stages - 2), ptx.copy_async_wait(0)
-    pass_rows, stages, stage_bytes = tile.pass_rows, tile.stages, tile.stage_bytes
-    narrow = tile.narrow
+    stages, stage_bytes, narrow = tile.stages, tile.stage_bytes, tile.narrow
 
     @cuda.jit(device=True)
     def product(shared, a_rows, c_rows, m, weight, pitch, bias, width, depth, n0, code, gated):
@@ -105,15 +116,15 @@ def tile_product(tile: Tile) -> Any:
         to = shared + row * CHUNK + (byte ^ (row & 7) * 16)
         byte_a = (thread & (7 >> narrow)) * 16
         pointers = row_pointers(a_rows, thread >> (3 - narrow), m - 1, byte_a)
-        b = weight + pitch * (n0 + row) + byte
-        step = pitch * pass_rows
+        b = weight + pitch * (n0 & -COLUMNS) + (n0 & COLUMNS - 1) * CHUNK + (to - shared)
         left = (depth >> narrow) - byte_a
         sums = start(bias + 4 * (n0 + column))
         offset = 0
         for c in range(stages - 1):
             if offset < depth:
                 count = min(max(left - (offset >> narrow), 0), 16)
-                fetch(to + c * stage_bytes, pointers, offset >> narrow, count, b + offset, step)
+                fetch_rows(to + c * stage_bytes, pointers, offset >> narrow, count)
+                fetch_weights(to + c * stage_bytes, b + offset * COLUMNS)
             commit()
             offset += CHUNK
         here, end = 0, depth + (stages - 1) * CHUNK
@@ -123,7 +134,8 @@ def tile_product(tile: Tile) -> Any:
             if offset < depth:
                 before = here - stage_bytes if here > 0 else (stages - 1) * stage_bytes
                 count = min(max(left - (offset >> narrow), 0), 16)
-                fetch(to + before, pointers, offset >> narrow, count, b + offset, step)
+                fetch_rows(to + before, pointers, offset >> narrow, count)
+                fetch_weights(to + before, b + offset * COLUMNS)
             commit()
             sums = multiply(sums, shared + here, own_a, own_b)
             here = here + stage_bytes if here < (stages - 1) * stage_bytes else 0
@@ -144,12 +156,12 @@ def gemm(tile: Tile) -> Any:
     """The kernel of a tile: gemm(a_rows, c_rows, m, weight, pitch, bias, width, depth, code, gated), all int64.
 
     Grid: (ceil(m / tile.m), ceil(n / tile.n)) blocks of tile.threads threads and tile.shared_bytes of dynamic shared
-    memory, n the rows of the packed weight; the arguments as `tile_product` says, for all rows.
+    memory, n the outputs of the packed weight; the arguments as `tile_product` says, for all rows.
     """
-    product, tile_m, tile_n = tile_product(tile), tile.m, tile.n
+    product, memory, tile_m, tile_n = tile_product(tile), tile_memory(tile), tile.m, tile.n
 
     def kernel(a_rows, c_rows, m, weight, pitch, bias, width, depth, code, gated):
-        shared = shared_address(cuda.shared.array(0, np.int64, CHUNK))
+        shared = memory()
         first = cuda.blockIdx.x * tile_m
         product(shared, a_rows + 8 * first, c_rows + 8 * first, min(m - first, tile_m), weight, pitch, bias, width,
                 depth, cuda.blockIdx.y * tile_n, code, gated)  # fmt: skip

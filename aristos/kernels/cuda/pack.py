@@ -1,4 +1,4 @@
-"""Weights as the tile product reads them: rows of k for every output, padded with zeros, in the arithmetic's type."""
+"""Weights as the tile product reads them: chunks of k for blocks of outputs, padded with zeros, in its type."""
 
 from __future__ import annotations
 
@@ -45,14 +45,32 @@ def interleaved(up: np.ndarray, gate: np.ndarray) -> np.ndarray:
 
 
 def pack(weight: np.ndarray, kind: str) -> np.ndarray:
-    """weight: [K, N] float32 -> [N', K'] in the arithmetic's type; N' a multiple of 128, as is a row's bytes."""
+    """weight: [K, N] float32 -> [N' / 128, K' / step, 128, step] in the arithmetic's type, `step` of it in 128 bytes.
+
+    Zeros fill it up to whole blocks of 128 outputs and 128 bytes of k. A block is what a tile's chunk of B is in shared
+    memory, byte for byte: 16-byte part p of output r lies at p ^ (r & 7), so one bulk copy can bring it.
+    """
     if weight.ndim != 2 or weight.dtype != np.float32:
         raise InputError(f"weight must be a float32 matrix, got {weight.dtype} {list(weight.shape)}")
     k, n = weight.shape
     step = CHUNK // BYTES[kind]
-    packed = np.zeros((-(-n // COLUMNS) * COLUMNS, -(-k // step) * step), narrow(weight[:1], kind).dtype)
-    packed[:n, :k] = narrow(weight.T, kind)
-    return packed
+    plain = np.zeros((-(-n // COLUMNS) * COLUMNS, -(-k // step) * step), narrow(weight[:1], kind).dtype)
+    plain[:n, :k] = narrow(weight.T, kind)
+    parts = plain.reshape(-1, COLUMNS, plain.shape[1] // step, 8, step // 8).transpose(0, 2, 1, 3, 4)
+    row = np.arange(COLUMNS)[:, None]
+    return parts[:, :, row, np.arange(8) ^ row % 8].reshape(*parts.shape[:3], step)
+
+
+def unpacked(packed: np.ndarray) -> np.ndarray:
+    """What `pack` laid out, as rows of k for every output: [N', K']."""
+    step, row = packed.shape[3], np.arange(COLUMNS)[:, None]
+    parts = packed.reshape(*packed.shape[:3], 8, step // 8)[:, :, row, np.arange(8) ^ row % 8]
+    return np.ascontiguousarray(parts.transpose(0, 2, 1, 3, 4)).reshape(len(packed) * COLUMNS, -1)
+
+
+def outputs(packed: np.ndarray) -> int:
+    """How many outputs a packed weight has, those that fill it up included."""
+    return len(packed) * COLUMNS
 
 
 def pack_bias(bias: np.ndarray | None, columns: int) -> np.ndarray:

@@ -9,66 +9,15 @@ ends with the instruction's section of the PTX ISA, by its title. Importing this
 from __future__ import annotations
 
 import ctypes
-import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
 from ... import memory as mem
 from . import fragments
-from .compiler import intrinsic, types
-
-I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
-LLVM = {"r": I32, "l": I64, "f": F32}  # by constraint letter of inline assembly
-NUMBA = {"r": types.int32, "l": types.int64, "f": types.float32}
-
-
-def primitive(text: str, gives: str = "", takes: str = "", memory: bool = True) -> Callable[[Callable], Any]:
-    """An intrinsic of one PTX text. gives, takes: a constraint letter for every result and argument, $0 and on.
-
-    memory: whether it reads or writes memory, so that accesses around it stay on their side. What comes back has
-    `.plain`, `.text`, and `.emit(builder, arguments) -> results` for code that is generated.
-    """
-    letters = [f"={letter}" for letter in gives] + list(takes) + (["~{memory}"] if memory else [])
-    results = [LLVM[letter] for letter in gives]
-    returned = results[0] if len(results) == 1 else ir.LiteralStructType(results) if results else ir.VoidType()
-    function = ir.FunctionType(returned, [LLVM[letter] for letter in takes])
-    kinds = [NUMBA[letter] for letter in gives]
-    kind = kinds[0] if len(kinds) == 1 else types.UniTuple(kinds[0], len(kinds)) if kinds else types.void
-
-    def emit(builder: Any, arguments: Sequence[Any]) -> list[Any]:
-        asm = ir.InlineAsm(function, text, ",".join(letters), side_effect=True)
-        value = builder.call(asm, list(arguments))
-        return [value] if len(results) == 1 else [builder.extract_value(value, i) for i in range(len(results))]
-
-    def wrap(plain: Callable) -> Any:
-        def typed(typing: Any, *arguments: Any) -> Any:
-            def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-                found = emit(builder, values)
-                if len(found) > 1:
-                    return context.make_tuple(builder, kind, found)
-                return found[0] if found else context.get_dummy_value()
-
-            return kind(*[NUMBA[letter] for letter in takes]), codegen
-
-        made = named(typed, plain.__name__, len(takes))
-        made.plain, made.text, made.emit, made.__doc__ = plain, text, emit, plain.__doc__
-        return made
-
-    return wrap
-
-
-def named(typed: Callable, name: str, count: int) -> Any:
-    """An intrinsic with a name and a fixed number of arguments, as Numba wants to see them."""
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    names = ["typing", *(f"a{i}" for i in range(count))]
-    typed.__name__ = name
-    typed.__signature__ = inspect.Signature([inspect.Parameter(n, kind) for n in names])  # type: ignore[attr-defined]
-    return intrinsic(typed)
-
+from .primitive import primitive
 
 # ---------------------------------------------------------------- words that others write
 
@@ -280,6 +229,69 @@ def copy_async_wait(groups: int) -> Any:
     return copy_async_wait_
 
 
+# ---------------------------------------------------------------- bulk copies, and barriers that count their bytes
+
+
+class _Barrier(ctypes.Structure):
+    """What the plain functions keep in the 8 bytes of an mbarrier; the hardware's own form is opaque."""
+
+    _fields_ = [("phase", ctypes.c_uint8), ("count", ctypes.c_uint8), ("pending", ctypes.c_int16),
+                ("bytes", ctypes.c_int32)]  # fmt: skip
+    phase: int
+    pending: int
+    bytes: int
+
+    def settle(self) -> None:
+        if self.pending == 0 and self.bytes == 0:
+            self.phase, self.pending = self.phase ^ 1, self.count
+
+
+@primitive("mbarrier.init.shared::cta.b64 [$0], $1;", "", "rr")
+def barrier_init(barrier, count):
+    """Make 8 bytes of shared memory a barrier, in phase 0, whose phases end after `count` arrivals and all bytes that
+    were expected (PTX ISA: mbarrier.init)."""
+    ctypes.memmove(int(barrier), bytes(_Barrier(0, int(count), int(count), 0)), 8)
+
+
+@primitive("mbarrier.inval.shared::cta.b64 [$0];", "", "r")
+def barrier_end(barrier):
+    """Its 8 bytes are memory like any other again (PTX ISA: mbarrier.inval)."""
+
+
+@primitive("mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;", "", "rr")
+def barrier_expect(barrier, nbytes):
+    """Arrive, and let the phase wait for so many bytes more (PTX ISA: mbarrier.arrive, .expect_tx)."""
+    it = _Barrier.from_address(int(barrier))
+    it.bytes += int(nbytes)
+    it.pending -= 1
+    it.settle()
+
+
+@primitive(
+    "{ .reg .pred done; mbarrier.try_wait.parity.shared::cta.b64 done, [$1], $2; selp.b32 $0, 1, 0, done; }", "r", "rr"
+)
+def barrier_passed(barrier, parity):
+    """1 once the phase of that parity has ended, else 0 after some time; what was copied is then visible
+    (PTX ISA: mbarrier.try_wait)."""
+    return int(_Barrier.from_address(int(barrier)).phase != parity)
+
+
+@primitive("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1], $2, [$3];", "", "rlrr")
+def copy_bulk(to, source, nbytes, barrier):
+    """Start to copy into shared memory, whole 16 bytes on 16 bytes; the barrier counts those that have come
+    (PTX ISA: cp.async.bulk)."""
+    ctypes.memmove(int(to), int(source), int(nbytes))
+    it = _Barrier.from_address(int(barrier))
+    it.bytes -= int(nbytes)
+    it.settle()
+
+
+@primitive("fence.proxy.async.shared::cta;")
+def fence_async():
+    """What this thread knows to be written or read in shared memory by loads, stores and cp.async comes before what
+    bulk copies and wgmma do there after it (PTX ISA: membar/fence, .proxy.async)."""
+
+
 @primitive("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {$0, $1, $2, $3}, [$4];", "rrrr", "r")
 def load_matrices(addresses):
     """Four 8x8 matrices of 16-bit elements, or 8x4 of 32-bit: lane 8 m + r says where row r of matrix m lies; lane l
@@ -325,6 +337,52 @@ def multiply_f16(a, b, c):
 def multiply_tf32(a, b, c):
     """D = A B + C, A [16, 8], B [8, 8] float32 of which 10 bits after the point count (PTX ISA: mma.m16n8k8)."""
     return fragments.product(a, b, c, "tf32")
+
+
+def _multiply_group(kind: str) -> str:
+    """The text of a warpgroup's product; $0 to $63 are the sums, $64 and $65 describe A and B."""
+    sums = ", ".join(f"${i}" for i in range(64))
+    return (
+        f"{{ .reg .pred add; setp.eq.b32 add, 0, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.{kind}.{kind}"
+        f" {{{sums}}}, $64, $65, add, 1, 1, 0, 0; }}"
+    )
+
+
+@primitive(_multiply_group("bf16"), "f" * 64, "ll", carried=True)
+def multiply_group_bf16(shared, a, b, c):
+    """Start D = A B^T + C of a warpgroup's 128 threads: A [64, 16], B [128, 16] bfloat16 in shared memory where the
+    descriptors `a` and `b` say (`fragments.descriptor`), D in the registers of C, float32
+    (PTX ISA: wgmma.mma_async, Register Fragments for wgmma.mma_async.m64nNk16).
+
+    plain: shared memory as [n] uint8, c [128, 64] float32 -> [128, 64] float32, exact sums rounded once.
+    """
+    return fragments.group_product(shared, a, b, c, "bf16")
+
+
+@primitive(_multiply_group("f16"), "f" * 64, "ll", carried=True)
+def multiply_group_f16(shared, a, b, c):
+    """The same for float16 (PTX ISA: as above)."""
+    return fragments.group_product(shared, a, b, c, "f16")
+
+
+@primitive("wgmma.fence.sync.aligned;")
+def multiply_group_fence():
+    """The sums that products start from are in their registers (PTX ISA: wgmma.fence)."""
+
+
+@primitive("wgmma.commit_group.sync.aligned;")
+def multiply_group_commit():
+    """All products since the last commit are a group (PTX ISA: wgmma.commit_group)."""
+
+
+def multiply_group_wait(groups: int) -> Any:
+    """f(): wait until at most `groups` groups of products are under way (PTX ISA: wgmma.wait_group)."""
+
+    @primitive(f"wgmma.wait_group.sync.aligned {groups};")
+    def multiply_group_wait_():
+        """A plain product is done when it returns."""
+
+    return multiply_group_wait_
 
 
 @primitive("cvt.rna.tf32.f32 $0, $1;", "r", "f", memory=False)

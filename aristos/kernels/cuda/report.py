@@ -84,6 +84,7 @@ def finish(kernel: Any, arch: str, text: str, out: Path) -> Row:
     return {
         "kernel": kernel.name, "arch": arch, "registers": made.registers, "spill_bytes": made.spill_bytes,
         "shared_bytes": shared, "blocks_per_sm": limits.resident(limits.of(cc), kernel.threads, shared, made.registers),
+        "advice": list(made.advice),
     }  # fmt: skip
 
 
@@ -93,20 +94,28 @@ def compilers() -> str:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """The report as Markdown: a line a kernel, a number for every architecture where they differ."""
+    """The report as Markdown: a line a kernel, a number for every architecture it is for where they differ."""
+    rows = list(rows)
     of: dict[str, list[Row]] = {}
     for row in rows:
         of.setdefault(row["kernel"], []).append(row)
+    archs = ", ".join(dict.fromkeys(row["arch"] for row in rows))
 
     def cell(each: list[Row], field: str) -> str:
         values = [str(row[field]) for row in each]
         return values[0] if len(set(values)) == 1 else ", ".join(values)
 
-    archs = ", ".join(dict.fromkeys(row["arch"] for each in of.values() for row in each))
+    def named(name: str, each: list[Row]) -> str:
+        own = ", ".join(row["arch"] for row in each)
+        return name if own == archs else f"{name} ({own})"
+
     fields = ("registers", "spill_bytes", "shared_bytes", "blocks_per_sm")
     lines = [
         f"| kernel ({archs}) | registers | bytes spilled | shared memory, bytes | blocks on an SM |",
         "| --- | ---: | ---: | ---: | ---: |",
-        *(f"| {name} | {' | '.join(cell(each, field) for field in fields)} |" for name, each in of.items()),
+        *(
+            f"| {named(name, each)} | {' | '.join(cell(each, field) for field in fields)} |"
+            for name, each in of.items()
+        ),
     ]
     return "\n".join(lines) + "\n"

@@ -21,8 +21,8 @@ from . import memory as memory
 from .compiler import cuda
 from .epilogue import NONE
 from .gemm import TILES, tile_product
-from .pack import COLUMNS, pack
-from .tile import CHUNK, Tile, shared_address
+from .pack import COLUMNS, outputs, pack
+from .tile import CHUNK, Tile, tile_memory
 
 # ---- the words of a job, in device memory
 (
@@ -79,9 +79,9 @@ def place_shared(slots: int, k: int) -> int:
 
 
 def pack_router(router: np.ndarray) -> np.ndarray:
-    """router: [H, E] float32 -> what ROUTER points to: its packed panels, then zeros in the place of a bias."""
+    """router: [H, E] float32 -> what ROUTER points to: it packed, then zeros in the place of a bias."""
     packed = pack(router, "f32")
-    return np.concatenate([packed.ravel(), np.zeros(len(packed), np.float32)])
+    return np.concatenate([packed.ravel(), np.zeros(outputs(packed), np.float32)])
 
 
 @cuda.jit(device=True)
@@ -115,11 +115,11 @@ def route(kind: str) -> Any:
 
     Grid: blocks(tokens). 16-bit tokens are widened exactly, so they get the bits that their float32 twins would.
     """
-    product, tile_n = tile_product(_tile(kind)), TILE.n
+    product, memory, tile_n = tile_product(_tile(kind)), tile_memory(_tile(kind)), TILE.n
 
     def kernel(job_address):
         job = mem.words(job_address, JOB_WORDS)
-        shared = shared_address(cuda.shared.array(0, np.int64, CHUNK))
+        shared = memory()
         thread, first = cuda.threadIdx.x, cuda.blockIdx.x * BLOCK
         tokens, k, slots, experts = job[TOKENS], job[TOP_K], job[SLOTS], job[EXPERTS]
         m = min(tokens - first, BLOCK)

@@ -14,17 +14,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 
 from ...errors import InputError
 from . import ptx
-from .compiler import intrinsic, make_array, types
-from .ptx import F32, I32, I64
+from .compiler import cuda, intrinsic, make_array, types
+from .primitive import F32, I32, I64, named
 
 CHUNK = 128  # bytes of k in shared memory at a time
 LANES = 32
 PAD = 8  # float32 between rows of staged sums: four rows of a warp then lie in different banks
 BYTES = {"bf16": 2, "f16": 2, "tf32": 4, "f32": 4}  # of an element, by arithmetic
+GROUP_COLUMNS = 128  # of a warpgroup's product: the same instruction in every tile
+GROUP_PRODUCTS = {"bf16": ptx.multiply_group_bf16, "f16": ptx.multiply_group_f16}
 PRODUCTS = {"bf16": ptx.multiply_bf16, "f16": ptx.multiply_f16, "tf32": ptx.multiply_tf32}  # f32: no tensor cores
 
 
@@ -33,7 +36,8 @@ class Tile:
     """A tile's shape: m x n outputs of a block of warps_m x warps_n warps, `stages` chunks of k in shared memory.
 
     blocks: how many an SM shall hold; registers are limited so that their file has room for them. rows: bf16 or f16
-    where rows of A are narrower than the arithmetic, which is f32 then; they are widened as they are read.
+    where rows of A are narrower than the arithmetic, which is f32 then; they are widened as they are read. groups: four
+    warps multiply together, by wgmma, and a bulk copy brings their weights: `warpgroup.py`.
     """
 
     kind: str  # of the arithmetic: bf16, f16, tf32 or f32
@@ -44,6 +48,7 @@ class Tile:
     stages: int
     blocks: int
     rows: str = ""
+    groups: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in BYTES:
@@ -63,6 +68,14 @@ class Tile:
             raise InputError(
                 f"{self} needs 2 stages or more, m in multiples of {self.pass_a}, n in multiples of {self.pass_rows}"
             )
+        if self.groups and (
+            self.kind not in GROUP_PRODUCTS or self.n != GROUP_COLUMNS or self.warps_n != 1 or self.warps_m % 4
+            or rows % 16 or self.stages < 3
+        ):  # fmt: skip
+            raise InputError(
+                f"{self} is of warpgroups: it must be {' or '.join(GROUP_PRODUCTS)}, {GROUP_COLUMNS} columns, 4 x 1 or"
+                " 8 x 1 warps, with 3 stages or more"
+            )
 
     @property
     def threads(self) -> int:
@@ -72,6 +85,10 @@ class Tile:
     def pass_rows(self) -> int:
         """Rows of B that the block's threads copy at a time, 16 bytes each."""
         return self.threads * 16 // CHUNK
+
+    @property
+    def pass_bytes(self) -> int:
+        return self.pass_rows * CHUNK
 
     @property
     def narrow(self) -> int:
@@ -93,9 +110,15 @@ class Tile:
         return self.a_bytes + self.n * CHUNK
 
     @property
+    def alignment(self) -> int:
+        """Bytes: what chunks start on a multiple of; the swizzle of wgmma goes by eight rows."""
+        return 8 * CHUNK if self.groups else CHUNK
+
+    @property
     def shared_bytes(self) -> int:
-        """Dynamic shared memory: the chunks, or the sums of a finished tile."""
-        return max(self.stages * self.stage_bytes, 4 * self.m * (self.n + PAD))
+        """Dynamic shared memory: the chunks, or the sums of a finished tile; barriers, and room to align the chunks."""
+        barriers = 8 * self.stages if self.groups else 0
+        return max(self.stages * self.stage_bytes, 4 * self.m * (self.n + PAD)) + barriers + self.alignment - CHUNK
 
     @property
     def sums(self) -> int:
@@ -107,12 +130,17 @@ class Tile:
         return self.m // self.warps_m
 
     @property
+    def block_rows(self) -> int:
+        """From a thread's first rows to its next ones: what one product of its warp, or of its warpgroup, covers."""
+        return 64 if self.groups else 16
+
+    @property
     def warp_columns(self) -> int:
         return self.n // self.warps_n
 
     @property
     def name(self) -> str:
-        return f"{self.rows}{self.kind}_{self.m}x{self.n}"
+        return f"{self.rows}{self.kind}_{'wgmma_' if self.groups else ''}{self.m}x{self.n}"
 
 
 def generated(result: Callable[[], Any], arguments: list[Any], body: Callable[..., Any]) -> Any:
@@ -127,7 +155,7 @@ def generated(result: Callable[[], Any], arguments: list[Any], body: Callable[..
 
         return kind(*arguments), codegen
 
-    return ptx.named(typed, body.__name__, len(arguments))
+    return named(typed, body.__name__, len(arguments))
 
 
 @intrinsic
@@ -141,6 +169,18 @@ def shared_address(typing, array):
     return types.int32(array), codegen
 
 
+def tile_memory(tile: Tile) -> Any:
+    """f() -> the address of a block's dynamic shared memory, `tile.shared_bytes` of them, where chunks may start."""
+    most = tile.alignment - 1
+
+    @cuda.jit(device=True)
+    def at():
+        start = shared_address(cuda.shared.array(0, np.int64, CHUNK))
+        return start + most & ~most if most >= CHUNK else start
+
+    return at
+
+
 class Code:
     """The code of one tile. Where a thread's own parts lie comes in as offsets; see `gemm.py` for who computes them."""
 
@@ -150,7 +190,8 @@ class Code:
         self.pointers = types.UniTuple(types.int64, tile.m // tile.pass_a)
         word, far = types.int32, types.int64
         self.row_pointers = generated(lambda: self.pointers, [far, word, word, word], self._row_pointers)
-        self.fetch = generated(lambda: types.void, [word, self.pointers, far, word, far, far], self._fetch)
+        self.fetch_rows = generated(lambda: types.void, [word, self.pointers, far, word], self._fetch_rows)
+        self.fetch_weights = generated(lambda: types.void, [word, far], self._fetch_weights)
         self.start = generated(lambda: self.acc, [far], self._start)
         self.stage = generated(lambda: types.void, [self.acc, word], self._stage)
         if tile.kind in PRODUCTS:
@@ -170,20 +211,17 @@ class Code:
             found.append(builder.add(address, builder.sext(byte, I64)))
         return found
 
-    def _fetch(self, builder: Any, to: Any, pointers: Any, offset: Any, count: Any, b: Any, step: Any) -> None:
-        """Start to copy a chunk: of A from the row pointers at `offset`, `count` bytes a thread; of B from b on.
-
-        step: bytes between the rows of B that a thread copies.
-        """
-        tile = self.tile
-        size = tile.pass_rows * CHUNK
+    def _fetch_rows(self, builder: Any, to: Any, pointers: Any, offset: Any, count: Any) -> None:
+        """Start to copy a chunk of A from the row pointers at `offset`, `count` bytes a thread."""
         for i in range(self.pointers.count):
             source = builder.add(builder.extract_value(pointers, i), offset)
-            ptx.copy_async16.emit(builder, [builder.add(to, I32(i * size)), source, count])
-        to = builder.add(to, I32(tile.a_bytes))
-        for i in range(tile.n // tile.pass_rows):
-            ptx.copy_async16.emit(builder, [builder.add(to, I32(i * size)), b, I32(16)])
-            b = builder.add(b, step)
+            ptx.copy_async16.emit(builder, [builder.add(to, I32(i * self.tile.pass_bytes)), source, count])
+
+    def _fetch_weights(self, builder: Any, to: Any, b: Any) -> None:
+        """Start to copy a chunk of B, which lies in global memory as it shall lie here."""
+        to = builder.add(to, I32(self.tile.a_bytes))
+        for at in range(0, self.tile.n * CHUNK, self.tile.pass_bytes):
+            ptx.copy_async16.emit(builder, [builder.add(to, I32(at)), builder.add(b, I64(at)), I32(16)])
 
     def _start(self, builder: Any, bias: Any) -> list[Any]:
         """The sums before the first product: the bias of each column. bias: address of this thread's first column."""
@@ -286,7 +324,7 @@ class Code:
         for at in range(0, tile.sums, 2 if tile.kind in PRODUCTS else 1):
             if tile.kind in PRODUCTS:
                 i, j, half = at // (4 * columns), at // 4 % columns, at // 2 % 2
-                place = builder.add(own, I32((16 * i + 8 * half) * pitch + 4 * 8 * j))
+                place = builder.add(own, I32((tile.block_rows * i + 8 * half) * pitch + 4 * 8 * j))
                 ptx.store_shared8.emit(builder, [place, sums[at], sums[at + 1]])
             else:
                 i, j = divmod(at, columns)

@@ -21,11 +21,12 @@ from .arithmetic import (
     sub_carry,
     unary,
 )
+from .asynchronous import any_fence, copy, mbarrier, warpgroup
 from .bits import bit_find, clamp_wrap, dot_product, logic, lop3, permute, plain
 from .compare import compare, compare_set, copysign, select, select_sign, test_property
 from .control import branch, branch_indexed, call, leave, nothing, stack
 from .convert import convert, is_space, move, to_address
-from .memory import atomic, copy_async, fence, load, policy_of, store
+from .memory import atomic, fence, load, policy_of, store
 from .mods import HALVES, INTEGERS, WIDE_FLOATS, WORDS, Mods
 from .warp import (
     active,
@@ -71,9 +72,10 @@ HANDLERS: dict[str, Callable[[Any, Mods], None]] = {
     "bra": branch, "brx": branch_indexed, "ret": leave(isa.RET), "exit": leave(isa.EXIT), "trap": leave(isa.TRAP),
     "brkpt": leave(isa.TRAP), "call": call, "pmevent": nothing, "prefetch": nothing, "prefetchu": nothing,
     "discard": nothing, "applypriority": nothing, "griddepcontrol": nothing, "setmaxnreg": nothing,
-    "ld": load, "ldu": load, "st": store, "atom": atomic, "red": atomic, "membar": fence, "fence": fence,
-    "cp": copy_async, "createpolicy": policy_of, "bar": barrier, "barrier": barrier, "shfl": shuffle, "vote": vote,
+    "ld": load, "ldu": load, "st": store, "atom": atomic, "red": atomic, "membar": fence, "fence": any_fence,
+    "cp": copy, "createpolicy": policy_of, "bar": barrier, "barrier": barrier, "shfl": shuffle, "vote": vote,
     "match": match, "redux": reduce, "activemask": active, "elect": elect, "nanosleep": sleep, "mma": multiply_matrix,
+    "mbarrier": mbarrier, "wgmma": warpgroup,
     "ldmatrix": matrix_access, "stmatrix": matrix_access, "movmatrix": move_matrix,
     "alloca": stack, "stacksave": stack, "stackrestore": stack,
 }  # fmt: skip

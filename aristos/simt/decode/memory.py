@@ -120,18 +120,13 @@ def fence(low: Lowering, m: Mods) -> None:
     if m.ins.opcode == "membar":
         order, scope = isa.SC, m.choose(SCOPES)
     else:
-        if m.take("proxy"):
-            m.left = []  # every access here goes through one proxy
-            low.emit(isa.NOP)
-            return
         order, scope = order_scope(m, ("acquire", "release", "acq_rel", "sc"), isa.ACQ_REL)
     m.done(0)
     low.emit(isa.FENCE, flags=order << isa.ORDER_SHIFT | scope << isa.SCOPE_SHIFT)
 
 
 def copy_async(low: Lowering, m: Mods) -> None:
-    if not m.take("async"):
-        raise m.fail("is not supported")
+    """cp.async, whose `.async` has been taken."""
     if m.take("commit_group"):
         m.done(0)
         low.emit(isa.CPCOMMIT)

@@ -1,0 +1,285 @@
+"""What asynchronous work touches: bulk copies and wgmma access memory through the asynchronous proxy, for no thread.
+
+An agent stands for such work in the checker: a number like a thread's, with its kind in the bits of `clocks.AGENTS`,
+and a clock. Bulk copies that one mbarrier counts are one agent, whose clock is the barrier's phase; the copies of a
+thread's bulk groups and the wgmmas of a warp are others, whose clocks are their groups. Who waits for the phase or the
+group takes the agent's clock into its own, so it knows all of that work and no more.
+
+Where generic accesses come before, a fence.proxy.async must lie between (the PTX ISA on proxies). What a fence covers
+is in the vector clocks too, under keys with a bit of `PROXY`, so it goes wherever the clocks go.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import isa
+from . import state as s
+from .access import thread_of, warp_slot
+from .bits import get, load8, load32, load64, put, store8
+from .clocks import (
+    AGENT_SHIFT,
+    AGENTS,
+    BLOCK_KEY,
+    LOCATION,
+    SUB_BITS,
+    WARP_KEY,
+    advance,
+    earlier_launch,
+    history_slot,
+    in_clock,
+    join,
+    lookup,
+    publish,
+    single,
+)
+from .inner import jit
+from .units import unit
+from .watch import GID_MASK, report
+
+OF_BARRIER, OF_WARPGROUP, GROUP_READS, GROUP_WRITES = 1, 2, 3, 4  # kinds of agents
+PROXY = 1 << 58  # for all memory; twice that for shared, four times for global memory alone
+HOST_BIT = 1 << 41
+KNOWN_BYTES = 0x0101010101010101
+
+
+@jit
+def agent_number(kind, gid):
+    """The number of an agent; gid: a thread's, or a barrier's index in its block in a thread's place."""
+    return gid | kind << AGENT_SHIFT
+
+
+@jit
+def as_agent(x, number, clock, vc):
+    """Let what follows be the work of an agent that begins after what a vector clock says."""
+    agent = get(x, s.AGENT)
+    put(agent, s.T_GID, number)
+    put(agent, s.T_CLOCK, clock)
+    put(agent, s.T_VC, vc)
+
+
+@jit
+def learnt(x, vc, number, clock):
+    """A vector clock, and an agent's work up to a clock."""
+    key = (number >> 10) << SUB_BITS | (number & 1023)
+    return vc if lookup(x, vc, key) >= clock else join(x, vc, single(x, key, clock))
+
+
+# ---- the proxies ----
+@jit
+def in_proxy(x, vc, bits, gid, clock):
+    """Does a vector clock cover a thread's moment by a fence between the proxies?"""
+    block = (gid >> 10) << SUB_BITS | bits
+    if lookup(x, vc, block | (gid & 1023)) >= clock or lookup(x, vc, block | BLOCK_KEY) >= clock:
+        return True
+    return lookup(x, vc, block | WARP_KEY | ((gid & 1023) >> 5)) >= clock
+
+
+@jit
+def shown(x, vc, space, gid, clock):
+    """Has a fence shown a thread's accesses up to a moment to the asynchronous proxy?"""
+    return in_proxy(x, vc, PROXY, gid, clock) or in_proxy(x, vc, PROXY * (2 if space == isa.SHARED else 4), gid, clock)
+
+
+@unit
+def proxy_fence(x, warp, block, which, mask):
+    """fence.proxy.async of the lanes of mask; which: 0 for all memory, 1 for shared, 2 for global memory.
+
+    A whole warp's fence is one entry of its clock; so those who join the clocks of many threads find few entries.
+    """
+    slot = warp_slot(x, warp)
+    whole = mask == get(warp, s.W_EXISTS)
+    latest = np.int64(0)
+    for lane in range(32):
+        if (mask >> lane) & 1:
+            latest = max(latest, get(thread_of(x, warp, lane), s.T_CLOCK))
+    old, new = np.int64(-1), np.int64(0)
+    for lane in range(32):
+        if not (mask >> lane) & 1:
+            continue
+        thread = thread_of(x, warp, lane)
+        known = get(thread, s.T_VC)
+        if not whole:
+            put(thread, s.T_VC, fenced(x, publish(x, thread, block, slot), known, block, which))
+            continue
+        put(thread, s.T_CLOCK, latest)
+        advance(thread, block)
+        if known != old:
+            old = known
+            new = fenced(x, join(x, known, of_warp(x, warp, block, latest)), known, block, which)
+        put(thread, s.T_VC, new)
+    return 0
+
+
+@jit
+def of_warp(x, warp, block, clock):
+    """A vector clock of what all lanes of a warp did up to a clock, and of what the block's barriers say."""
+    key = get(block, s.B_GID) << SUB_BITS
+    vc = single(x, key | WARP_KEY | get(warp, s.W_INDEX), clock)
+    floor = get(block, s.B_FLOOR)
+    return vc if floor == 0 else join(x, vc, single(x, key | BLOCK_KEY, floor - 1))
+
+
+@jit
+def fenced(x, vc, known, block, which):
+    """What a thread knows after a fence: what it knew, and all of a vector clock as shown to the asynchronous proxy.
+
+    Entries of the block's threads that the entry of its last barrier covers are left out.
+    """
+    pool, top = get(x, s.CLOCKS), get(x, s.CLOCKS_TOP)
+    mine, floor = get(block, s.B_GID), get(block, s.B_FLOOR)
+    n = np.int64(0)
+    for i in range(get(pool, 2 * vc) if vc else 0):
+        key, clock = get(pool, 2 * (vc + 1 + i)), get(pool, 2 * (vc + 1 + i) + 1)
+        if key >= PROXY:  # keys are sorted
+            break
+        owner = key >> SUB_BITS
+        covered = owner == mine and key & BLOCK_KEY != BLOCK_KEY and clock < floor
+        if owner & (AGENTS >> 10) != 0 or (which == 1 and owner != mine) or covered:
+            continue
+        put(pool, 2 * (top + 1 + n), key | PROXY << which)
+        put(pool, 2 * (top + 1 + n) + 1, clock)
+        n += 1
+    shows = closed(x, top, n)
+    top = get(x, s.CLOCKS_TOP)
+    n = np.int64(0)
+    for i in range(get(pool, 2 * known) if known else 0):
+        key, clock = get(pool, 2 * (known + 1 + i)), get(pool, 2 * (known + 1 + i) + 1)
+        owner = (key & (PROXY - 1)) >> SUB_BITS
+        kind = key - (key & (PROXY - 1))
+        same = kind == 0 or kind == PROXY << which or (which == 0 and kind < LOCATION)
+        if same and owner == mine and key & BLOCK_KEY != BLOCK_KEY and clock < floor:
+            continue
+        put(pool, 2 * (top + 1 + n), key)
+        put(pool, 2 * (top + 1 + n) + 1, clock)
+        n += 1
+    return join(x, closed(x, top, n), shows)
+
+
+@jit
+def closed(x, vc, count):
+    """A vector clock whose entries are written; 0 where it has none."""
+    if count == 0:
+        return np.int64(0)
+    pool = get(x, s.CLOCKS)
+    put(pool, 2 * vc, count)
+    put(pool, 2 * vc + 1, 0)
+    put(x, s.CLOCKS_TOP, vc + 1 + count)
+    put(x, s.MAX_CLOCKS, max(get(x, s.MAX_CLOCKS), count))
+    return vc
+
+
+# ---- accesses ----
+@jit
+def before(x, agent, gid, clock):
+    """Did an access happen before the agent's work began? Nothing orders two pieces of one agent's work either."""
+    if (gid & ~AGENTS) >> 10 < get(x, s.RUN_FLOOR) or in_clock(x, get(agent, s.T_VC), gid, clock):
+        return True
+    return earlier_launch(x, gid, get(agent, s.T_GID))
+
+
+@jit
+def examine(x, thread, agent, who, when, space, address, size, write, pc):
+    """Report an earlier access (two words of a cell) that the agent's races with, or that no fence shows to it."""
+    gid, clock = who & GID_MASK, when & 0xFFFFFFFF
+    other_pc = (who >> s.GID_BITS) & 0x3FFFFF
+    mine = get(thread, s.T_GID)
+    if not before(x, agent, gid, clock):
+        report(x, s.RACE, pc, mine, address, space, size, other_pc, gid, 0, write)
+        return
+    thread_now = gid & (AGENTS | HOST_BIT) == 0 and gid >> 10 >= get(x, s.RUN_FLOOR)
+    if thread_now and not shown(x, get(agent, s.T_VC), space, gid, clock) and not earlier_launch(x, gid, mine):
+        report(x, s.MISSING_FENCE, pc, mine, address, space, size, other_pc, gid, 0, write)
+
+
+@jit
+def take_note(x, thread, space, init, address, size, write, pc):
+    """Bytes that nothing has written, or that a copy under way will; those of a write are so from now on."""
+    fresh, pending = np.int64(-1), np.int64(-1)
+    for i in range(0, size, 8):
+        if load64(init + i) != np.uint64(KNOWN_BYTES):
+            for k in range(i, i + 8):
+                state = load8(init + k)
+                if state == np.uint64(0) and fresh < 0:
+                    fresh = np.int64(k)
+                elif state == np.uint64(2) and pending < 0:
+                    pending = np.int64(k)
+    gid = get(thread, s.T_GID)
+    if pending >= 0:
+        report(x, s.MISSING_WAIT, pc, gid, address + pending, space, size, 0, 0, 0, write)
+    elif fresh >= 0 and not write:
+        report(x, s.UNINITIALISED, pc, gid, address + fresh, space, size, 0, 0, 0, write)
+    if write:
+        for i in range(size):
+            store8(init + i, np.uint64(2))
+
+
+@unit
+def agent_access(x, thread, block, space, place, size, write, pc):
+    """Check and remember an access of the agent of `as_agent`, in bounds, of a multiple of 16 bytes.
+
+    thread: who started the work, for reports. What it writes counts as under way until `landed`.
+    """
+    if space == isa.SHARED:
+        init = get(block, s.B_INIT) + place
+        grain = get(get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8, s.L_GRANULE)
+        cells, first, address = get(block, s.B_SHADOW), place, place
+    else:
+        init = get(x, s.INIT) + place
+        number = np.int64(load32(get(x, s.PAGES) + (place >> s.PAGE_SHIFT) * 4))
+        row = get(x, s.ALLOCS) + number * s.A_FIELDS * 8
+        grain = get(row, s.A_GRANULE)
+        cells, first = get(x, s.SHADOW) + get(row, s.A_SHADOW) * s.CELL_WORDS * 8, place - get(row, s.A_START)
+        address = place + isa.GLOBAL_START
+    take_note(x, thread, space, init, address, size, write, pc)
+    agent = get(x, s.AGENT)
+    who = get(agent, s.T_GID) | pc << s.GID_BITS
+    when = get(agent, s.T_CLOCK) | ((1 << grain) - 1) << 32
+    w, w_when, r, r_when, q, q_when = np.int64(0), np.int64(0), np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+    old_r, old_q = False, False  # do the readers r and q lie before the agent's work?
+    cell = cells + first // grain * s.CELL_WORDS * 8
+    for k in range(size // grain):
+        at = address + k * grain
+        if get(cell, 0) != 0 and (get(cell, 0) != w or get(cell, 1) != w_when):  # else as in the cell before
+            w, w_when = get(cell, 0), get(cell, 1)
+            examine(x, thread, agent, w, w_when, space, at, size, write, pc)
+        if get(cell, 2) != 0 and (get(cell, 2) != r or get(cell, 3) != r_when):
+            r, r_when = get(cell, 2), get(cell, 3)
+            old_r = before(x, agent, r & GID_MASK, r_when & 0xFFFFFFFF)
+            if write:
+                examine(x, thread, agent, r, r_when, space, at, size, write, pc)
+        if get(cell, 4) != 0 and (get(cell, 4) != q or get(cell, 5) != q_when):
+            q, q_when = get(cell, 4), get(cell, 5)
+            old_q = before(x, agent, q & GID_MASK, q_when & 0xFFFFFFFF)
+            if write:
+                examine(x, thread, agent, q, q_when, space, at, size, write, pc)
+        place_in = np.int64(0)  # of the cell's three accesses: the writer, or one of two readers; -1 none
+        if write:
+            put(cell, 2, 0)
+            put(cell, 4, 0)
+        elif get(cell, 2) == 0 or get(cell, 2) & GID_MASK == who & GID_MASK:
+            place_in = np.int64(2)
+        elif get(cell, 4) == 0 or get(cell, 4) & GID_MASK == who & GID_MASK:
+            place_in = np.int64(4)
+        elif old_r:
+            place_in = np.int64(2)
+        elif old_q:
+            place_in = np.int64(4)
+        else:
+            place_in = np.int64(-1)
+        if place_in >= 0:
+            put(cell, place_in, who)
+            put(cell, place_in + 1, when)
+        cell += s.CELL_WORDS * 8
+    return 0
+
+
+@jit
+def landed(x, init, location, size):
+    """What a copy wrote is there: it counts as written, and no reader finds what was there before."""
+    for i in range(size):
+        store8(init + i, np.uint64(1))
+    for i in range(0, size, 8):
+        slot = history_slot(x, location + i)
+        if get(slot, s.H_COUNT) != 0 and get(slot, s.H_ADDRESS) >> 3 == (location + i) >> 3:
+            put(slot, s.H_COUNT, 0)

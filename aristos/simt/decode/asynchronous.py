@@ -1,0 +1,224 @@
+"""mbarriers, bulk copies, fences between proxies and wgmma."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from .. import isa
+from ..mbarrier import EXPECTS, NOT_COUNTED, PARITY, TRIES
+from ..ptx import Number, Vector
+from ..warpgroup import FROM_REGISTERS, NEGATES_A, NEGATES_B, TURNS_A, TURNS_B
+from .memory import cache_hints, copy_async, fence, order_scope
+from .mods import Mods
+
+if TYPE_CHECKING:
+    from ..lower import Lowering
+
+
+def copy(low: Lowering, m: Mods) -> None:
+    """All that begins with cp."""
+    if not m.take("async"):
+        raise m.fail("is not supported")
+    if m.take("bulk"):
+        copy_bulk(low, m)
+    elif m.take("mbarrier"):
+        arrive_after_copies(low, m)
+    else:
+        copy_async(low, m)
+
+
+def any_fence(low: Lowering, m: Mods) -> None:
+    """All that begins with fence."""
+    if m.take("proxy"):
+        fence_proxy(low, m)
+    elif m.take("mbarrier_init"):
+        fence_init(low, m)
+    else:
+        fence(low, m)
+
+
+SHARED_NAMES = ("shared", "shared::cta", "shared::cluster")
+
+
+def flags_of(m: Mods, orders: tuple[str, str], default: int) -> int:
+    order, scope = order_scope(m, orders, default, isa.CTA)
+    space = isa.SHARED if m.take(*SHARED_NAMES) else isa.GENERIC
+    return order << isa.ORDER_SHIFT | scope << isa.SCOPE_SHIFT | space << isa.SPACE_SHIFT
+
+
+def mbarrier(low: Lowering, m: Mods) -> None:
+    kind = m.take("init", "inval", "arrive", "test_wait", "try_wait", "pending_count", "expect_tx")
+    if kind is None or {"noComplete", "arrive_drop", "complete_tx"} & set(m.left):
+        raise m.fail("is not supported")
+    m.take("b64")
+    if kind == "pending_count":
+        m.done(2)
+        row = low.new_row()
+        low.emit(isa.SHR, isa.B64, d=row, a=m.row(1, isa.B64), b=low.constant(21))
+        low.emit(isa.AND, isa.B32, d=m.dest(isa.B32), a=row, b=low.constant((1 << 20) - 1))
+        return
+    low.granule = min(low.granule, 8)
+    if kind in ("init", "inval"):
+        flags = flags_of(m, ("weak", "volatile"), isa.WEAK)
+        m.done(2 if kind == "init" else 1)
+        row, offset, _ = low.memory(m.operands[0])
+        count = m.row(1, isa.B32) if kind == "init" else low.constant(0)
+        low.emit(isa.MBINIT if kind == "init" else isa.MBINVAL, isa.B64, a=row, b=count, imm=offset, flags=flags)
+        return
+    if kind == "expect_tx":
+        flags = flags_of(m, ("relaxed", "relaxed"), isa.RELAXED)
+        m.done(2)
+        row, offset, _ = low.memory(m.operands[0])
+        low.emit(isa.MBEXPECT, isa.B64, a=row, c=m.row(1, isa.B32), imm=offset, flags=flags)
+        return
+    if kind == "arrive":
+        expects = m.flag("expect_tx", EXPECTS)
+        flags = flags_of(m, ("release", "relaxed"), isa.RELEASE)
+        m.done(3 if expects else 2, 3)
+        row, offset, _ = low.memory(m.operands[1])
+        last = m.row(2, isa.B32) if len(m.operands) == 3 else low.constant(1)
+        count, size = (low.constant(1), last) if expects else (last, low.constant(0))
+        low.emit(isa.MBARRIVE, isa.B64, expects, d=m.dest(isa.B64), a=row, b=count, c=size, imm=offset, flags=flags)
+        return
+    how = m.flag("parity", PARITY) | (TRIES if kind == "try_wait" else 0)
+    flags = flags_of(m, ("acquire", "relaxed"), isa.ACQUIRE)
+    m.done(3, 4 if kind == "try_wait" else 3)  # the last may be a hint of the time to wait
+    row, offset, _ = low.memory(m.operands[1])
+    asked = m.row(2, isa.B32 if how & PARITY else isa.B64)
+    low.emit(isa.MBWAIT, isa.B64, how, d=m.dest(isa.PREDICATE), a=row, b=asked, imm=offset, flags=flags)
+
+
+def arrive_after_copies(low: Lowering, m: Mods) -> None:
+    """cp.async.mbarrier.arrive."""
+    if not m.take("arrive"):
+        raise m.fail("is not supported")
+    how = m.flag("noinc", NOT_COUNTED)
+    flags = flags_of(m, ("release", "release"), isa.RELEASE)
+    m.take("b64")
+    m.done(1)
+    row, offset, _ = low.memory(m.operands[0])
+    low.emit(isa.MBCOPIES, isa.B64, how, a=row, imm=offset, flags=flags)
+
+
+def groups(m: Mods) -> int:
+    """The number of groups that a wait leaves."""
+    count = m.operands[0]
+    if not isinstance(count, Number):
+        raise m.fail("the number of groups must be an immediate")
+    return count.value
+
+
+def copy_bulk(low: Lowering, m: Mods) -> None:
+    if m.take("commit_group"):
+        m.done(0)
+        low.emit(isa.BULKCOMMIT)
+        return
+    if m.take("wait_group"):
+        reads = m.flag("read", 1)
+        m.done(1)
+        low.emit(isa.BULKWAIT, imm=groups(m), flags=reads)
+        return
+    policy = cache_hints(m)
+    if m.take("prefetch"):
+        m.take("L2")
+        m.take("global")
+        m.done(2, 2 + int(policy))
+        low.emit(isa.NOP)
+        return
+    spaces = [name for name in m.left if name in (*SHARED_NAMES, "global")]
+    m.left = [name for name in m.left if name not in spaces]
+    if spaces == ["global", "shared::cta"] and m.take("bulk_group"):
+        m.done(3, 3 + int(policy))
+        (to, at), (source, offset) = (low.memory(operand)[:2] for operand in m.operands[:2])
+        low.emit(isa.BULKSTORE, offset, a=to, b=source, c=m.row(2, isa.B32), imm=at)
+        return
+    if spaces[1:] != ["global"] or spaces[0] == "global" or not m.take("mbarrier::complete_tx::bytes"):
+        raise m.fail("only .shared::cluster.global.mbarrier::complete_tx::bytes and .global.shared::cta.bulk_group "
+                     "are supported")  # fmt: skip
+    m.done(4, 4 + int(policy))
+    (to, at), (source, offset), (barrier, place) = (low.memory(m.operands[k])[:2] for k in (0, 1, 3))
+    low.emit(isa.BULKLOAD, offset, place, a=to, b=source, c=m.row(2, isa.B32), e=barrier, imm=at)
+
+
+def fence_proxy(low: Lowering, m: Mods) -> None:
+    """fence.proxy: between the generic and the asynchronous proxy; the others have nothing to order here."""
+    if not m.take("async"):
+        m.left = []
+        low.emit(isa.NOP)
+        return
+    which = 0
+    if m.take(*SHARED_NAMES):
+        which = 1
+    elif m.take("global"):
+        which = 2
+    m.done(0)
+    low.emit(isa.PROXYFENCE, imm=which)
+
+
+def fence_init(low: Lowering, m: Mods) -> None:
+    """fence.mbarrier_init.release.cluster."""
+    if not (m.take("release") and m.take("cluster")):
+        raise m.fail("needs .release.cluster")
+    m.done(0)
+    low.emit(isa.INITFENCE)
+
+
+WGMMA_KINDS = {("tf32", 8): 0, ("f16", 16): 2, ("bf16", 16): 4}  # as matrix.element's
+
+
+def warpgroup(low: Lowering, m: Mods) -> None:
+    kind = m.take("fence", "commit_group", "wait_group", "mma_async")
+    if kind is None:
+        raise m.fail("is not supported")
+    if not (m.take("sync") and m.take("aligned")):
+        raise m.fail("needs .sync.aligned")
+    if kind == "wait_group":
+        m.done(1)
+        low.emit(isa.WGWAIT, imm=groups(m))
+    elif kind == "mma_async":
+        multiply_group(low, m)
+    else:
+        m.done(0)
+        low.emit(isa.WGFENCE if kind == "fence" else isa.WGCOMMIT)
+
+
+def multiply_group(low: Lowering, m: Mods) -> None:
+    shape = re.fullmatch(r"m64n(\d+)k(\d+)", m.left[0]) if m.left else None
+    types = m.left[1:]
+    if shape is None or len(types) != 3:
+        raise m.fail("needs a shape m64nNkK and the types of D, A and B")
+    n, kind = int(shape[1]), WGMMA_KINDS.get((types[1], int(shape[2])), -1)
+    if types[0] != "f32" or types[1] != types[2] or kind < 0 or not 8 <= n <= 256 or n % 8:
+        raise m.fail("this shape and these types are not supported: .f32 of .bf16 or .f16 with k16, or .tf32 with k8")
+    m.left = []
+    results, a = m.operands[0], m.operands[1] if len(m.operands) > 1 else None
+    held = isinstance(a, Vector)
+    turns = 0 if kind == 0 else (1 if held else 2)
+    m.done(6 + turns)
+    if not isinstance(results, Vector) or len(results.items) != n // 2:
+        raise m.fail(f"expected {n // 2} registers of D")
+    if isinstance(a, Vector) and len(a.items) != 4:
+        raise m.fail(f"expected 4 registers of A, got {len(a.items)}")
+    signs = choices(m, 4, {1: 0, -1: 1})
+    flags = signs[0] * NEGATES_A | signs[1] * NEGATES_B
+    turned = choices(m, 6, {0: 0, 1: 1})
+    if turned:
+        flags |= turned[-1] * TURNS_B | (0 if held else turned[0] * TURNS_A)
+    rows = [m.result(item, isa.B32) for item in results.items]
+    if isinstance(a, Vector):
+        flags |= FROM_REGISTERS
+        rows += [low.row(item, isa.B32) for item in a.items]
+    a_row = low.constant(0) if held else m.row(1, isa.B64)
+    low.emit(isa.WGMMA, kind, d=rows[0], a=a_row, b=m.row(2, isa.B64), c=m.row(3, isa.PREDICATE), imm=n, flags=flags,
+             items=rows)  # fmt: skip
+
+
+def choices(m: Mods, first: int, table: dict[int, int]) -> list[int]:
+    """Immediates from an operand on, two at most, each one of a table's."""
+    found = []
+    for operand in m.operands[first : first + 2]:
+        if not isinstance(operand, Number) or operand.value not in table:
+            raise m.fail(f"operand {first} must be one of {', '.join(map(str, table))}")
+        found.append(table[operand.value])
+    return found
