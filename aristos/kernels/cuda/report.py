@@ -28,6 +28,7 @@ Listing = Callable[[str], list[Any]]  # architecture -> catalogue.Kernel; by nam
 def build_all(archs: Sequence[str], out: Path, listings: Sequence[Listing]) -> list[Row]:
     """NAME.ARCH.ptx, .cubin, .sass of every kernel, report.json and report.md; says on stderr how far it is.
 
+    advice.json: what ptxas says of kernels, [{"kernel", "arch", "advice"}]; it should be empty.
     listings: functions of modules, each of which gives kernels of an architecture; no name is there twice.
     """
     for name in ("ptxas", "nvdisasm"):
@@ -50,6 +51,9 @@ def build_all(archs: Sequence[str], out: Path, listings: Sequence[Listing]) -> l
             pool.shutdown(cancel_futures=True)
             raise
     ordered = [rows[key] for key in wanted]
+    advice = [{name: row[name] for name in ("kernel", "arch", "advice")} for row in ordered if row["advice"]]
+    (out / "advice.json").write_text(json.dumps(advice, indent=1) + "\n", encoding="utf-8")
+    ordered = [{name: value for name, value in row.items() if name != "advice"} for row in ordered]
     (out / "report.json").write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
     (out / "report.md").write_text(f"{compilers()}\n\n{table(ordered)}", encoding="utf-8")
     return ordered
@@ -73,7 +77,7 @@ def build(name: str, archs: Sequence[str], out: Path, listings: Sequence[Listing
 
 
 def finish(kernel: Any, arch: str, text: str, out: Path) -> Row:
-    """Write NAME.ARCH.ptx, .cubin and .sass of one compiled kernel; its row of the report."""
+    """Write NAME.ARCH.ptx, .cubin and .sass of one compiled kernel; its row of the report, and ptxas' advice."""
     target = TARGETS[arch]
     cc = capability(target)
     files = {kind: out / f"{kernel.name}.{arch}.{kind}" for kind in ("ptx", "cubin", "sass")}
