@@ -285,6 +285,7 @@ def test_a_whole_run(tmp_path, monkeypatch, capsys):
     (["layer", "--schedule", "bulk"], "--schedule bulk is for --backend cpu: cards run the fused schedule"),
     (["layer", "--threads", "2"], "--threads is for --backend cpu"),
     (["put", "--timeline", "t.json"], "--timeline is for --backend cpu"),
+    (["layer", "--ranks-per-node", "1"], "--ranks-per-node is for --backend cpu: ranks of pretended nodes would take"),
 ])  # fmt: skip
 def test_refusals(words, why):
     with pytest.raises(UsageError, match=why):
