@@ -122,7 +122,7 @@ def test_signal():
 
 @pytest.mark.parametrize("dtype", KINDS)
 def test_gemm_and_cublas(dtype, monkeypatch):
-    monkeypatch.setattr(gemm, "Cublas", FakeCublas)
+    monkeypatch.setattr(cublas, "Cublas", FakeCublas)
     records = measured("gemm", dtype=dtype).sheets[0].records
     assert [r["rows"] for r in records] == [3, 20]
     assert all(r["share"] == 1 and r["blas_error"] < 0.03 for r in records)
@@ -138,7 +138,7 @@ def test_gemm_without_cublas():
                                                ("float16", "switch-base-128"), ("tf32", "mixtral-8x7b")])  # fmt: skip
 def test_layer_and_chain(dtype, preset, monkeypatch):
     """Both, with biases and without, gated and not: against the oracle, which knows neither."""
-    monkeypatch.setattr(layer, "Cublas", FakeCublas)
+    monkeypatch.setattr(cublas, "Cublas", FakeCublas)
     records = measured("layer", dtype=dtype, preset=preset).sheets[0].records
     assert [(r["tokens"], r["what"]) for r in records] == [
         (n, what) for n in (6, 20) for what in (layer.CALLED, layer.GRAPH, layer.CHAIN)
@@ -168,13 +168,13 @@ def trace(tmp_path, monkeypatch):
 
 def test_layer_routed_outside(trace, monkeypatch):
     """The chain takes the same routing, choices that were not taken too."""
-    monkeypatch.setattr(layer, "Cublas", FakeCublas)
+    monkeypatch.setattr(cublas, "Cublas", FakeCublas)
     records = measured("layer", tokens=(6,), trace=trace, routing=trace.path).sheets[0].records
     assert [r["what"] for r in records] == [layer.CALLED, layer.GRAPH, layer.CHAIN]
 
 
 def test_replay(trace, monkeypatch):
-    monkeypatch.setattr(layer, "Cublas", FakeCublas)
+    monkeypatch.setattr(cublas, "Cublas", FakeCublas)
     result = measured("replay", tokens=(6,), trace=trace, iters=1)
     records = result.sheets[0].records
     assert [(r["phase"], r["steps"], r["what"]) for r in records] == [
@@ -285,6 +285,7 @@ def test_a_whole_run(tmp_path, monkeypatch, capsys):
     (["layer", "--schedule", "bulk"], "--schedule bulk is for --backend cpu: cards run the fused schedule"),
     (["layer", "--threads", "2"], "--threads is for --backend cpu"),
     (["put", "--timeline", "t.json"], "--timeline is for --backend cpu"),
+    (["layer", "--ranks-per-node", "1"], "--ranks-per-node is for --backend cpu: ranks of pretended nodes would take"),
 ])  # fmt: skip
 def test_refusals(words, why):
     with pytest.raises(UsageError, match=why):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_a_report(monkeypatch, capsys, tmp_path):
     for line in (
         "# Aristos on A card",
         "- driver_version: 580.1",
-        "| bf16 product, 8 experts x 1024 rows, 4096 x 14336, over cuBLAS | 0.6 of cuBLAS | 0.71 of cuBLAS | yes |",
+        "| bf16 product, 8 experts x 1024 rows, 4096 x 14336, over cuBLAS | 0.85 of cuBLAS | 0.71 of cuBLAS | no |",
         "over the copy | 0.85 of the copy | 0.8 of the copy | no |",
         "| put + signal there and back, 16 bytes | 6 us | 4.5 us | yes |",
         "| layer over the unfused chain, 64 tokens | 1.5 x | not measured | - |",
@@ -93,12 +94,28 @@ def test_a_report(monkeypatch, capsys, tmp_path):
     assert "tests/gpu: 0 s" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("arch", "asked"), [("sm_80", 0.6), ("sm_90", 0.85), ("sm_100", 0.6)])
+def test_more_is_asked_of_warpgroups(arch, asked):
+    found = {figure.part: figure.asked for figure in gpu_report.figures(arch)}
+    assert found["gemm"] == asked
+
+
+def test_a_part_without_end_takes_its_children_along(tmp_path):
+    """Ranks of a test that hangs would hold the card, and other parts would wait for it."""
+    marks = tmp_path / "child"
+    child = f"import time; time.sleep(3); open({str(marks)!r}, 'w')"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    assert gpu_report.run(part("it", code, limit=1.0), tmp_path / "none.h5", 1.0, lambda text: None).code is None
+    time.sleep(3)
+    assert not marks.exists()
+
+
 def test_its_own_parts_are_there(tmp_path):
     """What the parts run can be parsed, and figures name parts and suites that exist."""
     from aristos.bench.options import parse
 
     names, timed = {each.name for each in gpu_report.PARTS}, set()
-    assert {figure.part for figure in gpu_report.FIGURES} <= names
+    assert {figure.part for figure in gpu_report.figures("sm_90")} <= names
     trace = tmp_path / "trace.npz"
     trace.touch()
     for each in (*gpu_report.PARTS, gpu_report.replayed(trace)):

@@ -188,7 +188,7 @@ def _check_cuda(options: Options) -> None:
     for flag, given, why in (
         ("--schedule bulk", options.schedule == "bulk", "cards run the fused schedule"),
         ("--threads", options.threads is not None, "a card's blocks are the driver's to say"),
-        ("--ranks-per-node", options.ranks_per_node is not None, "cards serve ranks of one node"),
+        ("--ranks-per-node", options.ranks_per_node is not None, "ranks of pretended nodes would take the same cards"),
         ("--timeline", options.timeline is not None, "nsys profile shows a card's kernels"),
     ):
         if given:

@@ -15,7 +15,6 @@ from . import places
 from .cases import Asked
 from .replaced import replaced
 
-WITHIN = 300  # schedules in which each is found
 LOTS = 1 << 62
 ONE_BY_ONE = (("tile", 1), ("run", 2), ("max_tokens", 6))
 NOWHERE = places.private(0, places.GATE, 1 << 20)  # a word that nobody reads

@@ -58,3 +58,11 @@ class Cublas:
             ctypes.byref(self._one), ctypes.c_void_p(b), data, number(ldb), ctypes.c_void_p(a), data, number(lda),
             ctypes.byref(self._zero), ctypes.c_void_p(c), data, number(ldc), number(COMPUTE[kind]), number(DEFAULT),
         )  # fmt: skip
+
+
+def cublas_or_why(gpu: Any) -> tuple[Cublas | None, str]:
+    """cuBLAS, or why there is none."""
+    try:
+        return Cublas(gpu), ""
+    except EnvironmentProblem as missing:
+        return None, str(missing)

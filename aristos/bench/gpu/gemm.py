@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 
 from ...device_arrays import KINDS
-from ...errors import EnvironmentProblem
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet
 from ..measure import Summary
 from ..registry import on_cuda
 from ..workload import TOLERANCE
 from .clock import Gpu, ratios
-from .cublas import Cublas
+from .cublas import Cublas, cublas_or_why
 
 ROWS = (16, 64, 256, 1024)
 MOST_EXPERTS = 8
@@ -122,11 +121,7 @@ def run(ctx: Context, gpu: Gpu) -> Result:
     shape = ctx.shape()
     kind, experts = KINDS[shape.cfg.dtype], min(shape.cfg.experts, MOST_EXPERTS)
     columns = shape.cfg.ffn * (2 if shape.cfg.gated else 1)
-    blas, why = None, ""
-    try:
-        blas = Cublas(gpu)
-    except EnvironmentProblem as missing:
-        why = str(missing)
+    blas, why = cublas_or_why(gpu)
     work = Products(gpu, kind, experts, shape.cfg.hidden, columns, blas, max(ROWS))
     flops = 2.0 * shape.cfg.hidden * columns * experts
     size = f"[rows, {shape.cfg.hidden}] x [{shape.cfg.hidden}, {columns}]"

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from ...device_arrays import KINDS
-from ...errors import EnvironmentProblem
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..measure import Summary, gathered
@@ -25,7 +24,7 @@ from ..registry import on_cuda
 from ..workload import Call, Workload
 from .calls import Played, routed_call
 from .clock import Gpu, OnCard, ratios
-from .cublas import Cublas
+from .cublas import Cublas, cublas_or_why
 
 CALLED, GRAPH, CHAIN = "aristos", "aristos graph", "chain graph"
 LAUNCH_SHARE = 0.1  # of the time, for what launching costs
@@ -119,14 +118,6 @@ def run(ctx: Context, gpu: Gpu) -> Result:
         sheet.notes.append(why)
     ok = all(record["check"] == VERDICTS[True] for record in sheet.records)
     return Result(ok, [sheet, launch.sheet(gpu, launched)], [_table(ctx, done), launch.table(launched)])
-
-
-def cublas_or_why(gpu: Gpu) -> tuple[Cublas | None, str]:
-    """cuBLAS, or why there is none."""
-    try:
-        return Cublas(gpu), ""
-    except EnvironmentProblem as missing:
-        return None, str(missing)
 
 
 def _record(work: Workload, rivals: Rivals, tokens: int, name: str, times: np.ndarray, chain: np.ndarray | None,

@@ -29,8 +29,8 @@ from ..suites.replay import MOST_PASSES, MOST_STEPS, step_call
 from ..workload import Call, Workload
 from .calls import Played, held, sample
 from .clock import Gpu, OnCard, ratios
-from .cublas import Cublas
-from .layer import CHAIN, GRAPH, chained, cublas_or_why, room_of
+from .cublas import Cublas, cublas_or_why
+from .layer import CHAIN, GRAPH, chained, room_of
 
 CHECKED = 4  # tokens of a step that the oracle computes
 
