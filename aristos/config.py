@@ -41,8 +41,8 @@ def checked_limit(activation: str, gated: bool, limit: object) -> float | None:
     if limit is None:
         return None
     ok = isinstance(limit, int | float | np.floating | np.integer) and not isinstance(limit, bool)
-    if not ok or not 0 < limit < 3.4e38:  # type: ignore[operator]
-        raise InputError(f"limit must be None or a positive finite number, got {limit!r}")
+    if not ok or not 1e-37 < limit < 3.4e38:  # type: ignore[operator]
+        raise InputError(f"limit must be None or a number that float32 holds, above zero, got {limit!r}")
     if not gated:
         raise InputError(f"limit is a gate's: it needs one, got {limit!r} for a layer that is not gated")
     return float(limit)  # type: ignore[arg-type]

@@ -65,6 +65,7 @@ class CudaRuntime(Runtime):
         self._caller: Caller | None = None
         self._card_wire: CardWire | None = None
         self._stream: int | None = None  # that the last call was queued on
+        self._looks = 0  # a stream to look at peers' words on, once it closes
 
     def idle(self) -> None:
         """Wait until this card does nothing for this engine: only then may peers free what it writes to."""
@@ -290,15 +291,20 @@ class CudaRuntime(Runtime):
     # ------------------------------------------------------------ the end
 
     def _all_leave(self) -> bool:
-        if self.layout is not None:
-            self.idle()
-            self._read(f.CALLS, 1, 0)
-            self.epoch = int(self.state[f.CALLS])
-        return super()._all_leave()
+        try:
+            if self.layout is not None:
+                self.idle()
+                self._looks = self.card.new_stream()  # the default one would wait for whatever else the card does
+                self._read(f.CALLS, 1, self._looks)
+                self.epoch = int(self.state[f.CALLS])
+            return super()._all_leave()
+        except EnvironmentProblem as error:  # the card has failed, and the others do not know
+            self.give_up(error)
+            raise
 
     def _word(self, job: np.ndarray, peer: int, word: int) -> int:
         found = np.zeros(1, np.int64)
-        self.card.copy_out(found, int(word_from(job, self.state, peer, word)))
+        self.card.copy_out(found, int(word_from(job, self.state, peer, word)), self._looks)
         return int(found[0])
 
     def _listen(self, job: np.ndarray) -> None:

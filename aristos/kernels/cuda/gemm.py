@@ -1,8 +1,8 @@
 """Rows times packed weights on a GPU: y = act(x W + b), or act(x G + g) * (x W + b) where W and G are interleaved.
 
 Rows of x and y are found through arrays of row addresses, so rows that arrived from several sources need no copy and
-results can go straight to a peer's memory. One launch is one product; the same tile function will serve the persistent
-kernel. Weights are packed by `pack.py`.
+results can go straight to a peer's memory. One launch is one product; the persistent kernel calls the same tile
+function. Weights are packed by `pack.py`.
 """
 
 from __future__ import annotations
