@@ -42,7 +42,7 @@ def checked_limit(activation: str, gated: bool, limit: object) -> float | None:
         return None
     ok = isinstance(limit, int | float | np.floating | np.integer) and not isinstance(limit, bool)
     if ok and isinstance(limit, np.generic):
-        limit = float(limit)  # type: ignore[arg-type]  # as itself: 3.4e38 is no float16
+        limit = float(limit)  # as itself: 3.4e38 is no float16
     if not ok or not 0 < limit < 3.4e38:  # type: ignore[operator]
         raise InputError(f"limit must be None or a positive finite number, got {limit!r}")
     if not gated:
