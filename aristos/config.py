@@ -41,6 +41,8 @@ def checked_limit(activation: str, gated: bool, limit: object) -> float | None:
     if limit is None:
         return None
     ok = isinstance(limit, int | float | np.floating | np.integer) and not isinstance(limit, bool)
+    if ok and isinstance(limit, np.generic):
+        limit = float(limit)  # as itself: 3.4e38 is no float16
     if not ok or not 1e-37 < limit < 3.4e38:  # type: ignore[operator]
         raise InputError(f"limit must be None or a number that float32 holds, above zero, got {limit!r}")
     if not gated:

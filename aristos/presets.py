@@ -125,7 +125,8 @@ class Shape:
     def __str__(self) -> str:
         c = self.cfg
         gated = " gated" if c.gated else ""
-        return f"{self.name}: H {c.hidden} F {c.ffn} E {c.experts} k {c.top_k} {c.activation}{gated} {c.dtype}"
+        limit = "" if c.limit is None else f" limit {c.limit:g}"
+        return f"{self.name}: H {c.hidden} F {c.ffn} E {c.experts} k {c.top_k} {c.activation}{gated}{limit} {c.dtype}"
 
 
 def shape(

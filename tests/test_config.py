@@ -77,6 +77,15 @@ def test_other_options(changes: dict[str, Any], words):
         MoEConfig(**{**GOOD, **changes})
 
 
+@pytest.mark.parametrize("value", [7, 7.0, np.float16(7), np.float32(7), np.longdouble(7), np.int8(7), np.uint64(7)])
+@pytest.mark.filterwarnings("error")
+def test_a_limit_may_be_any_number(value):
+    """A number of NumPy's is compared as itself: the largest limit is too large for a float16."""
+    cfg = MoEConfig(**GOOD, gated=True, limit=value)
+    assert cfg == MoEConfig(**GOOD, gated=True, limit=7.0)
+    assert type(cfg.limit) is float
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -144,3 +144,13 @@ def test_schedules_with_proxies_in_order():
 def test_the_search_to_the_end_finds_bugs_too(name, transport):
     result = explore("--strategy", "exhaustive", "--tokens", "2", "--transport", transport, "--mutation", name)
     assert result["found"]["story"]
+
+
+def test_a_search_with_a_bug_is_where_the_bug_can_show():
+    """Unless a transport is given: within a node the proxy's bugs would never be found."""
+    words = ("--strategy", "exhaustive", "--tokens", "1", "--calls", "1", "--mutation")
+    assert explore(*words, "words-before-copies")["found"]["story"]
+    assert explore(*words, "words-before-copies", "--transport", "shm", code=1)["found"] is None
+    done = run(*words, "slot-reused")
+    assert done.returncode == 2
+    assert "exhaustive has no ring, where slot-reused is" in done.stderr

@@ -256,6 +256,24 @@ def test_prefetches_change_nothing():
     assert (found, out[1][0]) == ([], DATA[0])
 
 
+def test_more_under_way_than_the_table_holds():
+    """All lanes store on and on: some land meanwhile, and nothing is kept beyond the table."""
+    body = """mov.u32 r29, tile;
+shl.b64 d1, t64, 4;
+add.u64 d1, d1, a0;
+st.shared.v4.b32 [tile], {t, t, t, t};
+mov.u32 r5, 0;
+AGAIN: cp.async.bulk.global.shared::cta.bulk_group [d1], [r29], 16;
+add.u32 r5, r5, 1;
+setp.lt.u32 p1, r5, 500;
+@p1 bra AGAIN;
+cp.async.bulk.commit_group;
+cp.async.bulk.wait_group 0;"""
+    out, found = run(body, np.full(128, 99, np.uint32), threads=32, check=False)
+    assert found == []
+    assert set(out[0].tolist()) <= set(range(32))
+
+
 @pytest.mark.parametrize("text", [
     "cp.async.bulk.shared::cluster.global [r1], [d1], r2, [r3];",
     "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [r1], [r2], r3, [r4];",
@@ -264,6 +282,14 @@ def test_prefetches_change_nothing():
     "cp.async.bulk.global.shared::cta [d1], [r1], 16;",
     "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.u32 [d1], [r1], 16;",
     "cp.async.bulk.wait_group r1;", "fence.mbarrier_init.acquire.cluster;", "fence.proxy.async.local;",
+    "cp.async.bulk.wait_group -1;", "cp.async.bulk.wait_group 1.5;", "cp.async.bulk.wait_group 99999999999999999999;",
+    "cp.async.wait_group -1;", "fence.proxy;", "fence.proxy.nonsense;",
+    "cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [d1], [r1], 16;",
+    "cp.async.bulk.prefetch.L2.global.L2::cache_hint [d1], 16;",
+    "cp.async.bulk.global.shared::cta.bulk_group [p1], [r1], 16;",
+    "cp.async.bulk.global.shared::cta.bulk_group [d1+99999999999999999999], [r1], 16;",
+    "cp.async.bulk.global.shared::cta.bulk_group [d1], [r1+99999999999999999999], 16;",
+    "cp.async.mbarrier.arrive.noinc.shared [r1];",
 ])  # fmt: skip
 def test_refused_at_load(text):
     message = refused(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from simt_ptx import execute, launched
+from simt_ptx import execute, launched, refused
 
 CHECKED = pytest.mark.parametrize("check", [True, False])
 BARS = ".shared .align 8 .b64 bars[8];\n.shared .align 16 .b8 tile[4096];"
@@ -319,3 +319,15 @@ ret;
     machine.device(0).launch(text, 1, 1)
     assert machine.run() == []
     assert machine.profile().opcodes["mbarrier"]["instructions"] == 3
+
+
+@pytest.mark.parametrize("text", [
+    "mbarrier.init [r1], 1;", "mbarrier.init.b64 [p1], 1;", "mbarrier.init.b64 [f1], 1;",
+    "mbarrier.arrive.release.gpu.b64 _, [r1];", "mbarrier.try_wait.parity.acquire.sys.b64 p1, [r1], 0;",
+    "mbarrier.arrive.b64 r1, [r1];", "mbarrier.arrive.expect_tx.b64 _, [r1];", "mbarrier.test_wait.b64 p1, [r1], r1;",
+    "mbarrier.arrive_drop.b64 d1, [r1];",
+])  # fmt: skip
+def test_refused_at_load(text):
+    message = refused(text)
+    assert text.split()[0] in message
+    assert "PTX line" in message

@@ -358,7 +358,10 @@ REGISTERS = "{r1, r2, r3, r4}"
 
 
 @pytest.mark.parametrize("text", [
-    "wgmma.fence.aligned;", "wgmma.wait_group.sync.aligned r1;",
+    "wgmma.fence.aligned;", "wgmma.wait_group.sync.aligned r1;", "wgmma.wait_group.sync.aligned -1;",
+    "wgmma.wait_group.sync.aligned 0f3F800000;", "wgmma.wait_group.sync.aligned 99999999999999999999;",
+    "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16;",
+    f"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {REGISTERS}, {{h1, h2, h3, h4}}, d2, p1, 1, 1, 0;",
     f"wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3 {REGISTERS}, d1, d2, p1, 1, 1;",
     f"wgmma.mma_async.sync.aligned.m64n8k16.f16.f16.f16 {REGISTERS}, d1, d2, p1, 1, 1, 0, 0;",
     f"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.bf16 {REGISTERS}, d1, d2, p1, 1, 1, 0, 0;",

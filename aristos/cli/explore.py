@@ -89,6 +89,12 @@ def main(argv: list[str]) -> int:
             names = "\n".join(f"  {name:32s}{bug.what}" for name, bug in load().items())
             print(f"aristos explore: the mutations are all of\n{names}", file=sys.stderr)
             return USAGE
+        if asked.strategy == "exhaustive" and asked.mutation and "transport" not in asked.given:
+            asked.transport = load()[asked.mutation].asked.transport  # where it can show
+            if asked.transport == "ring":
+                print(f"aristos explore: --strategy exhaustive has no ring, where {asked.mutation} is: leave it out",
+                      file=sys.stderr)  # fmt: skip
+                return USAGE
         code = run(asked)
         sys.stdout.flush()
         return code

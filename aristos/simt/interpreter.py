@@ -824,6 +824,9 @@ def run(x, budget):
                 return s.CLOCKS_FULL
             if 2 * get(x, s.SYNC_USED) + 4096 > get(x, s.SYNC_CAP):
                 return s.SYNC_FULL
+        if get(x, s.PENDING_COUNT) > s.P_MOST - 32 * get(x, s.BURST):  # each instruction adds one a lane
+            land_some(x)
+            continue
         quiet = get(x, s.STEP) - get(x, s.PROGRESS)
         if get(x, s.SUSPECT):
             if quiet < QUIET:

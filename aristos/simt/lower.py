@@ -249,6 +249,8 @@ class Lowering:
             return ZERO, operand.offset, ""
         found = self.find(operand.base.text)
         if isinstance(found, tuple) and found[0] == "row":
+            if found[2] == "pred" or found[2][0] == "f":
+                raise self.fail(f"register {operand.base.text} of type .{found[2]} is no address")
             return found[1], operand.offset, ""
         if isinstance(found, tuple):
             return (FRAME if found[0] == "local" else PARAMS), found[1] + operand.offset, found[0]
@@ -277,6 +279,8 @@ class Lowering:
         if self.started:
             negate |= CONTINUES
         self.started = True
+        if not all(-1 << 63 <= value < 1 << 63 for value in (type_, type2, imm)):
+            raise self.fail("a number of it has more than 64 bits")
         self.code.append([op, type_, type2, d, a, b, c, e, guard, negate, imm, flags, d2, place, count, line])
         self.texts.append(ins.text)
         return len(self.code) - 1

@@ -10,7 +10,7 @@ from ..mbarrier import EXPECTS, NOT_COUNTED, PARITY, TRIES
 from ..ptx import Number, Vector
 from ..warpgroup import FROM_REGISTERS, NEGATES_A, NEGATES_B, TURNS_A, TURNS_B
 from .memory import cache_hints, copy_async, fence, order_scope
-from .mods import Mods
+from .mods import Mods, groups
 
 if TYPE_CHECKING:
     from ..lower import Lowering
@@ -42,6 +42,8 @@ SHARED_NAMES = ("shared", "shared::cta", "shared::cluster")
 
 
 def flags_of(m: Mods, orders: tuple[str, str], default: int) -> int:
+    if {"gpu", "sys"} & set(m.left):
+        raise m.fail("the scope is one of .cta, .cluster: no others can reach an mbarrier")
     order, scope = order_scope(m, orders, default, isa.CTA)
     space = isa.SHARED if m.take(*SHARED_NAMES) else isa.GENERIC
     return order << isa.ORDER_SHIFT | scope << isa.SCOPE_SHIFT | space << isa.SPACE_SHIFT
@@ -51,7 +53,8 @@ def mbarrier(low: Lowering, m: Mods) -> None:
     kind = m.take("init", "inval", "arrive", "test_wait", "try_wait", "pending_count", "expect_tx")
     if kind is None or {"noComplete", "arrive_drop", "complete_tx"} & set(m.left):
         raise m.fail("is not supported")
-    m.take("b64")
+    if not m.take("b64"):
+        raise m.fail("needs .b64")
     if kind == "pending_count":
         m.done(2)
         row = low.new_row()
@@ -95,18 +98,11 @@ def arrive_after_copies(low: Lowering, m: Mods) -> None:
         raise m.fail("is not supported")
     how = m.flag("noinc", NOT_COUNTED)
     flags = flags_of(m, ("release", "release"), isa.RELEASE)
-    m.take("b64")
+    if not m.take("b64"):
+        raise m.fail("needs .b64")
     m.done(1)
     row, offset, _ = low.memory(m.operands[0])
     low.emit(isa.MBCOPIES, isa.B64, how, a=row, imm=offset, flags=flags)
-
-
-def groups(m: Mods) -> int:
-    """The number of groups that a wait leaves."""
-    count = m.operands[0]
-    if not isinstance(count, Number):
-        raise m.fail("the number of groups must be an immediate")
-    return count.value
 
 
 def copy_bulk(low: Lowering, m: Mods) -> None:
@@ -123,27 +119,32 @@ def copy_bulk(low: Lowering, m: Mods) -> None:
     if m.take("prefetch"):
         m.take("L2")
         m.take("global")
-        m.done(2, 2 + int(policy))
+        m.done(2 + int(policy))
         low.emit(isa.NOP)
         return
     spaces = [name for name in m.left if name in (*SHARED_NAMES, "global")]
     m.left = [name for name in m.left if name not in spaces]
     if spaces == ["global", "shared::cta"] and m.take("bulk_group"):
-        m.done(3, 3 + int(policy))
+        m.done(3 + int(policy))
         (to, at), (source, offset) = (low.memory(operand)[:2] for operand in m.operands[:2])
         low.emit(isa.BULKSTORE, offset, a=to, b=source, c=m.row(2, isa.B32), imm=at)
         return
     if spaces[1:] != ["global"] or spaces[0] == "global" or not m.take("mbarrier::complete_tx::bytes"):
         raise m.fail("only .shared::cluster.global.mbarrier::complete_tx::bytes and .global.shared::cta.bulk_group "
                      "are supported")  # fmt: skip
-    m.done(4, 4 + int(policy))
+    m.done(4 + int(policy))
     (to, at), (source, offset), (barrier, place) = (low.memory(m.operands[k])[:2] for k in (0, 1, 3))
     low.emit(isa.BULKLOAD, offset, place, a=to, b=source, c=m.row(2, isa.B32), e=barrier, imm=at)
+
+
+OTHER_PROXIES = ("alias", "async::generic", "tensormap::generic")
 
 
 def fence_proxy(low: Lowering, m: Mods) -> None:
     """fence.proxy: between the generic and the asynchronous proxy; the others have nothing to order here."""
     if not m.take("async"):
+        if not m.left or m.left[0] not in OTHER_PROXIES:
+            raise m.fail(f"the proxy is one of .async, .{', .'.join(OTHER_PROXIES)}")
         m.left = []
         low.emit(isa.NOP)
         return
@@ -192,7 +193,7 @@ def multiply_group(low: Lowering, m: Mods) -> None:
     if types[0] != "f32" or types[1] != types[2] or kind < 0 or not 8 <= n <= 256 or n % 8:
         raise m.fail("this shape and these types are not supported: .f32 of .bf16 or .f16 with k16, or .tf32 with k8")
     m.left = []
-    results, a = m.operands[0], m.operands[1] if len(m.operands) > 1 else None
+    results, a = (*m.operands, None, None)[:2]
     held = isinstance(a, Vector)
     turns = 0 if kind == 0 else (1 if held else 2)
     m.done(6 + turns)
@@ -208,7 +209,9 @@ def multiply_group(low: Lowering, m: Mods) -> None:
     rows = [m.result(item, isa.B32) for item in results.items]
     if isinstance(a, Vector):
         flags |= FROM_REGISTERS
-        rows += [low.row(item, isa.B32) for item in a.items]
+        for item in a.items:
+            m.fits(item, isa.B32)
+            rows.append(low.row(item, isa.B32))
     a_row = low.constant(0) if held else m.row(1, isa.B64)
     low.emit(isa.WGMMA, kind, d=rows[0], a=a_row, b=m.row(2, isa.B64), c=m.row(3, isa.PREDICATE), imm=n, flags=flags,
              items=rows)  # fmt: skip

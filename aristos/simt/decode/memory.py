@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import isa
 from ..ptx import Number, Vector
-from .mods import HALVES, SPACES, WORDS, Mods, check_type
+from .mods import HALVES, SPACES, WORDS, Mods, check_type, groups
 
 if TYPE_CHECKING:
     from ..lower import Lowering
@@ -137,10 +137,7 @@ def copy_async(low: Lowering, m: Mods) -> None:
         return
     if m.take("wait_group"):
         m.done(1)
-        count = m.operands[0]
-        if not isinstance(count, Number):
-            raise m.fail("the number of groups must be an immediate")
-        low.emit(isa.CPWAIT, imm=count.value)
+        low.emit(isa.CPWAIT, imm=groups(m))
         return
     policy = cache_hints(m)
     if not (m.take("shared", "shared::cta", "shared::cluster") and m.take("global")):

@@ -106,6 +106,14 @@ def is_float(type_: int) -> bool:
     return type_ & 0xF0 == isa.F or type_ in (isa.BF16, isa.F16X2, isa.BF16X2)
 
 
+def groups(m: Mods) -> int:
+    """The number of groups of asynchronous work that a wait leaves: its only operand."""
+    count = m.operands[0]
+    if not isinstance(count, Number) or count.kind != "i" or not 0 <= count.value < 1 << 32:
+        raise m.fail("the number of groups must be an immediate of 32 bits, not negative")
+    return count.value
+
+
 def check_type(m: Mods, type_: int, allowed: tuple[int, ...]) -> None:
     if type_ not in allowed:
         raise m.fail("this type is not one the instruction takes")
