@@ -274,6 +274,7 @@ def on_ranks(world: int, body: Callable[[Any, int], Any], cards: int | None = No
             ("aristos.nodes.Nodes.shared", lambda comm, ranks=None: (Nodes.of(comm.size, ranks), comm)),
             ("aristos.transport.ipc.check_one_node", lambda comm, transport: None),
             ("aristos.collective.check_comm", lambda comm: None),
+            ("aristos.moe.check_comm", lambda comm: None),
             ("aristos.substrate.runtime._key", id),
             ("aristos.transport.group.end_job", lambda comm, code: comm.Abort(code)),
         ):
