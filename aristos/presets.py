@@ -78,6 +78,7 @@ PRESETS: dict[str, Preset] = {
         router=_TOPK,
         scale=6,
         source="openai/gpt-oss-20b config.json",
+        note="without the bias of the model's router",
     ),
     "switch-base-128": Preset(
         768,
