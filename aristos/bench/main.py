@@ -93,8 +93,8 @@ def interrupted(ranks: world.World, prog: str) -> int:
 def chosen(asked: Options, ranks: int) -> list[registry.Suite]:
     """The suites to run. Raises UsageError where one that was named cannot run on so few ranks."""
     known = registry.suites()
-    if asked.backend == "cuda":  # one card is enough for what measures a card, not for what compares groups of ranks
-        known = {name: each if name == "plan" else replace(each, ranks=1) for name, each in known.items()}
+    if asked.backend == "cuda":
+        known = {name: replace(each, ranks=each.cards) for name, each in known.items()}
     if not asked.suites:
         traced = options.is_file(asked.routing)
         return [s for s in known.values() if s.ranks <= ranks and (s.default or (traced and s.name == "replay"))]

@@ -28,8 +28,9 @@ _on_cuda: dict[str, CudaRun] = {}
 
 @dataclass(frozen=True)
 class Suite:
-    """ranks: fewest ranks it makes sense on. share: part of the time of a run of all suites. default: whether
-    such a run holds it without being asked. kernels: whether it needs the layer's compiled code."""
+    """ranks, cards: fewest ranks it makes sense on, on CPUs and on cards. share: part of the time of a run of all
+    suites. default: whether such a run holds it without being asked. kernels: whether it needs the layer's compiled
+    code."""
 
     name: str
     summary: str
@@ -38,15 +39,23 @@ class Suite:
     share: float
     default: bool
     kernels: bool
+    cards: int = 1
 
 
 def suite(
-    name: str, summary: str, *, ranks: int = 1, share: float = 1.0, default: bool = True, kernels: bool = True
+    name: str,
+    summary: str,
+    *,
+    ranks: int = 1,
+    share: float = 1.0,
+    default: bool = True,
+    kernels: bool = True,
+    cards: int = 1,
 ) -> Callable[[Run], Run]:
     """Register the decorated function as a suite."""
 
     def register(run: Run) -> Run:
-        _suites[name] = Suite(name, summary, run, ranks, share, default, kernels)
+        _suites[name] = Suite(name, summary, run, ranks, share, default, kernels, cards)
         return run
 
     return register

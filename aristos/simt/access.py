@@ -94,23 +94,24 @@ def warp_slot(x, warp):
     return (warp - get(x, s.WARPS)) // (s.W_FIELDS * 8)
 
 
+@jit
+def shadow_of(x, block, space, place):
+    """(place of its init flags, bytes of an item, first cell of its memory, where it lies there, address to report)."""
+    if space == isa.SHARED:
+        grain = get(get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8, s.L_GRANULE)
+        return get(block, s.B_INIT) + place, grain, get(block, s.B_SHADOW), place, place
+    number = np.int64(load32(get(x, s.PAGES) + (place >> s.PAGE_SHIFT) * 4))
+    row = get(x, s.ALLOCS) + number * s.A_FIELDS * 8
+    cells, first = get(x, s.SHADOW) + get(row, s.A_SHADOW) * s.CELL_WORDS * 8, place - get(row, s.A_START)
+    return get(x, s.INIT) + place, get(row, s.A_GRANULE), cells, first, place + isa.GLOBAL_START
+
+
 @unit
 def check(x, warp, thread, block, space, place, size, how, write, reads, pc):
     """Initialised bytes, pending copies and races of an access that is in bounds."""
     gid = get(thread, s.T_GID)
     slot = warp_slot(x, warp)
-    if space == isa.SHARED:
-        init = get(block, s.B_INIT) + place
-        grain = get(get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8, s.L_GRANULE)
-        cells, first = get(block, s.B_SHADOW), place
-        address = place
-    else:
-        init = get(x, s.INIT) + place
-        number = np.int64(load32(get(x, s.PAGES) + (place >> s.PAGE_SHIFT) * 4))
-        row = get(x, s.ALLOCS) + number * s.A_FIELDS * 8
-        grain = get(row, s.A_GRANULE)
-        cells, first = get(x, s.SHADOW) + get(row, s.A_SHADOW) * s.CELL_WORDS * 8, place - get(row, s.A_START)
-        address = place + isa.GLOBAL_START
+    init, grain, cells, first, address = shadow_of(x, block, space, place)
     fresh, pending = False, False
     if load(init, size) != np.uint64(0x0101010101010101) >> np.uint64(64 - 8 * size):
         for i in range(size):

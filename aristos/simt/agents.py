@@ -15,8 +15,8 @@ import numpy as np
 
 from . import isa
 from . import state as s
-from .access import thread_of, warp_slot
-from .bits import get, load8, load32, load64, put, store8
+from .access import shadow_of, thread_of, warp_slot
+from .bits import get, load8, load64, put, store8
 from .clocks import (
     AGENT_SHIFT,
     AGENTS,
@@ -220,17 +220,7 @@ def agent_access(x, thread, block, space, place, size, write, pc):
 
     thread: who started the work, for reports. What it writes counts as under way until `landed`.
     """
-    if space == isa.SHARED:
-        init = get(block, s.B_INIT) + place
-        grain = get(get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8, s.L_GRANULE)
-        cells, first, address = get(block, s.B_SHADOW), place, place
-    else:
-        init = get(x, s.INIT) + place
-        number = np.int64(load32(get(x, s.PAGES) + (place >> s.PAGE_SHIFT) * 4))
-        row = get(x, s.ALLOCS) + number * s.A_FIELDS * 8
-        grain = get(row, s.A_GRANULE)
-        cells, first = get(x, s.SHADOW) + get(row, s.A_SHADOW) * s.CELL_WORDS * 8, place - get(row, s.A_START)
-        address = place + isa.GLOBAL_START
+    init, grain, cells, first, address = shadow_of(x, block, space, place)
     take_note(x, thread, space, init, address, size, write, pc)
     agent = get(x, s.AGENT)
     who = get(agent, s.T_GID) | pc << s.GID_BITS

@@ -83,7 +83,7 @@ class Entry:
 
 
 @suite("plan", "planned groups against baselines on links made unequal, each term predicted and measured",
-       ranks=2, share=2.0, default=False)  # fmt: skip
+       ranks=2, cards=2, share=2.0, default=False)  # fmt: skip
 def run(ctx: Context) -> Result:
     shape = ctx.shape()
     tokens = max(shape.tokens)
