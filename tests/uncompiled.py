@@ -26,8 +26,8 @@ from aristos.explore import main as explorer
 from aristos.explore import shrink, step_limit, strategies
 from aristos.explore.cases import Call, Case, Fault
 from aristos.explore.machine import Machine
-from aristos.explore.places import COPIES, NEAR, WIRE, address, private
-from aristos.explore.violation import Race, SecondWriter, WrongSide
+from aristos.explore.places import BELIEVED, COPIES, NEAR, PART, WIRE, address, private
+from aristos.explore.violation import OutOfBounds, Race, SecondWriter, WrongSide
 from aristos.substrate import cpu
 
 pytestmark = pytest.mark.skipif(
@@ -152,6 +152,18 @@ def test_a_second_writer_is_seen():
         machine.sched.current = machine.sched.actors[0]
         with pytest.raises(SecondWriter, match="rank 0 writes POISON of rank 1 at rank 0, which is rank 1's to write"):
             aristos.memory.store(word, 2)
+
+
+@pytest.mark.parametrize("access", ["load", "store", "load_acquire", "store_release"])
+@pytest.mark.parametrize("at", [0, 8, address(2, NEAR), address(0, BELIEVED + 1), address(0, NEAR, PART - 8)])
+def test_an_access_where_nothing_lies_is_seen(at, access):
+    """An address that nobody has written yet, or one past what it is for: on a real machine a fault, or worse, none."""
+    machine = Machine(Case(calls=((Call(()),),) * 2), strategies.Replay([]))
+    with machine.patched():
+        machine.sched.current = machine.sched.actors[1]
+        machine.memory.local.add(at)  # no other actor need run before it
+        with pytest.raises(OutOfBounds, match=f"address {at:#x}, where nothing lies"):
+            getattr(aristos.memory, access)(at, *([1] if access.startswith("store") else []))
 
 
 def test_a_wait_in_which_something_always_comes_is_bounded(monkeypatch):

@@ -14,7 +14,7 @@ from .places import AREA, AREA_BITS, DESCRIPTORS, FIRST, LOCK, PART_BITS, PRIVAT
 from .regions import CODED, OUT_OF_BOUNDS, RETURNS, RING, WORD, Regions
 from .scheduler import LOAD, STORE, UPDATE, Scheduler
 from .state import State
-from .violation import Race, RingError, SecondWriter, WrongResult
+from .violation import OutOfBounds, Race, RingError, SecondWriter, WrongResult
 
 if TYPE_CHECKING:
     from .network import Network
@@ -129,8 +129,11 @@ class Memory:
             self.reads[at] = ((me, mine[me]),)
         else:
             self.reads[at] = (*(r for r in readers if r[0] != me), (me, mine[me]))
-        if at not in self.full and self.regions.place(at).kind == RING:
+        kind = self.regions.place(at).kind
+        if kind == RING and at not in self.full:
             raise RingError(f"{self.actor(me)} reads {self.name(at)}, which is freed")
+        if kind == OUT_OF_BOUNDS:
+            raise OutOfBounds(f"{self.actor(me)} reads {self.name(at)}")
         return self.value.get(at, 0)
 
     def check_write(self, at: int) -> None:
@@ -149,8 +152,6 @@ class Memory:
             if at in self.full:
                 raise RingError(f"{self.actor(me)} rewrites {self.name(at)}, which is not freed")
             self.full.add(at)
-        elif place.kind == OUT_OF_BOUNDS:
-            raise SecondWriter(f"{self.actor(me)} writes {self.name(at)}: {place.offset} of part {place.part}")
         self.own(at)
         atomic = self.released.get(at)
         if atomic is not None and atomic.actor != me and mine[atomic.actor] < atomic.time:
@@ -172,8 +173,10 @@ class Memory:
                 raise Race(f"{self.actor(me)} {does} {self.name(at)} while {self.actor(reader)} may be reading it")
 
     def own(self, at: int) -> None:
-        """Each word has one writing rank."""
+        """Each word has one writing rank; what is no word has none."""
         place = self.regions.place(at)
+        if place.kind == OUT_OF_BOUNDS:
+            raise OutOfBounds(f"{self.actor(self.me)} writes {self.name(at)}")
         if place.writer >= 0 and place.writer != self.rank:
             raise SecondWriter(f"rank {self.rank} writes {self.name(at)}, which is rank {place.writer}'s to write")
 
@@ -368,6 +371,8 @@ class Memory:
         if word is not None:
             word[0].touch(word[1], False)
             return
+        if self.regions.place(at).kind == OUT_OF_BOUNDS:
+            raise OutOfBounds(f"{self.actor(me)} {does} {self.name(at)}")
         wrote = self.writes.get(at)
         if wrote is not None and wrote[0] != me and self.clocks[me][wrote[0]] < wrote[1]:
             raise Race(f"{self.actor(me)} {does} {self.name(at)} while {self.actor(wrote[0])} may be writing it")

@@ -11,6 +11,7 @@ from .. import memory
 from ..engine import arrivals, dispatch, experts, layout, lock, packing, returns, steps, team
 from ..engine import fields as f
 from . import places, rank
+from .cases import Fault
 from .mutation import LOTS, NOWHERE, ONE_BY_ONE, Instead, Put, mutation, releases_first
 
 # ---- order within a source
@@ -338,7 +339,7 @@ def returned_in_part(put: Put) -> None:
 # ---- failures
 
 
-@mutation("poison-not-forwarded", ranks=3, faults=True)
+@mutation("poison-not-forwarded", ranks=3, fixed=(("fault", Fault(0, 1, 0, dies=0)),))
 def poison_not_forwarded(put: Put) -> None:
     """Who reads poison fails, and tells nobody."""
     real = steps.poison

@@ -108,7 +108,7 @@ def ends_before_put(put: Put) -> None:
     put(outbox, "all_posted", lambda job, st: True)
 
 
-@mutation("half-exchange-unput", transport="rma", plain=False, kind="object")
+@mutation("half-exchange-unput", transport="rma", plain=False, kind="object", fixed=(("max_tokens", 6),))
 def half_exchange_unput(put: Put) -> None:
     """An exchange's first half ends though blocks for far owners are not put: nothing comes back that would tell."""
 

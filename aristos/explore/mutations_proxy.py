@@ -15,9 +15,9 @@ from .mutation import Instead, Put, mutation
 from .mutations_between import believe_value
 
 
-def fails(how: str) -> dict[str, Any]:
+def fails(how: str, **fixed: Any) -> dict[str, Any]:
     """What is asked of a case in which rank 0 fails as its first call begins: see cases.HOW."""
-    return {"transport": "proxy", "fixed": (("fault", Fault(0, 1, 0, how=how)),)}
+    return {"transport": "proxy", "fixed": (("fault", Fault(0, 1, 0, how=how)), *fixed.items())}
 
 
 # ---- from the card to far peers
@@ -231,7 +231,7 @@ def poison_not_put(put: Put) -> None:
     put(proxy, "tell", lambda job, st: True)
 
 
-@mutation("poison-put-in-part", **fails("card"), ranks=3)
+@mutation("poison-put-in-part", **fails("card", node_of=(0, 1, 2)), ranks=3)
 def poison_put_in_part(put: Put) -> None:
     """The proxy puts poison, and ends, when one of the card's words for far peers is there."""
 

@@ -220,6 +220,8 @@ class Rank:
         for i in range(rows):
             at = activations + WORD * experts.SHARES * i
             made = [mem.load(at + WORD * s) for s in range(experts.SHARES)]
+            if at not in self.shared:
+                raise WrongResult(f"rank {self.me} runs the second half of an expert on a row that has had no first")
             self.machine.checks.count(weights, self.shared[at], experts.SHARES + share)
             mem.store(mem.load(y + WORD * i) + WORD * share, experts.output(made, share))
 

@@ -55,6 +55,8 @@ class Regions:
 
     def _find(self, at: int) -> Place:
         rank, part, offset = where(at)
+        if not self._exists(rank, part, offset):
+            return Place(OUT_OF_BOUNDS, rank, part, "outside", -1, offset)
         if part == PRIVATE:
             return Place(PLAIN, rank, part, AREAS[offset // AREA], rank, offset % AREA)
         if part == BELIEVED:
@@ -76,6 +78,12 @@ class Regions:
         if part != OUTBOX:
             kind = {"ring": RING, "coded": CODED if part == FAR else PLAIN}.get(region, PLAIN)
         return Place(kind, rank, part, region, writer, offset - start, peers[number])
+
+    def _exists(self, rank: int, part: int, offset: int) -> bool:
+        """Whether there is such a part, or private area."""
+        if not 0 <= rank < self.shape.world:
+            return False
+        return part <= BELIEVED or (part == PRIVATE and offset < AREA * len(AREAS))
 
     def _part(self, rank: int, part: int) -> tuple[int, list[int], int, int]:
         """Of a part: where its regions begin, whose they are, bytes of a region, bytes."""
@@ -114,6 +122,8 @@ class Regions:
     def name(self, at: int) -> str:
         """An address in words, for people."""
         p = self.place(at)
+        if p.kind == OUT_OF_BOUNDS:
+            return f"address {at:#x}, where nothing lies"
         number = p.offset // WORD
         if p.region.endswith("words"):
             word = WORDS[number] if number <= f.POSTED else f"word {number}"

@@ -19,6 +19,10 @@ class WrongSide(Violation):
     """A card's block touches what only the host reaches, or the host's thread what only the card does."""
 
 
+class OutOfBounds(Violation):
+    """An access where nothing lies: by an address that was never written, or past the end of a window."""
+
+
 class RingError(Violation):
     """A ring row is rewritten before its credit, or read after its free."""
 
