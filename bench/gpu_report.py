@@ -244,12 +244,15 @@ def save(out: Path, facts: dict[str, Any], ran: list[Ran]) -> None:
 
 def card_facts() -> dict[str, Any]:
     """The card, its driver and clocks, the versions; raises EnvironmentProblem without one."""
+    from aristos.substrate import device_puts
     from aristos.substrate.device import Card
     from aristos.topology import nvml
     from aristos.versions import versions
 
     card, library = Card.find(0), nvml.load()
     facts = {"card": card.name, "card_arch": card.arch, "card_sms": card.sms, "cuda_driver": card.driver}
+    puts = device_puts.takes(card.ordinal)
+    facts["puts_from_card"] = "yes" if puts.takes else f"no: {puts.why}"
     facts |= nvml.state(library, card.uuid) if library is not None else {}
     return (
         facts

@@ -37,12 +37,14 @@ class Host:
     def __init__(self, machine: Any, seed: int) -> None:
         self.machine, self.rng = machine, np.random.default_rng(seed)
         self.arrays: list[Any] = []  # of the machine, that actors may touch
+        self.on_cards: list[Any] = []  # those that only copies and puts reach
         self.values: dict[int, int] = {}
         self.flying: dict[int, tuple[int, int, bool]] = {}  # target -> (source, origin's wire, landed)
         self.sources: dict[int, int] = {}
         self.coded: list[range] = []
         self.ticks = 0
         self.puts = 0
+        self.from_cards = 0  # words that were put from the memory of cards
         mem, wire = plain("memory"), plain("wire")
         mem.load, mem.store = self.load, self.store
         mem.load_acquire = lambda at: self.load(at, "acquire")
@@ -65,6 +67,7 @@ class Host:
         assert at % WORD == 0
         found = self._on_machine(at)
         if found is not None:
+            assert found[0] not in self.on_cards, f"the host reads {at:#x}, which lies on a card"
             return int(found[0].load(found[1], order=order))
         assert at not in self.flying or self._is_coded(at), f"reads {at:#x}, which was put and is not flushed"
         return self.values.get(at, 0)
@@ -74,6 +77,7 @@ class Host:
         assert at not in self.sources, f"writes {at:#x}, which is still put from"
         found = self._on_machine(at)
         if found is not None:
+            assert found[0] not in self.on_cards, f"the host writes {at:#x}, which lies on a card"
             found[0].store(found[1], value, order=order)
         else:
             self.values[at] = value
@@ -108,7 +112,12 @@ class Host:
         if landed:
             return
         self.flying[target] = (source, wire, True)
-        value = self.load(source)
+        here = self._on_machine(source)
+        if here is not None:
+            value = int(here[0].load(here[1], order="weak"))
+            self.from_cards += here[0] in self.on_cards
+        else:
+            value = self.load(source)
         found = self._on_machine(target)
         if found is not None:
             found[0].store(found[1], value, order="weak")
@@ -154,7 +163,7 @@ class NodeRank(Rank):
         for number in range(len(layers.nodes.far(me))):
             first = self.base + lines(layers.shape.returns) + layout.far_bytes * number + layout.coded
             layers.host.coded.append(range(first, first + CODED_BYTES))
-        self.memory = CardMemory(group, layers.shape, lambda n: window, self)
+        self.memory = CardMemory(group, layers.shape, lambda n: window, self, layers.rows_on_card)
         self.memory._believed = SimpleNamespace(ctypes=SimpleNamespace(data=self.base + BUFFERS + (1 << 20)))
         self.memory._locks = SimpleNamespace(ctypes=SimpleNamespace(data=self.base + BUFFERS + (2 << 20)))
         self.sides = self.memory.sides(self.base + BUFFERS + (3 << 20))
@@ -173,8 +182,9 @@ class NodeRank(Rank):
         return False
 
     def allocate(self, nbytes: int) -> int:
-        array = self.device.array(np.zeros(nbytes // WORD, np.int64), f"mirror of rank {self.me}")
+        array = self.device.array(np.zeros(nbytes // WORD, np.int64), f"mirror or rows to put of rank {self.me}")
         self.layers.host.arrays.append(array)
+        self.layers.host.on_cards.append(array)
         self.kept.append(array)
         return array.ptr
 
@@ -215,10 +225,14 @@ class NodeRank(Rank):
 
 @dataclass
 class NodeLayers(Layers):
-    """As Layers, on nodes of `per_node` ranks each. block: most pairs of a block for a far owner."""
+    """As Layers, on nodes of `per_node` ranks each.
+
+    block: most pairs of a block for a far owner. rows_on_card: MPI takes the cards' memory.
+    """
 
     per_node: int = 2
     block: int = 512
+    rows_on_card: bool = False
     fails: bool = False
     host: Any = None
     made: int = 0

@@ -2,7 +2,7 @@
 
 Each process has a machine of one device, whose memory is a part of one file: an address means the same in all of them,
 so an IPC handle is an address. No checker: what other processes write is unknown to it. A copy for the proxy is made
-when its stream is waited for, the last one first.
+when its stream is waited for, the last one first. MPI_Put can be one that takes the machine's addresses too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,12 +18,15 @@ from unittest import mock
 import numpy as np
 from simt_card import MachineCard, Together
 
-from aristos import simt
+from aristos import simt, wire
 from aristos.simt import isa
 from aristos.simt.memory import GAP, Room
+from aristos.substrate.device_puts import Answer
+from aristos.transport.rma import RmaWindow, mpi_library
 
 PART = 1 << 28  # bytes of a rank; pages that nobody touches take no room
 DRIVER = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_int64] * 4)
+PUT = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_int64] * 8)
 
 
 class Shared:
@@ -52,6 +55,7 @@ class ProcessCard(MachineCard):
         self._hosts: dict[int, Any] = {}
         self._copies: list[tuple[int, int, int]] = []
         self.copied = 0
+        self.put_from = 0  # bytes of this card's memory that MPI has put
         self._functions = DRIVER(self._copy_later), DRIVER(self._wait)
 
     def host(self, nbytes: int) -> tuple[np.ndarray, int]:
@@ -82,16 +86,44 @@ class ProcessCard(MachineCard):
         return 0
 
 
+def taking(card: ProcessCard) -> Callable[..., np.ndarray]:
+    """RmaWindow._connect for an MPI that puts from the card's memory as from the host's."""
+    connect = RmaWindow._connect
+    real = ctypes.cast(mpi_library().MPI_Put, ctypes.c_void_p).value or 0
+
+    def put(source: int, count: int, *rest: int) -> int:
+        if any(a.ptr <= source < a.ptr + a.nbytes for a in list(card._arrays.values())):
+            source += card.machine.memory.data.ctypes.data - isa.GLOBAL_START
+            card.put_from += count
+        return int(PUT(real)(source, count, *rest))
+
+    card.kept = PUT(put)
+
+    def connected(self: RmaWindow, comm: Any) -> np.ndarray:
+        words = connect(self, comm)
+        words[wire.PUT] = ctypes.cast(card.kept, ctypes.c_void_p).value or 0
+        return words
+
+    return connected
+
+
 @contextlib.contextmanager
-def cards(comm: Any, folder: Path, blocks: int = 2) -> Iterator[ProcessCard]:
-    """This rank's card, which layers with backend="cuda" find inside; collective. folder: the same on all ranks."""
+def cards(comm: Any, folder: Path, blocks: int = 2, takes: bool = False) -> Iterator[ProcessCard]:
+    """This rank's card, which layers with backend="cuda" find inside; collective. folder: the same on all ranks.
+
+    takes: MPI puts from the cards' memory.
+    """
     path = folder / "memory"
     if comm.rank == 0:
         with open(path, "wb") as file:
             file.truncate(PART * comm.size)
     comm.Barrier()
     card = ProcessCard(path, comm.rank, comm.size, blocks)
-    with mock.patch("aristos.substrate.cuda_runtime.Card.find", return_value=card):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch("aristos.substrate.cuda_runtime.Card.find", return_value=card))
+        if takes:
+            stack.enter_context(mock.patch("aristos.substrate.device_puts.takes", return_value=Answer(True)))
+            stack.enter_context(mock.patch.object(RmaWindow, "_connect", taking(card)))
         yield card
     reports = card.machine.reports
     assert not reports, "\n".join(map(str, reports))

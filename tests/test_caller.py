@@ -33,9 +33,14 @@ DRIVER = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_int64] * 4)
 
 
 class HostCard:
-    """A card whose memory is the host's. Copies are made when the stream is waited for; fails: after so many."""
+    """A card whose memory is the host's. Copies are made when the stream is waited for; fails: after so many.
 
-    def __init__(self, fails: int = 1 << 60) -> None:
+    takes: whether MPI takes its memory. allocated: what it has been asked for on the card.
+    """
+
+    def __init__(self, fails: int = 1 << 60, takes: bool = False) -> None:
+        self.takes = takes
+        self.allocated: list[np.ndarray] = []
         self.kept: list[Any] = []
         self.waiting: list[tuple[int, int, int]] = []
         self.copies, self.fails = 0, fails
@@ -60,7 +65,9 @@ class HostCard:
         return array, array.ctypes.data
 
     def allocate(self, nbytes: int) -> int:
-        return self.host(nbytes)[1]
+        array, address = self.host(nbytes)
+        self.allocated.append(array)
+        return address
 
     def free(self, address: int) -> None:
         pass
@@ -90,7 +97,7 @@ def on_cards(card: HostCard) -> Iterator[list[Caller]]:
     allocate, fill = Runtime._allocate, Runtime.fill
 
     def memory(group: Any, shape: Any) -> CardMemory:
-        return CardMemory(group, shape, group.window, card)
+        return CardMemory(group, shape, group.window, card, card.takes)
 
     def allocated(self: Runtime, *args: Any) -> None:
         allocate(self, *args)
@@ -113,8 +120,9 @@ def on_cards(card: HostCard) -> Iterator[list[Caller]]:
         yield callers
 
 
+@pytest.mark.parametrize("takes", [False, True], ids=["staged", "from the card"])
 @ranks_each(2, 3, 4, timeout=240)  # the first one may have to compile
-def test_equal_bits_through_the_proxy(comm, world):
+def test_equal_bits_through_the_proxy(comm, world, takes):
     """Nodes of one and of two ranks, tiny rings, several calls of every size."""
     calls = []
     for n, count in enumerate((17, 0, 70, 33)):
@@ -123,12 +131,14 @@ def test_equal_bits_through_the_proxy(comm, world):
     with alone(CFG, W, threads=1) as one:
         wanted = [one(x, **call) for x, call in calls]
     for per_node in (1, 2) if world > 2 else (1,):
-        card = HostCard()
+        card = HostCard(takes=takes)
         with on_cards(card), MoE(CFG, comm, ranks_per_node=per_node, threads=2) as moe:
             moe.load(**W)
             for (x, call), want in zip(calls, wanted):
                 assert same(moe(x, **call), want)
         assert card.copies > 0
+        assert all(array.any() for array in card.allocated)  # the mirror; and the rows to put, which are nowhere else
+        assert len(card.allocated) == 1 + takes
         assert card.pinned == (0, 0)
 
 

@@ -32,10 +32,11 @@ def shared_folder() -> Path:
     return found
 
 
+@pytest.mark.parametrize("takes", [False, True], ids=["staged", "from the card"])
 @ranks_each(2, 4, timeout=400)
-def test_nodes(comm, world):
+def test_nodes(comm, world, takes):
     """Nodes of one card and of two: the float64 reference, equal bits however ranks lie on nodes."""
-    with cards(comm, shared_folder()) as card:
+    with cards(comm, shared_folder(), takes=takes) as card:
         found = []
         for per_node in (world, world // 2):
             with aristos.MoE(CFG, comm, backend="cuda", ranks_per_node=per_node) as moe:
@@ -51,6 +52,7 @@ def test_nodes(comm, world):
                     moe(bad if comm.rank == 0 else bad[:2])
                 found.append(moe(bad[:2]))
             assert (card.copied > 0) == (per_node < world)
+            assert (card.put_from > 0) == (takes and per_node < world)
         for one, other in zip(found[:4], found[4:]):
             assert same(one, other)
 

@@ -23,8 +23,9 @@ def close(layers, ys):
         assert want.size == 0 or error(y, want) < 1e-6
 
 
+@pytest.mark.parametrize("rows_on_card", [False, True], ids=["staged", "from the card"])
 @pytest.mark.parametrize("seed", range(4))
-def test_two_nodes_of_two_cards(seed):
+def test_two_nodes_of_two_cards(seed, rows_on_card):
     """Rings of few rows (a token must fit), uneven experts, ranks without experts or tokens, calls; one node's bits."""
     rng = np.random.default_rng(seed)
     sizes: Any = {
@@ -33,11 +34,14 @@ def test_two_nodes_of_two_cards(seed):
         "tokens": tuple(rng.permutation([0, 7, 12, 16]).tolist()),
         "merge": 8,
     }
-    layers = NodeLayers(**sizes, grid=1 + seed % 2, ring=2 + seed, seed=seed, block=1 + 5 * seed)
+    layers = NodeLayers(
+        **sizes, grid=1 + seed % 2, ring=2 + seed, seed=seed, block=1 + 5 * seed, rows_on_card=rows_on_card
+    )
     ys = layers.run(calls=2)
     close(layers, ys)
     for y, other in zip(ys, Layers(**sizes).run()):
         np.testing.assert_array_equal(y, other)
+    assert (layers.host.from_cards > 0) == rows_on_card
 
 
 def test_two_ranks_on_two_nodes():

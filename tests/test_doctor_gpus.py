@@ -10,6 +10,7 @@ import pytest
 from aristos.doctor import gpus, sight
 from aristos.doctor.sight import Driver, Facts, Sight
 from aristos.nodes import Nodes
+from aristos.substrate.device_puts import Answer
 from aristos.topology.model import Device, Mig
 
 CARDS = tuple(f"GPU-{digit * 8}-0000-0000-0000-000000000000" for digit in "abcd")
@@ -52,6 +53,23 @@ def test_the_driver(what, state, word, remedy):
     assert word in got.text
     assert remedy in got.remedy
     assert bool(got.remedy) == (state == "warn")
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (Answer(True), "MPI puts to other nodes from the cards' memory"),
+        (Answer(False, "MPI died of it (SIGSEGV)"), "waits in the host's pinned memory: MPI died of it (SIGSEGV)"),
+    ],
+)
+def test_from_where_rows_are_put(monkeypatch, answer, text):
+    monkeypatch.setattr("aristos.substrate.device_puts.takes", lambda ordinal: answer)
+    got = gpus.puts(seen())
+    assert got.state == "ok"
+    assert text in got.text
+    assert got.values == {"from_card": answer.takes}
+    for nobody in (NOTHING, Sight(SILENT), seen(visible=0)):
+        assert "not needed" in gpus.puts(nobody).text
 
 
 @pytest.mark.parametrize(

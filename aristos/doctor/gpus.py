@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from ..errors import TopologyError
 from ..nodes import Nodes
+from ..substrate import device_puts
 from ..substrate.driver import ADVICE, INSTALL
 from ..topology import slurm_job
 from ..topology.faults import hidden
@@ -39,6 +40,17 @@ def driver(sight: Sight) -> Finding:
         return warn(name, why, f"give the container its slice: docker run --gpus device=MIG-UUID; or: {GIVE}")
     advice = ADVICE.get(found.error, "see the CUDA driver API's reference of cuInit, and nvidia-smi")
     return warn(name, f"{what}, but the driver answers {found.error}", advice)
+
+
+def puts(sight: Sight) -> Finding:
+    """From where rows go to other nodes, if they do: from the cards, where MPI takes their memory."""
+    name = "GPU puts"
+    if sight.driver is None or sight.driver.error or not sight.driver.uuids:
+        return ok(name, "not needed: " + NO_GPU)
+    answer = device_puts.takes(0)
+    if answer.takes:
+        return ok(name, "MPI puts to other nodes from the cards' memory", from_card=True)
+    return ok(name, f"what goes to other nodes waits in the host's pinned memory: {answer.why}", from_card=False)
 
 
 def shown(found: Driver) -> str:

@@ -114,6 +114,7 @@ def _of_node(ranks: int, here: int) -> list[Check]:
         ("left in shm", lambda: memory.left(memory.leftovers())),
         ("GPU driver", lambda: gpus.driver(seen)),
         ("GPUs", lambda: gpus.gpus(seen, os.environ, here)),
+        ("GPU puts", lambda: gpus.puts(seen)),
         ("GPU packages", lambda: gpus.packages({each: version(each) for each in gpus.PACKAGES}, seen)),
     ]
 

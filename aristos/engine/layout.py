@@ -18,7 +18,7 @@ A pair's region, R ring rows (everything on lines of 64 bytes of its own, so tha
     coded[7], far regions only         the words once more as MPI puts them, {value, complement}
 
 Beside its windows a rank keeps, for each far peer, an *outbox* laid out like a region, which MPI puts from, words that
-have arrived, and R staged output rows.
+have arrived, and R staged output rows. A card may keep the rows of both in its own memory (T_CROSSING, T_STAGE).
 """
 
 from __future__ import annotations
@@ -257,6 +257,12 @@ def return_record_from(job, st, owner, tile):
 def ring_row_to(job, st, owner, row):
     """Address of row number `row`, counted since the engine began, of this rank's ring at `owner`."""
     return st[job[f.T_TO] + owner] + job[f.P_RING] + job[f.STRIDE] * (row % job[f.RING_ROWS])
+
+
+@jit
+def crossing_row_to(job, st, owner, row):
+    """The same row of a far owner's ring where it waits to be put."""
+    return st[job[f.T_CROSSING] + owner] + job[f.STRIDE] * (row % job[f.RING_ROWS])
 
 
 @jit

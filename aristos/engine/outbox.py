@@ -110,12 +110,18 @@ def closes(job, st, peer, idle, now):
 @jit
 def put_ring(job, st, peer, part, first, end, places, width):
     """Put entries first..end of one of an outbox's rings, `width` bytes each; returns bytes."""
-    outbox, there = st[job[f.T_TO] + peer] + part, st[job[f.T_AT] + peer] + part
+    return put_from(job, st, peer, st[job[f.T_TO] + peer] + part, part, first, end, places, width)
+
+
+@jit
+def put_from(job, st, peer, here, part, first, end, places, width):
+    """The same of a ring that lies anywhere."""
+    there = st[job[f.T_AT] + peer] + part
     nbytes = 0
     while first < end:
         place = first % places
         n = min(end - first, places - place)
-        mpi.put(job[f.WIRE], peer, there + width * place, outbox + width * place, width * n)
+        mpi.put(job[f.WIRE], peer, there + width * place, here + width * place, width * n)
         nbytes += width * n
         first += n
     return nbytes
@@ -135,7 +141,8 @@ def put_blocks(job, st, peer, tiles, rows):
         tile += 1
         crossed = mem.load(a + 24)
         if crossed != 0:  # the block's last tile
-            nbytes += put_ring(job, st, peer, job[f.P_RING], block, block + crossed, ring, job[f.STRIDE])
+            here = st[job[f.T_CROSSING] + peer]
+            nbytes += put_from(job, st, peer, here, job[f.P_RING], block, block + crossed, ring, job[f.STRIDE])
             block = pair
     return nbytes
 

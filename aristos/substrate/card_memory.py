@@ -2,7 +2,8 @@
 
 The MPI window lies in the host's memory. The card has a place for each of its bytes (the mirror), which the proxy
 copies what has arrived to; the outboxes, what is staged in them and the words that were handed on lie in pinned memory
-that kernels reach too. It starts no thread.
+that kernels reach too. Where MPI takes the card's memory (device_puts.py), rows wait there to be put. It starts no
+thread.
 """
 
 from __future__ import annotations
@@ -34,16 +35,20 @@ class Sides:
 class CardMemory(Memory):
     """What `Shape` needs on this rank, whose workers are on `card`, and which has far peers; collective.
 
-    card: a substrate.device.Card.
+    card: a substrate.device.Card. rows_on_card: whether rows for far peers lie on the card until MPI puts them.
     """
 
-    def __init__(self, group: Group, shape: Shape, window: Callable[[int], Window], card: Any) -> None:
+    def __init__(
+        self, group: Group, shape: Shape, window: Callable[[int], Window], card: Any, rows_on_card: bool = False
+    ) -> None:
         self.device = card
         super().__init__(group, shape, window, self._mapped)
         assert self._far is not None
         nbytes = window_bytes(shape, group.nodes, group.rank)[1]
         self._pinned = card.pin(self._far.base, nbytes)
         self._mirror = card.allocate(nbytes)
+        self._ring = shape.ring_rows * shape.stride
+        self._rows = card.allocate(2 * self._ring * len(self.far)) if rows_on_card else 0
         self._window_shift = self._mirror - self._far.base
         self._believed = aligned((LINE // WORD * group.world,), np.int64)
         self._believed[:] = 0
@@ -59,11 +64,18 @@ class CardMemory(Memory):
         """Write into a state on the card where everything is, as kernels reach it."""
         super().fill(state, starts)
         for tables, shift in (
-            ((f.T_TO, f.T_WORDS, f.T_STAGE), self._outbox_shift),
+            ((f.T_TO, f.T_WORDS, f.T_STAGE, f.T_CROSSING), self._outbox_shift),
             ((f.T_FROM, f.T_BACK), self._window_shift),
         ):
             for table in tables:
                 state[[starts[table] + p for p in self.far]] += shift
+        self._place_rows(state, starts)
+
+    def _place_rows(self, state: np.ndarray, starts: dict[int, int]) -> None:
+        """Where rows wait on the card, a far peer's ring and its staged outputs: MPI has the same addresses."""
+        for number, p in enumerate(self.far if self._rows else ()):
+            at = self._rows + 2 * self._ring * number
+            state[starts[f.T_CROSSING] + p], state[starts[f.T_STAGE] + p] = at, at + self._ring
 
     def sides(self, wire_to_card: int) -> Sides:
         """Jobs and states for the proxy, new; wire_to_card: the address of its words."""
@@ -71,6 +83,7 @@ class CardMemory(Memory):
         tables = StateLayout(small, 1, 1)
         st, cs = np.zeros(tables.words, np.int64), np.zeros(tables.words, np.int64)
         super().fill(st, tables.starts)
+        self._place_rows(st, tables.starts)
         st[f.PHASE] = f.PHASE_RUN  # an epoch that the proxy knows of is announced
         assert self._far is not None
         for p in self.far:
@@ -79,6 +92,7 @@ class CardMemory(Memory):
             st[tables.starts[f.T_WORDS] + p] = words
             for table, value in (
                 (f.T_FAR, 1), (f.T_WORDS, words), (f.T_CODED, here[f.T_WORDS]), (f.T_TO, here[f.T_FROM]),
+                (f.T_CROSSING, here[f.T_FROM] + self.layout.ring),
                 (f.T_AT, here[f.T_FROM] + self._window_shift), (f.T_STAGE, self._far.base),
                 (f.T_RETURNS_AT, self._mirror),
             ):  # fmt: skip
@@ -111,3 +125,5 @@ class CardMemory(Memory):
         super().close()
         self.device.free_host(self._outbox)
         self.device.free(self._mirror)
+        if self._rows:
+            self.device.free(self._rows)

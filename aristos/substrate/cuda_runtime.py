@@ -27,7 +27,7 @@ from ..stats import Tables
 from ..transport.group import Group
 from ..transport.ipc import IpcWindow
 from ..transport.window import Window
-from . import cuda
+from . import cuda, device_puts
 from .caller import Caller, CardWire
 from .card_memory import CardMemory
 from .device import Card
@@ -155,7 +155,14 @@ class CudaRuntime(Runtime):
     def _make_memory(self, shape: Shape) -> Memory:
         if self.group.nodes.single:
             return Memory(self.group, shape, self._window)
-        return CardMemory(self.group, shape, self._window, self.card)
+        return CardMemory(self.group, shape, self._window, self.card, self._mpi_takes_rows())
+
+    def _mpi_takes_rows(self) -> bool:
+        """Whether MPI puts from the memory of this node's cards: its first rank tries. Collective."""
+        near = self.group.nodes.near(self.group.rank)
+        first = min([self.group.rank, *near])
+        answer = device_puts.takes(self.card.ordinal) if first == self.group.rank else None
+        return bool(self.group.allgather(answer, "the first ranks of nodes to try puts from a card")[first].takes)
 
     def _start_caller(self, memory: CardMemory) -> None:
         """Start the thread that calls MPI; the ranks wait for each other after it."""

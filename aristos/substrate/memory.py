@@ -92,6 +92,7 @@ class Memory:
             put(f.T_AT, p, self._far.shift[p] + far_region(shape, nodes, p, me))
             put(f.T_RETURNS_AT, p, self._far.shift[p])
             put(f.T_TO, p, at)
+            put(f.T_CROSSING, p, at + self.layout.ring)
             at += self.layout.far_bytes
             put(f.T_WORDS, p, at)
             put(f.T_CODED, p, at + LINE)

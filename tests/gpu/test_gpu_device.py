@@ -13,6 +13,7 @@ if not count():
 from cuda_kernels import FILL, REVERSE, WORDS
 
 from aristos.errors import EnvironmentProblem, MemoryProblem
+from aristos.substrate import device_puts
 from aristos.substrate.driver import call
 from aristos.transport.ipc import IpcWindow
 
@@ -48,6 +49,14 @@ def test_memory(own):
     own.free(address)
     with pytest.raises(MemoryProblem, match=r"cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY: \d+ of \d+ MiB"):
         own.allocate(1 << 50)
+
+
+def test_whether_mpi_puts_from_it(own):
+    """Either is right, by the MPI that is here; but the process that tries it comes so far as to try."""
+    answer = device_puts.takes(own.ordinal)
+    assert answer.takes or not any(word in answer.why for word in ("exit code", "has not begun", "did not start")), (
+        answer
+    )
 
 
 def test_kernels_and_streams(own):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from . import pingpong, router
+from . import lend, pingpong, router
 from .compiler import types
 from .gemm import TILES, gemm, tiles
 from .tile import Tile
@@ -41,6 +41,7 @@ def route_kernels() -> dict[str, Kernel]:
 
 PUT_ROWS = Kernel("put_rows", pingpong.put_rows, (types.int64,) * 10, pingpong.THREADS, 0, 4)
 PING_PONG = Kernel("ping_pong", pingpong.ping_pong, (types.int64,) * 8, pingpong.WARP, 0, 1)
+LEND = Kernel("lend", lend.lend, (types.int64,) * 4, lend.THREADS, 0, 1)
 
 
 @cache
@@ -52,4 +53,4 @@ def product_kernel(tile: Tile) -> Kernel:
 def kernels(arch: str) -> list[Kernel]:
     """All of an architecture, sm_90 say, in a fixed order."""
     products = [product_kernel(tile) for kind in TILES for tile in tiles(kind, arch)]
-    return [*products, *route_kernels().values(), PUT_ROWS, PING_PONG]
+    return [*products, *route_kernels().values(), PUT_ROWS, PING_PONG, LEND]

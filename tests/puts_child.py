@@ -1,0 +1,73 @@
+"""What tries puts from a card, with a card that is this process's memory: `python puts_child.py HOW 0`.
+
+HOW: fine; dies: memory that MPI may not read, as a card's is to an MPI that knows no cards; waits: MPI waits for the
+kernel; elsewhere: something else arrives; refuses: MPI returns an error; silent: the process says nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import sys
+import threading
+import time
+
+import numpy as np
+
+from aristos.kernels.cuda.lend import LINE, STEP
+from aristos.substrate import device_puts
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class HostCard:
+    """The kernel is a thread."""
+
+    def __init__(self, how: str) -> None:
+        self.how, self.over = how, threading.Event()
+
+    def allocate(self, nbytes: int) -> int:
+        self.room = mmap.mmap(-1, nbytes)
+        self.row = np.frombuffer(self.room, np.uint64)
+        return self.row.ctypes.data
+
+    def host(self, nbytes: int) -> tuple[np.ndarray, int]:
+        self.told = np.zeros(nbytes, np.uint8)
+        return self.told, self.told.ctypes.data
+
+    def load(self, kernel: object) -> object:
+        return kernel
+
+    def launch(self, kernel: object, grid: int, shared: int, row: int, words: int, told: int, limit: int) -> None:
+        def run() -> None:
+            self.row[:] = np.arange(1, words + 1, dtype=np.uint64) * np.uint64(STEP)
+            if self.how == "elsewhere":
+                self.row[words // 2] += np.uint64(1)
+            if self.how == "dies":
+                assert LIBC.mprotect(ctypes.c_void_p(row), ctypes.c_size_t(8 * words), 0) == 0
+            flags = self.told.view(np.int64)
+            flags[0] = 1
+            until = time.monotonic() + limit / 1e9
+            while flags[LINE // 8] == 0 and time.monotonic() < until:
+                time.sleep(1e-3)
+            self.over.set()
+
+        threading.Thread(target=run, daemon=True).start()
+
+    def synchronize(self) -> None:
+        self.over.wait()
+
+    def current(self) -> contextlib.AbstractContextManager[None]:
+        if self.how == "waits":
+            self.over.wait()
+        if self.how == "refuses":
+            raise RuntimeError("MPI_ERR_BUFFER: invalid buffer pointer")
+        return contextlib.nullcontext()
+
+
+if __name__ == "__main__":
+    device_puts.STUCK_SECONDS = 1.0
+    if sys.argv[1] == "silent":
+        sys.exit("no MPI here")
+    device_puts.main(int(sys.argv[2]), lambda ordinal: HostCard(sys.argv[1]))
