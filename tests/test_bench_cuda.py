@@ -15,7 +15,7 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed:
 from simt_card import on_ranks
 
 from aristos import results
-from aristos.bench import main, registry, routing
+from aristos.bench import main, plots, registry, routing
 from aristos.bench.context import VERDICTS, Context
 from aristos.bench.gpu import calls, clock, cublas, exchange, gemm, launch, layer, plan, progress, put, replay, signal
 from aristos.bench.options import Options, UsageError, parse
@@ -89,7 +89,21 @@ def measured(name, ranks=1, trace=None, **options):
     result = on_ranks(ranks, body)[0]
     assert result.ok, [(r.get("what"), r.get("error"), r["check"]) for s in result.sheets for r in s.records]
     assert all(record["check"] == VERDICTS[True] for sheet in result.sheets for record in sheet.records)
+    draw(result.tables)
     return result
+
+
+def draw(tables):
+    """Every picture there is of them."""
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    for table in tables:
+        for _, picture in plots.pictures().get(table.name, []):
+            figure = picture(table)
+            assert all(axes.lines for axes in figure.axes)
+            pyplot.close(figure)
 
 
 def test_put():

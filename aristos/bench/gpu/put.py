@@ -96,7 +96,7 @@ def run(ctx: Context, gpu: Gpu) -> Result:
             times[way, row_bytes] = found
             sheet.records.append(_record(puts, way, found, right and puts.right(halves)))
     ok = all(record["check"] == VERDICTS[True] for record in sheet.records)
-    return Result(ok, [sheet], [_table(times)])
+    return Result(ok, [sheet], [_table(times, grid)])
 
 
 def _record(puts: Puts, way: str, found: dict[str, np.ndarray], right: bool) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def _record(puts: Puts, way: str, found: dict[str, np.ndarray], right: bool) -> 
     }  # fmt: skip
 
 
-def _table(times: dict[tuple[str, int], dict[str, np.ndarray]]) -> Table:
+def _table(times: dict[tuple[str, int], dict[str, np.ndarray]], grid: int) -> Table:
     """Raw times; the shorter ones end in NaN."""
     longest = max(len(t) for found in times.values() for t in found.values())
     seconds = np.full((len(WAYS), len(ROW_BYTES), 2, longest), np.nan)
@@ -119,4 +119,5 @@ def _table(times: dict[tuple[str, int], dict[str, np.ndarray]]) -> Table:
     table = Table("put", "put_cuda", attributes={"block_bytes": BLOCK_BYTES})
     table.dim("way", list(WAYS)).dim("row_bytes", ROW_BYTES, "B").dim("what", ["put", "copy"])
     table.dim("turn", np.arange(longest))
+    table.add("bytes", ("way",), [BLOCK_BYTES * grid * halves // 2 for halves in WAYS.values()], "B", "of a launch")
     return table.add("time", ("way", "row_bytes", "what", "turn"), seconds, "s", "one launch, or one copy")

@@ -41,7 +41,8 @@ MARKS = {"fused": "o", "bulk": "s", "one-sided": "o", "Alltoall": "^", "Alltoall
 def footer(figure: Any, run: Run) -> None:
     """Where the numbers are from, small, below the picture."""
     a = run.attributes
-    text = f"run {run.name} · {a.get('cpu', '')} · {a.get('ranks', '?')} ranks · {a.get('mpi_library', '')}"
+    on = a.get("card") or a.get("cpu", "")
+    text = f"run {run.name} · {on} · {a.get('ranks', '?')} ranks · {a.get('mpi_library', '')}"
     figure.supxlabel(text, fontsize=6.5, color=GREY, x=0.99, ha="right")
 
 

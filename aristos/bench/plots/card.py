@@ -1,0 +1,109 @@
+"""Pictures of what `--backend cuda` measured: put, signal, gemm and layer, each beside what it is compared with.
+
+Points are medians, bands reach from the 5th to the 95th percentile of turns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ...results import Table
+from .style import BLUE, GREEN, GREY, ORANGE, RED, byte_axis, plain_log
+
+GRAPH = "aristos graph"  # of ours, what the chain in a graph is compared with
+COLORS, MARKS = (BLUE, ORANGE, GREEN, RED, GREY), "os^Dv"
+
+
+def _line(axis: Any, x: ArrayLike, values: np.ndarray, name: str, number: int = 0) -> None:
+    """values: [x, turn], NaN where a turn was not run."""
+    low, middle, high = np.nanquantile(values, [0.05, 0.5, 0.95], axis=-1)
+    color = COLORS[number % len(COLORS)]
+    axis.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+    axis.plot(x, middle, color=color, marker=MARKS[number % len(MARKS)], markersize=4, label=name)
+
+
+def _counts(axis: Any, counts: np.ndarray, label: str) -> None:
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(counts, [str(n) for n in counts])
+    axis.minorticks_off()
+    axis.set_xlabel(label)
+
+
+def put(table: Table) -> Any:
+    """GB/s by the size of rows, a panel for each way, beside the card's own copy."""
+    from matplotlib import pyplot
+
+    ways, sizes = table.dims["way"].values, table.dims["row_bytes"].values
+    times = table.variables["time"].values  # [way, size, what, turn]
+    figure, axes = pyplot.subplots(1, len(ways), figsize=(4.6 * len(ways), 3.8), squeeze=False, sharey=True)
+    for axis, way, of_way, nbytes in zip(axes[0], ways, times, table.variables["bytes"].values):
+        for number, name in enumerate(table.dims["what"].values):
+            _line(axis, sizes, nbytes / of_way[:, number] / 1e9, str(name), number)
+        byte_axis(axis, sizes)
+        axis.set(title=f"put, {way}", xlabel="bytes of a row", ylim=(0, None))
+        axis.legend()
+    axes[0, 0].set_ylabel("GB/s")
+    return figure
+
+
+def signal(table: Table) -> Any:
+    """A row and a signal, there and back."""
+    from matplotlib import pyplot
+
+    sizes = table.dims["row_bytes"].values
+    figure, axis = pyplot.subplots(figsize=(5.5, 3.8))
+    _line(axis, sizes, table.variables["round_trip"].values * 1e6, "put and signal")
+    byte_axis(axis, sizes)
+    axis.set(title="there and back between two blocks", xlabel="bytes of a row", ylabel="us", ylim=(0, None))
+    return figure
+
+
+def gemm(table: Table) -> Any:
+    """TFLOP/s by rows; where cuBLAS was there, how often ours fits into its time."""
+    from matplotlib import pyplot
+
+    rows, names = table.dims["rows"].values, table.dims["kernel"].values
+    times = table.variables["time"].values  # [kernel, rows, turn]
+    figure, axes = pyplot.subplots(1, len(names), figsize=(4.8 * len(names), 3.8), squeeze=False)
+    left = axes[0, 0]
+    work = table.attributes["flops_a_row_of_every_expert"] * rows[:, None] / 1e12
+    for number, name in enumerate(names):
+        _line(left, rows, work / times[number], str(name), number)
+    left.set(ylabel="TFLOP/s", ylim=(0, None), title="the product of every expert")
+    left.legend()
+    for axis, theirs, name in zip(axes[0, 1:], times[1:], names[1:]):
+        _line(axis, rows, theirs / times[0], str(name))
+        axis.axhline(1, color=GREY, linewidth=0.8, linestyle=":")
+        axis.set(ylim=(0, None), ylabel=f"time of {name} / time of {names[0]}", title=f"against {name}")
+    for axis in axes[0]:
+        _counts(axis, rows, "rows of each expert")
+    figure.suptitle(table.attributes["shape"], fontsize=9, x=0.01, ha="left")
+    return figure
+
+
+def layer(table: Table) -> Any:
+    """Time of a call by tokens, and how often it fits into the time of each other way."""
+    from matplotlib import pyplot
+
+    tokens, names = table.dims["tokens"].values, [str(name) for name in table.dims["what"].values]
+    times = table.variables["call_time"].values  # [tokens, what, turn]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.6, 3.8))
+    for number, name in enumerate(names):
+        _line(left, tokens, times[:, number] * 1e3, name, number)
+    left.set(ylabel="ms, slowest rank", yscale="log", title="one call")
+    plain_log(left.yaxis)
+    left.legend()
+    base = names.index(GRAPH)
+    for number, name in enumerate(names):
+        if number != base:
+            _line(right, tokens, times[:, number] / times[:, base], name, number)
+    right.axhline(1, color=GREY, linewidth=0.8, linestyle=":")
+    right.set(ylabel=f"time / time of {GRAPH}", ylim=(0, None), title=f"over {GRAPH}, turn by turn")
+    right.legend()
+    for axis in (left, right):
+        _counts(axis, tokens, "tokens a rank")
+    figure.suptitle(table.attributes["shape"], fontsize=9, x=0.01, ha="left")
+    return figure
