@@ -44,7 +44,7 @@ class Host:
         self.coded: list[range] = []
         self.ticks = 0
         self.puts = 0
-        self.from_cards = 0  # words that were put from the memory of cards
+        self.from_cards: set[tuple[int, int]] = set()  # what was put of the memory of cards: (of which, address)
         mem, wire = plain("memory"), plain("wire")
         mem.load, mem.store = self.load, self.store
         mem.load_acquire = lambda at: self.load(at, "acquire")
@@ -115,7 +115,8 @@ class Host:
         here = self._on_machine(source)
         if here is not None:
             value = int(here[0].load(here[1], order="weak"))
-            self.from_cards += here[0] in self.on_cards
+            if here[0] in self.on_cards:
+                self.from_cards.add((here[0].ptr, source))
         else:
             value = self.load(source)
         found = self._on_machine(target)

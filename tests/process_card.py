@@ -111,7 +111,7 @@ def taking(card: ProcessCard) -> Callable[..., np.ndarray]:
 def cards(comm: Any, folder: Path, blocks: int = 2, takes: bool = False) -> Iterator[ProcessCard]:
     """This rank's card, which layers with backend="cuda" find inside; collective. folder: the same on all ranks.
 
-    takes: MPI puts from the cards' memory.
+    takes: MPI puts from the memory of this rank's card, if its node asks this rank.
     """
     path = folder / "memory"
     if comm.rank == 0:
@@ -121,8 +121,8 @@ def cards(comm: Any, folder: Path, blocks: int = 2, takes: bool = False) -> Iter
     card = ProcessCard(path, comm.rank, comm.size, blocks)
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch("aristos.substrate.cuda_runtime.Card.find", return_value=card))
+        stack.enter_context(mock.patch("aristos.substrate.device_puts.takes", return_value=Answer(takes)))
         if takes:
-            stack.enter_context(mock.patch("aristos.substrate.device_puts.takes", return_value=Answer(True)))
             stack.enter_context(mock.patch.object(RmaWindow, "_connect", taking(card)))
         yield card
     reports = card.machine.reports

@@ -137,8 +137,11 @@ def test_equal_bits_through_the_proxy(comm, world, takes):
             for (x, call), want in zip(calls, wanted):
                 assert same(moe(x, **call), want)
         assert card.copies > 0
-        assert all(array.any() for array in card.allocated)  # the mirror; and the rows to put, which are nowhere else
         assert len(card.allocated) == 1 + takes
+        assert card.allocated[0].any()  # the mirror
+        for rows in card.allocated[1:]:  # what is put, which is nowhere else: ring rows and outputs, peer by peer
+            far = sum(p // per_node != comm.rank // per_node for p in range(world))
+            assert rows.reshape(2 * far, -1).any(axis=1).all()
         assert card.pinned == (0, 0)
 
 

@@ -32,10 +32,14 @@ def shared_folder() -> Path:
     return found
 
 
-@pytest.mark.parametrize("takes", [False, True], ids=["staged", "from the card"])
+@pytest.mark.parametrize("taking", ["no node", "one node", "all nodes"])
 @ranks_each(2, 4, timeout=400)
-def test_nodes(comm, world, takes):
-    """Nodes of one card and of two: the float64 reference, equal bits however ranks lie on nodes."""
+def test_nodes(comm, world, taking):
+    """Nodes of one card and of two: the float64 reference, equal bits however ranks lie on nodes.
+
+    taking: the nodes whose MPI puts from cards.
+    """
+    takes = taking == "all nodes" or (taking == "one node" and comm.rank < world // 2)
     with cards(comm, shared_folder(), takes=takes) as card:
         found = []
         for per_node in (world, world // 2):

@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 from aristos import simt
+from aristos.doctor.memory import leftovers
 from aristos.kernels.cuda.lend import LINE, STEP, THREADS, lend
 from aristos.substrate import device_puts
 
@@ -22,10 +23,10 @@ def asked(monkeypatch):
     """What is said of a card that behaves in some way."""
     monkeypatch.delenv(device_puts.VARIABLE, raising=False)
 
-    def ask(how):
+    def ask(how, *seconds):
         monkeypatch.setattr(device_puts, "COMMAND", [*CHILD, how])
         device_puts.takes.cache_clear()
-        return device_puts.takes(0)
+        return device_puts.takes(0, *seconds)
 
     yield ask
     device_puts.takes.cache_clear()
@@ -34,16 +35,18 @@ def asked(monkeypatch):
 @pytest.mark.parametrize(
     ("how", "why"),
     [
-        ("dies", r"MPI died of it \(SIG(SEGV|BUS|ABRT)\)"),
+        ("dies", r"MPI died of it \((Segmentation fault|Bus error|Aborted)\)"),
         ("waits", "MPI waits for the kernel that runs on the card"),
-        ("elsewhere", "something else arrives"),
+        ("elsewhere", "MPI puts 4194304 bytes from the card, and something else arrives"),
         ("refuses", "RuntimeError: MPI_ERR_BUFFER"),
         ("silent", "exit code 1: no MPI here"),
     ],
 )
 def test_what_does_not_take_it(asked, how, why):
+    before = set(leftovers(young=0.0))
     answer = asked(how)
     assert not answer.takes
+    assert set(leftovers(young=0.0)) <= before
     assert re.search(why, answer.why), answer.why
 
 
@@ -56,17 +59,25 @@ def test_what_does(comm, asked, monkeypatch):
     assert device_puts.takes(0) is answer
 
 
-def test_no_answer_in_time(asked, monkeypatch):
-    monkeypatch.setattr(device_puts, "SECONDS", 0.05)
-    assert "did not come back within 0.05 s" in asked("fine").why
+def test_no_answer_in_time(asked):
+    assert "did not come back within 0.05 s" in asked("fine", 0.05).why
 
 
-def test_who_does_not_want_it(asked, monkeypatch):
-    monkeypatch.setenv(device_puts.VARIABLE, "0")
-    assert not asked("fine").takes
+@pytest.mark.parametrize("value", ["0", "no"])
+def test_who_does_not_want_it(asked, monkeypatch, value):
+    monkeypatch.setenv(device_puts.VARIABLE, value)
+    answer = asked("fine")
+    assert (answer.takes, answer.why) == (False, f"{device_puts.VARIABLE}={value}")
 
 
-def test_a_process_without_a_card():
+def test_a_child_that_does_not_start(asked, monkeypatch):
+    """Nothing is raised: other ranks wait for the answer."""
+    monkeypatch.setattr(device_puts, "alone", lambda env: {"A": "nul\0"})
+    assert "could not be asked: ValueError" in asked("fine").why
+
+
+def test_a_process_without_a_card(monkeypatch):
+    monkeypatch.delenv(device_puts.VARIABLE, raising=False)
     device_puts.takes.cache_clear()
     try:
         answer = device_puts.takes(10_000)  # nobody has so many

@@ -58,18 +58,18 @@ def test_the_driver(what, state, word, remedy):
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
-        (Answer(True), "MPI puts to other nodes from the cards' memory"),
+        (Answer(True), "MPI puts to other nodes from the memory of card 0"),
         (Answer(False, "MPI died of it (SIGSEGV)"), "waits in the host's pinned memory: MPI died of it (SIGSEGV)"),
     ],
 )
 def test_from_where_rows_are_put(monkeypatch, answer, text):
-    monkeypatch.setattr("aristos.substrate.device_puts.takes", lambda ordinal: answer)
-    got = gpus.puts(seen())
+    monkeypatch.setattr("aristos.substrate.device_puts.takes", lambda ordinal, seconds: answer)
+    got = gpus.puts(seen(), 60.0)
     assert got.state == "ok"
     assert text in got.text
     assert got.values == {"from_card": answer.takes}
     for nobody in (NOTHING, Sight(SILENT), seen(visible=0)):
-        assert "not needed" in gpus.puts(nobody).text
+        assert "not needed" in gpus.puts(nobody, 60.0).text
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,12 @@ def test_fresh_schedules(asked):
     assert found["schedules"] > 10
 
 
+def test_a_worker_that_its_lock_keeps_out_looks_again():
+    """It meets the lock as it decides, and again as it tends the wire: it has still to decide from what is there."""
+    drawn = ("--transport", "mixed", "--ranks", "3", "--strategy", "pct", "--rows", "0", "--calls", "0")
+    assert explore(*drawn, "--seed", "410437947", "--schedules", "1")["found"] is None
+
+
 @pytest.mark.parametrize("first", [0, 2414492314, None], ids=["seed 0", "a read where nothing lies", "a fresh seed"])
 def test_every_mutation_is_found(first):
     """Each deliberate bug is found within 300 schedules, whatever the seed."""

@@ -26,7 +26,7 @@ from aristos.explore import main as explorer
 from aristos.explore import shrink, step_limit, strategies
 from aristos.explore.cases import Call, Case, Fault
 from aristos.explore.machine import Machine
-from aristos.explore.places import BELIEVED, COPIES, NEAR, PART, WIRE, address, private
+from aristos.explore.places import BELIEVED, COPIES, NEAR, PART, STATE, WIRE, address, private
 from aristos.explore.violation import OutOfBounds, Race, SecondWriter, WrongSide
 from aristos.substrate import cpu
 
@@ -154,8 +154,9 @@ def test_a_second_writer_is_seen():
             aristos.memory.store(word, 2)
 
 
-@pytest.mark.parametrize("access", ["load", "store", "load_acquire", "store_release"])
-@pytest.mark.parametrize("at", [0, 8, address(2, NEAR), address(0, BELIEVED + 1), address(0, NEAR, PART - 8)])
+@pytest.mark.parametrize("access", ["load", "store", "load_acquire", "store_release", "fetch_add", "compare_exchange"])
+@pytest.mark.parametrize("at", [0, -8, address(2, NEAR), address(0, BELIEVED + 1), address(0, NEAR, PART - 8),
+                                private(0, 13), private(2, STATE), private(-1, WIRE)])  # fmt: skip
 def test_an_access_where_nothing_lies_is_seen(at, access):
     """An address that nobody has written yet, or one past what it is for: on a real machine a fault, or worse, none."""
     machine = Machine(Case(calls=((Call(()),),) * 2), strategies.Replay([]))
@@ -163,7 +164,9 @@ def test_an_access_where_nothing_lies_is_seen(at, access):
         machine.sched.current = machine.sched.actors[1]
         machine.memory.local.add(at)  # no other actor need run before it
         with pytest.raises(OutOfBounds, match=f"address {at:#x}, where nothing lies"):
-            getattr(aristos.memory, access)(at, *([1] if access.startswith("store") else []))
+            getattr(aristos.memory, access)(
+                at, *{"load": [], "load_acquire": [], "compare_exchange": [0, 1]}.get(access, [1])
+            )
 
 
 def test_a_wait_in_which_something_always_comes_is_bounded(monkeypatch):

@@ -42,14 +42,17 @@ def driver(sight: Sight) -> Finding:
     return warn(name, f"{what}, but the driver answers {found.error}", advice)
 
 
-def puts(sight: Sight) -> Finding:
-    """From where rows go to other nodes, if they do: from the cards, where MPI takes their memory."""
+def puts(sight: Sight, limit: float) -> Finding:
+    """From where rows go to other nodes, if they do: from the cards, where MPI takes their memory.
+
+    limit: seconds that other ranks wait for this.
+    """
     name = "GPU puts"
     if sight.driver is None or sight.driver.error or not sight.driver.uuids:
         return ok(name, "not needed: " + NO_GPU)
-    answer = device_puts.takes(0)
+    answer = device_puts.takes(0, min(device_puts.SECONDS, limit / 2))
     if answer.takes:
-        return ok(name, "MPI puts to other nodes from the cards' memory", from_card=True)
+        return ok(name, "MPI puts to other nodes from the memory of card 0", from_card=True)
     return ok(name, f"what goes to other nodes waits in the host's pinned memory: {answer.why}", from_card=False)
 
 

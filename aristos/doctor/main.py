@@ -37,7 +37,7 @@ def run(as_json: bool, limit: float) -> int:
     report.add(met)
     if ranks.rank == 0 and not prints:
         return OK  # a task of a job that MPI does not see as one: task 0 says so, and fails
-    _each(ranks, report)
+    _each(ranks, report, limit)
     if met.state == "ok":
         _together(ranks, report, found)
     failed = any(ranks.allgather(report.worst == "fail", "exit code"))
@@ -65,12 +65,12 @@ def _before(found: Library | None, applied: list[workarounds.Workaround]) -> lis
     ]
 
 
-def _each(ranks: Ranks, report: Report) -> None:
+def _each(ranks: Ranks, report: Report, limit: float) -> None:
     """What each rank, and the first rank of each node, sees for itself."""
     here = sum(node == ranks.nodes.node_of[ranks.rank] for node in ranks.nodes.node_of)
     checks = _of_rank()
     if ranks.lead:
-        checks += _of_node(ranks.size, here)
+        checks += _of_node(ranks.size, here, limit)
     mine = [guarded(name, check) for name, check in checks]
     report.add(*merged(enumerate(ranks.allgather(mine, "what each rank sees")), ranks.size))
 
@@ -106,7 +106,7 @@ def _of_rank() -> list[Check]:
     ]
 
 
-def _of_node(ranks: int, here: int) -> list[Check]:
+def _of_node(ranks: int, here: int, limit: float) -> list[Check]:
     """For the first rank of each node."""
     seen = sight.look(cuda=sight.library())
     return [
@@ -114,7 +114,7 @@ def _of_node(ranks: int, here: int) -> list[Check]:
         ("left in shm", lambda: memory.left(memory.leftovers())),
         ("GPU driver", lambda: gpus.driver(seen)),
         ("GPUs", lambda: gpus.gpus(seen, os.environ, here)),
-        ("GPU puts", lambda: gpus.puts(seen)),
+        ("GPU puts", lambda: gpus.puts(seen, limit)),
         ("GPU packages", lambda: gpus.packages({each: version(each) for each in gpus.PACKAGES}, seen)),
     ]
 

@@ -9,7 +9,7 @@ written into the outbox; `outbox.py` puts it.
 from .. import memory as mem
 from ..compile import jit
 from . import fields as f
-from .layout import crossing_row_to, index_to, record_to, word_from, word_to
+from .layout import index_to, outbox_row_to, record_to, word_from, word_to
 from .packing import tile_rows
 
 
@@ -127,7 +127,7 @@ def execute(job, st, worker):
             if packed < low or packed >= high:
                 continue
             if mine and not crossed:
-                mem.copy_row(crossing_row_to(job, st, owner, row), job[f.X] + job[f.X_STRIDE] * t, job[f.ROW_BYTES])
+                mem.copy_row(outbox_row_to(job, st, owner, row), job[f.X] + job[f.X_STRIDE] * t, job[f.ROW_BYTES])
             crossed = True
             if mine and mem.lane() == 0:
                 slot = job[job[f.SLOT_OF] + ids[i]]

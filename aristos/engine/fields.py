@@ -29,7 +29,7 @@ P_ANNOUNCE, P_ANNOUNCE_STEP, P_RECORDS, P_RETURN_RECORDS, P_RING, P_INDEX, P_COD
 # ---- the job: where a table of the state starts
 (
     T_TO, T_FROM, T_WORDS, T_RETURNS, T_BACK, T_FAR, T_AT, T_RETURNS_AT, T_STAGE,
-    T_CROSSING,  # of a far peer: where the rows of its ring lie here until they are put
+    T_OUT_RING,  # of a far peer: where the rows of its ring wait here to be put, as its outputs do at T_STAGE
     T_CODED, T_SENT_ROWS, T_SENT_TILES, T_SEEN_TILES, T_EXTRA, T_READ_TILES, T_READ_ROWS, T_FREE_TILES,
     T_FREED_ROWS, T_PUT_ROWS, T_PUT_TILES, T_PUT_RETURNED, T_PUT_CREDIT, T_PUT_TIME, T_OPEN, T_OPEN_EPOCH, T_OPEN_ROWS,
     T_OPEN_TILES, T_OPEN_RETURNED, T_OPEN_CREDIT, T_OPEN_BYTES, T_RETURNED, T_RECORD, T_COUNT, T_SLOT_FROM,

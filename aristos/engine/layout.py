@@ -18,7 +18,7 @@ A pair's region, R ring rows (everything on lines of 64 bytes of its own, so tha
     coded[7], far regions only         the words once more as MPI puts them, {value, complement}
 
 Beside its windows a rank keeps, for each far peer, an *outbox* laid out like a region, which MPI puts from, words that
-have arrived, and R staged output rows. A card may keep the rows of both in its own memory (T_CROSSING, T_STAGE).
+have arrived, and R staged output rows. A card may keep the rows of both in its own memory (T_OUT_RING, T_STAGE).
 """
 
 from __future__ import annotations
@@ -260,9 +260,9 @@ def ring_row_to(job, st, owner, row):
 
 
 @jit
-def crossing_row_to(job, st, owner, row):
-    """The same row of a far owner's ring where it waits to be put."""
-    return st[job[f.T_CROSSING] + owner] + job[f.STRIDE] * (row % job[f.RING_ROWS])
+def outbox_row_to(job, st, owner, row):
+    """Address of the same row, of a far owner's ring, where it waits to be put."""
+    return st[job[f.T_OUT_RING] + owner] + job[f.STRIDE] * (row % job[f.RING_ROWS])
 
 
 @jit

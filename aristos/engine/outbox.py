@@ -141,7 +141,7 @@ def put_blocks(job, st, peer, tiles, rows):
         tile += 1
         crossed = mem.load(a + 24)
         if crossed != 0:  # the block's last tile
-            here = st[job[f.T_CROSSING] + peer]
+            here = st[job[f.T_OUT_RING] + peer]
             nbytes += put_from(job, st, peer, here, job[f.P_RING], block, block + crossed, ring, job[f.STRIDE])
             block = pair
     return nbytes

@@ -142,8 +142,8 @@ class Machine:
             kind, me = step(job, st, worker), self.sched.me
             if kind != f.IDLE:
                 me.locked_out = None  # it has found a share without the lock
-            elif self.case.workers > 1 and me.locked_out is None:
-                me.print = self.rank.fingerprint()
+            elif self.case.workers > 1:  # kept out by the lock, it has looked at nothing
+                me.print = self.rank.fingerprint() if me.locked_out is None else None
             return kind
 
         return decide

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .places import AREA, AREA_BITS, DESCRIPTORS, FIRST, LOCK, PART_BITS, PRIVATE, SCRATCH, STATE
-from .regions import CODED, OUT_OF_BOUNDS, RETURNS, RING, WORD, Regions
+from .places import AREA, AREA_BITS, DESCRIPTORS, FIRST, LOCK, PART_BITS, PRIVATE, SCRATCH, SPAN, STATE
+from .regions import AREAS, CODED, OUT_OF_BOUNDS, RETURNS, RING, WORD, Regions
 from .scheduler import LOAD, STORE, UPDATE, Scheduler
 from .state import State
 from .violation import OutOfBounds, Race, RingError, SecondWriter, WrongResult
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Clock = tuple[int, ...]
 PRIVATE_BITS = PRIVATE << PART_BITS
 CHECKED_AREAS = (SCRATCH, DESCRIPTORS)  # what workers, or blocks and the caller, share
+FREE_AREAS = [area for area in range(len(AREAS)) if area not in (STATE, *CHECKED_AREAS)]
 CHANGE = "waits for a change"
 JUMPS = (1_000, 20_000, 200_000, 5_000_000, 250_000_000)  # ns by which time goes on: one is longer than any wait
 OLD = 3  # how far back a load may see
@@ -54,6 +55,7 @@ class Memory:
 
     def __init__(self, regions: Regions, sched: Scheduler) -> None:
         self.regions, self.sched = regions, sched
+        self.end = FIRST + SPAN * regions.shape.world  # of all numbers
         self.network: Network
         self.reach: Reach | None = None  # where ranks are on cards
         self.states: list[State] = []  # each rank's, as mem.load at its address sees it
@@ -181,25 +183,25 @@ class Memory:
             raise SecondWriter(f"rank {self.rank} writes {self.name(at)}, which is rank {place.writer}'s to write")
 
     def load(self, at: int) -> int:
-        if at & PRIVATE_BITS == PRIVATE_BITS:
+        if at & PRIVATE_BITS == PRIVATE_BITS and FIRST <= at < self.end:
             area = at >> AREA_BITS & 15
             if area == STATE:
                 return self.states[(at - FIRST) >> 40].load((at & (AREA - 1)) >> 3)
-            if area not in CHECKED_AREAS:
+            if area in FREE_AREAS:
                 return self.value.get(at, 0)
         elif self.regions.place(at).kind == CODED:
             return self.network.read_coded(at)
         return self.read(at)
 
     def store(self, at: int, value: int) -> None:
-        if at & PRIVATE_BITS == PRIVATE_BITS:
+        if at & PRIVATE_BITS == PRIVATE_BITS and FIRST <= at < self.end:
             area = at >> AREA_BITS & 15
             if area == STATE:
                 self.states[(at - FIRST) >> 40].store((at & (AREA - 1)) >> 3, value)
                 return
             if self.network.sources:
                 self.network.check_write(at)
-            if area not in CHECKED_AREAS:
+            if area in FREE_AREAS:
                 self.value[at] = value
                 return
         me = self.me
@@ -230,7 +232,7 @@ class Memory:
 
     def state_of(self, at: int) -> tuple[State, int] | None:
         """The state that an address is in, and which word of it that is."""
-        if at & PRIVATE_BITS == PRIVATE_BITS and at >> AREA_BITS & 15 == STATE:
+        if at & PRIVATE_BITS == PRIVATE_BITS and at >> AREA_BITS & 15 == STATE and FIRST <= at < self.end:
             return self.states[(at - FIRST) >> 40], (at & (AREA - 1)) >> 3
         return None
 
@@ -301,6 +303,8 @@ class Memory:
         old = self.latest(at)
         mine = self.clocks[me]
         word = self.state_of(at)
+        if word is None and self.regions.place(at).kind == OUT_OF_BOUNDS:
+            raise OutOfBounds(f"{self.actor(me)} writes {self.name(at)}")
         if word is None:
             self._check_plain(at, "releases")
             self.value[at] = value

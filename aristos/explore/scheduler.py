@@ -45,7 +45,7 @@ class Actor:
         self.sweeping = False  # it looks for something to do
         self.blind = 0  # sweeps since it has last looked for poison
         self.cut = False  # its slice of time is over
-        self.print = 0  # what it has decided from when it last held its rank's lock
+        self.print: int | None = 0  # what it has decided from; None: kept out by its rank's lock, from nothing
         self.why = "starts"
         self.flushing = -1  # the rank that it flushes its puts to
         self.greenlet: greenlet | None = None

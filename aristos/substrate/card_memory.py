@@ -8,6 +8,7 @@ thread.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,11 @@ import numpy as np
 
 from ..engine import fields as f
 from ..engine.layout import LINE, WORD, Shape, StateLayout, lines
+from ..errors import MemoryProblem
 from ..kernels.cpu.gemm import aligned
 from ..transport.group import Group
 from ..transport.window import Window
-from .memory import Memory, window_bytes
+from .memory import Memory, card_rows_bytes, window_bytes
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,10 @@ class CardMemory(Memory):
         nbytes = window_bytes(shape, group.nodes, group.rank)[1]
         self._pinned = card.pin(self._far.base, nbytes)
         self._mirror = card.allocate(nbytes)
-        self._ring = shape.ring_rows * shape.stride
-        self._rows = card.allocate(2 * self._ring * len(self.far)) if rows_on_card else 0
+        self._rows = 0
+        if rows_on_card:
+            with contextlib.suppress(MemoryProblem):  # they can wait with the host as well
+                self._rows = card.allocate(card_rows_bytes(shape, group.nodes, group.rank))
         self._window_shift = self._mirror - self._far.base
         self._believed = aligned((LINE // WORD * group.world,), np.int64)
         self._believed[:] = 0
@@ -64,7 +68,7 @@ class CardMemory(Memory):
         """Write into a state on the card where everything is, as kernels reach it."""
         super().fill(state, starts)
         for tables, shift in (
-            ((f.T_TO, f.T_WORDS, f.T_STAGE, f.T_CROSSING), self._outbox_shift),
+            ((f.T_TO, f.T_WORDS, f.T_STAGE, f.T_OUT_RING), self._outbox_shift),
             ((f.T_FROM, f.T_BACK), self._window_shift),
         ):
             for table in tables:
@@ -74,8 +78,9 @@ class CardMemory(Memory):
     def _place_rows(self, state: np.ndarray, starts: dict[int, int]) -> None:
         """Where rows wait on the card, a far peer's ring and its staged outputs: MPI has the same addresses."""
         for number, p in enumerate(self.far if self._rows else ()):
-            at = self._rows + 2 * self._ring * number
-            state[starts[f.T_CROSSING] + p], state[starts[f.T_STAGE] + p] = at, at + self._ring
+            ring = self.shape.ring_rows * self.shape.stride
+            at = self._rows + 2 * ring * number
+            state[starts[f.T_OUT_RING] + p], state[starts[f.T_STAGE] + p] = at, at + ring
 
     def sides(self, wire_to_card: int) -> Sides:
         """Jobs and states for the proxy, new; wire_to_card: the address of its words."""
@@ -92,7 +97,7 @@ class CardMemory(Memory):
             st[tables.starts[f.T_WORDS] + p] = words
             for table, value in (
                 (f.T_FAR, 1), (f.T_WORDS, words), (f.T_CODED, here[f.T_WORDS]), (f.T_TO, here[f.T_FROM]),
-                (f.T_CROSSING, here[f.T_FROM] + self.layout.ring),
+                (f.T_OUT_RING, here[f.T_FROM] + self.layout.ring),
                 (f.T_AT, here[f.T_FROM] + self._window_shift), (f.T_STAGE, self._far.base),
                 (f.T_RETURNS_AT, self._mirror),
             ):  # fmt: skip

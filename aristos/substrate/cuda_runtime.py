@@ -135,7 +135,7 @@ class CudaRuntime(Runtime):
             self.version += 1
             old, self.state_at = self.state_at, 0
             self.card.free(old)
-        memory = self._make_memory(shape)
+        memory = self._together(lambda: self._make_memory(shape))
         state = np.zeros(tables.words, np.int64)
         memory.fill(state, tables.starts)
         self.state_at = self._together(lambda: self.card.allocate(WORD * tables.words + LINE))
@@ -159,9 +159,10 @@ class CudaRuntime(Runtime):
 
     def _mpi_takes_rows(self) -> bool:
         """Whether MPI puts from the memory of this node's cards: its first rank tries. Collective."""
-        near = self.group.nodes.near(self.group.rank)
-        first = min([self.group.rank, *near])
-        answer = device_puts.takes(self.card.ordinal) if first == self.group.rank else None
+        me, answer = self.group.rank, None
+        first = min([me, *self.group.nodes.near(me)])
+        if first == me:
+            answer = device_puts.takes(self.card.ordinal, min(device_puts.SECONDS, self.group.timeout))
         return bool(self.group.allgather(answer, "the first ranks of nodes to try puts from a card")[first].takes)
 
     def _start_caller(self, memory: CardMemory) -> None:

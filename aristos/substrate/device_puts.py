@@ -2,9 +2,10 @@
 dies of it, or never comes back.
 
 The child is alone in an MPI of its own (a singleton), with the environment of this process but for what its launcher
-said. It puts a row that a running kernel has written from the card into a window of its own and looks at what came.
-`python -m aristos.substrate.device_puts 0` does the same by hand. It puts to itself: what a fabric does between nodes
-it cannot know, so `ARISTOS_DEVICE_PUTS=0` keeps rows in pinned memory of the host, which every MPI takes.
+said. It puts what a running kernel has written from the card into a window of its own, in pieces of many sizes, and
+looks at what came. `python -m aristos.substrate.device_puts 0` does the same by hand. It puts to itself, which some
+MPIs do by a plain copy: what a fabric does between nodes it cannot know, so `ARISTOS_DEVICE_PUTS=0` keeps rows in
+pinned memory of the host, which every MPI takes.
 """
 
 from __future__ import annotations
@@ -12,29 +13,31 @@ from __future__ import annotations
 import functools
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import AristosError
-
 VARIABLE = "ARISTOS_DEVICE_PUTS"
-COMMAND = [sys.executable, "-m", "aristos.substrate.device_puts"]
+COMMAND = [sys.executable, "-P", "-m", "aristos.substrate.device_puts"]  # -P: the caller's folder holds no modules
 SECONDS = 60.0  # for the child: MPI and CUDA start, a kernel is compiled
-STUCK_SECONDS = 5.0  # for a put beneath a running kernel
-WORDS = 8192  # of the row: 64 KiB, which MPIs send by rendezvous
+STUCK_SECONDS = 5.0  # for puts beneath a running kernel
+WORDS = 1 << 19  # of the row: 4 MiB
+PIECES = (64, 4 << 10, 64 << 10, 8 * WORDS)  # bytes of a put: inline, eager, rendezvous, in a pipeline
 NS = 10**9
-# what mpiexec and srun tell their tasks; a child that believed it would join the job
+# what mpiexec and srun tell their tasks: a child that believed it would join the job, or find that it may not be alone
 LAUNCHERS = ("PMI_", "PMI2_", "PMIX_", "PRTE_", "OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "OMPI_NUM_APP_", "OMPI_APP_CTX_",
-             "OMPI_FIRST_RANKS", "HYDRA_", "HYDI_", "MPI_LOCAL", "MPIEXEC_", "PALS_", "ALPS_", "SLURM_")  # fmt: skip
+             "OMPI_FIRST_RANKS", "OMPI_MCA_ess", "OMPI_MCA_orte_", "OMPI_MCA_pmix", "I_MPI_PMI_LIBRARY", "HYDRA_",
+             "HYDI_", "MPI_LOCAL", "MPIEXEC_", "PALS_", "ALPS_", "SLURM_")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,59 +48,105 @@ class Answer:
     why: str = ""
 
 
+class Window(Protocol):
+    """A window of this process, [WORDS] int64."""
+
+    words: np.ndarray
+
+    def put(self, address: int, nbytes: int, at: int) -> None:
+        """Put bytes from an address to byte `at`."""
+
+    def flush(self) -> None:
+        """Wait for what was put."""
+
+
+# ---- who asks
+
+
 def alone(env: Mapping[str, str]) -> dict[str, str]:
     """An environment without what a launcher said, in which this package is found."""
     kept = {name: value for name, value in env.items() if not name.startswith(LAUNCHERS)}
     root = str(Path(__file__).parents[2])
-    kept["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [kept.get("PYTHONPATH")])])
+    kept["PYTHONPATH"] = os.pathsep.join([*filter(None, [kept.get("PYTHONPATH")]), root])
     return kept
 
 
 @functools.cache
-def takes(ordinal: int) -> Answer:
-    """Whether MPI puts from the memory of a card by its ordinal; tried once in the life of this process."""
-    if os.environ.get(VARIABLE) == "0":
-        return Answer(False, f"{VARIABLE}=0")
+def takes(ordinal: int, seconds: float = SECONDS) -> Answer:
+    """Whether MPI puts from the memory of a card by its ordinal; tried once in the life of this process.
+
+    It takes `seconds` at most, and raises nothing: other ranks wait for the answer.
+    """
+    wanted = os.environ.get(VARIABLE, "")
+    if wanted not in ("", "1"):
+        return Answer(False, f"{VARIABLE}={wanted}")
     try:
-        done = subprocess.run(
-            [*COMMAND, str(ordinal)],
-            env=alone(os.environ),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return Answer(False, f"MPI did not come back within {SECONDS:g} s")
-    except OSError as error:
-        return Answer(False, f"the process that tries it did not start: {error}")
-    if done.returncode < 0:
-        return Answer(False, f"MPI died of it ({signal.Signals(-done.returncode).name})")
-    try:
-        said = json.loads(done.stdout.splitlines()[-1])
-        return Answer(bool(said["takes"]), str(said["why"]))
-    except (IndexError, ValueError, KeyError, TypeError):
-        lines = done.stderr.strip().splitlines() or ["it said nothing"]
-        return Answer(False, f"the process that tries it ended with exit code {done.returncode}: {lines[-1]}")
+        return _asked(ordinal, seconds)
+    except Exception as error:
+        return Answer(False, f"the process that tries it could not be asked: {type(error).__name__}: {error}")
 
 
-def beneath_a_kernel(card: Any, put: Callable[[int, int], np.ndarray]) -> Answer:
-    """Try it. card: a substrate.device.Card. put: puts so many bytes from an address; [words] int64 of what came."""
+def _asked(ordinal: int, seconds: float) -> Answer:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as complaints:  # no pipes: a daemon may keep them
+        try:
+            code = subprocess.run(
+                [*COMMAND, str(ordinal)],
+                env=alone(os.environ),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=complaints,
+                timeout=seconds,
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            return Answer(False, f"MPI did not come back within {seconds:g} s")
+        said, complained = (_lines(file) for file in (out, complaints))
+    if code < 0:
+        return Answer(False, f"MPI died of it ({signal.strsignal(-code) or f'signal {-code}'})")
+    for line in reversed(said):
+        if line.startswith("{"):
+            return Answer(**json.loads(line))
+    return Answer(
+        False, f"the process that tries it ended with exit code {code}: {[*complained, 'it said nothing'][0]}"
+    )
+
+
+def _lines(file: Any) -> list[str]:
+    """What was written, the last line first."""
+    file.seek(0)
+    return [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+
+
+# ---- who tries
+
+
+def beneath_a_kernel(card: Any, window: Window) -> Answer:
+    """Try it. card: a substrate.device.Card. Puts are begun in the card's context, and flushed outside of any.
+
+    In a job the thread that puts has the context; others, which move what is put as well, may have none.
+    """
     from ..kernels.cuda.catalogue import LEND
     from ..kernels.cuda.lend import LINE, STEP
 
     row = card.allocate(8 * WORDS)
     told, told_at = card.host(2 * LINE)
     flags = told.view(np.int64)
-    came: list[np.ndarray | BaseException] = []
+    want = (np.arange(1, WORDS + 1, dtype=np.uint64) * np.uint64(STEP)).view(np.int64)
+    wrong: list[str] = []
 
-    def put_row() -> None:
+    def put_all() -> None:
         try:
-            with card.current():
-                came.append(put(row, 8 * WORDS))
-        except BaseException as error:
-            came.append(error)
+            for nbytes in PIECES:
+                window.words[:] = 0
+                with card.current():
+                    for at in pieces(nbytes):
+                        window.put(row + at, min(nbytes, 8 * WORDS - at), at)
+                window.flush()
+                if any((window.words[at // 8 : (at + nbytes) // 8] != want[at // 8 : (at + nbytes) // 8]).any()
+                       for at in pieces(nbytes)):  # fmt: skip
+                    wrong.append(f"MPI puts {nbytes} bytes from the card, and something else arrives")
+        except Exception as error:
+            wrong.append(f"{type(error).__name__}: {error}")
 
     limit = int(3 * STUCK_SECONDS * NS)
     card.launch(card.load(LEND), 1, 0, row, WORDS, told_at, limit)  # on the default stream, where it hinders most
@@ -106,49 +155,61 @@ def beneath_a_kernel(card: Any, put: Callable[[int, int], np.ndarray]) -> Answer
         if time.monotonic() > until:
             return Answer(False, f"the kernel of this probe has not begun after {STUCK_SECONDS:g} s")
         time.sleep(1e-4)
-    thread = threading.Thread(target=put_row, daemon=True)
+    thread = threading.Thread(target=put_all, daemon=True)
     thread.start()
     thread.join(STUCK_SECONDS)
-    stuck = thread.is_alive()
+    if thread.is_alive():
+        wrong.append("MPI waits for the kernel that runs on the card before it puts")
     flags[LINE // 8] = 1
     card.synchronize()
-    if stuck:
-        return Answer(False, "MPI waits for the kernel that runs on the card before it puts")
-    if isinstance(came[0], BaseException):
-        return Answer(False, f"{type(came[0]).__name__}: {came[0]}")
-    want = np.arange(1, WORDS + 1, dtype=np.uint64) * np.uint64(STEP)
-    if (came[0].view(np.uint64) != want).any():
-        return Answer(False, "MPI puts from the card, and something else arrives")
-    return Answer(True)
+    return Answer(not wrong, wrong[0] if wrong else "")
 
 
-def into_own_window() -> Callable[[int, int], np.ndarray]:
-    """A put as `beneath_a_kernel` takes it, by MPI to this process itself."""
-    from mpi4py import MPI
+def pieces(nbytes: int) -> Iterable[int]:
+    """Where puts of a size begin: the row's first, and its last."""
+    return {0, 8 * WORDS - nbytes}
 
-    window: Any = MPI.Win.Allocate(8 * WORDS, 1, comm=MPI.COMM_SELF)
-    window.Lock_all()
-    memory = np.frombuffer(window.tomemory(), np.int64)
-    memory[:] = 0
 
-    def put(address: int, nbytes: int) -> np.ndarray:
-        window.Put([MPI.memory.fromaddress(address, nbytes), MPI.BYTE], 0)
-        window.Flush(0)
-        window.Sync()
-        return memory.copy()
+class OwnWindow:
+    """A Window by MPI. Made of memory that is there: for that Open MPI takes what it takes between nodes."""
 
-    return put
+    def __init__(self) -> None:
+        from mpi4py import MPI
+
+        self._mpi: Any = MPI
+        self.words = np.zeros(WORDS, np.int64)
+        self._window = MPI.Win.Create(self.words, 1, comm=MPI.COMM_SELF)
+        self._window.Lock_all()
+
+    def put(self, address: int, nbytes: int, at: int) -> None:
+        memory = self._mpi.memory.fromaddress(address, nbytes)
+        self._window.Put([memory, self._mpi.BYTE], 0, [at, nbytes, self._mpi.BYTE])
+
+    def flush(self) -> None:
+        self._window.Flush(0)
+        self._window.Sync()
+
+
+def leave_nothing() -> None:
+    """Unlink the shared memory that this process's MPI has made for itself: nobody ends it as MPI would."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        path = line.partition("/dev/shm/")[2]
+        if path and not path.endswith("(deleted)"):
+            Path("/dev/shm", path).unlink(missing_ok=True)
 
 
 def main(ordinal: int, find: Callable[[int], Any]) -> None:
     """Try it on the card that `find` gives and print the answer, a line of JSON; the process ends here in any case."""
-    put = into_own_window()  # MPI starts first, as in a job
+    signal.alarm(int(SECONDS) + 5)  # also where whoever asked is gone, and MPI does not come back
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # to die is an answer
     try:
-        answer = beneath_a_kernel(find(ordinal), put)
-    except AristosError as error:
-        answer = Answer(False, str(error))
-    print(json.dumps({"takes": answer.takes, "why": answer.why}), flush=True)
-    os._exit(0)
+        window = OwnWindow()  # MPI starts first, as in a job
+        leave_nothing()
+        answer = beneath_a_kernel(find(ordinal), window)
+    except Exception as error:
+        answer = Answer(False, f"{type(error).__name__}: {error}")
+    print("\n" + json.dumps(asdict(answer)), flush=True)
+    os._exit(0)  # not MPI_Finalize, which may wait for a put
 
 
 if __name__ == "__main__":

@@ -35,6 +35,11 @@ def window_bytes(shape: Shape, nodes: Nodes, rank: int) -> tuple[int, int, int]:
     return near_bytes(shape, nodes, rank), far_bytes(shape, nodes, rank), outboxes
 
 
+def card_rows_bytes(shape: Shape, nodes: Nodes, rank: int) -> int:
+    """Bytes of the rows that wait on a rank's card to be put: a ring and as many outputs for each far peer."""
+    return 2 * shape.ring_rows * shape.stride * len(nodes.far(rank))
+
+
 def _zeros(nbytes: int) -> np.ndarray:
     room = aligned((nbytes,), np.uint8)
     room[:] = 0
@@ -92,7 +97,7 @@ class Memory:
             put(f.T_AT, p, self._far.shift[p] + far_region(shape, nodes, p, me))
             put(f.T_RETURNS_AT, p, self._far.shift[p])
             put(f.T_TO, p, at)
-            put(f.T_CROSSING, p, at + self.layout.ring)
+            put(f.T_OUT_RING, p, at + self.layout.ring)
             at += self.layout.far_bytes
             put(f.T_WORDS, p, at)
             put(f.T_CODED, p, at + LINE)
