@@ -70,5 +70,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "waits":
         device_puts.STUCK_SECONDS = 1.0
     if sys.argv[1] == "silent":
-        sys.exit("no MPI here")
+        sys.exit("Traceback\nno MPI here")  # the last line says why
     device_puts.main(int(sys.argv[2]), lambda ordinal: HostCard(sys.argv[1]))

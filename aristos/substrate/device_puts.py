@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -46,18 +46,6 @@ class Answer:
 
     takes: bool
     why: str = ""
-
-
-class Window(Protocol):
-    """A window of this process, [WORDS] int64."""
-
-    words: np.ndarray
-
-    def put(self, address: int, nbytes: int, at: int) -> None:
-        """Put bytes from an address to byte `at`."""
-
-    def flush(self) -> None:
-        """Wait for what was put."""
 
 
 # ---- who asks
@@ -103,7 +91,7 @@ def _asked(ordinal: int, seconds: float) -> Answer:
         said, complained = (_lines(file) for file in (out, complaints))
     if code < 0:
         return Answer(False, f"MPI died of it ({signal.strsignal(-code) or f'signal {-code}'})")
-    for line in reversed(said):
+    for line in said:
         if line.startswith("{"):
             return Answer(**json.loads(line))
     return Answer(
@@ -114,13 +102,38 @@ def _asked(ordinal: int, seconds: float) -> Answer:
 def _lines(file: Any) -> list[str]:
     """What was written, the last line first."""
     file.seek(0)
-    return [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    return [line for line in reversed(file.read().decode(errors="replace").splitlines()) if line.strip()]
 
 
 # ---- who tries
 
 
-def beneath_a_kernel(card: Any, window: Window) -> Answer:
+class OwnWindow:
+    """A window of this process alone, of memory that is there: for that Open MPI takes what it takes between nodes.
+
+    words: [WORDS] int64, what has come.
+    """
+
+    def __init__(self) -> None:
+        from mpi4py import MPI
+
+        self._mpi: Any = MPI
+        self.words = np.zeros(WORDS, np.int64)
+        self._window = MPI.Win.Create(self.words, 1, comm=MPI.COMM_SELF)
+        self._window.Lock_all()
+
+    def put(self, address: int, nbytes: int, at: int) -> None:
+        """Put bytes from an address to byte `at`."""
+        memory = self._mpi.memory.fromaddress(address, nbytes)
+        self._window.Put([memory, self._mpi.BYTE], 0, [at, nbytes, self._mpi.BYTE])
+
+    def flush(self) -> None:
+        """Wait for what was put."""
+        self._window.Flush(0)
+        self._window.Sync()
+
+
+def beneath_a_kernel(card: Any, window: OwnWindow) -> Answer:
     """Try it. card: a substrate.device.Card. Puts are begun in the card's context, and flushed outside of any.
 
     In a job the thread that puts has the context; others, which move what is put as well, may have none.
@@ -168,26 +181,6 @@ def beneath_a_kernel(card: Any, window: Window) -> Answer:
 def pieces(nbytes: int) -> Iterable[int]:
     """Where puts of a size begin: the row's first, and its last."""
     return {0, 8 * WORDS - nbytes}
-
-
-class OwnWindow:
-    """A Window by MPI. Made of memory that is there: for that Open MPI takes what it takes between nodes."""
-
-    def __init__(self) -> None:
-        from mpi4py import MPI
-
-        self._mpi: Any = MPI
-        self.words = np.zeros(WORDS, np.int64)
-        self._window = MPI.Win.Create(self.words, 1, comm=MPI.COMM_SELF)
-        self._window.Lock_all()
-
-    def put(self, address: int, nbytes: int, at: int) -> None:
-        memory = self._mpi.memory.fromaddress(address, nbytes)
-        self._window.Put([memory, self._mpi.BYTE], 0, [at, nbytes, self._mpi.BYTE])
-
-    def flush(self) -> None:
-        self._window.Flush(0)
-        self._window.Sync()
 
 
 def leave_nothing() -> None:
