@@ -11,14 +11,14 @@ from .errors import AristosError
 if TYPE_CHECKING:
     from . import results
     from .config import MoEConfig, Router
-    from .exchange import Exchange
-    from .moe import MoE
+    from .layer.exchange import Exchange
+    from .layer.moe import MoE
 
 __version__ = "0.1.0"
 __all__ = ["AristosError", "Exchange", "MoE", "MoEConfig", "Router", "__version__", "results"]
 
-_LAZY = {"MoE": ".moe", "Exchange": ".exchange", "MoEConfig": ".config", "Router": ".config"}
-_MODULES = ("bench", "errors", "kernels", "reference", "results", "stats", "topology")
+_LAZY = {"MoE": ".layer.moe", "Exchange": ".layer.exchange", "MoEConfig": ".config", "Router": ".config"}
+_MODULES = ("bench", "errors", "kernels", "models", "placement", "planner", "reference", "results", "topology")
 
 
 def __getattr__(name: str) -> Any:

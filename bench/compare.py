@@ -31,7 +31,8 @@ import rounds  # noqa: E402
 import save  # noqa: E402
 from peers import ENTRIES  # noqa: E402
 
-from aristos import launch, results  # noqa: E402
+from aristos import results  # noqa: E402
+from aristos.host import launch_environment  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
@@ -39,7 +40,7 @@ PAGE = ROOT / "docs" / "performance.md"
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line; exits with code 2 where it cannot be run."""
-    parser = launch.Parser(prog="mpirun -n 2 python bench/compare.py", description=__doc__.split("\n")[0])
+    parser = launch_environment.Parser(prog="mpirun -n 2 python bench/compare.py", description=__doc__.split("\n")[0])
     parser.add_argument("--shapes", default=",".join(jobs.SHAPES), help="of A..E or tokens/H/F/E/k, with commas")
     parser.add_argument("--peers", default=",".join(ENTRIES), help="with commas (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=15, help="in each, every peer has one turn (%(default)s)")

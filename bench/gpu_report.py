@@ -21,8 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aristos import launch, results
+from aristos import results
 from aristos.errors import AristosError, EnvironmentProblem
+from aristos.host import launch_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 465.0  # for all parts
@@ -151,8 +152,8 @@ def check_products() -> int:
     from aristos.bench.gpu.gemm import OURS, Products
     from aristos.bench.workload import TOLERANCE
     from aristos.bench.world import World
-    from aristos.device_arrays import KINDS
     from aristos.kernels.cuda.gemm import tiles
+    from aristos.layer.device_arrays import KINDS
 
     gpu, wrong = Gpu(World()), 0
     for dtype, kind in KINDS.items():
@@ -244,10 +245,10 @@ def save(out: Path, facts: dict[str, Any], ran: list[Ran]) -> None:
 
 def card_facts() -> dict[str, Any]:
     """The card, its driver and clocks, the versions; raises EnvironmentProblem without one."""
-    from aristos.substrate import device_puts
-    from aristos.substrate.device import Card
+    from aristos.host.versions import versions
+    from aristos.substrate.cuda import device_puts
+    from aristos.substrate.cuda.device import Card
     from aristos.topology import nvml
-    from aristos.versions import versions
 
     card, library = Card.find(0), nvml.load()
     facts = {"card": card.name, "card_arch": card.arch, "card_sms": card.sms, "cuda_driver": card.driver}
@@ -262,7 +263,7 @@ def card_facts() -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-    parser = launch.Parser(prog="python bench/gpu_report.py", description=__doc__.split("\n")[0])
+    parser = launch_environment.Parser(prog="python bench/gpu_report.py", description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="gpu-report", help="name of the files without .h5 and .md (%(default)s)")
     parser.add_argument("--routing", type=Path, metavar="FILE.npz", help="a recorded routing to replay")
     given = parser.parse_args(argv)

@@ -21,7 +21,8 @@ import time  # noqa: E402
 import numpy as np  # noqa: E402
 
 import aristos  # noqa: E402
-from aristos import launch, reference  # noqa: E402
+from aristos import reference  # noqa: E402
+from aristos.host import launch_environment  # noqa: E402
 
 SHAPES = {
     "A": (1024, 1024, 4096, 8, 2, 3),
@@ -105,7 +106,9 @@ def ratio(over: list[float], under: list[float]) -> str:
 
 
 def main() -> int:
-    parser = launch.Parser(prog="srun -N2 -n4 --mpi=pmi2 python bench/nodes.py", description=__doc__.split("\n")[0])
+    parser = launch_environment.Parser(
+        prog="srun -N2 -n4 --mpi=pmi2 python bench/nodes.py", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--shapes", default=",".join(SHAPES), help="with commas, as in bench/compare.py (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="both pairs have a turn with each schedule (%(default)s)")
     asked = parser.parse_args()

@@ -141,7 +141,7 @@ def rings_of(rows: int | None) -> Iterator[None]:
     if rows is None:
         yield
         return
-    with mock.patch("aristos.collective.ring_rows", return_value=rows):
+    with mock.patch("aristos.layer.collective.ring_rows", return_value=rows):
         yield
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from aristos import memory as mem
-from aristos.kernels.cuda import memory as memory  # registers what aristos.memory compiles to
 from aristos.kernels.cuda.catalogue import Kernel
 from aristos.kernels.cuda.compiler import cuda, types
+from aristos.primitives import memory as mem
 
 WORDS = 8192  # 64 KB: more than a launch may have unless it asks
 

@@ -12,20 +12,20 @@ from typing import Any
 import numpy as np
 
 from aristos import reference, simt
-from aristos.collective import shape_of, widths
 from aristos.config import MoEConfig
 from aristos.engine import fields as f
 from aristos.engine.layout import PairLayout, StateLayout, lines, near_bytes
+from aristos.host.nodes import Nodes
 from aristos.kernels.cpu import activation
 from aristos.kernels.cpu.tokens import SCORES
 from aristos.kernels.cuda import router as r
 from aristos.kernels.cuda.gemm import TILES
 from aristos.kernels.cuda.pack import interleaved, narrow, outputs, pack, pack_bias, widen
 from aristos.kernels.cuda.tile import BYTES
-from aristos.nodes import Nodes
+from aristos.layer.collective import shape_of, widths
 from aristos.placement import Placement
-from aristos.substrate import cuda as substrate
-from aristos.substrate.memory import Memory
+from aristos.substrate.cuda import persistent as substrate
+from aristos.substrate.windows import Memory
 
 MOST_ROWS = 256  # of a tile
 SMALL = MoEConfig(

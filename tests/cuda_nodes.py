@@ -19,8 +19,8 @@ from plain_engine import plain
 
 from aristos.engine import fields as f
 from aristos.engine.layout import CODED_BYTES, PairLayout, lines
-from aristos.nodes import Nodes
-from aristos.substrate.card_memory import CardMemory
+from aristos.host.nodes import Nodes
+from aristos.substrate.cuda.outboxes import CardMemory
 
 HOST = 1 << 58  # where the host's own memory lies: only numbers
 SPAN = 1 << 40  # of a rank
@@ -45,7 +45,7 @@ class Host:
         self.ticks = 0
         self.puts = 0
         self.from_cards: set[tuple[int, int]] = set()  # what was put of the memory of cards: (of which, address)
-        mem, wire = plain("memory"), plain("wire")
+        mem, wire = plain("primitives.memory"), plain("primitives.wire")
         mem.load, mem.store = self.load, self.store
         mem.load_acquire = lambda at: self.load(at, "acquire")
         mem.store_release = lambda at, value: self.store(at, value, "release")

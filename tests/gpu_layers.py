@@ -18,9 +18,9 @@ import aristos
 from aristos import reference
 from aristos.bench.gpu.clock import Gpu, OnCard
 from aristos.bench.world import World
-from aristos.device_arrays import KINDS
 from aristos.errors import InputError, PeerInputError
 from aristos.kernels.cuda.pack import widen
+from aristos.layer.device_arrays import KINDS
 
 TIMEOUT = 60.0
 CFG = aristos.MoEConfig(

@@ -18,7 +18,7 @@ def plain(module: str) -> Any:
     if NAME not in sys.modules:
         package: Any = ModuleType(NAME)
         package.__path__ = [str(Path(aristos.__file__).parent)]
-        compiling: Any = ModuleType(f"{NAME}.compile")
+        compiling: Any = ModuleType(f"{NAME}.primitives.compile")
         compiling.jit = lambda function: function
-        sys.modules |= {NAME: package, f"{NAME}.compile": compiling}
+        sys.modules |= {NAME: package, f"{NAME}.primitives.compile": compiling}
     return import_module(f"{NAME}.{module}")

@@ -18,10 +18,11 @@ from unittest import mock
 import numpy as np
 from simt_card import MachineCard, Together
 
-from aristos import simt, wire
+from aristos import simt
+from aristos.primitives import wire
 from aristos.simt import isa
-from aristos.simt.memory import GAP, Room
-from aristos.substrate.device_puts import Answer
+from aristos.simt.address_space import GAP, Room
+from aristos.substrate.cuda.device_puts import Answer
 from aristos.transport.rma import RmaWindow, mpi_library
 
 PART = 1 << 28  # bytes of a rank; pages that nobody touches take no room
@@ -120,8 +121,8 @@ def cards(comm: Any, folder: Path, blocks: int = 2, takes: bool = False) -> Iter
     comm.Barrier()
     card = ProcessCard(path, comm.rank, comm.size, blocks)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch("aristos.substrate.cuda_runtime.Card.find", return_value=card))
-        stack.enter_context(mock.patch("aristos.substrate.device_puts.takes", return_value=Answer(takes)))
+        stack.enter_context(mock.patch("aristos.substrate.cuda.runtime.Card.find", return_value=card))
+        stack.enter_context(mock.patch("aristos.substrate.cuda.device_puts.takes", return_value=Answer(takes)))
         if takes:
             stack.enter_context(mock.patch.object(RmaWindow, "_connect", taking(card)))
         yield card

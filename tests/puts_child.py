@@ -15,8 +15,8 @@ import time
 
 import numpy as np
 
-from aristos.kernels.cuda.lend import LINE, STEP
-from aristos.substrate import device_puts
+from aristos.kernels.cuda.put_probe import LINE, STEP
+from aristos.substrate.cuda import device_puts
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 

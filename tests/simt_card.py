@@ -14,8 +14,8 @@ from unittest import mock
 import numpy as np
 
 from aristos import simt
+from aristos.host.nodes import Nodes
 from aristos.kernels.cuda.limits import of, resident
-from aristos.nodes import Nodes
 from aristos.simt import isa
 
 
@@ -269,12 +269,12 @@ def on_ranks(world: int, body: Callable[[Any, int], Any], cards: int | None = No
 
     with ExitStack() as stack:
         for target, value in (
-            ("aristos.substrate.cuda_runtime.Card.find", find),
-            ("aristos.substrate.cuda_runtime.LOCAL_RANK", ()),
-            ("aristos.nodes.Nodes.shared", lambda comm, ranks=None: (Nodes.of(comm.size, ranks), comm)),
+            ("aristos.substrate.cuda.runtime.Card.find", find),
+            ("aristos.substrate.cuda.runtime.LOCAL_RANK", ()),
+            ("aristos.host.nodes.Nodes.shared", lambda comm, ranks=None: (Nodes.of(comm.size, ranks), comm)),
             ("aristos.transport.ipc.check_one_node", lambda comm, transport: None),
-            ("aristos.collective.check_comm", lambda comm: None),
-            ("aristos.moe.check_comm", lambda comm: None),
+            ("aristos.layer.collective.check_comm", lambda comm: None),
+            ("aristos.layer.moe.check_comm", lambda comm: None),
             ("aristos.substrate.runtime._key", id),
             ("aristos.transport.group.end_job", lambda comm, code: comm.Abort(code)),
         ):

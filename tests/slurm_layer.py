@@ -19,7 +19,7 @@ import numpy as np
 
 import aristos
 from aristos import reference
-from aristos.nodes import Nodes
+from aristos.host.nodes import Nodes
 
 CFG = aristos.MoEConfig(hidden=32, ffn=48, experts=32, top_k=3, max_tokens=24)
 PAUSE = 0.2  # seconds between the calls of --hold: others use the cores too

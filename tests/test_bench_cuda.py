@@ -22,9 +22,9 @@ from aristos.bench.options import Options, UsageError, parse
 from aristos.bench.suites import replay as on_cpus
 from aristos.bench.workload import Workload
 from aristos.bench.world import World
-from aristos.device_arrays import KINDS
 from aristos.errors import EnvironmentProblem
 from aristos.kernels.cuda.pack import narrow, widen
+from aristos.layer.device_arrays import KINDS
 
 SMALL = {
     "hidden": 32,
@@ -332,7 +332,7 @@ def test_without_the_compiler():
 
 
 def test_without_a_card(capsys):
-    from aristos.substrate.device import count
+    from aristos.substrate.cuda.device import count
 
     if count():
         pytest.skip("there is a card")

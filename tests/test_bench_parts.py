@@ -10,29 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aristos import launch, mpi_library, presets, results, versions
-from aristos.bench import (
-    context,
-    environment,
-    fit,
-    main,
-    options,
-    pairs,
-    registry,
-    report,
-    routing,
-    timeline,
-    world,
-)
+from aristos import models, results
+from aristos.bench import context, environment, fit, main, options, pairs, registry, routing, tables, timeline, world
 from aristos.bench.context import CHECK, Column, Result, Sheet
 from aristos.bench.measure import Summary, in_turns, iterations
 from aristos.bench.options import UsageError
 from aristos.bench.suites import progress
 from aristos.bench.suites.idle import idle_share
 from aristos.bench.world import World
-from aristos.collective import check_common
 from aristos.errors import InputError, PoisonedError, ResultsError, WaitTimeout
-from aristos.nodes import Nodes
+from aristos.host import launch_environment, mpi_library, versions
+from aristos.host.nodes import Nodes
+from aristos.layer.collective import check_common
 
 STEP = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "8", "SLURM_PROCID": "5"}
 SIZES = [8 << i for i in range(20)]
@@ -270,23 +259,23 @@ def test_a_timeline_that_cannot_be_written_is_told_first(tmp_path):
 # ---- presets and options ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", presets.PRESETS)
+@pytest.mark.parametrize("name", models.PRESETS)
 @pytest.mark.parametrize("world", [1, 2, 7, 300])
 def test_every_preset_gives_each_rank_an_expert(name, world):
-    shape = presets.shape(name, world)
+    shape = models.shape(name, world)
     assert shape.cfg.experts >= world
     assert shape.cfg.max_tokens >= max(shape.tokens)
     assert shape.source
-    assert (shape.cfg.experts == presets.PRESETS[name].experts) or "instead of" in shape.note
+    assert (shape.cfg.experts == models.PRESETS[name].experts) or "instead of" in shape.note
 
 
 def test_the_users_numbers_win():
-    shape = presets.shape("mixtral-8x7b", 2, hidden=96, experts=6, top_k=3, tokens=(5,), activation="gelu")
+    shape = models.shape("mixtral-8x7b", 2, hidden=96, experts=6, top_k=3, tokens=(5,), activation="gelu")
     cfg = shape.cfg
     assert (cfg.hidden, cfg.ffn, cfg.experts, cfg.top_k, cfg.activation) == (96, 1792, 6, 3, "gelu")
     assert shape.tokens == (5,)
     assert "hidden, experts, top_k" in shape.note
-    assert presets.shape("mixtral-8x7b", 2, scale=1).cfg.ffn == 14336
+    assert models.shape("mixtral-8x7b", 2, scale=1).cfg.ffn == 14336
 
 
 @pytest.mark.parametrize(
@@ -360,17 +349,21 @@ def test_the_transports_of_nodes(node_of, count, transports):
     ],
 )
 def test_what_the_launcher_said(env, want):
-    assert launch.started_as(env) == want
+    assert launch_environment.started_as(env) == want
     if want is not None:
-        assert launch.mismatch(want[1], env) is None
-        assert launch.mismatch(1, env).startswith(f"{want[0]} started {want[1]} tasks but MPI sees 1: ")
+        assert launch_environment.mismatch(want[1], env) is None
+        assert launch_environment.mismatch(1, env).startswith(f"{want[0]} started {want[1]} tasks but MPI sees 1: ")
 
 
 @pytest.mark.parametrize(("kind", "fits"), [("MPICH", "pmi2"), ("Intel MPI", "pmi2"), ("Open MPI", "pmix")])
 def test_a_mismatch_names_what_fits_the_library(kind, fits):
-    message = launch.mismatch(1, STEP | {"SLURM_STEP_NUM_TASKS": "4"}, mpi_library.Library(kind, "/opt/libmpi.so"))
+    message = launch_environment.mismatch(
+        1, STEP | {"SLURM_STEP_NUM_TASKS": "4"}, mpi_library.Library(kind, "/opt/libmpi.so")
+    )
     assert message.startswith(f"srun started 4 tasks but MPI sees 1: try --mpi={fits}")
-    message = launch.mismatch(1, {"PMI_SIZE": "4", "PMI_RANK": "0"}, mpi_library.Library(kind, "/opt/libmpi.so"))
+    message = launch_environment.mismatch(
+        1, {"PMI_SIZE": "4", "PMI_RANK": "0"}, mpi_library.Library(kind, "/opt/libmpi.so")
+    )
     assert message == (
         "mpirun started 4 tasks but MPI sees 1: use the mpirun that belongs to the MPI library mpi4py loads, "
         f"{kind} (/opt/libmpi.so)"
@@ -428,7 +421,7 @@ def test_one_is_singular():
 
 def test_a_table_on_a_pipe_is_plain_and_complete(capsys):
     sheet = Sheet("title", (Column("a", "a", ".2f"), CHECK), [{"a": 1234567.891, "check": "FAILED"}], ["a note"])
-    report.Reporter(quiet=False).show(sheet)
+    tables.Reporter(quiet=False).show(sheet)
     out = capsys.readouterr().out
     assert "1234567.89" in out
     assert "FAILED" in out
@@ -442,13 +435,13 @@ def test_no_color_is_respected(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     sheet = Sheet("", (CHECK,), [{"check": "FAILED"}])
     shown = io.StringIO()
-    Console(file=shown, force_terminal=True).print(report.table(sheet))
+    Console(file=shown, force_terminal=True).print(tables.table(sheet))
     assert "31m" not in shown.getvalue()
 
 
 def test_plain_values_are_json():
     value = {"a": np.float32(1.5), "b": [np.nan, np.int64(2)], "c": np.arange(2), 3: float("inf")}
-    assert json.loads(json.dumps(report.plain(value), allow_nan=False)) == {
+    assert json.loads(json.dumps(tables.plain(value), allow_nan=False)) == {
         "a": 1.5,
         "b": [None, 2],
         "c": [0, 1],
@@ -483,5 +476,5 @@ def test_facts_of_a_run_are_plain():
     facts = environment.facts(World(), ["gemm"], seed=3)
     assert facts["command"].endswith("aristos.bench gemm")
     assert facts["ranks"] == 1
-    assert json.dumps(report.plain(facts))
+    assert json.dumps(tables.plain(facts))
     assert set(versions.PACKAGES) <= set(facts["versions"])

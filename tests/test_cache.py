@@ -16,7 +16,7 @@ import pytest
 from cases import ROOT, USE_EVERYTHING, Job, clean_environment, run_job
 from mpi import find_mpiexec
 
-from aristos import compile as compiling
+from aristos.primitives import compile as compiling
 
 ALONE = USE_EVERYTHING.replace("COMM", "None")
 RANKS = USE_EVERYTHING.replace("COMM", "comm")
@@ -180,7 +180,7 @@ def test_the_key_follows_sources_versions_and_cpu(monkeypatch):
         assert fresh() == key
         for name in ("numba.__version__", "llvmlite.__version__", "np.__version__"):
             with monkeypatch.context() as patch:
-                patch.setattr(f"aristos.compile.{name}", "0.0")
+                patch.setattr(f"aristos.primitives.compile.{name}", "0.0")
                 assert fresh() != key, name
         for name in ("get_host_cpu_name", "get_host_cpu_features"):
             with monkeypatch.context() as patch:

@@ -18,12 +18,13 @@ from cases import MoE, alone, routing, same, tokens
 from mpi import ranks_each
 
 import aristos
-from aristos import reference, wire
+from aristos import reference
 from aristos.engine import fields as f
 from aristos.errors import AristosError
 from aristos.kernels.cpu.gemm import aligned
-from aristos.substrate.caller import Caller, CardWire
-from aristos.substrate.card_memory import CardMemory
+from aristos.primitives import wire
+from aristos.substrate.cuda.outboxes import CardMemory
+from aristos.substrate.cuda.proxy_thread import Caller, CardWire
 from aristos.substrate.runtime import ALONE, Runtime
 
 # as on a card, a return row is as wide as a row: here where whole panels are whole lines

@@ -21,7 +21,7 @@ from aristos.kernels.cuda.__main__ import main
 from aristos.kernels.cuda.assemble import TARGETS
 from aristos.kernels.cuda.catalogue import kernels
 from aristos.kernels.cuda.gemm import TILES, tiles
-from aristos.substrate import cuda
+from aristos.substrate.cuda import persistent
 
 try:
     assemble.tool("ptxas")
@@ -30,7 +30,7 @@ except EnvironmentProblem as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
 ARCHS = list(TARGETS)
-KERNELS = {(kernel.name, arch): kernel for arch in ARCHS for kernel in kernels(arch) + cuda.kernels(arch)}
+KERNELS = {(kernel.name, arch): kernel for arch in ARCHS for kernel in kernels(arch) + persistent.kernels(arch)}
 PRODUCT = {
     "bf16": r"HMMA\.16816\.F32\.BF16",
     "f16": r"HMMA\.16816\.F32 ",
@@ -41,7 +41,10 @@ LOOPS = {  # kernel -> the tile whose product is its main loop
     (f"gemm_{tile.name}", arch): tile for arch in ARCHS for kind in TILES for tile in tiles(kind, arch)
 } | {(router.route(kind).__name__, arch): router._tile(kind) for arch in ARCHS for kind in router.KINDS}
 LAYERS = {
-    (f"layer_{tile.name}", arch): tile for arch in ARCHS for kind in cuda.ROWS for tile in cuda.layer_tiles(kind, arch)
+    (f"layer_{tile.name}", arch): tile
+    for arch in ARCHS
+    for kind in persistent.ROWS
+    for tile in persistent.layer_tiles(kind, arch)
 }
 LOOPS |= LAYERS
 GROUPS = {key: tile for key, tile in LOOPS.items() if tile.groups}  # on Hopper, instead of 16-bit mma.sync

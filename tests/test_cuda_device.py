@@ -16,9 +16,9 @@ from fake_cuda import Machine, Process
 
 from aristos.errors import EnvironmentProblem, InputError, MemoryProblem
 from aristos.kernels.cuda.build import Built
-from aristos.substrate import device
-from aristos.substrate import driver as calls
-from aristos.substrate.device import Card
+from aristos.substrate.cuda import device
+from aristos.substrate.cuda import driver as calls
+from aristos.substrate.cuda.device import Card
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def test_options():
 
 def test_a_rank_that_does_not_come(monkeypatch):
     """Rank 1 launches nothing: rank 0's kernel ends by itself, and says whom it waited for."""
-    monkeypatch.setattr("aristos.cuda_moe.timeout_ns", lambda seconds: 50_000)
+    monkeypatch.setattr("aristos.layer.cuda.timeout_ns", lambda seconds: 50_000)
 
     def body(comm, rank):
         moe = aristos.MoE(CFG, comm, backend="cuda")

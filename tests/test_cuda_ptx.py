@@ -12,10 +12,8 @@ from ml_dtypes import bfloat16
 from numba import njit
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
-from aristos import memory as mem
 from aristos import simt
 from aristos.kernels.cuda import fragments, ptx
-from aristos.kernels.cuda import memory as memory
 from aristos.kernels.cuda.compiler import cuda, types
 from aristos.kernels.cuda.primitive import I64
 from aristos.kernels.cuda.ptx import (
@@ -74,6 +72,7 @@ from aristos.kernels.cuda.ptx import (
     widen_f16,
 )
 from aristos.kernels.cuda.tile import generated, shared_address
+from aristos.primitives import memory as mem
 
 WAIT, PRODUCTS_DONE = copy_async_wait(0), multiply_group_wait(0)
 PRIMITIVES = {name: value for name, value in vars(ptx).items() if hasattr(value, "plain")}
@@ -414,7 +413,7 @@ def test_the_scope_counts(scope, by):
 
 
 def test_the_names_of_shared_memory():
-    """`aristos.memory` compiles to these primitives: the same steps, with the meaning they have in Python."""
+    """`primitives.memory` compiles to these primitives: the same steps, with the meaning they have in Python."""
 
     def steps(at, data, out):
         out[0] = mem.load(at)

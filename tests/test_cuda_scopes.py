@@ -1,4 +1,4 @@
-"""What orders memory, in machine code: every primitive that others see, and the names of `aristos.memory` on CUDA.
+"""What orders memory, in machine code: every primitive that others see, and the names of `primitives.memory` on CUDA.
 
 An acquire is a strong load and then the first-level cache thrown away (CCTL.IVALL); a release is a barrier of the same
 scope and then a strong store. Words that other devices and the host see must say SYS: GPU is their own device alone.
@@ -11,13 +11,13 @@ import re
 import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
-from aristos import memory as mem
 from aristos.errors import EnvironmentProblem
 from aristos.kernels.cuda import assemble, ptx
 from aristos.kernels.cuda.assemble import TARGETS, capability
 from aristos.kernels.cuda.catalogue import Kernel
+from aristos.kernels.cuda.compile_report import finish
 from aristos.kernels.cuda.compiler import cuda, types
-from aristos.kernels.cuda.report import finish
+from aristos.primitives import memory as mem
 from aristos.simt.kernels import compiled
 
 try:

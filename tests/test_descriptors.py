@@ -7,11 +7,11 @@ import threading
 import numpy as np
 import pytest
 
-from aristos import memory as mem
-from aristos.compile import jit
 from aristos.engine import descriptors
 from aristos.engine.descriptors import BYTES, SEQUENCE, TAKEN, TOLD, VALUE
 from aristos.kernels.cpu.gemm import aligned
+from aristos.primitives import memory as mem
+from aristos.primitives.compile import jit
 
 
 @jit

@@ -1,4 +1,4 @@
-"""`aristos.device_arrays` with made-up objects: what CUDA's array interface and DLPack say, and what cannot be right.
+"""`layer.device_arrays` with made-up objects: what CUDA's array interface and DLPack say, and what cannot be right.
 
 Capsules are made by ctypes, as a library in C would make them; the memory they name is never touched.
 """
@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aristos import device_arrays
-from aristos.device_arrays import contiguous, on_device, rows, whole
 from aristos.errors import InputError
+from aristos.layer import device_arrays
+from aristos.layer.device_arrays import contiguous, on_device, rows, whole
 
 AT = 0x7F0000000000
 INT, UINT, FLOAT, BFLOAT, BOOL = 0, 1, 2, 4, 6

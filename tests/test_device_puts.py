@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 from aristos import simt
-from aristos.doctor.memory import leftovers
-from aristos.kernels.cuda.lend import LINE, STEP, THREADS, lend
-from aristos.substrate import device_puts
+from aristos.doctor.shared_memory import leftovers
+from aristos.kernels.cuda.put_probe import LINE, STEP, THREADS, lend
+from aristos.substrate.cuda import device_puts
 
 CHILD = [sys.executable, str(Path(__file__).parent / "puts_child.py")]
 

@@ -14,17 +14,17 @@ import pytest
 from mpi import find_mpiexec, rank_environment
 
 import aristos
-from aristos import presets
+from aristos import models
 from aristos.cli import __main__ as cli
-from aristos.collective import shape_of
-from aristos.doctor import cores, equal, finding, kernels, libraries, memory, progress, ranks, slurm, windows
+from aristos.doctor import cores, equal, finding, kernels, libraries, progress, ranks, shared_memory, slurm, windows
 from aristos.doctor.cores import Seat
 from aristos.doctor.finding import Finding, merged, named, ok, warn
-from aristos.mpi_library import Library
-from aristos.nodes import Nodes
+from aristos.host.mpi_library import Library
+from aristos.host.nodes import Nodes
+from aristos.host.workarounds import SM_FOLDER, Workaround
+from aristos.layer.collective import shape_of
 from aristos.placement import Placement
-from aristos.substrate.memory import window_bytes
-from aristos.workarounds import SM_FOLDER, Workaround
+from aristos.substrate.windows import window_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}
@@ -247,11 +247,11 @@ def test_a_containers_limit():
 
 
 def test_shared_memory_must_hold_the_default_layer():
-    needed, layer = memory.need(2, 2)
+    needed, layer = shared_memory.need(2, 2)
     assert needed > 64 << 20  # what a container has by default
     assert layer == "olmoe-1b-7b/4"
-    assert memory.shared(1 << 30, 1 << 30, needed, layer, 2).state == "ok"
-    got = memory.shared(64 << 20, 64 << 20, needed, layer, 2)
+    assert shared_memory.shared(1 << 30, 1 << 30, needed, layer, 2).state == "ok"
+    got = shared_memory.shared(64 << 20, 64 << 20, needed, layer, 2)
     assert got.state == "fail"
     size = int(got.remedy.split("--shm-size=")[1].split("m")[0])
     assert needed <= size << 20 < 4 * needed
@@ -260,17 +260,17 @@ def test_shared_memory_must_hold_the_default_layer():
 def test_only_windows_lie_in_shared_memory():
     """Not what a rank keeps for itself: outboxes and staged rows; and nothing where a rank is alone on its node."""
     for nodes, per_node in ((1, 2), (4, 2), (16, 4)):
-        cfg = presets.shape(presets.DEFAULT, nodes * per_node).cfg
+        cfg = models.shape(models.DEFAULT, nodes * per_node).cfg
         rank = aristos.MoE.memory(cfg, nodes * per_node, ranks_per_node=per_node)
         stride = 4 * cfg.hidden
         far = (nodes - 1) * per_node
         ring = max(64, (64 << 20) // (max(1, nodes * per_node - 1) * stride))  # rows, at least these
         ring = min(ring, cfg.max_tokens * cfg.top_k)
         kept = far * 2 * ring * stride  # an outbox and staged rows for each far peer, mostly rows
-        needed, _ = memory.need(nodes * per_node, per_node)
+        needed, _ = shared_memory.need(nodes * per_node, per_node)
         assert needed == pytest.approx(per_node * (rank - kept), rel=0.05)
-    assert memory.need(4, 1)[0] == 0
-    got = memory.shared(64 << 20, 1 << 20, 0, "", 1)
+    assert shared_memory.need(4, 1)[0] == 0
+    got = shared_memory.shared(64 << 20, 1 << 20, 0, "", 1)
     assert (got.state, got.text) == ("ok", "1 MiB of 64 free; a rank alone needs none")
 
 
@@ -301,13 +301,13 @@ def test_files_of_killed_jobs_are_found_unless_in_use(tmp_path):
         if name != "mpich_shm_new":
             os.utime(tmp_path / name, (time.time() - 3600,) * 2)
     with open(tmp_path / "mpich_shm_in_use", "rb"):
-        found = memory.leftovers(str(tmp_path))
+        found = shared_memory.leftovers(str(tmp_path))
     assert [Path(path).name for path, _ in found] == ["mpich_shm_1_0", "sm_segment.host.0.1.0"]
-    got = memory.left(found)
+    got = shared_memory.left(found)
     assert got.state == "warn"
     assert f"rm {tmp_path}/mpich_shm_1_0" in got.remedy
-    assert memory.left([]).state == "ok"
-    assert f"-uid {os.getuid()} \\( -name 'mpich_shm_*'" in memory.left(found * 3).remedy  # USER may be unset
+    assert shared_memory.left([]).state == "ok"
+    assert f"-uid {os.getuid()} \\( -name 'mpich_shm_*'" in shared_memory.left(found * 3).remedy  # USER may be unset
 
 
 # ---- kernels ------------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ import pytest
 
 from aristos.doctor import gpus, sight
 from aristos.doctor.sight import Driver, Facts, Sight
-from aristos.nodes import Nodes
-from aristos.substrate.device_puts import Answer
+from aristos.host.nodes import Nodes
+from aristos.substrate.cuda.device_puts import Answer
 from aristos.topology.model import Device, Mig
 
 CARDS = tuple(f"GPU-{digit * 8}-0000-0000-0000-000000000000" for digit in "abcd")
@@ -63,7 +63,7 @@ def test_the_driver(what, state, word, remedy):
     ],
 )
 def test_from_where_rows_are_put(monkeypatch, answer, text):
-    monkeypatch.setattr("aristos.substrate.device_puts.takes", lambda ordinal, seconds: answer)
+    monkeypatch.setattr("aristos.substrate.cuda.device_puts.takes", lambda ordinal, seconds: answer)
     got = gpus.puts(seen(), 60.0)
     assert got.state == "ok"
     assert text in got.text

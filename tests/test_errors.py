@@ -194,7 +194,7 @@ def test_refused_by_several_ranks_or_all(comm):
 @pytest.mark.ranks(2)
 def test_a_refusing_rank_serves_the_others_with_tiny_rings(comm, monkeypatch):
     """Rows of the rank that is fine go through the ring to the one that refused, and back."""
-    monkeypatch.setattr("aristos.collective.ring_rows", lambda *_: 2)
+    monkeypatch.setattr("aristos.layer.collective.ring_rows", lambda *_: 2)
     mine = good(comm.rank)
     with made(comm, placement=[0, 1, 0, 1, 1]) as moe:
         wanted = moe(**mine)
@@ -375,15 +375,15 @@ def test_windows_that_do_not_fit(comm, monkeypatch, ranks_per_node):
     """One rank sees too small a /dev/shm: all raise before anything is touched, and a smaller layer still works."""
     need = MoE.memory(CFG, 2, ranks_per_node=ranks_per_node)
     if comm.rank == 1:
-        monkeypatch.setattr("aristos.transport.room.free_shared_memory", lambda: need)  # room for one of two
+        monkeypatch.setattr("aristos.transport.capacity.free_shared_memory", lambda: need)  # room for one of two
     with pytest.raises(MemoryProblem, match=r"windows need [\d.]+ MiB .*for 2 ranks.* MiB are free") as caught:
         MoE(CFG, comm, ranks_per_node=ranks_per_node)
     assert isinstance(caught.value, MemoryError)
-    monkeypatch.setattr("aristos.transport.room.free_shared_memory", lambda: None)  # nobody says
+    monkeypatch.setattr("aristos.transport.capacity.free_shared_memory", lambda: None)  # nobody says
     with made(comm, ranks_per_node=ranks_per_node) as moe:
         wanted = moe(**good(comm.rank))
     if comm.rank == 0:
-        monkeypatch.setattr("aristos.transport.room.free_shared_memory", lambda: 4 * need)
+        monkeypatch.setattr("aristos.transport.capacity.free_shared_memory", lambda: 4 * need)
     with made(comm, ranks_per_node=ranks_per_node) as moe:
         assert same(moe(**good(comm.rank)), wanted)
 

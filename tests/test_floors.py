@@ -25,7 +25,7 @@ from aristos.bench.floors import (
     page,
 )
 from aristos.errors import InputError
-from aristos.presets import PRESETS
+from aristos.models import PRESETS
 
 A100, H100, H200 = CARDS
 

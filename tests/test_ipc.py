@@ -16,8 +16,8 @@ import fake_cuda
 from fake_cuda import Machine, Process
 
 from aristos.errors import EnvironmentProblem, MemoryProblem
-from aristos.substrate import driver as calls
-from aristos.substrate.device import Card
+from aristos.substrate.cuda import driver as calls
+from aristos.substrate.cuda.device import Card
 from aristos.transport.ipc import GRAIN, IpcWindow
 
 SECONDS = 20

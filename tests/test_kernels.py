@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aristos import MoEConfig, Router, kernels, reference
-from aristos.compile import jit
 from aristos.errors import InputError
 from aristos.kernels.cpu import activation as act
 from aristos.kernels.cpu import gemm, llvm
 from aristos.kernels.cpu import tokens as token_kernels
 from aristos.kernels.cpu.gemm import aligned, pack, padded
+from aristos.primitives.compile import jit
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "swiglu_oai")
 SHAPES = [

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from mpi import FLAG, LAUNCHER_VARIABLES, find_mpiexec
 
-from aristos import mpi_library
 from aristos.cli import run
-from aristos.doctor.memory import leftovers
+from aristos.doctor.shared_memory import leftovers
 from aristos.errors import EnvironmentProblem, InputError
+from aristos.host import mpi_library
+from aristos.host.mpi_library import Library
 from aristos.launcher import commands, job, machine, main, take_seat
 from aristos.launcher.seats import Seat, default_ranks, seats, table
-from aristos.mpi_library import Library
 from aristos.topology import Device, Link, Mig, Nic, Node, Numa, cpusets
 from aristos.topology.visible import Seen
 

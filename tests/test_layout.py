@@ -35,8 +35,8 @@ from aristos.engine.layout import (
     rank_bytes,
 )
 from aristos.explore.places import FAR, NEAR, OUTBOX, fill, put_target, where
+from aristos.host.nodes import Nodes
 from aristos.kernels.cpu.gemm import row_stride
-from aristos.nodes import Nodes
 from aristos.placement import Placement
 
 
@@ -422,7 +422,7 @@ def test_windows_over_nodes_are_as_large_as_stated(comm, world):
 
 @pytest.mark.ranks(2)
 def test_closing_gives_the_shared_memory_back(comm):
-    from aristos.transport.room import free_shared_memory
+    from aristos.transport.capacity import free_shared_memory
 
     cfg = aristos.MoEConfig(hidden=1024, ffn=8, experts=2, top_k=1, max_tokens=8192)
     need = 2 * MoE.memory(cfg, 2)

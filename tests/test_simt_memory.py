@@ -10,7 +10,7 @@ from numba import cuda
 
 from aristos import simt
 from aristos.errors import MemoryProblem
-from aristos.simt.memory import QUARANTINE_BYTES, Room, span
+from aristos.simt.address_space import QUARANTINE_BYTES, Room, span
 
 MIB = 1 << 20
 

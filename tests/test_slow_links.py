@@ -21,8 +21,8 @@ FAST, SLOW = (0.0, 0.0), (30e3, 100e3)  # us, us a MiB: a slow put of NBYTES tak
 
 @pytest.mark.ranks(3, timeout=300)  # the first one may have to compile
 def test_a_put_takes_what_its_link_is_set_to(comm):
-    from aristos import memory, wire
     from aristos.bench.slow_links import SlowLinks
+    from aristos.primitives import memory, wire
     from aristos.transport.rma import RmaWindow
 
     window = RmaWindow(comm, 3 * NBYTES)

@@ -24,8 +24,9 @@ from pathlib import Path
 import pytest
 from mpi import FLAG, LAUNCHER_VARIABLES, ONE_THREAD, find_mpiexec
 
-from aristos import mpi_library, results, workarounds
+from aristos import results
 from aristos.doctor import progress
+from aristos.host import mpi_library, workarounds
 from aristos.topology import links
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from topo_text import seconds
 
-from aristos import launch
 from aristos.errors import TopologyError
+from aristos.host import launch_environment
 from aristos.topology import hostlist, slurm_job, slurm_network
 from aristos.topology.network import Network
 
@@ -328,7 +328,7 @@ def test_absurd_numbers_are_refused_and_not_made(env, said):
 def test_what_looks_like_a_digit_is_no_number():
     job = slurm_job.read({"SLURM_JOB_NODELIST": "n1", "SLURM_NTASKS": "\u00b2", "SLURM_HET_SIZE": "\u00b2"})
     assert (job.nodes, job.tasks) == (("n1",), None)
-    assert launch.started_as({"OMPI_COMM_WORLD_SIZE": "\u00b2", "OMPI_COMM_WORLD_RANK": "0"}) is None
+    assert launch_environment.started_as({"OMPI_COMM_WORLD_SIZE": "\u00b2", "OMPI_COMM_WORLD_RANK": "0"}) is None
 
 
 def test_gpus_of_a_job():
@@ -361,13 +361,13 @@ def test_samples_of_environments(shared_dir):
 
 
 def test_the_drawing_and_the_table_of_a_big_network(tmp_path: Path):
-    from aristos.topology import from_text, report
+    from aristos.topology import from_text, serialize
     from aristos.topology.drawing import draw
 
     text = "".join(f"SwitchName=leaf{at} Nodes=n[{40 * at}-{40 * at + 39}]\n" for at in range(50))
     topology = from_text(None, text + "SwitchName=spine Switches=leaf[0-49]\n")
-    assert "2000 nodes" in report.table(topology)
-    assert report.as_json(topology, True)["network"]["distance"] is None
+    assert "2000 nodes" in serialize.table(topology)
+    assert serialize.as_json(topology, True)["network"]["distance"] is None
     pytest.importorskip("matplotlib")
     draw(topology, tmp_path / "big.png")
     assert (tmp_path / "big.png").stat().st_size > 10_000

@@ -13,7 +13,7 @@ import pytest
 from cases import ROOT, clean_environment, run_job
 from mpi import find_mpiexec
 
-from aristos import memory
+from aristos.primitives import memory
 
 
 @pytest.mark.parametrize("tests", ["uncompiled.py", "searched.py"])
@@ -88,8 +88,8 @@ def test_words_in_plain_python():
 
 def test_compiled_words_mean_the_same():
     """Each compiled memory function, against the Python body on a copy."""
-    from aristos.compile import jit
     from aristos.kernels.cpu import llvm  # noqa: F401  registers the lowerings
+    from aristos.primitives.compile import jit
 
     mem = memory
 

@@ -15,9 +15,10 @@ import pytest
 from cases import run_job
 from mpi import find_mpiexec
 
-from aristos import memory as mem
 from aristos.engine import fields
-from aristos.substrate import cpu, runtime
+from aristos.primitives import memory as mem
+from aristos.substrate import runtime
+from aristos.substrate.cpu import loop
 
 pytestmark = pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
 
@@ -428,5 +429,5 @@ def test_a_long_wait_sleeps(monkeypatch, limits):
     job[fields.SPINS], job[fields.YIELDS] = limits
     for sweeps, name in ((0, "pause"), (limits[0], "yield_core"), (limits[1], "nap"), (10 * limits[1], "nap")):
         did.clear()
-        cpu.rest.py_func(job, sweeps)
+        loop.rest.py_func(job, sweeps)
         assert set(did) == {name}

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from aristos import mpi_library, workarounds
 from aristos.bench import main
 from aristos.errors import EnvironmentProblem
-from aristos.mpi_library import Library
-from aristos.workarounds import Machine, Workaround
+from aristos.host import mpi_library, workarounds
+from aristos.host.mpi_library import Library
+from aristos.host.workarounds import Machine, Workaround
 
 HOST = Machine("host", libpmix="/usr/lib/libpmix.so.2")
 STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "2", "SLURMD_NODENAME": "host", "SLURM_JOB_ID": "7"}

@@ -16,8 +16,7 @@ from cases import SKEWS, alone, check, routing, tokens
 from numba.core import config
 
 import aristos
-from aristos import compile as compiling
-from aristos import reference, wire
+from aristos import reference
 from aristos.cli.explore import options as explore_options
 from aristos.engine import dispatch, steps
 from aristos.engine import fields as f
@@ -28,7 +27,9 @@ from aristos.explore.cases import Call, Case, Fault
 from aristos.explore.machine import Machine
 from aristos.explore.places import BELIEVED, COPIES, NEAR, PART, STATE, WIRE, address, private
 from aristos.explore.violation import OutOfBounds, Race, SecondWriter, WrongSide
-from aristos.substrate import cpu
+from aristos.primitives import compile as compiling
+from aristos.primitives import wire
+from aristos.substrate.cpu import loop
 
 pytestmark = pytest.mark.skipif(
     not getattr(config, "DISABLE_JIT", False), reason="for a process with NUMBA_DISABLE_JIT=1"
@@ -148,10 +149,10 @@ def test_a_second_writer_is_seen():
     word = address(0, NEAR, near_region(machine.case.shape, machine.case.nodes, 0, 1))
     with machine.patched():
         machine.sched.current = machine.sched.actors[1]
-        aristos.memory.store(word, 1)
+        aristos.primitives.memory.store(word, 1)
         machine.sched.current = machine.sched.actors[0]
         with pytest.raises(SecondWriter, match="rank 0 writes POISON of rank 1 at rank 0, which is rank 1's to write"):
-            aristos.memory.store(word, 2)
+            aristos.primitives.memory.store(word, 2)
 
 
 @pytest.mark.parametrize("access", ["load", "store", "load_acquire", "store_release", "fetch_add", "compare_exchange"])
@@ -164,7 +165,7 @@ def test_an_access_where_nothing_lies_is_seen(at, access):
         machine.sched.current = machine.sched.actors[1]
         machine.memory.local.add(at)  # no other actor need run before it
         with pytest.raises(OutOfBounds, match=f"address {at:#x}, where nothing lies"):
-            getattr(aristos.memory, access)(
+            getattr(aristos.primitives.memory, access)(
                 at, *{"load": [], "load_acquire": [], "compare_exchange": [0, 1]}.get(access, [1])
             )
 
@@ -177,12 +178,12 @@ def test_a_wait_in_which_something_always_comes_is_bounded(monkeypatch):
         assert next(turns) < 10_000, "the worker does not come back"
         return True
 
-    monkeypatch.setattr(cpu, "tend_wire", tend_wire)
-    monkeypatch.setattr(cpu, "show_life", lambda *_: None)
+    monkeypatch.setattr(loop, "tend_wire", tend_wire)
+    monkeypatch.setattr(loop, "show_life", lambda *_: None)
     monkeypatch.setattr(steps, "decide", lambda *_: f.IDLE)
     job, state = np.zeros(f.JOB_WORDS, np.int64), np.zeros(1000, np.int64)
     job[f.FAR] = 1
-    assert cpu.work(job, state, 0) == f.PAUSED
+    assert loop.work(job, state, 0) == f.PAUSED
 
 
 def test_a_worker_that_waits_shows_how_far_its_rank_is(monkeypatch):
@@ -191,9 +192,9 @@ def test_a_worker_that_waits_shows_how_far_its_rank_is(monkeypatch):
     monkeypatch.setattr(steps, "heartbeat", lambda job, st, phase: shown.append(int(phase)))
     monkeypatch.setattr(steps, "decide", lambda *_: f.IDLE)
     job, state, lock = np.zeros(f.JOB_WORDS, np.int64), np.zeros(1000, np.int64), np.zeros(1, np.int64)
-    job[f.PAUSE_NS], job[f.LOCK], state[f.PROGRESS] = 3 * cpu.HEARTBEAT_NS, lock.ctypes.data, 7
+    job[f.PAUSE_NS], job[f.LOCK], state[f.PROGRESS] = 3 * loop.HEARTBEAT_NS, lock.ctypes.data, 7
     job[f.T_COMMAND] = f.STATE_WORDS
-    assert cpu.work(job, state, 0) == f.PAUSED
+    assert loop.work(job, state, 0) == f.PAUSED
     assert 1 <= len(shown) <= 4
     assert set(shown) == {7}
 
@@ -223,7 +224,7 @@ def test_what_a_side_cannot_reach():
     """Blocks have no MPI and no MPI window; the proxy has no mirror but by copies, and takes nothing of the blocks'."""
     machine = Machine(on_cards(), strategies.Replay([]))
     block, proxy = (next(a for a in machine.sched.actors if a.name == name) for name in ("rank 0", "rank 0 proxy"))
-    rank, mem = machine.ranks[0], aristos.memory
+    rank, mem = machine.ranks[0], aristos.primitives.memory
     window = rank.sides[3][rank.sides[2][f.T_TO] + 1]
     mirror, outbox = rank.table(f.T_FROM, 1), rank.table(f.T_TO, 1)
     wrong = [
@@ -247,7 +248,7 @@ def test_a_copy_under_way_is_not_read():
     machine = Machine(on_cards(), strategies.Replay([]))
     machine.sched.switch = lambda *_: None  # type: ignore[method-assign]
     block, proxy = (next(a for a in machine.sched.actors if a.name == name) for name in ("rank 0", "rank 0 proxy"))
-    rank, mem, copies = machine.ranks[0], aristos.memory, private(0, WIRE, COPIES)
+    rank, mem, copies = machine.ranks[0], aristos.primitives.memory, private(0, WIRE, COPIES)
     window = rank.sides[3][rank.sides[2][f.T_TO] + 1] + rank.job[f.P_RECORDS]
     mirror, word = rank.table(f.T_FROM, 1) + rank.job[f.P_RECORDS], rank.table(f.T_WORDS, 1) + 8 * f.TAIL
     with machine.patched():

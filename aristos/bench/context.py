@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..presets import DEFAULT, Shape, matching, shape
+from ..models import DEFAULT, Shape, matching, shape
 from ..results import Table
 from .options import Options
 from .routing import Trace

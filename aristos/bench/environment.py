@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .. import launch
+from ..host import launch_environment
+from ..host.versions import versions
 from ..results import SCHEMA
-from ..versions import versions
 from .world import World
 
 _SLURM = ("SLURM_JOB_NUM_NODES", "SLURM_NTASKS", "SLURM_CPUS_PER_TASK", "SLURM_CPU_BIND", "SLURM_TOPOLOGY_ADDR")
@@ -91,7 +91,7 @@ def hold_blas(threads: int) -> str:
 
 def facts(world: World, argv: list[str], seed: int) -> dict[str, Any]:
     """Attributes of a run; collective. Lists have one entry a rank."""
-    started = launch.started_as()
+    started = launch_environment.started_as()
     masks = world.allgather(",".join(map(str, sorted(os.sched_getaffinity(0)))))
     found: dict[str, Any] = {
         "schema": SCHEMA,

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .. import launch
-from ..arguments import counts
 from ..errors import InputError
-from ..presets import PRESETS
+from ..host import launch_environment
+from ..models import PRESETS
+from .arguments import counts
 
 BYTES = {"bf16": 2, "f16": 2, "tf32": 4, "f32": 4}  # of an element of rows and weights, by arithmetic
 FLOAT, WORD = 4, 8  # bytes of a router's element or a combine weight, and of an id or a position
@@ -279,7 +279,7 @@ def page(
 
 def main(argv: list[str], prog: str = "python -m aristos.bench floors") -> int:
     """Print the tables; returns the exit code. Needs neither MPI nor a GPU, and writes no file."""
-    parser = launch.Parser(prog=prog, description=__doc__)
+    parser = launch_environment.Parser(prog=prog, description=__doc__)
     parser.add_argument(
         "presets", nargs="*", metavar="PRESET", help=f"published shapes (default: {' '.join(COMPARED)})"
     )
@@ -296,6 +296,6 @@ def main(argv: list[str], prog: str = "python -m aristos.bench floors") -> int:
         text = page(presets, given.kinds.split(","), given.cards)
     except InputError as why:
         parser.error(str(why))
-    if launch.prints():
+    if launch_environment.prints():
         print(text)
     return 0

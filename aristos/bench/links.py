@@ -23,7 +23,7 @@ from ..topology.discover import join
 from ..topology.links import MIB, SLOW, Links, Place, Rows, Span, slow
 from ..topology.table import from_table, link_class, place
 from ..topology.visible import visible
-from ..transport.room import free_memory, machine
+from ..transport.capacity import free_memory, machine
 from . import fit
 from .pairs import PROBE, Pairs, Side, schedule, slot_bytes
 from .suites.put import cell, landed

@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from .. import workarounds
 from ..errors import AristosError, EnvironmentProblem, InputError
+from ..host import workarounds
 from ..topology import Topology, table
 from ..topology import links as file
 from ..topology.links import MIB, Links

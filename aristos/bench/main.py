@@ -14,13 +14,13 @@ import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from .. import launch, workarounds
 from .. import results as file
 from ..errors import AristosError, EnvironmentProblem, InputError, PoisonedError, ResultsError, WaitTimeout
+from ..host import launch_environment, workarounds
 from . import environment, floors, options, registry, routing, workload, world
 from .context import Context, Result
 from .options import Options, UsageError
-from .report import Reporter
+from .tables import Reporter
 
 OK, WRONG, USAGE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
 INTERRUPTED_SECONDS = 5.0
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -
 
 
 def complain(message: str, code: int) -> int:
-    if launch.prints():
+    if launch_environment.prints():
         print(message, file=sys.stderr, flush=True)
     return code
 

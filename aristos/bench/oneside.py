@@ -6,9 +6,9 @@ deadline, and each function returns 0 when it ran out. They refuse to check whol
 
 from numba import types
 
-from .. import memory as mem
-from ..compile import jit, warm_up
 from ..kernels.cpu import llvm as _lowerings  # noqa: F401  registers the primitives' compiled bodies
+from ..primitives import memory as mem
+from ..primitives.compile import jit, warm_up
 
 LINE = 64
 SPINS = 512  # a waiter gives its core away after this many looks

@@ -5,10 +5,10 @@ bytes of the peer's MPI window, `here` and `*_here` addresses of this rank's own
 word from. The caller is alone with the wire. Every wait is bounded by a deadline: 0 comes back when it ran out.
 """
 
-from .. import memory as mem
-from .. import wire as mpi
-from ..compile import jit, warm_up
 from ..kernels.cpu import llvm as _lowerings  # noqa: F401  registers the primitives' compiled bodies
+from ..primitives import memory as mem
+from ..primitives import wire as mpi
+from ..primitives.compile import jit, warm_up
 from .oneside import LINE, entry
 
 SPINS = 64  # a waiter gives its core away after this many looks

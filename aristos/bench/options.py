@@ -9,10 +9,11 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import launch, presets
-from ..arguments import counts, not_negative, positive, seconds
+from .. import models
 from ..config import ACTIVATIONS, DTYPES, MOST_THREADS
+from ..host import launch_environment
 from . import registry, world
+from .arguments import counts, not_negative, positive, seconds
 
 ALL_SECONDS = 110.0  # the default choice of suites takes two minutes, start-up and oracle included
 SUITE_SECONDS = 25.0  # a suite named on the command line
@@ -75,7 +76,7 @@ class Options:
         return max(world.LIMIT, 10.0 * max(self.budget, float(self.iters or 0)))
 
 
-class _Parser(launch.Parser):
+class _Parser(launch_environment.Parser):
     """Raises where argparse would exit."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
@@ -102,14 +103,14 @@ def parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParser:
         description="Measure Aristos on the ranks of this job; every number is checked against a float64 oracle.",
         epilog=f"suites:\n{suites}\n\n{ON_CARDS}\n\n"
         f"without ranks: {prog} floors, bounds of the CUDA kernels on published GPUs\n\n"
-        f"presets (--preset):\n{presets.listing()}\n\n"
+        f"presets (--preset):\n{models.listing()}\n\n"
         "exit codes: 0 fine, 1 wrong result, 2 usage, 3 environment",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("suites", nargs="*", metavar="SUITE", help=f"default, two minutes together: {usual}")
     shape = made.add_argument_group("shape")
     shape.add_argument(
-        "--preset", metavar="NAME", help=f"a model's shape (that of the trace's model, or {presets.DEFAULT})"
+        "--preset", metavar="NAME", help=f"a model's shape (that of the trace's model, or {models.DEFAULT})"
     )
     shape.add_argument("--scale", type=positive, metavar="N", help="divide the preset's published widths by N")
     shape.add_argument("--tokens", type=counts, metavar="S[,S..]", help="tokens per rank and call")
@@ -168,8 +169,8 @@ def parse(argv: list[str], prog: str = "python -m aristos.bench") -> Options:
 
 
 def _check(options: Options) -> None:
-    if options.preset is not None and options.preset not in presets.PRESETS:
-        raise UsageError(f"unknown preset {options.preset!r}; the presets are {', '.join(presets.PRESETS)}")
+    if options.preset is not None and options.preset not in models.PRESETS:
+        raise UsageError(f"unknown preset {options.preset!r}; the presets are {', '.join(models.PRESETS)}")
     if "replay" in options.suites and not is_file(options.routing):
         raise UsageError("suite replay needs --routing FILE.npz, a recorded routing trace")
     if is_file(options.routing) and not Path(str(options.routing)).is_file():

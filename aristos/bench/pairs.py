@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import wire
 from ..errors import WaitTimeout
+from ..primitives import wire
 from ..results import Table
 from .world import World
 
@@ -42,7 +42,7 @@ def read_bytes(address: int, nbytes: int) -> Bytes:
 
 def slot_bytes(world: World, most: int) -> int:
     """Bytes of slots a rank can expose: `most`, or what a quarter of the free shared memory allows for all ranks."""
-    from ..transport.room import free_shared_memory
+    from ..transport.capacity import free_shared_memory
 
     have = free_shared_memory()
     room = most

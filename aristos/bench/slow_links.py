@@ -21,12 +21,12 @@ import numba
 import numpy as np
 from numba import int32, int64
 
-from .. import memory as mem
-from .. import wire as mpi
-from ..compile import jit, warm_up
 from ..errors import WaitTimeout
 from ..kernels.cpu import llvm as _lowerings  # noqa: F401  registers the primitives' compiled bodies
 from ..kernels.cpu.gemm import aligned
+from ..primitives import memory as mem
+from ..primitives import wire as mpi
+from ..primitives.compile import jit, warm_up
 
 MIB = 1 << 20
 LONG_NS = 100_000  # a wait from which on it is slept at once

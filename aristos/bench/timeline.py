@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ResultsError
-from ..rewrite import try_writing
+from ..results.atomic import try_writing
 from .context import Context
 from .workload import Workload, execute
 

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .. import launch
 from ..errors import EnvironmentProblem, WaitTimeout
-from ..nodes import Nodes
+from ..host import launch_environment
+from ..host.nodes import Nodes
 
 LIMIT = 300.0  # seconds a rank may wait for the others: the first run compiles
 GONE = 3  # exit code where they did not come
@@ -140,8 +140,8 @@ def connect(ranks_per_node: int | None = None, limit: float = LIMIT) -> World:
 
     Raises EnvironmentProblem where a launcher started several tasks that MPI does not see as one job.
     """
-    started = launch.started_as()
-    strange = launch.stranger()
+    started = launch_environment.started_as()
+    strange = launch_environment.stranger()
     if strange is not None:
         raise EnvironmentProblem(strange)
     try:
@@ -153,7 +153,7 @@ def connect(ranks_per_node: int | None = None, limit: float = LIMIT) -> World:
                 "install one, e.g. pip install 'aristos[mpich]'"
             ) from why
         return World(ranks_per_node=ranks_per_node, limit=limit)
-    wrong = launch.mismatch(MPI.COMM_WORLD.Get_size())
+    wrong = launch_environment.mismatch(MPI.COMM_WORLD.Get_size())
     if wrong is not None:
         raise EnvironmentProblem(wrong)
     return World(MPI.COMM_WORLD, ranks_per_node, limit)

@@ -9,7 +9,7 @@ import importlib
 import pkgutil
 import sys
 
-from .. import launch
+from ..host import launch_environment
 
 USAGE = 2
 
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     known = commands()
     if not words or words[0] in ("-h", "--help"):
-        if launch.prints():
+        if launch_environment.prints():
             _help(known)
         return 0 if words else USAGE
     if words[0] == "--version":
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         print(__version__)
         return 0
     if words[0] not in known:
-        if launch.prints():
+        if launch_environment.prints():
             print(f"aristos: unknown command {words[0]!r}; the commands are {', '.join(known)}", file=sys.stderr)
         return USAGE
     return _module(words[0]).main(words[1:])

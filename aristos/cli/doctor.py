@@ -5,8 +5,8 @@ Exit codes: 0 nothing failed, 2 usage, 3 something failed, 130 Ctrl-C.
 
 from __future__ import annotations
 
-from .. import launch
-from ..arguments import seconds
+from ..bench.arguments import seconds
+from ..host import launch_environment
 
 SUMMARY = "check this machine, alone or on all ranks: mpirun -n 2 aristos doctor"
 LIMIT = 60.0
@@ -15,7 +15,7 @@ LIMIT = 60.0
 def main(argv: list[str]) -> int:
     from ..doctor import main as doctor
 
-    parser = launch.Parser(
+    parser = launch_environment.Parser(
         prog="aristos doctor",
         description="Check MPI, launcher, memory, cores, GPUs and Slurm, and how far MPI makes progress by itself. "
         "Under mpirun or srun also: are the ranks alike, and do they reach each other?",

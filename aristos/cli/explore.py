@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 
-from .. import arguments
+from ..bench import arguments
 
 SUMMARY = "look for races and hangs in the protocol: aristos explore --schedules 300"
 USAGE, INTERRUPTED = 2, 130

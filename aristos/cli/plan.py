@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import launch
-from ..arguments import not_negative, positive, seconds
+from ..bench.arguments import not_negative, positive, seconds
+from ..host import launch_environment
 
 if TYPE_CHECKING:
     from ..planner import Plan, Problem
@@ -37,7 +37,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     from ..planner import ALLREDUCES, OBJECTIVES
     from ..planner.models import MODELS
 
-    parser = launch.Parser(
+    parser = launch_environment.Parser(
         prog="aristos plan",
         description="Choose the groups that make a training step shortest (Equation 1 of the poster), with a proven "
         "bound on how much better any other choice could be.",
@@ -69,7 +69,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     if asked.problem is not None and (asked.topology or asked.discover or asked.inference or asked.tokens):
         parser.error("--tokens, --topology, --discover and --inference go with --model")
     asked.tokens = asked.tokens or TOKENS
-    if asked.discover and (started := launch.started_as()) is not None and started[1] > 1:
+    if asked.discover and (started := launch_environment.started_as()) is not None and started[1] > 1:
         parser.error(
             "--discover starts ranks of its own; in a job, let all ranks run `aristos topo --measure --out FILE`, and "
             "then give --topology FILE to one process"
@@ -81,12 +81,12 @@ def options(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     asked = options(argv)
-    if not launch.prints():
+    if not launch_environment.prints():
         return 0  # one rank of a job plans
     try:
         return run(asked)
     except BrokenPipeError:  # | head
-        return launch.unread()
+        return launch_environment.unread()
     except KeyboardInterrupt:
         return INTERRUPTED
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .. import launch
-from ..arguments import positive
+from ..bench.arguments import positive
 from ..errors import AristosError, InputError
+from ..host import launch_environment
 
 USAGE, ENVIRONMENT, INTERRUPTED = 2, 3, 130
 SUMMARY = "start a job well on what is there: aristos run -n 8 -- python model.py"
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     try:
         return launcher.run(asked, program)
     except BrokenPipeError:  # --dry-run | head
-        return launch.unread()
+        return launch_environment.unread()
     except KeyboardInterrupt:  # before the job; later it is the job's
         return INTERRUPTED
     except (AristosError, OSError) as why:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .. import arguments, launch
+from ..bench import arguments
+from ..host import launch_environment
 
 SUMMARY = "run a script's CUDA kernels without a GPU, checked: aristos simt profile SCRIPT.py"
 USAGE, INCOMPLETE, INTERRUPTED = 2, 3, 130
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        return launch.unread()
+        return launch_environment.unread()
     except KeyboardInterrupt:
         return INTERRUPTED
     except InputError as why:

@@ -10,14 +10,14 @@ import json
 import sys
 from pathlib import Path
 
-from .. import launch
+from ..host import launch_environment
 
 SUMMARY = "this machine, its links and the network: aristos topo --json"
 PROBLEM, INTERRUPTED = 3, 130
 
 
 def options(argv: list[str]) -> argparse.Namespace:
-    parser = launch.Parser(
+    parser = launch_environment.Parser(
         prog="aristos topo",
         description="Show the GPUs, NICs, NUMA domains and CPUs of this machine, the class of every link, the network "
         "of the Slurm job, and what is wrong with them. With files: what these describe instead.",
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     from ..errors import AristosError
 
     asked = options(argv)
-    if not launch.prints() and (asked.nvidia_smi or not asked.measure):
+    if not launch_environment.prints() and (asked.nvidia_smi or not asked.measure):
         return 0  # one rank of a job prints; all of them measure
     try:
         if asked.measure:
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
             return links_main.run(asked, _read(asked.nvidia_smi))
         return run(asked)
     except BrokenPipeError:  # | head
-        return launch.unread()
+        return launch_environment.unread()
     except (AristosError, OSError) as why:
         print(f"aristos topo: {why}", file=sys.stderr)
         return PROBLEM
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
 
 
 def run(asked: argparse.Namespace) -> int:
-    from ..topology import discover, from_text, report
+    from ..topology import discover, from_text, serialize
 
     file = bool(asked.nvidia_smi or asked.slurm_topology)
     if file:
@@ -85,9 +85,9 @@ def run(asked: argparse.Namespace) -> int:
 
         draw(topology, Path(asked.plot))
     if asked.json:
-        print(json.dumps(report.as_json(topology, file), indent=2), flush=True)
+        print(json.dumps(serialize.as_json(topology, file), indent=2), flush=True)
     else:
-        print(report.table(topology), flush=True)
+        print(serialize.table(topology), flush=True)
     return 0
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import launch
-from ..mpi_library import Library
+from ..host import launch_environment
+from ..host.mpi_library import Library
 from .finding import Finding, named, ok, warn
 
 AUTOGROUPS = Path("/proc/sys/kernel/sched_autogroup_enabled")
@@ -29,7 +29,7 @@ def seat(node: int) -> Seat:
 
 def remedy(library: Library | None, env: Mapping[str, str], cores: int) -> str:
     """How this launcher gives each rank `cores` cores of its own."""
-    started = launch.started_as(env)
+    started = launch_environment.started_as(env)
     if started is not None and started[0] == "srun":
         return (
             f"srun --cpus-per-task={cores} --cpu-bind=cores ... (since Slurm 22.05 srun does not take sbatch's number)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from ..nodes import Nodes
+from ..host.nodes import Nodes
 from .finding import Finding, fail, named, ok, warn
 
 # (property, whether a difference is a failure, what to do)

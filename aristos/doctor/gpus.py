@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ..errors import TopologyError
-from ..nodes import Nodes
-from ..substrate import device_puts
-from ..substrate.driver import ADVICE, INSTALL
+from ..host.nodes import Nodes
+from ..substrate.cuda import device_puts
+from ..substrate.cuda.driver import ADVICE, INSTALL
 from ..topology import slurm_job
 from ..topology.faults import hidden
 from ..topology.visible import visible

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..versions import versions
+from ..host.versions import versions
 from .finding import Finding, fail, ok, warn
 
 
@@ -51,7 +51,7 @@ def suited(kind: str, cpu: str, machine: str) -> Finding:
 
 def folder() -> Path:
     """Where compiled kernels are kept, without a word if it is not where it was wanted."""
-    from ..compile import cache_folder
+    from ..primitives.compile import cache_folder
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from .. import launch, mpi_library
-from ..mpi_library import WHEELS, Library
-from ..versions import version
-from ..workarounds import SM_FOLDER, Workaround
+from ..host import launch_environment, mpi_library
+from ..host.mpi_library import WHEELS, Library
+from ..host.versions import version
+from ..host.workarounds import SM_FOLDER, Workaround
 from .finding import Finding, fail, ok, warn
 
 MODULES = ("CRAY_MPICH_DIR", "MPICH_DIR", "MPI_HOME", "I_MPI_ROOT")  # what a site's MPI module sets
@@ -136,18 +136,18 @@ def own_mpirun(found: Library | None) -> str:
 def mpirun_here(found: Library | None) -> Finding:
     path = shutil.which("mpirun") or shutil.which("mpiexec")
     answer = ask_version(path) if path else ""
-    return mpirun(found, path, answer, own_mpirun(found), launch.started_as() is not None)
+    return mpirun(found, path, answer, own_mpirun(found), launch_environment.started_as() is not None)
 
 
 def launcher(world: int | None, env: Mapping[str, str], found: Library | None) -> Finding:
     """Has MPI as many ranks as the launcher started tasks? world: None where MPI was not started."""
     name = "launcher"
-    started = launch.started_as(env)
+    started = launch_environment.started_as(env)
     if started is None:
         return ok(name, "none: one process, so ranks are not compared (mpirun -n 2 aristos doctor, or srun, does)")
     values = {"launcher": started[0], "tasks": started[1], "world": world}
-    strange = launch.stranger(env, found) if found is not None else None
-    wrong = strange if world is None else launch.mismatch(world, env, found)
+    strange = launch_environment.stranger(env, found) if found is not None else None
+    wrong = strange if world is None else launch_environment.mismatch(world, env, found)
     if wrong is None and world is None:
         wrong = f"{started[0]} started {started[1]} tasks, which cannot meet without an MPI library"
         return fail(name, wrong, "see MPI library", **values)

@@ -10,13 +10,13 @@ import platform
 from collections.abc import Callable
 from typing import Any
 
-from .. import launch, mpi_library, workarounds
-from ..mpi_library import Library
-from ..versions import version, versions
-from . import cores, equal, gpus, kernels, libraries, memory, progress, sight, slurm, windows
+from ..host import launch_environment, mpi_library, workarounds
+from ..host.mpi_library import Library
+from ..host.versions import version, versions
+from . import cores, equal, gpus, kernels, libraries, progress, shared_memory, sight, slurm, windows
 from .finding import Finding, fail, guarded, merged
+from .output import Report
 from .ranks import Ranks
-from .report import Report
 
 OK, FAILED, INTERRUPTED = 0, 3, 130
 Check = tuple[str, Callable[[], Finding]]
@@ -24,7 +24,7 @@ Check = tuple[str, Callable[[], Finding]]
 
 def run(as_json: bool, limit: float) -> int:
     """Check all there is to check; the exit code."""
-    prints = launch.prints()
+    prints = launch_environment.prints()
     report = Report(as_json, silent=not prints)
     found = mpi_library.find()
     applied = workarounds.apply(found)
@@ -48,7 +48,7 @@ def run(as_json: bool, limit: float) -> int:
 
 def _start(ranks: Ranks, found: Library | None) -> Finding:
     """Start MPI, unless it would end the process; the library's finding."""
-    if launch.stranger(library=found) is None:
+    if launch_environment.stranger(library=found) is None:
         try:
             ranks.start()
         except (ImportError, RuntimeError) as why:
@@ -110,8 +110,8 @@ def _of_node(ranks: int, here: int, limit: float) -> list[Check]:
     """For the first rank of each node."""
     seen = sight.look(cuda=sight.library())
     return [
-        (memory.SHM, lambda: memory.shared_here(ranks, here)),
-        ("left in shm", lambda: memory.left(memory.leftovers())),
+        (shared_memory.SHM, lambda: shared_memory.shared_here(ranks, here)),
+        ("left in shm", lambda: shared_memory.left(shared_memory.leftovers())),
         ("GPU driver", lambda: gpus.driver(seen)),
         ("GPUs", lambda: gpus.gpus(seen, os.environ, here)),
         ("GPU puts", lambda: gpus.puts(seen, limit)),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..nodes import Nodes
+from ..host.nodes import Nodes
 from .finding import Finding, fail, ok, warn
 from .ranks import Ranks
 
@@ -67,8 +67,8 @@ def _between(ranks: Ranks, comm: Any) -> tuple[float, float]:
     """(seconds with, seconds without the target's pacing) at the origin, rank 0 of `comm`."""
     from numba import int64
 
-    from .. import wire
-    from ..compile import warm_up
+    from ..primitives import wire
+    from ..primitives.compile import warm_up
     from ..transport.rma import RmaWindow
 
     warm_up([(wire.pace, (int64,)), (wire.put, (int64,) * 5), (wire.flush, (int64,) * 2)], quiet=True)
@@ -85,7 +85,7 @@ def _between(ranks: Ranks, comm: Any) -> tuple[float, float]:
 
 def _once(comm: Any, window: Any, paced: bool) -> float:
     """Seconds that put and flush take; 0 at the target, which computes and leaves MPI to its pacing thread or none."""
-    from .. import wire
+    from ..primitives import wire
 
     comm.Barrier()
     if comm.rank == 1:
@@ -107,7 +107,7 @@ def _once(comm: Any, window: Any, paced: bool) -> float:
 
 def _take(words: int) -> None:
     """Become the one thread of this process that calls MPI, by a window's wire."""
-    from .. import wire
+    from ..primitives import wire
 
     while not wire.take(words):
         pass

@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..mpi_library import loaded
-from ..nodes import Nodes
+from ..host.mpi_library import loaded
+from ..host.nodes import Nodes
 
 
 class Ranks:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..substrate.driver import uuid_text
+from ..substrate.cuda.driver import uuid_text
 from ..topology import commands, nvml, pci
 from ..topology.commands import Ask
 from ..topology.discover import machine_here

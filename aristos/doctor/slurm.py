@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 
-from ..mpi_library import Library
+from ..host.mpi_library import Library
 from .finding import Finding, ok, warn
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-from ..nodes import Nodes
+from ..host.nodes import Nodes
 from .finding import Finding, fail, named, ok
 from .ranks import Ranks
 

@@ -4,8 +4,8 @@ All under the rank's lock. Reading changes only this rank's tables; what it free
 `returns.py`.
 """
 
-from .. import memory as mem
-from ..compile import jit
+from ..primitives import memory as mem
+from ..primitives.compile import jit
 from . import fields as f
 from .layout import announcement_from, record_from, return_record_from, word_from
 from .lock import acquire, unlock

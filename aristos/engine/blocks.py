@@ -6,8 +6,8 @@ one credit, in pairs, bounds ring, index and the owner's staged outputs; its row
 written into the outbox; `outbox.py` puts it.
 """
 
-from .. import memory as mem
-from ..compile import jit
+from ..primitives import memory as mem
+from ..primitives.compile import jit
 from . import fields as f
 from .layout import index_to, outbox_row_to, record_to, word_from, word_to
 from .packing import tile_rows

@@ -3,8 +3,8 @@
 The same kernels and the same packed order as the fused schedule, so the same bits; no windows, no records, no credit.
 """
 
-from .. import memory as mem
-from ..compile import jit
+from ..primitives import memory as mem
+from ..primitives.compile import jit
 from . import combine, experts, packing, routing
 from . import fields as f
 from .layout import return_row

@@ -1,8 +1,8 @@
 """Step `combine`: tokens whose rows are all back become output, choices in order, in float32, rounded once."""
 
-from .. import memory as mem
-from ..compile import jit
 from ..kernels.cpu.tokens import combine_token
+from ..primitives import memory as mem
+from ..primitives.compile import jit
 from . import fields as f
 from .layout import row_back
 from .returns import state_word

@@ -6,9 +6,9 @@ tell of it. So a word must be posted after the data that it tells of. Full means
 A slot may be filled again once it is TAKEN, the source of a put written again once it has LANDED.
 """
 
-from .. import memory as mem
-from .. import wire as mpi
-from ..compile import jit
+from ..primitives import memory as mem
+from ..primitives import wire as mpi
+from ..primitives.compile import jit
 from . import fields as f
 from .layout import LINE, WORD, word_to
 from .outbox import encode, put_words

@@ -1,7 +1,7 @@
 """Step `dispatch`: a tile of rows goes into its owner's ring. Credit, then rows, then the record, then the tail."""
 
-from .. import memory as mem
-from ..compile import jit
+from ..primitives import memory as mem
+from ..primitives.compile import jit
 from . import blocks
 from . import fields as f
 from .layout import record_to, ring_row_to, word_from, word_to

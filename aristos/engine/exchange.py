@@ -5,9 +5,9 @@ and each tile is returned empty, so that its slots are free again. In the second
 contiguous in its packed order, go back with a single record.
 """
 
-from .. import memory as mem
-from .. import wire as mpi
-from ..compile import jit
+from ..primitives import memory as mem
+from ..primitives import wire as mpi
+from ..primitives.compile import jit
 from . import fields as f
 from .layout import announcement_from, return_row
 from .returns import count_back, post_return

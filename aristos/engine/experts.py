@@ -4,9 +4,9 @@ Which expert, and how many rows, is decided here: rows of remote sources before 
 rows wait a little for announced ones when that saves reading the weights twice, many are shared between workers.
 """
 
-from .. import memory as mem
-from ..compile import jit
 from ..kernels.cpu.expert import expert_rows
+from ..primitives import memory as mem
+from ..primitives.compile import jit
 from . import fields as f
 from . import team
 from .layout import index_from, return_row, ring_row_from, staged_row

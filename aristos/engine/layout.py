@@ -25,8 +25,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..compile import jit
-from ..nodes import Nodes
+from ..host.nodes import Nodes
+from ..primitives.compile import jit
 from . import fields as f
 
 LINE = 64

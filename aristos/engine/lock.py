@@ -1,7 +1,7 @@
 """The rank's lock: it guards the state. Steps hold it for microseconds, and never while they copy or compute."""
 
-from .. import memory as mem
-from ..compile import jit
+from ..primitives import memory as mem
+from ..primitives.compile import jit
 from . import fields as f
 
 NAPS = 6400  # tries after which the holder has lost its core to another rank: see `cpu.rest`

@@ -7,9 +7,9 @@ that of a fresh one waits for the peer's attention. Words are put as {value, com
 when its halves agree, and handed to the workers by a release store. It refuses to decide what is sent.
 """
 
-from .. import memory as mem
-from .. import wire as mpi
-from ..compile import jit
+from ..primitives import memory as mem
+from ..primitives import wire as mpi
+from ..primitives.compile import jit
 from . import fields as f
 from .layout import RECORD_BYTES, RETURN_RECORD_BYTES, WORD, record_to, return_record_to, word_from, word_to
 from .lock import acquire, unlock

@@ -4,8 +4,8 @@ The packed order is a stable counting sort of the (token, choice) pairs by *slot
 that holds them, id), so that all rows for one rank, and in it for one expert, lie together.
 """
 
-from .. import memory as mem
-from ..compile import jit
+from ..primitives import memory as mem
+from ..primitives.compile import jit
 from . import fields as f
 from .layout import announcement_to, word_to
 

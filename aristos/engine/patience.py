@@ -4,9 +4,9 @@ The rule is DESIGN's: a peer inside this call may stand still for `timeout`, one
 times that. What was seen last stays in the state, for whoever says what went wrong.
 """
 
-from .. import memory as mem
-from ..compile import jit
 from ..config import OVERDUE
+from ..primitives import memory as mem
+from ..primitives.compile import jit
 from . import arrivals
 from . import fields as f
 from .layout import word_from

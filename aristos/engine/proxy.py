@@ -12,9 +12,9 @@ believed, T_CODED those that the card reads, and the wire's put and flush are th
 decides nothing of what is sent, and takes no lock but the wire's.
 """
 
-from .. import memory as mem
-from .. import wire as mpi
-from ..compile import jit
+from ..primitives import memory as mem
+from ..primitives import wire as mpi
+from ..primitives.compile import jit
 from . import fields as f
 from .layout import LINE, RETURN_RECORD_BYTES, WORD, announcement_to, record_to, return_record_to, word_from, word_to
 from .outbox import all_posted, last_words, listen, put_blocks, put_ring

@@ -4,8 +4,8 @@ The output rows themselves were written by the expert kernel, straight into the 
 counted, so that a block of tokens that misses none can be combined.
 """
 
-from .. import memory as mem
-from ..compile import jit
+from ..primitives import memory as mem
+from ..primitives.compile import jit
 from . import fields as f
 from .layout import WORD, return_record_to, word_to
 

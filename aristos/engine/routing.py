@@ -1,9 +1,9 @@
 """Step `route`: a block of tokens gets its experts and weights, or what came from outside is checked."""
 
-from .. import memory as mem
-from ..compile import jit
 from ..kernels.cpu.llvm import LANES
 from ..kernels.cpu.tokens import choose, scores
+from ..primitives import memory as mem
+from ..primitives.compile import jit
 from . import fields as f
 
 

@@ -3,8 +3,8 @@
 `decide` and `publish` run under the rank's lock and take microseconds; `execute` runs outside it, on what was claimed.
 """
 
-from .. import memory as mem
-from ..compile import jit
+from ..primitives import memory as mem
+from ..primitives.compile import jit
 from . import arrivals, blocks, combine, dispatch, experts, outbox, packing, routing, team
 from . import fields as f
 from .layout import word_to

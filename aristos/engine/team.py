@@ -9,9 +9,9 @@ that of another. BASE is where the run's begin: it is written before LIMIT, and 
 done. No sum is split between workers, so bits do not depend on who takes what.
 """
 
-from .. import memory as mem
-from ..compile import jit
 from ..kernels.cpu.expert import down_columns, up_columns
+from ..primitives import memory as mem
+from ..primitives.compile import jit
 from . import fields as f
 from .returns import state_word
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..engine.layout import LINE, Shape
-from ..nodes import Nodes
+from ..host.nodes import Nodes
 from ..placement import Placement
 from .regions import WORD
 

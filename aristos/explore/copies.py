@@ -8,7 +8,7 @@ both. A card whose copies fail says so in the wire, and copies nothing.
 
 from __future__ import annotations
 
-from .. import wire
+from ..primitives import wire
 from .network import Network
 from .places import COPIES, WIRE, private
 from .regions import WORD

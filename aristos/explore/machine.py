@@ -10,15 +10,16 @@ from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
 
-from .. import memory, wire
 from ..config import OVERDUE
 from ..engine import arrivals, combine, experts, steps, team
 from ..engine import fields as f
-from ..substrate import cpu, runtime
-from .card import CardRank
+from ..primitives import memory, wire
+from ..substrate import runtime
+from ..substrate.cpu import loop
 from .cases import Case
 from .checks import Checks
 from .copies import Copies
+from .gpu_rank import CardRank
 from .memory_model import CHANGE, Memory
 from .network import Network
 from .places import AREA, COPIES, LOCK, OUTBOX, PRIVATE, WIRE, private
@@ -118,7 +119,7 @@ class Machine:
         names |= {(wire, name): getattr(self.network, name) for name in ("put", "flush", "sync", "progress")}
         if self.case.proxy:
             names |= {(wire, name): self.by_wire(name) for name in ("put", "flush")}
-            names[cpu, "tend_wire"] = lambda *_: False  # a card's blocks have no wire
+            names[loop, "tend_wire"] = lambda *_: False  # a card's blocks have no wire
         names |= {
             (memory, "call"): self.call,
             (steps, "decide"): self.decide(steps.decide),

@@ -2,7 +2,7 @@
 
 Plain data is checked by vector clocks: an access that nothing orders after the access it conflicts with is a race,
 whatever it read, in any schedule in which both happen. Atomics are switch points; a load may see an older value than
-the latest, as long as nothing that its actor knows of says otherwise. What replaces `aristos.memory` is here.
+the latest, as long as nothing that its actor knows of says otherwise. What replaces `primitives.memory` is here.
 """
 
 from __future__ import annotations
@@ -427,7 +427,7 @@ class Memory:
         return [self.value.get(at + 4 * i, 0) for i in range(n)]
 
     def functions(self) -> dict[str, Any]:
-        """What the steps use in the place of `aristos.memory`."""
+        """What the steps use in the place of `primitives.memory`."""
         names = ("load", "store", "load_acquire", "store_release", "fetch_add", "compare_exchange", "copy_row", "clock",
                  "words", "floats")  # fmt: skip
         return {name: getattr(self, name) for name in names}

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import memory
+from ..primitives import memory
 from . import places
 from .cases import Asked
 from .replaced import replaced
@@ -40,7 +40,7 @@ class Mutation:
 
 
 class Instead:
-    """`aristos.memory`, or another module, with some functions replaced, for one module."""
+    """`aristos.primitives.memory`, or another module, with some functions replaced, for one module."""
 
     def __init__(self, module: Any = memory, /, **functions: Any) -> None:
         vars(self).update(functions)
@@ -51,7 +51,7 @@ class Instead:
 
 
 def releases_first() -> Instead:
-    """`aristos.memory` in which what an actor stores comes after its next release."""
+    """`aristos.primitives.memory` in which what an actor stores comes after its next release."""
     late: dict[int, list[tuple[int, int]]] = {}
 
     def mine() -> list[tuple[int, int]]:

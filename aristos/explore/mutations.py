@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import memory
 from ..engine import arrivals, dispatch, experts, layout, lock, packing, returns, steps, team
 from ..engine import fields as f
+from ..primitives import memory
 from . import places, rank
 from .cases import Fault
 from .mutation import LOTS, NOWHERE, ONE_BY_ONE, Instead, Put, mutation, releases_first

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import memory, wire
 from ..engine import blocks, descriptors, layout, outbox
 from ..engine import fields as f
+from ..primitives import memory, wire
 from . import network, places
 from .mutation import LOTS, Instead, Put, mutation, releases_first
 

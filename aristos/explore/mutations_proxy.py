@@ -6,9 +6,9 @@ from typing import Any
 
 from greenlet import getcurrent
 
-from .. import memory, wire
 from ..engine import fields as f
 from ..engine import layout, outbox, proxy
+from ..primitives import memory, wire
 from . import places
 from .cases import Fault
 from .mutation import Instead, Put, mutation

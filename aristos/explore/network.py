@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .. import wire
+from ..primitives import wire
 from .places import FIRST, WIRE, private, put_target
 from .regions import CODED, WORD
 from .scheduler import FLUSH, LAND, POLL, PUT, Actor

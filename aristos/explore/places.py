@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from ..engine.layout import LINE, Shape
-from ..nodes import Nodes
-from ..substrate.card_memory import CardMemory, Sides
-from ..substrate.memory import Memory
+from ..host.nodes import Nodes
+from ..substrate.cuda.outboxes import CardMemory, Sides
+from ..substrate.windows import Memory
 
 FIRST = 1 << 60
 SPAN = 1 << 40  # between two ranks

@@ -11,14 +11,14 @@ from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from .. import memory, wire
 from ..engine import arrivals, outbox, packing, steps
 from ..engine import exchange as halves
 from ..engine import fields as f
 from ..engine.layout import PairLayout, StateLayout, word_from, word_to
 from ..errors import WaitTimeout
 from ..placement import Placement
-from ..substrate import cpu
+from ..primitives import memory, wire
+from ..substrate.cpu import loop
 from ..substrate.runtime import _Patience
 from . import experts, places
 from .cases import Call
@@ -323,7 +323,7 @@ class Rank:
         actor = self.machine.sched.me
         actor.sweeping = True
         try:
-            return cpu.work(self.job, self.st, worker)
+            return loop.work(self.job, self.st, worker)
         except Slice:
             return f.PAUSED
         finally:

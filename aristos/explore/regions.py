@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from ..engine import fields as f
 from ..engine.layout import LINE, PairLayout, Shape, far_bytes, lines, near_bytes, outbox_bytes
-from ..nodes import Nodes
+from ..host.nodes import Nodes
 from .places import AREA, BELIEVED, FAR, MIRROR, NEAR, OUTBOX, PRIVATE, address, where
 
 WORD = 8

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from .. import memory, wire
 from ..engine import descriptors, outbox
 from ..engine import fields as f
 from ..engine.layout import PairLayout, StateLayout, word_from
+from ..primitives import memory, wire
 from . import places
 from .cases import Asked, Case
 from .machine import PATIENT, waits

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from .memory_model import Event, Memory
 
-_ROOMS = ("engine/", "explore/rank.py", "explore/card.py", "explore/ring.py", "wire.py", "explore/mutations")
+_ROOMS = (
+    "engine/",
+    "explore/rank.py",
+    "explore/gpu_rank.py",
+    "explore/ring.py",
+    "primitives/wire.py",
+    "explore/mutations",
+)
 _PACKAGE = str(Path(__file__).parent.parent) + os.sep
 
 

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .. import memory, wire
 from ..engine import experts
 from ..engine import fields as f
 from ..engine.layout import word_from, word_to
-from ..substrate import cpu
+from ..primitives import memory, wire
+from ..substrate.cpu import loop
 from .cases import Case
 from .frozen import Host, Private
 from .landing import Landing, LandingCopies
@@ -94,7 +94,7 @@ class Stretches(Machine):
         names: dict[tuple[Any, str], Any] = {
             (owner, name): self._recorded(getattr(owner, name)) for owner, name in [*places, (experts, "expert_rows")]
         }
-        names |= {(memory, "clock"): lambda: 0, (cpu, "tend_wire"): self._tended(cpu.tend_wire)}
+        names |= {(memory, "clock"): lambda: 0, (loop, "tend_wire"): self._tended(loop.tend_wire)}
         with replaced(names):
             yield
 

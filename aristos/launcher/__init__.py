@@ -1,4 +1,4 @@
 """`aristos run`: start a job well on what is there. Each rank gets a seat: a device, the cores near it, a NIC.
 
-Not `aristos/launch.py`, which tells a rank how it was started. Importing this imports no numpy, MPI or driver.
+`host/launch_environment.py` tells a rank how it was started. Importing this imports no numpy, MPI or driver.
 """

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from ..doctor import libraries, slurm
 from ..errors import EnvironmentProblem, InputError
-from ..mpi_library import Library
+from ..host.mpi_library import Library
+from ..host.workarounds import Workaround
 from ..topology import slurm_job
-from ..workarounds import Workaround
 from .take_seat import JOB, PLAN
 
 SEAT = "aristos.launcher.take_seat"

@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..doctor.memory import leftovers
-from ..transport.room import SHM
+from ..doctor.shared_memory import leftovers
+from ..transport.capacity import SHM
 from .take_seat import JOB
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)

@@ -7,8 +7,8 @@ import shlex
 import sys
 from argparse import Namespace
 
-from .. import launch, mpi_library
 from ..errors import EnvironmentProblem, InputError
+from ..host import launch_environment, mpi_library
 from . import commands, job, take_seat
 from .commands import Command
 from .machine import Machine, look, read
@@ -22,7 +22,7 @@ def run(asked: Namespace, program: list[str]) -> int:
     env = dict(os.environ)
     if asked.nvidia_smi and not asked.dry_run:
         raise InputError("--nvidia-smi FILE describes another machine, so it goes with --dry-run alone")
-    commands.refuse_inside_a_job(launch.started_as(env))
+    commands.refuse_inside_a_job(launch_environment.started_as(env))
     words = commands.seated(commands.find_program(program), asked.smt)
     machine = read(asked.nvidia_smi) if asked.nvidia_smi else look(env)
     nodes = commands.allocation(env)

@@ -20,12 +20,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from .. import mpi_library, workarounds
-from ..doctor.memory import leftovers
+from ..doctor.shared_memory import leftovers
 from ..errors import TopologyError
+from ..host import mpi_library, workarounds
 from ..topology import cpusets, slurm_job
 from ..topology.visible import VARIABLE as VISIBLE
-from ..transport.room import SHM
+from ..transport.capacity import SHM
 from .machine import look
 from .seats import Seat, seats
 

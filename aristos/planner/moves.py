@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..compile import jit
+from ..primitives.compile import jit
 
 INFINITE = np.inf
 SHARPNESS = 12.0  # of the mean that stands in for the longest stage: a shorter one among equals counts a little

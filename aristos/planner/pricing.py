@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..compile import jit
+from ..primitives.compile import jit
 
 NOTHING = -np.inf
 

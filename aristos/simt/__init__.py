@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from .findings import KernelFault, Report
 from .machine import Device, DeviceArray, Machine
 from .ptx import PTXError
-from .report import KernelFault, Report
 from .switch import enable, use
 
 __all__ = ["Device", "DeviceArray", "KernelFault", "Machine", "PTXError", "Report", "enable", "use"]

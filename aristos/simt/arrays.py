@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import InputError
 from . import isa, kernels
-from .memory import Allocation
+from .address_space import Allocation
 
 if TYPE_CHECKING:
     from .machine import Machine

@@ -21,9 +21,9 @@ from ..kernels.cuda import limits
 from . import isa
 
 if TYPE_CHECKING:
+    from .address_space import Allocation
     from .functions import MachineModule
     from .machine import Machine
-    from .memory import Allocation
 
 FREE_BYTES, TOTAL_BYTES = 1 << 34, 1 << 35  # what cuMemGetInfo answers
 VERSION = 12090  # of the driver, as CUDA counts

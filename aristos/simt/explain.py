@@ -8,7 +8,7 @@ import numpy as np
 
 from . import bulk, clocks, isa, mbarrier, warpgroup
 from . import state as s
-from .report import Report
+from .findings import Report
 
 if TYPE_CHECKING:
     from .machine import Launch, Machine

@@ -20,13 +20,13 @@ from ..kernels.cuda import limits
 from ..kernels.cuda.assemble import capability
 from . import isa, kernels
 from . import state as s
+from .address_space import PARAMETERS, Allocation, Memory
 from .arrays import DeviceArray
 from .counters import Profile
 from .explain import explain, stuck, waiting
+from .findings import KernelFault, Report
 from .loader import Loader
 from .lower import FunctionInfo, Program
-from .memory import PARAMETERS, Allocation, Memory
-from .report import KernelFault, Report
 from .units import addresses, python_function
 
 BUDGET = 400_000  # instructions of warps between two looks at Ctrl-C and actors

@@ -22,7 +22,7 @@ from numba import types
 from numba.core import caching
 from numba.extending import intrinsic
 
-from .. import compile as compiler
+from ..primitives import compile as compiler
 from . import state as s
 
 # A unit's place in the table is compiled into its callers, so it must not depend on the order of imports.

@@ -17,8 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import wire
-from ..compile import warm_up
 from ..config import OVERDUE
 from ..engine import arrivals, outbox, packing, steps, team
 from ..engine import fields as f
@@ -26,12 +24,14 @@ from ..engine.experts import GROUP
 from ..engine.layout import PairLayout, Shape, StateLayout, lines, word_from
 from ..errors import ClosedError, MismatchError, OpenCallError, PoisonedError, WaitTimeout
 from ..kernels.cpu.gemm import aligned, row_stride
-from ..memory import load, load_acquire
-from ..stats import Tables
+from ..layer.stats import Tables
+from ..primitives import wire
+from ..primitives.compile import warm_up
+from ..primitives.memory import load, load_acquire
 from ..transport.group import Group, warn_if_launched
-from .cpu import run_alone, work
-from .memory import Memory, window_bytes
-from .workers import Background, Workers
+from .cpu.loop import run_alone, work
+from .cpu.workers import Background, Workers
+from .windows import Memory, window_bytes
 
 TILE = 96  # most rows of a tile
 BATCH = 192  # most rows of a run of the expert kernel: more read the weights less often, until x leaves the cache
@@ -151,7 +151,7 @@ class Runtime:
 
     @property
     def wire(self) -> int:
-        """Address of the wire to far peers, 0 without any; see `aristos/wire.py`."""
+        """Address of the wire to far peers, 0 without any; see `aristos/primitives/wire.py`."""
         return 0 if self._memory is None else self._memory.wire
 
     def number_object(self) -> int:
@@ -476,7 +476,7 @@ def attach(comm: Any, timeout: float, ranks_per_node: int | None = None, backend
 def _runtime_of(backend: str) -> type[Runtime]:
     if backend == "cpu":
         return Runtime
-    from .cuda_runtime import CudaRuntime  # needs numba-cuda
+    from .cuda.runtime import CudaRuntime  # needs numba-cuda
 
     return CudaRuntime
 

@@ -12,12 +12,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .. import launch
 from ..config import OVERDUE
 from ..errors import EnvironmentProblem, MemoryProblem
-from ..nodes import Nodes
+from ..host import launch_environment
+from ..host.nodes import Nodes
+from .capacity import Need, shortage
 from .rma import RmaWindow
-from .room import Need, shortage
 from .shm import ShmWindow
 from .window import SelfWindow, Window
 
@@ -228,7 +228,7 @@ class Group:
 
 def warn_if_launched() -> None:
     """Warn a task of several that computes alone."""
-    started = launch.started_as()
+    started = launch_environment.started_as()
     if started is not None and started[1] > 1:
         warnings.warn(
             f"comm=None in one of {started[1]} tasks that {started[0]} started: every task computes alone;"

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import wire
 from ..errors import EnvironmentProblem
+from ..host.mpi_library import loaded, mapped
 from ..kernels.cpu.gemm import aligned
-from ..mpi_library import loaded, mapped
+from ..primitives import wire
 
 LINE = 64
 STOP_SECONDS = 5.0  # that a process which ends waits for its pacing thread

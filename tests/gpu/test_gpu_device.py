@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[cuda12]'")
-from aristos.substrate.device import Card, count
+from aristos.substrate.cuda.device import Card, count
 
 if not count():
     pytest.skip("no GPU: the driver is not here, or shows no card", allow_module_level=True)
 from cuda_kernels import FILL, REVERSE, WORDS
 
 from aristos.errors import EnvironmentProblem, MemoryProblem
-from aristos.substrate import device_puts
-from aristos.substrate.driver import call
+from aristos.substrate.cuda import device_puts
+from aristos.substrate.cuda.driver import call
 from aristos.transport.ipc import IpcWindow
 
 

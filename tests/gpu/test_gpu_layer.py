@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[cuda12]'")
-from aristos.substrate.device import count
+from aristos.substrate.cuda.device import count
 
 if not count():
     pytest.skip("no GPU: the driver is not here, or shows no card", allow_module_level=True)

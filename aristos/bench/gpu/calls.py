@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...device_arrays import KINDS
+from ...layer.device_arrays import KINDS
 from ..context import Context
 from ..workload import NEAR_TIE, Call, Workload
 from .clock import Gpu, OnCard

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from ... import memory as mem
 from ...engine import fields as f
 from ...kernels.cpu import activation
 from ...kernels.cpu.tokens import SCORES
@@ -23,9 +22,10 @@ from ...kernels.cuda.catalogue import Kernel, route_kernels
 from ...kernels.cuda.combine import FLOATS, ZERO, parts
 from ...kernels.cuda.compiler import cuda, types
 from ...kernels.cuda.epilogue import activated, gated_product
-from ...kernels.cuda.memory import WARP
+from ...kernels.cuda.memory_lowering import WARP
 from ...kernels.cuda.pack import INTERLEAVE
 from ...kernels.cuda.tile import BYTES
+from ...primitives import memory as mem
 from .plain import plain
 
 THREADS, BLOCKS_A_SM = 256, 8

@@ -50,7 +50,7 @@ class Gpu:
     """This rank's card. Its memory is given back by `close`."""
 
     def __init__(self, world: World) -> None:
-        from ...substrate.device import Card
+        from ...substrate.cuda.device import Card
 
         self.world = world
         self.card: Any = Card.find(sum(p < world.rank for p in world.nodes.near(world.rank)))

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ...device_arrays import KINDS
+from ...layer.device_arrays import KINDS
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..measure import Summary, gathered

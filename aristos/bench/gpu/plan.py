@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...device_arrays import KINDS
 from ...errors import InputError
+from ...layer.device_arrays import KINDS
 from ...planner import Problem, parse
 from ...results import Table
 from ...transport.ipc import IpcWindow

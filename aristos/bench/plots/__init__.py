@@ -18,7 +18,7 @@ Picture = Callable[[Table], Any]
 
 def pictures() -> dict[str, list[tuple[str, Picture]]]:
     """Table name -> (file name, function) of its pictures."""
-    from . import card, exchange, gemm, idle, layer, pairs, plan, progress, replay
+    from . import exchange, gemm, gpu, idle, layer, pairs, plan, progress, replay
 
     return {
         "put": [("put", pairs.put), ("put-heatmap", pairs.put_heatmap)],
@@ -31,10 +31,10 @@ def pictures() -> dict[str, list[tuple[str, Picture]]]:
         "replay_prefill": [("replay-prefill", replay.replay)],
         "replay_decode": [("replay-decode", replay.replay)],
         "plan": [("plan", plan.plan)],
-        "put_cuda": [("put-cuda", card.put)],
-        "signal_cuda": [("signal-cuda", card.signal)],
-        "gemm_cuda": [("gemm-cuda", card.gemm)],
-        "layer_cuda": [("layer-cuda", card.layer)],
+        "put_cuda": [("put-cuda", gpu.put)],
+        "signal_cuda": [("signal-cuda", gpu.signal)],
+        "gemm_cuda": [("gemm-cuda", gpu.gemm)],
+        "layer_cuda": [("layer-cuda", gpu.layer)],
     }
 
 

@@ -9,8 +9,8 @@ import math
 
 import numpy as np
 
-from ... import memory as mem
-from ...compile import jit
+from ...primitives import memory as mem
+from ...primitives.compile import jit
 
 RELU, GELU, GELU_TANH, SILU, SWIGLU_OAI = range(5)
 CODES = {"relu": RELU, "gelu": GELU, "gelu_tanh": GELU_TANH, "silu": SILU, "swiglu_oai": SWIGLU_OAI}

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ... import memory as mem
-from ...arrays import check_out
-from ...compile import jit
 from ...config import checked_limit
 from ...errors import InputError
+from ...primitives import memory as mem
+from ...primitives.arrays import check_out
+from ...primitives.compile import jit
 from .activation import CODES, word
 from .expert import expert_rows, scratch_bytes
 from .gemm import FLOAT, KC, aligned, block, pack, padded

@@ -4,9 +4,9 @@ The hidden activations of a chunk never leave the cache; the output rows carry t
 float32, so every output is one chain of fused multiply-adds in k order whatever the rows share a call with.
 """
 
-from ... import memory as mem
-from ... import wire as mpi
-from ...compile import jit
+from ...primitives import memory as mem
+from ...primitives import wire as mpi
+from ...primitives.compile import jit
 from .activation import activate, multiply
 from .gemm import FLOAT, KC, panel_rows
 from .llvm import NR

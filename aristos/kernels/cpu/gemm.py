@@ -7,8 +7,8 @@ found through arrays of row addresses, so rows that arrived from several sources
 import numpy as np
 from numba.extending import overload
 
-from ... import memory as mem
-from ...compile import jit
+from ...primitives import memory as mem
+from ...primitives.compile import jit
 from . import llvm
 from .llvm import LANES, NR, ROWS, VECTORS
 

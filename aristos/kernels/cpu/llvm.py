@@ -9,7 +9,7 @@ from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from ... import memory as mem
+from ...primitives import memory as mem
 
 I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 WORD = I64.as_pointer()

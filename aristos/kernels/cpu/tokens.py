@@ -5,8 +5,8 @@ All in float32, every value from its own token alone, so that it does not matter
 
 import numpy as np
 
-from ... import memory as mem
-from ...compile import jit
+from ...primitives import memory as mem
+from ...primitives.compile import jit
 from .activation import exp
 from .gemm import FLOAT, narrow_rows
 from .llvm import LANES

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...errors import AristosError, InputError
 from .assemble import TARGETS
-from .report import build_all
+from .compile_report import build_all
 
 
 def architectures(text: str) -> list[str]:
@@ -32,10 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         archs = architectures(given.arch)
-        from ...substrate import cuda  # needs numba-cuda, whose absence is said as any other error
+        from ...substrate.cuda import persistent  # needs numba-cuda, whose absence is said as any other error
         from .catalogue import kernels
 
-        rows = build_all(archs, given.out, (kernels, cuda.kernels))
+        rows = build_all(archs, given.out, (kernels, persistent.kernels))
     except (AristosError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

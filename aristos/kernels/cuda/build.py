@@ -17,9 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ...compile import cache_folder, compiling
 from ...errors import EnvironmentProblem, InputError
-from ...versions import version
+from ...host.versions import version
+from ...primitives.compile import cache_folder, compiling
 from .assemble import TARGETS, assemble, capability, tool_version
 
 PTXAS, LINKER = "ptxas", "nvJitLink"

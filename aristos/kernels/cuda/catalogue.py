@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from . import lend, pingpong, router
+from . import pingpong, put_probe, router
 from .compiler import types
 from .gemm import TILES, gemm, tiles
 from .tile import Tile
@@ -41,7 +41,7 @@ def route_kernels() -> dict[str, Kernel]:
 
 PUT_ROWS = Kernel("put_rows", pingpong.put_rows, (types.int64,) * 10, pingpong.THREADS, 0, 4)
 PING_PONG = Kernel("ping_pong", pingpong.ping_pong, (types.int64,) * 8, pingpong.WARP, 0, 1)
-LEND = Kernel("lend", lend.lend, (types.int64,) * 4, lend.THREADS, 0, 1)
+LEND = Kernel("lend", put_probe.lend, (types.int64,) * 4, put_probe.THREADS, 0, 1)
 
 
 @cache

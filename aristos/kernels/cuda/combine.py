@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ... import memory as mem
-from . import memory as memory
+from ...primitives import memory as mem
 from . import ptx
 from .compiler import cuda
-from .memory import WARP
+from .memory_lowering import WARP
 from .tile import BYTES
 
 FLOATS = 4  # of a row that a lane adds up at a time

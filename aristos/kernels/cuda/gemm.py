@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from . import memory as memory
 from . import ptx
 from .compiler import cuda
 from .epilogue import finish

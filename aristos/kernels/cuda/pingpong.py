@@ -7,10 +7,9 @@ that a launch needs nothing cleared: `base` is what they held before it.
 
 from __future__ import annotations
 
-from ... import memory as mem
-from . import memory as memory
+from ...primitives import memory as mem
 from .compiler import cuda
-from .memory import WARP as WARP
+from .memory_lowering import WARP as WARP
 
 LINE = 128  # bytes between words: none shares a line with another
 LOOKS = 64  # at a word, between two looks at the clock

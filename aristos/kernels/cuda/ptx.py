@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import memory as mem
+from ...primitives import memory as mem
 from . import fragments
 from .primitive import primitive
 

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ... import memory as mem
+from ...primitives import memory as mem
 from ..cpu.tokens import choose
-from . import memory as memory
 from .compiler import cuda
 from .epilogue import NONE
 from .gemm import TILES, tile_product

@@ -1,0 +1,87 @@
+"""What rank 0 shows: one line a finding as it comes, with the remedy below; or one JSON object at the end."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from collections.abc import Callable
+from functools import partial
+
+from .. import __version__
+from ..host import launch_environment
+from .finding import WORSE, Finding
+
+COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+INDENT = 24  # columns of a finding's state and name
+UNWRAPPED = 10_000  # columns where no person reads: lines stay whole
+
+
+class Report:
+    """silent: another rank prints. as_json: nothing before the object. broken: why nothing more can be written."""
+
+    def __init__(self, as_json: bool = False, silent: bool = False) -> None:
+        from rich.console import Console
+
+        self.findings: list[Finding] = []
+        self.ranks = 1
+        self._json, self._silent = as_json, silent
+        self.broken = "stdout is closed" if sys.stdout is None and not silent else ""
+        # Open MPI's mpirun gives its ranks a terminal whatever its own output is.
+        self._terminal = sys.stdout is not None and sys.stdout.isatty() and launch_environment.started_as() is None
+        self._console = Console(highlight=False, force_terminal=self._terminal)
+
+    def add(self, *findings: Finding) -> None:
+        self.findings += findings
+        if not self._json:
+            for each in findings:
+                self._write(partial(self._show, each))
+
+    def _write(self, write: Callable[[], object]) -> None:
+        """The checks go on where nothing can be written: other ranks take part in them."""
+        if self._silent or self.broken:
+            return
+        try:
+            write()
+            sys.stdout.flush()
+        except OSError as why:
+            self.broken = str(why)
+        except SystemExit:  # rich's answer to a broken pipe
+            self.broken = "its reader is gone"
+
+    def _show(self, each: Finding) -> None:
+        from rich.text import Text
+
+        room = self._console.width - INDENT if self._terminal else UNWRAPPED
+        first, *more = textwrap.wrap(each.text, max(room, 40)) or [""]
+        self._console.print(
+            Text.assemble((f"{each.state:6}", COLOURS[each.state]), f"{each.name:{INDENT - 6}}", first), soft_wrap=True
+        )
+        below = [(line, "") for line in more] + [(f"  {line}", "italic") for line in each.remedy.splitlines()]
+        for line, style in below:
+            self._console.print(Text(" " * INDENT + line, style), soft_wrap=True)
+
+    @property
+    def worst(self) -> str:
+        return max((each.state for each in self.findings), key=WORSE.index, default="ok")
+
+    def note(self, text: str) -> None:
+        """A line for people only."""
+        if not self._json:
+            self._write(lambda: self._console.print(text, markup=False, soft_wrap=True))
+
+    def end(self) -> None:
+        """The summary, or the object; or why there is none."""
+        if self._json:
+            whole = {
+                "aristos": __version__,
+                "ranks": self.ranks,
+                "state": self.worst,
+                "findings": [vars(each) for each in self.findings],
+            }
+            self._write(lambda: print(json.dumps(whole, indent=1, default=str)))
+        else:
+            count = {state: sum(each.state == state for each in self.findings) for state in WORSE}
+            self.note(f"\n{count['ok']} ok, {count['warn']} to look at, {count['fail']} failed")
+        if self.broken:
+            print(f"aristos doctor: cannot write the report: {self.broken}", file=sys.stderr)

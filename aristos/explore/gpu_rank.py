@@ -1,0 +1,165 @@
+"""One rank on a card, and its proxy: the host's thread that calls MPI for it and copies to it what arrives.
+
+Workers are the card's blocks: they run the steps that a CPU's workers run, over the addresses that a card has, and call
+no MPI. The proxy is `engine.proxy`, turned as `substrate.caller` turns it. Stands in the place of
+`substrate.cuda_runtime`, `caller.py` and the persistent kernel's loop.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..engine import fields as f
+from ..engine import proxy, steps
+from ..engine.layout import LINE, word_from
+from ..primitives import wire
+from . import places
+from .places import BELIEVED, LOCK, WIRE, address, private
+from .rank import Rank
+from .regions import WORD
+from .violation import WrongResult
+
+if TYPE_CHECKING:
+    from .machine import Machine
+
+
+class CardRank(Rank):
+    """One rank of a machine, on a card."""
+
+    worker = "block"
+
+    def __init__(self, machine: Machine, me: int) -> None:
+        self.host_cause = 0  # why the host says that this rank has failed
+        super().__init__(machine, me)
+        self.far = machine.case.nodes.far(me)
+        self.alone = {private(me, LOCK, LINE), private(me, LOCK, 2 * LINE)}
+        self.alone |= {address(me, BELIEVED, LINE * p + WORD * w) for p in self.far for w in range(f.WORDS + 1)}
+        machine.memory.value[private(me, WIRE, WORD * wire.IN_CALL)] = 1
+
+    def add_actors(self) -> None:
+        super().add_actors()
+        sched, reach = self.machine.sched, self.machine.memory.reach
+        assert reach is not None
+        hosts = [sched.add(f"rank {self.me} proxy", self.me, self.turn, daemon=True), self.pacer]
+        reach.hosts |= {actor.number for actor in hosts if actor is not None}
+
+    # ---- what the substrate fills in
+
+    def _fill_places(self) -> None:
+        """As `CudaRuntime._allocate` has it done."""
+        sides = places.fill_card(self.case.shape, self.case.nodes, self.me, self.st, self.tables.starts)
+        self.sides = tuple(array.tolist() for array in (sides.job, sides.st, sides.card, sides.cs))
+
+    def _fill_counters(self) -> None:
+        super()._fill_counters()
+        start, value = self.case.start, self.machine.memory.value
+        job, st, card, cs = self.sides
+        known = (f.T_SENT_ROWS, f.T_SENT_TILES, f.T_FREED_ROWS, f.T_PUT_ROWS, f.T_PUT_TILES, f.T_PUT_RETURNED,
+                 f.T_PUT_CREDIT, f.T_OPEN_ROWS, f.T_OPEN_TILES, f.T_OPEN_RETURNED, f.T_OPEN_CREDIT,
+                 f.T_RETURNED)  # fmt: skip
+        for p in self.case.nodes.far(self.me) if start else ():
+            for table in known:
+                st[job[table] + p] = cs[card[table] + p] = start
+            for word, told in ((f.TAIL, start), (f.CREDIT, start), (f.RETURN_TAIL, start), (f.POSTED, 2 * start)):
+                value[word_from(job, st, p, word)] = told
+
+    def _put_into(self, peer: int) -> int:
+        _, _, card, cs = self.sides
+        return cs[card[f.T_TO] + peer]
+
+    def _tend(self, yes: bool) -> None:
+        """The proxy looks after MPI's progress, in calls and between them."""
+
+    # ---- the host's threads
+
+    def turn(self) -> bool:
+        """The proxy: a turn of `caller.serve`; where that comes back, the rest of `Caller.run`."""
+        job, st, card, cs = self.sides
+        machine = self.machine
+        moved = proxy.turn(job, st, card, cs)
+        if moved >= 0:
+            if moved == 0:
+                machine.rest()
+            return True
+        if machine.memory.value.get(card[f.WIRE] + WORD * wire.ERROR, 0):
+            self._host_fails(f.CAUSE_ERROR)
+        while not proxy.tell(job, st):
+            machine.rest()
+        return False
+
+    def _host_fails(self, cause: int) -> None:
+        """As `Caller.poison`: blocks read it and tell it on; the kernel that would tell them may find no room."""
+        job, st, card, cs = self.sides
+        self.host_cause = cause
+        if self.stage == "work":
+            self.stage = "told"
+        told = (((job[f.EPOCH] << f.ORIGIN_BITS) + self.me) << f.CAUSE_BITS) + cause
+        proxy.poison(job, st, card, cs, told)
+
+    # ---- when something goes wrong
+
+    @property
+    def lost(self) -> bool:
+        return super().lost or self.host_cause != 0
+
+    @property
+    def said(self) -> set[tuple[int, int]]:
+        """The host may know of a call less than the card does."""
+        mine = {(self.epoch - 1, self.me), (self.epoch, self.me)} if self.host_cause else set()
+        return super().said | mine
+
+    @property
+    def causes(self) -> set[int]:
+        return {self.cause, self.host_cause} - {0}
+
+    def _fails_now(self) -> bool:
+        return super()._fails_now() and not self.host_cause and self.me not in self.machine.copies.broken
+
+    def _fault(self) -> None:
+        fault = self.case.fault
+        assert fault is not None
+        if fault.how == "card":
+            super()._fault()
+            return
+        if fault.dies >= 0:
+            self.machine.doom(self.me, fault.dies)
+        if fault.how == "copy":
+            self.machine.copies.broken.add(self.me)
+            return
+        reach, me = self.machine.memory.reach, self.machine.memory.me  # this actor is the host's thread for a moment
+        assert reach is not None
+        reach.hosts.add(me)
+        self._host_fails(f.CAUSE_INTERRUPT)
+        reach.hosts.remove(me)
+
+    def _close(self) -> None:
+        """A kernel may end when all that it owes far peers is put, which it cannot know but by a word."""
+        super()._close()
+        job, st, _, _ = self.sides
+        for p in self.far:
+            put = [st[job[t] + p] for t in (f.T_PUT_TILES, f.T_PUT_RETURNED, f.T_OPEN_EPOCH)]
+            owed = [self.table(f.T_SENT_TILES, p), self.table(f.T_RETURNED, p), self.epoch]
+            if put != owed:
+                raise WrongResult(
+                    f"call {self.epoch} ends on rank {self.me} with (tiles, returned tiles, epoch) {owed} owed to rank"
+                    f" {p} and {put} put"
+                )
+
+    def _open(self, call: Any) -> None:
+        super()._open(call)
+        if self.host_cause:
+            self.stage = "told"
+
+    def _work(self) -> None:
+        told = self.stage == "told"
+        super()._work()
+        if told and self.stage == "close":  # the kernel has ended; the host raises all the same
+            self.cause = self.host_cause
+            steps.poison(self.job, self.st, self.me, self.cause)
+            self.stage = "failed"
+
+    def _last_words(self) -> None:
+        """The proxy puts them."""
+
+    def _teller(self, peer: int) -> int:
+        return self.me if self.host_cause else peer

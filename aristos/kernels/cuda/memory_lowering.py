@@ -1,0 +1,74 @@
+"""What the names of `aristos.primitives.memory` compile to on CUDA: the third lowering of the protocol's shared memory.
+
+Words are shared with other devices and with the host, so the scope of releases and acquires is the system; what is
+added to or exchanged are words that this device's blocks alone touch, so there it is the device. Importing this module
+registers the lowerings with Numba-CUDA; it compiles nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+
+from ...primitives import memory as mem
+from ..cpu import llvm as cpu  # noqa: F401  its overloads come first, to be forgotten here
+from . import ptx
+from .compiler import carray, cuda, forget_other_targets, intrinsic, overload, types
+
+WARP = 32
+NAP = 1000  # nanoseconds; a block that waits leaves its SM's issue slots to the others
+
+
+@intrinsic
+def _pointer(typing, addr):
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), codegen
+
+
+def _compare_exchange(addr, expected, value):  # Numba compares annotations too
+    return lambda addr, expected, value: ptx.compare_exchange_gpu(addr, expected, value) == expected
+
+
+def _nap():
+    return lambda: ptx.nanosleep(NAP)
+
+
+@cuda.jit(device=True)
+def copied(dst, src, nbytes):
+    """16 bytes a lane at a time; rows are read once and written once."""
+    for at in range(16 * (ptx.thread() & WARP - 1), nbytes, 16 * WARP):
+        part = ptx.load16_once(src + at)
+        ptx.store16_once(dst + at, part[0], part[1], part[2], part[3])
+
+
+OWN = {
+    mem.load: lambda addr: lambda addr: ptx.load8(addr),
+    mem.store: lambda addr, value: lambda addr, value: ptx.store8(addr, value),
+    mem.load_acquire: lambda addr: lambda addr: ptx.load_acquire_sys(addr),
+    mem.store_release: lambda addr, value: lambda addr, value: ptx.store_release_sys(addr, value),
+    mem.fetch_add: lambda addr, value: lambda addr, value: ptx.add_gpu(addr, value),
+    mem.compare_exchange: _compare_exchange,
+    mem.copy_row: lambda dst, src, nbytes: lambda dst, src, nbytes: copied(dst, src, nbytes),
+    mem.pause: _nap,
+    mem.yield_core: _nap,
+    mem.nap: _nap,
+    mem.clock: lambda: lambda: ptx.globaltimer(),
+    mem.thread: lambda: lambda: np.int64(ptx.thread()),
+    mem.threads: lambda: lambda: np.int64(cuda.blockDim.x),
+    mem.warp: lambda: lambda: np.int64(ptx.thread() // WARP),
+    mem.warps: lambda: lambda: np.int64(cuda.blockDim.x // WARP),
+    mem.lane: lambda: lambda: np.int64(ptx.thread() & WARP - 1),
+    mem.together: lambda: lambda: cuda.syncthreads(),
+    mem.float_of_bits: lambda bits: lambda bits: ptx.float_of_bits(bits),
+}
+VIEWS = {  # inlined, because a function on CUDA cannot return an array that it was not given
+    mem.floats: lambda addr, n: lambda addr, n: carray(_pointer(addr), n, np.float32),
+    mem.words: lambda addr, n: lambda addr, n: carray(_pointer(addr), n, np.int64),
+}
+for _name, _lowered in OWN.items():
+    overload(_name)(_lowered)
+for _name, _lowered in VIEWS.items():
+    overload(_name, inline="always")(_lowered)
+forget_other_targets([*OWN, *VIEWS])

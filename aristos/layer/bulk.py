@@ -1,0 +1,173 @@
+"""`schedule="bulk"`: the layer the GShard way. Count exchange, Alltoallv, experts, Alltoallv, scale.
+
+The baseline of every comparison, and a second check of every result: it shares the kernels with the fused schedule, and
+none of its protocol.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from ..engine import bulk as step
+from ..engine import fields as f
+from ..engine import packing
+from ..kernels.cpu.gemm import aligned
+from ..primitives.compile import warm_up
+from ..substrate.runtime import Runtime
+
+
+class Bulk:
+    """Runs a layer's calls in phases on a runtime."""
+
+    def __init__(self, runtime: Runtime, timeout: float) -> None:
+        self.runtime, self.timeout = runtime, timeout
+        self._pool: ThreadPoolExecutor | None = None
+        self._send = self._received = self._results = aligned((0,), np.uint8)
+        from numba import typeof, types
+
+        job, st = typeof(np.zeros(1, np.int64)), typeof(runtime.state)
+        i, a = types.int64, typeof(np.zeros(1, np.int64))
+        warm_up(
+            [
+                (step.route, (job, st, i)),
+                (step.pack, (job, st)),
+                (step.copy_out, (job, st, i, i)),
+                (step.run_experts, (job, st, i, a, a, i, i, a)),
+                (step.all_back, (job, st)),
+                (step.combine_all, (job, st, i)),
+                (step.return_base, (job, st)),
+            ]
+        )
+
+    def run(self, job: np.ndarray) -> None:
+        """Run an entered call to its end; collective. Beside a fused call on another rank it waits for its watchdog."""
+        runtime = self.runtime
+        job[f.EPOCH] = runtime.epoch
+        job[f.FAR] = 0  # all rows come back to one place
+        with runtime.failing(job):
+            packing.begin(job, runtime.state)
+            self._phases(job, runtime.state)
+
+    def _phases(self, job: np.ndarray, st: np.ndarray) -> None:
+        world, me, stride = int(job[f.WORLD]), int(job[f.RANK]), int(job[f.RETURN_STRIDE])
+        self._everywhere(job, step.route, job, st)
+        rows = int(step.pack(job, st))
+        counts = self._exchange_counts(job, st)  # [W, L]: rows from each source for each expert here
+        sent = st[job[f.T_ROWS_TO] :][:world].copy()
+        came = counts.sum(1)
+        self._send = self._room(self._send, rows * stride)
+        self._received = self._room(self._received, int(came.sum()) * stride)
+        self._results = self._room(self._results, int(came.sum()) * stride)
+        step.copy_out(job, st, rows, self._send.ctypes.data)
+        self._alltoallv(job, st, self._send, sent, self._received, came, stride)
+        order, ends = self._by_expert(counts)
+        if job[f.UP] == 0:  # this rank forgot to load its weights, and will say so
+            order = ends = np.zeros(0, np.int64)
+        self._everywhere(
+            job, step.run_experts, job, st, order, ends, self._received.ctypes.data, self._results.ctypes.data,
+            np.zeros(1, np.int64),
+        )  # fmt: skip
+        back = _at(int(step.return_base(job, st)), rows * stride)
+        self._alltoallv(job, st, self._results, came, back, sent, stride)
+        step.all_back(job, st)
+        self._everywhere(job, step.combine_all, job, st)
+        st[job[f.T_ROWS_FROM] :][:world] = came
+        st[job[f.T_TILES_TO] :][:world] = sent > 0
+        st[job[f.T_TILES_TO] + me] = 0
+        st[job[f.T_MOVED_TO] :][:world] = sent
+        st[job[f.T_MOVED_TO] + me] = 0
+
+    def _everywhere(self, job: np.ndarray, function: Any, j: np.ndarray, st: np.ndarray, *rest: Any) -> None:
+        """Run a claiming function on every worker."""
+        workers = int(job[f.WORKERS])
+        if workers == 1:
+            function(j, st, 0, *rest)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(workers - 1, thread_name_prefix="aristos-bulk")
+        others = [self._pool.submit(function, j, st, worker, *rest) for worker in range(1, workers)]
+        function(j, st, 0, *rest)
+        for other in others:
+            other.result()
+
+    def _exchange_counts(self, job: np.ndarray, st: np.ndarray) -> np.ndarray:
+        """Tell every rank its counts, learn everybody's; sets the statuses. Ranks in another call send nothing here."""
+        world, me, local = int(job[f.WORLD]), int(job[f.RANK]), int(job[f.LOCAL])
+        width = f.ANNOUNCE_WORDS + int(job[f.MAX_LOCAL])
+        start = job[job[f.SLOT_START] :][: world + 1]
+        offset = st[job[f.T_OFFSET] :][: int(start[world]) + 1]
+        by_slot = np.diff(offset)
+        tell, told = np.zeros((world, width), np.int64), np.zeros((world, width), np.int64)
+        head = [job[f.OBJECT], job[f.LAYER], job[f.ROW_BYTES], job[f.TOP_K], st[f.STATUS]]
+        for p in range(world):
+            tell[p, : len(head)] = head
+            tell[p, f.ANNOUNCE_WORDS :][: start[p + 1] - start[p]] = by_slot[start[p] : start[p + 1]]
+        if world == 1:
+            told = tell
+        else:
+            self._blocking(job, st, "Alltoall of counts", lambda comm: comm.Alltoall(tell, told))
+        same = (told[:, : f.A_STATUS] == tell[me, : f.A_STATUS]).all(1)
+        statuses = np.where(same, told[:, f.A_STATUS], f.MISMATCH)
+        st[job[f.T_STATUS] :][:world] = statuses
+        if not same.all():  # nobody can run rows of another layer: exchange none, then all raise
+            st[job[f.T_ROWS_TO] :][:world] = 0
+            st[job[f.T_OFFSET] :][: int(start[world]) + 1] = 0
+            return np.zeros((world, local), np.int64)
+        return told[:, f.ANNOUNCE_WORDS :][:, :local]
+
+    @staticmethod
+    def _by_expert(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows came source by source; their order by expert, and where each expert ends in it."""
+        world, local = counts.shape
+        expert_of = np.repeat(np.tile(np.arange(local), world), counts.reshape(-1))
+        return np.argsort(expert_of, kind="stable").astype(np.int64), np.cumsum(counts.sum(0)).astype(np.int64)
+
+    def _alltoallv(self, job: Any, st: Any, out: Any, sent: Any, into: Any, came: Any, stride: int) -> None:
+        """Alltoallv of whole rows; one process copies."""
+        if len(sent) == 1:
+            into[: sent[0] * stride] = out[: sent[0] * stride]
+            return
+        from mpi4py import MPI
+
+        row = MPI.FLOAT.Create_contiguous(stride // 4).Commit()
+        try:
+            self._blocking(
+                job,
+                st,
+                "Alltoallv of rows",
+                lambda comm: comm.Alltoallv(
+                    [out, (sent, np.cumsum(sent) - sent), row], [into, (came, np.cumsum(came) - came), row]
+                ),
+            )
+        finally:
+            row.Free()
+
+    def _blocking(self, job: Any, st: Any, what: str, call: Any) -> None:
+        """Make a blocking MPI call, watched, its time counted as idle: no tile can run meanwhile."""
+        started = time.perf_counter_ns()
+        with self.runtime.group.bounded(f"the other ranks ({what})", self.timeout):
+            call(self.runtime.group.comm)
+        spent = time.perf_counter_ns() - started
+        st[job[f.T_COUNTERS] + f.N_IDLE] += spent * job[f.WORKERS]
+        others = int(job[f.WORLD]) - 1
+        st[job[f.T_PEER_WAIT] :][: int(job[f.WORLD])] += spent // others
+        st[job[f.T_PEER_WAIT] + job[f.RANK]] = 0
+
+    @staticmethod
+    def _room(buffer: np.ndarray, nbytes: int) -> np.ndarray:
+        return buffer if buffer.size >= nbytes else aligned((nbytes,), np.uint8)
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+
+def _at(address: int, nbytes: int) -> np.ndarray:
+    return np.ctypeslib.as_array((ctypes.c_uint8 * max(nbytes, 1)).from_address(address))

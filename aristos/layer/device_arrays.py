@@ -1,0 +1,202 @@
+"""Arrays on a card: addresses of what a user holds, by `__cuda_array_interface__` or DLPack, without CuPy."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+
+KINDS = {"float32": "f32", "tf32": "tf32", "bfloat16": "bf16", "float16": "f16"}  # of the arithmetic, by cfg.dtype
+LINE = 16  # bytes: what rows must start on
+CUDA = (2, 13)  # DLPack's numbers of devices: CUDA, CUDA managed memory
+CODES = {"i": 0, "u": 1, "f": 2}  # DLPack's numbers of types; 4 is bfloat16
+
+
+BITS = ("bfloat16", "uint16", "void16")  # who has no bfloat16, as CuPy and NumPy, passes its bits
+LEGACY = 1  # the legacy default stream, as both protocols number it: 0 would be ambiguous there
+
+
+@dataclass(frozen=True)
+class DeviceRows:
+    """An array on a card. dtype: 'float32', 'bfloat16', 'int64' and so on; strides: in bytes. stream: its own, or 0."""
+
+    address: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+    stream: int
+    owner: Any
+    read_only: bool = False
+    device: int | None = None  # CUDA's number of its card, where the array says it
+
+    @property
+    def end(self) -> int:
+        """The address behind its last byte."""
+        size = np.dtype(self.dtype).itemsize if self.dtype != "bfloat16" else 2
+        return self.address + size + sum((n - 1) * step for n, step in zip(self.shape, self.strides))
+
+
+def on_device(name: str, value: Any) -> DeviceRows | None:
+    """What lies on a card; None for arrays of the host. Raises InputError for what cannot be read."""
+    if isinstance(value, np.ndarray):
+        return None
+    if hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) in CUDA:
+        return _dlpack(name, value)
+    if hasattr(value, "__cuda_array_interface__"):
+        return _interface(name, value)
+    return None
+
+
+def _interface(name: str, value: Any) -> DeviceRows:
+    told = value.__cuda_array_interface__
+    try:
+        (address, read_only), text = told["data"], told["typestr"]
+        shape = tuple(int(n) for n in told["shape"])
+        dtype = np.dtype(text)
+        strides = tuple(int(n) for n in told.get("strides") or contiguous(shape, dtype.itemsize))
+    except (TypeError, KeyError, ValueError, IndexError) as error:
+        raise InputError(
+            f"{name}: its __cuda_array_interface__ must have data, shape and a typestr, got {told!r:.200} ({error})"
+        ) from error
+    stream = told.get("stream")
+    problem = "a mask" if told.get("mask") is not None else ""
+    problem = problem or ("bytes in foreign byte order" if not dtype.isnative else "")
+    problem = problem or (f"{len(strides)} strides" if len(strides) != len(shape) else "")
+    problem = problem or ("stream 0, which the interface forbids" if stream == 0 else "")
+    if problem:
+        raise InputError(f"{name} cannot be read with {problem}: shape {list(shape)}, typestr {text!r}")
+    _check_shape(name, shape)
+    own = 0 if stream in (None, LEGACY) else int(stream)
+    return DeviceRows(int(address or 0), shape, strides, dtype.name, own, value, bool(read_only))
+
+
+def _check_shape(name: str, shape: tuple[int, ...]) -> None:
+    if min(shape, default=0) < 0:
+        raise InputError(f"{name} has a negative size: shape {list(shape)}")
+
+
+def overlap(a: DeviceRows, b: DeviceRows) -> bool:
+    """Do two arrays share a byte, or lie in each other's gaps?"""
+    return 0 not in a.shape and 0 not in b.shape and a.address < b.end and b.address < a.end
+
+
+def contiguous(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Strides of a C-contiguous array."""
+    strides, step = [], itemsize
+    for n in reversed(shape):
+        strides.append(step)
+        step *= n
+    return tuple(reversed(strides))
+
+
+class _Tensor(ctypes.Structure):
+    """DLTensor of DLPack's dlpack.h."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p), ("device_type", ctypes.c_int32), ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32), ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )  # fmt: skip
+
+
+def calling_stream() -> int:
+    """The stream that a call is queued on: CuPy's current one if CuPy is in use, else 0, the legacy default."""
+    cupy = sys.modules.get("cupy")
+    return int(cupy.cuda.get_current_stream().ptr) if cupy is not None else 0
+
+
+def _dlpack(name: str, value: Any) -> DeviceRows:
+    try:
+        # where the exporter's work is on another stream, ours waits for it; on the same one nothing is done, so that
+        # a call can be captured in a graph
+        capsule = value.__dlpack__(stream=calling_stream() or LEGACY)
+        pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+        tensor = _Tensor.from_address(pointer(capsule, b"dltensor"))
+    except (BufferError, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"{name}: no DLPack capsule of it can be read: {type(error).__name__}: {error}") from error
+    dtype = "bfloat16" if tensor.code == 4 and tensor.bits == 16 else None
+    for letter, code in CODES.items():
+        if tensor.code == code and tensor.bits in (8, 16, 32, 64) and not (letter == "f" and tensor.bits == 8):
+            dtype = np.dtype(f"{letter}{tensor.bits // 8}").name
+    if dtype is None or tensor.lanes != 1:
+        raise InputError(
+            f"{name}: a DLPack type with code {tensor.code} and {tensor.bits} bits in {tensor.lanes} lanes is not"
+            " known here"
+        )
+    shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
+    _check_shape(name, shape)
+    size = tensor.bits // 8
+    strides = contiguous(shape, size)
+    if tensor.strides:
+        strides = tuple(size * tensor.strides[i] for i in range(tensor.ndim))
+    # the capsule is not consumed: what it shares lives as long as the capsule and the array
+    return DeviceRows(
+        (tensor.data or 0) + tensor.byte_offset, shape, strides, dtype, 0, (value, capsule), device=tensor.device_id
+    )
+
+
+def _walked(array: DeviceRows, axes: int) -> list[tuple[int, int, int]]:
+    """(length, stride, stride of a contiguous array) of the first axes that are longer than 1.
+
+    Strides of others mean nothing, and exporters put anything there.
+    """
+    size = 1 if not array.shape else _size(array.dtype)
+    triples = zip(array.shape[:axes], array.strides, contiguous(array.shape, size))
+    return [each for each in triples if each[0] > 1]
+
+
+def _size(dtype: str) -> int:
+    return 2 if dtype in BITS else np.dtype(dtype).itemsize
+
+
+def rows(name: str, array: DeviceRows, width: int, dtype: str) -> tuple[tuple[int, ...], int]:
+    """(leading shape, bytes between rows) of [..., width]; raises InputError unless rows can be read in place."""
+    wanted = "float32" if dtype == "tf32" else dtype
+    if array.dtype != wanted and not (wanted == "bfloat16" and array.dtype in BITS):
+        raise InputError(f"{name} must have dtype {wanted}, got {array.dtype}: cast it yourself, none is done silently")
+    if not array.shape or array.shape[-1] != width:
+        raise InputError(f"{name} must have shape [..., {width}], got {list(array.shape)}")
+    size, lead = _size(array.dtype), array.shape[:-1]
+    if 0 in lead:
+        return lead, size * width
+    walked = _walked(array, len(lead))
+    step = walked[0][1] if len(walked) == 1 else size * width
+    plain = len(walked) <= 1 or all(stride == packed for _, stride, packed in walked)
+    if (
+        (width > 1 and array.strides[-1] != size)
+        or not plain
+        or step % LINE
+        or array.address % LINE
+        or step < size * width
+    ):
+        raise InputError(
+            f"{name} must have rows that follow each other and start on {LINE} bytes, got address"
+            f" {array.address:#x} and strides {array.strides}: make a contiguous copy"
+        )
+    return lead, step
+
+
+def whole(name: str, array: DeviceRows, shape: tuple[int, ...], dtype: str) -> int:
+    """The address of a contiguous array of exactly this shape and dtype; raises InputError."""
+    plain = all(stride == packed for _, stride, packed in _walked(array, len(array.shape))) or 0 in shape
+    if array.dtype != dtype or array.shape != shape or not plain:
+        raise InputError(
+            f"{name} must be a contiguous {dtype} array of shape {list(shape)}, got {array.dtype}"
+            f" {list(array.shape)} with strides {array.strides}"
+        )
+    if array.address % _size(dtype):
+        raise InputError(f"{name} must start on {_size(dtype)} bytes, got address {array.address:#x}")
+    return array.address
+
+
+def writable(name: str, array: DeviceRows) -> None:
+    """Raise InputError for an array whose owner says that it is only to be read."""
+    if array.read_only:
+        raise InputError(f"{name} must be an array that can be written, got a read-only one")

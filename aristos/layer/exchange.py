@@ -1,0 +1,207 @@
+"""The protocol without the experts, for a user's own: rows travel to the ranks that hold their experts, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..engine import exchange as step
+from ..engine import fields as f
+from ..engine import routing
+from ..errors import AristosError, InputError, OpenCallError
+from ..kernels.cpu.gemm import aligned
+from ..placement import Placement
+from ..primitives import arrays
+from ..primitives.compile import warm_up
+from ..substrate.runtime import BATCH, Runtime
+from .collective import Collective, check_common, explain_ids, routing_arrays, usable_timeout, weight_arrays
+
+
+@dataclass(frozen=True)
+class Handle:
+    """What a dispatch brought. counts: [L, W] rows by local expert and source; experts: [L] ids; rows: their sum.
+
+    Rows are ordered by expert, source and the source's packed order.
+    """
+
+    counts: np.ndarray
+    experts: tuple[int, ...]
+    rows: int
+    lead: tuple[int, ...]
+    epoch: int
+
+
+class Exchange(Collective):
+    """Dispatch and combine over the ranks of a communicator, by one-sided puts. Collective.
+
+    hidden: H, width of a token (float32). experts: E. top_k: choices a token. max_tokens: most tokens a rank brings
+    to a call.
+    placement, timeout, ranks_per_node: as for `MoE`. Shares the engine of the `MoE` objects on the same communicator.
+    """
+
+    def __init__(
+        self,
+        comm: Any = None,
+        *,
+        hidden: int,
+        experts: int,
+        top_k: int = 2,
+        max_tokens: int = 4096,
+        placement: Sequence[int] | np.ndarray | None = None,
+        timeout: float = 120.0,
+        ranks_per_node: int | None = None,
+    ) -> None:
+        super().__init__(comm, usable_timeout(timeout), ranks_per_node)
+        problem: Exception | None = None
+        shape = {"hidden": hidden, "experts": experts, "top_k": top_k, "max_tokens": max_tokens}
+        try:
+            for name, value in shape.items():
+                if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                    raise InputError(f"{name} must be a positive int, got {value!r}")
+            check_common(None, timeout, ranks_per_node)
+            self.placement = Placement(placement, experts, self.world)
+            mine = f"Exchange {shape}, placement={self.placement}"
+        except Exception as error:
+            problem = error if isinstance(error, AristosError) else InputError(f"{type(error).__name__}: {error}")
+            mine = ""
+        self._join(problem, mine, shape, BATCH * 16 + routing.scratch_bytes(1), 0, None, 1)
+        self.hidden, self.experts, self.top_k, self.max_tokens = hidden, experts, top_k, max_tokens
+        self.timeout = float(timeout)
+        self._job = self._new_job(hidden=hidden, experts=experts, top_k=top_k)
+        self._ones = aligned((max_tokens, top_k))
+        self._ones[:] = 1
+        self._open: Handle | None = None
+        self._lead: tuple[int, ...] = ()
+        self._x = self._ids = np.zeros((0, 0), np.float32)
+        self._compile()
+
+    def _compile(self) -> None:
+        from numba import int64, typeof
+
+        job, state = typeof(np.zeros(1, np.int64)), typeof(self._alive().state)
+        counts = typeof(np.zeros((1, 1), np.int64))
+        warm_up(
+            [
+                (step.set_targets, (job, state, counts)),
+                (step.give_back, (job, state, counts, int64, int64, int64)),
+                (step.expect_back, (job, state)),
+            ]
+        )
+
+    def dispatch(self, x: Any, ids: Any) -> tuple[np.ndarray, Handle]:
+        """Send every token of x to the experts that `ids` names; collective.
+
+        x: [..., H] float32; ids: [..., k] integers, -1: choice not taken. Returns the rows that all ranks sent to
+        this rank's experts, [rows, H], and a handle for `combine`. No other call may be made on the communicator
+        until then.
+        """
+        runtime = self._alive()
+        runtime.enter()
+        refusal = self._prepare(x, ids)
+        with runtime.failing(self._job):
+            landed, counts = self._receive(runtime)
+        try:
+            if refusal is not None:
+                raise refusal
+            if runtime.state[f.STATUS] != f.OK:
+                raise InputError(explain_ids(self._ids.reshape(-1, self.top_k), self.experts))
+            if self.world > 1:
+                self._raise_peer_problem(self._job, runtime)
+        except AristosError:
+            runtime.open = False
+            raise
+        counts.flags.writeable = False
+        experts = tuple(self._mine)
+        self._open = Handle(counts[: len(experts)], experts, len(landed), self._lead, runtime.epoch)
+        return landed, self._open
+
+    def _prepare(self, x: Any, ids: Any) -> Exception | None:
+        """Fill the job; a refusal is returned, because the other ranks are on their way."""
+        runtime, job = self._alive(), self._job
+        try:
+            runtime.fill(job)
+            job[f.WORKERS], job[f.MODE], job[f.ROUTED], job[f.EVENTS_MAX] = 1, f.MODE_DISPATCH, 1, 0
+            job[f.WEIGHTS], job[f.LAYER] = self._ones.ctypes.data, f.EXCHANGE
+            self._x, self._lead = arrays.rows("x", x, self.hidden, np.dtype(np.float32))
+            if len(self._x) > self.max_tokens:
+                raise InputError(f"x has {len(self._x)} tokens, more than max_tokens={self.max_tokens}")
+            self._ids = routing_arrays(ids, (*self._lead, self.top_k))
+            job[f.STATUS_IN], job[f.TOKENS] = f.OK, len(self._x)
+            job[f.X], job[f.X_STRIDE], job[f.IDS] = self._x.ctypes.data, self._x.strides[0], self._ids.ctypes.data
+        except Exception as problem:
+            error = problem if isinstance(problem, AristosError) else InputError(f"{type(problem).__name__}: {problem}")
+            job[f.STATUS_IN], job[f.TOKENS] = f.REFUSED, 0
+            return error
+        except BaseException:
+            runtime.leave()
+            raise
+        return None
+
+    def _receive(self, runtime: Runtime) -> tuple[np.ndarray, np.ndarray]:
+        """Run the first half: (rows that landed here [rows, H], counts [L, W])."""
+        job = self._job
+        counts = np.zeros((max(1, len(self._mine)), self.world), np.int64)
+        with runtime.tending():
+            runtime.begin(job)
+            runtime.go_on(job, self.timeout)
+        landed = np.empty((int(step.set_targets(job, runtime.state, counts)), self.hidden), np.float32)
+        job[f.OUT_ROWS] = landed.ctypes.data
+        with runtime.tending():
+            runtime.go_on(job, self.timeout)
+        return landed, counts
+
+    def combine(self, out: Any, handle: Handle, weights: Any) -> np.ndarray:
+        """Send the rows of `out` back; y[t] = sum over j of weights[t, j] * row (t, j). Collective, ends the call.
+
+        out: [rows, H] float32 in the order of the dispatched rows; weights: [..., k] floats. Returns [..., H].
+        """
+        self._alive()
+        if self._open is None or handle is not self._open:
+            raise OpenCallError("combine needs the handle of the dispatch that is open on this exchange")
+        refusal: Exception | None = None
+        back = y = scale = None
+        try:
+            back, _ = arrays.rows("out", out, self.hidden, np.dtype(np.float32))
+            if len(back) != handle.rows:
+                raise InputError(f"out must have {handle.rows} rows, as dispatch gave, got {len(back)}")
+            back = np.ascontiguousarray(back)
+            scale = weight_arrays(weights, (*handle.lead, self.top_k))
+            if not np.isfinite(scale).all():
+                raise InputError("weights must be finite, got NaN or infinity")
+            y = np.empty((*handle.lead, self.hidden), np.float32)
+        except Exception as error:
+            refusal = error
+        if refusal is not None:
+            self._return(handle, None, None, None)
+            raise refusal
+        self._return(handle, back, scale, y)
+        if self.world > 1:
+            self._raise_peer_problem(self._job, self._alive())
+        assert y is not None
+        return y
+
+    def _return(self, handle: Handle, back: Any, scale: Any, y: Any) -> None:
+        """Run the second half and close the call; without `back`, as a rank that refuses: others learn of it."""
+        runtime, job = self._alive(), self._job
+        counts = np.ascontiguousarray(handle.counts).reshape(-1, self.world)
+        self._open = None
+        with runtime.failing(job):
+            unused = np.empty((len(self._x), self.hidden), np.float32) if y is None else y
+            job[f.MODE], job[f.Y] = f.MODE_COMBINE, unused.ctypes.data
+            job[f.WEIGHTS] = self._ones.ctypes.data if scale is None else scale.ctypes.data
+            step.expect_back(job, runtime.state)
+            address, status = (0, f.REFUSED) if back is None else (back.ctypes.data, f.OK)
+            for i in range(1, self.world + 1):
+                step.give_back(job, runtime.state, counts, (self.rank + i) % self.world, address, status)
+            with runtime.tending():
+                runtime.go_on(job, self.timeout)
+        runtime.open = False
+
+    def close(self) -> None:
+        """Give everything back; a dispatch that was not combined is given up, which the others learn. Collective."""
+        if self._open is not None and self._runtime is not None and self._runtime.broken is None:
+            self._return(self._open, None, None, None)
+        super().close()

@@ -1,0 +1,52 @@
+"""From a plan to one rank's part of it: its group's communicator, and the placement in that group."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError, MismatchError
+from ..substrate.runtime import attach
+
+if TYPE_CHECKING:
+    from ..planner import Plan
+
+
+def split(
+    comm: Any, plan: Plan, experts: int | None, placement: Any, timeout: float, ranks_per_node: int | None
+) -> tuple[Any, list[list[int]], int]:
+    """(communicator of this rank's group, ranks in it of each expert, the group's number). Collective over comm.
+
+    comm: an mpi4py communicator with a rank for each of the plan's devices, rank i being device i. The communicator
+    that is returned is the caller's to free. Raises InputError or MismatchError, on every rank; a rank that makes a
+    layer without a plan meets the others here too, as both compare their layers on comm's runtime.
+    """
+    rank, world = comm.Get_rank(), comm.Get_size()
+    problem, mine = None, ""
+    try:
+        mine = f"groups {plan.groups} and placement {plan.placement}"
+        if placement is not None:
+            problem = "give plan or placement, not both: the plan has one"
+        elif plan.problem.n != world:
+            problem = f"plan is for {plan.problem.n} devices, and there are {world} ranks"
+        elif experts is not None and plan.problem.experts != experts:
+            problem = f"plan places {plan.problem.experts} experts, and cfg has {experts}"
+    except AttributeError:
+        problem = f"plan must be an aristos.planner.Plan, got {plan!r}"
+    whole = attach(comm, timeout, ranks_per_node)
+    try:
+        whole.refuse_open()
+        told = whole.group.allgather((problem, f"a plan with {mine}"), "layer configurations")
+        for each, _ in told:
+            if each:
+                raise InputError(each)
+        for other, (_, theirs) in enumerate(told):
+            if theirs != told[0][1]:
+                raise MismatchError(f"ranks have different plans: rank 0 has {told[0][1]}; rank {other} has {theirs}")
+        number = next(g for g, members in enumerate(plan.groups) if rank in members)
+        with whole.group.bounded("the other ranks to form the plan's groups (MPI_Comm_split)"):
+            part = comm.Split(number, rank)
+    finally:
+        whole.release()
+    place = {device: at for at, device in enumerate(plan.groups[number])}
+    held = plan.placement[number]
+    return part, [[place[device] for device in held[e]] for e in range(plan.problem.experts)], number

@@ -1,0 +1,61 @@
+"""Arrays in: whatever a user holds becomes a NumPy view without a copy where memory allows, or a clear error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+
+
+def view(name: str, value: Any) -> np.ndarray:
+    """`value` as a NumPy array: NumPy itself, `__array_interface__`, or DLPack on the CPU."""
+    if isinstance(value, np.ndarray):
+        return value
+    if hasattr(value, "__array_interface__"):
+        try:
+            return np.asarray(value)
+        except Exception as error:
+            raise InputError(f"{name}: its __array_interface__ cannot be read ({error})") from error
+    if hasattr(value, "__dlpack__"):
+        try:
+            return np.from_dlpack(value)
+        except Exception as error:
+            raise InputError(f"{name}: DLPack array cannot be read on the CPU ({error})") from error
+    raise InputError(f"{name} must be an array (NumPy, __array_interface__ or DLPack), got {type(value).__name__}")
+
+
+def rows(name: str, value: Any, width: int, dtype: np.dtype) -> tuple[np.ndarray, tuple[int, ...]]:
+    """(rows [S, width] of `value` [..., width], the leading shape); a copy only where strides force it."""
+    array = view(name, value)
+    if array.dtype != dtype:
+        raise InputError(f"{name} must have dtype {dtype}, got {array.dtype}: cast it yourself, none is done silently")
+    if array.ndim < 1 or array.shape[-1] != width:
+        raise InputError(f"{name} must have shape [..., {width}], got {list(array.shape)}")
+    lead = array.shape[:-1]
+    flat = array if array.ndim == 2 else array.reshape(-1, width)
+    if flat.size and (flat.strides[1] != flat.itemsize or flat.strides[0] % 4):
+        flat = np.ascontiguousarray(flat)
+    return flat, lead
+
+
+def weight(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """A weight array of exactly this shape and dtype, all finite or not: weights are not looked into."""
+    array = view(name, value)
+    if array.dtype != dtype:
+        raise InputError(f"{name} must have dtype {dtype}, got {array.dtype}")
+    if array.shape != shape:
+        raise InputError(f"{name} must have shape {list(shape)}, got {list(array.shape)}")
+    return array
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, *inputs: Any, contiguous: bool = True) -> None:
+    """Raise unless `out` is an array of this shape and dtype that can be written while the inputs are read."""
+    if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != dtype:
+        got = f"{out.dtype} {list(out.shape)}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise InputError(f"out must be a {dtype} array of shape {list(shape)}, got {got}")
+    if (contiguous and not out.flags.c_contiguous) or not out.flags.writeable:
+        raise InputError(f"out must be {'contiguous and ' if contiguous else ''}writable")
+    if any(value is not None and np.may_share_memory(out, value) for value in inputs):
+        raise InputError("out must not overlap x, ids or weights: they are still read while outputs are written")

@@ -1,0 +1,125 @@
+"""Change a file so that neither a crash nor a second writer costs what it held.
+
+The change is made to a copy, which is synced and renamed over the original; writers take turns by a lock file beside
+it. Readers need no lock: they see the file before or after. It refuses to know what is in the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import socket
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ..errors import ResultsError
+
+_NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+
+
+@contextlib.contextmanager
+def locked(target: Path, seconds: float) -> Iterator[None]:
+    """Hold the file's lock: flock, which dies with its holder, or a lock by existence where flock is refused.
+
+    Raises ResultsError naming the lock file if another writer holds it for longer than `seconds`.
+    """
+    import filelock
+
+    lock: filelock.BaseFileLock = filelock.FileLock(f"{target}.lock")
+    try:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # some versions of filelock fall back by themselves, and warn
+                lock.acquire(timeout=seconds)
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, filelock.Timeout) or getattr(error, "errno", errno.ENOSYS) not in _NO_FLOCK:
+                raise
+            lock = filelock.SoftFileLock(f"{target}.softlock")  # the file of a refused flock may stay behind
+            lock.acquire(timeout=seconds)
+    except filelock.Timeout:
+        raise ResultsError(
+            f"{target}: another writer held {lock.lock_file} for {seconds:g} s; if none runs, remove that file"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def try_writing(target: Path, folder: Path) -> None:
+    """Make and remove a file in `folder`; raises ResultsError naming `target` where that fails.
+
+    Permission bits do not tell: root passes them all, and a file system may be read-only or full.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{target.name[:100]}."):
+            pass
+    except OSError as error:
+        raise ResultsError(f"{target}: {folder} is no folder that can be written to: {error}") from error
+
+
+def rewrite(target: Path, change: Callable[[Path, bool], None]) -> None:
+    """Replace the file by what `change(copy, exists)` makes of its copy; the caller holds the lock.
+
+    Where the file does not exist, `change` gets the path of a file to make. What it raises is passed on, the original
+    untouched. If the original changed meanwhile, the change is made again to a new copy: flock does not always reach
+    writers on other hosts.
+    """
+    _remove_leftovers(target)
+    while not _once(target, change):
+        pass
+
+
+def _once(target: Path, change: Callable[[Path, bool], None]) -> bool:
+    before = _identity(target)
+    aside = target.parent / f"{_prefix(target)}{os.getpid()}.aside"
+    try:
+        if before is not None:
+            shutil.copy(target, aside)
+        change(aside, before is not None)
+        _sync(aside)
+        if _identity(target) != before:
+            return False
+        os.replace(aside, target)
+        _sync(target.parent)
+        return True
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name}.{socket.gethostname()}."
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove copies left by writers of this host that are gone."""
+    prefix = _prefix(target)
+    for file in target.parent.iterdir():
+        if file.name.startswith(prefix) and file.name.endswith(".aside"):
+            pid = file.name[len(prefix) : -len(".aside")]
+            if pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+                file.unlink(missing_ok=True)
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _sync(path: Path) -> None:
+    """Have the content of a file or folder on the disk before what follows."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync a folder
+            raise
+    finally:
+        os.close(number)

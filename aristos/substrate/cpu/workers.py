@@ -1,0 +1,97 @@
+"""Threads that run the steps of a call: parked between calls, released by a job, back before the call returns."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ...engine import fields as f
+from .loop import work
+
+
+class Workers:
+    """Workers 1..n-1 of a rank; whoever makes the call is worker 0."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._jobs: list[queue.SimpleQueue] = []
+        self._done: queue.SimpleQueue = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._out = 0
+        self._gathering = threading.Lock()
+        for number in range(1, count):
+            inbox: queue.SimpleQueue = queue.SimpleQueue()
+            thread = threading.Thread(
+                target=self._serve, args=(number, inbox), name=f"aristos-worker-{number}", daemon=True
+            )
+            self._jobs.append(inbox)
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, number: int, inbox: queue.SimpleQueue) -> None:
+        while (item := inbox.get()) is not None:
+            job, state = item
+            try:
+                while work(job, state, number) == f.PAUSED:
+                    pass
+                self._done.put(None)
+            except BaseException as error:
+                state[f.FAILED] = f.CAUSE_ERROR
+                self._done.put(error)
+
+    def release(self, job: np.ndarray, state: np.ndarray) -> None:
+        """Let as many parked workers as the job wants take part in this call."""
+        self._out = min(int(job[f.WORKERS]), self.count) - 1
+        for inbox in self._jobs[: self._out]:
+            inbox.put((job, state))
+
+    def gather(self) -> None:
+        """Wait until those released have left the call; they leave when it has ended or failed."""
+        first: BaseException | None = None
+        with self._gathering:  # two threads may come, when a started call and its user's own thread both fail
+            while self._out:
+                error = self._done.get()
+                self._out -= 1
+                first = first or error
+        if first is not None:
+            raise first
+
+    def close(self) -> None:
+        """End the threads."""
+        for inbox in self._jobs:
+            inbox.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._jobs, self._threads = [], []
+
+
+class Background:
+    """One thread that makes calls for `start`: runs what it is given, keeps what it raised for `wait`."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="aristos-caller", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while (item := self._calls.get()) is not None:
+            call, done = item
+            try:
+                done.put((call(), None))
+            except BaseException as error:
+                done.put((None, error))
+
+    def submit(self, call: Callable[[], Any]) -> queue.SimpleQueue:
+        """Run `call` on the thread; the queue gets (result, error)."""
+        done: queue.SimpleQueue = queue.SimpleQueue()
+        self._calls.put((call, done))
+        return done
+
+    def close(self) -> None:
+        """End the thread."""
+        self._calls.put(None)
+        self._thread.join()

@@ -1,0 +1,353 @@
+"""One GPU as the substrate needs it: memory, kernels, streams, events, and memory of other processes (CUDA IPC).
+
+Addresses, streams and events are ints, so that they go into tables, kernels' arguments and other libraries. It is the
+driver API alone (cuda.bindings), in the device's primary context, which CuPy and Numba use too; the caller's current
+context is as before after every call. Nothing is started before a Card is made. It holds no protocol, and streams and
+events live as long as the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...errors import EnvironmentProblem, InputError
+from ...kernels.cuda.build import build
+from .driver import ADVICE, attribute, bindings, call, ready, succeeds, uuid_text
+
+NAME_BYTES = 256
+HANDLE_BYTES = 64  # CU_IPC_HANDLE_SIZE
+DEFAULT_SHARED = 48 << 10  # bytes of shared memory, static and dynamic, that a launch may have without asking
+
+
+@dataclass
+class Loaded:
+    """A kernel on a card. registers: of a thread. static: bytes of shared memory beside a launch's dynamic ones."""
+
+    kernel: Any
+    function: int
+    registers: int
+    static: int
+    allowed: int  # dynamic bytes that a launch may ask for so far
+
+
+def count() -> int:
+    """How many GPUs this process may use; 0 where there is no driver, or no module to ask it."""
+    try:
+        call("cuInit", 0)
+        return int(call("cuDeviceGetCount"))
+    except EnvironmentProblem:
+        return 0
+
+
+class Card:
+    """A visible GPU by its ordinal, CUDA's number of it in this process.
+
+    name; uuid: 'GPU-...', the same in every process; arch: 'sm_90'; sms: streaming multiprocessors; driver: the CUDA
+    version that the driver speaks, '12.9'; shared_bytes: the most shared memory of a block. Raises EnvironmentProblem.
+    """
+
+    count = staticmethod(count)
+
+    def __init__(self, ordinal: int) -> None:
+        call("cuInit", 0)
+        visible = int(call("cuDeviceGetCount"))
+        if not 0 <= ordinal < visible:
+            raise EnvironmentProblem(
+                f"GPU {ordinal} was asked for and {visible} are visible: {ADVICE['CUDA_ERROR_INVALID_DEVICE']}"
+            )
+        self.ordinal = ordinal
+        self._device = int(call("cuDeviceGet", ordinal))
+        self.name = call("cuDeviceGetName", NAME_BYTES, self._device).split(b"\0")[0].decode()
+        self.uuid = _uuid(self._device)
+        major, minor = (attribute(self._device, f"COMPUTE_CAPABILITY_{part}") for part in ("MAJOR", "MINOR"))
+        self.arch = f"sm_{major}{minor}"
+        self.sms = attribute(self._device, "MULTIPROCESSOR_COUNT")
+        self.shared_bytes = attribute(self._device, "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
+        number = int(call("cuDriverGetVersion"))
+        self.driver = f"{number // 1000}.{number % 1000 // 10}"
+        self._context = int(call("cuDevicePrimaryCtxRetain", self._device))
+        self._loaded: dict[Any, Loaded] = {}
+        self._pinned: dict[int, int] = {}  # host address -> bytes
+
+    @classmethod
+    def find(cls, local_rank: int) -> Card:
+        """The card of a rank: by its number on the node, round and round where there are more ranks than cards."""
+        call("cuInit", 0)
+        visible = int(call("cuDeviceGetCount"))
+        if visible == 0:
+            raise EnvironmentProblem(f"cuDeviceGetCount: {ADVICE['CUDA_ERROR_NO_DEVICE']}")
+        return cls(local_rank % visible)
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """While inside, this thread's calls mean this card, those of compiled code too."""
+        call("cuCtxPushCurrent", self._context)
+        try:
+            yield
+        finally:
+            call("cuCtxPopCurrent")
+
+    def copier(self) -> tuple[int, int]:
+        """Addresses of the driver's cuMemcpyHtoDAsync and cuStreamSynchronize, for compiled code."""
+        driver = ctypes.CDLL("libcuda.so.1")
+        found = [
+            ctypes.cast(f, ctypes.c_void_p).value for f in (driver.cuMemcpyHtoDAsync_v2, driver.cuStreamSynchronize)
+        ]
+        return found[0] or 0, found[1] or 0
+
+    # ---- memory ----
+    def allocate(self, nbytes: int) -> int:
+        """The address of zeroed device memory that CUDA IPC can share; MemoryProblem where it does not fit.
+
+        As with `free` and `load`, the driver may wait for the whole card: no kernel may be waiting for this process.
+        """
+        _positive(nbytes)
+        with self.current():
+            address = int(call("cuMemAlloc", nbytes))
+            call("cuMemsetD8Async", address, 0, nbytes, 0)
+            call("cuStreamSynchronize", 0)  # another process may look next
+        return address
+
+    def free(self, address: int) -> None:
+        """Free what `allocate` gave; the kernels that use it have ended, and other processes have closed it."""
+        with self.current():
+            call("cuMemFree", address)
+
+    def host(self, nbytes: int) -> tuple[np.ndarray, int]:
+        """(array: [nbytes] uint8 of zeroed, pinned host memory; its address for kernels)."""
+        _positive(nbytes)
+        flags = bindings()
+        with self.current():
+            start = int(
+                call("cuMemHostAlloc", nbytes, flags.CU_MEMHOSTALLOC_PORTABLE | flags.CU_MEMHOSTALLOC_DEVICEMAP)
+            )
+            address = int(call("cuMemHostGetDevicePointer", start, 0))
+        array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(start))
+        array[:] = 0
+        self._pinned[start] = nbytes
+        return array, address
+
+    def free_host(self, array: np.ndarray) -> None:
+        """Free what `host` gave; neither the array nor a view of it may be touched after."""
+        start = array.ctypes.data
+        if self._pinned.pop(start, None) is None:
+            raise InputError(f"free_host takes an array of Card.host, got one at {start:#x}")
+        with self.current():
+            call("cuMemFreeHost", start)
+
+    def pin(self, address: int, nbytes: int) -> bool:
+        """Let the card copy from host memory of others, such as MPI's, without a detour; False where it may not.
+
+        Copies are right either way: the driver stages those of memory that is not pinned.
+        """
+        with self.current():
+            return succeeds("cuMemHostRegister", address, nbytes, bindings().CU_MEMHOSTREGISTER_PORTABLE)
+
+    def unpin(self, address: int) -> None:
+        """End what `pin` began, before the memory is given back."""
+        with self.current():
+            call("cuMemHostUnregister", address)
+
+    def copy_in(self, address: int, array: np.ndarray, stream: int = 0) -> None:
+        """Copy a contiguous array to the device, in the order of the stream.
+
+        An array in memory of `host` must stay as it is until the stream has come so far; of any other it is done.
+        """
+        _contiguous(array)
+        if array.nbytes:
+            with self.current():
+                call("cuMemcpyHtoDAsync", address, array.ctypes.data, array.nbytes, stream)
+                self._finish_unpinned(array, stream)
+
+    def copy_out(self, array: np.ndarray, address: int, stream: int = 0) -> None:
+        """Copy from the device into a contiguous array: complete on return, unless it lies in memory of `host`."""
+        _contiguous(array)
+        if not array.flags.writeable:
+            raise InputError("copy_out needs an array that can be written, got a read-only one")
+        if array.nbytes:
+            with self.current():
+                call("cuMemcpyDtoHAsync", array.ctypes.data, address, array.nbytes, stream)
+                self._finish_unpinned(array, stream)
+
+    def _finish_unpinned(self, array: np.ndarray, stream: int) -> None:
+        """Where the host's page tables serve the GPU (GH200), a copy of pageable memory is not staged but goes on."""
+        start, end = array.ctypes.data, array.ctypes.data + array.nbytes
+        if not any(low <= start and end <= low + size for low, size in self._pinned.items()):
+            call("cuStreamSynchronize", stream)
+
+    def copy(self, to: int, source: int, nbytes: int, stream: int = 0) -> None:
+        """Copy within device memory by the driver's own copy, in the order of the stream."""
+        with self.current():
+            call("cuMemcpyDtoDAsync", to, source, nbytes, stream)
+
+    def clear(self, address: int, nbytes: int, stream: int = 0) -> None:
+        """Zero device memory, in the order of the stream."""
+        with self.current():
+            call("cuMemsetD8Async", address, 0, nbytes, stream)
+
+    # ---- kernels ----
+    def load(self, kernel: Any) -> Loaded:
+        """A catalogue.Kernel on this card: compiled, or read from the cache, and loaded once."""
+        found = self._loaded.get(kernel)
+        if found is None:
+            built = build(kernel, self.arch)
+            with self.current():
+                module = call("cuModuleLoadData", built.cubin)
+                function = int(call("cuModuleGetFunction", module, built.entry.encode()))
+                names = bindings().CUfunction_attribute
+                registers = int(call("cuFuncGetAttribute", names.CU_FUNC_ATTRIBUTE_NUM_REGS, function))
+                static = int(call("cuFuncGetAttribute", names.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function))
+            found = self._loaded[kernel] = Loaded(kernel, function, registers, static, max(0, DEFAULT_SHARED - static))
+        return found
+
+    def resident(self, loaded: Loaded, shared_bytes: int) -> int:
+        """How many blocks of a kernel, with so much dynamic shared memory, one SM holds at once."""
+        with self.current():
+            self._allow(loaded, shared_bytes)
+            return int(
+                call(
+                    "cuOccupancyMaxActiveBlocksPerMultiprocessor", loaded.function, loaded.kernel.threads, shared_bytes
+                )
+            )
+
+    def launch(
+        self, loaded: Loaded, grid: int | tuple[int, ...], shared_bytes: int, *args: int, stream: int = 0
+    ) -> None:
+        """Launch a kernel on `grid` blocks (x, or up to x, y, z); every argument is an int64."""
+        kernel = loaded.kernel
+        blocks = tuple(grid) if isinstance(grid, tuple) else (grid,)
+        if not 1 <= len(blocks) <= 3 or min(blocks) < 1:
+            raise InputError(f"grid must be 1 to 3 positive numbers of blocks, got {grid}")
+        if len(args) != len(kernel.types):
+            raise InputError(f"kernel {kernel.name} takes {len(kernel.types)} arguments, got {len(args)}")
+        values = tuple(int(value) for value in args)
+        wrong = [value for value in values if not -(1 << 63) <= value < 1 << 63]
+        if wrong:
+            raise InputError(f"arguments of kernel {kernel.name} must be int64, got {wrong[0]}")
+        x, y, z = blocks + (1,) * (3 - len(blocks))
+        parameters = (values, (ctypes.c_longlong,) * len(values))
+        with self.current():
+            self._allow(loaded, shared_bytes)
+            call(
+                "cuLaunchKernel", loaded.function, x, y, z, kernel.threads, 1, 1, shared_bytes, stream, parameters, 0
+            )  # fmt: skip
+
+    def _allow(self, loaded: Loaded, shared_bytes: int) -> None:
+        """Above 48 KB the driver must be told before the first launch."""
+        if shared_bytes <= loaded.allowed:
+            return
+        whole = shared_bytes + loaded.static
+        if whole > self.shared_bytes:
+            raise EnvironmentProblem(
+                f"kernel {loaded.kernel.name} needs {whole} bytes of shared memory a block, and {self.name}"
+                f" ({self.arch}) has {self.shared_bytes}: choose a smaller tile"
+            )
+        name = bindings().CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        call("cuFuncSetAttribute", loaded.function, name, shared_bytes)
+        loaded.allowed = shared_bytes
+
+    # ---- order and time ----
+    def synchronize(self, stream: int = 0) -> None:
+        """Wait until all work of a stream is done; a kernel's fault is raised here. 0: the default stream alone."""
+        with self.current():
+            call("cuStreamSynchronize", stream)
+
+    def done(self, stream: int = 0) -> bool:
+        """Is all work of a stream done? Comes back at once; a kernel's fault is raised here."""
+        with self.current():
+            return ready("cuStreamQuery", stream)
+
+    def new_stream(self) -> int:
+        """A stream that does not wait for the default one: a kernel that stays must not hold up its own copies."""
+        with self.current():
+            return int(call("cuStreamCreate", int(bindings().CUstream_flags.CU_STREAM_NON_BLOCKING)))
+
+    def event(self) -> int:
+        """An event that takes the time."""
+        with self.current():
+            return int(call("cuEventCreate", 0))
+
+    def record(self, event: int, stream: int = 0) -> None:
+        """The event happens when all work that is in the stream now is done."""
+        with self.current():
+            call("cuEventRecord", event, stream)
+
+    def elapsed(self, a: int, b: int) -> float:
+        """Seconds from event a to event b; waits for b."""
+        with self.current():
+            call("cuEventSynchronize", b)
+            return float(call("cuEventElapsedTime", a, b)) / 1e3
+
+    # ---- graphs ----
+    def graph(self, stream: int, body: Callable[[], object]) -> int:
+        """What `body` queues on a stream of `new_stream`, captured and not run: a graph for `replay`."""
+        with self.current():
+            call("cuStreamBeginCapture", stream, bindings().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
+            try:
+                body()
+            finally:
+                made = call("cuStreamEndCapture", stream)
+            return int(call("cuGraphInstantiate", made, 0))
+
+    def replay(self, graph: int, stream: int) -> None:
+        """Run a graph once more, in the order of the stream."""
+        with self.current():
+            call("cuGraphLaunch", graph, stream)
+
+    # ---- memory of other processes ----
+    def handle(self, address: int) -> bytes:
+        """What another process of the node needs to open memory of `allocate`: 64 bytes."""
+        with self.current():
+            return ctypes.string_at(call("cuIpcGetMemHandle", address).getPtr(), HANDLE_BYTES)
+
+    def open(self, handle: bytes) -> int:
+        """The address, on this card, of another process's memory, which may lie on another card that is visible."""
+        if len(handle) != HANDLE_BYTES:
+            raise InputError(f"a handle has {HANDLE_BYTES} bytes, got {len(handle)}")
+        driver = bindings()
+        given = driver.CUipcMemHandle()
+        ctypes.memmove(given.getPtr(), handle, HANDLE_BYTES)
+        with self.current():
+            flags = int(driver.CUipcMem_flags.CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS)
+            return int(call("cuIpcOpenMemHandle", given, flags))
+
+    def close(self, address: int) -> None:
+        """Close what `open` gave, before its owner frees it."""
+        with self.current():
+            call("cuIpcCloseMemHandle", address)
+
+    def can_access(self, other_ordinal: int) -> bool:
+        """Can this card load and store the memory of another visible one (or of itself)?"""
+        if other_ordinal == self.ordinal:
+            return True
+        other = int(call("cuDeviceGet", other_ordinal))
+        return bool(call("cuDeviceCanAccessPeer", self._device, other))
+
+    def ordinal_of(self, uuid: str) -> int | None:
+        """The ordinal of a GPU in this process; None where it is hidden from it."""
+        for ordinal in range(int(call("cuDeviceGetCount"))):
+            if _uuid(int(call("cuDeviceGet", ordinal))) == uuid:
+                return ordinal
+        return None
+
+
+def _uuid(device: int) -> str:
+    """As nvidia-smi writes it; under MIG it is the slice's."""
+    newer = hasattr(bindings(), "cuDeviceGetUuid_v2")  # CUDA 13 gives its meaning to the older name
+    return uuid_text(call("cuDeviceGetUuid_v2" if newer else "cuDeviceGetUuid", device).bytes)
+
+
+def _positive(nbytes: int) -> None:
+    if nbytes < 1:
+        raise InputError(f"nbytes must be positive, got {nbytes}")
+
+
+def _contiguous(array: np.ndarray) -> None:
+    if not array.flags.c_contiguous:
+        raise InputError(f"copies need a contiguous array, got strides {array.strides} for shape {array.shape}")

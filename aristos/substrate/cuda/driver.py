@@ -1,0 +1,156 @@
+"""The CUDA driver's functions by name, with their failures as errors that say what to do.
+
+`call("cuMemAlloc", 8)` is cuda.bindings' function without its status. Nothing is imported or started before a call.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NoReturn
+
+from ...errors import EnvironmentProblem, MemoryProblem
+
+MODULE = "cuda.bindings.driver"
+INSTALL = "pip install 'aristos[cuda12]' (CUDA 12) or 'aristos[cuda13]' (CUDA 13)"
+CARDS = "srun --gpus-per-node=N --gpu-bind=none, docker run --gpus all, apptainer exec --nv, or no CUDA_VISIBLE_DEVICES"
+
+_FORKED = (
+    "CUDA does not survive a fork: start the processes with mpiexec or srun, or with multiprocessing's 'spawn'; and"
+    " call nothing of CUDA after it was shut down at exit"
+)
+_KERNEL = (
+    "a kernel failed, perhaps an earlier one, and this process can use the card no more: start it again;"
+    " compute-sanitizer python ... names the kernel; dmesg | grep Xid shows faults of the card"
+)
+_OLD = "the driver is older than what was compiled: update it, or install the packages of its CUDA version: " + INSTALL
+_BUSY = "another process has the card for itself: nvidia-smi shows which; nvidia-smi -c 0 (as root) lets several in"
+_MPS = (
+    "see the MPS control daemon (nvidia-cuda-mps-control -d, its logs), or unset CUDA_MPS_PIPE_DIRECTORY on all ranks"
+)
+_SYSTEM = "see nvidia-smi and systemctl status nvidia-fabricmanager: its version must be the driver's; else reboot"
+_PEERS = "nvidia-smi topo -p2p r shows the pairs that can; take cards joined by NVLink or under one PCIe root, not MIG"
+_IPC = (
+    "ranks of one node must be one user's, in one PID namespace (docker run --pid=host, or --pid=container:NAME), and"
+    " see each other's cards"
+)
+ADVICE = {
+    "CUDA_ERROR_NO_DEVICE": f"no GPU is visible to this process: nvidia-smi -L; {CARDS}",
+    "CUDA_ERROR_INVALID_DEVICE": f"there are fewer visible GPUs than that: nvidia-smi -L; {CARDS}",
+    "CUDA_ERROR_STUB_LIBRARY": "libcuda.so.1 is the toolkit's stub: take its folder (stubs) out of LD_LIBRARY_PATH",
+    "CUDA_ERROR_DEVICE_UNAVAILABLE": _BUSY,
+    "CUDA_ERROR_NOT_INITIALIZED": _FORKED,
+    "CUDA_ERROR_DEINITIALIZED": _FORKED,
+    "CUDA_ERROR_INVALID_CONTEXT": _FORKED,
+    "CUDA_ERROR_CONTEXT_IS_DESTROYED": "the card was reset under this process: call no cudaDeviceReset",
+    "CUDA_ERROR_NO_BINARY_FOR_GPU": "the kernel was compiled for another card: empty the kernel cache (ARISTOS_CACHE)",
+    "CUDA_ERROR_INVALID_IMAGE": _OLD,
+    "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": _OLD,
+    "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH": "libcuda and the kernel's driver differ, as after an update: reboot",
+    "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE": "take CUDA's forward compatibility (compat) out of LD_LIBRARY_PATH",
+    "CUDA_ERROR_SYSTEM_NOT_READY": _SYSTEM,
+    "CUDA_ERROR_NVLINK_UNCORRECTABLE": _SYSTEM,
+    "CUDA_ERROR_ECC_UNCORRECTABLE": "the card's memory is faulty: nvidia-smi -q -d ECC, and ask for another node",
+    "CUDA_ERROR_PEER_ACCESS_UNSUPPORTED": _PEERS,
+    "CUDA_ERROR_TOO_MANY_PEERS": "a card reaches at most 8 others at once without NVSwitch: use fewer ranks a node",
+    "CUDA_ERROR_MAP_FAILED": _IPC,
+    "CUDA_ERROR_OPERATING_SYSTEM": f"the system refused it, as containers do: {_IPC}",
+    "CUDA_ERROR_NOT_PERMITTED": f"the system refused it, as containers do: {_IPC}",
+    "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES": "the kernel needs more registers or threads than an SM of this card has",
+    **dict.fromkeys(("CUDA_ERROR_MPS_CONNECTION_FAILED", "CUDA_ERROR_MPS_RPC_FAILURE",
+                     "CUDA_ERROR_MPS_SERVER_NOT_READY", "CUDA_ERROR_MPS_MAX_CLIENTS_REACHED",
+                     "CUDA_ERROR_MPS_MAX_CONNECTIONS_REACHED", "CUDA_ERROR_MPS_CLIENT_TERMINATED"), _MPS),
+    **dict.fromkeys(("CUDA_ERROR_ILLEGAL_ADDRESS", "CUDA_ERROR_LAUNCH_FAILED", "CUDA_ERROR_LAUNCH_TIMEOUT",
+                     "CUDA_ERROR_ILLEGAL_INSTRUCTION", "CUDA_ERROR_MISALIGNED_ADDRESS", "CUDA_ERROR_ASSERT",
+                     "CUDA_ERROR_INVALID_ADDRESS_SPACE", "CUDA_ERROR_INVALID_PC", "CUDA_ERROR_HARDWARE_STACK_ERROR"),
+                    _KERNEL),
+}  # fmt: skip
+OF_CALL = {  # where a function's error means something else
+    (
+        "cuIpcOpenMemHandle",
+        "CUDA_ERROR_INVALID_CONTEXT",
+    ): f"CUDA does not find the process that owns the memory: {_IPC}",
+    (
+        "cuIpcOpenMemHandle",
+        "CUDA_ERROR_INVALID_VALUE",
+    ): f"perhaps the card that owns the memory is hidden: {_IPC}",
+    ("cuIpcOpenMemHandle", "CUDA_ERROR_INVALID_HANDLE"): "the process that owns the memory is gone, or has freed it",
+    (
+        "cuIpcGetMemHandle",
+        "CUDA_ERROR_NOT_SUPPORTED",
+    ): "this card or system (WSL, vGPU) has no CUDA IPC: one rank a card",
+}
+MEMORY = ("CUDA_ERROR_OUT_OF_MEMORY",)
+
+
+def bindings() -> Any:
+    """cuda.bindings.driver; raises EnvironmentProblem where it is not installed."""
+    try:
+        return importlib.import_module(MODULE)
+    except ImportError as error:
+        raise EnvironmentProblem(f"GPUs need numba-cuda and cuda-bindings: {INSTALL} ({error})") from error
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """What a function of the driver returns beside its status, None if it returns nothing else.
+
+    Raises EnvironmentProblem (MemoryProblem out of memory) with the function, the driver's name of the error and what
+    to do.
+    """
+    status, values = _answer(name, arguments)
+    if int(status):
+        _raise(name, status)
+    return values[0] if values else None
+
+
+def succeeds(name: str, *arguments: Any) -> bool:
+    """Does a function that is worth a try, and no more, succeed?"""
+    return not int(_answer(name, arguments)[0])
+
+
+def ready(name: str, *arguments: Any) -> bool:
+    """What a function that only asks says: False for "not ready"; what it raises is as of `call`."""
+    status, _ = _answer(name, arguments)
+    if int(status) and status.name != "CUDA_ERROR_NOT_READY":
+        _raise(name, status)
+    return not int(status)
+
+
+def _answer(name: str, arguments: tuple[Any, ...]) -> tuple[Any, list[Any]]:
+    function = getattr(bindings(), name)
+    try:
+        status, *values = function(*arguments)
+    except RuntimeError as error:  # cuda.bindings' way to say that there is no library, or none with this function
+        raise EnvironmentProblem(
+            f"{name}: NVIDIA's driver (libcuda.so.1) is not here, or older than CUDA 12: install it, or start the"
+            f" container with the GPUs (docker run --gpus all, apptainer exec --nv) ({error})"
+        ) from error
+    return status, values
+
+
+def attribute(device: int, name: str) -> int:
+    """An attribute of a device by CUDA's name without its prefix: MULTIPROCESSOR_COUNT."""
+    names = bindings().CUdevice_attribute
+    return int(call("cuDeviceGetAttribute", getattr(names, f"CU_DEVICE_ATTRIBUTE_{name}"), device))
+
+
+def uuid_text(uuid: bytes) -> str:
+    """16 bytes as nvidia-smi writes them: GPU-8-4-4-4-12 digits."""
+    digits = uuid.hex()
+    return "GPU-" + "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def _raise(name: str, status: Any) -> NoReturn:
+    error = status.name
+    advice = OF_CALL.get((name, error)) or ADVICE.get(error, "see the CUDA driver API's reference of this function")
+    if error in MEMORY:
+        raise MemoryProblem(f"{name}: {error}: {_room()}")
+    raise EnvironmentProblem(f"{name}: {error}: {advice}")
+
+
+def _room() -> str:
+    """How much memory is left, and what to do."""
+    advice = "use fewer tokens, a shorter ring or more ranks, or see what else holds the card's memory (nvidia-smi)"
+    status, *found = bindings().cuMemGetInfo()
+    if int(status):
+        return advice
+    return f"{found[0] >> 20} of {found[1] >> 20} MiB of the card are free: {advice}"
