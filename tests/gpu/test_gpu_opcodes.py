@@ -1,4 +1,4 @@
-"""The cases of tests/test_simt_opcodes_*.py on a card: are the statements that they compare with right?"""
+"""The cases of tests/test_opcodes_*.py on a card: are the statements that they compare with right?"""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from card import missing
 if missing():
     pytest.skip(missing(), allow_module_level=True)
 import simt_ptx
-import test_simt_opcodes_approximate
-import test_simt_opcodes_convert
-import test_simt_opcodes_float
-import test_simt_opcodes_integer
+import test_opcodes_approximate
+import test_opcodes_convert
+import test_opcodes_float
+import test_opcodes_integer
 
-for _module in (test_simt_opcodes_integer, test_simt_opcodes_float, test_simt_opcodes_convert,
-                test_simt_opcodes_approximate):  # fmt: skip
+for _module in (test_opcodes_integer, test_opcodes_float, test_opcodes_convert,
+                test_opcodes_approximate):  # fmt: skip
     for _name, _test in vars(_module).items():
         if _name.startswith("test_") and _name not in ("test_refused_at_load", "test_the_oracle_itself"):
             globals()[f"{_name}_{_module.__name__.rpartition('_')[2]}"] = _test

@@ -1,0 +1,275 @@
+"""`python -m aristos.bench` as a user runs it: on several ranks, to its tables, files, pictures and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mpi import FLAG, LAUNCHER_VARIABLES, ONE_THREAD, find_mpiexec
+
+from aristos import results
+from aristos.bench import plots, registry
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["--hidden", "32", "--ffn", "48", "--experts", "8", "--tokens", "8,24", "--iters", "4", "--warmup", "1"]
+CPU_PICTURES = {name: each for name, each in plots.pictures().items() if not name.endswith("_cuda")}
+PATCH = "import sys; from aristos.bench.main import main; import aristos.reference as r; "
+
+needs_mpiexec = pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
+
+
+def bench(ranks: int, *words: str, code: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the benchmark, or with `code` a program around it, on some ranks; 0 ranks is without mpiexec."""
+    launcher = (*find_mpiexec(), "-n", str(ranks)) if ranks else ()
+    program = ["-c", code] if code else ["-m", "aristos.bench"]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES) and k != FLAG}
+    clean |= dict.fromkeys(ONE_THREAD, "1") | {"HYDRA_IFACE": "lo", "PYTHONPATH": str(ROOT)} | env
+    command = [*launcher, sys.executable, *program, *words]
+    return subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, dict]:
+    """One run of every suite on 2 ranks: its folder, and the JSON document."""
+    if not find_mpiexec():
+        pytest.skip("no mpiexec beside python or on PATH")
+    folder = tmp_path_factory.mktemp("bench")
+    rng = np.random.default_rng(0)
+    ids = np.argsort(rng.random((60, 3, 8)), axis=-1)[..., :2].astype(np.uint8)
+    np.savez(folder / "trace.npz", expert_ids=ids, gate_weight=np.full(ids.shape, 0.5, np.float16), seq_lens=[20, 40])
+    words = [*registry.ORDER, *SMALL, "--routing", str(folder / "trace.npz"), "--json"]
+    words += ["--out", str(folder / "r.h5"), "--timeline", str(folder / "t.json")]
+    done = bench(2, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, json.loads(done.stdout)
+
+
+def test_every_suite_ran_and_was_right(whole):
+    _, document = whole
+    assert document["ok"] is True
+    assert tuple(document["suites"]) == registry.ORDER
+    for name, suite in document["suites"].items():
+        assert suite["ok"], name
+        for table in suite["tables"]:
+            assert table["rows"], name
+            for row in table["rows"]:
+                assert row["check"] == "ok", (name, row)
+                if "error" in row:
+                    assert 0 < row["error"] < 1e-5, (name, row)
+    assert document["environment"]["ranks"] == 2
+
+
+def test_the_file_has_raw_times_of_all_ranks(whole):
+    folder, document = whole
+    (run,) = results.load(folder / "r.h5").runs
+    tables = {table.name: table for table in run.tables}
+    assert set(tables) == set(CPU_PICTURES)
+    call = tables["layer"].variables["call_time"]
+    assert call.dims == ("tokens", "schedule", "rank", "iteration")
+    assert call.units == "s"
+    assert call.values.shape == (2, 2, 2, 4)
+    assert (call.values > 0).all()
+    fused = next(r for r in document["suites"]["layer"]["tables"][0]["rows"] if r["schedule"] == "fused")
+    schedule = list(tables["layer"].dims["schedule"].values).index("fused")
+    assert np.median(call.values[0, schedule].max(axis=0)) * 1e3 == pytest.approx(fused["median_ms"])
+    assert run.attributes["seed"] == 0
+    assert run.attributes["versions.numpy"] == np.__version__
+    assert "aristos.bench" in run.attributes["command"]
+
+
+def test_every_picture_is_drawn(whole, tmp_path):
+    pytest.importorskip("matplotlib")
+    folder, _ = whole
+    drawn = plots.draw(str(folder / "r.h5"), tmp_path)
+    assert sorted(p.stem for p in drawn) == sorted(name for each in CPU_PICTURES.values() for name, _ in each)
+    assert all(p.stat().st_size > 10_000 for p in drawn)
+
+
+def test_the_plot_command(whole, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    from aristos.cli.__main__ import main
+
+    folder, _ = whole
+    assert main(["plot", str(folder / "r.h5"), "--out", str(tmp_path), "--format", "svg"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(list(tmp_path.glob("*.svg")))
+    assert main(["plot", str(folder / "r.h5"), "--run", "1999"]) == 2
+    assert main(["plot", str(folder / "missing.h5")]) == 3
+    assert main(["nonsense"]) == 2
+    assert "unknown command 'nonsense'" in capsys.readouterr().err
+
+
+def test_the_timeline_shows_every_rank_at_work(whole):
+    folder, _ = whole
+    events = json.loads((folder / "t.json").read_text())["traceEvents"]
+    spans = [e for e in events if e["ph"] == "X"]
+    for rank in range(2):
+        kinds = {e["cat"] for e in spans if e["pid"] == rank}
+        assert {"dispatch", "expert", "combine"} <= kinds
+    assert min(e["ts"] for e in spans) == 0
+    assert all(e["dur"] >= 0 for e in spans)
+
+
+@needs_mpiexec
+def test_pairs_on_an_odd_number_of_ranks(tmp_path):
+    done = bench(3, "put", "signal", "exchange", "--iters", "3", "--json", "--out", str(tmp_path / "r.h5"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = results.load(tmp_path / "r.h5").runs
+    latency = run.tables[[t.name for t in run.tables].index("put")].variables["latency"].values
+    assert (np.isfinite(latency).any(axis=(2, 3)) == ~np.eye(3, dtype=bool)).all()
+
+
+@needs_mpiexec
+def test_pretended_nodes_take_transport_rma(tmp_path):
+    """Outputs are right, and the file says what nodes there were."""
+    done = bench(
+        3,
+        "put",
+        "signal",
+        "exchange",
+        "layer",
+        "idle",
+        *SMALL,
+        "--ranks-per-node",
+        "2",
+        "--json",
+        "--out",
+        str(tmp_path / "r.h5"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(suite["ok"] for suite in json.loads(done.stdout)["suites"].values())
+    (run,) = results.load(tmp_path / "r.h5").runs
+    assert run.attributes["options.ranks_per_node"] == 2
+    assert run.attributes["node_of_rank"] == [0, 0, 2]
+    assert run.attributes["transports"] == "shm, rma"
+
+
+def test_one_process_without_a_launcher(tmp_path):
+    done = bench(0, "gemm", "layer", "idle", *SMALL, "--out", str(tmp_path / "r.h5"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FAILED" not in done.stdout
+    assert "\x1b" not in done.stdout
+    assert "fused" in done.stdout
+    assert ", 1 rank on 1 node by self, " in done.stdout
+    assert results.load(tmp_path / "r.h5").runs
+
+
+def test_a_named_suite_that_needs_more_ranks_is_a_usage_error():
+    done = bench(0, "put", "--out", "none")
+    assert done.returncode == 2
+    assert "needs at least 2 ranks, got 1" in done.stderr
+
+
+@needs_mpiexec
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("nonsense",), 2, "unknown suite 'nonsense'"),
+        (("layer", "--experts", "2", "--top-k", "3"), 2, "top_k must be at most experts (2), got 3"),
+        (("gemm", "--out", "/dev/null/r.h5"), 2, "no such folder"),
+        (("layer", "--ranks-per-node", "0"), 2, "--ranks-per-node: must be at least 1, got 0"),
+    ],
+)
+def test_complaints_come_once(words, code, message):
+    done = bench(2, *words, "--seconds", "1")
+    assert done.returncode == code, done.stderr
+    assert done.stderr.count(message) == 1
+    assert done.stdout == ""
+
+
+def test_a_closed_stdout_is_told_before_measuring():
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}
+    command = f"exec {sys.executable} -m aristos.bench gemm --seconds 60 --out none >&-"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, env=clean, stderr=subprocess.PIPE, text=True, timeout=50)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1].startswith("python -m aristos.bench: stdout is closed")
+    assert "Traceback" not in done.stderr
+
+
+def test_help_needs_no_mpi():
+    done = bench(0, "--help", PMI_SIZE="2", PMI_RANK="1")
+    assert (done.returncode, done.stdout) == (0, "")
+    done = bench(0, "--help")
+    for word in (*registry.ORDER, "--routing", "olmoe-1b-7b"):
+        assert word in done.stdout
+    usual = " ".join(name for name, each in registry.suites().items() if each.default)
+    assert f"default, two minutes together: {usual}" in " ".join(done.stdout.split())
+
+
+def test_a_launcher_that_does_not_match_is_an_environment_error():
+    for rank, lines in ((0, 1), (1, 0)):
+        done = bench(0, SLURM_STEP_ID="0", SLURM_STEP_NUM_TASKS="2", SLURM_PROCID=str(rank))
+        assert done.returncode == 3
+        assert done.stderr.count("srun started 2 tasks but MPI sees 1: try --mpi=") == lines
+        assert done.stdout == ""
+
+
+def test_a_file_that_is_no_results_file_is_refused_before_measuring(tmp_path):
+    (tmp_path / "r.h5").write_text("mine")
+    start = time.monotonic()
+    done = bench(0, "--out", str(tmp_path / "r.h5"))
+    assert done.returncode == 3
+    assert "not an HDF5 file" in done.stderr
+    assert time.monotonic() - start < 30
+    assert (tmp_path / "r.h5").read_text() == "mine"
+
+
+@needs_mpiexec
+@pytest.mark.parametrize("suite", ["gemm", "layer", "idle", "plan"])
+def test_a_wrong_result_is_shown_and_ends_in_1(suite):
+    """The oracle is bent by 1 part in 1000, which is what a wrong kernel looks like from outside."""
+    code = PATCH + "true = r.expert; r.expert = lambda *a, **k: true(*a, **k) * 1.001; sys.exit(main())"
+    done = bench(2, suite, *SMALL, "--out", "none", code=code)
+    assert done.returncode == 1, done.stderr
+    assert "FAILED" in done.stdout
+    assert f"FAILED: wrong results in {suite}" in done.stdout
+
+
+STOPS = """
+import aristos.bench.bounds as b, aristos.bench.options as o, aristos.bench.world as w, os, signal
+o.Options.limit = 2.0
+def stop(*_, **__):
+    os.kill(os.getpid(), signal.SIGSTOP)
+def peak(world, *a, **k):
+    if world.rank == 1: stop()
+    return true(world, *a, **k)
+true, b.peak = b.peak, peak
+"""
+IN_A_COLLECTIVE = """
+b.peak = lambda world, *a, **k: world.gather(0) and 1.0
+gather = w.World._bounded
+w.World._bounded = lambda world, call: stop() if world.rank == 1 and call == "gather" else gather(world, call)
+"""
+
+
+@needs_mpiexec
+@pytest.mark.parametrize("where", ["", IN_A_COLLECTIVE], ids=["before-a-barrier", "in-a-collective"])
+def test_a_rank_that_stops_outside_a_call_ends_the_job(where):
+    """Within its limit, in one line and by its exit code."""
+    done = bench(2, "gemm", *SMALL, "--out", "none", code=PATCH + STOPS + where + "sys.exit(main())")
+    assert done.returncode == 3, done.stderr
+    assert re.search("rank 0 waited 2[.0-9]* s .*for the other ranks", done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@needs_mpiexec
+def test_an_exception_on_one_rank_ends_the_job():
+    code = PATCH + (
+        "import aristos.bench.bounds as b, os; true = b.peak\n"
+        "def peak(world, *a, **k):\n"
+        "    if world.rank == 1: raise RuntimeError('boom')\n"
+        "    return true(world, *a, **k)\n"
+        "b.peak = peak; sys.exit(main())"
+    )
+    start = time.monotonic()
+    done = bench(2, "gemm", *SMALL, "--out", "none", code=code)
+    assert done.returncode not in (0, 2, 3)
+    assert "[rank 1] RuntimeError: boom" in done.stderr
+    assert "[rank 0]" not in done.stderr
+    assert time.monotonic() - start < 60

@@ -1,0 +1,159 @@
+"""Floors of the CUDA kernels: by hand, that more work never takes less, and the table in the docs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from aristos.bench.floors import (
+    BYTES,
+    CARDS,
+    KERNELS,
+    MEANING,
+    Call,
+    Work,
+    calls,
+    chain,
+    digits,
+    floor,
+    layer,
+    main,
+    page,
+)
+from aristos.errors import InputError
+from aristos.models import PRESETS
+
+A100, H100, H200 = CARDS
+
+
+def us(card, kind, work):
+    return floor(card, kind, work)[0]
+
+
+def test_shape_a_by_hand():
+    """1024 tokens, H 1024, F 4096, 8 experts, 2 of them, bf16, on one H100: every number worked out on paper.
+
+    2048 rows. x: 2 MiB. A matrix of weights: 8 MiB, eight of them 64 MiB. h: 16 MiB. Return rows: 4 MiB.
+    """
+    (call,) = calls("a", "bf16", 1)
+    mib, hbm = 1 << 20, 3.35e6  # bytes, bytes a microsecond
+    expected = {
+        "route": (2 * mib + 32768 + 24576) / hbm,  # x; 1024 x 8 float32; 12 bytes a choice; 16.8 MFLOP take 0.25 us
+        "place": 49152 / hbm,
+        "dispatch": 0,
+        "up": (2 + 64 + 16) * mib / hbm,  # 17.18 GFLOP would take 17.4 us
+        "down": (16 + 64 + 4) * mib / hbm,
+        "return": 0,
+        "combine": (4 * mib + 2 * mib + 24576) / hbm,
+    }
+    for name, kernel in KERNELS.items():
+        assert us(H100, "bf16", kernel(call)) == pytest.approx(expected[name]), name
+    assert chain(H100, call) == pytest.approx(sum(expected.values()))
+    assert us(H100, "bf16", layer(call)) == pytest.approx((2 + 2 + 128) * mib / hbm + 32768 / hbm)
+    assert us(A100, "bf16", layer(call)) == pytest.approx(34359738368 / 312e6)  # arithmetic binds there
+    assert us(A100, "bf16", KERNELS["up"](call)) == pytest.approx(17179869184 / 312e6)
+
+
+def test_a_gated_float32_call_on_4_cards_by_hand():
+    """10 tokens of 100 float32, F 50, 8 gated experts, 4 of them: 40 rows a card, 30 of them to others, 2 experts."""
+    call = Call(10, 100, 50, 8, 4, gated=True, kind="f32", cards=4)
+    works = {name: kernel(call) for name, kernel in KERNELS.items()}
+    assert works["route"] == Work(plain=16000, memory=4000 + 3200 + 480)
+    assert works["place"] == Work(memory=960)
+    assert works["dispatch"] == Work(memory=4000 + 12000, link=12000)
+    assert works["up"] == Work(products=2 * 40 * 100 * 50 * 2, memory=40 * 400 + 2 * 2 * 20000 + 40 * 200)
+    assert works["down"] == Work(products=2 * 40 * 100 * 50, memory=40 * 200 + 2 * 20000 + 40 * 400)
+    assert works["return"] == Work(memory=24000, link=12000)
+    assert works["combine"] == Work(plain=8000, memory=40 * 400 + 4000 + 480)
+    assert layer(call) == Work(
+        products=1_200_000, plain=24000, memory=2 * 4000 + 3200 + 3 * 2 * 20000, link=24000
+    )  # fmt: skip
+    assert floor(A100, "f32", layer(call)) == (pytest.approx(max(1.224 / 19.5, 131.2 / 2039, 24 / 300)), "link")
+
+
+def test_few_rows_read_few_weights():
+    one = Call(1, 64, 32, 16, 2)
+    assert one.active == 2
+    assert replace(one, cards=4).active == 2  # 8 rows of all cards, 8 experts of 16, a quarter of them here
+    assert replace(one, tokens=100).active == 16
+
+
+def test_units_that_run_side_by_side():
+    work = Work(products=312e6, plain=39e6)
+    assert floor(A100, "bf16", work) == (pytest.approx(2.0), "compute")  # the router's part is the longer one
+    assert floor(A100, "f32", work) == (pytest.approx(18.0), "compute")  # one after the other
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
+def test_peaks_follow_from_the_chip(card):
+    """SMs x FLOPs a cycle x boost clock, by the white papers: to a percent, so that no sparse rate or typo came in."""
+    clock, plain, tensor = {"A100": (1.41e9, 128, 2048)}.get(card.name, (1.83e9, 256, 4096))
+    boost = clock if card.name == "A100" else 1.98e9  # an H100's tensor cores run slower than its float32 units may
+    assert card.f32 == pytest.approx(card.sms * plain * boost, rel=0.01)
+    assert card.bf16 == card.f16 == 2 * card.tf32 == pytest.approx(card.sms * tensor * clock, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", BYTES)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_more_never_takes_less(preset, kind):
+    """More tokens, wider rows, a gate, a slower card; and the fused layer has no more to do than its kernels."""
+    for call in calls(preset, kind, 1):
+        for cards in (1, 2, 8):
+            here = replace(call, cards=cards)
+            bigger = [
+                replace(here, tokens=2 * here.tokens), replace(here, hidden=2 * here.hidden),
+                replace(here, ffn=2 * here.ffn), replace(here, gated=True),
+            ]  # fmt: skip
+            for work in (*KERNELS.values(), layer):
+                assert us(H200, kind, work(here)) <= us(H100, kind, work(here)) <= us(A100, kind, work(here))
+                for more in bigger:
+                    assert us(H100, kind, work(here)) <= us(H100, kind, work(more)), (work, more)
+            assert us(H100, kind, layer(here)) <= chain(H100, here)
+    assert layer(replace(call, cards=8)).link > layer(replace(call, cards=2)).link > layer(call).link == 0
+
+
+def test_the_table_in_the_docs(capsys):
+    """docs/performance.md has what the command prints, to the letter."""
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    assert printed == page() + "\n"
+    docs = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert printed in docs, "put the output of `python -m aristos.bench floors` into docs/performance.md"
+    assert "nothing here was measured" in MEANING
+    assert MEANING in docs
+
+
+def test_the_command_needs_no_mpi_and_writes_nothing(tmp_path):
+    code = (
+        "import sys; sys.modules['mpi4py'] = None; from aristos.bench.main import main;"
+        "sys.exit(main(['floors', 'b', '--kinds', 'tf32', '--cards', '2']))"
+    )
+    root = str(Path(__file__).parents[2])
+    env = {"PYTHONPATH": root, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    assert "tf32, 2 cards" in done.stdout
+    assert "| B 4096/128/128/8/2 | H200 |" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_input(capsys):
+    with pytest.raises(InputError, match="kind must be one of bf16, f16, tf32, f32, got 'fp8'"):
+        Call(1, 1, 1, 1, 1, kind="fp8")
+    with pytest.raises(InputError, match=r"cards must be in 1\.\.8, the number of experts, got 9"):
+        Call(1, 1, 1, 8, 1, cards=9)
+    for arguments in (["zz"], ["--kinds", "fp8"], ["--cards", "0"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+    assert "unknown preset 'zz'; the presets are a, b, c" in capsys.readouterr().err
+
+
+def test_digits():
+    assert [digits(v) for v in (0.001, 0.0123, 9.876, 12.34, 1234.5)] == ["< 0.01", "0.01", "9.88", "12.3", "1234"]

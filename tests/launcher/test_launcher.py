@@ -1,0 +1,526 @@
+"""`aristos run`: who sits where, the command, and the job: its bindings, exit codes, signals, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mpi import FLAG, LAUNCHER_VARIABLES, find_mpiexec
+
+from aristos.cli import run
+from aristos.doctor.shared_memory import leftovers
+from aristos.errors import EnvironmentProblem, InputError
+from aristos.host import mpi_library
+from aristos.host.mpi_library import Library
+from aristos.launcher import commands, job, machine, main, take_seat
+from aristos.launcher.seats import Seat, default_ranks, seats, table
+from aristos.topology import Device, Link, Mig, Nic, Node, Numa, cpusets
+from aristos.topology.visible import Seen
+
+ROOT = Path(__file__).resolve().parents[2]
+CORES = os.sched_getaffinity(0)
+needs_mpi = pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
+
+
+def node(domains: int, cores: int, threads: int = 1, allowed: str = "", **more: object) -> Node:
+    """One with so many NUMA domains of so many cores; the second hardware threads are counted after all first ones."""
+    whole = domains * cores
+    sets = [frozenset(c + t * whole for t in range(threads)) for c in range(whole)]
+    numa = tuple(Numa(d, frozenset().union(*sets[d * cores : (d + 1) * cores])) for d in range(domains))
+    cpus = frozenset().union(*sets)
+    usable = cpusets.parse(allowed) if allowed else cpus
+    return Node("n", numa=numa, cores=tuple(sets), cpus=cpus, allowed=usable, complete=True, **more)
+
+
+def perlmutter() -> Node:
+    """NERSC's GPU node as its documentation shows it: 64 cores in 4 domains, GPU 0 in the last one, a NIC in each."""
+    base = node(4, 16, threads=2)
+    devices = tuple(
+        Device(g, "A100", numa=3 - g, cpus=base.numa[3 - g].cpus, cpus_from="sysfs", pci=f"0000:{g}") for g in range(4)
+    )
+    nics = tuple(Nic(f"NIC{i}", f"hsn{i}", numa=i) for i in range(4))
+    links = {}
+    for g in range(4):
+        for i in range(4):
+            near = Link("PHB" if i == 3 - g else "SYS")
+            links[f"GPU{g}", f"NIC{i}"] = links[f"NIC{i}", f"GPU{g}"] = near
+    return replace(base, devices=devices, nics=nics, links=links)
+
+
+def shown(found: list[Seat]) -> list[str]:
+    return [cpusets.show(seat.cpus) for seat in found]
+
+
+def seen(where: Node) -> tuple[Seen, ...]:
+    return machine.usable(where.devices, {})
+
+
+# ---- seats
+
+
+def test_perlmutters_reversed_gpus_come_out_of_the_topology():
+    where = perlmutter()
+    assert default_ranks(where, seen(where)) == 4
+    found = seats(where, 4, seen(where))
+    assert [s.device for s in found] == [s.order for s in found] == [0, 1, 2, 3]
+    assert shown(found) == ["48-63", "32-47", "16-31", "0-15"]
+    assert [s.numa for s in found] == [3, 2, 1, 0]
+    assert [s.nic for s in found] == ["hsn3", "hsn2", "hsn1", "hsn0"]
+    assert shown(seats(where, 4, seen(where), smt=True))[0] == "48-63,112-127"
+    lines = table(found).splitlines()
+    assert lines[0].split() == ["rank", "cores", "NUMA", "device", "NIC"]
+    assert lines[1].split() == ["0", "48-63", "3", "GPU0", "A100", "hsn3"]
+
+
+PERLMUTTER = """\
+\tGPU0\tGPU1\tGPU2\tGPU3\tCPU Affinity\tNUMA Affinity
+GPU0\t X \tNV4\tNV4\tNV4\t48-63,112-127\t3
+GPU1\tNV4\t X \tNV4\tNV4\t32-47,96-111\t2
+GPU2\tNV4\tNV4\t X \tNV4\t16-31,80-95\t1
+GPU3\tNV4\tNV4\tNV4\t X \t0-15,64-79\t0
+"""
+
+
+@pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
+def test_a_dry_run_of_a_machine_whose_gpus_are_numbered_against_its_domains(tmp_path):
+    (tmp_path / "node.txt").write_text(PERLMUTTER)
+    done = aristos_run("--dry-run", "--nvidia-smi", tmp_path / "node.txt", "--", "true")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()[-4:]]
+    assert rows == [[str(r), f"{48 - 16 * r}-{63 - 16 * r}", str(3 - r), f"GPU{r}", "-"] for r in range(4)]
+    assert " -n 4 " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("where", "ranks", "want"),
+    [
+        (node(2, 4), 2, ["0-3", "4-7"]),
+        (node(2, 4), 4, ["0-1", "2-3", "4-5", "6-7"]),
+        (node(4, 4), 2, ["0-7", "8-15"]),
+        (node(2, 4), 3, ["0-1", "2-3", "4-7"]),
+        (node(2, 4, threads=2), 2, ["0-3", "4-7"]),
+        (node(2, 4, allowed="2-7"), 3, ["2-3", "4-5", "6-7"]),  # ranks go where the cores are
+        (node(2, 4, allowed="4-7"), 2, ["4-5", "6-7"]),
+        (node(1, 2), 3, ["0-1", "0-1", "0-1"]),
+    ],
+)
+def test_ranks_on_cores(where, ranks, want):
+    found = seats(where, ranks, ())
+    assert shown(found) == want
+    assert all(s.device is None for s in found)
+
+
+@pytest.mark.parametrize("ranks", range(1, 20))
+def test_every_rank_sits_on_cores_of_its_own_in_one_domain_where_there_are_enough(ranks):
+    where = node(4, 6, threads=2, allowed="0-9,12-23,24-33,36-47")
+    found = seats(where, ranks, (), smt=True)
+    taken = [cpu for s in found for cpu in s.cpus]
+    assert len(taken) == len(set(taken))
+    assert all(s.cpus and s.cpus <= where.allowed and s.sharing == 1 for s in found)
+    for s in found:  # both threads of a core or none
+        assert {c % 24 for c in s.cpus} == {c % 24 for c in s.cpus if c < 24}
+    if ranks >= 4:
+        assert all(s.numa is not None for s in found)
+
+
+def test_gpus_of_one_domain_share_its_cores_and_its_nics():
+    base = node(2, 8)
+    devices = tuple(Device(g, cpus=base.numa[g // 2].cpus, cpus_from="sysfs", numa=g // 2) for g in range(4))
+    nics = (Nic("NIC0", "mlx5_0"), Nic("NIC1", "mlx5_1"))
+    links = {(f"GPU{g}", f"NIC{i}"): Link("PXB" if g // 2 == 0 else "SYS") for g in range(4) for i in range(2)}
+    where = replace(base, devices=devices, nics=nics, links=links)
+    found = seats(where, 4, seen(where))
+    assert shown(found) == ["0-3", "4-7", "8-11", "12-15"]
+    assert [s.nic for s in found] == ["mlx5_0", "mlx5_1", "mlx5_0", "mlx5_1"]
+
+
+def test_sysfs_and_the_domain_go_before_what_nvidia_smi_cuts_off():
+    base = node(2, 8)
+    cut = Device(0, cpus=frozenset({0, 2}), cpus_from="nvidia-smi", numa=0)
+    assert shown(seats(base, 1, [Seen(cut)])) == ["0-7"]
+    assert shown(seats(base, 1, [Seen(replace(cut, cpus_from="sysfs"))])) == ["0,2"]
+    far = replace(cut, cpus=frozenset({100}), cpus_from="sysfs", numa=None)  # a cgroup took the near ones
+    assert shown(seats(base, 1, [Seen(far)])) == ["0-15"]
+
+
+def test_near_sets_that_overlap():
+    base = node(1, 8)
+    devices = [Seen(Device(g, cpus=cpus, cpus_from="sysfs")) for g, cpus in enumerate(
+        [frozenset(range(8)), frozenset(range(4)), frozenset(range(4))])]  # fmt: skip
+    found = seats(base, 3, devices)
+    assert [len(s.cpus) for s in found] == [4, 2, 2]
+    assert found[0].cpus == {4, 5, 6, 7}
+
+
+def test_which_gpus_a_job_may_use():
+    cut = Device(1, "A100", uuid="GPU-b", mig=(Mig(0, "MIG-x", "3g.40gb"), Mig(1, "MIG-y", "3g.40gb")))
+    devices = (Device(0, "A100", uuid="GPU-a"), cut)
+    found = seats(node(1, 3), 3, machine.usable(devices, {}))
+    assert [(s.device, s.mig) for s in found] == [(0, ""), (1, "MIG-x"), (1, "MIG-y")]
+    (only,) = machine.usable(devices, {"CUDA_VISIBLE_DEVICES": "GPU-a"})
+    assert only.device.index == 0
+    told = take_seat.environment(found[2], {"CUDA_VISIBLE_DEVICES": "0"})
+    assert told["CUDA_VISIBLE_DEVICES"] == "MIG-y"
+    assert told["ARISTOS_DEVICE"] == "0"
+
+
+def test_samples(shared_dir):
+    """Every sample has a table or, where it is no topology, none; ranks of equal GPUs never share a core."""
+    for file, want in (
+        ("r317_della_gpu_a100_readme_md_4gpu.txt", ["0-31", "32-63", "64-95", "96-127"]),
+        ("b132_nvidia_gb200_4gpu_vllm19703.txt", ["0-35", "36-71", "72-107", "108-143"]),
+        ("b225_nvidia_h100_80gb_hbm3_8gpu_sglang3780.txt", [f"{i}-{i + 31}" for i in range(0, 256, 32)]),
+    ):
+        found = machine.read(shared_dir / "samples/nvidia_smi_topo" / file)
+        assert shown(seats(found.node, len(found.devices), found.devices)) == want, file
+
+
+def test_the_plan_travels_to_the_ranks_of_this_machine_only():
+    found = seats(perlmutter(), 4, seen(perlmutter()))
+    text = take_seat.to_json(found)
+    back = take_seat.from_json(text, 4)
+    assert [replace(s, numa=None) for s in back] == [replace(s, numa=None) for s in found]
+    assert take_seat.from_json(text, 3) == []
+    assert take_seat.from_json("", 4) == []
+    host, rows = json.loads(text)
+    assert take_seat.from_json(json.dumps([host + "x", rows]), 4) == []
+
+
+def test_environment_of_a_rank(tmp_path):
+    port = tmp_path / "class/infiniband/mlx5_1/ports"
+    for number, state in ((1, "1: DOWN"), (2, "4: ACTIVE")):
+        (port / str(number)).mkdir(parents=True)
+        (port / str(number) / "state").write_text(state)
+    seat = Seat(1, frozenset({0}), device=5, order=1, nic="mlx5_1")
+    assert take_seat.environment(seat, {}, tmp_path) == {
+        "ARISTOS_LOCAL_RANK": "1",
+        "ARISTOS_DEVICE": "1",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "UCX_NET_DEVICES": "mlx5_1:2",
+    }
+    assert "UCX_NET_DEVICES" not in take_seat.environment(seat, {"UCX_NET_DEVICES": "all"}, tmp_path)
+    assert "UCX_NET_DEVICES" not in take_seat.environment(replace(seat, nic="hsn0"), {}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("env", "want"),
+    [
+        ({"MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "4", "SLURM_LOCALID": "0"}, (1, 4)),
+        ({"OMPI_COMM_WORLD_LOCAL_RANK": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "3"}, (2, 3)),
+        ({"SLURM_LOCALID": "1", "SLURM_NODEID": "2", "SLURM_STEP_TASKS_PER_NODE": "4(x2),3"}, (1, 3)),
+        ({"SLURM_LOCALID": "1"}, (1, 2)),
+    ],
+)
+def test_local_rank(env, want):
+    assert take_seat.local_rank(env) == want
+
+
+def test_a_seat_without_a_launcher():
+    with pytest.raises(take_seat.NoRank, match="MPI_LOCALRANKID"):
+        take_seat.local_rank({})
+
+
+# ---- the command
+
+
+WHEEL = {"MPICH": "pmi2", "Open MPI": "pmix", "Intel MPI": "pmi2"}
+
+
+@pytest.mark.parametrize(("kind", "pmi"), WHEEL.items())
+def test_srun(monkeypatch, kind, pmi):
+    monkeypatch.setattr(commands.slurm, "srun", lambda *words: "MPI plugin types are...\n\tpmi2\n\tpmix_v5\n\tpmix\n")
+    env = {"SLURM_JOB_CPUS_PER_NODE": "8(x2)"}
+    made = commands.by_srun(8, 4, 2, ["program"], Library(kind), env)
+    assert made.words[0] == "srun"
+    tasks = ["--ntasks=8", "--nodes=2", "--ntasks-per-node=4"]
+    assert {f"--mpi={pmi}", *tasks, "--cpu-bind=none", "--gpu-bind=none"} <= set(made.words)
+    assert made.words[-1] == "program"
+    assert "--overcommit" not in made.words
+    assert "--overcommit" in commands.by_srun(8, 9, 1, ["p"], Library(kind), env).words
+    assert made.environment({})["OMP_NUM_THREADS"] == "1"
+    kept = commands.by_srun(8, 4, 2, ["program"], Library(kind), {"OMP_NUM_THREADS": "3"})
+    assert "OMP_NUM_THREADS" not in kept.environment({})
+
+
+def test_which_pmi():
+    assert commands.pmi_for(Library("Open MPI"), ["pmi2", "pmix_v5"]) == "pmix_v5"
+    with pytest.raises(EnvironmentProblem, match=r"no --mpi=pmix.*pmi2.*--launcher mpirun"):
+        commands.pmi_for(Library("Open MPI"), ["pmi2"])
+    with pytest.raises(EnvironmentProblem, match="pip install"):
+        commands.pmi_for(None, ["pmi2"])
+
+
+def test_what_a_user_has_set_stays():
+    library = mpi_library.find()
+    if library is None:
+        pytest.skip("no MPI library")
+    first = commands.by_mpirun(2, 2, 1, ["p"], library, {})
+    assert first.set
+    again = commands.by_mpirun(2, 2, 1, ["p"], library, {each.name: "mine" for each in first.set})
+    assert again.set == []
+
+
+def test_another_mpis_mpiexec_is_refused(monkeypatch, tmp_path):
+    fake = tmp_path / "mpiexec"
+    fake.write_text("#!/bin/sh\necho 'mpiexec (Open MPI) 5.0.11'\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EnvironmentProblem, match="alone"):
+        commands.find_mpiexec(Library("MPICH", "/nowhere/lib/libmpi.so.12"))
+    assert commands.find_mpiexec(Library("Open MPI", "/nowhere/lib/libmpi.so.40")) == str(fake)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(EnvironmentProblem, match="no mpiexec"):
+        commands.find_mpiexec(Library("MPICH", "/nowhere/lib/libmpi.so.12"))
+
+
+def test_allocations():
+    assert commands.allocation({}) == 0
+    assert commands.allocation({"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_NNODES": "3"}) == 3
+    step = {"SLURM_JOB_ID": "1", "SLURM_NODELIST": "n[1-3]", "SLURM_JOB_NODELIST": "n1", "SLURM_NNODES": "1"}
+    assert commands.allocation(step) == 3  # inside `srun --overlap -N1`
+    assert commands.cpus_per_node({"SLURM_JOB_CPUS_PER_NODE": "4(x2),3"}) == 3
+
+
+def test_inside_a_job_it_is_refused():
+    with pytest.raises(EnvironmentProblem, match="one of 4 tasks"):
+        commands.refuse_inside_a_job(("srun", 4, 0))
+    commands.refuse_inside_a_job(("srun", 1, 0))  # an interactive step of salloc
+
+
+def test_a_login_node_says_how_many(monkeypatch):
+    away = machine.Machine(node(1, 2), (), outside=True)
+    with pytest.raises(InputError, match="say -n"):
+        main._ranks(away, 2, {})
+    assert main._ranks(away, 2, {"SLURM_NTASKS": "6"}) == 6
+    assert main._ranks(machine.Machine(node(2, 2), ()), 3, {}) == 6
+
+
+def test_too_many_ranks_are_told():
+    crowded = seats(node(1, 2), 3, ())
+    (line,) = main.notes(crowded, 1)
+    assert "oversubscribed: 3 ranks share 2 cores of this machine" in line
+    assert main.notes(seats(node(1, 2), 2, ()), 1) == []
+    one = perlmutter()
+    assert "5 ranks share 4 GPUs" in main.notes(seats(one, 5, seen(one)), 1)[0]
+    assert "1 processors for 2 ranks" in main.short(2, {"SLURM_JOB_CPUS_PER_NODE": "1(x2)"}, True)[0]
+
+
+# ---- jobs
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith((*LAUNCHER_VARIABLES, "SLURM_")) and k != FLAG}
+    return kept | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | more
+
+
+def aristos_run(*words: object, timeout: float = 60, **more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "aristos", "run", *map(str, words)]
+    return subprocess.run(command, env=clean_environment(**more), capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["-n", "2"], 2, "no program to run"),
+        (["-n", "2", "--"], 2, "no program to run"),
+        (["-n", "0", "--", "true"], 2, "at least 1"),
+        (["-n", "999999999", "--dry-run", "--", "true"], 2, "at most 4096 ranks of a node"),
+        (["-n", "2", "--", "no-such-program"], 2, "no program 'no-such-program'"),
+        (["-n", "2", "python", "x.py"], 2, "unrecognized arguments"),
+        (["--launcher", "srun", "-n", "2", "--", "true"], 3, "needs an allocation"),
+        (["--nvidia-smi", "x", "--", "true"], 2, "--dry-run"),
+        (["--dry-run", "--nvidia-smi", "", "--", "true"], 2, "variable of the shell"),
+        (["--dry-run", "--nvidia-smi", "/no/file", "--", "true"], 3, "/no/file"),
+        (["--dry-run", "--nvidia-smi", "/etc/hostname", "--", "true"], 3, "aristos run: "),
+    ],
+)
+def test_wrong_use(words, code, said):
+    done = aristos_run(*words)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_tasks_at_all_say_nothing():
+    assert main._ranks(machine.Machine(node(2, 4), ()), 1, {"SLURM_NTASKS": "0"}) == 2
+
+
+def test_ctrl_c_before_the_job_starts(monkeypatch):
+    def interrupted(asked, program):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "run", interrupted)
+    assert run.main(["--", "true"]) == 130
+
+
+def test_a_matrix_from_windows(tmp_path):
+    file = tmp_path / "text"
+    file.write_bytes("\tGPU0\tCPU Affinity\r\nGPU0\t X \t4-7\r\n".encode("utf-16"))
+    assert machine.read(str(file)).node.devices[0].cpus == {4, 5, 6, 7}
+
+
+def test_a_python_file_is_no_program(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("model.py").write_text("")
+    with pytest.raises(InputError, match=r"-- python model\.py"):
+        commands.find_program(["model.py"])
+    assert commands.find_program(["python", "model.py"])[0] == sys.executable
+
+
+@needs_mpi
+def test_a_dry_run_starts_nothing(tmp_path):
+    proof = tmp_path / "started"
+    done = aristos_run("-n", 2, "--dry-run", "--", "touch", proof)
+    assert done.returncode == 0, done.stderr
+    assert not proof.exists()
+    assert re.search(r"^\S*mpiexec -n 2 .*take_seat -- \S*touch", done.stdout, re.MULTILINE)
+    assert re.search(r"^rank +cores +NUMA", done.stdout, re.MULTILINE)
+    assert re.search(r"^1 +\d", done.stdout, re.MULTILINE)
+
+
+SAY = """
+import json, os
+from mpi4py import MPI
+c = MPI.COMM_WORLD
+found = {k: v for k, v in os.environ.items() if k.startswith(("ARISTOS_", "CUDA_", "OMP_"))}
+os.write(1, (json.dumps([c.rank, c.size, sorted(os.sched_getaffinity(0)), found]) + "\\n").encode())
+"""
+
+
+@needs_mpi
+@pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_bindings_as_the_ranks_see_them(ranks):
+    """MPI is up, so whatever it does to a binding it has done."""
+    done = aristos_run("-n", ranks, "--", "python", "-c", SAY)
+    assert done.returncode == 0, done.stderr
+    rows = sorted(json.loads(line) for line in done.stdout.splitlines())
+    assert [row[:2] for row in rows] == [[r, ranks] for r in range(ranks)]
+    here = machine.look(clean_environment())
+    want = seats(here.node, ranks, here.devices)
+    assert [frozenset(row[2]) for row in rows] == [s.cpus for s in want]
+    if ranks <= len(CORES):
+        assert sum(len(row[2]) for row in rows) == len({c for row in rows for c in row[2]})
+    for rank, row in enumerate(rows):
+        assert row[3]["ARISTOS_LOCAL_RANK"] == str(rank)
+        assert row[3]["OMP_NUM_THREADS"] == "1"
+    assert ("oversubscribed" in done.stderr) == (ranks > len(CORES))
+
+
+@needs_mpi
+def test_the_jobs_exit_code():
+    done = aristos_run("-n", 1, "--", "python", "-c", "import sys; sys.exit(7)")
+    assert done.returncode == 7, done.stderr
+
+
+SLEEPER = """
+import os, signal, sys, time
+from mpi4py import MPI
+if "stubborn" in sys.argv:
+    for how in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(how, signal.SIG_IGN)
+os.write(1, f"pid {os.getpid()}\\n".encode())
+time.sleep(100)
+"""
+
+IMPATIENT = """
+import sys
+from aristos.cli import run
+from aristos.launcher import job
+job.PATIENCE = job.FIRMER = 1.0
+sys.exit(run.main(sys.argv[1:]))
+"""
+
+
+def alive(pids: list[int]) -> list[int]:
+    found = []
+    for pid in pids:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+                found.append(pid)
+        except OSError:
+            pass
+    return found
+
+
+def start(tmp_path: Path, *words: str) -> tuple[subprocess.Popen[bytes], list[int], Path]:
+    """A job of two sleeping ranks: `aristos run`, the ranks' pids, all output."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", IMPATIENT, "-n", "2", "--", "python", "-c", SLEEPER, *words]
+    with open(out, "w") as file:
+        running = subprocess.Popen(command, env=clean_environment(), stdout=file, stderr=file, start_new_session=True)
+    end = time.monotonic() + 30
+    while len(pids := [int(p) for p in re.findall(r"^pid (\d+)$", out.read_text(), re.MULTILINE)]) < 2:
+        assert time.monotonic() < end, out.read_text()
+        assert running.poll() is None, out.read_text()
+        time.sleep(0.05)
+    return running, pids, out
+
+
+def left() -> set[str]:
+    """MPI's files that no process uses."""
+    return {path for path, _ in leftovers(young=0.0)}
+
+
+@needs_mpi
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_job_and_leaves_nothing(tmp_path, how):
+    before = left()
+    running, pids, out = start(tmp_path)
+    os.kill(running.pid, how)
+    assert running.wait(30) == 128 + how, out.read_text()
+    assert alive(pids) == []
+    assert left() <= before
+
+
+@needs_mpi
+def test_stubborn_ranks_end_too(tmp_path):
+    running, pids, out = start(tmp_path, "stubborn")
+    os.kill(running.pid, signal.SIGTERM)
+    assert running.wait(40) == 128 + signal.SIGTERM, out.read_text()
+    assert alive(pids) == []
+
+
+@needs_mpi
+def test_killed_ranks_leave_no_memory(tmp_path):
+    before = left()
+    running, pids, out = start(tmp_path)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    assert running.wait(30) != 0, out.read_text()
+    assert left() <= before
+
+
+@needs_mpi
+def test_who_kills_aristos_run_kills_the_job(tmp_path):
+    running, pids, out = start(tmp_path, "stubborn")
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait(10)
+    end = time.monotonic() + 20
+    while alive(pids):
+        assert time.monotonic() < end, out.read_text()
+        time.sleep(0.1)
+
+
+def test_only_mpis_unused_files_of_this_job_go(tmp_path):
+    names = ["mpich_shm_old", "mpich_shm_new", "mpich_shm_mapped", "sm_segment.vm.0.1", "mine.txt"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    with open(tmp_path / "mpich_shm_mapped") as held:
+        assert job.clean({"mpich_shm_old"}, str(tmp_path)) == 2
+        assert {f.name for f in tmp_path.iterdir()} == {"mpich_shm_old", "mpich_shm_mapped", "mine.txt"}
+        assert take_seat.clean_old(str(tmp_path)) == 0  # too young
+        past = time.time() - 3600
+        for name in ("mpich_shm_old", "mpich_shm_mapped", "mine.txt"):
+            os.utime(tmp_path / name, (past, past))
+        assert take_seat.clean_old(str(tmp_path)) == 1
+        assert held.name
+    assert {f.name for f in tmp_path.iterdir()} == {"mpich_shm_mapped", "mine.txt"}

@@ -1,0 +1,59 @@
+"""The README's commands from a fresh clone, with Python and make alone; nothing of this environment is used."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+OFFLINE = ("No matching distribution", "Could not fetch", "NewConnectionError", "Temporary failure in name resolution")
+ONE_SCREEN = 60  # lines
+
+
+def test_readme_is_one_screen_and_names_its_commands():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= ONE_SCREEN
+    text = "\n".join(lines)
+    commands = (
+        "python3 -m venv",
+        "pip install '.[mpich]'",
+        "mpirun -n 2 python -m aristos.bench",
+        "make bench",
+        "make test",
+    )
+    for command in commands:
+        assert command in text
+    assert "independent implementation" in text
+
+
+@pytest.mark.parametrize(
+    "path", ["README.md", "launch/virtual_slurm", "docs/install.md", "docs/performance.md", "bench/nodes.py"]
+)
+def test_every_srun_that_is_shown_says_how_mpi_is_started(path):
+    """Sites, and the virtual cluster, may have no default that fits."""
+    shown = re.findall(r"srun +-N.*?python", (ROOT / path).read_text(), re.DOTALL)
+    assert shown
+    assert all("--mpi=" in command for command in shown)
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout, so there is nothing to clone")
+@pytest.mark.skipif(not shutil.which("git") or not shutil.which("make"), reason="git or make is not installed")
+def test_make_bench_in_a_fresh_clone(tmp_path):
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True, timeout=60)
+    kept = ("PATH", "HOME", "LANG", "TMPDIR", "PIP_INDEX_URL", "PIP_CONFIG_FILE", "SSL_CERT_FILE", "HTTPS_PROXY")
+    environment = {name: os.environ[name] for name in kept if name in os.environ}
+    environment["ARISTOS_CACHE"] = str(tmp_path / "cache")
+    command = ["make", "bench", "ARGS=signal gemm --iters 2"]
+    done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=600)
+    if done.returncode and any(text in done.stderr for text in OFFLINE):
+        pytest.skip(f"no package index can be reached: {done.stderr[-300:]}")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    results = clone / "results"
+    assert (results / "table.txt").read_text().strip()
+    assert (results / "aristos-results.h5").stat().st_size > 0
+    assert list((results / "plots").glob("*.png"))
+    assert "aristos-results.h5" in done.stdout

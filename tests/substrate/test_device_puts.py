@@ -1,0 +1,113 @@
+"""Whether MPI takes a card's memory is tried in a process of its own, whatever becomes of it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
+from aristos import simt
+from aristos.doctor.shared_memory import leftovers
+from aristos.kernels.cuda.put_probe import LINE, STEP, THREADS, lend
+from aristos.substrate.cuda import device_puts
+
+CHILD = [sys.executable, str(Path(__file__).parents[1] / "support" / "puts_child.py")]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What is said of a card that behaves in some way."""
+    monkeypatch.delenv(device_puts.VARIABLE, raising=False)
+
+    def ask(how, *seconds):
+        monkeypatch.setattr(device_puts, "COMMAND", [*CHILD, how])
+        device_puts.takes.cache_clear()
+        return device_puts.takes(0, *seconds)
+
+    yield ask
+    device_puts.takes.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("dies", r"MPI died of it \((Segmentation fault|Bus error|Aborted)\)"),
+        ("waits", "MPI waits for the kernel that runs on the card"),
+        ("elsewhere", "MPI puts 4194304 bytes from the card, and something else arrives"),
+        ("refuses", "RuntimeError: MPI_ERR_BUFFER"),
+        ("silent", "exit code 1: no MPI here"),
+    ],
+)
+def test_what_does_not_take_it(asked, how, why):
+    before = set(leftovers(young=0.0))
+    answer = asked(how)
+    assert not answer.takes
+    assert set(leftovers(young=0.0)) <= before
+    assert re.search(why, answer.why), answer.why
+
+
+@pytest.mark.ranks(2, timeout=120)
+def test_what_does(comm, asked, monkeypatch):
+    """The process has an MPI of its own, though its parent is a rank of a job; and nobody asks twice."""
+    answer = asked("fine")
+    assert answer.takes, answer.why
+    monkeypatch.setattr(device_puts, "COMMAND", [*CHILD, "silent"])
+    assert device_puts.takes(0) is answer
+
+
+def test_no_answer_in_time(asked):
+    assert "did not come back within 0.05 s" in asked("fine", 0.05).why
+
+
+@pytest.mark.parametrize("value", ["0", "no"])
+def test_who_does_not_want_it(asked, monkeypatch, value):
+    monkeypatch.setenv(device_puts.VARIABLE, value)
+    answer = asked("fine")
+    assert (answer.takes, answer.why) == (False, f"{device_puts.VARIABLE}={value}")
+
+
+def test_a_child_that_does_not_start(asked, monkeypatch):
+    """Nothing is raised: other ranks wait for the answer."""
+    monkeypatch.setattr(device_puts, "alone", lambda env: {"A": "nul\0"})
+    assert "could not be asked: ValueError" in asked("fine").why
+
+
+def test_a_process_without_a_card(monkeypatch):
+    monkeypatch.delenv(device_puts.VARIABLE, raising=False)
+    device_puts.takes.cache_clear()
+    try:
+        answer = device_puts.takes(10_000)  # nobody has so many
+    finally:
+        device_puts.takes.cache_clear()
+    assert not answer.takes
+    assert "cuInit" in answer.why or "are visible" in answer.why
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_kernel(told):
+    """It stays until it is told to go, or its time is over; its row is written before it says so."""
+    machine = simt.Machine(seed=1)
+    device = machine.device(0)
+    row, flags = device.array(np.zeros(100, np.int64)), machine.host_array(np.zeros(2 * LINE // 8, np.int64))
+    seen = []
+
+    def host():
+        while flags.load(0, order="acquire") == 0:
+            yield
+        seen.append(row.load(99, order="weak"))
+        for _ in range(50):
+            yield
+        if told:
+            flags.store(LINE // 8, 1, order="release")
+
+    device.launch(lend, 1, THREADS, row.ptr, 100, flags.ptr, 10**9 if told else 20_000)
+    machine.actor(host)
+    reports = machine.run()
+    assert not reports, [str(report) for report in reports]
+    want = np.arange(1, 101, dtype=np.uint64) * np.uint64(STEP)
+    np.testing.assert_array_equal(row.copy_to_host().view(np.uint64), want)
+    assert np.array(seen, np.int64).view(np.uint64).tolist() == [int(want[-1])]

@@ -1,0 +1,277 @@
+"""What the layer's tests share: random inputs and routings, the one-process result to equal bit for bit, and jobs.
+
+A *job* is a script of its own under `mpiexec`, for what the `ranks` marker cannot hold: ranks that are killed, stopped,
+interrupted, or that end the job on purpose. It refuses to judge: a job hands back what every rank wrote.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from mpi import FLAG, find_mpiexec, rank_environment
+
+import aristos
+from aristos import reference
+from aristos.placement import Placement
+
+ROOT = Path(__file__).resolve().parents[2]
+SKEWS = ("router", "uniform", "one", "none", "some", "zipf")
+
+
+PATIENCE = 25.0  # seconds of a wait's timeout here: well under a test's limit, so that what hangs says where
+
+
+class MoE(aristos.MoE):
+    """A layer whose `with` does not wait for the other ranks when the test inside has failed on this one."""
+
+    def __init__(self, *args: Any, timeout: float = PATIENCE, **options: Any) -> None:
+        super().__init__(*args, timeout=timeout, **options)
+
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+        if kind is None or self.world == 1:
+            self.close()
+
+
+class Exchange(aristos.Exchange):
+    """An exchange whose `with` does not wait for the other ranks when the test inside has failed on this one."""
+
+    def __init__(self, *args: Any, timeout: float = PATIENCE, **options: Any) -> None:
+        super().__init__(*args, timeout=timeout, **options)
+
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+        if kind is None or self.world == 1:
+            self.close()
+
+
+def tokens(cfg: aristos.MoEConfig, count: int, seed: int) -> np.ndarray:
+    """x: [count, H] float32, equal for equal (H, seed) row by row whatever the count."""
+    return np.random.default_rng(seed).standard_normal((count, cfg.hidden), dtype=np.float32)
+
+
+def routing(cfg: aristos.MoEConfig, count: int, skew: str, seed: int) -> dict[str, Any]:
+    """What a call takes beside x: nothing for "router", else ids [count, k] without repeats and weights [count, k]."""
+    if skew == "router":
+        return {}
+    rng = np.random.default_rng(seed)
+    k, experts = cfg.top_k, cfg.experts
+    share = np.ones(experts) if skew != "zipf" else 1.0 / np.arange(1, experts + 1) ** 2
+    # exponential races: k different experts a token, each with its share
+    ids = np.argsort(rng.exponential(size=(count, experts)) / share, axis=1)[:, :k].astype(np.int64)
+    if skew == "one":
+        ids[:] = -1
+        ids[:, seed % k] = seed % experts
+    elif skew == "none":
+        ids[:] = -1
+    elif skew == "some":
+        ids[rng.random((count, k)) < 0.4] = -1
+    return {"ids": ids, "weights": rng.uniform(-1, 1, (count, k)).astype(np.float32)}
+
+
+def expected(cfg: aristos.MoEConfig, w: dict[str, Any], x: np.ndarray, call: dict[str, Any]) -> np.ndarray:
+    """The float64 reference of a call; routed from outside, so that no near tie of float32 scores is judged."""
+    if not call:
+        ids, weights = reference.route(cfg, x, w["router"])
+        call = {"ids": ids, "weights": weights}
+    return reference.moe(cfg, x, **{k: v for k, v in w.items() if k != "router"}, **call)
+
+
+def near_ties(cfg: aristos.MoEConfig, w: dict[str, Any], x: np.ndarray) -> np.ndarray:
+    """[S] bool: tokens whose k-th and next scores are too close for float32 to tell apart surely."""
+    scores = np.sort(x.astype(np.float64) @ w["router"].astype(np.float64), axis=1)[:, ::-1]
+    if cfg.top_k == cfg.experts:
+        return np.zeros(len(x), bool)
+    return scores[:, cfg.top_k - 1] - scores[:, cfg.top_k] < 1e-5 * (1 + np.abs(scores).max(axis=1))
+
+
+def check(cfg: aristos.MoEConfig, w: dict[str, Any], x: np.ndarray, call: dict[str, Any], y: np.ndarray) -> None:
+    """y is the layer's output to 1e-5 of its largest entry (where all of it cancels: to the rounding of the inputs)."""
+    assert y.shape == x.shape
+    assert y.dtype == np.float32
+    ref = expected(cfg, w, x, call)
+    if not call:
+        clear = ~near_ties(cfg, w, x)
+        y, ref = y[clear], ref[clear]
+    if y.size == 0:
+        return
+    assert np.isfinite(y).all()
+    off = float(np.abs(y - ref).max())
+    assert off <= 1e-5 * np.abs(ref).max() + 1e-6, f"off by {off:g}, largest entry {np.abs(ref).max():g}"
+
+
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal bit for bit."""
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def digest(a: np.ndarray) -> str:
+    """A short name of an array's bits."""
+    return hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def alone(cfg: aristos.MoEConfig, *weights: dict[str, Any], **options: Any) -> Iterator[MoE]:
+    """The same layers in one process without MPI: what every other way to compute must equal."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="comm=None in one of")
+        moe = MoE(cfg, layers=len(weights), **options)
+    with moe:
+        for layer, w in enumerate(weights):
+            moe.load(layer, **w)
+        yield moe
+
+
+@contextlib.contextmanager
+def rings_of(rows: int | None) -> Iterator[None]:
+    """Layers made inside get rings of so many rows; None leaves them as they are. On all ranks alike."""
+    if rows is None:
+        yield
+        return
+    with mock.patch("aristos.layer.collective.ring_rows", return_value=rows):
+        yield
+
+
+def wanted_rows(placement: Placement, everyone: list[tuple[np.ndarray, np.ndarray]], rank: int) -> tuple[Any, Any]:
+    """(rows [rows, H], counts [L, W]) that must land on `rank`: by expert, source, and the source's order of tokens."""
+    mine = placement.mine(rank)
+    counts = np.zeros((len(mine), len(everyone)), np.int64)
+    rows = []
+    for i, e in enumerate(mine):
+        for source, (x, ids) in enumerate(everyone):
+            taken = np.flatnonzero((ids == e).any(axis=1))
+            counts[i, source] = len(taken)
+            rows.append(x[taken])
+    return np.concatenate(rows) if rows else np.zeros((0, everyone[0][0].shape[1]), np.float32), counts
+
+
+def one_exchange(comm: Any, exchange: Any, x: np.ndarray, call: dict[str, Any], experts: int) -> None:
+    """Dispatch, check what landed, let expert e multiply by e + 2, combine, and check the sum."""
+    rank = comm.rank if comm is not None else 0
+    everyone = comm.allgather((x, call["ids"])) if comm is not None else [(x, call["ids"])]
+    rows, handle = exchange.dispatch(x, call["ids"])
+    want, counts = wanted_rows(exchange.placement, everyone, rank)
+    assert same(rows, want)
+    assert np.array_equal(handle.counts, counts)
+    assert handle.experts == tuple(exchange.placement.mine(rank))
+    factor = np.repeat(np.array(handle.experts, np.float32) + 2, counts.sum(axis=1))
+    y = exchange.combine(rows * factor[:, None], handle, call["weights"])
+    ids, w = call["ids"], call["weights"].astype("f8")
+    ref = (w * np.where(ids >= 0, ids + 2, 0)).sum(axis=1, keepdims=True) * x
+    assert y.shape == x.shape
+    assert y.dtype == np.float32
+    assert np.abs(y - ref).max(initial=0) <= 1e-5 * np.abs(ref).max(initial=0) + 1e-6
+
+
+# ---- jobs: scripts under mpiexec
+# --------------------------------------------------------------------------------------
+
+HEAD = """\
+import ctypes, os, signal, sys, threading, time, warnings
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # a launcher that is killed takes its ranks along
+rank = int(next(os.environ[v] for v in ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK") if v in os.environ))
+_out = os.open(f"rank-{rank}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+os.dup2(_out, 1), os.dup2(_out, 2)
+sys.path[:0] = PATHS
+import numpy as np
+import aristos
+from aristos import errors, reference
+from cases import alone, digest, rings_of, routing, same, tokens
+from mpi4py import MPI
+comm, world = MPI.COMM_WORLD, MPI.COMM_WORLD.size
+def say(*words): print(">", *words, flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """How a job ended: mpiexec's exit code (None: it was killed at its limit), seconds, and each rank's output."""
+
+    code: int | None
+    seconds: float
+    out: list[str]
+
+    def lines(self, rank: int) -> list[str]:
+        """What a rank said by `say`, line by line."""
+        return [line.removeprefix("> ") for line in self.out[rank].splitlines() if line.startswith("> ")]
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment of a process that is no rank of this one's launch."""
+    env = rank_environment(Path())
+    del env[FLAG]
+    env.pop("HYDI_CONTROL_FD", None)
+    return env
+
+
+@functools.cache
+def compile_once() -> None:
+    """Fill the cache of compiled code, so that no job spends its time limit on it."""
+    command = [sys.executable, "-c", USE_EVERYTHING.replace("COMM", "None")]
+    done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+
+
+USE_EVERYTHING = """
+import sys
+import numpy as np
+import aristos
+from aristos import compile as compiling, kernels, reference
+cfg = aristos.MoEConfig(hidden=40, ffn=300, experts=5, top_k=2, gated=True, bias=True, max_tokens=30)
+w, x = reference.weights(cfg), np.ones((20, 40), np.float32)
+for schedule in ("fused", "bulk"):
+    for threads in (1, 2):
+        with aristos.MoE(cfg, COMM, schedule=schedule, threads=threads) as moe:
+            moe.load(**w)
+            y, _ = moe(x, return_stats=True)
+            assert reference.error(y, reference.moe(cfg, x, **w)) < 1e-5
+with aristos.Exchange(COMM, hidden=40, experts=5, top_k=2, max_tokens=30) as exchange:
+    rows, handle = exchange.dispatch(x, np.tile([0, 4], (20, 1)))
+    exchange.combine(rows, handle, np.ones((20, 2), np.float32))
+kernels.ffn(x, w["up"][0], w["down"][0])
+print(">", compiling.compiled_here(), compiling.cache_folder(), flush=True)
+"""
+
+
+def run_job(folder: Path, ranks: int, body: str, timeout: float = 60.0, **env: str) -> Job:
+    """Run `body` under mpiexec in `folder`; it sees what HEAD imports: rank, world, comm, say, aristos, np and more."""
+    if not {"ARISTOS_CACHE", "NUMBA_DISABLE_JIT"} & set(env):
+        compile_once()
+    folder.mkdir(parents=True, exist_ok=True)
+    script = folder / "job.py"
+    script.write_text(f"PATHS = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]\n" + HEAD + textwrap.dedent(body))
+    start = time.monotonic()
+    with open(folder / "launcher.out", "wb") as out:
+        process = subprocess.Popen(
+            [*find_mpiexec(), "-n", str(ranks), sys.executable, str(script)],
+            cwd=folder,
+            env={**clean_environment(), **env},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code: int | None = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    files = [folder / f"rank-{r}.out" for r in range(ranks)]
+    outputs = [file.read_text(errors="replace") if file.exists() else "" for file in files]
+    return Job(code, time.monotonic() - start, outputs)

@@ -1,0 +1,85 @@
+"""A program for tests under launchers: `python tests/support/slurm_layer.py [--parts N | --hold SECONDS] [--alone]`.
+
+The tokens of a job come in N parts; ranks take them in turns, so that any number of ranks, one included, gives the same
+outputs. Rank 0 prints one hash over the outputs of all parts in order, and the transports. With --hold every rank
+prints its pid instead and repeats one call for so long, and waits a little in between: something to end from outside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+import aristos
+from aristos import reference
+from aristos.host.nodes import Nodes
+
+CFG = aristos.MoEConfig(hidden=32, ffn=48, experts=32, top_k=3, max_tokens=24)
+PAUSE = 0.2  # seconds between the calls of --hold: others use the cores too
+
+
+def tokens(part: int) -> np.ndarray:
+    """x: [S, H] of one part, S different for each."""
+    return np.random.default_rng([7, part]).standard_normal((24 - part % 5, CFG.hidden), np.float32)
+
+
+def hashes(moe: aristos.MoE, parts: int) -> list[tuple[int, str]]:
+    """(part, hash of its outputs) of the parts of this rank; with more ranks than parts some bring no tokens."""
+    made = []
+    for first in range(0, parts, moe.world):
+        part = first + moe.rank
+        y = moe(tokens(part)[: None if part < parts else 0])
+        if part < parts:
+            made.append((part, hashlib.sha256(y.tobytes()).hexdigest()))
+    return made
+
+
+def hold(moe: aristos.MoE, seconds: float, options: dict[str, Any]) -> None:
+    """Call until the time is over."""
+    moe(tokens(moe.rank))
+    with aristos.MoE(replace(CFG, max_tokens=48), moe.comm, **options):  # the engine grows: new windows to watch
+        print(f"rank {moe.rank} pid {os.getpid()}", flush=True)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            moe(tokens(moe.rank))
+            time.sleep(PAUSE)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--parts", type=int, default=4)
+    parser.add_argument("--hold", type=float)
+    parser.add_argument("--timeout", type=float, default=60.0)
+    parser.add_argument("--ranks-per-node", type=int, help="pretend nodes of so many ranks")
+    parser.add_argument("--alone", action="store_true", help="one process without MPI")
+    asked = parser.parse_args()
+    comm = None
+    if not asked.alone:
+        from mpi4py import MPI
+
+        comm = MPI.COMM_WORLD
+    options: dict[str, Any] = {"threads": 1, "timeout": asked.timeout, "ranks_per_node": asked.ranks_per_node}
+    with aristos.MoE(CFG, comm, **options) as moe:
+        moe.load(**reference.weights(CFG, seed=3))
+        if asked.hold is not None:
+            hold(moe, asked.hold, options)
+            return 0
+        mine = hashes(moe, asked.parts)
+    every = comm.allgather(mine) if comm is not None else [mine]
+    nodes = Nodes.shared(comm, asked.ranks_per_node)[0] if comm is not None else Nodes.of(1)
+    if moe.rank == 0:
+        parts = sorted(part for rank in every for part in rank)
+        whole = hashlib.sha256("".join(h for _, h in parts).encode()).hexdigest()
+        print(f"outputs {whole} of {asked.parts} parts by {', '.join(nodes.transports)}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
