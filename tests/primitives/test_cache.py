@@ -91,7 +91,7 @@ def give_up_privileges() -> None:
 
 LITTLE = """
 import numpy as np
-from aristos import compile as compiling
+from aristos.primitives import compile as compiling
 from aristos.kernels.cpu import activation, llvm
 x = np.ones(4, np.float32)
 activation.activate(0, x.ctypes.data, 4)

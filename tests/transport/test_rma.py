@@ -351,7 +351,7 @@ def test_an_error_of_mpi_ends_the_job(tmp_path):
         LAYER
         + """
 moe = made()
-from aristos import wire
+from aristos.primitives import wire
 memory = moe._runtime._memory
 if rank == 0:
     while not wire.take(memory.wire):
