@@ -149,7 +149,7 @@ def check_products() -> int:
     first tile; prints a line a tile. The code of the part's process.
     """
     from aristos.bench.gpu.clock import Gpu
-    from aristos.bench.gpu.gemm import OURS, Products
+    from aristos.bench.suites.gemm_gpu import OURS, Products
     from aristos.bench.workload import TOLERANCE
     from aristos.bench.world import World
     from aristos.kernels.cuda.gemm import tiles

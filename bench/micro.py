@@ -47,13 +47,13 @@ def signal(comm: Any, seed: int) -> tuple[dict[int, list[float]], str]:
 
     Then why there are none, or "". A suite that saw a wrong payload has no times.
     """
-    from aristos.bench import options, registry
+    from aristos.bench import options, suites
     from aristos.bench.context import Context
     from aristos.bench.world import World
 
     if comm.size < 2:
         return {}, "needs 2 ranks"
-    result = registry.suites()["signal"].run(Context(World(comm), options.Options(seed=seed), SIGNAL_SECONDS))
+    result = suites.known()["signal"].run(Context(World(comm), options.Options(seed=seed), SIGNAL_SECONDS))
     if not all(comm.allgather(bool(result.ok))):
         return {}, WRONG
     (table,) = result.tables

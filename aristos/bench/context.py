@@ -19,6 +19,8 @@ from .options import Options
 from .routing import Trace
 from .world import World
 
+VERDICTS = {True: "ok", False: "FAILED"}
+
 
 def counted(n: int, what: str) -> str:
     """`1 rank`, `2 ranks`."""
@@ -48,6 +50,11 @@ class Sheet:
     columns: tuple[Column, ...]
     records: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every record has passed its check."""
+        return all(record["check"] == VERDICTS[True] for record in self.records)
 
 
 @dataclass
@@ -96,6 +103,5 @@ class Context:
         return float(self.world.bcast(max(0.0, self.budget - (time.monotonic() - self.started))))
 
 
-VERDICTS = {True: "ok", False: "FAILED"}
 CHECK = Column("check", "check")
 ERROR = Column("error", "error", ".1e")

@@ -11,15 +11,15 @@ import dataclasses
 import sys
 import time
 import traceback
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import results as file
 from ..errors import AristosError, EnvironmentProblem, InputError, PoisonedError, ResultsError, WaitTimeout
 from ..host import launch_environment, workarounds
-from . import environment, floors, options, registry, routing, workload, world
+from . import command_line, environment, floors, routing, suites, workload, world
 from .context import Context, Result
-from .options import Options, UsageError
+from .options import Options, UsageError, is_file
+from .registry import Suite
 from .tables import Reporter
 
 OK, WRONG, USAGE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -
     if words[:1] == ["floors"]:  # arithmetic alone: no ranks, no file
         return floors.main(words[1:], f"{prog} floors")
     try:
-        asked = options.parse(words, prog)
+        asked = command_line.parse(words, prog)
     except UsageError as why:
         return complain(f"{prog}: {why} (--help lists suites, presets and options)", USAGE)
     except SystemExit:  # --help
@@ -90,13 +90,11 @@ def interrupted(ranks: world.World, prog: str) -> int:
     return ranks.abort(INTERRUPTED)
 
 
-def chosen(asked: Options, ranks: int) -> list[registry.Suite]:
-    """The suites to run. Raises UsageError where one that was named cannot run on so few ranks."""
-    known = registry.suites()
-    if asked.backend == "cuda":
-        known = {name: replace(each, ranks=each.cards) for name, each in known.items()}
+def chosen(asked: Options, ranks: int) -> list[Suite]:
+    """The suites to run. Raises UsageError if a suite that was named needs more ranks."""
+    known = suites.known(asked.backend)
     if not asked.suites:
-        traced = options.is_file(asked.routing)
+        traced = is_file(asked.routing)
         return [s for s in known.values() if s.ranks <= ranks and (s.default or (traced and s.name == "replay"))]
     for name in asked.suites:
         if known[name].ranks > ranks:
@@ -106,7 +104,7 @@ def chosen(asked: Options, ranks: int) -> list[registry.Suite]:
 
 def run(asked: Options, ranks: world.World, argv: list[str]) -> int:
     """Measure, show, write; the exit code."""
-    suites = chosen(asked, ranks.size)
+    todo = chosen(asked, ranks.size)
     if ranks.lead and sys.stdout is None:
         raise EnvironmentProblem("stdout is closed: where no tables are wanted, send it to /dev/null")
     if ranks.lead and asked.out != "none":
@@ -115,7 +113,7 @@ def run(asked: Options, ranks: world.World, argv: list[str]) -> int:
         from . import timeline
 
         timeline.check(asked.timeline)
-    trace = routing.load(str(asked.routing)) if options.is_file(asked.routing) else None
+    trace = routing.load(str(asked.routing)) if is_file(asked.routing) else None
     facts = environment.facts(ranks, argv, asked.seed)
     facts["blas"] = environment.hold_blas(asked.threads or 1)
     facts["options"] = {key: value for key, value in dataclasses.asdict(asked).items() if key != "suites"}
@@ -126,16 +124,16 @@ def run(asked: Options, ranks: world.World, argv: list[str]) -> int:
     facts |= gpu.facts() if gpu is not None else {}
     if reporter is not None:
         reporter.head(facts, f"{shape} ({'; '.join(filter(None, [shape.source, shape.note]))})")
-    if gpu is None and any(suite.kernels for suite in suites):
+    if gpu is None and any(suite.kernels for suite in todo):
         workload.compile_all(ranks)  # before the clock starts: the first run would have no time left to measure
     started = time.monotonic()
     results: dict[str, Result] = {}
     spent: dict[str, float] = {}
     facts["suite_seconds"] = spent
     try:
-        for i, suite in enumerate(suites):
+        for i, suite in enumerate(todo):
             left = asked.budget - (time.monotonic() - started)
-            share = suite.share / sum(s.share for s in suites[i:])
+            share = suite.share / sum(s.share for s in todo[i:])
             budget = float(ranks.bcast(max(1.0, left * share)))
             began = time.monotonic()
             results[suite.name] = _measure(suite, Context(ranks, asked, budget, trace=trace), reporter, gpu)
@@ -160,9 +158,10 @@ def _card(ranks: world.World) -> Gpu:
     return Gpu(ranks)
 
 
-def _measure(suite: registry.Suite, context: Context, reporter: Reporter | None, gpu: Gpu | None) -> Result:
+def _measure(suite: Suite, context: Context, reporter: Reporter | None, gpu: Gpu | None) -> Result:
     def run_it() -> Result:
-        return suite.run(context) if gpu is None else registry.cuda_suites()[suite.name](context, gpu)
+        result: Result = suite.run(context) if gpu is None else suite.run(context, gpu)
+        return result
 
     if reporter is None:
         result = run_it()

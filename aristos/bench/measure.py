@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +81,34 @@ def iterations(
 def gathered(world: World, times: Seconds) -> Seconds:
     """[..., iterations] of this rank -> [..., world, iterations] on every rank."""
     return np.stack(world.allgather(times), axis=-2)
+
+
+def padded(arrays: Sequence[Any]) -> Seconds:
+    """One array made of many that differ in the length of their last axis; shorter ones end in NaN.
+
+    arrays: arrays of equal shape [..., n] but for n, or nested sequences of them; None stands for all NaN. At least one
+    must be an array. [[a, b], [c, None]] -> [2, 2, ..., longest].
+    """
+    found = list(_leaves(arrays))
+    shape = (*found[0].shape[:-1], max(each.shape[-1] for each in found))
+
+    def filled(each: Any) -> Seconds:
+        if each is not None and not isinstance(each, np.ndarray):
+            return np.stack([filled(one) for one in each])
+        whole = np.full(shape, np.nan)
+        if each is not None:
+            whole[..., : each.shape[-1]] = each
+        return whole
+
+    return filled(arrays)
+
+
+def _leaves(arrays: Any) -> Iterator[NDArray[Any]]:
+    if isinstance(arrays, np.ndarray):
+        yield arrays
+    elif arrays is not None:
+        for each in arrays:
+            yield from _leaves(each)
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,22 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed:
 from simt_card import on_ranks
 
 from aristos import results
-from aristos.bench import main, plots, registry, routing
+from aristos.bench import main, plots, routing, suites
+from aristos.bench.command_line import parse
 from aristos.bench.context import VERDICTS, Context
-from aristos.bench.gpu import calls, clock, cublas, exchange, gemm, launch, layer, plan, progress, put, replay, signal
-from aristos.bench.options import Options, UsageError, parse
-from aristos.bench.suites import replay as on_cpus
+from aristos.bench.gpu import calls, clock, cublas, launch_cost
+from aristos.bench.options import Options, UsageError
+from aristos.bench.suites import (
+    exchange_gpu,
+    gemm_gpu,
+    layer_gpu,
+    plan_gpu,
+    progress_gpu,
+    put_gpu,
+    replay,
+    replay_gpu,
+    signal_gpu,
+)
 from aristos.bench.workload import Workload
 from aristos.bench.world import World
 from aristos.errors import EnvironmentProblem
@@ -62,16 +73,16 @@ class FakeCublas:
 def small(monkeypatch):
     """Sizes that the machine runs in a moment."""
     monkeypatch.setattr(clock, "FLUSH", 1 << 12)
-    monkeypatch.setattr(put, "ROW_BYTES", (512, 1024))
-    monkeypatch.setattr(put, "BLOCK_BYTES", 2048)
-    monkeypatch.setattr(put, "BATCH_BYTES", 1024)
-    monkeypatch.setattr(signal, "ROW_BYTES", (16, 512))
-    monkeypatch.setattr(signal, "ROUNDS", 3)
-    monkeypatch.setattr(gemm, "ROWS", (3, 20))
-    monkeypatch.setattr(progress, "CALLS", 2)
-    monkeypatch.setattr(progress, "MATRIX", 8)
-    monkeypatch.setattr(plan, "SIZES", (512, 1024))
-    monkeypatch.setattr(plan, "TURNS", 1)
+    monkeypatch.setattr(put_gpu, "ROW_BYTES", (512, 1024))
+    monkeypatch.setattr(put_gpu, "BLOCK_BYTES", 2048)
+    monkeypatch.setattr(put_gpu, "BATCH_BYTES", 1024)
+    monkeypatch.setattr(signal_gpu, "ROW_BYTES", (16, 512))
+    monkeypatch.setattr(signal_gpu, "ROUNDS", 3)
+    monkeypatch.setattr(gemm_gpu, "ROWS", (3, 20))
+    monkeypatch.setattr(progress_gpu, "CALLS", 2)
+    monkeypatch.setattr(progress_gpu, "MATRIX", 8)
+    monkeypatch.setattr(plan_gpu, "SIZES", (512, 1024))
+    monkeypatch.setattr(plan_gpu, "TURNS", 1)
     monkeypatch.setattr(cublas, "library", lambda: (_ for _ in ()).throw(EnvironmentProblem("no cuBLAS here")))
 
 
@@ -82,7 +93,7 @@ def measured(name, ranks=1, trace=None, **options):
         world = World(comm)
         gpu = clock.Gpu(world)
         try:
-            return registry.cuda_suites()[name](Context(world, Options(**SMALL | options), 5.0, trace=trace), gpu)
+            return suites.known("cuda")[name].run(Context(world, Options(**SMALL | options), 5.0, trace=trace), gpu)
         finally:
             gpu.close()
 
@@ -109,21 +120,21 @@ def draw(tables):
 def test_put():
     result = measured("put")
     records = result.sheets[0].records
-    assert [(r["row_bytes"], r["way"]) for r in records] == [(n, way) for n in (512, 1024) for way in put.WAYS]
+    assert [(r["row_bytes"], r["way"]) for r in records] == [(n, way) for n in (512, 1024) for way in put_gpu.WAYS]
     assert all(r["share"] == 1 for r in records)  # of a clock that counts events
 
 
 def test_a_put_that_loses_rows_is_refused(monkeypatch):
-    monkeypatch.setattr(put.Puts, "copy", lambda self, halves: None)
-    real = put.Puts.put
+    monkeypatch.setattr(put_gpu.Puts, "copy", lambda self, halves: None)
+    real = put_gpu.Puts.put
 
     def lossy(self, halves):
         self.grid, grid = self.grid - 1 or 1, self.grid
         real(self, halves)
         self.grid = grid
 
-    monkeypatch.setattr(put.Puts, "put", lossy)
-    monkeypatch.setattr(put, "LIMIT_NS", 1000)
+    monkeypatch.setattr(put_gpu.Puts, "put", lossy)
+    monkeypatch.setattr(put_gpu, "LIMIT_NS", 1000)
     with pytest.raises(AssertionError):
         measured("put")
 
@@ -155,25 +166,30 @@ def test_layer_and_chain(dtype, preset, monkeypatch):
     monkeypatch.setattr(cublas, "Cublas", FakeCublas)
     records = measured("layer", dtype=dtype, preset=preset).sheets[0].records
     assert [(r["tokens"], r["what"]) for r in records] == [
-        (n, what) for n in (6, 20) for what in (layer.CALLED, layer.GRAPH, layer.CHAIN)
+        (n, what) for n in (6, 20) for what in (layer_gpu.CALLED, layer_gpu.GRAPH, layer_gpu.CHAIN)
     ]
-    assert {r["speedup"] for r in records if r["what"] == layer.GRAPH} == {1.0}
+    assert {r["speedup"] for r in records if r["what"] == layer_gpu.GRAPH} == {1.0}
 
 
 def test_layer_without_cublas():
     """What launching costs is there all the same."""
     sheet, launched = measured("layer", tokens=(6,)).sheets
-    assert {r["what"] for r in sheet.records} == {layer.CALLED, layer.GRAPH}
+    assert {r["what"] for r in sheet.records} == {layer_gpu.CALLED, layer_gpu.GRAPH}
     assert sheet.notes == ["no cuBLAS here"]
-    assert [r["what"] for r in launched.records] == [launch.CALL, launch.CALL_GRAPH, launch.EMPTY, launch.EMPTY_GRAPH]
+    assert [r["what"] for r in launched.records] == [
+        launch_cost.CALL,
+        launch_cost.CALL_GRAPH,
+        launch_cost.EMPTY,
+        launch_cost.EMPTY_GRAPH,
+    ]
     assert all(0 < r["queued_us"] < r["done_us"] for r in launched.records)
 
 
 @pytest.fixture
 def trace(tmp_path, monkeypatch):
     """Two sequences, two layers, choices that were not taken; few steps of it."""
-    monkeypatch.setattr(on_cpus, "MOST_STEPS", steps := {"prefill": 2, "decode": 3})
-    monkeypatch.setattr(replay, "MOST_STEPS", steps)
+    monkeypatch.setattr(replay, "MOST_STEPS", steps := {"prefill": 2, "decode": 3})
+    monkeypatch.setattr(replay_gpu, "MOST_STEPS", steps)
     ids = np.argsort(np.random.default_rng(0).random((14, 2, 3)), axis=2)[:, :, :2].astype(np.int16)
     ids[1, 0, 1] = ids[3, 1, :] = -1
     np.savez(tmp_path / "trace.npz", expert_ids=ids, seq_lens=[12, 2])
@@ -184,7 +200,7 @@ def test_layer_routed_outside(trace, monkeypatch):
     """The chain takes the same routing, choices that were not taken too."""
     monkeypatch.setattr(cublas, "Cublas", FakeCublas)
     records = measured("layer", tokens=(6,), trace=trace, routing=trace.path).sheets[0].records
-    assert [r["what"] for r in records] == [layer.CALLED, layer.GRAPH, layer.CHAIN]
+    assert [r["what"] for r in records] == [layer_gpu.CALLED, layer_gpu.GRAPH, layer_gpu.CHAIN]
 
 
 def test_replay(trace, monkeypatch):
@@ -192,7 +208,9 @@ def test_replay(trace, monkeypatch):
     result = measured("replay", tokens=(6,), trace=trace, iters=1)
     records = result.sheets[0].records
     assert [(r["phase"], r["steps"], r["what"]) for r in records] == [
-        (phase, steps, what) for phase, steps in (("prefill", 2), ("decode", 3)) for what in (layer.GRAPH, layer.CHAIN)
+        (phase, steps, what)
+        for phase, steps in (("prefill", 2), ("decode", 3))
+        for what in (layer_gpu.GRAPH, layer_gpu.CHAIN)
     ]
     assert [table.variables["tokens"].values.tolist() for table in result.tables] == [[6, 6], [2, 1, 1]]
 
@@ -200,7 +218,7 @@ def test_replay(trace, monkeypatch):
 def test_replay_on_ranks(trace):
     """One rank has no sequence left: it serves the other's tokens."""
     result = measured("replay", ranks=2, tokens=(3,), trace=trace, iters=1)
-    assert {r["what"] for r in result.sheets[0].records} == {layer.GRAPH}
+    assert {r["what"] for r in result.sheets[0].records} == {layer_gpu.GRAPH}
     assert result.tables[1].variables["tokens"].values.tolist() == [2, 1, 1]
 
 
@@ -226,7 +244,7 @@ def test_exchange_on_ranks():
     assert record["mb"] < 2 * 6 * 128 / 1e6  # a rank's own rows stay
 
 
-@pytest.mark.parametrize("what", [exchange.COPY, exchange.STAGED])
+@pytest.mark.parametrize("what", [exchange_gpu.COPY, exchange_gpu.STAGED])
 def test_bytes_that_do_not_move_are_seen(what):
     def lossy(moves):
         moves.staged()
@@ -234,10 +252,10 @@ def test_bytes_that_do_not_move_are_seen(what):
 
     def body(comm, rank):
         gpu = clock.Gpu(World(comm))
-        moves = exchange.Moves(gpu, np.array([[0, 3], [2, 0]]), 64)
+        moves = exchange_gpu.Moves(gpu, np.array([[0, 3], [2, 0]]), 64)
         right = moves.right(what)
         if rank == 1:
-            moves.calls[what] = {exchange.COPY: lambda: None, exchange.STAGED: partial(lossy, moves)}[what]
+            moves.calls[what] = {exchange_gpu.COPY: lambda: None, exchange_gpu.STAGED: partial(lossy, moves)}[what]
         wrong = moves.right(what)
         moves.close()
         gpu.close()
@@ -313,7 +331,7 @@ def test_what_runs_where():
     assert [s.name for s in main.chosen(asked, 1)] == ["put", "signal", "exchange", "gemm", "layer", "idle"]
     traced = Options(backend="cuda", routing="t.npz")
     assert [s.name for s in main.chosen(traced, 1)][-1] == "replay"
-    assert set(registry.cuda_suites()) == set(registry.suites())
+    assert set(suites.known("cuda")) == set(suites.known())
     with pytest.raises(UsageError, match="suite plan needs at least 2 ranks, got 1"):
         main.chosen(parse(["plan", "--backend", "cuda"]), 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aristos import models, results
-from aristos.bench import context, environment, fit, main, options, pairs, registry, routing, tables, timeline, world
+from aristos.bench import (
+    command_line,
+    context,
+    environment,
+    fit,
+    main,
+    measure,
+    options,
+    pairs,
+    plots,
+    registry,
+    routing,
+    suites,
+    tables,
+    timeline,
+    world,
+)
 from aristos.bench.context import CHECK, Column, Result, Sheet
 from aristos.bench.measure import Summary, in_turns, iterations
 from aristos.bench.options import UsageError
@@ -229,11 +246,11 @@ def test_ctrl_c_keeps_the_suites_that_are_done(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     done = results.Table("gemm").add("x", (), 1)
-    suites = {
-        "gemm": registry.Suite("gemm", "", lambda _: Result(True, tables=[done]), 1, 1.0, True, False),
-        "layer": registry.Suite("layer", "", interrupted, 1, 1.0, True, False),
+    some = {
+        "gemm": registry.Suite("gemm", "", lambda _: Result(True, tables=[done]), order=1),
+        "layer": registry.Suite("layer", "", interrupted, order=2),
     }
-    monkeypatch.setattr(registry, "suites", lambda: suites)
+    monkeypatch.setattr(suites, "known", lambda backend="cpu": some)
     monkeypatch.setattr(world, "connect", World)
     path = tmp_path / "r.h5"
     assert main.main(["gemm", "layer", "--out", str(path)]) == 130
@@ -299,30 +316,64 @@ def test_the_users_numbers_win():
 )
 def test_usage_errors_say_what_was_wrong(words, message):
     with pytest.raises(UsageError, match=message):
-        options.parse(words)
+        command_line.parse(words)
 
 
 def test_the_benchmark_and_the_layer_take_as_many_threads():
-    check_common(options.parse(["--threads", str(options.MOST_THREADS)]).threads, 1.0)
-    with pytest.raises(InputError, match=f"1..{options.MOST_THREADS}"):
-        check_common(options.MOST_THREADS + 1, 1.0)
+    check_common(command_line.parse(["--threads", str(command_line.MOST_THREADS)]).threads, 1.0)
+    with pytest.raises(InputError, match=f"1..{command_line.MOST_THREADS}"):
+        check_common(command_line.MOST_THREADS + 1, 1.0)
 
 
 def test_options_as_given():
-    asked = options.parse(["layer", "idle", "layer", "--tokens", "16,64", "--schedule", "bulk", "--iters", "7"])
+    asked = command_line.parse(["layer", "idle", "layer", "--tokens", "16,64", "--schedule", "bulk", "--iters", "7"])
     assert asked.suites == ("layer", "idle")
     assert asked.tokens == (16, 64)
     assert asked.schedules == ("bulk",)
     assert asked.budget == 2 * options.SUITE_SECONDS
-    assert options.parse([]).budget < 120
+    assert command_line.parse([]).budget < 120
     for words in ([], ["gemm", "--seconds", "1"], ["gemm", "--seconds", "900"], ["gemm", "--iters", "4000"]):
-        asked = options.parse(words)
+        asked = command_line.parse(words)
         assert asked.limit >= max(120, 10 * asked.budget, 10 * (asked.iters or 0))
 
 
-def test_the_registry_holds_every_suite_in_order():
-    assert tuple(registry.suites()) == registry.ORDER
-    assert not registry.suites()["replay"].default
+def test_suites_are_known_in_the_order_in_which_they_run():
+    names = ["put", "signal", "exchange", "progress", "gemm", "layer", "idle", "replay", "plan"]
+    assert list(suites.known()) == list(suites.known("cuda")) == names
+    assert [name for name, each in suites.known().items() if not each.default] == ["progress", "replay", "plan"]
+
+
+NEW_SUITE = """
+from aristos.bench.registry import {decorator}
+
+@{decorator}("thrice", "three times", order=15)
+def run(ctx, *gpu):
+    return None
+"""
+
+
+@pytest.mark.parametrize(("backend", "decorator"), [("cpu", "suite"), ("cuda", "gpu_suite")])
+def test_a_suite_is_found_by_its_place_alone(tmp_path, monkeypatch, capsys, backend, decorator):
+    """A new file is enough: no list names it, and the command line, its help included, knows it."""
+    monkeypatch.setitem(registry._declared, backend, dict(suites.known(backend)))
+    monkeypatch.setattr(suites, "__path__", [*suites.__path__, str(tmp_path)])
+    (tmp_path / f"thrice_{decorator}.py").write_text(NEW_SUITE.format(decorator=decorator))
+    try:
+        assert list(suites.known(backend))[:3] == ["put", "thrice", "signal"]
+        assert command_line.parse(["thrice", "--backend", backend]).suites == ("thrice",)
+        assert main.main(["--help"]) == 0
+        assert "thrice    three times" in capsys.readouterr().out
+    finally:
+        sys.modules.pop(f"aristos.bench.suites.thrice_{decorator}", None)
+
+
+def test_a_picture_is_found_by_its_place_alone(tmp_path, monkeypatch):
+    (tmp_path / "thrice.py").write_text("PICTURES = {'thrice': [('thrice', print)]}")
+    monkeypatch.setattr(plots, "__path__", [*plots.__path__, str(tmp_path)])
+    try:
+        assert plots.pictures()["thrice"] == [("thrice", print)]
+    finally:
+        sys.modules.pop("aristos.bench.plots.thrice", None)
 
 
 @pytest.mark.parametrize(
@@ -391,6 +442,15 @@ def test_iterations_follow_time_or_the_user():
     assert iterations(World(), calls, 10.0, warmup=1, asked=3) == 3
     assert iterations(World(), calls, 0.0, warmup=1, asked=None) == 4
     assert iterations(World(), calls, 100.0, warmup=3, asked=None) == 2000
+
+
+def test_shorter_series_end_in_nan():
+    one, two = np.array([[1.0, 2.0]]), np.array([[3.0, 4.0, 5.0]])
+    got = measure.padded([[one, two], [None, one]])
+    assert got.shape == (2, 2, 1, 3)
+    nan = np.nan
+    want = [[[[1, 2, nan]], [[3, 4, 5]]], [[[nan] * 3], [[1, 2, nan]]]]
+    np.testing.assert_array_equal(got, want)
 
 
 def test_idle_share_counts_what_a_fast_rank_waits_outside():

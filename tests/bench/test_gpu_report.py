@@ -18,7 +18,7 @@ finally:
 from simt_card import on_ranks
 
 from aristos import results
-from aristos.bench import registry
+from aristos.bench import suites
 from aristos.bench.gpu import clock
 from aristos.errors import EnvironmentProblem
 
@@ -112,7 +112,7 @@ def test_a_part_without_end_takes_its_children_along(tmp_path):
 
 def test_its_own_parts_are_there(tmp_path):
     """What the parts run can be parsed, and figures name parts and suites that exist."""
-    from aristos.bench.options import parse
+    from aristos.bench.command_line import parse
 
     names, timed = {each.name for each in gpu_report.PARTS}, set()
     assert {figure.part for figure in gpu_report.figures("sm_90")} <= names
@@ -124,7 +124,7 @@ def test_its_own_parts_are_there(tmp_path):
             assert asked.backend == "cuda"
             assert asked.json
             timed |= set(asked.suites)
-    assert timed == set(registry.ORDER) - {"plan"}  # which wants several cards
+    assert timed == set(suites.known("cuda")) - {"plan"}  # which wants several cards
     assert sum(each.limit for each in gpu_report.PARTS) > gpu_report.SECONDS, "limits are for parts that go wrong"
 
 

@@ -26,7 +26,7 @@ from ...kernels.cuda.memory_lowering import WARP
 from ...kernels.cuda.pack import INTERLEAVE
 from ...kernels.cuda.tile import BYTES
 from ...primitives import memory as mem
-from .plain import plain
+from .unpack import unpacked_copy
 
 THREADS, BLOCKS_A_SM = 256, 8
 
@@ -113,8 +113,8 @@ class Room:
         # bytes between rows
         self.pitch = -(-cfg.ffn * size // 128) * 128  # of hidden activations and of the second product's weights
         self.depth = -(-cfg.hidden * size // 128) * 128  # the same of the first one's
-        self.up = plain(gpu, int(job[f.UP]), int(self.up_step) * cfg.experts, self.depth)
-        self.down = plain(gpu, int(job[f.DOWN]), int(self.down_step) * cfg.experts, self.pitch)
+        self.up = unpacked_copy(gpu, int(job[f.UP]), int(self.up_step) * cfg.experts, self.depth)
+        self.down = unpacked_copy(gpu, int(job[f.DOWN]), int(self.down_step) * cfg.experts, self.pitch)
         self.packed = gpu.allocate(count * size * cfg.hidden)
         self.wide = gpu.allocate(count * size * self.columns)
         self.hidden = gpu.allocate(count * self.pitch)

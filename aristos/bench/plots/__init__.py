@@ -6,6 +6,8 @@ refuses to smooth or to leave out runs' outliers, and to show anything that is n
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,25 +19,11 @@ Picture = Callable[[Table], Any]
 
 
 def pictures() -> dict[str, list[tuple[str, Picture]]]:
-    """Table name -> (file name, function) of its pictures."""
-    from . import exchange, gemm, gpu, idle, layer, pairs, plan, progress, replay
-
-    return {
-        "put": [("put", pairs.put), ("put-heatmap", pairs.put_heatmap)],
-        "signal": [("signal", pairs.signal), ("signal-heatmap", pairs.signal_heatmap)],
-        "exchange": [("exchange", exchange.exchange)],
-        "progress": [("progress", progress.progress)],
-        "gemm": [("gemm-roofline", gemm.roofline)],
-        "layer": [("layer", layer.layer), ("layer-ecdf", layer.ecdf)],
-        "idle": [("idle", idle.idle), ("idle-ecdf", idle.ecdf), ("idle-wait", idle.wait)],
-        "replay_prefill": [("replay-prefill", replay.replay)],
-        "replay_decode": [("replay-decode", replay.replay)],
-        "plan": [("plan", plan.plan)],
-        "put_cuda": [("put-cuda", gpu.put)],
-        "signal_cuda": [("signal-cuda", gpu.signal)],
-        "gemm_cuda": [("gemm-cuda", gpu.gemm)],
-        "layer_cuda": [("layer-cuda", gpu.layer)],
-    }
+    """Table name -> (file name, function) of its pictures: the `PICTURES` of every module of this folder."""
+    found: dict[str, list[tuple[str, Picture]]] = {}
+    for module in pkgutil.iter_modules(__path__):
+        found |= getattr(importlib.import_module(f"{__name__}.{module.name}"), "PICTURES", {})
+    return found
 
 
 def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") -> list[Path]:

@@ -44,3 +44,6 @@ def roofline(table: Table) -> Any:
     left.legend()
     right.legend()
     return figure
+
+
+PICTURES = {"gemm": [("gemm-roofline", roofline)]}

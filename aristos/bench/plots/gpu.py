@@ -107,3 +107,11 @@ def layer(table: Table) -> Any:
         _counts(axis, tokens, "tokens a rank")
     figure.suptitle(table.attributes["shape"], fontsize=9, x=0.01, ha="left")
     return figure
+
+
+PICTURES = {
+    "put_cuda": [("put-cuda", put)],
+    "signal_cuda": [("signal-cuda", signal)],
+    "gemm_cuda": [("gemm-cuda", gemm)],
+    "layer_cuda": [("layer-cuda", layer)],
+}

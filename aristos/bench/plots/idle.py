@@ -89,3 +89,6 @@ def wait(table: Table) -> Any:
             waits.max(),
         )
     return figure
+
+
+PICTURES = {"idle": [("idle", idle), ("idle-ecdf", ecdf), ("idle-wait", wait)]}

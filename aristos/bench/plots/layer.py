@@ -69,3 +69,6 @@ def ecdf(table: Table) -> Any:
         axis.legend()
     axes[0, 0].set_ylabel("share of calls")
     return figure
+
+
+PICTURES = {"layer": [("layer", layer), ("layer-ecdf", ecdf)]}

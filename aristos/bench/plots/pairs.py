@@ -111,3 +111,9 @@ def signal_heatmap(table: Table) -> Any:
     title = f"{bytes_text(sizes[at])} and a signal, there and back"
     heat_map(figure, axis, trips, title, "round trip (us)", "rank that begins", "rank that answers")
     return figure
+
+
+PICTURES = {
+    "put": [("put", put), ("put-heatmap", put_heatmap)],
+    "signal": [("signal", signal), ("signal-heatmap", signal_heatmap)],
+}

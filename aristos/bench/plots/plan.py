@@ -42,3 +42,6 @@ def plan(table: Table) -> Any:
     figure.legend(loc="outside upper right", ncols=3)
     figure.suptitle(str(table.attributes["shape"]), fontsize=9, x=0.01, ha="left")
     return figure
+
+
+PICTURES = {"plan": [("plan", plan)]}

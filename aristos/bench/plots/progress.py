@@ -31,3 +31,6 @@ def progress(table: Table) -> Any:
         byte_axis(axis, sizes)
         axis.legend()
     return figure
+
+
+PICTURES = {"progress": [("progress", progress)]}

@@ -32,3 +32,9 @@ def replay(table: Table) -> Any:
     left.legend()
     right.legend()
     return figure
+
+
+PICTURES = {
+    "replay_prefill": [("replay-prefill", replay)],
+    "replay_decode": [("replay-decode", replay)],
+}

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ...errors import WaitTimeout
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
-from ..measure import Summary, gathered, in_turns, iterations
+from ..measure import Summary, gathered, in_turns, iterations, padded
 from ..pairs import TIMEOUT, Pairs, bytes_text, deadline, read_bytes, slot_bytes
 from ..registry import suite
 
@@ -134,6 +134,7 @@ def _counts(pattern: str, world: int, block: int) -> NDArray[np.int64]:
 @suite(
     "exchange",
     "one-sided all-to-all against Alltoall and Alltoallv by size: algbw, busbw",
+    order=30,
     ranks=2,
     share=1.5,
     kernels=False,
@@ -205,18 +206,15 @@ def _table(ctx: Context, done: list[Measured]) -> Table:
     world = ctx.world.size
     patterns, methods = list(METHODS), list(METHODS["equal"])
     blocks = sorted({block for _, block, _, _ in done})
-    longest = max(t.shape[1] for _, _, times, _ in done for t in times.values())
-    seconds = np.full((len(patterns), len(methods), len(blocks), world, longest), np.nan)
+    found = {(pattern, method, block): t for pattern, block, times, _ in done for method, t in times.items()}
+    seconds = padded([[[found.get((p, m, b)) for b in blocks] for m in methods] for p in patterns])
     nbytes = np.zeros((len(patterns), len(blocks)), np.int64)
-    for pattern, block, times, _ in done:
-        p, b = patterns.index(pattern), blocks.index(block)
-        nbytes[p, b] = _counts(pattern, world, block)[0].sum()
-        for method, t in times.items():
-            seconds[p, methods.index(method), b, :, : t.shape[1]] = t
+    for pattern, block, *_ in done:
+        nbytes[patterns.index(pattern), blocks.index(block)] = _counts(pattern, world, block)[0].sum()
     table = Table("exchange")
     table.dim("pattern", patterns).dim("method", methods)
     table.dim("block", blocks, "B", "bytes a pair of ranks exchanges, on average")
-    table.dim("rank", np.arange(world)).dim("iteration", np.arange(longest))
+    table.dim("rank", np.arange(world)).dim("iteration", np.arange(seconds.shape[-1]))
     table.add("size", ("pattern", "block"), nbytes, "B", "bytes a rank sends in all")
     over = ("pattern", "method", "block", "rank", "iteration")
     return table.add("call_time", over, seconds, "s", "one all-to-all on one rank")

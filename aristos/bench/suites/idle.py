@@ -21,7 +21,7 @@ import numpy as np
 
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
-from ..measure import Summary, gathered, in_turns, iterations
+from ..measure import Summary, gathered, in_turns, iterations, padded
 from ..registry import suite
 from ..routing import busiest_over_mean
 from ..workload import Call, Workload, execute
@@ -93,7 +93,12 @@ class Player:
         self.right &= np.array_equal(self.out, self.outputs[schedule])
 
 
-@suite("idle", "idle time and stragglers, fused against bulk, under skewed routing and with a late rank", share=3.0)
+@suite(
+    "idle",
+    "idle time and stragglers, fused against bulk, under skewed routing and with a late rank",
+    order=70,
+    share=3.0,
+)
 def run(ctx: Context) -> Result:
     shape = ctx.shape()
     work = Workload(ctx.world, shape.cfg, ctx.options.seed)
@@ -189,17 +194,14 @@ def _records(work: Workload, m: Measured, schedules: list[str], workers: int) ->
 
 
 def _table(ctx: Context, done: list[Measured], schedules: list[str], threads: int) -> Table:
-    world, longest = ctx.world.size, max(m.times.shape[-1] for m in done)
-    times = np.full((2, len(done), len(schedules), world, longest), np.nan)
-    for i, m in enumerate(done):
-        times[0, i, :, :, : m.times.shape[-1]] = m.times
-        times[1, i, :, :, : m.idle.shape[-1]] = m.idle
+    world = ctx.world.size
+    times, idle = padded([[m.times for m in done], [m.idle for m in done]])
     table = Table("idle", attributes={"shape": str(ctx.shape()), "threads": threads, "late": LATE})
     table.dim("pattern", [m.pattern for m in done]).dim("schedule", schedules)
-    table.dim("rank", np.arange(world)).dim("peer", np.arange(world)).dim("iteration", np.arange(longest))
+    table.dim("rank", np.arange(world)).dim("peer", np.arange(world)).dim("iteration", np.arange(times.shape[-1]))
     over = ("pattern", "schedule", "rank", "iteration")
-    table.add("call_time", over, times[0], "s", "one layer call on one rank, a late start included")
-    table.add("idle_time", over, times[1], "s", "its workers' time without a runnable tile, until its own end")
+    table.add("call_time", over, times, "s", "one layer call on one rank, a late start included")
+    table.add("idle_time", over, idle, "s", "its workers' time without a runnable tile, until its own end")
     waits = ("pattern", "schedule", "rank", "peer")
     table.add("wait_time", waits, [m.wait for m in done], "s", "mean time a call that a rank waited for a peer")
     table.add("tokens", "pattern", [m.tokens for m in done], "1", "tokens per rank and call")

@@ -25,7 +25,7 @@ import numpy as np
 from ...results import Table
 from .. import bounds
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
-from ..measure import Summary, gathered, in_turns, iterations
+from ..measure import Summary, gathered, in_turns, iterations, padded
 from ..registry import suite
 from ..workload import Call, Workload, execute
 
@@ -65,7 +65,9 @@ class Measured:
         return all(record["check"] == VERDICTS[True] for record in self.records)
 
 
-@suite("layer", "the whole layer, fused against bulk: times, tokens/s, GFLOP/s, overlap efficiency", share=3.0)
+@suite(
+    "layer", "the whole layer, fused against bulk: times, tokens/s, GFLOP/s, overlap efficiency", order=60, share=3.0
+)
 def run(ctx: Context) -> Result:
     shape = ctx.shape()
     work = Workload(ctx.world, shape.cfg, ctx.options.seed)
@@ -160,20 +162,15 @@ def _record(work: Workload, m: Measured, schedule: str) -> dict[str, Any]:
 
 
 def _table(ctx: Context, work: Workload, done: list[Measured], threads: int) -> Table:
-    """Raw times; iterations differ between numbers of tokens, so the shorter ones end in NaN."""
+    """Raw times."""
     schedules = list(done[0].times)
-    longest = max(m.alone.shape[1] for m in done)
-    seconds = np.full((len(done), len(schedules), ctx.world.size, longest), np.nan)
-    alone = np.full((len(done), ctx.world.size, longest), np.nan)
-    for i, m in enumerate(done):
-        alone[i, :, : m.alone.shape[1]] = m.alone
-        for j, s in enumerate(schedules):
-            seconds[i, j, :, : m.times[s].shape[1]] = m.times[s]
+    seconds = padded([[m.times[s] for s in schedules] for m in done])
+    alone = padded([m.alone for m in done])
     table = Table(
         "layer", attributes={"shape": str(ctx.shape()), "threads": threads, "flops_per_row": work.flops_per_row}
     )
     table.dim("tokens", [m.tokens for m in done], "1", "tokens per rank and call").dim("schedule", schedules)
-    table.dim("rank", np.arange(ctx.world.size)).dim("iteration", np.arange(longest))
+    table.dim("rank", np.arange(ctx.world.size)).dim("iteration", np.arange(seconds.shape[-1]))
     table.dim("expert", np.arange(work.cfg.experts))
     table.add("call_time", ("tokens", "schedule", "rank", "iteration"), seconds, "s", "one layer call on one rank")
     table.add("experts_time", ("tokens", "rank", "iteration"), alone, "s", "the same rows' arithmetic alone")

@@ -45,6 +45,7 @@ COLUMNS = (
 @suite(
     "progress",
     "a put's time while the target computes, and what progress costs it",
+    order=40,
     ranks=2,
     default=False,
     kernels=False,

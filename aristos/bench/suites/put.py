@@ -42,6 +42,7 @@ COLUMNS = (
 @suite(
     "put",
     "one-sided latency and bandwidth by size for every pair, with an alpha-beta fit",
+    order=10,
     ranks=2,
     share=1.5,
     kernels=False,

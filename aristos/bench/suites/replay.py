@@ -61,7 +61,13 @@ class Phase:
     right: bool
 
 
-@suite("replay", "a recorded routing (--routing FILE.npz), prefill batches and decode steps", share=3.0, default=False)
+@suite(
+    "replay",
+    "a recorded routing (--routing FILE.npz), prefill batches and decode steps",
+    order=80,
+    share=3.0,
+    default=False,
+)
 def run(ctx: Context) -> Result:
     if ctx.trace is None:
         raise InputError("suite replay needs --routing FILE.npz, a recorded routing trace")

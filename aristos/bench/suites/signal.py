@@ -47,6 +47,7 @@ RATES = (
 @suite(
     "signal",
     "put and signal there and back, and message rate, for every pair",
+    order=20,
     ranks=2,
     share=1.0,
     kernels=False,

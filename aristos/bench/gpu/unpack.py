@@ -27,7 +27,7 @@ def unpack(plain, packed, count, pitch):
 UNPACK = Kernel("unpack", unpack, (types.int64,) * 4, THREADS, 0, 1)
 
 
-def plain(gpu: Any, packed: int, nbytes: int, pitch: int) -> int:
+def unpacked_copy(gpu: Any, packed: int, nbytes: int, pitch: int) -> int:
     """The address of a copy of `nbytes` of packed weights as rows, `pitch` bytes each; parts of all are whole rows."""
     at = gpu.allocate(max(1, nbytes))
     gpu.launch(UNPACK, BLOCKS_A_SM * gpu.card.sms, 0, at, packed, nbytes // pitch, pitch)

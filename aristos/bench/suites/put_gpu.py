@@ -17,9 +17,9 @@ import numpy as np
 
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
-from ..measure import Summary
-from ..registry import on_cuda
-from .clock import Gpu, ratios
+from ..gpu.clock import Gpu, ratios
+from ..measure import Summary, padded
+from ..registry import gpu_suite
 
 ROW_BYTES = (4096, 8192, 16384, 65536)
 BLOCK_BYTES = 1 << 20  # that each block puts
@@ -77,7 +77,7 @@ class Puts:
         return bool(np.array_equal(self.target.get().reshape(2, -1), want)) and int(self.late.get()[0]) == 0
 
 
-@on_cuda("put")
+@gpu_suite("put", "blocks of one grid put rows to others; against the driver's copy", order=10, share=1.5)
 def run(ctx: Context, gpu: Gpu) -> Result:
     from ...kernels.cuda.catalogue import PUT_ROWS
 
@@ -95,8 +95,7 @@ def run(ctx: Context, gpu: Gpu) -> Result:
             )
             times[way, row_bytes] = found
             sheet.records.append(_record(puts, way, found, right and puts.right(halves)))
-    ok = all(record["check"] == VERDICTS[True] for record in sheet.records)
-    return Result(ok, [sheet], [_table(times, grid)])
+    return Result(sheet.ok, [sheet], [_table(times, grid)])
 
 
 def _record(puts: Puts, way: str, found: dict[str, np.ndarray], right: bool) -> dict[str, Any]:
@@ -110,14 +109,11 @@ def _record(puts: Puts, way: str, found: dict[str, np.ndarray], right: bool) -> 
 
 
 def _table(times: dict[tuple[str, int], dict[str, np.ndarray]], grid: int) -> Table:
-    """Raw times; the shorter ones end in NaN."""
-    longest = max(len(t) for found in times.values() for t in found.values())
-    seconds = np.full((len(WAYS), len(ROW_BYTES), 2, longest), np.nan)
-    for (way, row_bytes), found in times.items():
-        for j, name in enumerate(("put", "copy")):
-            seconds[list(WAYS).index(way), ROW_BYTES.index(row_bytes), j, : len(found[name])] = found[name]
+    """Raw times."""
+    names = ["put", "copy"]
+    seconds = padded([[[times[way, size][name] for name in names] for size in ROW_BYTES] for way in WAYS])
     table = Table("put", "put_cuda", attributes={"block_bytes": BLOCK_BYTES})
-    table.dim("way", list(WAYS)).dim("row_bytes", ROW_BYTES, "B").dim("what", ["put", "copy"])
-    table.dim("turn", np.arange(longest))
+    table.dim("way", list(WAYS)).dim("row_bytes", ROW_BYTES, "B").dim("what", names)
+    table.dim("turn", np.arange(seconds.shape[-1]))
     table.add("bytes", ("way",), [BLOCK_BYTES * grid * halves // 2 for halves in WAYS.values()], "B", "of a launch")
     return table.add("time", ("way", "row_bytes", "what", "turn"), seconds, "s", "one launch, or one copy")

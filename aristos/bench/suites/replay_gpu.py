@@ -22,15 +22,15 @@ from ...errors import InputError
 from ...models import with_max_tokens
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
+from ..gpu.calls import Played, held, sample
+from ..gpu.clock import Gpu, OnCard, ratios
+from ..gpu.cublas import Cublas, cublas_or_why
 from ..measure import Summary, gathered, no_gc
-from ..registry import on_cuda
+from ..registry import gpu_suite
 from ..routing import busiest_over_mean
-from ..suites.replay import MOST_PASSES, MOST_STEPS, step_call
 from ..workload import Call, Workload
-from .calls import Played, held, sample
-from .clock import Gpu, OnCard, ratios
-from .cublas import Cublas, cublas_or_why
-from .layer import CHAIN, GRAPH, chained, room_of
+from .layer_gpu import CHAIN, GRAPH, chained, room_of
+from .replay import MOST_PASSES, MOST_STEPS, step_call
 
 CHECKED = 4  # tokens of a step that the oracle computes
 
@@ -83,7 +83,9 @@ class Phase:
                 self.errors[name] = max(self.errors.get(name, 0.0), error)
 
 
-@on_cuda("replay")
+@gpu_suite(
+    "replay", "a recorded routing (--routing FILE.npz), against the unfused chain", order=80, share=3.0, default=False
+)
 def run(ctx: Context, gpu: Gpu) -> Result:
     if ctx.trace is None:
         raise InputError("suite replay needs --routing FILE.npz, a recorded routing trace")
@@ -107,8 +109,7 @@ def run(ctx: Context, gpu: Gpu) -> Result:
     moe.close()
     sheet.notes.append(f"recorded layers in turn: {trace.layers}, {len(trace.lengths)} sequences")
     sheet.notes += [note for note in (why, "" if ctx.world.size == 1 else "the chain is for one rank") if note]
-    ok = all(record["check"] == VERDICTS[True] for record in sheet.records)
-    return Result(ok, [sheet], [_table(ctx, phase) for phase in done])
+    return Result(sheet.ok, [sheet], [_table(ctx, phase) for phase in done])
 
 
 def _phase(ctx: Context, gpu: Gpu, work: Workload, moe: Any, name: str, prefill: int, blas: Cublas | None,

@@ -17,11 +17,11 @@ import numpy as np
 from ...layer.device_arrays import KINDS
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet
-from ..measure import Summary
-from ..registry import on_cuda
+from ..gpu.clock import Gpu, ratios
+from ..gpu.cublas import Cublas, cublas_or_why
+from ..measure import Summary, padded
+from ..registry import gpu_suite
 from ..workload import TOLERANCE
-from .clock import Gpu, ratios
-from .cublas import Cublas, cublas_or_why
 
 ROWS = (16, 64, 256, 1024)
 MOST_EXPERTS = 8
@@ -50,7 +50,7 @@ class Products:
                  most_rows: int) -> None:  # fmt: skip
         from ...kernels.cuda.pack import narrow, outputs, pack, pack_bias, unpacked, widen
         from ...kernels.cuda.tile import BYTES
-        from .plain import plain
+        from ..gpu.unpack import unpacked_copy
 
         self.gpu, self.kind, self.experts, self.blas = gpu, kind, experts, blas
         self.hidden, self.columns, self.size = hidden, columns, BYTES[kind]
@@ -62,7 +62,7 @@ class Products:
         self.weights = gpu.allocate(experts * packed.nbytes)
         for e in range(experts):
             gpu.card.copy_in(self.weights + e * packed.nbytes, packed, gpu.stream)
-        self.plain = plain(gpu, self.weights, experts * packed.nbytes, self.pitch) if blas is not None else 0
+        self.plain = unpacked_copy(gpu, self.weights, experts * packed.nbytes, self.pitch) if blas is not None else 0
         self.bias = gpu.array(pack_bias(None, self.padded))
         self.truth = widen(rows[:columns, :hidden], kind).astype(np.float64).T
         most = most_rows * experts
@@ -114,7 +114,7 @@ class Products:
         return float(np.abs(y[some] - want).max() / np.abs(want).max())
 
 
-@on_cuda("gemm")
+@gpu_suite("gemm", "the tile product against cuBLAS", order=50)
 def run(ctx: Context, gpu: Gpu) -> Result:
     from ...kernels.cuda.gemm import tile_for
 
@@ -147,18 +147,13 @@ def run(ctx: Context, gpu: Gpu) -> Result:
         sheet.records.append(record)
     if why:
         sheet.notes.append(why)
-    ok = all(record["check"] == VERDICTS[True] for record in sheet.records)
-    return Result(ok, [sheet], [_table(ctx, times, flops)])
+    return Result(sheet.ok, [sheet], [_table(ctx, times, flops)])
 
 
 def _table(ctx: Context, times: list[dict[str, np.ndarray]], flops: float) -> Table:
-    """Raw times; the shorter ones end in NaN."""
+    """Raw times."""
     names = list(times[0])
-    longest = max(len(t) for found in times for t in found.values())
-    seconds = np.full((len(names), len(ROWS), longest), np.nan)
-    for i, found in enumerate(times):
-        for j, name in enumerate(names):
-            seconds[j, i, : len(found[name])] = found[name]
+    seconds = padded([[found[name] for found in times] for name in names])
     table = Table("gemm", "gemm_cuda", attributes={"shape": str(ctx.shape()), "flops_a_row_of_every_expert": flops})
-    table.dim("kernel", names).dim("rows", ROWS, "1", "rows of each expert").dim("turn", np.arange(longest))
+    table.dim("kernel", names).dim("rows", ROWS, "1", "rows of each expert").dim("turn", np.arange(seconds.shape[-1]))
     return table.add("time", ("kernel", "rows", "turn"), seconds, "s", "the product of every expert")

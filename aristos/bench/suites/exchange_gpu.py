@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from ...results import Table
 from ...transport.ipc import IpcWindow
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
-from ..measure import Summary, gathered
-from ..registry import on_cuda
+from ..gpu.calls import Played, routed_call
+from ..gpu.clock import Gpu, ratios
+from ..measure import Summary, gathered, padded
+from ..registry import gpu_suite
 from ..workload import Workload
 from ..world import World
-from .calls import Played, routed_call
-from .clock import Gpu, ratios
 
 GRAPH, COPY, STAGED = "aristos graph", "copy", "MPI, staged"
 FFN = 16  # the narrowest that every kind of arithmetic takes whole
@@ -168,7 +168,12 @@ def moved(world: World, placement: NDArray[np.int64], ids: NDArray[np.int64]) ->
     return counts
 
 
-@on_cuda("exchange")
+@gpu_suite(
+    "exchange",
+    "a call whose experts do next to nothing; against copies, and against MPI through the hosts",
+    order=30,
+    share=1.5,
+)
 def run(ctx: Context, gpu: Gpu) -> Result:
     shape = ctx.shape()
     cfg = replace(shape.cfg, ffn=FFN, gated=False, bias=False, activation="relu", limit=None)
@@ -200,8 +205,7 @@ def run(ctx: Context, gpu: Gpu) -> Result:
         sheet.notes.append("ranks of several nodes: there is no copy from card to card to compare with")
     if ctx.world.size == 1:
         sheet.notes.append("one rank: the layer reads its rows in place; the copies are within the card's memory")
-    ok = all(record["check"] == VERDICTS[True] for record in sheet.records)
-    return Result(ok, [sheet], [_table(ctx, done)])
+    return Result(sheet.ok, [sheet], [_table(ctx, done)])
 
 
 def _record(moves: Moves, times: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -223,16 +227,14 @@ def _record(moves: Moves, times: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _table(ctx: Context, done: list[tuple[str, int, dict[str, np.ndarray]]]) -> Table:
-    """Raw times of every rank; the shorter ones end in NaN."""
+    """Raw times of every rank."""
     names = list(done[0][2])
-    patterns, tokens = (list(dict.fromkeys(each[i] for each in done)) for i in range(2))
-    longest = max(t.shape[1] for *_, times in done for t in times.values())
-    seconds = np.full((len(patterns), len(tokens), len(names), ctx.world.size, longest), np.nan)
-    for pattern, count, times in done:
-        for j, name in enumerate(names):
-            seconds[patterns.index(pattern), tokens.index(count), j, :, : times[name].shape[1]] = times[name]
+    patterns = list(dict.fromkeys(pattern for pattern, *_ in done))
+    tokens = list(dict.fromkeys(count for _, count, _ in done))
+    found = {(pattern, count): times for pattern, count, times in done}
+    seconds = padded([[[found[p, n][name] for name in names] for n in tokens] for p in patterns])
     table = Table("exchange", "exchange_cuda", attributes={"shape": str(ctx.shape()), "ffn": FFN})
     table.dim("pattern", patterns).dim("tokens", tokens, "1", "tokens per rank and call").dim("what", names)
-    table.dim("rank", np.arange(ctx.world.size)).dim("turn", np.arange(longest))
+    table.dim("rank", np.arange(ctx.world.size)).dim("turn", np.arange(seconds.shape[-1]))
     over = ("pattern", "tokens", "what", "rank", "turn")
     return table.add("call_time", over, seconds, "s", "rows out and back, on one rank, by events")

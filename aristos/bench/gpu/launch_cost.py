@@ -22,7 +22,7 @@ from ...kernels.cuda.catalogue import Kernel
 from ...kernels.cuda.compiler import cuda, types
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Sheet
-from ..measure import no_gc
+from ..measure import no_gc, padded
 from .clock import FEWEST, Gpu
 
 CALL, CALL_GRAPH, EMPTY, EMPTY_GRAPH = "call", "call, graph", "empty kernel", "empty kernel, graph"
@@ -106,12 +106,9 @@ def sheet(gpu: Gpu, done: list[tuple[int, dict[str, np.ndarray], bool]]) -> Shee
 
 def table(done: list[tuple[int, dict[str, np.ndarray], bool]]) -> Table:
     """Raw times of this rank."""
-    names, longest = list(done[0][1]), max(t.shape[1] for _, found, _ in done for t in found.values())
-    seconds = np.full((len(done), len(names), 2, longest), np.nan)
-    for i, (_, found, _) in enumerate(done):
-        for j, name in enumerate(names):
-            seconds[i, j, :, : found[name].shape[1]] = found[name]
+    names = list(done[0][1])
+    seconds = padded([[found[name] for name in names] for _, found, _ in done])
     made = Table("layer", "launch_cuda")
     made.dim("tokens", [tokens for tokens, *_ in done], "1", "tokens per rank and call").dim("what", names)
-    made.dim("until", ["queued", "done"]).dim("turn", np.arange(longest))
+    made.dim("until", ["queued", "done"]).dim("turn", np.arange(seconds.shape[-1]))
     return made.add("time", ("tokens", "what", "until", "turn"), seconds, "s", "by the host's clock")

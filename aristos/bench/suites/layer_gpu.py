@@ -5,7 +5,8 @@
     chain graph     `chain.py`: route, gather, cuBLAS an expert, scatter, captured once and replayed; one rank alone
 
 All take turns on the same tokens and weights. `against chain` is graph against graph. With --routing, routing comes
-from outside, and both check it instead of making it. A second sheet says what launching costs the host (`launch.py`).
+from outside, and both check it instead of making it. A second sheet shows what a launch costs the host
+(`launch_cost.py`).
 It refuses to report a time of an output that the float64 oracle did not pass on some of the tokens.
 """
 
@@ -19,12 +20,12 @@ import numpy as np
 from ...layer.device_arrays import KINDS
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
-from ..measure import Summary, gathered
-from ..registry import on_cuda
+from ..gpu.calls import Played, routed_call
+from ..gpu.clock import Gpu, OnCard, ratios
+from ..gpu.cublas import Cublas, cublas_or_why
+from ..measure import Summary, gathered, padded
+from ..registry import gpu_suite
 from ..workload import Call, Workload
-from .calls import Played, routed_call
-from .clock import Gpu, OnCard, ratios
-from .cublas import Cublas, cublas_or_why
 
 CALLED, GRAPH, CHAIN = "aristos", "aristos graph", "chain graph"
 LAUNCH_SHARE = 0.1  # of the time, for what launching costs
@@ -65,14 +66,14 @@ def room_of(gpu: Gpu, work: Workload, moe: Any, blas: Cublas | None, tokens: int
     """What the chains of a layer share (`chain.Room`); None where there is no chain: many ranks, or no cuBLAS."""
     if blas is None or work.world.size > 1:
         return None
-    from .chain import Room  # needs a compiler
+    from ..gpu.chain import Room  # needs a compiler
 
     return Room(gpu, work.cfg, KINDS[work.cfg.dtype], moe.device_weights(), tokens)
 
 
 def chained(played: Played, blas: Cublas, room: Any) -> tuple[Any, OnCard]:
     """(what queues the unfused chain of a call as a graph, its outputs)."""
-    from .chain import Chain
+    from ..gpu.chain import Chain
 
     gpu, kind, given = played.gpu, played.kind, [array.at for array in played.routing.values()]
     out = OnCard(gpu, played.y.shape, kind)
@@ -82,9 +83,14 @@ def chained(played: Played, blas: Cublas, room: Any) -> tuple[Any, OnCard]:
     return partial(gpu.card.replay, gpu.card.graph(gpu.stream, chain), gpu.stream), out
 
 
-@on_cuda("layer")
+@gpu_suite(
+    "layer",
+    "called and in a CUDA graph; against an unfused chain in a CUDA graph; the host's cost of a launch",
+    order=60,
+    share=3.0,
+)
 def run(ctx: Context, gpu: Gpu) -> Result:
-    from . import launch  # needs a compiler
+    from ..gpu import launch_cost  # needs a compiler
 
     shape = ctx.shape()
     work = Workload(ctx.world, shape.cfg, ctx.options.seed)
@@ -100,7 +106,7 @@ def run(ctx: Context, gpu: Gpu) -> Result:
         before = rivals.errors()
         share = ctx.left() / (len(shape.tokens) - i)
         found = gpu.in_turns(rivals.calls, (1 - LAUNCH_SHARE) * share, ctx.options.warmup, ctx.options.iters)
-        launches = launch.Launches(gpu, rivals.calls[CALLED], rivals.calls[GRAPH])
+        launches = launch_cost.Launches(gpu, rivals.calls[CALLED], rivals.calls[GRAPH])
         overhead = launches.measure(LAUNCH_SHARE * share, ctx.options.iters)
         after = rivals.errors()  # the memory that was timed still gives what it gave
         launched.append((tokens, overhead, work.passes(max(after[CALLED], after[GRAPH]))))
@@ -116,8 +122,7 @@ def run(ctx: Context, gpu: Gpu) -> Result:
         )
     if why:
         sheet.notes.append(why)
-    ok = all(record["check"] == VERDICTS[True] for record in sheet.records)
-    return Result(ok, [sheet, launch.sheet(gpu, launched)], [_table(ctx, done), launch.table(launched)])
+    return Result(sheet.ok, [sheet, launch_cost.sheet(gpu, launched)], [_table(ctx, done), launch_cost.table(launched)])
 
 
 def _record(work: Workload, rivals: Rivals, tokens: int, name: str, times: np.ndarray, chain: np.ndarray | None,
@@ -135,14 +140,10 @@ def _record(work: Workload, rivals: Rivals, tokens: int, name: str, times: np.nd
 
 
 def _table(ctx: Context, done: list[tuple[int, dict[str, np.ndarray]]]) -> Table:
-    """Raw times of the slowest rank; the shorter ones end in NaN."""
+    """Raw times of the slowest rank."""
     names = list(done[0][1])
-    longest = max(len(t) for _, found in done for t in found.values())
-    seconds = np.full((len(done), len(names), longest), np.nan)
-    for i, (_, found) in enumerate(done):
-        for j, name in enumerate(names):
-            seconds[i, j, : len(found[name])] = found[name]
+    seconds = padded([[found[name] for name in names] for _, found in done])
     table = Table("layer", "layer_cuda", attributes={"shape": str(ctx.shape())})
     table.dim("tokens", [tokens for tokens, _ in done], "1", "tokens per rank and call").dim("what", names)
-    table.dim("turn", np.arange(longest))
+    table.dim("turn", np.arange(seconds.shape[-1]))
     return table.add("call_time", ("tokens", "what", "turn"), seconds, "s", "one call, on the slowest rank")

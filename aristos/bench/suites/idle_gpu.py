@@ -23,13 +23,13 @@ import numpy as np
 from ...engine import fields as f
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
-from ..measure import Summary, gathered
-from ..registry import on_cuda
+from ..gpu.calls import Played, held
+from ..gpu.clock import Gpu
+from ..measure import Summary, gathered, padded
+from ..registry import gpu_suite
 from ..routing import busiest_over_mean
-from ..suites.idle import LATE, PATTERNS, idle_share
 from ..workload import Workload
-from .calls import Played, held
-from .clock import Gpu
+from .idle import LATE, PATTERNS, idle_share
 
 GRAPH = "aristos graph"
 
@@ -104,7 +104,7 @@ def idle_seconds(played: Played) -> float:
     return float(counters[f.N_IDLE]) * 1e-9
 
 
-@on_cuda("idle")
+@gpu_suite("idle", "time of blocks without anything to do, and stragglers", order=70, share=3.0)
 def run(ctx: Context, gpu: Gpu) -> Result:
     shape, world = ctx.shape(), ctx.world
     work = Workload(world, shape.cfg, ctx.options.seed)
@@ -129,8 +129,7 @@ def run(ctx: Context, gpu: Gpu) -> Result:
     if world.size == 1:
         sheet.notes.append("one rank: nobody is late, and all rows are its own whatever the routing")
     sheet.notes.append("launching and the router's kernels are no idle time here")
-    ok = all(record["check"] == VERDICTS[True] for record in sheet.records)
-    return Result(ok, [sheet], [_table(ctx, work, done)])
+    return Result(sheet.ok, [sheet], [_table(ctx, work, done)])
 
 
 def _record(work: Workload, player: Player) -> dict[str, Any]:
@@ -147,18 +146,15 @@ def _record(work: Workload, player: Player) -> dict[str, Any]:
 
 
 def _table(ctx: Context, work: Workload, done: list[Player]) -> Table:
-    """Raw times of every rank; the shorter ones end in NaN."""
-    world, longest = ctx.world.size, max(player.times.shape[1] for player in done)
-    both = np.full((2, len(done), world, longest), np.nan)
-    for i, player in enumerate(done):
-        for j, each in enumerate((player.times, player.lost)):
-            both[j, i, :, : each.shape[1]] = each
+    """Raw times of every rank."""
+    world = ctx.world.size
+    times, lost = padded([[player.times for player in done], [player.lost for player in done]])
     table = Table("idle", "idle_cuda", attributes={"shape": str(ctx.shape()), "late": LATE})
     table.dim("pattern", [player.pattern for player in done]).dim("rank", np.arange(world))
-    table.dim("turn", np.arange(longest))
+    table.dim("turn", np.arange(times.shape[-1]))
     over = ("pattern", "rank", "turn")
-    table.add("call_time", over, both[0], "s", "one call on one rank, a late start included, by events")
-    table.add("idle_time", over, both[1], "s", "its blocks' time without anything to do, summed over blocks")
+    table.add("call_time", over, times, "s", "one call on one rank, a late start included, by events")
+    table.add("idle_time", over, lost, "s", "its blocks' time without anything to do, summed over blocks")
     table.add("blocks", "pattern", [player.blocks for player in done], "1", "blocks of the persistent kernel on a rank")
     rows = [np.bincount(work.placement, player.played.rows, world).astype(np.int64) for player in done]
     return table.add("rows", ("pattern", "rank"), rows, "1", "rows the rank's experts compute a call")
