@@ -95,8 +95,8 @@ def shared_staging_pool(put: Put) -> None:
 
     def fill(shape: Any, nodes: Any, me: int, state: Any, starts: dict[int, int], wire: int = 1) -> list[int]:
         made = real(shape, nodes, me, state, starts, wire)
-        for p in nodes.far(me):
-            state[starts[f.T_STAGE] + p] = state[starts[f.T_STAGE] + nodes.far(me)[0]]
+        for p in nodes.remote(me):
+            state[starts[f.T_STAGE] + p] = state[starts[f.T_STAGE] + nodes.remote(me)[0]]
         return made
 
     put(places, "fill", fill)
