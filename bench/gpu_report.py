@@ -158,7 +158,7 @@ def check_products() -> int:
     gpu, wrong = Gpu(World()), 0
     for dtype, kind in KINDS.items():
         first = None
-        for tile in tiles(kind, gpu.card.arch):
+        for tile in tiles(kind, gpu.device.arch):
             rows = tile.m + 3  # a whole tile, and one with few rows
             work = Products(gpu, kind, 2, 320, 208, None, rows)
             error = work.error(work.calls(rows, tile)[OURS], rows)

@@ -18,7 +18,7 @@ from .registry import Backend
 
 
 class _Parser(launch_environment.Parser):
-    """Raises where argparse would exit."""
+    """A parser that raises UsageError instead of exiting."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UsageError(message)
@@ -57,7 +57,7 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
     shape.add_argument("--hidden", type=positive, metavar="H", help="width of a token")
     shape.add_argument("--ffn", type=positive, metavar="F", help="width inside an expert")
     shape.add_argument("--experts", type=positive, metavar="E", help="experts over all ranks")
-    shape.add_argument("--top-k", type=positive, metavar="K", help="experts a token goes to")
+    shape.add_argument("--top-k", type=positive, metavar="K", help="experts per token")
     shape.add_argument("--activation", choices=ACTIVATIONS)
     shape.add_argument("--dtype", choices=DTYPES, default="float32")
     shape.add_argument(
@@ -71,9 +71,9 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
         "--ranks-per-node",
         type=positive,
         metavar="N",
-        help="pretend nodes of N ranks (transport rma between them) where more share a machine",
+        help="pretend that nodes have N ranks (transport rma between them)",
     )
-    run.add_argument("--iters", type=positive, metavar="N", help="timed calls (default: what the time allows)")
+    run.add_argument("--iters", type=positive, metavar="N", help="timed calls (default: as many as fit the time)")
     run.add_argument("--warmup", type=not_negative, default=2, metavar="N", help="calls before timing (%(default)s)")
     run.add_argument("--seconds", type=seconds, metavar="S", help="time for all suites together")
     run.add_argument("--seed", type=not_negative, default=0, metavar="N")
@@ -85,9 +85,12 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
         help="where the ranks compute; cuda: one GPU per rank, the suites on GPUs, widths not scaled (%(default)s)",
     )
     output = parser.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="JSON alone on stdout instead of tables")
+    output.add_argument("--json", action="store_true", help="print JSON instead of tables")
     output.add_argument(
-        "--out", default="aristos-results.h5", metavar="FILE.h5", help="append here; 'none' for no file"
+        "--out",
+        default="aristos-results.h5",
+        metavar="FILE.h5",
+        help="results file to append to; 'none': write no file",
     )
     output.add_argument("--timeline", metavar="FILE.json", help="Perfetto timeline of one call on every rank")
     return parser
@@ -98,7 +101,7 @@ def _listing(backend: Backend) -> str:
 
 
 def parse(argv: list[str], prog: str = "python -m aristos.bench") -> Options:
-    """Raises UsageError for anything that cannot be run; SystemExit(0) after --help."""
+    """Options of `argv`. Raises UsageError for what cannot be run, SystemExit(0) after --help."""
     asked = vars(make_parser(prog).parse_args(argv))
     known = suites.known(asked["backend"])
     for name in asked["suites"]:

@@ -1,8 +1,7 @@
 """`python -m aristos.bench`: the same program on every rank, from the command line to the exit code.
 
-Exit codes: 0 every output was right, 1 a wrong result, 2 the command line, 3 the environment, or a rank that stopped,
-130 Ctrl-C. Another exception on one rank prints its traceback with the rank and ends the job. It refuses to know any
-suite.
+Exit codes: 0 every output was right, 1 a wrong result, 2 a usage error, 3 an unsuitable environment or a rank that
+stopped, 130 Ctrl-C. Any other exception prints its traceback with the rank and ends the job.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -> int:
     """Run the suites that `argv` names; returns the exit code, the same on every rank."""
     words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["floors"]:  # arithmetic alone: no ranks, no file
+    if words[:1] == ["floors"]:  # arithmetic only: no ranks, no file
         return floors.main(words[1:], f"{prog} floors")
     try:
         asked = command_line.parse(words, prog)
@@ -65,13 +64,15 @@ def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -
 
 
 def complain(message: str, code: int) -> int:
+    """Print an error before the ranks are connected, on one of them; returns `code`."""
     if launch_environment.prints():
         print(message, file=sys.stderr, flush=True)
     return code
 
 
 def leave(ranks: world.World, message: str, code: int) -> int:
-    """The way out of an error that may have struck one rank or all: said once if all, else the job goes down."""
+    """Exit after an error of one rank or of all. If all ranks failed, rank 0 prints each message once; else the job
+    is aborted. Returns `code`."""
     messages = ranks.agree_on_exit(message)
     if messages is None:
         print(f"[rank {ranks.rank}] {message}", file=sys.stderr, flush=True)
@@ -83,7 +84,7 @@ def leave(ranks: world.World, message: str, code: int) -> int:
 
 
 def interrupted(ranks: world.World, prog: str) -> int:
-    """The way out of Ctrl-C, which may have struck one rank or all: rank 0 gets the time to write what is done."""
+    """Exit after Ctrl-C on one rank or on all; waits INTERRUPTED_SECONDS, so that rank 0 can write finished suites."""
     ranks.agree_on_exit("", INTERRUPTED_SECONDS)
     if ranks.lead:
         print(f"{prog}: interrupted", file=sys.stderr, flush=True)
@@ -103,10 +104,10 @@ def chosen(asked: Options, ranks: int) -> list[Suite]:
 
 
 def run(asked: Options, ranks: world.World, argv: list[str]) -> int:
-    """Measure, show, write; the exit code."""
+    """Run the suites, show and write their results; returns the exit code."""
     todo = chosen(asked, ranks.size)
     if ranks.lead and sys.stdout is None:
-        raise EnvironmentProblem("stdout is closed: where no tables are wanted, send it to /dev/null")
+        raise EnvironmentProblem("stdout is closed: if no tables are wanted, redirect it to /dev/null")
     if ranks.lead and asked.out != "none":
         file.check(asked.out)
     if ranks.lead and asked.timeline:
@@ -120,12 +121,12 @@ def run(asked: Options, ranks: world.World, argv: list[str]) -> int:
     reporter = Reporter(asked.json) if ranks.lead else None
     shape = Context(ranks, asked, 0.0, trace=trace).shape()
     facts |= {"shape": str(shape), "shape_source": shape.source, "shape_note": shape.note}
-    gpu = _card(ranks) if asked.backend == "cuda" else None
+    gpu = _gpu(ranks) if asked.backend == "cuda" else None
     facts |= gpu.facts() if gpu is not None else {}
     if reporter is not None:
         reporter.head(facts, f"{shape} ({'; '.join(filter(None, [shape.source, shape.note]))})")
     if gpu is None and any(suite.kernels for suite in todo):
-        workload.compile_all(ranks)  # before the clock starts: the first run would have no time left to measure
+        workload.compile_all(ranks)  # before the clock starts: compilation would use up the budget
     started = time.monotonic()
     results: dict[str, Result] = {}
     spent: dict[str, float] = {}
@@ -151,8 +152,8 @@ def run(asked: Options, ranks: world.World, argv: list[str]) -> int:
     return OK if ok else WRONG
 
 
-def _card(ranks: world.World) -> Gpu:
-    """This rank's card; raises EnvironmentProblem."""
+def _gpu(ranks: world.World) -> Gpu:
+    """This rank's GPU. Raises EnvironmentProblem if there is none."""
     from .gpu.clock import Gpu
 
     return Gpu(ranks)
@@ -166,7 +167,7 @@ def _measure(suite: Suite, context: Context, reporter: Reporter | None, gpu: Gpu
     if reporter is None:
         result = run_it()
     else:
-        context.tell = lambda text, share: reporter.tell(f"{suite.name}: {text}", share)
+        context.report = lambda text, share: reporter.progress(f"{suite.name}: {text}", share)
         reporter.begin(suite.name)
         try:
             result = run_it()
@@ -179,7 +180,7 @@ def _measure(suite: Suite, context: Context, reporter: Reporter | None, gpu: Gpu
 
 
 def _append(asked: Options, facts: dict[str, Any], results: dict[str, Result]) -> str | None:
-    """Add the run to the results file; its path, or None where none is wanted."""
+    """Append the run to the results file; returns the path, or None if there is no file to write."""
     if asked.out == "none":
         return None
     tables = [table for result in results.values() for table in result.tables]
@@ -189,7 +190,7 @@ def _append(asked: Options, facts: dict[str, Any], results: dict[str, Result]) -
 def _finish(
     asked: Options, reporter: Reporter | None, facts: dict[str, Any], results: dict[str, Result], ok: bool
 ) -> None:
-    """Rank 0 writes the file and says where it is."""
+    """Rank 0 writes the file and prints its path."""
     if reporter is None:
         return
     out = _append(asked, facts, results)
@@ -198,10 +199,10 @@ def _finish(
         return
     if not ok:
         failed = [name for name, result in results.items() if not result.ok]
-        reporter.say(f"FAILED: wrong results in {', '.join(failed)}")
+        reporter.line(f"FAILED: wrong results in {', '.join(failed)}")
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in facts["suite_seconds"].items())
-    reporter.say(f"\n# {spent}")
+    reporter.line(f"\n# {spent}")
     if out is not None:
-        reporter.say(f"# results: {out} (pictures: aristos plot {out})")
+        reporter.line(f"# results: {out} (pictures: aristos plot {out})")
     if asked.timeline:
-        reporter.say(f"# timeline: {asked.timeline} (open in ui.perfetto.dev)")
+        reporter.line(f"# timeline: {asked.timeline} (open in ui.perfetto.dev)")

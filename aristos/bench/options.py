@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from . import world
 from .registry import Backend
 
-ALL_SECONDS = 110.0  # the default choice of suites takes two minutes, start-up and oracle included
-SUITE_SECONDS = 25.0  # a suite named on the command line
+ALL_SECONDS = 110.0  # of the default suites: with start-up and oracle they take two minutes
+SUITE_SECONDS = 25.0  # of each suite named on the command line
 
 
 class UsageError(Exception):
-    """The command line asks for something that does not exist; exit code 2."""
+    """A command line that cannot be run; exit code 2."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for; None where the preset or the machine decides."""
+    """The user's options. None: the preset or the machine decides."""
 
     suites: tuple[str, ...] = ()
     preset: str | None = None
@@ -55,10 +55,10 @@ class Options:
 
     @property
     def limit(self) -> float:
-        """Seconds a rank may wait for the others, which may measure meanwhile: far more than that takes."""
+        """Seconds that a rank may wait for others: far more than they can spend measuring."""
         return max(world.LIMIT, 10.0 * max(self.budget, float(self.iters or 0)))
 
 
 def is_file(routing: str | None) -> bool:
-    """Whether `--routing` names a trace and not one of the generators."""
+    """Whether `--routing` names a trace, not a generator."""
     return routing is not None and routing not in ("router", "uniform", "zipf", "one")

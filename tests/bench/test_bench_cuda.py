@@ -53,15 +53,15 @@ class FakeCublas:
     """cuBLAS's product by NumPy, on the machine's memory."""
 
     def __init__(self, gpu):
-        self.card = gpu.card
+        self.device = gpu.device
 
     def product(self, kind, m, n, k, a, lda, b, ldb, c, ldc):
         size = {"bf16": 2, "f16": 2}.get(kind, 4)
         dtype = clock.TYPES[kind]
-        self.card.synchronize()
+        self.device.synchronize()
 
         def rows(at, count, width, pitch):
-            whole = self.card._bytes(at, size * (pitch * (count - 1) + width))
+            whole = self.device._bytes(at, size * (pitch * (count - 1) + width))
             step = (size * pitch, size)
             return np.lib.stride_tricks.as_strided(whole.view(dtype), (count, width), step)
 
@@ -248,7 +248,7 @@ def test_exchange_on_ranks():
 def test_bytes_that_do_not_move_are_seen(what):
     def lossy(moves):
         moves.staged()
-        moves.gpu.card.clear(moves.landed, 8)
+        moves.gpu.device.clear(moves.landed, 8)
 
     def body(comm, rank):
         gpu = clock.Gpu(World(comm))

@@ -1,13 +1,12 @@
-"""Suite `layer` on cards: the fused layer, called and in a CUDA graph, against the unfused chain in a CUDA graph.
+"""Suite `layer` on GPUs: the fused layer, called and in a CUDA graph, against the unfused chain in a CUDA graph.
 
-    aristos         MoE(backend="cuda") called on arrays of the card, four launches a call
-    aristos graph   the same call captured once and replayed
-    chain graph     `chain.py`: route, gather, cuBLAS an expert, scatter, captured once and replayed; one rank alone
+    aristos         MoE(backend="cuda") called on arrays of the GPU, four launches per call
+    aristos graph   the same call, captured once and replayed
+    chain graph     `chain.py`: route, gather, cuBLAS per expert, scatter, captured once and replayed; one rank only
 
-All take turns on the same tokens and weights. `against chain` is graph against graph. With --routing, routing comes
-from outside, and both check it instead of making it. A second sheet shows what a launch costs the host
-(`launch_cost.py`).
-It refuses to report a time of an output that the float64 oracle did not pass on some of the tokens.
+All take turns on the same tokens and weights. `against chain` compares graphs. With --routing, routing comes from
+outside, and both check it instead of routing. A second sheet shows the host's cost of a launch (`launch_cost.py`).
+Outputs of some tokens are checked against the float64 oracle.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from ...layer.device_arrays import KINDS
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..gpu.calls import Played, routed_call
-from ..gpu.clock import Gpu, OnCard, ratios
+from ..gpu.clock import Gpu, GpuArray, ratios
 from ..gpu.cublas import Cublas, cublas_or_why
 from ..measure import Summary, gathered, padded
 from ..registry import gpu_suite
 from ..workload import Call, Workload
 
 CALLED, GRAPH, CHAIN = "aristos", "aristos graph", "chain graph"
-LAUNCH_SHARE = 0.1  # of the time, for what launching costs
+LAUNCH_SHARE = 0.1  # of the time, for the cost of launches
 
 COLUMNS = (
     Column("tokens", "tokens\n/rank", "d"),
@@ -47,40 +46,40 @@ COLUMNS = (
 
 
 class Rivals:
-    """One number of tokens: who computes the layer, and what each has made of it."""
+    """Contenders for one token count, and their outputs. Making them is collective."""
 
-    def __init__(self, gpu: Gpu, work: Workload, moe: Any, call: Call, blas: Cublas | None, room: Any) -> None:
+    def __init__(self, gpu: Gpu, work: Workload, moe: Any, call: Call, blas: Cublas | None, buffers: Any) -> None:
         self.played = played = Played(gpu, work, moe, call)
         self.rows = played.rows
         self.calls: dict[str, Any] = {CALLED: played, GRAPH: played.graph()}
         self.outputs = {CALLED: played.y, GRAPH: played.y}
-        if blas is not None and room is not None:
-            self.calls[CHAIN], self.outputs[CHAIN] = chained(played, blas, room)
+        if blas is not None and buffers is not None:
+            self.calls[CHAIN], self.outputs[CHAIN] = chained(played, blas, buffers)
 
     def errors(self) -> dict[str, float]:
-        """Of each, on some tokens, after a call on cleared outputs; collective."""
+        """The error of each on some tokens, after a call on cleared outputs. Collective."""
         return {name: self.played.error(call, self.outputs[name]) for name, call in self.calls.items()}
 
 
-def room_of(gpu: Gpu, work: Workload, moe: Any, blas: Cublas | None, tokens: int) -> Any:
-    """What the chains of a layer share (`chain.Room`); None where there is no chain: many ranks, or no cuBLAS."""
+def chain_buffers(gpu: Gpu, work: Workload, moe: Any, blas: Cublas | None, tokens: int) -> Any:
+    """The `ChainBuffers` of a layer; None if there is no chain: several ranks, or no cuBLAS."""
     if blas is None or work.world.size > 1:
         return None
-    from ..gpu.chain import Room  # needs a compiler
+    from ..gpu.chain import ChainBuffers  # needs a compiler
 
-    return Room(gpu, work.cfg, KINDS[work.cfg.dtype], moe.device_weights(), tokens)
+    return ChainBuffers(gpu, work.cfg, KINDS[work.cfg.dtype], moe.device_weights(), tokens)
 
 
-def chained(played: Played, blas: Cublas, room: Any) -> tuple[Any, OnCard]:
-    """(what queues the unfused chain of a call as a graph, its outputs)."""
+def chained(played: Played, blas: Cublas, buffers: Any) -> tuple[Any, GpuArray]:
+    """(a function that launches the unfused chain of a call as a graph, its outputs)."""
     from ..gpu.chain import Chain
 
     gpu, kind, given = played.gpu, played.kind, [array.at for array in played.routing.values()]
-    out = OnCard(gpu, played.y.shape, kind)
-    chain = Chain(gpu, played.work.cfg, kind, blas, room, played.x.at, out.at, played.count, played.rows, *given)
-    chain()  # loads its kernels
-    gpu.card.synchronize(gpu.stream)
-    return partial(gpu.card.replay, gpu.card.graph(gpu.stream, chain), gpu.stream), out
+    out = GpuArray(gpu, played.y.shape, kind)
+    chain = Chain(gpu, played.work.cfg, kind, blas, buffers, played.x.at, out.at, played.count, played.rows, *given)
+    chain()  # loads the kernels
+    gpu.device.synchronize(gpu.stream)
+    return partial(gpu.device.replay, gpu.device.graph(gpu.stream, chain), gpu.stream), out
 
 
 @gpu_suite(
@@ -94,21 +93,21 @@ def run(ctx: Context, gpu: Gpu) -> Result:
 
     shape = ctx.shape()
     work = Workload(ctx.world, shape.cfg, ctx.options.seed)
-    ctx.tell("weights", 0.0)
+    ctx.report("weights", 0.0)
     moe = work.layer("fused", None, backend="cuda")
     blas, why = cublas_or_why(gpu)
-    room = room_of(gpu, work, moe, blas, max(shape.tokens))
-    sheet = Sheet(f"layer on {gpu.card.name}: {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
+    buffers = chain_buffers(gpu, work, moe, blas, max(shape.tokens))
+    sheet = Sheet(f"layer on {gpu.device.name}: {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
     done, launched = [], []
     for i, tokens in enumerate(shape.tokens):
-        ctx.tell(f"{tokens} tokens", i / len(shape.tokens))
-        rivals = Rivals(gpu, work, moe, routed_call(ctx, work, tokens), blas, room)
+        ctx.report(f"{tokens} tokens", i / len(shape.tokens))
+        rivals = Rivals(gpu, work, moe, routed_call(ctx, work, tokens), blas, buffers)
         before = rivals.errors()
         share = ctx.left() / (len(shape.tokens) - i)
         found = gpu.in_turns(rivals.calls, (1 - LAUNCH_SHARE) * share, ctx.options.warmup, ctx.options.iters)
         launches = launch_cost.Launches(gpu, rivals.calls[CALLED], rivals.calls[GRAPH])
         overhead = launches.measure(LAUNCH_SHARE * share, ctx.options.iters)
-        after = rivals.errors()  # the memory that was timed still gives what it gave
+        after = rivals.errors()  # the timed graphs must still give right outputs
         launched.append((tokens, overhead, work.passes(max(after[CALLED], after[GRAPH]))))
         found = {name: gathered(ctx.world, t).max(axis=0) for name, t in found.items()}
         done.append((tokens, found))
@@ -118,7 +117,7 @@ def run(ctx: Context, gpu: Gpu) -> Result:
     moe.close()
     if ctx.world.size > 1:
         sheet.notes.append(
-            "the chain is for one rank; ranks that share a card are time-sliced, and their times mean little"
+            "the chain is for one rank; ranks that share a GPU are time-sliced, and their times mean little"
         )
     if why:
         sheet.notes.append(why)

@@ -1,7 +1,7 @@
-"""Suite `signal` on a card: a row and a signal from one block to another and back, microseconds.
+"""Suite `signal` on GPUs: microseconds of a row and a signal from one block to another and back.
 
-Two blocks of a warp play `ROUNDS` rounds a launch; a time is the launch's, by events, over its rounds. It refuses a
-launch after which a row is wrong or a wait ran out.
+Two blocks of one warp make `ROUNDS` round trips per launch; a time is that of the launch, by events, over its rounds. A
+launch with a wrong row or a wait that ran out fails.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def run(ctx: Context, gpu: Gpu) -> Result:
     from ...kernels.cuda.catalogue import PING_PONG
     from ...kernels.cuda.pingpong import LINE
 
-    sheet = Sheet(f"put + signal there and back between two blocks on {gpu.card.name}", COLUMNS)
+    sheet = Sheet(f"put + signal there and back between two blocks on {gpu.device.name}", COLUMNS)
     times = []
     for i, row_bytes in enumerate(ROW_BYTES):
-        ctx.tell(f"rows of {row_bytes} bytes", i / len(ROW_BYTES))
+        ctx.report(f"rows of {row_bytes} bytes", i / len(ROW_BYTES))
         row = np.random.default_rng(row_bytes).integers(0, 1 << 62, row_bytes // 8)
         source, slots = gpu.array(row), gpu.array(np.zeros((2, len(row)), np.int64))
         words, late = gpu.array(np.zeros(2 * LINE // 8, np.int64)), gpu.array(np.zeros(1, np.int64))
