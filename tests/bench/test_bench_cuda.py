@@ -1,4 +1,4 @@
-"""`--backend cuda`: the suites as they ship, on a card that the PTX machine stands in for; its times mean nothing."""
+"""`--backend cuda`: the real suites on the PTX machine instead of a GPU; its times mean nothing."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SMALL = {
 
 
 class FakeCublas:
-    """cuBLAS's product by NumPy, on the machine's memory."""
+    """cuBLAS's product by NumPy, on the PTX machine's memory."""
 
     def __init__(self, gpu):
         self.device = gpu.device
@@ -71,7 +71,7 @@ class FakeCublas:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Sizes that the machine runs in a moment."""
+    """Sizes that the PTX machine can run quickly."""
     monkeypatch.setattr(clock, "FLUSH", 1 << 12)
     monkeypatch.setattr(put_gpu, "ROW_BYTES", (512, 1024))
     monkeypatch.setattr(put_gpu, "BLOCK_BYTES", 2048)
@@ -87,7 +87,7 @@ def small(monkeypatch):
 
 
 def measured(name, ranks=1, trace=None, **options):
-    """A suite's result on rank 0, with a card of the machine a rank."""
+    """A suite's result on rank 0; each rank has a GPU of the PTX machine."""
 
     def body(comm, rank):
         world = World(comm)
@@ -105,7 +105,7 @@ def measured(name, ranks=1, trace=None, **options):
 
 
 def draw(tables):
-    """Every picture there is of them."""
+    """Draw every picture of these tables."""
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -117,14 +117,14 @@ def draw(tables):
             pyplot.close(figure)
 
 
-def test_put():
+def test_put_times_both_ways():
     result = measured("put")
     records = result.sheets[0].records
     assert [(r["row_bytes"], r["way"]) for r in records] == [(n, way) for n in (512, 1024) for way in put_gpu.WAYS]
-    assert all(r["share"] == 1 for r in records)  # of a clock that counts events
+    assert all(r["share"] == 1 for r in records)  # the clock counts events
 
 
-def test_a_put_that_loses_rows_is_refused(monkeypatch):
+def test_a_put_that_loses_rows_fails(monkeypatch):
     monkeypatch.setattr(put_gpu.Puts, "copy", lambda self, halves: None)
     real = put_gpu.Puts.put
 
@@ -139,14 +139,14 @@ def test_a_put_that_loses_rows_is_refused(monkeypatch):
         measured("put")
 
 
-def test_signal():
+def test_signal_times_round_trips():
     records = measured("signal").sheets[0].records
     assert [r["row_bytes"] for r in records] == [16, 512]
     assert records[0]["median_us"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("dtype", KINDS)
-def test_gemm_and_cublas(dtype, monkeypatch):
+def test_gemm_against_cublas(dtype, monkeypatch):
     monkeypatch.setattr(cublas, "Cublas", FakeCublas)
     records = measured("gemm", dtype=dtype).sheets[0].records
     assert [r["rows"] for r in records] == [3, 20]
@@ -161,8 +161,8 @@ def test_gemm_without_cublas():
 
 @pytest.mark.parametrize(("dtype", "preset"), [("float32", "gpt-oss-20b"), ("bfloat16", "mixtral-8x7b"),
                                                ("float16", "switch-base-128"), ("tf32", "mixtral-8x7b")])  # fmt: skip
-def test_layer_and_chain(dtype, preset, monkeypatch):
-    """Both, with biases and without, gated and not: against the oracle, which knows neither."""
+def test_layer_against_the_chain(dtype, preset, monkeypatch):
+    """Both are right with and without biases and gate, for every dtype."""
     monkeypatch.setattr(cublas, "Cublas", FakeCublas)
     records = measured("layer", dtype=dtype, preset=preset).sheets[0].records
     assert [(r["tokens"], r["what"]) for r in records] == [
@@ -172,7 +172,7 @@ def test_layer_and_chain(dtype, preset, monkeypatch):
 
 
 def test_layer_without_cublas():
-    """What launching costs is there all the same."""
+    """The cost of a launch is measured all the same."""
     sheet, launched = measured("layer", tokens=(6,)).sheets
     assert {r["what"] for r in sheet.records} == {layer_gpu.CALLED, layer_gpu.GRAPH}
     assert sheet.notes == ["no cuBLAS here"]
@@ -187,7 +187,7 @@ def test_layer_without_cublas():
 
 @pytest.fixture
 def trace(tmp_path, monkeypatch):
-    """Two sequences, two layers, choices that were not taken; few steps of it."""
+    """Two sequences, two layers, some choices not taken; replayed in few steps."""
     monkeypatch.setattr(replay, "MOST_STEPS", steps := {"prefill": 2, "decode": 3})
     monkeypatch.setattr(replay_gpu, "MOST_STEPS", steps)
     ids = np.argsort(np.random.default_rng(0).random((14, 2, 3)), axis=2)[:, :, :2].astype(np.int16)
@@ -197,13 +197,13 @@ def trace(tmp_path, monkeypatch):
 
 
 def test_layer_routed_outside(trace, monkeypatch):
-    """The chain takes the same routing, choices that were not taken too."""
+    """The chain gets the same routing, with choices not taken."""
     monkeypatch.setattr(cublas, "Cublas", FakeCublas)
     records = measured("layer", tokens=(6,), trace=trace, routing=trace.path).sheets[0].records
     assert [r["what"] for r in records] == [layer_gpu.CALLED, layer_gpu.GRAPH, layer_gpu.CHAIN]
 
 
-def test_replay(trace, monkeypatch):
+def test_replay_times_prefill_and_decode(trace, monkeypatch):
     monkeypatch.setattr(cublas, "Cublas", FakeCublas)
     result = measured("replay", tokens=(6,), trace=trace, iters=1)
     records = result.sheets[0].records
@@ -215,37 +215,37 @@ def test_replay(trace, monkeypatch):
     assert [table.variables["tokens"].values.tolist() for table in result.tables] == [[6, 6], [2, 1, 1]]
 
 
-def test_replay_on_ranks(trace):
-    """One rank has no sequence left: it serves the other's tokens."""
+def test_replay_on_two_ranks(trace):
+    """A rank without sequences still serves the other's tokens."""
     result = measured("replay", ranks=2, tokens=(3,), trace=trace, iters=1)
     assert {r["what"] for r in result.sheets[0].records} == {layer_gpu.GRAPH}
     assert result.tables[1].variables["tokens"].values.tolist() == [2, 1, 1]
 
 
-def test_idle_on_ranks():
-    """Blocks count what they wait, and a rank that comes late is idle meanwhile."""
+def test_idle_on_two_ranks():
+    """Blocks count their waits, and a late rank counts as idle."""
     records = measured("idle", ranks=2, tokens=(4,), iters=1).sheets[0].records
     assert [r["pattern"] for r in records] == ["uniform", "zipf", "one", "late rank"]
     assert all(r["blocks"] == 2 and r["idle"] > 0 for r in records)
     assert records[2]["busiest_over_mean"] == 2
 
 
-def test_exchange():
+def test_exchange_on_one_rank():
     (sheet,) = measured("exchange", tokens=(6,), iters=1).sheets
     assert [r["pattern"] for r in sheet.records] == ["uniform", "zipf"]
     assert all(r["mb"] == 2 * 6 * 128 / 1e6 and r["share"] == 1 and "mpi_us" not in r for r in sheet.records)
     assert "in place" in sheet.notes[-1]
 
 
-def test_exchange_on_ranks():
+def test_exchange_on_two_ranks():
     (sheet,) = measured("exchange", ranks=2, tokens=(6,), routing="uniform", preset="gpt-oss-20b", iters=1).sheets
     (record,) = sheet.records
     assert record["share"] == record["speedup"] == 1
-    assert record["mb"] < 2 * 6 * 128 / 1e6  # a rank's own rows stay
+    assert record["mb"] < 2 * 6 * 128 / 1e6  # a rank's own rows do not move
 
 
 @pytest.mark.parametrize("what", [exchange_gpu.COPY, exchange_gpu.STAGED])
-def test_bytes_that_do_not_move_are_seen(what):
+def test_exchange_detects_bytes_that_did_not_move(what):
     def lossy(moves):
         moves.staged()
         moves.gpu.device.clear(moves.landed, 8)
@@ -264,15 +264,15 @@ def test_bytes_that_do_not_move_are_seen(what):
     assert on_ranks(2, body) == [(True, False)] * 2
 
 
-def test_progress():
+def test_progress_on_one_node():
     (sheet,) = measured("progress", tokens=(6,), iters=1).sheets
     (record,) = sheet.records
     assert record["slowdown"] == 0
     assert record["host_alone_us"] > 0
-    assert "the proxy takes was not measured" in sheet.notes[-1]
+    assert "its cost was not measured" in sheet.notes[-1]
 
 
-def test_plan_on_ranks():
+def test_plan_on_two_ranks():
     result = measured("plan", ranks=2, tokens=(4,), iters=1)
     records = result.sheets[0].records
     assert records[0]["plan"].startswith("planned")
@@ -282,7 +282,7 @@ def test_plan_on_ranks():
 
 
 def test_an_output_that_is_not_written_is_an_error():
-    """What all of these suites check with."""
+    """The check of all these suites."""
 
     def body(comm, rank):
         world = World()
@@ -301,8 +301,8 @@ def test_an_output_that_is_not_written_is_an_error():
     assert wrong == 1
 
 
-def test_a_whole_run(tmp_path, monkeypatch, capsys):
-    """From the command line to the file: attributes say which card, tables hold raw times."""
+def test_a_whole_run_writes_the_file(tmp_path, monkeypatch, capsys):
+    """From the command line to the file: attributes name the GPU, tables hold raw times."""
     monkeypatch.setattr("aristos.bench.world.connect", lambda *a, **k: World())
     out = tmp_path / "r.h5"
     words = ["put", "signal", "--backend", "cuda", "--iters", "2", "--out", str(out)]
@@ -314,19 +314,19 @@ def test_a_whole_run(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("words", "why"), [
-    (["layer", "--schedule", "bulk"], "--schedule bulk is for --backend cpu: cards run the fused schedule"),
+    (["layer", "--schedule", "bulk"], "--schedule bulk is for --backend cpu: GPUs run the fused schedule"),
     (["layer", "--threads", "2"], "--threads is for --backend cpu"),
     (["put", "--timeline", "t.json"], "--timeline is for --backend cpu"),
     (["layer", "--ranks-per-node", "1"], "--ranks-per-node is for --backend cpu: ranks of pretended nodes would take"),
 ])  # fmt: skip
-def test_refusals(words, why):
+def test_options_of_cpus_are_usage_errors(words, why):
     with pytest.raises(UsageError, match=why):
         parse([*words, "--backend", "cuda"])
     assert main.main([*words, "--backend", "cuda"]) == 2
 
 
-def test_what_runs_where():
-    """One card is enough for all but groups of ranks; a trace brings its suite along."""
+def test_suites_by_number_of_gpus():
+    """One GPU is enough for all suites but `plan`; a trace adds `replay`."""
     asked = parse(["--backend", "cuda"])
     assert [s.name for s in main.chosen(asked, 1)] == ["put", "signal", "exchange", "gemm", "layer", "idle"]
     traced = Options(backend="cuda", routing="t.npz")
@@ -336,37 +336,38 @@ def test_what_runs_where():
         main.chosen(parse(["plan", "--backend", "cuda"]), 1)
 
 
-def test_without_the_compiler():
-    """What is said about cards needs no compiler; a run on one says what is missing."""
+def test_help_without_the_compiler():
+    """The help lists the suites on GPUs without a compiler; a run names the missing part."""
     code = (
         "import sys; sys.modules['numba_cuda'] = None; from aristos.bench import main;"
         "assert main.main(['--help']) == 0; sys.exit(main.main(['put', '--backend', 'cuda', '--out', 'none']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 3
-    assert "cuda: a card a rank, every suite, each as far as it has a meaning there" in " ".join(done.stdout.split())
+    assert "suites on GPUs (--backend cuda), timed by CUDA events:" in done.stdout
+    assert "the tile product against cuBLAS" in done.stdout
     assert "GPU" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_without_a_card(capsys):
+def test_without_a_gpu(capsys):
     from aristos.substrate.cuda.device import count
 
     if count():
-        pytest.skip("there is a card")
+        pytest.skip("there is a GPU")
     assert main.main(["signal", "--backend", "cuda", "--out", "none"]) == 3
     assert "GPU" in capsys.readouterr().err
 
 
-def test_cublas_is_told_rows_as_columns(monkeypatch):
-    """C^T = B A^T: operations, sizes and leading dimensions in the library's order; a refusal is an error."""
-    told = []
+def test_cublas_gets_rows_as_columns(monkeypatch):
+    """C^T = B A^T: operations, sizes and leading dimensions in the library's order; a failed call is an error."""
+    made = []
 
     class Library:
         def __getattr__(self, name):
             def function(*arguments):
-                told.append((name, [getattr(a, "value", a) for a in arguments]))
-                return 15 if name == "cublasGemmEx" and len(told) > 4 else 0
+                made.append((name, [getattr(a, "value", a) for a in arguments]))
+                return 15 if name == "cublasGemmEx" and len(made) > 4 else 0
 
             return function
 
@@ -375,7 +376,7 @@ def test_cublas_is_told_rows_as_columns(monkeypatch):
     class G:
         stream = 7
 
-        class card:
+        class device:
             @staticmethod
             def current():
                 return contextlib.nullcontext()
@@ -386,7 +387,7 @@ def test_cublas_is_told_rows_as_columns(monkeypatch):
 
     blas = cublas.Cublas(G)
     blas.product("bf16", 3, 5, 7, 100, 8, 200, 16, 300, 24)
-    name, (_, op_a, op_b, m, n, k, _, a, a_type, lda, b, b_type, ldb, _, c, c_type, ldc, compute, algo) = told[-1]
+    name, (_, op_a, op_b, m, n, k, _, a, a_type, lda, b, b_type, ldb, _, c, c_type, ldc, compute, algo) = made[-1]
     assert (name, op_a, op_b, m, n, k) == ("cublasGemmEx", 1, 0, 5, 3, 7)
     assert (a, lda, b, ldb, c, ldc) == (200, 16, 100, 8, 300, 24)
     assert {a_type, b_type, c_type} == {14}

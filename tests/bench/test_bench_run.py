@@ -1,4 +1,4 @@
-"""`python -m aristos.bench` as a user runs it: on several ranks, to its tables, files, pictures and exit codes."""
+"""`python -m aristos.bench` as a user runs it on several ranks: tables, files, pictures and exit codes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ needs_mpiexec = pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside
 
 
 def bench(ranks: int, *words: str, code: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run the benchmark, or with `code` a program around it, on some ranks; 0 ranks is without mpiexec."""
+    """Run the benchmark, or the program `code`, on some ranks; 0 ranks: without mpiexec."""
     launcher = (*find_mpiexec(), "-n", str(ranks)) if ranks else ()
     program = ["-c", code] if code else ["-m", "aristos.bench"]
     clean = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES) and k != FLAG}
@@ -92,7 +92,7 @@ def test_every_picture_is_drawn(whole, tmp_path):
     assert all(p.stat().st_size > 10_000 for p in drawn)
 
 
-def test_the_plot_command(whole, tmp_path, capsys):
+def test_the_plot_command_draws_and_has_exit_codes(whole, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     from aristos.cli.__main__ import main
 
@@ -105,7 +105,7 @@ def test_the_plot_command(whole, tmp_path, capsys):
     assert "unknown command 'nonsense'" in capsys.readouterr().err
 
 
-def test_the_timeline_shows_every_rank_at_work(whole):
+def test_the_timeline_shows_the_steps_of_every_rank(whole):
     folder, _ = whole
     events = json.loads((folder / "t.json").read_text())["traceEvents"]
     spans = [e for e in events if e["ph"] == "X"]
@@ -126,8 +126,8 @@ def test_pairs_on_an_odd_number_of_ranks(tmp_path):
 
 
 @needs_mpiexec
-def test_pretended_nodes_take_transport_rma(tmp_path):
-    """Outputs are right, and the file says what nodes there were."""
+def test_pretended_nodes_use_transport_rma(tmp_path):
+    """Outputs are right, and the file records the nodes."""
     done = bench(
         3,
         "put",
@@ -176,14 +176,14 @@ def test_a_named_suite_that_needs_more_ranks_is_a_usage_error():
         (("layer", "--ranks-per-node", "0"), 2, "--ranks-per-node: must be at least 1, got 0"),
     ],
 )
-def test_complaints_come_once(words, code, message):
+def test_an_error_of_all_ranks_is_printed_once(words, code, message):
     done = bench(2, *words, "--seconds", "1")
     assert done.returncode == code, done.stderr
     assert done.stderr.count(message) == 1
     assert done.stdout == ""
 
 
-def test_a_closed_stdout_is_told_before_measuring():
+def test_a_closed_stdout_is_an_error_before_measuring():
     clean = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}
     command = f"exec {sys.executable} -m aristos.bench gemm --seconds 60 --out none >&-"
     done = subprocess.run(["sh", "-c", command], cwd=ROOT, env=clean, stderr=subprocess.PIPE, text=True, timeout=50)
@@ -210,7 +210,7 @@ def test_a_launcher_that_does_not_match_is_an_environment_error():
         assert done.stdout == ""
 
 
-def test_a_file_that_is_no_results_file_is_refused_before_measuring(tmp_path):
+def test_a_file_of_another_kind_is_an_error_before_measuring(tmp_path):
     (tmp_path / "r.h5").write_text("mine")
     start = time.monotonic()
     done = bench(0, "--out", str(tmp_path / "r.h5"))
@@ -222,8 +222,8 @@ def test_a_file_that_is_no_results_file_is_refused_before_measuring(tmp_path):
 
 @needs_mpiexec
 @pytest.mark.parametrize("suite", ["gemm", "layer", "idle", "plan"])
-def test_a_wrong_result_is_shown_and_ends_in_1(suite):
-    """The oracle is bent by 1 part in 1000, which is what a wrong kernel looks like from outside."""
+def test_a_wrong_result_is_shown_and_exits_with_1(suite):
+    """The oracle is wrong by 1 part in 1000, which looks like a wrong kernel."""
     code = PATCH + "true = r.expert; r.expert = lambda *a, **k: true(*a, **k) * 1.001; sys.exit(main())"
     done = bench(2, suite, *SMALL, "--out", "none", code=code)
     assert done.returncode == 1, done.stderr
@@ -251,7 +251,7 @@ w.World._bounded = lambda world, call: stop() if world.rank == 1 and call == "ga
 @needs_mpiexec
 @pytest.mark.parametrize("where", ["", IN_A_COLLECTIVE], ids=["before-a-barrier", "in-a-collective"])
 def test_a_rank_that_stops_outside_a_call_ends_the_job(where):
-    """Within its limit, in one line and by its exit code."""
+    """The job ends within the limit, with one line and exit code 3."""
     done = bench(2, "gemm", *SMALL, "--out", "none", code=PATCH + STOPS + where + "sys.exit(main())")
     assert done.returncode == 3, done.stderr
     assert re.search("rank 0 waited 2[.0-9]* s .*for the other ranks", done.stderr), done.stderr

@@ -1,4 +1,4 @@
-"""Floors of the CUDA kernels: by hand, that more work never takes less, and the table in the docs."""
+"""Floors of the CUDA kernels: values by hand, monotony, and the table in the docs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def us(gpu, kind, work):
 
 
 def test_shape_a_by_hand():
-    """1024 tokens, H 1024, F 4096, 8 experts, 2 of them, bf16, on one H100: every number worked out on paper.
+    """1024 tokens, H 1024, F 4096, 8 experts, 2 of them, bf16, on one H100: all numbers by hand.
 
     2048 rows. x: 2 MiB. A matrix of weights: 8 MiB, eight of them 64 MiB. h: 16 MiB. Return rows: 4 MiB.
     """
@@ -82,14 +82,14 @@ def test_few_rows_read_few_weights():
     assert replace(one, tokens=100).active == 16
 
 
-def test_units_that_run_side_by_side():
+def test_tensor_cores_and_float32_units_work_in_parallel():
     work = Work(products=312e6, plain=39e6)
     assert floor(A100, "bf16", work) == (pytest.approx(2.0), "compute")  # the router's part is the longer one
     assert floor(A100, "f32", work) == (pytest.approx(18.0), "compute")  # one after the other
 
 
 @pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
-def test_peaks_follow_from_the_chip(gpu):
+def test_peaks_follow_from_sms_and_clock(gpu):
     """SMs x FLOPs per cycle x boost clock by the white papers, to a percent: catches sparse rates and typing errors."""
     clock, plain, tensor = {"A100": (1.41e9, 128, 2048)}.get(gpu.name, (1.83e9, 256, 4096))
     boost = clock if gpu.name == "A100" else 1.98e9  # an H100's tensor cores run slower than its float32 units may
@@ -99,8 +99,8 @@ def test_peaks_follow_from_the_chip(gpu):
 
 @pytest.mark.parametrize("kind", BYTES)
 @pytest.mark.parametrize("preset", PRESETS)
-def test_more_never_takes_less(preset, kind):
-    """More tokens, wider rows, a gate, a slower GPU; and the fused layer has no more to do than its kernels."""
+def test_more_work_never_takes_less(preset, kind):
+    """More tokens, wider rows, a gate, a slower GPU; and the fused layer never takes longer than its kernels."""
     for call in calls(preset, kind, 1):
         for gpus in (1, 2, 8):
             here = replace(call, gpus=gpus)
@@ -116,8 +116,8 @@ def test_more_never_takes_less(preset, kind):
     assert layer(replace(call, gpus=8)).link > layer(replace(call, gpus=2)).link > layer(call).link == 0
 
 
-def test_the_table_in_the_docs(capsys):
-    """docs/performance.md has what the command prints, to the letter."""
+def test_the_docs_have_the_output(capsys):
+    """docs/performance.md has the output of the command, to the letter."""
     assert main([]) == 0
     printed = capsys.readouterr().out
     assert printed == page() + "\n"
@@ -143,7 +143,7 @@ def test_the_command_needs_no_mpi_and_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_bad_input(capsys):
+def test_wrong_input_is_named(capsys):
     with pytest.raises(InputError, match="kind must be one of bf16, f16, tf32, f32, got 'fp8'"):
         Call(1, 1, 1, 1, 1, kind="fp8")
     with pytest.raises(InputError, match=r"gpus must be in 1\.\.8, the number of experts, got 9"):

@@ -67,7 +67,7 @@ def _drawn(picture: Picture, table: Table, file: str) -> Any:
         IndexError,
         TypeError,
         ValueError,
-    ) as why:  # the table is of another version or of another program
+    ) as why:  # a table of another version or program
         raise ResultsError(f"{file}: no picture of the table {table.name!r}: {type(why).__name__}: {why}") from why
 
 

@@ -73,6 +73,7 @@ class Exchange:
         return {method: all_methods[method] for method in METHODS[pattern]}
 
     def one_sided(self) -> None:
+        """Puts and signals to every rank, then waits. Collective."""
         from .. import oneside, oneside_rma
 
         self.epoch += 1

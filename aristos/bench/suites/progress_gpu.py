@@ -87,7 +87,8 @@ class Bursts:
         return self.gpu.device.elapsed(before, after) / CALLS, spent
 
     def measure(self, seconds: float, asked: int | None) -> dict[str, np.ndarray]:
-        """Seconds [2, turns]: "calls", host waiting and computing; "host", its work alone and beside a burst. Collective."""
+        """Seconds [2, turns] of "calls", host waiting and computing, and of "host", its work alone and beside a burst.
+        Collective."""
         world = self.gpu.world
         with no_gc(), self.gpu.here():
             once, _ = self.burst(False)

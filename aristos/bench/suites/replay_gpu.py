@@ -114,8 +114,8 @@ def run(ctx: Context, gpu: Gpu) -> Result:
 
 def _phase(ctx: Context, gpu: Gpu, work: Workload, moe: Any, name: str, prefill: int, blas: Cublas | None,
            buffers: Any) -> Phase:  # fmt: skip
-    """All steps on the GPU, captured and checked. One call of the oracle covers them, so that it generates each expert's
-    weights once."""
+    """All steps on the GPU, captured and checked. One call of the oracle covers all, so that it generates the
+    weights of each expert once."""
     assert ctx.trace is not None
     count = MOST_STEPS[name]
     made = [step_call(work, ctx.trace, name, prefill, i, count) for i in range(count)]
