@@ -151,11 +151,11 @@ def _problem(asked: argparse.Namespace) -> Problem:
 def _discovered() -> Links:
     """What `aristos topo --measure` says of this machine: alone of its GPUs, else on ranks that it starts."""
     from ..errors import EnvironmentProblem
-    from ..launcher import machine
+    from ..launcher import this_node
     from ..topology.links import load as load_links
 
     start: list[str] = []
-    if not machine.look(os.environ).devices:
+    if not this_node.find(os.environ).devices:
         ranks = min(DISCOVER_RANKS, max(2, len(os.sched_getaffinity(0))))
         start = ["run", "-n", str(ranks), "--", sys.executable, "-m", "aristos"]
     with tempfile.TemporaryDirectory() as folder:

@@ -22,15 +22,15 @@ from aristos.topology import (
     from_text,
     join,
     listing,
-    machine,
     nvlink,
     nvml,
     pci,
     query,
+    smi_node,
     sysfs,
 )
 from aristos.topology.commands import Answer
-from aristos.topology.discover import FABRIC, QUERY, machine_here
+from aristos.topology.discover import FABRIC, QUERY, node_here
 from aristos.topology.model import Device, Fault, Link, Mig, Node
 from aristos.topology.slurm_job import Job
 from aristos.topology.visible import visible
@@ -151,7 +151,7 @@ def test_samples_of_nvlinks_lists_and_queries(shared_dir):
     assert query.parse((samples / "query_gpu" / "rtx_index_busid_noheader.csv").read_text())[3].pci == "0000:c6:00.0"
     for file in (*(samples / "errors").iterdir(), *(samples / "p2p").iterdir()):
         with pytest.raises(TopologyError):
-            machine.read(file.read_text())
+            smi_node.read(file.read_text())
 
 
 def square(rows: str) -> str:
@@ -162,11 +162,11 @@ def square(rows: str) -> str:
 
 
 def found(rows: str) -> list[str]:
-    return [fault.text for fault in machine.read(square(rows))[1]]
+    return [fault.text for fault in smi_node.read(square(rows))[1]]
 
 
 def test_an_asymmetric_matrix_counts_as_the_worse_direction():
-    node, seen = machine.read(square("X NV6 NV6\nNV6 X NV6\nSYS SYS X"))
+    node, seen = smi_node.read(square("X NV6 NV6\nNV6 X NV6\nSYS SYS X"))
     assert node.links["GPU0", "GPU2"] == node.links["GPU2", "GPU0"] == Link("SYS")
     assert node.links["GPU0", "GPU1"] == Link("NV", 6)
     texts = [fault.text for fault in seen]
@@ -221,10 +221,10 @@ def test_a_cube_mesh_is_no_fault_and_a_lost_link_in_it_is():
 
 def test_lists_of_cpus_that_were_cut():
     text = "\tGPU0\tCPU Affinity\nGPU0\t X \t{}\n"
-    (fault,) = machine.read(text.format("0,2,4,6,8,10"))[1]
+    (fault,) = smi_node.read(text.format("0,2,4,6,8,10"))[1]
     assert "cuts" in fault.text
     assert "local_cpulist" in fault.remedy
-    assert machine.read(text.format("0-31,64-95"))[1] == []
+    assert smi_node.read(text.format("0-31,64-95"))[1] == []
 
 
 GPUS = (
@@ -330,13 +330,13 @@ def test_a_fabric_that_is_not_ready_passes_for_healthy_else(root):
     """All links are up, and no peer reaches the GPU: the state of the fabric alone tells."""
     gpus = switched(3, 18)
     gpus[0].fabric, gpus[1].fabric, gpus[2].fabric = (3, 0), (3, 19), (2, 0)
-    _, seen = machine_here("host", root, smi(), lambda: Library(gpus, {}))
+    _, seen = node_here("host", root, smi(), lambda: Library(gpus, {}))
     assert [fault.text for fault in seen] == [
         "GPU1: the NVLink fabric is not ready (Completed, NVML error 19)",
         "GPU2: the NVLink fabric is not ready (In Progress, Success)",
     ]
     table = "index, fabric.state, fabric.status\n0, Completed, Insufficient Resources\n1, [N/A], [N/A]\n"
-    _, (fault,) = machine_here("host", root, smi(**{FABRIC[1]: table}), lambda: None)
+    _, (fault,) = node_here("host", root, smi(**{FABRIC[1]: table}), lambda: None)
     assert "GPU0: the NVLink fabric is not ready (Completed, Insufficient Resources)" in fault.text
 
 
@@ -468,7 +468,7 @@ def smi(**changed: str | None):
 
 def test_cpus_come_from_sysfs_and_not_from_nvidia_smis_column(root):
     """The column says 0 and 2 because this process may use no more; the kernel knows the GPUs' neighbours."""
-    node, seen = machine_here("host", root, smi(), lambda: None)
+    node, seen = node_here("host", root, smi(), lambda: None)
     assert [(cpusets.show(d.cpus), d.cpus_from, d.numa) for d in node.devices] == [
         ("0-1,4-5", "sysfs", 0),
         ("2-3,6-7", "sysfs", 1),
@@ -477,27 +477,27 @@ def test_cpus_come_from_sysfs_and_not_from_nvidia_smis_column(root):
     assert [d.memory >> 30 for d in node.devices] == [80, 80]
     assert (node.nics[0].name, node.nics[0].pci) == ("mlx5_0", "0000:05:00.0")
     assert node.link("GPU0", "NIC0") == Link("PIX")
-    assert [nic.name for nic in node.near("GPU0")] == ["mlx5_0"]
+    assert [nic.name for nic in node.nics_by_distance("GPU0")] == ["mlx5_0"]
     assert seen == []
 
 
 def test_nvml_goes_first_and_sysfs_gives_the_rest(root):
     gpus = [Gpu("A100", "GPU-0", "0000:03:00.0"), Gpu("A100", "GPU-1", "0000:43:00.0")]
-    node, seen = machine_here("host", root, smi(topo=None), lambda: Library(gpus, {(0, 1): 50}))
+    node, seen = node_here("host", root, smi(topo=None), lambda: Library(gpus, {(0, 1): 50}))
     assert node.link("GPU0", "GPU1") == Link("SYS")
     assert (node.link("GPU0", "NIC1"), node.link("GPU1", "NIC0")) == (Link("PIX"), Link("SYS"))
     assert cpusets.show(node.devices[1].cpus) == "2-3,6-7"
-    assert [nic.name for nic in node.near("GPU1")] == ["mlx5_0", "mlx5_1"]
+    assert [nic.name for nic in node.nics_by_distance("GPU1")] == ["mlx5_0", "mlx5_1"]
     assert seen == []
 
 
 def test_a_driver_that_fails_is_a_fault_of_the_machine(root):
     broken = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
-    node, (fault,) = machine_here("host", root, smi(**{"-L": broken}), lambda: None)
+    node, (fault,) = node_here("host", root, smi(**{"-L": broken}), lambda: None)
     assert "has failed" in fault.text
     assert node.devices == ()
     assert len(node.cpus) == 8
-    node, (fault,) = machine_here("host", root, lambda words: None, lambda: None)
+    node, (fault,) = node_here("host", root, lambda words: None, lambda: None)
     assert "4 NVIDIA GPUs are on the PCI bus" in fault.text
 
 

@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from ...host.mpi_facts import PREFIXES
+
 VARIABLE = "ARISTOS_DEVICE_PUTS"
 COMMAND = [sys.executable, "-P", "-m", "aristos.substrate.cuda.device_puts"]  # -P: the caller's folder holds no modules
 SECONDS = 60.0  # for the child: MPI and CUDA start, a kernel is compiled
@@ -34,10 +36,6 @@ STUCK_SECONDS = 5.0  # for puts beneath a running kernel
 WORDS = 1 << 19  # of the row: 4 MiB
 PIECES = (64, 4 << 10, 64 << 10, 8 * WORDS)  # bytes of a put: inline, eager, rendezvous, in a pipeline
 NS = 10**9
-# what mpiexec and srun tell their tasks: a child that believed it would join the job, or find that it may not be alone
-LAUNCHERS = ("PMI_", "PMI2_", "PMIX_", "PRTE_", "OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "OMPI_NUM_APP_", "OMPI_APP_CTX_",
-             "OMPI_FIRST_RANKS", "OMPI_MCA_ess", "OMPI_MCA_orte_", "OMPI_MCA_pmix", "I_MPI_PMI_LIBRARY", "HYDRA_",
-             "HYDI_", "MPI_LOCAL", "MPIEXEC_", "PALS_", "ALPS_", "SLURM_")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Answer:
 
 def alone(env: Mapping[str, str]) -> dict[str, str]:
     """An environment without what a launcher said, in which this package is found."""
-    kept = {name: value for name, value in env.items() if not name.startswith(LAUNCHERS)}
+    kept = {name: value for name, value in env.items() if not name.startswith(PREFIXES)}
     root = str(Path(__file__).parents[3])
     kept["PYTHONPATH"] = os.pathsep.join([*filter(None, [kept.get("PYTHONPATH")]), root])
     return kept

@@ -20,6 +20,7 @@ from ...engine import arrivals
 from ...engine import fields as f
 from ...engine.layout import LINE, WORD, Shape, StateLayout, lines, word_from
 from ...errors import AristosError, EnvironmentProblem, PoisonedError, WaitTimeout
+from ...host import mpi_facts
 from ...kernels.cuda import router
 from ...kernels.cuda.catalogue import route_kernels
 from ...kernels.cuda.tile import Tile
@@ -39,7 +40,7 @@ MOST_NS = 1 << 58  # of a timeout: ten of them must be a word
 PATIENCE = 8  # idle sweeps that few rows wait for more of their expert
 AWAKE_SECONDS, NAP_SECONDS = 0.002, 0.01  # a wait asks without pause, then every so often
 # the innermost launcher's first; a group may hold some ranks of a node alone
-LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
+LOCAL_RANK = tuple(rank for rank, _ in mpi_facts.LOCAL)
 
 
 class _CardWindow:
