@@ -115,6 +115,13 @@ def jit(function: Callable) -> Any:
     return compiled
 
 
+def inlined(function: Callable) -> Any:
+    """A small function that is inlined where compiled code calls it: no machine code of its own, none in the cache."""
+    if config.DISABLE_JIT:
+        return function
+    return numba.njit(inline="always", error_model="numpy")(function)
+
+
 def entry(function: Callable, signature: Any, locator: type) -> Any:
     """A function compiled alone, for a C signature; `.address` is where it is in this process.
 
