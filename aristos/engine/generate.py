@@ -9,7 +9,7 @@ from . import schema
 HERE = Path(__file__).parent
 WORDS, PROTOCOL = HERE / "words.py", HERE.parent.parent / "docs" / "protocol.md"
 BEGIN, END = "<!-- tables: generated -->", "<!-- end of tables -->"
-HEAD = '''"""Names of words and where they are. Written by `python -m aristos.engine.generate` from `schema.py`: do not edit.
+HEAD = '''"""Words by name. Written by `python -m aristos.engine.generate` from `schema.py`: do not edit.
 
 Constants number the words of a job, of the state and of a line. A function gives the index of a word in the state, or
 its address in a record. Bind an index once and use it twice: the compiler does not merge them across stores.
@@ -17,7 +17,7 @@ its address in a record. Bind an index once and use it twice: the compiler does 
 
 from ..primitives.compile import inlined
 '''
-ARGUMENTS = {
+ARGUMENTS: dict[tuple[str, ...], str] = {
     schema.PEER: "peer",
     schema.HELD: "expert",
     schema.SLOT: "slot",

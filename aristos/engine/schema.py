@@ -100,10 +100,8 @@ JOB_SCALARS: list[Word] = [
     *_words(OBJECT, "OBJECT | | number of the layer or exchange on its communicator"),
     *_words(CALL, "LAYER | | layer of the object, or `codes.EXCHANGE`"),
     *_words(OBJECT, "ROW_BYTES | bytes | of a row"),
-    *_words(
-        CALL,
-        "STATUS_IN | status | OK, or why this rank refuses its input\nROUTED | flag | ids and weights come from the user",
-    ),
+    *_words(CALL, "STATUS_IN | status | OK, or why this rank refuses its input"),
+    *_words(CALL, "ROUTED | flag | ids and weights come from the user"),
     *_words(
         OBJECT,
         """
@@ -369,14 +367,16 @@ _ARGUMENTS = (
     Field("owner", 1, "rank the rows go to", "rank", "DISPATCH, BLOCK"),
     Field("expert", 1, "held expert", "expert", "EXPERT, LIST, SHARE"),
     Field("packed", 2, "first packed row", "packed row", "DISPATCH"),
-    Field("token", 2, "first token; rows that cross, once written", "token", "BLOCK"),
+    Field("token", 2, "first token, until it is written", "token", "BLOCK"),
+    Field("crossing", 2, "rows that cross, once it is written", "rows", "BLOCK"),
     Field("share", 2, "number of the share in its phase", "share", "SHARE"),
     Field("status", 3, "worst status of the tokens", "status", "ROUTE"),
     Field("slot", 3, "expert among those of the owner", "expert", "DISPATCH"),
     Field("end", 3, "first token after the block", "token", "BLOCK"),
     Field("phase", 3, "of the run, see codes.py", "phase", "SHARE"),
     Field("rows", 4, "rows, tokens or pairs", "rows"),
-    Field("parts", 5, "number of parts; of a BLOCK its tiles", "parts"),
+    Field("parts", 5, "number of parts", "parts", "EXPERT"),
+    Field("tiles", 5, "number of tiles, once it is written", "tiles", "BLOCK"),
     Field("peer", 6, "rank that the idle time is charged to", "rank"),
     Field("run", 7, "column-split run the worker is at", "run"),
     Field("shares", 8, "shares that the worker has taken", "shares"),
@@ -386,7 +386,7 @@ _ARGUMENTS = (
 COMMAND_HEAD = 11  # words of a command before its pieces
 
 RECORDS = [
-    Record("announced", ANNOUNCE_WORDS, 8, "an announcement; the rows of each held expert follow", "the source", _fields(
+    Record("announced", ANNOUNCE_WORDS, 8, "an announcement; rows of each expert follow", "the source", _fields(
         ("object", "number of the layer or exchange"), ("layer", "layer, or `codes.EXCHANGE`"),
         ("row_bytes", "bytes of a row", "bytes"), ("top_k", "choices of a token", "choices"),
         ("status", "OK, or why the source refuses", "status"), ("rows", "rows for this rank", "rows"),
@@ -456,9 +456,9 @@ class Index:
 
 
 INDICES = [
-    Index("slot_of", "job, expert", "job[SLOT_OF] + expert", "Word of the job: the slot this rank sends an expert's rows to."),
+    Index("slot_of", "job, expert", "job[SLOT_OF] + expert", "Word of the job: the slot that gets an expert's rows."),
     Index("slot_start", "job, rank", "job[SLOT_START] + rank", "Word of the job: first slot of a rank."),
-    Index("pair", "job, source, expert", "source * job[MAX_HELD] + expert", "Number of a pair, for the tables of pairs."),
+    Index("pair", "job, source, expert", "source * job[MAX_HELD] + expert", "Number of a (source, expert) pair."),
     Index("kept", "job, source, tile", "job[T_KEPT] + KEPT_WORDS * (source * job[SLOTS] + tile % job[SLOTS])",
           "Kept record of a source's tile."),
     Index("run", "job, slot", "job[T_RUN] + RUN_WORDS * slot", "Column-split run of a slot."),
@@ -474,7 +474,7 @@ INDICES = [
     Index("part", "job, command, i", "command + COMMAND_LISTS + LISTS * job[BATCH] + PART_WORDS * i",
           "Part i of a command."),
     Index("counter", "job, worker, name", "job[T_COUNTERS] + COUNTER_WORDS * worker + name", "Counter of a worker."),
-    Index("puts", "counter, size", "counter + PUTS_WORDS * size", "Puts of a size class, from the counter of the first."),
+    Index("puts", "counter, size", "counter + PUTS_WORDS * size", "Puts of a size class, from the first."),
     Index("announced_count", "a, expert", "a + 8 * (ANNOUNCED_WORDS + expert)",
           "Address in an announcement: rows of an expert."),
     Index("event", "job, worker, n", "job[EVENTS] + 8 * EVENT_WORDS * (worker * job[EVENTS_MAX] + n)",

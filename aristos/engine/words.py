@@ -1,4 +1,4 @@
-"""Names of words and where they are. Written by `python -m aristos.engine.generate` from `schema.py`: do not edit.
+"""Words by name. Written by `python -m aristos.engine.generate` from `schema.py`: do not edit.
 
 Constants number the words of a job, of the state and of a line. A function gives the index of a word in the state, or
 its address in a record. Bind an index once and use it twice: the compiler does not merge them across stores.
@@ -231,7 +231,7 @@ SIZE_CLASSES = 10
 
 @inlined
 def slot_of(job, expert):
-    """Word of the job: the slot this rank sends an expert's rows to."""
+    """Word of the job: the slot that gets an expert's rows."""
     return job[SLOT_OF] + expert
 
 
@@ -243,7 +243,7 @@ def slot_start(job, rank):
 
 @inlined
 def pair(job, source, expert):
-    """Number of a pair, for the tables of pairs."""
+    """Number of a (source, expert) pair."""
     return source * job[MAX_HELD] + expert
 
 
@@ -309,7 +309,7 @@ def counter(job, worker, name):
 
 @inlined
 def puts(counter, size):
-    """Puts of a size class, from the counter of the first."""
+    """Puts of a size class, from the first."""
     return counter + PUTS_WORDS * size
 
 
@@ -903,7 +903,13 @@ def command_packed(command):
 
 @inlined
 def command_token(command):
-    """First token; rows that cross, once written (BLOCK)."""
+    """First token, until it is written (BLOCK)."""
+    return command + 2
+
+
+@inlined
+def command_crossing(command):
+    """Rows that cross, once it is written (BLOCK)."""
     return command + 2
 
 
@@ -945,7 +951,13 @@ def command_rows(command):
 
 @inlined
 def command_parts(command):
-    """Number of parts; of a BLOCK its tiles."""
+    """Number of parts (EXPERT)."""
+    return command + 5
+
+
+@inlined
+def command_tiles(command):
+    """Number of tiles, once it is written (BLOCK)."""
     return command + 5
 
 
