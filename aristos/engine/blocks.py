@@ -136,7 +136,7 @@ def execute(job, st, worker):
                 pair = st[words.slot_pair(job, slot)] + packed - st[words.slot_from(job, slot)]
                 mem.store(index_to(job, st, owner, pair), row)
         row += crossed
-    mem.together()
+    mem.block_barrier()
     if mem.thread() == 0:
         st[words.command_tiles(c)] = write_records(job, st, owner, row - sent)
         st[words.command_crossing(c)] = row - sent

@@ -125,22 +125,22 @@ class PairLayout:
 
 def local_region(s: Shape, nodes: Nodes, rank: int, source: int) -> int:
     """Byte offset, in the window for local peers of `rank`, of the region of `source`."""
-    return lines(s.returns) + PairLayout.of(s).nbytes * nodes.near(rank).index(source)
+    return lines(s.returns) + PairLayout.of(s).nbytes * nodes.local(rank).index(source)
 
 
 def remote_region(s: Shape, nodes: Nodes, rank: int, source: int) -> int:
     """Byte offset, in the window for remote peers of `rank`, of the region of `source`."""
-    return lines(s.returns) + PairLayout.of(s).remote_bytes * nodes.far(rank).index(source)
+    return lines(s.returns) + PairLayout.of(s).remote_bytes * nodes.remote(rank).index(source)
 
 
 def local_bytes(s: Shape, nodes: Nodes, rank: int) -> int:
     """Bytes of the window for local peers of `rank`."""
-    return lines(s.returns) + PairLayout.of(s).nbytes * len(nodes.near(rank))
+    return lines(s.returns) + PairLayout.of(s).nbytes * len(nodes.local(rank))
 
 
 def remote_bytes(s: Shape, nodes: Nodes, rank: int) -> int:
     """Bytes of the window for remote peers of `rank`; 0 without any."""
-    peers = len(nodes.far(rank))
+    peers = len(nodes.remote(rank))
     return peers and lines(s.returns) + PairLayout.of(s).remote_bytes * peers
 
 
@@ -151,7 +151,7 @@ def outbox_bytes(s: Shape) -> int:
 
 def rank_bytes(s: Shape, nodes: Nodes, rank: int = 0) -> int:
     """Bytes of both windows and of the outboxes."""
-    return local_bytes(s, nodes, rank) + remote_bytes(s, nodes, rank) + outbox_bytes(s) * len(nodes.far(rank))
+    return local_bytes(s, nodes, rank) + remote_bytes(s, nodes, rank) + outbox_bytes(s) * len(nodes.remote(rank))
 
 
 def ring_rows(world: int, stride: int, most: int) -> int:

@@ -87,7 +87,7 @@ def set_blocks(job, st, tokens):
             left += st[position + i] >= 0
         st[words.block_left(job, b)] = left
         st[words.ready(job, b)] = 0
-    mem.together()
+    mem.block_barrier()
     if mem.thread() != 0:
         return
     st[words.ready(job, blocks)] = 0  # the end of the queue
@@ -121,7 +121,7 @@ def set_streams(job, st, rows):
     if job[words.REMOTE] != 0:
         for slot in range(mem.thread(), job[start + world], mem.threads()):
             st[words.slot_from(job, slot)] = st[offset + slot]
-    mem.together()
+    mem.block_barrier()
     for expert in range(mem.thread(), local, mem.threads()):
         slot = job[start + me] + expert
         count = st[offset + slot + 1] - st[offset + slot]
@@ -167,7 +167,7 @@ def announce(job, st):
     me, world = job[words.RANK], job[words.WORLD]
     for i in range(1, world):
         write_announcement(job, st, (me + i) % world)
-    mem.together()
+    mem.block_barrier()
     if mem.thread() == 0:
         for i in range(1, world):
             mem.store_release(word_to(job, st, (me + i) % world, words.ANNOUNCED), job[words.EPOCH])
@@ -186,5 +186,5 @@ def execute(job, st):
         rows = st[words.offset(job, job[words.slot_start(job, job[words.WORLD])])]
     set_blocks(job, st, tokens)
     set_streams(job, st, rows)
-    mem.together()
+    mem.block_barrier()
     announce(job, st)

@@ -103,12 +103,12 @@ def settle(job, st, worker):
     """Count what this worker has noted, after it has decided and published. By all its threads, outside the lock."""
     c = words.command(job, worker)
     pieces = st[words.command_back(c)]
-    mem.together()  # no piece is added before all threads have read their number
+    mem.block_barrier()  # no piece is added before all threads have read their number
     if pieces == 0:
         return
     for i in range(pieces):
         piece = words.piece(c, i)
         count_back(job, st, st[words.piece_packed(piece)], st[words.piece_rows(piece)])
-    mem.together()
+    mem.block_barrier()
     if mem.thread() == 0:
         st[words.command_back(c)] = 0

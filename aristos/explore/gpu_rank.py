@@ -30,7 +30,7 @@ class CardRank(Rank):
     def __init__(self, machine: Machine, me: int) -> None:
         self.host_cause = 0  # why the host says that this rank has failed
         super().__init__(machine, me)
-        self.far = machine.case.nodes.far(me)
+        self.far = machine.case.nodes.remote(me)
         self.alone = {private(me, LOCK, LINE), private(me, LOCK, 2 * LINE)}
         self.alone |= {
             address(me, BELIEVED, LINE * p + WORD * w) for p in self.far for w in range(words.LINE_WORDS + 1)
@@ -58,7 +58,7 @@ class CardRank(Rank):
         known = (words.T_SENT_ROWS, words.T_SENT_TILES, words.T_FREED_ROWS, words.T_PUT_ROWS, words.T_PUT_TILES,
                  words.T_PUT_RETURNED, words.T_PUT_CREDIT, words.T_OPEN_ROWS, words.T_OPEN_TILES, words.T_OPEN_RETURNED,
                  words.T_OPEN_CREDIT, words.T_RETURNED)  # fmt: skip
-        for p in self.case.nodes.far(self.me) if start else ():
+        for p in self.case.nodes.remote(self.me) if start else ():
             for table in known:
                 st[job[table] + p] = cs[card[table] + p] = start
             for word, told in (

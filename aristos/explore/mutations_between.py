@@ -94,8 +94,8 @@ def shared_staging_pool(put: Put) -> None:
 
     def fill(shape: Any, nodes: Any, me: int, state: Any, starts: dict[int, int], wire: int = 1) -> list[int]:
         made = real(shape, nodes, me, state, starts, wire)
-        for p in nodes.far(me):
-            state[words.staged(starts, p)] = state[words.staged(starts, nodes.far(me)[0])]
+        for p in nodes.remote(me):
+            state[words.staged(starts, p)] = state[words.staged(starts, nodes.remote(me)[0])]
         return made
 
     put(places, "fill", fill)

@@ -125,7 +125,7 @@ class Rank:
             case.shape.ring_rows,
         )
         job[words.RETURN_STRIDE], job[words.ALL_WORKERS] = case.shape.stride, case.workers
-        job[words.REMOTE], job[words.REMOTE_BLOCK] = len(case.nodes.far(me)), case.block
+        job[words.REMOTE], job[words.REMOTE_BLOCK] = len(case.nodes.remote(me)), case.block
         job[words.WIRE] = private(me, places.WIRE) if job[words.REMOTE] else 0
         job[words.SLOTS], job[words.TILE], job[words.BATCH], job[words.RUN_ROWS] = (
             case.shape.slots,

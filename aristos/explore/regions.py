@@ -87,7 +87,7 @@ class Regions:
     def _part(self, rank: int, part: int) -> tuple[int, list[int], int, int]:
         """Of a part: where its regions begin, whose they are, bytes of a region, bytes."""
         if (rank, part) not in self._parts:
-            near, far = self.nodes.near(rank), self.nodes.far(rank)
+            near, far = self.nodes.local(rank), self.nodes.remote(rank)
             self._parts |= {
                 (rank, NEAR): (self.returns, near, self.layout.nbytes, local_bytes(self.shape, self.nodes, rank)),
                 (rank, FAR): (self.returns, far, self.layout.remote_bytes, remote_bytes(self.shape, self.nodes, rank)),
@@ -107,8 +107,8 @@ class Regions:
 
     def ring_slot(self, owner: int, source: int, slot: int) -> range:
         """The addresses of a ring row at `owner`."""
-        near = source in self.nodes.near(owner)
-        peers = self.nodes.near(owner) if near else self.nodes.far(owner)
+        near = source in self.nodes.local(owner)
+        peers = self.nodes.local(owner) if near else self.nodes.remote(owner)
         size = self.layout.nbytes if near else self.layout.remote_bytes
         at = address(owner, NEAR if near else FAR, self.returns + size * peers.index(source) + self.layout.ring)
         at += self.shape.stride * slot

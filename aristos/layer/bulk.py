@@ -15,7 +15,7 @@ import numpy as np
 
 from ..engine import bulk as step
 from ..engine import codes, packing, words
-from ..kernels.cpu.gemm import aligned
+from ..primitives.buffers import aligned
 from ..primitives.compile import warm_up
 from ..substrate.runtime import Runtime
 

@@ -10,8 +10,9 @@ from ..config import MOST_THREADS, NARROW, MoEConfig
 from ..engine import codes, words
 from ..engine.layout import LINE, Shape, lines, ring_rows
 from ..errors import AristosError, ClosedError, InputError, MismatchError, PeerInputError
-from ..kernels.cpu.gemm import FLOAT, aligned, row_stride
+from ..kernels.cpu.panels import row_stride
 from ..placement import Placement
+from ..primitives.buffers import FLOAT, aligned
 from ..substrate.runtime import Runtime, attach
 
 WHY = {codes.NOT_FINITE: "scores or weights that are not finite", codes.BAD_IDS: "ids out of range or repeated"}

@@ -11,9 +11,9 @@ import numpy as np
 from ..engine import codes, words
 from ..engine import exchange as step
 from ..errors import AristosError, InputError, OpenCallError
-from ..kernels.cpu.gemm import aligned
 from ..placement import Placement
 from ..primitives import arrays
+from ..primitives.buffers import aligned
 from ..primitives.compile import warm_up
 from ..substrate.runtime import BATCH, Runtime
 from .collective import Collective, check_common, explain_ids, routing_arrays, usable_timeout, weight_arrays

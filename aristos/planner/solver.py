@@ -176,7 +176,7 @@ class _Large:
         for whole in (False, True):
             if self.low < high * (1 - CLOSE) and time.monotonic() < until:
                 low = lower_bound(
-                    lambda b, _, enough: programme.fewest(b, enough, whole),
+                    lambda b, _, enough: programme.fewest(b, enough, whole),  # noqa: B023
                     reduce_us, p.kappa, min(most, p.n), self.low, high, until,
                 )  # fmt: skip
                 if low > self.low:

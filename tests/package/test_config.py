@@ -145,6 +145,6 @@ def test_names_load_when_used():
     assert python("import aristos; print(aristos.reference.__name__)") == "aristos.reference"
     assert python("import sys, aristos; aristos.MoE; print('mpi4py.MPI' in sys.modules)") == "False"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        aristos.nothing
+        aristos.nothing  # noqa: B018
     for name in aristos.__all__:
         assert getattr(aristos, name) is not None

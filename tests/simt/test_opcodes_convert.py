@@ -367,7 +367,7 @@ def float_order(x, y):
     """0, 1, 2 for less, equal, more; 3 for unordered."""
     if "nan" in (x[0], y[0]):
         return 3
-    size = lambda v: v[2] if v[0] == "num" else exact(1 << 2000)[2]
+    size = lambda v: v[2] if v[0] == "num" else exact(1 << 2000)[2]  # noqa: E731
     return order(-size(x) if x[1] else size(x), -size(y) if y[1] else size(y))
 
 
@@ -468,7 +468,7 @@ def test_comparisons_that_overwrite_what_they_read():
     """The second predicate is an operand, or the guard, of the instruction that writes it."""
     two = dict(zip("ab", mixed(integer_edges(32), 32, 2, N, 43)))
     p = np.random.default_rng(6).random(N) < 0.5
-    less = lambda a, b: read(a, "s32") < read(b, "s32")
+    less = lambda a, b: read(a, "s32") < read(b, "s32")  # noqa: E731
     inputs = {**two, "p": p}
     check([
         Case("mov.pred $d, $p;\nsetp.lt.and.s32 $d|$e, $a, $b, $d;", "pred pred", inputs,

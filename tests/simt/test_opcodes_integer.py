@@ -87,7 +87,7 @@ def test_wide(kind):
 
 def test_saturating():
     two, three = values("s32", 2), values("s32", 3)
-    sat = lambda function: lambda *raw: cut(saturated(function(*(read(x, "s32") for x in raw)), "s32"), 32)
+    sat = lambda function: lambda *raw: cut(saturated(function(*(read(x, "s32") for x in raw)), "s32"), 32)  # noqa: E731
     check([
         Case("add.sat.s32 $d, $a, $b;", "b32", two, sat(lambda a, b: a + b)),
         Case("sub.sat.s32 $d, $a, $b;", "b32", two, sat(lambda a, b: a - b)),

@@ -62,7 +62,7 @@ def kernel(cases: Sequence[Case], arrays: list[np.ndarray], offsets: list[int], 
         for letter, kind in zip("de", kinds):
             names[letter] = f"{letter}{number}"
             lines.append(f".reg .{kind} {letter}{number};")
-        lines += ["{", re.sub(r"\$([a-z])", lambda match: names[match[1]], case.text), "}"]
+        lines += ["{", re.sub(r"\$([a-z])", lambda match: names[match[1]], case.text), "}"]  # noqa: B023
         for letter, kind in zip("de", kinds):
             if kind == "pred":
                 lines.append(f"selp.u32 j, 1, 0, {letter}{number};")

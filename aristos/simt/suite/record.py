@@ -41,7 +41,7 @@ class Recorder:
     """What the test under way did."""
 
     def __init__(self) -> None:
-        self.file = open(os.environ[OUTPUT], "a", encoding="utf-8", buffering=1)
+        self.file = open(os.environ[OUTPUT], "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         self.seconds = float(os.environ.get(LIMIT, "60"))
         self.running = False
         self.launches, self.libraries, self.reports = 0, set[str](), list[str]()

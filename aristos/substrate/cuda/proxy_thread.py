@@ -15,9 +15,9 @@ from numba import int32, int64
 
 from ...engine import codes, proxy, words
 from ...errors import EnvironmentProblem
-from ...kernels.cpu.gemm import aligned
 from ...primitives import memory as mem
 from ...primitives import wire
+from ...primitives.buffers import aligned
 from ...primitives.compile import Locator, compiling, entry, jit, warm_up
 from ..cpu.loop import rest
 from .outboxes import Sides
