@@ -1,7 +1,7 @@
 """The builder of jobs: the CPU and CUDA substrates, the proxy and the schedule explorer all fill jobs here.
 
-A job is filled part by part, as schema.py has the parts: `engine` (all calls of a runtime), `tile` (the kernel that runs
-it), `object` (a layer or an exchange), `weights` and `call`. A part names all of its words or raises TypeError.
+A job is filled part by part, as schema.py has the parts: `engine` (all calls of a runtime), `tile` (the kernel that
+runs it), `object` (a layer or an exchange), `weights` and `call`. A part names all of its words or raises TypeError.
 """
 
 from __future__ import annotations
