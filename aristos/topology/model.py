@@ -19,9 +19,9 @@ _CELL = re.compile(r"NV(\d+)|X|self|PIX|PXB|PHB|NODE|SYS|SOC|NET(\d*)")
 
 @dataclass(frozen=True)
 class Link:
-    """The class of a pair. kind: one of KINDS; count: NVLinks of NV, switches on the way of NET (0: unknown).
+    """The class of a pair. kind: one of KINDS; count: NVLinks of NV, switches of NET (0: unknown).
 
-    self: the same device; NV: bonded NVLinks; PIX, PXB: one PCIe bridge, several; PHB: a PCIe host bridge, i.e. the CPU;
+    self: the same device; NV: bonded NVLinks; PIX, PXB: one PCIe bridge, several; PHB: a PCIe host bridge (the CPU);
     NODE: between host bridges of a NUMA domain; SYS: between NUMA domains; NET: between nodes.
     """
 

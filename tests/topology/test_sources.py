@@ -36,7 +36,7 @@ from aristos.topology.slurm_job import Job
 from aristos.topology.visible import visible
 
 
-def test_links_are_ordered_from_near_to_far():
+def test_links_are_ordered_from_fast_to_slow():
     texts = ["X", "NV18", "NV4", "NV1", "PIX", "PXB", "PHB", "NODE", "SYS", "NET1", "NET3"]
     links = [Link.parse(text) for text in texts]
     assert sorted(links, key=lambda link: link.rank) == links
@@ -80,7 +80,7 @@ def test_the_list_of_gpus():
         ("  MIG 1g.10gb Device 0: (UUID: MIG-a1)\n", "MIG 1g.10gb"),
     ],
 )
-def test_lists_that_are_none(text, quoted):
+def test_wrong_gpu_lists_are_errors(text, quoted):
     with pytest.raises(TopologyError, match=r"^") as refused:
         listing.parse(text)
     assert quoted in str(refused.value)
@@ -214,7 +214,7 @@ def cube(spoil: bool) -> str:
     )
 
 
-def test_a_cube_mesh_is_no_fault_and_a_lost_link_in_it_is():
+def test_a_cube_mesh_is_no_fault_but_a_lost_link_in_it_is():
     assert found(cube(False)) == []
     assert [text.split(" has")[0] for text in found(cube(True))] == ["GPU0", "GPU7"]
 
@@ -263,7 +263,7 @@ def test_visible_devices_by_number_uuid_and_mig(value, wanted, faulty):
     assert bool(said) == faulty
 
 
-def test_numbers_are_nvmls_whatever_the_position():
+def test_numbers_are_nvmls_at_any_position():
     """A cgroup shows GPU3 alone, as number 0; without one, number 5 of 8 is not the first."""
     lone = (Device(0, "A100", "GPU-three", "0000:81:00.0"),)
     assert visible({"CUDA_VISIBLE_DEVICES": "0"}, lone)[0][0].device.pci == "0000:81:00.0"
@@ -326,7 +326,7 @@ def test_nvml_counts_nvlinks_through_switches_and_between_peers():
     assert [d.pci for d in devices] == ["0000:01:00.0", "0000:02:00.0", "0000:03:00.0"]
 
 
-def test_a_fabric_that_is_not_ready_passes_for_healthy_else(root):
+def test_a_fabric_that_is_not_ready_is_a_fault(root):
     """All links are up, and no peer reaches the GPU: the state of the fabric alone tells."""
     gpus = switched(3, 18)
     gpus[0].fabric, gpus[1].fabric, gpus[2].fabric = (3, 0), (3, 19), (2, 0)
@@ -481,7 +481,7 @@ def test_cpus_come_from_sysfs_and_not_from_nvidia_smis_column(root):
     assert seen == []
 
 
-def test_nvml_goes_first_and_sysfs_gives_the_rest(root):
+def test_nvml_is_preferred_and_sysfs_adds_the_rest(root):
     gpus = [Gpu("A100", "GPU-0", "0000:03:00.0"), Gpu("A100", "GPU-1", "0000:43:00.0")]
     node, seen = node_here("host", root, smi(topo=None), lambda: Library(gpus, {(0, 1): 50}))
     assert node.link("GPU0", "GPU1") == Link("SYS")
@@ -526,7 +526,7 @@ def test_the_nodes_of_a_job_and_of_ranks(root):
         ranks.node("z")
 
 
-def test_scontrols_answer_goes_before_files(root):
+def test_scontrol_is_preferred_to_files(root):
     env = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURMD_NODENAME": "n1"}
     write(root / "etc/slurm/topology.conf", "SwitchName=a Nodes=n[1-2]")
 
@@ -543,7 +543,7 @@ def test_scontrols_answer_goes_before_files(root):
     assert discover(ask=ask(two), network=False, **common).network.kind == "unknown"
 
 
-def test_what_ranks_saw_is_joined():
+def test_topologies_of_ranks_are_joined():
     def part(name: str, allowed: int, gpus: int):
         node = Node(name, tuple(Device(at, "A100") for at in range(gpus)), allowed=frozenset({allowed}), complete=True)
         topology = from_text(None, "SwitchName=l Nodes=a,b\n")
@@ -628,7 +628,7 @@ def test_wrong_use(words, said, capsys):
     assert said in told.err
 
 
-def test_a_closed_stdin_and_a_reader_that_has_enough(tmp_path):
+def test_a_closed_stdin_and_a_closed_pipe(tmp_path):
     file = tmp_path / "text"
     file.write_text(square(cube(False)))
     command = f"{sys.executable} -m aristos topo --nvidia-smi"
@@ -667,7 +667,7 @@ def test_pictures(tmp_path, root):
         assert (tmp_path / name).stat().st_size > 1000
 
 
-def test_nvml_says_what_times_depend_on():
+def test_nvml_reports_clocks_and_power_limit():
     """Clocks of the card that CUDA names, by its UUID; what a driver does not say is left out."""
     library = Library([Gpu("A", "GPU-a", ":01:00.0"), Gpu("B", "GPU-b", ":02:00.0")], {})
     found = {"driver_version": "580.95.05", "sm_clock_mhz": 200001, "memory_clock_mhz": 200002, "power_limit_w": 700.0}
