@@ -43,7 +43,7 @@ def allocation(env: Mapping[str, str]) -> int:
     return max(1, len(job.job_nodes)) if job is not None and slurm_variables.job_id(env) else 0
 
 
-def refuse_inside_a_job(started: tuple[str, int, int] | None) -> None:
+def check_not_inside_a_job(started: tuple[str, int, int] | None) -> None:
     """Raise EnvironmentProblem if a launcher started this process as one of several: each would start a job."""
     if started is not None and started[1] > 1:
         raise EnvironmentProblem(
@@ -102,7 +102,7 @@ def pmi_for(library: Library | None, types: list[str]) -> str:
     if wanted is None:
         raise EnvironmentProblem(
             "no MPI library that mpi4py would load was found, so the PMI for srun is not known: "
-            "pip install 'aristos[mpich]', or load the cluster's MPI module (aristos doctor says what is there)"
+            "pip install 'aristos[mpich]', or load the cluster's MPI module (aristos doctor shows what is installed)"
         )
     fits = [kind for kind in types if kind == wanted or kind.startswith(f"{wanted}_")]
     if not fits:

@@ -22,7 +22,7 @@ def run(asked: Namespace, program: list[str]) -> int:
     env = dict(os.environ)
     if asked.nvidia_smi and not asked.dry_run:
         raise InputError("--nvidia-smi FILE describes another machine, so it goes with --dry-run alone")
-    commands.refuse_inside_a_job(launch_environment.started_as(env))
+    commands.check_not_inside_a_job(launch_environment.started_as(env))
     words = commands.seated(commands.find_program(program), asked.smt)
     machine = read(asked.nvidia_smi) if asked.nvidia_smi else find(env)
     nodes = commands.allocation(env)

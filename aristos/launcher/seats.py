@@ -96,9 +96,9 @@ def _close_cores(node: Node, device: Device, cores: Cores) -> Cores:
             continue
         if not cores and not node.complete:  # a machine known from nvidia-smi's text alone
             return _as_linux_counts(cpus)
-        near = [core for core in cores if core & cpus]
-        if near:
-            return near
+        close = [core for core in cores if core & cpus]
+        if close:
+            return close
     return cores
 
 
@@ -174,8 +174,8 @@ def _fewest_first(wanted: list[Cores], pool: Cores) -> list[Cores]:
 
 def _closest_nics(node: Node, device: Device) -> list[str]:
     """The NICs closest to a device; several if they are equally close."""
-    near = [nic for nic in node.nics_by_distance(device.label) if node.link(device.label, nic.label) is not None]
-    return [nic.name for nic in near if node.link(device.label, nic.label) == node.link(device.label, near[0].label)]
+    nics = [nic for nic in node.nics_by_distance(device.label) if node.link(device.label, nic.label) is not None]
+    return [nic.name for nic in nics if node.link(device.label, nic.label) == node.link(device.label, nics[0].label)]
 
 
 def _nics_of_domain(node: Node, cpus: frozenset[int]) -> list[str]:

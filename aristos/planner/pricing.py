@@ -10,17 +10,17 @@ NOTHING = -np.inf
 
 
 @jit
-def price(worth, memory, speed, last, each, room, need):
+def price(worth, memory, speed, last, each, least_memory, need):
     """The most valuable group of each size: ([sizes + 1] its worth, [sizes + 1, devices] whether a device is in it).
 
     worth: [devices]. memory, speed: [devices] in whole units. last: [devices] True for the last device of its cell.
-    each: least number of devices of a group in every cell it touches. room: units of memory that a group needs. need:
+    each: least number of devices of a group in every cell it touches. least_memory: units that a group needs. need:
     [sizes + 1] units of speed that a group of this size needs, -1 if there may be none. Worth is -inf if there is none.
     """
     n, most, top = len(worth), len(need) - 1, need.max()
-    best = np.full((each + 1, most + 1, room + 1, top + 1), NOTHING)
+    best = np.full((each + 1, most + 1, least_memory + 1, top + 1), NOTHING)
     best[0, 0, 0, 0] = 0.0
-    took = np.zeros((n, each + 1, most + 1, room + 1, top + 1), np.bool_)
+    took = np.zeros((n, each + 1, most + 1, least_memory + 1, top + 1), np.bool_)
     for i in range(n - 1, -1, -1):
         if last[i]:  # no later device is in its cell
             best[1:each] = NOTHING
@@ -30,7 +30,7 @@ def price(worth, memory, speed, last, each, room, need):
             for had in range(each + 1):
                 then = best[min(had + 1, each), size - 1]
                 now, mark = best[had, size], took[i, had, size]
-                for left in range(room + 1):
+                for left in range(least_memory + 1):
                     source, line, flag = then[max(0, left - m)], now[left], mark[left]
                     for q in range(min(r, top + 1)):
                         if source[0] + w > line[q]:
@@ -43,10 +43,10 @@ def price(worth, memory, speed, last, each, room, need):
     value = np.full(most + 1, NOTHING)
     inside = np.zeros((most + 1, n), np.bool_)
     for size in range(1, most + 1):
-        if need[size] < 0 or best[0, size, room, need[size]] == NOTHING:
+        if need[size] < 0 or best[0, size, least_memory, need[size]] == NOTHING:
             continue
-        value[size] = best[0, size, room, need[size]]
-        had, count, left, q = 0, size, room, need[size]
+        value[size] = best[0, size, least_memory, need[size]]
+        had, count, left, q = 0, size, least_memory, need[size]
         for i in range(n):
             if took[i, had, count, left, q]:
                 inside[size, i] = True

@@ -116,7 +116,7 @@ def fabric(states: Mapping[str, tuple[str, str]]) -> list[Fault]:
         if "N/A" not in state and (state, status) != ("Completed", "Success")
     }
     remedy = "start nvidia-fabricmanager, with the driver's version; then nvidia-smi --gpu-reset with all jobs stopped"
-    return [Fault(f"{label}: the NVLink fabric is not ready ({said})", remedy) for label, said in bad.items()]
+    return [Fault(f"{label}: the NVLink fabric is not ready ({status})", remedy) for label, status in bad.items()]
 
 
 def cut_lists(devices: Sequence[Device]) -> list[Fault]:

@@ -38,7 +38,7 @@ _TYPED = str.maketrans({"\u00a0": " ", **dict.fromkeys("\u2010\u2011\u2012\u2013
                         **dict.fromkeys("|\u2502\u2503\u2551", " ")})  # fmt: skip
 _ATOM = re.compile(r"NV(?=\d)|PIX|PXB|PHB|NODE|SYS|SOC|X|N/A")
 _NUMBERS = re.compile(r"\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*")
-_TOLD = re.compile(
+_ERROR = re.compile(
     r"has failed|failed to|mismatch|no devices were found|unable to|not found|could ?n[o']t|insufficient|error", re.I
 )
 LONGEST = 1000  # characters of a word; 80 cells that stick together have 400
@@ -111,18 +111,20 @@ def parse(text: str) -> Matrix:
 
 def _first(lines: list[str]) -> tuple[int, tuple[str, list[Row], int]]:
     """The index of the first line that names columns and has rows below, and `_rows` of it."""
-    refused: TopologyError | None = None
+    first_error: TopologyError | None = None
     for at, line in enumerate(lines):
         if _is_heading(line.split()):
             found = _rows(lines, at)
             if found[1] and _is_p2p(found[1][0]):  # the right matrix may follow
-                refused = refused or TopologyError(_complaint(found[1][0], len(found[1])))
+                first_error = first_error or TopologyError(_complaint(found[1][0], len(found[1])))
                 continue
             if found[1]:
                 return at, found
             after = next((text.strip() for text in lines[at + 1 :] if text.strip()), "the end of the text")
-            refused = refused or TopologyError(f"no row below the columns {line.strip()[:200]!r} but {after[:200]!r}")
-    raise refused or _nothing(lines)
+            first_error = first_error or TopologyError(
+                f"no row below the columns {line.strip()[:200]!r} but {after[:200]!r}"
+            )
+    raise first_error or _nothing(lines)
 
 
 def _nothing(lines: list[str]) -> TopologyError:
@@ -134,11 +136,11 @@ def _nothing(lines: list[str]) -> TopologyError:
 
 def complaint(command: str, text: str) -> TopologyError:
     """The error for text that is not the command's output; it quotes the line that looks like an error message."""
-    said = [line.strip() for line in clean(text) if line.strip()]
-    if not said:
+    found = [line.strip() for line in clean(text) if line.strip()]
+    if not found:
         return TopologyError(f"expected the output of `{command}`, got nothing: did the command run?")
-    line = next((line for line in said if _TOLD.search(line)), said[0])
-    return TopologyError(f"this is not what `{command}` prints; it says {line[:200]!r}")
+    line = next((line for line in found if _ERROR.search(line)), found[0])
+    return TopologyError(f"this is not the output of `{command}`: {line[:200]!r}")
 
 
 def looks_like(text: str) -> bool:
@@ -327,9 +329,7 @@ def _uncut(labels: tuple[str, ...], cells: Mapping[tuple[str, str], str], rows: 
         last = (row.label, labels[-1])
         here, there = cells[last], cells[last[::-1]]
         if here != there and there.startswith(here) and row.shown.endswith(here):
-            raise TopologyError(
-                f"{row.shown!r} ends with {here} where {labels[-1]}'s row says {there}: the line is cut"
-            )
+            raise TopologyError(f"{row.shown!r} ends with {here} where {labels[-1]}'s row has {there}: the line is cut")
 
 
 def _ended(lines: list[str], last: Row) -> None:

@@ -75,7 +75,7 @@ class Printed:
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU. index: nvidia-smi's and NVML's number, in PCI order, whatever CUDA_VISIBLE_DEVICES says.
+    """A GPU. index: nvidia-smi's and NVML's number, in PCI order, not CUDA_VISIBLE_DEVICES'.
 
     name: of the product; pci: domain:bus:device.function in lower case; memory: bytes; cpus: those close to it, from
     sysfs or from nvidia-smi (`cpus_from`), which may cut the list; numa: their domain; gpu_numa: the domain of the

@@ -84,9 +84,7 @@ def _entry(cells: dict[str, str], line: str, whole: bool) -> Queried:
     sized, uuid = _MEMORY.fullmatch(memory), cells.get("uuid") or None
     wrong = (index and not index.isdecimal()) or (memory and not sized) or (pci and not bus_id(pci))
     if not whole or wrong or (uuid and not _UUID.fullmatch(uuid)):
-        raise TopologyError(
-            f"expected a line of `nvidia-smi --query-gpu`, with cells as its heading says, got {line!r}"
-        )
+        raise TopologyError(f"expected a line of `nvidia-smi --query-gpu`, with the cells of its heading, got {line!r}")
     return Queried(
         int(index) if index else None,
         cells.get("name") or None,

@@ -270,12 +270,12 @@ def test_variables_of_the_user_are_kept():
     assert again.set == []
 
 
-def test_another_mpis_mpiexec_is_refused(monkeypatch, tmp_path):
+def test_another_mpis_mpiexec_is_an_error(monkeypatch, tmp_path):
     fake = tmp_path / "mpiexec"
     fake.write_text("#!/bin/sh\necho 'mpiexec (Open MPI) 5.0.11'\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(EnvironmentProblem, match="alone"):
+    with pytest.raises(EnvironmentProblem, match="job of one"):
         commands.find_mpiexec(Library("MPICH", "/nowhere/lib/libmpi.so.12"))
     assert commands.find_mpiexec(Library("Open MPI", "/nowhere/lib/libmpi.so.40")) == str(fake)
     monkeypatch.setenv("PATH", "")
@@ -293,8 +293,8 @@ def test_allocations():
 
 def test_aristos_run_inside_a_job_is_an_error():
     with pytest.raises(EnvironmentProblem, match="one of 4 tasks"):
-        commands.refuse_inside_a_job(("srun", 4, 0))
-    commands.refuse_inside_a_job(("srun", 1, 0))  # an interactive step of salloc
+        commands.check_not_inside_a_job(("srun", 4, 0))
+    commands.check_not_inside_a_job(("srun", 1, 0))  # an interactive step of salloc
 
 
 def test_on_a_login_node_n_is_required(monkeypatch):
