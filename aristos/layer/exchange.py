@@ -17,7 +17,8 @@ from ..placement import Placement
 from ..primitives import arrays
 from ..primitives.compile import warm_up
 from ..substrate.runtime import BATCH, Runtime
-from .collective import Collective, check_common, explain_ids, routing_arrays, usable_timeout, weight_arrays
+from .arguments import check_common, explain_ids, refusal, routing_arrays, usable_timeout, weight_arrays
+from .collective import Collective, Membership, Needs
 
 
 @dataclass(frozen=True)
@@ -54,23 +55,24 @@ class Exchange(Collective):
         timeout: float = 120.0,
         ranks_per_node: int | None = None,
     ) -> None:
-        super().__init__(comm, usable_timeout(timeout), ranks_per_node)
+        super().__init__(Membership(comm, usable_timeout(timeout), ranks_per_node))
         problem: Exception | None = None
+        alike, places = "", None
         shape = {"hidden": hidden, "experts": experts, "top_k": top_k, "max_tokens": max_tokens}
         try:
             for name, value in shape.items():
                 if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                     raise InputError(f"{name} must be a positive int, got {value!r}")
             check_common(None, timeout, ranks_per_node)
-            self.placement = Placement(placement, experts, self.world)
-            mine = f"Exchange {shape}, placement={self.placement}"
+            places = Placement(placement, experts, self.world)
+            alike = f"Exchange {shape}, placement={places}"
         except Exception as error:
-            problem = error if isinstance(error, AristosError) else InputError(f"{type(error).__name__}: {error}")
-            mine = ""
-        self._join(problem, mine, shape, BATCH * 16 + routing.scratch_bytes(1), 0, None, 1)
+            problem = refusal(error)
+        needs = Needs(scratch_bytes=BATCH * 16 + routing.scratch_bytes(1), workers=1)
+        self._member.join(problem, alike, places, shape, needs)
         self.hidden, self.experts, self.top_k, self.max_tokens = hidden, experts, top_k, max_tokens
         self.timeout = float(timeout)
-        self._job = self._new_job(hidden=hidden, experts=experts, top_k=top_k)
+        self._job = self._member.new_job(hidden=hidden, experts=experts, top_k=top_k)
         self._ones = aligned((max_tokens, top_k))
         self._ones[:] = 1
         self._open: Handle | None = None
@@ -109,12 +111,12 @@ class Exchange(Collective):
             if runtime.state[f.STATUS] != f.OK:
                 raise InputError(explain_ids(self._ids.reshape(-1, self.top_k), self.experts))
             if self.world > 1:
-                self._raise_peer_problem(self._job, runtime)
+                self._member.raise_peer_problem(self._job)
         except AristosError:
             runtime.open = False
             raise
         counts.flags.writeable = False
-        experts = tuple(self._mine)
+        experts = tuple(self._member.mine)
         self._open = Handle(counts[: len(experts)], experts, len(landed), self._lead, runtime.epoch)
         return landed, self._open
 
@@ -132,9 +134,8 @@ class Exchange(Collective):
             job[f.STATUS_IN], job[f.TOKENS] = f.OK, len(self._x)
             job[f.X], job[f.X_STRIDE], job[f.IDS] = self._x.ctypes.data, self._x.strides[0], self._ids.ctypes.data
         except Exception as problem:
-            error = problem if isinstance(problem, AristosError) else InputError(f"{type(problem).__name__}: {problem}")
             job[f.STATUS_IN], job[f.TOKENS] = f.REFUSED, 0
-            return error
+            return refusal(problem)
         except BaseException:
             runtime.leave()
             raise
@@ -143,7 +144,7 @@ class Exchange(Collective):
     def _receive(self, runtime: Runtime) -> tuple[np.ndarray, np.ndarray]:
         """Run the first half: (rows that landed here [rows, H], counts [L, W])."""
         job = self._job
-        counts = np.zeros((max(1, len(self._mine)), self.world), np.int64)
+        counts = np.zeros((max(1, len(self._member.mine)), self.world), np.int64)
         with runtime.tending():
             runtime.begin(job)
             runtime.go_on(job, self.timeout)
@@ -179,7 +180,7 @@ class Exchange(Collective):
             raise refusal
         self._return(handle, back, scale, y)
         if self.world > 1:
-            self._raise_peer_problem(self._job, self._alive())
+            self._member.raise_peer_problem(self._job)
         assert y is not None
         return y
 
@@ -202,6 +203,6 @@ class Exchange(Collective):
 
     def close(self) -> None:
         """Give everything back; a dispatch that was not combined is given up, which the others learn. Collective."""
-        if self._open is not None and self._runtime is not None and self._runtime.broken is None:
+        if self._open is not None and self._member.joined and self._member.runtime.broken is None:
             self._return(self._open, None, None, None)
         super().close()

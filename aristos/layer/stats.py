@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..engine import fields as f
+from ..substrate.counters import Tables
 
 
 @dataclass(frozen=True)
@@ -100,29 +101,6 @@ class Summary:
         lines.append("seconds that a rank (line) waited for a rank (column):")
         lines += ["  " + " ".join(f"{s:9.4f}" for s in row) for row in self.wait_seconds]
         return "\n".join(lines)
-
-
-class Tables:
-    """The part of a rank's state that counts: one call's, or, added up, many calls'."""
-
-    def __init__(self, starts: dict[int, int], workers: int, world: int) -> None:
-        self.first = starts[f.T_COUNTERS]
-        self._starts = {name: start - self.first for name, start in starts.items() if start >= self.first}
-        self.workers, self.world = workers, world
-
-    def counters(self, words: np.ndarray) -> np.ndarray:
-        """[COUNTER_WORDS] summed over workers."""
-        return words[: self.workers * f.COUNTER_WORDS].reshape(self.workers, -1).sum(0)
-
-    def peers(self, words: np.ndarray, name: int) -> np.ndarray:
-        """[W] of one of the tables by peer."""
-        return words[self._starts[name] :][: self.world]
-
-    def wait(self, words: np.ndarray, rank: int) -> np.ndarray:
-        """[W] seconds waited for each peer; idle time charged to the rank itself is no wait."""
-        seconds = self.peers(words, f.T_PEER_WAIT) * 1e-9
-        seconds[rank] = 0.0
-        return seconds
 
 
 def call_stats(job: np.ndarray, state: np.ndarray, tables: Tables, *, schedule: str, seconds: float) -> CallStats:
