@@ -11,8 +11,9 @@ from ..config import NARROW, MoEConfig
 from ..engine import fields as f
 from ..engine.layout import LINE, Shape, lines, ring_rows
 from ..errors import AristosError, ClosedError, InputError, MismatchError, PeerInputError
-from ..kernels.cpu.gemm import FLOAT, aligned, row_stride
+from ..kernels.cpu.panels import row_stride
 from ..placement import Placement
+from ..primitives.buffers import FLOAT, aligned
 from ..substrate.runtime import Runtime, attach
 from .arguments import check_comm, usable_nodes
 

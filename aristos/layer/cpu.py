@@ -14,10 +14,10 @@ from ..engine import routing, team
 from ..errors import InputError
 from ..kernels.cpu import activation
 from ..kernels.cpu.expert import scratch_bytes
-from ..kernels.cpu.gemm import aligned
-from ..kernels.cpu.llvm import LANES
+from ..kernels.cpu.panels import LANES
 from ..kernels.cpu.tokens import SCORES
 from ..primitives import arrays
+from ..primitives.buffers import aligned
 from ..substrate.runtime import BATCH, Runtime
 from .arguments import explain_ids, routed_outside, routing_arrays, weight_arrays
 from .backend import Backend, Event, Settings

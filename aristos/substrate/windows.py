@@ -21,8 +21,8 @@ from ..engine.layout import (
     outbox_bytes,
 )
 from ..host.nodes import Nodes
-from ..kernels.cpu.gemm import aligned
 from ..primitives import wire
+from ..primitives.buffers import aligned
 from ..primitives.compile import warm_up
 from ..transport.group import Calling, Group
 from ..transport.rma import RmaWindow
@@ -31,13 +31,13 @@ from ..transport.window import Window
 
 def window_bytes(shape: Shape, nodes: Nodes, rank: int) -> tuple[int, int, int]:
     """Bytes of a rank's near window, far window, and outboxes."""
-    outboxes = outbox_bytes(shape) * len(nodes.far(rank))
+    outboxes = outbox_bytes(shape) * len(nodes.remote(rank))
     return near_bytes(shape, nodes, rank), far_bytes(shape, nodes, rank), outboxes
 
 
 def card_rows_bytes(shape: Shape, nodes: Nodes, rank: int) -> int:
     """Bytes of the rows that wait on a rank's card to be put: a ring and as many outputs for each far peer."""
-    return 2 * shape.ring_rows * shape.stride * len(nodes.far(rank))
+    return 2 * shape.ring_rows * shape.stride * len(nodes.remote(rank))
 
 
 def _zeros(nbytes: int) -> np.ndarray:
@@ -62,7 +62,7 @@ class Memory:
     ) -> None:
         self.shape, self.group = shape, group
         self.layout = PairLayout.of(shape)
-        self.far = group.nodes.far(group.rank)
+        self.far = group.nodes.remote(group.rank)
         near, far, outboxes = window_bytes(shape, group.nodes, group.rank)
         self._near = (window or group.window)(near)
         self._far: RmaWindow | None = None
@@ -80,7 +80,7 @@ class Memory:
         def put(table: int, peer: int, value: int) -> None:
             state[starts[table] + peer] = value
 
-        near = dict(zip(sorted([me, *nodes.near(me)]), self._near.base))
+        near = dict(zip(sorted([me, *nodes.local(me)]), self._near.base))
         for p, base in near.items():
             put(f.T_RETURNS, p, base)
             put(f.T_BACK, p, near[me])

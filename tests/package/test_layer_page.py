@@ -20,7 +20,7 @@ def test_the_examples_run_in_order(capsys):
 
 def test_the_page_names_every_public_method_and_option():
     for public in (aristos.MoE, aristos.Exchange):
-        for name, member in inspect.getmembers(public, inspect.isfunction):
+        for name, _ in inspect.getmembers(public, inspect.isfunction):
             if not name.startswith("_") and name not in ("packed_weights", "synchronize"):
                 assert re.search(rf"\b{name}\b", PAGE), name
     for config in (aristos.MoEConfig, aristos.Router):

@@ -18,7 +18,7 @@ import numpy as np
 from ...engine import fields as f
 from ...engine.layout import LINE, WORD, Shape, StateLayout, lines
 from ...errors import MemoryProblem
-from ...kernels.cpu.gemm import aligned
+from ...primitives.buffers import aligned
 from ...transport.group import Group
 from ...transport.window import Window
 from ..windows import Memory, card_rows_bytes, window_bytes

@@ -160,7 +160,7 @@ class CudaRuntime(Runtime):
     def _mpi_takes_rows(self) -> bool:
         """Whether MPI puts from the memory of this node's cards: its first rank tries. Collective."""
         me, answer = self.group.rank, None
-        first = min([me, *self.group.nodes.near(me)])
+        first = min([me, *self.group.nodes.local(me)])
         if first == me:
             answer = device_puts.takes(self.card.ordinal, min(device_puts.SECONDS, self.group.timeout))
         return bool(self.group.allgather(answer, "the first ranks of nodes to try puts from a card")[first].takes)
