@@ -1,4 +1,4 @@
-"""The protocol without the experts, for a user's own: rows travel to the ranks that hold their experts, and back."""
+"""The protocol without experts: rows travel to the ranks that hold their experts, and outputs back."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from .collective import Collective, Membership, Needs
 
 @dataclass(frozen=True)
 class Handle:
-    """What a dispatch brought. counts: [L, W] rows by local expert and source; experts: [L] ids; rows: their sum.
+    """The result of a dispatch. counts: [L, W] rows by local expert and source; experts: [L] ids; rows: sum of counts.
 
-    Rows are ordered by expert, source and the source's packed order.
+    Rows are ordered by expert, source and the source's packed order. lead: the leading shape of x.
     """
 
     counts: np.ndarray
@@ -36,11 +36,12 @@ class Handle:
 
 
 class Exchange(Collective):
-    """Dispatch and combine over the ranks of a communicator, by one-sided puts. Collective.
+    """Dispatch and combine over the ranks of a communicator, by one-sided puts, on CPUs. Collective.
 
     hidden: H, width of a token (float32). experts: E. top_k: choices a token. max_tokens: most tokens a rank brings
     to a call.
     placement, timeout, ranks_per_node: as for `MoE`. Shares the engine of the `MoE` objects on the same communicator.
+    Raises as `MoE` does.
     """
 
     def __init__(
@@ -94,11 +95,11 @@ class Exchange(Collective):
         )
 
     def dispatch(self, x: Any, ids: Any) -> tuple[np.ndarray, Handle]:
-        """Send every token of x to the experts that `ids` names; collective.
+        """Send every token of x to the experts in `ids`; collective.
 
         x: [..., H] float32; ids: [..., k] integers, -1: choice not taken. Returns the rows that all ranks sent to
-        this rank's experts, [rows, H], and a handle for `combine`. No other call may be made on the communicator
-        until then.
+        this rank's experts, [rows, H], and a handle for `combine`. Until `combine`, the communicator has no other
+        call. Raises InputError, or PeerInputError for a refusal of another rank.
         """
         runtime = self._alive()
         runtime.enter()
@@ -121,7 +122,7 @@ class Exchange(Collective):
         return landed, self._open
 
     def _prepare(self, x: Any, ids: Any) -> Exception | None:
-        """Fill the job; a refusal is returned, because the other ranks are on their way."""
+        """Fill the job. A refusal is returned, not raised, because the other ranks have entered the call."""
         runtime, job = self._alive(), self._job
         try:
             runtime.fill(job)
@@ -142,7 +143,7 @@ class Exchange(Collective):
         return None
 
     def _receive(self, runtime: Runtime) -> tuple[np.ndarray, np.ndarray]:
-        """Run the first half: (rows that landed here [rows, H], counts [L, W])."""
+        """Run the first phase: (rows that landed here [rows, H], counts [L, W])."""
         job = self._job
         counts = np.zeros((max(1, len(self._member.mine)), self.world), np.int64)
         with runtime.tending():
@@ -157,7 +158,8 @@ class Exchange(Collective):
     def combine(self, out: Any, handle: Handle, weights: Any) -> np.ndarray:
         """Send the rows of `out` back; y[t] = sum over j of weights[t, j] * row (t, j). Collective, ends the call.
 
-        out: [rows, H] float32 in the order of the dispatched rows; weights: [..., k] floats. Returns [..., H].
+        out: [rows, H] float32 in the order of the dispatched rows; weights: [..., k] floats. Returns [..., H]. Raises
+        OpenCallError for a handle that is not the open one.
         """
         self._alive()
         if self._open is None or handle is not self._open:
@@ -167,7 +169,7 @@ class Exchange(Collective):
         try:
             back, _ = arrays.rows("out", out, self.hidden, np.dtype(np.float32))
             if len(back) != handle.rows:
-                raise InputError(f"out must have {handle.rows} rows, as dispatch gave, got {len(back)}")
+                raise InputError(f"out must have {handle.rows} rows, as many as dispatch returned, got {len(back)}")
             back = np.ascontiguousarray(back)
             scale = weight_arrays(weights, (*handle.lead, self.top_k))
             if not np.isfinite(scale).all():
@@ -185,7 +187,7 @@ class Exchange(Collective):
         return y
 
     def _return(self, handle: Handle, back: Any, scale: Any, y: Any) -> None:
-        """Run the second half and close the call; without `back`, as a rank that refuses: others learn of it."""
+        """Run the second phase and close the call. back: None: this rank refuses, which the others are notified of."""
         runtime, job = self._alive(), self._job
         counts = np.ascontiguousarray(handle.counts).reshape(-1, self.world)
         self._open = None
@@ -202,7 +204,7 @@ class Exchange(Collective):
         runtime.open = False
 
     def close(self) -> None:
-        """Give everything back; a dispatch that was not combined is given up, which the others learn. Collective."""
+        """Release everything; collective. A dispatch without its combine is refused on the other ranks."""
         if self._open is not None and self._member.joined and self._member.runtime.broken is None:
             self._return(self._open, None, None, None)
         super().close()
