@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from ..config import MoEConfig
-from ..engine import fields as f
-from ..engine import routing, team
+from ..engine import codes, column_runs, words
 from ..errors import InputError
 from ..kernels.cpu import activation
 from ..kernels.cpu.expert import scratch_bytes
 from ..kernels.cpu.panels import LANES
-from ..kernels.cpu.tokens import SCORES
+from ..kernels.cpu.tokens import SCORES, route_bytes
 from ..primitives import arrays
 from ..primitives.buffers import aligned
 from ..substrate.runtime import BATCH, Runtime
@@ -28,16 +27,16 @@ from .weights import CheckedWeights, LayerWeights
 
 FLOAT32 = np.dtype(np.float32)
 EVENT_KINDS = {
-    f.IDLE: "wait",
-    f.ROUTE: "route",
-    f.PACK: "pack",
-    f.DISPATCH: "dispatch",
-    f.BLOCK: "dispatch",
-    f.POST: "wire",
-    f.EXPERT: "expert",
-    f.TEAM: "expert",
-    f.LIST: "expert",
-    f.COMBINE: "combine",
+    codes.IDLE: "wait",
+    codes.ROUTE: "route",
+    codes.PACK: "pack",
+    codes.DISPATCH: "dispatch",
+    codes.BLOCK: "dispatch",
+    codes.POST: "wire",
+    codes.EXPERT: "expert",
+    codes.SHARE: "expert",
+    codes.LIST: "expert",
+    codes.COMBINE: "combine",
 }
 
 
@@ -73,8 +72,8 @@ class CpuBackend(Backend):
 
     @staticmethod
     def needs(cfg: MoEConfig, runtime: Runtime) -> Needs:
-        scratch = max(scratch_bytes(BATCH, cfg.gated), routing.scratch_bytes(-(-cfg.experts // LANES)))
-        return Needs(scratch, team.scratch_bytes(cfg.ffn, cfg.gated))
+        scratch = max(scratch_bytes(BATCH, cfg.gated), route_bytes(words.TOKEN_BLOCK, -(-cfg.experts // LANES)))
+        return Needs(scratch, column_runs.scratch_bytes(cfg.ffn, cfg.gated))
 
     def load(self, layer: int, given: CheckedWeights) -> None:
         self.weights[layer] = LayerWeights(given)
@@ -104,19 +103,19 @@ class CpuBackend(Backend):
     def _fill(self, call: CpuCall, x: np.ndarray, out: np.ndarray) -> None:
         """Write into the job what changes from call to call."""
         job = self._job(call.layer)
-        job[f.STATUS_IN] = f.OK
-        job[f.TOKENS] = len(x)
-        job[f.X] = x.ctypes.data
-        job[f.X_STRIDE] = x.strides[0]
-        job[f.Y] = out.ctypes.data
-        job[f.ROUTED] = call.ids is not None
+        job[words.STATUS_IN] = codes.OK
+        job[words.TOKENS] = len(x)
+        job[words.X] = x.ctypes.data
+        job[words.X_STRIDE] = x.strides[0]
+        job[words.Y] = out.ctypes.data
+        job[words.ROUTED] = call.ids is not None
         ids = self._ids if call.ids is None else call.ids
         weights = self._combine_weights if call.weights is None else call.weights
-        job[f.IDS], job[f.WEIGHTS] = ids.ctypes.data, weights.ctypes.data
+        job[words.IDS], job[words.WEIGHTS] = ids.ctypes.data, weights.ctypes.data
 
     def refuse(self, call: CpuCall) -> None:
         job = self._job(call.layer)
-        job[f.STATUS_IN], job[f.TOKENS], job[f.ROUTED] = f.REFUSED, 0, 0
+        job[words.STATUS_IN], job[words.TOKENS], job[words.ROUTED] = codes.REFUSED, 0, 0
 
     def _job(self, layer: int) -> np.ndarray:
         """The job of a layer, filled again when its weights or the runtime's windows have changed."""
@@ -125,20 +124,20 @@ class CpuBackend(Backend):
         if job is None:
             job = self.member.new_job(hidden=cfg.hidden, experts=cfg.experts, top_k=cfg.top_k)
             self._jobs[layer] = job
-            job[f.FFN], job[f.LAYER] = cfg.ffn, layer
-            job[f.SCORE], job[f.RENORMALIZE] = SCORES[cfg.router.score], cfg.router.renormalize
-            job[f.SCALE] = int(np.float32(cfg.router.scale).view(np.int32))
-            job[f.ACTIVATION] = activation.word(cfg.activation, cfg.limit)
+            job[words.FFN], job[words.LAYER] = cfg.ffn, layer
+            job[words.SCORE], job[words.RENORMALIZE] = SCORES[cfg.router.score], cfg.router.renormalize
+            job[words.SCALE] = int(np.float32(cfg.router.scale).view(np.int32))
+            job[words.ACTIVATION] = activation.word(cfg.activation, cfg.limit)
         if self._filled[layer] != runtime.version:
             runtime.fill(job)
-            job[f.WORKERS] = self.member.threads
+            job[words.WORKERS] = self.member.threads
             if self.weights[layer] is not None:
                 self.weights[layer].fill(job)
                 self._filled[layer] = runtime.version
         if self._events is not None:
-            job[f.EVENTS], job[f.EVENTS_MAX] = self._events.ctypes.data, self._events.shape[1]
+            job[words.EVENTS], job[words.EVENTS_MAX] = self._events.ctypes.data, self._events.shape[1]
         else:
-            job[f.EVENTS_MAX] = 0
+            job[words.EVENTS_MAX] = 0
         return job
 
     def _job_of(self, call: CpuCall) -> np.ndarray:
@@ -163,8 +162,8 @@ class CpuBackend(Backend):
             if call.error is not None:
                 raise call.error
             state = runtime.state
-            if state[f.STATUS] != f.OK:
-                raise InputError(self._own_problem(call, int(state[f.STATUS])))
+            if state[words.STATUS] != codes.OK:
+                raise InputError(self._own_problem(call, int(state[words.STATUS])))
             if self.member.world > 1:
                 self.member.raise_peer_problem(job)
             if not return_stats:
@@ -176,7 +175,7 @@ class CpuBackend(Backend):
 
     def _own_problem(self, call: CpuCall, status: int) -> str:
         """Why the engine has refused this rank's routing."""
-        if status == f.BAD_IDS:
+        if status == codes.BAD_IDS:
             assert call.ids is not None
             return explain_ids(call.ids.reshape(-1, self.cfg.top_k), self.cfg.experts)
         if call.weights is not None and call.ids is not None:
@@ -190,7 +189,7 @@ class CpuBackend(Backend):
 
     def timeline(self, on: bool, events: int) -> None:
         threads = self.member.runtime.threads
-        self._events = aligned((threads, events, f.EVENT_WORDS), np.int64) if on else None
+        self._events = aligned((threads, events, words.EVENT_WORDS), np.int64) if on else None
 
     def events(self) -> list[Event]:
         runtime, recorded = self.member.runtime, self._events
@@ -198,7 +197,7 @@ class CpuBackend(Backend):
             return []
         found = []
         for worker in range(min(runtime.threads, len(recorded))):
-            n = int(runtime.state[runtime.tables.starts[f.T_COUNTERS] + f.COUNTER_WORDS * worker + f.N_EVENTS])
+            n = int(runtime.state[words.counter(runtime.tables.starts, worker, words.N_EVENTS)])
             for kind, start, end, what, rows in recorded[worker, :n].tolist():
                 found.append((worker, EVENT_KINDS[kind], start * 1e-9, end * 1e-9, what, rows))
         return found

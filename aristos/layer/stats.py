@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import fields as f
+from ..engine import words
 from ..substrate.counters import Tables
 
 
@@ -105,34 +105,34 @@ class Summary:
 
 def call_stats(job: np.ndarray, state: np.ndarray, tables: Tables, *, schedule: str, seconds: float) -> CallStats:
     """The stats of the call that has just ended. seconds: of the whole call."""
-    words = state[tables.first :]
-    n = tables.counters(words)
-    rank = int(job[f.RANK])
-    row_bytes = int(job[f.ROW_BYTES])
-    rows_to = tuple(int(r) for r in tables.peers(words, f.T_ROWS_TO))
-    wait = tables.wait(words, rank)
+    counted = state[tables.first :]
+    n = tables.counters(counted)
+    rank = int(job[words.RANK])
+    row_bytes = int(job[words.ROW_BYTES])
+    rows_to = tuple(int(r) for r in tables.peers(counted, words.T_ROWS_TO))
+    wait = tables.wait(counted, rank)
     return CallStats(
         rank=rank,
-        world=int(job[f.WORLD]),
-        workers=int(job[f.WORKERS]),
-        epoch=int(job[f.EPOCH]),
-        layer=int(job[f.LAYER]),
-        tokens=int(job[f.TOKENS]),
+        world=int(job[words.WORLD]),
+        workers=int(job[words.WORKERS]),
+        epoch=int(job[words.EPOCH]),
+        layer=int(job[words.LAYER]),
+        tokens=int(job[words.TOKENS]),
         schedule=schedule,
         rows_to_peer=rows_to,
-        tiles_to_peer=tuple(int(t) for t in tables.peers(words, f.T_TILES_TO)),
+        tiles_to_peer=tuple(int(t) for t in tables.peers(counted, words.T_TILES_TO)),
         logical_bytes_to_peer=tuple(r * row_bytes for r in rows_to),
-        moved_bytes_to_peer=tuple(int(r) * row_bytes for r in tables.peers(words, f.T_MOVED_TO)),
-        rows_from_peer=tuple(int(r) for r in tables.peers(words, f.T_ROWS_FROM)),
+        moved_bytes_to_peer=tuple(int(r) * row_bytes for r in tables.peers(counted, words.T_MOVED_TO)),
+        rows_from_peer=tuple(int(r) for r in tables.peers(counted, words.T_ROWS_FROM)),
         call_seconds=seconds,
-        route_seconds=(n[f.N_ROUTE] + n[f.N_PACK]) * 1e-9,
-        dispatch_seconds=n[f.N_DISPATCH] * 1e-9,
-        compute_seconds=n[f.N_EXPERT] * 1e-9,
-        combine_seconds=n[f.N_COMBINE] * 1e-9,
-        wire_seconds=n[f.N_WIRE] * 1e-9,
+        route_seconds=(n[words.N_ROUTE] + n[words.N_PACK]) * 1e-9,
+        dispatch_seconds=n[words.N_DISPATCH] * 1e-9,
+        compute_seconds=n[words.N_EXPERT] * 1e-9,
+        combine_seconds=n[words.N_COMBINE] * 1e-9,
+        wire_seconds=n[words.N_WIRE] * 1e-9,
         wait_seconds=float(wait.sum()),
         wait_seconds_by_peer=tuple(float(w) for w in wait),
-        idle_seconds=n[f.N_IDLE] * 1e-9,
+        idle_seconds=n[words.N_IDLE] * 1e-9,
     )
 
 
@@ -158,13 +158,13 @@ class Totals:
         self.words += state[tables.first :]
 
     def _plain(self) -> dict[str, Any]:
-        tables, words = self._tables, self.words
+        tables, counted = self._tables, self.words
         assert tables is not None
-        assert words is not None
+        assert counted is not None
         return {
-            "counters": tables.counters(words),
-            "rows": int(tables.peers(words, f.T_ROWS_TO).sum()),
-            "wait": tables.peers(words, f.T_PEER_WAIT) * 1e-9,
+            "counters": tables.counters(counted),
+            "rows": int(tables.peers(counted, words.T_ROWS_TO).sum()),
+            "wait": tables.peers(counted, words.T_PEER_WAIT) * 1e-9,
         }
 
     def share(self, rank: int, world: int) -> dict[str, Any]:
@@ -176,7 +176,7 @@ class Totals:
             "calls": self.calls,
             "seconds": self.seconds,
             "rows": sum(p["rows"] for p in parts),
-            "counters": sum((p["counters"] for p in parts), np.zeros(f.COUNTER_WORDS, np.int64)),
+            "counters": sum((p["counters"] for p in parts), np.zeros(words.COUNTER_WORDS, np.int64)),
             "wait": wait,
         }
 
@@ -184,14 +184,14 @@ class Totals:
 def _messages(counters: np.ndarray, transport: str, first: int) -> list[MessageClass]:
     """The size classes of one transport that hold a message. counters: [W, COUNTER_WORDS]."""
     found = []
-    for size in range(f.SIZE_CLASSES):
+    for size in range(words.SIZE_CLASSES):
         count, nbytes, ns = counters[:, first + 3 * size : first + 3 * size + 3].T
         if count.sum():
             seconds = ns.sum() * 1e-9
             found.append(
                 MessageClass(
                     transport=transport,
-                    up_to_bytes=256.0 * 4**size if size < f.SIZE_CLASSES - 1 else float("inf"),
+                    up_to_bytes=256.0 * 4**size if size < words.SIZE_CLASSES - 1 else float("inf"),
                     count=int(count.sum()),
                     bytes=int(nbytes.sum()),
                     seconds=float(seconds),
@@ -210,9 +210,9 @@ def summarize(shares: list[dict[str, Any]]) -> Summary:
         calls=shares[0]["calls"],
         rows=sum(s["rows"] for s in shares),
         call_seconds=max(s["seconds"] for s in shares),
-        compute_seconds=float(counters[:, f.N_EXPERT].sum() * 1e-9),
-        wire_seconds=float(counters[:, f.N_WIRE].sum() * 1e-9),
-        idle_seconds=float(counters[:, f.N_IDLE].sum() * 1e-9),
-        messages=(*_messages(counters, "shm", f.N_MESSAGES), *_messages(counters, "rma", f.N_FAR_MESSAGES)),
+        compute_seconds=float(counters[:, words.N_EXPERT].sum() * 1e-9),
+        wire_seconds=float(counters[:, words.N_WIRE].sum() * 1e-9),
+        idle_seconds=float(counters[:, words.N_IDLE].sum() * 1e-9),
+        messages=(*_messages(counters, "shm", words.N_LOCAL_PUTS), *_messages(counters, "rma", words.N_REMOTE_PUTS)),
         wait_seconds=np.array([s["wait"] for s in shares]),
     )
