@@ -615,7 +615,7 @@ def test_texts_from_windows(tmp_path, capsys):
     [
         (["--nvidia-smi", ""], "variable of the shell"),  # and not this machine
         (["--slurm-topology", "", "--json"], "variable of the shell"),
-        (["--nvidia-smi", "-", "--slurm-topology", "-"], "stdin is one text"),
+        (["--nvidia-smi", "-", "--slurm-topology", "-"], "only one file can be stdin"),
         (["--again"], "--measure"),
         (["--measure", "--plot", "x.png"], "--measure"),
     ],
