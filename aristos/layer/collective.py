@@ -12,7 +12,7 @@ from ..engine.layout import LINE, Shape, lines, ring_rows
 from ..errors import AristosError, ClosedError, InputError, MismatchError, PeerInputError
 from ..kernels.cpu.gemm import FLOAT, aligned, row_stride
 from ..placement import Placement
-from ..substrate.runtime import Runtime, attach
+from ..substrate.attach import attach
 
 WHY = {f.NOT_FINITE: "scores or weights that are not finite", f.BAD_IDS: "ids out of range or repeated"}
 
@@ -97,7 +97,7 @@ class Collective:
         check_comm(comm)
         self.comm = comm
         self.world = comm.Get_size() if comm is not None else 1
-        self._runtime: Runtime | None = None
+        self._runtime: Any = None
         self._nodes = usable_nodes(ranks_per_node)
         self._joined = attach(comm, timeout, self._nodes, self.backend)
         self.rank = self._joined.group.rank
@@ -161,7 +161,7 @@ class Collective:
         job[f.ROW_BYTES] = FLOAT * hidden
         return job
 
-    def _raise_peer_problem(self, job: Any, runtime: Runtime) -> None:
+    def _raise_peer_problem(self, job: Any, runtime: Any) -> None:
         """Raise what another rank's announcement said instead of rows. job: tells where T_STATUS starts."""
         for rank, status in enumerate(runtime.state[job[f.T_STATUS] :][: self.world].tolist()):
             if rank == self.rank or status == f.OK:
@@ -176,7 +176,7 @@ class Collective:
                 " this call has no result, the layer stays usable"
             )
 
-    def _alive(self) -> Runtime:
+    def _alive(self) -> Any:
         if self._runtime is None:
             raise ClosedError(f"this {type(self).__name__} is closed")
         return self._runtime

@@ -95,13 +95,13 @@ class CudaMoE(MoE):
         self._stage: dict[str, int] = {}
         self._on_card: dict[tuple[int, int], tuple[int, int]] = {}
         self._host_jobs: dict[tuple[int, int], np.ndarray] = {}
-        tiles = persistent.layer_tiles(self._kind, self._engine.card.arch)
+        tiles = persistent.layer_tiles(self._kind, self._engine.device.arch)
         self._blocks = {tile.m: self._engine.blocks.of(tile) for tile in tiles}
         runs = [persistent.shared_runs(tile, cfg.hidden, cfg.ffn, cfg.gated, self._blocks[tile.m]) for tile in tiles]
         return 0, max(run[f.RUNS] * run[f.RUN_STEP] for run in runs), max(self._blocks.values())
 
     def _pack(self, given: Given) -> DeviceWeights:
-        return DeviceWeights(self._engine.card, self._kind, given)
+        return DeviceWeights(self._engine.device, self._kind, given)
 
     def device_weights(self, layer: int = 0) -> DeviceWeights:
         """A layer's weights as they lie on the card, once it is loaded."""
@@ -129,7 +129,7 @@ class CudaMoE(MoE):
         job[router.STATUS] = runtime.state_at + 8 * f.STATUS
         job[router.ROUTER] = self._weights[layer].router or 0 if self._weights[layer] is not None else 0
         job[router.SLOT_OF] = self._room("slots", 8 * cfg.experts)
-        runtime.card.copy_in(job[router.SLOT_OF], self.placement.slots_for(self.rank))
+        runtime.device.copy_in(job[router.SLOT_OF], self.placement.slots_for(self.rank))
         scratch = router.scratch_bytes(cfg.max_tokens, cfg.experts, self.placement.slots)
         job[router.SCRATCH] = self._room("scores", scratch)
         return job
@@ -137,7 +137,7 @@ class CudaMoE(MoE):
     def _room(self, name: str, nbytes: int) -> int:
         """Memory of this layer on the card, allocated once."""
         if name not in self._stage:
-            self._stage[name] = self._engine.card.allocate(max(1, nbytes))
+            self._stage[name] = self._engine.device.allocate(max(1, nbytes))
         return self._stage[name]
 
     def _jobs_of(self, layer: int, tile: Tile) -> tuple[int, int]:
@@ -163,21 +163,21 @@ class CudaMoE(MoE):
         return self._on_card[key]
 
     def _copied(self, job: np.ndarray) -> int:
-        at = self._engine.card.allocate(job.nbytes)
-        self._engine.card.copy_in(at, job)
+        at = self._engine.device.allocate(job.nbytes)
+        self._engine.device.copy_in(at, job)
         return at
 
     def _drop_jobs(self, layer: int) -> None:
         for key in [key for key in self._on_card if key[0] == layer]:
             for at in self._on_card.pop(key):
-                self._engine.card.free(at)
+                self._engine.device.free(at)
 
     # ------------------------------------------------------------ calls
 
     def _tile(self, tokens: int) -> Tile:
         """For what an expert gets if the other ranks bring as many tokens."""
         rows = tokens * self.world * self.cfg.top_k / self.cfg.experts
-        return persistent.layer_tile(self._kind, rows, self._engine.card.arch)
+        return persistent.layer_tile(self._kind, rows, self._engine.device.arch)
 
     def _prepare(self, x: Any, ids: Any, weights: Any, layer: Any, out: Any, copy: bool = False) -> Any:
         call = _DeviceCall(self._kind, self.cfg.top_k, self.placement.slots)
@@ -214,13 +214,13 @@ class CudaMoE(MoE):
         call.tokens, call.x_stride = len(flat), nbytes
         if call.tokens <= cfg.max_tokens:
             call.x = self._room("x", nbytes * cfg.max_tokens)
-            self._engine.card.copy_in(call.x, np.ascontiguousarray(flat).view(np.uint8))
+            self._engine.device.copy_in(call.x, np.ascontiguousarray(flat).view(np.uint8))
         return lead
 
     def _take_device_routing(
         self, call: _DeviceCall, ids: Any, weights: Any, lead: tuple[int, ...], loaded: DeviceWeights
     ) -> None:
-        card, k, most = self._engine.card, self.cfg.top_k, self.cfg.max_tokens
+        card, k, most = self._engine.device, self.cfg.top_k, self.cfg.max_tokens
         call.ids, call.weights = self._room("ids", 8 * k * most), self._room("weights", 4 * k * most)
         if not self._is_routed(ids, weights, call.layer, loaded):
             return
@@ -274,7 +274,7 @@ class CudaMoE(MoE):
     @property
     def device(self) -> int:
         """CUDA's number, in this process, of this rank's card."""
-        return int(self._engine.card.ordinal)
+        return int(self._engine.device.ordinal)
 
     def _run(self, call: Any) -> float:
         runtime = self._engine
@@ -287,7 +287,7 @@ class CudaMoE(MoE):
             if call.waits or call.error is not None:
                 runtime.outcome(call.stream)
                 if call.host_out is not None and call.host_out.size:
-                    runtime.card.copy_out(call.host_out.reshape(-1).view(np.uint8), call.y, call.stream)
+                    runtime.device.copy_out(call.host_out.reshape(-1).view(np.uint8), call.y, call.stream)
         self._stream = call.stream
         return time.perf_counter() - started
 
@@ -364,7 +364,7 @@ class CudaMoE(MoE):
             self._pending.end()
             self._alive().open = False
         if self._runtime is not None:
-            card = self._engine.card
+            card = self._engine.device
             if self._engine.broken is None:
                 self._engine.idle()
                 for layer in range(self.layers):

@@ -16,7 +16,7 @@ from ..kernels.cpu.gemm import aligned
 from ..placement import Placement
 from ..primitives import arrays
 from ..primitives.compile import warm_up
-from ..substrate.runtime import BATCH, Runtime
+from ..substrate.cpu.runtime import BATCH, CpuRuntime
 from .collective import Collective, check_common, explain_ids, routing_arrays, usable_timeout, weight_arrays
 
 
@@ -140,16 +140,16 @@ class Exchange(Collective):
             raise
         return None
 
-    def _receive(self, runtime: Runtime) -> tuple[np.ndarray, np.ndarray]:
+    def _receive(self, runtime: CpuRuntime) -> tuple[np.ndarray, np.ndarray]:
         """Run the first half: (rows that landed here [rows, H], counts [L, W])."""
         job = self._job
         counts = np.zeros((max(1, len(self._mine)), self.world), np.int64)
-        with runtime.tending():
+        with runtime.progressing():
             runtime.begin(job)
             runtime.go_on(job, self.timeout)
         landed = np.empty((int(step.set_targets(job, runtime.state, counts)), self.hidden), np.float32)
         job[f.OUT_ROWS] = landed.ctypes.data
-        with runtime.tending():
+        with runtime.progressing():
             runtime.go_on(job, self.timeout)
         return landed, counts
 
@@ -196,7 +196,7 @@ class Exchange(Collective):
             address, status = (0, f.REFUSED) if back is None else (back.ctypes.data, f.OK)
             for i in range(1, self.world + 1):
                 step.give_back(job, runtime.state, counts, (self.rank + i) % self.world, address, status)
-            with runtime.tending():
+            with runtime.progressing():
                 runtime.go_on(job, self.timeout)
         runtime.open = False
 

@@ -24,7 +24,7 @@ from ..kernels.cpu.llvm import LANES
 from ..kernels.cpu.tokens import SCORES
 from ..placement import Placement
 from ..primitives import arrays
-from ..substrate.runtime import BATCH, Runtime
+from ..substrate.cpu.runtime import BATCH, CpuRuntime
 from .bulk import Bulk
 from .collective import (
     Collective,
@@ -339,7 +339,7 @@ class MoE(Collective):
             job = self._job(call.layer)
             job[f.STATUS_IN], job[f.TOKENS], job[f.ROUTED] = f.REFUSED, 0, 0
         except BaseException:
-            self._runtime.leave()  # type: ignore[union-attr]
+            self._runtime.leave()
             raise
         return call
 
@@ -481,7 +481,7 @@ class MoE(Collective):
 
     # ------------------------------------------------------------ life
 
-    def _settled(self) -> Runtime:
+    def _settled(self) -> CpuRuntime:
         """The runtime, with no call of this layer still open."""
         if self._pending is not None:
             raise OpenCallError("a call of this layer was started: wait() for it first")

@@ -29,6 +29,7 @@ from aristos.explore.places import BELIEVED, COPIES, NEAR, PART, STATE, WIRE, ad
 from aristos.explore.violation import OutOfBounds, Race, SecondWriter, WrongSide
 from aristos.primitives import compile as compiling
 from aristos.primitives import wire
+from aristos.substrate import heartbeat
 from aristos.substrate.cpu import loop
 
 pytestmark = pytest.mark.skipif(
@@ -179,7 +180,7 @@ def test_a_wait_in_which_something_always_comes_is_bounded(monkeypatch):
         return True
 
     monkeypatch.setattr(loop, "tend_wire", tend_wire)
-    monkeypatch.setattr(loop, "show_life", lambda *_: None)
+    monkeypatch.setattr(loop, "publish_progress", lambda *_: None)
     monkeypatch.setattr(steps, "decide", lambda *_: f.IDLE)
     job, state = np.zeros(f.JOB_WORDS, np.int64), np.zeros(1000, np.int64)
     job[f.FAR] = 1
@@ -192,7 +193,7 @@ def test_a_worker_that_waits_shows_how_far_its_rank_is(monkeypatch):
     monkeypatch.setattr(steps, "heartbeat", lambda job, st, phase: shown.append(int(phase)))
     monkeypatch.setattr(steps, "decide", lambda *_: f.IDLE)
     job, state, lock = np.zeros(f.JOB_WORDS, np.int64), np.zeros(1000, np.int64), np.zeros(1, np.int64)
-    job[f.PAUSE_NS], job[f.LOCK], state[f.PROGRESS] = 3 * loop.HEARTBEAT_NS, lock.ctypes.data, 7
+    job[f.PAUSE_NS], job[f.LOCK], state[f.PROGRESS] = 3 * heartbeat.HEARTBEAT_NS, lock.ctypes.data, 7
     job[f.T_COMMAND] = f.STATE_WORDS
     assert loop.work(job, state, 0) == f.PAUSED
     assert 1 <= len(shown) <= 4

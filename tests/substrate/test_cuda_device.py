@@ -18,7 +18,7 @@ from aristos.errors import EnvironmentProblem, InputError, MemoryProblem
 from aristos.kernels.cuda.build import Built
 from aristos.substrate.cuda import device
 from aristos.substrate.cuda import driver as calls
-from aristos.substrate.cuda.device import Card
+from aristos.substrate.cuda.device import Device
 
 
 @dataclass(frozen=True)
@@ -50,30 +50,30 @@ def driver(machine, monkeypatch):
 
 
 def test_what_a_card_is(driver):
-    assert device.count() == Card.count() == 2
-    card = Card(1)
+    assert device.count() == Device.count() == 2
+    card = Device(1)
     assert (card.ordinal, card.name, card.arch, card.sms, card.driver) == (1, "NVIDIA Made-up", "sm_90", 132, "12.9")
     assert card.uuid == "GPU-a1a1a1a1-a1a1-a1a1-a1a1-a1a1a1a1a1a1"
-    assert [Card.find(rank).ordinal for rank in range(5)] == [0, 1, 0, 1, 0]
+    assert [Device.find(rank).ordinal for rank in range(5)] == [0, 1, 0, 1, 0]
 
 
 def test_a_card_that_is_not_there(driver):
     with pytest.raises(EnvironmentProblem, match=r"GPU 2 was asked for and 2 are visible: .*--gpu-bind=none"):
-        Card(2)
+        Device(2)
     with pytest.raises(EnvironmentProblem, match="GPU -1 was asked for"):
-        Card(-1)
+        Device(-1)
 
 
 def test_no_card_at_all(driver):
     driver.first.visible = []
     assert device.count() == 0
     with pytest.raises(EnvironmentProblem, match=r"cuInit: CUDA_ERROR_NO_DEVICE: no GPU is visible .*nvidia-smi -L"):
-        Card.find(0)
+        Device.find(0)
 
 
 def test_the_callers_context_stays(driver):
     """Another library's current device is what it was, whatever the outcome."""
-    card, stack = Card(1), driver.process.stack()
+    card, stack = Device(1), driver.process.stack()
     stack.append(100)
     card.free(card.allocate(8))
     with pytest.raises(EnvironmentProblem):
@@ -83,7 +83,7 @@ def test_the_callers_context_stays(driver):
 
 
 def test_memory_starts_as_zeros_and_holds_copies(driver, machine):
-    card = Card(0)
+    card = Device(0)
     address = card.allocate(1000)
     assert not machine.allocations[card.handle(address)].data.any(), "zeroed when another process looks"
     values = np.arange(100, dtype=np.int64)
@@ -103,7 +103,7 @@ def test_memory_starts_as_zeros_and_holds_copies(driver, machine):
 
 def test_copies_follow_their_stream_and_pageable_ones_are_done(driver):
     """Pinned memory goes on by itself; an array of NumPy's may be reused at once."""
-    card = Card(0)
+    card = Device(0)
     address, stream = card.allocate(800), card.new_stream()
     values = np.arange(100.0)
     card.copy_in(address, values, stream)
@@ -124,7 +124,7 @@ def test_copies_follow_their_stream_and_pageable_ones_are_done(driver):
 
 
 def test_pinned_memory(driver):
-    card = Card(0)
+    card = Device(0)
     array, address = card.host(64)
     assert array.shape == (64,)
     assert array.dtype == np.uint8
@@ -132,12 +132,12 @@ def test_pinned_memory(driver):
     assert address == array.ctypes.data + (1 << 50), "the driver's address, not the host's"
     card.free_host(array)
     assert not driver.process.pinned
-    with pytest.raises(InputError, match=r"free_host takes an array of Card\.host"):
+    with pytest.raises(InputError, match=r"free_host takes an array of Device\.host"):
         card.free_host(array)
 
 
 def test_memory_of_others_is_pinned_where_it_may_be(driver):
-    card, memory = Card(0), np.zeros(4096, np.uint8)
+    card, memory = Device(0), np.zeros(4096, np.uint8)
     assert card.pin(memory.ctypes.data, 4096)
     assert not card.pin(memory.ctypes.data, 4096)  # it was; nothing is raised
     card.unpin(memory.ctypes.data)
@@ -145,7 +145,7 @@ def test_memory_of_others_is_pinned_where_it_may_be(driver):
 
 
 def test_wrong_arrays(driver):
-    card = Card(0)
+    card = Device(0)
     address = card.allocate(800)
     with pytest.raises(InputError, match="contiguous"):
         card.copy_in(address, np.zeros((10, 10)).T[1:])
@@ -161,7 +161,7 @@ def test_wrong_arrays(driver):
 
 
 def test_out_of_memory(driver):
-    card = Card(1)
+    card = Device(1)
     card.allocate(1 << 29)
     with pytest.raises(MemoryProblem, match=r"cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY: 512 of 1024 MiB .* are free: use"):
         card.allocate((1 << 29) + 1)
@@ -171,7 +171,7 @@ def test_out_of_memory(driver):
 
 
 def test_a_kernel_is_loaded_once_and_launched(driver, machine):
-    card = Card(0)
+    card = Device(0)
     loaded = card.load(KERNEL)
     assert card.load(KERNEL) is loaded
     assert sum(name == "cuModuleLoadData" for _, name in machine.log) == 1
@@ -189,7 +189,7 @@ def test_a_kernel_is_loaded_once_and_launched(driver, machine):
 
 
 def test_shared_memory_above_48_kb_is_asked_for_once(driver, machine):
-    card = Card(0)
+    card = Device(0)
     loaded = card.load(KERNEL)
     assert card.resident(loaded, 4096) == min(2048 // 128, (228 << 10) // (4096 + 1024 + fake_cuda.KERNEL_STATIC))
     assert card.resident(loaded, 48 << 10) == 4, "static and dynamic together are above 48 KB"
@@ -197,14 +197,14 @@ def test_shared_memory_above_48_kb_is_asked_for_once(driver, machine):
     card.launch(loaded, 1, 100 << 10, 1, 2, 3)
     card.launch(loaded, 1, 10 << 10, 1, 2, 3)
     assert sum(name == "cuFuncSetAttribute" for _, name in machine.log) == 2
-    fresh = Card(0)
+    fresh = Device(0)
     fresh.launch(fresh.load(KERNEL), 1, 200 << 10, 1, 2, 3)
     with pytest.raises(EnvironmentProblem, match=r"fill needs 234496 bytes .* has 232448: choose a smaller tile"):
         card.launch(loaded, 1, 228 << 10, 1, 2, 3)
 
 
 def test_wrong_launches(driver):
-    card = Card(0)
+    card = Device(0)
     loaded = card.load(KERNEL)
     with pytest.raises(InputError, match="kernel fill takes 3 arguments, got 2"):
         card.launch(loaded, 1, 0, 1, 2)
@@ -216,7 +216,7 @@ def test_wrong_launches(driver):
 
 
 def test_time(driver):
-    card = Card(0)
+    card = Device(0)
     stream, a, b = card.new_stream(), card.event(), card.event()
     card.record(a, stream)
     card.record(b, stream)
@@ -225,7 +225,7 @@ def test_time(driver):
 
 def test_copies_and_graphs(driver):
     """What is captured does not run; each replay runs it once more, in the order of the stream."""
-    card = Card(0)
+    card = Device(0)
     stream, a, b = card.new_stream(), card.allocate(64), card.allocate(64)
     card.copy_in(a, np.arange(8), stream)
     graph = card.graph(stream, lambda: card.copy(b + 8, a, 32, stream))
@@ -246,13 +246,13 @@ def test_copies_and_graphs(driver):
 def test_memory_of_another_process(driver, machine):
     """On another card; the same bytes, at an address of one's own."""
     other = Process(machine)
-    mine = Card(0)
+    mine = Device(0)
     address = mine.allocate(100)
     mine.copy_in(address, np.arange(100, dtype=np.uint8))
     code = mine.handle(address)
     assert len(code) == 64
     driver.here.process = other
-    theirs = Card(1)
+    theirs = Device(1)
     opened = theirs.open(code)
     assert opened != address
     back = np.zeros(100, np.uint8)
@@ -271,13 +271,13 @@ def test_memory_of_another_process(driver, machine):
 
 def test_which_cards_reach_each_other(driver, machine):
     machine.gpus[0].reaches.clear()
-    cards = Card(0), Card(1)
+    cards = Device(0), Device(1)
     assert cards[0].can_access(0)
     assert not cards[0].can_access(1)
     assert cards[1].can_access(0)
     assert cards[0].ordinal_of(cards[1].uuid) == 1
     driver.first.visible = [1]
-    alone = Card(0)
+    alone = Device(0)
     assert alone.uuid == cards[1].uuid
     assert alone.ordinal_of(cards[0].uuid) is None
     assert alone.ordinal_of(alone.uuid) == 0
@@ -295,15 +295,15 @@ def test_which_cards_reach_each_other(driver, machine):
         ("cuStreamQuery", "CUDA_ERROR_ILLEGAL_ADDRESS", lambda card: card.done(), "compute-sanitizer"),
         ("cuIpcOpenMemHandle", "CUDA_ERROR_PEER_ACCESS_UNSUPPORTED", lambda card: card.open(bytes(64)), "topo -p2p r"),
         ("cuIpcOpenMemHandle", "CUDA_ERROR_MAP_FAILED", lambda card: card.open(bytes(64)), "--pid=host"),
-        ("cuDeviceGetCount", "CUDA_ERROR_SYSTEM_NOT_READY", lambda card: Card(0), "nvidia-fabricmanager"),
-        ("cuDevicePrimaryCtxRetain", "CUDA_ERROR_DEVICE_UNAVAILABLE", lambda card: Card(0), "nvidia-smi -c 0"),
-        ("cuInit", "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", lambda card: Card.find(0), "reboot"),
+        ("cuDeviceGetCount", "CUDA_ERROR_SYSTEM_NOT_READY", lambda card: Device(0), "nvidia-fabricmanager"),
+        ("cuDevicePrimaryCtxRetain", "CUDA_ERROR_DEVICE_UNAVAILABLE", lambda card: Device(0), "nvidia-smi -c 0"),
+        ("cuInit", "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", lambda card: Device.find(0), "reboot"),
         ("cuMemHostAlloc", "CUDA_ERROR_UNKNOWN", lambda card: card.host(8), "reference"),
         ("cuMemFree", "CUDA_ERROR_MPS_CONNECTION_FAILED", lambda card: card.free(1), "CUDA_MPS_PIPE_DIRECTORY"),
     ],
 )
 def test_errors_name_the_function_and_what_to_do(driver, function, error, act, advice):
-    card = Card(0)
+    card = Device(0)
     driver.fail[function] = error
     with pytest.raises(EnvironmentProblem) as raised:
         act(card)
@@ -322,7 +322,7 @@ def test_advice_is_for_errors_that_exist():
 def test_without_a_driver():
     assert device.count() == 0
     with pytest.raises(EnvironmentProblem, match=r"cuInit: NVIDIA's driver \(libcuda.so.1\) is not here.*--gpus all"):
-        Card.find(0)
+        Device.find(0)
 
 
 def test_without_the_packages():
@@ -331,14 +331,14 @@ def test_without_the_packages():
         "import sys; sys.modules['numba_cuda'] = sys.modules['cuda'] = sys.modules['cuda.bindings'] = None\n"
         "from aristos.substrate.cuda import device; from aristos.transport import ipc\n"
         "print(device.count())\n"
-        "try: device.Card(0)\nexcept device.EnvironmentProblem as error: print(error)"
+        "try: device.Device(0)\nexcept device.EnvironmentProblem as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("0\nGPUs need numba-cuda and cuda-bindings: pip install 'aristos[cuda12]'"), done
 
 
 def test_asking_for_a_stream_waits_for_nothing(driver):
-    card = Card(0)
+    card = Device(0)
     stream, address = card.new_stream(), card.allocate(64)
     assert card.done(stream)
     for _ in range(3):

@@ -25,11 +25,11 @@ def asked(monkeypatch):
 
     def ask(how, *seconds):
         monkeypatch.setattr(device_puts, "COMMAND", [*CHILD, how])
-        device_puts.takes.cache_clear()
-        return device_puts.takes(0, *seconds)
+        device_puts.probe.cache_clear()
+        return device_puts.probe(0, *seconds)
 
     yield ask
-    device_puts.takes.cache_clear()
+    device_puts.probe.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def asked(monkeypatch):
 def test_what_does_not_take_it(asked, how, why):
     before = set(leftovers(young=0.0))
     answer = asked(how)
-    assert not answer.takes
+    assert not answer.supported
     assert set(leftovers(young=0.0)) <= before
     assert re.search(why, answer.why), answer.why
 
@@ -54,9 +54,9 @@ def test_what_does_not_take_it(asked, how, why):
 def test_what_does(comm, asked, monkeypatch):
     """The process has an MPI of its own, though its parent is a rank of a job; and nobody asks twice."""
     answer = asked("fine")
-    assert answer.takes, answer.why
+    assert answer.supported, answer.why
     monkeypatch.setattr(device_puts, "COMMAND", [*CHILD, "silent"])
-    assert device_puts.takes(0) is answer
+    assert device_puts.probe(0) is answer
 
 
 def test_no_answer_in_time(asked):
@@ -67,7 +67,7 @@ def test_no_answer_in_time(asked):
 def test_who_does_not_want_it(asked, monkeypatch, value):
     monkeypatch.setenv(device_puts.VARIABLE, value)
     answer = asked("fine")
-    assert (answer.takes, answer.why) == (False, f"{device_puts.VARIABLE}={value}")
+    assert (answer.supported, answer.why) == (False, f"{device_puts.VARIABLE}={value}")
 
 
 def test_a_child_that_does_not_start(asked, monkeypatch):
@@ -78,12 +78,12 @@ def test_a_child_that_does_not_start(asked, monkeypatch):
 
 def test_a_process_without_a_card(monkeypatch):
     monkeypatch.delenv(device_puts.VARIABLE, raising=False)
-    device_puts.takes.cache_clear()
+    device_puts.probe.cache_clear()
     try:
-        answer = device_puts.takes(10_000)  # nobody has so many
+        answer = device_puts.probe(10_000)  # nobody has so many
     finally:
-        device_puts.takes.cache_clear()
-    assert not answer.takes
+        device_puts.probe.cache_clear()
+    assert not answer.supported
     assert "cuInit" in answer.why or "are visible" in answer.why
 
 

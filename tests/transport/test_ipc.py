@@ -17,7 +17,7 @@ from fake_cuda import Machine, Process
 
 from aristos.errors import EnvironmentProblem, MemoryProblem
 from aristos.substrate.cuda import driver as calls
-from aristos.substrate.cuda.device import Card
+from aristos.substrate.cuda.device import Device
 from aristos.transport.ipc import GRAIN, IpcWindow
 
 SECONDS = 20
@@ -84,7 +84,7 @@ def all_closed(machine):
 
 def exchange(comm, local_rank):
     """Every rank stores its number into its part of each window, and reads what all others stored into its own."""
-    card = Card.find(local_rank)
+    card = Device.find(local_rank)
     window = IpcWindow(comm, card, 8 * comm.size)
     start = np.empty(8 * comm.size, np.uint8)
     card.copy_out(start, window.base[comm.rank])
@@ -120,7 +120,7 @@ def test_peers_close_before_the_owner_frees(monkeypatch):
     slow = threading.Event()
 
     def work(comm, local_rank):
-        card = Card.find(local_rank)
+        card = Device.find(local_rank)
         window = IpcWindow(comm, card, 64)
         comm.Barrier()
         if comm.rank == 2:
