@@ -134,7 +134,7 @@ def execute(job, st, worker):
                 pair = st[job[f.T_SLOT_PAIR] + slot] + packed - st[job[f.T_SLOT_FROM] + slot]
                 mem.store(index_to(job, st, owner, pair), row)
         row += crossed
-    mem.together()
+    mem.block_barrier()
     if mem.thread() == 0:
         st[c + f.C_PARTS] = write_records(job, st, owner, row - sent)
         st[c + f.C_B] = row - sent

@@ -125,22 +125,22 @@ class PairLayout:
 
 def near_region(s: Shape, nodes: Nodes, rank: int, source: int) -> int:
     """Byte offset, in the near window of `rank`, of what its near peer `source` writes there."""
-    return lines(s.returns) + PairLayout.of(s).nbytes * nodes.near(rank).index(source)
+    return lines(s.returns) + PairLayout.of(s).nbytes * nodes.local(rank).index(source)
 
 
 def far_region(s: Shape, nodes: Nodes, rank: int, source: int) -> int:
     """Byte offset, in the far window of `rank`, of what its far peer `source` puts there."""
-    return lines(s.returns) + PairLayout.of(s).far_bytes * nodes.far(rank).index(source)
+    return lines(s.returns) + PairLayout.of(s).far_bytes * nodes.remote(rank).index(source)
 
 
 def near_bytes(s: Shape, nodes: Nodes, rank: int) -> int:
     """Bytes of the near window of `rank`."""
-    return lines(s.returns) + PairLayout.of(s).nbytes * len(nodes.near(rank))
+    return lines(s.returns) + PairLayout.of(s).nbytes * len(nodes.local(rank))
 
 
 def far_bytes(s: Shape, nodes: Nodes, rank: int) -> int:
     """Bytes of the far window of `rank`; none without far peers."""
-    far = len(nodes.far(rank))
+    far = len(nodes.remote(rank))
     return far and lines(s.returns) + PairLayout.of(s).far_bytes * far
 
 
@@ -151,7 +151,7 @@ def outbox_bytes(s: Shape) -> int:
 
 def rank_bytes(s: Shape, nodes: Nodes, rank: int = 0) -> int:
     """All of it: near window, far window, outboxes."""
-    return near_bytes(s, nodes, rank) + far_bytes(s, nodes, rank) + outbox_bytes(s) * len(nodes.far(rank))
+    return near_bytes(s, nodes, rank) + far_bytes(s, nodes, rank) + outbox_bytes(s) * len(nodes.remote(rank))
 
 
 def ring_rows(world: int, stride: int, most: int) -> int:

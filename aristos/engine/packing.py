@@ -87,7 +87,7 @@ def set_blocks(job, st, tokens):
             left += st[position + i] >= 0
         st[job[f.T_BLOCK_LEFT] + b] = left
         st[job[f.T_READY] + b] = 0
-    mem.together()
+    mem.block_barrier()
     if mem.thread() != 0:
         return
     st[job[f.T_READY] + blocks] = 0  # nothing ever is behind the last one
@@ -121,7 +121,7 @@ def set_streams(job, st, rows):
     if job[f.FAR] != 0:
         for slot in range(mem.thread(), job[start + world], mem.threads()):
             st[job[f.T_SLOT_FROM] + slot] = st[offset + slot]
-    mem.together()
+    mem.block_barrier()
     for expert in range(mem.thread(), local, mem.threads()):
         slot = job[start + me] + expert
         count = st[offset + slot + 1] - st[offset + slot]
@@ -167,7 +167,7 @@ def announce(job, st):
     me, world = job[f.RANK], job[f.WORLD]
     for i in range(1, world):
         write_announcement(job, st, (me + i) % world)
-    mem.together()
+    mem.block_barrier()
     if mem.thread() == 0:
         for i in range(1, world):
             mem.store_release(word_to(job, st, (me + i) % world, f.ANNOUNCED), job[f.EPOCH])
@@ -186,5 +186,5 @@ def execute(job, st):
         rows = st[job[f.T_OFFSET] + job[job[f.SLOT_START] + job[f.WORLD]]]
     set_blocks(job, st, tokens)
     set_streams(job, st, rows)
-    mem.together()
+    mem.block_barrier()
     announce(job, st)

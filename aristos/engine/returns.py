@@ -103,12 +103,12 @@ def settle(job, st, worker):
     """Count what this worker has noted: all its threads, outside the lock; after it has decided and published."""
     c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
     pieces = st[c + f.C_BACK]
-    mem.together()  # nobody notes more before all have read how many there are
+    mem.block_barrier()  # nobody notes more before all have read how many there are
     if pieces == 0:
         return
     for i in range(pieces):
         piece = c + f.C_BACK + 1 + 2 * i
         count_back(job, st, st[piece], st[piece + 1])
-    mem.together()
+    mem.block_barrier()
     if mem.thread() == 0:
         st[c + f.C_BACK] = 0

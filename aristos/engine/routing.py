@@ -1,6 +1,6 @@
 """Step `route`: a block of tokens gets its experts and weights, or what came from outside is checked."""
 
-from ..kernels.cpu.llvm import LANES
+from ..kernels.cpu.panels import LANES
 from ..kernels.cpu.tokens import choose, scores
 from ..primitives import memory as mem
 from ..primitives.compile import jit

@@ -31,7 +31,7 @@ class GpuRank(Rank):
     def __init__(self, machine: Machine, me: int) -> None:
         self.host_cause = 0  # why the host says that this rank has failed
         super().__init__(machine, me)
-        self.far = machine.case.nodes.far(me)
+        self.far = machine.case.nodes.remote(me)
         self.alone = {private(me, LOCK, LINE), private(me, LOCK, 2 * LINE)}
         self.alone |= {address(me, BELIEVED, LINE * p + WORD * w) for p in self.far for w in range(f.WORDS + 1)}
         machine.memory.value[private(me, WIRE, WORD * wire.IN_CALL)] = 1
@@ -57,7 +57,7 @@ class GpuRank(Rank):
         known = (f.T_SENT_ROWS, f.T_SENT_TILES, f.T_FREED_ROWS, f.T_PUT_ROWS, f.T_PUT_TILES, f.T_PUT_RETURNED,
                  f.T_PUT_CREDIT, f.T_OPEN_ROWS, f.T_OPEN_TILES, f.T_OPEN_RETURNED, f.T_OPEN_CREDIT,
                  f.T_RETURNED)  # fmt: skip
-        for p in self.case.nodes.far(self.me) if start else ():
+        for p in self.case.nodes.remote(self.me) if start else ():
             for table in known:
                 st[job[table] + p] = cs[card[table] + p] = start
             for word, told in ((f.TAIL, start), (f.CREDIT, start), (f.RETURN_TAIL, start), (f.POSTED, 2 * start)):

@@ -215,7 +215,7 @@ def window_read_by_blocks(put: Put) -> None:
 
     def fill_card(shape: Any, nodes: Any, rank: int, state: Any, starts: dict[int, int]) -> Any:
         sides = real(shape, nodes, rank, state, starts)
-        for p in nodes.far(rank):
+        for p in nodes.remote(rank):
             state[starts[f.T_FROM] + p] += places.address(0, places.FAR) - places.address(0, places.MIRROR)
         return sides
 

@@ -115,7 +115,7 @@ class Rank:
         job[f.HIDDEN], job[f.FFN] = experts.columns_of(case.words)
         job[f.ROW_BYTES], job[f.STRIDE], job[f.RING_ROWS] = WORD * case.words, case.shape.stride, case.shape.ring_rows
         job[f.RETURN_STRIDE], job[f.ALL_WORKERS] = case.shape.stride, case.workers
-        job[f.FAR], job[f.FAR_BLOCK] = len(case.nodes.far(me)), case.block
+        job[f.FAR], job[f.FAR_BLOCK] = len(case.nodes.remote(me)), case.block
         job[f.WIRE] = private(me, places.WIRE) if job[f.FAR] else 0
         job[f.SLOTS], job[f.TILE], job[f.BATCH], job[f.RUN_ROWS] = case.shape.slots, case.tile, BATCH, case.run
         job[f.MERGE_ROWS], job[f.PATIENCE], job[f.ROUTED], job[f.OBJECT] = case.merge, PATIENCE, 1, 1

@@ -12,8 +12,7 @@ from .places import AREA, BELIEVED, FAR, MIRROR, NEAR, OUTBOX, PRIVATE, address,
 
 WORD = 8
 WORDS = ("POISON", "AT_EPOCH", "AT_PHASE", "ANNOUNCED", "TAIL", "CREDIT", "RETURN_TAIL", "POSTED")
-AREAS = ("state", "lock", "wire", "x", "y", "ids", "weights", "activations", "landed rows", "rows to return", "gate",
-         "descriptors")  # fmt: skip
+AREAS = ("state", "lock", "wire", "x", "y", "ids", "weights", "activations", "landed rows", "rows to return", "gate")
 RETURNS, RING, PLAIN, CODED, OUT_OF_BOUNDS = range(5)
 
 
@@ -88,7 +87,7 @@ class Regions:
     def _part(self, rank: int, part: int) -> tuple[int, list[int], int, int]:
         """Of a part: where its regions begin, whose they are, bytes of a region, bytes."""
         if (rank, part) not in self._parts:
-            near, far = self.nodes.near(rank), self.nodes.far(rank)
+            near, far = self.nodes.local(rank), self.nodes.remote(rank)
             self._parts |= {
                 (rank, NEAR): (self.returns, near, self.layout.nbytes, near_bytes(self.shape, self.nodes, rank)),
                 (rank, FAR): (self.returns, far, self.layout.far_bytes, far_bytes(self.shape, self.nodes, rank)),
@@ -108,8 +107,8 @@ class Regions:
 
     def ring_slot(self, owner: int, source: int, slot: int) -> range:
         """The addresses of a ring row at `owner`."""
-        near = source in self.nodes.near(owner)
-        peers = self.nodes.near(owner) if near else self.nodes.far(owner)
+        near = source in self.nodes.local(owner)
+        peers = self.nodes.local(owner) if near else self.nodes.remote(owner)
         size = self.layout.nbytes if near else self.layout.far_bytes
         at = address(owner, NEAR if near else FAR, self.returns + size * peers.index(source) + self.layout.ring)
         at += self.shape.stride * slot

@@ -16,7 +16,7 @@ import numpy as np
 from ..engine import bulk as step
 from ..engine import fields as f
 from ..engine import packing
-from ..kernels.cpu.gemm import aligned
+from ..primitives.buffers import aligned
 from ..primitives.compile import warm_up
 from ..substrate.runtime import Runtime
 

@@ -10,8 +10,9 @@ from ..config import MOST_THREADS, NARROW, MoEConfig
 from ..engine import fields as f
 from ..engine.layout import LINE, Shape, lines, ring_rows
 from ..errors import AristosError, ClosedError, InputError, MismatchError, PeerInputError
-from ..kernels.cpu.gemm import FLOAT, aligned, row_stride
+from ..kernels.cpu.panels import row_stride
 from ..placement import Placement
+from ..primitives.buffers import FLOAT, aligned
 from ..substrate.attach import attach
 
 WHY = {f.NOT_FINITE: "scores or weights that are not finite", f.BAD_IDS: "ids out of range or repeated"}

@@ -12,9 +12,9 @@ from ..engine import exchange as step
 from ..engine import fields as f
 from ..engine import routing
 from ..errors import AristosError, InputError, OpenCallError
-from ..kernels.cpu.gemm import aligned
 from ..placement import Placement
 from ..primitives import arrays
+from ..primitives.buffers import aligned
 from ..primitives.compile import warm_up
 from ..substrate.cpu.runtime import BATCH, CpuRuntime
 from .collective import Collective, check_common, explain_ids, routing_arrays, usable_timeout, weight_arrays

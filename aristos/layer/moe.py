@@ -19,11 +19,11 @@ from ..errors import AristosError, ClosedError, InputError, OpenCallError
 from ..host.nodes import Nodes
 from ..kernels.cpu import activation
 from ..kernels.cpu.expert import scratch_bytes
-from ..kernels.cpu.gemm import aligned
-from ..kernels.cpu.llvm import LANES
+from ..kernels.cpu.panels import LANES
 from ..kernels.cpu.tokens import SCORES
 from ..placement import Placement
 from ..primitives import arrays
+from ..primitives.buffers import aligned
 from ..substrate.cpu.runtime import BATCH, CpuRuntime
 from .bulk import Bulk
 from .collective import (

@@ -9,9 +9,9 @@ import numpy as np
 from ..config import MoEConfig
 from ..engine import fields as f
 from ..errors import InputError
-from ..kernels.cpu.gemm import FLOAT, aligned, pack, padded
-from ..kernels.cpu.llvm import LANES
+from ..kernels.cpu.panels import LANES, pack, padded
 from ..primitives import arrays
+from ..primitives.buffers import FLOAT, aligned
 
 FLOAT32 = np.dtype(np.float32)
 

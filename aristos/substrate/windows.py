@@ -21,8 +21,8 @@ from ..engine.layout import (
     outbox_bytes,
 )
 from ..host.nodes import Nodes
-from ..kernels.cpu.gemm import aligned
 from ..primitives import wire
+from ..primitives.buffers import aligned
 from ..primitives.compile import warm_up
 from ..transport.group import Calling, Group
 from ..transport.rma import RmaWindow
@@ -31,7 +31,7 @@ from ..transport.window import Window
 
 def window_bytes(shape: Shape, nodes: Nodes, rank: int) -> tuple[int, int, int]:
     """Bytes of a rank's window for local peers, of its window for remote peers, and of its outboxes."""
-    outboxes = outbox_bytes(shape) * len(nodes.far(rank))
+    outboxes = outbox_bytes(shape) * len(nodes.remote(rank))
     return near_bytes(shape, nodes, rank), far_bytes(shape, nodes, rank), outboxes
 
 
@@ -57,7 +57,7 @@ class EngineMemory:
     ) -> None:
         self.shape, self.group = shape, group
         self.layout = PairLayout.of(shape)
-        self.remote = group.nodes.far(group.rank)
+        self.remote = group.nodes.remote(group.rank)
         local_bytes, remote_bytes, outbox_total = window_bytes(shape, group.nodes, group.rank)
         self._local = (window or group.local_window)(local_bytes)
         self._remote: RmaWindow | None = None
@@ -75,7 +75,7 @@ class EngineMemory:
         def put(table: int, peer: int, value: int) -> None:
             state[starts[table] + peer] = value
 
-        local = dict(zip(sorted([me, *nodes.near(me)]), self._local.base))
+        local = dict(zip(sorted([me, *nodes.local(me)]), self._local.base))
         for p, base in local.items():
             put(f.T_RETURNS, p, base)
             put(f.T_BACK, p, local[me])

@@ -36,7 +36,7 @@ from aristos.engine.layout import (
 )
 from aristos.explore.places import FAR, NEAR, OUTBOX, fill, put_target, where
 from aristos.host.nodes import Nodes
-from aristos.kernels.cpu.gemm import row_stride
+from aristos.kernels.cpu.panels import row_stride
 from aristos.placement import Placement
 
 
@@ -70,7 +70,7 @@ def test_nodes():
     assert Nodes.of(3, 7).single
     assert not Nodes.of(3, 1).single
     mixed = Nodes((4, 9, 4))
-    assert (mixed.near(0), mixed.far(0), mixed.near(1), mixed.far(1)) == ([2], [1], [], [0, 2])
+    assert (mixed.local(0), mixed.remote(0), mixed.local(1), mixed.remote(1)) == ([2], [1], [], [0, 2])
 
 
 @given(shapes())
@@ -94,7 +94,7 @@ def test_return_rows_and_regions_fill_the_windows(cluster):
     shape, nodes = cluster
     w = PairLayout.of(shape)
     for rank in range(shape.world):
-        near, far = nodes.near(rank), nodes.far(rank)
+        near, far = nodes.local(rank), nodes.remote(rank)
         assert sorted([rank, *near, *far]) == list(range(shape.world))
         kinds = ((near_region, near, w.nbytes, near_bytes), (far_region, far, w.far_bytes, far_bytes))
         for region, peers, size, nbytes in kinds:
@@ -134,7 +134,7 @@ class Addresses:
         self.st = np.zeros(self.tables.words, np.int64)
         PairLayout.of(shape).fill(self.job)
         self.tables.fill(self.job)
-        self.job[f.RANK], self.job[f.WORLD], self.job[f.FAR] = me, shape.world, len(nodes.far(me))
+        self.job[f.RANK], self.job[f.WORLD], self.job[f.FAR] = me, shape.world, len(nodes.remote(me))
         self.job[f.STRIDE], self.job[f.RING_ROWS], self.job[f.SLOTS] = shape.stride, shape.ring_rows, shape.slots
         self.job[f.RETURN_STRIDE], self.job[f.SLOT_START] = shape.stride, f.JOB_WORDS
         self.asked = fill(shape, nodes, me, self.st, self.tables.starts)
@@ -182,7 +182,7 @@ def written(a: Addresses, row_writers: np.ndarray) -> Iterator[Written]:
     s, me = a.shape, a.me
     for p in range(s.world):
         packed_rows = np.flatnonzero(row_writers[p] == me).tolist()
-        if p not in a.nodes.far(me):
+        if p not in a.nodes.remote(me):
             yield from (("return_row", p, a.at("return_row", p, packed), s.stride) for packed in packed_rows)
             if p != me:
                 yield from (("word", p, a.at("word_to", p, word), 8) for word in range(f.WORDS))
@@ -219,7 +219,7 @@ def test_every_byte_has_one_writer(cluster, random):
         for what, target, at, nbytes in written(a, owners):
             rank, part, offset = where(at)
             assert rank == target, f"{what} of rank {a.me} lies with rank {rank}, not {target}"
-            assert part == (FAR if target in nodes.far(a.me) else OUTBOX if " " in what else NEAR), what
+            assert part == (FAR if target in nodes.remote(a.me) else OUTBOX if " " in what else NEAR), what
             assert 0 <= offset <= room[rank][part] - nbytes, f"{what} leaves its memory"
             spans.setdefault((rank, part), []).append((offset, offset + nbytes, a.me, what))
             for line in range(offset // LINE, -(-(offset + nbytes) // LINE)):
@@ -235,7 +235,7 @@ def test_every_byte_has_one_writer(cluster, random):
 def test_what_one_writes_is_where_the_other_reads(cluster, number):
     shape, nodes = cluster
     writer, reader = Addresses(shape, nodes, 1), Addresses(shape, nodes, 0)
-    far = 1 in nodes.far(0)
+    far = 1 in nodes.remote(0)
     for name in ("announcement", "record", "return_record", "ring_row", *["index"] * far):
         at = writer.at(f"{name}_to", 0, number)
         assert (writer.put_to(0, at) if far else at) == reader.at(f"{name}_from", 1, number), name
@@ -263,7 +263,7 @@ def test_rows_come_back_where_they_are_combined_from(cluster, data):
     for owner in range(shape.world):
         theirs = Addresses(shape, nodes, owner)
         for packed in range(offset[start[owner]], offset[start[owner + 1]]):
-            if owner in nodes.far(me):
+            if owner in nodes.remote(me):
                 wanted = put_target(me, theirs.table(f.T_RETURNS_AT, me) + shape.stride * packed)
             else:
                 wanted = theirs.at("return_row", me, packed)
@@ -275,7 +275,7 @@ def test_rings_and_records_use_all_their_places_in_turn(cluster, first):
     """A place is written again only one ring later, which is what credit stands for."""
     shape, nodes = cluster
     a = Addresses(shape, nodes, 0)
-    far = 1 in nodes.far(0)
+    far = 1 in nodes.remote(0)
     rows = ("ring_row_to", *(("index_to", "staged_row") if far else ()))
     for name, places in (
         *((name, shape.ring_rows) for name in rows),
@@ -358,7 +358,7 @@ def test_memory_is_what_an_engine_asks_for(cluster):
         near, far, outboxes = Addresses(shape, nodes, rank).asked
         assert near == near_bytes(shape, nodes, rank)
         assert far == far_bytes(shape, nodes, rank)
-        assert outboxes == len(nodes.far(rank)) * outbox_bytes(shape)
+        assert outboxes == len(nodes.remote(rank)) * outbox_bytes(shape)
         assert near + far + outboxes == rank_bytes(shape, nodes, rank)
 
 
@@ -390,7 +390,7 @@ def checked_sizes(comm: Any, ranks_per_node: int | None) -> None:
 
         with rings_of(None), MoE(cfg, comm, layers=32, **options) as moe:
             runtime = moe._runtime
-            assert runtime.group.nodes.near(comm.rank) == nodes.near(comm.rank)
+            assert runtime.group.nodes.local(comm.rank) == nodes.local(comm.rank)
             assert allocated(runtime) == rank_bytes(runtime.shape, nodes, comm.rank)
             assert max(comm.allgather(allocated(runtime))) == MoE.memory(cfg, world, **options)
             memory, version = runtime._memory, runtime.version

@@ -9,11 +9,11 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed:
 from aristos import reference, simt
 from aristos.config import MoEConfig, Router
 from aristos.engine import fields, routing
-from aristos.kernels.cpu.gemm import aligned, pack
-from aristos.kernels.cpu.llvm import LANES
+from aristos.kernels.cpu.panels import LANES, pack
 from aristos.kernels.cpu.tokens import SCORES, scores
 from aristos.kernels.cuda import router as r
 from aristos.kernels.cuda.pack import narrow, widen
+from aristos.primitives.buffers import aligned
 
 
 def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=1.0, kind="f32", given=None, seed=0):

@@ -21,8 +21,8 @@ import aristos
 from aristos import reference
 from aristos.engine import fields as f
 from aristos.errors import AristosError
-from aristos.kernels.cpu.gemm import aligned
 from aristos.primitives import wire
+from aristos.primitives.buffers import aligned
 from aristos.substrate.cpu.runtime import CpuRuntime
 from aristos.substrate.cuda.outboxes import DeviceMemory
 from aristos.substrate.cuda.proxy_thread import DeviceWire, ProxyThread

@@ -153,7 +153,7 @@ class NodeRank(Rank):
 
     def _state(self) -> Any:
         layers, me = self.layers, self.me
-        ranks = sorted([me, *layers.nodes.near(me)])
+        ranks = sorted([me, *layers.nodes.local(me)])
         self.base = HOST + SPAN * me
         window = SimpleNamespace(base=[layers.windows[p].ptr for p in ranks])
         far = SimpleNamespace(base=self.base + WINDOW, shift=[0] * len(layers.tokens), wire=self.base + BUFFERS)
@@ -161,7 +161,7 @@ class NodeRank(Rank):
             rank=me, nodes=layers.nodes, world=len(layers.tokens), remote_window=lambda nbytes: far
         )
         layout = PairLayout.of(layers.shape)
-        for number in range(len(layers.nodes.far(me))):
+        for number in range(len(layers.nodes.remote(me))):
             first = self.base + lines(layers.shape.returns) + layout.far_bytes * number + layout.coded
             layers.host.coded.append(range(first, first + CODED_BYTES))
         self.memory = DeviceMemory(group, layers.shape, lambda n: window, self, layers.rows_on_card)
@@ -191,7 +191,7 @@ class NodeRank(Rank):
 
     def _job(self, layers: Any) -> np.ndarray:
         job = super()._job(layers)
-        job[f.FAR], job[f.FAR_BLOCK] = len(layers.nodes.far(self.me)), layers.block
+        job[f.FAR], job[f.FAR_BLOCK] = len(layers.nodes.remote(self.me)), layers.block
         return job
 
     def proxy(self, epoch: int) -> Iterator[None]:

@@ -6,10 +6,11 @@ All in float32, every value from its own token alone, so that it does not matter
 import numpy as np
 
 from ...primitives import memory as mem
+from ...primitives.buffers import FLOAT
 from ...primitives.compile import jit
 from .activation import exp
-from .gemm import FLOAT, narrow_rows
-from .llvm import LANES
+from .gemm import narrow_rows
+from .panels import LANES
 
 SOFTMAX, SOFTMAX_TOPK = range(2)
 SCORES = {"softmax": SOFTMAX, "softmax_topk": SOFTMAX_TOPK}

@@ -13,8 +13,9 @@ from ...engine import fields as f
 from ...engine.experts import GROUP
 from ...engine.layout import Shape, StateLayout, lines, word_from
 from ...errors import PoisonedError
-from ...kernels.cpu.gemm import aligned, row_stride
+from ...kernels.cpu.panels import row_stride
 from ...primitives import wire
+from ...primitives.buffers import aligned
 from ...primitives.compile import warm_up
 from ...primitives.memory import load_acquire
 from ...transport.group import Group

@@ -18,7 +18,7 @@ from ...engine import fields as f
 from ...engine.layout import LINE, WORD, Shape, StateLayout, lines
 from ...errors import MemoryProblem
 from ...host.nodes import Nodes
-from ...kernels.cpu.gemm import aligned
+from ...primitives.buffers import aligned
 from ...transport.group import Group
 from ...transport.window import Window
 from ..windows import EngineMemory, window_bytes
@@ -26,7 +26,7 @@ from ..windows import EngineMemory, window_bytes
 
 def device_rows_bytes(shape: Shape, nodes: Nodes, rank: int) -> int:
     """Bytes of the rows that wait on a rank's GPU to be put: a ring and as many outputs for each remote peer."""
-    return 2 * shape.ring_rows * shape.stride * len(nodes.far(rank))
+    return 2 * shape.ring_rows * shape.stride * len(nodes.remote(rank))
 
 
 @dataclass(frozen=True)

@@ -97,9 +97,9 @@ def begin(job_address, state_address, routing_address, x, x_stride, tokens, y, i
         routing = mem.words(routing_address, router.JOB_WORDS)
         routing[router.X], routing[router.X_STRIDE], routing[router.TOKENS] = x, x_stride, tokens
         routing[router.IDS], routing[router.WEIGHTS] = ids, weights
-    mem.together()
+    mem.block_barrier()
     packing.begin(job, st)
-    mem.together()
+    mem.block_barrier()
     if mem.thread() == 0:
         st[f.ROUTE_NEXT] = tokens
         st[f.ROUTE_DONE] = tokens
@@ -198,7 +198,7 @@ def layer(tile: Tile) -> Any:
         while True:
             if mem.thread() == 0:
                 command[0] = wait_for_work(job, st, worker)
-            mem.together()
+            mem.block_barrier()
             kind = command[0]
             returns.settle(job, st, worker)
             if kind == f.TEAM:
@@ -211,7 +211,7 @@ def layer(tile: Tile) -> Any:
                 blocks.execute(job, st, worker)
             elif kind == f.COMBINE:
                 combine.list_rows(job, st, worker)
-                mem.together()
+                mem.block_barrier()
                 c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
                 k, first = job[f.TOP_K], st[c + f.C_A]
                 combine_rows(
@@ -222,12 +222,12 @@ def layer(tile: Tile) -> Any:
                 packing.execute(job, st)
             elif kind != f.SETTLE:
                 break
-            mem.together()
+            mem.block_barrier()
             if mem.thread() == 0 and kind != f.SETTLE:
                 steps.publish(job, st, worker, kind)
                 if worker == 0:
                     publish_progress(job, st, mem.clock())
-            mem.together()
+            mem.block_barrier()
             returns.settle(job, st, worker)
         if mem.thread() == 0 and worker == 0:
             leave(job, st, kind)

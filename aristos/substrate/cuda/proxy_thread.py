@@ -16,9 +16,9 @@ from numba import int32, int64
 from ...engine import fields as f
 from ...engine import proxy
 from ...errors import EnvironmentProblem
-from ...kernels.cpu.gemm import aligned
 from ...primitives import memory as mem
 from ...primitives import wire
+from ...primitives.buffers import aligned
 from ...primitives.compile import Locator, compiling, entry, jit, warm_up
 from ..failure import poison_word
 from ..idle import rest

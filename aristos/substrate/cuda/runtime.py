@@ -142,7 +142,7 @@ class CudaRuntime(Runtime):
     def _mpi_puts_from_device(self) -> bool:
         """Whether MPI puts from the memory of this node's GPUs: its first rank tries. Collective."""
         me, answer = self.group.rank, None
-        first = min([me, *self.group.nodes.near(me)])
+        first = min([me, *self.group.nodes.local(me)])
         if first == me:
             answer = device_puts.probe(self.device.ordinal, min(device_puts.SECONDS, self.group.timeout))
         return bool(self.group.allgather(answer, "the first ranks of nodes to try puts from a GPU")[first].supported)
