@@ -59,7 +59,7 @@ def test_the_driver(what, state, word, remedy):
     ("answer", "text"),
     [
         (Answer(True), "MPI puts to other nodes from the memory of card 0"),
-        (Answer(False, "MPI died of it (SIGSEGV)"), "waits in the host's pinned memory: MPI died of it (SIGSEGV)"),
+        (Answer(False, "MPI crashed (SIGSEGV)"), "waits in the host's pinned memory: MPI crashed (SIGSEGV)"),
     ],
 )
 def test_from_where_rows_are_put(monkeypatch, answer, text):

@@ -55,7 +55,7 @@ def test_whether_mpi_puts_from_it(own, monkeypatch):
     """Either is right, by the MPI that is here; but the process that tries it comes so far as to try."""
     monkeypatch.delenv(device_puts.VARIABLE, raising=False)
     answer = device_puts.probe(own.ordinal)
-    untried = ("exit code", "has not begun", "could not be asked")
+    untried = ("exit code", "has not started", "did not start")
     assert answer.supported or not any(word in answer.why for word in untried), answer
 
 
