@@ -15,28 +15,31 @@ from typing import Any
 import numpy as np
 
 from ..config import OVERDUE
-from ..engine import arrivals
-from ..engine import fields as f
+from ..engine import arrivals, codes, words
 from ..engine.layout import word_from
 from ..errors import PoisonedError, WaitTimeout
 from ..primitives.memory import load_acquire
 from ..transport.group import Group
 
-CAUSES = {f.CAUSE_TIMEOUT: "a wait ran out", f.CAUSE_INTERRUPT: "it was interrupted", f.CAUSE_ERROR: "it failed"}
+CAUSES = {
+    codes.CAUSE_TIMEOUT: "a wait ran out",
+    codes.CAUSE_INTERRUPT: "it was interrupted",
+    codes.CAUSE_ERROR: "it failed",
+}
 
 
 def cause_of(error: BaseException) -> int:
     """The cause that peers read in the poison word. A PoisonedError keeps the cause of the rank that failed first."""
     if isinstance(error, WaitTimeout):
-        return f.CAUSE_TIMEOUT
+        return codes.CAUSE_TIMEOUT
     if isinstance(error, KeyboardInterrupt | SystemExit):
-        return f.CAUSE_INTERRUPT
-    return getattr(error, "cause", f.CAUSE_ERROR)
+        return codes.CAUSE_INTERRUPT
+    return getattr(error, "cause", codes.CAUSE_ERROR)
 
 
 def poison_word(epoch: int, origin: int, cause: int) -> int:
-    """The poison word of a failure; see `arrivals.told` for the way back."""
-    return (((epoch << f.ORIGIN_BITS) + origin) << f.CAUSE_BITS) + cause
+    """The poison word of a failure; see `arrivals.read_poison` for the way back."""
+    return (((epoch << codes.ORIGIN_BITS) + origin) << codes.CAUSE_BITS) + cause
 
 
 def poisoned(rank: int, origin: int, epoch: int, cause: int, reporter: int | None = None) -> PoisonedError:
@@ -61,7 +64,7 @@ def wait_message(
     if peer == rank:
         return f"rank {rank}: none of its own workers made progress for {waited} in epoch {epoch}"
     announced, left, read, returned, sent = map(int, owed)
-    if announced == f.UNANNOUNCED:
+    if announced == codes.UNANNOUNCED:
         what = f"its announcement of epoch {epoch}"
     elif left > 0:
         what = f"{left} announced rows after tile {read}"
@@ -99,7 +102,7 @@ class Patience:
     """Bounds the wait of a call that the host runs: raises WaitTimeout when the awaited rank does not move.
 
     A peer inside the call may stand still for `timeout` seconds; a peer in user code earns a warning then, and the
-    error after OVERDUE times as long. `engine.patience` is the same rule for a kernel.
+    error after OVERDUE times as long. `engine.timeout_check` is the same rule for a kernel.
     """
 
     def __init__(self, rank: int, epoch: int, job: np.ndarray, state: np.ndarray, timeout: float) -> None:
@@ -121,9 +124,9 @@ class Patience:
         waited = now - self.since
         if waited < self.timeout:
             return
-        combining = self.job[f.MODE] == f.MODE_COMBINE
+        combining = self.job[words.MODE] == codes.MODE_COMBINE
         # between the phases of an exchange a remote peer cannot publish that it has left the call
-        silent = combining and self.state[self.job[f.T_FAR] + peer] != 0
+        silent = combining and self.state[words.remote(self.job, peer)] != 0
         inside = phase >= 0 and epoch == self.epoch and not silent
         if inside or peer == self.rank or waited > OVERDUE * self.timeout:
             raise WaitTimeout(
@@ -150,5 +153,5 @@ class Patience:
         """The (epoch, phase) that a peer published last."""
         if peer == self.rank:
             return self.epoch, 0
-        phase = load_acquire(int(word_from(self.job, self.state, peer, f.AT_PHASE)))
-        return load_acquire(int(word_from(self.job, self.state, peer, f.AT_EPOCH))), phase
+        phase = load_acquire(int(word_from(self.job, self.state, peer, words.AT_PHASE)))
+        return load_acquire(int(word_from(self.job, self.state, peer, words.AT_EPOCH))), phase

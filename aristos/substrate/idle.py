@@ -1,6 +1,6 @@
 """What a host thread does after an idle poll: spin, then yield its core, then sleep."""
 
-from ..engine import fields as f
+from ..engine import words
 from ..primitives import memory as mem
 from ..primitives.compile import jit
 
@@ -16,10 +16,10 @@ def rest(job, polls):
     launchers give each rank a session, which is a group. A rank that only yields can keep the core from the rank it
     waits for.
     """
-    if polls < job[f.SPINS]:
+    if polls < job[words.SPINS]:
         for _ in range(8):
             mem.pause()
-    elif polls < job[f.YIELDS]:
+    elif polls < job[words.YIELDS]:
         mem.yield_core()
     else:
         mem.nap()

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from ..config import OVERDUE
-from ..engine import fields as f
+from ..engine import job as jobs
+from ..engine import words
 from ..engine.layout import PairLayout, Shape, StateLayout
 from ..errors import ClosedError, MismatchError, OpenCallError
 from ..layer.stats import Tables
@@ -92,22 +93,18 @@ class Runtime(ABC):
 
     def fill_shape(self, job: np.ndarray) -> None:
         """Write what does not depend on the substrate: shapes, and where tables and regions lie."""
-        assert self.layout is not None
         assert self.shape is not None
         assert self._memory is not None
-        self.layout.fill(job)
-        self.tables.fill(job)
-        job[f.RANK], job[f.WORLD] = self.group.rank, self.group.world
-        job[f.WORKERS] = job[f.ALL_WORKERS] = self.threads
-        job[f.STRIDE], job[f.RING_ROWS], job[f.SLOTS] = self.shape.stride, self.shape.ring_rows, self.shape.slots
-        job[f.MAX_LOCAL] = self.shape.max_local
-        job[f.FAR], job[f.FAR_BLOCK] = len(self._memory.remote), REMOTE_BLOCK
+        jobs.fill_layout(job, self.shape, self.tables)
+        job[words.RANK], job[words.WORLD] = self.group.rank, self.group.world
+        job[words.WORKERS] = job[words.ALL_WORKERS] = self.threads
+        job[words.REMOTE], job[words.REMOTE_BLOCK] = len(self._memory.remote), REMOTE_BLOCK
 
     def _blank_job(self) -> np.ndarray:
         """A job without a layer, for what concerns the engine alone."""
-        job = np.zeros(f.JOB_WORDS + 1, np.int64)
+        job = np.zeros(words.JOB_WORDS + 1, np.int64)
         self.fill(job)
-        job[f.EPOCH] = self.epoch
+        job[words.EPOCH] = self.epoch
         return job
 
     # ------------------------------------------------------------ the open call
@@ -217,10 +214,10 @@ class Runtime(ABC):
         peers = [p for p in range(self.group.world) if p != self.group.rank]
         for _ in self.group.until_all_come("the other ranks to close", OVERDUE * self.group.timeout):
             self._receive(job)
-            if any(self._read_word(job, p, f.POISON) for p in peers):
+            if any(self._read_word(job, p, words.POISON) for p in peers):
                 return False
             for p in peers:
-                if self._read_word(job, p, f.ANNOUNCED) > self.epoch:
+                if self._read_word(job, p, words.ANNOUNCED) > self.epoch:
                     self.give_up(MismatchError(f"rank {self.group.rank} closes, and rank {p} makes a call"))
                     return False
         return True

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 from numba import int64
 
-from ..engine import fields as f
+from ..engine import words
 from ..engine.layout import (
     CODED_BYTES,
     LINE,
     PairLayout,
     Shape,
-    far_bytes,
-    far_region,
-    near_bytes,
-    near_region,
+    local_bytes,
+    local_region,
     outbox_bytes,
+    remote_bytes,
+    remote_region,
 )
 from ..host.nodes import Nodes
 from ..primitives import wire
@@ -32,7 +32,7 @@ from ..transport.window import Window
 def window_bytes(shape: Shape, nodes: Nodes, rank: int) -> tuple[int, int, int]:
     """Bytes of a rank's window for local peers, of its window for remote peers, and of its outboxes."""
     outboxes = outbox_bytes(shape) * len(nodes.remote(rank))
-    return near_bytes(shape, nodes, rank), far_bytes(shape, nodes, rank), outboxes
+    return local_bytes(shape, nodes, rank), remote_bytes(shape, nodes, rank), outboxes
 
 
 def _zeros(nbytes: int) -> np.ndarray:
@@ -58,14 +58,14 @@ class EngineMemory:
         self.shape, self.group = shape, group
         self.layout = PairLayout.of(shape)
         self.remote = group.nodes.remote(group.rank)
-        local_bytes, remote_bytes, outbox_total = window_bytes(shape, group.nodes, group.rank)
-        self._local = (window or group.local_window)(local_bytes)
+        for_local, for_remote, for_outboxes = window_bytes(shape, group.nodes, group.rank)
+        self._local = (window or group.local_window)(for_local)
         self._remote: RmaWindow | None = None
         self.wire = 0
-        self._outbox: Any = (outboxes or _zeros)(outbox_total)
+        self._outbox: Any = (outboxes or _zeros)(for_outboxes)
         warm_up([(wire.pace, (int64,)), (wire.take, (int64,)), (wire.leave, (int64,))])
         if not group.nodes.single:
-            self._remote = group.remote_window(remote_bytes)
+            self._remote = group.remote_window(for_remote)
             self.wire = self._remote.wire
 
     def fill(self, state: np.ndarray, starts: dict[int, int]) -> None:
@@ -77,26 +77,26 @@ class EngineMemory:
 
         local = dict(zip(sorted([me, *nodes.local(me)]), self._local.base))
         for p, base in local.items():
-            put(f.T_RETURNS, p, base)
-            put(f.T_BACK, p, local[me])
+            put(words.T_RETURN_ROWS, p, base)
+            put(words.T_ROWS_BACK, p, local[me])
             if p != me:
-                put(f.T_TO, p, base + near_region(shape, nodes, p, me))
-                for table in (f.T_FROM, f.T_WORDS):
-                    put(table, p, local[me] + near_region(shape, nodes, me, p))
+                put(words.T_REGION_TO, p, base + local_region(shape, nodes, p, me))
+                for table in (words.T_REGION_FROM, words.T_LINE_FROM):
+                    put(table, p, local[me] + local_region(shape, nodes, me, p))
         at = self._outbox.ctypes.data
         for p in self.remote:
             assert self._remote is not None
-            put(f.T_FAR, p, 1)
-            put(f.T_BACK, p, self._remote.base)
-            put(f.T_FROM, p, self._remote.base + far_region(shape, nodes, me, p))
-            put(f.T_AT, p, self._remote.shift[p] + far_region(shape, nodes, p, me))
-            put(f.T_RETURNS_AT, p, self._remote.shift[p])
-            put(f.T_TO, p, at)
-            put(f.T_OUT_RING, p, at + self.layout.ring)
-            at += self.layout.far_bytes
-            put(f.T_WORDS, p, at)
-            put(f.T_CODED, p, at + LINE)
-            put(f.T_STAGE, p, at + LINE + CODED_BYTES)
+            put(words.T_REMOTE, p, 1)
+            put(words.T_ROWS_BACK, p, self._remote.base)
+            put(words.T_REGION_FROM, p, self._remote.base + remote_region(shape, nodes, me, p))
+            put(words.T_PUT_REGION, p, self._remote.shift[p] + remote_region(shape, nodes, p, me))
+            put(words.T_PUT_RETURN_ROWS, p, self._remote.shift[p])
+            put(words.T_REGION_TO, p, at)
+            put(words.T_OUT_RING, p, at + self.layout.ring)
+            at += self.layout.remote_bytes
+            put(words.T_LINE_FROM, p, at)
+            put(words.T_CODED, p, at + LINE)
+            put(words.T_STAGED, p, at + LINE + CODED_BYTES)
             at += LINE + CODED_BYTES + shape.ring_rows * shape.stride
 
     @property

@@ -19,7 +19,7 @@ from mpi import ranks_each
 
 import aristos
 from aristos import reference
-from aristos.engine import fields as f
+from aristos.engine import words
 from aristos.errors import AristosError
 from aristos.primitives import wire
 from aristos.primitives.buffers import aligned
@@ -107,14 +107,14 @@ def on_devices(device: HostDevice) -> Iterator[list[ProxyThread]]:
         device_wire = DeviceWire(copy, wait, 0, self.group.world)
         found: Any = self._memory
         sides = found.sides(device_wire.address)
-        sides.job[f.SPINS], sides.job[f.YIELDS] = ALONE[0] // 100, ALONE[1] // 100
+        sides.job[words.SPINS], sides.job[words.YIELDS] = ALONE[0] // 100, ALONE[1] // 100
         proxies.append(ProxyThread(sides, device, device_wire, self.group.rank))
         found.start(proxies[-1].run)
         self.group.meet("the other ranks to start proxies")
 
     def filled(self: CpuRuntime, job: np.ndarray) -> None:
         fill(self, job)
-        job[f.WIRE] = taken.ctypes.data
+        job[words.WIRE] = taken.ctypes.data
 
     with contextlib.ExitStack() as stack:
         for name, value in (("EngineMemory", memory), ("CpuRuntime._allocate", allocated), ("CpuRuntime.fill", filled)):

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ...engine import arrivals, outbox, packing, steps, team
-from ...engine import fields as f
+from ...engine import arrivals, codes, column_runs, outbox, packing, steps, words
 from ...engine.experts import GROUP
 from ...engine.layout import Shape, StateLayout, lines, word_from
 from ...errors import PoisonedError
@@ -90,7 +89,7 @@ class CpuRuntime(Runtime):
     def _compile(self) -> None:
         from numba import int64
 
-        job = np.zeros(f.JOB_WORDS + 1, np.int64)
+        job = np.zeros(words.JOB_WORDS + 1, np.int64)
         step, plain = signature(job, self.state), signature(job, self.state, worker=False)
         warm_up(
             [
@@ -99,7 +98,7 @@ class CpuRuntime(Runtime):
                 (packing.begin, plain),
                 (steps.heartbeat, step),
                 (arrivals.poisoned, plain),
-                (arrivals.told, (*plain, int64)),
+                (arrivals.read_poison, (*plain, int64)),
                 (arrivals.standing, plain),
                 (outbox.listen, plain),
                 (outbox.last_words, plain),
@@ -112,28 +111,36 @@ class CpuRuntime(Runtime):
         """See `Runtime.fill`."""
         assert self._memory is not None
         self.fill_shape(job)
-        job[f.RETURN_STRIDE] = row_stride(int(job[f.HIDDEN]))
-        job[f.TILE], job[f.BATCH], job[f.MERGE_ROWS], job[f.PATIENCE] = TILE, BATCH, MERGE_ROWS, PATIENCE
-        limit = int(RUN_FLOPS / max(1, 4 * job[f.HIDDEN] * job[f.FFN]))
-        job[f.RUN_ROWS] = min(BATCH, max(RUN_LEAST, limit // GROUP * GROUP))
+        job[words.RETURN_STRIDE] = row_stride(int(job[words.HIDDEN]))
+        job[words.TILE], job[words.BATCH], job[words.MERGE_ROWS], job[words.MERGE_POLLS] = (
+            TILE,
+            BATCH,
+            MERGE_ROWS,
+            PATIENCE,
+        )
+        limit = int(RUN_FLOPS / max(1, 4 * job[words.HIDDEN] * job[words.FFN]))
+        job[words.RUN_ROWS] = min(BATCH, max(RUN_LEAST, limit // GROUP * GROUP))
         crowded = self._sharing > 1 or self.threads > self.cores
-        job[f.PAUSE_NS], job[f.SPINS], job[f.YIELDS] = PAUSE_NS, *(CROWDED if crowded else ALONE)
-        job[f.LOCK], job[f.STATE] = self._lock.ctypes.data, self.state.ctypes.data
-        job[f.SCRATCH] = self._scratch.ctypes.data
-        job[f.SCRATCH_STEP] = self._scratch_step
-        job[f.RUNS], job[f.TEAM_ROWS] = 1, team.MOST_ROWS
-        job[f.UP_SHARES], job[f.DOWN_SHARES] = team.shares(int(job[f.FFN])), team.shares(int(job[f.HIDDEN]))
-        job[f.WIRE] = self._memory.wire
+        job[words.PAUSE_NS], job[words.SPINS], job[words.YIELDS] = PAUSE_NS, *(CROWDED if crowded else ALONE)
+        job[words.LOCK], job[words.STATE] = self._lock.ctypes.data, self.state.ctypes.data
+        job[words.SCRATCH] = self._scratch.ctypes.data
+        job[words.SCRATCH_STEP] = self._scratch_step
+        job[words.RUNS], job[words.SHARED_ROWS] = 1, column_runs.MOST_ROWS
+        job[words.UP_SHARES], job[words.DOWN_SHARES] = (
+            column_runs.shares(int(job[words.FFN])),
+            column_runs.shares(int(job[words.HIDDEN])),
+        )
+        job[words.WIRE] = self._memory.wire
 
     # ------------------------------------------------------------ calls
 
     def run(self, job: np.ndarray, timeout: float) -> None:
         """Run an entered call to its end as worker 0; it stays open until its result has been taken."""
         with self.failing(job), self.progressing():
-            if job[f.WORKERS] == 1:
-                job[f.EPOCH] = self.epoch
+            if job[words.WORKERS] == 1:
+                job[words.EPOCH] = self.epoch
                 code = run_alone(job, self.state)
-                if code != f.RAN:
+                if code != codes.RAN:
                     self.go_on(job, timeout, code=code)
             else:
                 self.begin(job)
@@ -151,7 +158,7 @@ class CpuRuntime(Runtime):
 
     def begin(self, job: np.ndarray) -> None:
         """Give an entered call its epoch, clear the tables, and let the other workers in."""
-        job[f.EPOCH] = self.epoch
+        job[words.EPOCH] = self.epoch
         packing.begin(job, self.state)
         assert self._workers is not None
         self._workers.release(job, self.state)
@@ -162,13 +169,13 @@ class CpuRuntime(Runtime):
         patience: Patience | None = None
         if code is None:
             code = work(job, self.state, 0)
-        while code == f.PAUSED:
+        while code == codes.PAUSED:
             patience = patience or Patience(self.group.rank, self.epoch, job, self.state, timeout)
             patience.check()
             code = work(job, self.state, 0)
-        if code == f.POISONED:
+        if code == codes.POISONED:
             self._raise_poison(job)
-        if code == f.RAN:
+        if code == codes.RAN:
             self._workers.gather()
             steps.heartbeat(job, self.state, -1)
         return code
@@ -179,7 +186,7 @@ class CpuRuntime(Runtime):
         peer = int(arrivals.poisoned(job, self.state))
         if peer < 0:
             raise PoisonedError(f"rank {self.group.rank}: a worker failed in epoch {self.epoch}")
-        epoch, origin, cause = map(int, arrivals.told(job, self.state, peer))
+        epoch, origin, cause = map(int, arrivals.read_poison(job, self.state, peer))
         raise poisoned(self.group.rank, origin, epoch, cause, reporter=peer)
 
     def _fail(self, job: np.ndarray, error: BaseException) -> None:
@@ -189,7 +196,7 @@ class CpuRuntime(Runtime):
 
     def _notify_peers(self, job: np.ndarray, error: BaseException, origin: int, cause: int) -> None:
         steps.poison(job, self.state, origin, cause)
-        if job[f.FAR]:
+        if job[words.REMOTE]:
             self._notify_remote_peers(job)
 
     def _notify_remote_peers(self, job: np.ndarray) -> None:
@@ -197,20 +204,20 @@ class CpuRuntime(Runtime):
         until = time.monotonic() + LAST_WORDS_SECONDS
         sent = False
         while time.monotonic() < until:
-            if wire.take(job[f.WIRE]):
+            if wire.take(job[words.WIRE]):
                 if not sent:
                     outbox.last_words(job, self.state)
                     sent = True
                 outbox.listen(job, self.state)
-                wire.leave(job[f.WIRE])
+                wire.leave(job[words.WIRE])
             time.sleep(0.001)
 
     # ------------------------------------------------------------ the end
 
     def _receive(self, job: np.ndarray) -> None:
-        if job[f.FAR] and wire.take(job[f.WIRE]):
+        if job[words.REMOTE] and wire.take(job[words.WIRE]):
             outbox.listen(job, self.state)
-            wire.leave(job[f.WIRE])
+            wire.leave(job[words.WIRE])
 
     def _read_word(self, job: np.ndarray, peer: int, word: int) -> int:
         return int(load_acquire(int(word_from(job, self.state, peer, word))))

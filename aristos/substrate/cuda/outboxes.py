@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...engine import fields as f
+from ...engine import codes, words
 from ...engine.layout import LINE, WORD, Shape, StateLayout, lines
 from ...errors import MemoryProblem
 from ...host.nodes import Nodes
@@ -73,8 +73,8 @@ class DeviceMemory(EngineMemory):
         """Write all addresses, as kernels use them, into a state for the GPU."""
         super().fill(state, starts)
         for tables, shift in (
-            ((f.T_TO, f.T_WORDS, f.T_STAGE, f.T_OUT_RING), self._outbox_shift),
-            ((f.T_FROM, f.T_BACK), self._mirror_shift),
+            ((words.T_REGION_TO, words.T_LINE_FROM, words.T_STAGED, words.T_OUT_RING), self._outbox_shift),
+            ((words.T_REGION_FROM, words.T_ROWS_BACK), self._mirror_shift),
         ):
             for table in tables:
                 state[[starts[table] + p for p in self.remote]] += shift
@@ -85,7 +85,7 @@ class DeviceMemory(EngineMemory):
         for number, p in enumerate(self.remote if self._rows else ()):
             ring = self.shape.ring_rows * self.shape.stride
             at = self._rows + 2 * ring * number
-            state[starts[f.T_OUT_RING] + p], state[starts[f.T_STAGE] + p] = at, at + ring
+            state[starts[words.T_OUT_RING] + p], state[starts[words.T_STAGED] + p] = at, at + ring
 
     def sides(self, wire_to_device: int) -> Sides:
         """New jobs and states for the proxy; wire_to_device: the address of that wire's words."""
@@ -94,31 +94,42 @@ class DeviceMemory(EngineMemory):
         st, device_st = np.zeros(tables.words, np.int64), np.zeros(tables.words, np.int64)
         super().fill(st, tables.starts)
         self._place_rows(st, tables.starts)
-        st[f.PHASE] = f.PHASE_RUN  # the proxy learns of an epoch only when it is announced
+        st[words.PHASE] = codes.PHASE_RUN  # the proxy learns of an epoch only when it is announced
         assert self._remote is not None
         for p in self.remote:
-            words = self._believed.ctypes.data + LINE * p
-            here = {name: st[tables.starts[name] + p] for name in (f.T_WORDS, f.T_FROM)}
-            st[tables.starts[f.T_WORDS] + p] = words
+            line = self._believed.ctypes.data + LINE * p
+            here = {name: st[tables.starts[name] + p] for name in (words.T_LINE_FROM, words.T_REGION_FROM)}
+            st[tables.starts[words.T_LINE_FROM] + p] = line
             for table, value in (
-                (f.T_FAR, 1), (f.T_WORDS, words), (f.T_CODED, here[f.T_WORDS]), (f.T_TO, here[f.T_FROM]),
-                (f.T_OUT_RING, here[f.T_FROM] + self.layout.ring),
-                (f.T_AT, here[f.T_FROM] + self._mirror_shift), (f.T_STAGE, self._remote.base),
-                (f.T_RETURNS_AT, self._mirror),
+                (words.T_REMOTE, 1), (words.T_LINE_FROM, line), (words.T_CODED, here[words.T_LINE_FROM]),
+                (words.T_REGION_TO, here[words.T_REGION_FROM]),
+                (words.T_OUT_RING, here[words.T_REGION_FROM] + self.layout.ring),
+                (words.T_PUT_REGION, here[words.T_REGION_FROM] + self._mirror_shift),
+                (words.T_STAGED, self._remote.base),
+                (words.T_PUT_RETURN_ROWS, self._mirror),
             ):  # fmt: skip
                 device_st[tables.starts[table] + p] = value
         jobs = [self._job(tables, wire) for wire in (self.wire, wire_to_device)]
         for number, job in enumerate(jobs):
-            job[f.LOCK] = self._locks.ctypes.data + LINE * number
+            job[words.LOCK] = self._locks.ctypes.data + LINE * number
         return Sides(jobs[0], st, jobs[1], device_st)
 
     def _job(self, tables: StateLayout, wire: int) -> np.ndarray:
-        job = np.zeros(f.JOB_WORDS + self.group.world + 1, np.int64)
+        job = np.zeros(words.JOB_WORDS + self.group.world + 1, np.int64)
         self.layout.fill(job)
         tables.fill(job)
-        job[f.RANK], job[f.WORLD], job[f.FAR], job[f.WIRE] = self.group.rank, self.group.world, len(self.remote), wire
-        job[f.STRIDE], job[f.RING_ROWS], job[f.SLOTS] = self.shape.stride, self.shape.ring_rows, self.shape.slots
-        job[f.RETURN_STRIDE], job[f.SLOT_START] = lines(self.shape.stride), f.JOB_WORDS
+        job[words.RANK], job[words.WORLD], job[words.REMOTE], job[words.WIRE] = (
+            self.group.rank,
+            self.group.world,
+            len(self.remote),
+            wire,
+        )
+        job[words.STRIDE], job[words.RING_ROWS], job[words.SLOTS] = (
+            self.shape.stride,
+            self.shape.ring_rows,
+            self.shape.slots,
+        )
+        job[words.RETURN_STRIDE], job[words.SLOT_START] = lines(self.shape.stride), words.JOB_WORDS
         return job
 
     def start(self, run: Callable[[], None]) -> None:

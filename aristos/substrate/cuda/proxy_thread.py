@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numba import int32, int64
 
-from ...engine import fields as f
-from ...engine import proxy
+from ...engine import codes, proxy, words
 from ...errors import EnvironmentProblem
+from ...kernels import cpu as _lowerings  # noqa: F401  registers what the primitives compile to
 from ...primitives import memory as mem
 from ...primitives import wire
 from ...primitives.buffers import aligned
@@ -28,19 +28,19 @@ LAST_WORDS_SECONDS = 0.1  # how long a failing proxy helps its poison on the way
 COPY, WAIT = wire.PROBE, wire.SYNC  # in the words of a wire to the GPU: the driver's functions
 
 
-def put(source, n, _byte, _peer, at, _n, _same, words):
+def put(source, n, _byte, _peer, at, _n, _same, to_device):
     """Called like MPI_Put: cuMemcpyHtoDAsync, which leaves its error code in the wire."""
-    code = mem.call(mem.load(words + 8 * COPY), at, source, n, mem.load(words + 8 * wire.COMM), 0, 0, 0, 0)
+    code = mem.call(mem.load(to_device + 8 * COPY), at, source, n, mem.load(to_device + 8 * wire.COMM), 0, 0, 0, 0)
     if code != 0:
-        mem.store(words + 8 * wire.ERROR, code)
+        mem.store(to_device + 8 * wire.ERROR, code)
     return code
 
 
-def flush(_peer, words, _c, _d, _e, _f, _g, _h):
+def flush(_peer, to_device, _c, _d, _e, _f, _g, _h):
     """Called like MPI_Win_flush: cuStreamSynchronize."""
-    code = mem.call(mem.load(words + 8 * WAIT), mem.load(words + 8 * wire.COMM), 0, 0, 0, 0, 0, 0, 0)
+    code = mem.call(mem.load(to_device + 8 * WAIT), mem.load(to_device + 8 * wire.COMM), 0, 0, 0, 0, 0, 0, 0)
     if code != 0:
-        mem.store(words + 8 * wire.ERROR, code)
+        mem.store(to_device + 8 * wire.ERROR, code)
     return code
 
 
@@ -65,13 +65,13 @@ class DeviceWire:
 def serve(job, st, device_job, device_st):
     """Poll both sides until the window's threads must end (RAN) or something has failed (POISONED)."""
     polls = 0
-    while mem.load_acquire(job[f.WIRE] + 8 * wire.STOP) == 0:
+    while mem.load_acquire(job[words.WIRE] + 8 * wire.STOP) == 0:
         moved = proxy.turn(job, st, device_job, device_st)
         if moved < 0:
-            return f.POISONED
+            return codes.POISONED
         polls = 0 if moved else polls + 1
-        rest(job, job[f.YIELDS] if proxy.quiet(job, st) else polls)
-    return f.RAN
+        rest(job, job[words.YIELDS] if proxy.quiet(job, st) else polls)
+    return codes.RAN
 
 
 class ProxyThread:
@@ -82,37 +82,37 @@ class ProxyThread:
         self.error: str | None = None
         job, state = sides.job, sides.st
         one = _types(job, state)
-        warm_up([(serve, one * 2), (proxy.tell, one), (proxy.poison, (*one * 2, int64))])
+        warm_up([(serve, one * 2), (proxy.put_poison, one), (proxy.poison, (*one * 2, int64))])
 
     def run(self) -> None:
         """The thread's work; returns when the window's threads must end, or something has failed."""
         sides = self.sides
         try:
             with self._device.current():
-                if serve(sides.job, sides.st, sides.device_job, sides.device_st) == f.RAN:
+                if serve(sides.job, sides.st, sides.device_job, sides.device_st) == codes.RAN:
                     return
             code = int(self._wire.words[wire.ERROR])
             if code:
                 raise EnvironmentProblem(f"a copy to the GPU of what remote ranks have sent failed: CUDA error {code}")
         except BaseException as error:
             self.error = f"{type(error).__name__}: {error}"
-            self.poison(self._rank, f.CAUSE_ERROR)
+            self.poison(self._rank, codes.CAUSE_ERROR)
         self._notify_remote_peers()
 
     def poison(self, origin: int, cause: int) -> None:
         """This rank fails: its kernel reads that, and remote ranks are notified."""
         sides = self.sides
-        word = poison_word(int(sides.job[f.EPOCH]), origin, cause)
+        word = poison_word(int(sides.job[words.EPOCH]), origin, cause)
         proxy.poison(sides.job, sides.st, sides.device_job, sides.device_st, word)
 
     def _notify_remote_peers(self) -> None:
         """Put the poison to remote ranks, and give MPI a moment to move it."""
         until = time.monotonic() + LAST_WORDS_SECONDS
         with contextlib.suppress(Exception):
-            while not proxy.tell(self.sides.job, self.sides.st) and time.monotonic() < until:
+            while not proxy.put_poison(self.sides.job, self.sides.st) and time.monotonic() < until:
                 time.sleep(0.001)
             while time.monotonic() < until:
-                wire.tend(self.sides.job[f.WIRE])
+                wire.tend(self.sides.job[words.WIRE])
                 time.sleep(0.001)
 
 

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...config import OVERDUE
-from ...engine import arrivals
-from ...engine import fields as f
+from ...engine import arrivals, codes, words
 from ...engine.layout import LINE, WORD, Shape, StateLayout, lines, word_from
 from ...errors import AristosError, EnvironmentProblem, PoisonedError, WaitTimeout
 from ...kernels.cuda import router
@@ -125,7 +124,7 @@ class CudaRuntime(Runtime):
         memory.fill(state, tables.starts)
         self.state_at = self._on_all(lambda: self.device.allocate(WORD * tables.words + LINE))
         if not self._failure_job_at:  # allocated and loaded now: to notify peers of a failure must need neither
-            self._failure_job_at = self._on_all(lambda: self.device.allocate(WORD * (f.JOB_WORDS + 1)))
+            self._failure_job_at = self._on_all(lambda: self.device.allocate(WORD * (words.JOB_WORDS + 1)))
             self._on_all(lambda: self.device.load(persistent.FAIL))
         self.device.copy_in(self.state_at, state)
         self.device.synchronize()
@@ -153,7 +152,7 @@ class CudaRuntime(Runtime):
             copy, wait = self.device.copier()
             self._device_wire = DeviceWire(copy, wait, self.device.new_stream(), self.group.world)
         sides = memory.sides(self._device_wire.address)
-        sides.job[f.SPINS], sides.job[f.YIELDS] = CROWDED if self._sharing > 1 else ALONE
+        sides.job[words.SPINS], sides.job[words.YIELDS] = CROWDED if self._sharing > 1 else ALONE
         self._proxy = ProxyThread(sides, self.device, self._device_wire, self.group.rank)
         self.group.watch_calls(memory.calling)
         memory.start(self._proxy.run)
@@ -163,16 +162,16 @@ class CudaRuntime(Runtime):
     def fill(self, job: np.ndarray) -> None:
         """See `Runtime.fill`."""
         self.fill_shape(job)
-        job[f.PACKED], job[f.STATE] = 1, self.state_at
-        job[f.LOCK] = self.state_at + WORD * self.tables.words
-        job[f.RETURN_STRIDE] = lines(int(job[f.ROW_BYTES]))
-        job[f.SCRATCH], job[f.PATIENCE] = self._scratch_at, PATIENCE
+        job[words.PACKED], job[words.STATE] = 1, self.state_at
+        job[words.LOCK] = self.state_at + WORD * self.tables.words
+        job[words.RETURN_STRIDE] = lines(int(job[words.ROW_BYTES]))
+        job[words.SCRATCH], job[words.MERGE_POLLS] = self._scratch_at, PATIENCE
 
     def fill_tile(self, job: np.ndarray, tile: Tile, blocks: int) -> None:
         """Write into a job, whose weights are known, what depends on the kernel that runs it."""
-        job[f.TILE] = job[f.BATCH] = job[f.RUN_ROWS] = tile.m
-        job[f.MERGE_ROWS], job[f.WORKERS] = tile.m // 2, blocks
-        runs = persistent.shared_runs(tile, int(job[f.HIDDEN]), int(job[f.FFN]), bool(job[f.GATE]), blocks)
+        job[words.TILE] = job[words.BATCH] = job[words.RUN_ROWS] = tile.m
+        job[words.MERGE_ROWS], job[words.WORKERS] = tile.m // 2, blocks
+        runs = persistent.shared_runs(tile, int(job[words.HIDDEN]), int(job[words.FFN]), bool(job[words.GATE]), blocks)
         for word, value in runs.items():
             job[word] = value
 
@@ -207,18 +206,18 @@ class CudaRuntime(Runtime):
     def outcome(self, stream: int) -> None:
         """Wait for the queued call and read how it ended into `state`; raises on every rank if one has failed."""
         self._wait(stream)
-        self._read(0, f.STATE_WORDS, stream)
-        statuses = self.tables.starts[f.T_STATUS]
+        self._read(0, words.STATE_WORDS, stream)
+        statuses = self.tables.starts[words.T_PEER_STATUS]
         self._read(statuses, self.group.world, stream)
-        if self.state[f.FAILED] != 0:
+        if self.state[words.FAILED] != 0:
             self._raise_failure(stream)
-        for first, count in ((f.STATUS, 1), (f.KEPT_STATUS, 2), (statuses, self.group.world)):
+        for first, count in ((words.STATUS, 1), (words.KEPT_STATUS, 2), (statuses, self.group.world)):
             if self.state[first : first + count].any():  # read now: the next call starts without it
                 zeros = np.zeros(count, np.int64)
                 self.device.copy_in(self.state_at + WORD * first, zeros, stream)
 
     def _wait(self, stream: int) -> None:
-        """Wait for a stream while remaining interruptible by signals; the kernel bounds it (engine/patience.py)."""
+        """Wait for a stream while remaining interruptible; the kernel bounds the wait (engine/timeout_check.py)."""
         since, warned = time.monotonic(), False
         while not self.device.done(stream):
             waited = time.monotonic() - since
@@ -244,9 +243,9 @@ class CudaRuntime(Runtime):
 
     def _raise_failure(self, stream: int) -> None:
         self.read_all(stream)
-        state, me, epoch = self.state, self.group.rank, int(self.state[f.CALLS])
-        origin, cause = int(state[f.ORIGIN]), int(state[f.FAILED])
-        if origin == me and cause == f.CAUSE_TIMEOUT:
+        state, me, epoch = self.state, self.group.rank, int(self.state[words.CALLS])
+        origin, cause = int(state[words.ORIGIN]), int(state[words.FAILED])
+        if origin == me and cause == codes.CAUSE_TIMEOUT:
             raise WaitTimeout(self._wait_message(epoch))
         if self._proxy is not None and self._proxy.error is not None:
             raise EnvironmentProblem(f"rank {me}: its proxy thread has failed: {self._proxy.error}")
@@ -255,10 +254,10 @@ class CudaRuntime(Runtime):
     def _wait_message(self, epoch: int) -> str:
         """The message of the wait that the kernel gave up, from the state that it left."""
         state, timeout = self.state, self.group.timeout
-        peer, seen = int(state[f.WAIT_PEER]), (int(state[f.WAIT_EPOCH]), int(state[f.WAIT_PHASE]))
+        peer, seen = int(state[words.WAIT_PEER]), (int(state[words.WAIT_EPOCH]), int(state[words.WAIT_PHASE]))
         job = self._blank_job()
         lock = np.zeros(1, np.int64)  # for this copy of the state, which nothing else uses
-        job[f.LOCK] = lock.ctypes.data
+        job[words.LOCK] = lock.ctypes.data
         _, _, owed = arrivals.standing(job, state)
         outside = peer != self.group.rank and (seen[0] != epoch or seen[1] < 0)
         waited = f"more than {OVERDUE * timeout if outside else timeout:g} s"
@@ -282,8 +281,8 @@ class CudaRuntime(Runtime):
             if self.layout is not None:
                 self.idle()
                 self._reading_stream = self.device.new_stream()  # the default one would wait for the GPU's other work
-                self._read(f.CALLS, 1, self._reading_stream)
-                self.epoch = int(self.state[f.CALLS])
+                self._read(words.CALLS, 1, self._reading_stream)
+                self.epoch = int(self.state[words.CALLS])
             return super()._all_leave()
         except EnvironmentProblem as error:  # the GPU has failed: the other ranks must be notified
             self.give_up(error)
