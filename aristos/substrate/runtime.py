@@ -20,9 +20,9 @@ from ..engine import job as jobs
 from ..engine import words
 from ..engine.layout import PairLayout, Shape, StateLayout
 from ..errors import ClosedError, MismatchError, OpenCallError
-from ..layer.stats import Tables
 from ..transport.group import Group
 from .background import Background
+from .counters import Tables
 from .failure import Failure
 from .windows import EngineMemory
 
@@ -86,6 +86,11 @@ class Runtime(ABC):
         return self.objects
 
     # ------------------------------------------------------------ jobs
+
+    @property
+    def wire(self) -> int:
+        """Address of the wire to remote peers, 0 if there are none; see `aristos/primitives/wire.py`."""
+        return 0 if self._memory is None else self._memory.wire
 
     @abstractmethod
     def fill(self, job: np.ndarray) -> None:
