@@ -50,8 +50,8 @@ def puts(node: NodeGpus, limit: float) -> Finding:
     name = "GPU puts"
     if node.driver is None or node.driver.error or not node.driver.uuids:
         return ok(name, "not needed: " + NO_GPU)
-    answer = device_puts.takes(0, min(device_puts.SECONDS, limit / 2))
-    if answer.takes:
+    answer = device_puts.probe(0, min(device_puts.SECONDS, limit / 2))
+    if answer.supported:
         return ok(name, "MPI puts to other nodes from the memory of GPU 0", from_card=True)
     return ok(name, f"puts to other nodes go through the host's pinned memory: {answer.why}", from_card=False)
 

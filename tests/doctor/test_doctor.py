@@ -332,6 +332,7 @@ def test_numba(monkeypatch):
     assert "pip install" in got.remedy
 
 
+@pytest.mark.slow
 def test_the_kernel_cache(tmp_path):
     wanted = tmp_path / "aristos"
     folder = wanted / "0123"
@@ -409,6 +410,7 @@ def states(text: str) -> dict[str, str]:
     return {each["name"]: each["state"] for each in json.loads(text)["findings"]}
 
 
+@pytest.mark.slow
 def test_the_command_alone():
     done = doctor(0, "--json")
     found = states(done.stdout)
@@ -421,6 +423,7 @@ def test_the_command_alone():
     assert all(line == line.rstrip() for line in lines)
 
 
+@pytest.mark.slow
 @needs_mpiexec
 def test_the_command_on_two_ranks():
     done = doctor(2, "--json")
@@ -434,6 +437,7 @@ def test_the_command_on_two_ranks():
     assert "both on the only node" in measured["text"]
 
 
+@pytest.mark.slow
 def test_a_launcher_of_another_mpi_is_reported():
     for rank in (0, 1):
         done = doctor(0, OMPI_COMM_WORLD_SIZE="4", OMPI_COMM_WORLD_RANK=str(rank))
@@ -446,6 +450,7 @@ def test_a_launcher_of_another_mpi_is_reported():
             assert "Open MPI's mpirun started 4 tasks" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_command_without_an_mpi_library():
     done = doctor(0, MPI4PY_LIBMPI="/no/libmpi.so")
     assert done.returncode == 3
@@ -454,6 +459,7 @@ def test_the_command_without_an_mpi_library():
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_an_mpi_call_that_hangs_ends_the_process():
     code = (
         "import time; from aristos.doctor import main, ranks\n"
@@ -472,6 +478,7 @@ def test_an_mpi_call_that_hangs_ends_the_process():
     assert states(done.stdout)["hang"] == "fail"
 
 
+@pytest.mark.slow
 def test_one_process_is_a_job_of_one():
     alone = ranks.Ranks(1.0, lambda text: None)
     assert alone.lead
@@ -502,6 +509,7 @@ def test_usage_errors_are_printed_by_one_rank(monkeypatch, capsys, words, rank):
     assert bool(said.out + said.err) == (rank == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["", "--json"])
 @pytest.mark.parametrize("stdout", [">/dev/full", ">&-"])
 def test_a_report_that_cannot_be_written(words, stdout):

@@ -59,15 +59,15 @@ def test_the_driver(what, state, word, remedy):
     ("answer", "text"),
     [
         (Answer(True), "MPI puts to other nodes from the memory of GPU 0"),
-        (Answer(False, "MPI died of it (SIGSEGV)"), "go through the host's pinned memory: MPI died of it (SIGSEGV)"),
+        (Answer(False, "MPI crashed (SIGSEGV)"), "go through the host's pinned memory: MPI crashed (SIGSEGV)"),
     ],
 )
 def test_whether_mpi_puts_from_gpu_memory(monkeypatch, answer, text):
-    monkeypatch.setattr("aristos.substrate.cuda.device_puts.takes", lambda ordinal, seconds: answer)
+    monkeypatch.setattr("aristos.substrate.cuda.device_puts.probe", lambda ordinal, seconds: answer)
     got = gpus.puts(seen(), 60.0)
     assert got.state == "ok"
     assert text in got.text
-    assert got.values == {"from_card": answer.takes}
+    assert got.values == {"from_card": answer.supported}
     for nobody in (NOTHING, NodeGpus(SILENT), seen(visible=0)):
         assert "not needed" in gpus.puts(nobody, 60.0).text
 
