@@ -250,13 +250,13 @@ def gpu_facts() -> dict[str, Any]:
     """The GPU, its driver and clocks, versions. Raises EnvironmentProblem if there is no GPU."""
     from aristos.host.versions import versions
     from aristos.substrate.cuda import device_puts
-    from aristos.substrate.cuda.device import Card
+    from aristos.substrate.cuda.device import Device
     from aristos.topology import nvml
 
-    device, library = Card.find(0), nvml.load()
+    device, library = Device.find(0), nvml.load()
     facts = {"card": device.name, "card_arch": device.arch, "card_sms": device.sms, "cuda_driver": device.driver}
-    puts = device_puts.takes(device.ordinal)
-    facts["puts_from_card"] = "yes" if puts.takes else f"no: {puts.why}"
+    puts = device_puts.probe(device.ordinal)
+    facts["puts_from_card"] = "yes" if puts.supported else f"no: {puts.why}"
     facts |= nvml.state(library, device.uuid) if library is not None else {}
     return (
         facts

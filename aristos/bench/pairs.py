@@ -172,10 +172,10 @@ class Pairs:
         self.head = WORDS * LINE * world.size
         self.group = Group(world.comm, ranks_per_node=ranks_per_node or world.ranks_per_node)
         nodes, me = self.group.nodes, world.rank
-        self.group.check_room(self.head + capacity, 0 if nodes.single else self.head + capacity)
-        self._shm = self.group.window(self.head + capacity)
+        self.group.check_capacity(self.head + capacity, 0 if nodes.single else self.head + capacity)
+        self._shm = self.group.local_window(self.head + capacity)
         self.base: dict[int, int] = dict(zip(sorted([me, *nodes.local(me)]), self._shm.base))
-        self.rma = None if nodes.single else self.group.far_window(self.head + capacity)
+        self.rma = None if nodes.single else self.group.remote_window(self.head + capacity)
         self.coded = aligned((2,), np.int64)
         if self.rma is not None:
             self.group.watch_calls(self.rma.calling)

@@ -51,10 +51,10 @@ class Gpu:
     """This rank's GPU. `close` frees the memory that was allocated through it."""
 
     def __init__(self, world: World) -> None:
-        from ...substrate.cuda.device import Card
+        from ...substrate.cuda.device import Device
 
         self.world = world
-        self.device: Any = Card.find(sum(p < world.rank for p in world.nodes.local(world.rank)))
+        self.device: Any = Device.find(sum(p < world.rank for p in world.nodes.local(world.rank)))
         self.stream = self.device.new_stream()
         self.events = self.device.event(), self.device.event()
         self._held: list[int] = []

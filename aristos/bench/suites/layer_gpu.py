@@ -67,7 +67,7 @@ def chain_buffers(gpu: Gpu, work: Workload, moe: Any, blas: Cublas | None, token
         return None
     from ..gpu.chain import ChainBuffers  # needs a compiler
 
-    return ChainBuffers(gpu, work.cfg, KINDS[work.cfg.dtype], moe.device_weights(), tokens)
+    return ChainBuffers(gpu, work.cfg, KINDS[work.cfg.dtype], moe.packed_weights(), tokens)
 
 
 def chained(played: Played, blas: Cublas, buffers: Any) -> tuple[Any, GpuArray]:

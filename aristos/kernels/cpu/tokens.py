@@ -80,6 +80,29 @@ def choose(row, experts, k, mode, renormalize, scale, ids, weights):
     return True
 
 
+def route_bytes(tokens: int, panels: int) -> int:
+    """Bytes of scratch that `route_block` needs for so many tokens: row addresses and scores."""
+    return tokens * (2 * 8 + FLOAT * LANES * panels) + 64
+
+
+@jit
+def route_block(count, x, x_stride, hidden, router, panels, experts, k, score, renormalize, scale, ids, weights, out):
+    """Scores, top-k and weights of `count` tokens; False if a score is not finite.
+
+    x: address of rows, x_stride bytes apart; ids, weights: addresses of [count, k] int64 and float32; out: address of
+    `route_bytes(count, panels)` bytes.
+    """
+    width = LANES * panels
+    made = (out + 16 * count + 63) // 64 * 64
+    scores(count, x, x_stride, hidden, router, panels, out, made)
+    for i in range(count):
+        row = mem.floats(made + FLOAT * width * i, experts)
+        chosen = mem.words(ids + 8 * k * i, k)
+        if not choose(row, experts, k, score, renormalize, scale, chosen, mem.floats(weights + FLOAT * k * i, k)):
+            return False
+    return True
+
+
 @jit
 def combine_token(y, k, weights, rows, hidden):
     """y[hidden] = sum over j of weights[j] * row j, in order of j.
