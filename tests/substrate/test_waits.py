@@ -158,6 +158,33 @@ def test_an_error_nobody_catches_ends_the_job(tmp_path):
     assert job.seconds < 25
 
 
+@pytest.mark.parametrize("nodes", [1, 2], ids=["one node", "two nodes"])
+def test_after_a_new_layer_the_job_ends_normally(tmp_path, nodes):
+    """A failed call ends the job at exit, but not once all ranks have met again to make another layer."""
+    job = run_job(
+        tmp_path,
+        2,
+        LAYER
+        + f"""
+moe = made(ranks_per_node={2 // nodes})
+try:
+    if rank == 0:
+        signal_me(signal.SIGINT, 0.5)
+    else:
+        hears(0, "KeyboardInterrupt")
+    moe(x)
+except (errors.PoisonedError, KeyboardInterrupt) as e:
+    say(type(e).__name__)
+with made(ranks_per_node={2 // nodes}) as moe:
+    moe(x)
+say("fine")
+""",
+    )
+    assert job.code == 0, job.out
+    assert [job.lines(rank) for rank in range(2)] == [["KeyboardInterrupt", "fine"], ["PoisonedError", "fine"]]
+    assert not any("ends the job" in text for text in job.out)
+
+
 def test_a_rank_that_dies_within_a_call(tmp_path):
     job = run_job(
         tmp_path,

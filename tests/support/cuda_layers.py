@@ -138,7 +138,9 @@ class Rank:
     def _state(self) -> Any:
         layers = self.layers
         base = [window.ptr for window in layers.windows]
-        group: Any = SimpleNamespace(rank=self.me, nodes=layers.nodes, window=lambda n: SimpleNamespace(base=base))
+        group: Any = SimpleNamespace(
+            rank=self.me, nodes=layers.nodes, local_window=lambda n: SimpleNamespace(base=base)
+        )
         state = np.zeros(layers.tables.words, np.int64)
         EngineMemory(group, layers.shape).fill(state, layers.tables.starts)
         return self.device.array(state)
