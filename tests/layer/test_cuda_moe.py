@@ -15,6 +15,8 @@ import aristos
 from aristos import reference
 from aristos.errors import ClosedError, InputError, MemoryProblem, PeerInputError, WaitTimeout
 
+pytestmark = pytest.mark.slow
+
 CFG = aristos.MoEConfig(
     hidden=32, ffn=40, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=24
 )  # fmt: skip

@@ -19,7 +19,10 @@ from aristos.engine import words
 from aristos.primitives import memory as mem
 from aristos.substrate import idle
 
-pytestmark = pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH"),
+]
 
 LAYER = """
 cfg = aristos.MoEConfig(hidden=40, ffn=72, experts=4, top_k=2, max_tokens=64)

@@ -1,4 +1,4 @@
-"""Tests for a process with NUMBA_DISABLE_JIT=1; layer/test_uncompiled.py starts them. Here the engine is plain Python.
+"""The engine as plain Python, in a process that compiles nothing.
 
 The kernels and a layer in one process against the reference, and the protocol under the schedule explorer.
 """
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import SKEWS, alone, check, routing, tokens
-from numba.core import config
 
 import aristos
 from aristos import reference
@@ -31,9 +30,7 @@ from aristos.primitives import wire
 from aristos.substrate import heartbeat
 from aristos.substrate.cpu import loop
 
-pytestmark = pytest.mark.skipif(
-    not getattr(config, "DISABLE_JIT", False), reason="for a process with NUMBA_DISABLE_JIT=1"
-)
+pytestmark = pytest.mark.uncompiled
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu", "swiglu_oai"])
