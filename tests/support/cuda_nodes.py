@@ -205,7 +205,7 @@ class NodeRank(Rank):
             idle = 0 if moved else idle + 1
             assert idle < LONG, f"the proxy of rank {self.me} waits for ever"
             if over and self.layers.fails:
-                while not engine.tell(sides.job, sides.st):
+                while not engine.put_poison(sides.job, sides.st):
                     yield
                 break
             assert not over
