@@ -91,6 +91,8 @@ def hold_blas(threads: int) -> str:
 
 def facts(world: World, argv: list[str], seed: int) -> dict[str, Any]:
     """Attributes of a run; lists have one entry per rank. Collective."""
+    from ..transport import choice
+
     started = launch_environment.started_as()
     masks = world.allgather(",".join(map(str, sorted(os.sched_getaffinity(0)))))
     found: dict[str, Any] = {
@@ -101,7 +103,7 @@ def facts(world: World, argv: list[str], seed: int) -> dict[str, Any]:
         "ranks": world.size,
         "hosts": world.hosts,
         "node_of_rank": list(world.nodes.node_of),
-        "transports": ", ".join(world.nodes.transports),
+        "transports": ", ".join(choice.names(world.nodes)),
         "cores_of_rank": masks,
         "cpu": cpu(),
         "cpu_target": _target(),

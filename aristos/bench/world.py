@@ -51,7 +51,9 @@ class World:
     @property
     def transports(self) -> str:
         """Names of the transports in use, for titles."""
-        return " and ".join(self.nodes.transports)
+        from ..transport import choice
+
+        return " and ".join(choice.names(self.nodes))
 
     @property
     def lead(self) -> bool:
