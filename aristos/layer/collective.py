@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from ..config import MOST_THREADS, NARROW, MoEConfig
-from ..engine import codes, words
+from ..engine import codes, schema, words
+from ..engine import job as builder
 from ..engine.layout import LINE, Shape, lines, ring_rows
 from ..errors import AristosError, ClosedError, InputError, MismatchError, PeerInputError
 from ..kernels.cpu.panels import row_stride
 from ..placement import Placement
-from ..primitives.buffers import FLOAT, aligned
+from ..primitives.buffers import aligned
 from ..substrate.runtime import Runtime, attach
 
 WHY = {codes.NOT_FINITE: "scores or weights that are not finite", codes.BAD_IDS: "ids out of range or repeated"}
@@ -149,17 +150,14 @@ class Collective:
         self._object = runtime.number_object()
         self._mine = self.placement.mine(self.rank)
 
-    def _new_job(self, *, hidden: int, experts: int, top_k: int) -> np.ndarray:
-        """A job with all that does not change from call to call, but for what `Runtime.fill` writes."""
-        job = aligned((words.JOB_WORDS + experts + self.world + 1,), np.int64)
+    def _new_job(self, substrate: str, *, experts: int, **values: int) -> np.ndarray:
+        """A job with the part `object`; `Runtime.fill` and the weights write the others."""
+        job = aligned((builder.size(experts, self.world),), np.int64)
         job[:] = 0
-        job[words.SLOT_OF], job[words.SLOT_START] = words.JOB_WORDS, words.JOB_WORDS + experts
-        job[words.JOB_WORDS : words.JOB_WORDS + experts] = self.placement.slots_for(self.rank)
-        job[words.JOB_WORDS + experts :] = self.placement.start
-        job[words.HELD] = len(self._mine)
-        job[words.EXPERTS], job[words.TOP_K], job[words.HIDDEN] = experts, top_k, hidden
-        job[words.OBJECT] = self._object
-        job[words.ROW_BYTES] = FLOAT * hidden
+        builder.fill_placement(job, self.placement.slots_for(self.rank), self.placement.start)
+        builder.fill(
+            job, schema.OBJECT, substrate, held=len(self._mine), object=self._object, experts=experts, **values
+        )
         return job
 
     def _raise_peer_problem(self, job: Any, runtime: Runtime) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..config import MoEConfig
-from ..engine import codes, words
+from ..engine import codes, schema, words
+from ..engine import job as builder
 from ..errors import AristosError, InputError, PeerInputError
 from ..kernels.cpu import activation
 from ..kernels.cpu.tokens import SCORES
@@ -98,7 +99,7 @@ class CudaMoE(MoE):
         tiles = persistent.layer_tiles(self._kind, self._engine.card.arch)
         self._blocks = {tile.m: self._engine.blocks.of(tile) for tile in tiles}
         runs = [persistent.shared_runs(tile, cfg.hidden, cfg.ffn, cfg.gated, self._blocks[tile.m]) for tile in tiles]
-        return 0, max(run[words.RUNS] * run[words.RUN_STEP] for run in runs), max(self._blocks.values())
+        return 0, max(run["runs"] * run["run_step"] for run in runs), max(self._blocks.values())
 
     def _pack(self, given: Given) -> DeviceWeights:
         return DeviceWeights(self._engine.card, self._kind, given)
@@ -153,15 +154,21 @@ class CudaMoE(MoE):
         key = (layer, tile.m)
         if key not in self._on_card:
             cfg = self.cfg
-            job = self._new_job(hidden=cfg.hidden, experts=cfg.experts, top_k=cfg.top_k)
-            job[words.FFN], job[words.LAYER], job[words.ROW_BYTES] = cfg.ffn, layer, BYTES[self._kind] * cfg.hidden
-            job[words.ACTIVATION] = activation.word(cfg.activation, cfg.limit)
-            job[words.TIMEOUT_NS] = timeout_ns(self.timeout)
+            job = self._new_job(
+                schema.CUDA,
+                hidden=cfg.hidden,
+                ffn=cfg.ffn,
+                experts=cfg.experts,
+                top_k=cfg.top_k,
+                row_bytes=BYTES[self._kind] * cfg.hidden,
+                activation=activation.word(cfg.activation, cfg.limit),
+                timeout_ns=timeout_ns(self.timeout),
+            )
+            builder.update(job, layer=layer)
             runtime.fill(job)
-            job[words.GATE] = cfg.gated
             if self._weights[layer] is not None:
                 self._weights[layer].fill(job)
-            runtime.fill_tile(job, tile, self._blocks[tile.m])
+            runtime.fill_tile(job, tile, self._blocks[tile.m], cfg.gated)
             self._host_jobs[key] = job
             self._on_card[key] = (self._copied(job), self._copied(self._routing_job(layer)))
         return self._on_card[key]

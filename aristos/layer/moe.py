@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..config import BACKENDS, MoEConfig
-from ..engine import codes, column_runs, words
+from ..engine import codes, column_runs, schema, words
+from ..engine import job as builder
 from ..engine.layout import rank_bytes
 from ..errors import AristosError, ClosedError, InputError, OpenCallError
 from ..host.nodes import Nodes
@@ -22,7 +23,7 @@ from ..kernels.cpu.panels import LANES
 from ..kernels.cpu.tokens import SCORES, route_bytes
 from ..placement import Placement
 from ..primitives import arrays
-from ..primitives.buffers import aligned
+from ..primitives.buffers import FLOAT, aligned
 from ..substrate.runtime import BATCH, Runtime
 from .bulk import Bulk
 from .collective import (
@@ -382,12 +383,20 @@ class MoE(Collective):
         job = self._jobs[layer]
         if job is None:
             cfg = self.cfg
-            job = self._new_job(hidden=cfg.hidden, experts=cfg.experts, top_k=cfg.top_k)
+            job = self._new_job(
+                schema.CPU,
+                hidden=cfg.hidden,
+                ffn=cfg.ffn,
+                experts=cfg.experts,
+                top_k=cfg.top_k,
+                row_bytes=FLOAT * cfg.hidden,
+                score=SCORES[cfg.router.score],
+                renormalize=cfg.router.renormalize,
+                scale=int(np.float32(cfg.router.scale).view(np.int32)),
+                activation=activation.word(cfg.activation, cfg.limit),
+            )
+            builder.update(job, layer=layer)
             self._jobs[layer] = job
-            job[words.FFN], job[words.LAYER] = cfg.ffn, layer
-            job[words.SCORE], job[words.RENORMALIZE] = SCORES[cfg.router.score], cfg.router.renormalize
-            job[words.SCALE] = int(np.float32(cfg.router.scale).view(np.int32))
-            job[words.ACTIVATION] = activation.word(cfg.activation, cfg.limit)
         if self._filled[layer] != runtime.version:
             runtime.fill(job)
             job[words.WORKERS] = self.threads

@@ -97,7 +97,8 @@ class LayerWeights:
         self.router = None if given.router is None else pack(given.router, LANES)
 
     def fill(self, job: np.ndarray) -> None:
-        """Write the addresses into a job."""
+        """Write the addresses into a job; 0 for absent tensors."""
+        job[words.LOADED] = 1
         names = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
         slots = (words.UP, words.GATE, words.DOWN, words.UP_BIAS, words.GATE_BIAS, words.DOWN_BIAS)
         for name, slot in zip(names, slots):

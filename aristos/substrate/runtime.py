@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from ..config import OVERDUE
-from ..engine import arrivals, codes, column_runs, outbox, packing, steps, words
+from ..engine import arrivals, codes, column_runs, outbox, packing, schema, steps, words
+from ..engine import job as builder
 from ..engine.experts import GROUP
 from ..engine.layout import PairLayout, Shape, StateLayout, lines, word_from
 from ..errors import ClosedError, MismatchError, OpenCallError, PoisonedError, WaitTimeout
@@ -138,7 +139,7 @@ class Runtime:
         self._workers = Workers(workers)
 
     def _compile(self) -> None:
-        job = np.zeros(words.JOB_WORDS + 1, np.int64)
+        job = np.zeros(builder.size(0, 0), np.int64)
         step, plain = signature(job, self.state), signature(job, self.state, worker=False)
         warm_up(
             [
@@ -166,46 +167,59 @@ class Runtime:
     def fill(self, job: np.ndarray) -> None:
         """Write into a job what every call on this runtime has in common."""
         assert self._memory is not None
-        self.fill_shape(job)
-        job[words.TILE], job[words.BATCH], job[words.MERGE_ROWS], job[words.MERGE_POLLS] = (
-            TILE,
-            BATCH,
-            MERGE_ROWS,
-            PATIENCE,
-        )
-        limit = int(RUN_FLOPS / max(1, 4 * job[words.HIDDEN] * job[words.FFN]))
-        job[words.RUN_ROWS] = min(BATCH, max(RUN_LEAST, limit // GROUP * GROUP))
+        hidden, ffn = int(job[words.HIDDEN]), int(job[words.FFN])
+        limit = int(RUN_FLOPS / max(1, 4 * hidden * ffn))
         crowded = self._sharing > 1 or self.threads > self.cores
-        job[words.PAUSE_NS], job[words.SPINS], job[words.YIELDS] = PAUSE_NS, *(CROWDED if crowded else ALONE)
-        job[words.LOCK], job[words.STATE] = self._lock.ctypes.data, self.state.ctypes.data
-        job[words.SCRATCH] = self._scratch.ctypes.data
-        job[words.SCRATCH_STEP] = self._scratch_step
-        job[words.RUNS], job[words.SHARED_ROWS] = 1, column_runs.MOST_ROWS
-        job[words.UP_SHARES], job[words.DOWN_SHARES] = (
-            column_runs.shares(int(job[words.FFN])),
-            column_runs.shares(int(job[words.HIDDEN])),
+        spins, yields = CROWDED if crowded else ALONE
+        self.fill_engine(
+            job,
+            schema.CPU,
+            spins=spins,
+            yields=yields,
+            return_stride=row_stride(hidden),
+            merge_polls=PATIENCE,
+            pause_ns=PAUSE_NS,
+            packed=0,
+            scratch=self._scratch.ctypes.data,
+            lock=self._lock.ctypes.data,
+            state=self.state.ctypes.data,
         )
-        job[words.REMOTE], job[words.WIRE], job[words.REMOTE_BLOCK] = (
-            len(self._memory.far),
-            self._memory.wire,
-            FAR_BLOCK,
+        builder.fill(
+            job,
+            schema.TILE,
+            schema.CPU,
+            tile=TILE,
+            batch=BATCH,
+            run_rows=min(BATCH, max(RUN_LEAST, limit // GROUP * GROUP)),
+            merge_rows=MERGE_ROWS,
+            runs=1,
+            shared_rows=column_runs.MOST_ROWS,
+            up_shares=column_runs.shares(ffn),
+            down_shares=column_runs.shares(hidden),
+            all_shared=0,
+            scratch_step=self._scratch_step,
+            run_step=0,
+            run_pitch=0,
         )
+        builder.update(job, workers=self.threads)
 
-    def fill_shape(self, job: np.ndarray) -> None:
-        """Write what does not depend on the substrate: where everything lies, and how much of it there is."""
-        assert self.layout is not None
+    def fill_engine(self, job: np.ndarray, substrate: str, **values: int) -> None:
+        """Write a job's part `engine`: what all substrates have, and `values`."""
         assert self.shape is not None
-        self.layout.fill(job)
-        self.tables.fill(job)
-        job[words.RANK], job[words.WORLD] = self.group.rank, self.group.world
-        job[words.WORKERS] = job[words.ALL_WORKERS] = self.threads
-        job[words.STRIDE], job[words.RING_ROWS], job[words.SLOTS] = (
-            self.shape.stride,
-            self.shape.ring_rows,
-            self.shape.slots,
+        assert self._memory is not None
+        builder.fill_engine(
+            job,
+            substrate,
+            self.shape,
+            self.tables,
+            rank=self.group.rank,
+            world=self.group.world,
+            all_workers=self.threads,
+            remote=len(self._memory.far),
+            remote_block=FAR_BLOCK,
+            wire=self._memory.wire,
+            **values,
         )
-        job[words.RETURN_STRIDE] = row_stride(int(job[words.HIDDEN]))
-        job[words.MAX_HELD] = self.shape.max_local
 
     def release(self) -> None:
         """One user less; the last one frees everything. Collective."""
@@ -314,7 +328,7 @@ class Runtime:
             self._fail(self._blank_job(), error)
 
     def _blank_job(self) -> np.ndarray:
-        job = np.zeros(words.JOB_WORDS + 1, np.int64)
+        job = np.zeros(builder.size(0, 0), np.int64)
         self.fill(job)
         job[words.EPOCH] = self.epoch
         return job

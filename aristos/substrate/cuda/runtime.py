@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ...config import OVERDUE
-from ...engine import arrivals, codes, words
+from ...engine import arrivals, codes, schema, words
+from ...engine import job as builder
 from ...engine.layout import LINE, WORD, Shape, StateLayout, lines, word_from
 from ...errors import AristosError, EnvironmentProblem, PoisonedError, WaitTimeout
 from ...kernels.cuda import router
@@ -26,7 +27,7 @@ from ...layer.stats import Tables
 from ...transport.group import Group
 from ...transport.ipc import IpcWindow
 from ...transport.window import Window
-from ..runtime import ALONE, CAUSES, CROWDED, FAR_BLOCK, Runtime
+from ..runtime import ALONE, CAUSES, CROWDED, Runtime
 from ..windows import Memory
 from . import device_puts, persistent
 from .device import Card
@@ -139,7 +140,7 @@ class CudaRuntime(Runtime):
         memory.fill(state, tables.starts)
         self.state_at = self._together(lambda: self.card.allocate(WORD * tables.words + LINE))
         if not self._last_job_at:  # what tells peers of a failure must not need memory or a compiler then
-            self._last_job_at = self._together(lambda: self.card.allocate(WORD * (words.JOB_WORDS + 1)))
+            self._last_job_at = self._together(lambda: self.card.allocate(WORD * builder.size(0, 0)))
             self._together(lambda: self.card.load(persistent.FAIL))
         self.card.copy_in(self.state_at, state)
         self.card.synchronize()
@@ -177,21 +178,24 @@ class CudaRuntime(Runtime):
 
     def fill(self, job: np.ndarray) -> None:
         """Write into a job what every call on this runtime has in common."""
-        self.fill_shape(job)
-        job[words.PACKED], job[words.STATE] = 1, self.state_at
-        job[words.LOCK] = self.state_at + WORD * self.tables.words
-        job[words.RETURN_STRIDE] = lines(int(job[words.ROW_BYTES]))
-        job[words.SCRATCH], job[words.MERGE_POLLS] = self._scratch_at, PATIENCE
-        assert self._memory is not None
-        job[words.REMOTE], job[words.REMOTE_BLOCK] = len(self._memory.far), FAR_BLOCK
+        self.fill_engine(
+            job,
+            schema.CUDA,
+            return_stride=lines(int(job[words.ROW_BYTES])),
+            merge_polls=PATIENCE,
+            packed=1,
+            scratch=self._scratch_at,
+            lock=self.state_at + WORD * self.tables.words,
+            state=self.state_at,
+        )
 
-    def fill_tile(self, job: np.ndarray, tile: Tile, blocks: int) -> None:
-        """Write into a job, whose weights are known, what depends on the kernel that runs it."""
-        job[words.TILE] = job[words.BATCH] = job[words.RUN_ROWS] = tile.m
-        job[words.MERGE_ROWS], job[words.WORKERS] = tile.m // 2, blocks
-        runs = persistent.shared_runs(tile, int(job[words.HIDDEN]), int(job[words.FFN]), bool(job[words.GATE]), blocks)
-        for word, value in runs.items():
-            job[word] = value
+    def fill_tile(self, job: np.ndarray, tile: Tile, blocks: int, gated: bool) -> None:
+        """Write into a job what depends on the kernel that runs it."""
+        runs = persistent.shared_runs(tile, int(job[words.HIDDEN]), int(job[words.FFN]), gated, blocks)
+        builder.fill(
+            job, schema.TILE, schema.CUDA, tile=tile.m, batch=tile.m, run_rows=tile.m, merge_rows=tile.m // 2, **runs
+        )
+        builder.update(job, workers=blocks)
 
     # ------------------------------------------------------------ calls
 
