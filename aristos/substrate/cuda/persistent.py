@@ -214,7 +214,7 @@ def _share(tile: Tile) -> Any:
 
 @cache
 def layer(tile: Tile) -> Any:
-    """The persistent kernel for a tile: layer(job, state), addresses of the arrays of `engine.fields`.
+    """The persistent kernel for a tile: layer(job, state), addresses of the arrays that `engine.schema` describes.
 
     Grid: as many blocks of tile.threads threads as the job has workers, all of them resident at once; dynamic shared
     memory: `tile.shared_bytes`.

@@ -240,7 +240,7 @@ class CudaRuntime(Runtime):
                 self.card.copy_in(self.state_at + WORD * first, zeros, stream)
 
     def _wait(self, stream: int) -> None:
-        """Wait for a stream, and hear signals meanwhile. The kernel bounds the wait: see engine/patience.py."""
+        """Wait for a stream, and hear signals meanwhile. The kernel bounds the wait: see engine/timeout_check.py."""
         since, warned = time.monotonic(), False
         while not self.card.done(stream):
             waited = time.monotonic() - since
