@@ -9,13 +9,14 @@ import numpy as np
 
 from ..config import NARROW, MoEConfig
 from ..engine import codes, schema, words
-from ..engine import job as builder
+from ..engine import job as jobs
 from ..engine.layout import LINE, Shape, lines, ring_rows
 from ..errors import AristosError, ClosedError, InputError, MismatchError, PeerInputError
 from ..kernels.cpu.panels import row_stride
 from ..placement import Placement
 from ..primitives.buffers import aligned
-from ..substrate.runtime import Runtime, attach
+from ..substrate.attach import attach
+from ..substrate.runtime import Runtime
 from .arguments import check_comm, usable_nodes
 
 WHY = {codes.NOT_FINITE: "scores or weights that are not finite", codes.BAD_IDS: "ids out of range or repeated"}
@@ -133,10 +134,10 @@ class Membership:
 
         values: the words of that part on this substrate, see `engine.job.fill`.
         """
-        job = aligned((builder.size(experts, self.world),), np.int64)
+        job = aligned((jobs.size(experts, self.world),), np.int64)
         job[:] = 0
-        builder.fill_placement(job, self.placement.slots_for(self.rank), self.placement.start)
-        builder.fill(job, schema.OBJECT, substrate, held=len(self.mine), object=self._number, experts=experts, **values)
+        jobs.fill_placement(job, self.placement.slots_for(self.rank), self.placement.start)
+        jobs.fill(job, schema.OBJECT, substrate, held=len(self.mine), object=self._number, experts=experts, **values)
         return job
 
     def raise_peer_problem(self, job: Any) -> None:
