@@ -10,7 +10,7 @@ from .convert import convert, convert_pair
 from .floating import floating
 from .inner import jit
 from .integer import carry, integer
-from .lower import CARRY
+from .rows import CARRY
 from .units import unit
 
 FULL = 0xFFFFFFFF

@@ -30,8 +30,8 @@ from .clocks import join
 from .collective import FULL, together
 from .inner import jit
 from .integer import cut
-from .lower import FRAME, PARAMS, ROW
 from .mbarrier import mbarrier, time_out
+from .rows import FRAME, PARAMS, ROW
 from .units import unit
 from .warpgroup import touch, watch_registers
 from .watch import draw, fence, report

@@ -10,7 +10,8 @@ import numpy as np
 from ..errors import InputError
 from . import isa
 from . import state as s
-from .lower import Program, lower
+from .lower import lower
+from .program import Program
 from .ptx import Variable, parse
 
 if TYPE_CHECKING:

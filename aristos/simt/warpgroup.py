@@ -17,8 +17,8 @@ from .agents import OF_WARPGROUP, agent_access, agent_number, as_agent, learnt
 from .bits import f32_of, fma32, get, load16, load32, put, u32_of
 from .clocks import publish
 from .inner import jit
-from .lower import SPECIAL
 from .matrix import a_place, element
+from .rows import SPECIAL
 from .units import unit
 from .watch import report
 

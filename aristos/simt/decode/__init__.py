@@ -6,9 +6,11 @@ A handler takes the lowering and a `Mods`; it must use up every modifier, which 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import isa
+from ..lowering import Lowering
+from ..ptx import Instruction
 from .arithmetic import (
     add_carry,
     arithmetic,
@@ -41,10 +43,6 @@ from .warp import (
     sleep,
     vote,
 )
-
-if TYPE_CHECKING:
-    from ..lower import Lowering
-    from ..ptx import Instruction
 
 HANDLERS: dict[str, Callable[[Any, Mods], None]] = {
     "add": arithmetic(isa.ADD, isa.FADD, isa.ADD2), "sub": arithmetic(isa.SUB, isa.FSUB, isa.SUB2),

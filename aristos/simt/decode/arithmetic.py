@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from .. import isa
+from ..lowering import Lowering
 from .mods import DIRECTED, INTEGERS, WIDE_FLOATS, Mods, check_type, float_flags, flush, is_float
-
-if TYPE_CHECKING:
-    from ..lower import Lowering
 
 
 def carrying(op: int, count: int) -> Callable:

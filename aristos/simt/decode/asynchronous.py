@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from .. import isa
+from ..lowering import Lowering
 from ..mbarrier import EXPECTS, NOT_COUNTED, PARITY, TRIES
 from ..ptx import Number, Vector
 from ..warpgroup import FROM_REGISTERS, NEGATES_A, NEGATES_B, TURNS_A, TURNS_B
 from .memory import cache_hints, copy_async, fence, order_scope
 from .mods import Mods, groups
-
-if TYPE_CHECKING:
-    from ..lower import Lowering
 
 
 def copy(low: Lowering, m: Mods) -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from .. import isa
+from ..lowering import Lowering
 from ..ptx import Number, Pair
 from .mods import WORDS, Mods, check_type
-
-if TYPE_CHECKING:
-    from ..lower import Lowering
 
 
 def plain(op: int, count: int, types: tuple[int, ...], wide: tuple[int, ...] = ()) -> Callable:

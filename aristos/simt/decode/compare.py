@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .. import isa
+from ..lowering import Lowering
 from ..ptx import Pair
 from .mods import INTEGERS, WIDE_FLOATS, Mods, check_type, flush, is_float
-
-if TYPE_CHECKING:
-    from ..lower import Lowering
 
 
 def comparison(m: Mods, type_: int) -> int:

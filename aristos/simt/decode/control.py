@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from .. import isa
-from ..ptx import Group, Name
+from ..builtin import lower_builtin
+from ..lowering import Lowering
+from ..program import layout
+from ..ptx import Group, Name, Variable
 from .mods import Mods
-
-if TYPE_CHECKING:
-    from ..lower import Lowering
 
 
 def branch(low: Lowering, m: Mods) -> None:
@@ -48,7 +47,36 @@ def call(low: Lowering, m: Mods) -> None:
         arguments = operands.pop(0).items
     if not isinstance(target, Name):
         raise m.fail("the target must be a name")
-    low.call(returns, target, arguments)
+    call_function(low, returns, target, arguments)
+
+
+def call_function(low: Lowering, returns: tuple, target: Name, arguments: tuple) -> None:
+    """A call: where each argument and result lies in the caller's frame and in the callee's."""
+    assert low.instruction is not None
+    assert low.current is not None
+    mine = []
+    for operand in (*returns, *arguments):
+        found = low.find(operand.text) if isinstance(operand, Name) else None
+        if not isinstance(found, tuple) or found[0] != "local":
+            raise low.fail("arguments of calls must be variables in .param space")
+        mine.append((found[1], found[2]))
+    theirs, _ = layout([Variable("", "param", "b8", 1, size) for _, size in mine], len(returns))
+    items = [len(returns), len(arguments)]
+    for (here, size), (there, _) in zip(mine, theirs):
+        items += [here, there, size]
+    name = low.module.aliases.get(target.text, target.text)
+    if low.find(target.text) is not None:  # through a register
+        low.indirect = True
+        low.current.calls.add("*")
+        low.emit(isa.CALLI, a=low.row(target), items=items, imm=-1)
+        return
+    function = low.module.functions.get(name)
+    if function is None or function.body is None:
+        lower_builtin(low, name, [offset for offset, _ in mine], len(returns))
+        return
+    low.current.calls.add(name)
+    at = low.emit(isa.CALL, items=items)
+    low.call_fixups.append((at, name, low.instruction.line))
 
 
 def nothing(low: Lowering, m: Mods) -> None:

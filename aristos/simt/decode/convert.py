@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .. import isa
+from ..lowering import Lowering
 from ..ptx import Vector
 from .mods import DIRECTED, HALVES, INTEGERS, NEAREST, SPACES, Mods, check_type, is_float
-
-if TYPE_CHECKING:
-    from ..lower import Lowering
-
 
 WHOLE = {"rni": isa.RN, "rzi": isa.RZ, "rmi": isa.RM, "rpi": isa.RP}
 

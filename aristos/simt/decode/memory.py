@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import isa
+from ..lowering import Lowering
 from ..ptx import Number, Vector
 from .mods import HALVES, SPACES, WORDS, Mods, check_type, groups
-
-if TYPE_CHECKING:
-    from ..lower import Lowering
-
 
 ORDERS = {"weak": isa.WEAK, "volatile": isa.VOLATILE, "relaxed": isa.RELAXED, "acquire": isa.ACQUIRE,
           "release": isa.RELEASE, "acq_rel": isa.ACQ_REL, "sc": isa.SC}  # fmt: skip

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import isa
+from ..lowering import Lowering
 from ..ptx import Instruction, Number
-
-if TYPE_CHECKING:
-    from ..lower import Lowering
-
 
 SPACES = {"global": isa.GLOBAL, "shared": isa.SHARED, "shared::cta": isa.SHARED, "shared::cluster": isa.SHARED,
           "local": isa.LOCAL, "const": isa.CONST, "param": isa.PARAM, "param::entry": isa.PARAM,

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .. import isa
+from ..lowering import Lowering
 from ..ptx import Number, Pair, Vector
 from .mods import Mods, check_type
-
-if TYPE_CHECKING:
-    from ..lower import Lowering
 
 
 def barrier(low: Lowering, m: Mods) -> None:
