@@ -15,7 +15,7 @@ from .callgraph import longest, mark_recursive, registers
 from .decode import decode
 from .lowering import Lowering
 from .program import FunctionInfo, Program, layout
-from .ptx import Function, Instruction, Label, Module, PTXError, Scope, Variable
+from .syntax import Function, Instruction, Label, Module, PTXError, Scope, Variable
 
 MOST_LOCAL = 512 * 1024  # bytes of a thread, as of the CUDA programming guide
 
@@ -31,7 +31,9 @@ class ModuleLowering(Lowering):
     def program(self) -> Program:
         self.place_shared(self.module.variables)
         bodies = [f for f in self.module.functions.values() if f.body is not None]
-        for function in sorted(bodies, key=lambda f: f.entry):  # callees first: their lanes run first, and meet again
+        for function in sorted(
+            bodies, key=lambda f: f.entry
+        ):  # callees first: lanes at lower instructions run first, so they meet again after a call
             self.function(function)
         for at, name, line in self.call_fixups:
             if name not in self.functions:
@@ -64,7 +66,7 @@ class ModuleLowering(Lowering):
                 continue
             align = max(variable.align, 1)
             self.shared_bytes = -(-self.shared_bytes // align) * align
-            if self.shared:  # a gap behind each variable, where an index too far is seen
+            if self.shared:  # a gap behind each variable, so that an index too far is detected
                 self.shared_bytes = -(-(self.shared_bytes + 16) // 128) * 128
             self.shared[variable.name] = self.shared_bytes
             self.shared_sizes[variable.name] = variable.size

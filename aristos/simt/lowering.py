@@ -1,4 +1,4 @@
-"""What a handler of decode/ emits instructions with: names looked up, operands as rows, rows of code appended.
+"""The tools of decode/: look up names, turn operands into rows, append instructions.
 
 Immediates, addresses of variables and special registers that a thread cannot change are rows too, filled when a block
 starts; so every operand is read in the same way.
@@ -13,14 +13,21 @@ import numpy as np
 
 from . import isa
 from .program import FunctionInfo
-from .ptx import Address, Instruction, Module, Name, Number, PTXError, Scope, Variable
 from .rows import CLOCKS, CONSTANT_REGISTERS, FRAME, ONE, PARAMS, SPECIAL, TRASH, ZERO
+from .syntax import Address, Instruction, Module, Name, Number, PTXError, Scope, Variable
 
 MASK64 = (1 << 64) - 1
 CONTINUES = 2  # in NEGATE: part of the instruction before, not counted again
 
 
 class Lowering:
+    """A module on its way to a program.
+
+    code, texts: rows and texts of the instructions so far. operands: lists of instructions. rows: how many rows of
+    registers there are. scopes, names: the open scopes and the names found in them. fixups: branches whose labels are
+    still unknown. current: the function; instruction: the one that is decoded.
+    """
+
     def __init__(self, module: Module):
         self.module = module
         self.code: list[list[int]] = []
@@ -47,31 +54,35 @@ class Lowering:
         self.started = False
         self.visible: list[dict[str, int]] = []
         self.instruction: Instruction | None = None
-        self.guard_row = 0  # a copy of the guard, for an instruction whose first results may overwrite it
+        self.guard_row = 0  # a copy of the guard, if the instruction's first results may overwrite it
 
     # ---- rows ----
     def new_row(self) -> int:
+        """A row for a new register."""
         self.rows += 1
         return self.rows - 1
 
     def constant(self, value: int) -> int:
+        """The row of a 64-bit constant."""
         value &= MASK64
         if value not in self.constant_rows:
             self.constant_rows[value] = self.new_row()
         return self.constant_rows[value]
 
     def symbol(self, name: str, offset: int = 0) -> int:
+        """The row of the address of a variable, or with @ of a function."""
         key = (name, offset)
         if key not in self.symbol_rows:
             self.symbol_rows[key] = self.new_row()
         return self.symbol_rows[key]
 
     def fail(self, what: str) -> PTXError:
+        """The error of this instruction, to be raised."""
         assert self.instruction is not None
         return PTXError(f"PTX line {self.instruction.line}: {self.instruction.text}: {what}")
 
     def find(self, name: str) -> Any:
-        """What a name means here: ('row', row), ('local', offset), ('param', variable), Variable, or None."""
+        """What a name stands for here: ('row', row, type), ('local' or 'param', offset, bytes), Variable, or None."""
         for known, scope in zip(reversed(self.names), reversed(self.scopes)):
             if name in known:
                 return known[name]
@@ -86,12 +97,12 @@ class Lowering:
         return self.variables.get(name)
 
     def kind(self, operand: Any) -> str:
-        """The type that a register was declared with; '' for other operands."""
+        """The declared type of a register; '' for other operands."""
         found = self.find(operand.text) if isinstance(operand, Name) else None
         return found[2] if isinstance(found, tuple) and found[0] == "row" else ""
 
     def row(self, operand: Any, type_: int = isa.B64, write: bool = False) -> int:
-        """The row of an operand, read as a type."""
+        """The row of an operand, read as a type; write: it is a result."""
         if write and (not isinstance(operand, Name) or operand.negated):
             raise self.fail("the result must go to a register")
         if isinstance(operand, Number):
@@ -126,7 +137,7 @@ class Lowering:
         return self.address_row(Address(Name(name), 0))
 
     def address_row(self, address: Address) -> int:
-        """A row that holds the address itself: of a variable in its space, or of a function."""
+        """A row that holds an address: of a variable in its space, or of a function."""
         assert address.base is not None
         name = address.base.text
         found = self.find(name)
@@ -166,7 +177,7 @@ class Lowering:
         found = self.find(operand.base.text)
         if isinstance(found, tuple) and found[0] == "row":
             if found[2] == "pred" or found[2][0] == "f":
-                raise self.fail(f"register {operand.base.text} of type .{found[2]} is no address")
+                raise self.fail(f"register {operand.base.text} of type .{found[2]} is not an address")
             return found[1], operand.offset, ""
         if isinstance(found, tuple):
             return (FRAME if found[0] == "local" else PARAMS), found[1] + operand.offset, found[0]
@@ -177,6 +188,7 @@ class Lowering:
     def emit(self, op: int, type_: int = 0, type2: int = 0, d: int = TRASH, a: int = ZERO, b: int = ZERO, c: int = ZERO,
              e: int = ZERO, imm: int = 0, flags: int = 0, d2: int = TRASH, items: list[int] | None = None,
              guarded: bool = True) -> int:  # fmt: skip
+        """Append an instruction and return its index; rows, numbers and flags as in isa.py, items: its list."""
         ins = self.instruction
         assert ins is not None
         guard, negate = -1, 0
@@ -190,19 +202,19 @@ class Lowering:
             count = len(items)
             self.operands += items
         file = self.module.files.get(ins.source[0], "")
-        number = ins.source[1] or ins.line  # of the PTX text, where it does not say which source
+        number = ins.source[1] or ins.line  # of the PTX text if it names no source line
         line = self.lines.setdefault((file, number), len(self.lines))
         if self.started:
             negate |= CONTINUES
         self.started = True
         if not all(-1 << 63 <= value < 1 << 63 for value in (type_, type2, imm)):
-            raise self.fail("a number of it has more than 64 bits")
+            raise self.fail("a number has more than 64 bits")
         self.code.append([op, type_, type2, d, a, b, c, e, guard, negate, imm, flags, d2, place, count, line])
         self.texts.append(ins.text)
         return len(self.code) - 1
 
     def keep_guard(self) -> None:
-        """Guard what follows of this instruction by the guard as it is now, whatever the instruction writes."""
+        """Guard the rest of this instruction by the present value of its guard, whatever the instruction writes."""
         ins = self.instruction
         assert ins is not None
         if ins.guard is not None:
@@ -212,6 +224,7 @@ class Lowering:
 
     # ---- branches ----
     def branch(self, op: int, label: Any, **more: Any) -> None:
+        """Append a branch to a label."""
         if not isinstance(label, Name):
             raise self.fail(f"expected a label, got {label!r}")
         at = self.emit(op, **more)
@@ -219,6 +232,7 @@ class Lowering:
         self.fixups.append((at, self.visible, label.text, self.instruction.line))
 
     def branch_table(self, index: int, name: str) -> None:
+        """Append a branch to the label of a list that the row `index` selects."""
         assert self.instruction is not None
         for scope in reversed(self.scopes):
             if name in scope.targets:
@@ -232,7 +246,7 @@ class Lowering:
 
 
 def immediate(number: Number, type_: int) -> int:
-    """The bits of an immediate, as an operand of a type."""
+    """The bits of an immediate as an operand of a type."""
     if number.kind == "i":
         if type_ in (isa.F32, isa.F64) and number.value:
             packed = struct.pack("<f" if type_ == isa.F32 else "<d", float(number.value))

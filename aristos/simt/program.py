@@ -1,4 +1,4 @@
-"""A lowered module: one row of numbers an instruction, and what a launch and a report need to know about it."""
+"""A lowered module: one row of numbers for each instruction, and the facts that launches and reports need."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .ptx import Variable
+from .syntax import Variable
 
 
 @dataclass
 class FunctionInfo:
-    """Where a function's code, registers and frame are."""
+    """The places of a function's code, registers and frame."""
 
     name: str
     entry: bool
@@ -22,7 +22,7 @@ class FunctionInfo:
     formals: list[tuple[int, int]] = field(default_factory=list)  # (offset, bytes) of returns, then parameters
     calls: set[str] = field(default_factory=set)
     recursive: bool = False
-    registers: int = 0  # a guess at what the hardware would use for a thread
+    registers: int = 0  # of a thread on hardware, estimated
     limits: dict[str, list[int]] = field(default_factory=dict)
     params: list[Variable] = field(default_factory=list)
 
@@ -47,7 +47,7 @@ class Program:
     shared: dict[str, tuple[int, int]]  # name -> (offset, bytes)
     shared_bytes: int
     granule: int  # bytes of the smallest access, for the checker's shared memory
-    texts: list[str]  # of each instruction, for reports
+    texts: list[str]  # one for each instruction, for reports
     indirect: bool
     formats: dict[int, str] = field(default_factory=dict)
     local_bytes: int = 0
@@ -56,9 +56,9 @@ class Program:
 
 
 def layout(variables: list[Variable], returns: int) -> tuple[list[tuple[int, int]], int]:
-    """Offsets in the frame of a function's returns and parameters; callers and callees agree on it.
+    """((offset, bytes) in the frame of each return and parameter, bytes of all); the same for callers and callees.
 
-    Parameters lie first: Numba declares C functions without a result as if they had one, and linkers let it pass.
+    Parameters come first: Numba declares C functions without a result as if they had one, and linkers accept it.
     """
     places, offset = [(0, 0)] * len(variables), 0
     for index in (*range(returns, len(variables)), *range(returns)):

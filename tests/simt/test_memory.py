@@ -10,7 +10,7 @@ from numba import cuda
 
 from aristos import simt
 from aristos.errors import MemoryProblem
-from aristos.simt.address_space import QUARANTINE_BYTES, Room, span
+from aristos.simt.address_space import QUARANTINE_BYTES, FreeRuns, span
 
 MIB = 1 << 20
 
@@ -133,17 +133,17 @@ def test_launches_leave_nothing():
 
 
 def test_free_places_join():
-    room = Room(0, 100)
-    a, b, c = room.take(10), room.take(20), room.take(30)
+    runs = FreeRuns(0, 100)
+    a, b, c = runs.take(10), runs.take(20), runs.take(30)
     assert (a, b, c) == (0, 10, 30)
-    assert room.take(50) == -1
-    room.give(a, 10)
-    room.give(c, 30)
-    assert room.free == [(0, 10), (30, 100)]
-    assert room.take(11) == 30
-    room.give(b, 20)
-    assert room.free == [(0, 30), (41, 100)]
-    room.give(30, 11)
-    assert room.free == [(0, 100)]
+    assert runs.take(50) == -1
+    runs.give(a, 10)
+    runs.give(c, 30)
+    assert runs.free == [(0, 10), (30, 100)]
+    assert runs.take(11) == 30
+    runs.give(b, 20)
+    assert runs.free == [(0, 30), (41, 100)]
+    runs.give(30, 11)
+    assert runs.free == [(0, 100)]
     assert span(0) == span(1) == 1024
     assert span(513) == 1536

@@ -21,7 +21,7 @@ from simt_card import MachineCard, Together
 from aristos import simt
 from aristos.primitives import wire
 from aristos.simt import isa
-from aristos.simt.address_space import GAP, Room
+from aristos.simt.address_space import GAP, FreeRuns
 from aristos.substrate.cuda.device_puts import Answer
 from aristos.transport.rma import RmaWindow, mpi_library
 
@@ -50,7 +50,7 @@ class ProcessCard(MachineCard):
         machine.patience = 1 << 60  # others move on in their own time
         memory = machine.memory
         memory.whole = Shared(path, PART * world)
-        memory.data, memory.room = memory.whole.bytes, Room(PART * rank + GAP, PART * (rank + 1))
+        memory.data, memory.runs = memory.whole.bytes, FreeRuns(PART * rank + GAP, PART * (rank + 1))
         memory.publish()
         super().__init__(Together(1, machine), 0, rank, blocks)
         self._hosts: dict[int, Any] = {}

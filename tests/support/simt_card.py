@@ -15,7 +15,7 @@ import numpy as np
 
 from aristos import simt
 from aristos.host.nodes import Nodes
-from aristos.kernels.cuda.limits import of, resident
+from aristos.simt.limits import of, resident
 from aristos.simt import isa
 
 

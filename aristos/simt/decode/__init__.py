@@ -1,6 +1,6 @@
-"""What each PTX opcode becomes: its modifiers read one by one, anything unknown an error.
+"""Decodes each PTX opcode: reads its modifiers one by one, and raises an error for anything unknown.
 
-A handler takes the lowering and a `Mods`; it must use up every modifier, which `Mods.done` checks.
+A handler takes the lowering and a `Mods`. It must take every modifier, which `Mods.done` checks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import isa
 from ..lowering import Lowering
-from ..ptx import Instruction
+from ..syntax import Instruction
 from .arithmetic import (
     add_carry,
     arithmetic,

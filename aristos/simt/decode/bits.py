@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from .. import isa
 from ..lowering import Lowering
-from ..ptx import Number, Pair
+from ..syntax import Number, Pair
 from .mods import WORDS, Mods, check_type
 
 
 def plain(op: int, count: int, types: tuple[int, ...], wide: tuple[int, ...] = ()) -> Callable:
-    """An integer instruction of `count` operands; wide: those that are numbers of 32 bits whatever the type."""
+    """An integer instruction of `count` operands; wide: those that always have 32 bits."""
 
     def handler(low: Lowering, m: Mods) -> None:
         (type_,) = m.types()
@@ -33,6 +33,8 @@ def bit_find(low: Lowering, m: Mods) -> None:
 
 
 def clamp_wrap(op: int, count: int) -> Callable:
+    """bmsk, szext and shf, with .clamp or .wrap."""
+
     def handler(low: Lowering, m: Mods) -> None:
         code = m.choose({"l": isa.SHFLEFT, "r": isa.SHFRIGHT}) if op == isa.SHFLEFT else op
         flags = m.choose({"clamp": isa.SAT, "wrap": 0})
@@ -76,6 +78,8 @@ def lop3(low: Lowering, m: Mods) -> None:
 
 
 def dot_product(op: int) -> Callable:
+    """dp4a and dp2a."""
+
     def handler(low: Lowering, m: Mods) -> None:
         flags = m.choose({"lo": 0, "hi": isa.HIGH}) if op == isa.DP2A else 0
         signs = [name for name in m.left if name in ("u32", "s32")]
@@ -90,6 +94,8 @@ def dot_product(op: int) -> Callable:
 
 
 def logic(op: int) -> Callable:
+    """and, or, xor, not, cnot."""
+
     def handler(low: Lowering, m: Mods) -> None:
         (type_,) = m.types()
         check_type(m, type_, (isa.PREDICATE, isa.B16, isa.B32, isa.B64))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from .. import isa
 from ..lowering import Lowering
-from ..ptx import Pair
+from ..syntax import Pair
 from .mods import INTEGERS, WIDE_FLOATS, Mods, check_type, flush, is_float
 
 
 def comparison(m: Mods, type_: int) -> int:
-    """The comparison of setp or set, where the type has it."""
+    """The comparison of setp or set; raises if the type does not have it."""
     test = m.choose(isa.COMPARE)
     if is_float(type_):
         allowed = [*range(6), *range(10, 18)]
@@ -49,7 +49,7 @@ def compare(low: Lowering, m: Mods) -> None:
         low.emit(isa.NOT, isa.PREDICATE, d=other, a=truth)
     code = {None: isa.MOV, "and": isa.AND, "or": isa.OR, "xor": isa.XOR}[joined]
     low.emit(code, isa.PREDICATE, d=result, a=truth, b=extra)
-    if second is not None:  # before the first is written, which may be an operand
+    if second is not None:  # before the first result is written, which may be an operand
         low.emit(code, isa.PREDICATE, d=m.result(second, isa.PREDICATE), a=other, b=extra)
     low.emit(isa.MOV, isa.PREDICATE, d=m.result(first, isa.PREDICATE), a=result)
 

@@ -1,4 +1,4 @@
-"""Branches, calls, ends, and hints that change nothing."""
+"""Branches, calls, ends, and hints without an effect."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .. import isa
 from ..builtin import lower_builtin
 from ..lowering import Lowering
 from ..program import layout
-from ..ptx import Group, Name, Variable
+from ..syntax import Group, Name, Variable
 from .mods import Mods
 
 
@@ -51,7 +51,7 @@ def call(low: Lowering, m: Mods) -> None:
 
 
 def call_function(low: Lowering, returns: tuple, target: Name, arguments: tuple) -> None:
-    """A call: where each argument and result lies in the caller's frame and in the callee's."""
+    """Emit a call, with the places of arguments and results in the caller's and the callee's frame."""
     assert low.instruction is not None
     assert low.current is not None
     mine = []
@@ -80,7 +80,7 @@ def call_function(low: Lowering, returns: tuple, target: Name, arguments: tuple)
 
 
 def nothing(low: Lowering, m: Mods) -> None:
-    """Hints that change no result: prefetch, discard of clean lines, pmevent, grid dependency control."""
+    """Hints that do not change results: prefetch, discard, pmevent, grid dependency control."""
     low.emit(isa.NOP)
 
 

@@ -1,10 +1,10 @@
-"""Moves, conversions, and addresses of one space as those of another."""
+"""Moves, conversions, and conversions of addresses between spaces."""
 
 from __future__ import annotations
 
 from .. import isa
 from ..lowering import Lowering
-from ..ptx import Vector
+from ..syntax import Vector
 from .mods import DIRECTED, HALVES, INTEGERS, NEAREST, SPACES, Mods, check_type, is_float
 
 WHOLE = {"rni": isa.RN, "rzi": isa.RZ, "rmi": isa.RM, "rpi": isa.RP}
@@ -33,7 +33,7 @@ def move(low: Lowering, m: Mods) -> None:
 
 
 def to_address(low: Lowering, m: Mods) -> None:
-    """cvta: generic addresses of shared and local memory lie in a window; the others are the same."""
+    """cvta: generic addresses of shared and local memory lie in a window; others are the same in every space."""
     back = m.take("to")
     space = m.choose(SPACES)
     (type_,) = m.types()
@@ -82,7 +82,7 @@ def convert(low: Lowering, m: Mods) -> None:
 
 
 def convert_quarters(low: Lowering, m: Mods, to: int, source: int) -> None:
-    """cvt between pairs of 8-bit floats and pairs of wider ones."""
+    """cvt between pairs of 8-bit floats and pairs of wider floats."""
     flags = m.choose(NEAREST) | m.flag("relu", isa.RELU)
     if to == isa.F16X2:
         check_type(m, source, (isa.E4M3X2, isa.E5M2X2))
@@ -96,7 +96,7 @@ def convert_quarters(low: Lowering, m: Mods, to: int, source: int) -> None:
 
 
 def convert_pack(low: Lowering, m: Mods) -> None:
-    """cvt.pack.sat: two integers saturated and packed beside the top of a third."""
+    """cvt.pack.sat: two saturated integers, packed below the third operand's bits."""
     if not m.take("sat"):
         raise m.fail("needs .sat")
     names = m.left

@@ -1,10 +1,10 @@
-"""Barriers, and instructions of a whole warp: shuffles, votes, reductions, matrices."""
+"""Barriers and collective instructions of a warp: shuffles, votes, reductions, matrices."""
 
 from __future__ import annotations
 
 from .. import isa
 from ..lowering import Lowering
-from ..ptx import Number, Pair, Vector
+from ..syntax import Number, Pair, Vector
 from .mods import Mods, check_type
 
 
@@ -43,6 +43,7 @@ def barrier(low: Lowering, m: Mods) -> None:
 
 
 def synced(m: Mods) -> None:
+    """Take .sync, which must be there, and .aligned."""
     if not m.take("sync"):
         raise m.fail("without .sync is not supported on sm_70 and later")
     m.take("aligned")
@@ -120,7 +121,7 @@ def sleep(low: Lowering, m: Mods) -> None:
 
 
 SHAPES = {
-    # shape, a and b type -> kind of the machine; the number of registers of A, B, C (D as C)
+    # (shape, type of A and B) -> (kind, numbers of registers of A, B and C); D has as many as C
     ("m16n8k8", "tf32"): (0, 4, 2, 4), ("m16n8k4", "tf32"): (1, 2, 1, 4),
     ("m16n8k16", "f16"): (2, 4, 2, 4), ("m16n8k8", "f16"): (3, 2, 1, 4),
     ("m16n8k16", "bf16"): (4, 4, 2, 4), ("m16n8k8", "bf16"): (5, 2, 1, 4),

@@ -1,134 +1,31 @@
-"""Read PTX text into functions, variables and instructions.
+"""Reads PTX text into functions, variables and instructions.
 
-It reads what Numba, NVVM and inline assembly write; it knows no opcode (see lower.py) and runs nothing.
+It reads what Numba, NVVM and inline assembly write. It knows no opcode (decode/ does) and runs nothing.
 """
 
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InputError
-
-
-class PTXError(InputError):
-    """PTX text that cannot be read, or that says something the machine does not know; names the line."""
-
-
-@dataclass(frozen=True)
-class Token:
-    text: str
-    line: int
-
-
-@dataclass(frozen=True)
-class Number:
-    """An immediate: an integer, or the bits of a float (0f..., 0d...)."""
-
-    value: int
-    kind: str  # i, f (32 bits), d (64 bits)
-
-
-@dataclass(frozen=True)
-class Name:
-    """A register, label, variable or function; negated: `!p`."""
-
-    text: str
-    negated: bool = False
-
-
-@dataclass(frozen=True)
-class Vector:
-    items: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Address:
-    """`[base+offset]`; base None: an absolute address."""
-
-    base: Name | None
-    offset: int
-
-
-@dataclass(frozen=True)
-class Pair:
-    """`d|p`: two destinations."""
-
-    first: Any
-    second: Any
-
-
-@dataclass(frozen=True)
-class Group:
-    """`(a, b)`: a list of a call."""
-
-    items: tuple[Any, ...]
-
-
-@dataclass
-class Instruction:
-    opcode: str
-    mods: list[str]
-    operands: list[Any]
-    guard: Name | None
-    line: int  # of the PTX text
-    source: tuple[int, int] = (0, 0)  # (number of the file, line) of `.loc`, where the instruction was inlined from
-
-    @property
-    def text(self) -> str:
-        return ".".join([self.opcode, *self.mods])
-
-
-@dataclass
-class Variable:
-    name: str
-    space: str
-    type: str
-    align: int
-    size: int  # bytes; 0: an unsized array (dynamic shared memory)
-    values: list[Any] = field(default_factory=list)  # ints, or (symbol, offset)
-    element: int = 1
-    vector: int = 1
-
-
-@dataclass
-class Label:
-    name: str
-    line: int
-
-
-@dataclass
-class Scope:
-    """`{ ... }`: names declared inside are its own."""
-
-    items: list[Any] = field(default_factory=list)
-    registers: dict[str, str] = field(default_factory=dict)  # name -> type
-    families: dict[str, tuple[str, int]] = field(default_factory=dict)  # prefix -> (type, count)
-    variables: dict[str, Variable] = field(default_factory=dict)
-    targets: dict[str, list[str]] = field(default_factory=dict)  # .branchtargets
-
-
-@dataclass
-class Function:
-    name: str
-    entry: bool
-    params: list[Variable]
-    returns: list[Variable]
-    body: Scope | None
-    line: int
-    limits: dict[str, list[int]] = field(default_factory=dict)  # .maxntid, .reqntid, ...
-
-
-@dataclass
-class Module:
-    functions: dict[str, Function] = field(default_factory=dict)
-    variables: dict[str, Variable] = field(default_factory=dict)
-    files: dict[int, str] = field(default_factory=dict)
-    aliases: dict[str, str] = field(default_factory=dict)
-    target: str = ""
-
+from .syntax import (
+    Address,
+    Function,
+    Group,
+    Instruction,
+    Label,
+    Module,
+    Name,
+    Number,
+    Pair,
+    PTXError,
+    Scope,
+    Variable,
+    Vector,
+)
 
 TOKEN = re.compile(
     r"""(?P<space>[ \t\r\f]+)|(?P<newline>\n)|(?P<comment>//[^\n]*|/\*.*?\*/)|(?P<string>"[^"\n]*")
@@ -144,6 +41,12 @@ LINKAGE = (".visible", ".extern", ".weak", ".common", ".noreturn")
 SPACES = (".global", ".const", ".shared", ".local", ".param")
 LIMITS = (".maxntid", ".reqntid", ".minnctapersm", ".maxnctapersm", ".maxnreg", ".noreturn", ".reqnctapercluster",
           ".explicitcluster", ".maxclusterrank", ".pragma", ".abi_preserve", ".abi_preserve_control")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Token:
+    text: str
+    line: int
 
 
 def tokens(text: str) -> Iterator[Token]:
@@ -210,8 +113,6 @@ class Parser:
             if text[:2] in ("0d", "0D"):
                 return Number(int(text[2:], 16), "d")
             if "." in text or ("e" in text.lower() and not text.lower().startswith("0x")):
-                import struct
-
                 return Number(int.from_bytes(struct.pack("<d", float(text)), "little"), "d")
             text = text.rstrip("U")
             if len(text) > 1 and text[0] == "0" and text[1] not in "xXbB":
