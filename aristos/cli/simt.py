@@ -22,8 +22,8 @@ def options(argv: list[str]) -> argparse.Namespace:
     one = commands.add_parser(
         "profile",
         help="run a script and print the checker's reports and the counters of each source line",
-        description="Run a Python script. Kernels that it launches as k[grid, block](...) run on the machine. Prints the "
-        "checker's reports, and the counters of each source line of the kernels.",
+        description="Run a Python script. Kernels that it launches as k[grid, block](...) run on the machine. "
+        "Prints the checker's reports, and the counters of each source line of the kernels.",
     )
     one.add_argument(
         "--json", action="store_true", help="one JSON object on stdout; the script's own output goes to stderr"

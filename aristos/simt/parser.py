@@ -50,6 +50,7 @@ class Token:
 
 
 def tokens(text: str) -> Iterator[Token]:
+    """The tokens of PTX text, without comments; raises PTXError for anything else."""
     line, position = 1, 0
     while position < len(text):
         match = TOKEN.match(text, position)
@@ -67,6 +68,8 @@ def parse(text: str) -> Module:
 
 
 class Parser:
+    """Reads one module by recursive descent; at: the index of the next token."""
+
     def __init__(self, text: str):
         self.tokens = [*tokens(text.rstrip("\0")), Token("", text.count("\n") + 1)]
         self.at = 0
@@ -74,7 +77,7 @@ class Parser:
         self.source = (0, 0)
         self.defined: set[str] = set()
 
-    # ---- words ----
+    # ---- tokens ----
     def peek(self, ahead: int = 0) -> str:
         return self.tokens[min(self.at + ahead, len(self.tokens) - 1)].text
 
@@ -213,7 +216,7 @@ class Parser:
                 self.defined.add(name)
 
     def function(self) -> str:
-        """Read a function; its name where it has a body, else nothing."""
+        """Read a function; returns its name if it has a body, else ''."""
         line = self.line
         entry = self.next() == ".entry"
         while self.peek() in LINKAGE:
