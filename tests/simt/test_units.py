@@ -15,7 +15,7 @@ FOLDER = Path(simt.__file__).parent
 
 
 def stamp(file: str) -> str:
-    return units.Locator(None, str(FOLDER / file)).get_source_stamp()
+    return units.Locator(stamp, str(FOLDER / file)).get_source_stamp()
 
 
 def test_a_second_unit_of_a_name_is_rejected():
