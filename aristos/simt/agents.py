@@ -180,10 +180,10 @@ def before(x, agent, gid, clock):
 
 
 @jit
-def examine(x, thread, agent, who, when, space, address, size, write, pc):
+def examine(x, thread, agent, origin, when, space, address, size, write, pc):
     """Report an earlier access (two words of a cell) that races with the agent's, or that needs a fence in between."""
-    gid, clock = who & GID_MASK, when & 0xFFFFFFFF
-    other_pc = (who >> s.GID_BITS) & 0x3FFFFF
+    gid, clock = origin & GID_MASK, when & 0xFFFFFFFF
+    other_pc = (origin >> s.GID_BITS) & 0x3FFFFF
     mine = get(thread, s.T_GID)
     if not before(x, agent, gid, clock):
         report(x, s.RACE, pc, mine, address, space, size, other_pc, gid, 0, write)
@@ -224,7 +224,7 @@ def agent_access(x, thread, block, space, place, size, write, pc):
     init, grain, cells, first, address = shadow_of(x, block, space, place)
     check_written(x, thread, space, init, address, size, write, pc)
     agent = get(x, s.AGENT)
-    who = get(agent, s.T_GID) | pc << s.GID_BITS
+    origin = get(agent, s.T_GID) | pc << s.GID_BITS
     when = get(agent, s.T_CLOCK) | ((1 << grain) - 1) << 32
     w, w_when, r, r_when, q, q_when = np.int64(0), np.int64(0), np.int64(0), np.int64(0), np.int64(0), np.int64(0)
     old_r, old_q = False, False  # did the reads r and q happen before the agent's work?
@@ -248,9 +248,9 @@ def agent_access(x, thread, block, space, place, size, write, pc):
         if write:
             put(cell, 2, 0)
             put(cell, 4, 0)
-        elif get(cell, 2) == 0 or get(cell, 2) & GID_MASK == who & GID_MASK:
+        elif get(cell, 2) == 0 or get(cell, 2) & GID_MASK == origin & GID_MASK:
             place_in = np.int64(2)
-        elif get(cell, 4) == 0 or get(cell, 4) & GID_MASK == who & GID_MASK:
+        elif get(cell, 4) == 0 or get(cell, 4) & GID_MASK == origin & GID_MASK:
             place_in = np.int64(4)
         elif old_r:
             place_in = np.int64(2)
@@ -259,7 +259,7 @@ def agent_access(x, thread, block, space, place, size, write, pc):
         else:
             place_in = np.int64(-1)
         if place_in >= 0:
-            put(cell, place_in, who)
+            put(cell, place_in, origin)
             put(cell, place_in + 1, when)
         cell += s.CELL_WORDS * 8
     return 0

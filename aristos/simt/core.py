@@ -78,7 +78,7 @@ class Core:
         return 65536 + int(self.x[s.CLOCK_SPACE]) * int(self.x[s.MAX_CLOCKS])
 
     def reserve(self) -> None:
-        """Make room in the checker's tables for what one access of an actor may add."""
+        """Make space in the checker's tables for what one access of an actor may add."""
         if not self.check:
             return
         x = self.x
@@ -88,6 +88,7 @@ class Core:
             self.grow_sync()
 
     def compact(self) -> None:
+        """Copy the vector clocks in use into a new pool, twice as large if it is still rather full."""
         old = self.tables["clocks"]
         used = len(old)
         new = np.zeros_like(old)
@@ -101,6 +102,7 @@ class Core:
             self.x[s.CLOCKS], self.x[s.CLOCKS_CAP] = bigger.ctypes.data, len(bigger)
 
     def grow_sync(self) -> None:
+        """Double the table of locations that publish."""
         old = self.tables["sync"]
         self.table("sync", (2 * len(old), s.S_FIELDS), s.SYNC)
         self.x[s.SYNC_CAP], self.x[s.SYNC_USED] = 2 * len(old), 0

@@ -22,11 +22,12 @@ OPCODES = {
 
 
 def class_of(op: int) -> str:
+    """The class of an opcode."""
     return next(name for below, name in CLASSES if op < below)
 
 
 class Profile:
-    """Counters of everything that ran; docs/simt.md says what each one counts.
+    """Counters of everything that ran; docs/simt.md defines each counter.
 
     lines: one dict a source line. total: sums over lines. opcodes: sums by opcode, for opcodes that move data.
     """
@@ -80,10 +81,12 @@ COUNTED = (
 
 
 def empty(file: str, line: int) -> dict[str, Any]:
+    """A source line's counters, all zero."""
     return {"file": file, "line": line, **dict.fromkeys(COUNTED, 0), "classes": {}}
 
 
 def add(row: dict[str, Any], code: Any, counts: Any) -> None:
+    """Add an instruction's counters to a row."""
     op = int(code[isa.OP])
     warps = int(counts[s.N_WARPS])
     row["instructions"] += warps
@@ -117,6 +120,7 @@ def finished(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def total(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The sum of rows."""
     summed = empty("", 0)
     for row in rows:
         for name, value in summed.items():

@@ -48,6 +48,7 @@ class Loader:
         return program
 
     def add(self, program: Program) -> None:
+        """Append a program's code to the joined table."""
         base, operand_base = len(self.code), len(self.operands)
         code, operands = program.code.copy(), program.operands.copy()
         for line in code:
@@ -74,12 +75,15 @@ class Loader:
             self.functions.append((base + info.start, *rows))
 
     def number(self, program: Program) -> int:
+        """The number of a loaded program."""
         return next(i for i, known in enumerate(self.programs) if known is program)
 
     def base(self, program: Program) -> int:
+        """The place of a program's first instruction in the joined code."""
         return self.bases[self.number(program)][0]
 
     def publish(self) -> None:
+        """Write the addresses of the tables into x, at the start of a run."""
         x = self.x
         self.seen[:] = 0  # a finding is reported once a run
         table = [len(self.functions)]
@@ -105,6 +109,7 @@ class Loader:
         return self.addresses[key]
 
     def initial(self, program: Program, device: int, variable: Variable) -> list[bytes]:
+        """The bytes of a variable's elements, with the addresses that it names."""
         parts = []
         for value in variable.values:
             if isinstance(value, tuple):

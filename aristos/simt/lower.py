@@ -29,6 +29,7 @@ class ModuleLowering(Lowering):
     """Walks a module's functions and scopes; decode/ emits their instructions."""
 
     def program(self) -> Program:
+        """Lower all functions and put the program together."""
         self.place_shared(self.module.variables)
         bodies = [f for f in self.module.functions.values() if f.body is not None]
         for function in sorted(
@@ -58,6 +59,7 @@ class ModuleLowering(Lowering):
         return program
 
     def place_shared(self, variables: dict[str, Variable]) -> None:
+        """Give shared variables their offsets."""
         for variable in variables.values():
             if variable.space != "shared":
                 continue
@@ -73,6 +75,7 @@ class ModuleLowering(Lowering):
             self.shared_bytes += variable.size
 
     def function(self, function: Function) -> None:
+        """Lower one function."""
         info = FunctionInfo(function.name, function.entry, limits=function.limits, params=function.params)
         self.functions[function.name] = self.current = info
         info.start, info.first_row = len(self.code), self.rows
@@ -114,12 +117,14 @@ class ModuleLowering(Lowering):
 
     @staticmethod
     def target(visible: list[dict[str, int]], name: str, line: int) -> int:
+        """The instruction of a label, searched from the innermost scope outwards."""
         for labels in reversed(visible):
             if name in labels:
                 return labels[name]
         raise PTXError(f"PTX line {line}: no label {name}")
 
     def scope(self, scope: Scope, labels: list[dict[str, int]]) -> None:
+        """Lower one scope and those inside it."""
         assert self.current is not None
         self.scopes.append(scope)
         known: dict[str, Any] = {}

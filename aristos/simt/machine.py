@@ -31,26 +31,26 @@ class Device:
         return self.machine.new_array(self.number, np.asarray(values), None, None, name)
 
     def empty(self, shape: Any, dtype: Any = np.float64, name: str = "", strides: Any = None) -> DeviceArray:
-        """An array that nothing has been written to yet."""
+        """An uninitialised array; strides in bytes."""
         return self.machine.new_array(self.number, None, shape, dtype, name, strides)
 
     def launch(self, kernel: Any, grid: Any, block: Any, *args: Any, shared: int = 0, entry: str | None = None) -> None:
         """Queue a kernel: a `cuda.jit` function, or PTX text and `entry`.
 
-        args: arrays of the machine, NumPy arrays (copied in, and back when the machine has run), numbers, tuples; for
-        PTX text one for each parameter, arrays standing for their addresses. shared: bytes of dynamic shared memory.
-        It runs at the next Machine.run, after what was launched on this device before.
+        args: arrays of the machine, NumPy arrays (copied to the device, and back after the run), numbers, tuples; for
+        PTX text one for each parameter, where arrays stand for their addresses. shared: bytes of dynamic shared memory.
+        It runs at the next Machine.run, after earlier launches on this device.
         """
         self.machine.launch(self.number, kernel, grid, block, args, shared, entry)
 
 
 class Machine(Runner):
-    """Devices that run compiled kernels on the CPU.
+    """GPUs simulated on the CPU: they run compiled PTX.
 
-    devices, sm_count: how many, and streaming multiprocessors of each. arch: what kernels are compiled for. seed: of
-    the schedule; the same seed gives the same run. check: look for races and other errors, and let stores become
-    visible late where PTX permits it. strict: raise KernelFault at the first report. limit: warp instructions of one
-    run, after which it is given up. Counters of all kernels that ran: `profile()`. Example: see docs/simt.md.
+    devices: how many. sm_count: streaming multiprocessors of each. arch: the target of compiled kernels. seed: of the
+    schedule; the same seed repeats a run. check: report races and other errors, and let stores become visible late
+    where PTX permits it. strict: raise KernelFault at the first report. limit: warp instructions after which a run is
+    given up. `profile()` has the counters of all kernels that ran. Example: docs/simt.md.
     """
 
     def __init__(self, devices: int = 1, sm_count: int = 4, arch: str = "sm_90", seed: int = 0, check: bool = True,
@@ -64,12 +64,14 @@ class Machine(Runner):
         self.arch, self.seed = arch, seed
 
     def device(self, number: int = 0) -> Device:
+        """A device by its number; raises InputError if the machine does not have it."""
         if not 0 <= number < len(self.devices):
             raise InputError(f"the machine has devices 0 to {len(self.devices) - 1}, got {number}")
         return self.devices[number]
 
     def new_array(self, device: int, values: np.ndarray | None, shape: Any, dtype: Any, name: str,
                   strides: Any = None) -> DeviceArray:  # fmt: skip
+        """An array on a device, in host memory for device -1; a copy of `values`, or uninitialised without them."""
         if values is not None:
             shape, dtype = values.shape, values.dtype
             order = "F" if values.flags.f_contiguous and not values.flags.c_contiguous else "C"
@@ -104,6 +106,7 @@ class Machine(Runner):
     def launch(
         self, device: int, kernel: Any, grid: Any, block: Any, args: tuple, shared: int, entry: str | None
     ) -> None:
+        """Queue a kernel on a device; see Device.launch."""
         names: list[str] = []
         after: list[Callable[[], None]] = []
         if isinstance(kernel, str):
@@ -137,7 +140,11 @@ class Machine(Runner):
 
     def enqueue(self, device: int, program: Program, entry: str, title: str, grid: Any, block: Any,
                 numbers: list[Any], shared: int, after: list[Callable[[], None]]) -> None:  # fmt: skip
-        """Queue a kernel of a loaded program; numbers: its parameters, as of `kernels.pack`; after: done at its end."""
+        """Queue a kernel of a loaded program.
+
+        title: its name in reports. numbers: its parameters, as of `kernels.pack`. shared: dynamic bytes of a block.
+        after: callbacks for its end. Raises InputError for a launch that no device could hold.
+        """
         info = program.functions[entry]
         if not isinstance(shared, (int, np.integer)) or shared < 0:
             raise InputError(f"shared must be a number of bytes, not negative, got {shared!r}")
@@ -153,7 +160,7 @@ class Machine(Runner):
             self.queue.append(one)
 
     def _converted(self, kernel: Any, args: tuple) -> tuple:
-        """Arguments after the kernel's own extensions (numba-cuda's ArgHint and the like keep what they wrap)."""
+        """The arguments as the kernel's extensions convert them; wrappers such as numba-cuda's ArgHint stay."""
         extensions = getattr(kernel, "extensions", None)
         if not extensions:
             return args
@@ -166,7 +173,7 @@ class Machine(Runner):
         return tuple(changed)
 
     def _own(self, device: int, args: tuple, after: list[Callable[[], None]]) -> tuple:
-        """NumPy arrays among the arguments become arrays of the device, and are written back after the run."""
+        """The arguments with NumPy arrays as arrays of the device; `after` gets callbacks that copy them back."""
         own = []
         for value in args:
             back = forth = True
@@ -193,28 +200,30 @@ class Machine(Runner):
         return tuple(own)
 
     def holds(self, array: DeviceArray) -> None:
-        """Raises InputError for an array of another machine, or one that was freed."""
+        """Raises InputError unless the array is this machine's and not freed."""
         if array.machine is not self:
             raise InputError("the array is another machine's: make it with this machine's device(n).array")
         if array.allocation.freed:
             raise InputError(f"the array {array.allocation.name} was freed")
 
     def close(self) -> None:
-        """Give all memory back; the machine cannot be used after."""
+        """Free all memory; the machine cannot be used afterwards, and raises ClosedError."""
         self.tables.clear()
         self.queue, self.done = [], []
         self.launch = self.run = self.new_array = self.finish = closed  # type: ignore[method-assign]
 
 
 def closed(*_: Any, **__: Any) -> Any:
+    """Stands for the methods of a closed machine."""
     raise ClosedError("the machine was closed")
 
 
 def assign_fields(record: np.void, source: DeviceArray) -> None:
-    """Set a record's fields to those of an array of no dimensions."""
+    """Copy the fields of an array without dimensions into a record."""
     for name in record.dtype.names or ():
         record[name] = source._view()[name]
 
 
 def copy_back(target: np.ndarray, source: DeviceArray) -> None:
+    """Copy an array of the machine into a NumPy array."""
     target[...] = source._view()

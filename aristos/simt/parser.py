@@ -45,6 +45,8 @@ LIMITS = (".maxntid", ".reqntid", ".minnctapersm", ".maxnctapersm", ".maxnreg", 
 
 @dataclass(frozen=True)
 class Token:
+    """A word, number or mark, and its line."""
+
     text: str
     line: int
 
@@ -79,29 +81,35 @@ class Parser:
 
     # ---- tokens ----
     def peek(self, ahead: int = 0) -> str:
+        """The text of a token ahead; '' at the end."""
         return self.tokens[min(self.at + ahead, len(self.tokens) - 1)].text
 
     @property
     def line(self) -> int:
+        """The line of the next token."""
         return self.tokens[min(self.at, len(self.tokens) - 1)].line
 
     def next(self) -> str:
+        """Take the next token."""
         text = self.peek()
         self.at += 1
         return text
 
     def expect(self, wanted: str) -> None:
+        """Take a token that must be this one."""
         line, got = self.line, self.next()
         if got != wanted:
             raise PTXError(f"PTX line {line}: expected {wanted!r}, got {got!r}")
 
     def accept(self, wanted: str) -> bool:
+        """Take the next token if it is this one."""
         if self.peek() == wanted:
             self.at += 1
             return True
         return False
 
     def integer(self) -> int:
+        """Take an integer, with its sign."""
         negative = self.accept("-")
         line = self.line
         value = self.number(self.next(), line)
@@ -110,6 +118,7 @@ class Parser:
         return -value.value if negative else value.value
 
     def number(self, text: str, line: int) -> Number:
+        """The number of a token."""
         try:
             if text[:2] in ("0f", "0F"):
                 return Number(int(text[2:], 16), "f")
@@ -126,6 +135,7 @@ class Parser:
 
     # ---- module ----
     def module(self) -> Module:
+        """Read everything."""
         while self.peek():
             word = self.peek()
             if word in (".version", ".address_size"):
@@ -161,10 +171,12 @@ class Parser:
         return self.result
 
     def skip_to(self, end: str) -> None:
+        """Skip up to and including a token."""
         while self.peek() and self.next() != end:
             pass
 
     def file(self) -> None:
+        """Read .file."""
         self.next()
         number = self.integer()
         self.result.files[number] = self.next().strip('"')
@@ -172,6 +184,7 @@ class Parser:
             self.next()
 
     def loc(self) -> None:
+        """Read .loc: the source line of the instructions that follow."""
         self.next()
         number, row = self.integer(), self.integer()
         self.integer()  # the column
@@ -192,6 +205,7 @@ class Parser:
             self.source = called
 
     def section(self) -> None:
+        """Skip .section."""
         self.skip_to("{")
         depth = 1
         while depth and self.peek():
@@ -199,6 +213,7 @@ class Parser:
             depth += (word == "{") - (word == "}")
 
     def declaration(self) -> None:
+        """Read functions or variables outside functions."""
         words = set()
         while self.peek() in LINKAGE:
             words.add(self.next())
@@ -248,6 +263,7 @@ class Parser:
         return name if body is not None else ""
 
     def parameters(self) -> list[Variable]:
+        """Read a list of parameters in parentheses."""
         self.expect("(")
         found = []
         while not self.accept(")"):
@@ -257,6 +273,7 @@ class Parser:
         return found
 
     def variables(self) -> list[Variable]:
+        """Read a declaration of variables."""
         space = self.next()
         first = self.variable(space, self.line)
         found = [first]
@@ -267,6 +284,7 @@ class Parser:
         return found
 
     def variable(self, space: str, line: int, like: Variable | None = None) -> Variable:
+        """Read one variable; like: the first of its declaration."""
         align, vector, kind = 0, 1, ""
         while self.peek().startswith("."):
             word = self.next()
@@ -312,6 +330,7 @@ class Parser:
         return Variable(name, space[1:], kind, max(align, element * vector), size, values, element, vector)
 
     def initialiser(self, values: list[Any], kind: str) -> None:
+        """Append the values of an initialiser."""
         if self.accept("{"):
             while not self.accept("}"):
                 self.initialiser(values, kind)
@@ -335,6 +354,7 @@ class Parser:
 
     # ---- bodies ----
     def scope(self, depth: int = 0) -> Scope:
+        """Read `{ ... }`."""
         self.expect("{")
         if depth > MOST_NESTED:
             raise PTXError(f"PTX line {self.line}: braces nested more than {MOST_NESTED} deep")
@@ -368,6 +388,7 @@ class Parser:
         return scope
 
     def targets(self, scope: Scope) -> None:
+        """Read .branchtargets; skip .callprototype and .calltargets."""
         name = self.next()
         self.next()
         if self.next() == ".branchtargets":
@@ -380,6 +401,7 @@ class Parser:
             self.skip_to(";")
 
     def register(self, scope: Scope) -> None:
+        """Read .reg."""
         self.next()
         line, kind = self.line, self.next()[1:]
         if kind not in SIZES:
@@ -398,6 +420,7 @@ class Parser:
         self.expect(";")
 
     def instruction(self) -> Instruction:
+        """Read one instruction with its guard."""
         guard = None
         line = self.line
         if self.accept("@"):
@@ -417,12 +440,14 @@ class Parser:
         return Instruction(opcode, mods, operands, guard, line, self.source)
 
     def operand(self) -> Any:
+        """Read an operand or a pair of them."""
         first = self.simple()
         if self.accept("|"):
             return Pair(first, self.simple())
         return first
 
     def simple(self) -> Any:
+        """Read an operand that is not a pair."""
         line, word = self.line, self.next()
         if word in ("{", "("):
             end = "}" if word == "{" else ")"
@@ -449,6 +474,7 @@ class Parser:
         return Name(word)
 
     def address(self, line: int) -> Any:
+        """Read the rest of `[base+offset]`."""
         base, offset = None, 0
         if re.match(r"[A-Za-z_$%]", self.peek()):
             base = Name(self.next())

@@ -28,6 +28,7 @@ def simt_machine() -> Iterator[Machine]:
 
 
 def pytest_configure(config: Any) -> None:
+    """Use a machine from the start if the environment asks for it."""
     if asked():
         enable()  # signatures declared at import need a device
 

@@ -73,6 +73,7 @@ def prepare(core: Core, launches: list[Launch]) -> None:
 
 
 def lay_out_queues(core: Core, launches: list[Launch]) -> None:
+    """Fill the tables of launches and devices, and place parameters and constants."""
     x = core.x
     table = core.table("launches", (max(len(launches), 1), s.L_FIELDS), s.LAUNCHES)
     devices = core.table("devices", (core.device_count, s.D_FIELDS + s.MAX_SMS), s.DEVICES)

@@ -30,6 +30,8 @@ class Name:
 
 @dataclass(frozen=True)
 class Vector:
+    """`{a, b}`: operands in braces."""
+
     items: tuple[Any, ...]
 
 
@@ -58,6 +60,8 @@ class Group:
 
 @dataclass
 class Instruction:
+    """One instruction; mods: what follows the opcode, without dots."""
+
     opcode: str
     mods: list[str]
     operands: list[Any]
@@ -70,11 +74,14 @@ class Instruction:
 
     @property
     def text(self) -> str:
+        """The opcode with its modifiers."""
         return ".".join([self.opcode, *self.mods])
 
 
 @dataclass
 class Variable:
+    """A variable or parameter."""
+
     name: str
     space: str
     type: str
@@ -87,6 +94,8 @@ class Variable:
 
 @dataclass
 class Label:
+    """A label and its line."""
+
     name: str
     line: int
 
@@ -104,6 +113,8 @@ class Scope:
 
 @dataclass
 class Function:
+    """A function or kernel; body: None if it is only declared."""
+
     name: str
     entry: bool
     params: list[Variable]
@@ -115,6 +126,8 @@ class Function:
 
 @dataclass
 class Module:
+    """The contents of a PTX text; files: by their numbers in .loc."""
+
     functions: dict[str, Function] = field(default_factory=dict)
     variables: dict[str, Variable] = field(default_factory=dict)
     files: dict[int, str] = field(default_factory=dict)

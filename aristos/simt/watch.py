@@ -65,11 +65,11 @@ def report(x, kind, pc, gid, address, space, size, other_pc, other_gid, detail, 
 
 # ---- races ----
 @jit
-def conflicts(x, thread, block, warp, who, when, mask, how):
+def conflicts(x, thread, block, warp, origin, when, mask, how):
     """Do an earlier access (two words of a cell) and this one race?"""
-    if who == 0:
+    if origin == 0:
         return False
-    gid = who & GID_MASK
+    gid = origin & GID_MASK
     if gid == get(thread, s.T_GID) or (when >> 32) & mask == 0:
         return False
     theirs = when >> 40
@@ -84,7 +84,7 @@ def conflicts(x, thread, block, warp, who, when, mask, how):
 def race(x, thread, block, warp, cell, mask, how, write, pc):
     """Check an access to a cell and record it; returns the first word of the access it races with, or 0."""
     gid = get(thread, s.T_GID)
-    who = gid | pc << s.GID_BITS
+    origin = gid | pc << s.GID_BITS
     when = get(thread, s.T_CLOCK) | mask << 32 | how << 40
     found = np.int64(0)
     w = get(cell, 0)
@@ -97,26 +97,26 @@ def race(x, thread, block, warp, cell, mask, how, write, pc):
                 if found == 0 and conflicts(x, thread, block, warp, r, get(cell, k + 1), mask, how):
                     found = r
                 put(cell, k, 0)
-        put(cell, 0, who)
+        put(cell, 0, origin)
         put(cell, 1, when)
         return found
     r = get(cell, 2)
     if r == 0 or r & GID_MASK == gid:
-        put(cell, 2, who)
+        put(cell, 2, origin)
         put(cell, 3, when)
         return found
     q = get(cell, 4)
     if q == 0 or q & GID_MASK == gid:
-        put(cell, 4, who)
+        put(cell, 4, origin)
         put(cell, 5, when)
         return found
     if happened(x, thread, block, warp, r & GID_MASK, get(cell, 3) & 0xFFFFFFFF):
-        put(cell, 2, who)
+        put(cell, 2, origin)
         put(cell, 3, when)
     elif happened(x, thread, block, warp, q & GID_MASK, get(cell, 5) & 0xFFFFFFFF) or (
         (r & GID_MASK) >> 5 == (q & GID_MASK) >> 5 != gid >> 5
     ):
-        put(cell, 4, who)
+        put(cell, 4, origin)
         put(cell, 5, when)
     return found
 

@@ -83,6 +83,7 @@ def least_most(low: Lowering, m: Mods, op: int, type_: int) -> None:
 
 
 def multiply(low: Lowering, m: Mods) -> None:
+    """mul."""
     (type_,) = m.types()
     if is_float(type_):
         flags = float_flags(m, type_)
@@ -104,6 +105,7 @@ def product_part(m: Mods, table: dict[str, int], type_: int) -> int:
 
 
 def multiply_add(low: Lowering, m: Mods) -> None:
+    """mad and fma."""
     if "cc" in m.left:
         mad_carry(low, m, False)
         return
@@ -139,6 +141,7 @@ def multiply24(op: int, high: int, count: int) -> Callable:
 
 
 def divide(low: Lowering, m: Mods) -> None:
+    """div."""
     (type_,) = m.types()
     if is_float(type_):
         check_type(m, type_, WIDE_FLOATS)

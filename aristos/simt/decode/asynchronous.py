@@ -39,6 +39,7 @@ SHARED_NAMES = ("shared", "shared::cta", "shared::cluster")
 
 
 def flags_of(m: Mods, orders: tuple[str, str], default: int) -> int:
+    """Order, scope and space of an mbarrier instruction, as flags."""
     if {"gpu", "sys"} & set(m.left):
         raise m.fail("the scope is one of .cta, .cluster: no others can reach an mbarrier")
     order, scope = order_scope(m, orders, default, isa.CTA)
@@ -47,6 +48,7 @@ def flags_of(m: Mods, orders: tuple[str, str], default: int) -> int:
 
 
 def mbarrier(low: Lowering, m: Mods) -> None:
+    """mbarrier, except complete_tx, arrive_drop and .noComplete."""
     kind = m.take("init", "inval", "arrive", "test_wait", "try_wait", "pending_count", "expect_tx")
     if kind is None or {"noComplete", "arrive_drop", "complete_tx"} & set(m.left):
         raise m.fail("is not supported")
@@ -103,6 +105,7 @@ def arrive_after_copies(low: Lowering, m: Mods) -> None:
 
 
 def copy_bulk(low: Lowering, m: Mods) -> None:
+    """cp.async.bulk and its groups."""
     if m.take("commit_group"):
         m.done(0)
         low.emit(isa.BULKCOMMIT)
@@ -166,6 +169,7 @@ WGMMA_KINDS = {("tf32", 8): 0, ("f16", 16): 2, ("bf16", 16): 4}  # as matrix.ele
 
 
 def warpgroup(low: Lowering, m: Mods) -> None:
+    """wgmma."""
     kind = m.take("fence", "commit_group", "wait_group", "mma_async")
     if kind is None:
         raise m.fail("is not supported")
@@ -182,6 +186,7 @@ def warpgroup(low: Lowering, m: Mods) -> None:
 
 
 def multiply_group(low: Lowering, m: Mods) -> None:
+    """wgmma.mma_async."""
     shape = re.fullmatch(r"m64n(\d+)k(\d+)", m.left[0]) if m.left else None
     types = m.left[1:]
     if shape is None or len(types) != 3:

@@ -25,6 +25,7 @@ def plain(op: int, count: int, types: tuple[int, ...], wide: tuple[int, ...] = (
 
 
 def bit_find(low: Lowering, m: Mods) -> None:
+    """bfind."""
     op = isa.BFINDSHIFT if m.take("shiftamt") else isa.BFIND
     (type_,) = m.types()
     check_type(m, type_, WORDS)
@@ -48,6 +49,7 @@ def clamp_wrap(op: int, count: int) -> Callable:
 
 
 def permute(low: Lowering, m: Mods) -> None:
+    """prmt."""
     (type_,) = m.types()
     check_type(m, type_, (isa.B32,))
     mode = m.choose({"f4e": 1, "b4e": 2, "rc8": 3, "ecl": 4, "ecr": 5, "rc16": 6}, 0)
@@ -56,6 +58,7 @@ def permute(low: Lowering, m: Mods) -> None:
 
 
 def lop3(low: Lowering, m: Mods) -> None:
+    """lop3, with its second predicate."""
     joined = m.take("or", "and")
     (type_,) = m.types()
     check_type(m, type_, (isa.B32,))

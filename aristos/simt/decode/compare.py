@@ -93,6 +93,7 @@ SELECTED = (*INTEGERS, isa.B16, isa.B32, isa.B64, isa.F32, isa.F64)
 
 
 def select(low: Lowering, m: Mods) -> None:
+    """selp."""
     (type_,) = m.types()
     check_type(m, type_, SELECTED)
     m.done(4)
@@ -100,6 +101,7 @@ def select(low: Lowering, m: Mods) -> None:
 
 
 def select_sign(low: Lowering, m: Mods) -> None:
+    """slct."""
     type_, by = m.types(2)
     check_type(m, type_, SELECTED)
     check_type(m, by, (isa.S32, isa.F32))
@@ -114,6 +116,7 @@ def select_sign(low: Lowering, m: Mods) -> None:
 
 
 def test_property(low: Lowering, m: Mods) -> None:
+    """testp."""
     kinds = ("finite", "infinite", "number", "notanumber", "normal", "subnormal")
     kind = m.choose({name: i for i, name in enumerate(kinds)})
     (type_,) = m.types()
@@ -123,6 +126,7 @@ def test_property(low: Lowering, m: Mods) -> None:
 
 
 def copysign(low: Lowering, m: Mods) -> None:
+    """copysign."""
     (type_,) = m.types()
     check_type(m, type_, WIDE_FLOATS)
     m.done(3)

@@ -13,12 +13,14 @@ from .mods import Mods
 
 
 def branch(low: Lowering, m: Mods) -> None:
+    """bra."""
     m.take("uni")
     m.done(1)
     low.branch(isa.BRA, m.operands[0])
 
 
 def branch_indexed(low: Lowering, m: Mods) -> None:
+    """brx.idx."""
     m.take("idx")
     m.take("uni")
     m.done(2)
@@ -26,6 +28,8 @@ def branch_indexed(low: Lowering, m: Mods) -> None:
 
 
 def leave(op: int) -> Callable:
+    """ret, exit, trap and brkpt."""
+
     def handler(low: Lowering, m: Mods) -> None:
         m.take("uni")
         m.done(0)
@@ -35,6 +39,7 @@ def leave(op: int) -> Callable:
 
 
 def call(low: Lowering, m: Mods) -> None:
+    """call, of a name or through a register."""
     m.take("uni")
     m.done(1, 4)
     operands = list(m.operands)
@@ -85,4 +90,5 @@ def nothing(low: Lowering, m: Mods) -> None:
 
 
 def stack(low: Lowering, m: Mods) -> None:
+    """alloca, stacksave and stackrestore, which the machine lacks."""
     raise m.fail("variable-sized local memory is not supported")

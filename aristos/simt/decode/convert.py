@@ -11,6 +11,7 @@ WHOLE = {"rni": isa.RN, "rzi": isa.RZ, "rmi": isa.RM, "rpi": isa.RP}
 
 
 def is_space(low: Lowering, m: Mods) -> None:
+    """isspacep."""
     space = m.choose(SPACES)
     m.take("u32", "u64")
     m.done(2)
@@ -18,6 +19,7 @@ def is_space(low: Lowering, m: Mods) -> None:
 
 
 def move(low: Lowering, m: Mods) -> None:
+    """mov, also of vectors."""
     (type_,) = m.types()
     m.done(2)
     to, source = m.operands
@@ -48,6 +50,7 @@ def to_address(low: Lowering, m: Mods) -> None:
 
 
 def convert(low: Lowering, m: Mods) -> None:
+    """cvt."""
     if m.take("pack"):
         convert_pack(low, m)
         return

@@ -74,10 +74,12 @@ def access(low: Lowering, m: Mods, load: bool) -> None:
 
 
 def load(low: Lowering, m: Mods) -> None:
+    """ld and ldu."""
     access(low, m, True)
 
 
 def store(low: Lowering, m: Mods) -> None:
+    """st."""
     m.take("async")
     access(low, m, False)
 
@@ -90,6 +92,7 @@ ATOMIC_TYPES = {
 
 
 def atomic(low: Lowering, m: Mods) -> None:
+    """atom and red."""
     reduce = m.ins.opcode == "red"
     policy = cache_hints(m)
     orders = ("relaxed", "release") if reduce else ("relaxed", "acquire", "release", "acq_rel")
@@ -115,6 +118,7 @@ def atomic(low: Lowering, m: Mods) -> None:
 
 
 def fence(low: Lowering, m: Mods) -> None:
+    """fence and membar."""
     if m.ins.opcode == "membar":
         order, scope = isa.SC, m.choose(SCOPES)
     else:

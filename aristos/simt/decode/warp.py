@@ -9,6 +9,7 @@ from .mods import Mods, check_type
 
 
 def barrier(low: Lowering, m: Mods) -> None:
+    """bar and barrier."""
     if m.take("warp"):
         m.take("sync")
         m.done(1)
@@ -50,6 +51,7 @@ def synced(m: Mods) -> None:
 
 
 def shuffle(low: Lowering, m: Mods) -> None:
+    """shfl.sync."""
     synced(m)
     mode = m.choose({"up": 0, "down": 1, "bfly": 2, "idx": 3})
     check_type(m, m.types()[0], (isa.B32,))
@@ -63,6 +65,7 @@ def shuffle(low: Lowering, m: Mods) -> None:
 
 
 def vote(low: Lowering, m: Mods) -> None:
+    """vote.sync."""
     synced(m)
     kind = m.choose({"all": 0, "any": 1, "uni": 2, "ballot": 3})
     m.take("pred", "b32")
@@ -72,6 +75,7 @@ def vote(low: Lowering, m: Mods) -> None:
 
 
 def match(low: Lowering, m: Mods) -> None:
+    """match.sync."""
     kind = m.choose({"any": 0, "all": 1})
     synced(m)
     (type_,) = m.types()
@@ -85,6 +89,7 @@ def match(low: Lowering, m: Mods) -> None:
 
 
 def reduce(low: Lowering, m: Mods) -> None:
+    """redux.sync."""
     synced(m)
     kind = m.choose(isa.REDUCTIONS)
     (type_,) = m.types()
@@ -99,12 +104,14 @@ def reduce(low: Lowering, m: Mods) -> None:
 
 
 def active(low: Lowering, m: Mods) -> None:
+    """activemask."""
     m.types()
     m.done(1)
     low.emit(isa.ACTIVEMASK, d=m.dest(isa.B32))
 
 
 def elect(low: Lowering, m: Mods) -> None:
+    """elect.sync."""
     synced(m)
     m.done(2)
     target = m.operands[0]
@@ -115,6 +122,7 @@ def elect(low: Lowering, m: Mods) -> None:
 
 
 def sleep(low: Lowering, m: Mods) -> None:
+    """nanosleep."""
     m.take("u32")
     m.done(1)
     low.emit(isa.NANOSLEEP, a=m.row(0, isa.U32))
@@ -131,6 +139,7 @@ SHAPES = {
 
 
 def multiply_matrix(low: Lowering, m: Mods) -> None:
+    """mma.sync."""
     synced(m)
     if m.take("row") is None or m.take("col") is None:
         raise m.fail("only .row.col is supported")
@@ -170,6 +179,7 @@ def multiply_matrix(low: Lowering, m: Mods) -> None:
 
 
 def matrix_access(low: Lowering, m: Mods) -> None:
+    """ldmatrix and stmatrix."""
     synced(m)
     is_load = m.ins.opcode == "ldmatrix"
     m.choose({"m8n8": 0})
@@ -191,6 +201,7 @@ def matrix_access(low: Lowering, m: Mods) -> None:
 
 
 def move_matrix(low: Lowering, m: Mods) -> None:
+    """movmatrix."""
     synced(m)
     m.choose({"m8n8": 0})
     m.choose({"trans": 0})

@@ -76,6 +76,7 @@ def run_modules(names: list[str], output: Path, seconds: float, limit: float, se
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the modules and write the table; 0 if at least 80 % of the tests that count agree."""
     parser = argparse.ArgumentParser(prog="python -m aristos.simt.suite", description=__doc__)
     parser.add_argument("modules", nargs="*", help="such as cudapy.test_atomics; all, if none is named")
     parser.add_argument("--out", type=Path, default=Path("results/simt-suite"), help="folder of what is written")

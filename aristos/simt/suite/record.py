@@ -117,6 +117,7 @@ _recorder: list[Recorder] = []
 
 
 def pytest_configure(config: Any) -> None:
+    """Use a machine from the start, and open the file of outcomes."""
     os.environ["ARISTOS_SIMT_SUITE_CHILD"] = "1"
     enable(devices=2)  # signatures declared at import need a device
     _recorder.append(Recorder())
@@ -132,10 +133,12 @@ class Installed(pytest.Module):
 
 
 def pytest_pycollect_makemodule(module_path: Any, parent: Any) -> Any:
+    """Import test modules as parts of numba.cuda."""
     return Installed.from_parent(parent, path=module_path)
 
 
 def pytest_collect_directory(path: Any, parent: Any) -> Any:
+    """Collect folders without importing them as packages."""
     return pytest.Dir.from_parent(parent, path=path)  # a Package would be imported by its path
 
 
@@ -148,6 +151,7 @@ def initialize_from_pytest_config(request: Any) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: Any) -> Iterator[None]:
+    """Install the time limit around a test."""
     recorder = _recorder[0]
     recorder.start()
 
@@ -165,6 +169,7 @@ def pytest_runtest_protocol(item: Any) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: Any) -> Iterator[None]:
+    """Run a test on a machine of its own."""
     recorder = _recorder[0]
     machine = Machine(devices=2)
     recorder.running = True
@@ -182,6 +187,7 @@ def pytest_runtest_call(item: Any) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: Any, call: Any) -> Generator[None, Any, Any]:
+    """Write a test's outcome."""
     report = yield
     recorder = _recorder[0]
     if hasattr(report, "wasxfail"):
