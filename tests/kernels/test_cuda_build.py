@@ -32,6 +32,8 @@ sys.path.insert(0, "tests/support")
 from aristos.kernels.cuda import build
 from aristos.primitives import offline
 from cuda_kernels import FILL, REVERSE
+
+pytestmark = pytest.mark.slow
 count = 0
 def counted(*args, original=offline.compiled):
     global count

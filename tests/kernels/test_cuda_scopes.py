@@ -21,6 +21,8 @@ from aristos.primitives import memory as mem
 from aristos.primitives.offline import capability
 from aristos.simt.kernels import compiled
 
+pytestmark = pytest.mark.slow
+
 try:
     assemble.tool("ptxas")
     assemble.tool("nvdisasm")
