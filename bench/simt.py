@@ -1,8 +1,9 @@
-"""Speed of the PTX machine on this core: warp instructions per second of three kernels, with and without the checker.
+"""The speed of the PTX machine on this core: warp instructions a second of three kernels, with and without the checker.
 
 python bench/simt.py                 a table; --json for programs; --times 5 for the best of five runs (3)
 
-Times (CPU and wall) are of the run alone, without compiling a kernel to PTX and loading the interpreter.
+Times are those of the run (CPU time of the process, and wall time), without compiling the kernel to PTX and loading
+the interpreter. They do not compare with a GPU's.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def vector_add(a, b, c):
 
 @cuda.jit
 def collatz(out, most):
-    """Integers, divergent branches, no memory: steps from each number to 1, at most `most`."""
+    """The steps from each number to 1: integers, diverging branches, no memory."""
     i = cuda.grid(1)
     n, steps = i + 1, 0
     while n != 1 and steps < most:
@@ -71,7 +72,7 @@ ret;
 
 
 def run_vector_add(device: Any) -> Callable[[], bool]:
-    """1,000 blocks of 256 threads, float32. Returns a function that checks the result after the run."""
+    """1,000 blocks of 256 threads, float32; returns a check of the result for after the run."""
     a = np.random.default_rng(1).standard_normal(BLOCKS * THREADS).astype(np.float32)
     out = device.empty(a.size, np.float32)
     device.launch(vector_add, BLOCKS, THREADS, device.array(a), device.array(a[::-1].copy()), out)
@@ -79,7 +80,7 @@ def run_vector_add(device: Any) -> Callable[[], bool]:
 
 
 def run_gemm(device: Any) -> Callable[[], bool]:
-    """64 x 64 x 64 by mma.sync of bfloat16, checked against float32 sums in k order. Returns the check."""
+    """64 x 64 x 64 by mma.sync of bfloat16, against float32 sums in k order."""
     rng = np.random.default_rng(2)
     mask = np.uint32(0xFFFF0000)
     a, b = ((rng.standard_normal((TILE, TILE)).astype(np.float32).view(np.uint32) & mask) for _ in range(2))
@@ -98,7 +99,7 @@ def run_gemm(device: Any) -> Callable[[], bool]:
 
 
 def run_collatz(device: Any) -> Callable[[], bool]:
-    """16 blocks of 128 threads, at most 60 steps each. Returns the check."""
+    """16 blocks of 128 threads, at most 60 steps each."""
     out = device.empty(2048, np.int64)
     device.launch(collatz, 16, 128, out, 60)
 
@@ -118,7 +119,7 @@ KERNELS = {"vector add, 1,000 blocks": run_vector_add, "64x64x64 by mma.sync": r
 
 
 def measure(start: Callable[[Any], Callable[[], bool]], check: bool) -> dict[str, float]:
-    """One run: warp instructions, CPU and wall seconds, instructions per CPU second."""
+    """One run: warp instructions, CPU and wall seconds, instructions a CPU second."""
     machine = simt.Machine(check=check)
     right = start(machine.device(0))
     wall, cpu = time.perf_counter(), time.process_time()
@@ -131,8 +132,8 @@ def measure(start: Callable[[Any], Callable[[], bool]], check: bool) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Warp instructions per second of the PTX machine.")
-    parser.add_argument("--times", type=int, default=3, help="runs; the best one counts (%(default)s)")
+    parser = argparse.ArgumentParser(description="Warp instructions a second of the PTX machine.")
+    parser.add_argument("--times", type=int, default=3, help="runs, of which the best counts (%(default)s)")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     rows = []

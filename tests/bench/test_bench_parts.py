@@ -270,7 +270,7 @@ def test_a_timeline_that_cannot_be_written_is_an_error_before_measuring(tmp_path
     timeline.check(str(tmp_path / "t.json"))
     assert not list(tmp_path.iterdir())
     for path in (tmp_path, tmp_path / "none" / "t.json"):
-        with pytest.raises(ResultsError, match="is a folder|cannot be written"):
+        with pytest.raises(ResultsError, match=r"is a folder|cannot be written"):
             timeline.check(str(path))
 
 
