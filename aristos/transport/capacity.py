@@ -84,6 +84,6 @@ def shortage(needs: list[Need]) -> str | None:
         if everything > have:
             return (
                 f"{everything / MIB:.1f} MiB of memory are needed {who}, {have / MIB:.1f} MiB are free: lower"
-                " max_tokens, top_k or threads, or use fewer ranks on this node (MoE.memory() reports a rank's windows and weights)"
+                " max_tokens, top_k or threads, or use fewer ranks on this node (see MoE.memory())"
             )
     return None
