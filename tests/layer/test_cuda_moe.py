@@ -147,10 +147,10 @@ def test_a_rank_that_makes_no_call(monkeypatch):
 class OnDevice:
     """An array in GPU memory, with `__cuda_array_interface__` alone."""
 
-    def __init__(self, card, values):
-        self.card, self.shape, self.dtype = card, values.shape, values.dtype
-        self.at = card.allocate(values.nbytes)
-        card.copy_in(self.at, np.ascontiguousarray(values))
+    def __init__(self, gpu, values):
+        self.gpu, self.shape, self.dtype = gpu, values.shape, values.dtype
+        self.at = gpu.allocate(values.nbytes)
+        gpu.copy_in(self.at, np.ascontiguousarray(values))
 
     @property
     def __cuda_array_interface__(self):
@@ -158,7 +158,7 @@ class OnDevice:
 
     def read(self):
         out = np.empty(self.shape, self.dtype)
-        self.card.copy_out(out, self.at)
+        self.gpu.copy_out(out, self.at)
         return out
 
 
@@ -169,13 +169,13 @@ def test_arrays_in_gpu_memory():
         with aristos.MoE(CFG, comm, backend="cuda") as moe:
             moe.synchronize()
             moe.load(**WEIGHTS)
-            card, x = moe._member.runtime.card, tokens(CFG, 12, seed=rank)
+            gpu, x = moe._member.runtime.card, tokens(CFG, 12, seed=rank)
             bad = x.copy()
             bad[5, 1] = np.inf
-            there, out = OnDevice(card, x), OnDevice(card, np.zeros_like(x))
+            there, out = OnDevice(gpu, x), OnDevice(gpu, np.zeros_like(x))
             assert moe(there, out=out) is out
-            moe(OnDevice(card, bad if rank == 1 else x), out=OnDevice(card, np.zeros_like(x)))
-            again = OnDevice(card, np.zeros_like(x))
+            moe(OnDevice(gpu, bad if rank == 1 else x), out=OnDevice(gpu, np.zeros_like(x)))
+            again = OnDevice(gpu, np.zeros_like(x))
             moe(there, out=again)
             with pytest.raises(InputError if rank == 1 else PeerInputError, match="earlier call"):
                 moe.synchronize()
@@ -195,9 +195,9 @@ def test_an_engine_that_cannot_grow_names_the_cause(monkeypatch):
     def body(comm, rank):
         first = aristos.MoE(CFG, comm, backend="cuda")
         first.load(**WEIGHTS)
-        card = first._member.runtime.card
-        plain = card.allocate
-        card.allocate = lambda nbytes: plain(nbytes) if nbytes < 1 << 20 else _no_room()
+        gpu = first._member.runtime.card
+        plain = gpu.allocate
+        gpu.allocate = lambda nbytes: plain(nbytes) if nbytes < 1 << 20 else _no_room()
         with pytest.raises(MemoryProblem, match="no room"):
             aristos.MoE(replace(CFG, hidden=512, max_tokens=4096), comm, backend="cuda")
         with pytest.raises(ClosedError, match="could not grow"):
