@@ -16,6 +16,8 @@ from aristos import reference
 from aristos.errors import ClosedError, InputError, MemoryProblem, PeerInputError, WaitTimeout
 from aristos.layer.cuda_weights import packed_bytes
 
+pytestmark = pytest.mark.slow
+
 CFG = aristos.MoEConfig(
     hidden=32, ffn=40, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=24
 )  # fmt: skip
@@ -134,7 +136,7 @@ def test_a_rank_that_makes_no_call(monkeypatch):
         moe = aristos.MoE(CFG, comm, backend="cuda")
         moe.load(**WEIGHTS)
         if rank == 1:
-            moe._member.runtime.card.together.run(1)
+            moe._member.runtime.device.together.run(1)
             moe._member.runtime.users = 0  # as if its process had ended: the exit hook has nothing to do
             return
         with pytest.raises(WaitTimeout, match=r"rank 0 waited for rank 1 in epoch 1 .*its announcement of epoch 1"):
@@ -169,7 +171,7 @@ def test_arrays_in_gpu_memory():
         with aristos.MoE(CFG, comm, backend="cuda") as moe:
             moe.synchronize()
             moe.load(**WEIGHTS)
-            gpu, x = moe._member.runtime.card, tokens(CFG, 12, seed=rank)
+            gpu, x = moe._member.runtime.device, tokens(CFG, 12, seed=rank)
             bad = x.copy()
             bad[5, 1] = np.inf
             there, out = OnDevice(gpu, x), OnDevice(gpu, np.zeros_like(x))
@@ -195,7 +197,7 @@ def test_an_engine_that_cannot_grow_names_the_cause(monkeypatch):
     def body(comm, rank):
         first = aristos.MoE(CFG, comm, backend="cuda")
         first.load(**WEIGHTS)
-        gpu = first._member.runtime.card
+        gpu = first._member.runtime.device
         plain = gpu.allocate
         gpu.allocate = lambda nbytes: plain(nbytes) if nbytes < 1 << 20 else _no_room()
         with pytest.raises(MemoryProblem, match="no room"):
