@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from .errors import InputError
 
+
+class ActivationRule(NamedTuple):
+    """code: the activation's number in kernels. gate_only: whether the layer must be gated. shift: what is added to the
+    product that the gate multiplies."""
+
+    code: int
+    gate_only: bool = False
+    shift: float = 0.0
+
+
+# kernels/common and reference.py have a function of each name
+ACTIVATIONS: dict[str, ActivationRule] = {
+    "relu": ActivationRule(0),
+    "gelu": ActivationRule(1),
+    "gelu_tanh": ActivationRule(2),
+    "silu": ActivationRule(3),
+    "swiglu_oai": ActivationRule(4, gate_only=True, shift=1.0),
+}
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "swiglu_oai"]
-ACTIVATIONS: tuple[str, ...] = ("relu", "gelu", "gelu_tanh", "silu", "swiglu_oai")
-SCORES: tuple[str, ...] = ("softmax", "softmax_topk")
+SCORES: dict[str, int] = {"softmax": 0, "softmax_topk": 1}  # by name, a router score's number in kernels
 DTYPES: tuple[str, ...] = ("float32", "tf32", "bfloat16", "float16")
 NARROW = ("bfloat16", "float16")  # dtypes of two bytes
 BACKENDS: tuple[str, ...] = ("cpu", "cuda")
@@ -29,15 +47,15 @@ def _boolean(name: str, value: object) -> None:
         raise InputError(f"{name} must be True or False, got {value!r}")
 
 
-def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
+def _one_of(name: str, value: object, choices: Iterable[str]) -> None:
     if not isinstance(value, str) or value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def checked_limit(activation: str, gated: bool, limit: object) -> float | None:
     """The limit of a layer's gate as a float; raises InputError for one that the layer cannot have."""
-    if activation == "swiglu_oai" and not gated:
-        raise InputError("activation swiglu_oai is a gate's: it needs one, got a layer that is not gated")
+    if ACTIVATIONS[activation].gate_only and not gated:
+        raise InputError(f"activation={activation!r} requires gated=True, got gated=False")
     if limit is None:
         return None
     ok = isinstance(limit, int | float | np.floating | np.integer) and not isinstance(limit, bool)
@@ -46,7 +64,7 @@ def checked_limit(activation: str, gated: bool, limit: object) -> float | None:
     if not ok or not 1e-37 < limit < 3.4e38:  # type: ignore[operator]
         raise InputError(f"limit must be None or a number that float32 holds, above zero, got {limit!r}")
     if not gated:
-        raise InputError(f"limit is a gate's: it needs one, got {limit!r} for a layer that is not gated")
+        raise InputError(f"limit requires gated=True, got limit={limit!r} and gated=False")
     return float(limit)  # type: ignore[arg-type]
 
 

@@ -1,7 +1,8 @@
 """Step `route`: a block of tokens gets its experts and weights, or what came from outside is checked."""
 
+from ..kernels.common.scores import choose
 from ..kernels.cpu.panels import LANES
-from ..kernels.cpu.tokens import choose, scores
+from ..kernels.cpu.tokens import scores
 from ..primitives import memory as mem
 from ..primitives.compile import jit
 from . import fields as f

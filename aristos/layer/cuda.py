@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..config import MoEConfig
+from ..config import SCORES, MoEConfig
 from ..engine import fields as f
 from ..errors import AristosError, InputError, PeerInputError
-from ..kernels.cpu import activation
-from ..kernels.cpu.tokens import SCORES
+from ..kernels.common import activations
 from ..kernels.cuda import router
 from ..kernels.cuda.tile import BYTES, Tile
 from ..primitives import arrays
@@ -151,7 +150,7 @@ class CudaMoE(MoE):
             cfg = self.cfg
             job = self._new_job(hidden=cfg.hidden, experts=cfg.experts, top_k=cfg.top_k)
             job[f.FFN], job[f.LAYER], job[f.ROW_BYTES] = cfg.ffn, layer, BYTES[self._kind] * cfg.hidden
-            job[f.ACTIVATION] = activation.word(cfg.activation, cfg.limit)
+            job[f.ACTIVATION] = activations.word(cfg.activation, cfg.limit)
             job[f.TIMEOUT_NS] = timeout_ns(self.timeout)
             runtime.fill(job)
             job[f.GATE] = cfg.gated

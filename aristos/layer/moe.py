@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..config import BACKENDS, MoEConfig
+from ..config import BACKENDS, SCORES, MoEConfig
 from ..engine import fields as f
 from ..engine import routing, team
 from ..engine.layout import rank_bytes
 from ..errors import AristosError, ClosedError, InputError, OpenCallError
 from ..host.nodes import Nodes
-from ..kernels.cpu import activation
+from ..kernels.common import activations
 from ..kernels.cpu.expert import scratch_bytes
 from ..kernels.cpu.panels import LANES
-from ..kernels.cpu.tokens import SCORES
 from ..placement import Placement
 from ..primitives import arrays
 from ..primitives.buffers import aligned
@@ -388,7 +387,7 @@ class MoE(Collective):
             job[f.FFN], job[f.LAYER] = cfg.ffn, layer
             job[f.SCORE], job[f.RENORMALIZE] = SCORES[cfg.router.score], cfg.router.renormalize
             job[f.SCALE] = int(np.float32(cfg.router.scale).view(np.int32))
-            job[f.ACTIVATION] = activation.word(cfg.activation, cfg.limit)
+            job[f.ACTIVATION] = activations.word(cfg.activation, cfg.limit)
         if self._filled[layer] != runtime.version:
             runtime.fill(job)
             job[f.WORKERS] = self.threads

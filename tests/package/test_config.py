@@ -58,8 +58,8 @@ def test_sizes(name, value):
         ({"dtype": "float64"}, "dtype must be one of float32, tf32, bfloat16, float16, got 'float64'"),
         ({"gated": 1}, "gated must be True or False, got 1"),
         ({"bias": None}, "bias must be True or False, got None"),
-        ({"activation": "swiglu_oai"}, "swiglu_oai is a gate's: it needs one"),
-        ({"limit": 7.0}, r"limit is a gate's: it needs one, got 7\.0"),
+        ({"activation": "swiglu_oai"}, "activation='swiglu_oai' requires gated=True, got gated=False"),
+        ({"limit": 7.0}, r"limit requires gated=True, got limit=7\.0"),
         ({"limit": 0.0, "gated": True}, r"limit must be None or a number that float32 holds, above zero, got 0\.0"),
         (
             {"limit": float("inf"), "gated": True},

@@ -93,9 +93,9 @@ def give_up_privileges() -> None:
 LITTLE = """
 import numpy as np
 from aristos.primitives import compile as compiling
-from aristos.kernels.cpu import activation, llvm
+from aristos.kernels.cpu import elementwise
 x = np.ones(4, np.float32)
-activation.activate(0, x.ctypes.data, 4)
+elementwise.activate(0, x.ctypes.data, 4)
 print(">", compiling.compiled_here(), compiling.cache_folder())
 """
 

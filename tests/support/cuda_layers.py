@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from aristos import reference, simt
-from aristos.config import MoEConfig
+from aristos.config import SCORES, MoEConfig
 from aristos.engine import fields as f
 from aristos.engine.layout import PairLayout, StateLayout, lines, near_bytes
 from aristos.host.nodes import Nodes
-from aristos.kernels.cpu import activation
-from aristos.kernels.cpu.tokens import SCORES
+from aristos.kernels.common import activations
 from aristos.kernels.cuda import router as r
 from aristos.kernels.cuda.gemm import TILES
 from aristos.kernels.cuda.pack import interleaved, narrow, outputs, pack, pack_bias, widen
@@ -158,7 +157,7 @@ class Rank:
         job[[f.STRIDE, f.RING_ROWS, f.SLOTS]] = shape.stride, shape.ring_rows, shape.slots
         job[f.RETURN_STRIDE] = lines(BYTES[layers.kind] * cfg.hidden)
         job[[f.TILE, f.BATCH, f.RUN_ROWS, f.MERGE_ROWS, f.PATIENCE]] = tile.m, tile.m, tile.m, layers.merge, 4
-        job[[f.OBJECT, f.PACKED, f.GATE, f.ACTIVATION]] = 1, 1, cfg.gated, activation.word(cfg.activation, cfg.limit)
+        job[[f.OBJECT, f.PACKED, f.GATE, f.ACTIVATION]] = 1, 1, cfg.gated, activations.word(cfg.activation, cfg.limit)
         job[list(layers.runs)] = list(layers.runs.values())
         nbytes = layers.runs[f.RUNS] * layers.runs[f.RUN_STEP]
         scratch, lock = self.device.empty(nbytes // 4, np.int32), self._zeros(1, np.int64)
