@@ -1,4 +1,4 @@
-"""The protocol without the experts, for a user's own: rows travel to the ranks that hold their experts, and back."""
+"""The protocol without experts: rows travel to the ranks that hold their experts, and outputs back."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 import numpy as np
 
+from ..engine import codes, words
 from ..engine import exchange as step
-from ..engine import fields as f
-from ..engine import routing
 from ..errors import AristosError, InputError, OpenCallError
 from ..placement import Placement
 from ..primitives import arrays
 from ..primitives.buffers import aligned
 from ..primitives.compile import warm_up
 from ..substrate.runtime import BATCH, Runtime
-from .collective import Collective, check_common, explain_ids, routing_arrays, usable_timeout, weight_arrays
+from .arguments import check_common, explain_ids, refusal, routing_arrays, usable_timeout, weight_arrays
+from .collective import Collective, Membership, Needs
 
 
 @dataclass(frozen=True)
 class Handle:
-    """What a dispatch brought. counts: [L, W] rows by local expert and source; experts: [L] ids; rows: their sum.
+    """The result of a dispatch. counts: [L, W] rows by local expert and source; experts: [L] ids; rows: sum of counts.
 
-    Rows are ordered by expert, source and the source's packed order.
+    Rows are ordered by expert, source and the source's packed order. lead: the leading shape of x.
     """
 
     counts: np.ndarray
@@ -35,11 +35,12 @@ class Handle:
 
 
 class Exchange(Collective):
-    """Dispatch and combine over the ranks of a communicator, by one-sided puts. Collective.
+    """Dispatch and combine over the ranks of a communicator, by one-sided puts, on CPUs. Collective.
 
     hidden: H, width of a token (float32). experts: E. top_k: choices a token. max_tokens: most tokens a rank brings
     to a call.
     placement, timeout, ranks_per_node: as for `MoE`. Shares the engine of the `MoE` objects on the same communicator.
+    Raises as `MoE` does.
     """
 
     def __init__(
@@ -54,23 +55,24 @@ class Exchange(Collective):
         timeout: float = 120.0,
         ranks_per_node: int | None = None,
     ) -> None:
-        super().__init__(comm, usable_timeout(timeout), ranks_per_node)
+        super().__init__(Membership(comm, usable_timeout(timeout), ranks_per_node))
         problem: Exception | None = None
+        alike, places = "", None
         shape = {"hidden": hidden, "experts": experts, "top_k": top_k, "max_tokens": max_tokens}
         try:
             for name, value in shape.items():
                 if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                     raise InputError(f"{name} must be a positive int, got {value!r}")
             check_common(None, timeout, ranks_per_node)
-            self.placement = Placement(placement, experts, self.world)
-            mine = f"Exchange {shape}, placement={self.placement}"
+            places = Placement(placement, experts, self.world)
+            alike = f"Exchange {shape}, placement={places}"
         except Exception as error:
-            problem = error if isinstance(error, AristosError) else InputError(f"{type(error).__name__}: {error}")
-            mine = ""
-        self._join(problem, mine, shape, BATCH * 16 + routing.scratch_bytes(1), 0, None, 1)
+            problem = refusal(error)
+        needs = Needs(scratch_bytes=BATCH * 16 + 64, workers=1)
+        self._member.join(problem, alike, places, shape, needs)
         self.hidden, self.experts, self.top_k, self.max_tokens = hidden, experts, top_k, max_tokens
         self.timeout = float(timeout)
-        self._job = self._new_job(hidden=hidden, experts=experts, top_k=top_k)
+        self._job = self._member.new_job(hidden=hidden, experts=experts, top_k=top_k)
         self._ones = aligned((max_tokens, top_k))
         self._ones[:] = 1
         self._open: Handle | None = None
@@ -92,11 +94,11 @@ class Exchange(Collective):
         )
 
     def dispatch(self, x: Any, ids: Any) -> tuple[np.ndarray, Handle]:
-        """Send every token of x to the experts that `ids` names; collective.
+        """Send every token of x to the experts in `ids`; collective.
 
         x: [..., H] float32; ids: [..., k] integers, -1: choice not taken. Returns the rows that all ranks sent to
-        this rank's experts, [rows, H], and a handle for `combine`. No other call may be made on the communicator
-        until then.
+        this rank's experts, [rows, H], and a handle for `combine`. Until `combine`, the communicator has no other
+        call. Raises InputError, or PeerInputError for a refusal of another rank.
         """
         runtime = self._alive()
         runtime.enter()
@@ -106,49 +108,52 @@ class Exchange(Collective):
         try:
             if refusal is not None:
                 raise refusal
-            if runtime.state[f.STATUS] != f.OK:
+            if runtime.state[words.STATUS] != codes.OK:
                 raise InputError(explain_ids(self._ids.reshape(-1, self.top_k), self.experts))
             if self.world > 1:
-                self._raise_peer_problem(self._job, runtime)
+                self._member.raise_peer_problem(self._job)
         except AristosError:
             runtime.open = False
             raise
         counts.flags.writeable = False
-        experts = tuple(self._mine)
+        experts = tuple(self._member.mine)
         self._open = Handle(counts[: len(experts)], experts, len(landed), self._lead, runtime.epoch)
         return landed, self._open
 
     def _prepare(self, x: Any, ids: Any) -> Exception | None:
-        """Fill the job; a refusal is returned, because the other ranks are on their way."""
+        """Fill the job. A refusal is returned, not raised, because the other ranks have entered the call."""
         runtime, job = self._alive(), self._job
         try:
             runtime.fill(job)
-            job[f.WORKERS], job[f.MODE], job[f.ROUTED], job[f.EVENTS_MAX] = 1, f.MODE_DISPATCH, 1, 0
-            job[f.WEIGHTS], job[f.LAYER] = self._ones.ctypes.data, f.EXCHANGE
+            job[words.WORKERS], job[words.MODE], job[words.ROUTED], job[words.EVENTS_MAX] = 1, codes.MODE_DISPATCH, 1, 0
+            job[words.WEIGHTS], job[words.LAYER] = self._ones.ctypes.data, codes.EXCHANGE
             self._x, self._lead = arrays.rows("x", x, self.hidden, np.dtype(np.float32))
             if len(self._x) > self.max_tokens:
                 raise InputError(f"x has {len(self._x)} tokens, more than max_tokens={self.max_tokens}")
             self._ids = routing_arrays(ids, (*self._lead, self.top_k))
-            job[f.STATUS_IN], job[f.TOKENS] = f.OK, len(self._x)
-            job[f.X], job[f.X_STRIDE], job[f.IDS] = self._x.ctypes.data, self._x.strides[0], self._ids.ctypes.data
+            job[words.STATUS_IN], job[words.TOKENS] = codes.OK, len(self._x)
+            job[words.X], job[words.X_STRIDE], job[words.IDS] = (
+                self._x.ctypes.data,
+                self._x.strides[0],
+                self._ids.ctypes.data,
+            )
         except Exception as problem:
-            error = problem if isinstance(problem, AristosError) else InputError(f"{type(problem).__name__}: {problem}")
-            job[f.STATUS_IN], job[f.TOKENS] = f.REFUSED, 0
-            return error
+            job[words.STATUS_IN], job[words.TOKENS] = codes.REFUSED, 0
+            return refusal(problem)
         except BaseException:
             runtime.leave()
             raise
         return None
 
     def _receive(self, runtime: Runtime) -> tuple[np.ndarray, np.ndarray]:
-        """Run the first half: (rows that landed here [rows, H], counts [L, W])."""
+        """Run the first phase: (rows that landed here [rows, H], counts [L, W])."""
         job = self._job
-        counts = np.zeros((max(1, len(self._mine)), self.world), np.int64)
+        counts = np.zeros((max(1, len(self._member.mine)), self.world), np.int64)
         with runtime.tending():
             runtime.begin(job)
             runtime.go_on(job, self.timeout)
         landed = np.empty((int(step.set_targets(job, runtime.state, counts)), self.hidden), np.float32)
-        job[f.OUT_ROWS] = landed.ctypes.data
+        job[words.OUT_ROWS] = landed.ctypes.data
         with runtime.tending():
             runtime.go_on(job, self.timeout)
         return landed, counts
@@ -156,7 +161,8 @@ class Exchange(Collective):
     def combine(self, out: Any, handle: Handle, weights: Any) -> np.ndarray:
         """Send the rows of `out` back; y[t] = sum over j of weights[t, j] * row (t, j). Collective, ends the call.
 
-        out: [rows, H] float32 in the order of the dispatched rows; weights: [..., k] floats. Returns [..., H].
+        out: [rows, H] float32 in the order of the dispatched rows; weights: [..., k] floats. Returns [..., H]. Raises
+        OpenCallError for a handle that is not the open one.
         """
         self._alive()
         if self._open is None or handle is not self._open:
@@ -166,7 +172,7 @@ class Exchange(Collective):
         try:
             back, _ = arrays.rows("out", out, self.hidden, np.dtype(np.float32))
             if len(back) != handle.rows:
-                raise InputError(f"out must have {handle.rows} rows, as dispatch gave, got {len(back)}")
+                raise InputError(f"out must have {handle.rows} rows, as many as dispatch returned, got {len(back)}")
             back = np.ascontiguousarray(back)
             scale = weight_arrays(weights, (*handle.lead, self.top_k))
             if not np.isfinite(scale).all():
@@ -179,21 +185,21 @@ class Exchange(Collective):
             raise refusal
         self._return(handle, back, scale, y)
         if self.world > 1:
-            self._raise_peer_problem(self._job, self._alive())
+            self._member.raise_peer_problem(self._job)
         assert y is not None
         return y
 
     def _return(self, handle: Handle, back: Any, scale: Any, y: Any) -> None:
-        """Run the second half and close the call; without `back`, as a rank that refuses: others learn of it."""
+        """Run the second phase and close the call. back: None: this rank refuses, which the others are notified of."""
         runtime, job = self._alive(), self._job
         counts = np.ascontiguousarray(handle.counts).reshape(-1, self.world)
         self._open = None
         with runtime.failing(job):
             unused = np.empty((len(self._x), self.hidden), np.float32) if y is None else y
-            job[f.MODE], job[f.Y] = f.MODE_COMBINE, unused.ctypes.data
-            job[f.WEIGHTS] = self._ones.ctypes.data if scale is None else scale.ctypes.data
+            job[words.MODE], job[words.Y] = codes.MODE_COMBINE, unused.ctypes.data
+            job[words.WEIGHTS] = self._ones.ctypes.data if scale is None else scale.ctypes.data
             step.expect_back(job, runtime.state)
-            address, status = (0, f.REFUSED) if back is None else (back.ctypes.data, f.OK)
+            address, status = (0, codes.REFUSED) if back is None else (back.ctypes.data, codes.OK)
             for i in range(1, self.world + 1):
                 step.give_back(job, runtime.state, counts, (self.rank + i) % self.world, address, status)
             with runtime.tending():
@@ -201,7 +207,7 @@ class Exchange(Collective):
         runtime.open = False
 
     def close(self) -> None:
-        """Give everything back; a dispatch that was not combined is given up, which the others learn. Collective."""
-        if self._open is not None and self._runtime is not None and self._runtime.broken is None:
+        """Release everything; collective. A dispatch without its combine is refused on the other ranks."""
+        if self._open is not None and self._member.joined and self._member.runtime.broken is None:
             self._return(self._open, None, None, None)
         super().close()

@@ -8,6 +8,7 @@ import numpy as np
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT
 from ...primitives.compile import jit
+from ..common.scores import choose
 from .gemm import narrow_rows
 from .panels import LANES
 
@@ -26,6 +27,29 @@ def scores(m, x, stride, hidden, router, panels, rows, out):
         mem.store(from_x + 8 * i, x + stride * i)
         mem.store(to_out + 8 * i, out + width * i)
     narrow_rows(m, from_x, hidden, panels, router, to_out)
+
+
+def route_bytes(tokens: int, panels: int) -> int:
+    """Bytes of scratch that `route_block` needs for so many tokens: row addresses and scores."""
+    return tokens * (2 * 8 + FLOAT * LANES * panels) + 64
+
+
+@jit
+def route_block(count, x, x_stride, hidden, router, panels, experts, k, score, renormalize, scale, ids, weights, out):
+    """Scores, top-k and weights of `count` tokens; False if a score is not finite.
+
+    x: address of rows, x_stride bytes apart; ids, weights: addresses of [count, k] int64 and float32; out: address of
+    `route_bytes(count, panels)` bytes.
+    """
+    width = LANES * panels
+    made = (out + 16 * count + 63) // 64 * 64
+    scores(count, x, x_stride, hidden, router, panels, out, made)
+    for i in range(count):
+        row = mem.floats(made + FLOAT * width * i, experts)
+        chosen = mem.words(ids + 8 * k * i, k)
+        if not choose(row, experts, k, score, renormalize, scale, chosen, mem.floats(weights + FLOAT * k * i, k)):
+            return False
+    return True
 
 
 @jit

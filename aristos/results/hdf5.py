@@ -1,0 +1,342 @@
+"""The results file: every run of a benchmark, one HDF5 group each, appended and never rewritten.
+
+A run is `runs/<utc>-<id>`; below it one group a table, laid out as netCDF-4 lays out data (dimension scales, `units`,
+`long_name`), so that xarray, h5dump and HDFView read it as it is. Times are raw: seconds, float64, per rank and
+iteration, no means. What is needed to repeat the run is in the run's attributes.
+
+Appending copies the file aside, adds the group to the copy, syncs it and renames it over the original, under a lock
+file: a crash in mid-write costs no earlier run, readers never see half a file, and two writers lose nothing. HDF5's own
+locks are off, since parallel file systems refuse them.
+
+Not a database: no updates, no deletions, no queries. No MPI: one rank gathers and writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from ..errors import EnvironmentProblem, InputError, ResultsError
+from .atomic import locked, rewrite, try_writing
+
+if TYPE_CHECKING:
+    import pandas
+
+SCHEMA = "aristos-bench/1"
+LOCK_SECONDS = 60.0
+_VERSIONS = ("v108", "v110")  # new enough for attributes above 64 KB, old enough for every reader in use
+
+
+@dataclass
+class Variable:
+    """An array over named dimensions. `values: [len(dim) for dim in dims]`, numbers, booleans or text."""
+
+    dims: tuple[str, ...]
+    values: np.ndarray
+    units: str = ""
+    long_name: str = ""
+
+
+@dataclass
+class Table:
+    """One suite's measurements: coordinates of the dimensions, and variables over some of them.
+
+    suite: its name. name: the table's name in the run, by default the suite's.
+    dims: name -> its coordinates, one-dimensional. variables: name -> Variable. attributes: settings of this table.
+    """
+
+    suite: str
+    name: str = ""
+    dims: dict[str, Variable] = field(default_factory=dict)
+    variables: dict[str, Variable] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.name = self.name or self.suite
+
+    def dim(self, name: str, values: Any, units: str = "", long_name: str = "") -> Table:
+        """Add a dimension and its coordinates `values: [n]`; returns the table."""
+        array = _array(name, values, units)
+        if array.ndim != 1:
+            raise InputError(f"dimension {name!r} needs one-dimensional coordinates, got shape {array.shape}")
+        self._free(name)
+        self.dims[name] = Variable((name,), array, units, long_name)
+        return self
+
+    def add(self, name: str, dims: tuple[str, ...] | str, values: Any, units: str = "", long_name: str = "") -> Table:
+        """Add a variable over dimensions added before; seconds become float64. Returns the table.
+
+        Raises InputError for an unknown dimension, another shape than theirs, or a name that is taken.
+        """
+        dims = (dims,) if isinstance(dims, str) else tuple(dims)
+        array = _array(name, values, units)
+        missing = [d for d in dims if d not in self.dims]
+        if missing:
+            raise InputError(f"variable {name!r} uses the dimension {missing[0]!r}: add it first, with its coordinates")
+        shape = tuple(len(self.dims[d].values) for d in dims)
+        if array.shape != shape:
+            raise InputError(f"variable {name!r} over {dims} must have shape {shape}, got {array.shape}")
+        self._free(name)
+        self.variables[name] = Variable(dims, array, units, long_name)
+        return self
+
+    def _free(self, name: str) -> None:
+        if not name or "/" in name:
+            raise InputError(f"a name in a table must be non-empty and without '/', got {name!r}")
+        if name in self.dims or name in self.variables:
+            raise InputError(f"table {self.name!r} has {name!r} already")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts and arrays."""
+        parts = {"dims": self.dims, "variables": self.variables}
+        plain = {kind: {name: vars(v).copy() for name, v in part.items()} for kind, part in parts.items()}
+        return {"suite": self.suite, "attributes": dict(self.attributes), **plain}
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row for each point of all dimensions; a variable over fewer of them repeats."""
+        pd = _pandas()
+        names = list(self.dims)
+        shape = tuple(len(d.values) for d in self.dims.values())
+        grid = np.indices(shape).reshape(len(shape), int(np.prod(shape)))  # [dims, points]; one point where no dims
+        columns = {name: self.dims[name].values[grid[i]] for i, name in enumerate(names)}
+        for name, variable in self.variables.items():
+            places = tuple(grid[names.index(d)] for d in variable.dims)
+            columns[name] = variable.values[places] if places else np.repeat(variable.values[()], grid.shape[1])
+        return pd.DataFrame(columns)
+
+
+@dataclass
+class Run:
+    """One run of a command: its attributes and its tables.
+
+    name: `<utc>-<id>` by default. attributes: everything needed to repeat the run; text, numbers, booleans and lists
+    of them; nested mappings are stored flat, `{"versions": {"numpy": ...}}` as `versions.numpy`; None is left out.
+    """
+
+    name: str = ""
+    attributes: dict[str, Any] = field(default_factory=dict)
+    tables: list[Table] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.name = self.name or f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"attributes": dict(self.attributes), "tables": {t.name: t.to_dict() for t in self.tables}}
+
+
+class Results(dict[str, dict[str, Any]]):
+    """A file's content: run name -> plain dicts, oldest run first; `.runs` has the same as `Run` objects."""
+
+    def __init__(self, runs: list[Run]) -> None:
+        super().__init__({run.name: run.to_dict() for run in runs})
+        self.runs = runs
+
+    def __repr__(self) -> str:
+        """One line for each run: its name, its tables, its command."""
+        lines = [f"<{len(self.runs)} run{'s' * (len(self.runs) != 1)} of a results file>"]
+        for run in self.runs:
+            lines.append(f"{run.name}: {', '.join(t.name for t in run.tables)} ({run.attributes.get('command', '?')})")
+        return "\n".join(lines)
+
+    def to_pandas(self) -> dict[str, pandas.DataFrame]:
+        """Table name -> one frame with the rows of all runs and a first column `run`."""
+        pd = _pandas()
+        frames: dict[str, list[pandas.DataFrame]] = {}
+        for run in self.runs:
+            for table in run.tables:
+                frame = table.to_pandas()
+                frame.insert(0, "run", run.name)
+                frames.setdefault(table.name, []).append(frame)
+        return {name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()}
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError:
+        raise EnvironmentProblem("pandas is not installed: pip install 'aristos[plot]', or pandas alone") from None
+    return pandas
+
+
+def _array(name: str, values: Any, units: str) -> np.ndarray:
+    array = np.asarray(values)
+    if units == "s":
+        return array.astype(np.float64)
+    if array.dtype == bool:
+        return array.astype(np.uint8)  # netCDF has no booleans
+    if array.dtype.kind == "O" and all(isinstance(v, str) for v in array.flat):
+        return array.astype(str)
+    if array.dtype.kind not in "iufU":
+        raise InputError(f"{name!r} must hold numbers or text, got {array.dtype}")
+    return array
+
+
+def append(path: str | os.PathLike[str], run: Run, lock_seconds: float = LOCK_SECONDS) -> Path:
+    """Add a run to the file; returns the file's real path. Creates the file and its folder if they do not exist.
+
+    Raises ResultsError and leaves the file unchanged if it cannot be read or written, is not a results file, has a run
+    of that name, or if another writer holds its lock for longer than `lock_seconds`.
+    """
+    target = Path(os.path.realpath(path))  # a link stays a link
+    if target.exists():
+        with _opened(target):
+            pass
+    with _described(target, "cannot be written"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(target, lock_seconds):
+            rewrite(target, lambda aside, exists: _add(target, aside, exists, run))
+    return target
+
+
+def check(path: str | os.PathLike[str]) -> None:
+    """Raise ResultsError if `append` would fail: to be called before minutes of measuring."""
+    if not os.fspath(path):
+        raise ResultsError("a results file needs a name, got an empty path")
+    target = Path(os.path.realpath(path))
+    folder = target.parent
+    with _described(target, "cannot be written"):
+        while not folder.exists():
+            folder = folder.parent
+    try_writing(target, folder)
+    if target.exists():
+        with _opened(target):
+            pass
+
+
+def load(path: str | os.PathLike[str]) -> Results:
+    """Read all runs. Raises ResultsError if the file cannot be read or is not a results file."""
+    target = Path(path)
+    with _opened(target) as file, _described(target, "cannot be read"):
+        runs = sorted(file["runs"].items())
+        return Results([Run(name, _read_attributes(g), [_read_table(*part) for part in g.items()]) for name, g in runs])
+
+
+@contextlib.contextmanager
+def _described(path: Path, what: str) -> Iterator[None]:
+    """Turn errors of the system, HDF5 and h5py into a ResultsError that names the file."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise ResultsError(f"{path}: {what}: {error}") from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """The file, open for reading; checked to be a results file."""
+    with _described(path, "cannot be read"):
+        with open(path, "rb") as file:  # h5py's own messages do not distinguish missing from unreadable
+            first = file.read(1)
+        if not first or not h5py.is_hdf5(path):
+            raise ResultsError(f"{path}: not an HDF5 file; move it away or choose another file")
+        opened = h5py.File(path, "r", locking=False)
+    with opened:
+        with _described(path, "cannot be read"):
+            _check_schema(path, opened)
+        yield opened
+
+
+def _check_schema(path: Path, file: h5py.File) -> None:
+    schema = file.attrs.get("schema")
+    if not isinstance(schema, str) or schema != SCHEMA:
+        got = "no schema" if schema is None else f"the schema {schema!r}"
+        raise ResultsError(f"{path}: an HDF5 file with {got}, where {SCHEMA!r} is needed; choose another file")
+    if not isinstance(file.get("runs"), h5py.Group):
+        raise ResultsError(f"{path}: a results file without its group 'runs', so it is damaged; choose another file")
+
+
+def _add(target: Path, aside: Path, exists: bool, run: Run) -> None:
+    """Add the run to the copy `aside`, which is made where the file did not exist."""
+    with h5py.File(aside, "r+" if exists else "w", locking=False, libver=_VERSIONS) as file:
+        if exists:
+            _check_schema(target, file)
+        else:
+            file.attrs["schema"] = SCHEMA
+            file.create_group("runs")
+        _write_run(target, file["runs"], run)
+
+
+def _write_run(target: Path, runs: h5py.Group, run: Run) -> None:
+    if run.name in runs:
+        raise ResultsError(f"{target}: has a run {run.name!r} already; runs are never replaced")
+    group = runs.create_group(run.name)
+    _write_attributes(group, {"schema": SCHEMA, **run.attributes})
+    for table in run.tables:
+        part = group.create_group(table.name)
+        _write_attributes(part, {"suite": table.suite, **table.attributes})
+        part.attrs["dims"] = list(table.dims) or [""]
+        for name, dim in table.dims.items():
+            _write_array(part, name, dim).make_scale(name)
+        for name, variable in table.variables.items():
+            data = _write_array(part, name, variable)
+            for axis, dim_name in enumerate(variable.dims):
+                data.dims[axis].attach_scale(part[dim_name])
+
+
+def _write_array(group: h5py.Group, name: str, variable: Variable) -> h5py.Dataset:
+    values = variable.values
+    dtype = h5py.string_dtype() if values.dtype.kind == "U" else values.dtype
+    small = values.ndim == 0 or values.nbytes < 4096 or values.dtype.kind == "U"
+    filters: dict[str, Any] = {} if small else {"compression": "gzip", "shuffle": True, "fletcher32": True}
+    data = group.create_dataset(
+        name, data=values.astype(object) if values.dtype.kind == "U" else values, dtype=dtype, **filters
+    )
+    for key in ("units", "long_name"):
+        if text := getattr(variable, key):
+            data.attrs[key] = text
+    return data
+
+
+def _write_attributes(place: h5py.Group, attributes: Mapping[str, Any], prefix: str = "") -> None:
+    for key, value in attributes.items():
+        if isinstance(value, Mapping):
+            _write_attributes(place, value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple) and not value:
+            place.attrs[prefix + key] = np.empty(0)
+        elif value is not None:
+            place.attrs[prefix + key] = _attribute(prefix + key, value)
+
+
+def _attribute(name: str, value: Any) -> Any:
+    """What HDF5 can hold as an attribute: lists of one kind as they are, mixed or ragged ones as JSON."""
+    kinds = {type(v) for v in value} if isinstance(value, list | tuple) else {type(value)}
+    if len(kinds) == 1 and issubclass(next(iter(kinds)), str | int | float | np.generic | np.ndarray):
+        return value
+    try:
+        return json.dumps(value)
+    except TypeError as error:
+        raise InputError(f"attribute {name!r} cannot be stored: {value!r} ({error})") from None
+
+
+def _read_table(name: str, group: h5py.Group) -> Table:
+    attributes = _read_attributes(group)
+    table = Table(attributes.pop("suite"), name, attributes=attributes)
+    dims = [d for d in attributes.pop("dims") if d]
+    for key in dims:
+        table.dims[key] = _read_array(group[key], (key,))
+    for key, data in group.items():
+        if key not in dims:
+            table.variables[key] = _read_array(data, tuple(axis[0].name.rsplit("/", 1)[1] for axis in data.dims))
+    return table
+
+
+def _read_array(data: h5py.Dataset, dims: tuple[str, ...]) -> Variable:
+    text = h5py.check_string_dtype(data.dtype) is not None
+    values = np.asarray(data.asstr()[()], dtype=str) if text else np.asarray(data[()])
+    return Variable(dims, values, data.attrs.get("units", ""), data.attrs.get("long_name", ""))
+
+
+def _read_attributes(place: h5py.Group) -> dict[str, Any]:
+    """Attributes as plain Python values."""
+    return {k: v.tolist() if isinstance(v, np.ndarray | np.generic) else v for k, v in place.attrs.items()}
