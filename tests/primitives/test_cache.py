@@ -210,6 +210,14 @@ def test_a_modules_key_follows_the_sources_that_its_compiled_code_reads(copy):
     assert keys(copy, PATIENCE) != [patience], "memory's names compile to what this file registers"
 
 
+def test_a_source_edited_after_the_start_makes_a_key_of_this_process_alone(copy, monkeypatch):
+    """The process runs what it imported: it must not keep that under the key of the new text."""
+    (copy / "config.py").write_text((copy / "config.py").read_text() + "\n# edited\n")
+    own = keys(copy, PATIENCE)
+    monkeypatch.setattr(compiling, "STARTED", time.time() + 1)
+    assert keys(copy, PATIENCE) != own
+
+
 def test_the_folder_follows_versions_and_cpu(monkeypatch):
     versions = compiling.versions()
     for name in ("numba.__version__", "llvmlite.__version__", "np.__version__"):
