@@ -36,7 +36,8 @@ class World:
         self.nodes = Nodes.of(1)
         self._exit: Any = None
         if comm is not None:
-            from ..transport.group import Watchdog, end_job, until_all_are_in
+            from ..transport.group import end_job, until_all_are_in
+            from ..transport.watchdog import Watchdog
 
             self._until_all_are_in = until_all_are_in
             self._watchdog = Watchdog(lambda: end_job(comm, GONE), f"rank {self.rank}")
@@ -51,7 +52,9 @@ class World:
     @property
     def transports(self) -> str:
         """How puts between the ranks travel, for titles."""
-        return " and ".join(self.nodes.transports)
+        from ..transport import choice
+
+        return " and ".join(choice.names(self.nodes))
 
     @property
     def lead(self) -> bool:

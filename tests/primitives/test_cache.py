@@ -49,6 +49,7 @@ def cold(tmp_path_factory) -> tuple[Path, Job]:
     return cache, run_job(place / "job", 3, RANKS, timeout=280, ARISTOS_CACHE=str(cache))
 
 
+@pytest.mark.slow
 def test_ranks_with_a_cold_cache_compile_once(cold):
     cache, job = cold
     assert job.code == 0, job.out
@@ -60,6 +61,7 @@ def test_ranks_with_a_cold_cache_compile_once(cold):
     assert any("aristos: compiling kernels" in out for out in job.out), "no rank reported that it compiles"
 
 
+@pytest.mark.slow
 def test_a_second_process_compiles_nothing(cold, tmp_path):
     cache, _ = cold
     before = {p: p.stat().st_mtime_ns for p in cache.rglob("*.nb?")}
@@ -72,6 +74,7 @@ def test_a_second_process_compiles_nothing(cold, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in cache.rglob("*.nb?")} == before
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_made_falls_back(cold, tmp_path):
     """ARISTOS_CACHE below a file: the temporary folder takes its place, and is kept for the next process too."""
     cache, _ = cold
@@ -151,6 +154,7 @@ def test_progress_reports_how_long_it_has_taken(monkeypatch, capsys):
     assert not capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_is_rebuilt(cold, tmp_path):
     """A file cut short by a full disk: the process warns and compiles everything again.
 
