@@ -195,31 +195,31 @@ def keys(package: Path, *modules: str) -> list[str]:
     return [compiling.source_key(package / module) for module in modules]
 
 
-LOOP, PERSISTENT, PATIENCE = "substrate/cpu/loop.py", "substrate/cuda/persistent.py", "engine/patience.py"
+LOOP, PERSISTENT, TIMEOUT = "substrate/cpu/loop.py", "substrate/cuda/persistent.py", "engine/timeout_check.py"
 
 
 def test_a_modules_key_follows_the_sources_that_its_compiled_code_reads(copy):
-    before = keys(copy, PATIENCE, PERSISTENT, LOOP)
-    assert before == [compiling.source_key(copy / module) for module in (PATIENCE, PERSISTENT, LOOP)]
+    before = keys(copy, TIMEOUT, PERSISTENT, LOOP)
+    assert before == [compiling.source_key(copy / module) for module in (TIMEOUT, PERSISTENT, LOOP)]
     config = copy / "config.py"
     config.write_text(config.read_text().replace("OVERDUE = 10", "OVERDUE = 11"))
-    patience, persistent, _ = after = keys(copy, PATIENCE, PERSISTENT, LOOP)
-    assert patience != before[0], "overdue() compiles config.OVERDUE in"
+    timeout, persistent, _ = after = keys(copy, TIMEOUT, PERSISTENT, LOOP)
+    assert timeout != before[0], "overdue() compiles config.OVERDUE in"
     assert persistent != before[1], "the persistent kernel calls overdue()"
     for other in [*copy.glob("bench/plots/*.py"), copy / "simt" / "machine.py", copy / "__init__.py"]:
         other.write_text(other.read_text() + "\n# edited\n")
-    assert keys(copy, PATIENCE, PERSISTENT, LOOP) == after, "nothing compiled reads the plots"
+    assert keys(copy, TIMEOUT, PERSISTENT, LOOP) == after, "nothing compiled reads the plots"
     lowering = copy / "kernels" / "cpu" / "llvm.py"
     lowering.write_text(lowering.read_text() + "\n# edited\n")
-    assert keys(copy, PATIENCE) != [patience], "memory's names compile to what this file registers"
+    assert keys(copy, TIMEOUT) != [timeout], "memory's names compile to what this file registers"
 
 
 def test_a_source_edited_after_the_start_makes_a_key_of_this_process_alone(copy, monkeypatch):
     """The process runs what it imported: it must not keep that under the key of the new text."""
     (copy / "config.py").write_text((copy / "config.py").read_text() + "\n# edited\n")
-    own = keys(copy, PATIENCE)
+    own = keys(copy, TIMEOUT)
     monkeypatch.setattr(compiling, "STARTED", time.time() + 1)
-    assert keys(copy, PATIENCE) != own
+    assert keys(copy, TIMEOUT) != own
 
 
 def test_the_folder_follows_versions_and_cpu(monkeypatch):
