@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from ...config import SCORES
 from ...engine import words
-from ...kernels.cpu import activation
-from ...kernels.cpu.tokens import SCORES
+from ...kernels.common import activations
 from ...kernels.cuda import ptx, router
 from ...kernels.cuda.catalogue import Kernel, route_kernels
 from ...kernels.cuda.combine import FLOATS, ZERO, parts
@@ -61,7 +61,7 @@ def activate(kind: str) -> Kernel:
                 a, b = gated_product(word, g[0], v[0]), gated_product(word, g[1], v[1])
                 c, d = gated_product(word, g[2], v[2]), gated_product(word, g[3], v[3])
             else:
-                v, code = biased(from_row, bias, column), activation.code_of(word)
+                v, code = biased(from_row, bias, column), activations.code_of(word)
                 a, b, c, d = activated(code, v[0]), activated(code, v[1]), activated(code, v[2]), activated(code, v[3])
             put(h + h_bytes * row + size * column, a, b, c, d)
 
@@ -193,7 +193,7 @@ class Chain:
         )  # fmt: skip
         self.gpu.launch(
             activate(self.kind), self.grid, 0, hidden, room.pitch, wide, size * room.columns,
-            room.up_bias + room.up_bias_step * e, m, cfg.ffn, activation.word(cfg.activation, cfg.limit), cfg.gated,
+            room.up_bias + room.up_bias_step * e, m, cfg.ffn, activations.word(cfg.activation, cfg.limit), cfg.gated,
         )  # fmt: skip
         self.blas.product(
             self.kind, m, cfg.hidden, cfg.ffn, hidden, room.pitch // size, int(room.down + room.down_step * e),
