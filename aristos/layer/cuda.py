@@ -215,7 +215,7 @@ class CudaBackend(Backend):
         return lead
 
     def _take_routing(self, call: DeviceCall, ids: Any, weights: Any, lead: tuple[int, ...]) -> None:
-        card, k, most = self._runtime.device, self.cfg.top_k, self.cfg.max_tokens
+        gpu, k, most = self._runtime.device, self.cfg.top_k, self.cfg.max_tokens
         call.ids, call.weights = self._buffer("ids", 8 * k * most), self._buffer("weights", 4 * k * most)
         if not routed_outside(ids, weights, call.layer, self.weights[call.layer].router is not None):
             return
@@ -229,8 +229,8 @@ class CudaBackend(Backend):
             call.keeps += tuple(found)
             return
         call.host_ids, call.host_weights = routing_arrays(ids, shape), weight_arrays(weights, shape)
-        card.copy_in(call.ids, call.host_ids, call.stream)
-        card.copy_in(call.weights, call.host_weights, call.stream)
+        gpu.copy_in(call.ids, call.host_ids, call.stream)
+        gpu.copy_in(call.weights, call.host_weights, call.stream)
 
     def _take_y(self, call: DeviceCall, x: Any, out: Any, lead: tuple[int, ...]) -> None:
         cfg, shape = self.cfg, (*lead, self.cfg.hidden)
