@@ -66,6 +66,7 @@ def test_in_one_process():
         assert exchange.combine(rows, handle, call["weights"].reshape(2, 3, 2)).shape == (2, 3, 24)
 
 
+@pytest.mark.core
 @pytest.mark.ranks(2)
 def test_between_layers_of_the_same_communicator(comm):
     """One engine: exchanges and layers take turns, and own experts give the layer's result."""
@@ -88,6 +89,7 @@ def good(rank: int) -> tuple[np.ndarray, dict[str, Any]]:
     return tokens(CFG, 20, seed=rank), routing(CFG, 20, "some", seed=rank)
 
 
+@pytest.mark.core
 @pytest.mark.ranks(3)
 def test_a_dispatch_refused_by_one_rank(comm):
     x, call = good(comm.rank)
@@ -171,6 +173,7 @@ def test_one_call_at_a_time(comm, world):
         assert same(moe(x), y)
 
 
+@pytest.mark.core
 @ranks_each(1, 2)
 def test_closing(comm, world):
     """Also between the halves of a call: that call is given up on all ranks, and the communicator stays usable."""

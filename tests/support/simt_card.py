@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
+import leftovers
 import numpy as np
 
 from aristos import simt
@@ -267,6 +268,7 @@ def on_ranks(world: int, body: Callable[[Any, int], Any], cards: int | None = No
             held[local.rank] = MachineCard(together, local.rank, local.rank % (cards or world), blocks)
         return held[local.rank]
 
+    hooks = leftovers.registered()
     with ExitStack() as stack:
         for target, value in (
             ("aristos.substrate.cuda.runtime.Device.find", find),
@@ -288,6 +290,7 @@ def on_ranks(world: int, body: Callable[[Any, int], Any], cards: int | None = No
         assert not any(thread.is_alive() for thread in threads)
     first = [error for error in errors if error is not None and not isinstance(error, threading.BrokenBarrierError)]
     if first:
+        leftovers.drop_since(hooks)  # a rank that failed has not closed its layers
         raise first[0]
     assert not machine.reports, "\n".join(str(report) for report in machine.reports[:8])
     return results
