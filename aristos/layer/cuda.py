@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..config import MoEConfig
-from ..engine import codes, words
+from ..engine import codes, schema, words
 from ..errors import InputError, PeerInputError
 from ..kernels.cpu import activation
 from ..kernels.cpu.tokens import SCORES
@@ -98,7 +98,7 @@ class CudaBackend(Backend):
         blocks = _blocks(cfg, runtime)
         tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.arch)
         runs = [persistent.shared_runs(tile, cfg.hidden, cfg.ffn, cfg.gated, blocks[tile.m]) for tile in tiles]
-        shared = max(run[words.RUNS] * run[words.RUN_STEP] for run in runs)
+        shared = max(run["runs"] * run["run_step"] for run in runs)
         return Needs(shared_bytes=shared, workers=max(blocks.values()))
 
     def load(self, layer: int, given: CheckedWeights) -> None:
@@ -145,15 +145,21 @@ class CudaBackend(Backend):
         key = (layer, tile.m)
         if key not in self._jobs:
             cfg = self.cfg
-            job = self.member.new_job(hidden=cfg.hidden, experts=cfg.experts, top_k=cfg.top_k)
-            job[words.FFN], job[words.LAYER], job[words.ROW_BYTES] = cfg.ffn, layer, BYTES[self._kind] * cfg.hidden
-            job[words.ACTIVATION] = activation.word(cfg.activation, cfg.limit)
-            job[words.TIMEOUT_NS] = timeout_ns(self.settings.timeout)
+            job = self.member.new_job(
+                schema.CUDA,
+                hidden=cfg.hidden,
+                ffn=cfg.ffn,
+                experts=cfg.experts,
+                top_k=cfg.top_k,
+                row_bytes=BYTES[self._kind] * cfg.hidden,
+                activation=activation.word(cfg.activation, cfg.limit),
+                timeout_ns=timeout_ns(self.settings.timeout),
+            )
+            job[words.LAYER] = layer
             runtime.fill(job)
-            job[words.GATE] = cfg.gated
             if self.weights[layer] is not None:
                 self.weights[layer].fill(job)
-            runtime.fill_tile(job, tile, self._blocks[tile.m])
+            runtime.fill_tile(job, tile, self._blocks[tile.m], cfg.gated)
             self._host_jobs[key] = job
             self._jobs[key] = (self._copied(job), self._copied(self._routing_job(layer)))
         return self._jobs[key]

@@ -72,12 +72,12 @@ class DeviceWeights:
         self.card.copy_in(self._at[name] + values.nbytes * i, values)
 
     def fill(self, job: np.ndarray) -> None:
-        """Write the addresses into a job. A rank with no experts leaves these unset; they are never read."""
+        """Write the addresses into a job. A rank with no experts has none: they are 0 and never read."""
         for name, at, step in (("up", words.UP, words.UP_STEP), ("down", words.DOWN, words.DOWN_STEP),
                                ("up_bias", words.UP_BIAS, words.UP_BIAS_STEP),
                                ("down_bias", words.DOWN_BIAS, words.DOWN_BIAS_STEP)):  # fmt: skip
-            job[at], job[step] = self._at.get(name, -1), self._steps.get(name, 0)
-        job[words.GATE] = self.gated
+            job[at], job[step] = self._at.get(name, 0), self._steps.get(name, 0)
+        job[words.LOADED], job[words.GATED] = 1, self.gated
 
     def free(self) -> None:
         """Free the GPU memory."""

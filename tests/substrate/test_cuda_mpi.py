@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 from cases import same, tokens
 from mpi import inner_folder, ranks_each
-from process_card import cards
+from process_gpu import gpus
 
 import aristos
 from aristos import reference
@@ -43,7 +43,7 @@ def test_nodes(comm, world, taking):
     taking: the nodes whose MPI puts from device memory.
     """
     takes = taking == "all nodes" or (taking == "one node" and comm.rank < world // 2)
-    with cards(comm, shared_folder(), takes=takes) as card:
+    with gpus(comm, shared_folder(), takes=takes) as card:
         found = []
         for per_node in (world, world // 2):
             with aristos.MoE(CFG, comm, backend="cuda", ranks_per_node=per_node) as moe:
@@ -68,7 +68,7 @@ def test_nodes(comm, world, taking):
 @pytest.mark.parametrize("per_node", [1, 2])
 def test_a_rank_that_closes_while_another_calls(comm, world, per_node):
     """Both ranks learn it at once, before the timeout."""
-    with cards(comm, shared_folder()), mock.patch("aristos.transport.group.Group.abort_at_exit"):
+    with gpus(comm, shared_folder()), mock.patch("aristos.transport.group.Group.abort_at_exit"):
         moe = aristos.MoE(CFG, comm, backend="cuda", ranks_per_node=per_node, timeout=100)
         moe.load(**W)
         x = tokens(CFG, 5, seed=comm.rank)

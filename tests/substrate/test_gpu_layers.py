@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 import gpu_layers
-from simt_card import on_ranks
+from simt_gpu import on_ranks
 
 from aristos.bench.gpu import clock
 
@@ -20,7 +20,7 @@ def small(monkeypatch):
 
 
 def ranks(body, world, *args):
-    return on_ranks(world, lambda comm, rank: body(comm, rank, world, *args), cards=1, blocks=2 * world)
+    return on_ranks(world, lambda comm, rank: body(comm, rank, world, *args), gpus=1, blocks=2 * world)
 
 
 @pytest.mark.parametrize(("world", "dtype"), [(1, "float32"), (2, "bfloat16")])
