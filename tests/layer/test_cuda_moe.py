@@ -159,7 +159,7 @@ class OnCard:
         return out
 
 
-def test_arrays_of_the_card():
+def test_device_arrays():
     """Calls follow each other unseen; what was refused meanwhile is raised by synchronize, once."""
 
     def body(comm, rank):
