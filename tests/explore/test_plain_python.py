@@ -79,7 +79,7 @@ def test_ctrl_c_tells_how_far_it_was(monkeypatch, capsys):
             raise KeyboardInterrupt
         return Case(calls=((Call(()),),) * 2)
 
-    monkeypatch.setattr(explorer, "draw", draw)
+    monkeypatch.setattr(explorer.cases, "draw", draw)
     asked = explore_options(["--schedules", "9", "--json"])
     assert explorer.run(asked) == 130
     assert json.loads(capsys.readouterr().out)["schedules"] == 2

@@ -8,7 +8,7 @@ from ...primitives import memory as mem
 from ...primitives import wire as mpi
 from ...primitives.buffers import FLOAT
 from ...primitives.compile import jit
-from .activation import activate, multiply
+from .elementwise import activate, multiply
 from .gemm import KC, panel_rows
 from .panels import NR
 
