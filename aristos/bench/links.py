@@ -300,5 +300,5 @@ def compile_expert() -> None:
 
 
 def seats(topology: Topology, ranks: list[Rank]) -> list[str]:
-    """The place of each rank as text: the cache's key tells sets of ranks on the same hosts apart by them."""
+    """The place of each rank as text, part of the cache's key: it distinguishes sets of ranks on the same hosts."""
     return [f"{topology.nodes[r.node].name} {r.label} {cpusets.show(r.cpus)}" for r in ranks]

@@ -44,7 +44,7 @@ class Puts:
 
     def __init__(self, gpu: Gpu, row_bytes: int, grid: int) -> None:
         from ...kernels.cuda.catalogue import PUT_ROWS
-        from ...kernels.cuda.pingpong import LINE
+        from ...kernels.cuda.put_signal import LINE
 
         self.gpu, self.kernel, self.row_bytes, self.grid = gpu, PUT_ROWS, row_bytes, grid
         self.rows = max(1, BLOCK_BYTES // row_bytes)

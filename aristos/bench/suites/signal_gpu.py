@@ -33,7 +33,7 @@ COLUMNS = (
 @gpu_suite("signal", "a row and a signal between two blocks, there and back", order=20)
 def run(ctx: Context, gpu: Gpu) -> Result:
     from ...kernels.cuda.catalogue import PING_PONG
-    from ...kernels.cuda.pingpong import LINE
+    from ...kernels.cuda.put_signal import LINE
 
     sheet = Sheet(f"put + signal there and back between two blocks on {gpu.device.name}", COLUMNS)
     times = []

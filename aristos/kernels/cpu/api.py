@@ -1,4 +1,4 @@
-"""The expert kernel for whoever wants it alone, on arrays."""
+"""The expert kernel on NumPy arrays, without a layer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Packed:
 
     up, gate: [H, F] float32, down: [F, H]; biases: [F], [F], [H]. With a gate, the activation is on the gate's side,
     and `limit` bounds both (see MoEConfig).
-    One object is not for several threads at once.
+    Not thread-safe: use one object per thread.
     """
 
     def __init__(

@@ -131,7 +131,7 @@ def _read(path: Path) -> Built | None:
         return None
     digest, _, rest = whole.partition(b"\n")
     if hashlib.sha256(rest).hexdigest().encode() != digest:
-        warnings.warn(f"{path} is damaged: the kernel is compiled anew", stacklevel=3)
+        warnings.warn(f"{path} is damaged: the kernel is compiled again", stacklevel=3)
         return None
     entry, _, cubin = rest.partition(b"\n")
     return Built(entry.decode(), cubin)
