@@ -456,6 +456,45 @@ RECORDS = [
         ("count", "puts", "puts"), ("bytes", "bytes", "bytes"), ("time", "nanoseconds", "ns"))),
 ]  # fmt: skip
 
+# ---- a region: what one rank, its only writer, writes for a peer. See layout.py
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a region: so many entries of so many bytes. layout.py has `{address}_to` and `{address}_from`."""
+
+    address: str
+    entries: str
+    entry: str
+    meaning: str
+    remote_only: bool = False
+
+
+REGION = [
+    Part("word", "line words", "8 bytes", "the line of words"),
+    Part("announcement", "2", "announcement", "announcements, by the parity of the epoch"),
+    Part("record", "records", "record", "tile records"),
+    Part("return_record", "records", "returned", "return records"),
+    Part("ring_row", "ring rows", "stride", "rows"),
+    Part("index", "ring rows", "8 bytes", "for each pair the ring row of its token", remote_only=True),
+]
+
+
+def region_sizes(ring_rows: int, stride: int, max_held: int) -> dict[str, int]:
+    """What `entries` and `entry` of the parts of a region stand for."""
+    return {
+        "line words": len(LINE_WORDS),
+        "2": 2,
+        "records": ring_rows + 1,
+        "ring rows": ring_rows,
+        "8 bytes": 8,
+        "announcement": 8 * (ANNOUNCE_WORDS + max_held),
+        "record": 8 * record("record").words,
+        "returned": 8 * record("returned").words,
+        "stride": stride,
+    }
+
+
 # ---- counters of a worker: nanoseconds, then {count, bytes, nanoseconds} of its puts by size class
 
 COUNTERS = [

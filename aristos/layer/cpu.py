@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ..config import MoEConfig
+from ..config import SCORES, MoEConfig
 from ..engine import codes, column_runs, schema, words
 from ..errors import InputError
-from ..kernels.cpu import activation
+from ..kernels.common import activations
 from ..kernels.cpu.expert import scratch_bytes
 from ..kernels.cpu.panels import LANES
-from ..kernels.cpu.tokens import SCORES, route_bytes
+from ..kernels.cpu.tokens import route_bytes
 from ..primitives import arrays
 from ..primitives.buffers import FLOAT, aligned
 from ..substrate.cpu.runtime import BATCH, CpuRuntime
@@ -135,7 +135,7 @@ class CpuBackend(Backend):
                 score=SCORES[cfg.router.score],
                 renormalize=cfg.router.renormalize,
                 scale=int(np.float32(cfg.router.scale).view(np.int32)),
-                activation=activation.word(cfg.activation, cfg.limit),
+                activation=activations.word(cfg.activation, cfg.limit),
             )
             self._jobs[layer] = job
             job[words.LAYER] = layer

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..config import MoEConfig
+from ..config import SCORES, MoEConfig
 from ..engine import codes, schema, words
 from ..errors import InputError, PeerInputError
-from ..kernels.cpu import activation
-from ..kernels.cpu.tokens import SCORES
+from ..kernels.common import activations
 from ..kernels.cuda import router
 from ..kernels.cuda.tile import BYTES, Tile
 from ..primitives import arrays
@@ -152,7 +151,7 @@ class CudaBackend(Backend):
                 experts=cfg.experts,
                 top_k=cfg.top_k,
                 row_bytes=BYTES[self._kind] * cfg.hidden,
-                activation=activation.word(cfg.activation, cfg.limit),
+                activation=activations.word(cfg.activation, cfg.limit),
                 timeout_ns=timeout_ns(self.settings.timeout),
             )
             job[words.LAYER] = layer
@@ -216,7 +215,7 @@ class CudaBackend(Backend):
         return lead
 
     def _take_routing(self, call: DeviceCall, ids: Any, weights: Any, lead: tuple[int, ...]) -> None:
-        card, k, most = self._runtime.device, self.cfg.top_k, self.cfg.max_tokens
+        gpu, k, most = self._runtime.device, self.cfg.top_k, self.cfg.max_tokens
         call.ids, call.weights = self._buffer("ids", 8 * k * most), self._buffer("weights", 4 * k * most)
         if not routed_outside(ids, weights, call.layer, self.weights[call.layer].router is not None):
             return
@@ -230,8 +229,8 @@ class CudaBackend(Backend):
             call.keeps += tuple(found)
             return
         call.host_ids, call.host_weights = routing_arrays(ids, shape), weight_arrays(weights, shape)
-        card.copy_in(call.ids, call.host_ids, call.stream)
-        card.copy_in(call.weights, call.host_weights, call.stream)
+        gpu.copy_in(call.ids, call.host_ids, call.stream)
+        gpu.copy_in(call.weights, call.host_weights, call.stream)
 
     def _take_y(self, call: DeviceCall, x: Any, out: Any, lead: tuple[int, ...]) -> None:
         cfg, shape = self.cfg, (*lead, self.cfg.hidden)

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from aristos import reference, simt
-from aristos.config import MoEConfig
+from aristos.config import SCORES, MoEConfig
 from aristos.engine import codes, schema, words
 from aristos.engine import job as builder
 from aristos.engine.layout import StateLayout, lines, local_bytes
 from aristos.host.nodes import Nodes
-from aristos.kernels.cpu import activation
-from aristos.kernels.cpu.tokens import SCORES
+from aristos.kernels.common import activations
 from aristos.kernels.cuda import router as r
 from aristos.kernels.cuda.gemm import TILES
 from aristos.kernels.cuda.pack import interleaved, narrow, outputs, pack, pack_bias, widen
@@ -165,7 +164,7 @@ class Rank:
         )  # fmt: skip
         builder.update(
             job, workers=layers.grid, held=held.held[self.me], experts=cfg.experts, top_k=cfg.top_k, hidden=cfg.hidden,
-            ffn=cfg.ffn, object=1, loaded=1, gated=cfg.gated, activation=activation.word(cfg.activation, cfg.limit),
+            ffn=cfg.ffn, object=1, loaded=1, gated=cfg.gated, activation=activations.word(cfg.activation, cfg.limit),
         )  # fmt: skip
         return job
 
