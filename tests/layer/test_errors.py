@@ -155,6 +155,7 @@ def test_refused_in_one_process(schedule):
                 assert same(moe(**call), wanted), name
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("schedule", ["fused", "bulk"])
 @ranks_each(2, 3, timeout=200)
 def test_refused_by_one_rank(comm, world, schedule):
@@ -224,6 +225,7 @@ def test_refused_in_a_started_call(comm):
         assert same(moe.start(**mine).wait(), wanted)
 
 
+@pytest.mark.core
 @pytest.mark.ranks(3)
 def test_ranks_in_different_calls(comm):
     """Another layer, object, top_k or width: a mismatch on every rank, and the next call works."""

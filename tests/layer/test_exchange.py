@@ -66,6 +66,7 @@ def test_in_one_process():
         assert exchange.combine(rows, handle, call["weights"].reshape(2, 3, 2)).shape == (2, 3, 24)
 
 
+@pytest.mark.core
 @pytest.mark.ranks(2)
 def test_between_layers_of_the_same_communicator(comm):
     """Exchanges and layers share one engine and take turns; the layer's experts in an exchange give its result."""
@@ -88,6 +89,7 @@ def good(rank: int) -> tuple[np.ndarray, dict[str, Any]]:
     return tokens(CFG, 20, seed=rank), routing(CFG, 20, "some", seed=rank)
 
 
+@pytest.mark.core
 @pytest.mark.ranks(3)
 def test_a_dispatch_refused_by_one_rank(comm):
     x, call = good(comm.rank)
@@ -171,6 +173,7 @@ def test_one_call_at_a_time(comm, world):
         assert same(moe(x), y)
 
 
+@pytest.mark.core
 @ranks_each(1, 2)
 def test_closing(comm, world):
     """Closing between the phases of a call refuses that call on all ranks; the communicator stays usable."""

@@ -263,6 +263,7 @@ def test_fewer_experts_than_ranks(comm, world):
         check(cfg, w, x, {}, moe(x))
 
 
+@pytest.mark.core
 @pytest.mark.ranks(3)
 def test_every_rank_may_load_only_its_own_experts(comm):
     cfg = replace(CFG, gated=True, bias=True)
@@ -276,6 +277,7 @@ def test_every_rank_may_load_only_its_own_experts(comm):
             assert same(moe(x), y)
 
 
+@pytest.mark.core
 @pytest.mark.ranks(2)
 def test_a_row_has_the_same_bits_alone_and_among_others(comm):
     """Batch invariance: a row has the same bits whatever rows it shares a call with."""
@@ -318,6 +320,7 @@ def test_hundred_consecutive_calls(comm, world):
     hundred_calls(comm, 100, threads=2)
 
 
+@pytest.mark.core
 @ranks_each(2, 3)
 def test_hundred_consecutive_calls_through_tiny_rings(comm, world):
     for rows in (1, 2, 3, 4):
@@ -351,6 +354,7 @@ def test_equal_bits_in_every_run(tmp_path):
     assert len(set.union(*said.values())) == 1, said
 
 
+@pytest.mark.core
 @pytest.mark.ranks(2)
 def test_fused_and_bulk_give_equal_bits(comm):
     for gated, placement in ((False, None), (True, [1, 1, 0, 1, 1])):
@@ -375,6 +379,7 @@ def test_fused_and_bulk_in_one_process():
         assert bulk(x[:0]).shape == (0, CFG.hidden)
 
 
+@pytest.mark.core
 @pytest.mark.ranks(2)
 def test_objects_of_one_communicator_in_turn(comm):
     """Objects of different widths, experts and threads share one engine: each grows it, none changes another's bits."""
@@ -425,6 +430,7 @@ def test_communicators_do_not_share_engines(comm):
 # ---- two halves, stats, life --------------------------------------------------------------------------------------
 
 
+@pytest.mark.core
 @pytest.mark.ranks(2)
 def test_start_and_wait(comm):
     x = tokens(CFG, 60, seed=comm.rank)
@@ -487,6 +493,7 @@ def check_stats(stats: Any, comm: Any, moe: MoE, ids: np.ndarray) -> None:
     assert stats.wire_seconds == 0  # all on one node
 
 
+@pytest.mark.core
 @ranks_each(1, 3)
 def test_stats(comm, world):
     x = tokens(CFG, 50, seed=comm.rank)
@@ -581,6 +588,7 @@ def test_timeline_and_stats_over_nodes(comm):
         assert f"{summary.wire_seconds:.4f} s at the wire" in str(summary)
 
 
+@pytest.mark.core
 @ranks_each(1, 2)
 def test_a_closed_layer_refuses_every_use(comm, world):
     moe = make(comm)

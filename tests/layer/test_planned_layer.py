@@ -55,6 +55,7 @@ def test_groups_of_a_plan(comm):
                 assert same(moe(x), wanted)
 
 
+@pytest.mark.core
 @pytest.mark.ranks(3, timeout=300)
 def test_copies_of_hot_experts(comm):
     plan = plan_of([3, 3, 3], loads=[90.0, 1.0, 1.0, 1.0], fast=3)

@@ -68,7 +68,7 @@ def bits(comm: Any, rank: int, world: int) -> np.ndarray:
         return moe(tokens(CFG, TOKENS, seed=7)[share(rank, world)]).view(np.uint32)
 
 
-def arrays_of_the_card(comm: Any, rank: int, world: int, dtype: str) -> None:
+def device_arrays(comm: Any, rank: int, world: int, dtype: str) -> None:
     """In place, without a copy, asynchronous; `synchronize` says that it is done; rows may be apart."""
     kind, gpu = KINDS[dtype], Gpu(World())
     with made(comm, replace(CFG, dtype=dtype)) as moe:
