@@ -28,8 +28,8 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--calls", type=int, help="calls of every rank; 0: drawn from 1 to 5 (2)")
     parser.add_argument(
         "--transport",
-        choices=("shm", "rma", "mixed", "proxy", "ring"),
-        help="proxy: between nodes, for ranks on cards; ring: the descriptor ring of a device alone (shm)",
+        choices=("shm", "rma", "mixed", "proxy"),
+        help="proxy: between nodes, for ranks on GPUs (shm)",
     )
     parser.add_argument("--strategy", choices=("pct", "random", "exhaustive"), default="pct", help="(%(default)s)")
     parser.add_argument("--schedules", type=int, default=300, help="how many (%(default)s)")
@@ -64,7 +64,7 @@ def options(argv: list[str]) -> argparse.Namespace:
         what = f"--transport {asked.transport}" if asked.transport != "shm" else "--mutation"
         parser.error(f"{what} needs at least 2 ranks, got {asked.ranks}")
     if exhaustive:
-        if asked.ranks != 2 or asked.mutation == "all" or asked.transport in ("mixed", "ring"):
+        if asked.ranks != 2 or asked.mutation == "all" or asked.transport == "mixed":
             parser.error("--strategy exhaustive takes 2 ranks, shm, rma or proxy, and not all mutations at once")
         asked.rows, asked.calls = asked.rows or 2, asked.calls or 2
         asked.tokens = 3 if asked.tokens is None else asked.tokens
@@ -91,10 +91,6 @@ def main(argv: list[str]) -> int:
             return USAGE
         if asked.strategy == "exhaustive" and asked.mutation and "transport" not in asked.given:
             asked.transport = load()[asked.mutation].asked.transport  # where it can show
-            if asked.transport == "ring":
-                print(f"aristos explore: --strategy exhaustive has no ring, where {asked.mutation} is: leave it out",
-                      file=sys.stderr)  # fmt: skip
-                return USAGE
         code = run(asked)
         sys.stdout.flush()
         return code

@@ -15,7 +15,8 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import cases, exhaustive, mutation, ring, shrink, strategies
+from . import cases, exhaustive, mutation, shrink, strategies
+from .machine import Machine
 from .small import ROUTINGS, small
 from .step_limit import every_step_ends
 from .violation import Crash, Violation
@@ -72,13 +73,6 @@ def say(line: str) -> None:
     print(f"aristos explore: {line}", file=sys.stderr, flush=True)
 
 
-def draw(seed: int, asked: cases.Asked) -> cases.Case:
-    """A case of those that were asked for."""
-    if asked.transport == "ring":
-        return ring.draw(seed, asked)
-    return cases.draw(seed, asked)
-
-
 def explore(
     asked: cases.Asked,
     strategy: str,
@@ -94,9 +88,9 @@ def explore(
         for number in range(seed, seed + schedules):
             if clock.seconds > seconds:
                 break
-            case = draw(number, asked)
+            case = cases.draw(number, asked)
             plan = strategies.Recorded(strategies.make(strategy, number, strategies.length(case)))
-            machine = shrink.machine_of(case, plan)
+            machine = Machine(case, plan)
             try:
                 with every_step_ends(machine.sched):
                     machine.run()

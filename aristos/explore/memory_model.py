@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .places import AREA, AREA_BITS, DESCRIPTORS, FIRST, LOCK, PART_BITS, PRIVATE, SCRATCH, SPAN, STATE
+from .places import AREA, AREA_BITS, FIRST, LOCK, PART_BITS, PRIVATE, SCRATCH, SPAN, STATE
 from .regions import AREAS, CODED, OUT_OF_BOUNDS, RETURNS, RING, WORD, Regions
 from .scheduler import LOAD, STORE, UPDATE, Scheduler
 from .state import State
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Clock = tuple[int, ...]
 PRIVATE_BITS = PRIVATE << PART_BITS
-CHECKED_AREAS = (SCRATCH, DESCRIPTORS)  # what workers, or blocks and the caller, share
+CHECKED_AREAS = (SCRATCH,)  # what workers share
 FREE_AREAS = [area for area in range(len(AREAS)) if area not in (STATE, *CHECKED_AREAS)]
 CHANGE = "waits for a change"
 JUMPS = (1_000, 20_000, 200_000, 5_000_000, 250_000_000)  # ns by which time goes on: one is longer than any wait
@@ -313,7 +313,7 @@ class Memory:
             word[0].touch(word[1], True)
             State.store(*word, value)
         release = Release(value, mine, me, mine[me])
-        if self.delays and (at & PRIVATE_BITS != PRIVATE_BITS or at >> AREA_BITS & 15 in (DESCRIPTORS, STATE)):
+        if self.delays and (at & PRIVATE_BITS != PRIVATE_BITS or at >> AREA_BITS & 15 == STATE):
             if at not in self.history:
                 self.history[at] = [Release(old, (0,) * len(mine), me, 0)]
             self.history[at].append(release)

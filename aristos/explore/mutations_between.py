@@ -1,14 +1,14 @@
-"""Deliberate bugs between nodes, and in the descriptor ring of a device: what must be found."""
+"""Deliberate bugs between nodes: the explorer must find each."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..engine import blocks, descriptors, layout, outbox
+from ..engine import blocks, layout, outbox
 from ..engine import fields as f
 from ..primitives import memory, wire
 from . import network, places
-from .mutation import LOTS, Instead, Put, mutation, releases_first
+from .mutation import LOTS, Instead, Put, mutation
 
 
 @mutation("flush-skipped", transport="rma")
@@ -135,86 +135,3 @@ def announced_before_put(put: Put) -> None:
 def nobody_paces(put: Put) -> None:
     """Nobody calls into MPI for a rank between its calls."""
     put(wire, "pace", lambda address: None)
-
-
-# ---- the descriptor ring
-
-
-@mutation("slot-reused", transport="ring")
-def slot_reused(put: Put) -> None:
-    """A block fills in a slot that the caller has not taken."""
-
-    def load_acquire(at: int) -> int:
-        value = memory.load_acquire(at)
-        return value + LOTS if at % places.AREA == descriptors.TAKEN else value
-
-    put(descriptors, "mem", Instead(load_acquire=load_acquire))
-
-
-@mutation("sequence-before-fields", transport="ring")
-def sequence_before_fields(put: Put) -> None:
-    """A slot counts as filled in before it is."""
-    put(descriptors, "mem", releases_first())
-
-
-@mutation("taken-before-read", transport="ring")
-def taken_before_read(put: Put) -> None:
-    """The caller gives a slot back before it has read it."""
-    real = descriptors.take
-
-    def take(job: Any, st: Any, ring: int, slots: int, ticket: int) -> bool:
-        if memory.load_acquire(descriptors.slot(ring, slots, ticket) + descriptors.SEQUENCE) == ticket + 1:
-            memory.store_release(ring + descriptors.TAKEN, ticket + 1)
-        return real(job, st, ring, slots, ticket)
-
-    put(descriptors, "take", take)
-
-
-@mutation("landed-before-flush", transport="ring")
-def landed_before_flush(put: Put) -> None:
-    """A put counts as landed when it is made: its source is written again."""
-
-    def release(at: int, value: int) -> None:
-        memory.store_release(at, value)
-        if at % places.AREA == descriptors.TAKEN:
-            memory.store_release(at - descriptors.TAKEN + descriptors.LANDED, value)
-
-    put(descriptors, "mem", Instead(store_release=release))
-
-
-@mutation("ring-flush-skipped", transport="ring")
-def ring_flush_skipped(put: Put) -> None:
-    """Words are put right after the data that they tell of."""
-    put(network.Network, "flush", lambda self, address, peer: None)
-
-
-@mutation("tickets-shared", transport="ring", fixed=(("workers", 2),))
-def tickets_shared(put: Put) -> None:
-    """Two blocks may take one ticket."""
-
-    def take(at: int, expected: int, value: int) -> bool:
-        memory.store_release(at, value)
-        return True
-
-    put(descriptors, "mem", Instead(compare_exchange=take))
-
-
-@mutation("ring-wrap-of-tickets", transport="ring")
-def ring_wrap_of_tickets(put: Put) -> None:
-    """The caller looks for tickets a slot too far."""
-    real = descriptors.take
-
-    def take(job: Any, st: Any, ring: int, slots: int, ticket: int) -> bool:
-        return real(job, st, ring, slots + 1, ticket)
-
-    put(descriptors, "take", take)
-
-
-@mutation("plain-ticket", transport="ring", fixed=(("workers", 2),))
-def plain_ticket(put: Put) -> None:
-    """Blocks read the next ticket by a plain load."""
-
-    def load_acquire(at: int) -> int:
-        return memory.load(at) if at % places.AREA == descriptors.HEAD else memory.load_acquire(at)
-
-    put(descriptors, "mem", Instead(load_acquire=load_acquire))

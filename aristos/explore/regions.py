@@ -12,8 +12,7 @@ from .places import AREA, BELIEVED, FAR, MIRROR, NEAR, OUTBOX, PRIVATE, address,
 
 WORD = 8
 WORDS = ("POISON", "AT_EPOCH", "AT_PHASE", "ANNOUNCED", "TAIL", "CREDIT", "RETURN_TAIL", "POSTED")
-AREAS = ("state", "lock", "wire", "x", "y", "ids", "weights", "activations", "landed rows", "rows to return", "gate",
-         "descriptors")  # fmt: skip
+AREAS = ("state", "lock", "wire", "x", "y", "ids", "weights", "activations", "landed rows", "rows to return", "gate")
 RETURNS, RING, PLAIN, CODED, OUT_OF_BOUNDS = range(5)
 
 

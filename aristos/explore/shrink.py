@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from . import story
 from .cases import Case
 from .machine import Machine
-from .ring import RingCase, RingMachine
-from .scheduler import Strategy
 from .step_limit import every_step_ends
 from .strategies import Replay
 from .violation import Violation
@@ -31,14 +29,9 @@ class Short:
     story: str
 
 
-def machine_of(case: Case, strategy: Strategy) -> Machine | RingMachine:
-    """The machine that a case is of."""
-    return RingMachine(case, strategy) if isinstance(case, RingCase) else Machine(case, strategy)
-
-
 def attempt(case: Case, decisions: list[int], tell: bool = False) -> tuple[Violation | None, str]:
     """What a schedule violates, and its story if that is wanted."""
-    machine = machine_of(case, Replay(decisions))
+    machine = Machine(case, Replay(decisions))
     if tell:
         machine.memory.story = []
     try:

@@ -12,7 +12,6 @@ _ROOMS = (
     "engine/",
     "explore/rank.py",
     "explore/gpu_rank.py",
-    "explore/ring.py",
     "primitives/wire.py",
     "explore/mutations",
 )

@@ -39,7 +39,7 @@ def test_the_command_finds_nothing_and_a_seed_replays():
     "words",
     [["--ranks", "0"], ["--rows", "-1"], ["--transport", "rma", "--ranks", "1"], ["--seconds", "nan"],
      ["--strategy", "exhaustive", "--ranks", "3"], ["--seed", "-1"], ["--tokens", "2"],
-     ["--mutation", "no-lock", "--ranks", "1"], ["--mutation", "all", "--transport", "ring", "--ranks", "1"]],
+     ["--mutation", "no-lock", "--ranks", "1"], ["--mutation", "all", "--transport", "proxy", "--ranks", "1"]],
 )  # fmt: skip
 def test_options_that_make_no_sense(words):
     done = run(*words)
