@@ -162,7 +162,7 @@ class Pairs:
     """
 
     def __init__(self, world: World, room: int, ranks_per_node: int | None = None) -> None:
-        from ..kernels.cpu.gemm import aligned
+        from ..primitives.buffers import aligned
         from ..transport.group import Group
 
         self.world, self.room = world, room
@@ -171,7 +171,7 @@ class Pairs:
         nodes, me = self.group.nodes, world.rank
         self.group.check_room(self.head + room, 0 if nodes.single else self.head + room)
         self._near = self.group.window(self.head + room)
-        self.base: dict[int, int] = dict(zip(sorted([me, *nodes.near(me)]), self._near.base))
+        self.base: dict[int, int] = dict(zip(sorted([me, *nodes.local(me)]), self._near.base))
         self.far = None if nodes.single else self.group.far_window(self.head + room)
         self.coded = aligned((2,), np.int64)
         if self.far is not None:

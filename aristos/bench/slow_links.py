@@ -23,9 +23,9 @@ from numba import int32, int64
 
 from ..errors import WaitTimeout
 from ..kernels.cpu import llvm as _lowerings  # noqa: F401  registers the primitives' compiled bodies
-from ..kernels.cpu.gemm import aligned
 from ..primitives import memory as mem
 from ..primitives import wire as mpi
+from ..primitives.buffers import aligned
 from ..primitives.compile import jit, warm_up
 
 MIB = 1 << 20

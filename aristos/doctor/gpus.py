@@ -118,7 +118,7 @@ def peers(facts: Sequence[Facts], nodes: Nodes) -> Finding:
         return warn(name, f"no GPU is visible to {named(bare)}{_variable(facts[bare[0]])}, but to others", IPC)
     pairs = 0
     for rank, mine in enumerate(facts):
-        for peer in nodes.near(rank):
+        for peer in nodes.local(rank):
             pairs += 1
             if cards[peer] not in (mine.driver.uuids if mine.driver else ()):
                 why = f"the card of rank {peer} ({cards[peer]}) is hidden from rank {rank}"

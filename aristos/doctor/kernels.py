@@ -28,7 +28,7 @@ def numba(env: Mapping[str, str]) -> Finding:
 
 def isa() -> str:
     """What the kernels will use; outputs are equal bit for bit within each kind."""
-    from ..kernels.cpu.llvm import vector_shape
+    from ..kernels.cpu.panels import vector_shape
 
     return {(8, 4): "AVX-512", (8, 2): "AVX2"}.get(vector_shape()[:2], "generic")
 

@@ -37,7 +37,7 @@ class Measured:
 
 def pair(nodes: Nodes) -> tuple[int, int]:
     """Rank 0 and a rank of another node, or else of its own."""
-    return 0, (nodes.far(0) or nodes.near(0))[0]
+    return 0, (nodes.remote(0) or nodes.local(0))[0]
 
 
 def progress(ranks: Ranks, multiple: bool) -> Finding:
@@ -60,7 +60,7 @@ def progress(ranks: Ranks, multiple: bool) -> Finding:
         text = f"puts between ranks {two[0]} and {two[1]} fail: {failed}"
         return fail(NAME, text, "try another network of the MPI library")
     paced, alone = told[two[0]][1]
-    return judged(Measured(paced, alone, two, bool(ranks.nodes.far(0))))
+    return judged(Measured(paced, alone, two, bool(ranks.nodes.remote(0))))
 
 
 def _between(ranks: Ranks, comm: Any) -> tuple[float, float]:

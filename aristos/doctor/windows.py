@@ -48,7 +48,7 @@ def judged(errors: list[str], wrong: list[list[int]], nodes: Nodes) -> Finding:
         return fail(NAME, f"{named(failed)}: {errors[failed[0]]}", remedy)
     if blind:
         return fail(NAME, f"{named(blind)} does not see what {named(wrong[blind[0]])} stored", remedy)
-    pairs = sum(len(nodes.near(rank)) for rank in range(len(nodes.node_of)))
+    pairs = sum(len(nodes.local(rank)) for rank in range(len(nodes.node_of)))
     if not pairs:
         return ok(NAME, "not tried: no two ranks share a node", pairs=0)
     return ok(NAME, f"every rank sees the stores of its node's others ({pairs} ordered pairs)", pairs=pairs)

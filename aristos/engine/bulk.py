@@ -5,15 +5,14 @@ The same kernels and the same packed order as the fused schedule, so the same bi
 
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import combine, experts, packing, routing
-from . import fields as f
+from . import codes, combine, experts, packing, routing, words
 from .layout import return_row
 from .lock import acquire, unlock
 
 
 @jit
 def route(job, st, worker):
-    """Route all tokens, block by block, with whoever else runs this."""
+    """Route all tokens, block by block. Several workers may run this at once."""
     while True:
         acquire(job)
         found = routing.claim(job, st, worker)
@@ -22,7 +21,7 @@ def route(job, st, worker):
             return
         start = mem.clock()
         routing.execute(job, st, worker)
-        st[job[f.T_COUNTERS] + f.COUNTER_WORDS * worker + f.N_ROUTE] += mem.clock() - start
+        st[words.counter(job, worker, words.N_ROUTE)] += mem.clock() - start
         acquire(job)
         routing.publish(job, st, worker)
         unlock(job)
@@ -30,8 +29,8 @@ def route(job, st, worker):
 
 @jit
 def pack(job, st):
-    """Packed order and block tables; returns rows. A refused input packs no token."""
-    tokens = job[f.TOKENS] if st[f.STATUS] == f.OK else 0
+    """Make the packed order and the tables of blocks; returns rows. Of a refused input no token is packed."""
+    tokens = job[words.TOKENS] if st[words.STATUS] == codes.OK else 0
     rows = packing.sort(job, st, tokens)
     packing.set_blocks(job, st, tokens)
     packing.set_streams(job, st, rows)
@@ -40,23 +39,23 @@ def pack(job, st):
 
 @jit
 def copy_out(job, st, rows, target):
-    """Rows in packed order to `target`, a stride apart."""
+    """Copy rows in packed order to `target`, RETURN_STRIDE apart."""
     start = mem.clock()
     for p in range(rows):
-        source = job[f.X] + job[f.X_STRIDE] * st[job[f.T_TOKEN] + p]
-        mem.copy_row(target + job[f.RETURN_STRIDE] * p, source, job[f.ROW_BYTES])
-    st[job[f.T_COUNTERS] + f.N_DISPATCH] += mem.clock() - start
+        source = job[words.X] + job[words.X_STRIDE] * st[words.token(job, p)]
+        mem.copy_row(target + job[words.RETURN_STRIDE] * p, source, job[words.ROW_BYTES])
+    st[words.counter(job, 0, words.N_DISPATCH)] += mem.clock() - start
 
 
 @jit
 def run_experts(job, st, worker, order, ends, received, results, next_row):
     """Claim runs of rows, expert by expert, until none is left.
 
-    order: [rows] int64, received rows sorted by expert; ends: [L] where each expert's rows end in it; received,
-    results: addresses of rows in the order they came; next_row: [1] int64, the first row of `order` nobody has
+    order: [rows] int64, received rows sorted by expert. ends: [held] where each expert's rows end in it. received,
+    results: addresses of rows in the order they came. next_row: [1] int64, the first row of `order` that is not
     claimed.
     """
-    c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
+    c = words.command(job, worker)
     while True:
         acquire(job)
         first = next_row[0]
@@ -71,29 +70,29 @@ def run_experts(job, st, worker, order, ends, received, results, next_row):
         unlock(job)
         if rows == 0:
             return
-        st[c + f.C_A] = expert
-        st[c + f.C_ROWS] = rows
+        st[words.command_expert(c)] = expert
+        st[words.command_rows(c)] = rows
         for i in range(rows):
-            st[c + f.C_LISTS + i] = received + job[f.RETURN_STRIDE] * order[first + i]
-            st[c + f.C_LISTS + job[f.BATCH] + i] = results + job[f.RETURN_STRIDE] * order[first + i]
+            st[words.row_list(c) + i] = received + job[words.RETURN_STRIDE] * order[first + i]
+            st[words.output_list(job, c) + i] = results + job[words.RETURN_STRIDE] * order[first + i]
         start = mem.clock()
         experts.compute(job, st, worker)
-        st[job[f.T_COUNTERS] + f.COUNTER_WORDS * worker + f.N_EXPERT] += mem.clock() - start
+        st[words.counter(job, worker, words.N_EXPERT)] += mem.clock() - start
 
 
 @jit
 def all_back(job, st):
-    """Every block may be combined: all rows are back."""
-    tokens = job[f.TOKENS] if st[f.STATUS] == f.OK else 0
-    blocks = (tokens + f.TOKEN_BLOCK - 1) // f.TOKEN_BLOCK
+    """All rows are back: queue every block to combine."""
+    tokens = job[words.TOKENS] if st[words.STATUS] == codes.OK else 0
+    blocks = (tokens + words.TOKEN_BLOCK - 1) // words.TOKEN_BLOCK
     for b in range(blocks):
-        st[job[f.T_READY] + b] = 1 + b
-    st[f.READY_NEXT] = 0
+        st[words.ready(job, b)] = 1 + b
+    st[words.READY_NEXT] = 0
 
 
 @jit
 def combine_all(job, st, worker):
-    """Combine all tokens, block by block, with whoever else runs this."""
+    """Combine all tokens, block by block. Several workers may run this at once."""
     while True:
         acquire(job)
         found = combine.claim(job, st, worker)
@@ -102,10 +101,10 @@ def combine_all(job, st, worker):
             return
         start = mem.clock()
         combine.execute(job, st, worker)
-        st[job[f.T_COUNTERS] + f.COUNTER_WORDS * worker + f.N_COMBINE] += mem.clock() - start
+        st[words.counter(job, worker, words.N_COMBINE)] += mem.clock() - start
 
 
 @jit
 def return_base(job, st):
     """Address of this rank's return rows."""
-    return return_row(job, st, job[f.RANK], 0)
+    return return_row(job, st, job[words.RANK], 0)

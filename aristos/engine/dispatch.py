@@ -1,9 +1,8 @@
-"""Step `dispatch`: a tile of rows goes into its owner's ring. Credit, then rows, then the record, then the tail."""
+"""Step `dispatch`: put a tile of rows into its owner's ring. Credit, then rows, then the record, then the tail."""
 
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import blocks
-from . import fields as f
+from . import blocks, codes, words
 from .layout import record_to, ring_row_to, word_from, word_to
 from .packing import tile_rows
 from .returns import returns_due
@@ -12,10 +11,10 @@ from .returns import returns_due
 @jit
 def slot_at(job, st, owner, packed):
     """The slot that a packed row for `owner` belongs to."""
-    low, high = job[job[f.SLOT_START] + owner], job[job[f.SLOT_START] + owner + 1]
+    low, high = job[words.slot_start(job, owner)], job[words.slot_start(job, owner + 1)]
     while high - low > 1:
         middle = (low + high) // 2
-        if st[job[f.T_OFFSET] + middle] <= packed:
+        if st[words.offset(job, middle)] <= packed:
             low = middle
         else:
             high = middle
@@ -24,73 +23,73 @@ def slot_at(job, st, owner, packed):
 
 @jit
 def claim(job, st, worker):
-    """Claim the next tile that has credit, or a block for a far owner, going round the owners; the kind of command.
+    """Claim the next tile that has credit, or a block for a remote owner; owners take turns. The kind of command.
 
     (Decide, under the lock.)
     """
-    if st[f.UNSENT] == 0:
-        return f.IDLE
-    me, world, ring = job[f.RANK], job[f.WORLD], job[f.RING_ROWS]
-    owner = st[f.NEXT_DEST]
+    if st[words.UNSENT] == 0:
+        return codes.IDLE
+    me, world, ring = job[words.RANK], job[words.WORLD], job[words.RING_ROWS]
+    owner = st[words.NEXT_DEST]
     for _ in range(world):
-        packed = st[job[f.T_CURSOR] + owner]
-        last = st[job[f.T_OFFSET] + job[job[f.SLOT_START] + owner + 1]]
-        flying = returns_due(job, st, owner)
-        waiting = owner != me and packed < last and st[job[f.T_BUSY] + owner] == 0 and flying < ring
-        if waiting and st[job[f.T_FAR] + owner] != 0:
-            if blocks.claim(job, st, worker, owner, flying):
-                st[f.NEXT_DEST] = (owner + 1) % world
-                return f.BLOCK
+        packed = st[words.cursor(job, owner)]
+        last = st[words.offset(job, job[words.slot_start(job, owner + 1)])]
+        under_way = returns_due(job, st, owner)
+        waiting = owner != me and packed < last and st[words.busy(job, owner)] == 0 and under_way < ring
+        if waiting and st[words.remote(job, owner)] != 0:
+            if blocks.claim(job, st, worker, owner, under_way):
+                st[words.NEXT_DEST] = (owner + 1) % world
+                return codes.BLOCK
         elif waiting:
             slot = slot_at(job, st, owner, packed)
-            left = st[job[f.T_OFFSET] + slot + 1] - packed
-            rows = tile_rows(left, min(job[f.TILE], ring))
-            freed = mem.load_acquire(word_from(job, st, owner, f.CREDIT))
-            if st[job[f.T_SENT_ROWS] + owner] - freed + rows <= ring:
-                c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
-                st[c + f.C_KIND] = f.DISPATCH
-                st[c + f.C_A] = owner
-                st[c + f.C_B] = packed
-                st[c + f.C_C] = slot - job[job[f.SLOT_START] + owner]
-                st[c + f.C_ROWS] = rows
-                st[job[f.T_BUSY] + owner] = 1
-                st[f.NEXT_DEST] = (owner + 1) % world
-                return f.DISPATCH
+            left = st[words.offset(job, slot + 1)] - packed
+            rows = tile_rows(left, min(job[words.TILE], ring))
+            freed = mem.load_acquire(word_from(job, st, owner, words.CREDIT))
+            if st[words.sent_rows(job, owner)] - freed + rows <= ring:
+                c = words.command(job, worker)
+                st[words.command_kind(c)] = codes.DISPATCH
+                st[words.command_owner(c)] = owner
+                st[words.command_packed(c)] = packed
+                st[words.command_slot(c)] = slot - job[words.slot_start(job, owner)]
+                st[words.command_rows(c)] = rows
+                st[words.busy(job, owner)] = 1
+                st[words.NEXT_DEST] = (owner + 1) % world
+                return codes.DISPATCH
         owner = (owner + 1) % world
-    return f.IDLE
+    return codes.IDLE
 
 
 @jit
 def execute(job, st, worker):
-    """Put the rows into the ring; nobody reads them before the tail says so."""
-    c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
-    owner, packed, rows = st[c + f.C_A], st[c + f.C_B], st[c + f.C_ROWS]
-    ring, nbytes = job[f.RING_ROWS], job[f.ROW_BYTES]
-    row = st[job[f.T_SENT_ROWS] + owner]
+    """Put the rows into the ring. The owner reads them once the tail has moved on."""
+    c = words.command(job, worker)
+    owner, packed, rows = st[words.command_owner(c)], st[words.command_packed(c)], st[words.command_rows(c)]
+    ring, nbytes = job[words.RING_ROWS], job[words.ROW_BYTES]
+    row = st[words.sent_rows(job, owner)]
     to_wrap = ring - row % ring
     target = ring_row_to(job, st, owner, row)
     for i in range(mem.warp(), rows, mem.warps()):
         place = i if i < to_wrap else i - ring
-        source = job[f.X] + job[f.X_STRIDE] * st[job[f.T_TOKEN] + packed + i]
-        mem.copy_row(target + job[f.STRIDE] * place, source, nbytes)
+        source = job[words.X] + job[words.X_STRIDE] * st[words.token(job, packed + i)]
+        mem.copy_row(target + job[words.STRIDE] * place, source, nbytes)
 
 
 @jit
 def publish(job, st, worker):
-    """Record, then tail; the owner may be visited again. (Under the lock.)"""
-    c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
-    owner, rows = st[c + f.C_A], st[c + f.C_ROWS]
-    tile = st[job[f.T_SENT_TILES] + owner]
+    """Write the record, then the tail; the owner may be visited again. (Under the lock.)"""
+    c = words.command(job, worker)
+    owner, rows = st[words.command_owner(c)], st[words.command_rows(c)]
+    tile = st[words.sent_tiles(job, owner)]
     a = record_to(job, st, owner, tile)
-    mem.store(a, st[c + f.C_C])
-    mem.store(a + 8, rows)
-    mem.store(a + 16, st[c + f.C_B])
-    mem.store(a + 24, rows)
-    st[job[f.T_SENT_TILES] + owner] = tile + 1
-    st[job[f.T_SENT_ROWS] + owner] += rows
-    st[job[f.T_CURSOR] + owner] += rows
-    st[job[f.T_TILES_TO] + owner] += 1
-    st[job[f.T_MOVED_TO] + owner] += rows
-    st[job[f.T_BUSY] + owner] = 0
-    st[f.UNSENT] -= rows
-    mem.store_release(word_to(job, st, owner, f.TAIL), tile + 1)
+    mem.store(words.record_expert(a), st[words.command_slot(c)])
+    mem.store(words.record_rows(a), rows)
+    mem.store(words.record_packed(a), st[words.command_packed(c)])
+    mem.store(words.record_block(a), rows)
+    st[words.sent_tiles(job, owner)] = tile + 1
+    st[words.sent_rows(job, owner)] += rows
+    st[words.cursor(job, owner)] += rows
+    st[words.tiles_to(job, owner)] += 1
+    st[words.moved_to(job, owner)] += rows
+    st[words.busy(job, owner)] = 0
+    st[words.UNSENT] -= rows
+    mem.store_release(word_to(job, st, owner, words.TAIL), tile + 1)

@@ -2,20 +2,20 @@
 
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import fields as f
+from . import words
 
-NAPS = 6400  # tries after which the holder has lost its core to another rank: see `cpu.rest`
+NAPS = 6400  # tries after which the holder must have lost its core to another rank, see `loop.rest`
 
 
 @jit
 def lock(job):
-    """Try to take the rank's lock."""
-    return mem.compare_exchange(job[f.LOCK], 0, 1)
+    """Try to take the rank's lock; True if it was free."""
+    return mem.compare_exchange(job[words.LOCK], 0, 1)
 
 
 @jit
 def acquire(job):
-    """Take the rank's lock; whoever holds it may have lost its core, so do not spin for long."""
+    """Take the rank's lock. Its holder may have lost its core, so do not spin for long."""
     tries = 0
     while not lock(job):
         tries += 1
@@ -30,4 +30,5 @@ def acquire(job):
 
 @jit
 def unlock(job):
-    mem.store_release(job[f.LOCK], 0)
+    """Give the rank's lock back."""
+    mem.store_release(job[words.LOCK], 0)

@@ -1,58 +1,58 @@
-"""Step `pack`: routing becomes packed rows, the tables of the call are set, and every rank is told what comes.
+"""Step `pack`: routing becomes packed rows, the call's tables are set, and every rank gets its announcement.
 
-The packed order is a stable counting sort of the (token, choice) pairs by *slot*: copies of experts ordered by (rank
-that holds them, id), so that all rows for one rank, and in it for one expert, lie together.
+The packed order is a stable counting sort of the (token, choice) pairs by *slot*: the copies of experts ordered by
+(rank that holds them, id). So all rows for one rank, and among them all rows for one expert, are contiguous.
 """
 
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import fields as f
+from . import codes, words
 from .layout import announcement_to, word_to
 
 
 @jit
 def tile_rows(rows, most):
-    """Rows of the next tile of a run of `rows`: the run is cut into tiles of nearly equal size, at most `most` each."""
+    """Rows of the next tile of `rows` rows, which are cut into nearly equal tiles of at most `most`."""
     tiles = (rows + most - 1) // most
     return (rows + tiles - 1) // tiles
 
 
 @jit
 def begin(job, st):
-    """Open a call: before any worker runs, by one of them."""
+    """Open a call, before any worker runs. By all threads of one worker."""
     thread, threads = mem.thread(), mem.threads()
     if thread == 0:
-        st[f.PHASE] = f.PHASE_ROUTE
-        st[f.ROUTE_NEXT] = 0
-        st[f.ROUTE_DONE] = 0
-        st[f.STATUS] = job[f.STATUS_IN]
-        st[f.IDLE_SWEEPS] = 0
-        st[f.TARGETS_SET] = 0
-    for i in range(job[f.T_COUNTERS] + thread, job[f.T_COUNTERS] + job[f.ALL_WORKERS] * f.COUNTER_WORDS, threads):
+        st[words.PHASE] = codes.PHASE_ROUTE
+        st[words.ROUTE_NEXT] = 0
+        st[words.ROUTE_DONE] = 0
+        st[words.STATUS] = job[words.STATUS_IN]
+        st[words.IDLE_SWEEPS] = 0
+        st[words.TARGETS_SET] = 0
+    for i in range(words.counter(job, 0, thread), words.counter(job, job[words.ALL_WORKERS], 0), threads):
         st[i] = 0
-    for worker in range(thread, job[f.ALL_WORKERS], threads):
-        c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
-        st[c + f.C_KIND] = f.ROUTE
-        st[c + f.C_PEER] = job[f.RANK]
-        st[c + f.C_RUN] = 0
-        st[c + f.C_BACK] = 0
-    for p in range(thread, job[f.WORLD], threads):
-        st[job[f.T_PEER_WAIT] + p] = 0
-        st[job[f.T_ROWS_TO] + p] = 0
-        st[job[f.T_TILES_TO] + p] = 0
-        st[job[f.T_ROWS_FROM] + p] = 0
-        st[job[f.T_MOVED_TO] + p] = 0
+    for worker in range(thread, job[words.ALL_WORKERS], threads):
+        c = words.command(job, worker)
+        st[words.command_kind(c)] = codes.ROUTE
+        st[words.command_peer(c)] = job[words.RANK]
+        st[words.command_run(c)] = 0
+        st[words.command_back(c)] = 0
+    for p in range(thread, job[words.WORLD], threads):
+        st[words.peer_wait(job, p)] = 0
+        st[words.rows_to(job, p)] = 0
+        st[words.tiles_to(job, p)] = 0
+        st[words.rows_from(job, p)] = 0
+        st[words.moved_to(job, p)] = 0
 
 
 @jit
 def sort(job, st, tokens):
-    """Counting sort of tokens * k choices; sets OFFSET [slots + 1], TOKEN [rows], POSITION [tokens, k]; gives rows."""
-    slots, k = job[job[f.SLOT_START] + job[f.WORLD]], job[f.TOP_K]
-    count, offset = job[f.T_COUNT], job[f.T_OFFSET]
-    token, position, slot_of = job[f.T_TOKEN], job[f.T_POSITION], job[f.SLOT_OF]
+    """Counting sort of tokens * k choices: offset [slots + 1], token [rows], position [tokens, k]; returns rows."""
+    slots, k = job[words.slot_start(job, job[words.WORLD])], job[words.TOP_K]
+    count, offset = words.count(job, 0), words.offset(job, 0)
+    token, position, slot_of = words.token(job, 0), words.position(job, 0), words.slot_of(job, 0)
     for s in range(slots):
         st[count + s] = 0
-    ids = mem.words(job[f.IDS], tokens * k)
+    ids = mem.words(job[words.IDS], tokens * k)
     for i in range(tokens * k):
         if ids[i] >= 0:
             st[count + job[slot_of + ids[i]]] += 1
@@ -78,113 +78,113 @@ def sort(job, st, tokens):
 
 @jit
 def set_blocks(job, st, tokens):
-    """Count the rows each block of tokens waits for; the queue of blocks to combine holds those that wait for none."""
-    k, position = job[f.TOP_K], job[f.T_POSITION]
-    blocks = (tokens + f.TOKEN_BLOCK - 1) // f.TOKEN_BLOCK
+    """Count the rows that each block of tokens waits for, and queue the blocks that wait for none."""
+    k, position = job[words.TOP_K], words.position(job, 0)
+    blocks = (tokens + words.TOKEN_BLOCK - 1) // words.TOKEN_BLOCK
     for b in range(mem.thread(), blocks, mem.threads()):
         left = 0
-        for i in range(b * f.TOKEN_BLOCK * k, min((b + 1) * f.TOKEN_BLOCK, tokens) * k):
+        for i in range(b * words.TOKEN_BLOCK * k, min((b + 1) * words.TOKEN_BLOCK, tokens) * k):
             left += st[position + i] >= 0
-        st[job[f.T_BLOCK_LEFT] + b] = left
-        st[job[f.T_READY] + b] = 0
-    mem.together()
+        st[words.block_left(job, b)] = left
+        st[words.ready(job, b)] = 0
+    mem.block_barrier()
     if mem.thread() != 0:
         return
-    st[job[f.T_READY] + blocks] = 0  # nothing ever is behind the last one
-    st[f.BLOCKS_LEFT] = blocks
+    st[words.ready(job, blocks)] = 0  # the end of the queue
+    st[words.BLOCKS_LEFT] = blocks
     ready = 0
     for b in range(blocks):
-        if st[job[f.T_BLOCK_LEFT] + b] == 0:
-            st[job[f.T_READY] + ready] = 1 + b
+        if st[words.block_left(job, b)] == 0:
+            st[words.ready(job, ready)] = 1 + b
             ready += 1
-    st[f.READY_COUNT] = ready
-    st[f.READY_NEXT] = 0
+    st[words.READY_COUNT] = ready
+    st[words.READY_NEXT] = 0
 
 
 @jit
 def set_streams(job, st, rows):
-    """Cursors to every rank, this rank's own rows as pending, nothing known of the others."""
-    me, world, local = job[f.RANK], job[f.WORLD], job[f.LOCAL]
-    offset, start = job[f.T_OFFSET], job[f.SLOT_START]
+    """Cursors to every rank; own rows are pending; nothing is known of the other ranks yet."""
+    me, world, local = job[words.RANK], job[words.WORLD], job[words.HELD]
+    offset, start = words.offset(job, 0), words.slot_start(job, 0)
     for p in range(mem.thread(), world, mem.threads()):
-        st[job[f.T_CURSOR] + p] = st[offset + job[start + p]]
-        st[job[f.T_BUSY] + p] = 0
-        st[job[f.T_ANNOUNCED] + p] = f.UNANNOUNCED
-        st[job[f.T_LEFT] + p] = 0
-        st[job[f.T_EXCHANGES] + p] = 0
-        st[job[f.T_STATUS] + p] = f.OK
-        st[job[f.T_ROWS_TO] + p] = st[offset + job[start + p + 1]] - st[offset + job[start + p]]
-        for i in range(p * job[f.MAX_LOCAL], p * job[f.MAX_LOCAL] + local):
-            st[job[f.T_NEXT] + i] = 0
-            st[job[f.T_TAKEN] + i] = 0
-            st[job[f.T_PENDING] + i] = 0
-    if job[f.FAR] != 0:
+        st[words.cursor(job, p)] = st[offset + job[start + p]]
+        st[words.busy(job, p)] = 0
+        st[words.verdict(job, p)] = codes.UNANNOUNCED
+        st[words.rows_left(job, p)] = 0
+        st[words.exchanges(job, p)] = 0
+        st[words.peer_status(job, p)] = codes.OK
+        st[words.rows_to(job, p)] = st[offset + job[start + p + 1]] - st[offset + job[start + p]]
+        for i in range(p * job[words.MAX_HELD], words.pair(job, p, local)):
+            st[words.front_at(job, i)] = 0
+            st[words.taken_at(job, i)] = 0
+            st[words.pending_at(job, i)] = 0
+    if job[words.REMOTE] != 0:
         for slot in range(mem.thread(), job[start + world], mem.threads()):
-            st[job[f.T_SLOT_FROM] + slot] = st[offset + slot]
-    mem.together()
+            st[words.slot_from(job, slot)] = st[offset + slot]
+    mem.block_barrier()
     for expert in range(mem.thread(), local, mem.threads()):
         slot = job[start + me] + expert
         count = st[offset + slot + 1] - st[offset + slot]
-        i = me * job[f.MAX_LOCAL] + expert
-        st[job[f.T_NEXT] + i] = st[offset + slot]
-        st[job[f.T_PENDING] + i] = count
-        st[job[f.T_EXPERT_PENDING] + expert] = count
-        st[job[f.T_EXPERT_REMOTE] + expert] = 0
-        st[job[f.T_EXPERT_COMING] + expert] = 0
+        i = words.pair(job, me, expert)
+        st[words.front_at(job, i)] = st[offset + slot]
+        st[words.pending_at(job, i)] = count
+        st[words.expert_pending(job, expert)] = count
+        st[words.expert_remote(job, expert)] = 0
+        st[words.expert_coming(job, expert)] = 0
     if mem.thread() != 0:
         return
     own = st[offset + job[start + me + 1]] - st[offset + job[start + me]]
-    st[job[f.T_FIRST] + me] = st[offset + job[start + me]]
-    st[f.OWED] = own
-    st[job[f.T_ROWS_FROM] + me] = own
-    st[f.UNSENT] = rows - own
-    st[f.UNREAD] = world - 1
-    st[f.NEXT_DEST] = (me + 1) % world
-    st[f.NEXT_EXPERT] = 0
+    st[words.first_packed(job, me)] = st[offset + job[start + me]]
+    st[words.OWED] = own
+    st[words.rows_from(job, me)] = own
+    st[words.UNSENT] = rows - own
+    st[words.UNREAD] = world - 1
+    st[words.NEXT_DEST] = (me + 1) % world
+    st[words.NEXT_EXPERT] = 0
 
 
 @jit
 def write_announcement(job, st, p):
-    """Write for rank `p` how many rows each of its experts gets from here, zeros included."""
-    offset, first = job[f.T_OFFSET], job[job[f.SLOT_START] + p]
-    a = announcement_to(job, st, p, job[f.EPOCH])
+    """Write the announcement for rank `p`: rows for each of its experts, zeros included."""
+    offset, first = words.offset(job, 0), job[words.slot_start(job, p)]
+    a = announcement_to(job, st, p, job[words.EPOCH])
     if mem.thread() == 0:
-        mem.store(a + 8 * f.A_OBJECT, job[f.OBJECT])
-        mem.store(a + 8 * f.A_LAYER, job[f.LAYER])
-        mem.store(a + 8 * f.A_ROW_BYTES, job[f.ROW_BYTES])
-        mem.store(a + 8 * f.A_TOP_K, job[f.TOP_K])
-        mem.store(a + 8 * f.A_STATUS, st[f.STATUS])
-        mem.store(a + 8 * f.A_ROWS, st[job[f.T_ROWS_TO] + p])
-        mem.store(a + 8 * f.A_FIRST, st[offset + first])
-    for slot in range(first + mem.thread(), job[job[f.SLOT_START] + p + 1], mem.threads()):
+        mem.store(words.announced_object(a), job[words.OBJECT])
+        mem.store(words.announced_layer(a), job[words.LAYER])
+        mem.store(words.announced_row_bytes(a), job[words.ROW_BYTES])
+        mem.store(words.announced_top_k(a), job[words.TOP_K])
+        mem.store(words.announced_status(a), st[words.STATUS])
+        mem.store(words.announced_rows(a), st[words.rows_to(job, p)])
+        mem.store(words.announced_first(a), st[offset + first])
+    for slot in range(first + mem.thread(), job[words.slot_start(job, p + 1)], mem.threads()):
         count = st[offset + slot + 1] - st[offset + slot]
-        mem.store(a + 8 * (f.ANNOUNCE_WORDS + slot - first), count)
+        mem.store(words.announced_count(a, slot - first), count)
 
 
 @jit
 def announce(job, st):
-    """Tell every other rank what it gets."""
-    me, world = job[f.RANK], job[f.WORLD]
+    """Send every other rank its announcement."""
+    me, world = job[words.RANK], job[words.WORLD]
     for i in range(1, world):
         write_announcement(job, st, (me + i) % world)
-    mem.together()
+    mem.block_barrier()
     if mem.thread() == 0:
         for i in range(1, world):
-            mem.store_release(word_to(job, st, (me + i) % world, f.ANNOUNCED), job[f.EPOCH])
+            mem.store_release(word_to(job, st, (me + i) % world, words.ANNOUNCED), job[words.EPOCH])
 
 
 @jit
 def execute(job, st):
-    """Pack; a rank that refused its input packs no token, and serves the others.
+    """Pack. A rank that refused its input packs no token and serves the others.
 
-    Where the packed order is there already (PACKED), what is left is done by all threads together.
+    If the packed order is there already (PACKED), all threads do the rest together.
     """
-    tokens = job[f.TOKENS] if st[f.STATUS] == f.OK else 0
-    if job[f.PACKED] == 0:
+    tokens = job[words.TOKENS] if st[words.STATUS] == codes.OK else 0
+    if job[words.PACKED] == 0:
         rows = sort(job, st, tokens)
     else:
-        rows = st[job[f.T_OFFSET] + job[job[f.SLOT_START] + job[f.WORLD]]]
+        rows = st[words.offset(job, job[words.slot_start(job, job[words.WORLD])])]
     set_blocks(job, st, tokens)
     set_streams(job, st, rows)
-    mem.together()
+    mem.block_barrier()
     announce(job, st)

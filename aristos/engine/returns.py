@@ -1,114 +1,114 @@
-"""Step `return`, its publishing half: computed rows get a record at their source, ring rows become credit.
+"""Step `return`: computed rows get a record at their source, ring rows become credit, rows that came back are counted.
 
-The output rows themselves were written by the expert kernel, straight into the source's return rows. There they are
-counted, so that a block of tokens that misses none can be combined.
+The expert kernel has written the output rows themselves into the source's return rows. The source counts them, and
+combines a block of tokens once it waits for no row.
 """
 
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import fields as f
+from . import codes, words
 from .layout import WORD, return_record_to, word_to
 
 
 @jit
 def post_return(job, st, source, packed, rows, status, staged):
-    """Tell `source` that its packed rows packed..packed+rows are in its return rows: record, then tail.
+    """Report that packed rows packed..packed+rows are in the return rows of `source`: record, then tail.
 
-    staged: for a far source, the pair number whose staged row is the first of them; UNSTAGED if they are there already.
+    staged: for a remote source the pair whose staged row is the first of them; UNSTAGED if they are there already.
     """
-    tile = st[job[f.T_RETURNED] + source]
+    tile = st[words.returned(job, source)]
     a = return_record_to(job, st, source, tile)
-    mem.store(a, packed)
-    mem.store(a + 8, rows)
-    mem.store(a + 16, status)
-    mem.store(a + 24, staged)
-    st[job[f.T_RETURNED] + source] = tile + 1
-    mem.store_release(word_to(job, st, source, f.RETURN_TAIL), tile + 1)
+    mem.store(words.returned_packed(a), packed)
+    mem.store(words.returned_rows(a), rows)
+    mem.store(words.returned_status(a), status)
+    mem.store(words.returned_staged(a), staged)
+    st[words.returned(job, source)] = tile + 1
+    mem.store_release(word_to(job, st, source, words.RETURN_TAIL), tile + 1)
 
 
 @jit
 def returns_due(job, st, owner):
-    """Return records that `owner` still owes: one for every tile, and one for every exchange that was combined."""
-    return st[job[f.T_SENT_TILES] + owner] + st[job[f.T_EXTRA] + owner] - st[job[f.T_SEEN_TILES] + owner]
+    """Return records that `owner` owes: one for every tile, and one for every exchange that was combined."""
+    return st[words.sent_tiles(job, owner)] + st[words.extra(job, owner)] - st[words.seen_tiles(job, owner)]
 
 
 @jit
 def free_rows(job, st, source):
     """Give credit for ring rows in ring order, up to the first block that still has a reader."""
-    tile, rows = st[job[f.T_FREE_TILES] + source], 0
+    tile, rows = st[words.free_tiles(job, source)], 0
     free, freed = tile, 0
-    while tile < st[job[f.T_READ_TILES] + source]:
-        r = job[f.T_RECORD] + f.RECORD_WORDS * (source * job[f.SLOTS] + tile % job[f.SLOTS])
-        if st[r + f.R_LEFT] != 0:
+    while tile < st[words.read_tiles(job, source)]:
+        r = words.kept(job, source, tile)
+        if st[words.kept_left(r)] != 0:
             break
-        rows += st[r + f.R_ROWS]
+        rows += st[words.kept_rows(r)]
         tile += 1
-        if st[r + f.R_LAST] != 0:
+        if st[words.kept_last(r)] != 0:
             free, freed = tile, rows
     if freed != 0:
-        st[job[f.T_FREE_TILES] + source] = free
-        st[job[f.T_FREED_ROWS] + source] += freed
-        mem.store_release(word_to(job, st, source, f.CREDIT), st[job[f.T_FREED_ROWS] + source])
+        st[words.free_tiles(job, source)] = free
+        st[words.freed_rows(job, source)] += freed
+        mem.store_release(word_to(job, st, source, words.CREDIT), st[words.freed_rows(job, source)])
 
 
 @jit
 def finish_record(job, st, source, tile, rows):
-    """`rows` of a tile have had their last reader; the whole tile is returned once they all have."""
-    r = job[f.T_RECORD] + f.RECORD_WORDS * (source * job[f.SLOTS] + tile % job[f.SLOTS])
-    st[r + f.R_LEFT] -= rows
-    st[f.OWED] -= rows
-    if st[r + f.R_LEFT] == 0:
-        back = 0 if st[job[f.T_EXCHANGES] + source] else st[r + f.R_ROWS]  # an exchange's rows come later
-        staged = st[r + f.R_ROW] if st[job[f.T_ANNOUNCED] + source] == f.SERVE else f.UNSTAGED
-        post_return(job, st, source, st[r + f.R_PACKED], back, f.OK, staged)
+    """The last reader of `rows` of a tile is done; the tile is returned once that holds for all its rows."""
+    r = words.kept(job, source, tile)
+    st[words.kept_left(r)] -= rows
+    st[words.OWED] -= rows
+    if st[words.kept_left(r)] == 0:
+        back = 0 if st[words.exchanges(job, source)] else st[words.kept_rows(r)]  # an exchange's rows follow later
+        staged = st[words.kept_row(r)] if st[words.verdict(job, source)] == codes.SERVE else codes.UNSTAGED
+        post_return(job, st, source, st[words.kept_packed(r)], back, codes.OK, staged)
         free_rows(job, st, source)
 
 
-# ---- own rows that have come back: noted under the lock, counted outside it
+# ---- own rows that came back: noted under the lock, counted outside it
 
 
 @jit
 def state_word(job, i):
-    """Address of a word of the state: what workers share without the rank's lock they touch by address, atomically."""
-    return job[f.STATE] + WORD * i
+    """Address of a word of the state. Words shared without the rank's lock are used by address, atomically."""
+    return job[words.STATE] + WORD * i
 
 
 @jit
 def note_back(st, c, packed, rows):
-    """Own packed rows packed..packed+rows have come back: note it in a worker's command, which has room."""
+    """Note in a worker's command, which has space, that own packed rows packed..packed+rows came back."""
     if rows == 0:
         return
-    piece = c + f.C_BACK + 1 + 2 * st[c + f.C_BACK]
-    st[piece] = packed
-    st[piece + 1] = rows
-    st[c + f.C_BACK] += 1
+    piece = words.piece(c, st[words.command_back(c)])
+    st[words.piece_packed(piece)] = packed
+    st[words.piece_rows(piece)] = rows
+    st[words.command_back(c)] += 1
 
 
 @jit
 def count_back(job, st, packed, rows):
     """Count own packed rows as back: all threads of a worker together. Blocks that miss no row are queued to combine.
 
-    Who counts a block's last row knows of all that were counted before, and who takes the block knows what that one
-    knew.
+    The atomic count orders all rows of a block before its last one, and the release of `ready` orders them before the
+    worker that combines the block.
     """
     for p in range(packed + mem.thread(), packed + rows, mem.threads()):
-        b = st[job[f.T_TOKEN] + p] // f.TOKEN_BLOCK
-        if mem.fetch_add(state_word(job, job[f.T_BLOCK_LEFT] + b), -1) == 1:
-            place = mem.fetch_add(state_word(job, f.READY_COUNT), 1)
-            mem.store_release(state_word(job, job[f.T_READY] + place), 1 + b)
+        b = st[words.token(job, p)] // words.TOKEN_BLOCK
+        if mem.fetch_add(state_word(job, words.block_left(job, b)), -1) == 1:
+            place = mem.fetch_add(state_word(job, words.READY_COUNT), 1)
+            mem.store_release(state_word(job, words.ready(job, place)), 1 + b)
 
 
 @jit
 def settle(job, st, worker):
-    """Count what this worker has noted: all its threads, outside the lock; after it has decided and published."""
-    c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
-    pieces = st[c + f.C_BACK]
-    mem.together()  # nobody notes more before all have read how many there are
+    """Count what this worker has noted, after it has decided and published. By all its threads, outside the lock."""
+    c = words.command(job, worker)
+    pieces = st[words.command_back(c)]
+    mem.block_barrier()  # no piece is added before all threads have read their number
     if pieces == 0:
         return
     for i in range(pieces):
-        piece = c + f.C_BACK + 1 + 2 * i
-        count_back(job, st, st[piece], st[piece + 1])
-    mem.together()
+        piece = words.piece(c, i)
+        count_back(job, st, st[words.piece_packed(piece)], st[words.piece_rows(piece)])
+    mem.block_barrier()
     if mem.thread() == 0:
-        st[c + f.C_BACK] = 0
+        st[words.command_back(c)] = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from ..engine import fields as f
+from ..engine import words
 from . import experts
 from .violation import Deadlock, Unbounded, WrongResult
 
@@ -27,19 +27,19 @@ class Checks:
         """Rank `me` has released a word for `peer`."""
         machine = self.machine
         mine = machine.ranks[me]
-        if new < old and word not in (f.AT_PHASE, f.POISON):
+        if new < old and word not in (words.AT_PHASE, words.POISON):
             raise Unbounded(f"rank {me} moves word {word} for rank {peer} back from {old} to {new}")
-        if word == f.CREDIT:
-            if new > mine.table(f.T_READ_ROWS, peer):
+        if word == words.CREDIT:
+            if new > mine.table(words.T_READ_ROWS, peer):
                 raise Unbounded(f"rank {me} gives rank {peer} credit for rows that it has not read")
-            machine.memory.free_rows(me, peer, old, new, mine.job[f.RING_ROWS])
-        elif word == f.TAIL:
+            machine.memory.free_rows(me, peer, old, new, mine.job[words.RING_ROWS])
+        elif word == words.TAIL:
             theirs = machine.ranks[peer]
-            ring = mine.job[f.RING_ROWS]
-            under_way = mine.table(f.T_SENT_ROWS, peer) - theirs.table(f.T_FREED_ROWS, me)
+            ring = mine.job[words.RING_ROWS]
+            under_way = mine.table(words.T_SENT_ROWS, peer) - theirs.table(words.T_FREED_ROWS, me)
             if under_way > ring:
                 raise Unbounded(f"rank {me} has {under_way} rows in its ring of {ring} at rank {peer}")
-            due = mine.table(f.T_SENT_TILES, peer) - mine.table(f.T_SEEN_TILES, peer)
+            due = mine.table(words.T_SENT_TILES, peer) - mine.table(words.T_SEEN_TILES, peer)
             if due > ring + mine.call.exchange:
                 raise Unbounded(f"rank {peer} owes rank {me} {due} tiles, more than there are ring rows")
 

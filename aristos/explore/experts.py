@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..engine import team
+from ..engine import column_runs
 
 SHARES = 3  # of F, in a run that workers share by columns
 PRIME = (1 << 61) - 1
@@ -57,4 +57,4 @@ def weight(token: int, choice: int, top_k: int) -> int:
 
 def columns_of(words: int) -> tuple[int, int]:
     """(hidden, ffn) of a layer whose shares are one word each."""
-    return team.COLUMNS * words, team.COLUMNS * SHARES
+    return column_runs.COLUMNS * words, column_runs.COLUMNS * SHARES

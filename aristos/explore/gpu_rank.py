@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..engine import fields as f
-from ..engine import proxy, steps
+from ..engine import codes, proxy, steps, words
 from ..engine.layout import LINE, word_from
 from ..primitives import wire
 from . import places
@@ -31,9 +30,11 @@ class CardRank(Rank):
     def __init__(self, machine: Machine, me: int) -> None:
         self.host_cause = 0  # why the host says that this rank has failed
         super().__init__(machine, me)
-        self.far = machine.case.nodes.far(me)
+        self.far = machine.case.nodes.remote(me)
         self.alone = {private(me, LOCK, LINE), private(me, LOCK, 2 * LINE)}
-        self.alone |= {address(me, BELIEVED, LINE * p + WORD * w) for p in self.far for w in range(f.WORDS + 1)}
+        self.alone |= {
+            address(me, BELIEVED, LINE * p + WORD * w) for p in self.far for w in range(words.LINE_WORDS + 1)
+        }
         machine.memory.value[private(me, WIRE, WORD * wire.IN_CALL)] = 1
 
     def add_actors(self) -> None:
@@ -54,18 +55,23 @@ class CardRank(Rank):
         super()._fill_counters()
         start, value = self.case.start, self.machine.memory.value
         job, st, card, cs = self.sides
-        known = (f.T_SENT_ROWS, f.T_SENT_TILES, f.T_FREED_ROWS, f.T_PUT_ROWS, f.T_PUT_TILES, f.T_PUT_RETURNED,
-                 f.T_PUT_CREDIT, f.T_OPEN_ROWS, f.T_OPEN_TILES, f.T_OPEN_RETURNED, f.T_OPEN_CREDIT,
-                 f.T_RETURNED)  # fmt: skip
-        for p in self.case.nodes.far(self.me) if start else ():
+        known = (words.T_SENT_ROWS, words.T_SENT_TILES, words.T_FREED_ROWS, words.T_PUT_ROWS, words.T_PUT_TILES,
+                 words.T_PUT_RETURNED, words.T_PUT_CREDIT, words.T_OPEN_ROWS, words.T_OPEN_TILES, words.T_OPEN_RETURNED,
+                 words.T_OPEN_CREDIT, words.T_RETURNED)  # fmt: skip
+        for p in self.case.nodes.remote(self.me) if start else ():
             for table in known:
                 st[job[table] + p] = cs[card[table] + p] = start
-            for word, told in ((f.TAIL, start), (f.CREDIT, start), (f.RETURN_TAIL, start), (f.POSTED, 2 * start)):
+            for word, told in (
+                (words.TAIL, start),
+                (words.CREDIT, start),
+                (words.RETURN_TAIL, start),
+                (words.POSTED, 2 * start),
+            ):
                 value[word_from(job, st, p, word)] = told
 
     def _put_into(self, peer: int) -> int:
         _, _, card, cs = self.sides
-        return cs[card[f.T_TO] + peer]
+        return cs[words.region_to(card, peer)]
 
     def _tend(self, yes: bool) -> None:
         """The proxy looks after MPI's progress, in calls and between them."""
@@ -81,9 +87,9 @@ class CardRank(Rank):
             if moved == 0:
                 machine.rest()
             return True
-        if machine.memory.value.get(card[f.WIRE] + WORD * wire.ERROR, 0):
-            self._host_fails(f.CAUSE_ERROR)
-        while not proxy.tell(job, st):
+        if machine.memory.value.get(card[words.WIRE] + WORD * wire.ERROR, 0):
+            self._host_fails(codes.CAUSE_ERROR)
+        while not proxy.put_poison(job, st):
             machine.rest()
         return False
 
@@ -93,7 +99,7 @@ class CardRank(Rank):
         self.host_cause = cause
         if self.stage == "work":
             self.stage = "told"
-        told = (((job[f.EPOCH] << f.ORIGIN_BITS) + self.me) << f.CAUSE_BITS) + cause
+        told = (((job[words.EPOCH] << codes.ORIGIN_BITS) + self.me) << codes.CAUSE_BITS) + cause
         proxy.poison(job, st, card, cs, told)
 
     # ---- when something goes wrong
@@ -129,7 +135,7 @@ class CardRank(Rank):
         reach, me = self.machine.memory.reach, self.machine.memory.me  # this actor is the host's thread for a moment
         assert reach is not None
         reach.hosts.add(me)
-        self._host_fails(f.CAUSE_INTERRUPT)
+        self._host_fails(codes.CAUSE_INTERRUPT)
         reach.hosts.remove(me)
 
     def _close(self) -> None:
@@ -137,8 +143,8 @@ class CardRank(Rank):
         super()._close()
         job, st, _, _ = self.sides
         for p in self.far:
-            put = [st[job[t] + p] for t in (f.T_PUT_TILES, f.T_PUT_RETURNED, f.T_OPEN_EPOCH)]
-            owed = [self.table(f.T_SENT_TILES, p), self.table(f.T_RETURNED, p), self.epoch]
+            put = [st[job[t] + p] for t in (words.T_PUT_TILES, words.T_PUT_RETURNED, words.T_OPEN_EPOCH)]
+            owed = [self.table(words.T_SENT_TILES, p), self.table(words.T_RETURNED, p), self.epoch]
             if put != owed:
                 raise WrongResult(
                     f"call {self.epoch} ends on rank {self.me} with (tiles, returned tiles, epoch) {owed} owed to rank"

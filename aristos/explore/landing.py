@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..engine import fields as f
+from ..engine import words
 from .copies import Copies
 from .network import Network, Piece, Put
 from .places import put_target
 from .regions import CODED, WORD
 from .scheduler import FLUSH, LAND, POLL
 
-ORDERED = (f.ANNOUNCED, f.TAIL, f.CREDIT, f.RETURN_TAIL)
+ORDERED = (words.ANNOUNCED, words.TAIL, words.CREDIT, words.RETURN_TAIL)
 DICTS = ("flying", "moving", "sources", "halves", "told")  # all of its state; values are never changed in place
 
 

@@ -11,9 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..config import OVERDUE
-from ..engine import arrivals, combine, experts, steps, team
-from ..engine import fields as f
-from ..primitives import memory, wire
+from ..engine import arrivals, codes, column_runs, experts, steps, words
+from ..primitives import arithmetic, memory, wire
 from ..substrate import runtime
 from ..substrate.cpu import loop
 from .cases import Case
@@ -106,10 +105,10 @@ class Machine:
             ranks[self.memory.rank].run_expert(rows, x, y, int(weights[0]))
 
         def up_columns(rows: int, x: int, activations: int, weights: Any, *rest: int) -> None:
-            ranks[self.memory.rank].run_up(rows, x, activations, int(weights[0]), rest[3] // team.COLUMNS)
+            ranks[self.memory.rank].run_up(rows, x, activations, int(weights[0]), rest[3] // column_runs.COLUMNS)
 
         def down_columns(rows: int, activations: int, y: int, weights: Any, ffn: int, first: int, *_: int) -> None:
-            ranks[self.memory.rank].run_down(rows, activations, y, int(weights[0]), first // team.COLUMNS)
+            ranks[self.memory.rank].run_down(rows, activations, y, int(weights[0]), first // column_runs.COLUMNS)
 
         def combine_token(y: int, k: int, weights: Any, rows: Any, hidden: int) -> None:
             ranks[self.memory.rank].run_combine(y, k, weights, rows)
@@ -123,13 +122,13 @@ class Machine:
         names |= {
             (memory, "call"): self.call,
             (steps, "decide"): self.decide(steps.decide),
-            (experts, "expert_rows"): expert_rows,
-            (team, "up_columns"): up_columns,
-            (team, "down_columns"): down_columns,
-            (combine, "combine_token"): combine_token,
-            (f, "TOKEN_BLOCK"): TOKEN_BLOCK,
+            (arithmetic, "expert_rows"): expert_rows,
+            (arithmetic, "up_columns"): up_columns,
+            (arithmetic, "down_columns"): down_columns,
+            (arithmetic, "combine_token"): combine_token,
+            (words, "TOKEN_BLOCK"): TOKEN_BLOCK,
             (experts, "GROUP"): self.case.group,
-            (team, "SHARES_A_LOOK"): 2,
+            (column_runs, "SHARES_A_LOOK"): 2,
             (runtime, "load_acquire"): self.memory.load_acquire,
             (runtime, "time"): SimpleNamespace(monotonic=self.monotonic),
         }
@@ -141,7 +140,7 @@ class Machine:
 
         def decide(job: Any, st: Any, worker: int) -> int:
             kind, me = step(job, st, worker), self.sched.me
-            if kind != f.IDLE:
+            if kind != codes.IDLE:
                 me.locked_out = None  # it has found a share without the lock
             elif self.case.workers > 1:  # kept out by the lock, it has looked at nothing
                 me.print = self.rank.fingerprint() if me.locked_out is None else None
@@ -179,12 +178,12 @@ class Machine:
         if actor.locked_out is not None:
             self.memory.wait_for_lock()
             return
-        running = actor.sweeping and st[f.PHASE] == f.PHASE_RUN
+        running = actor.sweeping and st[words.PHASE] == codes.PHASE_RUN
         if running and not rank.looked_everywhere(actor):
             actor.blind += 1
             if actor.blind > BLIND:
                 raise Livelock(f"{actor.name} waits and does not look for everybody's poison\n{self.describe()}")
-            st[f.IDLE_SWEEPS] = max(st[f.IDLE_SWEEPS], rank.job[f.PATIENCE]) // 32 * 32 + 31
+            st[words.IDLE_SWEEPS] = max(st[words.IDLE_SWEEPS], rank.job[words.MERGE_POLLS]) // 32 * 32 + 31
             self.sched.switch("idle")
             return
         actor.blind = 0
@@ -272,11 +271,11 @@ class Machine:
         for rank in self.ranks:
             st, job = rank.st, rank.job
             names = ("PHASE", "UNREAD", "OWED", "UNSENT", "BLOCKS_LEFT")
-            words = ", ".join(f"{n} {st[getattr(f, n)]}" for n in names)
+            counts = ", ".join(f"{n} {st[getattr(words, n)]}" for n in names)
             state = f"{rank.stage} in call {rank.epoch}"
             if rank.stage == "work":
                 with_whom = arrivals.awaited(job, st)
-                state += f", waits for rank {with_whom}: {words}"
+                state += f", waits for rank {with_whom}: {counts}"
             lines.append(f"rank {rank.me}: {state}")
         for actor in self.sched.actors:
             if not actor.done:

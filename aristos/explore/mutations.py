@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..engine import arrivals, dispatch, experts, layout, lock, packing, returns, steps, team
-from ..engine import fields as f
+from ..engine import arrivals, codes, column_runs, dispatch, experts, layout, lock, packing, returns, steps, words
 from ..primitives import memory
 from . import places, rank
 from .cases import Fault
@@ -49,11 +48,11 @@ def count_in_first_record(put: Put) -> None:
     real = arrivals.read_announcement
 
     def read_announcement(job: Any, st: Any, source: int) -> bool:
-        tail = memory.load_acquire(layout.word_from(job, st, source, f.TAIL))
-        if tail <= st[job[f.T_READ_TILES] + source]:
+        tail = memory.load_acquire(layout.word_from(job, st, source, words.TAIL))
+        if tail <= st[words.read_tiles(job, source)]:
             return real(job, st, source)
         theirs = list(job)
-        theirs[f.EPOCH] = memory.load_acquire(layout.word_from(job, st, source, f.ANNOUNCED))
+        theirs[words.EPOCH] = memory.load_acquire(layout.word_from(job, st, source, words.ANNOUNCED))
         return real(theirs, st, source)
 
     put(arrivals, "read_announcement", read_announcement)
@@ -64,7 +63,7 @@ def zero_not_announced(put: Put) -> None:
     """Ranks that get no rows are not told so."""
 
     def word_to(job: Any, st: Any, peer: int, word: int) -> int:
-        return layout.word_to(job, st, peer, word) if st[job[f.T_ROWS_TO] + peer] else NOWHERE
+        return layout.word_to(job, st, peer, word) if st[words.rows_to(job, peer)] else NOWHERE
 
     put(packing, "word_to", word_to)
 
@@ -74,11 +73,11 @@ def epoch_not_compared(put: Put) -> None:
     """Any announcement is taken for this call's."""
 
     def read_announcement(job: Any, st: Any, source: int) -> bool:
-        announced = memory.load_acquire(layout.word_from(job, st, source, f.ANNOUNCED))
+        announced = memory.load_acquire(layout.word_from(job, st, source, words.ANNOUNCED))
         if announced == 0:
             return False
         theirs = list(job)
-        theirs[f.EPOCH] = announced
+        theirs[words.EPOCH] = announced
         return real(theirs, st, source)
 
     real = arrivals.read_announcement
@@ -107,7 +106,7 @@ def credit_before_last_reader(put: Put) -> None:
 
     def read_record(job: Any, st: Any, source: int) -> None:
         real(job, st, source)
-        memory.store_release(layout.word_to(job, st, source, f.CREDIT), st[job[f.T_READ_ROWS] + source])
+        memory.store_release(layout.word_to(job, st, source, words.CREDIT), st[words.read_rows(job, source)])
 
     put(arrivals, "read_record", read_record)
 
@@ -118,20 +117,20 @@ def freed_out_of_order(put: Put) -> None:
 
     def free_rows(job: Any, st: Any, source: int) -> None:
         done = 0
-        for tile in range(st[job[f.T_FREE_TILES] + source], st[job[f.T_READ_TILES] + source]):
-            r = job[f.T_RECORD] + f.RECORD_WORDS * (source * job[f.SLOTS] + tile % job[f.SLOTS])
-            done += st[r + f.R_ROWS] * (st[r + f.R_LEFT] == 0)
-        gone = st[job[f.T_FREE_TILES] + source]
-        while gone < st[job[f.T_READ_TILES] + source]:
-            r = job[f.T_RECORD] + f.RECORD_WORDS * (source * job[f.SLOTS] + gone % job[f.SLOTS])
-            if st[r + f.R_LEFT] != 0:
+        for tile in range(st[words.free_tiles(job, source)], st[words.read_tiles(job, source)]):
+            r = words.kept(job, source, tile)
+            done += st[words.kept_rows(r)] * (st[words.kept_left(r)] == 0)
+        gone = st[words.free_tiles(job, source)]
+        while gone < st[words.read_tiles(job, source)]:
+            r = words.kept(job, source, gone)
+            if st[words.kept_left(r)] != 0:
                 break
             gone += 1
-            done -= st[r + f.R_ROWS]
-            st[job[f.T_FREED_ROWS] + source] += st[r + f.R_ROWS]
-        st[job[f.T_FREE_TILES] + source] = gone
-        word = layout.word_to(job, st, source, f.CREDIT)
-        memory.store_release(word, st[job[f.T_FREED_ROWS] + source] + done)
+            done -= st[words.kept_rows(r)]
+            st[words.freed_rows(job, source)] += st[words.kept_rows(r)]
+        st[words.free_tiles(job, source)] = gone
+        word = layout.word_to(job, st, source, words.CREDIT)
+        memory.store_release(word, st[words.freed_rows(job, source)] + done)
 
     put(returns, "free_rows", free_rows)
 
@@ -141,7 +140,9 @@ def ring_wrap_off_by_one(put: Put) -> None:
     """A ring of R rows wraps after R + 1."""
 
     def ring_row_to(job: Any, st: Any, owner: int, row: int) -> int:
-        return st[job[f.T_TO] + owner] + job[f.P_RING] + job[f.STRIDE] * (row % (job[f.RING_ROWS] + 1))
+        return (
+            st[words.region_to(job, owner)] + job[words.P_RING] + job[words.STRIDE] * (row % (job[words.RING_ROWS] + 1))
+        )
 
     put(dispatch, "ring_row_to", ring_row_to)
 
@@ -152,10 +153,10 @@ def merge_wait_beyond_credit(put: Put) -> None:
 
     def choose(job: Any, st: Any) -> tuple[int, int]:
         chosen, active = -1, 0
-        for expert in range(job[f.LOCAL]):
-            rows, coming = st[job[f.T_EXPERT_PENDING] + expert], st[job[f.T_EXPERT_COMING] + expert]
+        for expert in range(job[words.HELD]):
+            rows, coming = st[words.expert_pending(job, expert)], st[words.expert_coming(job, expert)]
             active += rows > 0
-            if rows and (rows >= job[f.MERGE_ROWS] or coming == 0):
+            if rows and (rows >= job[words.MERGE_ROWS] or coming == 0):
                 chosen = expert
         return chosen, active
 
@@ -168,7 +169,7 @@ def merge_wait_beyond_credit(put: Put) -> None:
 @mutation("ends-without-owners-part")
 def ends_without_owners_part(put: Put) -> None:
     """A call ends when the rank's own tokens are combined."""
-    put(steps, "finished", lambda job, st: st[f.BLOCKS_LEFT] == 0 and st[f.UNSENT] == 0)
+    put(steps, "finished", lambda job, st: st[words.BLOCKS_LEFT] == 0 and st[words.UNSENT] == 0)
 
 
 @mutation("half-exchange-unsent", plain=False, fixed=(("meets", True), ("rows", 1), ("max_tokens", 6)))
@@ -176,7 +177,9 @@ def half_exchange_unsent(put: Put) -> None:
     """An exchange's first half ends though rows wait for credit: between the halves nobody sends them."""
 
     def finished(job: Any, st: Any) -> bool:
-        return real(job, st) or (job[f.MODE] == f.MODE_DISPATCH and st[f.UNREAD] == 0 and st[f.OWED] == 0)
+        return real(job, st) or (
+            job[words.MODE] == codes.MODE_DISPATCH and st[words.UNREAD] == 0 and st[words.OWED] == 0
+        )
 
     real = steps.finished
     put(steps, "finished", finished)
@@ -188,13 +191,13 @@ def rows_of_the_next_call(put: Put) -> None:
 
     def absorb(job: Any, st: Any, worker: int) -> bool:
         anything = False
-        for p in range(job[f.WORLD]):
-            if p == job[f.RANK]:
+        for p in range(job[words.WORLD]):
+            if p == job[words.RANK]:
                 continue
-            if st[job[f.T_ANNOUNCED] + p] == f.UNANNOUNCED and arrivals.read_announcement(job, st, p):
+            if st[words.verdict(job, p)] == codes.UNANNOUNCED and arrivals.read_announcement(job, st, p):
                 anything = True
-            tail = memory.load_acquire(layout.word_from(job, st, p, f.TAIL))
-            while st[job[f.T_READ_TILES] + p] < tail:
+            tail = memory.load_acquire(layout.word_from(job, st, p, words.TAIL))
+            while st[words.read_tiles(job, p)] < tail:
                 arrivals.read_record(job, st, p)
                 anything = True
             if returns.returns_due(job, st, p) > 0 and arrivals.read_returns(job, st, worker, p):
@@ -210,11 +213,11 @@ def returned_before_computed(put: Put) -> None:
     real = arrivals.read_record
 
     def read_record(job: Any, st: Any, source: int) -> None:
-        tile = st[job[f.T_READ_TILES] + source]
+        tile = st[words.read_tiles(job, source)]
         real(job, st, source)
-        r = job[f.T_RECORD] + f.RECORD_WORDS * (source * job[f.SLOTS] + tile % job[f.SLOTS])
-        returns.post_return(job, st, source, st[r + f.R_PACKED], st[r + f.R_ROWS], f.OK, -1)
-        st[job[f.T_RETURNED] + source] -= 1
+        r = words.kept(job, source, tile)
+        returns.post_return(job, st, source, st[words.kept_packed(r)], st[words.kept_rows(r)], codes.OK, -1)
+        st[words.returned(job, source)] -= 1
 
     put(arrivals, "read_record", read_record)
 
@@ -232,8 +235,8 @@ def combined_early(put: Put) -> None:
 
     def set_blocks(job: Any, st: Any, tokens: int) -> None:
         real(job, st, tokens)
-        for b in range(st[f.BLOCKS_LEFT]):
-            left = job[f.T_BLOCK_LEFT] + b
+        for b in range(st[words.BLOCKS_LEFT]):
+            left = words.block_left(job, b)
             st[left] -= st[left] > 1
 
     put(packing, "set_blocks", set_blocks)
@@ -257,15 +260,15 @@ SHARED = (("workers", 3), ("placement", (0, 1)))
 
 
 def early(half: int) -> Any:
-    """`team.share_done` that takes a half of a run for done when one share of it is not."""
+    """`column_runs.share_done` that takes a half of a run for done when one share of it is not."""
 
     def share_done(job: Any, st: Any, slot: int) -> bool:
-        run = job[f.T_RUN] + f.RUN_WORDS * slot
-        base, up, down = st[run + f.RUN_BASE], job[f.UP_SHARES], job[f.DOWN_SHARES]
-        done = memory.fetch_add(returns.state_word(job, run + f.RUN_DONE), 1) + 1 - base
-        if done == up - (half == f.STAGE_UP):
-            team.open_half(job, run, base + up + down)
-        return bool(done == up + down - (half == f.STAGE_DOWN))
+        run = words.run(job, slot)
+        base, up, down = st[words.run_base(run)], job[words.UP_SHARES], job[words.DOWN_SHARES]
+        done = memory.fetch_add(returns.state_word(job, words.run_done(run)), 1) + 1 - base
+        if done == up - (half == codes.RUN_UP):
+            column_runs.open_phase(job, run, base + up + down)
+        return bool(done == up + down - (half == codes.RUN_DOWN))
 
     return share_done
 
@@ -273,13 +276,13 @@ def early(half: int) -> Any:
 @mutation("second-stage-early", fixed=SHARED)
 def second_stage_early(put: Put) -> None:
     """A run that workers share goes to its second stage a share too early."""
-    put(team, "share_done", early(f.STAGE_UP))
+    put(column_runs, "share_done", early(codes.RUN_UP))
 
 
 @mutation("slot-freed-early", fixed=(*SHARED, ("words", 2)))
 def slot_freed_early(put: Put) -> None:
     """A run that workers share is finished, and its slot freed, before its last share is done."""
-    put(team, "share_done", early(f.STAGE_DOWN))
+    put(column_runs, "share_done", early(codes.RUN_DOWN))
 
 
 @mutation("share-taken-plainly", fixed=SHARED)
@@ -292,20 +295,20 @@ def share_taken_plainly(put: Put) -> None:
         memory.store(at, value)
         return True
 
-    put(team, "mem", Instead(compare_exchange=take))
+    put(column_runs, "mem", Instead(compare_exchange=take))
 
 
 @mutation("opened-before-it-is-listed", fixed=SHARED)
 def opened_before_it_is_listed(put: Put) -> None:
     """Shares of a run may be taken before its rows are listed."""
-    claim, open_run = team.claim, team.open_run
+    claim, open_run = column_runs.claim, column_runs.open_run
 
     def claim_open(job: Any, st: Any, worker: int, slot: int) -> None:
         claim(job, st, worker, slot)
         open_run(job, st, slot)
 
-    put(team, "claim", claim_open)
-    put(team, "open_run", lambda job, st, slot: None)
+    put(column_runs, "claim", claim_open)
+    put(column_runs, "open_run", lambda job, st, slot: None)
 
 
 # ---- a rank's workers
@@ -315,7 +318,7 @@ def opened_before_it_is_listed(put: Put) -> None:
 def no_lock(put: Put) -> None:
     """Workers of a rank decide side by side."""
     for module in (steps, lock):
-        put(module, "lock", lambda job: bool(memory.load_acquire(job[f.LOCK]) + 1))
+        put(module, "lock", lambda job: bool(memory.load_acquire(job[words.LOCK]) + 1))
 
 
 @mutation("returned-in-part", fixed=(("group", 1), ("run", 2), ("tile", 3)))
@@ -323,12 +326,12 @@ def returned_in_part(put: Put) -> None:
     """A tile is said to be returned when one of its rows is still to be computed."""
 
     def finish_record(job: Any, st: Any, source: int, tile: int, rows: int) -> None:
-        left = job[f.T_RECORD] + f.RECORD_WORDS * (source * job[f.SLOTS] + tile % job[f.SLOTS]) + f.R_LEFT
+        left = words.kept_left(words.kept(job, source, tile))
         before = st[left]
-        if before - rows == 1 and st[job[f.T_ANNOUNCED] + source] == f.SERVE:
-            st[left], st[f.OWED] = rows, st[f.OWED] + 1
+        if before - rows == 1 and st[words.verdict(job, source)] == codes.SERVE:
+            st[left], st[words.OWED] = rows, st[words.OWED] + 1
             real(job, st, source, tile, rows)
-            st[f.OWED] -= 1
+            st[words.OWED] -= 1
         elif before > 0:
             real(job, st, source, tile, rows)
 
@@ -345,7 +348,7 @@ def poison_not_forwarded(put: Put) -> None:
     real = steps.poison
 
     def poison(job: Any, st: Any, origin: int, cause: int) -> None:
-        if origin == job[f.RANK]:
+        if origin == job[words.RANK]:
             real(job, st, origin, cause)
 
     put(steps, "poison", poison)
@@ -355,14 +358,14 @@ def poison_not_forwarded(put: Put) -> None:
 def poison_not_read(put: Put) -> None:
     """A rank that waits does not look for poison."""
     put(arrivals, "poisoned", lambda job, st: -1)
-    put(rank.Rank, "looked_everywhere", lambda self, actor: self.st[f.IDLE_SWEEPS] > rank.PATIENCE)
+    put(rank.Rank, "looked_everywhere", lambda self, actor: self.st[words.IDLE_SWEEPS] > rank.PATIENCE)
 
 
 @mutation("poison-looked-for-once")
 def poison_looked_for_once(put: Put) -> None:
     """A rank that waits looks for poison once, and then no more."""
     real = arrivals.poisoned
-    put(arrivals, "poisoned", lambda job, st: real(job, st) if st[f.IDLE_SWEEPS] == 32 else -1)
+    put(arrivals, "poisoned", lambda job, st: real(job, st) if st[words.IDLE_SWEEPS] == 32 else -1)
 
 
 @mutation("poison-of-another-call", faults=True)
@@ -372,7 +375,7 @@ def poison_of_another_call(put: Put) -> None:
 
     def poison(job: Any, st: Any, origin: int, cause: int) -> None:
         later = list(job)
-        later[f.EPOCH] += 1
+        later[words.EPOCH] += 1
         real(later, st, origin, cause)
 
     put(steps, "poison", poison)
@@ -382,7 +385,7 @@ def poison_of_another_call(put: Put) -> None:
 def poison_names_the_teller(put: Put) -> None:
     """Who forwards poison says that it has failed itself."""
     real = steps.poison
-    put(steps, "poison", lambda job, st, origin, cause: real(job, st, job[f.RANK], cause))
+    put(steps, "poison", lambda job, st, origin, cause: real(job, st, job[words.RANK], cause))
 
 
 @mutation("workers-not-told", faults=True, fixed=(("workers", 2),))
@@ -391,8 +394,8 @@ def workers_not_told(put: Put) -> None:
     real = steps.poison
 
     def poison(job: Any, st: Any, origin: int, cause: int) -> None:
-        before = st[f.FAILED]
+        before = st[words.FAILED]
         real(job, st, origin, cause)
-        st[f.FAILED] = before
+        st[words.FAILED] = before
 
     put(steps, "poison", poison)

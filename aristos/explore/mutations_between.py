@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..engine import blocks, layout, outbox
-from ..engine import fields as f
+from ..engine import blocks, layout, outbox, words
 from ..primitives import memory, wire
 from . import network, places
 from .mutation import LOTS, Instead, Put, mutation
@@ -24,7 +23,7 @@ def words_before_flush(put: Put) -> None:
 
     def hasty(job: Any, st: Any, peer: int, first: int, end: int) -> None:
         put_words(job, st, peer, first, end)
-        wire.flush(job[f.WIRE], peer, late=True)
+        wire.flush(job[words.WIRE], peer, late=True)
 
     def later(self: Any, address: int, peer: int, late: bool = False) -> None:
         if late:
@@ -43,12 +42,12 @@ def sync_skipped(put: Put) -> None:
 def believe_value(job: Any, st: Any, peer: int) -> bool:
     """`outbox.read_words` that looks at no complement."""
     anything = False
-    for word in range(f.WORDS):
-        at = st[job[f.T_FROM] + peer] + job[f.P_CODED] + outbox.CODED_WORD * word
+    for word in range(words.LINE_WORDS):
+        at = words.coded_word(st[words.region_from(job, peer)] + job[words.P_CODED], word)
         value, _ = memory.load(at), memory.load(at + 8)
         here = layout.word_from(job, st, peer, word)
         if value != memory.load(here):
-            wire.sync(job[f.WIRE])
+            wire.sync(job[words.WIRE])
             memory.store_release(here, value)
             anything = True
     return anything
@@ -83,7 +82,7 @@ def credit_not_put(put: Put) -> None:
     real = outbox.encode
 
     def encode(job: Any, st: Any, peer: int, word: int, value: int) -> None:
-        real(job, st, peer, word, 0 if word == f.CREDIT else value)
+        real(job, st, peer, word, 0 if word == words.CREDIT else value)
 
     put(outbox, "encode", encode)
 
@@ -95,8 +94,8 @@ def shared_staging_pool(put: Put) -> None:
 
     def fill(shape: Any, nodes: Any, me: int, state: Any, starts: dict[int, int], wire: int = 1) -> list[int]:
         made = real(shape, nodes, me, state, starts, wire)
-        for p in nodes.far(me):
-            state[starts[f.T_STAGE] + p] = state[starts[f.T_STAGE] + nodes.far(me)[0]]
+        for p in nodes.remote(me):
+            state[words.staged(starts, p)] = state[words.staged(starts, nodes.remote(me)[0])]
         return made
 
     put(places, "fill", fill)
@@ -113,9 +112,11 @@ def half_exchange_unput(put: Put) -> None:
     """An exchange's first half ends though blocks for far owners are not put: nothing comes back that would tell."""
 
     def all_posted(job: Any, st: Any) -> bool:
-        far = [p for p in range(job[f.WORLD]) if st[job[f.T_FAR] + p]]
-        returned = all(st[job[f.T_PUT_RETURNED] + p] == st[job[f.T_RETURNED] + p] for p in far)
-        return returned and all(st[job[f.T_OPEN_EPOCH] + p] == job[f.EPOCH] and not st[job[f.T_OPEN] + p] for p in far)
+        far = [p for p in range(job[words.WORLD]) if st[words.remote(job, p)]]
+        returned = all(st[words.put_returned(job, p)] == st[words.returned(job, p)] for p in far)
+        return returned and all(
+            st[words.open_epoch(job, p)] == job[words.EPOCH] and not st[words.open(job, p)] for p in far
+        )
 
     put(outbox, "all_posted", all_posted)
 
@@ -126,7 +127,7 @@ def announced_before_put(put: Put) -> None:
     real = outbox.encode
 
     def encode(job: Any, st: Any, peer: int, word: int, value: int) -> None:
-        real(job, st, peer, word, job[f.EPOCH] if word == f.ANNOUNCED else value)
+        real(job, st, peer, word, job[words.EPOCH] if word == words.ANNOUNCED else value)
 
     put(outbox, "encode", encode)
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from greenlet import getcurrent
 
-from ..engine import fields as f
-from ..engine import layout, outbox, proxy
+from ..engine import layout, outbox, proxy, words
 from ..primitives import memory, wire
 from . import places
 from .cases import Fault
@@ -28,10 +27,10 @@ def tail_read_plainly(put: Put) -> None:
     """The proxy reads without an acquire how many tiles blocks have written: their records may not be there."""
     real, counting = proxy.count, set()  # actors
 
-    def count(job: Any, st: Any, peer: int, words: int) -> None:
+    def count(job: Any, st: Any, peer: int, line: int) -> None:
         counting.add(getcurrent())
         try:
-            real(job, st, peer, words)
+            real(job, st, peer, line)
         finally:
             counting.discard(getcurrent())
 
@@ -46,13 +45,13 @@ def tail_read_plainly(put: Put) -> None:
 def rows_of_a_wrap(put: Put) -> None:
     """Of a tile whose rows wrap in the ring the proxy counts those before the wrap."""
 
-    def count(job: Any, st: Any, peer: int, words: int) -> None:
-        tail, ring = memory.load_acquire(words + 8 * f.TAIL), job[f.RING_ROWS]
-        for tile in range(st[job[f.T_SENT_TILES] + peer], tail):
+    def count(job: Any, st: Any, peer: int, line: int) -> None:
+        tail, ring = memory.load_acquire(line + 8 * words.TAIL), job[words.RING_ROWS]
+        for tile in range(st[words.sent_tiles(job, peer)], tail):
             rows = memory.load(layout.record_to(job, st, peer, tile) + 8)
-            st[job[f.T_SENT_ROWS] + peer] += min(rows, ring - st[job[f.T_SENT_ROWS] + peer] % ring)
-        st[job[f.T_SENT_TILES] + peer] = tail
-        st[job[f.T_RETURNED] + peer] = memory.load_acquire(words + 8 * f.RETURN_TAIL)
+            st[words.sent_rows(job, peer)] += min(rows, ring - st[words.sent_rows(job, peer)] % ring)
+        st[words.sent_tiles(job, peer)] = tail
+        st[words.returned(job, peer)] = memory.load_acquire(line + 8 * words.RETURN_TAIL)
 
     put(proxy, "count", count)
 
@@ -70,9 +69,9 @@ def credit_when_copies_begin(put: Put) -> None:
     def early(job: Any, st: Any, card: Any) -> None:
         refresh(job, st, card)
         _, cs = sides.get(id(card), (card, st))
-        for p in range(job[f.WORLD]):
-            if cs is not st and st[job[f.T_FAR] + p]:
-                st[job[f.T_FREED_ROWS] + p] = cs[card[f.T_SENT_ROWS] + p]
+        for p in range(job[words.WORLD]):
+            if cs is not st and st[words.remote(job, p)]:
+                st[words.freed_rows(job, p)] = cs[words.sent_rows(card, p)]
 
     put(proxy, "fetch", noted)
     put(proxy, "refresh", early)
@@ -85,10 +84,10 @@ def posted_before_flush(put: Put) -> None:
 
     def turn(job: Any, st: Any, card: Any, cs: Any) -> int:
         proxy.refresh(job, st, card)
-        for p in range(job[f.WORLD]):
-            if st[job[f.T_FAR] + p]:
-                seen = st[job[f.T_SENT_TILES] + p] + st[job[f.T_RETURNED] + p] + job[f.EPOCH]
-                memory.store_release(proxy.card_word(card, cs, p, f.POSTED), seen)
+        for p in range(job[words.WORLD]):
+            if st[words.remote(job, p)]:
+                seen = st[words.sent_tiles(job, p)] + st[words.returned(job, p)] + job[words.EPOCH]
+                memory.store_release(proxy.card_word(card, cs, p, words.POSTED), seen)
         return int(real(job, st, card, cs))
 
     put(proxy, "turn", turn)
@@ -101,7 +100,7 @@ def words_before_flush(put: Put) -> None:
 
     def put_words(job: Any, st: Any, peer: int, first: int, end: int) -> None:
         real(job, st, peer, first, end)
-        wire.flush(job[f.WIRE], peer)
+        wire.flush(job[words.WIRE], peer)
 
     put(outbox, "put_words", put_words)
     put(outbox, "mpi", Instead(wire, flush=lambda address, peer: None))
@@ -113,7 +112,7 @@ def words_alone_not_flushed(put: Put) -> None:
     real, batch = outbox.close_batch, [0]
 
     def close_batch(job: Any, st: Any, peer: int) -> None:
-        batch[0] = st[job[f.T_OPEN_BYTES] + peer]
+        batch[0] = st[words.open_bytes(job, peer)]
         real(job, st, peer)
 
     def flush(address: int, peer: int) -> None:
@@ -133,7 +132,7 @@ def words_before_copies(put: Put) -> None:
     real = proxy.hand_on
 
     def hand_on(card: Any, cs: Any, peer: int) -> bool:
-        for word in range(f.POISON + 1, f.WORDS + 1):
+        for word in range(words.POISON + 1, words.LINE_WORDS + 1):
             value = memory.load(layout.word_from(card, cs, peer, word))
             memory.store_release(proxy.card_word(card, cs, peer, word), value)
         return bool(real(card, cs, peer))
@@ -147,9 +146,9 @@ def returns_tail_first(put: Put) -> None:
     real = proxy.fetch
 
     def fetch(card: Any, cs: Any, peer: int) -> bool:
-        value = memory.load(layout.word_from(card, cs, peer, f.RETURN_TAIL))
+        value = memory.load(layout.word_from(card, cs, peer, words.RETURN_TAIL))
         new = bool(real(card, cs, peer))
-        memory.store_release(proxy.card_word(card, cs, peer, f.RETURN_TAIL), value)
+        memory.store_release(proxy.card_word(card, cs, peer, words.RETURN_TAIL), value)
         return new
 
     put(proxy, "fetch", fetch)
@@ -165,7 +164,7 @@ def copied_by_half_a_word(put: Put) -> None:
 def return_rows_not_copied(put: Put) -> None:
     """Records of what comes back are copied to the card, and not its rows."""
     put(proxy, "put_return_rows", lambda card, cs, peer, tiles: outbox.put_ring(
-        card, cs, peer, card[f.P_RETURN_RECORDS], cs[card[f.T_PUT_RETURNED] + peer], tiles, card[f.SLOTS],
+        card, cs, peer, card[words.P_RETURN_RECORDS], cs[words.put_returned(card, peer)], tiles, card[words.SLOTS],
         layout.RETURN_RECORD_BYTES,
     ))  # fmt: skip
 
@@ -177,10 +176,10 @@ def copied_again(put: Put) -> None:
 
     def fetch(card: Any, cs: Any, peer: int) -> bool:
         new = bool(real(card, cs, peer))
-        if new and cs[card[f.T_PUT_TILES] + peer] > 0:
-            last = layout.record_to(card, cs, peer, cs[card[f.T_PUT_TILES] + peer] - 1)
-            cs[card[f.T_PUT_TILES] + peer] -= 1
-            cs[card[f.T_PUT_ROWS] + peer] -= memory.load(last + 8)
+        if new and cs[words.put_tiles(card, peer)] > 0:
+            last = layout.record_to(card, cs, peer, cs[words.put_tiles(card, peer)] - 1)
+            cs[words.put_tiles(card, peer)] -= 1
+            cs[words.put_rows(card, peer)] -= memory.load(last + 8)
         return new
 
     put(proxy, "fetch", fetch)
@@ -193,8 +192,8 @@ def latest_announcement_alone(put: Put) -> None:
     before: dict[int, int] = {}  # where a proxy looks what the card knows -> the epoch before the latest
 
     def fetch(card: Any, cs: Any, peer: int) -> bool:
-        told = proxy.card_word(card, cs, peer, f.ANNOUNCED)
-        before[told] = memory.load(layout.word_from(card, cs, peer, f.ANNOUNCED)) - 1
+        told = proxy.card_word(card, cs, peer, words.ANNOUNCED)
+        before[told] = memory.load(layout.word_from(card, cs, peer, words.ANNOUNCED)) - 1
         try:
             return bool(real(card, cs, peer))
         finally:
@@ -215,8 +214,8 @@ def window_read_by_blocks(put: Put) -> None:
 
     def fill_card(shape: Any, nodes: Any, rank: int, state: Any, starts: dict[int, int]) -> Any:
         sides = real(shape, nodes, rank, state, starts)
-        for p in nodes.far(rank):
-            state[starts[f.T_FROM] + p] += places.address(0, places.FAR) - places.address(0, places.MIRROR)
+        for p in nodes.remote(rank):
+            state[words.region_from(starts, p)] += places.address(0, places.FAR) - places.address(0, places.MIRROR)
         return sides
 
     put(places, "fill_card", fill_card)
@@ -228,7 +227,7 @@ def window_read_by_blocks(put: Put) -> None:
 @mutation("poison-not-put", **fails("card"))
 def poison_not_put(put: Put) -> None:
     """The proxy ends when its rank's engine has failed, and tells no far peer."""
-    put(proxy, "tell", lambda job, st: True)
+    put(proxy, "put_poison", lambda job, st: True)
 
 
 @mutation("poison-put-in-part", **fails("card", node_of=(0, 1, 2)), ranks=3)
@@ -236,8 +235,8 @@ def poison_put_in_part(put: Put) -> None:
     """The proxy puts poison, and ends, when one of the card's words for far peers is there."""
 
     def failed(job: Any, st: Any) -> bool:
-        far = [p for p in range(job[f.WORLD]) if st[job[f.T_FAR] + p]]
-        return any(memory.load_acquire(layout.word_to(job, st, p, f.POISON)) for p in far)
+        far = [p for p in range(job[words.WORLD]) if st[words.remote(job, p)]]
+        return any(memory.load_acquire(layout.word_to(job, st, p, words.POISON)) for p in far)
 
     put(proxy, "failed", failed)
 
@@ -247,8 +246,8 @@ def poison_taken_back(put: Put) -> None:
     """What the host has told its kernel is written over by what far peers say, who have no poison."""
 
     def unpoisoned(card: Any, cs: Any, peer: int) -> bool:
-        theirs = memory.load(layout.word_from(card, cs, peer, f.POISON))
-        return theirs != memory.load_acquire(proxy.card_word(card, cs, peer, f.POISON))
+        theirs = memory.load(layout.word_from(card, cs, peer, words.POISON))
+        return theirs != memory.load_acquire(proxy.card_word(card, cs, peer, words.POISON))
 
     put(proxy, "unpoisoned", unpoisoned)
 
@@ -258,9 +257,9 @@ def failed_copy_not_told(put: Put) -> None:
     """When a copy to the card fails, far peers are told, and the card's own blocks are not."""
 
     def poison(job: Any, st: Any, card: Any, cs: Any, told: int) -> None:
-        for p in range(job[f.WORLD]):
-            if st[job[f.T_FAR] + p]:
-                memory.store_release(layout.word_to(job, st, p, f.POISON), told)
+        for p in range(job[words.WORLD]):
+            if st[words.remote(job, p)]:
+                memory.store_release(layout.word_to(job, st, p, words.POISON), told)
 
     put(proxy, "poison", poison)
 
@@ -273,7 +272,7 @@ def failed_copy_handed_on(put: Put) -> None:
     def hand_on(card: Any, cs: Any, peer: int) -> bool:
         done = bool(real(card, cs, peer))
         if not done:
-            for word in range(f.POISON + 1, f.WORDS + 1):
+            for word in range(words.POISON + 1, words.LINE_WORDS + 1):
                 value = memory.load(layout.word_from(card, cs, peer, word))
                 memory.store_release(proxy.card_word(card, cs, peer, word), value)
         return done

@@ -67,7 +67,7 @@ class _Group:
 
     def window(self, nbytes: int) -> Any:
         self.asked[NEAR] = nbytes
-        ranks = sorted([self.rank, *self.nodes.near(self.rank)])
+        ranks = sorted([self.rank, *self.nodes.local(self.rank)])
         return SimpleNamespace(base=[address(p, NEAR) for p in ranks])
 
     def far_window(self, nbytes: int) -> Any:

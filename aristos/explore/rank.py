@@ -11,9 +11,8 @@ from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ..engine import arrivals, outbox, packing, steps
+from ..engine import arrivals, codes, outbox, packing, steps, words
 from ..engine import exchange as halves
-from ..engine import fields as f
 from ..engine.layout import PairLayout, StateLayout, word_from, word_to
 from ..errors import WaitTimeout
 from ..placement import Placement
@@ -53,8 +52,8 @@ class Rank:
         at = private(me, places.STATE)
         alone = case.workers == 1
         self.st = State(self.tables.words, at) if alone else Watched(self.tables, at, machine.memory, me)
-        self.st.times = range(self.tables.starts[f.T_PEER_WAIT], self.tables.starts[f.T_PEER_WAIT] + case.ranks)
-        self.job: list[int] = [0] * (f.JOB_WORDS + len(case.placement) + case.ranks + 1)
+        self.st.times = range(self.tables.starts[words.T_PEER_WAIT], words.peer_wait(self.tables.starts, case.ranks))
+        self.job: list[int] = [0] * (words.JOB_WORDS + len(case.placement) + case.ranks + 1)
         self._fill_places()
         self._fill_job()
         self._fill_counters()
@@ -75,13 +74,19 @@ class Rank:
         self.pacer: Actor | None = None
         self.alone: set[int] = set()  # words that one of its actors alone uses
         peers = [p for p in range(case.ranks) if p != me]
-        self.poison_words = [word_from(self.job, self.st, p, f.POISON) for p in peers]
-        skipped = [f.IDLE_SWEEPS, f.HEARTBEAT]
+        self.poison_words = [word_from(self.job, self.st, p, words.POISON) for p in peers]
+        skipped = [words.IDLE_SWEEPS, words.HEARTBEAT]
         for worker in range(case.workers):
-            c = self.job[f.T_COMMAND] + self.job[f.T_COMMAND_STEP] * worker
-            skipped += [c + f.C_KIND, c + f.C_PEER, c + f.C_RUN, c + f.C_SHARES, c + f.C_OPENED]
+            c = words.command(self.job, worker)
+            skipped += [
+                words.command_kind(c),
+                words.command_peer(c),
+                words.command_run(c),
+                words.command_shares(c),
+                words.command_opened(c),
+            ]
         self._skipped = skipped
-        self._counted = self.job[f.T_COUNTERS]
+        self._counted = self.job[words.T_COUNTERS]
 
     def add_actors(self) -> None:
         sched = self.machine.sched
@@ -107,26 +112,35 @@ class Rank:
         job, case, me, e = self.job, self.case, self.me, len(self.case.placement)
         PairLayout.of(case.shape).fill(job)
         self.tables.fill(job)
-        job[f.SLOT_OF], job[f.SLOT_START] = f.JOB_WORDS, f.JOB_WORDS + e
-        job[f.JOB_WORDS : f.JOB_WORDS + e] = self.placement.slot_of.tolist()
-        job[f.JOB_WORDS + e :] = self.placement.start.tolist()
-        job[f.RANK], job[f.WORLD], job[f.WORKERS] = me, case.ranks, case.workers
-        job[f.LOCAL], job[f.MAX_LOCAL] = self.placement.held[me], case.shape.max_local
-        job[f.EXPERTS], job[f.TOP_K] = e, case.top_k
-        job[f.HIDDEN], job[f.FFN] = experts.columns_of(case.words)
-        job[f.ROW_BYTES], job[f.STRIDE], job[f.RING_ROWS] = WORD * case.words, case.shape.stride, case.shape.ring_rows
-        job[f.RETURN_STRIDE], job[f.ALL_WORKERS] = case.shape.stride, case.workers
-        job[f.FAR], job[f.FAR_BLOCK] = len(case.nodes.far(me)), case.block
-        job[f.WIRE] = private(me, places.WIRE) if job[f.FAR] else 0
-        job[f.SLOTS], job[f.TILE], job[f.BATCH], job[f.RUN_ROWS] = case.shape.slots, case.tile, BATCH, case.run
-        job[f.MERGE_ROWS], job[f.PATIENCE], job[f.ROUTED], job[f.OBJECT] = case.merge, PATIENCE, 1, 1
-        job[f.PAUSE_NS] = PAUSE_NS
-        job[f.UP_STEP] = 1
-        job[f.LOCK], job[f.SCRATCH] = private(me, places.LOCK), private(me, places.SCRATCH)
-        job[f.STATE] = private(me, places.STATE)
-        job[f.RUNS], job[f.TEAM_ROWS], job[f.ALL_SHARED] = case.runs, BATCH, case.all_shared
-        job[f.UP_SHARES], job[f.DOWN_SHARES] = experts.SHARES, case.words
-        job[f.RUN_STEP] = WORD * experts.SHARES * BATCH
+        job[words.SLOT_OF], job[words.SLOT_START] = words.JOB_WORDS, words.JOB_WORDS + e
+        job[words.JOB_WORDS : words.JOB_WORDS + e] = self.placement.slot_of.tolist()
+        job[words.JOB_WORDS + e :] = self.placement.start.tolist()
+        job[words.RANK], job[words.WORLD], job[words.WORKERS] = me, case.ranks, case.workers
+        job[words.HELD], job[words.MAX_HELD] = self.placement.held[me], case.shape.max_local
+        job[words.EXPERTS], job[words.TOP_K] = e, case.top_k
+        job[words.HIDDEN], job[words.FFN] = experts.columns_of(case.words)
+        job[words.ROW_BYTES], job[words.STRIDE], job[words.RING_ROWS] = (
+            WORD * case.words,
+            case.shape.stride,
+            case.shape.ring_rows,
+        )
+        job[words.RETURN_STRIDE], job[words.ALL_WORKERS] = case.shape.stride, case.workers
+        job[words.REMOTE], job[words.REMOTE_BLOCK] = len(case.nodes.remote(me)), case.block
+        job[words.WIRE] = private(me, places.WIRE) if job[words.REMOTE] else 0
+        job[words.SLOTS], job[words.TILE], job[words.BATCH], job[words.RUN_ROWS] = (
+            case.shape.slots,
+            case.tile,
+            BATCH,
+            case.run,
+        )
+        job[words.MERGE_ROWS], job[words.MERGE_POLLS], job[words.ROUTED], job[words.OBJECT] = case.merge, PATIENCE, 1, 1
+        job[words.PAUSE_NS] = PAUSE_NS
+        job[words.UP_STEP] = 1
+        job[words.LOCK], job[words.SCRATCH] = private(me, places.LOCK), private(me, places.SCRATCH)
+        job[words.STATE] = private(me, places.STATE)
+        job[words.RUNS], job[words.SHARED_ROWS], job[words.ALL_SHARED] = case.runs, BATCH, case.all_shared
+        job[words.UP_SHARES], job[words.DOWN_SHARES] = experts.SHARES, case.words
+        job[words.RUN_STEP] = WORD * experts.SHARES * BATCH
 
     def _fill_counters(self) -> None:
         """An engine that has run for long: every counter at the same value on both sides."""
@@ -134,25 +148,26 @@ class Rank:
         if not start:
             return
         value = self.machine.memory.value
-        counters = (f.T_SENT_ROWS, f.T_SENT_TILES, f.T_SEEN_TILES, f.T_READ_TILES, f.T_READ_ROWS, f.T_FREE_TILES,
-                    f.T_FREED_ROWS, f.T_PUT_ROWS, f.T_PUT_TILES, f.T_PUT_RETURNED, f.T_PUT_CREDIT, f.T_OPEN_ROWS,
-                    f.T_OPEN_TILES, f.T_OPEN_RETURNED, f.T_OPEN_CREDIT, f.T_RETURNED)  # fmt: skip
+        counters = (words.T_SENT_ROWS, words.T_SENT_TILES, words.T_SEEN_TILES, words.T_READ_TILES, words.T_READ_ROWS,
+                    words.T_FREE_TILES, words.T_FREED_ROWS, words.T_PUT_ROWS, words.T_PUT_TILES, words.T_PUT_RETURNED,
+                    words.T_PUT_CREDIT, words.T_OPEN_ROWS, words.T_OPEN_TILES, words.T_OPEN_RETURNED,
+                    words.T_OPEN_CREDIT, words.T_RETURNED)  # fmt: skip
         for p in range(self.case.ranks):
             if p == self.me:
                 continue
             for table in counters:
                 st[job[table] + p] = start
-            for word in (f.TAIL, f.CREDIT, f.RETURN_TAIL):
+            for word in (words.TAIL, words.CREDIT, words.RETURN_TAIL):
                 value[word_to(job, st, p, word)] = start
                 value[word_from(job, st, p, word)] = start
-                if st[job[f.T_FAR] + p]:
-                    value[word_from(job, st, p, f.POSTED)] = 2 * start
-                    coded = self._put_into(p) + job[f.P_CODED] + 16 * word
+                if st[words.remote(job, p)]:
+                    value[word_from(job, st, p, words.POSTED)] = 2 * start
+                    coded = self._put_into(p) + job[words.P_CODED] + 16 * word
                     value[coded], value[coded + WORD] = start, ~start
 
     def _put_into(self, peer: int) -> int:
         """Where the region begins that a far peer puts into."""
-        return self.table(f.T_FROM, peer)
+        return self.table(words.T_REGION_FROM, peer)
 
     def table(self, table: int, peer: int) -> int:
         return self.st[self.job[table] + peer]
@@ -166,7 +181,7 @@ class Rank:
 
     def looked_everywhere(self, actor: Actor) -> bool:
         """Whether the actor's last sweep has looked for poison too, which is not done in each."""
-        return self.st[f.IDLE_SWEEPS] > PATIENCE and all(at in actor.seen for at in self.poison_words)
+        return self.st[words.IDLE_SWEEPS] > PATIENCE and all(at in actor.seen for at in self.poison_words)
 
     # ---- rows and weights
 
@@ -228,7 +243,7 @@ class Rank:
     def run_combine(self, y: int, k: int, weights: Sequence[int], rows: Sequence[int]) -> None:
         if self.call.broken:
             return
-        token = (y - self.job[f.Y]) // self.job[f.ROW_BYTES]
+        token = (y - self.job[words.Y]) // self.job[words.ROW_BYTES]
         if token in self.output:
             raise WrongResult(f"rank {self.me} combines token {token} of call {self.epoch} twice")
         fresh = self.machine.memory.fresh_return
@@ -264,29 +279,29 @@ class Rank:
             for j, expert in enumerate(ids):
                 value[private(me, places.IDS, WORD * (k * t + j))] = expert
                 value[private(me, places.WEIGHTS, 4 * (k * t + j))] = experts.weight(t, j, k)
-        job[f.EPOCH], job[f.TOKENS] = self.epoch, 0 if call.refuses else count
-        job[f.LAYER] = f.EXCHANGE if call.exchange else call.layer
-        job[f.STATUS_IN] = f.REFUSED if call.refuses else f.OK
-        job[f.X], job[f.X_STRIDE] = private(me, places.X), WORD * self.case.words
-        job[f.IDS], job[f.WEIGHTS], job[f.Y] = (
+        job[words.EPOCH], job[words.TOKENS] = self.epoch, 0 if call.refuses else count
+        job[words.LAYER] = codes.EXCHANGE if call.exchange else call.layer
+        job[words.STATUS_IN] = codes.REFUSED if call.refuses else codes.OK
+        job[words.X], job[words.X_STRIDE] = private(me, places.X), WORD * self.case.words
+        job[words.IDS], job[words.WEIGHTS], job[words.Y] = (
             private(me, places.IDS),
             private(me, places.WEIGHTS),
             private(me, places.Y),
         )
-        job[f.UP] = experts.weights_address(int(self.placement.start[me]), call.layer)
-        job[f.MODE] = f.MODE_DISPATCH if call.exchange else f.MODE_LAYER
-        job[f.WORKERS] = 1 if call.exchange else self.case.workers
+        job[words.UP] = experts.weights_address(int(self.placement.start[me]), call.layer)
+        job[words.MODE] = codes.MODE_DISPATCH if call.exchange else codes.MODE_LAYER
+        job[words.WORKERS] = 1 if call.exchange else self.case.workers
         machine.memory.forget_returns(me)
         packing.begin(job, self.st)
         self._tend(True)
-        if job[f.WORKERS] > 1:
+        if job[words.WORKERS] > 1:
             memory.store_release(private(me, places.GATE, GATE_OPEN), self.epoch)
         self.stage = "work"
 
     def _tend(self, yes: bool) -> None:
         """As `Runtime.tending`: who looks after MPI's progress."""
-        if self.job[f.FAR]:
-            memory.store_release(self.job[f.WIRE] + WORD * wire.IN_CALL, int(yes))
+        if self.job[words.REMOTE]:
+            memory.store_release(self.job[words.WIRE] + WORD * wire.IN_CALL, int(yes))
             self._wake_pacer()
 
     def _wake_pacer(self) -> None:
@@ -301,21 +316,21 @@ class Rank:
             self._fault()
             return
         code = self._slice(0)
-        if code == f.PAUSED:
+        if code == codes.PAUSED:
             if fault is not None:
                 self._check_patience()
-        elif code == f.POISONED:
+        elif code == codes.POISONED:
             self._fail(*self._told())
-        elif code == f.ALL_ANNOUNCED:
-            self.counts = Counts(max(1, job[f.LOCAL]), self.case.ranks)
+        elif code == codes.ALL_ANNOUNCED:
+            self.counts = Counts(max(1, job[words.HELD]), self.case.ranks)
             self.landed = halves.set_targets(job, st, self.counts)
-            job[f.OUT_ROWS] = private(self.me, places.LANDED)
-        elif code == f.RAN:
+            job[words.OUT_ROWS] = private(self.me, places.LANDED)
+        elif code == codes.RAN:
             self._gather()
             steps.heartbeat(job, st, -1)
             self._tend(False)
             self.stage = "close"
-            if self.call.exchange and job[f.MODE] == f.MODE_DISPATCH:
+            if self.call.exchange and job[words.MODE] == codes.MODE_DISPATCH:
                 self._halfway()
 
     def _slice(self, worker: int) -> int:
@@ -325,13 +340,13 @@ class Rank:
         try:
             return loop.work(self.job, self.st, worker)
         except Slice:
-            return f.PAUSED
+            return codes.PAUSED
         finally:
             actor.sweeping = False
 
     def _gather(self) -> None:
         """As `Workers.gather`: the call has ended when every worker has left it."""
-        if self.job[f.WORKERS] == 1:
+        if self.job[words.WORKERS] == 1:
             return
         done = private(self.me, places.GATE, GATE_DONE)
         left = self.left + self.case.workers - 1
@@ -349,23 +364,25 @@ class Rank:
         if self.case.meets and self.case.fault is None:
             self._meet()
         row = 0
-        for local in range(job[f.LOCAL]):
+        for local in range(job[words.HELD]):
             for source in range(self.case.ranks):
                 for _ in range(self.counts[local, source]):
                     at = WORD * self.case.words * row
-                    words = [value.get(private(me, places.LANDED, at + WORD * w), 0) for w in range(self.case.words)]
+                    row_words = [
+                        value.get(private(me, places.LANDED, at + WORD * w), 0) for w in range(self.case.words)
+                    ]
                     made = experts.computed(
-                        experts.weights_address(int(self.placement.start[me]) + local, call.layer), words
+                        experts.weights_address(int(self.placement.start[me]) + local, call.layer), row_words
                     )
                     for w, word in enumerate(made):
                         memory.store(private(me, places.OUT, at + WORD * w), word)
                     row += 1
-        job[f.MODE] = f.MODE_COMBINE
+        job[words.MODE] = codes.MODE_COMBINE
         halves.expect_back(job, st)
         refuses = call.refuses_combine
         out = 0 if refuses else private(me, places.OUT)
         for source in range(self.case.ranks):
-            halves.give_back(job, st, self.counts, source, out, f.REFUSED if refuses else f.OK)
+            halves.give_back(job, st, self.counts, source, out, codes.REFUSED if refuses else codes.OK)
         self._tend(True)
         self.stage = "work"
 
@@ -378,7 +395,7 @@ class Rank:
 
     def _check_statuses(self, broken: bool) -> None:
         """What the other ranks said instead of rows is known by now, and nothing is that they have yet to say."""
-        start = self.job[f.T_STATUS]
+        start = self.job[words.T_PEER_STATUS]
         statuses = self.st[start : start + self.case.ranks]
         if not self.call.refuses and not self.call.refuses_combine and any(statuses) != broken:
             raise WrongResult(f"rank {self.me} in call {self.epoch}: statuses {statuses}")
@@ -418,7 +435,7 @@ class Rank:
         if fault.dies >= 0:
             self.machine.doom(self.me, fault.dies)
         if fault.raises:
-            self._fail(f.CAUSE_INTERRUPT, self.me)
+            self._fail(codes.CAUSE_INTERRUPT, self.me)
         else:
             while True:
                 self.machine.sched.switch("die")
@@ -431,16 +448,16 @@ class Rank:
         try:
             self.patience.check()
         except WaitTimeout:
-            self._fail(f.CAUSE_TIMEOUT, self.me)
+            self._fail(codes.CAUSE_TIMEOUT, self.me)
 
     def _told(self) -> tuple[int, int]:
         """As `Runtime._raise_poison`: why a rank has failed first, and who it is said to be."""
         peer = arrivals.poisoned(self.job, self.st)
         if peer < 0:
-            return f.CAUSE_ERROR, self.me
-        word = memory.load_acquire(word_from(self.job, self.st, peer, f.POISON))
-        told, cause = divmod(word, 1 << f.CAUSE_BITS)
-        epoch, origin = divmod(told, 1 << f.ORIGIN_BITS)
+            return codes.CAUSE_ERROR, self.me
+        word = memory.load_acquire(word_from(self.job, self.st, peer, words.POISON))
+        told, cause = divmod(word, 1 << codes.CAUSE_BITS)
+        epoch, origin = divmod(told, 1 << codes.ORIGIN_BITS)
         self.machine.checks.told(self, self._teller(peer), epoch, origin, cause)
         return cause, origin
 
@@ -454,18 +471,18 @@ class Rank:
         self.stage, self.cause, self.origin = "failing", cause, origin
         steps.poison(job, st, origin, cause)
         self.machine.look(self)
-        if job[f.FAR]:
+        if job[words.REMOTE]:
             self._last_words()
         self._gather()
         self.stage = "failed"
 
     def _last_words(self) -> None:
         job, st = self.job, self.st
-        while not wire.take(job[f.WIRE]):
+        while not wire.take(job[words.WIRE]):
             memory.yield_core()
         outbox.last_words(job, st)
         outbox.listen(job, st)
-        wire.leave(job[f.WIRE])
+        wire.leave(job[words.WIRE])
         self._tend(False)
 
     # ---- the other threads of the rank
@@ -476,8 +493,8 @@ class Rank:
         if opened <= self.joined[worker]:
             memory.yield_core()
             return True
-        code = f.PAUSED
-        while code == f.PAUSED:
+        code = codes.PAUSED
+        while code == codes.PAUSED:
             code = self._slice(worker)
         self.joined[worker] = opened
         memory.fetch_add(private(self.me, places.GATE, GATE_DONE), 1)

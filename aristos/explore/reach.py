@@ -7,7 +7,7 @@ copies alone.
 
 from __future__ import annotations
 
-from ..engine import fields as f
+from ..engine import words
 from .places import BELIEVED, FAR, FIRST, MIRROR, NEAR, OUTBOX, PART_BITS, PRIVATE
 from .regions import WORD, Regions
 from .violation import WrongSide
@@ -35,7 +35,7 @@ class Reach:
         if place.part in (NEAR, PRIVATE):
             allowed = not host or place.part == PRIVATE
         elif place.part == OUTBOX:
-            poison = place.region == "words" and place.offset == WORD * f.POISON  # whichever side fails says so
+            poison = place.region == "words" and place.offset == WORD * words.POISON  # whichever side fails says so
             allowed = host == (place.region in WRITTEN_BY_HOSTS) or poison
         else:
             allowed = host and place.part == BELIEVED

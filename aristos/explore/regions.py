@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ..engine import fields as f
-from ..engine.layout import LINE, PairLayout, Shape, far_bytes, lines, near_bytes, outbox_bytes
+from ..engine import words
+from ..engine.layout import LINE, PairLayout, Shape, lines, local_bytes, outbox_bytes, remote_bytes
 from ..host.nodes import Nodes
 from .places import AREA, BELIEVED, FAR, MIRROR, NEAR, OUTBOX, PRIVATE, address, where
 
@@ -38,7 +38,7 @@ class Regions:
         self._parts: dict[tuple[int, int], tuple[int, list[int], int, int]] = {}
         self._known: dict[int, Place] = {}
         starts = {"words": 0, **vars(self.layout)}
-        del starts["announce_step"], starts["far_bytes"]
+        del starts["announce_step"], starts["remote_bytes"]
         self._starts = sorted(starts.items(), key=lambda item: item[1])
 
     @staticmethod
@@ -71,7 +71,7 @@ class Regions:
         for name, first in self._starts:
             if first <= offset:
                 region, start = name, first
-        if part == OUTBOX and offset >= self.layout.far_bytes:
+        if part == OUTBOX and offset >= self.layout.remote_bytes:
             region, start = self._beside(offset)
         kind = PLAIN
         if part != OUTBOX:
@@ -87,10 +87,10 @@ class Regions:
     def _part(self, rank: int, part: int) -> tuple[int, list[int], int, int]:
         """Of a part: where its regions begin, whose they are, bytes of a region, bytes."""
         if (rank, part) not in self._parts:
-            near, far = self.nodes.near(rank), self.nodes.far(rank)
+            near, far = self.nodes.local(rank), self.nodes.remote(rank)
             self._parts |= {
-                (rank, NEAR): (self.returns, near, self.layout.nbytes, near_bytes(self.shape, self.nodes, rank)),
-                (rank, FAR): (self.returns, far, self.layout.far_bytes, far_bytes(self.shape, self.nodes, rank)),
+                (rank, NEAR): (self.returns, near, self.layout.nbytes, local_bytes(self.shape, self.nodes, rank)),
+                (rank, FAR): (self.returns, far, self.layout.remote_bytes, remote_bytes(self.shape, self.nodes, rank)),
                 (rank, OUTBOX): (0, far, outbox_bytes(self.shape), outbox_bytes(self.shape) * len(far)),
             }
             self._parts[rank, MIRROR] = self._parts[rank, FAR]
@@ -98,7 +98,7 @@ class Regions:
 
     def _beside(self, offset: int) -> tuple[str, int]:
         """What lies beside an outbox: words that have arrived, words to put, staged rows."""
-        at = self.layout.far_bytes
+        at = self.layout.remote_bytes
         if offset < at + 64:
             return "arrived words", at
         if offset < at + 64 + 128:
@@ -107,9 +107,9 @@ class Regions:
 
     def ring_slot(self, owner: int, source: int, slot: int) -> range:
         """The addresses of a ring row at `owner`."""
-        near = source in self.nodes.near(owner)
-        peers = self.nodes.near(owner) if near else self.nodes.far(owner)
-        size = self.layout.nbytes if near else self.layout.far_bytes
+        near = source in self.nodes.local(owner)
+        peers = self.nodes.local(owner) if near else self.nodes.remote(owner)
+        size = self.layout.nbytes if near else self.layout.remote_bytes
         at = address(owner, NEAR if near else FAR, self.returns + size * peers.index(source) + self.layout.ring)
         at += self.shape.stride * slot
         return range(at, at + self.shape.stride, WORD)
@@ -125,7 +125,7 @@ class Regions:
             return f"address {at:#x}, where nothing lies"
         number = p.offset // WORD
         if p.region.endswith("words"):
-            word = WORDS[number] if number <= f.POSTED else f"word {number}"
+            word = WORDS[number] if number <= words.POSTED else f"word {number}"
             if p.part == BELIEVED:
                 return f"{word} believed of rank {p.peer} at rank {p.rank}"
             if p.part != OUTBOX:
@@ -137,7 +137,7 @@ class Regions:
             )
         if p.region.startswith("coded"):
             half = "value" if number % 2 == 0 else "complement"
-            return f"{WORDS[number // 2 % f.WORDS]} ({half}) of rank {p.writer} at rank {p.rank}"
+            return f"{WORDS[number // 2 % words.LINE_WORDS]} ({half}) of rank {p.writer} at rank {p.rank}"
         detail = f"word {number}"
         if p.region == "ring":
             slot, rest = divmod(p.offset, self.shape.stride)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ..engine import fields as f
+from ..engine import words
 from ..engine.layout import StateLayout
 from .violation import Race
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).parent.parent
 STEPS = tuple(f"{PACKAGE / room}{os.sep}" for room in ("engine", "substrate"))  # whose accesses count
-UNORDERED = (f.FAILED,)  # a flag that is set once, by whoever fails, holding no lock: who reads it late fails late
+UNORDERED = (words.FAILED,)  # a flag that is set once, by whoever fails, holding no lock: who reads it late fails late
 
 
 class State(list):
@@ -31,8 +31,8 @@ class State(list):
     shared = False
     times = range(0)
 
-    def __init__(self, words: int, at: int) -> None:
-        super().__init__([0] * words)
+    def __init__(self, size: int, at: int) -> None:
+        super().__init__([0] * size)
         self.ctypes = SimpleNamespace(data=at)
 
     def touch(self, i: int, writes: bool) -> None:
@@ -143,6 +143,6 @@ class Watched(State):
 
     def name(self, i: int) -> str:
         """A word of the state, for people."""
-        names = {value: name for name, value in vars(f).items() if name.startswith("T_")}
+        names = {value: name for name, value in vars(words).items() if name.startswith("T_")}
         table = max(((start, name) for start, name in self.starts if start <= i), default=None)
         return f"word {i} of the state" if table is None else f"{names[table[1]]}[{i - table[0]}]"

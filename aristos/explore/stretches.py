@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..engine import experts
-from ..engine import fields as f
+from ..engine import experts, words
 from ..engine.layout import word_from, word_to
 from ..primitives import memory, wire
 from ..substrate.cpu import loop
@@ -46,7 +45,7 @@ class Stretches(Machine):
         if self.memory.reach is not None:  # proxies release all words of a line: those that are new order enough
             self.memory.skips_same = self.memory.reach.hosts
         for rank in self.ranks:
-            rank.job[f.PAUSE_NS] = -1
+            rank.job[words.PAUSE_NS] = -1
             for p in range(case.ranks):
                 if p != rank.me:
                     self._take_for_local(rank, p)
@@ -69,16 +68,18 @@ class Stretches(Machine):
     def _take_for_local(self, rank: Rank, peer: int) -> None:
         """The words between a rank and a peer that nobody else sees: a step that touches these alone is no switch."""
         job, st, local = rank.job, rank.st, self.memory.local
-        far = st[job[f.T_FAR] + peer] != 0
+        far = st[words.remote(job, peer)] != 0
         if self.case.proxy:  # nobody fails, and nobody asks where a peer is
-            local |= {word_to(job, st, peer, w) for w in (f.POISON, f.AT_EPOCH)}
-            local |= {word_from(job, st, peer, w) for w in (f.POISON, f.AT_EPOCH, f.AT_PHASE)}
+            local |= {word_to(job, st, peer, w) for w in (words.POISON, words.AT_EPOCH)}
+            local |= {word_from(job, st, peer, w) for w in (words.POISON, words.AT_EPOCH, words.AT_PHASE)}
             local |= {private(rank.me, WIRE, WORD * w) for w in range(wire.STATUS)}
             return
-        local |= {word_to(job, st, peer, w) for w in (range(f.WORDS) if far else (f.AT_EPOCH, f.AT_PHASE))}
+        local |= {
+            word_to(job, st, peer, w) for w in (range(words.LINE_WORDS) if far else (words.AT_EPOCH, words.AT_PHASE))
+        }
         if far:  # an outbox, what has arrived, and the lock of the wire
-            local |= {word_from(job, st, peer, w) for w in (*range(f.WORDS), f.POSTED)}
-            local |= {job[f.WIRE] + WORD * w for w in range(wire.STATUS)}
+            local |= {word_from(job, st, peer, w) for w in (*range(words.LINE_WORDS), words.POSTED)}
+            local |= {job[words.WIRE] + WORD * w for w in range(wire.STATUS)}
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -142,7 +143,7 @@ class Stretches(Machine):
             self.stretches[actor.number] = host, hashlib.blake2b(repr(self._known(host)).encode()).digest(), []
             actor.fresh = True
             return
-        rank.st[f.IDLE_SWEEPS] = rank.slices = 0
+        rank.st[words.IDLE_SWEEPS] = rank.slices = 0
         start = Private.of(rank)
         self.stretches[actor.number] = start, self._digest(start), []
         actor.fresh = True
@@ -150,11 +151,11 @@ class Stretches(Machine):
     def _digest(self, private: Private) -> bytes:
         """Of what goes on from there."""
         st, job = private.st[:], private.job
-        counters, command = job[f.T_COUNTERS], job[f.T_COMMAND]
-        st[counters : counters + f.COUNTER_WORDS] = [0] * f.COUNTER_WORDS
-        st[command : command + 2 * job[f.T_COMMAND_STEP]] = [0] * (2 * job[f.T_COMMAND_STEP])
-        st[job[f.T_PEER_WAIT] : job[f.T_PEER_WAIT] + job[f.WORLD]] = [0] * job[f.WORLD]
-        st[f.PROGRESS] = st[f.IDLE_SWEEPS] = st[f.HEARTBEAT] = 0
+        counters, command = job[words.T_COUNTERS], job[words.T_COMMAND]
+        st[counters : counters + words.COUNTER_WORDS] = [0] * words.COUNTER_WORDS
+        st[command : command + 2 * job[words.T_COMMAND_STEP]] = [0] * (2 * job[words.T_COMMAND_STEP])
+        st[job[words.T_PEER_WAIT] : words.peer_wait(job, job[words.WORLD])] = [0] * job[words.WORLD]
+        st[words.PROGRESS] = st[words.IDLE_SWEEPS] = st[words.HEARTBEAT] = 0
         plain = [v for v in private.plain if isinstance(v, (int, str))]
         outputs = [sorted(o.items()) for o in (*private.outputs, private.output)]
         return hashlib.blake2b(marshal.dumps((st, plain, outputs), 2), digest_size=12).digest()
@@ -163,7 +164,7 @@ class Stretches(Machine):
     def _known(host: Host) -> list[list[int]]:
         """What a proxy goes on from: not what it has counted of its work."""
         job, st, card, cs = host.sides
-        counters = range(job[f.T_COUNTERS], job[f.T_COUNTERS] + f.COUNTER_WORDS)
+        counters = range(job[words.T_COUNTERS], job[words.T_COUNTERS] + words.COUNTER_WORDS)
         return [job, [0 if i in counters else word for i, word in enumerate(st)], card, cs]
 
     def replay(self, actor: Actor) -> None:

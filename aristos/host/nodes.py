@@ -33,11 +33,11 @@ class Nodes:
         node.Free()
         return cls(tuple(comm.allgather(own.bcast(rank)))), own
 
-    def near(self, rank: int) -> list[int]:
+    def local(self, rank: int) -> list[int]:
         """The other ranks of the node of `rank`."""
         return [p for p, node in enumerate(self.node_of) if node == self.node_of[rank] and p != rank]
 
-    def far(self, rank: int) -> list[int]:
+    def remote(self, rank: int) -> list[int]:
         """The ranks of other nodes."""
         return [p for p, node in enumerate(self.node_of) if node != self.node_of[rank]]
 
@@ -55,5 +55,5 @@ class Nodes:
     def transports(self) -> tuple[str, ...]:
         """How puts between different ranks travel; `self` where there is only one rank."""
         ranks = range(len(self.node_of))
-        found = {"shm": any(self.near(r) for r in ranks), "rma": not self.single}
+        found = {"shm": any(self.local(r) for r in ranks), "rma": not self.single}
         return tuple(name for name, used in found.items() if used) or ("self",)

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..engine import bulk as step
-from ..engine import fields as f
-from ..engine import packing
-from ..kernels.cpu.gemm import aligned
+from ..engine import codes, packing, words
+from ..primitives.buffers import aligned
 from ..primitives.compile import warm_up
 from ..substrate.runtime import Runtime
 
@@ -47,18 +46,18 @@ class Bulk:
     def run(self, job: np.ndarray) -> None:
         """Run an entered call to its end; collective. Beside a fused call on another rank it waits for its watchdog."""
         runtime = self.runtime
-        job[f.EPOCH] = runtime.epoch
-        job[f.FAR] = 0  # all rows come back to one place
+        job[words.EPOCH] = runtime.epoch
+        job[words.REMOTE] = 0  # all rows come back to one place
         with runtime.failing(job):
             packing.begin(job, runtime.state)
             self._phases(job, runtime.state)
 
     def _phases(self, job: np.ndarray, st: np.ndarray) -> None:
-        world, me, stride = int(job[f.WORLD]), int(job[f.RANK]), int(job[f.RETURN_STRIDE])
+        world, me, stride = int(job[words.WORLD]), int(job[words.RANK]), int(job[words.RETURN_STRIDE])
         self._everywhere(job, step.route, job, st)
         rows = int(step.pack(job, st))
         counts = self._exchange_counts(job, st)  # [W, L]: rows from each source for each expert here
-        sent = st[job[f.T_ROWS_TO] :][:world].copy()
+        sent = st[job[words.T_ROWS_TO] :][:world].copy()
         came = counts.sum(1)
         self._send = self._room(self._send, rows * stride)
         self._received = self._room(self._received, int(came.sum()) * stride)
@@ -66,7 +65,7 @@ class Bulk:
         step.copy_out(job, st, rows, self._send.ctypes.data)
         self._alltoallv(job, st, self._send, sent, self._received, came, stride)
         order, ends = self._by_expert(counts)
-        if job[f.UP] == 0:  # this rank forgot to load its weights, and will say so
+        if job[words.UP] == 0:  # this rank forgot to load its weights, and will say so
             order = ends = np.zeros(0, np.int64)
         self._everywhere(
             job, step.run_experts, job, st, order, ends, self._received.ctypes.data, self._results.ctypes.data,
@@ -76,15 +75,15 @@ class Bulk:
         self._alltoallv(job, st, self._results, came, back, sent, stride)
         step.all_back(job, st)
         self._everywhere(job, step.combine_all, job, st)
-        st[job[f.T_ROWS_FROM] :][:world] = came
-        st[job[f.T_TILES_TO] :][:world] = sent > 0
-        st[job[f.T_TILES_TO] + me] = 0
-        st[job[f.T_MOVED_TO] :][:world] = sent
-        st[job[f.T_MOVED_TO] + me] = 0
+        st[job[words.T_ROWS_FROM] :][:world] = came
+        st[job[words.T_TILES_TO] :][:world] = sent > 0
+        st[words.tiles_to(job, me)] = 0
+        st[job[words.T_MOVED_TO] :][:world] = sent
+        st[words.moved_to(job, me)] = 0
 
     def _everywhere(self, job: np.ndarray, function: Any, j: np.ndarray, st: np.ndarray, *rest: Any) -> None:
         """Run a claiming function on every worker."""
-        workers = int(job[f.WORKERS])
+        workers = int(job[words.WORKERS])
         if workers == 1:
             function(j, st, 0, *rest)
             return
@@ -97,28 +96,28 @@ class Bulk:
 
     def _exchange_counts(self, job: np.ndarray, st: np.ndarray) -> np.ndarray:
         """Tell every rank its counts, learn everybody's; sets the statuses. Ranks in another call send nothing here."""
-        world, me, local = int(job[f.WORLD]), int(job[f.RANK]), int(job[f.LOCAL])
-        width = f.ANNOUNCE_WORDS + int(job[f.MAX_LOCAL])
-        start = job[job[f.SLOT_START] :][: world + 1]
-        offset = st[job[f.T_OFFSET] :][: int(start[world]) + 1]
+        world, me, local = int(job[words.WORLD]), int(job[words.RANK]), int(job[words.HELD])
+        width = words.ANNOUNCED_WORDS + int(job[words.MAX_HELD])
+        start = job[job[words.SLOT_START] :][: world + 1]
+        offset = st[job[words.T_OFFSET] :][: int(start[world]) + 1]
         by_slot = np.diff(offset)
         tell, told = np.zeros((world, width), np.int64), np.zeros((world, width), np.int64)
-        head = [job[f.OBJECT], job[f.LAYER], job[f.ROW_BYTES], job[f.TOP_K], st[f.STATUS]]
+        head = [job[words.OBJECT], job[words.LAYER], job[words.ROW_BYTES], job[words.TOP_K], st[words.STATUS]]
         for p in range(world):
             tell[p, : len(head)] = head
-            tell[p, f.ANNOUNCE_WORDS :][: start[p + 1] - start[p]] = by_slot[start[p] : start[p + 1]]
+            tell[p, words.ANNOUNCED_WORDS :][: start[p + 1] - start[p]] = by_slot[start[p] : start[p + 1]]
         if world == 1:
             told = tell
         else:
             self._blocking(job, st, "Alltoall of counts", lambda comm: comm.Alltoall(tell, told))
-        same = (told[:, : f.A_STATUS] == tell[me, : f.A_STATUS]).all(1)
-        statuses = np.where(same, told[:, f.A_STATUS], f.MISMATCH)
-        st[job[f.T_STATUS] :][:world] = statuses
+        same = (told[:, : len(head) - 1] == tell[me, : len(head) - 1]).all(1)
+        statuses = np.where(same, told[:, len(head) - 1], codes.MISMATCH)
+        st[job[words.T_PEER_STATUS] :][:world] = statuses
         if not same.all():  # nobody can run rows of another layer: exchange none, then all raise
-            st[job[f.T_ROWS_TO] :][:world] = 0
-            st[job[f.T_OFFSET] :][: int(start[world]) + 1] = 0
+            st[job[words.T_ROWS_TO] :][:world] = 0
+            st[job[words.T_OFFSET] :][: int(start[world]) + 1] = 0
             return np.zeros((world, local), np.int64)
-        return told[:, f.ANNOUNCE_WORDS :][:, :local]
+        return told[:, words.ANNOUNCED_WORDS :][:, :local]
 
     @staticmethod
     def _by_expert(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -153,10 +152,10 @@ class Bulk:
         with self.runtime.group.bounded(f"the other ranks ({what})", self.timeout):
             call(self.runtime.group.comm)
         spent = time.perf_counter_ns() - started
-        st[job[f.T_COUNTERS] + f.N_IDLE] += spent * job[f.WORKERS]
-        others = int(job[f.WORLD]) - 1
-        st[job[f.T_PEER_WAIT] :][: int(job[f.WORLD])] += spent // others
-        st[job[f.T_PEER_WAIT] + job[f.RANK]] = 0
+        st[words.counter(job, 0, words.N_IDLE)] += spent * job[words.WORKERS]
+        others = int(job[words.WORLD]) - 1
+        st[job[words.T_PEER_WAIT] :][: int(job[words.WORLD])] += spent // others
+        st[words.peer_wait(job, job[words.RANK])] = 0
 
     @staticmethod
     def _room(buffer: np.ndarray, nbytes: int) -> np.ndarray:

@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 
 from ..config import MOST_THREADS, NARROW, MoEConfig
-from ..engine import fields as f
+from ..engine import codes, words
 from ..engine.layout import LINE, Shape, lines, ring_rows
 from ..errors import AristosError, ClosedError, InputError, MismatchError, PeerInputError
-from ..kernels.cpu.gemm import FLOAT, aligned, row_stride
+from ..kernels.cpu.panels import row_stride
 from ..placement import Placement
+from ..primitives.buffers import FLOAT, aligned
 from ..substrate.runtime import Runtime, attach
 
-WHY = {f.NOT_FINITE: "scores or weights that are not finite", f.BAD_IDS: "ids out of range or repeated"}
+WHY = {codes.NOT_FINITE: "scores or weights that are not finite", codes.BAD_IDS: "ids out of range or repeated"}
 
 
 def shape_of(
@@ -150,23 +151,23 @@ class Collective:
 
     def _new_job(self, *, hidden: int, experts: int, top_k: int) -> np.ndarray:
         """A job with all that does not change from call to call, but for what `Runtime.fill` writes."""
-        job = aligned((f.JOB_WORDS + experts + self.world + 1,), np.int64)
+        job = aligned((words.JOB_WORDS + experts + self.world + 1,), np.int64)
         job[:] = 0
-        job[f.SLOT_OF], job[f.SLOT_START] = f.JOB_WORDS, f.JOB_WORDS + experts
-        job[f.JOB_WORDS : f.JOB_WORDS + experts] = self.placement.slots_for(self.rank)
-        job[f.JOB_WORDS + experts :] = self.placement.start
-        job[f.LOCAL] = len(self._mine)
-        job[f.EXPERTS], job[f.TOP_K], job[f.HIDDEN] = experts, top_k, hidden
-        job[f.OBJECT] = self._object
-        job[f.ROW_BYTES] = FLOAT * hidden
+        job[words.SLOT_OF], job[words.SLOT_START] = words.JOB_WORDS, words.JOB_WORDS + experts
+        job[words.JOB_WORDS : words.JOB_WORDS + experts] = self.placement.slots_for(self.rank)
+        job[words.JOB_WORDS + experts :] = self.placement.start
+        job[words.HELD] = len(self._mine)
+        job[words.EXPERTS], job[words.TOP_K], job[words.HIDDEN] = experts, top_k, hidden
+        job[words.OBJECT] = self._object
+        job[words.ROW_BYTES] = FLOAT * hidden
         return job
 
     def _raise_peer_problem(self, job: Any, runtime: Runtime) -> None:
         """Raise what another rank's announcement said instead of rows. job: tells where T_STATUS starts."""
-        for rank, status in enumerate(runtime.state[job[f.T_STATUS] :][: self.world].tolist()):
-            if rank == self.rank or status == f.OK:
+        for rank, status in enumerate(runtime.state[job[words.T_PEER_STATUS] :][: self.world].tolist()):
+            if rank == self.rank or status == codes.OK:
                 continue
-            if status == f.MISMATCH:
+            if status == codes.MISMATCH:
                 raise MismatchError(
                     f"rank {rank} made another call than rank {self.rank}: layer, object, top_k or width differ;"
                     " calls are collective and come in the same order on every rank"

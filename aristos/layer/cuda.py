@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..config import MoEConfig
-from ..engine import fields as f
+from ..engine import codes, words
 from ..errors import AristosError, InputError, PeerInputError
 from ..kernels.cpu import activation
 from ..kernels.cpu.tokens import SCORES
@@ -42,7 +42,7 @@ class _DeviceCall:
     y: int = 0
     ids: int = 0
     weights: int = 0
-    status: int = f.OK
+    status: int = codes.OK
     routed: bool = False
     stream: int = 0
     waits: bool = True
@@ -98,7 +98,7 @@ class CudaMoE(MoE):
         tiles = persistent.layer_tiles(self._kind, self._engine.card.arch)
         self._blocks = {tile.m: self._engine.blocks.of(tile) for tile in tiles}
         runs = [persistent.shared_runs(tile, cfg.hidden, cfg.ffn, cfg.gated, self._blocks[tile.m]) for tile in tiles]
-        return 0, max(run[f.RUNS] * run[f.RUN_STEP] for run in runs), max(self._blocks.values())
+        return 0, max(run[words.RUNS] * run[words.RUN_STEP] for run in runs), max(self._blocks.values())
 
     def _pack(self, given: Given) -> DeviceWeights:
         return DeviceWeights(self._engine.card, self._kind, given)
@@ -124,9 +124,13 @@ class CudaMoE(MoE):
         job[[router.SCORE, router.RENORMALIZE]] = SCORES[cfg.router.score], cfg.router.renormalize
         job[router.SCALE] = np.float32(cfg.router.scale).view(np.int32)
         job[router.SLOTS] = self.placement.slots
-        for word, table in ((router.OFFSET, f.T_OFFSET), (router.TOKEN, f.T_TOKEN), (router.POSITION, f.T_POSITION)):
+        for word, table in (
+            (router.OFFSET, words.T_OFFSET),
+            (router.TOKEN, words.T_TOKEN),
+            (router.POSITION, words.T_POSITION),
+        ):
             job[word] = runtime.state_at + 8 * starts[table]
-        job[router.STATUS] = runtime.state_at + 8 * f.STATUS
+        job[router.STATUS] = runtime.state_at + 8 * words.STATUS
         job[router.ROUTER] = self._weights[layer].router or 0 if self._weights[layer] is not None else 0
         job[router.SLOT_OF] = self._room("slots", 8 * cfg.experts)
         runtime.card.copy_in(job[router.SLOT_OF], self.placement.slots_for(self.rank))
@@ -150,11 +154,11 @@ class CudaMoE(MoE):
         if key not in self._on_card:
             cfg = self.cfg
             job = self._new_job(hidden=cfg.hidden, experts=cfg.experts, top_k=cfg.top_k)
-            job[f.FFN], job[f.LAYER], job[f.ROW_BYTES] = cfg.ffn, layer, BYTES[self._kind] * cfg.hidden
-            job[f.ACTIVATION] = activation.word(cfg.activation, cfg.limit)
-            job[f.TIMEOUT_NS] = timeout_ns(self.timeout)
+            job[words.FFN], job[words.LAYER], job[words.ROW_BYTES] = cfg.ffn, layer, BYTES[self._kind] * cfg.hidden
+            job[words.ACTIVATION] = activation.word(cfg.activation, cfg.limit)
+            job[words.TIMEOUT_NS] = timeout_ns(self.timeout)
             runtime.fill(job)
-            job[f.GATE] = cfg.gated
+            job[words.GATE] = cfg.gated
             if self._weights[layer] is not None:
                 self._weights[layer].fill(job)
             runtime.fill_tile(job, tile, self._blocks[tile.m])
@@ -190,7 +194,7 @@ class CudaMoE(MoE):
             self._take_y(call, x, out, lead)
         except Exception as error:
             call.error = error if isinstance(error, AristosError) else InputError(f"{type(error).__name__}: {error}")
-            call.status, call.tokens, call.routed = f.REFUSED, 0, False
+            call.status, call.tokens, call.routed = codes.REFUSED, 0, False
         except BaseException:
             self._engine.leave()
             raise
@@ -304,7 +308,7 @@ class CudaMoE(MoE):
             seconds = max(seconds, time.perf_counter() - self._started)
             self._totals.add(runtime.state, runtime.counted, seconds)
             job = self._host_jobs[self._last]
-            job[f.TOKENS], job[f.EPOCH] = call.tokens, runtime.state[f.CALLS]
+            job[words.TOKENS], job[words.EPOCH] = call.tokens, runtime.state[words.CALLS]
             stats = call_stats(job, runtime.state, runtime.counted, schedule=self.schedule, seconds=seconds)
             return call.result, stats
         finally:
@@ -317,24 +321,24 @@ class CudaMoE(MoE):
             with runtime.failing(np.zeros(0, np.int64)):
                 runtime.outcome(call.stream)
         state = runtime.state
-        status = int(state[f.STATUS])
-        if status != f.OK:
+        status = int(state[words.STATUS])
+        if status != codes.OK:
             raise InputError(self._own_problem(call, status))
         if self.world > 1:
-            self._raise_peer_problem({f.T_STATUS: runtime.tables.starts[f.T_STATUS]}, runtime)
-        if call.waits or state[f.KEPT_STATUS] == f.OK:
+            self._raise_peer_problem({words.T_PEER_STATUS: runtime.tables.starts[words.T_PEER_STATUS]}, runtime)
+        if call.waits or state[words.KEPT_STATUS] == codes.OK:
             return
-        why = WHY.get(int(state[f.KEPT_STATUS]), "its own error says why")
-        if state[f.KEPT_RANK] == self.rank:
+        why = WHY.get(int(state[words.KEPT_STATUS]), "its own error says why")
+        if state[words.KEPT_RANK] == self.rank:
             raise InputError(f"an earlier call since the last synchronize() was refused here ({why})")
-        raise PeerInputError(f"rank {int(state[f.KEPT_RANK])} refused an earlier call's input ({why})")
+        raise PeerInputError(f"rank {int(state[words.KEPT_RANK])} refused an earlier call's input ({why})")
 
     def _own_problem(self, call: Any, status: int) -> str:
         if call.host_ids is None:
-            what = "ids must be in 0..E-1 or -1, none twice in a token" if status == f.BAD_IDS else None
+            what = "ids must be in 0..E-1 or -1, none twice in a token" if status == codes.BAD_IDS else None
             given = "weights of choices taken" if call.routed else "router scores"
             return what or f"{given} must be finite, got NaN or infinity"
-        if status == f.BAD_IDS:
+        if status == codes.BAD_IDS:
             return explain_ids(call.host_ids.reshape(-1, self.cfg.top_k), self.cfg.experts)
         return "weights of choices taken must be finite, got NaN or infinity"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import fields as f
+from ..engine import words
 from ..kernels.cuda import router
 from ..kernels.cuda.pack import interleaved, outputs, pack, pack_bias
 from .weights import Given
@@ -66,11 +66,11 @@ class DeviceWeights:
 
     def fill(self, job: np.ndarray) -> None:
         """Write the addresses into a job; a rank without experts has none, and nobody asks."""
-        for name, at, step in (("up", f.UP, f.UP_STEP), ("down", f.DOWN, f.DOWN_STEP),
-                               ("up_bias", f.UP_BIAS, f.UP_BIAS_STEP),
-                               ("down_bias", f.DOWN_BIAS, f.DOWN_BIAS_STEP)):  # fmt: skip
+        for name, at, step in (("up", words.UP, words.UP_STEP), ("down", words.DOWN, words.DOWN_STEP),
+                               ("up_bias", words.UP_BIAS, words.UP_BIAS_STEP),
+                               ("down_bias", words.DOWN_BIAS, words.DOWN_BIAS_STEP)):  # fmt: skip
             job[at], job[step] = self._at.get(name, -1), self._steps.get(name, 0)
-        job[f.GATE] = self.gated
+        job[words.GATE] = self.gated
 
     def free(self) -> None:
         """Give the card's memory back."""

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from ..engine import codes, words
 from ..engine import exchange as step
-from ..engine import fields as f
-from ..engine import routing
 from ..errors import AristosError, InputError, OpenCallError
-from ..kernels.cpu.gemm import aligned
 from ..placement import Placement
 from ..primitives import arrays
+from ..primitives.buffers import aligned
 from ..primitives.compile import warm_up
 from ..substrate.runtime import BATCH, Runtime
 from .collective import Collective, check_common, explain_ids, routing_arrays, usable_timeout, weight_arrays
@@ -67,7 +66,7 @@ class Exchange(Collective):
         except Exception as error:
             problem = error if isinstance(error, AristosError) else InputError(f"{type(error).__name__}: {error}")
             mine = ""
-        self._join(problem, mine, shape, BATCH * 16 + routing.scratch_bytes(1), 0, None, 1)
+        self._join(problem, mine, shape, BATCH * 16 + 64, 0, None, 1)
         self.hidden, self.experts, self.top_k, self.max_tokens = hidden, experts, top_k, max_tokens
         self.timeout = float(timeout)
         self._job = self._new_job(hidden=hidden, experts=experts, top_k=top_k)
@@ -106,7 +105,7 @@ class Exchange(Collective):
         try:
             if refusal is not None:
                 raise refusal
-            if runtime.state[f.STATUS] != f.OK:
+            if runtime.state[words.STATUS] != codes.OK:
                 raise InputError(explain_ids(self._ids.reshape(-1, self.top_k), self.experts))
             if self.world > 1:
                 self._raise_peer_problem(self._job, runtime)
@@ -123,17 +122,21 @@ class Exchange(Collective):
         runtime, job = self._alive(), self._job
         try:
             runtime.fill(job)
-            job[f.WORKERS], job[f.MODE], job[f.ROUTED], job[f.EVENTS_MAX] = 1, f.MODE_DISPATCH, 1, 0
-            job[f.WEIGHTS], job[f.LAYER] = self._ones.ctypes.data, f.EXCHANGE
+            job[words.WORKERS], job[words.MODE], job[words.ROUTED], job[words.EVENTS_MAX] = 1, codes.MODE_DISPATCH, 1, 0
+            job[words.WEIGHTS], job[words.LAYER] = self._ones.ctypes.data, codes.EXCHANGE
             self._x, self._lead = arrays.rows("x", x, self.hidden, np.dtype(np.float32))
             if len(self._x) > self.max_tokens:
                 raise InputError(f"x has {len(self._x)} tokens, more than max_tokens={self.max_tokens}")
             self._ids = routing_arrays(ids, (*self._lead, self.top_k))
-            job[f.STATUS_IN], job[f.TOKENS] = f.OK, len(self._x)
-            job[f.X], job[f.X_STRIDE], job[f.IDS] = self._x.ctypes.data, self._x.strides[0], self._ids.ctypes.data
+            job[words.STATUS_IN], job[words.TOKENS] = codes.OK, len(self._x)
+            job[words.X], job[words.X_STRIDE], job[words.IDS] = (
+                self._x.ctypes.data,
+                self._x.strides[0],
+                self._ids.ctypes.data,
+            )
         except Exception as problem:
             error = problem if isinstance(problem, AristosError) else InputError(f"{type(problem).__name__}: {problem}")
-            job[f.STATUS_IN], job[f.TOKENS] = f.REFUSED, 0
+            job[words.STATUS_IN], job[words.TOKENS] = codes.REFUSED, 0
             return error
         except BaseException:
             runtime.leave()
@@ -148,7 +151,7 @@ class Exchange(Collective):
             runtime.begin(job)
             runtime.go_on(job, self.timeout)
         landed = np.empty((int(step.set_targets(job, runtime.state, counts)), self.hidden), np.float32)
-        job[f.OUT_ROWS] = landed.ctypes.data
+        job[words.OUT_ROWS] = landed.ctypes.data
         with runtime.tending():
             runtime.go_on(job, self.timeout)
         return landed, counts
@@ -190,10 +193,10 @@ class Exchange(Collective):
         self._open = None
         with runtime.failing(job):
             unused = np.empty((len(self._x), self.hidden), np.float32) if y is None else y
-            job[f.MODE], job[f.Y] = f.MODE_COMBINE, unused.ctypes.data
-            job[f.WEIGHTS] = self._ones.ctypes.data if scale is None else scale.ctypes.data
+            job[words.MODE], job[words.Y] = codes.MODE_COMBINE, unused.ctypes.data
+            job[words.WEIGHTS] = self._ones.ctypes.data if scale is None else scale.ctypes.data
             step.expect_back(job, runtime.state)
-            address, status = (0, f.REFUSED) if back is None else (back.ctypes.data, f.OK)
+            address, status = (0, codes.REFUSED) if back is None else (back.ctypes.data, codes.OK)
             for i in range(1, self.world + 1):
                 step.give_back(job, runtime.state, counts, (self.rank + i) % self.world, address, status)
             with runtime.tending():

@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..config import BACKENDS, MoEConfig
-from ..engine import fields as f
-from ..engine import routing, team
+from ..engine import codes, column_runs, words
 from ..engine.layout import rank_bytes
 from ..errors import AristosError, ClosedError, InputError, OpenCallError
 from ..host.nodes import Nodes
 from ..kernels.cpu import activation
 from ..kernels.cpu.expert import scratch_bytes
-from ..kernels.cpu.gemm import aligned
-from ..kernels.cpu.llvm import LANES
-from ..kernels.cpu.tokens import SCORES
+from ..kernels.cpu.panels import LANES
+from ..kernels.cpu.tokens import SCORES, route_bytes
 from ..placement import Placement
 from ..primitives import arrays
+from ..primitives.buffers import aligned
 from ..substrate.runtime import BATCH, Runtime
 from .bulk import Bulk
 from .collective import (
@@ -47,16 +46,16 @@ if TYPE_CHECKING:
 
 Schedule = Literal["fused", "bulk"]
 KINDS = {  # of events: all that a worker notes
-    f.IDLE: "wait",
-    f.ROUTE: "route",
-    f.PACK: "pack",
-    f.DISPATCH: "dispatch",
-    f.BLOCK: "dispatch",
-    f.POST: "wire",
-    f.EXPERT: "expert",
-    f.TEAM: "expert",
-    f.LIST: "expert",
-    f.COMBINE: "combine",
+    codes.IDLE: "wait",
+    codes.ROUTE: "route",
+    codes.PACK: "pack",
+    codes.DISPATCH: "dispatch",
+    codes.BLOCK: "dispatch",
+    codes.POST: "wire",
+    codes.EXPERT: "expert",
+    codes.SHARE: "expert",
+    codes.LIST: "expert",
+    codes.COMBINE: "combine",
 }
 
 
@@ -212,8 +211,8 @@ class MoE(Collective):
 
     def _needs(self, cfg: MoEConfig) -> tuple[int, int, int]:
         """(bytes of scratch a worker, bytes for all workers, workers where no threads= is given; 0: one a core)."""
-        scratch = max(scratch_bytes(BATCH, cfg.gated), routing.scratch_bytes(-(-cfg.experts // LANES)))
-        return scratch, team.scratch_bytes(cfg.ffn, cfg.gated), 0
+        scratch = max(scratch_bytes(BATCH, cfg.gated), route_bytes(words.TOKEN_BLOCK, -(-cfg.experts // LANES)))
+        return scratch, column_runs.scratch_bytes(cfg.ffn, cfg.gated), 0
 
     def _pack(self, given: Given) -> Any:
         """Weights as this backend's kernels read them."""
@@ -326,18 +325,18 @@ class MoE(Collective):
             self._take_routing(call, ids, weights, lead, loaded, copy)
             self._take_out(call, out, lead)
             job = self._job(call.layer)
-            job[f.STATUS_IN] = f.OK
-            job[f.TOKENS] = len(call.x)
-            job[f.X] = call.x.ctypes.data
-            job[f.X_STRIDE] = call.x.strides[0]
-            job[f.Y] = call.out.ctypes.data  # type: ignore[union-attr]
-            job[f.ROUTED] = call.ids is not None
+            job[words.STATUS_IN] = codes.OK
+            job[words.TOKENS] = len(call.x)
+            job[words.X] = call.x.ctypes.data
+            job[words.X_STRIDE] = call.x.strides[0]
+            job[words.Y] = call.out.ctypes.data  # type: ignore[union-attr]
+            job[words.ROUTED] = call.ids is not None
             routed = (self._ids, self._combine_weights) if call.ids is None else (call.ids, call.weights)
-            job[f.IDS], job[f.WEIGHTS] = routed[0].ctypes.data, routed[1].ctypes.data  # type: ignore[union-attr]
+            job[words.IDS], job[words.WEIGHTS] = routed[0].ctypes.data, routed[1].ctypes.data  # type: ignore[union-attr]
         except Exception as error:
             call.error = error if isinstance(error, AristosError) else InputError(f"{type(error).__name__}: {error}")
             job = self._job(call.layer)
-            job[f.STATUS_IN], job[f.TOKENS], job[f.ROUTED] = f.REFUSED, 0, 0
+            job[words.STATUS_IN], job[words.TOKENS], job[words.ROUTED] = codes.REFUSED, 0, 0
         except BaseException:
             self._runtime.leave()  # type: ignore[union-attr]
             raise
@@ -385,20 +384,20 @@ class MoE(Collective):
             cfg = self.cfg
             job = self._new_job(hidden=cfg.hidden, experts=cfg.experts, top_k=cfg.top_k)
             self._jobs[layer] = job
-            job[f.FFN], job[f.LAYER] = cfg.ffn, layer
-            job[f.SCORE], job[f.RENORMALIZE] = SCORES[cfg.router.score], cfg.router.renormalize
-            job[f.SCALE] = int(np.float32(cfg.router.scale).view(np.int32))
-            job[f.ACTIVATION] = activation.word(cfg.activation, cfg.limit)
+            job[words.FFN], job[words.LAYER] = cfg.ffn, layer
+            job[words.SCORE], job[words.RENORMALIZE] = SCORES[cfg.router.score], cfg.router.renormalize
+            job[words.SCALE] = int(np.float32(cfg.router.scale).view(np.int32))
+            job[words.ACTIVATION] = activation.word(cfg.activation, cfg.limit)
         if self._filled[layer] != runtime.version:
             runtime.fill(job)
-            job[f.WORKERS] = self.threads
+            job[words.WORKERS] = self.threads
             if self._weights[layer] is not None:
                 self._weights[layer].fill(job)
                 self._filled[layer] = runtime.version
         if self._events is not None:
-            job[f.EVENTS], job[f.EVENTS_MAX] = self._events.ctypes.data, self._events.shape[1]
+            job[words.EVENTS], job[words.EVENTS_MAX] = self._events.ctypes.data, self._events.shape[1]
         else:
-            job[f.EVENTS_MAX] = 0
+            job[words.EVENTS_MAX] = 0
         return job
 
     def _run(self, call: _Call) -> float:
@@ -424,8 +423,8 @@ class MoE(Collective):
             if call.error is not None:
                 raise call.error
             state = runtime.state
-            if state[f.STATUS] != f.OK:
-                raise InputError(self._own_problem(call, int(state[f.STATUS])))
+            if state[words.STATUS] != codes.OK:
+                raise InputError(self._own_problem(call, int(state[words.STATUS])))
             if self.world > 1:
                 self._raise_peer_problem(job, runtime)
             if not return_stats:
@@ -435,7 +434,7 @@ class MoE(Collective):
             runtime.open = False
 
     def _own_problem(self, call: _Call, status: int) -> str:
-        if status == f.BAD_IDS:
+        if status == codes.BAD_IDS:
             assert call.ids is not None
             return explain_ids(call.ids.reshape(-1, self.cfg.top_k), self.cfg.experts)
         if call.weights is not None:
@@ -462,7 +461,7 @@ class MoE(Collective):
         if not isinstance(events, int) or not 0 < events <= 10**8:
             raise InputError(f"events must be an int in 1..10**8, got {events!r}")
         runtime = self._settled()
-        self._events = aligned((runtime.threads, events, f.EVENT_WORDS), np.int64) if on else None
+        self._events = aligned((runtime.threads, events, words.EVENT_WORDS), np.int64) if on else None
 
     def events(self) -> list[tuple[int, str, float, float, int, int]]:
         """(worker, kind, start, end, peer or expert, rows) of the last call, in seconds on CLOCK_MONOTONIC.
@@ -474,7 +473,7 @@ class MoE(Collective):
             return []
         found = []
         for worker in range(min(runtime.threads, len(self._events))):
-            n = int(runtime.state[runtime.tables.starts[f.T_COUNTERS] + f.COUNTER_WORDS * worker + f.N_EVENTS])
+            n = int(runtime.state[words.counter(runtime.tables.starts, worker, words.N_EVENTS)])
             for kind, start, end, what, rows in self._events[worker, :n].tolist():
                 found.append((worker, KINDS[kind], start * 1e-9, end * 1e-9, what, rows))
         return found

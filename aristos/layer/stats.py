@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import fields as f
+from ..engine import words
 
 
 @dataclass(frozen=True)
@@ -106,55 +106,55 @@ class Tables:
     """The part of a rank's state that counts: one call's, or, added up, many calls'."""
 
     def __init__(self, starts: dict[int, int], workers: int, world: int) -> None:
-        self.first = starts[f.T_COUNTERS]
+        self.first = starts[words.T_COUNTERS]
         self._starts = {name: start - self.first for name, start in starts.items() if start >= self.first}
         self.workers, self.world = workers, world
 
-    def counters(self, words: np.ndarray) -> np.ndarray:
+    def counters(self, counted: np.ndarray) -> np.ndarray:
         """[COUNTER_WORDS] summed over workers."""
-        return words[: self.workers * f.COUNTER_WORDS].reshape(self.workers, -1).sum(0)
+        return counted[: self.workers * words.COUNTER_WORDS].reshape(self.workers, -1).sum(0)
 
-    def peers(self, words: np.ndarray, name: int) -> np.ndarray:
+    def peers(self, counted: np.ndarray, name: int) -> np.ndarray:
         """[W] of one of the tables by peer."""
-        return words[self._starts[name] :][: self.world]
+        return counted[self._starts[name] :][: self.world]
 
-    def wait(self, words: np.ndarray, rank: int) -> np.ndarray:
+    def wait(self, counted: np.ndarray, rank: int) -> np.ndarray:
         """[W] seconds waited for each peer; idle time charged to the rank itself is no wait."""
-        seconds = self.peers(words, f.T_PEER_WAIT) * 1e-9
+        seconds = self.peers(counted, words.T_PEER_WAIT) * 1e-9
         seconds[rank] = 0.0
         return seconds
 
 
 def call_stats(job: np.ndarray, state: np.ndarray, tables: Tables, *, schedule: str, seconds: float) -> CallStats:
     """The stats of the call that has just ended."""
-    words = state[tables.first :]
-    n = tables.counters(words)
-    rank = int(job[f.RANK])
-    row_bytes = int(job[f.ROW_BYTES])
-    rows_to = tuple(int(r) for r in tables.peers(words, f.T_ROWS_TO))
-    wait = tables.wait(words, rank)
+    counted = state[tables.first :]
+    n = tables.counters(counted)
+    rank = int(job[words.RANK])
+    row_bytes = int(job[words.ROW_BYTES])
+    rows_to = tuple(int(r) for r in tables.peers(counted, words.T_ROWS_TO))
+    wait = tables.wait(counted, rank)
     return CallStats(
         rank=rank,
-        world=int(job[f.WORLD]),
-        workers=int(job[f.WORKERS]),
-        epoch=int(job[f.EPOCH]),
-        layer=int(job[f.LAYER]),
-        tokens=int(job[f.TOKENS]),
+        world=int(job[words.WORLD]),
+        workers=int(job[words.WORKERS]),
+        epoch=int(job[words.EPOCH]),
+        layer=int(job[words.LAYER]),
+        tokens=int(job[words.TOKENS]),
         schedule=schedule,
         rows_to_peer=rows_to,
-        tiles_to_peer=tuple(int(t) for t in tables.peers(words, f.T_TILES_TO)),
+        tiles_to_peer=tuple(int(t) for t in tables.peers(counted, words.T_TILES_TO)),
         logical_bytes_to_peer=tuple(r * row_bytes for r in rows_to),
-        moved_bytes_to_peer=tuple(int(r) * row_bytes for r in tables.peers(words, f.T_MOVED_TO)),
-        rows_from_peer=tuple(int(r) for r in tables.peers(words, f.T_ROWS_FROM)),
+        moved_bytes_to_peer=tuple(int(r) * row_bytes for r in tables.peers(counted, words.T_MOVED_TO)),
+        rows_from_peer=tuple(int(r) for r in tables.peers(counted, words.T_ROWS_FROM)),
         call_seconds=seconds,
-        route_seconds=(n[f.N_ROUTE] + n[f.N_PACK]) * 1e-9,
-        dispatch_seconds=n[f.N_DISPATCH] * 1e-9,
-        compute_seconds=n[f.N_EXPERT] * 1e-9,
-        combine_seconds=n[f.N_COMBINE] * 1e-9,
-        wire_seconds=n[f.N_WIRE] * 1e-9,
+        route_seconds=(n[words.N_ROUTE] + n[words.N_PACK]) * 1e-9,
+        dispatch_seconds=n[words.N_DISPATCH] * 1e-9,
+        compute_seconds=n[words.N_EXPERT] * 1e-9,
+        combine_seconds=n[words.N_COMBINE] * 1e-9,
+        wire_seconds=n[words.N_WIRE] * 1e-9,
         wait_seconds=float(wait.sum()),
         wait_seconds_by_peer=tuple(float(w) for w in wait),
-        idle_seconds=n[f.N_IDLE] * 1e-9,
+        idle_seconds=n[words.N_IDLE] * 1e-9,
     )
 
 
@@ -184,13 +184,13 @@ class Totals:
         self.words += state[tables.first :]
 
     def _plain(self) -> dict[str, Any]:
-        tables, words = self._tables, self.words
+        tables, counted = self._tables, self.words
         assert tables is not None
-        assert words is not None
+        assert counted is not None
         return {
-            "counters": tables.counters(words),
-            "rows": int(tables.peers(words, f.T_ROWS_TO).sum()),
-            "wait": tables.peers(words, f.T_PEER_WAIT) * 1e-9,
+            "counters": tables.counters(counted),
+            "rows": int(tables.peers(counted, words.T_ROWS_TO).sum()),
+            "wait": tables.peers(counted, words.T_PEER_WAIT) * 1e-9,
         }
 
     def share(self, rank: int, world: int) -> dict[str, Any]:
@@ -202,7 +202,7 @@ class Totals:
             "calls": self.calls,
             "seconds": self.seconds,
             "rows": sum(p["rows"] for p in parts),
-            "counters": sum((p["counters"] for p in parts), np.zeros(f.COUNTER_WORDS, np.int64)),
+            "counters": sum((p["counters"] for p in parts), np.zeros(words.COUNTER_WORDS, np.int64)),
             "wait": wait,
         }
 
@@ -210,14 +210,14 @@ class Totals:
 def _messages(counters: np.ndarray, transport: str, first: int) -> list[MessageClass]:
     """The size classes of one transport that hold a message. counters: [W, COUNTER_WORDS]."""
     found = []
-    for size in range(f.SIZE_CLASSES):
+    for size in range(words.SIZE_CLASSES):
         count, nbytes, ns = counters[:, first + 3 * size : first + 3 * size + 3].T
         if count.sum():
             seconds = ns.sum() * 1e-9
             found.append(
                 MessageClass(
                     transport=transport,
-                    up_to_bytes=256.0 * 4**size if size < f.SIZE_CLASSES - 1 else float("inf"),
+                    up_to_bytes=256.0 * 4**size if size < words.SIZE_CLASSES - 1 else float("inf"),
                     count=int(count.sum()),
                     bytes=int(nbytes.sum()),
                     seconds=float(seconds),
@@ -236,9 +236,9 @@ def summarize(shares: list[dict[str, Any]]) -> Summary:
         calls=shares[0]["calls"],
         rows=sum(s["rows"] for s in shares),
         call_seconds=max(s["seconds"] for s in shares),
-        compute_seconds=float(counters[:, f.N_EXPERT].sum() * 1e-9),
-        wire_seconds=float(counters[:, f.N_WIRE].sum() * 1e-9),
-        idle_seconds=float(counters[:, f.N_IDLE].sum() * 1e-9),
-        messages=(*_messages(counters, "shm", f.N_MESSAGES), *_messages(counters, "rma", f.N_FAR_MESSAGES)),
+        compute_seconds=float(counters[:, words.N_EXPERT].sum() * 1e-9),
+        wire_seconds=float(counters[:, words.N_WIRE].sum() * 1e-9),
+        idle_seconds=float(counters[:, words.N_IDLE].sum() * 1e-9),
+        messages=(*_messages(counters, "shm", words.N_LOCAL_PUTS), *_messages(counters, "rma", words.N_REMOTE_PUTS)),
         wait_seconds=np.array([s["wait"] for s in shares]),
     )

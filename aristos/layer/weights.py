@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from ..config import MoEConfig
-from ..engine import fields as f
+from ..engine import words
 from ..errors import InputError
-from ..kernels.cpu.gemm import FLOAT, aligned, pack, padded
-from ..kernels.cpu.llvm import LANES
+from ..kernels.cpu.panels import LANES, pack, padded
 from ..primitives import arrays
+from ..primitives.buffers import FLOAT, aligned
 
 FLOAT32 = np.dtype(np.float32)
 
@@ -99,19 +99,19 @@ class LayerWeights:
     def fill(self, job: np.ndarray) -> None:
         """Write the addresses into a job."""
         names = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
-        slots = (f.UP, f.GATE, f.DOWN, f.UP_BIAS, f.GATE_BIAS, f.DOWN_BIAS)
+        slots = (words.UP, words.GATE, words.DOWN, words.UP_BIAS, words.GATE_BIAS, words.DOWN_BIAS)
         for name, slot in zip(names, slots):
             array = self.packed.get(name)
             job[slot] = array.ctypes.data if array is not None else 0
         for name, slot in (
-            ("up", f.UP_STEP),
-            ("down", f.DOWN_STEP),
-            ("up_bias", f.UP_BIAS_STEP),
-            ("down_bias", f.DOWN_BIAS_STEP),
+            ("up", words.UP_STEP),
+            ("down", words.DOWN_STEP),
+            ("up_bias", words.UP_BIAS_STEP),
+            ("down_bias", words.DOWN_BIAS_STEP),
         ):
             array = self.packed.get(name)
             job[slot] = FLOAT * (array.size // max(1, len(array))) if array is not None else 0
         if "up_bias" not in self.packed and "gate_bias" in self.packed:
-            job[f.UP_BIAS_STEP] = FLOAT * self.packed["gate_bias"].shape[1]
-        job[f.ROUTER] = self.router.ctypes.data if self.router is not None else 0
-        job[f.ROUTER_PANELS] = len(self.router) if self.router is not None else 0
+            job[words.UP_BIAS_STEP] = FLOAT * self.packed["gate_bias"].shape[1]
+        job[words.ROUTER] = self.router.ctypes.data if self.router is not None else 0
+        job[words.ROUTER_PANELS] = len(self.router) if self.router is not None else 0

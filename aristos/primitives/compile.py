@@ -30,6 +30,7 @@ import numpy as np
 from llvmlite import binding
 from numba.core import caching
 from numba.core import config as _config
+from numba.core.registry import CPUDispatcher
 
 from ..errors import EnvironmentProblem
 
@@ -112,6 +113,22 @@ def jit(function: Callable) -> Any:
     finally:
         vars(config).update(before)
     _registered.append(compiled)
+    return compiled
+
+
+class Inlined(CPUDispatcher):
+    """A function that compiled code inlines, and that Python calls as it is, without compiling it."""
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.py_func(*arguments)
+
+
+def inlined(function: Callable) -> Any:
+    """A small function that compiled code inlines, on CPUs and on CUDA. It is never compiled alone."""
+    if config.DISABLE_JIT:
+        return function
+    compiled = numba.njit(inline="always", error_model="numpy")(function)
+    compiled.__class__ = Inlined
     return compiled
 
 

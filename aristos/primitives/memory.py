@@ -108,7 +108,7 @@ def lane():
     return 0
 
 
-def together():
+def block_barrier():
     """Wait for the other threads that execute this step; what they have written is visible after."""
 
 

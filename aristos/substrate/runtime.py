@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from ..config import OVERDUE
-from ..engine import arrivals, outbox, packing, steps, team
-from ..engine import fields as f
+from ..engine import arrivals, codes, column_runs, outbox, packing, steps, words
 from ..engine.experts import GROUP
 from ..engine.layout import PairLayout, Shape, StateLayout, lines, word_from
 from ..errors import ClosedError, MismatchError, OpenCallError, PoisonedError, WaitTimeout
-from ..kernels.cpu.gemm import aligned, row_stride
+from ..kernels.cpu.panels import row_stride
 from ..layer.stats import Tables
 from ..primitives import wire
+from ..primitives.buffers import aligned
 from ..primitives.compile import warm_up
 from ..primitives.memory import load, load_acquire
 from ..transport.group import Group, warn_if_launched
@@ -43,7 +43,11 @@ PAUSE_NS = 100_000_000  # compiled code comes back to Python at least this often
 ALONE, CROWDED = (2000, 50_000), (4, 100)  # looks in vain after which a worker yields its core, and sleeps
 LAST_WORDS_SECONDS = 0.1  # how long a failing rank helps its poison on the way to other nodes
 FAR_BLOCK = 512  # most (token, choice) pairs of a block for a far owner
-CAUSES = {f.CAUSE_TIMEOUT: "a wait ran out", f.CAUSE_INTERRUPT: "it was interrupted", f.CAUSE_ERROR: "it failed"}
+CAUSES = {
+    codes.CAUSE_TIMEOUT: "a wait ran out",
+    codes.CAUSE_INTERRUPT: "it was interrupted",
+    codes.CAUSE_ERROR: "it failed",
+}
 
 _runtimes: dict[tuple[int, str], Runtime] = {}
 _keyval: int | None = None
@@ -134,7 +138,7 @@ class Runtime:
         self._workers = Workers(workers)
 
     def _compile(self) -> None:
-        job = np.zeros(f.JOB_WORDS + 1, np.int64)
+        job = np.zeros(words.JOB_WORDS + 1, np.int64)
         step, plain = signature(job, self.state), signature(job, self.state, worker=False)
         warm_up(
             [
@@ -163,17 +167,29 @@ class Runtime:
         """Write into a job what every call on this runtime has in common."""
         assert self._memory is not None
         self.fill_shape(job)
-        job[f.TILE], job[f.BATCH], job[f.MERGE_ROWS], job[f.PATIENCE] = TILE, BATCH, MERGE_ROWS, PATIENCE
-        limit = int(RUN_FLOPS / max(1, 4 * job[f.HIDDEN] * job[f.FFN]))
-        job[f.RUN_ROWS] = min(BATCH, max(RUN_LEAST, limit // GROUP * GROUP))
+        job[words.TILE], job[words.BATCH], job[words.MERGE_ROWS], job[words.MERGE_POLLS] = (
+            TILE,
+            BATCH,
+            MERGE_ROWS,
+            PATIENCE,
+        )
+        limit = int(RUN_FLOPS / max(1, 4 * job[words.HIDDEN] * job[words.FFN]))
+        job[words.RUN_ROWS] = min(BATCH, max(RUN_LEAST, limit // GROUP * GROUP))
         crowded = self._sharing > 1 or self.threads > self.cores
-        job[f.PAUSE_NS], job[f.SPINS], job[f.YIELDS] = PAUSE_NS, *(CROWDED if crowded else ALONE)
-        job[f.LOCK], job[f.STATE] = self._lock.ctypes.data, self.state.ctypes.data
-        job[f.SCRATCH] = self._scratch.ctypes.data
-        job[f.SCRATCH_STEP] = self._scratch_step
-        job[f.RUNS], job[f.TEAM_ROWS] = 1, team.MOST_ROWS
-        job[f.UP_SHARES], job[f.DOWN_SHARES] = team.shares(int(job[f.FFN])), team.shares(int(job[f.HIDDEN]))
-        job[f.FAR], job[f.WIRE], job[f.FAR_BLOCK] = len(self._memory.far), self._memory.wire, FAR_BLOCK
+        job[words.PAUSE_NS], job[words.SPINS], job[words.YIELDS] = PAUSE_NS, *(CROWDED if crowded else ALONE)
+        job[words.LOCK], job[words.STATE] = self._lock.ctypes.data, self.state.ctypes.data
+        job[words.SCRATCH] = self._scratch.ctypes.data
+        job[words.SCRATCH_STEP] = self._scratch_step
+        job[words.RUNS], job[words.SHARED_ROWS] = 1, column_runs.MOST_ROWS
+        job[words.UP_SHARES], job[words.DOWN_SHARES] = (
+            column_runs.shares(int(job[words.FFN])),
+            column_runs.shares(int(job[words.HIDDEN])),
+        )
+        job[words.REMOTE], job[words.WIRE], job[words.REMOTE_BLOCK] = (
+            len(self._memory.far),
+            self._memory.wire,
+            FAR_BLOCK,
+        )
 
     def fill_shape(self, job: np.ndarray) -> None:
         """Write what does not depend on the substrate: where everything lies, and how much of it there is."""
@@ -181,11 +197,15 @@ class Runtime:
         assert self.shape is not None
         self.layout.fill(job)
         self.tables.fill(job)
-        job[f.RANK], job[f.WORLD] = self.group.rank, self.group.world
-        job[f.WORKERS] = job[f.ALL_WORKERS] = self.threads
-        job[f.STRIDE], job[f.RING_ROWS], job[f.SLOTS] = self.shape.stride, self.shape.ring_rows, self.shape.slots
-        job[f.RETURN_STRIDE] = row_stride(int(job[f.HIDDEN]))
-        job[f.MAX_LOCAL] = self.shape.max_local
+        job[words.RANK], job[words.WORLD] = self.group.rank, self.group.world
+        job[words.WORKERS] = job[words.ALL_WORKERS] = self.threads
+        job[words.STRIDE], job[words.RING_ROWS], job[words.SLOTS] = (
+            self.shape.stride,
+            self.shape.ring_rows,
+            self.shape.slots,
+        )
+        job[words.RETURN_STRIDE] = row_stride(int(job[words.HIDDEN]))
+        job[words.MAX_HELD] = self.shape.max_local
 
     def release(self) -> None:
         """One user less; the last one frees everything. Collective."""
@@ -229,10 +249,10 @@ class Runtime:
         peers = [p for p in range(self.group.world) if p != self.group.rank]
         for _ in self.group.until_all_come("the other ranks to close", OVERDUE * self.group.timeout):
             self._listen(job)
-            if any(self._word(job, p, f.POISON) for p in peers):
+            if any(self._word(job, p, words.POISON) for p in peers):
                 return False
             for p in peers:
-                if self._word(job, p, f.ANNOUNCED) > self.epoch:
+                if self._word(job, p, words.ANNOUNCED) > self.epoch:
                     self.give_up(MismatchError(f"rank {self.group.rank} closes, and rank {p} makes a call"))
                     return False
         return True
@@ -243,21 +263,21 @@ class Runtime:
 
     def _listen(self, job: np.ndarray) -> None:
         """Read what far peers have put, outside a call."""
-        if job[f.FAR] and wire.take(job[f.WIRE]):
+        if job[words.REMOTE] and wire.take(job[words.WIRE]):
             outbox.listen(job, self.state)
-            wire.leave(job[f.WIRE])
+            wire.leave(job[words.WIRE])
 
     def _tell_far_peers(self, job: np.ndarray) -> None:
         """Put the poison word to far peers, and give MPI a moment to move it."""
         until = time.monotonic() + LAST_WORDS_SECONDS
         told = False
         while time.monotonic() < until:
-            if wire.take(job[f.WIRE]):
+            if wire.take(job[words.WIRE]):
                 if not told:
                     outbox.last_words(job, self.state)
                     told = True
                 outbox.listen(job, self.state)
-                wire.leave(job[f.WIRE])
+                wire.leave(job[words.WIRE])
             time.sleep(0.001)
 
     # ------------------------------------------------------------ calls
@@ -294,9 +314,9 @@ class Runtime:
             self._fail(self._blank_job(), error)
 
     def _blank_job(self) -> np.ndarray:
-        job = np.zeros(f.JOB_WORDS + 1, np.int64)
+        job = np.zeros(words.JOB_WORDS + 1, np.int64)
         self.fill(job)
-        job[f.EPOCH] = self.epoch
+        job[words.EPOCH] = self.epoch
         return job
 
     def background(self) -> Background:
@@ -308,10 +328,10 @@ class Runtime:
     def run(self, job: np.ndarray, timeout: float) -> None:
         """Run an entered call to its end as worker 0; it stays open until its result has been taken."""
         with self.failing(job), self.tending():
-            if job[f.WORKERS] == 1:
-                job[f.EPOCH] = self.epoch
+            if job[words.WORKERS] == 1:
+                job[words.EPOCH] = self.epoch
                 code = run_alone(job, self.state)
-                if code != f.RAN:
+                if code != codes.RAN:
                     self.go_on(job, timeout, code=code)
             else:
                 self.begin(job)
@@ -338,7 +358,7 @@ class Runtime:
 
     def begin(self, job: np.ndarray) -> None:
         """Give an entered call its epoch, clear the tables, and let the other workers in."""
-        job[f.EPOCH] = self.epoch
+        job[words.EPOCH] = self.epoch
         packing.begin(job, self.state)
         assert self._workers is not None
         self._workers.release(job, self.state)
@@ -349,13 +369,13 @@ class Runtime:
         patience: _Patience | None = None
         if code is None:
             code = work(job, self.state, 0)
-        while code == f.PAUSED:
+        while code == codes.PAUSED:
             patience = patience or _Patience(self, job, timeout)
             patience.check()
             code = work(job, self.state, 0)
-        if code == f.POISONED:
+        if code == codes.POISONED:
             self._raise_poison(job)
-        if code == f.RAN:
+        if code == codes.RAN:
             self._workers.gather()
             steps.heartbeat(job, self.state, -1)
         return code
@@ -364,8 +384,8 @@ class Runtime:
         peer = int(arrivals.poisoned(job, self.state))
         if peer < 0:
             raise PoisonedError(f"rank {self.group.rank}: a worker failed in epoch {self.epoch}")
-        told, cause = divmod(load(int(word_from(job, self.state, peer, f.POISON))), 1 << f.CAUSE_BITS)
-        epoch, origin = divmod(told, 1 << f.ORIGIN_BITS)
+        told, cause = divmod(load(int(word_from(job, self.state, peer, words.POISON))), 1 << codes.CAUSE_BITS)
+        epoch, origin = divmod(told, 1 << codes.ORIGIN_BITS)
         error = PoisonedError(
             f"rank {self.group.rank}: rank {origin} gave up in epoch {epoch} because {CAUSES.get(cause, cause)}"
             f" (told by rank {peer}); its own message says more"
@@ -374,11 +394,11 @@ class Runtime:
         raise error
 
     def _fail(self, job: np.ndarray, error: BaseException) -> None:
-        cause = getattr(error, "cause", f.CAUSE_ERROR)  # told on as it was told
+        cause = getattr(error, "cause", codes.CAUSE_ERROR)  # told on as it was told
         if isinstance(error, WaitTimeout):
-            cause = f.CAUSE_TIMEOUT
+            cause = codes.CAUSE_TIMEOUT
         elif isinstance(error, KeyboardInterrupt | SystemExit):
-            cause = f.CAUSE_INTERRUPT
+            cause = codes.CAUSE_INTERRUPT
         with self._failing:  # the caller's thread and the one behind `start` may both come; the first says why
             first = self.broken is None
             self.open = False
@@ -386,7 +406,7 @@ class Runtime:
                 self.broken = f"{type(error).__name__}: {error}"
                 self.group.abort_at_exit(self.broken)
                 steps.poison(job, self.state, getattr(error, "origin", self.group.rank), cause)
-                if job[f.FAR]:
+                if job[words.REMOTE]:
                     self._tell_far_peers(job)
         assert self._workers is not None
         self._workers.gather()
@@ -419,8 +439,8 @@ class _Patience:
             raise WaitTimeout(
                 f"rank {peer}: none of its own workers has moved for {waited:.1f} s in epoch {runtime.epoch}"
             )
-        halfway = job[f.MODE] == f.MODE_COMBINE
-        mute = halfway and state[job[f.T_FAR] + peer] != 0  # it cannot say that it is outside, between the halves
+        halfway = job[words.MODE] == codes.MODE_COMBINE
+        mute = halfway and state[words.remote(job, peer)] != 0  # it cannot say that it is outside, between the halves
         inside = phase >= 0 and epoch == runtime.epoch and not mute
         if inside or waited > OVERDUE * self.timeout:
             raise WaitTimeout(self._message(peer, owed, epoch, phase, waited))
@@ -436,13 +456,13 @@ class _Patience:
     def _published(self, peer: int) -> tuple[int, int]:
         if peer == self.runtime.group.rank:
             return self.runtime.epoch, 0
-        phase = load_acquire(int(word_from(self.job, self.runtime.state, peer, f.AT_PHASE)))
-        return load_acquire(int(word_from(self.job, self.runtime.state, peer, f.AT_EPOCH))), phase
+        phase = load_acquire(int(word_from(self.job, self.runtime.state, peer, words.AT_PHASE)))
+        return load_acquire(int(word_from(self.job, self.runtime.state, peer, words.AT_EPOCH))), phase
 
     def _message(self, peer: int, owed: tuple, epoch: int, phase: int, waited: float) -> str:
         me = self.runtime.group.rank
         announced, left, read, seen, sent = map(int, owed)
-        if announced == f.UNANNOUNCED:
+        if announced == codes.UNANNOUNCED:
             what = f"its announcement of epoch {self.runtime.epoch}"
         elif left > 0:
             what = f"{left} announced rows after tile {read}"

@@ -8,21 +8,21 @@ from typing import Any
 import numpy as np
 from numba import int64
 
-from ..engine import fields as f
+from ..engine import words
 from ..engine.layout import (
     CODED_BYTES,
     LINE,
     PairLayout,
     Shape,
-    far_bytes,
-    far_region,
-    near_bytes,
-    near_region,
+    local_bytes,
+    local_region,
     outbox_bytes,
+    remote_bytes,
+    remote_region,
 )
 from ..host.nodes import Nodes
-from ..kernels.cpu.gemm import aligned
 from ..primitives import wire
+from ..primitives.buffers import aligned
 from ..primitives.compile import warm_up
 from ..transport.group import Calling, Group
 from ..transport.rma import RmaWindow
@@ -31,13 +31,13 @@ from ..transport.window import Window
 
 def window_bytes(shape: Shape, nodes: Nodes, rank: int) -> tuple[int, int, int]:
     """Bytes of a rank's near window, far window, and outboxes."""
-    outboxes = outbox_bytes(shape) * len(nodes.far(rank))
-    return near_bytes(shape, nodes, rank), far_bytes(shape, nodes, rank), outboxes
+    outboxes = outbox_bytes(shape) * len(nodes.remote(rank))
+    return local_bytes(shape, nodes, rank), remote_bytes(shape, nodes, rank), outboxes
 
 
 def card_rows_bytes(shape: Shape, nodes: Nodes, rank: int) -> int:
     """Bytes of the rows that wait on a rank's card to be put: a ring and as many outputs for each far peer."""
-    return 2 * shape.ring_rows * shape.stride * len(nodes.far(rank))
+    return 2 * shape.ring_rows * shape.stride * len(nodes.remote(rank))
 
 
 def _zeros(nbytes: int) -> np.ndarray:
@@ -62,7 +62,7 @@ class Memory:
     ) -> None:
         self.shape, self.group = shape, group
         self.layout = PairLayout.of(shape)
-        self.far = group.nodes.far(group.rank)
+        self.far = group.nodes.remote(group.rank)
         near, far, outboxes = window_bytes(shape, group.nodes, group.rank)
         self._near = (window or group.window)(near)
         self._far: RmaWindow | None = None
@@ -80,28 +80,28 @@ class Memory:
         def put(table: int, peer: int, value: int) -> None:
             state[starts[table] + peer] = value
 
-        near = dict(zip(sorted([me, *nodes.near(me)]), self._near.base))
+        near = dict(zip(sorted([me, *nodes.local(me)]), self._near.base))
         for p, base in near.items():
-            put(f.T_RETURNS, p, base)
-            put(f.T_BACK, p, near[me])
+            put(words.T_RETURN_ROWS, p, base)
+            put(words.T_ROWS_BACK, p, near[me])
             if p != me:
-                put(f.T_TO, p, base + near_region(shape, nodes, p, me))
-                for table in (f.T_FROM, f.T_WORDS):
-                    put(table, p, near[me] + near_region(shape, nodes, me, p))
+                put(words.T_REGION_TO, p, base + local_region(shape, nodes, p, me))
+                for table in (words.T_REGION_FROM, words.T_LINE_FROM):
+                    put(table, p, near[me] + local_region(shape, nodes, me, p))
         at = self._outbox.ctypes.data
         for p in self.far:
             assert self._far is not None
-            put(f.T_FAR, p, 1)
-            put(f.T_BACK, p, self._far.base)
-            put(f.T_FROM, p, self._far.base + far_region(shape, nodes, me, p))
-            put(f.T_AT, p, self._far.shift[p] + far_region(shape, nodes, p, me))
-            put(f.T_RETURNS_AT, p, self._far.shift[p])
-            put(f.T_TO, p, at)
-            put(f.T_OUT_RING, p, at + self.layout.ring)
-            at += self.layout.far_bytes
-            put(f.T_WORDS, p, at)
-            put(f.T_CODED, p, at + LINE)
-            put(f.T_STAGE, p, at + LINE + CODED_BYTES)
+            put(words.T_REMOTE, p, 1)
+            put(words.T_ROWS_BACK, p, self._far.base)
+            put(words.T_REGION_FROM, p, self._far.base + remote_region(shape, nodes, me, p))
+            put(words.T_PUT_REGION, p, self._far.shift[p] + remote_region(shape, nodes, p, me))
+            put(words.T_PUT_RETURN_ROWS, p, self._far.shift[p])
+            put(words.T_REGION_TO, p, at)
+            put(words.T_OUT_RING, p, at + self.layout.ring)
+            at += self.layout.remote_bytes
+            put(words.T_LINE_FROM, p, at)
+            put(words.T_CODED, p, at + LINE)
+            put(words.T_STAGED, p, at + LINE + CODED_BYTES)
             at += LINE + CODED_BYTES + shape.ring_rows * shape.stride
 
     @property

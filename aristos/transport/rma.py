@@ -13,8 +13,8 @@ import numpy as np
 
 from ..errors import EnvironmentProblem
 from ..host.mpi_library import loaded, mapped
-from ..kernels.cpu.gemm import aligned
 from ..primitives import wire
+from ..primitives.buffers import aligned
 
 LINE = 64
 STOP_SECONDS = 5.0  # that a process which ends waits for its pacing thread

@@ -19,24 +19,23 @@ from mpi import ranks_each
 
 import aristos
 from aristos import reference
-from aristos.engine import fields as f
-from aristos.engine import layout
+from aristos.engine import layout, words
 from aristos.engine.layout import (
     LINE,
     PairLayout,
     Shape,
     StateLayout,
-    far_bytes,
-    far_region,
     lines,
-    near_bytes,
-    near_region,
+    local_bytes,
+    local_region,
     outbox_bytes,
     rank_bytes,
+    remote_bytes,
+    remote_region,
 )
 from aristos.explore.places import FAR, NEAR, OUTBOX, fill, put_target, where
 from aristos.host.nodes import Nodes
-from aristos.kernels.cpu.gemm import row_stride
+from aristos.kernels.cpu.panels import row_stride
 from aristos.placement import Placement
 
 
@@ -70,7 +69,7 @@ def test_nodes():
     assert Nodes.of(3, 7).single
     assert not Nodes.of(3, 1).single
     mixed = Nodes((4, 9, 4))
-    assert (mixed.near(0), mixed.far(0), mixed.near(1), mixed.far(1)) == ([2], [1], [], [0, 2])
+    assert (mixed.local(0), mixed.remote(0), mixed.local(1), mixed.remote(1)) == ([2], [1], [], [0, 2])
 
 
 @given(shapes())
@@ -79,13 +78,12 @@ def test_parts_of_a_region_follow_each_other(shape):
     w = PairLayout.of(shape)
     starts = [w.announce, w.announce + w.announce_step, w.records, w.return_records, w.ring, w.index, w.coded]
     assert starts == sorted(starts)
-    assert all(at % LINE == 0 for at in [*starts, w.nbytes, w.far_bytes])
-    assert starts[0] >= 8 * f.WORDS
-    assert w.announce_step >= 8 * (f.ANNOUNCE_WORDS + shape.max_local)
-    assert f.A_FIRST < f.ANNOUNCE_WORDS
+    assert all(at % LINE == 0 for at in [*starts, w.nbytes, w.remote_bytes])
+    assert starts[0] >= 8 * words.LINE_WORDS
+    assert w.announce_step >= 8 * (words.ANNOUNCED_WORDS + shape.max_local)
     assert w.nbytes == w.index == w.ring + shape.ring_rows * shape.stride
     assert w.coded - w.index >= 8 * shape.ring_rows
-    assert w.far_bytes - w.coded >= 16 * f.WORDS
+    assert w.remote_bytes - w.coded >= 16 * words.LINE_WORDS
 
 
 @given(clusters())
@@ -94,12 +92,12 @@ def test_return_rows_and_regions_fill_the_windows(cluster):
     shape, nodes = cluster
     w = PairLayout.of(shape)
     for rank in range(shape.world):
-        near, far = nodes.near(rank), nodes.far(rank)
+        near, far = nodes.local(rank), nodes.remote(rank)
         assert sorted([rank, *near, *far]) == list(range(shape.world))
-        kinds = ((near_region, near, w.nbytes, near_bytes), (far_region, far, w.far_bytes, far_bytes))
+        kinds = ((local_region, near, w.nbytes, local_bytes), (remote_region, far, w.remote_bytes, remote_bytes))
         for region, peers, size, nbytes in kinds:
-            if region is far_region and not far:
-                assert far_bytes(shape, nodes, rank) == 0
+            if region is remote_region and not far:
+                assert remote_bytes(shape, nodes, rank) == 0
                 continue
             spans = [(0, lines(shape.returns))]
             spans += sorted((at, at + size) for at in (region(shape, nodes, rank, p) for p in peers))
@@ -111,12 +109,14 @@ def test_return_rows_and_regions_fill_the_windows(cluster):
 def test_tables_of_the_state_do_not_overlap(shape, workers):
     s = StateLayout(shape, workers, batch=192)
     taken = sorted((start, start + s.sizes[name], name) for name, start in s.starts.items())
-    assert taken[0][0] >= f.STATE_WORDS
+    assert taken[0][0] >= words.STATE_WORDS
     for (_, end, _), (start, _, _) in pairwise(taken):
         assert end <= start
     assert taken[-1][1] <= s.words
-    assert set(s.starts) == set(range(f.T_TO, f.SLOT_OF)) - {f.T_COMMAND_STEP}, "a table of the job without a place"
-    assert s.command_words >= f.C_LISTS + 192 * (f.LISTS + f.PART_WORDS)
+    assert set(s.starts) == set(range(words.T_REGION_TO, words.SLOT_OF)) - {words.T_COMMAND_STEP}, (
+        "a table of the job without a place"
+    )
+    assert s.command_words >= words.COMMAND_LISTS + 192 * (words.LISTS + words.PART_WORDS)
 
 
 def plain(function: Any) -> Any:
@@ -130,13 +130,17 @@ class Addresses:
     def __init__(self, shape: Shape, nodes: Nodes, me: int) -> None:
         self.shape, self.nodes, self.me = shape, nodes, me
         self.tables = StateLayout(shape, 1, 8)
-        self.job = np.zeros(f.JOB_WORDS + shape.world + 1, np.int64)
+        self.job = np.zeros(words.JOB_WORDS + shape.world + 1, np.int64)
         self.st = np.zeros(self.tables.words, np.int64)
         PairLayout.of(shape).fill(self.job)
         self.tables.fill(self.job)
-        self.job[f.RANK], self.job[f.WORLD], self.job[f.FAR] = me, shape.world, len(nodes.far(me))
-        self.job[f.STRIDE], self.job[f.RING_ROWS], self.job[f.SLOTS] = shape.stride, shape.ring_rows, shape.slots
-        self.job[f.RETURN_STRIDE], self.job[f.SLOT_START] = shape.stride, f.JOB_WORDS
+        self.job[words.RANK], self.job[words.WORLD], self.job[words.REMOTE] = me, shape.world, len(nodes.remote(me))
+        self.job[words.STRIDE], self.job[words.RING_ROWS], self.job[words.SLOTS] = (
+            shape.stride,
+            shape.ring_rows,
+            shape.slots,
+        )
+        self.job[words.RETURN_STRIDE], self.job[words.SLOT_START] = shape.stride, words.JOB_WORDS
         self.asked = fill(shape, nodes, me, self.st, self.tables.starts)
 
     def at(self, name: str, *args: int) -> int:
@@ -152,11 +156,11 @@ class Addresses:
 
     def put_to(self, peer: int, local: int) -> int:
         """Where MPI puts a byte of the outbox for `peer`."""
-        return put_target(peer, self.table(f.T_AT, peer) + local - self.table(f.T_TO, peer))
+        return put_target(peer, self.table(words.T_PUT_REGION, peer) + local - self.table(words.T_REGION_TO, peer))
 
     def coded(self, peer: int, word: int) -> int:
         """Where MPI puts a word for `peer`."""
-        return put_target(peer, self.table(f.T_AT, peer) + int(self.job[f.P_CODED]) + 16 * word)
+        return put_target(peer, self.table(words.T_PUT_REGION, peer) + int(self.job[words.P_CODED]) + 16 * word)
 
 
 Written = tuple[str, int, int, int]  # what, whose memory it must be, address, bytes
@@ -166,7 +170,7 @@ def pair_parts(a: Addresses, peer: int) -> Iterator[tuple[str, int, int]]:
     """What rank `a.me` writes for a peer near or far, over all places of all rings: (what, address, bytes)."""
     s = a.shape
     for epoch in (6, 7):
-        yield "announcement", a.at("announcement_to", peer, epoch), 8 * (f.ANNOUNCE_WORDS + s.max_local)
+        yield "announcement", a.at("announcement_to", peer, epoch), 8 * (words.ANNOUNCED_WORDS + s.max_local)
     for tile in range(s.slots):
         yield "record", a.at("record_to", peer, 5 * s.slots + tile), layout.RECORD_BYTES
         yield "return_record", a.at("return_record_to", peer, tile), layout.RETURN_RECORD_BYTES
@@ -182,22 +186,22 @@ def written(a: Addresses, row_writers: np.ndarray) -> Iterator[Written]:
     s, me = a.shape, a.me
     for p in range(s.world):
         packed_rows = np.flatnonzero(row_writers[p] == me).tolist()
-        if p not in a.nodes.far(me):
+        if p not in a.nodes.remote(me):
             yield from (("return_row", p, a.at("return_row", p, packed), s.stride) for packed in packed_rows)
             if p != me:
-                yield from (("word", p, a.at("word_to", p, word), 8) for word in range(f.WORDS))
+                yield from (("word", p, a.at("word_to", p, word), 8) for word in range(words.LINE_WORDS))
                 yield from ((what, p, at, nbytes) for what, at, nbytes in pair_parts(a, p))
             continue
         for packed in packed_rows:
-            yield "return_row", p, put_target(p, a.table(f.T_RETURNS_AT, p) + s.stride * packed), s.stride
+            yield "return_row", p, put_target(p, a.table(words.T_PUT_RETURN_ROWS, p) + s.stride * packed), s.stride
         in_outbox = [*pair_parts(a, p), *(("index", a.at("index_to", p, pair), 8) for pair in range(s.ring_rows))]
         for what, at, nbytes in in_outbox:
             yield f"{what} to put", me, at, nbytes
             yield what, p, a.put_to(p, at), nbytes
-        for word in range(f.WORDS):
+        for word in range(words.LINE_WORDS):
             yield "word to encode", me, a.at("word_to", p, word), 8
             yield "word that came", me, a.at("word_from", p, word), 8
-            yield "word to put", me, a.table(f.T_CODED, p) + 16 * word, 16
+            yield "word to put", me, a.table(words.T_CODED, p) + 16 * word, 16
             yield "word", p, a.coded(p, word), 16
         for pair in range(s.ring_rows):
             yield "staged row", me, a.at("staged_row", p, 2 * s.ring_rows + pair), s.stride
@@ -219,7 +223,7 @@ def test_every_byte_has_one_writer(cluster, random):
         for what, target, at, nbytes in written(a, owners):
             rank, part, offset = where(at)
             assert rank == target, f"{what} of rank {a.me} lies with rank {rank}, not {target}"
-            assert part == (FAR if target in nodes.far(a.me) else OUTBOX if " " in what else NEAR), what
+            assert part == (FAR if target in nodes.remote(a.me) else OUTBOX if " " in what else NEAR), what
             assert 0 <= offset <= room[rank][part] - nbytes, f"{what} leaves its memory"
             spans.setdefault((rank, part), []).append((offset, offset + nbytes, a.me, what))
             for line in range(offset // LINE, -(-(offset + nbytes) // LINE)):
@@ -235,13 +239,13 @@ def test_every_byte_has_one_writer(cluster, random):
 def test_what_one_writes_is_where_the_other_reads(cluster, number):
     shape, nodes = cluster
     writer, reader = Addresses(shape, nodes, 1), Addresses(shape, nodes, 0)
-    far = 1 in nodes.far(0)
+    far = 1 in nodes.remote(0)
     for name in ("announcement", "record", "return_record", "ring_row", *["index"] * far):
         at = writer.at(f"{name}_to", 0, number)
         assert (writer.put_to(0, at) if far else at) == reader.at(f"{name}_from", 1, number), name
-    word = number % f.WORDS
+    word = number % words.LINE_WORDS
     if far:
-        assert writer.coded(0, word) == reader.table(f.T_FROM, 1) + reader.job[f.P_CODED] + 16 * word
+        assert writer.coded(0, word) == reader.table(words.T_REGION_FROM, 1) + reader.job[words.P_CODED] + 16 * word
     else:
         assert writer.at("word_to", 0, word) == reader.at("word_from", 1, word)
 
@@ -256,15 +260,15 @@ def test_rows_come_back_where_they_are_combined_from(cluster, data):
     held[-1] += max(0, shape.experts - sum(held))
     start = np.concatenate([[0], np.cumsum(held)]).clip(max=shape.experts)
     start[-1] = shape.experts
-    a.job[f.JOB_WORDS :] = start
+    a.job[words.JOB_WORDS :] = start
     cuts = st.lists(st.integers(0, shape.return_rows), min_size=shape.experts - 1, max_size=shape.experts - 1)
     offset = np.array([0, *sorted(data.draw(cuts)), shape.return_rows])
-    a.st[a.tables.starts[f.T_OFFSET] :][: shape.experts + 1] = offset
+    a.st[a.tables.starts[words.T_OFFSET] :][: shape.experts + 1] = offset
     for owner in range(shape.world):
         theirs = Addresses(shape, nodes, owner)
         for packed in range(offset[start[owner]], offset[start[owner + 1]]):
-            if owner in nodes.far(me):
-                wanted = put_target(me, theirs.table(f.T_RETURNS_AT, me) + shape.stride * packed)
+            if owner in nodes.remote(me):
+                wanted = put_target(me, theirs.table(words.T_PUT_RETURN_ROWS, me) + shape.stride * packed)
             else:
                 wanted = theirs.at("return_row", me, packed)
             assert a.at("row_back", packed) == wanted, (owner, packed)
@@ -275,7 +279,7 @@ def test_rings_and_records_use_all_their_places_in_turn(cluster, first):
     """A place is written again only one ring later, which is what credit stands for."""
     shape, nodes = cluster
     a = Addresses(shape, nodes, 0)
-    far = 1 in nodes.far(0)
+    far = 1 in nodes.remote(0)
     rows = ("ring_row_to", *(("index_to", "staged_row") if far else ()))
     for name, places in (
         *((name, shape.ring_rows) for name in rows),
@@ -299,7 +303,7 @@ def test_a_union_serves_both(cluster, b):
     assert both.union(a) == both
     for name in ("ring_rows", "stride", "return_rows", "max_local", "top_k", "experts", "max_tokens", "returns"):
         assert getattr(both, name) == max(getattr(a, name), getattr(b, name))
-    for nbytes in (near_bytes, far_bytes, rank_bytes):
+    for nbytes in (local_bytes, remote_bytes, rank_bytes):
         assert nbytes(both, nodes, 0) >= max(nbytes(a, nodes, 0), nbytes(b, nodes, 0))
     assert a.union(a) == a
     assert both.union(b) == both
@@ -356,9 +360,9 @@ def test_memory_is_what_an_engine_asks_for(cluster):
     shape, nodes = cluster
     for rank in range(shape.world):
         near, far, outboxes = Addresses(shape, nodes, rank).asked
-        assert near == near_bytes(shape, nodes, rank)
-        assert far == far_bytes(shape, nodes, rank)
-        assert outboxes == len(nodes.far(rank)) * outbox_bytes(shape)
+        assert near == local_bytes(shape, nodes, rank)
+        assert far == remote_bytes(shape, nodes, rank)
+        assert outboxes == len(nodes.remote(rank)) * outbox_bytes(shape)
         assert near + far + outboxes == rank_bytes(shape, nodes, rank)
 
 
@@ -390,7 +394,7 @@ def checked_sizes(comm: Any, ranks_per_node: int | None) -> None:
 
         with rings_of(None), MoE(cfg, comm, layers=32, **options) as moe:
             runtime = moe._runtime
-            assert runtime.group.nodes.near(comm.rank) == nodes.near(comm.rank)
+            assert runtime.group.nodes.local(comm.rank) == nodes.local(comm.rank)
             assert allocated(runtime) == rank_bytes(runtime.shape, nodes, comm.rank)
             assert max(comm.allgather(allocated(runtime))) == MoE.memory(cfg, world, **options)
             memory, version = runtime._memory, runtime.version

@@ -18,9 +18,8 @@ from numba.core import config
 import aristos
 from aristos import reference
 from aristos.cli.explore import options as explore_options
-from aristos.engine import dispatch, steps
-from aristos.engine import fields as f
-from aristos.engine.layout import near_region
+from aristos.engine import codes, dispatch, steps, words
+from aristos.engine.layout import local_region
 from aristos.explore import main as explorer
 from aristos.explore import shrink, step_limit, strategies
 from aristos.explore.cases import Call, Case, Fault
@@ -98,8 +97,8 @@ def test_a_step_that_never_ends_is_told(monkeypatch, capsys):
             pass
 
     monkeypatch.setattr(dispatch, "claim", claim)
-    for words in ([], ["--strategy", "exhaustive"]):
-        assert explorer.run(explore_options(["--json", *words])) == 1
+    for options in ([], ["--strategy", "exhaustive"]):
+        assert explorer.run(explore_options(["--json", *options])) == 1
         found = json.loads(capsys.readouterr().out)["found"]
         assert found["what"] == "Livelock"
         assert "does not come back from a step" in found["message"]
@@ -146,7 +145,7 @@ def test_busy_calls(node_of):
 
 def test_a_second_writer_is_seen():
     machine = Machine(Case(calls=((Call(()),),) * 2), strategies.Replay([]))
-    word = address(0, NEAR, near_region(machine.case.shape, machine.case.nodes, 0, 1))
+    word = address(0, NEAR, local_region(machine.case.shape, machine.case.nodes, 0, 1))
     with machine.patched():
         machine.sched.current = machine.sched.actors[1]
         aristos.primitives.memory.store(word, 1)
@@ -180,21 +179,21 @@ def test_a_wait_in_which_something_always_comes_is_bounded(monkeypatch):
 
     monkeypatch.setattr(loop, "tend_wire", tend_wire)
     monkeypatch.setattr(loop, "show_life", lambda *_: None)
-    monkeypatch.setattr(steps, "decide", lambda *_: f.IDLE)
-    job, state = np.zeros(f.JOB_WORDS, np.int64), np.zeros(1000, np.int64)
-    job[f.FAR] = 1
-    assert loop.work(job, state, 0) == f.PAUSED
+    monkeypatch.setattr(steps, "decide", lambda *_: codes.IDLE)
+    job, state = np.zeros(words.JOB_WORDS, np.int64), np.zeros(1000, np.int64)
+    job[words.REMOTE] = 1
+    assert loop.work(job, state, 0) == codes.PAUSED
 
 
 def test_a_worker_that_waits_shows_how_far_its_rank_is(monkeypatch):
     """The explorer does not miss signs of life that do not come, so they are looked for here."""
     shown: list[int] = []
     monkeypatch.setattr(steps, "heartbeat", lambda job, st, phase: shown.append(int(phase)))
-    monkeypatch.setattr(steps, "decide", lambda *_: f.IDLE)
-    job, state, lock = np.zeros(f.JOB_WORDS, np.int64), np.zeros(1000, np.int64), np.zeros(1, np.int64)
-    job[f.PAUSE_NS], job[f.LOCK], state[f.PROGRESS] = 3 * loop.HEARTBEAT_NS, lock.ctypes.data, 7
-    job[f.T_COMMAND] = f.STATE_WORDS
-    assert loop.work(job, state, 0) == f.PAUSED
+    monkeypatch.setattr(steps, "decide", lambda *_: codes.IDLE)
+    job, state, lock = np.zeros(words.JOB_WORDS, np.int64), np.zeros(1000, np.int64), np.zeros(1, np.int64)
+    job[words.PAUSE_NS], job[words.LOCK], state[words.PROGRESS] = 3 * loop.HEARTBEAT_NS, lock.ctypes.data, 7
+    job[words.T_COMMAND] = words.STATE_WORDS
+    assert loop.work(job, state, 0) == codes.PAUSED
     assert 1 <= len(shown) <= 4
     assert set(shown) == {7}
 
@@ -225,15 +224,19 @@ def test_what_a_side_cannot_reach():
     machine = Machine(on_cards(), strategies.Replay([]))
     block, proxy = (next(a for a in machine.sched.actors if a.name == name) for name in ("rank 0", "rank 0 proxy"))
     rank, mem = machine.ranks[0], aristos.primitives.memory
-    window = rank.sides[3][rank.sides[2][f.T_TO] + 1]
-    mirror, outbox = rank.table(f.T_FROM, 1), rank.table(f.T_TO, 1)
+    window = rank.sides[3][rank.sides[2][words.T_REGION_TO] + 1]
+    mirror, outbox = rank.table(words.T_REGION_FROM, 1), rank.table(words.T_REGION_TO, 1)
     wrong = [
         (block, lambda: mem.load(window), "cannot reach"),
         (block, lambda: wire.put(private(0, WIRE), 1, 0, outbox, 8), "calls MPI, which runs on the host"),
         (proxy, lambda: mem.load(mirror), "cannot reach"),
         (proxy, lambda: mem.store(mirror, 1), "not its side's to write"),
-        (proxy, lambda: mem.store_release(outbox + 8 * f.TAIL, 1), "not its side's to write"),
-        (block, lambda: mem.store_release(rank.table(f.T_WORDS, 1) + 8 * f.TAIL, 1), "not its side's to write"),
+        (proxy, lambda: mem.store_release(outbox + 8 * words.TAIL, 1), "not its side's to write"),
+        (
+            block,
+            lambda: mem.store_release(rank.table(words.T_LINE_FROM, 1) + 8 * words.TAIL, 1),
+            "not its side's to write",
+        ),
         (proxy, lambda: wire.put(private(0, WIRE, COPIES), 1, mirror + 64, window, 8), "which is not its mirror"),
     ]
     with machine.patched():
@@ -249,8 +252,11 @@ def test_a_copy_under_way_is_not_read():
     machine.sched.switch = lambda *_: None  # type: ignore[method-assign]
     block, proxy = (next(a for a in machine.sched.actors if a.name == name) for name in ("rank 0", "rank 0 proxy"))
     rank, mem, copies = machine.ranks[0], aristos.primitives.memory, private(0, WIRE, COPIES)
-    window = rank.sides[3][rank.sides[2][f.T_TO] + 1] + rank.job[f.P_RECORDS]
-    mirror, word = rank.table(f.T_FROM, 1) + rank.job[f.P_RECORDS], rank.table(f.T_WORDS, 1) + 8 * f.TAIL
+    window = rank.sides[3][rank.sides[2][words.T_REGION_TO] + 1] + rank.job[words.P_RECORDS]
+    mirror, word = (
+        rank.table(words.T_REGION_FROM, 1) + rank.job[words.P_RECORDS],
+        rank.table(words.T_LINE_FROM, 1) + 8 * words.TAIL,
+    )
     with machine.patched():
         machine.memory.value[window] = 7
         machine.sched.current = proxy

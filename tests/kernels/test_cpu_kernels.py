@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from aristos import MoEConfig, Router, kernels, reference
 from aristos.errors import InputError
 from aristos.kernels.cpu import activation as act
-from aristos.kernels.cpu import gemm, llvm
+from aristos.kernels.cpu import gemm
 from aristos.kernels.cpu import tokens as token_kernels
-from aristos.kernels.cpu.gemm import aligned, pack, padded
+from aristos.kernels.cpu.panels import LANES, NR, pack, padded
+from aristos.primitives.buffers import aligned
 from aristos.primitives.compile import jit
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "swiglu_oai")
@@ -231,8 +232,8 @@ def test_micro_kernel_on_any_number_of_rows(rows):
     rng = np.random.default_rng(rows)
     for k in (1, 2, 7, 64):
         a = rng.integers(-50, 50, (rows, k)).astype(np.float32)
-        b = rng.integers(-50, 50, (k, llvm.NR)).astype(np.float32)
-        c = aligned((rows, llvm.NR))
+        b = rng.integers(-50, 50, (k, NR)).astype(np.float32)
+        c = aligned((rows, NR))
         c[:] = 1e9
         at_a, at_c, panel = addresses(a), addresses(c), pack(b)
         gemm.panel_rows(rows, at_a.ctypes.data, 0, panel.ctypes.data, at_c.ctypes.data, 0, k, 0, panel.ctypes.data)
@@ -245,12 +246,12 @@ def test_sums_carried_over_passes_equal_one_chain():
     """Cutting k into passes changes no bit, nor does the number of rows: one chain of fused multiply-adds."""
     rng = np.random.default_rng(0)
     rows, k = 9, 100
-    a, b = rng.standard_normal((rows, k)).astype("f4"), rng.standard_normal((k, llvm.NR)).astype("f4")
+    a, b = rng.standard_normal((rows, k)).astype("f4"), rng.standard_normal((k, NR)).astype("f4")
     panel, at_a = pack(b), addresses(a)
     results = []
     for cuts in ((0, 100), (0, 1, 100), (0, 33, 34, 90, 100)):
         for group in (1, 2, 4, 9):
-            c = aligned((rows, llvm.NR))
+            c = aligned((rows, NR))
             at_c = addresses(c)
             for first in range(0, rows, group):
                 m = min(group, rows - first)
@@ -259,7 +260,7 @@ def test_sums_carried_over_passes_equal_one_chain():
                         m,
                         at_a.ctypes.data + 8 * first,
                         k0,
-                        panel.ctypes.data + 4 * llvm.NR * k0,
+                        panel.ctypes.data + 4 * NR * k0,
                         at_c.ctypes.data + 8 * first,
                         0,
                         k1 - k0,
@@ -273,9 +274,9 @@ def test_sums_carried_over_passes_equal_one_chain():
 
 def test_packing():
     rng = np.random.default_rng(0)
-    for k, n in ((1, 1), (3, llvm.NR), (5, llvm.NR + 1), (4, 3 * llvm.NR - 1)):
+    for k, n in ((1, 1), (3, NR), (5, NR + 1), (4, 3 * NR - 1)):
         w = rng.standard_normal((k, n)).astype("f4")
-        for width in (llvm.NR, llvm.LANES):
+        for width in (NR, LANES):
             packed = pack(w, width)
             assert packed.shape == (padded(n, width) // width, k, width)
             assert packed.ctypes.data % 64 == 0
@@ -360,9 +361,9 @@ def test_scores_of_a_row_alone_or_among_others():
     """Router scores too are chains of the row alone: no bit changes with the block of tokens."""
     rng = np.random.default_rng(0)
     hidden, experts, m = 100, 19, 32
-    router = pack(rng.standard_normal((hidden, experts)).astype("f4"), llvm.LANES)
+    router = pack(rng.standard_normal((hidden, experts)).astype("f4"), LANES)
     x = rng.standard_normal((m, hidden)).astype("f4")
-    width = len(router) * llvm.LANES
+    width = len(router) * LANES
 
     def scores(part: np.ndarray) -> np.ndarray:
         out, scratch = aligned((len(part), width)), np.empty(2 * len(part), np.int64)

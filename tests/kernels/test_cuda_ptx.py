@@ -436,7 +436,7 @@ def test_rows_are_copied_by_warps():
     def rows(at, data, out):
         for i in range(mem.warp(), 5, mem.warps()):
             mem.copy_row(at + 2048 + 400 * i, at + 400 * i, 400)
-        mem.together()
+        mem.block_barrier()
         if mem.thread() == 0:
             out[0], out[1] = mem.threads(), mem.warps()
         if mem.thread() == 37:

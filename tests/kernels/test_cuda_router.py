@@ -8,12 +8,12 @@ import pytest
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 from aristos import reference, simt
 from aristos.config import MoEConfig, Router
-from aristos.engine import fields, routing
-from aristos.kernels.cpu.gemm import aligned, pack
-from aristos.kernels.cpu.llvm import LANES
+from aristos.engine import codes, routing, words
+from aristos.kernels.cpu.panels import LANES, pack
 from aristos.kernels.cpu.tokens import SCORES, scores
 from aristos.kernels.cuda import router as r
 from aristos.kernels.cuda.pack import narrow, widen
+from aristos.primitives.buffers import aligned
 
 
 def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=1.0, kind="f32", given=None, seed=0):
@@ -87,7 +87,7 @@ def test_against_the_reference(tokens, hidden, experts, k, score, renormalize):
     ids, weights = reference.route(cfg, x, weight)
     np.testing.assert_array_equal(got["ids"], ids)
     np.testing.assert_allclose(got["weights"], weights, rtol=1e-5)  # scores near 20, exponentials of them
-    assert got["status"] == fields.OK
+    assert got["status"] == codes.OK
     check_packing(got, slot_of, k)
 
 
@@ -126,7 +126,7 @@ def test_choices_from_outside():
     weights[ids < 0] = np.nan  # of a choice that is not taken nothing counts
     slot_of = np.random.default_rng(5).permutation(6)
     got = checked(ids, weights, slot_of=slot_of)
-    assert got["status"] == fields.OK
+    assert got["status"] == codes.OK
     np.testing.assert_array_equal(got["ids"], ids)
     check_packing(got, slot_of, 3)
 
@@ -150,7 +150,7 @@ def test_bad_choices_from_outside(name, token):
     BREAKS[name](ids, weights, token)
     got = checked(ids, weights)
     assert got["status"] == engine_status(ids, weights, 6)
-    assert got["status"] != fields.OK
+    assert got["status"] != codes.OK
     assert (got["offset"] == 0).all()
     assert (got["token"] == -7).all()
 
@@ -160,22 +160,22 @@ def test_the_larger_status_wins(order):
     ids, weights = given()
     BREAKS["infinite"](ids, weights, order[0])
     BREAKS["twice"](ids, weights, order[1])
-    assert checked(ids, weights)["status"] == fields.BAD_IDS == engine_status(ids, weights, 6)
+    assert checked(ids, weights)["status"] == codes.BAD_IDS == engine_status(ids, weights, 6)
 
 
 def engine_status(ids, weights, experts):
     """What the CPU's step gives, by its plain text, block by block as it takes them."""
-    job = np.zeros(fields.JOB_WORDS, np.int64)
-    job[[fields.TOP_K, fields.EXPERTS]] = ids.shape[1], experts
-    job[[fields.IDS, fields.WEIGHTS]] = ids.ctypes.data, weights.ctypes.data
-    step = fields.TOKEN_BLOCK
+    job = np.zeros(words.JOB_WORDS, np.int64)
+    job[[words.TOP_K, words.EXPERTS]] = ids.shape[1], experts
+    job[[words.IDS, words.WEIGHTS]] = ids.ctypes.data, weights.ctypes.data
+    step = words.TOKEN_BLOCK
     plain = getattr(routing._check, "py_func", routing._check)
     with np.errstate(invalid="ignore"):
         return max(plain(job, first, min(step, len(ids) - first)) for first in range(0, len(ids), step))
 
 
 def test_status_codes_are_the_engines():
-    assert (r.OK, r.NOT_FINITE, r.BAD_IDS) == (fields.OK, fields.NOT_FINITE, fields.BAD_IDS)
+    assert (r.OK, r.NOT_FINITE, r.BAD_IDS) == (codes.OK, codes.NOT_FINITE, codes.BAD_IDS)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -183,7 +183,7 @@ def test_scores_that_are_not_finite(bad):
     x = np.ones((70, 4), np.float32)
     x[66, 2] = bad
     got = route(x, np.eye(4, dtype=np.float32), 2)
-    assert got["status"] == fields.NOT_FINITE
+    assert got["status"] == codes.NOT_FINITE
     assert (got["offset"] == 0).all()
 
 
@@ -214,7 +214,7 @@ def test_16_bit_tokens(kind, tokens, hidden, experts):
     slot_of = rng.permutation(experts)
     ours = route(x, weight, 2, slot_of, "softmax_topk", kind=kind)
     theirs = route(twin, weight, 2, slot_of, "softmax_topk")
-    assert ours["status"] == theirs["status"] == fields.OK
+    assert ours["status"] == theirs["status"] == codes.OK
     for name in ("ids", "weights", "offset", "token", "position"):
         np.testing.assert_array_equal(ours[name], theirs[name])
     scores = [got["scratch"][tokens * 16 :].view(np.float32)[: tokens * r.padded(experts)] for got in (ours, theirs)]
@@ -230,7 +230,7 @@ def test_16_bit_tokens_that_are_not_finite(kind, bad):
     with np.errstate(over="ignore"):
         x = narrow(x, kind)
     got = route(x, np.eye(8, dtype=np.float32), 2, kind=kind)
-    assert got["status"] == fields.NOT_FINITE
+    assert got["status"] == codes.NOT_FINITE
 
 
 @pytest.mark.parametrize("kind", r.KINDS)

@@ -16,18 +16,18 @@ def package(tmp_path: Path) -> Path:
     """house/: a.py reads b.py and low/c.py; d.py is imported by nobody that a.py reads."""
     root = tmp_path / "house"
     texts = {
-        "__init__.py": "from . import d\n",
-        "a.py": "import os\nfrom .b import ONE\nfrom house.low import c as third\n",
-        "b.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from . import d\nelse:\n    from .low import A\n",
-        "d.py": "from . import a\n",
-        "low/__init__.py": "A = 2\n",
-        "low/c.py": "from .. import a\nimport house.low.e\n",
-        "low/e.py": "def lazy():\n    from .. import d\n",
-        "low/f.py": "def factory():\n    from ..b import ONE\n    def compiled():\n        return ONE\n    return compiled\n",
+        "__init__.py": ["from . import d"],
+        "a.py": ["import os", "from .b import ONE", "from house.low import c as third"],
+        "b.py": ["from typing import TYPE_CHECKING", "if TYPE_CHECKING: from . import d", "else: from .low import A"],
+        "d.py": ["from . import a"],
+        "low/__init__.py": ["A = 2"],
+        "low/c.py": ["from .. import a", "import house.low.e"],
+        "low/e.py": ["def lazy():", "    from .. import d"],
+        "low/f.py": ["def factory():", "    from ..b import ONE", "    return lambda: ONE"],
     }
     for name, text in texts.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
+        (root / name).write_text("\n".join(text))
     return root
 
 

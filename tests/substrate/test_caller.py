@@ -19,10 +19,10 @@ from mpi import ranks_each
 
 import aristos
 from aristos import reference
-from aristos.engine import fields as f
+from aristos.engine import words
 from aristos.errors import AristosError
-from aristos.kernels.cpu.gemm import aligned
 from aristos.primitives import wire
+from aristos.primitives.buffers import aligned
 from aristos.substrate.cuda.outboxes import CardMemory
 from aristos.substrate.cuda.proxy_thread import Caller, CardWire
 from aristos.substrate.runtime import ALONE, Runtime
@@ -106,14 +106,14 @@ def on_cards(card: HostCard) -> Iterator[list[Caller]]:
         card_wire = CardWire(copy, wait, 0, self.group.world)
         found: Any = self._memory
         sides = found.sides(card_wire.address)
-        sides.job[f.SPINS], sides.job[f.YIELDS] = ALONE[0] // 100, ALONE[1] // 100
+        sides.job[words.SPINS], sides.job[words.YIELDS] = ALONE[0] // 100, ALONE[1] // 100
         callers.append(Caller(sides, card, card_wire, self.group.rank))
         found.start(callers[-1].run)
         self.group.meet("callers")
 
     def filled(self: Runtime, job: np.ndarray) -> None:
         fill(self, job)
-        job[f.WIRE] = taken.ctypes.data
+        job[words.WIRE] = taken.ctypes.data
 
     with contextlib.ExitStack() as stack:
         for name, value in (("Memory", memory), ("Runtime._allocate", allocated), ("Runtime.fill", filled)):

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 from cuda_layers import SMALL, Layers
 
-from aristos.engine import fields as f
+from aristos.engine import codes, words
 from aristos.kernels.cuda.gemm import GROUPS, TILES
 from aristos.reference import error
 from aristos.substrate.cuda import persistent as substrate
@@ -93,8 +93,8 @@ def test_a_rank_that_refuses_says_so():
     layers = Layers(tokens=(4, 5), given=[bad, good])
     ys = layers.run()
     job, statuses = layers.ranks[1].job.copy_to_host(), layers.ranks[1].state.copy_to_host()
-    assert statuses[job[f.T_STATUS] : job[f.T_STATUS] + 2].tolist() == [f.BAD_IDS, f.OK]
-    assert layers.ranks[0].state.copy_to_host()[f.STATUS] == f.BAD_IDS
+    assert statuses[job[words.T_PEER_STATUS] : words.peer_status(job, 2)].tolist() == [codes.BAD_IDS, codes.OK]
+    assert layers.ranks[0].state.copy_to_host()[words.STATUS] == codes.BAD_IDS
     assert error(ys[1], layers.expected()[1]) < BOUNDS["f32"]
 
 
@@ -105,12 +105,12 @@ def test_a_wait_is_bounded_and_all_learn_whose(absent):
     there = [rank for rank in layers.ranks if rank.me != absent]
     layers.run(ranks=there)
     states = [rank.state.copy_to_host() for rank in there]
-    origins = {int(state[f.ORIGIN]) for state in states}
-    assert {int(state[f.FAILED]) for state in states} == {f.CAUSE_TIMEOUT}
+    origins = {int(state[words.ORIGIN]) for state in states}
+    assert {int(state[words.FAILED]) for state in states} == {codes.CAUSE_TIMEOUT}
     assert origins <= {rank.me for rank in there}
-    assert any(state[f.ORIGIN] == rank.me for state, rank in zip(states, there))  # somebody says what it waited for
+    assert any(state[words.ORIGIN] == rank.me for state, rank in zip(states, there))  # somebody says what it waited for
     first = next(state for rank, state in zip(there, states) if rank.me in origins)
-    assert first[f.WAIT_PEER] == absent
+    assert first[words.WAIT_PEER] == absent
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -134,11 +134,11 @@ def test_every_block_has_work(kind):
         for hidden, ffn, gated, grid in ((32, 48, True, 1), (2048, 1408, True, 264), (4096, 14336, True, 132),
                                          (7168, 2048, True, 132), (1024, 4096, False, 7)):  # fmt: skip
             runs = substrate.shared_runs(tile, hidden, ffn, gated, grid)
-            for word, columns in ((f.UP_SHARES, 2 * ffn if gated else ffn), (f.DOWN_SHARES, hidden)):
+            for word, columns in ((words.UP_SHARES, 2 * ffn if gated else ffn), (words.DOWN_SHARES, hidden)):
                 tiles, shares = substrate.tiles(columns, tile), runs[word]
                 each = -(-tiles // shares)
                 assert tiles * tile.n >= columns
                 assert each * (shares - 1) < tiles <= each * shares
                 assert shares >= min(tiles, grid)
-                assert (runs[f.RUNS] - 1) * shares >= grid or runs[f.RUNS] == substrate.MOST_RUNS
-            assert runs[f.RUN_STEP] >= tile.m * runs[f.RUN_PITCH] >= tile.m * ffn
+                assert (runs[words.RUNS] - 1) * shares >= grid or runs[words.RUNS] == substrate.MOST_RUNS
+            assert runs[words.RUN_STEP] >= tile.m * runs[words.RUN_PITCH] >= tile.m * ffn

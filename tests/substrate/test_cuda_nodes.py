@@ -13,7 +13,7 @@ from cuda_layers import SMALL, Layers
 from cuda_nodes import NodeLayers
 from plain_engine import plain
 
-from aristos.engine import fields as f
+from aristos.engine import codes, words
 from aristos.reference import error
 
 
@@ -62,8 +62,8 @@ def test_a_wait_is_bounded_and_far_ranks_learn_whose(absent):
     there = [rank for rank in layers.ranks if rank.me != absent]
     layers.run(ranks=there)
     states = [rank.state.copy_to_host() for rank in there]
-    assert {int(state[f.FAILED]) for state in states} == {f.CAUSE_TIMEOUT}
-    assert {int(state[f.ORIGIN]) for state in states} <= {rank.me for rank in there}
+    assert {int(state[words.FAILED]) for state in states} == {codes.CAUSE_TIMEOUT}
+    assert {int(state[words.ORIGIN]) for state in states} <= {rank.me for rank in there}
 
 
 # ---- what the machine finds where the proxy is wrong
@@ -84,10 +84,10 @@ def test_words_before_the_copy_are_found():
     proxy = plain("engine.proxy")
 
     def early(card, cs, peer):
-        for word in range(f.WORDS + 1):
+        for word in range(words.LINE_WORDS + 1):
             value = proxy.mem.load(proxy.word_from(card, cs, peer, word))
             proxy.mem.store_release(proxy.card_word(card, cs, peer, word), value)
-        proxy.mpi.flush(card[f.WIRE], peer)
+        proxy.mpi.flush(card[words.WIRE], peer)
         return True
 
     with pytest.raises(AssertionError):
@@ -97,10 +97,10 @@ def test_words_before_the_copy_are_found():
 def test_rows_read_without_acquire_are_found():
     proxy = plain("engine.proxy")
 
-    def plainly(job, st, peer, words):
+    def plainly(job, st, peer, line):
         before, proxy.mem.load_acquire = proxy.mem.load_acquire, lambda at: proxy.mem.load(at, "relaxed")
         try:
-            count(job, st, peer, words)
+            count(job, st, peer, line)
         finally:
             proxy.mem.load_acquire = before
 

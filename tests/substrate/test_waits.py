@@ -15,7 +15,7 @@ import pytest
 from cases import run_job
 from mpi import find_mpiexec
 
-from aristos.engine import fields
+from aristos.engine import words
 from aristos.primitives import memory as mem
 from aristos.substrate import runtime
 from aristos.substrate.cpu import loop
@@ -425,8 +425,8 @@ def test_a_long_wait_sleeps(monkeypatch, limits):
     did: list[str] = []
     for name in ("pause", "yield_core", "nap"):
         monkeypatch.setattr(mem, name, lambda name=name: did.append(name))
-    job = np.zeros(fields.JOB_WORDS + 1, np.int64)
-    job[fields.SPINS], job[fields.YIELDS] = limits
+    job = np.zeros(words.JOB_WORDS + 1, np.int64)
+    job[words.SPINS], job[words.YIELDS] = limits
     for sweeps, name in ((0, "pause"), (limits[0], "yield_core"), (limits[1], "nap"), (10 * limits[1], "nap")):
         did.clear()
         loop.rest.py_func(job, sweeps)

@@ -13,8 +13,8 @@ import numpy as np
 
 from aristos import reference, simt
 from aristos.config import MoEConfig
-from aristos.engine import fields as f
-from aristos.engine.layout import PairLayout, StateLayout, lines, near_bytes
+from aristos.engine import codes, words
+from aristos.engine.layout import PairLayout, StateLayout, lines, local_bytes
 from aristos.host.nodes import Nodes
 from aristos.kernels.cpu import activation
 from aristos.kernels.cpu.tokens import SCORES
@@ -67,12 +67,12 @@ class Layers:
         self.weights = reference.weights(self.cfg)
         self._places()
         self.windows = [
-            self.machine.device(p).array(np.zeros(near_bytes(self.shape, self.nodes, p) // 4, np.int32))
+            self.machine.device(p).array(np.zeros(local_bytes(self.shape, self.nodes, p) // 4, np.int32))
             for p in range(world)
         ]
         cfg, tile = self.cfg, self.tile
         self.runs = substrate.shared_runs(tile, cfg.hidden, cfg.ffn, cfg.gated, self.grid)
-        self.tables = StateLayout(self.shape, self.grid, MOST_ROWS, self.runs[f.RUNS])
+        self.tables = StateLayout(self.shape, self.grid, MOST_ROWS, self.runs[words.RUNS])
         self.ranks = [self.make_rank(me) for me in range(world)]
 
     def _places(self) -> None:
@@ -120,7 +120,7 @@ class Rank:
         self.ids, self.combine = self.device.array(ids), self.device.array(weights)
         self.state = self._state()
         job = self._job(layers)
-        job[f.ROW_BYTES], job[f.TIMEOUT_NS] = size * cfg.hidden, layers.timeout
+        job[words.ROW_BYTES], job[words.TIMEOUT_NS] = size * cfg.hidden, layers.timeout
         self.x_at = self.put(x)
         self.routed_as = layers.kind if layers.kind in r.KINDS else "f32"
         self._weights(job)
@@ -146,24 +146,35 @@ class Rank:
     def _job(self, layers: Layers) -> np.ndarray:
         cfg, shape, held = layers.cfg, layers.shape, layers.held
         tile, world = layers.tile, len(layers.tokens)
-        job = np.zeros(f.JOB_WORDS + cfg.experts + world + 1, np.int64)
+        job = np.zeros(words.JOB_WORDS + cfg.experts + world + 1, np.int64)
         PairLayout.of(shape).fill(job)
         layers.tables.fill(job)
-        job[f.SLOT_OF], job[f.SLOT_START] = f.JOB_WORDS, f.JOB_WORDS + cfg.experts
-        job[f.JOB_WORDS : f.JOB_WORDS + cfg.experts] = held.slots_for(self.me)
-        job[f.JOB_WORDS + cfg.experts :] = held.start
-        job[[f.RANK, f.WORLD, f.WORKERS, f.ALL_WORKERS]] = self.me, world, layers.grid, layers.grid
-        job[[f.LOCAL, f.MAX_LOCAL]] = held.held[self.me], shape.max_local
-        job[[f.EXPERTS, f.TOP_K, f.HIDDEN, f.FFN]] = cfg.experts, cfg.top_k, cfg.hidden, cfg.ffn
-        job[[f.STRIDE, f.RING_ROWS, f.SLOTS]] = shape.stride, shape.ring_rows, shape.slots
-        job[f.RETURN_STRIDE] = lines(BYTES[layers.kind] * cfg.hidden)
-        job[[f.TILE, f.BATCH, f.RUN_ROWS, f.MERGE_ROWS, f.PATIENCE]] = tile.m, tile.m, tile.m, layers.merge, 4
-        job[[f.OBJECT, f.PACKED, f.GATE, f.ACTIVATION]] = 1, 1, cfg.gated, activation.word(cfg.activation, cfg.limit)
+        job[words.SLOT_OF], job[words.SLOT_START] = words.JOB_WORDS, words.JOB_WORDS + cfg.experts
+        job[words.JOB_WORDS : words.JOB_WORDS + cfg.experts] = held.slots_for(self.me)
+        job[words.JOB_WORDS + cfg.experts :] = held.start
+        job[[words.RANK, words.WORLD, words.WORKERS, words.ALL_WORKERS]] = self.me, world, layers.grid, layers.grid
+        job[[words.HELD, words.MAX_HELD]] = held.held[self.me], shape.max_local
+        job[[words.EXPERTS, words.TOP_K, words.HIDDEN, words.FFN]] = cfg.experts, cfg.top_k, cfg.hidden, cfg.ffn
+        job[[words.STRIDE, words.RING_ROWS, words.SLOTS]] = shape.stride, shape.ring_rows, shape.slots
+        job[words.RETURN_STRIDE] = lines(BYTES[layers.kind] * cfg.hidden)
+        job[[words.TILE, words.BATCH, words.RUN_ROWS, words.MERGE_ROWS, words.MERGE_POLLS]] = (
+            tile.m,
+            tile.m,
+            tile.m,
+            layers.merge,
+            4,
+        )
+        job[[words.OBJECT, words.PACKED, words.GATE, words.ACTIVATION]] = (
+            1,
+            1,
+            cfg.gated,
+            activation.word(cfg.activation, cfg.limit),
+        )
         job[list(layers.runs)] = list(layers.runs.values())
-        nbytes = layers.runs[f.RUNS] * layers.runs[f.RUN_STEP]
+        nbytes = layers.runs[words.RUNS] * layers.runs[words.RUN_STEP]
         scratch, lock = self.device.empty(nbytes // 4, np.int32), self._zeros(1, np.int64)
         self.kept += [scratch, lock]
-        job[[f.SCRATCH, f.LOCK, f.STATE]] = scratch.ptr, lock.ptr, self.state.ptr
+        job[[words.SCRATCH, words.LOCK, words.STATE]] = scratch.ptr, lock.ptr, self.state.ptr
         return job
 
     def _weights(self, job: np.ndarray) -> None:
@@ -181,9 +192,9 @@ class Rank:
         down_biases = [
             pack_bias(w["down_bias"][e] if cfg.bias else None, outputs(down)) for e, down in zip(mine, downs)
         ]
-        for word, step, parts in ((f.UP, f.UP_STEP, ups), (f.DOWN, f.DOWN_STEP, downs),
-                                  (f.UP_BIAS, f.UP_BIAS_STEP, up_biases),
-                                  (f.DOWN_BIAS, f.DOWN_BIAS_STEP, down_biases)):  # fmt: skip
+        for word, step, parts in ((words.UP, words.UP_STEP, ups), (words.DOWN, words.DOWN_STEP, downs),
+                                  (words.UP_BIAS, words.UP_BIAS_STEP, up_biases),
+                                  (words.DOWN_BIAS, words.DOWN_BIAS_STEP, down_biases)):  # fmt: skip
             job[word], job[step] = (self.put(np.stack(parts)), parts[0].nbytes) if parts else (1, 0)
 
     def _routing(self, count: int) -> np.ndarray:
@@ -197,11 +208,11 @@ class Rank:
         job[[r.SCORE, r.RENORMALIZE]] = SCORES[router.score], router.renormalize
         job[r.SCALE] = np.float32(router.scale).view(np.int32)
         job[[r.SLOT_OF, r.SLOTS]] = self.put(layers.held.slots_for(self.me)), slots
-        for word, table in ((r.OFFSET, f.T_OFFSET), (r.TOKEN, f.T_TOKEN), (r.POSITION, f.T_POSITION)):
+        for word, table in ((r.OFFSET, words.T_OFFSET), (r.TOKEN, words.T_TOKEN), (r.POSITION, words.T_POSITION)):
             job[word] = self.state.ptr + 8 * layers.tables.starts[table]
         scratch = self.device.empty(r.scratch_bytes(max(1, count), cfg.experts, slots) // 4, np.int32)
         self.kept.append(scratch)
-        job[[r.STATUS, r.SCRATCH]] = self.state.ptr + 8 * f.STATUS, scratch.ptr
+        job[[r.STATUS, r.SCRATCH]] = self.state.ptr + 8 * words.STATUS, scratch.ptr
         return job
 
     def launch(self) -> None:
@@ -210,7 +221,7 @@ class Rank:
         count, slots = layers.tokens[self.me], layers.held.slots
         self.device.launch(
             substrate.begin, 1, 64, self.job.ptr, self.state.ptr, self.routing.ptr, self.x_at,
-            BYTES[layers.kind] * cfg.hidden, count, self.y.ptr, self.ids.ptr, self.combine.ptr, f.OK,
+            BYTES[layers.kind] * cfg.hidden, count, self.y.ptr, self.ids.ptr, self.combine.ptr, codes.OK,
         )  # fmt: skip
         if count:
             kernel, shared = r.route(self.routed_as), r.route_shared(slots, self.routed_as)

@@ -17,7 +17,7 @@ import numpy as np
 from cuda_layers import Layers, Rank
 from plain_engine import plain
 
-from aristos.engine import fields as f
+from aristos.engine import words
 from aristos.engine.layout import CODED_BYTES, PairLayout, lines
 from aristos.host.nodes import Nodes
 from aristos.substrate.cuda.outboxes import CardMemory
@@ -153,7 +153,7 @@ class NodeRank(Rank):
 
     def _state(self) -> Any:
         layers, me = self.layers, self.me
-        ranks = sorted([me, *layers.nodes.near(me)])
+        ranks = sorted([me, *layers.nodes.local(me)])
         self.base = HOST + SPAN * me
         window = SimpleNamespace(base=[layers.windows[p].ptr for p in ranks])
         far = SimpleNamespace(base=self.base + WINDOW, shift=[0] * len(layers.tokens), wire=self.base + BUFFERS)
@@ -161,8 +161,8 @@ class NodeRank(Rank):
             rank=me, nodes=layers.nodes, world=len(layers.tokens), far_window=lambda nbytes: far
         )
         layout = PairLayout.of(layers.shape)
-        for number in range(len(layers.nodes.far(me))):
-            first = self.base + lines(layers.shape.returns) + layout.far_bytes * number + layout.coded
+        for number in range(len(layers.nodes.remote(me))):
+            first = self.base + lines(layers.shape.returns) + layout.remote_bytes * number + layout.coded
             layers.host.coded.append(range(first, first + CODED_BYTES))
         self.memory = CardMemory(group, layers.shape, lambda n: window, self, layers.rows_on_card)
         self.memory._believed = SimpleNamespace(ctypes=SimpleNamespace(data=self.base + BUFFERS + (1 << 20)))
@@ -191,7 +191,7 @@ class NodeRank(Rank):
 
     def _job(self, layers: Any) -> np.ndarray:
         job = super()._job(layers)
-        job[f.FAR], job[f.FAR_BLOCK] = len(layers.nodes.far(self.me)), layers.block
+        job[words.REMOTE], job[words.REMOTE_BLOCK] = len(layers.nodes.remote(self.me)), layers.block
         return job
 
     def proxy(self, epoch: int) -> Iterator[None]:
@@ -211,7 +211,7 @@ class NodeRank(Rank):
             assert not over
             for _ in range(self.layers.host.rng.integers(1, GAP)):
                 yield
-            if sides.job[f.EPOCH] == epoch and sides.st[f.PROGRESS] < 0 and engine.quiet(sides.job, sides.st):
+            if sides.job[words.EPOCH] == epoch and sides.st[words.PROGRESS] < 0 and engine.quiet(sides.job, sides.st):
                 at = [self.layers.host.load(at, "acquire") for at in self._epochs()]
                 if min(at) == epoch:
                     break
@@ -221,7 +221,7 @@ class NodeRank(Rank):
 
     def _epochs(self) -> list[int]:
         sides = self.sides
-        return [int(sides.st[sides.job[f.T_TO] + p]) + WORD * f.AT_EPOCH for p in self.memory.far]
+        return [int(sides.st[words.region_to(sides.job, p)]) + WORD * words.AT_EPOCH for p in self.memory.far]
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...engine import fields as f
+from ...engine import words
 from ...kernels.cpu import activation
 from ...kernels.cpu.tokens import SCORES
 from ...kernels.cuda import ptx, router
@@ -102,19 +102,19 @@ class Room:
     """
 
     def __init__(self, gpu: Any, cfg: Any, kind: str, weights: Any, tokens: int) -> None:
-        job = np.zeros(f.JOB_WORDS, np.int64)
+        job = np.zeros(words.JOB_WORDS, np.int64)
         weights.fill(job)
-        self.up_step, self.up_bias, self.up_bias_step = job[[f.UP_STEP, f.UP_BIAS, f.UP_BIAS_STEP]]
-        self.down_step = job[f.DOWN_STEP]
-        self.down_bias, self.down_bias_step = job[[f.DOWN_BIAS, f.DOWN_BIAS_STEP]]
+        self.up_step, self.up_bias, self.up_bias_step = job[[words.UP_STEP, words.UP_BIAS, words.UP_BIAS_STEP]]
+        self.down_step = job[words.DOWN_STEP]
+        self.down_bias, self.down_bias_step = job[[words.DOWN_BIAS, words.DOWN_BIAS_STEP]]
         self.router = weights.router
         count, size = max(1, tokens * cfg.top_k), BYTES[kind]
         self.columns = -(-cfg.ffn // INTERLEAVE) * INTERLEAVE * 2 if cfg.gated else -(-cfg.ffn // 8) * 8
         # bytes between rows
         self.pitch = -(-cfg.ffn * size // 128) * 128  # of hidden activations and of the second product's weights
         self.depth = -(-cfg.hidden * size // 128) * 128  # the same of the first one's
-        self.up = plain(gpu, int(job[f.UP]), int(self.up_step) * cfg.experts, self.depth)
-        self.down = plain(gpu, int(job[f.DOWN]), int(self.down_step) * cfg.experts, self.pitch)
+        self.up = plain(gpu, int(job[words.UP]), int(self.up_step) * cfg.experts, self.depth)
+        self.down = plain(gpu, int(job[words.DOWN]), int(self.down_step) * cfg.experts, self.pitch)
         self.packed = gpu.allocate(count * size * cfg.hidden)
         self.wide = gpu.allocate(count * size * self.columns)
         self.hidden = gpu.allocate(count * self.pitch)

@@ -53,7 +53,7 @@ class Gpu:
         from ...substrate.cuda.device import Card
 
         self.world = world
-        self.card: Any = Card.find(sum(p < world.rank for p in world.nodes.near(world.rank)))
+        self.card: Any = Card.find(sum(p < world.rank for p in world.nodes.local(world.rank)))
         self.stream = self.card.new_stream()
         self.events = self.card.event(), self.card.event()
         self._held: list[int] = []

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ...engine import fields as f
+from ...engine import words
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..measure import Summary, gathered
@@ -101,7 +101,7 @@ def idle_seconds(played: Played) -> float:
     runtime = played.moe._alive()
     runtime.read_all(played.gpu.stream)
     counters = runtime.counted.counters(runtime.state[runtime.counted.first :])
-    return float(counters[f.N_IDLE]) * 1e-9
+    return float(counters[words.N_IDLE]) * 1e-9
 
 
 @on_cuda("idle")

@@ -56,7 +56,7 @@ def run(ctx: Context) -> Result:
     pretended = world.nodes.single
     with Pairs(world, SIZES[-1], ranks_per_node=1 if pretended else None) as pairs:
         oneside_rma.compile_for_progress()
-        target = pairs.group.nodes.far(0)[0]
+        target = pairs.group.nodes.remote(0)[0]
         repeats = ctx.options.iters or REPEATS
         # seconds of a put: [mode, size, repeat, put]; of a round of the target's: [mode, size, repeat], size 0 is none
         puts = np.full((len(MODES), len(SIZES), repeats, MOST), np.nan)

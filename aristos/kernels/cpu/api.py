@@ -11,11 +11,12 @@ from ...config import checked_limit
 from ...errors import InputError
 from ...primitives import memory as mem
 from ...primitives.arrays import check_out
+from ...primitives.buffers import FLOAT, aligned
 from ...primitives.compile import jit
 from .activation import CODES, word
 from .expert import expert_rows, scratch_bytes
-from .gemm import FLOAT, KC, aligned, block, pack, padded
-from .llvm import NR, ROWS
+from .gemm import KC, block
+from .panels import NR, ROWS, pack, padded
 
 RUN = 192  # rows of one run of the kernel
 

@@ -6,10 +6,11 @@ float32, so every output is one chain of fused multiply-adds in k order whatever
 
 from ...primitives import memory as mem
 from ...primitives import wire as mpi
+from ...primitives.buffers import FLOAT
 from ...primitives.compile import jit
 from .activation import activate, multiply
-from .gemm import FLOAT, KC, panel_rows
-from .llvm import NR
+from .gemm import KC, panel_rows
+from .panels import NR
 
 FC = 512  # columns of F a chunk
 

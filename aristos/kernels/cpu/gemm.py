@@ -8,11 +8,11 @@ import numpy as np
 from numba.extending import overload
 
 from ...primitives import memory as mem
+from ...primitives.buffers import FLOAT
 from ...primitives.compile import jit
 from . import llvm
-from .llvm import LANES, NR, ROWS, VECTORS
+from .panels import LANES, NR, ROWS, VECTORS
 
-FLOAT = 4  # bytes
 KC = 1024  # k a pass: the block of A that a pass reads stays in the second-level cache
 AHEAD_GROUPS = 4  # groups of rows a panel must serve before the next one is asked for meanwhile
 
@@ -98,34 +98,3 @@ def narrow_rows(m, a, k, panels, b, c):
             rows = min(6, m - i)
             narrow_block(rows, a + 8 * i, 0, b + FLOAT * j * k * LANES, c + 8 * i, j * LANES, k, 0, b, 0)
             i += rows
-
-
-def aligned(shape, dtype=np.float32):
-    """An uninitialised array that starts on a cache line."""
-    count = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    raw = np.empty(count + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + count].view(dtype).reshape(shape)
-
-
-def padded(columns, width=NR):
-    """`columns` rounded up to whole panels."""
-    return -(-columns // width) * width
-
-
-def row_stride(hidden):
-    """Bytes from a row of `hidden` float32 to the next where whole panels are written: whole panels, whole lines."""
-    return -(-padded(hidden) * FLOAT // 64) * 64
-
-
-def pack(weight, width=NR):
-    """weight: [K, N] float32 -> [ceil(N / width), K, width], zero columns at the end."""
-    k, n = weight.shape
-    panels = padded(n, width) // width
-    packed = aligned((panels, k, width))
-    whole = n // width
-    packed[:whole] = weight[:, : whole * width].reshape(k, whole, width).transpose(1, 0, 2)
-    if whole < panels:
-        packed[whole, :, : n - whole * width] = weight[:, whole * width :]
-        packed[whole, :, n - whole * width :] = 0
-    return packed

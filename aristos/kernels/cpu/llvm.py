@@ -10,31 +10,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from ...primitives import memory as mem
+from .panels import LANES, NR
 
 I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 WORD = I64.as_pointer()
-
-
-def _features() -> dict:
-    return dict(binding.get_host_cpu_features())
-
-
-def vector_shape() -> tuple[int, int, int]:
-    """(lanes, vectors a row, most rows) of the micro-kernel for this CPU: the accumulators fit its registers.
-
-    AVX-512VL has 32 registers of 256 bits (512-bit values are split by LLVM's tuning and spill), AVX2 has 16, other
-    CPUs get 128-bit vectors.
-    """
-    features = _features()
-    if features.get("avx512vl"):
-        return 8, 4, 6
-    if features.get("avx2") and features.get("fma"):
-        return 8, 2, 6
-    return 4, 4, 6
-
-
-LANES, VECTORS, ROWS = vector_shape()
-NR = LANES * VECTORS  # columns of a packed panel
 
 
 # ---------------------------------------------------------------- words
@@ -223,7 +202,7 @@ for _name in ("thread", "warp", "lane"):  # a worker is one thread
     overload(getattr(mem, _name), inline="always")(lambda: lambda: 0)
 for _name in ("threads", "warps"):
     overload(getattr(mem, _name), inline="always")(lambda: lambda: 1)
-overload(mem.together, inline="always")(lambda: lambda: None)
+overload(mem.block_barrier, inline="always")(lambda: lambda: None)
 
 
 # ---------------------------------------------------------------- the micro-kernel

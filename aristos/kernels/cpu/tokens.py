@@ -6,10 +6,11 @@ All in float32, every value from its own token alone, so that it does not matter
 import numpy as np
 
 from ...primitives import memory as mem
+from ...primitives.buffers import FLOAT
 from ...primitives.compile import jit
 from .activation import exp
-from .gemm import FLOAT, narrow_rows
-from .llvm import LANES
+from .gemm import narrow_rows
+from .panels import LANES
 
 SOFTMAX, SOFTMAX_TOPK = range(2)
 SCORES = {"softmax": SOFTMAX, "softmax_topk": SOFTMAX_TOPK}
@@ -76,6 +77,29 @@ def choose(row, experts, k, mode, renormalize, scale, ids, weights):
         total = kept
     for j in range(k):
         weights[j] = weights[j] / total * scale
+    return True
+
+
+def route_bytes(tokens: int, panels: int) -> int:
+    """Bytes of scratch that `route_block` needs for so many tokens: row addresses and scores."""
+    return tokens * (2 * 8 + FLOAT * LANES * panels) + 64
+
+
+@jit
+def route_block(count, x, x_stride, hidden, router, panels, experts, k, score, renormalize, scale, ids, weights, out):
+    """Scores, top-k and weights of `count` tokens; False if a score is not finite.
+
+    x: address of rows, x_stride bytes apart; ids, weights: addresses of [count, k] int64 and float32; out: address of
+    `route_bytes(count, panels)` bytes.
+    """
+    width = LANES * panels
+    made = (out + 16 * count + 63) // 64 * 64
+    scores(count, x, x_stride, hidden, router, panels, out, made)
+    for i in range(count):
+        row = mem.floats(made + FLOAT * width * i, experts)
+        chosen = mem.words(ids + 8 * k * i, k)
+        if not choose(row, experts, k, score, renormalize, scale, chosen, mem.floats(weights + FLOAT * k * i, k)):
+            return False
     return True
 
 

@@ -60,7 +60,7 @@ OWN = {
     mem.warp: lambda: lambda: np.int64(ptx.thread() // WARP),
     mem.warps: lambda: lambda: np.int64(cuda.blockDim.x // WARP),
     mem.lane: lambda: lambda: np.int64(ptx.thread() & WARP - 1),
-    mem.together: lambda: lambda: cuda.syncthreads(),
+    mem.block_barrier: lambda: lambda: cuda.syncthreads(),
     mem.float_of_bits: lambda bits: lambda bits: ptx.float_of_bits(bits),
 }
 VIEWS = {  # inlined, because a function on CUDA cannot return an array that it was not given

@@ -43,7 +43,7 @@ def put_rows(source, target, words, rows, row_bytes, batch, halves, base, limit,
             end = min(first + batch, rows)
             for row in range(first + mem.warp(), end, mem.warps()):
                 mem.copy_row(to + row_bytes * row, own + row_bytes * row, row_bytes)
-            mem.together()
+            mem.block_barrier()
             if mem.thread() == 0:
                 mem.store_release(words + LINE * partner, base + end)
     if (b >= half or halves == 2) and mem.thread() == 0 and not arrived(words + LINE * b, base + rows, limit):
@@ -63,11 +63,11 @@ def ping_pong(source, slots, words, row_bytes, rounds, base, limit, late):
         if me == 1:
             if mem.thread() == 0 and not arrived(words + LINE, base + i + 1, limit):
                 mem.fetch_add(late, 1)
-            mem.together()
+            mem.block_barrier()
         mem.copy_row(other, given, row_bytes)
-        mem.together()
+        mem.block_barrier()
         if mem.thread() == 0:
             mem.store_release(words + LINE * (1 - me), base + i + 1)
             if me == 0 and not arrived(words, base + i + 1, limit):
                 mem.fetch_add(late, 1)
-        mem.together()
+        mem.block_barrier()

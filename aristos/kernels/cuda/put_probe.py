@@ -19,7 +19,7 @@ def lend(row, words, told, limit):
     """
     for i in range(mem.thread(), words, mem.threads()):
         mem.store(row + 8 * i, (i + 1) * STEP)
-    mem.together()
+    mem.block_barrier()
     if mem.thread() == 0:
         mem.store_release(told, 1)
         arrived(told + LINE, 1, limit)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...engine import fields as f
+from ...engine import codes, words
 from .loop import work
 
 
@@ -36,16 +36,16 @@ class Workers:
         while (item := inbox.get()) is not None:
             job, state = item
             try:
-                while work(job, state, number) == f.PAUSED:
+                while work(job, state, number) == codes.PAUSED:
                     pass
                 self._done.put(None)
             except BaseException as error:
-                state[f.FAILED] = f.CAUSE_ERROR
+                state[words.FAILED] = codes.CAUSE_ERROR
                 self._done.put(error)
 
     def release(self, job: np.ndarray, state: np.ndarray) -> None:
         """Let as many parked workers as the job wants take part in this call."""
-        self._out = min(int(job[f.WORKERS]), self.count) - 1
+        self._out = min(int(job[words.WORKERS]), self.count) - 1
         for inbox in self._jobs[: self._out]:
             inbox.put((job, state))
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from ...engine import fields as f
+from ...engine import codes, words
 from ...engine.layout import LINE, WORD, Shape, StateLayout, lines
 from ...errors import MemoryProblem
-from ...kernels.cpu.gemm import aligned
+from ...primitives.buffers import aligned
 from ...transport.group import Group
 from ...transport.window import Window
 from ..windows import Memory, card_rows_bytes, window_bytes
@@ -68,8 +68,8 @@ class CardMemory(Memory):
         """Write into a state on the card where everything is, as kernels reach it."""
         super().fill(state, starts)
         for tables, shift in (
-            ((f.T_TO, f.T_WORDS, f.T_STAGE, f.T_OUT_RING), self._outbox_shift),
-            ((f.T_FROM, f.T_BACK), self._window_shift),
+            ((words.T_REGION_TO, words.T_LINE_FROM, words.T_STAGED, words.T_OUT_RING), self._outbox_shift),
+            ((words.T_REGION_FROM, words.T_ROWS_BACK), self._window_shift),
         ):
             for table in tables:
                 state[[starts[table] + p for p in self.far]] += shift
@@ -80,7 +80,7 @@ class CardMemory(Memory):
         for number, p in enumerate(self.far if self._rows else ()):
             ring = self.shape.ring_rows * self.shape.stride
             at = self._rows + 2 * ring * number
-            state[starts[f.T_OUT_RING] + p], state[starts[f.T_STAGE] + p] = at, at + ring
+            state[words.out_ring(starts, p)], state[words.staged(starts, p)] = at, at + ring
 
     def sides(self, wire_to_card: int) -> Sides:
         """Jobs and states for the proxy, new; wire_to_card: the address of its words."""
@@ -89,31 +89,41 @@ class CardMemory(Memory):
         st, cs = np.zeros(tables.words, np.int64), np.zeros(tables.words, np.int64)
         super().fill(st, tables.starts)
         self._place_rows(st, tables.starts)
-        st[f.PHASE] = f.PHASE_RUN  # an epoch that the proxy knows of is announced
+        st[words.PHASE] = codes.PHASE_RUN  # an epoch that the proxy knows of is announced
         assert self._far is not None
         for p in self.far:
-            words = self._believed.ctypes.data + LINE * p
-            here = {name: st[tables.starts[name] + p] for name in (f.T_WORDS, f.T_FROM)}
-            st[tables.starts[f.T_WORDS] + p] = words
+            line = self._believed.ctypes.data + LINE * p
+            here = {name: st[tables.starts[name] + p] for name in (words.T_LINE_FROM, words.T_REGION_FROM)}
+            st[words.line_from(tables.starts, p)] = line
             for table, value in (
-                (f.T_FAR, 1), (f.T_WORDS, words), (f.T_CODED, here[f.T_WORDS]), (f.T_TO, here[f.T_FROM]),
-                (f.T_OUT_RING, here[f.T_FROM] + self.layout.ring),
-                (f.T_AT, here[f.T_FROM] + self._window_shift), (f.T_STAGE, self._far.base),
-                (f.T_RETURNS_AT, self._mirror),
+                (words.T_REMOTE, 1), (words.T_LINE_FROM, line), (words.T_CODED, here[words.T_LINE_FROM]),
+                (words.T_REGION_TO, here[words.T_REGION_FROM]),
+                (words.T_OUT_RING, here[words.T_REGION_FROM] + self.layout.ring),
+                (words.T_PUT_REGION, here[words.T_REGION_FROM] + self._window_shift), (words.T_STAGED, self._far.base),
+                (words.T_PUT_RETURN_ROWS, self._mirror),
             ):  # fmt: skip
                 cs[tables.starts[table] + p] = value
         jobs = [self._job(tables, wire) for wire in (self.wire, wire_to_card)]
         for number, job in enumerate(jobs):
-            job[f.LOCK] = self._locks.ctypes.data + LINE * number
+            job[words.LOCK] = self._locks.ctypes.data + LINE * number
         return Sides(jobs[0], st, jobs[1], cs)
 
     def _job(self, tables: StateLayout, wire: int) -> np.ndarray:
-        job = np.zeros(f.JOB_WORDS + self.group.world + 1, np.int64)
+        job = np.zeros(words.JOB_WORDS + self.group.world + 1, np.int64)
         self.layout.fill(job)
         tables.fill(job)
-        job[f.RANK], job[f.WORLD], job[f.FAR], job[f.WIRE] = self.group.rank, self.group.world, len(self.far), wire
-        job[f.STRIDE], job[f.RING_ROWS], job[f.SLOTS] = self.shape.stride, self.shape.ring_rows, self.shape.slots
-        job[f.RETURN_STRIDE], job[f.SLOT_START] = lines(self.shape.stride), f.JOB_WORDS
+        job[words.RANK], job[words.WORLD], job[words.REMOTE], job[words.WIRE] = (
+            self.group.rank,
+            self.group.world,
+            len(self.far),
+            wire,
+        )
+        job[words.STRIDE], job[words.RING_ROWS], job[words.SLOTS] = (
+            self.shape.stride,
+            self.shape.ring_rows,
+            self.shape.slots,
+        )
+        job[words.RETURN_STRIDE], job[words.SLOT_START] = lines(self.shape.stride), words.JOB_WORDS
         return job
 
     def start(self, run: Callable[[], None]) -> None:

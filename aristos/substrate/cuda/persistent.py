@@ -12,8 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from ...engine import arrivals, blocks, combine, dispatch, experts, packing, patience, returns, steps, team
-from ...engine import fields as f
+from ...engine import (
+    arrivals,
+    blocks,
+    codes,
+    combine,
+    dispatch,
+    experts,
+    packing,
+    returns,
+    steps,
+    timeout_check,
+    words,
+)
 from ...engine.lock import acquire, unlock
 from ...kernels.cuda import router
 from ...kernels.cuda.catalogue import Kernel
@@ -57,26 +68,29 @@ def shared_runs(tile: Tile, hidden: int, ffn: int, gated: bool, grid: int) -> di
     a share of the smaller half, and one more, which is begun while others end. The rank has RUNS * RUN_STEP bytes of
     scratch, for hidden activations.
     """
-    found = {f.ALL_SHARED: 1, f.TEAM_ROWS: tile.m, f.SCRATCH_STEP: 0}
-    for word, columns in ((f.UP_SHARES, padded(ffn, INTERLEAVE) * 2 if gated else ffn), (f.DOWN_SHARES, hidden)):
+    found = {words.ALL_SHARED: 1, words.SHARED_ROWS: tile.m, words.SCRATCH_STEP: 0}
+    for word, columns in (
+        (words.UP_SHARES, padded(ffn, INTERLEAVE) * 2 if gated else ffn),
+        (words.DOWN_SHARES, hidden),
+    ):
         count = tiles(columns, tile)
         each = -(-count // (SHARES_A_WORKER * grid))
         found[word] = -(-count // each)
-    least = min(found[f.UP_SHARES], found[f.DOWN_SHARES])
-    found[f.RUNS] = min(MOST_RUNS, 1 + -(-grid // least))
-    found[f.RUN_PITCH] = hidden_pitch(ffn, tile.kind)
-    found[f.RUN_STEP] = tile.m * found[f.RUN_PITCH]
+    least = min(found[words.UP_SHARES], found[words.DOWN_SHARES])
+    found[words.RUNS] = min(MOST_RUNS, 1 + -(-grid // least))
+    found[words.RUN_PITCH] = hidden_pitch(ffn, tile.kind)
+    found[words.RUN_STEP] = tile.m * found[words.RUN_PITCH]
     return found
 
 
 @cuda.jit(device=True)
 def keep_refusal(job, st):
     """Calls may follow each other before the host looks: the first of them that was refused is kept for it."""
-    for p in range(job[f.WORLD]):
-        status = st[f.STATUS] if p == job[f.RANK] else st[job[f.T_STATUS] + p]
-        if st[f.KEPT_STATUS] == f.OK and status != f.OK:
-            st[f.KEPT_STATUS] = status
-            st[f.KEPT_RANK] = p
+    for p in range(job[words.WORLD]):
+        status = st[words.STATUS] if p == job[words.RANK] else st[words.peer_status(job, p)]
+        if st[words.KEPT_STATUS] == codes.OK and status != codes.OK:
+            st[words.KEPT_STATUS] = status
+            st[words.KEPT_RANK] = p
 
 
 @cuda.jit
@@ -89,29 +103,29 @@ def begin(job_address, state_address, routing_address, x, x_stride, tokens, y, i
     job, st = mem.words(job_address, JOB_MOST), mem.words(state_address, STATE_MOST)
     if mem.thread() == 0:
         keep_refusal(job, st)
-        st[f.CALLS] += 1
-        st[f.WAIT_SINCE] = 0
-        job[f.EPOCH] = st[f.CALLS]
-        job[f.X], job[f.X_STRIDE], job[f.TOKENS], job[f.Y] = x, x_stride, tokens, y
-        job[f.IDS], job[f.WEIGHTS], job[f.STATUS_IN] = ids, weights, status
+        st[words.CALLS] += 1
+        st[words.WAIT_SINCE] = 0
+        job[words.EPOCH] = st[words.CALLS]
+        job[words.X], job[words.X_STRIDE], job[words.TOKENS], job[words.Y] = x, x_stride, tokens, y
+        job[words.IDS], job[words.WEIGHTS], job[words.STATUS_IN] = ids, weights, status
         routing = mem.words(routing_address, router.JOB_WORDS)
         routing[router.X], routing[router.X_STRIDE], routing[router.TOKENS] = x, x_stride, tokens
         routing[router.IDS], routing[router.WEIGHTS] = ids, weights
-    mem.together()
+    mem.block_barrier()
     packing.begin(job, st)
-    mem.together()
+    mem.block_barrier()
     if mem.thread() == 0:
-        st[f.ROUTE_NEXT] = tokens
-        st[f.ROUTE_DONE] = tokens
+        st[words.ROUTE_NEXT] = tokens
+        st[words.ROUTE_DONE] = tokens
 
 
 @cuda.jit(device=True)
 def show_life(job, st, now):
     """Publish this rank's progress every so often; by worker 0."""
-    if now - st[f.HEARTBEAT] > HEARTBEAT_NS:
-        st[f.HEARTBEAT] = now
+    if now - st[words.HEARTBEAT] > HEARTBEAT_NS:
+        st[words.HEARTBEAT] = now
         acquire(job)
-        progress = st[f.PROGRESS]
+        progress = st[words.PROGRESS]
         unlock(job)
         steps.heartbeat(job, st, progress)
 
@@ -120,7 +134,7 @@ def show_life(job, st, now):
 def give_up(job, st, origin, cause):
     """This rank's engine has failed: say so to its workers and to its peers."""
     acquire(job)
-    st[f.ORIGIN] = origin
+    st[words.ORIGIN] = origin
     steps.poison(job, st, origin, cause)
     unlock(job)
 
@@ -134,9 +148,9 @@ def wait_for_work(job, st, worker):
     looks, since = 0, 0
     while True:
         kind = steps.decide(job, st, worker)
-        if kind != f.IDLE:
+        if kind != codes.IDLE:
             if looks != 0:
-                st[job[f.T_COUNTERS] + f.COUNTER_WORDS * worker + f.N_IDLE] += mem.clock() - since
+                st[words.counter(job, worker, words.N_IDLE)] += mem.clock() - since
             return kind
         if looks == 0:
             since = mem.clock()
@@ -145,20 +159,20 @@ def wait_for_work(job, st, worker):
         if worker == 0 and looks % LOOKS == 0:
             now = mem.clock()
             show_life(job, st, now)
-            if patience.overdue(job, st, now):
-                st[f.WAIT_SINCE] = GAVE_UP
-                give_up(job, st, job[f.RANK], f.CAUSE_TIMEOUT)
+            if timeout_check.overdue(job, st, now):
+                st[words.WAIT_SINCE] = GAVE_UP
+                give_up(job, st, job[words.RANK], codes.CAUSE_TIMEOUT)
 
 
 @cuda.jit(device=True)
 def leave(job, st, kind):
     """The call has ended, or failed: tell the others. By worker 0."""
-    if kind == f.FINISH:
+    if kind == codes.FINISH:
         steps.heartbeat(job, st, -1)
         return
     peer = arrivals.poisoned(job, st)
-    if peer >= 0 and st[f.WAIT_SINCE] != GAVE_UP:  # else it has said so itself
-        _, origin, cause = arrivals.told(job, st, peer)
+    if peer >= 0 and st[words.WAIT_SINCE] != GAVE_UP:  # else it has said so itself
+        _, origin, cause = arrivals.read_poison(job, st, peer)
         give_up(job, st, origin, cause)
 
 
@@ -168,20 +182,26 @@ def _share(tile: Tile) -> Any:
 
     @cuda.jit(device=True)
     def run(shared, job, st, worker):
-        c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
-        expert, share, rows = st[c + f.C_A], st[c + f.C_B], st[c + f.C_ROWS]
-        lists = job[f.STATE] + WORD * (team.command(job, st[c + f.C_RUN]) + f.C_LISTS)
-        outputs, activations = lists + WORD * job[f.BATCH], lists + 2 * WORD * job[f.BATCH]
-        hidden, ffn = job[f.HIDDEN], job[f.FFN]
-        if st[c + f.C_C] == f.STAGE_UP:
-            a, out, shares = lists, activations, job[f.UP_SHARES]
-            weight, bias = job[f.UP] + job[f.UP_STEP] * expert, job[f.UP_BIAS] + job[f.UP_BIAS_STEP] * expert
-            doubled = 1 if job[f.GATE] != 0 else 0
+        c = words.command(job, worker)
+        expert, share, rows = st[words.command_expert(c)], st[words.command_share(c)], st[words.command_rows(c)]
+        lists = job[words.STATE] + WORD * words.row_list(words.run_command(job, st[words.command_run(c)]))
+        outputs, activations = lists + WORD * job[words.BATCH], lists + 2 * WORD * job[words.BATCH]
+        hidden, ffn = job[words.HIDDEN], job[words.FFN]
+        if st[words.command_phase(c)] == codes.RUN_UP:
+            a, out, shares = lists, activations, job[words.UP_SHARES]
+            weight, bias = (
+                job[words.UP] + job[words.UP_STEP] * expert,
+                job[words.UP_BIAS] + job[words.UP_BIAS_STEP] * expert,
+            )
+            doubled = 1 if job[words.GATE] != 0 else 0
             columns = 2 * ((ffn + INTERLEAVE - 1) // INTERLEAVE * INTERLEAVE) if doubled != 0 else ffn
-            width, depth, code = ffn, size * hidden, job[f.ACTIVATION]
+            width, depth, code = ffn, size * hidden, job[words.ACTIVATION]
         else:
-            a, out, shares, doubled = activations, outputs, job[f.DOWN_SHARES], 0
-            weight, bias = job[f.DOWN] + job[f.DOWN_STEP] * expert, job[f.DOWN_BIAS] + job[f.DOWN_BIAS_STEP] * expert
+            a, out, shares, doubled = activations, outputs, job[words.DOWN_SHARES], 0
+            weight, bias = (
+                job[words.DOWN] + job[words.DOWN_STEP] * expert,
+                job[words.DOWN_BIAS] + job[words.DOWN_BIAS_STEP] * expert,
+            )
             columns, width, depth, code = hidden, hidden, size * ffn, NONE
         step = (depth + CHUNK - 1) // CHUNK * CHUNK
         count = (columns + COLUMNS - 1) // COLUMNS * (COLUMNS // tile_n)
@@ -209,36 +229,37 @@ def layer(tile: Tile) -> Any:
         while True:
             if mem.thread() == 0:
                 told[0] = wait_for_work(job, st, worker)
-            mem.together()
+            mem.block_barrier()
             kind = told[0]
             returns.settle(job, st, worker)
-            if kind == f.TEAM:
+            if kind == codes.SHARE:
                 share(shared, job, st, worker)
-            elif kind == f.LIST:
+            elif kind == codes.LIST:
                 experts.list_run(job, st, worker)
-            elif kind == f.DISPATCH:
+            elif kind == codes.DISPATCH:
                 dispatch.execute(job, st, worker)
-            elif kind == f.BLOCK:
+            elif kind == codes.BLOCK:
                 blocks.execute(job, st, worker)
-            elif kind == f.COMBINE:
+            elif kind == codes.COMBINE:
                 combine.list_rows(job, st, worker)
-                mem.together()
-                c = job[f.T_COMMAND] + job[f.T_COMMAND_STEP] * worker
-                k, first = job[f.TOP_K], st[c + f.C_A]
+                mem.block_barrier()
+                c = words.command(job, worker)
+                k, first = job[words.TOP_K], st[words.command_first(c)]
                 combine_rows(
-                    job[f.Y] + job[f.ROW_BYTES] * first, st[c + f.C_ROWS], k, job[f.WEIGHTS] + 4 * k * first,
-                    job[f.STATE] + WORD * (c + f.C_LISTS), job[f.ROW_BYTES],
+                    job[words.Y] + job[words.ROW_BYTES] * first, st[words.command_rows(c)], k,
+                    job[words.WEIGHTS] + 4 * k * first,
+                    job[words.STATE] + WORD * words.row_list(c), job[words.ROW_BYTES],
                 )  # fmt: skip
-            elif kind == f.PACK:
+            elif kind == codes.PACK:
                 packing.execute(job, st)
-            elif kind != f.SETTLE:
+            elif kind != codes.SETTLE:
                 break
-            mem.together()
-            if mem.thread() == 0 and kind != f.SETTLE:
+            mem.block_barrier()
+            if mem.thread() == 0 and kind != codes.SETTLE:
                 steps.publish(job, st, worker, kind)
                 if worker == 0:
                     show_life(job, st, mem.clock())
-            mem.together()
+            mem.block_barrier()
             returns.settle(job, st, worker)
         if mem.thread() == 0 and worker == 0:
             leave(job, st, kind)

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 from numba import int32, int64
 
-from ...engine import fields as f
-from ...engine import proxy
+from ...engine import codes, proxy, words
 from ...errors import EnvironmentProblem
-from ...kernels.cpu.gemm import aligned
 from ...primitives import memory as mem
 from ...primitives import wire
+from ...primitives.buffers import aligned
 from ...primitives.compile import Locator, compiling, entry, jit, warm_up
 from ..cpu.loop import rest
 from .outboxes import Sides
@@ -64,13 +63,13 @@ class CardWire:
 def serve(job, st, card, cs):
     """Look both ways until the window's threads are to end (RAN) or something has failed (POISONED)."""
     sweeps = 0
-    while mem.load_acquire(job[f.WIRE] + 8 * wire.STOP) == 0:
+    while mem.load_acquire(job[words.WIRE] + 8 * wire.STOP) == 0:
         moved = proxy.turn(job, st, card, cs)
         if moved < 0:
-            return f.POISONED
+            return codes.POISONED
         sweeps = 0 if moved else sweeps + 1
-        rest(job, job[f.YIELDS] if proxy.quiet(job, st) else sweeps)
-    return f.RAN
+        rest(job, job[words.YIELDS] if proxy.quiet(job, st) else sweeps)
+    return codes.RAN
 
 
 class Caller:
@@ -81,14 +80,14 @@ class Caller:
         self.error: str | None = None
         job, state = sides.job, sides.st
         one = _types(job, state)
-        warm_up([(serve, one * 2), (proxy.tell, one), (proxy.poison, (*one * 2, int64))])
+        warm_up([(serve, one * 2), (proxy.put_poison, one), (proxy.poison, (*one * 2, int64))])
 
     def run(self) -> None:
         """The thread's work: it comes back when the window's threads are to end, or something has failed."""
         sides = self.sides
         try:
             with self._card.current():
-                if serve(sides.job, sides.st, sides.card, sides.cs) == f.RAN:
+                if serve(sides.job, sides.st, sides.card, sides.cs) == codes.RAN:
                     return
             code = int(self._wire.words[wire.ERROR])
             if code:
@@ -97,23 +96,23 @@ class Caller:
                 )
         except BaseException as error:
             self.error = f"{type(error).__name__}: {error}"
-            self.poison(self._rank, f.CAUSE_ERROR)
+            self.poison(self._rank, codes.CAUSE_ERROR)
         self._tell()
 
     def poison(self, origin: int, cause: int) -> None:
         """This rank fails: its kernel reads that, and far ranks are told."""
         sides = self.sides
-        told = (((int(sides.job[f.EPOCH]) << f.ORIGIN_BITS) + origin) << f.CAUSE_BITS) + cause
+        told = (((int(sides.job[words.EPOCH]) << codes.ORIGIN_BITS) + origin) << codes.CAUSE_BITS) + cause
         proxy.poison(sides.job, sides.st, sides.card, sides.cs, told)
 
     def _tell(self) -> None:
         """Put the poison to far ranks, and give MPI a moment to move it."""
         until = time.monotonic() + LAST_WORDS_SECONDS
         with contextlib.suppress(Exception):
-            while not proxy.tell(self.sides.job, self.sides.st) and time.monotonic() < until:
+            while not proxy.put_poison(self.sides.job, self.sides.st) and time.monotonic() < until:
                 time.sleep(0.001)
             while time.monotonic() < until:
-                wire.tend(self.sides.job[f.WIRE])
+                wire.tend(self.sides.job[words.WIRE])
                 time.sleep(0.001)
 
 

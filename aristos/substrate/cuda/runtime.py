@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...config import OVERDUE
-from ...engine import arrivals
-from ...engine import fields as f
+from ...engine import arrivals, codes, words
 from ...engine.layout import LINE, WORD, Shape, StateLayout, lines, word_from
 from ...errors import AristosError, EnvironmentProblem, PoisonedError, WaitTimeout
 from ...kernels.cuda import router
@@ -140,7 +139,7 @@ class CudaRuntime(Runtime):
         memory.fill(state, tables.starts)
         self.state_at = self._together(lambda: self.card.allocate(WORD * tables.words + LINE))
         if not self._last_job_at:  # what tells peers of a failure must not need memory or a compiler then
-            self._last_job_at = self._together(lambda: self.card.allocate(WORD * (f.JOB_WORDS + 1)))
+            self._last_job_at = self._together(lambda: self.card.allocate(WORD * (words.JOB_WORDS + 1)))
             self._together(lambda: self.card.load(persistent.FAIL))
         self.card.copy_in(self.state_at, state)
         self.card.synchronize()
@@ -160,7 +159,7 @@ class CudaRuntime(Runtime):
     def _mpi_takes_rows(self) -> bool:
         """Whether MPI puts from the memory of this node's cards: its first rank tries. Collective."""
         me, answer = self.group.rank, None
-        first = min([me, *self.group.nodes.near(me)])
+        first = min([me, *self.group.nodes.local(me)])
         if first == me:
             answer = device_puts.takes(self.card.ordinal, min(device_puts.SECONDS, self.group.timeout))
         return bool(self.group.allgather(answer, "the first ranks of nodes to try puts from a card")[first].takes)
@@ -171,7 +170,7 @@ class CudaRuntime(Runtime):
             copy, wait = self.card.copier()
             self._card_wire = CardWire(copy, wait, self.card.new_stream(), self.group.world)
         sides = memory.sides(self._card_wire.address)
-        sides.job[f.SPINS], sides.job[f.YIELDS] = CROWDED if self._sharing > 1 else ALONE
+        sides.job[words.SPINS], sides.job[words.YIELDS] = CROWDED if self._sharing > 1 else ALONE
         self._caller = Caller(sides, self.card, self._card_wire, self.group.rank)
         self.group.watch_calls(memory.calling)
         memory.start(self._caller.run)
@@ -179,18 +178,18 @@ class CudaRuntime(Runtime):
     def fill(self, job: np.ndarray) -> None:
         """Write into a job what every call on this runtime has in common."""
         self.fill_shape(job)
-        job[f.PACKED], job[f.STATE] = 1, self.state_at
-        job[f.LOCK] = self.state_at + WORD * self.tables.words
-        job[f.RETURN_STRIDE] = lines(int(job[f.ROW_BYTES]))
-        job[f.SCRATCH], job[f.PATIENCE] = self._scratch_at, PATIENCE
+        job[words.PACKED], job[words.STATE] = 1, self.state_at
+        job[words.LOCK] = self.state_at + WORD * self.tables.words
+        job[words.RETURN_STRIDE] = lines(int(job[words.ROW_BYTES]))
+        job[words.SCRATCH], job[words.MERGE_POLLS] = self._scratch_at, PATIENCE
         assert self._memory is not None
-        job[f.FAR], job[f.FAR_BLOCK] = len(self._memory.far), FAR_BLOCK
+        job[words.REMOTE], job[words.REMOTE_BLOCK] = len(self._memory.far), FAR_BLOCK
 
     def fill_tile(self, job: np.ndarray, tile: Tile, blocks: int) -> None:
         """Write into a job, whose weights are known, what depends on the kernel that runs it."""
-        job[f.TILE] = job[f.BATCH] = job[f.RUN_ROWS] = tile.m
-        job[f.MERGE_ROWS], job[f.WORKERS] = tile.m // 2, blocks
-        runs = persistent.shared_runs(tile, int(job[f.HIDDEN]), int(job[f.FFN]), bool(job[f.GATE]), blocks)
+        job[words.TILE] = job[words.BATCH] = job[words.RUN_ROWS] = tile.m
+        job[words.MERGE_ROWS], job[words.WORKERS] = tile.m // 2, blocks
+        runs = persistent.shared_runs(tile, int(job[words.HIDDEN]), int(job[words.FFN]), bool(job[words.GATE]), blocks)
         for word, value in runs.items():
             job[word] = value
 
@@ -226,12 +225,12 @@ class CudaRuntime(Runtime):
     def outcome(self, stream: int) -> None:
         """Wait for what was queued and read how it went into `state`; raises what failed, on every rank."""
         self._wait(stream)
-        self._read(0, f.STATE_WORDS, stream)
-        statuses = self.tables.starts[f.T_STATUS]
+        self._read(0, words.STATE_WORDS, stream)
+        statuses = self.tables.starts[words.T_PEER_STATUS]
         self._read(statuses, self.group.world, stream)
-        if self.state[f.FAILED] != 0:
+        if self.state[words.FAILED] != 0:
             self._raise_failure(stream)
-        for first, count in ((f.STATUS, 1), (f.KEPT_STATUS, 2), (statuses, self.group.world)):
+        for first, count in ((words.STATUS, 1), (words.KEPT_STATUS, 2), (statuses, self.group.world)):
             if self.state[first : first + count].any():  # it is known now
                 zeros = np.zeros(count, np.int64)
                 self.card.copy_in(self.state_at + WORD * first, zeros, stream)
@@ -261,9 +260,9 @@ class CudaRuntime(Runtime):
 
     def _raise_failure(self, stream: int) -> None:
         self.read_all(stream)
-        state, me, epoch = self.state, self.group.rank, int(self.state[f.CALLS])
-        origin, cause = int(state[f.ORIGIN]), int(state[f.FAILED])
-        if origin == me and cause == f.CAUSE_TIMEOUT:
+        state, me, epoch = self.state, self.group.rank, int(self.state[words.CALLS])
+        origin, cause = int(state[words.ORIGIN]), int(state[words.FAILED])
+        if origin == me and cause == codes.CAUSE_TIMEOUT:
             raise WaitTimeout(self._waited(epoch))
         if self._caller is not None and self._caller.error is not None:
             raise EnvironmentProblem(f"rank {me}: its caller of MPI has failed: {self._caller.error}")
@@ -277,14 +276,14 @@ class CudaRuntime(Runtime):
     def _waited(self, epoch: int) -> str:
         """Who waited for whom and for what, from the state that the kernel left."""
         state, me = self.state, self.group.rank
-        peer, seconds = int(state[f.WAIT_PEER]), self.group.timeout
+        peer, seconds = int(state[words.WAIT_PEER]), self.group.timeout
         job = self._blank_job()
         lock = np.zeros(1, np.int64)  # nobody else looks at this copy
-        job[f.LOCK] = lock.ctypes.data
+        job[words.LOCK] = lock.ctypes.data
         _, _, (announced, left, read, seen, sent) = arrivals.standing(job, state)
         if peer == me:
             return f"rank {me}: none of its own blocks has moved for {seconds:g} s in epoch {epoch}"
-        if announced == f.UNANNOUNCED:
+        if announced == codes.UNANNOUNCED:
             what = f"its announcement of epoch {epoch}"
         elif left > 0:
             what = f"{left} announced rows after tile {read}"
@@ -293,7 +292,7 @@ class CudaRuntime(Runtime):
         return (
             f"rank {me} waited for rank {peer} in epoch {epoch} for longer than it may (timeout {seconds:g} s, ten of"
             f" them for a rank that has not made its call): {what}; last seen of it: epoch"
-            f" {int(state[f.WAIT_EPOCH])}, phase {int(state[f.WAIT_PHASE])}"
+            f" {int(state[words.WAIT_EPOCH])}, phase {int(state[words.WAIT_PHASE])}"
         )
 
     # ------------------------------------------------------------ the end
@@ -303,8 +302,8 @@ class CudaRuntime(Runtime):
             if self.layout is not None:
                 self.idle()
                 self._looks = self.card.new_stream()  # the default one would wait for whatever else the card does
-                self._read(f.CALLS, 1, self._looks)
-                self.epoch = int(self.state[f.CALLS])
+                self._read(words.CALLS, 1, self._looks)
+                self.epoch = int(self.state[words.CALLS])
             return super()._all_leave()
         except EnvironmentProblem as error:  # the card has failed, and the others do not know
             self.give_up(error)
@@ -319,9 +318,9 @@ class CudaRuntime(Runtime):
         """The thread that calls MPI does."""
 
     def _fail(self, job: np.ndarray, error: BaseException) -> None:
-        cause = getattr(error, "cause", f.CAUSE_ERROR)
+        cause = getattr(error, "cause", codes.CAUSE_ERROR)
         if isinstance(error, KeyboardInterrupt | SystemExit):
-            cause = f.CAUSE_INTERRUPT
+            cause = codes.CAUSE_INTERRUPT
         with self._failing:
             first = self.broken is None
             self.open = False

@@ -1,0 +1,195 @@
+"""Column-split runs: workers share a run of an expert by columns, so that few rows use every core or every block.
+
+A run has a *slot*: a command behind those of the workers, and hidden activations of its own. It is claimed under the
+rank's lock; the claimer lists its rows and opens it. Then it has `UP_SHARES` shares of the hidden activations and, when
+all of these are done, `DOWN_SHARES` of the outputs. Shares are taken and counted without the lock: `next`, `limit` and
+`done` of a slot count them as long as the engine lives. A worker takes a share by moving `next` on with
+compare_exchange while it is below `limit`. A number is never used twice, so no share of one run passes for a share of
+another. `base` is the run's first share: it is written before `limit` and stays until all shares are done. No sum is
+split between workers, so the bits do not depend on which worker takes which share.
+"""
+
+from ..primitives import arithmetic
+from ..primitives import memory as mem
+from ..primitives.compile import jit
+from . import codes, words
+from .returns import state_word
+
+COLUMNS = 128  # of a share, on CPUs: a multiple of every panel width
+MOST_ROWS = 24  # of a run that is shared, on CPUs
+SHARES_A_LOOK = 8  # shares that a rank's workers take for each time that one of them tries the lock
+
+
+def scratch_bytes(ffn: int, gated: bool) -> int:
+    """Bytes that a CPU rank needs for the hidden activations of a column-split run."""
+    return 4 * MOST_ROWS * -(-ffn // COLUMNS) * COLUMNS * (2 if gated else 1) + 64
+
+
+def shares(columns: int) -> int:
+    """Shares that so many columns are split into, on CPUs."""
+    return -(-columns // COLUMNS)
+
+
+@jit
+def hidden(job, slot):
+    """Address of a run's hidden activations."""
+    return job[words.SCRATCH] + job[words.SCRATCH_STEP] * job[words.ALL_WORKERS] + job[words.RUN_STEP] * slot
+
+
+@jit
+def free_slot(job, st):
+    """A slot without a run, -1 if there is none. (Under the lock.)"""
+    if st[words.RUNS_TAKEN] == job[words.RUNS]:
+        return -1
+    for slot in range(job[words.RUNS]):
+        if st[words.run_taken(words.run(job, slot))] == 0:
+            return slot
+    return -1
+
+
+@jit
+def wanted(job, rows, active):
+    """Should these rows be split by columns: too few rows to share, and too few experts to occupy all workers?"""
+    if job[words.MODE] != codes.MODE_LAYER:
+        return False
+    few = rows <= job[words.SHARED_ROWS] and active < job[words.WORKERS] and job[words.FFN] >= 2 * COLUMNS
+    return job[words.ALL_SHARED] != 0 or few
+
+
+@jit
+def run_rows(job, rows):
+    """Rows of the next run, where `rows` rows are cut into runs of nearly equal size."""
+    runs = (rows + job[words.SHARED_ROWS] - 1) // job[words.SHARED_ROWS]
+    return (rows + runs - 1) // runs
+
+
+@jit
+def claim(job, st, worker, slot):
+    """Give the slot a run whose command is filled; this worker lists its rows. (Decide, under the lock.)"""
+    st[words.run_taken(words.run(job, slot))] = 1
+    st[words.RUNS_TAKEN] += 1
+    c, run = words.command(job, worker), words.run_command(job, slot)
+    st[words.command_kind(c)] = codes.LIST
+    st[words.command_expert(c)] = st[words.command_expert(run)]
+    st[words.command_rows(c)] = st[words.command_rows(run)]
+    st[words.command_run(c)] = slot
+
+
+@jit
+def list_hidden(job, st, slot):
+    """List the addresses of a run's rows of hidden activations. By all threads of the claimer together."""
+    c = words.run_command(job, slot)
+    for i in range(mem.thread(), st[words.command_rows(c)], mem.threads()):
+        st[words.hidden_list(job, c) + i] = hidden(job, slot) + job[words.RUN_PITCH] * i
+
+
+@jit
+def open_phase(job, run, limit):
+    """Shares below `limit` may be taken."""
+    mem.store_release(state_word(job, words.run_limit(run)), limit)
+    mem.fetch_add(state_word(job, words.RUNS_OPENED), 1)  # after it: a worker that sees this then reads the limit
+
+
+@jit
+def open_run(job, st, slot):
+    """The rows are listed: shares of the first phase may be taken."""
+    run = words.run(job, slot)
+    base = mem.load_acquire(state_word(job, words.run_limit(run)))  # all shares before are done
+    st[words.run_base(run)] = base
+    open_phase(job, run, base + job[words.UP_SHARES])
+
+
+@jit
+def take_from(job, st, worker, slot):
+    """Take a share of a slot's run; False if there is none now."""
+    run = words.run(job, slot)
+    limit = mem.load_acquire(state_word(job, words.run_limit(run)))
+    share = mem.load_acquire(state_word(job, words.run_next(run)))
+    while share < limit:
+        if mem.compare_exchange(state_word(job, words.run_next(run)), share, share + 1):
+            share -= st[words.run_base(run)]  # of this share's run, which cannot end before the share
+            phase = codes.RUN_UP if share < job[words.UP_SHARES] else codes.RUN_DOWN
+            c, whole = words.command(job, worker), words.run_command(job, slot)
+            st[words.command_kind(c)] = codes.SHARE
+            st[words.command_expert(c)] = st[words.command_expert(whole)]
+            st[words.command_share(c)] = share - job[words.UP_SHARES] * phase
+            st[words.command_phase(c)] = phase
+            st[words.command_rows(c)] = st[words.command_rows(whole)]
+            st[words.command_run(c)] = slot
+            return True
+        share = mem.load_acquire(state_word(job, words.run_next(run)))
+    return False
+
+
+@jit
+def share_first(job, st, worker):
+    """May this worker take a share before it tries the lock? With few workers no, with many they take turns."""
+    c = words.command(job, worker)
+    return (st[words.command_shares(c)] + worker) % (1 + job[words.WORKERS] // SHARES_A_LOOK) != 0
+
+
+@jit
+def take(job, st, worker):
+    """Take a share of any run, first of this worker's last one; False if there is none. Without the lock."""
+    c = words.command(job, worker)
+    opened = mem.load_acquire(state_word(job, words.RUNS_OPENED))
+    if st[words.command_opened(c)] == opened:
+        return False
+    slot = st[words.command_run(c)]
+    for _ in range(job[words.RUNS]):
+        if take_from(job, st, worker, slot):
+            st[words.command_shares(c)] += 1
+            return True
+        slot = slot + 1 if slot + 1 < job[words.RUNS] else 0
+    st[words.command_opened(c)] = opened
+    return False
+
+
+@jit
+def weights_of(job, expert):
+    """Addresses (up, gate, down, up_bias, gate_bias, down_bias) of a held expert's weights; 0 for absent ones."""
+    gate, up_bias = job[words.GATE], job[words.UP_BIAS]
+    gate_bias, down_bias = job[words.GATE_BIAS], job[words.DOWN_BIAS]
+    return (
+        job[words.UP] + job[words.UP_STEP] * expert,
+        gate + job[words.UP_STEP] * expert if gate != 0 else 0,
+        job[words.DOWN] + job[words.DOWN_STEP] * expert,
+        up_bias + job[words.UP_BIAS_STEP] * expert if up_bias != 0 else 0,
+        gate_bias + job[words.UP_BIAS_STEP] * expert if gate_bias != 0 else 0,
+        down_bias + job[words.DOWN_BIAS_STEP] * expert if down_bias != 0 else 0,
+    )
+
+
+@jit
+def execute(job, st, worker):
+    """Compute the taken columns for all rows of the run, on a CPU."""
+    c = words.command(job, worker)
+    first, rows, slot = st[words.command_share(c)] * COLUMNS, st[words.command_rows(c)], st[words.command_run(c)]
+    x = state_word(job, words.row_list(words.run_command(job, slot)))
+    weights = weights_of(job, st[words.command_expert(c)])
+    scratch = job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker
+    activations, wire, ffn, act = hidden(job, slot), job[words.WIRE], job[words.FFN], job[words.ACTIVATION]
+    if st[words.command_phase(c)] == codes.RUN_UP:
+        columns = min(COLUMNS, ffn - first)
+        arithmetic.up_columns(rows, x, activations, weights, act, job[words.HIDDEN], ffn, first, columns, scratch, wire)
+    else:
+        last, y = min(first + COLUMNS, job[words.HIDDEN]), x + 8 * job[words.BATCH]
+        arithmetic.down_columns(rows, activations, y, weights, ffn, first, last, scratch, wire)
+
+
+@jit
+def share_done(job, st, slot):
+    """Count a share; True if it was the run's last: the caller then finishes the run and frees its slot."""
+    run = words.run(job, slot)
+    base, up, down = st[words.run_base(run)], job[words.UP_SHARES], job[words.DOWN_SHARES]
+    done = mem.fetch_add(state_word(job, words.run_done(run)), 1) + 1 - base
+    if done == up:  # the release orders the whole first phase before shares of the second
+        open_phase(job, run, base + up + down)
+    return done == up + down
+
+
+@jit
+def free(job, st, slot):
+    """Free the slot for another run. (Under the lock.)"""
+    st[words.run_taken(words.run(job, slot))] = 0
+    st[words.RUNS_TAKEN] -= 1

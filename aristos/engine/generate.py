@@ -1,0 +1,150 @@
+"""Writes `words.py` and the tables of docs/protocol.md from `schema.py`: python -m aristos.engine.generate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import schema
+
+HERE = Path(__file__).parent
+WORDS, PROTOCOL = HERE / "words.py", HERE.parent.parent / "docs" / "protocol.md"
+BEGIN, END = "<!-- tables: generated -->", "<!-- end of tables -->"
+HEAD = '''"""Words by name. Written by `python -m aristos.engine.generate` from `schema.py`: do not edit.
+
+Constants number the words of a job, of the state and of a line. A function gives the index of a word in the state, or
+its address in a record. Bind an index once and use it twice: the compiler does not merge them across stores.
+"""
+
+from ..primitives.compile import inlined
+'''
+ARGUMENTS: dict[tuple[str, ...], str] = {
+    schema.PEER: "peer",
+    schema.HELD: "expert",
+    schema.SLOT: "slot",
+    ("copies_and_end",): "slot",
+    ("rows",): "i",
+    ("blocks",): "block",
+}
+
+
+def _constants(title: str, values: list[tuple[str, int]]) -> str:
+    return f"\n# ---- {title}\n" + "".join(f"{name} = {value}\n" for name, value in values)
+
+
+def _numbered(words: list[schema.Word]) -> list[tuple[str, int]]:
+    return [(word.name, i) for i, word in enumerate(words)]
+
+
+def _function(name: str, arguments: str, value: str, meaning: str) -> str:
+    return f'\n\n@inlined\ndef {name}({arguments}):\n    """{meaning}"""\n    return {value}\n'
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
+def _table(table: schema.Table) -> str:
+    meaning, start = _sentence(table.meaning), table.start
+    if table.shape == schema.PAIR:
+        whole = _function(table.name, "job, source, expert", f"job[{start}] + source * job[MAX_HELD] + expert", meaning)
+        return whole + _function(
+            f"{table.name}_at", "job, pair", f"job[{start}] + pair", "The same, by the number of the pair."
+        )
+    argument = ARGUMENTS.get(table.shape)
+    if argument is None:
+        return ""  # one of schema.INDICES
+    return _function(table.name, f"job, {argument}", f"job[{start}] + {argument}", meaning)
+
+
+def _record(record: schema.Record) -> str:
+    name = "command" if record.name == "command" else "a" if record.step == 8 else record.name
+    found = ""
+    for field in record.fields:
+        value = f"{name} + {record.step * field.offset}" if field.offset else name
+        kinds = f" ({field.kinds})" if field.kinds else ""
+        found += _function(f"{record.name}_{field.name}", name, value, _sentence(field.meaning + kinds))
+    return found
+
+
+def words() -> str:
+    """The text of words.py."""
+    job = schema.job_words()
+    records = [(f"{record.name.upper()}_WORDS", record.words) for record in schema.RECORDS if record.name != "command"]
+    pieces = schema.record("piece").words * schema.BACK_MOST
+    sizes = [
+        *records,
+        ("COMMAND_HEAD", schema.COMMAND_HEAD),
+        ("COMMAND_LISTS", schema.COMMAND_HEAD + pieces),
+        ("COUNTER_WORDS", schema.COUNTER_WORDS),
+        ("TOKEN_BLOCK", schema.TOKEN_BLOCK),
+        ("BACK_MOST", schema.BACK_MOST),
+        ("LISTS", schema.LISTS),
+        ("SIZE_CLASSES", schema.SIZE_CLASSES),
+    ]
+    remote_puts = len(schema.COUNTERS) - 1 + schema.record("puts").words * schema.SIZE_CLASSES
+    line = [*_numbered(schema.LINE_WORDS), ("LINE_WORDS", len(schema.LINE_WORDS))]
+    text = HEAD
+    text += _constants("the job", [*_numbered(job), ("JOB_WORDS", len(job))])
+    text += _constants("the state", [*_numbered(schema.STATE_WORDS), ("STATE_WORDS", len(schema.STATE_WORDS))])
+    text += _constants("a line of words for a peer", [*line, (schema.POSTED.name, len(schema.LINE_WORDS))])
+    text += _constants("counters of a worker", [*_numbered(schema.COUNTERS), ("N_REMOTE_PUTS", remote_puts)])
+    text += _constants("sizes", sizes)
+    for index in schema.INDICES:
+        text += _function(index.name, index.arguments, index.value, index.meaning)
+    text += "".join(_table(table) for table in schema.TABLES)
+    text += "".join(_record(record) for record in schema.RECORDS)
+    return text
+
+
+# ---------------------------------------------------------------- docs/protocol.md
+
+
+def _rows(title: str, columns: str, rows: list[tuple]) -> str:
+    names = columns.split(", ")
+    lines = [f"### {title}", "", f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+    return "\n".join([*lines, *(f"| {' | '.join(str(cell) for cell in row)} |" for row in rows), ""])
+
+
+def tables() -> str:
+    """The tables of docs/protocol.md."""
+    job = list(enumerate(schema.job_words()))
+    first = len(schema.JOB_SCALARS)
+    parts = [
+        _rows("Words of a job", "index, word, unit, meaning, filled by, substrate",
+              [(i, f"`{w.name}`", w.unit, w.meaning, w.part, w.substrate) for i, w in job[:first]]),
+        _rows("Tables of a job", "index, word, unit, meaning",
+              [(i, f"`{w.name}`", w.unit, w.meaning) for i, w in job[-len(schema.JOB_TABLES) :]]),
+        _rows("Words of the state", "index, word, unit, meaning, writer, substrate",
+              [(i, f"`{w.name}`", w.unit, w.meaning, w.writer, w.substrate) for i, w in enumerate(schema.STATE_WORDS)]),
+        _rows("Sizes of tables", "name, meaning", [(f"`{name}`", text) for name, text in schema.DIMENSIONS.items()]),
+        _rows("Tables of the state", "table, shape, unit, meaning, writer",
+              [(f"`{t.name}`", ", ".join(t.shape), t.unit, t.meaning, t.writer) for t in schema.TABLES]),
+        _rows("A line of words for a peer", "index, word, unit, meaning, writer",
+              [(i, f"`{w.name}`", w.unit, w.meaning, w.writer)
+               for i, w in enumerate([*schema.LINE_WORDS, schema.POSTED])]),
+        *(
+            _rows(f"Record `{r.name}`: {r.meaning}", "word, field, unit, meaning",
+                  [(f.offset, f"`{f.name}`", f.unit, f.meaning + (f" ({f.kinds})" if f.kinds else ""))
+                   for f in r.fields])
+            for r in schema.RECORDS
+        ),
+        _rows("Counters of a worker", "index, counter, unit, meaning",
+              [(i, f"`{w.name}`", w.unit, w.meaning) for i, w in enumerate(schema.COUNTERS)]),
+    ]  # fmt: skip
+    return "\n".join(parts)
+
+
+def protocol(text: str) -> str:
+    """docs/protocol.md with its tables as the schema has them."""
+    head, rest = text.split(BEGIN)
+    return f"{head}{BEGIN}\n\n{tables()}\n{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    """Write both files."""
+    WORDS.write_text(words(), encoding="utf-8")
+    PROTOCOL.write_text(protocol(PROTOCOL.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The builder of jobs: the CPU and CUDA substrates, the proxy and the schedule explorer all fill jobs here.
+
+A job is filled part by part, as schema.py has the parts: `engine` (all calls of a runtime), `tile` (the kernel that
+runs it), `object` (a layer or an exchange), `weights` and `call`. A part names all of its words or raises TypeError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from . import schema, words
+from .layout import PairLayout, Shape, StateLayout
+
+
+def size(experts: int, world: int) -> int:
+    """Words of a job for so many experts and ranks; without experts it only reaches peers."""
+    return words.JOB_WORDS + experts + world + 1
+
+
+def names(part: str, substrate: str) -> set[str]:
+    """Keywords of a part on a substrate."""
+    return {w.name.lower() for w in schema.JOB_SCALARS if w.part == part and w.substrate in (schema.ALL, substrate)}
+
+
+def fill(job: Any, part: str, substrate: str, **values: int) -> None:
+    """Write a part. Raises TypeError unless `values` names all words that the part has on this substrate."""
+    wanted = names(part, substrate)
+    if wanted != set(values):
+        missing, unknown = sorted(wanted - set(values)), sorted(set(values) - wanted)
+        raise TypeError(f"part {part!r} of a job for {substrate}: missing {missing}, unknown {unknown}")
+    update(job, **values)
+
+
+def update(job: Any, **values: int) -> None:
+    """Write some words of a job."""
+    for name, value in values.items():
+        job[getattr(words, name.upper())] = value
+
+
+def fill_layout(job: Any, shape: Shape, tables: StateLayout) -> None:
+    """Write where everything lies: rings, regions and the tables of the state."""
+    PairLayout.of(shape).fill(job)
+    tables.fill(job)
+    update(job, stride=shape.stride, ring_rows=shape.ring_rows, slots=shape.slots, max_held=shape.max_local)
+
+
+def fill_placement(job: Any, slot_of: Sequence[int], start: Sequence[int]) -> None:
+    """Write the tables of slots. slot_of: [experts], start: [world + 1]; see schema.JOB_TABLES."""
+    first = words.JOB_WORDS
+    middle = first + len(slot_of)
+    job[words.SLOT_OF], job[words.SLOT_START] = first, middle
+    job[first:middle], job[middle : middle + len(start)] = slot_of, start

@@ -1,0 +1,512 @@
+"""Every word that the engine's parts share: its name, meaning, unit, shape, single writer and substrate.
+
+A *job* is the int64 array of what is constant during a call: shapes, addresses, and where each table of the state
+starts. The *state* is one int64 array a rank, shared by its workers: counters that live from call to call, and the
+tables of the open call. A *region* is what one rank writes in another's window. `python -m aristos.engine.generate`
+writes `words.py` and the tables of docs/protocol.md from this file. Nothing is compiled here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ALL, CPU, CUDA = "all", "cpu", "cuda"
+ENGINE, OBJECT, WEIGHTS, CALL = "engine", "object", "weights", "call"  # which part of the host fills a job's word
+LOCK = "a worker, under the rank's lock"
+ATOMIC = "any worker, by atomics"
+OWN = "the worker"
+WIRE = "the holder of the wire's lock"
+HOST = "the host"
+PACK = "the worker that packs"
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word. part: of the host, which fills it in a job; substrate: where it is used."""
+
+    name: str
+    meaning: str
+    unit: str = ""
+    writer: str = HOST
+    part: str = ""
+    substrate: str = ALL
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the state. shape: names of DIMENSIONS; its start is the job's word `T_` + its name."""
+
+    name: str
+    shape: tuple[str, ...]
+    meaning: str
+    unit: str = ""
+    writer: str = LOCK
+    substrate: str = ALL
+
+    @property
+    def start(self) -> str:
+        """The job's word that holds where the table starts."""
+        return f"T_{self.name.upper()}"
+
+
+@dataclass(frozen=True)
+class Field:
+    """A word of a record. kinds: the commands whose word it is, where several share a place."""
+
+    name: str
+    offset: int
+    meaning: str
+    unit: str = ""
+    kinds: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record of words. step: between two words, 8 for records at an address and 1 for those in the state."""
+
+    name: str
+    words: int
+    step: int
+    meaning: str
+    writer: str
+    fields: tuple[Field, ...]
+
+
+def _words(part: str, rows: str) -> list[Word]:
+    """Words of a job, one a line: name | unit | meaning | substrate, the last one only where it is not `all`."""
+    found = []
+    for row in rows.strip().splitlines():
+        name, unit, meaning, *where = (cell.strip() for cell in row.split("|"))
+        found.append(Word(name, meaning, unit, HOST, part, where[0] if where else ALL))
+    return found
+
+
+# ---- the job, in order. Its last words are two tables: of experts, and of ranks
+
+JOB_SCALARS: list[Word] = [
+    *_words(ENGINE, "RANK | rank | this rank\nWORLD | ranks | ranks of the group\nWORKERS | workers | that take part"),
+    *_words(OBJECT, "HELD | experts | experts that this rank holds"),
+    *_words(ENGINE, "MAX_HELD | experts | most experts that any rank holds"),
+    *_words(
+        OBJECT,
+        """
+        EXPERTS | experts | experts of the layer
+        TOP_K | choices | experts that a token chooses
+        HIDDEN | columns | width of a row
+        FFN | columns | width of the hidden activations
+        """,
+    ),
+    *_words(CALL, "TOKENS | tokens | tokens of this call\nEPOCH | call | serial number of this call"),
+    *_words(OBJECT, "OBJECT | | number of the layer or exchange on its communicator"),
+    *_words(CALL, "LAYER | | layer of the object, or `codes.EXCHANGE`"),
+    *_words(OBJECT, "ROW_BYTES | bytes | of a row"),
+    *_words(CALL, "STATUS_IN | status | OK, or why this rank refuses its input"),
+    *_words(CALL, "ROUTED | flag | ids and weights come from the user"),
+    *_words(
+        OBJECT,
+        """
+        SCORE | | which score, see kernels/cpu/tokens.py | cpu
+        RENORMALIZE | flag | the k weights of a token are divided by their sum | cpu
+        SCALE | float32 bits | factor of the weights | cpu
+        ACTIVATION | | which activation, and its limit
+        """,
+    ),
+    *_words(CALL, "MODE | mode | layer, or the phase of an exchange\nEVENTS_MAX | events | kept a worker | cpu"),
+    *_words(
+        ENGINE,
+        """
+        SPINS | polls | idle polls before a worker yields its core | cpu
+        YIELDS | polls | idle polls before it sleeps | cpu
+        STRIDE | bytes | between rows of a ring
+        RETURN_STRIDE | bytes | between return rows
+        RING_ROWS | rows | of a pair's ring
+        SLOTS | records | of a pair's ring of records
+        TILE | rows | most rows of a tile
+        BATCH | rows | most rows of a run
+        RUN_ROWS | rows | of a run that is not cut further
+        MERGE_ROWS | rows | a run with fewer waits for announced rows
+        MERGE_POLLS | polls | idle polls that it waits
+        PAUSE_NS | ns | after which compiled code returns to Python | cpu
+        REMOTE | ranks | peers on other nodes
+        REMOTE_BLOCK | pairs | most (token, choice) pairs of a block for a remote owner
+        PACKED | flag | the packed order is there before the call's first step
+        """,
+    ),
+    *_words(OBJECT, "TIMEOUT_NS | ns | a wait's limit | cuda"),
+    *_words(
+        ENGINE,
+        """
+        RUNS | runs | column-split runs at once
+        SHARED_ROWS | rows | most rows of a column-split run
+        UP_SHARES | shares | of the first phase of a column-split run
+        DOWN_SHARES | shares | of its second phase
+        ALL_SHARED | flag | every run is column-split, not only those with few rows
+        """,
+    ),
+    *_words(
+        CALL,
+        """
+        X | address | rows of the tokens
+        X_STRIDE | bytes | between them
+        Y | address | rows of the output
+        IDS | address | [tokens, k] int64 experts chosen, -1: none
+        WEIGHTS | address | [tokens, k] float32
+        """,
+    ),
+    *_words(
+        WEIGHTS,
+        """
+        ROUTER | address | packed router weights, 0: none | cpu
+        ROUTER_PANELS | panels | of the router | cpu
+        UP | address | up projection of this rank's first expert, 0: not loaded
+        GATE | address | gate projection, 0: none | cpu
+        DOWN | address | down projection
+        UP_BIAS | address | 0: none on CPUs; CUDA has zeros
+        GATE_BIAS | address | 0: none | cpu
+        DOWN_BIAS | address | 0: none on CPUs; CUDA has zeros
+        UP_STEP | bytes | between the up projections of two experts
+        DOWN_STEP | bytes | between the down projections
+        UP_BIAS_STEP | bytes | between the biases of two experts' up projections
+        DOWN_BIAS_STEP | bytes | between those of the down projections
+        """,
+    ),
+    *_words(
+        ENGINE,
+        """
+        SCRATCH | address | hidden activations: of each worker, then of column-split runs
+        SCRATCH_STEP | bytes | of a worker
+        ALL_WORKERS | workers | that the state has commands for
+        LOCK | address | the rank's lock
+        """,
+    ),
+    *_words(CALL, "EVENTS | address | events of the timeline | cpu\nOUT_ROWS | address | rows of an exchange | cpu"),
+    *_words(
+        ENGINE,
+        """
+        WIRE | address | the wire to remote peers, 0: none; see primitives/wire.py
+        STATE | address | the state
+        RUN_STEP | bytes | between the hidden activations of two column-split runs
+        RUN_PITCH | bytes | between rows of them
+        P_ANNOUNCE | bytes | from a region's start to its announcements
+        P_ANNOUNCE_STEP | bytes | between the two announcements
+        P_RECORDS | bytes | to its tile records
+        P_RETURN_RECORDS | bytes | to its return records
+        P_RING | bytes | to its ring
+        P_INDEX | bytes | to its index, remote regions only
+        P_CODED | bytes | to its coded words, remote regions only
+        """,
+    ),
+]
+JOB_TABLES = [
+    Word("SLOT_OF", "for each expert the slot that this rank sends to", "slot", HOST, OBJECT),
+    Word("SLOT_START", "for each rank its first slot; then the number of slots", "slot", HOST, OBJECT),
+]
+COMMAND_STEP = Word("T_COMMAND_STEP", "words of a command", "words", HOST, ENGINE)
+
+# ---- the state
+
+STATE_WORDS = [
+    Word("PHASE", "of the call, see codes.py", "phase", LOCK),
+    Word("ROUTE_NEXT", "first token that no worker has claimed to route", "token", LOCK),
+    Word("ROUTE_DONE", "tokens that are routed", "tokens", LOCK),
+    Word("STATUS", "worst status of this rank's input", "status", LOCK),
+    Word("UNREAD", "announcements of this epoch that are not read", "ranks", LOCK),
+    Word("OWED", "announced rows that are not computed and returned", "rows", LOCK),
+    Word("BLOCKS_LEFT", "blocks of tokens that are not combined", "blocks", LOCK),
+    Word("READY_NEXT", "first entry of `ready` that no worker has claimed", "entry", LOCK),
+    Word("NEXT_DEST", "owner that the next tile goes to, if it can", "rank", LOCK),
+    Word("NEXT_EXPERT", "held expert that is looked at first", "expert", LOCK),
+    Word("PROGRESS", "commands published, as long as the engine lives", "commands", LOCK),
+    Word(
+        "FAILED",
+        "0, or the cause of the failure; on CPUs 1 + the rank that reported it",
+        "cause",
+        "a worker that fails",
+    ),
+    Word("IDLE_SWEEPS", "decisions in a row that found nothing", "polls", LOCK),
+    Word("HEARTBEAT", "when the last heartbeat was sent", "ns", "worker 0"),
+    Word("UNSENT", "rows for peers that are not sent", "rows", LOCK),
+    Word("TARGETS_SET", "an exchange's rows have places", "flag", "worker 0"),
+    Word("RUNS_TAKEN", "slots of column-split runs in use", "runs", LOCK),
+    Word("READY_COUNT", "entries of `ready`", "entries", ATOMIC),
+    Word("RUNS_OPENED", "phases of column-split runs that were opened, as long as the engine lives", "phases", ATOMIC),
+    Word("CALLS", "calls begun", "calls", "the kernel `begin`", substrate=CUDA),
+    Word("ORIGIN", "the rank that failed first", "rank", LOCK, substrate=CUDA),
+    Word("KEPT_STATUS", "first refusal that the host has not read", "status", "the kernel `begin`", substrate=CUDA),
+    Word("KEPT_RANK", "the rank that refused", "rank", "the kernel `begin`", substrate=CUDA),
+    Word(
+        "WAIT_SINCE", "when the awaited rank last made progress, see timeout_check.py", "ns", "worker 0", substrate=CUDA
+    ),
+    Word("WAIT_DONE", "this rank's PROGRESS then", "commands", "worker 0", substrate=CUDA),
+    Word("WAIT_PEER", "the awaited rank", "rank", "worker 0", substrate=CUDA),
+    Word("WAIT_EPOCH", "its epoch then", "call", "worker 0", substrate=CUDA),
+    Word("WAIT_PHASE", "its progress then", "commands", "worker 0", substrate=CUDA),
+]
+
+TOKEN_BLOCK = 32  # tokens that one route or combine command takes
+BACK_MOST = 16  # pieces of rows that came back in a command: a command adds one, a decision as many as there is space
+LISTS = 3  # lists of BATCH addresses in a command: rows, outputs, hidden activations of a column-split run
+SIZE_CLASSES = 10  # of puts: 256 bytes, 1 KiB, 4 KiB ...
+
+# names of sizes: meaning
+DIMENSIONS = {
+    "world": "ranks of the group",
+    "max_held": "most experts that any rank holds",
+    "copies": "slots: copies of experts over all ranks",
+    "copies_and_end": "slots + 1",
+    "records": "records of a pair: ring rows + 1",
+    "rows": "return rows: most tokens * k",
+    "blocks": "blocks of TOKEN_BLOCK tokens, + 1",
+    "workers": "workers of the rank",
+    "runs": "column-split runs at once",
+    "commands": "workers + runs",
+    "kept_words": "words of a kept record",
+    "run_words": "words of a column-split run",
+    "command_words": "words of a command, whole lines",
+    "counter_words": "words of a worker's counters",
+}
+PEER, PAIR, HELD, SLOT = ("world",), ("world", "max_held"), ("max_held",), ("copies",)
+
+TABLES = [
+    Table("region_to", PEER, "what this rank writes for a peer", "address", HOST),
+    Table("region_from", PEER, "what a peer writes for this rank", "address", HOST),
+    Table("line_from", PEER, "a peer's line of words, as workers read it", "address", HOST),
+    Table("return_rows", PEER, "where outputs for a local peer go", "address", HOST),
+    Table("rows_back", PEER, "where an owner's outputs come back to", "address", HOST),
+    Table("remote", PEER, "the peer is on another node", "flag", HOST),
+    Table("put_region", PEER, "of a remote peer's window: what this rank writes", "bytes", HOST),
+    Table("put_return_rows", PEER, "of a remote peer's window: its return rows", "bytes", HOST),
+    Table("staged", PEER, "output rows that wait to be put to a remote source", "address", HOST),
+    Table("out_ring", PEER, "ring rows that wait to be put to a remote owner", "address", HOST),
+    Table(
+        "coded", PEER, "words that are put to a remote peer, coded; on CUDA's proxy words for the GPU", "address", HOST
+    ),
+    Table("sent_rows", PEER, "ring rows used at an owner", "rows"),
+    Table("sent_tiles", PEER, "tiles sent to an owner", "tiles"),
+    Table("seen_tiles", PEER, "return records read from an owner", "tiles"),
+    Table("extra", PEER, "return records an owner owes beside those of tiles", "records"),
+    Table("read_tiles", PEER, "tile records read from a source", "tiles"),
+    Table("read_rows", PEER, "ring rows of the tiles read", "rows"),
+    Table("free_tiles", PEER, "tiles of a source whose rows are free again", "tiles"),
+    Table("freed_rows", PEER, "ring rows freed: the credit given", "rows"),
+    Table("put_rows", PEER, "ring rows that were put and flushed", "rows", WIRE),
+    Table("put_tiles", PEER, "tiles that were put and flushed", "tiles", WIRE),
+    Table("put_returned", PEER, "return records that were put and flushed", "tiles", WIRE),
+    Table("put_credit", PEER, "credit that was put", "rows", WIRE),
+    Table("put_time", PEER, "when the last batch was opened", "ns", WIRE),
+    Table("open", PEER, "a batch is put and not flushed", "flag", WIRE),
+    Table("open_epoch", PEER, "epoch whose announcement was put", "call", WIRE),
+    Table("open_rows", PEER, "sent_rows of the open batch", "rows", WIRE),
+    Table("open_tiles", PEER, "sent_tiles of the open batch", "tiles", WIRE),
+    Table("open_returned", PEER, "returned of the open batch", "tiles", WIRE),
+    Table("open_credit", PEER, "freed_rows of the open batch", "rows", WIRE),
+    Table("open_bytes", PEER, "bytes of the open batch", "bytes", WIRE),
+    Table("returned", PEER, "tiles returned to a source", "tiles"),
+    Table("kept", ("world", "records", "kept_words"), "tile records as their owner keeps them"),
+    Table("count", SLOT, "pairs of each slot, then where the next one goes", "rows", PACK),
+    Table("slot_from", SLOT, "first packed row of a remote slot that is not sent", "packed row"),
+    Table("slot_to", SLOT, "end of its packed rows in the claimed block", "packed row"),
+    Table("slot_pair", SLOT, "number of its first pair in the block", "pair"),
+    Table("offset", ("copies_and_end",), "first packed row of each slot; then their number", "packed row", PACK),
+    Table("token", ("rows",), "token of a packed row", "token", PACK),
+    Table("position", ("rows",), "packed row of a (token, choice) pair, -1: none", "packed row", PACK),
+    Table("cursor", PEER, "first packed row for an owner that is not sent", "packed row"),
+    Table("busy", PEER, "a worker writes for this owner", "flag"),
+    Table("verdict", PEER, "what a source's announcement led to, see codes.py", "verdict"),
+    Table("rows_left", PEER, "announced rows of a source whose records are not read", "rows"),
+    Table("first_packed", PEER, "first packed row of a source's rows for this rank", "packed row"),
+    Table("exchanges", PEER, "the source announced an exchange", "flag"),
+    Table("peer_status", PEER, "status that a peer announced or returned", "status"),
+    Table("front", PAIR, "first tile with pending rows; of own rows the first packed row", "tile"),
+    Table("latest", PAIR, "last tile that was read", "tile"),
+    Table("taken", PAIR, "rows of the front tile that are claimed", "rows"),
+    Table("pending", PAIR, "landed rows that are not claimed", "rows"),
+    Table("source_end", PAIR, "read_rows when all announced rows have landed", "rows"),
+    Table("target", PAIR, "next row of an exchange's output", "row"),
+    Table("expert_pending", HELD, "landed rows of all sources that are not claimed", "rows"),
+    Table("expert_remote", HELD, "those of them that are not own rows", "rows"),
+    Table("expert_coming", HELD, "announced rows that have not landed", "rows"),
+    Table("block_left", ("blocks",), "rows that a block of tokens waits for", "rows", ATOMIC),
+    Table("ready", ("blocks",), "queue of blocks to combine: 1 + block", "block", ATOMIC),
+    Table("run", ("runs", "run_words"), "column-split runs"),
+    Table("command", ("commands", "command_words"), "commands of workers, then of column-split runs", "", OWN),
+    Table("counters", ("workers", "counter_words"), "counters of a call", "", OWN),
+    Table("peer_wait", PEER, "idle time charged to a peer", "ns", ATOMIC),
+    Table("rows_to", PEER, "rows for an owner", "rows", PACK),
+    Table("tiles_to", PEER, "tiles sent to an owner in this call", "tiles"),
+    Table("rows_from", PEER, "rows announced by a source", "rows"),
+    Table("moved_to", PEER, "rows moved to an owner in this call", "rows"),
+]
+
+# ---- the words that a rank writes for a peer, on one line
+
+LINE_WORDS = [
+    Word("POISON", "0, or the failure: epoch, origin, cause; see `steps.poison`", "", "the source"),
+    Word("AT_EPOCH", "epoch the rank is in, for its peers' timeouts", "call", "the source"),
+    Word("AT_PHASE", "its progress there; -1: outside a call", "commands", "the source"),
+    Word("ANNOUNCED", "last epoch announced", "call", "the source"),
+    Word("TAIL", "tiles put into the peer's ring", "tiles", "the source"),
+    Word("CREDIT", "rows freed of what the peer put here", "rows", "the source"),
+    Word("RETURN_TAIL", "tiles returned to the peer", "tiles", "the source"),
+]
+POSTED = Word("POSTED", "behind the words of a remote peer: what was put to it, added up", "", WIRE)
+
+# ---- records
+
+
+def _fields(*rows: tuple) -> tuple[Field, ...]:
+    """Fields at offsets 0, 1, ... of (name, meaning, unit)."""
+    return tuple(Field(name, i, *rest) for i, (name, *rest) in enumerate(rows))
+
+
+ANNOUNCE_WORDS = 8
+_ARGUMENTS = (
+    Field("kind", 0, "what the worker does, see codes.py", "kind"),
+    Field("subject", 1, "first argument, whichever it is", "", "all"),
+    Field("first", 1, "first token", "token", "ROUTE, COMBINE"),
+    Field("owner", 1, "rank the rows go to", "rank", "DISPATCH, BLOCK"),
+    Field("expert", 1, "held expert", "expert", "EXPERT, LIST, SHARE"),
+    Field("packed", 2, "first packed row", "packed row", "DISPATCH"),
+    Field("token", 2, "first token, until it is written", "token", "BLOCK"),
+    Field("crossing", 2, "rows that cross, once it is written", "rows", "BLOCK"),
+    Field("share", 2, "number of the share in its phase", "share", "SHARE"),
+    Field("status", 3, "worst status of the tokens", "status", "ROUTE"),
+    Field("slot", 3, "expert among those of the owner", "expert", "DISPATCH"),
+    Field("end", 3, "first token after the block", "token", "BLOCK"),
+    Field("phase", 3, "of the run, see codes.py", "phase", "SHARE"),
+    Field("rows", 4, "rows, tokens or pairs", "rows"),
+    Field("parts", 5, "number of parts", "parts", "EXPERT"),
+    Field("tiles", 5, "number of tiles, once it is written", "tiles", "BLOCK"),
+    Field("peer", 6, "rank that the idle time is charged to", "rank"),
+    Field("run", 7, "column-split run the worker is at", "run"),
+    Field("shares", 8, "shares that the worker has taken", "shares"),
+    Field("opened", 9, "RUNS_OPENED when it last found no share", "phases"),
+    Field("back", 10, "pieces of own rows that came back and are not counted; the pieces follow", "pieces"),
+)
+COMMAND_HEAD = 11  # words of a command before its pieces
+
+RECORDS = [
+    Record("announced", ANNOUNCE_WORDS, 8, "an announcement; rows of each expert follow", "the source", _fields(
+        ("object", "number of the layer or exchange"), ("layer", "layer, or `codes.EXCHANGE`"),
+        ("row_bytes", "bytes of a row", "bytes"), ("top_k", "choices of a token", "choices"),
+        ("status", "OK, or why the source refuses", "status"), ("rows", "rows for this rank", "rows"),
+        ("first", "first packed row of them", "packed row"))),
+    Record("record", 4, 8, "a tile record", "the source", _fields(
+        ("expert", "expert among those of the owner", "expert"), ("rows", "rows of the tile", "rows"),
+        ("packed", "first packed row", "packed row"),
+        ("block", "rows in the ring of the block that ends here, 0: it goes on", "rows"))),
+    Record("returned", 4, 8, "a return record", "the owner", _fields(
+        ("packed", "first packed row", "packed row"), ("rows", "rows that came back", "rows"),
+        ("status", "OK, or why there are none", "status"),
+        ("staged", "pair whose staged row is the first, or `codes.UNSTAGED`", "pair"))),
+    Record("kept", 6, 1, "a tile record as its owner keeps it", LOCK, _fields(
+        ("row", "number of its first ring row", "row"), ("rows", "rows of the tile", "rows"),
+        ("packed", "first packed row", "packed row"), ("left", "rows that are not computed", "rows"),
+        ("last", "ring rows of the block that ends here, 0: it goes on", "rows"),
+        ("next", "next tile of the same expert", "tile"))),
+    Record("command", COMMAND_HEAD, 1, "a command; its pieces, lists and parts follow", OWN, _ARGUMENTS),
+    Record("piece", 2, 1, "own rows that came back", OWN, _fields(
+        ("packed", "first packed row", "packed row"), ("rows", "rows", "rows"))),
+    Record("part", 5, 1, "a part of a run: rows of one source", OWN, _fields(
+        ("source", "rank the rows come from", "rank"),
+        ("where", "number of their tile; of own rows the first packed row", "tile"), ("rows", "rows", "rows"),
+        ("first", "number of the first in the source's stream; of own rows packed row", "row"),
+        ("output", "where the first output goes", "address"))),
+    Record("run", 32, 1, "a column-split run; three of its words are atomic, each on a line of its own", ATOMIC, (
+        Field("next", 0, "next share to take, as long as the engine lives", "shares"),
+        Field("limit", 8, "shares that may be taken", "shares"),
+        Field("base", 9, "first share of this run", "shares"),
+        Field("done", 16, "shares that are done", "shares"),
+        Field("taken", 24, "the slot has a run", "flag"))),
+    Record("event", 5, 8, "an event of the timeline", OWN, _fields(
+        ("kind", "of the command", "kind"), ("start", "when it began", "ns"), ("end", "when it ended", "ns"),
+        ("subject", "token, owner, expert or awaited rank"), ("rows", "rows", "rows"))),
+    Record("coded", 2, 8, "a word as MPI puts it", "the source", _fields(
+        ("value", "the word"), ("complement", "its complement"))),
+    Record("puts", 3, 1, "puts of one size class", OWN, _fields(
+        ("count", "puts", "puts"), ("bytes", "bytes", "bytes"), ("time", "nanoseconds", "ns"))),
+]  # fmt: skip
+
+# ---- counters of a worker: nanoseconds, then {count, bytes, nanoseconds} of its puts by size class
+
+COUNTERS = [
+    Word("N_ROUTE", "routing", "ns", OWN),
+    Word("N_DISPATCH", "dispatching", "ns", OWN),
+    Word("N_EXPERT", "running experts", "ns", OWN),
+    Word("N_COMBINE", "combining", "ns", OWN),
+    Word("N_IDLE", "idle", "ns", OWN),
+    Word("N_PACK", "packing and all else", "ns", OWN),
+    Word("N_EVENTS", "events kept", "events", OWN),
+    Word("N_WIRE", "at the wire", "ns", OWN),
+    Word("N_LOCAL_PUTS", "puts in shared memory, by size class", "", OWN),
+]
+COUNTER_WORDS = 72
+
+# ---- indices that are no field of a record and no entry of a table of one kind
+
+
+@dataclass(frozen=True)
+class Index:
+    """A generated function: its arguments and the expression it returns, in the names of words.py."""
+
+    name: str
+    arguments: str
+    value: str
+    meaning: str
+
+
+INDICES = [
+    Index("slot_of", "job, expert", "job[SLOT_OF] + expert", "Word of the job: the slot that gets an expert's rows."),
+    Index("slot_start", "job, rank", "job[SLOT_START] + rank", "Word of the job: first slot of a rank."),
+    Index("pair", "job, source, expert", "source * job[MAX_HELD] + expert", "Number of a (source, expert) pair."),
+    Index("kept", "job, source, tile", "job[T_KEPT] + KEPT_WORDS * (source * job[SLOTS] + tile % job[SLOTS])",
+          "Kept record of a source's tile."),
+    Index("run", "job, slot", "job[T_RUN] + RUN_WORDS * slot", "Column-split run of a slot."),
+    Index("command", "job, worker", "job[T_COMMAND] + job[T_COMMAND_STEP] * worker", "Command of a worker."),
+    Index("run_command", "job, slot", "job[T_COMMAND] + job[T_COMMAND_STEP] * (job[ALL_WORKERS] + slot)",
+          "Command of a column-split run."),
+    Index("piece", "command, i", "command + COMMAND_HEAD + PIECE_WORDS * i", "Piece i of a command."),
+    Index("row_list", "command", "command + COMMAND_LISTS", "List of a command: addresses of its rows."),
+    Index("output_list", "job, command", "command + COMMAND_LISTS + job[BATCH]",
+          "List of a command: addresses of its output rows."),
+    Index("hidden_list", "job, command", "command + COMMAND_LISTS + 2 * job[BATCH]",
+          "List of a command: addresses of rows of hidden activations."),
+    Index("part", "job, command, i", "command + COMMAND_LISTS + LISTS * job[BATCH] + PART_WORDS * i",
+          "Part i of a command."),
+    Index("counter", "job, worker, name", "job[T_COUNTERS] + COUNTER_WORDS * worker + name", "Counter of a worker."),
+    Index("puts", "counter, size", "counter + PUTS_WORDS * size", "Puts of a size class, from the first."),
+    Index("announced_count", "a, expert", "a + 8 * (ANNOUNCED_WORDS + expert)",
+          "Address in an announcement: rows of an expert."),
+    Index("event", "job, worker, n", "job[EVENTS] + 8 * EVENT_WORDS * (worker * job[EVENTS_MAX] + n)",
+          "Address of event n of a worker."),
+    Index("coded_word", "a, word", "a + 8 * CODED_WORDS * word", "Address of a coded word, from that of the first."),
+]  # fmt: skip
+
+
+def record(name: str) -> Record:
+    """A record by name."""
+    return next(r for r in RECORDS if r.name == name)
+
+
+def job_words() -> list[Word]:
+    """All words of a job in order: scalars, starts of the state's tables, its own two tables."""
+    starts = []
+    for table in TABLES:
+        starts.append(Word(table.start, f"where table `{table.name}` starts in the state", "word", HOST, ENGINE))
+        if table.name == "command":
+            starts.append(COMMAND_STEP)
+    return [*JOB_SCALARS, *starts, *JOB_TABLES]
+
+
+def sizes(*, world: int, max_held: int, copies: int, records: int, rows: int, tokens: int, top_k: int, workers: int,
+          runs: int, batch: int) -> dict[str, int]:  # fmt: skip
+    """The DIMENSIONS of a configuration."""
+    # a combine command lists the rows of its tokens' choices
+    lists = max(batch * (LISTS + record("part").words), min(TOKEN_BLOCK, tokens) * top_k)
+    command = COMMAND_HEAD + record("piece").words * BACK_MOST + lists
+    return {
+        "world": world, "max_held": max_held, "copies": copies, "copies_and_end": copies + 1, "records": records,
+        "rows": rows, "blocks": -(-tokens // TOKEN_BLOCK) + 1, "workers": workers, "runs": runs,
+        "commands": workers + runs, "kept_words": record("kept").words, "run_words": record("run").words,
+        "command_words": -(-command // 8) * 8, "counter_words": COUNTER_WORDS,
+    }  # fmt: skip

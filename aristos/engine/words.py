@@ -1,0 +1,1123 @@
+"""Words by name. Written by `python -m aristos.engine.generate` from `schema.py`: do not edit.
+
+Constants number the words of a job, of the state and of a line. A function gives the index of a word in the state, or
+its address in a record. Bind an index once and use it twice: the compiler does not merge them across stores.
+"""
+
+from ..primitives.compile import inlined
+
+# ---- the job
+RANK = 0
+WORLD = 1
+WORKERS = 2
+HELD = 3
+MAX_HELD = 4
+EXPERTS = 5
+TOP_K = 6
+HIDDEN = 7
+FFN = 8
+TOKENS = 9
+EPOCH = 10
+OBJECT = 11
+LAYER = 12
+ROW_BYTES = 13
+STATUS_IN = 14
+ROUTED = 15
+SCORE = 16
+RENORMALIZE = 17
+SCALE = 18
+ACTIVATION = 19
+MODE = 20
+EVENTS_MAX = 21
+SPINS = 22
+YIELDS = 23
+STRIDE = 24
+RETURN_STRIDE = 25
+RING_ROWS = 26
+SLOTS = 27
+TILE = 28
+BATCH = 29
+RUN_ROWS = 30
+MERGE_ROWS = 31
+MERGE_POLLS = 32
+PAUSE_NS = 33
+REMOTE = 34
+REMOTE_BLOCK = 35
+PACKED = 36
+TIMEOUT_NS = 37
+RUNS = 38
+SHARED_ROWS = 39
+UP_SHARES = 40
+DOWN_SHARES = 41
+ALL_SHARED = 42
+X = 43
+X_STRIDE = 44
+Y = 45
+IDS = 46
+WEIGHTS = 47
+ROUTER = 48
+ROUTER_PANELS = 49
+UP = 50
+GATE = 51
+DOWN = 52
+UP_BIAS = 53
+GATE_BIAS = 54
+DOWN_BIAS = 55
+UP_STEP = 56
+DOWN_STEP = 57
+UP_BIAS_STEP = 58
+DOWN_BIAS_STEP = 59
+SCRATCH = 60
+SCRATCH_STEP = 61
+ALL_WORKERS = 62
+LOCK = 63
+EVENTS = 64
+OUT_ROWS = 65
+WIRE = 66
+STATE = 67
+RUN_STEP = 68
+RUN_PITCH = 69
+P_ANNOUNCE = 70
+P_ANNOUNCE_STEP = 71
+P_RECORDS = 72
+P_RETURN_RECORDS = 73
+P_RING = 74
+P_INDEX = 75
+P_CODED = 76
+T_REGION_TO = 77
+T_REGION_FROM = 78
+T_LINE_FROM = 79
+T_RETURN_ROWS = 80
+T_ROWS_BACK = 81
+T_REMOTE = 82
+T_PUT_REGION = 83
+T_PUT_RETURN_ROWS = 84
+T_STAGED = 85
+T_OUT_RING = 86
+T_CODED = 87
+T_SENT_ROWS = 88
+T_SENT_TILES = 89
+T_SEEN_TILES = 90
+T_EXTRA = 91
+T_READ_TILES = 92
+T_READ_ROWS = 93
+T_FREE_TILES = 94
+T_FREED_ROWS = 95
+T_PUT_ROWS = 96
+T_PUT_TILES = 97
+T_PUT_RETURNED = 98
+T_PUT_CREDIT = 99
+T_PUT_TIME = 100
+T_OPEN = 101
+T_OPEN_EPOCH = 102
+T_OPEN_ROWS = 103
+T_OPEN_TILES = 104
+T_OPEN_RETURNED = 105
+T_OPEN_CREDIT = 106
+T_OPEN_BYTES = 107
+T_RETURNED = 108
+T_KEPT = 109
+T_COUNT = 110
+T_SLOT_FROM = 111
+T_SLOT_TO = 112
+T_SLOT_PAIR = 113
+T_OFFSET = 114
+T_TOKEN = 115
+T_POSITION = 116
+T_CURSOR = 117
+T_BUSY = 118
+T_VERDICT = 119
+T_ROWS_LEFT = 120
+T_FIRST_PACKED = 121
+T_EXCHANGES = 122
+T_PEER_STATUS = 123
+T_FRONT = 124
+T_LATEST = 125
+T_TAKEN = 126
+T_PENDING = 127
+T_SOURCE_END = 128
+T_TARGET = 129
+T_EXPERT_PENDING = 130
+T_EXPERT_REMOTE = 131
+T_EXPERT_COMING = 132
+T_BLOCK_LEFT = 133
+T_READY = 134
+T_RUN = 135
+T_COMMAND = 136
+T_COMMAND_STEP = 137
+T_COUNTERS = 138
+T_PEER_WAIT = 139
+T_ROWS_TO = 140
+T_TILES_TO = 141
+T_ROWS_FROM = 142
+T_MOVED_TO = 143
+SLOT_OF = 144
+SLOT_START = 145
+JOB_WORDS = 146
+
+# ---- the state
+PHASE = 0
+ROUTE_NEXT = 1
+ROUTE_DONE = 2
+STATUS = 3
+UNREAD = 4
+OWED = 5
+BLOCKS_LEFT = 6
+READY_NEXT = 7
+NEXT_DEST = 8
+NEXT_EXPERT = 9
+PROGRESS = 10
+FAILED = 11
+IDLE_SWEEPS = 12
+HEARTBEAT = 13
+UNSENT = 14
+TARGETS_SET = 15
+RUNS_TAKEN = 16
+READY_COUNT = 17
+RUNS_OPENED = 18
+CALLS = 19
+ORIGIN = 20
+KEPT_STATUS = 21
+KEPT_RANK = 22
+WAIT_SINCE = 23
+WAIT_DONE = 24
+WAIT_PEER = 25
+WAIT_EPOCH = 26
+WAIT_PHASE = 27
+STATE_WORDS = 28
+
+# ---- a line of words for a peer
+POISON = 0
+AT_EPOCH = 1
+AT_PHASE = 2
+ANNOUNCED = 3
+TAIL = 4
+CREDIT = 5
+RETURN_TAIL = 6
+LINE_WORDS = 7
+POSTED = 7
+
+# ---- counters of a worker
+N_ROUTE = 0
+N_DISPATCH = 1
+N_EXPERT = 2
+N_COMBINE = 3
+N_IDLE = 4
+N_PACK = 5
+N_EVENTS = 6
+N_WIRE = 7
+N_LOCAL_PUTS = 8
+N_REMOTE_PUTS = 38
+
+# ---- sizes
+ANNOUNCED_WORDS = 8
+RECORD_WORDS = 4
+RETURNED_WORDS = 4
+KEPT_WORDS = 6
+PIECE_WORDS = 2
+PART_WORDS = 5
+RUN_WORDS = 32
+EVENT_WORDS = 5
+CODED_WORDS = 2
+PUTS_WORDS = 3
+COMMAND_HEAD = 11
+COMMAND_LISTS = 43
+COUNTER_WORDS = 72
+TOKEN_BLOCK = 32
+BACK_MOST = 16
+LISTS = 3
+SIZE_CLASSES = 10
+
+
+@inlined
+def slot_of(job, expert):
+    """Word of the job: the slot that gets an expert's rows."""
+    return job[SLOT_OF] + expert
+
+
+@inlined
+def slot_start(job, rank):
+    """Word of the job: first slot of a rank."""
+    return job[SLOT_START] + rank
+
+
+@inlined
+def pair(job, source, expert):
+    """Number of a (source, expert) pair."""
+    return source * job[MAX_HELD] + expert
+
+
+@inlined
+def kept(job, source, tile):
+    """Kept record of a source's tile."""
+    return job[T_KEPT] + KEPT_WORDS * (source * job[SLOTS] + tile % job[SLOTS])
+
+
+@inlined
+def run(job, slot):
+    """Column-split run of a slot."""
+    return job[T_RUN] + RUN_WORDS * slot
+
+
+@inlined
+def command(job, worker):
+    """Command of a worker."""
+    return job[T_COMMAND] + job[T_COMMAND_STEP] * worker
+
+
+@inlined
+def run_command(job, slot):
+    """Command of a column-split run."""
+    return job[T_COMMAND] + job[T_COMMAND_STEP] * (job[ALL_WORKERS] + slot)
+
+
+@inlined
+def piece(command, i):
+    """Piece i of a command."""
+    return command + COMMAND_HEAD + PIECE_WORDS * i
+
+
+@inlined
+def row_list(command):
+    """List of a command: addresses of its rows."""
+    return command + COMMAND_LISTS
+
+
+@inlined
+def output_list(job, command):
+    """List of a command: addresses of its output rows."""
+    return command + COMMAND_LISTS + job[BATCH]
+
+
+@inlined
+def hidden_list(job, command):
+    """List of a command: addresses of rows of hidden activations."""
+    return command + COMMAND_LISTS + 2 * job[BATCH]
+
+
+@inlined
+def part(job, command, i):
+    """Part i of a command."""
+    return command + COMMAND_LISTS + LISTS * job[BATCH] + PART_WORDS * i
+
+
+@inlined
+def counter(job, worker, name):
+    """Counter of a worker."""
+    return job[T_COUNTERS] + COUNTER_WORDS * worker + name
+
+
+@inlined
+def puts(counter, size):
+    """Puts of a size class, from the first."""
+    return counter + PUTS_WORDS * size
+
+
+@inlined
+def announced_count(a, expert):
+    """Address in an announcement: rows of an expert."""
+    return a + 8 * (ANNOUNCED_WORDS + expert)
+
+
+@inlined
+def event(job, worker, n):
+    """Address of event n of a worker."""
+    return job[EVENTS] + 8 * EVENT_WORDS * (worker * job[EVENTS_MAX] + n)
+
+
+@inlined
+def coded_word(a, word):
+    """Address of a coded word, from that of the first."""
+    return a + 8 * CODED_WORDS * word
+
+
+@inlined
+def region_to(job, peer):
+    """What this rank writes for a peer."""
+    return job[T_REGION_TO] + peer
+
+
+@inlined
+def region_from(job, peer):
+    """What a peer writes for this rank."""
+    return job[T_REGION_FROM] + peer
+
+
+@inlined
+def line_from(job, peer):
+    """A peer's line of words, as workers read it."""
+    return job[T_LINE_FROM] + peer
+
+
+@inlined
+def return_rows(job, peer):
+    """Where outputs for a local peer go."""
+    return job[T_RETURN_ROWS] + peer
+
+
+@inlined
+def rows_back(job, peer):
+    """Where an owner's outputs come back to."""
+    return job[T_ROWS_BACK] + peer
+
+
+@inlined
+def remote(job, peer):
+    """The peer is on another node."""
+    return job[T_REMOTE] + peer
+
+
+@inlined
+def put_region(job, peer):
+    """Of a remote peer's window: what this rank writes."""
+    return job[T_PUT_REGION] + peer
+
+
+@inlined
+def put_return_rows(job, peer):
+    """Of a remote peer's window: its return rows."""
+    return job[T_PUT_RETURN_ROWS] + peer
+
+
+@inlined
+def staged(job, peer):
+    """Output rows that wait to be put to a remote source."""
+    return job[T_STAGED] + peer
+
+
+@inlined
+def out_ring(job, peer):
+    """Ring rows that wait to be put to a remote owner."""
+    return job[T_OUT_RING] + peer
+
+
+@inlined
+def coded(job, peer):
+    """Words that are put to a remote peer, coded; on CUDA's proxy words for the GPU."""
+    return job[T_CODED] + peer
+
+
+@inlined
+def sent_rows(job, peer):
+    """Ring rows used at an owner."""
+    return job[T_SENT_ROWS] + peer
+
+
+@inlined
+def sent_tiles(job, peer):
+    """Tiles sent to an owner."""
+    return job[T_SENT_TILES] + peer
+
+
+@inlined
+def seen_tiles(job, peer):
+    """Return records read from an owner."""
+    return job[T_SEEN_TILES] + peer
+
+
+@inlined
+def extra(job, peer):
+    """Return records an owner owes beside those of tiles."""
+    return job[T_EXTRA] + peer
+
+
+@inlined
+def read_tiles(job, peer):
+    """Tile records read from a source."""
+    return job[T_READ_TILES] + peer
+
+
+@inlined
+def read_rows(job, peer):
+    """Ring rows of the tiles read."""
+    return job[T_READ_ROWS] + peer
+
+
+@inlined
+def free_tiles(job, peer):
+    """Tiles of a source whose rows are free again."""
+    return job[T_FREE_TILES] + peer
+
+
+@inlined
+def freed_rows(job, peer):
+    """Ring rows freed: the credit given."""
+    return job[T_FREED_ROWS] + peer
+
+
+@inlined
+def put_rows(job, peer):
+    """Ring rows that were put and flushed."""
+    return job[T_PUT_ROWS] + peer
+
+
+@inlined
+def put_tiles(job, peer):
+    """Tiles that were put and flushed."""
+    return job[T_PUT_TILES] + peer
+
+
+@inlined
+def put_returned(job, peer):
+    """Return records that were put and flushed."""
+    return job[T_PUT_RETURNED] + peer
+
+
+@inlined
+def put_credit(job, peer):
+    """Credit that was put."""
+    return job[T_PUT_CREDIT] + peer
+
+
+@inlined
+def put_time(job, peer):
+    """When the last batch was opened."""
+    return job[T_PUT_TIME] + peer
+
+
+@inlined
+def open(job, peer):
+    """A batch is put and not flushed."""
+    return job[T_OPEN] + peer
+
+
+@inlined
+def open_epoch(job, peer):
+    """Epoch whose announcement was put."""
+    return job[T_OPEN_EPOCH] + peer
+
+
+@inlined
+def open_rows(job, peer):
+    """Sent_rows of the open batch."""
+    return job[T_OPEN_ROWS] + peer
+
+
+@inlined
+def open_tiles(job, peer):
+    """Sent_tiles of the open batch."""
+    return job[T_OPEN_TILES] + peer
+
+
+@inlined
+def open_returned(job, peer):
+    """Returned of the open batch."""
+    return job[T_OPEN_RETURNED] + peer
+
+
+@inlined
+def open_credit(job, peer):
+    """Freed_rows of the open batch."""
+    return job[T_OPEN_CREDIT] + peer
+
+
+@inlined
+def open_bytes(job, peer):
+    """Bytes of the open batch."""
+    return job[T_OPEN_BYTES] + peer
+
+
+@inlined
+def returned(job, peer):
+    """Tiles returned to a source."""
+    return job[T_RETURNED] + peer
+
+
+@inlined
+def count(job, slot):
+    """Pairs of each slot, then where the next one goes."""
+    return job[T_COUNT] + slot
+
+
+@inlined
+def slot_from(job, slot):
+    """First packed row of a remote slot that is not sent."""
+    return job[T_SLOT_FROM] + slot
+
+
+@inlined
+def slot_to(job, slot):
+    """End of its packed rows in the claimed block."""
+    return job[T_SLOT_TO] + slot
+
+
+@inlined
+def slot_pair(job, slot):
+    """Number of its first pair in the block."""
+    return job[T_SLOT_PAIR] + slot
+
+
+@inlined
+def offset(job, slot):
+    """First packed row of each slot; then their number."""
+    return job[T_OFFSET] + slot
+
+
+@inlined
+def token(job, i):
+    """Token of a packed row."""
+    return job[T_TOKEN] + i
+
+
+@inlined
+def position(job, i):
+    """Packed row of a (token, choice) pair, -1: none."""
+    return job[T_POSITION] + i
+
+
+@inlined
+def cursor(job, peer):
+    """First packed row for an owner that is not sent."""
+    return job[T_CURSOR] + peer
+
+
+@inlined
+def busy(job, peer):
+    """A worker writes for this owner."""
+    return job[T_BUSY] + peer
+
+
+@inlined
+def verdict(job, peer):
+    """What a source's announcement led to, see codes.py."""
+    return job[T_VERDICT] + peer
+
+
+@inlined
+def rows_left(job, peer):
+    """Announced rows of a source whose records are not read."""
+    return job[T_ROWS_LEFT] + peer
+
+
+@inlined
+def first_packed(job, peer):
+    """First packed row of a source's rows for this rank."""
+    return job[T_FIRST_PACKED] + peer
+
+
+@inlined
+def exchanges(job, peer):
+    """The source announced an exchange."""
+    return job[T_EXCHANGES] + peer
+
+
+@inlined
+def peer_status(job, peer):
+    """Status that a peer announced or returned."""
+    return job[T_PEER_STATUS] + peer
+
+
+@inlined
+def front(job, source, expert):
+    """First tile with pending rows; of own rows the first packed row."""
+    return job[T_FRONT] + source * job[MAX_HELD] + expert
+
+
+@inlined
+def front_at(job, pair):
+    """The same, by the number of the pair."""
+    return job[T_FRONT] + pair
+
+
+@inlined
+def latest(job, source, expert):
+    """Last tile that was read."""
+    return job[T_LATEST] + source * job[MAX_HELD] + expert
+
+
+@inlined
+def latest_at(job, pair):
+    """The same, by the number of the pair."""
+    return job[T_LATEST] + pair
+
+
+@inlined
+def taken(job, source, expert):
+    """Rows of the front tile that are claimed."""
+    return job[T_TAKEN] + source * job[MAX_HELD] + expert
+
+
+@inlined
+def taken_at(job, pair):
+    """The same, by the number of the pair."""
+    return job[T_TAKEN] + pair
+
+
+@inlined
+def pending(job, source, expert):
+    """Landed rows that are not claimed."""
+    return job[T_PENDING] + source * job[MAX_HELD] + expert
+
+
+@inlined
+def pending_at(job, pair):
+    """The same, by the number of the pair."""
+    return job[T_PENDING] + pair
+
+
+@inlined
+def source_end(job, source, expert):
+    """Read_rows when all announced rows have landed."""
+    return job[T_SOURCE_END] + source * job[MAX_HELD] + expert
+
+
+@inlined
+def source_end_at(job, pair):
+    """The same, by the number of the pair."""
+    return job[T_SOURCE_END] + pair
+
+
+@inlined
+def target(job, source, expert):
+    """Next row of an exchange's output."""
+    return job[T_TARGET] + source * job[MAX_HELD] + expert
+
+
+@inlined
+def target_at(job, pair):
+    """The same, by the number of the pair."""
+    return job[T_TARGET] + pair
+
+
+@inlined
+def expert_pending(job, expert):
+    """Landed rows of all sources that are not claimed."""
+    return job[T_EXPERT_PENDING] + expert
+
+
+@inlined
+def expert_remote(job, expert):
+    """Those of them that are not own rows."""
+    return job[T_EXPERT_REMOTE] + expert
+
+
+@inlined
+def expert_coming(job, expert):
+    """Announced rows that have not landed."""
+    return job[T_EXPERT_COMING] + expert
+
+
+@inlined
+def block_left(job, block):
+    """Rows that a block of tokens waits for."""
+    return job[T_BLOCK_LEFT] + block
+
+
+@inlined
+def ready(job, block):
+    """Queue of blocks to combine: 1 + block."""
+    return job[T_READY] + block
+
+
+@inlined
+def peer_wait(job, peer):
+    """Idle time charged to a peer."""
+    return job[T_PEER_WAIT] + peer
+
+
+@inlined
+def rows_to(job, peer):
+    """Rows for an owner."""
+    return job[T_ROWS_TO] + peer
+
+
+@inlined
+def tiles_to(job, peer):
+    """Tiles sent to an owner in this call."""
+    return job[T_TILES_TO] + peer
+
+
+@inlined
+def rows_from(job, peer):
+    """Rows announced by a source."""
+    return job[T_ROWS_FROM] + peer
+
+
+@inlined
+def moved_to(job, peer):
+    """Rows moved to an owner in this call."""
+    return job[T_MOVED_TO] + peer
+
+
+@inlined
+def announced_object(a):
+    """Number of the layer or exchange."""
+    return a
+
+
+@inlined
+def announced_layer(a):
+    """Layer, or `codes.EXCHANGE`."""
+    return a + 8
+
+
+@inlined
+def announced_row_bytes(a):
+    """Bytes of a row."""
+    return a + 16
+
+
+@inlined
+def announced_top_k(a):
+    """Choices of a token."""
+    return a + 24
+
+
+@inlined
+def announced_status(a):
+    """OK, or why the source refuses."""
+    return a + 32
+
+
+@inlined
+def announced_rows(a):
+    """Rows for this rank."""
+    return a + 40
+
+
+@inlined
+def announced_first(a):
+    """First packed row of them."""
+    return a + 48
+
+
+@inlined
+def record_expert(a):
+    """Expert among those of the owner."""
+    return a
+
+
+@inlined
+def record_rows(a):
+    """Rows of the tile."""
+    return a + 8
+
+
+@inlined
+def record_packed(a):
+    """First packed row."""
+    return a + 16
+
+
+@inlined
+def record_block(a):
+    """Rows in the ring of the block that ends here, 0: it goes on."""
+    return a + 24
+
+
+@inlined
+def returned_packed(a):
+    """First packed row."""
+    return a
+
+
+@inlined
+def returned_rows(a):
+    """Rows that came back."""
+    return a + 8
+
+
+@inlined
+def returned_status(a):
+    """OK, or why there are none."""
+    return a + 16
+
+
+@inlined
+def returned_staged(a):
+    """Pair whose staged row is the first, or `codes.UNSTAGED`."""
+    return a + 24
+
+
+@inlined
+def kept_row(kept):
+    """Number of its first ring row."""
+    return kept
+
+
+@inlined
+def kept_rows(kept):
+    """Rows of the tile."""
+    return kept + 1
+
+
+@inlined
+def kept_packed(kept):
+    """First packed row."""
+    return kept + 2
+
+
+@inlined
+def kept_left(kept):
+    """Rows that are not computed."""
+    return kept + 3
+
+
+@inlined
+def kept_last(kept):
+    """Ring rows of the block that ends here, 0: it goes on."""
+    return kept + 4
+
+
+@inlined
+def kept_next(kept):
+    """Next tile of the same expert."""
+    return kept + 5
+
+
+@inlined
+def command_kind(command):
+    """What the worker does, see codes.py."""
+    return command
+
+
+@inlined
+def command_subject(command):
+    """First argument, whichever it is (all)."""
+    return command + 1
+
+
+@inlined
+def command_first(command):
+    """First token (ROUTE, COMBINE)."""
+    return command + 1
+
+
+@inlined
+def command_owner(command):
+    """Rank the rows go to (DISPATCH, BLOCK)."""
+    return command + 1
+
+
+@inlined
+def command_expert(command):
+    """Held expert (EXPERT, LIST, SHARE)."""
+    return command + 1
+
+
+@inlined
+def command_packed(command):
+    """First packed row (DISPATCH)."""
+    return command + 2
+
+
+@inlined
+def command_token(command):
+    """First token, until it is written (BLOCK)."""
+    return command + 2
+
+
+@inlined
+def command_crossing(command):
+    """Rows that cross, once it is written (BLOCK)."""
+    return command + 2
+
+
+@inlined
+def command_share(command):
+    """Number of the share in its phase (SHARE)."""
+    return command + 2
+
+
+@inlined
+def command_status(command):
+    """Worst status of the tokens (ROUTE)."""
+    return command + 3
+
+
+@inlined
+def command_slot(command):
+    """Expert among those of the owner (DISPATCH)."""
+    return command + 3
+
+
+@inlined
+def command_end(command):
+    """First token after the block (BLOCK)."""
+    return command + 3
+
+
+@inlined
+def command_phase(command):
+    """Of the run, see codes.py (SHARE)."""
+    return command + 3
+
+
+@inlined
+def command_rows(command):
+    """Rows, tokens or pairs."""
+    return command + 4
+
+
+@inlined
+def command_parts(command):
+    """Number of parts (EXPERT)."""
+    return command + 5
+
+
+@inlined
+def command_tiles(command):
+    """Number of tiles, once it is written (BLOCK)."""
+    return command + 5
+
+
+@inlined
+def command_peer(command):
+    """Rank that the idle time is charged to."""
+    return command + 6
+
+
+@inlined
+def command_run(command):
+    """Column-split run the worker is at."""
+    return command + 7
+
+
+@inlined
+def command_shares(command):
+    """Shares that the worker has taken."""
+    return command + 8
+
+
+@inlined
+def command_opened(command):
+    """RUNS_OPENED when it last found no share."""
+    return command + 9
+
+
+@inlined
+def command_back(command):
+    """Pieces of own rows that came back and are not counted; the pieces follow."""
+    return command + 10
+
+
+@inlined
+def piece_packed(piece):
+    """First packed row."""
+    return piece
+
+
+@inlined
+def piece_rows(piece):
+    """Rows."""
+    return piece + 1
+
+
+@inlined
+def part_source(part):
+    """Rank the rows come from."""
+    return part
+
+
+@inlined
+def part_where(part):
+    """Number of their tile; of own rows the first packed row."""
+    return part + 1
+
+
+@inlined
+def part_rows(part):
+    """Rows."""
+    return part + 2
+
+
+@inlined
+def part_first(part):
+    """Number of the first in the source's stream; of own rows packed row."""
+    return part + 3
+
+
+@inlined
+def part_output(part):
+    """Where the first output goes."""
+    return part + 4
+
+
+@inlined
+def run_next(run):
+    """Next share to take, as long as the engine lives."""
+    return run
+
+
+@inlined
+def run_limit(run):
+    """Shares that may be taken."""
+    return run + 8
+
+
+@inlined
+def run_base(run):
+    """First share of this run."""
+    return run + 9
+
+
+@inlined
+def run_done(run):
+    """Shares that are done."""
+    return run + 16
+
+
+@inlined
+def run_taken(run):
+    """The slot has a run."""
+    return run + 24
+
+
+@inlined
+def event_kind(a):
+    """Of the command."""
+    return a
+
+
+@inlined
+def event_start(a):
+    """When it began."""
+    return a + 8
+
+
+@inlined
+def event_end(a):
+    """When it ended."""
+    return a + 16
+
+
+@inlined
+def event_subject(a):
+    """Token, owner, expert or awaited rank."""
+    return a + 24
+
+
+@inlined
+def event_rows(a):
+    """Rows."""
+    return a + 32
+
+
+@inlined
+def coded_value(a):
+    """The word."""
+    return a
+
+
+@inlined
+def coded_complement(a):
+    """Its complement."""
+    return a + 8
+
+
+@inlined
+def puts_count(puts):
+    """Puts."""
+    return puts
+
+
+@inlined
+def puts_bytes(puts):
+    """Bytes."""
+    return puts + 1
+
+
+@inlined
+def puts_time(puts):
+    """Nanoseconds."""
+    return puts + 2

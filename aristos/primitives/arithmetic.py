@@ -1,0 +1,37 @@
+"""The arithmetic that steps call: names and arguments. A substrate provides what runs.
+
+On CPUs `kernels/cpu/lowering.py` registers a compiled function for each name; the schedule explorer puts hashes there.
+A GPU's blocks compute in the persistent kernel and call none of these. Weights are the addresses (up, gate, down,
+up_bias, gate_bias, down_bias) of one expert's, 0 for absent tensors.
+"""
+
+
+def _missing(name):
+    raise NotImplementedError(f"nothing computes {name}: import aristos.kernels.cpu.lowering before the steps run")
+
+
+def route_block(count, x, x_stride, hidden, router, panels, experts, k, score, renormalize, scale, ids, weights, out):
+    """ids, weights: addresses of [count, k] int64 and float32, written for `count` tokens. False if a score is not
+    finite. out: scratch, see `kernels.cpu.tokens.route_bytes`.
+    """
+    _missing("route_block")
+
+
+def expert_rows(rows, x, y, weights, activation, hidden, ffn, scratch, wire):
+    """One expert on `rows` rows. x, y: addresses of lists of row addresses."""
+    _missing("expert_rows")
+
+
+def up_columns(rows, x, activations, weights, activation, hidden, ffn, first, columns, scratch, wire):
+    """Hidden activations first..first+columns of a column-split run."""
+    _missing("up_columns")
+
+
+def down_columns(rows, activations, y, weights, ffn, first, last, scratch, wire):
+    """Output columns first..last of a column-split run."""
+    _missing("down_columns")
+
+
+def combine_token(y, k, weights, rows, hidden):
+    """y[hidden] = sum over j of weights[j] * row j, in order. rows: [k] addresses, 0 for a choice not taken."""
+    _missing("combine_token")

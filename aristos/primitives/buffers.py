@@ -1,0 +1,18 @@
+"""Memory for rows: how many bytes an element takes, and arrays that start on a cache line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+FLOAT = 4  # bytes of a float32
+LINE = 64  # bytes of a cache line
+
+
+def aligned(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+    """An uninitialised array that starts on a cache line."""
+    nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.empty(nbytes + LINE, np.uint8)
+    start = -raw.ctypes.data % LINE
+    return raw[start : start + nbytes].view(dtype).reshape(shape)

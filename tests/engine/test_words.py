@@ -1,0 +1,146 @@
+"""The schema and what is generated from it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aristos.engine import codes, generate, job, layout, schema, words
+from aristos.engine.layout import LINE, WORD, Shape, StateLayout
+
+STEPS = Path(words.__file__).parent
+SHAPE = Shape(world=3, ring_rows=4, stride=64, return_rows=12, max_local=2, top_k=2, experts=5, max_tokens=6)
+
+
+def test_generated_files_are_as_the_schema_has_them():
+    assert generate.WORDS.read_text(encoding="utf-8") == generate.words(), "run python -m aristos.engine.generate"
+    text = generate.PROTOCOL.read_text(encoding="utf-8")
+    assert generate.protocol(text) == text, "run python -m aristos.engine.generate"
+
+
+def test_names_are_used_once():
+    names = [name for name, _ in re.findall(r"^(\w+) = (-?\d+)$", generate.words(), re.M)]
+    names += re.findall(r"^def (\w+)", generate.words(), re.M)
+    names += [name for name in vars(codes) if name.isupper()]
+    assert len(names) == len(set(names))
+
+
+def test_fields_of_a_record_have_places_of_their_own_or_commands_of_their_own():
+    for record in schema.RECORDS:
+        for a in record.fields:
+            assert a.offset < record.words, (record.name, a.name)
+            for b in record.fields:
+                if a is not b and a.offset == b.offset and "all" not in (a.kinds, b.kinds):
+                    kinds = [set(x.kinds.split(", ")) for x in (a, b)]
+                    assert all(x.kinds for x in (a, b)), (record.name, a.name, b.name)
+                    assert not kinds[0] & kinds[1] or {a.name, b.name} == {"token", "crossing"}, (a.name, b.name)
+
+
+def test_atomic_words_of_a_run_are_on_lines_of_their_own():
+    atomic = [field.offset * WORD // LINE for field in schema.record("run").fields if field.name != "base"]
+    assert len(atomic) == len(set(atomic))
+
+
+def test_every_shape_is_made_of_dimensions():
+    for table in schema.TABLES:
+        assert set(table.shape) <= set(schema.DIMENSIONS), table.name
+    sizes = schema.sizes(
+        world=3, max_held=2, copies=5, records=5, rows=12, tokens=6, top_k=2, workers=2, runs=1, batch=8
+    )  # fmt: skip
+    assert set(sizes) == set(schema.DIMENSIONS)
+
+
+def test_every_table_has_a_writer_and_every_word_a_meaning():
+    for table in schema.TABLES:
+        assert table.writer, table.name
+    for word in [*schema.job_words(), *schema.STATE_WORDS, *schema.LINE_WORDS]:
+        assert word.meaning, word.name
+        assert word.writer, word.name
+
+
+def index_functions():
+    """(name, arguments) of the functions that index the state by a table."""
+    for table in schema.TABLES:
+        function = getattr(words, "counter" if table.name == "counters" else table.name)
+        yield table, [name for name in inspect.signature(function).parameters if name != "job"]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_indices_enumerate_their_tables_and_no_other(workers):
+    """Every index function, over all its arguments, gives each entry of its table once."""
+    tables = StateLayout(SHAPE, workers, 8, runs=2)
+    a_job = np.zeros(job.size(5, 3), np.int64)
+    job.fill_layout(a_job, SHAPE, tables)
+    a_job[words.ALL_WORKERS] = workers
+    entries = {
+        "peer": 3, "source": 3, "expert": 2, "slot": 5, "i": 12, "block": 2, "tile": 5, "worker": workers,
+    }  # fmt: skip
+    taken: set[int] = set()
+    for table, arguments in index_functions():
+        if table.name == "counters":
+            found = {words.counter(a_job, w, n) for w in range(workers) for n in range(schema.COUNTER_WORDS)}
+        else:
+            ranges = [range(entries[name]) for name in arguments]
+            if table.name == "run":
+                ranges = [range(2)]
+            if table.shape == ("copies_and_end",):
+                ranges = [range(6)]
+            places = np.array(np.meshgrid(*ranges)).reshape(len(ranges), -1).T.tolist()
+            found = {int(getattr(words, table.name)(a_job, *place)) for place in places}
+            if table.name == "command":
+                found |= {int(words.run_command(a_job, slot)) for slot in range(2)}
+            step = {"kept": 6, "run": 32, "command": tables.command_words}.get(table.name, 1)
+            found = {first + n for first in found for n in range(step)}
+        start = getattr(words, table.start)
+        assert found == set(range(tables.starts[start], tables.starts[start] + tables.sizes[start])), table.name
+        assert not found & taken, table.name
+        taken |= found
+    assert min(taken) >= words.STATE_WORDS
+
+
+def test_parts_of_a_command_follow_each_other():
+    """Head, pieces, lists, parts; as many as a command may have fit into its words."""
+    tables = StateLayout(SHAPE, 1, 8)
+    a_job = np.zeros(job.size(5, 3), np.int64)
+    job.fill_layout(a_job, SHAPE, tables)
+    a_job[words.BATCH] = 8
+    c = words.command(a_job, 0)
+    starts = [c + words.COMMAND_HEAD, *(words.piece(c, i) for i in range(1, words.BACK_MOST + 1))]
+    assert starts == [c + words.COMMAND_HEAD + 2 * i for i in range(words.BACK_MOST + 1)]
+    lists = [words.row_list(c), words.output_list(a_job, c), words.hidden_list(a_job, c), words.part(a_job, c, 0)]
+    assert lists[0] == starts[-1]
+    assert all(b - a == 8 for a, b in pairwise(lists))
+    assert words.part(a_job, c, 8) <= c + tables.command_words
+
+
+@pytest.mark.parametrize("path", sorted(STEPS.glob("*.py")), ids=lambda path: path.name)
+def test_no_bare_offsets(path):
+    """Words of records are reached by name: no `a + 8`, no word of a table by hand."""
+    if path.name in ("words.py", "schema.py", "generate.py", "layout.py"):
+        return
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"(?:load|store)\w*\((?:a|last|record)\b *(?:\+ *\d+)", text)
+    assert not re.search(r"\[words\.T_\w+\] \+", text)
+
+
+def test_a_job_misses_no_word():
+    a_job = np.zeros(job.size(5, 3), np.int64)
+    given = dict.fromkeys(job.names(schema.OBJECT, schema.CPU), 7)
+    job.fill(a_job, schema.OBJECT, schema.CPU, **given)
+    assert a_job[words.TOP_K] == 7
+    del given["top_k"]
+    with pytest.raises(TypeError, match=r"missing \['top_k'\], unknown \['wrong'\]"):
+        job.fill(a_job, schema.OBJECT, schema.CPU, **given, wrong=1)
+
+
+def test_tables_of_slots_lie_behind_the_words():
+    a_job = [0] * job.size(3, 2)
+    job.fill_placement(a_job, [2, 0, 1], [0, 2, 3])
+    assert [a_job[words.slot_of(a_job, e)] for e in range(3)] == [2, 0, 1]
+    assert [a_job[words.slot_start(a_job, r)] for r in range(3)] == [0, 2, 3]
+    assert layout.WORD == 8
