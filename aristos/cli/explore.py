@@ -82,8 +82,8 @@ def main(argv: list[str]) -> int:
         if os.environ.get("NUMBA_DISABLE_JIT") != "1":  # Numba decides when a module is imported
             again = [sys.executable, "-m", "aristos", "explore", *argv]
             os.execve(sys.executable, again, {**os.environ, "NUMBA_DISABLE_JIT": "1"})
+        from ..explore.catalogue import load
         from ..explore.main import run
-        from ..explore.mutation import load
 
         if asked.mutation not in (None, "all", *load()):
             names = "\n".join(f"  {name:32s}{bug.what}" for name, bug in load().items())

@@ -15,7 +15,7 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import cases, exhaustive, mutation, shrink, strategies
+from . import cases, catalogue, exhaustive, shrink, strategies
 from .machine import Machine
 from .small import ROUTINGS, small
 from .step_limit import every_step_ends
@@ -149,10 +149,10 @@ def within(own: cases.Asked, options: Any) -> cases.Asked:
 
 def mutate(options: Any) -> int:
     """Look for the deliberate bugs asked for, each in schedules of its own; the exit code."""
-    names = list(mutation.load()) if options.mutation == "all" else [options.mutation]
+    names = list(catalogue.load()) if options.mutation == "all" else [options.mutation]
     results = []
     for name in names:
-        bug = mutation.load()[name]
+        bug = catalogue.load()[name]
         with bug.applied():
             asked = within(bug.asked, options)
             sweep = explore(
@@ -180,7 +180,7 @@ def mutate(options: Any) -> int:
 
 def search(options: Any) -> int:
     """All schedules of the small cases, perhaps with one bug put in; ends with the first that shows something."""
-    bug = mutation.load()[options.mutation].applied() if options.mutation else contextlib.nullcontext()
+    bug = catalogue.load()[options.mutation].applied() if options.mutation else contextlib.nullcontext()
     done: list[dict[str, Any]] = []
     found: dict[str, Any] | None = None
     left = options.seconds or SECONDS

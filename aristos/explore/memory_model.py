@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .places import AREA, AREA_BITS, FIRST, LOCK, PART_BITS, PRIVATE, SCRATCH, SPAN, STATE
 from .regions import AREAS, CODED, OUT_OF_BOUNDS, RETURNS, RING, WORD, Regions
+from .running_step import where_from
 from .scheduler import LOAD, STORE, UPDATE, Scheduler
 from .state import State
 from .violation import OutOfBounds, Race, RingError, SecondWriter, WrongResult
@@ -434,8 +435,6 @@ class Memory:
 
     def tell(self, what: str, at: int, old: int, new: int) -> None:
         assert self.story is not None
-        from .story import where_from
-
         self.story.append(Event(self.sched.steps, self.sched.me.name, where_from(), what, at, old, new))
 
     def free_rows(self, owner: int, source: int, first: int, end: int, ring: int) -> None:

@@ -1,6 +1,7 @@
-"""What a deliberate bug is, and all of them by name. Each replaces functions; the engine has no flags for them.
+"""What a deliberate bug is. Each replaces functions below or beside the steps; the engine has no flags for them.
 
-A mutation is put under the machine before a schedule and taken away after it. `asked` is where it can show.
+A mutation is applied before a schedule and taken away after it. `asked` is where it can show. `catalogue.py` has them
+all by name.
 """
 
 from __future__ import annotations
@@ -65,23 +66,16 @@ def releases_first() -> Instead:
     return Instead(store=lambda at, value: mine().append((at, value)), store_release=release)
 
 
-ALL: dict[str, Mutation] = {}
+REGISTERED: dict[str, Mutation] = {}  # by the modules mutations*.py, as they are imported
 
 
 def mutation(name: str, **asked: Any) -> Callable[[Callable[[Put], None]], Callable[[Put], None]]:
     """Register a bug under a name."""
 
     def register(put: Callable[[Put], None]) -> Callable[[Put], None]:
-        ALL[name] = Mutation(
+        REGISTERED[name] = Mutation(
             name, (put.__doc__ or "").strip(), put, Asked(**{"rows": None, "plain": True, "faults": False} | asked)
         )
         return put
 
     return register
-
-
-def load() -> dict[str, Mutation]:
-    """All mutations by name."""
-    from . import mutations, mutations_between, mutations_proxy  # noqa: F401  they register themselves
-
-    return ALL
