@@ -35,7 +35,9 @@ def texts() -> list[Path]:
     return [f for f in files if f.suffix in kinds and f.is_file() and f != HERE]
 
 
-@pytest.mark.parametrize("word", ["the card is full", "whoever waits", "looked in vain", "it is told", "mended", "on_card"])
+@pytest.mark.parametrize(
+    "word", ["the card is full", "whoever waits", "looked in vain", "it is told", "mended", "on_card"]
+)
 def test_a_replaced_word_is_found(word):
     assert PATTERN.search(word)
 
