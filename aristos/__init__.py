@@ -1,11 +1,12 @@
 """Aristos: expert-parallel Mixture-of-Experts layers by one-sided puts, in Python down to the kernels.
 
-Importing does no work: no MPI, no compilation, no device query; names load what they need when they are first used.
+Importing this module does no work: no MPI, no compilation, no device query. Its names are loaded when first used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._version import __version__
 from .errors import AristosError
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from .layer.exchange import Exchange
     from .layer.moe import MoE
 
-__version__ = "0.1.0"
 __all__ = ["AristosError", "Exchange", "MoE", "MoEConfig", "Router", "__version__", "results"]
 
 _LAZY = {"MoE": ".layer.moe", "Exchange": ".layer.exchange", "MoEConfig": ".config", "Router": ".config"}

@@ -1,4 +1,4 @@
-"""Options as frozen dataclasses. Every check quotes the value it refuses."""
+"""Options as frozen dataclasses. Every error quotes the refused value."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DTYPES: tuple[str, ...] = ("float32", "tf32", "bfloat16", "float16")
 NARROW = ("bfloat16", "float16")  # dtypes of two bytes
 BACKENDS: tuple[str, ...] = ("cpu", "cuda")
 MOST_THREADS = 4096  # of a rank
-OVERDUE = 10  # a rank in user code may be this many times the timeout late
+OVERDUE = 10  # a peer in user code is waited for this many times the timeout
 
 
 def _positive(name: str, value: object) -> None:
@@ -35,30 +35,30 @@ def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def checked_limit(activation: str, gated: bool, limit: object) -> float | None:
-    """The limit of a layer's gate as a float; raises InputError for one that the layer cannot have."""
+    """`limit` as a float or None; raises InputError for an activation or limit that needs gated=True."""
     if activation == "swiglu_oai" and not gated:
-        raise InputError("activation swiglu_oai is a gate's: it needs one, got a layer that is not gated")
+        raise InputError(f"activation={activation!r} requires gated=True, got gated=False")
     if limit is None:
         return None
     ok = isinstance(limit, int | float | np.floating | np.integer) and not isinstance(limit, bool)
     if ok and isinstance(limit, np.generic):
-        limit = float(limit)  # as itself: 3.4e38 is no float16
+        limit = float(limit)  # first: as a float16, the bound 3.4e38 below would overflow
     if not ok or not 1e-37 < limit < 3.4e38:  # type: ignore[operator]
-        raise InputError(f"limit must be None or a number that float32 holds, above zero, got {limit!r}")
+        raise InputError(f"limit must be None or a positive number within the range of float32, got {limit!r}")
     if not gated:
-        raise InputError(f"limit is a gate's: it needs one, got {limit!r} for a layer that is not gated")
+        raise InputError(f"limit requires gated=True, got limit={limit!r} with gated=False")
     return float(limit)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Router:
-    """How scores become k expert ids and k combine weights a token.
+    """How the scores of a token become k expert ids and k combine weights.
 
     score: "softmax" takes the softmax over all experts and then the k largest; "softmax_topk" takes the k
         largest scores and then the softmax over those k.
     renormalize: divide the k weights by their sum (no effect with "softmax_topk", whose weights sum to one).
     scale: factor on every combine weight.
-    Equal scores go to the lowest expert id.
+    Of equal scores, the lowest expert id wins. Raises InputError.
     """
 
     score: Literal["softmax", "softmax_topk"] = "softmax"
@@ -79,11 +79,13 @@ class MoEConfig:
     """Shape and arithmetic of one MoE layer, equal on all ranks.
 
     hidden: H, width of a token. ffn: F, width inside an expert. experts: E over the whole EP group.
-    top_k: experts a token goes to. gated: act(x·gate) * (x·up) instead of act(x·up).
-    activation: "swiglu_oai" is gpt-oss's gate, g * sigmoid(1.702 g) * (u + 1) for g = x·gate and u = x·up.
-    limit: of a gated layer: g is taken as at most that, u as between -limit and limit, before the activation.
-    max_tokens: most tokens one rank brings to one call. dtype: of rows and of the experts' arithmetic; tf32 is float32
-    whose products take 10 bits after the point, on tensor cores. CPUs compute in float32 alone.
+    top_k: experts for each token. gated: act(x·gate) * (x·up) instead of act(x·up).
+    activation: "swiglu_oai" is gpt-oss's, g * sigmoid(1.702 g) * (u + 1) for g = x·gate and u = x·up; it needs gated.
+    limit: with gated, clamps g to at most limit and u to -limit..limit before the activation.
+    bias: biases on all projections. max_tokens: most tokens one rank brings to one call.
+    dtype: of rows and of the experts' arithmetic; "tf32" is float32 whose products use 10 fraction bits, on tensor
+    cores. CPUs compute in float32 only.
+    router: see `Router`. Raises InputError.
     """
 
     hidden: int

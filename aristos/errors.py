@@ -2,7 +2,7 @@
 
 
 class AristosError(Exception):
-    """Anything that Aristos raises on purpose."""
+    """Base class of the errors that Aristos raises on purpose."""
 
 
 class InputError(AristosError, ValueError):
@@ -26,11 +26,11 @@ class ClosedError(AristosError):
 
 
 class WaitTimeout(AristosError, TimeoutError):
-    """A bounded wait ran out; the message names the rank, the peer, the epoch and what was awaited."""
+    """A bounded wait timed out; the message names the rank, the peer, the epoch and the awaited event."""
 
 
 class PoisonedError(AristosError):
-    """Another rank failed in mid-call and told this one; the engine is unusable."""
+    """Another rank failed during a call and notified this one; the engine is unusable."""
 
 
 class EnvironmentProblem(AristosError):
@@ -38,7 +38,7 @@ class EnvironmentProblem(AristosError):
 
 
 class MemoryProblem(EnvironmentProblem, MemoryError):
-    """Window memory does not fit; the message says how much is needed and how much there is."""
+    """Window memory does not fit; the message has the bytes needed and available."""
 
 
 class ResultsError(AristosError):
@@ -46,4 +46,4 @@ class ResultsError(AristosError):
 
 
 class TopologyError(AristosError, ValueError):
-    """Text that should describe a machine or a network does not, or not wholly; the message quotes the line."""
+    """The description of a machine or a network is wrong or incomplete; the message quotes the line."""

@@ -1,4 +1,4 @@
-"""Which ranks hold which expert, and the order of slots that follows from it."""
+"""Which ranks hold which expert, and the order of slots that follows."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from .errors import InputError
 
 
 class Placement:
-    """An expert -> ranks map. Slots number the copies of experts by (rank, id): one rank's copies lie together.
+    """A map expert -> ranks. Slots number the copies of experts by (rank, id): one rank's slots are contiguous.
 
     ranks: E entries, each a rank or a sequence of different ranks that hold copies; None spreads the experts
-    contiguously, the first ranks taking one more. Of several copies each source uses number (source rank mod copies).
+    contiguously, one more on each of the first ranks if they do not divide. Of several copies, each source rank uses
+    number (source rank mod copies). Raises InputError.
+
+    ranks: [E] the first rank of each expert. copies: all its ranks. held: experts of each rank. slots: their sum.
+    start: [W + 1] the first slot of each rank. slot_of: [E] the slot of each expert's first copy.
     """
 
     def __init__(self, ranks: Sequence[Any] | np.ndarray | None, experts: int, world: int) -> None:
@@ -76,7 +80,7 @@ class Placement:
         return copies
 
     def slots_for(self, source: int) -> np.ndarray:
-        """[E] the slot of each expert's copy that this rank's tokens go to."""
+        """[E] the slot of each expert's copy that rank `source` sends its tokens to."""
         number = source % (self._first[1:] - self._first[:-1])
         return self._slot[self._first[:-1] + number]
 

@@ -1,12 +1,11 @@
-"""The layer in float64 NumPy, slow and obvious: what every other implementation is checked against.
+"""The layer in float64 NumPy, slow and obvious: every other implementation is checked against it.
 
-It is the definition and not an implementation: one loop over experts, one over choices, no blocking, no
-parallelism, no float32 anywhere. It refuses to be fast, to share code with what it checks, and to run across
-ranks.
+A definition, not an implementation: one loop over experts, one over choices, no blocking, no parallelism, no
+float32. It is not fast, shares no code with the implementations, and does not run across ranks.
 
     s     = x Wr                                                       scores, [S, E]
     h_e   = act(x up_e + up_bias_e)                                    ungated
-    h_e   = act(x gate_e + gate_bias_e) * (x up_e + up_bias_e)         gated; `gated` below has limits and swiglu_oai
+    h_e   = act(x gate_e + gate_bias_e) * (x up_e + up_bias_e)         gated; see `gated` for limits, swiglu_oai
     f_e   = h_e down_e + down_bias_e                                   one expert, [S, H]
     y[t]  = sum over j of w[t,j] f_{ids[t,j]}(x[t])                    a choice of id -1 adds nothing
 
@@ -51,7 +50,7 @@ def silu(x: Floats) -> Floats:
 
 
 def swiglu_oai(x: Floats) -> Floats:
-    """x sigmoid(1.702 x): the gate's side of gpt-oss's swiglu."""
+    """x sigmoid(1.702 x): applied to the gate's product in gpt-oss."""
     return x * 0.5 * (1.0 + np.tanh(0.5 * 1.702 * x))
 
 
@@ -65,7 +64,7 @@ ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {
 
 
 def gated(activation: str, limit: float | None, g: Floats, u: Floats) -> Floats:
-    """act(g) * u of the gate's product g and the other one; gpt-oss multiplies by u + 1."""
+    """act(g) * u, for the products g = x·gate and u = x·up; swiglu_oai multiplies by u + 1."""
     if limit is not None:
         g, u = np.minimum(g, limit), np.clip(u, -limit, limit)
     return ACTIVATIONS[activation](g) * (u + 1 if activation == "swiglu_oai" else u)
@@ -80,8 +79,8 @@ def softmax(scores: Floats) -> Floats:
 def route(cfg: MoEConfig, x: ArrayLike, router: ArrayLike) -> tuple[Ints, Floats]:
     """x: [S, H], router: [H, E] -> ids [S, k] int64, best first, and combine weights [S, k] float64.
 
-    The k experts are chosen by score, in which softmax keeps the order but may round two different scores to
-    one probability; equal scores go to the lowest id. Raises InputError for a score that is not finite.
+    The k experts are chosen by score, not by softmax, which may round two different scores to one probability;
+    equal scores go to the lowest id. Raises InputError for a score that is not finite.
     """
     scores = _floats("x", x, (None, cfg.hidden)) @ _floats("router", router, (cfg.hidden, cfg.experts))
     if not np.isfinite(scores).all():
@@ -172,7 +171,7 @@ def moe(
 
 
 def weights(cfg: MoEConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
-    """Random float32 weights for `cfg`, equal for equal (cfg, seed): what `moe` and `MoE.load` take by name.
+    """Random float32 weights for `cfg`, equal for equal (cfg, seed): keyword arguments of `moe` and `MoE.load`.
 
     Keys: router, up, down; gate with cfg.gated; up_bias, down_bias (and gate_bias) with cfg.bias. Projections
     have standard deviation 1/sqrt(rows summed over), so that outputs stay near the size of the inputs.
@@ -201,8 +200,8 @@ def weights(cfg: MoEConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
 def error(y: ArrayLike, ref: ArrayLike) -> float:
     """The project's one relative error: max |y - ref| / max |ref|, over all entries, in float64.
 
-    0.0 for empty arrays; where ref is all zero, the absolute error; infinite where y or ref is not finite, so
-    that no comparison with a bound lets a NaN pass. Raises InputError where the shapes differ.
+    0.0 for empty arrays; the absolute error if ref is all zero; infinite if y or ref is not finite, so that a NaN
+    exceeds every bound. Raises InputError if the shapes differ.
     """
     a, b = np.asarray(y, dtype=np.float64), np.asarray(ref, dtype=np.float64)
     if a.shape != b.shape:

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
             _help(known)
         return 0 if words else USAGE
     if words[0] == "--version":
-        from .. import __version__
+        from .._version import __version__
 
         print(__version__)
         return 0

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable
 from functools import partial
 
-from .. import __version__
+from .._version import __version__
 from ..host import launch_environment
 from .finding import WORSE, Finding
 

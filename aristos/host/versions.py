@@ -1,11 +1,11 @@
-"""Versions of Aristos, Python and what they stand on, without importing any of it."""
+"""Versions of Aristos, Python and the packages they depend on, without importing any of them."""
 
 from __future__ import annotations
 
 import platform
 from importlib import metadata
 
-from .. import __version__
+from .._version import __version__
 
 PACKAGES = ("numpy", "numba", "llvmlite", "mpi4py", "h5py")
 
@@ -19,5 +19,6 @@ def version(package: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
+    """Versions by name; "not installed" for a package that is absent."""
     found = {"aristos": __version__, "python": platform.python_version()}
     return found | {package: version(package) or "not installed" for package in PACKAGES}

@@ -44,10 +44,10 @@ class Bulk:
         )
 
     def run(self, job: np.ndarray) -> None:
-        """Run an entered call to its end; collective. Beside a fused call on another rank it waits for its watchdog."""
+        """Run an entered call to its end; collective. The watchdog ends the wait for a rank in a fused call."""
         runtime = self.runtime
         job[words.EPOCH] = runtime.epoch
-        job[words.REMOTE] = 0  # all rows come back to one place
+        job[words.REMOTE] = 0  # all rows return to this rank's own window
         with runtime.failing(job):
             packing.begin(job, runtime.state)
             self._phases(job, runtime.state)
@@ -59,13 +59,13 @@ class Bulk:
         counts = self._exchange_counts(job, st)  # [W, L]: rows from each source for each expert here
         sent = st[job[words.T_ROWS_TO] :][:world].copy()
         came = counts.sum(1)
-        self._send = self._room(self._send, rows * stride)
-        self._received = self._room(self._received, int(came.sum()) * stride)
-        self._results = self._room(self._results, int(came.sum()) * stride)
+        self._send = self._at_least(self._send, rows * stride)
+        self._received = self._at_least(self._received, int(came.sum()) * stride)
+        self._results = self._at_least(self._results, int(came.sum()) * stride)
         step.copy_out(job, st, rows, self._send.ctypes.data)
         self._alltoallv(job, st, self._send, sent, self._received, came, stride)
         order, ends = self._by_expert(counts)
-        if job[words.UP] == 0:  # this rank forgot to load its weights, and will say so
+        if job[words.UP] == 0:  # this rank has no weights loaded: its call was refused
             order = ends = np.zeros(0, np.int64)
         self._everywhere(
             job, step.run_experts, job, st, order, ends, self._received.ctypes.data, self._results.ctypes.data,
@@ -82,7 +82,7 @@ class Bulk:
         st[words.moved_to(job, me)] = 0
 
     def _everywhere(self, job: np.ndarray, function: Any, j: np.ndarray, st: np.ndarray, *rest: Any) -> None:
-        """Run a claiming function on every worker."""
+        """Run a function, whose workers claim parts of its work, on every worker."""
         workers = int(job[words.WORKERS])
         if workers == 1:
             function(j, st, 0, *rest)
@@ -95,33 +95,33 @@ class Bulk:
             other.result()
 
     def _exchange_counts(self, job: np.ndarray, st: np.ndarray) -> np.ndarray:
-        """Tell every rank its counts, learn everybody's; sets the statuses. Ranks in another call send nothing here."""
+        """Exchange row counts and statuses of all ranks: [W, L], zero if any rank is in another call."""
         world, me, local = int(job[words.WORLD]), int(job[words.RANK]), int(job[words.HELD])
         width = words.ANNOUNCED_WORDS + int(job[words.MAX_HELD])
         start = job[job[words.SLOT_START] :][: world + 1]
         offset = st[job[words.T_OFFSET] :][: int(start[world]) + 1]
         by_slot = np.diff(offset)
-        tell, told = np.zeros((world, width), np.int64), np.zeros((world, width), np.int64)
+        sent, received = np.zeros((world, width), np.int64), np.zeros((world, width), np.int64)
         head = [job[words.OBJECT], job[words.LAYER], job[words.ROW_BYTES], job[words.TOP_K], st[words.STATUS]]
         for p in range(world):
-            tell[p, : len(head)] = head
-            tell[p, words.ANNOUNCED_WORDS :][: start[p + 1] - start[p]] = by_slot[start[p] : start[p + 1]]
+            sent[p, : len(head)] = head
+            sent[p, words.ANNOUNCED_WORDS :][: start[p + 1] - start[p]] = by_slot[start[p] : start[p + 1]]
         if world == 1:
-            told = tell
+            received = sent
         else:
-            self._blocking(job, st, "Alltoall of counts", lambda comm: comm.Alltoall(tell, told))
-        same = (told[:, : len(head) - 1] == tell[me, : len(head) - 1]).all(1)
-        statuses = np.where(same, told[:, len(head) - 1], codes.MISMATCH)
+            self._blocking(job, st, "Alltoall of counts", lambda comm: comm.Alltoall(sent, received))
+        same = (received[:, : len(head) - 1] == sent[me, : len(head) - 1]).all(1)
+        statuses = np.where(same, received[:, len(head) - 1], codes.MISMATCH)
         st[job[words.T_PEER_STATUS] :][:world] = statuses
-        if not same.all():  # nobody can run rows of another layer: exchange none, then all raise
+        if not same.all():  # no rank can run rows of another layer: exchange none, then all raise
             st[job[words.T_ROWS_TO] :][:world] = 0
             st[job[words.T_OFFSET] :][: int(start[world]) + 1] = 0
             return np.zeros((world, local), np.int64)
-        return told[:, words.ANNOUNCED_WORDS :][:, :local]
+        return received[:, words.ANNOUNCED_WORDS :][:, :local]
 
     @staticmethod
     def _by_expert(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows came source by source; their order by expert, and where each expert ends in it."""
+        """(order of received rows by expert, end of each expert in it); rows are received source by source."""
         world, local = counts.shape
         expert_of = np.repeat(np.tile(np.arange(local), world), counts.reshape(-1))
         return np.argsort(expert_of, kind="stable").astype(np.int64), np.cumsum(counts.sum(0)).astype(np.int64)
@@ -147,7 +147,7 @@ class Bulk:
             row.Free()
 
     def _blocking(self, job: Any, st: Any, what: str, call: Any) -> None:
-        """Make a blocking MPI call, watched, its time counted as idle: no tile can run meanwhile."""
+        """Make a blocking MPI call under the watchdog; its time counts as idle, because no tile can run meanwhile."""
         started = time.perf_counter_ns()
         with self.runtime.group.bounded(f"the other ranks ({what})", self.timeout):
             call(self.runtime.group.comm)
@@ -158,7 +158,7 @@ class Bulk:
         st[words.peer_wait(job, job[words.RANK])] = 0
 
     @staticmethod
-    def _room(buffer: np.ndarray, nbytes: int) -> np.ndarray:
+    def _at_least(buffer: np.ndarray, nbytes: int) -> np.ndarray:
         return buffer if buffer.size >= nbytes else aligned((nbytes,), np.uint8)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Arrays on a card: addresses of what a user holds, by `__cuda_array_interface__` or DLPack, without CuPy."""
+"""Arrays in GPU memory: addresses of a user's arrays, by `__cuda_array_interface__` or DLPack, without CuPy."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import numpy as np
 from ..errors import InputError
 
 KINDS = {"float32": "f32", "tf32": "tf32", "bfloat16": "bf16", "float16": "f16"}  # of the arithmetic, by cfg.dtype
-LINE = 16  # bytes: what rows must start on
+LINE = 16  # bytes: alignment of rows
 CUDA = (2, 13)  # DLPack's numbers of devices: CUDA, CUDA managed memory
 CODES = {"i": 0, "u": 1, "f": 2}  # DLPack's numbers of types; 4 is bfloat16
 
 
-BITS = ("bfloat16", "uint16", "void16")  # who has no bfloat16, as CuPy and NumPy, passes its bits
+BITS = ("bfloat16", "uint16", "void16")  # CuPy and NumPy have no bfloat16 and pass its bits
 LEGACY = 1  # the legacy default stream, as both protocols number it: 0 would be ambiguous there
 
 
 @dataclass(frozen=True)
 class DeviceRows:
-    """An array on a card. dtype: 'float32', 'bfloat16', 'int64' and so on; strides: in bytes. stream: its own, or 0."""
+    """An array in GPU memory. dtype: 'float32', 'bfloat16', 'int64' ...; strides: in bytes; stream: its own, or 0."""
 
     address: int
     shape: tuple[int, ...]
@@ -32,17 +32,17 @@ class DeviceRows:
     stream: int
     owner: Any
     read_only: bool = False
-    device: int | None = None  # CUDA's number of its card, where the array says it
+    device: int | None = None  # CUDA's number of its GPU, if the array has it
 
     @property
     def end(self) -> int:
-        """The address behind its last byte."""
+        """The address after its last byte."""
         size = np.dtype(self.dtype).itemsize if self.dtype != "bfloat16" else 2
         return self.address + size + sum((n - 1) * step for n, step in zip(self.shape, self.strides))
 
 
 def on_device(name: str, value: Any) -> DeviceRows | None:
-    """What lies on a card; None for arrays of the host. Raises InputError for what cannot be read."""
+    """An array in GPU memory; None for host arrays. Raises InputError for an array that cannot be read."""
     if isinstance(value, np.ndarray):
         return None
     if hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) in CUDA:
@@ -53,18 +53,19 @@ def on_device(name: str, value: Any) -> DeviceRows | None:
 
 
 def _interface(name: str, value: Any) -> DeviceRows:
-    told = value.__cuda_array_interface__
+    interface = value.__cuda_array_interface__
     try:
-        (address, read_only), text = told["data"], told["typestr"]
-        shape = tuple(int(n) for n in told["shape"])
+        (address, read_only), text = interface["data"], interface["typestr"]
+        shape = tuple(int(n) for n in interface["shape"])
         dtype = np.dtype(text)
-        strides = tuple(int(n) for n in told.get("strides") or contiguous(shape, dtype.itemsize))
+        strides = tuple(int(n) for n in interface.get("strides") or contiguous(shape, dtype.itemsize))
     except (TypeError, KeyError, ValueError, IndexError) as error:
         raise InputError(
-            f"{name}: its __cuda_array_interface__ must have data, shape and a typestr, got {told!r:.200} ({error})"
+            f"{name}: its __cuda_array_interface__ must have data, shape and a typestr,"
+            f" got {interface!r:.200} ({error})"
         ) from error
-    stream = told.get("stream")
-    problem = "a mask" if told.get("mask") is not None else ""
+    stream = interface.get("stream")
+    problem = "a mask" if interface.get("mask") is not None else ""
     problem = problem or ("bytes in foreign byte order" if not dtype.isnative else "")
     problem = problem or (f"{len(strides)} strides" if len(strides) != len(shape) else "")
     problem = problem or ("stream 0, which the interface forbids" if stream == 0 else "")
@@ -81,7 +82,7 @@ def _check_shape(name: str, shape: tuple[int, ...]) -> None:
 
 
 def overlap(a: DeviceRows, b: DeviceRows) -> bool:
-    """Do two arrays share a byte, or lie in each other's gaps?"""
+    """Whether the address ranges of two arrays overlap."""
     return 0 not in a.shape and 0 not in b.shape and a.address < b.end and b.address < a.end
 
 
@@ -106,15 +107,15 @@ class _Tensor(ctypes.Structure):
 
 
 def calling_stream() -> int:
-    """The stream that a call is queued on: CuPy's current one if CuPy is in use, else 0, the legacy default."""
+    """The stream for a call: CuPy's current one if CuPy is in use, else 0, the legacy default."""
     cupy = sys.modules.get("cupy")
     return int(cupy.cuda.get_current_stream().ptr) if cupy is not None else 0
 
 
 def _dlpack(name: str, value: Any) -> DeviceRows:
     try:
-        # where the exporter's work is on another stream, ours waits for it; on the same one nothing is done, so that
-        # a call can be captured in a graph
+        # if the exporter's work is on another stream, ours waits for it; on the same stream there is no wait, so that
+        # the call can be captured in a graph
         capsule = value.__dlpack__(stream=calling_stream() or LEGACY)
         pointer = ctypes.pythonapi.PyCapsule_GetPointer
         pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
@@ -136,7 +137,7 @@ def _dlpack(name: str, value: Any) -> DeviceRows:
     strides = contiguous(shape, size)
     if tensor.strides:
         strides = tuple(size * tensor.strides[i] for i in range(tensor.ndim))
-    # the capsule is not consumed: what it shares lives as long as the capsule and the array
+    # the capsule is not consumed: the memory lives as long as the capsule and the array
     return DeviceRows(
         (tensor.data or 0) + tensor.byte_offset, shape, strides, dtype, 0, (value, capsule), device=tensor.device_id
     )
@@ -197,6 +198,6 @@ def whole(name: str, array: DeviceRows, shape: tuple[int, ...], dtype: str) -> i
 
 
 def writable(name: str, array: DeviceRows) -> None:
-    """Raise InputError for an array whose owner says that it is only to be read."""
+    """Raise InputError for an array that its owner exports as read-only."""
     if array.read_only:
-        raise InputError(f"{name} must be an array that can be written, got a read-only one")
+        raise InputError(f"{name} must be writable, got a read-only array")

@@ -1,4 +1,4 @@
-"""The protocol without the experts, for a user's own: rows travel to the ranks that hold their experts, and back."""
+"""The protocol without experts: rows travel to the ranks that hold their experts, and outputs back."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from ..primitives import arrays
 from ..primitives.buffers import aligned
 from ..primitives.compile import warm_up
 from ..substrate.runtime import BATCH, Runtime
-from .collective import Collective, check_common, explain_ids, routing_arrays, usable_timeout, weight_arrays
+from .arguments import check_common, explain_ids, refusal, routing_arrays, usable_timeout, weight_arrays
+from .collective import Collective, Membership, Needs
 
 
 @dataclass(frozen=True)
 class Handle:
-    """What a dispatch brought. counts: [L, W] rows by local expert and source; experts: [L] ids; rows: their sum.
+    """The result of a dispatch. counts: [L, W] rows by local expert and source; experts: [L] ids; rows: sum of counts.
 
-    Rows are ordered by expert, source and the source's packed order.
+    Rows are ordered by expert, source and the source's packed order. lead: the leading shape of x.
     """
 
     counts: np.ndarray
@@ -34,11 +35,12 @@ class Handle:
 
 
 class Exchange(Collective):
-    """Dispatch and combine over the ranks of a communicator, by one-sided puts. Collective.
+    """Dispatch and combine over the ranks of a communicator, by one-sided puts, on CPUs. Collective.
 
     hidden: H, width of a token (float32). experts: E. top_k: choices a token. max_tokens: most tokens a rank brings
     to a call.
     placement, timeout, ranks_per_node: as for `MoE`. Shares the engine of the `MoE` objects on the same communicator.
+    Raises as `MoE` does.
     """
 
     def __init__(
@@ -53,23 +55,24 @@ class Exchange(Collective):
         timeout: float = 120.0,
         ranks_per_node: int | None = None,
     ) -> None:
-        super().__init__(comm, usable_timeout(timeout), ranks_per_node)
+        super().__init__(Membership(comm, usable_timeout(timeout), ranks_per_node))
         problem: Exception | None = None
+        alike, places = "", None
         shape = {"hidden": hidden, "experts": experts, "top_k": top_k, "max_tokens": max_tokens}
         try:
             for name, value in shape.items():
                 if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                     raise InputError(f"{name} must be a positive int, got {value!r}")
             check_common(None, timeout, ranks_per_node)
-            self.placement = Placement(placement, experts, self.world)
-            mine = f"Exchange {shape}, placement={self.placement}"
+            places = Placement(placement, experts, self.world)
+            alike = f"Exchange {shape}, placement={places}"
         except Exception as error:
-            problem = error if isinstance(error, AristosError) else InputError(f"{type(error).__name__}: {error}")
-            mine = ""
-        self._join(problem, mine, shape, BATCH * 16 + 64, 0, None, 1)
+            problem = refusal(error)
+        needs = Needs(scratch_bytes=BATCH * 16 + 64, workers=1)
+        self._member.join(problem, alike, places, shape, needs)
         self.hidden, self.experts, self.top_k, self.max_tokens = hidden, experts, top_k, max_tokens
         self.timeout = float(timeout)
-        self._job = self._new_job(hidden=hidden, experts=experts, top_k=top_k)
+        self._job = self._member.new_job(hidden=hidden, experts=experts, top_k=top_k)
         self._ones = aligned((max_tokens, top_k))
         self._ones[:] = 1
         self._open: Handle | None = None
@@ -91,11 +94,11 @@ class Exchange(Collective):
         )
 
     def dispatch(self, x: Any, ids: Any) -> tuple[np.ndarray, Handle]:
-        """Send every token of x to the experts that `ids` names; collective.
+        """Send every token of x to the experts in `ids`; collective.
 
         x: [..., H] float32; ids: [..., k] integers, -1: choice not taken. Returns the rows that all ranks sent to
-        this rank's experts, [rows, H], and a handle for `combine`. No other call may be made on the communicator
-        until then.
+        this rank's experts, [rows, H], and a handle for `combine`. Until `combine`, the communicator has no other
+        call. Raises InputError, or PeerInputError for a refusal of another rank.
         """
         runtime = self._alive()
         runtime.enter()
@@ -108,17 +111,17 @@ class Exchange(Collective):
             if runtime.state[words.STATUS] != codes.OK:
                 raise InputError(explain_ids(self._ids.reshape(-1, self.top_k), self.experts))
             if self.world > 1:
-                self._raise_peer_problem(self._job, runtime)
+                self._member.raise_peer_problem(self._job)
         except AristosError:
             runtime.open = False
             raise
         counts.flags.writeable = False
-        experts = tuple(self._mine)
+        experts = tuple(self._member.mine)
         self._open = Handle(counts[: len(experts)], experts, len(landed), self._lead, runtime.epoch)
         return landed, self._open
 
     def _prepare(self, x: Any, ids: Any) -> Exception | None:
-        """Fill the job; a refusal is returned, because the other ranks are on their way."""
+        """Fill the job. A refusal is returned, not raised, because the other ranks have entered the call."""
         runtime, job = self._alive(), self._job
         try:
             runtime.fill(job)
@@ -135,18 +138,17 @@ class Exchange(Collective):
                 self._ids.ctypes.data,
             )
         except Exception as problem:
-            error = problem if isinstance(problem, AristosError) else InputError(f"{type(problem).__name__}: {problem}")
             job[words.STATUS_IN], job[words.TOKENS] = codes.REFUSED, 0
-            return error
+            return refusal(problem)
         except BaseException:
             runtime.leave()
             raise
         return None
 
     def _receive(self, runtime: Runtime) -> tuple[np.ndarray, np.ndarray]:
-        """Run the first half: (rows that landed here [rows, H], counts [L, W])."""
+        """Run the first phase: (rows that landed here [rows, H], counts [L, W])."""
         job = self._job
-        counts = np.zeros((max(1, len(self._mine)), self.world), np.int64)
+        counts = np.zeros((max(1, len(self._member.mine)), self.world), np.int64)
         with runtime.tending():
             runtime.begin(job)
             runtime.go_on(job, self.timeout)
@@ -159,7 +161,8 @@ class Exchange(Collective):
     def combine(self, out: Any, handle: Handle, weights: Any) -> np.ndarray:
         """Send the rows of `out` back; y[t] = sum over j of weights[t, j] * row (t, j). Collective, ends the call.
 
-        out: [rows, H] float32 in the order of the dispatched rows; weights: [..., k] floats. Returns [..., H].
+        out: [rows, H] float32 in the order of the dispatched rows; weights: [..., k] floats. Returns [..., H]. Raises
+        OpenCallError for a handle that is not the open one.
         """
         self._alive()
         if self._open is None or handle is not self._open:
@@ -169,7 +172,7 @@ class Exchange(Collective):
         try:
             back, _ = arrays.rows("out", out, self.hidden, np.dtype(np.float32))
             if len(back) != handle.rows:
-                raise InputError(f"out must have {handle.rows} rows, as dispatch gave, got {len(back)}")
+                raise InputError(f"out must have {handle.rows} rows, as many as dispatch returned, got {len(back)}")
             back = np.ascontiguousarray(back)
             scale = weight_arrays(weights, (*handle.lead, self.top_k))
             if not np.isfinite(scale).all():
@@ -182,12 +185,12 @@ class Exchange(Collective):
             raise refusal
         self._return(handle, back, scale, y)
         if self.world > 1:
-            self._raise_peer_problem(self._job, self._alive())
+            self._member.raise_peer_problem(self._job)
         assert y is not None
         return y
 
     def _return(self, handle: Handle, back: Any, scale: Any, y: Any) -> None:
-        """Run the second half and close the call; without `back`, as a rank that refuses: others learn of it."""
+        """Run the second phase and close the call. back: None: this rank refuses, which the others are notified of."""
         runtime, job = self._alive(), self._job
         counts = np.ascontiguousarray(handle.counts).reshape(-1, self.world)
         self._open = None
@@ -204,7 +207,7 @@ class Exchange(Collective):
         runtime.open = False
 
     def close(self) -> None:
-        """Give everything back; a dispatch that was not combined is given up, which the others learn. Collective."""
-        if self._open is not None and self._runtime is not None and self._runtime.broken is None:
+        """Release everything; collective. A dispatch without its combine is refused on the other ranks."""
+        if self._open is not None and self._member.joined and self._member.runtime.broken is None:
             self._return(self._open, None, None, None)
         super().close()

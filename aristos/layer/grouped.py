@@ -1,4 +1,4 @@
-"""From a plan to one rank's part of it: its group's communicator, and the placement in that group."""
+"""One rank's part of a plan: the communicator of its group and the placement in that group."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def split(
 ) -> tuple[Any, list[list[int]], int]:
     """(communicator of this rank's group, ranks in it of each expert, the group's number). Collective over comm.
 
-    comm: an mpi4py communicator with a rank for each of the plan's devices, rank i being device i. The communicator
-    that is returned is the caller's to free. Raises InputError or MismatchError, on every rank; a rank that makes a
-    layer without a plan meets the others here too, as both compare their layers on comm's runtime.
+    comm: an mpi4py communicator with a rank for each of the plan's devices, rank i being device i. The caller frees
+    the returned communicator. Raises InputError or MismatchError on every rank, also if a rank makes a layer without
+    a plan: both compare layer configurations on comm's runtime.
     """
     rank, world = comm.Get_rank(), comm.Get_size()
     problem, mine = None, ""
@@ -35,13 +35,15 @@ def split(
     whole = attach(comm, timeout, ranks_per_node)
     try:
         whole.refuse_open()
-        told = whole.group.allgather((problem, f"a plan with {mine}"), "layer configurations")
-        for each, _ in told:
+        reported = whole.group.allgather((problem, f"a plan with {mine}"), "layer configurations")
+        for each, _ in reported:
             if each:
                 raise InputError(each)
-        for other, (_, theirs) in enumerate(told):
-            if theirs != told[0][1]:
-                raise MismatchError(f"ranks have different plans: rank 0 has {told[0][1]}; rank {other} has {theirs}")
+        for other, (_, theirs) in enumerate(reported):
+            if theirs != reported[0][1]:
+                raise MismatchError(
+                    f"ranks have different plans: rank 0 has {reported[0][1]}; rank {other} has {theirs}"
+                )
         number = next(g for g, members in enumerate(plan.groups) if rank in members)
         with whole.group.bounded("the other ranks to form the plan's groups (MPI_Comm_split)"):
             part = comm.Split(number, rank)

@@ -1,4 +1,4 @@
-"""What one call did and where its time went; and totals over many calls."""
+"""Counts and times of one call, and totals over many calls."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..engine import words
+from ..substrate.counters import Tables
 
 
 @dataclass(frozen=True)
@@ -15,10 +16,10 @@ class CallStats:
     """One call on one rank. Tuples have an entry a rank; seconds are sums over its workers, except call_seconds.
 
     logical bytes: the row of every routed (token, choice) pair on its way to an expert, own rank included; moved bytes:
-    those that crossed between ranks. wait: idle because of a peer; idle: without a runnable tile for whatever reason.
-    wire: looking after peers on other nodes (puts, flushes, arrived words) between two commands; what a worker does of
-    that for want of a command is idle time. On a card, whose workers are blocks, idle_seconds alone is measured, and
-    the other sums over workers are zero: to read the clock around every command would cost more than it tells.
+    those that crossed between ranks. wait: idle because of a peer; idle: without a runnable tile for any reason.
+    wire: serving peers on other nodes (puts, flushes, arrived words) between two commands; a worker that serves them
+    because it has no command is idle. On a GPU, whose workers are blocks, only idle_seconds is measured and the
+    other sums over workers are zero: reading the clock around every command would cost too much.
     """
 
     rank: int
@@ -53,12 +54,12 @@ class CallStats:
 
 @dataclass(frozen=True)
 class MessageClass:
-    """Puts of one transport whose size lies in one class, and the seconds they took, summed.
+    """Puts of one transport in one class of sizes, and the sum of their seconds.
 
     shm: a tile of rows, the time of its copy. rma: a batch (announcement, rows, outputs and their records), from its
-    puts to the end of its flush. A worker that has work flushes late on purpose, so that the answer is there and more
-    becomes ready for the next batch: seconds, latency and bandwidth of rma say how long batches were under way, not
-    what the network can do (`python -m aristos.bench put` does).
+    puts to the end of its flush. A worker that has other work flushes late on purpose, so that more becomes ready for
+    the next batch: seconds, latency and bandwidth of rma describe batches, not the network
+    (`python -m aristos.bench put` measures that).
     """
 
     transport: str
@@ -73,7 +74,7 @@ class MessageClass:
 
 @dataclass(frozen=True)
 class Summary:
-    """Totals since load, over all ranks. wait_seconds[i, j]: how long rank i waited for rank j."""
+    """Totals over all calls of an object and all ranks. wait_seconds: [W, W]; [i, j]: rank i waited for rank j."""
 
     calls: int
     rows: int
@@ -102,31 +103,8 @@ class Summary:
         return "\n".join(lines)
 
 
-class Tables:
-    """The part of a rank's state that counts: one call's, or, added up, many calls'."""
-
-    def __init__(self, starts: dict[int, int], workers: int, world: int) -> None:
-        self.first = starts[words.T_COUNTERS]
-        self._starts = {name: start - self.first for name, start in starts.items() if start >= self.first}
-        self.workers, self.world = workers, world
-
-    def counters(self, counted: np.ndarray) -> np.ndarray:
-        """[COUNTER_WORDS] summed over workers."""
-        return counted[: self.workers * words.COUNTER_WORDS].reshape(self.workers, -1).sum(0)
-
-    def peers(self, counted: np.ndarray, name: int) -> np.ndarray:
-        """[W] of one of the tables by peer."""
-        return counted[self._starts[name] :][: self.world]
-
-    def wait(self, counted: np.ndarray, rank: int) -> np.ndarray:
-        """[W] seconds waited for each peer; idle time charged to the rank itself is no wait."""
-        seconds = self.peers(counted, words.T_PEER_WAIT) * 1e-9
-        seconds[rank] = 0.0
-        return seconds
-
-
 def call_stats(job: np.ndarray, state: np.ndarray, tables: Tables, *, schedule: str, seconds: float) -> CallStats:
-    """The stats of the call that has just ended."""
+    """The stats of the call that has just ended. seconds: of the whole call."""
     counted = state[tables.first :]
     n = tables.counters(counted)
     rank = int(job[words.RANK])
@@ -162,10 +140,6 @@ class Totals:
     """Adds up the calls of one layer object on one rank."""
 
     def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """Begin anew."""
         self.calls = 0
         self.seconds = 0.0
         self.words: np.ndarray | None = None
@@ -173,8 +147,8 @@ class Totals:
         self._old: list[dict[str, Any]] = []
 
     def add(self, state: np.ndarray, tables: Tables, seconds: float) -> None:
-        """Count the call that has just ended; a few vector additions."""
-        if self._tables is not tables:  # the engine has grown: keep what was counted in its former layout
+        """Add the call that has just ended: a few vector additions."""
+        if self._tables is not tables:  # the engine has grown: keep the counts of its former layout
             if self.words is not None:
                 self._old.append(self._plain())
             self._tables = tables
@@ -194,7 +168,7 @@ class Totals:
         }
 
     def share(self, rank: int, world: int) -> dict[str, Any]:
-        """What this rank tells the others for a summary."""
+        """This rank's contribution to a summary."""
         parts = [*self._old, *([self._plain()] if self.words is not None else [])]
         wait = sum((p["wait"] for p in parts), np.zeros(world))
         wait[rank] = 0.0
@@ -230,7 +204,7 @@ def _messages(counters: np.ndarray, transport: str, first: int) -> list[MessageC
 
 
 def summarize(shares: list[dict[str, Any]]) -> Summary:
-    """Everybody's share, in rank order, as one summary."""
+    """The summary of all ranks' shares, in rank order."""
     counters = np.array([s["counters"] for s in shares])
     return Summary(
         calls=shares[0]["calls"],

@@ -14,6 +14,7 @@ from ..primitives import arrays
 from ..primitives.buffers import FLOAT, aligned
 
 FLOAT32 = np.dtype(np.float32)
+LAYOUTS = ("in_out", "out_in")
 
 
 def _pack_all(weights: list[np.ndarray]) -> np.ndarray:
@@ -36,47 +37,78 @@ def _pack_bias(bias: np.ndarray, experts: Any) -> np.ndarray:
     return out
 
 
-class Given:
-    """Weights as a user gave them, checked: whole arrays by name, and which of their entries are this rank's experts.
+def shapes(cfg: MoEConfig, count: int, layout: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays that `MoE.load` takes, by name. count: experts in each array."""
+    h, width, turned = cfg.hidden, cfg.ffn, layout == "out_in"
+    wide, narrow = ((count, width, h), (count, h, width)) if turned else ((count, h, width), (count, width, h))
+    return {
+        "up": wide, "down": narrow, "gate": wide, "up_bias": (count, width), "gate_bias": (count, width),
+        "down_bias": (count, h), "router": (cfg.experts, h) if turned else (h, cfg.experts),
+    }  # fmt: skip
 
-    Arguments as of `MoE.load`; raises `InputError` naming the array that does not fit.
+
+class CheckedWeights:
+    """Weights as a user passed them, checked: whole arrays by name, and the indices of this rank's experts in them.
+
+    Arguments as of `MoE.load`; mine: ids of this rank's experts. Raises `InputError` naming the array that does not
+    fit, and the layout= or local= that it would fit.
     """
 
     def __init__(self, cfg: MoEConfig, mine: list[int], *, local: bool, layout: str, arrays_in: dict[str, Any]) -> None:
-        if layout not in ("in_out", "out_in"):
+        if layout not in LAYOUTS:
             raise InputError(f"layout must be 'in_out' or 'out_in', got {layout!r}")
         self.turned = layout == "out_in"
-        n = len(mine) if local else cfg.experts
-        h, width = cfg.hidden, cfg.ffn
-        self.experts = list(range(n)) if local else mine
-        wide = (n, width, h) if self.turned else (n, h, width)
-        narrow = (n, h, width) if self.turned else (n, width, h)
+        self.experts = list(range(len(mine))) if local else mine
+        self._cfg, self._count, self._given = cfg, len(mine), (bool(local), layout)
         wanted = {"up", "down"} | ({"gate"} if cfg.gated else set())
         biases = ({"up_bias", "down_bias"} | ({"gate_bias"} if cfg.gated else set())) if cfg.bias else set()
         check_present(arrays_in, wanted, biases, cfg)
-        shapes = {
-            "up": wide, "down": narrow, "gate": wide, "up_bias": (n, width), "gate_bias": (n, width),
-            "down_bias": (n, h), "router": (cfg.experts, h) if self.turned else (h, cfg.experts),
-        }  # fmt: skip
-        self.weights = {name: arrays.weight(name, arrays_in[name], shapes[name], FLOAT32) for name in sorted(wanted)}
+        self.weights = {name: self._array(name, arrays_in[name]) for name in sorted(wanted)}
         self.biases = {
-            name: arrays.weight(name, arrays_in[name], shapes[name], FLOAT32)
-            for name in sorted(biases)
-            if arrays_in[name] is not None
+            name: self._array(name, arrays_in[name]) for name in sorted(biases) if arrays_in[name] is not None
         }
         self.router: np.ndarray | None = None  # [H, E]
         if arrays_in["router"] is not None:
-            router = arrays.weight("router", arrays_in["router"], shapes["router"], FLOAT32)
+            router = self._array("router", arrays_in["router"])
             self.router = router.T if self.turned else router
 
+    def _array(self, name: str, value: Any) -> np.ndarray:
+        array = arrays.view(name, value)
+        shape = self._shape(name, *self._given)
+        if array.shape != shape and (hint := self._hint(name, array.shape)):
+            raise InputError(f"{name} must have shape {list(shape)}, got {list(array.shape)}: {hint}")
+        return arrays.weight(name, array, shape, FLOAT32)
+
+    def _shape(self, name: str, local: bool, layout: str) -> tuple[int, ...]:
+        return shapes(self._cfg, self._count if local else self._cfg.experts, layout)[name]
+
+    def _hint(self, name: str, got: tuple[int, ...]) -> str:
+        """The arguments of `load` that an array of shape `got` would fit; empty if there are none."""
+        local, layout = self._given
+        for wanted in ((local, _other(layout)), (not local, layout), (not local, _other(layout))):
+            if got == self._shape(name, *wanted):
+                changed = []
+                if wanted[0] != local:
+                    held = "this rank's experts alone" if wanted[0] else "all experts"
+                    changed.append(f"local={wanted[0]} ({held})")
+                if wanted[1] != layout:
+                    order = "nn.Linear's order" if wanted[1] == "out_in" else "inputs before outputs"
+                    changed.append(f"layout={wanted[1]!r} ({order})")
+                return "that is its shape with " + " and ".join(changed)
+        return ""
+
     def expert(self, name: str, e: int) -> np.ndarray:
-        """[K, N] of one expert, its number in the arrays."""
+        """[K, N] of one expert. e: its index in the arrays."""
         whole = self.weights[name][e]
         return whole.T if self.turned else whole
 
 
+def _other(layout: str) -> str:
+    return LAYOUTS[1 - LAYOUTS.index(layout)]
+
+
 def check_present(given: dict[str, Any], wanted: set[str], biases: set[str], cfg: MoEConfig) -> None:
-    """Raise InputError for an array that is missing, or that the configuration does not have."""
+    """Raise InputError for an array that is missing, or for one that the configuration does not have."""
     for name in sorted(wanted):
         if given[name] is None:
             raise InputError(f"load needs {name}= for gated={cfg.gated}, bias={cfg.bias}")
@@ -86,9 +118,9 @@ def check_present(given: dict[str, Any], wanted: set[str], biases: set[str], cfg
 
 
 class LayerWeights:
-    """Packed weights of the experts `mine` (ids, in slot order) of one layer, for the CPU's kernels."""
+    """One layer's weights for the CPU kernels: this rank's experts in slot order, and the router. router: or None."""
 
-    def __init__(self, given: Given) -> None:
+    def __init__(self, given: CheckedWeights) -> None:
         self.packed: dict[str, np.ndarray] = {}
         for name in given.weights:
             self.packed[name] = _pack_all([given.expert(name, e) for e in given.experts])
@@ -96,8 +128,14 @@ class LayerWeights:
             self.packed[name] = _pack_bias(bias, given.experts)
         self.router = None if given.router is None else pack(given.router, LANES)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all packed arrays."""
+        router = 0 if self.router is None else self.router.nbytes
+        return sum(array.nbytes for array in self.packed.values()) + router
+
     def fill(self, job: np.ndarray) -> None:
-        """Write the addresses into a job."""
+        """Write the addresses into a job; 0 for absent arrays."""
         names = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
         slots = (words.UP, words.GATE, words.DOWN, words.UP_BIAS, words.GATE_BIAS, words.DOWN_BIAS)
         for name, slot in zip(names, slots):
@@ -115,3 +153,13 @@ class LayerWeights:
             job[words.UP_BIAS_STEP] = FLOAT * self.packed["gate_bias"].shape[1]
         job[words.ROUTER] = self.router.ctypes.data if self.router is not None else 0
         job[words.ROUTER_PANELS] = len(self.router) if self.router is not None else 0
+
+
+def packed_bytes(cfg: MoEConfig, count: int) -> int:
+    """Bytes of `LayerWeights` with `count` experts, all biases of the configuration, and a router."""
+    h, width = cfg.hidden, cfg.ffn
+    wide = 2 if cfg.gated else 1  # products of width F
+    expert = wide * h * padded(width) + width * padded(h)
+    if cfg.bias:
+        expert += wide * padded(width) + padded(h)
+    return FLOAT * (count * expert + h * padded(cfg.experts, LANES))

@@ -26,11 +26,20 @@ def view(name: str, value: Any) -> np.ndarray:
     raise InputError(f"{name} must be an array (NumPy, __array_interface__ or DLPack), got {type(value).__name__}")
 
 
+def wrong_dtype(name: str, got: np.dtype, wanted: Any) -> InputError:
+    """The error for an array of another dtype; for bits of bfloat16 it quotes the conversion."""
+    advice = "cast it yourself, none is done silently"
+    if got.name in ("uint16", "void16"):
+        cast = "" if str(wanted) == "bfloat16" else f".astype({str(wanted)!r})"
+        advice = f"if it holds bits of bfloat16, pass {name}.view(ml_dtypes.bfloat16){cast}"
+    return InputError(f"{name} must have dtype {wanted}, got {got}: {advice}")
+
+
 def rows(name: str, value: Any, width: int, dtype: np.dtype) -> tuple[np.ndarray, tuple[int, ...]]:
     """(rows [S, width] of `value` [..., width], the leading shape); a copy only where strides force it."""
     array = view(name, value)
     if array.dtype != dtype:
-        raise InputError(f"{name} must have dtype {dtype}, got {array.dtype}: cast it yourself, none is done silently")
+        raise wrong_dtype(name, array.dtype, dtype)
     if array.ndim < 1 or array.shape[-1] != width:
         raise InputError(f"{name} must have shape [..., {width}], got {list(array.shape)}")
     lead = array.shape[:-1]
@@ -44,7 +53,7 @@ def weight(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np
     """A weight array of exactly this shape and dtype, all finite or not: weights are not looked into."""
     array = view(name, value)
     if array.dtype != dtype:
-        raise InputError(f"{name} must have dtype {dtype}, got {array.dtype}")
+        raise wrong_dtype(name, array.dtype, dtype)
     if array.shape != shape:
         raise InputError(f"{name} must have shape {list(shape)}, got {list(array.shape)}")
     return array

@@ -1,7 +1,7 @@
-"""Change a file so that neither a crash nor a second writer costs what it held.
+"""Change a file so that neither a crash nor a second writer loses its content.
 
 The change is made to a copy, which is synced and renamed over the original; writers take turns by a lock file beside
-it. Readers need no lock: they see the file before or after. It refuses to know what is in the file.
+it. Readers need no lock: they see the file before or after. The file's format is the caller's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.
 
 @contextlib.contextmanager
 def locked(target: Path, seconds: float) -> Iterator[None]:
-    """Hold the file's lock: flock, which dies with its holder, or a lock by existence where flock is refused.
+    """Hold the file's lock: flock, which ends with its holder, or a lock by existence where flock is not supported.
 
     Raises ResultsError naming the lock file if another writer holds it for longer than `seconds`.
     """
@@ -51,22 +51,22 @@ def locked(target: Path, seconds: float) -> Iterator[None]:
 
 
 def try_writing(target: Path, folder: Path) -> None:
-    """Make and remove a file in `folder`; raises ResultsError naming `target` where that fails.
+    """Make and remove a file in `folder`; raises ResultsError naming `target` if that fails.
 
-    Permission bits do not tell: root passes them all, and a file system may be read-only or full.
+    Permission bits are not enough: root passes them all, and a file system may be read-only or full.
     """
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{target.name[:100]}."):
             pass
     except OSError as error:
-        raise ResultsError(f"{target}: {folder} is no folder that can be written to: {error}") from error
+        raise ResultsError(f"{target}: {folder} cannot be written to: {error}") from error
 
 
 def rewrite(target: Path, change: Callable[[Path, bool], None]) -> None:
-    """Replace the file by what `change(copy, exists)` makes of its copy; the caller holds the lock.
+    """Replace the file by its copy after `change(copy, exists)`; the caller holds the lock.
 
-    Where the file does not exist, `change` gets the path of a file to make. What it raises is passed on, the original
-    untouched. If the original changed meanwhile, the change is made again to a new copy: flock does not always reach
+    If the file does not exist, `change` gets the path of a file to make. An exception of `change` leaves the original
+    untouched. If the original changed meanwhile, the change is repeated on a new copy: flock does not always reach
     writers on other hosts.
     """
     _remove_leftovers(target)
@@ -114,7 +114,7 @@ def _identity(path: Path) -> tuple[int, int, int] | None:
 
 
 def _sync(path: Path) -> None:
-    """Have the content of a file or folder on the disk before what follows."""
+    """Write a file or folder through to the disk before the next step."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)

@@ -23,12 +23,12 @@ from ..engine.experts import GROUP
 from ..engine.layout import PairLayout, Shape, StateLayout, lines, word_from
 from ..errors import ClosedError, MismatchError, OpenCallError, PoisonedError, WaitTimeout
 from ..kernels.cpu.panels import row_stride
-from ..layer.stats import Tables
 from ..primitives import wire
 from ..primitives.buffers import aligned
 from ..primitives.compile import warm_up
 from ..primitives.memory import load, load_acquire
 from ..transport.group import Group, warn_if_launched
+from .counters import Tables
 from .cpu.loop import run_alone, work
 from .cpu.workers import Background, Workers
 from .windows import Memory, window_bytes

@@ -21,7 +21,7 @@ from aristos.bench.world import World
 from aristos.errors import InputError, PoisonedError, ResultsError, WaitTimeout
 from aristos.host import launch_environment, mpi_library, versions
 from aristos.host.nodes import Nodes
-from aristos.layer.collective import check_common
+from aristos.layer.arguments import check_common
 
 STEP = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "8", "SLURM_PROCID": "5"}
 SIZES = [8 << i for i in range(20)]

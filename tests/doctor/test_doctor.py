@@ -19,10 +19,11 @@ from aristos.cli import __main__ as cli
 from aristos.doctor import cores, equal, finding, kernels, libraries, progress, ranks, shared_memory, slurm, windows
 from aristos.doctor.cores import Seat
 from aristos.doctor.finding import Finding, merged, named, ok, warn
+from aristos.engine.layout import rank_bytes
 from aristos.host.mpi_library import Library
 from aristos.host.nodes import Nodes
 from aristos.host.workarounds import SM_FOLDER, Workaround
-from aristos.layer.collective import shape_of
+from aristos.layer.collective import shape_of, widths
 from aristos.placement import Placement
 from aristos.substrate.windows import window_bytes
 
@@ -261,7 +262,9 @@ def test_only_windows_lie_in_shared_memory():
     """Not what a rank keeps for itself: outboxes and staged rows; and nothing where a rank is alone on its node."""
     for nodes, per_node in ((1, 2), (4, 2), (16, 4)):
         cfg = models.shape(models.DEFAULT, nodes * per_node).cfg
-        rank = aristos.MoE.memory(cfg, nodes * per_node, ranks_per_node=per_node)
+        world = nodes * per_node
+        layout = shape_of(world, Placement(None, cfg.experts, world), **widths(cfg))
+        rank = rank_bytes(layout, Nodes.of(world, per_node), world - 1)
         stride = 4 * cfg.hidden
         far = (nodes - 1) * per_node
         ring = max(64, (64 << 20) // (max(1, nodes * per_node - 1) * stride))  # rows, at least these
@@ -284,8 +287,7 @@ def shared_bytes() -> int:
 def test_mpi_takes_both_windows_from_shared_memory(comm):
     """Those between nodes too, where ranks share a machine: that is why `need` counts them."""
     cfg = aristos.MoEConfig(hidden=512, ffn=8, experts=4, top_k=2, max_tokens=1024)
-    widths = {"hidden": 512, "experts": 4, "top_k": 2, "max_tokens": 1024}
-    layout = shape_of(4, Placement(None, 4, 4), **widths)
+    layout = shape_of(4, Placement(None, 4, 4), **widths(cfg))
     near, far, _ = window_bytes(layout, Nodes.of(4, 2), comm.rank)
     before = shared_bytes()
     with aristos.MoE(cfg, comm, threads=1, ranks_per_node=2):

@@ -36,6 +36,7 @@ from aristos.engine.layout import (
 from aristos.explore.places import FAR, NEAR, OUTBOX, fill, put_target, where
 from aristos.host.nodes import Nodes
 from aristos.kernels.cpu.panels import row_stride
+from aristos.layer.collective import shape_of, widths
 from aristos.placement import Placement
 
 
@@ -320,6 +321,15 @@ def test_a_union_keeps_rings_within_the_budget():
 
 # ---- how much memory ----------------------------------------------------------------------------------------------
 
+
+def windows(
+    cfg: aristos.MoEConfig, world: int, placement: list[int] | None = None, ranks_per_node: int | None = None
+) -> int:
+    """Bytes of windows and outboxes that `MoE.memory` counts: all but the packed weights."""
+    shape = shape_of(world, Placement(placement, cfg.experts, world), **widths(cfg))
+    return rank_bytes(shape, Nodes.of(world, ranks_per_node), world - 1)
+
+
 BIG = aristos.MoEConfig(hidden=1024, ffn=4096, experts=8, top_k=2, max_tokens=4096)
 
 
@@ -350,7 +360,7 @@ def test_memory_is_the_stated_formula(world):
         for placement in (None, [0] * cfg.experts, [e % world for e in range(cfg.experts)]):
             for ranks_per_node in (None, 1, 2, 5, world):
                 stated = stated_bytes(cfg, world, placement, ranks_per_node)
-                assert MoE.memory(cfg, world, placement, ranks_per_node) == stated
+                assert windows(cfg, world, placement, ranks_per_node) == stated
 
 
 @settings(max_examples=40)
@@ -370,11 +380,11 @@ def test_memory_does_not_run_away():
     """Rings stay within 64 MiB or 64 rows a source; what remains is a call's own rows. Over nodes four times that."""
     own = BIG.max_tokens * BIG.top_k * 4096
     for world in (2, 8, 64, 256):
-        rings = MoE.memory(BIG, world) - own
+        rings = windows(BIG, world) - own
         assert rings <= (64 << 20) * 1.02 + world * 70_000, world
-        over_nodes = MoE.memory(BIG, world, ranks_per_node=1) - 2 * own
+        over_nodes = windows(BIG, world, ranks_per_node=1) - 2 * own
         assert over_nodes <= 4 * ((64 << 20) * 1.02 + world * 70_000), world
-    assert MoE.memory(BIG, 2) == MoE.memory(replace(BIG, ffn=1, activation="silu", gated=True), 2)
+    assert windows(BIG, 2) == windows(replace(BIG, ffn=1, activation="silu", gated=True), 2)
 
 
 def allocated(runtime: Any) -> int:
@@ -393,10 +403,10 @@ def checked_sizes(comm: Any, ranks_per_node: int | None) -> None:
         options: dict[str, Any] = {"placement": placement, "ranks_per_node": ranks_per_node}
 
         with rings_of(None), MoE(cfg, comm, layers=32, **options) as moe:
-            runtime = moe._runtime
+            runtime = moe._member.runtime
             assert runtime.group.nodes.local(comm.rank) == nodes.local(comm.rank)
             assert allocated(runtime) == rank_bytes(runtime.shape, nodes, comm.rank)
-            assert max(comm.allgather(allocated(runtime))) == MoE.memory(cfg, world, **options)
+            assert max(comm.allgather(allocated(runtime))) == windows(cfg, world, **options)
             memory, version = runtime._memory, runtime.version
             for layer in range(32):
                 moe.load(layer, **w)
@@ -404,13 +414,13 @@ def checked_sizes(comm: Any, ranks_per_node: int | None) -> None:
                 x = tokens(cfg, 60 * (n % 3 != comm.rank), seed=n)
                 moe(x, layer=n % 32, **routing(cfg, len(x), SKEWS[n % len(SKEWS)], seed=n))
             with MoE(replace(cfg, max_tokens=30), comm, **options) as second:
-                assert second._runtime is runtime
+                assert second._member.runtime is runtime
             assert (runtime._memory, runtime.version) == (memory, version)
             wide = replace(cfg, hidden=400)
             with MoE(wide, comm, **options):
                 assert runtime.version > version
                 assert allocated(runtime) == rank_bytes(runtime.shape, nodes, comm.rank)
-                assert max(comm.allgather(allocated(runtime))) == MoE.memory(wide, world, **options)
+                assert max(comm.allgather(allocated(runtime))) == windows(wide, world, **options)
 
 
 @ranks_each(1, 3)
@@ -429,7 +439,7 @@ def test_closing_gives_the_shared_memory_back(comm):
     from aristos.transport.capacity import free_shared_memory
 
     cfg = aristos.MoEConfig(hidden=1024, ffn=8, experts=2, top_k=1, max_tokens=8192)
-    need = 2 * MoE.memory(cfg, 2)
+    need = 2 * windows(cfg, 2)
     assert need > 100 << 20
     comm.Barrier()
     before = free_shared_memory()
@@ -444,5 +454,5 @@ def test_closing_gives_the_shared_memory_back(comm):
 
 
 def test_rows_of_two_bytes_take_half_the_room():
-    wide, narrow = (MoE.memory(replace(BIG, dtype=dtype), 2) for dtype in ("float32", "bfloat16"))
+    wide, narrow = (windows(replace(BIG, dtype=dtype), 2) for dtype in ("float32", "bfloat16"))
     assert 0.45 < narrow / wide < 0.56

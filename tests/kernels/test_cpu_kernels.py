@@ -103,9 +103,9 @@ def test_what_the_kernel_refuses():
             packed(x, out=out)
     with pytest.raises(InputError, match="activation must be one of relu"):
         kernels.ffn(x, activation="tanh", **w)
-    with pytest.raises(InputError, match="swiglu_oai is a gate's"):
+    with pytest.raises(InputError, match="requires gated=True"):
         kernels.ffn(x, activation="swiglu_oai", **w)
-    with pytest.raises(InputError, match=r"limit is a gate's.*got 7\.0"):
+    with pytest.raises(InputError, match=r"limit requires gated=True, got limit=7\.0"):
         kernels.ffn(x, limit=7.0, **w)
     with pytest.raises(InputError, match=r"down must be float32 with shape \[48, 32\]"):
         kernels.ffn(x, w["up"], w["up"])

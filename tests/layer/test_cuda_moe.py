@@ -109,14 +109,14 @@ def test_refusals():
 def test_options():
     def body(comm, rank):
         for options, words in (
-            ({"threads": 2}, "threads are for the backend cpu"),
-            ({"schedule": "bulk"}, "schedule='fused' alone"),
+            ({"threads": 2}, "threads applies only to backend='cpu', got 2"),
+            ({"schedule": "bulk"}, "has only schedule='fused', got 'bulk'"),
         ):
             with pytest.raises(InputError, match=words):
                 aristos.MoE(CFG, comm, backend="cuda", **options)
-        with pytest.raises(InputError, match="rows of whole 16 bytes on a card, got hidden=30"):
+        with pytest.raises(InputError, match="rows of whole 16 bytes on a GPU, got hidden=30"):
             aristos.MoE(replace(CFG, hidden=30), comm, backend="cuda")
-        with pytest.raises(InputError, match="backend cpu computes in float32, got dtype='float16'"):
+        with pytest.raises(InputError, match="backend='cpu' computes in float32, got dtype='float16'"):
             aristos.MoE(replace(CFG, dtype="float16"), comm, backend="cpu")
 
     on_ranks(1, body)
@@ -130,8 +130,8 @@ def test_a_rank_that_does_not_come(monkeypatch):
         moe = aristos.MoE(CFG, comm, backend="cuda")
         moe.load(**WEIGHTS)
         if rank == 1:
-            moe._engine.card.together.run(1)
-            moe._engine.users = 0  # it is gone: nothing is to be closed at exit
+            moe._member.runtime.card.together.run(1)
+            moe._member.runtime.users = 0  # it is gone: nothing is to be closed at exit
             return
         with pytest.raises(WaitTimeout, match=r"rank 0 waited for rank 1 in epoch 1 .*its announcement of epoch 1"):
             moe(tokens(CFG, 3, seed=0))
@@ -164,7 +164,7 @@ def test_arrays_of_the_card():
         with aristos.MoE(CFG, comm, backend="cuda") as moe:
             moe.synchronize()
             moe.load(**WEIGHTS)
-            card, x = moe._engine.card, tokens(CFG, 12, seed=rank)
+            card, x = moe._member.runtime.card, tokens(CFG, 12, seed=rank)
             bad = x.copy()
             bad[5, 1] = np.inf
             there, out = OnCard(card, x), OnCard(card, np.zeros_like(x))
@@ -190,7 +190,7 @@ def test_an_engine_that_cannot_grow_says_so(monkeypatch):
     def body(comm, rank):
         first = aristos.MoE(CFG, comm, backend="cuda")
         first.load(**WEIGHTS)
-        card = first._engine.card
+        card = first._member.runtime.card
         plain = card.allocate
         card.allocate = lambda nbytes: plain(nbytes) if nbytes < 1 << 20 else _no_room()
         with pytest.raises(MemoryProblem, match="no room"):

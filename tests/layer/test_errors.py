@@ -15,7 +15,11 @@ from mpi import find_mpiexec, ranks_each
 
 import aristos
 from aristos import errors, reference
+from aristos.engine.layout import rank_bytes
 from aristos.errors import InputError, MemoryProblem, MismatchError, OpenCallError, PeerInputError
+from aristos.host.nodes import Nodes
+from aristos.layer.collective import shape_of, widths
+from aristos.placement import Placement
 
 CFG = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=30)
 W: dict[str, Any] = dict(reference.weights(CFG))
@@ -373,7 +377,8 @@ def test_a_second_open_call_is_refused(comm, world):
 @pytest.mark.parametrize("ranks_per_node", [None, 1], ids=["one node", "two nodes"])
 def test_windows_that_do_not_fit(comm, monkeypatch, ranks_per_node):
     """One rank sees too small a /dev/shm: all raise before anything is touched, and a smaller layer still works."""
-    need = MoE.memory(CFG, 2, ranks_per_node=ranks_per_node)
+    shape = shape_of(2, Placement(None, CFG.experts, 2), **widths(CFG))
+    need = rank_bytes(shape, Nodes.of(2, ranks_per_node), 1)
     if comm.rank == 1:
         monkeypatch.setattr("aristos.transport.capacity.free_shared_memory", lambda: need)  # room for one of two
     with pytest.raises(MemoryProblem, match=r"windows need [\d.]+ MiB .*for 2 ranks.* MiB are free") as caught:
@@ -413,7 +418,7 @@ x = tokens(cfg, 20, seed=rank)
 moe = aristos.MoE(cfg, comm)
 moe.load(**reference.weights(cfg))
 y = moe(x)
-import aristos.transport.room as room
+import aristos.transport.capacity as room
 real, room.free_shared_memory = room.free_shared_memory, lambda: 1000
 try:
     aristos.MoE(aristos.MoEConfig(hidden=400, ffn=72, experts=5, max_tokens=300), comm)

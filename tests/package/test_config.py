@@ -1,4 +1,4 @@
-"""Options: what is taken, what is refused with the value quoted, and that importing the package does no work."""
+"""Options: accepted values, refused values with the value quoted; importing the package does no work."""
 
 from __future__ import annotations
 
@@ -58,16 +58,16 @@ def test_sizes(name, value):
         ({"dtype": "float64"}, "dtype must be one of float32, tf32, bfloat16, float16, got 'float64'"),
         ({"gated": 1}, "gated must be True or False, got 1"),
         ({"bias": None}, "bias must be True or False, got None"),
-        ({"activation": "swiglu_oai"}, "swiglu_oai is a gate's: it needs one"),
-        ({"limit": 7.0}, r"limit is a gate's: it needs one, got 7\.0"),
-        ({"limit": 0.0, "gated": True}, r"limit must be None or a number that float32 holds, above zero, got 0\.0"),
+        ({"activation": "swiglu_oai"}, "activation='swiglu_oai' requires gated=True, got gated=False"),
+        ({"limit": 7.0}, r"limit requires gated=True, got limit=7\.0 with gated=False"),
+        ({"limit": 0.0, "gated": True}, r"a positive number within the range of float32, got 0\.0"),
         (
             {"limit": float("inf"), "gated": True},
-            "limit must be None or a number that float32 holds, above zero, got inf",
+            "a positive number within the range of float32, got inf",
         ),
-        ({"limit": "7", "gated": True}, "limit must be None or a number that float32 holds, above zero, got '7'"),
-        ({"limit": 1e-46, "gated": True}, "limit must be None or a number that float32 holds, above zero, got 1e-46"),
-        ({"limit": True, "gated": True}, "limit must be None or a number that float32 holds, above zero, got True"),
+        ({"limit": "7", "gated": True}, "a positive number within the range of float32, got '7'"),
+        ({"limit": 1e-46, "gated": True}, "a positive number within the range of float32, got 1e-46"),
+        ({"limit": True, "gated": True}, "a positive number within the range of float32, got True"),
         ({"router": "softmax"}, "router must be an aristos.Router, got 'softmax'"),
         ({"top_k": 5}, r"top_k must be at most experts \(4\), got 5"),
     ],
@@ -80,7 +80,7 @@ def test_other_options(changes: dict[str, Any], words):
 @pytest.mark.parametrize("value", [7, 7.0, np.float16(7), np.float32(7), np.longdouble(7), np.int8(7), np.uint64(7)])
 @pytest.mark.filterwarnings("error")
 def test_a_limit_may_be_any_number(value):
-    """A number of NumPy's is compared as itself: the largest limit is too large for a float16."""
+    """A NumPy number is converted before it is compared: the upper bound does not fit into a float16."""
     cfg = MoEConfig(**GOOD, gated=True, limit=value)
     assert cfg == MoEConfig(**GOOD, gated=True, limit=7.0)
     assert type(cfg.limit) is float
@@ -119,7 +119,7 @@ def test_default_placement_is_contiguous_and_even(experts, world):
 
 
 def python(code: str) -> str:
-    """What a process of its own prints."""
+    """The output of a new process."""
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=120
     )
@@ -128,7 +128,7 @@ def python(code: str) -> str:
 
 
 def test_import_does_no_work():
-    """No MPI, no Numba, no compilation, no device, no thread; names and options are there all the same."""
+    """No MPI, no Numba, no compilation, no device, no thread; names and options work."""
     heavy = ["mpi4py.MPI", "numba", "llvmlite", "h5py", "matplotlib", "pandas", "rich", "cupy", "torch"]
     code = f"""
 import sys, threading

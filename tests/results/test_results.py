@@ -271,7 +271,7 @@ def test_check_leaves_nothing_and_refuses_an_empty_path(tmp_path, monkeypatch):
         results.check("")
     refusal = OSError(errno.EROFS, "Read-only file system")
     monkeypatch.setattr("tempfile.NamedTemporaryFile", lambda **_: (_ for _ in ()).throw(refusal))
-    with pytest.raises(ResultsError, match=r"r\.h5: .* is no folder that can be written to: .*Read-only"):
+    with pytest.raises(ResultsError, match=r"r\.h5: .* cannot be written to: .*Read-only"):
         results.check(tmp_path / "r.h5")
 
 
@@ -280,7 +280,7 @@ def test_missing_file_and_unwritable_folder(tmp_path, monkeypatch):
         results.load(tmp_path / "none.h5")
     results.check(tmp_path / "a" / "b" / "new.h5")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResultsError, match="no folder"):
+    with pytest.raises(ResultsError, match="cannot be written to"):
         results.check(tmp_path / "file" / "r.h5")
     with pytest.raises(ResultsError, match="cannot be written"):
         results.append(tmp_path / "file" / "r.h5", example_run())
@@ -382,7 +382,7 @@ def test_a_held_lock_is_named(tmp_path):
 def test_a_writer_the_lock_does_not_reach_loses_nothing(tmp_path, monkeypatch):
     path = tmp_path / "r.h5"
     results.append(path, example_run("a"))
-    write, others = results._write_run, [example_run("b"), example_run("c")]
+    write, others = results.hdf5._write_run, [example_run("b"), example_run("c")]
 
     def interrupted(target, runs, run):
         write(target, runs, run)
@@ -393,6 +393,6 @@ def test_a_writer_the_lock_does_not_reach_loses_nothing(tmp_path, monkeypatch):
                 write(path, file["runs"], others.pop())
             os.replace(aside, path)
 
-    monkeypatch.setattr(results, "_write_run", interrupted)
+    monkeypatch.setattr(results.hdf5, "_write_run", interrupted)
     results.append(path, example_run("d"))
     assert list(results.load(path)) == ["a", "b", "c", "d"]

@@ -352,7 +352,7 @@ def test_an_error_of_mpi_ends_the_job(tmp_path):
         + """
 moe = made()
 from aristos.primitives import wire
-memory = moe._runtime._memory
+memory = moe._member.runtime._memory
 if rank == 0:
     while not wire.take(memory.wire):
         pass

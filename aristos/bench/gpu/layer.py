@@ -67,7 +67,7 @@ def room_of(gpu: Gpu, work: Workload, moe: Any, blas: Cublas | None, tokens: int
         return None
     from .chain import Room  # needs a compiler
 
-    return Room(gpu, work.cfg, KINDS[work.cfg.dtype], moe.device_weights(), tokens)
+    return Room(gpu, work.cfg, KINDS[work.cfg.dtype], moe.packed_weights(), tokens)
 
 
 def chained(played: Played, blas: Cublas, room: Any) -> tuple[Any, OnCard]:

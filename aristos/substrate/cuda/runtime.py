@@ -22,10 +22,10 @@ from ...errors import AristosError, EnvironmentProblem, PoisonedError, WaitTimeo
 from ...kernels.cuda import router
 from ...kernels.cuda.catalogue import route_kernels
 from ...kernels.cuda.tile import Tile
-from ...layer.stats import Tables
 from ...transport.group import Group
 from ...transport.ipc import IpcWindow
 from ...transport.window import Window
+from ..counters import Tables
 from ..runtime import ALONE, CAUSES, CROWDED, FAR_BLOCK, Runtime
 from ..windows import Memory
 from . import device_puts, persistent

@@ -8,7 +8,7 @@ Appending copies the file aside, adds the group to the copy, syncs it and rename
 file: a crash in mid-write costs no earlier run, readers never see half a file, and two writers lose nothing. HDF5's own
 locks are off, since parallel file systems refuse them.
 
-It refuses to be a database: no updates, no deletions, no queries. It knows nothing of MPI: one rank gathers and writes.
+Not a database: no updates, no deletions, no queries. No MPI: one rank gathers and writes.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class Variable:
 
 @dataclass
 class Table:
-    """What one suite measured: coordinates of the dimensions, and variables over some of them.
+    """One suite's measurements: coordinates of the dimensions, and variables over some of them.
 
-    suite: the suite that made it. name: the table's name in the run, the suite's own by default.
+    suite: its name. name: the table's name in the run, by default the suite's.
     dims: name -> its coordinates, one-dimensional. variables: name -> Variable. attributes: settings of this table.
     """
 
@@ -119,7 +119,7 @@ class Table:
 class Run:
     """One run of a command: its attributes and its tables.
 
-    name: `<utc>-<id>`, made where not given. attributes: what is needed to repeat it; text, numbers, booleans and lists
+    name: `<utc>-<id>` by default. attributes: everything needed to repeat the run; text, numbers, booleans and lists
     of them; nested mappings are stored flat, `{"versions": {"numpy": ...}}` as `versions.numpy`; None is left out.
     """
 
@@ -135,14 +135,14 @@ class Run:
 
 
 class Results(dict[str, dict[str, Any]]):
-    """What a file holds: run name -> plain dicts, oldest run first; `.runs` has the same as `Run` objects."""
+    """A file's content: run name -> plain dicts, oldest run first; `.runs` has the same as `Run` objects."""
 
     def __init__(self, runs: list[Run]) -> None:
         super().__init__({run.name: run.to_dict() for run in runs})
         self.runs = runs
 
     def __repr__(self) -> str:
-        """A line a run: its name, its tables, how it was started."""
+        """One line for each run: its name, its tables, its command."""
         lines = [f"<{len(self.runs)} run{'s' * (len(self.runs) != 1)} of a results file>"]
         for run in self.runs:
             lines.append(f"{run.name}: {', '.join(t.name for t in run.tables)} ({run.attributes.get('command', '?')})")
@@ -182,10 +182,10 @@ def _array(name: str, values: Any, units: str) -> np.ndarray:
 
 
 def append(path: str | os.PathLike[str], run: Run, lock_seconds: float = LOCK_SECONDS) -> Path:
-    """Add a run to the file, which is created with its folder where there is none; returns the file's real path.
+    """Add a run to the file; returns the file's real path. Creates the file and its folder if they do not exist.
 
-    Raises ResultsError, the file then being as it was: it cannot be read or written, is no results file, has a run of
-    that name, or another writer holds its lock for longer than `lock_seconds`.
+    Raises ResultsError and leaves the file unchanged if it cannot be read or written, is not a results file, has a run
+    of that name, or if another writer holds its lock for longer than `lock_seconds`.
     """
     target = Path(os.path.realpath(path))  # a link stays a link
     if target.exists():
@@ -199,7 +199,7 @@ def append(path: str | os.PathLike[str], run: Run, lock_seconds: float = LOCK_SE
 
 
 def check(path: str | os.PathLike[str]) -> None:
-    """Raise ResultsError now rather than after minutes of measuring if `append` could not work."""
+    """Raise ResultsError if `append` would fail: to be called before minutes of measuring."""
     if not os.fspath(path):
         raise ResultsError("a results file needs a name, got an empty path")
     target = Path(os.path.realpath(path))
@@ -214,7 +214,7 @@ def check(path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> Results:
-    """Read all runs. Raises ResultsError where the file cannot be read or is no results file."""
+    """Read all runs. Raises ResultsError if the file cannot be read or is not a results file."""
     target = Path(path)
     with _opened(target) as file, _described(target, "cannot be read"):
         runs = sorted(file["runs"].items())
@@ -223,7 +223,7 @@ def load(path: str | os.PathLike[str]) -> Results:
 
 @contextlib.contextmanager
 def _described(path: Path, what: str) -> Iterator[None]:
-    """Turn what the system, HDF5 or h5py raise into one error that names the file."""
+    """Turn errors of the system, HDF5 and h5py into a ResultsError that names the file."""
     try:
         yield
     except (OSError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
@@ -234,9 +234,9 @@ def _described(path: Path, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
-    """The file, open for reading and known to be a results file."""
+    """The file, open for reading; checked to be a results file."""
     with _described(path, "cannot be read"):
-        with open(path, "rb") as file:  # h5py's own messages do not tell missing from unreadable
+        with open(path, "rb") as file:  # h5py's own messages do not distinguish missing from unreadable
             first = file.read(1)
         if not first or not h5py.is_hdf5(path):
             raise ResultsError(f"{path}: not an HDF5 file; move it away or choose another file")

@@ -1,0 +1,95 @@
+"""Checks of what a user passes to a layer or an exchange: options, ids, combine weights. Needs no runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..config import MOST_THREADS
+from ..errors import AristosError, InputError
+from ..primitives.arrays import view
+
+DEFAULT_TIMEOUT = 120.0  # seconds
+
+
+def refusal(error: Exception) -> AristosError:
+    """`error` as one of this package's errors: unchanged, or an InputError that quotes it."""
+    return error if isinstance(error, AristosError) else InputError(f"{type(error).__name__}: {error}")
+
+
+def check_common(threads: Any, timeout: Any, ranks_per_node: Any = None) -> None:
+    """Raise InputError for a value that `threads`, `timeout` or `ranks_per_node` cannot have."""
+    if threads is not None and (
+        not isinstance(threads, int) or isinstance(threads, bool) or not 0 < threads <= MOST_THREADS
+    ):
+        raise InputError(f"threads must be None or an int in 1..{MOST_THREADS}, got {threads!r}")
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < 1e9:
+        raise InputError(f"timeout must be a positive number of seconds, got {timeout!r}")
+    whole = isinstance(ranks_per_node, int) and not isinstance(ranks_per_node, bool)
+    if ranks_per_node is not None and (not whole or ranks_per_node < 1):
+        raise InputError(f"ranks_per_node must be None or a positive int, got {ranks_per_node!r}")
+
+
+def usable_timeout(timeout: Any) -> float:
+    """`timeout`, or the default if it is invalid: the ranks must meet before they can refuse it together."""
+    try:
+        check_common(None, timeout)
+    except InputError:
+        return DEFAULT_TIMEOUT
+    return float(timeout)
+
+
+def usable_nodes(ranks_per_node: Any) -> int | None:
+    """`ranks_per_node`, or None if it is invalid, for the same reason."""
+    return ranks_per_node if isinstance(ranks_per_node, int) and ranks_per_node > 0 else None
+
+
+def check_comm(comm: Any) -> None:
+    """Raise InputError unless `comm` is None or an mpi4py intracommunicator."""
+    if comm is None:
+        return
+    from mpi4py import MPI
+
+    if not isinstance(comm, MPI.Intracomm) or comm == MPI.COMM_NULL:
+        what = "MPI_COMM_NULL" if isinstance(comm, MPI.Comm) and comm == MPI.COMM_NULL else repr(comm)
+        raise InputError(f"comm must be an mpi4py intracommunicator or None, got {what}")
+
+
+def routed_outside(ids: Any, weights: Any, layer: int, has_router: bool) -> bool:
+    """Whether a call brings its own routing. Raises InputError for ids without weights, or for no routing at all."""
+    if (ids is None) != (weights is None):
+        raise InputError("ids and weights come together: give both, or neither and a router")
+    if ids is None and not has_router:
+        raise InputError(f"layer {layer} was loaded without a router: give ids and weights")
+    return ids is not None
+
+
+def routing_arrays(ids: Any, shape: tuple[int, ...], copy: bool = False) -> np.ndarray:
+    """ids as contiguous int64 of exactly this shape, or InputError."""
+    chosen = view("ids", ids)
+    if chosen.shape != shape or chosen.dtype.kind not in "iu":
+        raise InputError(f"ids must be integers of shape {list(shape)}, got {chosen.dtype} {list(chosen.shape)}")
+    if chosen.dtype == np.uint64 and chosen.size and chosen.max() > np.iinfo(np.int64).max:
+        raise InputError(f"ids must be expert numbers or -1, got {chosen.max()}")
+    return np.array(chosen, np.int64, order="C", copy=copy or None)
+
+
+def weight_arrays(weights: Any, shape: tuple[int, ...], copy: bool = False) -> np.ndarray:
+    """weights as contiguous float32 of exactly this shape, or InputError."""
+    scale = view("weights", weights)
+    if scale.shape != shape or scale.dtype.kind != "f":
+        raise InputError(f"weights must be floats of shape {list(shape)}, got {scale.dtype} {list(scale.shape)}")
+    with np.errstate(over="ignore"):  # a value too large for float32 becomes infinite, which is refused later
+        return np.array(scale, np.float32, order="C", copy=copy or None)
+
+
+def explain_ids(ids: np.ndarray, experts: int) -> str:
+    """Why the engine has refused these ids. ids: [S, k]."""
+    for t, row in enumerate(ids):
+        taken = row[row >= 0]
+        if (row < -1).any() or (row >= experts).any():
+            return f"ids of token {t} must be in -1..{experts - 1}, got {row.tolist()}"
+        if len(set(taken.tolist())) < len(taken):
+            return f"ids of token {t} name an expert twice: {row.tolist()}"
+    return "ids are out of range or repeated"

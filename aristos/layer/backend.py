@@ -1,0 +1,114 @@
+"""What a backend does for `MoE`: pack weights, take arguments into a call, run it, return its result.
+
+`MoE` owns what backends have in common: membership, checks of options, pending calls, summaries, the EP group. A
+backend exists only once the layer has joined its runtime.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..config import MoEConfig
+from ..errors import InputError
+from ..substrate.runtime import Runtime
+from .collective import Membership, Needs
+from .stats import Totals
+from .weights import CheckedWeights
+
+Event = tuple[int, str, float, float, int, int]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Checked options of a layer. timeout: seconds."""
+
+    cfg: MoEConfig
+    layers: int
+    schedule: str
+    timeout: float
+
+
+class Backend(ABC):
+    """One layer object's execution on CPUs or on a GPU. weights: packed, an entry a layer, None before `load`."""
+
+    def __init__(self, settings: Settings, member: Membership) -> None:
+        self.settings, self.cfg, self.member = settings, settings.cfg, member
+        self.weights: list[Any] = [None] * settings.layers
+        self.totals = Totals()
+
+    # ------------------------------------------------------------ before the layer joins its runtime
+
+    @staticmethod
+    @abstractmethod
+    def check(cfg: MoEConfig, schedule: str, threads: int | None) -> None:
+        """Raise InputError for a configuration or an option that this backend does not have."""
+
+    @staticmethod
+    @abstractmethod
+    def needs(cfg: MoEConfig, runtime: Runtime) -> Needs:
+        """Private memory and workers for calls of this layer."""
+
+    # ------------------------------------------------------------ weights
+
+    @abstractmethod
+    def load(self, layer: int, given: CheckedWeights) -> None:
+        """Pack the weights of a layer, in place of those it had."""
+
+    # ------------------------------------------------------------ calls: new_call, take or refuse, run, result
+
+    @abstractmethod
+    def new_call(self) -> Any:
+        """An empty call; `layer: int` and `error: Exception | None` are for `MoE` to set."""
+
+    @abstractmethod
+    def take(self, call: Any, x: Any, ids: Any, weights: Any, out: Any, copy: bool) -> None:
+        """Check the arguments of a call of a loaded layer and keep what `run` reads; raises InputError.
+
+        copy: copy ids and weights, because the caller may change them before the call ends.
+        """
+
+    @abstractmethod
+    def refuse(self, call: Any) -> None:
+        """Make the call announce a refusal instead of rows: the other ranks have already entered it."""
+
+    @abstractmethod
+    def run(self, call: Any) -> float:
+        """Run a call that the runtime has entered; returns its seconds."""
+
+    @abstractmethod
+    def result(self, call: Any, seconds: float, return_stats: bool) -> Any:
+        """The output, or (output, CallStats); raises what this rank or a peer refused. Closes the call."""
+
+    # ------------------------------------------------------------ what only one backend has
+
+    def synchronize(self) -> None:  # noqa: B027 - a backend whose calls return their result has nothing to wait for
+        """Wait for calls that have returned before they ended, and raise what they refused."""
+
+    @property
+    def device(self) -> int | None:
+        """CUDA's number of this rank's GPU; None on CPUs."""
+        return None
+
+    def timeline(self, on: bool, events: int) -> None:
+        """Record events of later calls, or stop."""
+        raise InputError("timeline is for backend='cpu': on a GPU, nsys profile shows the kernels")
+
+    def events(self) -> list[Event]:
+        """Recorded events of the last call."""
+        return []
+
+    # ------------------------------------------------------------ end
+
+    def close(self) -> None:
+        """Release what this object allocated; the runtime is still there."""
+        self.weights = []
+
+
+def check_layer(layer: Any, layers: int) -> None:
+    """Raise InputError unless `layer` is one of 0..layers-1."""
+    if not isinstance(layer, int | np.integer) or not 0 <= layer < layers:
+        raise InputError(f"layer must be an int in 0..{layers - 1}, got {layer!r}")

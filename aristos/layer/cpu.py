@@ -1,0 +1,209 @@
+"""A layer on CPU cores: host arrays in and out, schedules "fused" and "bulk"."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..config import MoEConfig
+from ..engine import codes, column_runs, words
+from ..errors import InputError
+from ..kernels.cpu import activation
+from ..kernels.cpu.expert import scratch_bytes
+from ..kernels.cpu.panels import LANES
+from ..kernels.cpu.tokens import SCORES, route_bytes
+from ..primitives import arrays
+from ..primitives.buffers import aligned
+from ..substrate.runtime import BATCH, Runtime
+from .arguments import explain_ids, routed_outside, routing_arrays, weight_arrays
+from .backend import Backend, Event, Settings
+from .bulk import Bulk
+from .collective import Membership, Needs
+from .stats import call_stats
+from .weights import CheckedWeights, LayerWeights
+
+FLOAT32 = np.dtype(np.float32)
+EVENT_KINDS = {
+    codes.IDLE: "wait",
+    codes.ROUTE: "route",
+    codes.PACK: "pack",
+    codes.DISPATCH: "dispatch",
+    codes.BLOCK: "dispatch",
+    codes.POST: "wire",
+    codes.EXPERT: "expert",
+    codes.SHARE: "expert",
+    codes.LIST: "expert",
+    codes.COMBINE: "combine",
+}
+
+
+@dataclass
+class CpuCall:
+    """One call between its checks and its result. x: [S, H]; ids, weights: [..., k], or None for the router's."""
+
+    layer: int = 0
+    x: np.ndarray | None = None
+    out: np.ndarray | None = None
+    ids: np.ndarray | None = None
+    weights: np.ndarray | None = None
+    error: Exception | None = None
+
+
+class CpuBackend(Backend):
+    """See `Backend`."""
+
+    def __init__(self, settings: Settings, member: Membership) -> None:
+        super().__init__(settings, member)
+        cfg = settings.cfg
+        self._jobs: list[np.ndarray | None] = [None] * settings.layers
+        self._filled = [-1] * settings.layers  # the runtime's version that each job was filled for
+        self._ids = aligned((cfg.max_tokens, cfg.top_k), np.int64)
+        self._combine_weights = aligned((cfg.max_tokens, cfg.top_k))
+        self._events: np.ndarray | None = None
+        self._bulk = Bulk(member.runtime, settings.timeout) if settings.schedule == "bulk" else None
+
+    @staticmethod
+    def check(cfg: MoEConfig, schedule: str, threads: int | None) -> None:
+        if cfg.dtype != "float32":
+            raise InputError(f"backend='cpu' computes in float32, got dtype={cfg.dtype!r}: pass backend='cuda'")
+
+    @staticmethod
+    def needs(cfg: MoEConfig, runtime: Runtime) -> Needs:
+        scratch = max(scratch_bytes(BATCH, cfg.gated), route_bytes(words.TOKEN_BLOCK, -(-cfg.experts // LANES)))
+        return Needs(scratch, column_runs.scratch_bytes(cfg.ffn, cfg.gated))
+
+    def load(self, layer: int, given: CheckedWeights) -> None:
+        self.weights[layer] = LayerWeights(given)
+        self._filled[layer] = -1
+
+    # ------------------------------------------------------------ calls
+
+    def new_call(self) -> CpuCall:
+        return CpuCall()
+
+    def take(self, call: CpuCall, x: Any, ids: Any, weights: Any, out: Any, copy: bool) -> None:
+        cfg = self.cfg
+        call.x, lead = arrays.rows("x", x, cfg.hidden, FLOAT32)
+        if len(call.x) > cfg.max_tokens:
+            raise InputError(f"x has {len(call.x)} tokens, more than max_tokens={cfg.max_tokens}")
+        if routed_outside(ids, weights, call.layer, self.weights[call.layer].router is not None):
+            shape = (*lead, cfg.top_k)
+            call.ids, call.weights = routing_arrays(ids, shape, copy), weight_arrays(weights, shape, copy)
+        shape = (*lead, cfg.hidden)
+        if out is None:
+            call.out = np.empty(shape, FLOAT32)
+        else:
+            arrays.check_out(out, shape, FLOAT32, call.x, call.ids, call.weights)
+            call.out = out
+        self._fill(call, call.x, call.out)
+
+    def _fill(self, call: CpuCall, x: np.ndarray, out: np.ndarray) -> None:
+        """Write into the job what changes from call to call."""
+        job = self._job(call.layer)
+        job[words.STATUS_IN] = codes.OK
+        job[words.TOKENS] = len(x)
+        job[words.X] = x.ctypes.data
+        job[words.X_STRIDE] = x.strides[0]
+        job[words.Y] = out.ctypes.data
+        job[words.ROUTED] = call.ids is not None
+        ids = self._ids if call.ids is None else call.ids
+        weights = self._combine_weights if call.weights is None else call.weights
+        job[words.IDS], job[words.WEIGHTS] = ids.ctypes.data, weights.ctypes.data
+
+    def refuse(self, call: CpuCall) -> None:
+        job = self._job(call.layer)
+        job[words.STATUS_IN], job[words.TOKENS], job[words.ROUTED] = codes.REFUSED, 0, 0
+
+    def _job(self, layer: int) -> np.ndarray:
+        """The job of a layer, filled again when its weights or the runtime's windows have changed."""
+        runtime, cfg = self.member.runtime, self.cfg
+        job = self._jobs[layer]
+        if job is None:
+            job = self.member.new_job(hidden=cfg.hidden, experts=cfg.experts, top_k=cfg.top_k)
+            self._jobs[layer] = job
+            job[words.FFN], job[words.LAYER] = cfg.ffn, layer
+            job[words.SCORE], job[words.RENORMALIZE] = SCORES[cfg.router.score], cfg.router.renormalize
+            job[words.SCALE] = int(np.float32(cfg.router.scale).view(np.int32))
+            job[words.ACTIVATION] = activation.word(cfg.activation, cfg.limit)
+        if self._filled[layer] != runtime.version:
+            runtime.fill(job)
+            job[words.WORKERS] = self.member.threads
+            if self.weights[layer] is not None:
+                self.weights[layer].fill(job)
+                self._filled[layer] = runtime.version
+        if self._events is not None:
+            job[words.EVENTS], job[words.EVENTS_MAX] = self._events.ctypes.data, self._events.shape[1]
+        else:
+            job[words.EVENTS_MAX] = 0
+        return job
+
+    def _job_of(self, call: CpuCall) -> np.ndarray:
+        job = self._jobs[call.layer]
+        assert job is not None
+        return job
+
+    def run(self, call: CpuCall) -> float:
+        runtime, job = self.member.runtime, self._job_of(call)
+        started = time.perf_counter()
+        if self._bulk is not None:
+            self._bulk.run(job)
+        else:
+            runtime.run(job, self.settings.timeout)
+        seconds = time.perf_counter() - started
+        self.totals.add(runtime.state, runtime.counted, seconds)
+        return seconds
+
+    def result(self, call: CpuCall, seconds: float, return_stats: bool) -> Any:
+        runtime, job = self.member.runtime, self._job_of(call)
+        try:
+            if call.error is not None:
+                raise call.error
+            state = runtime.state
+            if state[words.STATUS] != codes.OK:
+                raise InputError(self._own_problem(call, int(state[words.STATUS])))
+            if self.member.world > 1:
+                self.member.raise_peer_problem(job)
+            if not return_stats:
+                return call.out
+            schedule = self.settings.schedule
+            return call.out, call_stats(job, state, runtime.counted, schedule=schedule, seconds=seconds)
+        finally:
+            runtime.open = False
+
+    def _own_problem(self, call: CpuCall, status: int) -> str:
+        """Why the engine has refused this rank's routing."""
+        if status == codes.BAD_IDS:
+            assert call.ids is not None
+            return explain_ids(call.ids.reshape(-1, self.cfg.top_k), self.cfg.experts)
+        if call.weights is not None and call.ids is not None:
+            given = call.weights.reshape(-1, self.cfg.top_k)
+            taken = call.ids.reshape(given.shape) >= 0
+            bad = int(np.flatnonzero((~np.isfinite(given) & taken).any(1))[0])
+            return f"weights must be finite, got {given[bad].tolist()} at token {bad}"
+        return "router scores must be finite, got NaN or infinity: look for it in x and in the router's weights"
+
+    # ------------------------------------------------------------ events
+
+    def timeline(self, on: bool, events: int) -> None:
+        threads = self.member.runtime.threads
+        self._events = aligned((threads, events, words.EVENT_WORDS), np.int64) if on else None
+
+    def events(self) -> list[Event]:
+        runtime, recorded = self.member.runtime, self._events
+        if recorded is None:
+            return []
+        found = []
+        for worker in range(min(runtime.threads, len(recorded))):
+            n = int(runtime.state[words.counter(runtime.tables.starts, worker, words.N_EVENTS)])
+            for kind, start, end, what, rows in recorded[worker, :n].tolist():
+                found.append((worker, EVENT_KINDS[kind], start * 1e-9, end * 1e-9, what, rows))
+        return found
+
+    def close(self) -> None:
+        super().close()
+        self._jobs = []
+        if self._bulk is not None:
+            self._bulk.close()

@@ -1,0 +1,181 @@
+"""Making a layer: keyword-only options, the choice of a backend, and one public class whatever the backend."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import MoE, tokens
+from mpi import ranks_each
+
+import aristos
+from aristos import reference
+from aristos.errors import InputError
+from aristos.layer import moe as moe_module
+
+CFG = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=30)
+W = reference.weights(CFG)
+
+
+@pytest.fixture
+def a_gpu_is_seen(monkeypatch):
+    """CuPy and numba-cuda are installed and see a GPU, as far as the choice of a backend can tell."""
+    cupy: Any = types.ModuleType("cupy")
+    cupy.is_available = lambda: True
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(moe_module.importlib.util, "find_spec", lambda name: name)
+
+
+CUDA = (1, "fused", None, None, 9.0, None, None, "cuda")  # every option in its former place
+
+
+@pytest.mark.parametrize("arguments", [(1,), (1, "bulk"), (1, "bulk", 2), CUDA])
+def test_options_after_comm_are_keywords_only(arguments):
+    """A positional option was not seen by the choice of the backend."""
+    with pytest.raises(TypeError, match="positional argument"):
+        aristos.MoE(CFG, None, *arguments)
+    with pytest.raises(TypeError, match="positional argument"):
+        aristos.Exchange(None, 40, 5)  # type: ignore[misc]
+
+
+@pytest.mark.usefixtures("a_gpu_is_seen")
+@pytest.mark.parametrize("options", [{"schedule": "bulk"}, {"threads": 1}, {"backend": "cpu"}])
+def test_an_option_for_cpus_chooses_the_cpu_backend_beside_a_gpu(options):
+    with MoE(CFG, **options) as moe:
+        assert moe.backend == "cpu"
+        moe.load(**W)
+        x = tokens(CFG, 7, seed=1)
+        assert reference.error(moe(x), reference.moe(CFG, x, **W)) < 1e-5
+
+
+@pytest.mark.usefixtures("a_gpu_is_seen")
+def test_the_default_backend_beside_a_gpu_is_cuda():
+    assert moe_module.default_backend() == "cuda"
+    assert moe_module.default_backend(threads=2) == "cpu"
+    assert moe_module.default_backend(schedule="bulk") == "cpu"
+
+
+def test_the_default_backend_without_a_gpu_is_cpu(monkeypatch):
+    monkeypatch.setattr(moe_module.importlib.util, "find_spec", lambda name: None)
+    assert moe_module.default_backend() == "cpu"
+
+
+@pytest.mark.parametrize("backend", ["tpu", 3, ["cpu"]])
+def test_an_unknown_backend_is_refused(backend):
+    with pytest.raises(InputError, match="backend must be None or one of cpu, cuda, got"):
+        aristos.MoE(CFG, backend=backend)
+
+
+def test_a_layer_is_an_instance_of_the_public_class():
+    assert "__new__" not in vars(aristos.MoE)
+    with MoE(CFG) as moe:
+        assert isinstance(moe, aristos.MoE)
+        assert moe.device is None
+        moe.load(**W)
+        moe.synchronize()  # nothing to wait for
+
+
+# ---- memory
+
+
+def real_bytes(moe: aristos.MoE) -> int:
+    """Bytes of windows, outboxes and packed weights that this rank has allocated."""
+    memory: Any = moe._member.runtime._memory
+    windows = memory._near.nbytes + (memory._far.nbytes if memory._far else 0) + memory._outbox.nbytes
+    return windows + sum(moe.packed_weights(layer).nbytes for layer in range(moe.layers))
+
+
+@ranks_each(1, 2)
+@pytest.mark.parametrize("layers", [1, 3])
+def test_memory_is_what_a_rank_allocates(comm, world, layers):
+    """Windows and packed weights, biases and router included, of the rank that has most."""
+    plain = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=30)
+    for cfg in (plain, replace(plain, bias=True), replace(plain, gated=True, bias=True, activation="silu", hidden=33)):
+        w = reference.weights(cfg)
+        for placement in (None, [world - 1] * 5):
+            for ranks_per_node in (None, 1):
+                options: dict[str, Any] = {"placement": placement, "ranks_per_node": ranks_per_node, "layers": layers}
+                with MoE(cfg, comm, threads=1, **options) as moe:
+                    for layer in range(layers):
+                        moe.load(layer, **w)
+                    mine = real_bytes(moe)
+                everyone = comm.allgather(mine) if comm is not None else [mine]
+                assert max(everyone) == aristos.MoE.memory(cfg, world, **options)
+
+
+def test_memory_counts_the_weights_of_every_layer():
+    wide = replace(CFG, ffn=4096)
+    weights = 4 * 2 * 5 * 40 * 4096  # bytes of up and down
+    assert aristos.MoE.memory(wide, 1) > weights
+    assert aristos.MoE.memory(wide, 1, layers=4) > 4 * weights
+    assert aristos.MoE.memory(wide, 5) < weights  # an expert a rank
+    with pytest.raises(InputError, match="layers must be an int in 1"):
+        aristos.MoE.memory(CFG, 2, layers=0)
+
+
+def test_every_option_of_a_layer_is_documented():
+    doc = inspect.getdoc(aristos.MoE) or ""
+    for name in list(inspect.signature(aristos.MoE.__init__).parameters)[1:]:
+        assert f"{name}:" in doc, name
+
+
+# ---- weights that do not fit
+
+
+@ranks_each(2)
+def test_a_wrong_shape_names_the_argument_that_would_fit(comm, world):
+    """layout= for arrays in nn.Linear's order, local= for one rank's experts, both for both."""
+    cfg = replace(CFG, experts=6, gated=True, activation="silu")
+    w = reference.weights(cfg)
+    turned = {name: np.ascontiguousarray(a.swapaxes(-1, -2)) for name, a in w.items()}
+    mine = slice(3 * comm.rank, 3 * comm.rank + 3)
+    own = {name: a if name == "router" else a[mine] for name, a in w.items()}
+    both = {name: a if name == "router" else a[mine] for name, a in turned.items()}
+    linear, inputs_first = r"layout='out_in' \(nn.Linear's order\)", r"layout='in_out' \(inputs before outputs\)"
+    alone, whole = r"local=True \(this rank's experts alone\)", r"local=False \(all experts\)"
+    with MoE(cfg, comm, threads=1) as moe:
+        for given, options, hint in (
+            (turned, {}, linear),
+            (own, {}, alone),
+            (both, {}, f"{alone} and {linear}"),
+            (w, {"local": True}, whole),
+            (w, {"layout": "out_in"}, inputs_first),
+            (turned, {"local": True}, f"{whole} and {linear}"),
+            ({**w, "router": turned["router"]}, {}, linear),
+        ):
+            with pytest.raises(InputError, match=f"must have shape .*, got .*: that is its shape with {hint}$"):
+                moe.load(**given, **options)
+        with pytest.raises(InputError, match=r"up must have shape \[6, 40, 72\], got \[6, 40, 71\]$"):
+            moe.load(**{**w, "up": w["up"][:, :, :71]})
+        moe.load(**w)
+        moe.load(**own, local=True)
+        moe.load(**both, local=True, layout="out_in")
+
+
+def test_bits_of_bfloat16_are_refused_with_the_conversion():
+    bits = {name: (a.view(np.uint32) >> 16).astype(np.uint16) for name, a in W.items()}
+    with MoE(CFG) as moe:
+        advice = r"up must have dtype float32, got uint16: .*up\.view\(ml_dtypes\.bfloat16\)\.astype\('float32'\)"
+        with pytest.raises(InputError, match=advice):
+            moe.load(**{**W, "up": bits["up"]})
+        moe.load(**W)
+        with pytest.raises(InputError, match=r"x\.view\(ml_dtypes\.bfloat16\)\.astype\('float32'\)"):
+            moe(np.zeros((3, 40), np.uint16))
+        bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+        moe.load(**{name: a.view(bfloat16).astype("float32") for name, a in bits.items()})
+
+
+def test_loading_a_layer_leaves_the_summary():
+    with MoE(CFG, layers=2) as moe:
+        moe.load(0, **W)
+        moe(tokens(CFG, 9, seed=0))
+        moe.load(1, **W)
+        moe.load(0, **W)
+        moe(tokens(CFG, 9, seed=0), layer=1)
+        summary = moe.summary()
+        assert (summary.calls, summary.rows) == (2, 36)

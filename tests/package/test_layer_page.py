@@ -1,0 +1,30 @@
+"""docs/layer.md: its examples run in order, and it names every public method and option."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import aristos
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "layer.md").read_text()
+
+
+def test_the_examples_run_in_order(capsys):
+    space: dict[str, object] = {}
+    for example in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        exec(compile(example, "docs/layer.md", "exec"), space)
+    assert "calls, " in capsys.readouterr().out
+
+
+def test_the_page_names_every_public_method_and_option():
+    for public in (aristos.MoE, aristos.Exchange):
+        for name, _ in inspect.getmembers(public, inspect.isfunction):
+            if not name.startswith("_") and name not in ("packed_weights", "synchronize"):
+                assert re.search(rf"\b{name}\b", PAGE), name
+    for config in (aristos.MoEConfig, aristos.Router):
+        for name in inspect.signature(config).parameters:
+            assert f"{name}" in PAGE, name
+    for name in ("placement.mine", "ranks_per_node", "CallStats", "local=True", "layout="):
+        assert name in PAGE, name

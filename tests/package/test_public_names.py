@@ -1,0 +1,60 @@
+"""The package's own list of public names, and what importing the package costs."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+import types
+from importlib import metadata
+
+import pytest
+
+import aristos
+from aristos.host.versions import versions
+
+PRIVATE = {"cli", "doctor", "engine", "explore", "host", "launcher", "layer", "primitives", "simt", "substrate"}
+PRIVATE |= {"config", "transport"}  # the classes of config are public names of the package itself
+
+
+def test_dir_lists_every_public_module():
+    found = {module.name for module in pkgutil.iter_modules(aristos.__path__) if not module.name.startswith("_")}
+    listed = {name for name in dir(aristos) if isinstance(getattr(aristos, name), types.ModuleType)}
+    assert listed == found - PRIVATE
+    assert "planner" in listed
+
+
+@pytest.mark.parametrize("name", dir(aristos))
+def test_every_listed_name_loads_in_a_fresh_process(name):
+    code = f"import aristos; print(aristos.{name} is not None)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ran.stdout.strip() == "True", ran.stderr
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'aristos' has no attribute 'nothing'"):
+        aristos.nothing  # noqa: B018
+
+
+def test_importing_the_package_loads_no_heavy_module():
+    code = "import sys, aristos; print([m for m in ('numpy', 'numba', 'mpi4py', 'h5py') if m in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_host_versions_do_not_import_the_package_itself():
+    """`host` is below the package's `__init__`; a clone without an installation has a version too."""
+    assert versions()["aristos"] == aristos.__version__
+    source = importlib.import_module("aristos.host.versions").__file__
+    assert source is not None
+    with open(source) as file:
+        assert "from .. import" not in file.read()
+
+
+def test_the_version_is_that_of_the_distribution():
+    try:
+        installed = metadata.version("aristos")
+    except metadata.PackageNotFoundError:
+        pytest.skip("aristos is not installed")
+    assert installed == aristos.__version__
