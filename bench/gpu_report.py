@@ -247,13 +247,13 @@ def card_facts() -> dict[str, Any]:
     """The card, its driver and clocks, the versions; raises EnvironmentProblem without one."""
     from aristos.host.versions import versions
     from aristos.substrate.cuda import device_puts
-    from aristos.substrate.cuda.device import Card
+    from aristos.substrate.cuda.device import Device
     from aristos.topology import nvml
 
-    card, library = Card.find(0), nvml.load()
+    card, library = Device.find(0), nvml.load()
     facts = {"card": card.name, "card_arch": card.arch, "card_sms": card.sms, "cuda_driver": card.driver}
-    puts = device_puts.takes(card.ordinal)
-    facts["puts_from_card"] = "yes" if puts.takes else f"no: {puts.why}"
+    puts = device_puts.probe(card.ordinal)
+    facts["puts_from_card"] = "yes" if puts.supported else f"no: {puts.why}"
     facts |= nvml.state(library, card.uuid) if library is not None else {}
     return (
         facts

@@ -1,25 +1,20 @@
-"""What all tests share: the `ranks` marker (see mpi.py), quiet libraries, and the folder of reference data."""
+"""What all tests share. The plugins lie in support/: ranks (mpi.py), tiers and budgets (tiers.py), exit hooks."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
-from mpi import ONE_THREAD, comm, pytest_collection_modifyitems, pytest_configure, pytest_runtest_makereport
 
-from aristos.doctor.cores import autogroups
-
-__all__ = ["comm", "pytest_collection_modifyitems", "pytest_configure", "pytest_runtest_makereport"]
+pytest_plugins = ["mpi", "tiers", "leftovers"]
 
 ROOT = Path(__file__).resolve().parent.parent
-
-for _variable in ONE_THREAD:  # before a test imports NumPy: ranks, workers and BLAS threads share few cores
-    os.environ.setdefault(_variable, "1")
 
 
 def pytest_report_header() -> list[str]:
     """What can make tests of ranks that share cores hang."""
+    from aristos.doctor.cores import autogroups  # after mpi.py: this imports NumPy
+
     fix = "sysctl kernel.sched_autogroup_enabled=0 (as root; docs/decisions.md, 21)"
     return [f"scheduler: autogroups are on, ranks may starve each other: {fix}"] if autogroups() else []
 

@@ -169,10 +169,10 @@ class Pairs:
         self.head = WORDS * LINE * world.size
         self.group = Group(world.comm, ranks_per_node=ranks_per_node or world.ranks_per_node)
         nodes, me = self.group.nodes, world.rank
-        self.group.check_room(self.head + room, 0 if nodes.single else self.head + room)
-        self._near = self.group.window(self.head + room)
+        self.group.check_capacity(self.head + room, 0 if nodes.single else self.head + room)
+        self._near = self.group.local_window(self.head + room)
         self.base: dict[int, int] = dict(zip(sorted([me, *nodes.local(me)]), self._near.base))
-        self.far = None if nodes.single else self.group.far_window(self.head + room)
+        self.far = None if nodes.single else self.group.remote_window(self.head + room)
         self.coded = aligned((2,), np.int64)
         if self.far is not None:
             self.group.watch_calls(self.far.calling)

@@ -36,7 +36,8 @@ class World:
         self.nodes = Nodes.of(1)
         self._exit: Any = None
         if comm is not None:
-            from ..transport.group import Watchdog, end_job, until_all_are_in
+            from ..transport.group import end_job, until_all_are_in
+            from ..transport.watchdog import Watchdog
 
             self._until_all_are_in = until_all_are_in
             self._watchdog = Watchdog(lambda: end_job(comm, GONE), f"rank {self.rank}")

@@ -50,8 +50,8 @@ def puts(sight: Sight, limit: float) -> Finding:
     name = "GPU puts"
     if sight.driver is None or sight.driver.error or not sight.driver.uuids:
         return ok(name, "not needed: " + NO_GPU)
-    answer = device_puts.takes(0, min(device_puts.SECONDS, limit / 2))
-    if answer.takes:
+    answer = device_puts.probe(0, min(device_puts.SECONDS, limit / 2))
+    if answer.supported:
         return ok(name, "MPI puts to other nodes from the memory of card 0", from_card=True)
     return ok(name, f"what goes to other nodes waits in the host's pinned memory: {answer.why}", from_card=False)
 

@@ -1,8 +1,8 @@
 """One rank on a card, and its proxy: the host's thread that calls MPI for it and copies to it what arrives.
 
 Workers are the card's blocks: they run the steps that a CPU's workers run, over the addresses that a card has, and call
-no MPI. The proxy is `engine.proxy`, turned as `substrate.caller` turns it. Stands in the place of
-`substrate.cuda_runtime`, `caller.py` and the persistent kernel's loop.
+no MPI. The proxy is `engine.proxy`, turned as `substrate.cuda.proxy_thread` turns it. Stands in the place of
+`substrate.cuda.runtime`, `proxy_thread.py` and the persistent kernel's loop.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .machine import Machine
 
 
-class CardRank(Rank):
+class GpuRank(Rank):
     """One rank of a machine, on a card."""
 
     worker = "block"
@@ -49,7 +49,7 @@ class CardRank(Rank):
     def _fill_places(self) -> None:
         """As `CudaRuntime._allocate` has it done."""
         sides = places.fill_card(self.case.shape, self.case.nodes, self.me, self.st, self.tables.starts)
-        self.sides = tuple(array.tolist() for array in (sides.job, sides.st, sides.card, sides.cs))
+        self.sides = tuple(array.tolist() for array in (sides.job, sides.st, sides.device_job, sides.device_st))
 
     def _fill_counters(self) -> None:
         super()._fill_counters()
@@ -79,7 +79,7 @@ class CardRank(Rank):
     # ---- the host's threads
 
     def turn(self) -> bool:
-        """The proxy: a turn of `caller.serve`; where that comes back, the rest of `Caller.run`."""
+        """The proxy: a turn of `proxy_thread.serve`; where that returns, the rest of `ProxyThread.run`."""
         job, st, card, cs = self.sides
         machine = self.machine
         moved = proxy.turn(job, st, card, cs)
@@ -94,7 +94,7 @@ class CardRank(Rank):
         return False
 
     def _host_fails(self, cause: int) -> None:
-        """As `Caller.poison`: blocks read it and tell it on; the kernel that would tell them may find no room."""
+        """As `ProxyThread.poison`: blocks read it and tell it on; the kernel that would tell them may find no room."""
         job, st, card, cs = self.sides
         self.host_cause = cause
         if self.stage == "work":

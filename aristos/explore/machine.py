@@ -13,12 +13,12 @@ from typing import Any
 from ..config import OVERDUE
 from ..engine import arrivals, codes, column_runs, experts, steps, words
 from ..primitives import arithmetic, memory, wire
-from ..substrate import runtime
+from ..substrate import failure
 from ..substrate.cpu import loop
 from .cases import Case
 from .checks import Checks
 from .copies import Copies
-from .gpu_rank import CardRank
+from .gpu_rank import GpuRank
 from .memory_model import CHANGE, Memory
 from .network import Network
 from .places import AREA, COPIES, LOCK, OUTBOX, PRIVATE, WIRE, private
@@ -58,7 +58,7 @@ class Machine:
         self.memory = Memory(regions, self.sched)
         self.network = self.make_network()
         self.checks = Checks(self)
-        self.ranks = [(CardRank if case.proxy else Rank)(self, me) for me in range(case.ranks)]
+        self.ranks = [(GpuRank if case.proxy else Rank)(self, me) for me in range(case.ranks)]
         for rank in self.ranks:
             rank.add_actors()
         self.memory.begin(len(self.sched.actors))
@@ -118,7 +118,7 @@ class Machine:
         names |= {(wire, name): getattr(self.network, name) for name in ("put", "flush", "sync", "progress")}
         if self.case.proxy:
             names |= {(wire, name): self.by_wire(name) for name in ("put", "flush")}
-            names[loop, "tend_wire"] = lambda *_: False  # a card's blocks have no wire
+            names[loop, "tend_wire"] = lambda *_: False  # a GPU's blocks have no wire
         names |= {
             (memory, "call"): self.call,
             (steps, "decide"): self.decide(steps.decide),
@@ -129,8 +129,8 @@ class Machine:
             (words, "TOKEN_BLOCK"): TOKEN_BLOCK,
             (experts, "GROUP"): self.case.group,
             (column_runs, "SHARES_A_LOOK"): 2,
-            (runtime, "load_acquire"): self.memory.load_acquire,
-            (runtime, "time"): SimpleNamespace(monotonic=self.monotonic),
+            (failure, "load_acquire"): self.memory.load_acquire,
+            (failure, "time"): SimpleNamespace(monotonic=self.monotonic),
         }
         with replaced(names):
             yield

@@ -2,8 +2,8 @@
 
 Rank r has the numbers from FIRST + r * SPAN on, and in them a place for its near window, its far window, its outboxes
 and what only its own threads touch; where the rank is on a card, also for the card's mirror of the far window and the
-words that its proxy believes. The tables of addresses are the package's own (`substrate.memory.Memory` and
-`substrate.card_memory.CardMemory`), filled over a group that has no MPI. It refuses to hold a byte.
+words that its proxy believes. The tables of addresses are the package's own (`substrate.windows.EngineMemory` and
+`substrate.cuda.outboxes.DeviceMemory`), filled over a group that has no MPI. It refuses to hold a byte.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 
 from ..engine.layout import LINE, Shape
 from ..host.nodes import Nodes
-from ..substrate.cuda.outboxes import CardMemory, Sides
-from ..substrate.windows import Memory
+from ..substrate.cuda.outboxes import DeviceMemory, Sides
+from ..substrate.windows import EngineMemory
 
 FIRST = 1 << 60
 SPAN = 1 << 40  # between two ranks
@@ -59,18 +59,18 @@ def put_target(rank: int, at: int) -> int:
 
 
 class _Group:
-    """What `Memory` asks of a group."""
+    """What `EngineMemory` asks of a group."""
 
     def __init__(self, nodes: Nodes, rank: int, wire: int) -> None:
         self.nodes, self.rank, self.wire, self.world = nodes, rank, wire, len(nodes.node_of)
         self.asked = {NEAR: 0, FAR: 0}
 
-    def window(self, nbytes: int) -> Any:
+    def local_window(self, nbytes: int) -> Any:
         self.asked[NEAR] = nbytes
         ranks = sorted([self.rank, *self.nodes.local(self.rank)])
         return SimpleNamespace(base=[address(p, NEAR) for p in ranks])
 
-    def far_window(self, nbytes: int) -> Any:
+    def remote_window(self, nbytes: int) -> Any:
         self.asked[FAR] = nbytes
         shifts = [shift(p) for p in range(len(self.nodes.node_of))]
         return SimpleNamespace(base=address(self.rank, FAR), shift=shifts, wire=self.wire, calling=None)
@@ -82,7 +82,7 @@ class _Group:
 def fill(shape: Shape, nodes: Nodes, rank: int, state: Any, starts: dict[int, int], wire: int = 1) -> list[int]:
     """Write a rank's addresses into its state; returns the bytes it asked for: near window, far window, outboxes."""
     group = _Group(nodes, rank, wire)
-    memory = Memory(group, shape)  # type: ignore[arg-type]
+    memory = EngineMemory(group, shape)  # type: ignore[arg-type]
     outboxes = memory._outbox.size
     memory._outbox = _at(address(rank, OUTBOX))
     memory.fill(state, starts)
@@ -94,8 +94,8 @@ def _at(number: int) -> Any:
     return SimpleNamespace(ctypes=SimpleNamespace(data=number))
 
 
-class _Card:
-    """What `CardMemory` asks of a card."""
+class _Device:
+    """What `DeviceMemory` asks of a GPU."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -112,9 +112,9 @@ class _Card:
 
 
 def fill_card(shape: Shape, nodes: Nodes, rank: int, state: Any, starts: dict[int, int]) -> Sides:
-    """Write a rank's addresses into its state as its card has them; gives what its proxy works with."""
+    """Write a rank's addresses into its state as its GPU has them; returns the sides of its proxy."""
     group: Any = _Group(nodes, rank, private(rank, WIRE))
-    memory = CardMemory(group, shape, group.window, _Card(rank))
+    memory = DeviceMemory(group, shape, group.local_window, _Device(rank))
     memory._believed = _at(address(rank, BELIEVED))
     memory._locks = _at(private(rank, LOCK, LINE))
     filled = np.zeros(len(state), np.int64)

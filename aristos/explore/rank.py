@@ -1,14 +1,13 @@
 """One rank: its job and state as the substrate fills them, the stages of its calls, and hashes in the place of kernels.
 
-A stage runs from one point where no step is under way to the next: `Runtime.run`, `Exchange` and the workers' threads,
-cut there.
+A stage runs from one point where no step is under way to the next: `CpuRuntime.run`, `Exchange` and the workers'
+threads, cut there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..engine import arrivals, codes, outbox, packing, steps, words
@@ -18,7 +17,7 @@ from ..errors import WaitTimeout
 from ..placement import Placement
 from ..primitives import memory, wire
 from ..substrate.cpu import loop
-from ..substrate.runtime import _Patience
+from ..substrate.failure import Patience
 from . import experts, places
 from .cases import Call
 from .places import private
@@ -97,18 +96,18 @@ class Rank:
             if worker == 0:
                 self.caller = actor.number
         if self.case.attention and not self.case.nodes.single:
-            self.pacer = sched.add(f"rank {self.me} pacer", self.me, self.pace, daemon=True)
+            self.pacer = sched.add(f"rank {self.me} progress thread", self.me, self.pace, daemon=True)
 
     # ---- what the substrate fills in
 
     def _fill_places(self) -> None:
-        """As `Runtime._allocate` has it done."""
+        """As `CpuRuntime._allocate` has it done."""
         places.fill(
             self.case.shape, self.case.nodes, self.me, self.st, self.tables.starts, private(self.me, places.WIRE)
         )
 
     def _fill_job(self) -> None:
-        """As `Runtime.fill` and `Collective._new_job` do."""
+        """As `CpuRuntime.fill` and `Collective._new_job` do."""
         job, case, me, e = self.job, self.case, self.me, len(self.case.placement)
         PairLayout.of(case.shape).fill(job)
         self.tables.fill(job)
@@ -299,7 +298,7 @@ class Rank:
         self.stage = "work"
 
     def _tend(self, yes: bool) -> None:
-        """As `Runtime.tending`: who looks after MPI's progress."""
+        """As `CpuRuntime.progressing`: who looks after MPI's progress."""
         if self.job[words.REMOTE]:
             memory.store_release(self.job[words.WIRE] + WORD * wire.IN_CALL, int(yes))
             self._wake_pacer()
@@ -441,17 +440,17 @@ class Rank:
                 self.machine.sched.switch("die")
 
     def _check_patience(self) -> None:
-        """As `Runtime.go_on`, with its own class."""
+        """As `CpuRuntime.go_on`, with its own class."""
         if self.patience is None:
-            group = SimpleNamespace(rank=self.me)
-            self.patience = _Patience(SimpleNamespace(state=self.st, epoch=self.epoch, group=group), self.job, TIMEOUT)  # type: ignore[arg-type]
+            job: Any = self.job
+            self.patience = Patience(self.me, self.epoch, job, self.st, TIMEOUT)  # type: ignore[arg-type]
         try:
             self.patience.check()
         except WaitTimeout:
             self._fail(codes.CAUSE_TIMEOUT, self.me)
 
     def _told(self) -> tuple[int, int]:
-        """As `Runtime._raise_poison`: why a rank has failed first, and who it is said to be."""
+        """As `CpuRuntime._raise_poison`: why a rank has failed first, and who it is said to be."""
         peer = arrivals.poisoned(self.job, self.st)
         if peer < 0:
             return codes.CAUSE_ERROR, self.me
@@ -466,7 +465,7 @@ class Rank:
         return peer
 
     def _fail(self, cause: int, origin: int) -> None:
-        """As `Runtime._fail`."""
+        """As `CpuRuntime._notify_peers`."""
         job, st = self.job, self.st
         self.stage, self.cause, self.origin = "failing", cause, origin
         steps.poison(job, st, origin, cause)
@@ -501,7 +500,7 @@ class Rank:
         return True
 
     def pace(self) -> bool:
-        """The pacing thread."""
+        """The progress thread."""
         wire.pace(private(self.me, places.WIRE))
         return False
 

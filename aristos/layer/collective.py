@@ -14,7 +14,8 @@ from ..errors import AristosError, ClosedError, InputError, MismatchError, PeerI
 from ..kernels.cpu.panels import row_stride
 from ..placement import Placement
 from ..primitives.buffers import FLOAT, aligned
-from ..substrate.runtime import Runtime, attach
+from ..substrate.attach import attach
+from ..substrate.runtime import Runtime
 from .arguments import check_comm, usable_nodes
 
 WHY = {codes.NOT_FINITE: "scores or weights that are not finite", codes.BAD_IDS: "ids out of range or repeated"}

@@ -17,7 +17,8 @@ from ..kernels.cpu.panels import LANES
 from ..kernels.cpu.tokens import SCORES, route_bytes
 from ..primitives import arrays
 from ..primitives.buffers import aligned
-from ..substrate.runtime import BATCH, Runtime
+from ..substrate.cpu.runtime import BATCH, CpuRuntime
+from ..substrate.runtime import Runtime
 from .arguments import explain_ids, routed_outside, routing_arrays, weight_arrays
 from .backend import Backend, Event, Settings
 from .bulk import Bulk
@@ -57,6 +58,8 @@ class CpuBackend(Backend):
 
     def __init__(self, settings: Settings, member: Membership) -> None:
         super().__init__(settings, member)
+        assert isinstance(member.runtime, CpuRuntime)
+        self._runtime = member.runtime
         cfg = settings.cfg
         self._jobs: list[np.ndarray | None] = [None] * settings.layers
         self._filled = [-1] * settings.layers  # the runtime's version that each job was filled for
@@ -146,7 +149,7 @@ class CpuBackend(Backend):
         return job
 
     def run(self, call: CpuCall) -> float:
-        runtime, job = self.member.runtime, self._job_of(call)
+        runtime, job = self._runtime, self._job_of(call)
         started = time.perf_counter()
         if self._bulk is not None:
             self._bulk.run(job)
@@ -157,7 +160,7 @@ class CpuBackend(Backend):
         return seconds
 
     def result(self, call: CpuCall, seconds: float, return_stats: bool) -> Any:
-        runtime, job = self.member.runtime, self._job_of(call)
+        runtime, job = self._runtime, self._job_of(call)
         try:
             if call.error is not None:
                 raise call.error

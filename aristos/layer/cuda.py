@@ -96,13 +96,13 @@ class CudaBackend(Backend):
     def needs(cfg: MoEConfig, runtime: Runtime) -> Needs:
         assert isinstance(runtime, CudaRuntime)
         blocks = _blocks(cfg, runtime)
-        tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.card.arch)
+        tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.arch)
         runs = [persistent.shared_runs(tile, cfg.hidden, cfg.ffn, cfg.gated, blocks[tile.m]) for tile in tiles]
         shared = max(run[words.RUNS] * run[words.RUN_STEP] for run in runs)
         return Needs(shared_bytes=shared, workers=max(blocks.values()))
 
     def load(self, layer: int, given: CheckedWeights) -> None:
-        before, packed = self.weights[layer], DeviceWeights(self._runtime.card, self._kind, given)
+        before, packed = self.weights[layer], DeviceWeights(self._runtime.device, self._kind, given)
         self.weights[layer] = packed
         self._filled[layer] = -1
         if before is not None:
@@ -125,7 +125,7 @@ class CudaBackend(Backend):
         job[router.STATUS] = runtime.state_at + 8 * words.STATUS
         job[router.ROUTER] = self.weights[layer].router or 0 if self.weights[layer] is not None else 0
         job[router.SLOT_OF] = self._buffer("slots", 8 * cfg.experts)
-        runtime.card.copy_in(job[router.SLOT_OF], self.member.placement.slots_for(self.member.rank))
+        runtime.device.copy_in(job[router.SLOT_OF], self.member.placement.slots_for(self.member.rank))
         scratch = router.scratch_bytes(cfg.max_tokens, cfg.experts, self.member.placement.slots)
         job[router.SCRATCH] = self._buffer("scores", scratch)
         return job
@@ -133,7 +133,7 @@ class CudaBackend(Backend):
     def _buffer(self, name: str, nbytes: int) -> int:
         """Address of GPU memory of this object, allocated once."""
         if name not in self._buffers:
-            self._buffers[name] = self._runtime.card.allocate(max(1, nbytes))
+            self._buffers[name] = self._runtime.device.allocate(max(1, nbytes))
         return self._buffers[name]
 
     def _jobs_of(self, layer: int, tile: Tile) -> tuple[int, int]:
@@ -159,21 +159,21 @@ class CudaBackend(Backend):
         return self._jobs[key]
 
     def _copied(self, job: np.ndarray) -> int:
-        at = self._runtime.card.allocate(job.nbytes)
-        self._runtime.card.copy_in(at, job)
+        at = self._runtime.device.allocate(job.nbytes)
+        self._runtime.device.copy_in(at, job)
         return at
 
     def _drop_jobs(self, layer: int) -> None:
         for key in [key for key in self._jobs if key[0] == layer]:
             for at in self._jobs.pop(key):
-                self._runtime.card.free(at)
+                self._runtime.device.free(at)
 
     # ------------------------------------------------------------ calls
 
     def _tile(self, tokens: int) -> Tile:
         """The tile for an expert's rows if the other ranks bring as many tokens."""
         rows = tokens * self.member.world * self.cfg.top_k / self.cfg.experts
-        return persistent.layer_tile(self._kind, rows, self._runtime.card.arch)
+        return persistent.layer_tile(self._kind, rows, self._runtime.device.arch)
 
     def new_call(self) -> DeviceCall:
         return DeviceCall(self._kind, self.cfg.top_k, self.member.placement.slots)
@@ -206,11 +206,11 @@ class CudaBackend(Backend):
         call.tokens, call.x_stride = len(flat), nbytes
         if call.tokens <= cfg.max_tokens:
             call.x = self._buffer("x", nbytes * cfg.max_tokens)
-            self._runtime.card.copy_in(call.x, np.ascontiguousarray(flat).view(np.uint8))
+            self._runtime.device.copy_in(call.x, np.ascontiguousarray(flat).view(np.uint8))
         return lead
 
     def _take_routing(self, call: DeviceCall, ids: Any, weights: Any, lead: tuple[int, ...]) -> None:
-        card, k, most = self._runtime.card, self.cfg.top_k, self.cfg.max_tokens
+        card, k, most = self._runtime.device, self.cfg.top_k, self.cfg.max_tokens
         call.ids, call.weights = self._buffer("ids", 8 * k * most), self._buffer("weights", 4 * k * most)
         if not routed_outside(ids, weights, call.layer, self.weights[call.layer].router is not None):
             return
@@ -263,7 +263,7 @@ class CudaBackend(Backend):
 
     @property
     def device(self) -> int:
-        return int(self._runtime.card.ordinal)
+        return int(self._runtime.device.ordinal)
 
     def run(self, call: DeviceCall) -> float:
         runtime = self._runtime
@@ -276,7 +276,7 @@ class CudaBackend(Backend):
             if call.waits or call.error is not None:
                 runtime.outcome(call.stream)
                 if call.host_out is not None and call.host_out.size:
-                    runtime.card.copy_out(call.host_out.reshape(-1).view(np.uint8), call.y, call.stream)
+                    runtime.device.copy_out(call.host_out.reshape(-1).view(np.uint8), call.y, call.stream)
         self._stream = call.stream
         return time.perf_counter() - started
 
@@ -345,14 +345,14 @@ class CudaBackend(Backend):
                 if loaded is not None:
                     loaded.free()
             for at in self._buffers.values():
-                self._runtime.card.free(at)
+                self._runtime.device.free(at)
         self._buffers = {}
         super().close()
 
 
 def _blocks(cfg: MoEConfig, runtime: CudaRuntime) -> dict[int, int]:
     """Blocks of the persistent kernel that a rank launches, by the rows of its tile."""
-    tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.card.arch)
+    tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.arch)
     return {tile.m: runtime.blocks.of(tile) for tile in tiles}
 
 

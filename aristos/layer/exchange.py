@@ -15,7 +15,7 @@ from ..placement import Placement
 from ..primitives import arrays
 from ..primitives.buffers import aligned
 from ..primitives.compile import warm_up
-from ..substrate.runtime import BATCH, Runtime
+from ..substrate.cpu.runtime import BATCH, CpuRuntime
 from .arguments import check_common, explain_ids, refusal, routing_arrays, usable_timeout, weight_arrays
 from .collective import Collective, Membership, Needs
 
@@ -79,6 +79,11 @@ class Exchange(Collective):
         self._lead: tuple[int, ...] = ()
         self._x = self._ids = np.zeros((0, 0), np.float32)
         self._compile()
+
+    def _alive(self) -> CpuRuntime:
+        runtime = super()._alive()
+        assert isinstance(runtime, CpuRuntime)
+        return runtime
 
     def _compile(self) -> None:
         from numba import int64, typeof
@@ -145,16 +150,16 @@ class Exchange(Collective):
             raise
         return None
 
-    def _receive(self, runtime: Runtime) -> tuple[np.ndarray, np.ndarray]:
+    def _receive(self, runtime: CpuRuntime) -> tuple[np.ndarray, np.ndarray]:
         """Run the first phase: (rows that landed here [rows, H], counts [L, W])."""
         job = self._job
         counts = np.zeros((max(1, len(self._member.mine)), self.world), np.int64)
-        with runtime.tending():
+        with runtime.progressing():
             runtime.begin(job)
             runtime.go_on(job, self.timeout)
         landed = np.empty((int(step.set_targets(job, runtime.state, counts)), self.hidden), np.float32)
         job[words.OUT_ROWS] = landed.ctypes.data
-        with runtime.tending():
+        with runtime.progressing():
             runtime.go_on(job, self.timeout)
         return landed, counts
 
@@ -202,7 +207,7 @@ class Exchange(Collective):
             address, status = (0, codes.REFUSED) if back is None else (back.ctypes.data, codes.OK)
             for i in range(1, self.world + 1):
                 step.give_back(job, runtime.state, counts, (self.rank + i) % self.world, address, status)
-            with runtime.tending():
+            with runtime.progressing():
                 runtime.go_on(job, self.timeout)
         runtime.open = False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, MismatchError
-from ..substrate.runtime import attach
+from ..substrate.attach import attach
 
 if TYPE_CHECKING:
     from ..planner import Plan

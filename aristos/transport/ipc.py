@@ -1,6 +1,6 @@
 """Transport `ipc`: CUDA IPC between the ranks of a node. A put is a store into a peer's memory.
 
-It never stages a copy: where a rank's card cannot reach a peer's, every rank says so and what to change.
+Stages no copies: where a rank's GPU cannot reach a peer's, every rank raises an error with advice.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from typing import Any
 from ..errors import EnvironmentProblem
 from .shm import check_one_node
 
-GRAIN = 2 << 20  # bytes: the driver shares whole blocks of so many, with whatever else lies in them
+GRAIN = 2 << 20  # bytes: the driver shares whole blocks of this size, with all that lies in them
 
 SHOW_ALL = (
-    "give every rank all cards of the node, each takes the one of its local rank: srun --gpus-per-node=N"
+    "give every rank all GPUs of the node, each uses the one of its local rank: srun --gpus-per-node=N"
     " --gpu-bind=none (neither --gpus-per-task nor another --gpu-bind), no CUDA_VISIBLE_DEVICES of its own, containers"
     " with --gpus all or --nv"
 )
 NO_PATH = (
-    "nvidia-smi topo -p2p r shows which pairs can; take cards joined by NVLink or under one PCIe root, without MIG,"
+    "nvidia-smi topo -p2p r shows which pairs can; use GPUs joined by NVLink or under one PCIe root, without MIG,"
     " with the IOMMU off or passing through (iommu=pt) and PCIe ACS off"
 )
 
 
 @dataclass(frozen=True)
 class _Seat:
-    """What a rank tells the others of its card. visible: CUDA_VISIBLE_DEVICES there."""
+    """A rank's GPU, for the other ranks. visible: CUDA_VISIBLE_DEVICES there."""
 
     host: str
     uuid: str
@@ -43,37 +43,37 @@ class _Seat:
 
 
 class IpcWindow:
-    """`nbytes` of device memory a rank, that every rank of `comm` can load and store from its card. Collective.
+    """`nbytes` of device memory a rank, that every rank of `comm` can load and store from its GPU. Collective.
 
-    comm: ranks of one node; several may share a card. card: a substrate.device.Card. base: address of every rank's part
-    on this rank's card, in rank order. The memory starts as zeros. Raises EnvironmentProblem on all ranks where one
-    fails, and leaves nothing open.
+    comm: ranks of one node; several may share a GPU. device: a `Device` of aristos.substrate.cuda. base: address of
+    every rank's part on this rank's GPU, in rank order. The memory starts as zeros. Raises EnvironmentProblem on all
+    ranks where one fails, and leaves nothing open.
     """
 
-    def __init__(self, comm: Any, card: Any, nbytes: int) -> None:
+    def __init__(self, comm: Any, device: Any, nbytes: int) -> None:
         check_one_node(comm, "ipc")
         self.nbytes = nbytes
         self.base: list[int] = []
-        self._comm, self._card = comm, card
+        self._comm, self._device = comm, device
         self._own = 0
         self._opened: list[int] = []
-        seats = comm.allgather(_Seat(platform.node(), card.uuid, card.name, os.environ.get("CUDA_VISIBLE_DEVICES")))
-        self._together(lambda: _reach(comm.rank, card, seats))
+        seats = comm.allgather(_Seat(platform.node(), device.uuid, device.name, os.environ.get("CUDA_VISIBLE_DEVICES")))
+        self._on_all(lambda: _reach(comm.rank, device, seats))
         try:
-            handles = self._together(self._allocate)
-            self._together(lambda: self._open(handles, seats))
+            handles = self._on_all(self._allocate)
+            self._on_all(lambda: self._open(handles, seats))
         except EnvironmentProblem:
             self.close()
             raise
 
-    def _together(self, step: Callable[[], Any]) -> list[Any]:
-        """What a step gave each rank; where it failed, all ranks raise what the lowest of those that failed says."""
-        gave, failed = None, None
+    def _on_all(self, step: Callable[[], Any]) -> list[Any]:
+        """Every rank's result of a step; where it failed, all ranks raise the error of the lowest rank that failed."""
+        made, failed = None, None
         try:
-            gave = step()
+            made = step()
         except EnvironmentProblem as error:
             failed = error
-        answers = self._comm.allgather((gave, failed))
+        answers = self._comm.allgather((made, failed))
         for rank, (_, why) in enumerate(answers):
             if why is not None:
                 raise failed if failed is not None and rank == self._comm.rank else why
@@ -81,10 +81,10 @@ class IpcWindow:
 
     def _allocate(self) -> bytes:
         try:
-            self._own = self._card.allocate(max(1, -(-self.nbytes // GRAIN)) * GRAIN)
-            return self._card.handle(self._own)
+            self._own = self._device.allocate(max(1, -(-self.nbytes // GRAIN)) * GRAIN)
+            return self._device.handle(self._own)
         except EnvironmentProblem as error:
-            whose = f"transport ipc: rank {self._comm.rank} on {self._card.name} {self._card.uuid}"
+            whose = f"transport ipc: rank {self._comm.rank} on {self._device.name} {self._device.uuid}"
             raise type(error)(f"{whose} cannot share {self.nbytes} bytes: {error}") from error
 
     def _open(self, handles: list[bytes], seats: list[_Seat]) -> None:
@@ -94,7 +94,7 @@ class IpcWindow:
                 self.base.append(self._own)
                 continue
             try:
-                address = self._card.open(handle)
+                address = self._device.open(handle)
             except EnvironmentProblem as error:
                 raise EnvironmentProblem(
                     f"transport ipc: rank {rank} ({seats[rank]}) cannot open the memory of rank {peer} ({seats[peer]}):"
@@ -108,28 +108,28 @@ class IpcWindow:
         if self._comm is None:
             return
         comm, self._comm = self._comm, None
-        with contextlib.ExitStack() as stack:  # a close that fails must not leave the others waiting
+        with contextlib.ExitStack() as stack:  # a failing close must not leave the other ranks waiting
             stack.callback(self._free)
             stack.callback(comm.Barrier)
             for address in self._opened:
-                stack.callback(self._card.close, address)
+                stack.callback(self._device.close, address)
         self._opened, self.base = [], []
 
     def _free(self) -> None:
         if self._own:
             own, self._own = self._own, 0
-            self._card.free(own)
+            self._device.free(own)
 
 
-def _reach(rank: int, card: Any, seats: list[_Seat]) -> None:
-    """Raises EnvironmentProblem for the first peer whose card this rank's cannot load and store."""
+def _reach(rank: int, device: Any, seats: list[_Seat]) -> None:
+    """Raises EnvironmentProblem for the first peer whose memory this rank's GPU cannot load and store."""
     mine = seats[rank]
     for peer, seat in enumerate(seats):
         whose = f"transport ipc: rank {rank} ({mine}) cannot reach the memory of rank {peer} ({seat})"
         if seat.uuid == mine.uuid:
             continue
-        ordinal = card.ordinal_of(seat.uuid)
+        ordinal = device.ordinal_of(seat.uuid)
         if ordinal is None:
-            raise EnvironmentProblem(f"{whose}: that card is hidden from rank {rank}: {SHOW_ALL}")
-        if not card.can_access(ordinal):
-            raise EnvironmentProblem(f"{whose}: the driver has no path between the two cards: {NO_PATH}")
+            raise EnvironmentProblem(f"{whose}: that GPU is hidden from rank {rank}: {SHOW_ALL}")
+        if not device.can_access(ordinal):
+            raise EnvironmentProblem(f"{whose}: the driver has no path between the two GPUs: {NO_PATH}")

@@ -17,7 +17,7 @@ from ..primitives import wire
 from ..primitives.buffers import aligned
 
 LINE = 64
-STOP_SECONDS = 5.0  # that a process which ends waits for its pacing thread
+STOP_SECONDS = 5.0  # that an ending process waits for its progress thread
 
 
 def mpi_library() -> ctypes.CDLL:
@@ -62,7 +62,7 @@ class RmaWindow:
             )
         self.nbytes = nbytes
         self._window: Any = MPI.Win.Allocate(nbytes + LINE, 1, comm=comm)
-        # Words put after data that did not land would be believed: what fails must not come back (mpi4py lets it).
+        # A failed put must not return (with mpi4py it would): peers would trust words that follow data never delivered.
         self._window.Set_errhandler(MPI.ERRORS_ARE_FATAL)
         address = self._window.tomemory().address
         self.base = -(-address // LINE) * LINE
@@ -75,10 +75,10 @@ class RmaWindow:
         self._threads: list[threading.Thread] = []
         comm.Barrier()
         self._window.Sync()
-        self.start("aristos-pacer", wire.pace, self.wire)
+        self.start("aristos-progress", wire.pace, self.wire)
         self._pid = os.getpid()
         self._key = MPI.Comm.Create_keyval(delete_fn=lambda *_: self.stop())
-        MPI.COMM_SELF.Set_attr(self._key, self)  # deleted first thing in MPI_Finalize, after which nobody may call MPI
+        MPI.COMM_SELF.Set_attr(self._key, self)  # deleted first in MPI_Finalize: after it, no thread may call MPI
         atexit.register(self._forget)
 
     def _connect(self, comm: Any) -> np.ndarray:
@@ -96,16 +96,16 @@ class RmaWindow:
         return words
 
     def start(self, name: str, target: Callable[..., None], *args: Any) -> None:
-        """Start a thread that may call MPI over this window, until the word STOP of the wire says that it must not."""
+        """Start a thread that may call MPI over this window until the word STOP of the wire is set."""
         self._threads.append(threading.Thread(target=target, args=args, name=name, daemon=True))
         self._threads[-1].start()
 
     def in_call(self, yes: bool) -> None:
-        """Say whether workers make progress themselves."""
+        """Set whether workers let MPI make progress themselves."""
         self._words[wire.IN_CALL] = yes
 
     def calling(self) -> tuple[int, int, list[int]]:
-        """(rank that MPI is called about or -1, since when in ns on CLOCK_MONOTONIC, others with unflushed puts).
+        """(peer of the current MPI call or -1, its start in ns on CLOCK_MONOTONIC, other peers with unflushed puts).
 
         Raises EnvironmentProblem if MPI has failed to make progress.
         """
@@ -113,19 +113,19 @@ class RmaWindow:
             from mpi4py import MPI
 
             why = MPI.Get_error_string(int(self._words[wire.ERROR]))
-            raise EnvironmentProblem(f"MPI_Iprobe, which moves what is put, has failed: {why}")
+            raise EnvironmentProblem(f"MPI_Iprobe, which makes progress with puts, has failed: {why}")
         peer = int(self._words[wire.PEER]) - 1
         others = [r for r in np.flatnonzero(self._words[wire.UNDER_WAY :]).tolist() if r != peer]
         return peer, int(self._words[wire.SINCE]), others
 
     def stop(self) -> None:
-        """End the threads; they may be in an MPI call that does not come back."""
+        """End the threads; does not wait for an MPI call that does not return."""
         self._words[wire.STOP] = 1
         for thread in self._threads:
             thread.join(STOP_SECONDS)
 
     def _forget(self) -> None:
-        """End the pacing thread now, while Python and MPI are there."""
+        """End the progress thread while Python and MPI still work."""
         from mpi4py import MPI
 
         if self._key != MPI.KEYVAL_INVALID and os.getpid() == self._pid and not MPI.Is_finalized():

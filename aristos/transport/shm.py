@@ -11,7 +11,7 @@ LINE = 64
 
 
 def check_one_node(comm: Any, transport: str) -> None:
-    """Raises EnvironmentProblem unless MPI can share memory between all ranks of `comm`. Collective."""
+    """Raise EnvironmentProblem unless MPI can share memory between all ranks of `comm`. Collective."""
     from mpi4py import MPI
 
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)

@@ -1,8 +1,8 @@
-"""What every transport's window offers, and the window of a rank that is alone (transport `self`)."""
+"""What every transport's window offers, and the windows of a rank without local peers (transport `self`)."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,11 +14,11 @@ class Window(Protocol):
     nbytes: int  # bytes a rank
 
     def close(self) -> None:
-        """Give the memory back; collective."""
+        """Free the memory; collective."""
 
 
 class SelfWindow:
-    """Transport `self`: the private memory of a group of one."""
+    """Transport `self` in host memory: private memory of one rank, zeroed."""
 
     def __init__(self, nbytes: int) -> None:
         raw = np.zeros(nbytes + 64, np.uint8)
@@ -27,4 +27,17 @@ class SelfWindow:
         self.nbytes = nbytes
 
     def close(self) -> None:
+        """Free the memory."""
         self._memory = None
+
+
+class SelfDeviceWindow:
+    """Transport `self` in GPU memory. device: a `Device` of aristos.substrate.cuda."""
+
+    def __init__(self, device: Any, nbytes: int) -> None:
+        self._device, self.nbytes = device, nbytes
+        self.base = [device.allocate(nbytes)]
+
+    def close(self) -> None:
+        """Free the memory."""
+        self._device.free(self.base[0])

@@ -26,6 +26,8 @@ from aristos.errors import EnvironmentProblem
 from aristos.kernels.cuda.pack import narrow, widen
 from aristos.layer.device_arrays import KINDS
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "hidden": 32,
     "ffn": 24,

@@ -331,6 +331,7 @@ def test_numba(monkeypatch):
     assert "pip install" in got.remedy
 
 
+@pytest.mark.slow
 def test_the_kernel_cache(tmp_path):
     wanted = tmp_path / "aristos"
     folder = wanted / "0123"
@@ -408,6 +409,7 @@ def states(text: str) -> dict[str, str]:
     return {each["name"]: each["state"] for each in json.loads(text)["findings"]}
 
 
+@pytest.mark.slow
 def test_alone():
     done = doctor(0, "--json")
     found = states(done.stdout)
@@ -420,6 +422,7 @@ def test_alone():
     assert all(line == line.rstrip() for line in lines)
 
 
+@pytest.mark.slow
 @needs_mpiexec
 def test_on_two_ranks():
     done = doctor(2, "--json")
@@ -433,6 +436,7 @@ def test_on_two_ranks():
     assert "both on the only node" in measured["text"]
 
 
+@pytest.mark.slow
 def test_a_launcher_that_does_not_match():
     for rank in (0, 1):
         done = doctor(0, OMPI_COMM_WORLD_SIZE="4", OMPI_COMM_WORLD_RANK=str(rank))
@@ -445,6 +449,7 @@ def test_a_launcher_that_does_not_match():
             assert "Open MPI's mpirun started 4 tasks" in done.stdout
 
 
+@pytest.mark.slow
 def test_without_an_mpi_library():
     done = doctor(0, MPI4PY_LIBMPI="/no/libmpi.so")
     assert done.returncode == 3
@@ -453,6 +458,7 @@ def test_without_an_mpi_library():
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_call_that_does_not_come_back_ends_the_process():
     code = (
         "import time; from aristos.doctor import main, ranks\n"
@@ -471,6 +477,7 @@ def test_a_call_that_does_not_come_back_ends_the_process():
     assert states(done.stdout)["hang"] == "fail"
 
 
+@pytest.mark.slow
 def test_one_process_meets_itself():
     alone = ranks.Ranks(1.0, lambda text: None)
     assert alone.lead
@@ -501,6 +508,7 @@ def test_complaints_come_once(monkeypatch, capsys, words, rank):
     assert bool(said.out + said.err) == (rank == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["", "--json"])
 @pytest.mark.parametrize("stdout", [">/dev/full", ">&-"])
 def test_a_report_that_cannot_be_written(words, stdout):

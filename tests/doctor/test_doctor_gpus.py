@@ -59,15 +59,15 @@ def test_the_driver(what, state, word, remedy):
     ("answer", "text"),
     [
         (Answer(True), "MPI puts to other nodes from the memory of card 0"),
-        (Answer(False, "MPI died of it (SIGSEGV)"), "waits in the host's pinned memory: MPI died of it (SIGSEGV)"),
+        (Answer(False, "MPI crashed (SIGSEGV)"), "waits in the host's pinned memory: MPI crashed (SIGSEGV)"),
     ],
 )
 def test_from_where_rows_are_put(monkeypatch, answer, text):
-    monkeypatch.setattr("aristos.substrate.cuda.device_puts.takes", lambda ordinal, seconds: answer)
+    monkeypatch.setattr("aristos.substrate.cuda.device_puts.probe", lambda ordinal, seconds: answer)
     got = gpus.puts(seen(), 60.0)
     assert got.state == "ok"
     assert text in got.text
-    assert got.values == {"from_card": answer.takes}
+    assert got.values == {"from_card": answer.supported}
     for nobody in (NOTHING, Sight(SILENT), seen(visible=0)):
         assert "not needed" in gpus.puts(nobody, 60.0).text
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[cuda12]'")
-from aristos.substrate.cuda.device import Card, count
+from aristos.substrate.cuda.device import Device, count
 
 if not count():
     pytest.skip("no GPU: the driver is not here, or shows no card", allow_module_level=True)
@@ -20,7 +20,7 @@ from aristos.transport.ipc import IpcWindow
 
 @pytest.fixture(scope="module")
 def own():
-    return Card.find(0)
+    return Device.find(0)
 
 
 def read(card, address, words, stream=0):
@@ -54,9 +54,9 @@ def test_memory(own):
 def test_whether_mpi_puts_from_it(own, monkeypatch):
     """Either is right, by the MPI that is here; but the process that tries it comes so far as to try."""
     monkeypatch.delenv(device_puts.VARIABLE, raising=False)
-    answer = device_puts.takes(own.ordinal)
-    untried = ("exit code", "has not begun", "could not be asked")
-    assert answer.takes or not any(word in answer.why for word in untried), answer
+    answer = device_puts.probe(own.ordinal)
+    untried = ("exit code", "has not started", "did not start")
+    assert answer.supported or not any(word in answer.why for word in untried), answer
 
 
 def test_kernels_and_streams(own):
@@ -106,7 +106,7 @@ def test_the_callers_context_stays(own):
 @pytest.mark.ranks(2, timeout=300)
 def test_memory_of_another_process(comm):
     """Each rank stores into the other's window with a kernel; both may be on one card."""
-    card = Card.find(comm.rank)
+    card = Device.find(comm.rank)
     window = IpcWindow(comm, card, 8 * 1000)
     loaded, peer = card.load(FILL), 1 - comm.rank
     comm.Barrier()

@@ -31,6 +31,8 @@ warnings.simplefilter("error")
 sys.path.insert(0, "tests/support")
 from aristos.kernels.cuda import build, offline
 from cuda_kernels import FILL, REVERSE
+
+pytestmark = pytest.mark.slow
 count = 0
 def counted(*args, original=offline.compiled):
     global count

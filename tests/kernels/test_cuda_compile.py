@@ -23,6 +23,8 @@ from aristos.kernels.cuda.catalogue import kernels
 from aristos.kernels.cuda.gemm import TILES, tiles
 from aristos.substrate.cuda import persistent
 
+pytestmark = pytest.mark.slow
+
 try:
     assemble.tool("ptxas")
     assemble.tool("nvdisasm")

@@ -22,6 +22,8 @@ from aristos.kernels.cuda.ptx import round_tf32
 from aristos.kernels.cuda.tile import BYTES, Tile, tile_memory
 from aristos.reference import error, expert
 
+pytestmark = pytest.mark.slow
+
 KINDS = list(TILES)
 SETS = TILES | {f"{kind} in warpgroups": tiles for kind, tiles in GROUPS.items()}
 # of max |y|: the rounding of the output, of sums in float32

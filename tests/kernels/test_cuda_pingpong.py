@@ -9,6 +9,8 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed:
 from aristos import simt
 from aristos.kernels.cuda import pingpong
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 10**9
 LINE = pingpong.LINE
 

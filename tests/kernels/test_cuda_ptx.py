@@ -74,6 +74,8 @@ from aristos.kernels.cuda.ptx import (
 from aristos.kernels.cuda.tile import generated, shared_address
 from aristos.primitives import memory as mem
 
+pytestmark = pytest.mark.slow
+
 WAIT, PRODUCTS_DONE = copy_async_wait(0), multiply_group_wait(0)
 PRIMITIVES = {name: value for name, value in vars(ptx).items() if hasattr(value, "plain")}
 

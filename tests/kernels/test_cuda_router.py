@@ -15,6 +15,8 @@ from aristos.kernels.cuda import router as r
 from aristos.kernels.cuda.pack import narrow, widen
 from aristos.primitives.buffers import aligned
 
+pytestmark = pytest.mark.slow
+
 
 def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=1.0, kind="f32", given=None, seed=0):
     """Tables by name after both launches (where ids and weights are `given`, they are checked), nothing reported."""

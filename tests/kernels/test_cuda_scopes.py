@@ -20,6 +20,8 @@ from aristos.kernels.cuda.compiler import cuda, types
 from aristos.primitives import memory as mem
 from aristos.simt.kernels import compiled
 
+pytestmark = pytest.mark.slow
+
 try:
     assemble.tool("ptxas")
     assemble.tool("nvdisasm")

@@ -15,6 +15,8 @@ import aristos
 from aristos import reference
 from aristos.errors import ClosedError, InputError, MemoryProblem, PeerInputError, WaitTimeout
 
+pytestmark = pytest.mark.slow
+
 CFG = aristos.MoEConfig(
     hidden=32, ffn=40, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=24
 )  # fmt: skip
@@ -130,7 +132,7 @@ def test_a_rank_that_does_not_come(monkeypatch):
         moe = aristos.MoE(CFG, comm, backend="cuda")
         moe.load(**WEIGHTS)
         if rank == 1:
-            moe._member.runtime.card.together.run(1)
+            moe._member.runtime.device.together.run(1)
             moe._member.runtime.users = 0  # it is gone: nothing is to be closed at exit
             return
         with pytest.raises(WaitTimeout, match=r"rank 0 waited for rank 1 in epoch 1 .*its announcement of epoch 1"):
@@ -164,7 +166,7 @@ def test_arrays_of_the_card():
         with aristos.MoE(CFG, comm, backend="cuda") as moe:
             moe.synchronize()
             moe.load(**WEIGHTS)
-            card, x = moe._member.runtime.card, tokens(CFG, 12, seed=rank)
+            card, x = moe._member.runtime.device, tokens(CFG, 12, seed=rank)
             bad = x.copy()
             bad[5, 1] = np.inf
             there, out = OnCard(card, x), OnCard(card, np.zeros_like(x))
@@ -190,7 +192,7 @@ def test_an_engine_that_cannot_grow_says_so(monkeypatch):
     def body(comm, rank):
         first = aristos.MoE(CFG, comm, backend="cuda")
         first.load(**WEIGHTS)
-        card = first._member.runtime.card
+        card = first._member.runtime.device
         plain = card.allocate
         card.allocate = lambda nbytes: plain(nbytes) if nbytes < 1 << 20 else _no_room()
         with pytest.raises(MemoryProblem, match="no room"):

@@ -429,6 +429,7 @@ say("equal" if same(moe(x), y) else "different")
 """
 
 
+@pytest.mark.slow
 @needs_mpiexec
 def test_a_layer_survives_a_larger_one_that_does_not_fit(tmp_path):
     job = run_job(tmp_path, 2, GROWTH)

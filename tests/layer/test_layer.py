@@ -339,6 +339,7 @@ for skew in ("router", "zipf"):
 """
 
 
+@pytest.mark.slow
 @needs_mpiexec
 def test_equal_bits_in_every_run(tmp_path):
     """The same tokens cut over 1, 2, 3 and 4 ranks, in jobs of their own, twice."""

@@ -1,35 +1,16 @@
-"""The engine's functions as plain Python: alone, under the explorer, and on two real ranks; and the memory words alone.
+"""The engine's functions as plain Python on two real ranks; and the memory words alone.
 
-The first are in uncompiled.py and searched.py, in processes of their own: Numba decides when a module is imported.
+tests/explore/test_plain_python.py runs them alone and under the explorer.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
-from cases import ROOT, clean_environment, run_job
+from cases import run_job
 from mpi import find_mpiexec
 
 from aristos.primitives import memory
-
-
-@pytest.mark.parametrize("tests", ["uncompiled.py", "searched.py"])
-def test_in_plain_python(tests):
-    """All tests of that file pass in a process where nothing is compiled."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"tests/explore/{tests}"],
-        cwd=ROOT,
-        env={**clean_environment(), "NUMBA_DISABLE_JIT": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert "skipped" not in done.stdout
-
 
 RANKS = """
 from cases import check

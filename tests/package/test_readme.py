@@ -39,6 +39,7 @@ def test_every_srun_that_is_shown_says_how_mpi_is_started(path):
     assert all("--mpi=" in command for command in shown)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout, so there is nothing to clone")
 @pytest.mark.skipif(not shutil.which("git") or not shutil.which("make"), reason="git or make is not installed")
 def test_make_bench_in_a_fresh_clone(tmp_path):

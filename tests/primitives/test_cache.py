@@ -48,6 +48,7 @@ def cold(tmp_path_factory) -> tuple[Path, Job]:
     return cache, run_job(place / "job", 3, RANKS, timeout=280, ARISTOS_CACHE=str(cache))
 
 
+@pytest.mark.slow
 def test_ranks_with_a_cold_cache_compile_once(cold):
     cache, job = cold
     assert job.code == 0, job.out
@@ -59,6 +60,7 @@ def test_ranks_with_a_cold_cache_compile_once(cold):
     assert any("aristos: compiling kernels" in out for out in job.out), "nobody was told"
 
 
+@pytest.mark.slow
 def test_a_second_process_compiles_nothing(cold, tmp_path):
     cache, _ = cold
     before = {p: p.stat().st_mtime_ns for p in cache.rglob("*.nb?")}
@@ -71,6 +73,7 @@ def test_a_second_process_compiles_nothing(cold, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in cache.rglob("*.nb?")} == before
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_made_falls_back(cold, tmp_path):
     """ARISTOS_CACHE below a file: the temporary folder takes its place, and is kept for the next process too."""
     cache, _ = cold
@@ -150,6 +153,7 @@ def test_progress_says_for_how_long(monkeypatch, capsys):
     assert not capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_is_no_harm(cold, tmp_path):
     """A file cut short by a full disk: it is said, and all is compiled again.
 

@@ -1,4 +1,4 @@
-"""A card behind a made-up driver: memory, copies, kernels, time, IPC handles; errors in words, nothing at import."""
+"""A Device over a fake driver: memory, copies, kernels, time, IPC handles, error messages; nothing at import."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from aristos.errors import EnvironmentProblem, InputError, MemoryProblem
 from aristos.kernels.cuda.build import Built
 from aristos.substrate.cuda import device
 from aristos.substrate.cuda import driver as calls
-from aristos.substrate.cuda.device import Card
+from aristos.substrate.cuda.device import Device
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """As catalogue.Kernel, which needs numba-cuda."""
+    """Like catalogue.Kernel, which needs numba-cuda."""
 
     name: str
     types: tuple[str, ...]
@@ -40,7 +40,7 @@ def machine():
 
 @pytest.fixture
 def driver(machine, monkeypatch):
-    """The fake in the module's place; at the end no call has left its context behind."""
+    """The fake in place of the module; at the end no call has left its context behind."""
     made = fake_cuda.Driver(Process(machine))
     monkeypatch.setitem(sys.modules, calls.MODULE, made)
     monkeypatch.setattr(device, "build", lambda kernel, arch: Built(f"{kernel.name}_{arch}", b"\x7fELF fill_sm_90"))
@@ -49,193 +49,193 @@ def driver(machine, monkeypatch):
     assert not machine.violations
 
 
-def test_what_a_card_is(driver):
-    assert device.count() == Card.count() == 2
-    card = Card(1)
-    assert (card.ordinal, card.name, card.arch, card.sms, card.driver) == (1, "NVIDIA Made-up", "sm_90", 132, "12.9")
-    assert card.uuid == "GPU-a1a1a1a1-a1a1-a1a1-a1a1-a1a1a1a1a1a1"
-    assert [Card.find(rank).ordinal for rank in range(5)] == [0, 1, 0, 1, 0]
+def test_the_properties_of_a_gpu(driver):
+    assert device.count() == Device.count() == 2
+    gpu = Device(1)
+    assert (gpu.ordinal, gpu.name, gpu.arch, gpu.sms, gpu.driver) == (1, "NVIDIA Made-up", "sm_90", 132, "12.9")
+    assert gpu.uuid == "GPU-a1a1a1a1-a1a1-a1a1-a1a1-a1a1a1a1a1a1"
+    assert [Device.find(rank).ordinal for rank in range(5)] == [0, 1, 0, 1, 0]
 
 
-def test_a_card_that_is_not_there(driver):
+def test_an_ordinal_that_is_not_visible(driver):
     with pytest.raises(EnvironmentProblem, match=r"GPU 2 was asked for and 2 are visible: .*--gpu-bind=none"):
-        Card(2)
+        Device(2)
     with pytest.raises(EnvironmentProblem, match="GPU -1 was asked for"):
-        Card(-1)
+        Device(-1)
 
 
-def test_no_card_at_all(driver):
+def test_a_process_without_visible_gpus(driver):
     driver.first.visible = []
     assert device.count() == 0
     with pytest.raises(EnvironmentProblem, match=r"cuInit: CUDA_ERROR_NO_DEVICE: no GPU is visible .*nvidia-smi -L"):
-        Card.find(0)
+        Device.find(0)
 
 
-def test_the_callers_context_stays(driver):
-    """Another library's current device is what it was, whatever the outcome."""
-    card, stack = Card(1), driver.process.stack()
+def test_the_current_context_stays(driver):
+    """The current device of another library stays, also after an error."""
+    gpu, stack = Device(1), driver.process.stack()
     stack.append(100)
-    card.free(card.allocate(8))
+    gpu.free(gpu.allocate(8))
     with pytest.raises(EnvironmentProblem):
-        card.free(12345)
+        gpu.free(12345)
     assert stack == [100]
     stack.clear()
 
 
 def test_memory_starts_as_zeros_and_holds_copies(driver, machine):
-    card = Card(0)
-    address = card.allocate(1000)
-    assert not machine.allocations[card.handle(address)].data.any(), "zeroed when another process looks"
+    gpu = Device(0)
+    address = gpu.allocate(1000)
+    assert not machine.allocations[gpu.handle(address)].data.any(), "another process may read it at once"
     values = np.arange(100, dtype=np.int64)
-    card.copy_in(address + 8, values)
+    gpu.copy_in(address + 8, values)
     back = np.zeros(100, np.int64)
-    card.copy_out(back, address + 8)
+    gpu.copy_out(back, address + 8)
     np.testing.assert_array_equal(back, values)
-    card.clear(address + 8, 80)
-    card.copy_out(back, address + 8)
+    gpu.clear(address + 8, 80)
+    gpu.copy_out(back, address + 8)
     np.testing.assert_array_equal(back, np.where(values < 10, 0, values))
-    card.copy_in(address, np.zeros(0))
-    card.free(address)
+    gpu.copy_in(address, np.zeros(0))
+    gpu.free(address)
     assert machine.used(0) == 0
     with pytest.raises(EnvironmentProblem, match="cuMemcpyDtoHAsync: CUDA_ERROR_INVALID_VALUE"):
-        card.copy_out(back, address)
+        gpu.copy_out(back, address)
 
 
 def test_copies_follow_their_stream_and_pageable_ones_are_done(driver):
-    """Pinned memory goes on by itself; an array of NumPy's may be reused at once."""
-    card = Card(0)
-    address, stream = card.allocate(800), card.new_stream()
+    """A copy of pinned memory is asynchronous; an array of NumPy's may be reused at once."""
+    gpu = Device(0)
+    address, stream = gpu.allocate(800), gpu.new_stream()
     values = np.arange(100.0)
-    card.copy_in(address, values, stream)
+    gpu.copy_in(address, values, stream)
     values[:] = 0
-    pinned, _ = card.host(800)
+    pinned, _ = gpu.host(800)
     numbers = pinned.view(np.float64)
-    card.copy_out(numbers, address, stream)
-    assert not numbers.any(), "complete before anybody waited"
-    card.synchronize(stream)
+    gpu.copy_out(numbers, address, stream)
+    assert not numbers.any(), "complete before the stream was waited for"
+    gpu.synchronize(stream)
     np.testing.assert_array_equal(numbers, np.arange(100.0))
-    card.copy_in(address, numbers[:50] + 1, stream)
-    card.copy_in(address, numbers[50:], stream)
+    gpu.copy_in(address, numbers[:50] + 1, stream)
+    gpu.copy_in(address, numbers[50:], stream)
     numbers[50:] = 7  # too early: the copy has not been made
-    card.synchronize(stream)
+    gpu.synchronize(stream)
     back = np.zeros(50)
-    card.copy_out(back, address, stream)
+    gpu.copy_out(back, address, stream)
     np.testing.assert_array_equal(back, np.full(50, 7.0))
 
 
 def test_pinned_memory(driver):
-    card = Card(0)
-    array, address = card.host(64)
+    gpu = Device(0)
+    array, address = gpu.host(64)
     assert array.shape == (64,)
     assert array.dtype == np.uint8
     assert not array.any()
     assert address == array.ctypes.data + (1 << 50), "the driver's address, not the host's"
-    card.free_host(array)
+    gpu.free_host(array)
     assert not driver.process.pinned
-    with pytest.raises(InputError, match=r"free_host takes an array of Card\.host"):
-        card.free_host(array)
+    with pytest.raises(InputError, match=r"free_host takes an array of Device\.host"):
+        gpu.free_host(array)
 
 
-def test_memory_of_others_is_pinned_where_it_may_be(driver):
-    card, memory = Card(0), np.zeros(4096, np.uint8)
-    assert card.pin(memory.ctypes.data, 4096)
-    assert not card.pin(memory.ctypes.data, 4096)  # it was; nothing is raised
-    card.unpin(memory.ctypes.data)
+def test_memory_allocated_elsewhere_is_pinned_if_possible(driver):
+    gpu, memory = Device(0), np.zeros(4096, np.uint8)
+    assert gpu.pin(memory.ctypes.data, 4096)
+    assert not gpu.pin(memory.ctypes.data, 4096)  # already pinned; nothing is raised
+    gpu.unpin(memory.ctypes.data)
     assert not driver.process.pinned
 
 
 def test_wrong_arrays(driver):
-    card = Card(0)
-    address = card.allocate(800)
+    gpu = Device(0)
+    address = gpu.allocate(800)
     with pytest.raises(InputError, match="contiguous"):
-        card.copy_in(address, np.zeros((10, 10)).T[1:])
+        gpu.copy_in(address, np.zeros((10, 10)).T[1:])
     with pytest.raises(InputError, match="contiguous"):
-        card.copy_out(np.zeros(20)[::2], address)
+        gpu.copy_out(np.zeros(20)[::2], address)
     constant = np.zeros(4)
     constant.flags.writeable = False
     with pytest.raises(InputError, match="read-only"):
-        card.copy_out(constant, address)
-    for take in (card.allocate, card.host):
+        gpu.copy_out(constant, address)
+    for take in (gpu.allocate, gpu.host):
         with pytest.raises(InputError, match="nbytes must be positive, got 0"):
             take(0)
 
 
 def test_out_of_memory(driver):
-    card = Card(1)
-    card.allocate(1 << 29)
+    gpu = Device(1)
+    gpu.allocate(1 << 29)
     with pytest.raises(MemoryProblem, match=r"cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY: 512 of 1024 MiB .* are free: use"):
-        card.allocate((1 << 29) + 1)
+        gpu.allocate((1 << 29) + 1)
 
 
 # ---- kernels ------------------------------------------------------------------------------------------------------
 
 
 def test_a_kernel_is_loaded_once_and_launched(driver, machine):
-    card = Card(0)
-    loaded = card.load(KERNEL)
-    assert card.load(KERNEL) is loaded
+    gpu = Device(0)
+    loaded = gpu.load(KERNEL)
+    assert gpu.load(KERNEL) is loaded
     assert sum(name == "cuModuleLoadData" for _, name in machine.log) == 1
     assert (loaded.registers, loaded.static) == (fake_cuda.KERNEL_REGISTERS, fake_cuda.KERNEL_STATIC)
-    stream = card.new_stream()
-    card.launch(loaded, 7, 0, 1 << 40, np.int64(100), -1, stream=stream)
-    card.launch(loaded, (2, 3), 1024, 1, 2, 3)
+    stream = gpu.new_stream()
+    gpu.launch(loaded, 7, 0, 1 << 40, np.int64(100), -1, stream=stream)
+    gpu.launch(loaded, (2, 3), 1024, 1, 2, 3)
     assert not driver.process.launches
-    card.synchronize(stream)
+    gpu.synchronize(stream)
     (first,) = driver.process.launches
     assert (first.grid, first.block, first.shared, first.stream) == ((7, 1, 1), (128, 1, 1), 0, stream)
     assert first.values == (1 << 40, 100, -1)
-    card.synchronize()
+    gpu.synchronize()
     assert driver.process.launches[1].grid == (2, 3, 1)
 
 
 def test_shared_memory_above_48_kb_is_asked_for_once(driver, machine):
-    card = Card(0)
-    loaded = card.load(KERNEL)
-    assert card.resident(loaded, 4096) == min(2048 // 128, (228 << 10) // (4096 + 1024 + fake_cuda.KERNEL_STATIC))
-    assert card.resident(loaded, 48 << 10) == 4, "static and dynamic together are above 48 KB"
-    assert card.resident(loaded, 100 << 10) == 2
-    card.launch(loaded, 1, 100 << 10, 1, 2, 3)
-    card.launch(loaded, 1, 10 << 10, 1, 2, 3)
+    gpu = Device(0)
+    loaded = gpu.load(KERNEL)
+    assert gpu.resident(loaded, 4096) == min(2048 // 128, (228 << 10) // (4096 + 1024 + fake_cuda.KERNEL_STATIC))
+    assert gpu.resident(loaded, 48 << 10) == 4, "static and dynamic together are above 48 KB"
+    assert gpu.resident(loaded, 100 << 10) == 2
+    gpu.launch(loaded, 1, 100 << 10, 1, 2, 3)
+    gpu.launch(loaded, 1, 10 << 10, 1, 2, 3)
     assert sum(name == "cuFuncSetAttribute" for _, name in machine.log) == 2
-    fresh = Card(0)
+    fresh = Device(0)
     fresh.launch(fresh.load(KERNEL), 1, 200 << 10, 1, 2, 3)
     with pytest.raises(EnvironmentProblem, match=r"fill needs 234496 bytes .* has 232448: choose a smaller tile"):
-        card.launch(loaded, 1, 228 << 10, 1, 2, 3)
+        gpu.launch(loaded, 1, 228 << 10, 1, 2, 3)
 
 
 def test_wrong_launches(driver):
-    card = Card(0)
-    loaded = card.load(KERNEL)
+    gpu = Device(0)
+    loaded = gpu.load(KERNEL)
     with pytest.raises(InputError, match="kernel fill takes 3 arguments, got 2"):
-        card.launch(loaded, 1, 0, 1, 2)
+        gpu.launch(loaded, 1, 0, 1, 2)
     with pytest.raises(InputError, match="must be int64, got 9223372036854775808"):
-        card.launch(loaded, 1, 0, 1 << 63, 0, 0)
+        gpu.launch(loaded, 1, 0, 1 << 63, 0, 0)
     for grid in (0, (1, 0), (1, 1, 1, 1), ()):
         with pytest.raises(InputError, match="grid must be"):
-            card.launch(loaded, grid, 0, 1, 2, 3)
+            gpu.launch(loaded, grid, 0, 1, 2, 3)
 
 
 def test_time(driver):
-    card = Card(0)
-    stream, a, b = card.new_stream(), card.event(), card.event()
-    card.record(a, stream)
-    card.record(b, stream)
-    assert card.elapsed(a, b) == pytest.approx(0.0025)
+    gpu = Device(0)
+    stream, a, b = gpu.new_stream(), gpu.event(), gpu.event()
+    gpu.record(a, stream)
+    gpu.record(b, stream)
+    assert gpu.elapsed(a, b) == pytest.approx(0.0025)
 
 
 def test_copies_and_graphs(driver):
-    """What is captured does not run; each replay runs it once more, in the order of the stream."""
-    card = Card(0)
-    stream, a, b = card.new_stream(), card.allocate(64), card.allocate(64)
-    card.copy_in(a, np.arange(8), stream)
-    graph = card.graph(stream, lambda: card.copy(b + 8, a, 32, stream))
+    """Captured work does not run; each replay runs it once, in the order of the stream."""
+    gpu = Device(0)
+    stream, a, b = gpu.new_stream(), gpu.allocate(64), gpu.allocate(64)
+    gpu.copy_in(a, np.arange(8), stream)
+    graph = gpu.graph(stream, lambda: gpu.copy(b + 8, a, 32, stream))
     found = np.empty(8, np.int64)
-    card.copy_out(found, b, stream)
+    gpu.copy_out(found, b, stream)
     assert not found.any()
     for first in (10, 20):
-        card.copy_in(a, np.arange(first, first + 8), stream)
-        card.replay(graph, stream)
-        card.copy_out(found, b, stream)
+        gpu.copy_in(a, np.arange(first, first + 8), stream)
+        gpu.replay(graph, stream)
+        gpu.copy_out(found, b, stream)
         np.testing.assert_array_equal(found[:5], [0, *range(first, first + 4)])
         assert not found[5:].any()
 
@@ -244,15 +244,15 @@ def test_copies_and_graphs(driver):
 
 
 def test_memory_of_another_process(driver, machine):
-    """On another card; the same bytes, at an address of one's own."""
+    """On another GPU: the same bytes at a different address."""
     other = Process(machine)
-    mine = Card(0)
+    mine = Device(0)
     address = mine.allocate(100)
     mine.copy_in(address, np.arange(100, dtype=np.uint8))
     code = mine.handle(address)
     assert len(code) == 64
     driver.here.process = other
-    theirs = Card(1)
+    theirs = Device(1)
     opened = theirs.open(code)
     assert opened != address
     back = np.zeros(100, np.uint8)
@@ -269,17 +269,17 @@ def test_memory_of_another_process(driver, machine):
     mine.free(address)
 
 
-def test_which_cards_reach_each_other(driver, machine):
+def test_which_gpus_reach_each_other(driver, machine):
     machine.gpus[0].reaches.clear()
-    cards = Card(0), Card(1)
-    assert cards[0].can_access(0)
-    assert not cards[0].can_access(1)
-    assert cards[1].can_access(0)
-    assert cards[0].ordinal_of(cards[1].uuid) == 1
+    gpus = Device(0), Device(1)
+    assert gpus[0].can_access(0)
+    assert not gpus[0].can_access(1)
+    assert gpus[1].can_access(0)
+    assert gpus[0].ordinal_of(gpus[1].uuid) == 1
     driver.first.visible = [1]
-    alone = Card(0)
-    assert alone.uuid == cards[1].uuid
-    assert alone.ordinal_of(cards[0].uuid) is None
+    alone = Device(0)
+    assert alone.uuid == gpus[1].uuid
+    assert alone.ordinal_of(gpus[0].uuid) is None
     assert alone.ordinal_of(alone.uuid) == 0
 
 
@@ -289,24 +289,24 @@ def test_which_cards_reach_each_other(driver, machine):
 @pytest.mark.parametrize(
     ("function", "error", "act", "advice"),
     [
-        ("cuCtxPushCurrent", "CUDA_ERROR_NOT_INITIALIZED", lambda card: card.new_stream(), "does not survive a fork"),
-        ("cuCtxPushCurrent", "CUDA_ERROR_INVALID_CONTEXT", lambda card: card.event(), "'spawn'"),
-        ("cuStreamSynchronize", "CUDA_ERROR_ILLEGAL_ADDRESS", lambda card: card.synchronize(), "compute-sanitizer"),
-        ("cuStreamQuery", "CUDA_ERROR_ILLEGAL_ADDRESS", lambda card: card.done(), "compute-sanitizer"),
-        ("cuIpcOpenMemHandle", "CUDA_ERROR_PEER_ACCESS_UNSUPPORTED", lambda card: card.open(bytes(64)), "topo -p2p r"),
-        ("cuIpcOpenMemHandle", "CUDA_ERROR_MAP_FAILED", lambda card: card.open(bytes(64)), "--pid=host"),
-        ("cuDeviceGetCount", "CUDA_ERROR_SYSTEM_NOT_READY", lambda card: Card(0), "nvidia-fabricmanager"),
-        ("cuDevicePrimaryCtxRetain", "CUDA_ERROR_DEVICE_UNAVAILABLE", lambda card: Card(0), "nvidia-smi -c 0"),
-        ("cuInit", "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", lambda card: Card.find(0), "reboot"),
-        ("cuMemHostAlloc", "CUDA_ERROR_UNKNOWN", lambda card: card.host(8), "reference"),
-        ("cuMemFree", "CUDA_ERROR_MPS_CONNECTION_FAILED", lambda card: card.free(1), "CUDA_MPS_PIPE_DIRECTORY"),
+        ("cuCtxPushCurrent", "CUDA_ERROR_NOT_INITIALIZED", lambda gpu: gpu.new_stream(), "does not survive a fork"),
+        ("cuCtxPushCurrent", "CUDA_ERROR_INVALID_CONTEXT", lambda gpu: gpu.event(), "'spawn'"),
+        ("cuStreamSynchronize", "CUDA_ERROR_ILLEGAL_ADDRESS", lambda gpu: gpu.synchronize(), "compute-sanitizer"),
+        ("cuStreamQuery", "CUDA_ERROR_ILLEGAL_ADDRESS", lambda gpu: gpu.done(), "compute-sanitizer"),
+        ("cuIpcOpenMemHandle", "CUDA_ERROR_PEER_ACCESS_UNSUPPORTED", lambda gpu: gpu.open(bytes(64)), "topo -p2p r"),
+        ("cuIpcOpenMemHandle", "CUDA_ERROR_MAP_FAILED", lambda gpu: gpu.open(bytes(64)), "--pid=host"),
+        ("cuDeviceGetCount", "CUDA_ERROR_SYSTEM_NOT_READY", lambda gpu: Device(0), "nvidia-fabricmanager"),
+        ("cuDevicePrimaryCtxRetain", "CUDA_ERROR_DEVICE_UNAVAILABLE", lambda gpu: Device(0), "nvidia-smi -c 0"),
+        ("cuInit", "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", lambda gpu: Device.find(0), "reboot"),
+        ("cuMemHostAlloc", "CUDA_ERROR_UNKNOWN", lambda gpu: gpu.host(8), "reference"),
+        ("cuMemFree", "CUDA_ERROR_MPS_CONNECTION_FAILED", lambda gpu: gpu.free(1), "CUDA_MPS_PIPE_DIRECTORY"),
     ],
 )
 def test_errors_name_the_function_and_what_to_do(driver, function, error, act, advice):
-    card = Card(0)
+    gpu = Device(0)
     driver.fail[function] = error
     with pytest.raises(EnvironmentProblem) as raised:
-        act(card)
+        act(gpu)
     assert str(raised.value).startswith(f"{function}: {error}: ")
     assert advice in str(raised.value)
 
@@ -322,25 +322,25 @@ def test_advice_is_for_errors_that_exist():
 def test_without_a_driver():
     assert device.count() == 0
     with pytest.raises(EnvironmentProblem, match=r"cuInit: NVIDIA's driver \(libcuda.so.1\) is not here.*--gpus all"):
-        Card.find(0)
+        Device.find(0)
 
 
 def test_without_the_packages():
-    """Nothing is imported before a card is asked for; then it says what to install."""
+    """Nothing is imported before a device is made; then the error names the packages."""
     code = (
         "import sys; sys.modules['numba_cuda'] = sys.modules['cuda'] = sys.modules['cuda.bindings'] = None\n"
         "from aristos.substrate.cuda import device; from aristos.transport import ipc\n"
         "print(device.count())\n"
-        "try: device.Card(0)\nexcept device.EnvironmentProblem as error: print(error)"
+        "try: device.Device(0)\nexcept device.EnvironmentProblem as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("0\nGPUs need numba-cuda and cuda-bindings: pip install 'aristos[cuda12]'"), done
 
 
-def test_asking_for_a_stream_waits_for_nothing(driver):
-    card = Card(0)
-    stream, address = card.new_stream(), card.allocate(64)
-    assert card.done(stream)
+def test_querying_a_stream_does_not_wait(driver):
+    gpu = Device(0)
+    stream, address = gpu.new_stream(), gpu.allocate(64)
+    assert gpu.done(stream)
     for _ in range(3):
-        card.clear(address, 64, stream)
-    assert [card.done(stream) for _ in range(3)] == [False, False, True]
+        gpu.clear(address, 64, stream)
+    assert [gpu.done(stream) for _ in range(3)] == [False, False, True]

@@ -16,6 +16,8 @@ from plain_engine import plain
 from aristos.engine import codes, words
 from aristos.reference import error
 
+pytestmark = pytest.mark.slow
+
 
 def close(layers, ys):
     for y, want in zip(ys, layers.expected()):

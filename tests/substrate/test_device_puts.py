@@ -1,4 +1,4 @@
-"""Whether MPI takes a card's memory is tried in a process of its own, whatever becomes of it."""
+"""Whether MPI puts from GPU memory is probed in a child process, which may crash or hang."""
 
 from __future__ import annotations
 
@@ -19,77 +19,77 @@ CHILD = [sys.executable, str(Path(__file__).parents[1] / "support" / "puts_child
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """What is said of a card that behaves in some way."""
+def probe(monkeypatch):
+    """probe(how, *seconds): the answer for a device that behaves in one of the ways of puts_child.py."""
     monkeypatch.delenv(device_puts.VARIABLE, raising=False)
 
     def ask(how, *seconds):
         monkeypatch.setattr(device_puts, "COMMAND", [*CHILD, how])
-        device_puts.takes.cache_clear()
-        return device_puts.takes(0, *seconds)
+        device_puts.probe.cache_clear()
+        return device_puts.probe(0, *seconds)
 
     yield ask
-    device_puts.takes.cache_clear()
+    device_puts.probe.cache_clear()
 
 
 @pytest.mark.parametrize(
     ("how", "why"),
     [
-        ("dies", r"MPI died of it \((Segmentation fault|Bus error|Aborted)\)"),
-        ("waits", "MPI waits for the kernel that runs on the card"),
-        ("elsewhere", "MPI puts 4194304 bytes from the card, and something else arrives"),
+        ("dies", r"MPI crashed \((Segmentation fault|Bus error|Aborted)\)"),
+        ("waits", "MPI waits for the kernel that runs on the GPU"),
+        ("elsewhere", "MPI puts 4194304 bytes from the GPU, and other bytes arrive"),
         ("refuses", "RuntimeError: MPI_ERR_BUFFER"),
         ("silent", "exit code 1: no MPI here"),
     ],
 )
-def test_what_does_not_take_it(asked, how, why):
+def test_an_mpi_that_cannot_put_from_a_device(probe, how, why):
     before = set(leftovers(young=0.0))
-    answer = asked(how)
-    assert not answer.takes
+    answer = probe(how)
+    assert not answer.supported
     assert set(leftovers(young=0.0)) <= before
     assert re.search(why, answer.why), answer.why
 
 
 @pytest.mark.ranks(2, timeout=120)
-def test_what_does(comm, asked, monkeypatch):
-    """The process has an MPI of its own, though its parent is a rank of a job; and nobody asks twice."""
-    answer = asked("fine")
-    assert answer.takes, answer.why
+def test_an_mpi_that_can(comm, probe, monkeypatch):
+    """The child has an MPI of its own, though its parent is a rank of a job; the answer is kept."""
+    answer = probe("fine")
+    assert answer.supported, answer.why
     monkeypatch.setattr(device_puts, "COMMAND", [*CHILD, "silent"])
-    assert device_puts.takes(0) is answer
+    assert device_puts.probe(0) is answer
 
 
-def test_no_answer_in_time(asked):
-    assert "did not come back within 0.05 s" in asked("fine", 0.05).why
+def test_no_answer_in_time(probe):
+    assert "did not return within 0.05 s" in probe("fine", 0.05).why
 
 
 @pytest.mark.parametrize("value", ["0", "no"])
-def test_who_does_not_want_it(asked, monkeypatch, value):
+def test_the_variable_that_turns_it_off(probe, monkeypatch, value):
     monkeypatch.setenv(device_puts.VARIABLE, value)
-    answer = asked("fine")
-    assert (answer.takes, answer.why) == (False, f"{device_puts.VARIABLE}={value}")
+    answer = probe("fine")
+    assert (answer.supported, answer.why) == (False, f"{device_puts.VARIABLE}={value}")
 
 
-def test_a_child_that_does_not_start(asked, monkeypatch):
-    """Nothing is raised: other ranks wait for the answer."""
+def test_a_child_that_does_not_start(probe, monkeypatch):
+    """Raises nothing: other ranks wait for the answer."""
     monkeypatch.setattr(device_puts, "alone", lambda env: {"A": "nul\0"})
-    assert "could not be asked: ValueError" in asked("fine").why
+    assert "the probe did not start: ValueError" in probe("fine").why
 
 
-def test_a_process_without_a_card(monkeypatch):
+def test_a_process_without_a_gpu(monkeypatch):
     monkeypatch.delenv(device_puts.VARIABLE, raising=False)
-    device_puts.takes.cache_clear()
+    device_puts.probe.cache_clear()
     try:
-        answer = device_puts.takes(10_000)  # nobody has so many
+        answer = device_puts.probe(10_000)  # no machine has so many
     finally:
-        device_puts.takes.cache_clear()
-    assert not answer.takes
+        device_puts.probe.cache_clear()
+    assert not answer.supported
     assert "cuInit" in answer.why or "are visible" in answer.why
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_the_kernel(told):
-    """It stays until it is told to go, or its time is over; its row is written before it says so."""
+@pytest.mark.parametrize("released", [True, False])
+def test_the_kernel_of_the_probe(released):
+    """It stays until it is released, or its time is over; its row is complete before it notifies the host."""
     machine = simt.Machine(seed=1)
     device = machine.device(0)
     row, flags = device.array(np.zeros(100, np.int64)), machine.host_array(np.zeros(2 * LINE // 8, np.int64))
@@ -101,10 +101,10 @@ def test_the_kernel(told):
         seen.append(row.load(99, order="weak"))
         for _ in range(50):
             yield
-        if told:
+        if released:
             flags.store(LINE // 8, 1, order="release")
 
-    device.launch(lend, 1, THREADS, row.ptr, 100, flags.ptr, 10**9 if told else 20_000)
+    device.launch(lend, 1, THREADS, row.ptr, 100, flags.ptr, 10**9 if released else 20_000)
     machine.actor(host)
     reports = machine.run()
     assert not reports, [str(report) for report in reports]

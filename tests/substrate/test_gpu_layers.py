@@ -11,6 +11,8 @@ from simt_card import on_ranks
 
 from aristos.bench.gpu import clock
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):

@@ -17,10 +17,12 @@ from mpi import find_mpiexec
 
 from aristos.engine import words
 from aristos.primitives import memory as mem
-from aristos.substrate import runtime
-from aristos.substrate.cpu import loop
+from aristos.substrate import idle
 
-pytestmark = pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH"),
+]
 
 LAYER = """
 cfg = aristos.MoEConfig(hidden=40, ffn=72, experts=4, top_k=2, max_tokens=64)
@@ -384,7 +386,7 @@ def test_a_worker_that_fails_ends_the_call_on_all_ranks(tmp_path):
         2,
         LAYER
         + """
-import aristos.substrate.workers as workers
+import aristos.substrate.cpu.workers as workers
 moe = made(threads=2, timeout=60.0)
 y = moe(x)
 real = workers.work
@@ -418,7 +420,7 @@ def test_the_helper_itself_kills_at_its_limit(tmp_path):
     assert job.lines(1) == ["here"]
 
 
-@pytest.mark.parametrize("limits", [runtime.ALONE, runtime.CROWDED], ids=["alone", "crowded"])
+@pytest.mark.parametrize("limits", [idle.ALONE, idle.CROWDED], ids=["alone", "crowded"])
 def test_a_long_wait_sleeps(monkeypatch, limits):
     """After so many looks in vain: first a spin, then the core for others, sleep in the end."""
     assert limits[1] <= 100_000  # looks: well below a second
@@ -429,5 +431,5 @@ def test_a_long_wait_sleeps(monkeypatch, limits):
     job[words.SPINS], job[words.YIELDS] = limits
     for sweeps, name in ((0, "pause"), (limits[0], "yield_core"), (limits[1], "nap"), (10 * limits[1], "nap")):
         did.clear()
-        loop.rest.py_func(job, sweeps)
+        idle.rest.py_func(job, sweeps)
         assert set(did) == {name}

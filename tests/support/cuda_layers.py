@@ -25,7 +25,7 @@ from aristos.kernels.cuda.tile import BYTES
 from aristos.layer.collective import shape_of, widths
 from aristos.placement import Placement
 from aristos.substrate.cuda import persistent as substrate
-from aristos.substrate.windows import Memory
+from aristos.substrate.windows import EngineMemory
 
 MOST_ROWS = 256  # of a tile
 SMALL = MoEConfig(
@@ -140,7 +140,7 @@ class Rank:
         base = [window.ptr for window in layers.windows]
         group: Any = SimpleNamespace(rank=self.me, nodes=layers.nodes, window=lambda n: SimpleNamespace(base=base))
         state = np.zeros(layers.tables.words, np.int64)
-        Memory(group, layers.shape).fill(state, layers.tables.starts)
+        EngineMemory(group, layers.shape).fill(state, layers.tables.starts)
         return self.device.array(state)
 
     def _job(self, layers: Layers) -> np.ndarray:

@@ -20,7 +20,7 @@ from plain_engine import plain
 from aristos.engine import words
 from aristos.engine.layout import CODED_BYTES, PairLayout, lines
 from aristos.host.nodes import Nodes
-from aristos.substrate.cuda.outboxes import CardMemory
+from aristos.substrate.cuda.outboxes import DeviceMemory
 
 HOST = 1 << 58  # where the host's own memory lies: only numbers
 SPAN = 1 << 40  # of a rank
@@ -158,13 +158,13 @@ class NodeRank(Rank):
         window = SimpleNamespace(base=[layers.windows[p].ptr for p in ranks])
         far = SimpleNamespace(base=self.base + WINDOW, shift=[0] * len(layers.tokens), wire=self.base + BUFFERS)
         group: Any = SimpleNamespace(
-            rank=me, nodes=layers.nodes, world=len(layers.tokens), far_window=lambda nbytes: far
+            rank=me, nodes=layers.nodes, world=len(layers.tokens), remote_window=lambda nbytes: far
         )
         layout = PairLayout.of(layers.shape)
         for number in range(len(layers.nodes.remote(me))):
             first = self.base + lines(layers.shape.returns) + layout.remote_bytes * number + layout.coded
             layers.host.coded.append(range(first, first + CODED_BYTES))
-        self.memory = CardMemory(group, layers.shape, lambda n: window, self, layers.rows_on_card)
+        self.memory = DeviceMemory(group, layers.shape, lambda n: window, self, layers.rows_on_card)
         self.memory._believed = SimpleNamespace(ctypes=SimpleNamespace(data=self.base + BUFFERS + (1 << 20)))
         self.memory._locks = SimpleNamespace(ctypes=SimpleNamespace(data=self.base + BUFFERS + (2 << 20)))
         self.sides = self.memory.sides(self.base + BUFFERS + (3 << 20))
@@ -200,7 +200,7 @@ class NodeRank(Rank):
         sides = self.sides
         idle = 0
         while True:
-            moved = engine.turn(sides.job, sides.st, sides.card, sides.cs)
+            moved = engine.turn(sides.job, sides.st, sides.device_job, sides.device_st)
             over = moved < 0
             idle = 0 if moved else idle + 1
             assert idle < LONG, f"the proxy of rank {self.me} waits for ever"
@@ -221,7 +221,7 @@ class NodeRank(Rank):
 
     def _epochs(self) -> list[int]:
         sides = self.sides
-        return [int(sides.st[words.region_to(sides.job, p)]) + WORD * words.AT_EPOCH for p in self.memory.far]
+        return [int(sides.st[sides.job[words.T_REGION_TO] + p]) + WORD * words.AT_EPOCH for p in self.memory.remote]
 
 
 @dataclass

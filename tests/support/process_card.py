@@ -121,8 +121,8 @@ def cards(comm: Any, folder: Path, blocks: int = 2, takes: bool = False) -> Iter
     comm.Barrier()
     card = ProcessCard(path, comm.rank, comm.size, blocks)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch("aristos.substrate.cuda.runtime.Card.find", return_value=card))
-        stack.enter_context(mock.patch("aristos.substrate.cuda.device_puts.takes", return_value=Answer(takes)))
+        stack.enter_context(mock.patch("aristos.substrate.cuda.runtime.Device.find", return_value=card))
+        stack.enter_context(mock.patch("aristos.substrate.cuda.device_puts.probe", return_value=Answer(takes)))
         if takes:
             stack.enter_context(mock.patch.object(RmaWindow, "_connect", taking(card)))
         yield card

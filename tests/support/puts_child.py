@@ -1,7 +1,7 @@
-"""What tries puts from a card, with a card that is this process's memory: `python puts_child.py HOW 0`.
+"""The child process of the probe, with a device whose memory is the host's: `python puts_child.py HOW 0`.
 
-HOW: fine; dies: memory that MPI may not read, as a card's is to an MPI that knows no cards; waits: MPI waits for the
-kernel; elsewhere: something else arrives; refuses: MPI returns an error; silent: the process says nothing.
+HOW: fine; dies: memory that MPI may not read, like a GPU's for an MPI without CUDA support; waits: MPI waits for the
+kernel; elsewhere: other bytes arrive; refuses: MPI returns an error; silent: the process prints no answer.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from aristos.substrate.cuda import device_puts
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-class HostCard:
-    """The kernel is a thread."""
+class HostDevice:
+    """A device in host memory; its kernel is a thread."""
 
     def __init__(self, how: str) -> None:
         self.how, self.over = how, threading.Event()
 
     def allocate(self, nbytes: int) -> int:
-        self.room = mmap.mmap(-1, nbytes)
-        self.row = np.frombuffer(self.room, np.uint64)
+        self.memory = mmap.mmap(-1, nbytes)
+        self.row = np.frombuffer(self.memory, np.uint64)
         return self.row.ctypes.data
 
     def host(self, nbytes: int) -> tuple[np.ndarray, int]:
-        self.told = np.zeros(nbytes, np.uint8)
-        return self.told, self.told.ctypes.data
+        self.flags = np.zeros(nbytes, np.uint8)
+        return self.flags, self.flags.ctypes.data
 
     def load(self, kernel: object) -> object:
         return kernel
 
-    def launch(self, kernel: object, grid: int, shared: int, row: int, words: int, told: int, limit: int) -> None:
+    def launch(self, kernel: object, grid: int, shared: int, row: int, words: int, flags_at: int, limit: int) -> None:
         def run() -> None:
             self.row[:] = np.arange(1, words + 1, dtype=np.uint64) * np.uint64(STEP)
             if self.how == "elsewhere":
                 self.row[words // 2] += np.uint64(1)
             if self.how == "dies":
                 assert LIBC.mprotect(ctypes.c_void_p(row), ctypes.c_size_t(8 * words), 0) == 0
-            flags = self.told.view(np.int64)
+            flags = self.flags.view(np.int64)
             flags[0] = 1
             until = time.monotonic() + limit / 1e9
             while flags[LINE // 8] == 0 and time.monotonic() < until:
@@ -70,5 +70,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "waits":
         device_puts.STUCK_SECONDS = 1.0
     if sys.argv[1] == "silent":
-        sys.exit("Traceback\nno MPI here")  # the last line says why
-    device_puts.main(int(sys.argv[2]), lambda ordinal: HostCard(sys.argv[1]))
+        sys.exit("Traceback\nno MPI here")  # the last line is the reason
+    device_puts.main(int(sys.argv[2]), lambda ordinal: HostDevice(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""A card of the PTX machine, with the face of `substrate.device.Card`; and ranks that are threads of one process.
+"""A device of the PTX machine, with the methods of `Device`; and ranks that are threads of one process.
 
 What ranks launch runs when all of them wait: then the machine runs it together, as cards would side by side.
 """
@@ -269,13 +269,14 @@ def on_ranks(world: int, body: Callable[[Any, int], Any], cards: int | None = No
 
     with ExitStack() as stack:
         for target, value in (
-            ("aristos.substrate.cuda.runtime.Card.find", find),
+            ("aristos.substrate.cuda.runtime.Device.find", find),
             ("aristos.substrate.cuda.runtime.LOCAL_RANK", ()),
             ("aristos.host.nodes.Nodes.shared", lambda comm, ranks=None: (Nodes.of(comm.size, ranks), comm)),
             ("aristos.transport.ipc.check_one_node", lambda comm, transport: None),
             ("aristos.layer.collective.check_comm", lambda comm: None),
             ("aristos.layer.moe.check_comm", lambda comm: None),
-            ("aristos.substrate.runtime._key", id),
+            ("aristos.substrate.attach._key", id),
+            ("aristos.transport.group.Group.abort_at_exit", lambda group, why: None),
             ("aristos.transport.group.end_job", lambda comm, code: comm.Abort(code)),
         ):
             stack.enter_context(mock.patch(target, value))

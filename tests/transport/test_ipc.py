@@ -1,4 +1,4 @@
-"""Windows of device memory between ranks: threads with a made-up driver, each a process; and ranks of MPI."""
+"""Windows of device memory between ranks: threads, each with a fake driver as one process; and ranks of MPI."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from fake_cuda import Machine, Process
 
 from aristos.errors import EnvironmentProblem, MemoryProblem
 from aristos.substrate.cuda import driver as calls
-from aristos.substrate.cuda.device import Card
+from aristos.substrate.cuda.device import Device
 from aristos.transport.ipc import GRAIN, IpcWindow
 
 SECONDS = 20
 
 
 class Threads:
-    """What the ranks of a communicator share; on `nodes` of equal size."""
+    """What the ranks of a communicator share; nodes: their number, of equal size."""
 
     def __init__(self, size, nodes=1):
         self.size, self.nodes = size, nodes
@@ -62,7 +62,7 @@ class Job:
         monkeypatch.setitem(sys.modules, calls.MODULE, self.driver)
 
     def run(self, work):
-        """What `work(comm, local rank)` returned, or raised, on each rank."""
+        """The result of `work(comm, local rank)`, or the error it raised, on each rank."""
         shared = Threads(len(self.visible), self.nodes)
 
         def rank(number):
@@ -83,17 +83,17 @@ def all_closed(machine):
 
 
 def exchange(comm, local_rank):
-    """Every rank stores its number into its part of each window, and reads what all others stored into its own."""
-    card = Card.find(local_rank)
-    window = IpcWindow(comm, card, 8 * comm.size)
+    """Every rank stores its number into each window, and reads the numbers in its own."""
+    device = Device.find(local_rank)
+    window = IpcWindow(comm, device, 8 * comm.size)
     start = np.empty(8 * comm.size, np.uint8)
-    card.copy_out(start, window.base[comm.rank])
+    device.copy_out(start, window.base[comm.rank])
     comm.Barrier()
     for address in window.base:
-        card.copy_in(address + 8 * comm.rank, np.array([comm.rank + 1]))
+        device.copy_in(address + 8 * comm.rank, np.array([comm.rank + 1]))
     comm.Barrier()
     words = np.zeros(comm.size, np.int64)
-    card.copy_out(words, window.base[comm.rank])
+    device.copy_out(words, window.base[comm.rank])
     addresses = list(window.base)
     window.close()
     window.close()
@@ -101,27 +101,29 @@ def exchange(comm, local_rank):
     return words.tolist(), not start.any(), addresses
 
 
-@pytest.mark.parametrize(("cards", "ranks"), [(1, 1), (1, 3), (2, 2), (2, 5), (4, 4)])
-def test_every_rank_reaches_every_part(monkeypatch, cards, ranks):
-    """Also where several share a card."""
-    machine = Machine(gpus=cards)
+@pytest.mark.parametrize(("gpus", "ranks"), [(1, 1), (1, 3), (2, 2), (2, 5), (4, 4)])
+def test_every_rank_reaches_every_part(monkeypatch, gpus, ranks):
+    """Several ranks may share a GPU."""
+    machine = Machine(gpus=gpus)
     found = Job(machine, [None] * ranks, monkeypatch).run(exchange)
     for words, zeroed, addresses in found:
         assert words == [rank + 1 for rank in range(ranks)]
         assert zeroed
         assert len(set(addresses)) == ranks
     assert all_closed(machine)
-    assert all(each.data.size % GRAIN == 0 for each in machine.allocations.values()), "others lie in the shared block"
+    assert all(each.data.size % GRAIN == 0 for each in machine.allocations.values()), (
+        "other allocations lie in the shared block"
+    )
 
 
 def test_peers_close_before_the_owner_frees(monkeypatch):
-    """Without the barrier the machine counts memory freed under another process; here one rank closes late."""
+    """One rank closes late. The machine reports memory that is freed while another process has it open."""
     machine = Machine(gpus=2)
     slow = threading.Event()
 
     def work(comm, local_rank):
-        card = Card.find(local_rank)
-        window = IpcWindow(comm, card, 64)
+        device = Device.find(local_rank)
+        window = IpcWindow(comm, device, 64)
         comm.Barrier()
         if comm.rank == 2:
             slow.wait(0.3)
@@ -133,8 +135,8 @@ def test_peers_close_before_the_owner_frees(monkeypatch):
     assert order == ["cuIpcCloseMemHandle"] * 6 + ["cuMemFree"] * 3
 
 
-def test_a_card_that_is_hidden_from_a_peer(monkeypatch):
-    """Each task sees its own GPU alone: all ranks say who cannot reach whom, and what to change."""
+def test_a_gpu_hidden_from_a_peer(monkeypatch):
+    """Each task sees only its own GPU: all ranks name both ranks and what to change."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     machine = Machine(gpus=2)
     found = Job(machine, [[0], [1]], monkeypatch).run(exchange)
@@ -145,25 +147,25 @@ def test_a_card_that_is_hidden_from_a_peer(monkeypatch):
     assert text.startswith(f"transport ipc: rank 0 ({first}")
     assert f"cannot reach the memory of rank 1 ({second}" in text
     assert "CUDA_VISIBLE_DEVICES=0)" in text
-    assert "that card is hidden from rank 0" in text
+    assert "that GPU is hidden from rank 0" in text
     for word in ("--gpus-per-node=N", "--gpu-bind=none", "--gpus-per-task", "--gpus all"):
         assert word in text
     assert not machine.allocations, "refused before anything was allocated"
 
 
-def test_cards_without_a_path(monkeypatch):
-    """Only rank 1's card does not reach another; rank 0 and 2 are told all the same."""
+def test_gpus_without_a_path(monkeypatch):
+    """Only rank 1's GPU cannot reach another; ranks 0 and 2 raise the same error."""
     machine = Machine(gpus=3)
     machine.gpus[1].reaches = {0}
     found = Job(machine, [None] * 3, monkeypatch).run(exchange)
     assert len({str(error) for error in found}) == 1
     assert "rank 1 (" in str(found[0])
     assert "cannot reach the memory of rank 2 (" in str(found[0])
-    assert "no path between the two cards: nvidia-smi topo -p2p r" in str(found[0])
+    assert "no path between the two GPUs: nvidia-smi topo -p2p r" in str(found[0])
 
 
-def test_different_orders_of_the_same_cards(monkeypatch):
-    """CUDA_VISIBLE_DEVICES may turn numbers round: cards are told by UUID."""
+def test_different_orders_of_the_same_gpus(monkeypatch):
+    """CUDA_VISIBLE_DEVICES may reorder ordinals: GPUs are identified by UUID."""
     machine = Machine(gpus=2)
     machine.gpus[0].reaches, machine.gpus[1].reaches = {1}, {0}
     found = Job(machine, [[0, 1], [0, 1], [1, 0]], monkeypatch).run(exchange)
@@ -171,8 +173,8 @@ def test_different_orders_of_the_same_cards(monkeypatch):
     assert all_closed(machine)
 
 
-def test_one_rank_without_room(monkeypatch):
-    """A MemoryProblem on all ranks; the others free what they had."""
+def test_one_rank_out_of_memory(monkeypatch):
+    """A MemoryProblem on all ranks; the others free their memory."""
     machine = Machine(gpus=2)
     machine.gpus[1].memory = 1 << 20
     found = Job(machine, [None] * 2, monkeypatch).run(exchange)
@@ -185,7 +187,7 @@ def test_one_rank_without_room(monkeypatch):
 
 
 def test_one_rank_that_cannot_open(monkeypatch):
-    """As in containers with PID namespaces of their own; what others opened is closed, what was allocated is freed."""
+    """As in containers with PID namespaces of their own; everything opened is closed, everything allocated is freed."""
     machine = Machine(gpus=2)
     job = Job(machine, [None] * 3, monkeypatch)
     opens = job.driver.do_cuIpcOpenMemHandle
@@ -206,7 +208,7 @@ def test_one_rank_that_cannot_open(monkeypatch):
     assert all_closed(machine)
 
 
-def test_a_close_that_fails_holds_nobody_up(monkeypatch):
+def test_a_failing_close_does_not_block_the_others(monkeypatch):
     machine = Machine(gpus=2)
     job = Job(machine, [None] * 2, monkeypatch)
     closes = job.driver.do_cuIpcCloseMemHandle
@@ -230,8 +232,8 @@ def test_ranks_of_two_nodes(monkeypatch):
     }
 
 
-class Paper:
-    """A card without memory, for ranks of MPI: handles say who made them, addresses what was opened."""
+class PaperDevice:
+    """A device without memory, for ranks of MPI: a handle is the rank that made it, an address names the handle."""
 
     name = "NVIDIA Made-up"
 
@@ -263,12 +265,12 @@ class Paper:
 
 @pytest.mark.ranks(3)
 def test_over_mpi(comm):
-    """The window's talk with its peers goes over mpi4py as over threads."""
-    card = Paper(comm.rank, hidden=False)
-    window = IpcWindow(comm, card, 64)
+    """The window's collectives work over mpi4py as over threads."""
+    device = PaperDevice(comm.rank, hidden=False)
+    window = IpcWindow(comm, device, 64)
     assert window.base == [(1000 if rank == comm.rank else 2000) + rank for rank in range(3)]
     window.close()
-    assert sorted(card.done[:2]) == [2000 + rank for rank in range(3) if rank != comm.rank]
-    assert card.done[2:] == [1000 + comm.rank]
+    assert sorted(device.done[:2]) == [2000 + rank for rank in range(3) if rank != comm.rank]
+    assert device.done[2:] == [1000 + comm.rank]
     with pytest.raises(EnvironmentProblem, match=r"rank 0 \(.*\) cannot reach the memory of rank 2 \(.*hidden from"):
-        IpcWindow(comm, Paper(comm.rank, hidden=True), 64)
+        IpcWindow(comm, PaperDevice(comm.rank, hidden=True), 64)

@@ -237,6 +237,7 @@ def signal_me(what, after):
 """
 
 
+@pytest.mark.slow
 @needs_mpiexec
 def test_a_rank_that_never_calls(tmp_path):
     """Bounded, named, and told to the late rank when it comes."""
@@ -266,6 +267,7 @@ leave("end")
     assert "rank 0 gave up in epoch 2 because a wait ran out" in job.lines(1)[1]
 
 
+@pytest.mark.slow
 @needs_mpiexec
 def test_a_rank_that_is_late_between_the_halves(tmp_path):
     """Experts of a user's may take longer than the timeout: who is in its second half already warns, and waits."""
@@ -291,6 +293,7 @@ exchange.close()
     assert job.lines(1) == ["0"]
 
 
+@pytest.mark.slow
 @needs_mpiexec
 def test_poison_travels(tmp_path):
     """Rank 0 is interrupted while it waits; who waits with it learns of it, the late one in its call; no timeout."""
@@ -320,6 +323,7 @@ leave("end")
         assert re.search("PoisonedError .*rank 0 gave up in epoch 2 because it was interrupted", job.lines(rank)[1])
 
 
+@pytest.mark.slow
 @needs_mpiexec
 def test_a_rank_stopped_within_a_call(tmp_path):
     """A flush to it may never come back: the watchdog ends the job, or the wait runs out; both name the rank."""
@@ -342,6 +346,7 @@ moe(x)
     assert re.search("rank 0 waited .* for rank 1 ", job.out[0])
 
 
+@pytest.mark.slow
 @needs_mpiexec
 def test_an_error_of_mpi_ends_the_job(tmp_path):
     """Words put after data that did not land would be believed."""
@@ -398,6 +403,7 @@ with moe:
 }
 
 
+@pytest.mark.slow
 @needs_mpiexec
 @pytest.mark.parametrize("nodes", [1, 2], ids=["one node", "two nodes"])
 @pytest.mark.parametrize("end", ENDS)
@@ -410,6 +416,7 @@ def test_programs_that_end_in_their_own_way(tmp_path, nodes, end):
     assert job.lines(1) == ["fine"]
 
 
+@pytest.mark.slow
 @needs_mpiexec
 @pytest.mark.parametrize("nodes", [1, 2], ids=["one node", "two nodes"])
 def test_a_rank_that_ends_without_the_others(tmp_path, nodes):
@@ -437,6 +444,7 @@ except errors.PoisonedError as e:
     assert "RuntimeError: in user code" in job.out[1]
 
 
+@pytest.mark.slow
 @needs_mpiexec
 def test_ctrl_c_while_others_are_not_there_yet(tmp_path):
     """A constructor is collective: it hears Ctrl-C, warns after the timeout, and goes on when the last rank comes."""

@@ -50,10 +50,10 @@ class Gpu:
     """This rank's card. Its memory is given back by `close`."""
 
     def __init__(self, world: World) -> None:
-        from ...substrate.cuda.device import Card
+        from ...substrate.cuda.device import Device
 
         self.world = world
-        self.card: Any = Card.find(sum(p < world.rank for p in world.nodes.local(world.rank)))
+        self.card: Any = Device.find(sum(p < world.rank for p in world.nodes.local(world.rank)))
         self.stream = self.card.new_stream()
         self.events = self.card.event(), self.card.event()
         self._held: list[int] = []

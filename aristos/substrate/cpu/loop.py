@@ -1,17 +1,16 @@
 """The CPU substrate: a worker is a thread that runs steps in compiled code, without the GIL, until the call ends."""
 
 from ...engine import codes, outbox, packing, returns, steps, words
-from ...engine.lock import acquire, unlock
 from ...kernels import cpu as _lowerings  # noqa: F401  registers what the primitives compile to
 from ...primitives import memory as mem
 from ...primitives.compile import jit
-
-HEARTBEAT_NS = 20_000_000
+from ..heartbeat import publish_progress
+from ..idle import rest
 
 
 @jit
 def note(job, st, worker, kind, start, end, what, rows):
-    """Keep an event for the timeline, if one is being recorded and there is room."""
+    """Keep an event for the timeline, up to the most that a worker records."""
     n = words.counter(job, worker, words.N_EVENTS)
     if st[n] >= job[words.EVENTS_MAX]:
         return
@@ -50,7 +49,7 @@ def charge(job, st, worker, kind, start, end):
 
 @jit
 def charge_idle(job, st, worker, peer, start, end):
-    """Add idle time to the worker, and to the peer that was waited for when it began."""
+    """Add idle time to the worker, and to the peer that it waited for at the start."""
     st[words.counter(job, worker, words.N_IDLE)] += end - start
     mem.fetch_add(st.ctypes.data + 8 * (words.peer_wait(job, peer)), end - start)
     if job[words.EVENTS_MAX] != 0:
@@ -58,35 +57,8 @@ def charge_idle(job, st, worker, peer, start, end):
 
 
 @jit
-def rest(job, sweeps):
-    """Spin briefly, then give the core away, and sleep in the end: soon where ranks share cores.
-
-    A yield reaches only what the scheduler has in one group with this thread, and launchers give each rank a session,
-    which is a group: a rank that yields and yields can keep the one that it waits for from its core.
-    """
-    if sweeps < job[words.SPINS]:
-        for _ in range(8):
-            mem.pause()
-    elif sweeps < job[words.YIELDS]:
-        mem.yield_core()
-    else:
-        mem.nap()
-
-
-@jit
-def show_life(job, st, worker, now):
-    """Publish this rank's progress every so often."""
-    if worker == 0 and now - st[words.HEARTBEAT] > HEARTBEAT_NS:
-        st[words.HEARTBEAT] = now
-        acquire(job)
-        progress = st[words.PROGRESS]
-        unlock(job)
-        steps.heartbeat(job, st, progress)
-
-
-@jit
 def tend_wire(job, st, worker, idle):
-    """Look after far peers; True if anything came or went."""
+    """Send to remote peers and receive from them; True if anything moved."""
     start = mem.clock()
     if not outbox.turn(job, st, worker, idle):
         return False
@@ -100,11 +72,15 @@ def tend_wire(job, st, worker, idle):
 
 @jit
 def work(job, st, worker):
-    """Run steps until the call ends (RAN), somebody fails (POISONED) or a slice of time is over (PAUSED)."""
+    """Run steps until the call ends (RAN), a rank fails (POISONED), or a slice of time is over (PAUSED).
+
+    An exchange also comes back when every announcement is read (ALL_ANNOUNCED).
+    """
     started = mem.clock()
     now = started
     idle_since, idle_peer = 0, 0
-    sweeps, looks = 0, 0  # in vain one after another; all of them: what comes must not keep a wait from being bounded
+    # consecutive idle polls; all of them, which no arrival resets: a busy wire must not suppress the timeout
+    polls, total = 0, 0
     while True:
         kind = steps.decide(job, st, worker)
         returns.settle(job, st, worker)
@@ -114,14 +90,15 @@ def work(job, st, worker):
             if idle_since == 0:
                 idle_since = mem.clock()
                 idle_peer = st[words.command_peer(words.command(job, worker))]
-            sweeps, looks = sweeps + 1, looks + 1
+            polls, total = polls + 1, total + 1
             if job[words.REMOTE] != 0 and tend_wire(job, st, worker, True):
-                sweeps = 1
+                polls = 1
             else:
-                rest(job, sweeps)
-            if looks % 32 == 0:
+                rest(job, polls)
+            if total % 32 == 0:
                 now = mem.clock()
-                show_life(job, st, worker, now)
+                if worker == 0:
+                    publish_progress(job, st, now)
                 if now - started > job[words.PAUSE_NS]:
                     charge_idle(job, st, worker, idle_peer, idle_since, now)
                     return codes.PAUSED
@@ -129,7 +106,7 @@ def work(job, st, worker):
         start = mem.clock()
         if idle_since != 0:
             charge_idle(job, st, worker, idle_peer, idle_since, start)
-            idle_since, sweeps = 0, 0
+            idle_since, polls = 0, 0
         if kind == codes.FINISH:
             return codes.RAN
         if kind == codes.FAIL:
@@ -145,13 +122,14 @@ def work(job, st, worker):
             tend_wire(job, st, worker, False)
             now = mem.clock()
         if now - started > job[words.PAUSE_NS]:
-            show_life(job, st, worker, now)
+            if worker == 0:
+                publish_progress(job, st, now)
             return codes.PAUSED
 
 
 @jit
 def run_alone(job, st):
-    """A whole call of a single worker in one go, or its first slice."""
+    """A whole call of a single worker, or its first slice of time."""
     packing.begin(job, st)
     code = work(job, st, 0)
     if code == codes.RAN:

@@ -1,11 +1,9 @@
-"""Threads that run the steps of a call: parked between calls, released by a job, back before the call returns."""
+"""Threads that run the steps of a call: parked between calls, released with a job, back before the call returns."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +12,7 @@ from .loop import work
 
 
 class Workers:
-    """Workers 1..n-1 of a rank; whoever makes the call is worker 0."""
+    """Workers 1..n-1 of a rank; the thread that makes the call is worker 0."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -50,7 +48,7 @@ class Workers:
             inbox.put((job, state))
 
     def gather(self) -> None:
-        """Wait until those released have left the call; they leave when it has ended or failed."""
+        """Wait until the released workers have left the call, which has ended or failed; raises their first error."""
         first: BaseException | None = None
         with self._gathering:  # two threads may come, when a started call and its user's own thread both fail
             while self._out:
@@ -67,31 +65,3 @@ class Workers:
         for thread in self._threads:
             thread.join()
         self._jobs, self._threads = [], []
-
-
-class Background:
-    """One thread that makes calls for `start`: runs what it is given, keeps what it raised for `wait`."""
-
-    def __init__(self) -> None:
-        self._calls: queue.SimpleQueue = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, name="aristos-caller", daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while (item := self._calls.get()) is not None:
-            call, done = item
-            try:
-                done.put((call(), None))
-            except BaseException as error:
-                done.put((None, error))
-
-    def submit(self, call: Callable[[], Any]) -> queue.SimpleQueue:
-        """Run `call` on the thread; the queue gets (result, error)."""
-        done: queue.SimpleQueue = queue.SimpleQueue()
-        self._calls.put((call, done))
-        return done
-
-    def close(self) -> None:
-        """End the thread."""
-        self._calls.put(None)
-        self._thread.join()

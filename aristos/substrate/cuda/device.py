@@ -1,9 +1,9 @@
-"""One GPU as the substrate needs it: memory, kernels, streams, events, and memory of other processes (CUDA IPC).
+"""One GPU: memory, kernels, streams, events, graphs, and memory of other processes (CUDA IPC).
 
-Addresses, streams and events are ints, so that they go into tables, kernels' arguments and other libraries. It is the
-driver API alone (cuda.bindings), in the device's primary context, which CuPy and Numba use too; the caller's current
-context is as before after every call. Nothing is started before a Card is made. It holds no protocol, and streams and
-events live as long as the process.
+Addresses, streams and events are ints, which fit tables, kernel arguments and other libraries. Uses only the driver API
+(cuda.bindings), in the device's primary context, which CuPy and Numba use too; every call leaves the thread's current
+context as it was. Nothing is started before a Device is made. Streams and events live as long as the process. Knows no
+protocol.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from .driver import ADVICE, attribute, bindings, call, ready, succeeds, uuid_tex
 
 NAME_BYTES = 256
 HANDLE_BYTES = 64  # CU_IPC_HANDLE_SIZE
-DEFAULT_SHARED = 48 << 10  # bytes of shared memory, static and dynamic, that a launch may have without asking
+DEFAULT_SHARED = 48 << 10  # bytes of shared memory, static and dynamic, that every launch may have
 
 
 @dataclass
 class Loaded:
-    """A kernel on a card. registers: of a thread. static: bytes of shared memory beside a launch's dynamic ones."""
+    """A loaded kernel. registers: of a thread. static: bytes of shared memory, beside the dynamic ones of a launch."""
 
     kernel: Any
     function: int
     registers: int
     static: int
-    allowed: int  # dynamic bytes that a launch may ask for so far
+    allowed: int  # dynamic bytes that a launch may have so far
 
 
 def count() -> int:
-    """How many GPUs this process may use; 0 where there is no driver, or no module to ask it."""
+    """How many GPUs this process may use; 0 without a driver or without cuda.bindings."""
     try:
         call("cuInit", 0)
         return int(call("cuDeviceGetCount"))
@@ -45,7 +45,7 @@ def count() -> int:
         return 0
 
 
-class Card:
+class Device:
     """A visible GPU by its ordinal, CUDA's number of it in this process.
 
     name; uuid: 'GPU-...', the same in every process; arch: 'sm_90'; sms: streaming multiprocessors; driver: the CUDA
@@ -76,8 +76,8 @@ class Card:
         self._pinned: dict[int, int] = {}  # host address -> bytes
 
     @classmethod
-    def find(cls, local_rank: int) -> Card:
-        """The card of a rank: by its number on the node, round and round where there are more ranks than cards."""
+    def find(cls, local_rank: int) -> Device:
+        """The GPU of a rank: number `local_rank` of those visible, starting again at 0 if there are more ranks."""
         call("cuInit", 0)
         visible = int(call("cuDeviceGetCount"))
         if visible == 0:
@@ -86,7 +86,7 @@ class Card:
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
-        """While inside, this thread's calls mean this card, those of compiled code too."""
+        """In the block, driver calls of this thread concern this GPU, those of compiled code too."""
         call("cuCtxPushCurrent", self._context)
         try:
             yield
@@ -103,19 +103,19 @@ class Card:
 
     # ---- memory ----
     def allocate(self, nbytes: int) -> int:
-        """The address of zeroed device memory that CUDA IPC can share; MemoryProblem where it does not fit.
+        """The address of zeroed device memory that CUDA IPC can share; raises MemoryProblem if it does not fit.
 
-        As with `free` and `load`, the driver may wait for the whole card: no kernel may be waiting for this process.
+        As with `free` and `load`, the driver may wait for the whole GPU: no kernel may be waiting for this process.
         """
         _positive(nbytes)
         with self.current():
             address = int(call("cuMemAlloc", nbytes))
             call("cuMemsetD8Async", address, 0, nbytes, 0)
-            call("cuStreamSynchronize", 0)  # another process may look next
+            call("cuStreamSynchronize", 0)  # another process may read it next
         return address
 
     def free(self, address: int) -> None:
-        """Free what `allocate` gave; the kernels that use it have ended, and other processes have closed it."""
+        """Free memory of `allocate`. Kernels that use it must have ended, and other processes must have closed it."""
         with self.current():
             call("cuMemFree", address)
 
@@ -134,15 +134,15 @@ class Card:
         return array, address
 
     def free_host(self, array: np.ndarray) -> None:
-        """Free what `host` gave; neither the array nor a view of it may be touched after."""
+        """Free memory of `host`; neither the array nor a view of it may be used after."""
         start = array.ctypes.data
         if self._pinned.pop(start, None) is None:
-            raise InputError(f"free_host takes an array of Card.host, got one at {start:#x}")
+            raise InputError(f"free_host takes an array of Device.host, got one at {start:#x}")
         with self.current():
             call("cuMemFreeHost", start)
 
     def pin(self, address: int, nbytes: int) -> bool:
-        """Let the card copy from host memory of others, such as MPI's, without a detour; False where it may not.
+        """Pin host memory that was allocated elsewhere, such as MPI's, for faster copies; False if CUDA refuses.
 
         Copies are right either way: the driver stages those of memory that is not pinned.
         """
@@ -150,14 +150,14 @@ class Card:
             return succeeds("cuMemHostRegister", address, nbytes, bindings().CU_MEMHOSTREGISTER_PORTABLE)
 
     def unpin(self, address: int) -> None:
-        """End what `pin` began, before the memory is given back."""
+        """Undo `pin`, before the memory is freed."""
         with self.current():
             call("cuMemHostUnregister", address)
 
     def copy_in(self, address: int, array: np.ndarray, stream: int = 0) -> None:
         """Copy a contiguous array to the device, in the order of the stream.
 
-        An array in memory of `host` must stay as it is until the stream has come so far; of any other it is done.
+        An array in memory of `host` must not change until the stream has made the copy; any other is copied on return.
         """
         _contiguous(array)
         if array.nbytes:
@@ -166,7 +166,7 @@ class Card:
                 self._finish_unpinned(array, stream)
 
     def copy_out(self, array: np.ndarray, address: int, stream: int = 0) -> None:
-        """Copy from the device into a contiguous array: complete on return, unless it lies in memory of `host`."""
+        """Copy from the device into a contiguous array; complete on return, unless it lies in memory of `host`."""
         _contiguous(array)
         if not array.flags.writeable:
             raise InputError("copy_out needs an array that can be written, got a read-only one")
@@ -176,13 +176,13 @@ class Card:
                 self._finish_unpinned(array, stream)
 
     def _finish_unpinned(self, array: np.ndarray, stream: int) -> None:
-        """Where the host's page tables serve the GPU (GH200), a copy of pageable memory is not staged but goes on."""
+        """Where the GPU uses the host's page tables (GH200), copies of pageable memory are asynchronous too."""
         start, end = array.ctypes.data, array.ctypes.data + array.nbytes
         if not any(low <= start and end <= low + size for low, size in self._pinned.items()):
             call("cuStreamSynchronize", stream)
 
     def copy(self, to: int, source: int, nbytes: int, stream: int = 0) -> None:
-        """Copy within device memory by the driver's own copy, in the order of the stream."""
+        """Copy within device memory, in the order of the stream."""
         with self.current():
             call("cuMemcpyDtoDAsync", to, source, nbytes, stream)
 
@@ -193,7 +193,7 @@ class Card:
 
     # ---- kernels ----
     def load(self, kernel: Any) -> Loaded:
-        """A catalogue.Kernel on this card: compiled, or read from the cache, and loaded once."""
+        """A catalogue.Kernel on this GPU: compiled or read from the cache, and loaded once."""
         found = self._loaded.get(kernel)
         if found is None:
             built = build(kernel, self.arch)
@@ -207,7 +207,7 @@ class Card:
         return found
 
     def resident(self, loaded: Loaded, shared_bytes: int) -> int:
-        """How many blocks of a kernel, with so much dynamic shared memory, one SM holds at once."""
+        """How many blocks of a kernel, with so many bytes of dynamic shared memory, one SM holds at once."""
         with self.current():
             self._allow(loaded, shared_bytes)
             return int(
@@ -239,7 +239,7 @@ class Card:
             )  # fmt: skip
 
     def _allow(self, loaded: Loaded, shared_bytes: int) -> None:
-        """Above 48 KB the driver must be told before the first launch."""
+        """More than 48 KB must be allowed in the driver before the first launch."""
         if shared_bytes <= loaded.allowed:
             return
         whole = shared_bytes + loaded.static
@@ -254,27 +254,27 @@ class Card:
 
     # ---- order and time ----
     def synchronize(self, stream: int = 0) -> None:
-        """Wait until all work of a stream is done; a kernel's fault is raised here. 0: the default stream alone."""
+        """Wait until all work of a stream is done; raises a kernel's fault. 0: the default stream alone."""
         with self.current():
             call("cuStreamSynchronize", stream)
 
     def done(self, stream: int = 0) -> bool:
-        """Is all work of a stream done? Comes back at once; a kernel's fault is raised here."""
+        """Is all work of a stream done? Returns at once; raises a kernel's fault."""
         with self.current():
             return ready("cuStreamQuery", stream)
 
     def new_stream(self) -> int:
-        """A stream that does not wait for the default one: a kernel that stays must not hold up its own copies."""
+        """A stream that does not wait for the default one: a persistent kernel must not hold up its own copies."""
         with self.current():
             return int(call("cuStreamCreate", int(bindings().CUstream_flags.CU_STREAM_NON_BLOCKING)))
 
     def event(self) -> int:
-        """An event that takes the time."""
+        """A new event, which records the time."""
         with self.current():
             return int(call("cuEventCreate", 0))
 
     def record(self, event: int, stream: int = 0) -> None:
-        """The event happens when all work that is in the stream now is done."""
+        """Record the event when all work that is in the stream now is done."""
         with self.current():
             call("cuEventRecord", event, stream)
 
@@ -286,51 +286,51 @@ class Card:
 
     # ---- graphs ----
     def graph(self, stream: int, body: Callable[[], object]) -> int:
-        """What `body` queues on a stream of `new_stream`, captured and not run: a graph for `replay`."""
+        """Capture what `body` queues on a stream of `new_stream`, without running it: a graph for `replay`."""
         with self.current():
             call("cuStreamBeginCapture", stream, bindings().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
             try:
                 body()
             finally:
-                made = call("cuStreamEndCapture", stream)
-            return int(call("cuGraphInstantiate", made, 0))
+                captured = call("cuStreamEndCapture", stream)
+            return int(call("cuGraphInstantiate", captured, 0))
 
     def replay(self, graph: int, stream: int) -> None:
-        """Run a graph once more, in the order of the stream."""
+        """Run a graph once, in the order of the stream."""
         with self.current():
             call("cuGraphLaunch", graph, stream)
 
     # ---- memory of other processes ----
     def handle(self, address: int) -> bytes:
-        """What another process of the node needs to open memory of `allocate`: 64 bytes."""
+        """The 64 bytes by which another process of the node opens memory of `allocate`."""
         with self.current():
             return ctypes.string_at(call("cuIpcGetMemHandle", address).getPtr(), HANDLE_BYTES)
 
     def open(self, handle: bytes) -> int:
-        """The address, on this card, of another process's memory, which may lie on another card that is visible."""
+        """The address, on this GPU, of another process's memory, which may lie on another visible GPU."""
         if len(handle) != HANDLE_BYTES:
             raise InputError(f"a handle has {HANDLE_BYTES} bytes, got {len(handle)}")
         driver = bindings()
-        given = driver.CUipcMemHandle()
-        ctypes.memmove(given.getPtr(), handle, HANDLE_BYTES)
+        opened = driver.CUipcMemHandle()
+        ctypes.memmove(opened.getPtr(), handle, HANDLE_BYTES)
         with self.current():
             flags = int(driver.CUipcMem_flags.CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS)
-            return int(call("cuIpcOpenMemHandle", given, flags))
+            return int(call("cuIpcOpenMemHandle", opened, flags))
 
     def close(self, address: int) -> None:
-        """Close what `open` gave, before its owner frees it."""
+        """Close memory of `open`, before its owner frees it."""
         with self.current():
             call("cuIpcCloseMemHandle", address)
 
     def can_access(self, other_ordinal: int) -> bool:
-        """Can this card load and store the memory of another visible one (or of itself)?"""
+        """Can this GPU load and store the memory of another visible one (or of itself)?"""
         if other_ordinal == self.ordinal:
             return True
         other = int(call("cuDeviceGet", other_ordinal))
         return bool(call("cuDeviceCanAccessPeer", self._device, other))
 
     def ordinal_of(self, uuid: str) -> int | None:
-        """The ordinal of a GPU in this process; None where it is hidden from it."""
+        """The ordinal of a GPU in this process; None if it is hidden from it."""
         for ordinal in range(int(call("cuDeviceGetCount"))):
             if _uuid(int(call("cuDeviceGet", ordinal))) == uuid:
                 return ordinal
@@ -338,8 +338,8 @@ class Card:
 
 
 def _uuid(device: int) -> str:
-    """As nvidia-smi writes it; under MIG it is the slice's."""
-    newer = hasattr(bindings(), "cuDeviceGetUuid_v2")  # CUDA 13 gives its meaning to the older name
+    """The UUID as nvidia-smi prints it; under MIG that of the slice."""
+    newer = hasattr(bindings(), "cuDeviceGetUuid_v2")  # in CUDA 13 the older name means the same
     return uuid_text(call("cuDeviceGetUuid_v2" if newer else "cuDeviceGetUuid", device).bytes)
 
 

@@ -1,11 +1,10 @@
-"""Does MPI put from a card's memory, and while a kernel holds the card? A child process tries it: an MPI that does not
-dies of it, or never comes back.
+"""Probe, in a child process, whether MPI can put from GPU memory while a kernel runs.
 
-The child is alone in an MPI of its own (a singleton), with the environment of this process but for what its launcher
-said. It puts what a running kernel has written from the card into a window of its own, in pieces of many sizes, and
-looks at what came. By hand: `python -m aristos.substrate.cuda.device_puts 0`. It puts to itself, which some
-MPIs do by a plain copy: what a fabric does between nodes it cannot know, so `ARISTOS_DEVICE_PUTS=0` keeps rows in
-pinned memory of the host, which every MPI takes.
+An MPI that cannot may crash or hang, hence the child. It has an MPI of its own (a singleton) and the environment of
+this process without the launcher's variables. A running kernel writes a row; the child puts it into a window of its
+own, in pieces of many sizes, and compares. By hand: `python -m aristos.substrate.cuda.device_puts 0`. Some MPIs
+implement a put to oneself as a plain copy, so the probe cannot show what a fabric does between nodes:
+`ARISTOS_DEVICE_PUTS=0` keeps rows in pinned host memory, from which every MPI puts.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from typing import Any
 import numpy as np
 
 VARIABLE = "ARISTOS_DEVICE_PUTS"
-COMMAND = [sys.executable, "-P", "-m", "aristos.substrate.cuda.device_puts"]  # -P: the caller's folder holds no modules
+COMMAND = [sys.executable, "-P", "-m", "aristos.substrate.cuda.device_puts"]  # -P: no modules of the current folder
 SECONDS = 60.0  # for the child: MPI and CUDA start, a kernel is compiled
-STUCK_SECONDS = 5.0  # for puts beneath a running kernel
+STUCK_SECONDS = 5.0  # for puts while a kernel runs
 WORDS = 1 << 19  # of the row: 4 MiB
-PIECES = (64, 4 << 10, 64 << 10, 8 * WORDS)  # bytes of a put: inline, eager, rendezvous, in a pipeline
+PIECES = (64, 4 << 10, 64 << 10, 8 * WORDS)  # bytes of a put: inline, eager, rendezvous, pipelined
 NS = 10**9
-# what mpiexec and srun tell their tasks: a child that believed it would join the job, or find that it may not be alone
+# variables of mpiexec and srun: with them the child would join the job, or find that it may not be alone
 LAUNCHERS = ("PMI_", "PMI2_", "PMIX_", "PRTE_", "OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "OMPI_NUM_APP_", "OMPI_APP_CTX_",
              "OMPI_FIRST_RANKS", "OMPI_MCA_ess", "OMPI_MCA_orte_", "OMPI_MCA_pmix", "I_MPI_PMI_LIBRARY", "HYDRA_",
              "HYDI_", "MPI_LOCAL", "MPIEXEC_", "PALS_", "ALPS_", "SLURM_")  # fmt: skip
@@ -42,17 +41,17 @@ LAUNCHERS = ("PMI_", "PMI2_", "PMIX_", "PRTE_", "OMPI_COMM_WORLD_", "OMPI_UNIVER
 
 @dataclass(frozen=True)
 class Answer:
-    """takes: whether MPI puts from the card. why: if not, why not."""
+    """supported: whether MPI puts from GPU memory. why: if not, the reason."""
 
-    takes: bool
+    supported: bool
     why: str = ""
 
 
-# ---- who asks
+# ---- the parent
 
 
 def alone(env: Mapping[str, str]) -> dict[str, str]:
-    """An environment without what a launcher said, in which this package is found."""
+    """An environment without a launcher's variables, in which this package is found."""
     kept = {name: value for name, value in env.items() if not name.startswith(LAUNCHERS)}
     root = str(Path(__file__).parents[3])
     kept["PYTHONPATH"] = os.pathsep.join([*filter(None, [kept.get("PYTHONPATH")]), root])
@@ -60,58 +59,56 @@ def alone(env: Mapping[str, str]) -> dict[str, str]:
 
 
 @functools.cache
-def takes(ordinal: int, seconds: float = SECONDS) -> Answer:
-    """Whether MPI puts from the memory of a card by its ordinal; tried once in the life of this process.
+def probe(ordinal: int, seconds: float = SECONDS) -> Answer:
+    """Whether MPI puts from the memory of a GPU by its ordinal; tried once in the life of this process.
 
-    It takes `seconds` at most, and raises nothing: other ranks wait for the answer.
+    Takes `seconds` at most, and raises nothing: other ranks wait for the answer.
     """
     wanted = os.environ.get(VARIABLE, "")
     if wanted not in ("", "1"):
         return Answer(False, f"{VARIABLE}={wanted}")
     try:
-        return _asked(ordinal, seconds)
+        return _run_child(ordinal, seconds)
     except Exception as error:
-        return Answer(False, f"the process that tries it could not be asked: {type(error).__name__}: {error}")
+        return Answer(False, f"the probe did not start: {type(error).__name__}: {error}")
 
 
-def _asked(ordinal: int, seconds: float) -> Answer:
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as complaints:  # no pipes: a daemon may keep them
+def _run_child(ordinal: int, seconds: float) -> Answer:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:  # no pipes: a daemon may keep them open
         try:
             code = subprocess.run(
                 [*COMMAND, str(ordinal)],
                 env=alone(os.environ),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
-                stderr=complaints,
+                stderr=errors,
                 timeout=seconds,
                 check=False,
             ).returncode
         except subprocess.TimeoutExpired:
-            return Answer(False, f"MPI did not come back within {seconds:g} s")
-        said, complained = (_lines(file) for file in (out, complaints))
+            return Answer(False, f"MPI did not return within {seconds:g} s")
+        printed, complaints = (_lines(file) for file in (out, errors))
     if code < 0:
-        return Answer(False, f"MPI died of it ({signal.strsignal(-code) or f'signal {-code}'})")
-    for line in said:
+        return Answer(False, f"MPI crashed ({signal.strsignal(-code) or f'signal {-code}'})")
+    for line in printed:
         if line.startswith("{"):
             return Answer(**json.loads(line))
-    return Answer(
-        False, f"the process that tries it ended with exit code {code}: {[*complained, 'it said nothing'][0]}"
-    )
+    return Answer(False, f"the probe ended with exit code {code}: {[*complaints, 'it printed nothing'][0]}")
 
 
 def _lines(file: Any) -> list[str]:
-    """What was written, the last line first."""
+    """The lines of a file, the last one first."""
     file.seek(0)
     return [line for line in reversed(file.read().decode(errors="replace").splitlines()) if line.strip()]
 
 
-# ---- who tries
+# ---- the child
 
 
 class OwnWindow:
-    """A window of this process alone, of memory that is there: for that Open MPI takes what it takes between nodes.
+    """A window of this process alone, over allocated memory: Open MPI then uses the same code as between nodes.
 
-    words: [WORDS] int64, what has come.
+    words: [WORDS] int64, what has arrived.
     """
 
     def __init__(self) -> None:
@@ -128,22 +125,22 @@ class OwnWindow:
         self._window.Put([memory, self._mpi.BYTE], 0, [at, nbytes, self._mpi.BYTE])
 
     def flush(self) -> None:
-        """Wait for what was put."""
+        """Complete the puts."""
         self._window.Flush(0)
         self._window.Sync()
 
 
-def beneath_a_kernel(card: Any, window: OwnWindow) -> Answer:
-    """Try it. card: a substrate.device.Card. Puts are begun in the card's context, and flushed outside of any.
+def put_during_kernel(device: Any, window: OwnWindow) -> Answer:
+    """Put from a `Device` while a kernel runs. Puts are made in the device's context, flushes outside of any.
 
-    In a job the thread that puts has the context; others, which move what is put as well, may have none.
+    That is as in a job: the thread that puts has the context; other threads, which make progress, may have none.
     """
     from ...kernels.cuda.catalogue import LEND
     from ...kernels.cuda.put_probe import LINE, STEP
 
-    row = card.allocate(8 * WORDS)
-    told, told_at = card.host(2 * LINE)
-    flags = told.view(np.int64)
+    row = device.allocate(8 * WORDS)
+    mapped, flags_at = device.host(2 * LINE)
+    flags = mapped.view(np.int64)
     want = (np.arange(1, WORDS + 1, dtype=np.uint64) * np.uint64(STEP)).view(np.int64)
     wrong: list[str] = []
 
@@ -151,40 +148,40 @@ def beneath_a_kernel(card: Any, window: OwnWindow) -> Answer:
         try:
             for nbytes in PIECES:
                 window.words[:] = 0
-                with card.current():
+                with device.current():
                     for at in pieces(nbytes):
                         window.put(row + at, min(nbytes, 8 * WORDS - at), at)
                 window.flush()
                 if any((window.words[at // 8 : (at + nbytes) // 8] != want[at // 8 : (at + nbytes) // 8]).any()
                        for at in pieces(nbytes)):  # fmt: skip
-                    wrong.append(f"MPI puts {nbytes} bytes from the card, and something else arrives")
+                    wrong.append(f"MPI puts {nbytes} bytes from the GPU, and other bytes arrive")
         except Exception as error:
             wrong.append(f"{type(error).__name__}: {error}")
 
     limit = int(3 * STUCK_SECONDS * NS)
-    card.launch(card.load(LEND), 1, 0, row, WORDS, told_at, limit)  # on the default stream, where it hinders most
+    device.launch(device.load(LEND), 1, 0, row, WORDS, flags_at, limit)  # the default stream holds up most
     until = time.monotonic() + STUCK_SECONDS
     while flags[0] == 0:
         if time.monotonic() > until:
-            return Answer(False, f"the kernel of this probe has not begun after {STUCK_SECONDS:g} s")
+            return Answer(False, f"the kernel of this probe has not started after {STUCK_SECONDS:g} s")
         time.sleep(1e-4)
     thread = threading.Thread(target=put_all, daemon=True)
     thread.start()
     thread.join(STUCK_SECONDS)
     if thread.is_alive():
-        wrong.append("MPI waits for the kernel that runs on the card before it puts")
+        wrong.append("MPI waits for the kernel that runs on the GPU before it puts")
     flags[LINE // 8] = 1
-    card.synchronize()
+    device.synchronize()
     return Answer(not wrong, wrong[0] if wrong else "")
 
 
 def pieces(nbytes: int) -> Iterable[int]:
-    """Where puts of a size begin: the row's first, and its last."""
+    """Where puts of a size start: the first and the last place in the row."""
     return {0, 8 * WORDS - nbytes}
 
 
-def leave_nothing() -> None:
-    """Unlink the shared memory that this process's MPI has made for itself: nobody ends it as MPI would."""
+def remove_shared_memory() -> None:
+    """Unlink the shared memory that this process's MPI has made: the process will not end through MPI_Finalize."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         path = line.partition("/dev/shm/")[2]
         if path and not path.endswith("(deleted)"):
@@ -192,13 +189,13 @@ def leave_nothing() -> None:
 
 
 def main(ordinal: int, find: Callable[[int], Any]) -> None:
-    """Try it on the card that `find` gives and print the answer, a line of JSON; the process ends here in any case."""
-    signal.alarm(int(SECONDS) + 5)  # also where whoever asked is gone, and MPI does not come back
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # to die is an answer
+    """Probe the device that `find` returns and print the answer, a line of JSON; always ends the process."""
+    signal.alarm(int(SECONDS) + 5)  # ends this process where the parent is gone and MPI does not return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is an answer
     try:
         window = OwnWindow()  # MPI starts first, as in a job
-        leave_nothing()
-        answer = beneath_a_kernel(find(ordinal), window)
+        remove_shared_memory()
+        answer = put_during_kernel(find(ordinal), window)
     except Exception as error:
         answer = Answer(False, f"{type(error).__name__}: {error}")
     print("\n" + json.dumps(asdict(answer)), flush=True)
@@ -206,6 +203,6 @@ def main(ordinal: int, find: Callable[[int], Any]) -> None:
 
 
 if __name__ == "__main__":
-    from .device import Card
+    from .device import Device
 
-    main(int(sys.argv[1]), Card)
+    main(int(sys.argv[1]), Device)

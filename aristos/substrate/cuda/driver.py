@@ -1,4 +1,4 @@
-"""The CUDA driver's functions by name, with their failures as errors that say what to do.
+"""The CUDA driver's functions by name; a failure raises an error with advice.
 
 `call("cuMemAlloc", 8)` is cuda.bindings' function without its status. Nothing is imported or started before a call.
 """
@@ -12,50 +12,50 @@ from ...errors import EnvironmentProblem, MemoryProblem
 
 MODULE = "cuda.bindings.driver"
 INSTALL = "pip install 'aristos[cuda12]' (CUDA 12) or 'aristos[cuda13]' (CUDA 13)"
-CARDS = "srun --gpus-per-node=N --gpu-bind=none, docker run --gpus all, apptainer exec --nv, or no CUDA_VISIBLE_DEVICES"
+GPUS = "srun --gpus-per-node=N --gpu-bind=none, docker run --gpus all, apptainer exec --nv, or no CUDA_VISIBLE_DEVICES"
 
 _FORKED = (
-    "CUDA does not survive a fork: start the processes with mpiexec or srun, or with multiprocessing's 'spawn'; and"
-    " call nothing of CUDA after it was shut down at exit"
+    "CUDA does not survive a fork: start the processes with mpiexec or srun, or with multiprocessing's 'spawn'; make no"
+    " CUDA call after it was shut down at exit"
 )
 _KERNEL = (
-    "a kernel failed, perhaps an earlier one, and this process can use the card no more: start it again;"
-    " compute-sanitizer python ... names the kernel; dmesg | grep Xid shows faults of the card"
+    "a kernel failed, perhaps an earlier one, and this process can no longer use the GPU: start it again;"
+    " compute-sanitizer python ... names the kernel; dmesg | grep Xid shows faults of the GPU"
 )
 _OLD = "the driver is older than what was compiled: update it, or install the packages of its CUDA version: " + INSTALL
-_BUSY = "another process has the card for itself: nvidia-smi shows which; nvidia-smi -c 0 (as root) lets several in"
+_BUSY = "another process uses the GPU exclusively: nvidia-smi shows which; nvidia-smi -c 0 (as root) lets several in"
 _MPS = (
     "see the MPS control daemon (nvidia-cuda-mps-control -d, its logs), or unset CUDA_MPS_PIPE_DIRECTORY on all ranks"
 )
 _SYSTEM = "see nvidia-smi and systemctl status nvidia-fabricmanager: its version must be the driver's; else reboot"
-_PEERS = "nvidia-smi topo -p2p r shows the pairs that can; take cards joined by NVLink or under one PCIe root, not MIG"
+_PEERS = "nvidia-smi topo -p2p r shows the pairs that can; use GPUs joined by NVLink or under one PCIe root, not MIG"
 _IPC = (
     "ranks of one node must be one user's, in one PID namespace (docker run --pid=host, or --pid=container:NAME), and"
-    " see each other's cards"
+    " see each other's GPUs"
 )
 ADVICE = {
-    "CUDA_ERROR_NO_DEVICE": f"no GPU is visible to this process: nvidia-smi -L; {CARDS}",
-    "CUDA_ERROR_INVALID_DEVICE": f"there are fewer visible GPUs than that: nvidia-smi -L; {CARDS}",
+    "CUDA_ERROR_NO_DEVICE": f"no GPU is visible to this process: nvidia-smi -L; {GPUS}",
+    "CUDA_ERROR_INVALID_DEVICE": f"there are fewer visible GPUs than that: nvidia-smi -L; {GPUS}",
     "CUDA_ERROR_STUB_LIBRARY": "libcuda.so.1 is the toolkit's stub: take its folder (stubs) out of LD_LIBRARY_PATH",
     "CUDA_ERROR_DEVICE_UNAVAILABLE": _BUSY,
     "CUDA_ERROR_NOT_INITIALIZED": _FORKED,
     "CUDA_ERROR_DEINITIALIZED": _FORKED,
     "CUDA_ERROR_INVALID_CONTEXT": _FORKED,
-    "CUDA_ERROR_CONTEXT_IS_DESTROYED": "the card was reset under this process: call no cudaDeviceReset",
-    "CUDA_ERROR_NO_BINARY_FOR_GPU": "the kernel was compiled for another card: empty the kernel cache (ARISTOS_CACHE)",
+    "CUDA_ERROR_CONTEXT_IS_DESTROYED": "the GPU was reset while this process used it: do not call cudaDeviceReset",
+    "CUDA_ERROR_NO_BINARY_FOR_GPU": "the kernel was compiled for another GPU: empty the kernel cache (ARISTOS_CACHE)",
     "CUDA_ERROR_INVALID_IMAGE": _OLD,
     "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": _OLD,
     "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH": "libcuda and the kernel's driver differ, as after an update: reboot",
     "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE": "take CUDA's forward compatibility (compat) out of LD_LIBRARY_PATH",
     "CUDA_ERROR_SYSTEM_NOT_READY": _SYSTEM,
     "CUDA_ERROR_NVLINK_UNCORRECTABLE": _SYSTEM,
-    "CUDA_ERROR_ECC_UNCORRECTABLE": "the card's memory is faulty: nvidia-smi -q -d ECC, and ask for another node",
+    "CUDA_ERROR_ECC_UNCORRECTABLE": "the GPU's memory is faulty: see nvidia-smi -q -d ECC, and use another node",
     "CUDA_ERROR_PEER_ACCESS_UNSUPPORTED": _PEERS,
-    "CUDA_ERROR_TOO_MANY_PEERS": "a card reaches at most 8 others at once without NVSwitch: use fewer ranks a node",
+    "CUDA_ERROR_TOO_MANY_PEERS": "a GPU reaches at most 8 others at once without NVSwitch: use fewer ranks a node",
     "CUDA_ERROR_MAP_FAILED": _IPC,
-    "CUDA_ERROR_OPERATING_SYSTEM": f"the system refused it, as containers do: {_IPC}",
-    "CUDA_ERROR_NOT_PERMITTED": f"the system refused it, as containers do: {_IPC}",
-    "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES": "the kernel needs more registers or threads than an SM of this card has",
+    "CUDA_ERROR_OPERATING_SYSTEM": f"the system refused it, as in containers: {_IPC}",
+    "CUDA_ERROR_NOT_PERMITTED": f"the system refused it, as in containers: {_IPC}",
+    "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES": "the kernel needs more registers or threads than an SM of this GPU has",
     **dict.fromkeys(("CUDA_ERROR_MPS_CONNECTION_FAILED", "CUDA_ERROR_MPS_RPC_FAILURE",
                      "CUDA_ERROR_MPS_SERVER_NOT_READY", "CUDA_ERROR_MPS_MAX_CLIENTS_REACHED",
                      "CUDA_ERROR_MPS_MAX_CONNECTIONS_REACHED", "CUDA_ERROR_MPS_CLIENT_TERMINATED"), _MPS),
@@ -64,7 +64,7 @@ ADVICE = {
                      "CUDA_ERROR_INVALID_ADDRESS_SPACE", "CUDA_ERROR_INVALID_PC", "CUDA_ERROR_HARDWARE_STACK_ERROR"),
                     _KERNEL),
 }  # fmt: skip
-OF_CALL = {  # where a function's error means something else
+OF_CALL = {  # (function, error) -> advice, where the error of that function means something else
     (
         "cuIpcOpenMemHandle",
         "CUDA_ERROR_INVALID_CONTEXT",
@@ -72,12 +72,12 @@ OF_CALL = {  # where a function's error means something else
     (
         "cuIpcOpenMemHandle",
         "CUDA_ERROR_INVALID_VALUE",
-    ): f"perhaps the card that owns the memory is hidden: {_IPC}",
+    ): f"perhaps the GPU that owns the memory is hidden: {_IPC}",
     ("cuIpcOpenMemHandle", "CUDA_ERROR_INVALID_HANDLE"): "the process that owns the memory is gone, or has freed it",
     (
         "cuIpcGetMemHandle",
         "CUDA_ERROR_NOT_SUPPORTED",
-    ): "this card or system (WSL, vGPU) has no CUDA IPC: one rank a card",
+    ): "this GPU or system (WSL, vGPU) has no CUDA IPC: use one rank a GPU",
 }
 MEMORY = ("CUDA_ERROR_OUT_OF_MEMORY",)
 
@@ -91,10 +91,9 @@ def bindings() -> Any:
 
 
 def call(name: str, *arguments: Any) -> Any:
-    """What a function of the driver returns beside its status, None if it returns nothing else.
+    """Call a function of the driver; returns its result without the status, None if there is no other.
 
-    Raises EnvironmentProblem (MemoryProblem out of memory) with the function, the driver's name of the error and what
-    to do.
+    Raises EnvironmentProblem (out of memory: MemoryProblem) with the function, the name of the error, and advice.
     """
     status, values = _answer(name, arguments)
     if int(status):
@@ -103,12 +102,12 @@ def call(name: str, *arguments: Any) -> Any:
 
 
 def succeeds(name: str, *arguments: Any) -> bool:
-    """Does a function that is worth a try, and no more, succeed?"""
+    """Call a function that may fail; whether it succeeded."""
     return not int(_answer(name, arguments)[0])
 
 
 def ready(name: str, *arguments: Any) -> bool:
-    """What a function that only asks says: False for "not ready"; what it raises is as of `call`."""
+    """Call a query function; False for CUDA_ERROR_NOT_READY, otherwise raises like `call`."""
     status, _ = _answer(name, arguments)
     if int(status) and status.name != "CUDA_ERROR_NOT_READY":
         _raise(name, status)
@@ -119,7 +118,7 @@ def _answer(name: str, arguments: tuple[Any, ...]) -> tuple[Any, list[Any]]:
     function = getattr(bindings(), name)
     try:
         status, *values = function(*arguments)
-    except RuntimeError as error:  # cuda.bindings' way to say that there is no library, or none with this function
+    except RuntimeError as error:  # of cuda.bindings: no library, or none with this function
         raise EnvironmentProblem(
             f"{name}: NVIDIA's driver (libcuda.so.1) is not here, or older than CUDA 12: install it, or start the"
             f" container with the GPUs (docker run --gpus all, apptainer exec --nv) ({error})"
@@ -143,14 +142,14 @@ def _raise(name: str, status: Any) -> NoReturn:
     error = status.name
     advice = OF_CALL.get((name, error)) or ADVICE.get(error, "see the CUDA driver API's reference of this function")
     if error in MEMORY:
-        raise MemoryProblem(f"{name}: {error}: {_room()}")
+        raise MemoryProblem(f"{name}: {error}: {_free_memory()}")
     raise EnvironmentProblem(f"{name}: {error}: {advice}")
 
 
-def _room() -> str:
-    """How much memory is left, and what to do."""
-    advice = "use fewer tokens, a shorter ring or more ranks, or see what else holds the card's memory (nvidia-smi)"
+def _free_memory() -> str:
+    """How much GPU memory is free, and advice."""
+    advice = "use fewer tokens, a shorter ring or more ranks, or see what else uses the GPU's memory (nvidia-smi)"
     status, *found = bindings().cuMemGetInfo()
     if int(status):
         return advice
-    return f"{found[0] >> 20} of {found[1] >> 20} MiB of the card are free: {advice}"
+    return f"{found[0] >> 20} of {found[1] >> 20} MiB of the GPU are free: {advice}"

@@ -1,9 +1,8 @@
-"""The memory of an engine on a card with far peers: outboxes in mapped host memory, far peers' regions once more there.
+"""The shared memory of an engine on a GPU with remote peers: outboxes in mapped host memory, a mirror on the GPU.
 
-The MPI window lies in the host's memory. The card has a place for each of its bytes (the mirror), which the proxy
-copies what has arrived to; the outboxes, what is staged in them and the words that were handed on lie in pinned memory
-that kernels reach too. Where MPI takes the card's memory (device_puts.py), rows wait there to be put. It starts no
-thread.
+The MPI window for remote peers lies in host memory. The mirror has a place for each of its bytes; the proxy copies
+there what has arrived. Outboxes, staged outputs and forwarded words lie in pinned host memory that kernels reach too.
+Where MPI can put from GPU memory (device_puts.py), rows wait on the GPU to be put. Starts no thread.
 """
 
 from __future__ import annotations
@@ -18,42 +17,48 @@ import numpy as np
 from ...engine import codes, words
 from ...engine.layout import LINE, WORD, Shape, StateLayout, lines
 from ...errors import MemoryProblem
+from ...host.nodes import Nodes
 from ...primitives.buffers import aligned
 from ...transport.group import Group
 from ...transport.window import Window
-from ..windows import Memory, card_rows_bytes, window_bytes
+from ..windows import EngineMemory, window_bytes
+
+
+def device_rows_bytes(shape: Shape, nodes: Nodes, rank: int) -> int:
+    """Bytes of the rows that wait on a rank's GPU to be put: a ring and as many outputs for each remote peer."""
+    return 2 * shape.ring_rows * shape.stride * len(nodes.remote(rank))
 
 
 @dataclass(frozen=True)
 class Sides:
-    """What the proxy works with, see `engine.proxy`: a job and a state towards far peers, and towards the card."""
+    """What `engine.proxy` works with: a job and a state towards remote peers (job, st), and towards the GPU."""
 
     job: np.ndarray
     st: np.ndarray
-    card: np.ndarray
-    cs: np.ndarray
+    device_job: np.ndarray
+    device_st: np.ndarray
 
 
-class CardMemory(Memory):
-    """What `Shape` needs on this rank, whose workers are on `card`, and which has far peers; collective.
+class DeviceMemory(EngineMemory):
+    """What `Shape` needs on a rank whose workers are on a GPU, and which has remote peers; collective.
 
-    card: a substrate.device.Card. rows_on_card: whether rows for far peers lie on the card until MPI puts them.
+    device: a `Device` of device.py. rows_on_device: whether rows for remote peers lie on the GPU until MPI puts them.
     """
 
     def __init__(
-        self, group: Group, shape: Shape, window: Callable[[int], Window], card: Any, rows_on_card: bool = False
+        self, group: Group, shape: Shape, window: Callable[[int], Window], device: Any, rows_on_device: bool = False
     ) -> None:
-        self.device = card
+        self.device = device
         super().__init__(group, shape, window, self._mapped)
-        assert self._far is not None
+        assert self._remote is not None
         nbytes = window_bytes(shape, group.nodes, group.rank)[1]
-        self._pinned = card.pin(self._far.base, nbytes)
-        self._mirror = card.allocate(nbytes)
+        self._pinned = device.pin(self._remote.base, nbytes)
+        self._mirror = device.allocate(nbytes)
         self._rows = 0
-        if rows_on_card:
-            with contextlib.suppress(MemoryProblem):  # they can wait with the host as well
-                self._rows = card.allocate(card_rows_bytes(shape, group.nodes, group.rank))
-        self._window_shift = self._mirror - self._far.base
+        if rows_on_device:
+            with contextlib.suppress(MemoryProblem):  # they can wait in host memory as well
+                self._rows = device.allocate(device_rows_bytes(shape, group.nodes, group.rank))
+        self._mirror_shift = self._mirror - self._remote.base
         self._believed = aligned((LINE // WORD * group.world,), np.int64)
         self._believed[:] = 0
         self._locks = aligned((2 * LINE // WORD,), np.int64)
@@ -65,48 +70,49 @@ class CardMemory(Memory):
         return array
 
     def fill(self, state: np.ndarray, starts: dict[int, int]) -> None:
-        """Write into a state on the card where everything is, as kernels reach it."""
+        """Write all addresses, as kernels use them, into a state for the GPU."""
         super().fill(state, starts)
         for tables, shift in (
             ((words.T_REGION_TO, words.T_LINE_FROM, words.T_STAGED, words.T_OUT_RING), self._outbox_shift),
-            ((words.T_REGION_FROM, words.T_ROWS_BACK), self._window_shift),
+            ((words.T_REGION_FROM, words.T_ROWS_BACK), self._mirror_shift),
         ):
             for table in tables:
-                state[[starts[table] + p for p in self.far]] += shift
+                state[[starts[table] + p for p in self.remote]] += shift
         self._place_rows(state, starts)
 
     def _place_rows(self, state: np.ndarray, starts: dict[int, int]) -> None:
-        """Where rows wait on the card, a far peer's ring and its staged outputs: MPI has the same addresses."""
-        for number, p in enumerate(self.far if self._rows else ()):
+        """Where rows wait on the GPU, MPI puts a remote peer's ring and staged outputs from these same addresses."""
+        for number, p in enumerate(self.remote if self._rows else ()):
             ring = self.shape.ring_rows * self.shape.stride
             at = self._rows + 2 * ring * number
-            state[words.out_ring(starts, p)], state[words.staged(starts, p)] = at, at + ring
+            state[starts[words.T_OUT_RING] + p], state[starts[words.T_STAGED] + p] = at, at + ring
 
-    def sides(self, wire_to_card: int) -> Sides:
-        """Jobs and states for the proxy, new; wire_to_card: the address of its words."""
+    def sides(self, wire_to_device: int) -> Sides:
+        """New jobs and states for the proxy; wire_to_device: the address of that wire's words."""
         small = Shape(self.group.world, 1, LINE, 1, 1)
         tables = StateLayout(small, 1, 1)
-        st, cs = np.zeros(tables.words, np.int64), np.zeros(tables.words, np.int64)
+        st, device_st = np.zeros(tables.words, np.int64), np.zeros(tables.words, np.int64)
         super().fill(st, tables.starts)
         self._place_rows(st, tables.starts)
-        st[words.PHASE] = codes.PHASE_RUN  # an epoch that the proxy knows of is announced
-        assert self._far is not None
-        for p in self.far:
+        st[words.PHASE] = codes.PHASE_RUN  # the proxy learns of an epoch only when it is announced
+        assert self._remote is not None
+        for p in self.remote:
             line = self._believed.ctypes.data + LINE * p
             here = {name: st[tables.starts[name] + p] for name in (words.T_LINE_FROM, words.T_REGION_FROM)}
-            st[words.line_from(tables.starts, p)] = line
+            st[tables.starts[words.T_LINE_FROM] + p] = line
             for table, value in (
                 (words.T_REMOTE, 1), (words.T_LINE_FROM, line), (words.T_CODED, here[words.T_LINE_FROM]),
                 (words.T_REGION_TO, here[words.T_REGION_FROM]),
                 (words.T_OUT_RING, here[words.T_REGION_FROM] + self.layout.ring),
-                (words.T_PUT_REGION, here[words.T_REGION_FROM] + self._window_shift), (words.T_STAGED, self._far.base),
+                (words.T_PUT_REGION, here[words.T_REGION_FROM] + self._mirror_shift),
+                (words.T_STAGED, self._remote.base),
                 (words.T_PUT_RETURN_ROWS, self._mirror),
             ):  # fmt: skip
-                cs[tables.starts[table] + p] = value
-        jobs = [self._job(tables, wire) for wire in (self.wire, wire_to_card)]
+                device_st[tables.starts[table] + p] = value
+        jobs = [self._job(tables, wire) for wire in (self.wire, wire_to_device)]
         for number, job in enumerate(jobs):
             job[words.LOCK] = self._locks.ctypes.data + LINE * number
-        return Sides(jobs[0], st, jobs[1], cs)
+        return Sides(jobs[0], st, jobs[1], device_st)
 
     def _job(self, tables: StateLayout, wire: int) -> np.ndarray:
         job = np.zeros(words.JOB_WORDS + self.group.world + 1, np.int64)
@@ -115,7 +121,7 @@ class CardMemory(Memory):
         job[words.RANK], job[words.WORLD], job[words.REMOTE], job[words.WIRE] = (
             self.group.rank,
             self.group.world,
-            len(self.far),
+            len(self.remote),
             wire,
         )
         job[words.STRIDE], job[words.RING_ROWS], job[words.SLOTS] = (
@@ -127,16 +133,16 @@ class CardMemory(Memory):
         return job
 
     def start(self, run: Callable[[], None]) -> None:
-        """Start the proxy; it ends with the window."""
-        assert self._far is not None
-        self._far.in_call(True)  # it looks after MPI's progress; where it is held up, the pacing thread does
-        self._far.start("aristos-proxy", run)
+        """Start the proxy thread, which ends with the window."""
+        assert self._remote is not None
+        self._remote.in_call(True)  # the proxy lets MPI make progress; where it is held up, the progress thread does
+        self._remote.start("aristos-proxy", run)
 
     def close(self) -> None:
-        """Give it all back; collective."""
-        if self._pinned and self._far is not None:
-            self._far.stop()
-            self.device.unpin(self._far.base)
+        """Free windows, outboxes and mirror; collective."""
+        if self._pinned and self._remote is not None:
+            self._remote.stop()
+            self.device.unpin(self._remote.base)
         super().close()
         self.device.free_host(self._outbox)
         self.device.free(self._mirror)

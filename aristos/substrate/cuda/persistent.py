@@ -1,7 +1,7 @@
-"""The CUDA substrate: a worker is a block of the persistent kernel, which runs steps until the call ends.
+"""The persistent kernel: each of its blocks is a worker, which runs steps until the call ends.
 
-Thread 0 decides and publishes, all threads execute. What a step copies and counts is the engine's own code, compiled
-for CUDA; the arithmetic is that of `kernels/cuda`. Importing this module needs numba-cuda and compiles nothing.
+Thread 0 decides and publishes, all threads execute. Steps are the engine's own code, compiled for CUDA; the arithmetic
+is that of `kernels/cuda`. Importing this module needs numba-cuda and compiles nothing.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from ...kernels.cuda.gemm import tiles as tiles_of
 from ...kernels.cuda.pack import COLUMNS, INTERLEAVE
 from ...kernels.cuda.tile import BYTES, CHUNK, Tile, tile_memory
 from ...primitives import memory as mem
+from ..heartbeat import publish_progress
 
-JOB_MOST, STATE_MOST = 1 << 20, 1 << 40  # words: bounds that nothing reaches
+JOB_MOST, STATE_MOST = 1 << 20, 1 << 40  # words: bounds for array types, never reached
 WORD = 8
-HEARTBEAT_NS = 20_000_000
-LOOKS = 64  # in vain, between two looks at the clock
+POLLS = 64  # idle polls between two clock reads
 GAVE_UP = -1  # in WAIT_SINCE: this rank's wait was too long
-SHARES_A_WORKER = 2  # of a half of a run, at least, where it has so many tiles
+SHARES_A_WORKER = 2  # of a phase of a run, at least, where it has so many tiles
 MOST_RUNS = 16
 
 
@@ -57,16 +57,16 @@ def hidden_pitch(ffn: int, kind: str) -> int:
 
 
 def tiles(columns: int, tile: Tile) -> int:
-    """Tiles of a product that makes so many columns."""
+    """Tiles of a product with so many columns."""
     return padded(columns, COLUMNS) // tile.n
 
 
 def shared_runs(tile: Tile, hidden: int, ffn: int, gated: bool, grid: int) -> dict[int, int]:
-    """Words of a job of `grid` workers that say how they share runs.
+    """Words of a job of `grid` workers: how they share runs.
 
-    Shares of one tile, or of as many as leave each worker SHARES_A_WORKER of a half; runs enough that all workers have
-    a share of the smaller half, and one more, which is begun while others end. The rank has RUNS * RUN_STEP bytes of
-    scratch, for hidden activations.
+    A share is one tile, or as many as leave each worker SHARES_A_WORKER of a phase. There are enough runs that all
+    workers have a share of the smaller phase, and one more, which starts while others end. The rank needs
+    RUNS * RUN_STEP bytes of scratch, for hidden activations.
     """
     found = {words.ALL_SHARED: 1, words.SHARED_ROWS: tile.m, words.SCRATCH_STEP: 0}
     for word, columns in (
@@ -85,7 +85,7 @@ def shared_runs(tile: Tile, hidden: int, ffn: int, gated: bool, grid: int) -> di
 
 @cuda.jit(device=True)
 def keep_refusal(job, st):
-    """Calls may follow each other before the host looks: the first of them that was refused is kept for it."""
+    """Keep the first refusal for the host, which may read the state only after several calls."""
     for p in range(job[words.WORLD]):
         status = st[words.STATUS] if p == job[words.RANK] else st[words.peer_status(job, p)]
         if st[words.KEPT_STATUS] == codes.OK and status != codes.OK:
@@ -95,10 +95,10 @@ def keep_refusal(job, st):
 
 @cuda.jit
 def begin(job_address, state_address, routing_address, x, x_stride, tokens, y, ids, weights, status):
-    """Open a call, before its router kernels: one block. What changes from call to call comes as arguments.
+    """Open a call, before its router kernels: one block. Arguments are what changes from call to call.
 
     x, y: addresses of the rows; ids, weights: where the router writes, or the routing from outside; status: OK, or why
-    this rank refuses its input. Counts the calls, so that one that was captured in a graph can be made again.
+    this rank refuses its input. The calls are counted here, so that a call captured in a graph can be replayed.
     """
     job, st = mem.words(job_address, JOB_MOST), mem.words(state_address, STATE_MOST)
     if mem.thread() == 0:
@@ -120,19 +120,8 @@ def begin(job_address, state_address, routing_address, x, x_stride, tokens, y, i
 
 
 @cuda.jit(device=True)
-def show_life(job, st, now):
-    """Publish this rank's progress every so often; by worker 0."""
-    if now - st[words.HEARTBEAT] > HEARTBEAT_NS:
-        st[words.HEARTBEAT] = now
-        acquire(job)
-        progress = st[words.PROGRESS]
-        unlock(job)
-        steps.heartbeat(job, st, progress)
-
-
-@cuda.jit(device=True)
 def give_up(job, st, origin, cause):
-    """This rank's engine has failed: say so to its workers and to its peers."""
+    """This rank's engine has failed: notify its workers and its peers."""
     acquire(job)
     st[words.ORIGIN] = origin
     steps.poison(job, st, origin, cause)
@@ -141,24 +130,24 @@ def give_up(job, st, origin, cause):
 
 @cuda.jit(device=True)
 def wait_for_work(job, st, worker):
-    """Decide until there is something to do. Worker 0 bounds the wait.
+    """Decide until there is a command. Worker 0 bounds the wait.
 
-    The clock is read where a wait begins and ends, so that a worker that finds something at once pays nothing for it.
+    The clock is read where a wait begins and ends, so that a worker that finds a command at once does not pay for it.
     """
-    looks, since = 0, 0
+    polls, since = 0, 0
     while True:
         kind = steps.decide(job, st, worker)
         if kind != codes.IDLE:
-            if looks != 0:
+            if polls != 0:
                 st[words.counter(job, worker, words.N_IDLE)] += mem.clock() - since
             return kind
-        if looks == 0:
+        if polls == 0:
             since = mem.clock()
         mem.nap()
-        looks += 1
-        if worker == 0 and looks % LOOKS == 0:
+        polls += 1
+        if worker == 0 and polls % POLLS == 0:
             now = mem.clock()
-            show_life(job, st, now)
+            publish_progress(job, st, now)
             if timeout_check.overdue(job, st, now):
                 st[words.WAIT_SINCE] = GAVE_UP
                 give_up(job, st, job[words.RANK], codes.CAUSE_TIMEOUT)
@@ -166,18 +155,18 @@ def wait_for_work(job, st, worker):
 
 @cuda.jit(device=True)
 def leave(job, st, kind):
-    """The call has ended, or failed: tell the others. By worker 0."""
+    """The call has ended, or failed: notify the peers. By worker 0."""
     if kind == codes.FINISH:
         steps.heartbeat(job, st, -1)
         return
     peer = arrivals.poisoned(job, st)
-    if peer >= 0 and st[words.WAIT_SINCE] != GAVE_UP:  # else it has said so itself
+    if peer >= 0 and st[words.WAIT_SINCE] != GAVE_UP:  # else `wait_for_work` has notified them
         _, origin, cause = arrivals.read_poison(job, st, peer)
         give_up(job, st, origin, cause)
 
 
 def _share(tile: Tile) -> Any:
-    """f(shared, job, st, worker): compute the share that was taken: some of the columns of a product, for all rows."""
+    """f(shared, job, st, worker): compute the share that the worker took: some columns of a product, for all rows."""
     product, size, tile_n = tile_product(tile), BYTES[tile.kind], tile.n
 
     @cuda.jit(device=True)
@@ -214,7 +203,7 @@ def _share(tile: Tile) -> Any:
 
 @cache
 def layer(tile: Tile) -> Any:
-    """The persistent kernel for a tile: layer(job, state), addresses of the arrays of `engine.fields`.
+    """The persistent kernel for a tile: layer(job, state), addresses of arrays of `engine.words`.
 
     Grid: as many blocks of tile.threads threads as the job has workers, all of them resident at once; dynamic shared
     memory: `tile.shared_bytes`.
@@ -224,13 +213,13 @@ def layer(tile: Tile) -> Any:
     def kernel(job_address, state_address):
         job, st = mem.words(job_address, JOB_MOST), mem.words(state_address, STATE_MOST)
         shared = memory()
-        told = cuda.shared.array(1, np.int64)
+        command = cuda.shared.array(1, np.int64)
         worker = np.int64(cuda.blockIdx.x)
         while True:
             if mem.thread() == 0:
-                told[0] = wait_for_work(job, st, worker)
+                command[0] = wait_for_work(job, st, worker)
             mem.block_barrier()
-            kind = told[0]
+            kind = command[0]
             returns.settle(job, st, worker)
             if kind == codes.SHARE:
                 share(shared, job, st, worker)
@@ -258,7 +247,7 @@ def layer(tile: Tile) -> Any:
             if mem.thread() == 0 and kind != codes.SETTLE:
                 steps.publish(job, st, worker, kind)
                 if worker == 0:
-                    show_life(job, st, mem.clock())
+                    publish_progress(job, st, mem.clock())
             mem.block_barrier()
             returns.settle(job, st, worker)
         if mem.thread() == 0 and worker == 0:
@@ -270,14 +259,14 @@ def layer(tile: Tile) -> Any:
 
 @cuda.jit
 def fail(job_address, state_address, origin, cause):
-    """Tell peers that this rank's engine has failed; one thread, while no layer runs here."""
+    """Notify peers that this rank's engine has failed; one thread, while no layer runs here."""
     give_up(mem.words(job_address, JOB_MOST), mem.words(state_address, STATE_MOST), origin, cause)
 
 
-# rows of the tiles that a persistent kernel is compiled for; of warpgroups' it is for all
+# heights of the tiles that the persistent kernel is compiled for; tiles of warpgroups are always compiled
 ROWS = {"bf16": (16, 64, 128), "f16": (16, 64, 128), "tf32": (16, 64, 128), "f32": (16, 64)}
-# (architecture, kind, rows) where the steps' registers beside the product's would be spilled: one block less on an SM
-ROOMY = {("sm_80", "tf32", 128), ("sm_100", "f32", 16), ("sm_100", "f32", 64)}
+# (architecture, kind, rows) where the registers of steps and product together would spill: one block less on an SM
+FEWER_BLOCKS = {("sm_80", "tf32", 128), ("sm_100", "f32", 16), ("sm_100", "f32", 64)}
 BEGIN = Kernel("begin", begin, (types.int64,) * 10, 128, 0, 1)
 FAIL = Kernel("fail", fail, (types.int64,) * 4, 1, 0, 1)
 
@@ -291,15 +280,15 @@ def layer_kernel(tile: Tile) -> Kernel:
 def layer_tiles(kind: str, arch: str) -> list[Tile]:
     """The tiles of the persistent kernels of a kind, by rows."""
     found = [tile for tile in tiles_of(kind, arch) if tile.groups or tile.m in ROWS[kind]]
-    return [replace(tile, blocks=tile.blocks - 1) if (arch, kind, tile.m) in ROOMY else tile for tile in found]
+    return [replace(tile, blocks=tile.blocks - 1) if (arch, kind, tile.m) in FEWER_BLOCKS else tile for tile in found]
 
 
 def layer_tile(kind: str, rows: float, arch: str) -> Tile:
-    """The tile for experts that get so many rows each: the least that holds them. It changes no bit of a result."""
+    """The smallest tile that holds so many rows of an expert. The choice changes no bit of a result."""
     found = layer_tiles(kind, arch)
     return next((tile for tile in found if tile.m >= rows), found[-1])
 
 
 def kernels(arch: str) -> list[Kernel]:
-    """All of this file for an architecture."""
+    """All kernels of this file for an architecture."""
     return [BEGIN, FAIL, *(layer_kernel(tile) for kind in ROWS for tile in layer_tiles(kind, arch))]

@@ -1,7 +1,7 @@
-"""The thread that calls MPI for a rank whose workers are on a card, and the wire that it copies to the card with.
+"""The proxy thread: it calls MPI for a rank whose workers are on a GPU, and copies to the GPU what has arrived.
 
-It is `engine.proxy` in a loop of compiled code, without the GIL. It lives as long as the MPI window, so that calls
-which Python does not see, such as those of a captured graph, are served too. It knows no protocol.
+It runs `engine.proxy` in a loop of compiled code, without the GIL. It lives as long as the MPI window, so that calls
+which Python does not see, such as those of a captured graph, are served too. Knows no protocol.
 """
 
 from __future__ import annotations
@@ -15,37 +15,39 @@ from numba import int32, int64
 
 from ...engine import codes, proxy, words
 from ...errors import EnvironmentProblem
+from ...kernels import cpu as _lowerings  # noqa: F401  registers what the primitives compile to
 from ...primitives import memory as mem
 from ...primitives import wire
 from ...primitives.buffers import aligned
 from ...primitives.compile import Locator, compiling, entry, jit, warm_up
-from ..cpu.loop import rest
+from ..failure import poison_word
+from ..idle import rest
 from .outboxes import Sides
 
-LAST_WORDS_SECONDS = 0.1  # how long a proxy that fails helps its poison on the way
-COPY, WAIT = wire.PROBE, wire.SYNC  # in the words of a wire to the card: the driver's functions
+LAST_WORDS_SECONDS = 0.1  # how long a failing proxy helps its poison on the way
+COPY, WAIT = wire.PROBE, wire.SYNC  # in the words of a wire to the GPU: the driver's functions
 
 
-def put(source, n, _byte, _peer, at, _n, _same, words):
-    """As MPI_Put calls it: cuMemcpyHtoDAsync, whose failure stays in the wire."""
-    code = mem.call(mem.load(words + 8 * COPY), at, source, n, mem.load(words + 8 * wire.COMM), 0, 0, 0, 0)
+def put(source, n, _byte, _peer, at, _n, _same, to_device):
+    """Called like MPI_Put: cuMemcpyHtoDAsync, which leaves its error code in the wire."""
+    code = mem.call(mem.load(to_device + 8 * COPY), at, source, n, mem.load(to_device + 8 * wire.COMM), 0, 0, 0, 0)
     if code != 0:
-        mem.store(words + 8 * wire.ERROR, code)
+        mem.store(to_device + 8 * wire.ERROR, code)
     return code
 
 
-def flush(_peer, words, _c, _d, _e, _f, _g, _h):
-    """As MPI_Win_flush calls it: cuStreamSynchronize."""
-    code = mem.call(mem.load(words + 8 * WAIT), mem.load(words + 8 * wire.COMM), 0, 0, 0, 0, 0, 0, 0)
+def flush(_peer, to_device, _c, _d, _e, _f, _g, _h):
+    """Called like MPI_Win_flush: cuStreamSynchronize."""
+    code = mem.call(mem.load(to_device + 8 * WAIT), mem.load(to_device + 8 * wire.COMM), 0, 0, 0, 0, 0, 0, 0)
     if code != 0:
-        mem.store(words + 8 * wire.ERROR, code)
+        mem.store(to_device + 8 * wire.ERROR, code)
     return code
 
 
-class CardWire:
-    """A wire whose put is the card's copy from the host, on a stream of its own, and whose flush waits for that stream.
+class DeviceWire:
+    """A wire to the GPU: its put copies from host memory on a stream of its own, its flush waits for that stream.
 
-    copy, wait: addresses of cuMemcpyHtoDAsync and cuStreamSynchronize; both need the card's context in the thread.
+    copy, wait: addresses of cuMemcpyHtoDAsync and cuStreamSynchronize; both need the GPU's context in the thread.
     address: of its words, for compiled code.
     """
 
@@ -60,53 +62,51 @@ class CardWire:
 
 
 @jit
-def serve(job, st, card, cs):
-    """Look both ways until the window's threads are to end (RAN) or something has failed (POISONED)."""
-    sweeps = 0
+def serve(job, st, device_job, device_st):
+    """Poll both sides until the window's threads must end (RAN) or something has failed (POISONED)."""
+    polls = 0
     while mem.load_acquire(job[words.WIRE] + 8 * wire.STOP) == 0:
-        moved = proxy.turn(job, st, card, cs)
+        moved = proxy.turn(job, st, device_job, device_st)
         if moved < 0:
             return codes.POISONED
-        sweeps = 0 if moved else sweeps + 1
-        rest(job, job[words.YIELDS] if proxy.quiet(job, st) else sweeps)
+        polls = 0 if moved else polls + 1
+        rest(job, job[words.YIELDS] if proxy.quiet(job, st) else polls)
     return codes.RAN
 
 
-class Caller:
-    """What a rank's proxy runs with. error: why it has ended early, if it has."""
+class ProxyThread:
+    """The proxy of a rank, for `DeviceMemory.start`. error: why it has ended early, or None."""
 
-    def __init__(self, sides: Sides, card: Any, card_wire: CardWire, rank: int) -> None:
-        self.sides, self._card, self._wire, self._rank = sides, card, card_wire, rank
+    def __init__(self, sides: Sides, device: Any, device_wire: DeviceWire, rank: int) -> None:
+        self.sides, self._device, self._wire, self._rank = sides, device, device_wire, rank
         self.error: str | None = None
         job, state = sides.job, sides.st
         one = _types(job, state)
         warm_up([(serve, one * 2), (proxy.put_poison, one), (proxy.poison, (*one * 2, int64))])
 
     def run(self) -> None:
-        """The thread's work: it comes back when the window's threads are to end, or something has failed."""
+        """The thread's work; returns when the window's threads must end, or something has failed."""
         sides = self.sides
         try:
-            with self._card.current():
-                if serve(sides.job, sides.st, sides.card, sides.cs) == codes.RAN:
+            with self._device.current():
+                if serve(sides.job, sides.st, sides.device_job, sides.device_st) == codes.RAN:
                     return
             code = int(self._wire.words[wire.ERROR])
             if code:
-                raise EnvironmentProblem(
-                    f"a copy of what has arrived from far ranks to the card failed: CUDA error {code}"
-                )
+                raise EnvironmentProblem(f"a copy to the GPU of what remote ranks have sent failed: CUDA error {code}")
         except BaseException as error:
             self.error = f"{type(error).__name__}: {error}"
             self.poison(self._rank, codes.CAUSE_ERROR)
-        self._tell()
+        self._notify_remote_peers()
 
     def poison(self, origin: int, cause: int) -> None:
-        """This rank fails: its kernel reads that, and far ranks are told."""
+        """This rank fails: its kernel reads that, and remote ranks are notified."""
         sides = self.sides
-        told = (((int(sides.job[words.EPOCH]) << codes.ORIGIN_BITS) + origin) << codes.CAUSE_BITS) + cause
-        proxy.poison(sides.job, sides.st, sides.card, sides.cs, told)
+        word = poison_word(int(sides.job[words.EPOCH]), origin, cause)
+        proxy.poison(sides.job, sides.st, sides.device_job, sides.device_st, word)
 
-    def _tell(self) -> None:
-        """Put the poison to far ranks, and give MPI a moment to move it."""
+    def _notify_remote_peers(self) -> None:
+        """Put the poison to remote ranks, and give MPI a moment to move it."""
         until = time.monotonic() + LAST_WORDS_SECONDS
         with contextlib.suppress(Exception):
             while not proxy.put_poison(self.sides.job, self.sides.st) and time.monotonic() < until:

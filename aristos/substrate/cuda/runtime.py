@@ -1,7 +1,7 @@
-"""The engine of one communicator on GPUs: windows by CUDA IPC, the state and the jobs in the card's memory.
+"""The engine of one communicator on GPUs: windows by CUDA IPC, the state and the jobs in GPU memory.
 
-What the host writes is written once; a call is four launches. The host looks at the state again when a call has ended.
-Where there are ranks on other nodes, a thread beside it calls MPI (see caller.py).
+The host writes a job once; a call is four launches. The host reads the state again when a call has ended. With remote
+peers, a thread beside it calls MPI (proxy_thread.py).
 """
 
 from __future__ import annotations
@@ -23,88 +23,76 @@ from ...kernels.cuda import router
 from ...kernels.cuda.catalogue import route_kernels
 from ...kernels.cuda.tile import Tile
 from ...transport.group import Group
-from ...transport.ipc import IpcWindow
 from ...transport.window import Window
-from ..counters import Tables
-from ..runtime import ALONE, CAUSES, CROWDED, FAR_BLOCK, Runtime
-from ..windows import Memory
+from ..failure import poisoned, wait_message
+from ..idle import ALONE, CROWDED
+from ..runtime import Runtime
+from ..windows import EngineMemory
 from . import device_puts, persistent
-from .device import Card
-from .outboxes import CardMemory
-from .proxy_thread import Caller, CardWire
+from .device import Device
+from .outboxes import DeviceMemory
+from .proxy_thread import DeviceWire, ProxyThread
 
 MOST_ROWS = 256  # of a tile
-MOST_NS = 1 << 58  # of a timeout: ten of them must be a word
-PATIENCE = 8  # idle sweeps that few rows wait for more of their expert
-AWAKE_SECONDS, NAP_SECONDS = 0.002, 0.01  # a wait asks without pause, then every so often
+MOST_NS = 1 << 58  # of a timeout: OVERDUE times as much must fit a word
+PATIENCE = 8  # idle polls that few rows wait for more of their expert
+AWAKE_SECONDS, NAP_SECONDS = 0.002, 0.01  # the host polls without pause for so long, then at least this often
 # the innermost launcher's first; a group may hold some ranks of a node alone
 LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 
 
-class _CardWindow:
-    """The window of a rank that is alone."""
-
-    def __init__(self, card: Any, nbytes: int) -> None:
-        self.card, self.nbytes = card, nbytes
-        self.base = [card.allocate(nbytes)]
-
-    def close(self) -> None:
-        self.card.free(self.base[0])
-
-
 class CudaRuntime(Runtime):
-    """The engine of one communicator, a card a rank; several ranks may share a card."""
+    """The engine of one communicator, a GPU a rank; several ranks may share a GPU. device: this rank's GPU."""
 
-    def __init__(self, group: Group) -> None:
-        super().__init__(group)
-        self.card = self._together(lambda: Card.find(local_rank(group)))
-        sharing = group.allgather(self.card.uuid, "their cards").count(self.card.uuid)
-        self.blocks = Blocks(self.card, sharing)
-        self.state_at = self._scratch_at = self._last_job_at = 0
-        self._caller: Caller | None = None
-        self._card_wire: CardWire | None = None
-        self._stream: int | None = None  # that the last call was queued on
-        self._looks = 0  # a stream to look at peers' words on, once it closes
+    def __init__(self, group: Group, forget: Callable[[Runtime], None] = lambda runtime: None) -> None:
+        super().__init__(group, forget)
+        self.device = self._on_all(lambda: Device.find(local_rank(group)))
+        sharing = group.allgather(self.device.uuid, "their GPUs").count(self.device.uuid)
+        self.blocks = Blocks(self.device, sharing)
+        self.state_at = self._scratch_at = self._failure_job_at = self._shared = 0
+        self._proxy: ProxyThread | None = None
+        self._device_wire: DeviceWire | None = None
+        self._stream: int | None = None  # of the last call
+        self._reading_stream = 0  # for peers' words, once the engine closes
 
     def idle(self) -> None:
-        """Wait until this card does nothing for this engine: only then may peers free what it writes to."""
+        """Wait until this GPU does nothing for this engine: only then may peers free what it writes to."""
         if self._stream is not None:
-            with contextlib.suppress(EnvironmentProblem):  # the stream may be gone, and with it all that was on it
-                self.card.synchronize(self._stream)
+            with contextlib.suppress(EnvironmentProblem):  # the stream may be gone, and its work with it
+                self.device.synchronize(self._stream)
 
-    def _together(self, step: Callable[[], Any]) -> Any:
-        """What a step gives this rank; where it fails on one rank, it raises on all."""
+    def _on_all(self, step: Callable[[], Any]) -> Any:
+        """The result of a step on this rank; where it fails on one rank, it raises on all. Collective."""
         made, mine = None, None
         try:
             made = step()
         except AristosError as error:
             mine = error
-        for rank, why in enumerate(self.group.allgather(str(mine) if mine else None, "memory of their cards")):
+        for rank, why in enumerate(self.group.allgather(str(mine) if mine else None, "memory of their GPUs")):
             if why is not None:
                 raise mine or EnvironmentProblem(f"rank {rank}: {why}")
         return made
 
-    def require(self, shape: Shape, scratch: int, shared: int, threads: int) -> None:
-        """Make room for `shape`, `shared` bytes of hidden activations, and `threads` blocks.
+    # ------------------------------------------------------------ capacity
 
-        Collective, while no call is open.
-        """
+    def require(self, shape: Shape, scratch: int, shared: int, threads: int) -> None:
+        """See `Runtime.require`. shared: bytes of hidden activations; threads: blocks; scratch is not used."""
         shape, workers, grown = self.grown(shape, threads)
         with self._growing():
             if grown:
                 self._allocate(shape, workers)
             if any(self.group.allgather(shared > self._shared, "hidden activations")):
-                self._together(lambda: self._make_scratch(max(shared, self._shared)))
+                self._on_all(lambda: self._make_scratch(max(shared, self._shared)))
 
     @contextlib.contextmanager
     def _growing(self) -> Iterator[None]:
-        """The old is freed before there is room for the new: where that fails, this engine is unusable on all ranks."""
+        """The old memory is freed before the new is allocated: a failure makes this engine unusable on all ranks."""
         first = self.shape is None
         try:
             yield
         except AristosError as error:
             if not first:
-                self.broken = f"it could not grow for another layer: {error}"
+                self.failure.reason = f"it could not grow for another layer: {error}"
             raise
 
     def _make_scratch(self, nbytes: int) -> None:
@@ -112,18 +100,15 @@ class CudaRuntime(Runtime):
         old, self._scratch_at, self._shared = self._scratch_at, 0, 0
         if old:
             self.idle()
-            self.card.free(old)
-        self._scratch_at = self.card.allocate(nbytes)
+            self.device.free(old)
+        self._scratch_at = self.device.allocate(nbytes)
         self._shared = nbytes
 
     def _window(self, nbytes: int) -> Window:
-        if self.group.node is None:
-            return _CardWindow(self.card, nbytes)
-        with self.group.bounded("the other ranks to allocate windows"):
-            return IpcWindow(self.group.node, self.card, nbytes)
+        return self.group.local_window(nbytes, self.device)
 
     def _allocate(self, shape: Shape, workers: int) -> None:
-        """New windows and a new state; counters start again."""
+        """New windows and a new state."""
         tables = StateLayout(shape, workers, MOST_ROWS, persistent.MOST_RUNS)
         if self._memory is not None:
             self.idle()
@@ -133,57 +118,54 @@ class CudaRuntime(Runtime):
             self._memory = None
             self.version += 1
             old, self.state_at = self.state_at, 0
-            self.card.free(old)
-        memory = self._together(lambda: self._make_memory(shape))
+            self.device.free(old)
+        memory = self._on_all(lambda: self._make_memory(shape))
         state = np.zeros(tables.words, np.int64)
         memory.fill(state, tables.starts)
-        self.state_at = self._together(lambda: self.card.allocate(WORD * tables.words + LINE))
-        if not self._last_job_at:  # what tells peers of a failure must not need memory or a compiler then
-            self._last_job_at = self._together(lambda: self.card.allocate(WORD * (words.JOB_WORDS + 1)))
-            self._together(lambda: self.card.load(persistent.FAIL))
-        self.card.copy_in(self.state_at, state)
-        self.card.synchronize()
-        self._memory, self.layout, self.tables, self.state, self.shape = memory, memory.layout, tables, state, shape
-        self.threads, self.epoch = workers, 0
-        self.counted = Tables(tables.starts, workers, self.group.world)
-        self.version += 1
-        if isinstance(memory, CardMemory):
-            self._start_caller(memory)
+        self.state_at = self._on_all(lambda: self.device.allocate(WORD * tables.words + LINE))
+        if not self._failure_job_at:  # allocated and loaded now: to notify peers of a failure must need neither
+            self._failure_job_at = self._on_all(lambda: self.device.allocate(WORD * (words.JOB_WORDS + 1)))
+            self._on_all(lambda: self.device.load(persistent.FAIL))
+        self.device.copy_in(self.state_at, state)
+        self.device.synchronize()
+        self._adopt(memory, tables, state, workers)
+        if isinstance(memory, DeviceMemory):
+            self._start_proxy(memory)
         self.group.meet("the other ranks to allocate")
 
-    def _make_memory(self, shape: Shape) -> Memory:
+    def _make_memory(self, shape: Shape) -> EngineMemory:
         if self.group.nodes.single:
-            return Memory(self.group, shape, self._window)
-        return CardMemory(self.group, shape, self._window, self.card, self._mpi_takes_rows())
+            return EngineMemory(self.group, shape, self._window)
+        return DeviceMemory(self.group, shape, self._window, self.device, self._mpi_puts_from_device())
 
-    def _mpi_takes_rows(self) -> bool:
-        """Whether MPI puts from the memory of this node's cards: its first rank tries. Collective."""
+    def _mpi_puts_from_device(self) -> bool:
+        """Whether MPI puts from the memory of this node's GPUs: its first rank tries. Collective."""
         me, answer = self.group.rank, None
         first = min([me, *self.group.nodes.local(me)])
         if first == me:
-            answer = device_puts.takes(self.card.ordinal, min(device_puts.SECONDS, self.group.timeout))
-        return bool(self.group.allgather(answer, "the first ranks of nodes to try puts from a card")[first].takes)
+            answer = device_puts.probe(self.device.ordinal, min(device_puts.SECONDS, self.group.timeout))
+        return bool(self.group.allgather(answer, "the first ranks of nodes to try puts from a GPU")[first].supported)
 
-    def _start_caller(self, memory: CardMemory) -> None:
-        """Start the thread that calls MPI; the ranks wait for each other after it."""
-        if self._card_wire is None:
-            copy, wait = self.card.copier()
-            self._card_wire = CardWire(copy, wait, self.card.new_stream(), self.group.world)
-        sides = memory.sides(self._card_wire.address)
+    def _start_proxy(self, memory: DeviceMemory) -> None:
+        """Start the proxy thread; the ranks wait for each other after it."""
+        if self._device_wire is None:
+            copy, wait = self.device.copier()
+            self._device_wire = DeviceWire(copy, wait, self.device.new_stream(), self.group.world)
+        sides = memory.sides(self._device_wire.address)
         sides.job[words.SPINS], sides.job[words.YIELDS] = CROWDED if self._sharing > 1 else ALONE
-        self._caller = Caller(sides, self.card, self._card_wire, self.group.rank)
+        self._proxy = ProxyThread(sides, self.device, self._device_wire, self.group.rank)
         self.group.watch_calls(memory.calling)
-        memory.start(self._caller.run)
+        memory.start(self._proxy.run)
+
+    # ------------------------------------------------------------ jobs
 
     def fill(self, job: np.ndarray) -> None:
-        """Write into a job what every call on this runtime has in common."""
+        """See `Runtime.fill`."""
         self.fill_shape(job)
         job[words.PACKED], job[words.STATE] = 1, self.state_at
         job[words.LOCK] = self.state_at + WORD * self.tables.words
         job[words.RETURN_STRIDE] = lines(int(job[words.ROW_BYTES]))
         job[words.SCRATCH], job[words.MERGE_POLLS] = self._scratch_at, PATIENCE
-        assert self._memory is not None
-        job[words.REMOTE], job[words.REMOTE_BLOCK] = len(self._memory.far), FAR_BLOCK
 
     def fill_tile(self, job: np.ndarray, tile: Tile, blocks: int) -> None:
         """Write into a job, whose weights are known, what depends on the kernel that runs it."""
@@ -198,32 +180,31 @@ class CudaRuntime(Runtime):
     def launch(self, tile: Tile, blocks: int, job: int, routing: int, call: Any, stream: int) -> None:
         """Queue a call on a stream: open it, route it or check its routing, pack, run the layer.
 
-        job, routing: addresses of the jobs on the card. call: has x, x_stride, tokens, y, ids, weights (addresses),
+        job, routing: addresses of the jobs on the GPU. call: has x, x_stride, tokens, y, ids, weights (addresses),
         status, routed, kind, slots, top_k.
         """
-        card = self.card
+        device = self.device
         if stream != self._stream:  # calls share one state: they follow each other on any streams
             self.idle()
             self._stream = stream
-        card.launch(
-            card.load(persistent.BEGIN), 1, 0, job, self.state_at, routing, call.x, call.x_stride, call.tokens, call.y,
-            call.ids, call.weights, call.status, stream=stream,
+        device.launch(
+            device.load(persistent.BEGIN), 1, 0, job, self.state_at, routing, call.x, call.x_stride, call.tokens,
+            call.y, call.ids, call.weights, call.status, stream=stream,
         )  # fmt: skip
         routes, count = route_kernels(), router.blocks(call.tokens)
         if count and call.routed:
-            card.launch(card.load(routes["check"]), count, router.check_shared(call.slots), routing, stream=stream)
+            device.launch(device.load(routes["check"]), count, router.check_shared(call.slots), routing, stream=stream)
         elif count:
             kind = call.kind if call.kind in router.KINDS else "f32"
             kernel, shared = routes[router.route(kind).__name__], router.route_shared(call.slots, kind)
-            card.launch(card.load(kernel), count, shared, routing, stream=stream)
+            device.launch(device.load(kernel), count, shared, routing, stream=stream)
         shared = router.place_shared(call.slots, call.top_k)
-        card.launch(card.load(routes["place"]), max(1, count), shared, routing, stream=stream)
-        card.launch(
-            card.load(persistent.layer_kernel(tile)), blocks, tile.shared_bytes, job, self.state_at, stream=stream
-        )  # fmt: skip
+        device.launch(device.load(routes["place"]), max(1, count), shared, routing, stream=stream)
+        kernel = device.load(persistent.layer_kernel(tile))
+        device.launch(kernel, blocks, tile.shared_bytes, job, self.state_at, stream=stream)
 
     def outcome(self, stream: int) -> None:
-        """Wait for what was queued and read how it went into `state`; raises what failed, on every rank."""
+        """Wait for the queued call and read how it ended into `state`; raises on every rank if one has failed."""
         self._wait(stream)
         self._read(0, words.STATE_WORDS, stream)
         statuses = self.tables.starts[words.T_PEER_STATUS]
@@ -231,14 +212,14 @@ class CudaRuntime(Runtime):
         if self.state[words.FAILED] != 0:
             self._raise_failure(stream)
         for first, count in ((words.STATUS, 1), (words.KEPT_STATUS, 2), (statuses, self.group.world)):
-            if self.state[first : first + count].any():  # it is known now
+            if self.state[first : first + count].any():  # read now: the next call starts without it
                 zeros = np.zeros(count, np.int64)
-                self.card.copy_in(self.state_at + WORD * first, zeros, stream)
+                self.device.copy_in(self.state_at + WORD * first, zeros, stream)
 
     def _wait(self, stream: int) -> None:
-        """Wait for a stream, and hear signals meanwhile. The kernel bounds the wait: see engine/patience.py."""
+        """Wait for a stream while remaining interruptible; the kernel bounds the wait (engine/timeout_check.py)."""
         since, warned = time.monotonic(), False
-        while not self.card.done(stream):
+        while not self.device.done(stream):
             waited = time.monotonic() - since
             if waited > AWAKE_SECONDS:  # until then it is worth a core
                 time.sleep(min(NAP_SECONDS, waited / 10))
@@ -251,49 +232,47 @@ class CudaRuntime(Runtime):
                 )
 
     def read_all(self, stream: int) -> None:
-        """The whole state, for counters and messages."""
+        """Copy the whole state from the GPU, for counters and messages."""
         self._read(0, self.tables.words, stream)
 
     def _read(self, first: int, count: int, stream: int) -> None:
-        self.card.copy_out(self.state[first : first + count], self.state_at + WORD * first, stream)
-        self.card.synchronize(stream)
+        self.device.copy_out(self.state[first : first + count], self.state_at + WORD * first, stream)
+        self.device.synchronize(stream)
+
+    # ------------------------------------------------------------ failure
 
     def _raise_failure(self, stream: int) -> None:
         self.read_all(stream)
         state, me, epoch = self.state, self.group.rank, int(self.state[words.CALLS])
         origin, cause = int(state[words.ORIGIN]), int(state[words.FAILED])
         if origin == me and cause == codes.CAUSE_TIMEOUT:
-            raise WaitTimeout(self._waited(epoch))
-        if self._caller is not None and self._caller.error is not None:
-            raise EnvironmentProblem(f"rank {me}: its caller of MPI has failed: {self._caller.error}")
-        error = PoisonedError(
-            f"rank {me}: rank {origin} gave up in epoch {epoch} because {CAUSES.get(cause, cause)};"
-            " its own message says more"
-        )
-        error.origin, error.cause = origin, cause  # type: ignore[attr-defined]
-        raise error
+            raise WaitTimeout(self._wait_message(epoch))
+        if self._proxy is not None and self._proxy.error is not None:
+            raise EnvironmentProblem(f"rank {me}: its proxy thread has failed: {self._proxy.error}")
+        raise poisoned(me, origin, epoch, cause)
 
-    def _waited(self, epoch: int) -> str:
-        """Who waited for whom and for what, from the state that the kernel left."""
-        state, me = self.state, self.group.rank
-        peer, seconds = int(state[words.WAIT_PEER]), self.group.timeout
+    def _wait_message(self, epoch: int) -> str:
+        """The message of the wait that the kernel gave up, from the state that it left."""
+        state, timeout = self.state, self.group.timeout
+        peer, seen = int(state[words.WAIT_PEER]), (int(state[words.WAIT_EPOCH]), int(state[words.WAIT_PHASE]))
         job = self._blank_job()
-        lock = np.zeros(1, np.int64)  # nobody else looks at this copy
+        lock = np.zeros(1, np.int64)  # for this copy of the state, which nothing else uses
         job[words.LOCK] = lock.ctypes.data
-        _, _, (announced, left, read, seen, sent) = arrivals.standing(job, state)
-        if peer == me:
-            return f"rank {me}: none of its own blocks has moved for {seconds:g} s in epoch {epoch}"
-        if announced == codes.UNANNOUNCED:
-            what = f"its announcement of epoch {epoch}"
-        elif left > 0:
-            what = f"{left} announced rows after tile {read}"
-        else:
-            what = f"the return of tile {seen} of {sent} sent"
-        return (
-            f"rank {me} waited for rank {peer} in epoch {epoch} for longer than it may (timeout {seconds:g} s, ten of"
-            f" them for a rank that has not made its call): {what}; last seen of it: epoch"
-            f" {int(state[words.WAIT_EPOCH])}, phase {int(state[words.WAIT_PHASE])}"
-        )
+        _, _, owed = arrivals.standing(job, state)
+        outside = peer != self.group.rank and (seen[0] != epoch or seen[1] < 0)
+        waited = f"more than {OVERDUE * timeout if outside else timeout:g} s"
+        return wait_message(self.group.rank, peer, epoch, waited=waited, timeout=timeout, owed=owed, seen=seen)
+
+    def _notify_peers(self, job: np.ndarray, error: BaseException, origin: int, cause: int) -> None:
+        if isinstance(error, WaitTimeout | PoisonedError) or self._memory is None:
+            return  # the kernel has notified the peers
+        if self._proxy is not None:
+            self._proxy.poison(origin, cause)
+        with contextlib.suppress(AristosError):  # the GPU may be what has failed; then the job ends at exit
+            self.device.copy_in(self._failure_job_at, self._blank_job())
+            fail = self.device.load(persistent.FAIL)
+            self.device.launch(fail, 1, 0, self._failure_job_at, self.state_at, origin, cause)
+            self.device.synchronize()
 
     # ------------------------------------------------------------ the end
 
@@ -301,58 +280,31 @@ class CudaRuntime(Runtime):
         try:
             if self.layout is not None:
                 self.idle()
-                self._looks = self.card.new_stream()  # the default one would wait for whatever else the card does
-                self._read(words.CALLS, 1, self._looks)
+                self._reading_stream = self.device.new_stream()  # the default one would wait for the GPU's other work
+                self._read(words.CALLS, 1, self._reading_stream)
                 self.epoch = int(self.state[words.CALLS])
             return super()._all_leave()
-        except EnvironmentProblem as error:  # the card has failed, and the others do not know
+        except EnvironmentProblem as error:  # the GPU has failed: the other ranks must be notified
             self.give_up(error)
             raise
 
-    def _word(self, job: np.ndarray, peer: int, word: int) -> int:
+    def _receive(self, job: np.ndarray) -> None:
+        pass  # the proxy thread does, in calls and between them
+
+    def _read_word(self, job: np.ndarray, peer: int, word: int) -> int:
         found = np.zeros(1, np.int64)
-        self.card.copy_out(found, int(word_from(job, self.state, peer, word)), self._looks)
+        self.device.copy_out(found, int(word_from(job, self.state, peer, word)), self._reading_stream)
         return int(found[0])
 
-    def _listen(self, job: np.ndarray) -> None:
-        """The thread that calls MPI does."""
-
-    def _fail(self, job: np.ndarray, error: BaseException) -> None:
-        cause = getattr(error, "cause", codes.CAUSE_ERROR)
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            cause = codes.CAUSE_INTERRUPT
-        with self._failing:
-            first = self.broken is None
-            self.open = False
-            if not first:
-                return
-            self.broken = f"{type(error).__name__}: {error}"
-            self.group.abort_at_exit(self.broken)
-            if isinstance(error, WaitTimeout | PoisonedError) or self._memory is None:
-                return  # the kernel has told the peers
-            if self._caller is not None:
-                self._caller.poison(getattr(error, "origin", self.group.rank), cause)
-            with contextlib.suppress(AristosError):  # the card may be what has failed; then the job ends at exit
-                self._poison(getattr(error, "origin", self.group.rank), cause)
-
-    def _poison(self, origin: int, cause: int) -> None:
-        self.card.copy_in(self._last_job_at, self._blank_job())
-        self.card.launch(self.card.load(persistent.FAIL), 1, 0, self._last_job_at, self.state_at, origin, cause)
-        self.card.synchronize()
-
-    def release(self) -> None:
-        """One user less; the last one frees everything. Collective."""
-        last = self.users == 1
-        super().release()
-        if last and self.broken is None and not self._is_foreign():
-            for at in (self.state_at, self._scratch_at, self._last_job_at):
-                if at:
-                    self.card.free(at)
-            self.state_at = self._scratch_at = self._last_job_at = 0
+    def _free(self) -> None:
+        for at in (self.state_at, self._scratch_at, self._failure_job_at):
+            if at:
+                self.device.free(at)
+        self.state_at = self._scratch_at = self._failure_job_at = 0
 
 
 def local_rank(group: Group) -> int:
-    """This process's number on its node, as the launcher says it; else its number among the group's ranks there."""
+    """This process's number on its node, from the launcher; else its number among the group's ranks there."""
     for name in LOCAL_RANK:
         if os.environ.get(name, "").isdecimal():
             return int(os.environ[name])
@@ -360,23 +312,23 @@ def local_rank(group: Group) -> int:
 
 
 class Blocks:
-    """How many blocks of a kernel a rank may launch: all that its card holds at once, shared by the ranks on it."""
+    """How many blocks of a kernel a rank may launch: all that its GPU holds at once, shared by the ranks on it."""
 
-    def __init__(self, card: Any, sharing: int) -> None:
-        self.card, self.sharing = card, sharing
+    def __init__(self, device: Any, sharing: int) -> None:
+        self.device, self.sharing = device, sharing
 
     def of(self, tile: Tile) -> int:
         """For the persistent kernel of a tile. Raises EnvironmentProblem where not even one a rank fits."""
-        loaded = self.card.load(persistent.layer_kernel(tile))
-        found = self.card.resident(loaded, tile.shared_bytes) * self.card.sms // self.sharing
+        loaded = self.device.load(persistent.layer_kernel(tile))
+        found = self.device.resident(loaded, tile.shared_bytes) * self.device.sms // self.sharing
         if found < 1:
             raise EnvironmentProblem(
-                f"{self.card.name} holds no block of {loaded.kernel.name} for each of {self.sharing} ranks that share"
-                " it: fewer ranks a card, or a smaller tile"
+                f"{self.device.name} holds no block of {loaded.kernel.name} for each of {self.sharing} ranks that share"
+                " it: use fewer ranks a GPU, or a smaller tile"
             )
         return found
 
 
 def timeout_ns(seconds: float) -> int:
-    """A timeout as a job has it."""
+    """A timeout as a word of a job."""
     return min(int(seconds * 1e9), MOST_NS)

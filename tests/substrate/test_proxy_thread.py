@@ -1,7 +1,7 @@
-"""The thread that calls MPI for a card, over real MPI: the card is the host's memory, its kernel the CPU's workers.
+"""The proxy thread over real MPI: the device is host memory, the CPU's workers stand for its kernel.
 
-They may not call MPI: their wire is one that somebody else holds for ever. So all that goes to other nodes and comes
-from them passes the proxy and its copies, compiled as they ship.
+The workers cannot call MPI: the lock of their wire is never free. So all traffic with other nodes passes the proxy and
+its copies, compiled as they ship.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from aristos.engine import words
 from aristos.errors import AristosError
 from aristos.primitives import wire
 from aristos.primitives.buffers import aligned
-from aristos.substrate.cuda.outboxes import CardMemory
-from aristos.substrate.cuda.proxy_thread import Caller, CardWire
-from aristos.substrate.runtime import ALONE, Runtime
+from aristos.substrate.cpu.runtime import CpuRuntime
+from aristos.substrate.cuda.outboxes import DeviceMemory
+from aristos.substrate.cuda.proxy_thread import DeviceWire, ProxyThread
+from aristos.substrate.idle import ALONE
 
-# as on a card, a return row is as wide as a row: here where whole panels are whole lines
+# as on a GPU, a return row is as wide as a row: here where whole panels are whole lines
 CFG = aristos.MoEConfig(hidden=96, ffn=72, experts=5, top_k=2, max_tokens=70)
 W = reference.weights(CFG)
 DRIVER = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_int64] * 4)
 
 
-class HostCard:
-    """A card whose memory is the host's. Copies are made when the stream is waited for; fails: after so many.
+class HostDevice:
+    """A device whose memory is the host's. Copies are made when the stream is waited for, the last one first.
 
-    takes: whether MPI takes its memory. allocated: what it has been asked for on the card.
+    fails: after so many copies. takes: whether MPI puts from its memory. allocated: its device memory.
     """
 
     def __init__(self, fails: int = 1 << 60, takes: bool = False) -> None:
@@ -89,39 +90,39 @@ class HostCard:
 
 
 @contextlib.contextmanager
-def on_cards(card: HostCard) -> Iterator[list[Caller]]:
-    """Engines on CPUs are made as on cards inside."""
-    callers: list[Caller] = []
+def on_devices(device: HostDevice) -> Iterator[list[ProxyThread]]:
+    """In the block, engines on CPUs have the memory and the proxy of engines on GPUs."""
+    proxies: list[ProxyThread] = []
     taken = aligned((wire.words(64),), np.int64)
     taken[:] = 0
     taken[wire.LOCK] = 1
-    allocate, fill = Runtime._allocate, Runtime.fill
+    allocate, fill = CpuRuntime._allocate, CpuRuntime.fill
 
-    def memory(group: Any, shape: Any) -> CardMemory:
-        return CardMemory(group, shape, group.window, card, card.takes)
+    def memory(group: Any, shape: Any) -> DeviceMemory:
+        return DeviceMemory(group, shape, group.local_window, device, device.takes)
 
-    def allocated(self: Runtime, *args: Any) -> None:
+    def allocated(self: CpuRuntime, *args: Any) -> None:
         allocate(self, *args)
-        copy, wait = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in card.functions)
-        card_wire = CardWire(copy, wait, 0, self.group.world)
+        copy, wait = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in device.functions)
+        device_wire = DeviceWire(copy, wait, 0, self.group.world)
         found: Any = self._memory
-        sides = found.sides(card_wire.address)
+        sides = found.sides(device_wire.address)
         sides.job[words.SPINS], sides.job[words.YIELDS] = ALONE[0] // 100, ALONE[1] // 100
-        callers.append(Caller(sides, card, card_wire, self.group.rank))
-        found.start(callers[-1].run)
-        self.group.meet("callers")
+        proxies.append(ProxyThread(sides, device, device_wire, self.group.rank))
+        found.start(proxies[-1].run)
+        self.group.meet("the other ranks to start proxies")
 
-    def filled(self: Runtime, job: np.ndarray) -> None:
+    def filled(self: CpuRuntime, job: np.ndarray) -> None:
         fill(self, job)
         job[words.WIRE] = taken.ctypes.data
 
     with contextlib.ExitStack() as stack:
-        for name, value in (("Memory", memory), ("Runtime._allocate", allocated), ("Runtime.fill", filled)):
-            stack.enter_context(mock.patch(f"aristos.substrate.runtime.{name}", value))
-        yield callers
+        for name, value in (("EngineMemory", memory), ("CpuRuntime._allocate", allocated), ("CpuRuntime.fill", filled)):
+            stack.enter_context(mock.patch(f"aristos.substrate.cpu.runtime.{name}", value))
+        yield proxies
 
 
-@pytest.mark.parametrize("takes", [False, True], ids=["staged", "from the card"])
+@pytest.mark.parametrize("takes", [False, True], ids=["staged", "from the device"])
 @ranks_each(2, 3, 4, timeout=240)  # the first one may have to compile
 def test_equal_bits_through_the_proxy(comm, world, takes):
     """Nodes of one and of two ranks, tiny rings, several calls of every size."""
@@ -132,25 +133,28 @@ def test_equal_bits_through_the_proxy(comm, world, takes):
     with alone(CFG, W, threads=1) as one:
         wanted = [one(x, **call) for x, call in calls]
     for per_node in (1, 2) if world > 2 else (1,):
-        card = HostCard(takes=takes)
-        with on_cards(card), MoE(CFG, comm, ranks_per_node=per_node, threads=2) as moe:
+        device = HostDevice(takes=takes)
+        with on_devices(device), MoE(CFG, comm, ranks_per_node=per_node, threads=2) as moe:
             moe.load(**W)
             for (x, call), want in zip(calls, wanted):
                 assert same(moe(x, **call), want)
-        assert card.copies > 0
-        assert len(card.allocated) == 1 + takes
-        assert card.allocated[0].any()  # the mirror
-        for rows in card.allocated[1:]:  # what is put, which is nowhere else: ring rows and outputs, peer by peer
+        assert device.copies > 0
+        assert len(device.allocated) == 1 + takes
+        assert device.allocated[0].any()  # the mirror
+        for rows in device.allocated[1:]:  # what is put, which is nowhere else: ring rows and outputs, peer by peer
             far = sum(p // per_node != comm.rank // per_node for p in range(world))
             assert rows.reshape(2 * far, -1).any(axis=1).all()
-        assert card.pinned == (0, 0)
+        assert device.pinned == (0, 0)
 
 
 @pytest.mark.ranks(2, timeout=240)
 def test_a_copy_that_fails_ends_the_call_on_all_ranks(comm):
     """No word of what was not copied is handed on; the failing rank and its far peer both learn it."""
-    card = HostCard(fails=8 if comm.rank == 0 else 1 << 60)
-    with on_cards(card) as callers, mock.patch("aristos.transport.group.Group.abort_at_exit"):  # the ranks end together
+    device = HostDevice(fails=8 if comm.rank == 0 else 1 << 60)
+    with (
+        on_devices(device) as proxies,
+        mock.patch("aristos.transport.group.Group.abort_at_exit"),
+    ):  # the ranks end together
         moe = MoE(CFG, comm, ranks_per_node=1, threads=1, timeout=20)
         moe.load(**W)
 
@@ -161,5 +165,5 @@ def test_a_copy_that_fails_ends_the_call_on_all_ranks(comm):
         with pytest.raises(AristosError, match="rank 0"):
             calls()
         if comm.rank == 0:
-            assert callers[-1].error is not None
-            assert "CUDA error 719" in callers[-1].error
+            assert proxies[-1].error is not None
+            assert "CUDA error 719" in proxies[-1].error

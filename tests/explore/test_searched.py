@@ -1,4 +1,4 @@
-"""Tests of the search over all schedules, for a process with NUMBA_DISABLE_JIT=1; layer/test_uncompiled.py starts them.
+"""Tests of the search over all schedules, in a process that compiles nothing.
 
 The oracle is the same search without its reduction: every move from every state.
 """
@@ -6,16 +6,13 @@ The oracle is the same search without its reduction: every move from every state
 from __future__ import annotations
 
 import pytest
-from numba.core import config
 
 from aristos.explore.cases import Case
 from aristos.explore.exhaustive import Key, Move, Node, Result, Search
 from aristos.explore.scheduler import FLUSH
 from aristos.explore.small import ROUTINGS, small
 
-pytestmark = pytest.mark.skipif(
-    not getattr(config, "DISABLE_JIT", False), reason="for a process with NUMBA_DISABLE_JIT=1"
-)
+pytestmark = [pytest.mark.uncompiled, pytest.mark.slow]
 SECONDS = 200.0
 
 

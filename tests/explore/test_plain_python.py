@@ -1,4 +1,4 @@
-"""Tests for a process with NUMBA_DISABLE_JIT=1; layer/test_uncompiled.py starts them. Here the engine is plain Python.
+"""The engine as plain Python, in a process that compiles nothing.
 
 The kernels and a layer in one process against the reference, and the protocol under the schedule explorer.
 """
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import SKEWS, alone, check, routing, tokens
-from numba.core import config
 
 import aristos
 from aristos import reference
@@ -28,11 +27,10 @@ from aristos.explore.places import BELIEVED, COPIES, NEAR, PART, STATE, WIRE, ad
 from aristos.explore.violation import OutOfBounds, Race, SecondWriter, WrongSide
 from aristos.primitives import compile as compiling
 from aristos.primitives import wire
+from aristos.substrate import heartbeat
 from aristos.substrate.cpu import loop
 
-pytestmark = pytest.mark.skipif(
-    not getattr(config, "DISABLE_JIT", False), reason="for a process with NUMBA_DISABLE_JIT=1"
-)
+pytestmark = pytest.mark.uncompiled
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu", "swiglu_oai"])
@@ -178,7 +176,7 @@ def test_a_wait_in_which_something_always_comes_is_bounded(monkeypatch):
         return True
 
     monkeypatch.setattr(loop, "tend_wire", tend_wire)
-    monkeypatch.setattr(loop, "show_life", lambda *_: None)
+    monkeypatch.setattr(loop, "publish_progress", lambda *_: None)
     monkeypatch.setattr(steps, "decide", lambda *_: codes.IDLE)
     job, state = np.zeros(words.JOB_WORDS, np.int64), np.zeros(1000, np.int64)
     job[words.REMOTE] = 1
@@ -191,7 +189,7 @@ def test_a_worker_that_waits_shows_how_far_its_rank_is(monkeypatch):
     monkeypatch.setattr(steps, "heartbeat", lambda job, st, phase: shown.append(int(phase)))
     monkeypatch.setattr(steps, "decide", lambda *_: codes.IDLE)
     job, state, lock = np.zeros(words.JOB_WORDS, np.int64), np.zeros(1000, np.int64), np.zeros(1, np.int64)
-    job[words.PAUSE_NS], job[words.LOCK], state[words.PROGRESS] = 3 * loop.HEARTBEAT_NS, lock.ctypes.data, 7
+    job[words.PAUSE_NS], job[words.LOCK], state[words.PROGRESS] = 3 * heartbeat.HEARTBEAT_NS, lock.ctypes.data, 7
     job[words.T_COMMAND] = words.STATE_WORDS
     assert loop.work(job, state, 0) == codes.PAUSED
     assert 1 <= len(shown) <= 4

@@ -1,0 +1,64 @@
+"""Which runtime serves a communicator: one for each communicator and backend, made on first use."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from ..errors import MismatchError
+from ..transport.group import Group, warn_if_launched
+from .cpu.runtime import CpuRuntime
+from .runtime import Runtime
+
+_runtimes: dict[tuple[int, str], Runtime] = {}
+_keyval: int | None = None
+_numbers = itertools.count()
+
+
+def attach(comm: Any, timeout: float, ranks_per_node: int | None = None, backend: str = "cpu") -> Runtime:
+    """The runtime of a communicator and backend, made on first use; collective. Every `attach` needs one `release`."""
+    if comm is None:
+        warn_if_launched()
+    key = (_key(comm), backend)
+    runtime = _runtimes.get(key)
+    if runtime is None or runtime.broken is not None:
+        group = Group(comm, timeout, ranks_per_node)
+        for rank, theirs in enumerate(group.allgather(backend, "their backends")):
+            if theirs != backend:
+                raise MismatchError(
+                    f"rank {group.rank} has backend {backend!r} and rank {rank} has {theirs!r}: pass backend= on all"
+                )
+        runtime = _runtimes[key] = _runtime_class(backend)(group, _forget)
+    runtime.group.timeout = max(runtime.group.timeout, timeout)
+    runtime.users += 1
+    return runtime
+
+
+def _runtime_class(backend: str) -> type[Runtime]:
+    if backend == "cpu":
+        return CpuRuntime
+    from .cuda.runtime import CudaRuntime  # needs numba-cuda
+
+    return CudaRuntime
+
+
+def _key(comm: Any) -> int:
+    """A number for a communicator that no other one gets while it lives."""
+    global _keyval
+    if comm is None:
+        return -1
+    from mpi4py import MPI
+
+    if _keyval is None:
+        _keyval = MPI.Comm.Create_keyval()
+    number = comm.Get_attr(_keyval)
+    if number is None:
+        number = next(_numbers)
+        comm.Set_attr(_keyval, number)
+    return number
+
+
+def _forget(runtime: Runtime) -> None:
+    for key, value in list(_runtimes.items()):
+        if value is runtime:
+            del _runtimes[key]

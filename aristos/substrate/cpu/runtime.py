@@ -1,0 +1,231 @@
+"""The engine of one communicator on CPU cores: a state in main memory, and threads that run the steps."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from ...engine import arrivals, codes, column_runs, outbox, packing, steps, words
+from ...engine.experts import GROUP
+from ...engine.layout import Shape, StateLayout, lines, word_from
+from ...errors import PoisonedError
+from ...kernels.cpu.panels import row_stride
+from ...primitives import wire
+from ...primitives.buffers import aligned
+from ...primitives.compile import warm_up
+from ...primitives.memory import load_acquire
+from ...transport.group import Group
+from ..failure import Patience, poisoned
+from ..idle import ALONE, CROWDED
+from ..runtime import Runtime
+from ..windows import EngineMemory, window_bytes
+from .loop import run_alone, work
+from .workers import Workers
+
+TILE = 96  # most rows of a tile
+BATCH = 192  # most rows of a run of the expert kernel: more read the weights less often, until x leaves the cache
+RUN_FLOPS = 5e9  # most work of a run: a worker comes back to poll within about 50 ms
+RUN_LEAST = 24  # but no fewer rows than make the run bound by arithmetic and not by reading weights
+MERGE_ROWS = 32  # fewer rows than this wait a little for more of their expert
+PATIENCE = 200  # idle polls that they wait
+PAUSE_NS = 100_000_000  # compiled code comes back to Python at least this often
+LAST_WORDS_SECONDS = 0.1  # how long a failing rank helps its poison on the way to other nodes
+
+
+def signature(job: np.ndarray, state: np.ndarray, worker: bool = True) -> tuple:
+    """Numba types of a step's arguments."""
+    from numba import typeof, types
+
+    return (typeof(job), typeof(state), types.int64) if worker else (typeof(job), typeof(state))
+
+
+class CpuRuntime(Runtime):
+    """The engine of one communicator on CPU cores."""
+
+    def __init__(self, group: Group, forget: Callable[[Runtime], None] = lambda runtime: None) -> None:
+        super().__init__(group, forget)
+        self._lock = aligned((8,), np.int64)
+        self._workers: Workers | None = None
+        self._scratch = aligned((0,), np.uint8)
+        self._scratch_step = self._shared = 0
+
+    # ------------------------------------------------------------ capacity
+
+    def require(self, shape: Shape, scratch: int, shared: int, threads: int) -> None:
+        """See `Runtime.require`; raises MemoryProblem where a machine cannot hold it."""
+        shape, workers, grown = self.grown(shape, threads)
+        tables = StateLayout(shape, workers, BATCH)
+        step, common = max(self._scratch_step, lines(scratch)), max(self._shared, shared)
+        sizes = window_bytes(shape, self.group.nodes, self.group.rank) if grown else (0, 0, 0)
+        self.group.check_capacity(*sizes[:2], sizes[2] + 8 * tables.words * grown + step * workers + common)
+        if (step, common, workers) != (self._scratch_step, self._shared, self.threads) or not self._scratch.size:
+            self._scratch = aligned((step * workers + common,), np.uint8)
+            self._scratch_step, self._shared = step, common
+            self.version += 1
+        if grown:
+            self._allocate(shape, workers)
+
+    def _allocate(self, shape: Shape, workers: int) -> None:
+        """New windows and a new state. The old ones stay if there is no memory for the new."""
+        tables = StateLayout(shape, workers, BATCH)
+        memory = EngineMemory(self.group, shape)
+        state = aligned((tables.words,), np.int64)
+        state[:] = 0
+        memory.fill(state, tables.starts)
+        with self.group.bounded("the other ranks to free windows"):
+            for old in (self._memory, self._workers):
+                if old is not None:
+                    old.close()
+        self.group.watch_calls(memory.calling)
+        self._adopt(memory, tables, state, workers)
+        self._lock[0] = 0
+        self._compile()
+        self.group.meet("the other ranks to compile kernels")
+        self._workers = Workers(workers)
+
+    def _compile(self) -> None:
+        from numba import int64
+
+        job = np.zeros(words.JOB_WORDS + 1, np.int64)
+        step, plain = signature(job, self.state), signature(job, self.state, worker=False)
+        warm_up(
+            [
+                (work, step),
+                (run_alone, plain),
+                (packing.begin, plain),
+                (steps.heartbeat, step),
+                (arrivals.poisoned, plain),
+                (arrivals.read_poison, (*plain, int64)),
+                (arrivals.standing, plain),
+                (outbox.listen, plain),
+                (outbox.last_words, plain),
+            ]
+        )
+
+    # ------------------------------------------------------------ jobs
+
+    def fill(self, job: np.ndarray) -> None:
+        """See `Runtime.fill`."""
+        assert self._memory is not None
+        self.fill_shape(job)
+        job[words.RETURN_STRIDE] = row_stride(int(job[words.HIDDEN]))
+        job[words.TILE], job[words.BATCH], job[words.MERGE_ROWS], job[words.MERGE_POLLS] = (
+            TILE,
+            BATCH,
+            MERGE_ROWS,
+            PATIENCE,
+        )
+        limit = int(RUN_FLOPS / max(1, 4 * job[words.HIDDEN] * job[words.FFN]))
+        job[words.RUN_ROWS] = min(BATCH, max(RUN_LEAST, limit // GROUP * GROUP))
+        crowded = self._sharing > 1 or self.threads > self.cores
+        job[words.PAUSE_NS], job[words.SPINS], job[words.YIELDS] = PAUSE_NS, *(CROWDED if crowded else ALONE)
+        job[words.LOCK], job[words.STATE] = self._lock.ctypes.data, self.state.ctypes.data
+        job[words.SCRATCH] = self._scratch.ctypes.data
+        job[words.SCRATCH_STEP] = self._scratch_step
+        job[words.RUNS], job[words.SHARED_ROWS] = 1, column_runs.MOST_ROWS
+        job[words.UP_SHARES], job[words.DOWN_SHARES] = (
+            column_runs.shares(int(job[words.FFN])),
+            column_runs.shares(int(job[words.HIDDEN])),
+        )
+        job[words.WIRE] = self._memory.wire
+
+    # ------------------------------------------------------------ calls
+
+    def run(self, job: np.ndarray, timeout: float) -> None:
+        """Run an entered call to its end as worker 0; it stays open until its result has been taken."""
+        with self.failing(job), self.progressing():
+            if job[words.WORKERS] == 1:
+                job[words.EPOCH] = self.epoch
+                code = run_alone(job, self.state)
+                if code != codes.RAN:
+                    self.go_on(job, timeout, code=code)
+            else:
+                self.begin(job)
+                self.go_on(job, timeout)
+
+    @contextlib.contextmanager
+    def progressing(self) -> Iterator[None]:
+        """Workers let MPI make progress in the block; the progress thread does so before and after."""
+        assert self._memory is not None
+        self._memory.in_call(True)
+        try:
+            yield
+        finally:
+            self._memory.in_call(False)
+
+    def begin(self, job: np.ndarray) -> None:
+        """Give an entered call its epoch, clear the tables, and let the other workers in."""
+        job[words.EPOCH] = self.epoch
+        packing.begin(job, self.state)
+        assert self._workers is not None
+        self._workers.release(job, self.state)
+
+    def go_on(self, job: np.ndarray, timeout: float, code: int | None = None) -> int:
+        """Run steps as worker 0 until the call ends or is ALL_ANNOUNCED. code: the result of the slice before."""
+        assert self._workers is not None
+        patience: Patience | None = None
+        if code is None:
+            code = work(job, self.state, 0)
+        while code == codes.PAUSED:
+            patience = patience or Patience(self.group.rank, self.epoch, job, self.state, timeout)
+            patience.check()
+            code = work(job, self.state, 0)
+        if code == codes.POISONED:
+            self._raise_poison(job)
+        if code == codes.RAN:
+            self._workers.gather()
+            steps.heartbeat(job, self.state, -1)
+        return code
+
+    # ------------------------------------------------------------ failure
+
+    def _raise_poison(self, job: np.ndarray) -> None:
+        peer = int(arrivals.poisoned(job, self.state))
+        if peer < 0:
+            raise PoisonedError(f"rank {self.group.rank}: a worker failed in epoch {self.epoch}")
+        epoch, origin, cause = map(int, arrivals.read_poison(job, self.state, peer))
+        raise poisoned(self.group.rank, origin, epoch, cause, reporter=peer)
+
+    def _fail(self, job: np.ndarray, error: BaseException) -> None:
+        super()._fail(job, error)
+        assert self._workers is not None
+        self._workers.gather()
+
+    def _notify_peers(self, job: np.ndarray, error: BaseException, origin: int, cause: int) -> None:
+        steps.poison(job, self.state, origin, cause)
+        if job[words.REMOTE]:
+            self._notify_remote_peers(job)
+
+    def _notify_remote_peers(self, job: np.ndarray) -> None:
+        """Put the poison word to remote peers, and give MPI a moment to move it."""
+        until = time.monotonic() + LAST_WORDS_SECONDS
+        sent = False
+        while time.monotonic() < until:
+            if wire.take(job[words.WIRE]):
+                if not sent:
+                    outbox.last_words(job, self.state)
+                    sent = True
+                outbox.listen(job, self.state)
+                wire.leave(job[words.WIRE])
+            time.sleep(0.001)
+
+    # ------------------------------------------------------------ the end
+
+    def _receive(self, job: np.ndarray) -> None:
+        if job[words.REMOTE] and wire.take(job[words.WIRE]):
+            outbox.listen(job, self.state)
+            wire.leave(job[words.WIRE])
+
+    def _read_word(self, job: np.ndarray, peer: int, word: int) -> int:
+        return int(load_acquire(int(word_from(job, self.state, peer, word))))
+
+    def _free(self) -> None:
+        self._scratch = aligned((0,), np.uint8)
+
+    def _end_threads(self) -> None:
+        super()._end_threads()
+        if self._workers is not None:
+            self._workers.close()

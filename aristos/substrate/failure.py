@@ -1,0 +1,157 @@
+"""How an engine fails: the limit of a wait, the message of a wait, and the one path that notifies every rank.
+
+A rank's first error decides: it becomes the reason why the engine is unusable, peers are notified once, and the job
+ends when the process exits.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..config import OVERDUE
+from ..engine import arrivals, codes, words
+from ..engine.layout import word_from
+from ..errors import PoisonedError, WaitTimeout
+from ..primitives.memory import load_acquire
+from ..transport.group import Group
+
+CAUSES = {
+    codes.CAUSE_TIMEOUT: "a wait ran out",
+    codes.CAUSE_INTERRUPT: "it was interrupted",
+    codes.CAUSE_ERROR: "it failed",
+}
+
+
+def cause_of(error: BaseException) -> int:
+    """The cause that peers read in the poison word. A PoisonedError keeps the cause of the rank that failed first."""
+    if isinstance(error, WaitTimeout):
+        return codes.CAUSE_TIMEOUT
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return codes.CAUSE_INTERRUPT
+    return getattr(error, "cause", codes.CAUSE_ERROR)
+
+
+def poison_word(epoch: int, origin: int, cause: int) -> int:
+    """The poison word of a failure; see `arrivals.read_poison` for the way back."""
+    return (((epoch << codes.ORIGIN_BITS) + origin) << codes.CAUSE_BITS) + cause
+
+
+def poisoned(rank: int, origin: int, epoch: int, cause: int, reporter: int | None = None) -> PoisonedError:
+    """The error of a rank that has read poison. reporter: the peer that it came from, if known."""
+    via = "" if reporter is None else f" (reported by rank {reporter})"
+    error = PoisonedError(
+        f"rank {rank}: rank {origin} gave up in epoch {epoch} because {CAUSES.get(cause, cause)}{via};"
+        f" see the message of rank {origin}"
+    )
+    error.origin, error.cause = origin, cause  # type: ignore[attr-defined]
+    return error
+
+
+def wait_message(
+    rank: int, peer: int, epoch: int, *, waited: str, timeout: float, owed: tuple[Any, ...], seen: tuple[int, int]
+) -> str:
+    """The message of a wait that has ended without what was awaited.
+
+    waited: how long, as text. owed: what the peer still owes, see `arrivals.standing`. seen: the last (epoch, phase)
+    that the peer published.
+    """
+    if peer == rank:
+        return f"rank {rank}: none of its own workers made progress for {waited} in epoch {epoch}"
+    announced, left, read, returned, sent = map(int, owed)
+    if announced == codes.UNANNOUNCED:
+        what = f"its announcement of epoch {epoch}"
+    elif left > 0:
+        what = f"{left} announced rows after tile {read}"
+    else:
+        what = f"the return of tile {returned} of {sent} sent"
+    return (
+        f"rank {rank} waited {waited} (timeout {timeout:g} s) for rank {peer} in epoch {epoch}: {what}; last seen of"
+        f" it: epoch {seen[0]}, phase {seen[1]}; see the output of rank {peer}, or raise timeout="
+    )
+
+
+class Failure:
+    """The state of failure of one engine. reason: why it is unusable, or None."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._lock = threading.Lock()
+        self.reason: str | None = None
+
+    def record(self, error: BaseException, notify: Callable[[int, int], None]) -> None:
+        """Keep the first error and notify peers of it, once.
+
+        notify: called with (origin, cause) of the poison. The thread of the user and the one of `start` may both come;
+        the second waits until peers have been notified.
+        """
+        with self._lock:
+            if self.reason is not None:
+                return
+            self.reason = f"{type(error).__name__}: {error}"
+            self._group.abort_at_exit(self.reason)
+            notify(getattr(error, "origin", self._group.rank), cause_of(error))
+
+
+class Patience:
+    """Bounds the wait of a call that the host runs: raises WaitTimeout when the awaited rank does not move.
+
+    A peer inside the call may stand still for `timeout` seconds; a peer in user code earns a warning then, and the
+    error after OVERDUE times as long. `engine.timeout_check` is the same rule for a kernel.
+    """
+
+    def __init__(self, rank: int, epoch: int, job: np.ndarray, state: np.ndarray, timeout: float) -> None:
+        self.rank, self.epoch, self.job, self.state, self.timeout = rank, epoch, job, state, timeout
+        self.seen: Any = None
+        self.since = time.monotonic()
+        self.warned = False
+
+    def check(self) -> None:
+        """Call after each slice of a call that has not ended."""
+        peer, done, owed = arrivals.standing(self.job, self.state)
+        peer, done = int(peer), int(done)
+        epoch, phase = self._published(peer)
+        now = time.monotonic()
+        seen = (done, peer, epoch, phase)
+        if seen != self.seen:
+            self.seen, self.since, self.warned = seen, now, False
+            return
+        waited = now - self.since
+        if waited < self.timeout:
+            return
+        combining = self.job[words.MODE] == codes.MODE_COMBINE
+        # between the phases of an exchange a remote peer cannot publish that it has left the call
+        silent = combining and self.state[words.remote(self.job, peer)] != 0
+        inside = phase >= 0 and epoch == self.epoch and not silent
+        if inside or peer == self.rank or waited > OVERDUE * self.timeout:
+            raise WaitTimeout(
+                wait_message(
+                    self.rank,
+                    peer,
+                    self.epoch,
+                    waited=f"{waited:.1f} s",
+                    timeout=self.timeout,
+                    owed=owed,
+                    seen=(epoch, phase),
+                )
+            )
+        if not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"rank {self.rank} has waited {waited:.3g} s for rank {peer}, which has not"
+                f" {'combined' if combining else 'made its call'} in epoch {self.epoch} yet;"
+                f" it gives up after {OVERDUE * self.timeout:.3g} s",
+                stacklevel=2,
+            )
+
+    def _published(self, peer: int) -> tuple[int, int]:
+        """The (epoch, phase) that a peer published last."""
+        if peer == self.rank:
+            return self.epoch, 0
+        phase = load_acquire(int(word_from(self.job, self.state, peer, words.AT_PHASE)))
+        return load_acquire(int(word_from(self.job, self.state, peer, words.AT_EPOCH))), phase

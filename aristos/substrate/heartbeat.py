@@ -1,0 +1,18 @@
+"""The sign of life that a rank's peers watch: its epoch and its progress, published now and then by worker 0."""
+
+from ..engine import steps, words
+from ..engine.lock import acquire, unlock
+from ..primitives.compile import jit
+
+HEARTBEAT_NS = 20_000_000
+
+
+@jit
+def publish_progress(job, st, now):
+    """Publish {epoch, progress} to every peer, at most once in HEARTBEAT_NS. now: ns. By worker 0 alone."""
+    if now - st[words.HEARTBEAT] > HEARTBEAT_NS:
+        st[words.HEARTBEAT] = now
+        acquire(job)
+        progress = st[words.PROGRESS]
+        unlock(job)
+        steps.heartbeat(job, st, progress)

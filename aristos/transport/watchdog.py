@@ -1,0 +1,85 @@
+"""A thread that ends the job when a blocking MPI call takes too long."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from ..errors import EnvironmentProblem
+
+Calling = Callable[[], tuple[int, int, list[int]]]
+NAMED = 8  # most ranks that a message names
+
+
+class Watchdog:
+    """Bounds blocking MPI calls: past the limit it prints which rank waits for what, and calls `abort`.
+
+    name: of this rank, for messages.
+    """
+
+    def __init__(self, abort: Callable[[], object], name: str) -> None:
+        self._abort, self._name = abort, name
+        self._wait: tuple[str, float, float] | None = None  # what, since, limit
+        self._calls: tuple[Calling, Callable[[], float]] | None = None
+        self._thread: threading.Thread | None = None
+        self._end = threading.Event()
+
+    @contextlib.contextmanager
+    def watch(self, what: str, limit: float) -> Iterator[None]:
+        """Bound the MPI call in the block to `limit` seconds. what: the thing waited for, for the message."""
+        self._start()
+        self._wait = (what, time.monotonic(), limit)
+        try:
+            yield
+        finally:
+            self._wait = None
+
+    def calls(self, calling: Calling | None, limit: Callable[[], float]) -> None:
+        """Bound puts and flushes, which compiled code makes; calling: see RmaWindow.calling."""
+        self._calls = None if calling is None else (calling, limit)
+        if calling is not None:
+            self._start()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="aristos-watchdog", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._end.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._end.wait(0.25):
+            wait = self._wait
+            if wait is not None and time.monotonic() - wait[1] > wait[2]:
+                what, since, limit = wait
+                self._report(since, limit, what, "a rank is missing or in another collective call")
+            if self._calls is not None:
+                self._check_calls(*self._calls)
+
+    def _check_calls(self, calling: Calling, limit: Callable[[], float]) -> None:
+        try:
+            peer, since_ns, others = calling()
+        except EnvironmentProblem as failure:
+            self._end_job(f"ends: {failure}")
+            return
+        if peer < 0 or time.monotonic() - since_ns * 1e-9 <= limit():
+            return
+        what = f"rank {peer} to receive what is put (MPI_Put, MPI_Win_flush)"
+        if others:
+            what += f"; puts to {' and '.join(f'rank {r}' for r in others[:NAMED])} are under way too"
+        self._report(since_ns * 1e-9, limit(), what, "one of these is stopped, gone, or makes no progress in MPI")
+
+    def _report(self, since: float, limit: float, what: str, why: str) -> None:
+        waited = f"{time.monotonic() - since:.1f} s (limit {limit:g} s)"
+        self._end_job(f"waited {waited} for {what}; {why}")
+
+    def _end_job(self, why: str) -> None:
+        print(f"aristos: {self._name} {why}; aborting the job", file=sys.stderr, flush=True)
+        self._abort()

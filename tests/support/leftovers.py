@@ -1,0 +1,45 @@
+"""A test must not leave work for the end of the process: a layer that nobody closed, or one whose call has failed.
+
+Such a layer's exit hook prints, or even ends the job, long after the test. This pytest plugin records the exit hooks
+that the package registers while tests run, and fails a run that leaves some behind.
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+_hooks: list[tuple[Callable[..., Any], str]] = []  # and the test that was running
+_current = "collection"
+_register, _unregister = atexit.register, atexit.unregister
+
+
+def register(hook: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    if (getattr(hook, "__module__", None) or "").startswith("aristos."):
+        _hooks.append((hook, _current))
+    return _register(hook, *args, **kwargs)
+
+
+def unregister(hook: Callable[..., Any], /) -> None:
+    _hooks[:] = [pair for pair in _hooks if pair[0] != hook]
+    _unregister(hook)
+
+
+atexit.register, atexit.unregister = register, unregister
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logstart(nodeid: str) -> None:
+    global _current
+    _current = nodeid
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _hooks and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    for hook, test in _hooks:
+        print(f"\nERROR: {test} left the exit hook {hook.__module__}.{hook.__qualname__}: close its layer", flush=True)

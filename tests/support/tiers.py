@@ -1,0 +1,182 @@
+"""Which tests `make test` runs, and what each folder may cost; the pytest plugin behind `--tier`.
+
+A test belongs to the quick tier unless one of these holds: its folder has no quick budget in FOLDERS; it, or its file
+by `pytestmark`, is marked `slow`; it runs on a number of ranks other than 2, or on isolated ranks. Everything else is
+the tier `rest`. A new file is quick until it declares otherwise; a new folder needs a line in FOLDERS.
+
+Budgets are seconds of processor time of all processes of a test, so that other work on the machine hardly counts. A run
+that overruns one fails.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mpi import BATCH, job_folder, mark_of
+
+TESTS = Path(__file__).resolve().parents[1]
+SHOWN = 15  # of the most expensive tests
+TIERS = ("quick", "rest", "all")
+PARTS = ("parallel", "serial")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Processor seconds of a folder's tests: of the quick tier (0: none of them is quick) and of all tests.
+
+    parallel: each test needs one core and no quiet machine, so that two workers of pytest-xdist share the files.
+    """
+
+    quick: int
+    all: int
+    parallel: bool = False
+
+
+FOLDERS = {
+    "bench": Budget(300, 900),
+    "doctor": Budget(300, 900),
+    "engine": Budget(300, 900),
+    "explore": Budget(0, 1500, parallel=True),
+    "gpu": Budget(0, 900),
+    "host": Budget(300, 900),
+    "kernels": Budget(300, 1500),
+    "launch": Budget(0, 900),
+    "launcher": Budget(300, 900),
+    "layer": Budget(300, 1500),
+    "package": Budget(300, 900),
+    "planner": Budget(300, 900, parallel=True),
+    "primitives": Budget(300, 900),
+    "results": Budget(300, 900, parallel=True),
+    "simt": Budget(0, 900, parallel=True),
+    "substrate": Budget(300, 1500),
+    "topology": Budget(300, 900),
+    "transport": Budget(300, 900),
+}
+
+
+def folder_of(item: pytest.Item) -> str | None:
+    """The folder below tests/ that a test lies in; None for files elsewhere."""
+    return item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else None
+
+
+def is_quick(item: pytest.Item) -> bool:
+    """Whether a test belongs to the quick tier."""
+    folder = folder_of(item)
+    if folder is not None and folder not in FOLDERS:
+        raise pytest.UsageError(f"tests/{folder} has no budget: add it to FOLDERS in tests/support/tiers.py")
+    if (folder is not None and not FOLDERS[folder].quick) or item.get_closest_marker("slow"):
+        return False
+    mark = mark_of(item)
+    return mark is None or (mark[0] in (0, 2) and not mark[2])
+
+
+def is_parallel(item: pytest.Item) -> bool:
+    """Whether a test may run beside others."""
+    folder = folder_of(item)
+    return folder is not None and FOLDERS[folder].parallel and not item.get_closest_marker("ranks")
+
+
+# ---- what pytest calls -----------------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--tier", choices=TIERS, help="tests that are quick, all others, or all (default)")
+    parser.addoption("--part", choices=PARTS, help="tests of the folders whose tests may run side by side, or others")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: not part of the quick tier, `make test`")
+    if job_folder() is None:
+        config.pluginmanager.register(Costs(config), "aristos-costs")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the tests of the other tier or part."""
+    tier, part = config.getoption("--tier"), config.getoption("--part")
+    kept, dropped = [], []
+    for item in items:
+        quick = is_quick(item)
+        wanted = tier in (None, "all") or quick == (tier == "quick")
+        wanted &= part is None or is_parallel(item) == (part == "parallel")
+        (kept if wanted else dropped).append(item)
+    items[:] = kept
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+
+
+class Costs:
+    """Measures the processor time of every test, and holds each folder to its budget."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.tests: dict[str, float] = defaultdict(float)
+        self.over: list[str] = []
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        self.before = processor_seconds(item)
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+        """The cost travels with the report of the teardown, also from a worker of pytest-xdist."""
+        report = yield
+        if report.when == "teardown":
+            seconds = processor_seconds(item) - self.before
+            report.user_properties.append(("processor_seconds", seconds))
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for name, seconds in report.user_properties:
+            if name == "processor_seconds" and report.when == "teardown":
+                self.tests[report.nodeid] += seconds
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if hasattr(session.config, "workerinput"):  # a worker of pytest-xdist
+            return
+        for folder, spent in self.folders().items():
+            if spent > self.budget(folder):
+                over = f"tests/{folder} took {spent:.0f} s of processor time; its budget is {self.budget(folder)} s"
+                self.over.append(over)
+        if self.over and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def budget(self, folder: str) -> int:
+        """Of the tier that runs."""
+        return FOLDERS[folder].quick if self.config.getoption("--tier") == "quick" else FOLDERS[folder].all
+
+    def folders(self) -> dict[str, float]:
+        """Seconds by folder, of those below tests/."""
+        sums: dict[str, float] = defaultdict(float)
+        for test, seconds in self.tests.items():
+            path = self.config.rootpath / test.split("::")[0]
+            if path.is_relative_to(TESTS):
+                sums[path.relative_to(TESTS).parts[0]] += seconds
+        return dict(sorted(sums.items()))
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        write = terminalreporter.write_line
+        if self.config.getoption("--tier") and self.tests:
+            terminalreporter.section("processor seconds")
+            for test, seconds in sorted(self.tests.items(), key=lambda pair: -pair[1])[:SHOWN]:
+                write(f"{seconds:8.1f}  {test}")
+            for folder, seconds in self.folders().items():
+                write(f"{seconds:8.1f}  tests/{folder}, of {self.budget(folder)}")
+        for line in self.over:
+            write(f"ERROR: {line}; make its tests cheaper, or change FOLDERS in tests/support/tiers.py", red=True)
+
+
+def processor_seconds(item: pytest.Item) -> float:
+    """Of this process and its children; for a test on ranks, of its ranks."""
+    batch = item.stash.get(BATCH, None)
+    if batch is not None:
+        return batch.spent.get(item, 0.0)
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
