@@ -10,31 +10,31 @@ from . import experts
 from .violation import Deadlock, Unbounded, WrongResult
 
 if TYPE_CHECKING:
-    from .machine import Machine
+    from .cluster import Cluster
     from .rank import Rank
 
 
 class Checks:
-    """Of one machine."""
+    """Of one cluster."""
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
         self.runs: Counter[tuple[int, tuple[int, ...], int]] = Counter()  # (weights, row, share): how often computed
 
     # ---- as it goes
 
     def word(self, me: int, peer: int, word: int, old: int, new: int) -> None:
         """Rank `me` has released a word for `peer`."""
-        machine = self.machine
-        mine = machine.ranks[me]
+        cluster = self.cluster
+        mine = cluster.ranks[me]
         if new < old and word not in (words.AT_PHASE, words.POISON):
             raise Unbounded(f"rank {me} moves word {word} for rank {peer} back from {old} to {new}")
         if word == words.CREDIT:
             if new > mine.table(words.T_READ_ROWS, peer):
                 raise Unbounded(f"rank {me} gives rank {peer} credit for rows that it has not read")
-            machine.memory.free_rows(me, peer, old, new, mine.job[words.RING_ROWS])
+            cluster.memory.free_rows(me, peer, old, new, mine.job[words.RING_ROWS])
         elif word == words.TAIL:
-            theirs = machine.ranks[peer]
+            theirs = cluster.ranks[peer]
             ring = mine.job[words.RING_ROWS]
             under_way = mine.table(words.T_SENT_ROWS, peer) - theirs.table(words.T_FREED_ROWS, me)
             if under_way > ring:
@@ -48,11 +48,11 @@ class Checks:
         key = weights, tuple(row), share
         self.runs[key] += 1
         if self.runs[key] > 1:
-            raise WrongResult(f"rank {self.machine.memory.rank} computes row {row} twice")
+            raise WrongResult(f"rank {self.cluster.memory.rank} computes row {row} twice")
 
     def epoch(self, opening: Rank) -> None:
         """No rank is more than one call ahead of another."""
-        least = min(r.epoch for r in self.machine.ranks if r.stage != "gone")
+        least = min(r.epoch for r in self.cluster.ranks if r.stage != "gone")
         if opening.epoch > least + 1:
             raise WrongResult(f"rank {opening.me} opens call {opening.epoch} while a rank is in call {least}")
 
@@ -65,7 +65,7 @@ class Checks:
             raise WrongResult(f"call {rank.epoch} ends on rank {rank.me} with tokens {sorted(rank.output)} combined")
         if call.exchange:
             return
-        for source in self.machine.ranks:
+        for source in self.cluster.ranks:
             theirs = source.calls[rank.epoch - 1]
             for token, ids in enumerate(theirs.ids):
                 row = tuple(source.row(rank.epoch, token))
@@ -82,17 +82,17 @@ class Checks:
 
     def all_told(self, held: set[int]) -> None:
         """If a rank has failed and said so, nobody waits on. held: ranks that are in a call of MPI."""
-        ranks = self.machine.ranks
+        ranks = self.cluster.ranks
         told = [r for r in ranks if r.stage in ("failed", "told")]
         waiting = [r for r in ranks if r.stage == "told" or (r.stage == "work" and r.me not in held)]
         if told and waiting:
             raise Deadlock(
-                f"rank {waiting[0].me} waits although rank {told[0].me} has failed\n{self.machine.describe()}"
+                f"rank {waiting[0].me} waits although rank {told[0].me} has failed\n{self.cluster.describe()}"
             )
 
     def told(self, rank: Rank, teller: int, epoch: int, origin: int, cause: int) -> None:
         """`rank` has read poison of `teller`: it names a rank that has failed, why, and the call of the teller."""
-        ranks = self.machine.ranks
+        ranks = self.cluster.ranks
         known = 0 <= origin < len(ranks) and ranks[origin].lost
         if not known or (epoch, origin) not in ranks[teller].said:
             raise WrongResult(
@@ -105,8 +105,8 @@ class Checks:
 
     def at_end(self) -> None:
         """Every call that came to a result has the reference's."""
-        for rank in self.machine.ranks:
-            if self.machine.case.fault is None and len(rank.outputs) != len(rank.calls):
+        for rank in self.cluster.ranks:
+            if self.cluster.case.fault is None and len(rank.outputs) != len(rank.calls):
                 raise WrongResult(f"rank {rank.me} ends after {len(rank.outputs)} of {len(rank.calls)} calls")
             for epoch, (call, output) in enumerate(zip(rank.calls, rank.outputs), 1):
                 if not call.broken and output != rank.reference(epoch, call):

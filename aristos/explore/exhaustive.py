@@ -78,10 +78,10 @@ class Search:
 
     def __init__(self, case: Case) -> None:
         self.choice = 0
-        self.machine = Stretches(case, self)
-        self.sched, self.memory = self.machine.sched, self.machine.memory
-        self.network = self.machine.network
-        self.live: Node | None = None  # the node whose state the machine is in, its actors alive
+        self.cluster = Stretches(case, self)
+        self.sched, self.memory = self.cluster.sched, self.cluster.memory
+        self.network = self.cluster.network
+        self.live: Node | None = None  # the node whose state the cluster is in, its actors alive
         self.visited: dict[Key, frozenset[Move]] = {}
         self.moves = self.ends = 0
         self.sched.bound = 1 << 60
@@ -93,7 +93,7 @@ class Search:
         path: list[Node] = []
         violation: Violation | None = None
         try:
-            with self.machine.patched(), self.machine.recorded(), every_step_ends(self.sched, lambda: self.moves):
+            with self.cluster.patched(), self.cluster.recorded(), every_step_ends(self.sched, lambda: self.moves):
                 for actor in self.sched.actors:
                     self._begin(actor)
                 self._enter(path, set())
@@ -135,20 +135,20 @@ class Search:
         sleep = {other for other in (*node.sleep, *node.tried) if other.commutes(move)}
         node.tried.append(move)
         if self.live is not node:
-            node.frozen.restore(self.machine)
+            node.frozen.restore(self.cluster)
         self.live = None
         self.do(move)
         self.moves += 1
         self._enter(path, sleep)
 
     def _enter(self, path: list[Node], sleep: set[Move]) -> None:
-        """The machine has come to a state: go on from there if that shows anything new."""
+        """The cluster has come to a state: go on from there if that shows anything new."""
         moves = [Move(a.number, a.op, a.at) for a in self.sched.actors if a.enabled]
         moves += [Move(m.actor, m.op, m.at, 1) for m in moves if m.at in self.network.moving]
         if not moves:
             if any(not a.done and not a.daemon for a in self.sched.actors):
-                raise Deadlock(self.machine.describe())
-            self.machine.checks.at_end()
+                raise Deadlock(self.cluster.describe())
+            self.cluster.checks.at_end()
             self.ends += 1
         key = self.key()
         before = self.visited.get(key)
@@ -160,7 +160,7 @@ class Search:
             sleep = sleep & before
             self.visited[key] = frozenset(sleep)
         if todo:
-            self.live = Node(Frozen.of(self.machine), todo, sleep)
+            self.live = Node(Frozen.of(self.cluster), todo, sleep)
             path.append(self.live)
 
     # ---- one step
@@ -179,7 +179,7 @@ class Search:
     def _body(self, actor: Actor) -> None:
         going = True
         while going:
-            self.machine.mark(actor)
+            self.cluster.mark(actor)
             going = self._segment(actor)
 
     def _segment(self, actor: Actor) -> bool:
@@ -200,7 +200,7 @@ class Search:
 
     def _rebuild(self, actor: Actor) -> None:
         """Bring an actor to where it stopped, by what it has read since its stretch began."""
-        self.machine.replay(actor)
+        self.cluster.replay(actor)
         actor.greenlet = greenlet(lambda: self._resume(actor), parent=self.sched._main)
         actor.greenlet.switch()
 
@@ -211,12 +211,12 @@ class Search:
     # ---- what makes a state
 
     def key(self) -> Key:
-        """A name of the state that the machine is in.
+        """A name of the state that the cluster is in.
 
         Of a clock only that matters which accesses it covers, of those that somebody may yet not know of: whatever is
         to come compares it with nothing else. So each of its times counts as the number of such accesses up to it.
         """
-        memory, machine = self.memory, self.machine
+        memory, cluster = self.memory, self.cluster
         known = tuple(map(min, zip(*memory.clocks)))
         times: list[set[int]] = [set() for _ in known]
         writes, reads, releases = [], [], []
@@ -251,8 +251,8 @@ class Search:
             sorted((at, covers(piece.put.clock)) for at, piece in self.network.moving.items()),
             sorted(memory.returned.items()),
             sorted(memory.full),
-            sorted((w, list(row), s, n) for (w, row, s), n in machine.checks.runs.items()),
-            [machine.summary(actor) for actor in self.sched.actors],
+            sorted((w, list(row), s, n) for (w, row, s), n in cluster.checks.runs.items()),
+            [cluster.summary(actor) for actor in self.sched.actors],
         )
         return hashlib.blake2b(marshal.dumps(parts, FLAT), digest_size=16).digest()
 
@@ -263,7 +263,7 @@ def story_of(case: Case, path: list[Move]) -> str:
     search.memory.story = []
     search.sched._main = getcurrent()
     limit = every_step_ends(search.sched)
-    with search.machine.patched(), search.machine.recorded(), suppress(Violation), limit:
+    with search.cluster.patched(), search.cluster.recorded(), suppress(Violation), limit:
         for actor in search.sched.actors:
             search._begin(actor)
         for move in path:

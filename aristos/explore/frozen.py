@@ -1,4 +1,4 @@
-"""A machine's state put away and taken out again: what the search over states goes back to."""
+"""A cluster's state put away and taken out again: what the search over states goes back to."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Private:
 
 @dataclass(frozen=True)
 class Frozen:
-    """All of a machine, its actors at their next operations."""
+    """All of a cluster, its actors at their next operations."""
 
     dicts: tuple[Any, ...]
     network: tuple[Any, ...]
@@ -67,35 +67,35 @@ class Frozen:
     stretches: tuple[tuple[Private | Host, bytes, tuple[Any, ...]], ...]
 
     @classmethod
-    def of(cls, machine: Stretches) -> Frozen:
-        memory = machine.memory
+    def of(cls, cluster: Stretches) -> Frozen:
+        memory = cluster.memory
         return cls(
             tuple(getattr(memory, name).copy() for name in DICTS),
-            tuple(getattr(machine.network, name).copy() for name in landing.DICTS),
+            tuple(getattr(cluster.network, name).copy() for name in landing.DICTS),
             tuple(memory.clocks),
-            machine.checks.runs.copy(),
-            tuple(Private.of(rank) for rank in machine.ranks),
-            tuple(Host.of(rank) for rank in machine.ranks),
-            tuple((a.enabled, a.done, a.op, a.at, dict(a.seen), a.fresh, a.flushing) for a in machine.sched.actors),
-            tuple((start, digest, tuple(log)) for start, digest, log in machine.stretches),
+            cluster.checks.runs.copy(),
+            tuple(Private.of(rank) for rank in cluster.ranks),
+            tuple(Host.of(rank) for rank in cluster.ranks),
+            tuple((a.enabled, a.done, a.op, a.at, dict(a.seen), a.fresh, a.flushing) for a in cluster.sched.actors),
+            tuple((start, digest, tuple(log)) for start, digest, log in cluster.stretches),
         )
 
-    def restore(self, machine: Stretches) -> None:
-        """The machine is as it was; its actors are to be rebuilt."""
-        memory = machine.memory
+    def restore(self, cluster: Stretches) -> None:
+        """The cluster is as it was; its actors are to be rebuilt."""
+        memory = cluster.memory
         for name, kept in zip(DICTS, self.dicts):
             setattr(memory, name, kept.copy())
         for name, kept in zip(landing.DICTS, self.network):
-            setattr(machine.network, name, kept.copy())
+            setattr(cluster.network, name, kept.copy())
         memory.clocks = list(self.clocks)
-        machine.checks.runs = self.runs.copy()
-        machine.share_network()
-        for rank, private, host in zip(machine.ranks, self.ranks, self.hosts):
+        cluster.checks.runs = self.runs.copy()
+        cluster.share_network()
+        for rank, private, host in zip(cluster.ranks, self.ranks, self.hosts):
             private.restore(rank)
             host.restore(rank)
-        machine.sched.current = None
-        machine.sched.kill()
-        for actor, (enabled, done, op, at, seen, fresh, flushing) in zip(machine.sched.actors, self.actors):
+        cluster.sched.current = None
+        cluster.sched.kill()
+        for actor, (enabled, done, op, at, seen, fresh, flushing) in zip(cluster.sched.actors, self.actors):
             actor.enabled, actor.done, actor.op, actor.at = enabled, done, op, at
             actor.seen, actor.fresh, actor.flushing, actor.greenlet = dict(seen), fresh, flushing, None
-        machine.stretches = [(start, digest, list(log)) for start, digest, log in self.stretches]
+        cluster.stretches = [(start, digest, list(log)) for start, digest, log in self.stretches]

@@ -19,27 +19,27 @@ from .regions import WORD
 from .violation import WrongResult
 
 if TYPE_CHECKING:
-    from .machine import Machine
+    from .cluster import Cluster
 
 
 class GpuRank(Rank):
-    """One rank of a machine, on a card."""
+    """One rank of a cluster, on a card."""
 
     worker = "block"
 
-    def __init__(self, machine: Machine, me: int) -> None:
+    def __init__(self, cluster: Cluster, me: int) -> None:
         self.host_cause = 0  # why the host says that this rank has failed
-        super().__init__(machine, me)
-        self.far = machine.case.nodes.remote(me)
+        super().__init__(cluster, me)
+        self.far = cluster.case.nodes.remote(me)
         self.alone = {private(me, LOCK, LINE), private(me, LOCK, 2 * LINE)}
         self.alone |= {
             address(me, BELIEVED, LINE * p + WORD * w) for p in self.far for w in range(words.LINE_WORDS + 1)
         }
-        machine.memory.value[private(me, WIRE, WORD * wire.IN_CALL)] = 1
+        cluster.memory.value[private(me, WIRE, WORD * wire.IN_CALL)] = 1
 
     def add_actors(self) -> None:
         super().add_actors()
-        sched, reach = self.machine.sched, self.machine.memory.reach
+        sched, reach = self.cluster.sched, self.cluster.memory.reach
         assert reach is not None
         hosts = [sched.add(f"rank {self.me} proxy", self.me, self.turn, daemon=True), self.pacer]
         reach.hosts |= {actor.number for actor in hosts if actor is not None}
@@ -53,7 +53,7 @@ class GpuRank(Rank):
 
     def _fill_counters(self) -> None:
         super()._fill_counters()
-        start, value = self.case.start, self.machine.memory.value
+        start, value = self.case.start, self.cluster.memory.value
         job, st, card, cs = self.sides
         known = (words.T_SENT_ROWS, words.T_SENT_TILES, words.T_FREED_ROWS, words.T_PUT_ROWS, words.T_PUT_TILES,
                  words.T_PUT_RETURNED, words.T_PUT_CREDIT, words.T_OPEN_ROWS, words.T_OPEN_TILES, words.T_OPEN_RETURNED,
@@ -81,16 +81,16 @@ class GpuRank(Rank):
     def turn(self) -> bool:
         """The proxy: a turn of `proxy_thread.serve`; where that returns, the rest of `ProxyThread.run`."""
         job, st, card, cs = self.sides
-        machine = self.machine
+        cluster = self.cluster
         moved = proxy.turn(job, st, card, cs)
         if moved >= 0:
             if moved == 0:
-                machine.rest()
+                cluster.rest()
             return True
-        if machine.memory.value.get(card[words.WIRE] + WORD * wire.ERROR, 0):
+        if cluster.memory.value.get(card[words.WIRE] + WORD * wire.ERROR, 0):
             self._host_fails(codes.CAUSE_ERROR)
         while not proxy.put_poison(job, st):
-            machine.rest()
+            cluster.rest()
         return False
 
     def _host_fails(self, cause: int) -> None:
@@ -119,7 +119,7 @@ class GpuRank(Rank):
         return {self.cause, self.host_cause} - {0}
 
     def _fails_now(self) -> bool:
-        return super()._fails_now() and not self.host_cause and self.me not in self.machine.copies.broken
+        return super()._fails_now() and not self.host_cause and self.me not in self.cluster.copies.broken
 
     def _fault(self) -> None:
         fault = self.case.fault
@@ -128,11 +128,11 @@ class GpuRank(Rank):
             super()._fault()
             return
         if fault.dies >= 0:
-            self.machine.doom(self.me, fault.dies)
+            self.cluster.doom(self.me, fault.dies)
         if fault.how == "copy":
-            self.machine.copies.broken.add(self.me)
+            self.cluster.copies.broken.add(self.me)
             return
-        reach, me = self.machine.memory.reach, self.machine.memory.me  # this actor is the host's thread for a moment
+        reach, me = self.cluster.memory.reach, self.cluster.memory.me  # this actor is the host's thread for a moment
         assert reach is not None
         reach.hosts.add(me)
         self._host_fails(codes.CAUSE_INTERRUPT)

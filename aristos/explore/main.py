@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import cases, catalogue, exhaustive, shrink, strategies
-from .machine import Machine
+from .cluster import Cluster
 from .small import ROUTINGS, small
 from .step_limit import every_step_ends
 from .violation import Crash, Violation
@@ -90,17 +90,17 @@ def explore(
                 break
             case = cases.draw(number, asked)
             plan = strategies.Recorded(strategies.make(strategy, number, strategies.length(case)))
-            machine = Machine(case, plan)
+            cluster = Cluster(case, plan)
             try:
-                with every_step_ends(machine.sched):
-                    machine.run()
+                with every_step_ends(cluster.sched):
+                    cluster.run()
             except passed_over:
                 pass
             except Violation as violation:
-                failure = Failure(number, case, violation, plan.decisions, machine.sched.steps)
-                return Sweep(ran + 1, steps + machine.sched.steps, clock.seconds, failure)
+                failure = Failure(number, case, violation, plan.decisions, cluster.sched.steps)
+                return Sweep(ran + 1, steps + cluster.sched.steps, clock.seconds, failure)
             ran += 1
-            steps += machine.sched.steps
+            steps += cluster.sched.steps
             clock.tick(f"{ran} of {schedules} schedules")
     except KeyboardInterrupt:
         return Sweep(ran, steps, clock.seconds, None, interrupted=True)

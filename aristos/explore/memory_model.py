@@ -52,7 +52,7 @@ class Event(NamedTuple):
 
 
 class Memory:
-    """All words of a machine."""
+    """All words of a cluster."""
 
     def __init__(self, regions: Regions, sched: Scheduler) -> None:
         self.regions, self.sched = regions, sched

@@ -27,7 +27,7 @@ from .state import State, Watched
 from .violation import WrongResult
 
 if TYPE_CHECKING:
-    from .machine import Machine
+    from .cluster import Cluster
 
 BATCH = 6  # most rows of a run, of one that workers share too
 PATIENCE = 3  # idle sweeps that few rows wait for more
@@ -38,19 +38,19 @@ GATE_HALF = 16  # the last exchange whose first half has ended here, for ranks t
 
 
 class Rank:
-    """One rank of a machine."""
+    """One rank of a cluster."""
 
     worker = "worker"  # what it calls one
     sides: tuple[list[int], ...] = ()  # what its proxy works with, if it has one: jobs and states
 
-    def __init__(self, machine: Machine, me: int) -> None:
-        case = machine.case
-        self.machine, self.case, self.me, self.calls = machine, case, me, case.calls[me]
+    def __init__(self, cluster: Cluster, me: int) -> None:
+        case = cluster.case
+        self.cluster, self.case, self.me, self.calls = cluster, case, me, case.calls[me]
         self.placement = Placement(case.placement, len(case.placement), case.ranks)
         self.tables = StateLayout(case.shape, case.workers, BATCH, case.runs)
         at = private(me, places.STATE)
         alone = case.workers == 1
-        self.st = State(self.tables.words, at) if alone else Watched(self.tables, at, machine.memory, me)
+        self.st = State(self.tables.words, at) if alone else Watched(self.tables, at, cluster.memory, me)
         self.st.times = range(self.tables.starts[words.T_PEER_WAIT], words.peer_wait(self.tables.starts, case.ranks))
         self.job: list[int] = [0] * (words.JOB_WORDS + len(case.placement) + case.ranks + 1)
         self._fill_places()
@@ -88,7 +88,7 @@ class Rank:
         self._counted = self.job[words.T_COUNTERS]
 
     def add_actors(self) -> None:
-        sched = self.machine.sched
+        sched = self.cluster.sched
         for worker in range(self.case.workers):
             name = f"rank {self.me}" if self.case.workers == 1 else f"rank {self.me} {self.worker} {worker}"
             segment = partial(self.help, worker) if worker else self.step
@@ -146,7 +146,7 @@ class Rank:
         start, st, job = self.case.start, self.st, self.job
         if not start:
             return
-        value = self.machine.memory.value
+        value = self.cluster.memory.value
         counters = (words.T_SENT_ROWS, words.T_SENT_TILES, words.T_SEEN_TILES, words.T_READ_TILES, words.T_READ_ROWS,
                     words.T_FREE_TILES, words.T_FREED_ROWS, words.T_PUT_ROWS, words.T_PUT_TILES, words.T_PUT_RETURNED,
                     words.T_PUT_CREDIT, words.T_OPEN_ROWS, words.T_OPEN_TILES, words.T_OPEN_RETURNED,
@@ -208,35 +208,35 @@ class Rank:
     # ---- in the place of kernels
 
     def run_expert(self, rows: int, x: int, y: int, weights: int) -> None:
-        mem = self.machine.memory
+        mem = self.cluster.memory
         for i in range(rows):
             row = self._row_at(mem.load(x + WORD * i))
-            self.machine.checks.count(weights, row, -1)
+            self.cluster.checks.count(weights, row, -1)
             target = mem.load(y + WORD * i)
             for w, word in enumerate(experts.computed(weights, row)):
                 mem.store(target + WORD * w, word)
 
     def _row_at(self, at: int) -> list[int]:
-        mem = self.machine.memory
+        mem = self.cluster.memory
         return [mem.load(at + WORD * w) for w in range(self.case.words)]
 
     def run_up(self, rows: int, x: int, activations: int, weights: int, share: int) -> None:
-        mem = self.machine.memory
+        mem = self.cluster.memory
         for i in range(rows):
             row = self._row_at(mem.load(x + WORD * i))
-            self.machine.checks.count(weights, row, share)
+            self.cluster.checks.count(weights, row, share)
             mem.store(activations + WORD * (experts.SHARES * i + share), experts.activation(weights, row, share))
             if share == 0:
                 self.shared[activations + WORD * experts.SHARES * i] = row
 
     def run_down(self, rows: int, activations: int, y: int, weights: int, share: int) -> None:
-        mem = self.machine.memory
+        mem = self.cluster.memory
         for i in range(rows):
             at = activations + WORD * experts.SHARES * i
             made = [mem.load(at + WORD * s) for s in range(experts.SHARES)]
             if at not in self.shared:
                 raise WrongResult(f"rank {self.me} runs the second half of an expert on a row that has had no first")
-            self.machine.checks.count(weights, self.shared[at], experts.SHARES + share)
+            self.cluster.checks.count(weights, self.shared[at], experts.SHARES + share)
             mem.store(mem.load(y + WORD * i) + WORD * share, experts.output(made, share))
 
     def run_combine(self, y: int, k: int, weights: Sequence[int], rows: Sequence[int]) -> None:
@@ -245,7 +245,7 @@ class Rank:
         token = (y - self.job[words.Y]) // self.job[words.ROW_BYTES]
         if token in self.output:
             raise WrongResult(f"rank {self.me} combines token {token} of call {self.epoch} twice")
-        fresh = self.machine.memory.fresh_return
+        fresh = self.cluster.memory.fresh_return
         parts = [
             (weights[j], [fresh(rows[j] + WORD * w) for w in range(self.case.words)]) for j in range(k) if rows[j] != 0
         ]
@@ -267,11 +267,11 @@ class Rank:
         return self.stage not in ("failed", "gone")
 
     def _open(self, call: Call) -> None:
-        machine, job, count = self.machine, self.job, len(call.ids)
+        cluster, job, count = self.cluster, self.job, len(call.ids)
         self.epoch += 1
-        machine.checks.epoch(self)
+        cluster.checks.epoch(self)
         self.call, self.output, self.slices, self.patience = call, {}, 0, None
-        value, me, k = machine.memory.value, self.me, self.case.top_k
+        value, me, k = cluster.memory.value, self.me, self.case.top_k
         for t, ids in enumerate(call.ids):
             for w, word in enumerate(self.row(self.epoch, t)):
                 value[private(me, places.X, WORD * (self.case.words * t + w))] = word
@@ -290,7 +290,7 @@ class Rank:
         job[words.UP] = experts.weights_address(int(self.placement.start[me]), call.layer)
         job[words.MODE] = codes.MODE_DISPATCH if call.exchange else codes.MODE_LAYER
         job[words.WORKERS] = 1 if call.exchange else self.case.workers
-        machine.memory.forget_returns(me)
+        cluster.memory.forget_returns(me)
         packing.begin(job, self.st)
         self._tend(True)
         if job[words.WORKERS] > 1:
@@ -305,7 +305,7 @@ class Rank:
 
     def _wake_pacer(self) -> None:
         if self.pacer is not None:
-            self.machine.sched.wake(self.pacer)
+            self.cluster.sched.wake(self.pacer)
 
     def _work(self) -> None:
         """A slice of work, and what follows from how it ends."""
@@ -334,7 +334,7 @@ class Rank:
 
     def _slice(self, worker: int) -> int:
         """Run steps for a while; how that ended."""
-        actor = self.machine.sched.me
+        actor = self.cluster.sched.me
         actor.sweeping = True
         try:
             return loop.work(self.job, self.st, worker)
@@ -355,7 +355,7 @@ class Rank:
 
     def _halfway(self) -> None:
         """As `Exchange.combine`, after `Exchange.dispatch`, with hashes for the user's experts."""
-        call, job, st, me, value = self.call, self.job, self.st, self.me, self.machine.memory.value
+        call, job, st, me, value = self.call, self.job, self.st, self.me, self.cluster.memory.value
         if call.ends_early:
             self._check_statuses(True)
             return
@@ -402,7 +402,7 @@ class Rank:
     def _close(self) -> None:
         if not self.call.ends_early or not self.call.exchange:
             self._check_statuses(self.call.broken and self.case.ranks > 1)
-        self.machine.checks.closed(self)
+        self.cluster.checks.closed(self)
         self.outputs.append(self.output)
         self.stage = "open"
 
@@ -432,12 +432,12 @@ class Rank:
         fault = self.case.fault
         assert fault is not None
         if fault.dies >= 0:
-            self.machine.doom(self.me, fault.dies)
+            self.cluster.doom(self.me, fault.dies)
         if fault.raises:
             self._fail(codes.CAUSE_INTERRUPT, self.me)
         else:
             while True:
-                self.machine.sched.switch("die")
+                self.cluster.sched.switch("die")
 
     def _check_patience(self) -> None:
         """As `CpuRuntime.go_on`, with its own class."""
@@ -457,7 +457,7 @@ class Rank:
         word = memory.load_acquire(word_from(self.job, self.st, peer, words.POISON))
         told, cause = divmod(word, 1 << codes.CAUSE_BITS)
         epoch, origin = divmod(told, 1 << codes.ORIGIN_BITS)
-        self.machine.checks.told(self, self._teller(peer), epoch, origin, cause)
+        self.cluster.checks.told(self, self._teller(peer), epoch, origin, cause)
         return cause, origin
 
     def _teller(self, peer: int) -> int:
@@ -469,7 +469,7 @@ class Rank:
         job, st = self.job, self.st
         self.stage, self.cause, self.origin = "failing", cause, origin
         steps.poison(job, st, origin, cause)
-        self.machine.look(self)
+        self.cluster.look(self)
         if job[words.REMOTE]:
             self._last_words()
         self._gather()

@@ -17,7 +17,7 @@ WRITTEN_BY_HOSTS = ("arrived words", "coded words to put")  # of an outbox
 
 
 class Reach:
-    """Of a machine whose ranks are on cards. hosts: the numbers of actors that are the host's; others are blocks."""
+    """Of a cluster whose ranks are on cards. hosts: the numbers of actors that are the host's; others are blocks."""
 
     def __init__(self, regions: Regions) -> None:
         self.regions = regions

@@ -85,7 +85,7 @@ class Scheduler:
         """Before an operation that others can see: somebody else may go first."""
         me = self.current
         if me is None:
-            return  # the machine is being built
+            return  # the cluster is being built
         me.op, me.at = op, at
         self._main.switch()
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from . import story
 from .cases import Case
-from .machine import Machine
+from .cluster import Cluster
 from .step_limit import every_step_ends
 from .strategies import Replay
 from .violation import Violation
@@ -31,14 +31,14 @@ class Short:
 
 def attempt(case: Case, decisions: list[int], tell: bool = False) -> tuple[Violation | None, str]:
     """What a schedule violates, and its story if that is wanted."""
-    machine = Machine(case, Replay(decisions))
+    cluster = Cluster(case, Replay(decisions))
     if tell:
-        machine.memory.story = []
+        cluster.memory.story = []
     try:
-        with every_step_ends(machine.sched):
-            machine.run()
+        with every_step_ends(cluster.sched):
+            cluster.run()
     except Violation as violation:
-        return violation, story.tell(machine.memory) if tell else ""
+        return violation, story.tell(cluster.memory) if tell else ""
     return None, ""
 
 

@@ -1,4 +1,4 @@
-"""A machine whose actors can be rebuilt: it keeps what each has read since its stretch of work began.
+"""A cluster whose actors can be rebuilt: it keeps what each has read since its stretch of work began.
 
 A stretch is one command, or a sweep that finds none. Nothing but what the memory functions return reaches it, so that
 running it again from the rank's private memory, with these values and without effects, brings the actor back.
@@ -17,9 +17,9 @@ from ..engine.layout import word_from, word_to
 from ..primitives import memory, wire
 from ..substrate.cpu import loop
 from .cases import Case
+from .cluster import Cluster
 from .frozen import Host, Private
 from .landing import Landing, LandingCopies
-from .machine import Machine
 from .network import Network
 from .places import WIRE, private
 from .rank import Rank
@@ -32,7 +32,7 @@ from .violation import Livelock
 Log = list[Any]
 
 
-class Stretches(Machine):
+class Stretches(Cluster):
     """For one worker a rank, and its proxy where it is on a card: a turn of that is a stretch."""
 
     def __init__(self, case: Case, strategy: Strategy) -> None:

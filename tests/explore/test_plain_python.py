@@ -22,7 +22,7 @@ from aristos.engine.layout import local_region
 from aristos.explore import main as explorer
 from aristos.explore import shrink, step_limit, strategies
 from aristos.explore.cases import Call, Case, Fault
-from aristos.explore.machine import Machine
+from aristos.explore.cluster import Cluster
 from aristos.explore.places import BELIEVED, COPIES, NEAR, PART, STATE, WIRE, address, private
 from aristos.explore.violation import OutOfBounds, Race, SecondWriter, WrongSide
 from aristos.primitives import compile as compiling
@@ -109,7 +109,7 @@ def play(case: Case, seeds: int = 20) -> None:
     """Some schedules of a case; raises the first Violation."""
     for seed in range(seeds):
         for strategy in ("pct", "random"):
-            Machine(case, strategies.make(strategy, seed, strategies.length(case))).run()
+            Cluster(case, strategies.make(strategy, seed, strategies.length(case))).run()
 
 
 def test_a_half_exchange_leaves_nothing_in_the_outbox():
@@ -142,12 +142,12 @@ def test_busy_calls(node_of):
 
 
 def test_a_second_writer_is_seen():
-    machine = Machine(Case(calls=((Call(()),),) * 2), strategies.Replay([]))
-    word = address(0, NEAR, local_region(machine.case.shape, machine.case.nodes, 0, 1))
-    with machine.patched():
-        machine.sched.current = machine.sched.actors[1]
+    cluster = Cluster(Case(calls=((Call(()),),) * 2), strategies.Replay([]))
+    word = address(0, NEAR, local_region(cluster.case.shape, cluster.case.nodes, 0, 1))
+    with cluster.patched():
+        cluster.sched.current = cluster.sched.actors[1]
         aristos.primitives.memory.store(word, 1)
-        machine.sched.current = machine.sched.actors[0]
+        cluster.sched.current = cluster.sched.actors[0]
         with pytest.raises(SecondWriter, match="rank 0 writes POISON of rank 1 at rank 0, which is rank 1's to write"):
             aristos.primitives.memory.store(word, 2)
 
@@ -157,10 +157,10 @@ def test_a_second_writer_is_seen():
                                 private(0, 13), private(2, STATE), private(-1, WIRE)])  # fmt: skip
 def test_an_access_where_nothing_lies_is_seen(at, access):
     """An address that nobody has written yet, or one past what it is for: on a real machine a fault, or worse, none."""
-    machine = Machine(Case(calls=((Call(()),),) * 2), strategies.Replay([]))
-    with machine.patched():
-        machine.sched.current = machine.sched.actors[1]
-        machine.memory.local.add(at)  # no other actor need run before it
+    cluster = Cluster(Case(calls=((Call(()),),) * 2), strategies.Replay([]))
+    with cluster.patched():
+        cluster.sched.current = cluster.sched.actors[1]
+        cluster.memory.local.add(at)  # no other actor need run before it
         with pytest.raises(OutOfBounds, match=f"address {at:#x}, where nothing lies"):
             getattr(aristos.primitives.memory, access)(
                 at, *{"load": [], "load_acquire": [], "compare_exchange": [0, 1]}.get(access, [1])
@@ -219,9 +219,9 @@ def test_a_rank_on_a_card_that_fails(how):
 
 def test_what_a_side_cannot_reach():
     """Blocks have no MPI and no MPI window; the proxy has no mirror but by copies, and takes nothing of the blocks'."""
-    machine = Machine(on_cards(), strategies.Replay([]))
-    block, proxy = (next(a for a in machine.sched.actors if a.name == name) for name in ("rank 0", "rank 0 proxy"))
-    rank, mem = machine.ranks[0], aristos.primitives.memory
+    cluster = Cluster(on_cards(), strategies.Replay([]))
+    block, proxy = (next(a for a in cluster.sched.actors if a.name == name) for name in ("rank 0", "rank 0 proxy"))
+    rank, mem = cluster.ranks[0], aristos.primitives.memory
     window = rank.sides[3][rank.sides[2][words.T_REGION_TO] + 1]
     mirror, outbox = rank.table(words.T_REGION_FROM, 1), rank.table(words.T_REGION_TO, 1)
     wrong = [
@@ -237,41 +237,41 @@ def test_what_a_side_cannot_reach():
         ),
         (proxy, lambda: wire.put(private(0, WIRE, COPIES), 1, mirror + 64, window, 8), "which is not its mirror"),
     ]
-    with machine.patched():
+    with cluster.patched():
         for actor, access, message in wrong:
-            machine.sched.current = actor
+            cluster.sched.current = actor
             with pytest.raises(WrongSide, match=message):
                 access()
 
 
 def test_a_copy_under_way_is_not_read():
     """What a copy brings may be read when its proxy has waited for it and has said so, and by nobody before."""
-    machine = Machine(on_cards(), strategies.Replay([]))
-    machine.sched.switch = lambda *_: None  # type: ignore[method-assign]
-    block, proxy = (next(a for a in machine.sched.actors if a.name == name) for name in ("rank 0", "rank 0 proxy"))
-    rank, mem, copies = machine.ranks[0], aristos.primitives.memory, private(0, WIRE, COPIES)
+    cluster = Cluster(on_cards(), strategies.Replay([]))
+    cluster.sched.switch = lambda *_: None  # type: ignore[method-assign]
+    block, proxy = (next(a for a in cluster.sched.actors if a.name == name) for name in ("rank 0", "rank 0 proxy"))
+    rank, mem, copies = cluster.ranks[0], aristos.primitives.memory, private(0, WIRE, COPIES)
     window = rank.sides[3][rank.sides[2][words.T_REGION_TO] + 1] + rank.job[words.P_RECORDS]
     mirror, word = (
         rank.table(words.T_REGION_FROM, 1) + rank.job[words.P_RECORDS],
         rank.table(words.T_LINE_FROM, 1) + 8 * words.TAIL,
     )
-    with machine.patched():
-        machine.memory.value[window] = 7
-        machine.sched.current = proxy
+    with cluster.patched():
+        cluster.memory.value[window] = 7
+        cluster.sched.current = proxy
         wire.put(copies, 1, mirror, window, 8)
-        machine.sched.current = block
+        cluster.sched.current = block
         with pytest.raises(Race, match="has not flushed"):
             mem.load(mirror)
-        machine.copies.land(machine.copies.moving[mirror])
+        cluster.copies.land(cluster.copies.moving[mirror])
         with pytest.raises(Race, match="has not flushed"):
             mem.load(mirror)
-        machine.sched.current = proxy
+        cluster.sched.current = proxy
         wire.flush(copies, 1)
-        machine.sched.current = block
+        cluster.sched.current = block
         with pytest.raises(Race, match="may be writing it"):
             mem.load(mirror)
-        machine.sched.current = proxy
+        cluster.sched.current = proxy
         mem.store_release(word, 1)
-        machine.sched.current = block
+        cluster.sched.current = block
         assert mem.load_acquire(word) == 1
         assert mem.load(mirror) == 7

@@ -1,4 +1,4 @@
-"""The machine of a run: every rank's memory and actors, put under the engine's steps, and what is checked as they go.
+"""The cluster of a run: every rank's memory and actors, put under the engine's steps, and what is checked as they go.
 
 It stands where `substrate.runtime` and MPI stand in a job, and refuses to do anything that they do not.
 """
@@ -47,7 +47,7 @@ def waits(memory: Memory, actor: Actor) -> str:
     return f"{CHANGE} of " + ", ".join(n for n in map(memory.name, actor.seen) if "complement" not in n)
 
 
-class Machine:
+class Cluster:
     """A case, ready to run once."""
 
     def __init__(self, case: Case, strategy: Strategy) -> None:
@@ -98,7 +98,7 @@ class Machine:
 
     @contextmanager
     def patched(self) -> Iterator[None]:
-        """The engine's steps use this machine inside."""
+        """The engine's steps use this cluster inside."""
         ranks = self.ranks
 
         def expert_rows(rows: int, x: int, y: int, weights: Any, *_: Any) -> None:
