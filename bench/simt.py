@@ -1,9 +1,9 @@
-"""How fast the PTX machine is on this core: warp instructions a second of three kernels, with the checker and without.
+"""The speed of the PTX machine on this core: warp instructions a second of three kernels, with and without the checker.
 
 python bench/simt.py                 a table; --json for programs; --times 5 for the best of five runs (3)
 
-Times are of the run alone (the process's CPU time, and the wall's): compiling a kernel to PTX and loading the
-interpreter come before. It refuses to compare with a GPU.
+Times are those of the run (CPU time of the process, and wall time), without compiling the kernel to PTX and loading
+the interpreter. They do not compare with a GPU's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def vector_add(a, b, c):
 
 @cuda.jit
 def collatz(out, most):
-    """Whole numbers, branches that part a warp, no memory: most steps from each number to 1."""
+    """The steps from each number to 1: integers, diverging branches, no memory."""
     i = cuda.grid(1)
     n, steps = i + 1, 0
     while n != 1 and steps < most:
@@ -72,7 +72,7 @@ ret;
 
 
 def run_vector_add(device: Any) -> Callable[[], bool]:
-    """1,000 blocks of 256 threads, float32; whether the result is right, asked after the run."""
+    """1,000 blocks of 256 threads, float32; returns a check of the result for after the run."""
     a = np.random.default_rng(1).standard_normal(BLOCKS * THREADS).astype(np.float32)
     out = device.empty(a.size, np.float32)
     device.launch(vector_add, BLOCKS, THREADS, device.array(a), device.array(a[::-1].copy()), out)
@@ -119,7 +119,7 @@ KERNELS = {"vector add, 1,000 blocks": run_vector_add, "64x64x64 by mma.sync": r
 
 
 def measure(start: Callable[[Any], Callable[[], bool]], check: bool) -> dict[str, float]:
-    """One run: instructions of warps, seconds of CPU and of the wall, instructions a CPU second."""
+    """One run: warp instructions, CPU and wall seconds, instructions a CPU second."""
     machine = simt.Machine(check=check)
     right = start(machine.device(0))
     wall, cpu = time.perf_counter(), time.process_time()

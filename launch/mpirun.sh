@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Ranks on this machine, bound to cores of their own where there are enough:
+# Ranks on this machine, each bound to cores of its own if there are enough:
 #
 #     launch/mpirun.sh                            2 ranks, `python -m aristos.bench`
 #     launch/mpirun.sh 4 layer --tokens 256       4 ranks, arguments for the benchmark
 #     PROGRAM=examples/layer.py launch/mpirun.sh 2
 #     PYTHON=~/venv/bin/python launch/mpirun.sh 2
 #
-# `aristos run` finds the launcher of the MPI that mpi4py loads, binds the ranks, and says what it sets and why:
+# `aristos run` finds the launcher of the MPI that mpi4py loads, binds the ranks, and shows what it sets and why:
 #
 #     aristos run --dry-run -n 4 -- python -m aristos.bench
 #
-# Without it, with the mpiexec that lies beside python where MPI came by pip (another library's would start ranks that
-# each see a world of one), and a share of the cores for each rank, here 4:
+# Without it, use the mpiexec beside python if MPI was installed by pip (another library's starts ranks that each are a
+# job of one), and give each rank its cores, here 4:
 #
 #     MPICH      HYDRA_IFACE=lo mpiexec -n 2 -bind-to core:4 python -m aristos.bench
 #     Open MPI   OMPI_MCA_btl=self,sm,tcp OMPI_MCA_osc=^ucx mpiexec -n 2 --map-by slot:PE=4 --bind-to core
 #                --oversubscribe (fewer slots than cores, as in containers) --allow-run-as-root python -m aristos.bench
 #     Intel MPI  HYDRA_IFACE=lo I_MPI_FABRICS=shm I_MPI_PIN_DOMAIN=4 mpiexec -n 2 python -m aristos.bench
 #
-# and OMP_NUM_THREADS=1: BLAS would start a thread a core in every rank; the workers are what should compute.
+# and OMP_NUM_THREADS=1: BLAS would start a thread a core in every rank; the workers need the cores.
 set -euo pipefail
 
 ranks=${1:-2}

@@ -15,12 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..host import launch_environment
+from ..host import launch_environment, slurm_variables
 from ..host.versions import versions
 from ..results import SCHEMA
 from .world import World
 
-_SLURM = ("SLURM_JOB_NUM_NODES", "SLURM_NTASKS", "SLURM_CPUS_PER_TASK", "SLURM_CPU_BIND", "SLURM_TOPOLOGY_ADDR")
 _SET_THREADS = ("openblas_set_num_threads", "MKL_Set_Num_Threads", "bli_thread_set_num_threads")
 
 
@@ -91,6 +90,8 @@ def hold_blas(threads: int) -> str:
 
 def facts(world: World, argv: list[str], seed: int) -> dict[str, Any]:
     """Attributes of a run; collective. Lists have one entry a rank."""
+    from ..transport import choice
+
     started = launch_environment.started_as()
     masks = world.allgather(",".join(map(str, sorted(os.sched_getaffinity(0)))))
     found: dict[str, Any] = {
@@ -101,7 +102,7 @@ def facts(world: World, argv: list[str], seed: int) -> dict[str, Any]:
         "ranks": world.size,
         "hosts": world.hosts,
         "node_of_rank": list(world.nodes.node_of),
-        "transports": ", ".join(world.nodes.transports),
+        "transports": ", ".join(choice.names(world.nodes)),
         "cores_of_rank": masks,
         "cpu": cpu(),
         "cpu_target": _target(),
@@ -113,5 +114,5 @@ def facts(world: World, argv: list[str], seed: int) -> dict[str, Any]:
         "commit": commit(),
     }
     found["versions"] = versions()
-    found |= {name.lower(): os.environ[name] for name in _SLURM if name in os.environ}
+    found |= {name.lower(): os.environ[name] for name in slurm_variables.RECORDED if name in os.environ}
     return found

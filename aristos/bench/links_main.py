@@ -54,9 +54,9 @@ def run(asked: Namespace, smi: str | None) -> int:
 
 
 def _of_machine(topology: Topology) -> Links:
-    from ..launcher import machine
+    from ..launcher import this_node
 
-    here = machine.of(topology, os.environ)
+    here = this_node.of(topology, os.environ)
     if not here.devices:
         raise InputError(
             "one process has no links to measure, and there is no GPU to look up:"

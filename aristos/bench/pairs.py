@@ -188,10 +188,9 @@ class Pairs:
 
     def transports(self) -> dict[str, np.ndarray]:
         """The ordered pairs of each transport in use. -> name: [W, W] bool"""
-        node = np.array(self.group.nodes.node_of)
-        same = node[:, None] == node[None, :]
-        masks = {"shm": same & ~np.eye(len(node), dtype=bool), "rma": ~same}
-        return {name: mask for name, mask in masks.items() if mask.any()}
+        from ..transport import choice
+
+        return choice.masks(self.group.nodes)
 
     def __enter__(self) -> Pairs:
         return self

@@ -52,7 +52,9 @@ class World:
     @property
     def transports(self) -> str:
         """How puts between the ranks travel, for titles."""
-        return " and ".join(self.nodes.transports)
+        from ..transport import choice
+
+        return " and ".join(choice.names(self.nodes))
 
     @property
     def lead(self) -> bool:

@@ -1,6 +1,6 @@
-"""`aristos COMMAND ...`: finds the command's file and hands it the rest of the line.
+"""`aristos COMMAND ...`: imports the command's module and calls it with the rest of the line.
 
-It refuses to parse a command's own options, and to import what a command does not need.
+A command parses its own options, and imports only what it needs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def commands() -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command that `argv` names; returns its exit code."""
+    """Run the command in `argv`; returns its exit code."""
     words = sys.argv[1:] if argv is None else argv
     known = commands()
     if not words or words[0] in ("-h", "--help"):
@@ -45,7 +45,7 @@ def _help(known: list[str]) -> None:
     print("usage: aristos COMMAND [options]\n\ncommands:")
     for name in known:
         print(f"  {name:10s}{_module(name).SUMMARY}")
-    print("\naristos COMMAND --help says more; aristos --version the version")
+    print("\naristos COMMAND --help has the options; aristos --version prints the version")
 
 
 def _module(name: str):

@@ -1,6 +1,6 @@
 """`aristos doctor`: check MPI, launcher, memory, cores, GPUs, Slurm; under mpirun or srun, compare the ranks.
 
-Exit codes: 0 nothing failed, 2 usage, 3 something failed, 130 Ctrl-C.
+Exit codes: 0 no check failed, 2 usage, 3 a check failed, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ def main(argv: list[str]) -> int:
 
     parser = launch_environment.Parser(
         prog="aristos doctor",
-        description="Check MPI, launcher, memory, cores, GPUs and Slurm, and how far MPI makes progress by itself. "
-        "Under mpirun or srun also: are the ranks alike, and do they reach each other?",
+        description="Check MPI, launcher, memory, cores, GPUs and Slurm, and whether MPI makes progress by itself. "
+        "Under mpirun or srun also whether the ranks are alike and reach each other.",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     parser.add_argument(
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
         type=seconds,
         default=LIMIT,
         metavar="SECONDS",
-        help="end a call to MPI that takes longer (%(default)s)",
+        help="end the job if a call of MPI takes longer (%(default)s)",
     )
     asked = parser.parse_args(argv)
     try:

@@ -1,8 +1,6 @@
-"""`aristos plan PROBLEM.json`: which devices form which expert-parallel groups, who holds which experts, and how far
-from the best that can be at most.
+"""`aristos plan PROBLEM.json`: the expert-parallel groups, the placement of experts, and a bound on any better plan.
 
-Exit codes: 0 a plan, 1 no partition has room for all experts, 2 usage or a malformed problem, 3 the environment, 130
-Ctrl-C.
+Exit codes: 0 a plan, 1 no partition holds all experts, 2 usage or a wrong problem, 3 the environment, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ SUMMARY = "plan the expert-parallel groups: aristos plan PROBLEM.json"
 INFEASIBLE, USAGE, ENVIRONMENT, INTERRUPTED = 1, 2, 3, 130
 TOKENS = 4096
 DISCOVER_SECONDS = 300
-DISCOVER_RANKS = 8  # at most, that measure cores
+DISCOVER_RANKS = 8  # limit of ranks that measure cores
 
 
 def options(argv: list[str]) -> argparse.Namespace:
@@ -45,18 +43,18 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("problem", metavar="PROBLEM.json", nargs="?",
                         help="devices, links and a layer: see docs/planner.md")  # fmt: skip
     parser.add_argument("--model", metavar="NAME", help="a published model instead of a file; ? lists them")
-    parser.add_argument("--tokens", type=positive, help=f"a device brings to a layer ({TOKENS})")
-    parser.add_argument("--inference", action="store_true", help="forward alone, no gradients")
-    parser.add_argument("--topology", metavar="FILE", help="links that `aristos topo --measure` wrote")
+    parser.add_argument("--tokens", type=positive, help=f"of each device in a layer ({TOKENS})")
+    parser.add_argument("--inference", action="store_true", help="forward only, without gradients")
+    parser.add_argument("--topology", metavar="FILE", help="links written by `aristos topo --measure`")
     parser.add_argument(
-        "--discover", action="store_true", help="measure this machine for them: its GPUs, or ranks on its cores"
+        "--discover", action="store_true", help="measure this machine instead: its GPUs, or ranks on its cores"
     )
     parser.add_argument("--plot", metavar="FILE", help="draw the groups: .png, .svg or .pdf (needs matplotlib)")
-    parser.add_argument("--objective", choices=OBJECTIVES, help="(default: what the file says)")
+    parser.add_argument("--objective", choices=OBJECTIVES, help="(default: the file's)")
     parser.add_argument("--allreduce", choices=ALLREDUCES, default="any",
                         help="T_rho's link: the slowest of any or of crossing pairs (%(default)s)")  # fmt: skip
     parser.add_argument("--deadline", type=seconds, default=60.0, metavar="SECONDS",
-                        help="return the best found by then (%(default)s)")  # fmt: skip
+                        help="time limit (%(default)s)")  # fmt: skip
     parser.add_argument("--seed", type=not_negative, default=0, help="(%(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     asked = parser.parse_args(argv)
@@ -71,8 +69,8 @@ def options(argv: list[str]) -> argparse.Namespace:
     asked.tokens = asked.tokens or TOKENS
     if asked.discover and (started := launch_environment.started_as()) is not None and started[1] > 1:
         parser.error(
-            "--discover starts ranks of its own; in a job, let all ranks run `aristos topo --measure --out FILE`, and "
-            "then give --topology FILE to one process"
+            "--discover starts ranks of its own; in a job, run `aristos topo --measure --out FILE` on all ranks, then "
+            "--topology FILE in one process"
         )
     if asked.plot is not None and (not asked.plot or Path(asked.plot).is_dir()):
         parser.error(f"--plot needs the name of a file, got {asked.plot!r}")
@@ -82,7 +80,7 @@ def options(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     asked = options(argv)
     if not launch_environment.prints():
-        return 0  # one rank of a job plans
+        return 0  # one rank of the job plans
     try:
         return run(asked)
     except BrokenPipeError:  # | head
@@ -137,7 +135,7 @@ def _plot(plan: Plan, path: str) -> int:
 
 
 def _problem(asked: argparse.Namespace) -> Problem:
-    """The problem that was asked for."""
+    """The problem of a file, or of a model on a machine."""
     from ..planner import load
     from ..planner.models import MODELS, build
     from ..topology.links import load as load_links
@@ -149,35 +147,35 @@ def _problem(asked: argparse.Namespace) -> Problem:
 
 
 def _discovered() -> Links:
-    """What `aristos topo --measure` says of this machine: alone of its GPUs, else on ranks that it starts."""
+    """The links from `aristos topo --measure`: of this machine's GPUs, or on ranks that it starts."""
     from ..errors import EnvironmentProblem
-    from ..launcher import machine
+    from ..launcher import this_node
     from ..topology.links import load as load_links
 
     start: list[str] = []
-    if not machine.look(os.environ).devices:
+    if not this_node.find(os.environ).devices:
         ranks = min(DISCOVER_RANKS, max(2, len(os.sched_getaffinity(0))))
         start = ["run", "-n", str(ranks), "--", sys.executable, "-m", "aristos"]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "links.json"
         words = [sys.executable, "-m", "aristos", *start, "topo", "--measure", "--out", str(file)]
-        code, said = _run(words, DISCOVER_SECONDS)
+        code, stderr = _run(words, DISCOVER_SECONDS)
         if code is None:
             raise EnvironmentProblem(f"`aristos topo --measure` took more than {DISCOVER_SECONDS} s")
         if code or not file.exists():
-            last = (said.strip().splitlines() or ["it said nothing"])[-1]
+            last = (stderr.strip().splitlines() or ["no message"])[-1]
             raise EnvironmentProblem(f"`aristos topo --measure` failed: {last}")
         return load_links(file)
 
 
 def _run(words: list[str], seconds: float) -> tuple[int | None, str]:
-    """(exit code, stderr) of a command that takes its processes with it; no code where it took too long."""
+    """(exit code, stderr) of a command; None if it took too long. Its whole session is killed then."""
     ran = subprocess.Popen(
         words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
     try:
-        _, said = ran.communicate(timeout=seconds)
+        _, stderr = ran.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         return None, ""
     finally:
@@ -185,7 +183,7 @@ def _run(words: list[str], seconds: float) -> tuple[int | None, str]:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(ran.pid, signal.SIGKILL)
             ran.wait()
-    return ran.returncode, said
+    return ran.returncode, stderr
 
 
 def _moving(asked: argparse.Namespace, group: int) -> str:

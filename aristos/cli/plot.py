@@ -1,6 +1,6 @@
 """`aristos plot FILE.h5`: pictures of a run in a results file, written next to it.
 
-Exit codes: 0 fine, 2 usage, 3 what the pictures need is not there. It refuses to open a window.
+Exit codes: 0 fine, 2 usage, 3 the environment: a package or file is missing.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ def main(argv: list[str]) -> int:
     from ..errors import AristosError, InputError
 
     parser = argparse.ArgumentParser(prog="aristos plot", description="Draw the pictures of one run.")
-    parser.add_argument("file", metavar="FILE.h5", help="what `aristos bench` wrote")
-    parser.add_argument("--run", metavar="NAME", help="a run's name or how it begins (default: the last one)")
+    parser.add_argument("file", metavar="FILE.h5", help="file written by `aristos bench`")
+    parser.add_argument("--run", metavar="NAME", help="a run's name or its first letters (default: the last run)")
     parser.add_argument("--out", metavar="DIR", help="folder for the pictures (default: FILE-plots)")
     parser.add_argument("--format", choices=FORMATS, default="png")
     asked = parser.parse_args(argv)

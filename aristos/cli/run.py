@@ -1,4 +1,4 @@
-"""`aristos run -n 8 -- python model.py`: start a job on what is there, each rank near its device.
+"""`aristos run -n 8 -- python model.py`: start a job on this machine or allocation, each rank close to its device.
 
 Exit codes: the job's own; 2 usage, 3 the environment, 128 + N when signal N ended it.
 """
@@ -13,7 +13,7 @@ from ..errors import AristosError, InputError
 from ..host import launch_environment
 
 USAGE, ENVIRONMENT, INTERRUPTED = 2, 3, 130
-SUMMARY = "start a job well on what is there: aristos run -n 8 -- python model.py"
+SUMMARY = "start a job, each rank bound close to its device: aristos run -n 8 -- python model.py"
 
 
 def main(argv: list[str]) -> int:
@@ -23,22 +23,22 @@ def main(argv: list[str]) -> int:
         prog="aristos run",
         usage="aristos run [options] -- PROGRAM ...",
         description="Start a job with the mpiexec of the MPI in use, or with srun inside a Slurm allocation. Each rank "
-        "is bound to cores near its GPU, or to its part of a NUMA domain. `python` is the Python that runs this.",
+        "is bound to cores close to its GPU, or to its part of a NUMA domain. `python` is this Python.",
     )
     parser.add_argument(
         "-n",
         type=positive,
         dest="ranks",
         metavar="RANKS",
-        help="default: one a GPU, or else a NUMA domain, of every node",
+        help="default: one for each GPU, or else for each NUMA domain, of every node",
     )
     parser.add_argument("--smt", action="store_true", help="bind to all hardware threads of a core, not to one")
     parser.add_argument("--launcher", choices=("mpirun", "srun"), help="default: srun in an allocation, else mpirun")
-    parser.add_argument("--dry-run", action="store_true", help="print the command and where each rank would sit")
+    parser.add_argument("--dry-run", action="store_true", help="print the command and the seat of each rank")
     parser.add_argument(
         "--nvidia-smi",
         metavar="FILE",
-        help="with --dry-run: the machine that `nvidia-smi topo -m` printed; - is stdin",
+        help="with --dry-run: the machine in this output of `nvidia-smi topo -m`; - is stdin",
     )
     own, program = _split(argv)
     asked = parser.parse_args(own)
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
         return launcher.run(asked, program)
     except BrokenPipeError:  # --dry-run | head
         return launch_environment.unread()
-    except KeyboardInterrupt:  # before the job; later it is the job's
+    except KeyboardInterrupt:  # before the job; later the job gets the signal
         return INTERRUPTED
     except (AristosError, OSError) as why:
         print(f"aristos run: {why}", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""`aristos simt profile SCRIPT.py`: run a script's CUDA kernels on the PTX machine; its reports and counters.
+"""`aristos simt profile SCRIPT.py`: run a script's CUDA kernels on the PTX machine; print its reports and counters.
 
-Exit codes: 0 nothing reported, 1 something was, or the script failed, 2 usage, 3 numba-cuda is not there, 130 Ctrl-C;
-where nothing was reported, a script's own exit code. It refuses to run anything but a Python file.
+Exit codes: 0 no reports, 1 reports or a failed script, 2 usage, 3 numba-cuda is missing, 130 Ctrl-C; without reports,
+the script's own exit code. Runs only Python files.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ def options(argv: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     one = commands.add_parser(
         "profile",
-        help="run a script and print what the checker found and the counters of each source line",
-        description="Run a Python script; kernels that it launches the ordinary way, k[grid, block](...), run on the "
-        "machine. Prints what the checker found, and the counters of each source line of the kernels.",
+        help="run a script and print the checker's reports and the counters of each source line",
+        description="Run a Python script. Kernels that it launches as k[grid, block](...) run on the machine. "
+        "Prints the checker's reports, and the counters of each source line of the kernels.",
     )
-    one.add_argument("--json", action="store_true", help="one JSON object on stdout; what the script prints to stderr")
-    one.add_argument("--no-check", action="store_true", help="counters alone, faster: no checker")
+    one.add_argument(
+        "--json", action="store_true", help="one JSON object on stdout; the script's own output goes to stderr"
+    )
+    one.add_argument("--no-check", action="store_true", help="only counters, no checker: faster")
     one.add_argument("--seed", type=arguments.not_negative, default=0, help="of the schedule (%(default)s)")
     one.add_argument("--devices", type=arguments.positive, default=1, help="(%(default)s)")
     one.add_argument("--sm-count", type=arguments.positive, default=4, help="of each device (%(default)s)")

@@ -1,6 +1,6 @@
-"""`aristos topo`: the machine, its links and the network, from what is here or from files, as a table, JSON, a drawing.
+"""`aristos topo`: the machine, its links and the network, of this machine or from files, as text, JSON or a drawing.
 
-Exit codes: 0 fine, 2 usage, 3 text that is no topology or a file that cannot be read or written, 130 Ctrl-C.
+Exit codes: 0 fine, 2 usage, 3 a text that is not a topology or a file that cannot be read or written, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser = launch_environment.Parser(
         prog="aristos topo",
         description="Show the GPUs, NICs, NUMA domains and CPUs of this machine, the class of every link, the network "
-        "of the Slurm job, and what is wrong with them. With files: what these describe instead.",
+        "of the Slurm job, and faults of them. With files: the machine and network that these describe.",
     )
-    parser.add_argument("--nvidia-smi", metavar="FILE", help="what `nvidia-smi topo -m` printed; - reads stdin")
+    parser.add_argument("--nvidia-smi", metavar="FILE", help="output of `nvidia-smi topo -m`; - reads stdin")
     parser.add_argument(
         "--slurm-topology",
         metavar="FILE",
-        help="topology.conf, topology.yaml or what `scontrol show topology` printed; - reads stdin",
+        help="topology.conf, topology.yaml or the output of `scontrol show topology`; - reads stdin",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     parser.add_argument("--plot", metavar="FILE", help="draw it: .png, .svg or .pdf (needs matplotlib)")
@@ -34,16 +34,16 @@ def options(argv: list[str]) -> argparse.Namespace:
         "--measure",
         action="store_true",
         help="under aristos run, mpirun or srun: measure the links between the ranks, and each rank's rate and memory; "
-        "alone, or with --nvidia-smi: what a table has for these GPUs",
+        "alone, or with --nvidia-smi: figures of these GPUs from a table",
     )
     parser.add_argument("--out", type=Path, default=Path("aristos-links.json"), metavar="FILE",
                         help="where --measure writes its figures (%(default)s)")  # fmt: skip
-    parser.add_argument("--again", action="store_true", help="measure even where these ranks' links are known already")
+    parser.add_argument("--again", action="store_true", help="measure even if the links of these ranks are known")
     asked = parser.parse_args(argv)
     if "" in (asked.nvidia_smi, asked.slurm_topology, asked.plot):
         parser.error("FILE must be a name, got '': was a variable of the shell not set?")
     if asked.nvidia_smi == asked.slurm_topology == "-":
-        parser.error("stdin is one text: give --nvidia-smi - or --slurm-topology -, the other as a file")
+        parser.error("only one file can be stdin: give --nvidia-smi - or --slurm-topology -, the other as a file")
     if asked.again and not asked.measure:
         parser.error("--again goes with --measure")
     if asked.measure and (asked.slurm_topology or asked.plot):
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
 
     asked = options(argv)
     if not launch_environment.prints() and (asked.nvidia_smi or not asked.measure):
-        return 0  # one rank of a job prints; all of them measure
+        return 0  # one rank of a job prints; all ranks measure
     try:
         if asked.measure:
             from ..bench import links_main

@@ -1,4 +1,4 @@
-"""Cores: has each rank enough of its own to compute on?"""
+"""Checks of cores: whether each rank has enough of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..host import launch_environment
+from ..host import launch_environment, mpi_facts
 from ..host.mpi_library import Library
 from .finding import Finding, named, ok, warn
 
@@ -16,7 +16,7 @@ AUTOGROUPS = Path("/proc/sys/kernel/sched_autogroup_enabled")
 
 @dataclass(frozen=True)
 class Seat:
-    """Where a rank sits: its node, the cores it may use, and how many the machine has."""
+    """A rank's place: its node, the cores it may use, and the number that the machine has online."""
 
     node: int
     cores: frozenset[int]
@@ -28,21 +28,18 @@ def seat(node: int) -> Seat:
 
 
 def remedy(library: Library | None, env: Mapping[str, str], cores: int) -> str:
-    """How this launcher gives each rank `cores` cores of its own."""
+    """The option with which this launcher gives each rank `cores` cores of its own."""
     started = launch_environment.started_as(env)
     if started is not None and started[0] == "srun":
         return (
             f"srun --cpus-per-task={cores} --cpu-bind=cores ... (since Slurm 22.05 srun does not take sbatch's number)"
         )
-    if library is not None and library.kind == "Open MPI":
-        return f"mpirun --map-by slot:PE={cores} --bind-to core ... (its default is one core a rank), or --bind-to none"
-    if library is not None and library.kind == "Intel MPI":
-        return f"export I_MPI_PIN_DOMAIN={cores}"
-    return f"mpirun -bind-to core:{cores} ..., or without -bind-to: Aristos shares a node's cores among its ranks"
+    facts = mpi_facts.facts(library.kind if library is not None else "") or mpi_facts.DEFAULT
+    return facts.binding.format(cores=cores)
 
 
 def binding(seats: list[Seat], library: Library | None, env: Mapping[str, str]) -> Finding:
-    """seats: one a rank. Ranks of a node should have cores of their own, or all of them the same, enough for all."""
+    """Whether ranks of a node have cores of their own, or all the same, enough for all. seats: one a rank."""
     name = "cores"
     single, crowded, overlapping = [], [], []
     share = 1
@@ -65,7 +62,7 @@ def binding(seats: list[Seat], library: Library | None, env: Mapping[str, str]) 
     if crowded:
         union = frozenset().union(*(seats[r].cores for r in crowded if seats[r].node == seats[crowded[0]].node))
         here = sum(seats[r].node == seats[crowded[0]].node for r in crowded)
-        text = f"{here} ranks share {listed(union)}: they take turns, and each waits for those that do not run"
+        text = f"{here} ranks share {listed(union)}: they take turns, and each waits for ranks that do not run"
         return warn(name, text, f"start at most one rank a core, or bind otherwise: {fix}", **values)
     if overlapping:
         return warn(
@@ -79,22 +76,22 @@ def binding(seats: list[Seat], library: Library | None, env: Mapping[str, str]) 
 
 
 def scheduler(seats: list[Seat], autogroups: bool) -> Finding:
-    """seats: one a rank. Does Linux put each rank into a group of its own, where ranks have to share cores?
+    """Whether Linux schedules each rank as a group of its own while ranks share cores. seats: one a rank.
 
-    Linux 6.18 was seen to keep a group from a core for minutes, while in another group on it one thread yields, as MPI
-    does in its collectives, and one takes naps of a millisecond or less.
+    Linux 6.18 was seen to keep a group off a core for minutes while another group on that core had one thread that
+    yields, as MPI does in its collectives, and one that sleeps for a millisecond or less at a time.
     """
     name = "scheduler"
     nodes = dict.fromkeys(s.node for s in seats)
     masks = [[s.cores for s in seats if s.node == node] for node in nodes]
     if not autogroups or all(len(each) <= len(frozenset().union(*each)) for each in masks):
         return ok(name, f"autogroups {'on, no ranks share cores' if autogroups else 'off'}")
-    text = "autogroups are on, and ranks share cores: one that waits can keep another from its core for minutes"
+    text = "autogroups are on, and ranks share cores: a waiting rank can keep another off its core for minutes"
     return warn(name, text, "sysctl kernel.sched_autogroup_enabled=0 (as root), or at most one rank a core")
 
 
 def autogroups() -> bool:
-    """Is every session, which launchers give each rank, a group to Linux's scheduler? (sched(7), autogrouping)"""
+    """Whether Linux's scheduler treats every session as a group; launchers start a session a rank. See sched(7)."""
     try:
         return AUTOGROUPS.read_text().strip() == "1"
     except OSError:
@@ -102,7 +99,7 @@ def autogroups() -> bool:
 
 
 def _usual(seats: list[Seat]) -> str:
-    """What is said of a binding that is fine, in terms of rank 0's node."""
+    """The text for a good binding, by the example of rank 0's node."""
     here = [s.cores for s in seats if s.node == seats[0].node]
     if len(here) == 1:
         return f"{listed(here[0])} of {seats[0].online}" + (" for each rank" if len(seats) > 1 else "")
@@ -117,7 +114,7 @@ def listed(cores: frozenset[int]) -> str:
 
 
 def quota() -> float | None:
-    """Cores' worth of time that a container grants; None without a limit."""
+    """CPU time that the container grants, in cores; None without a limit."""
     try:
         most, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
     except (OSError, ValueError):
@@ -126,13 +123,13 @@ def quota() -> float | None:
 
 
 def granted(cores: int, limit: float | None, env: Mapping[str, str]) -> Finding:
-    """Does a container, or a thread variable, hold a rank to less than the `cores` it may run on?"""
+    """Whether the container limits a rank to less than the `cores` it may run on. limit: in cores."""
     name = "core limits"
     if limit is not None and limit < cores - 0.5:
-        text = f"the container grants {limit:g} cores' worth of time, {cores} are visible: threads will be stopped"
+        text = f"the container grants {limit:g} cores' worth of time, {cores} are visible: threads will be throttled"
         return warn(name, text, "docker run --cpuset-cpus instead of --cpus, or MoE(threads=...)", quota=limit)
     if env.get("NUMBA_NUM_THREADS") or env.get("OMP_NUM_THREADS"):
         return ok(
-            name, "none (OMP_NUM_THREADS and NUMBA_NUM_THREADS do not hold Aristos's workers; MoE(threads=) does)"
+            name, "none (OMP_NUM_THREADS and NUMBA_NUM_THREADS do not limit Aristos's workers; MoE(threads=) does)"
         )
     return ok(name, "none", quota=limit)

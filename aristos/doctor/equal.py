@@ -1,4 +1,4 @@
-"""Are the ranks alike? One line for each property that should be equal, naming the ranks that differ."""
+"""Checks that ranks are alike: one line for each property that should be equal, naming the ranks that differ."""
 
 from __future__ import annotations
 
@@ -20,18 +20,22 @@ RULES = (
         False,
         "outputs are equal bit for bit only between CPUs of one kind: ask for one (sbatch --constraint)",
     ),
-    ("kernel cache", False, "set ARISTOS_CACHE alike on all ranks, or kernels are compiled once for each folder"),
-    ("core count", False, "bind ranks alike: the slowest decides"),
+    (
+        "kernel cache",
+        False,
+        "set ARISTOS_CACHE to one folder on all ranks, or each folder's kernels are compiled",
+    ),
+    ("core count", False, "give all ranks the same number of cores: the slowest rank sets the pace"),
 )
 
 
 def equal(facts: list[dict[str, str]]) -> list[Finding]:
-    """facts: one dictionary a rank, with a text for each property of RULES; '' where a rank cannot tell."""
+    """Compare the ranks. facts: one dictionary a rank, with a text for each property of RULES; '' if unknown."""
     return [compared(name, [each.get(name, "") for each in facts], bad, remedy) for name, bad, remedy in RULES]
 
 
 def compared(name: str, values: list[str], bad: bool, remedy: str) -> Finding:
-    """The most frequent value counts as the rule, of equally frequent ones rank 0's."""
+    """Report the ranks whose value differs from the most frequent one; of equally frequent ones, from rank 0's."""
     rule, _ = Counter(values).most_common(1)[0]
     others = [rank for rank, value in enumerate(values) if value != rule]
     title = f"same {name}"
@@ -47,7 +51,7 @@ def compared(name: str, values: list[str], bad: bool, remedy: str) -> Finding:
 
 
 def hosts(names: list[str], nodes: Nodes) -> Finding:
-    """Which ranks are where; nodes as MPI sees them, names as the system says."""
+    """List the ranks of each node. nodes: as MPI sees them. names: [ranks] host names."""
     groups = {node: [r for r, n in enumerate(nodes.node_of) if n == node] for node in dict.fromkeys(nodes.node_of)}
     text = f"{len(names)} ranks on {len(groups)} nodes: " if len(groups) > 1 else f"{len(names)} ranks on one node: "
     shown = [f"{names[ranks[0]]} ({named(ranks)})" for ranks in list(groups.values())[:8]]

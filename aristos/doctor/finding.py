@@ -1,4 +1,4 @@
-"""What a check found: its state, a sentence, what to do; and how the findings of many ranks become few."""
+"""Findings: the state, a sentence, what to do; and how the findings of many ranks are merged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WORSE: tuple[State, ...] = ("ok", "warn", "fail")
 
 @dataclass(frozen=True)
 class Finding:
-    """remedy: what to do, '' where nothing is wrong. values: the same as numbers and names, for programs."""
+    """The result of a check. remedy: what to do, '' if nothing is wrong. values: the same facts, for programs."""
 
     name: str
     state: State
@@ -34,20 +34,20 @@ def fail(name: str, text: str, remedy: str, **values: Any) -> Finding:
 
 
 def guarded(name: str, check: Callable[[], Finding]) -> Finding:
-    """The check's finding; a check that breaks is one too, so that the others are still made."""
+    """The check's finding. An exception becomes a failed finding, so that the other checks still run."""
     try:
         return check()
     except ImportError as error:
-        return fail(name, f"could not be checked: {error}", "see what the other lines say of this module")
+        return fail(name, f"could not be checked: {error}", "see the other lines about this module")
     except Exception as error:
         what = f"could not be checked: {type(error).__name__}: {error}"
         return fail(name, what, "please report this with the output of `aristos doctor --json`")
 
 
 def merged(of_ranks: Iterable[tuple[int, list[Finding]]], whole: int) -> list[Finding]:
-    """The findings of (rank, its findings) as those of the job of `whole` ranks.
+    """Merge (rank, its findings) into the findings of a job of `whole` ranks.
 
-    Ranks that found the same share one; what is fine is said once, in the words of the lowest rank.
+    Ranks with equal findings share one. All `ok` findings of a name become one, with the text of the lowest rank.
     """
     groups: dict[str, dict[tuple[str, str, str], tuple[Finding, list[int]]]] = {}
     for rank, findings in of_ranks:

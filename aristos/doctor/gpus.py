@@ -1,4 +1,4 @@
-"""GPUs: does their driver answer, which are seen, can ranks open each other's memory (CUDA IPC), do packages fit?"""
+"""Checks of GPUs: the driver, which GPUs are visible, CUDA IPC between ranks, and the Python packages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..topology import slurm_job
 from ..topology.faults import hidden
 from ..topology.visible import visible
 from .finding import Finding, named, ok, warn
-from .sight import PIPES, Driver, Facts, Sight
+from .gpu_facts import PIPES, DriverAnswer, NodeGpus, RankGpus
 
 IPC = "srun --gpus-per-node=N --gpu-bind=none ..., and each rank takes the GPU of its SLURM_LOCALID"
 GIVE = "docker run --gpus all, podman run --device nvidia.com/gpu=all, apptainer exec --nv; in a job, ask for GPUs"
@@ -21,80 +21,80 @@ PACKAGES = ("numba-cuda", "numpy", "cuda-bindings", "cuda-core")
 NO_GPU = "no GPU: ranks compute on their cores"
 
 
-def driver(sight: Sight) -> Finding:
-    """Does the driver answer where there are GPUs?"""
-    name, on_bus = "GPU driver", len(sight.bus) or len(sight.devices)
-    found = sight.driver
+def driver(node: NodeGpus) -> Finding:
+    """Whether the driver answers if there are GPUs."""
+    name, on_bus = "GPU driver", len(node.bus) or len(node.devices)
+    found = node.driver
     if found is not None and not found.error:
-        cards = f"{len(found.uuids)} card" + ("s" if len(found.uuids) != 1 else "")
-        return ok(name, f"speaks CUDA {shown(found)} to {cards}", version=found.version, cards=len(found.uuids))
-    if not on_bus and not sight.files:
+        count = f"{len(found.uuids)} GPU" + ("s" if len(found.uuids) != 1 else "")
+        return ok(name, f"supports CUDA {shown(found)}, {count}", version=found.version, cards=len(found.uuids))
+    if not on_bus and not node.files:
         return ok(name, "not needed: " + NO_GPU)
     what = f"{on_bus} NVIDIA GPU" + ("s are" if on_bus != 1 else " is") + " in this machine"
     if found is None:
         return warn(name, f"{what}, but libcuda.so.1 is not here", f"install NVIDIA's driver; in a container: {GIVE}")
-    if on_bus and not sight.files:
+    if on_bus and not node.files:
         return warn(name, f"{what}, but none of their files /dev/nvidia* is here: a container without GPUs", GIVE)
-    if any(each.mig for each in sight.devices) and not sight.caps:
+    if any(each.mig for each in node.devices) and not node.caps:
         why = f"{what}, in MIG mode, but /dev/nvidia-caps, which slices need, is not here"
         return warn(name, why, f"give the container its slice: docker run --gpus device=MIG-UUID; or: {GIVE}")
     advice = ADVICE.get(found.error, "see the CUDA driver API's reference of cuInit, and nvidia-smi")
     return warn(name, f"{what}, but the driver answers {found.error}", advice)
 
 
-def puts(sight: Sight, limit: float) -> Finding:
-    """From where rows go to other nodes, if they do: from the cards, where MPI takes their memory.
+def puts(node: NodeGpus, limit: float) -> Finding:
+    """Whether MPI puts rows to other nodes from GPU memory, or the host copies them first.
 
-    limit: seconds that other ranks wait for this.
+    limit: seconds that other ranks wait for this check.
     """
     name = "GPU puts"
-    if sight.driver is None or sight.driver.error or not sight.driver.uuids:
+    if node.driver is None or node.driver.error or not node.driver.uuids:
         return ok(name, "not needed: " + NO_GPU)
     answer = device_puts.probe(0, min(device_puts.SECONDS, limit / 2))
     if answer.supported:
-        return ok(name, "MPI puts to other nodes from the memory of card 0", from_card=True)
-    return ok(name, f"what goes to other nodes waits in the host's pinned memory: {answer.why}", from_card=False)
+        return ok(name, "MPI puts to other nodes from the memory of GPU 0", from_card=True)
+    return ok(name, f"puts to other nodes go through the host's pinned memory: {answer.why}", from_card=False)
 
 
-def shown(found: Driver) -> str:
+def shown(found: DriverAnswer) -> str:
     return ".".join(str(part) for part in found.version)
 
 
-def gpus(sight: Sight, env: Mapping[str, str], ranks: int) -> Finding:
-    """The cards of one node that its first rank sees. ranks: how many share the node."""
+def gpus(node: NodeGpus, env: Mapping[str, str], ranks: int) -> Finding:
+    """The GPUs of a node as its first rank sees them. ranks: number on the node."""
     name = "GPUs"
-    devices = sight.devices
+    devices = node.devices
     if not devices:
         return ok(name, NO_GPU)
-    seen = None if sight.driver is None or sight.driver.error else len(sight.driver.uuids)
-    of_machine = max(len(devices), len(sight.bus))
+    seen = None if node.driver is None or node.driver.error else len(node.driver.uuids)
+    of_machine = max(len(devices), len(node.bus))
     text = f"{len(devices)} x {devices[0].name}"
     if seen is not None and seen < of_machine:
         text += f", {seen} of the machine's {of_machine} visible to CUDA"
     variable = env.get("CUDA_VISIBLE_DEVICES")
     text += f", CUDA_VISIBLE_DEVICES={variable}" if variable is not None else ""
     values = {"names": [each.name for each in devices], "visible": variable, "seen": seen, "machine": of_machine}
-    for why, remedy in _wrong(sight, env, ranks):
+    for why, remedy in _wrong(node, env, ranks):
         return warn(name, f"{text}; {why}", remedy, **values)
     pairs = (seen or 0) * ((seen or 0) - 1)
     return ok(name, text + (f", all {pairs} ordered pairs reach each other" if pairs else ""), **values)
 
 
-def _wrong(sight: Sight, env: Mapping[str, str], ranks: int) -> list[tuple[str, str]]:
-    """(what is wrong, what to do), the likeliest cause first."""
-    found = [(fault.text, fault.remedy) for fault in visible(env, sight.devices)[1]]
+def _wrong(node: NodeGpus, env: Mapping[str, str], ranks: int) -> list[tuple[str, str]]:
+    """(problem, remedy), the likeliest cause first."""
+    found = [(fault.text, fault.remedy) for fault in visible(env, node.devices)[1]]
     option = slurm_job.hides_gpus(env)
     if ranks > 1:
         if option:
             found.append((f"{option} hides each task's GPU from its peers, so CUDA IPC between them fails", IPC))
-        found += [(fault.text, fault.remedy) for fault in hidden(_job(env), sight.devices, sight.bus)]
-        sliced = [each.label for each in sight.devices if each.mig]
+        found += [(fault.text, fault.remedy) for fault in hidden(_job(env), node.devices, node.bus)]
+        sliced = [each.label for each in node.devices if each.mig]
         if sliced:
-            why = f"{', '.join(sliced)} in MIG mode: a slice reaches no other slice's memory, nor another card's"
+            why = f"{', '.join(sliced)} in MIG mode: a slice reaches no other slice's memory, nor another GPU's"
             found.append((why, "nvidia-smi -mig 0 -i GPU (as root), or ask for whole GPUs; or one rank for each slice"))
-    blocked = sight.driver.blocked if sight.driver else ()
+    blocked = node.driver.blocked if node.driver else ()
     if blocked:
-        count = len(sight.driver.uuids) if sight.driver else 0
+        count = len(node.driver.uuids) if node.driver else 0
         why = f"{len(blocked)} of {count * (count - 1)} ordered pairs cannot reach each other's memory"
         found.append((why, ADVICE["CUDA_ERROR_PEER_ACCESS_UNSUPPORTED"]))
     return found
@@ -103,46 +103,46 @@ def _wrong(sight: Sight, env: Mapping[str, str], ranks: int) -> list[tuple[str, 
 def _job(env: Mapping[str, str]) -> slurm_job.Job | None:
     try:
         return slurm_job.read(env)
-    except TopologyError:  # another line says so
+    except TopologyError:  # another finding reports it
         return None
 
 
-def peers(facts: Sequence[Facts], nodes: Nodes) -> Finding:
-    """Can every rank open the memory of its node's others? It takes what each rank sees, by itself, of the cards."""
+def peers(facts: Sequence[RankGpus], nodes: Nodes) -> Finding:
+    """Whether every rank can open the GPU memory of the other ranks of its node. facts: [ranks]"""
     name = "GPU peers"
-    cards = seats(facts, nodes)
-    if not any(cards):
+    uuids_of = seats(facts, nodes)
+    if not any(uuids_of):
         return ok(name, "not needed: " + NO_GPU)
-    bare = [rank for rank, card in enumerate(cards) if not card]
+    bare = [rank for rank, uuid in enumerate(uuids_of) if not uuid]
     if bare:
         return warn(name, f"no GPU is visible to {named(bare)}{_variable(facts[bare[0]])}, but to others", IPC)
     pairs = 0
     for rank, mine in enumerate(facts):
         for peer in nodes.local(rank):
             pairs += 1
-            if cards[peer] not in (mine.driver.uuids if mine.driver else ()):
-                why = f"the card of rank {peer} ({cards[peer]}) is hidden from rank {rank}"
+            if uuids_of[peer] not in (mine.driver.uuids if mine.driver else ()):
+                why = f"the GPU of rank {peer} ({uuids_of[peer]}) is hidden from rank {rank}"
                 return warn(name, f"{why}{_variable(mine)}: CUDA IPC between them fails", IPC)
             if facts[peer].space != mine.space:
                 why = f"ranks {rank} and {peer} are in different PID namespaces: CUDA IPC between them fails"
                 return warn(name, why, "one container for all ranks of a node, or docker run --pid=host")
-    return ok(name, f"every rank sees the cards of its node's others ({pairs} ordered pairs)", pairs=pairs)
+    return ok(name, f"every rank sees the GPUs of its node's others ({pairs} ordered pairs)", pairs=pairs)
 
 
-def _variable(mine: Facts) -> str:
+def _variable(mine: RankGpus) -> str:
     return "" if mine.visible is None else f" (CUDA_VISIBLE_DEVICES={mine.visible})"
 
 
-def sharing(facts: Sequence[Facts], nodes: Nodes) -> Finding:
-    """Where several ranks share a card, does MPS let their kernels run side by side?"""
+def sharing(facts: Sequence[RankGpus], nodes: Nodes) -> Finding:
+    """Whether MPS lets kernels of ranks that share a GPU run at the same time."""
     name = "GPU sharing"
-    cards = seats(facts, nodes)
-    if not any(cards):
+    uuids_of = seats(facts, nodes)
+    if not any(uuids_of):
         return ok(name, "not needed: " + NO_GPU)
-    group = next((same for each in cards if each and len(same := _ranks(cards, each)) > 1), [])
+    group = next((same for each in uuids_of if each and len(same := _ranks(uuids_of, each)) > 1), [])
     if not group:
-        return ok(name, "each rank has a card of its own")
-    text = f"{named(group)} share {cards[group[0]]}"
+        return ok(name, "each rank has a GPU of its own")
+    text = f"{named(group)} share {uuids_of[group[0]]}"
     found = {facts[rank].pipes for rank in group}
     if len(found) > 1:
         without = [rank for rank in group if not facts[rank].pipes]
@@ -154,29 +154,29 @@ def sharing(facts: Sequence[Facts], nodes: Nodes) -> Finding:
         return warn(name, f"{text}, but {why}", f"export the same {PIPES} on all ranks of the node")
     if found == {""}:
         start = f"export {PIPES}=FOLDER; nvidia-cuda-mps-control -d, on each node before the ranks start"
-        why = f"{text} without MPS: they take turns, and times mean nothing"
-        return warn(name, why, f"one rank a card, or {start}")
+        why = f"{text} without MPS: they take turns, and their times are meaningless"
+        return warn(name, why, f"one rank a GPU, or {start}")
     return ok(name, f"{text}, by MPS in {found.pop()}")
 
 
-def _ranks(cards: Sequence[str], card: str) -> list[int]:
-    return [rank for rank, each in enumerate(cards) if each == card]
+def _ranks(uuids_of: Sequence[str], uuid: str) -> list[int]:
+    return [rank for rank, each in enumerate(uuids_of) if each == uuid]
 
 
-def seats(facts: Sequence[Facts], nodes: Nodes) -> list[str]:
-    """The UUID of each rank's card: of the visible ones, that of its number on the node; '' where none is."""
-    cards = []
+def seats(facts: Sequence[RankGpus], nodes: Nodes) -> list[str]:
+    """[ranks] the UUID of each rank's GPU: the visible one with its number on the node; '' if it sees none."""
+    uuids_of = []
     for rank, mine in enumerate(facts):
         uuids = mine.driver.uuids if mine.driver else ()
         local = sum(node == nodes.node_of[rank] for node in nodes.node_of[:rank])
-        cards.append(uuids[local % len(uuids)] if uuids else "")
-    return cards
+        uuids_of.append(uuids[local % len(uuids)] if uuids else "")
+    return uuids_of
 
 
-def packages(versions: Mapping[str, str | None], sight: Sight) -> Finding:
-    """Are the packages for GPUs there, and do they go with each other and with the driver? versions: of PACKAGES."""
+def packages(versions: Mapping[str, str | None], node: NodeGpus) -> Finding:
+    """Whether the packages for GPUs are installed and fit each other and the driver. versions: of PACKAGES."""
     name = "GPU packages"
-    if not sight.devices:
+    if not node.devices:
         return ok(name, "not needed")
     missing = [package for package in PACKAGES if versions[package] is None]
     if missing:
@@ -184,15 +184,15 @@ def packages(versions: Mapping[str, str | None], sight: Sight) -> Finding:
     text = ", ".join(f"{package} {versions[package]}" for package in PACKAGES)
     numbers = {package: _numbers(versions[package]) for package in PACKAGES}
     if numbers["numpy"] >= (2, 5):
-        return warn(name, f"numba-cuda does not go with NumPy 2.5: {text}", "pip install 'numpy<2.5'")
+        return warn(name, f"numba-cuda does not work with NumPy 2.5: {text}", "pip install 'numpy<2.5'")
     if not (0, 30) <= numbers["numba-cuda"] < (0, 31):
         return warn(name, f"kernels are written for numba-cuda 0.30: {text}", "pip install 'numba-cuda>=0.30,<0.31'")
     if not (0, 5) <= numbers["cuda-core"] < (2, 0):
         return warn(name, f"numba-cuda 0.30 needs cuda-core 0.5 to 1: {text}", "pip install 'cuda-core>=0.5.1,<2'")
-    found = sight.driver
+    found = node.driver
     if found is not None and found.version[0] < numbers["cuda-bindings"][0] and found.version != (0, 0):
         extra = f"cuda{found.version[0]}"
-        why = f"the driver speaks CUDA {shown(found)}, cuda-bindings is newer: {text}"
+        why = f"the driver supports CUDA {shown(found)}, cuda-bindings is newer: {text}"
         return warn(name, why, f"pip install 'aristos[{extra}]' in a new environment, or update the driver")
     return ok(name, text)
 

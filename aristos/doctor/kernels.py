@@ -1,4 +1,4 @@
-"""What compiles and runs the kernels: Numba with its NumPy, the CPU's instructions, the folder of compiled code."""
+"""Checks of what kernels need: Numba with its NumPy, the CPU's instructions, the folder of compiled code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .finding import Finding, fail, ok, warn
 
 
 def numba(env: Mapping[str, str]) -> Finding:
-    """Can Numba be imported with this NumPy, and does it compile?"""
+    """Whether Numba can be imported with this NumPy, and compiles."""
     name = "Numba"
     text = ", ".join(f"{package} {version}" for package, version in versions().items())
     try:
@@ -27,7 +27,7 @@ def numba(env: Mapping[str, str]) -> Finding:
 
 
 def isa() -> str:
-    """What the kernels will use; outputs are equal bit for bit within each kind."""
+    """The instruction set that kernels use. Outputs are equal bit for bit within each."""
     from ..kernels.cpu.panels import vector_shape
 
     return {(8, 4): "AVX-512", (8, 2): "AVX2"}.get(vector_shape()[:2], "generic")
@@ -40,7 +40,7 @@ def instructions() -> Finding:
 
 
 def suited(kind: str, cpu: str, machine: str) -> Finding:
-    """Will the kernels use what a processor of this kind of machine should have?"""
+    """Whether the kernels use the instructions that this kind of machine usually has."""
     name = "instructions"
     values = {"isa": kind, "cpu": cpu}
     if kind == "generic" and machine == "x86_64":
@@ -50,7 +50,7 @@ def suited(kind: str, cpu: str, machine: str) -> Finding:
 
 
 def folder() -> Path:
-    """Where compiled kernels are kept, without a word if it is not where it was wanted."""
+    """Where compiled kernels are kept, without the warning if it is not the wanted folder."""
     from ..primitives.compile import cache_folder
 
     with warnings.catch_warnings():
@@ -65,7 +65,7 @@ def cache() -> Finding:
 
 
 def kept(folder: Path, wanted: Path) -> Finding:
-    """folder: of this version's kernels, where they are kept; wanted: where it should lie."""
+    """Whether kernels are kept in the wanted place. folder: of this version's kernels; wanted: its parent."""
     name = "kernel cache"
     size = sum(path.stat().st_size for path in folder.parent.rglob("*") if path.is_file())
     functions = sum(1 for _ in folder.rglob("*.nbc"))
@@ -73,7 +73,7 @@ def kept(folder: Path, wanted: Path) -> Finding:
     values = {"folder": str(folder), "functions": functions, "bytes": size}
     text = f"{folder}: {functions} compiled functions; {size / 2**20:.0f} MiB with those of {others} other versions"
     if folder.parent != wanted:
-        text = f"{wanted} cannot be used (full, not writable, or others can write): {folder} is, and may not last"
+        text = f"{wanted} cannot be used (full, not writable, or others can write): {folder} is used, and may not last"
         remedy = "export ARISTOS_CACHE=/a/folder/that/you/alone/can/write"
         return warn(name, text, remedy, **values)
     return ok(name, text, **values)

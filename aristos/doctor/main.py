@@ -1,6 +1,6 @@
-"""The order of the checks: what can be seen without MPI first, since starting it may end the process; then all ranks.
+"""The order of the checks: first those without MPI, because starting it may end the process; then all ranks.
 
-Exit codes: 0 nothing failed, 3 something did, or rank 0 could not write the report, 130 Ctrl-C.
+Exit codes: 0 no check failed, 3 a check failed or rank 0 could not write the report, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import platform
 from collections.abc import Callable
 from typing import Any
 
-from ..host import launch_environment, mpi_library, workarounds
+from ..host import launch_environment, mpi_library, slurm_variables, workarounds
+from ..host.mpi_files import SHM, leftovers
 from ..host.mpi_library import Library
 from ..host.versions import version, versions
-from . import cores, equal, gpus, kernels, libraries, progress, shared_memory, sight, slurm, windows
+from . import cores, equal, gpu_facts, gpus, kernels, libraries, progress, shared_memory, slurm, windows
 from .finding import Finding, fail, guarded, merged
 from .output import Report
 from .ranks import Ranks
@@ -23,7 +24,7 @@ Check = tuple[str, Callable[[], Finding]]
 
 
 def run(as_json: bool, limit: float) -> int:
-    """Check all there is to check; the exit code."""
+    """Run all checks; the exit code. limit: seconds for one MPI call."""
     prints = launch_environment.prints()
     report = Report(as_json, silent=not prints)
     found = mpi_library.find()
@@ -36,7 +37,7 @@ def run(as_json: bool, limit: float) -> int:
     met = libraries.launcher(None if ranks.comm is None else ranks.size, os.environ, found)
     report.add(met)
     if ranks.rank == 0 and not prints:
-        return OK  # a task of a job that MPI does not see as one: task 0 says so, and fails
+        return OK  # MPI does not see the job: task 0 reports that, and fails
     _each(ranks, report, limit)
     if met.state == "ok":
         _together(ranks, report, found)
@@ -47,7 +48,7 @@ def run(as_json: bool, limit: float) -> int:
 
 
 def _start(ranks: Ranks, found: Library | None) -> Finding:
-    """Start MPI, unless it would end the process; the library's finding."""
+    """Start MPI, unless it would end the process; the finding about the library."""
     if launch_environment.stranger(library=found) is None:
         try:
             ranks.start()
@@ -57,7 +58,7 @@ def _start(ranks: Ranks, found: Library | None) -> Finding:
 
 
 def _before(found: Library | None, applied: list[workarounds.Workaround]) -> list[Check]:
-    """What one process sees alone, the same on all ranks."""
+    """Checks with the same result on all ranks."""
     return [
         ("workarounds", lambda: libraries.workarounds(applied)),
         ("Slurm", lambda: slurm.slurm_here(os.environ, found)),
@@ -66,7 +67,7 @@ def _before(found: Library | None, applied: list[workarounds.Workaround]) -> lis
 
 
 def _each(ranks: Ranks, report: Report, limit: float) -> None:
-    """What each rank, and the first rank of each node, sees for itself."""
+    """Checks that each rank, or the first rank of each node, makes by itself."""
     here = sum(node == ranks.nodes.node_of[ranks.rank] for node in ranks.nodes.node_of)
     checks = _of_rank()
     if ranks.lead:
@@ -76,7 +77,7 @@ def _each(ranks: Ranks, report: Report, limit: float) -> None:
 
 
 def _together(ranks: Ranks, report: Report, found: Library | None) -> None:
-    """What takes all ranks to see, or to do."""
+    """Checks that need all ranks."""
     seats = ranks.allgather(cores.seat(ranks.nodes.node_of[ranks.rank]), "cores")
     report.add(guarded("cores", lambda: cores.binding(seats, found, os.environ)))
     report.add(guarded("scheduler", lambda: cores.scheduler(seats, cores.autogroups())))
@@ -87,10 +88,10 @@ def _together(ranks: Ranks, report: Report, found: Library | None) -> None:
     if ranks.size == 1:
         return
     report.add(windows.shared(ranks), progress.progress(ranks, level >= multiple))
-    cards = ranks.allgather(sight.facts(os.environ, sight.library()), "the GPUs that each rank sees")
-    report.add(guarded("GPU peers", lambda: gpus.peers(cards, ranks.nodes)))
-    report.add(guarded("GPU sharing", lambda: gpus.sharing(cards, ranks.nodes)))
-    facts = ranks.allgather((_facts(), os.environ.get("SLURMD_NODENAME") or platform.node()), "facts to compare")
+    gpu_views = ranks.allgather(gpu_facts.of_rank(os.environ, gpu_facts.load_driver()), "the GPUs that each rank sees")
+    report.add(guarded("GPU peers", lambda: gpus.peers(gpu_views, ranks.nodes)))
+    report.add(guarded("GPU sharing", lambda: gpus.sharing(gpu_views, ranks.nodes)))
+    facts = ranks.allgather((_facts(), slurm_variables.node_name(os.environ) or platform.node()), "facts to compare")
     report.add(equal.hosts([host for _, host in facts], ranks.nodes))
     report.add(*equal.equal([each for each, _ in facts]))
 
@@ -107,11 +108,11 @@ def _of_rank() -> list[Check]:
 
 
 def _of_node(ranks: int, here: int, limit: float) -> list[Check]:
-    """For the first rank of each node."""
-    seen = sight.look(cuda=sight.library())
+    """Checks by the first rank of each node. here: ranks of the node."""
+    seen = gpu_facts.of_node(cuda=gpu_facts.load_driver())
     return [
-        (shared_memory.SHM, lambda: shared_memory.shared_here(ranks, here)),
-        ("left in shm", lambda: shared_memory.left(shared_memory.leftovers())),
+        (SHM, lambda: shared_memory.shared_here(ranks, here)),
+        ("left in shm", lambda: shared_memory.left(leftovers())),
         ("GPU driver", lambda: gpus.driver(seen)),
         ("GPUs", lambda: gpus.gpus(seen, os.environ, here)),
         ("GPU puts", lambda: gpus.puts(seen, limit)),
@@ -127,7 +128,7 @@ def _levels() -> tuple[int, int]:
 
 
 def _facts() -> dict[str, str]:
-    """What should be equal on all ranks."""
+    """Facts that should be equal on all ranks."""
     sources: dict[str, Callable[[], Any]] = {
         "MPI library": _library_version,
         "instructions": kernels.isa,
@@ -150,7 +151,7 @@ def _library_version() -> str:
 
 
 def _hung(report: Report, text: str) -> None:
-    """The last words when MPI does not come back."""
+    """Report that MPI does not return, and end the report."""
     remedy = "a rank is missing or hangs; try fewer ranks, one node, and another network (MPICH: MPIR_CVAR_CH4_NETMOD)"
     report.add(fail("hang", text, remedy))
     report.end()

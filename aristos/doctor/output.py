@@ -1,4 +1,4 @@
-"""What rank 0 shows: one line a finding as it comes, with the remedy below; or one JSON object at the end."""
+"""The report of rank 0: a line for each finding at once, with the remedy below; or one JSON object at the end."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .finding import WORSE, Finding
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 INDENT = 24  # columns of a finding's state and name
-UNWRAPPED = 10_000  # columns where no person reads: lines stay whole
+UNWRAPPED = 10_000  # columns if the output is no terminal: lines stay whole
 
 
 class Report:
-    """silent: another rank prints. as_json: nothing before the object. broken: why nothing more can be written."""
+    """silent: another rank prints. as_json: print only the object at the end. broken: why nothing can be written."""
 
     def __init__(self, as_json: bool = False, silent: bool = False) -> None:
         from rich.console import Console
@@ -38,7 +38,7 @@ class Report:
                 self._write(partial(self._show, each))
 
     def _write(self, write: Callable[[], object]) -> None:
-        """The checks go on where nothing can be written: other ranks take part in them."""
+        """Write, unless that has failed before. The checks go on, because other ranks take part in them."""
         if self._silent or self.broken:
             return
         try:
@@ -46,14 +46,14 @@ class Report:
             sys.stdout.flush()
         except OSError as why:
             self.broken = str(why)
-        except SystemExit:  # rich's answer to a broken pipe
+        except SystemExit:  # raised by rich on a broken pipe
             self.broken = "its reader is gone"
 
     def _show(self, each: Finding) -> None:
         from rich.text import Text
 
-        room = self._console.width - INDENT if self._terminal else UNWRAPPED
-        first, *more = textwrap.wrap(each.text, max(room, 40)) or [""]
+        width = self._console.width - INDENT if self._terminal else UNWRAPPED
+        first, *more = textwrap.wrap(each.text, max(width, 40)) or [""]
         self._console.print(
             Text.assemble((f"{each.state:6}", COLOURS[each.state]), f"{each.name:{INDENT - 6}}", first), soft_wrap=True
         )
@@ -66,12 +66,12 @@ class Report:
         return max((each.state for each in self.findings), key=WORSE.index, default="ok")
 
     def note(self, text: str) -> None:
-        """A line for people only."""
+        """A line that is not part of the JSON form."""
         if not self._json:
             self._write(lambda: self._console.print(text, markup=False, soft_wrap=True))
 
     def end(self) -> None:
-        """The summary, or the object; or why there is none."""
+        """Print the summary or the object; on stderr, why that failed."""
         if self._json:
             whole = {
                 "aristos": __version__,

@@ -1,7 +1,7 @@
-"""Does a put land while its target computes? Measured with Aristos's pacing thread at the target, and without.
+"""Whether a put completes while its target computes, measured with and without the progress thread at the target.
 
-MPI lets a library make progress only inside its calls. Then a put to a rank that computes waits until that rank is
-done; Aristos's threads and kernels call MPI in between. It refuses to measure bandwidth: `aristos bench` does.
+Many MPI libraries make progress only inside calls. Then a put to a rank that computes waits until that rank is done,
+unless Aristos's workers or its progress thread call MPI meanwhile. Bandwidth is measured by `aristos bench`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ NAME = "RMA progress"
 COMPUTE = 0.3  # seconds the target computes
 HEAD_START = 0.05  # seconds of them before the put
 TRIES = 3
-BYTES = 4096  # MPICH gives puts up to 128 bytes away at once, whatever the target does
-SLOW = 0.05  # seconds: more than a pacing thread that gets a core needs
+BYTES = 4096  # MPICH completes puts up to 128 bytes at once, whatever the target does
+SLOW = 0.05  # seconds: more than a progress thread with a core needs
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of put and flush; pair: (origin, target)."""
+    """Seconds of put and flush, with and without the progress thread. pair: (origin, target)."""
 
     paced: float
     alone: float
@@ -36,15 +36,18 @@ class Measured:
 
 
 def pair(nodes: Nodes) -> tuple[int, int]:
-    """Rank 0 and a rank of another node, or else of its own."""
+    """Rank 0 and a rank of another node, or of its own if there is one node."""
     return 0, (nodes.remote(0) or nodes.local(0))[0]
 
 
 def progress(ranks: Ranks, multiple: bool) -> Finding:
-    """Measure between two ranks while the others sleep. Collective, two ranks at least. multiple: threads may."""
+    """Measure between two ranks while the others sleep. Collective, for two ranks or more.
+
+    multiple: whether MPI gives MPI_THREAD_MULTIPLE.
+    """
     two = pair(ranks.nodes)
     if not multiple:
-        return warn(NAME, "not measured: it takes MPI_THREAD_MULTIPLE", "see MPI threads")
+        return warn(NAME, "not measured: it needs MPI_THREAD_MULTIPLE", "see MPI threads")
     error, times = "", None
     with ranks.bounded("the other ranks (MPI_Comm_split)"):
         comm = ranks.comm.Split(0 if ranks.rank in two else 1, key=ranks.rank)
@@ -53,18 +56,18 @@ def progress(ranks: Ranks, multiple: bool) -> Finding:
             times = _between(ranks, comm)
         except Exception as why:
             error = f"{type(why).__name__}: {why}"
-    told = ranks.allgather((error, times), "the measurement of RMA progress")
+    results = ranks.allgather((error, times), "the measurement of RMA progress")
     comm.Free()
-    failed = next((error for error, _ in told if error), "")
+    failed = next((error for error, _ in results if error), "")
     if failed:
         text = f"puts between ranks {two[0]} and {two[1]} fail: {failed}"
         return fail(NAME, text, "try another network of the MPI library")
-    paced, alone = told[two[0]][1]
+    paced, alone = results[two[0]][1]
     return judged(Measured(paced, alone, two, bool(ranks.nodes.remote(0))))
 
 
 def _between(ranks: Ranks, comm: Any) -> tuple[float, float]:
-    """(seconds with, seconds without the target's pacing) at the origin, rank 0 of `comm`."""
+    """Seconds (with, without) the target's progress thread, at the origin, rank 0 of `comm`."""
     from numba import int64
 
     from ..primitives import wire
@@ -76,7 +79,7 @@ def _between(ranks: Ranks, comm: Any) -> tuple[float, float]:
         window = RmaWindow(comm, BYTES)
     found = []
     for paced in (True, False):
-        with ranks.bounded(f"puts to a rank that computes {'with' if paced else 'without'} pacing (MPI_Win_flush)"):
+        with ranks.bounded(f"puts to a rank that computes {'with' if paced else 'without'} its progress thread"):
             found.append(statistics.median(_once(comm, window, paced) for _ in range(TRIES)))
     with ranks.bounded("a window to be freed"):
         window.close()
@@ -84,13 +87,13 @@ def _between(ranks: Ranks, comm: Any) -> tuple[float, float]:
 
 
 def _once(comm: Any, window: Any, paced: bool) -> float:
-    """Seconds that put and flush take; 0 at the target, which computes and leaves MPI to its pacing thread or none."""
+    """Seconds of put and flush at the origin. At the target 0: it computes, with or without its progress thread."""
     from ..primitives import wire
 
     comm.Barrier()
     if comm.rank == 1:
         if not paced:
-            _take(window.wire)  # in_call(True) would not do: pacing steps in for workers that do not come
+            _take(window.wire)  # in_call(True) is not enough: the progress thread replaces workers that do not call MPI
         _compute(COMPUTE)
         if not paced:
             wire.leave(window.wire)
@@ -122,17 +125,19 @@ def _compute(seconds: float) -> None:
 
 
 def judged(measured: Measured) -> Finding:
-    """What the two times mean."""
+    """Judge the two times."""
     paced, alone = 1e3 * measured.paced, 1e3 * measured.alone
     a, b = measured.pair
     where = f"rank {a} to {b}, {'on another node' if measured.far else 'both on the only node'}"
-    text = f"{paced:.2f} ms with Aristos's pacing, {alone:.2f} ms without, for a put of {BYTES} bytes to a rank "
+    text = (
+        f"{paced:.2f} ms with Aristos's progress thread, {alone:.2f} ms without, for a put of {BYTES} bytes to a rank "
+    )
     text += f"that computes for {1e3 * COMPUTE:.0f} ms ({where})"
     values = {"paced_ms": paced, "alone_ms": alone, "origin": a, "target": b, "other_node": measured.far}
     if measured.paced > SLOW:
-        why = f"{text}: the target's pacing thread gets no core, or MPI moves nothing for it"
+        why = f"{text}: the target's progress thread gets no core, or MPI makes no progress in it"
         remedy = "leave a rank one core more than its threads: MoE(threads=cores - 1), or one more --cpus-per-task"
         return warn(NAME, why, remedy, **values)
     if measured.alone > SLOW:
-        text += ": this MPI moves nothing while the target is outside MPI; Aristos calls it in between"
+        text += ": this MPI makes no progress while the target is outside MPI; Aristos calls it meanwhile"
     return ok(NAME, text, **values)

@@ -1,8 +1,7 @@
-"""The ranks of the job: MPI started and ended by hand, and a few collectives, none of which can hang silently.
+"""The ranks of the job: starting and ending MPI, and a few collectives, each with a time limit.
 
-mpi4py holds Python's lock while it starts and ends MPI, so no thread of Python could watch it; here both are called
-through ctypes, which gives the lock up. It refuses to go on when a call took too long: it tells the report, and ends
-the job.
+mpi4py holds Python's lock while it starts and ends MPI, so no Python thread could watch it; here both are called
+through ctypes, which releases the lock. A call that takes too long ends the report and the job.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ from ..host.nodes import Nodes
 class Ranks:
     """COMM_WORLD, or one process without MPI. limit: seconds that one call may take.
 
-    give_up(what): called, on whichever rank waited too long, before the job is ended with exit code 3.
+    give_up(what): called on the rank that waited too long, before it ends the job with exit code 3.
     """
 
     def __init__(self, limit: float, give_up: Callable[[str], None]) -> None:
         self.rank, self.size = 0, 1
         self.comm: Any = None
-        self.node: Any = None  # the communicator of those that share memory
+        self.node: Any = None  # the communicator of the ranks that share memory
         self.nodes = Nodes.of(1)
         self._limit, self._give_up = limit, give_up
         self._library: ctypes.CDLL | None = None
         self._mine = False  # whether MPI was started here
 
     def start(self) -> None:
-        """Load the MPI library, start MPI, meet the others. Raises ImportError or RuntimeError where there is none."""
+        """Load the MPI library, start MPI, find the nodes. Raises ImportError or RuntimeError if there is none."""
         import mpi4py
 
         mpi4py.rc.initialize = mpi4py.rc.finalize = False
@@ -78,12 +77,12 @@ class Ranks:
         return self.nodes.node_of[self.rank] == self.rank
 
     def allgather(self, value: Any, what: str) -> list[Any]:
-        """Everybody's `value`, in rank order."""
+        """`value` of every rank, in rank order. what: for the message if a rank is missing."""
         if self.comm is None:
             return [value]
         with self.bounded(f"the other ranks ({what})"):
             request = self.comm.Ibarrier()
-            while not request.Test():  # asleep: another rank may be measuring, or asking a slow command
+            while not request.Test():  # sleeping: another rank may be measuring, or running a slow command
                 time.sleep(0.001)
             return self.comm.allgather(value)
 
@@ -103,6 +102,6 @@ class Ranks:
         print(f"aristos doctor: {text}; ending the job", file=sys.stderr, flush=True)
         self._give_up(text)
         if self.comm is not None and self.size > 1:
-            threading.Timer(5.0, os._exit, (3,)).start()  # should even this hang
+            threading.Timer(5.0, os._exit, (3,)).start()  # in case Abort hangs
             self.comm.Abort(3)
         os._exit(3)

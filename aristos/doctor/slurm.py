@@ -1,45 +1,24 @@
-"""Slurm: is this a job, of how many nodes and tasks, and which `srun --mpi=` is there for the library?"""
+"""Checks of Slurm: the job's nodes and tasks, and whether srun has the --mpi= that the library needs."""
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
 from collections.abc import Mapping
 
+from ..host import slurm_variables
+from ..host.mpi_launchers import pmi_types, srun
 from ..host.mpi_library import Library
 from .finding import Finding, ok, warn
 
 
-def srun(*words: str) -> str | None:
-    """What `srun WORDS` says, on either stream; None where there is no srun or it does not answer."""
-    if shutil.which("srun") is None:
-        return None
-    try:
-        done = subprocess.run(["srun", *words], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout + done.stderr if done.returncode == 0 else None
-
-
-def plugins(listing: str | None) -> list[str]:
-    """The types that `srun --mpi=list` names; [] if it did not answer."""
-    if listing is None:
-        return []
-    return list(re.findall(r"^\s+(\w+)\s*$", listing, re.MULTILINE))
-
-
 def slurm(env: Mapping[str, str], version: str | None, types: list[str], library: Library | None) -> Finding:
-    """version: what `srun --version` says; types: the plugins of `srun --mpi=`."""
+    """The job, and whether `srun --mpi=` fits. version: of srun; types: of `srun --mpi=list`."""
     name = "Slurm"
-    inside = "SLURM_JOB_ID" in env
-    if not inside and not types:
+    job = slurm_variables.job_id(env)
+    if not job and not types:
         return ok(name, "no job, and no srun that answers" if version is None else f"no job ({version.strip()})")
-    step = env.get("SLURM_STEP_ID", "").isdigit()
-    nodes = env.get("SLURM_STEP_NUM_NODES" if step else "SLURM_JOB_NUM_NODES", "?")
-    tasks = env.get("SLURM_STEP_NUM_TASKS" if step else "SLURM_NTASKS", "?")
-    where = f"job {env['SLURM_JOB_ID']}: {tasks} tasks on {nodes} nodes" if inside else "outside a job"
-    used = env.get("SLURM_MPI_TYPE", "none") if step else None
+    nodes, tasks = slurm_variables.counted(env)
+    where = f"job {job}: {tasks} tasks on {nodes} nodes" if job else "outside a job"
+    used = (slurm_variables.mpi_type(env) or "none") if slurm_variables.in_step(env) else None
     values = {"version": (version or "").strip(), "nodes": nodes, "tasks": tasks, "mpi": types, "used": used}
     text = ", ".join(filter(None, [(version or "").strip(), where, used and f"started with --mpi={used}"]))
     fits = library.pmi if library is not None else None
@@ -55,4 +34,4 @@ def slurm(env: Mapping[str, str], version: str | None, types: list[str], library
 
 def slurm_here(env: Mapping[str, str], library: Library | None) -> Finding:
     version = srun("--version")
-    return slurm(env, version, plugins(srun("--mpi=list")) if version is not None else [], library)
+    return slurm(env, version, pmi_types(srun("--mpi=list")) if version is not None else [], library)

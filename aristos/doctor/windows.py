@@ -1,4 +1,4 @@
-"""Do shared windows work: does a rank see, in a peer's memory, what the peer stored there?"""
+"""Checks that shared windows work: a rank reads in a peer's memory what the peer stored there."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ NAME = "shared windows"
 
 
 def shared(ranks: Ranks) -> Finding:
-    """Allocate one, store, look at every peer of the node. Collective."""
+    """Allocate a window, store, and read from every peer of the node. Collective."""
     here = [rank for rank in range(ranks.size) if ranks.nodes.node_of[rank] == ranks.nodes.node_of[ranks.rank]]
     error, wrong = "", []
     if len(here) > 1:
         try:
-            wrong = _look(ranks, here)
+            wrong = _unseen(ranks, here)
         except Exception as why:
             error = f"{type(why).__name__}: {why}"
-    told = ranks.allgather((error, wrong), "shared windows")
-    return judged([error for error, _ in told], [wrong for _, wrong in told], ranks.nodes)
+    results = ranks.allgather((error, wrong), "shared windows")
+    return judged([error for error, _ in results], [wrong for _, wrong in results], ranks.nodes)
 
 
-def _look(ranks: Ranks, here: list[int]) -> list[int]:
-    """Peers whose word is not what they stored; every rank stores its number, plus one."""
+def _unseen(ranks: Ranks, here: list[int]) -> list[int]:
+    """Peers whose stored word is not seen. Every rank stores its number plus one."""
     from ..transport.shm import ShmWindow
 
     with ranks.bounded("the other ranks of its node (MPI_Win_allocate_shared)"):
@@ -40,7 +40,7 @@ def _look(ranks: Ranks, here: list[int]) -> list[int]:
 
 
 def judged(errors: list[str], wrong: list[list[int]], nodes: Nodes) -> Finding:
-    """errors: [ranks] what was raised; wrong: [ranks] peers that were not seen."""
+    """Judge the ranks' results. errors: [ranks] exceptions, or ''; wrong: [ranks] peers whose stores were not seen."""
     remedy = "is /dev/shm there, large enough (see its line), and one for all ranks of a node (containers: --ipc=host)?"
     failed = [rank for rank, error in enumerate(errors) if error]
     blind = [rank for rank, peers in enumerate(wrong) if peers]

@@ -14,17 +14,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import mpi_library
+from .mpi_facts import WORLD, under_srun
 from .mpi_library import Library
-from .workarounds import under_srun
-
-# (launcher, its number of tasks, its rank), the innermost launcher first: mpirun inside a Slurm job inherits
-# Slurm's variables, which then describe the daemons.
-_VARIABLES = (
-    ("Open MPI's mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    ("mpirun", "PMI_SIZE", "PMI_RANK"),
-    ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
-    ("srun", "SLURM_NTASKS", "SLURM_PROCID"),
-)
+from .slurm_variables import in_step
 
 
 def started_as(env: Mapping[str, str] | None = None) -> tuple[str, int, int] | None:
@@ -33,8 +25,8 @@ def started_as(env: Mapping[str, str] | None = None) -> tuple[str, int, int] | N
     Slurm counts only inside a step: a batch script has SLURM_NTASKS too, but runs once.
     """
     env = os.environ if env is None else env
-    for launcher, size, rank in _VARIABLES:
-        if launcher == "srun" and not env.get("SLURM_STEP_ID", "").isdecimal():
+    for launcher, size, rank in WORLD:
+        if launcher == "srun" and not in_step(env):
             continue
         if launcher == "mpirun" and "PMI_JOBID" in env and under_srun(env):  # srun --mpi=pmi2 speaks PMI itself
             continue

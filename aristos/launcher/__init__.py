@@ -1,4 +1,4 @@
-"""`aristos run`: start a job well on what is there. Each rank gets a seat: a device, the cores near it, a NIC.
+"""`aristos run`: starts a job on this machine or allocation. Each rank gets a seat: a device, cores close to it, a NIC.
 
-`host/launch_environment.py` tells a rank how it was started. Importing this imports no numpy, MPI or driver.
+`host/launch_environment.py` reads how a rank was started. Importing this imports no NumPy, MPI or driver.
 """

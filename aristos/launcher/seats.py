@@ -1,7 +1,7 @@
-"""Who sits where on a node: for each local rank its device, the cores near that device, and the NIC nearest to it.
+"""Seats of a node: for each local rank its device, the cores close to the device, and the closest NIC.
 
-Pure arithmetic on a `topology.Node`: nothing is asked from the machine and nothing is bound here. Where a node numbers
-its GPUs against its NUMA domains, the cores of a rank follow from where its GPU hangs; no machine is known by name.
+Computed from a `topology.Node` alone: the machine is not read and nothing is bound. Cores follow from where the GPU is
+attached, so nodes that number GPUs and NUMA domains differently need no special case.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..topology import Device, Node, cpusets
-from ..topology.visible import Seen
+from ..topology.visible import CudaDevice
 
 Cores = list[frozenset[int]]
 
 
 @dataclass(frozen=True)
 class Seat:
-    """Of one local rank. cpus: to bind to, empty: not known, leave it unbound.
+    """The seat of one local rank. cpus: to bind to; empty if unknown: do not bind.
 
-    sharing: how many ranks have some of these cores (1: it is alone); numa: the domain that holds them, None: several.
-    device: the GPU's index as nvidia-smi counts; order: its number among those that CUDA shows; mig: the UUID of the
-    slice of it that is the rank's, '' for all of it.
+    sharing: number of ranks that have some of these cores (1: only this one); numa: their domain, None if several.
+    device: the GPU's index in nvidia-smi; order: its number in CUDA; mig: the UUID of the rank's slice, '' for all.
     """
 
     local: int
@@ -37,12 +36,12 @@ class Seat:
     sharing: int = 1
 
 
-def default_ranks(node: Node, devices: Sequence[Seen]) -> int:
-    """How many ranks a node wants: one for each of these GPUs, or one a NUMA domain with cores that may be used."""
+def default_ranks(node: Node, devices: Sequence[CudaDevice]) -> int:
+    """Default number of ranks of a node: one a GPU, or else one a NUMA domain with usable cores."""
     return len(devices) or len(_domains(node, _cores(node, smt=False))) or 1
 
 
-def seats(node: Node, ranks: int, devices: Sequence[Seen], smt: bool = False) -> list[Seat]:
+def seats(node: Node, ranks: int, devices: Sequence[CudaDevice], smt: bool = False) -> list[Seat]:
     """Seats of `ranks` local ranks.
 
     devices: the GPUs, or slices of them, that may be used, in CUDA's order. smt: bind to every hardware thread of a
@@ -51,11 +50,11 @@ def seats(node: Node, ranks: int, devices: Sequence[Seen], smt: bool = False) ->
     cores = _cores(node, smt)
     chosen = [devices[r % len(devices)] for r in range(ranks)] if devices else []
     if chosen:
-        cpus = _divide([_near(node, each.device, cores) for each in chosen])
-        nics = _spread([_near_device(node, each.device) for each in chosen])
+        cpus = _divide([_close_cores(node, each.device, cores) for each in chosen])
+        nics = _spread([_closest_nics(node, each.device) for each in chosen])
     else:
         cpus = _divide(_by_domain(_domains(node, cores), ranks))
-        nics = _spread([_near_cpus(node, mine) for mine in cpus])
+        nics = _spread([_nics_of_domain(node, mine) for mine in cpus])
     counts = Counter(cpus)
     sharing = {mine: sum(count for other, count in counts.items() if mine & other) or 1 for mine in counts}
     found = []
@@ -72,22 +71,22 @@ def seats(node: Node, ranks: int, devices: Sequence[Seen], smt: bool = False) ->
 
 
 def _cores(node: Node, smt: bool) -> Cores:
-    """Each core that may be used, as the hardware threads to bind to."""
+    """Each usable core, as the set of hardware threads to bind to."""
     usable = [core & node.allowed for core in node.cores] if node.cores else [frozenset({c}) for c in node.allowed]
     kept = sorted((core for core in usable if core), key=min)
     return kept if smt else [frozenset({min(core)}) for core in kept]
 
 
 def _domains(node: Node, cores: Cores) -> list[Cores]:
-    """The cores of each NUMA domain that has any; all in one where the domains are not known."""
+    """The cores of each NUMA domain that has any; one list if the domains are unknown."""
     found = [[core for core in cores if core <= domain.cpus] for domain in node.numa]
     return [each for each in found if each] or ([cores] if cores else [])
 
 
-def _near(node: Node, device: Device, cores: Cores) -> Cores:
-    """The usable cores near a device: sysfs's list, else its NUMA domain's, else what nvidia-smi prints; else all.
+def _close_cores(node: Node, device: Device, cores: Cores) -> Cores:
+    """The usable cores close to a device: by sysfs, else its NUMA domain, else nvidia-smi's list; else all.
 
-    nvidia-smi cuts its list short on some machines, so the domain's own list goes before it.
+    nvidia-smi cuts its list short on some machines, so the domain's own list is preferred.
     """
     domain = next((n.cpus for n in node.numa if n.index == device.numa), None)
     printed = device.cpus_from is not None and device.cpus_from != "sysfs"
@@ -97,14 +96,14 @@ def _near(node: Node, device: Device, cores: Cores) -> Cores:
             continue
         if not cores and not node.complete:  # a machine known from nvidia-smi's text alone
             return _as_linux_counts(cpus)
-        near = [core for core in cores if core & cpus]
-        if near:
-            return near
+        close = [core for core in cores if core & cpus]
+        if close:
+            return close
     return cores
 
 
 def _as_linux_counts(cpus: frozenset[int]) -> Cores:
-    """The first hardware threads of a list without its cores: in 0-15,64-79 the second half is those of the first."""
+    """A core for each CPU of a list whose cores are unknown: in 0-15,64-79 the second half are second threads."""
     halves = cpusets.show(cpus).split(",")
     first, second = (cpusets.parse(halves[0]), cpusets.parse(halves[-1])) if len(halves) == 2 else (cpus, cpus)
     kept = first if len(first) == len(second) else cpus
@@ -112,9 +111,9 @@ def _as_linux_counts(cpus: frozenset[int]) -> Cores:
 
 
 def _by_domain(domains: list[Cores], ranks: int) -> list[Cores]:
-    """For each rank the cores it may sit on: those of its domain, or of several where ranks are fewer.
+    """For each rank the cores it may use: those of its domain, or of several domains if there are fewer ranks.
 
-    Ranks go to domains by the number of their cores: a job that was given half of one gets half as many ranks there.
+    Ranks are divided among domains in proportion to their usable cores.
     """
     if not domains:
         return [[] for _ in range(ranks)]
@@ -131,9 +130,9 @@ def _by_domain(domains: list[Cores], ranks: int) -> list[Cores]:
 
 
 def _divide(wanted: list[Cores]) -> list[frozenset[int]]:
-    """Give each rank cores of its own from those it may sit on: neighbours where several want the same ones.
+    """[ranks] the CPUs of each rank: cores of its own from those it may use, neighbouring ones if several are possible.
 
-    Where there are fewer cores than ranks that want them, these share them all. -> the CPUs of each rank.
+    Ranks that together may use fewer cores than they are share all of these.
     """
     cpus: list[frozenset[int]] = [frozenset()] * len(wanted)
     for group in _groups(wanted):
@@ -151,7 +150,7 @@ def _divide(wanted: list[Cores]) -> list[frozenset[int]]:
 
 
 def _groups(wanted: list[Cores]) -> list[list[int]]:
-    """Ranks whose wishes meet, directly or over others."""
+    """Sets of ranks whose possible cores overlap, directly or through other ranks."""
     groups: list[tuple[set[frozenset[int]], list[int]]] = []
     for r, cores in enumerate(wanted):
         mine, ranks, apart = set(cores), [r], []
@@ -165,7 +164,7 @@ def _groups(wanted: list[Cores]) -> list[list[int]]:
 
 
 def _fewest_first(wanted: list[Cores], pool: Cores) -> list[Cores]:
-    """Each core to whoever wants it and has fewest so far; who is left without shares all that it wants."""
+    """Give each core to the rank with the fewest so far; a rank without any shares all that it may use."""
     taken: list[Cores] = [[] for _ in wanted]
     for core in sorted(pool, key=lambda c: (sum(c in each for each in wanted), min(c))):
         able = [i for i, each in enumerate(wanted) if core in each]
@@ -173,20 +172,20 @@ def _fewest_first(wanted: list[Cores], pool: Cores) -> list[Cores]:
     return [mine or each for mine, each in zip(taken, wanted)]
 
 
-def _near_device(node: Node, device: Device) -> list[str]:
-    """The NICs nearest to a device, all equally near."""
-    near = [nic for nic in node.near(device.label) if node.link(device.label, nic.label) is not None]
-    return [nic.name for nic in near if node.link(device.label, nic.label) == node.link(device.label, near[0].label)]
+def _closest_nics(node: Node, device: Device) -> list[str]:
+    """The NICs closest to a device; several if they are equally close."""
+    nics = [nic for nic in node.nics_by_distance(device.label) if node.link(device.label, nic.label) is not None]
+    return [nic.name for nic in nics if node.link(device.label, nic.label) == node.link(device.label, nics[0].label)]
 
 
-def _near_cpus(node: Node, cpus: frozenset[int]) -> list[str]:
-    """The NICs of the domain that these CPUs are in; where none is there, MPI may choose."""
+def _nics_of_domain(node: Node, cpus: frozenset[int]) -> list[str]:
+    """The NICs of these CPUs' NUMA domain; none leaves the choice to MPI."""
     numa = node.domain(cpus)
     return [nic.name for nic in node.nics if numa is not None and nic.numa == numa]
 
 
 def _spread(wanted: list[list[str]]) -> list[str]:
-    """Of the NICs that a rank could take, the one that fewest ranks have so far; '' where it has no choice."""
+    """[ranks] of each rank's possible NICs the one with the fewest ranks so far; '' if it has none."""
     used: dict[str, int] = {}
     found = []
     for names in wanted:
@@ -197,7 +196,7 @@ def _spread(wanted: list[list[str]]) -> list[str]:
 
 
 def table(found: list[Seat], first: int = 0) -> str:
-    """The seats as a table for people. first: the rank of local rank 0."""
+    """The seats as a text table. first: the rank of local rank 0."""
     head = ["rank", "cores", "NUMA", "device", "NIC"]
     rows = [head]
     for seat in found:

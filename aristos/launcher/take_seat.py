@@ -1,11 +1,11 @@
 """`python -m aristos.launcher.take_seat -- PROGRAM ...`: one rank takes its seat on its node and becomes the program.
 
-It looks up which local rank it is, binds itself to the cores of that seat, sets what says which device and NIC are its
-own, and what its MPI needs on this node; then the program takes its place, with the same process id. So the binding is
-the same under every MPI and under Slurm, and holds for each node as it is, not as the one where the job was started.
+It finds its local rank, binds itself to the cores of that seat, sets the variables for its device, its NIC and its MPI,
+and is replaced by the program, with the same process id. So the binding is the same under every MPI and Slurm, and fits
+each node, not only the one where the job was started.
 
-A rank keeps seeing all GPUs of its node: CUDA IPC opens only what is not hidden. ARISTOS_DEVICE is its own one's number
-in CUDA's order, that of its local rank.
+A rank sees all GPUs of its node, because CUDA IPC cannot open hidden ones. ARISTOS_DEVICE is its own GPU's number in
+CUDA's order.
 """
 
 from __future__ import annotations
@@ -20,62 +20,57 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..doctor.shared_memory import leftovers
 from ..errors import TopologyError
-from ..host import mpi_library, workarounds
+from ..host import mpi_library, slurm_variables, workarounds
+from ..host.mpi_facts import LOCAL as LOCAL_VARIABLES
+from ..host.mpi_facts import under_srun
+from ..host.mpi_files import SHM, leftovers
 from ..topology import cpusets, slurm_job
 from ..topology.visible import VARIABLE as VISIBLE
-from ..transport.capacity import SHM
-from .machine import look
 from .seats import Seat, seats
+from .this_node import find
 
-PLAN = "ARISTOS_SEATS"  # the seats of the machine that started the job, so that its ranks need not look at it again
+PLAN = "ARISTOS_SEATS"  # the seats of the node that started the job, so that its ranks need not discover it again
 DEVICE, LOCAL = "ARISTOS_DEVICE", "ARISTOS_LOCAL_RANK"
 JOB = "ARISTOS_JOB"  # marks every process of a job
-# (local rank, how many there are) as the launchers say it, the innermost first.
-_PLACES = (
-    ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
-    ("MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
-    ("SLURM_LOCALID", ""),
-)
 
 
 class NoRank(Exception):
-    """No launcher says which rank this is."""
+    """No launcher variable gives the local rank."""
 
 
 def local_rank(env: Mapping[str, str]) -> tuple[int, int]:
     """(local rank, ranks of this node). Raises NoRank."""
-    for rank, size in _PLACES:
+    for rank, size in LOCAL_VARIABLES:
         if not env.get(rank, "").isdecimal():
             continue
         if size and env.get(size, "").isdecimal():
             return int(env[rank]), int(env[size])
-        if rank == "SLURM_LOCALID":
+        if rank == slurm_variables.LOCAL_RANK:
             return int(env[rank]), slurm_tasks(env)
-    names = ", ".join(rank for rank, _ in _PLACES)
-    raise NoRank(f"none of {names} is set: this is a part of `aristos run` and no command of its own")
+    names = ", ".join(rank for rank, _ in LOCAL_VARIABLES)
+    raise NoRank(f"none of {names} is set: this is a part of `aristos run`, not a command")
 
 
 def slurm_tasks(env: Mapping[str, str]) -> int:
-    """Tasks of the step on this node."""
-    least = int(env.get("SLURM_LOCALID") or 0) + 1
+    """Number of the step's tasks on this node."""
+    least = int(env.get(slurm_variables.LOCAL_RANK) or 0) + 1
     try:
-        counted = slurm_job.counts(env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", ""))
+        counted = slurm_job.counts(slurm_variables.tasks_per_node(env))
     except TopologyError:
         return least
-    node = int(env.get("SLURM_NODEID") or 0)
+    node = slurm_variables.node_number(env)
     return max(counted[node], least) if node < len(counted) else least
 
 
 def to_json(found: list[Seat]) -> str:
-    """The seats of this machine for its ranks."""
+    """The seats of this node, for its ranks."""
     rows = [[cpusets.show(s.cpus), s.numa, s.device, s.order, s.device_name, s.mig, s.nic, s.sharing] for s in found]
     return json.dumps([platform.node(), rows], separators=(",", ":"))
 
 
 def from_json(text: str, size: int) -> list[Seat]:
-    """The seats if they are those of this machine and of so many ranks; else none."""
+    """The seats, if they are of this node and for `size` ranks; else none."""
     host, rows = json.loads(text) if text else ("", [])
     if host != platform.node() or len(rows) != size:
         return []
@@ -83,21 +78,21 @@ def from_json(text: str, size: int) -> list[Seat]:
 
 
 def environment(seat: Seat, env: Mapping[str, str], root: Path = Path("/sys")) -> dict[str, str]:
-    """What the program gets besides."""
+    """Variables for the program."""
     found = {LOCAL: str(seat.local)}
-    if seat.mig:  # CUDA shows a process one slice: its own must be named
+    if seat.mig:  # CUDA shows a process one slice, so the rank's own is named
         found |= {DEVICE: "0", VISIBLE: seat.mig}
     elif seat.order is not None:
         found[DEVICE] = str(seat.order)
-        found["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as nvidia-smi counts; CUDA's own order puts the fastest first
+        found["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # nvidia-smi's order; CUDA's default order puts the fastest first
     port = active_port(seat.nic, root)
-    if port:  # Open MPI and MPICH over UCX; others choose by themselves
+    if port:  # for Open MPI and MPICH over UCX; other libraries choose themselves
         found["UCX_NET_DEVICES"] = f"{seat.nic}:{port}"
     return {name: value for name, value in found.items() if name in (LOCAL, DEVICE, VISIBLE) or name not in env}
 
 
 def active_port(nic: str, root: Path = Path("/sys")) -> int:
-    """The first port of an InfiniBand or RoCE adapter that is up; 0 if there is none."""
+    """The first active port of an InfiniBand or RoCE adapter; 0 if there is none."""
     for port in sorted((root / "class/infiniband" / nic / "ports").glob("[0-9]*")) if nic else ():
         try:
             if "ACTIVE" in (port / "state").read_text():
@@ -108,20 +103,20 @@ def active_port(nic: str, root: Path = Path("/sys")) -> int:
 
 
 def bind(cpus: frozenset[int]) -> None:
-    """Bind this process to those of `cpus` that it may use; as it is where it may use none of them."""
+    """Bind this process to those of `cpus` that it may use; if there are none, change nothing."""
     mine = cpus & os.sched_getaffinity(0)
     if mine:
         os.sched_setaffinity(0, mine)
 
 
 def here(size: int, smt: bool) -> list[Seat]:
-    """The seats of this machine for `size` ranks."""
-    machine = look(os.environ)
-    return seats(machine.node, size, machine.devices, smt)
+    """The seats of this node for `size` ranks."""
+    node = find(os.environ)
+    return seats(node.node, size, node.devices, smt)
 
 
 def clean_old(folder: str = SHM) -> int:
-    """Remove what killed MPI jobs of this user left on this node and no process has mapped or open; how many files."""
+    """Remove files that killed MPI jobs of this user left on this node and no process uses; how many."""
     removed = 0
     for path, _ in leftovers(folder):
         with contextlib.suppress(OSError):
@@ -144,11 +139,11 @@ def main(argv: list[str]) -> int:
         return 3
     found = from_json(os.environ.pop(PLAN, ""), size)
     seat = (found or here(size, smt))[rank]
-    if not workarounds.under_srun(os.environ):
-        # A rank whose launcher is killed goes too. Slurm sees to that itself.
+    if not under_srun(os.environ):
+        # A rank ends with its launcher. Under srun Slurm does that.
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     elif rank == 0:
-        clean_old()  # where the job was started, that was done before
+        clean_old()  # elsewhere `aristos run` has done it
     bind(seat.cpus)
     workarounds.apply(mpi_library.find())
     os.environ.update(environment(seat, os.environ))

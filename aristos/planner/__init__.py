@@ -1,13 +1,14 @@
-"""Which devices form which expert-parallel groups, and who holds which experts: Equations 1 and 2 of the poster.
+"""Which devices form which expert-parallel groups, and which devices hold which experts: Equations 1 and 2.
 
-`solve(problem)` gives a `Plan`: the groups, every term, a lower bound that no partition beats, and the placement. It
-refuses to measure anything and to start ranks: problems come from a file, from `models.build`, or from a `Problem`.
+`solve(problem)` returns a `Plan`: the groups, every term, a lower bound that no partition beats, and the placement. A
+problem comes from a file, from `models.build`, or is a `Problem`. The planner measures nothing and starts no ranks.
 """
 
 from .cost import ALLREDUCES, Cost, evaluate
 from .plan import Plan
-from .problem import OBJECTIVES, Device, Infeasible, Problem, ProblemError, load, parse
+from .problem import OBJECTIVES, Device, Infeasible, Problem, load, parse
 from .solver import solve
+from .values import ProblemError
 
 __all__ = [
     "ALLREDUCES",

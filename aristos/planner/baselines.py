@@ -1,6 +1,6 @@
-"""What a planner must never lose to: one group, one group a node, and the greedy merge of 2024.
+"""Plans that ours must never be worse than: one group, one group a node, and the greedy merge of 2024.
 
-Each gives groups, perhaps infeasible ones: their cost is infinite then.
+Each returns groups. Groups that do not fit have infinite cost.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import numpy as np
 
 from .cost import Cost, evaluate, stage_us
 from .problem import Problem
+from .terms import link_us
 
 NAMES = ("one group", "one group a node", "2024 greedy")
-GREEDY_MOST = 256  # devices up to which the greedy, cubic in them, is run by `all_baselines`
+GREEDY_MOST = 256  # devices; `all_baselines` skips the greedy above, because its time is cubic
 
 
 def one_group(problem: Problem) -> list[list[int]]:
@@ -20,16 +21,16 @@ def one_group(problem: Problem) -> list[list[int]]:
 
 
 def link_key(problem: Problem) -> np.ndarray:
-    """[n, n] what a link costs for the whole payload: alpha + beta * payload."""
-    return problem.alpha_us + problem.beta_us_per_mib * problem.payload_mib
+    """[n, n] the time of a whole payload over each link, us."""
+    return link_us(problem.alpha_us, problem.beta_us_per_mib, problem.payload_mib)
 
 
 def node_of(problem: Problem) -> np.ndarray:
     """[n] each device's node.
 
-    Names say it where all have the form of a node's name, letters or punctuation and a last number ("n0d3", "a:1");
-    in the compressed form a node is a lowest switch; otherwise devices are a node that reach each other through links
-    faster than the largest relative gap between links.
+    In the compressed form a node is a lowest switch. Otherwise names decide if all are a node's name, letters or
+    punctuation, and a last number ("n0d3", "a:1"); else a node is a set of devices connected by links faster than the
+    largest relative gap between links.
     """
     if problem.tree is not None:
         bottom = (problem.tree.up >= 0).sum(0) - 1
@@ -58,7 +59,7 @@ def _nodes_by_name(names: tuple[str, ...]) -> np.ndarray | None:
 
 
 def components(linked: np.ndarray) -> np.ndarray:
-    """[n] the number of each device's connected component, in order of their lowest devices. linked: [n, n] bool"""
+    """[n] the number of each device's connected component, in order of first devices. linked: [n, n] bool"""
     n = len(linked)
     found = np.full(n, -1, np.int64)
     number = 0
@@ -75,7 +76,7 @@ def components(linked: np.ndarray) -> np.ndarray:
 
 
 def groups_of(labels: np.ndarray) -> list[list[int]]:
-    """Groups from labels, each ascending, in order of their lowest devices."""
+    """Groups from labels, each ascending, in order of their first devices."""
     first = {int(label): i for i, label in reversed(list(enumerate(labels)))}
     members: dict[int, list[int]] = {label: [] for label in sorted(first, key=first.__getitem__)}
     for i, label in enumerate(labels):
@@ -89,9 +90,9 @@ def per_node(problem: Problem) -> list[list[int]]:
 
 
 def greedy(problem: Problem, objective: str | None = None) -> list[list[int]]:
-    """The merge of 2024: links ascending by alpha + beta * payload; the groups of both ends become one if neither can
-    hold all experts, or if a stage of the merged group takes no longer than the longer of the two. Groups that cannot
-    hold the experts then join the group where F rises least.
+    """The merge of 2024: visit links ascending by alpha + beta * payload, and merge the groups of both ends if neither
+    can hold all experts, or if a stage of the merged group takes no longer than the longer of the two. Then each group
+    that cannot hold the experts joins the group where F rises least.
     """
     objective = objective or problem.objective
     n, kappa = problem.n, problem.kappa
@@ -118,7 +119,7 @@ def greedy(problem: Problem, objective: str | None = None) -> list[list[int]]:
 
 
 def _join_leftovers(problem: Problem, groups: list[list[int]], objective: str) -> list[list[int]]:
-    """Groups without room for all experts, each joined to the group where F rises least."""
+    """Join each group that cannot hold all experts to the group where F rises least."""
     while len(groups) > 1:
         short = [g for g in groups if problem.memory[g].sum() < problem.experts]
         if not short:
@@ -132,7 +133,7 @@ def _join_leftovers(problem: Problem, groups: list[list[int]], objective: str) -
 
 
 def _padded(problem: Problem, groups: list[list[int]], objective: str) -> float:
-    """F where groups without room count as if they had it: leftovers are compared before all have joined."""
+    """F without the check of memory: leftovers are compared before all have joined."""
     cost = evaluate(problem, groups, objective)
     return cost.kappa * float((cost.pi_us + cost.comm_us).max()) + cost.allreduce_us
 
@@ -140,8 +141,7 @@ def _padded(problem: Problem, groups: list[list[int]], objective: str) -> float:
 def all_baselines(
     problem: Problem, objective: str | None = None, allreduce: str = "any"
 ) -> dict[str, tuple[list[list[int]], Cost]]:
-    """Groups and cost of each baseline by its name; the greedy only up to GREEDY_MOST devices in
-    matrices."""
+    """Groups and cost of each baseline by name; the greedy only up to GREEDY_MOST devices in matrices."""
     made = {NAMES[0]: one_group(problem), NAMES[1]: per_node(problem)}
     if problem.n <= GREEDY_MOST and problem.tree is None:
         made[NAMES[2]] = greedy(problem, objective)

@@ -1,8 +1,8 @@
-"""A lower bound on F for problems too large to prove otherwise: a mixed-integer programme over cells and sizes.
+"""A lower bound on F for problems too large to solve exactly: a mixed-integer programme over cells and sizes.
 
-Let every group take at most b us a stage. How few groups can there be? A group belongs to the smallest cell v that
-holds it. With x[t, v, s] the devices of type t in groups of size s of v, y[v, s] the number of those groups and
-z[v, u, s, c] how many of them have c devices in v's child u, every partition obeys
+How few groups can there be if every stage takes at most b us? A group belongs to the smallest cell v that contains it.
+Let x[t, v, s] be the devices of type t in groups of size s of v, y[v, s] the number of those groups, and z[v, u, s, c]
+how many of them have c devices in v's child u. Every partition obeys
 
     sum over v, s of x[t, v, s] = devices of type t           x[t, v, s] <= devices of type t * y[v, s]
     sum over t of x[t, v, s] = s y[v, s]                      x = 0 where comm of t exceeds what pi leaves of b
@@ -11,11 +11,11 @@ z[v, u, s, c] how many of them have c devices in v's child u, every partition ob
     sum over t in u of x[t, v, s] = sum over c of c z[v, u, s, c]       z = 0 where part of u exceeds the same
     sum over c of z[v, u, s, c] <= y[v, s]                    sum over u, c of z[v, u, s, c] >= 2 y[v, s]
 
-with y and the sums over s of z whole. comm and part come from `reach.py`; the fourth line says that a group's rates
-pay for pi within what communication leaves of b. The least sum of y is k(b), fewer with larger b, and T_rho grows with
-k; so F < f is impossible if for every k the longest stage allowed, (f - T_rho(k)) / kappa, needs more than k groups.
-The bound is the largest f of that kind that bisection finds. The solver is HiGHS; its own bound counts, not its
-solution, so that a time limit costs sharpness and never truth.
+with y and the sums over s of z whole. comm and part come from `reach.py`. The fourth line: a group's rates suffice for
+pi within the time that communication leaves of b. The least sum of y is k(b), which falls as b grows, and T_rho grows
+with k. So F < f is impossible if for every k the longest stage allowed, (f - T_rho(k)) / kappa, needs more than k
+groups. The bound is the largest such f that bisection finds. The solver is HiGHS; its own bound is used, not its
+solution, so a time limit can weaken the bound but not falsify it.
 """
 
 from __future__ import annotations
@@ -34,21 +34,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .problem import Problem
+from .terms import pi_us, rate_each
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
-TIGHT = 1e-3  # relative: bisection ends there
-ROUNDING = 1e-6  # of a count of groups, by which a solver may be off
-
-
-FINEST = 1e-6  # of a row's unit
-SLACK = 1e-7  # relative, by which stages may be longer: solvers have tolerances
-CALL_SECONDS = {False: 20.0, True: 6.0}  # of one programme, by whether counts are whole
+TIGHT = 1e-3  # relative width at which bisection ends
+ROUNDING = 1e-6  # error of the solver in a count of groups
+FINEST = 1e-6  # least coefficient, in a row's unit
+SLACK = 1e-7  # relative, added to stages: solvers have tolerances
+CALL_SECONDS = {False: 20.0, True: 6.0}  # time limit of one programme, by whether counts are whole
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Devices that nothing here tells apart. number: over the whole cluster."""
+    """Devices that the programme does not distinguish. number: over the whole cluster."""
 
     number: int
     rate: float
@@ -57,9 +56,9 @@ class Kind:
 
 @dataclass(frozen=True)
 class Part:
-    """How groups of a place may lie in children of one kind. place: the child's index; number: such children of one
-    place. low, high: [counts] devices in a child that each column stands for. cost: [bins, counts] us, at least.
-    memory, rate: [counts] what so many devices bring at most.
+    """How groups of a place may lie in its children of one kind. place: the child's index. number: such children in one
+    place. low, high: [counts] range of devices in a child that a column covers. cost: [bins, counts] us, lower bound.
+    memory, rate: [counts] the most that so many devices have.
     """
 
     place: int
@@ -73,9 +72,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Place:
-    """A cell, or all alike cells. number: of them. size: devices in one. low, high: [bins] the sizes of groups that a
-    bin stands for. fastest: [bins] the sum of rates of the `high` fastest devices; quickest: [bins] the mean of the
-    `low` fastest. comm: by kind, [bins] us at least. parts: its children by kind; none where nothing finer is known.
+    """A cell, or all equal cells. number: of such cells. size: devices in one. low, high: [bins] range of group sizes.
+    fastest: [bins] the sum of rates of the `high` fastest devices; quickest: [bins] the mean of the `low` fastest.
+    comm: by kind, [bins] us, lower bound. parts: its children by kind; none if no finer structure is known.
     """
 
     number: int
@@ -96,11 +95,11 @@ class Programme:
     grows: bool
     kinds: list[Kind]
     places: list[Place]
-    until: float = math.inf  # on time.monotonic's clock
+    until: float = math.inf  # deadline, of time.monotonic
     known: dict[bool, list[tuple[float, int]]] = field(default_factory=lambda: {False: [], True: []})
 
     def fewest(self, b: float, enough: int, whole: bool) -> int:
-        """A number of groups that stages of at most b us need at least; `enough` where none are possible."""
+        """Lower bound on the number of groups if stages take at most b us; `enough` if no such partition exists."""
         known = self.known[whole]
         least = max((k for at, k in known if at >= b), default=1)
         if least >= enough:
@@ -125,14 +124,14 @@ class Programme:
         return model
 
     def _add_groups(self, model: _Model, b: float, place: Place, s: int, uses, sums) -> None:
-        """Groups of one bin of sizes of a place, if there can be any."""
+        """Add the groups of one bin of sizes of a place, if there can be any."""
         p, low, high = self.problem, float(place.low[s]), float(place.high[s])
-        least_pi = p.layer_cost / (place.quickest[s] if self.grows else place.fastest[s])
-        spare = {}  # what a device's rate brings beyond its share of pi's
+        least_pi = pi_us(p.layer_cost, 1, place.quickest[s] if self.grows else place.fastest[s], self.grows)
+        spare = {}  # a device's rate beyond its part of the rates that pi needs
         for t, comm in place.comm.items():
             left = b - comm[s]
             if left >= least_pi:
-                need = p.layer_cost / left / (1 if self.grows else high) if left > 0 else 0.0
+                need = rate_each(p.layer_cost, high, left, self.grows) if left > 0 else 0.0
                 spare[t] = self.kinds[t].rate - need
         spare = balanced(spare, high)
         here = list(spare)
@@ -156,7 +155,7 @@ class Programme:
             self._add_parts(model, b - least_pi, place, s, count, x, sums)
 
     def _add_parts(self, model: _Model, most: float, place: Place, s: int, count: int, x: dict[int, int], sums) -> None:
-        """How those groups lie in the children of their place."""
+        """Add how those groups lie in the children of their place."""
         every = []
         for part, by_count in zip(place.parts, sums):
             child = self.places[part.place]
@@ -186,11 +185,11 @@ class Programme:
 
 
 def balanced(spare: dict[int, float], size: float) -> dict[int, float]:
-    """What devices bring and lack, so that a solver's tolerances are small beside it: in units of the largest lack.
+    """Spare rates by kind, in units of the largest lack, so that the solver's tolerances are small in comparison.
 
-    A device that lacks more than all others of a group of `size` can bring is in none, and is left out. One that brings
-    more than all others can lack counts as if it brought just that: a sum that was not negative still is not. What is
-    finer than a part of FINEST is rounded up.
+    A device that lacks more than all others of a group of `size` can have to spare is in no group, and is left out. A
+    device with more to spare than all others can lack counts as having just that: a sum that was not negative still is
+    not. Values smaller than FINEST are rounded up.
     """
     most = (size - 1) * max(0.0, *spare.values()) if spare else 0.0
     kept = {t: each for t, each in spare.items() if each >= -most}
@@ -203,7 +202,7 @@ def balanced(spare: dict[int, float], size: float) -> dict[int, float]:
 
 @cache
 def solver() -> Any:
-    """The HiGHS module, past its first words: some versions greet on stdout, where a command's JSON goes."""
+    """The HiGHS module. Some versions print a banner on stdout, where a command's JSON goes: it is discarded here."""
     import highspy
 
     sys.stdout.flush()
@@ -220,7 +219,7 @@ def solver() -> Any:
 
 
 class _Model:
-    """Columns and rows as they come, handed to HiGHS at once."""
+    """Collects columns and rows, and passes them to HiGHS at once."""
 
     def __init__(self) -> None:
         self.cost: list[float] = []
@@ -246,7 +245,7 @@ class _Model:
         self.value += [float(v) for _, v in entries]
 
     def least(self, enough: int, until: float, whole: bool) -> int:
-        """What the sum of costs is at least, rounded up; `enough` where no solution exists."""
+        """Lower bound on the sum of costs, rounded up; `enough` if no solution exists."""
         if not self.cost:
             return enough
         highspy = solver()
@@ -288,11 +287,11 @@ def lower_bound(
     high: float,
     until: float,
 ) -> float:
-    """The largest f in low..high found for which no partition costs less.
+    """The largest f found in low..high such that no partition costs less.
 
-    fewest(b, k, enough): groups that stages of at most b us need at least, `enough` where none do; it need not be sharp
-    where it is not above k. reduce_us(k): T_rho, growing with k. most: groups there is memory for. low: a bound already
-    known. high: F of a partition.
+    fewest(b, k, enough): lower bound on the number of groups with stages of at most b us, `enough` if none exist; need
+    not be sharp at or below k. reduce_us(k): T_rho, growing with k. most: groups that memory allows. low: a known
+    bound. high: F of a partition.
     """
     if high <= low or kappa <= 0:
         return min(low, high)
@@ -311,7 +310,7 @@ def lower_bound(
 def impossible(
     f: float, fewest: Callable[[float, int, int], int], reduce_us: Callable[[int], float], kappa: float, most: int
 ) -> bool:
-    """Does no partition cost less than f?"""
+    """Whether no partition costs less than f is proved."""
     k = 1
     while k <= most:
         b = (f - reduce_us(k)) / kappa
@@ -320,5 +319,5 @@ def impossible(
         need = fewest(b, k, most + 1)
         if need <= k:
             return False
-        k = need  # fewer groups need longer stages than these, and have less time for them than more groups leave
+        k = need  # fewer groups are impossible with such stages; check the stages that `need` groups leave time for
     return True

@@ -1,7 +1,7 @@
-"""Cells: nested sets of devices that are nearer to each other than to the rest, as nodes, switches and pods are.
+"""Cells: nested sets of devices with faster links to each other than to the rest, such as nodes, switches and pods.
 
-They are found from links alone: single linkage, cut where the next link is much slower. Any nested family would give
-true bounds; a good one gives sharp ones.
+They are found from links alone: single linkage, cut where the next link is much slower. Any nested family gives valid
+bounds; a good one gives sharp bounds.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from .baselines import link_key
 from .problem import Problem
 
 LEVELS = 4  # of cells between a device and the whole cluster
-STEP = 1.02  # ratio of link costs that makes a level
+STEP = 1.02  # a level begins where link costs rise by this ratio
 
 
 @dataclass
 class Cell:
-    """members: ascending devices. children: cells that partition them, or none, where nothing finer is known."""
+    """members: ascending devices. children: cells that partition them, or none if no finer structure is known."""
 
     members: NDArray[np.int64]
     children: list[Cell] = field(default_factory=list)
 
     def walk(self) -> list[Cell]:
-        """This cell and all below it, parents first."""
+        """This cell and all cells below it, parents first."""
         return [self, *(each for child in self.children for each in child.walk())]
 
 
 def single_linkage(key: NDArray[np.float64]) -> list[tuple[float, int, int]]:
-    """(height, a, b) of a minimum spanning tree's links, ascending."""
+    """Links (height, a, b) of a minimum spanning tree, ascending. key: [n, n]"""
     n = len(key)
     nearest, by = key[0].copy(), np.zeros(n, np.int64)
     out = np.ones(n, bool)
@@ -47,7 +47,7 @@ def single_linkage(key: NDArray[np.float64]) -> list[tuple[float, int, int]]:
 
 
 def find(problem: Problem, step: float = STEP) -> Cell:
-    """The cell of all devices, with those below it."""
+    """The cell of all devices, with the cells below it."""
     n = problem.n
     whole = Cell(np.arange(n))
     links = single_linkage(link_key(problem))
@@ -62,7 +62,7 @@ def find(problem: Problem, step: float = STEP) -> Cell:
 
 
 def _refine(cell: Cell, links: list[tuple[float, int, int]], cuts: list[int]) -> None:
-    """Split a cell at the first of the cuts, from slow to fast links, that does."""
+    """Split a cell at the first cut, from slow to fast links, that separates it."""
     for number, at in enumerate(cuts):
         parts = _components(cell.members, links[: at + 1])
         if len(parts) > 1:

@@ -1,12 +1,12 @@
 """Set partitioning by columns: a sharper lower bound, and groups, for problems of few devices and little structure.
 
-Let every group take at most b us a stage, and let each device have a price. If no group of that kind is worth more
-than v, then k groups, which hold every device once, are worth at most k v: so there are at least (sum of prices) / v of
-them, whatever the prices are. The best prices are the duals of a linear programme over the groups found so far
-(`master.py`); the group that is worth most at them is the next column (`pricing.py`). Which groups there may be is
-relaxed, never restricted: of those in a cell with s devices, at least c in each lowest cell that they touch, and
-exactly c in one, someone pays no less than a number that `reach.py` gives; what that leaves of b asks for a sum of
-rates; memory and rates are counted in units, rounded up. Columns whose real stages are short enough make partitions.
+Let every stage take at most b us, and let each device have a price. If no such group is worth more than v, then k
+groups, which hold every device once, are worth at most k v. So there are at least (sum of prices) / v groups, for any
+prices. The best prices are the duals of a linear programme over the groups found so far (`master.py`); the group that
+is worth most at these prices is the next column (`pricing.py`). The set of groups is relaxed, never restricted: in a
+group of s devices in a cell, with at least c in each lowest cell that it touches and exactly c in one, some device pays
+at least a number that `reach.py` computes; the rest of b requires a sum of rates; memory and rates are counted in
+units, rounded up. Columns whose real stages are short enough are combined to partitions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from . import pricing
+from . import pricing, terms
 from .bounds import ROUNDING, SLACK, impossible
 from .cells import Cell, find
 from .cost import stage_us
@@ -30,28 +30,28 @@ from .reach import by_parts, reach
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 MOST = 96  # devices
-LISTED = 10  # devices of a lowest cell whose groups are listed one by one
-EACH_MOST = 8  # devices in every cell touched, above which numbers are one class
-STATES = 120_000  # of one size's dynamic programme, at most: units get coarser then
+LISTED = 10  # devices of a lowest cell, up to which its groups are listed one by one
+EACH_MOST = 8  # devices in every cell touched; larger numbers are one class
+STATES = 120_000  # limit of one size's dynamic programme; coarser units keep it
 UNITS = 64  # of memory, at most
-TIGHT = 1e-3  # relative: bisection ends there
-STEP = 1.15  # ratio of link costs that makes a level of cells: finer ones hold single devices of noisy nodes
+TIGHT = 1e-3  # relative width at which bisection ends
+STEP = 1.15  # a level of cells begins where link costs rise by this ratio; less would split noisy nodes
 SMOOTH = 0.5  # weight of the best prices so far in the next ones
-DEAR = 4.0  # of a device that no column holds, in groups
-WHOLE_SECONDS = 4.0  # of one search for a partition of whole columns
-WHOLE_MOST = 800  # columns of one: of many thousands the solver does not keep its time limit
-KINDS, PARTS = 8, 32  # units are parts of so many values, the largest
-LITTLE = 1e-3  # of the sum of values, by which they may grow more than by the best unit
-UP, DOWN = 1e-9, 1e-6  # of a unit, that values and sums may be off in their last bits: far fewer than 1000 are added
-PARTITIONS = 4  # searches in a row: fewer groups may have longer stages
+DEAR = 4.0  # cost of leaving a device out, in groups
+WHOLE_SECONDS = 4.0  # time limit of one search for a partition of whole columns
+WHOLE_MOST = 800  # columns of one search: with many thousands the solver overruns its time limit
+KINDS, PARTS = 8, 32  # units are the KINDS largest values, divided by 1..PARTS
+LITTLE = 1e-3  # of the sum of values: rounding may add so much more than with the best unit
+UP, DOWN = 1e-9, 1e-6  # of a unit: errors of values and of sums in their last bits (sums of under 1000 values)
+PARTITIONS = 4  # searches in a row: fewer groups allow longer stages
 
 
 @dataclass(frozen=True)
 class _Class:
     """Groups in one cell, with at least `each` devices in every lowest cell that they touch.
 
-    members: devices, lowest cell by lowest cell. last: True for the last of each. comm: [sizes + 1] us at least of
-    someone in a group with exactly `each` somewhere. fastest: [sizes + 1] sums of the largest rates.
+    members: devices, lowest cell by lowest cell. last: True for the last of each. comm: [sizes + 1] us, lower bound on
+    max C of a group with exactly `each` in some cell. fastest: [sizes + 1] sums of the largest rates.
     """
 
     members: Counts
@@ -63,7 +63,7 @@ class _Class:
 
 @dataclass
 class _Column:
-    """stage: us that the relaxation lets the group take at least. real: us that it takes, infinite without room."""
+    """stage: us, the shortest that the relaxation allows. real: us of the real stage, infinite if it does not fit."""
 
     members: tuple[int, ...]
     stage: float
@@ -71,14 +71,14 @@ class _Column:
 
 
 class Columns:
-    """One problem's columns. offer: takes groups, and tells F of the best ones so far."""
+    """One problem's columns. offer: takes groups, and returns F of the best so far."""
 
     def __init__(self, problem: Problem, grows: bool, offer: Callable[[list[list[int]]], float], until: float) -> None:
         self.problem, self.grows, self.offer, self.until = problem, grows, offer, until
         self.columns: dict[tuple[int, ...], _Column] = {}
-        self._prices: Floats | None = None  # that have proved most
+        self._prices: Floats | None = None  # with the best bound so far
         self._classes: list[_Class] = []
-        self._listed: list[tuple[NDArray[np.bool_], Floats]] = []  # groups inside lowest cells, and their stages
+        self._listed: list[tuple[NDArray[np.bool_], Floats]] = []  # groups inside lowest cells and their stages
         for cell in find(problem, STEP).walk():
             if cell.children:
                 self._add_cell(cell)
@@ -95,23 +95,23 @@ class Columns:
         self._classes.append(_Class(members, last, each, comm, fastest))
 
     def _add_cell(self, cell: Cell) -> None:
-        """The classes of groups that lie in this cell and in none of its children."""
+        """Add the classes of groups that lie in this cell and in none of its children."""
         p, m, n = self.problem, cell.members, len(cell.members)
         lowest = [each.members for each in cell.walk() if not each.children]
         rows = [np.searchsorted(m, each) for each in lowest]
         own = [np.full((n + 1, len(each) + 1), np.inf) for each in lowest]
         alpha, beta = p.alpha_us[np.ix_(m, m)], p.beta_us_per_mib[np.ix_(m, m)]
-        split = np.full(n + 1, np.inf)  # what follows from the children alone: the smallest part has at most half
+        split = np.full(n + 1, np.inf)  # from the children alone: the smallest part has at most half of the devices
         comm, parts = reach(p, cell)
         for s in range(2, n + 1):
-            w = p.crossings * (alpha + beta * (p.payload_mib / s))
+            w = terms.comm_us(p.crossings, alpha, beta, terms.share_mib(p.payload_mib, s))
             for row, mine in zip(rows, own):
                 found = np.sort(by_parts(w, row, s), axis=0)
                 for c in range(1, len(row) + 1):
                     mine[s, c] = found[c - 1, c]
             split[s] = max(min(part[s, 1 : s // 2 + 1].min() for part in parts), comm[:, s].min())
         sizes = sorted((len(each) for each in lowest), reverse=True)
-        widest = sizes[1] if len(sizes) > 1 else 0  # two are touched at least
+        widest = sizes[1] if len(sizes) > 1 else 0  # at least two are touched
         order = np.concatenate(lowest)
         last = np.zeros(n, bool)
         last[np.cumsum([len(each) for each in lowest]) - 1] = True
@@ -122,7 +122,7 @@ class Columns:
             self._add_class(order, last, each, np.where(np.isfinite(bound), np.maximum(bound, split), np.inf))
 
     def _list(self, members: Counts) -> None:
-        """All groups inside a lowest cell that have room."""
+        """List all groups inside a lowest cell that can hold all experts."""
         count = len(members)
         inside = (np.arange(1, 1 << count)[:, None] >> np.arange(count) & 1).astype(bool)
         inside = inside[inside @ self.problem.memory[members] >= self.problem.experts]
@@ -133,12 +133,12 @@ class Columns:
         )
 
     def take(self, groups: list[list[int]]) -> None:
-        """Columns of groups that were found elsewhere."""
+        """Add columns for groups that were found elsewhere."""
         for group in groups:
             self._add(np.array(sorted(group)), math.inf)
 
     def _add(self, group: Counts, stage: float) -> bool:
-        """A column; whether it is new or allowed for shorter stages than before."""
+        """Add a column; whether it is new, or allowed for shorter stages than before."""
         key = tuple(int(i) for i in group)
         had = self.columns.get(key)
         if had is None:
@@ -151,7 +151,7 @@ class Columns:
         return False
 
     def close(self, reduce_us: Callable[[int], float], most: int, low: float, high: float) -> float:
-        """Bisection between a bound and F of the best groups: the bound, raised; better groups are offered."""
+        """Bisect between a bound and F of the best groups. Returns the raised bound; offers better groups."""
         p, end = self.problem, high
         while end - low > TIGHT * end and time.monotonic() < self.until:
             middle = (low + end) / 2
@@ -166,8 +166,10 @@ class Columns:
         return low
 
     def fewest(self, b: float, k: int, enough: int) -> int:
-        """A number of groups that stages of at most b us need at least; not the largest that can be proved if that is
-        not above k. `enough` where none are possible."""
+        """Lower bound on the number of groups if stages take at most b us; `enough` if no such partition exists.
+
+        It stops early if the best provable bound is not above k.
+        """
         b *= 1 + SLACK
         tables = [table for each in self._classes if (table := self._table(each, b)) is not None]
         master = Master(self.problem.n, [c.members for c in self.columns.values() if c.stage <= b], DEAR)
@@ -196,11 +198,12 @@ class Columns:
         return enough if proved >= enough else max(1, math.ceil(proved - ROUNDING))
 
     def _table(self, of: _Class, b: float) -> tuple | None:
-        """What the dynamic programme of a class needs, in units; None where it has no groups."""
+        """Input of a class's dynamic programme, in units; None if the class has no groups."""
         p = self.problem
         sizes = np.arange(len(of.comm))
         left = b - of.comm
-        wanted = np.where(left > 0, (sizes if self.grows else 1) * p.layer_cost / np.where(left > 0, left, 1.0), np.inf)
+        positive = np.where(left > 0, left, 1.0)
+        wanted = np.where(left > 0, terms.rates_for(p.layer_cost, sizes, positive, self.grows), np.inf)
         wanted[0] = np.inf
         wanted[wanted > of.fastest[: len(wanted)] * (1 + 1e-9)] = np.inf
         if not np.isfinite(wanted).any():
@@ -208,13 +211,13 @@ class Columns:
         most = int(np.flatnonzero(np.isfinite(wanted))[-1])
         wanted = wanted[: most + 1]
         memory = np.minimum(p.memory[of.members], p.experts).astype(np.float64)
-        room, memories = _in_units(memory, np.array([float(p.experts)]), UNITS)
-        least = max(8, STATES // ((most + 1) * (int(room[0]) + 1)))
+        needed, memories = _in_units(memory, np.array([float(p.experts)]), UNITS)
+        least = max(8, STATES // ((most + 1) * (int(needed[0]) + 1)))
         need, rates = _in_units(p.rate[of.members], np.where(np.isfinite(wanted), wanted, 0.0), least)
-        return of, memories, rates, int(room[0]), np.where(np.isfinite(wanted), need, -1)
+        return of, memories, rates, int(needed[0]), np.where(np.isfinite(wanted), need, -1)
 
     def _price(self, tables: list, b: float, asked: Floats, prices: Floats) -> tuple[float, list[tuple[int, ...]]]:
-        """What a group is worth at most at the prices asked, infinite if time is up; groups that the duals lack."""
+        """(the most a group is worth at the prices asked, infinite if time is up; new groups for the duals)."""
         most = 0.0
         fresh: list[tuple[int, ...]] = []
 
@@ -229,17 +232,17 @@ class Columns:
                 most = max(most, float(worth.max()))
                 for at in fits[np.argsort(-worth, kind="stable")[:3]]:
                     add(np.flatnonzero(inside[at]), float(stages[at]))
-        for of, memory, speed, room, need in tables:
+        for of, memory, speed, experts, need in tables:
             if time.monotonic() > self.until:
                 return math.inf, fresh
-            value, chosen = pricing.price(asked[of.members], memory, speed, of.last, of.each, room, need)
+            value, chosen = pricing.price(asked[of.members], memory, speed, of.last, of.each, experts, need)
             most = max(most, float(value.max()))
             for size in np.flatnonzero(np.isfinite(value)):
                 add(np.sort(of.members[chosen[size]]), b)
         return most, fresh
 
     def _partition(self, f: float, reduce_us: Callable[[int], float], high: float) -> float:
-        """Offer a partition of real columns that costs less than f, if one is found; F of the best so far."""
+        """Offer partitions into real columns that cost less than f. Returns F of the best so far."""
         k = 1
         for _ in range(PARTITIONS):
             b = (f - reduce_us(k)) / self.problem.kappa
@@ -253,9 +256,9 @@ class Columns:
         return high
 
     def _whole(self, b: float) -> list[list[int]] | None:
-        """The fewest real columns of at most b us that hold each device once; None where none are found in time."""
+        """The fewest real columns of at most b us that hold each device once; None if none are found in time."""
         groups = [c.members for c in self.columns.values() if c.real <= b]
-        if len(groups) > WHOLE_MOST and self._prices is not None:  # those that are worth most for their number
+        if len(groups) > WHOLE_MOST and self._prices is not None:  # the most valuable groups
             prices = self._prices
             groups = sorted(groups, key=lambda g: -float(prices[list(g)].sum()))[:WHOLE_MOST]
         seconds = min(WHOLE_SECONDS, self.until - time.monotonic())
@@ -263,9 +266,9 @@ class Columns:
 
 
 def _in_units(values: Floats, sums: Floats, most: int) -> tuple[Counts, Counts]:
-    """(sums, values) in a unit of which no sum has more than `most`, values rounded up: what reaches a sum still does.
+    """(sums, values) as whole units, at most `most` a sum. Values are rounded up: a set that reaches a sum still does.
 
-    Of such units one by which values grow little, the largest of those.
+    The unit is the largest of those by which values grow little.
     """
     top = float(sums.max())
     if top <= 0:

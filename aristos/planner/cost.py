@@ -1,4 +1,4 @@
-"""What a partition costs: Equation 1, term by term.
+"""The cost of a partition: Equation 1, term by term.
 
     F(G*) = kappa * max over g of (pi(g) + max over i in g of C_i(g)) + T_rho(|G*|)
 
@@ -6,6 +6,10 @@ pi(g) = |g| * layer_cost / sum of rates (`work_conserving`: every device brings 
 (`literal`, as the poster has it). C_i(g) = crossings * sum over j of (alpha_ij + beta_ij * payload / |g|). T_rho(k) =
 2 (k-1) (alpha* + beta* gradient / k), with alpha*, beta* of the slowest link of all (`any`) or of those that cross
 groups (`crossing`).
+
+The formulas are in `terms.py`, and only there. `subsets`, `moves`, `exact`, `search`, `reach`, `tree_reach`,
+`reducing`, `bounds`, `columns`, `baselines`, `tree`, `solver` and `words` call them; `terms.py` lists what the bounds
+assume of their form. `tests/planner/test_terms.py` changes each term and checks that all of these follow.
 """
 
 from __future__ import annotations
@@ -17,19 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from . import terms
 from .problem import OBJECTIVES, Problem
 
 ALLREDUCES = ("any", "crossing")
 Groups = Sequence[Sequence[int]]
-BLOCK = 1 << 22  # entries of a matrix looked at at once
+BLOCK = 1 << 22  # entries of a matrix examined at once
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Terms of one partition. objective_us: infinite where a group cannot hold all experts.
+    """Terms of one partition. objective_us: infinite if a group cannot hold all experts.
 
     pi_us, comm_us: [groups]. worst: [groups] the device with the group's largest C_i. link: the pair whose alpha and
-    beta the all-reduce takes, None for one group. missing: [groups] experts that have no room.
+    beta the all-reduce uses, None for one group. missing: [groups] experts that do not fit.
     """
 
     objective_us: float
@@ -43,30 +48,31 @@ class Cost:
 
     @property
     def slowest(self) -> int:
-        """The group whose stage takes longest, the first of equal ones."""
+        """The group with the longest stage, the first of equal ones."""
         return int(np.argmax(self.pi_us + self.comm_us))
 
 
 def allreduce_us(problem: Problem, k: float, alpha: float, beta: float) -> float:
-    """T_rho among k groups over a link of that alpha and beta."""
-    return 0.0 if k <= 1 else 2 * (k - 1) * (alpha + beta * problem.gradient_mib / k)
+    """T_rho among k groups over a link with this alpha and beta."""
+    return 0.0 if k <= 1 else terms.allreduce_us(k, alpha, beta, problem.gradient_mib)
 
 
 def stage_us(problem: Problem, members: Sequence[int] | NDArray[np.int64], grows: bool) -> float:
-    """pi + max C of one group; infinite where it cannot hold all experts. grows: `work_conserving`. Needs matrices."""
+    """pi + max C of one group; infinite if it cannot hold all experts. grows: `work_conserving`. Needs matrices."""
     group = np.asarray(members, np.int64)
     if problem.memory[group].sum() < problem.experts:
         return float("inf")
     inside, size = np.ix_(group, group), len(group)
-    comm = problem.alpha_us[inside].sum(1) + problem.beta_us_per_mib[inside].sum(1) * (problem.payload_mib / size)
-    pi = (size if grows else 1) * problem.layer_cost / problem.rate[group].sum()
-    return float(pi + problem.crossings * comm.max())
+    alphas, betas = problem.alpha_us[inside].sum(1), problem.beta_us_per_mib[inside].sum(1)
+    comm = terms.comm_us(problem.crossings, alphas, betas, terms.share_mib(problem.payload_mib, size))
+    pi = terms.pi_us(problem.layer_cost, size, problem.rate[group].sum(), grows)
+    return float(pi + comm.max())
 
 
 def slowest_link(problem: Problem, group_of: NDArray[np.int64] | None = None) -> tuple[int, int] | None:
-    """The pair (i, j), i < j, with the largest alpha + beta * gradient / 2, the lowest one of equal ones.
+    """The pair (i, j), i < j, with the slowest link of the all-reduce, the first of equal ones.
 
-    group_of: [n] only pairs of different groups count. None where there is no pair.
+    group_of: [n] if given, only pairs of different groups count. None if there is no pair.
     """
     if problem.tree is not None:
         return problem.tree.slowest(problem.gradient_mib, group_of)
@@ -74,7 +80,7 @@ def slowest_link(problem: Problem, group_of: NDArray[np.int64] | None = None) ->
     rows = max(1, BLOCK // problem.n)
     for first in range(0, problem.n, rows):
         part = slice(first, min(first + rows, problem.n))
-        key = problem.alpha_us[part] + problem.beta_us_per_mib[part] * (problem.gradient_mib / 2)
+        key = terms.slowness(problem.alpha_us[part], problem.beta_us_per_mib[part], problem.gradient_mib)
         here = np.arange(part.start, part.stop)
         key[here[:, None] >= np.arange(problem.n)] = -1.0
         if group_of is not None:
@@ -101,7 +107,7 @@ def links_to(problem: Problem, i: int, others: NDArray[np.int64]) -> NDArray[np.
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
-    """The value, or an InputError that says what it may be."""
+    """The value. Raises InputError, which lists the choices."""
     if value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     return value
@@ -120,7 +126,7 @@ def labels(n: int, groups: Groups) -> NDArray[np.int64]:
             raise InputError(f"groups[{number}] is empty")
         for i in members:
             if not 0 <= i < n:
-                raise InputError(f"groups[{number}] holds {i}, which is no device in 0..{n - 1}")
+                raise InputError(f"groups[{number}] holds {i}, which is not a device in 0..{n - 1}")
             if group_of[i] >= 0:
                 raise InputError(f"device {i} is in groups[{group_of[i]}] and in groups[{number}]")
             group_of[i] = number
@@ -130,17 +136,17 @@ def labels(n: int, groups: Groups) -> NDArray[np.int64]:
 
 
 def evaluate(problem: Problem, groups: Groups, objective: str | None = None, allreduce: str = "any") -> Cost:
-    """All terms of a partition. Raises InputError where groups are no partition of the devices."""
+    """All terms of a partition. Raises InputError unless the groups are a partition of the devices."""
     objective = check_choice("objective", objective or problem.objective, OBJECTIVES)
     check_choice("allreduce", allreduce, ALLREDUCES)
     return price(problem, labels(problem.n, groups), len(groups), objective, allreduce)
 
 
 def price(problem: Problem, group_of: NDArray[np.int64], k: int, objective: str, allreduce: str) -> Cost:
-    """`evaluate` for labels 0..k-1 that are known to be right. group_of: [n]"""
+    """`evaluate` for labels 0..k-1 that need no check. group_of: [n]"""
     size = np.bincount(group_of, minlength=k)
     rates = np.bincount(group_of, problem.rate, minlength=k)
-    pi = (size if objective == "work_conserving" else 1) * problem.layer_cost / rates
+    pi = terms.pi_us(problem.layer_cost, size, rates, objective == "work_conserving")
     missing = np.maximum(0, problem.experts - np.bincount(group_of, problem.memory, minlength=k).astype(np.int64))
     comm, worst = _longest(communication(problem, group_of, size), group_of, k)
     link = None if k == 1 else slowest_link(problem, group_of if allreduce == "crossing" else None)
@@ -152,23 +158,24 @@ def price(problem: Problem, group_of: NDArray[np.int64], k: int, objective: str,
 
 
 def communication(problem: Problem, group_of: NDArray[np.int64], size: NDArray[np.int64]) -> NDArray[np.float64]:
-    """[n] C of every device."""
+    """[n] C of every device. size: [groups]"""
     if problem.tree is not None:
-        near, wide = problem.tree.partners(group_of)
+        alphas, betas = problem.tree.partners(group_of)
     else:
-        near, wide = np.zeros(problem.n), np.zeros(problem.n)
+        alphas, betas = np.zeros(problem.n), np.zeros(problem.n)
         order = np.argsort(group_of, kind="stable")
         for members in np.split(order, np.cumsum(size)[:-1]):
             inside = np.ix_(members, members)
-            near[members] = problem.alpha_us[inside].sum(1)
-            wide[members] = problem.beta_us_per_mib[inside].sum(1)
-    return problem.crossings * (near + wide * (problem.payload_mib / size[group_of]))
+            alphas[members] = problem.alpha_us[inside].sum(1)
+            betas[members] = problem.beta_us_per_mib[inside].sum(1)
+    share = terms.share_mib(problem.payload_mib, size[group_of])
+    return terms.comm_us(problem.crossings, alphas, betas, share)
 
 
 def _longest(
     times: NDArray[np.float64], group_of: NDArray[np.int64], k: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """[k] the largest of each group, and the lowest device that has it."""
+    """[k] the largest of each group, and the first device that has it."""
     order = np.lexsort((np.arange(len(times)), -times, group_of))
     first = np.searchsorted(group_of[order], np.arange(k))
     return times[order[first]], order[first]

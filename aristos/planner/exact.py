@@ -1,8 +1,8 @@
-"""The best partition of a small problem, proved by looking at all of them: F* = min over k of kappa B_k + T(k).
+"""The best partition of a small problem, by dynamic programming over all: F* = min over k of kappa B_k + T(k).
 
 B_k is the least longest stage of a partition into exactly k groups. With `crossing`, the all-reduce's link depends on
-the partition: the slowest crossing pair is one of the n - 1 pairs that join two components when pairs are taken from
-slow to fast; all slower pairs are inside groups then. So each of them is a problem of its own with merged devices.
+the partition. Take pairs from slow to fast: the slowest crossing pair is one of the n - 1 pairs that join two
+components, and all slower pairs are inside groups. Each of these pairs gives a problem of its own, with merged devices.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import numpy as np
 from . import subsets
 from .cost import allreduce_us, evaluate, slowest_link
 from .problem import Problem
+from .terms import slowness
 
 MOST = 16  # devices; each more takes three times as long and twice the memory
-MOST_WITH_TIME = 18  # where the deadline leaves it
+MOST_WITH_TIME = 18  # with a deadline of at least SECONDS_WITH_TIME
 SECONDS_WITH_TIME = 30.0
-SLACK = 1e-9  # relative, of what a bound may cut off: sums of floats differ in their last bits
+SLACK = 1e-9  # relative, added to the incumbent: sums of floats differ in their last bits
 
 
 def solve(problem: Problem, objective: str, allreduce: str, incumbent: list[list[int]]) -> list[list[int]]:
-    """Groups of a partition that no other beats. incumbent: any partition; what cannot beat it is left out."""
+    """Groups of an optimal partition. incumbent: any partition; partitions that cannot beat it are skipped."""
     stage = subsets.stages(
         problem.alpha_us,
         problem.beta_us_per_mib,
@@ -43,9 +44,9 @@ def solve(problem: Problem, objective: str, allreduce: str, incumbent: list[list
 
 
 def variants(problem: Problem, allreduce: str) -> Iterator[tuple[tuple[int, int] | None, list[int]]]:
-    """(slowest pair, sets of devices that stay together as bit masks): problems of which one holds the best partition.
+    """(slowest pair, bit masks of devices that stay together): problems of which one contains the best partition.
 
-    A pair None stands for one group alone.
+    The pair is None for one group of all devices.
     """
     n = problem.n
     single = [1 << i for i in range(n)]
@@ -66,9 +67,9 @@ def variants(problem: Problem, allreduce: str) -> Iterator[tuple[tuple[int, int]
 
 
 def pairs_from_slow(problem: Problem) -> Iterator[tuple[int, int]]:
-    """All pairs i < j by alpha + beta * gradient / 2 descending, equal ones by (i, j)."""
+    """All pairs i < j from the slowest link of the all-reduce on; equal ones by (i, j)."""
     row, column = np.triu_indices(problem.n, 1)
-    key = problem.alpha_us[row, column] + problem.beta_us_per_mib[row, column] * (problem.gradient_mib / 2)
+    key = slowness(problem.alpha_us[row, column], problem.beta_us_per_mib[row, column], problem.gradient_mib)
     for at in np.argsort(-key, kind="stable"):
         yield int(row[at]), int(column[at])
 
@@ -81,7 +82,7 @@ def _best(
     incumbent_us: float,
     apart: bool,
 ) -> tuple[list[list[int]] | None, float]:
-    """The best partition that keeps components together (and the pair's ends apart), and its F."""
+    """The best partition that keeps components together, and its F. apart: the pair's ends are in different groups."""
     items = len(components)
     devices = np.zeros(1 << items, np.int64)
     for bit, mask in enumerate(components):

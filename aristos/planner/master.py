@@ -1,5 +1,5 @@
-"""The least number of known groups that hold each device once: the linear programme whose duals price devices, and the
-same with whole counts, whose solutions are partitions. It refuses to know what a group costs.
+"""The least number of known groups that hold each device once: a linear programme whose duals are prices of devices,
+and the same with whole counts, whose solutions are partitions. Costs of groups are not used here.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from .bounds import solver
 
 Group = tuple[int, ...]
-DEAREST = 1e4  # of a device that no group holds, in groups
-USED = 1e-6  # of a column, that counts as use
+DEAREST = 1e4  # limit of the cost of leaving a device out, in groups
+USED = 1e-6  # a column counts as used from here on
 
 
 @dataclass(frozen=True)
 class Solved:
-    """value: groups, and what is paid for devices left out. prices: [devices] duals. whole: nothing is left out."""
+    """value: groups plus the cost of devices left out. prices: [devices] duals. whole: no device is left out."""
 
     value: float
     prices: NDArray[np.float64]
@@ -27,7 +27,7 @@ class Solved:
 
 
 class Master:
-    """n devices, groups of them. dear: what leaving a device out costs, in groups; None: none may be."""
+    """n devices and groups of them. dear: cost of leaving a device out, in groups; None: not allowed."""
 
     def __init__(self, n: int, groups: list[Group], dear: float | None) -> None:
         self.n, self.dear = n, dear
@@ -44,7 +44,7 @@ class Master:
         self.add(groups)
 
     def add(self, groups: list[Group]) -> None:
-        """More groups; what was solved before is where the next solution starts."""
+        """Add groups; the next solution starts from the previous one."""
         self.groups += groups
         count = len(groups)
         if count:
@@ -56,7 +56,7 @@ class Master:
             )  # fmt: skip
 
     def dearer(self) -> bool:
-        """Make leaving devices out cost more; False where it does enough."""
+        """Raise the cost of leaving devices out; False if it is at its limit."""
         assert self.dear is not None
         self.dear *= 8
         for i in range(self.n):
@@ -64,7 +64,7 @@ class Master:
         return self.dear <= DEAREST
 
     def solve(self, until: float) -> Solved | None:
-        """The linear programme's solution; None where time, on time.monotonic's clock, is up."""
+        """The linear programme's solution; None if time is up. until: of time.monotonic."""
         self._limit(until - time.monotonic())
         self._highs.run()
         if self._highs.getModelStatus() != self._module.HighsModelStatus.kOptimal:
@@ -75,7 +75,7 @@ class Master:
         return Solved(value, np.array(solution.row_dual), bool(out.max() < USED))
 
     def partition(self, seconds: float) -> list[list[int]] | None:
-        """The fewest groups that hold each device once; None where none are found in time."""
+        """The fewest groups that hold each device once; None if none are found in time."""
         columns = self.n + len(self.groups)
         kind = self._module.HighsVarType.kInteger
         self._highs.changeColsIntegrality(columns, np.arange(columns, dtype=np.int32), np.full(columns, kind))
@@ -89,5 +89,5 @@ class Master:
         return found if sorted(i for g in found for i in g) == list(range(self.n)) else None
 
     def _limit(self, seconds: float) -> None:
-        """HiGHS counts its time from the start of the object."""
+        """Set a time limit from now on: HiGHS counts from the creation of the object."""
         self._highs.setOptionValue("time_limit", self._highs.getRunTime() + max(0.05, seconds))

@@ -1,24 +1,22 @@
-"""The loops of the search, compiled: the best cuts of an order of devices, and moves of single devices.
-
-Its functions call nothing outside this file, so that Numba's cache, which sees this file's hash, is never stale.
-"""
+"""The search's loops, compiled: the best cuts of an order of devices, and moves of single devices."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ..primitives.compile import jit
+from .terms import allreduce_us, comm_us, pi_us, share_mib
 
 INFINITE = np.inf
-SHARPNESS = 12.0  # of the mean that stands in for the longest stage: a shorter one among equals counts a little
-SHORT_OF_MEMORY = 4.0  # a stage counts so many times longer for each whole set of experts that has no room
+SHARPNESS = 12.0  # of the mean that replaces the longest stage: shortening one of several equals counts a little
+SHORT_OF_MEMORY = 4.0  # penalty factor of a stage for each whole set of experts that does not fit
 
 
 @jit
 def chain(distance):
-    """Average linkage by nearest-neighbour chains. distance: [n, n], destroyed. -> [n - 1, 2] merged clusters.
+    """Average linkage by nearest-neighbour chains. distance: [n, n], overwritten. Returns [n - 1, 2] merged clusters.
 
-    Cluster c < n is device c; a merged one keeps its first cluster's number.
+    Cluster c is device c at first; a merged cluster keeps the lower number.
     """
     n = len(distance)
     size = np.ones(n, np.int64)
@@ -60,34 +58,34 @@ def chain(distance):
 
 @jit
 def cuts(best, starts, begin, end, order, alpha, beta, rate, memory, experts, work, grows, crossings, payload):
-    """Best cuts of the first begin..end - 1 devices of an order into groups of neighbours, given those of fewer.
+    """Best cuts of the first begin..end - 1 devices of an order into groups of neighbours, given the cuts of fewer.
 
     best, starts: [most + 1, n + 1], written: the longest stage of k groups that cover the first b devices, and where
-    the last of them begins. best is infinite at first but for best[0, 0] = 0.
+    the last group begins. Before the first call best is infinite, except best[0, 0] = 0.
     """
     n, most = len(order), len(best) - 1
-    near, wide = np.zeros(n), np.zeros(n)
-    for last in range(begin, end):  # groups order[first:last], grown downwards
-        near[:], wide[:] = 0.0, 0.0
-        total, room = 0.0, 0
+    alphas, betas = np.zeros(n), np.zeros(n)
+    for last in range(begin, end):  # groups order[first:last], from short to long
+        alphas[:], betas[:] = 0.0, 0.0
+        total, held = 0.0, 0
         for first in range(last - 1, -1, -1):
             i = order[first]
             total += rate[i]
-            room += memory[i]
+            held += memory[i]
             for at in range(first + 1, last):
                 j = order[at]
-                near[first] += alpha[i, j]
-                near[at] += alpha[i, j]
-                wide[first] += beta[i, j]
-                wide[at] += beta[i, j]
-            if room < experts:
+                alphas[first] += alpha[i, j]
+                alphas[at] += alpha[i, j]
+                betas[first] += beta[i, j]
+                betas[at] += beta[i, j]
+            if held < experts:
                 continue
             size = last - first
-            share = payload / size
+            share = share_mib(payload, size)
             longest = 0.0
             for at in range(first, last):
-                longest = max(longest, near[at] + wide[at] * share)
-            stage = (size if grows else 1) * work / total + crossings * longest
+                longest = max(longest, comm_us(crossings, alphas[at], betas[at], share))
+            stage = pi_us(work, size, total, grows) + longest
             for k in range(1, most + 1):
                 value = max(stage, best[k - 1, first])
                 if value < best[k, last]:
@@ -97,7 +95,7 @@ def cuts(best, starts, begin, end, order, alpha, beta, rate, memory, experts, wo
 
 @jit
 def _blend(stage, size, groups):
-    """A soft longest stage."""
+    """A smooth maximum of the stages."""
     longest, used = 0.0, 0
     for g in range(groups):
         if size[g] > 0:
@@ -114,7 +112,7 @@ def _blend(stage, size, groups):
 
 @jit
 def _reduce(where, k, link, pairs, alpha, beta, gradient):
-    """T_rho: over the given link, or with link[0] < 0 over the first of `pairs` that crosses groups."""
+    """T_rho over the given link, or if link[0] < 0 over the first of `pairs` that crosses groups."""
     if k <= 1:
         return 0.0
     i, j = link[0], link[1]
@@ -123,41 +121,41 @@ def _reduce(where, k, link, pairs, alpha, beta, gradient):
             if where[pairs[at, 0]] != where[pairs[at, 1]]:
                 i, j = pairs[at, 0], pairs[at, 1]
                 break
-    return 2.0 * (k - 1) * (alpha[i, j] + beta[i, j] * gradient / k)
+    return allreduce_us(k, alpha[i, j], beta[i, j], gradient)
 
 
 @jit
-def _stage(g, leaving, coming, list_of, size, near, wide, alpha, beta, rate, memory, total, room, numbers):
-    """The stage of group g without `leaving` and with `coming` (-1: nobody), longer where memory is short.
+def _stage(g, leaving, coming, list_of, size, alphas, betas, alpha, beta, rate, memory, total, held, numbers):
+    """The stage of group g without device `leaving` and with `coming` (-1: none), penalised if memory is short.
 
-    near, wide: [n, groups] sums of alpha and beta to a group's members.
+    alphas, betas: [n, groups] sums of alpha and beta from a device to a group's members.
     """
     experts, work, grows, crossings, payload = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
-    s, r, m = size[g], total[g], room[g]
+    s, r, m = size[g], total[g], held[g]
     if leaving >= 0:
         s, r, m = s - 1, r - rate[leaving], m - memory[leaving]
     if coming >= 0:
         s, r, m = s + 1, r + rate[coming], m + memory[coming]
     if s == 0:
         return 0.0
-    share = payload / s
+    share = share_mib(payload, s)
     longest = 0.0
     for at in range(size[g]):
         i = list_of[g, at]
         if i == leaving:
             continue
-        a, b = near[i, g], wide[i, g]
+        a, b = alphas[i, g], betas[i, g]
         if leaving >= 0:
             a, b = a - alpha[i, leaving], b - beta[i, leaving]
         if coming >= 0:
             a, b = a + alpha[i, coming], b + beta[i, coming]
-        longest = max(longest, a + b * share)
+        longest = max(longest, comm_us(crossings, a, b, share))
     if coming >= 0:
-        a, b = near[coming, g], wide[coming, g]
+        a, b = alphas[coming, g], betas[coming, g]
         if leaving >= 0:
             a, b = a - alpha[coming, leaving], b - beta[coming, leaving]
-        longest = max(longest, a + b * share)
-    time = (s if grows > 0 else 1.0) * work / r + crossings * longest
+        longest = max(longest, comm_us(crossings, a, b, share))
+    time = pi_us(work, s, r, grows > 0) + longest
     if m < experts:
         time *= 1 + SHORT_OF_MEMORY * (1 + (experts - m) / experts)
     return time
@@ -167,50 +165,50 @@ def _stage(g, leaving, coming, list_of, size, near, wide, alpha, beta, rate, mem
 def anneal(
     where, groups, alpha, beta, rate, memory, numbers, link, pairs, gradient, kappa, nearest, steps, hot, cold, seed
 ):
-    """Move and swap devices from `where` on, cooling from hot to cold (shares of F); the best feasible labels found.
+    """Anneal: move and swap devices, cooling from hot to cold (shares of F). Returns ([n] best feasible labels, F).
 
-    where: [n] labels below `groups`, some of which may be empty. numbers: experts, layer_cost, 1 if pi grows with the
-    group, crossings, payload. nearest: [n, q] each device's nearest. -> ([n] labels, F)
+    where: [n] first labels, below `groups`; groups may be empty. numbers: experts, layer_cost, 1 if pi grows with the
+    group, crossings, payload. nearest: [n, q] the devices with the fastest links to each.
     """
     n = len(where)
     np.random.seed(seed)
     where = where.copy()
-    size, room = np.zeros(groups, np.int64), np.zeros(groups, np.int64)
+    size, held = np.zeros(groups, np.int64), np.zeros(groups, np.int64)
     total, stage = np.zeros(groups), np.zeros(groups)
     list_of, place = np.zeros((groups, n), np.int64), np.zeros(n, np.int64)
-    near, wide = np.zeros((n, groups)), np.zeros((n, groups))
+    alphas, betas = np.zeros((n, groups)), np.zeros((n, groups))
     for i in range(n):
         g = where[i]
         list_of[g, size[g]] = i
         place[i] = size[g]
         size[g] += 1
         total[g] += rate[i]
-        room[g] += memory[i]
+        held[g] += memory[i]
         for j in range(n):
-            near[j, g] += alpha[j, i]
-            wide[j, g] += beta[j, i]
+            alphas[j, g] += alpha[j, i]
+            betas[j, g] += beta[j, i]
     k = 0
     for g in range(groups):
         k += size[g] > 0
-        stage[g] = _stage(g, -1, -1, list_of, size, near, wide, alpha, beta, rate, memory, total, room, numbers)
+        stage[g] = _stage(g, -1, -1, list_of, size, alphas, betas, alpha, beta, rate, memory, total, held, numbers)
     now = kappa * _blend(stage, size, groups) + _reduce(where, k, link, pairs, alpha, beta, gradient)
     best, found = INFINITE, where.copy()
     fits = True
     for g in range(groups):
-        fits = fits and (size[g] == 0 or room[g] >= numbers[0])
+        fits = fits and (size[g] == 0 or held[g] >= numbers[0])
     if fits:
         best = kappa * stage.max() + _reduce(where, k, link, pairs, alpha, beta, gradient)
     for step in range(steps):
         heat = now * hot * (cold / hot) ** (step / steps)
         i = np.random.randint(n)
         slow = int(np.argmax(stage))
-        if np.random.random() < 0.5 and size[slow] > 0:  # an empty one where all stages take no time
+        if np.random.random() < 0.5 and size[slow] > 0:  # empty if all stages take no time
             i = list_of[slow, np.random.randint(size[slow])]
         g = where[i]
         other = -1
         h = g
         kind = np.random.random()
-        if kind < 0.45:  # to the group of a near device
+        if kind < 0.45:  # to the group of a device with a fast link
             h = where[nearest[i, np.random.randint(nearest.shape[1])]]
         elif kind < 0.6:
             h = np.random.randint(groups)
@@ -223,8 +221,8 @@ def anneal(
             h = where[other]
         if h == g:
             continue
-        stage_g = _stage(g, i, other, list_of, size, near, wide, alpha, beta, rate, memory, total, room, numbers)
-        stage_h = _stage(h, other, i, list_of, size, near, wide, alpha, beta, rate, memory, total, room, numbers)
+        stage_g = _stage(g, i, other, list_of, size, alphas, betas, alpha, beta, rate, memory, total, held, numbers)
+        stage_h = _stage(h, other, i, list_of, size, alphas, betas, alpha, beta, rate, memory, total, held, numbers)
         old_g, old_h = stage[g], stage[h]
         stage[g], stage[h] = stage_g, stage_h
         size_g, size_h = size[g], size[h]
@@ -244,14 +242,14 @@ def anneal(
                 where[other] = h
             continue
         now, k = then, k_new
-        _carry(i, g, h, list_of, place, size, near, wide, alpha, beta, rate, memory, total, room)
+        _carry(i, g, h, list_of, place, size, alphas, betas, alpha, beta, rate, memory, total, held)
         if other >= 0:
-            _carry(other, h, g, list_of, place, size, near, wide, alpha, beta, rate, memory, total, room)
+            _carry(other, h, g, list_of, place, size, alphas, betas, alpha, beta, rate, memory, total, held)
         longest = kappa * stage.max() + reduce_us
         if longest < best * (1 - 1e-12):
             fits = True
             for each in range(groups):
-                fits = fits and (size[each] == 0 or room[each] >= numbers[0])
+                fits = fits and (size[each] == 0 or held[each] >= numbers[0])
             if fits:
                 best = longest
                 found[:] = where
@@ -259,8 +257,8 @@ def anneal(
 
 
 @jit
-def _carry(i, g, h, list_of, place, size, near, wide, alpha, beta, rate, memory, total, room):
-    """Book device i out of g and into h."""
+def _carry(i, g, h, list_of, place, size, alphas, betas, alpha, beta, rate, memory, total, held):
+    """Move device i from g to h in all tables."""
     last = list_of[g, size[g] - 1]
     list_of[g, place[i]] = last
     place[last] = place[i]
@@ -270,10 +268,10 @@ def _carry(i, g, h, list_of, place, size, near, wide, alpha, beta, rate, memory,
     size[h] += 1
     total[g] -= rate[i]
     total[h] += rate[i]
-    room[g] -= memory[i]
-    room[h] += memory[i]
+    held[g] -= memory[i]
+    held[h] += memory[i]
     for j in range(len(alpha)):
-        near[j, g] -= alpha[j, i]
-        near[j, h] += alpha[j, i]
-        wide[j, g] -= beta[j, i]
-        wide[j, h] += beta[j, i]
+        alphas[j, g] -= alpha[j, i]
+        alphas[j, h] += alpha[j, i]
+        betas[j, g] -= beta[j, i]
+        betas[j, h] += beta[j, i]

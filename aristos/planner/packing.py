@@ -1,8 +1,7 @@
-"""Groups of a cluster in compressed form: pack devices to a size, subtree by subtree, for many sizes.
+"""Groups of a cluster in compressed form: pack devices into groups of one size, subtree by subtree, for many sizes.
 
-A subtree with at least as many devices as a group is to have is split into groups of nearly equal size, by its children
-where they are large enough; smaller ones wait for their siblings. Equal subtrees are packed once. It refuses to look at
-single links.
+A subtree with at least as many devices as a group is split into groups of nearly equal size, by its children if they
+are large enough; smaller subtrees are combined with their siblings. Equal subtrees are packed once. Links are not used.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ TRIES = 160  # sizes
 
 
 def pack(problem: Problem, tree: Tree, size: int) -> Pattern:
-    """Groups of about `size` devices with room for all experts; infeasible only if all devices together are."""
+    """Groups of about `size` devices that hold all experts; infeasible only if all devices together are."""
     known: dict[int, tuple[Pattern, Pattern]] = {}
     experts = problem.experts
 
-    def room(group: np.ndarray, memory: np.ndarray) -> bool:
+    def fits(group: np.ndarray, memory: np.ndarray) -> bool:
         return bool(memory[group].sum() >= experts)
 
     def inside(node: Switch | Leaf, memory: np.ndarray) -> tuple[Pattern, Pattern]:
-        """(groups, units left over) of a subtree whose devices have these memories."""
+        """(groups, units left over) of a subtree with these memories of devices."""
         if isinstance(node, Leaf):
             return [], [np.zeros(1, np.int64)]
         if id(node) in known:
@@ -45,21 +44,21 @@ def pack(problem: Problem, tree: Tree, size: int) -> Pattern:
         return known[id(node)]
 
     def _close(done: Pattern, waiting: Pattern, memory: np.ndarray) -> tuple[Pattern, Pattern]:
-        """Make groups of the units of a subtree, if there are enough."""
+        """Make groups of a subtree's units, if there are enough."""
         total = sum(len(u) for u in waiting)
         together = np.concatenate(waiting) if waiting else np.zeros(0, np.int64)
-        if total < max(1, size * 0.75) or not room(together, memory):
+        if total < max(1, size * 0.75) or not fits(together, memory):
             return done, ([together] if total else [])
         for k in range(max(1, round(total / size)), 0, -1):
             groups = _deal(waiting, k)
-            if all(room(g, memory) for g in groups):
+            if all(fits(g, memory) for g in groups):
                 return done + groups, []
         return [*done, together], []
 
     groups, left = inside(tree.root, problem.memory)
     if left:
         rest = np.concatenate(left)
-        if groups and not room(rest, problem.memory):
+        if groups and not fits(rest, problem.memory):
             groups = [*groups[:-1], np.concatenate([groups[-1], rest])]
         else:
             groups = [*groups, rest]
@@ -67,7 +66,7 @@ def pack(problem: Problem, tree: Tree, size: int) -> Pattern:
 
 
 def _deal(units: Pattern, k: int) -> Pattern:
-    """Neighbouring units in k groups of nearly equal numbers of devices; a unit is cut only if there are too few."""
+    """Neighbouring units in k groups of nearly equal numbers of devices; units are cut only if there are too few."""
     if len(units) < k:
         return [np.array(part) for part in np.array_split(np.concatenate(units), k)]
     ends = np.cumsum([len(u) for u in units])
@@ -79,7 +78,7 @@ def _deal(units: Pattern, k: int) -> Pattern:
 
 
 def sizes(tree: Tree, least: int) -> list[int]:
-    """Group sizes worth trying: parts and multiples of subtrees, and others in between."""
+    """Group sizes to try: parts and multiples of subtrees, and sizes in between."""
     n = tree.root.size
     found = {n, *range(max(1, least), min(n, least + 16) + 1)}
     for size in {switch.size for switch in tree.switches}:

@@ -1,7 +1,4 @@
-"""The cluster coloured by group, nodes in a row each, with the bottleneck marked.
-
-It refuses to open a window.
-"""
+"""A picture of the cluster: a row of squares a node, coloured by group, with the bottleneck marked."""
 
 from __future__ import annotations
 
@@ -10,11 +7,11 @@ import numpy as np
 from .baselines import groups_of, node_of
 from .plan import Plan
 
-MOST_DEVICES = 4096  # squares that can still be seen
+MOST_DEVICES = 4096  # more squares would be too small to see
 
 
 def draw(plan: Plan, path: str) -> None:
-    """Write a picture; its format follows the name. Raises ImportError without matplotlib, OSError, ValueError."""
+    """Write a picture in the format of the file's name. Raises ImportError without matplotlib, OSError, ValueError."""
     import matplotlib
 
     matplotlib.use("Agg")

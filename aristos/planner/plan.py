@@ -1,7 +1,4 @@
-"""A plan: the groups, what they cost term by term, how far from the best they can be at most, and what holds them up.
-
-It refuses to search.
-"""
+"""A plan: the groups, their cost term by term, the largest distance from the optimum, and the bottleneck."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from .problem import Problem
 
 @dataclass(frozen=True)
 class Plan:
-    """What `solve` gives. groups: device indices, ascending, groups by their lowest device. cost: every term of them.
+    """The result of `solve`. groups: device indices, ascending, groups in order of first devices. cost: their terms.
 
     lower_bound_us: no partition costs less. method: how the groups and the bound were found.
     """
@@ -38,7 +35,7 @@ class Plan:
 
     @property
     def gap(self) -> float:
-        """(objective - bound) / objective: the best partition is at most this share better."""
+        """(objective - bound) / objective: the optimum is at most this fraction lower."""
         if self.objective_us <= 0:
             return 0.0
         return max(0.0, (self.objective_us - self.lower_bound_us) / self.objective_us)
@@ -50,9 +47,9 @@ class Plan:
 
     @property
     def bottleneck(self) -> dict[str, Any]:
-        """{group, device, term}: the largest of the step's terms, and the device that it hangs on.
+        """{group, device, term}: the largest of the step's terms, and the device responsible.
 
-        term: `pi` (the group's slowest device is named), `comm` (the one with the largest C) or `allreduce` (an end of
+        term: `pi` (the device is the group's slowest), `comm` (the one with the largest C) or `allreduce` (an end of
         the slowest link).
         """
         cost = self.cost
@@ -69,7 +66,7 @@ class Plan:
         return {"group": g, "device": int(cost.worst[g]), "term": term}
 
     def to_json(self) -> dict[str, Any]:
-        """What `aristos plan --json` prints; times in us."""
+        """The object that `aristos plan --json` prints; times in us."""
         cost = self.cost
         return {
             "feasible": True,
@@ -90,11 +87,11 @@ class Plan:
 
 
 def infeasible_json(missing: int) -> dict[str, Any]:
-    """What `aristos plan --json` prints where no partition has room."""
+    """The object that `aristos plan --json` prints if no partition fits. missing: experts."""
     keys = ("objective_us", "lower_bound_us", "gap", "groups", "placement", "terms", "bottleneck", "method")
     return {"feasible": False, "missing_memory": missing, **dict.fromkeys(keys)}
 
 
 def ordered(groups: list[list[int]]) -> list[list[int]]:
-    """The same groups, each ascending, in order of their lowest devices."""
+    """The same groups, each ascending, in order of first devices."""
     return sorted(sorted(int(i) for i in members) for members in groups)

@@ -1,7 +1,4 @@
-"""The group that is worth most at given prices of devices: dynamic programming over devices, compiled.
-
-Its functions call nothing outside this file, so that Numba's cache, which sees this file's hash, is never stale.
-"""
+"""The group that is worth most at given prices of devices: dynamic programming over devices, compiled."""
 
 from __future__ import annotations
 
@@ -13,19 +10,19 @@ NOTHING = -np.inf
 
 
 @jit
-def price(worth, memory, speed, last, each, room, need):
-    """The most that groups of every size are worth: ([sizes + 1] worth, [sizes + 1, devices] who is in them).
+def price(worth, memory, speed, last, each, least_memory, need):
+    """The most valuable group of each size: ([sizes + 1] its worth, [sizes + 1, devices] whether a device is in it).
 
-    worth: [devices] of each. memory, speed: [devices] in whole units. last: [devices] True for the last one of its
-    cell. each: devices that a group has at least in every cell it touches. room: units of memory of a group. need:
-    [sizes + 1] units of speed of a group of so many, -1 where no such group may be. Worth is -inf where there is none.
+    worth: [devices]. memory, speed: [devices] in whole units. last: [devices] True for the last device of its cell.
+    each: least number of devices of a group in every cell it touches. least_memory: units that a group needs. need:
+    [sizes + 1] units of speed that a group of this size needs, -1 if there may be none. Worth is -inf if there is none.
     """
     n, most, top = len(worth), len(need) - 1, need.max()
-    best = np.full((each + 1, most + 1, room + 1, top + 1), NOTHING)
+    best = np.full((each + 1, most + 1, least_memory + 1, top + 1), NOTHING)
     best[0, 0, 0, 0] = 0.0
-    took = np.zeros((n, each + 1, most + 1, room + 1, top + 1), np.bool_)
+    took = np.zeros((n, each + 1, most + 1, least_memory + 1, top + 1), np.bool_)
     for i in range(n - 1, -1, -1):
-        if last[i]:  # of devices behind this one, none is of its cell
+        if last[i]:  # no later device is in its cell
             best[1:each] = NOTHING
             best[each] = best[0]
         m, r, w = memory[i], speed[i], worth[i]
@@ -33,7 +30,7 @@ def price(worth, memory, speed, last, each, room, need):
             for had in range(each + 1):
                 then = best[min(had + 1, each), size - 1]
                 now, mark = best[had, size], took[i, had, size]
-                for left in range(room + 1):
+                for left in range(least_memory + 1):
                     source, line, flag = then[max(0, left - m)], now[left], mark[left]
                     for q in range(min(r, top + 1)):
                         if source[0] + w > line[q]:
@@ -46,10 +43,10 @@ def price(worth, memory, speed, last, each, room, need):
     value = np.full(most + 1, NOTHING)
     inside = np.zeros((most + 1, n), np.bool_)
     for size in range(1, most + 1):
-        if need[size] < 0 or best[0, size, room, need[size]] == NOTHING:
+        if need[size] < 0 or best[0, size, least_memory, need[size]] == NOTHING:
             continue
-        value[size] = best[0, size, room, need[size]]
-        had, count, left, q = 0, size, room, need[size]
+        value[size] = best[0, size, least_memory, need[size]]
+        had, count, left, q = 0, size, least_memory, need[size]
         for i in range(n):
             if took[i, had, count, left, q]:
                 inside[size, i] = True

@@ -1,6 +1,6 @@
-"""The sharding problem: devices, links and one MoE layer's costs; how a file says it, and what a wrong file is told.
+"""The planning problem: devices, links and one MoE layer's costs; and its form in a file.
 
-Every refusal names the field. It refuses to know any solver.
+Each error about a file names the field. No solver is known here.
 """
 
 from __future__ import annotations
@@ -8,32 +8,23 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-
-if TYPE_CHECKING:
-    from .tree import Tree
+from . import tree as compressed
+from .tree import Tree
+from .values import LARGEST, ProblemError, count, number
 
 OBJECTIVES = ("work_conserving", "literal")
-LARGEST, SMALLEST = 1e30, 1e-30  # numbers, and positive ones: products of a few stay finite
 MOST_EXPERTS = 1 << 16
 Matrix = NDArray[np.float64]
 
 
-class ProblemError(InputError):
-    """A problem's field has the wrong value or shape; `field` is its name."""
-
-    def __init__(self, field: str, text: str) -> None:
-        super().__init__(f"{field} {text}")
-        self.field = field
-
-
 class Infeasible(InputError):
-    """No partition has room: memory of `missing` experts' size is missing, over all devices."""
+    """No partition fits: over all devices, memory for `missing` more experts is needed."""
 
     def __init__(self, missing: int, text: str) -> None:
         super().__init__(text)
@@ -42,7 +33,7 @@ class Infeasible(InputError):
 
 @dataclass(frozen=True)
 class Device:
-    """rate: cost units per us. memory: experts of one layer that fit (all layers' copies included)."""
+    """rate: cost units per us. memory: experts of one layer that fit, when those of all layers are held alike."""
 
     rate: float
     memory: int
@@ -51,13 +42,13 @@ class Device:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """One cluster and one layer, all that Equations 1 and 2 need.
+    """One cluster and one layer: the input of Equations 1 and 2.
 
     rate: [n] cost units per us. memory: [n] experts. alpha_us, beta_us_per_mib: [n, n] symmetric, zero diagonals.
-    layer_cost: of one stage and one device's tokens, in cost units. payload_mib: a device sends in one crossing.
-    crossings: of a stage. stages: MoE stages of a step over all devices, kappa = stages / n. gradient_mib: what groups
-    reduce among them. loads: [experts] tokens an expert gets, or None: all the same. tree: a
-    cluster in compressed form, whose matrices are never made: alpha_us and beta_us_per_mib are [0, 0] then.
+    layer_cost: cost units of one stage for one device's tokens. payload_mib: MiB a device sends in one crossing.
+    crossings: per stage. stages: MoE stages of a step over all devices, kappa = stages / n. gradient_mib: MiB that the
+    groups all-reduce. loads: [experts] tokens per expert, or None if all are equal. tree: a cluster in compressed form;
+    its matrices are never built, and alpha_us and beta_us_per_mib are [0, 0].
     """
 
     experts: int
@@ -77,7 +68,7 @@ class Problem:
 
     @property
     def n(self) -> int:
-        """Devices."""
+        """Number of devices."""
         return len(self.rate)
 
     @property
@@ -86,11 +77,11 @@ class Problem:
         return self.stages / self.n
 
     def device(self, i: int) -> str:
-        """How messages name a device: its index, and its name where it has one."""
+        """A device in a message: its index, and its name if it has one."""
         return f"device {i} ({self.names[i]})" if self.names and self.names[i] else f"device {i}"
 
     def check_feasible(self) -> None:
-        """Raise Infeasible where not even one group of all devices holds every expert."""
+        """Raise Infeasible if even one group of all devices cannot hold every expert."""
         total = int(self.memory.sum())
         if total < self.experts:
             missing = self.experts - total
@@ -98,28 +89,8 @@ class Problem:
             raise Infeasible(missing, text)
 
 
-def number(where: str, value: Any, *, positive: bool = False) -> float:
-    """A finite number that is not negative and at most LARGEST, or a ProblemError."""
-    want = f"a number from {SMALLEST:g} to {LARGEST:g}" if positive else f"a number from 0 to {LARGEST:g}"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ProblemError(where, f"must be {want}, got {value!r}")
-    if isinstance(value, int) and value.bit_length() > 128:
-        raise ProblemError(where, f"must be {want}, got an integer of {value.bit_length()} bits")
-    if not (SMALLEST if positive else 0) <= value <= LARGEST:
-        raise ProblemError(where, f"must be {want}, got {value!r}")
-    return float(value)
-
-
-def count(where: str, value: Any, least: int = 0) -> int:
-    """An integer of at least `least` and under 2**48, or a ProblemError."""
-    whole = isinstance(value, float) and value.is_integer()
-    if isinstance(value, bool) or not (isinstance(value, int) or whole) or not least <= value < 1 << 48:
-        raise ProblemError(where, f"must be an integer of at least {least} and under 2**48, got {value!r}"[:200])
-    return int(value)
-
-
 def _matrix(name: str, value: Any, n: int) -> Matrix:
-    """[n, n], symmetric, finite, not negative, zero diagonal; or a ProblemError that names the first wrong entry."""
+    """[n, n], symmetric, finite, not negative, zero diagonal; else ProblemError for the first wrong entry."""
     if not isinstance(value, list):
         raise ProblemError(name, f"must be {n} lists of {n} numbers, got {type(value).__name__}")
     if len(value) != n:
@@ -169,7 +140,7 @@ def _devices(value: Any) -> list[Device]:
 
 
 def scalars(data: dict[str, Any]) -> dict[str, Any]:
-    """What both forms of a file share, checked: keyword arguments of a Problem."""
+    """Check the fields that both forms of a file share; keyword arguments of a Problem."""
     for key in ("experts", "layer_cost", "payload_mib", "crossings", "stages", "gradient_mib"):
         if key not in data:
             raise ProblemError(key, "is missing")
@@ -191,14 +162,12 @@ def scalars(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse(data: Any) -> Problem:
-    """A problem from what JSON held. Raises ProblemError, which names the field that is wrong."""
+    """A problem from parsed JSON. Raises ProblemError, which names the wrong field."""
     if not isinstance(data, dict):
         raise ProblemError("problem", f"must be a JSON object, got {type(data).__name__}")
     checked = scalars(data)
     if "cluster" in data:
-        from . import tree
-
-        laid = tree.parse(data["cluster"])
+        laid = compressed.parse(data["cluster"])
         none = np.zeros((0, 0))
         return Problem(**checked, rate=laid.rate, memory=laid.memory, alpha_us=none, beta_us_per_mib=none, tree=laid)
     for key in ("devices", "alpha_us", "beta_us_per_mib"):
@@ -216,9 +185,9 @@ def parse(data: Any) -> Problem:
 
 
 def load(path: str | Path) -> Problem:
-    """A problem from a file. Raises ProblemError for what is not one, OSError for what cannot be read."""
+    """A problem from a file. Raises ProblemError if it is none, OSError if it cannot be read."""
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as why:
-        raise ProblemError("problem", f"is no JSON: {why}") from why
+        raise ProblemError("problem", f"is not JSON: {why}") from why
     return parse(data)

@@ -1,15 +1,15 @@
-"""What a group costs its devices at least: the numbers that the bound's programme is made of.
+"""Lower bounds on a group's communication: the coefficients of the bound's programme.
 
-Of groups that lie in a cell, but in none of its children, with s devices and room for all experts:
+For groups of s devices that lie in a cell, but in none of its children, and hold all experts:
 
-- comm[i, s] is no more than the largest C in any that has device i in it. It has s - 1 partners in the cell, and the
-  nearest are no nearer than this; they bring enough memory (a Lagrangian multiplier prices what is missing), and some
-  are in another child.
-- part[u][s, c] is no more than the largest C in any with c devices in child u: the c-th smallest of what each device
-  of u pays for c - 1 partners in u and s - c outside. If u has children itself, those c lie in at least so many of
-  them that one holds at most c over that number.
+- comm[i, s] is at most the largest C of any such group with device i. The device has s - 1 partners in the cell, so it
+  pays at least for the cheapest ones; they have enough memory together (a Lagrangian multiplier prices what is
+  missing), and some are in another child.
+- part[u][s, c] is at most the largest C of any such group with c devices in child u: the c-th smallest of what each
+  device of u pays for c - 1 partners in u and s - c outside. If u has children, the c devices lie in at least some
+  number of them, and one of these has at most c over that number.
 
-It refuses to look at rates and at the whole partition: `bounds.py` does.
+Rates and the whole partition are the business of `bounds.py`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from .bounds import Kind, Part, Place, Programme
 from .cells import Cell, find
 from .problem import Problem
+from .terms import comm_us, share_mib
 
 Floats = NDArray[np.float64]
-PRICES = 2.0 ** np.arange(-4, 5)  # of missing memory, times a typical link over a typical memory
+PRICES = 2.0 ** np.arange(-4, 5)  # of missing memory, in a typical link over a typical memory
 
 
 def programme(problem: Problem, grows: bool) -> Programme:
@@ -56,9 +57,9 @@ def programme(problem: Problem, grows: bool) -> Programme:
 
 
 def reach(problem: Problem, cell: Cell) -> tuple[Floats, list[Floats]]:
-    """The least communication of groups in this cell and in none of its children, in us.
+    """Lower bounds on C of groups in this cell and in none of its children, us.
 
-    -> [members, sizes + 1], and for each child [sizes + 1, its devices + 1]
+    Returns comm: [members, sizes + 1], and for each child part: [sizes + 1, its devices + 1].
     """
     p, m = problem, cell.members
     n = len(m)
@@ -68,7 +69,7 @@ def reach(problem: Problem, cell: Cell) -> tuple[Floats, list[Floats]]:
     part = [np.full((n + 1, len(u.members) + 1), np.inf) for u in cell.children]
     rows = [np.searchsorted(m, u.members) for u in cell.children]
     for s in range(1 if not cell.children else 2, n + 1):
-        w = p.crossings * (alpha + beta * (p.payload_mib / s))
+        w = comm_us(p.crossings, alpha, beta, share_mib(p.payload_mib, s))
         comm[:, s] = _by_partners(w, memory, s, p.experts)
         for u, row, mine in zip(cell.children, rows, part):
             own = by_parts(w, row, s)
@@ -81,27 +82,27 @@ def reach(problem: Problem, cell: Cell) -> tuple[Floats, list[Floats]]:
 
 
 def _by_partners(w: Floats, memory: Floats, s: int, experts: int) -> Floats:
-    """[n] the least sum of w to s - 1 partners that bring what memory lacks; infinite where none do."""
+    """[n] the least sum of w to s - 1 partners with enough memory; infinite if there are none. w: [n, n]"""
     n = len(w)
     off = ~np.eye(n, dtype=bool)
     others = w[off].reshape(n, n - 1)
     best = _least(others, s - 1)
     ranked = np.sort(memory)[::-1]
     top = np.concatenate([[0.0], np.cumsum(ranked)])
-    # the s - 1 largest of the others: one's own, where it is among them, gives way to the next
+    # the s - 1 largest of the others: if a device is among the largest itself, the next one replaces it
     among = memory >= ranked[min(s - 1, n - 1)]
-    room = np.where(among, top[min(s, n)], top[s - 1] + memory)
-    if memory.min() * s < experts:  # not every group of this size has room
+    held = np.where(among, top[min(s, n)], top[s - 1] + memory)
+    if memory.min() * s < experts:  # some groups of this size do not fit
         of_others = np.broadcast_to(memory, (n, n))[off].reshape(n, n - 1)
         scale = max(w.mean(), 1e-300) / max(memory.mean(), 1e-300)
         for price in PRICES * scale:
             paid = _least(others - price * of_others, s - 1) + price * (experts - memory)
             best = np.maximum(best, paid)
-    return np.where(room < experts, np.inf, best)
+    return np.where(held < experts, np.inf, best)
 
 
 def _least(w: Floats, count: int) -> Floats:
-    """[n] sum of the `count` smallest entries of each row."""
+    """[n] sum of the `count` smallest entries of each row of w."""
     if count <= 0:
         return np.zeros(len(w))
     if count >= w.shape[1]:
@@ -110,24 +111,24 @@ def _least(w: Floats, count: int) -> Floats:
 
 
 def by_parts(w: Floats, row: NDArray[np.int64], s: int) -> Floats:
-    """[u, c] what each device of a child pays as one of c there, 1 <= c < s; infinite elsewhere."""
+    """[u, c] the least C of a child's devices as one of c there, 1 <= c < s; else infinite. row: their places in w."""
     n, size = len(w), len(row)
-    outside = np.ones(n, bool)
-    outside[row] = False
-    far = np.sort(w[np.ix_(row, np.flatnonzero(outside))], axis=1)
-    far = np.concatenate([np.zeros((size, 1)), np.cumsum(far, axis=1)], axis=1)
-    near = w[np.ix_(row, row)].copy()
-    np.fill_diagonal(near, np.inf)
-    near = np.concatenate([np.zeros((size, 1)), np.cumsum(np.sort(near, axis=1)[:, :-1], axis=1)], axis=1)
+    others = np.ones(n, bool)
+    others[row] = False
+    outside = np.sort(w[np.ix_(row, np.flatnonzero(others))], axis=1)
+    outside = np.concatenate([np.zeros((size, 1)), np.cumsum(outside, axis=1)], axis=1)
+    inside = w[np.ix_(row, row)].copy()
+    np.fill_diagonal(inside, np.inf)
+    inside = np.concatenate([np.zeros((size, 1)), np.cumsum(np.sort(inside, axis=1)[:, :-1], axis=1)], axis=1)
     found = np.full((size, size + 1), np.inf)
     for c in range(1, min(size, s - 1) + 1):
-        if s - c < far.shape[1]:
-            found[:, c] = near[:, c - 1] + far[:, s - c]
+        if s - c < outside.shape[1]:
+            found[:, c] = inside[:, c - 1] + outside[:, s - c]
     return found
 
 
 def _nested(w: Floats, members: NDArray[np.int64], u: Cell, s: int) -> Floats:
-    """[c] what someone pays at least where c devices of u are in a group of s, by u's own children; 0 without any."""
+    """[c] lower bound on max C if c devices of u are in a group of s, from u's own children; 0 if it has none."""
     size = len(u.members)
     found = np.zeros(size + 1)
     if not u.children:
@@ -135,26 +136,26 @@ def _nested(w: Floats, members: NDArray[np.int64], u: Cell, s: int) -> Floats:
     row = np.searchsorted(members, u.members)
     inside_u = np.zeros(len(w), bool)
     inside_u[row] = True
-    far = np.sort(w[np.ix_(row, np.flatnonzero(~inside_u))], axis=1)
-    far = np.concatenate([np.zeros((size, 1)), np.cumsum(far, axis=1)], axis=1)
+    outside = np.sort(w[np.ix_(row, np.flatnonzero(~inside_u))], axis=1)
+    outside = np.concatenate([np.zeros((size, 1)), np.cumsum(outside, axis=1)], axis=1)
     child_of = np.zeros(len(w), np.int64)
     for number, child in enumerate(u.children):
         child_of[np.searchsorted(members, child.members)] = number
     mine = child_of[row]
     same = mine[:, None] == mine[None, :]
     local = w[np.ix_(row, row)]
-    near = np.sort(np.where(same & ~np.eye(size, dtype=bool), local, np.inf), axis=1)
-    near = np.concatenate([np.zeros((size, 1)), np.cumsum(near, axis=1)], axis=1)
+    inside = np.sort(np.where(same & ~np.eye(size, dtype=bool), local, np.inf), axis=1)
+    inside = np.concatenate([np.zeros((size, 1)), np.cumsum(inside, axis=1)], axis=1)
     middle = np.sort(np.where(same, np.inf, local), axis=1)
     middle = np.concatenate([np.zeros((size, 1)), np.cumsum(middle, axis=1)], axis=1)
     held = np.sort([len(child.members) for child in u.children])[::-1]
     total = np.cumsum(held)
     for c in range(1, min(size, s - 1) + 1):
-        if s - c >= far.shape[1]:
+        if s - c >= outside.shape[1]:
             continue
         spans = int(np.searchsorted(total, c)) + 1
-        few = c // spans  # at most so many where there are fewest
+        few = c // spans  # some child has at most so many
         k = np.arange(1, few + 1)
-        pays = near[:, k - 1] + middle[:, c - k] + far[:, [s - c]]
+        pays = inside[:, k - 1] + middle[:, c - k] + outside[:, [s - c]]
         found[c] = pays.min()
     return found

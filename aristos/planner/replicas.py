@@ -1,9 +1,9 @@
 """Placing experts by their loads, with copies of hot ones where memory is left.
 
-A copy of an expert takes an equal share of its load: each source rank uses one of them, by its number. Copies are given
-to the expert with the largest load a copy, places from heavy to light to the device that would end first; then copies
-are moved and swapped while that shortens the longest device. Every number of copies that memory allows is tried, so
-more memory never makes a placement worse. `eplb` is DeepSeek's load balancer, from its description: the baseline.
+Copies of an expert have equal shares of its load: each source rank uses one, by its number. The next copy always goes
+to the expert with the largest load per copy. Copies are given from heavy to light to the device that would end first,
+then moved and swapped while that shortens the longest device. TRIES numbers of copies up to what memory allows are
+tried. `eplb` is DeepSeek's load balancer, from its description: the baseline.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
-Placement = list[list[int]]  # for each expert its devices, ascending
-PASSES = 400  # of moving and swapping
-TRIES = 12  # numbers of copies
+Placement = list[list[int]]  # each expert's devices, ascending
+PASSES = 400  # moves and swaps at most
+TRIES = 12  # numbers of copies tried
 
 
 def longest(placement: Placement, loads: Floats, rate: Floats) -> float:
-    """The largest load over rate of a device; equal shares of an expert's load go to its copies."""
+    """The largest load / rate of a device; an expert's copies have equal shares of its load."""
     return float((held_loads(placement, loads, len(rate)) / rate).max())
 
 
 def held_loads(placement: Placement, loads: Floats, devices: int) -> Floats:
-    """[devices] load of each."""
+    """[devices] load of each device."""
     found = np.zeros(devices)
     for expert, places in enumerate(placement):
         np.add.at(found, places, loads[expert] / len(places))  # the baseline may put two copies on one device
@@ -32,19 +32,19 @@ def held_loads(placement: Placement, loads: Floats, devices: int) -> Floats:
 
 
 def replicate(loads: Floats, rate: Floats, memory: Counts, most: int | None = None) -> Placement:
-    """Devices of each expert. loads: [experts]. rate, memory: [devices], room for all experts at least.
+    """Devices of each expert. loads: [experts]. rate, memory: [devices]; memory must hold all experts.
 
-    most: copies of all experts together at most; default: what memory allows.
+    most: limit of copies over all experts; default: what memory allows.
     """
     experts, devices = len(loads), len(rate)
-    room = np.minimum(memory, experts)
-    slots = min(int(room.sum()), experts * devices)
+    space = np.minimum(memory, experts)
+    slots = min(int(space.sum()), experts * devices)
     slots = slots if most is None else max(experts, min(slots, most))
     best: Placement | None = None
     value = np.inf
     for total in np.unique(np.linspace(experts, slots, TRIES).astype(int)):
         copies = copies_of(loads, int(total), devices)
-        placement = _pack(loads, copies, rate, room)
+        placement = _pack(loads, copies, rate, space)
         if placement is None:
             continue
         mine = longest(placement, loads, rate)
@@ -55,7 +55,7 @@ def replicate(loads: Floats, rate: Floats, memory: Counts, most: int | None = No
 
 
 def copies_of(loads: Floats, total: int, most: int) -> Counts:
-    """[experts] copies, `total` in all, the next always to the largest load a copy; at most one a device."""
+    """[experts] number of copies, `total` in all; the next goes to the largest load per copy. most: of one expert."""
     copies = np.ones(len(loads), np.int64)
     share = loads.astype(np.float64).copy()
     for _ in range(total - len(loads)):
@@ -65,20 +65,20 @@ def copies_of(loads: Floats, total: int, most: int) -> Counts:
     return copies
 
 
-def _pack(loads: Floats, copies: Counts, rate: Floats, room: Counts) -> Placement | None:
-    """Copies given to devices, no two of one expert to the same; None where that gets stuck."""
+def _pack(loads: Floats, copies: Counts, rate: Floats, space: Counts) -> Placement | None:
+    """Give copies to devices, no two of one expert to the same device; None if a copy finds no device."""
     share = loads / copies
     held: list[set[int]] = [set() for _ in rate]
     load = np.zeros(len(rate))
     for expert in np.lexsort((np.arange(len(loads)), -share)):
         for _ in range(copies[expert]):
-            free = [d for d in range(len(rate)) if len(held[d]) < room[d] and expert not in held[d]]
+            free = [d for d in range(len(rate)) if len(held[d]) < space[d] and expert not in held[d]]
             if not free:
                 return None
             d = min(free, key=lambda d: ((load[d] + share[expert]) / rate[d], d))
             held[d].add(int(expert))
             load[d] += share[expert]
-    _improve(held, load, share, rate, room)
+    _improve(held, load, share, rate, space)
     placement: Placement = [[] for _ in loads]
     for d, mine in enumerate(held):
         for expert in mine:
@@ -86,8 +86,8 @@ def _pack(loads: Floats, copies: Counts, rate: Floats, room: Counts) -> Placemen
     return placement
 
 
-def _improve(held: list[set[int]], load: Floats, share: Floats, rate: Floats, room: Counts) -> None:
-    """Move or swap single copies off the longest device while that makes both ends shorter than it was."""
+def _improve(held: list[set[int]], load: Floats, share: Floats, rate: Floats, space: Counts) -> None:
+    """Move or swap single copies off the longest device while both devices end earlier than it did."""
     for _ in range(PASSES):
         time = load / rate
         slow = int(np.argmax(time))
@@ -96,7 +96,7 @@ def _improve(held: list[set[int]], load: Floats, share: Floats, rate: Floats, ro
             if d == slow:
                 continue
             give = [e for e in held[slow] if e not in held[d]]
-            take = [-1] if len(held[d]) < room[d] else []
+            take = [-1] if len(held[d]) < space[d] else []
             take += [e for e in held[d] if e not in held[slow]]
             if not give or not take:
                 continue
@@ -123,8 +123,8 @@ def _improve(held: list[set[int]], load: Floats, share: Floats, rate: Floats, ro
 def eplb(loads: Floats, devices: int, slots: int) -> Placement:
     """DeepSeek's global balancing: `slots` copies, as many on every device.
 
-    The expert with the largest load a copy gets the next copy; then, from heavy to light, each copy goes to the device
-    with the least load that has slots left, whether or not it has one of that expert. slots: a multiple of devices.
+    The next copy goes to the expert with the largest load per copy; then, from heavy to light, each copy goes to the
+    least loaded device with a free slot, even if it holds a copy of that expert. slots: a multiple of devices.
     """
     copies = copies_of(loads, slots, slots)
     share = np.repeat(loads / copies, copies)

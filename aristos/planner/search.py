@@ -1,8 +1,8 @@
-"""Good groups of problems too large to look at all partitions of: cuts of an order, then moves at the bottleneck.
+"""Good groups for problems too large to enumerate partitions: cuts of an order, then moves at the bottleneck.
 
-Clustering by links puts devices in an order in which nodes, switches and pods lie together; the best cuts of such an
-order into k groups, for every k, are found by dynamic programming. Annealing then moves and swaps single devices, half
-of the time those of the group with the longest stage. It refuses to prove anything.
+Clustering by links puts devices in an order in which nodes, switches and pods are contiguous. Dynamic programming finds
+the best cuts of such an order into k groups, for every k. Annealing then moves and swaps single devices, half of the
+time those of the group with the longest stage. Nothing is proved here.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from .exact import pairs_from_slow
 from .problem import Problem
 
 Groups = list[list[int]]
-NEAREST = 8  # of a device: where it is moved to
-STEPS = 1_500_000  # of one annealing, divided by the devices over 32
-ROUNDS = 12  # of annealing, from the best cuts of different k and from the best groups so far
+NEAREST = 8  # devices with the fastest links to a device: it moves to their groups
+STEPS = 1_500_000  # of one annealing; with over 32 devices times 32 / devices
+ROUNDS = 12  # of annealing, from the best cuts for different k and from the best groups so far
+PIECES = 10  # of one annealing; the clock is checked after each
 HOT, COLD = 0.03, 0.0002  # temperatures as shares of F
-CUT_WORK = 20_000_000  # steps between looks at the clock
-CUT_MOST = 2048  # devices up to which orders are cut: the work is cubic
+CUT_WORK = 20_000_000  # steps between checks of the clock
+CUT_MOST = 2048  # devices; no cuts above, because the work is cubic
 
 
 class Search:
@@ -42,7 +43,7 @@ class Search:
             self._pairs = np.array(list(pairs_from_slow(problem)), np.int64).reshape(-1, 2)
 
     def offer(self, groups: Groups) -> float:
-        """Take groups as the best if they are; their F."""
+        """Keep groups if they are the best so far; returns their F."""
         cost = evaluate(self.problem, groups, self.objective, self.allreduce)
         k = len(groups)
         if cost.objective_us < self.starts.get(k, (np.inf, []))[0]:
@@ -52,7 +53,7 @@ class Search:
         return cost.objective_us
 
     def cut(self, until: float) -> None:
-        """The best cuts of every order, for every number of groups."""
+        """Offer the best cuts of every order, for every number of groups."""
         p = self.problem
         if p.n > CUT_MOST:
             return
@@ -81,7 +82,7 @@ class Search:
                 self.offer(groups)
 
     def _cuts(self, order: np.ndarray, until: float) -> tuple[np.ndarray, np.ndarray] | None:
-        """([most + 1] longest stages of so many groups, [most + 1, n + 1] where they begin); None if time is up."""
+        """([most + 1] longest stage by number of groups, [most + 1, n + 1] where groups begin); None if time is up."""
         p = self.problem
         best, starts = np.full((self.most + 1, p.n + 1), np.inf), np.zeros((self.most + 1, p.n + 1), np.int64)
         best[0, 0] = 0.0
@@ -93,7 +94,7 @@ class Search:
         return best[:, p.n], starts
 
     def anneal(self, until: float, enough: Callable[[], bool]) -> None:
-        """Rounds of annealing until there were ROUNDS of them, time is up or it is enough."""
+        """Anneal until ROUNDS rounds are done, time is up, or enough() is True."""
         p = self.problem
         if p.n < 3:
             return
@@ -111,14 +112,12 @@ class Search:
                 where[members] = g
             groups = min(p.n, len(start) + 2)
             steps = STEPS * 32 // max(32, p.n)
-            # a piece at a time, so that the deadline is kept
-            pieces = 10
-            for piece in range(pieces):
-                share = (piece / pieces, (piece + 1) / pieces)
+            for piece in range(PIECES):
+                share = (piece / PIECES, (piece + 1) / PIECES)
                 hot, cold = (HOT * (COLD / HOT) ** s for s in share)
                 where, value = moves.anneal(
                     where, groups, p.alpha_us, p.beta_us_per_mib, p.rate, p.memory, numbers, self._link, self._pairs,
-                    p.gradient_mib, p.kappa, nearest, steps // pieces, hot, cold, self.seed + 1000 * number + piece,
+                    p.gradient_mib, p.kappa, nearest, steps // PIECES, hot, cold, self.seed + 1000 * number + piece,
                 )  # fmt: skip
                 if np.isfinite(value):
                     self.offer(groups_of(where))
@@ -126,7 +125,7 @@ class Search:
                     return
 
     def _round_starts(self) -> Iterator[Groups]:
-        """The groups that each round begins with: the best of the best numbers of groups, then the best of all."""
+        """The first groups of each round: twice the best with some number of groups, then the best of all."""
         tried: set[int] = set()
         for number in range(ROUNDS):
             left = sorted((value, k) for k, (value, _) in self.starts.items() if k not in tried and np.isfinite(value))
@@ -138,11 +137,11 @@ class Search:
 
 
 def pieces(n: int, most: int) -> Iterator[tuple[int, int]]:
-    """Ranges that cover 1..n, of CUT_WORK steps at most: a device takes its number squared, and `most` times it."""
+    """Ranges that cover 1..n, of at most CUT_WORK steps: device i takes i * (i + most) steps."""
     begin = 1
     while begin <= n:
-        far = 2 * begin  # the end is no further, so that no device takes more than that one
-        end = begin + min(begin, max(1, CUT_WORK // (far * (far + most))))
+        limit = 2 * begin  # of the end, so that no device takes more steps than this one
+        end = begin + min(begin, max(1, CUT_WORK // (limit * (limit + most))))
         yield begin, min(end, n + 1)
         begin = end
 
@@ -163,5 +162,5 @@ def orders(problem: Problem) -> list[np.ndarray]:
                 first, second = second, first
             members[a] = first + second
         found.append(np.array(members[min(members)], np.int64))
-    found.append(np.lexsort((np.arange(n), -problem.rate)))  # alike devices together
+    found.append(np.lexsort((np.arange(n), -problem.rate)))  # equal devices together
     return found

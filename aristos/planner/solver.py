@@ -1,28 +1,30 @@
-"""One entry: which solvers a problem gets, and the best of what they and the baselines found."""
+"""`solve`: chooses the solvers for a problem, and returns the best plan of them and of the baselines."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import exact
+from . import columns, exact, packing, reach, tree_reach
 from .baselines import all_baselines
+from .bounds import Programme, lower_bound
+from .condense import from_matrices
 from .cost import ALLREDUCES, check_choice, evaluate
 from .plan import Plan, ordered
-from .problem import OBJECTIVES, Problem, number
+from .problem import OBJECTIVES, Problem
+from .reducing import least_reduce
+from .search import Search
+from .terms import pi_us
+from .values import number
 
-if TYPE_CHECKING:
-    from .bounds import Programme
-    from .search import Search
-
-TIMELY = 0.93  # of the deadline, after which nothing new is begun
-CLOSE = 1e-4  # a gap that is not worth more search
-CELLS_MOST = 160  # devices up to which the bound knows each; above, alike cells count as one
-PLAIN, ANNEALED, PARTITIONED = 0.2, 0.4, 0.8  # shares of the time at which a bound by counts, moves, columns end
-NUMBERS_SECONDS = 15.0  # at most, that programmes with whole counts are given before the search
+TIMELY = 0.93  # of the deadline; no solver is started after it
+CLOSE = 1e-4  # gap at which the search ends
+CELLS_MOST = 160  # devices up to which the bound treats each; above, equal cells are one
+PACKED = 0.7  # of the time: when packing ends
+PLAIN, ANNEALED, PARTITIONED = 0.2, 0.4, 0.8  # of the time: when the first bound, annealing and columns end
+NUMBERS_SECONDS = 15.0  # limit of the integer programmes before the search
 
 
 def solve(
@@ -32,11 +34,11 @@ def solve(
     deadline_s: float = 60.0,
     seed: int = 0,
 ) -> Plan:
-    """The groups with the least F that could be found, and a bound that no partition beats.
+    """The groups with the least F found, and a bound that no partition beats.
 
-    objective: "work_conserving" or "literal"; default: the problem's. allreduce: the link of T_rho is the slowest of
-    "any" pair or of those "crossing" groups. deadline_s: seconds after which the best so far is returned. seed: equal
-    seeds give equal plans unless a time limit cuts a search short. Raises Infeasible where there is no plan.
+    objective: "work_conserving" or "literal"; default: the problem's. allreduce: T_rho uses the slowest link of "any"
+    pair, or of pairs "crossing" groups. deadline_s: seconds until the best plan so far is returned. seed: equal seeds
+    give equal plans, unless a time limit ends a search early. Raises Infeasible if no partition fits, InputError.
     """
     objective = check_choice("objective", objective or problem.objective, OBJECTIVES)
     check_choice("allreduce", allreduce, ALLREDUCES)
@@ -60,22 +62,20 @@ def solve(
 
 
 class _Large:
-    """A problem too large for all subsets: search from above, programmes from below."""
+    """A problem too large for the exact solver: searches improve the plan, programmes raise the bound."""
 
     def __init__(
         self, problem: Problem, objective: str, allreduce: str, started: float, until: float, seed: int
     ) -> None:
         self.problem, self.objective, self.allreduce = problem, objective, allreduce
         self.started, self.until, self.seed = started, until, seed
-        # some group is no faster a device (`literal`: altogether) than all devices together
-        share = problem.n if objective == "work_conserving" else 1
-        self.low, self.by = problem.kappa * (share * problem.layer_cost / float(problem.rate.sum())), "the sum of rates"
+        # some group's mean rate (`literal`: sum of rates) is no larger than that of all devices
+        least_pi = pi_us(problem.layer_cost, problem.n, float(problem.rate.sum()), objective == "work_conserving")
+        self.low, self.by = problem.kappa * least_pi, "the sum of rates"
         self._programme: Programme | None = None
         self._cluster: tuple[Problem, np.ndarray] | None = None
 
     def solve(self, best: list[list[int]], name: str) -> Plan:
-        from .search import Search
-
         p = self.problem
         method = name
         packed = self._pack()
@@ -98,14 +98,11 @@ class _Large:
         return self._plan(search.best, method)
 
     def _at(self, share: float) -> float:
-        """When so much of the time is over."""
+        """The time at which this share of the deadline has passed."""
         return self.started + share * (self.until - self.started)
 
     def _partition(self, search: Search, until: float) -> None:
-        """Raise the bound by columns, and take the groups that they make."""
-        from . import columns
-        from .reducing import least_reduce
-
+        """Raise the bound by columns, and offer the groups they find to the search."""
         p, high = self.problem, search.best_us
         if p.n > columns.MOST or p.kappa <= 0 or self.low >= high * (1 - CLOSE) or time.monotonic() > until:
             return
@@ -127,9 +124,7 @@ class _Large:
         return Plan(self.problem, self.objective, self.allreduce, groups, cost, low, f"{method}; bound by {self.by}")
 
     def _tree(self) -> tuple[Problem, np.ndarray]:
-        """(compressed problem, its devices as the problem's)."""
-        from .tree import from_matrices
-
+        """(the problem in compressed form, [n] the original device at each place)."""
         if self._cluster is None:
             p = self.problem
             if p.tree is not None:
@@ -144,22 +139,16 @@ class _Large:
         return self._cluster
 
     def _pack(self) -> list[list[int]] | None:
-        """Packed groups where the problem is large; None where searching by devices is better."""
-        from . import packing
-
+        """Packed groups of a large problem; None if a search by devices is better."""
         if self.problem.n <= CELLS_MOST and self.problem.tree is None:
             return None
         alike, order = self._tree()
-        half = self.started + 0.7 * (self.until - self.started)
-        groups = packing.best(alike, self.objective, self.allreduce, half)
+        end = self._at(PACKED)
+        groups = packing.best(alike, self.objective, self.allreduce, end)
         return [sorted(int(order[i]) for i in g) for g in groups]
 
     def sharpen(self, high: float, until: float) -> None:
-        """Raise the lower bound, first without whole counts, then with them."""
-        from . import reach, tree_reach
-        from .bounds import lower_bound
-        from .reducing import least_reduce
-
+        """Raise the lower bound, by a linear programme, then with whole counts."""
         p, grows = self.problem, self.objective == "work_conserving"
         if self.low >= high * (1 - CLOSE) or time.monotonic() > until:
             return

@@ -1,53 +1,51 @@
-"""Dynamic programming over all subsets of devices, compiled: what makes small problems exact.
-
-Its functions call nothing outside this file, so that Numba's cache, which sees this file's hash, is never stale.
-"""
+"""Dynamic programming over all subsets of devices, compiled, for the exact solution of small problems."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ..primitives.compile import jit
+from .terms import comm_us, pi_us, share_mib
 
 INFINITE = np.inf
 
 
 @jit
-def stages(alpha, beta, rate, memory, experts, cost_of_pi, grows, crossings, payload):
-    """[2**n] pi + max C of every set of devices in us, infinite where it cannot hold all experts.
+def stages(alpha, beta, rate, memory, experts, work, grows, crossings, payload):
+    """[2**n] pi + max C of every set of devices, us; infinite if it cannot hold all experts.
 
-    alpha, beta: [n, n]. rate: [n]. memory: [n] int64. cost_of_pi: layer_cost. grows: whether pi grows with the set.
+    alpha, beta: [n, n]. rate: [n]. memory: [n] int64. work: layer_cost. grows: whether pi grows with the set.
     """
     n = len(rate)
     found = np.full(1 << n, INFINITE)
     members = np.empty(n, np.int64)
     for mask in range(1, 1 << n):
-        size, total, room = 0, 0.0, 0
+        size, total, held = 0, 0.0, 0
         for i in range(n):
             if mask >> i & 1:
                 members[size] = i
                 size += 1
                 total += rate[i]
-                room += memory[i]
-        if room < experts:
+                held += memory[i]
+        if held < experts:
             continue
-        share = payload / size
+        share = share_mib(payload, size)
         longest = 0.0
         for a in range(size):
-            near, wide = 0.0, 0.0
+            alphas, betas = 0.0, 0.0
             for b in range(size):
-                near += alpha[members[a], members[b]]
-                wide += beta[members[a], members[b]]
-            longest = max(longest, near + wide * share)
-        found[mask] = (size if grows else 1) * cost_of_pi / total + crossings * longest
+                alphas += alpha[members[a], members[b]]
+                betas += beta[members[a], members[b]]
+            longest = max(longest, comm_us(crossings, alphas, betas, share))
+        found[mask] = pi_us(work, size, total, grows) + longest
     return found
 
 
 @jit
 def bottlenecks(stage, items, most, cap):
-    """[2**items, most + 1] the least longest stage of a partition of each set of items into exactly k groups.
+    """[2**items, most + 1] the longest stage of the best partition of each set of items into exactly k groups.
 
-    stage: [2**items] of every set. Sets with a stage above cap are never used.
+    stage: [2**items] of every set. Sets with a stage above cap are not used.
     """
     best = np.full((1 << items, most + 1), INFINITE)
     best[0, 0] = 0.0

@@ -1,10 +1,10 @@
-"""A cluster in compressed form: switches and devices with counts, whose links depend on the lowest common switch.
+"""A cluster in compressed form: switches and devices with counts. Two devices are linked by their lowest common switch.
 
     {"alpha_us": 15, "beta_us_per_mib": 47.7, "children": [
         {"count": 128, "alpha_us": 3, "beta_us_per_mib": 11.7, "children": [{"count": 8, "rate": 1.0, "memory": 26}]}]}
 
-Devices are numbered in the order of that text, every copy of a child after the one before. A slow node hangs from a
-switch of its own links. Equal subtrees are one object, and nothing here is n x n.
+Devices are numbered in the order of that text, each copy of a child after the previous one. A slow node is a switch
+with links of its own. Equal subtrees are one object, and nothing here is n x n.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .cells import Cell, find
-from .problem import Problem, ProblemError, count, number
+from .terms import slowness
+from .values import ProblemError, count, number
 
-MOST = 1_000_000  # devices
-DEEP = 16  # levels of switches
+MAX_DEVICES = 1_000_000
+MAX_LEVELS = 16  # of switches
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Switch:
-    """children: (count, subtree). alpha_us, beta_us_per_mib: between devices of different children."""
+    """children: (count, subtree). alpha_us, beta_us_per_mib: of the link between devices of different children."""
 
     alpha_us: float
     beta_us_per_mib: float
@@ -42,18 +42,18 @@ class Switch:
 
     @cached_property
     def size(self) -> int:
-        """Devices below."""
+        """Number of devices below."""
         return sum(times * child.size for times, child in self.children)
 
     def each(self) -> list[Switch | Leaf]:
-        """Every child, copies one by one."""
+        """Every child; copies are repeated."""
         return [child for times, child in self.children for _ in range(times)]
 
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """The cluster under one root, laid out. up: [levels, n] which switch of that level a device hangs from, -1 below
-    its last one; switches: of every number in `up` its Switch; first: its first device."""
+    """The cluster under one root. up: [levels, n] the number of the device's switch on that level, -1 below its lowest;
+    switches: the Switch of each number; first: its first device. rate, memory: [n]."""
 
     root: Switch
     up: NDArray[np.int64]
@@ -64,9 +64,9 @@ class Tree:
 
     @classmethod
     def of(cls, root: Switch) -> Tree:
-        """Lay out a root's devices and switches."""
-        n, deep = root.size, _depth(root)
-        up = np.full((deep, n), -1, np.int64)
+        """Number the devices and switches under a root."""
+        n, depth = root.size, _depth(root)
+        up = np.full((depth, n), -1, np.int64)
         rate, memory = np.zeros(n), np.zeros(n, np.int64)
         switches: list[Switch] = []
         first: list[int] = []
@@ -88,13 +88,13 @@ class Tree:
 
     @cached_property
     def links(self) -> NDArray[np.float64]:
-        """[switches, 2] alpha and beta of each."""
+        """[switches, 2] alpha and beta of each switch."""
         return np.array([[s.alpha_us, s.beta_us_per_mib] for s in self.switches])
 
     def partners(self, group_of: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """[n] sums of alpha and of beta to all others of a device's group."""
+        """[n] sums of alpha and of beta over a device's partners in its group."""
         n = len(group_of)
-        near, wide = np.zeros(n), np.zeros(n)
+        alphas, betas = np.zeros(n), np.zeros(n)
         below = np.ones(n)
         for level in range(len(self.up) - 1, -1, -1):
             at = self.up[level]
@@ -104,16 +104,16 @@ class Tree:
             )
             together = held[where].astype(np.float64)
             others = together - below[here]
-            near[here] += others * self.links[at[here], 0]
-            wide[here] += others * self.links[at[here], 1]
+            alphas[here] += others * self.links[at[here], 0]
+            betas[here] += others * self.links[at[here], 1]
             below[here] = together
-        return near, wide
+        return alphas, betas
 
     def slowest(self, gradient_mib: float, group_of: NDArray[np.int64] | None = None) -> tuple[int, int] | None:
-        """The pair with the largest alpha + beta * gradient / 2, of pairs of different groups if those are given."""
+        """The pair with the slowest link of the all-reduce; with group_of, among pairs of different groups."""
         if self.root.size < 2:
             return None
-        key = self.links[:, 0] + self.links[:, 1] * (gradient_mib / 2)
+        key = slowness(self.links[:, 0], self.links[:, 1], gradient_mib)
         for value in np.unique(key)[::-1]:
             pairs = [self._pair(int(s), group_of) for s in np.flatnonzero(key == value)]
             found = [pair for pair in pairs if pair is not None]
@@ -122,11 +122,11 @@ class Tree:
         return None
 
     def _pair(self, s: int, group_of: NDArray[np.int64] | None) -> tuple[int, int] | None:
-        """The lowest pair that meets at a switch."""
+        """The first pair whose lowest common switch is this one."""
         switch, start = self.switches[s], int(self.first[s])
         child = switch.children[0][1].size
         if switch.size == child:
-            return None  # one child: nobody meets here
+            return None  # one child: no pair meets here
         if group_of is None:
             return start, start + child
         groups = group_of[start : start + switch.size]
@@ -149,7 +149,7 @@ class Tree:
         return self.links[self.up[level, i]]
 
     def matrices(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """alpha_us and beta_us_per_mib, [n, n]: for small clusters."""
+        """alpha_us and beta_us_per_mib, [n, n]; for small clusters."""
         n = self.root.size
         alpha, beta = np.zeros((n, n)), np.zeros((n, n))
         for level in range(len(self.up)):
@@ -167,11 +167,11 @@ def _depth(node: Switch | Leaf) -> int:
 
 
 @dataclass
-class _Maker:
-    """Equal subtrees become one object."""
+class TreeBuilder:
+    """Builds trees in which equal subtrees are one object."""
 
     known: dict[Any, Any] = field(default_factory=dict)
-    serial: dict[int, int] = field(default_factory=dict)  # by id: an order that does not change from run to run
+    serial: dict[int, int] = field(default_factory=dict)  # by id: an order that is the same in every run
 
     def leaf(self, rate: float, memory: int) -> Leaf:
         return self._one((rate, memory), Leaf(rate, memory))
@@ -193,27 +193,27 @@ class _Maker:
 
 
 def parse(data: Any) -> Tree:
-    """The tree from what JSON held under `cluster`. Raises ProblemError, which names the field that is wrong."""
-    maker = _Maker()
-    root = _parse(data, "cluster", maker, 0)
+    """The tree from the JSON under `cluster`. Raises ProblemError, which names the wrong field."""
+    builder = TreeBuilder()
+    root = _parse(data, "cluster", builder, 0)
     if isinstance(root, Leaf):
-        root = maker.switch(0.0, 0.0, [(1, root)])
-    if root.size > MOST:
-        raise ProblemError("cluster", f"must have at most {MOST} devices, got {root.size}")
+        root = builder.switch(0.0, 0.0, [(1, root)])
+    if root.size > MAX_DEVICES:
+        raise ProblemError("cluster", f"must have at most {MAX_DEVICES} devices, got {root.size}")
     return Tree.of(root)
 
 
-def _parse(data: Any, where: str, maker: _Maker, level: int) -> Switch | Leaf:
+def _parse(data: Any, where: str, builder: TreeBuilder, level: int) -> Switch | Leaf:
     if not isinstance(data, dict):
         raise ProblemError(where, f"must be an object, got {type(data).__name__}")
-    if level > DEEP:
-        raise ProblemError(where, f"is deeper than {DEEP} levels")
+    if level > MAX_LEVELS:
+        raise ProblemError(where, f"is deeper than {MAX_LEVELS} levels")
     if "children" not in data:
         for key in ("rate", "memory"):
             if key not in data:
                 raise ProblemError(f"{where}.{key}", "is missing (a switch has children, a device rate and memory)")
         rate = number(f"{where}.rate", data["rate"], positive=True)
-        return maker.leaf(rate, count(f"{where}.memory", data["memory"]))
+        return builder.leaf(rate, count(f"{where}.memory", data["memory"]))
     for key in ("alpha_us", "beta_us_per_mib"):
         if key not in data:
             raise ProblemError(f"{where}.{key}", "is missing")
@@ -224,37 +224,8 @@ def _parse(data: Any, where: str, maker: _Maker, level: int) -> Switch | Leaf:
     for i, child in enumerate(inside):
         place = f"{where}.children[{i}]"
         times = count(f"{place}.count", child.get("count", 1), 1) if isinstance(child, dict) else 1
-        if times > MOST:
-            raise ProblemError(f"{place}.count", f"must be at most {MOST}, got {times}")
-        children.append((times, _parse(child, place, maker, level + 1)))
+        if times > MAX_DEVICES:
+            raise ProblemError(f"{place}.count", f"must be at most {MAX_DEVICES}, got {times}")
+        children.append((times, _parse(child, place, builder, level + 1)))
     alpha = number(f"{where}.alpha_us", data["alpha_us"])
-    return maker.switch(alpha, number(f"{where}.beta_us_per_mib", data["beta_us_per_mib"]), children)
-
-
-def from_matrices(problem: Problem) -> tuple[Tree, NDArray[np.int64]]:
-    """(tree, [n] the problem's device for each of the tree's).
-
-    No link of the tree is slower than the problem's, so that the tree's costs are lower bounds.
-    """
-    maker = _Maker()
-
-    def build(cell: Cell) -> tuple[Switch | Leaf, list[int]]:
-        m = cell.members
-        if len(m) == 1:
-            return maker.leaf(float(problem.rate[m[0]]), int(problem.memory[m[0]])), [int(m[0])]
-        owner = np.arange(len(m))
-        for at, child in enumerate(cell.children):
-            owner[np.searchsorted(m, child.members)] = at
-        apart = owner[:, None] != owner[None, :]
-        links = []
-        for matrix in (problem.alpha_us, problem.beta_us_per_mib):
-            links.append(float(matrix[np.ix_(m, m)][apart].min()))
-        made = [build(part) for part in cell.children or [Cell(m[i : i + 1]) for i in range(len(m))]]
-        made.sort(key=lambda each: maker.serial[id(each[0])])
-        children: list[tuple[int, Switch | Leaf]] = [(1, child) for child, _ in made]
-        return maker.switch(links[0], links[1], children), [i for _, members in made for i in members]
-
-    root, order = build(find(problem))
-    if isinstance(root, Leaf):
-        root = maker.switch(0.0, 0.0, [(1, root)])
-    return Tree.of(root), np.array(order, np.int64)
+    return builder.switch(alpha, number(f"{where}.beta_us_per_mib", data["beta_us_per_mib"]), children)

@@ -1,8 +1,8 @@
-"""The bound's programme of a cluster in compressed form: alike cells are one place, sizes lie in bins.
+"""The bound's programme for a cluster in compressed form: equal cells are one place, and sizes are grouped in bins.
 
-What a device pays follows from counting: partners as near as there are, the rest at the common switch; and c devices in
-a child that has children of at most q devices lie in at least c / q of them, so that one holds at most c over that
-number. A bin of sizes low..high pays what its cheapest size could.
+The least that a device pays follows from counts: as many partners as possible below its own switches, the rest at the
+common switch. And c devices in a child whose children have at most q devices lie in at least c / q of them, so one of
+these has at most c over that number. A bin of sizes low..high pays what its cheapest size could.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .bounds import Counts, Floats, Kind, Part, Place, Programme
 from .problem import Problem
+from .terms import comm_us, share_mib
 from .tree import Leaf, Switch
 
 EXACT_SIZES, SIZE_STEP = 64, 1.05
@@ -21,7 +22,7 @@ EXACT_COUNTS, COUNT_STEP = 32, 1.2
 
 
 def bins(most: int, exact: int, step: float) -> tuple[Counts, Counts]:
-    """(lowest, highest) of ranges that cover 1..most: single numbers first, then ever wider."""
+    """(lowest, highest) of ranges that cover 1..most: single numbers first, then wider and wider ranges."""
     low = [*range(1, min(exact, most) + 1)]
     while low[-1] < most:
         low.append(min(most, max(low[-1] + 1, int(low[-1] * step))))
@@ -31,29 +32,35 @@ def bins(most: int, exact: int, step: float) -> tuple[Counts, Counts]:
 
 @dataclass(frozen=True)
 class _Chain:
-    """Nested sizes around a device, from its bottom switch up, and the links on each level."""
+    """Sizes of the switches above a device, from the lowest up, and the links of each."""
 
     sizes: tuple[int, ...]
     links: tuple[tuple[float, float], ...]
+    crossings: float
 
-    def near(self, partners: NDArray, scale: Floats) -> Floats:
-        """What so many nearest partners cost at least; scale: payload over the group's size."""
-        total = np.zeros(np.broadcast(partners, scale).shape)
+    @property
+    def alpha(self) -> float:
+        """The least alpha of a partner, 0 if there are none."""
+        return min((a for size, (a, _) in zip(self.sizes, self.links) if size > 1), default=0.0)
+
+    def least(self, partners: NDArray, share: Floats) -> Floats:
+        """C for this many cheapest partners, us, lower bound. share: MiB to each."""
+        total = np.zeros(np.broadcast(partners, share).shape)
         before = 1
-        alpha = beta = np.inf  # of this level or any above: nearer is never dearer then
+        alpha = beta = np.inf  # of this level or any above, so that lower levels never cost more
         floor = []
         for a, b in reversed(self.links):
             alpha, beta = min(alpha, a), min(beta, b)
             floor.append((alpha, beta))
         for size, (a, b) in zip(self.sizes, reversed(floor)):
             here = np.clip(partners - (before - 1), 0, size - before)
-            total = total + here * (a + b * scale)
+            total = total + here * comm_us(self.crossings, a, b, share)
             before = size
         return total
 
 
 def programme(problem: Problem, grows: bool) -> Programme:
-    """The bound's programme of a problem in compressed form."""
+    """The bound's programme for a problem in compressed form."""
     tree = problem.tree
     assert tree is not None
     kinds: list[Kind] = []
@@ -62,7 +69,7 @@ def programme(problem: Problem, grows: bool) -> Programme:
     crossings, payload, experts = problem.crossings, problem.payload_mib, problem.experts
 
     def visit(switch: Switch, number: int, above: tuple[tuple[Switch, int], ...]) -> tuple[int, list[int]]:
-        """Make the places below and of a switch of which there are so many; its place and its kinds."""
+        """Add the places of a switch, of which there are `number`, and of those below; its place and its kinds."""
         line = (*above, (switch, len(above)))
         inside: dict[int, tuple[int, Switch | Leaf]] = {}
         for times, child in switch.children:
@@ -75,7 +82,8 @@ def programme(problem: Problem, grows: bool) -> Programme:
             if isinstance(child, Leaf):
                 kinds.append(Kind(number * times, child.rate, float(min(child.memory, experts))))
                 up = [s for s, _ in reversed(line)]
-                chains.append(_Chain(tuple(s.size for s in up), tuple((s.alpha_us, s.beta_us_per_mib) for s in up)))
+                links = tuple((s.alpha_us, s.beta_us_per_mib) for s in up)
+                chains.append(_Chain(tuple(s.size for s in up), links, crossings))
                 leaves.append(len(kinds) - 1)
             else:
                 place, below = visit(child, number * times, line)
@@ -94,17 +102,19 @@ def programme(problem: Problem, grows: bool) -> Programme:
         for t in mine:
             own = owner.get(t, 1)  # devices of its child
             if parts and len(leaves) == 0 and len(parts) == 1 and parts[0][2] == 1:
-                comm[t] = np.full(len(low), np.inf)  # one child: no group is here and not there
+                comm[t] = np.full(len(low), np.inf)  # one child: every group here is inside it
                 continue
-            spans = 0 if not parts else 1  # partners outside one's own child
-            near = np.minimum(own - 1 if parts else switch.size - 1, np.maximum(low - 1 - spans, 0))
-            far = low - 1 - near
-            exact = (low == high) | (near == own - 1)
-            share = np.where(exact, far / low, far / high) * payload
-            value = chains[t].near(near, payload / high) + far * link[0] + share * link[1]
-            room = memories[np.minimum(high, switch.size) - 1]
-            inside = (low - 1 < spans) & ~((low == 1) & (t in leaves))  # one device of its own hangs from here alone
-            comm[t] = np.where((room < experts) | inside, np.inf, crossings * value)
+            spans = 0 if not parts else 1  # least number of partners outside its own child
+            inner = np.minimum(own - 1 if parts else switch.size - 1, np.maximum(low - 1 - spans, 0))
+            outer = low - 1 - inner
+            exact = (low == high) | (inner == own - 1)
+            share = share_mib(payload, np.where(exact, low, high))
+            value = chains[t].least(inner, share_mib(payload, high)) + outer * comm_us(
+                crossings, link[0], link[1], share
+            )
+            held = memories[np.minimum(high, switch.size) - 1]
+            inside = (low - 1 < spans) & ~((low == 1) & (t in leaves))  # a device of its own may be a group alone
+            comm[t] = np.where((held < experts) | inside, np.inf, value)
         for place, child, times, below in parts:
             made.append(_part(place, child, times, below, low, high, link))
         fastest = rates[high - 1]
@@ -113,28 +123,26 @@ def programme(problem: Problem, grows: bool) -> Programme:
     def _part(place, child, times, below, low, high, link) -> Part:
         some, most = bins(child.size, EXACT_COUNTS, COUNT_STEP)
         s, c = low[:, None], most[None, :]
-        far = np.maximum(s - c, 1)
-        scale = payload / high[:, None]
+        outer = np.maximum(s - c, 1)
+        share = share_mib(payload, high[:, None])
         cost = np.full((len(low), len(some)), np.inf)
         for t in below:
-            near = chains[t].near(np.maximum(np.minimum(c, s - 1) - 1, 0), scale)
-            cost = np.minimum(cost, near)
+            cost = np.minimum(cost, chains[t].least(np.maximum(np.minimum(c, s - 1) - 1, 0), share))
         widest = max(grandchild.size for _, grandchild in child.children)
         if widest < child.size:
             spans = -(-some // widest)
             few = np.where(some == most, some // np.maximum(spans, 1), np.minimum(widest, most))
-            inner = min(chains[t].near(np.array(1), np.array(0.0)).item() for t in below)
-            inner_beta = min(min(b for _, b in chains[t].links) for t in below)
+            lowest = min(chains[t].alpha for t in below), min(min(b for _, b in chains[t].links) for t in below)
             upper = child.alpha_us, child.beta_us_per_mib
-            if upper[0] >= inner and upper[1] >= inner_beta and (upper[0] <= link[0] or upper[1] <= link[1]):
+            if upper[0] >= lowest[0] and upper[1] >= lowest[1] and (upper[0] <= link[0] or upper[1] <= link[1]):
                 k = np.minimum(few[None, :], s - 1)
                 middle = np.maximum(np.minimum(some[None, :], s - 1) - k, 0)
-                nested = (k - 1) * (inner + inner_beta * scale) + middle * (
-                    min(upper[0], link[0]) + min(upper[1], link[1]) * scale
-                )
+                cheaper = min(upper[0], link[0]), min(upper[1], link[1])
+                nested = (k - 1) * comm_us(crossings, *lowest, share) + middle * comm_us(crossings, *cheaper, share)
                 cost = np.maximum(cost, nested)
-        cost = cost + far * link[0] + (far / np.where(s - c >= 1, s, high[:, None])) * payload * link[1]
-        cost = np.where(some[None, :] > high[:, None] - 1, np.inf, crossings * cost)
+        outer_share = share_mib(payload, np.where(s - c >= 1, s, high[:, None]))
+        cost = cost + outer * comm_us(crossings, link[0], link[1], outer_share)
+        cost = np.where(some[None, :] > high[:, None] - 1, np.inf, cost)
         rates, memories = _best(child)
         return Part(place, times, some, most, cost, memories[most - 1], rates[most - 1])
 

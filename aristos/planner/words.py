@@ -1,4 +1,4 @@
-"""A plan for people: a table of groups, the terms, and in words what holds the step up and what would move it."""
+"""A plan as text: a table of groups, the terms, the bottleneck, and what would shorten the step."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import numpy as np
 
 from .cost import communication, evaluate, links_to
 from .plan import Plan
+from .terms import comm_us, share_mib
 
 EQUAL = 1e-9  # relative: sums differ in their last bits
-MOST_GROUPS = 24  # lines of the table; of more groups the longest stages are shown
+MOST_GROUPS = 24  # lines of the table: the longest stages if there are more groups
 
 
 def seconds_text(us: float) -> str:
-    """12.3 us, 4.56 ms, 7.89 s."""
+    """A time in a fitting unit: 12.3 us, 4.56 ms, 7.89 s."""
     for unit, scale in (("s", 1e6), ("ms", 1e3)):
         if abs(us) >= scale:
             return f"{us / scale:.4g} {unit}"
@@ -22,7 +23,7 @@ def seconds_text(us: float) -> str:
 
 
 def ranges(members: list[int]) -> str:
-    """0-3,7,9-10"""
+    """Ascending numbers as ranges: 0-3,7,9-10."""
     parts: list[list[int]] = []
     for i in members:
         if parts and i == parts[-1][1] + 1:
@@ -33,7 +34,7 @@ def ranges(members: list[int]) -> str:
 
 
 def report(plan: Plan, seconds: float) -> str:
-    """Everything about a plan in lines."""
+    """The whole report. seconds: that solving took."""
     cost, k = plan.cost, len(plan.groups)
     reduce_us = f"all-reduce {seconds_text(cost.allreduce_us)}" if k > 1 else "no all-reduce"
     lines = [
@@ -56,7 +57,7 @@ def report(plan: Plan, seconds: float) -> str:
 
 
 def explain(plan: Plan) -> str:
-    """Which device and which term is the bottleneck, and what would move it."""
+    """The bottleneck's device and term, and what would shorten the step."""
     found = plan.bottleneck
     term, device, group = found["term"], found["device"], found["group"]
     name, cost, problem = plan.problem.device(device), plan.cost, plan.problem
@@ -100,8 +101,8 @@ def _twice_the_links(plan: Plan, group: int) -> str:
     for g, each in enumerate(plan.groups):
         group_of[each] = g
     pays = communication(problem, group_of, np.bincount(group_of))
-    share = np.array([1.0, problem.payload_mib / len(members)])
-    pays[others] -= problem.crossings * (links_to(problem, device, others) @ share) / 2
+    alpha, beta = links_to(problem, device, others).T
+    pays[others] -= comm_us(problem.crossings, alpha, beta, share_mib(problem.payload_mib, len(members))) / 2
     pays[device] /= 2
     comm = cost.comm_us.copy()
     comm[group] = pays[members].max()
@@ -115,5 +116,5 @@ def _twice_the_links(plan: Plan, group: int) -> str:
 
 
 def _then(plan: Plan, slowest: int) -> str:
-    """Which other group would hold the step up."""
+    """The group that would then be slowest, if it is another."""
     return f"; group {slowest} would then hold it up" if slowest != plan.cost.slowest else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .findings import KernelFault, Report
 from .machine import Device, DeviceArray, Machine
-from .ptx import PTXError
 from .switch import enable, use
+from .syntax import PTXError
 
 __all__ = ["Device", "DeviceArray", "KernelFault", "Machine", "PTXError", "Report", "enable", "use"]

@@ -1,4 +1,4 @@
-"""Loads, stores, atomics and asynchronous copies of a warp: addresses checked, counted and carried out lane by lane."""
+"""Loads, stores and atomics of a warp: checked, counted and carried out lane by lane."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .floating import NAN32, flush32
 from .inner import jit
 from .integer import cut
 from .integer import read as as_integer
+from .requests import count_access
 from .rounding import BFLOAT, HALF, exact, widen
 from .units import unit
 from .watch import ATOMIC, GID_MASK, STRONG, race, read, read_latest, report, saw_latest, wrote
@@ -20,18 +21,19 @@ FAULT = -1
 
 @jit
 def register(x, warp, row, lane):
-    """The value of a row of a warp's registers in one lane; `warp`: its table."""
+    """The value of a register in one lane; warp: the address of its table."""
     return np.uint64(get(get(warp, s.W_REGS), row * 32 + lane))
 
 
 @jit
 def set_register(x, warp, row, lane, value):
+    """Set a register in one lane."""
     put(get(warp, s.W_REGS), row * 32 + lane, np.int64(value))
 
 
 @jit
 def locate(x, warp, thread, block, lane, space, address, size, write, pc):
-    """(address in this process, place, space) of an access; FAULT after a report where it is not allowed.
+    """(address in this process, place, space) of an access; FAULT, after a report, if it is not allowed.
 
     place: offset in the space; for global memory the offset in the machine's memory.
     """
@@ -96,7 +98,7 @@ def warp_slot(x, warp):
 
 @jit
 def shadow_of(x, block, space, place):
-    """(place of its init flags, bytes of an item, first cell of its memory, where it lies there, address to report)."""
+    """(init flags of a place, bytes of an item, first cell of its memory, its offset there, address for reports)."""
     if space == isa.SHARED:
         grain = get(get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8, s.L_GRANULE)
         return get(block, s.B_INIT) + place, grain, get(block, s.B_SHADOW), place, place
@@ -108,7 +110,7 @@ def shadow_of(x, block, space, place):
 
 @unit
 def check(x, warp, thread, block, space, place, size, how, write, reads, pc):
-    """Initialised bytes, pending copies and races of an access that is in bounds."""
+    """Check an access in bounds: initialised bytes, pending copies and races."""
     gid = get(thread, s.T_GID)
     slot = warp_slot(x, warp)
     init, grain, cells, first, address = shadow_of(x, block, space, place)
@@ -142,7 +144,7 @@ def check(x, warp, thread, block, space, place, size, how, write, reads, pc):
 
 @jit
 def location_of(block, space, place):
-    """The name of a location in all memories: global by its offset, shared with its block."""
+    """The number of a location in all memories: of global memory its offset, of shared memory with its block."""
     if space == isa.SHARED:
         return 1 << 61 | get(block, s.B_GID) << 20 | place
     return place
@@ -150,13 +152,13 @@ def location_of(block, space, place):
 
 @jit
 def thread_of(x, warp, lane):
-    """The table of a lane's thread."""
+    """The address of the table of a lane's thread."""
     return get(x, s.THREADS) + (warp_slot(x, warp) * 32 + lane) * s.T_FIELDS * 8
 
 
 @unit
 def loads(x, warp, block, line, pc, mask):
-    """ld of the lanes in mask; line: the instruction's table."""
+    """ld of the lanes in mask; line: the address of the instruction's row."""
     type_, flags, base = get(line, isa.TYPE), get(line, isa.FLAGS), get(line, isa.A)
     size, count = type_ & 15, get(line, isa.COUNT)
     order, scope, space = flags & 15, (flags >> isa.SCOPE_SHIFT) & 3, (flags >> isa.SPACE_SHIFT) & 7
@@ -241,7 +243,7 @@ def stores(x, warp, block, line, pc, mask):
 
 @jit
 def float_add(x, a, b, type_, flush):
-    """The sum of an atomic add of floats, as bits; flush: subnormal float32 are zeros."""
+    """The sum of an atomic add of floats, as bits; flush: subnormal float32 numbers become zeros."""
     if type_ == isa.F32:
         if flush:
             a, b = np.uint64(flush32(np.int64(a))), np.uint64(flush32(np.int64(b)))
@@ -265,7 +267,7 @@ def half_add(x, a, b, form):
 
 @jit
 def combined(x, kind, type_, old, b, c, flush):
-    """The new value of an atomic operation: add exch cas min max inc dec and or xor."""
+    """The new value of an atomic operation; kind: add exch cas min max inc dec and or xor, from 0."""
     floats = type_ & 0xF0 == isa.F or type_ & 0xF0 in (isa.BF16 & 0xF0, isa.F16X2 & 0xF0, isa.BF16X2 & 0xF0)
     if kind == 0:
         if floats:
@@ -320,7 +322,8 @@ def atomics(x, warp, block, line, pc, mask):
         b = cut(register(x, warp, get(line, isa.B), lane), type_)
         c = cut(register(x, warp, get(line, isa.C), lane), type_)
         old = load(host, size)
-        value = combined(x, kind_of, type_, old, b, c, kind == isa.GLOBAL)  # hardware flushes there, not in shared
+        flush = kind == isa.GLOBAL  # hardware flushes subnormals in global memory, not in shared
+        value = combined(x, kind_of, type_, old, b, c, flush)
         if checked and kind != isa.LOCAL:
             at = location_of(block, kind, place)
             check(x, warp, thread, block, kind, place, size, how, True, True, pc)
@@ -334,184 +337,4 @@ def atomics(x, warp, block, line, pc, mask):
         store(host, size, value)
         set_register(x, warp, d, lane, old)
     count_access(x, warp, line, pc, mask, seen, size, True)
-    return 0
-
-
-# ---- counters ----
-@unit
-def count_access(x, warp, line, pc, mask, space, width, write):
-    """Count a request: 32-byte sectors of global memory, wavefronts of shared memory's 32 banks."""
-    where = get(x, s.SCRATCH)
-    counts = get(x, s.COUNTS) + pc * s.N_FIELDS * 8
-    if space == isa.GLOBAL:
-        put(counts, s.N_WIDTH, width)
-        sectors, lanes = distinct(x, mask, width, 5)
-        put(counts, s.N_REQUESTS, get(counts, s.N_REQUESTS) + 1)
-        put(counts, s.N_SECTORS, get(counts, s.N_SECTORS) + sectors)
-        put(counts, s.N_BYTES, get(counts, s.N_BYTES) + lanes * width)
-        put(counts, s.N_IDEAL, get(counts, s.N_IDEAL) + (lanes * width + 31) // 32)
-    elif space == isa.SHARED:
-        put(counts, s.N_WIDTH, width)
-        waves, ideal = wavefronts(where, mask, width)
-        put(counts, s.N_SHARED, get(counts, s.N_SHARED) + 1)
-        put(counts, s.N_WAVES, get(counts, s.N_WAVES) + waves)
-        put(counts, s.N_IDEAL_WAVES, get(counts, s.N_IDEAL_WAVES) + ideal)
-    return 0
-
-
-@jit
-def distinct(x, mask, width, shift):
-    """(different sectors touched, lanes) of the addresses in the scratch table."""
-    where = get(x, s.SCRATCH)
-    found = where + 64 * 8
-    n, lanes = np.int64(0), np.int64(0)
-    for lane in range(32):
-        if not (mask >> lane) & 1 or get(where, lane) == -1:
-            continue
-        lanes += 1
-        first, last = get(where, lane) >> shift, (get(where, lane) + width - 1) >> shift
-        for sector in range(first, last + 1):
-            known = n > 0 and get(found, n - 1) == sector
-            if not known:
-                for k in range(n):
-                    if get(found, k) == sector:
-                        known = True
-                        break
-            if not known:
-                put(found, n, sector)
-                n += 1
-    return n, lanes
-
-
-@jit
-def wavefronts(where, mask, width):
-    """(wavefronts, the least possible) of a shared request: 128 bytes from 32 different banks go in one.
-
-    Wider accesses go by halves (8 bytes) or quarters (16) of the warp; lanes that read one word share it.
-    """
-    step = 32 if width <= 4 else (16 if width == 8 else 8)
-    words = np.int64(max(width // 4, 1))
-    firsts, depths, others = where + 64 * 8, where + 96 * 8, where + 128 * 8
-    total, ideal = np.int64(0), np.int64(0)
-    for start in range(0, 32, step):
-        if (mask >> start) & ((1 << step) - 1) == 0:
-            continue
-        for bank in range(32):
-            put(depths, bank, 0)
-        worst, more = np.int64(1), np.int64(0)
-        for lane in range(start, start + step):
-            if not (mask >> lane) & 1 or get(where, lane) == -1:
-                continue
-            for word in range(get(where, lane) >> 2, (get(where, lane) >> 2) + words):
-                bank = word & 31
-                depth = get(depths, bank)
-                if depth == 0:
-                    put(firsts, bank, word)
-                    put(depths, bank, 1)
-                    continue
-                known = get(firsts, bank) == word
-                for k in range(more):
-                    if known:
-                        break
-                    known = get(others, k) == word
-                if not known:
-                    put(others, more, word)
-                    more += 1
-                    put(depths, bank, depth + 1)
-                    worst = max(worst, depth + 1)
-        total += worst
-        ideal += 1
-    return total, ideal
-
-
-# ---- asynchronous copies ----
-@unit
-def start_copy(x, warp, block, line, pc, mask):
-    """cp.async: checked now, carried out when it is waited for; until then its target must not be touched."""
-    size, offset = get(line, isa.TYPE), get(line, isa.IMM)
-    where = get(x, s.SCRATCH)
-    for lane in range(32):
-        if not (mask >> lane) & 1:
-            continue
-        thread = thread_of(x, warp, lane)
-        to = np.int64(register(x, warp, get(line, isa.A), lane)) & 0xFFFFFFFF
-        source = np.int64(register(x, warp, get(line, isa.B), lane))
-        length = min(np.int64(register(x, warp, get(line, isa.C), lane)), size)
-        put(where, lane, source if length > 0 else np.int64(-1))
-        host, place, _ = locate(x, warp, thread, block, lane, isa.SHARED, to + offset, size, True, pc)
-        if host == FAULT:
-            continue
-        if length > 0:
-            aligned = size if source & (size - 1) else length
-            origin, at, kind = locate(x, warp, thread, block, lane, isa.GLOBAL, source, aligned, False, pc)
-            if origin == FAULT:
-                continue
-            if get(x, s.CHECK):
-                step = min(np.int64(4), length)
-                for k in range(0, length, step):
-                    check(x, warp, thread, block, kind, at + k, step, 0, False, True, pc)
-        else:
-            origin = np.int64(0)
-        if get(x, s.CHECK):
-            for k in range(0, size, 4):
-                check(x, warp, thread, block, isa.SHARED, place + k, 4, 0, True, False, pc)
-            for k in range(size):
-                store8(get(block, s.B_INIT) + place + k, np.uint64(2))
-        if get(thread, s.T_COPIES) == s.C_MOST:
-            finish_copies(x, warp, thread, block, get(thread, s.T_GROUP) + 1, 1)
-        n = get(thread, s.T_COPIES)
-        row = copy_row(x, thread, n)
-        put(row, s.C_TO, place)
-        put(row, s.C_FROM, origin)
-        put(row, s.C_SIZE, size)
-        put(row, s.C_READ, length)
-        put(row, s.C_GROUP, get(thread, s.T_GROUP))
-        put(row, s.C_PC, pc)
-        put(thread, s.T_COPIES, n + 1)
-    count_access(x, warp, line, pc, mask, isa.GLOBAL, size, False)
-    for lane in range(32):
-        if (mask >> lane) & 1:
-            put(where, lane, (np.int64(register(x, warp, get(line, isa.A), lane)) & 0xFFFFFFFF) + offset)
-    count_access(x, warp, line, pc, mask, isa.SHARED, size, True)
-    return 0
-
-
-@jit
-def copy_row(x, thread, n):
-    slot = (thread - get(x, s.THREADS)) // (s.T_FIELDS * 8)
-    return get(x, s.COPIES) + (slot * s.C_MOST + n) * s.C_FIELDS * 8
-
-
-@unit
-def finish_copies(x, warp, thread, block, before, most):
-    """Carry out the copies of groups below `before`, at most `most` of them; the others move up."""
-    n, kept, done = get(thread, s.T_COPIES), np.int64(0), np.int64(0)
-    shared = get(block, s.B_SHARED)
-    for k in range(n):
-        row = copy_row(x, thread, k)
-        if get(row, s.C_GROUP) < before and done < most:
-            done += 1
-            to, source = get(row, s.C_TO), get(row, s.C_FROM)
-            if get(x, s.CHECK):  # readers must not find what was stored there before
-                for i in range(0, get(row, s.C_SIZE), 4):
-                    value = np.uint64(0)
-                    for j in range(min(4, get(row, s.C_READ) - i)):
-                        value |= load8(source + i + j) << np.uint64(8 * j)
-                    at, old = location_of(block, isa.SHARED, to + i), load(shared + to + i, np.int64(4))
-                    wrote(x, thread, block, warp_slot(x, warp), at, 4, old, value, isa.WEAK, 0, False)
-            for i in range(get(row, s.C_SIZE)):
-                value = load8(source + i) if i < get(row, s.C_READ) else np.uint64(0)
-                store8(shared + to + i, value)
-                if get(x, s.CHECK):
-                    store8(get(block, s.B_INIT) + to + i, np.uint64(1))
-            if get(x, s.CHECK):
-                for i in range(0, get(row, s.C_SIZE), 4):
-                    check(x, warp, thread, block, isa.SHARED, to + i, 4, 0, True, False, get(row, s.C_PC))
-            put(x, s.PROGRESS, get(x, s.STEP))
-        else:
-            target = copy_row(x, thread, kept)
-            for f in range(s.C_FIELDS):
-                put(target, f, get(row, f))
-            kept += 1
-    put(thread, s.T_COPIES, kept)
     return 0

@@ -1,12 +1,13 @@
-"""What asynchronous work touches: bulk copies and wgmma access memory through the asynchronous proxy, for no thread.
+"""Accesses of asynchronous work: bulk copies and wgmma use the asynchronous proxy, and belong to no thread.
 
-An agent stands for such work in the checker: a number like a thread's, with its kind in the bits of `clocks.AGENTS`,
-and a clock. Bulk copies that one mbarrier counts are one agent, whose clock is the barrier's phase; the copies of a
-thread's bulk groups and the wgmmas of a warp are others, whose clocks are their groups. Who waits for the phase or the
-group takes the agent's clock into its own, so it knows all of that work and no more.
+An agent stands for such work in the checker. It has a number like a thread's, with its kind in the bits of
+`clocks.AGENTS`, and a clock. The bulk copies that one mbarrier counts are one agent; its clock is the barrier's phase.
+The copies of a thread's bulk groups, and the wgmmas of a warp, are others; their clocks are the groups. A thread that
+waits for the phase or the group joins the agent's clock into its own, so all of that work, and no more, happened
+before it.
 
-Where generic accesses come before, a fence.proxy.async must lie between (the PTX ISA on proxies). What a fence covers
-is in the vector clocks too, under keys with a bit of `PROXY`, so it goes wherever the clocks go.
+After generic accesses to the same memory a fence.proxy.async is needed (the PTX ISA on proxies). What a fence covers is
+kept in the vector clocks too, under keys with a bit of `PROXY`, so it spreads wherever the clocks do.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ KNOWN_BYTES = 0x0101010101010101
 
 @jit
 def agent_number(kind, gid):
-    """The number of an agent; gid: a thread's, or a barrier's index in its block in a thread's place."""
+    """The number of an agent; gid: a thread's number, or one with an mbarrier's index in place of the thread's."""
     return gid | kind << AGENT_SHIFT
 
 
 @jit
 def as_agent(x, number, clock, vc):
-    """Let what follows be the work of an agent that begins after what a vector clock says."""
+    """Set the agent of the accesses that follow; its work begins after everything in a vector clock."""
     agent = get(x, s.AGENT)
     put(agent, s.T_GID, number)
     put(agent, s.T_CLOCK, clock)
@@ -60,7 +61,7 @@ def as_agent(x, number, clock, vc):
 
 @jit
 def learnt(x, vc, number, clock):
-    """A vector clock, and an agent's work up to a clock."""
+    """A vector clock joined with an agent's work up to a clock."""
     key = (number >> 10) << SUB_BITS | (number & 1023)
     return vc if lookup(x, vc, key) >= clock else join(x, vc, single(x, key, clock))
 
@@ -68,7 +69,7 @@ def learnt(x, vc, number, clock):
 # ---- the proxies ----
 @jit
 def in_proxy(x, vc, bits, gid, clock):
-    """Does a vector clock cover a thread's moment by a fence between the proxies?"""
+    """Does a vector clock cover a thread's moment through a fence between the proxies?"""
     block = (gid >> 10) << SUB_BITS | bits
     if lookup(x, vc, block | (gid & 1023)) >= clock or lookup(x, vc, block | BLOCK_KEY) >= clock:
         return True
@@ -77,7 +78,7 @@ def in_proxy(x, vc, bits, gid, clock):
 
 @jit
 def shown(x, vc, space, gid, clock):
-    """Has a fence shown a thread's accesses up to a moment to the asynchronous proxy?"""
+    """Has a fence made a thread's accesses up to a moment visible to the asynchronous proxy?"""
     return in_proxy(x, vc, PROXY, gid, clock) or in_proxy(x, vc, PROXY * (2 if space == isa.SHARED else 4), gid, clock)
 
 
@@ -85,7 +86,7 @@ def shown(x, vc, space, gid, clock):
 def proxy_fence(x, warp, block, which, mask):
     """fence.proxy.async of the lanes of mask; which: 0 for all memory, 1 for shared, 2 for global memory.
 
-    A whole warp's fence is one entry of its clock; so those who join the clocks of many threads find few entries.
+    The fence of a whole warp is one entry of its clock, so joining the clocks of many threads stays cheap.
     """
     slot = warp_slot(x, warp)
     whole = mask == get(warp, s.W_EXISTS)
@@ -113,7 +114,7 @@ def proxy_fence(x, warp, block, which, mask):
 
 @jit
 def of_warp(x, warp, block, clock):
-    """A vector clock of what all lanes of a warp did up to a clock, and of what the block's barriers say."""
+    """A vector clock of all lanes of a warp up to a clock, and of the block up to its last barrier."""
     key = get(block, s.B_GID) << SUB_BITS
     vc = single(x, key | WARP_KEY | get(warp, s.W_INDEX), clock)
     floor = get(block, s.B_FLOOR)
@@ -122,7 +123,7 @@ def of_warp(x, warp, block, clock):
 
 @jit
 def fenced(x, vc, known, block, which):
-    """What a thread knows after a fence: what it knew, and all of a vector clock as shown to the asynchronous proxy.
+    """A thread's clock after a fence: `known`, and all of `vc` as visible to the asynchronous proxy.
 
     Entries of the block's threads that the entry of its last barrier covers are left out.
     """
@@ -158,7 +159,7 @@ def fenced(x, vc, known, block, which):
 
 @jit
 def closed(x, vc, count):
-    """A vector clock whose entries are written; 0 where it has none."""
+    """Finish a vector clock whose entries are written; 0 if it has none."""
     if count == 0:
         return np.int64(0)
     pool = get(x, s.CLOCKS)
@@ -172,17 +173,17 @@ def closed(x, vc, count):
 # ---- accesses ----
 @jit
 def before(x, agent, gid, clock):
-    """Did an access happen before the agent's work began? Nothing orders two pieces of one agent's work either."""
+    """Did an access happen before the agent's work began? Two pieces of one agent's work are not ordered either."""
     if (gid & ~AGENTS) >> 10 < get(x, s.RUN_FLOOR) or in_clock(x, get(agent, s.T_VC), gid, clock):
         return True
     return earlier_launch(x, gid, get(agent, s.T_GID))
 
 
 @jit
-def examine(x, thread, agent, who, when, space, address, size, write, pc):
-    """Report an earlier access (two words of a cell) that the agent's races with, or that no fence shows to it."""
-    gid, clock = who & GID_MASK, when & 0xFFFFFFFF
-    other_pc = (who >> s.GID_BITS) & 0x3FFFFF
+def examine(x, thread, agent, origin, when, space, address, size, write, pc):
+    """Report an earlier access (two words of a cell) that races with the agent's, or that needs a fence in between."""
+    gid, clock = origin & GID_MASK, when & 0xFFFFFFFF
+    other_pc = (origin >> s.GID_BITS) & 0x3FFFFF
     mine = get(thread, s.T_GID)
     if not before(x, agent, gid, clock):
         report(x, s.RACE, pc, mine, address, space, size, other_pc, gid, 0, write)
@@ -193,8 +194,8 @@ def examine(x, thread, agent, who, when, space, address, size, write, pc):
 
 
 @jit
-def take_note(x, thread, space, init, address, size, write, pc):
-    """Bytes that nothing has written, or that a copy under way will; those of a write are so from now on."""
+def check_written(x, thread, space, init, address, size, write, pc):
+    """Report bytes that nothing has written, or that a pending copy will write; mark those of a write as pending."""
     fresh, pending = np.int64(-1), np.int64(-1)
     for i in range(0, size, 8):
         if load64(init + i) != np.uint64(KNOWN_BYTES):
@@ -216,21 +217,21 @@ def take_note(x, thread, space, init, address, size, write, pc):
 
 @unit
 def agent_access(x, thread, block, space, place, size, write, pc):
-    """Check and remember an access of the agent of `as_agent`, in bounds, of a multiple of 16 bytes.
+    """Check and record an access of the agent of `as_agent`, in bounds and of a multiple of 16 bytes.
 
-    thread: who started the work, for reports. What it writes counts as under way until `landed`.
+    thread: the one that started the work, for reports. Written bytes count as pending until `landed`.
     """
     init, grain, cells, first, address = shadow_of(x, block, space, place)
-    take_note(x, thread, space, init, address, size, write, pc)
+    check_written(x, thread, space, init, address, size, write, pc)
     agent = get(x, s.AGENT)
-    who = get(agent, s.T_GID) | pc << s.GID_BITS
+    origin = get(agent, s.T_GID) | pc << s.GID_BITS
     when = get(agent, s.T_CLOCK) | ((1 << grain) - 1) << 32
     w, w_when, r, r_when, q, q_when = np.int64(0), np.int64(0), np.int64(0), np.int64(0), np.int64(0), np.int64(0)
-    old_r, old_q = False, False  # do the readers r and q lie before the agent's work?
+    old_r, old_q = False, False  # did the reads r and q happen before the agent's work?
     cell = cells + first // grain * s.CELL_WORDS * 8
     for k in range(size // grain):
         at = address + k * grain
-        if get(cell, 0) != 0 and (get(cell, 0) != w or get(cell, 1) != w_when):  # else as in the cell before
+        if get(cell, 0) != 0 and (get(cell, 0) != w or get(cell, 1) != w_when):  # else the same as in the cell before
             w, w_when = get(cell, 0), get(cell, 1)
             examine(x, thread, agent, w, w_when, space, at, size, write, pc)
         if get(cell, 2) != 0 and (get(cell, 2) != r or get(cell, 3) != r_when):
@@ -243,13 +244,13 @@ def agent_access(x, thread, block, space, place, size, write, pc):
             old_q = before(x, agent, q & GID_MASK, q_when & 0xFFFFFFFF)
             if write:
                 examine(x, thread, agent, q, q_when, space, at, size, write, pc)
-        place_in = np.int64(0)  # of the cell's three accesses: the writer, or one of two readers; -1 none
+        place_in = np.int64(0)  # the cell's first word to set: of its write, or of one of its two reads; -1 none
         if write:
             put(cell, 2, 0)
             put(cell, 4, 0)
-        elif get(cell, 2) == 0 or get(cell, 2) & GID_MASK == who & GID_MASK:
+        elif get(cell, 2) == 0 or get(cell, 2) & GID_MASK == origin & GID_MASK:
             place_in = np.int64(2)
-        elif get(cell, 4) == 0 or get(cell, 4) & GID_MASK == who & GID_MASK:
+        elif get(cell, 4) == 0 or get(cell, 4) & GID_MASK == origin & GID_MASK:
             place_in = np.int64(4)
         elif old_r:
             place_in = np.int64(2)
@@ -258,7 +259,7 @@ def agent_access(x, thread, block, space, place, size, write, pc):
         else:
             place_in = np.int64(-1)
         if place_in >= 0:
-            put(cell, place_in, who)
+            put(cell, place_in, origin)
             put(cell, place_in + 1, when)
         cell += s.CELL_WORDS * 8
     return 0
@@ -266,7 +267,7 @@ def agent_access(x, thread, block, space, place, size, write, pc):
 
 @jit
 def landed(x, init, location, size):
-    """What a copy wrote is there: it counts as written, and no reader finds what was there before."""
+    """A copy's bytes have arrived: mark them as written, and let no reader find older values."""
     for i in range(size):
         store8(init + i, np.uint64(1))
     for i in range(0, size, 8):

@@ -1,4 +1,4 @@
-"""Arithmetic of a warp: the meaning of an instruction for one lane, carried out in all of them."""
+"""Arithmetic of a warp: applies the one-lane functions of integer, floating and convert to each lane."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .convert import convert, convert_pair
 from .floating import floating
 from .inner import jit
 from .integer import carry, integer
-from .lower import CARRY
+from .rows import CARRY
 from .units import unit
 
 FULL = 0xFFFFFFFF
@@ -75,7 +75,7 @@ def calculate_conversions(x, regs, line, op, mask):
 
 @jit
 def quick(op, type_, flags, imm, ra, rb, rc, d):
-    """The commonest integer instructions of a whole warp, in loops that the compiler unrolls; False for others."""
+    """The most frequent integer instructions of a whole warp, in loops that the compiler unrolls; 0 for others."""
     size = type_ & 15
     keep = ~np.uint64(0) >> np.uint64(64 - size * 8)
     if op == isa.ADD and not flags & isa.SAT:

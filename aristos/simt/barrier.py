@@ -1,4 +1,4 @@
-"""Barriers of a block and of a grid, and what a thread's end means to those who wait."""
+"""Barriers of a block and of a grid, and the list of warps that can run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .watch import report
 
 @jit
 def wake(x, warp):
-    """Put a warp among those that can run."""
+    """Add a warp to those that can run, if it can."""
     if get(warp, s.W_READY) < 0 and get(warp, s.W_LIVE) & ~get(warp, s.W_WAIT) != 0:
         n = get(x, s.READY_COUNT)
         put(get(x, s.READY), n, warp_slot(x, warp))
@@ -26,7 +26,7 @@ def wake(x, warp):
 
 @jit
 def rest(x, warp):
-    """Take a warp from those that can run."""
+    """Remove a warp from those that can run."""
     at = get(warp, s.W_READY)
     if at < 0:
         return
@@ -40,12 +40,13 @@ def rest(x, warp):
 
 @jit
 def barrier_of(x, block, number):
+    """The row of a block's barrier."""
     return get(x, s.BARRIERS) + (get(block, s.B_SLOT) * s.BARRIERS_PER_BLOCK + (number & 15)) * s.Q_FIELDS * 8
 
 
 @unit
 def arrive(x, warp, block, line, pc, mask):
-    """bar and barrier for the lanes of mask. T_PC is already the next instruction; lanes that wait are marked."""
+    """bar and barrier for the lanes of mask, whose T_PC is already the next instruction; mark the lanes that wait."""
     op, flags = get(line, isa.OP), get(line, isa.FLAGS)
     for lane in range(32):
         if not (mask >> lane) & 1:
@@ -85,7 +86,7 @@ def arrive(x, warp, block, line, pc, mask):
 
 @jit
 def split(x, warp, pc, mask):
-    """Lanes of one warp that wait at different aligned barriers: what PTX forbids."""
+    """Report lanes of one warp that wait at different aligned barriers, which PTX forbids."""
     for lane in range(32):
         if (get(warp, s.W_WAIT) >> lane) & 1 and not (mask >> lane) & 1:
             thread = thread_of(x, warp, lane)
@@ -97,10 +98,10 @@ def split(x, warp, pc, mask):
 
 @jit
 def pass_by(x, warp, line, pc, mask):
-    """Mark the lanes that go on with something else while others of their warp come to a whole block's aligned barrier.
+    """Mark the lanes that go on with other work while lanes of their warp arrive at a whole block's aligned barrier.
 
-    One that ends without coming after all is reported. Threads that have ended do not count: the barrier waits for
-    those that have not (the PTX ISA on `barrier` and `exit`).
+    A marked lane that ends without arriving is reported. Lanes that have ended do not count: the barrier waits only
+    for threads that have not (the PTX ISA on `barrier` and `exit`).
     """
     for lane in range(32):
         thread = thread_of(x, warp, lane)
@@ -111,13 +112,13 @@ def pass_by(x, warp, line, pc, mask):
             while not (mask >> first) & 1:
                 first += 1
             whole = np.int64(register(x, warp, get(line, isa.B), first)) & 0xFFFF == 0
-            if whole and get(thread, s.T_PASSED) == 0 and works(x, get(thread, s.T_PC)):
+            if whole and get(thread, s.T_PASSED) == 0 and has_work(x, get(thread, s.T_PC)):
                 put(thread, s.T_PASSED, pc + 1)
 
 
 @jit
-def works(x, pc):
-    """Does a lane at pc touch memory, or other lanes, before it ends or takes a branch?"""
+def has_work(x, pc):
+    """Does a lane at pc touch memory or other lanes before it ends or branches?"""
     for _ in range(256):
         line = get(x, s.CODE) + pc * isa.COLUMNS * 8
         op = get(line, isa.OP)
@@ -132,7 +133,7 @@ def works(x, pc):
 
 @unit
 def settle(x, block, number):
-    """Let a barrier's threads go if all have come that have not ended."""
+    """Release a barrier's threads if all that have not ended have arrived."""
     q = barrier_of(x, block, number)
     arrived, expected = get(q, s.Q_ARRIVED), get(q, s.Q_EXPECTED)
     if arrived == 0:
@@ -196,7 +197,7 @@ def settle(x, block, number):
 
 @unit
 def arrive_grid(x, warp, block, mask):
-    """A grid-wide barrier: lanes wait until every thread of the launch has come."""
+    """A grid-wide barrier: lanes wait until every thread of the launch has arrived."""
     launch = get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8
     n = np.int64(0)
     for lane in range(32):
@@ -211,22 +212,22 @@ def arrive_grid(x, warp, block, mask):
 
 @unit
 def settle_grid(x, launch):
-    """Let a grid-wide barrier's threads go if every block of the launch has come.
+    """Release a grid-wide barrier's threads if every block of the launch has arrived.
 
-    As CUDA's runtime does it: a block comes when those of its threads that have not ended have, and its thread 0 says
-    so. For a block that ended, or whose thread 0 did, the others wait for ever.
+    As in CUDA's runtime, thread 0 of a block arrives for it once all threads of the block that have not ended have
+    arrived. If a block, or its thread 0, has ended, the others wait for ever.
     """
     if get(launch, s.L_AT_GRID) == 0:
         return 0
     number = (launch - get(x, s.LAUNCHES)) // (s.L_FIELDS * 8)
-    come = np.int64(0)
+    arrived = np.int64(0)
     for i in range(get(x, s.BLOCK_SLOTS)):
         block = get(x, s.BLOCKS) + i * s.B_FIELDS * 8
         if get(block, s.B_LIVE) > 0 and get(block, s.B_LAUNCH) == number:
             if get(block, s.B_AT_GRID) < get(block, s.B_LIVE):
                 return 0
-            come += get(get(x, s.WARPS) + get(block, s.B_FIRST_WARP) * s.W_FIELDS * 8, s.W_LIVE) & 1
-    if come < get(launch, s.L_BLOCKS):
+            arrived += get(get(x, s.WARPS) + get(block, s.B_FIRST_WARP) * s.W_FIELDS * 8, s.W_LIVE) & 1
+    if arrived < get(launch, s.L_BLOCKS):
         return 0
     checked = get(x, s.CHECK) != 0
     joined = np.int64(0)
@@ -259,7 +260,7 @@ def settle_grid(x, launch):
 
 @jit
 def grid_clock(x, number):
-    """Everything that any thread of a launch has done or knows."""
+    """A vector clock of all threads of a launch: their own moments and their clocks."""
     vc = np.int64(0)
     launch = get(x, s.LAUNCHES) + number * s.L_FIELDS * 8
     blocks, first = get(launch, s.L_BLOCKS), get(launch, s.L_FIRST_GID)

@@ -1,6 +1,6 @@
-"""Bits as numbers and numbers as bits; memory by address; fused multiply-add: LLVM's own operations, for Numba.
+"""LLVM operations for Numba: bits as numbers and back, memory by address, fused multiply-add.
 
-Addresses are trusted: who calls has checked them.
+Addresses are not checked here; callers have checked them.
 """
 
 from __future__ import annotations
@@ -88,19 +88,19 @@ store8, store16, store32, store64 = (_store(bits) for bits in (8, 16, 32, 64))
 
 @jit
 def get(address, index):
-    """The int64 number `index` of a table."""
+    """Word `index` of a table of int64."""
     return np.int64(load64(address + 8 * index))
 
 
 @jit
 def put(address, index, value):
-    """Set the int64 number `index` of a table."""
+    """Set word `index` of a table of int64."""
     store64(address + 8 * index, np.uint64(value))
 
 
 @jit
 def load(address, size):
-    """`size` (1, 2, 4, 8) bytes of memory, zeros above."""
+    """`size` (1, 2, 4 or 8) bytes of memory, zero-extended to uint64."""
     if size == 4:
         return load32(address)
     if size == 8:
@@ -112,7 +112,7 @@ def load(address, size):
 
 @jit
 def store(address, size, value):
-    """The low `size` (1, 2, 4, 8) bytes of a value into memory."""
+    """Store the low `size` (1, 2, 4 or 8) bytes of a value."""
     if size == 4:
         store32(address, value)
     elif size == 8:

@@ -1,18 +1,14 @@
-"""Functions that CUDA's runtime provides and PTX only declares: printf, assert, grid-wide barriers."""
+"""Functions of CUDA's runtime that PTX only declares: printf, assert, grid-wide barriers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from . import isa
-
-if TYPE_CHECKING:
-    from .lower import Lowering
+from .lowering import Lowering
+from .rows import FRAME
 
 
 def lower_builtin(low: Lowering, name: str, places: list[int], returns: int) -> None:
-    """Emit a call of a built-in function; places: offsets in the frame of its result and arguments."""
-    from .lower import FRAME
+    """Emit a call of a built-in function; places: the offsets of its results and arguments in the frame."""
 
     def argument(index: int) -> int:
         row = low.new_row()

@@ -1,8 +1,8 @@
 """cp.async.bulk: copies of many bytes between global and shared memory by the asynchronous proxy.
 
-A copy is checked when it starts and carried out at some later point, which the seed chooses: a load when it pleases,
-then it tells its mbarrier the bytes; a store when it pleases, or when its group is waited for. Until then its target
-counts as under way. Source: the PTX ISA, "cp.async.bulk".
+A copy is checked when it starts and carried out later, at a point that the seed chooses. A load then counts its bytes
+on its mbarrier. A store is carried out at the latest when its group is waited for. Until then the target counts as
+pending. Source: the PTX ISA, "cp.async.bulk".
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 from . import isa
 from . import state as s
-from .access import FAULT, check, finish_copies, locate, location_of, register, thread_of, warp_slot
+from .access import FAULT, check, locate, location_of, register, thread_of, warp_slot
 from .agents import (
     GROUP_READS,
     GROUP_WRITES,
@@ -26,6 +26,7 @@ from .agents import (
 )
 from .bits import get, load64, put, store64
 from .clocks import SUB_BITS, join, publish, single
+from .copies import finish_copies
 from .inner import jit
 from .mbarrier import expect, live, pending, row_of, settle_phase
 from .units import unit
@@ -35,8 +36,8 @@ BAD_SIZE, NOT_DONE = 8, 9  # in MISUSE reports, after mbarrier.py's
 
 
 @jit
-def all_there(x, warp, thread, block, lane, space, address, size, write, pc):
-    """(address in this process, place) of `size` bytes from an address; FAULT after a report where one is not there."""
+def locate_all(x, warp, thread, block, lane, space, address, size, write, pc):
+    """(address in this process, place) of `size` bytes; FAULT, after a report, if any of them is out of bounds."""
     first, start = np.int64(FAULT), np.int64(0)
     for k in range(0, size, 16):
         host, place, _ = locate(x, warp, thread, block, lane, space, address + k, 16, write, pc)
@@ -49,7 +50,7 @@ def all_there(x, warp, thread, block, lane, space, address, size, write, pc):
 
 @unit
 def bulk(x, warp, block, line, pc, op, mask):
-    """cp.async.bulk and its groups, for the lanes of mask."""
+    """cp.async.bulk and its groups for the lanes of mask."""
     for lane in range(32):
         if not (mask >> lane) & 1:
             continue
@@ -65,7 +66,7 @@ def bulk(x, warp, block, line, pc, op, mask):
 
 @jit
 def start(x, warp, thread, block, line, lane, op, pc):
-    """One lane's copy; offsets of its addresses are in IMM, TYPE and TYPE2."""
+    """Start one lane's copy; IMM, TYPE and TYPE2 hold the offsets of its addresses."""
     size = np.int64(register(x, warp, get(line, isa.C), lane)) & 0xFFFFFFFF
     to = np.int64(register(x, warp, get(line, isa.A), lane)) + get(line, isa.IMM)
     source = np.int64(register(x, warp, get(line, isa.B), lane)) + get(line, isa.TYPE)
@@ -74,10 +75,10 @@ def start(x, warp, thread, block, line, lane, op, pc):
         return
     loads = op == isa.BULKLOAD
     spaces = (isa.SHARED, isa.GLOBAL) if loads else (isa.GLOBAL, isa.SHARED)
-    target, to_place = all_there(x, warp, thread, block, lane, spaces[0], to, size, True, pc)
+    target, to_place = locate_all(x, warp, thread, block, lane, spaces[0], to, size, True, pc)
     if target == FAULT:
         return
-    origin, from_place = all_there(x, warp, thread, block, lane, spaces[1], source, size, False, pc)
+    origin, from_place = locate_all(x, warp, thread, block, lane, spaces[1], source, size, False, pc)
     if origin == FAULT:
         return
     count_bytes(x, pc, to if not loads else source, size)
@@ -114,13 +115,13 @@ def start(x, warp, thread, block, line, lane, op, pc):
 
 @jit
 def agent_of(block, index):
-    """The agent of the copies that a barrier counts."""
+    """The agent of the copies that an mbarrier counts."""
     return agent_number(OF_BARRIER, get(block, s.B_GID) << 10 | index)
 
 
 @jit
 def count_bytes(x, pc, address, size):
-    """A request of global memory in the counters."""
+    """Count a request of global memory."""
     counts = get(x, s.COUNTS) + pc * s.N_FIELDS * 8
     sectors = ((address + size - 1) >> 5) - (address >> 5) + 1
     put(counts, s.N_WIDTH, max(get(counts, s.N_WIDTH), size))
@@ -133,7 +134,7 @@ def count_bytes(x, pc, address, size):
 # ---- landing ----
 @jit
 def take_out(x, at):
-    """Forget a piece of work; the last of the table takes its place."""
+    """Remove a row of the table of pending work; the last row takes its place."""
     last = get(x, s.PENDING_COUNT) - 1
     for field in range(s.P_FIELDS):
         put(get(x, s.PENDING) + at * s.P_FIELDS * 8, field, get(get(x, s.PENDING) + last * s.P_FIELDS * 8, field))
@@ -142,7 +143,7 @@ def take_out(x, at):
 
 @unit
 def land(x, at):
-    """Carry out a piece of asynchronous work, by its place in the table."""
+    """Carry out pending work, by its index in the table."""
     row = get(x, s.PENDING) + at * s.P_FIELDS * 8
     kind, block, thread = get(row, s.P_KIND), get(row, s.P_BLOCK), get(row, s.P_THREAD)
     to, source, size, pc = get(row, s.P_TO), get(row, s.P_FROM), get(row, s.P_SIZE), get(row, s.P_PC)
@@ -174,7 +175,7 @@ def land(x, at):
 
 @jit
 def copies_arrive(x, block, thread, index):
-    """The arrival of cp.async.mbarrier.arrive: the thread's cp.async are done, and released with what it did so far."""
+    """The arrival of cp.async.mbarrier.arrive: finish the thread's cp.async and release them with its work so far."""
     slot = (thread - get(x, s.THREADS)) // (s.T_FIELDS * 8) // 32
     warp = get(x, s.WARPS) + slot * s.W_FIELDS * 8
     if get(thread, s.T_COPIES):
@@ -189,14 +190,14 @@ def copies_arrive(x, block, thread, index):
 
 @jit
 def land_some(x):
-    """Carry out one piece of asynchronous work by chance, or as many as may come meanwhile where the table fills."""
+    """Carry out one random piece of pending work, or 64 if the table is more than half full."""
     for _ in range(64 if get(x, s.PENDING_COUNT) > s.P_MOST // 2 else 1):
         land(x, draw(x) % get(x, s.PENDING_COUNT))
 
 
 @jit
 def wait_groups(x, thread, before, reads):
-    """cp.async.bulk.wait_group: the thread's groups below `before` are complete; reads: only their sources are free."""
+    """cp.async.bulk.wait_group: complete the thread's groups below `before`; reads: it learns only of their reads."""
     at = get(x, s.PENDING_COUNT) - 1
     while at >= 0:
         row = get(x, s.PENDING) + at * s.P_FIELDS * 8
@@ -212,7 +213,7 @@ def wait_groups(x, thread, before, reads):
 
 @jit
 def abandon(x, block, stopped):
-    """A block has ended: copies of its shared memory that are still under way are a mistake."""
+    """A block has ended: report its copies that are still pending."""
     at = get(x, s.PENDING_COUNT) - 1
     while at >= 0:
         row = get(x, s.PENDING) + at * s.P_FIELDS * 8
@@ -230,7 +231,7 @@ def abandon(x, block, stopped):
 # ---- fences ----
 @unit
 def fence_of_proxies(x, warp, block, line, op, mask):
-    """fence.proxy.async, and fence.mbarrier_init for the barriers that the thread initialised."""
+    """fence.proxy.async, and fence.mbarrier_init for the mbarriers that the thread initialised."""
     if op == isa.PROXYFENCE:
         return proxy_fence(x, warp, block, get(line, isa.IMM), mask)
     for lane in range(32):

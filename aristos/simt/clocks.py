@@ -1,8 +1,9 @@
-"""Vector clocks, and what one thread knows of another.
+"""Vector clocks: which moments of other threads happened before a thread's own.
 
-A clock is a sorted list of (key, clock) in one pool, never changed once made; 0 is the empty one. A key names a thread,
-a warp or a whole block (all its threads up to that clock), or a memory location (the least write its owner may still
-read). Inside a block the floor that each full barrier raises, and between the lanes of a warp a table, say the rest.
+A vector clock is a sorted list of (key, clock) in one pool, immutable once made; 0 is the empty one. A key names a
+thread, a warp or a whole block (all its threads up to that clock), or a memory location (the oldest write that the
+clock's owner may still read). Two things are kept elsewhere: inside a block the floor, which each full barrier raises,
+and between the lanes of a warp the table KNOWN.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from .units import unit
 LOCATION = 1 << 62
 SUB_BITS = 12
 WARP_KEY, BLOCK_KEY = 0x800, 0xFFF
-AGENT_SHIFT = 38  # in a thread's number: what kind of asynchronous work it stands for (agents.py), 0 for a thread
+AGENT_SHIFT = 38  # in a thread's number: the kind of agent (agents.py), 0 for a thread
 AGENTS = 7 << AGENT_SHIFT
 
 
 @jit
 def lookup(x, vc, key):
-    """The clock of a key; -1 where there is none."""
+    """The clock of a key; -1 if there is none."""
     if vc == 0:
         return np.int64(-1)
     pool = get(x, s.CLOCKS)
@@ -42,7 +43,7 @@ def lookup(x, vc, key):
 
 @jit
 def single(x, key, clock):
-    """A clock of one entry."""
+    """A vector clock of one entry."""
     pool, vc = get(x, s.CLOCKS), get(x, s.CLOCKS_TOP)
     put(pool, 2 * vc, 1)
     put(pool, 2 * vc + 1, 0)
@@ -54,7 +55,7 @@ def single(x, key, clock):
 
 @jit
 def join(x, a, b):
-    """The entry-wise maximum; one of the two where that is it."""
+    """The entry-wise maximum of two vector clocks; one of the two if it is equal to that."""
     if b == 0 or a == b:
         return a
     if a == 0:
@@ -93,7 +94,7 @@ def join(x, a, b):
 
 @jit
 def in_clock(x, vc, gid, clock):
-    """Does a vector clock cover a thread's moment, by the thread, its warp or its block?"""
+    """Does a vector clock cover a thread's moment, by an entry of the thread, its warp or its block?"""
     if vc == 0:
         return False
     block = (gid >> 10) << SUB_BITS
@@ -106,7 +107,7 @@ def in_clock(x, vc, gid, clock):
 
 @jit
 def launch_of(x, gid):
-    """The launch whose block this is; -1 for the host."""
+    """The number of a thread's launch; -1 for the host."""
     block = (gid & ~AGENTS) >> 10
     for number in range(get(x, s.LAUNCH_COUNT) - 1, -1, -1):
         launch = get(x, s.LAUNCHES) + number * s.L_FIELDS * 8
@@ -127,7 +128,7 @@ def device_of(x, gid):
 
 @jit
 def earlier_launch(x, gid, mine):
-    """Was a thread in a launch that ended before this one began, in the order of a device?"""
+    """Was a thread in an earlier launch of the same device than thread `mine`?"""
     number = launch_of(x, mine)
     if number < 0:
         return False
@@ -144,7 +145,7 @@ def earlier_launch(x, gid, mine):
 
 @jit
 def happened(x, thread, block, warp, gid, clock):
-    """Did a thread's moment (gid, clock) happen before what `thread` does now?
+    """Did a thread's moment (gid, clock) happen before the present moment of `thread`?
 
     thread, block: addresses of their tables (block 0: the host); warp: the number of the warp's slot.
     """
@@ -165,7 +166,7 @@ def happened(x, thread, block, warp, gid, clock):
 
 @jit
 def publish(x, thread, block, warp):
-    """A vector clock of everything that happened before now, the thread's own moment included; its clock moves on."""
+    """A vector clock of everything that happened before now, the thread's own moment included; advances its clock."""
     mine = get(thread, s.T_GID)
     key = (mine >> 10) << SUB_BITS
     clock = get(thread, s.T_CLOCK)
@@ -198,7 +199,7 @@ def publish(x, thread, block, warp):
 
 @jit
 def advance(thread, block):
-    """The next moment of a thread's clock."""
+    """Advance a thread's clock."""
     clock = get(thread, s.T_CLOCK) + 1
     put(thread, s.T_CLOCK, clock)
     if block != 0 and clock > get(block, s.B_MAX_CLOCK):
@@ -207,7 +208,7 @@ def advance(thread, block):
 
 @jit
 def includes(x, scope, mine, other):
-    """Does a scope around thread `mine` hold thread `other`? cta: its block; gpu: its device."""
+    """Does a scope of thread `mine` include thread `other`? 0 cta: its block; 1 gpu: its device; 2 sys: all."""
     if scope == 2 or mine >> 10 == other >> 10:
         return True
     if scope == 0:
@@ -217,7 +218,7 @@ def includes(x, scope, mine, other):
 
 @jit
 def distance(x, mine, other):
-    """The least scope that holds both: 0 a block, 1 a device, 2 the system."""
+    """The smallest scope that includes both threads: 0 a block, 1 a device, 2 the system."""
     if mine >> 10 == other >> 10:
         return 0
     return 1 if device_of(x, mine) == device_of(x, other) else 2
@@ -225,7 +226,7 @@ def distance(x, mine, other):
 
 @jit
 def forward(x, old, vc, new_top):
-    """Move one clock from the old pool to the new; its first word then says where it went."""
+    """(new place, new top) of a vector clock moved to the new pool; the old one keeps its new place."""
     if vc == 0:
         return np.int64(0), new_top
     if get(old, 2 * vc + 1) < 0:
@@ -247,14 +248,14 @@ def forward(x, old, vc, new_top):
 
 @jit
 def history_slot(x, location):
-    """Where the history of a location's 8 bytes is."""
+    """The slot of the history of a location's 8 bytes."""
     h = (np.uint64(location >> 3) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(52)
     return get(x, s.HISTORY) + (np.int64(h) & (s.HISTORY_SLOTS - 1)) * s.H_FIELDS * 8
 
 
 @jit
 def remembered(x, key, sequence):
-    """Is there still a write that a location's entry could keep its owner from reading past?"""
+    """Does the history still hold a write that a location's entry would forbid its owner to read?"""
     slot = history_slot(x, key & ~LOCATION)
     count = get(slot, s.H_COUNT)
     if count == 0 or get(slot, s.H_ADDRESS) != key & ~LOCATION:
@@ -264,7 +265,7 @@ def remembered(x, key, sequence):
 
 @unit
 def compact(x, old):
-    """Copy every clock in use from the pool at `old` to the pool of x."""
+    """Copy every vector clock in use from the pool at `old` to the pool of x."""
     top = np.int64(1)
     for i in range(get(x, s.WARP_SLOTS) * 32):
         thread = get(x, s.THREADS) + i * s.T_FIELDS * 8

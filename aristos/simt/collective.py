@@ -1,7 +1,7 @@
-"""Instructions that lanes of a warp execute together: shuffles, votes, matches, reductions, matrices' rows.
+"""Instructions that lanes of a warp execute together: shuffles, votes, matches, reductions, rows of matrices.
 
-The lanes that a mask names wait for each other, also where they come from different places of the program. Values are
-read when all have come.
+The lanes that a mask names wait for each other, also at different places of the program. Values are read when all
+have arrived.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import numpy as np
 
 from . import isa
 from . import state as s
-from .access import check, count_access, locate, register, set_register, thread_of, warp_slot
+from .access import check, locate, register, set_register, thread_of, warp_slot
 from .bits import f32_of, get, load16, load32, put, store16, store32, u32_of
 from .clocks import join
 from .floating import least_most
 from .inner import jit
 from .integer import read as as_integer
 from .matrix import multiply
+from .requests import count_access
 from .units import unit
 from .warpgroup import warpgroup
 from .watch import read, report, wrote
@@ -26,12 +27,12 @@ FULL = 0xFFFFFFFF
 
 @jit
 def line_of(x, thread):
-    """The table of the instruction that a thread is at."""
+    """The table of a thread's current instruction."""
     return get(x, s.CODE) + get(thread, s.T_PC) * isa.COLUMNS * 8
 
 
 @unit
-def together(x, warp, block, op, mask):
+def run_collective(x, warp, block, op, mask):
     """Execute a collective instruction for the lanes of mask, each at its own T_PC."""
     if op == isa.SHFL:
         shuffle(x, warp, mask)
@@ -69,6 +70,7 @@ def together(x, warp, block, op, mask):
 
 @jit
 def shuffle(x, warp, mask):
+    """shfl: up, down, bfly and idx, by the immediate."""
     values = get(x, s.SCRATCH)
     for lane in range(32):
         if (mask >> lane) & 1:
@@ -112,6 +114,7 @@ def shuffle(x, warp, mask):
 
 @jit
 def vote(x, warp, mask):
+    """vote: all, any, uni and ballot, by the immediate."""
     ballot = np.int64(0)
     for lane in range(32):
         if (mask >> lane) & 1:
@@ -135,6 +138,7 @@ def vote(x, warp, mask):
 
 @jit
 def match(x, warp, mask):
+    """match: the lanes with the same value; any or, with immediate 1, all."""
     values = get(x, s.SCRATCH)
     for lane in range(32):
         if (mask >> lane) & 1:
@@ -156,6 +160,7 @@ def match(x, warp, mask):
 
 @jit
 def reduce(x, warp, mask):
+    """redux: one result for the lanes of mask."""
     total, first = np.int64(0), True
     for lane in range(32):
         if not (mask >> lane) & 1:
@@ -194,7 +199,7 @@ def reduce(x, warp, mask):
 
 @jit
 def meet(x, warp, block, mask):
-    """bar.warp.sync: what each lane of mask did happens before what any of them does next."""
+    """bar.warp.sync: what each lane of mask did so far happens before what any of them does next."""
     slot = warp_slot(x, warp)
     known = get(x, s.KNOWN) + slot * 1024 * 8
     vc, sv = np.int64(0), np.int64(0)
@@ -228,7 +233,7 @@ def meet(x, warp, block, mask):
 
 @unit
 def matrices(x, warp, block, op, mask):
-    """ldmatrix and stmatrix: 8x8 matrices of 16 bits, their rows named by the lanes' addresses."""
+    """ldmatrix and stmatrix: 8x8 matrices of 16-bit elements, their rows at the lanes' addresses."""
     first = np.int64(0)
     while not (mask >> first) & 1:
         first += 1
@@ -240,7 +245,7 @@ def matrices(x, warp, block, op, mask):
     writes = op == isa.STMATRIX
     where = get(x, s.SCRATCH)
     slot = warp_slot(x, warp)
-    for lane in range(32):  # before a result overwrites an address
+    for lane in range(32):  # first, for a result may overwrite an address
         put(where, lane, np.int64(register(x, warp, base, lane)) + offset if lane < 8 * count else -1)
     for matrix in range(count):
         for row in range(8):
@@ -292,6 +297,7 @@ def matrices(x, warp, block, op, mask):
 
 @jit
 def get16(x, warp, thread, block, slot, host, place, column, pc):
+    """One element of a row, checked."""
     if get(x, s.CHECK):
         check(x, warp, thread, block, isa.SHARED, place + 2 * column, 2, 0, False, True, pc)
     return load16(host + 2 * column)
@@ -299,6 +305,7 @@ def get16(x, warp, thread, block, slot, host, place, column, pc):
 
 @jit
 def put16(x, warp, thread, block, slot, host, place, column, value, pc):
+    """Set one element of a row, checked."""
     if get(x, s.CHECK):
         check(x, warp, thread, block, isa.SHARED, place + 2 * column, 2, 0, True, False, pc)
         at = 1 << 61 | get(block, s.B_GID) << 20 | (place + 2 * column)
@@ -308,7 +315,7 @@ def put16(x, warp, thread, block, slot, host, place, column, value, pc):
 
 @jit
 def transpose(x, warp, mask):
-    """movmatrix: the 8x8 matrix of 16 bits in the lanes' registers, transposed."""
+    """movmatrix: transpose the 8x8 matrix of 16-bit elements in the lanes' registers."""
     values = get(x, s.SCRATCH)
     for lane in range(32):
         line = line_of(x, thread_of(x, warp, lane))

@@ -42,12 +42,13 @@ def form_of(type_):
 
 @jit
 def is_float(type_):
+    """Is a type one of single floats?"""
     return type_ & 0xF0 == isa.F or type_ == isa.BF16 or type_ == isa.TF32
 
 
 @jit
 def value_of(bits, type_):
-    """A float's bits as a double; exact."""
+    """The value of a float's bits as float64; exact."""
     if type_ == isa.F32 or type_ == isa.TF32:
         return np.float64(f32_of(np.uint32(bits)))
     if type_ == isa.F64:
@@ -57,7 +58,7 @@ def value_of(bits, type_):
 
 @jit
 def to_whole(x, mode):
-    """x rounded to an integer, as a double."""
+    """x rounded to an integer, as float64."""
     if mode == isa.RN:
         return np.rint(x)
     if mode == isa.RZ:
@@ -89,7 +90,7 @@ def float_to_int(x, type_, source, mode):
 
 @jit
 def quarter4(x, relu):
-    """x as e4m3: to nearest even, kept finite (448), NaN 0x7f."""
+    """x as e4m3: rounded to nearest even, at most 448, NaN 0x7f."""
     if x != x:
         return 0x7F
     negative = math.copysign(1.0, x) < 0.0
@@ -111,7 +112,7 @@ def quarter4(x, relu):
 
 @jit
 def quarter5(machine, x, relu):
-    """x as e5m2: to nearest even, kept finite (57344), NaN 0x7f."""
+    """x as e5m2: rounded to nearest even, at most 57344, NaN 0x7f."""
     if x != x:
         return 0x7F
     negative = math.copysign(1.0, x) < 0.0
@@ -138,7 +139,7 @@ def quarter_value(bits, five):
 
 @jit
 def finish(machine, bits, type_, flags, x):
-    """Flushing, saturation and relu of a converted float."""
+    """Apply .ftz, .sat and .relu to a converted float."""
     if flags & isa.FTZ and type_ == isa.F32:
         bits = flush32(bits)
     if flags & isa.SAT:
@@ -153,7 +154,7 @@ def finish(machine, bits, type_, flags, x):
 
 @jit
 def narrow(machine, x, type_, flags):
-    """A double as bits of a float type, rounded by the flags."""
+    """A float64 as the bits of a float type, rounded by the flags."""
     form = form_of(type_)
     mode = flags & isa.ROUND
     bits = np.int64(exact(machine, isa.FABS, u64_of(x), 0, 0, form, mode))
@@ -204,13 +205,13 @@ def convert(machine, to, source, flags, ra):
 
 @jit
 def filled(bits, type_):
-    """An integer result in a register that may be wider: the rest is the sign, or zeros."""
+    """An integer result extended to a register that may be wider, by its sign or zeros."""
     return np.uint64(read(bits, type_))
 
 
 @jit
 def saturate(value, to, source):
-    """An integer clamped to another integer type."""
+    """An integer clamped to another integer type's range."""
     size = to & 15
     beyond = source & 0xF0 != isa.S and value < 0  # an unsigned number over 2**63
     if to & 0xF0 == isa.S:
@@ -231,7 +232,7 @@ def saturate(value, to, source):
 
 @jit
 def convert_pair(machine, to, source, flags, ra, rb):
-    """cvt to two packed numbers: a becomes the high one, b the low one; or from two packed 8-bit floats."""
+    """cvt to two packed numbers, a the high and b the low one, or from two packed 8-bit floats."""
     if source == isa.E4M3X2 or source == isa.E5M2X2:
         result = np.int64(0)
         for i in range(2):

@@ -1,16 +1,14 @@
-"""Counters of what ran, by source line: a table for people, JSON for programs."""
+"""Counters of what ran, by source line, as a table or as JSON."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from . import isa
 from . import state as s
-
-if TYPE_CHECKING:
-    from .machine import Machine
+from .loader import Loader
 
 CLASSES = ((100, "integer"), (200, "float"), (300, "convert"), (400, "move"), (500, "control"), (600, "memory"),
            (700, "barrier"), (800, "warp"), (900, "other"))  # fmt: skip
@@ -24,19 +22,19 @@ OPCODES = {
 
 
 def class_of(op: int) -> str:
+    """The class of an opcode."""
     return next(name for below, name in CLASSES if op < below)
 
 
 class Profile:
-    """lines: one dict a source line; total: their sums; opcodes: their sums by opcode, for those that move data.
+    """Counters of everything that ran; docs/simt.md defines each counter.
 
-    See docs/simt.md for each counter's meaning.
+    lines: one dict a source line. total: sums over lines. opcodes: sums by opcode, for opcodes that move data.
     """
 
-    def __init__(self, machine: Machine):
+    def __init__(self, loader: Loader):
         rows: dict[tuple[str, int], dict[str, Any]] = {}
         self.opcodes = {name: empty("", 0) for name in OPCODES.values()}
-        loader = machine.loader
         for program, (base, _) in zip(loader.programs, loader.bases):
             counts = loader.counts[base : base + len(program.code)]
             for at in np.flatnonzero(counts.any(axis=1)):
@@ -50,13 +48,14 @@ class Profile:
         self.total = total(self.lines)
 
     def line(self, number: int, file: str = "") -> dict[str, Any]:
-        """The counters of a source line; zeros where it did not run."""
+        """The counters of a source line; zeros if it did not run. file: the end of its path."""
         for row in self.lines:
             if row["line"] == number and row["file"].endswith(file):
                 return row
         return finished(empty(file, number))
 
     def json(self) -> dict[str, Any]:
+        """Everything as one JSON object."""
         return {"schema": "aristos-simt/1", "total": self.total, "lines": self.lines, "opcodes": self.opcodes}
 
     def __str__(self) -> str:
@@ -82,10 +81,12 @@ COUNTED = (
 
 
 def empty(file: str, line: int) -> dict[str, Any]:
+    """A source line's counters, all zero."""
     return {"file": file, "line": line, **dict.fromkeys(COUNTED, 0), "classes": {}}
 
 
 def add(row: dict[str, Any], code: Any, counts: Any) -> None:
+    """Add an instruction's counters to a row."""
     op = int(code[isa.OP])
     warps = int(counts[s.N_WARPS])
     row["instructions"] += warps
@@ -107,7 +108,7 @@ def add(row: dict[str, Any], code: Any, counts: Any) -> None:
 
 
 def finished(row: dict[str, Any]) -> dict[str, Any]:
-    """With the quotients that people look at."""
+    """The row, with its quotients added."""
     row["lanes_per_instruction"] = row["lanes"] / row["instructions"] if row["instructions"] else 0.0
     row["sectors_per_request"] = row["sectors"] / row["global_requests"] if row["global_requests"] else 0.0
     row["bytes_efficiency"] = row["bytes_used"] / (32 * row["sectors"]) if row["sectors"] else 1.0
@@ -119,6 +120,7 @@ def finished(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def total(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The sum of rows."""
     summed = empty("", 0)
     for row in rows:
         for name, value in summed.items():

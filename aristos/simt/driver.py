@@ -1,7 +1,7 @@
 """The CUDA driver's functions that Numba-CUDA calls, for a machine: memory, contexts, streams, events, modules.
 
-Numba's `driver` object asks its functions here while a machine is in use, so Numba's own arrays, streams, records,
-ufuncs and caches work as they are. Functions take and return what Numba's wrapper of cuda.bindings does: the value
+While a machine is in use, Numba's `driver` object finds its functions here, so Numba's own arrays, streams, records,
+ufuncs and caches work unchanged. Functions take and return what Numba's wrapper of cuda.bindings does: the value
 without the status; a failure raises Numba's CudaAPIError. Names and meanings: the CUDA driver API reference.
 """
 
@@ -13,24 +13,21 @@ import os
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ..kernels.cuda import limits
-from . import isa
+from . import isa, limits
+from .address_space import Allocation
+from .arrays import granule_of
+from .machine import Machine
 
-if TYPE_CHECKING:
-    from .address_space import Allocation
-    from .functions import MachineModule
-    from .machine import Machine
-
-FREE_BYTES, TOTAL_BYTES = 1 << 34, 1 << 35  # what cuMemGetInfo answers
-VERSION = 12090  # of the driver, as CUDA counts
+FREE_BYTES, TOTAL_BYTES = 1 << 34, 1 << 35  # what cuMemGetInfo returns
+VERSION = 12090  # of the driver: CUDA 12.9
 
 
 def failure(name: str, call: str, why: str = "") -> Exception:
-    """CudaAPIError with a result code of CUDA."""
+    """A CudaAPIError with one of CUDA's result codes."""
     from numba.cuda.cudadrv import driver
 
     text = f"Call to {call} results in {name}" + (f": {why}" if why else "")
@@ -38,28 +35,27 @@ def failure(name: str, call: str, why: str = "") -> Exception:
 
 
 class Driver:
-    """A machine as the driver sees it; Numba's attributes `cuMemAlloc`, ... are this object's methods."""
+    """The driver of one machine: its methods named cu... stand for the driver's functions."""
 
     def __init__(self, machine: Machine):
         from numba.cuda.cudadrv.driver import binding
 
         self.machine, self.binding, self.pid = machine, binding, os.getpid()
-        self.devices: dict[int, Any] = {}  # Numba's objects of them
+        self.devices: dict[int, Any] = {}  # Numba's objects, by number
         self.managers: list[Any] = []
-        self.stacks = threading.local()  # of contexts, of each thread
-        self.modules: weakref.WeakValueDictionary[int, MachineModule] = weakref.WeakValueDictionary()
+        self.stacks = threading.local()  # each thread's stack of contexts
+        self.modules: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self.functions: dict[int, Any] = {}
-        self.loaded: Any = weakref.WeakKeyDictionary()  # a library of Numba's -> its kernel here
+        self.loaded: Any = weakref.WeakKeyDictionary()  # library that Numba compiled -> its kernel
         self.events: dict[int, float] = {}
         self.registered: dict[int, tuple[Allocation, int]] = {}  # host memory that kernels may touch
         self.handles = itertools.count(1 << 8)
-        self.hints = threading.local()  # dtype and shape of what a thread is allocating
+        self.hints = threading.local()  # dtype and shape of the array that a thread allocates
         self.pointer = pointer_class(binding)
 
     # ---- memory ----
     def allocate(self, size: int, device: int, initialised: bool) -> Allocation:
-        from .machine import granule_of
-
+        """Memory on a device, or in host memory for device -1."""
         dtype, shape = getattr(self.hints, "of", None) or (np.dtype(np.uint8), (size,))
         with self.machine.lock:
             allocation = self.machine.memory.allocate(size, device, granule_of(dtype), "", initialised)
@@ -67,18 +63,20 @@ class Driver:
         return allocation
 
     def pointer_to(self, allocation: Allocation) -> Any:
+        """An allocation's device pointer."""
         pointer = self.pointer(isa.GLOBAL_START + allocation.start)
         pointer.machine = self.machine
         return pointer
 
     def host_address(self, allocation: Allocation) -> int:
+        """An allocation's address in this process."""
         return int(self.machine.memory.data.ctypes.data) + allocation.start
 
     def cuMemAlloc(self, size: int) -> Any:
         if size <= 0:
-            raise failure("CUDA_ERROR_INVALID_VALUE", "cuMemAlloc", f"{size} bytes asked for")
+            raise failure("CUDA_ERROR_INVALID_VALUE", "cuMemAlloc", f"{size} bytes requested")
         if size > TOTAL_BYTES:
-            raise failure("CUDA_ERROR_OUT_OF_MEMORY", "cuMemAlloc", f"{size} bytes asked for")
+            raise failure("CUDA_ERROR_OUT_OF_MEMORY", "cuMemAlloc", f"{size} bytes requested")
         return self.pointer_to(self.allocate(size, self.current_device(), False))
 
     def cuMemFree(self, pointer: Any) -> None:
@@ -96,7 +94,7 @@ class Driver:
         return self.host_address(self.allocate(size, -1, True))
 
     def cuMemFreeHost(self, address: int) -> None:
-        """Host memory stays until the machine goes: a NumPy view may outlive it."""
+        """Does nothing: host memory lives as long as the machine, for NumPy views may outlive this call."""
 
     def cuMemHostRegister(self, address: int, size: int, flags: int) -> None:
         self.registered[int(address)] = self.allocate(size, -1, True), size
@@ -113,7 +111,7 @@ class Driver:
         return self.binding.CUdeviceptr(self.device_address(int(address)))
 
     def device_address(self, address: int) -> int:
-        """The address on devices of host memory that the machine gave."""
+        """The device address of host memory that the machine allocated; raises CudaAPIError for other memory."""
         place = address - int(self.machine.memory.data.ctypes.data)
         if not 0 <= place < len(self.machine.memory.data):
             raise failure("CUDA_ERROR_INVALID_VALUE", "cuMemHostGetDevicePointer", "the memory is not mapped")
@@ -134,7 +132,10 @@ class Driver:
         raise failure("CUDA_ERROR_NOT_SUPPORTED", "cuPointerGetAttribute", str(attribute))
 
     def place(self, address: int, size: int, call: str) -> tuple[Allocation, int]:
-        """The allocation of an address and the offset in the machine's memory; raises CudaAPIError beyond its end."""
+        """(allocation, offset in the machine's memory) of an address.
+
+        Raises CudaAPIError unless `size` bytes from the address lie in one allocation.
+        """
         memory = self.machine.memory
         offset = address - isa.GLOBAL_START
         allocation = memory.at(address)
@@ -143,7 +144,7 @@ class Driver:
         return allocation, offset
 
     def bytes_at(self, address: Any, size: int, call: str, written: bool) -> np.ndarray:
-        """[size] uint8: memory of a device, after everything launched has run."""
+        """[size] uint8: a view of device memory, after everything launched has run."""
         self.machine.finish()
         memory = self.machine.memory
         if not size:
@@ -179,7 +180,7 @@ class Driver:
         self.cuMemsetD8(device, value, size)
 
     def copy_registered(self, out: bool) -> None:
-        """Registered host memory into the machine's before a kernel, and out again after it."""
+        """Copy registered host memory into the machine before a kernel, or out of it after the kernel."""
         for address, (allocation, size) in self.registered.items():
             mine, theirs = self.machine.memory.bytes_of(allocation), host_bytes(address, size)
             if out:
@@ -189,15 +190,18 @@ class Driver:
 
     # ---- devices and contexts ----
     def current_device(self) -> int:
+        """The device of this thread's current context."""
         stack = self.stack()
         return stack[-1] if stack else 0
 
     def stack(self) -> list[int]:
+        """This thread's stack of contexts, as device numbers."""
         if not hasattr(self.stacks, "devices"):
             self.stacks.devices = []
         return self.stacks.devices
 
     def context(self, device: int) -> Any:
+        """The handle of a device's context."""
         return self.binding.CUcontext(0x1000 + device)
 
     def cuInit(self, flags: int) -> None:
@@ -238,7 +242,7 @@ class Driver:
         return int(int(device) != int(peer))
 
     def cuCtxEnablePeerAccess(self, context: Any, flags: int) -> None:
-        """Devices of a machine see each other's memory anyway."""
+        """Does nothing: devices of a machine always see each other's memory."""
 
     def cuDeviceGetAttribute(self, code: Any, device: int) -> int:
         name = code.name.removeprefix("CU_DEVICE_ATTRIBUTE_")
@@ -274,7 +278,7 @@ class Driver:
         pass
 
     def cuStreamAddCallback(self, stream: Any, callback: Any, data: int, flags: int) -> None:
-        """What was launched runs; then the callback, in a thread of its own, as CUDA does."""
+        """Run everything launched, then the callback in a thread of its own, as CUDA does."""
         from numba.cuda.cudadrv.driver import Stream
 
         self.machine.finish()
@@ -299,7 +303,7 @@ class Driver:
         self.machine.finish()
 
     def cuEventElapsedTime(self, start: Any, end: Any) -> float:
-        """Milliseconds that the machine took, on this computer: it says nothing about a device."""
+        """Milliseconds on this computer; no estimate of a GPU's time."""
         if int(start) not in self.events or int(end) not in self.events:
             raise failure("CUDA_ERROR_INVALID_HANDLE", "cuEventElapsedTime", "an event was not recorded")
         return (self.events[int(end)] - self.events[int(start)]) * 1e3
@@ -320,10 +324,10 @@ class Driver:
         self.modules.pop(int(handle), None)
 
     def cuKernelSetAttribute(self, attribute: Any, value: int, kernel: Any, device: Any) -> None:
-        """Carveouts of shared memory are caches' business, which the machine does not model."""
+        """Ignored: caches are not modelled."""
 
     def cuKernelSetCacheConfig(self, kernel: Any, config: Any, device: Any) -> None:
-        """As cuKernelSetAttribute."""
+        """Ignored: caches are not modelled."""
 
     def cuOccupancyMaxActiveBlocksPerMultiprocessor(self, handle: Any, threads: int, dynamic: int) -> int:
         function = self.functions[int(handle)]
@@ -331,7 +335,7 @@ class Driver:
 
 
 def pointer_class(binding: Any) -> Any:
-    """CUdeviceptr that knows its machine: Numba frees late, when another machine may be in use."""
+    """CUdeviceptr with its machine: Numba frees late, when another machine may be in use."""
 
     class Pointer(binding.CUdeviceptr):
         machine: Any = None
@@ -340,7 +344,7 @@ def pointer_class(binding: Any) -> Any:
 
 
 def host_bytes(address: Any, size: int) -> np.ndarray:
-    """[size] uint8: the host's memory at an address."""
+    """[size] uint8: a view of this process's memory at an address."""
     if isinstance(address, ctypes.c_void_p):
         address = address.value
     if not size:
@@ -349,7 +353,7 @@ def host_bytes(address: Any, size: int) -> np.ndarray:
 
 
 class MachineDevice:
-    """What Numba's Device keeps of cuda.core: here a device of a machine."""
+    """A device of a machine, with the interface of cuda.core's Device that Numba uses."""
 
     def __init__(self, driver: Driver, number: int):
         self.driver, self.device_id = driver, number
@@ -360,10 +364,12 @@ class MachineDevice:
 
     @property
     def context(self) -> Any:
+        """The device's context: an object with its handle."""
         handle = self.driver.context(self.device_id)
         return type("Context", (), {"handle": handle, "_handle": handle})()
 
     def set_current(self) -> None:
+        """Push the device's context unless it is current."""
         stack = self.driver.stack()
         if not stack or stack[-1] != self.device_id:
             stack.append(self.device_id)

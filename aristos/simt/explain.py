@@ -1,20 +1,19 @@
-"""Words for what the interpreter recorded, and for a machine that cannot go on: who waits where, and for what."""
+"""Turns the interpreter's records into reports, and explains where the threads of a stuck machine wait."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from . import bulk, clocks, isa, mbarrier, warpgroup
 from . import state as s
+from .core import Core
 from .findings import Report
+from .launches import Launch
 
-if TYPE_CHECKING:
-    from .machine import Launch, Machine
-
-HOST = 1 << 31
-AGENTS = clocks.AGENTS >> 10  # of a block's number
+HOST = 1 << 31  # the block number of the host's threads
+AGENTS = clocks.AGENTS >> 10  # bits of a block number that mark asynchronous work
 MISUSES = {  # by the numbers in mbarrier.py, bulk.py and warpgroup.py
     mbarrier.NOT_SHARED: "an mbarrier lies in shared memory, this address does not",
     mbarrier.NO_BARRIER: "no mbarrier was initialised here, or it was invalidated",
@@ -33,8 +32,8 @@ MISUSES = {  # by the numbers in mbarrier.py, bulk.py and warpgroup.py
 }
 
 
-def place(machine: Machine, gid_block: int) -> tuple[Launch | None, int]:
-    """The launch and the block's index of a block number."""
+def place(machine: Core, gid_block: int) -> tuple[Launch | None, int]:
+    """(launch, index of the block in it) of a block number; (None, 0) if it is unknown."""
     for launch in [*machine.running, *machine.done]:
         if launch.first <= gid_block < launch.first + launch.blocks:
             return launch, gid_block - launch.first
@@ -42,18 +41,19 @@ def place(machine: Machine, gid_block: int) -> tuple[Launch | None, int]:
 
 
 def three_of(index: int, sizes: tuple[int, int, int]) -> tuple[int, int, int]:
+    """A linear index as (x, y, z)."""
     return index % sizes[0], index // sizes[0] % sizes[1], index // (sizes[0] * sizes[1])
 
 
-def line_of(machine: Machine, pc: int) -> tuple[str, int, str]:
+def line_of(machine: Core, pc: int) -> tuple[str, int, str]:
     """(file, line, PTX opcode) of an instruction."""
     program, at = machine.loader.where(pc)
     file, line = program.lines[int(program.code[at, isa.LINE])]
     return file, line, program.texts[at]
 
 
-def name_address(machine: Machine, launch: Launch | None, space: int, address: int) -> str:
-    """An address as array[index]."""
+def name_address(machine: Core, launch: Launch | None, space: int, address: int) -> str:
+    """An address as array[index], for messages."""
     if space == isa.SHARED:
         if launch is not None:
             for name, (at, size) in launch.program.shared.items():
@@ -74,7 +74,7 @@ def name_address(machine: Machine, launch: Launch | None, space: int, address: i
     return f"{name}[{index}]"
 
 
-def explain(machine: Machine, row: Any) -> list[Report]:
+def explain(machine: Core, row: Any) -> list[Report]:
     """The reports of one record; a race gives one for each of its two lines."""
     kind, pc = int(row[s.R_KIND]), int(row[s.R_PC])
     launch, index = place(machine, int(row[s.R_BLOCK]))
@@ -108,7 +108,7 @@ def explain(machine: Machine, row: Any) -> list[Report]:
         message = unfenced(machine, row, f"{opcode} {verb} at {where}", opcode, detail)
     elif kind == s.MISSING_WAIT and detail:
         where = ""
-        message = f"{opcode} touches a register that a wgmma.mma_async holds until its group is waited for"
+        message = f"{opcode} touches a register that a wgmma.mma_async uses until its group is waited for"
     elif kind == s.MISUSE:
         where = where if mbarrier.NOT_SHARED < detail < bulk.BAD_SIZE else ""
         message = f"{opcode}: {MISUSES[detail]}" + (f" ({where})" if where else "")
@@ -117,8 +117,8 @@ def explain(machine: Machine, row: Any) -> list[Report]:
     return [Report(s.KINDS[kind], launch.name, file, line, block, thread, message, where, device=launch.device)]
 
 
-def unfenced(machine: Machine, row: Any, access: str, opcode: str, detail: int) -> str:
-    """Words for an access that needs a fence before it."""
+def unfenced(machine: Core, row: Any, access: str, opcode: str, detail: int) -> str:
+    """The message for an access that needs a fence before it."""
     if detail == 2:
         return f"{opcode} takes a register touched since the last wgmma.fence: it needs wgmma.fence between"
     if detail == 1:
@@ -127,25 +127,27 @@ def unfenced(machine: Machine, row: Any, access: str, opcode: str, detail: int) 
     return f"{access} by the asynchronous proxy, after line {line} ({opcode}): it needs fence.proxy.async between"
 
 
-def divergence(machine: Machine, row: Any, opcode: str, detail: int) -> str:
+def divergence(machine: Core, row: Any, opcode: str, detail: int) -> str:
+    """The message for a barrier that not all of its threads reach, by the record's detail."""
     if detail < 0:
-        return f"{opcode} for the whole block: other lanes of its warp came here, this one went past and ended"
+        return f"{opcode} for the whole block: other lanes of the warp arrived, this one passed it and ended"
     if detail == 1:
         other = line_of(machine, int(row[s.R_OTHER_PC]))[1]
         return f"{opcode}: other threads of the same warp wait at the barrier of line {other}"
     if detail == 3:
-        return f"{opcode}: a block has barriers 0 to 15, each of a multiple of 32 threads; this is another"
+        return f"{opcode}: a block has barriers 0 to 15, each of a multiple of 32 threads; this is not one"
     return f"{opcode}: the mask {int(row[s.R_ADDRESS]):#010x} does not name the lane that executes it"
 
 
-def races(machine: Machine, row: Any, launch: Launch, file: str, line: int, opcode: str, block: tuple, thread: tuple,
+def races(machine: Core, row: Any, launch: Launch, file: str, line: int, opcode: str, block: tuple, thread: tuple,
           where: str) -> list[Report]:  # fmt: skip
+    """The reports of a race, one for each of its two source lines."""
     other_gid = int(row[s.R_OTHER_GID])
-    work = other_gid >> 10 & AGENTS != 0  # asynchronous work, not a thread
+    work = other_gid >> 10 & AGENTS != 0  # of asynchronous work, not of a thread
     other_gid &= ~clocks.AGENTS
     verb = "writes" if row[s.R_WRITE] else "reads"
     if other_gid >> 10 >= HOST:
-        who, other_line, other_file, other_opcode = "the host", 0, "", ""
+        owner, other_line, other_file, other_opcode = "the host", 0, "", ""
         other = None
     else:
         other, index = place(machine, other_gid >> 10)
@@ -153,27 +155,27 @@ def races(machine: Machine, row: Any, launch: Launch, file: str, line: int, opco
         if other is None:
             return []
         b, t = three_of(index, other.grid), three_of(other_gid & 1023, other.block)
-        who = (
+        owner = (
             f"block {b}"
-            + (", which is under way" if work else f", thread {t}")
+            + (", which is still running" if work else f", thread {t}")
             + (f" of device {other.device}" if other.device != launch.device else "")
         )
-    near = f"line {other_line} ({other_opcode})" if other_line else "its access"
-    message = f"{opcode} {verb} {where}, with nothing that orders it after {near} of {who}"
+    other_access = f"line {other_line} ({other_opcode})" if other_line else "its access"
+    message = f"{opcode} {verb} {where}, with nothing that orders it after {other_access} of {owner}"
     found = [Report("race", launch.name, file, line, block, thread, message, where, other_line, launch.device)]
     if other is not None and not work and (other_file, other_line) != (file, line):
-        who = f"line {line} ({opcode}) of block {block}, thread {thread}"
-        back = f"{other_opcode} of {where}, with nothing that orders it before {who}"
+        owner = f"line {line} ({opcode}) of block {block}, thread {thread}"
+        back = f"{other_opcode} of {where}, with nothing that orders it before {owner}"
         found.append(Report("race", other.name, other_file, other_line, b, t, back, where, line, other.device))
     return found
 
 
-# ---- a machine that cannot go on ----
+# ---- a stuck machine ----
 SPIN = "spin here, and nothing that they read changes any more"
 
 
-def stuck(machine: Machine, launches: list[Launch], spinning: bool, runs: str = SPIN) -> list[Report]:
-    """One report for each place where threads wait: a barrier in part of a block, or a dead-lock; runs: who do not."""
+def stuck(machine: Core, launches: list[Launch], spinning: bool, runs: str = SPIN) -> list[Report]:
+    """One report for each place where threads wait: a diverged barrier or a deadlock; runs: what the others do."""
     warps, threads, blocks = (machine.tables[name] for name in ("warps", "threads", "blocks"))
     places: dict[tuple[int, int], list[tuple[int, int]]] = {}
     mixed: dict[int, set[int]] = {}
@@ -196,8 +198,8 @@ def stuck(machine: Machine, launches: list[Launch], spinning: bool, runs: str = 
             mixed.setdefault(int(block[s.B_GID]), set()).add(pc if waits != s.RUNS else -1)
     queued = sum(launch.blocks for launch in launches) - len(launches_started(machine))
     found = []
-    for (pc, waits), who in sorted(places.items()):
-        gid, tid = who[0]
+    for (pc, waits), threads_here in sorted(places.items()):
+        gid, tid = threads_here[0]
         launch, index = place(machine, gid)
         if launch is None:
             continue
@@ -208,31 +210,31 @@ def stuck(machine: Machine, launches: list[Launch], spinning: bool, runs: str = 
         what = {
             s.RUNS: runs,
             s.AT_BARRIER: "wait at this barrier, which other threads of the block never reach",
-            s.AT_MBARRIER: "wait here for a phase of an mbarrier that nobody ends",
-            s.AT_WARP: f"wait here for lanes of mask {int(threads_mask(machine, gid, tid)):#010x} that never come",
-            s.AT_GRID: "wait at the grid's barrier" + never_come(machine, launches, launch),
+            s.AT_MBARRIER: "wait here for a phase of an mbarrier that never ends",
+            s.AT_WARP: f"wait here for lanes of mask {int(threads_mask(machine, gid, tid)):#010x} that never arrive",
+            s.AT_GRID: "wait at the grid's barrier" + missing_blocks(machine, launches, launch),
         }[waits]
-        message = f"{opcode}: {len(who)} threads {what}"
+        message = f"{opcode}: {len(threads_here)} threads {what}"
         if queued > 0:
             most = resident_of(machine, launch)
-            message += f"; {queued} blocks wait for a place: {most} of {launch.blocks} can be resident"
+            message += f"; {queued} blocks wait for an SM: {most} of {launch.blocks} can be resident"
         block, thread_ = three_of(index, launch.grid), three_of(tid, launch.block)
         found.append(Report(kind, launch.name, file, line, block, thread_, message, device=launch.device))
     return found
 
 
-def never_come(machine: Machine, launches: list[Launch], launch: Launch) -> str:
-    """Of a launch whose threads wait at the grid's barrier: how many blocks will not come there."""
+def missing_blocks(machine: Core, launches: list[Launch], launch: Launch) -> str:
+    """How many blocks of a launch will never reach the grid's barrier, as the end of a message; '' if none."""
     number = next(i for i, one in enumerate(launches) if one is launch)
     blocks, warps = machine.tables["blocks"], machine.tables["warps"]
     live = blocks[(blocks[:, s.B_LAUNCH] == number) & (blocks[:, s.B_LIVE] > 0)]
-    speak = int((warps[live[:, s.B_FIRST_WARP], s.W_LIVE] & 1).sum())
-    ended = int(machine.tables["launches"][number, s.L_NEXT]) - speak
+    arrived = int((warps[live[:, s.B_FIRST_WARP], s.W_LIVE] & 1).sum())
+    ended = int(machine.tables["launches"][number, s.L_NEXT]) - arrived
     return f"; in {ended} blocks all threads, or thread 0, ended without reaching it" if ended else ""
 
 
 def waiting(number: int, actor: Any) -> Report:
-    """The report of an actor that goes on waiting when nothing changes any more; its line, where it is a generator."""
+    """The report of an actor that still waits when nothing changes any more; with its line if it is a generator."""
     frame = getattr(actor, "gi_frame", None)
     file, line = (frame.f_code.co_filename, frame.f_lineno) if frame is not None else ("", 0)
     name = getattr(actor, "__name__", type(actor).__name__)
@@ -240,15 +242,18 @@ def waiting(number: int, actor: Any) -> Report:
     return Report("deadlock", "host", file, line, (0, 0, 0), (number, 0, 0), message, device=-1)
 
 
-def launches_started(machine: Machine) -> range:
+def launches_started(machine: Core) -> range:
+    """One item for each block that was started."""
     return range(int(machine.tables["launches"][:, s.L_NEXT].sum()))
 
 
-def resident_of(machine: Machine, launch: Launch) -> int:
+def resident_of(machine: Core, launch: Launch) -> int:
+    """How many blocks of a launch its device can hold."""
     return launch.per_sm * machine.sm_count
 
 
-def threads_mask(machine: Machine, gid: int, tid: int) -> int:
+def threads_mask(machine: Core, gid: int, tid: int) -> int:
+    """The mask of lanes that a thread waits for."""
     threads = machine.tables["threads"]
     rows = threads[threads[:, s.T_GID] == (gid << 10 | tid)]
     return int(rows[0, s.T_EXPECT]) if len(rows) else 0

@@ -1,4 +1,4 @@
-"""What the machine found, in words: kind, kernel, source line, block, thread, address as array[index]."""
+"""Reports of the checker: kind, kernel, source line, block, thread, and the address as array[index]."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Report:
     """One finding.
 
     kind: race, out_of_bounds, misaligned, uninitialised, use_after_free, barrier_divergence, missing_wait, deadlock,
-    trap, missing_fence or misuse. line: of the source file (of the PTX text where it has no line information). block,
-    thread: (x, y, z). other_line: of the other access of a race, 0 elsewhere.
+    trap, missing_fence or misuse. line: in the source file, or in the PTX text if it has no line information. block,
+    thread: (x, y, z). address: as array[index], or ''. other_line: of the other access of a race, else 0.
     """
 
     kind: str
@@ -33,7 +33,7 @@ class Report:
 
 
 class KernelFault(AristosError):
-    """A kernel did something that a checker reports, and the machine was told to be strict."""
+    """A strict machine's first report; `report` holds it."""
 
     def __init__(self, report: Report):
         super().__init__(str(report))

@@ -1,7 +1,7 @@
-"""What the floating-point instructions do to one lane: float32 and float64 by the hardware, the rest by exact rounding.
+"""The floating-point instructions of one lane: float32 and float64 by the CPU, the rest by exact rounding.
 
 NaN results of 32 and 16 bits are PTX's canonical NaN. Approximations (.approx) are the float64 function rounded once,
-which is inside every error PTX states.
+which is within every error bound of the PTX ISA.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def ordered(a, b):
 
 @jit
 def float_compare(op, a, b):
-    """eq ne lt le gt ge, their unordered forms equ ... geu, num and nan."""
+    """Compare by op: eq ne lt le gt ge, their unordered forms equ ... geu, num and nan."""
     order = ordered(a, b)
     if op == 16:
         return order != 2
@@ -81,7 +81,7 @@ def test_property(kind, bits, exponent, fraction):
 
 @jit
 def least_most(op, a, b, flags):
-    """min or max of doubles that hold narrower values: a NaN loses unless .NaN; -0 < +0."""
+    """min or max of float64 numbers that hold narrower values: a NaN loses unless .NaN; -0 < +0."""
     if a != a or b != b:
         if flags & isa.NAN or (a != a and b != b):
             return math.nan
@@ -243,7 +243,7 @@ def double(x, op, flags, imm, ra, rb, rc):
             if flags & isa.FTZ and abs(a) < 2.2250738585072014e-308:  # rcp.approx.ftz.f64, rsqrt.approx.ftz.f64
                 a = math.copysign(0.0, a)
             z = approximate(op, a)
-            if flags & isa.APPROX and flags & isa.FTZ:  # the high word alone
+            if flags & isa.APPROX and flags & isa.FTZ:  # only the high word
                 if abs(z) < 2.2250738585072014e-308:
                     z = math.copysign(0.0, z)
                 z = f64_of(u64_of(z) & ~np.uint64(0xFFFFFFFF)) if math.isfinite(z) else z

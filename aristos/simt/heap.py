@@ -1,4 +1,4 @@
-"""malloc and free of device code, in PTX: a heap of 8 MiB for each module; what is freed is not used again."""
+"""malloc and free of device code, in PTX: a heap of 8 MiB for each module; freed memory is not reused."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ ret;
 
 
 def heap_for(text: str) -> str:
-    """The PTX of malloc and free, where a module declares one of them and nothing else provides it."""
+    """The PTX of malloc and free if a module declares one of them, else ''."""
     return ALLOCATOR if DECLARED.search(text) else ""

@@ -1,4 +1,4 @@
-"""Functions that only other compiled functions call: never kept on disk by themselves, always compiled into a unit."""
+"""`jit` for functions that only compiled functions call: compiled into their callers, never cached alone."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the integer, logic and move instructions do to one lane.
+"""The integer, logic and move instructions of one lane.
 
-Operands are 64-bit patterns, cut to the instruction's width first, the sign spread where its type is signed.
+Operands are 64-bit patterns, first cut to the instruction's width and sign-extended if its type is signed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .inner import jit
 
 @jit
 def cut(x, type_):
-    """The low bits that a type has, zeros above."""
+    """The low bits of a type's size, zero-extended."""
     size = type_ & 15
     if size == 8:
         return np.uint64(x)
@@ -22,7 +22,7 @@ def cut(x, type_):
 
 @jit
 def spread(x, size):
-    """The sign of a value of `size` bytes spread over int64."""
+    """A value of `size` bytes, sign-extended to int64."""
     if size == 8:
         return np.int64(x)
     gone = np.int64(64 - size * 8)
@@ -31,7 +31,7 @@ def spread(x, size):
 
 @jit
 def read(x, type_):
-    """An operand as int64: sign-extended where the type is signed, else zero-extended."""
+    """An operand as int64: sign-extended if the type is signed, else zero-extended."""
     if type_ & 0xF0 == isa.S:
         return spread(np.int64(x), type_ & 15)
     return np.int64(cut(x, type_))
@@ -57,6 +57,7 @@ def mul_high(a, b, signed):
 
 @jit
 def popcount(x):
+    """The number of set bits."""
     count = 0
     v = np.uint64(x)
     while v != np.uint64(0):
@@ -67,7 +68,7 @@ def popcount(x):
 
 @jit
 def leading(x, width):
-    """Zeros before the first one, of `width` bits."""
+    """The number of leading zeros of `width` bits."""
     count = 0
     for i in range(width - 1, -1, -1):
         if (x >> i) & 1:
@@ -78,7 +79,7 @@ def leading(x, width):
 
 @jit
 def compare(op, a, b, signed):
-    """eq, ne, lt, le, gt, ge and the unsigned lo, ls, hi, hs of two int64."""
+    """Compare two int64 by op: eq, ne, lt, le, gt, ge, or unsigned lo, ls, hi, hs."""
     if op == 0:
         return a == b
     if op == 1:
@@ -101,7 +102,7 @@ def compare(op, a, b, signed):
 
 @jit
 def clamp(x, type_):
-    """An exact int64 kept inside a type's range of at most 32 bits."""
+    """An int64 clamped to the range of a type of at most 32 bits."""
     bits = (type_ & 15) * 8
     if type_ & 0xF0 == isa.S:
         return min(max(x, -(np.int64(1) << (bits - 1))), (np.int64(1) << (bits - 1)) - 1)
@@ -110,7 +111,7 @@ def clamp(x, type_):
 
 @jit
 def permute(a, b, selector, mode):
-    """prmt: bytes of b:a picked by nibbles; mode 0 by the nibbles, 1 to 6: f4e, b4e, rc8, ecl, ecr, rc16."""
+    """prmt: bytes of b:a selected by nibbles; mode 0: the selector's, 1 to 6: f4e, b4e, rc8, ecl, ecr, rc16."""
     source = np.uint64(np.uint64(a) & np.uint64(0xFFFFFFFF)) | (np.uint64(b) << np.uint64(32))
     result = 0
     k = selector & 3
@@ -137,7 +138,7 @@ def permute(a, b, selector, mode):
 
 @jit
 def find_nth(mask, base, offset):
-    """fns: the offset-th set bit of mask from base on; 0xffffffff where there is none."""
+    """fns: the offset-th set bit of mask from base on; 0xffffffff if there is none."""
     if offset == 0:
         return base if (mask >> (base & 31)) & 1 else 0xFFFFFFFF
     step = 1 if offset > 0 else -1

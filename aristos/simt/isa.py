@@ -1,6 +1,6 @@
-"""Numbers of opcodes, types, spaces, flags and columns, shared by the loader and the compiled interpreter.
+"""Numbers of opcodes, types, spaces, flags and columns, for lowering and the compiled interpreter.
 
-Numba reads these as constants. A column is a place in an instruction's row of the program (see lower.py).
+Numba reads these as constants. A column is a place in an instruction's row of the code.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TYPES = {
 
 # ---- spaces ----
 GENERIC, GLOBAL, SHARED, LOCAL, CONST, PARAM = range(6)
-SHARED_WINDOW = 0x0100_0000_0000  # where generic addresses of the block's shared memory begin
+SHARED_WINDOW = 0x0100_0000_0000  # the first generic address of a block's shared memory
 LOCAL_WINDOW = 0x0200_0000_0000
 WINDOW = 0x0100_0000_0000  # bytes
 GLOBAL_START = 0x7F00_0000_0000

@@ -1,6 +1,6 @@
 """From a `cuda.jit` kernel and its arguments to PTX and the bytes of its parameters, without a driver.
 
-It uses Numba-CUDA's own compiler, by kernels/cuda/offline.py.
+Numba-CUDA's own compiler does it, through primitives/offline.py.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import EnvironmentProblem, InputError
-from .functions import joined, of_file
+from ..primitives import offline
+from . import linking
 
 _compiled: Any = weakref.WeakKeyDictionary()  # dispatcher -> {(types, compute capability): (PTX, entry)}
 
 
 def numba_cuda() -> Any:
-    """numba.cuda of the numba-cuda package; raises EnvironmentProblem where it is missing."""
+    """numba.cuda of the numba-cuda package; raises EnvironmentProblem if it is missing or cannot work."""
     try:
         import numba_cuda  # noqa: F401
         from numba import config, cuda
@@ -29,7 +30,7 @@ def numba_cuda() -> Any:
             f"running cuda.jit kernels needs numba-cuda: pip install 'aristos[simt]' ({error})"
         ) from error
     if getattr(config, "ENABLE_CUDASIM", False):
-        raise EnvironmentProblem("Numba's simulator stands in its compiler's place: unset NUMBA_ENABLE_CUDASIM")
+        raise EnvironmentProblem("Numba's CUDA simulator replaces its compiler: unset NUMBA_ENABLE_CUDASIM")
     if not hasattr(np, "row_stack"):
         raise EnvironmentProblem(f"numba-cuda 0.30 needs numpy<2.5, and {np.__version__} is installed")
     return cuda
@@ -42,7 +43,7 @@ def part(name: str) -> Any:
 
 
 def type_of(value: Any) -> Any:
-    """The Numba type of a kernel argument; device arrays of the machine are arrays."""
+    """The Numba type of a kernel argument; a device array of the machine has the type of an array."""
     types, numpy_support = part("types"), part("np.numpy_support")
     typeof, purpose = part("typing.typeof").typeof, part("typing.typeof").Purpose.argument
 
@@ -63,7 +64,7 @@ def type_of(value: Any) -> Any:
 
 @dataclass
 class Compiled:
-    """A kernel for argument types: its PTX, the name of its entry, the types it was declared with, Numba's library."""
+    """A compiled kernel: its PTX, the name of its entry, the types it was declared with, Numba's library."""
 
     ptx: str
     entry: str
@@ -72,26 +73,27 @@ class Compiled:
 
 
 def compiled(kernel: Any, types_: tuple, cc: tuple) -> Compiled:
-    """A kernel for argument types; kept for the next launch."""
+    """A kernel compiled for argument types and a compute capability; compiled once."""
     known = _compiled.setdefault(kernel, {})
     if (types_, cc) not in known:
         numba_cuda()
-        from ..kernels.cuda import offline
-
         declared = declared_types(kernel, types_)
         library, texts = offline.compiled(kernel, declared, cc)
         files = [*(getattr(kernel, "targetoptions", {}).get("link") or ()), *library._linking_files]
-        ptx = joined([*texts, *(of_file(file, cc) for file in dict.fromkeys(files))])
+        ptx = linking.joined([*texts, *(linking.of_file(file, cc) for file in dict.fromkeys(files))])
         known[types_, cc] = Compiled(ptx, offline.entry_of(ptx, kernel.py_func.__name__), declared, library)
     return known[types_, cc]
 
 
 def declared_types(kernel: Any, types_: tuple) -> tuple:
-    """The signature that a kernel was declared with, where it was, else the arguments' own types."""
+    """The signature that a kernel was declared with, else the arguments' own types.
+
+    Raises InputError if no declared signature takes the arguments.
+    """
     sigs = [sig for sig in (getattr(kernel, "overloads", None) or {}) if len(sig) == len(types_)]
     if types_ in sigs or getattr(kernel, "_can_compile", True):
         return types_
-    if len(sigs) == 1:  # as Numba does for a kernel with one signature: taken without a look at the types
+    if len(sigs) == 1:  # as Numba does: a kernel's only signature is taken unchecked
         return sigs[0]
     context = part("descriptor").cuda_target.typing_context
     for sig in sigs:
@@ -101,7 +103,7 @@ def declared_types(kernel: Any, types_: tuple) -> tuple:
 
 
 def flatten(type_: Any, value: Any, found: list[Any]) -> None:
-    """A kernel argument as the numbers of its parameters, in Numba's order."""
+    """Append a kernel argument to `found` as the numbers of its parameters, in Numba's order."""
     types = part("types")
     if isinstance(type_, types.Array):
         found += [0, 0, value.size, value.dtype.itemsize, value.ptr, *value.shape, *value.strides]
@@ -128,7 +130,7 @@ def flatten(type_: Any, value: Any, found: list[Any]) -> None:
 
 
 def fits(number: Any, param: Any) -> None:
-    """Raises InputError unless a parameter can hold a number."""
+    """Raises InputError unless the number fits the parameter."""
     wanted = f"parameter {param.name} is a .{param.type} of {param.size} bytes"
     if isinstance(number, (bytes, np.void)):
         return

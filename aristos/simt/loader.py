@@ -1,20 +1,19 @@
-"""Programs on a machine: code joined into one table, variables in memory, addresses put where they are read."""
+"""Loads programs on a machine: joins their code into one table, places variables, fills in addresses."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import InputError
 from . import isa
 from . import state as s
-from .lower import Program, lower
-from .ptx import Variable, parse
-
-if TYPE_CHECKING:
-    from .machine import Machine
+from .address_space import Memory
+from .lower import lower
+from .parser import parse
+from .program import Program
+from .syntax import Variable
 
 _programs: dict[str, Program] = {}  # by the hash of their text: machines share them
 MOST_PROGRAMS = 256
@@ -24,8 +23,8 @@ JUMPS = (isa.BRA, isa.CALL)
 class Loader:
     """code: [instructions, 16] of all programs loaded; operands: their lists; counts: [instructions, N_FIELDS]."""
 
-    def __init__(self, machine: Machine):
-        self.machine = machine
+    def __init__(self, x: np.ndarray, memory: Memory):
+        self.x, self.memory = x, memory
         self.programs: list[Program] = []
         self.bases: list[tuple[int, int]] = []  # of code and of operands
         self.code = np.zeros((0, isa.COLUMNS), np.int64)
@@ -37,7 +36,7 @@ class Loader:
         self.addresses: dict[tuple[int, int, str], int] = {}  # (program, device, variable)
 
     def program(self, text: str) -> Program:
-        """The program of PTX text, loaded once."""
+        """The program of PTX text; a text is lowered and loaded once."""
         key = hashlib.sha256(text.encode()).hexdigest()
         program = _programs.get(key)
         if program is None:
@@ -49,6 +48,7 @@ class Loader:
         return program
 
     def add(self, program: Program) -> None:
+        """Append a program's code to the joined table."""
         base, operand_base = len(self.code), len(self.operands)
         code, operands = program.code.copy(), program.operands.copy()
         for line in code:
@@ -75,14 +75,17 @@ class Loader:
             self.functions.append((base + info.start, *rows))
 
     def number(self, program: Program) -> int:
+        """The number of a loaded program."""
         return next(i for i, known in enumerate(self.programs) if known is program)
 
     def base(self, program: Program) -> int:
+        """The place of a program's first instruction in the joined code."""
         return self.bases[self.number(program)][0]
 
     def publish(self) -> None:
-        x = self.machine.x
-        self.seen[:] = 0  # a finding is told once in each run
+        """Write the addresses of the tables into x, at the start of a run."""
+        x = self.x
+        self.seen[:] = 0  # a finding is reported once a run
         table = [len(self.functions)]
         for function in self.functions:
             table += function
@@ -92,20 +95,21 @@ class Loader:
         x[s.FUNCTIONS] = self.function_table.ctypes.data
 
     def address(self, program: Program, device: int, name: str) -> int:
-        """The address of a module's variable on a device; placed and filled when first asked for."""
+        """The address of a module's variable on a device; the first call places and initialises it."""
         number = self.number(program)
         key = (number, device, name)
         if key not in self.addresses:
             variable = program.variables[name]
             granule = variable.element if variable.element in (1, 2, 4, 8) else 1
-            allocation = self.machine.memory.allocate(max(variable.size, 1), device, granule, name, True)
+            allocation = self.memory.allocate(max(variable.size, 1), device, granule, name, True)
             self.addresses[key] = isa.GLOBAL_START + allocation.start
             allocation.itemsize = variable.element
             data = b"".join(self.initial(program, device, variable))
-            self.machine.memory.bytes_of(allocation)[: len(data)] = np.frombuffer(data, np.uint8)
+            self.memory.bytes_of(allocation)[: len(data)] = np.frombuffer(data, np.uint8)
         return self.addresses[key]
 
     def initial(self, program: Program, device: int, variable: Variable) -> list[bytes]:
+        """The bytes of a variable's elements, with the addresses that it names."""
         parts = []
         for value in variable.values:
             if isinstance(value, tuple):
@@ -118,7 +122,7 @@ class Loader:
         return parts
 
     def constants(self, program: Program, device: int) -> np.ndarray:
-        """[n, 2] int64: rows and what they hold on a device."""
+        """[n, 2] int64: (row, value) of the rows that hold constants on a device."""
         pairs = [(row, value) for row, value in program.constants.items()]
         for row, name, offset in program.relocations:
             if name == "@dynamic":
@@ -134,7 +138,7 @@ class Loader:
         return table.view(np.int64)
 
     def where(self, pc: int) -> tuple[Program, int]:
-        """The program of an instruction of the joined code, and its number there."""
+        """(program, index in it) of an instruction of the joined code."""
         for program, (base, _) in zip(reversed(self.programs), reversed(self.bases)):
             if pc >= base:
                 return program, pc - base

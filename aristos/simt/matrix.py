@@ -1,7 +1,6 @@
-"""mma.sync: products exact, sums in the accumulator's type, each element one chain in k order starting from C.
+"""mma.sync: exact products, sums in the accumulator's type; each element is one chain in k order starting from C.
 
-Tensor cores add several products at once and cut their low bits, so hardware's last bits differ; this order is the
-one that is documented and tested here.
+Tensor cores add several products at once and truncate their low bits, so the last bits of a GPU's results differ.
 """
 
 from __future__ import annotations
@@ -57,6 +56,7 @@ def b_place(bits, row, column):
 
 @unit
 def multiply(x, warp, line):
+    """mma.sync of a whole warp."""
     kind, half, flags = get(line, isa.IMM), get(line, isa.TYPE), get(line, isa.FLAGS)
     m, n, depth, bits, count_a, count_b, count_c = shape_of(kind)
     items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
@@ -103,7 +103,7 @@ def multiply(x, warp, line):
 
 @jit
 def element(raw, part, kind, unsigned):
-    """An element of A or B as a double; integers and narrow floats are exact in it."""
+    """An element of A or B as float64, which holds every integer and narrow float exactly."""
     if kind <= 1:
         return np.float64(f32_of(np.uint32(raw & 0xFFFFE000)))  # tf32 has 10 bits after the point
     if kind <= 3:
@@ -118,7 +118,7 @@ def element(raw, part, kind, unsigned):
 
 @jit
 def chain(x, a, b, row, column, depth, kind, half, flags, raw):
-    """C[row, column] and the products, added one by one."""
+    """D[row, column]: C and the products, added one by one."""
     if kind == 9:
         total = f64_of(np.uint64(raw))
         for k in range(depth):

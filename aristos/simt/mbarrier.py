@@ -1,11 +1,11 @@
 """mbarrier: objects in shared memory that count arrivals and bytes of copies, phase by phase.
 
-A phase ends when all expected arrivals have come and the bytes that were announced have been copied. Arrivals release
-what happened before them to those who find the phase at its end. `try_wait` lets its lanes wait, but as hardware does
-after a time it may answer false: by chance at once, where the checker is on, and where nothing else can go on. A few
-of the latter without any change are a dead-lock.
+A phase ends when all expected arrivals and all expected bytes have arrived. Arrivals release the work before them to
+the threads that observe the end of the phase. `try_wait` suspends its lanes. As on hardware, it may also return false
+after a time: at once by chance if the checker is on, and when no other lane can run. A few of the latter without any
+change are a deadlock.
 
-The object's 8 bytes hold its state, so that a store over them is found. Source: the PTX ISA, "mbarrier".
+The object's 8 bytes hold its state, so that a store over them is detected. Source: the PTX ISA, "mbarrier".
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from .watch import ATOMIC, STRONG, draw, report
 
 MOST_COUNT = (1 << 20) - 1  # of arrivals and of bytes
 EXPECTS, PARITY, TRIES, NOT_COUNTED = 1, 2, 4, 8  # in TYPE2 of the instructions
-PATIENT_ANSWERS = 3  # times that waits are answered by false without any change
-# what is wrong, in MISUSE reports (words in explain.py)
+PATIENT_ANSWERS = 3  # times that waits return false without any change
+# details of MISUSE reports; explain.py has the messages
 NOT_SHARED, NO_BARRIER, OVERWRITTEN, AGAIN, BAD_COUNT, TOO_MANY, BEYOND, BAD_BYTES = range(8)
 
 
 @jit
 def row_of(x, block, index):
+    """The row of a block's mbarrier."""
     return get(x, s.MBARRIERS) + (get(block, s.B_SLOT) * s.MB_MOST + index) * s.MB_FIELDS * 8
 
 
 @jit
 def find(x, block, place):
-    """The index of the barrier at a place of shared memory; -1 where none ever was."""
+    """The index of the mbarrier at a place of shared memory; -1 if there never was one."""
     for index in range(get(block, s.B_MBARRIERS)):
         if get(row_of(x, block, index), s.MB_PLACE) == place:
             return np.int64(index)
@@ -45,24 +46,26 @@ def find(x, block, place):
 
 @jit
 def word(row):
-    """The 8 bytes of a barrier: phase's parity, expected and pending arrivals, bytes."""
+    """The 8 bytes of an mbarrier: parity of the phase, expected and pending arrivals, bytes."""
     parity, expected = get(row, s.MB_PHASE) & 1, get(row, s.MB_EXPECTED)
     return parity << 63 | expected << 42 | get(row, s.MB_PENDING) << 21 | (get(row, s.MB_TX) & 0x1FFFFF)
 
 
 @jit
 def keep(block, row):
+    """Store the 8 bytes."""
     store64(get(block, s.B_SHARED) + get(row, s.MB_PLACE), np.uint64(word(row)))
 
 
 @jit
 def wrong(x, thread, place, what, pc):
+    """Record a MISUSE report."""
     report(x, s.MISUSE, pc, get(thread, s.T_GID), place, isa.SHARED, 8, 0, 0, what, 0)
 
 
 @jit
 def live(x, thread, block, place, pc):
-    """The index of the barrier at a place; -1 after a report where none is."""
+    """The index of the mbarrier at a place; -1, after a report, if there is none."""
     index = find(x, block, place)
     if index < 0 or not get(row_of(x, block, index), s.MB_LIVE):
         wrong(x, thread, place, NO_BARRIER, pc)
@@ -80,7 +83,7 @@ def mbarrier(x, warp, block, line, pc, op, mask):
     space = (get(line, isa.FLAGS) >> isa.SPACE_SHIFT) & 7
     writes = op == isa.MBINIT or op == isa.MBINVAL
     how = 0 if writes else STRONG | ATOMIC
-    waits = op != isa.MBWAIT or not get(x, s.CHECK) or draw(x) & 7 != 0  # else its time is over at once
+    waits = op != isa.MBWAIT or not get(x, s.CHECK) or draw(x) & 7 != 0  # else it times out at once
     for lane in range(32):
         if not (mask >> lane) & 1:
             continue
@@ -114,6 +117,7 @@ def mbarrier(x, warp, block, line, pc, op, mask):
 
 @jit
 def initialise(x, warp, thread, block, line, lane, place, pc):
+    """mbarrier.init."""
     count = np.int64(register(x, warp, get(line, isa.B), lane)) & 0xFFFFFFFF
     if count < 1 or count > MOST_COUNT:
         wrong(x, thread, place, BAD_COUNT, pc)
@@ -130,7 +134,7 @@ def initialise(x, warp, thread, block, line, lane, place, pc):
         row = row_of(x, block, index)
         if get(row, s.MB_LIVE) and np.int64(load64(get(block, s.B_SHARED) + place)) == word(row):
             wrong(x, thread, place, AGAIN, pc)
-        phase = (get(row, s.MB_PHASE) + 2) & ~1  # no phase's number comes twice: clocks are made of them
+        phase = (get(row, s.MB_PHASE) + 2) & ~1  # phase numbers never repeat, for they are clocks
     row = row_of(x, block, index)
     for field in range(s.MB_FIELDS):
         put(row, field, 0)
@@ -148,7 +152,7 @@ def initialise(x, warp, thread, block, line, lane, place, pc):
 
 @jit
 def arrive(x, warp, thread, block, line, lane, op, row, index, pc):
-    """arrive, expect_tx, and both in one."""
+    """mbarrier.arrive, expect_tx, and both in one."""
     place = get(row, s.MB_PLACE)
     if op == isa.MBARRIVE:
         set_register(x, warp, get(line, isa.D), lane, np.uint64(word(row)))
@@ -170,7 +174,7 @@ def arrive(x, warp, thread, block, line, lane, op, row, index, pc):
 
 @jit
 def expect(x, thread, row, size, pc):
-    """More bytes that the phase waits for (fewer, where size is negative: they have been copied)."""
+    """Add to the bytes that the phase waits for; negative for bytes that have been copied."""
     total = get(row, s.MB_TX) + size
     if size > MOST_COUNT or not -MOST_COUNT <= total <= MOST_COUNT:
         wrong(x, thread, get(row, s.MB_PLACE), BAD_BYTES, pc)
@@ -180,7 +184,7 @@ def expect(x, thread, row, size, pc):
 
 @unit
 def settle_phase(x, block, row, index):
-    """End the phase if all have come; those who wait for it go on."""
+    """End the phase if everything has arrived, and release the lanes that wait for it."""
     if get(row, s.MB_PENDING) == 0 and get(row, s.MB_TX) == 0:
         put(row, s.MB_PHASE, get(row, s.MB_PHASE) + 1)
         put(row, s.MB_PENDING, get(row, s.MB_EXPECTED))
@@ -202,7 +206,7 @@ def settle_phase(x, block, row, index):
 
 @jit
 def go_on(x, warp, thread, lane, row):
-    """A lane that waited: row is its barrier, whose phase is over, or 0 where the time is over."""
+    """Release a lane that waits; row: its mbarrier, whose phase has ended, or 0 for a timeout."""
     line = get(x, s.CODE) + get(thread, s.T_RESULT) * isa.COLUMNS * 8
     set_register(x, warp, get(line, isa.D), lane, np.uint64(row != 0))
     if row != 0:
@@ -214,7 +218,7 @@ def go_on(x, warp, thread, lane, row):
 
 @jit
 def take_in(x, thread, line, row):
-    """What a wait that succeeds acquires; most of its lanes knew the same before, so the last's answer is kept."""
+    """The acquire of a successful wait. Most lanes have the same clock before, so the last result is kept."""
     if not get(x, s.CHECK):
         return
     if get(line, isa.FLAGS) & 15 == isa.RELAXED:
@@ -228,7 +232,7 @@ def take_in(x, thread, line, row):
 
 @jit
 def wait(x, warp, thread, line, lane, row, index, pc, waits):
-    """test_wait and try_wait, by the state that an arrival returned or by a phase's parity."""
+    """test_wait and try_wait, by the state that an arrival returned or by the parity of a phase."""
     asked = np.int64(register(x, warp, get(line, isa.B), lane))
     parity = asked & 1 if get(line, isa.TYPE2) & PARITY else (asked >> 63) & 1
     if parity != get(row, s.MB_PHASE) & 1:
@@ -246,7 +250,7 @@ def wait(x, warp, thread, line, lane, row, index, pc, waits):
 
 @unit
 def time_out(x):
-    """Nobody else can go on: answer the waits by false; 0 where nobody waits, or that was done often for nothing."""
+    """No other lane can run: let all waits return false. Returns their number, 0 if that has not helped before."""
     if get(x, s.TIMED_AT) != get(x, s.PROGRESS):
         put(x, s.TIMED_AT, get(x, s.PROGRESS))
         put(x, s.TIMES, 0)
@@ -268,7 +272,7 @@ def time_out(x):
 
 @jit
 def arrive_after_copies(x, thread, block, line, row, index, pc):
-    """cp.async.mbarrier.arrive: an arrival when the thread's copies are done; .noinc: one that init has counted."""
+    """cp.async.mbarrier.arrive: an arrival when the thread's copies are done; .noinc: init has counted it."""
     if not get(line, isa.TYPE2) & NOT_COUNTED:
         if get(row, s.MB_PENDING) == MOST_COUNT:
             wrong(x, thread, get(row, s.MB_PLACE), BAD_COUNT, pc)
@@ -280,7 +284,7 @@ def arrive_after_copies(x, thread, block, line, row, index, pc):
 
 @jit
 def pending(x, kind, block, thread, to, source, size, index, group, pc):
-    """Put a piece of asynchronous work among those under way; bulk.py carries it out. The loop leaves room."""
+    """Add a row to the table of pending work, which bulk.py carries out. The interpreter's loop keeps space for it."""
     n = get(x, s.PENDING_COUNT)
     row = get(x, s.PENDING) + n * s.P_FIELDS * 8
     put(row, s.P_KIND, kind)

@@ -1,4 +1,4 @@
-"""pytest: the fixture `simt_machine`, and ARISTOS_SIMT=1 for tests of kernels launched the ordinary way.
+"""pytest plugin: the fixture `simt_machine`, and ARISTOS_SIMT=1 for tests that launch kernels as k[grid, block](...).
 
 With ARISTOS_SIMT=1 each test runs on a machine of its own, and fails if the machine reports anything.
 """
@@ -16,9 +16,9 @@ from .switch import asked, enable, use
 
 @pytest.fixture
 def simt_machine() -> Iterator[Machine]:
-    """A machine that kernels launched the ordinary way run on; the test fails if anything was reported and left.
+    """A machine for kernels launched as k[grid, block](...); the test fails if any report is left at its end.
 
-    A test that expects reports takes them: `simt_machine.reports.clear()` after looking.
+    A test that expects reports removes them: `simt_machine.reports.clear()`.
     """
     with use(Machine()) as machine:
         yield machine
@@ -28,8 +28,9 @@ def simt_machine() -> Iterator[Machine]:
 
 
 def pytest_configure(config: Any) -> None:
+    """Use a machine from the start if the environment asks for it."""
     if asked():
-        enable()  # signatures declared at import need to know a device
+        enable()  # signatures declared at import need a device
 
 
 @pytest.fixture(autouse=True)

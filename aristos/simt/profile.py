@@ -1,4 +1,4 @@
-"""Run a Python script whose CUDA kernels go to a machine, and say what the machine found and counted."""
+"""Run a Python script with its CUDA kernels on a machine, and print the machine's reports and counters."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from . import kernels
 from .machine import Machine
 from .switch import use
 
-NOTHING = "no kernel ran: those launched as k[grid, block](...) do, those of a simt.Machine of the script's own do not"
+NOTHING = "no kernel ran: only launches as k[grid, block](...) count, not those on a simt.Machine that the script makes"
 
 
 def profile(script: str, args: list[str], as_json: bool, **options: Any) -> int:
     """Run a script and print the machine's reports and its table, or one JSON object; returns the exit code.
 
-    args: the script's. options: of `Machine`. Raises InputError where there is no such script or an option is wrong,
-    EnvironmentProblem where numba-cuda is missing.
+    args: the script's. options: of `Machine`. Raises InputError if the script is missing or an option is wrong,
+    EnvironmentProblem if numba-cuda is missing.
     """
     path = Path(script)
     if not path.is_file():
@@ -50,7 +50,7 @@ def profile(script: str, args: list[str], as_json: bool, **options: Any) -> int:
 
 
 def run(machine: Machine, path: Path, args: list[str]) -> tuple[int, str | None]:
-    """Run a script as `python SCRIPT ARGS` would; its exit code, and the error that ended it."""
+    """Run a script as `python SCRIPT ARGS` does: (its exit code, the error that ended it or None)."""
     try:
         with as_main(path, args), use(machine):
             runpy.run_path(str(path), run_name="__main__")
@@ -67,7 +67,7 @@ def run(machine: Machine, path: Path, args: list[str]) -> tuple[int, str | None]
 
 @contextlib.contextmanager
 def as_main(path: Path, args: list[str]) -> Iterator[None]:
-    """sys.argv and sys.path as a script finds them."""
+    """While inside, sys.argv and sys.path are as in a script."""
     before = sys.argv, sys.path[:]
     sys.argv, sys.path[:0] = [str(path), *args], [str(path.resolve().parent)]
     try:

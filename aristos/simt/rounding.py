@@ -1,7 +1,7 @@
-"""Exact rounding of a sum of two doubles to any of PTX's formats, in any of its directions.
+"""Exact rounding of a sum of two float64 numbers to any of PTX's formats, in any rounding mode.
 
-Everything that IEEE hardware would do under another rounding mode, or in a narrower format, is done here by integers:
-the value is hi + lo times a power of two, where lo is what the rounding of hi lost (only its sign counts).
+Results in another rounding mode or a narrower format than the CPU's are computed with integers. The value is
+(hi + lo) times a power of two, where lo is the rounding error of hi; only its sign counts.
 """
 
 from __future__ import annotations
@@ -15,27 +15,31 @@ from .bits import f64_of, fma64, u64_of
 from .inner import jit
 from .units import unit
 
-# ---- formats: (bits of the significand with the hidden one, exponent of the least subnormal, exponent bits) ----
+# ---- formats ----
 HALF, BFLOAT, SINGLE, DOUBLE, TENSOR, QUARTER5 = range(6)
 
 
 @jit
 def precision(form):
+    """Bits of the significand, the hidden one included."""
     return (11, 8, 24, 53, 11, 3)[form]
 
 
 @jit
 def least(form):
+    """The exponent of the least subnormal number."""
     return (-24, -133, -149, -1074, -136, -16)[form]
 
 
 @jit
 def exponent_bits(form):
+    """Bits of the exponent."""
     return (5, 8, 8, 11, 8, 5)[form]
 
 
 @jit
 def canonical_nan(form):
+    """The bits of PTX's canonical NaN."""
     p = precision(form)
     if form == HALF:
         return 0x7FFF
@@ -52,7 +56,7 @@ def canonical_nan(form):
 
 @jit
 def two_sum(a, b):
-    """a + b and what its rounding lost."""
+    """(a + b rounded, its rounding error)."""
     s = a + b
     t = s - a
     return s, (a - (s - t)) + (b - t)
@@ -68,7 +72,7 @@ def scaled(x):
 
 @jit
 def overflow_bits(negative, form, mode):
-    """What a value beyond the largest becomes: infinity or the largest."""
+    """The bits of a value beyond the largest: infinity or the largest number."""
     p, w = precision(form), exponent_bits(form)
     infinity = ((1 << w) - 1) << (p - 1)
     away = mode == isa.RN or mode == isa.RNA or (mode == isa.RP and not negative) or (mode == isa.RM and negative)
@@ -78,7 +82,7 @@ def overflow_bits(negative, form, mode):
 
 @jit
 def round_pair(hi, lo, shift, form, mode):
-    """(hi + lo) * 2**shift in a format, as its bits (int64; a double's sign bit makes it negative)."""
+    """(hi + lo) * 2**shift as the bits of a format, int64; the sign bit of a float64 makes them negative."""
     p, w = precision(form), exponent_bits(form)
     sign = 1 << (p - 1 + w)
     if hi != hi:
@@ -132,7 +136,7 @@ def round_pair(hi, lo, shift, form, mode):
 
 @jit
 def widen(bits, form):
-    """The value of a format's bits as a double; exact."""
+    """The value of a format's bits as float64; exact."""
     p, w = precision(form), exponent_bits(form)
     fraction = bits & ((1 << (p - 1)) - 1)
     exponent = (bits >> (p - 1)) & ((1 << w) - 1)
@@ -172,7 +176,7 @@ def fma_bits(a, b, c, form, mode):
     if c == 0.0:
         return round_pair(product, lost, shift, form, mode)
     mc, ec = math.frexp(c)
-    if ec - shift > 300:  # the product only tells on which side of c it is
+    if ec - shift > 300:  # the product only decides on which side of c the sum lies
         return round_pair(mc, product, ec, form, mode)
     if ec - shift < -300:
         if lost != 0.0:
@@ -224,7 +228,7 @@ def sqrt_bits(a, form, mode):
 
 @jit
 def int_bits(value, unsigned, form, mode):
-    """An integer of 64 bits, rounded once to a format; `value` int64, read as unsigned if so."""
+    """A 64-bit integer, rounded once to a format; value: int64, or uint64 bits if `unsigned`."""
     if unsigned and value < 0:
         low = value & 0x7FFFFFFF
         top = (value >> 31) & 0x1FFFFFFFF
@@ -237,7 +241,7 @@ def int_bits(value, unsigned, form, mode):
 
 @unit
 def exact(x, op, ia, ib, ic, form, mode):
-    """add, sub, mul, fma, div, rcp, sqrt of doubles given as bits, rounded once to a format; FABS: only rounded."""
+    """add, sub, mul, fma, div, rcp or sqrt of float64 bits, rounded once to a format; FABS: only rounding."""
     a, b = f64_of(np.uint64(ia)), f64_of(np.uint64(ib))
     if op == isa.FADD:
         return fma_bits(a, 1.0, b, form, mode)

@@ -1,7 +1,7 @@
-"""Where the compiled interpreter finds everything: the fields of its tables.
+"""The tables of the compiled interpreter, and the fields of their rows.
 
-The whole state is reached from one address, so that compiled functions take a few integers: `x` is a table of int64
-whose fields are numbers and the addresses of the other tables. machine.py owns the arrays behind the addresses.
+The whole state is reached from one address, so that compiled functions take only a few integers: `x` is a table of
+int64 whose fields are numbers and the addresses of the other tables. core.py owns the arrays behind the addresses.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
     SC_SYSTEM, LAUNCH_COUNT, WARP_SLOTS, BLOCK_SLOTS, DEVICES, STOP, REGISTERS_PER_WARP, LOCAL_BYTES, LOCAL,
     SHARED_MEMORY, SHARED_INIT, SHARED_SHADOW, STACK_BYTES, STACKS, DEPTH, SAVE_ROWS, SUSPECT, SPINNING, WEAK_MEMORY,
     MAX_CLOCKS, DEVICE_COUNT, BURST, PATIENCE, DEAD, BARRIERS, COPIES, START_TIME, FUNCTIONS, AGENT, PENDING,
-    PENDING_COUNT, MBARRIERS, FLIGHT, TIMED_AT, TIMES, CLOCK_ROOM,
+    PENDING_COUNT, MBARRIERS, FLIGHT, TIMED_AT, TIMES, CLOCK_SPACE,
 ) = range(74)  # fmt: skip
 X_FIELDS = 96  # then the addresses of the compiled units (units.py)
 UNITS = 64
@@ -39,9 +39,9 @@ B_FIELDS = 24
 (Q_ARRIVED, Q_EXPECTED, Q_VC, Q_POPC, Q_PARTIAL) = range(5)
 Q_FIELDS = 5
 BARRIERS_PER_BLOCK = 16
-# an mbarrier: its place in shared memory, its phase's number and counts, what its arrivals published: (so far, at the
-# end of the last phase); who initialised it, and whether a fence has shown that to asynchronous copies; what the last
-# thread that waited knew before, and knows since
+# an mbarrier: PLACE in shared memory, number of the PHASE, counts; VC, DONE: what its arrivals published so far, and up
+# to the end of the last phase; GID, CLOCK: thread and moment of its initialisation; FENCED: a fence has made that
+# visible to asynchronous copies; OLD, NEW: the clock of the last thread that waited, before and after its wait
 (MB_PLACE, MB_LIVE, MB_PHASE, MB_EXPECTED, MB_PENDING, MB_TX, MB_VC, MB_DONE, MB_GID, MB_CLOCK, MB_FENCED, MB_OLD,
  MB_NEW) = range(13)  # fmt: skip
 MB_FIELDS, MB_MOST = 13, 128
@@ -66,7 +66,7 @@ A_FIELDS = 5
 LIVE_MEMORY, FREED = 1, 2
 PAGE_SHIFT = 8
 
-# ---- a cell of the checker: three accesses of two words: who and where, when and how ----
+# ---- a cell of the checker: three accesses of two words: (thread, instruction), (clock, bytes, kind of access) ----
 CELL_WORDS = 6
 GID_BITS = 42
 
@@ -114,7 +114,7 @@ M_FIELDS, M_MOST = 7, 4
 H_FIELDS = H_MESSAGES + M_FIELDS * M_MOST
 HISTORY_SLOTS = 4096
 
-# ---- what a released location publishes ----
+# ---- the clock that a released location publishes ----
 (S_KEY, S_VC, S_SCOPE, S_GID) = range(4)
 S_FIELDS = 4
 
@@ -122,14 +122,14 @@ S_FIELDS = 4
 (C_TO, C_FROM, C_SIZE, C_READ, C_GROUP, C_PC) = range(6)
 C_FIELDS, C_MOST = 6, 32
 
-# ---- what copies of the asynchronous proxy are under way, and arrivals that wait for cp.async ----
+# ---- pending work of the asynchronous proxy: bulk copies, and arrivals that wait for cp.async ----
 (P_KIND, P_BLOCK, P_THREAD, P_TO, P_FROM, P_SIZE, P_BARRIER, P_GROUP, P_PC) = range(9)
 P_FIELDS, P_MOST = 9, 4096
 P_LOAD, P_STORE, P_ARRIVE = range(3)
 
-# ---- a register that wgmma may use: 0 touched since the last wgmma.fence, 1 not, else who holds it ----
+# ---- a register that wgmma may use: 0 touched since the last wgmma.fence, 1 not, else the wgmma that uses it ----
 CLEAN, ACCUMULATOR, FRAGMENT = 1, 2, 3
-F_SHAPE, F_GROUP = 2, 8  # where in the number they begin
+F_SHAPE, F_GROUP = 2, 8  # the bits where a use's shape and group begin
 
-# ---- why the interpreter came back ----
+# ---- reasons for the interpreter to stop ----
 BUDGET, ALL_DONE, STUCK, CLOCKS_FULL, STOPPED, LIVELOCK, PRINTS_FULL, SYNC_FULL = range(8)

@@ -1,8 +1,8 @@
-"""Route the ordinary way of launching kernels to a machine: `k[grid, block](...)`, `cuda.to_device`, and the rest.
+"""Route ordinary Numba-CUDA code to a machine: `k[grid, block](...)`, `cuda.to_device`, and the rest.
 
-`use(machine)` gives Numba-CUDA the functions of driver.py in the driver's place and launches on the machine;
-`ARISTOS_SIMT=1` in the environment does so when `aristos.simt.plugin` is loaded by pytest, or when `enable()` is
-called. Everything else of Numba-CUDA (compiler, dispatcher, arrays, ufuncs, error codes) is its own.
+`use(machine)` replaces the CUDA driver's functions that Numba-CUDA calls by those of driver.py, and its launches. With
+`ARISTOS_SIMT=1` in the environment, pytest does so for each test when it loads `aristos.simt.plugin`. Everything else
+of Numba-CUDA (compiler, dispatcher, arrays, ufuncs, error codes) stays its own.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..primitives import offline
 from . import kernels
 from .driver import Driver, MachineDevice
 from .functions import MachineFunction, MachineLinker, MachineModule, load_library
@@ -27,11 +28,11 @@ VARIABLE = "ARISTOS_SIMT"
 _drivers: list[Driver] = []
 _replaced: dict[tuple[Any, str], Any] = {}
 _missing = object()
-_names = threading.local()  # of the arguments of the launch under way, by address
+_names = threading.local()  # names of the current launch's arguments, by address
 
 
 def current() -> Machine:
-    """The machine that launches go to."""
+    """The machine in use; raises InputError if there is none."""
     return _driver().machine
 
 
@@ -42,7 +43,7 @@ def _driver() -> Driver:
 
 
 def _function_of(name: str) -> Any:
-    """A function of the driver, of the machine in use; as CUDA's, it fails in a forked child."""
+    """A driver function of the machine in use; like CUDA's, it fails in a forked child."""
 
     def call(*args: Any) -> Any:
         mine = _driver()
@@ -54,7 +55,7 @@ def _function_of(name: str) -> Any:
 
 
 class CoreStream:
-    """A stream as cuda.core has it: a handle."""
+    """A stream with the interface of cuda.core's: a handle."""
 
     def __init__(self, handle: Any = 0):
         self.handle = handle
@@ -72,7 +73,7 @@ def _launch(stream: Any, config: Any, kernel: MachineFunction, *arguments: Any) 
 
 
 def _named_launch(original: Any) -> Any:
-    """_Kernel.launch that remembers the arguments' names while it runs."""
+    """_Kernel.launch that keeps the arguments' names while it runs."""
 
     def launch(self: Any, args: Any, *rest: Any, **options: Any) -> None:
         _names.of = {}
@@ -117,9 +118,7 @@ def _managers(self: Any) -> list[Any]:
 
 
 def _with_lines(original: Any) -> Any:
-    """_Kernel.__init__ that asks for line information: reports name lines."""
-
-    from ..kernels.cuda import offline
+    """_Kernel.__init__ that requests line information, which reports need."""
 
     def init(self: Any, *args: Any, **options: Any) -> None:
         if options.get("debug") or options.get("lineinfo"):
@@ -131,7 +130,7 @@ def _with_lines(original: Any) -> Any:
 
 
 def _hinted(original: Any) -> Any:
-    """DeviceNDArrayBase.__init__ that tells the allocation its dtype: the checker keeps a cell for each item."""
+    """DeviceNDArrayBase.__init__ that passes dtype and shape to the allocation: the checker has a cell an item."""
 
     def init(self: Any, shape: Any, strides: Any, dtype: Any, stream: Any = 0, gpu_data: Any = None) -> None:
         mine = _driver()
@@ -145,9 +144,9 @@ def _hinted(original: Any) -> Any:
 
 
 def _held(obj: Any) -> None:
-    """Raises InputError for an array of Numba's, or a view of one, that another machine allocated.
+    """Raises InputError for a Numba array, or a view of one, that another machine allocated.
 
-    Addresses begin at the same place on every machine, so nothing else would tell.
+    Addresses begin at the same number on every machine, so nothing else would show the mistake.
     """
     memory = getattr(obj, "gpu_data", None)
     owner = getattr(memory, "owner", memory)
@@ -158,7 +157,7 @@ def _held(obj: Any) -> None:
 
 
 def _own_pointer(original: Any) -> property:
-    """DeviceNDArrayBase.device_ctypes_pointer: copies, fills and records ask for it."""
+    """DeviceNDArrayBase.device_ctypes_pointer, which copies, fills and records read, with the check of `_held`."""
 
     def pointer(self: Any) -> Any:
         _held(self)
@@ -168,7 +167,7 @@ def _own_pointer(original: Any) -> property:
 
 
 def _memory_view(obj: Any, stream: Any = 0, copy: bool = True, user_explicit: bool = False) -> tuple[Any, bool]:
-    """_to_strided_memory_view: an argument of a kernel as memory of the machine, and whether it was copied for that."""
+    """_to_strided_memory_view: (a kernel argument as memory of the machine, whether it was copied there)."""
     from numba.cuda.cudadrv import devicearray, driver
 
     kind = getattr(obj, "simt_type", None)
@@ -177,7 +176,7 @@ def _memory_view(obj: Any, stream: Any = 0, copy: bool = True, user_explicit: bo
         return _shim(obj, obj.ptr), False
     interface = getattr(obj, "__cuda_array_interface__", None)
     if driver.is_device_memory(obj):
-        _held(obj)  # also where Numba remembers the view
+        _held(obj)  # also if Numba has cached the view
         return obj._strided_memory_view_shim, False
     if interface is not None:
         from numba.cuda import api
@@ -196,7 +195,7 @@ def _memory_view(obj: Any, stream: Any = 0, copy: bool = True, user_explicit: bo
 
 
 def _warn_of_copy() -> None:
-    """As Numba does, where it was not told to be silent."""
+    """Numba's warning about implicit copies, unless it is switched off."""
     config, errors = kernels.part("core.config"), kernels.part("core.errors")
     if config.CUDA_WARN_ON_IMPLICIT_COPY and not config.DISABLE_PERFORMANCE_WARNINGS:
         message = "Host array used in CUDA kernel will incur copy overhead to/from device."
@@ -204,7 +203,7 @@ def _warn_of_copy() -> None:
 
 
 class _Kept:
-    """A view with the array that owns its memory."""
+    """A view that keeps the array that owns its memory alive."""
 
     def __init__(self, shim: Any, array: Any):
         self.ptr, self.shape, self.dtype, self.size = shim.ptr or 0, shim.shape, shim.dtype, shim.size
@@ -225,7 +224,7 @@ def _host_view(obj: Any, *, stream_ptr: Any) -> Any:
 
 
 def _managed(original: Any) -> Any:
-    """ManagedMemory.__init__: the host reaches the same bytes at an address of its own."""
+    """ManagedMemory.__init__: the host's address of the same bytes is another one."""
 
     def init(self: Any, *args: Any, **options: Any) -> None:
         original(self, *args, **options)
@@ -237,9 +236,9 @@ def _managed(original: Any) -> Any:
 
 
 def _module(self: Any, image: Any, setup: Any = None, teardown: Any = None) -> MachineModule:
-    """Context.create_module_image, of PTX."""
+    """Context.create_module_image, for PTX."""
     if not isinstance(image, str):
-        raise InputError(f"the machine loads modules of PTX, got {type(image).__name__}")
+        raise InputError(f"the machine loads only PTX modules, got {type(image).__name__}")
     return MachineModule(_driver(), _driver().machine.load(image), setup, teardown)
 
 
@@ -289,7 +288,7 @@ LATE = ("cuMemFree", "cuMemFreeHost", "cuMemHostUnregister", "cuEventDestroy", "
 
 
 def _freed(name: str) -> Any:
-    """A function of the driver that gives back what a machine gave: Numba may call it after the machine has gone."""
+    """A driver function that frees; Numba may call it after the machine is no longer in use."""
 
     def free(value: Any) -> None:
         from numba.cuda.cudadrv import driver
@@ -326,7 +325,7 @@ def _leave() -> None:
 
 
 def _changed() -> None:
-    """Numba's objects of devices and of its runtime are those of the machine now in use."""
+    """Let Numba use the device and runtime objects of the machine now in use."""
     from numba.cuda.cudadrv import devices, driver
     from numba.cuda.memory_management.nrt import rtsys
 
@@ -338,9 +337,9 @@ def _changed() -> None:
 
 @contextlib.contextmanager
 def use(machine: Machine) -> Iterator[Machine]:
-    """While inside, `@cuda.jit` kernels launched the ordinary way run on this machine.
+    """While inside, `@cuda.jit` kernels launched as k[grid, block](...) run on this machine.
 
-    Launches with NumPy arrays run at once; with device arrays at the next synchronize or copy, or at the end.
+    Launches with NumPy arrays run at once, those with device arrays at the next synchronize or copy, or at the end.
     """
     _enter(machine)
     try:
@@ -351,12 +350,12 @@ def use(machine: Machine) -> Iterator[Machine]:
 
 
 def enable(**options: Any) -> Machine:
-    """Use a new machine for all launches from here on; options as of `Machine`."""
+    """Use a new machine for all launches from now on, and return it; options: as of `Machine`."""
     machine = Machine(**options)
     _enter(machine)
     return machine
 
 
 def asked() -> bool:
-    """Does the environment ask for the machine?"""
+    """Does the environment set ARISTOS_SIMT?"""
     return os.environ.get(VARIABLE, "0") not in ("", "0")

@@ -1,18 +1,19 @@
 """Compiled functions that call each other by address.
 
-Numba optimises everything a function calls again with it, at every level; the interpreter would take many minutes to
-compile. A unit is compiled alone; calls of it read its address from the machine's table `x`, its first argument. All
-arguments and results are int64.
+Numba optimises everything that a function calls again with it, at every level; it would take many minutes to compile
+the interpreter. A unit is compiled alone. A call of a unit reads its address from the machine's table `x`, the first
+argument. All arguments and results are int64.
+
+A unit's place in the table is its name's among the sorted names of all units, so it does not depend on the order of
+imports. It is compiled into callers: every module with units must be imported before the first is compiled.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-import re
 import threading
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,38 +24,22 @@ from numba.core import caching
 from numba.extending import intrinsic
 
 from ..primitives import compile as compiler
+from ..primitives import sources
 from . import state as s
 
-# A unit's place in the table is compiled into its callers, so it must not depend on the order of imports.
-NAMES = (
-    "exact", "compact", "report", "race", "fence", "read", "read_latest", "wrote", "check", "loads", "stores",
-    "atomics", "count_access", "start_copy", "finish_copies", "calculate_integers", "calculate_floats",
-    "calculate_conversions", "arrive", "settle", "arrive_grid", "settle_grid", "multiply", "together",
-    "matrices", "select", "move", "call", "give_back", "end_lanes", "stop_launch", "gather", "resolve",
-    "memory", "special", "printf", "spinning", "start_block", "admit", "bury", "run", "host_access",
-    "host_entry", "proxy_fence", "agent_access", "mbarrier", "settle_phase", "time_out", "bulk", "land",
-    "fence_of_proxies", "warpgroup", "touch",
-)  # fmt: skip
-_units: dict[str, Callable] = {}
-_compiled: dict[str, Any] = {}
+_units: dict[str, Callable] = {}  # by name, every function marked with `unit`
+_compiled: dict[str, Any] = {}  # by name, in sorted order; complete or empty
 _lock = threading.Lock()
 _I64 = ir.IntType(64)
-FOLDER = Path(__file__).parent
 
 
-@cache
-def sources(name: str) -> frozenset[str]:
-    """The modules of this package that a module's compiled code depends on, itself among them."""
-    text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
-    names = set(re.findall(r"^from \.(\w+) import", text, re.M))
-    for line in re.findall(r"^from \. import (.+)$", text, re.M):
-        names |= {word.split(" as ")[0].strip() for word in line.split(",")}
-    names = {n for n in names if (FOLDER / f"{n}.py").exists()} - {name, "lower", "ptx", "arrays", "machine"}
-    return frozenset({name}).union(*(sources(n) for n in names))
+def names() -> list[str]:
+    """The names of all units, in the order of their places in the table."""
+    return sorted(_units)
 
 
 class Locator(caching.UserProvidedCacheLocator):
-    """Keeps a unit by its name; it is compiled again when a module that it is made of changes."""
+    """Keeps a unit by its name; it is compiled again when a file that its module imports changes, or the names do."""
 
     def get_cache_path(self) -> str:
         """One folder for each state of the sources, so that two checkouts do not overwrite each other's."""
@@ -62,16 +47,22 @@ class Locator(caching.UserProvidedCacheLocator):
         return str(compiler.root() / "simt" / key)
 
     def get_source_stamp(self) -> str:
-        digest = hashlib.sha256()
-        for name in sorted(sources(Path(self._py_file).stem)):
-            digest.update((FOLDER / f"{name}.py").read_bytes())
-        return digest.hexdigest()
+        """Hash of the files that the unit is compiled from and of the names of all units."""
+        files = sources.files(Path(self._py_file))
+        return hashlib.sha256((sources.digest(files) + repr(names())).encode()).hexdigest()
 
 
 def unit(function: Callable) -> Any:
-    """Make a function a unit; what is returned can be called from compiled code only."""
-    number = s.X_FIELDS + NAMES.index(function.__name__)
-    _units[function.__name__] = function
+    """Make a function a unit; the result can only be called from compiled code.
+
+    Raises ValueError for a second unit of the same name, or after the first one was compiled.
+    """
+    name = function.__name__
+    if name in _units:
+        raise ValueError(f"unit {name} of {function.__module__} has the name of one in {_units[name].__module__}")
+    if _compiled:
+        raise ValueError(f"unit {name} of {function.__module__} comes after units were compiled: import it in core.py")
+    _units[name] = function
 
     def call(typing: Any, *args: Any) -> Any:
         if len(args) != function.__code__.co_argcount:
@@ -79,31 +70,34 @@ def unit(function: Callable) -> Any:
 
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             words = [context.cast(builder, v, t, types.int64) for v, t in zip(values, signature.args)]
+            number = s.X_FIELDS + names().index(name)
             place = builder.gep(builder.inttoptr(words[0], _I64.as_pointer()), [_I64(number)])
             kind = ir.FunctionType(_I64, [_I64] * len(words)).as_pointer()
             return builder.call(builder.inttoptr(builder.load(place), kind), words)
 
         return types.int64(*args), codegen
 
-    call.__name__ = function.__name__
-    names = ["typing", *function.__code__.co_varnames[: function.__code__.co_argcount]]
+    call.__name__ = name
+    parameters = ["typing", *function.__code__.co_varnames[: function.__code__.co_argcount]]
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    call.__signature__ = inspect.Signature([inspect.Parameter(n, kind) for n in names])  # type: ignore[attr-defined]
+    call.__signature__ = inspect.Signature([inspect.Parameter(n, kind) for n in parameters])  # type: ignore[attr-defined]
     return intrinsic(call)
 
 
 def addresses() -> np.ndarray:
-    """[units] int64: where each unit is; compiled, or loaded from the cache, at the first call."""
+    """[units] int64: the address of each unit; the first call compiles them or loads them from the cache."""
     with _lock:
         if not _compiled:
-            from . import host, interpreter  # noqa: F401  (they import every unit)
-
+            if len(_units) > s.UNITS:
+                raise ValueError(f"{len(_units)} units do not fit the table's {s.UNITS} places: raise state.UNITS")
             with compiler.compiling():
-                for name in NAMES:
+                made = {}
+                for name in names():
                     function = _units[name]
                     signature = types.int64(*[types.int64] * function.__code__.co_argcount)
-                    _compiled[name] = compiler.entry(function, signature, Locator)
-    return np.array([_compiled[name].address for name in NAMES], np.int64)
+                    made[name] = compiler.entry(function, signature, Locator)
+            _compiled.update(made)
+    return np.array([compiled.address for compiled in _compiled.values()], np.int64)
 
 
 def python_function(name: str) -> Callable:

@@ -1,9 +1,9 @@
-"""wgmma: a warp's part of a warpgroup's product, 16 rows of A by all of B, and the registers that it holds.
+"""wgmma: a warp's part of a warpgroup's product, 16 rows of A by all of B, and the registers that it uses.
 
-A part is computed when it is issued, and counts as under way until its group is waited for: its operands in shared
-memory are read by an agent whose clock is the group, so writing them before the wait is a race; its registers are
-marked, and an instruction that touches a marked one is a finding. Numbers are as mma.sync's: exact products, one chain
-of float32 sums in k order from D. Source: the PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions".
+A part is computed when it is issued and counts as pending until its group is waited for. An agent whose clock is the
+group reads its operands in shared memory, so writing them before the wait is a race. Its registers are marked, and an
+instruction that touches a marked register is reported. Numbers are as mma.sync's: exact products, one chain of float32
+sums in k order, starting from D. Source: the PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions".
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from .agents import OF_WARPGROUP, agent_access, agent_number, as_agent, learnt
 from .bits import f32_of, fma32, get, load16, load32, put, u32_of
 from .clocks import publish
 from .inner import jit
-from .lower import SPECIAL
 from .matrix import a_place, element
+from .rows import SPECIAL
 from .units import unit
 from .watch import report
 
 FULL = 0xFFFFFFFF
-NEGATES_A, NEGATES_B, TURNS_A, TURNS_B, FROM_REGISTERS = 1, 2, 4, 8, 16  # in FLAGS of wgmma.mma_async
+NEGATES_A, NEGATES_B, TRANSPOSES_A, TRANSPOSES_B, FROM_REGISTERS = 1, 2, 4, 8, 16  # in FLAGS of wgmma.mma_async
 TF32 = 0  # kinds of elements, as matrix.element's
 NO_SWIZZLE, SWIZZLE_128, SWIZZLE_64 = 0, 1, 2  # modes of a descriptor; 3: 32 bytes
 NOT_WHOLE, APART, BASE_OFFSET, NOT_ALIGNED = 10, 11, 12, 13  # in MISUSE reports, after bulk.py's
-CONSTANT = -1  # in the table of registers: a row that no instruction writes
+CONSTANT = -1  # in the table FLIGHT: a row that no instruction writes
 FIXED_ROWS = len(SPECIAL)
 
 
 @unit
 def warpgroup(x, warp, block, op, mask):
-    """The wgmma instructions of a warp, all whose lanes have come."""
+    """A wgmma instruction of a warp whose lanes have all arrived."""
     thread = thread_of(x, warp, 0)
     pc = get(thread, s.T_PC)
     line = get(x, s.CODE) + pc * isa.COLUMNS * 8
@@ -65,12 +65,13 @@ def warpgroup(x, warp, block, op, mask):
 # ---- registers ----
 @jit
 def rows_of(x):
+    """The registers of a warp."""
     return get(x, s.REGISTERS_PER_WARP) // 32
 
 
 @jit
 def watch_registers(x, warp, number, launch):
-    """Before a warp of a kernel with wgmma begins: nothing is ordered by a fence yet."""
+    """Set up the marks of a warp that begins a kernel with wgmma: no register is ordered by a fence yet."""
     flight = get(x, s.FLIGHT) + number * get(x, s.REGISTERS_PER_WARP) // 32 * 8
     for row in range(rows_of(x)):
         put(flight, row, 0)
@@ -82,7 +83,7 @@ def watch_registers(x, warp, number, launch):
 
 @jit
 def settle_registers(x, warp, done):
-    """A fence (done = 0) orders what was touched before it; a wait frees what groups below `done` hold."""
+    """A fence (done = 0) orders the registers touched before it; a wait frees those of groups below `done`."""
     flight = get(warp, s.W_FLIGHT)
     if flight == 0:
         return
@@ -94,7 +95,7 @@ def settle_registers(x, warp, done):
 
 @jit
 def take_registers(x, warp, items, results, fragments, shape, pc):
-    """Mark the registers of a product; those touched since the last fence, or held by another use, are reported."""
+    """Mark the registers of a product; report those touched since the last fence, or in another use."""
     flight = get(warp, s.W_FLIGHT)
     if flight == 0:
         return
@@ -114,6 +115,7 @@ def take_registers(x, warp, items, results, fragments, shape, pc):
 
 @jit
 def touch_row(x, warp, flight, row, pc, write):
+    """Report a register that a wgmma uses; afterwards it needs a fence."""
     if row < FIXED_ROWS or row >= rows_of(x):
         return
     state = get(flight, row)
@@ -125,9 +127,9 @@ def touch_row(x, warp, flight, row, pc, write):
 
 @unit
 def touch(x, warp, line, op, pc):
-    """An instruction of a kernel with wgmma: the registers it touches must not be held, and need a fence afterwards.
+    """Check the registers that an instruction touches: no wgmma may use them, and they need a fence afterwards.
 
-    A `mov` between registers only gives a value another name, as the assembler sees it: the mark goes with the value.
+    A `mov` between registers only renames a value for the assembler, so the mark moves with the value.
     """
     flight = get(warp, s.W_FLIGHT)
     if op == isa.CALL or op == isa.CALLI or op == isa.WGMMA or op == isa.BRX:
@@ -154,7 +156,7 @@ def touch(x, warp, line, op, pc):
 # ---- operands in shared memory ----
 @jit
 def swizzled(at, mode):
-    """An address with the bits of its 16-byte part mixed with those of its 128-byte line."""
+    """A swizzled address: the bits of its 16-byte part are mixed with those of its 128-byte line."""
     if mode == NO_SWIZZLE:
         return at
     bits = 7 if mode == SWIZZLE_128 else (3 if mode == SWIZZLE_64 else 1)
@@ -162,21 +164,21 @@ def swizzled(at, mode):
 
 
 @jit
-def part_at(descriptor, turned, line, step):
-    """The address of 16 bytes of an operand: of row `line` and part `step` of k; turned: of part `line`, row k `step`.
+def part_at(descriptor, transposed, line, step):
+    """The address of 16 bytes of an operand: row `line`, part `step` of k; transposed: part `line`, row `step` of k.
 
-    Strides in bytes are between groups of 8 rows (bits 32 to 45), and between parts that no pattern of the swizzle
-    holds (bits 16 to 29): the PTX ISA's canonical layouts.
+    The descriptor has two strides in bytes: between groups of 8 rows (bits 32 to 45), and between swizzle patterns
+    (bits 16 to 29). See the PTX ISA on canonical layouts.
     """
     start = (descriptor & 0x3FFF) << 4
     leading, stride = ((descriptor >> 16) & 0x3FFF) << 4, ((descriptor >> 32) & 0x3FFF) << 4
     mode = (descriptor >> 62) & 3
     if mode == NO_SWIZZLE:
-        if turned:
+        if transposed:
             return start + line * stride + (step >> 3) * leading + (step & 7) * 16
         return start + (line >> 3) * stride + step * leading + (line & 7) * 16
     width = 128 >> (mode - 1)
-    if turned:
+    if transposed:
         parts = width >> 4
         at = start + line // parts * leading + line % parts * 16 + (step >> 3) * stride + (step & 7) * width
     else:
@@ -186,7 +188,7 @@ def part_at(descriptor, turned, line, step):
 
 @jit
 def described(x, warp, row, thread, pc):
-    """A matrix descriptor, the same in all lanes."""
+    """The matrix descriptor in a register; reports lanes that differ and unsupported descriptors."""
     descriptor = np.int64(register(x, warp, row, 0))
     gid = get(thread, s.T_GID)
     for lane in range(1, 32):
@@ -202,15 +204,15 @@ def described(x, warp, row, thread, pc):
 
 
 @jit
-def fetch(x, warp, thread, block, pc, row, kind, turned, first, count, out):
-    """Read `count` rows of an operand (of B: columns) from `first` on into out[k, row], as float32."""
+def fetch(x, warp, thread, block, pc, row, kind, transposed, first, count, out):
+    """Read `count` rows of an operand (columns of B) from `first` on into out[k, row] as float32."""
     descriptor = described(x, warp, row, thread, pc)
     depth, per = (8, 4) if kind == TF32 else (16, 8)
-    lines, steps = (count // 8, depth) if turned else (count, 2)
-    begin = first // 8 if turned else first
+    lines, steps = (count // 8, depth) if transposed else (count, 2)
+    begin = first // 8 if transposed else first
     for line in range(lines):
         for step in range(steps):
-            address = part_at(descriptor, turned, begin + line, step)
+            address = part_at(descriptor, transposed, begin + line, step)
             host, place, _ = locate(x, warp, thread, block, 0, isa.SHARED, address, 16, False, pc)
             if host != FAULT and get(x, s.CHECK):
                 agent_access(x, thread, block, isa.SHARED, place, 16, False, pc)
@@ -219,7 +221,7 @@ def fetch(x, warp, thread, block, pc, row, kind, turned, first, count, out):
                 if host != FAULT:
                     raw = np.int64(load32(host + 4 * i)) if kind == TF32 else np.int64(load16(host + 2 * i))
                     value = np.float32(element(raw, 0, kind, 0))
-                if turned:
+                if transposed:
                     out[step, line * 8 + i] = value
                 else:
                     out[step * per + i, line] = value
@@ -228,12 +230,12 @@ def fetch(x, warp, thread, block, pc, row, kind, turned, first, count, out):
 # ---- the product ----
 @jit
 def product(x, warp, block, line, pc):
-    """One warp's part of wgmma.mma_async."""
+    """Compute one warp's part of wgmma.mma_async."""
     kind, n, flags = get(line, isa.TYPE), get(line, isa.IMM), get(line, isa.FLAGS)
     depth = 8 if kind == TF32 else 16
     items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
     regs = get(warp, s.W_REGS)
-    thread = thread_of(x, warp, 31)  # not the lane that elect.sync chooses: what one lane alone knows is not enough
+    thread = thread_of(x, warp, 31)  # not the lane that elect.sync chooses, whose clock may cover more than the others'
     if get(x, s.CHECK):
         gid = get(thread_of(x, warp, 0), s.T_GID)
         vc = publish(x, thread, block, warp_slot(x, warp))
@@ -249,8 +251,8 @@ def product(x, warp, block, line, pc):
                 a[k, row] = np.float32(element(raw, part, kind, 0))
     else:
         first = 16 * (get(warp, s.W_INDEX) & 3)
-        fetch(x, warp, thread, block, pc, get(line, isa.A), kind, flags & TURNS_A != 0, first, 16, a)
-    fetch(x, warp, thread, block, pc, get(line, isa.B), kind, flags & TURNS_B != 0, 0, n, b)
+        fetch(x, warp, thread, block, pc, get(line, isa.A), kind, flags & TRANSPOSES_A != 0, first, 16, a)
+    fetch(x, warp, thread, block, pc, get(line, isa.B), kind, flags & TRANSPOSES_B != 0, 0, n, b)
     sign = np.float32(-1 if (flags & NEGATES_A != 0) != (flags & NEGATES_B != 0) else 1)
     total = np.zeros((16, 256), np.float32)
     adds = register(x, warp, get(line, isa.C), 0) & np.uint64(1)
@@ -271,6 +273,6 @@ def product(x, warp, block, line, pc):
 
 @jit
 def accumulator(items, row, column):
-    """Where D[row, column] of a warp's 16 rows is among its registers."""
+    """The index of D[row, column] of a warp's 16 rows in its registers."""
     which = 4 * (column >> 3) + 2 * (row >> 3) + (column & 1)
     return get(items, which) * 32 + (row & 7) * 4 + ((column & 7) >> 1)

@@ -1,10 +1,10 @@
-"""The checker's view of one access: races, and which of several writes a read may return.
+"""The checker: races of an access, and which of several writes a read returns.
 
-A location remembers its last few writes. A read returns one of them by chance, but never one older than a write that
-happened before it (by the vector clocks), that its thread has already read, or that a sequentially consistent fence
-ordered before it. A strong write takes its place, by chance, before writes that nothing orders with it: those of one
-location have one order for everybody, which need not be that in which they were made. So the outcomes that PTX permits
-to stores that reach each observer at their own time come up, and no other.
+The history of a location holds its last few writes. A read returns a random one of them, but none older than a write
+that happened before the read (by the vector clocks), that its thread has already read, or that a sequentially
+consistent fence ordered before it. A strong write may be placed, at random, before writes that nothing orders with it:
+all threads see the writes of a location in one order, which need not be the order of execution. Together this yields
+the outcomes that PTX permits for stores that become visible late, and no others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .inner import jit
 from .units import unit
 
 STRONG, ATOMIC = 1, 8
-SEQUENCE_STEP = 1 << 16  # between the numbers of two writes: room for those that take their place before the last
+SEQUENCE_STEP = 1 << 16  # between the numbers of two writes, for writes that are placed before the last one
 GID_MASK = (1 << s.GID_BITS) - 1
 
 
@@ -36,7 +36,7 @@ def draw(x):
 
 @unit
 def report(x, kind, pc, gid, address, space, size, other_pc, other_gid, detail, write):
-    """Record a finding, once for each kind and instruction."""
+    """Record a finding, once for each kind and instruction in a run."""
     seen = get(x, s.SEEN)
     index = pc * len(s.KINDS) + kind
     if get(seen, index):
@@ -65,11 +65,11 @@ def report(x, kind, pc, gid, address, space, size, other_pc, other_gid, detail, 
 
 # ---- races ----
 @jit
-def conflicts(x, thread, block, warp, who, when, mask, how):
+def conflicts(x, thread, block, warp, origin, when, mask, how):
     """Do an earlier access (two words of a cell) and this one race?"""
-    if who == 0:
+    if origin == 0:
         return False
-    gid = who & GID_MASK
+    gid = origin & GID_MASK
     if gid == get(thread, s.T_GID) or (when >> 32) & mask == 0:
         return False
     theirs = when >> 40
@@ -82,9 +82,9 @@ def conflicts(x, thread, block, warp, who, when, mask, how):
 
 @unit
 def race(x, thread, block, warp, cell, mask, how, write, pc):
-    """Check an access to a cell and record it; returns the first word of the access that it races with, or 0."""
+    """Check an access to a cell and record it; returns the first word of the access it races with, or 0."""
     gid = get(thread, s.T_GID)
-    who = gid | pc << s.GID_BITS
+    origin = gid | pc << s.GID_BITS
     when = get(thread, s.T_CLOCK) | mask << 32 | how << 40
     found = np.int64(0)
     w = get(cell, 0)
@@ -97,34 +97,34 @@ def race(x, thread, block, warp, cell, mask, how, write, pc):
                 if found == 0 and conflicts(x, thread, block, warp, r, get(cell, k + 1), mask, how):
                     found = r
                 put(cell, k, 0)
-        put(cell, 0, who)
+        put(cell, 0, origin)
         put(cell, 1, when)
         return found
     r = get(cell, 2)
     if r == 0 or r & GID_MASK == gid:
-        put(cell, 2, who)
+        put(cell, 2, origin)
         put(cell, 3, when)
         return found
     q = get(cell, 4)
     if q == 0 or q & GID_MASK == gid:
-        put(cell, 4, who)
+        put(cell, 4, origin)
         put(cell, 5, when)
         return found
     if happened(x, thread, block, warp, r & GID_MASK, get(cell, 3) & 0xFFFFFFFF):
-        put(cell, 2, who)
+        put(cell, 2, origin)
         put(cell, 3, when)
     elif happened(x, thread, block, warp, q & GID_MASK, get(cell, 5) & 0xFFFFFFFF) or (
         (r & GID_MASK) >> 5 == (q & GID_MASK) >> 5 != gid >> 5
     ):
-        put(cell, 4, who)
+        put(cell, 4, origin)
         put(cell, 5, when)
     return found
 
 
-# ---- what a location publishes ----
+# ---- acquire and release ----
 @jit
 def sync_entry(x, location, make):
-    """The row of a location that publishes something; 0 where there is none and it is not to be made."""
+    """The row of a location in the sync table; 0 if there is none and `make` is false."""
     cap = get(x, s.SYNC_CAP)
     h = np.int64((np.uint64(location) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20)) & (cap - 1)
     while True:
@@ -144,7 +144,7 @@ def sync_entry(x, location, make):
 
 @jit
 def acquire(x, thread, vc, scope, writer, order, my_scope):
-    """Take in what a write published: now for an acquire, at the next fence for a relaxed read."""
+    """Join the clock that a write published: now for an acquire, at the next fence for a relaxed read."""
     if vc == 0:
         return
     mine = get(thread, s.T_GID)
@@ -159,7 +159,7 @@ def acquire(x, thread, vc, scope, writer, order, my_scope):
 
 @unit
 def fence(x, thread, block, warp, order, scope):
-    """fence and membar: what was read before it is taken in, what is written after it publishes this moment."""
+    """fence and membar: join the clocks of earlier relaxed reads; later relaxed writes publish this moment."""
     for d in range(3):
         if d <= scope:
             put(thread, s.T_VC, join(x, get(thread, s.T_VC), get(thread, s.T_PENDING0 + d)))
@@ -206,7 +206,7 @@ def device_row(x, gid):
 # ---- reads and writes ----
 @unit
 def read(x, thread, block, warp, location, host, size, order, scope):
-    """The value that a load returns; an acquire takes in what the write it reads published."""
+    """The value that a load returns; an acquire joins the clock that the write published."""
     value = np.int64(load(host, size))
     slot = history_slot(x, location)
     count = get(slot, s.H_COUNT)
@@ -263,9 +263,9 @@ def read_latest(x, thread, location, order, scope):
 
 @unit
 def wrote(x, thread, block, warp, location, size, old, value, order, scope, atomic):
-    """Remember a write: what it published, and the value before it, which others may still read.
+    """Record a write: the clock that it publishes, and the value before it, which others may still read.
 
-    Returns 1 where it took its place before a write made earlier: memory keeps that one's value.
+    Returns 1 if it was placed before an earlier write, whose value memory then keeps.
     """
     vc, vc_scope = np.int64(0), np.int64(scope)
     gid = get(thread, s.T_GID)
@@ -314,7 +314,7 @@ def wrote(x, thread, block, warp, location, size, old, value, order, scope, atom
             put(message, i + s.M_FIELDS, get(message, i))
     put(message, s.M_VALUE, np.int64(value))
     put(message, s.M_GID, gid)
-    # a release publishes the moment before this write; the write itself belongs to the moment it publishes
+    # a release has advanced the clock; the write itself belongs to the moment that it publishes
     put(message, s.M_CLOCK, get(thread, s.T_CLOCK) - (1 if order >= isa.RELEASE else 0))
     put(message, s.M_VC, vc)
     put(message, s.M_SCOPE, vc_scope)
@@ -332,7 +332,7 @@ def wrote(x, thread, block, warp, location, size, old, value, order, scope, atom
 
 @jit
 def between(slot, at):
-    """The number of a write that comes just before message `at`; that message's own where there is no room."""
+    """A number for a write just before message `at`; that message's own if no number is free."""
     last = get(slot + (s.H_MESSAGES + at * s.M_FIELDS) * 8, s.M_SEQUENCE)
     first = last - SEQUENCE_STEP
     if at > 0:
@@ -343,10 +343,10 @@ def between(slot, at):
 
 @jit
 def before_others(x, thread, block, warp, location, slot, count):
-    """The place of a strong write among the messages of its location: by chance before some that nothing orders first.
+    """The index of a strong write among the messages of its location: at random before some that are not ordered first.
 
-    Not before one that happened before it, that its thread wrote or read, that a fence ordered before it, or that is
-    an atomic operation, which must follow at once the write that it read.
+    Never before a message that happened before it, that its thread wrote or read, that a fence ordered before it, or
+    that is an atomic operation, which must directly follow the write that it read.
     """
     key = LOCATION | location
     floor = np.int64(-2)
@@ -370,7 +370,7 @@ def before_others(x, thread, block, warp, location, slot, count):
 
 @jit
 def saw_latest(x, thread, location, size):
-    """An atomic operation that wrote nothing has read the last write: its thread reads none before it any more."""
+    """After an atomic operation that wrote nothing: its thread has read the last write, so it reads no older one."""
     slot = history_slot(x, location)
     count = get(slot, s.H_COUNT)
     if count != 0 and get(slot, s.H_ADDRESS) == location and get(slot, s.H_SIZE) == size:

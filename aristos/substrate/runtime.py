@@ -2,7 +2,7 @@
 
 All layers and objects on a communicator share one runtime: its windows, its state, and the one open call. It grows to
 the largest of its users while no call is open, and ends with the last of them. `cpu/runtime.py` and `cuda/runtime.py`
-add who runs the steps.
+add the workers.
 """
 
 from __future__ import annotations
@@ -79,6 +79,11 @@ class Runtime(ABC):
         self.counted = Tables(tables.starts, workers, self.group.world)
         self.epoch = 0
         self.version += 1
+
+    @property
+    def window_bytes(self) -> int:
+        """Bytes of this rank's windows and outboxes; 0 before any object has joined."""
+        return 0 if self._memory is None else self._memory.nbytes
 
     def number_object(self) -> int:
         """A number for an object on this communicator; collective order makes it the same on every rank."""

@@ -100,6 +100,12 @@ class EngineMemory:
             at += LINE + CODED_BYTES + shape.ring_rows * shape.stride
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of this rank's windows and outboxes."""
+        remote = 0 if self._remote is None else self._remote.nbytes
+        return self._local.nbytes + remote + int(self._outbox.size)
+
+    @property
     def calling(self) -> Calling | None:
         """Reports which peer MPI is being called about; None without remote peers."""
         return None if self._remote is None else self._remote.calling

@@ -1,6 +1,6 @@
-"""The machine, the links, the network: `discover()` -> one `Topology`, from nvidia-smi, NVML, sysfs and Slurm.
+"""`discover()` returns one `Topology` of machine, links and network, read from NVML or nvidia-smi, sysfs and Slurm.
 
-Importing this imports nothing heavy: no numpy, no MPI, no driver.
+Importing this imports no NumPy, MPI or driver.
 """
 
 from .discover import discover, from_text, join

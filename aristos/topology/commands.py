@@ -1,4 +1,4 @@
-"""Running a command and reading what it says, for no longer than a limit."""
+"""Running a command with a time limit, and its output."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 
-LIMIT = 20.0  # seconds; nvidia-smi takes several where the driver must load first
+LIMIT = 20.0  # seconds; nvidia-smi takes several if the driver must be loaded first
 Ask = Callable[[Sequence[str]], "Answer | None"]
 
 
 class Answer(str):
-    """What a command wrote to stdout or, where it failed, to both; `ok`: whether it ended well."""
+    """A command's stdout; if it failed, stdout and stderr. ok: whether its exit code was 0."""
 
     ok: bool = True
 
 
 def ask(words: Sequence[str]) -> Answer | None:
-    """The command's answer; None where there is no such command or it takes longer than LIMIT."""
+    """Run the command; None if there is no such command or it takes longer than LIMIT."""
     if shutil.which(words[0]) is None:
         return None
     try:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 def parse(text: str) -> frozenset[int]:
-    """'0-3,8' -> {0, 1, 2, 3, 8}; '' -> nothing; ValueError else."""
+    """'0-3,8' -> {0, 1, 2, 3, 8}; '' -> empty. Raises ValueError."""
     found: set[int] = set()
     for part in text.strip().split(",") if text.strip() else ():
         first, dash, last = part.partition("-")

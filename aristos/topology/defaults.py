@@ -1,7 +1,7 @@
-"""Figures for what cannot be measured: links by their class and GPU, rates and memory by the GPU's name.
+"""Default figures for machines that cannot be measured: links by class and GPU, rates and memory by the GPU's name.
 
-Each has its source. A link's beta is of one direction of one pair while nothing else is sent; alpha is what a put
-costs before its first byte lands. They are starting points for a plan, not claims about a machine at hand.
+Each figure names its source. A link's beta is for one direction of one pair while nothing else is sent; alpha is the
+time of a put before its first byte lands. They are starting points for a plan, not claims about your machine.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .model import Link
 
 @dataclass(frozen=True)
 class LinkFigure:
-    """alpha: microseconds. bandwidth: GB/s, one direction. source: who measured it."""
+    """alpha: microseconds. bandwidth: GB/s, one direction. source: of the measurement."""
 
     alpha: float
     bandwidth: float
@@ -23,7 +23,7 @@ class LinkFigure:
 
 @dataclass(frozen=True)
 class DeviceFigure:
-    """bf16: TFLOP/s that a matrix product reached, or of the data sheet; memory: GB."""
+    """bf16: TFLOP/s of a matrix product, measured or from the data sheet; memory: GB."""
 
     bf16: float
     memory: float
@@ -34,7 +34,7 @@ MAMF = "stas00/ml-engineering, compute/accelerator/README.md, measured MAMF"
 SHEET = "the maker's data sheet, by stas00/ml-engineering; not reached in practice"
 NETWORK = "stas00/ml-engineering, network/README.md"
 
-# The longer name first: H200 is a part of GH200, and A100 of many.
+# The first match counts: GH200 contains H200, so longer names come first.
 DEVICES: tuple[tuple[str, DeviceFigure], ...] = (
     (r"GB200", DeviceFigure(1822, 186, MAMF)),
     (r"GH200", DeviceFigure(829, 96, MAMF)),
@@ -47,7 +47,7 @@ DEVICES: tuple[tuple[str, DeviceFigure], ...] = (
     (r"L40S", DeviceFigure(362, 48, SHEET)),
 )
 
-# Of all NVLinks that a pair has, or of one where the count is known to matter: (GPU, figure).
+# Of all NVLinks of a pair together: (GPU, figure). A100_LINK and ANY_LINK are for one link.
 NVLINK: tuple[tuple[str, LinkFigure], ...] = (
     (r"GB200|B200|B300", LinkFigure(2.8, 682, f"{NETWORK}, ring of 8; alpha as H100")),
     (r"GH200|H200", LinkFigure(2.8, 396, f"{NETWORK}, nvbandwidth; alpha as H100")),
@@ -60,26 +60,26 @@ NVLINK: tuple[tuple[str, LinkFigure], ...] = (
 A100_LINK = LinkFigure(3.4, 23.75, "osu_bw D D, EESSI/software-layer PR 716: 95 GB/s over NV4, by link")
 ANY_LINK = LinkFigure(3.0, 20.0, "a link of NVLink 2 or 3 after its protocol; no figure of this GPU found")
 
-# By way of PCIe switches, and by way of the host: (GPU, one, the other); without one of these, PCIe 4.
+# Through PCIe switches, and through the host; PCIe 5 for these GPUs, else PCIe 4.
 PCIE5 = r"H[128]00|H20|B[23]00|50[89]0"
 SWITCH5 = LinkFigure(4.1, 54.3, "PCIe 5 x16 P2P, github lukealonso/p2pmark")
-HOST5 = LinkFigure(12.8, 38.2, "PCIe 5 x16 by way of the host: p2pBandwidthLatencyTest of 5090 pairs")
+HOST5 = LinkFigure(12.8, 38.2, "PCIe 5 x16 through the host: p2pBandwidthLatencyTest of 5090 pairs")
 SWITCH4 = LinkFigure(
     4.1, 27.0, "PCIe 4 x16 at the share of its line that p2pmark reached on PCIe 5; none measured found"
 )
-HOST4 = LinkFigure(12.5, 20.9, "PCIe 4 x16 by way of the host: p2pBandwidthLatencyTest of 4090 pairs")
+HOST4 = LinkFigure(12.5, 20.9, "PCIe 4 x16 through the host: p2pBandwidthLatencyTest of 4090 pairs")
 CPU = LinkFigure(0.1, 3.8, "two cores of an AMD EPYC (Zen 4): `aristos topo --measure` on 2 ranks of a busy machine")
 
-# Between nodes, one NIC a GPU: (GPU, figure); without one of these, the last.
+# Between nodes, one NIC a GPU: (GPU, figure); EDR for other GPUs.
 NDR = LinkFigure(2.7, 46, "400 Gb/s: NVIDIA/nccl-tests issue 290; alpha of NCCL's model, src/graph/tuning.cc")
 HDR = LinkFigure(2.7, 23, "200 Gb/s at the share of its line that NDR reaches; no measurement found")
 EDR = LinkFigure(2.6, 9.5, "100 Gb/s: profiles of NDv2 and DGX-2, microsoft/taccl and microsoft/TE-CCL")
 NET: tuple[tuple[str, LinkFigure], ...] = ((r"H[128]00|H20|B[23]00", NDR), (r"A[18]00", HDR))
-SWITCH = 0.5  # microseconds of each further switch: a vendor's table for an EDR port, by stas00/ml-engineering
+SWITCH = 0.5  # microseconds for each further switch: a vendor's table for an EDR port, by stas00/ml-engineering
 
 
 def link(kind: Link, gpu: str = "") -> LinkFigure:
-    """A pair's figure. gpu: the name of the device at either end, '' for cores."""
+    """The figure of a link. gpu: the name of the device at both ends, '' for cores."""
     if kind.kind == "NET":
         base = next((figure for pattern, figure in NET if re.search(pattern, gpu)), EDR)
         return LinkFigure(base.alpha + SWITCH * max(0, kind.count - 1), base.bandwidth, base.source)
@@ -96,5 +96,5 @@ def link(kind: Link, gpu: str = "") -> LinkFigure:
 
 
 def device(gpu: str) -> DeviceFigure | None:
-    """A GPU's figure by its name; None where there is none."""
+    """A GPU's figure by its name; None if there is none."""
     return next((figure for pattern, figure in DEVICES if re.search(pattern, gpu)), None)

@@ -1,8 +1,8 @@
-"""All sources together: what this machine and its job are.
+"""Discovery: this machine and its job, from all sources.
 
-GPUs: NVML, else nvidia-smi, else what the kernel lists; where CPUs are near them: sysfs, and nvidia-smi's column only
-where sysfs has nothing. Nodes: Slurm's variables, else the ranks' host names. Network: scontrol, else topology.conf or
-topology.yaml, else SLURM_TOPOLOGY_ADDR.
+GPUs: NVML, else nvidia-smi, else the kernel's PCI list. CPUs close to a GPU: sysfs, else nvidia-smi's column. Nodes:
+the ranks' host names if given, else Slurm's variables. Network: scontrol, else topology.conf or topology.yaml, else
+SLURM_TOPOLOGY_ADDR.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TopologyError
-from . import commands, listing, machine, matrix, nvlink, nvml, pci, query, slurm_job, slurm_network, sysfs
+from ..host import slurm_variables
+from . import commands, listing, matrix, nvlink, nvml, pci, query, slurm_job, slurm_network, smi_node, sysfs
 from .commands import Ask
 from .faults import dark, fabric, fewer, hidden, mixed
 from .model import Device, Fault, Nic, Node, Topology
@@ -37,10 +38,10 @@ def discover(
     ask: Ask = commands.ask,
     library: Callable[[], Any] = nvml.load,
 ) -> Topology:
-    """The machine this runs on and the nodes of its job. hosts: each rank's host name, where the ranks are known.
+    """This machine and the nodes of its job. hosts: [ranks] host names, if the ranks are known.
 
-    network: ask Slurm's controller for the network; one rank is enough, `join` hands it to all.
-    env, root, ask, library: where the variables, the kernel's files, commands' answers and NVML come from.
+    network: ask Slurm's controller for the network; one rank is enough, `join` gives it to all.
+    env, root, ask, library: sources of variables, the kernel's files, commands' output and NVML.
     """
     env = os.environ if env is None else env
     faults: list[Fault] = []
@@ -48,9 +49,9 @@ def discover(
         job = slurm_job.read(env)
     except TopologyError as why:
         job = None
-        faults.append(Fault(f"a variable of Slurm cannot be read: {why}", "unset it, or ask who set it"))
-    name = env.get("SLURMD_NODENAME") or platform.node()
-    here, seen = machine_here(name, root, ask, library)
+        faults.append(Fault(f"a variable of Slurm cannot be read: {why}", "unset it, or correct it"))
+    name = slurm_variables.node_name(env) or platform.node()
+    here, seen = node_here(name, root, ask, library)
     faults += seen + visible(env, here.devices)[1] + hidden(job, here.devices, pci.gpus(root))
     names, tasks = _nodes(job, hosts, name)
     nodes = tuple(here if each == name else Node(each) for each in names)
@@ -62,7 +63,7 @@ def discover(
 
 
 def _nodes(job: Job | None, hosts: Sequence[str] | None, name: str) -> tuple[list[str], list[int | None]]:
-    """(names of the nodes, tasks on each): of the ranks, else of Slurm, else this one."""
+    """(names of the nodes, tasks on each): from the ranks, else from Slurm, else this node."""
     if hosts:
         names = list(dict.fromkeys([*hosts, name]))
         return names, [list(hosts).count(each) for each in names]
@@ -71,15 +72,15 @@ def _nodes(job: Job | None, hosts: Sequence[str] | None, name: str) -> tuple[lis
     tasks: Sequence[int | None] = job.tasks or [None] * len(job.nodes)
     if name in job.nodes:
         return list(job.nodes), list(tasks)
-    if len(job.nodes) == 1:  # Slurm calls this machine by another name
+    if len(job.nodes) == 1:  # Slurm has another name for this machine
         return [name], list(tasks)
     return [*job.nodes, name], [*tasks, 0]
 
 
-def machine_here(
+def node_here(
     name: str, root: Path = Path("/"), ask: Ask = commands.ask, library: Callable[[], Any] = nvml.load
 ) -> tuple[Node, list[Fault]]:
-    """This machine with its GPUs and NICs, and their faults."""
+    """This machine with its GPUs and NICs, and the faults found."""
     base = sysfs.node(name, root / "sys")
     found, faults = _by_nvml(library) or _by_smi(ask) or _by_kernel(root)
     devices = tuple(_placed(device, root) for device in found.devices)
@@ -96,10 +97,10 @@ def machine_here(
     return replace(base, devices=devices, nics=nics, links=links), faults
 
 
-Seen = tuple[Node, list[Fault]]
+Found = tuple[Node, list[Fault]]
 
 
-def _by_nvml(library: Callable[[], Any]) -> Seen | None:
+def _by_nvml(library: Callable[[], Any]) -> Found | None:
     loaded = library()
     found = nvml.read(loaded) if loaded is not None else None
     if found is None:
@@ -109,8 +110,8 @@ def _by_nvml(library: Callable[[], Any]) -> Seen | None:
     return Node("", devices=devices, links=links), faults
 
 
-def _by_smi(ask: Ask) -> Seen | None:
-    """By nvidia-smi's commands; what it says instead of an answer is a fault."""
+def _by_smi(ask: Ask) -> Found | None:
+    """From nvidia-smi's commands; an error message of it becomes a fault."""
     listed = ask(("nvidia-smi", "-L"))
     if listed is None:
         return None
@@ -120,7 +121,7 @@ def _by_smi(ask: Ask) -> Seen | None:
         found = matrix.parse(shown) if shown is not None else None
         wires, faults = _wires(ask)
         entries = query.parse(queried) if queried is not None else ()
-        node, seen = machine.assemble("", found, gpus, entries, wires)
+        node, seen = smi_node.assemble("", found, gpus, entries, wires)
     except TopologyError as why:
         fault = Fault(f"nvidia-smi gives no topology: {why}", "repair the driver (dmesg | grep NVRM), or reboot")
         return Node(""), [fault]
@@ -129,7 +130,7 @@ def _by_smi(ask: Ask) -> Seen | None:
 
 
 def _wires(ask: Ask) -> tuple[tuple[Wires, ...], list[Fault]]:
-    """The NVLinks, which a GPU without any need not print."""
+    """The NVLinks; nvidia-smi prints none for GPUs without them."""
     answer = ask(("nvidia-smi", "nvlink", "-s"))
     if answer is None or not answer.ok or not answer.strip():
         return (), []
@@ -139,8 +140,8 @@ def _wires(ask: Ask) -> tuple[tuple[Wires, ...], list[Fault]]:
         return (), [Fault(f"NVLinks are not known: {why}", "see nvidia-smi nvlink -s")]
 
 
-def _by_kernel(root: Path) -> Seen:
-    """GPUs on the bus that no driver answers for."""
+def _by_kernel(root: Path) -> Found:
+    """A fault if there are GPUs on the PCI bus but no driver."""
     addresses = pci.gpus(root)
     if not addresses:
         return Node(""), []
@@ -149,8 +150,8 @@ def _by_kernel(root: Path) -> Seen:
 
 
 def _placed(device: Device, root: Path) -> Device:
-    """With the CPUs and the NUMA domain that sysfs gives, which are whole."""
-    cpus, numa = pci.near(root, device.pci) if device.pci else (None, None)
+    """The device with its CPUs and NUMA domain from sysfs, whose lists are complete."""
+    cpus, numa = pci.affinity(root, device.pci) if device.pci else (None, None)
     if cpus is not None:
         device = replace(device, cpus=cpus, cpus_from="sysfs")
     return replace(device, numa=numa) if numa is not None else device
@@ -161,7 +162,7 @@ def _same(name: str, root: Path) -> Nic | None:
 
 
 def network_of(job: Job | None, ask: Ask, env: Mapping[str, str], root: Path) -> tuple[Network, list[Fault]]:
-    """The network of the job's cluster, and why it is not known where it should be."""
+    """The network of the job's cluster, and faults if it should be known but is not."""
     if job is None:
         return Network(), []
     why = None
@@ -190,8 +191,8 @@ def network_of(job: Job | None, ask: Ask, env: Mapping[str, str], root: Path) ->
 
 
 def from_text(smi: str | None, network: str | None) -> Topology:
-    """A topology of texts alone: nvidia-smi's, Slurm's, or both. TopologyError where one is none."""
-    node, faults = machine.read(smi) if smi is not None else (None, [])
+    """A topology from texts alone: nvidia-smi's, Slurm's, or both. Raises TopologyError."""
+    node, faults = smi_node.read(smi) if smi is not None else (None, [])
     net = slurm_network.parse(network) if network is not None else Network()
     names = sorted(net.nodes, key=sysfs.natural)
     nodes = ([node] if node else []) + [Node(name) for name in names]
@@ -199,11 +200,11 @@ def from_text(smi: str | None, network: str | None) -> Topology:
 
 
 def join(parts: Sequence[Topology]) -> Topology:
-    """One topology of what each rank discovered, in the ranks' order: every node as it saw itself, all faults once."""
+    """Join the ranks' topologies, in the ranks' order: every node as its ranks see it, each fault once."""
     seen: dict[str, Node] = {}
     for part in parts:
         if part.here is None:
-            raise ValueError("only topologies of `discover` can be joined: these know where they are")
+            raise ValueError("only topologies of `discover` can be joined: they know their own node")
         mine = part.nodes[part.here]
         before = seen.get(mine.name)
         seen[mine.name] = mine if before is None else replace(before, allowed=before.allowed | mine.allowed)

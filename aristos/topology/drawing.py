@@ -1,6 +1,6 @@
 """A picture of a topology: the machine by NUMA domains, its links as arcs and as a matrix, the network as a tree.
 
-Matplotlib is imported only to draw. It refuses to show anything that is not in the topology.
+Matplotlib is imported only to draw.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from .drawing_network import draw_network
 from .model import Device, Link, Node, Topology
 
 FORMATS = (".png", ".svg", ".pdf")
-# Colours that differ for colour-blind readers too (Okabe and Ito), from near to far.
+# Colours for colour-blind readers too (Okabe and Ito), from fast to slow links.
 OF = {"NV": "#009E73", "PIX": "#56B4E9", "PXB": "#0072B2", "PHB": "#F0E442", "NODE": "#E69F00", "SYS": "#D55E00"}
 PALE, INK, GREY = "#f4f4f4", "#222222", "#888888"
-LABELLED = 20  # cells a side with their words in them
+LABELLED = 20  # rows of a matrix, up to which its cells have text
 
 
 def draw(topology: Topology, path: Path) -> None:
-    """Write the picture to `path`, a .png, .svg or .pdf. InputError for another name, EnvironmentProblem, OSError."""
+    """Write the picture to `path`, a .png, .svg or .pdf. Raises InputError, EnvironmentProblem, OSError."""
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"a picture's name must end in {', '.join(FORMATS)}, got {str(path)!r}")
     try:
@@ -49,24 +49,24 @@ def draw(topology: Topology, path: Path) -> None:
                 draw_network(axis, topology)
         if not panels:
             axes[0].axis("off")
-            axes[0].text(0.5, 0.5, "nothing is known of this machine's links", ha="center", va="center")
+            axes[0].text(0.5, 0.5, "this machine's links are unknown", ha="center", va="center")
         if topology.faults:
-            said = "\n".join(f"fault: {fault.text}" for fault in topology.faults[:4])
+            listed = "\n".join(f"fault: {fault.text}" for fault in topology.faults[:4])
             more = f"\n... and {len(topology.faults) - 4} more" if len(topology.faults) > 4 else ""
-            figure.supxlabel(said + more, fontsize=8, color=OF["SYS"], x=0.01, ha="left")
+            figure.supxlabel(listed + more, fontsize=8, color=OF["SYS"], x=0.01, ha="left")
         figure.savefig(path)
         pyplot.close(figure)
 
 
 def _groups(node: Node) -> list[tuple[str, list[Device], list[str]]]:
-    """(title, GPUs, labels of NICs) of each NUMA domain, and of what belongs to none that is known."""
+    """(title, GPUs, labels of NICs) of each NUMA domain, and of devices whose domain is unknown."""
     keys: dict[str, tuple[list[Device], list[str]]] = {}
     for device in sorted(node.devices, key=lambda d: (d.numa is None, d.numa or 0, d.index)):
         keys.setdefault(_title(node, device), ([], []))[0].append(device)
     for nic in node.nics:
-        near = min(node.devices, key=lambda d: _rank(node.link(d.label, nic.label)), default=None)
-        link = node.link(near.label, nic.label) if near else None
-        home = _title(node, near) if near and link and link.kind != "SYS" else "elsewhere"
+        closest = min(node.devices, key=lambda d: _rank(node.link(d.label, nic.label)), default=None)
+        link = node.link(closest.label, nic.label) if closest else None
+        home = _title(node, closest) if closest and link and link.kind != "SYS" else "elsewhere"
         keys.setdefault(home, ([], []))[1].append(nic.label)
     for domain in node.numa if not node.devices else ():
         keys.setdefault(f"NUMA {domain.index}: CPUs {cpusets.show(domain.cpus) or 'none'}", ([], []))
@@ -77,7 +77,7 @@ def _title(node: Node, device: Device) -> str:
     numa = device.printed.numa if device.numa is None and device.printed else device.numa
     cpus = cpusets.show(device.cpus) if device.cpus else None
     if numa is None and cpus is None:
-        return "NUMA not known"
+        return "NUMA unknown"
     return f"NUMA {numa if numa is not None else '?'}" + (f": CPUs {cpus}" if cpus else "")
 
 
@@ -86,7 +86,7 @@ def _rank(link: Link | None) -> tuple[int, int]:
 
 
 def _machine(axis: Any, node: Node) -> None:
-    """GPUs in a row, a frame a NUMA domain, NVLinks as arcs above, NICs below, PCI bridges as lines."""
+    """GPUs in a row, NICs below, a frame for each NUMA domain, NVLinks as arcs, PCI bridges as lines."""
     from matplotlib.patches import FancyBboxPatch
 
     place: dict[str, tuple[float, float]] = {}
@@ -135,7 +135,7 @@ def _machine(axis: Any, node: Node) -> None:
 
 
 def _cores(axis: Any, node: Node, title: str, x: float, width: float) -> None:
-    """A box a core with its CPUs, filled where this process may run on it."""
+    """A box for each core with its CPUs, filled if this process may run on it."""
     from matplotlib.patches import Rectangle
 
     index = int(title.split(":")[0].removeprefix("NUMA "))
@@ -154,7 +154,7 @@ def _cores(axis: Any, node: Node, title: str, x: float, width: float) -> None:
 
 
 def _lines(axis: Any, node: Node, place: dict[str, tuple[float, float]], most: int) -> None:
-    """NVLinks and PCI bridges of GPUs; the farther classes are in the matrix alone."""
+    """NVLinks and PCI bridges of GPUs; slower classes are shown in the matrix alone."""
     from matplotlib.patches import FancyArrowPatch
 
     labels = list(place)
@@ -189,7 +189,7 @@ def _width(link: Link, most: int) -> float:
 
 
 def _matrix(axis: Any, node: Node) -> None:
-    """The classes as colours, their words in the cells while there is room."""
+    """The classes as colours, with text in the cells of small matrices."""
     from matplotlib.colors import to_rgb
 
     labels = [d.label for d in node.devices] + [nic.label for nic in node.nics]

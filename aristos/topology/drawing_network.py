@@ -8,12 +8,12 @@ from .hostlist import fold
 from .model import Topology
 from .sysfs import natural
 
-NAMED = 24  # boxes of a level that are wide enough for a name
+NAMED = 24  # boxes of a level, up to which they show names
 BLUE, GREY, INK = "#0072B2", "#888888", "#222222"
 
 
 def draw_network(axis: Any, topology: Topology) -> None:
-    """Each switch above what hangs on it, every line a link; nodes of a leaf together in one box."""
+    """Switches above their children, a line for each link, and one box for the nodes of a leaf switch."""
     network = topology.network
     children: dict[str, list[str]] = {}
     for name, above in network.parents.items():
@@ -57,7 +57,7 @@ def _level(switch: str, inner: dict[str, list[str]], level: dict[str, int]) -> i
 
 
 def _path(switch: str, parents: Any) -> list[list[str | int]]:
-    """From the top down, so that what hangs on one switch stands together."""
+    """Sort key: names from the top down, so that children of one switch are neighbours."""
     path = [switch]
     while parents.get(path[-1]):
         path.append(parents[path[-1]][0])
@@ -74,7 +74,7 @@ def _box(axis: Any, x: float, y: float, text: str, switch: bool, leaves: int) ->
 
 
 def _wrapped(text: str, leaves: int) -> str:
-    """Broken at commas, so that boxes side by side do not cover each other."""
+    """The text with line breaks at commas, so that neighbouring boxes do not overlap."""
     width, lines = max(10, 110 // max(leaves, 1)), [""]
     for part in text.split(","):
         if lines[-1] and len(lines[-1]) + len(part) > width:

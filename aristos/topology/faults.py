@@ -1,4 +1,4 @@
-"""What is wrong with a machine, told from what its tools say of it: in words that say what to change."""
+"""Faults of a machine, found in the output of its tools. Each has a remedy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .model import Device, Fault, Link, Node
 from .nvlink import Wires
 from .slurm_job import Job
 
-RESET = "stop all jobs, then nvidia-smi --gpu-reset or a reboot; if it stays, have the board or the bridge looked at"
+RESET = "stop all jobs, then nvidia-smi --gpu-reset or a reboot; if it stays, have the board or the bridge checked"
 BRIDGES = (
     "PCIE",
     "NVL",
@@ -28,12 +28,12 @@ BRIDGES = (
     "L20",
     "T4",
 )
-BRIDGE = (1, 2, 4, 12)  # NVLinks of a bridge between two cards; the third of three cards has none then
-BOARD = 8  # GPUs of a board on which all have the same number of NVLinks
+BRIDGE = (1, 2, 4, 12)  # NVLinks of a bridge between two GPUs; a third GPU then has none
+BOARD = 8  # GPUs of a board, on which all have the same number of NVLinks
 
 
 def worse(matrix: Matrix) -> tuple[dict[tuple[str, str], Link], list[Fault]]:
-    """(the class of each pair, the farther one where the two directions differ; a fault for each such pair)."""
+    """(class of each pair, a fault for each pair whose directions differ). The slower direction counts."""
     links, faults = {}, []
     for at, a in enumerate(matrix.labels):
         for b in matrix.labels[at + 1 :]:
@@ -48,7 +48,7 @@ def worse(matrix: Matrix) -> tuple[dict[tuple[str, str], Link], list[Fault]]:
 def fewer(gpus: Sequence[str], links: Mapping[tuple[str, str], Link]) -> list[Fault]:
     """GPUs and pairs with fewer NVLinks than their siblings have.
 
-    Half as many in a pair is how a cube mesh of V100s is wired, so a pair counts if it has more than half of the most.
+    A cube mesh of V100s has pairs with half as many, so a pair is a fault only if it has more than half of the most.
     """
     pairs = {(a, b): links[a, b] for at, a in enumerate(gpus) for b in gpus[at + 1 :]}
     bonds = {pair: link.count for pair, link in pairs.items() if link.kind == "NV"}
@@ -77,7 +77,7 @@ def fewer(gpus: Sequence[str], links: Mapping[tuple[str, str], Link]) -> list[Fa
             and min(others) == len(gpus) - 2
         ):
             text = f"{gpu} has no NVLink, all its siblings have {max(total.values()) // max(others)} to each other"
-            faults.append(Fault(text, f"nvidia-smi nvlink -s -i {gpu[3:]} says which are inactive; {RESET}"))
+            faults.append(Fault(text, f"nvidia-smi nvlink -s -i {gpu[3:]} shows which are inactive; {RESET}"))
     return faults
 
 
@@ -88,18 +88,16 @@ def dark(wires: Sequence[Wires]) -> list[Fault]:
         name = "the GPU" if each.index is None else f"GPU{each.index}"
         bridged = any(word in (each.name or "").upper().replace("-", " ").split() for word in BRIDGES)
         if each.dark or (each.speeds and not each.active):
-            if not bridged:  # a card without a bridge has nothing to be active
+            if not bridged:  # a GPU without a bridge has no link to be active
                 text = f"{name} ({each.name}): all NVLinks are inactive"
-                remedy = (
-                    "start the fabric manager (systemctl status nvidia-fabricmanager), its version that of the driver's"
-                )
+                remedy = "start the fabric manager (systemctl status nvidia-fabricmanager), with the driver's version"
                 faults.append(Fault(text, remedy))
             continue
         if each.inactive:
             listed = ", ".join(map(str, each.inactive))
             links = "NVLink" if len(each.inactive) == 1 else "NVLinks"
             text = f"{name}: {links} {listed} inactive, {each.active} of {len(each.speeds)} active"
-            faults.append(Fault(text, "seat the bridge anew" if bridged else RESET))
+            faults.append(Fault(text, "reseat the bridge" if bridged else RESET))
         siblings = [len(other.speeds) for other in wires if other.name == each.name and not other.dark]
         if len(each.speeds) < max(siblings, default=0):
             text = f"{name} shows {len(each.speeds)} NVLinks, its siblings {max(siblings)}"
@@ -108,26 +106,28 @@ def dark(wires: Sequence[Wires]) -> list[Fault]:
 
 
 def fabric(states: Mapping[str, tuple[str, str]]) -> list[Fault]:
-    """GPUs whose NVLink fabric is not ready. states: label -> (state, status) as nvidia-smi words them; N/A has none.
+    """GPUs whose NVLink fabric is not ready. states: label -> (state, status) in nvidia-smi's words; N/A: no fabric.
 
-    Such a GPU looks healthy, its links are up, and yet no peer reaches its memory.
+    Such a GPU looks healthy and its links are up, but no peer reaches its memory.
     """
     bad = {
         label: f"{state}, {status}"
         for label, (state, status) in states.items()
         if "N/A" not in state and (state, status) != ("Completed", "Success")
     }
-    remedy = "start nvidia-fabricmanager, its version the driver's; then nvidia-smi --gpu-reset with all jobs stopped"
-    return [Fault(f"{label}: the NVLink fabric is not ready ({said})", remedy) for label, said in bad.items()]
+    remedy = "start nvidia-fabricmanager, with the driver's version; then nvidia-smi --gpu-reset with all jobs stopped"
+    return [Fault(f"{label}: the NVLink fabric is not ready ({status})", remedy) for label, status in bad.items()]
 
 
 def cut_lists(devices: Sequence[Device]) -> list[Fault]:
-    """CPU lists that nvidia-smi has cut short: evens or odds alone, few of them, never a range."""
+    """CPU lists that nvidia-smi has cut short: four or more numbers without a range."""
     cut = [d.label for d in devices if d.cpus_from == "nvidia-smi" and d.printed and _looks_cut(d.printed.cpus or "")]
     if not cut:
         return []
     text = f"nvidia-smi cuts long lists of CPUs, and that of {', '.join(cut)} looks cut"
-    remedy = "bind by /sys/bus/pci/devices/*/local_cpulist on the machine itself, as `aristos topo` does there"
+    remedy = (
+        "bind by /sys/bus/pci/devices/*/local_cpulist on the machine itself, as `aristos topo` does on that machine"
+    )
     return [Fault(text, remedy)]
 
 
@@ -136,9 +136,9 @@ def _looks_cut(cpus: str) -> bool:
 
 
 def hidden(job: Job | None, devices: Sequence[Device], on_bus: Sequence[str]) -> list[Fault]:
-    """GPUs of the job that a cgroup hides from this process, so that no peer's memory can be opened (CUDA IPC).
+    """GPUs of the job that a cgroup hides from this process, so that CUDA IPC between ranks fails.
 
-    on_bus: PCI addresses of all GPUs of the machine, which the kernel shows whatever the cgroup allows.
+    on_bus: PCI addresses of all GPUs of the machine; the kernel lists hidden ones too.
     """
     if job is None:
         return []
@@ -158,7 +158,7 @@ def hidden(job: Job | None, devices: Sequence[Device], on_bus: Sequence[str]) ->
 
 
 def mixed(nodes: Sequence[Node]) -> list[Fault]:
-    """Nodes of one job with fewer GPUs than the others, or with others."""
+    """Nodes of one job whose GPUs differ in number or kind."""
     kinds: dict[tuple[str, ...], list[str]] = {}
     for node in nodes:
         kinds.setdefault(tuple(str(d.name) for d in node.devices), []).append(node.name)

@@ -14,7 +14,7 @@ _RANGE = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 
 
 def expand(text: str) -> list[str]:
-    """'n[1-2],x' -> ['n1', 'n2', 'x']. Names keep leading zeros and stand as often as given; TopologyError else."""
+    """'n[1-2],x' -> ['n1', 'n2', 'x']. Leading zeros and repeated names are kept. Raises TopologyError."""
     names: list[str] = []
     for item in split(text, ","):
         names += itertools.islice(_names(item.strip(), text), MOST + 1)
@@ -24,7 +24,7 @@ def expand(text: str) -> list[str]:
 
 
 def split(text: str, mark: str) -> list[str]:
-    """At each mark that is outside brackets."""
+    """Split at each mark outside brackets."""
     parts, depth, begun = [], 0, 0
     for at, sign in enumerate(text):
         depth += (sign == "[") - (sign == "]")
@@ -48,7 +48,7 @@ def _names(item: str, text: str) -> Iterable[str]:
 
 
 def _crossed(parts: list[str], choices: list[list[str]]) -> Iterator[str]:
-    """In Slurm's order: the last brackets count fastest, then the first ones, and those before the last slowest."""
+    """Names in Slurm's order: the last brackets vary fastest, then the first, and those before the last slowest."""
     for *slow, fast in itertools.product(*reversed(choices[:-1]), choices[-1]):
         numbers = [*reversed(slow), fast]
         yield "".join(itertools.chain.from_iterable(itertools.zip_longest(parts, numbers, fillvalue="")))
@@ -72,12 +72,12 @@ def _quoted(text: str) -> str:
 
 
 def fold(names: Iterable[str]) -> str:
-    """The other way round, for people: ['n1', 'n2', 'n3', 'x'] -> 'n[1-3],x'. Each name once, in natural order."""
+    """['n1', 'n2', 'n3', 'x'] -> 'n[1-3],x'. Each name once, in natural order."""
     groups: dict[tuple[str, str, int], list[int]] = {}
     plain = []
     for name in dict.fromkeys(names):
         found = re.fullmatch(r"(.*?)(\d+)(\D*)", name)
-        if found:  # leading zeros only go with numbers of the same width
+        if found:  # numbers with leading zeros are grouped by width
             width = len(found[2]) if found[2].startswith("0") else 0
             groups.setdefault((found[1], found[3], width), []).append(int(found[2]))
         else:

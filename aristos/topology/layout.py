@@ -1,7 +1,7 @@
-"""Which of the columns CPU Affinity, NUMA Affinity and GPU NUMA ID a row's last cells belong to.
+"""Finds which of the columns CPU Affinity, NUMA Affinity and GPU NUMA ID a row's last cells belong to.
 
-nvidia-smi leaves cells empty (WSL, containers, cgroups), so that order alone does not say; the tab stops do. It
-refuses to guess: where neither says, the row is refused.
+nvidia-smi leaves cells empty (WSL, containers, cgroups), so their order is not enough; tab stops decide. A row that is
+still ambiguous is an error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Affinity = tuple[str | None, str | None, str | None]  # CPUs, NUMA domain, the G
 
 @dataclass
 class Row:
-    """A row of the matrix: its label, the lines it stands on, more than one where it was wrapped, and at what width."""
+    """A row of the matrix: its label, its lines (several if it was wrapped), and the width of the wrapping."""
 
     label: str
     lines: list[str]
@@ -29,13 +29,13 @@ class Row:
 
     @property
     def shown(self) -> str:
-        """For messages."""
+        """The row in messages."""
         return " ".join(" ".join(self.lines).split())[:400]
 
     def texts(self) -> list[str]:
-        """What follows the label, as it may have been before it was wrapped, the likelier first.
+        """Possible texts after the label before it was wrapped, the likeliest first.
 
-        A line of full width was broken in mid-cell or between cells; a shorter one has lost white space at its end.
+        A line of full width was broken within or between cells; a shorter one has lost white space at its end.
         """
         likely = self.lines[0]
         for before, line in itertools.pairwise(self.lines):
@@ -47,7 +47,7 @@ class Row:
 def affinities(
     rows: Sequence[tuple[Row, tuple[str, ...]]], columns: int, is_gpu: Callable[[str], bool]
 ) -> dict[str, Affinity]:
-    """GPU -> its affinities. rows: with the cells after the link cells; columns: how many headings, 0 to 3."""
+    """GPU -> its affinities. rows: (row, cells after the links); columns: number of headings, 0 to 3. TopologyError."""
     found: dict[str, Affinity] = {}
     most = max((len(rest) for row, rest in rows if is_gpu(row.label)), default=0)
     for row, rest in rows:
@@ -82,11 +82,11 @@ def _placed(row: Row, rest: tuple[str, ...], values: list[str | None], columns: 
     places = _stops(row, rest)
     target = {0: 0, 1: 1, 3: 2} if columns == 3 else {0: 0, 1: 1, 2: 1}
     if any(value and not _even(value) for value in values):
-        raise TopologyError(f"cells are missing, or stick together, and nothing says which: {row.shown!r}")
+        raise TopologyError(f"cells are missing or stick together, and it is unclear which: {row.shown!r}")
     if places is None and len(row.lines) == 1 and columns == 2 and values[0] and "," in values[0] and "-" in values[0]:
         places = [0]  # no NUMA domain looks like this
     if places is None or any(p not in target for p in places) or (columns == 3 and places[-1] != 3):
-        raise TopologyError(f"cells are missing, and nothing says which: {row.shown!r}")
+        raise TopologyError(f"cells are missing, and it is unclear which: {row.shown!r}")
     for place, value in zip(places, values):
         cells[target[place]] = value
     cpus, numa, gpu_numa = cells
@@ -94,7 +94,7 @@ def _placed(row: Row, rest: tuple[str, ...], values: list[str | None], columns: 
 
 
 def _ends_early(row: Row, rest: tuple[str, ...]) -> bool:
-    """Whether the last columns are missing with their white space, rather than empty."""
+    """Whether the line was cut before the last columns, rather than having empty cells."""
     if re.search(r"\t\s*$| {8}$", row.lines[-1]):  # X alone has a blank on either side
         return False
     places = _stops(row, rest) if rest else []
@@ -102,13 +102,13 @@ def _ends_early(row: Row, rest: tuple[str, ...]) -> bool:
 
 
 def _even(numbers: str) -> bool:
-    """Whether all ranges are of one width, as those of a domain's threads are; 0-23,48-710 is 0-23,48-71 and 0."""
+    """Whether all ranges have one width, as a domain's threads do; 0-23,48-710 is 0-23,48-71 and 0 stuck together."""
     widths = {int(high or low) - int(low) for low, _, high in (part.partition("-") for part in numbers.split(","))}
     return len(widths) == 1
 
 
 def _stops(row: Row, rest: tuple[str, ...]) -> list[int] | None:
-    """How many tab stops after the link cells each cell of `rest` stands; None where the white space no longer says."""
+    """Tab stops between the link cells and each cell of `rest`; None if the white space is lost."""
     if len(row.lines) > 1:
         return None
     line = row.lines[0].rstrip()
@@ -125,7 +125,7 @@ def _last_link(cells: list[str]) -> int:
 
 
 def _expanded(line: str, rest: tuple[str, ...]) -> list[int] | None:
-    """The same where tabs have become spaces: every cell starts at a tab stop, X one further."""
+    """`_stops` if tabs have become spaces: every cell starts at a tab stop, X one column later."""
     words = [(found.start(), found[0]) for found in re.finditer(r"\S+", line)]
     links, tail = words[1 : len(words) - len(rest)], words[len(words) - len(rest) :]
     start = (len(words[0][1]) // STOP + 1) * STOP
@@ -143,7 +143,7 @@ def _expanded(line: str, rest: tuple[str, ...]) -> list[int] | None:
 
 
 def _uncut(rows: Sequence[tuple[Row, tuple[str, ...]]], found: dict[str, Affinity]) -> None:
-    """Refuse CPUs that start like another row's, and share some with it, but end sooner: that line was cut."""
+    """Raise if a row's CPUs are the beginning of another row's, and overlap with them: that line was cut."""
     lists = {cpus for cpus, _, _ in found.values() if cpus is not None}
     for row, _ in rows:
         cpus = found.get(row.label, (None,))[0]

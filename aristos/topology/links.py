@@ -1,7 +1,7 @@
-"""What links and devices of a job can do: alpha and beta of each pair of ranks, the rate and memory of each device.
+"""The links file: alpha and beta of each pair of ranks of a job, and the rate and memory of each device.
 
-One JSON file, schema `aristos-links/1`; `aristos topo --measure` writes it, the planner reads it. n ranks; matrices
-are lists of n rows, a row an origin and a column a target; null where nothing is known, never on or off by one unit:
+JSON, schema `aristos-links/1`. `aristos topo --measure` writes it, the planner reads it. A matrix is a list of n rows
+for n ranks, a row an origin and a column a target; null means unknown:
 
     schema            "aristos-links/1"
     source            "measured", "table", or "mixed": some pairs measured, the others from the table of defaults
@@ -18,11 +18,11 @@ are lists of n rows, a row an origin and a column a target; null where nothing i
     residual          root mean square of (fitted - measured) / measured over both ranges, each direction
     from              "measured", "table" of each pair
     faults            sentences
-    notes             sentences: what a reader should know of these figures
+    notes             sentences about these figures
     measured_utc, seconds, command
-                      when, how long it took, how to do it again
+                      when it was measured, how long that took, and the command
 
-It refuses to measure; `aristos/bench/links.py` does.
+Measured by `aristos/bench/links.py`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Rows = list[list[float | None]]
 
 @dataclass(frozen=True)
 class Span:
-    """alpha + beta n over a range of sizes. [n, n], a row an origin; microseconds, microseconds a MiB."""
+    """Time alpha + beta * MiB over a range of sizes. [n, n], a row an origin; microseconds, microseconds a MiB."""
 
     alpha_us: Rows
     beta_us_per_mib: Rows
@@ -57,7 +57,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Place:
-    """A rank's device. label: GPU0, or '' for cores."""
+    """A rank's device. label: GPU0, or '' for cores. rate_from, memory_from: sources."""
 
     name: str
     label: str = ""
@@ -70,7 +70,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Links:
-    """The file's fields; see the top."""
+    """The file's fields; see the module's docstring. origin: the field `from`."""
 
     hosts: list[str]
     devices: list[Place]
@@ -104,7 +104,7 @@ class Links:
 
 
 def symmetric(rows: Rows) -> Rows:
-    """The slower of both directions, zeros on the diagonal; what is not known in one is the other's."""
+    """The slower of both directions, or the known one; zeros on the diagonal."""
     n = len(rows)
 
     def slower(a: int, b: int) -> float | None:
@@ -115,18 +115,18 @@ def symmetric(rows: Rows) -> Rows:
 
 
 def save(links: Links, path: Path) -> None:
-    """Write the file, all of it or nothing. Raises OSError."""
+    """Write the file atomically. Raises OSError."""
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     aside.write_text(json.dumps(links.to_json(), indent=1) + "\n")
     aside.replace(path)
 
 
 def load(path: Path) -> Links:
-    """Read the file. Raises InputError, which names what is wrong, and OSError."""
+    """Read the file. Raises InputError, which names the wrong field, and OSError."""
     try:
         found = json.loads(path.read_text())
     except (ValueError, RecursionError) as why:
-        raise InputError(f"{path} is no JSON: {why}") from None
+        raise InputError(f"{path} is not JSON: {why}") from None
     try:
         return from_json(found)
     except InputError as why:
@@ -134,7 +134,7 @@ def load(path: Path) -> Links:
 
 
 def from_json(found: Any) -> Links:
-    """The object of a file. Raises InputError."""
+    """Links from parsed JSON. Raises InputError."""
     if not isinstance(found, Mapping) or found.get("schema") != SCHEMA:
         got = found.get("schema") if isinstance(found, Mapping) else type(found).__name__
         raise InputError(f"schema must be {SCHEMA!r}, got {got!r}: `aristos topo --measure` writes such a file")
@@ -181,7 +181,7 @@ def _span(name: str, found: Any, n: int) -> Span:
 
 
 def _rows(name: str, rows: Any, n: int, kind: type) -> list[list[Any]]:
-    """n rows of n texts, or of numbers of at least 0 and null."""
+    """Check n rows of n texts, or of numbers of at least 0 and null."""
     if not isinstance(rows, list) or len(rows) != n or not all(isinstance(r, list) and len(r) == n for r in rows):
         raise InputError(f"{name} must be {n} rows of {n}")
     for a, row in enumerate(rows):
@@ -189,19 +189,19 @@ def _rows(name: str, rows: Any, n: int, kind: type) -> list[list[Any]]:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             fine = isinstance(value, str) if kind is str else value is None or (number and 0 <= value < math.inf)
             if not fine:
-                want = "a text" if kind is str else "a number of at least 0, or null"
+                want = "a string" if kind is str else "a number of at least 0, or null"
                 raise InputError(f"{name}[{a}][{b}] must be {want}, got {value!r}")
     return rows
 
 
 def put_us(span: Span, a: int, b: int, nbytes: int) -> float | None:
-    """Microseconds of a put from rank a to rank b."""
+    """Microseconds of a put from rank a to rank b; None if unknown."""
     alpha, beta = span.alpha_us[a][b], span.beta_us_per_mib[a][b]
     return None if alpha is None or beta is None else alpha + beta * nbytes / MIB
 
 
 def slow(classes: Sequence[Sequence[str]], span: Span, times: float = SLOW) -> list[tuple[int, int, float]]:
-    """(origin, target, how many times the median of its class) of links much slower than those of their class."""
+    """Links slower than `times` the median of their class: (origin, target, ratio to the median)."""
     by_class: dict[str, list[tuple[int, int, float]]] = {}
     for a, row in enumerate(classes):
         for b, name in enumerate(row):
@@ -216,29 +216,29 @@ def slow(classes: Sequence[Sequence[str]], span: Span, times: float = SLOW) -> l
 
 
 def problem(links: Links, expert_bytes: int, other_bytes: int = 0) -> dict[str, Any]:
-    """The fields of the planner's problem that a machine decides: devices, alpha_us, beta_us_per_mib.
+    """The fields of the planner's problem that depend on the machine: devices, alpha_us, beta_us_per_mib.
 
     rate: MFLOP a microsecond, so that costs are in MFLOP. memory: experts of `expert_bytes` in SHARE of a device's
-    memory less `other_bytes`. Raises InputError where the file does not know something.
+    memory minus `other_bytes`. Raises InputError if a rate, a memory or a link is unknown.
     """
     devices = []
     for i, each in enumerate(links.devices):
         if each.rate_gflops is None or each.memory_bytes is None:
             missing = "rate" if each.rate_gflops is None else "memory"
-            raise InputError(f"the {missing} of device {i} ({each.name}) is not known: write it into the file")
-        room = max(0, int(each.memory_bytes * SHARE) - other_bytes) // expert_bytes
-        devices.append({"name": f"{links.hosts[i]}:{each.label or i}", "rate": each.rate_gflops / 1e3, "memory": room})
+            raise InputError(f"the {missing} of device {i} ({each.name}) is unknown: write it into the file")
+        fits = max(0, int(each.memory_bytes * SHARE) - other_bytes) // expert_bytes
+        devices.append({"name": f"{links.hosts[i]}:{each.label or i}", "rate": each.rate_gflops / 1e3, "memory": fits})
     found: dict[str, Any] = {"devices": devices}
     for name in ("alpha_us", "beta_us_per_mib"):
         rows = symmetric(getattr(links.large, name))
         if any(x is None for row in rows for x in row):
-            raise InputError(f"{name} is not known for every pair: measure again on all ranks")
+            raise InputError(f"{name} is unknown for some pairs: measure again on all ranks")
         found[name] = rows
     return found
 
 
 def cache_path(hosts: Sequence[str], seats: Sequence[str], library: str, env: Mapping[str, str]) -> Path:
-    """Where the links of such a job are kept. seats: what each rank sits on; library: the MPI's version."""
+    """Cache file of the links of a job with these hosts. seats: of each rank; library: version of MPI."""
     home = env.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     folder = Path(env.get("ARISTOS_CACHE") or os.path.join(home, "aristos"))
     key = json.dumps([SCHEMA, list(hosts), list(seats), library])

@@ -15,7 +15,7 @@ _MIG = re.compile(r"\s*MIG\s+(\S+)\s+Device\s+(\d+):\s*\(UUID:\s*(MIG-[^()\s]+)\
 
 @dataclass(frozen=True)
 class Listed:
-    """A GPU of the list. uuid: None where none is printed in full."""
+    """A GPU of the list. uuid: None if it is missing or cut."""
 
     index: int
     name: str
@@ -24,7 +24,7 @@ class Listed:
 
 
 def heading(line: str) -> Listed | None:
-    """The GPU that a line `GPU 0: NAME (UUID: ...)` names; None for other lines."""
+    """The GPU in a line `GPU 0: NAME (UUID: ...)`; None for other lines."""
     found = _GPU.fullmatch(line)
     if not found or not found[2]:
         return None
@@ -33,7 +33,7 @@ def heading(line: str) -> Listed | None:
 
 
 def parse(text: str) -> tuple[Listed, ...]:
-    """Every GPU of the list, in its order. TopologyError where a line is neither a GPU nor a MIG slice."""
+    """Every GPU of the list, in order. Raises TopologyError for a line that is neither a GPU nor a MIG slice."""
     found: list[Listed] = []
     for line in clean(text):
         gpu, slice_ = heading(line), _MIG.fullmatch(line)
@@ -50,5 +50,5 @@ def parse(text: str) -> tuple[Listed, ...]:
     if not found:
         raise complaint("nvidia-smi -L", text)
     if len({gpu.index for gpu in found}) < len(found):
-        raise TopologyError(f"a GPU's number stands twice in `nvidia-smi -L`: {[gpu.index for gpu in found]}")
+        raise TopologyError(f"a GPU's number appears twice in `nvidia-smi -L`: {[gpu.index for gpu in found]}")
     return tuple(found)

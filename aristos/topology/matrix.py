@@ -1,8 +1,8 @@
-"""`nvidia-smi topo -m`: the matrix of link classes, whatever a terminal, a browser or a person did to its white space.
+"""`nvidia-smi topo -m`: the matrix of link classes, even if a terminal, a browser or a copy changed its white space.
 
-Cells are told apart by the few words that can stand in them, not by white space; the rows' labels must be the columns',
-each row must have one cell a column and its X on the diagonal. What fails any of this is refused with the line in the
-message: there is no half a matrix.
+Cells are recognised by their few possible words, not by white space. The rows' labels must equal the columns', and each
+row must have one cell for each column with X on the diagonal. Any other text is an error that quotes the line: a matrix
+is never read in part.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ P2P = ("OK", "CNS", "GNS", "TNS", "NS", "DR", "U")  # cells of topo -p2p
 TAILS = ("", "CPUAffinity", "CPUAffinityNUMAAffinity", "CPUAffinityNUMAAffinityGPUNUMAID")
 _COLOUR = re.compile(
     r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_]"
-    # without the escape, which copying loses, or with what stands for it
+    # copying may lose the escape character, or replace it
     r"|(?:\^\[|\\(?:x1b|033|u001b|e)|[\u241b\u2190\ufffd])?\[(?:[0-9]{1,2}(?:;[0-9]{1,2})*)?m"
 )
 _TAGS = "p|pre|code|span|summary|details|div|table|tbody|thead|td|th|tr"  # and not <inactive>, which nvidia-smi prints
 _QUOTES = '`"\u201c\u201d\u201e\u00ab\u00bb\u2018\u2019'
 _FRAME = re.compile(
-    rf"^(?:[ ]*(?://|[#>*+{_QUOTES}])[ ]?)+|[{_QUOTES}]+[ ]*$"  # marks of quoting and of comments
+    rf"^(?:[ ]*(?://|[#>*+{_QUOTES}])[ ]?)+|[{_QUOTES}]+[ ]*$"  # marks of quotes and comments
     rf"|^(?=.*---)[-:= ]+$|</?(?:{_TAGS})\b[^<>]*>",  # the rule under a table's heading; tags
     re.MULTILINE,
 )
@@ -38,22 +38,22 @@ _TYPED = str.maketrans({"\u00a0": " ", **dict.fromkeys("\u2010\u2011\u2012\u2013
                         **dict.fromkeys("|\u2502\u2503\u2551", " ")})  # fmt: skip
 _ATOM = re.compile(r"NV(?=\d)|PIX|PXB|PHB|NODE|SYS|SOC|X|N/A")
 _NUMBERS = re.compile(r"\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*")
-_TOLD = re.compile(
+_ERROR = re.compile(
     r"has failed|failed to|mismatch|no devices were found|unable to|not found|could ?n[o']t|insufficient|error", re.I
 )
-LONGEST = 1000  # characters of a word of cells; 80 that stick together have 400
+LONGEST = 1000  # characters of a word; 80 cells that stick together have 400
 LEGEND = (
     ("NODE=ConnectiontraversingPCIeaswellas", "withinaNUMAnode"),
     ("SYS=ConnectiontraversingPCIeaswellas", "QPI/UPI)"),
 )
-MOST_READINGS = 64  # of a row with glued cells
+MOST_READINGS = 64  # of a row whose cells stick together
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """labels: of the columns; cells: [row, column] as printed; nics: the device's name of each NIC column.
+    """labels: of the columns; cells: [row, column] as printed; nics: label -> device name of each NIC.
 
-    cpus, numa, gpu_numa: of the GPUs, as printed, None for N/A and for nothing.
+    cpus, numa, gpu_numa: of each GPU, as printed; None for N/A and for an empty cell.
     """
 
     labels: tuple[str, ...]
@@ -73,9 +73,9 @@ def is_gpu(label: str) -> bool:
 
 
 def clean(text: str) -> list[str]:
-    """Lines without colours, quoting marks, tags and entities of HTML, borders of tables, odd spaces and dashes."""
+    """Lines without colours, quote marks, HTML, table borders, and unusual spaces and dashes."""
     if "&" in text:
-        import html  # its table of names is large, and few texts need it
+        import html  # a large module that few texts need
 
         text = html.unescape(text)
     text = _NEXT_CELL.sub("\t", _BREAK.sub("\n", _UNSEEN.sub("", text)))
@@ -83,7 +83,7 @@ def clean(text: str) -> list[str]:
 
 
 def _unlabelled(text: str) -> str:
-    """Without what `srun -l` or `pdsh` writes before every line, 0: or node17:, where it is the same everywhere."""
+    """The text without the label that `srun -l` or `pdsh` puts before every line, like 0: or node17:."""
     label = re.match(r"\s*([\w.\[\],<>-]+:)[ \t]", text)
     if not label or not all(line.startswith(label[1]) for line in text.split("\n") if line.strip()):
         return text
@@ -91,7 +91,7 @@ def _unlabelled(text: str) -> str:
 
 
 def parse(text: str) -> Matrix:
-    """The first matrix in the text. TopologyError where there is none, or it is not whole."""
+    """The first matrix in the text. Raises TopologyError if there is none, or it is incomplete."""
     lines = clean(text)
     start, (heading, rows, end) = _first(lines)
     tail = _columns(heading, [row.label for row in rows], lines[start])
@@ -103,26 +103,28 @@ def parse(text: str) -> Matrix:
     _uncut(labels, cells, rows)
     found: dict[str, dict[str, str | None]] = {"cpus": {}, "numa": {}, "gpu_numa": {}}
     columns = TAILS.index(tail)
-    told = affinities([(row, rest) for row, (_, rest) in zip(rows, read)], columns, is_gpu)
-    for label, (cpus, numa, gpu_numa) in told.items():
+    found_in = affinities([(row, rest) for row, (_, rest) in zip(rows, read)], columns, is_gpu)
+    for label, (cpus, numa, gpu_numa) in found_in.items():
         found["cpus"][label], found["numa"][label], found["gpu_numa"][label] = cpus, numa, gpu_numa
     return Matrix(labels, cells, nics=_legend(after, labels), **found)
 
 
 def _first(lines: list[str]) -> tuple[int, tuple[str, list[Row], int]]:
-    """The first line that names columns and has rows below, and what `_rows` makes of it."""
-    refused: TopologyError | None = None
+    """The index of the first line that names columns and has rows below, and `_rows` of it."""
+    first_error: TopologyError | None = None
     for at, line in enumerate(lines):
         if _is_heading(line.split()):
             found = _rows(lines, at)
-            if found[1] and _is_p2p(found[1][0]):  # the matrix asked for may follow
-                refused = refused or TopologyError(_complaint(found[1][0], len(found[1])))
+            if found[1] and _is_p2p(found[1][0]):  # the right matrix may follow
+                first_error = first_error or TopologyError(_complaint(found[1][0], len(found[1])))
                 continue
             if found[1]:
                 return at, found
             after = next((text.strip() for text in lines[at + 1 :] if text.strip()), "the end of the text")
-            refused = refused or TopologyError(f"no row below the columns {line.strip()[:200]!r} but {after[:200]!r}")
-    raise refused or _nothing(lines)
+            first_error = first_error or TopologyError(
+                f"no row below the columns {line.strip()[:200]!r} but {after[:200]!r}"
+            )
+    raise first_error or _nothing(lines)
 
 
 def _nothing(lines: list[str]) -> TopologyError:
@@ -133,16 +135,16 @@ def _nothing(lines: list[str]) -> TopologyError:
 
 
 def complaint(command: str, text: str) -> TopologyError:
-    """For text that is not what the command prints when it works: the error quotes the line that says most."""
-    said = [line.strip() for line in clean(text) if line.strip()]
-    if not said:
+    """The error for text that is not the command's output; it quotes the line that looks like an error message."""
+    found = [line.strip() for line in clean(text) if line.strip()]
+    if not found:
         return TopologyError(f"expected the output of `{command}`, got nothing: did the command run?")
-    line = next((line for line in said if _TOLD.search(line)), said[0])
-    return TopologyError(f"this is not what `{command}` prints; it says {line[:200]!r}")
+    line = next((line for line in found if _ERROR.search(line)), found[0])
+    return TopologyError(f"this is not the output of `{command}`: {line[:200]!r}")
 
 
 def looks_like(text: str) -> bool:
-    """Whether some line could be a part of a matrix."""
+    """Whether some line may be part of a matrix."""
     return any(_is_heading(words) or _is_row(words) for words in map(str.split, clean(text)))
 
 
@@ -151,7 +153,7 @@ def _is_heading(words: list[str]) -> bool:
 
 
 def _is_row(words: list[str]) -> bool:
-    """A GPU's label and a cell."""
+    """Whether these are a GPU's label and a cell."""
     if len(words) < 2 or not is_gpu(words[0]):
         return False
     return any(True for _ in _atoms(words[1])) or words[1] in P2P
@@ -162,9 +164,9 @@ def _is_p2p(row: Row) -> bool:
 
 
 def _rows(lines: list[str], start: int) -> tuple[str, list[Row], int]:
-    """(the heading without white space, the rows, the line after them). Wrapped lines belong to the row before.
+    """(the heading without white space, the rows, index of the line after them). A wrapped line belongs to its row.
 
-    No rows where none follows the heading; TopologyError where they stop before every column has one.
+    No rows if none follows the heading. Raises TopologyError if a column has no row.
     """
     heading, at = "".join(lines[start].split()), start + 1
     while at < len(lines) and _label(lines[at], heading) is None:  # a heading may be wrapped, too
@@ -196,7 +198,7 @@ def _rows(lines: list[str], start: int) -> tuple[str, list[Row], int]:
 
 
 def _label(line: str, rest: str) -> str | None:
-    """The label that starts this line, if it is the next column's; its first cell may stick to it."""
+    """The label at the start of this line if it is the next column's; the first cell may stick to it."""
     words = line.split()
     if not words:
         return None
@@ -212,34 +214,34 @@ def _label(line: str, rest: str) -> str | None:
 
 
 def _continues(line: str) -> bool:
-    """Nothing but what can stand in cells, or a piece of it."""
+    """Whether the line has only cells, or pieces of cells."""
     return bool(line.strip()) and all(
         re.fullmatch(r"[A-Z/0-9,-]+", word) and not re.match(r"(GPU|NIC)\d", word) for word in line.split()
     )
 
 
 def _columns(heading: str, labels: list[str], line: str) -> str:
-    """The headings after the labels; the labels must be those of the columns, none left out."""
+    """The headings after the labels. Raises TopologyError unless the columns are the rows' labels."""
     tail = heading.removeprefix("".join(labels))
     if "".join(labels) + tail != heading or tail not in TAILS:
         raise TopologyError(f"the rows are {' '.join(labels)}, but the columns {line.strip()[:300]!r}")
     for kind in ("GPU", "NIC"):
         numbers = [int(label[3:]) for label in labels if re.fullmatch(kind + r"\d+", label)]
         if numbers != list(range(len(numbers))):
-            raise TopologyError(f"{kind}s must be numbered from 0 without a gap, got {line.strip()[:300]!r}")
+            raise TopologyError(f"{kind}s must be numbered from 0 without gaps, got {line.strip()[:300]!r}")
     if len(set(labels)) < len(labels):
-        raise TopologyError(f"a column's name stands twice in {line.strip()[:300]!r}")
+        raise TopologyError(f"a column's name appears twice in {line.strip()[:300]!r}")
     return tail
 
 
 def _atoms(word: str) -> Iterator[tuple[str, ...]]:
-    """The ways to read a word as cells that stick together: PXBNODE, NV120-31 (NV12 and 0-31, or NV1 and 20-31)."""
+    """Readings of a word as cells that stick together: PXBNODE, NV120-31 (NV12 and 0-31, or NV1 and 20-31)."""
     if not word:
         yield ()
     if not word or len(word) > LONGEST:
         return
     number = _NUMBERS.match(word)
-    if number:  # numbers are not taken apart: nothing would say where
+    if number:  # numbers are not split: there is no way to know where
         with_rest = word[number.end() :]
         if (not with_rest or with_rest.startswith("N/A")) and _listed(number[0]):
             for more in _atoms(with_rest):
@@ -260,7 +262,7 @@ def _atoms(word: str) -> Iterator[tuple[str, ...]]:
 
 
 def _listed(numbers: str) -> bool:
-    """Whether it is a list of CPUs as the driver prints it: from the lowest up. Others have lost or gained a digit."""
+    """Whether it is an ascending list of CPUs, as the driver prints it. Others have lost or gained a digit."""
     ends = [int(number) for number in re.findall(r"\d+", numbers)]
     try:
         return ends == sorted(ends) and bool(cpusets.parse(numbers))
@@ -272,7 +274,7 @@ Reading = tuple[tuple[str, ...], tuple[str, ...]]  # (link cells, what follows t
 
 
 def _readings(row: Row, at: int, columns: int) -> list[Reading]:
-    """The ways to read a row: so many link cells with X at `at`, then numbers and N/A."""
+    """Readings of a row: `columns` link cells with X at `at`, then numbers and N/A."""
     found: dict[Reading, None] = {}
     for text in row.texts():
         ways = [list(_atoms(word)) for word in text.split()]
@@ -293,7 +295,7 @@ def _is_link(cell: str) -> bool:
 
 
 def _resolve(rows: list[Row]) -> list[Reading]:
-    """One reading a row. Where several are possible, the one that agrees with the rows that have one alone."""
+    """One reading for each row. Of several, the one that agrees with the rows that have only one."""
     readings = [_readings(row, at, len(rows)) for at, row in enumerate(rows)]
     for row, ways in zip(rows, readings):
         if not ways:
@@ -315,23 +317,23 @@ def _complaint(row: Row, columns: int) -> str:
     if any(word in P2P for word in strange):
         return f"this is `nvidia-smi topo -p2p`, give the output of `nvidia-smi topo -m`: {row.shown!r}"
     if strange:
-        return f"{strange[0]!r} is no link class (X, NV#, PIX, PXB, PHB, NODE, SYS, SOC) nor a CPU list: {row.shown!r}"
+        return (
+            f"{strange[0]!r} is not a link class (X, NV#, PIX, PXB, PHB, NODE, SYS, SOC) nor a CPU list: {row.shown!r}"
+        )
     return f"expected {columns} cells with one X, in {row.label}'s own column, then CPUs and NUMA: got {row.shown!r}"
 
 
 def _uncut(labels: tuple[str, ...], cells: Mapping[tuple[str, str], str], rows: list[Row]) -> None:
-    """Refuse NV1 at the end of a line where the other direction says NV18: the line was cut, the link is not slower."""
+    """Raise if a line ends with NV1 and the other direction is NV18: the line was cut."""
     for row in rows:
         last = (row.label, labels[-1])
         here, there = cells[last], cells[last[::-1]]
         if here != there and there.startswith(here) and row.shown.endswith(here):
-            raise TopologyError(
-                f"{row.shown!r} ends with {here} where {labels[-1]}'s row says {there}: the line is cut"
-            )
+            raise TopologyError(f"{row.shown!r} ends with {here} where {labels[-1]}'s row has {there}: the line is cut")
 
 
 def _ended(lines: list[str], last: Row) -> None:
-    """Refuse what shows that the text was cropped: rows without columns, a legend without its ends."""
+    """Raise if the text was cropped: rows without columns, or a legend without its end."""
     after = next((line for line in lines if line.strip()), "")
     words = after.split()
     if (
@@ -348,7 +350,7 @@ def _ended(lines: list[str], last: Row) -> None:
 
 
 def _legend(lines: list[str], labels: tuple[str, ...]) -> dict[str, str]:
-    """NIC column -> device, from the legend or, without one, the column's name."""
+    """NIC label -> device, from the legend, or without one the label."""
     nics = [label for label in labels if not is_gpu(label)]
     numbered = [label for label in nics if re.fullmatch(r"NIC\d+", label)]
     named: dict[str, str] = {}
@@ -367,7 +369,7 @@ def _legend(lines: list[str], labels: tuple[str, ...]) -> dict[str, str]:
 
 
 def _whole_names(named: Mapping[str, str]) -> None:
-    """Refuse a name that stands twice, or looks like the start of another one: mlx5_1 and mlx5_ were cut."""
+    """Raise if a name appears twice or is the start of another one: mlx5_1 and mlx5_ were cut."""
     shapes = {label: re.sub(r"\d+", "0", name) for label, name in named.items()}
     for label, name in named.items():
         twice = [other for other in named if other != label and named[other] == name]

@@ -1,7 +1,7 @@
-"""What a machine looks like: nodes, devices, NICs, NUMA domains, the class of every link, the faults seen.
+"""The topology's data: nodes, devices, NICs, NUMA domains, the class of every link, faults.
 
-Plain frozen data without numpy, MPI or a driver, so that it can be pickled, sent between ranks and compared. It refuses
-to know where the facts come from: each source has a file of its own.
+Frozen dataclasses without NumPy, MPI or a driver, so that they can be pickled, sent between ranks and compared. Each
+source of facts has a file of its own.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from dataclasses import dataclass, field, replace
 
 from .network import Network
 
-# From near to far; a link's class is where the path between two things has to climb to.
+# From fast to slow. A link's class is the highest level on the path between its ends.
 KINDS = ("self", "NV", "PIX", "PXB", "PHB", "NODE", "SYS", "NET")
 _CELL = re.compile(r"NV(\d+)|X|self|PIX|PXB|PHB|NODE|SYS|SOC|NET(\d*)")
 
 
 @dataclass(frozen=True)
 class Link:
-    """The class of a pair. kind: one of KINDS; count: NVLinks of an NV, switches on the way of a NET (0: not known).
+    """The class of a pair. kind: one of KINDS; count: NVLinks of NV, switches of NET (0: unknown).
 
-    self: the same thing; NV: bonded NVLinks; PIX, PXB: one PCIe bridge, several; PHB: a PCIe host bridge, i.e. the CPU;
+    self: the same device; NV: bonded NVLinks; PIX, PXB: one PCIe bridge, several; PHB: a PCIe host bridge (the CPU);
     NODE: between host bridges of a NUMA domain; SYS: between NUMA domains; NET: between nodes.
     """
 
     kind: str
     count: int = 0
-    printed: str = field(default="", compare=False)  # the old word for it, where one was printed
+    printed: str = field(default="", compare=False)  # the old word, if it was printed
 
     @classmethod
     def parse(cls, text: str) -> Link:
-        """From nvidia-smi's cell, or str() of a link; SOC is SYS in drivers of 2017 and before. ValueError else."""
+        """From nvidia-smi's cell, or str() of a link; SOC is SYS in drivers up to 2017. Raises ValueError."""
         found = _CELL.fullmatch(text)
         if not found or text == "NV0":
             raise ValueError(f"a link is X, NV#, PIX, PXB, PHB, NODE, SYS, SOC, NET or NET#, got {text!r}")
@@ -48,7 +48,7 @@ class Link:
 
     @property
     def rank(self) -> tuple[int, int]:
-        """Sorts from near to far: more NVLinks are nearer, more switches farther."""
+        """Sort key from fast to slow: more NVLinks are faster, more switches slower."""
         return KINDS.index(self.kind), -self.count if self.kind == "NV" else self.count
 
 
@@ -57,7 +57,7 @@ SELF, NODE, SYS = Link("self"), Link("NODE"), Link("SYS")
 
 @dataclass(frozen=True)
 class Mig:
-    """A slice of a GPU that works as a device of its own. name: its profile, e.g. 3g.40gb."""
+    """A slice of a GPU that works like a device. name: its profile, e.g. 3g.40gb."""
 
     index: int
     uuid: str
@@ -66,7 +66,7 @@ class Mig:
 
 @dataclass(frozen=True)
 class Printed:
-    """A GPU's cells of `nvidia-smi topo -m` as they were printed; None for N/A and for nothing."""
+    """A GPU's cells of `nvidia-smi topo -m` as printed; None for N/A and for an empty cell."""
 
     cpus: str | None = None
     numa: str | None = None
@@ -75,11 +75,11 @@ class Printed:
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU. index: nvidia-smi's and NVML's number, in PCI order, whatever CUDA_VISIBLE_DEVICES says.
+    """A GPU. index: nvidia-smi's and NVML's number, in PCI order, not CUDA_VISIBLE_DEVICES'.
 
-    name: of the product; pci: domain:bus:device.function in lower case; memory: bytes; numa: the domain of the CPUs
-    near it; cpus: those CPUs, from sysfs where it is there (`cpus_from`), else as nvidia-smi prints them, perhaps cut
-    short; gpu_numa: the domain that its own memory is (Grace); nvlinks: those that are active. None: not known.
+    name: of the product; pci: domain:bus:device.function in lower case; memory: bytes; cpus: those close to it, from
+    sysfs or from nvidia-smi (`cpus_from`), which may cut the list; numa: their domain; gpu_numa: the domain of the
+    GPU's own memory (Grace); nvlinks: active ones. None: unknown.
     """
 
     index: int
@@ -133,8 +133,8 @@ class Cache:
 class Node:
     """One machine. cpus: online; allowed: those this process, or the job, may use; cores: threads of each core.
 
-    links: the class of each pair of labels, both ways round; tasks: how many the scheduler starts here, or None.
-    complete: whether the node itself was looked at; else only its name (and tasks) are known.
+    links: the class of each pair of labels, in both orders; tasks: number that the scheduler starts here, or None.
+    complete: whether the node itself was examined; else only some facts are known.
     """
 
     name: str
@@ -151,36 +151,36 @@ class Node:
     complete: bool = False
 
     def device(self, index: int) -> Device:
-        """The GPU with this number; KeyError."""
+        """The GPU with this number. Raises KeyError."""
         for device in self.devices:
             if device.index == index:
                 return device
         raise KeyError(f"{self.name} has no GPU{index}, only {', '.join(d.label for d in self.devices) or 'none'}")
 
     def link(self, a: str, b: str) -> Link | None:
-        """The class between two labels, e.g. GPU0 and NIC1; None where it is not known."""
+        """The class between two labels, e.g. GPU0 and NIC1; None if unknown."""
         return SELF if a == b else self.links.get((a, b))
 
-    def near(self, device: str) -> tuple[Nic, ...]:
-        """The node's NICs, the nearest to the device first; those of unknown distance last."""
-        far = (len(KINDS), 0)
+    def nics_by_distance(self, device: str) -> tuple[Nic, ...]:
+        """The node's NICs, the closest to the device first; those of unknown distance last."""
+        unknown = (len(KINDS), 0)
         link = {nic.label: self.link(device, nic.label) for nic in self.nics}
-        return tuple(sorted(self.nics, key=lambda nic: found.rank if (found := link[nic.label]) else far))
+        return tuple(sorted(self.nics, key=lambda nic: found.rank if (found := link[nic.label]) else unknown))
 
     def domain(self, cpus: Iterable[int]) -> int | None:
-        """The NUMA domain that holds all these CPUs; None where they span several, or it is not known."""
+        """The NUMA domain that contains all these CPUs; None if they span several or it is unknown."""
         wanted = frozenset(cpus)
         return next((n.index for n in self.numa if wanted and wanted <= n.cpus), None)
 
     def cpu_link(self, a: Iterable[int], b: Iterable[int]) -> Link:
-        """The class between two sets of CPUs: NODE inside a NUMA domain, SYS where they span several."""
+        """The class between two sets of CPUs: NODE inside a NUMA domain, SYS if they span several."""
         a, b = frozenset(a), frozenset(b)
         return SELF if a == b else NODE if self.domain(a | b) is not None else SYS
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that should be otherwise. text: what was seen; remedy: what to change."""
+    """A problem of the machine. text: the observation; remedy: what to change."""
 
     text: str
     remedy: str
@@ -197,9 +197,9 @@ def _short(name: str) -> str:
 
 @dataclass(frozen=True)
 class Topology:
-    """All nodes of a job, or of one machine. here: place in `nodes` of the machine this runs on, or None.
+    """All nodes of a job, or one machine. here: index in `nodes` of the machine this runs on, or None.
 
-    ranks: the node of each rank, as a place in `nodes`; empty where it is not known.
+    ranks: the index in `nodes` of each rank's node; empty if unknown.
     """
 
     nodes: tuple[Node, ...]
@@ -209,7 +209,7 @@ class Topology:
     ranks: tuple[int, ...] = ()
 
     def node(self, name: str) -> Node:
-        """The node of this name, with or without its domain; KeyError."""
+        """The node of this name, with or without its domain. Raises KeyError."""
         for known in (lambda text: text, _short):
             for node in self.nodes:
                 if known(node.name) == known(name):
@@ -217,13 +217,13 @@ class Topology:
         raise KeyError(f"no node {name!r} among {', '.join(n.name for n in self.nodes[:8]) or 'none'}")
 
     def link(self, a: tuple[int, str], b: tuple[int, str]) -> Link | None:
-        """The class between two (place in `nodes`, label); between nodes NET with the switches on the way."""
+        """The class between two (index in `nodes`, label); between nodes NET with the number of switches on the way."""
         if a[0] != b[0]:
             return self.between(a[0], b[0])
         return self.nodes[a[0]].link(a[1], b[1])
 
     def between(self, a: int, b: int) -> Link:
-        """The class between two nodes, given by their places."""
+        """The class between two nodes, given by their indices."""
         return SELF if a == b else Link("NET", self.network.distance(self.nodes[a].name, self.nodes[b].name) or 0)
 
     def with_faults(self, *faults: Fault) -> Topology:

@@ -1,4 +1,4 @@
-"""The network between nodes: which switch, block, ring or torus each hangs on, and how far apart two nodes are."""
+"""The network between nodes: the switch, block, ring or torus of each node, and the distance of two nodes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from functools import cached_property
 
 @dataclass(frozen=True)
 class Network:
-    """kind: tree, block, ring, torus3d, flat, or unknown. parents: the switches that a switch or a node hangs on.
+    """kind: tree, block, ring, torus3d, flat, or unknown. parents: the switches above a switch or a node.
 
-    A block, or a torus, is a switch whose parents are the bigger blocks it is part of. rings: each ring's nodes in
+    A block or a torus is a switch; its parents are the bigger blocks that contain it. rings: each ring's nodes in
     order.
     """
 
@@ -33,10 +33,10 @@ class Network:
         return graph
 
     def distance(self, a: str, b: str) -> int | None:
-        """How many switches a message from node a to node b passes, 0 to itself; None where no path is known.
+        """Number of switches that a message from node a to node b passes, 0 to itself; None if no path is known.
 
-        On a leaf switch 1, over a spine 3; likewise 1 inside a block, 3 inside the next bigger one. On a ring: links on
-        the shorter way round. In a torus not known: Slurm's files do not say which node is where.
+        1 on a leaf switch, 3 over a spine; 1 inside a block, 3 inside the next bigger one. On a ring: the links of the
+        shorter way. In a torus None: Slurm's files do not contain the nodes' places.
         """
         if a == b:
             return 0
@@ -49,7 +49,7 @@ class Network:
         return self.reach(a).get(b)
 
     def reach(self, start: str) -> dict[str, int]:
-        """Node -> switches on the shortest way from node `start` to it, for every node that can be reached."""
+        """Node -> number of switches on the shortest way from node `start`, for every reachable node."""
         found, seen = {start: 0}, {(True, start)}
         queue = deque([((True, start), 0)])
         while queue:
@@ -59,7 +59,7 @@ class Network:
                     continue
                 seen.add(each)
                 if each[0]:
-                    found[each[1]] = passed  # and no further: nodes forward nothing
+                    found[each[1]] = passed  # no further: nodes do not forward
                 else:
                     queue.append((each, passed + 1))
         return found

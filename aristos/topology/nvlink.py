@@ -1,6 +1,6 @@
 """`nvidia-smi nvlink -s`: the NVLinks of each GPU, and which are inactive.
 
-The speeds are those of the wire, GB/s in one direction; about 94 % of them carry payload.
+Speeds are of the wire, GB/s in one direction; about 94 % of it is payload.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _ALL = re.compile(r".*all links are inactive.*", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Wires:
-    """The links of a GPU. index, name: None where the text has no line for the GPU; speeds: by link, None if inactive.
+    """The links of a GPU. index, name: None if the text has no line for the GPU; speeds: by link, None if inactive.
 
-    dark: the driver says that all links are inactive, without listing them.
+    dark: the driver reports that all links are inactive, without listing them.
     """
 
     index: int | None
@@ -39,7 +39,7 @@ class Wires:
 
 
 def parse(text: str) -> tuple[Wires, ...]:
-    """One entry a GPU. TopologyError where a line is neither a GPU nor a link, or links are missing in between."""
+    """One entry for each GPU. Raises TopologyError for any other line, and if links are missing in between."""
     found: list[Wires] = []
     for line in clean(text):
         gpu, link = heading(line), _LINK.fullmatch(line)
@@ -49,7 +49,7 @@ def parse(text: str) -> tuple[Wires, ...]:
             if not found:
                 found.append(Wires(None, None, None, {}))
             if int(link[1]) in found[-1].speeds:
-                raise TopologyError(f"a link stands twice in `nvidia-smi nvlink -s`: {line.strip()!r}")
+                raise TopologyError(f"a link appears twice in `nvidia-smi nvlink -s`: {line.strip()!r}")
             found[-1].speeds[int(link[1])] = None if link[2] else float(link[3])
         elif _ALL.fullmatch(line) and found:
             last = found.pop()

@@ -1,6 +1,6 @@
-"""NVML, the library under nvidia-smi: GPUs, memory, MIG, NVLinks and link classes without text in between.
+"""NVML, the library below nvidia-smi: GPUs, memory, MIG, NVLinks and link classes, without parsing text.
 
-It sees all GPUs that the cgroup allows, whatever CUDA_VISIBLE_DEVICES says, in PCI order. It refuses to bind anything.
+NVML lists all GPUs that the cgroup allows, in PCI order, independently of CUDA_VISIBLE_DEVICES.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Found = tuple[tuple[Device, ...], dict[tuple[str, str], Link], tuple[Wires, ...]
 
 
 def load() -> Any | None:
-    """The library; None where it does not load."""
+    """The library; None if it cannot be loaded."""
     try:
         return ctypes.CDLL(LIBRARY)
     except OSError:
@@ -62,9 +62,9 @@ def load() -> Any | None:
 
 
 def read(library: Any) -> Found | None:
-    """(GPUs, the class of each pair both ways round, NVLinks of each GPU, (state, status) of each GPU's fabric).
+    """(GPUs, class of each pair in both orders, NVLinks of each GPU, (state, status) of each GPU's fabric).
 
-    None where the driver does not answer.
+    None if the driver does not answer.
     """
     with _started(library) as started:
         if not started:
@@ -89,9 +89,9 @@ def read(library: Any) -> Found | None:
 
 
 def state(library: Any, uuid: str) -> dict[str, Any]:
-    """What times of a GPU depend on, as far as the driver says it: its version, clocks in MHz, the power limit in W.
+    """Facts that a GPU's times depend on, as far as known: driver version, clocks in MHz, power limit in W.
 
-    uuid: 'GPU-...', as CUDA has it.
+    uuid: 'GPU-...', as in CUDA.
     """
     found: dict[str, Any] = {}
     with _started(library) as started:
@@ -123,7 +123,7 @@ def _started(library: Any) -> Iterator[bool]:
 
 
 def _ask(library: Any, name: str, *arguments: Any) -> bool:
-    """Call a function that older drivers may not have; whether it worked."""
+    """Call a function that older drivers may lack; whether it succeeded."""
     try:
         return getattr(library, name)(*arguments) == OK
     except AttributeError:
@@ -141,7 +141,7 @@ def _text(library: Any, name: str, handle: ctypes.c_void_p) -> str | None:
 
 
 def _handles(library: Any) -> Iterator[tuple[int, ctypes.c_void_p]]:
-    """(number, handle) of each GPU; one that has fallen off the bus has no handle, but keeps its number."""
+    """(number, handle) of each GPU. A GPU that has fallen off the bus has no handle, but keeps its number."""
     for at in range(_number(library, "nvmlDeviceGetCount_v2") or 0):
         handle = ctypes.c_void_p()
         if _ask(library, "nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(at), ctypes.byref(handle)):
@@ -181,7 +181,7 @@ def _slices(library: Any, handle: ctypes.c_void_p) -> Iterator[Mig]:
 def _wires(
     library: Any, handle: ctypes.c_void_p
 ) -> tuple[dict[int, float | None], list[tuple[int | None, str | None]]]:
-    """(link -> 1.0 if active, None if not; (kind, address) of what each active link leads to)."""
+    """(link -> 1.0 if active, None if not; (kind, address) of the remote end of each active link)."""
     states: dict[int, float | None] = {}
     ends = []
     for link in range(MOST_LINKS):
@@ -199,7 +199,7 @@ Ends = list[tuple[int | None, str | None]]
 
 
 def _nvlinks(one: Ends, other: Ends, a: str | None, b: str | None) -> Link | None:
-    """NVLinks between two GPUs: those that lead from one to the other, or through switches as many as both have."""
+    """NVLinks between two GPUs: direct ones, or through switches the smaller of their numbers."""
     switched = min(sum(kind == SWITCH for kind, _ in ends) for ends in (one, other))
     direct = min(sum(end == b and b is not None for _, end in one), sum(end == a and a is not None for _, end in other))
     return Link("NV", switched or direct) if switched or direct else None

@@ -1,4 +1,4 @@
-"""PCI devices in sysfs: NVIDIA's GPUs, network adapters, their CPUs, and how far apart two devices are."""
+"""PCI devices in sysfs: NVIDIA's GPUs, network adapters, the CPUs close to them, and the class of two devices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def folder(root: Path, address: str) -> Path:
 
 
 def gpus(root: Path) -> tuple[str, ...]:
-    """Addresses of NVIDIA's GPUs in PCI order, those that a cgroup hides too."""
+    """Addresses of NVIDIA's GPUs in PCI order, including those that a cgroup hides."""
     found = []
     for at in (root / "sys/bus/pci/devices").glob("*"):
         if read(at / "vendor") == NVIDIA and read(at / "class").startswith(DISPLAY):
@@ -29,27 +29,27 @@ def gpus(root: Path) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def near(root: Path, address: str) -> tuple[frozenset[int] | None, int | None]:
-    """(CPUs near a device, its NUMA domain); None where the kernel does not say."""
+def affinity(root: Path, address: str) -> tuple[frozenset[int] | None, int | None]:
+    """(CPUs close to a device, its NUMA domain); None if unknown."""
     at = folder(root, address)
     cpus, numa = cpus_in(at / "local_cpulist"), read(at / "numa_node")
     return cpus or None, int(numa) if numa.isdigit() else None
 
 
 def nics(root: Path) -> tuple[Nic, ...]:
-    """Adapters that do RDMA: InfiniBand's and RoCE's devices, and Slingshot's; numbered by name, as nvidia-smi does."""
+    """Adapters with RDMA: InfiniBand, RoCE and Slingshot; numbered by name, as in nvidia-smi."""
     found = []
     for kind in ("infiniband", "cxi"):
         for at in (root / "sys/class" / kind).glob("*"):
             address = os.path.basename(os.path.realpath(at / "device"))
             pci = address if ADDRESS.fullmatch(address) else None
-            found.append((at.name, pci, near(root, pci)[1] if pci else None))
+            found.append((at.name, pci, affinity(root, pci)[1] if pci else None))
     found.sort(key=lambda each: natural(each[0]))
     return tuple(Nic(f"NIC{at}", *each) for at, each in enumerate(found))
 
 
 def path(root: Path, address: str) -> tuple[str, ...]:
-    """What a device hangs on, from the host bridge down to itself; empty where sysfs does not have it."""
+    """The bridges above a device, from the host bridge down to the device; empty if sysfs lacks it."""
     real = os.path.realpath(folder(root, address)).split("/")
     start = next((at for at, part in enumerate(real) if HOST.fullmatch(part)), None)
     inside = () if start is None else tuple(part for part in real[start:] if ADDRESS.fullmatch(part))
@@ -57,16 +57,16 @@ def path(root: Path, address: str) -> tuple[str, ...]:
 
 
 def link(root: Path, a: str, b: str) -> Link | None:
-    """The class of two devices by the bridges between them; None where sysfs does not have both.
+    """The class of two devices by the bridges between them; None if sysfs lacks one.
 
-    A switch is an upstream bridge with one downstream bridge a device, so two devices of one switch have at most two
-    steps below what they share: PIX.
+    A switch is an upstream bridge with one downstream bridge for each device, so two devices of one switch are at most
+    two steps below their common bridge: PIX.
     """
     one, other = path(root, a), path(root, b)
     if not one or not other:
         return None
     if one[0] != other[0]:
-        domains = near(root, a)[1], near(root, b)[1]
+        domains = affinity(root, a)[1], affinity(root, b)[1]
         return NODE if domains[0] is not None and domains[0] == domains[1] else SYS
     shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other)))
     if shared == 1:

@@ -1,4 +1,4 @@
-"""`nvidia-smi --query-gpu=... --format=csv`: one line a GPU, with or without a heading, with or without units."""
+"""`nvidia-smi --query-gpu=... --format=csv`: a line for each GPU, with or without a heading and units."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..errors import TopologyError
 from .matrix import clean, complaint
 
-FIELDS = ("index", "name", "uuid", "pci.bus_id", "memory.total")  # what Aristos asks for
+FIELDS = ("index", "name", "uuid", "pci.bus_id", "memory.total")  # queried by `discover`
 MIB = 1 << 20
 _BUS = re.compile(r"(?:([0-9A-Fa-f]{1,8}):)?([0-9A-Fa-f]{2}):([0-9A-Fa-f]{2})\.([0-7])")
 _UUID = re.compile(r"GPU-[0-9A-Za-z-]+")
@@ -19,7 +19,7 @@ _ALIASES = {"gpu_name": "name", "gpu_uuid": "uuid", "gpu_bus_id": "pci.bus_id"}
 
 @dataclass(frozen=True)
 class Queried:
-    """A line of the answer. memory: bytes; pci: as sysfs writes it; None: not asked for, or not answered."""
+    """A line of the output. memory: bytes; pci: as in sysfs; None: not queried, or no value."""
 
     index: int | None = None
     name: str | None = None
@@ -29,7 +29,7 @@ class Queried:
 
 
 def bus_id(text: str) -> str | None:
-    """'00000000:41:00.0' -> '0000:41:00.0', as sysfs names the device; None for anything else."""
+    """'00000000:41:00.0' -> '0000:41:00.0', as sysfs names the device; else None."""
     found = _BUS.fullmatch(text.strip())
     if not found:
         return None
@@ -37,9 +37,9 @@ def bus_id(text: str) -> str | None:
 
 
 def parse(text: str, fields: Sequence[str] | None = None) -> tuple[Queried, ...]:
-    """One entry a line. fields: what was asked for, where there is no heading; TopologyError for what is no such table.
+    """One entry for each line. fields: the queried fields, if there is no heading. Raises TopologyError.
 
-    Without either, numbers, bus ids, UUIDs and `... MiB` are told by their looks.
+    Without fields and heading, numbers, bus ids, UUIDs and `... MiB` are recognised by their form.
     """
     lines = [line for line in clean(text) if line.strip()]
     rows = [[cell.strip() for cell in line.split(",")] for line in lines]
@@ -49,8 +49,8 @@ def parse(text: str, fields: Sequence[str] | None = None) -> tuple[Queried, ...]
         fields = [_ALIASES.get(name, name) for name in (re.sub(r" *\[\w+\]", "", cell) for cell in rows[0])]
         rows, lines = rows[1:], lines[1:]
     names = [_ALIASES.get(name, name) for name in fields] if fields is not None else _guessed(rows[0])
-    told = {"uuid", "pci.bus_id"} if fields is None else {"index", "uuid", "pci.bus_id"}
-    if not told & set(names):
+    known = {"uuid", "pci.bus_id"} if fields is None else {"index", "uuid", "pci.bus_id"}
+    if not known & set(names):
         raise complaint("nvidia-smi --query-gpu", text)
     return tuple(_entry(dict(zip(names, row)), line, len(row) == len(names)) for row, line in zip(rows, lines))
 
@@ -84,9 +84,7 @@ def _entry(cells: dict[str, str], line: str, whole: bool) -> Queried:
     sized, uuid = _MEMORY.fullmatch(memory), cells.get("uuid") or None
     wrong = (index and not index.isdecimal()) or (memory and not sized) or (pci and not bus_id(pci))
     if not whole or wrong or (uuid and not _UUID.fullmatch(uuid)):
-        raise TopologyError(
-            f"expected a line of `nvidia-smi --query-gpu`, with cells as its heading says, got {line!r}"
-        )
+        raise TopologyError(f"expected a line of `nvidia-smi --query-gpu`, with the cells of its heading, got {line!r}")
     return Queried(
         int(index) if index else None,
         cells.get("name") or None,

@@ -1,4 +1,4 @@
-"""A topology as JSON and as a table. The JSON of a machine from a file has the cells as they were printed."""
+"""A topology as JSON and as a text table. The JSON of a machine read from a file has its cells as printed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from . import cpusets
 from .hostlist import fold
 from .model import Device, Node, Topology
 
-MATRIX = 256  # nodes of a matrix of distances
-WIDE = 100  # columns of a matrix that is worth printing whole
+MATRIX = 256  # nodes, up to which the matrix of distances is written
+WIDE = 100  # columns; rows of NICs are left out of a wider matrix
 
 
 def as_json(topology: Topology, file: bool) -> dict[str, Any]:
-    """The object that `aristos topo --json` prints. file: of text alone, so nothing but what stood there."""
+    """The object that `aristos topo --json` prints. file: read from texts, so only their facts are included."""
     node = topology.nodes[topology.here] if topology.here is not None and topology.nodes else None
     found: dict[str, Any] = {
         "gpus": [_gpu(device, file) for device in node.devices] if node else [],
@@ -69,7 +69,7 @@ def _node(node: Node) -> dict[str, Any]:
 
 
 def _network(topology: Topology) -> dict[str, Any]:
-    """The nodes, what each hangs on, and the switches between two: a row a node, null where no path is known."""
+    """The nodes, the parents of each, and the switches between two: a row for each node, null if no path is known."""
     nodes = [node for node in topology.nodes if node.name]
     names = [node.name for node in nodes]
     network = topology.network
@@ -86,7 +86,7 @@ def _network(topology: Topology) -> dict[str, Any]:
 
 
 def table(topology: Topology) -> str:
-    """Lines for a person: machine, devices, matrix, network, faults."""
+    """The topology as text: machine, devices, matrix, network, faults."""
     parts = []
     if topology.here is not None and topology.nodes:
         node = topology.nodes[topology.here]
@@ -118,8 +118,8 @@ def _gpus(node: Node) -> list[str]:
     for device in node.devices:
         printed = device.printed
         cpus = cpusets.show(device.cpus) if device.cpus else "?"
-        near = node.near(device.label)
-        link = node.link(device.label, near[0].label) if near else None
+        nics = node.nics_by_distance(device.label)
+        link = node.link(device.label, nics[0].label) if nics else None
         rows.append([
             device.label,
             device.name or "?",
@@ -128,14 +128,14 @@ def _gpus(node: Node) -> list[str]:
             (printed.numa if printed and printed.numa else _text(device.numa)) or "?",
             f"{cpus} (nvidia-smi)" if device.cpus_from == "nvidia-smi" else cpus,
             device.pci or "?",
-            f"{near[0].name} ({link})" if near else "?",
+            f"{nics[0].name} ({link})" if nics else "?",
         ])  # fmt: skip
         rows += [["", f"MIG {mig.name}", "", "", "", "", mig.uuid, ""] for mig in device.mig]
     return _aligned(_without_empty(rows))
 
 
 def _without_empty(rows: list[list[str]]) -> list[list[str]]:
-    """Columns in which something is known."""
+    """The rows without columns that have no known value."""
     kept = [at for at in range(len(rows[0])) if at == 0 or any(row[at] not in ("?", "") for row in rows[1:])]
     return [[row[at] for at in kept] for row in rows]
 
@@ -148,7 +148,7 @@ def _matrix(node: Node) -> list[str]:
     for a in labels:
         rows.append([a, *("X" if a == b else str(node.link(a, b) or "?") for b in labels)])
     lines = _aligned(rows)
-    if len(lines[0]) > WIDE:  # how NICs stand to each other matters least
+    if len(lines[0]) > WIDE:  # links between NICs matter least
         rows = [row for at, row in enumerate(rows) if at <= len(node.devices)]
         lines = _aligned(rows)
     return ["", *lines]

@@ -1,7 +1,8 @@
-"""The Slurm job this runs in, from SLURM_* variables: its nodes, tasks on each, GPUs.
+"""The Slurm job of this process, from SLURM_* variables: its nodes, the tasks on each, its GPUs.
 
-Some variables change their meaning inside a step: in `srun --overlap -N1` SLURM_NNODES and SLURM_JOB_NODELIST are the
-step's, while SLURM_NODELIST stays the job's. So a step is told by SLURM_STEP_NODELIST, and the job by the longer list.
+Inside a step some variables change their meaning: in `srun --overlap -N1` SLURM_NNODES and SLURM_JOB_NODELIST are the
+step's, while SLURM_NODELIST stays the job's. So the step's nodes are SLURM_STEP_NODELIST, the job's the longer list.
+Variables of this process alone are in `host/slurm_variables.py`.
 """
 
 from __future__ import annotations
@@ -11,21 +12,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import TopologyError
+from ..host import slurm_variables
 from .hostlist import MOST, expand
 
 NODES = ("JOB_NODELIST", "NODELIST", "STEP_NODELIST", "HET_SIZE")
-OTHERS = ("JOB_ID", "JOBID", "JOB_GPUS", "STEP_GPUS")  # what containers let through
+OTHERS = ("JOB_ID", "JOBID", "JOB_GPUS", "STEP_GPUS")  # these may be the only ones in a container
 _COUNT = re.compile(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?")
 MOST_GROUPS = 128  # parts of a heterogeneous job that Slurm allows
 
 
 @dataclass(frozen=True)
 class Job:
-    """nodes: where the tasks of this step run, or all of the job outside a step; tasks: of each, None: not known.
+    """nodes: of this step, or outside a step of the job; tasks: on each node, None if unknown.
 
-    job_nodes: of the whole job; gpus: the numbers of its GPUs on this node as Slurm counts them, None: not told;
-    hides_gpus: the option that gives each task its own GPU alone, '' if none does; address: SLURM_TOPOLOGY_ADDR and
-    its pattern. In containers most of the variables may be missing: then nodes may be empty.
+    job_nodes: of the whole job; gpus: Slurm's numbers of the job's GPUs on this node, None if unknown; hides_gpus: the
+    option that hides other tasks' GPUs from each task, '' if none does; address: SLURM_TOPOLOGY_ADDR and its pattern.
+    In containers most variables may be missing; then nodes may be empty.
     """
 
     id: str
@@ -40,7 +42,7 @@ class Job:
 
 
 def counts(text: str) -> list[int]:
-    """'4(x2),3' -> [4, 4, 3]; TopologyError else."""
+    """'4(x2),3' -> [4, 4, 3]. Raises TopologyError."""
     found: list[int] = []
     for part in text.split(","):
         match = _COUNT.fullmatch(part.strip())
@@ -54,7 +56,7 @@ def counts(text: str) -> list[int]:
 
 
 def read(env: Mapping[str, str]) -> Job | None:
-    """The job of this process; None outside of Slurm. TopologyError where a variable cannot be read."""
+    """The job of this process; None outside Slurm. Raises TopologyError if a variable cannot be read."""
     groups = _groups(env)
     lists = [env.get(f"SLURM_{name}", "") for name in NODES[:2]]
     step = env.get("SLURM_STEP_NODELIST", "") if env.get("SLURM_STEP_ID", "0").isdecimal() else ""
@@ -64,12 +66,12 @@ def read(env: Mapping[str, str]) -> Job | None:
     nodes = _distinct(step) if step else job_nodes
     pattern = env.get("SLURM_TOPOLOGY_ADDR_PATTERN", "")
     return Job(
-        id=env.get("SLURM_JOB_ID") or env.get("SLURM_JOBID", ""),
+        id=slurm_variables.job_id(env),
         step=bool(step),
         nodes=nodes,
         tasks=_tasks(env, len(nodes), bool(step)),
         job_nodes=job_nodes or nodes,
-        here=env.get("SLURMD_NODENAME") or (nodes[0] if step and len(nodes) == 1 else None),
+        here=slurm_variables.node_name(env) or (nodes[0] if step and len(nodes) == 1 else None),
         gpus=_gpus(env),
         hides_gpus=hides_gpus(env),
         address=(env["SLURM_TOPOLOGY_ADDR"], pattern) if env.get("SLURM_TOPOLOGY_ADDR") else None,
@@ -81,7 +83,7 @@ def _distinct(text: str) -> tuple[str, ...]:
 
 
 def _groups(env: Mapping[str, str]) -> tuple[str, ...]:
-    """Nodes of a heterogeneous job: its parts' one after the other."""
+    """Nodes of a heterogeneous job, part by part."""
     size = env.get("SLURM_HET_SIZE", "")
     if not size.isdecimal():
         return ()
@@ -92,13 +94,13 @@ def _groups(env: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _tasks(env: Mapping[str, str], nodes: int, step: bool) -> tuple[int, ...] | None:
-    """Tasks of each node, where the variables agree with the number of nodes."""
+    """Tasks of each node, if the variables agree with the number of nodes."""
     for name in ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE") if step else ("SLURM_TASKS_PER_NODE",):
         if env.get(name):
             found = counts(env[name])
             if len(found) == nodes:
                 return tuple(found)
-            if len(set(found)) == 1:  # the whole job's, seen from a step on a part of its nodes
+            if len(set(found)) == 1:  # of the whole job, in a step on a part of its nodes
                 return tuple(found[:1] * nodes)
     each = env.get("SLURM_NTASKS_PER_NODE", "")
     total = env.get("SLURM_STEP_NUM_TASKS" if step else "SLURM_NTASKS", env.get("SLURM_NTASKS", ""))
@@ -117,7 +119,7 @@ def _gpus(env: Mapping[str, str]) -> tuple[str, ...] | None:
 
 
 def hides_gpus(env: Mapping[str, str]) -> str:
-    """The option by which Slurm gives each task its own GPU alone, '' if none does."""
+    """The option with which Slurm hides other tasks' GPUs from each task, '' if none does."""
     if env.get("SLURM_GPUS_PER_TASK") or "gpu" in env.get("SLURM_TRES_PER_TASK", ""):
         return "--gpus-per-task"
     bind = env.get("SLURM_GPU_BIND") or env.get("SLURM_STEP_GPU_BIND") or env.get("SLURM_TRES_BIND", "")

@@ -1,4 +1,4 @@
-"""The network as Slurm describes it: topology.conf, topology.yaml, `scontrol show topology`, SLURM_TOPOLOGY_ADDR."""
+"""Slurm's descriptions of the network: topology.conf, topology.yaml, `scontrol show topology`, SLURM_TOPOLOGY_ADDR."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ NAMES = {
 
 
 def parse(text: str, topology: str | None = None) -> Network:
-    """A network from any of the texts. TopologyError where a line is none of theirs.
+    """A network from the text of a file or of scontrol. Raises TopologyError for any other line.
 
-    topology: which one of a topology.yaml, else the cluster's default; which kind of a topology.conf with several, of
-    which Slurm reads its TopologyPlugin's, else the tree.
+    topology: the name in a topology.yaml, default: the cluster's default; or the kind in a topology.conf with several
+    kinds (Slurm reads its TopologyPlugin's), default: the tree.
     """
     lines = _logical(text)
     if any(re.match(r"-\s|---|\w+:$", line) for line in lines[:1]):
@@ -45,17 +45,17 @@ def parse(text: str, topology: str | None = None) -> Network:
 
 
 def _logical(text: str) -> list[str]:
-    """Lines without comments and blank ones; a backslash at the end joins the next, as Slurm does without a blank."""
+    """Lines without comments and blank lines; a backslash joins the next line without a space, as in Slurm."""
     joined = re.sub(r"\\[ \t]*\n", "", text.removeprefix("\ufeff").replace("\r\n", "\n"))
     lines = (line.split("#")[0].strip() for line in joined.split("\n"))
-    return [line for line in lines if line and not line.startswith(".")]  # a manual page's requests
+    return [line for line in lines if line and not line.startswith(".")]  # requests of a manual page
 
 
 def _entry(line: str) -> dict[str, str]:
     """Keys in lower case -> values."""
     if line.lower().startswith("include "):
         raise TopologyError(
-            f"{line[:200]!r} is not followed: put what it holds here, or give what `scontrol show topology` prints"
+            f"{line[:200]!r} is not followed: insert that file here, or give the output of `scontrol show topology`"
         )
     keys = {key.lower(): quoted or plain for key, quoted, plain in _KEY.findall(line)}
     known = set(keys) & {*NAMES, "blocksizes"}
@@ -83,7 +83,7 @@ def _network(kind: str, parents: Parents, nodes: Iterable[str], **more: Any) -> 
 
 
 def _tree(entries: Sequence[Mapping[str, str]]) -> Network:
-    """`scontrol` lists the nodes below a spine too: only a switch without switches below has nodes of its own."""
+    """A tree. `scontrol` also lists the nodes below a spine: only a switch without child switches has own nodes."""
     switches: Parents = {}
     hosts: Parents = {}
     for entry in entries:
@@ -94,13 +94,13 @@ def _tree(entries: Sequence[Mapping[str, str]]) -> Network:
                 _below(hosts, name, expand(entry.get("nodes", "")))
     both = set(switches) & set(hosts)
     if both:
-        raise TopologyError(f"{sorted(both)[0]!r} is a switch and a node, and the tree cannot be told apart")
+        raise TopologyError(f"{sorted(both)[0]!r} is a switch and a node, so the tree is ambiguous")
     _acyclic(switches)
     return _network("tree", switches | hosts, hosts)
 
 
 def _acyclic(parents: Parents) -> None:
-    """TopologyError where a switch is above itself."""
+    """Raise TopologyError if a switch is above itself."""
     done: set[str] = set()
     for start in parents:
         path: list[str] = []
@@ -109,7 +109,7 @@ def _acyclic(parents: Parents) -> None:
             name, depth = stack.pop()
             del path[depth:]
             if name in path:
-                raise TopologyError(f"switch {name!r} hangs below itself: {' below '.join([*path, name])}")
+                raise TopologyError(f"switch {name!r} is below itself: {' below '.join([*path, name])}")
             if name in done:
                 continue
             path.append(name)
@@ -120,7 +120,7 @@ def _acyclic(parents: Parents) -> None:
 
 
 def _block(entries: Sequence[Mapping[str, str]]) -> Network:
-    """Blocks, and the bigger ones that consecutive blocks make: as scontrol prints them, or by BlockSizes."""
+    """Blocks, and the bigger blocks of consecutive ones: as scontrol prints them, or by BlockSizes."""
     parents: Parents = {}
     blocks: list[str] = []
     members: dict[str, int] = {}
@@ -140,7 +140,7 @@ def _block(entries: Sequence[Mapping[str, str]]) -> Network:
     hosts_seen = set(parents)
     if not bigger:
         bigger = _aggregated(blocks, sizes or [min(members.values(), default=1) or 1])
-    above: dict[str, str] = {}  # block -> the biggest so far that holds it
+    above: dict[str, str] = {}  # block -> the biggest block so far that contains it
     for name, parts in sorted(bigger, key=lambda each: len(each[1])):
         label = f"{name} " if name in hosts_seen or name in members else name
         for part in parts:
@@ -186,7 +186,7 @@ def _torus(entries: Sequence[Mapping[str, str]]) -> Network:
 
 
 def _yaml(text: str, topology: str | None) -> Network:
-    import yaml  # only where a file is one
+    import yaml  # only for a topology.yaml
 
     try:
         found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -228,7 +228,7 @@ _LINES = {"tree": "switchname", "block": "blockname", "ring": "ringname", "torus
 
 
 def _of_yaml(kind: str, body: Any, name: str) -> Network:
-    """By the lines that topology.conf would have."""
+    """A network of a topology.yaml, through the equal lines of a topology.conf."""
     if kind == "flat":
         return Network("flat")
     many, one, children = _YAML[kind]
@@ -252,7 +252,7 @@ def _of_yaml(kind: str, body: Any, name: str) -> Network:
 
 
 def from_addresses(addresses: Iterable[tuple[str, str]]) -> Network:
-    """Of (SLURM_TOPOLOGY_ADDR, SLURM_TOPOLOGY_ADDR_PATTERN) of nodes, e.g. ('spine.leaf1.n3', 'switch.switch.node').
+    """A network from SLURM_TOPOLOGY_ADDR and its _PATTERN of each node, e.g. ('spine.leaf1.n3', 'switch.switch.node').
 
     A level may be several switches ('s[1-2].leaf.n3') or empty; without a pattern the last component is the node.
     """

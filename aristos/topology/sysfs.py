@@ -1,7 +1,4 @@
-"""The machine this runs on, as Linux's /sys shows it: CPUs, cores, caches, NUMA domains, memory.
-
-It refuses to run anything: files alone.
-"""
+"""This machine in Linux's /sys: CPUs, cores, caches, NUMA domains, memory. Only files are read."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ SYS = Path("/sys")
 
 
 def read(path: Path) -> str:
-    """A file's text without its line end; '' where it cannot be read."""
+    """A file's text without white space at its ends; '' if it cannot be read."""
     try:
         return path.read_text(errors="replace").strip()
     except OSError:
@@ -25,12 +22,12 @@ def read(path: Path) -> str:
 
 
 def natural(name: str) -> list[str | int]:
-    """Sorts n2 before n10."""
+    """Sort key that puts n2 before n10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def cpus_in(path: Path) -> frozenset[int]:
-    """A file's list of CPUs; none where there is no such file, or it says something else."""
+    """A file's list of CPUs; empty if there is no such file, or it has no such list."""
     try:
         return cpusets.parse(read(path))
     except ValueError:
@@ -38,9 +35,9 @@ def cpus_in(path: Path) -> frozenset[int]:
 
 
 def node(name: str | None = None, root: Path = SYS, allowed: frozenset[int] | None = None) -> Node:
-    """This machine without its devices. root: where /sys is, /proc beside it.
+    """This machine without its devices. root: of /sys; /proc is beside it.
 
-    allowed: CPUs this process may use, asked from the kernel where not given.
+    allowed: CPUs this process may use; default: from the kernel.
     """
     allowed = frozenset(os.sched_getaffinity(0)) if allowed is None else allowed
     cpus = cpus_in(root / "devices/system/cpu/online") or allowed
@@ -59,7 +56,7 @@ def node(name: str | None = None, root: Path = SYS, allowed: frozenset[int] | No
 
 
 def numa(root: Path = SYS) -> tuple[Numa, ...]:
-    """The NUMA domains, those of a GPU's memory (no CPUs) too; empty where the kernel shows none."""
+    """The NUMA domains, including those of GPU memory, without CPUs; empty if the kernel lists none."""
     folders = {int(p.name[4:]): p for p in (root / "devices/system/node").glob("node[0-9]*") if p.name[4:].isdigit()}
     found = []
     for index in sorted(folders):
@@ -86,7 +83,7 @@ def caches(root: Path, cpus: frozenset[int]) -> tuple[Cache, ...]:
 
 
 def cores(root: Path, cpus: frozenset[int]) -> tuple[frozenset[int], ...]:
-    """The CPUs of each core, i.e. its hardware threads that are online; a CPU alone where the kernel does not say."""
+    """The online hardware threads of each core; one CPU a core if the kernel does not list them."""
     found: dict[frozenset[int], None] = {}
     for cpu in sorted(cpus):
         at = root / f"devices/system/cpu/cpu{cpu}/topology"

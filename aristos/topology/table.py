@@ -1,4 +1,4 @@
-"""Links and devices as the table of defaults has them: for ranks whose links nobody can measure here."""
+"""Links and devices from the table of defaults, for ranks whose links cannot be measured here."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import replace
 from . import cpusets, defaults
 from .links import MIB, Links, Place, Rows, Span
 from .model import Device, Link, Node, Topology
-from .visible import Seen
+from .visible import CudaDevice
 
 US_PER_MIB = MIB / 1e3  # of one GB/s
 
 
 def place(node: Node, device: Device | None, cpus: frozenset[int] = frozenset()) -> Place:
-    """A rank's device with what the table and the topology know of it; cores where there is none."""
+    """A rank's device with its facts from topology and table; cores if device is None."""
     if device is None:
         return Place("cores", cpus=cpusets.show(cpus))
     known = defaults.device(device.name or "")
@@ -33,7 +33,7 @@ def place(node: Node, device: Device | None, cpus: frozenset[int] = frozenset())
 
 
 def link_class(topology: Topology, a: tuple[int, str, frozenset[int]], b: tuple[int, str, frozenset[int]]) -> Link:
-    """The class between two ranks, each (place of its node, label of its device or '', its CPUs)."""
+    """The class between two ranks, each (index of its node, label of its device or '', its CPUs)."""
     if a[0] != b[0]:
         return topology.between(a[0], b[0])
     node = topology.nodes[a[0]]
@@ -43,7 +43,7 @@ def link_class(topology: Topology, a: tuple[int, str, frozenset[int]], b: tuple[
 
 
 def from_table(classes: Sequence[Sequence[Link]], devices: Sequence[Place], hosts: Sequence[str]) -> Links:
-    """Every link by its class. classes: [n, n]."""
+    """Every link by its class. classes: [n, n]. devices, hosts: [n]."""
     n = len(hosts)
     alpha: Rows = [[None] * n for _ in range(n)]
     beta: Rows = [[None] * n for _ in range(n)]
@@ -68,8 +68,8 @@ def from_table(classes: Sequence[Sequence[Link]], devices: Sequence[Place], host
     )
 
 
-def of_machine(topology: Topology, devices: Sequence[Seen]) -> Links:
-    """The table's links of all GPUs of a job whose nodes are like this one. devices: those of this node."""
+def of_machine(topology: Topology, devices: Sequence[CudaDevice]) -> Links:
+    """The table's links of all GPUs of a job, as if its nodes were like this one. devices: of this node."""
     at = topology.here or 0
     node = topology.nodes[at]
     nodes = [i for i, each in enumerate(topology.nodes) if each.tasks != 0] or [at]
@@ -79,5 +79,5 @@ def of_machine(topology: Topology, devices: Sequence[Seen]) -> Links:
     classes = [[Link("self") if x is y else link_class(whole, x, y) for y in ends] for x in ends]
     found = from_table(classes, [place(node, d) for _, d in seats], [topology.nodes[i].name for i, _ in seats])
     if len(nodes) > 1:
-        found = replace(found, notes=[*found.notes, f"all {len(nodes)} nodes were taken to be like this one"])
+        found = replace(found, notes=[*found.notes, f"all {len(nodes)} nodes are assumed to be like this one"])
     return found

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-SHM = "/dev/shm"
+from ..host.mpi_files import SHM
+
 MIB = 2**20
 
 

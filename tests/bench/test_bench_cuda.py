@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
-from simt_card import on_ranks
+from simt_gpu import on_ranks
 
 from aristos import results
 from aristos.bench import main, plots, registry, routing

@@ -15,7 +15,7 @@ try:
 finally:
     sys.path.pop(0)
 
-from simt_card import on_ranks
+from simt_gpu import on_ranks
 
 from aristos import results
 from aristos.bench import registry

@@ -19,10 +19,10 @@ from mpi import FLAG, LAUNCHER_VARIABLES, find_mpiexec
 from aristos.bench import links as measured
 from aristos.bench.pairs import schedule
 from aristos.errors import InputError
-from aristos.launcher import machine
+from aristos.launcher import this_node
 from aristos.topology import Device, Link, Network, Node, Numa, Topology, defaults, links, table
 from aristos.topology.links import MIB, Links, Place, Span
-from aristos.topology.visible import Seen
+from aristos.topology.visible import CudaDevice
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -235,7 +235,7 @@ def test_a_job_of_two_nodes_from_the_table():
     pair = {("GPU0", "GPU1"): Link("NV", 4), ("GPU1", "GPU0"): Link("NV", 4)}
     node = Node("n1", devices=gpus, numa=(Numa(0, frozenset({0, 1})),), links=pair, tasks=2, complete=True)
     network = Network("tree", {"n1": ("s",), "n2": ("s",)}, frozenset({"n1", "n2"}))
-    found = table.of_machine(Topology((node, Node("n2", tasks=2)), network), [Seen(gpu) for gpu in gpus])
+    found = table.of_machine(Topology((node, Node("n2", tasks=2)), network), [CudaDevice(gpu) for gpu in gpus])
     assert found.hosts == ["n1", "n1", "n2", "n2"]
     assert found.classes[0] == ["self", "NV4", "NET1", "NET1"]
     assert found.classes[3] == ["NET1", "NET1", "NV4", "self"]
@@ -254,7 +254,7 @@ def test_samples_without_a_measurement(shared_dir, tmp_path):
     assert found == links.load(tmp_path / "l.json")
     assert found.classes[0] == ["self", "NV3", "SYS", "SYS"]
     assert links.put_us(found.large, 0, 1, MIB) < links.put_us(found.large, 0, 2, MIB)
-    assert machine.read(file).devices[0].device.name is None
+    assert this_node.read(file).devices[0].device.name is None
     assert found.devices[0].rate_gflops is None  # the matrix does not name the GPU
 
 

@@ -20,6 +20,7 @@ from aristos.doctor import cores, equal, finding, kernels, libraries, progress, 
 from aristos.doctor.cores import Seat
 from aristos.doctor.finding import Finding, merged, named, ok, warn
 from aristos.engine.layout import rank_bytes
+from aristos.host import mpi_files, mpi_launchers
 from aristos.host.mpi_library import Library
 from aristos.host.nodes import Nodes
 from aristos.host.workarounds import SM_FOLDER, Workaround
@@ -48,18 +49,18 @@ def test_ranks_are_named_in_runs():
     assert named([3, 0, 1, 2, 8, 2]) == "ranks 0-3, 8"
 
 
-def test_what_all_ranks_found_is_said_once():
+def test_equal_findings_of_all_ranks_become_one():
     same = [(rank, [ok("Numba", "fine")]) for rank in range(4)]
     assert merged(same, 4) == [ok("Numba", "fine")]
     assert merged([(0, [ok("GPUs", "none")]), (2, [ok("GPUs", "none")])], 4) == [ok("GPUs", "none")]  # one a node
 
 
-def test_ranks_that_found_something_else_are_named_and_come_first():
+def test_ranks_with_another_finding_are_named_and_listed_first():
     found = [(rank, [ok("GPUs", f"{rank} MiB free")]) for rank in range(3)] + [(3, [warn("GPUs", "none", "get one")])]
     assert merged(found, 4) == [warn("GPUs", "rank 3: none", "get one"), ok("GPUs", "ranks 0-2: 0 MiB free")]
 
 
-def test_a_check_that_breaks_is_a_finding():
+def test_a_check_that_raises_is_a_finding():
     def check() -> Finding:
         raise ValueError("no such thing")
 
@@ -125,7 +126,7 @@ def test_mpirun_belongs_to_the_library(library, path, answer, beside, launched, 
         assert beside in got.remedy
 
 
-def test_two_mpis_do_not_meet(tmp_path):
+def test_two_mpi_libraries_are_reported(tmp_path):
     assert libraries.one_mpi([], [], []).state == "ok"
     assert libraries.one_mpi(["/env/lib/libmpi.so.12"], ["mpich"], []).state == "ok"
     assert libraries.one_mpi(["/opt/libmpi.so.12", "/opt/libmpicxx.so"], [], ["MPI_HOME=/opt"]).state == "ok"
@@ -169,13 +170,13 @@ def test_workarounds_are_shown_with_what_to_export():
 # ---- Slurm --------------------------------------------------------------------------------------------------------
 
 
-def test_what_srun_offers():
-    assert slurm.plugins(LISTING) == ["none", "pmix", "cray_shasta", "pmi2"]
-    assert slurm.plugins(None) == []
+def test_the_pmi_types_of_srun():
+    assert mpi_launchers.pmi_types(LISTING) == ["none", "pmix", "cray_shasta", "pmi2"]
+    assert mpi_launchers.pmi_types(None) == []
 
 
-def test_slurm_names_what_fits():
-    types = slurm.plugins(LISTING)
+def test_slurm_reports_whether_the_librarys_pmi_is_offered():
+    types = mpi_launchers.pmi_types(LISTING)
     assert slurm.slurm({}, None, [], MPICH).text == "no job, and no srun that answers"
     got = slurm.slurm(STEP, "slurm 24.11.5\n", types, OPEN)
     assert got.text == ("slurm 24.11.5, job 7: 4 tasks on 2 nodes, started with --mpi=none; --mpi=pmix fits Open MPI")
@@ -214,7 +215,7 @@ def test_binding(where, state, word):
     assert word in got.text
 
 
-def test_binding_is_mended_in_the_launchers_words():
+def test_the_remedy_for_a_binding_is_the_launchers_option():
     where = seats((0,), (1,))
     assert cores.binding(where, MPICH, STEP).remedy.startswith("srun --cpus-per-task=4 --cpu-bind=cores")
     assert "--map-by slot:PE=4" in cores.binding(where, OPEN, {}).remedy
@@ -238,7 +239,7 @@ def test_autogroups_matter_where_ranks_share_cores(where, on, state):
     assert ("sched_autogroup_enabled=0" in got.remedy) == (state == "warn")
 
 
-def test_a_containers_limit():
+def test_a_containers_cpu_limit_is_reported():
     assert cores.granted(8, None, {}).state == "ok"
     assert cores.granted(8, 8.0, {}).state == "ok"
     assert cores.granted(8, 2.0, {}).state == "warn"
@@ -258,7 +259,7 @@ def test_shared_memory_must_hold_the_default_layer():
     assert needed <= size << 20 < 4 * needed
 
 
-def test_only_windows_lie_in_shared_memory():
+def test_only_windows_are_counted_as_shared_memory():
     """Not what a rank keeps for itself: outboxes and staged rows; and nothing where a rank is alone on its node."""
     for nodes, per_node in ((1, 2), (4, 2), (16, 4)):
         cfg = models.shape(models.DEFAULT, nodes * per_node).cfg
@@ -303,7 +304,7 @@ def test_files_of_killed_jobs_are_found_unless_in_use(tmp_path):
         if name != "mpich_shm_new":
             os.utime(tmp_path / name, (time.time() - 3600,) * 2)
     with open(tmp_path / "mpich_shm_in_use", "rb"):
-        found = shared_memory.leftovers(str(tmp_path))
+        found = mpi_files.leftovers(str(tmp_path))
     assert [Path(path).name for path, _ in found] == ["mpich_shm_1_0", "sm_segment.host.0.1.0"]
     got = shared_memory.left(found)
     assert got.state == "warn"
@@ -349,24 +350,24 @@ def test_the_kernel_cache(tmp_path):
 # ---- ranks together -----------------------------------------------------------------------------------------------
 
 
-def test_a_pair_on_two_nodes_goes_first():
+def test_a_pair_on_two_nodes_is_preferred():
     assert progress.pair(Nodes((0, 0, 2, 2))) == (0, 2)
     assert progress.pair(Nodes((0, 0))) == (0, 1)
 
 
-def test_what_progress_means():
+def test_progress_is_judged_by_both_times():
     fast, slow = 0.001, 0.25
     assert progress.judged(progress.Measured(fast, fast, (0, 1), False)).state == "ok"
     got = progress.judged(progress.Measured(fast, slow, (0, 1), True))
     assert got.state == "ok"
-    assert got.text.startswith("1.00 ms with Aristos's pacing, 250.00 ms without, for a put of 4096 bytes")
-    assert "this MPI moves nothing" in got.text
+    assert got.text.startswith("1.00 ms with Aristos's progress thread, 250.00 ms without, for a put of 4096 bytes")
+    assert "this MPI makes no progress" in got.text
     got = progress.judged(progress.Measured(slow, slow, (0, 1), True))
     assert got.state == "warn"
     assert got.remedy
 
 
-def test_what_is_seen_in_shared_windows():
+def test_shared_windows_are_judged_by_what_ranks_see():
     two = Nodes((0, 0))
     assert windows.judged(["", ""], [[], []], two).state == "ok"
     assert windows.judged(["", ""], [[], []], Nodes((0, 1))).text.startswith("not tried")
@@ -410,7 +411,7 @@ def states(text: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_alone():
+def test_the_command_alone():
     done = doctor(0, "--json")
     found = states(done.stdout)
     assert done.returncode == (3 if "fail" in found.values() else 0), done.stderr
@@ -424,7 +425,7 @@ def test_alone():
 
 @pytest.mark.slow
 @needs_mpiexec
-def test_on_two_ranks():
+def test_the_command_on_two_ranks():
     done = doctor(2, "--json")
     found = states(done.stdout)
     assert done.returncode == (3 if "fail" in found.values() else 0), done.stderr
@@ -437,7 +438,7 @@ def test_on_two_ranks():
 
 
 @pytest.mark.slow
-def test_a_launcher_that_does_not_match():
+def test_a_launcher_of_another_mpi_is_reported():
     for rank in (0, 1):
         done = doctor(0, OMPI_COMM_WORLD_SIZE="4", OMPI_COMM_WORLD_RANK=str(rank))
         assert "Traceback" not in done.stderr
@@ -450,7 +451,7 @@ def test_a_launcher_that_does_not_match():
 
 
 @pytest.mark.slow
-def test_without_an_mpi_library():
+def test_the_command_without_an_mpi_library():
     done = doctor(0, MPI4PY_LIBMPI="/no/libmpi.so")
     assert done.returncode == 3
     assert "fail  MPI library       mpi4py loads none" in done.stdout
@@ -459,7 +460,7 @@ def test_without_an_mpi_library():
 
 
 @pytest.mark.slow
-def test_a_call_that_does_not_come_back_ends_the_process():
+def test_an_mpi_call_that_hangs_ends_the_process():
     code = (
         "import time; from aristos.doctor import main, ranks\n"
         "ranks.Ranks._start = lambda *_: time.sleep(30)\n"
@@ -478,7 +479,7 @@ def test_a_call_that_does_not_come_back_ends_the_process():
 
 
 @pytest.mark.slow
-def test_one_process_meets_itself():
+def test_one_process_is_a_job_of_one():
     alone = ranks.Ranks(1.0, lambda text: None)
     assert alone.lead
     assert alone.allgather("me", "a test") == ["me"]
@@ -497,7 +498,7 @@ def test_usage(capsys):
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("words", [["bad"], ["doctor", "--bad"], ["doctor", "--timeout", "0"], []])
-def test_complaints_come_once(monkeypatch, capsys, words, rank):
+def test_usage_errors_are_printed_by_one_rank(monkeypatch, capsys, words, rank):
     """From rank 0, as far as the launcher says who that is."""
     monkeypatch.setenv("PMI_SIZE", "2")
     monkeypatch.setenv("PMI_RANK", str(rank))

@@ -1,4 +1,4 @@
-"""`aristos doctor` on GPUs: drivers, cards, peers and packages that are made up, and how they are asked for."""
+"""`aristos doctor` on GPUs: made-up drivers, GPUs, peers and packages, and how they are queried."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import replace
 import fake_nvml
 import pytest
 
-from aristos.doctor import gpus, sight
-from aristos.doctor.sight import Driver, Facts, Sight
+from aristos.doctor import gpu_facts, gpus
+from aristos.doctor.gpu_facts import DriverAnswer, NodeGpus, RankGpus
 from aristos.host.nodes import Nodes
 from aristos.substrate.cuda.device_puts import Answer
 from aristos.topology.model import Device, Mig
 
-CARDS = tuple(f"GPU-{digit * 8}-0000-0000-0000-000000000000" for digit in "abcd")
+UUIDS = tuple(f"GPU-{digit * 8}-0000-0000-0000-000000000000" for digit in "abcd")
 BUS = ("0000:01:00.0", "0000:02:00.0")
 VERSIONS = {"numba-cuda": "0.30.4", "numpy": "2.4.9", "cuda-bindings": "12.9.10", "cuda-core": "1.2.2"}
 
@@ -22,27 +22,27 @@ def seen(count=2, visible=None, blocked=(), mig=False, **fields):
     """A machine with so many GPUs, of which some are visible to CUDA."""
     slices = (Mig(0, "MIG-1", "1g.10gb"),) if mig else ()
     devices = tuple(
-        Device(at, "NVIDIA H100", uuid=CARDS[at], pci=address, mig=slices) for at, address in enumerate(BUS[:count])
+        Device(at, "NVIDIA H100", uuid=UUIDS[at], pci=address, mig=slices) for at, address in enumerate(BUS[:count])
     )
-    driver = Driver("", (12, 9), CARDS[: count if visible is None else visible], tuple(blocked))
-    return Sight(**{"driver": driver, "devices": devices, "bus": BUS, "files": count} | fields)
+    driver = DriverAnswer("", (12, 9), UUIDS[: count if visible is None else visible], tuple(blocked))
+    return NodeGpus(**{"driver": driver, "devices": devices, "bus": BUS, "files": count} | fields)
 
 
-NOTHING = Sight(None)
-SILENT = Driver("CUDA_ERROR_NO_DEVICE", (12, 9))
+NOTHING = NodeGpus(None)
+SILENT = DriverAnswer("CUDA_ERROR_NO_DEVICE", (12, 9))
 
 
 @pytest.mark.parametrize(
     ("what", "state", "word", "remedy"),
     [
         (NOTHING, "ok", "no GPU", ""),
-        (Sight(SILENT), "ok", "no GPU", ""),
-        (seen(), "ok", "speaks CUDA 12.9 to 2 cards", ""),
+        (NodeGpus(SILENT), "ok", "no GPU", ""),
+        (seen(), "ok", "supports CUDA 12.9, 2 GPUs", ""),
         (seen(driver=None), "warn", "2 NVIDIA GPUs are in this machine, but libcuda.so.1 is not here", "--gpus all"),
-        (Sight(SILENT, bus=BUS[:1]), "warn", "1 NVIDIA GPU is in this machine, but none of", "--nv"),
+        (NodeGpus(SILENT, bus=BUS[:1]), "warn", "1 NVIDIA GPU is in this machine, but none of", "--nv"),
         (seen(driver=SILENT), "warn", "but the driver answers CUDA_ERROR_NO_DEVICE", "--gpu-bind=none"),
-        (seen(driver=Driver("CUDA_ERROR_SYSTEM_NOT_READY")), "warn", "SYSTEM_NOT_READY", "nvidia-fabricmanager"),
-        (seen(driver=Driver("error 12345")), "warn", "the driver answers error 12345", "cuInit"),
+        (seen(driver=DriverAnswer("CUDA_ERROR_SYSTEM_NOT_READY")), "warn", "SYSTEM_NOT_READY", "nvidia-fabricmanager"),
+        (seen(driver=DriverAnswer("error 12345")), "warn", "the driver answers error 12345", "cuInit"),
         (seen(driver=SILENT, mig=True, caps=False), "warn", "/dev/nvidia-caps", "MIG-UUID"),
         (seen(driver=SILENT, mig=True), "warn", "but the driver answers CUDA_ERROR_NO_DEVICE", "nvidia-smi -L"),
     ],
@@ -58,17 +58,17 @@ def test_the_driver(what, state, word, remedy):
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
-        (Answer(True), "MPI puts to other nodes from the memory of card 0"),
-        (Answer(False, "MPI crashed (SIGSEGV)"), "waits in the host's pinned memory: MPI crashed (SIGSEGV)"),
+        (Answer(True), "MPI puts to other nodes from the memory of GPU 0"),
+        (Answer(False, "MPI crashed (SIGSEGV)"), "go through the host's pinned memory: MPI crashed (SIGSEGV)"),
     ],
 )
-def test_from_where_rows_are_put(monkeypatch, answer, text):
+def test_whether_mpi_puts_from_gpu_memory(monkeypatch, answer, text):
     monkeypatch.setattr("aristos.substrate.cuda.device_puts.probe", lambda ordinal, seconds: answer)
     got = gpus.puts(seen(), 60.0)
     assert got.state == "ok"
     assert text in got.text
     assert got.values == {"from_card": answer.supported}
-    for nobody in (NOTHING, Sight(SILENT), seen(visible=0)):
+    for nobody in (NOTHING, NodeGpus(SILENT), seen(visible=0)):
         assert "not needed" in gpus.puts(nobody, 60.0).text
 
 
@@ -92,7 +92,7 @@ def test_from_where_rows_are_put(monkeypatch, answer, text):
         (seen(driver=None), {}, 2, "ok", "2 x"),
     ],
 )
-def test_the_cards_of_a_node(what, env, ranks, state, word):
+def test_the_gpus_of_a_node(what, env, ranks, state, word):
     got = gpus.gpus(what, env, ranks)
     assert got.state == state
     assert word in got.text
@@ -100,19 +100,21 @@ def test_the_cards_of_a_node(what, env, ranks, state, word):
 
 
 def ranks_see(*visible, **fields):
-    return [Facts(Driver("", (12, 9), tuple(CARDS[at] for at in each)), "pid:[1]", **fields) for each in visible]
+    return [
+        RankGpus(DriverAnswer("", (12, 9), tuple(UUIDS[at] for at in each)), "pid:[1]", **fields) for each in visible
+    ]
 
 
-def test_peers_by_what_each_rank_sees():
-    """Hidden cards are found whoever hides them, and whatever number they have."""
+def test_peers_need_each_others_gpus_visible():
+    """Hidden GPUs are found whatever hides them, and whatever their numbers are."""
     two = Nodes.of(2)
-    assert gpus.peers([Facts(None)] * 2, two).text == "not needed: no GPU: ranks compute on their cores"
+    assert gpus.peers([RankGpus(None)] * 2, two).text == "not needed: no GPU: ranks compute on their cores"
     assert "(2 ordered pairs)" in gpus.peers(ranks_see((0, 1), (0, 1)), two).text
     assert gpus.peers(ranks_see((0, 1), (1, 0)), two).state == "ok"
     assert gpus.peers(ranks_see((0,), (0,)), two).state == "ok"
     got = gpus.peers(ranks_see((0,), (1,), visible="0"), two)
     assert got.state == "warn"
-    assert f"the card of rank 1 ({CARDS[1]}) is hidden from rank 0 (CUDA_VISIBLE_DEVICES=0): CUDA IPC" in got.text
+    assert f"the GPU of rank 1 ({UUIDS[1]}) is hidden from rank 0 (CUDA_VISIBLE_DEVICES=0): CUDA IPC" in got.text
     assert "--gpu-bind=none" in got.remedy
     assert gpus.peers(ranks_see((0,), (1,)), Nodes.of(2, 1)).state == "ok", "on two nodes"
     got = gpus.peers(ranks_see((0, 1), ()), two)
@@ -123,13 +125,13 @@ def test_peers_by_what_each_rank_sees():
     assert "--pid=host" in got.remedy
 
 
-def test_shared_cards_need_mps():
+def test_shared_gpus_need_mps():
     two = Nodes.of(2)
-    assert gpus.sharing([Facts(None)] * 2, two).state == "ok"
-    assert gpus.sharing(ranks_see((0, 1), (0, 1)), two).text == "each rank has a card of its own"
+    assert gpus.sharing([RankGpus(None)] * 2, two).state == "ok"
+    assert gpus.sharing(ranks_see((0, 1), (0, 1)), two).text == "each rank has a GPU of its own"
     got = gpus.sharing(ranks_see((0,), (0,)), two)
     assert got.state == "warn"
-    assert f"ranks 0-1 share {CARDS[0]} without MPS" in got.text
+    assert f"ranks 0-1 share {UUIDS[0]} without MPS" in got.text
     assert "nvidia-cuda-mps-control -d" in got.remedy
     assert "by MPS in /mps" in gpus.sharing(ranks_see((0,), (0,), pipes="/mps"), two).text
     got = gpus.sharing(ranks_see((0,), pipes="/mps") + ranks_see((0,)), two)
@@ -137,7 +139,7 @@ def test_shared_cards_need_mps():
     assert "CUDA_MPS_PIPE_DIRECTORY" in got.remedy
     got = gpus.sharing(ranks_see((0,), pipes="/a") + ranks_see((0,), pipes="/b"), two)
     assert "ranks 0-1 ask different MPS daemons" in got.text
-    assert gpus.sharing(ranks_see((0,), (), ()), Nodes.of(3)).state == "ok", "ranks without a card share none"
+    assert gpus.sharing(ranks_see((0,), (), ()), Nodes.of(3)).state == "ok", "ranks without a GPU share none"
     assert "ranks 0, 2 share" in gpus.sharing(ranks_see((0, 1), (0, 1), (0, 1)), Nodes.of(3)).text
 
 
@@ -151,11 +153,11 @@ def changed(**versions):
         (dict.fromkeys(VERSIONS), NOTHING, "not needed", ""),
         (VERSIONS, seen(), "numba-cuda 0.30.4, numpy 2.4.9, cuda-bindings 12.9.10, cuda-core 1.2.2", ""),
         (changed(numba_cuda=None, cuda_core=None), seen(), "not installed: numba-cuda, cuda-core", "aristos[cuda12]"),
-        (changed(numpy="2.10.0"), seen(), "does not go with NumPy 2.5", "numpy<2.5"),
+        (changed(numpy="2.10.0"), seen(), "does not work with NumPy 2.5", "numpy<2.5"),
         (changed(numba_cuda="0.31.0"), seen(), "written for numba-cuda 0.30", "numba-cuda>=0.30,<0.31"),
         (changed(cuda_core="2.0"), seen(), "needs cuda-core 0.5 to 1", "cuda-core>=0.5.1,<2"),
-        (changed(cuda_bindings="13.1.0"), seen(driver=Driver("", (13, 0))), "cuda-bindings 13.1.0", ""),
-        (changed(cuda_bindings="13.1.0"), seen(), "the driver speaks CUDA 12.9, cuda-bindings", "aristos[cuda12]"),
+        (changed(cuda_bindings="13.1.0"), seen(driver=DriverAnswer("", (13, 0))), "cuda-bindings 13.1.0", ""),
+        (changed(cuda_bindings="13.1.0"), seen(), "the driver supports CUDA 12.9, cuda-bindings", "aristos[cuda12]"),
         (changed(cuda_bindings="13.1.0"), seen(driver=None), "cuda-bindings 13.1.0", ""),
     ],
 )
@@ -167,7 +169,7 @@ def test_packages(versions, what, word, remedy):
 
 
 class Libcuda:
-    """The functions that are called through ctypes, of two cards; code: what cuInit answers."""
+    """The functions that are called through ctypes, of two GPUs; code: cuInit's result."""
 
     def __init__(self, code=0, named=True):
         self.code, self.named = code, named
@@ -200,17 +202,17 @@ class Libcuda:
         return 0 if self.named else 1
 
 
-def test_what_libcuda_says():
-    assert sight.driver(None) is None
-    got = sight.driver(Libcuda())
+def test_libcuda_is_asked_through_ctypes():
+    assert gpu_facts.ask_driver(None) is None
+    got = gpu_facts.ask_driver(Libcuda())
     assert got.version == (12, 8)
     assert got.uuids[0] == "GPU-a0a1a2a3-a4a5-a6a7-a8a9-aaabacadaeaf"
     assert got.blocked == ((1, 0),)
-    assert sight.driver(Libcuda(100)) == Driver("CUDA_ERROR_NO_DEVICE", (12, 8))
-    assert sight.driver(Libcuda(4321, named=False)).error == "error 4321"
+    assert gpu_facts.ask_driver(Libcuda(100)) == DriverAnswer("CUDA_ERROR_NO_DEVICE", (12, 8))
+    assert gpu_facts.ask_driver(Libcuda(4321, named=False)).error == "error 4321"
 
 
-def test_what_a_machine_shows(tmp_path):
+def test_a_nodes_gpus_are_read_from_files_and_drivers(tmp_path):
     """Files of the kernel and NVML's list, cgroup or not."""
     for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "nvidia-caps/nvidia-cap1"):
         (tmp_path / "dev" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -220,18 +222,18 @@ def test_what_a_machine_shows(tmp_path):
         folder.mkdir(parents=True)
         (folder / "vendor").write_text("0x10de\n")
         (folder / "class").write_text("0x030200\n")
-    library = fake_nvml.Library([fake_nvml.Gpu("NVIDIA H100", CARDS[0], ":01:00.0")], {})
-    got = sight.look(tmp_path, lambda words: None, lambda: library, Libcuda())
+    library = fake_nvml.Library([fake_nvml.Gpu("NVIDIA H100", UUIDS[0], ":01:00.0")], {})
+    got = gpu_facts.of_node(tmp_path, lambda words: None, lambda: library, Libcuda())
     assert (got.files, got.caps, got.bus) == (2, True, BUS)
-    assert [each.uuid for each in got.devices] == [CARDS[0]]
-    assert got.driver == sight.driver(Libcuda())
-    assert sight.look(tmp_path / "none", lambda words: None, lambda: None) == Sight(None, caps=False)
+    assert [each.uuid for each in got.devices] == [UUIDS[0]]
+    assert got.driver == gpu_facts.ask_driver(Libcuda())
+    assert gpu_facts.of_node(tmp_path / "none", lambda words: None, lambda: None) == NodeGpus(None, caps=False)
 
 
-def test_what_each_rank_adds(tmp_path):
+def test_a_ranks_namespace_and_mps_folder(tmp_path):
     (tmp_path / "proc/self/ns").mkdir(parents=True)
     (tmp_path / "proc/self/ns/pid").symlink_to("pid:[4026531836]")
-    env = {sight.PIPES: str(tmp_path), "CUDA_VISIBLE_DEVICES": "1"}
-    assert sight.facts(env, None, tmp_path) == Facts(None, "pid:[4026531836]", "", "1")
+    env = {gpu_facts.PIPES: str(tmp_path), "CUDA_VISIBLE_DEVICES": "1"}
+    assert gpu_facts.of_rank(env, None, tmp_path) == RankGpus(None, "pid:[4026531836]", "", "1")
     (tmp_path / "control").touch()
-    assert sight.facts(env, None, tmp_path / "none") == Facts(None, "", str(tmp_path), "1")
+    assert gpu_facts.of_rank(env, None, tmp_path / "none") == RankGpus(None, "", str(tmp_path), "1")

@@ -388,9 +388,8 @@ def test_memory_does_not_run_away():
 
 
 def allocated(runtime: Any) -> int:
-    """Bytes of windows and outboxes that this rank really has."""
-    memory = runtime._memory
-    return memory._near.nbytes + (memory._far.nbytes if memory._far else 0) + memory._outbox.nbytes
+    """Bytes of windows and outboxes that this rank has allocated."""
+    return int(runtime.window_bytes)
 
 
 def checked_sizes(comm: Any, ranks_per_node: int | None) -> None:

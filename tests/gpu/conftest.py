@@ -1,4 +1,4 @@
-"""Tests against a real card; their modules are skipped where there is none."""
+"""Tests on a real GPU; their modules are skipped without one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 
 @pytest.fixture
-def card():
-    from card import Card
+def gpu():
+    from gpu_executor import GpuExecutor
 
-    return Card()
+    return GpuExecutor()

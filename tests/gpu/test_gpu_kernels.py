@@ -1,11 +1,11 @@
-"""The same kernels on a card and on the PTX machine: results agree, by bits but where the docs say they need not."""
+"""The same kernels on a GPU and on the PTX machine: equal bits, except where docs/simt.md says otherwise."""
 
 from __future__ import annotations
 
 import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
-from card import missing
+from gpu_executor import missing
 
 if missing():
     pytest.skip(missing(), allow_module_level=True)
@@ -16,5 +16,5 @@ from aristos import simt
 
 
 @pytest.mark.parametrize(("name", "program", "rtol"), PROGRAMS, ids=[row[0] for row in PROGRAMS])
-def test_card_and_machine_agree(card, name, program, rtol):
-    agree(program, simt.Machine(arch=card.arch), card, rtol)
+def test_gpu_and_machine_agree(gpu, name, program, rtol):
+    agree(program, simt.Machine(arch=gpu.arch), gpu, rtol)

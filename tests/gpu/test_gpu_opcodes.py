@@ -1,4 +1,4 @@
-"""The cases of tests/test_opcodes_*.py on a card: are the statements that they compare with right?"""
+"""The cases of tests/simt/test_opcodes_*.py on a GPU, to check the values that they expect."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
-from card import missing
+from gpu_executor import missing
 
 if missing():
     pytest.skip(missing(), allow_module_level=True)
@@ -20,13 +20,13 @@ import test_opcodes_integer
 for _module in (test_opcodes_integer, test_opcodes_float, test_opcodes_convert,
                 test_opcodes_approximate):  # fmt: skip
     for _name, _test in vars(_module).items():
-        if _name.startswith("test_") and _name not in ("test_refused_at_load", "test_the_oracle_itself"):
+        if _name.startswith("test_") and _name not in ("test_rejected_at_load", "test_the_oracle_agrees_with_numpy"):
             globals()[f"{_name}_{_module.__name__.rpartition('_')[2]}"] = _test
 
 
 @pytest.fixture(autouse=True)
-def on_the_card(card, monkeypatch):
-    """What the cases launch goes to the card, which needs sm_90's instructions."""
-    if int(card.arch[3:]) < 90:
-        pytest.skip(f"the cases need sm_90, the card is {card.arch}")
-    monkeypatch.setattr(simt_ptx, "simt", SimpleNamespace(Machine=type(card)))
+def on_the_gpu(gpu, monkeypatch):
+    """Launches of the cases go to the GPU, which needs sm_90's instructions."""
+    if int(gpu.arch[3:]) < 90:
+        pytest.skip(f"the cases need sm_90, the GPU is {gpu.arch}")
+    monkeypatch.setattr(simt_ptx, "simt", SimpleNamespace(Machine=type(gpu)))

@@ -29,7 +29,8 @@ OTHER = """
 import sys, warnings
 warnings.simplefilter("error")
 sys.path.insert(0, "tests/support")
-from aristos.kernels.cuda import build, offline
+from aristos.kernels.cuda import build
+from aristos.primitives import offline
 from cuda_kernels import FILL, REVERSE
 
 pytestmark = pytest.mark.slow

@@ -13,11 +13,12 @@ import pytest
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 from aristos.errors import EnvironmentProblem
 from aristos.kernels.cuda import assemble, ptx
-from aristos.kernels.cuda.assemble import TARGETS, capability
+from aristos.kernels.cuda.assemble import TARGETS
 from aristos.kernels.cuda.catalogue import Kernel
 from aristos.kernels.cuda.compile_report import finish
 from aristos.kernels.cuda.compiler import cuda, types
 from aristos.primitives import memory as mem
+from aristos.primitives.offline import capability
 from aristos.simt.kernels import compiled
 
 pytestmark = pytest.mark.slow

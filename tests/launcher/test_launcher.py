@@ -16,14 +16,14 @@ import pytest
 from mpi import FLAG, LAUNCHER_VARIABLES, find_mpiexec
 
 from aristos.cli import run
-from aristos.doctor.shared_memory import leftovers
 from aristos.errors import EnvironmentProblem, InputError
 from aristos.host import mpi_library
+from aristos.host.mpi_files import leftovers
 from aristos.host.mpi_library import Library
-from aristos.launcher import commands, job, machine, main, take_seat
+from aristos.launcher import commands, job, main, take_seat, this_node
 from aristos.launcher.seats import Seat, default_ranks, seats, table
 from aristos.topology import Device, Link, Mig, Nic, Node, Numa, cpusets
-from aristos.topology.visible import Seen
+from aristos.topology.visible import CudaDevice
 
 ROOT = Path(__file__).resolve().parents[2]
 CORES = os.sched_getaffinity(0)
@@ -59,14 +59,14 @@ def shown(found: list[Seat]) -> list[str]:
     return [cpusets.show(seat.cpus) for seat in found]
 
 
-def seen(where: Node) -> tuple[Seen, ...]:
-    return machine.usable(where.devices, {})
+def seen(where: Node) -> tuple[CudaDevice, ...]:
+    return this_node.usable(where.devices, {})
 
 
 # ---- seats
 
 
-def test_perlmutters_reversed_gpus_come_out_of_the_topology():
+def test_perlmutters_reversed_gpus_follow_from_the_topology():
     where = perlmutter()
     assert default_ranks(where, seen(where)) == 4
     found = seats(where, 4, seen(where))
@@ -119,7 +119,7 @@ def test_ranks_on_cores(where, ranks, want):
 
 
 @pytest.mark.parametrize("ranks", range(1, 20))
-def test_every_rank_sits_on_cores_of_its_own_in_one_domain_where_there_are_enough(ranks):
+def test_ranks_have_cores_of_their_own_in_one_domain_if_there_are_enough(ranks):
     where = node(4, 6, threads=2, allowed="0-9,12-23,24-33,36-47")
     found = seats(where, ranks, (), smt=True)
     taken = [cpu for s in found for cpu in s.cpus]
@@ -142,18 +142,18 @@ def test_gpus_of_one_domain_share_its_cores_and_its_nics():
     assert [s.nic for s in found] == ["mlx5_0", "mlx5_1", "mlx5_0", "mlx5_1"]
 
 
-def test_sysfs_and_the_domain_go_before_what_nvidia_smi_cuts_off():
+def test_sysfs_and_the_domain_are_preferred_to_nvidia_smis_cut_list():
     base = node(2, 8)
     cut = Device(0, cpus=frozenset({0, 2}), cpus_from="nvidia-smi", numa=0)
-    assert shown(seats(base, 1, [Seen(cut)])) == ["0-7"]
-    assert shown(seats(base, 1, [Seen(replace(cut, cpus_from="sysfs"))])) == ["0,2"]
+    assert shown(seats(base, 1, [CudaDevice(cut)])) == ["0-7"]
+    assert shown(seats(base, 1, [CudaDevice(replace(cut, cpus_from="sysfs"))])) == ["0,2"]
     far = replace(cut, cpus=frozenset({100}), cpus_from="sysfs", numa=None)  # a cgroup took the near ones
-    assert shown(seats(base, 1, [Seen(far)])) == ["0-15"]
+    assert shown(seats(base, 1, [CudaDevice(far)])) == ["0-15"]
 
 
-def test_near_sets_that_overlap():
+def test_overlapping_core_sets_are_divided():
     base = node(1, 8)
-    devices = [Seen(Device(g, cpus=cpus, cpus_from="sysfs")) for g, cpus in enumerate(
+    devices = [CudaDevice(Device(g, cpus=cpus, cpus_from="sysfs")) for g, cpus in enumerate(
         [frozenset(range(8)), frozenset(range(4)), frozenset(range(4))])]  # fmt: skip
     found = seats(base, 3, devices)
     assert [len(s.cpus) for s in found] == [4, 2, 2]
@@ -163,27 +163,27 @@ def test_near_sets_that_overlap():
 def test_which_gpus_a_job_may_use():
     cut = Device(1, "A100", uuid="GPU-b", mig=(Mig(0, "MIG-x", "3g.40gb"), Mig(1, "MIG-y", "3g.40gb")))
     devices = (Device(0, "A100", uuid="GPU-a"), cut)
-    found = seats(node(1, 3), 3, machine.usable(devices, {}))
+    found = seats(node(1, 3), 3, this_node.usable(devices, {}))
     assert [(s.device, s.mig) for s in found] == [(0, ""), (1, "MIG-x"), (1, "MIG-y")]
-    (only,) = machine.usable(devices, {"CUDA_VISIBLE_DEVICES": "GPU-a"})
+    (only,) = this_node.usable(devices, {"CUDA_VISIBLE_DEVICES": "GPU-a"})
     assert only.device.index == 0
     told = take_seat.environment(found[2], {"CUDA_VISIBLE_DEVICES": "0"})
     assert told["CUDA_VISIBLE_DEVICES"] == "MIG-y"
     assert told["ARISTOS_DEVICE"] == "0"
 
 
-def test_samples(shared_dir):
+def test_seats_on_the_sample_machines(shared_dir):
     """Every sample has a table or, where it is no topology, none; ranks of equal GPUs never share a core."""
     for file, want in (
         ("r317_della_gpu_a100_readme_md_4gpu.txt", ["0-31", "32-63", "64-95", "96-127"]),
         ("b132_nvidia_gb200_4gpu_vllm19703.txt", ["0-35", "36-71", "72-107", "108-143"]),
         ("b225_nvidia_h100_80gb_hbm3_8gpu_sglang3780.txt", [f"{i}-{i + 31}" for i in range(0, 256, 32)]),
     ):
-        found = machine.read(shared_dir / "samples/nvidia_smi_topo" / file)
+        found = this_node.read(shared_dir / "samples/nvidia_smi_topo" / file)
         assert shown(seats(found.node, len(found.devices), found.devices)) == want, file
 
 
-def test_the_plan_travels_to_the_ranks_of_this_machine_only():
+def test_seats_are_passed_to_ranks_of_this_machine_only():
     found = seats(perlmutter(), 4, seen(perlmutter()))
     text = take_seat.to_json(found)
     back = take_seat.from_json(text, 4)
@@ -235,8 +235,10 @@ WHEEL = {"MPICH": "pmi2", "Open MPI": "pmix", "Intel MPI": "pmi2"}
 
 
 @pytest.mark.parametrize(("kind", "pmi"), WHEEL.items())
-def test_srun(monkeypatch, kind, pmi):
-    monkeypatch.setattr(commands.slurm, "srun", lambda *words: "MPI plugin types are...\n\tpmi2\n\tpmix_v5\n\tpmix\n")
+def test_the_srun_command(monkeypatch, kind, pmi):
+    monkeypatch.setattr(
+        commands.mpi_launchers, "srun", lambda *words: "MPI plugin types are...\n\tpmi2\n\tpmix_v5\n\tpmix\n"
+    )
     env = {"SLURM_JOB_CPUS_PER_NODE": "8(x2)"}
     made = commands.by_srun(8, 4, 2, ["program"], Library(kind), env)
     assert made.words[0] == "srun"
@@ -250,7 +252,7 @@ def test_srun(monkeypatch, kind, pmi):
     assert "OMP_NUM_THREADS" not in kept.environment({})
 
 
-def test_which_pmi():
+def test_the_pmi_is_the_librarys():
     assert commands.pmi_for(Library("Open MPI"), ["pmi2", "pmix_v5"]) == "pmix_v5"
     with pytest.raises(EnvironmentProblem, match=r"no --mpi=pmix.*pmi2.*--launcher mpirun"):
         commands.pmi_for(Library("Open MPI"), ["pmi2"])
@@ -258,7 +260,7 @@ def test_which_pmi():
         commands.pmi_for(None, ["pmi2"])
 
 
-def test_what_a_user_has_set_stays():
+def test_variables_of_the_user_are_kept():
     library = mpi_library.find()
     if library is None:
         pytest.skip("no MPI library")
@@ -268,12 +270,12 @@ def test_what_a_user_has_set_stays():
     assert again.set == []
 
 
-def test_another_mpis_mpiexec_is_refused(monkeypatch, tmp_path):
+def test_another_mpis_mpiexec_is_an_error(monkeypatch, tmp_path):
     fake = tmp_path / "mpiexec"
     fake.write_text("#!/bin/sh\necho 'mpiexec (Open MPI) 5.0.11'\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(EnvironmentProblem, match="alone"):
+    with pytest.raises(EnvironmentProblem, match="job of one"):
         commands.find_mpiexec(Library("MPICH", "/nowhere/lib/libmpi.so.12"))
     assert commands.find_mpiexec(Library("Open MPI", "/nowhere/lib/libmpi.so.40")) == str(fake)
     monkeypatch.setenv("PATH", "")
@@ -289,21 +291,21 @@ def test_allocations():
     assert commands.cpus_per_node({"SLURM_JOB_CPUS_PER_NODE": "4(x2),3"}) == 3
 
 
-def test_inside_a_job_it_is_refused():
+def test_aristos_run_inside_a_job_is_an_error():
     with pytest.raises(EnvironmentProblem, match="one of 4 tasks"):
-        commands.refuse_inside_a_job(("srun", 4, 0))
-    commands.refuse_inside_a_job(("srun", 1, 0))  # an interactive step of salloc
+        commands.check_not_inside_a_job(("srun", 4, 0))
+    commands.check_not_inside_a_job(("srun", 1, 0))  # an interactive step of salloc
 
 
-def test_a_login_node_says_how_many(monkeypatch):
-    away = machine.Machine(node(1, 2), (), outside=True)
-    with pytest.raises(InputError, match="say -n"):
+def test_on_a_login_node_n_is_required(monkeypatch):
+    away = this_node.ThisNode(node(1, 2), (), outside=True)
+    with pytest.raises(InputError, match="give -n"):
         main._ranks(away, 2, {})
     assert main._ranks(away, 2, {"SLURM_NTASKS": "6"}) == 6
-    assert main._ranks(machine.Machine(node(2, 2), ()), 3, {}) == 6
+    assert main._ranks(this_node.ThisNode(node(2, 2), ()), 3, {}) == 6
 
 
-def test_too_many_ranks_are_told():
+def test_too_many_ranks_are_reported():
     crowded = seats(node(1, 2), 3, ())
     (line,) = main.notes(crowded, 1)
     assert "oversubscribed: 3 ranks share 2 cores of this machine" in line
@@ -349,8 +351,8 @@ def test_wrong_use(words, code, said):
     assert "Traceback" not in done.stderr
 
 
-def test_no_tasks_at_all_say_nothing():
-    assert main._ranks(machine.Machine(node(2, 4), ()), 1, {"SLURM_NTASKS": "0"}) == 2
+def test_a_task_count_of_zero_is_ignored():
+    assert main._ranks(this_node.ThisNode(node(2, 4), ()), 1, {"SLURM_NTASKS": "0"}) == 2
 
 
 def test_ctrl_c_before_the_job_starts(monkeypatch):
@@ -364,10 +366,10 @@ def test_ctrl_c_before_the_job_starts(monkeypatch):
 def test_a_matrix_from_windows(tmp_path):
     file = tmp_path / "text"
     file.write_bytes("\tGPU0\tCPU Affinity\r\nGPU0\t X \t4-7\r\n".encode("utf-16"))
-    assert machine.read(str(file)).node.devices[0].cpus == {4, 5, 6, 7}
+    assert this_node.read(str(file)).node.devices[0].cpus == {4, 5, 6, 7}
 
 
-def test_a_python_file_is_no_program(monkeypatch, tmp_path):
+def test_a_python_file_without_python_is_an_error(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path("model.py").write_text("")
     with pytest.raises(InputError, match=r"-- python model\.py"):
@@ -404,7 +406,7 @@ def test_bindings_as_the_ranks_see_them(ranks):
     assert done.returncode == 0, done.stderr
     rows = sorted(json.loads(line) for line in done.stdout.splitlines())
     assert [row[:2] for row in rows] == [[r, ranks] for r in range(ranks)]
-    here = machine.look(clean_environment())
+    here = this_node.find(clean_environment())
     want = seats(here.node, ranks, here.devices)
     assert [frozenset(row[2]) for row in rows] == [s.cpus for s in want]
     if ranks <= len(CORES):
@@ -500,7 +502,7 @@ def test_killed_ranks_leave_no_memory(tmp_path):
 
 
 @needs_mpi
-def test_who_kills_aristos_run_kills_the_job(tmp_path):
+def test_the_job_ends_when_aristos_run_is_killed(tmp_path):
     running, pids, out = start(tmp_path, "stubborn")
     os.kill(running.pid, signal.SIGKILL)
     running.wait(10)
@@ -510,7 +512,7 @@ def test_who_kills_aristos_run_kills_the_job(tmp_path):
         time.sleep(0.1)
 
 
-def test_only_mpis_unused_files_of_this_job_go(tmp_path):
+def test_only_unused_mpi_files_of_this_job_are_removed(tmp_path):
     names = ["mpich_shm_old", "mpich_shm_new", "mpich_shm_mapped", "sm_segment.vm.0.1", "mine.txt"]
     for name in names:
         (tmp_path / name).write_bytes(b"x")

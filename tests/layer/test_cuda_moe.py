@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 from cases import routing, tokens
-from simt_card import on_ranks
+from simt_gpu import on_ranks
 
 import aristos
 from aristos import reference
@@ -63,7 +63,7 @@ def test_ranks(world, cards):
                 x = tokens(CFG, count + rank, seed=10 * layer + rank)
                 close(moe(x, layer=layer), x)
 
-    on_ranks(world, body, cards=cards, blocks=2 if cards == world else 4)
+    on_ranks(world, body, gpus=cards, blocks=2 if cards == world else 4)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "tf32"])

@@ -85,8 +85,7 @@ def test_a_layer_is_an_instance_of_the_public_class():
 
 def real_bytes(moe: aristos.MoE) -> int:
     """Bytes of windows, outboxes and packed weights that this rank has allocated."""
-    memory: Any = moe._member.runtime._memory
-    windows = memory._near.nbytes + (memory._far.nbytes if memory._far else 0) + memory._outbox.nbytes
+    windows = moe._member.runtime.window_bytes
     return windows + sum(moe.packed_weights(layer).nbytes for layer in range(moe.layers))
 
 

@@ -1,4 +1,4 @@
-"""The planner: terms, optima, bounds and baselines against the definition, written down once more in planning.py."""
+"""The planner: terms, optima, bounds and baselines against an independent definition in planning.py."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_terms_of_random_partitions(model, allreduce):
         assert cost.objective_us == near(planning.price(p, groups, model, allreduce))
 
 
-def test_what_is_no_partition(pair):
+def test_groups_that_are_no_partition_are_errors(pair):
     problem = planner.parse(pair)
     for groups, word in (([[0]], "device 1"), ([[0, 1], [1]], "device 1"), ([[0], [], [1]], "empty"), ([[0, 2]], "2")):
         with pytest.raises(InputError, match=word):
@@ -148,7 +148,7 @@ def test_sixteen_devices_in_time():
 
 
 @pytest.mark.parametrize(("model", "allreduce"), CHOICES)
-def test_names_and_order_of_devices_do_not_matter(model, allreduce):
+def test_the_order_of_devices_does_not_matter(model, allreduce):
     for seed in (1, 4, 9):
         p = planning.draw(seed, 9)
         value = planner.solve(planner.parse(p), model, allreduce).objective_us
@@ -256,7 +256,7 @@ def test_text_that_is_no_problem(text, tmp_path, capsys):
     assert said.startswith("aristos plan: problem ")
 
 
-def test_paths_and_words_that_are_refused(pair, tmp_path, capsys):
+def test_wrong_paths_and_options_are_errors(pair, tmp_path, capsys):
     path = tmp_path / "p.json"
     path.write_text(json.dumps(pair))
     for words, word in (
@@ -406,8 +406,8 @@ def test_every_term_of_the_json(model):
     assert replace(plan, lower_bound_us=plan.objective_us * 0.75).gap == near(0.25)
 
 
-def test_what_would_move_it(pair):
-    """Said in words: the slower device of one group at twice its rate, by hand."""
+def test_the_report_names_what_shortens_the_step(pair):
+    """The slower device of one group at twice its rate, by hand."""
     pair["devices"] = [{"rate": 1.0, "memory": 1}, {"rate": 4.0, "memory": 1}]
     said = explain(planner.solve(planner.parse({**pair, "layer_cost": 30.0})))
     assert "compute of group 0, 12 us of its stage's 16 us" in said
@@ -419,7 +419,7 @@ def test_what_would_move_it(pair):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 30])
-def test_groups_that_hold_the_step_up_together(pair, count):
+def test_equally_slow_groups_are_all_reported(pair, count):
     """Equal devices apart: every stage is as long, and the report calls none shorter."""
     p = {**pair, "devices": [{"rate": 2.0, "memory": 2}] * count}
     for key in ("alpha_us", "beta_us_per_mib"):
@@ -449,7 +449,7 @@ def test_without_time_the_best_baseline_is_the_plan():
         assert plan.objective_us == near(min(known))
 
 
-def test_the_command_on_what_it_cannot_plan(pair, tmp_path):
+def test_the_command_on_infeasible_and_wrong_problems(pair, tmp_path):
     path = tmp_path / "problem.json"
     short = copy.deepcopy(pair)
     short["devices"][0]["memory"], short["devices"][1]["memory"] = 0, 1
@@ -561,7 +561,7 @@ def spelled_out(p: dict) -> dict:
 
 
 @pytest.mark.parametrize(("payload", "shape"), [(1, cluster((2, 4, 100.0, 3))), (50, cluster((8, 4, 100.0, 3)))])
-def test_what_would_move_a_compressed_cluster(payload, shape):
+def test_the_report_of_a_compressed_cluster_is_that_of_its_matrices(payload, shape):
     """The words are those of the same problem in matrices, solved small and large."""
     p = compressed(shape, experts=8, layer_cost=1000.0, payload_mib=payload, stages=800, gradient_mib=10)
     plan = planner.solve(planner.parse(p), deadline_s=3)
@@ -658,7 +658,7 @@ def test_stages_that_take_no_time(model, monkeypatch):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_without_time_the_rates_bound_it(model):
+def test_without_time_the_bound_is_that_of_the_rates(model):
     for seed in range(6):
         p = planning.draw(seed, 7)
         problem = planner.parse(p)
@@ -672,7 +672,7 @@ def test_without_time_the_rates_bound_it(model):
         assert low <= optimum * (1 + NEAR)
 
 
-def test_cuts_look_at_the_clock(monkeypatch):
+def test_cuts_keep_the_time_limit(monkeypatch):
     """In small pieces they are the same, and end where time is up in the middle of an order."""
     problem = planner.parse(planning.draw(3, 40))
     found = search.Search(problem, "literal", "any", [list(range(40))], 0)
@@ -690,7 +690,7 @@ def test_cuts_look_at_the_clock(monkeypatch):
     assert next(ticks) == 12
 
 
-def test_a_plan_of_a_larger_problem_is_the_same_again(monkeypatch):
+def test_equal_seeds_give_equal_groups(monkeypatch):
     monkeypatch.setattr(search, "ROUNDS", 2)
     monkeypatch.setattr(search, "STEPS", 50_000)
     monkeypatch.setattr(solver._Large, "sharpen", lambda *_: None)  # its time limit may change a bound, never groups

@@ -1,4 +1,4 @@
-"""What bounds are made of, each against all partitions: the fewest groups for a stage, and the least all-reduce."""
+"""The parts of the bound against all partitions: the fewest groups for a stage, and the least all-reduce."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def fewest_by(problem: planner.Problem, model: str):
 
 @pytest.mark.parametrize("listed", [columns.LISTED, 0])
 @pytest.mark.parametrize("model", planner.OBJECTIVES)
-def test_the_fewest_groups_are_never_too_many(model, listed, monkeypatch):
+def test_the_bound_on_groups_is_valid(model, listed, monkeypatch):
     """At the very stage that the best partition into k groups needs."""
     monkeypatch.setattr(columns, "LISTED", listed)
     sharp: dict[str, list[bool]] = {}
@@ -81,7 +81,7 @@ APART = [
 
 
 @pytest.mark.parametrize(("p", "b"), APART)
-def test_rates_far_apart_do_not_deceive_the_solver(p, b):
+def test_very_different_rates_keep_the_bound_valid(p, b):
     """One group of all devices is short enough: with rows of raw rates HiGHS asked for two."""
     assert planning.stage(p, tuple(range(len(p["devices"]))), "work_conserving") < b
     for name, fewest in fewest_by(planner.parse(p), "work_conserving"):
@@ -91,7 +91,7 @@ def test_rates_far_apart_do_not_deceive_the_solver(p, b):
             assert time.monotonic() - started < 30, name
 
 
-def test_a_class_of_groups_pays_no_more_than_each_of_them():
+def test_the_bound_of_a_class_holds_for_each_group():
     for seed in SEEDS:
         p, rng = planning.draw(seed + 50, 8), random.Random(seed)
         for i, j in itertools.combinations(range(8), 2):
@@ -138,7 +138,7 @@ def test_a_switch_of_one_child_is_no_link(allreduce, above):
 
 @pytest.mark.parametrize("model", planner.OBJECTIVES)
 @pytest.mark.parametrize("allreduce", planner.ALLREDUCES)
-def test_the_all_reduce_is_never_more_than_that_of_a_better_partition(model, allreduce):
+def test_the_bound_on_the_all_reduce_is_valid(model, allreduce):
     for seed in SEEDS:
         p = {**drawn(seed), "gradient_mib": 100.0}
         problem = planner.parse(p)

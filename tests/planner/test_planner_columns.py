@@ -19,7 +19,7 @@ from aristos.planner.reducing import least_reduce
 NEAR = 1e-9
 
 
-def test_the_group_that_is_worth_most():
+def test_the_most_valuable_group_is_found():
     rng = np.random.default_rng(0)
     for _ in range(40):
         n, each = int(rng.integers(2, 9)), int(rng.integers(1, 4))
@@ -53,7 +53,7 @@ def test_the_group_that_is_worth_most():
                 assert worth[g].sum() == pytest.approx(best)
 
 
-def test_in_units_whoever_had_enough_still_has():
+def test_rounding_to_units_keeps_sums_reachable():
     rng = np.random.default_rng(1)
     for most in (1, 3, 10, 64):
         for _ in range(50):
@@ -138,7 +138,7 @@ def test_partitions_of_columns_and_their_prices():
     assert alone.whole is False
 
 
-def test_a_search_for_a_partition_gets_no_more_columns_than_it_can_look_at(monkeypatch):
+def test_a_search_for_a_partition_gets_a_limited_number_of_columns(monkeypatch):
     """With many thousands HiGHS was seen to take 81 s where 4 were allowed."""
     monkeypatch.setattr(columns, "WHOLE_MOST", 3)
     given = []

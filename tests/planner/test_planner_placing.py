@@ -1,4 +1,4 @@
-"""Who holds which experts: by rate and memory, by loads, with copies; and what is less to move."""
+"""Placing experts by rate and memory, by loads, and with copies; moving tokens or weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from aristos.planner import moving, placing, replicas
 from aristos.topology.links import from_json
 
 
-def test_shares_are_the_best_there_are():
+def test_shares_are_optimal():
     rng = np.random.default_rng(0)
     for _ in range(40):
         devices, experts = int(rng.integers(1, 4)), int(rng.integers(1, 9))
@@ -112,7 +112,7 @@ def test_no_worse_than_eplb_on_recorded_loads(shared_dir):
     assert np.mean(ratios) <= 1.0
 
 
-def test_what_is_less_to_move():
+def test_moving_tokens_or_weights():
     few = moving.compare(4, 7168, 2048, 256, 8, True, 8)
     many = moving.compare(1 << 20, 7168, 2048, 8, 2, True, 8)
     assert (few.move, many.move) == ("tokens", "weights")
@@ -236,7 +236,7 @@ def test_parameters_outside_the_experts():
     assert models.MODELS["switch-base-128"].dense == 24 * 4 * 768**2 + 12 * 2 * 768 * 3072
 
 
-def test_a_device_without_room_for_what_all_hold(tmp_path):
+def test_a_device_too_small_for_the_dense_parameters(tmp_path):
     from aristos.planner import models
 
     some = links(4, 80)

@@ -1,6 +1,6 @@
-"""Deliberate bugs that the machine must find, with the right line; and their repaired twins, which must be silent.
+"""Deliberate bugs that the machine must report with the right line, and their fixed versions without a report.
 
-A kernel's wrong line carries the comment `# BUG`.
+The wrong line of a kernel has the comment `# BUG`.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def test_misaligned_access():
 
 
 def test_threads_that_ended_do_not_hold_up_a_barrier():
-    """PTX: a full barrier waits for all threads that have not ended, whole warps of them or lanes of one."""
+    """PTX: a full barrier waits only for threads that have not ended; whole warps and single lanes may have."""
 
     @cuda.jit
     def good(a, out):
@@ -226,7 +226,7 @@ def test_threads_that_ended_do_not_hold_up_a_barrier():
 
 
 def test_barrier_in_a_branch():
-    """Lanes that go past while others of their warp wait are found; a warp that ends without coming has ended."""
+    """Lanes that pass a barrier at which lanes of their warp wait are reported; a warp that has ended is not missed."""
 
     @cuda.jit
     def bad(a, out):
@@ -279,7 +279,7 @@ def test_wrong_mask():
     silent(good, block=32)
 
 
-def test_lanes_of_a_mask_that_never_come():
+def test_lanes_of_a_mask_that_never_arrive():
     @cuda.jit
     def bad(a, out):
         t = cuda.threadIdx.x
@@ -317,7 +317,7 @@ def test_flag_without_release():
     silent(good, grid=2, extra=(np.zeros(1, np.uint32),))
 
 
-def test_one_thread_waits_and_the_others_do_not():
+def test_only_one_thread_of_a_block_waits():
     @cuda.jit
     def bad(a, out, flag):
         t = cuda.threadIdx.x
@@ -430,7 +430,7 @@ def test_copy_waited_for_but_not_synchronised():
     assert {r.kind for r in reports if r.line in marked(bad)} & {"race", "missing_wait"}
 
 
-def test_plain_counter():
+def test_counter_without_atomics():
     @cuda.jit
     def bad(a, out):
         out[0] += a[cuda.threadIdx.x]  # BUG
@@ -443,7 +443,7 @@ def test_plain_counter():
     silent(good, grid=3)
 
 
-def test_blocks_that_wait_for_blocks_that_have_no_place():
+def test_blocks_that_wait_for_blocks_that_cannot_be_resident():
     @cuda.jit
     def bad(a, out, flag):
         if cuda.threadIdx.x == 0:
@@ -452,7 +452,7 @@ def test_blocks_that_wait_for_blocks_that_have_no_place():
                 pass
 
     reports = found(bad, "deadlock", grid=9, block=1024, extra=(np.zeros(1, np.uint32),))
-    assert "wait for a place" in reports[0].message
+    assert "wait for an SM" in reports[0].message
     silent(bad, grid=8, block=1024, extra=(np.zeros(1, np.uint32),))
 
 
@@ -468,7 +468,7 @@ def test_blocks_that_wait_for_each_other():
     found(bad, "deadlock", grid=2, block=32, extra=(np.zeros(2, np.uint32),))
 
 
-def test_a_lock_that_is_never_given_back():
+def test_a_lock_that_is_never_released():
     @cuda.jit
     def bad(a, out, lock):
         while cuda.atomic.cas(lock, 0, 0, 1) != 0:  # BUG
@@ -498,7 +498,7 @@ def test_a_lock_between_lanes_of_a_warp():
     assert out[0] == 128
 
 
-def test_bank_conflicts_and_uncoalesced_loads_are_counted_and_not_reported():
+def test_bank_conflicts_and_uncoalesced_loads_are_only_counted():
     @cuda.jit
     def kernel(a, out):
         s = cuda.shared.array((32, 32), np.float32)
@@ -532,7 +532,7 @@ def test_bank_conflicts_and_uncoalesced_loads_are_counted_and_not_reported():
 
 @pytest.mark.parametrize(("step", "conflicts"), [(1, 0), (8, 28)])
 def test_copies_into_shared_memory_are_counted(step, conflicts):
-    """16 bytes a lane, in four quarters of a warp: side by side no quarter meets in a bank, 128 bytes apart all do."""
+    """16 bytes a lane go by quarters of a warp: adjacent ones have no bank conflicts, 128 bytes apart all conflict."""
 
     @cuda.jit
     def kernel(a, out):
@@ -553,7 +553,7 @@ def test_copies_into_shared_memory_are_counted(step, conflicts):
     assert machine.profile().json()["total"]["instructions"] > 0
 
 
-def test_strict_raises_at_the_first():
+def test_strict_raises_at_the_first_report():
     @cuda.jit
     def bad(a, out):
         out[5000] = 1.0  # BUG
@@ -572,7 +572,8 @@ def test_trap():
     assert [r.kind for r in machine.run()] == ["trap"]
 
 
-def test_a_python_actor_takes_part():
+@pytest.mark.parametrize("check", [True, False])
+def test_a_python_actor_takes_part(check):
     @cuda.jit
     def serve(a, out, box):
         while ACQUIRE(box, 0) == 0:
@@ -587,7 +588,7 @@ def test_a_python_actor_takes_part():
             yield
         seen.append(out.load(0, order="weak"))
 
-    machine = simt.Machine()
+    machine = simt.Machine(check=check)
     d = machine.device(0)
     a, out, box = machine.host_array(np.zeros(4)), d.array(np.zeros(4)), machine.host_array(np.zeros(2, np.uint32))
     seen: list[float] = []
@@ -597,7 +598,7 @@ def test_a_python_actor_takes_part():
     assert seen == [42.0]
 
 
-def test_runs_replay_and_seeds_differ():
+def test_equal_seeds_repeat_a_run_and_others_differ():
     @cuda.jit
     def order(a, out):
         if cuda.threadIdx.x == 0:
@@ -615,7 +616,7 @@ def test_runs_replay_and_seeds_differ():
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
 @pytest.mark.parametrize("offset", [-1, 0])
 def test_one_before_and_one_past_an_array(size, dtype, offset):
-    """Wherever the array ends in a page: the item beside it is out of bounds, its own are not."""
+    """Wherever an array ends in a page, exactly the items beside it are out of bounds."""
 
     @cuda.jit
     def read(a, out, at):
@@ -632,8 +633,8 @@ def test_one_before_and_one_past_an_array(size, dtype, offset):
             assert reports[0].address == f"a[{size}]"
 
 
-def test_a_copy_replaces_what_was_stored():
-    """What a copy brought into shared memory is read after it, though a store to the same place was remembered."""
+def test_a_copy_replaces_an_earlier_store():
+    """After a copy into shared memory, reads return the copy and no store recorded before it."""
 
     @cuda.jit
     def kernel(a, out):

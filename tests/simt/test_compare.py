@@ -1,4 +1,4 @@
-"""The comparison that tests/gpu makes with a card, machine against machine: it passes, and it can fail."""
+"""The comparison that tests/gpu makes with a GPU, here between two machines: it can pass, and it can fail."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from aristos import simt
 
 @pytest.mark.parametrize(("name", "program", "rtol"), PROGRAMS, ids=[row[0] for row in PROGRAMS])
 def test_two_machines_agree(name, program, rtol):
-    """Another schedule, other architecture and no checker change nothing, not a bit."""
+    """Schedule, architecture and checker do not change a bit of the results."""
     agree(program, simt.Machine(seed=1), simt.Machine(seed=2, arch="sm_80", check=False))
 
 
 def answers(*results):
-    """A program that gives each executor its own answer."""
+    """A program with a different result on each executor."""
     left = list(results)
     return lambda executor: [np.asarray(left.pop(0))]
 
@@ -30,18 +30,18 @@ def answers(*results):
     ([0.0], [-0.0], 0.0, "1 of 1"), ([np.nan], [1.0], 1.0, "1 of 1"), ([np.inf], [-np.inf], 1.0, "1 of 1"),
     ([1, 2], [1, 2, 3], 0.0, "int64"), (np.float32([1]), np.float64([1]), 0.0, "float32"),
 ])  # fmt: skip
-def test_differences_are_seen(one, other, rtol, words):
+def test_differences_are_found(one, other, rtol, words):
     with pytest.raises(AssertionError, match=words):
         agree(answers(one, other), None, None, rtol)
 
 
-def test_what_agrees():
+def test_results_that_agree():
     agree(answers([1.0, np.nan, np.inf, -0.0], [1.0, np.nan, np.inf, -0.0]), None, None)
     agree(answers([1.0, 100.0], [1.0005, 100.0]), None, None, 1e-5)
 
 
-def test_a_wrong_executor_is_seen(monkeypatch):
-    """A machine whose floats round down is not a machine that rounds to nearest."""
+def test_a_wrong_executor_is_found(monkeypatch):
+    """A machine that rounds floats down does not agree with one that rounds to nearest."""
     from aristos.simt import isa
 
     program = next(row[1] for row in PROGRAMS if row[0] == "vector_add")

@@ -1,4 +1,4 @@
-"""Numba's arrays, streams and errors on a machine: what driver.py does in the driver's place."""
+"""Numba's arrays, streams and errors on a machine, with driver.py in place of the CUDA driver."""
 
 from __future__ import annotations
 
@@ -69,19 +69,19 @@ def test_host_sees_shared_memory_at_its_own_address(machine, kind):
     a = getattr(cuda, kind)(100)
     a[:] = 3
     double[1, 128](a, a)
-    cuda.to_device(np.zeros(1 << 24))  # the machine's memory grows, and the place stays
+    cuda.to_device(np.zeros(1 << 24))  # the machine's memory grows, but does not move
     cuda.synchronize()
     np.testing.assert_array_equal(np.asarray(a), np.full(100, 6.0))
 
 
-def test_host_memory_is_mapped_for_a_while(machine):
+def test_host_memory_is_mapped_inside_a_context(machine):
     a = np.arange(8.0)
     with cuda.mapped(a) as mapped:
         double[1, 32](mapped, mapped)
     np.testing.assert_array_equal(a, 2.0 * np.arange(8))
 
 
-def test_each_device_has_its_memory(machine):
+def test_each_device_has_its_own_memory(machine):
     with cuda.gpus[1]:
         a = cuda.to_device(np.ones(4))
         assert machine.memory.at(a.device_ctypes_pointer.value).device == 1
@@ -97,7 +97,7 @@ def test_dynamic_shared_memory_and_streams(machine):
     np.testing.assert_array_equal(out.copy_to_host(), np.arange(64)[::-1])
 
 
-def test_exceptions_of_kernels_compiled_for_debugging(machine):
+def test_debug_kernels_raise_exceptions(machine):
     with pytest.raises(ValueError, match=r"tid=\[0, 0, 3\] ctaid=\[0, 0, 0\]: three"):
         careful[1, 32](np.zeros(4))
 
@@ -152,7 +152,7 @@ def test_device_code_has_a_heap(machine):
     assert out[0] == -1  # the heap has 8 MiB
 
 
-def test_what_cannot_be_linked_is_refused(machine):
+def test_linking_a_cubin_is_rejected(machine):
     other = cuda.declare_device("other", "int32(int32)", link=cuda.Cubin(b"\x7fELF"))
 
     @cuda.jit
@@ -163,14 +163,14 @@ def test_what_cannot_be_linked_is_refused(machine):
         kernel[1, 1](np.zeros(1, np.int32))
 
 
-def test_the_driver_refuses_as_cuda_does(machine):
+def test_the_driver_fails_as_cuda_does(machine):
     with pytest.raises(CudaAPIError, match="CUDA_ERROR_OUT_OF_MEMORY"):
         cuda.device_array(1 << 45, np.uint8)
     with pytest.raises(CudaAPIError, match="CUDA_ERROR_NOT_SUPPORTED"):
         _ = cuda.get_current_device().MAX_PITCH
 
 
-def test_after_a_machine_nothing_is_left():
+def test_a_machine_leaves_no_trace_in_numba():
     before = cuda.cudadrv.driver.driver.initialization_error
     with simt.use(simt.Machine()) as machine:
         kept = cuda.to_device(np.ones(4))
@@ -185,7 +185,7 @@ def test_after_a_machine_nothing_is_left():
     assert not machine.reports
 
 
-def test_a_machine_goes_when_nobody_holds_it():
+def test_an_unreferenced_machine_is_collected():
     machine = simt.Machine()
     with simt.use(machine):
         array = cuda.to_device(np.zeros(32))
@@ -198,7 +198,7 @@ def test_a_machine_goes_when_nobody_holds_it():
     assert gone() is None
 
 
-def test_threads_launch_side_by_side(machine):
+def test_threads_launch_concurrently(machine):
     def work(number):
         out = np.zeros(256)
         for _ in range(5):

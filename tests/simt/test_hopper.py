@@ -1,7 +1,7 @@
-"""A pipeline as Hopper's kernels are built: one warp copies tiles in bulk, a warpgroup multiplies them by wgmma.
+"""A pipeline like those of Hopper kernels: one warp copies tiles in bulk, a warpgroup multiplies them by wgmma.
 
-Two stages of shared memory, each with a barrier that says it is full and one that says it is empty. Left as it is
-nothing is found and the product is right; with any one of its waits or arrivals broken something is.
+Two stages of shared memory, each with a barrier for "full" and one for "empty". As written it computes the right
+product without a report; with any of its waits or arrivals broken the machine reports something.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ END:"""
 
 
 def tiles():
-    """(the tiles as the copies take them: rows swizzled, A then B of each step; A and B)."""
+    """(the tiles in the order of the copies: rows swizzled, A then B of each step; A; B)."""
     rng = np.random.default_rng(6)
     parts, sides = np.zeros((STEPS, 2, 64, 8, 8), np.uint16), []
     for side in range(2):
@@ -138,7 +138,7 @@ def test_a_broken_pipeline(old, new, kind):
     assert kind in found or (kind == "late" and found & {"missing_wait", "race"})
 
 
-def test_what_a_pipeline_counts():
+def test_counters_of_a_pipeline():
     machine = simt.Machine(check=False)
     assert run(BODY, machine=machine)[1] == []
     counted = machine.profile().opcodes

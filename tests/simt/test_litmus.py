@@ -1,6 +1,6 @@
-"""Memory-model litmus tests: outcomes that PTX permits appear over seeds, those that it forbids never do.
+"""Memory-model litmus tests: outcomes that PTX permits appear over seeds, outcomes that it forbids never do.
 
-Each test's threads are blocks, threads of different warps, or of different devices; each runs from many seeds.
+The threads of a test are blocks, threads of different warps or threads of different devices; it runs with many seeds.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ STORES = {mods: store(mods) for mods in (
 
 def kernel_mp(put, fence_put, get, fence_get, weak=STORES["weak.global"], weak_get=LOADS["weak.global"]):
     @cuda.jit
-    def mp(x, out, who, first):
-        t = cuda.blockIdx.x + who if first < 0 else cuda.threadIdx.x // 32
+    def mp(x, out, device, first):
+        t = cuda.blockIdx.x + device if first < 0 else cuda.threadIdx.x // 32
         if cuda.threadIdx.x % 32 == 0:
             if t == 0:
                 weak(x, 0, 1)
@@ -46,8 +46,8 @@ def kernel_mp(put, fence_put, get, fence_get, weak=STORES["weak.global"], weak_g
 
 def kernel_sb(put, fence, get):
     @cuda.jit
-    def sb(x, out, who, first):
-        t = cuda.blockIdx.x + who if first < 0 else cuda.threadIdx.x // 32
+    def sb(x, out, device, first):
+        t = cuda.blockIdx.x + device if first < 0 else cuda.threadIdx.x // 32
         if cuda.threadIdx.x % 32 == 0 and t < 2:
             put(x, 64 * t, 1)
             fence()
@@ -58,8 +58,8 @@ def kernel_sb(put, fence, get):
 
 def kernel_iriw(put, fence, get):
     @cuda.jit
-    def iriw(x, out, who, first):
-        t = cuda.blockIdx.x + who if first < 0 else cuda.threadIdx.x // 32
+    def iriw(x, out, device, first):
+        t = cuda.blockIdx.x + device if first < 0 else cuda.threadIdx.x // 32
         if cuda.threadIdx.x % 32 == 0:
             if t < 2:
                 put(x, 64 * t, 1)
@@ -73,7 +73,7 @@ def kernel_iriw(put, fence, get):
 
 
 def outcomes(kernel, where, threads, seeds=SEEDS):
-    """The set of outcomes over seeds, and of the kinds of reports."""
+    """(the set of outcomes over seeds, the set of kinds of reports)."""
     seen, kinds = set(), set()
     for seed in range(seeds):
         machine = simt.Machine(devices=threads if where == "devices" else 1, seed=seed)
@@ -117,7 +117,7 @@ def test_message_passing(put, fence_put, get, fence_get, where, weak):
     seen, kinds = outcomes(kernel, where, 2)
     assert (WEAK_MP in seen) == weak
     assert {(0, 0, 0, 0), (1, 1, 0, 0)} <= seen
-    assert "race" in kinds  # where the flag is not seen, reading x races in every variant
+    assert "race" in kinds  # if the flag is read as 0, reading x races in every variant
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_location_never_goes_back(mods):
     get, put = LOADS[mods], STORES[mods]
 
     @cuda.jit
-    def corr(x, out, who, first):
+    def corr(x, out, device, first):
         if cuda.threadIdx.x == 0:
             if cuda.blockIdx.x == 0:
                 put(x, 0, 1)
@@ -181,8 +181,8 @@ def test_a_location_never_goes_back(mods):
 
 def kernel_two_writes(put, fence):
     @cuda.jit
-    def two(x, out, who, first):
-        t = cuda.blockIdx.x + who if first < 0 else cuda.threadIdx.x // 32
+    def two(x, out, device, first):
+        t = cuda.blockIdx.x + device if first < 0 else cuda.threadIdx.x // 32
         if cuda.threadIdx.x % 32 == 0 and t < 2:
             put(x, 64 * t, 1)
             fence()
@@ -193,8 +193,8 @@ def kernel_two_writes(put, fence):
 
 def kernel_r(put, fence, get):
     @cuda.jit
-    def r(x, out, who, first):
-        t = cuda.blockIdx.x + who if first < 0 else cuda.threadIdx.x // 32
+    def r(x, out, device, first):
+        t = cuda.blockIdx.x + device if first < 0 else cuda.threadIdx.x // 32
         if cuda.threadIdx.x % 32 == 0:
             if t == 0:
                 put(x, 64, 1)
@@ -210,8 +210,8 @@ def kernel_r(put, fence, get):
 
 def kernel_s(put, get):
     @cuda.jit
-    def s(x, out, who, first):
-        t = cuda.blockIdx.x + who if first < 0 else cuda.threadIdx.x // 32
+    def s(x, out, device, first):
+        t = cuda.blockIdx.x + device if first < 0 else cuda.threadIdx.x // 32
         if cuda.threadIdx.x % 32 == 0:
             if t == 0:
                 STORE(x, 0, 2)
@@ -226,8 +226,8 @@ def kernel_s(put, get):
 
 def kernel_read_then_write(put, get):
     @cuda.jit
-    def corw(x, out, who, first):
-        t = cuda.blockIdx.x + who if first < 0 else cuda.threadIdx.x // 32
+    def corw(x, out, device, first):
+        t = cuda.blockIdx.x + device if first < 0 else cuda.threadIdx.x // 32
         if cuda.threadIdx.x % 32 == 0:
             if t == 0:
                 put(x, 0, 2)
@@ -256,7 +256,7 @@ STORE, LOAD = STORES["relaxed.gpu.global"], LOADS["relaxed.gpu.global"]
     ],
 )
 def test_two_writes_each(put, fence, where, weak):
-    """2+2W: both locations end with the first write of a thread, each made before the other thread's second."""
+    """2+2W: may both locations end with the first write of a thread?"""
     seen = finals(kernel_two_writes(STORES[put], FENCES.get(fence, NONE)), where)
     assert ((1, 1) in {end for end, _ in seen}) == weak
     assert {(2, 1), (1, 2)} <= {end for end, _ in seen}
@@ -264,7 +264,7 @@ def test_two_writes_each(put, fence, where, weak):
 
 @pytest.mark.parametrize(("fence", "weak"), [("", True), ("acq_rel.gpu", True), ("sc.gpu", False)])
 def test_write_order_and_reads(fence, weak):
-    """R: x[0] ends as 2 and x[64] is read as 0."""
+    """R: may x[0] end as 2 while x[64] is read as 0?"""
     seen = finals(kernel_r(STORE, FENCES.get(fence, NONE), LOAD), "blocks")
     assert any(end[0] == 2 and out[0] == 0 for end, out in seen) == weak
     assert len(seen) >= 3
@@ -274,21 +274,21 @@ def test_write_order_and_reads(fence, weak):
     ("relaxed.gpu.global", "relaxed.gpu.global", True), ("release.gpu.global", "acquire.gpu.global", False),
     ("release.gpu.global", "relaxed.gpu.global", True),
 ])  # fmt: skip
-def test_what_happened_before_a_write_stays_before_it(put, get, weak):
-    """S: the flag was read as 1, and yet x[0] ends as the 2 that was written before the flag."""
+def test_earlier_writes_stay_before_a_write(put, get, weak):
+    """S: the flag is read as 1; may x[0] still end as the 2 that was written before the flag?"""
     seen = finals(kernel_s(STORES[put], LOADS[get]), "blocks")
     assert any(end[0] == 2 and out[0] == 1 for end, out in seen) == weak
     assert any(out[0] == 1 for _, out in seen)
 
 
-def test_a_write_stays_after_what_its_thread_read():
+def test_a_write_stays_after_a_write_that_its_thread_read():
     seen = finals(kernel_read_then_write(STORE, LOAD), "blocks")
     assert {(end[0], out[0]) for end, out in seen} == {(1, 2), (1, 0), (2, 0)}
 
 
-def test_a_write_stays_after_what_a_failed_exchange_read():
+def test_a_write_stays_after_a_write_that_a_failed_cas_read():
     @cuda.jit
-    def failed(x, out, who, first):
+    def failed(x, out, device, first):
         if cuda.threadIdx.x == 0:
             if cuda.blockIdx.x == 0:
                 STORE(x, 0, 2)
@@ -304,11 +304,11 @@ def test_a_write_stays_after_what_a_failed_exchange_read():
     assert all(end[0] == 1 and out[1] == 2 for end, out in seen if out[0] == 2)
 
 
-def test_nothing_comes_between_an_atomic_operation_and_what_it_read():
-    """Sums of a location that a store also sets: what the atomic operation read and what it wrote are neighbours."""
+def test_an_atomic_operation_directly_follows_the_write_it_read():
+    """An atomic add and a store to the same location: the store never falls between the add's read and write."""
 
     @cuda.jit
-    def add(x, out, who, first):
+    def add(x, out, device, first):
         if cuda.threadIdx.x == 0:
             if cuda.blockIdx.x == 0:
                 out[0] = cuda.atomic.add(x, 0, 1)

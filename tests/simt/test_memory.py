@@ -1,4 +1,4 @@
-"""The machine's memory: reuse of what was freed, limits, and what the host writes between runs."""
+"""The machine's memory: reuse after free, limits, and writes of the host between runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numba import cuda
 
 from aristos import simt
 from aristos.errors import MemoryProblem
-from aristos.simt.address_space import QUARANTINE_BYTES, Room, span
+from aristos.simt.address_space import QUARANTINE_BYTES, FreeRuns, span
 
 MIB = 1 << 20
 
@@ -29,7 +29,7 @@ def fill(a, value):
 
 @pytest.mark.parametrize("check", [True, False])
 def test_many_arrays_one_after_another(check):
-    """64 GiB of arrays of 1 MiB and more: twice what the machine holds, in no more places than the quarantine takes."""
+    """64 GiB of arrays, freed one by one, take no more places than the quarantine holds."""
     machine = simt.Machine(check=check)
     device, kept = machine.device(0), None
     for number in range(1000):
@@ -45,8 +45,8 @@ def test_many_arrays_one_after_another(check):
     assert max(a.start for a in machine.memory.allocations.values()) < 1 << 30
 
 
-def test_reused_memory_is_new():
-    """Neither what an earlier array held, nor who touched it, nor that it was written, is left."""
+def test_reused_memory_keeps_no_trace_of_its_past():
+    """Contents, accesses and initialised bytes of an earlier array are gone."""
     machine = simt.Machine()
     device = machine.device(0)
     old = device.empty(MIB, np.float32)
@@ -54,7 +54,7 @@ def test_reused_memory_is_new():
     assert machine.run() == []
     start = old.allocation.start
     old.free()
-    device.empty(QUARANTINE_BYTES, np.uint8).free()  # the quarantine is full: the oldest goes
+    device.empty(QUARANTINE_BYTES, np.uint8).free()  # the quarantine is full: the oldest array leaves it
     new = device.empty(MIB, np.float32)
     assert new.allocation.start == start
     assert (new.copy_to_host() == 0).all()
@@ -65,13 +65,13 @@ def test_reused_memory_is_new():
     assert machine.run() == []
 
 
-def test_freed_memory_is_reported_while_it_is_apart():
+def test_accesses_to_quarantined_memory_are_reported():
     machine = simt.Machine()
     device = machine.device(0)
     a, out = device.array(np.ones(32)), device.array(np.zeros(32))
     device.launch(copy, 1, 32, a, out)
     a.free()
-    device.array(np.ones(32))  # elsewhere
+    device.array(np.ones(32))  # at another place
     assert [r.kind for r in machine.run()] == ["use_after_free"]
     with pytest.raises(ValueError, match="was freed"):
         a.copy_to_host()
@@ -83,14 +83,14 @@ def test_freed_memory_is_reported_while_it_is_apart():
     (True, np.float32, 1 << 38, "48 bytes for each item.*use check=False|Use check=False"),
     (False, np.uint8, 1 << 40, "does not fit the machine's"), (False, np.float64, (1 << 20, 1 << 20), "does not fit"),
 ])  # fmt: skip
-def test_what_is_too_large_is_refused(check, dtype, shape, words):
+def test_arrays_too_large_are_rejected(check, dtype, shape, words):
     machine = simt.Machine(check=check)
     with pytest.raises(MemoryProblem, match=words):
         machine.device(0).empty(shape, dtype)
-    assert machine.device(0).array(np.ones(3)).copy_to_host().tolist() == [1, 1, 1]  # and goes on
+    assert machine.device(0).array(np.ones(3)).copy_to_host().tolist() == [1, 1, 1]  # the machine still works
 
 
-def test_what_the_host_writes_between_runs_is_read():
+def test_kernels_read_what_the_host_wrote_between_runs():
     machine = simt.Machine()
     device = machine.device(0)
     a, out = device.array(np.zeros(32)), device.array(np.zeros(32))
@@ -104,7 +104,7 @@ def test_what_the_host_writes_between_runs_is_read():
         assert out.copy_to_host().tolist() == [value, value, value, 1.0, *[value] * 28]
 
 
-def test_only_what_the_host_writes_counts_as_written():
+def test_only_elements_that_the_host_writes_are_initialised():
     machine = simt.Machine()
     device = machine.device(0)
     a, out = device.empty((8, 8), np.float32), device.array(np.zeros(32, np.float32))
@@ -122,28 +122,28 @@ def test_only_what_the_host_writes_counts_as_written():
     assert [r.kind for r in machine.run()] == ["uninitialised"]
 
 
-def test_launches_leave_nothing():
-    """What a run takes for its kernels' parameters it gives back."""
+def test_launches_free_their_parameters():
+    """Memory of kernel parameters does not accumulate over runs."""
     machine = simt.Machine()
     device, out = machine.device(0), machine.device(0).array(np.zeros(32))
     for _ in range(20):
         device.launch(fill, 1, 32, out, 1.0)
         machine.run()
-    assert sum(not a.freed for a in machine.memory.allocations.values()) == 2  # out, and the last run's
+    assert sum(not a.freed for a in machine.memory.allocations.values()) == 2  # `out` and the last run's parameters
 
 
-def test_free_places_join():
-    room = Room(0, 100)
-    a, b, c = room.take(10), room.take(20), room.take(30)
+def test_free_runs_merge():
+    runs = FreeRuns(0, 100)
+    a, b, c = runs.take(10), runs.take(20), runs.take(30)
     assert (a, b, c) == (0, 10, 30)
-    assert room.take(50) == -1
-    room.give(a, 10)
-    room.give(c, 30)
-    assert room.free == [(0, 10), (30, 100)]
-    assert room.take(11) == 30
-    room.give(b, 20)
-    assert room.free == [(0, 30), (41, 100)]
-    room.give(30, 11)
-    assert room.free == [(0, 100)]
+    assert runs.take(50) == -1
+    runs.give(a, 10)
+    runs.give(c, 30)
+    assert runs.free == [(0, 10), (30, 100)]
+    assert runs.take(11) == 30
+    runs.give(b, 20)
+    assert runs.free == [(0, 30), (41, 100)]
+    runs.give(30, 11)
+    assert runs.free == [(0, 100)]
     assert span(0) == span(1) == 1024
     assert span(513) == 1536

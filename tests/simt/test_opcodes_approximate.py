@@ -1,4 +1,4 @@
-"""Approximations of the PTX machine within the error that PTX states for each, and its special values."""
+"""Approximate instructions on the PTX machine: within PTX's error bounds, with its special values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FORMATS = {"f16": F16, "bf16": BF16, "f32": F32, "f64": F64}
 
 
 def as_float(x):
-    """A number as a Python float; exact for every format here."""
+    """A number as a Python float, which is exact for every format here."""
     if x[0] != "num":
         size = math.nan if x[0] == "nan" else math.inf
     else:
@@ -129,7 +129,7 @@ def test_division():
         return x / y
 
     def approximate(x, y):
-        """div.approx: nothing is promised where the divisor is outside [2**-126, 2**126]."""
+        """div.approx: PTX promises nothing for a divisor outside [2**-126, 2**126]."""
         inside = 2.0**-126 <= abs(y) <= 2.0**126 or y == 0 or not math.isfinite(y)
         return divided(x, y) if inside else None
 
@@ -145,7 +145,7 @@ def test_division():
 
 
 def test_narrow_precision():
-    """The errors PTX states: ex2.f16 2**-9.9, ex2.bf16 2**-7, tanh.f32 2**-11, tanh.f16 2**-10.987, tanh.bf16 2**-8."""
+    """PTX's error bounds: ex2.f16 2**-9.9, ex2.bf16 2**-7, tanh.f32 2**-11, tanh.f16 2**-10.987, tanh.bf16 2**-8."""
     cases = []
     for name, form, ex2, tanh, ftz in (("f16", F16, 2**-9.9, 2**-10.987, ""), ("bf16", BF16, 2**-7, 2**-8, ".ftz")):
         a = inputs(form, 7, -12, 4)

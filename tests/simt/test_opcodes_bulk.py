@@ -1,10 +1,10 @@
-"""Bulk copies of the PTX machine: what they copy, when it is there, what orders them, and what is a finding."""
+"""Bulk copies on the PTX machine: their results, the order that waits give, and the reports of misuse."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from simt_ptx import launched, refused
+from simt_ptx import launched, rejection
 
 CHECKED = pytest.mark.parametrize("check", [True, False])
 MODULE = ".shared .align 8 .b64 bars[8];\n.shared .align 128 .b8 tile[8192];"
@@ -41,7 +41,7 @@ def run(body, *arrays, threads=128, **options):
 
 @CHECKED
 @pytest.mark.parametrize("seed", range(4))
-def test_loads_and_what_waits_for_them(seed, check):
+def test_loads_with_and_without_a_wait(seed, check):
     out, found = run(LOAD, seed=seed, check=check)
     assert found == []
     assert np.array_equal(out[1], DATA)
@@ -54,8 +54,8 @@ def kinds_of(body, *arrays, seeds=range(8), **options):
 READ = "WAIT: mbarrier.try_wait.parity.shared::cta.b64 p31, [r30], 0;\n@!p31 bra WAIT;"
 
 
-LATE = {"race", "missing_wait"}  # of these one or both show, by the schedule, where something is not waited for
-MORE = {"uninitialised", "misuse", "deadlock"}  # and what may follow
+LATE = {"race", "missing_wait"}  # one or both of these are reported, by the schedule, if a wait is missing
+MORE = {"uninitialised", "misuse", "deadlock"}  # and these may follow
 
 
 @pytest.mark.parametrize(("old", "new", "kinds"), [
@@ -79,8 +79,8 @@ def test_what_orders_loads(old, new, kinds):
 
 
 @pytest.mark.parametrize(("fence", "kinds"), [("", {"missing_fence"}), ("fence.proxy.async.shared::cta;", set())])
-def test_a_place_used_again(fence, kinds):
-    """What others read through the generic proxy is overwritten by the next load: a fence is needed."""
+def test_a_reused_buffer_needs_a_fence(fence, kinds):
+    """The next load overwrites what other threads read through the generic proxy, which needs a fence."""
     body = LOAD + f"""{fence}
 bar.sync 0;
 @p30 bra OVER;
@@ -98,8 +98,8 @@ setp.eq.u32 p1, t, 5;
     assert np.array_equal(out, want)
 
 
-def test_a_wait_for_another_barrier_is_no_wait():
-    """Who waits for one barrier knows nothing of what another counts."""
+def test_a_wait_on_one_barrier_does_not_order_copies_of_another():
+    """A thread that waits on one barrier is not ordered after the copies that another barrier counts."""
     second = "mbarrier.init.shared::cta.b64 [r30+8], 1;\nfence.mbarrier_init"
     body = LOAD.replace("fence.mbarrier_init", second).replace(
         "ISSUED:", """mbarrier.arrive.expect_tx.shared::cta.b64 _, [r30+8], 16;
@@ -112,9 +112,9 @@ ISSUED:""") + "ld.shared.b32 r5, [tile+4096];\n"  # fmt: skip
     assert kinds_of(body.replace("ld.shared.b32 r5", f"{wait}\nld.shared.b32 r5")) == set()
 
 
-def test_an_earlier_phase_says_nothing_of_a_later_one():
-    """A second copy counted by the same barrier, there but not waited for: the first phase's wait does not cover it."""
-    seen = "mbarrier.test_wait.parity.relaxed.cta.shared::cta.b64 p31, [r30], 1;"  # which does not acquire
+def test_a_wait_for_a_phase_does_not_order_copies_of_a_later_one():
+    """A second copy on the same barrier has landed but was not waited for: the wait for phase one does not cover it."""
+    seen = "mbarrier.test_wait.parity.relaxed.cta.shared::cta.b64 p31, [r30], 1;"  # a relaxed wait does not acquire
     body = LOAD + f"""bar.sync 0;
 @p30 bra LATER;
 mbarrier.arrive.expect_tx.shared::cta.b64 _, [r30], 16;
@@ -142,16 +142,16 @@ WAIT: mbarrier.try_wait.parity.shared::cta.b64 p31, [r30], 0;
     ({"source": "a0+8"}, "misaligned"), ({"to": "r29+8176"}, "out_of_bounds"), ({"bar": "r30+8"}, "misuse"),
     ({"bar": "r30+4"}, "misaligned"), ({"source": "a0+4064"}, "out_of_bounds"),
 ])  # fmt: skip
-def test_places_and_sizes(changed, kind, check):
-    """A copy that is refused at run time does not start, so the wait for it is a dead-lock."""
+def test_wrong_addresses_and_sizes_are_reported(changed, kind, check):
+    """A copy that is rejected at run time does not start, so the wait for it is a deadlock."""
     body = ONE.format(**{"to": "r29", "source": "a0", "size": 64, "bar": "r30"} | changed)
     found = [r.kind for r in run(body, DATA, threads=1, check=check)[1]]
     if kind == "out_of_bounds" and "source" in changed and not check:
-        return  # without the checker a read near an array is not looked at
+        return  # without the checker, reads near an array are not checked
     assert found == ([] if kind is None else [kind, "deadlock"])
 
 
-def test_a_block_that_ends_too_early():
+def test_a_block_that_ends_before_its_copies_is_reported():
     body = ONE.format(to="r29", source="a0", size=64, bar="r30").split("WAIT:")[0]
     found = run(body, DATA, threads=1)[1]
     assert [(r.kind, "the block ended before" in r.message) for r in found] == [("misuse", True)]
@@ -204,7 +204,7 @@ FREE = "cp.async.bulk.wait_group 0;"
     (FREE, f"cp.async.bulk.wait_group 1;\nst.shared.u32 [tile], 1;\n{FREE}", set()),
     (FREE, f"cp.async.bulk.wait_group 1;\nst.shared.u32 [tile+1024], 1;\n{FREE}", {"race"}),
     (FREE, f"cp.async.bulk.wait_group.read 0;\nst.shared.u32 [tile], 1;\n{FREE}", set()),
-    (FREE, "cp.async.bulk.wait_group.read 0;", {"race"}),  # the sources are free, the targets not there yet
+    (FREE, "cp.async.bulk.wait_group.read 0;", {"race"}),  # the sources may be reused, the targets are not complete yet
     (FREE, f"ld.global.b32 r6, [a1+1088];\n{FREE}", {"missing_wait", "race"}),
     (FREE, "", {"missing_wait", "race", "misuse"}),
     ("st.shared.v4.b32 [d2], {r1, r2, r3, r4};", "", {"uninitialised"}),
@@ -215,7 +215,7 @@ def test_what_orders_stores(old, new, kinds):
     assert found == kinds
 
 
-def test_a_store_is_there_for_the_next_kernel():
+def test_the_next_kernel_reads_a_store():
     from simt_ptx import HEADER
 
     from aristos import simt
@@ -250,14 +250,14 @@ ret;
     assert (profile["instructions"], profile["sectors"], profile["stores"]) == (3, 1, 1)
 
 
-def test_prefetches_change_nothing():
+def test_prefetches_have_no_effect():
     body = "cp.async.bulk.prefetch.L2.global [a0], 1024;\nld.global.b32 r1, [a0];\nst.global.b32 [a1], r1;"
     out, found = run(body, threads=1)
     assert (found, out[1][0]) == ([], DATA[0])
 
 
-def test_more_under_way_than_the_table_holds():
-    """All lanes store on and on: some land meanwhile, and nothing is kept beyond the table."""
+def test_more_pending_copies_than_the_table_holds():
+    """All lanes keep storing: some copies land early, so that the table never overflows."""
     body = """mov.u32 r29, tile;
 shl.b64 d1, t64, 4;
 add.u64 d1, d1, a0;
@@ -291,7 +291,7 @@ cp.async.bulk.wait_group 0;"""
     "cp.async.bulk.global.shared::cta.bulk_group [d1], [r1+99999999999999999999], 16;",
     "cp.async.mbarrier.arrive.noinc.shared [r1];",
 ])  # fmt: skip
-def test_refused_at_load(text):
-    message = refused(text)
+def test_rejected_at_load(text):
+    message = rejection(text)
     assert text.split()[0].rstrip(";") in message
     assert "PTX line" in message

@@ -1,4 +1,4 @@
-"""Branches, calls and guards of the PTX machine, where every lane goes its own way."""
+"""Branches, calls and guards on the PTX machine, with lanes that diverge."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ LANES = range(32)
 
 
 def lanes(body, module="", head="", threads=32):
-    """What each thread leaves in r1."""
+    """The final value of r1 in each thread."""
     text = f"{body}\nmad.wide.u32 d38, t, 4, a0;\nst.global.b32 [d38], r1;"
     return execute(text, np.zeros(threads, np.uint32), module=module, head=head, threads=threads)[0].tolist()
 
 
 def test_loops_of_different_lengths():
-    """Collatz steps of each lane's number."""
+    """The Collatz steps of each lane's number."""
     body = """add.u32 r2, t, 1;
 mov.u32 r1, 0;
 again:
@@ -159,8 +159,8 @@ ld.param.b32 r1, [y];
     assert lanes(body, module) == [lane + (200 if lane & 1 else 100) for lane in LANES]
 
 
-def test_names_in_scopes():
-    """A register, a variable and a label of an inner scope hide those outside, and only there."""
+def test_inner_scopes_hide_outer_names():
+    """A register, a variable and a label of an inner scope hide the outer ones, only inside it."""
     body = """mov.u32 r1, 1;
 {
 .reg .b32 r<4>;

@@ -1,4 +1,4 @@
-"""cvt, mov and comparisons of the PTX machine against integers and fractions."""
+"""cvt, mov and comparisons on the PTX machine against Python's integers and fractions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from simt_numbers import (
     signed,
     value,
 )
-from simt_ptx import Case, check, refused
+from simt_ptx import Case, check, rejection
 
 INTEGERS = ("u8", "s8", "u16", "s16", "u32", "s32", "u64", "s64")
 FORMATS = {"f16": F16, "bf16": BF16, "f32": F32, "f64": F64}
@@ -40,7 +40,7 @@ def bits_of(kind):
 
 
 def register(kind):
-    """The register that holds a type here: 8 and 16-bit integers in 32-bit ones."""
+    """The register for a type: 32 bits for 8 and 16-bit integers."""
     return max(bits_of(kind), 32)
 
 
@@ -51,7 +51,7 @@ def integers(bits, seed):
 
 
 def floats(form, seed):
-    """Edges of the format, and numbers around the edges of the integer types and between integers."""
+    """Edges of the format, numbers around the edges of the integer types, and numbers between integers."""
     found = mixed(float_edges(form), form.bits, 1, N, seed, near=form)[0]
     around = [size * sign for size in BETWEEN for sign in (1, -1)]
     for at, x in enumerate(around[: N // 2]):
@@ -99,7 +99,7 @@ def test_integer_to_integer(to):
                 return cut(saturated(x, to) if sat else read(x, to), register(to))
 
             cases.append(Case(f"cvt{sat}.{to}.{source} $d, $a;", f"b{register(to)}", a, want))
-        if bits_of(to) < 64:  # a register that is wider than the type is filled with the sign, or zeros
+        if bits_of(to) < 64:  # a register wider than the type is sign-extended or zero-extended
             cases.append(Case(f"cvt.{to}.{source} $d, $a;", "b64", a, lambda a, source=source: cut(
                 read(read(a, source), to), 64)))  # fmt: skip
         if bits_of(to) <= 16:
@@ -153,7 +153,7 @@ def test_integer_to_float(to):
 
 
 def clamped(bits, form, sat):
-    """The bits of a converted float, kept in [0, 1] by .sat."""
+    """The bits of a converted float; .sat clamps it to [0, 1]."""
     x = value(bits, form)
     if not sat:
         return bits
@@ -210,7 +210,7 @@ def test_flushing_conversions():
 
 
 def finite(bits, form):
-    """The largest number instead of an infinity."""
+    """The bits, with the largest number in place of an infinity."""
     sign = 1 << (form.exponent + form.fraction + form.below)
     return bits - (1 << form.below) if bits & ~sign == form.infinity << form.below else bits
 
@@ -227,7 +227,7 @@ def narrowed(form, mode, relu=False, satfinite=False):
 
 
 def test_narrow_conversions():
-    """f16, bf16 and tf32 from float32, alone and in pairs, with .relu and .satfinite."""
+    """f16, bf16 and tf32 from float32, single and in pairs, with .relu and .satfinite."""
     a, b = floats(F32, 36), floats(F32, 37)
     cases = []
     for name, form in (("f16", F16), ("bf16", BF16)):
@@ -266,7 +266,7 @@ QUARTERS = {five: [quarter(bits, five) for bits in range(0x7C if five else 0x7F)
 
 
 def to_quarter(x, five, relu):
-    """The nearest of all e4m3 or e5m2 numbers, ties to the even pattern, never infinite."""
+    """The nearest e4m3 or e5m2 number, ties to the even pattern, never infinite."""
     if x[0] == "nan":
         return 0x7F
     if relu and x[1]:
@@ -464,8 +464,8 @@ def test_packed_comparisons(name):
     check(cases)
 
 
-def test_comparisons_that_overwrite_what_they_read():
-    """The second predicate is an operand, or the guard, of the instruction that writes it."""
+def test_comparisons_may_overwrite_their_operands():
+    """The second result is also an operand, or the guard, of the instruction."""
     two = dict(zip("ab", mixed(integer_edges(32), 32, 2, N, 43)))
     p = np.random.default_rng(6).random(N) < 0.5
     less = lambda a, b: read(a, "s32") < read(b, "s32")  # noqa: E731
@@ -506,8 +506,8 @@ def test_selections():
     check(cases)
 
 
-def test_the_oracle_itself():
-    """The rounding that everything here is judged by, against NumPy's and Python's."""
+def test_the_oracle_agrees_with_numpy():
+    """The rounding that these tests compare with, against NumPy's and Python's."""
     rng = np.random.default_rng(8)
     for x in rng.standard_normal(300) * 2.0 ** rng.integers(-160, 160, 300):
         number = exact(Fraction(float(x)))
@@ -526,7 +526,7 @@ def test_the_oracle_itself():
     "mov.b128 r1, r2;", "cvt.rni.f32.s32 r1, r2;", "cvt.f32.f64 r1, d1;", "cvt.f32.s32 r1, r2;",
     "cvt.pack.sat.u4.s32.b32 r1, r2, r3, r4;", "cvt.rn.satfinite.s32.f32 r1, r2;", "cvt.rn.relu.f32.f64 r1, d1;",
 ])  # fmt: skip
-def test_refused_at_load(text):
-    message = refused(text)
+def test_rejected_at_load(text):
+    message = rejection(text)
     assert text.split()[0] in message
     assert "PTX line" in message

@@ -1,4 +1,4 @@
-"""Floating-point instructions of the PTX machine against fractions, rounded once."""
+"""Floating-point instructions on the PTX machine against fractions rounded once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from simt_numbers import (
     total,
     value,
 )
-from simt_ptx import Case, check, refused
+from simt_ptx import Case, check, rejection
 
 FORMATS = {"f16": F16, "bf16": BF16, "f32": F32, "f64": F64}
 MODES = ("rn", "rz", "rm", "rp")
@@ -36,7 +36,7 @@ def values(form, count, seed=0, n=N):
 
 
 def nan_too(form):
-    """Equal bits, or both some NaN where PTX leaves open which."""
+    """Equal bits, or both a NaN: PTX does not specify which NaN."""
     if form.nan is not None:
         return None
     return lambda got, want: value(got, form)[0] == value(want, form)[0] == "nan"
@@ -55,7 +55,7 @@ def limited(bits, form, sat, relu):
 
 
 def stated(function, form, mode="rn", ftz=False, sat=False, relu=False):
-    """From bits to bits: `function` of the numbers, rounded once; with ftz subnormals are zeros on both sides."""
+    """`function` on bits, rounded once; with ftz, subnormal operands and results become zeros."""
 
     def want(*raw):
         numbers = [value(x, form) for x in raw]
@@ -129,14 +129,14 @@ def test_default_rounding():
 
 
 def test_fma_rounds_once():
-    """a * b + c where rounding the product first would give another number, in every format."""
+    """a * b + c for which rounding the product first gives another result, in every format."""
     for name, form in FORMATS.items():
         rng = np.random.default_rng(9)
         p, one = form.fraction, -form.least + 1
         a = (one << p) + rng.integers(1, 1 << p, N).astype(object)
         b = (one << p) + rng.integers(1, 1 << p, N).astype(object)
         exact = [product(value(int(x), form), value(int(y), form)) for x, y in zip(a, b)]
-        c = [rounded(negated(x), form) for x in exact]  # what is left is the product's own rounding error
+        c = [rounded(negated(x), form) for x in exact]  # the result is the product's rounding error
         dtype = {16: np.uint16, 32: np.uint32, 64: np.uint64}[form.bits]
         inputs = {k: np.array([int(x) for x in column], dtype) for k, column in zip("abc", (a, b, c))}
         fma = case(f"fma.rn.{name}", form, inputs, fused("rn"))
@@ -174,7 +174,7 @@ def test_half_precision(name):
 
 @pytest.mark.parametrize("name", ["f16", "bf16"])
 def test_packed_halves(name):
-    """Each half of x2 instructions gives what the instruction of one number gives."""
+    """Each half of an x2 instruction has the result of the single instruction."""
     form = FORMATS[name]
     columns = {k: (high.astype(np.uint32) << 16 | low) for (k, high), low in zip(
         values(form, 3, 13).items(), values(form, 3, 14).values())}  # fmt: skip
@@ -205,7 +205,7 @@ def test_packed_halves(name):
 
 
 def best(form, op, nan=False, ftz=False, xorsign=False, absolute=False):
-    """min and max: a NaN loses unless .NaN; -0 < +0; .xorsign.abs takes sizes and multiplies the signs."""
+    """min and max: a NaN loses unless .NaN; -0 < +0; .xorsign.abs compares magnitudes and multiplies signs."""
 
     def want(*raw):
         numbers = [value(x, form) for x in raw]
@@ -316,7 +316,7 @@ def test_immediates():
     "testp.finite.f16 p1, h1;", "add.relu.f32 r1, r2, r3;", "sqrt.approx.f64 d1, d2;", "div.rn.f16 h1, h2, h3;",
     "rcp.f64 d1, d2;", "fma.rn.NaN.f32 r1, r2, r3, r4;", "div.approx.f64 d1, d2, d3;", "sin.f32 r1, r2;",
 ])  # fmt: skip
-def test_refused_at_load(text):
-    message = refused(text)
+def test_rejected_at_load(text):
+    message = rejection(text)
     assert text.split()[0] in message
     assert "PTX line" in message

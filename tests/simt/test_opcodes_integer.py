@@ -1,11 +1,11 @@
-"""Integer, logic, shift and bit-field instructions of the PTX machine against Python's integers."""
+"""Integer, logic, shift and bit-field instructions on the PTX machine against Python's integers."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from simt_numbers import cut, integer_edges, mixed, read, saturated
-from simt_ptx import Case, check, refused
+from simt_ptx import Case, check, rejection
 
 TYPES = ("u16", "s16", "u32", "s32", "u64", "s64")
 N = 320
@@ -21,7 +21,7 @@ def values(kind: str, count: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def amounts(seed: int, n: int = N) -> np.ndarray:
-    """Numbers of bits to shift by: small ones, ones past every width, and large ones."""
+    """Shift amounts: small ones, some past every width, and large ones."""
     rng = np.random.default_rng(seed)
     some = rng.integers(0, 80, n).astype(np.uint32)
     some[::7] = rng.choice(np.array([0, 15, 16, 17, 31, 32, 33, 63, 64, 65, 255, 256, 257, 1 << 31, (1 << 32) - 1],
@@ -30,7 +30,7 @@ def amounts(seed: int, n: int = N) -> np.ndarray:
 
 
 def of(kind, function, wide=False):
-    """A statement on signed or unsigned integers, its result cut to the type's width (wide: twice that)."""
+    """The function on bits of a type, its result cut to the type's width (wide: twice that)."""
     bits = bits_of(kind) * (2 if wide else 1)
     return lambda *raw: cut(function(*(read(x, kind) for x in raw)), bits)
 
@@ -183,7 +183,7 @@ def test_funnel_shifts():
 
 
 @pytest.mark.parametrize("bits", [32, 64])
-def test_bits_counted(bits):
+def test_bit_counts(bits):
     one = {"a": values(f"b{bits}", 1)["a"]}
     rng = np.random.default_rng(2)
     one["a"][-100:] >>= rng.integers(0, bits, 100).astype(one["a"].dtype)
@@ -349,7 +349,7 @@ def test_dot_products():
 
 
 @pytest.mark.parametrize("kind", ["u16", "s16"])
-def test_two_halves(kind):
+def test_packed_16_bit_integers(kind):
     inputs = values("b32", 2, 7)
 
     def both(function):
@@ -370,7 +370,7 @@ def test_two_halves(kind):
 
 @pytest.mark.parametrize("bits", [32, 64])
 def test_carries(bits):
-    """Numbers of two words added, subtracted and multiplied through the carry flag."""
+    """Two-word numbers added, subtracted and multiplied with the carry flag."""
     inputs = values(f"b{bits}", 4, 8)
     u, out = f"u{bits}", f"b{bits} b{bits}"
 
@@ -401,8 +401,8 @@ def test_carries(bits):
     ])  # fmt: skip
 
 
-def test_division_by_zero_ends():
-    """The value is not specified; it must be one, and the kernel must go on."""
+def test_division_by_zero_does_not_stop_the_kernel():
+    """PTX does not specify the value."""
     for kind in TYPES:
         zero = np.zeros(64, values(kind, 1)["a"].dtype)
         inputs = {"a": values(kind, 1)["a"][:64], "b": zero}
@@ -416,7 +416,7 @@ def test_division_by_zero_ends():
     "lop3.b32 r1, r2, r3, r4, r5;", "shf.l.b32 r1, r2, r3, r4;", "div.u8 h1, h2, h3;", "min.b32 r1, r2, r3;",
     "vadd.s32.s32.s32 r1, r2, r3;",
 ])  # fmt: skip
-def test_refused_at_load(text):
-    message = refused(text)
+def test_rejected_at_load(text):
+    message = rejection(text)
     assert text.split()[0] in message
     assert "PTX line" in message

@@ -1,4 +1,4 @@
-"""mma, ldmatrix, stmatrix and movmatrix of the PTX machine against the fragments that the PTX ISA draws.
+"""mma, ldmatrix, stmatrix and movmatrix on the PTX machine against the fragments of the PTX ISA.
 
 The layouts below are the ISA's, element by element: lane -> (row, column) of element i of a fragment, written from its
 text and not from the machine's code. Products are exact; each element is one chain of additions in k order.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from simt_numbers import BF16, F16, F32, F64, TF32, cut, float_edges, product, read, rounded, saturated, total, value
-from simt_ptx import execute, refused
+from simt_ptx import execute, rejection
 
 LANES = range(32)
 
@@ -104,7 +104,7 @@ def drawn(form, shape, seed, edges=False):
 
 
 def chained(a, b, c, form, form_c, form_d, step=F32):
-    """Each element: C widened, then a product added in k order, each sum rounded to `step`; at last to D's type."""
+    """Each element: C, plus the products in k order, each sum rounded to `step`, the last one to D's type."""
     m, k = a.shape
     out = np.zeros((m, b.shape[1]), object)
     for row in range(m):
@@ -144,7 +144,7 @@ def test_float_products(shape, kind, form, type_c, type_d, edges):
 
 
 def test_tf32_ignores_low_bits():
-    """The 13 bits of a float32 below tf32 do not count."""
+    """The low 13 bits of a float32 are not part of tf32."""
     a, b, c = drawn(TF32, (16, 8), 4), drawn(TF32, (8, 8), 5), drawn(F32, (16, 8), 6)
     noise = np.random.default_rng(7).integers(0, 1 << 13, (16, 8))
     text = "m16n8k8.row.col.f32.tf32.tf32.f32"
@@ -177,9 +177,9 @@ def test_integer_products(shape, kinds, limit):
 @pytest.mark.parametrize("trans", ["", ".trans"])
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_load_matrix(count, trans, overlap):
-    """Lane l of a matrix holds row l/4, columns 2(l%4) and one more; rows are where lanes 8m+r say, in any order."""
+    """Lane l of a matrix holds row l/4, columns 2(l%4) and one more; lanes 8m+r hold the addresses, in any order."""
     rng = np.random.default_rng(9)
-    rows = rng.permutation(64)[:32].astype(np.uint32) * 16  # bytes of where each lane's row begins
+    rows = rng.permutation(64)[:32].astype(np.uint32) * 16  # byte offset of each lane's row
     data = rng.integers(0, 1 << 16, 512).astype(np.uint16)
     address = "r11" if overlap else "r5"
     names = ["r11", "r12", "r13", "r14"][:count]
@@ -273,7 +273,7 @@ st.global.b32 [d1], r1;"""
         "mma.sp.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {r1,r2,r3,r4}, {r1,r2}, {r5,r6}, {r1,r2,r3,r4}, r7, 0;",
     ],
 )
-def test_refused_at_load(text):
-    message = refused(text)
+def test_rejected_at_load(text):
+    message = rejection(text)
     assert text.split()[0] in message
     assert "PTX line" in message

@@ -1,10 +1,10 @@
-"""mbarriers of the PTX machine: counts and phases as the PTX ISA states them, what they order, and what is misuse."""
+"""mbarriers on the PTX machine: counts and phases of the PTX ISA, the order they give, and reports of misuse."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from simt_ptx import execute, launched, refused
+from simt_ptx import execute, launched, rejection
 
 CHECKED = pytest.mark.parametrize("check", [True, False])
 BARS = ".shared .align 8 .b64 bars[8];\n.shared .align 16 .b8 tile[4096];"
@@ -18,7 +18,7 @@ INITIALISED: bar.sync 0;
 
 
 class Model:
-    """One mbarrier by the ISA's text."""
+    """A model of one mbarrier, written from the ISA's text."""
 
     def __init__(self, count):
         self.phase, self.expected, self.pending, self.bytes = 0, count, count, 0
@@ -37,7 +37,7 @@ class Model:
 
 @CHECKED
 def test_phases_of_one_thread(check):
-    """A random sequence of arrivals and tests of one thread, each answer against the model's."""
+    """A random sequence of arrivals and tests of one thread; every result agrees with the model."""
     rng = np.random.default_rng(1)
     model, lines, want = Model(5), [INIT.format(count=5)], []
     for step in range(60):
@@ -66,7 +66,7 @@ def test_phases_of_one_thread(check):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("form", ["try_wait", "test_wait", "state", "hint"])
 def test_phases_of_a_block(form, seed, check):
-    """Sums of what all threads wrote, behind a barrier of their arrivals, over several phases."""
+    """Each thread sums all threads' values after a barrier, over several phases."""
     ask = {
         "try_wait": "mbarrier.try_wait.parity.shared::cta.b64 p1, [r30], {parity};",
         "test_wait": "mbarrier.test_wait.parity.shared::cta.b64 p1, [r30], {parity};",
@@ -102,7 +102,7 @@ DONE:"""
 
 
 def found_in(body, seeds=range(24), threads=64):
-    """The kinds that any of some seeds reports."""
+    """The kinds of reports over some seeds."""
     return {r.kind for seed in seeds for r in launched(body, np.zeros(1, np.uint32), threads=threads, module=BARS,
                                                        seed=seed)[1]}  # fmt: skip
 
@@ -129,10 +129,10 @@ def test_what_does_not_order(old, new, kinds):
 
 # ---- waits ----
 @pytest.mark.parametrize("check", [True, False])
-def test_a_wait_that_nobody_ends(check):
-    """As at bar.sync: a report that names the line of the wait, for try_wait and for a loop of test_wait."""
+def test_a_wait_that_never_ends_is_reported(check):
+    """The report names the line of the wait, for try_wait and for a loop of test_wait."""
     for form, words in (
-        ("try_wait", "wait here for a phase of an mbarrier that nobody ends"),
+        ("try_wait", "wait here for a phase of an mbarrier that never ends"),
         ("test_wait", "spin here"),
     ):
         body = INIT.format(count=65) + "mbarrier.arrive.shared::cta.b64 _, [r30];\n" + \
@@ -145,8 +145,8 @@ def test_a_wait_that_nobody_ends(check):
             assert "mbarrier.try_wait" in found[0].message
 
 
-def test_waits_answer_false_when_nothing_goes_on():
-    """A thread that looks at two barriers in turn finds the one that another ends, and the other by its own arrival."""
+def test_try_wait_returns_false_when_no_lane_can_run():
+    """A thread polls two barriers in turn: another thread completes one, its own arrival then completes the other."""
     body = INIT.format(count=1) + """setp.eq.u32 p1, t, 0;
 @p1 mbarrier.init.shared::cta.b64 [r30+8], 1;
 bar.sync 0;
@@ -163,8 +163,8 @@ DONE: """  # fmt: skip
         assert launched(body, threads=64, module=BARS, check=check)[1] == []
 
 
-def test_lanes_of_a_warp_wait_apart():
-    """Lane 0 waits for what lane 1 does; the others go on."""
+def test_lanes_of_a_warp_wait_separately():
+    """Lane 0 waits for lane 1's arrival while the others go on."""
     body = INIT.format(count=1) + """setp.eq.u32 p1, t, 0;
 @!p1 bra OTHERS;
 W: mbarrier.try_wait.parity.shared::cta.b64 p2, [r30], 0;
@@ -184,8 +184,8 @@ DONE: bar.warp.sync -1;"""  # fmt: skip
 
 # ---- bytes ----
 @CHECKED
-def test_bytes_hold_a_phase(check):
-    """expect_tx keeps the phase from its end although all have arrived; the tests of its parity stay false."""
+def test_expected_bytes_keep_a_phase_open(check):
+    """After expect_tx the phase does not end with the last arrival; tests of its parity stay false."""
     body = INIT.format(count=2) + """mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [r30], 16;
 mbarrier.arrive.shared::cta.b64 _, [r30];
 mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [r30], 16;
@@ -217,7 +217,7 @@ mad.wide.u32 d5, t, 16, a1; st.global.v4.u32 [d5], {r2, r3, r4, r5};"""
 @CHECKED
 @pytest.mark.parametrize("seed", range(4))
 def test_arrivals_of_copies(seed, check):
-    """cp.async.mbarrier.arrive: each thread's, counted by init with .noinc; without it an arrival more is needed."""
+    """cp.async.mbarrier.arrive: with .noinc init has counted the arrival; without it one more arrival is needed."""
     data = np.random.default_rng(3).integers(0, 1 << 32, (64, 4), np.uint32)
     own = ARRIVE.replace(".noinc", "").replace("W: ", "mbarrier.arrive.shared::cta.b64 _, [r30];\nW: ")
     for body in (ARRIVE, own):
@@ -231,7 +231,7 @@ def test_arrivals_of_copies(seed, check):
     ("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [r30];", "mbarrier.arrive.shared::cta.b64 _, [r30];"),
     ("@!p31 bra W;", ""),
 ])  # fmt: skip
-def test_copies_not_waited_for(old, new):
+def test_copies_that_are_not_waited_for_are_reported(old, new):
     data, body = np.ones((64, 4), np.uint32), INIT.format(count=64) + ARRIVE.replace(old, new)
     found = set()
     for seed in range(32):
@@ -259,7 +259,7 @@ INITIALISED = INIT.format(count=2)
     ("mov.u32 r30, bars;\nmbarrier.init.shared.b64 [r30], 1048576;", "a count must be 1 to"),
 ])  # fmt: skip
 def test_misuse(body, words):
-    """One report, of the last line, which names it."""
+    """One report, which names the last line."""
     _, found = launched(body, np.zeros(1, np.uint64), threads=1, module=BARS)
     assert [(r.kind, words in r.message) for r in found] == [("misuse", True)], found
     text = body.strip().splitlines()[-1]
@@ -268,7 +268,7 @@ def test_misuse(body, words):
     assert [r.kind for r in unchecked] == ["misuse"]
 
 
-def test_more_barriers_than_the_machine_has():
+def test_more_barriers_than_a_block_can_have():
     body = "mov.u32 r1, bars;\nmov.u32 r2, 0;\nL: mbarrier.init.shared.b64 [r1], 1;\nadd.u32 r1, r1, 8;\n" \
            "add.u32 r2, r2, 1;\nsetp.lt.u32 p1, r2, {};\n@p1 bra L;"  # fmt: skip
     module = ".shared .align 8 .b64 bars[200];"
@@ -277,8 +277,8 @@ def test_more_barriers_than_the_machine_has():
     assert {(r.kind, "128 mbarriers" in r.message or "no mbarrier" in r.message) for r in found} == {("misuse", True)}
 
 
-def test_an_mbarrier_used_again():
-    """After inval, at the same place, with another count, while others still know the first one's phases."""
+def test_an_mbarrier_initialised_again():
+    """After inval, at the same place with another count, while other threads remember the first one's phases."""
     body = INIT.format(count=1) + """mov.u32 r5, 0;
 AGAIN: mbarrier.arrive.shared::cta.b64 d1, [r30];
 W: mbarrier.try_wait.parity.shared::cta.b64 p1, [r30], 0;
@@ -295,10 +295,10 @@ st.global.u32 [a0], r1;"""  # fmt: skip
     assert (found, out[0].tolist()) == ([], [0])
 
 
-def test_an_initialisation_that_nothing_orders():
+def test_an_unordered_initialisation_is_reported():
     body = INIT.format(count=33).replace("bar.sync 0;", "") + "mbarrier.arrive.shared.b64 _, [r30];"
     kinds = {r.kind for seed in range(8) for r in launched(body, threads=33, module=BARS, seed=seed)[1]}
-    assert kinds == {"race", "misuse"}  # with some seeds the arrival finds no barrier yet
+    assert kinds == {"race", "misuse"}  # with some seeds the arrival comes before the initialisation
 
 
 def test_counters():
@@ -327,7 +327,7 @@ ret;
     "mbarrier.arrive.b64 r1, [r1];", "mbarrier.arrive.expect_tx.b64 _, [r1];", "mbarrier.test_wait.b64 p1, [r1], r1;",
     "mbarrier.arrive_drop.b64 d1, [r1];",
 ])  # fmt: skip
-def test_refused_at_load(text):
-    message = refused(text)
+def test_rejected_at_load(text):
+    message = rejection(text)
     assert text.split()[0] in message
     assert "PTX line" in message

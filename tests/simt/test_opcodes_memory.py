@@ -1,4 +1,4 @@
-"""Loads, stores, atomics and copies of the PTX machine against NumPy views of the same bytes."""
+"""Loads, stores, atomics and copies on the PTX machine against NumPy views of the same bytes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import pytest
 from simt_numbers import BF16, F16, F32, F64, cut, flushed, read, rounded, total, value
-from simt_ptx import Case, check, execute, refused
+from simt_ptx import Case, check, execute, rejection
 
 TYPES = [f"{kind}{bits}" for bits in (8, 16, 32, 64) for kind in "usb"] + ["f32", "f64"]
 CHECKED = pytest.mark.parametrize("checked", [False, True])
@@ -27,14 +27,14 @@ def widths(kind):
 
 
 def numbers(raw, kind, count):
-    """What `count` items of a type are, each in a register of 64 bits."""
+    """`count` items of a type as the contents of 64-bit registers."""
     size = size_of(kind)
     parts = [int.from_bytes(raw[i * size : (i + 1) * size], "little") for i in range(count)]
     return [cut(read(part, kind), 64) if kind[0] == "s" else part for part in parts]
 
 
 def fill(space):
-    """Copy a thread's 64 bytes of a0 to its place in a space."""
+    """Copy a thread's 64 bytes of a0 to its part of a space."""
     lines = ["mad.wide.u32 d31, t, 64, a0;"]
     for at in range(0, 64, 16):
         lines += [f"ld.global.v4.b32 {{r30, r31, r32, r33}}, [d31+{at}];",
@@ -86,7 +86,7 @@ def test_loads(space, generic, checked):
 @pytest.mark.parametrize("generic", [False, True])
 @pytest.mark.parametrize("space", DECLARED)
 def test_stores(space, generic, checked):
-    """Every type and vector width, to every space: those bytes and no others."""
+    """Every type and vector width, to every space; no other bytes change."""
     data = np.random.default_rng(51).integers(0, 256, (32, 64)).astype(np.uint8)
     words = np.random.default_rng(52).integers(0, 1 << 63, (32, 8)).astype(np.uint64)
     kinds = [(kind, count) for kind in TYPES for count in widths(kind)]
@@ -149,7 +149,7 @@ st.global.v4.b32 [d3+16], {r5, r6, r7, r8};"""
 
 
 def test_parameters_of_every_type():
-    """A kernel's parameters are where their types and alignments put them."""
+    """A kernel's parameters lie where their types and alignments put them."""
     from aristos import simt
 
     text = """.version 8.0
@@ -212,8 +212,8 @@ QUALIFIED = (
 
 
 @CHECKED
-def test_qualifiers(checked):
-    """Caches, orders and scopes change no value of a thread alone."""
+def test_qualifiers_do_not_change_values(checked):
+    """Cache hints, orders and scopes do not change the values of a single thread."""
     writes = [f"st.global.{q}.b32 [d2], r1;" for q in ("wb", "cg", "cs", "wt", "L1::no_allocate")]
     writes += [
         f"st.{order}.{scope}.global.b32 [d2], r1;"
@@ -324,7 +324,7 @@ def operands(bits, seed):
 @CHECKED
 @pytest.mark.parametrize("space", ["global", "shared", ""])
 def test_atomics(space, checked):
-    """What each returns and leaves, every thread at a place of its own; red leaves the same."""
+    """Old and new values, each thread at its own place; red has the same new values."""
     module = ".shared .align 8 .b8 tile[256];"
     lines = ["mad.wide.u32 d30, t, 8, a0;", "mov.u64 d31, tile;", "mad.wide.u32 d31, t, 8, d31;"]
     if space != "shared":
@@ -409,7 +409,7 @@ st.global.b64 [d32+24], d5;"""
 @CHECKED
 @pytest.mark.parametrize("space", ["global", "shared"])
 def test_atomics_of_one_location(space, checked):
-    """64 threads at one word: every intermediate value is seen by exactly one of them."""
+    """64 threads on one word: exactly one of them gets each intermediate value."""
     module = ".shared .align 8 .b32 word[4];"
     address = "a1" if space == "global" else "d1"
     body = f"""mov.u64 d1, word;
@@ -436,7 +436,7 @@ st.global.v4.b32 [d2+16], {{r5, r6, r7, r7}};"""
     turns = [(5 + i) % 21 for i in range(65)]
     assert sorted(out[:, 1].tolist()) == sorted(turns[:64])
     assert set(out[:, 4].tolist()) == {turns[64]}
-    seen = [*out[:, 2].tolist(), int(out[0, 5])]  # all that was written, and what was there before
+    seen = [*out[:, 2].tolist(), int(out[0, 5])]  # everything written, and the initial value
     assert sorted(seen) == sorted([*range(64), 5])
     assert set(out[:, 6].tolist()) == {63}
 
@@ -483,7 +483,7 @@ st.global.b32 [d5+56], r11;"""
     assert np.array_equal(out, expected)
 
 
-def test_hints_change_nothing():
+def test_hints_have_no_effect():
     body = """prefetch.global.L1 [a0];
 prefetch.global.L2 [a0];
 prefetchu.L1 [a0];
@@ -501,7 +501,7 @@ st.global.b32 [a1], r1;"""
 
 
 def test_values_survive_memory():
-    """One case by the harness itself: a value stored narrow and loaded wide, and back."""
+    """A value stored narrow and loaded wide, and back."""
     a = np.random.default_rng(56).integers(0, 1 << 32, 128, np.uint32)
     check([Case(".local .b32 m;\nst.local.b8 [m], $a;\nld.local.s8 $d, [m];", "b32", {"a": a},
                 lambda a: cut(read(a, "s8"), 32))], checked=True)  # fmt: skip
@@ -538,7 +538,7 @@ def test_values_survive_memory():
         "ld.f16x3 r1, [d1];",
     ],
 )
-def test_refused_at_load(text):
-    message = refused(text)
+def test_rejected_at_load(text):
+    message = rejection(text)
     assert text.split()[0].rstrip(";") in message
     assert "PTX line" in message

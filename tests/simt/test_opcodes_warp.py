@@ -1,11 +1,11 @@
-"""Instructions between the lanes of a warp, and special registers, on the PTX machine."""
+"""Collective instructions of a warp and special registers on the PTX machine."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from simt_numbers import F32, cut, lesser, read, rounded, value
-from simt_ptx import execute, refused
+from simt_ptx import execute, rejection
 
 LANES = range(32)
 MASKS = (0xFFFFFFFF, 0x0000FFFF, 0xF0F0F0F0, 0x80000001, 0x00000400, 0x5A5A1234)
@@ -16,7 +16,7 @@ def members(mask):
 
 
 def among(mask, body):
-    """The body for the lanes of a mask; the others go round it and come too late."""
+    """The body for the lanes of a mask; the others skip it and arrive later."""
     return f"""shr.u32 r39, {mask:#x}, t;
 and.b32 r39, r39, 1;
 setp.eq.u32 p39, r39, 0;
@@ -167,7 +167,7 @@ def test_reductions(mask):
 
 
 def test_float_reductions():
-    """redux of float32: the first of NaNs wins only with .NaN."""
+    """redux of float32: a NaN wins only with .NaN."""
     rng = np.random.default_rng(65)
     rows = rng.standard_normal((3, 32)).astype(np.float32)
     rows[1, 5] = np.nan
@@ -229,8 +229,8 @@ st.global.b32 [d1+16], r6;"""
         assert row[4] == 0xFFFFFFFF
 
 
-def test_lanes_meet_from_different_places():
-    """A shuffle and a vote whose lanes come from two branches: one instruction each, of one mask."""
+def test_lanes_from_two_branches_share_an_instruction():
+    """A shuffle and a vote whose lanes are in two branches: each is one instruction with one mask."""
     body = """setp.lt.u32 p1, t, 16;
 mul.lo.u32 r1, t, t;
 @p1 bra low;
@@ -334,7 +334,7 @@ def test_special_registers():
             assert got[b, thread, 22:].tolist() == [3, 256]
 
 
-def test_clocks_go_forward():
+def test_clocks_increase():
     body = """mov.u64 d1, %clock64;
 mov.u64 d2, %globaltimer;
 mov.u32 r1, %clock;
@@ -372,7 +372,7 @@ st.global.v2.b64 [d5+16], {d6, d2};"""
         "redux.sync.min.abs.u32 r1, r2, r3;",
     ],
 )
-def test_refused_at_load(text):
-    message = refused(text)
+def test_rejected_at_load(text):
+    message = rejection(text)
     assert text.split()[0].rstrip(";") in message
     assert "PTX line" in message

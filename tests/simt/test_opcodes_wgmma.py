@@ -1,4 +1,4 @@
-"""wgmma of the PTX machine against the layouts and fragments that the PTX ISA draws, stated in NumPy.
+"""wgmma on the PTX machine against the layouts and fragments of the PTX ISA, written in NumPy.
 
 An operand's image in shared memory is written element by element from the ISA's canonical layouts; the machine reads
 it through a descriptor. Products are exact, each element is one chain of float32 additions in k order from D.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from simt_ptx import launched, refused
+from simt_ptx import launched, rejection
 
 KINDS = {"bf16": 16, "f16": 16, "tf32": 8}  # elements of k in an instruction
 WIDTHS = {0: 16, 1: 128, 2: 64, 3: 32}  # bytes of a pattern's row, by the descriptor's mode
@@ -16,7 +16,7 @@ A_AT, B_AT = 0, 32768
 
 
 def narrow(values, kind):
-    """(bit patterns as elements in memory, the float32 values that they stand for)."""
+    """(bit patterns as in memory, their float32 values)."""
     values = values.astype(np.float32)
     if kind == "f16":
         return values.astype(np.float16).view(np.uint16), values.astype(np.float16).astype(np.float32)
@@ -68,7 +68,7 @@ def strides(mode, turned, rows, depth, size):
 
 
 def fragments(lane, n):
-    """(row, column) of each accumulator of a lane of warp 0 of the warpgroup: the ISA's figure of D."""
+    """(row, column) of each accumulator of a lane of the warpgroup's warp 0, from the ISA's figure of D."""
     return [(lane // 4 + 8 * (i // 2 % 2), 8 * (i // 4) + 2 * (lane % 4) + i % 2) for i in range(n // 2)]
 
 
@@ -208,8 +208,8 @@ def test_scales(scale, signs):
     assert np.array_equal(got, chained(d * (scale == "p2"), a * signs[0], b * signs[1]))
 
 
-def test_what_float32_cannot_hold():
-    """Infinities, NaNs, sums that overflow, subnormal numbers: as the chain of float32 sums gives them."""
+def test_infinities_nans_and_subnormals():
+    """Infinities, NaNs, overflowing sums and subnormal numbers have the results of the chain of float32 sums."""
     a_bits, a, b_bits, b, d = drawn("bf16", 16)
     a_bits[:8, 3], b_bits[:4, 3] = 0x7F7F, [0x7F7F, 0x7F80, 0xFF80, 0x7FC0]
     a_bits[8:16, 5], b_bits[4:8, 5] = 0x0080, 0x3E80
@@ -254,9 +254,9 @@ def test_steps_of_k_inside_a_swizzled_tile():
             assert out[1][thread, i] == want[thread // 32 * 16 + row, column]
 
 
-# ---- what is a finding ----
+# ---- reports ----
 def kinds_of(**options):
-    """The kinds that a product of bfloat16 reports."""
+    """The kinds of reports of a bfloat16 product."""
     shared, a_desc, b_desc, _, _, d = operands("bf16", 16)
     a_registers = options.pop("a_registers", None)
     found = multiply("m64n16k16.f32.bf16.bf16", 16, shared, d, options.pop("a", a_desc), options.pop("b", b_desc),
@@ -272,16 +272,16 @@ def kinds_of(**options):
     ("setp.ne.u32 p4, t, 0;\n@p4 bra X;\nfence.proxy.async;\nX: bar.sync 0;", {"missing_fence"}),
     ("setp.ge.u32 p4, t, 32;\nsetp.eq.or.u32 p4, t, 5, p4;\n@p4 fence.proxy.async;\nbar.sync 0;", {"missing_fence"}),
 ])  # fmt: skip
-def test_what_generic_writes_need(before, kinds):
+def test_generic_writes_need_a_proxy_fence(before, kinds):
     assert kinds_of(before=before) == kinds
 
 
-STORE = "st.shared.u32 [tile+32768], 5;"  # of B, which all warps read
+STORE = "st.shared.u32 [tile+32768], 5;"  # for B, which all warps read
 HELD = "wgmma.wait_group.sync.aligned 0;"
 
 
 @pytest.mark.parametrize(("after", "kinds"), [
-    (f"{COMMIT}\n{HELD}\nbar.sync 0;\n{STORE}", {"race"}),  # of the 128 threads that store, not with the reads
+    (f"{COMMIT}\n{HELD}\nbar.sync 0;\n{STORE}", {"race"}),  # of the 128 threads that store, not ordered with the reads
     (f"{COMMIT}\n{HELD}\nbar.sync 0;\nsetp.ne.u32 p4, t, 0;\n@!p4 {STORE}", set()),
     (f"{COMMIT}\nbar.sync 0;\nsetp.ne.u32 p4, t, 0;\n@!p4 {STORE}\n{HELD}", {"race"}),
     (f"{COMMIT}\nwgmma.wait_group.sync.aligned 1;\nbar.sync 0;\nsetp.ne.u32 p4, t, 0;\n@!p4 {STORE}\n{HELD}", {"race"}),
@@ -308,7 +308,7 @@ ADD = "add.f32 c3, c3, c4;"
     ("".join(f"mov.b32 c{i}, 0;" for i in range(8)), WAIT, {"missing_fence"}),
     (f"{FENCE}\nadd.u32 r20, r20, 1;", f"add.u32 r20, r20, 1;\n{WAIT}", set()),
 ])  # fmt: skip
-def test_registers_between_fence_and_wait(first, after, kinds):
+def test_registers_used_between_fence_and_wait_are_reported(first, after, kinds):
     assert kinds_of(first=first, after=after) - {"uninitialised"} == kinds
 
 
@@ -321,7 +321,7 @@ def test_registers_of_a(after, kinds):
 
 
 def test_a_second_product_of_the_same_registers():
-    """Of the same shape without a fence; after the registers were used, only with one; of another shape, not."""
+    """The same shape needs no fence, unless the registers were used in between; another shape needs a wait."""
     form = "wgmma.mma_async.sync.aligned.m64n{}k16.f32.bf16.bf16 {{{}}}, d20, d21, p2, 1, 1, 0, 0;"
     again, other = form.format(16, "c0, c1, c2, c3, c4, c5, c6, c7"), form.format(8, "c0, c1, c2, c3")
     assert kinds_of(after=f"{again}\n{WAIT}\n{again}\n{WAIT}") == set()
@@ -374,7 +374,7 @@ REGISTERS = "{r1, r2, r3, r4}"
     f"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {REGISTERS}, {{r1, r2}}, d2, p1, 1, 1, 0;",
     f"wgmma.mma_async.sp.sync.aligned.m64n8k32.f32.f16.f16 {REGISTERS}, d1, d2, r9, 0, p1, 1, 1, 0, 0;",
 ])  # fmt: skip
-def test_refused_at_load(text):
-    message = refused(text)
+def test_rejected_at_load(text):
+    message = rejection(text)
     assert text.split()[0].rstrip(";") in message
     assert "PTX line" in message

@@ -1,4 +1,4 @@
-"""`aristos simt profile`: scripts whose kernels run on the machine, as a user starts them."""
+"""`aristos simt profile` as a user runs it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_bug_in_json(tmp_path):
     ("import sys; sys.exit(5)", 5, "no kernel ran"), ("sys.exit(", 1, "SyntaxError"),
     ("raise RuntimeError('mine')", 1, "RuntimeError: mine"), ("raise SystemExit('word')", 1, "word\n"),
 ])  # fmt: skip
-def test_how_a_script_ends(tmp_path, text, code, words):
+def test_the_exit_code_of_a_script(tmp_path, text, code, words):
     script = tmp_path / "end.py"
     script.write_text(text)
     got, _, err = run("profile", script)
@@ -82,7 +82,7 @@ def test_usage(words, code, message):
     assert out == ""
 
 
-def test_numbas_simulator_is_in_the_way():
+def test_numbas_simulator_is_rejected():
     code, _, err = run("profile", __file__, NUMBA_ENABLE_CUDASIM="1")
     assert code == 3
     assert "unset NUMBA_ENABLE_CUDASIM" in err

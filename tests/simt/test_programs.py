@@ -1,4 +1,4 @@
-"""Random small programs on the PTX machine and in a naive interpreter of one lane at a time (simt_scalar)."""
+"""Random small programs on the PTX machine against a naive interpreter of one lane at a time (simt_scalar)."""
 
 from __future__ import annotations
 
@@ -165,12 +165,12 @@ def line(choice: int, picks: list[int], guard: int) -> list[str]:
     text = [f"{before}{opcode} {', '.join(operands)};"]
     if opcode.endswith("f64") and kinds[0] == "d" and not opcode.startswith(("cvt.rmi", "cvt.rzi")):
         text += [f"testp.notanumber.f64 p9, {operands[0]};", f"selp.b64 {operands[0]}, {NAN}, {operands[0]}, p9;"]
-    return ["\n".join(text)]  # nothing may jump between them
+    return ["\n".join(text)]  # no jump may end between them
 
 
 @st.composite
 def programs(draw):
-    """Lines of a program; some of them are jumped over by the lanes in which a predicate holds."""
+    """Lines of a program; lanes in which a predicate holds jump over some of them."""
     small = st.integers(0, 1 << 16)
     steps = draw(
         st.lists(st.tuples(small, st.lists(small, min_size=5, max_size=5), st.integers(0, 7)), min_size=3, max_size=40)
@@ -186,7 +186,7 @@ def programs(draw):
 
 
 def initial(seed: int) -> np.ndarray:
-    """[32, registers] uint64: what the lanes begin with; edges of integers and floats among it."""
+    """[32, registers] uint64: the lanes' first values, with edges of integers and floats among them."""
     rng = np.random.default_rng(seed)
     out = np.zeros((32, len(NAMES)), np.uint64)
     for column, name in enumerate(NAMES):
@@ -203,7 +203,7 @@ def initial(seed: int) -> np.ndarray:
 
 
 def body_of(lines: list[str]) -> str:
-    """Registers loaded, the program, registers and memory stored."""
+    """PTX that loads the registers, runs the program, and stores registers and memory."""
     load, save = [f"mad.wide.u32 d38, t, {8 * len(NAMES)}, a0;"], ["mad.wide.u32 d39, t, 192, a1;"]
     load += [f"st.local.b64 [own+{8 * i}], 0;" for i in range(8)] + ["add.cc.u32 r39, 0, 0;"]
     for column, name in enumerate(NAMES):

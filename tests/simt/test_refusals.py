@@ -1,4 +1,4 @@
-"""Bad input to the PTX machine: each a clear error or a report, never a hang, a crash or a wrong answer."""
+"""Bad input to the PTX machine gives a clear error or a report, never a hang, a crash or a wrong result."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ZEROS = np.zeros(64, np.uint32)
     ("add.u32 %r1, %p1, 1;", "register %p1 of type .pred does not fit"),
     ("and.pred %p1, %r1, %p2;", "register %r1 of type .b32 does not fit"),
     ("add.u32 5, %r1, 1;", "the result must go to a register"),
-    ("add.u32 %r1, %r1, 0f3F800000;", "a float is no operand of an integer type"),
+    ("add.u32 %r1, %r1, 0f3F800000;", "a float cannot be an operand of an integer type"),
     ("@%r1 bra X; X:", "the guard %r1 is not a predicate register"), ("bra NOWHERE;", "line 7: no label NOWHERE"),
     ("X: add.u32 %r1, %r1, 1; X: bra X;", "line 7: label X stands here a second time"),
     (".reg .b32 %r<5>;", "line 7: %r is declared a second time"),
@@ -92,12 +92,12 @@ ZEROS = np.zeros(64, np.uint32)
     ("bar.red.and.pred %r1, 0, %p2;", "register %r1 of type .b32 does not fit the result"),
     ("fence.acq_rel;", "one of .cta, .+ is needed"),
 ])  # fmt: skip
-def test_bodies(body, words):
+def test_wrong_instructions(body, words):
     with pytest.raises(simt.PTXError, match=words):
         launch(kernel(body), ZEROS)
 
 
-def test_results_of_their_own_size():
+def test_results_of_other_sizes_are_accepted():
     body = "set.eq.f16.f16 %h1, %h2, %h3; set.eq.u32.f32 %r1, %f1, %f2; set.nan.bf16.bf16 %h1, %h2, %h3; " \
            "mul.wide.u32 %d1, %r1, %r2; cvt.u32.u64 %r1, %d1; shl.b64 %d1, %d1, %r1; popc.b64 %r1, %d1; " \
            "ld.param.u64 %d2, [x]; ld.global.u8 %r1, [%d2]; ld.global.u16 %d1, [%d2]; " \
@@ -113,7 +113,7 @@ def test_results_of_their_own_size():
     (kernel("", ".global .u32 g[2] = {1, 2, 3};\n"), "g has 2 elements and 3 values"),
     (kernel(".shared .b8 s[999999];"), "232448 bytes of shared memory, got 999999"),
 ])  # fmt: skip
-def test_modules(text, words):
+def test_wrong_modules(text, words):
     with pytest.raises(InputError, match=words):
         launch(text, ZEROS)
 
@@ -124,12 +124,12 @@ def test_modules(text, words):
     ((None,), ".param .u64 x", "got None"), ((1 << 64,), ".param .u64 x", "got 18446744073709551616"),
     ((-129,), ".param .u8 x", "is a .u8 of 1 bytes, got -129"),
 ])  # fmt: skip
-def test_arguments_of_ptx(args, params, words):
+def test_wrong_arguments_of_ptx(args, params, words):
     with pytest.raises(InputError, match=words):
         launch(kernel("", params=params), *args)
 
 
-def test_a_whole_number_for_a_float():
+def test_an_integer_for_a_float_parameter():
     body = "ld.param.f32 %f1, [y]; ld.param.u64 %d1, [x]; st.global.f32 [%d1], %f1;"
     machine = simt.Machine()
     out = machine.device(0).array(np.zeros(1, np.float32))
@@ -153,12 +153,12 @@ def add_one(a, b):
     (1, 32, 1 << 20, "232448 bytes of shared memory, got 1048576"), (1, 32, -4, "shared must be"),
     (1, 32, 1.5, "shared must be"),
 ])  # fmt: skip
-def test_launches(grid, block, shared, words):
+def test_wrong_launches(grid, block, shared, words):
     machine = simt.Machine()
     a = machine.device(0).array(np.zeros(64, np.float32))
     with pytest.raises(InputError, match=words):
         machine.device(0).launch(add_one, grid, block, a, a, shared=shared)
-    machine.device(0).launch(add_one, 2, 32, a, a)  # the machine goes on
+    machine.device(0).launch(add_one, 2, 32, a, a)  # the machine still works
     assert machine.run() == []
     assert (a.copy_to_host() == 1).all()
 
@@ -167,12 +167,12 @@ def test_launches(grid, block, shared, words):
     ({"devices": 0}, "devices must be"), ({"sm_count": 300}, "sm_count 1 to 256"), ({"arch": "sm_20"}, "below"),
     ({"arch": "ampere"}, "must look like"), ({"seed": "x"}, "seed must be"), ({"limit": 0}, "limit a positive one"),
 ])  # fmt: skip
-def test_machines(options, words):
+def test_wrong_machine_options(options, words):
     with pytest.raises(InputError, match=words):
         simt.Machine(**options)
 
 
-def test_arrays_of_another_machine_and_after_the_end():
+def test_arrays_of_another_machine_and_after_close():
     one, other = simt.Machine(), simt.Machine()
     a, b = one.device(0).array(np.zeros(64, np.float32)), other.device(0).array(np.zeros(64, np.float32))
     for text in (add_one, kernel("", params=".param .u64 x, .param .u64 y")):
@@ -209,7 +209,7 @@ def test_arrays_of_any_strides(values):
 
 
 @pytest.mark.parametrize("value", ["x", None, [1, 2], np.array([None]), np.ones(4, ">f4"), np.array(["a"]), object()])
-def test_arguments_that_no_kernel_takes(value):
+def test_arguments_of_unsupported_types(value):
     machine, z = simt.Machine(), np.zeros(64, np.float32)
     with pytest.raises(Exception, match=r".{3}"):  # Numba's own error of types, or ours
         machine.device(0).launch(add_one, 1, 32, value, z)
@@ -218,7 +218,7 @@ def test_arguments_that_no_kernel_takes(value):
     assert (z == 1).all()
 
 
-def test_a_machine_goes_on_after_faults():
+def test_a_machine_works_after_faults():
     @cuda.jit
     def far(a):
         a[1000] = 1
@@ -250,7 +250,7 @@ def test_wild_addresses(address, check):
 
 
 @pytest.mark.parametrize("body", ["mov.u32 %r1, 17; bar.sync %r1;", "mov.u32 %r1, 7; bar.sync 0, %r1;"])
-def test_barriers_that_are_none(body):
+def test_wrong_barrier_operands(body):
     assert [(r.kind, "barriers 0 to 15" in r.message) for r in launch(kernel(body), ZEROS)][:1] == [
         ("barrier_divergence", True)
     ]

@@ -1,4 +1,4 @@
-"""What one run of a machine must not leave to the next, and runs in which somebody waits for ever."""
+"""Runs of a machine: independent of each other, and ended when a thread or an actor waits for ever."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def too_far(a):
     a[cuda.threadIdx.x + 1] = 1
 
 
-def test_each_run_tells_its_findings():
+def test_each_run_reports_its_findings():
     machine = simt.Machine()
     a = machine.device(0).array(np.zeros(32))
     for _ in range(2):
@@ -31,7 +31,7 @@ def test_each_run_tells_its_findings():
             machine.run(strict=True)
 
 
-def test_each_run_tells_the_races_of_the_host():
+def test_each_run_reports_races_of_the_host():
     machine = simt.Machine()
     flag = machine.host_array(np.zeros(2, np.int32), name="flag")
 
@@ -63,7 +63,7 @@ ret;
 """
 
 
-def test_reports_of_ptx_text_name_its_lines():
+def test_reports_name_lines_of_ptx_text():
     machine = simt.Machine()
     machine.device(0).launch(PTX, 1, 32, machine.device(0).array(np.zeros(4, np.int32), name="a"))
     lines = PTX.splitlines()
@@ -86,7 +86,7 @@ def wait_for(flag):
 
 
 @pytest.mark.parametrize(("kernel", "hung"), [(None, []), (set_second, []), (wait_for, ["wait_for"])])
-def test_an_actor_that_waits_for_ever(kernel, hung):
+def test_an_actor_that_waits_for_ever_is_reported(kernel, hung):
     machine = simt.Machine()
     flag = machine.host_array(np.zeros(2, np.int32))
 
@@ -105,7 +105,7 @@ def test_an_actor_that_waits_for_ever(kernel, hung):
     assert machine.run() == []
 
 
-def test_an_actor_that_goes_on_when_the_kernels_have_ended():
+def test_an_actor_may_outlive_the_kernels():
     machine = simt.Machine()
     flag = machine.host_array(np.zeros(1, np.int32))
 
@@ -181,10 +181,10 @@ def first_leaves(a, b, n):
 @pytest.mark.parametrize(("kernel", "few", "many", "waiting", "blocks"), [
     (some_blocks, 2, 4, 64, 2), (early_return, 96, 97, 96, 1), (second_time, 32, 128, 32, 3),
     (first_leaves, 32, 33, 127, 1)])  # fmt: skip
-def test_a_grid_barrier_that_some_blocks_never_reach(kernel, few, many, waiting, blocks, check):
-    """CUDA's runtime counts the grid's blocks, so those that come wait for ever, in whatever order the blocks run.
+def test_a_grid_barrier_that_some_blocks_never_reach_is_reported(kernel, few, many, waiting, blocks, check):
+    """CUDA's runtime counts blocks: if one never arrives, the others wait for ever, whatever the order of blocks.
 
-    It does not miss threads that ended while their block's thread 0 comes: numba-cuda's own examples return early.
+    Threads that ended do not count while their block's thread 0 arrives: numba-cuda's own examples return early.
     """
     for seed in range(6):
         for n, found in ((few, ["deadlock"]), (many, [])):
@@ -201,8 +201,8 @@ def test_a_grid_barrier_that_some_blocks_never_reach(kernel, few, many, waiting,
                 assert first < reports[0].line <= first + 7
 
 
-def test_actors_keep_their_threads_when_one_ends():
-    """Two actors pass a flag on; a third has ended before: nobody takes another's writes for its own."""
+def test_actors_keep_their_numbers_when_one_ends():
+    """Two actors exchange a flag after a third has ended: no actor's writes count as another's."""
     machine = simt.Machine()
     data, flag = machine.host_array(np.zeros(1, np.int64)), machine.host_array(np.zeros(1, np.int64))
     seen = []
@@ -228,8 +228,8 @@ def test_actors_keep_their_threads_when_one_ends():
     assert seen == [7]
 
 
-def test_an_actor_that_does_much_in_one_turn():
-    """What orders accesses outgrows its tables within a turn."""
+def test_an_actor_may_access_much_in_one_turn():
+    """The checker's tables grow within a turn."""
     machine = simt.Machine()
     words = machine.host_array(np.zeros(20_000, np.int64))
 

@@ -1,4 +1,4 @@
-"""The PTX machine's speed, by bench/simt.py: in CPU time, the best of a few runs, for the machine has other work."""
+"""The PTX machine's speed, by bench/simt.py: in CPU time, the best of a few runs, for the computer may be busy."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ def test_instructions_a_second(bench, check):
 
 @pytest.mark.parametrize("name", MOST_SECONDS)
 def test_seconds_of_whole_kernels(bench, name):
-    """Right, with nothing reported (`measure` looks), in the time that is promised, with the checker."""
+    """With the checker; `measure` also checks the result and that there are no reports."""
     assert bench.measure(bench.KERNELS[name], True)["cpu_seconds"] < MOST_SECONDS[name]

@@ -1,4 +1,4 @@
-"""numba-cuda's own tests on the machine. The quick choice runs here; all of it: python -m aristos.simt.suite."""
+"""A selection of numba-cuda's own tests on the machine; `python -m aristos.simt.suite` runs all of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUICK = [
 ]  # fmt: skip
 
 
-def test_a_quick_choice_agrees(tmp_path):
+def test_a_selection_agrees(tmp_path):
     output = tmp_path / "results.jsonl"
     output.touch()
     assert run_modules(QUICK, output, seconds=550, limit=60) == ""
@@ -38,12 +38,12 @@ def test_all_agree(request, tmp_path, capsys):
     assert main(["--out", str(tmp_path)]) == 0, capsys.readouterr().out
 
 
-def test_the_rate_counts_what_fails_and_no_library(tmp_path):
-    """Ten lines whose rate is known: failures of every kind count; what links a library or runs no kernel does not."""
+def test_the_rate_counts_failures_but_not_libraries(tmp_path):
+    """Failures of every kind count; tests that link a library or run no kernel do not."""
     kinds = ["agrees"] * 6 + ["differs", "refused", "time", "driver", "no_kernel", "skipped", "expected"]
     lines = [{"module": "m", "test": str(n), "outcome": kind, "libraries": []} for n, kind in enumerate(kinds)]
     lines.append({"module": "m", "test": "linked", "outcome": "differs", "libraries": ["nrt.cu"]})
-    lines.append({"module": "m", "test": "6", "outcome": "agrees", "libraries": []})  # differed before: stays so
+    lines.append({"module": "m", "test": "6", "outcome": "agrees", "libraries": []})  # the first outcome counts
     path = tmp_path / "results.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     assert rate(load(path)) == (6, 9)

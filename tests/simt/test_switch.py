@@ -1,4 +1,4 @@
-"""Kernels launched the ordinary way run on the machine: by a context, a fixture, the environment."""
+"""Kernels launched as k[grid, block](...) run on the machine: by a context, a fixture or the environment."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def copy(a, b):
 
 
 def test_arrays_of_another_machine():
-    """Addresses begin at the same place on every machine; the other's array must not stand for one of this."""
+    """Addresses are the same on every machine, so another machine's array must be rejected."""
     with simt.use(simt.Machine()) as first:
         array = cuda.to_device(np.arange(64.0))
         out = cuda.device_array(64)
@@ -102,7 +102,7 @@ def scan(a, val, ctr, o):
 
 
 @pytest.mark.parametrize("ordinary", [True, False])
-def test_a_kernel_that_nvvm_refuses_with_line_information(ordinary):
+def test_a_kernel_that_nvvm_rejects_with_line_information_still_runs(ordinary):
     args = [np.ones(64, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int32), np.zeros(64, np.int64)]
     types = tuple(typeof(a) for a in args)
     with pytest.raises(nvvm.nvvmError):
@@ -163,6 +163,6 @@ def test_the_plugin_and_the_environment(tmp_path):
         command, env={**os.environ, "ARISTOS_SIMT": "1"}, cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert "out_of_bounds" in done.stdout, done.stdout
-    assert "3 passed" in done.stdout  # the bodies; what was found fails a test when it is torn down
+    assert "3 passed" in done.stdout  # the tests' bodies; a report is an error of the tear-down
     assert "1 error" in done.stdout
     assert "test_bad" in done.stdout

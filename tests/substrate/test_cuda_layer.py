@@ -73,7 +73,7 @@ def test_small_rings_and_uneven_experts(seed):
     close(layers, layers.run(calls=3))
 
 
-def test_routed_outside():
+def test_routing_given_by_the_caller():
     """Ids and weights given, some choices not taken; a token without any gets zeros."""
     rng = np.random.default_rng(5)
     given = []
@@ -88,8 +88,8 @@ def test_routed_outside():
     assert (ys[0][3] == 0).all()
 
 
-def test_a_rank_that_refuses_says_so():
-    """Repeated ids on rank 0: it announces why, packs nothing, and serves rank 1, which has its result."""
+def test_a_rank_announces_its_refusal():
+    """Repeated ids on rank 0: it announces the reason, packs nothing, and serves rank 1, which gets its result."""
     bad = (np.zeros((4, 2), np.int64), np.ones((4, 2), np.float32))
     good = (np.tile([0, 3], (5, 1)), np.ones((5, 2), np.float32))
     layers = Layers(tokens=(4, 5), given=[bad, good])
@@ -101,8 +101,8 @@ def test_a_rank_that_refuses_says_so():
 
 
 @pytest.mark.parametrize("absent", [0, 2])
-def test_a_wait_is_bounded_and_all_learn_whose(absent):
-    """One rank never makes the call: another gives up, tells the third, and both kernels end."""
+def test_a_wait_is_bounded_and_all_learn_its_origin(absent):
+    """One rank never makes the call: another gives up, notifies the third, and both kernels end."""
     layers = Layers(tokens=(5, 6, 7), timeout=20_000)
     there = [rank for rank in layers.ranks if rank.me != absent]
     layers.run(ranks=there)
@@ -110,14 +110,16 @@ def test_a_wait_is_bounded_and_all_learn_whose(absent):
     origins = {int(state[words.ORIGIN]) for state in states}
     assert {int(state[words.FAILED]) for state in states} == {codes.CAUSE_TIMEOUT}
     assert origins <= {rank.me for rank in there}
-    assert any(state[words.ORIGIN] == rank.me for state, rank in zip(states, there))  # somebody says what it waited for
+    assert any(
+        state[words.ORIGIN] == rank.me for state, rank in zip(states, there)
+    )  # one rank reports what it waited for
     first = next(state for rank, state in zip(there, states) if rank.me in origins)
     assert first[words.WAIT_PEER] == absent
 
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_shares_of_several_tiles(gated):
-    """A half of a run is cut into shares of three tiles, the last one of fewer; and more blocks than shares."""
+    """A phase of a run is cut into shares of three tiles, the last one smaller; and more blocks than shares."""
     cfg = replace(SMALL, hidden=160, ffn=600, gated=gated)
     first = None
     for grid in (2, 9):

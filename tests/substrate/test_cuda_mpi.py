@@ -1,5 +1,6 @@
-"""`MoE(backend="cuda")` end to end over real MPI: shipped kernels and host code, each rank a process with a card of the
-PTX machine; IPC within nodes, the proxy and MPI's windows between them.
+"""`MoE(backend="cuda")` end to end over real MPI: shipped kernels and host code, IPC within nodes, MPI windows between.
+
+Each rank is a process with a device of the PTX machine.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pytest
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 from cases import same, tokens
 from mpi import inner_folder, ranks_each
-from process_card import cards
+from process_gpu import gpus
 
 import aristos
 from aristos import reference
@@ -37,12 +38,12 @@ def shared_folder() -> Path:
 @pytest.mark.parametrize("taking", ["no node", "one node", "all nodes"])
 @ranks_each(2, 4, timeout=400)
 def test_nodes(comm, world, taking):
-    """Nodes of one card and of two: the float64 reference, equal bits however ranks lie on nodes.
+    """Nodes of one GPU and of two: the float64 reference, and equal bits for every division into nodes.
 
-    taking: the nodes whose MPI puts from cards.
+    taking: the nodes whose MPI puts from device memory.
     """
     takes = taking == "all nodes" or (taking == "one node" and comm.rank < world // 2)
-    with cards(comm, shared_folder(), takes=takes) as card:
+    with gpus(comm, shared_folder(), takes=takes) as card:
         found = []
         for per_node in (world, world // 2):
             with aristos.MoE(CFG, comm, backend="cuda", ranks_per_node=per_node) as moe:
@@ -66,8 +67,8 @@ def test_nodes(comm, world, taking):
 @ranks_each(2, timeout=300)
 @pytest.mark.parametrize("per_node", [1, 2])
 def test_a_rank_that_closes_while_another_calls(comm, world, per_node):
-    """Both learn it at once, not by the timeout."""
-    with cards(comm, shared_folder()), mock.patch("aristos.transport.group.Group.abort_at_exit"):
+    """Both ranks learn it at once, before the timeout."""
+    with gpus(comm, shared_folder()), mock.patch("aristos.transport.group.Group.abort_at_exit"):
         moe = aristos.MoE(CFG, comm, backend="cuda", ranks_per_node=per_node, timeout=100)
         moe.load(**W)
         x = tokens(CFG, 5, seed=comm.rank)

@@ -1,4 +1,4 @@
-"""The persistent kernel over several nodes on the PTX machine, checker on: far peers are served by proxies."""
+"""The persistent kernel over several nodes on the PTX machine, checker on: proxies serve remote peers."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def close(layers, ys):
         assert want.size == 0 or error(y, want) < 1e-6
 
 
-@pytest.mark.parametrize("rows_on_card", [False, True], ids=["staged", "from the card"])
+@pytest.mark.parametrize("rows_on_device", [False, True], ids=["staged", "from the device"])
 @pytest.mark.parametrize("seed", range(4))
-def test_two_nodes_of_two_cards(seed, rows_on_card):
+def test_two_nodes_of_two_gpus(seed, rows_on_device):
     """Rings of few rows (a token must fit), uneven experts, ranks without experts or tokens, calls; one node's bits."""
     rng = np.random.default_rng(seed)
     sizes: Any = {
@@ -37,19 +37,19 @@ def test_two_nodes_of_two_cards(seed, rows_on_card):
         "merge": 8,
     }
     layers = NodeLayers(
-        **sizes, grid=1 + seed % 2, ring=2 + seed, seed=seed, block=1 + 5 * seed, rows_on_card=rows_on_card
+        **sizes, grid=1 + seed % 2, ring=2 + seed, seed=seed, block=1 + 5 * seed, rows_on_device=rows_on_device
     )
     ys = layers.run(calls=2)
     close(layers, ys)
     for y, other in zip(ys, Layers(**sizes).run()):
         np.testing.assert_array_equal(y, other)
     ring = layers.shape.ring_rows * layers.shape.stride
-    kinds = {(at - start) // ring % 2 for start, at in layers.host.from_cards}
-    assert kinds == ({0, 1} if rows_on_card else set())  # ring rows, outputs
+    kinds = {(at - start) // ring % 2 for start, at in layers.host.from_devices}
+    assert kinds == ({0, 1} if rows_on_device else set())  # ring rows, outputs
 
 
 def test_two_ranks_on_two_nodes():
-    """A peer without rows from here can be a call ahead: both of its announcements are brought in."""
+    """A peer that gets no rows from this rank can be a call ahead: the proxy copies both of its announcements."""
     given = [(np.zeros((5, 1), np.int64), np.ones((5, 1), np.float32))] * 2
     layers = NodeLayers(
         cfg=replace(SMALL, top_k=1), per_node=1, tokens=(5, 5), given=given, placement=[0, 1, 1, 1], ring=1
@@ -58,8 +58,8 @@ def test_two_ranks_on_two_nodes():
 
 
 @pytest.mark.parametrize("absent", [0, 2])
-def test_a_wait_is_bounded_and_far_ranks_learn_whose(absent):
-    """One rank never makes the call: another gives up, its proxy tells the far ones, and all kernels end."""
+def test_a_wait_is_bounded_and_remote_ranks_learn_its_origin(absent):
+    """One rank never makes the call: another gives up, its proxy notifies the remote ranks, and all kernels end."""
     layers = NodeLayers(tokens=(5, 6, 7), timeout=20_000, fails=True)
     there = [rank for rank in layers.ranks if rank.me != absent]
     layers.run(ranks=there)
@@ -68,7 +68,7 @@ def test_a_wait_is_bounded_and_far_ranks_learn_whose(absent):
     assert {int(state[words.ORIGIN]) for state in states} <= {rank.me for rank in there}
 
 
-# ---- what the machine finds where the proxy is wrong
+# ---- bugs of the proxy that the machine must find
 
 
 def run(**names):

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 from aristos import simt
-from aristos.doctor.shared_memory import leftovers
+from aristos.host.mpi_files import leftovers
 from aristos.kernels.cuda.put_probe import LINE, STEP, THREADS, lend
 from aristos.substrate.cuda import device_puts
 

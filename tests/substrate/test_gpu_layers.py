@@ -1,4 +1,4 @@
-"""The bodies of tests/gpu/test_gpu_layer.py on cards of the PTX machine: they are known to work, and to fail."""
+"""The bodies of tests/gpu/test_gpu_layer.py on devices of the PTX machine: they pass, and they can fail."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 import gpu_layers
-from simt_card import on_ranks
+from simt_gpu import on_ranks
 
 from aristos.bench.gpu import clock
 
@@ -20,7 +20,7 @@ def small(monkeypatch):
 
 
 def ranks(body, world, *args):
-    return on_ranks(world, lambda comm, rank: body(comm, rank, world, *args), cards=1, blocks=2 * world)
+    return on_ranks(world, lambda comm, rank: body(comm, rank, world, *args), gpus=1, blocks=2 * world)
 
 
 @pytest.mark.parametrize(("world", "dtype"), [(1, "float32"), (2, "bfloat16")])
@@ -49,8 +49,8 @@ def test_refusals(world):
     ranks(gpu_layers.refusals, world)
 
 
-def test_they_can_fail(monkeypatch):
-    """A layer that is a little wrong, and one whose bits differ, are seen."""
+def test_the_bodies_can_fail(monkeypatch):
+    """They find a layer that is slightly wrong, and one whose bits differ."""
     monkeypatch.setattr(gpu_layers, "WEIGHTS", gpu_layers.WEIGHTS | {"down": gpu_layers.WEIGHTS["down"] * 1.0001})
     load = gpu_layers.made
 

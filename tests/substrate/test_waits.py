@@ -1,8 +1,7 @@
-"""Every wait is bounded: a rank that is late, stopped, killed or interrupted ends in an error that names it, not in a
-hang.
+"""Every wait is bounded: a late, stopped, killed or interrupted rank ends in an error that names it, not in a hang.
 
-Jobs of their own, since each ends badly on purpose. Where something must come before something else, a rank waits for
-what another has said; seconds are compared with generous bounds only, since ranks share few cores.
+Each test is an MPI job of its own, since it ends badly on purpose. To order events, a rank waits for a line in another
+one's output; bounds on seconds are generous, since ranks share few cores.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ def made(**options):
     return moe
 def leave(*words):
     say(*words)
-    comm.Barrier()  # a launcher takes the others down when one is gone
+    comm.Barrier()  # a launcher kills the other ranks when one is gone
     sys.exit(0)
-def hears(other, words):  # waits, in user code, until that rank has said a line with these words
+def wait_for_line(other, words):  # waits, in user code, until that rank's output has these words
     while words not in open(f"rank-{other}.out").read():
         time.sleep(0.05)
 def signal_me(what, after):
@@ -45,19 +44,19 @@ def signal_me(what, after):
 
 
 def ended(job):
-    """The job came to its end by itself; it may say that a call had failed, even where the ranks caught that."""
-    assert job.code in (0, 86, 9), job.out  # 9: a rank that was taken down by another one's end
+    """The job ended by itself; its code may say that a call failed, even if the ranks caught the error."""
+    assert job.code in (0, 86, 9), job.out  # 9: a rank was killed when another one ended
 
 
-def said(job, rank, pattern):
-    """The one line of a rank that has this pattern."""
+def line_of(job, rank, pattern):
+    """The one line of a rank's output with this pattern."""
     found = [line for line in job.lines(rank) if re.search(pattern, line)]
     assert len(found) == 1, job.out[rank]
     return found[0]
 
 
 def test_a_rank_that_never_calls(tmp_path):
-    """A warning after the timeout, an error after ten times that; meanwhile and afterwards rank 1 is in user code."""
+    """A warning after the timeout, an error after ten times as long; all the while rank 1 is in user code."""
     job = run_job(
         tmp_path,
         2,
@@ -67,7 +66,7 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     moe = made(timeout=0.3)
     if rank == 1:
-        hears(0, "timeout:")
+        wait_for_line(0, "timeout:")
         try:
             moe(x)
         except errors.PoisonedError as e:
@@ -90,16 +89,16 @@ leave("end")
     )
     ended(job)
     assert float(job.lines(0)[0].removesuffix(" s")) >= 3.0
-    warned = said(job, 0, "warned")
+    warned = line_of(job, 0, "warned")
     assert re.match(
         r"warned: 1 rank 0 has waited [\d.]+ s for rank 1, which has not made its call in epoch 2 yet", warned
     )
-    error = said(job, 0, "^timeout")
+    error = line_of(job, 0, "^timeout")
     for word in ("rank 0 waited ", "timeout 0.3 s", "for rank 1", "in epoch 2", "its announcement of epoch 2"):
         assert word in error
     assert "last seen of it: epoch 1" in error
-    assert re.search("WaitTimeout: rank 0 waited .* unusable", said(job, 0, "closed"))
-    assert "rank 0 gave up in epoch 2 because a wait ran out" in said(job, 1, "poisoned")
+    assert re.search("WaitTimeout: rank 0 waited .* unusable", line_of(job, 0, "closed"))
+    assert "rank 0 gave up in epoch 2 because a wait ran out" in line_of(job, 1, "poisoned")
     assert job.lines(0)[-1] == "end"
 
 
@@ -146,19 +145,46 @@ def test_a_rank_stopped_within_a_call(tmp_path):
     job = run_job(tmp_path, 2, STOPPED % "comm.Abort(3)", timeout=30)
     assert job.code is not None, "the job did not end"
     assert float(job.lines(0)[0].removesuffix(" s")) >= 1.0
-    error = said(job, 0, "^timeout")
+    error = line_of(job, 0, "^timeout")
     for word in ("rank 0 waited ", "(timeout 1 s)", "for rank 1", "in epoch 2", "return of tile", "last seen of it"):
         assert word in error
     assert re.search(r"last seen of it: epoch 2, phase \d", error)
 
 
-def test_an_error_nobody_catches_ends_the_job(tmp_path):
-    """The stopped rank does not keep the job alive once another has given up."""
+def test_an_uncaught_error_ends_the_job(tmp_path):
+    """A stopped rank does not keep the job alive once another rank has given up."""
     job = run_job(tmp_path, 2, STOPPED % "raise", timeout=30)
     assert job.code is not None, "the job did not end"
     assert job.code != 0
     assert "WaitTimeout: rank 0 waited" in job.out[0]
     assert job.seconds < 25
+
+
+@pytest.mark.parametrize("nodes", [1, 2], ids=["one node", "two nodes"])
+def test_after_a_new_layer_the_job_ends_normally(tmp_path, nodes):
+    """A failed call ends the job at exit, but not once all ranks have met again to make another layer."""
+    job = run_job(
+        tmp_path,
+        2,
+        LAYER
+        + f"""
+moe = made(ranks_per_node={2 // nodes})
+try:
+    if rank == 0:
+        signal_me(signal.SIGINT, 0.5)
+    else:
+        wait_for_line(0, "KeyboardInterrupt")
+    moe(x)
+except (errors.PoisonedError, KeyboardInterrupt) as e:
+    say(type(e).__name__)
+with made(ranks_per_node={2 // nodes}) as moe:
+    moe(x)
+say("fine")
+""",
+    )
+    assert job.code == 0, job.out
+    assert [job.lines(rank) for rank in range(2)] == [["KeyboardInterrupt", "fine"], ["PoisonedError", "fine"]]
+    assert not any("ends the job" in text for text in job.out)
 
 
 def test_a_rank_that_dies_within_a_call(tmp_path):
@@ -186,8 +212,7 @@ comm.Abort(3)
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_interrupt(tmp_path, threads):
-    """SIGINT while waiting: KeyboardInterrupt there although nobody comes, and the other rank learns of it in its
-    call."""
+    """SIGINT during a wait raises KeyboardInterrupt, and the other rank learns of it in its call."""
     job = run_job(
         tmp_path,
         2,
@@ -207,7 +232,7 @@ if rank == 0:
         say("closed:", e)
     moe.close()
     leave("end")
-hears(0, "closed:")
+wait_for_line(0, "closed:")
 start = time.monotonic()
 try:
     moe(x)
@@ -219,14 +244,14 @@ except errors.PoisonedError as e:
     )
     ended(job)
     assert float(job.lines(0)[0].removesuffix(" s")) >= 0.4
-    assert "KeyboardInterrupt" in said(job, 0, "closed")
+    assert "KeyboardInterrupt" in line_of(job, 0, "closed")
     assert job.lines(0)[-1] == "end"
     assert float(job.lines(1)[0].removesuffix(" s")) < 20  # not the timeout, 120 s
-    assert "rank 0 gave up in epoch 2 because it was interrupted" in said(job, 1, "poisoned")
+    assert "rank 0 gave up in epoch 2 because it was interrupted" in line_of(job, 1, "poisoned")
 
 
 def test_interrupt_of_a_started_call(tmp_path):
-    """SIGINT in `wait`, within `with`: the background call is given up too, and the other rank is told at once."""
+    """SIGINT in `wait`, within `with`: the background call is given up too, and the other rank is notified at once."""
     job = run_job(
         tmp_path,
         2,
@@ -242,7 +267,7 @@ if rank == 0:
     except KeyboardInterrupt:
         say(f"{time.monotonic() - start:.2f} s")
     leave("end")
-hears(0, "> ")
+wait_for_line(0, "> ")
 start = time.monotonic()
 try:
     moe(x)
@@ -255,11 +280,11 @@ except errors.PoisonedError as e:
     ended(job)
     assert float(job.lines(0)[0].removesuffix(" s")) >= 0.4
     assert job.lines(0)[-1] == "end"
-    assert "it was interrupted" in said(job, 1, "poisoned")
+    assert "it was interrupted" in line_of(job, 1, "poisoned")
 
 
 def test_poison_travels_through_all_ranks(tmp_path):
-    """Three ranks wait within a call for the fourth; one is interrupted, and all end before the fourth comes."""
+    """Three ranks wait in a call for the fourth; one is interrupted, and all end before the fourth makes its call."""
     job = run_job(
         tmp_path,
         4,
@@ -268,7 +293,7 @@ def test_poison_travels_through_all_ranks(tmp_path):
 moe = made(threads=1)
 if rank == 3:
     for other in range(3):
-        hears(other, "epoch 2" if other else "KeyboardInterrupt")
+        wait_for_line(other, "epoch 2" if other else "KeyboardInterrupt")
     try:
         moe(x)
     except errors.PoisonedError as e:
@@ -286,12 +311,12 @@ leave("end")
     ended(job)
     assert job.lines(0)[0].startswith("KeyboardInterrupt")
     for rank in (1, 2):
-        assert "rank 0 gave up in epoch 2 because it was interrupted" in said(job, rank, "PoisonedError")
-    assert "rank 0 gave up in epoch 2 because it was interrupted" in said(job, 3, "poisoned")
+        assert "rank 0 gave up in epoch 2 because it was interrupted" in line_of(job, rank, "PoisonedError")
+    assert "rank 0 gave up in epoch 2 because it was interrupted" in line_of(job, 3, "poisoned")
 
 
 def test_an_exception_between_calls_of_one_rank(tmp_path):
-    """A user's own error on one rank ends its `with`; the others, deep in a call, learn of it at once."""
+    """A user's error on one rank ends its `with`; the other rank, in a call, learns of it at once."""
     job = run_job(
         tmp_path,
         2,
@@ -319,7 +344,7 @@ leave("end")
 
 
 def test_an_error_of_one_rank_while_the_other_calls(tmp_path):
-    """`load` refuses on rank 1 alone: its `with` ends, and rank 0, in a call, learns of it at once."""
+    """`load` raises only on rank 1: its `with` ends, and rank 0, in a call, learns of it at once."""
     job = run_job(
         tmp_path,
         2,
@@ -361,8 +386,8 @@ with made() as moe:
     assert [job.lines(r)[-1:] for r in range(2)] == [["again"]] * 2, job.out
 
 
-def test_a_rank_that_does_not_come_to_make_a_layer(tmp_path):
-    """A blocking MPI call is bounded by the watchdog, which says who waited for what and ends the job."""
+def test_a_rank_that_never_makes_the_layer(tmp_path):
+    """A blocking MPI call is bounded by the watchdog, which names the rank and the wait, and ends the job."""
     job = run_job(
         tmp_path,
         2,
@@ -380,7 +405,7 @@ aristos.MoE(cfg, comm, timeout=1.0)
 
 
 def test_a_worker_that_fails_ends_the_call_on_all_ranks(tmp_path):
-    """An error inside a worker thread of one rank is no hang of the other."""
+    """An error in a worker thread of one rank ends the call of the other."""
     job = run_job(
         tmp_path,
         2,
@@ -412,7 +437,7 @@ leave("end")
     assert re.search("ZeroDivisionError|PoisonedError", job.lines(1)[1])
 
 
-def test_the_helper_itself_kills_at_its_limit(tmp_path):
+def test_run_job_kills_at_its_limit(tmp_path):
     start = time.monotonic()
     job = run_job(tmp_path, 2, "say('here'); time.sleep(90)", timeout=15)  # ranks need seconds to start on busy cores
     assert time.monotonic() - start < 60
@@ -422,8 +447,8 @@ def test_the_helper_itself_kills_at_its_limit(tmp_path):
 
 @pytest.mark.parametrize("limits", [idle.ALONE, idle.CROWDED], ids=["alone", "crowded"])
 def test_a_long_wait_sleeps(monkeypatch, limits):
-    """After so many looks in vain: first a spin, then the core for others, sleep in the end."""
-    assert limits[1] <= 100_000  # looks: well below a second
+    """After consecutive idle polls: first a spin, then a yield, then a sleep."""
+    assert limits[1] <= 100_000  # polls: well below a second
     did: list[str] = []
     for name in ("pause", "yield_core", "nap"):
         monkeypatch.setattr(mem, name, lambda name=name: did.append(name))

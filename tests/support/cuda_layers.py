@@ -1,6 +1,6 @@
 """Whole layers on the PTX machine: each rank a device, the router kernels and the persistent kernel launched on it.
 
-What the host writes into jobs is written here by hand, so that kernels are tested without the host's code.
+Jobs are filled here by hand, so that kernels are tested without the host's code.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Layers:
         return Rank(self, me)
 
     def run(self, calls: int = 1, ranks: Any = None) -> list[np.ndarray]:
-        """y of every rank, float32, after so many calls of all ranks, or of some; nothing was reported."""
+        """y of every rank, float32, after so many calls of all ranks, or of some; the machine must report nothing."""
         for rank in self.ranks if ranks is None else ranks:
             for _ in range(calls):
                 rank.launch()
@@ -91,7 +91,7 @@ class Layers:
         return [widen(rank.y.copy_to_host(), self.kind) for rank in self.ranks]
 
     def expected(self) -> list[np.ndarray]:
-        """The float64 reference of what the arithmetic sees."""
+        """The float64 reference, with weights rounded as the kernels read them."""
         rounded = {
             name: widen(narrow(value, self.kind), self.kind) if name in ("up", "down", "gate") else value
             for name, value in self.weights.items()
@@ -105,7 +105,7 @@ class Layers:
 
 
 class Rank:
-    """One rank's arrays, its job and what it launches."""
+    """One rank's arrays, its job and its launches."""
 
     def __init__(self, layers: Layers, me: int) -> None:
         self.layers, self.me, self.kept = layers, me, []
@@ -138,7 +138,9 @@ class Rank:
     def _state(self) -> Any:
         layers = self.layers
         base = [window.ptr for window in layers.windows]
-        group: Any = SimpleNamespace(rank=self.me, nodes=layers.nodes, window=lambda n: SimpleNamespace(base=base))
+        group: Any = SimpleNamespace(
+            rank=self.me, nodes=layers.nodes, local_window=lambda n: SimpleNamespace(base=base)
+        )
         state = np.zeros(layers.tables.words, np.int64)
         EngineMemory(group, layers.shape).fill(state, layers.tables.starts)
         return self.device.array(state)

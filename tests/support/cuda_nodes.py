@@ -1,9 +1,9 @@
-"""Layers over several nodes on the PTX machine: near ranks store into each other's memory, far ones have a proxy each.
+"""Layers over several nodes on the PTX machine: local ranks store into each other's memory, proxies serve remote ones.
 
-A proxy is an actor that runs the engine's own functions in plain Python. What it reads and writes of the machine's
-memory is ordered and checked there; the MPI windows are memory of the host that only actors touch, and the network puts
-words late, singly and in any order until a flush. It refuses what MPI refuses: to read what was put and is not flushed,
-or to write what is still put from.
+A proxy is an actor that runs the engine's own functions in plain Python. Its accesses to the machine's
+memory are ordered and checked there. The MPI windows are host memory that only actors use; the network delivers words
+late, one by one, in any order until a flush. Fails as MPI may: on a read of a word that was put and is not flushed, and
+on a write to a word that is still being put.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from aristos.engine.layout import CODED_BYTES, PairLayout, lines
 from aristos.host.nodes import Nodes
 from aristos.substrate.cuda.outboxes import DeviceMemory
 
-HOST = 1 << 58  # where the host's own memory lies: only numbers
+HOST = 1 << 58  # start of host memory: addresses are only numbers
 SPAN = 1 << 40  # of a rank
 MACHINE_END = 1 << 52
 WORD = 8
 WINDOW, BUFFERS = 0, SPAN // 2
-GAP = 24  # turns of the machine between two of a proxy, fewer than this
-LONG = 2_000  # turns in vain
+GAP = 24  # most turns of the machine between two of a proxy
+LONG = 2_000  # idle turns in a row that count as a hang
 
 
 class Host:
-    """The memory that the actors see, and the wires between them."""
+    """The memory that actors use, and the wires between them."""
 
     def __init__(self, machine: Any, seed: int) -> None:
         self.machine, self.rng = machine, np.random.default_rng(seed)
-        self.arrays: list[Any] = []  # of the machine, that actors may touch
-        self.on_cards: list[Any] = []  # those that only copies and puts reach
+        self.arrays: list[Any] = []  # of the machine, that actors may use
+        self.on_devices: list[Any] = []  # those that only copies and puts reach
         self.values: dict[int, int] = {}
         self.flying: dict[int, tuple[int, int, bool]] = {}  # target -> (source, origin's wire, landed)
         self.sources: dict[int, int] = {}
         self.coded: list[range] = []
         self.ticks = 0
         self.puts = 0
-        self.from_cards: set[tuple[int, int]] = set()  # what was put of the memory of cards: (of which, address)
+        self.from_devices: set[tuple[int, int]] = set()  # puts from device memory: (array, address)
         mem, wire = plain("primitives.memory"), plain("primitives.wire")
         mem.load, mem.store = self.load, self.store
         mem.load_acquire = lambda at: self.load(at, "acquire")
@@ -67,7 +67,7 @@ class Host:
         assert at % WORD == 0
         found = self._on_machine(at)
         if found is not None:
-            assert found[0] not in self.on_cards, f"the host reads {at:#x}, which lies on a card"
+            assert found[0] not in self.on_devices, f"the host reads {at:#x}, which lies on a device"
             return int(found[0].load(found[1], order=order))
         assert at not in self.flying or self._is_coded(at), f"reads {at:#x}, which was put and is not flushed"
         return self.values.get(at, 0)
@@ -77,7 +77,7 @@ class Host:
         assert at not in self.sources, f"writes {at:#x}, which is still put from"
         found = self._on_machine(at)
         if found is not None:
-            assert found[0] not in self.on_cards, f"the host writes {at:#x}, which lies on a card"
+            assert found[0] not in self.on_devices, f"the host writes {at:#x}, which lies on a device"
             found[0].store(found[1], value, order=order)
         else:
             self.values[at] = value
@@ -92,7 +92,7 @@ class Host:
         self.ticks += 1
         return self.ticks
 
-    # ---- wires: to far peers where a target is a byte of a window, to the card where it is an address on the machine
+    # ---- wires: to remote peers if a target is a byte of a window, to the device if it is an address on the machine
     def put(self, wire: int, peer: int, at: int, source: int, nbytes: int) -> None:
         assert nbytes > 0
         self.puts += 1
@@ -115,8 +115,8 @@ class Host:
         here = self._on_machine(source)
         if here is not None:
             value = int(here[0].load(here[1], order="weak"))
-            if here[0] in self.on_cards:
-                self.from_cards.add((here[0].ptr, source))
+            if here[0] in self.on_devices:
+                self.from_devices.add((here[0].ptr, source))
         else:
             value = self.load(source)
         found = self._on_machine(target)
@@ -126,13 +126,13 @@ class Host:
             self.values[target] = value
 
     def land(self, wire: int) -> None:
-        """Some of what this wire has under way lands."""
+        """Deliver some of the words that this wire has under way."""
         mine = [target for target, (_, which, landed) in self.flying.items() if which == wire and not landed]
         for i in self.rng.permutation(len(mine))[: self.rng.integers(0, len(mine) + 1)]:
             self._move(mine[i])
 
     def under_way(self, wire: int) -> bool:
-        """Is something put by this wire still to land?"""
+        """Has this wire words that are not delivered yet?"""
         return any(which == wire and not landed for _, which, landed in self.flying.values())
 
     def flush(self, wire: int, peer: int) -> None:
@@ -147,7 +147,7 @@ class Host:
 
 
 class NodeRank(Rank):
-    """A rank with far peers: its outboxes on the machine's mapped memory, its mirror on its device."""
+    """A rank with remote peers: outboxes in the machine's mapped memory, the mirror on its device."""
 
     layers: NodeLayers
 
@@ -156,15 +156,15 @@ class NodeRank(Rank):
         ranks = sorted([me, *layers.nodes.local(me)])
         self.base = HOST + SPAN * me
         window = SimpleNamespace(base=[layers.windows[p].ptr for p in ranks])
-        far = SimpleNamespace(base=self.base + WINDOW, shift=[0] * len(layers.tokens), wire=self.base + BUFFERS)
+        remote = SimpleNamespace(base=self.base + WINDOW, shift=[0] * len(layers.tokens), wire=self.base + BUFFERS)
         group: Any = SimpleNamespace(
-            rank=me, nodes=layers.nodes, world=len(layers.tokens), remote_window=lambda nbytes: far
+            rank=me, nodes=layers.nodes, world=len(layers.tokens), remote_window=lambda nbytes: remote
         )
         layout = PairLayout.of(layers.shape)
         for number in range(len(layers.nodes.remote(me))):
             first = self.base + lines(layers.shape.returns) + layout.remote_bytes * number + layout.coded
             layers.host.coded.append(range(first, first + CODED_BYTES))
-        self.memory = DeviceMemory(group, layers.shape, lambda n: window, self, layers.rows_on_card)
+        self.memory = DeviceMemory(group, layers.shape, lambda n: window, self, layers.rows_on_device)
         self.memory._believed = SimpleNamespace(ctypes=SimpleNamespace(data=self.base + BUFFERS + (1 << 20)))
         self.memory._locks = SimpleNamespace(ctypes=SimpleNamespace(data=self.base + BUFFERS + (2 << 20)))
         self.sides = self.memory.sides(self.base + BUFFERS + (3 << 20))
@@ -172,7 +172,7 @@ class NodeRank(Rank):
         self.memory.fill(state, layers.tables.starts)
         return self.device.array(state)
 
-    # ---- as the card's memory
+    # ---- in place of a Device
     def host(self, nbytes: int) -> tuple[Any, int]:
         array = self.layers.machine.host_array(np.zeros(nbytes // WORD, np.int64), f"outboxes of rank {self.me}")
         self.layers.host.arrays.append(array)
@@ -185,7 +185,7 @@ class NodeRank(Rank):
     def allocate(self, nbytes: int) -> int:
         array = self.device.array(np.zeros(nbytes // WORD, np.int64), f"mirror or rows to put of rank {self.me}")
         self.layers.host.arrays.append(array)
-        self.layers.host.on_cards.append(array)
+        self.layers.host.on_devices.append(array)
         self.kept.append(array)
         return array.ptr
 
@@ -195,7 +195,7 @@ class NodeRank(Rank):
         return job
 
     def proxy(self, epoch: int) -> Iterator[None]:
-        """The actor, until this rank's call `epoch` has ended and all is put."""
+        """The actor, until this rank's call `epoch` has ended and everything is put."""
         engine = plain("engine.proxy")
         sides = self.sides
         idle = 0
@@ -205,7 +205,7 @@ class NodeRank(Rank):
             idle = 0 if moved else idle + 1
             assert idle < LONG, f"the proxy of rank {self.me} waits for ever"
             if over and self.layers.fails:
-                while not engine.tell(sides.job, sides.st):
+                while not engine.put_poison(sides.job, sides.st):
                     yield
                 break
             assert not over
@@ -215,7 +215,7 @@ class NodeRank(Rank):
                 at = [self.layers.host.load(at, "acquire") for at in self._epochs()]
                 if min(at) == epoch:
                     break
-        while self.layers.host.under_way(self.memory.wire):  # the last words land without it
+        while self.layers.host.under_way(self.memory.wire):  # the last words are delivered without it
             self.layers.host.land(self.memory.wire)
             yield
 
@@ -228,12 +228,12 @@ class NodeRank(Rank):
 class NodeLayers(Layers):
     """As Layers, on nodes of `per_node` ranks each.
 
-    block: most pairs of a block for a far owner. rows_on_card: MPI takes the cards' memory.
+    block: most pairs of a block for a remote owner. rows_on_device: MPI puts from device memory.
     """
 
     per_node: int = 2
     block: int = 512
-    rows_on_card: bool = False
+    rows_on_device: bool = False
     fails: bool = False
     host: Any = None
     made: int = 0

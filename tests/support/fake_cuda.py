@@ -1,8 +1,8 @@
-"""A machine of made-up GPUs behind the driver's functions, called as cuda.bindings' are.
+"""A fake of the CUDA driver and its GPUs, called like cuda.bindings.
 
-It is stricter than a driver: what goes by a stream is done when somebody waits for the stream, calls need a current
-context, and memory that is freed while another process has it open is a violation. Where this computer has no driver,
-every call goes to cuda.bindings' own function first, which checks the arguments and then finds no library.
+Stricter than a driver: work on a stream is done only when the stream is waited for, calls need a current context, and
+freeing memory that another process has open is a violation. On a computer without a driver, every call first goes to
+cuda.bindings' own function, which checks the arguments and then finds no library.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Allocation:
 
 
 class Machine:
-    """GPUs that all reach each other; log: (process, function) of what went well; violations: what is undefined."""
+    """GPUs that all reach each other. log: (process, function) of successful calls. violations: undefined behaviour."""
 
     def __init__(self, gpus: int = 2, **of_each: Any) -> None:
         self.gpus = [Gpu(bytes([0xA0 + n] * 16), reaches=set(range(gpus)) - {n}, **of_each) for n in range(gpus)]
@@ -74,7 +74,7 @@ class Machine:
 
 
 class Process:
-    """What one process sees: visible are numbers of the machine's GPUs, in its order."""
+    """One process's state; visible: numbers of the machine's GPUs, in the order of its ordinals."""
 
     def __init__(self, machine: Machine, visible: list[int] | None = None) -> None:
         self.machine = machine
@@ -82,9 +82,9 @@ class Process:
         self.number = next(machine.numbers)
         self.started = False
         self.contexts = threading.local()
-        self.maps: dict[int, Allocation] = {}  # address here -> what lies there
+        self.maps: dict[int, Allocation] = {}  # address here -> allocation
         self.streams: dict[int, list[Callable[[], None]]] = {0: []}
-        self.captures: dict[int, int] = {}  # stream -> what it held when its capture began
+        self.captures: dict[int, int] = {}  # stream -> its length when its capture began
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.events: dict[int, float] = {}
         self.pinned: dict[int, Any] = {}
@@ -100,11 +100,11 @@ class Process:
 
 
 class Failure(Exception):
-    """A function's error, by the driver's name."""
+    """A function's error; its text is the driver's name of it."""
 
 
 class Driver:
-    """The module. process: of the calling thread, or the first. fail: function -> error to answer next, and always."""
+    """The module. process: of the calling thread, or the first one. fail: function -> the error of all its calls."""
 
     def __init__(self, process: Process) -> None:
         self.first = process
@@ -126,7 +126,7 @@ class Driver:
 
         def call(*arguments: Any) -> tuple[Any, ...]:
             if self.check:
-                with contextlib.suppress(RuntimeError):  # there is no library
+                with contextlib.suppress(RuntimeError):  # no library
                     getattr(REAL, name)(*arguments)
             try:
                 if name in self.fail:
@@ -192,7 +192,7 @@ class Driver:
 
     # ---- memory ----
     def cuMemGetInfo(self) -> tuple[Any, ...]:
-        """The one function with two values."""
+        """The only function with two results."""
         p = self.process
         whole = p.machine.gpus[self.gpu(p)].memory
         return REAL.CUresult.CUDA_SUCCESS, whole - p.machine.used(self.gpu(p)), whole
@@ -201,7 +201,7 @@ class Driver:
         gpu = self.gpu(p)
         if p.machine.used(gpu) + nbytes > p.machine.gpus[gpu].memory:
             raise Failure("CUDA_ERROR_OUT_OF_MEMORY")
-        data = np.full(nbytes, 0xEE, np.uint8)  # nothing is zero by itself
+        data = np.full(nbytes, 0xEE, np.uint8)  # fresh memory is not zero
         start = self.place(p, nbytes)
         made = Allocation(p, gpu, data, start)
         p.machine.allocations[start.to_bytes(8, "little").ljust(64, b"\xab")] = made
@@ -209,7 +209,7 @@ class Driver:
         return start
 
     def place(self, p: Process, nbytes: int) -> int:
-        """A range of addresses that nothing else has, with a gap behind."""
+        """A range of addresses of its own, with a gap behind."""
         first, *_ = [next(p.machine.numbers) for _ in range(nbytes // GRAIN + 2)]
         return (1 << 40) + GRAIN * first
 
@@ -218,7 +218,7 @@ class Driver:
         if made is None or made.owner is not p or made.start != address:
             raise Failure("CUDA_ERROR_INVALID_VALUE")
         if made.open:
-            p.machine.violations.append(f"process {p.number} freed memory that {made.open} others have open")
+            p.machine.violations.append(f"process {p.number} freed memory that {made.open} other processes have open")
         made.freed = True
         del p.maps[address]
 
@@ -266,7 +266,7 @@ class Driver:
         target, view = self.view(p, to, nbytes), self.view(p, source, nbytes)
         p.streams[stream].append(lambda: ctypes.memmove(target.ctypes.data, view.ctypes.data, nbytes))
 
-    # ---- graphs: what a stream got after its capture began, taken out of it ----
+    # ---- graphs: the work that a stream got after its capture began ----
     def do_cuStreamBeginCapture(self, p: Process, stream: int, mode: Any) -> None:
         self.gpu(p)
         p.captures[stream] = len(p.streams[stream])
@@ -343,7 +343,7 @@ class Driver:
             work()
 
     def do_cuStreamQuery(self, p: Process, stream: int) -> None:
-        """Each question finds one piece of work more done."""
+        """Each query completes one more piece of work."""
         self.gpu(p)
         if p.streams[stream]:
             p.streams[stream].pop(0)()

@@ -1,4 +1,4 @@
-"""A machine of made-up GPUs behind NVML's functions, called through ctypes as the library would be."""
+"""A fake of NVML and its GPUs, called through ctypes like the library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SWITCH, PEER = 2, 0
 
 @dataclass
 class Gpu:
-    """nvlinks: per link (kind, PCI address) of what it leads to, None if it is inactive."""
+    """nvlinks: per link (kind, PCI address) of the remote end, None if inactive."""
 
     name: str
     uuid: str
@@ -35,7 +35,7 @@ class Library:
         if not name.startswith("nvml"):
             raise AttributeError(name)
         answer = getattr(type(self), f"do_{name}", None)
-        if answer is None:  # a driver too old for it
+        if answer is None:  # as with an older driver
             raise AttributeError(name)
 
         def call(*arguments: Any) -> int:

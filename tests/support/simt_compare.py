@@ -1,7 +1,7 @@
-"""One program on two executors, and whether they agree: on the machine and a card, or on two machines.
+"""Compares a program on two executors: on the machine and a GPU, or on two machines.
 
-A program takes an executor (a `simt.Machine`, or tests/gpu/card.py's `Card`, which looks the same), launches on its
-device 0, runs it and returns what its arrays hold.
+A program takes an executor (a `simt.Machine`, or gpu_executor.py's `GpuExecutor` with the same interface), launches on
+its device 0, runs it and returns its arrays.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Program = Callable[[Any], list[np.ndarray]]
 def agree(program: Program, one: Any, other: Any, rtol: float = 0.0) -> None:
     """Run a program on both; raises AssertionError, with the first elements that differ, unless the results agree.
 
-    rtol: how far floats may differ, of the array's largest number (0: not at all; a NaN agrees with any NaN).
+    rtol: how far floats may differ, relative to the array's largest number (0: not at all). A NaN agrees with any NaN.
     """
     ours, theirs = program(one), program(other)
     assert len(ours) == len(theirs), f"{len(ours)} and {len(theirs)} arrays"
@@ -31,7 +31,7 @@ def agree(program: Program, one: Any, other: Any, rtol: float = 0.0) -> None:
 
 
 def equal(a: np.ndarray, b: np.ndarray, rtol: float) -> np.ndarray:
-    """Elementwise: equal (zeros with their sign), or within rtol of the largest finite number."""
+    """Elementwise: equal (also the sign of zeros), or within rtol of the largest finite number."""
     if a.dtype.kind not in "fc":
         return a == b
     same = ((a == b) & (np.signbit(a.real) == np.signbit(b.real))) | (np.isnan(a) & np.isnan(b))

@@ -1,4 +1,4 @@
-"""Kernels whose result no schedule changes, as programs for simt_compare: (name, program, rtol)."""
+"""Kernels whose results do not depend on the schedule, as programs for simt_compare: (name, program, rtol)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RNG = np.random.default_rng(11)
 
 @cuda.jit
 def reverse(a, out):
-    """Each block's part backwards, through shared memory."""
+    """Reverses each block's part through shared memory."""
     kept = cuda.shared.array(128, float32)
     i, t = cuda.grid(1), cuda.threadIdx.x
     kept[t] = a[i]
@@ -31,7 +31,7 @@ def reverse(a, out):
 
 @cuda.jit
 def warp_sums(a, out):
-    """The sum of each warp by shuffles, which every lane then has."""
+    """The sum of each warp in every lane, by shuffles."""
     i = cuda.grid(1)
     value = a[i]
     for step in (16, 8, 4, 2, 1):
@@ -41,7 +41,7 @@ def warp_sums(a, out):
 
 @cuda.jit
 def histogram(a, counts, largest):
-    """Atomics on global and shared memory, of threads that part."""
+    """Atomics on global and shared memory by diverged threads."""
     bins = cuda.shared.array(16, int32)
     i, t = cuda.grid(1), cuda.threadIdx.x
     if t < 16:
@@ -77,7 +77,7 @@ def ballots(a, out):
 
 
 def program(kernel: Any, grid: int, block: int, *arrays: Any, keep: int = 1) -> Any:
-    """Launch a kernel on arrays; the last `keep` of them come back."""
+    """A program that launches a kernel on arrays and returns the last `keep` of them."""
 
     def run(executor: Any) -> list[np.ndarray]:
         device = executor.device(0)
@@ -105,7 +105,7 @@ PROGRAMS = [
 
 
 def run_collatz(executor: Any) -> list[np.ndarray]:
-    """A number among a kernel's arguments, loops of different lengths."""
+    """A kernel with a number among its arguments and loops of different lengths."""
     device = executor.device(0)
     out = device.array(np.zeros(512, np.int64))
     device.launch(collatz, 4, 128, out, 60)

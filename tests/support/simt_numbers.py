@@ -1,4 +1,4 @@
-"""Numbers as PTX keeps them, stated by integers and fractions: the oracle of the machine's tests.
+"""PTX's numbers by integers and fractions: the oracle of the machine's tests.
 
 A floating-point number is (kind, negative, size): kind `nan`, `inf` or `num`, size a Fraction that is not negative.
 """
@@ -18,13 +18,13 @@ NAN: Number = ("nan", False, ZERO)
 
 @dataclass(frozen=True)
 class Format:
-    """fraction, exponent: bits of the fields; nan: what PTX writes for a NaN (None: any NaN)."""
+    """fraction, exponent: bits of the fields; nan: PTX's NaN (None: any NaN)."""
 
     name: str
     exponent: int
     fraction: int
     nan: int | None
-    below: int = 0  # bits under the fraction that are kept as zero (tf32 in 32 bits)
+    below: int = 0  # low bits that are always zero (tf32 in 32 bits)
 
     @property
     def bits(self) -> int:
@@ -49,7 +49,7 @@ DTYPES = {16: np.uint16, 32: np.uint32, 64: np.uint64}
 
 
 def value(bits: int, form: Format) -> Number:
-    """What the bits of a format mean."""
+    """The number that bits of a format stand for."""
     bits >>= form.below
     fraction = bits & ((1 << form.fraction) - 1)
     exponent = (bits >> form.fraction) & ((1 << form.exponent) - 1)
@@ -153,7 +153,7 @@ def quotient(x: Number, y: Number) -> Number:
 
 
 def root(x: Number) -> Number:
-    """The square root, to 300 bits with a sticky last one."""
+    """The square root to 300 bits, the last one sticky."""
     if x[0] == "nan" or (x[1] and (x[0] == "inf" or x[2] != 0)):
         return NAN
     if x[0] == "inf" or x[2] == 0:

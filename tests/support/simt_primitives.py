@@ -56,7 +56,7 @@ def store(mods: str) -> Any:
 
 
 def statement(text: str) -> Any:
-    """f(): one statement without operands, a fence say."""
+    """f(): one statement without operands, for example a fence."""
 
     @intrinsic
     def statement_(typing):

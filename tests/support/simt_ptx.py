@@ -1,7 +1,7 @@
-"""Many PTX instructions on many values in one launch of the machine, for tests that state what each must give.
+"""Runs many PTX instructions on many values in one launch, for tests that state each result.
 
 A `Case` is a piece of PTX in which `$a`, `$b`, ... stand for registers with its inputs and `$d`, `$e` for its results.
-Nothing here knows what an instruction means.
+This module knows no instruction.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Case:
     """text: PTX; want: from the inputs' bits (ints) to the results' bits, None where any value is right.
 
     inputs: by letter, arrays of uint16, uint32, uint64 or bool (a predicate). out: the kinds of $d and $e.
-    same: (got, want) -> bool, where bits need not be equal.
+    same: (got, want) -> bool, if bits need not be equal.
     """
 
     text: str
@@ -128,8 +128,8 @@ def check(cases: Sequence[Case], checked: bool = False) -> None:
     assert not wrong, f"{len(wrong)} of {len(cases)} instructions\n" + "\n".join(wrong[:12])
 
 
-def refused(text: str) -> str:
-    """The message with which the machine refuses a piece of PTX at load time."""
+def rejection(text: str) -> str:
+    """The message of the PTXError for a piece of PTX; '' if it loads."""
     registers = "".join(f".reg .{kind} {name}<9>;\n" for kind, name in (
         ("b16", "h"), ("b32", "r"), ("b64", "d"), ("pred", "p"), ("f32", "f")))  # fmt: skip
     try:
@@ -142,7 +142,7 @@ def refused(text: str) -> str:
 def launched(body: str, *arrays: np.ndarray, threads: int = 32, check: bool = True, module: str = "", head: str = "",
              arch: str = "sm_90a", seed: int = 0,
              machine: Any = None) -> tuple[list[np.ndarray], list[Any]]:  # fmt: skip
-    """Run a kernel of one block whose body finds the arrays' addresses in a0, a1, ...: (what they hold after, reports).
+    """Run a kernel of one block with the arrays' addresses in a0, a1, ...: (the arrays afterwards, the reports).
 
     Registers: h, r, d, p of 16, 32 and 64 bits and predicates, 0 to 39; t: the thread's number, as 32 bits, t64.
     module: declarations before the kernel; head: declarations in it.
@@ -162,7 +162,7 @@ def launched(body: str, *arrays: np.ndarray, threads: int = 32, check: bool = Tr
 
 
 def execute(body: str, *arrays: np.ndarray, **options: Any) -> list[np.ndarray]:
-    """What the arrays of `launched` hold after a kernel that nothing is reported of."""
+    """The arrays of `launched` afterwards; fails if the machine reports anything."""
     after, found = launched(body, *arrays, **options)
     assert found == []
     return after

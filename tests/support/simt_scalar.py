@@ -125,7 +125,7 @@ def carried(name: str, mods: list[str], values: list[int], carry: int) -> tuple[
 
 
 def whole(function: Callable[..., int]) -> Callable[..., int]:
-    """On integers of the instruction's last type."""
+    """A function on integers of the instruction's last type."""
     return lambda mods, *values: function(mods, *(read(x, mods[-1]) for x in values))
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import aristos
 from aristos import reference
 from aristos.host.nodes import Nodes
+from aristos.transport import choice
 
 CFG = aristos.MoEConfig(hidden=32, ffn=48, experts=32, top_k=3, max_tokens=24)
 PAUSE = 0.2  # seconds between the calls of --hold: others use the cores too
@@ -77,7 +78,7 @@ def main() -> int:
     if moe.rank == 0:
         parts = sorted(part for rank in every for part in rank)
         whole = hashlib.sha256("".join(h for _, h in parts).encode()).hexdigest()
-        print(f"outputs {whole} of {asked.parts} parts by {', '.join(nodes.transports)}", flush=True)
+        print(f"outputs {whole} of {asked.parts} parts by {', '.join(choice.names(nodes))}", flush=True)
     return 0
 
 

@@ -76,7 +76,7 @@ def test_every_task_finds_the_configured_distances(said):
         assert seen["links"] == [[link(a, b) for b in range(NODES)] for a in range(NODES)]
 
 
-def test_the_addresses_of_the_tasks_say_the_same(said):
+def test_the_addresses_of_the_tasks_give_the_same_distances(said):
     """Where scontrol cannot be asked. A block's address names the block alone, so no path joins two blocks."""
     plugin, files = said
     found = slurm_network.from_addresses(seen["address"] for name, seen in files.items() if name.startswith("all-"))

@@ -107,7 +107,7 @@ def test_every_sample_has_the_facts_of_its_index(samples):
     assert checked > 0.9 * len(samples)
 
 
-def test_the_index_is_looked_at(samples):
+def test_the_index_of_samples_is_complete(samples):
     """The check above sees one wrong cell, one wrong list of CPUs and one wrong name."""
     line, text = samples["b206_nvidia_b200_8gpu_vllm20862.txt"]
     assert check(matrix.parse(text), line) == []
@@ -133,7 +133,7 @@ def same_or_refused(text: str, want: tuple, how: str) -> bool:
 
 @given(st.integers(0, 1 << 40), st.sampled_from(sorted(SPOIL)), st.sampled_from(["", *COPIED]))
 @settings(max_examples=400, deadline=None)
-def test_spoiled_samples_are_read_right_or_refused(samples, seed, first, second):
+def test_damaged_samples_are_read_correctly_or_are_errors(samples, seed, first, second):
     rng = random.Random(seed)
     name = rng.choice(sorted(samples))
     want = facts(matrix.parse(samples[name][1]))
@@ -145,7 +145,7 @@ def test_spoiled_samples_are_read_right_or_refused(samples, seed, first, second)
 
 @given(st.integers(0, 1 << 40), st.sampled_from(sorted(SPOIL)))
 @settings(max_examples=200, deadline=None)
-def test_spoiled_machines_are_read_right_or_refused(seed, how):
+def test_damaged_matrices_are_read_correctly_or_are_errors(seed, how):
     rng = random.Random(seed)
     of = machine(rng)
     same_or_refused(SPOIL[how](printed(of), rng), wanted(of), f"{how}, seed {seed}")
@@ -153,7 +153,7 @@ def test_spoiled_machines_are_read_right_or_refused(seed, how):
 
 @given(st.integers(0, 1 << 40), st.lists(st.sampled_from(sorted(HARMLESS)), max_size=2, unique=True))
 @settings(max_examples=200, deadline=None)
-def test_what_copying_does_changes_nothing(seed, ways):
+def test_copying_a_text_changes_no_fact(seed, ways):
     rng = random.Random(seed)
     of = machine(rng)
     text = printed(of)
@@ -209,7 +209,7 @@ PAGES = {
 
 
 @pytest.mark.parametrize("how", sorted(PAGES))
-def test_what_pages_and_programs_do_to_a_text_changes_nothing(how):
+def test_pages_and_programs_around_a_text_change_no_fact(how):
     of = next(found for seed in range(99) if (found := machine(random.Random(seed))).gpus == 4 and not found.nics)
     assert facts(matrix.parse(PAGES[how](printed(of)))) == wanted(of)
 
@@ -225,12 +225,12 @@ def test_other_outputs_around_the_matrix():
         matrix.parse(p2p)
 
 
-def test_a_word_of_any_length_is_refused():
+def test_a_very_long_word_is_an_error():
     with pytest.raises(TopologyError):
         matrix.parse(f"\tGPU0\nGPU0\t{'X' * 10000}\n")
 
 
-def test_spoiling_leaves_most_of_the_harmless(samples):
+def test_harmless_damage_is_read_correctly(samples):
     """Colours, wraps and glued cells are read, not refused: a parser that refuses everything passes the tests above."""
     rng = random.Random(5)
     for how, least in (("colours", 0.9), ("wrap", 0.85), ("glue two cells of a row", 0.75)):
@@ -246,7 +246,7 @@ def test_empty_cells_under_wsl():
         assert facts(matrix.parse(text)) == wanted(of, empty=True)
 
 
-def test_a_terminal_of_any_width_is_no_harm():
+def test_wrapping_at_any_width_changes_no_fact():
     """It breaks lines in the middle of classes, lists of CPUs and headings, and loses nothing."""
     of = next(found for seed in range(99) if (found := machine(random.Random(seed))).gpus == 2 and not found.nics)
     of.headings, of.rest = 3, [["0-35,72-107", "0", "N/A"], ["36-71,108-143", "1", "N/A"]]  # 0-3 and 5,72-107 are lists
@@ -273,7 +273,7 @@ ONE = "\tGPU0\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\nGPU0\t X \t{}\n"
         ("\t\t\t2", None, None, "2"),
     ],
 )
-def test_what_affinities_say(cells, cpus, numa, own):
+def test_affinities_are_found_by_tab_stops(cells, cpus, numa, own):
     for text in (ONE.format(cells), ONE.format(cells).expandtabs()):
         read = matrix.parse(text)
         assert (read.cpus["GPU0"], read.numa["GPU0"], read.gpu_numa["GPU0"]) == (cpus, numa, own)
@@ -291,7 +291,7 @@ def test_a_cgroup_leaves_cpus_of_some_gpus_empty():
         matrix.parse(two.replace("\t\t1\n", "\n"))
 
 
-def test_many_nics_take_no_time():
+def test_many_nics_are_read_quickly():
     of = Machine(8, {f"NIC{at}": f"mlx5_{at}" for at in range(64)}, rest=[["0-63,128-191", "0", "N/A"]] * 8)
     of.links = {(a, b): "NV18" if a[0] == b[0] == "G" else "SYS" for a in of.labels for b in of.labels if a != b}
     assert facts(matrix.parse(printed(of))) == wanted(of)
@@ -333,14 +333,14 @@ TWO = "\tGPU0\tGPU1\tCPU Affinity\n"
         (TWO, "the end of the text"),
         (TWO + "GPU0\t X \tSYS\t0-7\n", "after GPU0's comes 'the end of the text'"),
         (TWO + "GPU0\t X \tSYS\t0-7\nGPU1\tSYS\n", "GPU1 SYS"),
-        (TWO + "GPU0\t X \tSYS\t0-7\nGPU1\tSY\t X \t0-7\n", "'SY' is no link class"),
+        (TWO + "GPU0\t X \tSYS\t0-7\nGPU1\tSY\t X \t0-7\n", "'SY' is not a link class"),
         (TWO + "GPU0\t X \t\t0-7\nGPU1\tSYS\t X \t0-7\n", "GPU0 X 0-7"),
         (TWO + "GPU0\tSYS\t X \t0-7\nGPU1\tSYS\t X \t0-7\n", "GPU0 SYS X 0-7"),
         (TWO + "GPU0\t X \tSYS\t7-0\nGPU1\tSYS\t X \t0-7\n", "7-0"),
         (TWO + "GPU0\t X \tSYS\t32-63,6-127\nGPU1\tSYS\t X \t0-7\n", "32-63,6-127"),
         (TWO + "GPU0\t X \tSYS\t0,2,48,10\nGPU1\tSYS\t X \t0-7\n", "0,2,48,10"),
         (TWO + "GPU0\t X \tSYS\t0-7\t0\nGPU1\tSYS\t X \t0-7\t0\n", "2 cells after the links"),
-        ("\tGPU0\tGPU2\nGPU0\t X \tSYS\nGPU2\tSYS\t X \n", "without a gap"),
+        ("\tGPU0\tGPU2\nGPU0\t X \tSYS\nGPU2\tSYS\t X \n", "without gaps"),
         ("GPU0\t X \tSYS\nGPU1\tSYS\t X \n", "is missing above 'GPU0"),
         ("\tGPU0\tGPU1\nGPU0\tX\tOK\nGPU1\tOK\tX\n", "topo -p2p"),
         (TWO + "GPU0\t X \tSYS\t0-15\nGPU1\tSYS\t X \t0-1", "is cut"),
@@ -349,13 +349,13 @@ TWO = "\tGPU0\tGPU1\tCPU Affinity\n"
         (WHOLE.replace("within a NUMA node", "wi"), "the legend is cut"),
     ],
 )
-def test_no_topology_is_refused_with_the_line(text, quoted):
+def test_a_wrong_text_is_an_error_with_the_line(text, quoted):
     with pytest.raises(TopologyError) as refused:
         matrix.parse(text)
     assert quoted in str(refused.value)
 
 
-def test_a_number_of_nvlinks_that_was_cut_is_no_slower_link():
+def test_a_cut_number_of_nvlinks_is_an_error():
     text = "\tGPU0\tGPU1\nGPU0\t X \tNV{}\nGPU1\tNV12\t X \n"
     with pytest.raises(TopologyError, match="cut"):
         matrix.parse(text.format(1))

@@ -53,7 +53,7 @@ def test_nodes_are_those_that_scontrol_names(scontrol, text):
 
 
 @pytest.mark.parametrize("text", ["n[5-3]", "n[1-3", "n[1-4/2]", "n[]", "n[a-c]", "n[ 1-2 ]", "n[-1]", "n[1-2-3]"])
-def test_expressions_that_scontrol_refuses(scontrol, text):
+def test_wrong_expressions_are_errors_as_in_scontrol(scontrol, text):
     assert scontrol(text) == []
     with pytest.raises(TopologyError, match=r"got|whole"):
         hostlist.expand(text)
@@ -97,7 +97,7 @@ def test_a_tree_counts_switches_on_the_way():
     assert apart(network, *PAIRS) == [0, 1, 3, 4, None, None]
 
 
-def test_what_scontrol_prints_of_a_tree_is_the_same_tree():
+def test_scontrols_output_is_the_same_tree():
     """It lists the nodes below every switch, which hang on the leaves all the same."""
     text = "SwitchName=leaf1 Level=0 LinkSpeed=1 Nodes=n[1-2]\nSwitchName=leaf2 Level=0 LinkSpeed=1 Nodes=n[3-4]\n"
     text += "SwitchName=leaf3 Level=0 LinkSpeed=1 Nodes=n5\nSwitchName=island Level=0 LinkSpeed=1 Nodes=m1\n"
@@ -231,7 +231,7 @@ def test_a_file_for_two_plugins():
         ("switches:\n  core: {}\n", "switches:"),
     ],
 )
-def test_texts_that_are_no_network_are_refused_with_the_line(text, quoted):
+def test_a_wrong_network_text_is_an_error_with_the_line(text, quoted):
     with pytest.raises(TopologyError) as refused:
         slurm_network.parse(text)
     assert quoted in str(refused.value)
@@ -304,7 +304,7 @@ def test_jobs_and_steps(env, nodes, tasks, job_nodes):
     assert len(job.job_nodes) == job_nodes
 
 
-def test_no_job_and_a_broken_one():
+def test_no_job_and_a_job_with_wrong_variables():
     assert slurm_job.read({"PATH": "/bin", "SLURM_CONF": "/etc/slurm/slurm.conf"}) is None
     with pytest.raises(TopologyError, match="n\\[1-"):
         slurm_job.read({"SLURM_JOB_NODELIST": "n[1-"})
@@ -320,12 +320,12 @@ def test_no_job_and_a_broken_one():
         ({"JOB_NODELIST": f"n[{'9' * 5000}]"}, "numbers like"),
     ],
 )
-def test_absurd_numbers_are_refused_and_not_made(env, said):
+def test_absurd_numbers_are_errors_at_once(env, said):
     with pytest.raises(TopologyError, match=said):
         slurm_job.read({f"SLURM_{name}": value for name, value in env.items()})
 
 
-def test_what_looks_like_a_digit_is_no_number():
+def test_digits_of_other_scripts_are_no_numbers():
     job = slurm_job.read({"SLURM_JOB_NODELIST": "n1", "SLURM_NTASKS": "\u00b2", "SLURM_HET_SIZE": "\u00b2"})
     assert (job.nodes, job.tasks) == (("n1",), None)
     assert launch_environment.started_as({"OMPI_COMM_WORLD_SIZE": "\u00b2", "OMPI_COMM_WORLD_RANK": "0"}) is None

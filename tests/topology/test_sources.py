@@ -22,21 +22,21 @@ from aristos.topology import (
     from_text,
     join,
     listing,
-    machine,
     nvlink,
     nvml,
     pci,
     query,
+    smi_node,
     sysfs,
 )
 from aristos.topology.commands import Answer
-from aristos.topology.discover import FABRIC, QUERY, machine_here
+from aristos.topology.discover import FABRIC, QUERY, node_here
 from aristos.topology.model import Device, Fault, Link, Mig, Node
 from aristos.topology.slurm_job import Job
 from aristos.topology.visible import visible
 
 
-def test_links_are_ordered_from_near_to_far():
+def test_links_are_ordered_from_fast_to_slow():
     texts = ["X", "NV18", "NV4", "NV1", "PIX", "PXB", "PHB", "NODE", "SYS", "NET1", "NET3"]
     links = [Link.parse(text) for text in texts]
     assert sorted(links, key=lambda link: link.rank) == links
@@ -80,7 +80,7 @@ def test_the_list_of_gpus():
         ("  MIG 1g.10gb Device 0: (UUID: MIG-a1)\n", "MIG 1g.10gb"),
     ],
 )
-def test_lists_that_are_none(text, quoted):
+def test_wrong_gpu_lists_are_errors(text, quoted):
     with pytest.raises(TopologyError, match=r"^") as refused:
         listing.parse(text)
     assert quoted in str(refused.value)
@@ -151,7 +151,7 @@ def test_samples_of_nvlinks_lists_and_queries(shared_dir):
     assert query.parse((samples / "query_gpu" / "rtx_index_busid_noheader.csv").read_text())[3].pci == "0000:c6:00.0"
     for file in (*(samples / "errors").iterdir(), *(samples / "p2p").iterdir()):
         with pytest.raises(TopologyError):
-            machine.read(file.read_text())
+            smi_node.read(file.read_text())
 
 
 def square(rows: str) -> str:
@@ -162,11 +162,11 @@ def square(rows: str) -> str:
 
 
 def found(rows: str) -> list[str]:
-    return [fault.text for fault in machine.read(square(rows))[1]]
+    return [fault.text for fault in smi_node.read(square(rows))[1]]
 
 
 def test_an_asymmetric_matrix_counts_as_the_worse_direction():
-    node, seen = machine.read(square("X NV6 NV6\nNV6 X NV6\nSYS SYS X"))
+    node, seen = smi_node.read(square("X NV6 NV6\nNV6 X NV6\nSYS SYS X"))
     assert node.links["GPU0", "GPU2"] == node.links["GPU2", "GPU0"] == Link("SYS")
     assert node.links["GPU0", "GPU1"] == Link("NV", 6)
     texts = [fault.text for fault in seen]
@@ -214,17 +214,17 @@ def cube(spoil: bool) -> str:
     )
 
 
-def test_a_cube_mesh_is_no_fault_and_a_lost_link_in_it_is():
+def test_a_cube_mesh_is_no_fault_but_a_lost_link_in_it_is():
     assert found(cube(False)) == []
     assert [text.split(" has")[0] for text in found(cube(True))] == ["GPU0", "GPU7"]
 
 
 def test_lists_of_cpus_that_were_cut():
     text = "\tGPU0\tCPU Affinity\nGPU0\t X \t{}\n"
-    (fault,) = machine.read(text.format("0,2,4,6,8,10"))[1]
+    (fault,) = smi_node.read(text.format("0,2,4,6,8,10"))[1]
     assert "cuts" in fault.text
     assert "local_cpulist" in fault.remedy
-    assert machine.read(text.format("0-31,64-95"))[1] == []
+    assert smi_node.read(text.format("0-31,64-95"))[1] == []
 
 
 GPUS = (
@@ -263,7 +263,7 @@ def test_visible_devices_by_number_uuid_and_mig(value, wanted, faulty):
     assert bool(said) == faulty
 
 
-def test_numbers_are_nvmls_whatever_the_position():
+def test_numbers_are_nvmls_at_any_position():
     """A cgroup shows GPU3 alone, as number 0; without one, number 5 of 8 is not the first."""
     lone = (Device(0, "A100", "GPU-three", "0000:81:00.0"),)
     assert visible({"CUDA_VISIBLE_DEVICES": "0"}, lone)[0][0].device.pci == "0000:81:00.0"
@@ -326,17 +326,17 @@ def test_nvml_counts_nvlinks_through_switches_and_between_peers():
     assert [d.pci for d in devices] == ["0000:01:00.0", "0000:02:00.0", "0000:03:00.0"]
 
 
-def test_a_fabric_that_is_not_ready_passes_for_healthy_else(root):
+def test_a_fabric_that_is_not_ready_is_a_fault(root):
     """All links are up, and no peer reaches the GPU: the state of the fabric alone tells."""
     gpus = switched(3, 18)
     gpus[0].fabric, gpus[1].fabric, gpus[2].fabric = (3, 0), (3, 19), (2, 0)
-    _, seen = machine_here("host", root, smi(), lambda: Library(gpus, {}))
+    _, seen = node_here("host", root, smi(), lambda: Library(gpus, {}))
     assert [fault.text for fault in seen] == [
         "GPU1: the NVLink fabric is not ready (Completed, NVML error 19)",
         "GPU2: the NVLink fabric is not ready (In Progress, Success)",
     ]
     table = "index, fabric.state, fabric.status\n0, Completed, Insufficient Resources\n1, [N/A], [N/A]\n"
-    _, (fault,) = machine_here("host", root, smi(**{FABRIC[1]: table}), lambda: None)
+    _, (fault,) = node_here("host", root, smi(**{FABRIC[1]: table}), lambda: None)
     assert "GPU0: the NVLink fabric is not ready (Completed, Insufficient Resources)" in fault.text
 
 
@@ -468,7 +468,7 @@ def smi(**changed: str | None):
 
 def test_cpus_come_from_sysfs_and_not_from_nvidia_smis_column(root):
     """The column says 0 and 2 because this process may use no more; the kernel knows the GPUs' neighbours."""
-    node, seen = machine_here("host", root, smi(), lambda: None)
+    node, seen = node_here("host", root, smi(), lambda: None)
     assert [(cpusets.show(d.cpus), d.cpus_from, d.numa) for d in node.devices] == [
         ("0-1,4-5", "sysfs", 0),
         ("2-3,6-7", "sysfs", 1),
@@ -477,27 +477,27 @@ def test_cpus_come_from_sysfs_and_not_from_nvidia_smis_column(root):
     assert [d.memory >> 30 for d in node.devices] == [80, 80]
     assert (node.nics[0].name, node.nics[0].pci) == ("mlx5_0", "0000:05:00.0")
     assert node.link("GPU0", "NIC0") == Link("PIX")
-    assert [nic.name for nic in node.near("GPU0")] == ["mlx5_0"]
+    assert [nic.name for nic in node.nics_by_distance("GPU0")] == ["mlx5_0"]
     assert seen == []
 
 
-def test_nvml_goes_first_and_sysfs_gives_the_rest(root):
+def test_nvml_is_preferred_and_sysfs_adds_the_rest(root):
     gpus = [Gpu("A100", "GPU-0", "0000:03:00.0"), Gpu("A100", "GPU-1", "0000:43:00.0")]
-    node, seen = machine_here("host", root, smi(topo=None), lambda: Library(gpus, {(0, 1): 50}))
+    node, seen = node_here("host", root, smi(topo=None), lambda: Library(gpus, {(0, 1): 50}))
     assert node.link("GPU0", "GPU1") == Link("SYS")
     assert (node.link("GPU0", "NIC1"), node.link("GPU1", "NIC0")) == (Link("PIX"), Link("SYS"))
     assert cpusets.show(node.devices[1].cpus) == "2-3,6-7"
-    assert [nic.name for nic in node.near("GPU1")] == ["mlx5_0", "mlx5_1"]
+    assert [nic.name for nic in node.nics_by_distance("GPU1")] == ["mlx5_0", "mlx5_1"]
     assert seen == []
 
 
 def test_a_driver_that_fails_is_a_fault_of_the_machine(root):
     broken = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
-    node, (fault,) = machine_here("host", root, smi(**{"-L": broken}), lambda: None)
+    node, (fault,) = node_here("host", root, smi(**{"-L": broken}), lambda: None)
     assert "has failed" in fault.text
     assert node.devices == ()
     assert len(node.cpus) == 8
-    node, (fault,) = machine_here("host", root, lambda words: None, lambda: None)
+    node, (fault,) = node_here("host", root, lambda words: None, lambda: None)
     assert "4 NVIDIA GPUs are on the PCI bus" in fault.text
 
 
@@ -526,7 +526,7 @@ def test_the_nodes_of_a_job_and_of_ranks(root):
         ranks.node("z")
 
 
-def test_scontrols_answer_goes_before_files(root):
+def test_scontrol_is_preferred_to_files(root):
     env = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURMD_NODENAME": "n1"}
     write(root / "etc/slurm/topology.conf", "SwitchName=a Nodes=n[1-2]")
 
@@ -543,7 +543,7 @@ def test_scontrols_answer_goes_before_files(root):
     assert discover(ask=ask(two), network=False, **common).network.kind == "unknown"
 
 
-def test_what_ranks_saw_is_joined():
+def test_topologies_of_ranks_are_joined():
     def part(name: str, allowed: int, gpus: int):
         node = Node(name, tuple(Device(at, "A100") for at in range(gpus)), allowed=frozenset({allowed}), complete=True)
         topology = from_text(None, "SwitchName=l Nodes=a,b\n")
@@ -615,7 +615,7 @@ def test_texts_from_windows(tmp_path, capsys):
     [
         (["--nvidia-smi", ""], "variable of the shell"),  # and not this machine
         (["--slurm-topology", "", "--json"], "variable of the shell"),
-        (["--nvidia-smi", "-", "--slurm-topology", "-"], "stdin is one text"),
+        (["--nvidia-smi", "-", "--slurm-topology", "-"], "only one file can be stdin"),
         (["--again"], "--measure"),
         (["--measure", "--plot", "x.png"], "--measure"),
     ],
@@ -628,7 +628,7 @@ def test_wrong_use(words, said, capsys):
     assert said in told.err
 
 
-def test_a_closed_stdin_and_a_reader_that_has_enough(tmp_path):
+def test_a_closed_stdin_and_a_closed_pipe(tmp_path):
     file = tmp_path / "text"
     file.write_text(square(cube(False)))
     command = f"{sys.executable} -m aristos topo --nvidia-smi"
@@ -667,7 +667,7 @@ def test_pictures(tmp_path, root):
         assert (tmp_path / name).stat().st_size > 1000
 
 
-def test_nvml_says_what_times_depend_on():
+def test_nvml_reports_clocks_and_power_limit():
     """Clocks of the card that CUDA names, by its UUID; what a driver does not say is left out."""
     library = Library([Gpu("A", "GPU-a", ":01:00.0"), Gpu("B", "GPU-b", ":02:00.0")], {})
     found = {"driver_version": "580.95.05", "sm_clock_mhz": 200001, "memory_clock_mhz": 200002, "power_limit_w": 700.0}

@@ -1,7 +1,7 @@
 """Transport rma on one machine: `ranks_per_node` makes nodes of its ranks, and MPI puts between those.
 
-Bits must equal those of one process, of one node and of the bulk schedule, whatever the nodes; and what goes wrong
-across nodes ends as it does within one.
+Bits must equal those of one process, of one node and of the bulk schedule, whatever the nodes; failures across nodes
+end as they do within one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ needs_mpiexec = pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside
 
 
 def make(comm: Any, cfg: aristos.MoEConfig = CFG, w: dict[str, Any] = W, **options: Any) -> MoE:
-    """A layer with its weights loaded, each rank a node of its own unless told otherwise."""
+    """A layer with its weights loaded, each rank a node of its own by default."""
     moe = MoE(cfg, comm, **{"ranks_per_node": 1, "threads": 1, **options})
     moe.load(**w)
     return moe
@@ -89,8 +89,8 @@ def test_any_layer_over_nodes(comm, plan):
 
 
 @pytest.mark.ranks(3)
-def test_a_row_crosses_once(comm):
-    """Between nodes a token crosses once to each rank that has experts of it, however many; within a node once each."""
+def test_a_row_crosses_nodes_once(comm):
+    """Between nodes a token is sent once to each rank that holds experts of it; within a node once for each expert."""
     cfg = replace(CFG, experts=9, top_k=4)
     w = reference.weights(cfg)
     for ranks_per_node, ring in ((1, None), (2, None), (1, 5)):
@@ -102,8 +102,8 @@ def test_a_row_crosses_once(comm):
                 home = np.where(call["ids"] >= 0, moe.placement.ranks[call["ids"]], -1)
                 for peer in range(3):
                     rows, unique = int((home == peer).sum()), int((home == peer).any(axis=1).sum())
-                    far = peer // ranks_per_node != comm.rank // ranks_per_node
-                    moved = 0 if peer == comm.rank else unique if far else rows
+                    remote = peer // ranks_per_node != comm.rank // ranks_per_node
+                    moved = 0 if peer == comm.rank else unique if remote else rows
                     assert stats.logical_bytes_to_peer[peer] == 4 * cfg.hidden * rows
                     assert stats.moved_bytes_to_peer[peer] == 4 * cfg.hidden * moved, (skew, peer)
                     assert skew != "uniform" or 0 < unique < rows
@@ -111,7 +111,7 @@ def test_a_row_crosses_once(comm):
 
 @pytest.mark.ranks(3)
 def test_exchanges(comm):
-    """Round trips, in turns with a layer on the same engine."""
+    """Round trips, alternating with a layer on the same engine."""
     for ranks_per_node, ring, placement in ((1, None, None), (2, 3, [2] * 4 + [0]), (1, 2, [0] * 5)):
         options: dict[str, Any] = {"ranks_per_node": ranks_per_node, "placement": placement}
         with rings_of(ring), Exchange(comm, **SHAPE, **options) as exchange, make(comm, **options) as moe:
@@ -125,7 +125,7 @@ def test_exchanges(comm):
 
 @pytest.mark.ranks(3)
 def test_input_that_one_rank_refuses(comm):
-    """All ranks raise, and what was good before is good after: in a layer and in both halves of an exchange."""
+    """All ranks raise, and valid calls still work: in a layer and in both phases of an exchange."""
     x = tokens(CFG, 20, seed=comm.rank)
     call = routing(CFG, 20, "some", seed=comm.rank)
     for ranks_per_node in (1, 2):
@@ -162,8 +162,8 @@ def test_objects_on_a_communicator_have_the_same_nodes(comm):
             aristos.MoE(CFG, comm, threads=1)
         with pytest.raises(InputError, match=r"got 2: pass a communicator of its own"):
             aristos.Exchange(comm, **SHAPE, ranks_per_node=2)
-        with make(comm.Dup(), ranks_per_node=None) as near:
-            assert same(near(x), y)
+        with make(comm.Dup(), ranks_per_node=None) as one_node:
+            assert same(one_node(x), y)
         assert same(moe(x), y)
 
 
@@ -183,7 +183,7 @@ def test_stats_and_started_calls(comm):
 
 @pytest.mark.ranks(3)
 def test_closing_in_any_order(comm):
-    """Objects end in another order than they began; ranks come late to it; each engine is a new one afterwards."""
+    """Objects close in another order than they were made, with one rank late; the next engine is a new one."""
     x = tokens(CFG, 20, seed=comm.rank)
     call = routing(CFG, 20, "some", seed=comm.rank)
     with alone(CFG, W, threads=1) as one:
@@ -197,7 +197,7 @@ def test_closing_in_any_order(comm):
         assert same(objects[0](x), y)
         one_exchange(comm, objects[2], x, call, CFG.experts)
         if late == 1:
-            objects[2].dispatch(x, call["ids"])  # never combined: given up when it is closed
+            objects[2].dispatch(x, call["ids"])  # never combined: dropped by close
         for i in order:
             if comm.rank == late % 3:
                 time.sleep(0.05)
@@ -209,7 +209,7 @@ def test_closing_in_any_order(comm):
 
 @pytest.mark.ranks(2)
 def test_the_watchdog_watches_the_windows_in_use(comm):
-    """Also those of an engine that has grown: a flush to a rank that is gone must not hold this one for ever."""
+    """Those of an engine that has grown too: a flush to a dead rank must not block this one for ever."""
     with make(comm) as moe, make(comm, replace(CFG, max_tokens=300)):
         runtime = moe._alive()
         watched = runtime.group._watchdog._calls
@@ -218,7 +218,7 @@ def test_the_watchdog_watches_the_windows_in_use(comm):
         assert watched[0]()[0] == -1
 
 
-# ---- what goes wrong across nodes: jobs of their own, since each ends badly on purpose -------------------------------
+# ---- failures across nodes: each is an MPI job of its own, since it ends badly on purpose ----------------------------
 
 LAYER = """
 cfg = aristos.MoEConfig(hidden=40, ffn=72, experts=4, top_k=2, max_tokens=64)
@@ -230,7 +230,7 @@ def made(**options):
     return moe
 def leave(*words):
     say(*words)
-    comm.Barrier()  # a launcher takes the others down when one is gone
+    comm.Barrier()  # a launcher kills the other ranks when one is gone
     sys.exit(0)
 def signal_me(what, after):
     threading.Thread(target=lambda: (time.sleep(after), os.kill(os.getpid(), what)), daemon=True).start()
@@ -240,7 +240,7 @@ def signal_me(what, after):
 @pytest.mark.slow
 @needs_mpiexec
 def test_a_rank_that_never_calls(tmp_path):
-    """Bounded, named, and told to the late rank when it comes."""
+    """The wait is bounded, its error names the rank, and the late rank learns of it when it makes its call."""
     job = run_job(
         tmp_path,
         2,
@@ -269,8 +269,8 @@ leave("end")
 
 @pytest.mark.slow
 @needs_mpiexec
-def test_a_rank_that_is_late_between_the_halves(tmp_path):
-    """Experts of a user's may take longer than the timeout: who is in its second half already warns, and waits."""
+def test_a_rank_that_is_late_between_the_phases(tmp_path):
+    """A user's experts may take longer than the timeout: a rank in its second phase warns and waits."""
     job = run_job(
         tmp_path,
         2,
@@ -279,12 +279,12 @@ def test_a_rank_that_is_late_between_the_halves(tmp_path):
 exchange = aristos.Exchange(comm, ranks_per_node=1, hidden=40, experts=4, top_k=2, max_tokens=64, timeout=0.5)
 call = routing(cfg, 50, "some", seed=rank)
 rows, handle = exchange.dispatch(x, call["ids"])
-with warnings.catch_warnings(record=True) as told:
+with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     if rank == 1:
         time.sleep(2)
     exchange.combine(rows, handle, call["weights"])
-say(len(told), *(w.message for w in told))
+say(len(caught), *(w.message for w in caught))
 exchange.close()
 """,
     )
@@ -296,7 +296,7 @@ exchange.close()
 @pytest.mark.slow
 @needs_mpiexec
 def test_poison_travels(tmp_path):
-    """Rank 0 is interrupted while it waits; who waits with it learns of it, the late one in its call; no timeout."""
+    """Rank 0 is interrupted while it waits: the other ranks learn of it, the late one in its call; no timeout."""
     job = run_job(
         tmp_path,
         4,
@@ -326,7 +326,7 @@ leave("end")
 @pytest.mark.slow
 @needs_mpiexec
 def test_a_rank_stopped_within_a_call(tmp_path):
-    """A flush to it may never come back: the watchdog ends the job, or the wait runs out; both name the rank."""
+    """A flush to it may never return: the watchdog ends the job, or the wait runs out; both name the rank."""
     job = run_job(
         tmp_path,
         2,
@@ -349,7 +349,7 @@ moe(x)
 @pytest.mark.slow
 @needs_mpiexec
 def test_an_error_of_mpi_ends_the_job(tmp_path):
-    """Words put after data that did not land would be believed."""
+    """Otherwise peers would trust words that follow data never delivered."""
     job = run_job(
         tmp_path,
         2,
@@ -408,7 +408,7 @@ with moe:
 @pytest.mark.parametrize("nodes", [1, 2], ids=["one node", "two nodes"])
 @pytest.mark.parametrize("end", ENDS)
 def test_programs_that_end_in_their_own_way(tmp_path, nodes, end):
-    """Nobody calls MPI any more when it is finalized; a fork's child takes nothing away from its parent."""
+    """No thread calls MPI after it is finalized; a fork's child does not disturb its parent."""
     made = f"from mpi4py import MPI\nmoe = made(ranks_per_node={2 // nodes})\nmoe(x)\n"
     job = run_job(tmp_path, 2, LAYER.replace("ranks_per_node=1, ", "") + made + ENDS[end], timeout=60)
     assert job.code == 0, job.out
@@ -419,8 +419,8 @@ def test_programs_that_end_in_their_own_way(tmp_path, nodes, end):
 @pytest.mark.slow
 @needs_mpiexec
 @pytest.mark.parametrize("nodes", [1, 2], ids=["one node", "two nodes"])
-def test_a_rank_that_ends_without_the_others(tmp_path, nodes):
-    """Who makes a call that it will never make learns that at once, although nothing was closed."""
+def test_a_rank_that_exits_without_closing(tmp_path, nodes):
+    """A rank in a call that the exited rank never makes learns it at once, although nothing was closed."""
     job = run_job(
         tmp_path,
         2,
@@ -446,19 +446,19 @@ except errors.PoisonedError as e:
 
 @pytest.mark.slow
 @needs_mpiexec
-def test_ctrl_c_while_others_are_not_there_yet(tmp_path):
-    """A constructor is collective: it hears Ctrl-C, warns after the timeout, and goes on when the last rank comes."""
+def test_ctrl_c_while_other_ranks_are_late(tmp_path):
+    """A collective constructor is interruptible, warns after the timeout, and goes on when the last rank comes."""
     job = run_job(
         tmp_path,
         2,
         LAYER
         + """
-with warnings.catch_warnings(record=True) as told:
+with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     if rank == 1:
         time.sleep(2)
     moe = made(timeout=0.5)
-    say(*(w.message for w in told))
+    say(*(w.message for w in caught))
 if rank == 0:
     signal_me(signal.SIGINT, 0.5)
 else:

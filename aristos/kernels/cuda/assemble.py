@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ...errors import EnvironmentProblem, InputError
+from ...errors import EnvironmentProblem
 
 TARGETS = {"sm_80": "sm_80", "sm_90": "sm_90a", "sm_100": "sm_100"}  # sm_90a: what Hopper's own instructions need
 SECONDS = 300  # for one kernel; they take a second
@@ -28,15 +28,6 @@ class Assembled:
     spill_bytes: int
     shared_bytes: int
     advice: tuple[str, ...] = ()
-
-
-def capability(arch: str) -> tuple:
-    """sm_90 -> (9, 0); sm_90a -> (9, 0, 'a')."""
-    match = re.fullmatch(r"sm_(\d+)(\d)([af]?)", arch)
-    if match is None:
-        raise InputError(f"arch must look like 'sm_90', got {arch!r}")
-    major, minor, feature = match.groups()
-    return (int(major), int(minor), feature) if feature else (int(major), int(minor))
 
 
 @cache

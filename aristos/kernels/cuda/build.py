@@ -19,8 +19,9 @@ from typing import Any
 
 from ...errors import EnvironmentProblem, InputError
 from ...host.versions import version
+from ...primitives import offline
 from ...primitives.compile import cache_folder, compiling
-from .assemble import TARGETS, assemble, capability, tool_version
+from .assemble import TARGETS, assemble, tool_version
 
 PTXAS, LINKER = "ptxas", "nvJitLink"
 
@@ -53,12 +54,10 @@ def build(kernel: Any, arch: str) -> Built:
 
 def ptx(kernel: Any, target: str) -> tuple[str, str]:
     """(PTX of a catalogue.Kernel for a target, sm_90a say; the name of its entry)."""
-    from .offline import compiled, entry_of
-
-    _, texts = compiled(kernel.function, kernel.types, capability(target))
+    _, texts = offline.compiled(kernel.function, kernel.types, offline.capability(target))
     if len(texts) != 1:
         raise InputError(f"kernel {kernel.name} must be one PTX module, got {len(texts)}: it links other code")
-    return re.sub(r"^\.target .*$", f".target {target}", texts[0], flags=re.M), entry_of(texts[0], kernel.name)
+    return re.sub(r"^\.target .*$", f".target {target}", texts[0], flags=re.M), offline.entry_of(texts[0], kernel.name)
 
 
 def assembler() -> tuple[str, str]:

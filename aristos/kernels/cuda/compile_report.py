@@ -16,8 +16,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from . import limits
-from .assemble import TARGETS, assemble, capability, disassemble, tool, tool_version
+from ...primitives.offline import capability
+from ...simt import limits
+from .assemble import TARGETS, assemble, disassemble, tool, tool_version
 
 PROCESSES = 8  # at most; each takes some 300 MB
 

@@ -1,14 +1,16 @@
-"""What each PTX opcode becomes: its modifiers read one by one, anything unknown an error.
+"""Decodes each PTX opcode: reads its modifiers one by one, and raises an error for anything unknown.
 
-A handler takes the lowering and a `Mods`; it must use up every modifier, which `Mods.done` checks.
+A handler takes the lowering and a `Mods`. It must take every modifier, which `Mods.done` checks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import isa
+from ..lowering import Lowering
+from ..syntax import Instruction
 from .arithmetic import (
     add_carry,
     arithmetic,
@@ -41,10 +43,6 @@ from .warp import (
     sleep,
     vote,
 )
-
-if TYPE_CHECKING:
-    from ..lower import Lowering
-    from ..ptx import Instruction
 
 HANDLERS: dict[str, Callable[[Any, Mods], None]] = {
     "add": arithmetic(isa.ADD, isa.FADD, isa.ADD2), "sub": arithmetic(isa.SUB, isa.FSUB, isa.SUB2),

@@ -1,18 +1,17 @@
-"""Arithmetic of integers and floats, and the functions of floats."""
+"""Arithmetic of integers and floats, and functions of floats."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from .. import isa
+from ..lowering import Lowering
 from .mods import DIRECTED, INTEGERS, WIDE_FLOATS, Mods, check_type, float_flags, flush, is_float
-
-if TYPE_CHECKING:
-    from ..lower import Lowering
 
 
 def carrying(op: int, count: int) -> Callable:
+    """addc, subc, madc, and add, sub, mad with .cc; into: the carry is an input too."""
+
     def handler(low: Lowering, m: Mods, into: bool) -> None:
         high = m.take("hi")
         m.take("lo")
@@ -60,7 +59,7 @@ def arithmetic(integer: int, floating: int, packed: int = -1) -> Callable:
 
 
 def least_most(low: Lowering, m: Mods, op: int, type_: int) -> None:
-    """min and max of floats, of three float32 too."""
+    """min and max of two floats, or of three float32."""
     flags = flush(m, type_)
     if type_ != isa.F64:
         flags |= m.flag("NaN", isa.NAN)
@@ -84,6 +83,7 @@ def least_most(low: Lowering, m: Mods, op: int, type_: int) -> None:
 
 
 def multiply(low: Lowering, m: Mods) -> None:
+    """mul."""
     (type_,) = m.types()
     if is_float(type_):
         flags = float_flags(m, type_)
@@ -105,6 +105,7 @@ def product_part(m: Mods, table: dict[str, int], type_: int) -> int:
 
 
 def multiply_add(low: Lowering, m: Mods) -> None:
+    """mad and fma."""
     if "cc" in m.left:
         mad_carry(low, m, False)
         return
@@ -125,6 +126,8 @@ def multiply_add(low: Lowering, m: Mods) -> None:
 
 
 def multiply24(op: int, high: int, count: int) -> Callable:
+    """mul24 and mad24, of `count` operands."""
+
     def handler(low: Lowering, m: Mods) -> None:
         code = m.choose({"lo": op, "hi": high})
         (type_,) = m.types()
@@ -138,6 +141,7 @@ def multiply24(op: int, high: int, count: int) -> Callable:
 
 
 def divide(low: Lowering, m: Mods) -> None:
+    """div."""
     (type_,) = m.types()
     if is_float(type_):
         check_type(m, type_, WIDE_FLOATS)
@@ -152,6 +156,8 @@ def divide(low: Lowering, m: Mods) -> None:
 
 
 def unary(integer: int, floating: int) -> Callable:
+    """abs and neg."""
+
     def handler(low: Lowering, m: Mods) -> None:
         (type_,) = m.types()
         flags = flush(m, type_)
@@ -166,7 +172,7 @@ def unary(integer: int, floating: int) -> Callable:
 
 
 def function(op: int, types: tuple[int, ...] = (isa.F32,), exact: bool = False) -> Callable:
-    """rcp, sqrt, rsqrt, sin, cos, lg2, ex2, tanh: the types of .approx; `exact`: rounded ones exist too."""
+    """rcp, sqrt, rsqrt, sin, cos, lg2, ex2, tanh; types: those of .approx; exact: rounded forms exist too."""
 
     def handler(low: Lowering, m: Mods) -> None:
         approx = m.take("approx") is not None

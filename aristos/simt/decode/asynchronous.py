@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from .. import isa
+from ..lowering import Lowering
 from ..mbarrier import EXPECTS, NOT_COUNTED, PARITY, TRIES
-from ..ptx import Number, Vector
-from ..warpgroup import FROM_REGISTERS, NEGATES_A, NEGATES_B, TURNS_A, TURNS_B
+from ..syntax import Number, Vector
+from ..warpgroup import FROM_REGISTERS, NEGATES_A, NEGATES_B, TRANSPOSES_A, TRANSPOSES_B
 from .memory import cache_hints, copy_async, fence, order_scope
 from .mods import Mods, groups
 
-if TYPE_CHECKING:
-    from ..lower import Lowering
-
 
 def copy(low: Lowering, m: Mods) -> None:
-    """All that begins with cp."""
+    """Every instruction that begins with cp."""
     if not m.take("async"):
         raise m.fail("is not supported")
     if m.take("bulk"):
@@ -29,7 +26,7 @@ def copy(low: Lowering, m: Mods) -> None:
 
 
 def any_fence(low: Lowering, m: Mods) -> None:
-    """All that begins with fence."""
+    """Every instruction that begins with fence."""
     if m.take("proxy"):
         fence_proxy(low, m)
     elif m.take("mbarrier_init"):
@@ -42,6 +39,7 @@ SHARED_NAMES = ("shared", "shared::cta", "shared::cluster")
 
 
 def flags_of(m: Mods, orders: tuple[str, str], default: int) -> int:
+    """Order, scope and space of an mbarrier instruction, as flags."""
     if {"gpu", "sys"} & set(m.left):
         raise m.fail("the scope is one of .cta, .cluster: no others can reach an mbarrier")
     order, scope = order_scope(m, orders, default, isa.CTA)
@@ -50,6 +48,7 @@ def flags_of(m: Mods, orders: tuple[str, str], default: int) -> int:
 
 
 def mbarrier(low: Lowering, m: Mods) -> None:
+    """mbarrier, except complete_tx, arrive_drop and .noComplete."""
     kind = m.take("init", "inval", "arrive", "test_wait", "try_wait", "pending_count", "expect_tx")
     if kind is None or {"noComplete", "arrive_drop", "complete_tx"} & set(m.left):
         raise m.fail("is not supported")
@@ -86,7 +85,7 @@ def mbarrier(low: Lowering, m: Mods) -> None:
         return
     how = m.flag("parity", PARITY) | (TRIES if kind == "try_wait" else 0)
     flags = flags_of(m, ("acquire", "relaxed"), isa.ACQUIRE)
-    m.done(3, 4 if kind == "try_wait" else 3)  # the last may be a hint of the time to wait
+    m.done(3, 4 if kind == "try_wait" else 3)  # the fourth is a hint for the time to wait
     row, offset, _ = low.memory(m.operands[1])
     asked = m.row(2, isa.B32 if how & PARITY else isa.B64)
     low.emit(isa.MBWAIT, isa.B64, how, d=m.dest(isa.PREDICATE), a=row, b=asked, imm=offset, flags=flags)
@@ -106,6 +105,7 @@ def arrive_after_copies(low: Lowering, m: Mods) -> None:
 
 
 def copy_bulk(low: Lowering, m: Mods) -> None:
+    """cp.async.bulk and its groups."""
     if m.take("commit_group"):
         m.done(0)
         low.emit(isa.BULKCOMMIT)
@@ -141,7 +141,7 @@ OTHER_PROXIES = ("alias", "async::generic", "tensormap::generic")
 
 
 def fence_proxy(low: Lowering, m: Mods) -> None:
-    """fence.proxy: between the generic and the asynchronous proxy; the others have nothing to order here."""
+    """fence.proxy: between the generic and the asynchronous proxy; the machine has no other proxies."""
     if not m.take("async"):
         if not m.left or m.left[0] not in OTHER_PROXIES:
             raise m.fail(f"the proxy is one of .async, .{', .'.join(OTHER_PROXIES)}")
@@ -169,6 +169,7 @@ WGMMA_KINDS = {("tf32", 8): 0, ("f16", 16): 2, ("bf16", 16): 4}  # as matrix.ele
 
 
 def warpgroup(low: Lowering, m: Mods) -> None:
+    """wgmma."""
     kind = m.take("fence", "commit_group", "wait_group", "mma_async")
     if kind is None:
         raise m.fail("is not supported")
@@ -185,6 +186,7 @@ def warpgroup(low: Lowering, m: Mods) -> None:
 
 
 def multiply_group(low: Lowering, m: Mods) -> None:
+    """wgmma.mma_async."""
     shape = re.fullmatch(r"m64n(\d+)k(\d+)", m.left[0]) if m.left else None
     types = m.left[1:]
     if shape is None or len(types) != 3:
@@ -195,17 +197,17 @@ def multiply_group(low: Lowering, m: Mods) -> None:
     m.left = []
     results, a = (*m.operands, None, None)[:2]
     held = isinstance(a, Vector)
-    turns = 0 if kind == 0 else (1 if held else 2)
-    m.done(6 + turns)
+    extra = 0 if kind == 0 else (1 if held else 2)
+    m.done(6 + extra)
     if not isinstance(results, Vector) or len(results.items) != n // 2:
         raise m.fail(f"expected {n // 2} registers of D")
     if isinstance(a, Vector) and len(a.items) != 4:
         raise m.fail(f"expected 4 registers of A, got {len(a.items)}")
     signs = choices(m, 4, {1: 0, -1: 1})
     flags = signs[0] * NEGATES_A | signs[1] * NEGATES_B
-    turned = choices(m, 6, {0: 0, 1: 1})
-    if turned:
-        flags |= turned[-1] * TURNS_B | (0 if held else turned[0] * TURNS_A)
+    transposed = choices(m, 6, {0: 0, 1: 1})
+    if transposed:
+        flags |= transposed[-1] * TRANSPOSES_B | (0 if held else transposed[0] * TRANSPOSES_A)
     rows = [m.result(item, isa.B32) for item in results.items]
     if isinstance(a, Vector):
         flags |= FROM_REGISTERS
@@ -218,7 +220,7 @@ def multiply_group(low: Lowering, m: Mods) -> None:
 
 
 def choices(m: Mods, first: int, table: dict[int, int]) -> list[int]:
-    """Immediates from an operand on, two at most, each one of a table's."""
+    """At most two immediate operands from `first` on, each looked up in a table."""
     found = []
     for operand in m.operands[first : first + 2]:
         if not isinstance(operand, Number) or operand.value not in table:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from .. import isa
-from ..ptx import Number, Pair
+from ..lowering import Lowering
+from ..syntax import Number, Pair
 from .mods import WORDS, Mods, check_type
-
-if TYPE_CHECKING:
-    from ..lower import Lowering
 
 
 def plain(op: int, count: int, types: tuple[int, ...], wide: tuple[int, ...] = ()) -> Callable:
-    """An integer instruction of `count` operands; wide: those that are numbers of 32 bits whatever the type."""
+    """An integer instruction of `count` operands; wide: those that always have 32 bits."""
 
     def handler(low: Lowering, m: Mods) -> None:
         (type_,) = m.types()
@@ -28,6 +25,7 @@ def plain(op: int, count: int, types: tuple[int, ...], wide: tuple[int, ...] = (
 
 
 def bit_find(low: Lowering, m: Mods) -> None:
+    """bfind."""
     op = isa.BFINDSHIFT if m.take("shiftamt") else isa.BFIND
     (type_,) = m.types()
     check_type(m, type_, WORDS)
@@ -36,6 +34,8 @@ def bit_find(low: Lowering, m: Mods) -> None:
 
 
 def clamp_wrap(op: int, count: int) -> Callable:
+    """bmsk, szext and shf, with .clamp or .wrap."""
+
     def handler(low: Lowering, m: Mods) -> None:
         code = m.choose({"l": isa.SHFLEFT, "r": isa.SHFRIGHT}) if op == isa.SHFLEFT else op
         flags = m.choose({"clamp": isa.SAT, "wrap": 0})
@@ -49,6 +49,7 @@ def clamp_wrap(op: int, count: int) -> Callable:
 
 
 def permute(low: Lowering, m: Mods) -> None:
+    """prmt."""
     (type_,) = m.types()
     check_type(m, type_, (isa.B32,))
     mode = m.choose({"f4e": 1, "b4e": 2, "rc8": 3, "ecl": 4, "ecr": 5, "rc16": 6}, 0)
@@ -57,6 +58,7 @@ def permute(low: Lowering, m: Mods) -> None:
 
 
 def lop3(low: Lowering, m: Mods) -> None:
+    """lop3, with its second predicate."""
     joined = m.take("or", "and")
     (type_,) = m.types()
     check_type(m, type_, (isa.B32,))
@@ -79,6 +81,8 @@ def lop3(low: Lowering, m: Mods) -> None:
 
 
 def dot_product(op: int) -> Callable:
+    """dp4a and dp2a."""
+
     def handler(low: Lowering, m: Mods) -> None:
         flags = m.choose({"lo": 0, "hi": isa.HIGH}) if op == isa.DP2A else 0
         signs = [name for name in m.left if name in ("u32", "s32")]
@@ -93,6 +97,8 @@ def dot_product(op: int) -> Callable:
 
 
 def logic(op: int) -> Callable:
+    """and, or, xor, not, cnot."""
+
     def handler(low: Lowering, m: Mods) -> None:
         (type_,) = m.types()
         check_type(m, type_, (isa.PREDICATE, isa.B16, isa.B32, isa.B64))

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .. import isa
-from ..ptx import Pair
+from ..lowering import Lowering
+from ..syntax import Pair
 from .mods import INTEGERS, WIDE_FLOATS, Mods, check_type, flush, is_float
-
-if TYPE_CHECKING:
-    from ..lower import Lowering
 
 
 def comparison(m: Mods, type_: int) -> int:
-    """The comparison of setp or set, where the type has it."""
+    """The comparison of setp or set; raises if the type does not have it."""
     test = m.choose(isa.COMPARE)
     if is_float(type_):
         allowed = [*range(6), *range(10, 18)]
@@ -53,7 +49,7 @@ def compare(low: Lowering, m: Mods) -> None:
         low.emit(isa.NOT, isa.PREDICATE, d=other, a=truth)
     code = {None: isa.MOV, "and": isa.AND, "or": isa.OR, "xor": isa.XOR}[joined]
     low.emit(code, isa.PREDICATE, d=result, a=truth, b=extra)
-    if second is not None:  # before the first is written, which may be an operand
+    if second is not None:  # before the first result is written, which may be an operand
         low.emit(code, isa.PREDICATE, d=m.result(second, isa.PREDICATE), a=other, b=extra)
     low.emit(isa.MOV, isa.PREDICATE, d=m.result(first, isa.PREDICATE), a=result)
 
@@ -97,6 +93,7 @@ SELECTED = (*INTEGERS, isa.B16, isa.B32, isa.B64, isa.F32, isa.F64)
 
 
 def select(low: Lowering, m: Mods) -> None:
+    """selp."""
     (type_,) = m.types()
     check_type(m, type_, SELECTED)
     m.done(4)
@@ -104,6 +101,7 @@ def select(low: Lowering, m: Mods) -> None:
 
 
 def select_sign(low: Lowering, m: Mods) -> None:
+    """slct."""
     type_, by = m.types(2)
     check_type(m, type_, SELECTED)
     check_type(m, by, (isa.S32, isa.F32))
@@ -118,6 +116,7 @@ def select_sign(low: Lowering, m: Mods) -> None:
 
 
 def test_property(low: Lowering, m: Mods) -> None:
+    """testp."""
     kinds = ("finite", "infinite", "number", "notanumber", "normal", "subnormal")
     kind = m.choose({name: i for i, name in enumerate(kinds)})
     (type_,) = m.types()
@@ -127,6 +126,7 @@ def test_property(low: Lowering, m: Mods) -> None:
 
 
 def copysign(low: Lowering, m: Mods) -> None:
+    """copysign."""
     (type_,) = m.types()
     check_type(m, type_, WIDE_FLOATS)
     m.done(3)

@@ -1,25 +1,26 @@
-"""Branches, calls, ends, and hints that change nothing."""
+"""Branches, calls, ends, and hints without an effect."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from .. import isa
-from ..ptx import Group, Name
+from ..builtin import lower_builtin
+from ..lowering import Lowering
+from ..program import layout
+from ..syntax import Group, Name, Variable
 from .mods import Mods
-
-if TYPE_CHECKING:
-    from ..lower import Lowering
 
 
 def branch(low: Lowering, m: Mods) -> None:
+    """bra."""
     m.take("uni")
     m.done(1)
     low.branch(isa.BRA, m.operands[0])
 
 
 def branch_indexed(low: Lowering, m: Mods) -> None:
+    """brx.idx."""
     m.take("idx")
     m.take("uni")
     m.done(2)
@@ -27,6 +28,8 @@ def branch_indexed(low: Lowering, m: Mods) -> None:
 
 
 def leave(op: int) -> Callable:
+    """ret, exit, trap and brkpt."""
+
     def handler(low: Lowering, m: Mods) -> None:
         m.take("uni")
         m.done(0)
@@ -36,6 +39,7 @@ def leave(op: int) -> Callable:
 
 
 def call(low: Lowering, m: Mods) -> None:
+    """call, of a name or through a register."""
     m.take("uni")
     m.done(1, 4)
     operands = list(m.operands)
@@ -48,13 +52,43 @@ def call(low: Lowering, m: Mods) -> None:
         arguments = operands.pop(0).items
     if not isinstance(target, Name):
         raise m.fail("the target must be a name")
-    low.call(returns, target, arguments)
+    call_function(low, returns, target, arguments)
+
+
+def call_function(low: Lowering, returns: tuple, target: Name, arguments: tuple) -> None:
+    """Emit a call, with the places of arguments and results in the caller's and the callee's frame."""
+    assert low.instruction is not None
+    assert low.current is not None
+    mine = []
+    for operand in (*returns, *arguments):
+        found = low.find(operand.text) if isinstance(operand, Name) else None
+        if not isinstance(found, tuple) or found[0] != "local":
+            raise low.fail("arguments of calls must be variables in .param space")
+        mine.append((found[1], found[2]))
+    theirs, _ = layout([Variable("", "param", "b8", 1, size) for _, size in mine], len(returns))
+    items = [len(returns), len(arguments)]
+    for (here, size), (there, _) in zip(mine, theirs):
+        items += [here, there, size]
+    name = low.module.aliases.get(target.text, target.text)
+    if low.find(target.text) is not None:  # through a register
+        low.indirect = True
+        low.current.calls.add("*")
+        low.emit(isa.CALLI, a=low.row(target), items=items, imm=-1)
+        return
+    function = low.module.functions.get(name)
+    if function is None or function.body is None:
+        lower_builtin(low, name, [offset for offset, _ in mine], len(returns))
+        return
+    low.current.calls.add(name)
+    at = low.emit(isa.CALL, items=items)
+    low.call_fixups.append((at, name, low.instruction.line))
 
 
 def nothing(low: Lowering, m: Mods) -> None:
-    """Hints that change no result: prefetch, discard of clean lines, pmevent, grid dependency control."""
+    """Hints that do not change results: prefetch, discard, pmevent, grid dependency control."""
     low.emit(isa.NOP)
 
 
 def stack(low: Lowering, m: Mods) -> None:
+    """alloca, stacksave and stackrestore, which the machine lacks."""
     raise m.fail("variable-sized local memory is not supported")

@@ -1,21 +1,17 @@
-"""Moves, conversions, and addresses of one space as those of another."""
+"""Moves, conversions, and conversions of addresses between spaces."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .. import isa
-from ..ptx import Vector
+from ..lowering import Lowering
+from ..syntax import Vector
 from .mods import DIRECTED, HALVES, INTEGERS, NEAREST, SPACES, Mods, check_type, is_float
-
-if TYPE_CHECKING:
-    from ..lower import Lowering
-
 
 WHOLE = {"rni": isa.RN, "rzi": isa.RZ, "rmi": isa.RM, "rpi": isa.RP}
 
 
 def is_space(low: Lowering, m: Mods) -> None:
+    """isspacep."""
     space = m.choose(SPACES)
     m.take("u32", "u64")
     m.done(2)
@@ -23,6 +19,7 @@ def is_space(low: Lowering, m: Mods) -> None:
 
 
 def move(low: Lowering, m: Mods) -> None:
+    """mov, also of vectors."""
     (type_,) = m.types()
     m.done(2)
     to, source = m.operands
@@ -38,7 +35,7 @@ def move(low: Lowering, m: Mods) -> None:
 
 
 def to_address(low: Lowering, m: Mods) -> None:
-    """cvta: generic addresses of shared and local memory lie in a window; the others are the same."""
+    """cvta: generic addresses of shared and local memory lie in a window; others are the same in every space."""
     back = m.take("to")
     space = m.choose(SPACES)
     (type_,) = m.types()
@@ -53,6 +50,7 @@ def to_address(low: Lowering, m: Mods) -> None:
 
 
 def convert(low: Lowering, m: Mods) -> None:
+    """cvt."""
     if m.take("pack"):
         convert_pack(low, m)
         return
@@ -87,7 +85,7 @@ def convert(low: Lowering, m: Mods) -> None:
 
 
 def convert_quarters(low: Lowering, m: Mods, to: int, source: int) -> None:
-    """cvt between pairs of 8-bit floats and pairs of wider ones."""
+    """cvt between pairs of 8-bit floats and pairs of wider floats."""
     flags = m.choose(NEAREST) | m.flag("relu", isa.RELU)
     if to == isa.F16X2:
         check_type(m, source, (isa.E4M3X2, isa.E5M2X2))
@@ -101,7 +99,7 @@ def convert_quarters(low: Lowering, m: Mods, to: int, source: int) -> None:
 
 
 def convert_pack(low: Lowering, m: Mods) -> None:
-    """cvt.pack.sat: two integers saturated and packed beside the top of a third."""
+    """cvt.pack.sat: two saturated integers, packed below the third operand's bits."""
     if not m.take("sat"):
         raise m.fail("needs .sat")
     names = m.left

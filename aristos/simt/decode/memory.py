@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import isa
-from ..ptx import Number, Vector
+from ..lowering import Lowering
+from ..syntax import Number, Vector
 from .mods import HALVES, SPACES, WORDS, Mods, check_type, groups
-
-if TYPE_CHECKING:
-    from ..lower import Lowering
-
 
 ORDERS = {"weak": isa.WEAK, "volatile": isa.VOLATILE, "relaxed": isa.RELAXED, "acquire": isa.ACQUIRE,
           "release": isa.RELEASE, "acq_rel": isa.ACQ_REL, "sc": isa.SC}  # fmt: skip
@@ -19,7 +16,7 @@ CACHE = ("ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "unified")
 
 
 def order_scope(m: Mods, orders: tuple[str, ...], default: int, scope: int | None = None) -> tuple[int, int]:
-    """The order, one of `orders`, and the scope; scope: where none is named, None where a strong order must name it."""
+    """(order, scope). orders: the allowed ones. scope: the default, None if a strong order must name one."""
     if m.take("mmio") and "relaxed" not in m.left:
         raise m.fail("modifier .mmio needs .relaxed")
     name = m.take(*ORDERS)
@@ -34,7 +31,7 @@ def order_scope(m: Mods, orders: tuple[str, ...], default: int, scope: int | Non
 
 
 def cache_hints(m: Mods) -> bool:
-    """Take away hints of caching; True where an operand with a policy comes last."""
+    """Take the hints for caches; True if the last operand is a cache policy."""
     policy = False
     for name in list(m.left):
         if name in CACHE or name.startswith(("L1::", "L2::")):
@@ -44,7 +41,7 @@ def cache_hints(m: Mods) -> bool:
 
 
 def place(low: Lowering, m: Mods, operand: Any, space: int) -> tuple[int, int, int]:
-    """(row, offset, space) of a memory operand; a variable of a function's .param space is local memory."""
+    """(row, offset, space) of a memory operand; .param variables of functions are in local memory."""
     row, offset, kind = low.memory(operand)
     if kind == "local" or (space == isa.PARAM and kind != "param" and low.current and not low.current.entry):
         space = isa.LOCAL
@@ -56,6 +53,7 @@ def place(low: Lowering, m: Mods, operand: Any, space: int) -> tuple[int, int, i
 
 
 def access(low: Lowering, m: Mods, load: bool) -> None:
+    """ld and st."""
     policy = cache_hints(m)
     order, scope = order_scope(m, ("weak", "volatile", "relaxed", "acquire" if load else "release"), isa.WEAK)
     space = m.choose(SPACES, isa.GENERIC)
@@ -76,10 +74,12 @@ def access(low: Lowering, m: Mods, load: bool) -> None:
 
 
 def load(low: Lowering, m: Mods) -> None:
+    """ld and ldu."""
     access(low, m, True)
 
 
 def store(low: Lowering, m: Mods) -> None:
+    """st."""
     m.take("async")
     access(low, m, False)
 
@@ -92,6 +92,7 @@ ATOMIC_TYPES = {
 
 
 def atomic(low: Lowering, m: Mods) -> None:
+    """atom and red."""
     reduce = m.ins.opcode == "red"
     policy = cache_hints(m)
     orders = ("relaxed", "release") if reduce else ("relaxed", "acquire", "release", "acq_rel")
@@ -117,6 +118,7 @@ def atomic(low: Lowering, m: Mods) -> None:
 
 
 def fence(low: Lowering, m: Mods) -> None:
+    """fence and membar."""
     if m.ins.opcode == "membar":
         order, scope = isa.SC, m.choose(SCOPES)
     else:
@@ -154,8 +156,8 @@ def copy_async(low: Lowering, m: Mods) -> None:
         source = total
     read = low.constant(size.value)
     if len(m.operands) > 3 and not (policy and len(m.operands) == 4):
-        read = m.row(3)  # a size, or a predicate that means none
-        if low.kind(m.operands[3]) == "pred":  # the copy's source is ignored where it holds
+        read = m.row(3)  # a size, or a predicate
+        if low.kind(m.operands[3]) == "pred":  # if true, the source is not read
             read, ignore = low.new_row(), read
             low.emit(isa.SELP, isa.B32, d=read, a=low.constant(0), b=low.constant(size.value), c=ignore)
     low.granule = min(low.granule, 4)
@@ -163,5 +165,5 @@ def copy_async(low: Lowering, m: Mods) -> None:
 
 
 def policy_of(low: Lowering, m: Mods) -> None:
-    """createpolicy: a cache policy is any number here."""
+    """createpolicy: the result is 0, for caches are not modelled."""
     low.emit(isa.MOV, isa.B64, d=m.dest(isa.B64), a=low.constant(0))

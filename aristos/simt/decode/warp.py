@@ -1,18 +1,15 @@
-"""Barriers, and instructions of a whole warp: shuffles, votes, reductions, matrices."""
+"""Barriers and collective instructions of a warp: shuffles, votes, reductions, matrices."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .. import isa
-from ..ptx import Number, Pair, Vector
+from ..lowering import Lowering
+from ..syntax import Number, Pair, Vector
 from .mods import Mods, check_type
-
-if TYPE_CHECKING:
-    from ..lower import Lowering
 
 
 def barrier(low: Lowering, m: Mods) -> None:
+    """bar and barrier."""
     if m.take("warp"):
         m.take("sync")
         m.done(1)
@@ -47,12 +44,14 @@ def barrier(low: Lowering, m: Mods) -> None:
 
 
 def synced(m: Mods) -> None:
+    """Take .sync, which must be there, and .aligned."""
     if not m.take("sync"):
         raise m.fail("without .sync is not supported on sm_70 and later")
     m.take("aligned")
 
 
 def shuffle(low: Lowering, m: Mods) -> None:
+    """shfl.sync."""
     synced(m)
     mode = m.choose({"up": 0, "down": 1, "bfly": 2, "idx": 3})
     check_type(m, m.types()[0], (isa.B32,))
@@ -66,6 +65,7 @@ def shuffle(low: Lowering, m: Mods) -> None:
 
 
 def vote(low: Lowering, m: Mods) -> None:
+    """vote.sync."""
     synced(m)
     kind = m.choose({"all": 0, "any": 1, "uni": 2, "ballot": 3})
     m.take("pred", "b32")
@@ -75,6 +75,7 @@ def vote(low: Lowering, m: Mods) -> None:
 
 
 def match(low: Lowering, m: Mods) -> None:
+    """match.sync."""
     kind = m.choose({"any": 0, "all": 1})
     synced(m)
     (type_,) = m.types()
@@ -88,6 +89,7 @@ def match(low: Lowering, m: Mods) -> None:
 
 
 def reduce(low: Lowering, m: Mods) -> None:
+    """redux.sync."""
     synced(m)
     kind = m.choose(isa.REDUCTIONS)
     (type_,) = m.types()
@@ -102,12 +104,14 @@ def reduce(low: Lowering, m: Mods) -> None:
 
 
 def active(low: Lowering, m: Mods) -> None:
+    """activemask."""
     m.types()
     m.done(1)
     low.emit(isa.ACTIVEMASK, d=m.dest(isa.B32))
 
 
 def elect(low: Lowering, m: Mods) -> None:
+    """elect.sync."""
     synced(m)
     m.done(2)
     target = m.operands[0]
@@ -118,13 +122,14 @@ def elect(low: Lowering, m: Mods) -> None:
 
 
 def sleep(low: Lowering, m: Mods) -> None:
+    """nanosleep."""
     m.take("u32")
     m.done(1)
     low.emit(isa.NANOSLEEP, a=m.row(0, isa.U32))
 
 
 SHAPES = {
-    # shape, a and b type -> kind of the machine; the number of registers of A, B, C (D as C)
+    # (shape, type of A and B) -> (kind, numbers of registers of A, B and C); D has as many as C
     ("m16n8k8", "tf32"): (0, 4, 2, 4), ("m16n8k4", "tf32"): (1, 2, 1, 4),
     ("m16n8k16", "f16"): (2, 4, 2, 4), ("m16n8k8", "f16"): (3, 2, 1, 4),
     ("m16n8k16", "bf16"): (4, 4, 2, 4), ("m16n8k8", "bf16"): (5, 2, 1, 4),
@@ -134,6 +139,7 @@ SHAPES = {
 
 
 def multiply_matrix(low: Lowering, m: Mods) -> None:
+    """mma.sync."""
     synced(m)
     if m.take("row") is None or m.take("col") is None:
         raise m.fail("only .row.col is supported")
@@ -173,6 +179,7 @@ def multiply_matrix(low: Lowering, m: Mods) -> None:
 
 
 def matrix_access(low: Lowering, m: Mods) -> None:
+    """ldmatrix and stmatrix."""
     synced(m)
     is_load = m.ins.opcode == "ldmatrix"
     m.choose({"m8n8": 0})
@@ -194,6 +201,7 @@ def matrix_access(low: Lowering, m: Mods) -> None:
 
 
 def move_matrix(low: Lowering, m: Mods) -> None:
+    """movmatrix."""
     synced(m)
     m.choose({"m8n8": 0})
     m.choose({"trans": 0})

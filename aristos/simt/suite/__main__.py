@@ -1,7 +1,7 @@
 """`python -m aristos.simt.suite [--out FOLDER] [module ...]`: numba-cuda's installed tests on the machine.
 
 Writes FOLDER/results.jsonl (one line for each test) and FOLDER/table.md, and prints the counts. A module is a name
-such as cudapy.test_atomics; without any, all of cudapy, doc_examples, cudadrv and nrt run, one process after another.
+such as cudapy.test_atomics; without any, all of cudapy, doc_examples, cudadrv and nrt run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import os
 if os.environ.get("ARISTOS_SIMT_SUITE_CHILD"):
     from aristos import simt
     simt.enable()
-"""  # some tests start Python processes of their own: these have a machine too
+"""  # for tests that start Python processes: these get a machine too
 TOGETHER = 10  # modules in one process, whose start takes some seconds
 
 
@@ -47,7 +47,7 @@ def modules() -> list[str]:
 
 
 def run_modules(names: list[str], output: Path, seconds: float, limit: float, select: str = "") -> str:
-    """Run modules in one process; appends to `output`, returns what went wrong with the whole, or nothing."""
+    """Run modules in one process; appends to `output`. Returns an error of the whole process, or ''."""
     environment = {
         **os.environ, "ARISTOS_SIMT_SUITE_OUTPUT": str(output), "ARISTOS_SIMT_SUITE_SECONDS": str(limit),
         "NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS": "0",
@@ -76,6 +76,7 @@ def run_modules(names: list[str], output: Path, seconds: float, limit: float, se
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the modules and write the table; 0 if at least 80 % of the tests that count agree."""
     parser = argparse.ArgumentParser(prog="python -m aristos.simt.suite", description=__doc__)
     parser.add_argument("modules", nargs="*", help="such as cudapy.test_atomics; all, if none is named")
     parser.add_argument("--out", type=Path, default=Path("results/simt-suite"), help="folder of what is written")
@@ -89,7 +90,9 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.perf_counter()
     for at in range(0, len(names), TOGETHER):
         group = names[at : at + TOGETHER]
-        if run_modules(group, output, MODULE_SECONDS, given.seconds):  # a crash takes its neighbours along
+        if run_modules(
+            group, output, MODULE_SECONDS, given.seconds
+        ):  # a crash also ends the other modules of the process
             for name in group:
                 wrong = run_modules([name], output, MODULE_SECONDS, given.seconds)
                 if wrong:

@@ -1,8 +1,8 @@
-"""pytest plugin: run each test on a machine of its own and record what became of it, one JSON line for each.
+"""pytest plugin: runs each test on a machine of its own and records its outcome as one JSON line.
 
 outcome: agrees (passed, kernels ran), no_kernel (passed, none ran), skipped (by the test itself), differs, refused (the
-machine said what it does not take), driver (the test asks for a CUDA driver or a tool of the toolkit beside the
-kernel), time (the limit), expected (marked so by numba-cuda). libraries: what else than libdevice its kernels link.
+machine rejected something), driver (the test needs a CUDA driver or a tool of the toolkit), time (the limit), expected
+(numba-cuda marks it as failing). libraries: what its kernels link besides libdevice.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from ...errors import AristosError
-from .. import functions
+from .. import functions, linking
 from ..machine import Machine
 from ..switch import enable, use
 
@@ -38,14 +38,14 @@ class TimeLimit(BaseException):
 
 
 class Recorder:
-    """What the test under way did."""
+    """Writes the outcomes; holds what the current test has done so far."""
 
     def __init__(self) -> None:
         self.file = open(os.environ[OUTPUT], "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         self.seconds = float(os.environ.get(LIMIT, "60"))
         self.running = False
         self.launches, self.libraries, self.reports = 0, set[str](), list[str]()
-        launch, of_file = functions.MachineFunction.launch, functions.of_file
+        launch, of_file = functions.MachineFunction.launch, linking.of_file
 
         def counted(*args: Any) -> None:
             self.launches += 1
@@ -56,13 +56,15 @@ class Recorder:
             return of_file(file, cc)
 
         functions.MachineFunction.launch = counted  # type: ignore
-        functions.of_file = noted
+        linking.of_file = noted
 
     def start(self) -> None:
+        """Begin a test."""
         self.launches, self.libraries, self.reports = 0, set(), []
         self.began = time.perf_counter()
 
     def write(self, item: Any, outcome: str, why: str) -> None:
+        """Write the line of a test."""
         line = {
             "module": item.module.__name__.removeprefix("numba.cuda.tests."),
             "test": item.nodeid.partition("::")[2], "outcome": outcome, "why": why[:300], "launches": self.launches,
@@ -73,7 +75,7 @@ class Recorder:
 
 
 def cause(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and what it came from."""
+    """An exception, its cause, the cause's cause, and so on."""
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -98,10 +100,12 @@ def verdict(error: BaseException) -> tuple[str, str]:
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def traceback_files(error: BaseException) -> list[str]:
+    """The files of an exception's traceback, outermost first."""
     files, at = [], error.__traceback__
     while at is not None:
         files.append(at.tb_frame.f_code.co_filename)
@@ -113,13 +117,14 @@ _recorder: list[Recorder] = []
 
 
 def pytest_configure(config: Any) -> None:
+    """Use a machine from the start, and open the file of outcomes."""
     os.environ["ARISTOS_SIMT_SUITE_CHILD"] = "1"
     enable(devices=2)  # signatures declared at import need a device
     _recorder.append(Recorder())
 
 
 class Installed(pytest.Module):
-    """A test module imported by the name it has as part of numba.cuda, not by its place."""
+    """A test module imported as part of numba.cuda, not by its path."""
 
     def _getobj(self) -> Any:
         parts = self.path.with_suffix("").parts
@@ -128,22 +133,25 @@ class Installed(pytest.Module):
 
 
 def pytest_pycollect_makemodule(module_path: Any, parent: Any) -> Any:
+    """Import test modules as parts of numba.cuda."""
     return Installed.from_parent(parent, path=module_path)
 
 
 def pytest_collect_directory(path: Any, parent: Any) -> Any:
-    return pytest.Dir.from_parent(parent, path=path)  # a Package would be imported by its place
+    """Collect folders without importing them as packages."""
+    return pytest.Dir.from_parent(parent, path=path)  # a Package would be imported by its path
 
 
 @pytest.fixture(scope="class")
 def initialize_from_pytest_config(request: Any) -> None:
-    """What numba-cuda's own conftest gives its test classes."""
+    """The fixture of numba-cuda's conftest that its test classes use."""
     if request.cls is not None:
         request.cls._dump_failed_filechecks = False
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: Any) -> Iterator[None]:
+    """Install the time limit around a test."""
     recorder = _recorder[0]
     recorder.start()
 
@@ -161,10 +169,11 @@ def pytest_runtest_protocol(item: Any) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: Any) -> Iterator[None]:
+    """Run a test on a machine of its own."""
     recorder = _recorder[0]
     machine = Machine(devices=2)
     recorder.running = True
-    signal.setitimer(signal.ITIMER_PROF, recorder.seconds, 0.5)  # again and again: subtests catch it
+    signal.setitimer(signal.ITIMER_PROF, recorder.seconds, 0.5)  # repeatedly: subtests catch it
     signal.setitimer(signal.ITIMER_REAL, WAITING * recorder.seconds, 5)
     try:
         with use(machine):
@@ -178,6 +187,7 @@ def pytest_runtest_call(item: Any) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: Any, call: Any) -> Generator[None, Any, Any]:
+    """Write a test's outcome."""
     report = yield
     recorder = _recorder[0]
     if hasattr(report, "wasxfail"):

@@ -1,4 +1,4 @@
-"""What numba-cuda's tests came to, as counts and a table."""
+"""The outcomes of numba-cuda's tests, as counts and a table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OUTCOMES = (*COUNTED, "driver", "no_kernel", "skipped", "expected")
 
 
 def load(path: Path) -> list[dict[str, Any]]:
-    """The recorded lines; a test that failed twice (in its call and after) counts once, as it first was."""
+    """The recorded lines; a test with several (a failure in its call and after) counts once, by the first."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -22,7 +22,7 @@ def load(path: Path) -> list[dict[str, Any]]:
 
 
 def counts_in(row: dict[str, Any]) -> bool:
-    """Is it a test of kernels that use no library beyond libdevice? Then it must agree, or counts against the rate."""
+    """Does a test count for the rate? It does if its kernels ran or failed and link only libdevice."""
     return row["outcome"] in COUNTED and not row["libraries"]
 
 
@@ -33,7 +33,7 @@ def rate(rows: list[dict[str, Any]]) -> tuple[int, int]:
 
 
 def table(rows: list[dict[str, Any]], broken: dict[str, str]) -> str:
-    """Markdown: counts by module, then each test that does not agree, with its reason."""
+    """Markdown: counts by module, then each test that does not agree, with the reason."""
     agreeing, counted = rate(rows)
     asking = sum(row["outcome"] == "driver" and not row["libraries"] for row in rows)
     lines = [

@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from ...host.mpi_facts import PREFIXES
+
 VARIABLE = "ARISTOS_DEVICE_PUTS"
 COMMAND = [sys.executable, "-P", "-m", "aristos.substrate.cuda.device_puts"]  # -P: no modules of the current folder
 SECONDS = 60.0  # for the child: MPI and CUDA start, a kernel is compiled
@@ -33,10 +35,6 @@ STUCK_SECONDS = 5.0  # for puts while a kernel runs
 WORDS = 1 << 19  # of the row: 4 MiB
 PIECES = (64, 4 << 10, 64 << 10, 8 * WORDS)  # bytes of a put: inline, eager, rendezvous, pipelined
 NS = 10**9
-# variables of mpiexec and srun: with them the child would join the job, or find that it may not be alone
-LAUNCHERS = ("PMI_", "PMI2_", "PMIX_", "PRTE_", "OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "OMPI_NUM_APP_", "OMPI_APP_CTX_",
-             "OMPI_FIRST_RANKS", "OMPI_MCA_ess", "OMPI_MCA_orte_", "OMPI_MCA_pmix", "I_MPI_PMI_LIBRARY", "HYDRA_",
-             "HYDI_", "MPI_LOCAL", "MPIEXEC_", "PALS_", "ALPS_", "SLURM_")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Answer:
 
 def alone(env: Mapping[str, str]) -> dict[str, str]:
     """An environment without a launcher's variables, in which this package is found."""
-    kept = {name: value for name, value in env.items() if not name.startswith(LAUNCHERS)}
+    kept = {name: value for name, value in env.items() if not name.startswith(PREFIXES)}
     root = str(Path(__file__).parents[3])
     kept["PYTHONPATH"] = os.pathsep.join([*filter(None, [kept.get("PYTHONPATH")]), root])
     return kept

@@ -19,6 +19,7 @@ from ...config import OVERDUE
 from ...engine import arrivals, codes, words
 from ...engine.layout import LINE, WORD, Shape, StateLayout, lines, word_from
 from ...errors import AristosError, EnvironmentProblem, PoisonedError, WaitTimeout
+from ...host import mpi_facts
 from ...kernels.cuda import router
 from ...kernels.cuda.catalogue import route_kernels
 from ...kernels.cuda.tile import Tile
@@ -38,7 +39,7 @@ MOST_NS = 1 << 58  # of a timeout: OVERDUE times as much must fit a word
 PATIENCE = 8  # idle polls that few rows wait for more of their expert
 AWAKE_SECONDS, NAP_SECONDS = 0.002, 0.01  # the host polls without pause for so long, then at least this often
 # the innermost launcher's first; a group may hold some ranks of a node alone
-LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
+LOCAL_RANK = tuple(rank for rank, _ in mpi_facts.LOCAL)
 
 
 class CudaRuntime(Runtime):

@@ -1,134 +1,31 @@
-"""Read PTX text into functions, variables and instructions.
+"""Reads PTX text into functions, variables and instructions.
 
-It reads what Numba, NVVM and inline assembly write; it knows no opcode (see lower.py) and runs nothing.
+It reads what Numba, NVVM and inline assembly write. It knows no opcode (decode/ does) and runs nothing.
 """
 
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InputError
-
-
-class PTXError(InputError):
-    """PTX text that cannot be read, or that says something the machine does not know; names the line."""
-
-
-@dataclass(frozen=True)
-class Token:
-    text: str
-    line: int
-
-
-@dataclass(frozen=True)
-class Number:
-    """An immediate: an integer, or the bits of a float (0f..., 0d...)."""
-
-    value: int
-    kind: str  # i, f (32 bits), d (64 bits)
-
-
-@dataclass(frozen=True)
-class Name:
-    """A register, label, variable or function; negated: `!p`."""
-
-    text: str
-    negated: bool = False
-
-
-@dataclass(frozen=True)
-class Vector:
-    items: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Address:
-    """`[base+offset]`; base None: an absolute address."""
-
-    base: Name | None
-    offset: int
-
-
-@dataclass(frozen=True)
-class Pair:
-    """`d|p`: two destinations."""
-
-    first: Any
-    second: Any
-
-
-@dataclass(frozen=True)
-class Group:
-    """`(a, b)`: a list of a call."""
-
-    items: tuple[Any, ...]
-
-
-@dataclass
-class Instruction:
-    opcode: str
-    mods: list[str]
-    operands: list[Any]
-    guard: Name | None
-    line: int  # of the PTX text
-    source: tuple[int, int] = (0, 0)  # (number of the file, line) of `.loc`, where the instruction was inlined from
-
-    @property
-    def text(self) -> str:
-        return ".".join([self.opcode, *self.mods])
-
-
-@dataclass
-class Variable:
-    name: str
-    space: str
-    type: str
-    align: int
-    size: int  # bytes; 0: an unsized array (dynamic shared memory)
-    values: list[Any] = field(default_factory=list)  # ints, or (symbol, offset)
-    element: int = 1
-    vector: int = 1
-
-
-@dataclass
-class Label:
-    name: str
-    line: int
-
-
-@dataclass
-class Scope:
-    """`{ ... }`: names declared inside are its own."""
-
-    items: list[Any] = field(default_factory=list)
-    registers: dict[str, str] = field(default_factory=dict)  # name -> type
-    families: dict[str, tuple[str, int]] = field(default_factory=dict)  # prefix -> (type, count)
-    variables: dict[str, Variable] = field(default_factory=dict)
-    targets: dict[str, list[str]] = field(default_factory=dict)  # .branchtargets
-
-
-@dataclass
-class Function:
-    name: str
-    entry: bool
-    params: list[Variable]
-    returns: list[Variable]
-    body: Scope | None
-    line: int
-    limits: dict[str, list[int]] = field(default_factory=dict)  # .maxntid, .reqntid, ...
-
-
-@dataclass
-class Module:
-    functions: dict[str, Function] = field(default_factory=dict)
-    variables: dict[str, Variable] = field(default_factory=dict)
-    files: dict[int, str] = field(default_factory=dict)
-    aliases: dict[str, str] = field(default_factory=dict)
-    target: str = ""
-
+from .syntax import (
+    Address,
+    Function,
+    Group,
+    Instruction,
+    Label,
+    Module,
+    Name,
+    Number,
+    Pair,
+    PTXError,
+    Scope,
+    Variable,
+    Vector,
+)
 
 TOKEN = re.compile(
     r"""(?P<space>[ \t\r\f]+)|(?P<newline>\n)|(?P<comment>//[^\n]*|/\*.*?\*/)|(?P<string>"[^"\n]*")
@@ -146,7 +43,16 @@ LIMITS = (".maxntid", ".reqntid", ".minnctapersm", ".maxnctapersm", ".maxnreg", 
           ".explicitcluster", ".maxclusterrank", ".pragma", ".abi_preserve", ".abi_preserve_control")  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Token:
+    """A word, number or mark, and its line."""
+
+    text: str
+    line: int
+
+
 def tokens(text: str) -> Iterator[Token]:
+    """The tokens of PTX text, without comments; raises PTXError for anything else."""
     line, position = 1, 0
     while position < len(text):
         match = TOKEN.match(text, position)
@@ -164,6 +70,8 @@ def parse(text: str) -> Module:
 
 
 class Parser:
+    """Reads one module by recursive descent; at: the index of the next token."""
+
     def __init__(self, text: str):
         self.tokens = [*tokens(text.rstrip("\0")), Token("", text.count("\n") + 1)]
         self.at = 0
@@ -171,31 +79,37 @@ class Parser:
         self.source = (0, 0)
         self.defined: set[str] = set()
 
-    # ---- words ----
+    # ---- tokens ----
     def peek(self, ahead: int = 0) -> str:
+        """The text of a token ahead; '' at the end."""
         return self.tokens[min(self.at + ahead, len(self.tokens) - 1)].text
 
     @property
     def line(self) -> int:
+        """The line of the next token."""
         return self.tokens[min(self.at, len(self.tokens) - 1)].line
 
     def next(self) -> str:
+        """Take the next token."""
         text = self.peek()
         self.at += 1
         return text
 
     def expect(self, wanted: str) -> None:
+        """Take a token that must be this one."""
         line, got = self.line, self.next()
         if got != wanted:
             raise PTXError(f"PTX line {line}: expected {wanted!r}, got {got!r}")
 
     def accept(self, wanted: str) -> bool:
+        """Take the next token if it is this one."""
         if self.peek() == wanted:
             self.at += 1
             return True
         return False
 
     def integer(self) -> int:
+        """Take an integer, with its sign."""
         negative = self.accept("-")
         line = self.line
         value = self.number(self.next(), line)
@@ -204,14 +118,13 @@ class Parser:
         return -value.value if negative else value.value
 
     def number(self, text: str, line: int) -> Number:
+        """The number of a token."""
         try:
             if text[:2] in ("0f", "0F"):
                 return Number(int(text[2:], 16), "f")
             if text[:2] in ("0d", "0D"):
                 return Number(int(text[2:], 16), "d")
             if "." in text or ("e" in text.lower() and not text.lower().startswith("0x")):
-                import struct
-
                 return Number(int.from_bytes(struct.pack("<d", float(text)), "little"), "d")
             text = text.rstrip("U")
             if len(text) > 1 and text[0] == "0" and text[1] not in "xXbB":
@@ -222,6 +135,7 @@ class Parser:
 
     # ---- module ----
     def module(self) -> Module:
+        """Read everything."""
         while self.peek():
             word = self.peek()
             if word in (".version", ".address_size"):
@@ -257,10 +171,12 @@ class Parser:
         return self.result
 
     def skip_to(self, end: str) -> None:
+        """Skip up to and including a token."""
         while self.peek() and self.next() != end:
             pass
 
     def file(self) -> None:
+        """Read .file."""
         self.next()
         number = self.integer()
         self.result.files[number] = self.next().strip('"')
@@ -268,6 +184,7 @@ class Parser:
             self.next()
 
     def loc(self) -> None:
+        """Read .loc: the source line of the instructions that follow."""
         self.next()
         number, row = self.integer(), self.integer()
         self.integer()  # the column
@@ -288,6 +205,7 @@ class Parser:
             self.source = called
 
     def section(self) -> None:
+        """Skip .section."""
         self.skip_to("{")
         depth = 1
         while depth and self.peek():
@@ -295,6 +213,7 @@ class Parser:
             depth += (word == "{") - (word == "}")
 
     def declaration(self) -> None:
+        """Read functions or variables outside functions."""
         words = set()
         while self.peek() in LINKAGE:
             words.add(self.next())
@@ -312,7 +231,7 @@ class Parser:
                 self.defined.add(name)
 
     def function(self) -> str:
-        """Read a function; its name where it has a body, else nothing."""
+        """Read a function; returns its name if it has a body, else ''."""
         line = self.line
         entry = self.next() == ".entry"
         while self.peek() in LINKAGE:
@@ -344,6 +263,7 @@ class Parser:
         return name if body is not None else ""
 
     def parameters(self) -> list[Variable]:
+        """Read a list of parameters in parentheses."""
         self.expect("(")
         found = []
         while not self.accept(")"):
@@ -353,6 +273,7 @@ class Parser:
         return found
 
     def variables(self) -> list[Variable]:
+        """Read a declaration of variables."""
         space = self.next()
         first = self.variable(space, self.line)
         found = [first]
@@ -363,6 +284,7 @@ class Parser:
         return found
 
     def variable(self, space: str, line: int, like: Variable | None = None) -> Variable:
+        """Read one variable; like: the first of its declaration."""
         align, vector, kind = 0, 1, ""
         while self.peek().startswith("."):
             word = self.next()
@@ -408,6 +330,7 @@ class Parser:
         return Variable(name, space[1:], kind, max(align, element * vector), size, values, element, vector)
 
     def initialiser(self, values: list[Any], kind: str) -> None:
+        """Append the values of an initialiser."""
         if self.accept("{"):
             while not self.accept("}"):
                 self.initialiser(values, kind)
@@ -431,6 +354,7 @@ class Parser:
 
     # ---- bodies ----
     def scope(self, depth: int = 0) -> Scope:
+        """Read `{ ... }`."""
         self.expect("{")
         if depth > MOST_NESTED:
             raise PTXError(f"PTX line {self.line}: braces nested more than {MOST_NESTED} deep")
@@ -464,6 +388,7 @@ class Parser:
         return scope
 
     def targets(self, scope: Scope) -> None:
+        """Read .branchtargets; skip .callprototype and .calltargets."""
         name = self.next()
         self.next()
         if self.next() == ".branchtargets":
@@ -476,6 +401,7 @@ class Parser:
             self.skip_to(";")
 
     def register(self, scope: Scope) -> None:
+        """Read .reg."""
         self.next()
         line, kind = self.line, self.next()[1:]
         if kind not in SIZES:
@@ -494,6 +420,7 @@ class Parser:
         self.expect(";")
 
     def instruction(self) -> Instruction:
+        """Read one instruction with its guard."""
         guard = None
         line = self.line
         if self.accept("@"):
@@ -513,12 +440,14 @@ class Parser:
         return Instruction(opcode, mods, operands, guard, line, self.source)
 
     def operand(self) -> Any:
+        """Read an operand or a pair of them."""
         first = self.simple()
         if self.accept("|"):
             return Pair(first, self.simple())
         return first
 
     def simple(self) -> Any:
+        """Read an operand that is not a pair."""
         line, word = self.line, self.next()
         if word in ("{", "("):
             end = "}" if word == "{" else ")"
@@ -545,6 +474,7 @@ class Parser:
         return Name(word)
 
     def address(self, line: int) -> Any:
+        """Read the rest of `[base+offset]`."""
         base, offset = None, 0
         if re.match(r"[A-Za-z_$%]", self.peek()):
             base = Name(self.next())

@@ -1,4 +1,4 @@
-"""CUDA C++ that a kernel is linked with, to PTX, by NVRTC, which needs no driver."""
+"""CUDA C++ sources that a kernel links, compiled to PTX by NVRTC, which needs no driver."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import EnvironmentProblem, InputError
 
 @cache
 def compiled_source(text: str, name: str, cc: tuple) -> str:
-    """PTX of CUDA C++; raises InputError with the compiler's words, EnvironmentProblem where there is no NVRTC."""
+    """PTX of CUDA C++. Raises InputError with the compiler's messages, EnvironmentProblem if NVRTC is not installed."""
     try:
         from cuda.bindings import nvrtc
     except ImportError as error:
@@ -35,14 +35,14 @@ def compiled_source(text: str, name: str, cc: tuple) -> str:
 
 
 def answer(nvrtc: Any, values: tuple, name: str) -> tuple:
-    """What an NVRTC function returned beside its status."""
+    """The results of an NVRTC call without its status; raises InputError if it failed."""
     if values[0] != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         raise InputError(f"{name}, which the kernel links, cannot be compiled: {values[0].name}")
     return values[1:]
 
 
 def include_folders(major: int) -> list[str]:
-    """The folders that Numba-CUDA gives NVRTC: its own, CUDA's, CCCL's and the user's."""
+    """The include folders that Numba-CUDA passes to NVRTC: its own, CUDA's, CCCL's and the user's."""
     import numba.cuda
     from cuda import pathfinder
     from numba.cuda.core import config

@@ -1,4 +1,4 @@
-"""One machine out of what nvidia-smi's commands printed: matrix, list, query and NVLinks together."""
+"""A node from the output of nvidia-smi's commands: matrix, list, query and NVLinks."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ SMI = "nvidia-smi"
 
 
 def read(text: str, name: str = "") -> tuple[Node, list[Fault]]:
-    """The machine that a text describes: the matrix and, before or after it, the answers of the other commands.
+    """The node that a text describes, and its faults. Raises TopologyError.
 
-    Text without a matrix may be one of the others alone: then no pair's class is known. TopologyError else.
+    The text is a matrix, perhaps between the output of other commands, or the output of one other command alone; then
+    the links' classes are unknown.
     """
     if not matrix.looks_like(text):
         if re.search(r"^\s*Link \d+:|all links are inactive", text, re.MULTILINE | re.IGNORECASE):
@@ -46,7 +47,7 @@ def assemble(
     queried: Sequence[Queried] = (),
     wires: Sequence[Wires] = (),
 ) -> tuple[Node, list[Fault]]:
-    """A node from what there is, joined by the GPU's number, and its faults."""
+    """A node from the parts that are known, joined by the GPU's number, and its faults."""
     devices = _devices(found, listed, queried, wires)
     links, seen = faults.worse(found) if found else ({}, [])
     nics = tuple(Nic(label, device) for label, device in found.nics.items()) if found else ()
@@ -74,7 +75,7 @@ def _devices(
             memory=entry.memory or known.memory,
         )
     for each in wires:
-        index = each.index or 0  # without a line for the GPU there is one
+        index = each.index or 0  # without a line for the GPU there is only one GPU
         known = devices.get(index, Device(index))
         devices[index] = replace(
             known, name=known.name or each.name, uuid=known.uuid or each.uuid, nvlinks=0 if each.dark else each.active

@@ -1,4 +1,4 @@
-"""A real card behind the PTX machine's face: device(0).array, launch, run, copy_to_host."""
+"""A real GPU with the PTX machine's interface: device(0).array, launch, run, copy_to_host."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def missing() -> str:
-    """Why there is no card to compare with; nothing where there is one."""
+    """Why no GPU can be used; '' if one can."""
     from numba import cuda
 
     if not cuda.is_available():
@@ -20,8 +20,8 @@ def missing() -> str:
     return ""
 
 
-class CardArray:
-    """An array on the card, of CuPy."""
+class GpuArray:
+    """An array on the GPU, held by CuPy."""
 
     def __init__(self, values: Any):
         self.values = values
@@ -30,24 +30,24 @@ class CardArray:
         return self.values.get()
 
 
-class Card:
-    """Launches run at once; nothing is checked, so `run` waits and reports nothing."""
+class GpuExecutor:
+    """Launches run at once; nothing is checked, so `run` waits and returns no reports."""
 
     def __init__(self, **options: Any):
-        """options: the machine's, which a card does not have."""
+        """options: the machine's; ignored."""
         import cupy
 
         self.cupy = cupy
         self.arch = "sm_" + cupy.cuda.Device().compute_capability
 
-    def device(self, number: int) -> Card:
+    def device(self, number: int) -> GpuExecutor:
         return self
 
-    def array(self, values: np.ndarray) -> CardArray:
-        return CardArray(self.cupy.asarray(values))
+    def array(self, values: np.ndarray) -> GpuArray:
+        return GpuArray(self.cupy.asarray(values))
 
     def launch(self, kernel: Any, grid: int, block: int, *args: Any) -> None:
-        values = [a.values if isinstance(a, CardArray) else a for a in args]
+        values = [a.values if isinstance(a, GpuArray) else a for a in args]
         if not isinstance(kernel, str):
             kernel[grid, block](*values)
             return

@@ -1,18 +1,18 @@
-"""What a streaming multiprocessor holds, by architecture: how many blocks of a kernel are resident at once.
+"""Limits of a streaming multiprocessor by architecture, and how many blocks of a kernel it holds at once.
 
-Numbers of the CUDA programming guide's table of technical specifications.
+Numbers: the CUDA programming guide's table of technical specifications.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...errors import InputError
+from ..errors import InputError
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one SM: threads, blocks, bytes of shared memory (in all, and for one block)."""
+    """Limits of one SM: threads, blocks, bytes of shared memory (of all blocks, of one block), registers."""
 
     threads: int
     blocks: int
@@ -30,20 +30,23 @@ ARCHITECTURES = {
     (10, 3): Limits(2048, 32, 233472, 232448), (12, 0): Limits(1536, 24, 102400, 101376),
     (12, 1): Limits(1536, 24, 102400, 101376),
 }  # fmt: skip
-RESERVED_SHARED = 1024  # bytes that the system takes for each block
+RESERVED_SHARED = 1024  # bytes of shared memory that the system takes for each block
 WARP = 32
 
 
 def of(cc: tuple) -> Limits:
-    """The limits of a compute capability, or of the nearest below it."""
+    """The limits of a compute capability, or of the nearest one below that is known."""
     known = [key for key in ARCHITECTURES if key <= cc[:2]]
     if not known:
-        raise InputError(f"compute capability {cc} is below the least that is known, {min(ARCHITECTURES)}")
+        raise InputError(f"compute capability {cc} is below the lowest that is known, {min(ARCHITECTURES)}")
     return ARCHITECTURES[max(known)]
 
 
 def resident(limits: Limits, threads: int, shared: int, registers: int) -> int:
-    """How many blocks of a kernel one SM holds; raises InputError if not even one."""
+    """How many blocks of a kernel one SM holds at once; raises InputError if one block is too large.
+
+    threads: of a block. shared: bytes of a block. registers: of a thread.
+    """
     if not 1 <= threads <= limits.block_threads:
         raise InputError(f"a block must have 1 to {limits.block_threads} threads, got {threads}")
     if shared > limits.shared_block:

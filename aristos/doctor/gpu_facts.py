@@ -1,6 +1,6 @@
-"""What a process sees of GPUs, asked of the kernel, of NVML or nvidia-smi, and of the driver; gpus.py judges it.
+"""The GPUs that a process sees: through the kernel, NVML or nvidia-smi, and the driver. `gpus.py` judges them.
 
-The driver is asked through ctypes, so that it works without any package, and no context is made on a card.
+The driver is called through ctypes, so no package is needed, and no context is created on a GPU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from ..substrate.cuda.driver import uuid_text
 from ..topology import commands, nvml, pci
 from ..topology.commands import Ask
-from ..topology.discover import machine_here
+from ..topology.discover import node_here
 from ..topology.model import Device
 
 PIPES = "CUDA_MPS_PIPE_DIRECTORY"
@@ -23,10 +23,10 @@ DEFAULT_PIPES = "/tmp/nvidia-mps"
 
 
 @dataclass(frozen=True)
-class Driver:
-    """What libcuda answers. error: the driver's name of why it does not, or ''. version: the CUDA that it speaks.
+class DriverAnswer:
+    """libcuda's answers. error: the name of its error, or ''. version: of CUDA that it supports.
 
-    uuids: of visible cards in CUDA's order. blocked: ordered pairs of their ordinals without access to memory.
+    uuids: of visible GPUs in CUDA's order. blocked: ordered pairs of their ordinals without peer access.
     """
 
     error: str = ""
@@ -36,14 +36,14 @@ class Driver:
 
 
 @dataclass(frozen=True)
-class Sight:
-    """Of the first rank of a node. driver: None without libcuda. devices: what NVML or nvidia-smi lists.
+class NodeGpus:
+    """The GPUs of a node as its first rank sees them. driver: None without libcuda. devices: from NVML or nvidia-smi.
 
-    bus: PCI addresses of the machine's GPUs, hidden ones too. files: how many /dev/nvidia0, 1, ... are here. caps: is
-    /dev/nvidia-caps, which MIG slices need?
+    bus: PCI addresses of the machine's GPUs, hidden ones too. files: number of files /dev/nvidia0, 1, ... caps: whether
+    there is /dev/nvidia-caps, which MIG slices need.
     """
 
-    driver: Driver | None
+    driver: DriverAnswer | None
     devices: tuple[Device, ...] = ()
     bus: tuple[str, ...] = ()
     files: int = 0
@@ -51,60 +51,63 @@ class Sight:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Of every rank. space: its PID namespace. pipes: where an MPS daemon listens to it, '' without one."""
+class RankGpus:
+    """The GPUs as one rank sees them. space: its PID namespace. pipes: the folder of its MPS daemon, '' without one.
 
-    driver: Driver | None
+    visible: CUDA_VISIBLE_DEVICES.
+    """
+
+    driver: DriverAnswer | None
     space: str = ""
     pipes: str = ""
     visible: str | None = None
 
 
-def library() -> Any | None:
-    """libcuda; None where it does not load."""
+def load_driver() -> Any | None:
+    """libcuda; None if it cannot be loaded."""
     try:
         return ctypes.CDLL("libcuda.so.1")
     except OSError:
         return None
 
 
-def look(
+def of_node(
     root: Path = Path("/"), ask: Ask = commands.ask, load: Callable[[], Any] = nvml.load, cuda: Any | None = None
-) -> Sight:
-    """This machine's GPUs; root, ask, load, cuda: where files, commands' answers, NVML and libcuda come from."""
-    node, _ = machine_here("", root, ask, load)
+) -> NodeGpus:
+    """This machine's GPUs. root, ask, load, cuda: sources of files, commands' output, NVML and libcuda."""
+    node, _ = node_here("", root, ask, load)
     files = sum(path.name[6:].isdigit() for path in (root / "dev").glob("nvidia*"))
     caps = any((root / "dev/nvidia-caps").glob("*"))
-    return Sight(driver(cuda), node.devices, pci.gpus(root), files, caps)
+    return NodeGpus(ask_driver(cuda), node.devices, pci.gpus(root), files, caps)
 
 
-def facts(env: Mapping[str, str], cuda: Any | None, root: Path = Path("/")) -> Facts:
-    """What this rank adds to what its node's first one sees."""
+def of_rank(env: Mapping[str, str], cuda: Any | None, root: Path = Path("/")) -> RankGpus:
+    """This rank's view. env: its environment."""
     try:
         space = os.readlink(root / "proc/self/ns/pid")
     except OSError:
         space = ""
     pipes = env.get(PIPES, DEFAULT_PIPES)
     listens = os.path.exists(os.path.join(pipes, "control"))
-    return Facts(driver(cuda), space, pipes if listens else "", env.get("CUDA_VISIBLE_DEVICES"))
+    return RankGpus(ask_driver(cuda), space, pipes if listens else "", env.get("CUDA_VISIBLE_DEVICES"))
 
 
-def driver(cuda: Any | None) -> Driver | None:
-    """What a loaded libcuda says; None without one."""
+def ask_driver(cuda: Any | None) -> DriverAnswer | None:
+    """Ask a loaded libcuda; None without one."""
     if cuda is None:
         return None
     number, count = ctypes.c_int(), ctypes.c_int()
-    cuda.cuDriverGetVersion(ctypes.byref(number))  # answers before it is started
+    cuda.cuDriverGetVersion(ctypes.byref(number))  # works before cuInit
     version = number.value // 1000, number.value % 1000 // 10
     code = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
     if code:
-        return Driver(_name(cuda, code), version)
+        return DriverAnswer(_name(cuda, code), version)
     devices = [ctypes.c_int() for _ in range(count.value)]
     for ordinal, device in enumerate(devices):
         cuda.cuDeviceGet(ctypes.byref(device), ordinal)
     pairs = [(a, b) for a in range(count.value) for b in range(count.value) if a != b]
     blocked = [(a, b) for a, b in pairs if not _reach(cuda, devices[a], devices[b])]
-    return Driver("", version, tuple(_uuid(cuda, device) for device in devices), tuple(blocked))
+    return DriverAnswer("", version, tuple(_uuid(cuda, device) for device in devices), tuple(blocked))
 
 
 def _name(cuda: Any, code: int) -> str:

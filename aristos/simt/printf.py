@@ -1,23 +1,21 @@
-"""vprintf: a format and its arguments, as C would print them."""
+"""vprintf: the text of a format and its arguments, as C prints it."""
 
 from __future__ import annotations
 
 import re
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import isa
-
-if TYPE_CHECKING:
-    from .machine import Machine
+from .address_space import Memory
 
 SPECIFIER = re.compile(r"%([-+ #0]*)(\*|\d+)?(?:\.(\*|\d+))?(hh|h|ll|l|z|j|t)?([diouxXcspfFeEgGaA%])")
 
 
-def text_at(machine: Machine, address: int) -> str:
-    """The string that ends with a zero byte at an address."""
+def text_at(memory: Memory, address: int) -> str:
+    """The zero-terminated string at an address."""
     place = address - isa.GLOBAL_START
-    data = machine.memory.data
+    data = memory.data
     if not 0 <= place < len(data):
         return f"<string at {address:#x}>"
     end = place
@@ -26,7 +24,7 @@ def text_at(machine: Machine, address: int) -> str:
     return bytes(data[place:end]).decode(errors="replace")
 
 
-def formatted(machine: Machine, row: Any) -> str:
+def formatted(memory: Memory, row: Any) -> str:
     """The text of one recorded printf; row: format, thread, instruction, then 64 words of arguments."""
     data = row[3:67].tobytes()
     at = 0
@@ -50,7 +48,7 @@ def formatted(machine: Machine, row: Any) -> str:
         if kind in "fFeEgG":
             return (form + kind) % take(8, "d")
         if kind == "s":
-            return (form + "s") % text_at(machine, take(8, "Q"))
+            return (form + "s") % text_at(memory, take(8, "Q"))
         if kind == "p":
             return hex(take(8, "Q"))
         if kind == "c":
@@ -60,4 +58,4 @@ def formatted(machine: Machine, row: Any) -> str:
         value = take(8, "q" if signed else "Q") if wide else take(4, "i" if signed else "I")
         return (form + ("d" if kind in "diu" else kind)) % value
 
-    return SPECIFIER.sub(one, text_at(machine, int(row[0])))
+    return SPECIFIER.sub(one, text_at(memory, int(row[0])))

@@ -1,6 +1,6 @@
-"""A device of the PTX machine, with the methods of `Device`; and ranks that are threads of one process.
+"""GPUs of the PTX machine with the methods of `Device`, and ranks that are threads of one process.
 
-What ranks launch runs when all of them wait: then the machine runs it together, as cards would side by side.
+Launches of the ranks run when all ranks wait: the machine then runs them concurrently, as GPUs do.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy as np
 
 from aristos import simt
 from aristos.host.nodes import Nodes
-from aristos.kernels.cuda.limits import of, resident
 from aristos.simt import isa
+from aristos.simt.limits import of, resident
 
 
 class Together:
-    """Threads that are the ranks of a group, and the machine they share. wait(key, value) gathers one value a rank."""
+    """The threads that are the ranks of a group, and the machine they share."""
 
     def __init__(self, world: int, machine: Any, seconds: float = 120.0) -> None:
         self.world, self.machine, self.seconds = world, machine, seconds
         self._barrier = threading.Barrier(world)
         self._gathered: list[Any] = [None] * world
-        self.lock, self.came = threading.Lock(), 0
+        self.lock, self.arrived = threading.Lock(), 0
 
     def allgather(self, rank: int, value: Any) -> list[Any]:
         self._gathered[rank] = value
@@ -36,7 +36,7 @@ class Together:
         return found
 
     def run(self, rank: int) -> None:
-        """All ranks wait here while one of them runs what was launched."""
+        """All ranks wait here while one of them runs the machine."""
         if self._barrier.wait(self.seconds) == 0:
             self.machine.run(strict=False)
         self._barrier.wait(self.seconds)
@@ -45,16 +45,16 @@ class Together:
         self._barrier.abort()
 
 
-class MachineCard:
-    """A rank's card, number `card`. blocks: of a kernel that it holds at once."""
+class MachineGpu:
+    """A rank's GPU, with the number `gpu`. blocks: how many of a kernel are resident at once."""
 
     name, driver = "PTX machine", "none"
 
-    def __init__(self, together: Together, rank: int, card: int, blocks: int = 2) -> None:
-        # launches on one of the machine's devices follow each other: ranks that share a card have devices of their own
+    def __init__(self, together: Together, rank: int, gpu: int, blocks: int = 2) -> None:
+        # launches on one device run one after another, so ranks that share a GPU have devices of their own
         self.together, self.rank, self.ordinal = together, rank, rank
         self.machine = together.machine
-        self.arch, self.uuid, self.sms = self.machine.arch, f"GPU-{card}", 1
+        self.arch, self.uuid, self.sms = self.machine.arch, f"GPU-{gpu}", 1
         self._blocks = blocks
         self._arrays: dict[int, Any] = {}
         self._queued, self.recorded = False, 0
@@ -84,7 +84,7 @@ class MachineCard:
         array.reshape(-1).view(np.uint8)[:] = self._bytes(address, array.nbytes)
 
     def host(self, nbytes: int) -> tuple[np.ndarray, int]:
-        """Pinned memory, which no kernel here reads."""
+        """Pinned memory; no kernel here reads it."""
         array = np.zeros(nbytes, np.uint8)
         return array, array.ctypes.data
 
@@ -124,7 +124,7 @@ class MachineCard:
         self.synchronize(stream)
         self._bytes(address, nbytes)[:] = 0
 
-    # ---- streams, events and graphs, each kept as a number; an event's time is how many there were before it
+    # ---- streams, events and graphs, kept as numbers; an event's time is the number of events before it
     @contextmanager
     def current(self) -> Iterator[None]:
         yield
@@ -174,7 +174,7 @@ class _Loaded:
 
 
 class FakeComm:
-    """What the layer asks of an MPI communicator, between threads."""
+    """The functions of an MPI communicator that the layer uses, between threads."""
 
     def __init__(self, together: Together, rank: int) -> None:
         self.together, self.rank, self.size = together, rank, together.world
@@ -202,7 +202,7 @@ class FakeComm:
         return found if self.rank == root else None
 
     def Alltoallv(self, sends: Any, gets: Any) -> None:
-        """Of bytes: (array, (counts, starts), type) of both sides."""
+        """For bytes: (array, (counts, starts), type) of both sides."""
         source, (counts, starts), _ = sends
         blocks = [source[at : at + n].copy() for n, at in zip(counts, starts)]
         found = self.allgather(blocks)
@@ -212,7 +212,7 @@ class FakeComm:
         self.Barrier()
 
     def Split(self, color: int, key: int) -> FakeComm:
-        """The threads of this one's color, in order of rank; they run on the same machine."""
+        """The threads of the same color, in order of rank, on the same machine."""
         colors = self.allgather(color)
         members = [rank for rank, other in enumerate(colors) if other == color]
         if self.rank == members[0]:
@@ -231,28 +231,29 @@ class FakeComm:
 
 
 class _Request:
-    """A barrier that is tested: over once every rank has come to its like."""
+    """A barrier that is polled: complete when every rank has started it."""
 
     def __init__(self, together: Together) -> None:
         with together.lock:
-            self.together, self.number = together, together.came // together.world
-            together.came += 1
+            self.together, self.number = together, together.arrived // together.world
+            together.arrived += 1
 
     def Test(self) -> bool:
-        return self.together.came >= (self.number + 1) * self.together.world
+        return self.together.arrived >= (self.number + 1) * self.together.world
 
 
-def on_ranks(world: int, body: Callable[[Any, int], Any], cards: int | None = None, blocks: int = 2,
+def on_ranks(world: int, body: Callable[[Any, int], Any], gpus: int | None = None, blocks: int = 2,
              seed: int = 0, check: bool = True) -> list[Any]:  # fmt: skip
-    """body(comm, rank) on `world` threads, each a rank with a card of one machine; what they return. Raises the first
-    rank's error. cards: fewer than ranks share them. The machine must have reported nothing.
+    """Run body(comm, rank) on `world` threads, each a rank with a GPU of one machine; returns their results.
+
+    gpus: if fewer than ranks, ranks share them. Raises the first rank's error; fails if the machine reports anything.
     """
     machine = simt.Machine(devices=world, seed=seed, check=check)
     together = Together(world, machine)
     results: list[Any] = [None] * world
     errors: list[Any] = [None] * world
     local = threading.local()
-    held: dict[int, MachineCard] = {}
+    held: dict[int, MachineGpu] = {}
 
     def run(rank: int) -> None:
         local.rank = rank
@@ -262,9 +263,9 @@ def on_ranks(world: int, body: Callable[[Any, int], Any], cards: int | None = No
             errors[rank] = error
             together.abort()
 
-    def find(_: int) -> MachineCard:
+    def find(_: int) -> MachineGpu:
         if local.rank not in held:
-            held[local.rank] = MachineCard(together, local.rank, local.rank % (cards or world), blocks)
+            held[local.rank] = MachineGpu(together, local.rank, local.rank % (gpus or world), blocks)
         return held[local.rank]
 
     with ExitStack() as stack:

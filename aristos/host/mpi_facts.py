@@ -1,0 +1,88 @@
+"""What differs between MPI libraries and their launchers, in one table: names, marks, packages, flags.
+
+To add a library, add it here, its known trouble to `workarounds.py`, and its launcher's arguments to
+`launcher/commands.py` if they differ. Which library is in use is found by `mpi_library.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from . import slurm_variables
+
+
+@dataclass(frozen=True)
+class MpiFacts:
+    """One MPI library. mark: bytes found only in its file. pmi: what srun's --mpi= should be. wheel: its pip package.
+
+    banners: how its `mpirun --version` introduces itself. binding: advice for ranks with {cores} cores each.
+    """
+
+    kind: str
+    mark: bytes
+    pmi: str
+    wheel: str = ""
+    banners: tuple[str, ...] = ()
+    binding: str = (
+        "mpirun -bind-to core:{cores} ..., or without -bind-to: Aristos shares a node's cores among its ranks"
+    )
+
+
+# In the order in which marks are looked for: Intel's and Cray's files have MPICH's mark too.
+MPIS = (
+    MpiFacts(
+        "Intel MPI", b"I_MPI_Check_image_status", "pmi2", "impi-rt", ("Intel(R) MPI",),
+        "export I_MPI_PIN_DOMAIN={cores}",
+    ),
+    MpiFacts("Cray MPICH", b"CRAY MPICH", "cray_shasta"),
+    MpiFacts(
+        "Open MPI", b"ompi_mpi_comm_self", "pmix", "openmpi", ("Open MPI", "prte"),
+        "mpirun --map-by slot:PE={cores} --bind-to core ... (its default is one core a rank), or --bind-to none",
+    ),
+    MpiFacts("MPICH", b"MPICH Version", "pmi2", "mpich", ("HYDRA",)),
+)  # fmt: skip
+UNKNOWN = "unknown MPI"
+DEFAULT = MPIS[-1]
+
+# Variables by which a launcher tells each rank its place, the innermost launcher first: mpirun inside a Slurm job
+# inherits Slurm's variables, which then describe its daemons.
+WORLD = (  # launcher, number of tasks, this task
+    ("Open MPI's mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("mpirun", "PMI_SIZE", "PMI_RANK"),
+    ("srun", slurm_variables.STEP_TASKS, slurm_variables.TASK),
+    ("srun", slurm_variables.TASKS, slurm_variables.TASK),
+)
+LOCAL = (  # this rank's number on its node, ranks of the node
+    ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    (slurm_variables.LOCAL_RANK, ""),
+)
+MPIRUN_STARTED = frozenset({"MPI_LOCALNRANKS", "OMPI_COMM_WORLD_SIZE"})  # one of them is set under any mpirun
+# Prefixes of all that mpiexec and srun tell a task. A process that should be alone must not inherit them.
+PREFIXES = (
+    "PMI_", "PMI2_", "PMIX_", "PRTE_", "OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "OMPI_NUM_APP_", "OMPI_APP_CTX_",
+    "OMPI_FIRST_RANKS", "OMPI_MCA_ess", "OMPI_MCA_orte_", "OMPI_MCA_pmix", "I_MPI_PMI_LIBRARY", "HYDRA_", "HYDI_",
+    "MPI_LOCAL", "MPIEXEC_", "PALS_", "ALPS_", "SLURM_",
+)  # fmt: skip
+SITE_VARIABLES = ("CRAY_MPICH_DIR", "MPICH_DIR", "MPI_HOME", "I_MPI_ROOT")  # set by a site's MPI modules
+# Names of files in /dev/shm of MPICH, Intel MPI, Open MPI and UCX.
+SHARED_FILES = r"mpich_shm_|Intel_MPI_|psm2?_|sm_segment\.|vader_segment\.|osc_sm\.|ucx_shm_"
+
+
+def facts(kind: str) -> MpiFacts | None:
+    """The facts of a kind of library; None if it is unknown."""
+    return next((each for each in MPIS if each.kind == kind), None)
+
+
+def of_banner(text: str) -> str:
+    """The kind of library whose `mpirun --version` printed this text, or UNKNOWN."""
+    for each in MPIS:
+        if any(banner.lower() in text.lower() for banner in each.banners):
+            return each.kind
+    return UNKNOWN
+
+
+def under_srun(env: Mapping[str, str]) -> bool:
+    """Whether srun started this task itself. An mpirun in a job has srun start its daemons, and its ranks inherit."""
+    return slurm_variables.in_step(env) and not MPIRUN_STARTED & env.keys()

@@ -1,0 +1,49 @@
+"""Files that MPI libraries keep in /dev/shm, and those that killed jobs have left there."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+
+from .mpi_facts import SHARED_FILES
+
+SHM = "/dev/shm"
+NAMES = re.compile(SHARED_FILES)
+YOUNG = 60.0  # seconds: a job that is starting may not have mapped its file yet
+
+
+def leftovers(folder: str = SHM, young: float = YOUNG) -> list[tuple[str, int]]:
+    """(path, bytes) of this user's MPI files that no process uses. young: seconds; younger files are left out."""
+    found = {}
+    now = time.time()
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return []
+    for entry in entries:
+        try:
+            about = entry.stat(follow_symlinks=False)
+        except OSError:
+            continue
+        mine = about.st_uid == os.getuid() and entry.is_file(follow_symlinks=False)
+        if mine and NAMES.match(entry.name) and now - about.st_mtime >= young:
+            found[entry.path] = about.st_blocks * 512
+    used = in_use(set(found)) if found else set()
+    return sorted((path, size) for path, size in found.items() if path not in used)
+
+
+def in_use(paths: set[str]) -> set[str]:
+    """Those of `paths` that a process of this machine has mapped or open, as far as this user may see."""
+    used = set()
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            maps = (process / "maps").read_text()
+            files = {os.readlink(each.path) for each in os.scandir(process / "fd")}
+        except OSError:
+            continue
+        used |= {path for path in paths if path in files or f" {path}\n" in maps}
+    return used

@@ -1,0 +1,42 @@
+"""Programs that start ranks: mpirun and srun, which library an mpirun belongs to, and what this srun supports."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from .mpi_library import Library
+
+
+def mpirun_version(path: str) -> str:
+    """The output of `mpirun --version`; '' if it cannot be run."""
+    try:
+        return subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def own_program(library: Library | None, name: str) -> str:
+    """The path of a launcher in the `bin` folder beside the library; '' if there is none."""
+    own = Path(library.path).parent.parent / "bin" / name if library is not None and library.path else None
+    return str(own) if own is not None and own.is_file() else ""
+
+
+def srun(*words: str) -> str | None:
+    """Output of `srun WORDS`, both streams; None if there is no srun or it fails."""
+    if shutil.which("srun") is None:
+        return None
+    try:
+        done = subprocess.run(["srun", *words], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout + done.stderr if done.returncode == 0 else None
+
+
+def pmi_types(listing: str | None) -> list[str]:
+    """The types in the output of `srun --mpi=list`; [] for None."""
+    if listing is None:
+        return []
+    return list(re.findall(r"^\s+(\w+)\s*$", listing, re.MULTILINE))

@@ -1,0 +1,70 @@
+"""What Slurm's variables tell one process about itself: its job, step, node and task.
+
+The nodes and tasks of the whole job are read by `topology/slurm_job.py`. A step is what `srun` starts; a batch script
+or an salloc shell is in a job, but in no step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+LOCAL_RANK = "SLURM_LOCALID"
+NODE_NAME = "SLURMD_NODENAME"
+STEP_TASKS = "SLURM_STEP_NUM_TASKS"
+TASKS = "SLURM_NTASKS"
+TASK = "SLURM_PROCID"
+RECORDED = ("SLURM_JOB_NUM_NODES", TASKS, "SLURM_CPUS_PER_TASK", "SLURM_CPU_BIND", "SLURM_TOPOLOGY_ADDR")  # in results
+
+
+def job_id(env: Mapping[str, str]) -> str:
+    """The job's number, '' outside a job."""
+    return env.get("SLURM_JOB_ID") or env.get("SLURM_JOBID", "")
+
+
+def in_step(env: Mapping[str, str]) -> bool:
+    """Whether srun started this process, directly or through a launcher's daemons."""
+    return env.get("SLURM_STEP_ID", "").isdecimal()
+
+
+def node_name(env: Mapping[str, str]) -> str:
+    """Slurm's name of this node, '' if unknown."""
+    return env.get(NODE_NAME, "")
+
+
+def step_nodes(env: Mapping[str, str]) -> int:
+    """Nodes of the job step, 1 outside Slurm."""
+    number = env.get("SLURM_STEP_NUM_NODES") or env.get("SLURM_NNODES", "")
+    return int(number) if number.isdecimal() else 1
+
+
+def counted(env: Mapping[str, str]) -> tuple[str, str]:
+    """(nodes, tasks) of the step, or of the job outside a step, as Slurm writes them; ? if unknown."""
+    step = in_step(env)
+    nodes = env.get("SLURM_STEP_NUM_NODES" if step else "SLURM_JOB_NUM_NODES", "?")
+    return nodes, env.get(STEP_TASKS if step else TASKS, "?")
+
+
+def wanted_tasks(env: Mapping[str, str]) -> int:
+    """Tasks that sbatch or salloc was asked for, 0 if none were named."""
+    number = env.get(TASKS, "")
+    return int(number) if number.isdecimal() else 0
+
+
+def mpi_type(env: Mapping[str, str]) -> str:
+    """Inside a step: the --mpi= it was started with. Outside: the default that the user or the site has set. Or ''."""
+    return env.get("SLURM_MPI_TYPE", "")
+
+
+def cpus_per_node(env: Mapping[str, str]) -> str:
+    """Processors of the job on each node, like 4(x2),3; '' if unknown."""
+    return env.get("SLURM_JOB_CPUS_PER_NODE", "")
+
+
+def node_number(env: Mapping[str, str]) -> int:
+    """This node's number in the step, from 0."""
+    return int(env.get("SLURM_NODEID") or 0)
+
+
+def tasks_per_node(env: Mapping[str, str]) -> str:
+    """Tasks on each node of the step, like 4(x2),3; '' if unknown."""
+    return env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", "")

@@ -1,0 +1,47 @@
+"""This node, from which seats are taken, and the GPUs of it that the job may use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..topology import Device, Fault, Topology, discover, from_text, texts
+from ..topology.model import Node
+from ..topology.visible import VARIABLE, CudaDevice, visible
+
+
+@dataclass(frozen=True)
+class ThisNode:
+    """devices: CUDA's devices in its order. outside: there is a Slurm job, and this is not one of its nodes."""
+
+    node: Node
+    devices: tuple[CudaDevice, ...]
+    faults: tuple[Fault, ...] = ()
+    outside: bool = False
+
+
+def find(env: Mapping[str, str]) -> ThisNode:
+    """This node, from the machine itself."""
+    return of(discover(network=False, env=env), env)
+
+
+def read(smi: str | Path) -> ThisNode:
+    """The node described by a file with the output of `nvidia-smi topo -m`; - is stdin.
+
+    Raises TopologyError, InputError, OSError.
+    """
+    return of(from_text(texts.read(smi), None), {})
+
+
+def of(topology: Topology, env: Mapping[str, str]) -> ThisNode:
+    node = topology.nodes[topology.here or 0]
+    outside = node.tasks == 0 and len(topology.nodes) > 1
+    return ThisNode(node, usable(node.devices, env), topology.faults, outside)
+
+
+def usable(devices: tuple[Device, ...], env: Mapping[str, str]) -> tuple[CudaDevice, ...]:
+    """The GPUs that a job may use. Without CUDA_VISIBLE_DEVICES all MIG slices, though CUDA shows a process one."""
+    if VARIABLE in env:
+        return visible(env, devices)[0]
+    return tuple(CudaDevice(device, mig) for device in devices for mig in device.mig or (None,))

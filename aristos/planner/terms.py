@@ -1,0 +1,66 @@
+"""The terms of Equation 1, each written once. Costs, searches, the exact solver and the bounds all call these.
+
+They take numbers or NumPy arrays in Python, and numbers in compiled loops. What a change here must keep, because the
+bounds rely on it:
+
+- `pi_us` grows with the size and falls with the rates. `rates_for` and `rate_each` are its inverses: change all three.
+- `comm_us` is linear in alpha and beta, so that a device's C is the sum over its partners, taken before or after. It
+  falls with the size of the group only through `share_mib`.
+- A stage is pi + max C: `bounds`, `columns` and `reducing` subtract C from a stage's limit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba.extending import register_jitable
+
+term = register_jitable(error_model="numpy")
+
+
+@term
+def pi_us(layer_cost: Any, size: Any, rates: Any, grows: bool) -> Any:
+    """Compute time of a stage of `size` devices with this sum of rates. grows: `work_conserving`, not `literal`."""
+    return (size if grows else 1) * layer_cost / rates
+
+
+@term
+def rates_for(layer_cost: Any, size: Any, limit_us: Any, grows: bool) -> Any:
+    """The sum of rates with which pi is limit_us > 0."""
+    return (size if grows else 1) * layer_cost / limit_us
+
+
+@term
+def rate_each(layer_cost: Any, size: Any, limit_us: Any, grows: bool) -> Any:
+    """`rates_for`, divided among the devices."""
+    return layer_cost / limit_us / (1 if grows else size)
+
+
+@term
+def share_mib(payload_mib: Any, size: Any) -> Any:
+    """What a device of a group sends each partner in one crossing."""
+    return payload_mib / size
+
+
+@term
+def link_us(alpha: Any, beta: Any, mib: Any) -> Any:
+    """One message over a link; or over several, from their sums of alpha and of beta."""
+    return alpha + beta * mib
+
+
+@term
+def comm_us(crossings: Any, alpha: Any, beta: Any, share: Any) -> Any:
+    """C of a device, from sums of alpha and beta over its partners; or one partner's part of it."""
+    return crossings * link_us(alpha, beta, share)
+
+
+@term
+def allreduce_us(k: Any, alpha: Any, beta: Any, gradient_mib: Any) -> Any:
+    """T_rho among k groups over a link."""
+    return 2.0 * (k - 1) * (alpha + beta * gradient_mib / k)
+
+
+@term
+def slowness(alpha: Any, beta: Any, gradient_mib: Any) -> Any:
+    """What makes a link the slowest of T_rho: the time of one message between two groups."""
+    return link_us(alpha, beta, gradient_mib / 2)

@@ -1,0 +1,86 @@
+"""A program's call graph (recursion, depth of calls, bytes of frames) and the registers of a thread."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import isa
+from .program import FunctionInfo
+
+LISTS = {isa.LD, isa.ST, isa.PACK, isa.UNPACK, isa.MMA, isa.LDMATRIX, isa.STMATRIX, isa.WGMMA}
+
+
+def mark_recursive(functions: dict[str, FunctionInfo], code: list[list[int]]) -> None:
+    """Mark the functions that can be active twice in one lane; calls of them save their registers."""
+    reach = {name: reachable(functions, name) for name in functions}
+    for name, info in functions.items():
+        info.recursive = name in reach[name]
+    for line in code:
+        if line[isa.OP] == isa.CALL:
+            callee = next(f for f in functions.values() if f.start == line[isa.IMM])
+            line[isa.C] = callee.first_row if callee.recursive else 0
+            line[isa.E] = callee.end_row if callee.recursive else 0
+
+
+def reachable(functions: dict[str, FunctionInfo], name: str) -> set[str]:
+    """The functions that may be active while a function is, itself among them only if it is recursive."""
+    seen: set[str] = set()
+    todo = [name]
+    while todo:
+        for callee in callees(functions, todo.pop()):
+            if callee not in seen:
+                seen.add(callee)
+                todo.append(callee)
+    return seen
+
+
+def callees(functions: dict[str, FunctionInfo], name: str) -> set[str]:
+    """The functions that a function may call; through a register, any that is not an entry."""
+    calls = functions[name].calls
+    if "*" not in calls:
+        return calls
+    return {name for name, f in functions.items() if not f.entry}
+
+
+def longest(functions: dict[str, FunctionInfo]) -> tuple[int, int, int]:
+    """(depth of calls, bytes of frames, rows saved) of the longest chain of calls in a lane."""
+    if any(f.recursive for f in functions.values()):
+        widest = max(f.end_row - f.first_row for f in functions.values() if f.recursive)
+        return 400, 32768, 100 * max(widest, 1)
+
+    def deepest(name: str) -> tuple[int, int]:
+        info = functions[name]
+        below = [deepest(callee) for callee in callees(functions, name)]
+        return 1 + max((d for d, _ in below), default=0), info.frame + max((b for _, b in below), default=0)
+
+    both = [deepest(name) for name, f in functions.items() if f.entry] or [(1, 0)]
+    return max(d for d, _ in both) + 1, max(b for _, b in both) + 16, 0
+
+
+def registers(code: np.ndarray, operands: list[int], functions: dict[str, FunctionInfo]) -> int:
+    """An estimate of a thread's registers: the most values alive at once, in 32-bit words, rounded up to 8.
+
+    Lifetimes follow the order of the code. ptxas decides on hardware; here it only sets how many blocks are resident.
+    """
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    lowest = min((f.first_row for f in functions.values()), default=0)
+    wide = {}
+    for pc, line in enumerate(code.tolist()):
+        listed = operands[line[isa.LIST] : line[isa.LIST] + line[isa.COUNT]] if line[isa.OP] in LISTS else []
+        for row in [*(line[column] for column in (isa.D, isa.A, isa.B, isa.C, isa.E, isa.D2)), *listed]:
+            if row >= lowest:
+                first.setdefault(row, pc)
+                last[row] = pc
+                wide[row] = 2 if line[isa.TYPE] & 15 == 8 and line[isa.TYPE] & 0xF0 < 0x40 else 1
+    for pc, line in enumerate(code.tolist()):
+        if line[isa.OP] == isa.BRA and line[isa.IMM] <= pc:
+            for row, start in first.items():
+                if start < line[isa.IMM] <= last[row] < pc:
+                    last[row] = pc
+    change = np.zeros(len(code) + 2, np.int64)
+    for row, start in first.items():
+        change[start] += wide[row]
+        change[last[row] + 1] -= wide[row]
+    most = int(np.cumsum(change).max()) if len(code) else 0
+    return min(max(-(-(most + 8) // 8) * 8, 16), 255)

@@ -1,0 +1,67 @@
+"""A lowered module: one row of numbers for each instruction, and the facts that launches and reports need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .syntax import Variable
+
+
+@dataclass
+class FunctionInfo:
+    """The places of a function's code, registers and frame."""
+
+    name: str
+    entry: bool
+    start: int = 0
+    first_row: int = 0
+    end_row: int = 0
+    frame: int = 0  # bytes of local memory
+    formals: list[tuple[int, int]] = field(default_factory=list)  # (offset, bytes) of returns, then parameters
+    calls: set[str] = field(default_factory=set)
+    recursive: bool = False
+    registers: int = 0  # of a thread on hardware, estimated
+    limits: dict[str, list[int]] = field(default_factory=dict)
+    params: list[Variable] = field(default_factory=list)
+
+
+@dataclass
+class Program:
+    """A module ready to run.
+
+    code: [instructions, 16] int64; operands: int64, the lists of instructions; constants: row -> value;
+    relocations: (row, symbol, offset); lines: (file, line) by number.
+    """
+
+    code: np.ndarray
+    operands: np.ndarray
+    rows: int
+    constants: dict[int, int]
+    relocations: list[tuple[int, str, int]]
+    lines: list[tuple[str, int]]
+    functions: dict[str, FunctionInfo]
+    order: list[str]
+    variables: dict[str, Variable]
+    shared: dict[str, tuple[int, int]]  # name -> (offset, bytes)
+    shared_bytes: int
+    granule: int  # bytes of the smallest access, for the checker's shared memory
+    texts: list[str]  # one for each instruction, for reports
+    indirect: bool
+    formats: dict[int, str] = field(default_factory=dict)
+    local_bytes: int = 0
+    depth: int = 1
+    save_rows: int = 0
+
+
+def layout(variables: list[Variable], returns: int) -> tuple[list[tuple[int, int]], int]:
+    """((offset, bytes) in the frame of each return and parameter, bytes of all); the same for callers and callees.
+
+    Parameters come first: Numba declares C functions without a result as if they had one, and linkers accept it.
+    """
+    places, offset = [(0, 0)] * len(variables), 0
+    for index in (*range(returns, len(variables)), *range(returns)):
+        places[index] = offset, variables[index].size
+        offset += -(-variables[index].size // 16) * 16
+    return places, offset

@@ -1,0 +1,26 @@
+"""Rows of the register file that every program has: special registers, and where frames and parameters begin.
+
+Numba reads their numbers as constants; a block's start fills them (blocks.py).
+"""
+
+from __future__ import annotations
+
+SPECIAL = [
+    "_", "tid.x", "tid.y", "tid.z", "ntid.x", "ntid.y", "ntid.z", "ctaid.x", "ctaid.y", "ctaid.z", "nctaid.x",
+    "nctaid.y", "nctaid.z", "laneid", "warpid", "nwarpid", "smid", "nsmid", "gridid", "lanemask_eq", "lanemask_le",
+    "lanemask_lt", "lanemask_ge", "lanemask_gt", "PARAMS", "FRAME", "STACK", "dynamic_smem_size", "total_smem_size",
+    "CARRY", "ZERO", "ONE",
+]  # fmt: skip
+ROW = {name: row for row, name in enumerate(SPECIAL)}
+TRASH, PARAMS, FRAME, STACK = ROW["_"], ROW["PARAMS"], ROW["FRAME"], ROW["STACK"]
+CARRY, ZERO, ONE = ROW["CARRY"], ROW["ZERO"], ROW["ONE"]
+CONSTANT_REGISTERS = {
+    **{f"%{name}": ROW[name] for name in SPECIAL if name.islower() and name != "_"},
+    "%laneid": ROW["laneid"], "WARP_SZ": -32,
+    "%clusterid.x": ROW["ctaid.x"], "%clusterid.y": ROW["ctaid.y"], "%clusterid.z": ROW["ctaid.z"],
+    "%nclusterid.x": ROW["nctaid.x"], "%nclusterid.y": ROW["nctaid.y"], "%nclusterid.z": ROW["nctaid.z"],
+    **{f"%cluster_ctaid.{axis}": ROW["ZERO"] for axis in "xyz"}, "%cluster_ctarank": ROW["ZERO"],
+    **{f"%cluster_nctaid.{axis}": ROW["ONE"] for axis in "xyz"}, "%cluster_nctarank": ROW["ONE"],
+    "%is_explicit_cluster": ROW["ZERO"], **{f"%envreg{i}": ROW["ZERO"] for i in range(32)},
+}  # fmt: skip
+CLOCKS = {"%clock": 0, "%clock64": 0, "%clock_hi": 1, "%globaltimer": 2, "%globaltimer_lo": 2, "%globaltimer_hi": 3}
