@@ -71,7 +71,7 @@ def test_refusals_in_plain_python():
         assert np.array_equal(moe(x), y)
 
 
-def test_ctrl_c_tells_how_far_it_was(monkeypatch, capsys):
+def test_ctrl_c_prints_how_many_schedules_ran(monkeypatch, capsys):
     seeds = itertools.count()
 
     def draw(seed: int, asked: Any) -> Case:
@@ -79,14 +79,14 @@ def test_ctrl_c_tells_how_far_it_was(monkeypatch, capsys):
             raise KeyboardInterrupt
         return Case(calls=((Call(()),),) * 2)
 
-    monkeypatch.setattr(explorer, "draw", draw)
+    monkeypatch.setattr(explorer.cases, "draw", draw)
     asked = explore_options(["--schedules", "9", "--json"])
     assert explorer.run(asked) == 130
     assert json.loads(capsys.readouterr().out)["schedules"] == 2
 
 
-def test_a_step_that_never_ends_is_told(monkeypatch, capsys):
-    """It touches nothing that others see, so that no bound of steps ends it."""
+def test_a_step_that_never_ends_is_a_livelock(monkeypatch, capsys):
+    """It has no visible operations, so no bound of steps ends it."""
     monkeypatch.setattr(step_limit, "SECONDS", 0.2)
     monkeypatch.setattr(shrink, "SECONDS", 0.0)
 
@@ -112,15 +112,15 @@ def play(case: Case, seeds: int = 20) -> None:
             Cluster(case, strategies.make(strategy, seed, strategies.length(case))).run()
 
 
-def test_a_half_exchange_leaves_nothing_in_the_outbox():
-    """A rank in an exchange beside one in a layer gets no rows back, and must put its own all the same."""
+def test_an_exchange_that_ends_early_leaves_nothing_in_the_outbox():
+    """A rank in an exchange beside one in a layer gets no rows back, and must still put its own."""
     first = Call(((1, 0),) * 4, broken=True, ends_early=True)
     calls = ((first,), (replace(first, exchange=True),))
     play(Case(placement=(0, 0), top_k=2, max_tokens=9, rows=3, tile=3, words=2, node_of=(0, 1), block=4, calls=calls))
 
 
 def test_tokens_without_choices_among_those_of_a_block():
-    """They are combined before the block is made: what their tables hold by then is no packed row."""
+    """They are combined before the block is built; their table entries are no packed rows by then."""
     ids = tuple((1, -1) if t in (0, 4, 8) else (-1, -1) for t in range(9))
     calls = ((Call(()),) * 2, (Call(ids),) * 2)
     sizes = Case(placement=(0, 0), top_k=2, max_tokens=9, rows=9, tile=3, words=2, node_of=(0, 1), block=4)
@@ -196,7 +196,7 @@ def test_a_worker_that_waits_shows_how_far_its_rank_is(monkeypatch):
     assert set(shown) == {7}
 
 
-# ---- ranks on cards, each with a proxy
+# ---- ranks on GPUs, each with a proxy
 
 
 def on_cards(**sizes: Any) -> Case:
@@ -211,7 +211,7 @@ def test_ranks_on_cards(workers, rows):
     play(on_cards(workers=workers, rows=rows, runs=2, all_shared=True), seeds=3)
 
 
-@pytest.mark.parametrize("how", ["card", "host", "copy"])
+@pytest.mark.parametrize("how", ["gpu", "host", "copy"])
 def test_a_rank_on_a_card_that_fails(how):
     """Whichever side fails, the other one and all far ranks learn it: nobody waits on, and the poison names it."""
     play(on_cards(workers=2, fault=Fault(0, 1, 0, how=how)), seeds=8)
