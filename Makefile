@@ -56,6 +56,15 @@ test-all: $(READY)-test $(OTHERS:%=$(VENV)/mpi/%/.aristos)
 	$(PY) -m pytest --tier $(TIER) --part serial $(ARGS)
 	for mpi in $(OTHERS); do $(VENV)/mpi/$$mpi/bin/python -m pytest -m core $(ARGS); done
 
+# tests/support/coverage_rooms.py says what counts.
+COVERED = explore/test_plain_python.py engine planner topology results host doctor launcher
+coverage: export NUMBA_DISABLE_JIT = 1
+coverage: $(READY)-test
+	$(PY) -m coverage erase
+	$(PY) -m coverage run -m pytest --tier quick -m 'not ranks' $(COVERED:%=tests/%) $(ARGS)
+	$(PY) -m coverage combine -q
+	$(PY) tests/support/coverage_rooms.py
+
 lint: $(READY)-lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -65,7 +74,7 @@ compare: $(READY)-run
 	$(MPIRUN) $(PY) bench/compare.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(RESULTS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(RESULTS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY)-run: pyproject.toml | $(PY)

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from .errors import InputError
 
+
+class ActivationRule(NamedTuple):
+    """code: the activation's number in kernels. gate_only: whether the layer must be gated. shift: what is added to the
+    product that the gate multiplies."""
+
+    code: int
+    gate_only: bool = False
+    shift: float = 0.0
+
+
+# kernels/common and reference.py have a function of each name
+ACTIVATIONS: dict[str, ActivationRule] = {
+    "relu": ActivationRule(0),
+    "gelu": ActivationRule(1),
+    "gelu_tanh": ActivationRule(2),
+    "silu": ActivationRule(3),
+    "swiglu_oai": ActivationRule(4, gate_only=True, shift=1.0),
+}
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "swiglu_oai"]
-ACTIVATIONS: tuple[str, ...] = ("relu", "gelu", "gelu_tanh", "silu", "swiglu_oai")
-SCORES: tuple[str, ...] = ("softmax", "softmax_topk")
+SCORES: dict[str, int] = {"softmax": 0, "softmax_topk": 1}  # by name, a router score's number in kernels
 DTYPES: tuple[str, ...] = ("float32", "tf32", "bfloat16", "float16")
 NARROW = ("bfloat16", "float16")  # dtypes of two bytes
 BACKENDS: tuple[str, ...] = ("cpu", "cuda")
@@ -29,14 +47,14 @@ def _boolean(name: str, value: object) -> None:
         raise InputError(f"{name} must be True or False, got {value!r}")
 
 
-def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
+def _one_of(name: str, value: object, choices: Iterable[str]) -> None:
     if not isinstance(value, str) or value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def checked_limit(activation: str, gated: bool, limit: object) -> float | None:
     """`limit` as a float or None; raises InputError for an activation or limit that needs gated=True."""
-    if activation == "swiglu_oai" and not gated:
+    if ACTIVATIONS[activation].gate_only and not gated:
         raise InputError(f"activation={activation!r} requires gated=True, got gated=False")
     if limit is None:
         return None

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import config
 from .config import MoEConfig
 from .errors import InputError
 
@@ -54,20 +55,14 @@ def swiglu_oai(x: Floats) -> Floats:
     return x * 0.5 * (1.0 + np.tanh(0.5 * 1.702 * x))
 
 
-ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {
-    "relu": relu,
-    "gelu": gelu,
-    "gelu_tanh": gelu_tanh,
-    "silu": silu,
-    "swiglu_oai": swiglu_oai,
-}
+ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {name: globals()[name] for name in config.ACTIVATIONS}
 
 
 def gated(activation: str, limit: float | None, g: Floats, u: Floats) -> Floats:
     """act(g) * u, for the products g = x·gate and u = x·up; swiglu_oai multiplies by u + 1."""
     if limit is not None:
         g, u = np.minimum(g, limit), np.clip(u, -limit, limit)
-    return ACTIVATIONS[activation](g) * (u + 1 if activation == "swiglu_oai" else u)
+    return ACTIVATIONS[activation](g) * (u + config.ACTIVATIONS[activation].shift)
 
 
 def softmax(scores: Floats) -> Floats:
@@ -89,10 +84,12 @@ def route(cfg: MoEConfig, x: ArrayLike, router: ArrayLike) -> tuple[Ints, Floats
     ids = np.argsort(-scores, axis=1, kind="stable")[:, : cfg.top_k].astype(np.int64)
     if cfg.router.score == "softmax_topk":
         weights = softmax(np.take_along_axis(scores, ids, axis=1))
-    else:
+    elif cfg.router.score == "softmax":
         weights = np.take_along_axis(softmax(scores), ids, axis=1)
         if cfg.router.renormalize:
             weights = weights / weights.sum(axis=1, keepdims=True)
+    else:
+        raise NotImplementedError(f"the reference has no case for score {cfg.router.score!r}")
     return ids, weights * cfg.router.scale
 
 

@@ -1,8 +1,8 @@
-"""Does Linux share a core fairly between sessions? `python bench/autogroups.py [--seconds 5]`, half a minute.
+"""Whether Linux shares a core fairly between sessions: `python bench/autogroups.py [--seconds 5]`, half a minute.
 
-One session has, on each of two cores, a process that only yields and one that takes naps; another has a busy process on
-each. With autogroups (sched(7)) a session is a group to the scheduler, and the busy one should get half of both cores.
-Where it gets next to nothing, ranks that share cores can stop for minutes: docs/decisions.md, 21.
+On each of two cores one session has a process that only yields and one that naps; another session has a busy process.
+With autogroups (sched(7)) the scheduler treats a session as a group, so the busy one should get half of both cores. If
+it gets almost nothing, ranks that share cores can stop for minutes: docs/decisions.md, 21.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def busy() -> NoReturn:
 
 
 def session(cores: list[int], *loops: Callable[[], object]) -> int:
-    """Start a session with a process for each of `loops` on each core, all for ever; the pid of its leader."""
+    """Start a session with an endless process for each of `loops` on each core; returns the pid of its leader."""
     leader = os.fork()
     if leader == 0:
         os.setsid()
@@ -61,7 +61,7 @@ def seconds_of(leader: int) -> float:
 
 
 def share(cores: list[int], nap: float, seconds: float) -> float:
-    """What a busy session gets of the cores' time beside one that yields and takes naps of `nap` seconds."""
+    """Share of the cores' time that a busy session gets beside one that yields and naps for `nap` seconds."""
     leaders = [session(cores, yields, lambda: naps(nap)), session(cores, busy)]
     try:
         time.sleep(seconds)

@@ -1,8 +1,8 @@
 """Aristos and its peers in turns on the same weights and routing: `mpirun -n 2 python bench/compare.py`.
 
 Checks every output against float64, times peers in interleaved rounds, and writes raw times to HDF5, a picture, and
-the table of docs/performance.md. `make compare` runs it. Exit codes: 0 all outputs right (figures that were missed are
-shown, not punished), 1 a wrong output or an exception, 2 usage. It refuses to tune anybody: one thread, no knobs.
+the table of docs/performance.md. `make compare` runs it. Nothing is tuned: every peer has one thread and its defaults.
+Exit codes: 0 all outputs right, even if a figure was missed, 1 a wrong output or an exception, 2 a usage error.
 """
 
 from __future__ import annotations
@@ -39,18 +39,20 @@ PAGE = ROOT / "docs" / "performance.md"
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The command line; exits with code 2 where it cannot be run."""
+    """The options of `argv`; exits with code 2 if they cannot be run."""
     parser = launch_environment.Parser(prog="mpirun -n 2 python bench/compare.py", description=__doc__.split("\n")[0])
     parser.add_argument("--shapes", default=",".join(jobs.SHAPES), help="of A..E or tokens/H/F/E/k, with commas")
     parser.add_argument("--peers", default=",".join(ENTRIES), help="with commas (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=15, help="in each, every peer has one turn (%(default)s)")
-    parser.add_argument("--iters", type=int, help="timed calls in a turn (default: about 0.3 s of them, 3 to 40)")
+    parser.add_argument("--rounds", type=int, default=15, help="in a round every peer has one turn (%(default)s)")
+    parser.add_argument(
+        "--iters", type=int, help="timed calls in a turn (default: as many as take about 0.3 s, 3 to 40)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of weights, inputs and order (%(default)s)")
     parser.add_argument("--no-micro", action="store_true", help="leave out the signal suite and the GEMM peak")
     saved = ROOT / "bench" / "results" / "compare.h5"
-    parser.add_argument("--out", default=str(saved), help="append raw times here")
+    parser.add_argument("--out", default=str(saved), help="results file to append raw times to")
     parser.add_argument("--plot", help="PNG (default: performance.png beside the page)")
-    where = f"Markdown page (default: {PAGE.relative_to(ROOT)}, where all shapes and peers were asked for)"
+    where = f"Markdown page (default: {PAGE.relative_to(ROOT)}, if all shapes and peers run)"
     parser.add_argument("--page", help=where)
     asked = parser.parse_args(argv)
     try:
@@ -69,7 +71,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """The same on every rank; rank 0 prints and writes."""
+    """Run on every rank; rank 0 prints and writes. Returns the exit code."""
     asked = parse(argv)
     from mpi4py import MPI
 
@@ -88,29 +90,29 @@ def main(argv: list[str]) -> int:
 
 
 def compare(comm: Any, asked: argparse.Namespace, argv: list[str]) -> int:
-    """Measure, then write what was asked for. Returns the exit code."""
+    """Measure, then write the results. Returns the exit code."""
     lead = comm.rank == 0
 
-    def tell(text: str) -> None:
+    def show(text: str) -> None:
         if lead and sys.stderr.isatty():
             print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
     if lead:
-        results.check(asked.out)  # rather now than after minutes
+        results.check(asked.out)  # before minutes of measuring
     facts = describe.facts(comm, argv, asked)
     with_micro = not asked.no_micro
     peak = micro.peak if with_micro and any(entry.name == "fused" for entry in asked.peers) else None
     measured = []
     for shape in asked.shapes:
-        tell(f"{shape.name}: weights, routing and float64 results")
+        show(f"{shape.name}: weights, routing and float64 results")
         job = jobs.make_job(comm, shape, asked.seed)
         after = (lambda job, peer: micro.outside(comm, job, peer)) if shape.name == "D" else None
-        measured.append(rounds.run(comm, job, asked.peers, asked.rounds, asked.iters, asked.seed, peak, tell, after))
+        measured.append(rounds.run(comm, job, asked.peers, asked.rounds, asked.iters, asked.seed, peak, show, after))
         del job  # its weights are up to a gigabyte
-    tell("signals")
+    show("signals")
     signal_us, why = micro.signal(comm, asked.seed) if with_micro else ({}, "left out by --no-micro")
     facts["load_average_end"] = os.getloadavg()[0]
-    tell("")
+    show("")
     wrong = why == micro.WRONG or any(m.wrong() or m.same_bits is False for m in measured)
     if lead:
         write(asked, measured, figures.figures(measured, signal_us, why), facts, signal_us)
@@ -124,7 +126,7 @@ def write(
     facts: dict[str, Any],
     signal_us: dict[int, list[float]],
 ) -> None:
-    """HDF5 first, since it holds everything the others show."""
+    """Write the HDF5 file, the picture and the page; the file first, since it holds all data."""
     save.save(Path(asked.out), measured, found, facts, signal_us)
     picture = None
     if asked.plot:

@@ -1,8 +1,8 @@
 """More ranks than cores: the same work on as many ranks as there are cores, and on twice as many.
 
-`python bench/crowded.py` starts both jobs in turns and prints the ratio, after a minute or two on two idle cores. Calls
-follow each other without a barrier of MPI's between them: its spinning would take the cores from the ranks that still
-compute. Not a suite of the bench, which cannot change the number of its ranks.
+`python bench/crowded.py` runs both jobs in turns and prints the ratio; it takes a minute or two on two idle cores.
+There is no MPI barrier between calls: ranks that spin in it would take the cores from ranks that still compute. This is
+no suite of `aristos bench`, which cannot change the number of its ranks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CALLS, WARM, ROUNDS = 40, 8, 5
 
 
 def rank() -> None:
-    """One rank of a job: prints each shape's median seconds a call on rank 0."""
+    """One rank of a job; rank 0 prints the median seconds per call of each shape."""
     import numpy as np
     from mpi4py import MPI
 
@@ -48,7 +48,7 @@ def rank() -> None:
 
 
 def job(ranks: int) -> dict[str, float]:
-    """Seconds a call of each shape on so many ranks."""
+    """Seconds per call of each shape on `ranks` ranks."""
     mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
     if mpiexec is None:
         sys.exit("no mpiexec beside python or on PATH: pip install '.[mpich]'")
@@ -58,16 +58,16 @@ def job(ranks: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Alternate the two jobs and print median times and ratios."""
+    """Run the two jobs in turns; print median times and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help="both jobs in each (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help="both jobs run in each (%(default)s)")
     asked = parser.parse_args()
     if asked.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {asked.rounds}")
     cores = len(os.sched_getaffinity(0))
     rounds = [(job(cores), job(2 * cores)) for _ in range(asked.rounds)]
     print(
-        f"load average {os.getloadavg()[0]:.1f}; {asked.rounds} rounds; ms a call, medians;"
+        f"load average {os.getloadavg()[0]:.1f}; {asked.rounds} rounds; ms per call, medians;"
         " ratio: median (min-max) of rounds"
     )
     for name in SHAPES:

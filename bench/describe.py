@@ -1,6 +1,6 @@
-"""Where and how a comparison ran: attributes for the file, sentences for the page.
+"""The conditions of a comparison: attributes for the file, lines for the page.
 
-It refuses to record names of people or hosts on the page.
+Names of people and hosts never go on the page.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aristos.bench.world import World
 
 
 def facts(comm: Any, argv: list[str], asked: argparse.Namespace) -> dict[str, Any]:
-    """Everything needed to repeat the run; collective."""
+    """Facts needed to repeat the run. Collective."""
     found = environment.facts(World(comm), argv, asked.seed)
     found["command"] = " ".join([f"mpirun -n {comm.size} python bench/compare.py", *argv])
     found["rounds"] = asked.rounds
@@ -33,7 +33,7 @@ def facts(comm: Any, argv: list[str], asked: argparse.Namespace) -> dict[str, An
 
 
 def blas() -> str:
-    """NumPy's BLAS and the kernel it chose for this CPU: a wrong choice would flatter us."""
+    """NumPy's BLAS and its kernel for this CPU: a wrong choice would favour Aristos."""
     import numpy.linalg  # noqa: F401  its library is then loaded
 
     maps = Path("/proc/self/maps")
@@ -49,7 +49,7 @@ def blas() -> str:
 
 
 def lines(facts: dict[str, Any], shapes: list[Measured]) -> list[str]:
-    """The conditions of the run, as a reader wants them."""
+    """The conditions of the run as lines for the page."""
     loads = [load for m in shapes for load in m.load] or [facts["load_average"]]
     iters = ", ".join(f"{m.shape.name} {m.iters}" for m in shapes if m.iters)
     cores = len({core for mask in facts["cores_of_rank"] for core in mask.split(",")})

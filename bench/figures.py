@@ -1,8 +1,8 @@
-"""The figures asked of Aristos, and what one run reached: numbers in, a list of verdicts out.
+"""The figures asked of Aristos, compared with those that one run reached.
 
-A ratio is formed inside each round, from turns that ran within seconds of each other, and only then is the median over
-rounds taken; the least and the largest round are shown with it. A figure is met when its median is; what was not
-measured is not met. It refuses to round in anyone's favour.
+A ratio is formed within each round, from turns that ran within seconds of each other. Then the median over rounds is
+taken, and the least and the largest are shown with it. A figure is met if its median is; an unmeasured figure is not
+met. Nothing is rounded before it is compared.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Figure:
-    """One asked figure. at_least: whether more is better. reached: None where it was not measured, and why."""
+    """One asked figure. at_least: whether more is better. reached: None if not measured; why: the reason."""
 
     what: str
     asked: float
@@ -53,7 +53,7 @@ class Figure:
 
 
 def ratio(measured: Measured, peer: str, ours: str = "fused") -> Spread | None:
-    """Time of the peer over ours, round by round; None where either was not timed."""
+    """Time of the peer over ours, round by round; None if either was not timed."""
     if peer not in measured.times or ours not in measured.times:
         return None
     return Spread.of(measured.turns(peer) / measured.turns(ours))
@@ -67,10 +67,10 @@ def gflops(measured: Measured, peer: str) -> Spread | None:
 
 
 def peak_share(measured: Measured, peer: str = "fused") -> Spread | None:
-    """What the busiest rank's GEMMs would take at the micro-kernel's own peak, over the time the call took.
+    """Time of the busiest rank's GEMMs at the micro-kernel's peak over the time of the call; None if not measured.
 
-    The busiest rank's, because no overlap can make the call shorter than that; the peak of the same round, averaged
-    over ranks, all of which ran at once.
+    The busiest rank, because no overlap can make the call shorter; the peak of the same round, averaged over ranks,
+    which all ran at once.
     """
     if measured.peak is None or peer not in measured.times:
         return None
@@ -89,7 +89,7 @@ def signal_figures(signal_us: dict[int, list[float]], why: str) -> list[Figure]:
 
 
 def figures(shapes: list[Measured], signal_us: dict[int, list[float]], why: str) -> list[Figure]:
-    """All asked figures of the shapes that ran, then the signals; why: why there are no signals, if there are none."""
+    """All asked figures of the shapes that ran, then those of signals. why: the reason if there are no signals."""
     by_name = {m.shape.name: m for m in shapes}
     found = [_error(m, peer) for m in shapes for peer in ("fused", "bulk") if peer in m.errors]
     for title, peer, asked_of in (
@@ -112,7 +112,7 @@ def figures(shapes: list[Measured], signal_us: dict[int, list[float]], why: str)
 
 
 def _outside(m: Measured) -> list[Figure]:
-    """The stricter reading first: only the experts' GEMMs are kernels."""
+    """Two readings, the stricter one first: only the experts' GEMMs are kernels."""
     found = []
     for i, kernels in enumerate(("expert kernels", "kernels (routing, row copies, experts, combine)")):
         what = f"{m.shape.name}: a call of {m.shape.tokens} tokens, outside {kernels} and waits"
@@ -127,7 +127,7 @@ def _error(m: Measured, peer: str) -> Figure:
 
 
 def _why(m: Measured, peer: str) -> str:
-    """Why a comparison with this peer has no number."""
+    """The reason why a comparison with this peer has no number."""
     for name in ("fused", peer):
         if name in m.wrong():
             return f"{name} gave a wrong output"

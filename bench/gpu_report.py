@@ -1,10 +1,10 @@
-"""What Aristos does on one card, in one command of less than 8 minutes: `python bench/gpu_report.py`.
+"""A report on one GPU, in one command of less than 8 minutes: `python bench/gpu_report.py`.
 
-Checks every product kernel against float64 and runs tests/gpu, times the suites of `python -m aristos.bench --backend
-cuda`, and writes gpu-report.h5 and gpu-report.md with the card, its driver and its clocks: the files to send back.
-Each part is a process of its own: one that fails is named in the table, and the rest goes on. A recorded routing is
-replayed where one is given (--routing FILE.npz). Exit codes: 0 all parts ran and all outputs were right (figures that
-were missed are shown, not punished), 1 a part failed, 2 usage, 3 no card.
+Checks every product kernel against float64, runs tests/gpu, times the suites of `python -m aristos.bench --backend
+cuda`, and writes gpu-report.h5 and gpu-report.md with the GPU, its driver and its clocks: the files to send back. Each
+part is a process of its own; the table names a part that fails, and the others still run. --routing FILE.npz also
+replays a recorded routing. Exit codes: 0 all parts ran and all outputs were right, even if a figure was missed, 1 a
+part failed, 2 a usage error, 3 no GPU.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from aristos.host import launch_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 465.0  # for all parts
-BEAT = 10.0  # seconds between two signs of life
-NO_CARD = 3
+BEAT = 10.0  # seconds between two lines of progress
+NO_GPU = 3
 PRODUCTS = "import sys; sys.path.insert(0, sys.argv[1]); import gpu_report; sys.exit(gpu_report.check_products())"
 BENCH = ["-m", "aristos.bench", "--backend", "cuda", "--json"]
 GEMM = ["gemm", "--preset", "switch-base-128", "--hidden", "4096", "--ffn", "14336", "--experts", "8"]
@@ -37,7 +37,7 @@ SHAPE = ["--preset", "mixtral-8x7b", "--scale", "2", "--tokens", "64,4096", "--d
 
 @dataclass(frozen=True)
 class Part:
-    """words: what python is called with, OUT standing for the HDF5 file. limit: seconds it may take."""
+    """One part of the report. words: arguments of python; OUT stands for the HDF5 file. limit: seconds."""
 
     name: str
     words: tuple[str, ...]
@@ -46,10 +46,10 @@ class Part:
 
 @dataclass
 class Ran:
-    """How a part went. document: the JSON of a suite."""
+    """The outcome of a part. said: its last line of output. document: the JSON of its suites."""
 
     part: Part
-    code: int | None  # None: it ran out of time
+    code: int | None  # None: the limit was exceeded
     seconds: float
     said: str
     document: dict[str, Any] = field(default_factory=dict)
@@ -60,12 +60,13 @@ class Ran:
 
     @property
     def outcome(self) -> str:
+        """The outcome as text."""
         if self.code is None:
             return f"no end after {self.seconds:.0f} s"
         return "ok" if self.ok else f"FAILED ({self.code})"
 
 
-# the products compile first, and all of them are in the cache then; the rest shares what time is left
+# The products come first: they compile kernels that later parts load from the cache. All share SECONDS.
 PARTS = (
     Part("products against float64", ("-c", PRODUCTS, str(ROOT / "bench")), 150),
     Part("put and signal", (*BENCH, "put", "signal", "--seconds", "20", "--out", "OUT"), 60),
@@ -78,14 +79,14 @@ PARTS = (
 
 
 def replayed(trace: Path) -> Part:
-    """A recorded routing, by the model that it is of, or a shape with as many experts."""
+    """The part that replays a recorded routing, on its model's shape or one with as many experts."""
     words = (*BENCH, "replay", "--routing", str(trace.absolute()), "--scale", "4", "--dtype", "bfloat16")
     return Part("replay", (*words, "--seconds", "25", "--out", "OUT"), 90)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One of the figures asked for. value(rows of a sheet) -> what was reached, None where it is not there."""
+    """An asked figure. value(right rows of the suite's sheets) -> the figure reached, None if there is none."""
 
     what: str
     part: str
@@ -96,6 +97,7 @@ class Figure:
     at_most: bool = False
 
     def reached(self, ran: list[Ran]) -> float | None:
+        """The figure reached; None if it was not measured."""
         for each in ran:
             suite = each.document.get("suites", {}).get(self.suite)
             if each.part.name == self.part and suite:
@@ -104,6 +106,7 @@ class Figure:
         return None
 
     def line(self, ran: list[Ran]) -> list[str]:
+        """Its row of the table: figure, asked, reached, met."""
         value = self.reached(ran)
         if value is None:
             return [self.what, f"{self.asked:g} {self.unit}", "not measured", "-"]
@@ -112,7 +115,7 @@ class Figure:
 
 
 def _only(key: str, **where: Any) -> Callable[[list[dict[str, Any]]], float | None]:
-    """The value of a key in the row that has these values."""
+    """A function that returns the value of `key` in the first row that matches `where`."""
 
     def value(rows: list[dict[str, Any]]) -> float | None:
         found = [row for row in rows if all(row.get(name) == wanted for name, wanted in where.items())]
@@ -126,7 +129,7 @@ def _least_share(rows: list[dict[str, Any]]) -> float | None:
 
 
 def figures(arch: str) -> tuple[Figure, ...]:
-    """All that is asked of a card of an architecture: 16-bit products are asked more where they are warpgroups'."""
+    """The figures asked of a GPU; the share of 16-bit products is higher on architectures with warpgroup products."""
     from aristos.kernels.cuda.gemm import tiles
 
     share = 0.85 if any(tile.groups for tile in tiles("bf16", arch)) else 0.60
@@ -145,11 +148,11 @@ def figures(arch: str) -> tuple[Figure, ...]:
 
 
 def check_products() -> int:
-    """Every tile of every kind against float64 on this card, and the bits of some rows against those of the kind's
-    first tile; prints a line a tile. The code of the part's process.
+    """Check every tile of every kind against float64 on this GPU, and some rows' bits against those of the kind's first
+    tile; prints a line per tile. Returns the exit code of the part.
     """
     from aristos.bench.gpu.clock import Gpu
-    from aristos.bench.gpu.gemm import OURS, Products
+    from aristos.bench.suites.gemm_gpu import OURS, Products
     from aristos.bench.workload import TOLERANCE
     from aristos.bench.world import World
     from aristos.kernels.cuda.gemm import tiles
@@ -158,8 +161,8 @@ def check_products() -> int:
     gpu, wrong = Gpu(World()), 0
     for dtype, kind in KINDS.items():
         first = None
-        for tile in tiles(kind, gpu.card.arch):
-            rows = tile.m + 3  # a whole tile, and one with few rows
+        for tile in tiles(kind, gpu.device.arch):
+            rows = tile.m + 3  # a full tile and a partial one
             work = Products(gpu, kind, 2, 320, 208, None, rows)
             error = work.error(work.calls(rows, tile)[OURS], rows)
             few = work.y.get()[:16].tobytes()  # the same rows of x for every tile
@@ -171,8 +174,8 @@ def check_products() -> int:
     return 1 if wrong else 0
 
 
-def run(part: Part, out: Path, limit: float, tell: Callable[[str], None]) -> Ran:
-    """One part to its end, or to the limit; says now and then that it still runs."""
+def run(part: Part, out: Path, limit: float, show: Callable[[str], None]) -> Ran:
+    """Run a part to its end or to the limit. show(text): shows now and then that it still runs."""
     words = [str(out) if word == "OUT" else word for word in part.words]
     start = time.monotonic()
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
@@ -186,10 +189,10 @@ def run(part: Part, out: Path, limit: float, tell: Callable[[str], None]) -> Ran
                 try:
                     code = process.wait(min(BEAT, max(0.1, limit - (time.monotonic() - start))))
                 except subprocess.TimeoutExpired:
-                    tell(f"{part.name}: {time.monotonic() - start:.0f} s")
+                    show(f"{part.name}: {time.monotonic() - start:.0f} s")
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)  # ranks that it started hold the card as well
+                os.killpg(process.pid, signal.SIGKILL)  # its child processes may hold the GPU as well
                 process.wait()
         texts = []
         for file in (stdout, stderr):
@@ -209,7 +212,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def markdown(facts: dict[str, Any], ran: list[Ran]) -> str:
-    """The report: the card, the figures, how the parts went, and all that was timed."""
+    """The report: the GPU, the figures, the outcomes of the parts, and all tables."""
     parts = [f"# Aristos on {facts['card']}", "\n".join(f"- {name}: {value}" for name, value in facts.items())]
     parts.append(
         table(["figure", "asked", "reached", "met"], [figure.line(ran) for figure in figures(facts["card_arch"])])
@@ -231,7 +234,7 @@ def _cell(value: Any) -> str:
 
 
 def save(out: Path, facts: dict[str, Any], ran: list[Ran]) -> None:
-    """Add the figures and the parts' outcomes to the file that the suites have written to."""
+    """Append the figures and the outcomes of the parts to the results file of the suites."""
     asked = figures(facts["card_arch"])
     found = [figure.reached(ran) for figure in asked]
     made = results.Table("gpu_report").dim("figure", [figure.what for figure in asked])
@@ -243,18 +246,18 @@ def save(out: Path, facts: dict[str, Any], ran: list[Ran]) -> None:
     results.append(out, results.Run(attributes={"command": "python bench/gpu_report.py", **facts}, tables=[made]))
 
 
-def card_facts() -> dict[str, Any]:
-    """The card, its driver and clocks, the versions; raises EnvironmentProblem without one."""
+def gpu_facts() -> dict[str, Any]:
+    """The GPU, its driver and clocks, versions. Raises EnvironmentProblem if there is no GPU."""
     from aristos.host.versions import versions
     from aristos.substrate.cuda import device_puts
     from aristos.substrate.cuda.device import Device
     from aristos.topology import nvml
 
-    card, library = Device.find(0), nvml.load()
-    facts = {"card": card.name, "card_arch": card.arch, "card_sms": card.sms, "cuda_driver": card.driver}
-    puts = device_puts.probe(card.ordinal)
+    device, library = Device.find(0), nvml.load()
+    facts = {"card": device.name, "card_arch": device.arch, "card_sms": device.sms, "cuda_driver": device.driver}
+    puts = device_puts.probe(device.ordinal)
     facts["puts_from_card"] = "yes" if puts.supported else f"no: {puts.why}"
-    facts |= nvml.state(library, card.uuid) if library is not None else {}
+    facts |= nvml.state(library, device.uuid) if library is not None else {}
     return (
         facts
         | {"utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
@@ -272,28 +275,28 @@ def main(argv: list[str]) -> int:
     stem = Path(given.out)
     parts = PARTS if given.routing is None else (*PARTS, replayed(given.routing))
     try:
-        facts = card_facts()
+        facts = gpu_facts()
     except (EnvironmentProblem, ImportError) as why:
-        print(f"no card to report on: {why}", file=sys.stderr)
-        return NO_CARD
+        print(f"no GPU to report on: {why}", file=sys.stderr)
+        return NO_GPU
     start = time.monotonic()
 
-    def tell(text: str) -> None:
+    def show(text: str) -> None:
         print(f"[{time.monotonic() - start:4.0f} s] {text}", file=sys.stderr, flush=True)
 
     out, page, ran = stem.with_suffix(".h5"), stem.with_suffix(".md"), []
     for part in parts:
         left = SECONDS - (time.monotonic() - start)
-        tell(part.name)
-        ran.append(run(part, out.absolute(), min(part.limit, max(1.0, left)), tell))
-        tell(f"{part.name}: {ran[-1].outcome}")
-        page.write_text(markdown(facts, ran), encoding="utf-8")  # what is there so far, whatever comes
+        show(part.name)
+        ran.append(run(part, out.absolute(), min(part.limit, max(1.0, left)), show))
+        show(f"{part.name}: {ran[-1].outcome}")
+        page.write_text(markdown(facts, ran), encoding="utf-8")  # so far, in case a later part ends the run
     try:
         save(out, facts, ran)
     except AristosError as why:
-        tell(f"{out}: {why}")
+        show(f"{out}: {why}")
         return 1
-    tell(f"{page} and {out} are to be sent back")
+    show(f"send back {page} and {out}")
     return 0 if all(each.ok for each in ran) else 1
 
 

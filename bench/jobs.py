@@ -1,8 +1,7 @@
-"""What is computed: the shapes, and for one shape the weights, inputs, routing and float64 results, for all alike.
+"""The jobs of the comparison: the shapes, and one shape's weights, inputs, routing and float64 results.
 
-Routing is made once, in float64, and handed to every peer from outside; no peer routes by itself. Two inputs with two
-routings alternate, so that no call finds the very rows of the call before in its caches. It refuses to know who
-computes.
+All peers get the same job. Routing is computed once, in float64, and given to every peer. Two inputs with two routings
+alternate, so that no call finds the rows of the call before in its caches.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class Shape:
         return f"{self.tokens}/{self.hidden}/{self.ffn}/{self.experts}/{self.top_k}"
 
     def flops(self, rows: int) -> int:
-        """Floating-point operations of both GEMMs for so many rows; combine is not counted."""
+        """Floating-point operations of both GEMMs for `rows` rows, without combine."""
         return 4 * rows * self.hidden * self.ffn
 
 
@@ -54,7 +53,7 @@ SHAPES = {
 
 
 def parse_shape(text: str) -> Shape:
-    """A letter of SHAPES, or a shape of one's own as tokens/H/F/E/k. Raises ValueError that quotes the text."""
+    """A shape by its letter in SHAPES or as tokens/H/F/E/k. Raises ValueError for other texts."""
     if text in SHAPES:
         return SHAPES[text]
     try:
@@ -89,12 +88,12 @@ class Job:
     rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
 
     def busiest_flops(self) -> NDArray[np.float64]:
-        """[INPUTS] operations of the rank with most rows: what bounds the call, however well it overlaps."""
+        """[INPUTS] operations of the rank with most rows, which bound the call however well it overlaps."""
         return np.array([self.shape.flops(int(most)) for most in self.rows.max(axis=1)], dtype=np.float64)
 
 
 def make_job(comm: Any, shape: Shape, seed: int) -> Job:
-    """Collective. Raises ValueError where the experts cannot be spread evenly, as the peers need."""
+    """The job of a shape on this rank. Collective. Raises ValueError if experts is no multiple of the ranks."""
     world, rank = comm.size, comm.rank
     if shape.experts % world:
         raise ValueError(f"experts must be a multiple of the {world} ranks, got {shape.experts} in {shape}")

@@ -1,7 +1,6 @@
-"""The three measurements beside the rounds: the micro-kernel's peak, time outside kernels and waits, and signals.
+"""Three measurements beside the rounds: the micro-kernel's peak, time outside kernels and waits, and signals.
 
-Each asks the library for its own number (kernels.gemm_peak, CallStats, the bench's signal suite). It refuses to
-time anything with a clock of its own.
+Each number comes from the library itself: kernels.gemm_peak, CallStats, the suite `signal`.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ def peak() -> float:
 
 
 def outside(comm: Any, job: Job, peer: Any) -> NDArray[np.float64]:
-    """[2, calls] seconds of the slowest rank; collective.
+    """[2, calls] seconds of the slowest rank. Collective.
 
-    First what a call spends neither in expert kernels nor waiting: routing, row copies, combine and the engine's own
-    work; then the last of these alone. Waits are the worker's idle time, which holds its waits for peers.
+    First the time neither in expert kernels nor in waits: routing, row copies, combine and the engine's own work; then
+    the engine's own work alone. Waits are the worker's idle time, which includes waits for peers.
     """
     mine = []
     for i in range(CALLS):
@@ -43,17 +42,17 @@ def outside(comm: Any, job: Job, peer: Any) -> NDArray[np.float64]:
 
 
 def signal(comm: Any, seed: int) -> tuple[dict[int, list[float]], str]:
-    """Payload bytes -> microseconds of each sample, there and back, from the bench's own suite; collective.
+    """(payload bytes -> microseconds of each round trip, the reason if there are none), from the suite `signal`.
 
-    Then why there are none, or "". A suite that saw a wrong payload has no times.
+    A run with a wrong payload has no times. Collective.
     """
-    from aristos.bench import options, registry
+    from aristos.bench import options, suites
     from aristos.bench.context import Context
     from aristos.bench.world import World
 
     if comm.size < 2:
         return {}, "needs 2 ranks"
-    result = registry.suites()["signal"].run(Context(World(comm), options.Options(seed=seed), SIGNAL_SECONDS))
+    result = suites.known()["signal"].run(Context(World(comm), options.Options(seed=seed), SIGNAL_SECONDS))
     if not all(comm.allgather(bool(result.ok))):
         return {}, WRONG
     (table,) = result.tables

@@ -1,10 +1,10 @@
-"""Over nodes against inside one.
+"""Two ranks on two nodes against two ranks on one.
 
     launch/virtual_slurm run --nodes 2 -- srun -N2 -n4 --mpi=pmi2 python bench/nodes.py
 
-Four ranks on two (virtual) nodes make pairs: ranks 0 and 1 share a node, ranks 0 and 2 do not. Rank 0 runs the shapes
-of bench/compare.py with both partners in turns, fused and bulk, on the same weights and routing; the rank that has no
-turn sleeps. So both figures come from one run of one machine. It checks that all outputs are equal bit for bit.
+Of four ranks on two (virtual) nodes, ranks 0 and 1 share a node, ranks 0 and 2 do not. Rank 0 runs the shapes of
+bench/compare.py with both partners in turns, fused and bulk, on the same weights and routing; the idle rank sleeps. So
+both figures come from one run on one machine. All outputs must be equal bit for bit.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SHAPES = {
 
 
 class Pair:
-    """Two ranks with a fused and a bulk layer; None on a rank that is not one of them."""
+    """Two ranks with a fused and a bulk layer; other ranks have no layers. Collective over all ranks."""
 
     def __init__(self, comm, ranks, cfg, weights) -> None:
         from mpi4py import MPI
@@ -49,7 +49,7 @@ class Pair:
                 self.layers[schedule] = layer
 
     def turn(self, schedule, x, ids, scale, calls):
-        """(seconds of each call on the slower rank, last output); a call to warm up first."""
+        """(seconds of each call on the slower rank, last output), after a call for warm-up."""
         layer = self.layers[schedule]
         y = layer(x, ids=ids, weights=scale)
         seconds = []
@@ -66,7 +66,7 @@ class Pair:
 
 
 def wait_asleep(comm) -> None:
-    """A barrier that leaves the cores to the ranks that work."""
+    """A barrier whose waiters sleep, so that the working ranks have the cores."""
     barrier = comm.Ibarrier()
     while not barrier.Test():
         time.sleep(0.005)
@@ -77,7 +77,7 @@ def measure(comm, name, rounds):
     tokens, hidden, ffn, experts, top_k, calls = SHAPES[name]
     cfg = aristos.MoEConfig(hidden=hidden, ffn=ffn, experts=experts, top_k=top_k, activation="relu", max_tokens=tokens)
     weights = reference.weights(cfg)
-    place = min(comm.rank, 1)  # ranks 1 and 2 play the same part
+    place = min(comm.rank, 1)  # ranks 1 and 2 have equal inputs
     rng = np.random.default_rng([7, place])
     x = rng.standard_normal((tokens, hidden), np.float32)
     ids = np.argsort(rng.random((tokens, experts)), axis=1)[:, :top_k]
@@ -110,7 +110,7 @@ def main() -> int:
         prog="srun -N2 -n4 --mpi=pmi2 python bench/nodes.py", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--shapes", default=",".join(SHAPES), help="with commas, as in bench/compare.py (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="both pairs have a turn with each schedule (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="in each, both pairs run each schedule (%(default)s)")
     asked = parser.parse_args()
     from mpi4py import MPI
 
@@ -131,8 +131,8 @@ def main() -> int:
         fine &= equal
         if comm.rank == 0:
             ms = " | ".join(f"{statistics.median(s) * 1e3:.2f}" for s in found.values())
-            near, far = found["one node", "fused"], found["two nodes", "fused"]
-            print(f"| {name} | {ms} | {ratio(far, near)} | {ratio(found['two nodes', 'bulk'], far)} |", flush=True)
+            one, two = found["one node", "fused"], found["two nodes", "fused"]
+            print(f"| {name} | {ms} | {ratio(two, one)} | {ratio(found['two nodes', 'bulk'], two)} |", flush=True)
     if comm.rank == 0:
         print("all outputs equal bit for bit" if fine else "OUTPUTS DIFFER")
     return 0 if fine else 1

@@ -1,7 +1,7 @@
-"""How good plans are: instances x (bound, ours, the baselines, time), as the table of docs/planner.md.
+"""The quality of plans: instances x (bound, ours, the baselines, time), the table of docs/planner.md.
 
-python bench/planner.py                        six families of made clusters
-python bench/planner.py --folder PROBLEMS      problem files, with their optimum_us where they know it
+python bench/planner.py                        six families of generated clusters
+python bench/planner.py --folder PROBLEMS      problem files, compared with their optimum_us if they have one
 python bench/planner.py --large                1,024 and 100,000 devices
 """
 
@@ -22,7 +22,7 @@ FAMILIES = ("hierarchical", "heterogeneous", "mixed devices", "degraded", "fragm
 SIZES = (24, 32, 48, 64)
 
 
-def made(family: str, n: int, seed: int) -> dict:
+def generated(family: str, n: int, seed: int) -> dict:
     """A problem of one family; equal arguments give equal problems."""
     rng = random.Random(f"{family} {n} {seed}")
     width = rng.choice((4, 8))
@@ -36,7 +36,7 @@ def made(family: str, n: int, seed: int) -> dict:
     levels = rng.random() < 0.5
     intra = rng.choice(((3.0, 11.65), (3.0, 4.46), (3.0, 20.97)))
     inter = rng.choice(((15.0, 47.66), (10.0, 23.83)))
-    far = inter[0] * 1.3, inter[1] * rng.choice((1.5, 2.0))
+    across = inter[0] * 1.3, inter[1] * rng.choice((1.5, 2.0))
     rate, memory = [1.0] * n, [rng.choice((12, 20, 26))] * n
     if family == "heterogeneous":
         kind = {v: (rng.choice((0.4, 1.0, 2.5)), rng.choice((9, 12, 26, 60))) for v in sorted(set(node))}
@@ -48,7 +48,7 @@ def made(family: str, n: int, seed: int) -> dict:
     slow_device = rng.randrange(n) if family == "degraded" and rng.random() < 0.3 else -1
     alpha, beta = [[0.0] * n for _ in range(n)], [[0.0] * n for _ in range(n)]
     for i, j in itertools.combinations(range(n), 2):
-        a, b = intra if node[i] == node[j] else far if levels and leaf[i] != leaf[j] else inter
+        a, b = intra if node[i] == node[j] else across if levels and leaf[i] != leaf[j] else inter
         if node[i] != node[j] and slow_nodes & {node[i], node[j]}:
             b *= 4
         if slow_device in (i, j):
@@ -75,7 +75,7 @@ def made(family: str, n: int, seed: int) -> dict:
 
 
 def large() -> list[dict]:
-    """Regular clusters and one of two kinds of nodes, in compressed form."""
+    """Regular clusters, and one with two kinds of nodes, in compressed form."""
 
     def node(count: int, devices: int, memory: int, rate: float = 1.0, beta: float = 4.46) -> dict:
         return {"count": count, "alpha_us": 3, "beta_us_per_mib": beta,
@@ -105,7 +105,7 @@ def large() -> list[dict]:
 
 
 def line(p: dict, deadline: float) -> tuple[str, float]:
-    """One row of the table, and the gap."""
+    """(one row of the table, the gap)."""
     problem = planner.parse(p)
     started = time.monotonic()
     try:
@@ -135,7 +135,7 @@ def main() -> None:
     elif asked.large:
         problems = large()
     else:
-        problems = [made(f, n, s) for f in FAMILIES for n in SIZES for s in range(asked.seeds)]
+        problems = [generated(f, n, s) for f in FAMILIES for n in SIZES for s in range(asked.seeds)]
     print("| instance | devices | optimum or bound, s | ours, s | gap | 2024 greedy | per node | one group | time, s |")
     print("|---|---|---|---|---|---|---|---|---|")
     gaps = []

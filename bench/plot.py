@@ -1,6 +1,6 @@
-"""The comparison as one picture: how much longer than Aristos fused, and GFLOP/s per rank below the peak.
+"""The comparison as one picture: time over that of Aristos fused, and GFLOP/s per rank below the peak.
 
-It refuses to be an interactive plot, and to draw what figures.py did not compute.
+All numbers are computed by figures.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ASKED = {"bulk": FUSED_OVER_BULK, "numpy": OVER_NUMPY}
 
 
 def draw(shapes: list[Measured], path: Path) -> None:
-    """Write a PNG. Raises ImportError where matplotlib is not installed."""
+    """Write a PNG. Raises ImportError if Matplotlib is not installed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -46,7 +46,7 @@ def _names(shapes: list[Measured]) -> list[str]:
 
 
 def _place(peers: list[str], i: int) -> tuple[float, float]:
-    """Offset and width of bar i within its shape's group."""
+    """(offset, width) of bar i within its shape's group."""
     width = 0.8 / max(1, len(peers))
     return (i - (len(peers) - 1) / 2) * width, width
 

@@ -1,7 +1,7 @@
 """The run as Markdown: times, ratios, and the asked figures beside the reached ones.
 
-The text goes between two marker comments of a page, so that prose around it stays. It refuses to compute anything:
-figures.py does.
+The text goes between two marker comments of a page, so that the prose around it stays. All numbers are computed by
+figures.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PAGE = "# Performance\n\nWritten by `make compare`.\n"
 
 
 def markdown(shapes: list[Measured], asked: list[Figure], facts: list[str], picture: str | None) -> str:
-    """Everything between the markers."""
+    """The text between the markers."""
     parts = ["\n".join(f"- {fact}" for fact in facts), _times(shapes), _ratios(shapes), _asked(asked)]
     notes = _notes(shapes)
     if notes:
@@ -31,7 +31,8 @@ def markdown(shapes: list[Measured], asked: list[Figure], facts: list[str], pict
 
 
 def splice(path: Path, text: str) -> None:
-    """Put the text between the markers of the page, at its end if it has none, or into a new page."""
+    """Put the text between the markers of the page. A page without markers gets them at its end; a missing page is
+    created. Raises ValueError if there is one marker only."""
     page = path.read_text(encoding="utf-8") if path.exists() else PAGE
     begin, end = page.find(BEGIN), page.find(END)
     if (begin < 0) != (end < 0) or begin > end:
@@ -46,7 +47,7 @@ def splice(path: Path, text: str) -> None:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, first column to the left and the others to the right."""
+    """A Markdown table; the first column is left-aligned, the others right-aligned."""
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -60,7 +61,7 @@ def _label(m: Measured) -> str:
 
 
 def _times(shapes: list[Measured]) -> str:
-    """Milliseconds and GFLOP/s per rank."""
+    """The table of milliseconds and GFLOP/s per rank."""
     peers = _peers(shapes)
     head = ["tokens/H/F/E/k", *(ENTRIES[p].title for p in peers), "micro-kernel's peak", "busiest rank"]
     rows = []
@@ -85,7 +86,7 @@ def _cell(m: Measured, peer: str) -> str:
 
 
 def _ratios(shapes: list[Measured]) -> str:
-    """How many times as long as Aristos fused, and the share of the peak."""
+    """The table of times over that of Aristos fused, and of shares of the peak."""
     peers = [p for p in _peers(shapes) if p != "fused"]
     head = ["shape", *(ENTRIES[p].title for p in peers), "fused, share of peak", "bulk, share of peak", "error"]
     rows = []
@@ -118,7 +119,7 @@ def _asked(asked: list[Figure]) -> str:
 
 
 def _notes(shapes: list[Measured]) -> list[str]:
-    """What a reader must know beside the numbers."""
+    """Remarks that qualify the numbers."""
     notes = []
     busiest = max((load for m in shapes for load in m.load), default=0.0)
     if shapes and busiest > shapes[0].world + 1:
@@ -140,7 +141,7 @@ def _notes(shapes: list[Measured]) -> list[str]:
 
 
 def number(value: float) -> str:
-    """Three significant digits; never rounded across a power of ten into an exponent unless tiny."""
+    """Three significant digits; an exponent for tiny values only."""
     if value != 0 and abs(value) < 1e-3:
         return f"{value:.1e}"
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3

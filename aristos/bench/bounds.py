@@ -1,7 +1,7 @@
-"""What this machine can do at best, measured in the same run as what it did: arithmetic, and the experts alone.
+"""Upper bounds measured in the same run: peak arithmetic, read bandwidth, and the experts alone.
 
-A share of a bound means something only if both were taken while the machine was in the same state; so these are
-measured on all ranks at once, between the layer's own calls. It refuses to use data sheets.
+A share of a bound is meaningful only if both were measured in the same state of the machine. So bounds are measured on
+all ranks at once, between the layer's calls, and never taken from data sheets.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .world import World
 
 
 def peak(world: World, threads: int, seconds: float = 0.3) -> float:
-    """GFLOP/s of the micro-kernel from the first-level cache, on all workers of all ranks at once: this rank's sum."""
+    """GFLOP/s of this rank: the micro-kernel on operands in L1, on all workers of all ranks at once. Collective."""
     from ..kernels import gemm_peak
 
     rates = [0.0] * threads
@@ -36,7 +36,7 @@ def peak(world: World, threads: int, seconds: float = 0.3) -> float:
 
 
 def read_bandwidth(seconds: float = 0.3, nbytes: int = 256 << 20) -> float:
-    """Bytes a second one core reads from memory: the best of several passes of a BLAS dot product over `nbytes`."""
+    """Bytes per second that one core reads from memory: the best of several BLAS dot products over `nbytes`."""
     values = np.ones(nbytes // 4, np.float32)
     best, end = 0.0, time.perf_counter() + seconds
     while best == 0.0 or time.perf_counter() < end:
@@ -47,9 +47,9 @@ def read_bandwidth(seconds: float = 0.3, nbytes: int = 256 << 20) -> float:
 
 
 class ExpertsAlone:
-    """The arithmetic of one call's experts on this rank with every row already here: no routing, no rank waits.
+    """The arithmetic of one call's experts on this rank, all rows local: no routing and no waits.
 
-    rows: [E] rows each expert gets from all ranks together.
+    rows: [E] rows of each expert, from all ranks together.
     """
 
     def __init__(self, work: Workload, rows: NDArray[np.int64], packed: list) -> None:
@@ -66,7 +66,7 @@ class ExpertsAlone:
 
 
 def packed_experts(work: Workload, stacked: dict[str, Array]) -> list:
-    """`aristos.kernels.Packed` of every expert of this rank."""
+    """`aristos.kernels.Packed` for each expert of this rank. stacked: weights [L, ...] by name."""
     from ..kernels import Packed
 
     return [

@@ -1,7 +1,7 @@
-"""What a suite is given, and what it gives back.
+"""The input and the output of a suite.
 
-`Context` holds the ranks, the options, a time budget and the way to say how far the suite is; `Result` holds the
-raw times for the file and sheets for the reader. It refuses to print.
+`Context` holds the ranks, the options, a time budget and a callback for progress. `Result` holds raw times for the
+file and sheets for the reader. Nothing here prints.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from .options import Options
 from .routing import Trace
 from .world import World
 
+VERDICTS = {True: "ok", False: "FAILED"}
 
-def counted(n: int, what: str) -> str:
+
+def counted(n: int, noun: str) -> str:
     """`1 rank`, `2 ranks`."""
-    return f"{n} {what}" + "s" * (n != 1)
+    return f"{n} {noun}" + "s" * (n != 1)
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a sheet. key: of the record, with its unit in the name. form: a format specification."""
+    """A column of a sheet. key: names a value of the record, unit included. form: a format specification."""
 
     key: str
     title: str
@@ -42,17 +44,22 @@ class Column:
 
 @dataclass
 class Sheet:
-    """A table for the reader; `records` also go to JSON as they are."""
+    """A table for the reader. Its records also go to JSON, unchanged."""
 
     title: str
     columns: tuple[Column, ...]
     records: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def ok(self) -> bool:
+        """Whether every record has passed its check."""
+        return all(record["check"] == VERDICTS[True] for record in self.records)
+
 
 @dataclass
 class Result:
-    """ok: every output passed its check, on every rank."""
+    """A suite's outcome. ok: every output passed its check."""
 
     ok: bool
     sheets: list[Sheet] = field(default_factory=list)
@@ -61,17 +68,17 @@ class Result:
 
 @dataclass
 class Context:
-    """budget: seconds this suite may take. tell(text, share): how far it is, share 0..1."""
+    """One suite's input. budget: seconds that it may take. report(text, share): shows progress, share in 0..1."""
 
     world: World
     options: Options
     budget: float
-    tell: Callable[[str, float], None] = lambda text, share: None
+    report: Callable[[str, float], None] = lambda text, share: None
     trace: Trace | None = None
     started: float = field(default_factory=time.monotonic)
 
     def shape(self) -> Shape:
-        """The layer's shape that the options ask for; with a trace, its experts and top-k."""
+        """The layer's shape by the options; a trace, if there is one, sets experts and top-k."""
         o = self.options
         experts, top_k, preset = o.experts, o.top_k, o.preset or DEFAULT
         if self.trace is not None:
@@ -81,7 +88,7 @@ class Context:
         return shape(
             preset,
             self.world.size,
-            scale=1 if o.backend == "cuda" and o.scale is None else o.scale,  # a card has room for what was published
+            scale=1 if o.backend == "cuda" and o.scale is None else o.scale,  # published widths fit a GPU
             tokens=o.tokens,
             hidden=o.hidden,
             ffn=o.ffn,
@@ -92,10 +99,9 @@ class Context:
         )
 
     def left(self) -> float:
-        """Seconds of the budget that are left; the same number on every rank."""
+        """Seconds left of the budget; the same on every rank. Collective."""
         return float(self.world.bcast(max(0.0, self.budget - (time.monotonic() - self.started))))
 
 
-VERDICTS = {True: "ok", False: "FAILED"}
 CHECK = Column("check", "check")
 ERROR = Column("error", "error", ".1e")

@@ -1,7 +1,7 @@
-"""Everything needed to repeat a run, as plain values: versions, MPI library, CPU, binding, command line, commit.
+"""Facts needed to repeat a run, as plain values: versions, MPI library, CPU, binding, command line, commit.
 
-Also holds BLAS to as many threads as a rank has workers, which is part of a fair comparison. It refuses to record
-user names, whole environments, or anything else a results file should not carry.
+Also limits BLAS to as many threads as a rank has workers, for a fair comparison. User names and whole environments are
+never recorded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SET_THREADS = ("openblas_set_num_threads", "MKL_Set_Num_Threads", "bli_thread_s
 
 
 def cpu() -> str:
-    """The processor's name as the kernel gives it."""
+    """The processor's name by /proc/cpuinfo."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.lower().startswith(("model name", "hardware")):
@@ -35,14 +35,14 @@ def cpu() -> str:
 
 
 def _target() -> str:
-    """What LLVM compiles for."""
+    """The CPU that LLVM compiles for."""
     from llvmlite import binding
 
     return binding.get_host_cpu_name()
 
 
 def commit() -> str:
-    """The commit of the source tree this package runs from, with '+' for local changes; '' for an install."""
+    """The commit of the source tree, with '+' if there are local changes; '' for an installed package."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return ""
@@ -59,6 +59,7 @@ def _git(root: Path, *words: str) -> str:
 
 
 def mpi_library() -> str:
+    """The MPI library's version line; "none" if MPI is not loaded."""
     if "mpi4py.MPI" not in sys.modules:
         return "none"
     from mpi4py import MPI
@@ -67,9 +68,9 @@ def mpi_library() -> str:
 
 
 def hold_blas(threads: int) -> str:
-    """Give the BLAS that NumPy loaded `threads` threads; returns what was set, or that nothing was found to set.
+    """Limit NumPy's BLAS to `threads` threads; returns a sentence that says what was set.
 
-    Environment variables come too late here: NumPy was imported before the options were read.
+    Environment variables would be too late: NumPy was imported before the options were read.
     """
     try:
         maps = Path("/proc/self/maps").read_text().splitlines()
@@ -89,7 +90,7 @@ def hold_blas(threads: int) -> str:
 
 
 def facts(world: World, argv: list[str], seed: int) -> dict[str, Any]:
-    """Attributes of a run; collective. Lists have one entry a rank."""
+    """Attributes of a run; lists have one entry per rank. Collective."""
     from ..transport import choice
 
     started = launch_environment.started_as()

@@ -1,7 +1,7 @@
 """The alpha-beta model of a link: t(n) = alpha + beta n, in two segments, fitted by relative least squares.
 
-Small messages cost start-up, large ones bandwidth, and caches or protocols change both between them. Relative
-residuals, because sizes span six decades. It refuses to fit more than two segments.
+Small messages cost start-up and large ones bandwidth; caches and protocols change both at some size between. The
+residuals are relative, because sizes span six decades.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 POINTS = 3  # fewest sizes in a segment
-SPAN = 100  # two decades of sizes: over fewer, and small ones, a slope is noise
-LARGE = 4096  # bytes: from here on a message's bytes cost more than its start-up on any link
+SPAN = 100  # last size over first; with a smaller span of small sizes, a slope is noise
+LARGE = 4096  # bytes; above, bytes cost more than start-up on any link
 POOR = 0.3  # relative residual
 
 
 @dataclass(frozen=True)
 class Segment:
-    """alpha: seconds. beta: seconds a byte. first, last: sizes in bytes it was fitted on."""
+    """One line of a fit. alpha: seconds. beta: seconds per byte. first, last: fitted range, bytes."""
 
     alpha: float
     beta: float
@@ -28,12 +28,12 @@ class Segment:
 
     @property
     def bandwidth(self) -> float:
-        """Bytes a second; infinite where the time does not grow with size."""
+        """Bytes per second; infinite if the time does not grow with size."""
         return 1 / self.beta if self.beta > 0 else float("inf")
 
     @property
     def resolved(self) -> bool:
-        """Whether the slope says anything of a bandwidth: bytes at least double the time, over sizes enough."""
+        """Whether the slope is a bandwidth: bytes at least double the time, over a sufficient range of sizes."""
         grows = self.beta * (self.last - self.first) >= self.alpha + self.beta * self.first
         return self.beta > 0 and grows and (self.last >= SPAN * self.first or self.first >= LARGE)
 
@@ -44,25 +44,25 @@ class Segment:
 
 @dataclass(frozen=True)
 class Fit:
-    """segments: one or two, by size. residual: root mean square of (fitted - measured) / measured."""
+    """A fitted model. segments: one or two, by size. residual: root mean square of (fitted - measured) / measured."""
 
     segments: tuple[Segment, ...]
     residual: float
 
     @property
     def trust(self) -> str:
-        """The residual in words."""
+        """The residual as text, with a warning if it is large."""
         return f"relative residual {self.residual:.1%}" + (" (poor fit)" if self.residual > POOR else "")
 
     def __call__(self, sizes: ArrayLike) -> NDArray[np.float64]:
-        """Seconds for sizes in bytes; a size between the segments belongs to the second."""
+        """Seconds for sizes in bytes; sizes between the segments belong to the second one."""
         n = np.asarray(sizes, dtype=np.float64)
         low, high = self.segments[0], self.segments[-1]
         return np.where(n <= low.last, low.alpha + low.beta * n, high.alpha + high.beta * n)
 
 
 def _line(n: NDArray[np.float64], t: NDArray[np.float64]) -> tuple[float, float, float]:
-    """alpha, beta >= 0 and the sum of squared relative residuals."""
+    """(alpha, beta, sum of squared relative residuals); alpha, beta >= 0."""
     rows = np.stack([1 / t, n / t], axis=1)
     (alpha, beta), *_ = np.linalg.lstsq(rows, np.ones_like(t), rcond=None)
     if beta < 0:  # flat within noise
@@ -73,7 +73,7 @@ def _line(n: NDArray[np.float64], t: NDArray[np.float64]) -> tuple[float, float,
 
 
 def alpha_beta(sizes: ArrayLike, seconds: ArrayLike) -> Fit:
-    """Fit both segments and the size between them; one segment where there are too few sizes for two.
+    """Fit two segments and the size that separates them; one segment if there are too few sizes.
 
     sizes: [N] bytes, ascending; seconds: [N], positive.
     """

@@ -1,9 +1,9 @@
 """Floors of the CUDA kernels on published GPUs: the least time that FLOPs and bytes permit. Nothing here is measured.
 
-A kernel alone cannot end before the card's arithmetic units, its memory (HBM) or its link have done what they must; its
-floor is the largest of the three, as if they overlapped without a gap, at the data sheet's rates. Launches, latencies,
-activations, biases and padding of tiles are left out, because all of them only add. Rows are spread evenly over
-experts, and experts over cards. Caches are cold: see MEANING for what a warm one can save.
+A kernel takes at least as long as the GPU's arithmetic units, its memory (HBM) and its link each need. Its floor is the
+largest of the three at the data sheet's rates, as if they overlapped perfectly. Launches, latencies, activations,
+biases and padding of tiles are left out: they only add time. Rows are spread evenly over experts, and experts over
+GPUs. Caches are cold; MEANING says what a warm cache can save.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from ..host import launch_environment
 from ..models import PRESETS
 from .arguments import counts
 
-BYTES = {"bf16": 2, "f16": 2, "tf32": 4, "f32": 4}  # of an element of rows and weights, by arithmetic
-FLOAT, WORD = 4, 8  # bytes of a router's element or a combine weight, and of an id or a position
+BYTES = {"bf16": 2, "f16": 2, "tf32": 4, "f32": 4}  # per element of rows and weights, by arithmetic
+FLOAT, WORD = 4, 8  # bytes: a router element or combine weight; an id or position
 COMPARED = ("a", "b", "c", "d", "e")
 
 
 @dataclass(frozen=True)
-class Card:
-    """Peak FLOP/s by arithmetic (dense: without structured sparsity), bytes/s of its memory, and bytes/s of all its
-    NVLinks together in one direction. l2: bytes.
+class DataSheet:
+    """A GPU's data sheet: peak FLOP/s by arithmetic (dense, without structured sparsity), memory bytes/s, and bytes/s
+    of all its NVLinks in one direction. l2: bytes.
 
-    What such cards reach in practice is in topology/defaults.py; a floor must not rest on that.
+    topology/defaults.py has the rates that such GPUs reach in practice; a floor must not rest on them.
     """
 
     name: str
@@ -41,16 +41,16 @@ class Card:
     source: str
 
 
-CARDS = (
-    Card(
+GPUS = (
+    DataSheet(
         "A100", 108, 40_000_000, 312e12, 312e12, 156e12, 19.5e12, 2.039e12, 300e9,
         "NVIDIA A100 Tensor Core GPU data sheet, SXM4 80 GB; NVLink 600 GB/s both ways",
     ),
-    Card(
+    DataSheet(
         "H100", 132, 50_000_000, 989.4e12, 989.4e12, 494.7e12, 66.9e12, 3.35e12, 450e9,
         "NVIDIA H100 Tensor Core GPU data sheet and architecture white paper, SXM5; NVLink 900 GB/s both ways",
     ),
-    Card(
+    DataSheet(
         "H200", 132, 50_000_000, 989.4e12, 989.4e12, 494.7e12, 66.9e12, 4.8e12, 450e9,
         "NVIDIA H200 Tensor Core GPU data sheet, SXM: the H100's arithmetic; NVLink 900 GB/s both ways",
     ),
@@ -59,9 +59,10 @@ CARDS = (
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a layer as one of `cards` equal cards sees it; `tokens` of its own, as many rows for its experts.
+    """One call of a layer on one of `gpus` equal GPUs, which has `tokens` tokens and computes as many rows as it sends.
 
-    kind: the arithmetic of the experts, a key of BYTES. The router is float32 without tensor cores in all of them.
+    kind: the arithmetic of the experts, a key of BYTES. The router is float32 without tensor cores for every kind.
+    Raises InputError for an unknown kind or a count of GPUs that is not in 1..experts.
     """
 
     tokens: int
@@ -71,13 +72,13 @@ class Call:
     top_k: int
     gated: bool = False
     kind: str = "bf16"
-    cards: int = 1
+    gpus: int = 1
 
     def __post_init__(self) -> None:
         if self.kind not in BYTES:
             raise InputError(f"kind must be one of {', '.join(BYTES)}, got {self.kind!r}")
-        if not 1 <= self.cards <= self.experts:
-            raise InputError(f"cards must be in 1..{self.experts}, the number of experts, got {self.cards}")
+        if not 1 <= self.gpus <= self.experts:
+            raise InputError(f"gpus must be in 1..{self.experts}, the number of experts, got {self.gpus}")
 
     @property
     def row(self) -> int:
@@ -86,23 +87,23 @@ class Call:
 
     @property
     def rows(self) -> int:
-        """Rows that a card's tokens send, and that its experts get."""
+        """Rows that a GPU's tokens send, and that its experts receive."""
         return self.tokens * self.top_k
 
     @property
     def remote(self) -> float:
-        """Those that go to another card, and as many that come from others."""
-        return self.rows * (self.cards - 1) / self.cards
+        """Rows that go to other GPUs, and as many that come from them."""
+        return self.rows * (self.gpus - 1) / self.gpus
 
     @property
     def own(self) -> float:
-        """Rows of its own tokens that a card reads in place: a token's choices share one."""
+        """Own rows that a GPU reads in place: the choices of a token share one row of x."""
         return min(self.tokens, self.rows - self.remote)
 
     @property
     def active(self) -> float:
-        """Experts of a card that have rows: the weights of no other are read."""
-        return min(self.experts, self.rows * self.cards) / self.cards
+        """Experts of a GPU that have rows: only their weights are read."""
+        return min(self.experts, self.rows * self.gpus) / self.gpus
 
     @property
     def weight(self) -> int:
@@ -111,14 +112,14 @@ class Call:
 
     @property
     def first(self) -> int:
-        """Matrices of the first GEMM."""
+        """Weight matrices of the first GEMM."""
         return 2 if self.gated else 1
 
 
 @dataclass(frozen=True)
 class Work:
-    """What must be done: FLOPs in the experts' arithmetic, FLOPs in plain float32, bytes of memory read and written,
-    bytes that leave over the link (as many come in, which the other direction carries)."""
+    """Work of a kernel. products: FLOPs in the experts' arithmetic. plain: FLOPs in float32. memory: bytes read and
+    written. link: bytes sent; as many arrive, in the other direction."""
 
     products: float = 0
     plain: float = 0
@@ -138,13 +139,13 @@ def place(call: Call) -> Work:
 
 
 def dispatch(call: Call) -> Work:
-    """Rows to other cards: each token's row read once, what comes in written; a row travels once for every choice."""
+    """Rows to other GPUs: each token's row read once and sent once for every choice, arriving rows written."""
     arrive = call.remote * call.row
     return Work(memory=min(call.tokens, call.remote) * call.row + arrive, link=arrive)
 
 
 def up(call: Call) -> Work:
-    """The first GEMM, with the gate's where there is one: rows and weights read, h [rows, F] written."""
+    """The first GEMM, gate included: rows and weights read, h [rows, F] written."""
     read = (call.own + call.remote) * call.row + call.active * call.first * call.weight
     return Work(
         products=2 * call.rows * call.hidden * call.ffn * call.first,
@@ -159,7 +160,7 @@ def down(call: Call) -> Work:
 
 
 def returns(call: Call) -> Work:
-    """Output rows back to their sources, as a copy of its own: read, and what comes back written."""
+    """Output rows back to their sources, as a separate copy: rows read, returned rows written."""
     return Work(memory=2 * call.remote * call.row, link=call.remote * call.row)
 
 
@@ -175,8 +176,8 @@ KERNELS = {
 
 
 def layer(call: Call) -> Work:
-    """The whole call with everything overlapped: arithmetic of all kernels, rows out and outputs back over the link; of
-    memory only what no schedule keeps on the chip: x, the router and active experts' weights read once, y written.
+    """The whole call, all overlapped: arithmetic of all kernels; rows out and outputs back over the link; of memory
+    only the bytes that no schedule can keep on the chip: x, router and active experts' weights read once, y written.
     """
     parts = [kernel(call) for kernel in KERNELS.values()]
     weights = call.active * (call.first + 1) * call.weight
@@ -188,74 +189,74 @@ def layer(call: Call) -> Work:
     )
 
 
-def floor(card: Card, kind: str, work: Work) -> tuple[float, str]:
-    """(microseconds, what binds: compute, memory or link). Tensor cores and plain float32 units run side by side."""
+def floor(gpu: DataSheet, kind: str, work: Work) -> tuple[float, str]:
+    """(microseconds, the term that binds: compute, memory or link). Tensor cores and float32 units work in parallel."""
     if kind == "f32":
-        compute = (work.products + work.plain) / card.f32
+        compute = (work.products + work.plain) / gpu.f32
     else:
-        compute = max(work.products / getattr(card, kind), work.plain / card.f32)
-    terms = {"compute": compute, "memory": work.memory / card.memory, "link": work.link / card.link}
+        compute = max(work.products / getattr(gpu, kind), work.plain / gpu.f32)
+    terms = {"compute": compute, "memory": work.memory / gpu.memory, "link": work.link / gpu.link}
     binds = max(terms, key=lambda name: terms[name])
     return 1e6 * terms[binds], binds
 
 
-def chain(card: Card, call: Call) -> float:
-    """Microseconds of the kernels one after another, each through memory: the floor of an unfused layer."""
-    return sum(floor(card, call.kind, kernel(call))[0] for kernel in KERNELS.values())
+def chain(gpu: DataSheet, call: Call) -> float:
+    """Microseconds of an unfused layer: all kernels one after another, each through memory."""
+    return sum(floor(gpu, call.kind, kernel(call))[0] for kernel in KERNELS.values())
 
 
-def calls(preset: str, kind: str, cards: int) -> list[Call]:
-    """A preset's published shape, a call for each of its numbers of tokens."""
+def calls(preset: str, kind: str, gpus: int) -> list[Call]:
+    """A call of the preset's published shape for each of its token counts."""
     p = PRESETS[preset]
-    return [Call(tokens, p.hidden, p.ffn, p.experts, p.top_k, p.gated, kind, cards) for tokens in p.tokens]
+    return [Call(tokens, p.hidden, p.ffn, p.experts, p.top_k, p.gated, kind, gpus) for tokens in p.tokens]
 
 
 MEANING = """\
-Bounds from FLOPs and bytes at the data sheets' rates, in microseconds; nothing here was measured on a card. Each
-number is followed by what binds it: c compute, m memory, l link. A kernel alone reads its input from memory and
-writes its output there; `chain` is the sum of the kernels, one after another. `layer` is a fused call in which
+Bounds from FLOPs and bytes at the data sheets' rates, in microseconds; nothing here was measured on a GPU. Each
+number is followed by the term that binds it: c compute, m memory, l link. A kernel alone reads its input from memory
+and writes its output there; `chain` is the sum of the kernels, one after another. `layer` is a fused call in which
 everything overlaps: the largest of all its arithmetic, of the bytes of x, router, y and the weights of experts that
 have rows through memory, and of the bytes of rows out and outputs back through the link; what is between them (h,
-rows of the inbox, return rows) may stay on the chip. Tokens are those of one card. Caches are cold: where the weights
+rows of the inbox, return rows) may stay on the chip. Tokens are those of one GPU. Caches are cold: if the weights
 of a call fit into L2, a second call can be faster than its memory term."""
 
 
 def digits(us: float) -> str:
-    """Three digits of a number of microseconds."""
+    """Microseconds to three digits."""
     if us < 0.01:
         return "< 0.01"
     return f"{us:.0f}" if us >= 100 else f"{us:.1f}" if us >= 10 else f"{us:.2f}"
 
 
-def _cell(card: Card, kind: str, work: Work) -> str:
-    us, binds = floor(card, kind, work)
+def _cell(gpu: DataSheet, kind: str, work: Work) -> str:
+    us, binds = floor(gpu, kind, work)
     return f"{digits(us)} {binds[0]}"
 
 
-def table(presets: Iterable[str], kind: str, cards: int) -> str:
-    """Markdown: microseconds of every kernel by shape and card, and what binds it: c, m or l."""
-    names = [name for name in KERNELS if cards > 1 or name not in ("dispatch", "return")]
+def table(presets: Iterable[str], kind: str, gpus: int) -> str:
+    """Markdown: microseconds of every kernel by shape and GPU, and the term that binds: c, m or l."""
+    names = [name for name in KERNELS if gpus > 1 or name not in ("dispatch", "return")]
     lines = [
         f"| tokens/H/F/E/k | card | {' | '.join(names)} | chain | layer |",
         "| --- | --- |" + " ---: |" * (len(names) + 2),
     ]
     for preset in presets:
-        for call in calls(preset, kind, cards):
+        for call in calls(preset, kind, gpus):
             shape = f"{preset.upper()} {call.tokens}/{call.hidden}/{call.ffn}/{call.experts}/{call.top_k}"
-            for card in CARDS:
-                cells = [_cell(card, kind, KERNELS[name](call)) for name in names]
-                cells += [digits(chain(card, call)), _cell(card, kind, layer(call))]
-                lines.append(f"| {shape} | {card.name} | {' | '.join(cells)} |")
+            for gpu in GPUS:
+                cells = [_cell(gpu, kind, KERNELS[name](call)) for name in names]
+                cells += [digits(chain(gpu, call)), _cell(gpu, kind, layer(call))]
+                lines.append(f"| {shape} | {gpu.name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def cards_table() -> str:
-    """Markdown: the rates that floors rest on."""
+def gpus_table() -> str:
+    """Markdown: the rates of the data sheets."""
     lines = [
         "| card | SMs | bf16 and f16, TFLOP/s | tf32 | f32 | memory, GB/s | NVLink, GB/s one way | L2, MB | source |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
-    for c in CARDS:
+    for c in GPUS:
         flops = " | ".join(f"{rate / 1e12:.5g}" for rate in (c.bf16, c.tf32, c.f32))
         rates = f"{flops} | {c.memory / 1e9:.0f} | {c.link / 1e9:.0f} | {c.l2 / 1e6:.0f}"
         lines.append(f"| {c.name} | {c.sms} | {rates} | {c.source} |")
@@ -263,16 +264,16 @@ def cards_table() -> str:
 
 
 def page(
-    presets: Sequence[str] = COMPARED, kinds: Sequence[str] = ("bf16", "f32"), cards: Sequence[int] = (1, 8)
+    presets: Sequence[str] = COMPARED, kinds: Sequence[str] = ("bf16", "f32"), gpus: Sequence[int] = (1, 8)
 ) -> str:
-    """All tables with what they mean, as Markdown."""
+    """All tables, with their meaning, as Markdown."""
     parts = [
         MEANING,
-        cards_table(),
+        gpus_table(),
     ]
     for kind in kinds:
-        for count in cards:
-            where = "one card with all experts" if count == 1 else f"{count} cards, experts spread evenly"
+        for count in gpus:
+            where = "one GPU with all experts" if count == 1 else f"{count} GPUs, experts spread evenly"
             parts += [f"{kind}, {where}:", table(presets, kind, count)]
     return "\n\n".join(parts)
 
@@ -285,7 +286,7 @@ def main(argv: list[str], prog: str = "python -m aristos.bench floors") -> int:
     )
     parser.add_argument("--kinds", default="bf16,f32", metavar="K[,K..]", help=f"of {', '.join(BYTES)} (%(default)s)")
     parser.add_argument(
-        "--cards", type=counts, default=(1, 8), metavar="N[,N..]", help="cards that share experts (1,8)"
+        "--cards", dest="gpus", type=counts, default=(1, 8), metavar="N[,N..]", help="GPUs that share the experts (1,8)"
     )
     given = parser.parse_args(argv)
     presets = [name.lower() for name in given.presets] or list(COMPARED)
@@ -293,7 +294,7 @@ def main(argv: list[str], prog: str = "python -m aristos.bench floors") -> int:
     if unknown:
         parser.error(f"unknown preset {unknown[0]!r}; the presets are {', '.join(PRESETS)}")
     try:
-        text = page(presets, given.kinds.split(","), given.cards)
+        text = page(presets, given.kinds.split(","), given.gpus)
     except InputError as why:
         parser.error(str(why))
     if launch_environment.prints():

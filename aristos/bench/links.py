@@ -1,9 +1,9 @@
-"""What the links between ranks can do, and each rank's rate and memory: the file that the planner reads.
+"""Measured links between ranks, and each rank's rate and memory: the file that the planner reads.
 
-One-sided puts in two ranges of sizes, alpha + beta n fitted to each by relative least squares. Pairs meet in the rounds
-of a tournament, in which each rank has one partner: quietly, with one pair of a node at a time, and once more with all
-pairs of a round at once, which is the contended figure. A link that is much slower than its class is measured again,
-and is a fault if it stays slow. It refuses to measure a GPU's links by host memory: those are the table's.
+One-sided puts in two ranges of sizes; alpha + beta n is fitted to each range by relative least squares. Pairs meet in
+the rounds of a tournament, in which each rank has one partner: quietly, with one pair of a node at a time, and then
+with all pairs of a round at once, which gives the contended figure. A link that is much slower than its class is
+measured again, and is a fault if it stays slow. Links between GPUs are not measured: they come from the table.
 """
 
 from __future__ import annotations
@@ -29,20 +29,24 @@ from .pairs import PROBE, Pairs, Side, schedule, slot_bytes
 from .suites.put import cell, landed
 from .world import World
 
-SMALL = (64, 256, 1024)  # bytes; start-up: between the ranges lie the knees of store buffers and of protocols
-LARGE = (64 << 10, 256 << 10, 1 << 20, 4 << 20)  # bandwidth
+SMALL = (
+    64,
+    256,
+    1024,
+)  # bytes; for start-up. Between the ranges store buffers and protocols bend the curve
+LARGE = (64 << 10, 256 << 10, 1 << 20, 4 << 20)  # bytes; for bandwidth
 SIZES = SMALL + LARGE
-SAMPLES = 100  # most of a size
-QUANTILE = 0.25  # of the samples: others on the machine only ever add time
+SAMPLES = 100  # at most, of each size
+QUANTILE = 0.25  # of the samples: other load on the machine only adds time
 RATE_SECONDS = 0.4
-ROWS, HIDDEN, FFN = 192, 512, 1024  # of the expert that measures a rate
-Times = NDArray[np.float64]  # [origin, target, size] seconds, nan where not measured
+ROWS, HIDDEN, FFN = 192, 512, 1024  # of the expert whose rate is measured
+Times = NDArray[np.float64]  # [origin, target, size] seconds, NaN if not measured
 Rounds = list[list[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
 class Rank:
-    """node: place in the topology's nodes; label: of its GPU, '' for cores."""
+    """Where a rank runs. node: index into the topology's nodes; label: of its GPU, '' for cores."""
 
     node: int
     label: str
@@ -55,7 +59,7 @@ class Rank:
 
 
 def survey(world: World) -> tuple[Topology, list[Rank]]:
-    """The topology of all ranks' nodes, and where each rank sits. Collective."""
+    """(topology of all ranks' nodes, where each rank runs). Collective."""
     mine = discover(network=world.lead)
     topology = join(world.allgather(mine))
     node = mine.nodes[mine.here or 0]
@@ -63,12 +67,12 @@ def survey(world: World) -> tuple[Topology, list[Rank]]:
     seen = visible(os.environ, node.devices)[0]
     device = seen[int(order)].device if order.isdecimal() and int(order) < len(seen) else None
     cpus = frozenset(os.sched_getaffinity(0))
-    told = world.allgather((device.label if device else "", cpus, place(node, device, cpus)))
-    return topology, [Rank(topology.ranks[r], *each) for r, each in enumerate(told)]
+    places = world.allgather((device.label if device else "", cpus, place(node, device, cpus)))
+    return topology, [Rank(topology.ranks[r], *each) for r, each in enumerate(places)]
 
 
 def quiet(rounds: Rounds, node_of: Sequence[int]) -> Rounds:
-    """The same pairs in rounds with at most one pair of each node: a pair between two nodes is one of both."""
+    """The same pairs in rounds in which a node is in at most one pair; a pair between two nodes is in both."""
     found: Rounds = []
     for pairs in rounds:
         parts: list[tuple[set[int], list[tuple[int, int]]]] = []
@@ -85,7 +89,7 @@ def quiet(rounds: Rounds, node_of: Sequence[int]) -> Rounds:
 
 
 def measure(world: World, topology: Topology, ranks: list[Rank], seconds: float) -> Links:
-    """All of the file. seconds: for the puts, roughly. Collective; the same result on every rank."""
+    """Measure links, rates and memory. seconds: about how long puts take. Collective; equal on every rank."""
     begun = time.monotonic()
     n = world.size
     classes = [[Link("self") if a is b else link_class(topology, a.end, b.end) for b in ranks] for a in ranks]
@@ -101,9 +105,9 @@ def measure(world: World, topology: Topology, ranks: list[Rank], seconds: float)
     where = world.allgather(machine())
     crowded = _crowded(world, where)
     with Pairs(world, slot_bytes(world, SIZES[-1])) as pairs:
-        sizes = [size for size in SIZES if size <= pairs.room]
+        sizes = [size for size in SIZES if size <= pairs.capacity]
         everything = [[p for p in row if ours[p]] for row in schedule(n, n)]
-        hosts_of = [where.index(each) for each in where]  # virtual nodes of one machine disturb each other, too
+        hosts_of = [where.index(each) for each in where]  # virtual nodes of one machine disturb each other too
         alone = quiet(everything, hosts_of)
         times = _times(pairs, alone, sizes, 0.6 * seconds)
         suspects = world.bcast(_suspects(texts, _span(times, sizes, LARGE), crowded))
@@ -129,7 +133,7 @@ def measure(world: World, topology: Topology, ranks: list[Rank], seconds: float)
 
 
 def _times(pairs: Pairs, rounds: Rounds, sizes: list[int], seconds: float) -> Times:
-    """The time of a put and a quiet, of every pair in `rounds`. Collective."""
+    """The time of a put and a quiet for every pair in `rounds`. Collective."""
     world = pairs.world
     pairs.rounds = [row for row in rounds if row]
     mine = np.full((world.size, world.size, len(sizes)), np.nan)
@@ -141,26 +145,26 @@ def _times(pairs: Pairs, rounds: Rounds, sizes: list[int], seconds: float) -> Ti
         if side.first:
             mine[side.rank, side.peer] = [np.quantile(values, QUANTILE) * 1e-9 for values in taken]
         if not side.verdict(partial(landed, side, sizes[-1], 1)):
-            raise RuntimeError(f"what rank {side.origin} put did not arrive whole at rank {side.target}")
+            raise RuntimeError(f"a put of rank {side.origin} did not arrive whole at rank {side.target}")
     return np.fmax.reduce(world.allgather(mine))
 
 
 def _samples(side: Side, sizes: list[int], seconds: float) -> list[NDArray[np.int64]]:
-    """Nanoseconds of puts of each size, as many as fit `seconds` a size; at least those that tell how many that is."""
+    """Nanoseconds of puts of each size: PROBE samples, and more if they fit into `seconds` per size."""
     taken, fits = [], []
     for size in sizes:
         begun = time.perf_counter()
         taken.append(cell(side, size, 1, PROBE))
         fits.append(int(seconds * PROBE / max(time.perf_counter() - begun, 1e-7)) - PROBE)
-    for j, more in enumerate(side.agree(fits)):  # once a pair: a message costs more than most puts
+    for j, more in enumerate(side.agree(fits)):  # one message for all sizes: it costs more than most puts
         if more >= PROBE:
             taken[j] = np.concatenate([taken[j], cell(side, sizes[j], 1, min(SAMPLES, more))])
-    cell(side, sizes[-1], 1, 1)  # whose bytes are looked at
+    cell(side, sizes[-1], 1, 1)  # the put whose bytes are checked
     return taken
 
 
 def _fits(times: Times, sizes: list[int], wanted: Sequence[int]) -> dict[tuple[int, int], fit.Fit]:
-    """A fit of each measured pair over the sizes of one range."""
+    """The fit of each measured pair, (origin, target) -> fit, over the wanted sizes."""
     at = [j for j, size in enumerate(sizes) if size in wanted]
     found = {}
     for a, b in np.argwhere(~np.isnan(times[:, :, at]).any(axis=2)):
@@ -179,7 +183,7 @@ def _span(times: Times, sizes: list[int], wanted: Sequence[int]) -> Span:
 
 
 def _residual(times: Times, sizes: list[int]) -> Rows:
-    """Of both ranges together."""
+    """The relative residual of each pair over both ranges."""
     n = len(times)
     found: Rows = [[0.0 if a == b else None for b in range(n)] for a in range(n)]
     small, large = _fits(times, sizes, SMALL), _fits(times, sizes, LARGE)
@@ -189,7 +193,7 @@ def _residual(times: Times, sizes: list[int]) -> Rows:
 
 
 def _mixed(measured: Span, table: Span, ours: NDArray[np.bool_]) -> Span:
-    """What was measured, and the table's where nothing was."""
+    """Measured values for the pairs in `ours`, those of the table for the rest."""
 
     def rows(one: Rows, other: Rows) -> Rows:
         n = len(one)
@@ -201,7 +205,7 @@ def _mixed(measured: Span, table: Span, ours: NDArray[np.bool_]) -> Span:
 
 
 def _crowded(world: World, where: Sequence[object]) -> set[int]:
-    """Ranks of machines with more ranks than cores: which cores a pair meets on is chance there."""
+    """Ranks of machines with more ranks than cores: the cores of a pair are not fixed there."""
     found: set[int] = set()
     for each in dict.fromkeys(where):
         ranks = [r for r, at in enumerate(where) if at == each]
@@ -211,7 +215,7 @@ def _crowded(world: World, where: Sequence[object]) -> set[int]:
 
 
 def _suspects(classes: list[list[str]], span: Span, crowded: set[int]) -> list[tuple[int, int, float]]:
-    """Links much slower than their class, where the ranks did not have to take turns."""
+    """Links much slower than their class, those of crowded ranks left out."""
     return [(a, b, times) for a, b, times in slow(classes, span) if not {a, b} & crowded]
 
 
@@ -220,8 +224,8 @@ def _faults(classes: list[list[str]], hosts: list[str], slower: list[tuple[int, 
     for a, b, times in slower:
         found.append(
             f"puts from rank {a} ({hosts[a]}) to rank {b} ({hosts[b]}) take {times:.1f} times what others of class"
-            f" {classes[a][b]} do, twice measured (a fault is more than {SLOW:g}): look at that link, at its adapters"
-            " and cables, and whether others compute on one of its ends"
+            f" {classes[a][b]} do, in two measurements (a fault is more than {SLOW:g}): check that link, its"
+            " adapters and cables, and whether other jobs compute at one of its ends"
         )
     return found
 
@@ -231,8 +235,8 @@ def _notes(hosts: list[str], crowded: set[int], table: Links, ours: NDArray[np.b
     if crowded:
         names = list(dict.fromkeys(hosts[r] for r in sorted(crowded)))
         found.append(
-            f"{', '.join(names[:8])}: more ranks than cores, so figures are those of ranks that take turns, and no link"
-            " there is called slow"
+            f"{', '.join(names[:8])}: more ranks than cores, so their ranks share cores while they are measured, and"
+            " their links are never reported as slow"
         )
     return found
 
@@ -288,7 +292,7 @@ def _rates(world: World, ranks: list[Rank]) -> list[float | None]:
 
 
 def compile_expert() -> None:
-    """Compile, or load, what `_rates` runs."""
+    """Compile or load the kernel that `_rates` runs."""
     from ..kernels import Packed
 
     one = np.zeros((1, 1), np.float32)
@@ -296,5 +300,5 @@ def compile_expert() -> None:
 
 
 def seats(topology: Topology, ranks: list[Rank]) -> list[str]:
-    """What tells this set of ranks from another on the same hosts."""
+    """The place of each rank as text, part of the cache's key: it distinguishes sets of ranks on the same hosts."""
     return [f"{topology.nodes[r.node].name} {r.label} {cpusets.show(r.cpus)}" for r in ranks]

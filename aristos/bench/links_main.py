@@ -1,7 +1,7 @@
-"""`aristos topo --measure`: measure the job's links, or take them from the cache or the table; show them; write them.
+"""`aristos topo --measure`: measure the job's links, or take them from the cache or the table; show and write them.
 
-Exit codes: 0 fine, 3 the environment, or a file that cannot be written, 130 Ctrl-C. A link that is a fault is said, and
-is no failure: the planner goes round it.
+Exit codes: 0 success, 3 an unsuitable environment or a file that cannot be written, 130 Ctrl-C. A faulty link is
+reported and is no failure: the planner avoids it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from . import environment, world
 from .main import ENVIRONMENT, OK, WRONG, complain, interrupted, leave
 
 PROG = "aristos topo"
-SECONDS = 6.0  # for the puts; meetings and start-up come on top
+SECONDS = 6.0  # of puts; synchronisation and start-up are extra
 
 
 def run(asked: Namespace, smi: str | None) -> int:
-    """smi: the text of another machine's `nvidia-smi topo -m`, whose links are then the table's."""
+    """Run the command; returns its exit code. smi: text of another machine's `nvidia-smi topo -m`: then its links are
+    looked up in the table."""
     if smi is not None:
         from ..topology import from_text
 
@@ -71,7 +72,7 @@ def _stamped(links: Links) -> Links:
 
 
 def _links(ranks: world.World, again: bool) -> Links:
-    """Of this job: from the cache of its hosts, else measured. Collective."""
+    """Links of this job: from the cache of its hosts, else measured. Collective."""
     if ranks.size == 1:
         from ..topology import discover
 
@@ -84,10 +85,10 @@ def _links(ranks: world.World, again: bool) -> Links:
     path = file.cache_path(hosts, links.seats(topology, seats), library, os.environ)
     known = ranks.bcast(None if again or not ranks.lead else _cached(path))
     if known is not None:
-        return replace(known, notes=[*known.notes, f"known from {known.measured_utc}; --again measures anew"])
+        return replace(known, notes=[*known.notes, f"known from {known.measured_utc}; --again measures again"])
     if ranks.lead:
         print(f"{PROG}: measuring {ranks.size} ranks", file=sys.stderr, flush=True)
-    for turn in (ranks.lead, not ranks.lead):  # one compiles, all others load
+    for turn in (ranks.lead, not ranks.lead):  # one rank compiles, the others load
         if turn:
             oneside.compile_for_puts()
             links.compile_expert()
@@ -100,7 +101,7 @@ def _links(ranks: world.World, again: bool) -> Links:
             path.parent.mkdir(parents=True, exist_ok=True)
             file.save(found, path)
         except OSError as why:
-            print(f"{PROG}: not kept for the next time: {why}", file=sys.stderr)
+            print(f"{PROG}: could not cache the links: {why}", file=sys.stderr)
     return found
 
 
@@ -112,7 +113,7 @@ def _cached(path: Path) -> Links | None:
 
 
 def _finish(links: Links, asked: Namespace) -> int:
-    """Rank 0 writes and shows."""
+    """Write and show the links, on rank 0."""
     file.save(links, asked.out)
     if asked.json:
         print(json.dumps(links.to_json(), indent=1))
@@ -127,7 +128,7 @@ def _finish(links: Links, asked: Namespace) -> int:
 
 
 def _by_class(links: Links) -> list[str]:
-    """A line for each class: medians over its ordered pairs, and the slowest."""
+    """A line per class: medians over its ordered pairs, and the slowest pair."""
     pairs: dict[str, list[tuple[int, int]]] = {}
     for a, row in enumerate(links.classes):
         for b, name in enumerate(row):
@@ -160,7 +161,7 @@ def _by_device(links: Links) -> list[str]:
 
 
 def _rate(beta: float | None) -> float | None:
-    """GB/s of microseconds a MiB."""
+    """GB/s from microseconds per MiB."""
     return MIB / 1e3 / beta if beta else None
 
 

@@ -1,8 +1,7 @@
 """`python -m aristos.bench`: the same program on every rank, from the command line to the exit code.
 
-Exit codes: 0 every output was right, 1 a wrong result, 2 the command line, 3 the environment, or a rank that stopped,
-130 Ctrl-C. Another exception on one rank prints its traceback with the rank and ends the job. It refuses to know any
-suite.
+Exit codes: 0 every output was right, 1 a wrong result, 2 a usage error, 3 an unsuitable environment or a rank that
+stopped, 130 Ctrl-C. Any other exception prints its traceback with the rank and ends the job.
 """
 
 from __future__ import annotations
@@ -11,15 +10,15 @@ import dataclasses
 import sys
 import time
 import traceback
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import results as file
 from ..errors import AristosError, EnvironmentProblem, InputError, PoisonedError, ResultsError, WaitTimeout
 from ..host import launch_environment, workarounds
-from . import environment, floors, options, registry, routing, workload, world
+from . import command_line, environment, floors, routing, suites, workload, world
 from .context import Context, Result
-from .options import Options, UsageError
+from .options import Options, UsageError, is_file
+from .registry import Suite
 from .tables import Reporter
 
 OK, WRONG, USAGE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -32,10 +31,10 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -> int:
     """Run the suites that `argv` names; returns the exit code, the same on every rank."""
     words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["floors"]:  # arithmetic alone: no ranks, no file
+    if words[:1] == ["floors"]:  # arithmetic only: no ranks, no file
         return floors.main(words[1:], f"{prog} floors")
     try:
-        asked = options.parse(words, prog)
+        asked = command_line.parse(words, prog)
     except UsageError as why:
         return complain(f"{prog}: {why} (--help lists suites, presets and options)", USAGE)
     except SystemExit:  # --help
@@ -65,13 +64,15 @@ def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -
 
 
 def complain(message: str, code: int) -> int:
+    """Print an error before the ranks are connected, on one of them; returns `code`."""
     if launch_environment.prints():
         print(message, file=sys.stderr, flush=True)
     return code
 
 
 def leave(ranks: world.World, message: str, code: int) -> int:
-    """The way out of an error that may have struck one rank or all: said once if all, else the job goes down."""
+    """Exit after an error of one rank or of all. If all ranks failed, rank 0 prints each message once; else the job
+    is aborted. Returns `code`."""
     messages = ranks.agree_on_exit(message)
     if messages is None:
         print(f"[rank {ranks.rank}] {message}", file=sys.stderr, flush=True)
@@ -83,20 +84,18 @@ def leave(ranks: world.World, message: str, code: int) -> int:
 
 
 def interrupted(ranks: world.World, prog: str) -> int:
-    """The way out of Ctrl-C, which may have struck one rank or all: rank 0 gets the time to write what is done."""
+    """Exit after Ctrl-C on one rank or on all; waits INTERRUPTED_SECONDS, so that rank 0 can write finished suites."""
     ranks.agree_on_exit("", INTERRUPTED_SECONDS)
     if ranks.lead:
         print(f"{prog}: interrupted", file=sys.stderr, flush=True)
     return ranks.abort(INTERRUPTED)
 
 
-def chosen(asked: Options, ranks: int) -> list[registry.Suite]:
-    """The suites to run. Raises UsageError where one that was named cannot run on so few ranks."""
-    known = registry.suites()
-    if asked.backend == "cuda":
-        known = {name: replace(each, ranks=each.cards) for name, each in known.items()}
+def chosen(asked: Options, ranks: int) -> list[Suite]:
+    """The suites to run. Raises UsageError if a suite that was named needs more ranks."""
+    known = suites.known(asked.backend)
     if not asked.suites:
-        traced = options.is_file(asked.routing)
+        traced = is_file(asked.routing)
         return [s for s in known.values() if s.ranks <= ranks and (s.default or (traced and s.name == "replay"))]
     for name in asked.suites:
         if known[name].ranks > ranks:
@@ -105,37 +104,37 @@ def chosen(asked: Options, ranks: int) -> list[registry.Suite]:
 
 
 def run(asked: Options, ranks: world.World, argv: list[str]) -> int:
-    """Measure, show, write; the exit code."""
-    suites = chosen(asked, ranks.size)
+    """Run the suites, show and write their results; returns the exit code."""
+    todo = chosen(asked, ranks.size)
     if ranks.lead and sys.stdout is None:
-        raise EnvironmentProblem("stdout is closed: where no tables are wanted, send it to /dev/null")
+        raise EnvironmentProblem("stdout is closed: if no tables are wanted, redirect it to /dev/null")
     if ranks.lead and asked.out != "none":
         file.check(asked.out)
     if ranks.lead and asked.timeline:
         from . import timeline
 
         timeline.check(asked.timeline)
-    trace = routing.load(str(asked.routing)) if options.is_file(asked.routing) else None
+    trace = routing.load(str(asked.routing)) if is_file(asked.routing) else None
     facts = environment.facts(ranks, argv, asked.seed)
     facts["blas"] = environment.hold_blas(asked.threads or 1)
     facts["options"] = {key: value for key, value in dataclasses.asdict(asked).items() if key != "suites"}
     reporter = Reporter(asked.json) if ranks.lead else None
     shape = Context(ranks, asked, 0.0, trace=trace).shape()
     facts |= {"shape": str(shape), "shape_source": shape.source, "shape_note": shape.note}
-    gpu = _card(ranks) if asked.backend == "cuda" else None
+    gpu = _gpu(ranks) if asked.backend == "cuda" else None
     facts |= gpu.facts() if gpu is not None else {}
     if reporter is not None:
         reporter.head(facts, f"{shape} ({'; '.join(filter(None, [shape.source, shape.note]))})")
-    if gpu is None and any(suite.kernels for suite in suites):
-        workload.compile_all(ranks)  # before the clock starts: the first run would have no time left to measure
+    if gpu is None and any(suite.kernels for suite in todo):
+        workload.compile_all(ranks)  # before the clock starts: compilation would use up the budget
     started = time.monotonic()
     results: dict[str, Result] = {}
     spent: dict[str, float] = {}
     facts["suite_seconds"] = spent
     try:
-        for i, suite in enumerate(suites):
+        for i, suite in enumerate(todo):
             left = asked.budget - (time.monotonic() - started)
-            share = suite.share / sum(s.share for s in suites[i:])
+            share = suite.share / sum(s.share for s in todo[i:])
             budget = float(ranks.bcast(max(1.0, left * share)))
             began = time.monotonic()
             results[suite.name] = _measure(suite, Context(ranks, asked, budget, trace=trace), reporter, gpu)
@@ -153,21 +152,22 @@ def run(asked: Options, ranks: world.World, argv: list[str]) -> int:
     return OK if ok else WRONG
 
 
-def _card(ranks: world.World) -> Gpu:
-    """This rank's card; raises EnvironmentProblem."""
+def _gpu(ranks: world.World) -> Gpu:
+    """This rank's GPU. Raises EnvironmentProblem if there is none."""
     from .gpu.clock import Gpu
 
     return Gpu(ranks)
 
 
-def _measure(suite: registry.Suite, context: Context, reporter: Reporter | None, gpu: Gpu | None) -> Result:
+def _measure(suite: Suite, context: Context, reporter: Reporter | None, gpu: Gpu | None) -> Result:
     def run_it() -> Result:
-        return suite.run(context) if gpu is None else registry.cuda_suites()[suite.name](context, gpu)
+        result: Result = suite.run(context) if gpu is None else suite.run(context, gpu)
+        return result
 
     if reporter is None:
         result = run_it()
     else:
-        context.tell = lambda text, share: reporter.tell(f"{suite.name}: {text}", share)
+        context.report = lambda text, share: reporter.progress(f"{suite.name}: {text}", share)
         reporter.begin(suite.name)
         try:
             result = run_it()
@@ -180,7 +180,7 @@ def _measure(suite: registry.Suite, context: Context, reporter: Reporter | None,
 
 
 def _append(asked: Options, facts: dict[str, Any], results: dict[str, Result]) -> str | None:
-    """Add the run to the results file; its path, or None where none is wanted."""
+    """Append the run to the results file; returns the path, or None if there is no file to write."""
     if asked.out == "none":
         return None
     tables = [table for result in results.values() for table in result.tables]
@@ -190,7 +190,7 @@ def _append(asked: Options, facts: dict[str, Any], results: dict[str, Result]) -
 def _finish(
     asked: Options, reporter: Reporter | None, facts: dict[str, Any], results: dict[str, Result], ok: bool
 ) -> None:
-    """Rank 0 writes the file and says where it is."""
+    """Rank 0 writes the file and prints its path."""
     if reporter is None:
         return
     out = _append(asked, facts, results)
@@ -199,10 +199,10 @@ def _finish(
         return
     if not ok:
         failed = [name for name, result in results.items() if not result.ok]
-        reporter.say(f"FAILED: wrong results in {', '.join(failed)}")
+        reporter.line(f"FAILED: wrong results in {', '.join(failed)}")
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in facts["suite_seconds"].items())
-    reporter.say(f"\n# {spent}")
+    reporter.line(f"\n# {spent}")
     if out is not None:
-        reporter.say(f"# results: {out} (pictures: aristos plot {out})")
+        reporter.line(f"# results: {out} (pictures: aristos plot {out})")
     if asked.timeline:
-        reporter.say(f"# timeline: {asked.timeline} (open in ui.perfetto.dev)")
+        reporter.line(f"# timeline: {asked.timeline} (open in ui.perfetto.dev)")

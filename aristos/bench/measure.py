@@ -1,7 +1,7 @@
 """Timing collective calls: a barrier before each, a clock on every rank, the slowest rank's time reported.
 
-Calls to be compared take turns, iteration by iteration, so that whatever else the machine does falls on all of
-them. It refuses to average ranks, to drop outliers, and to decide what is right (see `workload.py`).
+Calls that are compared take turns, iteration by iteration, so that other load on the machine affects all of them
+alike. Ranks are never averaged and outliers are kept. Outputs are checked elsewhere (`workload.py`).
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +20,13 @@ from .world import World
 
 Seconds = NDArray[np.float64]
 
-FEWEST = 4  # timed iterations, however little time there is
+FEWEST = 4  # timed iterations, even if time is short
 MOST = 2000
 
 
 @contextlib.contextmanager
 def no_gc() -> Iterator[None]:
-    """Python's garbage collector off: its pauses are no property of what is measured."""
+    """Turn Python's garbage collector off: its pauses would be measured too."""
     was = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -42,7 +43,10 @@ def in_turns(
     iterations: int,
     after: Callable[[str, int, float], None] | None = None,
 ) -> dict[str, Seconds]:
-    """Seconds of every call, [iterations], on this rank. `after(name, i, seconds)` runs untimed after each."""
+    """Seconds of every call on this rank: name -> [iterations]. Collective.
+
+    after(name, i, seconds): runs after each call, untimed.
+    """
     times = {name: np.empty(iterations) for name in calls}
     names = list(calls)
     with no_gc():
@@ -62,10 +66,10 @@ def in_turns(
 def iterations(
     world: World, calls: dict[str, Callable[[], object]], seconds: float, *, warmup: int, asked: int | None
 ) -> int:
-    """Warm up, and say how many iterations of all calls fit `seconds`; the same number on every rank.
+    """Warm up, then return how many iterations of all calls fit `seconds`: the same number on every rank. Collective.
 
-    warmup: untimed iterations, fewer where they would take a quarter of the time. asked: the user's --iters, taken
-    as it is.
+    warmup: untimed iterations; fewer are run if they would take a quarter of the time. asked: the user's --iters; if
+    given, it is returned.
     """
     start = time.perf_counter()
     one = spent = 0.0
@@ -78,13 +82,41 @@ def iterations(
 
 
 def gathered(world: World, times: Seconds) -> Seconds:
-    """[..., iterations] of this rank -> [..., world, iterations] on every rank."""
+    """[..., iterations] of this rank -> [..., world, iterations] on every rank. Collective."""
     return np.stack(world.allgather(times), axis=-2)
+
+
+def padded(arrays: Sequence[Any]) -> Seconds:
+    """One array made of many that differ in the length of their last axis; shorter ones end in NaN.
+
+    arrays: arrays of equal shape [..., n] but for n, or nested sequences of them; None stands for all NaN. At least one
+    must be an array. [[a, b], [c, None]] -> [2, 2, ..., longest].
+    """
+    found = list(_leaves(arrays))
+    shape = (*found[0].shape[:-1], max(each.shape[-1] for each in found))
+
+    def filled(each: Any) -> Seconds:
+        if each is not None and not isinstance(each, np.ndarray):
+            return np.stack([filled(one) for one in each])
+        whole = np.full(shape, np.nan)
+        if each is not None:
+            whole[..., : each.shape[-1]] = each
+        return whole
+
+    return filled(arrays)
+
+
+def _leaves(arrays: Any) -> Iterator[NDArray[Any]]:
+    if isinstance(arrays, np.ndarray):
+        yield arrays
+    elif arrays is not None:
+        for each in arrays:
+            yield from _leaves(each)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Seconds of the slowest rank over iterations."""
+    """Statistics of the slowest rank's seconds over iterations."""
 
     median: float
     p95: float
@@ -94,7 +126,7 @@ class Summary:
 
     @classmethod
     def of(cls, times: Seconds) -> Summary:
-        """times: [world, iterations], or [iterations] of a single clock."""
+        """times: [world, iterations] seconds, or [iterations] of one clock."""
         slowest = times.max(axis=0) if times.ndim == 2 else times
         median, p95, p99 = np.quantile(slowest, [0.5, 0.95, 0.99])
         return cls(float(median), float(p95), float(p99), float(slowest.min()), slowest.size)

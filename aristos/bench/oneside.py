@@ -1,7 +1,7 @@
-"""Compiled loops of the microbenchmarks: puts, signals and waits on shared windows, and nothing of the engine.
+"""Compiled loops of the microbenchmarks: puts, signals and waits on shared windows, without the engine.
 
-They are to the engine what a ping-pong is to a library: the floor under its numbers. Every wait is bounded by a
-deadline, and each function returns 0 when it ran out. They refuse to check whole payloads; the suites do, with NumPy.
+Their times are a lower bound for the engine's. Every wait is bounded by a deadline, past which a function returns 0.
+The suites check whole payloads, with NumPy.
 """
 
 from numba import types
@@ -11,17 +11,17 @@ from ..primitives import memory as mem
 from ..primitives.compile import jit, warm_up
 
 LINE = 64
-SPINS = 512  # a waiter gives its core away after this many looks
+SPINS = 512  # idle polls before a waiter yields its core
 
 
 @jit
 def await_word(addr, value, deadline):
     """Wait until the word is at least `value`; 1, or 0 when `deadline` (ns on mem.clock) passed."""
-    looks = 0
+    polls = 0
     while mem.load_acquire(addr) < value:
         mem.pause()
-        looks += 1
-        if looks % SPINS == 0:
+        polls += 1
+        if polls % SPINS == 0:
             if mem.clock() > deadline:
                 return 0
             mem.yield_core()
@@ -32,8 +32,8 @@ def await_word(addr, value, deadline):
 def put_origin(slots, stride, source, nbytes, puts, flag, ack, scratch, base, samples, deadline, out):
     """Time `samples` times `puts` puts and a quiet. slots: address of the first slot at the target.
 
-    Before each sample the target has read the slots, so that their lines are in its cache, where an owner's are.
-    flag: word at the target; ack: word here; scratch: any word here. out: [samples] ns.
+    Before each sample the target has read the slots, so their lines are in its cache, as an owner's are. flag: word at
+    the target; ack: word of this rank; scratch: any word of this rank. out: [samples] ns.
     """
     for s in range(samples):
         if await_word(ack, base + s, deadline) == 0:
@@ -49,7 +49,7 @@ def put_origin(slots, stride, source, nbytes, puts, flag, ack, scratch, base, sa
 
 @jit
 def put_target(slots, stride, nbytes, puts, flag, ack, base, samples, deadline, out):
-    """The target's side of `put_origin`: reads every line of the slots after each sample. out: [1], what it read."""
+    """The target's side of `put_origin`: reads every line of the slots after each sample. out: [1] sum of the words."""
     total = 0
     for s in range(samples):
         if await_word(flag, base + s + 1, deadline) == 0:
@@ -66,7 +66,7 @@ def put_target(slots, stride, nbytes, puts, flag, ack, base, samples, deadline, 
 def ping(there, here, source, nbytes, flag_there, flag_here, base, repeats, samples, deadline, out):
     """`samples` times `repeats` round trips of a payload and a signal. out: [samples] ns for all repeats.
 
-    The first word of the payload is the number of the turn; returns -1 if another one came back.
+    The first word of the payload is the number of the round trip; returns -1 if a wrong number came back.
     """
     turn = base
     for s in range(samples):
@@ -87,7 +87,7 @@ def ping(there, here, source, nbytes, flag_there, flag_here, base, repeats, samp
 
 @jit
 def pong(there, here, nbytes, flag_there, flag_here, base, turns, deadline):
-    """Send back what arrives `here`, `turns` times."""
+    """Return the payload that arrives at `here`, `turns` times."""
     for turn in range(base + 1, base + turns + 1):
         if await_word(flag_here, turn, deadline) == 0:
             return 0
@@ -99,7 +99,7 @@ def pong(there, here, nbytes, flag_there, flag_here, base, turns, deadline):
 
 @jit
 def stream_send(ring, slots, stride, payload, nbytes, tail, credit, base, count, deadline):
-    """Send `count` messages through a ring of `slots`; the first word of number i holds i."""
+    """Send `count` messages through a ring of `slots`; the first word of message i holds i."""
     freed = base
     for i in range(base, base + count):
         if i - freed >= slots:
@@ -114,7 +114,7 @@ def stream_send(ring, slots, stride, payload, nbytes, tail, credit, base, count,
 
 @jit
 def stream_receive(ring, slots, stride, tail, credit, base, count, deadline, out):
-    """Read what `stream_send` sends; out: [1], the sum of the messages' numbers."""
+    """Receive the messages of `stream_send`. out: [1] the sum of their numbers."""
     seen, total = base, 0
     while seen < base + count:
         if await_word(tail, seen + 1, deadline) == 0:
@@ -130,39 +130,40 @@ def stream_receive(ring, slots, stride, tail, credit, base, count, deadline, out
 
 @jit
 def all_to_all(rank, bases, flags, data, source, send_at, send_bytes, land_at, epoch, deadline):
-    """One-sided all-to-all: a put and a signal to every rank from rank + 1 on, then a wait for everybody's signal.
+    """One-sided all-to-all: a put and a signal to every rank from rank + 1 on, then a wait for every rank's signal.
 
-    bases: [W] window addresses. flags, data: offsets in every window, of W lines and of the blocks (the caller gives
-    another `data` to odd epochs). send_at, send_bytes: [W], what of `source` goes where; land_at: [W], where it lands.
+    bases: [W] window addresses. flags, data: offsets in every window of the W flag lines and of the blocks; the caller
+    alternates `data` with the epoch. send_at, send_bytes: [W] range of `source` for each rank; land_at: [W] offset of
+    this rank's block in the data of each rank.
     """
     world = bases.size
     for d in range(1, world + 1):
         to = (rank + d) % world
         mem.copy_row(bases[to] + data + land_at[to], source + send_at[to], send_bytes[to])
         mem.store_release(bases[to] + flags + LINE * rank, epoch)
-    for who in range(world):
-        if await_word(bases[rank] + flags + LINE * who, epoch, deadline) == 0:
+    for peer in range(world):
+        if await_word(bases[rank] + flags + LINE * peer, epoch, deadline) == 0:
             return 0
     return 1
 
 
 def compile_for_puts() -> None:
-    """Compile or load what the suite `put` runs, so that its first sample does not."""
+    """Compile or load the loops of the suite `put`."""
     warm_up([entry(put_origin), entry(put_target)])
 
 
 def compile_for_signals() -> None:
-    """Compile or load what the suite `signal` runs."""
+    """Compile or load the loops of the suite `signal`."""
     warm_up([entry(ping), entry(pong), entry(stream_send), entry(stream_receive)])
 
 
 def compile_for_exchange() -> None:
-    """Compile or load what the suite `exchange` runs."""
+    """Compile or load the loops of the suite `exchange`."""
     warm_up([entry(all_to_all)])
 
 
 def entry(function):
-    """A function with its argument types: arrays by name, int64 the rest."""
+    """(function, argument types) for `warm_up`: arrays by name, int64 for the rest."""
     arrays = ("out", "bases", "shift", "send_at", "send_bytes", "land_at")
     code = getattr(function, "py_func", function).__code__
     names = code.co_varnames[: code.co_argcount]

@@ -1,8 +1,9 @@
-"""Compiled loops of the microbenchmarks over transport rma: the same as `oneside.py`, by MPI puts between nodes.
+"""Compiled loops of the microbenchmarks over transport rma: those of `oneside.py`, by MPI puts between nodes.
 
-A signal is a word {value, complement} that is put after a flush; whoever waits makes progress. `at` and `*_at` are
-bytes of the peer's MPI window, `here` and `*_here` addresses of this rank's own; coded: address of 16 bytes to put a
-word from. The caller is alone with the wire. Every wait is bounded by a deadline: 0 comes back when it ran out.
+A signal is a word {value, complement} that is put after a flush; a waiting rank makes progress. `at` and `*_at` are
+offsets in the peer's MPI window, `here` and `*_here` addresses in this rank's own; coded: address of the 16 bytes that
+a word is put from. Nothing else may use the wire meanwhile. Every wait is bounded by a deadline, past which a function
+returns 0.
 """
 
 from ..kernels.cpu import llvm as _lowerings  # noqa: F401  registers the primitives' compiled bodies
@@ -11,15 +12,15 @@ from ..primitives import wire as mpi
 from ..primitives.compile import jit, warm_up
 from .oneside import LINE, entry
 
-SPINS = 64  # a waiter gives its core away after this many looks
+SPINS = 64  # idle polls before a waiter yields its core
 CODED_WORD = 16
-ROUND = 4000  # dependent multiply-adds between two looks at the wire
+ROUND = 4000  # dependent multiply-adds between two calls for progress
 BATCH = 64  # most messages of a stream before a flush
 
 
 @jit
 def read_word(addr):
-    """The word at `addr`, or -1 while its halves disagree or nothing has come."""
+    """The word at `addr`, or -1 while its halves disagree."""
     value = mem.load(addr)
     return value if mem.load(addr + 8) == ~value else -1
 
@@ -27,11 +28,11 @@ def read_word(addr):
 @jit
 def await_coded(wire, addr, value, deadline):
     """Make progress until the word is at least `value`; 1, or 0 when `deadline` (ns on mem.clock) passed."""
-    looks = 0
+    polls = 0
     while value > 0 and read_word(addr) < value:
         mpi.progress(wire)
-        looks += 1
-        if looks % SPINS == 0:
+        polls += 1
+        if polls % SPINS == 0:
             if mem.clock() > deadline:
                 return 0
             mem.yield_core()
@@ -40,7 +41,7 @@ def await_coded(wire, addr, value, deadline):
 
 @jit
 def put_word(wire, peer, at, coded, value):
-    """Signal: flush what was put before, then put the word."""
+    """Signal: flush earlier puts, then put the word."""
     mpi.flush(wire, peer)
     mem.store(coded, value)
     mem.store(coded + 8, ~value)
@@ -68,7 +69,7 @@ def put_origin(
 
 @jit
 def put_target(wire, peer, flag_here, ack_at, coded, base, samples, deadline):
-    """The target's side of `put_origin`: it makes progress and says when it has seen a sample."""
+    """The target's side of `put_origin`: makes progress, and signals when a sample has arrived."""
     for s in range(samples):
         if await_coded(wire, flag_here, base + s + 1, deadline) == 0:
             return 0
@@ -96,7 +97,7 @@ def ping(
 ):
     """`samples` times `repeats` round trips of a payload, a flush and a signal. out: [samples] ns for all repeats.
 
-    The first word of the payload is the number of the turn; returns -1 if another one came back.
+    The first word of the payload is the number of the round trip; returns -1 if a wrong number came back.
     """
     turn = base
     for s in range(samples):
@@ -118,7 +119,7 @@ def ping(
 
 @jit
 def pong(wire, peer, slots_at, slots_here, nbytes, answered_at, asked_here, coded, base, turns, deadline):
-    """Send back what arrives, `turns` times."""
+    """Return the payload that arrives, `turns` times."""
     for turn in range(base + 1, base + turns + 1):
         if await_coded(wire, asked_here, turn, deadline) == 0:
             return 0
@@ -131,9 +132,9 @@ def pong(wire, peer, slots_at, slots_here, nbytes, answered_at, asked_here, code
 
 @jit
 def stream_send(wire, peer, ring_at, slots, stride, source, nbytes, tail_at, credit_here, coded, base, count, deadline):
-    """Send `count` messages through a ring of `slots`, up to BATCH for a flush and a tail; number i holds i.
+    """Send `count` messages through a ring of `slots`, up to BATCH per flush and tail; message i holds i.
 
-    source: as long as the ring, since what is being put must not change.
+    source: as long as the ring, since bytes must not change while they are put.
     """
     sent, freed, end = base, base, base + count
     while sent < end:
@@ -155,14 +156,14 @@ def stream_send(wire, peer, ring_at, slots, stride, source, nbytes, tail_at, cre
 
 @jit
 def stream_receive(wire, peer, ring_here, slots, stride, tail_here, credit_at, coded, base, count, deadline, out):
-    """Read what `stream_send` sends; out: [1], the sum of the messages' numbers."""
+    """Receive the messages of `stream_send`. out: [1] the sum of their numbers."""
     seen, total = base, 0
     while seen < base + count:
         if await_coded(wire, tail_here, seen + 1, deadline) == 0:
             return 0
         landed = read_word(tail_here)
         if landed <= seen:
-            continue  # the next tail is landing over this one
+            continue  # the next tail is being written over this one
         for i in range(seen, landed):
             total += mem.load(ring_here + (i % slots) * stride)
         seen = landed
@@ -176,10 +177,11 @@ def stream_receive(wire, peer, ring_here, slots, stride, tail_here, credit_at, c
 def all_to_all(
     wire, rank, bases, shift, here, coded, flags, data, source, send_at, send_bytes, land_at, epoch, deadline
 ):
-    """`oneside.all_to_all` over nodes: stores where bases[p] is not 0, MPI puts elsewhere.
+    """`oneside.all_to_all` over nodes: stores to rank p if bases[p] is not 0, else MPI puts.
 
-    bases: [W] near window addresses or 0. shift: [W] where far windows begin. here: address of this rank's far window.
-    coded: [W] words to put from. Flags of far ranks are {value, complement} at the same places of the far window.
+    bases: [W] window addresses of local ranks, 0 for remote ones. shift: [W] start of the MPI windows. here: address of
+    this rank's MPI window. coded: [W] words to put from. Flags of remote ranks are {value, complement}, at the same
+    offsets of the MPI window.
     """
     world = bases.size
     for d in range(1, world + 1):
@@ -196,12 +198,12 @@ def all_to_all(
         to = (rank + d) % world
         if bases[to] == 0:
             put_word(wire, to, shift[to] + flags + LINE * rank, coded + CODED_WORD * to, epoch)
-    for who in range(world):
-        if bases[who] == 0:
-            if await_coded(wire, here + flags + LINE * who, epoch, deadline) == 0:
+    for peer in range(world):
+        if bases[peer] == 0:
+            if await_coded(wire, here + flags + LINE * peer, epoch, deadline) == 0:
                 return 0
         else:
-            while mem.load_acquire(bases[rank] + flags + LINE * who) < epoch:
+            while mem.load_acquire(bases[rank] + flags + LINE * peer) < epoch:
                 mpi.progress(wire)
                 if mem.clock() > deadline:
                     return 0
@@ -211,9 +213,9 @@ def all_to_all(
 
 @jit
 def compute(wire, span, out):
-    """Arithmetic on one core for `span` ns, and progress in between unless `wire` is 0. out: [3] ns, rounds, value.
+    """Compute on one core for `span` ns, with progress in between unless `wire` is 0. out: [3] ns, rounds, value.
 
-    For a time and not a number of rounds: puts that are timed meanwhile must not meet a target that has finished.
+    It lasts a time, not a number of rounds, so that the target still computes while puts to it are timed.
     """
     start = mem.clock()
     x, rounds, elapsed = 1.0, 0, 0
@@ -229,7 +231,7 @@ def compute(wire, span, out):
 
 @jit
 def put_for(wire, peer, slots_at, source, nbytes, delay, span, deadline, out):
-    """Wait `delay` ns, then put and flush for `span` ns, at least once; how many times. out: [n] ns of each."""
+    """Wait `delay` ns, then put and flush for `span` ns, at least once; returns the number. out: [n] ns each."""
     begin = mem.clock()
     while mem.clock() - begin < delay:
         mem.pause()
@@ -246,20 +248,20 @@ def put_for(wire, peer, slots_at, source, nbytes, delay, span, deadline, out):
 
 
 def compile_for_progress() -> None:
-    """Compile or load what the suite `progress` runs."""
+    """Compile or load the loops of the suite `progress`."""
     warm_up([entry(compute), entry(put_for), entry(await_coded), entry(put_word)])
 
 
 def compile_for_puts() -> None:
-    """Compile or load what the suite `put` runs between nodes."""
+    """Compile or load the loops of the suite `put` between nodes."""
     warm_up([entry(put_origin), entry(put_target)])
 
 
 def compile_for_signals() -> None:
-    """Compile or load what the suite `signal` runs between nodes."""
+    """Compile or load the loops of the suite `signal` between nodes."""
     warm_up([entry(ping), entry(pong), entry(stream_send), entry(stream_receive)])
 
 
 def compile_for_exchange() -> None:
-    """Compile or load what the suite `exchange` runs between nodes."""
+    """Compile or load the loops of the suite `exchange` between nodes."""
     warm_up([entry(all_to_all)])

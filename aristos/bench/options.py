@@ -1,40 +1,23 @@
-"""The command line of `python -m aristos.bench`, parsed on every rank, complained about on one.
-
-Options keep the names the field uses. It refuses to start MPI: `--help` and mistakes cost nothing.
-"""
+"""The options of a run as plain values, and what follows from them alone. Parses nothing."""
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
-from pathlib import Path
 
-from .. import models
-from ..config import ACTIVATIONS, DTYPES, MOST_THREADS
-from ..host import launch_environment
-from . import registry, world
-from .arguments import counts, not_negative, positive, seconds
+from . import world
+from .registry import Backend
 
-ALL_SECONDS = 110.0  # the default choice of suites takes two minutes, start-up and oracle included
-SUITE_SECONDS = 25.0  # a suite named on the command line
-ON_CARDS = """\
-on cards (--backend cuda), timed by CUDA events:
-  put, signal    between the blocks of one grid; put against the driver's copy
-  exchange       a call whose experts do next to nothing, against copies and MPI through the hosts
-  progress       a burst of calls beside a busy host, and what that costs the host
-  gemm           the tile product against cuBLAS
-  layer, replay  called and in a CUDA graph, against an unfused chain in a CUDA graph; what launching costs
-  idle           time of blocks without anything to do; no bulk schedule to compare with
-  plan           groups on links as they are, stages alone"""
+ALL_SECONDS = 110.0  # of the default suites: with start-up and oracle they take two minutes
+SUITE_SECONDS = 25.0  # of each suite named on the command line
 
 
 class UsageError(Exception):
-    """The command line asks for something that does not exist; exit code 2."""
+    """A command line that cannot be run; exit code 2."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for; None where the preset or the machine decides."""
+    """The user's options. None: the preset or the machine decides."""
 
     suites: tuple[str, ...] = ()
     preset: str | None = None
@@ -54,7 +37,7 @@ class Options:
     seed: int = 0
     routing: str | None = None
     schedule: str = "both"
-    backend: str = "cpu"
+    backend: Backend = "cpu"
     json: bool = False
     out: str = "aristos-results.h5"
     timeline: str | None = None
@@ -72,130 +55,10 @@ class Options:
 
     @property
     def limit(self) -> float:
-        """Seconds a rank may wait for the others, which may measure meanwhile: far more than that takes."""
+        """Seconds that a rank may wait for others: far more than they can spend measuring."""
         return max(world.LIMIT, 10.0 * max(self.budget, float(self.iters or 0)))
 
 
-class _Parser(launch_environment.Parser):
-    """Raises where argparse would exit."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UsageError(message)
-
-
-def _threads(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= MOST_THREADS:
-        raise argparse.ArgumentTypeError(f"must be in 1..{MOST_THREADS}, got {value}")
-    return value
-
-
-_threads.__name__ = "int"
-
-
-def parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParser:
-    known = registry.suites().values()
-    suites = "\n".join(f"  {s.name:10s}{s.summary}" for s in known)
-    usual = " ".join(s.name for s in known if s.default)
-    made = _Parser(
-        prog=prog,
-        usage=f"mpirun -n RANKS {prog} [SUITE ...] [options]",
-        description="Measure Aristos on the ranks of this job; every number is checked against a float64 oracle.",
-        epilog=f"suites:\n{suites}\n\n{ON_CARDS}\n\n"
-        f"without ranks: {prog} floors, bounds of the CUDA kernels on published GPUs\n\n"
-        f"presets (--preset):\n{models.listing()}\n\n"
-        "exit codes: 0 fine, 1 wrong result, 2 usage, 3 environment",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument("suites", nargs="*", metavar="SUITE", help=f"default, two minutes together: {usual}")
-    shape = made.add_argument_group("shape")
-    shape.add_argument(
-        "--preset", metavar="NAME", help=f"a model's shape (that of the trace's model, or {models.DEFAULT})"
-    )
-    shape.add_argument("--scale", type=positive, metavar="N", help="divide the preset's published widths by N")
-    shape.add_argument("--tokens", type=counts, metavar="S[,S..]", help="tokens per rank and call")
-    shape.add_argument("--hidden", type=positive, metavar="H", help="width of a token")
-    shape.add_argument("--ffn", type=positive, metavar="F", help="width inside an expert")
-    shape.add_argument("--experts", type=positive, metavar="E", help="experts over all ranks")
-    shape.add_argument("--top-k", type=positive, metavar="K", help="experts a token goes to")
-    shape.add_argument("--activation", choices=ACTIVATIONS)
-    shape.add_argument("--dtype", choices=DTYPES, default="float32")
-    shape.add_argument(
-        "--routing",
-        metavar="FILE.npz|NAME",
-        help="a real trace (expert_ids [tokens, layers, k]), or router, uniform, zipf, one",
-    )
-    run = made.add_argument_group("run")
-    run.add_argument("--threads", type=_threads, metavar="N", help="workers a rank (default: its cores)")
-    run.add_argument(
-        "--ranks-per-node",
-        type=positive,
-        metavar="N",
-        help="pretend nodes of N ranks (transport rma between them) where more share a machine",
-    )
-    run.add_argument("--iters", type=positive, metavar="N", help="timed calls (default: what the time allows)")
-    run.add_argument("--warmup", type=not_negative, default=2, metavar="N", help="calls before timing (%(default)s)")
-    run.add_argument("--seconds", type=seconds, metavar="S", help="time for all suites together")
-    run.add_argument("--seed", type=not_negative, default=0, metavar="N")
-    run.add_argument("--schedule", choices=("both", "fused", "bulk"), default="both")
-    run.add_argument(
-        "--backend",
-        choices=("cpu", "cuda"),
-        default="cpu",
-        help="where the ranks compute; cuda: a card a rank, every suite, each as far as it has a meaning there, widths"
-        " not scaled (%(default)s)",
-    )
-    output = made.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="JSON alone on stdout instead of tables")
-    output.add_argument(
-        "--out", default="aristos-results.h5", metavar="FILE.h5", help="append here; 'none' for no file"
-    )
-    output.add_argument("--timeline", metavar="FILE.json", help="Perfetto timeline of one call on every rank")
-    return made
-
-
-def parse(argv: list[str], prog: str = "python -m aristos.bench") -> Options:
-    """Raises UsageError for anything that cannot be run; SystemExit(0) after --help."""
-    asked = vars(parser(prog).parse_args(argv))
-    known = registry.suites()
-    for name in asked["suites"]:
-        if name not in known:
-            raise UsageError(f"unknown suite {name!r}; the suites are {', '.join(known)}")
-    asked["preset"] = asked["preset"] and asked["preset"].lower()
-    asked["suites"] = tuple(dict.fromkeys(asked["suites"]))
-    options = Options(**asked)
-    _check(options)
-    return options
-
-
-def _check(options: Options) -> None:
-    if options.preset is not None and options.preset not in models.PRESETS:
-        raise UsageError(f"unknown preset {options.preset!r}; the presets are {', '.join(models.PRESETS)}")
-    if "replay" in options.suites and not is_file(options.routing):
-        raise UsageError("suite replay needs --routing FILE.npz, a recorded routing trace")
-    if is_file(options.routing) and not Path(str(options.routing)).is_file():
-        raise UsageError(f"no such file: --routing {options.routing}")
-    if options.backend == "cuda":
-        _check_cuda(options)
-    if options.timeline is not None and Path(options.timeline).absolute() == Path(options.out).absolute():
-        raise UsageError(f"--timeline and --out name the same file, {options.out}")
-    for flag, value in (("--out", options.out), ("--timeline", options.timeline)):
-        if value and value != "none" and not Path(value).absolute().parent.is_dir():
-            raise UsageError(f"no such folder: {flag} {value}")
-
-
-def _check_cuda(options: Options) -> None:
-    """What is for CPUs alone."""
-    for flag, given, why in (
-        ("--schedule bulk", options.schedule == "bulk", "cards run the fused schedule"),
-        ("--threads", options.threads is not None, "a card's blocks are the driver's to say"),
-        ("--ranks-per-node", options.ranks_per_node is not None, "ranks of pretended nodes would take the same cards"),
-        ("--timeline", options.timeline is not None, "nsys profile shows a card's kernels"),
-    ):
-        if given:
-            raise UsageError(f"{flag} is for --backend cpu: {why}")
-
-
 def is_file(routing: str | None) -> bool:
-    """Whether `--routing` names a trace and not one of the generators."""
+    """Whether `--routing` names a trace, not a generator."""
     return routing is not None and routing not in ("router", "uniform", "zipf", "one")

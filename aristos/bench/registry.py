@@ -1,95 +1,73 @@
-"""The suites that exist: one file each under `suites/`, found by being there.
+"""The declarations of suites: a decorator for each backend, and what has been declared so far.
 
-A suite is a function of a `Context` that returns a `Result`, marked with `@suite`. It refuses to know what any
-suite measures.
+A suite is a function marked with `@suite` (run on CPUs) or `@gpu_suite` (run on GPUs). Its module is imported by
+`suites.known`, which finds it by its place in the folder `suites/`. There is no list of names anywhere.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from .context import Context, Result
-    from .gpu.clock import Gpu
-
-    Run = Callable[[Context], Result]
-    CudaRun = Callable[[Context, Gpu], Result]
-
-ORDER = ("put", "signal", "exchange", "progress", "gemm", "layer", "idle", "replay", "plan")
-
-_suites: dict[str, Suite] = {}
-_on_cuda: dict[str, CudaRun] = {}
+Backend = Literal["cpu", "cuda"]
+Run = Callable[..., Any]  # (Context) -> Result on CPUs, (Context, Gpu) -> Result on GPUs
 
 
 @dataclass(frozen=True)
 class Suite:
-    """ranks, cards: fewest ranks it makes sense on, on CPUs and on cards. share: part of the time of a run of all
-    suites. default: whether such a run holds it without being asked. kernels: whether it needs the layer's compiled
-    code."""
+    """What a suite declares.
+
+    order: suites run by ascending order. ranks: fewest ranks that the suite needs. share: its part of the time of a run
+    of several suites. default: whether a run that names no suite includes it. kernels: whether it needs the layer's
+    compiled CPU kernels.
+    """
 
     name: str
     summary: str
     run: Run
-    ranks: int
-    share: float
-    default: bool
-    kernels: bool
-    cards: int = 1
+    order: int
+    ranks: int = 1
+    share: float = 1.0
+    default: bool = True
+    kernels: bool = False
+
+
+_declared: dict[Backend, dict[str, Suite]] = {"cpu": {}, "cuda": {}}
+
+
+def declared(backend: Backend) -> dict[str, Suite]:
+    """Suites of the modules imported so far, by name, in the order in which they run."""
+    return {each.name: each for each in sorted(_declared[backend].values(), key=lambda s: (s.order, s.name))}
 
 
 def suite(
     name: str,
     summary: str,
     *,
+    order: int,
     ranks: int = 1,
     share: float = 1.0,
     default: bool = True,
     kernels: bool = True,
-    cards: int = 1,
 ) -> Callable[[Run], Run]:
-    """Register the decorated function as a suite."""
+    """Declare the decorated function, (Context) -> Result, as a suite on CPUs."""
+    return _declare("cpu", name, summary, order=order, ranks=ranks, share=share, default=default, kernels=kernels)
 
-    def register(run: Run) -> Run:
-        _suites[name] = Suite(name, summary, run, ranks, share, default, kernels, cards)
+
+def gpu_suite(
+    name: str, summary: str, *, order: int, ranks: int = 1, share: float = 1.0, default: bool = True
+) -> Callable[[Run], Run]:
+    """Declare the decorated function, (Context, Gpu) -> Result, as a suite on GPUs.
+
+    Its module must import neither a CUDA compiler nor a driver at its top: `--help` imports it on every machine.
+    """
+    return _declare("cuda", name, summary, order=order, ranks=ranks, share=share, default=default)
+
+
+def _declare(backend: Backend, name: str, summary: str, **rest: Any) -> Callable[[Run], Run]:
+    def declare(run: Run) -> Run:
+        _declared[backend][name] = Suite(name, summary, run, **rest)
         return run
 
-    return register
-
-
-def on_cuda(name: str) -> Callable[[CudaRun], CudaRun]:
-    """Register the decorated function as what a suite does on cards."""
-
-    def register(run: CudaRun) -> CudaRun:
-        _on_cuda[name] = run
-        return run
-
-    return register
-
-
-def cuda_suites() -> dict[str, CudaRun]:
-    """What the suites that exist for cards do there, in the order a run takes them."""
-    from . import gpu as package
-
-    _import_all(package, ORDER)  # others hold kernels, and need a compiler
-    return {name: _on_cuda[name] for name in ORDER if name in _on_cuda}
-
-
-def _import_all(package: ModuleType, names: tuple[str, ...] = ()) -> None:
-    """Import a package's modules, or those of them that have these names."""
-    for module in pkgutil.iter_modules(package.__path__):
-        if not names or module.name in names:
-            importlib.import_module(f"{package.__name__}.{module.name}")
-
-
-def suites() -> dict[str, Suite]:
-    """All suites by name, in the order a run takes them."""
-    from . import suites as package
-
-    _import_all(package)
-    place = {name: i for i, name in enumerate(ORDER)}
-    return dict(sorted(_suites.items(), key=lambda item: place.get(item[0], len(place))))
+    return declare

@@ -1,6 +1,6 @@
-"""An all-reduce in a ring, over links of a set latency and bandwidth: 2 (k-1) messages of one k-th, one after another.
+"""A ring all-reduce over links of a set latency and bandwidth: 2 (k-1) messages of one k-th, one after another.
 
-What T_rho of Equation 1 counts, run: reduce-scatter, then all-gather. It refuses to be fast: MPI's own is.
+It runs what T_rho of Equation 1 predicts: a reduce-scatter, then an all-gather. For speed use MPI's own.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from ..errors import WaitTimeout
 
 MIB = 1 << 20
-SECONDS = 60.0  # that one message may take
+SECONDS = 60.0  # limit of one message
 
 
 def allreduce(comm: Any, values: NDArray[np.float32], alpha_us: float, beta_us_per_mib: float) -> None:
     """Sum `values` over comm, in place. alpha_us, beta_us_per_mib: of this rank's link to the next. Collective.
 
-    Raises WaitTimeout when a neighbour does not come.
+    Raises WaitTimeout if a message of a neighbour does not arrive.
     """
     rank, k = comm.Get_rank(), comm.Get_size()
     parts = np.array_split(values, k)
@@ -35,7 +35,7 @@ def allreduce(comm: Any, values: NDArray[np.float32], alpha_us: float, beta_us_p
         end = time.monotonic() + SECONDS
         while not (coming.Test() and going.Test()):
             if time.monotonic() > end:
-                raise WaitTimeout(f"the ring's neighbours of {rank} did not come for {SECONDS:g} s")
+                raise WaitTimeout(f"rank {rank} waited {SECONDS:g} s for its neighbours in the ring")
             time.sleep(0)
         if adds:
             theirs += incoming[: len(theirs)]

@@ -1,7 +1,7 @@
-"""Where tokens go: made-up routings with a known skew, and recorded ones from a file.
+"""Routings for benchmarks: generated ones of a known skew, and recorded ones from a file.
 
-Generators give `ids [S, k]` int64, distinct in a token, and `weights [S, k]` float32 that sum to one. It refuses to
-guess: a trace without expert ids is an error that says which keys it has.
+Generators return `ids [S, k]` int64, distinct within a token, and `weights [S, k]` float32 that sum to one. A trace
+without expert ids is an error that lists the keys of the file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Weights = NDArray[np.float32]
 GENERATORS = ("uniform", "zipf", "one")
 LARGEST_ID = 65535
 
-# What numpy, zipfile and zlib raise for a file that is cut off, damaged, encrypted or something else.
+# Raised by numpy, zipfile and zlib for files that are truncated, damaged, encrypted or of another kind.
 _BROKEN = (
     OSError,
     ValueError,
@@ -39,29 +39,29 @@ _BROKEN = (
 
 
 def _drawn(rng: np.random.Generator, tokens: int, top_k: int, log_weights: NDArray[np.float64]) -> Ids:
-    """k experts a token without replacement, with the given log odds (Gumbel's trick)."""
+    """ids [tokens, k] drawn without replacement by the given log odds [E] (Gumbel's trick)."""
     keys = log_weights + rng.gumbel(size=(tokens, log_weights.size))
     return np.argsort(-keys, axis=1, kind="stable")[:, :top_k].astype(np.int64)
 
 
 def combine_weights(rng: np.random.Generator, ids: Ids) -> Weights:
-    """Positive weights that sum to one in every token; nothing for choices not taken."""
+    """weights [S, k]: positive, their sum one in every token; zero for choices not taken."""
     weights = rng.uniform(0.5, 1.5, ids.shape) * (ids >= 0)
     return (weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-30)).astype(np.float32)
 
 
 def uniform(rng: np.random.Generator, tokens: int, experts: int, top_k: int) -> Ids:
-    """Every expert equally likely."""
+    """ids [tokens, k], every expert equally likely."""
     return _drawn(rng, tokens, top_k, np.zeros(experts))
 
 
 def zipf(rng: np.random.Generator, tokens: int, experts: int, top_k: int, exponent: float = 1.0) -> Ids:
-    """Expert e with odds 1 / (e + 1)^exponent: under a contiguous placement rank 0 is the busiest."""
+    """ids [tokens, k], expert e with odds 1 / (e + 1)^exponent: rank 0 is the busiest under a contiguous placement."""
     return _drawn(rng, tokens, top_k, -exponent * np.log(np.arange(1, experts + 1)))
 
 
 def one(rng: np.random.Generator, tokens: int, experts: int, top_k: int, local: int) -> Ids:
-    """Every row to rank 0, which holds the first `local` experts; choices beyond them are not taken (-1)."""
+    """ids [tokens, k], all of the first `local` experts, which rank 0 holds; choices beyond them are -1: not taken."""
     ids = np.full((tokens, top_k), -1, np.int64)
     taken = min(top_k, local)
     ids[:, :taken] = _drawn(rng, tokens, taken, np.zeros(local))
@@ -69,7 +69,7 @@ def one(rng: np.random.Generator, tokens: int, experts: int, top_k: int, local: 
 
 
 def generate(name: str, rng: np.random.Generator, tokens: int, experts: int, top_k: int, local: int) -> Ids:
-    """ids [tokens, top_k] by the generator's name; local: experts of rank 0."""
+    """ids [tokens, top_k] by the generator called `name`; local: experts of rank 0. Raises InputError for others."""
     if name == "uniform":
         return uniform(rng, tokens, experts, top_k)
     if name == "zipf":
@@ -81,7 +81,7 @@ def generate(name: str, rng: np.random.Generator, tokens: int, experts: int, top
 
 @dataclass(frozen=True)
 class Trace:
-    """A recorded routing. ids: [T, L, k] as in the file; weights: [T, L, k] float32; lengths: [N] tokens a sequence."""
+    """A recorded routing. ids: [T, L, k] as in the file; weights: [T, L, k] float32; lengths: [N] of sequences."""
 
     path: str
     ids: NDArray[np.integer]
@@ -90,7 +90,7 @@ class Trace:
 
     @property
     def experts(self) -> int:
-        """Experts the trace names: the largest id and all below it."""
+        """Number of experts: the largest id plus one."""
         return int(self.ids.max()) + 1
 
     @property
@@ -106,15 +106,15 @@ class Trace:
         return self.ids[tokens, layer].astype(np.int64), np.ascontiguousarray(self.weights[tokens, layer])
 
     def prefill(self, rank: int, world: int, tokens: int, batch: int) -> NDArray[np.int64]:
-        """Indices of the `tokens` that `rank` brings to prefill batch number `batch`: a run of the trace, which
-        holds whole sequences one after the other; it starts again at its end."""
+        """Indices [tokens] of the tokens of `rank` in prefill batch number `batch`: consecutive ones of the trace,
+        which holds whole sequences one after another. At its end the trace starts again."""
         start = (batch * world + rank) * tokens
         return (start + np.arange(tokens)) % len(self.ids)
 
     def decode(self, rank: int, world: int, step: int) -> NDArray[np.int64]:
-        """Indices of the tokens of decode step `step` on `rank`: one of each of its sequences that has not ended.
+        """Indices of the tokens of `rank` in decode step `step`: one of each of its sequences that has not ended.
 
-        Sequences are dealt out to ranks in turn.
+        Sequence n belongs to rank n mod world.
         """
         starts = np.concatenate(([0], np.cumsum(self.lengths)[:-1]))
         mine = np.arange(rank, len(self.lengths), world)
@@ -124,7 +124,7 @@ class Trace:
 
 def load(path: str) -> Trace:
     """Read a trace: `expert_ids` [tokens, layers, k], and where present `gate_weight` or `gate_weight_1e4` of that
-    shape and `seq_lens`. Raises InputError for anything else."""
+    shape and `seq_lens`. Raises InputError for any other file."""
     arrays = _arrays(path)
     ids = _checked_ids(path, arrays)
     return Trace(path, ids, _checked_weights(path, arrays, ids), _checked_lengths(path, arrays, len(ids)))
@@ -132,11 +132,11 @@ def load(path: str) -> Trace:
 
 def _arrays(path: str) -> dict[str, NDArray[Any]]:
     try:
-        with open(path, "rb") as raw:  # numpy takes whatever is no array for a pickle, and says so
+        with open(path, "rb") as raw:  # numpy would take other files for pickles, and its message would say so
             if raw.read(4) not in (b"PK\3\4", b"PK\5\6"):
                 raise ValueError("not an .npz file, as numpy.savez writes it")
         with np.load(path, allow_pickle=False) as file:
-            return {key: np.asarray(file[key]) for key in file.files}  # a member that is no array comes as bytes
+            return {key: np.asarray(file[key]) for key in file.files}  # a member that is no array is read as bytes
     except _BROKEN as why:
         raise InputError(f"cannot read the routing trace {path}: {why}") from why
 
@@ -171,7 +171,7 @@ def _checked_weights(path: str, arrays: dict[str, NDArray[Any]], ids: NDArray[np
         raise InputError(
             f"{path}: {key} must be numbers in the shape of expert_ids {ids.shape}, got {given.dtype} {given.shape}"
         )
-    with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
+    with np.errstate(over="ignore"):  # infinities are an error below
         weights = given.astype(np.float32) * np.float32(1e-4 if key == "gate_weight_1e4" else 1)
     if not np.isfinite(weights).all():
         raise InputError(f"{path}: {key} must be finite in float32, got {given[~np.isfinite(weights)][0]}")
@@ -184,13 +184,13 @@ def _checked_lengths(path: str, arrays: dict[str, NDArray[Any]], tokens: int) ->
         raise InputError(f"{path}: seq_lens must be integers [sequences], got {lengths.dtype} {list(lengths.shape)}")
     if (lengths < 0).any():
         raise InputError(f"{path}: seq_lens must be at least 0, got {lengths.min()}")
-    total = sum(lengths.tolist())  # Python's integers: a sum that wraps around could come out right
+    total = sum(lengths.tolist())  # Python integers: a sum that wraps around could be right by chance
     if total != tokens:
         raise InputError(f"{path}: seq_lens must sum to {tokens} tokens, got {total}")
     return lengths.astype(np.int64)
 
 
 def busiest_over_mean(rows: NDArray[np.integer]) -> float:
-    """Rows of the busiest rank over the mean of all ranks; 1 is perfect balance."""
+    """Rows of the busiest rank over the mean of all ranks; 1 is perfect balance. rows: [W]."""
     mean = rows.mean()
     return float(rows.max() / mean) if mean else 1.0

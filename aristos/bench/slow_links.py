@@ -1,12 +1,11 @@
-"""Links made slow on purpose, each peer's by its own latency and bandwidth, below everything that puts.
+"""Links slowed on purpose: each peer's link gets a latency and a bandwidth, below all code that puts.
 
-The wire's words name the functions of MPI that it calls. While a `SlowLinks` is in place they name three compiled ones
-instead: a put first waits for as long as its bytes take on the link, a flush for the link's latency, and then the real
-function runs. A put and its flush so take alpha + beta bytes, which is how `bench put` and `aristos topo --measure` fit
-a link. What waits has given its core away, and may get it back late: what one wait lasted too long is taken off the
-next ones until `taken`, so that together they never last less than was set, and hardly more. One rank's links are used
-one after the other: whoever puts holds the wire's lock. It refuses to slow anything that does not go by the wire: ranks
-of one node, MPI's own messages.
+The wire's words hold the addresses of the MPI functions that it calls. A `SlowLinks` replaces three of them: a put
+first waits as long as its bytes take on the link, a flush waits for the link's latency, and then the real function
+runs. So a put and its flush take alpha + beta * bytes, the model that `bench put` and `aristos topo --measure` fit. A
+waiting thread sleeps and may wake late; the excess of one wait is subtracted from the next ones until `taken`, so the
+sum of waits is never less than was set and hardly more. The links of a rank are used one at a time, since a put holds
+the wire's lock. Only the wire is slowed: neither stores within a node nor MPI's own messages.
 """
 
 from __future__ import annotations
@@ -29,32 +28,32 @@ from ..primitives.buffers import aligned
 from ..primitives.compile import jit, warm_up
 
 MIB = 1 << 20
-LONG_NS = 100_000  # a wait from which on it is slept at once
-LOCK_SECONDS = 30.0  # that the wire's lock may be held by somebody else
-# Words: the real functions and window, usleep; ns waited beyond what was asked for; then PER_PEER words a peer.
-PUT, FLUSH, SYNC, WINDOW, SLEEP, AHEAD, PEERS = range(7)
-LATENCY, PER_MIB, WAITED, BYTES, PUTS, FLUSHES, PER_PEER = range(7)  # ns, ns a MiB; since reset: ns waited, counts
+LONG_NS = 100_000  # a longer wait is one usleep
+LOCK_SECONDS = 30.0  # limit of the wait for the wire's lock
+# Words: the real functions and window, usleep, excess of earlier waits in ns; then PER_PEER words for each peer.
+PUT, FLUSH, SYNC, WINDOW, SLEEP, EXCESS, PEERS = range(7)
+LATENCY, PER_MIB, WAITED, BYTES, PUTS, FLUSHES, PER_PEER = range(7)  # ns, ns per MiB; ns waited and counts since reset
 CALLED = int32(*[int64] * 8)
 
 
 @jit
 def pass_time(slow, row, nanoseconds):
-    """Wait so long less what was waited ahead, away from the core, and count it in a peer's row."""
+    """Sleep for `nanoseconds` less the excess of earlier waits; add the time to a peer's row."""
     begun = mem.clock()
-    now, until = begun, begun + nanoseconds - mem.load(slow + 8 * AHEAD)
+    now, until = begun, begun + nanoseconds - mem.load(slow + 8 * EXCESS)
     while now < until:
         if until - now > LONG_NS:
             mem.call(mem.load(slow + 8 * SLEEP), (until - now) // 1000, 0, 0, 0, 0, 0, 0, 0)
         else:
             mem.nap()
         now = mem.clock()
-    mem.store(slow + 8 * AHEAD, now - until)
+    mem.store(slow + 8 * EXCESS, now - until)
     mem.store(row + 8 * WAITED, mem.load(row + 8 * WAITED) + now - begun)
 
 
 @jit
 def slow_put(source, n, kind, peer, at, n_there, kind_there, slow):
-    """MPI_Put after the time that `n` bytes take."""
+    """MPI_Put, after the time that `n` bytes take on the link."""
     row = slow + 8 * (PEERS + PER_PEER * peer)
     pass_time(slow, row, mem.load(row + 8 * PER_MIB) * n // MIB)
     mem.store(row + 8 * BYTES, mem.load(row + 8 * BYTES) + n)
@@ -65,7 +64,7 @@ def slow_put(source, n, kind, peer, at, n_there, kind_there, slow):
 
 @jit
 def slow_flush(peer, slow):
-    """MPI_Win_flush after the link's latency."""
+    """MPI_Win_flush, after the link's latency."""
     row = slow + 8 * (PEERS + PER_PEER * peer)
     pass_time(slow, row, mem.load(row + 8 * LATENCY))
     mem.store(row + 8 * FLUSHES, mem.load(row + 8 * FLUSHES) + 1)
@@ -74,13 +73,13 @@ def slow_flush(peer, slow):
 
 @jit
 def same_sync(slow):
-    """MPI_Win_sync, as it is."""
+    """MPI_Win_sync, not slowed."""
     return mem.call(mem.load(slow + 8 * SYNC), mem.load(slow + 8 * WINDOW), 0, 0, 0, 0, 0, 0, 0)
 
 
 @cache
 def _functions() -> tuple[Any, Any, Any]:
-    """The three as C functions of eight integers; they stay for as long as the process lives."""
+    """The three as C functions of eight integers; they live as long as the process."""
     eight, word = (int64,) * 8, (int64,)
     warm_up([(slow_put, eight), (slow_flush, word * 2), (same_sync, word)])
 
@@ -98,7 +97,7 @@ def _functions() -> tuple[Any, Any, Any]:
 
 
 class SlowLinks:
-    """Slows the wire at an address, until the block is left; not collective, each rank slows what it puts itself.
+    """A context manager that slows the wire at an address. Not collective: it slows this rank's own puts.
 
     alpha_us, beta_us_per_mib: [world] of this rank's link to each rank of the wire's communicator, 0 for itself. Leave
     the block before the window is closed. Raises WaitTimeout if the wire stays in use.
@@ -114,30 +113,30 @@ class SlowLinks:
 
     def __enter__(self) -> SlowLinks:
         functions = _functions()
-        theirs = mem.words(self._wire, mpi.words(len(self._rows)))
-        self._words[:AHEAD] = theirs[[mpi.PUT, mpi.FLUSH, mpi.SYNC, mpi.WINDOW, mpi.SLEEP]]
-        self._name([*(each.address for each in functions), self._words.ctypes.data])
+        real = mem.words(self._wire, mpi.words(len(self._rows)))
+        self._words[:EXCESS] = real[[mpi.PUT, mpi.FLUSH, mpi.SYNC, mpi.WINDOW, mpi.SLEEP]]
+        self._install([*(each.address for each in functions), self._words.ctypes.data])
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._name(self._words[:SLEEP].tolist())
+        self._install(self._words[:SLEEP].tolist())
 
-    def _name(self, names: list[int]) -> None:
-        """Write the wire's functions and window, while nobody is in MPI."""
+    def _install(self, functions: list[int]) -> None:
+        """Write the wire's functions and window, under its lock."""
         end = time.monotonic() + LOCK_SECONDS
         while not mpi.take(self._wire):
             if time.monotonic() > end:
-                raise WaitTimeout(f"the wire was in use for {LOCK_SECONDS:g} s: a put or a flush does not come back")
+                raise WaitTimeout(f"the wire was in use for {LOCK_SECONDS:g} s: a put or a flush does not return")
             time.sleep(1e-4)
         words = mem.words(self._wire, mpi.words(len(self._rows)))
-        words[[mpi.PUT, mpi.FLUSH, mpi.SYNC, mpi.WINDOW]] = names
+        words[[mpi.PUT, mpi.FLUSH, mpi.SYNC, mpi.WINDOW]] = functions
         mpi.leave(self._wire)
 
     def taken(self) -> tuple[float, int, int, int]:
-        """(seconds waited in links, bytes put, puts, flushes) since the last time; between calls of the layer."""
+        """(seconds waited, bytes put, puts, flushes) since the last call of this. Use it between calls of the layer."""
         waited, *counts = self._rows[:, [WAITED, BYTES, PUTS, FLUSHES]].sum(0).tolist()
         self._rows[:, WAITED:] = 0
-        self._words[AHEAD] = 0
+        self._words[EXCESS] = 0
         return waited * 1e-9, counts[0], counts[1], counts[2]

@@ -1,7 +1,6 @@
-"""What rank 0 shows: tables for people, one JSON document for programs, a progress bar where there is a terminal.
+"""The output of rank 0: tables for people, one JSON document for programs, a progress bar on terminals.
 
-Tables go to stdout and progress to stderr, so that either can be redirected; NO_COLOR is respected. Other ranks
-never come here. It refuses to compute anything.
+Tables go to stdout and progress to stderr, so that either can be redirected. NO_COLOR is respected.
 """
 
 from __future__ import annotations
@@ -13,22 +12,22 @@ from typing import Any
 
 from .context import Result, Sheet, counted
 
-WIDTH = 160  # columns a table may take; narrower terminals wrap it, rather than lose digits
+WIDTH = 160  # characters of a line; narrower terminals wrap lines, so no digits are lost
 
 
 class Reporter:
-    """quiet: JSON was asked for, so nothing but the document goes to stdout."""
+    """Prints results. quiet: print the JSON document and nothing else."""
 
     def __init__(self, quiet: bool) -> None:
         from rich.console import Console
 
         self._quiet = quiet
         self._console = Console(highlight=False, width=WIDTH)
-        self._progress: Any = None
+        self._bar: Any = None
         self._task: Any = None
 
     def head(self, facts: dict[str, Any], shape: str) -> None:
-        """What runs where, as comment lines."""
+        """Print versions, machine and shape as comment lines."""
         if self._quiet:
             return
         hosts = len(set(facts["hosts"]))
@@ -39,10 +38,10 @@ class Reporter:
         cores = len({core for mask in facts["cores_of_rank"] for core in mask.split(",")})
         if hosts == 1 and facts["load_average"] > 0.5 * cores + facts["ranks"]:
             busy = f"# load average {facts['load_average']:.1f} on {cores} cores"
-            print(f"{busy}: others, or a run of the last minute, compute here too", flush=True)
+            print(f"{busy}: other processes, or a run of the last minute, use them too", flush=True)
 
     def begin(self, suite: str) -> None:
-        """A progress bar for a suite, on a terminal only."""
+        """Show a progress bar for a suite if stderr is a terminal."""
         if not sys.stderr.isatty():
             return
         from rich.console import Console
@@ -50,20 +49,23 @@ class Reporter:
 
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=console, transient=True)
-        self._progress.start()
-        self._task = self._progress.add_task(suite, total=1.0)
+        self._bar = Progress(*columns, console=console, transient=True)
+        self._bar.start()
+        self._task = self._bar.add_task(suite, total=1.0)
 
-    def tell(self, text: str, share: float) -> None:
-        if self._progress is not None:
-            self._progress.update(self._task, description=text, completed=share)
+    def progress(self, text: str, share: float) -> None:
+        """Update the progress bar, if there is one."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=text, completed=share)
 
     def end(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        """Remove the progress bar."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
     def show(self, sheet: Sheet) -> None:
+        """Print a sheet with its notes, unless quiet."""
         if not self._quiet:
             self._console.print(f"\n{sheet.title}", style="bold", markup=False, soft_wrap=True)
             self._console.print(table(sheet))
@@ -71,12 +73,13 @@ class Reporter:
                 self._console.print(f"  {note}", markup=False, soft_wrap=True)
             sys.stdout.flush()
 
-    def say(self, text: str) -> None:
+    def line(self, text: str) -> None:
+        """Print a line, unless quiet."""
         if not self._quiet:
             print(text, flush=True)
 
     def document(self, facts: dict[str, Any], results: dict[str, Result], ok: bool, out: str | None) -> None:
-        """The JSON document, alone on stdout."""
+        """Print the JSON document."""
         suites = {
             name: {
                 "ok": result.ok,
@@ -91,23 +94,23 @@ class Reporter:
 
 
 def table(sheet: Sheet) -> Any:
-    """The rich table of a sheet: numbers to the right, FAILED in red."""
+    """The rich table of a sheet: numbers right-aligned, FAILED in red."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in sheet.columns:
         words = any(isinstance(record.get(column.key), str) for record in sheet.records)
-        made.add_column(column.title, justify="left" if words else "right", no_wrap=True)
+        shown.add_column(column.title, justify="left" if words else "right", no_wrap=True)
     for record in sheet.records:
         cells = [column.text(record) for column in sheet.columns]
-        made.add_row(*(Text(cell, style="bold red" if cell == "FAILED" else "") for cell in cells))
-    return made
+        shown.add_row(*(Text(cell, style="bold red" if cell == "FAILED" else "") for cell in cells))
+    return shown
 
 
 def plain(value: Any) -> Any:
-    """`value` in JSON's types; numbers that JSON lacks become null."""
+    """`value` as JSON types; infinities and NaN become null."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

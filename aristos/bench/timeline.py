@@ -1,10 +1,10 @@
-"""`--timeline OUT.json`: what every worker of every rank did during one call, for ui.perfetto.dev or chrome://tracing.
+"""`--timeline OUT.json`: the steps of every worker of every rank during one call, for ui.perfetto.dev or
+chrome://tracing.
 
-The trace event format: a process a rank, a thread a worker, one complete event ("X") for each thing it did and an
-instant ("i") where the rows of an expert's run have returned (to another node: are ready to be put), in microseconds
-since the first one on any rank. "wire" is time with MPI between nodes, drawn inside a "wait" where the worker had
-nothing else to do; colours and names are the viewer's. It refuses to be a profile of many calls: one call, after
-warm-up.
+In the trace event format a rank is a process and a worker a thread. Each step is a complete event ("X"); an instant
+("i") marks the return of an expert's rows (to another node: that they are ready to be put). Times are microseconds
+since the first event on any rank. "wire" is time in MPI between nodes, drawn inside a "wait" if the worker had nothing
+else to do. One call after warm-up is recorded.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from .context import Context
 from .workload import Workload, execute
 
 WARMUP = 5
-_DETAIL = {"dispatch": "to rank", "expert": "local", "wait": "for rank"}  # what an event's fifth field is, by kind
+_DETAIL = {"dispatch": "to rank", "expert": "local", "wait": "for rank"}  # meaning of an event's fifth field, by kind
 
 
 def check(path: str) -> None:
-    """Raise ResultsError now rather than after minutes of measuring if `write` could not work."""
+    """Raise ResultsError before anything is measured if `write` could not work."""
     target = Path(path).absolute()
     if target.is_dir():
-        raise ResultsError(f"{target}: the timeline needs the name of a file, this is a folder")
+        raise ResultsError(f"{target} is a folder; --timeline needs the name of a file")
     try_writing(target, target.parent)
 
 
 def record(ctx: Context, path: str) -> None:
-    """Record a call of the options' layer and write it on rank 0; collective."""
+    """Record a call of the layer that the options describe, and write it on rank 0. Collective."""
     shape = ctx.shape()
     tokens = shape.tokens[-1]
     work = Workload(ctx.world, shape.cfg, ctx.options.seed)
@@ -65,21 +65,21 @@ def write(path: str, ranks: list[tuple[int, list[tuple]]], hosts: list[str], tit
 
 def trace_events(ranks: list[tuple[int, list[tuple]]], hosts: list[str]) -> list[dict[str, Any]]:
     """The list of trace events, names of processes and threads first."""
-    made: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     for rank, (workers, _) in enumerate(ranks):
-        made.append(_name("process_name", rank, 0, f"rank {rank} on {hosts[rank]}"))
-        made.append({"name": "process_sort_index", "ph": "M", "pid": rank, "args": {"sort_index": rank}})
-        made += [_name("thread_name", rank, w, f"worker {w}") for w in range(workers)]
+        found.append(_name("process_name", rank, 0, f"rank {rank} on {hosts[rank]}"))
+        found.append({"name": "process_sort_index", "ph": "M", "pid": rank, "args": {"sort_index": rank}})
+        found += [_name("thread_name", rank, w, f"worker {w}") for w in range(workers)]
     origin = min((event[2] for _, events in ranks for event in events), default=0.0)
     for rank, (_, events) in enumerate(ranks):
         for worker, kind, start, end, which, rows in events:
             place = {"cat": kind, "pid": rank, "tid": int(worker), "args": {"rows": int(rows)}}
             begin, stop = (start - origin) * 1e6, (end - origin) * 1e6
-            made.append({"name": _title(kind, which, rank), "ph": "X", "ts": begin, "dur": stop - begin, **place})
+            found.append({"name": _title(kind, which, rank), "ph": "X", "ts": begin, "dur": stop - begin, **place})
             if kind == "expert":
-                # Output rows are written straight to where they return.
-                made.append({"name": "return", "ph": "i", "s": "t", "ts": stop, **place, "cat": "return"})
-    return made
+                # Output rows are written directly to their return rows.
+                found.append({"name": "return", "ph": "i", "s": "t", "ts": stop, **place, "cat": "return"})
+    return found
 
 
 def _title(kind: str, which: int, rank: int) -> str:
@@ -88,5 +88,5 @@ def _title(kind: str, which: int, rank: int) -> str:
     return f"{kind} {_DETAIL[kind]} {which}" if kind in _DETAIL and which >= 0 else kind
 
 
-def _name(what: str, rank: int, worker: int, text: str) -> dict[str, Any]:
-    return {"name": what, "ph": "M", "pid": rank, "tid": worker, "args": {"name": text}}
+def _name(key: str, rank: int, worker: int, text: str) -> dict[str, Any]:
+    return {"name": key, "ph": "M", "pid": rank, "tid": worker, "args": {"name": text}}

@@ -1,7 +1,7 @@
-"""An MoE layer with made-up weights and tokens, and the float64 oracle that its outputs must pass.
+"""An MoE layer with random weights and tokens, and the float64 oracle that checks its outputs.
 
-Weights are drawn expert by expert from seeds, so that a rank stores its own experts only and the oracle can make
-any other when a token needs it. It refuses to time anything.
+Each expert's weights are drawn from a seed of their own, so that a rank stores only its experts and the oracle can
+generate any other when a token needs it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from ..placement import Placement
 from . import routing
 from .world import World
 
-# against float64: 16-bit arithmetic rounds weights, hidden activations and outputs, tf32 what it multiplies
+# against float64; 16-bit types round weights, hidden activations and outputs, tf32 rounds factors
 TOLERANCE = {"float32": 1e-5, "tf32": 4e-3, "float16": 4e-3, "bfloat16": 3e-2}
-NEAR_TIE = 1e-4  # scores closer than this could be ordered differently in float32 and float64
+NEAR_TIE = 1e-4  # closer scores may be ordered differently in float32 and float64
 
 Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Call:
-    """Arguments of one call on this rank. x: [S, H]; ids, weights: [S, k], or None: the layer routes itself."""
+    """Arguments of one call on this rank. x: [S, H]; ids, weights: [S, k], or None if the layer is to route."""
 
     x: Array
     ids: routing.Ids | None = None
@@ -36,7 +36,7 @@ class Call:
 
 
 class Workload:
-    """Weights of one layer. placement: [E] rank of every expert, contiguous as by default."""
+    """One layer. placement: [E] rank of every expert, the contiguous default."""
 
     def __init__(self, world: World, cfg: MoEConfig, seed: int) -> None:
         self.world, self.cfg, self.seed = world, cfg, seed
@@ -56,7 +56,7 @@ class Workload:
         return made
 
     def weights(self) -> dict[str, Array]:
-        """This rank's experts, stacked [L, ...]; empty arrays of the right shape where it has none."""
+        """This rank's experts, stacked [L, ...]; arrays of length 0 if it has none."""
         if not len(self.local):
             return {name: w[:0] for name, w in self.expert(0).items()}
         first = self.expert(int(self.local[0]))
@@ -86,8 +86,8 @@ class Workload:
         return moe
 
     def tokens(self, count: int, *key: int, settle: bool = False) -> Array:
-        """x: [count, H]. settle: draw again the tokens whose routing is a near tie, so that the float64 oracle and
-        the layer's float32 router have to agree."""
+        """x: [count, H]. settle: draw tokens again whose routing is a near tie, so that the float64 oracle and the
+        layer's float32 router must agree."""
         rng = self._rng(2, self.world.rank, *key)
         x = rng.standard_normal((count, self.cfg.hidden), np.float32)
         k = self.cfg.top_k
@@ -100,7 +100,7 @@ class Workload:
         return x
 
     def call(self, count: int, how: str, *key: int) -> Call:
-        """A call of `count` tokens on this rank. how: "router", or a generator of `routing`."""
+        """A call of `count` tokens on this rank. how: "router", or the name of a generator of `routing`."""
         if how == "router":
             return Call(self.tokens(count, *key, settle=True))
         rng = self._rng(3, self.world.rank, *key)
@@ -109,11 +109,9 @@ class Workload:
         return Call(self.tokens(count, *key), ids, routing.combine_weights(rng, ids))
 
     def recorded(self, trace: routing.Trace, tokens: NDArray[np.int64], layer: int) -> Call:
-        """A call that routes as recorded: the trace's choices and weights for these tokens [S] in one layer."""
+        """A call with the trace's ids and weights of these tokens [S] in one layer. InputError: too few experts."""
         if trace.experts > self.cfg.experts:
-            raise InputError(
-                f"experts must be at least {trace.experts}, which {trace.path} names, got {self.cfg.experts}"
-            )
+            raise InputError(f"experts must be at least {trace.experts}, as in {trace.path}, got {self.cfg.experts}")
         return Call(self.tokens(len(tokens), layer), *trace.at(tokens, layer))
 
     def routed(self, call: Call) -> tuple[routing.Ids, NDArray[np.float64]]:
@@ -123,7 +121,7 @@ class Workload:
         return reference.route(self.cfg, call.x, self.router)
 
     def rows(self, ids: routing.Ids) -> NDArray[np.int64]:
-        """Rows per expert [E] over all ranks for the ids of this rank's call; collective."""
+        """Rows per expert [E] over all ranks. ids: of this rank's call. Collective."""
         return np.sum(self.world.allgather(np.bincount(ids[ids >= 0], minlength=self.cfg.experts)), axis=0)
 
     def oracle(self, call: Call) -> NDArray[np.float64]:
@@ -137,20 +135,21 @@ class Workload:
         return y
 
     def error(self, y: Any, truth: NDArray[np.float64]) -> float:
-        """The largest relative error on any rank (see `reference.error`); collective."""
+        """The largest relative error on any rank (see `reference.error`). Collective."""
         return self.world.largest(reference.error(y, truth))
 
     def passes(self, error: float) -> bool:
+        """Whether an error is within the tolerance of the layer's dtype."""
         return error <= TOLERANCE[self.cfg.dtype]
 
     @property
     def flops_per_row(self) -> int:
-        """Multiplications and additions of the GEMMs for one (token, choice)."""
+        """Multiplications and additions of the GEMMs for one row."""
         return 2 * self.cfg.hidden * self.cfg.ffn * (3 if self.cfg.gated else 2)
 
 
 def compile_all(world: World) -> None:
-    """Compile or load all that layers of both schedules run; says how far it is while that takes long. Collective."""
+    """Compile or load the kernels of layers of both schedules; shows progress if that takes long. Collective."""
     work = Workload(world, MoEConfig(hidden=64, ffn=64, experts=world.size, top_k=1, max_tokens=8), seed=0)
     for schedule in ("bulk", "fused"):
         layer = work.layer(schedule, threads=1)
@@ -159,7 +158,7 @@ def compile_all(world: World) -> None:
 
 
 def execute(moe: Any, call: Call, out: Array | None = None, return_stats: bool = False) -> Any:
-    """Make the call; y [S, H], with stats where asked."""
+    """Run the call; returns y [S, H], or (y, stats) if return_stats."""
     if call.ids is None:
         return moe(call.x, out=out, return_stats=return_stats)
     return moe(call.x, ids=call.ids, weights=call.weights, out=out, return_stats=return_stats)

@@ -1,8 +1,7 @@
 """The ranks of a benchmark: a thin layer over COMM_WORLD that also works without any MPI library.
 
-It adds what timing needs and MPI lacks: a barrier whose waiters sleep, so that idle ranks do not steal the core of
-those being measured, and an agreement with a time limit for the way out. No wait is without bound. It refuses to
-move data that is timed.
+It adds a barrier whose waiters sleep, so that idle ranks leave the cores to those being measured, and an agreement on
+exit with a time limit. Every wait is bounded. Data that is timed does not travel through it.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from ..errors import EnvironmentProblem, WaitTimeout
 from ..host import launch_environment
 from ..host.nodes import Nodes
 
-LIMIT = 300.0  # seconds a rank may wait for the others: the first run compiles
-GONE = 3  # exit code where they did not come
+LIMIT = 300.0  # seconds that a rank may wait for others; the first run compiles
+GONE = 3  # exit code if others do not come in time
 
 
 class World:
-    """`comm`: an mpi4py communicator, or None for one process without MPI. ranks_per_node: pretend nodes so small.
+    """comm: an mpi4py communicator, or None for one process without MPI. ranks_per_node: pretend such nodes.
 
-    limit: seconds a rank may wait for the others outside of a layer's calls, which have a limit of their own. Past it
-    a barrier raises WaitTimeout, and a blocking call of MPI ends the job.
+    limit: seconds that a rank may wait for others outside a layer's calls, which have a limit of their own. Then a
+    barrier raises WaitTimeout, and a blocking MPI call ends the job.
     """
 
     def __init__(self, comm: Any = None, ranks_per_node: int | None = None, limit: float = LIMIT) -> None:
@@ -42,7 +41,7 @@ class World:
             self._until_all_are_in = until_all_are_in
             self._watchdog = Watchdog(lambda: end_job(comm, GONE), f"rank {self.rank}")
             with self._bounded("MPI_Comm_dup"):
-                self._exit = comm.Dup()  # for the way out: who failed cannot know in which collective the others are
+                self._exit = comm.Dup()  # for the exit: a failed rank cannot know in which collective the others are
                 self.nodes, node = Nodes.shared(comm, ranks_per_node)
                 node.Free()
         names = self.allgather((socket.gethostname(), frozenset(os.sched_getaffinity(0))))
@@ -51,14 +50,14 @@ class World:
 
     @property
     def transports(self) -> str:
-        """How puts between the ranks travel, for titles."""
+        """Names of the transports in use, for titles."""
         from ..transport import choice
 
         return " and ".join(choice.names(self.nodes))
 
     @property
     def lead(self) -> bool:
-        """Whether this is the rank that prints and writes."""
+        """Whether this rank prints and writes files."""
         return self.rank == 0
 
     def cores(self, host: str) -> int:
@@ -66,11 +65,11 @@ class World:
         return len(frozenset().union(*(m for h, m in zip(self.hosts, self.masks) if h == host)))
 
     def barrier(self) -> None:
-        """Wait for all ranks, at full speed but not deaf: Python sees no signal inside a blocking MPI call."""
+        """Wait for all ranks, polling; unlike in a blocking MPI call, Python can handle signals meanwhile."""
         self._meet(os.sched_yield)
 
     def sleepy_barrier(self, pause: float = 0.0005) -> None:
-        """Wait for all ranks without keeping a core busy."""
+        """Wait for all ranks, sleeping between polls."""
         self._meet(lambda: time.sleep(pause))
 
     def _meet(self, between: Callable[[], object]) -> None:
@@ -83,10 +82,11 @@ class World:
             between()
 
     def _bounded(self, call: str) -> contextlib.AbstractContextManager[None]:
-        """End the job when a blocking MPI call in the block takes too long: a rank stopped right before it."""
+        """A block in which a blocking MPI call ends the job when it exceeds the limit: some rank has stopped."""
         return self._watchdog.watch(f"the other ranks ({call})", self._limit)
 
     def allgather(self, value: Any) -> list[Any]:
+        """The values of all ranks, on every rank. Collective."""
         if self.comm is None:
             return [value]
         self.barrier()
@@ -94,7 +94,7 @@ class World:
             return self.comm.allgather(value)
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks on rank 0, an empty list elsewhere."""
+        """The values of all ranks on rank 0, an empty list elsewhere. Collective."""
         if self.comm is None:
             return [value]
         self.barrier()
@@ -102,6 +102,7 @@ class World:
             return self.comm.gather(value, root=0) or []
 
     def bcast(self, value: Any) -> Any:
+        """Rank 0's value, on every rank. Collective."""
         if self.comm is None:
             return value
         self.barrier()
@@ -109,13 +110,15 @@ class World:
             return self.comm.bcast(value, root=0)
 
     def largest(self, value: float) -> float:
+        """The largest value of any rank, on every rank. Collective."""
         return max(self.allgather(value))
 
     def every(self, value: bool) -> bool:
+        """Whether the value is true on every rank. Collective."""
         return all(self.allgather(bool(value)))
 
     def agree_on_exit(self, message: str, seconds: float = 2.0) -> list[str] | None:
-        """All ranks' messages if all come here within `seconds`, else None: then this rank failed alone."""
+        """All ranks' messages if all ranks call this within `seconds`, else None: not all ranks have failed."""
         if self._exit is None:
             return [message]
         end = time.monotonic() + seconds
@@ -123,13 +126,13 @@ class World:
             if time.monotonic() > end:
                 return None
             time.sleep(0.005)
-        with self._bounded("the way out"):
+        with self._bounded("exit"):
             return self._exit.allgather(message)
 
     def abort(self, code: int) -> int:
-        """End the whole job; with one rank, returns the code to leave with.
+        """End the whole job with `code`; with one rank, return `code`.
 
-        A rank alone has nobody to take down, and MPI_Abort would leave the library's shared memory behind.
+        MPI_Abort would leave the library's shared memory behind, and one rank has no others to end.
         """
         if self.comm is not None and self.size > 1:
             from ..transport.group import end_job
@@ -139,9 +142,9 @@ class World:
 
 
 def connect(ranks_per_node: int | None = None, limit: float = LIMIT) -> World:
-    """COMM_WORLD, perhaps with pretended nodes, or one process where there is no MPI library.
+    """COMM_WORLD, perhaps with pretended nodes, or one process if there is no MPI library.
 
-    Raises EnvironmentProblem where a launcher started several tasks that MPI does not see as one job.
+    Raises EnvironmentProblem if a launcher started several tasks that MPI does not see as one job.
     """
     started = launch_environment.started_as()
     strange = launch_environment.stranger()

@@ -28,7 +28,7 @@ def read_announcement(job, st, source):
     st[words.peer_status(job, source)] = status if same or status != codes.OK else codes.MISMATCH
     st[words.exchanges(job, source)] = mem.load(words.announced_layer(a)) == codes.EXCHANGE
     able = (
-        job[words.MODE] != codes.MODE_LAYER or job[words.UP] != 0
+        job[words.MODE] != codes.MODE_LAYER or job[words.LOADED] != 0
     )  # a rank that forgot to load its weights computes nothing
     st[words.verdict(job, source)] = codes.SERVE if same and able else codes.SKIP
     st[words.rows_left(job, source)] = rows

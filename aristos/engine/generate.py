@@ -122,6 +122,9 @@ def tables() -> str:
         _rows("A line of words for a peer", "index, word, unit, meaning, writer",
               [(i, f"`{w.name}`", w.unit, w.meaning, w.writer)
                for i, w in enumerate([*schema.LINE_WORDS, schema.POSTED])]),
+        _rows("Parts of a region", "part, entries, entry, meaning",
+              [(f"`{p.address}`", p.entries, p.entry, p.meaning + ", remote only" * p.remote_only)
+               for p in schema.REGION]),
         *(
             _rows(f"Record `{r.name}`: {r.meaning}", "word, field, unit, meaning",
                   [(f.offset, f"`{f.name}`", f.unit, f.meaning + (f" ({f.kinds})" if f.kinds else ""))

@@ -6,7 +6,6 @@ runs it), `object` (a layer or an exchange), `weights` and `call`. A part names 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from . import schema, words
@@ -19,8 +18,9 @@ def size(experts: int, world: int) -> int:
 
 
 def names(part: str, substrate: str) -> set[str]:
-    """Keywords of a part on a substrate."""
-    return {w.name.lower() for w in schema.JOB_SCALARS if w.part == part and w.substrate in (schema.ALL, substrate)}
+    """Keywords of a part on a substrate. A region's offsets are not among them: its layout writes them."""
+    found = [w for w in schema.JOB_SCALARS if w.part == part and w.substrate in (schema.ALL, substrate)]
+    return {w.name.lower() for w in found if not w.name.startswith("P_")}
 
 
 def fill(job: Any, part: str, substrate: str, **values: int) -> None:
@@ -42,10 +42,25 @@ def fill_layout(job: Any, shape: Shape, tables: StateLayout) -> None:
     """Write where everything lies: rings, regions and the tables of the state."""
     PairLayout.of(shape).fill(job)
     tables.fill(job)
-    update(job, stride=shape.stride, ring_rows=shape.ring_rows, slots=shape.slots, max_held=shape.max_local)
+    update(job, **_of_shape(shape))
 
 
-def fill_placement(job: Any, slot_of: Sequence[int], start: Sequence[int]) -> None:
+def fill_engine(job: Any, substrate: str, shape: Shape, tables: StateLayout, **values: int) -> None:
+    """Write the part `engine`, with all that `fill_layout` writes."""
+    fill_layout(job, shape, tables)
+    fill(job, schema.ENGINE, substrate, **_of_shape(shape), **values)
+
+
+def _of_shape(shape: Shape) -> dict[str, int]:
+    return {
+        "stride": shape.stride,
+        "ring_rows": shape.ring_rows,
+        "slots": shape.slots,
+        "max_held": shape.max_local,
+    }
+
+
+def fill_placement(job: Any, slot_of: Any, start: Any) -> None:
     """Write the tables of slots. slot_of: [experts], start: [world + 1]; see schema.JOB_TABLES."""
     first = words.JOB_WORDS
     middle = first + len(slot_of)

@@ -6,7 +6,7 @@ CPU. What arrives is copied to the GPU, and then its words are published to the 
 the same: read words, count records, put what they cover, flush, publish words.
 
 So the proxy has two pairs of a job and a state. (job, st) is the rank's as `outbox.py` uses it, with addresses of the
-host. (card, cs) is towards the GPU, which stands there as a peer: `region_to` is a remote peer's region in the MPI
+host. (gpu, gs) is towards the GPU, which stands there as a peer: `region_to` is a remote peer's region in the MPI
 window, `put_region` its place on the GPU, `staged` and `put_return_rows` the same of return rows, `line_from` the words
 that were accepted, `coded` those that the GPU reads. The wire's put and flush are a copy to the GPU and the wait for
 it. The proxy decides nothing of what is sent, and takes no lock but the wire's.
@@ -35,7 +35,7 @@ def count(job, st, peer, line):
 
 
 @jit
-def refresh(job, st, card):
+def refresh(job, st, gpu):
     """Read what steps on the GPU have written for remote peers, and which call they are in.
 
     The epoch is read last: what was counted before it is of this call or of an earlier one, of which all was put.
@@ -51,7 +51,7 @@ def refresh(job, st, card):
             if epoch > job[words.EPOCH]:  # peers are announced to in turn, after all announcements are written
                 job[words.EPOCH] = epoch
                 row = mem.load(words.announced_row_bytes(announcement_to(job, st, p, epoch)))
-                job[words.RETURN_STRIDE] = card[words.RETURN_STRIDE] = (row + LINE - 1) // LINE * LINE
+                job[words.RETURN_STRIDE] = gpu[words.RETURN_STRIDE] = (row + LINE - 1) // LINE * LINE
     for p in range(job[words.WORLD]):
         here = (
             mem.load(word_from(job, st, p, words.ANNOUNCED)) >= job[words.EPOCH]
@@ -87,80 +87,80 @@ def failed(job, st):
 
 
 @jit
-def card_word(card, cs, peer, word):
+def gpu_word(gpu, gs, peer, word):
     """Address of a word of a remote peer as the GPU reads it."""
-    return cs[words.coded(card, peer)] + WORD * word
+    return gs[words.coded(gpu, peer)] + WORD * word
 
 
 @jit
-def unpoisoned(card, cs, peer):
+def unpoisoned(gpu, gs, peer):
     """Is there poison from a remote peer that the GPU lacks? It is never cleared: any thread may write it."""
-    poisoned = mem.load(word_from(card, cs, peer, words.POISON)) != 0
-    return poisoned and mem.load_acquire(card_word(card, cs, peer, words.POISON)) == 0
+    poisoned = mem.load(word_from(gpu, gs, peer, words.POISON)) != 0
+    return poisoned and mem.load_acquire(gpu_word(gpu, gs, peer, words.POISON)) == 0
 
 
 @jit
-def put_return_rows(card, cs, peer, tiles):
+def put_return_rows(gpu, gs, peer, tiles):
     """Copy records and rows that a remote owner has returned, up to `tiles`, to where they are combined."""
-    first, width = cs[words.put_returned(card, peer)], card[words.RETURN_STRIDE]
-    put_ring(card, cs, peer, card[words.P_RETURN_RECORDS], first, tiles, card[words.SLOTS], RETURN_RECORD_BYTES)
+    first, width = gs[words.put_returned(gpu, peer)], gpu[words.RETURN_STRIDE]
+    put_ring(gpu, gs, peer, gpu[words.P_RETURN_RECORDS], first, tiles, gpu[words.SLOTS], RETURN_RECORD_BYTES)
     for tile in range(first, tiles):
-        a = return_record_to(card, cs, peer, tile)
+        a = return_record_to(gpu, gs, peer, tile)
         rows, at = mem.load(words.returned_rows(a)), width * mem.load(words.returned_packed(a))
         if mem.load(words.returned_staged(a)) != codes.UNSTAGED:  # else it comes without rows
-            there, here = cs[words.put_return_rows(card, peer)] + at, cs[words.staged(card, peer)] + at
-            mpi.put(card[words.WIRE], peer, there, here, width * rows)
+            there, here = gs[words.put_return_rows(gpu, peer)] + at, gs[words.staged(gpu, peer)] + at
+            mpi.put(gpu[words.WIRE], peer, there, here, width * rows)
 
 
 @jit
-def fetch(card, cs, peer):
+def fetch(gpu, gs, peer):
     """Begin to copy what new words of a remote peer cover; True if one is new."""
-    new = unpoisoned(card, cs, peer)
+    new = unpoisoned(gpu, gs, peer)
     for word in range(words.POISON + 1, words.LINE_WORDS + 1):
-        new = new or mem.load(word_from(card, cs, peer, word)) != mem.load(card_word(card, cs, peer, word))
+        new = new or mem.load(word_from(gpu, gs, peer, word)) != mem.load(gpu_word(gpu, gs, peer, word))
     if not new:
         return False
-    epoch = mem.load(word_from(card, cs, peer, words.ANNOUNCED))
-    known = mem.load(card_word(card, cs, peer, words.ANNOUNCED))
-    step = card[words.P_ANNOUNCE_STEP]
+    epoch = mem.load(word_from(gpu, gs, peer, words.ANNOUNCED))
+    known = mem.load(gpu_word(gpu, gs, peer, words.ANNOUNCED))
+    step = gpu[words.P_ANNOUNCE_STEP]
     for e in range(max(known + 1, epoch - 1), epoch + 1):  # a peer without rows from here may be a call ahead
-        at = card[words.P_ANNOUNCE] + step * (e % 2)
-        there, here = cs[words.put_region(card, peer)] + at, cs[words.region_to(card, peer)] + at
-        mpi.put(card[words.WIRE], peer, there, here, step)
-    count(card, cs, peer, word_from(card, cs, peer, 0))
-    tiles, rows = cs[words.sent_tiles(card, peer)], cs[words.sent_rows(card, peer)]
-    put_blocks(card, cs, peer, tiles, rows)
-    put_return_rows(card, cs, peer, cs[words.returned(card, peer)])
-    cs[words.put_tiles(card, peer)], cs[words.put_rows(card, peer)] = tiles, rows
-    cs[words.put_returned(card, peer)] = cs[words.returned(card, peer)]
+        at = gpu[words.P_ANNOUNCE] + step * (e % 2)
+        there, here = gs[words.put_region(gpu, peer)] + at, gs[words.region_to(gpu, peer)] + at
+        mpi.put(gpu[words.WIRE], peer, there, here, step)
+    count(gpu, gs, peer, word_from(gpu, gs, peer, 0))
+    tiles, rows = gs[words.sent_tiles(gpu, peer)], gs[words.sent_rows(gpu, peer)]
+    put_blocks(gpu, gs, peer, tiles, rows)
+    put_return_rows(gpu, gs, peer, gs[words.returned(gpu, peer)])
+    gs[words.put_tiles(gpu, peer)], gs[words.put_rows(gpu, peer)] = tiles, rows
+    gs[words.put_returned(gpu, peer)] = gs[words.returned(gpu, peer)]
     return True
 
 
 @jit
-def hand_on(card, cs, peer):
+def hand_on(gpu, gs, peer):
     """Wait for the copies, then publish the new words of a remote peer to the GPU.
 
     False if a copy has failed: then no word is published.
     """
-    mpi.flush(card[words.WIRE], peer)
-    if mem.load(card[words.WIRE] + WORD * mpi.ERROR) != 0:
+    mpi.flush(gpu[words.WIRE], peer)
+    if mem.load(gpu[words.WIRE] + WORD * mpi.ERROR) != 0:
         return False
     for word in range(words.POISON + 1, words.LINE_WORDS + 1):
-        mem.store_release(card_word(card, cs, peer, word), mem.load(word_from(card, cs, peer, word)))
-    if unpoisoned(card, cs, peer):
-        mem.store_release(card_word(card, cs, peer, words.POISON), mem.load(word_from(card, cs, peer, words.POISON)))
+        mem.store_release(gpu_word(gpu, gs, peer, word), mem.load(word_from(gpu, gs, peer, word)))
+    if unpoisoned(gpu, gs, peer):
+        mem.store_release(gpu_word(gpu, gs, peer, words.POISON), mem.load(word_from(gpu, gs, peer, words.POISON)))
     return True
 
 
 @jit
-def deliver(card, cs):
+def deliver(gpu, gs):
     """Copy what has arrived to the GPU, for all peers at once, then publish their words. Returns peers; -1: failed."""
     came = 0
-    for p in range(card[words.WORLD]):
-        cs[words.open(card, p)] = cs[words.remote(card, p)] != 0 and fetch(card, cs, p)
-    for p in range(card[words.WORLD]):
-        if cs[words.open(card, p)] != 0:
-            if not hand_on(card, cs, p):
+    for p in range(gpu[words.WORLD]):
+        gs[words.open(gpu, p)] = gs[words.remote(gpu, p)] != 0 and fetch(gpu, gs, p)
+    for p in range(gpu[words.WORLD]):
+        if gs[words.open(gpu, p)] != 0:
+            if not hand_on(gpu, gs, p):
                 return -1
             came += 1
     return came
@@ -170,9 +170,9 @@ def deliver(card, cs):
 
 
 @jit
-def turn(job, st, card, cs):
+def turn(job, st, gpu, gs):
     """Serve both ways once. How much has moved; -1 if a copy or this rank's engine has failed, and the proxy ends."""
-    refresh(job, st, card)
+    refresh(job, st, gpu)
     moved = 0
     if quiet(job, st):
         if mpi.take(job[words.WIRE]):
@@ -180,7 +180,7 @@ def turn(job, st, card, cs):
             mpi.leave(job[words.WIRE])
     else:
         moved += serve_wire(job, st, 0, True)
-    came = deliver(card, cs)
+    came = deliver(gpu, gs)
     if came < 0 or failed(job, st):
         return -1
     return moved + came
@@ -198,10 +198,10 @@ def put_poison(job, st):
 
 
 @jit
-def poison(job, st, card, cs, word):
+def poison(job, st, gpu, gs, word):
     """The proxy fails: write poison for remote peers, and for the GPU as if each of them had written it."""
     for p in range(job[words.WORLD]):
         if st[words.remote(job, p)] != 0:
             if mem.load_acquire(word_to(job, st, p, words.POISON)) == 0:
                 mem.store_release(word_to(job, st, p, words.POISON), word)
-            mem.store_release(card_word(card, cs, p, words.POISON), word)
+            mem.store_release(gpu_word(gpu, gs, p, words.POISON), word)

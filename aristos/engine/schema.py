@@ -11,7 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ALL, CPU, CUDA = "all", "cpu", "cuda"
-ENGINE, OBJECT, WEIGHTS, CALL = "engine", "object", "weights", "call"  # which part of the host fills a job's word
+ENGINE, TILE, OBJECT, WEIGHTS, CALL = (
+    "engine",
+    "tile",
+    "object",
+    "weights",
+    "call",
+)  # which part of the host fills a job's word
 LOCK = "a worker, under the rank's lock"
 ATOMIC = "any worker, by atomics"
 OWN = "the worker"
@@ -84,7 +90,8 @@ def _words(part: str, rows: str) -> list[Word]:
 # ---- the job, in order. Its last words are two tables: of experts, and of ranks
 
 JOB_SCALARS: list[Word] = [
-    *_words(ENGINE, "RANK | rank | this rank\nWORLD | ranks | ranks of the group\nWORKERS | workers | that take part"),
+    *_words(ENGINE, "RANK | rank | this rank\nWORLD | ranks | ranks of the group"),
+    *_words(CALL, "WORKERS | workers | that take part"),
     *_words(OBJECT, "HELD | experts | experts that this rank holds"),
     *_words(ENGINE, "MAX_HELD | experts | most experts that any rank holds"),
     *_words(
@@ -121,10 +128,20 @@ JOB_SCALARS: list[Word] = [
         RETURN_STRIDE | bytes | between return rows
         RING_ROWS | rows | of a pair's ring
         SLOTS | records | of a pair's ring of records
+        """,
+    ),
+    *_words(
+        TILE,
+        """
         TILE | rows | most rows of a tile
         BATCH | rows | most rows of a run
         RUN_ROWS | rows | of a run that is not cut further
         MERGE_ROWS | rows | a run with fewer waits for announced rows
+        """,
+    ),
+    *_words(
+        ENGINE,
+        """
         MERGE_POLLS | polls | idle polls that it waits
         PAUSE_NS | ns | after which compiled code returns to Python | cpu
         REMOTE | ranks | peers on other nodes
@@ -134,7 +151,7 @@ JOB_SCALARS: list[Word] = [
     ),
     *_words(OBJECT, "TIMEOUT_NS | ns | a wait's limit | cuda"),
     *_words(
-        ENGINE,
+        TILE,
         """
         RUNS | runs | column-split runs at once
         SHARED_ROWS | rows | most rows of a column-split run
@@ -158,11 +175,13 @@ JOB_SCALARS: list[Word] = [
         """
         ROUTER | address | packed router weights, 0: none | cpu
         ROUTER_PANELS | panels | of the router | cpu
-        UP | address | up projection of this rank's first expert, 0: not loaded
+        LOADED | flag | weights are loaded
+        UP | address | up projection of this rank's first expert
         GATE | address | gate projection, 0: none | cpu
         DOWN | address | down projection
         UP_BIAS | address | 0: none on CPUs; CUDA has zeros
         GATE_BIAS | address | 0: none | cpu
+        GATED | flag | experts have a gate projection, packed with the up projection | cuda
         DOWN_BIAS | address | 0: none on CPUs; CUDA has zeros
         UP_STEP | bytes | between the up projections of two experts
         DOWN_STEP | bytes | between the down projections
@@ -170,11 +189,11 @@ JOB_SCALARS: list[Word] = [
         DOWN_BIAS_STEP | bytes | between those of the down projections
         """,
     ),
+    *_words(ENGINE, "SCRATCH | address | hidden activations: of each worker, then of column-split runs"),
+    *_words(TILE, "SCRATCH_STEP | bytes | of a worker, 0 on CUDA"),
     *_words(
         ENGINE,
         """
-        SCRATCH | address | hidden activations: of each worker, then of column-split runs
-        SCRATCH_STEP | bytes | of a worker
         ALL_WORKERS | workers | that the state has commands for
         LOCK | address | the rank's lock
         """,
@@ -185,8 +204,18 @@ JOB_SCALARS: list[Word] = [
         """
         WIRE | address | the wire to remote peers, 0: none; see primitives/wire.py
         STATE | address | the state
+        """,
+    ),
+    *_words(
+        TILE,
+        """
         RUN_STEP | bytes | between the hidden activations of two column-split runs
         RUN_PITCH | bytes | between rows of them
+        """,
+    ),
+    *_words(
+        ENGINE,
+        """
         P_ANNOUNCE | bytes | from a region's start to its announcements
         P_ANNOUNCE_STEP | bytes | between the two announcements
         P_RECORDS | bytes | to its tile records
@@ -426,6 +455,45 @@ RECORDS = [
     Record("puts", 3, 1, "puts of one size class", OWN, _fields(
         ("count", "puts", "puts"), ("bytes", "bytes", "bytes"), ("time", "nanoseconds", "ns"))),
 ]  # fmt: skip
+
+# ---- a region: what one rank, its only writer, writes for a peer. See layout.py
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a region: so many entries of so many bytes. layout.py has `{address}_to` and `{address}_from`."""
+
+    address: str
+    entries: str
+    entry: str
+    meaning: str
+    remote_only: bool = False
+
+
+REGION = [
+    Part("word", "line words", "8 bytes", "the line of words"),
+    Part("announcement", "2", "announcement", "announcements, by the parity of the epoch"),
+    Part("record", "records", "record", "tile records"),
+    Part("return_record", "records", "returned", "return records"),
+    Part("ring_row", "ring rows", "stride", "rows"),
+    Part("index", "ring rows", "8 bytes", "for each pair the ring row of its token", remote_only=True),
+]
+
+
+def region_sizes(ring_rows: int, stride: int, max_held: int) -> dict[str, int]:
+    """What `entries` and `entry` of the parts of a region stand for."""
+    return {
+        "line words": len(LINE_WORDS),
+        "2": 2,
+        "records": ring_rows + 1,
+        "ring rows": ring_rows,
+        "8 bytes": 8,
+        "announcement": 8 * (ANNOUNCE_WORDS + max_held),
+        "record": 8 * record("record").words,
+        "returned": 8 * record("returned").words,
+        "stride": stride,
+    }
+
 
 # ---- counters of a worker: nanoseconds, then {count, bytes, nanoseconds} of its puts by size class
 

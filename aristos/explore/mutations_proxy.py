@@ -87,7 +87,7 @@ def posted_before_flush(put: Put) -> None:
         for p in range(job[words.WORLD]):
             if st[words.remote(job, p)]:
                 seen = st[words.sent_tiles(job, p)] + st[words.returned(job, p)] + job[words.EPOCH]
-                memory.store_release(proxy.card_word(gpu, cs, p, words.POSTED), seen)
+                memory.store_release(proxy.gpu_word(gpu, cs, p, words.POSTED), seen)
         return int(real(job, st, gpu, cs))
 
     put(proxy, "turn", turn)
@@ -134,7 +134,7 @@ def words_before_copies(put: Put) -> None:
     def hand_on(gpu: Any, cs: Any, peer: int) -> bool:
         for word in range(words.POISON + 1, words.LINE_WORDS + 1):
             value = memory.load(layout.word_from(gpu, cs, peer, word))
-            memory.store_release(proxy.card_word(gpu, cs, peer, word), value)
+            memory.store_release(proxy.gpu_word(gpu, cs, peer, word), value)
         return bool(real(gpu, cs, peer))
 
     put(proxy, "hand_on", hand_on)
@@ -148,7 +148,7 @@ def returns_tail_first(put: Put) -> None:
     def fetch(gpu: Any, cs: Any, peer: int) -> bool:
         value = memory.load(layout.word_from(gpu, cs, peer, words.RETURN_TAIL))
         new = bool(real(gpu, cs, peer))
-        memory.store_release(proxy.card_word(gpu, cs, peer, words.RETURN_TAIL), value)
+        memory.store_release(proxy.gpu_word(gpu, cs, peer, words.RETURN_TAIL), value)
         return new
 
     put(proxy, "fetch", fetch)
@@ -192,7 +192,7 @@ def latest_announcement_alone(put: Put) -> None:
     before: dict[int, int] = {}  # address of the GPU's ANNOUNCED word -> the epoch before the latest
 
     def fetch(gpu: Any, cs: Any, peer: int) -> bool:
-        at = proxy.card_word(gpu, cs, peer, words.ANNOUNCED)
+        at = proxy.gpu_word(gpu, cs, peer, words.ANNOUNCED)
         before[at] = memory.load(layout.word_from(gpu, cs, peer, words.ANNOUNCED)) - 1
         try:
             return bool(real(gpu, cs, peer))
@@ -247,7 +247,7 @@ def poison_overwritten(put: Put) -> None:
 
     def unpoisoned(gpu: Any, cs: Any, peer: int) -> bool:
         theirs = memory.load(layout.word_from(gpu, cs, peer, words.POISON))
-        return theirs != memory.load_acquire(proxy.card_word(gpu, cs, peer, words.POISON))
+        return theirs != memory.load_acquire(proxy.gpu_word(gpu, cs, peer, words.POISON))
 
     put(proxy, "unpoisoned", unpoisoned)
 
@@ -274,7 +274,7 @@ def failed_copy_passed_on(put: Put) -> None:
         if not done:
             for word in range(words.POISON + 1, words.LINE_WORDS + 1):
                 value = memory.load(layout.word_from(gpu, cs, peer, word))
-                memory.store_release(proxy.card_word(gpu, cs, peer, word), value)
+                memory.store_release(proxy.gpu_word(gpu, cs, peer, word), value)
         return done
 
     put(proxy, "hand_on", hand_on)

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..engine import arrivals, codes, outbox, packing, steps, words
+from ..engine import arrivals, codes, outbox, packing, schema, steps, words
 from ..engine import exchange as halves
-from ..engine.layout import PairLayout, StateLayout, word_from, word_to
+from ..engine import job as jobs
+from ..engine.layout import StateLayout, word_from, word_to
 from ..errors import WaitTimeout
 from ..placement import Placement
 from ..primitives import memory, wire
@@ -52,7 +53,7 @@ class Rank:
         alone = case.workers == 1
         self.st = State(self.tables.words, at) if alone else Watched(self.tables, at, cluster.memory, me)
         self.st.times = range(self.tables.starts[words.T_PEER_WAIT], words.peer_wait(self.tables.starts, case.ranks))
-        self.job: list[int] = [0] * (words.JOB_WORDS + len(case.placement) + case.ranks + 1)
+        self.job: list[int] = [0] * jobs.size(len(case.placement), case.ranks)
         self._fill_places()
         self._fill_job()
         self._fill_counters()
@@ -108,38 +109,27 @@ class Rank:
 
     def _fill_job(self) -> None:
         """As `CpuRuntime.fill` and `Collective._new_job` do."""
-        job, case, me, e = self.job, self.case, self.me, len(self.case.placement)
-        PairLayout.of(case.shape).fill(job)
-        self.tables.fill(job)
-        job[words.SLOT_OF], job[words.SLOT_START] = words.JOB_WORDS, words.JOB_WORDS + e
-        job[words.JOB_WORDS : words.JOB_WORDS + e] = self.placement.slot_of.tolist()
-        job[words.JOB_WORDS + e :] = self.placement.start.tolist()
-        job[words.RANK], job[words.WORLD], job[words.WORKERS] = me, case.ranks, case.workers
-        job[words.HELD], job[words.MAX_HELD] = self.placement.held[me], case.shape.max_local
-        job[words.EXPERTS], job[words.TOP_K] = e, case.top_k
-        job[words.HIDDEN], job[words.FFN] = experts.columns_of(case.words)
-        job[words.ROW_BYTES], job[words.STRIDE], job[words.RING_ROWS] = (
-            WORD * case.words,
-            case.shape.stride,
-            case.shape.ring_rows,
-        )
-        job[words.RETURN_STRIDE], job[words.ALL_WORKERS] = case.shape.stride, case.workers
-        job[words.REMOTE], job[words.REMOTE_BLOCK] = len(case.nodes.remote(me)), case.block
-        job[words.WIRE] = private(me, places.WIRE) if job[words.REMOTE] else 0
-        job[words.SLOTS], job[words.TILE], job[words.BATCH], job[words.RUN_ROWS] = (
-            case.shape.slots,
-            case.tile,
-            BATCH,
-            case.run,
-        )
-        job[words.MERGE_ROWS], job[words.MERGE_POLLS], job[words.ROUTED], job[words.OBJECT] = case.merge, PATIENCE, 1, 1
-        job[words.PAUSE_NS] = PAUSE_NS
-        job[words.UP_STEP] = 1
-        job[words.LOCK], job[words.SCRATCH] = private(me, places.LOCK), private(me, places.SCRATCH)
-        job[words.STATE] = private(me, places.STATE)
-        job[words.RUNS], job[words.SHARED_ROWS], job[words.ALL_SHARED] = case.runs, BATCH, case.all_shared
-        job[words.UP_SHARES], job[words.DOWN_SHARES] = experts.SHARES, case.words
-        job[words.RUN_STEP] = WORD * experts.SHARES * BATCH
+        job, case, me = self.job, self.case, self.me
+        hidden, ffn = experts.columns_of(case.words)
+        remote = len(case.nodes.remote(me))
+        jobs.fill_placement(job, self.placement.slot_of.tolist(), self.placement.start.tolist())
+        jobs.fill_engine(
+            job, schema.CPU, case.shape, self.tables, rank=me, world=case.ranks, all_workers=case.workers, spins=0,
+            yields=0, return_stride=case.shape.stride, merge_polls=PATIENCE, pause_ns=PAUSE_NS, remote=remote,
+            remote_block=case.block, packed=0, scratch=private(me, places.SCRATCH), lock=private(me, places.LOCK),
+            wire=private(me, places.WIRE) if remote else 0, state=private(me, places.STATE),
+        )  # fmt: skip
+        jobs.fill(
+            job, schema.TILE, schema.CPU, tile=case.tile, batch=BATCH, run_rows=case.run, merge_rows=case.merge,
+            runs=case.runs, shared_rows=BATCH, up_shares=experts.SHARES, down_shares=case.words,
+            all_shared=case.all_shared, scratch_step=0, run_step=WORD * experts.SHARES * BATCH, run_pitch=0,
+        )  # fmt: skip
+        jobs.fill(
+            job, schema.OBJECT, schema.CPU, held=self.placement.held[me], experts=len(case.placement),
+            top_k=case.top_k, hidden=hidden, ffn=ffn, object=1, row_bytes=WORD * case.words, score=0, renormalize=0,
+            scale=0, activation=0,
+        )  # fmt: skip
+        jobs.update(job, workers=case.workers, routed=1, up_step=1, loaded=1)
 
     def _fill_counters(self) -> None:
         """An engine with a long past: every counter at the same value on both sides."""

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..engine import experts, words
+from ..engine import words
 from ..engine.layout import word_from, word_to
-from ..primitives import memory, wire
+from ..primitives import arithmetic, memory, wire
 from ..substrate.cpu import loop
 from .cases import Case
 from .cluster import Cluster
@@ -85,15 +85,25 @@ class Stretches(Cluster):
     def recorded(self) -> Iterator[None]:
         """Inside, record what steps read, or give it to them again."""
         mem, network = self.memory, self.network
-        words = ("load", "store", "load_acquire", "store_release", "compare_exchange", "copy_row", "words", "floats")
-        places: list[tuple[Any, str]] = [(memory, name) for name in words] + [
+        operations = (
+            "load",
+            "store",
+            "load_acquire",
+            "store_release",
+            "compare_exchange",
+            "copy_row",
+            "words",
+            "floats",
+        )
+        places: list[tuple[Any, str]] = [(memory, name) for name in operations] + [
             (mem, "fresh_return"),
             (mem, "forget_returns"),
         ]
         places += [(network, "under_way"), (network, "settle"), (wire, "put"), (wire, "sync"), (wire, "progress")]
         places += [(self.copies, "settle")] if self.case.proxy else []
         names: dict[tuple[Any, str], Any] = {
-            (owner, name): self._recorded(getattr(owner, name)) for owner, name in [*places, (experts, "expert_rows")]
+            (owner, name): self._recorded(getattr(owner, name))
+            for owner, name in [*places, (arithmetic, "expert_rows")]
         }
         names |= {(memory, "clock"): lambda: 0, (loop, "tend_wire"): self._tended(loop.tend_wire)}
         with replaced(names):

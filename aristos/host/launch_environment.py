@@ -1,8 +1,8 @@
-"""What the launcher said about this job, read from its environment variables, and whether MPI agrees.
+"""How the launcher started this process, by its environment variables, and whether MPI agrees.
 
-`mpirun` of one MPI library starting programs linked to another, or `srun` without the right `--mpi=`, starts N
-copies that each believe to be alone. A benchmark would then print N wrong tables; here it is exit code 3. It
-refuses to repair anything or to start ranks.
+If the `mpirun` of one MPI library starts programs linked to another, or `srun` lacks the right `--mpi=`, N copies run
+that each see a world of one rank. A benchmark would then print N wrong tables; here it is exit code 3. Repairs nothing
+and starts no ranks.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def prints() -> bool:
 
 
 def unread() -> int:
-    """The exit code where nobody reads stdout any more, as in `| head`: that of SIGPIPE. Closes it for good."""
+    """The exit code if stdout has no reader any more, as in `| head`: that of SIGPIPE. Closes stdout."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains when it flushes at its end
     return 128 + signal.SIGPIPE
 
 
 class Parser(argparse.ArgumentParser):
-    """Help and complaints come from one rank; every rank exits."""
+    """Prints help and errors on one rank; every rank exits."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if prints():
@@ -56,9 +56,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def stranger(env: Mapping[str, str] | None = None, library: Library | None = None) -> str | None:
-    """What is wrong when this library would end the process at its start, in a sentence with the cure; None if nothing.
+    """Explain a launcher/MPI mismatch that would abort MPI_Init, with the fix; None if there is none.
 
-    The mpich wheel does so where it meets PMIx, of which it knows only the name.
+    The mpich wheel aborts where the launcher offers PMIx, which it does not speak.
     """
     env = os.environ if env is None else env
     started = started_as(env)
@@ -70,9 +70,9 @@ def stranger(env: Mapping[str, str] | None = None, library: Library | None = Non
 
 
 def mismatch(world: int, env: Mapping[str, str] | None = None, library: Library | None = None) -> str | None:
-    """What is wrong when COMM_WORLD has `world` ranks, in a sentence with the cure; None if nothing is.
+    """Explain why COMM_WORLD has `world` ranks instead of the launcher's tasks, with the fix; None if they agree.
 
-    library: the MPI library in use; found where it is not given.
+    library: the MPI library in use; found if not given.
     """
     started = started_as(env)
     if started is None or started[1] == world:

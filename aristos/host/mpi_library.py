@@ -1,7 +1,7 @@
 """Which MPI library mpi4py will load, found without loading it: its kind, its file, and whether pip brought it.
 
 mpi4py's wheels choose a library when `mpi4py.MPI` is imported; this follows their rule (MPI4PY_LIBMPI, then the
-environments' `lib` folders, then the system's search path). It refuses to import mpi4py, and so to start MPI.
+environments' `lib` folders, then the system's search path). Does not import mpi4py, and so does not start MPI.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which ranks share a node: they store into each other's memory (near), the others are put to by MPI (far)."""
+"""Which ranks share a node: local peers store into each other's memory, remote peers are put to by MPI."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Nodes:
-    """Which ranks are near each other. node_of: [world] a number for each rank's node."""
+    """Which ranks share a node. node_of: [world] a number for each rank's node."""
 
     node_of: tuple[int, ...]
 
     @classmethod
     def of(cls, world: int, ranks_per_node: int | None = None) -> Nodes:
-        """Nodes of so many ranks each, the last one perhaps with fewer; None: one node."""
+        """Nodes of `ranks_per_node` ranks each, the last one perhaps with fewer; None: one node."""
         return cls(tuple(rank // (ranks_per_node or world) for rank in range(world)))
 
     @classmethod
     def shared(cls, comm: Any, ranks_per_node: int | None = None) -> tuple[Nodes, Any]:
         """The nodes of a communicator, and one of its own for the ranks of this one; collective.
 
-        ranks_per_node: pretend nodes of so many ranks each, where MPI says that more share memory.
+        ranks_per_node: split each node into nodes of so many ranks, although more share memory.
         """
         from mpi4py import MPI
 
@@ -29,7 +29,7 @@ class Nodes:
         node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=rank)
         own = node.Split(
             rank // (ranks_per_node or comm.Get_size()), key=rank
-        )  # on all: they may have been told different
+        )  # on all ranks: their arguments may differ
         node.Free()
         return cls(tuple(comm.allgather(own.bcast(rank)))), own
 

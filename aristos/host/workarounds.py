@@ -1,8 +1,8 @@
-"""Known trouble of the MPI wheels, worked round by environment variables before MPI starts.
+"""Known problems of the MPI wheels, worked around by environment variables before MPI starts.
 
-`workarounds` says what a process needs, `apply` sets it: Aristos's commands do, since they start MPI themselves.
+`workarounds` returns what a process needs, `apply` sets it: Aristos's commands do, since they start MPI themselves.
 `import aristos` does not: a program of the user's starts MPI, and `aristos doctor` prints what its job script should
-export. A variable that the user has set is left alone, as is a site's own MPI where only the wheels have the trouble.
+export. A variable that the user has set is kept. A site's own MPI is left alone if only the wheels have the problem.
 This file holds the reasons; templates, recipes and tests that set the same variables refer to it.
 """
 
@@ -103,7 +103,7 @@ def _intel(env: Mapping[str, str], library: Library, machine: Machine) -> list[W
 
 
 def apply(library: Library | None = None) -> list[Workaround]:
-    """Set what this process needs and returns all that was set here, now or before; to be called before MPI starts."""
+    """Set what this process needs, before MPI starts; returns all that was set in this process, now or before."""
     library = library or mpi_library.find()
     for each in workarounds(os.environ, library, this_machine(os.environ)):
         if each.name == SM_FOLDER and not _private(Path(each.value)):
@@ -119,7 +119,7 @@ def applied() -> list[Workaround]:
 
 
 def _private(folder: Path) -> bool:
-    """Make the folder, or take one that is this user's own."""
+    """Make the folder; whether it is this user's own, also if it existed."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder.lstat().st_uid == os.getuid() and folder.is_dir() and not folder.is_symlink()

@@ -65,7 +65,7 @@ class Bulk:
         step.copy_out(job, st, rows, self._send.ctypes.data)
         self._alltoallv(job, st, self._send, sent, self._received, came, stride)
         order, ends = self._by_expert(counts)
-        if job[words.UP] == 0:  # this rank has no weights loaded: its call was refused
+        if job[words.LOADED] == 0:  # this rank has no weights loaded: its call was refused
             order = ends = np.zeros(0, np.int64)
         self._everywhere(
             job, step.run_experts, job, st, order, ends, self._received.ctypes.data, self._results.ctypes.data,

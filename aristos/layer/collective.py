@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from ..config import NARROW, MoEConfig
-from ..engine import codes, words
+from ..engine import codes, schema, words
+from ..engine import job as jobs
 from ..engine.layout import LINE, Shape, lines, ring_rows
 from ..errors import AristosError, ClosedError, InputError, MismatchError, PeerInputError
 from ..kernels.cpu.panels import row_stride
 from ..placement import Placement
-from ..primitives.buffers import FLOAT, aligned
+from ..primitives.buffers import aligned
 from ..substrate.attach import attach
 from ..substrate.runtime import Runtime
 from .arguments import check_comm, usable_nodes
@@ -128,17 +129,15 @@ class Membership:
         self.mine = placement.mine(self.rank)
         self._number = runtime.number_object()
 
-    def new_job(self, *, hidden: int, experts: int, top_k: int) -> np.ndarray:
-        """A job with the words that stay the same from call to call, except those that `Runtime.fill` writes."""
-        job = aligned((words.JOB_WORDS + experts + self.world + 1,), np.int64)
+    def new_job(self, substrate: str, *, experts: int, **values: int) -> np.ndarray:
+        """A job with the part `object`. `Runtime.fill`, the weights and each call write the other parts.
+
+        values: the words of that part on this substrate, see `engine.job.fill`.
+        """
+        job = aligned((jobs.size(experts, self.world),), np.int64)
         job[:] = 0
-        job[words.SLOT_OF], job[words.SLOT_START] = words.JOB_WORDS, words.JOB_WORDS + experts
-        job[words.JOB_WORDS : words.JOB_WORDS + experts] = self.placement.slots_for(self.rank)
-        job[words.JOB_WORDS + experts :] = self.placement.start
-        job[words.HELD] = len(self.mine)
-        job[words.EXPERTS], job[words.TOP_K], job[words.HIDDEN] = experts, top_k, hidden
-        job[words.OBJECT] = self._number
-        job[words.ROW_BYTES] = FLOAT * hidden
+        jobs.fill_placement(job, self.placement.slots_for(self.rank), self.placement.start)
+        jobs.fill(job, schema.OBJECT, substrate, held=len(self.mine), object=self._number, experts=experts, **values)
         return job
 
     def raise_peer_problem(self, job: Any) -> None:

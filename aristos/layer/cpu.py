@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from ..config import MoEConfig
-from ..engine import codes, column_runs, words
+from ..config import SCORES, MoEConfig
+from ..engine import codes, column_runs, schema, words
 from ..errors import InputError
-from ..kernels.cpu import activation
+from ..kernels.common import activations
 from ..kernels.cpu.expert import scratch_bytes
 from ..kernels.cpu.panels import LANES
-from ..kernels.cpu.tokens import SCORES, route_bytes
+from ..kernels.cpu.tokens import route_bytes
 from ..primitives import arrays
-from ..primitives.buffers import aligned
+from ..primitives.buffers import FLOAT, aligned
 from ..substrate.cpu.runtime import BATCH, CpuRuntime
 from ..substrate.runtime import Runtime
 from .arguments import explain_ids, routed_outside, routing_arrays, weight_arrays
@@ -125,12 +125,20 @@ class CpuBackend(Backend):
         runtime, cfg = self.member.runtime, self.cfg
         job = self._jobs[layer]
         if job is None:
-            job = self.member.new_job(hidden=cfg.hidden, experts=cfg.experts, top_k=cfg.top_k)
+            job = self.member.new_job(
+                schema.CPU,
+                hidden=cfg.hidden,
+                ffn=cfg.ffn,
+                experts=cfg.experts,
+                top_k=cfg.top_k,
+                row_bytes=FLOAT * cfg.hidden,
+                score=SCORES[cfg.router.score],
+                renormalize=cfg.router.renormalize,
+                scale=int(np.float32(cfg.router.scale).view(np.int32)),
+                activation=activations.word(cfg.activation, cfg.limit),
+            )
             self._jobs[layer] = job
-            job[words.FFN], job[words.LAYER] = cfg.ffn, layer
-            job[words.SCORE], job[words.RENORMALIZE] = SCORES[cfg.router.score], cfg.router.renormalize
-            job[words.SCALE] = int(np.float32(cfg.router.scale).view(np.int32))
-            job[words.ACTIVATION] = activation.word(cfg.activation, cfg.limit)
+            job[words.LAYER] = layer
         if self._filled[layer] != runtime.version:
             runtime.fill(job)
             job[words.WORKERS] = self.member.threads

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..config import MoEConfig
-from ..engine import codes, words
+from ..config import SCORES, MoEConfig
+from ..engine import codes, schema, words
 from ..errors import InputError, PeerInputError
-from ..kernels.cpu import activation
-from ..kernels.cpu.tokens import SCORES
+from ..kernels.common import activations
 from ..kernels.cuda import router
 from ..kernels.cuda.tile import BYTES, Tile
 from ..primitives import arrays
@@ -98,7 +97,7 @@ class CudaBackend(Backend):
         blocks = _blocks(cfg, runtime)
         tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.arch)
         runs = [persistent.shared_runs(tile, cfg.hidden, cfg.ffn, cfg.gated, blocks[tile.m]) for tile in tiles]
-        shared = max(run[words.RUNS] * run[words.RUN_STEP] for run in runs)
+        shared = max(run["runs"] * run["run_step"] for run in runs)
         return Needs(shared_bytes=shared, workers=max(blocks.values()))
 
     def load(self, layer: int, given: CheckedWeights) -> None:
@@ -145,15 +144,21 @@ class CudaBackend(Backend):
         key = (layer, tile.m)
         if key not in self._jobs:
             cfg = self.cfg
-            job = self.member.new_job(hidden=cfg.hidden, experts=cfg.experts, top_k=cfg.top_k)
-            job[words.FFN], job[words.LAYER], job[words.ROW_BYTES] = cfg.ffn, layer, BYTES[self._kind] * cfg.hidden
-            job[words.ACTIVATION] = activation.word(cfg.activation, cfg.limit)
-            job[words.TIMEOUT_NS] = timeout_ns(self.settings.timeout)
+            job = self.member.new_job(
+                schema.CUDA,
+                hidden=cfg.hidden,
+                ffn=cfg.ffn,
+                experts=cfg.experts,
+                top_k=cfg.top_k,
+                row_bytes=BYTES[self._kind] * cfg.hidden,
+                activation=activations.word(cfg.activation, cfg.limit),
+                timeout_ns=timeout_ns(self.settings.timeout),
+            )
+            job[words.LAYER] = layer
             runtime.fill(job)
-            job[words.GATE] = cfg.gated
             if self.weights[layer] is not None:
                 self.weights[layer].fill(job)
-            runtime.fill_tile(job, tile, self._blocks[tile.m])
+            runtime.fill_tile(job, tile, self._blocks[tile.m], cfg.gated)
             self._host_jobs[key] = job
             self._jobs[key] = (self._copied(job), self._copied(self._routing_job(layer)))
         return self._jobs[key]
@@ -210,7 +215,7 @@ class CudaBackend(Backend):
         return lead
 
     def _take_routing(self, call: DeviceCall, ids: Any, weights: Any, lead: tuple[int, ...]) -> None:
-        card, k, most = self._runtime.device, self.cfg.top_k, self.cfg.max_tokens
+        gpu, k, most = self._runtime.device, self.cfg.top_k, self.cfg.max_tokens
         call.ids, call.weights = self._buffer("ids", 8 * k * most), self._buffer("weights", 4 * k * most)
         if not routed_outside(ids, weights, call.layer, self.weights[call.layer].router is not None):
             return
@@ -224,8 +229,8 @@ class CudaBackend(Backend):
             call.keeps += tuple(found)
             return
         call.host_ids, call.host_weights = routing_arrays(ids, shape), weight_arrays(weights, shape)
-        card.copy_in(call.ids, call.host_ids, call.stream)
-        card.copy_in(call.weights, call.host_weights, call.stream)
+        gpu.copy_in(call.ids, call.host_ids, call.stream)
+        gpu.copy_in(call.weights, call.host_weights, call.stream)
 
     def _take_y(self, call: DeviceCall, x: Any, out: Any, lead: tuple[int, ...]) -> None:
         cfg, shape = self.cfg, (*lead, self.cfg.hidden)

@@ -18,12 +18,12 @@ from .weights import CheckedWeights
 class DeviceWeights:
     """Packed on the host, expert by expert, and copied once.
 
-    card: the GPU, see substrate/cuda/device.py. kind: the arithmetic that weights are rounded to; biases stay float32.
+    gpu: see substrate/cuda/device.py. kind: the arithmetic that weights are rounded to; biases stay float32.
     router: its address, or None. nbytes: bytes of GPU memory.
     """
 
-    def __init__(self, card: Any, kind: str, given: CheckedWeights) -> None:
-        self.card = card
+    def __init__(self, gpu: Any, kind: str, given: CheckedWeights) -> None:
+        self.gpu = gpu
         self._at: dict[str, int] = {}
         self.gated = "gate" in given.weights
         self.count = len(given.experts)
@@ -66,23 +66,23 @@ class DeviceWeights:
         """Copy part number i of `count` equal parts to the GPU."""
         if name not in self._at:
             nbytes = values.nbytes * (count or self.count)
-            self._at[name] = self.card.allocate(nbytes)
+            self._at[name] = self.gpu.allocate(nbytes)
             self.nbytes += nbytes
             self._steps[name] = values.nbytes
-        self.card.copy_in(self._at[name] + values.nbytes * i, values)
+        self.gpu.copy_in(self._at[name] + values.nbytes * i, values)
 
     def fill(self, job: np.ndarray) -> None:
-        """Write the addresses into a job. A rank with no experts leaves these unset; they are never read."""
+        """Write the addresses into a job. A rank with no experts has none: they are 0 and never read."""
         for name, at, step in (("up", words.UP, words.UP_STEP), ("down", words.DOWN, words.DOWN_STEP),
                                ("up_bias", words.UP_BIAS, words.UP_BIAS_STEP),
                                ("down_bias", words.DOWN_BIAS, words.DOWN_BIAS_STEP)):  # fmt: skip
-            job[at], job[step] = self._at.get(name, -1), self._steps.get(name, 0)
-        job[words.GATE] = self.gated
+            job[at], job[step] = self._at.get(name, 0), self._steps.get(name, 0)
+        job[words.LOADED], job[words.GATED] = 1, self.gated
 
     def free(self) -> None:
         """Free the GPU memory."""
         for at in self._at.values():
-            self.card.free(at)
+            self.gpu.free(at)
         self._at = {}
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import codes, words
+from ..engine import codes, schema, words
 from ..engine import exchange as step
 from ..errors import AristosError, InputError, OpenCallError
 from ..placement import Placement
 from ..primitives import arrays
-from ..primitives.buffers import aligned
+from ..primitives.buffers import FLOAT, aligned
 from ..primitives.compile import warm_up
 from ..substrate.cpu.runtime import BATCH, CpuRuntime
 from .arguments import check_common, explain_ids, refusal, routing_arrays, usable_timeout, weight_arrays
@@ -72,7 +72,18 @@ class Exchange(Collective):
         self._member.join(problem, alike, places, shape, needs)
         self.hidden, self.experts, self.top_k, self.max_tokens = hidden, experts, top_k, max_tokens
         self.timeout = float(timeout)
-        self._job = self._member.new_job(hidden=hidden, experts=experts, top_k=top_k)
+        self._job = self._member.new_job(
+            schema.CPU,
+            hidden=hidden,
+            ffn=0,
+            experts=experts,
+            top_k=top_k,
+            row_bytes=FLOAT * hidden,
+            score=0,
+            renormalize=0,
+            scale=0,
+            activation=0,
+        )
         self._ones = aligned((max_tokens, top_k))
         self._ones[:] = 1
         self._open: Handle | None = None

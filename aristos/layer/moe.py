@@ -277,7 +277,7 @@ class MoE(Collective):
     # ------------------------------------------------------------ what calls did
 
     def summary(self) -> Summary:
-        """Totals over all ranks and calls of this object: messages by size, times, who waited for whom. Collective.
+        """Totals over all ranks and calls of this object: messages by size, times, waits by peer. Collective.
 
         Messages are the puts of dispatched rows; outputs return with the kernel's own stores and are not among them.
         With backend="cuda", calls with return_stats=True are counted, and no others.

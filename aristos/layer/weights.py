@@ -136,6 +136,7 @@ class LayerWeights:
 
     def fill(self, job: np.ndarray) -> None:
         """Write the addresses into a job; 0 for absent arrays."""
+        job[words.LOADED] = 1
         names = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
         slots = (words.UP, words.GATE, words.DOWN, words.UP_BIAS, words.GATE_BIAS, words.DOWN_BIAS)
         for name, slot in zip(names, slots):

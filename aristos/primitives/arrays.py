@@ -1,4 +1,4 @@
-"""Arrays in: whatever a user holds becomes a NumPy view without a copy where memory allows, or a clear error."""
+"""A user's arrays as NumPy views, without a copy where the memory layout allows, or an InputError."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def view(name: str, value: Any) -> np.ndarray:
 
 def wrong_dtype(name: str, got: np.dtype, wanted: Any) -> InputError:
     """The error for an array of another dtype; for bits of bfloat16 it quotes the conversion."""
-    advice = "cast it yourself, none is done silently"
+    advice = "cast it yourself, arrays are never cast silently"
     if got.name in ("uint16", "void16"):
         cast = "" if str(wanted) == "bfloat16" else f".astype({str(wanted)!r})"
         advice = f"if it holds bits of bfloat16, pass {name}.view(ml_dtypes.bfloat16){cast}"
@@ -50,7 +50,7 @@ def rows(name: str, value: Any, width: int, dtype: np.dtype) -> tuple[np.ndarray
 
 
 def weight(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """A weight array of exactly this shape and dtype, all finite or not: weights are not looked into."""
+    """A weight array as a NumPy array of exactly this shape and dtype. Its values are not checked."""
     array = view(name, value)
     if array.dtype != dtype:
         raise wrong_dtype(name, array.dtype, dtype)

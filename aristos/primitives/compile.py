@@ -1,16 +1,17 @@
-"""Compile with Numba, and keep what was compiled.
+"""Compile with Numba, and keep compiled code on disk.
 
-`jit` marks a function; nothing is compiled until it is first called. Compiled code is cached in
+`jit` marks a function; nothing is compiled, and no file is touched, before its first call. Compiled code is cached in
 `$ARISTOS_CACHE` (default `$XDG_CACHE_HOME/aristos` or `~/.cache/aristos`, or a temporary folder if that cannot be
-written), in a subfolder named by a hash of the sources with compiled functions, the versions of Numba, llvmlite and
-NumPy, and the CPU's features: Numba's own cache sees neither edits in other files nor another ISA behind the same
-path. Where the package lies does not count: a clone, an install and a job's copy of equal sources share what was
-compiled. It is no general build system: one cache, one lock.
+written). A subfolder is named by the versions of Python, Numba, llvmlite and NumPy and by the CPU's features; in it,
+each module has a folder named by a hash of the sources that its compiled code reads (`sources.py`), because Numba's own
+cache follows neither edits in other files nor another ISA behind the same path. Equal sources share compiled code
+wherever the package lies: a clone, an install, a job's copy. One cache, one lock; not a general build system.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import pickle
@@ -33,21 +34,22 @@ from numba.core import config as _config
 from numba.core.registry import CPUDispatcher
 
 from ..errors import EnvironmentProblem
+from . import sources
 
-COMPILED = ("primitives", "engine", "kernels", "substrate")  # what holds compiled functions
 COMPILE_SECONDS = 900  # far more than compiling everything takes
-FIRST_SECONDS, NEXT_SECONDS = 1.0, 10.0  # of compiling until it is said, and said again
+FIRST_SECONDS, NEXT_SECONDS = 1.0, 10.0  # of compiling until the first report, and between reports
 PACKAGE = Path(__file__).parent.parent
-config: Any = _config  # its options are made at run time, unknown to type checkers
+STARTED = time.time()
+config: Any = _config  # Numba makes its options at run time; type checkers do not know them
 _registered: list[Any] = []
 
 
 def _usable(folder: Path) -> bool:
-    """Can this user write here, and nobody else? Cached code is run without a second look."""
+    """Whether this user can write to a folder, and nobody else can: cached code is run as it is. Makes the folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(bytes(1 << 20))  # an index and a few functions: a full disk shows here
+            probe.write(bytes(1 << 20))  # an index and a few functions: fails if the disk is full
             probe.flush()
         owner = folder.stat()
         return owner.st_uid == os.getuid() and not owner.st_mode & 0o022
@@ -56,26 +58,16 @@ def _usable(folder: Path) -> bool:
 
 
 @cache
-def cache_key() -> str:
-    """Hash of all that compiled code depends on."""
-    digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        if path.relative_to(PACKAGE).parts[0] in COMPILED:
-            digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
-    digest.update(versions().encode())
-    return digest.hexdigest()[:16]
-
-
-@cache
 def cache_folder() -> Path:
-    """Where compiled code is kept; made if it is not there."""
+    """The folder of code compiled by these versions for this CPU; made if it is missing."""
+    key = hashlib.sha256(versions().encode()).hexdigest()[:16]
     wanted = os.environ.get("ARISTOS_CACHE")
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     places = [Path(wanted)] if wanted else [Path(home) / "aristos"]
     places.append(Path(tempfile.gettempdir()) / f"aristos-{os.getuid()}")
     for place in places:
-        if _usable(place / cache_key()):
-            return place / cache_key()
+        if _usable(place / key):
+            return place / key
         if wanted and place == places[0]:
             warnings.warn(
                 f"ARISTOS_CACHE={wanted} cannot be used (full, not writable, or others can write)", stacklevel=2
@@ -83,35 +75,95 @@ def cache_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="aristos-"))
 
 
+def root() -> Path:
+    """The folder above the folders of all versions."""
+    return cache_folder().parent
+
+
 @cache
-def _hash(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def versions() -> str:
+    """What compiled code depends on beside its sources."""
+    numbers = (sys.version, numba.__version__, llvmlite.__version__, np.__version__)
+    return repr((numbers, binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()))
+
+
+@cache
+def source_key(source: Path) -> str:
+    """Hash of the sources that compiled code of a module reads, lowerings of the primitives included.
+
+    A file outside the package is taken to read all of the package. A source that was edited after this process started
+    may not be the one that it runs: then the key is this process's own.
+    """
+    if source.is_relative_to(PACKAGE):
+        read = sources.files(source).union(*map(sources.files, lowerings()))
+    else:
+        read = frozenset({source, *PACKAGE.rglob("*.py")})
+    key = sources.digest(read)
+    if any(path.stat().st_mtime > STARTED for path in read):
+        key = hashlib.sha256(f"{key} {os.getpid()} {STARTED}".encode()).hexdigest()
+    return key[:16]
+
+
+def lowerings() -> frozenset[Path]:
+    """The modules that register with Numba what names of other modules compile to on CPUs."""
+    return sources.importers(PACKAGE, "numba.extending", "overload")
+
+
+def module_folder(source: Path) -> Path:
+    """Where the compiled code of a module is kept."""
+    return cache_folder() / f"{source.stem}-{source_key(source)}"
 
 
 class Locator(caching.UserProvidedCacheLocator):
-    """Names a file's folder by its place in the package, where Numba hashes its whole path; times do not count."""
+    """Tells Numba the folder of a module by the sources it reads, not by its path and its file's time."""
 
     def get_cache_path(self) -> str:
-        folder = Path(self._py_file).parent
-        if not folder.is_relative_to(PACKAGE):
-            return super().get_cache_path()
-        return str(cache_folder().joinpath("aristos", *folder.relative_to(PACKAGE).parts))
+        return str(module_folder(Path(self._py_file)))
 
     def get_source_stamp(self) -> str:
-        return _hash(self._py_file)
+        return source_key(Path(self._py_file))
+
+
+@contextlib.contextmanager
+def _numba_cache(folder: Path, locator: type) -> Iterator[None]:
+    """While inside, Numba makes caches in `folder`, or where the locator puts them (before 0.62 it knows none)."""
+    ours = {"CACHE_DIR": str(folder), "CACHE_LOCATOR_CLASSES": f"{locator.__module__}.{locator.__name__}"}
+    before = {name: getattr(config, name, "") for name in ours}
+    vars(config).update(ours)
+    try:
+        yield
+    finally:
+        vars(config).update(before)
+
+
+class LazyCache(caching.NullCache):
+    """A function's cache, which touches no file before the function is first loaded or compiled."""
+
+    def __init__(self, function: Callable) -> None:
+        self.function = function
+
+    @functools.cached_property
+    def _kept(self) -> Any:
+        with _numba_cache(module_folder(Path(self.function.__code__.co_filename)), Locator):
+            return caching.FunctionCache(self.function)
+
+    @property
+    def cache_path(self) -> str:
+        return self._kept.cache_path
+
+    def load_overload(self, signature: Any, target: Any) -> Any:
+        return self._kept.load_overload(signature, target)
+
+    def save_overload(self, signature: Any, compiled: Any) -> None:
+        self._kept.save_overload(signature, compiled)
 
 
 def jit(function: Callable) -> Any:
     """Like `numba.njit(nogil=True, cache=True)`, in Aristos's cache; the function itself under NUMBA_DISABLE_JIT=1."""
     if config.DISABLE_JIT:
         return function
-    ours = {"CACHE_DIR": str(cache_folder()), "CACHE_LOCATOR_CLASSES": f"{__name__}.{Locator.__name__}"}
-    before = {name: getattr(config, name, "") for name in ours}
-    vars(config).update(ours)
-    try:
-        compiled = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-    finally:
-        vars(config).update(before)
+    compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    compiled._cache = LazyCache(function)
     _registered.append(compiled)
     return compiled
 
@@ -133,47 +185,31 @@ def inlined(function: Callable) -> Any:
 
 
 def entry(function: Callable, signature: Any, locator: type) -> Any:
-    """A function compiled alone, for a C signature; `.address` is where it is in this process.
+    """Compile a function alone, for a C signature; `.address` is its address in this process.
 
-    Who calls it by that address neither inlines nor links it: what is compiled stays small. locator: where its code is
-    kept and what that depends on.
+    Code that calls it by that address neither inlines nor links it, and so stays small. locator: names the folder of
+    its code and what the code depends on.
     """
-    ours = {"CACHE_DIR": str(root()), "CACHE_LOCATOR_CLASSES": f"{locator.__module__}.{locator.__name__}"}
-    before = {name: getattr(config, name, "") for name in ours}
-    vars(config).update(ours)
-    try:
-        options: dict[str, Any] = {"nopython": True, "error_model": "numpy"}
+    options: dict[str, Any] = {"nopython": True, "error_model": "numpy"}
+    with _numba_cache(root(), locator):
         return numba.cfunc(signature, cache=True, **options)(function)
-    finally:
-        vars(config).update(before)
-
-
-def root() -> Path:
-    """The folder above all that is kept, for this version and any other."""
-    return cache_folder().parent
-
-
-def versions() -> str:
-    """What compiled code depends on beside its source."""
-    numbers = (sys.version, numba.__version__, llvmlite.__version__, np.__version__)
-    return repr((numbers, binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()))
 
 
 @contextlib.contextmanager
 def compiling(quiet: bool = False) -> Iterator[None]:
-    """While inside, this process alone of its node compiles, and says so if it takes long."""
+    """While inside, no other process of this node compiles; reports on stderr if it takes long."""
     with _node_lock(), _progress(quiet):
         yield
 
 
 def compiled_here() -> int:
-    """How many functions this process has compiled, rather than loaded from the cache."""
+    """How many functions this process has compiled itself, not loaded from the cache."""
     return sum(sum(f.stats.cache_misses.values()) for f in _registered)
 
 
 @contextlib.contextmanager
 def _node_lock() -> Iterator[None]:
-    """One process of a node compiles at a time; the others then find its work in the cache."""
+    """One process of a node compiles at a time; the others then load its work from the cache."""
     import filelock
 
     path = str(cache_folder() / "compiling.lock")
@@ -182,10 +218,10 @@ def _node_lock() -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout:
         raise EnvironmentProblem(
-            f"another process has held {path} for {COMPILE_SECONDS} s: if none compiles, remove that file, or set"
+            f"another process has held {path} for {COMPILE_SECONDS} s: if none is compiling, remove that file, or set"
             " ARISTOS_CACHE to another folder"
         ) from None
-    except (NotImplementedError, OSError):  # no flock here: compile side by side, Numba's writes are atomic
+    except (NotImplementedError, OSError):  # no flock here: processes compile side by side, Numba's writes are atomic
         yield
         return
     try:
@@ -195,7 +231,7 @@ def _node_lock() -> Iterator[None]:
 
 
 def warm_up(entries: list[tuple[Any, tuple]], *, quiet: bool = False) -> int:
-    """Compile or load the entry functions for the given argument types; say so while it takes long.
+    """Compile or load functions for the given argument types; report on stderr while it takes long.
 
     entries: (compiled function, its signature as a tuple of Numba types). Returns how many functions were compiled
     here.
@@ -203,8 +239,10 @@ def warm_up(entries: list[tuple[Any, tuple]], *, quiet: bool = False) -> int:
     if config.DISABLE_JIT:
         return 0
     before = compiled_here()
-    names = "-".join(sorted(function.py_func.__module__ + function.py_func.__name__ for function, _ in entries))
-    done = cache_folder() / f"{hashlib.sha256(names.encode()).hexdigest()[:16]}.compiled"
+    names = sorted(
+        (_source(function).stem, function.__name__, source_key(_source(function))) for function, _ in entries
+    )
+    done = cache_folder() / f"{hashlib.sha256(repr(names).encode()).hexdigest()[:16]}.compiled"
     with contextlib.nullcontext() if done.exists() else _node_lock(), _progress(quiet):
         for function, signature in entries:
             _compile(function, signature)
@@ -213,14 +251,20 @@ def warm_up(entries: list[tuple[Any, tuple]], *, quiet: bool = False) -> int:
     return compiled_here() - before
 
 
+def _source(function: Any) -> Path:
+    """The file of a compiled function."""
+    return Path(function.py_func.__code__.co_filename)
+
+
 def _compile(function: Any, signature: tuple) -> None:
     """Load a function from the cache or compile it; a damaged cache is emptied, once."""
     try:
         function.compile(signature)
     except (EOFError, pickle.UnpicklingError, AttributeError, ImportError, IndexError, OSError) as error:
-        warnings.warn(f"the kernel cache in {cache_folder()} is damaged ({error!r}): compiling anew", stacklevel=2)
-        for path in [*cache_folder().rglob("*.nbi"), *cache_folder().rglob("*.nbc")]:
-            path.unlink(missing_ok=True)
+        warnings.warn(f"the kernel cache in {cache_folder()} is damaged ({error!r}): compiling again", stacklevel=2)
+        for folder in {module_folder(_source(each)) for each in _registered}:
+            for path in [*folder.rglob("*.nbi"), *folder.rglob("*.nbc")]:
+                path.unlink(missing_ok=True)
         try:
             function.compile(signature)
         except OSError as again:
@@ -231,7 +275,7 @@ def _compile(function: Any, signature: tuple) -> None:
 
 @contextlib.contextmanager
 def _progress(quiet: bool) -> Iterator[None]:
-    """Report on stderr, once it takes over a second, how many functions are there and for how long it has taken."""
+    """Report on stderr, once it takes over a second, how many functions are ready and the time it has taken."""
     done = threading.Event()
     start = time.monotonic()
 
@@ -240,8 +284,8 @@ def _progress(quiet: bool) -> Iterator[None]:
         wait = FIRST_SECONDS
         while not done.wait(wait):
             ready = sum(bool(f.overloads) for f in _registered)
-            far = f"{ready} functions in {time.monotonic() - start:.0f} s"
-            print(f"aristos: compiling kernels, {far}{note}", file=sys.stderr, flush=True)
+            text = f"{ready} functions in {time.monotonic() - start:.0f} s"
+            print(f"aristos: compiling kernels, {text}{note}", file=sys.stderr, flush=True)
             wait, note = NEXT_SECONDS, ""
 
     thread = threading.Thread(target=report, daemon=True)

@@ -1,7 +1,7 @@
 """Shared-memory operations: their names, and what they mean in plain Python.
 
-The engine touches memory that others touch through these functions only, by address (an int64). Each has three
-lowerings: the body below (uncompiled, which tests and the schedule explorer run or replace), LLVM on CPUs
+The engine accesses memory that other workers or ranks use through these functions only, by address (an int64). Each
+has three lowerings: the body below (uncompiled, which tests and the schedule explorer run or replace), LLVM on CPUs
 (`kernels/cpu/llvm.py`), PTX on GPUs. They bind by name when the engine is compiled: never pass one as an argument.
 Words are 8 bytes, aligned, and hold signed 64-bit integers.
 """
@@ -28,12 +28,12 @@ def store(addr, value):
 
 
 def load_acquire(addr):
-    """Read a word that another worker or rank releases; what it wrote before is visible after."""
+    """Read a word that another worker or rank releases; what that one wrote before is visible afterwards."""
     return _word(addr).value
 
 
 def store_release(addr, value):
-    """Publish a word: everything written before is visible to who reads it with `load_acquire`."""
+    """Publish a word: everything written before is visible to a thread that reads it with `load_acquire`."""
     _word(addr).value = value
 
 
@@ -60,21 +60,21 @@ def copy_row(dst, src, nbytes):
 
 
 def call(function, a, b, c, d, e, f, g, h):
-    """Call the C function at an address with eight integer arguments (it ignores those it has not); its int result."""
+    """Call the C function at an address with eight integer arguments, or those it takes; returns its int result."""
     return ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_int64] * 8)(int(function))(*map(int, (a, b, c, d, e, f, g, h)))
 
 
 def pause():
-    """Tell the core that this is a spin."""
+    """Hint to the core that this is a spin loop."""
 
 
 def yield_core():
-    """Let another thread or rank have this core; comes back at once when nobody wants it."""
+    """Offer this core to another thread or rank; returns at once if none wants it."""
     os.sched_yield()
 
 
 def nap():
-    """Sleep as short as can be, some 50 us: other ranks get this core for certain, which a yield may not do."""
+    """Sleep for the shortest time, about 50 us: other ranks are sure to get this core, which a yield may not give."""
     time.sleep(1e-6)
 
 
@@ -84,7 +84,7 @@ def clock():
 
 
 def thread():
-    """Which of the `threads` that execute a step together this is: a CPU's worker is one thread, a GPU's a block."""
+    """This thread's number among the `threads` that execute a step together: one on a CPU, a block's on a GPU."""
     return 0
 
 
@@ -94,7 +94,7 @@ def threads():
 
 
 def warp():
-    """Which of the `warps` of those threads this is part of: `copy_row` is called by all threads of a warp."""
+    """This warp's number among the `warps` of those threads; all threads of a warp call `copy_row` together."""
     return 0
 
 
@@ -104,12 +104,12 @@ def warps():
 
 
 def lane():
-    """Which thread of its warp this is."""
+    """This thread's number in its warp."""
     return 0
 
 
 def block_barrier():
-    """Wait for the other threads that execute this step; what they have written is visible after."""
+    """Wait for the other threads that execute this step; what they have written is visible afterwards."""
 
 
 def floats(addr, n):

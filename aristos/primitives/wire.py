@@ -1,7 +1,7 @@
 """The wire: MPI's one-sided calls from compiled code, through the function pointers of the MPI library in use.
 
-A wire is a few int64 words at an address: function addresses, handles, a lock, and what is being waited for. MPI is
-called by whoever holds the lock, one at a time. It refuses to know what is sent: `engine/outbox.py` does.
+A wire is a few int64 words at an address: function addresses, handles, a lock, and the rank that MPI is waiting for.
+Only the thread that holds the lock calls MPI. What is sent is decided in `engine/outbox.py`.
 Source of the semantics: MPI 4.1, chapter 12 (passive target, Win_flush, Win_sync; separate puts are unordered).
 """
 
@@ -9,47 +9,47 @@ from . import memory as mem
 from .compile import jit
 
 (
-    LOCK,  # 1 while somebody is in MPI
+    LOCK,  # 1 while a thread is in MPI
     PUT, FLUSH, SYNC, PROBE, SLEEP,  # addresses of MPI_Put, MPI_Win_flush, MPI_Win_sync, MPI_Iprobe, usleep
     WINDOW, COMM, BYTE, ANY_SOURCE, ANY_TAG,  # handles and constants
     FLAG,  # where MPI_Iprobe writes its answer
     LAST,  # when progress was last made, ns on CLOCK_MONOTONIC
-    TURNED,  # when somebody last looked at what is to be put
-    PEER, SINCE,  # 1 + the rank that MPI is being called about or 0, and since when: read by the watchdog
-    IN_CALL,  # nonzero while workers look after progress themselves
-    STOP,  # nonzero: the pacing thread ends
-    ERROR,  # what MPI_Iprobe has returned but success: the watchdog ends the job; an error of the window does at once
-    STATUS,  # room for an MPI_Status, 16 words; then UNDER_WAY
+    TURNED,  # when a worker last checked what is to be put
+    PEER, SINCE,  # 1 + the peer of the MPI call in progress, or 0, and when it began: read by the watchdog
+    IN_CALL,  # nonzero while workers make progress themselves
+    STOP,  # nonzero: the progress thread ends
+    ERROR,  # MPI_Iprobe's error code: the watchdog then ends the job; an error of the window ends it at once
+    STATUS,  # 16 words for an MPI_Status; then UNDER_WAY
 ) = range(20)  # fmt: skip
 UNDER_WAY = STATUS + 16  # a word a rank: nonzero while puts to it are not flushed
 
 
 def words(world):
-    """Words of a wire to `world` ranks."""
+    """How many words a wire to `world` ranks takes."""
     return UNDER_WAY + world
 
 
-TEND_NS = 50_000  # within a call somebody makes progress at least this often
-PACE_US = 1000  # outside calls
-ALONE_NS = 5_000_000  # in a call whose workers have not come for so long, the pacing thread makes progress too
+TEND_NS = 50_000  # between two calls for progress within a layer call, at most
+PACE_US = 1000  # the same outside layer calls
+ALONE_NS = 5_000_000  # the progress thread acts within a call too if no worker has made progress for so long
 MOST_BYTES = 1 << 30  # of one MPI_Put: MPI counts in ints
 
 
 @jit
 def take(wire):
-    """Try to become the one who calls MPI."""
+    """Try to take the lock that allows calls of MPI; True if taken."""
     return mem.compare_exchange(wire + 8 * LOCK, 0, 1)
 
 
 @jit
 def leave(wire):
-    """Let others call MPI."""
+    """Release the lock."""
     mem.store_release(wire + 8 * LOCK, 0)
 
 
 @jit
 def begin(wire, peer):
-    """Tell the watchdog that MPI is now called about `peer`, and may take long."""
+    """Record for the watchdog that an MPI call for `peer` begins, which may take long."""
     mem.store(wire + 8 * SINCE, mem.clock())
     mem.store_release(wire + 8 * PEER, 1 + peer)
 
@@ -58,7 +58,7 @@ def begin(wire, peer):
 def put(wire, peer, at, source, nbytes):
     """Put `nbytes` from address `source` to byte `at` of the window of `peer`. (Holding the lock.)
 
-    It may not come back: over TCP, MPICH connects to a peer that is gone again and again.
+    It may never return: over TCP, MPICH retries for ever to connect to a peer that has ended.
     """
     byte = mem.load(wire + 8 * BYTE)
     window = mem.load(wire + 8 * WINDOW)
@@ -72,9 +72,9 @@ def put(wire, peer, at, source, nbytes):
 
 @jit
 def flush(wire, peer):
-    """Wait until all puts to `peer` have landed. It cannot be bounded: a watchdog reads whom it waits for.
+    """Wait until all puts to `peer` have landed. The wait has no bound of its own; the watchdog bounds it.
 
-    Over libfabric MPICH counts a window's puts together, so that it waits for those to other ranks too.
+    Over libfabric MPICH counts all puts of a window together, so it also waits for puts to other ranks.
     """
     begin(wire, peer)
     mem.call(mem.load(wire + 8 * FLUSH), peer, mem.load(wire + 8 * WINDOW), 0, 0, 0, 0, 0, 0)
@@ -84,13 +84,13 @@ def flush(wire, peer):
 
 @jit
 def sync(wire):
-    """What has landed before what was read just now is visible from here on. (Holding the lock.)"""
+    """Make visible what landed before the words that were just read. (Holding the lock.)"""
     mem.call(mem.load(wire + 8 * SYNC), mem.load(wire + 8 * WINDOW), 0, 0, 0, 0, 0, 0, 0)
 
 
 @jit
 def progress(wire):
-    """Let MPI move what is under way, and make what has landed visible. (Holding the lock.)"""
+    """Let MPI make progress on puts in flight, and make visible what has landed. (Holding the lock.)"""
     code = mem.call(
         mem.load(wire + 8 * PROBE),
         mem.load(wire + 8 * ANY_SOURCE),
@@ -110,7 +110,7 @@ def progress(wire):
 
 @jit
 def tend(wire):
-    """Make progress if nobody has lately; for the kernels, between panels. wire 0: nothing to look after."""
+    """Make progress if no thread has for TEND_NS; kernels call it between panels. wire 0: there is no wire."""
     if wire == 0 or mem.clock() - mem.load(wire + 8 * LAST) < TEND_NS:
         return
     if take(wire):
@@ -120,7 +120,7 @@ def tend(wire):
 
 @jit
 def pace(wire):
-    """Make progress every millisecond outside calls, and where nobody else does, until STOP; for its own thread."""
+    """The progress thread: until STOP, make progress every PACE_US outside calls, and within them if no worker does."""
     while mem.load_acquire(wire + 8 * STOP) == 0:
         mem.call(mem.load(wire + 8 * SLEEP), PACE_US, 0, 0, 0, 0, 0, 0, 0)
         alone = mem.load_acquire(wire + 8 * IN_CALL) == 0 or mem.clock() - mem.load(wire + 8 * LAST) > ALONE_NS

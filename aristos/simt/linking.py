@@ -10,7 +10,7 @@ from .heap import heap_for
 from .nvrtc import compiled_source
 
 HEADER = re.compile(r"^\s*\.(version|target|address_size|file|loc)\b.*$", re.M)  # a joined module has them once
-REFUSED = "the kernel links {what}: the machine links only PTX, and CUDA C++ sources, which it compiles to PTX"
+REFUSED = "the kernel links {what}: the machine links only PTX and CUDA C++ sources, which it compiles to PTX"
 
 
 def linked_ptx(library: Any, cc: tuple) -> str:

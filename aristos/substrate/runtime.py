@@ -101,18 +101,19 @@ class Runtime(ABC):
     def fill(self, job: np.ndarray) -> None:
         """Write into a job what every call on this runtime has in common."""
 
-    def fill_shape(self, job: np.ndarray) -> None:
-        """Write what does not depend on the substrate: shapes, and where tables and regions lie."""
+    def fill_engine(self, job: np.ndarray, substrate: str, **values: int) -> None:
+        """Write a job's part `engine`: what all substrates share, and `values`."""
         assert self.shape is not None
         assert self._memory is not None
-        jobs.fill_layout(job, self.shape, self.tables)
-        job[words.RANK], job[words.WORLD] = self.group.rank, self.group.world
-        job[words.WORKERS] = job[words.ALL_WORKERS] = self.threads
-        job[words.REMOTE], job[words.REMOTE_BLOCK] = len(self._memory.remote), REMOTE_BLOCK
+        jobs.fill_engine(
+            job, substrate, self.shape, self.tables, rank=self.group.rank, world=self.group.world,
+            all_workers=self.threads, remote=len(self._memory.remote), remote_block=REMOTE_BLOCK, **values,
+        )  # fmt: skip
+        job[words.WORKERS] = self.threads
 
     def _blank_job(self) -> np.ndarray:
         """A job without a layer, for what concerns the engine alone."""
-        job = np.zeros(words.JOB_WORDS + 1, np.int64)
+        job = np.zeros(jobs.size(0, 0), np.int64)
         self.fill(job)
         job[words.EPOCH] = self.epoch
         return job

@@ -1,9 +1,8 @@
-"""The registry of layers that are compared: a name, a class, and when it cannot run here, why.
+"""The layers that are compared.
 
-Every peer does the same user-visible job: tokens x with ids and weights routed from outside, expert-parallel over the
-ranks of one communicator, in float32, without padding and without drops, on one thread a rank. A peer keeps its
-weights and buffers between calls and writes into an output it owns. This room refuses to time or to check anything:
-rounds.py does, in the same way for all.
+Every peer does the same job: tokens x with ids and weights routed from outside, expert-parallel over the ranks of one
+communicator, in float32, without padding or drops, on one thread per rank. A peer keeps its weights and buffers between
+calls and writes into an output that it owns. rounds.py times and checks all peers alike.
 """
 
 from __future__ import annotations
@@ -16,22 +15,22 @@ from jobs import Floats, Ints, Job
 
 
 class Absent(Exception):
-    """The peer cannot run on this machine; the message says why and is shown in the table."""
+    """The peer cannot run on this machine; the message gives the reason and is shown on the page."""
 
 
 class Peer(Protocol):
-    """One layer, ready to be called by all ranks together."""
+    """One layer, called by all ranks together."""
 
     def __call__(self, x: Floats, ids: Ints, weights: Floats) -> Floats:
         """x: [S, H], ids: [S, k], weights: [S, k] -> y: [S, H], valid until the next call."""
 
     def close(self) -> None:
-        """Give back what the peer holds; collective."""
+        """Free the peer's resources. Collective."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """How a peer is called on the command line (name) and in tables (title), and where it is made."""
+    """A peer: its name on the command line, its title in tables, and the module and name of its factory."""
 
     name: str
     title: str
@@ -39,7 +38,7 @@ class Entry:
     factory: str
 
     def make(self, comm: Any, job: Job) -> Peer:
-        """Collective. Raises Absent on every rank alike."""
+        """Make the peer. Raises Absent on every rank if it cannot run. Collective."""
         peer: Peer = getattr(importlib.import_module(self.module), self.factory)(comm, job)
         return peer
 

@@ -1,8 +1,8 @@
-"""The usual way by hand: counts Alltoall, Alltoallv, one NumPy matmul chain an expert, Alltoallv back, combine.
+"""The usual exchange by hand: Alltoall of counts, Alltoallv, NumPy matmuls per expert, Alltoallv back, combine.
 
-Written to be as good as mpi4py and NumPy allow, since it is the baseline to beat: 16-bit stable (radix) argsort,
-gathers into kept buffers, all sources of an expert in one GEMM, no copy where an expert's rows lie together already,
-a combine by batched matmul in blocks that stay in cache. It refuses anything compiled beyond NumPy's own BLAS.
+As good as mpi4py and NumPy allow, since it is the baseline to beat: 16-bit stable (radix) argsort, gathers into kept
+buffers, all sources of an expert in one GEMM, no copy if an expert's rows are contiguous already, a combine by batched
+matmul in blocks that stay in cache. Nothing is compiled but NumPy's BLAS.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 from jobs import Floats, Ints, Job
 from numpy.typing import NDArray
 
-BLOCK_BYTES = 2 << 20  # of gathered rows in one step of the combine: measured best between 1 and 4 MiB
+BLOCK_BYTES = 2 << 20  # gathered rows per step of the combine; 2 MiB was best of 1 to 4 MiB
 
 
 class AlltoallvNumPy:
-    """Baseline with two-sided collectives; one BLAS thread a rank."""
+    """Baseline with two-sided collectives; one BLAS thread per rank."""
 
     def __init__(self, comm: Any, job: Job) -> None:
         from mpi4py import MPI
@@ -50,7 +50,7 @@ class AlltoallvNumPy:
         return self._combine(order, weights)
 
     def close(self) -> None:
-        """Nothing is held beyond arrays."""
+        """Does nothing: there are only arrays to free."""
 
     def _exchange(self, out: Floats, out_rows: Ints, into: Floats, into_rows: Ints) -> None:
         def message(buffer: Floats, rows: Ints) -> list[Any]:
@@ -60,7 +60,8 @@ class AlltoallvNumPy:
         self.comm.Alltoallv(message(out, out_rows), message(into, into_rows))
 
     def _experts(self, counts: NDArray[np.int64]) -> None:
-        """Rows lie by source, then expert; those of one expert are brought together unless one source sent all."""
+        """Run all experts. Rows are ordered by source, then expert; rows of one expert from several sources are copied
+        together."""
         ends = np.cumsum(counts).reshape(counts.shape)
         starts = ends - counts
         for e in range(self.each):
@@ -94,7 +95,7 @@ class AlltoallvNumPy:
         return self.y
 
     def _grow(self, rows: int, most: int) -> None:
-        """Receive buffers grow to the largest call seen and are kept."""
+        """Grow the receive buffers to the largest call so far."""
         if rows > len(self.landed):
             self.landed, self.outputs = (np.empty((rows, self.H), np.float32) for _ in range(2))
         if most > len(self.hidden):

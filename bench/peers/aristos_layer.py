@@ -1,6 +1,6 @@
-"""Aristos as a peer of the comparison, through the public layer alone: `fused` and `bulk` are one class, two schedules.
+"""Aristos as a peer of the comparison, through the public layer alone: `fused` and `bulk` are schedules of one class.
 
-It refuses any knob that a user's first call would not have, but for threads=1, which all peers are held to.
+All options are defaults, but for threads=1, which holds for all peers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The usual way in PyTorch: all_to_all_single over gloo, and per expert `mm`, or one `grouped_mm` over all experts.
+"""The usual exchange in PyTorch: all_to_all_single over gloo, and `mm` per expert, or one `grouped_mm` for all.
 
-Both sort, exchange and combine (index_add_) alike; they differ in the experts alone. It refuses to run on another
-device or in another dtype: bf16 is faster on CPUs that have it and does not meet the error asked of everybody here.
+Both sort, exchange and combine (index_add_) alike; only the experts differ. CPU and float32 only: bf16 is faster on
+CPUs that have it, but misses the error bound of the comparison.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from jobs import Floats, Ints, Job
 
 from peers import Absent
 
-_group_users = 0  # peers of this process that use the one gloo group
+_group_users = 0  # peers of this process that share the gloo group
 
 
 def _torch(comm: Any) -> Any:
-    """torch on one thread, with a gloo group of the same ranks; raises Absent on every rank if one lacks it."""
+    """torch on one thread, with a gloo group of the same ranks. Raises Absent on every rank if one rank lacks it."""
     try:
         torch: Any = importlib.import_module("torch")
         dist: Any = importlib.import_module("torch.distributed")
@@ -55,7 +55,7 @@ class TorchLoop:
         self.y = torch.empty(job.shape.tokens, self.H)
 
     def _check(self) -> None:
-        """Raise Absent where this torch lacks a call that is needed."""
+        """Raise Absent if this torch lacks a needed function."""
 
     def __call__(self, x: Floats, ids: Ints, weights: Floats) -> Floats:
         torch = self.torch
@@ -79,7 +79,7 @@ class TorchLoop:
         return y
 
     def close(self) -> None:
-        """Leave the gloo group; the last to leave ends it."""
+        """Leave the gloo group; the last peer destroys it."""
         global _group_users
         _group_users -= 1
         if _group_users == 0:
@@ -91,7 +91,7 @@ class TorchLoop:
         return landed
 
     def _regrouped(self, rows: Any, per_source: Any) -> Any:
-        """Rows by (source, expert) -> their outputs in the same order, computed by (expert, source)."""
+        """Outputs of rows ordered by (source, expert), in that order; experts see them ordered by (expert, source)."""
         torch = self.torch
         runs = torch.split(rows, per_source.reshape(-1).tolist())
         each = per_source.shape[1]
@@ -112,7 +112,7 @@ class TorchLoop:
 
 
 class TorchGrouped(TorchLoop):
-    """All experts in one `torch.nn.functional.grouped_mm` a layer half."""
+    """All experts in two calls of `torch.nn.functional.grouped_mm`, one per GEMM."""
 
     def _check(self) -> None:
         if not hasattr(self.torch.nn.functional, "grouped_mm"):

@@ -1,4 +1,4 @@
-"""A trained feed-forward layer cut into experts: which neurons go together, and how to tell who is needed.
+"""A trained feed-forward layer split into experts: groups of neurons, and a router that predicts which are needed.
 
 A hidden neuron adds gelu(x up_i + up_bias_i) down_i to the output, so any partition of the neurons is a partition
 of the layer into a sum of experts f_e, exact as long as all of them run:
@@ -9,7 +9,7 @@ To leave some out, each is put back at its mean m_e over the tokens that leave i
 the bias -m_e, and the rest of the sum, `rest` = down_bias + sum over e of m_e, is added once, outside the experts,
 whichever of them run. No expert may carry down_bias itself: a token need not choose it.
 
-It refuses to train anything: neurons are grouped by which tokens they fire on, routers are least squares.
+Nothing is trained: neurons are grouped by the tokens that activate them, routers are least-squares fits.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Split:
     offset: Array
 
     def choose(self, x: Array, k: int) -> NDArray[np.int64]:
-        """x: [S, H] -> ids [S, k] of the k experts that promise to matter most, best first."""
+        """x: [S, H] -> ids [S, k] of the k experts with the largest predicted contribution, best first."""
         return largest(x @ self.router + self.offset, k)
 
 
 def fit(encoder: Encoder, texts: Sequence[str], experts: int, top_k: int) -> tuple[list[Split], int]:
-    """Split every layer on the activations of `texts`; returns the splits and how many tokens they were fitted on.
+    """Split every layer on the activations of `texts`; returns the splits and the number of tokens they were fitted on.
 
     One pass through the encoder: a layer is split when the texts reach it, and hands on what its top_k experts
     give. So layers behind it are fitted on what they will really see.
@@ -106,7 +106,7 @@ def balanced_clusters(features: Array, clusters: int, rounds: int = 12, seed: in
 
 
 def fill_equally(likeness: Array) -> list[NDArray[np.int64]]:
-    """likeness: [N, C] -> C groups of N/C rows: the most alike pairs first, as long as a group has room."""
+    """likeness: [N, C] -> C groups of N/C rows: the most alike pairs first, until a group is full."""
     rows, columns = likeness.shape
     group = np.full(rows, -1)
     room = np.full(columns, rows // columns)

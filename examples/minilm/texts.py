@@ -1,4 +1,4 @@
-"""What the example reads: sentences to embed, and other English to fit the split on. No sentence is in both."""
+"""Texts of the example: sentences to embed, and other English to fit the split on. No sentence is in both."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ SENTENCES = (
 
 
 def fitting_texts(count: int = 250) -> list[str]:
-    """`count` English sentences of 6 to 20 words that every Python carries: those of the help texts of `pydoc`.
+    """`count` English sentences of 6 to 20 words that every Python has: from the help texts of `pydoc`.
 
     About as long as SENTENCES, since position and sentence length show in the activations. Taken evenly from all.
     """

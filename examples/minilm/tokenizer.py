@@ -14,13 +14,13 @@ LONGEST_WORD = 100  # characters; BERT reads a longer word as one unknown token
 
 class WordPiece:
     def __init__(self, vocabulary: Path, max_tokens: int = 256) -> None:
-        """vocabulary: a file with one piece a line, whose line number is the id; max_tokens: where to cut."""
+        """vocabulary: a file with one piece a line, whose line number is the id; max_tokens: the longest result."""
         pieces = vocabulary.read_text(encoding="utf-8").split("\n")
         self.ids = {piece: number for number, piece in enumerate(pieces) if piece}
         self.max_tokens = max_tokens
 
     def __call__(self, text: str) -> list[int]:
-        """text -> ids with [CLS] in front and [SEP] behind, at most max_tokens of them."""
+        """text -> ids between [CLS] and [SEP], at most max_tokens of them."""
         ids = [number for word in words(text) for number in self._pieces(word)]
         return [self.ids["[CLS]"], *ids[: self.max_tokens - 2], self.ids["[SEP]"]]
 

@@ -1,4 +1,4 @@
-"""`--backend cuda`: the suites as they ship, on a card that the PTX machine stands in for; its times mean nothing."""
+"""`--backend cuda`: the real suites on the PTX machine instead of a GPU; its times mean nothing."""
 
 from __future__ import annotations
 
@@ -15,11 +15,22 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed:
 from simt_gpu import on_ranks
 
 from aristos import results
-from aristos.bench import main, plots, registry, routing
+from aristos.bench import main, plots, routing, suites
+from aristos.bench.command_line import parse
 from aristos.bench.context import VERDICTS, Context
-from aristos.bench.gpu import calls, clock, cublas, exchange, gemm, launch, layer, plan, progress, put, replay, signal
-from aristos.bench.options import Options, UsageError, parse
-from aristos.bench.suites import replay as on_cpus
+from aristos.bench.gpu import calls, clock, cublas, launch_cost
+from aristos.bench.options import Options, UsageError
+from aristos.bench.suites import (
+    exchange_gpu,
+    gemm_gpu,
+    layer_gpu,
+    plan_gpu,
+    progress_gpu,
+    put_gpu,
+    replay,
+    replay_gpu,
+    signal_gpu,
+)
 from aristos.bench.workload import Workload
 from aristos.bench.world import World
 from aristos.errors import EnvironmentProblem
@@ -41,18 +52,18 @@ SMALL = {
 
 
 class FakeCublas:
-    """cuBLAS's product by NumPy, on the machine's memory."""
+    """cuBLAS's product by NumPy, on the PTX machine's memory."""
 
     def __init__(self, gpu):
-        self.card = gpu.card
+        self.device = gpu.device
 
     def product(self, kind, m, n, k, a, lda, b, ldb, c, ldc):
         size = {"bf16": 2, "f16": 2}.get(kind, 4)
         dtype = clock.TYPES[kind]
-        self.card.synchronize()
+        self.device.synchronize()
 
         def rows(at, count, width, pitch):
-            whole = self.card._bytes(at, size * (pitch * (count - 1) + width))
+            whole = self.device._bytes(at, size * (pitch * (count - 1) + width))
             step = (size * pitch, size)
             return np.lib.stride_tricks.as_strided(whole.view(dtype), (count, width), step)
 
@@ -62,29 +73,29 @@ class FakeCublas:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Sizes that the machine runs in a moment."""
+    """Sizes that the PTX machine can run quickly."""
     monkeypatch.setattr(clock, "FLUSH", 1 << 12)
-    monkeypatch.setattr(put, "ROW_BYTES", (512, 1024))
-    monkeypatch.setattr(put, "BLOCK_BYTES", 2048)
-    monkeypatch.setattr(put, "BATCH_BYTES", 1024)
-    monkeypatch.setattr(signal, "ROW_BYTES", (16, 512))
-    monkeypatch.setattr(signal, "ROUNDS", 3)
-    monkeypatch.setattr(gemm, "ROWS", (3, 20))
-    monkeypatch.setattr(progress, "CALLS", 2)
-    monkeypatch.setattr(progress, "MATRIX", 8)
-    monkeypatch.setattr(plan, "SIZES", (512, 1024))
-    monkeypatch.setattr(plan, "TURNS", 1)
+    monkeypatch.setattr(put_gpu, "ROW_BYTES", (512, 1024))
+    monkeypatch.setattr(put_gpu, "BLOCK_BYTES", 2048)
+    monkeypatch.setattr(put_gpu, "BATCH_BYTES", 1024)
+    monkeypatch.setattr(signal_gpu, "ROW_BYTES", (16, 512))
+    monkeypatch.setattr(signal_gpu, "ROUNDS", 3)
+    monkeypatch.setattr(gemm_gpu, "ROWS", (3, 20))
+    monkeypatch.setattr(progress_gpu, "CALLS", 2)
+    monkeypatch.setattr(progress_gpu, "MATRIX", 8)
+    monkeypatch.setattr(plan_gpu, "SIZES", (512, 1024))
+    monkeypatch.setattr(plan_gpu, "TURNS", 1)
     monkeypatch.setattr(cublas, "library", lambda: (_ for _ in ()).throw(EnvironmentProblem("no cuBLAS here")))
 
 
 def measured(name, ranks=1, trace=None, **options):
-    """A suite's result on rank 0, with a card of the machine a rank."""
+    """A suite's result on rank 0; each rank has a GPU of the PTX machine."""
 
     def body(comm, rank):
         world = World(comm)
         gpu = clock.Gpu(world)
         try:
-            return registry.cuda_suites()[name](Context(world, Options(**SMALL | options), 5.0, trace=trace), gpu)
+            return suites.known("cuda")[name].run(Context(world, Options(**SMALL | options), 5.0, trace=trace), gpu)
         finally:
             gpu.close()
 
@@ -96,7 +107,7 @@ def measured(name, ranks=1, trace=None, **options):
 
 
 def draw(tables):
-    """Every picture there is of them."""
+    """Draw every picture of these tables."""
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -108,36 +119,36 @@ def draw(tables):
             pyplot.close(figure)
 
 
-def test_put():
+def test_put_times_both_ways():
     result = measured("put")
     records = result.sheets[0].records
-    assert [(r["row_bytes"], r["way"]) for r in records] == [(n, way) for n in (512, 1024) for way in put.WAYS]
-    assert all(r["share"] == 1 for r in records)  # of a clock that counts events
+    assert [(r["row_bytes"], r["way"]) for r in records] == [(n, way) for n in (512, 1024) for way in put_gpu.WAYS]
+    assert all(r["share"] == 1 for r in records)  # the clock counts events
 
 
-def test_a_put_that_loses_rows_is_refused(monkeypatch):
-    monkeypatch.setattr(put.Puts, "copy", lambda self, halves: None)
-    real = put.Puts.put
+def test_a_put_that_loses_rows_fails(monkeypatch):
+    monkeypatch.setattr(put_gpu.Puts, "copy", lambda self, halves: None)
+    real = put_gpu.Puts.put
 
     def lossy(self, halves):
         self.grid, grid = self.grid - 1 or 1, self.grid
         real(self, halves)
         self.grid = grid
 
-    monkeypatch.setattr(put.Puts, "put", lossy)
-    monkeypatch.setattr(put, "LIMIT_NS", 1000)
+    monkeypatch.setattr(put_gpu.Puts, "put", lossy)
+    monkeypatch.setattr(put_gpu, "LIMIT_NS", 1000)
     with pytest.raises(AssertionError):
         measured("put")
 
 
-def test_signal():
+def test_signal_times_round_trips():
     records = measured("signal").sheets[0].records
     assert [r["row_bytes"] for r in records] == [16, 512]
     assert records[0]["median_us"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("dtype", KINDS)
-def test_gemm_and_cublas(dtype, monkeypatch):
+def test_gemm_against_cublas(dtype, monkeypatch):
     monkeypatch.setattr(cublas, "Cublas", FakeCublas)
     records = measured("gemm", dtype=dtype).sheets[0].records
     assert [r["rows"] for r in records] == [3, 20]
@@ -152,30 +163,35 @@ def test_gemm_without_cublas():
 
 @pytest.mark.parametrize(("dtype", "preset"), [("float32", "gpt-oss-20b"), ("bfloat16", "mixtral-8x7b"),
                                                ("float16", "switch-base-128"), ("tf32", "mixtral-8x7b")])  # fmt: skip
-def test_layer_and_chain(dtype, preset, monkeypatch):
-    """Both, with biases and without, gated and not: against the oracle, which knows neither."""
+def test_layer_against_the_chain(dtype, preset, monkeypatch):
+    """Both are right with and without biases and gate, for every dtype."""
     monkeypatch.setattr(cublas, "Cublas", FakeCublas)
     records = measured("layer", dtype=dtype, preset=preset).sheets[0].records
     assert [(r["tokens"], r["what"]) for r in records] == [
-        (n, what) for n in (6, 20) for what in (layer.CALLED, layer.GRAPH, layer.CHAIN)
+        (n, what) for n in (6, 20) for what in (layer_gpu.CALLED, layer_gpu.GRAPH, layer_gpu.CHAIN)
     ]
-    assert {r["speedup"] for r in records if r["what"] == layer.GRAPH} == {1.0}
+    assert {r["speedup"] for r in records if r["what"] == layer_gpu.GRAPH} == {1.0}
 
 
 def test_layer_without_cublas():
-    """What launching costs is there all the same."""
+    """The cost of a launch is measured all the same."""
     sheet, launched = measured("layer", tokens=(6,)).sheets
-    assert {r["what"] for r in sheet.records} == {layer.CALLED, layer.GRAPH}
+    assert {r["what"] for r in sheet.records} == {layer_gpu.CALLED, layer_gpu.GRAPH}
     assert sheet.notes == ["no cuBLAS here"]
-    assert [r["what"] for r in launched.records] == [launch.CALL, launch.CALL_GRAPH, launch.EMPTY, launch.EMPTY_GRAPH]
+    assert [r["what"] for r in launched.records] == [
+        launch_cost.CALL,
+        launch_cost.CALL_GRAPH,
+        launch_cost.EMPTY,
+        launch_cost.EMPTY_GRAPH,
+    ]
     assert all(0 < r["queued_us"] < r["done_us"] for r in launched.records)
 
 
 @pytest.fixture
 def trace(tmp_path, monkeypatch):
-    """Two sequences, two layers, choices that were not taken; few steps of it."""
-    monkeypatch.setattr(on_cpus, "MOST_STEPS", steps := {"prefill": 2, "decode": 3})
-    monkeypatch.setattr(replay, "MOST_STEPS", steps)
+    """Two sequences, two layers, some choices not taken; replayed in few steps."""
+    monkeypatch.setattr(replay, "MOST_STEPS", steps := {"prefill": 2, "decode": 3})
+    monkeypatch.setattr(replay_gpu, "MOST_STEPS", steps)
     ids = np.argsort(np.random.default_rng(0).random((14, 2, 3)), axis=2)[:, :, :2].astype(np.int16)
     ids[1, 0, 1] = ids[3, 1, :] = -1
     np.savez(tmp_path / "trace.npz", expert_ids=ids, seq_lens=[12, 2])
@@ -183,63 +199,65 @@ def trace(tmp_path, monkeypatch):
 
 
 def test_layer_routed_outside(trace, monkeypatch):
-    """The chain takes the same routing, choices that were not taken too."""
+    """The chain gets the same routing, with choices not taken."""
     monkeypatch.setattr(cublas, "Cublas", FakeCublas)
     records = measured("layer", tokens=(6,), trace=trace, routing=trace.path).sheets[0].records
-    assert [r["what"] for r in records] == [layer.CALLED, layer.GRAPH, layer.CHAIN]
+    assert [r["what"] for r in records] == [layer_gpu.CALLED, layer_gpu.GRAPH, layer_gpu.CHAIN]
 
 
-def test_replay(trace, monkeypatch):
+def test_replay_times_prefill_and_decode(trace, monkeypatch):
     monkeypatch.setattr(cublas, "Cublas", FakeCublas)
     result = measured("replay", tokens=(6,), trace=trace, iters=1)
     records = result.sheets[0].records
     assert [(r["phase"], r["steps"], r["what"]) for r in records] == [
-        (phase, steps, what) for phase, steps in (("prefill", 2), ("decode", 3)) for what in (layer.GRAPH, layer.CHAIN)
+        (phase, steps, what)
+        for phase, steps in (("prefill", 2), ("decode", 3))
+        for what in (layer_gpu.GRAPH, layer_gpu.CHAIN)
     ]
     assert [table.variables["tokens"].values.tolist() for table in result.tables] == [[6, 6], [2, 1, 1]]
 
 
-def test_replay_on_ranks(trace):
-    """One rank has no sequence left: it serves the other's tokens."""
+def test_replay_on_two_ranks(trace):
+    """A rank without sequences still serves the other's tokens."""
     result = measured("replay", ranks=2, tokens=(3,), trace=trace, iters=1)
-    assert {r["what"] for r in result.sheets[0].records} == {layer.GRAPH}
+    assert {r["what"] for r in result.sheets[0].records} == {layer_gpu.GRAPH}
     assert result.tables[1].variables["tokens"].values.tolist() == [2, 1, 1]
 
 
-def test_idle_on_ranks():
-    """Blocks count what they wait, and a rank that comes late is idle meanwhile."""
+def test_idle_on_two_ranks():
+    """Blocks count their waits, and a late rank counts as idle."""
     records = measured("idle", ranks=2, tokens=(4,), iters=1).sheets[0].records
     assert [r["pattern"] for r in records] == ["uniform", "zipf", "one", "late rank"]
     assert all(r["blocks"] == 2 and r["idle"] > 0 for r in records)
     assert records[2]["busiest_over_mean"] == 2
 
 
-def test_exchange():
+def test_exchange_on_one_rank():
     (sheet,) = measured("exchange", tokens=(6,), iters=1).sheets
     assert [r["pattern"] for r in sheet.records] == ["uniform", "zipf"]
     assert all(r["mb"] == 2 * 6 * 128 / 1e6 and r["share"] == 1 and "mpi_us" not in r for r in sheet.records)
     assert "in place" in sheet.notes[-1]
 
 
-def test_exchange_on_ranks():
+def test_exchange_on_two_ranks():
     (sheet,) = measured("exchange", ranks=2, tokens=(6,), routing="uniform", preset="gpt-oss-20b", iters=1).sheets
     (record,) = sheet.records
     assert record["share"] == record["speedup"] == 1
-    assert record["mb"] < 2 * 6 * 128 / 1e6  # a rank's own rows stay
+    assert record["mb"] < 2 * 6 * 128 / 1e6  # a rank's own rows do not move
 
 
-@pytest.mark.parametrize("what", [exchange.COPY, exchange.STAGED])
-def test_bytes_that_do_not_move_are_seen(what):
+@pytest.mark.parametrize("what", [exchange_gpu.COPY, exchange_gpu.STAGED])
+def test_exchange_detects_bytes_that_did_not_move(what):
     def lossy(moves):
         moves.staged()
-        moves.gpu.card.clear(moves.landed, 8)
+        moves.gpu.device.clear(moves.landed, 8)
 
     def body(comm, rank):
         gpu = clock.Gpu(World(comm))
-        moves = exchange.Moves(gpu, np.array([[0, 3], [2, 0]]), 64)
+        moves = exchange_gpu.Moves(gpu, np.array([[0, 3], [2, 0]]), 64)
         right = moves.right(what)
         if rank == 1:
-            moves.calls[what] = {exchange.COPY: lambda: None, exchange.STAGED: partial(lossy, moves)}[what]
+            moves.calls[what] = {exchange_gpu.COPY: lambda: None, exchange_gpu.STAGED: partial(lossy, moves)}[what]
         wrong = moves.right(what)
         moves.close()
         gpu.close()
@@ -248,15 +266,15 @@ def test_bytes_that_do_not_move_are_seen(what):
     assert on_ranks(2, body) == [(True, False)] * 2
 
 
-def test_progress():
+def test_progress_on_one_node():
     (sheet,) = measured("progress", tokens=(6,), iters=1).sheets
     (record,) = sheet.records
     assert record["slowdown"] == 0
     assert record["host_alone_us"] > 0
-    assert "the proxy takes was not measured" in sheet.notes[-1]
+    assert "its cost was not measured" in sheet.notes[-1]
 
 
-def test_plan_on_ranks():
+def test_plan_on_two_ranks():
     result = measured("plan", ranks=2, tokens=(4,), iters=1)
     records = result.sheets[0].records
     assert records[0]["plan"].startswith("planned")
@@ -266,7 +284,7 @@ def test_plan_on_ranks():
 
 
 def test_an_output_that_is_not_written_is_an_error():
-    """What all of these suites check with."""
+    """The check of all these suites."""
 
     def body(comm, rank):
         world = World()
@@ -285,8 +303,8 @@ def test_an_output_that_is_not_written_is_an_error():
     assert wrong == 1
 
 
-def test_a_whole_run(tmp_path, monkeypatch, capsys):
-    """From the command line to the file: attributes say which card, tables hold raw times."""
+def test_a_whole_run_writes_the_file(tmp_path, monkeypatch, capsys):
+    """From the command line to the file: attributes name the GPU, tables hold raw times."""
     monkeypatch.setattr("aristos.bench.world.connect", lambda *a, **k: World())
     out = tmp_path / "r.h5"
     words = ["put", "signal", "--backend", "cuda", "--iters", "2", "--out", str(out)]
@@ -298,59 +316,60 @@ def test_a_whole_run(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("words", "why"), [
-    (["layer", "--schedule", "bulk"], "--schedule bulk is for --backend cpu: cards run the fused schedule"),
+    (["layer", "--schedule", "bulk"], "--schedule bulk is for --backend cpu: GPUs run the fused schedule"),
     (["layer", "--threads", "2"], "--threads is for --backend cpu"),
     (["put", "--timeline", "t.json"], "--timeline is for --backend cpu"),
     (["layer", "--ranks-per-node", "1"], "--ranks-per-node is for --backend cpu: ranks of pretended nodes would take"),
 ])  # fmt: skip
-def test_refusals(words, why):
+def test_options_of_cpus_are_usage_errors(words, why):
     with pytest.raises(UsageError, match=why):
         parse([*words, "--backend", "cuda"])
     assert main.main([*words, "--backend", "cuda"]) == 2
 
 
-def test_what_runs_where():
-    """One card is enough for all but groups of ranks; a trace brings its suite along."""
+def test_suites_by_number_of_gpus():
+    """One GPU is enough for all suites but `plan`; a trace adds `replay`."""
     asked = parse(["--backend", "cuda"])
     assert [s.name for s in main.chosen(asked, 1)] == ["put", "signal", "exchange", "gemm", "layer", "idle"]
     traced = Options(backend="cuda", routing="t.npz")
     assert [s.name for s in main.chosen(traced, 1)][-1] == "replay"
-    assert set(registry.cuda_suites()) == set(registry.suites())
+    assert set(suites.known("cuda")) == set(suites.known())
     with pytest.raises(UsageError, match="suite plan needs at least 2 ranks, got 1"):
         main.chosen(parse(["plan", "--backend", "cuda"]), 1)
 
 
-def test_without_the_compiler():
-    """What is said about cards needs no compiler; a run on one says what is missing."""
+def test_help_without_the_compiler():
+    """The help lists the suites on GPUs without a compiler; a run names the missing part."""
     code = (
         "import sys; sys.modules['numba_cuda'] = None; from aristos.bench import main;"
         "assert main.main(['--help']) == 0; sys.exit(main.main(['put', '--backend', 'cuda', '--out', 'none']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 3
-    assert "cuda: a card a rank, every suite, each as far as it has a meaning there" in " ".join(done.stdout.split())
+    assert "suites on GPUs (--backend cuda), timed by CUDA events:" in done.stdout
+    assert "the tile product against cuBLAS" in done.stdout
     assert "GPU" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_without_a_card(capsys):
+def test_without_a_gpu(capsys):
     from aristos.substrate.cuda.device import count
 
     if count():
-        pytest.skip("there is a card")
+        pytest.skip("there is a GPU")
     assert main.main(["signal", "--backend", "cuda", "--out", "none"]) == 3
     assert "GPU" in capsys.readouterr().err
 
 
-def test_cublas_is_told_rows_as_columns(monkeypatch):
-    """C^T = B A^T: operations, sizes and leading dimensions in the library's order; a refusal is an error."""
-    told = []
+def test_cublas_gets_rows_as_columns(monkeypatch):
+    """C^T = B A^T: operations, sizes and leading dimensions in the library's order; a failed call is an error."""
+    made = []
 
     class Library:
         def __getattr__(self, name):
             def function(*arguments):
-                told.append((name, [getattr(a, "value", a) for a in arguments]))
-                return 15 if name == "cublasGemmEx" and len(told) > 4 else 0
+                made.append((name, [getattr(a, "value", a) for a in arguments]))
+                return 15 if name == "cublasGemmEx" and len(made) > 4 else 0
 
             return function
 
@@ -359,7 +378,7 @@ def test_cublas_is_told_rows_as_columns(monkeypatch):
     class G:
         stream = 7
 
-        class card:
+        class device:
             @staticmethod
             def current():
                 return contextlib.nullcontext()
@@ -370,7 +389,7 @@ def test_cublas_is_told_rows_as_columns(monkeypatch):
 
     blas = cublas.Cublas(G)
     blas.product("bf16", 3, 5, 7, 100, 8, 200, 16, 300, 24)
-    name, (_, op_a, op_b, m, n, k, _, a, a_type, lda, b, b_type, ldb, _, c, c_type, ldc, compute, algo) = told[-1]
+    name, (_, op_a, op_b, m, n, k, _, a, a_type, lda, b, b_type, ldb, _, c, c_type, ldc, compute, algo) = made[-1]
     assert (name, op_a, op_b, m, n, k) == ("cublasGemmEx", 1, 0, 5, 3, 7)
     assert (a, lda, b, ldb, c, ldc) == (200, 16, 100, 8, 300, 24)
     assert {a_type, b_type, c_type} == {14}

@@ -1,9 +1,10 @@
-"""The parts of the benchmark that need no rank and no layer: fits, routings, presets, options, reports, timelines."""
+"""Parts of the benchmark that need neither ranks nor a layer: fits, routings, presets, options, tables, timelines."""
 
 from __future__ import annotations
 
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aristos import models, results
-from aristos.bench import context, environment, fit, main, options, pairs, registry, routing, tables, timeline, world
+from aristos.bench import (
+    command_line,
+    context,
+    environment,
+    fit,
+    main,
+    measure,
+    options,
+    pairs,
+    plots,
+    registry,
+    routing,
+    suites,
+    tables,
+    timeline,
+    world,
+)
 from aristos.bench.context import CHECK, Column, Result, Sheet
 from aristos.bench.measure import Summary, in_turns, iterations
 from aristos.bench.options import UsageError
@@ -31,7 +48,7 @@ SIZES = [8 << i for i in range(20)]
 # ---- fits ---------------------------------------------------------------------------------------------------------
 
 
-def test_two_exact_segments_are_found_again():
+def test_a_fit_finds_two_exact_segments():
     small, large = (2e-8, 1e-11), (3e-6, 5e-11)
     times = [a + b * n for n, (a, b) in ((n, small if n <= 16384 else large) for n in SIZES)]
     got = fit.alpha_beta(SIZES, times)
@@ -44,7 +61,7 @@ def test_two_exact_segments_are_found_again():
 
 
 @given(st.lists(st.floats(1e-8, 1e-2), min_size=1, max_size=20))
-def test_a_fit_of_any_times_is_physical(times):
+def test_a_fit_of_any_times_has_no_negative_terms(times):
     got = fit.alpha_beta(SIZES[: len(times)], times)
     assert all(s.alpha >= 0 and s.beta >= 0 and s.bandwidth > 0 for s in got.segments)
     assert np.isfinite(got.residual)
@@ -56,7 +73,7 @@ def test_the_residual_is_relative():
     assert 0.05 < fit.alpha_beta(SIZES, times).residual < 0.15
 
 
-def test_a_bandwidth_that_a_fit_cannot_know_is_not_printed():
+def test_an_unresolved_bandwidth_is_not_printed():
     flat, noise = fit.Segment(2e-8, 0.0, 8, 4 << 20), fit.Segment(1e-6, 2.5e-7, 8, 32)  # inf and 0.004 GB/s
     start_up = fit.Segment(7.7e-6, 3.8e-10, 8, 2048)  # 0.8 us of 8.5
     for segment in (flat, noise, start_up):
@@ -80,7 +97,7 @@ def test_every_ordered_pair_is_measured_once(ranks, lanes):
         assert len({rank for pair in one for rank in pair}) == 2 * len(one)
 
 
-def test_sizes_read_as_people_write_them():
+def test_sizes_as_text():
     assert [pairs.bytes_text(n) for n in (0, 8, 1024, 1536, 4 << 20, 2 << 30)] == [
         "0 B",
         "8 B",
@@ -129,7 +146,7 @@ def trace_file(tmp_path, **changed):
     return str(path), ids
 
 
-def test_a_trace_is_read_and_dealt_out(tmp_path):
+def test_a_trace_is_read_and_spread_over_ranks(tmp_path):
     path, ids = trace_file(tmp_path)
     trace = routing.load(path)
     assert (trace.layers, trace.top_k, trace.experts) == (3, 2, 8)
@@ -160,7 +177,7 @@ def test_a_trace_is_read_and_dealt_out(tmp_path):
         ({"expert_ids": np.full((30, 3, 2), 5)}, r"distinct within a token, got \[5, 5\] for token 0 in layer 0"),
     ],
 )
-def test_a_wrong_trace_says_what_is_wrong(tmp_path, changed, words):
+def test_the_error_of_a_wrong_trace_names_the_fault(tmp_path, changed, words):
     path, _ = trace_file(tmp_path, **changed)
     with pytest.raises(InputError, match=words):
         routing.load(path)
@@ -188,7 +205,7 @@ def damaged(path):
         damaged,
     ],
 )
-def test_a_file_that_is_no_trace(tmp_path, make):
+def test_a_file_that_is_no_trace_is_an_input_error(tmp_path, make):
     path = tmp_path / "trace.npz"
     make(path)
     with pytest.raises(InputError, match=r"cannot read the routing trace .*trace\.npz: ."):
@@ -202,7 +219,7 @@ def test_choices_not_taken_may_repeat(tmp_path):
     assert routing.load(path).experts == 4
 
 
-# ---- the way out --------------------------------------------------------------------------------------------------
+# ---- exit ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -220,21 +237,21 @@ def test_every_error_has_its_exit_code(monkeypatch, capsys, error, code, words):
     monkeypatch.setattr(world, "connect", World)
     monkeypatch.setattr(main, "run", lambda *_: (_ for _ in ()).throw(error))
     assert main.main(["gemm"]) == code
-    said = capsys.readouterr().err
-    assert words in said
-    assert ("Traceback" in said) == (code == 1)
+    printed = capsys.readouterr().err
+    assert words in printed
+    assert ("Traceback" in printed) == (code == 1)
 
 
-def test_ctrl_c_keeps_the_suites_that_are_done(tmp_path, monkeypatch):
+def test_ctrl_c_keeps_finished_suites(tmp_path, monkeypatch):
     def interrupted(_):
         raise KeyboardInterrupt
 
     done = results.Table("gemm").add("x", (), 1)
-    suites = {
-        "gemm": registry.Suite("gemm", "", lambda _: Result(True, tables=[done]), 1, 1.0, True, False),
-        "layer": registry.Suite("layer", "", interrupted, 1, 1.0, True, False),
+    some = {
+        "gemm": registry.Suite("gemm", "", lambda _: Result(True, tables=[done]), order=1),
+        "layer": registry.Suite("layer", "", interrupted, order=2),
     }
-    monkeypatch.setattr(registry, "suites", lambda: suites)
+    monkeypatch.setattr(suites, "known", lambda backend="cpu": some)
     monkeypatch.setattr(world, "connect", World)
     path = tmp_path / "r.h5"
     assert main.main(["gemm", "layer", "--out", str(path)]) == 130
@@ -243,17 +260,17 @@ def test_ctrl_c_keeps_the_suites_that_are_done(tmp_path, monkeypatch):
     assert run.attributes["interrupted"]
 
 
-def test_one_rank_leaves_by_its_code():
+def test_one_rank_aborts_without_mpi():
     alone = World()
     alone.comm = object()  # any use of MPI would raise
     assert alone.abort(3) == 3
 
 
-def test_a_timeline_that_cannot_be_written_is_told_first(tmp_path):
+def test_a_timeline_that_cannot_be_written_is_an_error_before_measuring(tmp_path):
     timeline.check(str(tmp_path / "t.json"))
     assert not list(tmp_path.iterdir())
     for path in (tmp_path, tmp_path / "none" / "t.json"):
-        with pytest.raises(ResultsError, match="folder"):
+        with pytest.raises(ResultsError, match=r"is a folder|cannot be written"):
             timeline.check(str(path))
 
 
@@ -270,7 +287,7 @@ def test_every_preset_gives_each_rank_an_expert(name, world):
     assert (shape.cfg.experts == models.PRESETS[name].experts) or "instead of" in shape.note
 
 
-def test_the_users_numbers_win():
+def test_options_override_the_preset():
     shape = models.shape("mixtral-8x7b", 2, hidden=96, experts=6, top_k=3, tokens=(5,), activation="gelu")
     cfg = shape.cfg
     assert (cfg.hidden, cfg.ffn, cfg.experts, cfg.top_k, cfg.activation) == (96, 1792, 6, 3, "gelu")
@@ -298,32 +315,66 @@ def test_the_users_numbers_win():
         (["--nonsense"], "--nonsense"),
     ],
 )
-def test_usage_errors_say_what_was_wrong(words, message):
+def test_usage_errors_name_the_fault(words, message):
     with pytest.raises(UsageError, match=message):
-        options.parse(words)
+        command_line.parse(words)
 
 
-def test_the_benchmark_and_the_layer_take_as_many_threads():
-    check_common(options.parse(["--threads", str(options.MOST_THREADS)]).threads, 1.0)
-    with pytest.raises(InputError, match=f"1..{options.MOST_THREADS}"):
-        check_common(options.MOST_THREADS + 1, 1.0)
+def test_the_benchmark_and_the_layer_have_one_limit_of_threads():
+    check_common(command_line.parse(["--threads", str(command_line.MOST_THREADS)]).threads, 1.0)
+    with pytest.raises(InputError, match=f"1..{command_line.MOST_THREADS}"):
+        check_common(command_line.MOST_THREADS + 1, 1.0)
 
 
-def test_options_as_given():
-    asked = options.parse(["layer", "idle", "layer", "--tokens", "16,64", "--schedule", "bulk", "--iters", "7"])
+def test_options_are_parsed():
+    asked = command_line.parse(["layer", "idle", "layer", "--tokens", "16,64", "--schedule", "bulk", "--iters", "7"])
     assert asked.suites == ("layer", "idle")
     assert asked.tokens == (16, 64)
     assert asked.schedules == ("bulk",)
     assert asked.budget == 2 * options.SUITE_SECONDS
-    assert options.parse([]).budget < 120
+    assert command_line.parse([]).budget < 120
     for words in ([], ["gemm", "--seconds", "1"], ["gemm", "--seconds", "900"], ["gemm", "--iters", "4000"]):
-        asked = options.parse(words)
+        asked = command_line.parse(words)
         assert asked.limit >= max(120, 10 * asked.budget, 10 * (asked.iters or 0))
 
 
-def test_the_registry_holds_every_suite_in_order():
-    assert tuple(registry.suites()) == registry.ORDER
-    assert not registry.suites()["replay"].default
+def test_suites_are_known_in_the_order_in_which_they_run():
+    names = ["put", "signal", "exchange", "progress", "gemm", "layer", "idle", "replay", "plan"]
+    assert list(suites.known()) == list(suites.known("cuda")) == names
+    assert [name for name, each in suites.known().items() if not each.default] == ["progress", "replay", "plan"]
+
+
+NEW_SUITE = """
+from aristos.bench.registry import {decorator}
+
+@{decorator}("thrice", "three times", order=15)
+def run(ctx, *gpu):
+    return None
+"""
+
+
+@pytest.mark.parametrize(("backend", "decorator"), [("cpu", "suite"), ("cuda", "gpu_suite")])
+def test_a_suite_is_found_by_its_place_alone(tmp_path, monkeypatch, capsys, backend, decorator):
+    """A new file is enough: no list names it, and the command line, its help included, knows it."""
+    monkeypatch.setitem(registry._declared, backend, dict(suites.known(backend)))
+    monkeypatch.setattr(suites, "__path__", [*suites.__path__, str(tmp_path)])
+    (tmp_path / f"thrice_{decorator}.py").write_text(NEW_SUITE.format(decorator=decorator))
+    try:
+        assert list(suites.known(backend))[:3] == ["put", "thrice", "signal"]
+        assert command_line.parse(["thrice", "--backend", backend]).suites == ("thrice",)
+        assert main.main(["--help"]) == 0
+        assert "thrice    three times" in capsys.readouterr().out
+    finally:
+        sys.modules.pop(f"aristos.bench.suites.thrice_{decorator}", None)
+
+
+def test_a_picture_is_found_by_its_place_alone(tmp_path, monkeypatch):
+    (tmp_path / "thrice.py").write_text("PICTURES = {'thrice': [('thrice', print)]}")
+    monkeypatch.setattr(plots, "__path__", [*plots.__path__, str(tmp_path)])
+    try:
+        assert plots.pictures()["thrice"] == [("thrice", print)]
+    finally:
+        sys.modules.pop("aristos.bench.plots.thrice", None)
 
 
 @pytest.mark.parametrize(
@@ -349,7 +400,7 @@ def test_the_transports_of_nodes(node_of, count, transports):
         ({**STEP, "PMI_SIZE": "4", "PMI_RANK": "1", "MPI_LOCALNRANKS": "2"}, ("mpirun", 4, 1)),  # mpirun in a job
     ],
 )
-def test_what_the_launcher_said(env, want):
+def test_the_launcher_is_read_from_the_environment(env, want):
     assert launch_environment.started_as(env) == want
     if want is not None:
         assert launch_environment.mismatch(want[1], env) is None
@@ -357,7 +408,7 @@ def test_what_the_launcher_said(env, want):
 
 
 @pytest.mark.parametrize(("kind", "fits"), [("MPICH", "pmi2"), ("Intel MPI", "pmi2"), ("Open MPI", "pmix")])
-def test_a_mismatch_names_what_fits_the_library(kind, fits):
+def test_a_mismatch_names_the_fitting_launcher(kind, fits):
     message = launch_environment.mismatch(
         1, STEP | {"SLURM_STEP_NUM_TASKS": "4"}, mpi_library.Library(kind, "/opt/libmpi.so")
     )
@@ -374,7 +425,7 @@ def test_a_mismatch_names_what_fits_the_library(kind, fits):
 # ---- measuring ----------------------------------------------------------------------------------------------------
 
 
-def test_the_slowest_rank_counts():
+def test_a_summary_is_of_the_slowest_rank():
     summary = Summary.of(np.array([[1.0, 5.0, 1.0], [2.0, 3.0, 9.0]]))
     assert (summary.median, summary.fastest, summary.iterations) == (5.0, 2.0, 3)
 
@@ -387,33 +438,42 @@ def test_calls_take_turns():
     assert all(len(t) == 3 and (t > 0).all() for t in times.values())
 
 
-def test_iterations_follow_time_or_the_user():
+def test_iterations_by_time_or_by_option():
     calls = {"a": lambda: None}
     assert iterations(World(), calls, 10.0, warmup=1, asked=3) == 3
     assert iterations(World(), calls, 0.0, warmup=1, asked=None) == 4
     assert iterations(World(), calls, 100.0, warmup=3, asked=None) == 2000
 
 
-def test_idle_share_counts_what_a_fast_rank_waits_outside():
+def test_shorter_series_end_in_nan():
+    one, two = np.array([[1.0, 2.0]]), np.array([[3.0, 4.0, 5.0]])
+    got = measure.padded([[one, two], [None, one]])
+    assert got.shape == (2, 2, 1, 3)
+    nan = np.nan
+    want = [[[[1, 2, nan]], [[3, 4, 5]]], [[[nan] * 3], [[1, 2, nan]]]]
+    np.testing.assert_array_equal(got, want)
+
+
+def test_idle_share_counts_the_wait_of_a_fast_rank_after_its_call():
     times = np.array([[1.0], [2.0]])
     assert idle_share(times, np.array([[0.5], [0.0]]), workers=1) == pytest.approx((0.5 + 1.0) / 4)
     assert idle_share(times, np.array([[1.0], [0.0]]), workers=2) == pytest.approx((1.0 + 2.0) / 8)
 
 
-def test_progress_warns_where_the_target_had_no_core_of_its_own():
+def test_progress_warns_if_the_target_had_no_core_of_its_own():
     computing = np.full((4, 5, 3), 1e-6)
     puts = np.full((4, 4, 3, 1), 1e-5)
 
     def notes() -> str:
         return "\n".join(progress._result(1, False, puts, computing, True).sheets[0].notes)
 
-    computing[2:, 1:] *= 1.5  # under traffic: that is what is measured
+    computing[2:, 1:] *= 1.5  # under puts: the measured effect
     assert "WARNING" not in notes()
-    computing[2, 0, :2] *= 1.3  # without: most rounds of one mode
+    computing[2, 0, :2] *= 1.3  # without puts, most rounds of one mode
     assert "WARNING: without any put the target's work took 30% longer" in notes()
 
 
-def test_one_is_singular():
+def test_counts_have_singular_and_plural():
     assert [context.counted(n, "rank") for n in (0, 1, 2)] == ["0 ranks", "1 rank", "2 ranks"]
 
 
@@ -440,7 +500,7 @@ def test_no_color_is_respected(monkeypatch):
     assert "31m" not in shown.getvalue()
 
 
-def test_plain_values_are_json():
+def test_any_value_becomes_json():
     value = {"a": np.float32(1.5), "b": [np.nan, np.int64(2)], "c": np.arange(2), 3: float("inf")}
     assert json.loads(json.dumps(tables.plain(value), allow_nan=False)) == {
         "a": 1.5,
@@ -473,7 +533,7 @@ def test_trace_events_are_complete():
     assert spans["route"]["dur"] == pytest.approx(5e5)
 
 
-def test_facts_of_a_run_are_plain():
+def test_facts_of_a_run_are_plain_values():
     facts = environment.facts(World(), ["gemm"], seed=3)
     assert facts["command"].endswith("aristos.bench gemm")
     assert facts["ranks"] == 1

@@ -1,4 +1,4 @@
-"""`python -m aristos.bench` as a user runs it: on several ranks, to its tables, files, pictures and exit codes."""
+"""`python -m aristos.bench` as a user runs it on several ranks: tables, files, pictures and exit codes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from mpi import FLAG, LAUNCHER_VARIABLES, ONE_THREAD, find_mpiexec
 
 from aristos import results
-from aristos.bench import plots, registry
+from aristos.bench import plots, suites
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--hidden", "32", "--ffn", "48", "--experts", "8", "--tokens", "8,24", "--iters", "4", "--warmup", "1"]
@@ -26,7 +26,7 @@ needs_mpiexec = pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside
 
 
 def bench(ranks: int, *words: str, code: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run the benchmark, or with `code` a program around it, on some ranks; 0 ranks is without mpiexec."""
+    """Run the benchmark, or the program `code`, on some ranks; 0 ranks: without mpiexec."""
     launcher = (*find_mpiexec(), "-n", str(ranks)) if ranks else ()
     program = ["-c", code] if code else ["-m", "aristos.bench"]
     clean = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES) and k != FLAG}
@@ -44,7 +44,7 @@ def whole(tmp_path_factory) -> tuple[Path, dict]:
     rng = np.random.default_rng(0)
     ids = np.argsort(rng.random((60, 3, 8)), axis=-1)[..., :2].astype(np.uint8)
     np.savez(folder / "trace.npz", expert_ids=ids, gate_weight=np.full(ids.shape, 0.5, np.float16), seq_lens=[20, 40])
-    words = [*registry.ORDER, *SMALL, "--routing", str(folder / "trace.npz"), "--json"]
+    words = [*suites.known(), *SMALL, "--routing", str(folder / "trace.npz"), "--json"]
     words += ["--out", str(folder / "r.h5"), "--timeline", str(folder / "t.json")]
     done = bench(2, *words)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -54,7 +54,7 @@ def whole(tmp_path_factory) -> tuple[Path, dict]:
 def test_every_suite_ran_and_was_right(whole):
     _, document = whole
     assert document["ok"] is True
-    assert tuple(document["suites"]) == registry.ORDER
+    assert list(document["suites"]) == list(suites.known())
     for name, suite in document["suites"].items():
         assert suite["ok"], name
         for table in suite["tables"]:
@@ -92,7 +92,7 @@ def test_every_picture_is_drawn(whole, tmp_path):
     assert all(p.stat().st_size > 10_000 for p in drawn)
 
 
-def test_the_plot_command(whole, tmp_path, capsys):
+def test_the_plot_command_draws_and_has_exit_codes(whole, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     from aristos.cli.__main__ import main
 
@@ -105,7 +105,7 @@ def test_the_plot_command(whole, tmp_path, capsys):
     assert "unknown command 'nonsense'" in capsys.readouterr().err
 
 
-def test_the_timeline_shows_every_rank_at_work(whole):
+def test_the_timeline_shows_the_steps_of_every_rank(whole):
     folder, _ = whole
     events = json.loads((folder / "t.json").read_text())["traceEvents"]
     spans = [e for e in events if e["ph"] == "X"]
@@ -126,8 +126,8 @@ def test_pairs_on_an_odd_number_of_ranks(tmp_path):
 
 
 @needs_mpiexec
-def test_pretended_nodes_take_transport_rma(tmp_path):
-    """Outputs are right, and the file says what nodes there were."""
+def test_pretended_nodes_use_transport_rma(tmp_path):
+    """Outputs are right, and the file records the nodes."""
     done = bench(
         3,
         "put",
@@ -176,14 +176,14 @@ def test_a_named_suite_that_needs_more_ranks_is_a_usage_error():
         (("layer", "--ranks-per-node", "0"), 2, "--ranks-per-node: must be at least 1, got 0"),
     ],
 )
-def test_complaints_come_once(words, code, message):
+def test_an_error_of_all_ranks_is_printed_once(words, code, message):
     done = bench(2, *words, "--seconds", "1")
     assert done.returncode == code, done.stderr
     assert done.stderr.count(message) == 1
     assert done.stdout == ""
 
 
-def test_a_closed_stdout_is_told_before_measuring():
+def test_a_closed_stdout_is_an_error_before_measuring():
     clean = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}
     command = f"exec {sys.executable} -m aristos.bench gemm --seconds 60 --out none >&-"
     done = subprocess.run(["sh", "-c", command], cwd=ROOT, env=clean, stderr=subprocess.PIPE, text=True, timeout=50)
@@ -196,9 +196,9 @@ def test_help_needs_no_mpi():
     done = bench(0, "--help", PMI_SIZE="2", PMI_RANK="1")
     assert (done.returncode, done.stdout) == (0, "")
     done = bench(0, "--help")
-    for word in (*registry.ORDER, "--routing", "olmoe-1b-7b"):
+    for word in (*suites.known(), "--routing", "olmoe-1b-7b"):
         assert word in done.stdout
-    usual = " ".join(name for name, each in registry.suites().items() if each.default)
+    usual = " ".join(name for name, each in suites.known().items() if each.default)
     assert f"default, two minutes together: {usual}" in " ".join(done.stdout.split())
 
 
@@ -210,7 +210,7 @@ def test_a_launcher_that_does_not_match_is_an_environment_error():
         assert done.stdout == ""
 
 
-def test_a_file_that_is_no_results_file_is_refused_before_measuring(tmp_path):
+def test_a_file_of_another_kind_is_an_error_before_measuring(tmp_path):
     (tmp_path / "r.h5").write_text("mine")
     start = time.monotonic()
     done = bench(0, "--out", str(tmp_path / "r.h5"))
@@ -222,8 +222,8 @@ def test_a_file_that_is_no_results_file_is_refused_before_measuring(tmp_path):
 
 @needs_mpiexec
 @pytest.mark.parametrize("suite", ["gemm", "layer", "idle", "plan"])
-def test_a_wrong_result_is_shown_and_ends_in_1(suite):
-    """The oracle is bent by 1 part in 1000, which is what a wrong kernel looks like from outside."""
+def test_a_wrong_result_is_shown_and_exits_with_1(suite):
+    """The oracle is wrong by 1 part in 1000, which looks like a wrong kernel."""
     code = PATCH + "true = r.expert; r.expert = lambda *a, **k: true(*a, **k) * 1.001; sys.exit(main())"
     done = bench(2, suite, *SMALL, "--out", "none", code=code)
     assert done.returncode == 1, done.stderr
@@ -251,7 +251,7 @@ w.World._bounded = lambda world, call: stop() if world.rank == 1 and call == "ga
 @needs_mpiexec
 @pytest.mark.parametrize("where", ["", IN_A_COLLECTIVE], ids=["before-a-barrier", "in-a-collective"])
 def test_a_rank_that_stops_outside_a_call_ends_the_job(where):
-    """Within its limit, in one line and by its exit code."""
+    """The job ends within the limit, with one line and exit code 3."""
     done = bench(2, "gemm", *SMALL, "--out", "none", code=PATCH + STOPS + where + "sys.exit(main())")
     assert done.returncode == 3, done.stderr
     assert re.search("rank 0 waited 2[.0-9]* s .*for the other ranks", done.stderr), done.stderr

@@ -21,7 +21,7 @@ SHAPES = "24/16/32/4/2,5/8/8/2/1"
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make bench/ importable, as it is for a script that lies in it."""
+    """Make bench/ importable, as for a script in it."""
     monkeypatch.syspath_prepend(str(BENCH))
 
 
@@ -37,7 +37,7 @@ def launch(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL)
 
 
-def test_help_and_complaints_come_from_one_rank() -> None:
+def test_help_and_errors_are_printed_once() -> None:
     done = launch("--help")
     assert done.returncode == 0
     assert done.stdout.count("usage: ") == 1
@@ -47,7 +47,7 @@ def test_help_and_complaints_come_from_one_rank() -> None:
 
 
 @pytest.mark.parametrize(("script", "options"), [("nodes.py", ("--shapes", "--rounds")), ("crowded.py", ("--rounds",))])
-def test_help_of_the_other_scripts_measures_nothing(script: str, options: tuple[str, ...]) -> None:
+def test_the_other_scripts_have_help(script: str, options: tuple[str, ...]) -> None:
     command = [sys.executable, str(BENCH / script), "--help"]
     env = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
@@ -56,7 +56,7 @@ def test_help_of_the_other_scripts_measures_nothing(script: str, options: tuple[
         assert re.search(rf"^  {option} \w+ +\w.*\(\S+\)$", done.stdout, re.MULTILINE), done.stdout  # with its default
 
 
-def test_tiny_run_checks_every_peer_and_writes_everything(tmp_path: Path) -> None:
+def test_a_small_run_checks_every_peer_and_writes_file_page_and_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page, out = tmp_path / "page.md", tmp_path / "compare.h5"
     page.write_text("# Mine\n\nbefore\n")
@@ -85,7 +85,7 @@ def test_tiny_run_checks_every_peer_and_writes_everything(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "words", [("--shapes", "Q"), ("--peers", "nobody"), ("--rounds", "0"), ("--shapes", "1/2/3/4")], ids=" ".join
 )
-def test_usage(words: tuple[str, ...]) -> None:
+def test_usage_errors(words: tuple[str, ...]) -> None:
     done = subprocess.run(
         [sys.executable, str(BENCH / "compare.py"), *words],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -98,13 +98,13 @@ def test_usage(words: tuple[str, ...]) -> None:
 
 
 @pytest.mark.usefixtures("bench")
-def test_ratios_are_formed_inside_each_round() -> None:
+def test_ratios_are_formed_within_each_round() -> None:
     import figures
     import jobs
     import rounds
 
     m = rounds.Measured(jobs.SHAPES["A"], 2, iters=3)
-    drift = np.array([1.0, 10.0, 2.0])[:, None, None]  # a noisy machine slows both alike
+    drift = np.array([1.0, 10.0, 2.0])[:, None, None]  # a busy machine slows both alike
     m.times = {"fused": drift * np.ones((3, 3, 2)), "numpy": drift * 1.5 * np.ones((3, 3, 2))}
     m.times["fused"][:, :, 1] *= 0.5  # only the slowest rank counts
     assert figures.ratio(m, "numpy") == figures.Spread(1.5, 1.5, 1.5)
@@ -156,7 +156,7 @@ def test_splice_keeps_the_text_around_the_markers(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("bench")
-def test_torch_that_is_missing_is_said_and_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_torch_is_reported_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     import jobs
     import peers
     import rounds

@@ -1,4 +1,4 @@
-"""Floors of the CUDA kernels: by hand, that more work never takes less, and the table in the docs."""
+"""Floors of the CUDA kernels: values by hand, monotony, and the table in the docs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from aristos.bench.floors import (
     BYTES,
-    CARDS,
+    GPUS,
     KERNELS,
     MEANING,
     Call,
@@ -27,15 +27,15 @@ from aristos.bench.floors import (
 from aristos.errors import InputError
 from aristos.models import PRESETS
 
-A100, H100, H200 = CARDS
+A100, H100, H200 = GPUS
 
 
-def us(card, kind, work):
-    return floor(card, kind, work)[0]
+def us(gpu, kind, work):
+    return floor(gpu, kind, work)[0]
 
 
 def test_shape_a_by_hand():
-    """1024 tokens, H 1024, F 4096, 8 experts, 2 of them, bf16, on one H100: every number worked out on paper.
+    """1024 tokens, H 1024, F 4096, 8 experts, 2 of them, bf16, on one H100: all numbers by hand.
 
     2048 rows. x: 2 MiB. A matrix of weights: 8 MiB, eight of them 64 MiB. h: 16 MiB. Return rows: 4 MiB.
     """
@@ -58,9 +58,9 @@ def test_shape_a_by_hand():
     assert us(A100, "bf16", KERNELS["up"](call)) == pytest.approx(17179869184 / 312e6)
 
 
-def test_a_gated_float32_call_on_4_cards_by_hand():
-    """10 tokens of 100 float32, F 50, 8 gated experts, 4 of them: 40 rows a card, 30 of them to others, 2 experts."""
-    call = Call(10, 100, 50, 8, 4, gated=True, kind="f32", cards=4)
+def test_a_gated_float32_call_on_4_gpus_by_hand():
+    """10 tokens of 100 float32, F 50, 8 gated experts, 4 of them: 40 rows a GPU, 30 of them to others, 2 experts."""
+    call = Call(10, 100, 50, 8, 4, gated=True, kind="f32", gpus=4)
     works = {name: kernel(call) for name, kernel in KERNELS.items()}
     assert works["route"] == Work(plain=16000, memory=4000 + 3200 + 480)
     assert works["place"] == Work(memory=960)
@@ -78,32 +78,32 @@ def test_a_gated_float32_call_on_4_cards_by_hand():
 def test_few_rows_read_few_weights():
     one = Call(1, 64, 32, 16, 2)
     assert one.active == 2
-    assert replace(one, cards=4).active == 2  # 8 rows of all cards, 8 experts of 16, a quarter of them here
+    assert replace(one, gpus=4).active == 2  # 8 rows of all GPUs, 8 experts of 16, a quarter of them here
     assert replace(one, tokens=100).active == 16
 
 
-def test_units_that_run_side_by_side():
+def test_tensor_cores_and_float32_units_work_in_parallel():
     work = Work(products=312e6, plain=39e6)
     assert floor(A100, "bf16", work) == (pytest.approx(2.0), "compute")  # the router's part is the longer one
     assert floor(A100, "f32", work) == (pytest.approx(18.0), "compute")  # one after the other
 
 
-@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
-def test_peaks_follow_from_the_chip(card):
-    """SMs x FLOPs a cycle x boost clock, by the white papers: to a percent, so that no sparse rate or typo came in."""
-    clock, plain, tensor = {"A100": (1.41e9, 128, 2048)}.get(card.name, (1.83e9, 256, 4096))
-    boost = clock if card.name == "A100" else 1.98e9  # an H100's tensor cores run slower than its float32 units may
-    assert card.f32 == pytest.approx(card.sms * plain * boost, rel=0.01)
-    assert card.bf16 == card.f16 == 2 * card.tf32 == pytest.approx(card.sms * tensor * clock, rel=0.01)
+@pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
+def test_peaks_follow_from_sms_and_clock(gpu):
+    """SMs x FLOPs per cycle x boost clock by the white papers, to a percent: catches sparse rates and typing errors."""
+    clock, plain, tensor = {"A100": (1.41e9, 128, 2048)}.get(gpu.name, (1.83e9, 256, 4096))
+    boost = clock if gpu.name == "A100" else 1.98e9  # an H100's tensor cores run slower than its float32 units may
+    assert gpu.f32 == pytest.approx(gpu.sms * plain * boost, rel=0.01)
+    assert gpu.bf16 == gpu.f16 == 2 * gpu.tf32 == pytest.approx(gpu.sms * tensor * clock, rel=0.01)
 
 
 @pytest.mark.parametrize("kind", BYTES)
 @pytest.mark.parametrize("preset", PRESETS)
-def test_more_never_takes_less(preset, kind):
-    """More tokens, wider rows, a gate, a slower card; and the fused layer has no more to do than its kernels."""
+def test_more_work_never_takes_less(preset, kind):
+    """More tokens, wider rows, a gate, a slower GPU; and the fused layer never takes longer than its kernels."""
     for call in calls(preset, kind, 1):
-        for cards in (1, 2, 8):
-            here = replace(call, cards=cards)
+        for gpus in (1, 2, 8):
+            here = replace(call, gpus=gpus)
             bigger = [
                 replace(here, tokens=2 * here.tokens), replace(here, hidden=2 * here.hidden),
                 replace(here, ffn=2 * here.ffn), replace(here, gated=True),
@@ -113,11 +113,11 @@ def test_more_never_takes_less(preset, kind):
                 for more in bigger:
                     assert us(H100, kind, work(here)) <= us(H100, kind, work(more)), (work, more)
             assert us(H100, kind, layer(here)) <= chain(H100, here)
-    assert layer(replace(call, cards=8)).link > layer(replace(call, cards=2)).link > layer(call).link == 0
+    assert layer(replace(call, gpus=8)).link > layer(replace(call, gpus=2)).link > layer(call).link == 0
 
 
-def test_the_table_in_the_docs(capsys):
-    """docs/performance.md has what the command prints, to the letter."""
+def test_the_docs_have_the_output(capsys):
+    """docs/performance.md has the output of the command, to the letter."""
     assert main([]) == 0
     printed = capsys.readouterr().out
     assert printed == page() + "\n"
@@ -138,16 +138,16 @@ def test_the_command_needs_no_mpi_and_writes_nothing(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path, env=env
     )
     assert done.returncode == 0, done.stderr
-    assert "tf32, 2 cards" in done.stdout
+    assert "tf32, 2 GPUs" in done.stdout
     assert "| B 4096/128/128/8/2 | H200 |" in done.stdout
     assert not list(tmp_path.iterdir())
 
 
-def test_bad_input(capsys):
+def test_wrong_input_is_named(capsys):
     with pytest.raises(InputError, match="kind must be one of bf16, f16, tf32, f32, got 'fp8'"):
         Call(1, 1, 1, 1, 1, kind="fp8")
-    with pytest.raises(InputError, match=r"cards must be in 1\.\.8, the number of experts, got 9"):
-        Call(1, 1, 1, 8, 1, cards=9)
+    with pytest.raises(InputError, match=r"gpus must be in 1\.\.8, the number of experts, got 9"):
+        Call(1, 1, 1, 8, 1, gpus=9)
     for arguments in (["zz"], ["--kinds", "fp8"], ["--cards", "0"]):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)

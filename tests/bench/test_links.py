@@ -93,7 +93,7 @@ def example(n: int = 3) -> Links:
     )
 
 
-def test_what_is_saved_is_loaded(tmp_path):
+def test_saved_links_load_again(tmp_path):
     path = tmp_path / "links.json"
     links.save(example(), path)
     assert links.load(path) == example()
@@ -109,7 +109,7 @@ def broken(**changes: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("found", "message"),
     [
         ([], "schema must be"),
         (broken(schema="aristos-links/2"), "aristos-links/2"),
@@ -123,8 +123,8 @@ def broken(**changes: object) -> dict[str, object]:
         (broken(classes=[["self", 1, "NODE"]] * 3), r"classes\[0\]\[1\] must be a text"),
     ],
 )
-def test_a_file_that_is_none(found, said):
-    with pytest.raises(InputError, match=said):
+def test_wrong_fields_are_named(found, message):
+    with pytest.raises(InputError, match=message):
         links.from_json(found)
 
 
@@ -134,7 +134,7 @@ def test_a_file_that_is_no_json(tmp_path):
         links.load(tmp_path / "x")
 
 
-def test_the_planners_fields():
+def test_links_become_a_problem_of_the_planner():
     found = links.problem(example(), expert_bytes=10**8)
     assert found["devices"][0] == {"name": "n0:0", "rate": 0.02, "memory": 9}
     for name in ("alpha_us", "beta_us_per_mib"):
@@ -146,7 +146,7 @@ def test_the_planners_fields():
         links.problem(unknown, 1)
 
 
-def test_other_ranks_have_another_cache(tmp_path):
+def test_the_cache_depends_on_hosts_ranks_and_library(tmp_path):
     env = {"ARISTOS_CACHE": str(tmp_path)}
     path = links.cache_path(["a", "b"], ["0", "1"], "MPICH 5", env)
     assert path.parent == tmp_path / "links"
@@ -157,7 +157,7 @@ def test_other_ranks_have_another_cache(tmp_path):
 # ---- slow links
 
 
-def test_a_link_much_slower_than_its_class():
+def test_a_link_much_slower_than_its_class_is_a_fault():
     n = 6
     alpha = [[0.0 if a == b else 5.0 for b in range(n)] for a in range(n)]
     beta = [[0.0 if a == b else (20.0 if a // 3 == b // 3 else 100.0) for b in range(n)] for a in range(n)]
@@ -176,7 +176,7 @@ def test_a_link_much_slower_than_its_class():
 
 @pytest.mark.ranks(2, timeout=90)
 def test_a_slow_direction_is_a_fault(comm, monkeypatch):
-    """What the origin of one direction measures is made eight times as long."""
+    """The measured times of one direction are multiplied by eight."""
     from aristos.bench.world import World
 
     def slower(side, *rest):
@@ -215,16 +215,16 @@ def test_the_tables_figures_have_sources():
         ("Tesla T4", None),
     ],
 )
-def test_names_of_gpus(name, bf16):
+def test_gpus_are_known_by_name(name, bf16):
     found = defaults.device(name)
     assert (found and found.bf16) == bf16
 
 
 def test_nearer_links_are_faster():
     kinds = [Link.parse(text) for text in ("NV12", "NV4", "PIX", "SYS")]
-    near = [defaults.link(kind, "NVIDIA A100-SXM4-40GB").bandwidth for kind in kinds]
-    assert near == sorted(near, reverse=True)
-    assert len(set(near)) == 4
+    rates = [defaults.link(kind, "NVIDIA A100-SXM4-40GB").bandwidth for kind in kinds]
+    assert rates == sorted(rates, reverse=True)
+    assert len(set(rates)) == 4
     assert defaults.link(Link.parse("NV4"), "A100").bandwidth == pytest.approx(95)
     assert defaults.link(Link("NET", 3)).alpha == defaults.link(Link("NET", 1)).alpha + 2 * defaults.SWITCH
     assert [defaults.link(Link("NET"), gpu).bandwidth for gpu in ("NVIDIA H200", "NVIDIA A100", "T4")] == [46, 23, 9.5]
@@ -245,7 +245,7 @@ def test_a_job_of_two_nodes_from_the_table():
     assert problem["beta_us_per_mib"][0][1] < problem["beta_us_per_mib"][0][2]
 
 
-def test_samples_without_a_measurement(shared_dir, tmp_path):
+def test_links_of_a_sample_come_from_the_table(shared_dir, tmp_path):
     """`aristos topo --measure --nvidia-smi FILE`: the table's figures for that machine."""
     file = shared_dir / "samples/nvidia_smi_topo/r317_della_gpu_a100_readme_md_4gpu.txt"
     done = topo("--measure", "--nvidia-smi", file, "--out", tmp_path / "l.json", "--json")
@@ -273,24 +273,24 @@ def topo(*words: object, ranks: int = 0, **more: str) -> subprocess.CompletedPro
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (["--measure", "--plot", "x.png"], 2, "--measure goes with"),
         (["--measure"], 3, "aristos run -n 8"),
         (["--measure", "--nvidia-smi", "/no/file"], 3, "/no/file"),
     ],
 )
-def test_wrong_use(words, code, said):
+def test_usage_and_environment_errors(words, code, message):
     done = topo(*words)
     if "--measure" in words and not done.returncode:
         pytest.skip("there is a GPU here")
     assert (done.returncode, done.stdout) == (code, "")
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
-def test_eight_ranks_are_measured_in_time_and_then_known(tmp_path):
+def test_eight_ranks_are_measured_in_time_and_then_cached(tmp_path):
     out, busy = tmp_path / "links.json", max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
     first = topo("--measure", "--again", "--out", out, ranks=8)
     assert first.returncode == 0, first.stderr

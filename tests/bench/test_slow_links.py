@@ -1,4 +1,4 @@
-"""Links made slow on purpose, the ring over them, and the suite that measures plans on them."""
+"""Links slowed on purpose, the ring over them, and the suite `plan`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAST, SLOW = (0.0, 0.0), (30e3, 100e3)  # us, us a MiB: a slow put of NBYTES tak
 
 
 @pytest.mark.ranks(3, timeout=300)  # the first one may have to compile
-def test_a_put_takes_what_its_link_is_set_to(comm):
+def test_a_put_takes_the_time_set_for_its_link(comm):
     from aristos.bench.slow_links import SlowLinks
     from aristos.primitives import memory, wire
     from aristos.transport.rma import RmaWindow
@@ -38,38 +38,38 @@ def test_a_put_takes_what_its_link_is_set_to(comm):
         wire.leave(window.wire)
         return took
 
-    near, far = (comm.rank + 1) % 3, (comm.rank + 2) % 3
+    fast, slow_peer = (comm.rank + 1) % 3, (comm.rank + 2) % 3
     set_to = np.zeros((2, 3))
-    set_to[:, near], set_to[:, far] = FAST, SLOW
-    put_seconds(near)  # compiled
+    set_to[:, fast], set_to[:, slow_peer] = FAST, SLOW
+    put_seconds(fast)  # compiled
     before = memory.words(window.wire, wire.LAST).copy()
     with SlowLinks(window.wire, *set_to.tolist()) as slow:
         assert not np.array_equal(memory.words(window.wire, wire.LAST), before)
         slowest = []
         for _ in range(3):
-            slowest.append(put_seconds(far))
+            slowest.append(put_seconds(slow_peer))
             waited, nbytes, puts, flushes = slow.taken()
             assert (nbytes, puts, flushes) == (NBYTES, 1, 1)
             assert slowest[-1] >= waited >= 0.08
-        assert min(put_seconds(near) for _ in range(10)) < 0.06
+        assert min(put_seconds(fast) for _ in range(10)) < 0.06
         slow.taken()
         begun = time.monotonic()
         for _ in range(4):
-            put_seconds(far)
-        assert time.monotonic() - begun >= 4 * 0.08  # what a wait lasted too long is taken off the next, and no more
+            put_seconds(slow_peer)
+        assert time.monotonic() - begun >= 4 * 0.08  # the excess of a wait is subtracted from the next ones, no more
         assert slow.taken()[0] >= 4 * 0.08
-    assert np.array_equal(memory.words(window.wire, wire.LAST)[1:], before[1:])  # but the lock
-    assert min(put_seconds(far) for _ in range(10)) < 0.06
+    assert np.array_equal(memory.words(window.wire, wire.LAST)[1:], before[1:])  # all words but the lock
+    assert min(put_seconds(slow_peer) for _ in range(10)) < 0.06
     comm.Barrier()
     landed = memory.words(window.base, 3 * NBYTES // 8).view(np.uint8).reshape(3, NBYTES)
-    for other in (near, far):
+    for other in (fast, slow_peer):
         assert (landed[other] == 1 + other).all()
     comm.Barrier()
     window.close()
 
 
 @pytest.mark.ranks(2, timeout=300)
-def test_a_layer_on_slow_links(comm):
+def test_a_layer_waits_for_slow_links_and_keeps_its_bits(comm):
     from aristos.bench.slow_links import SlowLinks
 
     cfg = aristos.MoEConfig(hidden=24, ffn=40, experts=4, top_k=2, max_tokens=40)
@@ -93,7 +93,7 @@ def test_a_layer_on_slow_links(comm):
 
 
 @pytest.mark.ranks(3)
-def test_the_ring_sums_and_takes_its_time(comm):
+def test_the_ring_sums_exactly_and_takes_the_set_time(comm):
     from aristos.bench import ring
 
     for size in (0, 1, 2, 1000, 4001):
@@ -108,7 +108,7 @@ def test_the_ring_sums_and_takes_its_time(comm):
 
 
 @pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
-def test_the_suite_has_every_term_twice(tmp_path):
+def test_the_suite_predicts_and_measures_every_term(tmp_path):
     done = bench(6, "plan", *SMALL, "--json", "--out", str(tmp_path / "r.h5"))
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(done.stdout)["suites"]["plan"]["tables"][0]["rows"]
@@ -121,10 +121,10 @@ def test_the_suite_has_every_term_twice(tmp_path):
     }
     assert all(row["check"] == "ok" for row in rows)
     for name in plans:
-        told = {row["term"]: row for row in rows if row["plan"] == name}
+        terms = {row["term"]: row for row in rows if row["plan"] == name}
         for term in ("step", "pi", "comm", "all-reduce"):
-            assert told[term]["predicted_ms"] >= 0
-            assert told[term]["measured_ms"] >= 0
+            assert terms[term]["predicted_ms"] >= 0
+            assert terms[term]["measured_ms"] >= 0
     (run,) = results.load(tmp_path / "r.h5").runs
     (table,) = run.tables
     v = {name: each.values for name, each in table.variables.items()}

@@ -1,6 +1,6 @@
 """Where everything lies: regions that never overlap, one writer for every byte, bytes by a stated formula.
 
-Over one node and over several: near peers store into one window, far peers put into another.
+Over one node and over several: local peers store into one window, remote peers put into another.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mpi import ranks_each
 
 import aristos
 from aristos import reference
-from aristos.engine import layout, words
+from aristos.engine import layout, schema, words
 from aristos.engine.layout import (
     LINE,
     PairLayout,
@@ -167,20 +167,20 @@ class Addresses:
 Written = tuple[str, int, int, int]  # what, whose memory it must be, address, bytes
 
 
-def pair_parts(a: Addresses, peer: int) -> Iterator[tuple[str, int, int]]:
-    """What rank `a.me` writes for a peer near or far, over all places of all rings: (what, address, bytes)."""
+def region_parts(a: Addresses, peer: int, remote: bool) -> Iterator[tuple[str, int, int]]:
+    """What rank `a.me` writes for a peer by the schema, every entry of every part: (what, address, bytes)."""
     s = a.shape
-    for epoch in (6, 7):
-        yield "announcement", a.at("announcement_to", peer, epoch), 8 * (words.ANNOUNCED_WORDS + s.max_local)
-    for tile in range(s.slots):
-        yield "record", a.at("record_to", peer, 5 * s.slots + tile), layout.RECORD_BYTES
-        yield "return_record", a.at("return_record_to", peer, tile), layout.RETURN_RECORD_BYTES
-    for row in range(s.ring_rows):
-        yield "ring", a.at("ring_row_to", peer, 3 * s.ring_rows + row), s.stride
+    sizes = schema.region_sizes(s.ring_rows, s.stride, s.max_local)
+    for part in schema.REGION:
+        if remote or not part.remote_only:
+            entries = sizes[part.entries]
+            first = 0 if part.address == "word" else 3 * entries  # the others are numbered since the engine began
+            for number in range(first, first + entries):
+                yield part.address, a.at(f"{part.address}_to", peer, number), sizes[part.entry]
 
 
 def written(a: Addresses, row_writers: np.ndarray) -> Iterator[Written]:
-    """All that rank `a.me` ever writes, be it by stores, by puts, or into its own outboxes.
+    """All that rank `a.me` ever writes: by stores, by puts, or into its own outboxes.
 
     row_writers: [world, return rows] the rank that computes each packed row of each source.
     """
@@ -190,19 +190,18 @@ def written(a: Addresses, row_writers: np.ndarray) -> Iterator[Written]:
         if p not in a.nodes.remote(me):
             yield from (("return_row", p, a.at("return_row", p, packed), s.stride) for packed in packed_rows)
             if p != me:
-                yield from (("word", p, a.at("word_to", p, word), 8) for word in range(words.LINE_WORDS))
-                yield from ((what, p, at, nbytes) for what, at, nbytes in pair_parts(a, p))
+                yield from ((what, p, at, nbytes) for what, at, nbytes in region_parts(a, p, False))
             continue
         for packed in packed_rows:
             yield "return_row", p, put_target(p, a.table(words.T_PUT_RETURN_ROWS, p) + s.stride * packed), s.stride
-        in_outbox = [*pair_parts(a, p), *(("index", a.at("index_to", p, pair), 8) for pair in range(s.ring_rows))]
-        for what, at, nbytes in in_outbox:
+        for what, at, nbytes in region_parts(a, p, True):
             yield f"{what} to put", me, at, nbytes
-            yield what, p, a.put_to(p, at), nbytes
-        for word in range(words.LINE_WORDS):
-            yield "word to encode", me, a.at("word_to", p, word), 8
+            if what != "word":  # words are put coded
+                yield what, p, a.put_to(p, at), nbytes
+        for word in range(words.LINE_WORDS + 1):
             yield "word that came", me, a.at("word_from", p, word), 8
-            yield "word to put", me, a.table(words.T_CODED, p) + 16 * word, 16
+        for word in range(words.LINE_WORDS):
+            yield "word to put, coded", me, a.table(words.T_CODED, p) + 16 * word, 16
             yield "word", p, a.coded(p, word), 16
         for pair in range(s.ring_rows):
             yield "staged row", me, a.at("staged_row", p, 2 * s.ring_rows + pair), s.stride
@@ -212,7 +211,7 @@ def written(a: Addresses, row_writers: np.ndarray) -> Iterator[Written]:
 @given(clusters(most_ranks=6), st.randoms(use_true_random=False))
 def test_every_byte_has_one_writer(cluster, random):
     """Enumerate (source, target, offset) for random nodes and random owners of the packed rows: no byte is written by
-    two, or for two ends; and near and far peers write into windows of their own.
+    two ranks or for two purposes, and local and remote peers write into windows of their own.
     """
     shape, nodes = cluster
     owners = np.array([[random.randrange(shape.world) for _ in range(shape.return_rows)] for _ in range(shape.world)])

@@ -29,12 +29,13 @@ def explore(*words: str, code: int = 0, timeout: float = 170) -> Any:
 
 
 def test_the_command_finds_nothing_and_a_seed_replays():
-    first, second = (explore("--schedules", "40", "--seed", "7") for _ in range(2))
-    assert first["schedules"] == 40
+    first, second = (explore("--schedules", "50", "--seed", "7") for _ in range(2))
+    assert first["schedules"] == 50
     assert first["found"] is None
     assert first["steps"] == second["steps"] > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [["--ranks", "0"], ["--rows", "-1"], ["--transport", "rma", "--ranks", "1"], ["--seconds", "nan"],
@@ -47,6 +48,7 @@ def test_options_that_make_no_sense(words):
     assert "must be" in done.stderr or "needs at least" in done.stderr or "takes 2 ranks" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["--json"], ["--mutation", "release-dropped"]])
 def test_a_report_that_cannot_be_written_is_no_bug_found(words):
     """Exit code 1 would say so."""
@@ -60,6 +62,7 @@ def test_a_report_that_cannot_be_written_is_no_bug_found(words):
     assert "cannot write to stdout" in done.stderr
 
 
+@pytest.mark.slow
 def test_sizes_given_beside_a_mutation_count():
     """Within a node nobody flushes: with the transport given, the bug cannot show."""
     words = ("--mutation", "flush-skipped", "--schedules", "5")
@@ -73,6 +76,7 @@ def test_an_unknown_mutation_names_those_there_are():
     assert "release-dropped" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", FRESH)
 def test_fresh_schedules(asked):
     """Schedules that no run before has seen; a failure names the seed, which replays it."""
@@ -85,12 +89,14 @@ def test_fresh_schedules(asked):
     assert found["schedules"] > 10
 
 
+@pytest.mark.slow
 def test_a_worker_that_its_lock_keeps_out_looks_again():
     """It meets the lock as it decides, and again as it tends the wire: it has still to decide from what is there."""
     drawn = ("--transport", "mixed", "--ranks", "3", "--strategy", "pct", "--rows", "0", "--calls", "0")
     assert explore(*drawn, "--seed", "410437947", "--schedules", "1")["found"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 2414492314, None], ids=["seed 0", "a read where nothing lies", "a fresh seed"])
 def test_every_mutation_is_found(first):
     """Each deliberate bug is found within 300 schedules, whatever the seed."""
@@ -101,11 +107,13 @@ def test_every_mutation_is_found(first):
     assert all(each["found"] and each["schedules"] <= 300 for each in found)
 
 
+@pytest.mark.slow
 def test_a_bug_that_is_not_found_is_said_not_to_be():
     found = explore("--mutation", "first-phase-unput", "--schedules", "1", code=1)
     assert found == {"mutations": [{"name": "first-phase-unput", "found": False, "schedules": 1}]}
 
 
+@pytest.mark.slow
 def test_a_story():
     done = run("--mutation", "zero-not-announced")
     assert done.returncode == 0, done.stderr
@@ -114,6 +122,7 @@ def test_a_story():
     assert "dispatch.publish" in done.stdout or "packing.write_announcement" in done.stdout
 
 
+@pytest.mark.slow
 def test_all_schedules_within_a_node():
     """2 ranks of one worker, 2 experts, 3 tokens, top-1, rings of 2 rows, 2 calls: searched to the end."""
     result = explore("--strategy", "exhaustive", timeout=1800)
@@ -122,17 +131,20 @@ def test_all_schedules_within_a_node():
     assert all(each["ends"] > 0 for each in result["routings"])
 
 
+@pytest.mark.slow
 def test_a_search_that_runs_out_of_time_says_so():
     result = explore("--strategy", "exhaustive", "--rows=3", "--seconds", "0.5", code=3)
     assert not result["complete"]
 
 
+@pytest.mark.slow
 def test_all_schedules_of_fewer_tokens_between_nodes():
     result = explore("--strategy", "exhaustive", "--transport", "rma", "--tokens", "1", "--calls", "1", timeout=600)
     assert result["complete"], result
     assert result["states"] > 20_000
 
 
+@pytest.mark.slow
 def test_schedules_with_proxies_in_order():
     """As far as a few seconds go: without a token a search ends in minutes, with one it does not."""
     words = ("--strategy", "exhaustive", "--transport", "proxy", "--tokens", "1", "--calls", "1", "--seconds", "5")
@@ -141,6 +153,7 @@ def test_schedules_with_proxies_in_order():
     assert result["states"] > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "transport"),
     [("one-announcement-buffer", "shm"), ("credit-not-checked", "shm"), ("ends-without-owners-part", "shm"),
@@ -152,6 +165,7 @@ def test_the_search_to_the_end_finds_bugs_too(name, transport):
     assert result["found"]["story"]
 
 
+@pytest.mark.slow
 def test_a_search_with_a_bug_is_where_the_bug_can_show():
     """Unless a transport is given: within a node the proxy's bugs would never be found."""
     words = ("--strategy", "exhaustive", "--tokens", "1", "--calls", "1", "--mutation")

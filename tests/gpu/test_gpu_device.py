@@ -1,4 +1,4 @@
-"""A real card by substrate/device.py: memory, copies, kernels with much shared memory, time, IPC between processes."""
+"""substrate/cuda/device.py on a real GPU: memory, copies, kernels with much shared memory, time, IPC."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed:
 from aristos.substrate.cuda.device import Device, count
 
 if not count():
-    pytest.skip("no GPU: the driver is not here, or shows no card", allow_module_level=True)
+    pytest.skip("no GPU: the driver is missing or shows none", allow_module_level=True)
 from cuda_kernels import FILL, REVERSE, WORDS
 
 from aristos.errors import EnvironmentProblem, MemoryProblem
@@ -23,13 +23,14 @@ def own():
     return Device.find(0)
 
 
-def read(card, address, words, stream=0):
+def read(gpu, address, words, stream=0):
+    """[words] int64 of device memory."""
     found = np.empty(words, np.int64)
-    card.copy_out(found, address, stream)
+    gpu.copy_out(found, address, stream)
     return found
 
 
-def test_what_it_is(own):
+def test_properties(own):
     assert own.uuid.startswith("GPU-")
     assert own.arch.startswith("sm_")
     assert own.sms > 0
@@ -51,8 +52,8 @@ def test_memory(own):
         own.allocate(1 << 50)
 
 
-def test_whether_mpi_puts_from_it(own, monkeypatch):
-    """Either is right, by the MPI that is here; but the process that tries it comes so far as to try."""
+def test_the_probe_of_puts_from_device_memory(own, monkeypatch):
+    """The answer depends on the MPI library; the child process must get as far as trying."""
     monkeypatch.delenv(device_puts.VARIABLE, raising=False)
     answer = device_puts.probe(own.ordinal)
     untried = ("exit code", "has not started", "did not start")
@@ -60,7 +61,7 @@ def test_whether_mpi_puts_from_it(own, monkeypatch):
 
 
 def test_kernels_and_streams(own):
-    """Into device memory and into mapped host memory, in the order of a stream of its own."""
+    """Kernels that write device memory and mapped host memory, in the order of a stream."""
     stream, loaded = own.new_stream(), own.load(FILL)
     assert own.load(FILL) is loaded
     address = own.allocate(8 * 1000)
@@ -97,7 +98,7 @@ def test_time(own):
 
 
 def test_the_callers_context_stays(own):
-    """What CuPy or Numba believe to be current is as before."""
+    """The current context of CuPy or Numba is unchanged."""
     before = int(call("cuCtxGetCurrent"))
     own.free(own.allocate(8))
     assert int(call("cuCtxGetCurrent")) == before
@@ -105,17 +106,17 @@ def test_the_callers_context_stays(own):
 
 @pytest.mark.ranks(2, timeout=300)
 def test_memory_of_another_process(comm):
-    """Each rank stores into the other's window with a kernel; both may be on one card."""
-    card = Device.find(comm.rank)
-    window = IpcWindow(comm, card, 8 * 1000)
-    loaded, peer = card.load(FILL), 1 - comm.rank
+    """Each rank stores into the other's window with a kernel; both may use one GPU."""
+    gpu = Device.find(comm.rank)
+    window = IpcWindow(comm, gpu, 8 * 1000)
+    loaded, peer = gpu.load(FILL), 1 - comm.rank
     comm.Barrier()
-    card.launch(loaded, 8, 0, window.base[peer], 1000, 1000 * comm.rank)
-    card.synchronize()
+    gpu.launch(loaded, 8, 0, window.base[peer], 1000, 1000 * comm.rank)
+    gpu.synchronize()
     comm.Barrier()
-    np.testing.assert_array_equal(read(card, window.base[comm.rank], 1000), 1000 * peer + np.arange(1000))
+    np.testing.assert_array_equal(read(gpu, window.base[comm.rank], 1000), 1000 * peer + np.arange(1000))
     comm.Barrier()
     window.close()
-    again = IpcWindow(comm, card, 8)
-    assert not read(card, again.base[peer], 1).any(), "a window starts as zeros"
+    again = IpcWindow(comm, gpu, 8)
+    assert not read(gpu, again.base[peer], 1).any(), "a window starts as zeros"
     again.close()

@@ -1,4 +1,4 @@
-"""The layer on a real card with 1, 2 and 4 ranks on it. Ranks that share a card are time-sliced: correctness alone."""
+"""The layer on a real GPU with 1, 2 and 4 ranks. Ranks that share a GPU are time-sliced: only correctness counts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed:
 from aristos.substrate.cuda.device import count
 
 if not count():
-    pytest.skip("no GPU: the driver is not here, or shows no card", allow_module_level=True)
+    pytest.skip("no GPU: the driver is missing or shows none", allow_module_level=True)
 import gpu_layers
 from cases import tokens
 from mpi import ranks_each
@@ -36,8 +36,8 @@ def test_same_bits(comm, world):
 
 @pytest.mark.parametrize("dtype", gpu_layers.TYPES)
 @ranks_each(1, 2, timeout=SECONDS)
-def test_arrays_of_the_card(comm, world, dtype):
-    gpu_layers.arrays_of_the_card(*ranks(comm, world), dtype)
+def test_device_arrays(comm, world, dtype):
+    gpu_layers.device_arrays(*ranks(comm, world), dtype)
 
 
 @ranks_each(1, 2, 4, timeout=SECONDS)
@@ -52,7 +52,7 @@ def test_refusals(comm, world):
 
 @pytest.mark.ranks(1, timeout=SECONDS)
 def test_cupy_arrays(comm):
-    """CuPy's arrays on CuPy's current stream; a new one comes back."""
+    """CuPy arrays on CuPy's current stream; the result is a new CuPy array."""
     cupy = pytest.importorskip("cupy", reason="no CuPy: pip install 'aristos[cuda12]'")
     x = tokens(gpu_layers.CFG, 17, seed=1)
     with gpu_layers.made(comm) as moe, cupy.cuda.Stream(non_blocking=True):
@@ -60,7 +60,7 @@ def test_cupy_arrays(comm):
         assert isinstance(y, cupy.ndarray)
         moe.synchronize()
         gpu_layers.right(cupy.asnumpy(y), x)
-        half = cupy.asarray(np.repeat(x, 2, axis=0))[::2]  # rows that are apart
+        half = cupy.asarray(np.repeat(x, 2, axis=0))[::2]  # rows with a gap
         out = cupy.empty_like(y)
         moe(half, out=out)
         moe.synchronize()

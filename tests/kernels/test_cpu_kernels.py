@@ -13,15 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aristos import MoEConfig, Router, kernels, reference
+from aristos.config import ACTIVATIONS, SCORES
 from aristos.errors import InputError
-from aristos.kernels.cpu import activation as act
+from aristos.kernels.common import activations as act
+from aristos.kernels.common import scores as router_scores
 from aristos.kernels.cpu import gemm
 from aristos.kernels.cpu import tokens as token_kernels
+from aristos.kernels.cpu.elementwise import activate
 from aristos.kernels.cpu.panels import LANES, NR, pack, padded
 from aristos.primitives.buffers import aligned
 from aristos.primitives.compile import jit
 
-ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "swiglu_oai")
 SHAPES = [
     (1, 1, 1),
     (1, 16, 32),
@@ -174,7 +176,7 @@ def test_activations_over_their_range(activation):
     x = np.concatenate([x, -x]).astype(np.float32)
     got = aligned(x.shape)
     got[:] = x
-    act.activate(act.word(activation), got.ctypes.data, got.size)
+    activate(act.word(activation), got.ctypes.data, got.size)
     want = reference.ACTIVATIONS[activation](x.astype(np.float64))
     assert (np.abs(got - want) <= 4e-7 * np.maximum(np.abs(x), 1e-3)).all()
 
@@ -182,12 +184,12 @@ def test_activations_over_their_range(activation):
 def test_an_activation_depends_on_the_value_alone():
     """The same bits at every place of a vector, and for every length."""
     values = np.random.default_rng(0).standard_normal(41).astype(np.float32) * 4
-    for code in act.CODES.values():
+    for code, _, _ in ACTIVATIONS.values():
         whole = values.copy()
-        act.activate(code, whole.ctypes.data, 41)
+        activate(code, whole.ctypes.data, 41)
         for first, last in ((0, 1), (3, 4), (1, 18), (7, 40), (40, 41)):
             part = values[first:last].copy()
-            act.activate(code, part.ctypes.data, last - first)
+            activate(code, part.ctypes.data, last - first)
             assert same(part, whole[first:last])
 
 
@@ -297,8 +299,8 @@ def test_peak_is_a_rate():
 def choose(scores: np.ndarray, k: int, router: Router) -> tuple[np.ndarray, np.ndarray, bool]:
     row = scores.astype(np.float32).copy()
     ids, weights = np.full(k, -9, np.int64), np.full(k, np.nan, np.float32)
-    mode = token_kernels.SCORES[router.score]
-    fine = token_kernels.choose(row, len(row), k, mode, router.renormalize, np.float32(router.scale), ids, weights)
+    mode = SCORES[router.score]
+    fine = router_scores.choose(row, len(row), k, mode, router.renormalize, np.float32(router.scale), ids, weights)
     return ids, weights, bool(fine)
 
 

@@ -138,7 +138,7 @@ def test_a_damaged_entry_is_made_anew(kept, compiled, damage):
     built = build.build(FILL, "sm_90")
     (path,) = kept()
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.warns(UserWarning, match="is damaged: the kernel is compiled anew"):
+    with pytest.warns(UserWarning, match="is damaged: the kernel is compiled again"):
         anew = build.build(FILL, "sm_90")
     assert len(anew.cubin) == len(built.cubin)  # equal but for a number in Numba's name of the kernel
     assert compiled == ["fill", "fill"]

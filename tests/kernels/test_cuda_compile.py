@@ -5,10 +5,13 @@ Nothing runs here: this is what compiled.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +19,12 @@ import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 from aristos.errors import EnvironmentProblem
-from aristos.kernels.cuda import assemble, router
+from aristos.kernels.cuda import assemble, build, router
 from aristos.kernels.cuda.__main__ import main
 from aristos.kernels.cuda.assemble import TARGETS
 from aristos.kernels.cuda.catalogue import kernels
 from aristos.kernels.cuda.gemm import TILES, tiles
+from aristos.primitives.compile import cache_folder
 from aristos.substrate.cuda import persistent
 
 pytestmark = pytest.mark.slow
@@ -114,9 +118,20 @@ def budget(kernel):
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
-    """(folder, rows of the report by kernel and architecture)."""
-    out = tmp_path_factory.mktemp("cuda")
-    assert main(["--out", str(out)]) == 0
+    """(folder, rows of the report by kernel and architecture); made once for equal sources, types and tools."""
+    made_of = repr(sorted((name, arch, build._key(kernel)) for (name, arch), kernel in KERNELS.items()))
+    digest = hashlib.sha256((made_of + assemble.tool_version("nvdisasm")).encode())
+    for source in sorted(Path(assemble.__file__).parent.glob("*.py")):  # those that write the report, too
+        digest.update(source.read_bytes())
+    out = cache_folder() / "cuda-report" / digest.hexdigest()[:16]
+    if not (out / "report.json").exists():
+        aside = tmp_path_factory.mktemp("cuda")
+        assert main(["--out", str(aside)]) == 0
+        for old in out.parent.glob("*"):  # each takes 100 MB
+            if time.time() - old.stat().st_mtime > 86400:
+                shutil.rmtree(old, ignore_errors=True)
+        shutil.copytree(aside, out, ignore=shutil.ignore_patterns("report.json"))
+        shutil.copy(aside / "report.json", out)  # last: a folder with it is complete
     rows = json.loads((out / "report.json").read_text())
     return out, {(row["kernel"], row["arch"]): row for row in rows}
 

@@ -7,10 +7,10 @@ import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 from aristos import reference, simt
-from aristos.config import MoEConfig, Router
+from aristos.config import SCORES, MoEConfig, Router
 from aristos.engine import codes, routing, words
 from aristos.kernels.cpu.panels import LANES, pack
-from aristos.kernels.cpu.tokens import SCORES, scores
+from aristos.kernels.cpu.tokens import scores
 from aristos.kernels.cuda import router as r
 from aristos.kernels.cuda.pack import narrow, widen
 from aristos.primitives.buffers import aligned

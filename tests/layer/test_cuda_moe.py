@@ -1,4 +1,4 @@
-"""`MoE(backend="cuda")` on the PTX machine: the host's code as it ships, on cards that the machine stands in for."""
+"""`MoE(backend="cuda")` on the PTX machine: the unmodified host code, on GPUs simulated by the machine."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from simt_gpu import on_ranks
 import aristos
 from aristos import reference
 from aristos.errors import ClosedError, InputError, MemoryProblem, PeerInputError, WaitTimeout
+from aristos.layer.cuda_weights import packed_bytes
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +34,9 @@ def test_one_rank():
     def body(comm, rank):
         with aristos.MoE(CFG, comm, backend="cuda") as moe:
             assert moe.backend == "cuda"
+            assert isinstance(moe, aristos.MoE)
             moe.load(**WEIGHTS)
+            assert moe.packed_weights().nbytes == packed_bytes(CFG, CFG.experts)
             for count in (7, 24, 0, 1):
                 x = tokens(CFG, count, seed=count)
                 y = moe(x)
@@ -52,8 +55,8 @@ def test_one_rank():
 
 
 @pytest.mark.parametrize(("world", "cards"), [(2, 2), (3, 3), (2, 1)])
-def test_ranks(world, cards):
-    """Also two ranks on one card; calls of several layers in a row; then everything is given back."""
+def test_several_ranks(world, cards):
+    """One or two ranks a GPU, consecutive calls of two layers, and a close that frees everything."""
 
     def body(comm, rank):
         with aristos.MoE(CFG, comm, layers=2, backend="cuda", placement=[0, 1, 1, 0, world - 1]) as moe:
@@ -77,6 +80,7 @@ def test_dtypes(dtype):
     def body(comm, rank):
         with aristos.MoE(cfg, comm, backend="cuda") as moe:
             moe.load(**WEIGHTS)
+            assert moe.packed_weights().nbytes == packed_bytes(cfg, cfg.experts)
             x = tokens(CFG, 20, seed=1).astype(kind)
             y = moe(x)
             assert y.dtype == x.dtype
@@ -124,8 +128,8 @@ def test_options():
     on_ranks(1, body)
 
 
-def test_a_rank_that_does_not_come(monkeypatch):
-    """Rank 1 launches nothing: rank 0's kernel ends by itself, and says whom it waited for."""
+def test_a_rank_that_makes_no_call(monkeypatch):
+    """Rank 1 launches nothing: rank 0's kernel ends by itself, and the error names rank 1."""
     monkeypatch.setattr("aristos.layer.cuda.timeout_ns", lambda seconds: 50_000)
 
     def body(comm, rank):
@@ -133,21 +137,22 @@ def test_a_rank_that_does_not_come(monkeypatch):
         moe.load(**WEIGHTS)
         if rank == 1:
             moe._member.runtime.device.together.run(1)
-            moe._member.runtime.users = 0  # it is gone: nothing is to be closed at exit
+            moe._member.runtime.users = 0  # as if its process had ended: the exit hook has nothing to do
             return
         with pytest.raises(WaitTimeout, match=r"rank 0 waited for rank 1 in epoch 1 .*its announcement of epoch 1"):
             moe(tokens(CFG, 3, seed=0))
+        moe._member.runtime.users = 0  # it can never close: rank 1 is gone
 
     on_ranks(2, body)
 
 
-class OnCard:
-    """An array in a card's memory, as `__cuda_array_interface__` shows it."""
+class OnDevice:
+    """An array in GPU memory, with `__cuda_array_interface__` alone."""
 
-    def __init__(self, card, values):
-        self.card, self.shape, self.dtype = card, values.shape, values.dtype
-        self.at = card.allocate(values.nbytes)
-        card.copy_in(self.at, np.ascontiguousarray(values))
+    def __init__(self, gpu, values):
+        self.gpu, self.shape, self.dtype = gpu, values.shape, values.dtype
+        self.at = gpu.allocate(values.nbytes)
+        gpu.copy_in(self.at, np.ascontiguousarray(values))
 
     @property
     def __cuda_array_interface__(self):
@@ -155,24 +160,24 @@ class OnCard:
 
     def read(self):
         out = np.empty(self.shape, self.dtype)
-        self.card.copy_out(out, self.at)
+        self.gpu.copy_out(out, self.at)
         return out
 
 
-def test_arrays_of_the_card():
-    """Calls follow each other unseen; what was refused meanwhile is raised by synchronize, once."""
+def test_arrays_in_gpu_memory():
+    """Calls return before they have run; a refusal meanwhile is raised by synchronize, once."""
 
     def body(comm, rank):
         with aristos.MoE(CFG, comm, backend="cuda") as moe:
             moe.synchronize()
             moe.load(**WEIGHTS)
-            card, x = moe._member.runtime.device, tokens(CFG, 12, seed=rank)
+            gpu, x = moe._member.runtime.device, tokens(CFG, 12, seed=rank)
             bad = x.copy()
             bad[5, 1] = np.inf
-            there, out = OnCard(card, x), OnCard(card, np.zeros_like(x))
+            there, out = OnDevice(gpu, x), OnDevice(gpu, np.zeros_like(x))
             assert moe(there, out=out) is out
-            moe(OnCard(card, bad if rank == 1 else x), out=OnCard(card, np.zeros_like(x)))
-            again = OnCard(card, np.zeros_like(x))
+            moe(OnDevice(gpu, bad if rank == 1 else x), out=OnDevice(gpu, np.zeros_like(x)))
+            again = OnDevice(gpu, np.zeros_like(x))
             moe(there, out=again)
             with pytest.raises(InputError if rank == 1 else PeerInputError, match="earlier call"):
                 moe.synchronize()
@@ -186,15 +191,15 @@ def test_arrays_of_the_card():
     on_ranks(2, body)
 
 
-def test_an_engine_that_cannot_grow_says_so(monkeypatch):
-    """A second layer that does not fit leaves the first one unusable, by name, and nothing is freed twice."""
+def test_an_engine_that_cannot_grow_names_the_cause(monkeypatch):
+    """A second layer that does not fit makes the first one unusable with a clear error; nothing is freed twice."""
 
     def body(comm, rank):
         first = aristos.MoE(CFG, comm, backend="cuda")
         first.load(**WEIGHTS)
-        card = first._member.runtime.device
-        plain = card.allocate
-        card.allocate = lambda nbytes: plain(nbytes) if nbytes < 1 << 20 else _no_room()
+        gpu = first._member.runtime.device
+        plain = gpu.allocate
+        gpu.allocate = lambda nbytes: plain(nbytes) if nbytes < 1 << 20 else _no_room()
         with pytest.raises(MemoryProblem, match="no room"):
             aristos.MoE(replace(CFG, hidden=512, max_tokens=4096), comm, backend="cuda")
         with pytest.raises(ClosedError, match="could not grow"):

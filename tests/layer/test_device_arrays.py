@@ -1,4 +1,4 @@
-"""`layer.device_arrays` with made-up objects: what CUDA's array interface and DLPack say, and what cannot be right.
+"""`layer.device_arrays` with made-up objects: valid and invalid CUDA array interfaces and DLPack capsules.
 
 Capsules are made by ctypes, as a library in C would make them; the memory they name is never touched.
 """
@@ -30,7 +30,7 @@ class Interface:
 
 
 class Tensor(ctypes.Structure):
-    """DLManagedTensor of dlpack.h, written down from its documentation."""
+    """DLManagedTensor of dlpack.h, after its documentation."""
 
     _fields_ = (
         ("data", ctypes.c_void_p), ("device", ctypes.c_int32 * 2), ("ndim", ctypes.c_int32), ("code", ctypes.c_uint8),
@@ -40,7 +40,7 @@ class Tensor(ctypes.Structure):
 
 
 class Dlpack:
-    """An object with DLPack alone; strides in elements. counts how often it was asked with a stream."""
+    """An object with DLPack alone; strides in elements. streams: those that it was asked with."""
 
     def __init__(self, shape, code=FLOAT, bits=32, strides=None, offset=0, lanes=1, at=AT, device=2, name=b"dltensor"):
         self._shape = (ctypes.c_int64 * max(1, len(shape)))(*shape)
@@ -76,13 +76,13 @@ def taken(value, width=32, dtype="float32"):
     ("bfloat16", "<u2", BFLOAT, 16), ("bfloat16", "<V2", UINT, 16),
 ])  # fmt: skip
 def test_types(dtype, typestr, code, bits):
-    """bfloat16 has no type of NumPy's: its bits are taken as uint16, from either protocol."""
+    """NumPy has no bfloat16: its bits are accepted as uint16 from both protocols."""
     want = (AT, (5,), 32 * bits // 8)
     assert taken(Interface((5, 32), typestr), dtype=dtype) == want
     assert taken(Dlpack((5, 32), code, bits), dtype=dtype) == want
 
 
-def test_arrays_of_the_host_are_none():
+def test_host_arrays_are_not_on_a_device():
     assert on_device("x", np.zeros(3)) is None
     assert on_device("x", [1.0]) is None
     assert on_device("x", Dlpack((2, 32), device=1)) is None  # kDLCPU
@@ -100,8 +100,8 @@ def test_leading_dimensions():
     assert taken(Interface((32,), "<f4")) == (AT, (), 128)
 
 
-def test_strides_that_nobody_walks():
-    """A dimension of one has a stride that means nothing; exporters put anything there (NumPy, PyTorch: 1, or more)."""
+def test_strides_of_dimensions_of_length_one_are_ignored():
+    """The stride of a dimension of length one has no meaning; exporters write any value (NumPy and PyTorch: 1)."""
     assert taken(Interface((1, 32), "<f4", strides=(4, 4))) == (AT, (1,), 128)
     assert taken(Dlpack((1, 3, 32), strides=(1, 32, 1))) == (AT, (1, 3), 128)
     assert taken(Dlpack((3, 1, 32), strides=(32, 7, 1))) == (AT, (3, 1), 128)
@@ -111,7 +111,7 @@ def test_strides_that_nobody_walks():
 
 
 def test_empty_arrays():
-    """No tokens: exporters give no address, any strides, and no room."""
+    """No tokens: exporters give no address and any strides."""
     assert taken(Interface((0, 32), "<f4", at=0)) == (0, (0,), 128)
     assert taken(Dlpack((0, 32), at=None)) == (0, (0,), 128)
     assert taken(Dlpack((0, 32), at=None, strides=(1, 1))) == (0, (0,), 128)
@@ -119,33 +119,33 @@ def test_empty_arrays():
 
 
 def test_the_streams_of_exporters():
-    """1 is the legacy default stream, which is 0 here; None asks for no order."""
+    """Stream 1 is the legacy default stream, which is 0 here; None requests no synchronization."""
     for given_, want in ((None, 0), (1, 0), (2, 2), (0x5555, 0x5555)):
         assert on_device("x", Interface((1, 32), "<f4", stream=given_)).stream == want
 
 
-def test_the_stream_that_an_exporter_is_told(monkeypatch):
-    """DLPack's exporter makes that stream wait for its own: the one that the call is queued on, and no other."""
+def test_the_stream_passed_to_an_exporter(monkeypatch):
+    """The exporter makes the passed stream wait for its own: it is the stream that the call is queued on."""
     value = Dlpack((5, 32))
     on_device("x", value)
-    for current, told in ((0, 1), (0x5555, 0x5555)):
+    for current, passed in ((0, 1), (0x5555, 0x5555)):
         stream = SimpleNamespace(ptr=current)
         cupy = SimpleNamespace(cuda=SimpleNamespace(get_current_stream=lambda stream=stream: stream))
         monkeypatch.setitem(sys.modules, "cupy", cupy)
         on_device("x", value)
-        assert value.streams[-1] == told
+        assert value.streams[-1] == passed
     assert value.streams[0] == 1
 
 
 def test_both_protocols():
-    """CuPy and PyTorch have both: DLPack is asked, since it can say bfloat16."""
+    """CuPy and PyTorch have both protocols: DLPack is used, because it has bfloat16."""
     both = Dlpack((5, 32), BFLOAT, 16)
     both.__cuda_array_interface__ = Interface((5, 32), "<f2").__cuda_array_interface__
     assert on_device("x", both).dtype == "bfloat16"
 
 
-def test_what_it_keeps():
-    """The exporter lives as long as what was read of it."""
+def test_the_exporter_is_kept_alive():
+    """The exporter lives as long as the DeviceRows."""
     value = Dlpack((5, 32))
     assert value in on_device("x", value).owner
     assert on_device("x", Interface((5, 32), "<f4")).owner is not None
@@ -193,12 +193,12 @@ def test_refused(value, words):
 
 
 def test_memory_of_another_kind_of_device():
-    """ROCm's and others' arrays are none of the card's."""
+    """Arrays of ROCm and other devices are not on a CUDA device."""
     assert on_device("x", Dlpack((5, 32), device=10)) is None
 
 
 def test_an_exporter_that_fails():
-    """PyTorch refuses arrays that need gradients; what it says reaches the user."""
+    """PyTorch refuses arrays that require gradients; its message reaches the user."""
 
     class Leaf(Dlpack):
         def __dlpack__(self, *, stream=None):
@@ -215,10 +215,10 @@ def test_an_exporter_that_fails():
     assert on_device("x", Meta()) is None
 
 
-def test_an_interface_without_what_it_must_have():
-    for told in ({"shape": (1, 32), "typestr": "<f4"}, {"data": (AT, False), "typestr": "<f4"}, None):
+def test_an_incomplete_interface_is_refused():
+    for interface in ({"shape": (1, 32), "typestr": "<f4"}, {"data": (AT, False), "typestr": "<f4"}, None):
         with pytest.raises(InputError, match=r"x: .*__cuda_array_interface__"):
-            on_device("x", SimpleNamespace(__cuda_array_interface__=told))
+            on_device("x", SimpleNamespace(__cuda_array_interface__=interface))
 
 
 @pytest.mark.parametrize(("value", "words"), [
@@ -246,7 +246,7 @@ def test_a_read_only_array_cannot_be_written():
 
 @given(st.data())
 def test_any_view(data):
-    """What is taken has the elements where NumPy's view has them; what is refused has some row elsewhere."""
+    """An accepted view has its elements where NumPy has them; a refused one has some row elsewhere."""
     base = np.zeros((6, 4, 64), np.float32)
     view = base
     for axis in range(3):

@@ -1,4 +1,4 @@
-"""What is refused: a clear error on every rank at once, never a hang, and a layer that works in the next call."""
+"""Refusals: a clear error on every rank at once, never a hang, and the next call works."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Call = dict[str, Any]
 
 
 def good(rank: int) -> Call:
-    """Arguments of a call that is fine."""
+    """Arguments of a valid call."""
     return {"x": tokens(CFG, 20, seed=rank), **routing(CFG, 20, "some", seed=rank)}
 
 
@@ -120,7 +120,7 @@ REFUSED: dict[str, tuple[Callable[[Call], Call], str]] = {
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """What happens inside takes no timeout."""
+    """The block inside ends long before a timeout."""
     start = time.monotonic()
     yield
     assert time.monotonic() - start < AT_ONCE
@@ -128,7 +128,7 @@ def at_once() -> Iterator[None]:
 
 @contextmanager
 def raises(what: str, kind: Any, words: str) -> Iterator[Any]:
-    """`pytest.raises` that says which of a loop's cases failed."""
+    """`pytest.raises` that names the failing case of a loop."""
     try:
         with pytest.raises(kind, match=words) as caught:
             yield caught
@@ -137,7 +137,7 @@ def raises(what: str, kind: Any, words: str) -> Iterator[Any]:
 
 
 def made(comm: Any = None, **options: Any) -> MoE:
-    """A layer with weights, and beside it one without."""
+    """An object with two layers; only layer 0 is loaded."""
     moe = MoE(CFG, comm, layers=2, **options)
     moe.load(0, **W)
     return moe
@@ -155,10 +155,11 @@ def test_refused_in_one_process(schedule):
                 assert same(moe(**call), wanted), name
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("schedule", ["fused", "bulk"])
 @ranks_each(2, 3, timeout=200)
 def test_refused_by_one_rank(comm, world, schedule):
-    """The refusing rank gets its own error, the others one that names it, and the next call is right on all."""
+    """The refusing rank gets its own error, the others get one that names it; the next call is right on all."""
     mine = good(comm.rank)
     with alone(CFG, W) as one:
         wanted = one(**mine)
@@ -170,7 +171,7 @@ def test_refused_by_one_rank(comm, world, schedule):
                     with raises(name, InputError, words):
                         moe(**change(mine))
                 else:
-                    # another layer than the others' is a mismatch as well as a refusal
+                    # a call of another layer is a mismatch as well as a refusal
                     kinds = (PeerInputError, MismatchError) if "layer" in name else PeerInputError
                     with raises(name, kinds, rf"\brank {refusing}\b"):
                         moe(**mine)
@@ -197,7 +198,7 @@ def test_refused_by_several_ranks_or_all(comm):
 
 @pytest.mark.ranks(2)
 def test_a_refusing_rank_serves_the_others_with_tiny_rings(comm, monkeypatch):
-    """Rows of the rank that is fine go through the ring to the one that refused, and back."""
+    """The refusing rank still computes the other rank's rows, through rings of two rows."""
     monkeypatch.setattr("aristos.layer.collective.ring_rows", lambda *_: 2)
     mine = good(comm.rank)
     with made(comm, placement=[0, 1, 0, 1, 1]) as moe:
@@ -224,9 +225,10 @@ def test_refused_in_a_started_call(comm):
         assert same(moe.start(**mine).wait(), wanted)
 
 
+@pytest.mark.core
 @pytest.mark.ranks(3)
 def test_ranks_in_different_calls(comm):
-    """Another layer, another object, another top_k or width: a mismatch on every rank, and all work afterwards."""
+    """Another layer, object, top_k or width: a mismatch on every rank, and the next call works."""
     mine = good(comm.rank)
     other_cfg = replace(CFG, hidden=24, top_k=3, experts=11)
     other_w = reference.weights(other_cfg)
@@ -270,7 +272,7 @@ def test_ranks_configured_differently(comm):
         with at_once(), pytest.raises(MismatchError, match="ranks are configured differently") as caught:
             MoE(cfg if odd else CFG, comm, **(options if odd else {}))
         assert "rank 0 has" in str(caught.value)
-    # how many threads or how long to wait is each rank's own affair
+    # threads and timeout may differ from rank to rank
     with MoE(CFG, comm, threads=1 + comm.rank, timeout=60.0 + comm.rank) as moe, alone(CFG, w) as one:
         moe.load(**w)
         assert same(moe(**good(comm.rank)), one(**good(comm.rank)))
@@ -361,7 +363,7 @@ def test_a_second_open_call_is_refused(comm, world):
     mine = good(comm.rank)
     with made(comm) as moe, made(comm) as twin:
         wanted = moe(**mine)
-        for linger in (0.0, 0.3):  # open until wait(), even when the background has long ended it
+        for linger in (0.0, 0.3):  # open until wait(), even after the call has ended in the background
             pending = moe.start(**mine)
             time.sleep(linger)
             for name, again in {"start": moe.start, "call": moe, "twin": twin.start, "twin's call": twin}.items():
@@ -376,7 +378,7 @@ def test_a_second_open_call_is_refused(comm, world):
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("ranks_per_node", [None, 1], ids=["one node", "two nodes"])
 def test_windows_that_do_not_fit(comm, monkeypatch, ranks_per_node):
-    """One rank sees too small a /dev/shm: all raise before anything is touched, and a smaller layer still works."""
+    """One rank sees too small a /dev/shm: all raise before anything is allocated, and the next layer works."""
     shape = shape_of(2, Placement(None, CFG.experts, 2), **widths(CFG))
     need = rank_bytes(shape, Nodes.of(2, ranks_per_node), 1)
     if comm.rank == 1:
@@ -384,7 +386,7 @@ def test_windows_that_do_not_fit(comm, monkeypatch, ranks_per_node):
     with pytest.raises(MemoryProblem, match=r"windows need [\d.]+ MiB .*for 2 ranks.* MiB are free") as caught:
         MoE(CFG, comm, ranks_per_node=ranks_per_node)
     assert isinstance(caught.value, MemoryError)
-    monkeypatch.setattr("aristos.transport.capacity.free_shared_memory", lambda: None)  # nobody says
+    monkeypatch.setattr("aristos.transport.capacity.free_shared_memory", lambda: None)  # unknown
     with made(comm, ranks_per_node=ranks_per_node) as moe:
         wanted = moe(**good(comm.rank))
     if comm.rank == 0:
@@ -394,7 +396,7 @@ def test_windows_that_do_not_fit(comm, monkeypatch, ranks_per_node):
 
 
 @pytest.mark.ranks(2)
-def test_what_is_no_communicator(comm):
+def test_comm_that_is_not_a_communicator_is_refused(comm):
     from mpi4py import MPI
 
     for bad, named in ((5, "got 5"), (MPI.COMM_NULL, "MPI_COMM_NULL"), (MPI.COMM_SELF.group, "Group")):
@@ -407,7 +409,7 @@ def test_what_is_no_communicator(comm):
 
 
 @pytest.mark.parametrize("bad", [0, -1, 1.5, "2", True])
-def test_memory_of_nodes_that_cannot_be(bad):
+def test_memory_refuses_invalid_ranks_per_node(bad):
     with pytest.raises(InputError, match="ranks_per_node must be None or a positive int"):
         MoE.memory(CFG, 4, ranks_per_node=bad)
 
@@ -437,7 +439,7 @@ def test_a_layer_survives_a_larger_one_that_does_not_fit(tmp_path):
     assert [job.lines(r) for r in range(2)] == [["refused", "equal"]] * 2
 
 
-def test_all_errors_are_ours():
+def test_all_errors_derive_from_aristos_error():
     classes = [c for c in vars(errors).values() if isinstance(c, type)]
     assert len(classes) > 5
     for c in classes:

@@ -1,4 +1,4 @@
-"""Dispatch and combine without experts: what lands where, in which order, that it comes back; and what is refused."""
+"""Dispatch and combine without experts: which rows land, their order, the combined sums, and refusals."""
 
 from __future__ import annotations
 
@@ -66,9 +66,10 @@ def test_in_one_process():
         assert exchange.combine(rows, handle, call["weights"].reshape(2, 3, 2)).shape == (2, 3, 24)
 
 
+@pytest.mark.core
 @pytest.mark.ranks(2)
 def test_between_layers_of_the_same_communicator(comm):
-    """One engine: exchanges and layers take turns, and own experts give the layer's result."""
+    """Exchanges and layers share one engine and take turns; the layer's experts in an exchange give its result."""
     w = reference.weights(CFG)
     x = tokens(CFG, 30, seed=comm.rank)
     call = routing(CFG, 30, "some", seed=comm.rank)
@@ -88,6 +89,7 @@ def good(rank: int) -> tuple[np.ndarray, dict[str, Any]]:
     return tokens(CFG, 20, seed=rank), routing(CFG, 20, "some", seed=rank)
 
 
+@pytest.mark.core
 @pytest.mark.ranks(3)
 def test_a_dispatch_refused_by_one_rank(comm):
     x, call = good(comm.rank)
@@ -171,9 +173,10 @@ def test_one_call_at_a_time(comm, world):
         assert same(moe(x), y)
 
 
+@pytest.mark.core
 @ranks_each(1, 2)
 def test_closing(comm, world):
-    """Also between the halves of a call: that call is given up on all ranks, and the communicator stays usable."""
+    """Closing between the phases of a call refuses that call on all ranks; the communicator stays usable."""
     x, call = good(comm.rank)
     exchange = Exchange(comm, **SHAPE)
     one_exchange(comm, exchange, x, call, 5)

@@ -75,14 +75,14 @@ def test_any_leading_shape():
 
 
 class Interface:
-    """An array that is only known by NumPy's array interface."""
+    """An object with NumPy's array interface alone."""
 
     def __init__(self, array: np.ndarray) -> None:
         self._array, self.__array_interface__ = array, array.__array_interface__
 
 
 class Capsule:
-    """An array that is only known by DLPack."""
+    """An object with DLPack alone."""
 
     def __init__(self, array: np.ndarray) -> None:
         self._array = array
@@ -95,7 +95,7 @@ class Capsule:
 
 
 def strided_views(x: np.ndarray) -> dict[str, np.ndarray]:
-    """The same rows in memory of all kinds."""
+    """The same rows as arrays of all kinds."""
     rows, width = x.shape
     wide = np.zeros((rows, 2 * width + 3), np.float32)
     wide[:, 5 : 5 + width] = x
@@ -146,7 +146,7 @@ def test_arrays_of_every_kind():
             assert same(moe(x, ids=call["ids"][:, ::-1][:, ::-1], weights=call["weights"].astype(wide)), routed)
 
 
-def test_out():
+def test_out_is_written_and_returned():
     x = tokens(CFG, 33, seed=0)
     with make() as moe:
         y = moe(x)
@@ -164,7 +164,7 @@ def test_out():
         assert not moe(x, **call, out=np.full_like(x, np.nan)).any()
 
 
-def test_loading():
+def test_weights_in_both_layouts_are_copied():
     cfg = replace(CFG, gated=True, bias=True)
     w = reference.weights(cfg)
     turned = {n: np.ascontiguousarray(v.swapaxes(-1, -2)) if "bias" not in n else v for n, v in w.items()}
@@ -226,7 +226,7 @@ def test_comm_none_under_a_launcher_warns(monkeypatch):
 
 
 def placements(world: int, experts: int) -> dict[str, list[int] | None]:
-    """Ways to place experts, with their names: even and uneven, with ranks that hold none."""
+    """Named placements: even and uneven, some with ranks that hold no expert."""
     return {
         "contiguous": None,
         "round robin": [e % world for e in range(experts)],
@@ -237,7 +237,7 @@ def placements(world: int, experts: int) -> dict[str, list[int] | None]:
 
 
 @ranks_each(1, 2, 3, 4)
-def test_result_and_bits_whatever_the_placement_threads_and_skew(comm, world):
+def test_result_and_bits_for_every_placement_thread_count_and_skew(comm, world):
     count = (17, 0, 70, 33)[comm.rank]
     x = tokens(CFG, count, seed=comm.rank)
     calls = {skew: routing(CFG, count, skew, seed=10 + comm.rank) for skew in SKEWS}
@@ -263,6 +263,7 @@ def test_fewer_experts_than_ranks(comm, world):
         check(cfg, w, x, {}, moe(x))
 
 
+@pytest.mark.core
 @pytest.mark.ranks(3)
 def test_every_rank_may_load_only_its_own_experts(comm):
     cfg = replace(CFG, gated=True, bias=True)
@@ -276,9 +277,10 @@ def test_every_rank_may_load_only_its_own_experts(comm):
             assert same(moe(x), y)
 
 
+@pytest.mark.core
 @pytest.mark.ranks(2)
-def test_a_row_alone_or_among_others(comm):
-    """Batch invariance: the router and the experts give a row the same bits in any company."""
+def test_a_row_has_the_same_bits_alone_and_among_others(comm):
+    """Batch invariance: a row has the same bits whatever rows it shares a call with."""
     cfg = replace(CFG, hidden=100, ffn=600, gated=True, max_tokens=300)  # more than a chunk of F, than a tile of rows
     w = reference.weights(cfg)
     x = tokens(cfg, 300, seed=comm.rank)
@@ -318,6 +320,7 @@ def test_hundred_consecutive_calls(comm, world):
     hundred_calls(comm, 100, threads=2)
 
 
+@pytest.mark.core
 @ranks_each(2, 3)
 def test_hundred_consecutive_calls_through_tiny_rings(comm, world):
     for rows in (1, 2, 3, 4):
@@ -342,7 +345,7 @@ for skew in ("router", "zipf"):
 @pytest.mark.slow
 @needs_mpiexec
 def test_equal_bits_in_every_run(tmp_path):
-    """The same tokens cut over 1, 2, 3 and 4 ranks, in jobs of their own, twice."""
+    """The same tokens split over 1, 2, 3 and 4 ranks, in separate jobs, twice."""
     said: dict[int, set[tuple[str, ...]]] = {}
     for ranks, threads in ((1, 1), (1, 1), (1, 3), (2, 1), (3, 2), (4, 1)):
         job = run_job(tmp_path / str(len(said)), ranks, BITS, THREADS=str(threads))
@@ -351,6 +354,7 @@ def test_equal_bits_in_every_run(tmp_path):
     assert len(set.union(*said.values())) == 1, said
 
 
+@pytest.mark.core
 @pytest.mark.ranks(2)
 def test_fused_and_bulk_give_equal_bits(comm):
     for gated, placement in ((False, None), (True, [1, 1, 0, 1, 1])):
@@ -375,9 +379,10 @@ def test_fused_and_bulk_in_one_process():
         assert bulk(x[:0]).shape == (0, CFG.hidden)
 
 
+@pytest.mark.core
 @pytest.mark.ranks(2)
 def test_objects_of_one_communicator_in_turn(comm):
-    """Different widths, experts and thread counts share one engine; each grows it, none disturbs another."""
+    """Objects of different widths, experts and threads share one engine: each grows it, none changes another's bits."""
     small = replace(CFG, hidden=24, max_tokens=9, top_k=1)
     large = replace(CFG, hidden=200, experts=11, top_k=4, max_tokens=150, router=aristos.Router(score="softmax_topk"))
     cfgs = [CFG, small, large]
@@ -425,6 +430,7 @@ def test_communicators_do_not_share_engines(comm):
 # ---- two halves, stats, life --------------------------------------------------------------------------------------
 
 
+@pytest.mark.core
 @pytest.mark.ranks(2)
 def test_start_and_wait(comm):
     x = tokens(CFG, 60, seed=comm.rank)
@@ -448,7 +454,7 @@ def test_start_and_wait(comm):
 
 @pytest.mark.ranks(2)
 def test_start_computes_while_the_caller_does_something_else(comm):
-    """Rank 1 does not come back to its call; its background worker serves rank 0 all the same."""
+    """Rank 1 waits late for its call; its background worker serves rank 0 meanwhile."""
     x = tokens(CFG, 60, seed=comm.rank)
     with make(comm, threads=1, placement=[1] * CFG.experts) as moe:
         y = moe(x)
@@ -462,7 +468,7 @@ def test_start_computes_while_the_caller_does_something_else(comm):
 
 
 def check_stats(stats: Any, comm: Any, moe: MoE, ids: np.ndarray) -> None:
-    """Counts are exact; seconds only have to be possible."""
+    """Counts are exact; seconds are plausible."""
     experts = np.asarray(moe.placement.ranks)
     taken = ids[ids >= 0]
     rows = np.bincount(experts[taken], minlength=comm.size)
@@ -487,6 +493,7 @@ def check_stats(stats: Any, comm: Any, moe: MoE, ids: np.ndarray) -> None:
     assert stats.wire_seconds == 0  # all on one node
 
 
+@pytest.mark.core
 @ranks_each(1, 3)
 def test_stats(comm, world):
     x = tokens(CFG, 50, seed=comm.rank)
@@ -522,7 +529,7 @@ def test_summary(comm):
         assert {m.transport for m in summary.messages} == {"shm"}
         assert all(m.count > 0 and m.seconds > 0 and m.straggler_seconds >= 0 for m in summary.messages)
         assert summary.wait_seconds.shape == (2, 2)
-        assert summary.wait_seconds[0, 1] > 0.1  # rank 0 waited for the rank that came late
+        assert summary.wait_seconds[0, 1] > 0.1  # rank 0 waited for rank 1, which entered late
         assert not summary.wait_seconds.diagonal().any()
         assert "waited" in str(summary)
         assert summary.wait_seconds.tolist() == comm.bcast(summary.wait_seconds.tolist())
@@ -544,7 +551,7 @@ def test_timeline(comm):
         assert sum(e[5] for e in events if e[1] == "combine") == 64
         rows = sum(e[5] for e in events if e[1] == "expert")
         assert sum(comm.allgather(rows)) == 2 * 64 * CFG.top_k
-        for worker in (0, 1):  # a worker does one thing at a time
+        for worker in (0, 1):  # the events of a worker do not overlap
             mine = sorted((start, end) for w, _, start, end, _, _ in events if w == worker)
             assert all(a[1] <= b[0] for a, b in itertools.pairwise(mine))
         moe.timeline(False)
@@ -554,7 +561,7 @@ def test_timeline(comm):
 
 @pytest.mark.ranks(2)
 def test_timeline_and_stats_over_nodes(comm):
-    """Blocks of rows are dispatch, MPI is the wire, within a wait or between two commands; stats count the latter."""
+    """Sending blocks is "dispatch"; MPI is "wire", within a wait or between two commands. Stats count the latter."""
     with make(comm, threads=1, ranks_per_node=1) as moe:
         x = tokens(CFG, 64, seed=comm.rank)
         moe.timeline(True)
@@ -581,8 +588,9 @@ def test_timeline_and_stats_over_nodes(comm):
         assert f"{summary.wire_seconds:.4f} s at the wire" in str(summary)
 
 
+@pytest.mark.core
 @ranks_each(1, 2)
-def test_close(comm, world):
+def test_a_closed_layer_refuses_every_use(comm, world):
     moe = make(comm)
     x = tokens(CFG, 5, seed=0)
     y = moe(x)

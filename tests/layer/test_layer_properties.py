@@ -25,7 +25,7 @@ MOST_RANKS = 8
 
 @dataclass(frozen=True)
 class CallPlan:
-    """One call: its layer, how rows are spread, tokens of each rank, and who starts it instead of calling."""
+    """One call: its layer, skew of the routing, tokens of each rank, and whether it is started in the background."""
 
     layer: int
     skew: str
@@ -134,7 +134,7 @@ def test_any_layer_in_bulk(comm, plan):
 @settings(max_examples=40)
 @given(plan=plans(), data=st.data())
 def test_any_row_alone(plan, data):
-    """A row's bits depend on the row: not on its place, nor on the rows beside it."""
+    """A row's bits depend on the row alone, not on its place or the other rows."""
     cfg = plan.cfg
     w = reference.weights(cfg)
     with alone(cfg, w, threads=plan.threads) as moe:

@@ -1,4 +1,4 @@
-"""A layer that runs a plan: groups, uneven placements and copies of experts, by bits against one group."""
+"""A layer with a plan: groups, uneven placements and copies of experts give the bits of one group."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ W = reference.weights(CFG)
 
 
 def plan_of(memory: list[int], loads: list[float] | None = None, fast: int = 2) -> planner.Plan:
-    """Devices in nodes of `fast`, so slow between them that a node is a group where its memory allows."""
+    """A plan for devices in nodes of `fast`, with links so slow that a node is a group if its memory allows."""
     n = len(memory)
     alpha = [[0.0 if i == j else 1.0 if i // fast == j // fast else 500.0 for j in range(n)] for i in range(n)]
     data = {
@@ -55,6 +55,7 @@ def test_groups_of_a_plan(comm):
                 assert same(moe(x), wanted)
 
 
+@pytest.mark.core
 @pytest.mark.ranks(3, timeout=300)
 def test_copies_of_hot_experts(comm):
     plan = plan_of([3, 3, 3], loads=[90.0, 1.0, 1.0, 1.0], fast=3)

@@ -41,8 +41,8 @@ def test_two_ranks_in_plain_python(tmp_path):
     assert job.lines(1) == [*["PeerInputError"] * 3, "0"]
 
 
-def test_words_in_plain_python():
-    """The bodies in memory.py mean what their docstrings say; they are what the compiled ones are checked against."""
+def test_memory_functions_in_plain_python():
+    """The Python bodies in memory.py do what their docstrings say; compiled ones are compared with them."""
     words = np.array([5, -7, 0, 1 << 40], np.int64)
     at = [words.ctypes.data + 8 * i for i in range(4)]
     assert [memory.load(a) for a in at] == words.tolist()
@@ -67,8 +67,8 @@ def test_words_in_plain_python():
     assert memory.clock() >= before
 
 
-def test_compiled_words_mean_the_same():
-    """Each compiled memory function, against the Python body on a copy."""
+def test_compiled_memory_functions_equal_plain_python():
+    """Each compiled memory function equals its Python body on a copy."""
     from aristos.kernels.cpu import llvm  # noqa: F401  registers the lowerings
     from aristos.primitives.compile import jit
 

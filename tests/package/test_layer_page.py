@@ -6,16 +6,27 @@ import inspect
 import re
 from pathlib import Path
 
+import pytest
+
 import aristos
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "layer.md").read_text()
 
 
+def run_examples(page: str, **names: object) -> None:
+    """Run the page's examples, one after the other, in one namespace."""
+    for example in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(example, "docs/layer.md", "exec"), names)
+
+
 def test_the_examples_run_in_order(capsys):
-    space: dict[str, object] = {}
-    for example in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-        exec(compile(example, "docs/layer.md", "exec"), space)
+    run_examples(PAGE)
     assert "calls, " in capsys.readouterr().out
+
+
+@pytest.mark.ranks(2)
+def test_the_examples_run_on_two_ranks(comm):
+    run_examples(PAGE.replace("comm=None", "comm=comm").replace("Exchange(None", "Exchange(comm"), comm=comm)
 
 
 def test_the_page_names_every_public_method_and_option():

@@ -1,4 +1,4 @@
-"""The `ranks` marker itself: small test files are written aside and run by a pytest of their own."""
+"""The `ranks` marker itself: small test files are written to a folder and run by another pytest."""
 
 from __future__ import annotations
 

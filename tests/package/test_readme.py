@@ -1,4 +1,4 @@
-"""The README's commands from a fresh clone, with Python and make alone; nothing of this environment is used."""
+"""The README's commands in a fresh clone, with only Python and make from this environment."""
 
 import os
 import re
@@ -32,7 +32,7 @@ def test_readme_is_one_screen_and_names_its_commands():
 @pytest.mark.parametrize(
     "path", ["README.md", "launch/virtual_slurm", "docs/install.md", "docs/performance.md", "bench/nodes.py"]
 )
-def test_every_srun_that_is_shown_says_how_mpi_is_started(path):
+def test_every_srun_example_has_mpi_option(path):
     """Sites, and the virtual cluster, may have no default that fits."""
     shown = re.findall(r"srun +-N.*?python", (ROOT / path).read_text(), re.DOTALL)
     assert shown

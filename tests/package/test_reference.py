@@ -1,4 +1,4 @@
-"""The float64 reference against a still more naive one: Python floats, one token, one neuron at a time."""
+"""The float64 reference against a simpler one: Python floats, one token and one neuron at a time."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_activations_at_the_ends_of_the_range():
         assert got == pytest.approx(np.maximum(ends, 0.0), abs=1e-12), name
 
 
-def test_error_is_relative_to_the_largest_entry_and_lets_no_nan_pass():
+def test_error_is_relative_to_the_largest_entry_and_infinite_for_nan():
     assert reference.error([1.0, 3.9], [1.0, 4.0]) == pytest.approx(0.025)
     assert reference.error([0.5], [0.0]) == 0.5
     assert reference.error([], []) == 0.0
@@ -170,7 +170,7 @@ def test_error_is_relative_to_the_largest_entry_and_lets_no_nan_pass():
         reference.error(np.zeros(3), np.zeros(2))
 
 
-def test_wrong_input_is_refused_with_what_was_got():
+def test_wrong_input_is_refused_with_its_value():
     w = reference.weights(SMALL)
     x = np.zeros((2, SMALL.hidden))
     with pytest.raises(InputError, match=r"up must have shape \(3, 5, 4\), got \(3, 4, 5\)"):

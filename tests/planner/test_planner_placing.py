@@ -181,6 +181,7 @@ def test_a_model_on_measured_links(tmp_path):
         assert word in ran.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
 def test_a_model_on_this_machine(tmp_path):
     """Its links are measured by ranks that the command starts, or its GPUs looked up."""

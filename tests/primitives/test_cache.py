@@ -1,4 +1,4 @@
-"""Compiled code is kept: one process of a node compiles, later ones load; where it cannot be kept, all still works."""
+"""The kernel cache: one process of a node compiles, later ones load; all still works where nothing can be kept."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from cases import ROOT, USE_EVERYTHING, Job, clean_environment, run_job
 from mpi import find_mpiexec
 
 from aristos.primitives import compile as compiling
+from aristos.primitives import sources
 
 ALONE = USE_EVERYTHING.replace("COMM", "None")
 RANKS = USE_EVERYTHING.replace("COMM", "comm")
@@ -57,7 +58,7 @@ def test_ranks_with_a_cold_cache_compile_once(cold):
     assert sum(counts) <= compiled * 1.1, "a function was compiled by several ranks"
     assert max(counts) > 20
     assert all(str(cache) in job.lines(r)[0] for r in range(3))
-    assert any("aristos: compiling kernels" in out for out in job.out), "nobody was told"
+    assert any("aristos: compiling kernels" in out for out in job.out), "no rank reported that it compiles"
 
 
 @pytest.mark.slow
@@ -95,9 +96,9 @@ def give_up_privileges() -> None:
 LITTLE = """
 import numpy as np
 from aristos.primitives import compile as compiling
-from aristos.kernels.cpu import activation, llvm
+from aristos.kernels.cpu import elementwise
 x = np.ones(4, np.float32)
-activation.activate(0, x.ctypes.data, 4)
+elementwise.activate(0, x.ctypes.data, 4)
 print(">", compiling.compiled_here(), compiling.cache_folder())
 """
 
@@ -127,7 +128,7 @@ def test_a_read_only_install_home_and_cache(tmp_path):
             path.chmod(0o755)
 
 
-@pytest.mark.skipif(not hasattr(compiling.config, "CACHE_LOCATOR_CLASSES"), reason="Numba too old to be told")
+@pytest.mark.skipif(not hasattr(compiling.config, "CACHE_LOCATOR_CLASSES"), reason="this Numba takes no locators")
 def test_a_copy_of_the_package_finds_what_another_compiled(tmp_path):
     """A clone, an install, a job's copy: neither the path nor the files' times count."""
     copy = tmp_path / "site" / "aristos"
@@ -139,7 +140,7 @@ def test_a_copy_of_the_package_finds_what_another_compiled(tmp_path):
     assert counts[1:] == [0, 0]
 
 
-def test_progress_says_for_how_long(monkeypatch, capsys):
+def test_progress_reports_how_long_it_has_taken(monkeypatch, capsys):
     monkeypatch.setattr(compiling, "FIRST_SECONDS", 0.01)
     monkeypatch.setattr(compiling, "NEXT_SECONDS", 0.01)
     with compiling._progress(quiet=False):
@@ -154,10 +155,10 @@ def test_progress_says_for_how_long(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_damaged_cache_is_no_harm(cold, tmp_path):
-    """A file cut short by a full disk: it is said, and all is compiled again.
+def test_a_damaged_cache_is_rebuilt(cold, tmp_path):
+    """A file cut short by a full disk: the process warns and compiles everything again.
 
-    What the first process had loaded before it met the damage is no longer kept: the next one compiles that little.
+    What the first process had loaded before it found the damage is no longer kept: the next one compiles that little.
     """
     cache, _ = cold
     mine = tmp_path / "cache"
@@ -172,33 +173,65 @@ def test_a_damaged_cache_is_no_harm(cold, tmp_path):
     assert counts[2] == 0
 
 
-def test_the_key_follows_sources_versions_and_cpu(monkeypatch):
-    key = compiling.cache_key()
-    assert len(key) == 16
+@pytest.fixture
+def copy(tmp_path, monkeypatch) -> Path:
+    """A copy of the package, whose keys `keys` computes."""
+    copy = tmp_path / "site" / "aristos"
+    shutil.copytree(ROOT / "aristos", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(compiling, "PACKAGE", copy)
+    forget()
+    yield copy
+    forget()
 
-    def fresh() -> str:
-        compiling.cache_key.cache_clear()
-        return compiling.cache_key()
 
-    try:
-        assert fresh() == key
-        for name in ("numba.__version__", "llvmlite.__version__", "np.__version__"):
-            with monkeypatch.context() as patch:
-                patch.setattr(f"aristos.primitives.compile.{name}", "0.0")
-                assert fresh() != key, name
-        for name in ("get_host_cpu_name", "get_host_cpu_features"):
-            with monkeypatch.context() as patch:
-                patch.setattr(compiling.binding, name, lambda: OtherCpu("another"))
-                assert fresh() != key, name
+def forget() -> None:
+    for function in (compiling.source_key, sources.files, sources.imported, sources.importers, sources.digest):
+        function.cache_clear()
+
+
+def keys(package: Path, *modules: str) -> list[str]:
+    """The keys of modules as a new process would compute them."""
+    forget()
+    return [compiling.source_key(package / module) for module in modules]
+
+
+LOOP, PERSISTENT, TIMEOUT = "substrate/cpu/loop.py", "substrate/cuda/persistent.py", "engine/timeout_check.py"
+
+
+def test_a_modules_key_follows_the_sources_that_its_compiled_code_reads(copy):
+    before = keys(copy, TIMEOUT, PERSISTENT, LOOP)
+    assert before == [compiling.source_key(copy / module) for module in (TIMEOUT, PERSISTENT, LOOP)]
+    config = copy / "config.py"
+    config.write_text(config.read_text().replace("OVERDUE = 10", "OVERDUE = 11"))
+    timeout, persistent, _ = after = keys(copy, TIMEOUT, PERSISTENT, LOOP)
+    assert timeout != before[0], "overdue() compiles config.OVERDUE in"
+    assert persistent != before[1], "the persistent kernel calls overdue()"
+    for other in [*copy.glob("bench/plots/*.py"), copy / "simt" / "machine.py", copy / "__init__.py"]:
+        other.write_text(other.read_text() + "\n# edited\n")
+    assert keys(copy, TIMEOUT, PERSISTENT, LOOP) == after, "nothing compiled reads the plots"
+    lowering = copy / "kernels" / "cpu" / "llvm.py"
+    lowering.write_text(lowering.read_text() + "\n# edited\n")
+    assert keys(copy, TIMEOUT) != [timeout], "memory's names compile to what this file registers"
+
+
+def test_a_source_edited_after_the_start_makes_a_key_of_this_process_alone(copy, monkeypatch):
+    """The process runs what it imported: it must not keep that under the key of the new text."""
+    (copy / "config.py").write_text((copy / "config.py").read_text() + "\n# edited\n")
+    own = keys(copy, TIMEOUT)
+    monkeypatch.setattr(compiling, "STARTED", time.time() + 1)
+    assert keys(copy, TIMEOUT) != own
+
+
+def test_the_folder_follows_versions_and_cpu(monkeypatch):
+    versions = compiling.versions()
+    for name in ("numba.__version__", "llvmlite.__version__", "np.__version__"):
         with monkeypatch.context() as patch:
-            real = Path.read_bytes
-            patch.setattr(Path, "read_bytes", lambda p: real(p) + b"#" * (p.name == "steps.py"))
-            assert fresh() != key
-        with monkeypatch.context() as patch:  # what is not compiled does not count
-            patch.setattr(Path, "read_bytes", lambda p: real(p) + b"#" * ("bench" in p.parts))
-            assert fresh() == key
-    finally:
-        fresh()
+            patch.setattr(f"aristos.primitives.compile.{name}", "0.0")
+            assert compiling.versions.__wrapped__() != versions, name
+    for name in ("get_host_cpu_name", "get_host_cpu_features"):
+        with monkeypatch.context() as patch:
+            patch.setattr(compiling.binding, name, lambda: OtherCpu("another"))
+            assert compiling.versions.__wrapped__() != versions, name
 
 
 class OtherCpu(str):
@@ -206,3 +239,33 @@ class OtherCpu(str):
 
     def flatten(self) -> str:
         return str(self)
+
+
+IMPORT_ALL = """
+import importlib, pathlib, sys
+import aristos
+count = 0
+root = pathlib.Path(aristos.__file__).parent
+for path in sorted(root.rglob("*.py")):
+    name = ".".join(path.relative_to(root.parent).with_suffix("").parts).removesuffix(".__init__")
+    if not name.endswith("__main__"):
+        try:
+            importlib.import_module(name)
+            count += 1
+        except (ImportError, aristos.AristosError):
+            pass  # an extra is not installed
+print(">", count, root)
+"""
+
+
+def test_importing_every_module_writes_nothing(tmp_path):
+    """Neither a folder nor a file, wherever HOME, the cache and temporary files are."""
+    places = {name: tmp_path / name for name in ("HOME", "ARISTOS_CACHE", "TMPDIR", "MPLCONFIGDIR")}
+    for name in ("HOME", "TMPDIR", "MPLCONFIGDIR"):
+        places[name].mkdir()
+    cold = "import matplotlib.pyplot"  # what other packages write at their import is theirs
+    use(cold + "\nprint('>', 0, 0)", **{name: str(place) for name, place in places.items()})
+    before = sorted(tmp_path.rglob("*"))
+    count, _ = use(IMPORT_ALL, **{name: str(place) for name, place in places.items()}, PYTHONDONTWRITEBYTECODE="1")
+    assert count > 200
+    assert sorted(tmp_path.rglob("*")) == before

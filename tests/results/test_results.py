@@ -1,4 +1,4 @@
-"""The results file: what is written is read back, by us and by others, and nothing costs an earlier run."""
+"""The results file: runs are read back, by this package and by others, and no failure loses an earlier run."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def writer(path: Path, count: int, tag: str, size: int = 1) -> subprocess.Popen[
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def test_what_is_appended_is_loaded(tmp_path):
+def test_an_appended_run_is_loaded(tmp_path):
     path = tmp_path / "new folder" / "r.h5"
     first, second = example_run(), example_run("29991231T000000Z-abcdef")
     results.append(path, first)
@@ -87,7 +87,7 @@ def test_what_is_appended_is_loaded(tmp_path):
     assert not leftovers
 
 
-def test_what_a_file_holds_prints_as_a_line_a_run(tmp_path):
+def test_results_print_one_line_for_each_run(tmp_path):
     for name in ("a", "b"):
         table = Table("layer").dim("call", range(1000)).add("call_time", "call", np.ones(1000), "s")
         results.append(tmp_path / "r.h5", Run(name, {"command": "python -m aristos.bench"}, [table, Table("idle")]))
@@ -236,7 +236,7 @@ def test_other_files_are_refused_and_left_alone(tmp_path, make, words):
 
 
 @pytest.mark.parametrize("spoil", ["suite", "dims", "table", "scale"])
-def test_odd_runs_are_named_and_not_a_traceback(tmp_path, capsys, spoil):
+def test_damaged_runs_are_named_without_a_traceback(tmp_path, capsys, spoil):
     from aristos.cli import plot
 
     path = tmp_path / "odd.h5"
@@ -255,7 +255,7 @@ def test_odd_runs_are_named_and_not_a_traceback(tmp_path, capsys, spoil):
     assert f"aristos plot: {path}" in capsys.readouterr().err
 
 
-def test_a_table_without_what_its_picture_shows(tmp_path, capsys):
+def test_a_table_without_the_variables_of_its_picture(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     from aristos.cli import plot
 
@@ -286,7 +286,7 @@ def test_missing_file_and_unwritable_folder(tmp_path, monkeypatch):
         results.append(tmp_path / "file" / "r.h5", example_run())
 
 
-def test_a_full_disk_costs_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     path = tmp_path / "r.h5"
     results.append(path, example_run("a"))
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
@@ -308,27 +308,27 @@ def test_a_link_and_the_file_mode_stay(tmp_path):
     assert list(results.load(link)) == ["a", "b"]
 
 
-def test_kill_in_mid_write_costs_no_earlier_run(tmp_path):
+def test_a_kill_during_a_write_loses_no_earlier_run(tmp_path):
     path = tmp_path / "r.h5"
     rng = np.random.default_rng(1)
     known = 0
     for round_ in range(6):
         process = writer(path, 1000, f"{round_:02d}", size=300_000)
         assert process.stdout is not None
-        process.stdout.readline()  # one append is done, the next under way
+        process.stdout.readline()  # one append is done, the next has begun
         time.sleep(float(rng.uniform(0, 0.15)))
         process.send_signal(signal.SIGKILL)
         said = 1 + len(process.stdout.read().split())
         process.wait()
         loaded = results.load(path)
         mine = [name for name in loaded if name.startswith(f"{round_:02d}-")]
-        assert said <= len(mine) <= said + 1  # the last one may be in the file and not yet announced
+        assert said <= len(mine) <= said + 1  # the last run may be in the file before it is printed
         assert len(loaded) >= known + said
         known = len(loaded)
         for run in loaded.runs:
             assert (run.tables[0].variables["values"].values == run.attributes["i"]).all()
     results.append(path, example_run())
-    assert {p.name for p in tmp_path.iterdir()} == {"r.h5", "r.h5.lock"}  # copies of the dead are gone
+    assert {p.name for p in tmp_path.iterdir()} == {"r.h5", "r.h5.lock"}  # copies of killed writers are removed
 
 
 def test_concurrent_writers_lose_nothing(tmp_path):
@@ -361,7 +361,7 @@ def test_where_flock_is_refused(tmp_path, monkeypatch, code):
 def test_stale_locks(tmp_path, monkeypatch):
     path = tmp_path / "r.h5"
     (tmp_path / "r.h5.lock").write_text("left by a writer that is gone")
-    results.append(path, example_run("a"), lock_seconds=5)  # a file without a flock on it is no lock
+    results.append(path, example_run("a"), lock_seconds=5)  # a lock file without a flock holds no lock
     refuse_flock(monkeypatch, errno.ENOLCK)
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     (tmp_path / "r.h5.softlock").write_text(f"{int(gone.stdout)}\n{socket.gethostname()}\n")
@@ -379,7 +379,7 @@ def test_a_held_lock_is_named(tmp_path):
         results.append(tmp_path / "r.h5", example_run(), lock_seconds=0.3)
 
 
-def test_a_writer_the_lock_does_not_reach_loses_nothing(tmp_path, monkeypatch):
+def test_a_writer_on_another_host_loses_nothing(tmp_path, monkeypatch):
     path = tmp_path / "r.h5"
     results.append(path, example_run("a"))
     write, others = results.hdf5._write_run, [example_run("b"), example_run("c")]

@@ -138,11 +138,11 @@ def test_every_block_has_work(kind):
         for hidden, ffn, gated, grid in ((32, 48, True, 1), (2048, 1408, True, 264), (4096, 14336, True, 132),
                                          (7168, 2048, True, 132), (1024, 4096, False, 7)):  # fmt: skip
             runs = substrate.shared_runs(tile, hidden, ffn, gated, grid)
-            for word, columns in ((words.UP_SHARES, 2 * ffn if gated else ffn), (words.DOWN_SHARES, hidden)):
+            for word, columns in (("up_shares", 2 * ffn if gated else ffn), ("down_shares", hidden)):
                 tiles, shares = substrate.tiles(columns, tile), runs[word]
                 each = -(-tiles // shares)
                 assert tiles * tile.n >= columns
                 assert each * (shares - 1) < tiles <= each * shares
                 assert shares >= min(tiles, grid)
-                assert (runs[words.RUNS] - 1) * shares >= grid or runs[words.RUNS] == substrate.MOST_RUNS
-            assert runs[words.RUN_STEP] >= tile.m * runs[words.RUN_PITCH] >= tile.m * ffn
+                assert (runs["runs"] - 1) * shares >= grid or runs["runs"] == substrate.MOST_RUNS
+            assert runs["run_step"] >= tile.m * runs["run_pitch"] >= tile.m * ffn

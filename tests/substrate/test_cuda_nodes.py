@@ -88,7 +88,7 @@ def test_words_before_the_copy_are_found():
     def early(card, cs, peer):
         for word in range(words.LINE_WORDS + 1):
             value = proxy.mem.load(proxy.word_from(card, cs, peer, word))
-            proxy.mem.store_release(proxy.card_word(card, cs, peer, word), value)
+            proxy.mem.store_release(proxy.gpu_word(card, cs, peer, word), value)
         proxy.mpi.flush(card[words.WIRE], peer)
         return True
 

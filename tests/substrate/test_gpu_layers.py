@@ -35,8 +35,8 @@ def test_same_bits():
 
 
 @pytest.mark.parametrize(("world", "dtype"), [(1, "tf32"), (1, "float16"), (2, "bfloat16")])
-def test_arrays_of_the_card(world, dtype):
-    ranks(gpu_layers.arrays_of_the_card, world, dtype)
+def test_device_arrays(world, dtype):
+    ranks(gpu_layers.device_arrays, world, dtype)
 
 
 @pytest.mark.parametrize("world", [1, 2])

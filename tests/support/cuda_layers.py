@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from aristos import reference, simt
-from aristos.config import MoEConfig
-from aristos.engine import codes, words
-from aristos.engine.layout import PairLayout, StateLayout, lines, local_bytes
+from aristos.config import SCORES, MoEConfig
+from aristos.engine import codes, schema, words
+from aristos.engine import job as builder
+from aristos.engine.layout import StateLayout, lines, local_bytes
 from aristos.host.nodes import Nodes
-from aristos.kernels.cpu import activation
-from aristos.kernels.cpu.tokens import SCORES
+from aristos.kernels.common import activations
 from aristos.kernels.cuda import router as r
 from aristos.kernels.cuda.gemm import TILES
 from aristos.kernels.cuda.pack import interleaved, narrow, outputs, pack, pack_bias, widen
@@ -72,7 +72,7 @@ class Layers:
         ]
         cfg, tile = self.cfg, self.tile
         self.runs = substrate.shared_runs(tile, cfg.hidden, cfg.ffn, cfg.gated, self.grid)
-        self.tables = StateLayout(self.shape, self.grid, MOST_ROWS, self.runs[words.RUNS])
+        self.tables = StateLayout(self.shape, self.grid, MOST_ROWS, self.runs["runs"])
         self.ranks = [self.make_rank(me) for me in range(world)]
 
     def _places(self) -> None:
@@ -148,35 +148,24 @@ class Rank:
     def _job(self, layers: Layers) -> np.ndarray:
         cfg, shape, held = layers.cfg, layers.shape, layers.held
         tile, world = layers.tile, len(layers.tokens)
-        job = np.zeros(words.JOB_WORDS + cfg.experts + world + 1, np.int64)
-        PairLayout.of(shape).fill(job)
-        layers.tables.fill(job)
-        job[words.SLOT_OF], job[words.SLOT_START] = words.JOB_WORDS, words.JOB_WORDS + cfg.experts
-        job[words.JOB_WORDS : words.JOB_WORDS + cfg.experts] = held.slots_for(self.me)
-        job[words.JOB_WORDS + cfg.experts :] = held.start
-        job[[words.RANK, words.WORLD, words.WORKERS, words.ALL_WORKERS]] = self.me, world, layers.grid, layers.grid
-        job[[words.HELD, words.MAX_HELD]] = held.held[self.me], shape.max_local
-        job[[words.EXPERTS, words.TOP_K, words.HIDDEN, words.FFN]] = cfg.experts, cfg.top_k, cfg.hidden, cfg.ffn
-        job[[words.STRIDE, words.RING_ROWS, words.SLOTS]] = shape.stride, shape.ring_rows, shape.slots
-        job[words.RETURN_STRIDE] = lines(BYTES[layers.kind] * cfg.hidden)
-        job[[words.TILE, words.BATCH, words.RUN_ROWS, words.MERGE_ROWS, words.MERGE_POLLS]] = (
-            tile.m,
-            tile.m,
-            tile.m,
-            layers.merge,
-            4,
-        )
-        job[[words.OBJECT, words.PACKED, words.GATE, words.ACTIVATION]] = (
-            1,
-            1,
-            cfg.gated,
-            activation.word(cfg.activation, cfg.limit),
-        )
-        job[list(layers.runs)] = list(layers.runs.values())
-        nbytes = layers.runs[words.RUNS] * layers.runs[words.RUN_STEP]
+        job = np.zeros(builder.size(cfg.experts, world), np.int64)
+        builder.fill_placement(job, held.slots_for(self.me), held.start)
+        nbytes = layers.runs["runs"] * layers.runs["run_step"]
         scratch, lock = self.device.empty(nbytes // 4, np.int32), self._zeros(1, np.int64)
         self.kept += [scratch, lock]
-        job[[words.SCRATCH, words.LOCK, words.STATE]] = scratch.ptr, lock.ptr, self.state.ptr
+        builder.fill_engine(
+            job, schema.CUDA, shape, layers.tables, rank=self.me, world=world, all_workers=layers.grid,
+            return_stride=lines(BYTES[layers.kind] * cfg.hidden), merge_polls=4, remote=0, remote_block=0, packed=1,
+            scratch=scratch.ptr, lock=lock.ptr, wire=0, state=self.state.ptr,
+        )  # fmt: skip
+        builder.fill(
+            job, schema.TILE, schema.CUDA, tile=tile.m, batch=tile.m, run_rows=tile.m, merge_rows=layers.merge,
+            **layers.runs,
+        )  # fmt: skip
+        builder.update(
+            job, workers=layers.grid, held=held.held[self.me], experts=cfg.experts, top_k=cfg.top_k, hidden=cfg.hidden,
+            ffn=cfg.ffn, object=1, loaded=1, gated=cfg.gated, activation=activations.word(cfg.activation, cfg.limit),
+        )  # fmt: skip
         return job
 
     def _weights(self, job: np.ndarray) -> None:
@@ -197,7 +186,7 @@ class Rank:
         for word, step, parts in ((words.UP, words.UP_STEP, ups), (words.DOWN, words.DOWN_STEP, downs),
                                   (words.UP_BIAS, words.UP_BIAS_STEP, up_biases),
                                   (words.DOWN_BIAS, words.DOWN_BIAS_STEP, down_biases)):  # fmt: skip
-            job[word], job[step] = (self.put(np.stack(parts)), parts[0].nbytes) if parts else (1, 0)
+            job[word], job[step] = (self.put(np.stack(parts)), parts[0].nbytes) if parts else (0, 0)
 
     def _routing(self, count: int) -> np.ndarray:
         """The router's job."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from aristos import simt
-from aristos.kernels.cpu.activation import word
+from aristos.kernels.common.activations import word
 from aristos.kernels.cuda.epilogue import NONE
 from aristos.kernels.cuda.gemm import gemm
 from aristos.kernels.cuda.pack import interleaved, narrow, outputs, pack, pack_bias, unpacked, widen

@@ -16,7 +16,7 @@ from ml_dtypes import bfloat16
 
 import aristos
 from aristos import reference
-from aristos.bench.gpu.clock import Gpu, OnCard
+from aristos.bench.gpu.clock import Gpu, GpuArray
 from aristos.bench.world import World
 from aristos.errors import InputError, PeerInputError
 from aristos.kernels.cuda.pack import widen
@@ -68,13 +68,13 @@ def bits(comm: Any, rank: int, world: int) -> np.ndarray:
         return moe(tokens(CFG, TOKENS, seed=7)[share(rank, world)]).view(np.uint32)
 
 
-def arrays_of_the_card(comm: Any, rank: int, world: int, dtype: str) -> None:
+def device_arrays(comm: Any, rank: int, world: int, dtype: str) -> None:
     """In place, without a copy, asynchronous; `synchronize` says that it is done; rows may be apart."""
     kind, gpu = KINDS[dtype], Gpu(World())
     with made(comm, replace(CFG, dtype=dtype)) as moe:
         x = tokens(CFG, 13, seed=rank).astype(TYPES[dtype])
         bits = x.view(np.uint16) if dtype == "bfloat16" else x
-        given, out = gpu.array(bits, kind), OnCard(gpu, x.shape, kind)
+        given, out = gpu.array(bits, kind), GpuArray(gpu, x.shape, kind)
         with gpu.here():
             assert moe(given, out=out) is out
         moe.synchronize()
@@ -87,16 +87,16 @@ def captured(comm: Any, rank: int, world: int) -> None:
     gpu = Gpu(World())
     with made(comm) as moe:
         first = tokens(CFG, 6 + rank, seed=1)
-        x, y = gpu.array(first, "f32"), OnCard(gpu, first.shape, "f32")
+        x, y = gpu.array(first, "f32"), GpuArray(gpu, first.shape, "f32")
         with gpu.here():
             moe(x, out=y)  # what a first call allocates cannot be captured
             moe.synchronize()
-            graph = gpu.card.graph(gpu.stream, lambda: moe(x, out=y))
+            graph = gpu.device.graph(gpu.stream, lambda: moe(x, out=y))
             for seed in (2, 3, 4):
                 now = tokens(CFG, 6 + rank, seed=10 * seed + rank)
                 x.put(now)
-                gpu.card.clear(y.at, y.nbytes, gpu.stream)
-                gpu.card.replay(graph, gpu.stream)
+                gpu.device.clear(y.at, y.nbytes, gpu.stream)
+                gpu.device.replay(graph, gpu.stream)
                 moe.synchronize()
                 right(y.get(), now)
         again = moe(first)  # and called as before

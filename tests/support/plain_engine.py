@@ -19,6 +19,6 @@ def plain(module: str) -> Any:
         package: Any = ModuleType(NAME)
         package.__path__ = [str(Path(aristos.__file__).parent)]
         compiling: Any = ModuleType(f"{NAME}.primitives.compile")
-        compiling.jit = lambda function: function
+        compiling.jit = compiling.inlined = lambda function: function
         sys.modules |= {NAME: package, f"{NAME}.primitives.compile": compiling}
     return import_module(f"{NAME}.{module}")

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import pytest
 from mpi import FLAG, find_mpiexec, rank_environment
 
-START = 120.0  # seconds in which the ranks must have imported the tests
+START = 300.0  # seconds in which the ranks must have imported the tests
 END = 60.0  # seconds in which the ranks must have ended after the last test
 GRACE = 1.0  # seconds that a failed rank gives the others to fail by themselves and report why
 POLL = 0.005

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
+import leftovers
 import numpy as np
 
 from aristos import simt
@@ -268,6 +269,7 @@ def on_ranks(world: int, body: Callable[[Any, int], Any], gpus: int | None = Non
             held[local.rank] = MachineGpu(together, local.rank, local.rank % (gpus or world), blocks)
         return held[local.rank]
 
+    hooks = leftovers.registered()
     with ExitStack() as stack:
         for target, value in (
             ("aristos.substrate.cuda.runtime.Device.find", find),
@@ -289,6 +291,7 @@ def on_ranks(world: int, body: Callable[[Any, int], Any], gpus: int | None = Non
         assert not any(thread.is_alive() for thread in threads)
     first = [error for error in errors if error is not None and not isinstance(error, threading.BrokenBarrierError)]
     if first:
+        leftovers.drop_since(hooks)  # a rank that failed has not closed its layers
         raise first[0]
     assert not machine.reports, "\n".join(str(report) for report in machine.reports[:8])
     return results

@@ -42,7 +42,7 @@ FOLDERS = {
     "bench": Budget(300, 900),
     "doctor": Budget(300, 900),
     "engine": Budget(300, 900),
-    "explore": Budget(0, 1500, parallel=True),
+    "explore": Budget(300, 1500, parallel=True),
     "gpu": Budget(0, 900),
     "host": Budget(300, 900),
     "kernels": Budget(300, 1500),
@@ -92,6 +92,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: not part of the quick tier, `make test`")
+    config.addinivalue_line("markers", "core: `make test-all` runs it on every MPI library")
     if job_folder() is None:
         config.pluginmanager.register(Costs(config), "aristos-costs")
 

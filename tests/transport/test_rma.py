@@ -109,6 +109,7 @@ def test_a_row_crosses_nodes_once(comm):
                     assert skew != "uniform" or 0 < unique < rows
 
 
+@pytest.mark.core
 @pytest.mark.ranks(3)
 def test_exchanges(comm):
     """Round trips, alternating with a layer on the same engine."""
@@ -123,6 +124,7 @@ def test_exchanges(comm):
             assert same(moe(x), y)
 
 
+@pytest.mark.core
 @pytest.mark.ranks(3)
 def test_input_that_one_rank_refuses(comm):
     """All ranks raise, and valid calls still work: in a layer and in both phases of an exchange."""
@@ -167,6 +169,7 @@ def test_objects_on_a_communicator_have_the_same_nodes(comm):
         assert same(moe(x), y)
 
 
+@pytest.mark.core
 @pytest.mark.ranks(3)
 def test_stats_and_started_calls(comm):
     x = tokens(CFG, 60, seed=comm.rank)
@@ -181,6 +184,7 @@ def test_stats_and_started_calls(comm):
             assert summary.calls == 2
 
 
+@pytest.mark.core
 @pytest.mark.ranks(3)
 def test_closing_in_any_order(comm):
     """Objects close in another order than they were made, with one rank late; the next engine is a new one."""

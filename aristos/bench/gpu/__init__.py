@@ -1,1 +1,1 @@
-"""The suites on a card: times by CUDA events, ratios within the run."""
+"""Shared parts of the suites on GPUs: a GPU timed by CUDA events, calls of a layer on it, and rivals."""

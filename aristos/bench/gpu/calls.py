@@ -1,7 +1,6 @@
-"""A layer's call on a card: tokens and routing are made on the host, lie on the card, and are checked against float64.
+"""A layer's call on a GPU: tokens and routing are made on the host, copied to the GPU, and checked against float64.
 
-What every suite on cards plays: the call itself (`Played`), queued launch by launch or captured in a CUDA graph. It
-refuses to time anything.
+Every suite on GPUs runs a `Played`: the call, queued launch by launch or captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -16,20 +15,20 @@ import numpy as np
 from ...layer.device_arrays import KINDS
 from ..context import Context
 from ..workload import NEAR_TIE, Call, Workload
-from .clock import Gpu, OnCard
+from .clock import Gpu, GpuArray
 
-CHECKED = 64  # tokens of a call that the oracle computes
+CHECKED = 64  # tokens per call that the oracle computes
 
 
 def rounded(values: np.ndarray, kind: str) -> np.ndarray:
-    """float32 with the values that rows of a kind hold; tf32 rounds what it multiplies, not what it is given."""
+    """Values rounded to a kind's rows, as float32; rows of tf32 are float32, only factors are rounded."""
     from ...kernels.cuda.pack import narrow, widen
 
     return values if kind == "tf32" else widen(narrow(values, kind), kind)
 
 
 def settled(work: Workload, count: int, kind: str) -> np.ndarray:
-    """x: [count, H] float32 with a kind's values, whose routing is no near tie: float32 and float64 then agree."""
+    """x: [count, H] float32, rounded to a kind; no routing is a near tie, so that float32 and float64 agree."""
     x = rounded(work.tokens(count, count), kind)
     rng, k = np.random.default_rng(work.world.rank), work.cfg.top_k
     while count and k < work.cfg.experts:
@@ -42,12 +41,12 @@ def settled(work: Workload, count: int, kind: str) -> np.ndarray:
 
 
 def held(work: Workload, call: Call) -> Call:
-    """The call with the values that rows on the card hold."""
+    """The call with x rounded to the rows on the GPU."""
     return replace(call, x=rounded(call.x, KINDS[work.cfg.dtype]))
 
 
 def routed_call(ctx: Context, work: Workload, count: int, usual: str = "router") -> Call:
-    """A call of `count` tokens on this rank, routed as --routing says; without it, in the `usual` way."""
+    """A call of `count` tokens on this rank, routed as --routing says, or else as `usual` says."""
     if ctx.trace is not None:
         where = ctx.trace.prefill(ctx.world.rank, ctx.world.size, count, 0)
         return held(work, work.recorded(ctx.trace, where, ctx.trace.layers // 2))
@@ -58,7 +57,7 @@ def routed_call(ctx: Context, work: Workload, count: int, usual: str = "router")
 
 
 def sample(call: Call, most: int = CHECKED) -> tuple[np.ndarray, Call]:
-    """(numbers of at most so many of a call's tokens, spread over it; the call of these alone)."""
+    """(indices of at most `most` tokens, spread over the call; the call with these tokens alone)."""
     count = len(call.x)
     some = np.unique(np.linspace(0, max(0, count - 1), min(most, count)).astype(np.int64))
     if call.ids is None or call.weights is None:
@@ -67,9 +66,9 @@ def sample(call: Call, most: int = CHECKED) -> tuple[np.ndarray, Call]:
 
 
 class Played:
-    """One call of a layer with its arrays on the card; collective to make. rows: [E] that each expert gets.
+    """One call of a layer with its arrays on the GPU. rows: [E] rows of each expert. Making one is collective.
 
-    most: tokens that are checked. truth: what the oracle says of them, [tokens, H], where it was asked before.
+    most: number of tokens to check. truth: [tokens, H] the oracle's outputs of these, if already known.
     """
 
     def __init__(self, gpu: Gpu, work: Workload, moe: Any, call: Call, most: int = CHECKED,
@@ -78,8 +77,8 @@ class Played:
 
         self.gpu, self.work, self.moe, self.kind = gpu, work, moe, KINDS[work.cfg.dtype]
         raw = call.x if self.kind == "tf32" else narrow(call.x, self.kind)
-        self.x, self.y = gpu.array(raw, self.kind), OnCard(gpu, raw.shape, self.kind)
-        self.routing: dict[str, OnCard] = {}
+        self.x, self.y = gpu.array(raw, self.kind), GpuArray(gpu, raw.shape, self.kind)
+        self.routing: dict[str, GpuArray] = {}
         if call.ids is not None and call.weights is not None:
             self.routing = {"ids": gpu.array(call.ids), "weights": gpu.array(call.weights)}
         self.count, self.rows = len(call.x), work.rows(work.routed(call)[0])
@@ -91,28 +90,29 @@ class Played:
         self.moe(self.x, out=self.y, **self.routing)
 
     def graph(self) -> Callable[[], None]:
-        """What queues the call as a graph, captured after a call outside one, which allocates. Collective."""
+        """A function that launches the call as a graph; captured after a plain call, which allocates. Collective."""
         gpu = self.gpu
         with gpu.here():
             self()
             self.moe.synchronize()
-            return partial(gpu.card.replay, gpu.card.graph(gpu.stream, self), gpu.stream)
+            return partial(gpu.device.replay, gpu.device.graph(gpu.stream, self), gpu.stream)
 
-    def error(self, call: Callable[[], object] | None = None, out: OnCard | None = None) -> float:
-        """The largest error on any rank after the call, or another that writes to `out`, on cleared outputs."""
+    def error(self, call: Callable[[], object] | None = None, out: GpuArray | None = None) -> float:
+        """The largest error on any rank after `call`, which writes to `out`; by default this call. The outputs are
+        cleared before. Collective."""
         gpu, out = self.gpu, out or self.y
         if out.nbytes:
-            gpu.card.clear(out.at, out.nbytes, gpu.stream)
+            gpu.device.clear(out.at, out.nbytes, gpu.stream)
         with gpu.here():
             self.work.world.barrier()
             (call or self)()
-            gpu.card.synchronize(gpu.stream)
+            gpu.device.synchronize(gpu.stream)
         found = self.now(out)
         self.moe.synchronize()
         return found
 
-    def now(self, out: OnCard | None = None) -> float:
-        """The largest error on any rank of what lies in the outputs."""
+    def now(self, out: GpuArray | None = None) -> float:
+        """The largest error on any rank of the present outputs. Collective."""
         from ...kernels.cuda.pack import widen
 
         return self.work.error(widen((out or self.y).get(), self.kind)[self.some], self.truth)

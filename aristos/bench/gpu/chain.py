@@ -1,10 +1,10 @@
-"""An unfused layer on one card, to measure the fused one against: route, gather, cuBLAS an expert, scatter.
+"""An unfused layer on one GPU, the fused layer's rival: route, gather, two cuBLAS products per expert, scatter.
 
-Its launches follow each other on one stream, in a CUDA graph: route and place are this package's own kernels, a gather
-copies rows into the packed order, two cuBLAS products an expert have the activation between them, and a last kernel
-weights and sums. How many rows each expert gets is fixed when the chain is made, since no host could know it without
-waiting for the card: in the chain's favour, as is that gate and up projections are one product. Its weights are
-a copy of the layer's, as rows. Routing from outside is checked instead of made, as the layer does.
+Its launches follow each other on one stream, in a CUDA graph. Route and place are this package's own kernels; a gather
+copies rows into the packed order; each expert has two cuBLAS products with the activation between them; a last kernel
+computes the weighted sums. Two things favour the chain: the rows of each expert are fixed when it is made, since the
+host would have to wait for the GPU to learn them, and gate and up projections are one product. Its weights are a copy
+of the layer's, as rows. Routing from outside is checked, as in the layer.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from ...config import SCORES
 from ...engine import words
-from ...kernels.cpu import activation
-from ...kernels.cpu.tokens import SCORES
+from ...kernels.common import activations
 from ...kernels.cuda import ptx, router
 from ...kernels.cuda.catalogue import Kernel, route_kernels
 from ...kernels.cuda.combine import FLOATS, ZERO, parts
@@ -26,21 +26,21 @@ from ...kernels.cuda.memory_lowering import WARP
 from ...kernels.cuda.pack import INTERLEAVE
 from ...kernels.cuda.tile import BYTES
 from ...primitives import memory as mem
-from .plain import plain
+from .unpack import unpacked_copy
 
 THREADS, BLOCKS_A_SM = 256, 8
 
 
 @cuda.jit
 def gather(rows, x, token, count, row_bytes):
-    """Row i = the row of x that token[i] names; a warp a row."""
+    """rows[i] = x[token[i]]; one warp per row."""
     for i in range(cuda.blockIdx.x * mem.warps() + mem.warp(), count, cuda.gridDim.x * mem.warps()):
         mem.copy_row(rows + row_bytes * i, x + row_bytes * mem.load(token + 8 * i), row_bytes)
 
 
 @cache
 def activate(kind: str) -> Kernel:
-    """h = act(u + bias), or act(g + bias) * (u + bias), 8 columns of g behind each 8 of u; four outputs a thread."""
+    """h = act(u + bias), or act(g + bias) * (u + bias), 8 columns of g after each 8 of u; four outputs per thread."""
     four, put = parts(kind)
     size = BYTES[kind]
 
@@ -61,7 +61,7 @@ def activate(kind: str) -> Kernel:
                 a, b = gated_product(word, g[0], v[0]), gated_product(word, g[1], v[1])
                 c, d = gated_product(word, g[2], v[2]), gated_product(word, g[3], v[3])
             else:
-                v, code = biased(from_row, bias, column), activation.code_of(word)
+                v, code = biased(from_row, bias, column), activations.code_of(word)
                 a, b, c, d = activated(code, v[0]), activated(code, v[1]), activated(code, v[2]), activated(code, v[3])
             put(h + h_bytes * row + size * column, a, b, c, d)
 
@@ -71,7 +71,7 @@ def activate(kind: str) -> Kernel:
 
 @cache
 def scatter(kind: str) -> Kernel:
-    """y[t] = sum over choices taken of weights[t, j] * (row position[t, j] + its expert's bias); a warp a token."""
+    """y[t] = sum over choices taken of weights[t, j] * (row position[t, j] + its expert's bias); one warp per token."""
     four, put = parts(kind)
     size = BYTES[kind]
 
@@ -95,10 +95,10 @@ def scatter(kind: str) -> Kernel:
 GATHER = Kernel("chain_gather", gather, (types.int64,) * 5, THREADS, 0, 1)
 
 
-class Room:
-    """What the chains of one layer share: its weights, and memory between their kernels, for so many tokens at most.
+class ChainBuffers:
+    """Weights and intermediate buffers that the chains of one layer share, for at most `tokens` tokens.
 
-    weights: the layer's on this card (`cuda_weights.DeviceWeights`).
+    weights: the layer's on this GPU (`DeviceWeights`).
     """
 
     def __init__(self, gpu: Any, cfg: Any, kind: str, weights: Any, tokens: int) -> None:
@@ -110,11 +110,11 @@ class Room:
         self.router = weights.router
         count, size = max(1, tokens * cfg.top_k), BYTES[kind]
         self.columns = -(-cfg.ffn // INTERLEAVE) * INTERLEAVE * 2 if cfg.gated else -(-cfg.ffn // 8) * 8
-        # bytes between rows
+        # bytes between rows:
         self.pitch = -(-cfg.ffn * size // 128) * 128  # of hidden activations and of the second product's weights
         self.depth = -(-cfg.hidden * size // 128) * 128  # the same of the first one's
-        self.up = plain(gpu, int(job[words.UP]), int(self.up_step) * cfg.experts, self.depth)
-        self.down = plain(gpu, int(job[words.DOWN]), int(self.down_step) * cfg.experts, self.pitch)
+        self.up = unpacked_copy(gpu, int(job[words.UP]), int(self.up_step) * cfg.experts, self.depth)
+        self.down = unpacked_copy(gpu, int(job[words.DOWN]), int(self.down_step) * cfg.experts, self.pitch)
         self.packed = gpu.allocate(count * size * cfg.hidden)
         self.wide = gpu.allocate(count * size * self.columns)
         self.hidden = gpu.allocate(count * self.pitch)
@@ -131,22 +131,22 @@ class Room:
 
 
 class Chain:
-    """The chain of a layer for one number of tokens.
+    """The chain of a layer for one token count, on one rank with all experts.
 
-    x, y: addresses of contiguous rows. rows: [E] rows each expert gets. ids, weights: addresses of [tokens, k] int64
-    and float32 that were routed outside, or 0: the chain routes. It works on all experts: for one rank.
+    x, y: addresses of contiguous rows. rows: [E] rows of each expert. ids, weights: addresses of [tokens, k] int64 and
+    float32 routed outside, or 0: the chain routes.
     """
 
-    def __init__(self, gpu: Any, cfg: Any, kind: str, blas: Any, room: Room, x: int, y: int, tokens: int,
+    def __init__(self, gpu: Any, cfg: Any, kind: str, blas: Any, buffers: ChainBuffers, x: int, y: int, tokens: int,
                  rows: np.ndarray, ids: int = 0, weights: int = 0) -> None:  # fmt: skip
         self.gpu, self.cfg, self.kind, self.blas, self.tokens, self.rows = gpu, cfg, kind, blas, tokens, rows
         self.x, self.y, self.size, self.routed = x, y, BYTES[kind], ids != 0
-        self.grid = BLOCKS_A_SM * gpu.card.sms
-        self.room = room
+        self.grid = BLOCKS_A_SM * gpu.device.sms
+        self.buffers = buffers
         self._routing({router.IDS: ids, router.WEIGHTS: weights} if ids else {})
 
     def _routing(self, given: dict[int, int]) -> None:
-        cfg, gpu, room = self.cfg, self.gpu, self.room
+        cfg, gpu, buffers = self.cfg, self.gpu, self.buffers
         job = np.zeros(router.JOB_WORDS, np.int64)
         job[[router.X, router.X_STRIDE, router.TOKENS]] = self.x, self.size * cfg.hidden, self.tokens
         job[[router.HIDDEN, router.EXPERTS, router.TOP_K, router.SLOTS]] = (
@@ -157,14 +157,14 @@ class Chain:
         )
         job[[router.SCORE, router.RENORMALIZE]] = SCORES[cfg.router.score], cfg.router.renormalize
         job[router.SCALE] = np.float32(cfg.router.scale).view(np.int32)
-        job[router.ROUTER], job[router.SLOT_OF] = room.router, room.slot_of
-        for word, at in (room.of_routing | given).items():
+        job[router.ROUTER], job[router.SLOT_OF] = buffers.router, buffers.slot_of
+        for word, at in (buffers.of_routing | given).items():
             job[word] = at
         self.job, self.job_at = job, gpu.array(job).at
 
     def __call__(self) -> None:
-        """Queue it all."""
-        cfg, gpu, room, kernels, job = self.cfg, self.gpu, self.room, route_kernels(), self.job
+        """Queue all launches."""
+        cfg, gpu, buffers, kernels, job = self.cfg, self.gpu, self.buffers, route_kernels(), self.job
         kind = self.kind if self.kind in router.KINDS else "f32"
         blocks, count, row = router.blocks(self.tokens), int(self.rows.sum()), self.size * cfg.hidden
         if self.routed:
@@ -173,7 +173,7 @@ class Chain:
             route = kernels[router.route(kind).__name__]
             gpu.launch(route, blocks, router.route_shared(cfg.experts, kind), self.job_at)
         gpu.launch(kernels["place"], blocks, router.place_shared(cfg.experts, cfg.top_k), self.job_at)
-        gpu.launch(GATHER, self.grid, 0, room.packed, self.x, job[router.TOKEN], count, row)
+        gpu.launch(GATHER, self.grid, 0, buffers.packed, self.x, job[router.TOKEN], count, row)
         first = 0
         for e, m in enumerate(self.rows.tolist()):
             if m:
@@ -181,21 +181,22 @@ class Chain:
             first += m
         gpu.launch(
             scatter(self.kind), self.grid, 0, self.y, self.tokens, cfg.top_k, job[router.WEIGHTS], job[router.IDS],
-            job[router.POSITION], room.out, row, room.down_bias, room.down_bias_step,
+            job[router.POSITION], buffers.out, row, buffers.down_bias, buffers.down_bias_step,
         )  # fmt: skip
 
     def _expert(self, e: int, m: int, first: int) -> None:
-        cfg, room, size = self.cfg, self.room, self.size
-        wide, hidden = room.wide + size * room.columns * first, room.hidden + room.pitch * first
+        cfg, buffers, size = self.cfg, self.buffers, self.size
+        wide, hidden = buffers.wide + size * buffers.columns * first, buffers.hidden + buffers.pitch * first
         self.blas.product(
-            self.kind, m, room.columns, cfg.hidden, room.packed + size * cfg.hidden * first, cfg.hidden,
-            int(room.up + room.up_step * e), room.depth // size, wide, room.columns,
+            self.kind, m, buffers.columns, cfg.hidden, buffers.packed + size * cfg.hidden * first, cfg.hidden,
+            int(buffers.up + buffers.up_step * e), buffers.depth // size, wide, buffers.columns,
         )  # fmt: skip
         self.gpu.launch(
-            activate(self.kind), self.grid, 0, hidden, room.pitch, wide, size * room.columns,
-            room.up_bias + room.up_bias_step * e, m, cfg.ffn, activation.word(cfg.activation, cfg.limit), cfg.gated,
+            activate(self.kind), self.grid, 0, hidden, buffers.pitch, wide, size * buffers.columns,
+            buffers.up_bias + buffers.up_bias_step * e, m, cfg.ffn, activations.word(cfg.activation, cfg.limit),
+            cfg.gated,
         )  # fmt: skip
         self.blas.product(
-            self.kind, m, cfg.hidden, cfg.ffn, hidden, room.pitch // size, int(room.down + room.down_step * e),
-            room.pitch // size, room.out + size * cfg.hidden * first, cfg.hidden,
+            self.kind, m, cfg.hidden, cfg.ffn, hidden, buffers.pitch // size, int(buffers.down + buffers.down_step * e),
+            buffers.pitch // size, buffers.out + size * cfg.hidden * first, cfg.hidden,
         )  # fmt: skip

@@ -1,7 +1,7 @@
-"""A card as a benchmark uses it: a stream, events, arrays, what it is, and calls that take turns.
+"""A benchmark's GPU: a stream, events, arrays, facts, and calls that take turns.
 
-Before each timed call a buffer larger than any second-level cache is cleared on the same stream: caches are cold, and
-the host queues the call while the card is busy, so that what events measure is the card's time and not the host's.
+Before each timed call a buffer larger than any L2 cache is cleared on the same stream. So caches are cold, and the host
+queues the call while the GPU is busy: events then measure the GPU's time, not the host's.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ import numpy as np
 from ..measure import Seconds, no_gc
 from ..world import World
 
-FLUSH = 256 << 20  # bytes: no card's second-level cache has as many
+FLUSH = 256 << 20  # bytes; more than the L2 cache of any GPU
 FEWEST, MOST = 5, 200  # timed turns
-TYPES = {"f32": "<f4", "tf32": "<f4", "f16": "<f2", "bf16": "<u2"}  # of arrays, by kind; bfloat16 as its bits
+TYPES = {"f32": "<f4", "tf32": "<f4", "f16": "<f2", "bf16": "<u2"}  # of arrays, by kind; bfloat16 as uint16 bits
 
 
-class OnCard:
-    """An array on a card. shape; kind: of the arithmetic, or a type as NumPy writes it."""
+class GpuArray:
+    """An array on a GPU. kind: of the arithmetic, or a NumPy type string. at: its address."""
 
     def __init__(self, gpu: Gpu, shape: tuple[int, ...], kind: str) -> None:
         self.gpu, self.shape, self.dtype = gpu, shape, np.dtype(TYPES.get(kind, kind))
         self.nbytes = int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize
         self.at = gpu.allocate(max(1, self.nbytes))
 
-    def put(self, values: np.ndarray) -> OnCard:
-        """Copy in; returns the array."""
-        self.gpu.card.copy_in(self.at, np.ascontiguousarray(values, self.dtype), self.gpu.stream)
+    def put(self, values: np.ndarray) -> GpuArray:
+        """Copy values of the host in; returns the array."""
+        self.gpu.device.copy_in(self.at, np.ascontiguousarray(values, self.dtype), self.gpu.stream)
         return self
 
     def get(self) -> np.ndarray:
+        """A copy on the host."""
         values = np.empty(self.shape, self.dtype)
-        self.gpu.card.copy_out(values, self.at, self.gpu.stream)
+        self.gpu.device.copy_out(values, self.at, self.gpu.stream)
         return values
 
     @property
@@ -47,50 +48,52 @@ class OnCard:
 
 
 class Gpu:
-    """This rank's card. Its memory is given back by `close`."""
+    """This rank's GPU. `close` frees the memory that was allocated through it."""
 
     def __init__(self, world: World) -> None:
         from ...substrate.cuda.device import Device
 
         self.world = world
-        self.card: Any = Device.find(sum(p < world.rank for p in world.nodes.local(world.rank)))
-        self.stream = self.card.new_stream()
-        self.events = self.card.event(), self.card.event()
+        self.device: Any = Device.find(sum(p < world.rank for p in world.nodes.local(world.rank)))
+        self.stream = self.device.new_stream()
+        self.events = self.device.event(), self.device.event()
         self._held: list[int] = []
         self._flush = self.allocate(FLUSH)
 
     def allocate(self, nbytes: int) -> int:
-        self._held.append(self.card.allocate(nbytes))
+        """Address of `nbytes` on the GPU."""
+        self._held.append(self.device.allocate(nbytes))
         return self._held[-1]
 
     def free(self, at: int) -> None:
-        """Give back what `allocate` gave, before the end."""
+        """Free memory from `allocate` before `close`."""
         self._held.remove(at)
-        self.card.free(at)
+        self.device.free(at)
 
-    def array(self, values: np.ndarray, kind: str = "") -> OnCard:
-        """A copy of an array of the host."""
-        return OnCard(self, values.shape, kind or values.dtype.str).put(values)
+    def array(self, values: np.ndarray, kind: str = "") -> GpuArray:
+        """A copy of a host array on the GPU."""
+        return GpuArray(self, values.shape, kind or values.dtype.str).put(values)
 
     def launch(self, kernel: Any, grid: Any, shared_bytes: int, *args: int) -> None:
-        self.card.launch(self.card.load(kernel), grid, shared_bytes, *args, stream=self.stream)
+        """Queue a kernel on the stream."""
+        self.device.launch(self.device.load(kernel), grid, shared_bytes, *args, stream=self.stream)
 
     @contextlib.contextmanager
     def here(self) -> Iterator[None]:
-        """While inside, the stream is the current one for CuPy too, if CuPy is in use."""
+        """A block in which the stream is also CuPy's current one, if CuPy is in use."""
         cupy: Any = sys.modules.get("cupy")
         with cupy.cuda.ExternalStream(self.stream) if cupy is not None else contextlib.nullcontext():
             yield
 
     def seconds(self, call: Callable[[], object], cold: bool = True) -> float:
-        """Of one call, by events."""
+        """Seconds of one call, by events. cold: clear the caches before."""
         before, after = self.events
         if cold:
-            self.card.clear(self._flush, FLUSH, self.stream)
-        self.card.record(before, self.stream)
+            self.device.clear(self._flush, FLUSH, self.stream)
+        self.device.record(before, self.stream)
         call()
-        self.card.record(after, self.stream)
-        return float(self.card.elapsed(before, after))
+        self.device.record(after, self.stream)
+        return float(self.device.elapsed(before, after))
 
     def in_turns(
         self,
@@ -100,9 +103,9 @@ class Gpu:
         asked: int | None,
         after: Callable[[str, int], None] | None = None,
     ) -> dict[str, Seconds]:
-        """Seconds of every call, [turns], as many as fit `seconds`, or `asked`; the same number on every rank.
+        """Seconds of every call: name -> [turns]; `asked` turns, or as many as fit `seconds`. Collective.
 
-        after(name, turn): runs untimed when a call has ended; turn is -1 while it warms up.
+        after(name, turn): runs after each call, untimed; turn is -1 during warm-up.
         """
         world, names = self.world, list(calls)
         start = time.perf_counter()
@@ -128,22 +131,23 @@ class Gpu:
         return times
 
     def facts(self) -> dict[str, Any]:
-        """Attributes of a run: the card, the driver, clocks now and at most."""
+        """Attributes of a run: the GPU, the driver, present and maximal clocks."""
         from ...topology import nvml
 
-        card, library = self.card, nvml.load()
-        found = {"card": card.name, "card_uuid": card.uuid, "card_arch": card.arch, "card_sms": card.sms,
-                 "cuda_driver": card.driver, "clock": "CUDA events"}  # fmt: skip
-        return found | (nvml.state(library, card.uuid) if library is not None else {})
+        device, library = self.device, nvml.load()
+        found = {"card": device.name, "card_uuid": device.uuid, "card_arch": device.arch, "card_sms": device.sms,
+                 "cuda_driver": device.driver, "clock": "CUDA events"}  # fmt: skip
+        return found | (nvml.state(library, device.uuid) if library is not None else {})
 
     def close(self) -> None:
-        self.card.synchronize(self.stream)
+        """Wait for the stream and free the memory."""
+        self.device.synchronize(self.stream)
         for at in self._held:
-            self.card.free(at)
+            self.device.free(at)
         self._held = []
 
 
 def ratios(ours: Seconds, theirs: Seconds) -> tuple[float, float, float]:
-    """How many times faster ours is, turn by turn: (median, 5 %, 95 %). ours, theirs: [turns]."""
+    """theirs / ours, turn by turn: (median, 5 %, 95 %). ours, theirs: [turns] seconds."""
     low, middle, high = np.quantile(theirs / ours, [0.05, 0.5, 0.95])
     return float(middle), float(low), float(high)

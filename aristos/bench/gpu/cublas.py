@@ -1,7 +1,6 @@
-"""cuBLAS's matrix product, called directly: what a product is measured against. Not part of the layer.
+"""cuBLAS's matrix product, the rival of this package's. Not part of the layer.
 
-By ctypes, because CuPy refuses cuBLAS while a graph is captured. Without the library there is nothing to compare with,
-and `library` says so.
+Called by ctypes, because CuPy forbids cuBLAS while a graph is captured.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from typing import Any
 from ...errors import EnvironmentProblem
 
 NAMES = ("libcublas.so.13", "libcublas.so.12", "libcublas.so")
-WORKSPACE = 32 << 20  # bytes; its own would be allocated within a capture
+WORKSPACE = 32 << 20  # bytes; cuBLAS would allocate its own within a capture
 OP_N, OP_T, DEFAULT = 0, 1, -1
 DATA = {"f32": 0, "tf32": 0, "f16": 2, "bf16": 14}  # cudaDataType_t
 COMPUTE = {"f32": 68, "tf32": 77, "f16": 68, "bf16": 68}  # cublasComputeType_t: 32F, 32F_FAST_TF32
 
 
 def library() -> Any:
-    """The library, from the loader's path or a wheel; raises EnvironmentProblem."""
+    """The library, from the loader's path or a wheel. Raises EnvironmentProblem if there is none."""
     spec = importlib.util.find_spec("nvidia")
     roots = [Path(root) for root in (spec.submodule_search_locations or [])] if spec else []
     for name in [*NAMES, *(str(path) for root in roots for path in sorted(root.glob("*/lib/libcublas.so.*")))]:
@@ -29,29 +28,29 @@ def library() -> Any:
             return ctypes.CDLL(name)
         except OSError:
             continue
-    raise EnvironmentProblem("no cuBLAS here: pip install 'aristos[cuda12]', or install the CUDA toolkit")
+    raise EnvironmentProblem("no cuBLAS found: pip install 'aristos[cuda12]', or install the CUDA toolkit")
 
 
 class Cublas:
-    """A handle on a card's stream. Raises EnvironmentProblem where the library is missing or refuses."""
+    """A handle on a GPU's stream. Raises EnvironmentProblem if the library is missing or a call fails."""
 
     def __init__(self, gpu: Any) -> None:
         self._library, self._gpu, self._handle = library(), gpu, ctypes.c_void_p()
-        room = gpu.allocate(WORKSPACE)
+        workspace = gpu.allocate(WORKSPACE)
         self._call("cublasCreate_v2", ctypes.byref(self._handle))
         self._call("cublasSetStream_v2", self._handle, ctypes.c_void_p(gpu.stream))
-        self._call("cublasSetWorkspace_v2", self._handle, ctypes.c_void_p(room), ctypes.c_size_t(WORKSPACE))
+        self._call("cublasSetWorkspace_v2", self._handle, ctypes.c_void_p(workspace), ctypes.c_size_t(WORKSPACE))
         self._one, self._zero = ctypes.c_float(1), ctypes.c_float(0)
 
     def _call(self, name: str, *arguments: Any) -> None:
-        with self._gpu.card.current():
+        with self._gpu.device.current():
             status = getattr(self._library, name)(*arguments)
         if status:
             raise EnvironmentProblem(f"{name} failed with cublasStatus_t {status}")
 
     def product(self, kind: str, m: int, n: int, k: int, a: int, lda: int, b: int, ldb: int, c: int, ldc: int) -> None:
-        """C[m, n] = A[m, k] B[n, k]^T, rows of each one after another; addresses, and elements between rows."""
-        # the library's matrices are by columns: it computes C^T = B A^T
+        """C[m, n] = A[m, k] B[n, k]^T, all row-major. a, b, c: addresses; lda, ldb, ldc: elements between rows."""
+        # cuBLAS is column-major: it computes C^T = B A^T
         data, number = ctypes.c_int(DATA[kind]), ctypes.c_int
         self._call(
             "cublasGemmEx", self._handle, number(OP_T), number(OP_N), number(n), number(m), number(k),
@@ -61,7 +60,7 @@ class Cublas:
 
 
 def cublas_or_why(gpu: Any) -> tuple[Cublas | None, str]:
-    """cuBLAS, or why there is none."""
+    """(cuBLAS, "") or (None, why there is none)."""
     try:
         return Cublas(gpu), ""
     except EnvironmentProblem as missing:

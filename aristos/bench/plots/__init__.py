@@ -1,11 +1,13 @@
-"""Pictures of a results file: each module draws what one suite measured. Matplotlib is imported only to draw.
+"""Pictures of a results file; each module draws the tables of one suite or more. Matplotlib is imported only to draw.
 
-A picture is a function of a `results.Table` that returns a figure; `PICTURES` says which tables have which. It
-refuses to smooth or to leave out runs' outliers, and to show anything that is not in the file.
+A picture is a function of a `results.Table` that returns a figure; the `PICTURES` of a module names those of each
+table. Pictures show the data of the file alone: nothing is smoothed, and outliers stay.
 """
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,32 +19,18 @@ Picture = Callable[[Table], Any]
 
 
 def pictures() -> dict[str, list[tuple[str, Picture]]]:
-    """Table name -> (file name, function) of its pictures."""
-    from . import exchange, gemm, gpu, idle, layer, pairs, plan, progress, replay
-
-    return {
-        "put": [("put", pairs.put), ("put-heatmap", pairs.put_heatmap)],
-        "signal": [("signal", pairs.signal), ("signal-heatmap", pairs.signal_heatmap)],
-        "exchange": [("exchange", exchange.exchange)],
-        "progress": [("progress", progress.progress)],
-        "gemm": [("gemm-roofline", gemm.roofline)],
-        "layer": [("layer", layer.layer), ("layer-ecdf", layer.ecdf)],
-        "idle": [("idle", idle.idle), ("idle-ecdf", idle.ecdf), ("idle-wait", idle.wait)],
-        "replay_prefill": [("replay-prefill", replay.replay)],
-        "replay_decode": [("replay-decode", replay.replay)],
-        "plan": [("plan", plan.plan)],
-        "put_cuda": [("put-cuda", gpu.put)],
-        "signal_cuda": [("signal-cuda", gpu.signal)],
-        "gemm_cuda": [("gemm-cuda", gpu.gemm)],
-        "layer_cuda": [("layer-cuda", gpu.layer)],
-    }
+    """Table name -> (file name, function) of its pictures: the `PICTURES` of every module of this folder."""
+    found: dict[str, list[tuple[str, Picture]]] = {}
+    for module in pkgutil.iter_modules(__path__):
+        found |= getattr(importlib.import_module(f"{__name__}.{module.name}"), "PICTURES", {})
+    return found
 
 
 def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") -> list[Path]:
-    """Draw one run's pictures into `folder`; returns their paths.
+    """Draw the pictures of one run, the last one by default, into `folder`; returns their paths.
 
-    Raises InputError where no run of the file has that name, ResultsError where a table lacks what its picture shows,
-    EnvironmentProblem without Matplotlib.
+    Raises InputError if no run has that name or it has no pictures, ResultsError if a table lacks data of its picture,
+    EnvironmentProblem if Matplotlib is not installed.
     """
     chosen = _choose(file, run)
     try:
@@ -67,14 +55,19 @@ def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") 
                 pyplot.close(figure)
                 written.append(path)
     if not written:
-        raise InputError(f"run {chosen.name} of {file} has no table that there is a picture of")
+        raise InputError(f"run {chosen.name} of {file} has no table with a picture")
     return written
 
 
 def _drawn(picture: Picture, table: Table, file: str) -> Any:
     try:
         return picture(table)
-    except (KeyError, IndexError, TypeError, ValueError) as why:  # a table of another version, or of another program
+    except (
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+    ) as why:  # a table of another version or program
         raise ResultsError(f"{file}: no picture of the table {table.name!r}: {type(why).__name__}: {why}") from why
 
 

@@ -11,7 +11,7 @@ from .style import MARKS, OF, byte_axis, slowest
 
 
 def exchange(table: Table) -> Any:
-    """A row a pattern (equal, uneven): time on the left, busbw on the right."""
+    """One row per pattern (equal, uneven): time on the left, bus bandwidth on the right."""
     from matplotlib import pyplot
 
     patterns, methods = table.dims["pattern"].values, table.dims["method"].values
@@ -37,5 +37,8 @@ def exchange(table: Table) -> Any:
             byte_axis(axis, size[size > 0])
             axis.legend()
     for axis in axes[-1]:
-        axis.set_xlabel("bytes a rank sends in all")
+        axis.set_xlabel("bytes that a rank sends in all")
     return figure
+
+
+PICTURES = {"exchange": [("exchange", exchange)]}

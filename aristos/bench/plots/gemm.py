@@ -31,7 +31,7 @@ def roofline(table: Table) -> Any:
         right.plot(rows, rate[k], **line)
     shown = 0.0
     for m, at, y in zip(rows, intensity, np.minimum(*rate) if len(rate) > 1 else rate[0]):
-        if at > 1.3 * shown:  # numbers closer than this would lie on each other
+        if at > 1.3 * shown:  # closer labels would overlap
             left.annotate(f"{m}", (at, y), textcoords="offset points", xytext=(0, -12), fontsize=7, ha="center")
             shown = at
     left.set(xscale="log", yscale="log", xlabel="intensity (FLOP / byte)", ylabel="GFLOP/s, slowest rank")
@@ -44,3 +44,6 @@ def roofline(table: Table) -> Any:
     left.legend()
     right.legend()
     return figure
+
+
+PICTURES = {"gemm": [("gemm-roofline", roofline)]}

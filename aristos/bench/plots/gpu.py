@@ -1,6 +1,6 @@
-"""Pictures of what `--backend cuda` measured: put, signal, gemm and layer, each beside what it is compared with.
+"""Pictures of `--backend cuda`: put, signal, gemm and layer, each beside its rivals.
 
-Points are medians, bands reach from the 5th to the 95th percentile of turns.
+Points are medians over turns; bands reach from the 5th to the 95th percentile.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from numpy.typing import ArrayLike
 from ...results import Table
 from .style import BLUE, GREEN, GREY, ORANGE, RED, byte_axis, plain_log
 
-GRAPH = "aristos graph"  # of ours, what the chain in a graph is compared with
+GRAPH = "aristos graph"  # compared with the others
 COLORS, MARKS = (BLUE, ORANGE, GREEN, RED, GREY), "os^Dv"
 
 
 def _line(axis: Any, x: ArrayLike, values: np.ndarray, name: str, number: int = 0) -> None:
-    """values: [x, turn], NaN where a turn was not run."""
+    """Median and band over x. values: [x, turn], NaN where a turn was not run."""
     low, middle, high = np.nanquantile(values, [0.05, 0.5, 0.95], axis=-1)
     color = COLORS[number % len(COLORS)]
     axis.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
@@ -33,7 +33,7 @@ def _counts(axis: Any, counts: np.ndarray, label: str) -> None:
 
 
 def put(table: Table) -> Any:
-    """GB/s by the size of rows, a panel for each way, beside the card's own copy."""
+    """GB/s by the size of rows, a panel for each way, beside the driver's copy."""
     from matplotlib import pyplot
 
     ways, sizes = table.dims["way"].values, table.dims["row_bytes"].values
@@ -50,7 +50,7 @@ def put(table: Table) -> Any:
 
 
 def signal(table: Table) -> Any:
-    """A row and a signal, there and back."""
+    """Round trip of a row and a signal by the size of the row."""
     from matplotlib import pyplot
 
     sizes = table.dims["row_bytes"].values
@@ -62,7 +62,7 @@ def signal(table: Table) -> Any:
 
 
 def gemm(table: Table) -> Any:
-    """TFLOP/s by rows; where cuBLAS was there, how often ours fits into its time."""
+    """TFLOP/s by rows and, if cuBLAS was there, its time over ours."""
     from matplotlib import pyplot
 
     rows, names = table.dims["rows"].values, table.dims["kernel"].values
@@ -85,7 +85,7 @@ def gemm(table: Table) -> Any:
 
 
 def layer(table: Table) -> Any:
-    """Time of a call by tokens, and how often it fits into the time of each other way."""
+    """Time of a call by tokens, and the time of the others over that of `aristos graph`."""
     from matplotlib import pyplot
 
     tokens, names = table.dims["tokens"].values, [str(name) for name in table.dims["what"].values]
@@ -104,6 +104,14 @@ def layer(table: Table) -> Any:
     right.set(ylabel=f"time / time of {GRAPH}", ylim=(0, None), title=f"over {GRAPH}, turn by turn")
     right.legend()
     for axis in (left, right):
-        _counts(axis, tokens, "tokens a rank")
+        _counts(axis, tokens, "tokens per rank")
     figure.suptitle(table.attributes["shape"], fontsize=9, x=0.01, ha="left")
     return figure
+
+
+PICTURES = {
+    "put_cuda": [("put-cuda", put)],
+    "signal_cuda": [("signal-cuda", signal)],
+    "gemm_cuda": [("gemm-cuda", gemm)],
+    "layer_cuda": [("layer-cuda", layer)],
+}

@@ -1,4 +1,4 @@
-"""Pictures of the suite `idle`: idle share, straggler ECDFs and who waited for whom, fused against bulk."""
+"""Pictures of the suite `idle`: idle share, straggler ECDFs and waits between ranks, fused against bulk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .style import ecdf as draw_ecdf
 
 
 def idle(table: Table) -> Any:
-    """Median idle share by routing, whiskers to p95, and the calls' times relative to bulk's."""
+    """Median idle share by routing with whiskers to p95, and the median time of a call."""
     from matplotlib import pyplot
 
     from ..suites.idle import idle_share
@@ -38,13 +38,13 @@ def idle(table: Table) -> Any:
         axis.margins(y=0.12)
         axis.grid(axis="x", visible=False)
     figure.legend(loc="outside upper right", ncols=2)
-    title = f"{table.attributes['shape']}, {table.variables['tokens'].values.max()} tokens a rank"
+    title = f"{table.attributes['shape']}, {table.variables['tokens'].values.max()} tokens per rank"
     figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     return figure
 
 
 def ecdf(table: Table) -> Any:
-    """Straggler figure: the slowest rank's call over its minimum, a panel a routing; p50 and p95 in the legend."""
+    """Straggler figure: the slowest rank's call over its minimum, one panel per routing; p50 and p95 in the legend."""
     from matplotlib import pyplot
 
     patterns, schedules = table.dims["pattern"].values, table.dims["schedule"].values
@@ -67,7 +67,7 @@ def ecdf(table: Table) -> Any:
 
 
 def wait(table: Table) -> Any:
-    """Rank x rank: how long each rank waited for each other in a call, a panel a schedule, the last rank late."""
+    """Rank x rank: the wait of each rank for each other in a call with a late rank, one panel per schedule."""
     from matplotlib import pyplot
 
     patterns, schedules = list(table.dims["pattern"].values), table.dims["schedule"].values
@@ -83,9 +83,12 @@ def wait(table: Table) -> Any:
             axis,
             values,
             f"{schedules[s]}, {pattern}",
-            "wait a call (ms)",
+            "wait per call (ms)",
             "rank that waits",
             "for rank",
             waits.max(),
         )
     return figure
+
+
+PICTURES = {"idle": [("idle", idle), ("idle-ecdf", ecdf), ("idle-wait", wait)]}

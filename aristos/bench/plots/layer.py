@@ -43,7 +43,7 @@ def layer(table: Table) -> Any:
     axes[2].set(title="overlap efficiency", ylabel="experts alone / call (%)", ylim=(0, 119))
     for axis in axes:
         axis.set_xticks(place, [str(t) for t in tokens])
-        axis.set_xlabel("tokens a rank")
+        axis.set_xlabel("tokens per rank")
         axis.grid(axis="x", visible=False)
     for axis in axes[1:]:
         axis.axhline(100, color=GREY, linewidth=0.8, linestyle=":")
@@ -54,7 +54,7 @@ def layer(table: Table) -> Any:
 
 
 def ecdf(table: Table) -> Any:
-    """A panel for each number of tokens."""
+    """ECDFs of the calls' times, one panel per token count."""
     from matplotlib import pyplot
 
     tokens, schedules = table.dims["tokens"].values, table.dims["schedule"].values
@@ -63,9 +63,12 @@ def ecdf(table: Table) -> Any:
     for t, axis in enumerate(axes[0]):
         for s, schedule in enumerate(schedules):
             draw_ecdf(axis, times[t, s], schedule, schedule)
-        # To p99: one call that the machine interrupted would leave the rest a vertical line.
+        # Up to p99: one interrupted call would compress the rest to a vertical line.
         axis.set_xlim(0.98 * np.nanmin(times[t]), np.nanquantile(times[t], 0.99))
-        axis.set(title=f"{tokens[t]} tokens a rank", xlabel="slowest rank's call (ms, up to p99)")
+        axis.set(title=f"{tokens[t]} tokens per rank", xlabel="slowest rank's call (ms, up to p99)")
         axis.legend()
     axes[0, 0].set_ylabel("share of calls")
     return figure
+
+
+PICTURES = {"layer": [("layer", layer), ("layer-ecdf", ecdf)]}

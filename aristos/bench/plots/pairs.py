@@ -94,7 +94,7 @@ def signal(table: Table) -> Any:
     rate = 1e-6 / _pairs(_medians(table, "message_time"))
     right.plot(messages, rate.T, color=BLUE, alpha=0.25, linewidth=0.8)
     right.plot(messages, np.median(rate, axis=0), "o-", color=BLUE, label=f"median of {len(rate)} pairs")
-    right.set(title="message rate", ylabel="million messages a second", xlabel="payload", ylim=(0, None))
+    right.set(title="message rate", ylabel="million messages per second", xlabel="payload", ylim=(0, None))
     byte_axis(right, messages)
     right.legend()
     return figure
@@ -111,3 +111,9 @@ def signal_heatmap(table: Table) -> Any:
     title = f"{bytes_text(sizes[at])} and a signal, there and back"
     heat_map(figure, axis, trips, title, "round trip (us)", "rank that begins", "rank that answers")
     return figure
+
+
+PICTURES = {
+    "put": [("put", put), ("put-heatmap", put_heatmap)],
+    "signal": [("signal", signal), ("signal-heatmap", signal_heatmap)],
+}

@@ -1,4 +1,4 @@
-"""Picture of the suite `plan`: the step of each partition, predicted beside measured, term by term."""
+"""Picture of the suite `plan`: each partition's step, predicted and measured, term by term."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TERMS = (("pi", "#4c72b0"), ("comm", "#dd8452"), ("all-reduce", "#55a868"))
 
 
 def plan(table: Table) -> Any:
-    """Two bars a partition: left what Equation 1 says, right what was measured; kappa stages and the all-reduce."""
+    """Two bars per partition, kappa stages and the all-reduce: left predicted by Equation 1, right measured."""
     from matplotlib import pyplot
 
     from ..suites.plan import terms
@@ -42,3 +42,6 @@ def plan(table: Table) -> Any:
     figure.legend(loc="outside upper right", ncols=3)
     figure.suptitle(str(table.attributes["shape"]), fontsize=9, x=0.01, ha="left")
     return figure
+
+
+PICTURES = {"plan": [("plan", plan)]}

@@ -1,4 +1,4 @@
-"""Picture of the suite `progress`: a put's time by what the target does, and what the target's computation pays."""
+"""Picture of the suite `progress`: the time of a put by the target's activity, and the target's slow-down."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ COLORS = {"waits": GREY, "computes": RED, "thread": BLUE, "worker": GREEN}
 
 
 def progress(table: Table) -> Any:
-    """Left: median time of a put and a flush by size, a line a mode. Right: the computation under puts over without."""
+    """Left: median time of a put and a flush by size, one line per mode. Right: the target's time under puts over that
+    without."""
     from matplotlib import pyplot
 
     modes, sizes = list(table.dims["mode"].values), table.dims["size"].values
@@ -31,3 +32,6 @@ def progress(table: Table) -> Any:
         byte_axis(axis, sizes)
         axis.legend()
     return figure
+
+
+PICTURES = {"progress": [("progress", progress)]}

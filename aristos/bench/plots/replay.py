@@ -1,4 +1,4 @@
-"""Picture of the suite `replay`: the distribution of steps, and each step against its imbalance."""
+"""Picture of the suite `replay`: the distribution of the steps' times, and each step against its imbalance."""
 
 from __future__ import annotations
 
@@ -23,12 +23,21 @@ def replay(table: Table) -> Any:
         ecdf(left, steps[s].ravel(), schedule, schedule)
         middle = np.nanmedian(steps[s], axis=-1)
         right.scatter(rows, middle, s=14, color=OF[schedule], marker=MARKS[schedule], label=schedule, alpha=0.8)
-    # To p99: one call that the machine interrupted would leave the rest a vertical line.
+    # Up to p99: one interrupted call would compress the rest to a vertical line.
     left.set_xlim(0.98 * np.nanmin(steps), np.nanquantile(steps, 0.99))
     left.set(xlabel="slowest rank's call (ms, up to p99)", ylabel="share of steps", title=table.name.replace("_", ", "))
     right.set(
-        xlabel="rows of the busiest rank", ylabel="slowest rank, median (ms)", title="a point a step", ylim=(0, None)
+        xlabel="rows of the busiest rank",
+        ylabel="slowest rank, median (ms)",
+        title="one point per step",
+        ylim=(0, None),
     )
     left.legend()
     right.legend()
     return figure
+
+
+PICTURES = {
+    "replay_prefill": [("replay-prefill", replay)],
+    "replay_decode": [("replay-decode", replay)],
+}

@@ -1,4 +1,4 @@
-"""How all pictures look: one palette, one set of marks, helpers for axes in bytes, ECDFs and heat maps."""
+"""The style of all pictures: palette, marks, and helpers for axes in bytes, ECDFs and heat maps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STYLE: Any = {
     "legend.frameon": False,
 }
 
-# Colours that differ for colour-blind readers too (Okabe and Ito).
+# Colours that colour-blind readers can tell apart (Okabe and Ito).
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
 OF = {
     "fused": BLUE,
@@ -39,7 +39,7 @@ MARKS = {"fused": "o", "bulk": "s", "one-sided": "o", "Alltoall": "^", "Alltoall
 
 
 def footer(figure: Any, run: Run) -> None:
-    """Where the numbers are from, small, below the picture."""
+    """Write the origin of the numbers in small print below the picture."""
     a = run.attributes
     on = a.get("card") or a.get("cpu", "")
     text = f"run {run.name} · {on} · {a.get('ranks', '?')} ranks · {a.get('mpi_library', '')}"
@@ -47,7 +47,7 @@ def footer(figure: Any, run: Run) -> None:
 
 
 def byte_axis(axis: Any, sizes: ArrayLike) -> None:
-    """A logarithmic x axis that reads 8 B, 64 B, .. 4 MiB."""
+    """Make the x axis logarithmic, labelled 8 B, 64 B, .. 4 MiB."""
     from ..pairs import bytes_text
 
     n = np.asarray(sizes, float)
@@ -60,7 +60,7 @@ def byte_axis(axis: Any, sizes: ArrayLike) -> None:
 
 
 def plain_log(axis: Any) -> None:
-    """Numbers as they are read (0.5, 20), not powers, on a logarithmic axis (`pyplot.xaxis` or `yaxis`)."""
+    """Label a logarithmic axis (`xaxis` or `yaxis`) with plain numbers (0.5, 20), not powers."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -69,7 +69,7 @@ def plain_log(axis: Any) -> None:
 
 
 def ecdf(axis: Any, values: ArrayLike, name: str, label: str) -> None:
-    """The share of values that are at most x."""
+    """Draw the share of values that are at most x."""
     v = np.asarray(values, float)
     v = v[np.isfinite(v)]
     axis.ecdf(v, label=label, color=OF.get(name, GREY), linewidth=1.6, linestyle="-" if name != "bulk" else "--")
@@ -91,14 +91,14 @@ def heat_map(
     columns: str,
     most: float | None = None,
 ) -> None:
-    """Rank x rank, the numbers written in where they can be read; NaN (the diagonal) stays grey.
+    """Draw rank x rank; few ranks also get numbers. NaN, as on the diagonal, is grey.
 
-    most: the top of the colours, for maps to be compared; default the largest value.
+    most: value of the last colour, for maps that are compared; default the largest value.
     """
     import matplotlib
 
     shades = matplotlib.colormaps["viridis"].with_extremes(bad="#eeeeee")
-    # From zero, so that a difference of a percent does not look like one of colours.
+    # From zero, so that a small relative difference is a small difference of colours.
     image = axis.imshow(np.ma.masked_invalid(values), cmap=shades, vmin=0, vmax=most)
     axis.grid(False)
     axis.set(title=title, ylabel=rows, xlabel=columns)

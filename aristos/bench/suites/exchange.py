@@ -1,12 +1,12 @@
 """Suite `exchange`: all-to-all by one-sided puts against MPI's Alltoall and Alltoallv, by size.
 
-    equal     every rank sends the same block to every rank (itself included): one-sided, Alltoall, Alltoallv
-    uneven    blocks after Zipf: rank r receives 1 / (r + 1) of what rank 0 does; one-sided, Alltoallv
+    equal     every rank sends equal blocks to all ranks, itself included: one-sided, Alltoall, Alltoallv
+    uneven    block sizes by Zipf: rank r receives 1 / (r + 1) of rank 0's bytes; one-sided, Alltoallv
 
-Sizes are bytes a rank sends in all. algbw = that / time of the slowest rank; busbw = algbw (W - 1) / W, what crosses
-the links. Puts are stores inside a node and MPI puts, a flush and a word between nodes. One-sided data stays where it
-landed, in the window; MPI's is in the receive buffer. Methods take turns. It refuses to report bytes that are not
-where they belong: every block is compared with what its sender made.
+A size is the bytes that a rank sends in all. algbw = size / time of the slowest rank; busbw = algbw (W - 1) / W, the
+rate on the links. A put is a store within a node; between nodes it is an MPI put, a flush and a word. One-sided data
+stays in the window, MPI's arrives in the receive buffer. Methods take turns. Every block is compared with the bytes
+that its sender computed; a size with a wrong byte fails.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from ...errors import WaitTimeout
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
-from ..measure import Summary, gathered, in_turns, iterations
+from ..measure import Summary, gathered, in_turns, iterations, padded
 from ..pairs import TIMEOUT, Pairs, bytes_text, deadline, read_bytes, slot_bytes
 from ..registry import suite
 
 BLOCKS = tuple(8 << i for i in range(0, 20, 2))  # bytes a pair of ranks exchanges: 8 B to 2 MiB
 MOST = 1000
-Measured = tuple[str, int, dict[str, np.ndarray], dict[str, bool]]  # pattern, block, times and verdict of each method
+Measured = tuple[str, int, dict[str, np.ndarray], dict[str, bool]]  # pattern, block; times and check of each method
 METHODS = {"equal": ("one-sided", "Alltoall", "Alltoallv"), "uneven": ("one-sided", "Alltoallv")}
 
 COLUMNS = (
@@ -45,34 +45,35 @@ COLUMNS = (
 
 
 class Exchange:
-    """One pattern at one size: buffers, and a call for each method. counts: [W, W] bytes from rank to rank."""
+    """One pattern at one size: buffers and a call for each method. counts: [W, W] bytes from rank to rank."""
 
     def __init__(self, pairs: Pairs, counts: NDArray[np.int64], half: int) -> None:
         self.world, self.counts, self._half = pairs.world, counts, half
         world = pairs.world
-        self._far, self._wire = pairs.far, pairs.wire
+        self._rma, self._wire = pairs.rma, pairs.wire
         self._base = np.array([pairs.base.get(rank, 0) for rank in range(world.size)], np.int64)
-        self._shift = np.array(pairs.far.shift if pairs.far else [], np.int64)
+        self._shift = np.array(pairs.rma.shift if pairs.rma else [], np.int64)
         self._coded = np.zeros((world.size, 2), np.int64)
         self.sends, self.gets = counts[world.rank], counts[:, world.rank]
-        self.source = self._made(world.rank)
+        self.source = self._bytes_of(world.rank)
         self.received = np.zeros(int(self.gets.sum()), np.uint8)
         self._send_at, self._get_at = _starts(self.sends), _starts(self.gets)
-        # Where this rank's block lies at each target: after those of lower ranks.
+        # Offset of this rank's block at each target: after those of lower ranks.
         self._land_at = np.ascontiguousarray(_starts(counts, axis=0)[world.rank])
         self._head = pairs.head
         self.epoch = 0
 
-    def _made(self, sender: int) -> NDArray[np.uint8]:
-        """All that `sender` sends, in rank order; every rank can make it."""
+    def _bytes_of(self, sender: int) -> NDArray[np.uint8]:
+        """All bytes that `sender` sends, in rank order; every rank can compute them."""
         total = int(self.counts[sender].sum())
         return np.random.default_rng([sender, total]).integers(0, 256, max(8, total), np.uint8)
 
     def calls(self, pattern: str) -> dict[str, Callable[[], None]]:
-        every = {"one-sided": self.one_sided, "Alltoall": self.alltoall, "Alltoallv": self.alltoallv}
-        return {method: every[method] for method in METHODS[pattern]}
+        all_methods = {"one-sided": self.one_sided, "Alltoall": self.alltoall, "Alltoallv": self.alltoallv}
+        return {method: all_methods[method] for method in METHODS[pattern]}
 
     def one_sided(self) -> None:
+        """Puts and signals to every rank, then waits. Collective."""
         from .. import oneside, oneside_rma
 
         self.epoch += 1
@@ -80,10 +81,10 @@ class Exchange:
         source = self.source.ctypes.data
         places = self._send_at, self.sends, self._land_at
         rank, last = self.world.rank, (self.epoch, deadline())
-        if self._far is None:
+        if self._rma is None:
             done = oneside.all_to_all(rank, self._base, 0, data, source, *places, *last)
         else:
-            wire = self._wire, rank, self._base, self._shift, self._far.base, self._coded.ctypes.data
+            wire = self._wire, rank, self._base, self._shift, self._rma.base, self._coded.ctypes.data
             done = oneside_rma.all_to_all(*wire, 0, data, source, *places, *last)
         if not done:
             raise WaitTimeout(f"rank {self.world.rank} waited {TIMEOUT} s in a one-sided all-to-all")
@@ -98,7 +99,7 @@ class Exchange:
         self.world.comm.Alltoallv(sends, [self.received, (self.gets, self._get_at), MPI.BYTE])
 
     def right(self, method: str) -> bool:
-        """Run a method once and compare every block with what its sender made."""
+        """Run a method once; whether every block has its sender's bytes, on every rank. Collective."""
         self.received[:] = 0
         self.calls("equal")[method]()
         got = self.received
@@ -107,23 +108,23 @@ class Exchange:
             first, size = int(_starts(self.counts[sender])[self.world.rank]), int(self.gets[sender])
             at = int(self._get_at[sender])
             block = self._landed(sender, at, size) if method == "one-sided" else got[at : at + size]
-            fine &= np.array_equal(block, self._made(sender)[first : first + size])
+            fine &= np.array_equal(block, self._bytes_of(sender)[first : first + size])
         return self.world.every(fine)
 
     def _landed(self, sender: int, at: int, size: int) -> NDArray[np.uint8]:
-        """What `sender` put to byte `at` of this epoch's half of the near or the far window."""
+        """The bytes of `sender` at offset `at` of this epoch's half of the shared or the MPI window."""
         window = int(self._base[self.world.rank if self._base[sender] else sender])
-        start = window or (self._far.base if self._far else 0)
+        start = window or (self._rma.base if self._rma else 0)
         return read_bytes(start + self._head + self._half * (self.epoch % 2) + at, size)
 
 
 def _starts(counts: NDArray[np.int64], axis: int = -1) -> NDArray[np.int64]:
-    """Where each block begins."""
+    """Start of each block."""
     return np.cumsum(counts, axis=axis) - counts
 
 
 def _counts(pattern: str, world: int, block: int) -> NDArray[np.int64]:
-    """[W, W] bytes from rank to rank; whole words, `block` on average."""
+    """[W, W] bytes from rank to rank: multiples of 8, `block` on average."""
     if pattern == "equal":
         return np.full((world, world), block, np.int64)
     share = 1 / np.arange(1, world + 1)
@@ -134,6 +135,7 @@ def _counts(pattern: str, world: int, block: int) -> NDArray[np.int64]:
 @suite(
     "exchange",
     "one-sided all-to-all against Alltoall and Alltoallv by size: algbw, busbw",
+    order=30,
     ranks=2,
     share=1.5,
     kernels=False,
@@ -146,7 +148,7 @@ def run(ctx: Context) -> Result:
     half = slot_bytes(world, most) // 2
     with Pairs(world, 2 * half) as pairs:
         oneside.compile_for_exchange()
-        if pairs.far is not None:
+        if pairs.rma is not None:
             oneside_rma.compile_for_exchange()
         done = _measure(ctx, pairs, half)
     return _result(ctx, done)
@@ -157,7 +159,7 @@ def _measure(ctx: Context, pairs: Pairs, half: int) -> list[Measured]:
     epoch, done = 0, []
     plan = [(p, b) for b in BLOCKS for p in METHODS if _counts(p, world.size, b).sum(axis=0).max() <= half]
     for i, (pattern, block) in enumerate(plan):
-        ctx.tell(f"{pattern}, {bytes_text(block)} a pair", i / len(plan))
+        ctx.report(f"{pattern}, {bytes_text(block)} a pair", i / len(plan))
         if i > 1 and ctx.left() == 0:
             break
         one = Exchange(pairs, _counts(pattern, world.size, block), half)
@@ -176,7 +178,7 @@ def _result(ctx: Context, done: list[Measured]) -> Result:
     world = ctx.world.size
     sheet = Sheet(f"exchange by {ctx.world.transports}: {world} ranks, slowest rank", COLUMNS)
     if len(done) < 2 * len(BLOCKS):
-        sheet.notes.append("larger blocks were left out: no time, or no shared memory, for them")
+        sheet.notes.append("larger blocks were left out, for lack of time or of shared memory")
     for pattern, block, times, fine in sorted(done, key=lambda one: (one[0], one[1])):
         size = int(_counts(pattern, world, block)[0].sum())
         record: dict[str, Any] = {"pattern": pattern, "size_bytes": size, "size_text": bytes_text(size)}
@@ -205,18 +207,15 @@ def _table(ctx: Context, done: list[Measured]) -> Table:
     world = ctx.world.size
     patterns, methods = list(METHODS), list(METHODS["equal"])
     blocks = sorted({block for _, block, _, _ in done})
-    longest = max(t.shape[1] for _, _, times, _ in done for t in times.values())
-    seconds = np.full((len(patterns), len(methods), len(blocks), world, longest), np.nan)
+    found = {(pattern, method, block): t for pattern, block, times, _ in done for method, t in times.items()}
+    seconds = padded([[[found.get((p, m, b)) for b in blocks] for m in methods] for p in patterns])
     nbytes = np.zeros((len(patterns), len(blocks)), np.int64)
-    for pattern, block, times, _ in done:
-        p, b = patterns.index(pattern), blocks.index(block)
-        nbytes[p, b] = _counts(pattern, world, block)[0].sum()
-        for method, t in times.items():
-            seconds[p, methods.index(method), b, :, : t.shape[1]] = t
+    for pattern, block, *_ in done:
+        nbytes[patterns.index(pattern), blocks.index(block)] = _counts(pattern, world, block)[0].sum()
     table = Table("exchange")
     table.dim("pattern", patterns).dim("method", methods)
     table.dim("block", blocks, "B", "bytes a pair of ranks exchanges, on average")
-    table.dim("rank", np.arange(world)).dim("iteration", np.arange(longest))
+    table.dim("rank", np.arange(world)).dim("iteration", np.arange(seconds.shape[-1]))
     table.add("size", ("pattern", "block"), nbytes, "B", "bytes a rank sends in all")
     over = ("pattern", "method", "block", "rank", "iteration")
     return table.add("call_time", over, seconds, "s", "one all-to-all on one rank")

@@ -1,14 +1,14 @@
 """Suite `gemm`: the expert kernel alone, by rows, against BLAS and against the roofline.
 
-A call is one expert on M rows: every GEMM of its FFN, the activation fused. Experts take turns, with more weights in
-all than a last-level cache holds, because a layer meets an expert's weights once a call. All ranks run at once, one
-worker each; times are the slowest rank's.
+A call is one expert on M rows: every GEMM of its FFN, the activation fused. Experts take turns, and their weights
+together exceed a last-level cache, since a layer reads an expert's weights once per call. All ranks run at once with
+one worker each; times are the slowest rank's.
 
-    BLAS       NumPy's matmul of the same GEMMs on plain weights, without any activation: in BLAS's favour
-    roofline   min(peak, intensity x bandwidth): the micro-kernel's rate from the first-level cache, one core's read
-               rate from memory, and FLOPs over the bytes of weights, rows in and rows out, all measured here
+    BLAS       NumPy's matmul of the same GEMMs on plain weights, without activation, which favours BLAS
+    roofline   min(peak, intensity x bandwidth). peak: the micro-kernel's rate in L1; bandwidth: one core's read rate
+               from memory; intensity: FLOPs over the bytes of weights, rows in and rows out. All measured here
 
-It refuses to report a rate of an output that the float64 oracle did not pass.
+Every output is checked against the float64 oracle.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from ... import reference
 from ...results import Table
 from .. import bounds
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
-from ..measure import Summary, gathered, in_turns, iterations
+from ..measure import Summary, gathered, in_turns, iterations, padded
 from ..registry import suite
 from ..workload import Workload
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-COLD = 64 << 20  # bytes of weights that take turns
+COLD = 64 << 20  # bytes of all weights that take turns
 OURS, BLAS = "aristos", "BLAS"
 
 COLUMNS = (
@@ -46,7 +46,7 @@ COLUMNS = (
 
 
 class Experts:
-    """Some experts, packed for the kernel and plain for BLAS, used in turn."""
+    """Some experts, packed for the kernel and plain for BLAS; calls use them in turn."""
 
     def __init__(self, work: Workload) -> None:
         from ...kernels import Packed
@@ -62,11 +62,12 @@ class Experts:
         self._next = 0
 
     def turn(self) -> int:
+        """The index of the next expert."""
         self._next = (self._next + 1) % len(self.plain)
         return self._next
 
     def calls(self, m: int) -> dict[str, Callable[[], None]]:
-        """The two contestants on m rows."""
+        """The kernel's call and BLAS's on m rows."""
         x = self.work.tokens(m, m)
         out, h, g = np.empty_like(x), np.empty((m, self.cfg.ffn), np.float32), np.empty((m, self.cfg.ffn), np.float32)
 
@@ -83,7 +84,7 @@ class Experts:
         return {OURS: ours, BLAS: blas}
 
     def errors(self, m: int) -> dict[str, float]:
-        """Relative errors against float64 on m rows; BLAS's without the activation, as it is timed. Collective."""
+        """Relative errors against float64 on m rows; BLAS's without the activation, as timed. Collective."""
         x, e = self.work.tokens(m, m), self.turn()
         truth = reference.expert(
             self.work.single,
@@ -99,18 +100,18 @@ class Experts:
         }
 
 
-@suite("gemm", "expert kernel GFLOP/s by rows against BLAS, and the roofline", share=1.0)
+@suite("gemm", "expert kernel GFLOP/s by rows against BLAS, and the roofline", order=50, share=1.0)
 def run(ctx: Context) -> Result:
     shape = ctx.shape()
     work = Workload(ctx.world, shape.cfg, ctx.options.seed)
     experts = Experts(work)
-    ctx.tell("peak and bandwidth", 0.0)
+    ctx.report("peak and bandwidth", 0.0)
     peak = np.array(ctx.world.allgather(bounds.peak(ctx.world, 1)))
     ctx.world.barrier()
     bandwidth = np.array(ctx.world.allgather(bounds.read_bandwidth()))
     errors, times = [], []
     for i, m in enumerate(ROWS):
-        ctx.tell(f"{m} rows", i / len(ROWS))
+        ctx.report(f"{m} rows", i / len(ROWS))
         errors.append(experts.errors(m))
         calls: dict[str, Any] = dict(experts.calls(m))
         seconds = 0.8 * ctx.left() / (len(ROWS) - i)
@@ -154,11 +155,10 @@ def _result(
             }
         )
     sheet.notes.append(
-        f"peak {peak.mean():.1f} GFLOP/s and read bandwidth {bandwidth.mean() / 1e9:.1f} GB/s a core, "
-        f"{counted(ctx.world.size, 'rank')} at once; {experts.nbytes / 2**20:.2f} MiB of weights an expert"
+        f"peak {peak.mean():.1f} GFLOP/s and read bandwidth {bandwidth.mean() / 1e9:.1f} GB/s per core, "
+        f"{counted(ctx.world.size, 'rank')} at once; {experts.nbytes / 2**20:.2f} MiB of weights per expert"
     )
-    ok = all(record["check"] == VERDICTS[True] for record in sheet.records)
-    return Result(ok, [sheet], [_table(ctx, work, errors, times, peak, bandwidth, intensity)])
+    return Result(sheet.ok, [sheet], [_table(ctx, work, errors, times, peak, bandwidth, intensity)])
 
 
 def _table(
@@ -171,14 +171,10 @@ def _table(
     intensity: list[float],
 ) -> Table:
     kernels = [OURS, BLAS]
-    longest = max(t.shape[1] for row in times for t in row.values())
-    seconds = np.full((len(kernels), len(ROWS), ctx.world.size, longest), np.nan)
-    for i, row in enumerate(times):
-        for k, name in enumerate(kernels):
-            seconds[k, i, :, : row[name].shape[1]] = row[name]
+    seconds = padded([[row[name] for row in times] for name in kernels])
     table = Table("gemm", attributes={"shape": str(ctx.shape()), "flops_per_row": work.flops_per_row})
     table.dim("kernel", kernels).dim("rows", ROWS, "1", "rows of one expert")
-    table.dim("rank", np.arange(ctx.world.size)).dim("iteration", np.arange(longest))
+    table.dim("rank", np.arange(ctx.world.size)).dim("iteration", np.arange(seconds.shape[-1]))
     table.add("call_time", ("kernel", "rows", "rank", "iteration"), seconds, "s", "one expert on one rank")
     table.add("error", ("kernel", "rows"), [[e[k] for e in errors] for k in kernels], "1", "against float64")
     table.add("intensity", "rows", intensity, "FLOP/B", "FLOPs over bytes of weights, rows in and rows out")

@@ -1,13 +1,12 @@
-"""Suite `idle`: how much of the workers' time finds nothing to do, and how far the slowest call strays.
+"""Suite `idle`: the share of worker time without work, and the spread of the slowest call.
 
     idle        over all ranks, worker time without a runnable tile / (workers x time of the slowest rank's call). It
-                holds waits inside a call, and what lies between a rank's own call and the slowest rank's end
+                includes waits inside a call, and the time from a rank's own end to the slowest rank's end
     straggler   time of the slowest rank's call / its minimum over the run, at p50 and p95; the ECDFs are plots
 
-under routings of rising skew, and with one rank that comes late: the last one sleeps half a call before its own.
-Fused and bulk take turns on equal inputs. The same figures of the 2024 poster are made with the collective's time;
-here it is the layer's call, since the fused schedule has no collective. It refuses to time an output that the
-float64 oracle did not pass.
+Routings of rising skew, and one with a late rank: the last rank sleeps half a call before its own. Fused and bulk take
+turns on equal inputs. The 2024 poster has these figures for the collective's time; here they are for the layer's call,
+since the fused schedule has no collective. Every output is checked against the float64 oracle.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ import numpy as np
 
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
-from ..measure import Summary, gathered, in_turns, iterations
+from ..measure import Summary, gathered, in_turns, iterations, padded
 from ..registry import suite
 from ..routing import busiest_over_mean
 from ..workload import Call, Workload, execute
 
 PATTERNS = ("uniform", "zipf", "one", "late rank")
-LATE = 0.5  # of a call
+LATE = 0.5  # of a call: how late the last rank starts
 FEWEST_TOKENS = 16
-COST = 120  # what a run of the suite takes at least, in calls under uniform routing
+COST = 120  # least time of the suite, in calls under uniform routing
 
 COLUMNS = (
     Column("pattern", "routing"),
@@ -49,7 +48,8 @@ COLUMNS = (
 
 @dataclass
 class Measured:
-    """times, idle: [schedule, world, iterations] seconds and idle seconds; wait: [schedule, world, world] mean."""
+    """One pattern. times, idle: [schedule, world, iterations] seconds of calls, and idle seconds in them; wait:
+    [schedule, world, world] mean seconds per call that a rank waited for a peer; rows: [world]."""
 
     pattern: str
     tokens: int
@@ -62,7 +62,7 @@ class Measured:
 
 
 class Player:
-    """Calls of every schedule on one input, and what their stats said."""
+    """Calls of every schedule on one input, and their stats. late: seconds that this rank sleeps before a call."""
 
     def __init__(self, work: Workload, layers: dict[str, Any], call: Call, late: float = 0.0) -> None:
         self.layers, self.call, self.late = layers, call, late
@@ -86,14 +86,19 @@ class Player:
         return {s: one(s) for s in self.layers}
 
     def note(self, schedule: str, i: int, elapsed: float) -> None:
-        """Idle seconds of this rank's workers until the end of its own call; `measured` adds the rest."""
+        """Record the idle seconds of this rank's workers until the end of its own call; `idle_share` adds the rest."""
         s = self._last
         outside = s.workers * (elapsed - s.call_seconds)
         self.stats[schedule].append((s.idle_seconds + outside, s.wait_seconds_by_peer))
         self.right &= np.array_equal(self.out, self.outputs[schedule])
 
 
-@suite("idle", "idle time and stragglers, fused against bulk, under skewed routing and with a late rank", share=3.0)
+@suite(
+    "idle",
+    "idle time and stragglers, fused against bulk, under skewed routing and with a late rank",
+    order=70,
+    share=3.0,
+)
 def run(ctx: Context) -> Result:
     shape = ctx.shape()
     work = Workload(ctx.world, shape.cfg, ctx.options.seed)
@@ -103,12 +108,12 @@ def run(ctx: Context) -> Result:
     tokens = _affordable(ctx, work, layers, shape.tokens[-1])
     done: list[Measured] = []
     for i, pattern in enumerate(PATTERNS):
-        ctx.tell(pattern, i / len(PATTERNS))
+        ctx.report(pattern, i / len(PATTERNS))
         late = 0.0
         if pattern == "late rank":
             usual = Summary.of(done[0].times[0]).median
             late = LATE * usual if ctx.world.rank == ctx.world.size - 1 else 0.0
-        # All to one would take as many times longer as there are ranks: rank 0 gets the rows of two.
+        # With all rows to rank 0 a call would last W times as long; so fewer tokens: rank 0 gets the rows of two.
         count = max(1, 2 * tokens // max(2, ctx.world.size)) if pattern == "one" else tokens
         call = work.call(count, "uniform" if pattern == "late rank" else pattern, i)
         done.append(_measure(ctx, work, layers, call, pattern, late, ctx.left() / (len(PATTERNS) - i)))
@@ -124,7 +129,7 @@ def run(ctx: Context) -> Result:
 
 
 def _affordable(ctx: Context, work: Workload, layers: dict[str, Any], tokens: int) -> int:
-    """`tokens`, or as many as there is time for, unless the user said how many."""
+    """`tokens`, or as many as fit the time unless --tokens was given. Collective."""
     if ctx.options.tokens is not None:
         return tokens
     call = work.call(tokens, "uniform", 0)
@@ -157,10 +162,11 @@ def _measure(
 
 
 def idle_share(times: np.ndarray, idle: np.ndarray, workers: int) -> np.ndarray:
-    """[world, iterations] seconds of calls and idle seconds inside -> [iterations] share of all workers' time."""
+    """Share of all workers' time that is idle, [iterations]. times, idle: [world, iterations] seconds of calls and
+    idle seconds in them; workers: per rank."""
     slowest = times.max(axis=0)
-    lost = idle + workers * (slowest - times)
-    return lost.sum(axis=0) / (workers * len(times) * slowest)
+    idle_total = idle + workers * (slowest - times)
+    return idle_total.sum(axis=0) / (workers * len(times) * slowest)
 
 
 def _records(work: Workload, m: Measured, schedules: list[str], workers: int) -> list[dict[str, Any]]:
@@ -189,17 +195,14 @@ def _records(work: Workload, m: Measured, schedules: list[str], workers: int) ->
 
 
 def _table(ctx: Context, done: list[Measured], schedules: list[str], threads: int) -> Table:
-    world, longest = ctx.world.size, max(m.times.shape[-1] for m in done)
-    times = np.full((2, len(done), len(schedules), world, longest), np.nan)
-    for i, m in enumerate(done):
-        times[0, i, :, :, : m.times.shape[-1]] = m.times
-        times[1, i, :, :, : m.idle.shape[-1]] = m.idle
+    world = ctx.world.size
+    times, idle = padded([[m.times for m in done], [m.idle for m in done]])
     table = Table("idle", attributes={"shape": str(ctx.shape()), "threads": threads, "late": LATE})
     table.dim("pattern", [m.pattern for m in done]).dim("schedule", schedules)
-    table.dim("rank", np.arange(world)).dim("peer", np.arange(world)).dim("iteration", np.arange(longest))
+    table.dim("rank", np.arange(world)).dim("peer", np.arange(world)).dim("iteration", np.arange(times.shape[-1]))
     over = ("pattern", "schedule", "rank", "iteration")
-    table.add("call_time", over, times[0], "s", "one layer call on one rank, a late start included")
-    table.add("idle_time", over, times[1], "s", "its workers' time without a runnable tile, until its own end")
+    table.add("call_time", over, times, "s", "one layer call on one rank, a late start included")
+    table.add("idle_time", over, idle, "s", "its workers' time without a runnable tile, until its own end")
     waits = ("pattern", "schedule", "rank", "peer")
     table.add("wait_time", waits, [m.wait for m in done], "s", "mean time a call that a rank waited for a peer")
     table.add("tokens", "pattern", [m.tokens for m in done], "1", "tokens per rank and call")

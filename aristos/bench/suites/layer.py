@@ -1,17 +1,17 @@
 """Suite `layer`: the whole layer, one-sided and fused, against the same layer with collectives ("bulk").
 
-Both schedules run in turns on the same weights and tokens with the same kernels, and must give the same bits. Of
-the slowest rank, over iterations:
+Both schedules take turns on the same weights and tokens with the same kernels, and must give equal bits. The columns,
+for the slowest rank over iterations:
 
     tokens/s             tokens of all ranks / median
-    GFLOP/s a rank       2 H F (3 if gated, else 2) rows / ranks / median; router and combine are not counted
-    of peak              that, over the micro-kernel's rate from the first-level cache on all workers at once
-    overlap efficiency   T_experts / median, where T_experts is the time the busiest rank needs for its experts' rows
-                         alone, already local, at full use of its workers. 1 means that every byte travelled behind
-                         arithmetic; what is missing is routing, copies, waits and imbalance inside the call.
+    GFLOP/s per rank     2 H F (3 if gated, else 2) rows / ranks / median; router and combine are not counted
+    of peak              GFLOP/s per rank over the micro-kernel's rate in L1 on all workers at once
+    overlap efficiency   T_experts / median. T_experts: the busiest rank's time for its experts' rows alone, rows local
+                         and all workers busy. 1 means that all communication is hidden behind arithmetic; the rest is
+                         routing, copies, waits and imbalance
 
-(The 2025 paper calls T(2 ranks) / T(N ranks) under weak scaling by the same name; that needs several runs.)
-It refuses to report a time of an output that the float64 oracle did not pass.
+The 2025 paper gives the same name to T(2 ranks) / T(N ranks) under weak scaling, which needs several runs. Every
+output is checked against the float64 oracle.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from ...results import Table
 from .. import bounds
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
-from ..measure import Summary, gathered, in_turns, iterations
+from ..measure import Summary, gathered, in_turns, iterations, padded
 from ..registry import suite
 from ..workload import Call, Workload, execute
 
@@ -49,7 +49,8 @@ COLUMNS = (
 
 @dataclass
 class Measured:
-    """One number of tokens. times: schedule -> [world, iterations] seconds; alone: the same of the experts alone."""
+    """One token count. times: schedule -> [world, iterations] seconds; alone: the same for the experts alone; rows:
+    [E]; peak: [world] GFLOP/s."""
 
     tokens: int
     times: dict[str, np.ndarray]
@@ -65,7 +66,9 @@ class Measured:
         return all(record["check"] == VERDICTS[True] for record in self.records)
 
 
-@suite("layer", "the whole layer, fused against bulk: times, tokens/s, GFLOP/s, overlap efficiency", share=3.0)
+@suite(
+    "layer", "the whole layer, fused against bulk: times, tokens/s, GFLOP/s, overlap efficiency", order=60, share=3.0
+)
 def run(ctx: Context) -> Result:
     shape = ctx.shape()
     work = Workload(ctx.world, shape.cfg, ctx.options.seed)
@@ -75,7 +78,7 @@ def run(ctx: Context) -> Result:
     try:
         done = []
         for i, tokens in enumerate(shape.tokens):
-            ctx.tell(f"{tokens} tokens", i / len(shape.tokens))
+            ctx.report(f"{tokens} tokens", i / len(shape.tokens))
             call = _call(ctx, work, tokens)
             done.append(_measure(ctx, work, layers, packed, call, tokens, ctx.left() / (len(shape.tokens) - i)))
     finally:
@@ -88,7 +91,7 @@ def run(ctx: Context) -> Result:
     )
     sheet.records = [record for m in done for record in m.records]
     best = float(np.max([m.peak.mean() for m in done]))
-    sheet.notes.append(f"GEMM peak measured between the calls: {best:.1f} GFLOP/s a rank, all workers at once")
+    sheet.notes.append(f"GEMM peak measured between the calls: {best:.1f} GFLOP/s per rank, all workers at once")
     return Result(all(m.ok for m in done), [sheet], [_table(ctx, work, done, threads)])
 
 
@@ -115,7 +118,7 @@ def _measure(
     rows = work.rows(work.routed(call)[0])
     before = bounds.peak(ctx.world, threads)
     out = np.empty_like(call.x)
-    # The last output of the timed loop is compared too: it must be the one the oracle saw.
+    # The last output of the timed loop must equal the one that was checked against the oracle.
     calls: dict[str, Any] = {s: partial(execute, layer, call, out) for s, layer in layers.items()}
     calls[ALONE] = bounds.ExpertsAlone(work, rows, packed)
     count = iterations(ctx.world, calls, 0.8 * seconds, warmup=ctx.options.warmup, asked=ctx.options.iters)
@@ -160,20 +163,15 @@ def _record(work: Workload, m: Measured, schedule: str) -> dict[str, Any]:
 
 
 def _table(ctx: Context, work: Workload, done: list[Measured], threads: int) -> Table:
-    """Raw times; iterations differ between numbers of tokens, so the shorter ones end in NaN."""
+    """Raw times."""
     schedules = list(done[0].times)
-    longest = max(m.alone.shape[1] for m in done)
-    seconds = np.full((len(done), len(schedules), ctx.world.size, longest), np.nan)
-    alone = np.full((len(done), ctx.world.size, longest), np.nan)
-    for i, m in enumerate(done):
-        alone[i, :, : m.alone.shape[1]] = m.alone
-        for j, s in enumerate(schedules):
-            seconds[i, j, :, : m.times[s].shape[1]] = m.times[s]
+    seconds = padded([[m.times[s] for s in schedules] for m in done])
+    alone = padded([m.alone for m in done])
     table = Table(
         "layer", attributes={"shape": str(ctx.shape()), "threads": threads, "flops_per_row": work.flops_per_row}
     )
     table.dim("tokens", [m.tokens for m in done], "1", "tokens per rank and call").dim("schedule", schedules)
-    table.dim("rank", np.arange(ctx.world.size)).dim("iteration", np.arange(longest))
+    table.dim("rank", np.arange(ctx.world.size)).dim("iteration", np.arange(seconds.shape[-1]))
     table.dim("expert", np.arange(work.cfg.experts))
     table.add("call_time", ("tokens", "schedule", "rank", "iteration"), seconds, "s", "one layer call on one rank")
     table.add("experts_time", ("tokens", "rank", "iteration"), alone, "s", "the same rows' arithmetic alone")

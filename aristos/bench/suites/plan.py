@@ -1,20 +1,21 @@
-"""Suite `plan`: the planner's groups against its three baselines, run; each term predicted beside measured.
+"""Suite `plan`: runs the planner's groups and its three baselines, and compares each term of Equation 1 with its
+prediction.
 
-Links get two classes by `slow_links`, wherever the ranks are: fast ones within a node, slow ones between nodes; on
-nodes of three and more the second device's links within are as slow, as if its adapter were broken. Nodes are the
-job's, or pretended (--ranks-per-node), or else the two halves of the ranks; every peer is reached by transport rma. The
-problem has those links, this machine's measured rates, memory that wants two devices a group, and a step of 16
-stages and one all-reduce of the dense gradient. Every different partition is a layer per group; they run in turns:
+`slow_links` gives the links two classes: fast within a node, slow between nodes. On nodes of three or more ranks the
+second rank's links are slow too, as if its adapter were faulty. Nodes are the job's, or pretended (--ranks-per-node),
+or else two halves of the ranks; every peer is reached by transport rma. The problem has these links, this machine's
+measured rates, memory that requires two devices per group, and a step of 16 stages per device with one all-reduce of
+the dense gradient. Every distinct partition becomes one layer per group. The partitions take turns:
 
-    stage        the slowest rank's call; medians over iterations, here and below
-    pi           that rank's time in experts within it; predicted: rows at the measured rate
+    stage        time of the slowest rank's call; a median over iterations, like all times below
+    pi           time that this rank spends in experts; predicted: rows at the measured rate
     comm         stage - pi: puts, waits for peers, routing, packing and combining; predicted: C
-    in links     of that, what a rank waited for the set delays at most: puts' bytes, flushes' latency
-    all-reduce   of a ring over the first devices of the groups, with the same delays; predicted: T_rho, over the
-                 slowest link of all. Beside it MPI_Allreduce as it is here, which must give the same sums
+    in links     the part of it that the slowest rank waited for set delays: bytes of puts, latency of flushes
+    all-reduce   a ring over the first devices of the groups, with the same delays; predicted: T_rho, over the slowest
+                 link of all. Beside it MPI_Allreduce, not slowed, which must give equal sums
     step         kappa stages and the all-reduce; predicted: F
 
-It refuses to report a time of an output that the float64 oracle did not pass.
+Every output is checked against the float64 oracle.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ from ..registry import suite
 from ..slow_links import SlowLinks
 from ..workload import Call, Workload
 
-NODE, NET = (20.0, 5e3), (200.0, 50e3)  # us and us a MiB: 0.2 GB/s within a node, 0.02 GB/s between nodes
-STAGES = 16  # of a device in a step
-CROSSINGS = 2  # of a stage forward: rows go, outputs return
-DENSE = 12  # times hidden^2 float32 parameters outside a layer's experts
-ITEM = 4  # bytes of a value
+NODE, NET = (20.0, 5e3), (200.0, 50e3)  # us and us per MiB: 0.2 GB/s within a node, 0.02 GB/s between nodes
+STAGES = 16  # per device and step
+CROSSINGS = 2  # per forward stage: rows go, outputs return
+DENSE = 12  # float32 parameters outside a layer's experts, over hidden^2
+ITEM = 4  # bytes of a float32
 MIB = 1 << 20
 SOLVE_SECONDS = 5.0
 RATE_CALLS = 5
@@ -62,7 +63,7 @@ COLUMNS = (
 
 @dataclass
 class Entry:
-    """One partition that is run. names: the plans that chose it. The times: seconds a call, on this rank."""
+    """One partition. names: the plans that chose it. compute, links, times: seconds of each call, on this rank."""
 
     names: list[str]
     plan: Plan
@@ -82,14 +83,20 @@ class Entry:
         return " ".join("+".join(map(str, members)) for members in self.plan.groups)
 
 
-@suite("plan", "planned groups against baselines on links made unequal, each term predicted and measured",
-       ranks=2, cards=2, share=2.0, default=False)  # fmt: skip
+@suite(
+    "plan",
+    "planned groups against baselines on links made unequal, each term predicted and measured",
+    order=90,
+    ranks=2,
+    share=2.0,
+    default=False,
+)
 def run(ctx: Context) -> Result:
     shape = ctx.shape()
     tokens = max(shape.tokens)
     work = Workload(ctx.world, shape.cfg, ctx.options.seed)
     threads = ctx.options.threads or 1
-    ctx.tell("rates", 0.0)
+    ctx.report("rates", 0.0)
     call = _call(ctx, work, tokens)
     problem = _problem(ctx, work, tokens, _rate(ctx, work, call, threads))
     entries = ctx.world.bcast(entries_of(problem) if ctx.world.lead else None)
@@ -108,7 +115,7 @@ def run(ctx: Context) -> Result:
     records = _table(ctx, work, entries, problem, threads)
     sheet = Sheet(_title(ctx, shape, tokens, threads), COLUMNS, records[1])
     sheet.notes = _notes(problem, records[1])
-    return Result(all(r["check"] == VERDICTS[True] for r in records[1]), [sheet], [records[0]])
+    return Result(sheet.ok, [sheet], [records[0]])
 
 
 def _call(ctx: Context, work: Workload, tokens: int) -> Call:
@@ -119,9 +126,9 @@ def _call(ctx: Context, work: Workload, tokens: int) -> Call:
 
 
 def _rate(ctx: Context, work: Workload, call: Call, threads: int) -> float:
-    """This rank's MFLOP a us: its share of the call's experts, one rank at a time, as ranks may share cores.
+    """This rank's MFLOP per us on its experts' rows of the call; one rank at a time, since ranks may share cores.
 
-    Of the shortest time: others on the machine only ever add to it, and rates decide who holds how many experts.
+    By the shortest time: other load only adds to it, and rates decide how many experts a rank holds. Collective.
     """
     rows = work.rows(work.routed(call)[0])
     alone = bounds.ExpertsAlone(work, rows, bounds.packed_experts(work, work.weights()))
@@ -138,34 +145,35 @@ def _rate(ctx: Context, work: Workload, call: Call, threads: int) -> float:
 
 
 def nodes_of(ctx: Context) -> list[int]:
-    """Each rank's node: the job's, or where there is only one, halves of the ranks."""
+    """Each rank's node: the job's, or two halves of the ranks if there is only one."""
     found = ctx.world.nodes
     return list(found.node_of) if found.count > 1 else [2 * r // ctx.world.size for r in range(ctx.world.size)]
 
 
 def links(node_of: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(alpha_us, beta_us_per_mib) [n, n] of the classes set between the ranks."""
+    """(alpha_us, beta_us_per_mib), [n, n], that are set between the ranks."""
     n = len(node_of)
-    broken = set()
+    faulty = set()
     for node in set(node_of):
         members = [r for r in range(n) if node_of[r] == node]
         if len(members) > 2:
-            broken.add(members[1])
-    made = np.zeros((2, n, n))
+            faulty.add(members[1])
+    both = np.zeros((2, n, n))
     for a in range(n):
         for b in range(n):
             if a != b:
-                made[:, a, b] = NODE if node_of[a] == node_of[b] and not {a, b} & broken else NET
-    return made[0], made[1]
+                both[:, a, b] = NODE if node_of[a] == node_of[b] and not {a, b} & faulty else NET
+    return both[0], both[1]
 
 
 def _problem(ctx: Context, work: Workload, tokens: int, rate: float) -> Problem:
-    """What Equation 1 is told of this run. Costs are MFLOP. Collective; the same on every rank."""
+    """The problem of this run, from its measurements. Costs in MFLOP. Collective; equal on every rank."""
     cfg, n, node_of = work.cfg, ctx.world.size, nodes_of(ctx)
     alpha, beta = links(node_of)
-    room = -(-cfg.experts // 2) if np.bincount(node_of).max() > 1 else cfg.experts
+    memory = -(-cfg.experts // 2) if np.bincount(node_of).max() > 1 else cfg.experts
     devices = [
-        {"rate": each, "memory": room, "name": f"n{node_of[r]}d{r}"} for r, each in enumerate(ctx.world.allgather(rate))
+        {"rate": each, "memory": memory, "name": f"n{node_of[r]}d{r}"}
+        for r, each in enumerate(ctx.world.allgather(rate))
     ]
     return parse(
         {
@@ -183,7 +191,7 @@ def _problem(ctx: Context, work: Workload, tokens: int, rate: float) -> Problem:
 
 
 def entries_of(problem: Problem) -> list[Entry]:
-    """The planned partition first, then each baseline that has room, unless one before it chose the same."""
+    """The planned partition first, then the feasible baselines; equal partitions share an entry."""
     planned = solve(problem, deadline_s=SOLVE_SECONDS)
     found = [Entry(["planned"], planned)]
     for name, (groups, cost) in all_baselines(problem).items():
@@ -198,7 +206,7 @@ def entries_of(problem: Problem) -> list[Entry]:
 
 
 class _Running:
-    """One partition's layer in this rank's group, its links, and the all-reduce between the groups' first devices."""
+    """One partition on this rank: its group's layer, its links, and the all-reduce of the groups' first devices."""
 
     def __init__(
         self, ctx: Context, work: Workload, entry: Entry, threads: int, call: Call, stack: contextlib.ExitStack
@@ -230,12 +238,12 @@ class _Running:
         if self.reduces:
             self.link = link_of(problem, world.rank, heads[(heads.index(world.rank) + 1) % len(heads)])
         size = int(problem.gradient_mib * MIB) // ITEM
-        # Small integers: sums are exact in any order, so that a ring's and MPI's must be equal.
+        # Small integers: their sums are exact in any order, so the ring's and MPI's must be equal.
         self.gradient = np.random.default_rng([work.seed, world.rank]).integers(-99, 99, size).astype(np.float32)
         self.sums = {"ring": np.empty_like(self.gradient), "mpi": np.empty_like(self.gradient)}
 
     def layer_call(self) -> Any:
-        """One stage; what it took is kept in the entry."""
+        """One stage; its times go into the entry."""
         call = self.call
         y, stats = self.moe(call.x, ids=call.ids, weights=call.weights, out=self.out, return_stats=True)
         waited, nbytes, puts, flushes = self.slow.taken() if self.slow is not None else (0.0, 0, 0, 0)
@@ -245,22 +253,23 @@ class _Running:
         return y
 
     def ring(self) -> None:
-        """The gradient's all-reduce, by the set links."""
+        """All-reduce of the gradient over the slowed links."""
         if self.reduces:
             self.sums["ring"][:] = self.gradient
             ring.allreduce(self.heads, self.sums["ring"], *self.link)
 
     def mpi(self) -> None:
-        """The same by MPI, whose messages nothing slows."""
+        """All-reduce of the gradient by MPI, not slowed."""
         if self.reduces:
             self.heads.Allreduce(self.gradient, self.sums["mpi"])
 
     def sums_agree(self) -> bool:
+        """Whether both all-reduces gave equal sums."""
         return not self.reduces or np.array_equal(self.sums["ring"], self.sums["mpi"])
 
 
 def _measure(ctx: Context, runs: list[_Running], outputs: list[np.ndarray]) -> None:
-    """Stages and all-reduces of all partitions in turns; times into the entries."""
+    """Time the stages and all-reduces of all partitions in turns; the times go into the entries. Collective."""
     calls: dict[str, Any] = {}
     for i, each in enumerate(runs):
         calls |= {f"{i} stage": each.layer_call, f"{i} ring": each.ring, f"{i} mpi": each.mpi}
@@ -272,7 +281,7 @@ def _measure(ctx: Context, runs: list[_Running], outputs: list[np.ndarray]) -> N
         number, what = name.split()
         each = runs[int(number)]
         if what == "stage":
-            ctx.tell(f"{each.entry.name}, call {i + 1} of {count}", i / count)
+            ctx.report(f"{each.entry.name}, call {i + 1} of {count}", i / count)
             if i == count - 1:
                 each.entry.right &= np.array_equal(each.out, outputs[int(number)])
 
@@ -286,7 +295,7 @@ def _measure(ctx: Context, runs: list[_Running], outputs: list[np.ndarray]) -> N
 def _table(
     ctx: Context, work: Workload, entries: list[Entry], problem: Problem, threads: int
 ) -> tuple[Table, list[dict[str, Any]]]:
-    """The file's table and the sheet's records. Collective."""
+    """(the table for the file, the records for the sheet). Collective."""
     ranks = np.arange(ctx.world.size)
     compute = np.array([gathered(ctx.world, np.array(e.compute)) for e in entries])
     waited = np.array([gathered(ctx.world, np.array(e.links)) for e in entries])
@@ -341,10 +350,10 @@ def _table(
         }
         check = VERDICTS[work.passes(e.error) and e.right]
         for term, took in measured.items():
-            told = predicted.get(term)
+            prediction = predicted.get(term)
             record = {"plan": e.name, "groups": e.plan.groups, "term": term, "measured_ms": took * 1e3}
-            record["predicted_ms"] = None if told is None else float(told) / 1e3
-            record["ratio"] = took * 1e6 / float(told) if told else None
+            record["predicted_ms"] = None if prediction is None else float(prediction) / 1e3
+            record["ratio"] = took * 1e6 / float(prediction) if prediction else None
             records.append({**record, "iterations": stage.shape[-1], "error": e.error, "check": check})
     return table, records
 
@@ -352,7 +361,7 @@ def _table(
 def terms(
     kappa: float, stage: np.ndarray, compute: np.ndarray, waited: np.ndarray, reduce: np.ndarray, own: np.ndarray
 ) -> dict[str, float]:
-    """Seconds of each term, medians over iterations. Times: [rank, iteration] seconds."""
+    """Measured seconds of each term, medians over iterations. The arguments: [rank, iteration] seconds."""
     slowest, at = stage.argmax(0), np.arange(stage.shape[1])
     longest, experts = stage.max(0), compute[slowest, at]
     reduced = float(np.median(reduce.max(0)))
@@ -368,20 +377,20 @@ def terms(
 
 def _title(ctx: Context, shape: Any, tokens: int, threads: int) -> str:
     where = f"{counted(ctx.world.size, 'rank')} x {counted(threads, 'thread')}, {len(set(nodes_of(ctx)))} nodes"
-    return f"plan: {shape}, {tokens} tokens a rank, {where}"
+    return f"plan: {shape}, {tokens} tokens per rank, {where}"
 
 
 def _notes(problem: Problem, records: list[dict[str, Any]]) -> list[str]:
     steps = [r for r in records if r["term"] == "step"]
     least = min(steps, key=lambda r: r["measured_ms"])
-    foretold = min(steps, key=lambda r: r["predicted_ms"])
+    first = min(steps, key=lambda r: r["predicted_ms"])
     rates = f"{problem.rate.min() * 1e3:.1f} to {problem.rate.max() * 1e3:.1f}"
     without = [name for name, (_, cost) in all_baselines(problem).items() if not np.isfinite(cost.objective_us)]
     return [
-        *(f"{name}: a group has no room for all experts" for name in without),
+        *(f"{name}: a group cannot hold all experts" for name in without),
         *(f"{r['plan']}: groups {' '.join('+'.join(map(str, g)) for g in r['groups'])}" for r in steps),
-        f"set links: {NODE[0]:g} us + {NODE[1]:g} us a MiB within a node, else {NET[0]:g} us + {NET[1]:g} us a MiB;"
+        f"set links: {NODE[0]:g} us + {NODE[1]:g} us per MiB within a node, else {NET[0]:g} us + {NET[1]:g} us per MiB;"
         f" rates measured: {rates} GFLOP/s",
         f"kappa {problem.kappa:g}, payload {problem.payload_mib:.3g} MiB, gradient {problem.gradient_mib:.3g} MiB",
-        f"shortest step predicted: {foretold['plan']}; measured: {least['plan']}",
+        f"shortest step predicted: {first['plan']}; measured: {least['plan']}",
     ]

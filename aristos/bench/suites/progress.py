@@ -1,15 +1,15 @@
-"""Suite `progress`: who moves what MPI puts while the target computes, and what that costs the target.
+"""Suite `progress`: the time of an MPI put while the target computes, and what progress costs the target.
 
-MPI's one-sided puts need a processor at the target wherever no network card writes memory by itself. Of one pair of
-ranks on different nodes (of a pretended pair where there is one node), the origin's time of a put and a flush while
+Unless the network adapter writes memory by itself, MPI's one-sided puts need a core at the target. For one pair of
+ranks on different nodes (on pretended nodes if there is only one) the suite reports the origin's time of a put and a
+flush while the target
 
-    waits     the target makes progress all the time
-    computes  it computes and leaves MPI alone: the time is then what is left of the computation
-    thread    it computes, and a thread of its own makes progress every millisecond, as outside a layer's call
-    worker    it computes, and makes progress between two pieces of arithmetic, as the layer's kernels do
+    waits     makes progress all the time
+    computes  computes and does not call MPI: the put then takes the rest of the computation
+    thread    computes, and its progress thread calls MPI every millisecond, as outside a layer's call
+    worker    computes, and makes progress between two pieces of arithmetic, as the layer's kernels do
 
-and how much longer the target takes for the same work under a stream of such puts than without. It refuses to say
-what is right for a network it did not run on.
+and how much longer the target's work takes under a stream of such puts. The result holds for this network only.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from ..registry import suite
 SIZES = (8, 4096, 65536, 1 << 20)
 MODES = ("waits", "computes", "thread", "worker")
 COMPUTE_NS = 20_000_000
-DELAY_NS = 2_000_000  # the origin begins when the target is well inside its computation
+DELAY_NS = 2_000_000  # the origin starts when the target is inside its computation
 REPEATS = 5
-MOST = 2000  # puts of a repeat
-UNEVEN = 0.1  # a core's own ups and downs; above, somebody else computes on it
+MOST = 2000  # puts per repeat
+UNEVEN = 0.1  # usual variation of a core; above it, other load shares the core
 
 COLUMNS = (
     Column("size_text", "size"),
@@ -45,6 +45,7 @@ COLUMNS = (
 @suite(
     "progress",
     "a put's time while the target computes, and what progress costs it",
+    order=40,
     ranks=2,
     default=False,
     kernels=False,
@@ -58,7 +59,7 @@ def run(ctx: Context) -> Result:
         oneside_rma.compile_for_progress()
         target = pairs.group.nodes.remote(0)[0]
         repeats = ctx.options.iters or REPEATS
-        # seconds of a put: [mode, size, repeat, put]; of a round of the target's: [mode, size, repeat], size 0 is none
+        # seconds of a put: [mode, size, repeat, put]; of a round of the target: [mode, size, repeat], size 0: no puts
         puts = np.full((len(MODES), len(SIZES), repeats, MOST), np.nan)
         computing = np.full((len(MODES), 1 + len(SIZES), repeats), np.nan)
         right = True
@@ -72,12 +73,12 @@ def run(ctx: Context) -> Result:
 
 
 def _measure(ctx: Context, side: Side, puts: np.ndarray, computing: np.ndarray) -> bool:
-    """All modes and sizes, in turns; whether every payload arrived."""
+    """Measure all modes and sizes in turns; returns whether every payload arrived."""
     right = True
     for r in range(puts.shape[2]):
         for m, mode in enumerate(MODES):
             for s, size in enumerate((0, *SIZES)):
-                ctx.tell(f"target {mode}", (r + m / len(MODES)) / puts.shape[2])
+                ctx.report(f"target {mode}", (r + m / len(MODES)) / puts.shape[2])
                 taken = _turn(side, mode, size)
                 if side.first and size:
                     puts[m, s - 1, r, : taken.size] = taken
@@ -89,16 +90,16 @@ def _measure(ctx: Context, side: Side, puts: np.ndarray, computing: np.ndarray) 
 
 
 def _landed(side: Side, size: int) -> bool:
-    """Whether the payload lies in this rank's slot."""
+    """Whether this rank's slot holds the payload."""
     return np.array_equal(side.landed(size), side.payload(size)[:size])
 
 
 def _turn(side: Side, mode: str, size: int) -> np.ndarray:
-    """One repeat: seconds of the puts at the origin, of a round of the computation at the target."""
+    """One repeat; returns the seconds of the puts at the origin, of one round of computation at the target."""
     from .. import oneside_rma
 
     pairs, wire = side.pairs, side.pairs.wire
-    assert pairs.far is not None
+    assert pairs.rma is not None
     go, end, done = (side.advance(kind, 1) + 1 for kind in (FLAG, ACK, TAIL))
     flag, ack, tail = side.word(side.target, FLAG), side.word(side.origin, ACK), side.word(side.target, TAIL)
     if side.first:
@@ -119,9 +120,9 @@ def _turn(side: Side, mode: str, size: int) -> np.ndarray:
         while time.monotonic_ns() < until:
             oneside_rma.await_coded(wire, flag, go + 1, time.monotonic_ns())
     else:
-        pairs.far.in_call(mode != "thread")
+        pairs.rma.in_call(mode != "thread")
         oneside_rma.compute(wire if mode == "worker" else 0, COMPUTE_NS, out)
-        pairs.far.in_call(True)
+        pairs.rma.in_call(True)
     oneside_rma.put_word(wire, side.peer, ack, side.coded, end)
     _await(side, wire, tail, done)
     return out[:1] / out[1] * 1e-9
@@ -131,11 +132,11 @@ def _await(side: Side, wire: int, address: int, value: int) -> None:
     from .. import oneside_rma
 
     if not oneside_rma.await_coded(wire, address, value, deadline()):
-        raise WaitTimeout(f"rank {side.rank} waited {TIMEOUT} s for a signal of rank {side.peer}, and none came")
+        raise WaitTimeout(f"rank {side.rank} waited {TIMEOUT} s for a signal of rank {side.peer}; none came")
 
 
 def _uneven(computing: np.ndarray) -> float:
-    """How much longer the target's work took than at its fastest, without traffic: computing [mode, 0, repeat]."""
+    """Slow-down of the target's work against its fastest round, both without puts. computing: [mode, size, repeat]."""
     rounds = computing[MODES.index("computes") :, 0]
     return float(np.median(rounds, axis=1).max() / rounds.min() - 1)
 
@@ -151,13 +152,13 @@ def _result(target: int, pretended: bool, puts: np.ndarray, computing: np.ndarra
         record |= {f"{mode}_slowdown": float(slower[MODES.index(mode), s]) for mode in ("thread", "worker")}
         sheet.records.append(record)
     if pretended:
-        sheet.notes.append("the ranks share a node, where MPI may store into the target's memory by itself")
+        sheet.notes.append("the ranks share a node, where MPI may store directly into the target's memory")
     sheet.notes.append(f"the target computes for {COMPUTE_NS / 1e6:.0f} ms")
     uneven = _uneven(computing)
     if uneven > UNEVEN:
         sheet.notes.append(
             f"WARNING: without any put the target's work took {uneven:.0%} longer than at its fastest:"
-            " the two ranks had no core each, and neither times nor slow-downs can be trusted"
+            " the two ranks did not have a core each; do not trust these times and slow-downs"
         )
     table = Table("progress", attributes={"origin": 0, "target": target, "pretended_nodes": int(pretended)})
     table.dim("mode", list(MODES)).dim("size", SIZES, "B", "bytes of a put")

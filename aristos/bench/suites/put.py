@@ -1,14 +1,13 @@
-"""Suite `put`: what a one-sided put costs between every pair of ranks, by size.
+"""Suite `put`: the time of a one-sided put between every pair of ranks, by size.
 
-    latency     one put and a quiet, timed at the origin: the owner has the lines in its cache, as it has while it
-                works on a ring; the quiet is an atomic, which waits until all stores before it are visible
-    bandwidth   16 puts (fewer of the largest) to different slots and one quiet
+    latency     one put and a quiet, timed at the origin. The target's cache holds the lines, as an owner's holds its
+                ring. The quiet is an atomic, which waits until all earlier stores are visible
+    bandwidth   16 puts (fewer of the largest) to different slots, and one quiet
 
-Between nodes (transport rma) the quiet is MPI_Win_flush, and the target makes progress. Each transport has its table.
+Between nodes (transport rma) the quiet is MPI_Win_flush, and the target makes progress. Each transport has a table.
 
-Pairs run one at a time, or as many at once as there are cores for both ends; the other ranks sleep. A pair's latency
-is fitted by alpha + beta n in two segments; the residual says how far to trust that. It refuses to report a size
-whose bytes did not all arrive.
+As many pairs run at once as there are cores for both ends; the other ranks sleep. A pair's latency is fitted by
+alpha + beta n in two segments; the residual shows the quality of the fit. A size whose bytes did not all arrive fails.
 """
 
 from __future__ import annotations
@@ -42,6 +41,7 @@ COLUMNS = (
 @suite(
     "put",
     "one-sided latency and bandwidth by size for every pair, with an alpha-beta fit",
+    order=10,
     ranks=2,
     share=1.5,
     kernels=False,
@@ -52,36 +52,37 @@ def run(ctx: Context) -> Result:
     world = ctx.world
     with Pairs(world, slot_bytes(world, 2 * SIZES[-1])) as pairs:
         oneside.compile_for_puts()
-        if pairs.far is not None:
+        if pairs.rma is not None:
             oneside_rma.compile_for_puts()
-        sizes = [n for n in SIZES if n <= pairs.room]
+        sizes = [n for n in SIZES if n <= pairs.capacity]
         most = ctx.options.iters or SAMPLES
-        times = np.full((2, world.size, len(sizes), most), np.nan)  # latency and bandwidth; target, size, sample
+        times = np.full((2, world.size, len(sizes), most), np.nan)  # [latency or bandwidth, target, size, sample]
         right = np.ones(len(sizes), bool)
         each = 0.8 * ctx.budget / (len(pairs.rounds) * len(sizes) * 2)
         for number, side in pairs.sides():
             for j, size in enumerate(sizes):
-                ctx.tell(f"round {number + 1} of {len(pairs.rounds)}", number / len(pairs.rounds))
+                ctx.report(f"round {number + 1} of {len(pairs.rounds)}", number / len(pairs.rounds))
                 for kind in range(2):
                     if side is None:
                         continue
-                    flight = _flight(pairs.room, size) if kind else 1
+                    flight = _flight(pairs.capacity, size) if kind else 1
                     taken = side.samples(partial(cell, side, size, flight), each, most, ctx.options.iters)
                     right[j] &= side.verdict(partial(landed, side, size, flight))
                     if side.first:
                         times[kind, side.target, j, : taken.size] = taken * 1e-9 / flight
-        flights = [_flight(pairs.room, n) for n in sizes]
+        flights = [_flight(pairs.capacity, n) for n in sizes]
         transports = pairs.transports()
     latency, bandwidth = np.stack(world.allgather(times), axis=1)
     return _result(ctx, sizes, flights, latency, bandwidth, right, transports)
 
 
-def _flight(room: int, size: int) -> int:
-    return max(1, min(FLIGHT, room // max(64, size)))
+def _flight(capacity: int, size: int) -> int:
+    """Puts in flight that fit into the slots."""
+    return max(1, min(FLIGHT, capacity // max(64, size)))
 
 
 def cell(side: Side, size: int, flight: int, samples: int) -> np.ndarray:
-    """Take samples on either side; nanoseconds at the origin, nothing of interest at the target."""
+    """Take samples, on both sides; returns nanoseconds at the origin, undefined values at the target."""
     from .. import oneside, oneside_rma
 
     base = side.advance(FLAG, samples)
@@ -91,12 +92,12 @@ def cell(side: Side, size: int, flight: int, samples: int) -> np.ndarray:
     if side.first:
         source, scratch = side.payload(size), np.zeros(1, np.int64)
         at, word = source.ctypes.data, scratch.ctypes.data
-        if side.far:
+        if side.remote:
             to = side.pairs.wire, side.peer, slots, stride, at, size, flight, flag, ack, side.coded
             done = oneside_rma.put_origin(*to, base, samples, deadline(), out)
         else:
             done = oneside.put_origin(slots, stride, at, size, flight, flag, ack, word, base, samples, deadline(), out)
-    elif side.far:
+    elif side.remote:
         done = oneside_rma.put_target(side.pairs.wire, side.peer, flag, ack, side.coded, base, samples, deadline())
     else:
         done = oneside.put_target(slots, stride, size, flight, flag, ack, base, samples, deadline(), out)
@@ -105,7 +106,7 @@ def cell(side: Side, size: int, flight: int, samples: int) -> np.ndarray:
 
 
 def landed(side: Side, size: int, flight: int) -> bool:
-    """Whether every slot of this rank holds what the origin sent."""
+    """Whether every slot of this rank holds the origin's payload."""
     want = side.payload(size)[:size]
     return all(np.array_equal(side.landed(size, p * max(64, size)), want) for p in range(flight))
 
@@ -119,7 +120,7 @@ def _result(
     right: np.ndarray,
     transports: dict[str, np.ndarray],
 ) -> Result:
-    """latency, bandwidth: [origin, target, size, sample] seconds a put."""
+    """latency, bandwidth: [origin, target, size, sample] seconds per put."""
     good = np.logical_and.reduce(ctx.world.allgather(right))
     sheets = [_sheet(ctx, name, sizes, latency[pairs], bandwidth[pairs], good) for name, pairs in transports.items()]
     return Result(bool(good.all()), sheets, [_table(ctx, sizes, flights, latency, bandwidth, transports)])
@@ -128,7 +129,7 @@ def _result(
 def _sheet(
     ctx: Context, transport: str, sizes: list[int], latency: np.ndarray, bandwidth: np.ndarray, good: np.ndarray
 ) -> Sheet:
-    """latency, bandwidth: [pair, size, sample] seconds a put, of one transport."""
+    """latency, bandwidth: [pair, size, sample] seconds per put, of one transport."""
     median, each = np.nanmedian(latency, axis=-1), np.nanmedian(bandwidth, axis=-1)  # [pair, size]
     whole = fit.alpha_beta(sizes, np.median(median, axis=0))
     title = f"put by {transport}: {len(median)} ordered pairs of {ctx.world.size} ranks, medians over pairs"

@@ -1,12 +1,12 @@
-"""Suite `replay`: a recorded routing played back, prefill batches and decode steps, fused against bulk.
+"""Suite `replay`: a recorded routing replayed, prefill batches and decode steps, fused against bulk.
 
-    prefill   every rank brings a run of the trace's tokens, whole sequences one after another
-    decode    every rank brings one token of each of its sequences that has not ended, so that the number of tokens
-              differs between ranks and steps
+    prefill   every rank has consecutive tokens of the trace, whole sequences one after another
+    decode    every rank has one token of each of its sequences that has not ended; token counts differ between ranks
+              and steps
 
-A step is one layer call with the routing of one recorded layer; layers follow each other, over one layer's weights of
-the preset's width. Every step of every pass is timed; a pass plays all steps. It refuses a step whose output the
-float64 oracle did not pass, and any made-up routing: that is the suite `idle`.
+A step is one layer call with the routing of one recorded layer. Recorded layers follow each other; all use the weights
+of one layer of the preset's width. A pass runs all steps, and every step of every pass is timed. Every output is
+checked against the float64 oracle. Generated routings are the suite `idle`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ COLUMNS = (
 
 @dataclass
 class Phase:
-    """times: [schedule, world, step, pass]; tokens: [step] of all ranks; rows: [step, world]; layers: [step]."""
+    """times: [schedule, world, step, pass] seconds; tokens: [step], all ranks; rows: [step, world]; layers: [step]."""
 
     name: str
     times: np.ndarray
@@ -61,7 +61,13 @@ class Phase:
     right: bool
 
 
-@suite("replay", "a recorded routing (--routing FILE.npz), prefill batches and decode steps", share=3.0, default=False)
+@suite(
+    "replay",
+    "a recorded routing (--routing FILE.npz), prefill batches and decode steps",
+    order=80,
+    share=3.0,
+    default=False,
+)
 def run(ctx: Context) -> Result:
     if ctx.trace is None:
         raise InputError("suite replay needs --routing FILE.npz, a recorded routing trace")
@@ -73,19 +79,19 @@ def run(ctx: Context) -> Result:
     layers = {s: work.layer(s, ctx.options.threads, stacked) for s in ctx.options.schedules}
     done = []
     for i, name in enumerate(MOST_STEPS):
-        ctx.tell(name, i / len(MOST_STEPS))
+        ctx.report(name, i / len(MOST_STEPS))
         done.append(_phase(ctx, work, layers, ctx.trace, name, prefill, ctx.left() / (len(MOST_STEPS) - i)))
     for layer in layers.values():
         layer.close()
     sheet = Sheet(f"replay: {ctx.trace.path}, {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
     for phase in done:
         sheet.records += _records(work, phase, list(layers))
-    sheet.notes.append(f"recorded layers in turn: {ctx.trace.layers}, {len(ctx.trace.lengths)} sequences")
+    sheet.notes.append(f"{ctx.trace.layers} recorded layers in turn, {len(ctx.trace.lengths)} sequences")
     return Result(all(p.right for p in done), [sheet], [_table(ctx, p, list(layers)) for p in done])
 
 
 def step_call(work: Workload, trace: Trace, name: str, prefill: int, step: int, steps: int) -> tuple[Call, int]:
-    """The call of this rank in a step, and the recorded layer whose routing it has."""
+    """(this rank's call in a step, the recorded layer whose routing it has)."""
     layer = step % trace.layers
     rank, world = work.world.rank, work.world.size
     if name == "prefill":
@@ -97,7 +103,7 @@ def step_call(work: Workload, trace: Trace, name: str, prefill: int, step: int, 
 def _phase(
     ctx: Context, work: Workload, layers: dict[str, Any], trace: Trace, name: str, prefill: int, seconds: float
 ) -> Phase:
-    """Check every step, then play all steps as often as there is time for."""
+    """Check every step, then time as many passes as fit `seconds`."""
     steps = MOST_STEPS[name]
     start = time.perf_counter()
     calls: list[Call] = []
@@ -128,7 +134,7 @@ def _phase(
 def _play(
     ctx: Context, layers: dict[str, Any], calls: list[Call], outputs: list[dict[str, np.ndarray]], seconds: float
 ) -> tuple[np.ndarray, bool]:
-    """[schedule, world, step, pass] seconds, and whether the last pass gave the bits that were checked."""
+    """([schedule, world, step, pass] seconds, whether the timed outputs have the checked bits)."""
     passes: list[np.ndarray] = []
     buffers = [np.empty_like(c.x) for c in calls]
     start, same, wanted = time.perf_counter(), True, ctx.options.iters or MOST_PASSES

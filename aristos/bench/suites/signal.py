@@ -1,15 +1,16 @@
-"""Suite `signal`: how fast two ranks can answer each other, and how many messages a second one can send.
+"""Suite `signal`: the round-trip time between two ranks, and the message rate of one sender.
 
-    round trip     payload and signal there, the received payload and a signal back; sizes 0 (signal alone) to 64 KiB
-    message rate   a stream of small messages through a ring of 256 slots with tail and credit, as the engine's inbox
+    round trip     a payload and a signal there, the received payload and a signal back; 0 (signal alone) to 64 KiB
+    message rate   a stream of small messages through a ring of 256 slots with tail and credit, like the engine's inbox
 
 Between nodes (transport rma) a signal is a word that MPI puts after a flush; up to 64 messages share one. Each
-transport has its tables. A sample of the round trip is 100 of them, fewer where they are slow. It refuses to report a
-payload that did not come back as it was sent, or a stream whose messages do not add up.
+transport has its tables. A sample is 100 round trips, fewer if they are slow. A payload that comes back changed, or a
+stream whose message numbers do not add up, fails.
 """
 
 from __future__ import annotations
 
+import time
 from functools import partial
 
 import numpy as np
@@ -25,7 +26,7 @@ PROBE_TRIPS = 10
 SAMPLES = 100
 MESSAGE_SIZES = (8, 64, 512, 4096)
 RING = 256
-MESSAGES = 2000  # a sample
+MESSAGES = 2000  # per sample
 
 TRIPS = (
     Column("size_text", "payload"),
@@ -47,6 +48,7 @@ RATES = (
 @suite(
     "signal",
     "put and signal there and back, and message rate, for every pair",
+    order=20,
     ranks=2,
     share=1.0,
     kernels=False,
@@ -57,17 +59,17 @@ def run(ctx: Context) -> Result:
     world = ctx.world
     with Pairs(world, slot_bytes(world, RING * MESSAGE_SIZES[-1])) as pairs:
         oneside.compile_for_signals()
-        if pairs.far is not None:
+        if pairs.rma is not None:
             oneside_rma.compile_for_signals()
-        sizes = [n for n in SIZES if n <= pairs.room]
-        messages = [n for n in MESSAGE_SIZES if RING * max(64, n) <= pairs.room]
+        sizes = [n for n in SIZES if n <= pairs.capacity]
+        messages = [n for n in MESSAGE_SIZES if RING * max(64, n) <= pairs.capacity]
         most = ctx.options.iters or SAMPLES
         trips = np.full((world.size, len(sizes), most), np.nan)
         rates = np.full((world.size, len(messages), most), np.nan)
         right = np.ones((2, max(len(sizes), len(messages))), bool)
         each = 0.8 * ctx.budget / (len(pairs.rounds) * (len(sizes) + len(messages)))
         for number, side in pairs.sides():
-            ctx.tell(f"round {number + 1} of {len(pairs.rounds)}", number / len(pairs.rounds))
+            ctx.report(f"round {number + 1} of {len(pairs.rounds)}", number / len(pairs.rounds))
             if side is None:
                 continue
             for j, size in enumerate(sizes):
@@ -88,13 +90,13 @@ def run(ctx: Context) -> Result:
 
 
 def _repeats(side: Side, size: int, seconds: float) -> int:
-    """Round trips a sample: REPEATS, or fewer where ranks share a core and a trip takes a time slice."""
+    """Round trips per sample: REPEATS, or fewer if ranks share a core and a trip takes a time slice."""
     taken, _ = _trips(side, size, PROBE_TRIPS, 1)
     return side.agree(int(max(1, min(REPEATS, seconds / 20 / (taken[0] * 1e-9 / PROBE_TRIPS)))))
 
 
 def _trips(side: Side, size: int, repeats: int, samples: int) -> tuple[np.ndarray, bool]:
-    """Nanoseconds of `repeats` round trips, for each sample, and whether every payload came back, at the origin."""
+    """(nanoseconds of `repeats` round trips for each sample, whether payloads came back), both valid at the origin."""
     from .. import oneside, oneside_rma
 
     turns = samples * repeats
@@ -105,13 +107,13 @@ def _trips(side: Side, size: int, repeats: int, samples: int) -> tuple[np.ndarra
     if side.first:
         source = side.payload(size)
         at = source.ctypes.data
-        if side.far:
+        if side.remote:
             to = side.pairs.wire, side.peer, there, here, at, size, asked, answered, side.coded
             done = oneside_rma.ping(*to, base, repeats, samples, deadline(), out)
         else:
             done = oneside.ping(there, here, at, size, asked, answered, base, repeats, samples, deadline(), out)
         fine = done > 0 and np.array_equal(side.landed(size), source[:size])
-    elif side.far:
+    elif side.remote:
         back = side.pairs.wire, side.peer, there, here, size, answered, asked, side.coded
         done = oneside_rma.pong(*back, base, turns, deadline())
     else:
@@ -121,18 +123,18 @@ def _trips(side: Side, size: int, repeats: int, samples: int) -> tuple[np.ndarra
 
 
 def _stream(side: Side, size: int, samples: int) -> tuple[np.ndarray, bool]:
-    """Nanoseconds of MESSAGES messages, for each sample, at the origin; whether they added up, at the target."""
+    """(nanoseconds of MESSAGES messages for each sample, valid at the origin; whether they added up, at the target)."""
     ring, stride = side.slots(side.target), max(64, size)
     tail, credit = side.word(side.target, TAIL), side.word(side.origin, CREDIT)
     total = np.zeros(1, np.int64)
-    payload = np.zeros(RING * stride if side.far else stride, np.uint8)
+    payload = np.zeros(RING * stride if side.remote else stride, np.uint8)
     out, fine = np.empty(samples, np.int64), True
     for s in range(samples):
         base = side.advance(TAIL, MESSAGES)
         if side.first:
-            start = _clock()
+            start = time.monotonic_ns()
             done = _send(side, ring, stride, payload, size, tail, credit, base)
-            out[s] = _clock() - start
+            out[s] = time.monotonic_ns() - start
         else:
             done = _receive(side, ring, stride, tail, credit, base, total)
             fine &= int(total[0]) == sum(range(base, base + MESSAGES))
@@ -144,7 +146,7 @@ def _send(side: Side, ring: int, stride: int, payload: np.ndarray, size: int, ta
     from .. import oneside, oneside_rma
 
     at = payload.ctypes.data
-    if side.far:
+    if side.remote:
         to = side.pairs.wire, side.peer, ring, RING, stride, at, size, tail, credit, side.coded
         return oneside_rma.stream_send(*to, base, MESSAGES, deadline())
     return oneside.stream_send(ring, RING, stride, at, size, tail, credit, base, MESSAGES, deadline())
@@ -153,16 +155,10 @@ def _send(side: Side, ring: int, stride: int, payload: np.ndarray, size: int, ta
 def _receive(side: Side, ring: int, stride: int, tail: int, credit: int, base: int, total: np.ndarray) -> int:
     from .. import oneside, oneside_rma
 
-    if side.far:
+    if side.remote:
         of = side.pairs.wire, side.peer, ring, RING, stride, tail, credit, side.coded
         return oneside_rma.stream_receive(*of, base, MESSAGES, deadline(), total)
     return oneside.stream_receive(ring, RING, stride, tail, credit, base, MESSAGES, deadline(), total)
-
-
-def _clock() -> int:
-    import time
-
-    return time.monotonic_ns()
 
 
 def _result(
@@ -174,7 +170,7 @@ def _result(
     right: np.ndarray,
     transports: dict[str, np.ndarray],
 ) -> Result:
-    """trips: [origin, target, size, sample] seconds a round trip; rates: the same, seconds a message."""
+    """trips: [origin, target, size, sample] seconds per round trip; rates: the same, seconds per message."""
     sheets = []
     for name, pairs in transports.items():
         sheets.append(_trip_sheet(ctx, name, sizes, trips[pairs], right[0]))
@@ -190,7 +186,7 @@ def _result(
 
 
 def _trip_sheet(ctx: Context, transport: str, sizes: list[int], trips: np.ndarray, right: np.ndarray) -> Sheet:
-    """trips: [pair, size, sample] seconds."""
+    """trips: [pair, size, sample] seconds per round trip."""
     trip = np.nanmedian(trips, axis=-1)
     title = f"signal by {transport}: round trips, {len(trip)} ordered pairs of {ctx.world.size} ranks"
     sheet = Sheet(title, TRIPS)
@@ -211,7 +207,7 @@ def _trip_sheet(ctx: Context, transport: str, sizes: list[int], trips: np.ndarra
 
 
 def _rate_sheet(transport: str, messages: list[int], rates: np.ndarray, right: np.ndarray) -> Sheet:
-    """rates: [pair, size, sample] seconds a message."""
+    """rates: [pair, size, sample] seconds per message."""
     rate = np.nanmedian(rates, axis=-1)
     sheet = Sheet(f"signal by {transport}: message rate of one sender, ring of {RING} slots", RATES)
     for j, size in enumerate(messages):

@@ -1,4 +1,4 @@
-"""The expert kernel for whoever wants it alone, on arrays."""
+"""The expert kernel on NumPy arrays, without a layer."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from ...config import checked_limit
+from ...config import ACTIVATIONS, checked_limit
 from ...errors import InputError
 from ...primitives import memory as mem
 from ...primitives.arrays import check_out
 from ...primitives.buffers import FLOAT, aligned
 from ...primitives.compile import jit
-from .activation import CODES, word
+from ..common.activations import word
 from .expert import expert_rows, scratch_bytes
 from .gemm import KC, block
 from .panels import NR, ROWS, pack, padded
@@ -38,7 +38,7 @@ class Packed:
 
     up, gate: [H, F] float32, down: [F, H]; biases: [F], [F], [H]. With a gate, the activation is on the gate's side,
     and `limit` bounds both (see MoEConfig).
-    One object is not for several threads at once.
+    Not thread-safe: use one object per thread.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class Packed:
         activation: str = "gelu",
         limit: float | None = None,
     ) -> None:
-        if not isinstance(activation, str) or activation not in CODES:
-            raise InputError(f"activation must be one of {', '.join(CODES)}, got {activation!r}")
+        if not isinstance(activation, str) or activation not in ACTIVATIONS:
+            raise InputError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         limit = checked_limit(activation, gate is not None, limit)
         up = _matrix("up", up, None)
         self.hidden, self.ffn = up.shape

@@ -8,7 +8,7 @@ from ...primitives import memory as mem
 from ...primitives import wire as mpi
 from ...primitives.buffers import FLOAT
 from ...primitives.compile import jit
-from .activation import activate, multiply
+from .elementwise import activate, multiply
 from .gemm import KC, panel_rows
 from .panels import NR
 
@@ -78,8 +78,8 @@ def row_addresses(m, table, first, pitch):
 def up_columns(m, x, activations, weights, code, hidden, ffn, f0, columns, tables, wire):
     """Columns f0.. of act(x up + b1) [* (x gate + bg)] for m rows: one worker's share of a run that several share.
 
-    activations: room for m rows of F padded to NR, twice when gated; tables: 2 m words of scratch. The same sums in the
-    same order as `expert_rows`.
+    activations: buffer for m rows of F padded to NR, twice when gated; tables: 2 m words of scratch.
+    The same sums in the same order as `expert_rows`.
     """
     pitch = (ffn + NR - 1) // NR * NR
     row_addresses(m, tables, activations + FLOAT * f0, pitch)

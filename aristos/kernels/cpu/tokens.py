@@ -1,6 +1,6 @@
-"""What happens to whole tokens: router scores, top-k with its weights, and the weighted sum of expert outputs.
+"""Whole tokens: router scores, and the weighted sum of expert outputs.
 
-All in float32, every value from its own token alone, so that it does not matter who else is in the call.
+All in float32, and every value from its own token alone: other tokens of the call change nothing.
 """
 
 import numpy as np
@@ -8,12 +8,10 @@ import numpy as np
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT
 from ...primitives.compile import jit
-from .activation import exp
+from ..common.scores import choose
 from .gemm import narrow_rows
 from .panels import LANES
 
-SOFTMAX, SOFTMAX_TOPK = range(2)
-SCORES = {"softmax": SOFTMAX, "softmax_topk": SOFTMAX_TOPK}
 ZERO = np.float32(0)
 
 
@@ -29,55 +27,6 @@ def scores(m, x, stride, hidden, router, panels, rows, out):
         mem.store(from_x + 8 * i, x + stride * i)
         mem.store(to_out + 8 * i, out + width * i)
     narrow_rows(m, from_x, hidden, panels, router, to_out)
-
-
-@jit
-def top_k(row, experts, k, ids, weights):
-    """The k largest of row[experts], falling, into ids[k], their values into weights[k]; ties to the lowest id."""
-    for j in range(k):
-        ids[j] = -1
-    for e in range(experts):
-        value = row[e]
-        if ids[k - 1] >= 0 and not value > weights[k - 1]:
-            continue
-        j = k - 1
-        while j > 0 and (ids[j - 1] < 0 or value > weights[j - 1]):
-            ids[j] = ids[j - 1]
-            weights[j] = weights[j - 1]
-            j -= 1
-        ids[j] = e
-        weights[j] = value
-
-
-@jit
-def choose(row, experts, k, mode, renormalize, scale, ids, weights):
-    """Scores of one token -> k ids and k combine weights; False if a score is not finite.
-
-    row: [experts] float32, overwritten. ids: [k] int64, weights: [k] float32.
-    """
-    largest = row[0]
-    finite = ZERO
-    for e in range(experts):
-        finite += row[e] * ZERO  # stays zero unless a score is infinite or NaN
-        largest = max(largest, row[e])
-    if finite != ZERO:
-        return False
-    top_k(row, experts, k, ids, weights)
-    total = ZERO
-    if mode == SOFTMAX:
-        for e in range(experts):
-            row[e] = exp(row[e] - largest)
-        for e in range(experts):
-            total += row[e]
-    kept = ZERO
-    for j in range(k):
-        weights[j] = exp(weights[j] - largest)
-        kept += weights[j]
-    if mode == SOFTMAX_TOPK or renormalize:
-        total = kept
-    for j in range(k):
-        weights[j] = weights[j] / total * scale
-    return True
 
 
 def route_bytes(tokens: int, panels: int) -> int:

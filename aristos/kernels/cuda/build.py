@@ -1,8 +1,8 @@
 """From a kernel of the catalogue to a cubin for one architecture, kept on disk. No driver is needed.
 
-Beside the kernel cache of the CPU, in the folder whose name holds a hash of the sources: a later process, and every
-other rank of the node, reads what the first one compiled. An entry begins with a hash of the rest of it, so that what
-a full disk or a killed process left behind is made anew. It compiles whole kernels alone and links nothing.
+Cubins are kept beside the compiled code of CPUs, named by a hash of the sources that they are compiled from: a later
+process, and every other rank of the node, reads what the first one compiled. A file begins with a hash of its rest, so
+that a file that a full disk or a killed process left incomplete is rebuilt. Compiles whole kernels and links nothing.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from typing import Any
 
 from ...errors import EnvironmentProblem, InputError
 from ...host.versions import version
-from ...primitives import offline
-from ...primitives.compile import cache_folder, compiling
+from ...primitives import offline, sources
+from ...primitives.compile import cache_folder, compiling, source_key
 from .assemble import TARGETS, assemble, tool_version
 
 PTXAS, LINKER = "ptxas", "nvJitLink"
+SHIPPED = Path(__file__).with_name("catalogue.py")  # imports all kernels, and chooses their tiles and sizes
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,14 @@ def _tools() -> str:
 
 
 def _key(kernel: Any) -> str:
-    """Of tools, types, options, and the file that holds the kernel; other sources are in the folder's name."""
-    source = Path(kernel.function.py_func.__code__.co_filename)
-    digest = hashlib.sha256(repr((_tools(), kernel.types, kernel.function.targetoptions)).encode())
-    digest.update(source.read_bytes() if source.is_file() else kernel.function.py_func.__code__.co_code)
-    return digest.hexdigest()[:16]
+    """Hash of the sources that a kernel is compiled from, the tools, the types and the options."""
+    function = kernel.function
+    code = function.py_func.__code__
+    source = Path(code.co_filename)
+    own = source_key(source) if source.is_file() else repr((code.co_code, code.co_consts, code.co_names))
+    shipped = sources.digest(sources.files(SHIPPED))
+    whole = repr((own, shipped, _tools(), kernel.types, function.targetoptions))
+    return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
 def _machine_code(text: str, target: str) -> bytes:
@@ -127,7 +131,7 @@ def _read(path: Path) -> Built | None:
         return None
     digest, _, rest = whole.partition(b"\n")
     if hashlib.sha256(rest).hexdigest().encode() != digest:
-        warnings.warn(f"{path} is damaged: the kernel is compiled anew", stacklevel=3)
+        warnings.warn(f"{path} is damaged: the kernel is compiled again", stacklevel=3)
         return None
     entry, _, cubin = rest.partition(b"\n")
     return Built(entry.decode(), cubin)

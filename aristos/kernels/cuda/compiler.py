@@ -1,4 +1,4 @@
-"""Numba-CUDA, by the names that this folder uses: the one place that says which compiler kernels are written for."""
+"""Numba-CUDA, by the names that this folder uses: the only module that names the compiler of the kernels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ except ImportError as error:
 if not hasattr(np, "row_stack"):
     raise EnvironmentProblem(f"numba-cuda 0.30 needs numpy<2.5, and {np.__version__} is installed")
 
-cuda: Any = import_module("numba.cuda")  # untyped: what Numba makes of names is unknown to type checkers
+cuda: Any = import_module("numba.cuda")  # untyped: type checkers do not know the names that Numba makes
 types: Any = import_module("numba.cuda.types")
 intrinsic: Any = import_module("numba.cuda.extending").intrinsic
 overload: Any = import_module("numba.cuda.extending").overload

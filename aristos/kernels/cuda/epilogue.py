@@ -8,57 +8,45 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from ..cpu import activation
+from ..common import activations
+from ..common.branches import unrolled
 from . import ptx
 from .compiler import cuda
 from .pack import INTERLEAVE
 from .tile import BYTES, PAD, Tile
 
-NONE = -1  # beside the words of activation.word
+NONE = -1  # beside the words of activations.word
 
 
-@cuda.jit(device=True)
-def activated(code, x):
-    """An activation by its code, for one float32."""
-    if code == activation.RELU:
-        return activation.relu(x)
-    elif code == activation.GELU:
-        return activation.gelu(x)
-    elif code == activation.GELU_TANH:
-        return activation.gelu_tanh(x)
-    elif code == activation.SILU:
-        return activation.silu(x)
-    elif code == activation.SWIGLU_OAI:
-        return activation.swiglu_oai(x)
-    return x
+activated = cuda.jit(device=True)(unrolled("activated", "x", "return case(x)", activations.FUNCTIONS, globals()))
 
 
 @cuda.jit(device=True)
 def gated_product(word, g, u):
     """act(g) * u, bounded as the activation's word says."""
-    limit, code = activation.limit_of(word), activation.code_of(word)
-    by = u if activation.plain(word) else activation.factor(u, limit, activation.shifts(code))
-    return activated(code, activation.at_most(g, limit)) * by
+    limit, code = activations.limit_of(word), activations.code_of(word)
+    by = u if activations.plain(word) else activations.factor(u, limit, activations.shift_of(code))
+    return activated(code, activations.at_most(g, limit)) * by
 
 
 @cuda.jit(device=True)
 def activate(word, sums, pitch, count, shift, gated, thread, threads):
     """Apply an activation in place to `count` staged sums, 2^shift a row; where gated, to those of the gate.
 
-    word: its code and limit (`activation.word`). What a bounded gate is multiplied by is bounded too.
+    word: its code and limit (`activations.word`). What a bounded gate is multiplied by is bounded too.
 
     One element at a time, so that the code is there once: the main loop's instructions stay in their cache.
     """
-    code, limit, plain = activation.code_of(word), activation.limit_of(word), activation.plain(word)
+    code, limit, plain = activations.code_of(word), activations.limit_of(word), activations.plain(word)
     for i in range(thread, count, threads):
         column = i & (1 << shift) - 1
         if gated != 0:
             column = (column & -INTERLEAVE) * 2 + INTERLEAVE + (column & INTERLEAVE - 1)
         at = sums + (i >> shift) * pitch + 4 * column
-        ptx.store_shared4(at, activated(code, activation.at_most(ptx.load_shared4(at), limit)))
+        ptx.store_shared4(at, activated(code, activations.at_most(ptx.load_shared4(at), limit)))
         if not plain:
             other = at - 4 * INTERLEAVE
-            by = activation.factor(ptx.load_shared4(other), limit, activation.shifts(code))
+            by = activations.factor(ptx.load_shared4(other), limit, activations.shift_of(code))
             ptx.store_shared4(other, by)
 
 
@@ -101,7 +89,7 @@ def finish(tile: Tile) -> Any:
 
     finish(shared, c_rows, m, width, n0, word, gated): rows 0..m of the row address table, columns n0..
     of the product, `width` outputs of a row (in 16-byte groups, for which the row has room); word: of the activation
-    (`activation.word`), or NONE. The staged sums are free afterwards.
+    (`activations.word`), or NONE. The staged sums are free afterwards.
     """
     put, threads = _out(tile), tile.threads
     pitch, group = 4 * (tile.n + PAD), 16 // BYTES[tile.kind]

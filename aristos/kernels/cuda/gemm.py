@@ -16,7 +16,7 @@ from .compiler import cuda
 from .epilogue import finish
 from .pack import COLUMNS
 from .tile import CHUNK, GROUP_PRODUCTS, PAD, PRODUCTS, Code, Tile, tile_memory
-from .warpgroup import group_product
+from .wgmma_product import group_product
 
 # by kind, for a power of two of rows: a bigger tile reads weights less often, a smaller one computes fewer empty rows
 TILES = {

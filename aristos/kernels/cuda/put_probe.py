@@ -1,10 +1,10 @@
-"""A kernel that writes a row and stays until it is told to go: what a start-up probe lets MPI put from beneath it."""
+"""A kernel that writes a row and keeps running until it is released, while a start-up probe lets MPI put the row."""
 
 from __future__ import annotations
 
 from ...primitives import memory as mem
 from .compiler import cuda
-from .pingpong import arrived
+from .put_signal import arrived
 
 THREADS = 64
 LINE = 128  # bytes between the two words

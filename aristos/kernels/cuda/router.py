@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...primitives import memory as mem
-from ..cpu.tokens import choose
+from ..common.scores import choose
 from .compiler import cuda
 from .epilogue import NONE
 from .gemm import TILES, tile_product

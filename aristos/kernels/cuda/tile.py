@@ -37,7 +37,7 @@ class Tile:
 
     blocks: how many an SM shall hold; registers are limited so that their file has room for them. rows: bf16 or f16
     where rows of A are narrower than the arithmetic, which is f32 then; they are widened as they are read. groups: four
-    warps multiply together, by wgmma, and a bulk copy brings their weights: `warpgroup.py`.
+    warps multiply together, by wgmma, and a bulk copy brings their weights: `wgmma_product.py`.
     """
 
     kind: str  # of the arithmetic: bf16, f16, tf32 or f32

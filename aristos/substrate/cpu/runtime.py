@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ...engine import arrivals, codes, column_runs, outbox, packing, steps, words
+from ...engine import arrivals, codes, column_runs, outbox, packing, schema, steps, words
+from ...engine import job as jobs
 from ...engine.experts import GROUP
 from ...engine.layout import Shape, StateLayout, lines, word_from
 from ...errors import PoisonedError
@@ -109,28 +110,21 @@ class CpuRuntime(Runtime):
 
     def fill(self, job: np.ndarray) -> None:
         """See `Runtime.fill`."""
-        assert self._memory is not None
-        self.fill_shape(job)
-        job[words.RETURN_STRIDE] = row_stride(int(job[words.HIDDEN]))
-        job[words.TILE], job[words.BATCH], job[words.MERGE_ROWS], job[words.MERGE_POLLS] = (
-            TILE,
-            BATCH,
-            MERGE_ROWS,
-            PATIENCE,
-        )
-        limit = int(RUN_FLOPS / max(1, 4 * job[words.HIDDEN] * job[words.FFN]))
-        job[words.RUN_ROWS] = min(BATCH, max(RUN_LEAST, limit // GROUP * GROUP))
+        hidden, ffn = int(job[words.HIDDEN]), int(job[words.FFN])
+        limit = int(RUN_FLOPS / max(1, 4 * hidden * ffn))
         crowded = self._sharing > 1 or self.threads > self.cores
-        job[words.PAUSE_NS], job[words.SPINS], job[words.YIELDS] = PAUSE_NS, *(CROWDED if crowded else ALONE)
-        job[words.LOCK], job[words.STATE] = self._lock.ctypes.data, self.state.ctypes.data
-        job[words.SCRATCH] = self._scratch.ctypes.data
-        job[words.SCRATCH_STEP] = self._scratch_step
-        job[words.RUNS], job[words.SHARED_ROWS] = 1, column_runs.MOST_ROWS
-        job[words.UP_SHARES], job[words.DOWN_SHARES] = (
-            column_runs.shares(int(job[words.FFN])),
-            column_runs.shares(int(job[words.HIDDEN])),
-        )
-        job[words.WIRE] = self._memory.wire
+        spins, yields = CROWDED if crowded else ALONE
+        self.fill_engine(
+            job, schema.CPU, spins=spins, yields=yields, return_stride=row_stride(hidden), merge_polls=PATIENCE,
+            pause_ns=PAUSE_NS, packed=0, scratch=self._scratch.ctypes.data, lock=self._lock.ctypes.data,
+            wire=self.wire, state=self.state.ctypes.data,
+        )  # fmt: skip
+        jobs.fill(
+            job, schema.TILE, schema.CPU, tile=TILE, batch=BATCH, merge_rows=MERGE_ROWS, runs=1,
+            run_rows=min(BATCH, max(RUN_LEAST, limit // GROUP * GROUP)), shared_rows=column_runs.MOST_ROWS,
+            up_shares=column_runs.shares(ffn), down_shares=column_runs.shares(hidden), all_shared=0,
+            scratch_step=self._scratch_step, run_step=0, run_pitch=0,
+        )  # fmt: skip
 
     # ------------------------------------------------------------ calls
 

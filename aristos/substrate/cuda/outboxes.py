@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...engine import codes, words
+from ...engine import job as jobs
 from ...engine.layout import LINE, WORD, Shape, StateLayout, lines
 from ...errors import MemoryProblem
 from ...host.nodes import Nodes
@@ -115,21 +116,13 @@ class DeviceMemory(EngineMemory):
         return Sides(jobs[0], st, jobs[1], device_st)
 
     def _job(self, tables: StateLayout, wire: int) -> np.ndarray:
-        job = np.zeros(words.JOB_WORDS + self.group.world + 1, np.int64)
-        self.layout.fill(job)
-        tables.fill(job)
-        job[words.RANK], job[words.WORLD], job[words.REMOTE], job[words.WIRE] = (
-            self.group.rank,
-            self.group.world,
-            len(self.remote),
-            wire,
-        )
-        job[words.STRIDE], job[words.RING_ROWS], job[words.SLOTS] = (
-            self.shape.stride,
-            self.shape.ring_rows,
-            self.shape.slots,
-        )
-        job[words.RETURN_STRIDE], job[words.SLOT_START] = lines(self.shape.stride), words.JOB_WORDS
+        job = np.zeros(jobs.size(0, self.group.world), np.int64)
+        jobs.fill_layout(job, self.shape, tables)
+        jobs.fill_placement(job, [], [0] * (self.group.world + 1))
+        jobs.update(
+            job, rank=self.group.rank, world=self.group.world, remote=len(self.remote), wire=wire,
+            return_stride=lines(self.shape.stride),
+        )  # fmt: skip
         return job
 
     def start(self, run: Callable[[], None]) -> None:

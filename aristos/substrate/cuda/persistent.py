@@ -61,25 +61,25 @@ def tiles(columns: int, tile: Tile) -> int:
     return padded(columns, COLUMNS) // tile.n
 
 
-def shared_runs(tile: Tile, hidden: int, ffn: int, gated: bool, grid: int) -> dict[int, int]:
+def shared_runs(tile: Tile, hidden: int, ffn: int, gated: bool, grid: int) -> dict[str, int]:
     """Words of a job of `grid` workers: how they share runs.
 
     A share is one tile, or as many as leave each worker SHARES_A_WORKER of a phase. There are enough runs that all
     workers have a share of the smaller phase, and one more, which starts while others end. The rank needs
     RUNS * RUN_STEP bytes of scratch, for hidden activations.
     """
-    found = {words.ALL_SHARED: 1, words.SHARED_ROWS: tile.m, words.SCRATCH_STEP: 0}
+    found = {"all_shared": 1, "shared_rows": tile.m, "scratch_step": 0}
     for word, columns in (
-        (words.UP_SHARES, padded(ffn, INTERLEAVE) * 2 if gated else ffn),
-        (words.DOWN_SHARES, hidden),
+        ("up_shares", padded(ffn, INTERLEAVE) * 2 if gated else ffn),
+        ("down_shares", hidden),
     ):
         count = tiles(columns, tile)
         each = -(-count // (SHARES_A_WORKER * grid))
         found[word] = -(-count // each)
-    least = min(found[words.UP_SHARES], found[words.DOWN_SHARES])
-    found[words.RUNS] = min(MOST_RUNS, 1 + -(-grid // least))
-    found[words.RUN_PITCH] = hidden_pitch(ffn, tile.kind)
-    found[words.RUN_STEP] = tile.m * found[words.RUN_PITCH]
+    least = min(found["up_shares"], found["down_shares"])
+    found["runs"] = min(MOST_RUNS, 1 + -(-grid // least))
+    found["run_pitch"] = hidden_pitch(ffn, tile.kind)
+    found["run_step"] = tile.m * found["run_pitch"]
     return found
 
 
@@ -182,7 +182,7 @@ def _share(tile: Tile) -> Any:
                 job[words.UP] + job[words.UP_STEP] * expert,
                 job[words.UP_BIAS] + job[words.UP_BIAS_STEP] * expert,
             )
-            doubled = 1 if job[words.GATE] != 0 else 0
+            doubled = 1 if job[words.GATED] != 0 else 0
             columns = 2 * ((ffn + INTERLEAVE - 1) // INTERLEAVE * INTERLEAVE) if doubled != 0 else ffn
             width, depth, code = ffn, size * hidden, job[words.ACTIVATION]
         else:

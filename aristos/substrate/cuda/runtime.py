@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ...config import OVERDUE
-from ...engine import arrivals, codes, words
+from ...engine import arrivals, codes, schema, words
+from ...engine import job as jobs
 from ...engine.layout import LINE, WORD, Shape, StateLayout, lines, word_from
 from ...errors import AristosError, EnvironmentProblem, PoisonedError, WaitTimeout
 from ...host import mpi_facts
@@ -125,7 +126,7 @@ class CudaRuntime(Runtime):
         memory.fill(state, tables.starts)
         self.state_at = self._on_all(lambda: self.device.allocate(WORD * tables.words + LINE))
         if not self._failure_job_at:  # allocated and loaded now: to notify peers of a failure must need neither
-            self._failure_job_at = self._on_all(lambda: self.device.allocate(WORD * (words.JOB_WORDS + 1)))
+            self._failure_job_at = self._on_all(lambda: self.device.allocate(WORD * (jobs.size(0, 0))))
             self._on_all(lambda: self.device.load(persistent.FAIL))
         self.device.copy_in(self.state_at, state)
         self.device.synchronize()
@@ -162,19 +163,18 @@ class CudaRuntime(Runtime):
 
     def fill(self, job: np.ndarray) -> None:
         """See `Runtime.fill`."""
-        self.fill_shape(job)
-        job[words.PACKED], job[words.STATE] = 1, self.state_at
-        job[words.LOCK] = self.state_at + WORD * self.tables.words
-        job[words.RETURN_STRIDE] = lines(int(job[words.ROW_BYTES]))
-        job[words.SCRATCH], job[words.MERGE_POLLS] = self._scratch_at, PATIENCE
+        self.fill_engine(
+            job, schema.CUDA, return_stride=lines(int(job[words.ROW_BYTES])), merge_polls=PATIENCE, packed=1, wire=0,
+            scratch=self._scratch_at, lock=self.state_at + WORD * self.tables.words, state=self.state_at,
+        )  # fmt: skip
 
-    def fill_tile(self, job: np.ndarray, tile: Tile, blocks: int) -> None:
-        """Write into a job, whose weights are known, what depends on the kernel that runs it."""
-        job[words.TILE] = job[words.BATCH] = job[words.RUN_ROWS] = tile.m
-        job[words.MERGE_ROWS], job[words.WORKERS] = tile.m // 2, blocks
-        runs = persistent.shared_runs(tile, int(job[words.HIDDEN]), int(job[words.FFN]), bool(job[words.GATE]), blocks)
-        for word, value in runs.items():
-            job[word] = value
+    def fill_tile(self, job: np.ndarray, tile: Tile, blocks: int, gated: bool) -> None:
+        """Write into a job what depends on the kernel that runs it. gated: do experts have a gate projection?"""
+        runs = persistent.shared_runs(tile, int(job[words.HIDDEN]), int(job[words.FFN]), gated, blocks)
+        jobs.fill(
+            job, schema.TILE, schema.CUDA, tile=tile.m, batch=tile.m, run_rows=tile.m, merge_rows=tile.m // 2, **runs
+        )
+        job[words.WORKERS] = blocks
 
     # ------------------------------------------------------------ calls
 

@@ -1,19 +1,19 @@
-"""relu, gelu (erf), gelu_tanh, silu and gpt-oss's gate on float32, written so that LLVM turns each loop into
-vector code.
+"""The activations of `config.ACTIVATIONS` on float32, a function each. LLVM turns loops of them into vector code.
 
 No libm call, no branch, no reassociation: a value's bits depend on the value alone, not on its place in a vector.
-Accuracy is a few units in the last place of the result's own scale (tests compare with float64).
+Accuracy is a few units in the last place of the result's own scale (tests compare with float64). To add one: its rule
+in config.py, a function here and one in reference.py, each of the same name.
 """
 
 import math
 
 import numpy as np
 
+from ...config import ACTIVATIONS
 from ...primitives import memory as mem
 from ...primitives.compile import jit
+from .branches import implementations
 
-RELU, GELU, GELU_TANH, SILU, SWIGLU_OAI = range(5)
-CODES = {"relu": RELU, "gelu": GELU, "gelu_tanh": GELU_TANH, "silu": SILU, "swiglu_oai": SWIGLU_OAI}
 LIMIT_SHIFT = 32  # of a word: an activation's code below, the bits of its limit as float32 above
 
 _f = np.float32
@@ -88,10 +88,15 @@ def swiglu_oai(x):
     return x * logistic(OAI_SCALE * x)
 
 
+FUNCTIONS = implementations({name: rule.code for name, rule in ACTIVATIONS.items()}, globals())
+(SHIFTED,) = (rule for rule in ACTIVATIONS.values() if rule.shift)  # kernels have a place for one
+SHIFTED_CODE, SHIFT = SHIFTED.code, _f(SHIFTED.shift)
+
+
 def word(activation: str, limit: float | None = None) -> int:
-    """What kernels are told of an activation: its code and its limit, in 64 bits."""
+    """The 64 bits by which kernels know an activation and its limit."""
     bits = np.array(np.inf if limit is None else limit, np.float32).view(np.uint32)
-    return CODES[activation] | int(bits) << LIMIT_SHIFT
+    return ACTIVATIONS[activation].code | int(bits) << LIMIT_SHIFT
 
 
 @jit
@@ -111,54 +116,17 @@ def at_most(x, limit):
 
 @jit
 def factor(x, limit, shift):
-    """What a gate is multiplied by, of a product's float32."""
+    """What a gate multiplies: the other projection's product, bounded and shifted."""
     return (-limit if x < -limit else at_most(x, limit)) + shift
 
 
 @jit
-def shifts(code):
-    """What is added to the factor of a gate: 1 in gpt-oss's swiglu."""
-    return ONE if code == SWIGLU_OAI else ZERO
+def shift_of(code):
+    """What is added to a gate's factor: 1 in gpt-oss's swiglu."""
+    return SHIFT if code == SHIFTED_CODE else ZERO
 
 
 @jit
 def plain(word):
     """Whether a gate's factor is the product as it is."""
-    return code_of(word) != SWIGLU_OAI and limit_of(word) == INFINITY
-
-
-@jit
-def activate(word, addr, n):
-    """Apply an activation in place to n float32 at `addr`."""
-    v = mem.floats(addr, n)
-    code, limit = code_of(word), limit_of(word)
-    if limit < INFINITY:
-        for i in range(n):
-            v[i] = at_most(v[i], limit)
-    if code == RELU:
-        for i in range(n):
-            v[i] = relu(v[i])
-    elif code == GELU:
-        for i in range(n):
-            v[i] = gelu(v[i])
-    elif code == GELU_TANH:
-        for i in range(n):
-            v[i] = gelu_tanh(v[i])
-    elif code == SILU:
-        for i in range(n):
-            v[i] = silu(v[i])
-    else:
-        for i in range(n):
-            v[i] = swiglu_oai(v[i])
-
-
-@jit
-def multiply(word, addr, by, n):
-    """Multiply n float32 at `addr`, bounded and shifted as an activation asks, by its gate's at `by`."""
-    v, w = mem.floats(addr, n), mem.floats(by, n)
-    if not plain(word):
-        limit, shift = limit_of(word), shifts(code_of(word))
-        for i in range(n):
-            v[i] = factor(v[i], limit, shift)
-    for i in range(n):
-        v[i] = v[i] * w[i]
+    return code_of(word) != SHIFTED_CODE and limit_of(word) == INFINITY

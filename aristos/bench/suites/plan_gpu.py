@@ -1,15 +1,15 @@
-"""Suite `plan` on cards: the planner's groups against its baselines, run; a stage predicted beside a stage measured.
+"""Suite `plan` on GPUs: runs the planner's groups and its baselines, and compares a stage with its prediction.
 
-The ranks are of one node, a card each. Nothing is slowed: alpha and beta are those of copies between the cards, one at
-a time, each card's rate is that of one product, all cards at once; both are measured before. A card has room for all
-experts; from four on for half of them. What is planned is inference: no all-reduce. Every different partition is a
-layer a group, MoE(backend="cuda") with that plan, captured in a CUDA graph; they run in turns on the same tokens:
+The ranks are on one node, one GPU each, and no link is slowed. Two things are measured first: alpha and beta of copies
+between GPUs, one copy at a time, and each GPU's rate for one product, all GPUs at once. A GPU may hold all experts;
+with four GPUs or more, half of them. The plan is for inference: no all-reduce. Every distinct partition becomes one
+layer per group, MoE(backend="cuda") with that plan, captured in a CUDA graph. They take turns on the same tokens:
 
-    stage       the slowest rank's call, by events; predicted: pi + C of the slowest group
-    speedup     how many times faster the planned partition's stage is than this one's, turn by turn
+    stage       time of the slowest rank's call, by events; predicted: pi + C of the slowest group
+    speedup     time of this partition's stage over that of the planned one, turn by turn
 
-What of a stage are experts and what is waiting is not told apart on cards: the kernel does both at once. It refuses to
-report a time of an output that the float64 oracle did not pass.
+A stage is not split into experts and waits: the kernel overlaps them. Every output is checked against the float64
+oracle.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from ...planner import Problem, parse
 from ...results import Table
 from ...transport.ipc import IpcWindow
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
+from ..gpu.calls import Played, routed_call
+from ..gpu.clock import Gpu, ratios
 from ..measure import Summary, gathered
-from ..registry import on_cuda
-from ..suites.plan import CROSSINGS, MIB, STAGES, Entry, entries_of
+from ..registry import gpu_suite
 from ..workload import Workload
-from .calls import Played, routed_call
-from .clock import Gpu, ratios
+from .plan import CROSSINGS, MIB, STAGES, Entry, entries_of
 
-SIZES = (4096, 16 << 20)  # bytes of the copies that alpha and beta come from
-TURNS = 10  # of what is measured for the problem
-MOST_ROWS = 1024  # of the product that a rate comes from
+SIZES = (4096, 16 << 20)  # bytes of the copies that give alpha and beta
+TURNS = 10  # of each measurement for the problem
+MOST_ROWS = 1024  # of the product that gives a rate
 
 COLUMNS = (
     Column("plan", "plan"),
@@ -61,46 +61,46 @@ def usual(gpu: Gpu, call: Any) -> float:
 
 
 def links(gpu: Gpu) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(alpha_us, beta_us_per_mib) [W, W] of copies from card to card, the mean of both ways. Collective."""
-    world, card = gpu.world, gpu.card
-    window = IpcWindow(world.comm, card, SIZES[-1])
-    source, made = gpu.allocate(SIZES[-1]), np.zeros((2, world.size))
+    """(alpha_us, beta_us_per_mib), [W, W], of copies from GPU to GPU, the mean of both directions. Collective."""
+    world, device = gpu.world, gpu.device
+    window = IpcWindow(world.comm, device, SIZES[-1])
+    source, mine = gpu.allocate(SIZES[-1]), np.zeros((2, world.size))
     for origin in range(world.size):  # one at a time
         for p in range(world.size):
             if origin == world.rank and p != origin:
-                few, many = (usual(gpu, partial(card.copy, window.base[p], source, n, gpu.stream)) for n in SIZES)
-                made[:, p] = few * 1e6, max(0.0, many - few) * 1e6 * MIB / (SIZES[1] - SIZES[0])
+                few, many = (usual(gpu, partial(device.copy, window.base[p], source, n, gpu.stream)) for n in SIZES)
+                mine[:, p] = few * 1e6, max(0.0, many - few) * 1e6 * MIB / (SIZES[1] - SIZES[0])
         world.barrier()
     window.close()
     gpu.free(source)
-    both = np.stack(world.allgather(made), axis=1)  # [2, from, to]
+    both = np.stack(world.allgather(mine), axis=1)  # [2, from, to]
     both = (both + both.swapaxes(1, 2)) / 2
     return both[0], both[1]
 
 
 def rate(gpu: Gpu, work: Workload, tokens: int) -> float:
-    """This card's MFLOP a us, of a product with as many rows as an expert gets, while the other cards do the same."""
+    """This GPU's MFLOP per us in a product with as many rows as an expert has, all GPUs at once. Collective."""
     from ...kernels.cuda.gemm import tile_for
-    from .gemm import OURS, Products
+    from .gemm_gpu import OURS, Products
 
     cfg, kind = work.cfg, KINDS[work.cfg.dtype]
     rows = max(1, min(MOST_ROWS, tokens * cfg.top_k * work.world.size // cfg.experts))
     columns = cfg.ffn * (2 if cfg.gated else 1)
     product = Products(gpu, kind, 1, cfg.hidden, columns, None, rows)
     gpu.world.barrier()
-    seconds = usual(gpu, product.calls(rows, tile_for(kind, rows, gpu.card.arch))[OURS])
+    seconds = usual(gpu, product.calls(rows, tile_for(kind, rows, gpu.device.arch))[OURS])
     return 2.0 * rows * cfg.hidden * columns / seconds / 1e12
 
 
 def problem_of(ctx: Context, gpu: Gpu, work: Workload, tokens: int) -> Problem:
-    """What Equation 1 is told of these cards. Costs are MFLOP. Collective; the same on every rank."""
+    """The problem of these GPUs, from measurements. Costs in MFLOP. Collective; equal on every rank."""
     from ...kernels.cuda.tile import BYTES
 
     cfg, n = work.cfg, ctx.world.size
     alpha, beta = links(gpu)
-    room = cfg.experts if n < 4 else -(-cfg.experts // 2)
+    memory = cfg.experts if n < 4 else -(-cfg.experts // 2)
     rates = ctx.world.allgather(rate(gpu, work, tokens))
-    devices = [{"rate": each, "memory": room, "name": f"n0d{rank}"} for rank, each in enumerate(rates)]
+    devices = [{"rate": each, "memory": memory, "name": f"n0d{rank}"} for rank, each in enumerate(rates)]
     return parse(
         {
             "experts": cfg.experts,
@@ -132,14 +132,21 @@ class Running:
         self.graph = self.played.graph()
 
 
-@on_cuda("plan")
+@gpu_suite(
+    "plan",
+    "planned groups against baselines on links as they are; a stage predicted and measured",
+    order=90,
+    ranks=2,
+    share=2.0,
+    default=False,
+)
 def run(ctx: Context, gpu: Gpu) -> Result:
     if not ctx.world.nodes.single:
-        raise InputError("suite plan on cards is for ranks of one node: start them on one")
+        raise InputError("suite plan on GPUs needs all ranks on one node, got several nodes")
     shape, world = ctx.shape(), ctx.world
     tokens = max(shape.tokens)
     work = Workload(world, shape.cfg, ctx.options.seed)
-    ctx.tell("links and rates", 0.0)
+    ctx.report("links and rates", 0.0)
     problem = problem_of(ctx, gpu, work, tokens)
     entries = world.bcast(entries_of(problem) if world.lead else None)
     call, truth = routed_call(ctx, work, tokens, "uniform"), None
@@ -155,11 +162,12 @@ def run(ctx: Context, gpu: Gpu) -> Result:
             each.entry.error = max(each.entry.error, each.played.now(), each.played.error(each.graph))
             each.entry.times["stage"] = gathered(world, found[each.entry.name])
         world.barrier()
-    sheet = Sheet(f"plan on {gpu.card.name}: {shape}, {tokens} tokens a rank, {counted(world.size, 'rank')}", COLUMNS)
+    sheet = Sheet(
+        f"plan on {gpu.device.name}: {shape}, {tokens} tokens per rank, {counted(world.size, 'rank')}", COLUMNS
+    )
     sheet.records = [_record(work, each, entries[0]) for each in entries]
     sheet.notes = _notes(problem)
-    ok = all(record["check"] == VERDICTS[True] for record in sheet.records)
-    return Result(ok, [sheet], [_table(ctx, entries, problem)])
+    return Result(sheet.ok, [sheet], [_table(ctx, entries, problem)])
 
 
 def _record(work: Workload, entry: Entry, planned: Entry) -> dict[str, Any]:
@@ -180,7 +188,7 @@ def _notes(problem: Problem) -> list[str]:
     off = ~np.eye(n, dtype=bool)
     alpha, beta = problem.alpha_us[off], problem.beta_us_per_mib[off]
     return [
-        f"copies between cards: {alpha.min():.3g} to {alpha.max():.3g} us + {beta.min():.3g} to {beta.max():.3g} us a"
+        f"copies between GPUs: {alpha.min():.3g} to {alpha.max():.3g} us + {beta.min():.3g} to {beta.max():.3g} us per"
         f" MiB; rates: {problem.rate.min():.3g} to {problem.rate.max():.3g} TFLOP/s",
     ]
 

@@ -12,13 +12,13 @@ from .compiler import cuda
 from .memory_lowering import WARP as WARP
 
 LINE = 128  # bytes between words: none shares a line with another
-LOOKS = 64  # at a word, between two looks at the clock
+LOOKS = 64  # polls of a word between two reads of the clock
 THREADS = 256  # of a block of `put_rows`
 
 
 @cuda.jit(device=True)
 def arrived(word, value, limit):
-    """Wait until a word holds `value` or more; whether it came within the limit. By one thread."""
+    """Wait until a word holds `value` or more; False if it does not within the limit. By one thread."""
     since, looks = mem.clock(), 0
     while mem.load_acquire(word) < value:
         looks += 1

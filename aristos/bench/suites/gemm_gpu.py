@@ -1,10 +1,10 @@
-"""Suite `gemm` on a card: the tile product that experts run, by rows, against cuBLAS on the same rows.
+"""Suite `gemm` on GPUs: the tile product that experts run, by rows, against cuBLAS on the same rows.
 
-A call is the first product of every expert of the shape, [rows, H] times [H, F], one launch each on either side; F is
-twice as wide where the layer is gated. No activation and no bias: both would favour the fused kernel. The experts'
-weights lie one after another and are all read in a call. Ours writes rows in the type of x, as cuBLAS does.
+A call is the first product of every expert of the shape, [rows, H] times [H, F], one launch per expert on either side;
+F doubles if the layer is gated. There is neither activation nor bias: both would favour the fused kernel. A call reads
+the weights of all experts, which follow each other in memory. Both sides write rows in the type of x.
 
-It refuses to report a rate of an output that float64 did not pass.
+Every output is checked against float64.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 from ...layer.device_arrays import KINDS
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet
-from ..measure import Summary
-from ..registry import on_cuda
+from ..gpu.clock import Gpu, ratios
+from ..gpu.cublas import Cublas, cublas_or_why
+from ..measure import Summary, padded
+from ..registry import gpu_suite
 from ..workload import TOLERANCE
-from .clock import Gpu, ratios
-from .cublas import Cublas, cublas_or_why
 
 ROWS = (16, 64, 256, 1024)
 MOST_EXPERTS = 8
@@ -44,35 +44,35 @@ COLUMNS = (
 
 
 class Products:
-    """Weights of some experts on the card, rows, and who multiplies them."""
+    """Weights of some experts and rows on the GPU, and the calls that multiply them."""
 
     def __init__(self, gpu: Gpu, kind: str, experts: int, hidden: int, columns: int, blas: Cublas | None,
                  most_rows: int) -> None:  # fmt: skip
         from ...kernels.cuda.pack import narrow, outputs, pack, pack_bias, unpacked, widen
         from ...kernels.cuda.tile import BYTES
-        from .plain import plain
+        from ..gpu.unpack import unpacked_copy
 
         self.gpu, self.kind, self.experts, self.blas = gpu, kind, experts, blas
         self.hidden, self.columns, self.size = hidden, columns, BYTES[kind]
         rng = np.random.default_rng(0)
         weight = rng.standard_normal((hidden, columns), np.float32) * np.float32(hidden**-0.5)
-        packed = pack(weight, kind)  # the experts' weights are equal, and lie in different places
+        packed = pack(weight, kind)  # equal weights for all experts, at different addresses
         rows = unpacked(packed)
         self.step, self.pitch, self.padded = packed.nbytes, rows.strides[0], outputs(packed)
         self.weights = gpu.allocate(experts * packed.nbytes)
         for e in range(experts):
-            gpu.card.copy_in(self.weights + e * packed.nbytes, packed, gpu.stream)
-        self.plain = plain(gpu, self.weights, experts * packed.nbytes, self.pitch) if blas is not None else 0
+            gpu.device.copy_in(self.weights + e * packed.nbytes, packed, gpu.stream)
+        self.plain = unpacked_copy(gpu, self.weights, experts * packed.nbytes, self.pitch) if blas is not None else 0
         self.bias = gpu.array(pack_bias(None, self.padded))
         self.truth = widen(rows[:columns, :hidden], kind).astype(np.float64).T
         most = most_rows * experts
         x = narrow(rng.standard_normal((most, hidden), np.float32), kind)
         self.sample = widen(x, kind)
-        # bytes between rows: of x whole 16, of y whole 16 too
+        # bytes between rows of x and of y: multiples of 16
         self.x, self.y = gpu.array(x, kind), gpu.array(np.zeros((most, columns), x.dtype), kind)
 
     def calls(self, rows: int, tile: Any) -> dict[str, Callable[[], None]]:
-        """The two contestants on so many rows an expert."""
+        """The calls of both sides on `rows` rows per expert."""
         from ...kernels.cuda.catalogue import product_kernel
         from ...kernels.cuda.epilogue import NONE
 
@@ -103,10 +103,10 @@ class Products:
         return {OURS: ours} | ({BLAS: blas} if self.blas is not None else {})
 
     def error(self, call: Callable[[], None], rows: int) -> float:
-        """The largest error of some rows over the largest value, after a call on cleared outputs."""
+        """The largest error of some rows over the largest value, after a call. The outputs are cleared before."""
         from ...kernels.cuda.pack import widen
 
-        self.gpu.card.clear(self.y.at, self.y.nbytes, self.gpu.stream)
+        self.gpu.device.clear(self.y.at, self.y.nbytes, self.gpu.stream)
         call()
         y, last = widen(self.y.get(), self.kind), rows * (self.experts - 1)
         some = np.r_[0 : min(rows, CHECKED), last : last + min(rows, CHECKED)]
@@ -114,7 +114,7 @@ class Products:
         return float(np.abs(y[some] - want).max() / np.abs(want).max())
 
 
-@on_cuda("gemm")
+@gpu_suite("gemm", "the tile product against cuBLAS", order=50)
 def run(ctx: Context, gpu: Gpu) -> Result:
     from ...kernels.cuda.gemm import tile_for
 
@@ -125,11 +125,11 @@ def run(ctx: Context, gpu: Gpu) -> Result:
     work = Products(gpu, kind, experts, shape.cfg.hidden, columns, blas, max(ROWS))
     flops = 2.0 * shape.cfg.hidden * columns * experts
     size = f"[rows, {shape.cfg.hidden}] x [{shape.cfg.hidden}, {columns}]"
-    title = f"gemm on {gpu.card.name}: {experts} experts, {kind}, {size}"
+    title = f"gemm on {gpu.device.name}: {experts} experts, {kind}, {size}"
     sheet, times = Sheet(title, COLUMNS), []
     for i, rows in enumerate(ROWS):
-        ctx.tell(f"{rows} rows", i / len(ROWS))
-        tile = tile_for(kind, rows, gpu.card.arch)
+        ctx.report(f"{rows} rows", i / len(ROWS))
+        tile = tile_for(kind, rows, gpu.device.arch)
         calls: dict[str, Any] = dict(work.calls(rows, tile))
         errors = {name: ctx.world.largest(work.error(call, rows)) for name, call in calls.items()}
         found = gpu.in_turns(calls, ctx.left() / (len(ROWS) - i), ctx.options.warmup, ctx.options.iters)
@@ -147,18 +147,13 @@ def run(ctx: Context, gpu: Gpu) -> Result:
         sheet.records.append(record)
     if why:
         sheet.notes.append(why)
-    ok = all(record["check"] == VERDICTS[True] for record in sheet.records)
-    return Result(ok, [sheet], [_table(ctx, times, flops)])
+    return Result(sheet.ok, [sheet], [_table(ctx, times, flops)])
 
 
 def _table(ctx: Context, times: list[dict[str, np.ndarray]], flops: float) -> Table:
-    """Raw times; the shorter ones end in NaN."""
+    """Raw times."""
     names = list(times[0])
-    longest = max(len(t) for found in times for t in found.values())
-    seconds = np.full((len(names), len(ROWS), longest), np.nan)
-    for i, found in enumerate(times):
-        for j, name in enumerate(names):
-            seconds[j, i, : len(found[name])] = found[name]
+    seconds = padded([[found[name] for found in times] for name in names])
     table = Table("gemm", "gemm_cuda", attributes={"shape": str(ctx.shape()), "flops_a_row_of_every_expert": flops})
-    table.dim("kernel", names).dim("rows", ROWS, "1", "rows of each expert").dim("turn", np.arange(longest))
+    table.dim("kernel", names).dim("rows", ROWS, "1", "rows of each expert").dim("turn", np.arange(seconds.shape[-1]))
     return table.add("time", ("kernel", "rows", "turn"), seconds, "s", "the product of every expert")

@@ -1,14 +1,14 @@
-"""Suite `idle` on cards: how much of the blocks' time finds nothing to do, and how far the slowest call strays.
+"""Suite `idle` on GPUs: the share of block time without work, and the spread of the slowest call.
 
-    idle        over all ranks, time that blocks of the persistent kernel waited for something to do / (blocks x time of
-                the slowest rank's call), as on CPUs (`suites/idle.py`): waits inside a call, and what lies between a
-                rank's own call and the slowest rank's end
+    idle        over all ranks, time that blocks of the persistent kernel waited for work / (blocks x time of the
+                slowest rank's call). As on CPUs (`suites/idle.py`) it includes waits inside a call, and the time from a
+                rank's own end to the slowest rank's end
     straggler   time of the slowest rank's call / its minimum over the run, at p50 and p95
 
-under routings of rising skew and, where there are several ranks, with one that comes late: the last one's host waits
-half a call before its own. A block counts its waits by the card's global timer, which on some cards moves by the
-microsecond. Calls are launches of a CUDA graph, timed by events. Launching and the router's kernels, which run before
-there are such blocks, are no idle time here. It refuses to time an output that the float64 oracle did not pass.
+Routings of rising skew and, with several ranks, one with a late rank: the last rank's host waits half a call before its
+own. A block measures its waits by the GPU's global timer, which on some GPUs has steps of a microsecond. Calls are
+launches of a CUDA graph, timed by events. Launches and the router's kernels, which run before the persistent kernel, do
+not count as idle. Every output is checked against the float64 oracle.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import numpy as np
 from ...engine import words
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
-from ..measure import Summary, gathered
-from ..registry import on_cuda
+from ..gpu.calls import Played, held
+from ..gpu.clock import Gpu
+from ..measure import Summary, gathered, padded
+from ..registry import gpu_suite
 from ..routing import busiest_over_mean
-from ..suites.idle import LATE, PATTERNS, idle_share
 from ..workload import Workload
-from .calls import Played, held
-from .clock import Gpu
+from .idle import LATE, PATTERNS, idle_share
 
 GRAPH = "aristos graph"
 
@@ -51,7 +51,8 @@ COLUMNS = (
 
 @dataclass
 class Player:
-    """Calls of one routing. late: seconds that this rank's host waits before its own; idle: of each timed turn."""
+    """Calls of one routing. late: seconds that this rank's host waits before a call; idle: seconds of each timed turn;
+    times, lost: [world, turns] seconds of calls, and idle seconds in them."""
 
     played: Played
     pattern: str
@@ -63,11 +64,11 @@ class Player:
     lost: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     def call(self, graph: Callable[[], None]) -> Callable[[], None]:
-        """What is timed."""
+        """The function that is timed."""
         gpu = self.played.gpu
 
         def late() -> None:
-            gpu.card.synchronize(gpu.stream)  # the clock runs from here
+            gpu.device.synchronize(gpu.stream)  # the timed interval starts here
             end = time.perf_counter() + self.late
             while time.perf_counter() < end:
                 pass
@@ -76,12 +77,12 @@ class Player:
         return late if self.late else graph
 
     def note(self, name: str, turn: int) -> None:
-        """Read what the blocks counted in the call that has ended; a late start is idle time, as on CPUs."""
+        """Record the idle time of the call that has ended; a late start is idle time, as on CPUs."""
         if turn >= 0:
             self.idle.append(idle_seconds(self.played) + self.blocks * self.late)
 
     def measure(self, ctx: Context, seconds: float) -> None:
-        """Check, time and check again; collective."""
+        """Check, time and check again. Collective."""
         gpu, played = self.played.gpu, self.played
         graph = played.graph()
         self.errors.append(played.error(graph))
@@ -97,25 +98,25 @@ class Player:
 
 
 def idle_seconds(played: Played) -> float:
-    """What this rank's blocks waited in the last call, summed over blocks."""
+    """Seconds that this rank's blocks waited in the last call, summed over blocks."""
     runtime = played.moe._alive()
     runtime.read_all(played.gpu.stream)
     counters = runtime.counted.counters(runtime.state[runtime.counted.first :])
     return float(counters[words.N_IDLE]) * 1e-9
 
 
-@on_cuda("idle")
+@gpu_suite("idle", "time of blocks without anything to do, and stragglers", order=70, share=3.0)
 def run(ctx: Context, gpu: Gpu) -> Result:
     shape, world = ctx.shape(), ctx.world
     work = Workload(world, shape.cfg, ctx.options.seed)
-    ctx.tell("weights", 0.0)
+    ctx.report("weights", 0.0)
     moe = work.layer("fused", None, backend="cuda")
     tokens = shape.tokens[-1]
     done: list[Player] = []
     patterns = [name for name in PATTERNS if world.size > 1 or name in ("uniform", "zipf")]
     for i, pattern in enumerate(patterns):
-        ctx.tell(pattern, i / len(patterns))
-        # all to one would take as many times longer as there are ranks: rank 0 gets the rows of two
+        ctx.report(pattern, i / len(patterns))
+        # with all rows to rank 0 a call would last W times as long; so fewer tokens: rank 0 gets the rows of two
         count = max(1, 2 * tokens // max(2, world.size)) if pattern == "one" else tokens
         call = held(work, work.call(count, "uniform" if pattern == "late rank" else pattern, i))
         player = Player(Played(gpu, work, moe, call), pattern)
@@ -124,13 +125,12 @@ def run(ctx: Context, gpu: Gpu) -> Result:
         player.measure(ctx, ctx.left() / (len(patterns) - i))
         done.append(player)
     moe.close()
-    sheet = Sheet(f"idle on {gpu.card.name}: {shape}, {counted(world.size, 'rank')}", COLUMNS)
+    sheet = Sheet(f"idle on {gpu.device.name}: {shape}, {counted(world.size, 'rank')}", COLUMNS)
     sheet.records = [_record(work, player) for player in done]
     if world.size == 1:
-        sheet.notes.append("one rank: nobody is late, and all rows are its own whatever the routing")
-    sheet.notes.append("launching and the router's kernels are no idle time here")
-    ok = all(record["check"] == VERDICTS[True] for record in sheet.records)
-    return Result(ok, [sheet], [_table(ctx, work, done)])
+        sheet.notes.append("one rank: there is no late rank, and all rows are its own with any routing")
+    sheet.notes.append("launches and the router's kernels do not count as idle")
+    return Result(sheet.ok, [sheet], [_table(ctx, work, done)])
 
 
 def _record(work: Workload, player: Player) -> dict[str, Any]:
@@ -147,18 +147,15 @@ def _record(work: Workload, player: Player) -> dict[str, Any]:
 
 
 def _table(ctx: Context, work: Workload, done: list[Player]) -> Table:
-    """Raw times of every rank; the shorter ones end in NaN."""
-    world, longest = ctx.world.size, max(player.times.shape[1] for player in done)
-    both = np.full((2, len(done), world, longest), np.nan)
-    for i, player in enumerate(done):
-        for j, each in enumerate((player.times, player.lost)):
-            both[j, i, :, : each.shape[1]] = each
+    """Raw times of every rank."""
+    world = ctx.world.size
+    times, lost = padded([[player.times for player in done], [player.lost for player in done]])
     table = Table("idle", "idle_cuda", attributes={"shape": str(ctx.shape()), "late": LATE})
     table.dim("pattern", [player.pattern for player in done]).dim("rank", np.arange(world))
-    table.dim("turn", np.arange(longest))
+    table.dim("turn", np.arange(times.shape[-1]))
     over = ("pattern", "rank", "turn")
-    table.add("call_time", over, both[0], "s", "one call on one rank, a late start included, by events")
-    table.add("idle_time", over, both[1], "s", "its blocks' time without anything to do, summed over blocks")
+    table.add("call_time", over, times, "s", "one call on one rank, a late start included, by events")
+    table.add("idle_time", over, lost, "s", "its blocks' time without anything to do, summed over blocks")
     table.add("blocks", "pattern", [player.blocks for player in done], "1", "blocks of the persistent kernel on a rank")
     rows = [np.bincount(work.placement, player.played.rows, world).astype(np.int64) for player in done]
     return table.add("rows", ("pattern", "rank"), rows, "1", "rows the rank's experts compute a call")

@@ -1,15 +1,15 @@
-"""Suite `progress` on cards: does a call need the host while it runs, and what does it cost the host?
+"""Suite `progress` on GPUs: whether a call needs the host while it runs, and the host's cost of a call.
 
-On CPUs the question is who moves what was put while the target computes (`suites/progress.py`). On a card blocks move
-rows themselves; between nodes a thread of the host, the proxy, calls MPI for them. So, of a burst of calls, each a CUDA
-graph,
+On CPUs this suite times MPI puts while the target computes (`suites/progress.py`). On a GPU blocks move rows
+themselves; between nodes the proxy thread of the host calls MPI for them. The suite times a burst of calls, each a CUDA
+graph, while the
 
-    host waits      the host waits for the burst
-    host computes   it multiplies matrices meanwhile, on the threads that BLAS has, and leaves the card alone
+    host waits      for the burst
+    host computes   matrix products, on BLAS's threads, without using the GPU
 
-and how much longer the host takes for the same work beside a burst than without one. On one node there is no proxy, and
-a note says that nothing of it was measured: times then show only that nobody waits for the host. It refuses to time an
-output that the float64 oracle did not pass.
+and how much longer the host's work takes beside a burst. On one node there is no proxy thread, so its cost is not
+measured, as a note says; the times then show only that no block waits for the host. Every output is checked against
+the float64 oracle.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import numpy as np
 
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
-from ..measure import gathered, no_gc
-from ..registry import on_cuda
+from ..gpu.calls import Played, routed_call
+from ..gpu.clock import Gpu, ratios
+from ..measure import gathered, no_gc, padded
+from ..registry import gpu_suite
 from ..workload import Workload
-from .calls import Played, routed_call
-from .clock import Gpu, ratios
 
 WAITS, COMPUTES, ALONE = "host waits", "host computes", "host alone"
-CALLS = 20  # of a burst
-MATRIX = 256  # rows of what the host multiplies
+CALLS = 20  # per burst
+MATRIX = 256  # rows and columns of the host's matrix
 FEWEST, MOST = 5, 50  # bursts of each
 
 COLUMNS = (
@@ -49,21 +49,21 @@ COLUMNS = (
 
 
 class Work:
-    """What the host computes: products of one matrix, as many as last about as long as a burst."""
+    """The host's work: matrix products that together last about as long as a burst."""
 
     def __init__(self) -> None:
         self.matrix = np.random.default_rng(0).standard_normal((MATRIX, MATRIX), np.float32)
         self.out, self.rounds = np.empty_like(self.matrix), 1
 
     def __call__(self) -> float:
-        """Seconds it took."""
+        """Do the work; returns its seconds."""
         start = time.perf_counter()
         for _ in range(self.rounds):
             np.matmul(self.matrix, self.matrix, out=self.out)
         return time.perf_counter() - start
 
     def fit(self, seconds: float) -> None:
-        """Take as many rounds as fit the time, one at least."""
+        """Set the rounds that fit `seconds`, at least one."""
         self.rounds = 1
         one = min(self() for _ in range(5))
         self.rounds = max(1, int(seconds / max(one, 1e-7)))
@@ -76,18 +76,19 @@ class Bursts:
         self.gpu, self.graph, self.work = gpu, graph, Work()
 
     def burst(self, beside: bool) -> tuple[float, float]:
-        """(seconds of a call, by events; of the host's work)."""
+        """Run a burst; returns (seconds per call, by events; seconds of the host's work, 0 if not `beside`)."""
         before, after = self.gpu.events
         self.gpu.world.barrier()
-        self.gpu.card.record(before, self.gpu.stream)
+        self.gpu.device.record(before, self.gpu.stream)
         for _ in range(CALLS):
             self.graph()
-        self.gpu.card.record(after, self.gpu.stream)
+        self.gpu.device.record(after, self.gpu.stream)
         spent = self.work() if beside else 0.0
-        return self.gpu.card.elapsed(before, after) / CALLS, spent
+        return self.gpu.device.elapsed(before, after) / CALLS, spent
 
     def measure(self, seconds: float, asked: int | None) -> dict[str, np.ndarray]:
-        """[2, turns] of the calls, host waiting and computing; of the host's work, alone and beside a burst."""
+        """Seconds [2, turns] of "calls", host waiting and computing, and of "host", its work alone and beside a burst.
+        Collective."""
         world = self.gpu.world
         with no_gc(), self.gpu.here():
             once, _ = self.burst(False)
@@ -108,16 +109,18 @@ class Bursts:
         return {"calls": calls, "host": host}
 
 
-@on_cuda("progress")
+@gpu_suite(
+    "progress", "a burst of calls beside a busy host, and what the burst costs the host", order=40, default=False
+)
 def run(ctx: Context, gpu: Gpu) -> Result:
     shape = ctx.shape()
     work = Workload(ctx.world, shape.cfg, ctx.options.seed)
-    ctx.tell("weights", 0.0)
+    ctx.report("weights", 0.0)
     moe = work.layer("fused", None, backend="cuda")
-    sheet = Sheet(f"progress on {gpu.card.name}: {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
+    sheet = Sheet(f"progress on {gpu.device.name}: {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
     done = []
     for i, tokens in enumerate(shape.tokens):
-        ctx.tell(f"{tokens} tokens", i / len(shape.tokens))
+        ctx.report(f"{tokens} tokens", i / len(shape.tokens))
         played = Played(gpu, work, moe, routed_call(ctx, work, tokens))
         graph = played.graph()
         errors = [played.error(graph)]
@@ -129,9 +132,8 @@ def run(ctx: Context, gpu: Gpu) -> Result:
     moe.close()
     sheet.notes.append(f"bursts of {CALLS} calls; the host multiplies [{MATRIX}, {MATRIX}] matrices for about as long")
     if ctx.world.nodes.single:
-        sheet.notes.append("one node: no thread of the host moves rows here, so what the proxy takes was not measured")
-    ok = all(record["check"] == VERDICTS[True] for record in sheet.records)
-    return Result(ok, [sheet], [_table(ctx, done)])
+        sheet.notes.append("one node: there is no proxy thread, so its cost was not measured")
+    return Result(sheet.ok, [sheet], [_table(ctx, done)])
 
 
 def _record(work: Workload, tokens: int, found: dict[str, np.ndarray], error: float) -> dict[str, Any]:
@@ -148,15 +150,11 @@ def _record(work: Workload, tokens: int, found: dict[str, np.ndarray], error: fl
 
 
 def _table(ctx: Context, done: list[tuple[int, dict[str, np.ndarray]]]) -> Table:
-    """Raw times of every rank; the shorter ones end in NaN."""
-    longest = max(found["calls"].shape[-1] for _, found in done)
-    both = {name: np.full((len(done), 2, ctx.world.size, longest), np.nan) for name in ("calls", "host")}
-    for i, (_, found) in enumerate(done):
-        for name, times in found.items():
-            both[name][i, :, :, : times.shape[-1]] = times
+    """Raw times of every rank."""
+    calls, host = (padded([found[name] for _, found in done]) for name in ("calls", "host"))
     table = Table("progress", "progress_cuda", attributes={"shape": str(ctx.shape()), "calls": CALLS})
     table.dim("tokens", [tokens for tokens, _ in done], "1", "tokens per rank and call")
     table.dim("host", [WAITS, COMPUTES]).dim("beside", [ALONE, COMPUTES])
-    table.dim("rank", np.arange(ctx.world.size)).dim("turn", np.arange(longest))
-    table.add("call_time", ("tokens", "host", "rank", "turn"), both["calls"], "s", "one call of a burst, by events")
-    return table.add("host_time", ("tokens", "beside", "rank", "turn"), both["host"], "s", "the host's work")
+    table.dim("rank", np.arange(ctx.world.size)).dim("turn", np.arange(calls.shape[-1]))
+    table.add("call_time", ("tokens", "host", "rank", "turn"), calls, "s", "one call of a burst, by events")
+    return table.add("host_time", ("tokens", "beside", "rank", "turn"), host, "s", "the host's work")

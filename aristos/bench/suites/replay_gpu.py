@@ -1,13 +1,13 @@
-"""Suite `replay` on cards: a recorded routing played back, prefill batches and decode steps, against the unfused chain.
+"""Suite `replay` on GPUs: a recorded routing replayed, prefill batches and decode steps, against the unfused chain.
 
 Phases and steps are those of the CPU's suite (`suites/replay.py`): each step is one call with the routing of one
-recorded layer, whose ids and weights lie on the card. Each is captured in a CUDA graph:
+recorded layer, whose ids and weights are on the GPU. Each is captured in a CUDA graph:
 
     aristos graph   MoE(backend="cuda"), one launch of the graph
-    chain graph     `chain.py` with the same routing; one rank alone
+    chain graph     `chain.py` with the same routing; one rank only
 
-They take turns, step by step; caches are cold (`clock.py`). `against chain` is of whole passes. It refuses a step of
-which the float64 oracle did not pass some tokens, before all passes and after.
+They take turns, step by step, with cold caches (`clock.py`). `against chain` compares whole passes. Outputs of some
+tokens of every step are checked against the float64 oracle, before all passes and after.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from ...errors import InputError
 from ...models import with_max_tokens
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
+from ..gpu.calls import Played, held, sample
+from ..gpu.clock import Gpu, GpuArray, ratios
+from ..gpu.cublas import Cublas, cublas_or_why
 from ..measure import Summary, gathered, no_gc
-from ..registry import on_cuda
+from ..registry import gpu_suite
 from ..routing import busiest_over_mean
-from ..suites.replay import MOST_PASSES, MOST_STEPS, step_call
 from ..workload import Call, Workload
-from .calls import Played, held, sample
-from .clock import Gpu, OnCard, ratios
-from .cublas import Cublas, cublas_or_why
-from .layer import CHAIN, GRAPH, chained, room_of
+from .layer_gpu import CHAIN, GRAPH, chain_buffers, chained
+from .replay import MOST_PASSES, MOST_STEPS, step_call
 
-CHECKED = 4  # tokens of a step that the oracle computes
+CHECKED = 4  # tokens per step that the oracle computes
 
 COLUMNS = (
     Column("phase", "phase"),
@@ -56,17 +56,17 @@ COLUMNS = (
 
 @dataclass
 class Step:
-    """One recorded step on this rank. calls: what queues it, by name; outputs: where each writes."""
+    """One recorded step on this rank. calls: functions that launch it, by name; outputs: the array of each."""
 
     played: Played
     layer: int
     calls: dict[str, Any]
-    outputs: dict[str, OnCard]
+    outputs: dict[str, GpuArray]
 
 
 @dataclass
 class Phase:
-    """times: what -> [world, step, pass] seconds; tokens: [step] of all ranks; rows: [step, world]."""
+    """times: name -> [world, step, pass] seconds; tokens: [step] of all ranks; rows: [step, world]."""
 
     name: str
     steps: list[Step]
@@ -76,14 +76,16 @@ class Phase:
     times: dict[str, np.ndarray] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Keep the largest error of every step's calls; collective."""
+        """Check every step; `errors` keeps the largest error of each name. Collective."""
         for step in self.steps:
             for name, call in step.calls.items():
                 error = step.played.error(call, step.outputs[name])
                 self.errors[name] = max(self.errors.get(name, 0.0), error)
 
 
-@on_cuda("replay")
+@gpu_suite(
+    "replay", "a recorded routing (--routing FILE.npz), against the unfused chain", order=80, share=3.0, default=False
+)
 def run(ctx: Context, gpu: Gpu) -> Result:
     if ctx.trace is None:
         raise InputError("suite replay needs --routing FILE.npz, a recorded routing trace")
@@ -91,29 +93,29 @@ def run(ctx: Context, gpu: Gpu) -> Result:
     prefill = min(shape.tokens[-1], len(trace.ids))
     most = max(prefill, -(-len(trace.lengths) // ctx.world.size))
     work = Workload(ctx.world, with_max_tokens(shape.cfg, most), ctx.options.seed)
-    ctx.tell("weights", 0.0)
+    ctx.report("weights", 0.0)
     moe = work.layer("fused", None, backend="cuda")
     blas, why = cublas_or_why(gpu)
-    room = room_of(gpu, work, moe, blas, most)
-    sheet = Sheet(f"replay on {gpu.card.name}: {trace.path}, {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
+    buffers = chain_buffers(gpu, work, moe, blas, most)
+    sheet = Sheet(f"replay on {gpu.device.name}: {trace.path}, {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
     done = []
     for i, name in enumerate(MOST_STEPS):
-        ctx.tell(name, i / len(MOST_STEPS))
-        phase = _phase(ctx, gpu, work, moe, name, prefill, blas, room)
+        ctx.report(name, i / len(MOST_STEPS))
+        phase = _phase(ctx, gpu, work, moe, name, prefill, blas, buffers)
         _play(ctx, gpu, phase, ctx.left() / (len(MOST_STEPS) - i))
         phase.check()
         sheet.records += _records(work, phase)
         done.append(phase)
     moe.close()
-    sheet.notes.append(f"recorded layers in turn: {trace.layers}, {len(trace.lengths)} sequences")
+    sheet.notes.append(f"{trace.layers} recorded layers in turn, {len(trace.lengths)} sequences")
     sheet.notes += [note for note in (why, "" if ctx.world.size == 1 else "the chain is for one rank") if note]
-    ok = all(record["check"] == VERDICTS[True] for record in sheet.records)
-    return Result(ok, [sheet], [_table(ctx, phase) for phase in done])
+    return Result(sheet.ok, [sheet], [_table(ctx, phase) for phase in done])
 
 
 def _phase(ctx: Context, gpu: Gpu, work: Workload, moe: Any, name: str, prefill: int, blas: Cublas | None,
-           room: Any) -> Phase:  # fmt: skip
-    """All steps on the card, captured and checked. The oracle makes each expert's weights once for all of them."""
+           buffers: Any) -> Phase:  # fmt: skip
+    """All steps on the GPU, captured and checked. One call of the oracle covers all, so that it generates the
+    weights of each expert once."""
     assert ctx.trace is not None
     count = MOST_STEPS[name]
     made = [step_call(work, ctx.trace, name, prefill, i, count) for i in range(count)]
@@ -123,11 +125,11 @@ def _phase(ctx: Context, gpu: Gpu, work: Workload, moe: Any, name: str, prefill:
     cuts = np.cumsum([len(call.x) for call in few])[:-1]
     steps = []
     for i, (call, layer, wanted) in enumerate(zip(calls, layers, np.split(truth, cuts))):
-        ctx.tell(f"{name}, step {i + 1} of {count}", 0.0)
+        ctx.report(f"{name}, step {i + 1} of {count}", 0.0)
         played = Played(gpu, work, moe, call, CHECKED, wanted)
         step = Step(played, layer, {GRAPH: played.graph()}, {GRAPH: played.y})
-        if blas is not None and room is not None:
-            step.calls[CHAIN], step.outputs[CHAIN] = chained(played, blas, room)
+        if blas is not None and buffers is not None:
+            step.calls[CHAIN], step.outputs[CHAIN] = chained(played, blas, buffers)
         steps.append(step)
     tokens = np.sum(ctx.world.allgather([len(call.x) for call in calls]), axis=0)
     rows = np.array([np.bincount(work.placement, step.played.rows, ctx.world.size) for step in steps])
@@ -137,13 +139,13 @@ def _phase(ctx: Context, gpu: Gpu, work: Workload, moe: Any, name: str, prefill:
 
 
 def _joined(calls: list[Call]) -> Call:
-    """One call of all their tokens."""
+    """One call with the tokens of all."""
     parts = [(call.x, call.ids, call.weights) for call in calls]
     return Call(*(np.concatenate([part[i] for part in parts]) for i in range(3)))
 
 
 def _play(ctx: Context, gpu: Gpu, phase: Phase, seconds: float) -> None:
-    """All steps, as often as there is time for; the first pass is warm-up."""
+    """Time as many passes over all steps as fit `seconds`; the first one is warm-up."""
     names, world = list(phase.steps[0].calls), ctx.world
     passes: list[np.ndarray] = []  # [what, step] of this rank
     start, wanted = time.perf_counter(), 1 + (ctx.options.iters or MOST_PASSES)

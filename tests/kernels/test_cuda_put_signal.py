@@ -7,12 +7,12 @@ import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 from aristos import simt
-from aristos.kernels.cuda import pingpong
+from aristos.kernels.cuda import put_signal
 
 pytestmark = pytest.mark.slow
 
 LIMIT = 10**9
-LINE = pingpong.LINE
+LINE = put_signal.LINE
 
 
 class Bench:
@@ -44,7 +44,9 @@ def test_put_rows(halves, grid, rows, batch, seed):
     source = payload(grid, rows, words)
     given, target = b.array(source.reshape(-1)), b.array(np.zeros(max(1, source.size), np.int64))
     for base in (0, rows):
-        b.run(pingpong.put_rows, grid, 64, given, target, b.words, rows, 8 * words, batch, halves, base, LIMIT, b.late)
+        b.run(
+            put_signal.put_rows, grid, 64, given, target, b.words, rows, 8 * words, batch, halves, base, LIMIT, b.late
+        )
     want = np.roll(source, grid // 2, axis=0)
     if halves == 1:
         want[: grid // 2] = 0
@@ -61,7 +63,7 @@ def test_ping_pong(row_bytes, seed):
     row = payload(row_bytes // 8)
     given, slots = b.array(row), b.array(np.zeros(2 * len(row), np.int64))
     for base in (0, rounds):
-        b.run(pingpong.ping_pong, 2, 32, given, slots, b.words, row_bytes, rounds, base, LIMIT, b.late)
+        b.run(put_signal.ping_pong, 2, 32, given, slots, b.words, row_bytes, rounds, base, LIMIT, b.late)
     np.testing.assert_array_equal(slots.copy_to_host().reshape(2, -1), [row, row])
     np.testing.assert_array_equal(b.words.copy_to_host()[:: LINE // 8][:2], [2 * rounds, 2 * rounds])
     assert b.late.copy_to_host()[0] == 0
@@ -71,7 +73,7 @@ def test_a_partner_that_is_not_there():
     """One block alone: it says that it waited, and ends."""
     b = Bench()
     given, slots = b.array(payload(2)), b.array(np.zeros(4, np.int64))
-    b.run(pingpong.ping_pong, 1, 32, given, slots, b.words, 16, 3, 0, 2000, b.late)
+    b.run(put_signal.ping_pong, 1, 32, given, slots, b.words, 16, 3, 0, 2000, b.late)
     assert b.late.copy_to_host()[0] == 3
 
 
@@ -80,7 +82,7 @@ def test_every_block_that_is_put_to_waits(halves):
     """Nobody puts what they wait for: each of them says that it waited, and ends."""
     b = Bench()
     given, target = b.array(payload(4)), b.array(payload(4))
-    b.run(pingpong.put_rows, 4, 64, given, target, b.words, 0, 16, 1, halves, 5, 2000, b.late)
+    b.run(put_signal.put_rows, 4, 64, given, target, b.words, 0, 16, 1, halves, 5, 2000, b.late)
     assert b.late.copy_to_host()[0] == 2 * halves
 
 
@@ -88,6 +90,6 @@ def test_full_coalescing():
     """Rows of 4 KB move 16 bytes a lane, whole sectors alone, and none twice."""
     b, source = Bench(), payload(2, 2, 512)
     given, target = b.array(source.reshape(-1)), b.array(np.zeros(source.size, np.int64))
-    b.run(pingpong.put_rows, 2, 64, given, target, b.words, 2, 4096, 2, 2, 0, LIMIT, b.late)
+    b.run(put_signal.put_rows, 2, 64, given, target, b.words, 2, 4096, 2, 2, 0, LIMIT, b.late)
     stores = b.machine.profile().opcodes["st"]
     assert stores["sectors"] == stores["ideal_sectors"] == source.nbytes // 32 + 2  # a tail for each block

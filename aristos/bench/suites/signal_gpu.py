@@ -1,7 +1,7 @@
-"""Suite `signal` on a card: a row and a signal from one block to another and back, microseconds.
+"""Suite `signal` on GPUs: microseconds of a row and a signal from one block to another and back.
 
-Two blocks of a warp play `ROUNDS` rounds a launch; a time is the launch's, by events, over its rounds. It refuses a
-launch after which a row is wrong or a wait ran out.
+Two blocks of one warp make `ROUNDS` round trips per launch; a time is that of the launch, by events, over its rounds. A
+launch with a wrong row or a wait that ran out fails.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import numpy as np
 
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
-from ..measure import Summary
-from ..registry import on_cuda
-from .clock import Gpu
+from ..gpu.clock import Gpu
+from ..measure import Summary, padded
+from ..registry import gpu_suite
 
 ROW_BYTES = (16, 512, 4096)
 ROUNDS = 1000
@@ -30,15 +30,15 @@ COLUMNS = (
 )
 
 
-@on_cuda("signal")
+@gpu_suite("signal", "a row and a signal between two blocks, there and back", order=20)
 def run(ctx: Context, gpu: Gpu) -> Result:
     from ...kernels.cuda.catalogue import PING_PONG
-    from ...kernels.cuda.pingpong import LINE
+    from ...kernels.cuda.put_signal import LINE
 
-    sheet = Sheet(f"put + signal there and back between two blocks on {gpu.card.name}", COLUMNS)
+    sheet = Sheet(f"put + signal there and back between two blocks on {gpu.device.name}", COLUMNS)
     times = []
     for i, row_bytes in enumerate(ROW_BYTES):
-        ctx.tell(f"rows of {row_bytes} bytes", i / len(ROW_BYTES))
+        ctx.report(f"rows of {row_bytes} bytes", i / len(ROW_BYTES))
         row = np.random.default_rng(row_bytes).integers(0, 1 << 62, row_bytes // 8)
         source, slots = gpu.array(row), gpu.array(np.zeros((2, len(row)), np.int64))
         words, late = gpu.array(np.zeros(2 * LINE // 8, np.int64)), gpu.array(np.zeros(1, np.int64))
@@ -59,9 +59,8 @@ def run(ctx: Context, gpu: Gpu) -> Result:
             {"row_bytes": row_bytes, "median_us": summary.median * 1e6, "p95_us": summary.p95 * 1e6,
              "fastest_us": summary.fastest * 1e6, "turns": len(found), "check": VERDICTS[right]}
         )  # fmt: skip
-    longest = max(map(len, times))
+    seconds = padded(times)
     table = Table("signal", "signal_cuda", attributes={"rounds": ROUNDS})
-    table.dim("row_bytes", ROW_BYTES, "B").dim("turn", np.arange(longest))
-    padded = [np.concatenate([t, np.full(longest - len(t), np.nan)]) for t in times]
-    table.add("round_trip", ("row_bytes", "turn"), padded, "s", "a row and a signal there and back")
-    return Result(all(record["check"] == VERDICTS[True] for record in sheet.records), [sheet], [table])
+    table.dim("row_bytes", ROW_BYTES, "B").dim("turn", np.arange(seconds.shape[-1]))
+    table.add("round_trip", ("row_bytes", "turn"), seconds, "s", "a row and a signal there and back")
+    return Result(sheet.ok, [sheet], [table])

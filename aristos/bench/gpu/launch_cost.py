@@ -1,12 +1,12 @@
-"""What it costs the host to launch: a call of the layer, its graph, and a kernel that does nothing.
+"""The host's cost of a launch: of a layer's call, of its graph, and of an empty kernel.
 
-    call              MoE(x, out=y): the host's checks and four launches
-    graph of it       the same call, captured once and replayed
-    empty kernel      a kernel of one block with the persistent kernel's two arguments, by the same path
-    graph of it       that, captured once and replayed
+    call                  MoE(x, out=y): the host's checks and four launches
+    call, graph           the same call, captured once and replayed
+    empty kernel          a kernel of one block with the persistent kernel's two arguments, launched the same way
+    empty kernel, graph   the same, captured once and replayed
 
-`queued` is the host's time until the launch has returned, on a stream that is empty; `done` until the stream has been
-waited for, both by the host's clock. What `done` of an empty kernel takes is the floor of any call.
+By the host's clock and on an empty stream, `queued` is the time until the launch returns, `done` the time until the
+stream has finished. `done` of an empty kernel is a lower bound for any call.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ...kernels.cuda.catalogue import Kernel
 from ...kernels.cuda.compiler import cuda, types
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Sheet
-from ..measure import no_gc
+from ..measure import no_gc, padded
 from .clock import FEWEST, Gpu
 
 CALL, CALL_GRAPH, EMPTY, EMPTY_GRAPH = "call", "call, graph", "empty kernel", "empty kernel, graph"
@@ -42,21 +42,21 @@ COLUMNS = (
 
 @cuda.jit
 def nothing(job, state):
-    return  # a docstring alone is more than numba-cuda can compile
+    return  # numba-cuda cannot compile a body that is only a docstring
 
 
 NOTHING = Kernel("empty", nothing, (types.int64,) * 2, 32, 0, 1)
 
 
 class Launches:
-    """Times of the four, on the host. call, graph: queue a layer's call."""
+    """Host times of the four. call, graph: functions that queue a layer's call."""
 
     def __init__(self, gpu: Gpu, call: Callable[[], object], graph: Callable[[], object]) -> None:
         self.gpu = gpu
         empty = partial(gpu.launch, NOTHING, 1, 0, 0, 0)
-        empty()  # loads it
-        gpu.card.synchronize(gpu.stream)
-        empty_graph = partial(gpu.card.replay, gpu.card.graph(gpu.stream, empty), gpu.stream)
+        empty()  # loads the kernel
+        gpu.device.synchronize(gpu.stream)
+        empty_graph = partial(gpu.device.replay, gpu.device.graph(gpu.stream, empty), gpu.stream)
         self.calls: dict[str, Callable[[], object]] = {
             CALL: call,
             CALL_GRAPH: graph,
@@ -65,15 +65,15 @@ class Launches:
         }
 
     def once(self, call: Callable[[], object]) -> tuple[float, float]:
-        """Seconds until it was queued, and until it was done."""
+        """(seconds until it was queued, seconds until it was done)."""
         start = time.perf_counter()
         call()
         queued = time.perf_counter() - start
-        self.gpu.card.synchronize(self.gpu.stream)
+        self.gpu.device.synchronize(self.gpu.stream)
         return queued, time.perf_counter() - start
 
     def measure(self, seconds: float, asked: int | None) -> dict[str, np.ndarray]:
-        """[2, turns] seconds of each, queued and done; the same number of turns on every rank."""
+        """name -> [2, turns] seconds, queued and done; `asked` turns, or as many as fit `seconds`. Collective."""
         world, names = self.gpu.world, list(self.calls)
         with no_gc(), self.gpu.here():
             start = time.perf_counter()
@@ -92,26 +92,23 @@ class Launches:
 
 
 def sheet(gpu: Gpu, done: list[tuple[int, dict[str, np.ndarray], bool]]) -> Sheet:
-    """done: (tokens, times, whether the calls' outputs were right after them)."""
-    made = Sheet(f"launching on {gpu.card.name}, by the host's clock", COLUMNS)
+    """The table for the reader. done: (tokens, times, whether the outputs were right afterwards)."""
+    shown = Sheet(f"launching on {gpu.device.name}, by the host's clock", COLUMNS)
     for tokens, found, right in done:
         for name, times in found.items():
             record: dict[str, Any] = {"tokens": tokens, "what": name, "turns": times.shape[1], "check": VERDICTS[right]}
             for key, each in zip(("queued", "done"), times):
                 middle, high = np.quantile(each, [0.5, 0.95]) * 1e6
                 record |= {f"{key}_us": float(middle), f"{key}_p95_us": float(high)}
-            made.records.append(record)
-    return made
+            shown.records.append(record)
+    return shown
 
 
 def table(done: list[tuple[int, dict[str, np.ndarray], bool]]) -> Table:
     """Raw times of this rank."""
-    names, longest = list(done[0][1]), max(t.shape[1] for _, found, _ in done for t in found.values())
-    seconds = np.full((len(done), len(names), 2, longest), np.nan)
-    for i, (_, found, _) in enumerate(done):
-        for j, name in enumerate(names):
-            seconds[i, j, :, : found[name].shape[1]] = found[name]
+    names = list(done[0][1])
+    seconds = padded([[found[name] for name in names] for _, found, _ in done])
     made = Table("layer", "launch_cuda")
     made.dim("tokens", [tokens for tokens, *_ in done], "1", "tokens per rank and call").dim("what", names)
-    made.dim("until", ["queued", "done"]).dim("turn", np.arange(longest))
+    made.dim("until", ["queued", "done"]).dim("turn", np.arange(seconds.shape[-1]))
     return made.add("time", ("tokens", "what", "until", "turn"), seconds, "s", "by the host's clock")

@@ -1,12 +1,12 @@
-"""Suite `layer` on cards: the fused layer, called and in a CUDA graph, against the unfused chain in a CUDA graph.
+"""Suite `layer` on GPUs: the fused layer, called and in a CUDA graph, against the unfused chain in a CUDA graph.
 
-    aristos         MoE(backend="cuda") called on arrays of the card, four launches a call
-    aristos graph   the same call captured once and replayed
-    chain graph     `chain.py`: route, gather, cuBLAS an expert, scatter, captured once and replayed; one rank alone
+    aristos         MoE(backend="cuda") called on arrays of the GPU, four launches per call
+    aristos graph   the same call, captured once and replayed
+    chain graph     `chain.py`: route, gather, cuBLAS per expert, scatter, captured once and replayed; one rank only
 
-All take turns on the same tokens and weights. `against chain` is graph against graph. With --routing, routing comes
-from outside, and both check it instead of making it. A second sheet says what launching costs the host (`launch.py`).
-It refuses to report a time of an output that the float64 oracle did not pass on some of the tokens.
+All take turns on the same tokens and weights. `against chain` compares graphs. With --routing, routing comes from
+outside, and both check it instead of routing. A second sheet shows the host's cost of a launch (`launch_cost.py`).
+Outputs of some tokens are checked against the float64 oracle.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import numpy as np
 from ...layer.device_arrays import KINDS
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
-from ..measure import Summary, gathered
-from ..registry import on_cuda
+from ..gpu.calls import Played, routed_call
+from ..gpu.clock import Gpu, GpuArray, ratios
+from ..gpu.cublas import Cublas, cublas_or_why
+from ..measure import Summary, gathered, padded
+from ..registry import gpu_suite
 from ..workload import Call, Workload
-from .calls import Played, routed_call
-from .clock import Gpu, OnCard, ratios
-from .cublas import Cublas, cublas_or_why
 
 CALLED, GRAPH, CHAIN = "aristos", "aristos graph", "chain graph"
-LAUNCH_SHARE = 0.1  # of the time, for what launching costs
+LAUNCH_SHARE = 0.1  # of the time, for the cost of launches
 
 COLUMNS = (
     Column("tokens", "tokens\n/rank", "d"),
@@ -46,63 +46,68 @@ COLUMNS = (
 
 
 class Rivals:
-    """One number of tokens: who computes the layer, and what each has made of it."""
+    """Contenders for one token count, and their outputs. Making them is collective."""
 
-    def __init__(self, gpu: Gpu, work: Workload, moe: Any, call: Call, blas: Cublas | None, room: Any) -> None:
+    def __init__(self, gpu: Gpu, work: Workload, moe: Any, call: Call, blas: Cublas | None, buffers: Any) -> None:
         self.played = played = Played(gpu, work, moe, call)
         self.rows = played.rows
         self.calls: dict[str, Any] = {CALLED: played, GRAPH: played.graph()}
         self.outputs = {CALLED: played.y, GRAPH: played.y}
-        if blas is not None and room is not None:
-            self.calls[CHAIN], self.outputs[CHAIN] = chained(played, blas, room)
+        if blas is not None and buffers is not None:
+            self.calls[CHAIN], self.outputs[CHAIN] = chained(played, blas, buffers)
 
     def errors(self) -> dict[str, float]:
-        """Of each, on some tokens, after a call on cleared outputs; collective."""
+        """The error of each on some tokens, after a call on cleared outputs. Collective."""
         return {name: self.played.error(call, self.outputs[name]) for name, call in self.calls.items()}
 
 
-def room_of(gpu: Gpu, work: Workload, moe: Any, blas: Cublas | None, tokens: int) -> Any:
-    """What the chains of a layer share (`chain.Room`); None where there is no chain: many ranks, or no cuBLAS."""
+def chain_buffers(gpu: Gpu, work: Workload, moe: Any, blas: Cublas | None, tokens: int) -> Any:
+    """The `ChainBuffers` of a layer; None if there is no chain: several ranks, or no cuBLAS."""
     if blas is None or work.world.size > 1:
         return None
-    from .chain import Room  # needs a compiler
+    from ..gpu.chain import ChainBuffers  # needs a compiler
 
-    return Room(gpu, work.cfg, KINDS[work.cfg.dtype], moe.packed_weights(), tokens)
+    return ChainBuffers(gpu, work.cfg, KINDS[work.cfg.dtype], moe.packed_weights(), tokens)
 
 
-def chained(played: Played, blas: Cublas, room: Any) -> tuple[Any, OnCard]:
-    """(what queues the unfused chain of a call as a graph, its outputs)."""
-    from .chain import Chain
+def chained(played: Played, blas: Cublas, buffers: Any) -> tuple[Any, GpuArray]:
+    """(a function that launches the unfused chain of a call as a graph, its outputs)."""
+    from ..gpu.chain import Chain
 
     gpu, kind, given = played.gpu, played.kind, [array.at for array in played.routing.values()]
-    out = OnCard(gpu, played.y.shape, kind)
-    chain = Chain(gpu, played.work.cfg, kind, blas, room, played.x.at, out.at, played.count, played.rows, *given)
-    chain()  # loads its kernels
-    gpu.card.synchronize(gpu.stream)
-    return partial(gpu.card.replay, gpu.card.graph(gpu.stream, chain), gpu.stream), out
+    out = GpuArray(gpu, played.y.shape, kind)
+    chain = Chain(gpu, played.work.cfg, kind, blas, buffers, played.x.at, out.at, played.count, played.rows, *given)
+    chain()  # loads the kernels
+    gpu.device.synchronize(gpu.stream)
+    return partial(gpu.device.replay, gpu.device.graph(gpu.stream, chain), gpu.stream), out
 
 
-@on_cuda("layer")
+@gpu_suite(
+    "layer",
+    "called and in a CUDA graph; against an unfused chain in a CUDA graph; the host's cost of a launch",
+    order=60,
+    share=3.0,
+)
 def run(ctx: Context, gpu: Gpu) -> Result:
-    from . import launch  # needs a compiler
+    from ..gpu import launch_cost  # needs a compiler
 
     shape = ctx.shape()
     work = Workload(ctx.world, shape.cfg, ctx.options.seed)
-    ctx.tell("weights", 0.0)
+    ctx.report("weights", 0.0)
     moe = work.layer("fused", None, backend="cuda")
     blas, why = cublas_or_why(gpu)
-    room = room_of(gpu, work, moe, blas, max(shape.tokens))
-    sheet = Sheet(f"layer on {gpu.card.name}: {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
+    buffers = chain_buffers(gpu, work, moe, blas, max(shape.tokens))
+    sheet = Sheet(f"layer on {gpu.device.name}: {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
     done, launched = [], []
     for i, tokens in enumerate(shape.tokens):
-        ctx.tell(f"{tokens} tokens", i / len(shape.tokens))
-        rivals = Rivals(gpu, work, moe, routed_call(ctx, work, tokens), blas, room)
+        ctx.report(f"{tokens} tokens", i / len(shape.tokens))
+        rivals = Rivals(gpu, work, moe, routed_call(ctx, work, tokens), blas, buffers)
         before = rivals.errors()
         share = ctx.left() / (len(shape.tokens) - i)
         found = gpu.in_turns(rivals.calls, (1 - LAUNCH_SHARE) * share, ctx.options.warmup, ctx.options.iters)
-        launches = launch.Launches(gpu, rivals.calls[CALLED], rivals.calls[GRAPH])
+        launches = launch_cost.Launches(gpu, rivals.calls[CALLED], rivals.calls[GRAPH])
         overhead = launches.measure(LAUNCH_SHARE * share, ctx.options.iters)
-        after = rivals.errors()  # the memory that was timed still gives what it gave
+        after = rivals.errors()  # the timed graphs must still give right outputs
         launched.append((tokens, overhead, work.passes(max(after[CALLED], after[GRAPH]))))
         found = {name: gathered(ctx.world, t).max(axis=0) for name, t in found.items()}
         done.append((tokens, found))
@@ -112,12 +117,11 @@ def run(ctx: Context, gpu: Gpu) -> Result:
     moe.close()
     if ctx.world.size > 1:
         sheet.notes.append(
-            "the chain is for one rank; ranks that share a card are time-sliced, and their times mean little"
+            "the chain is for one rank; ranks that share a GPU are time-sliced, and their times mean little"
         )
     if why:
         sheet.notes.append(why)
-    ok = all(record["check"] == VERDICTS[True] for record in sheet.records)
-    return Result(ok, [sheet, launch.sheet(gpu, launched)], [_table(ctx, done), launch.table(launched)])
+    return Result(sheet.ok, [sheet, launch_cost.sheet(gpu, launched)], [_table(ctx, done), launch_cost.table(launched)])
 
 
 def _record(work: Workload, rivals: Rivals, tokens: int, name: str, times: np.ndarray, chain: np.ndarray | None,
@@ -135,14 +139,10 @@ def _record(work: Workload, rivals: Rivals, tokens: int, name: str, times: np.nd
 
 
 def _table(ctx: Context, done: list[tuple[int, dict[str, np.ndarray]]]) -> Table:
-    """Raw times of the slowest rank; the shorter ones end in NaN."""
+    """Raw times of the slowest rank."""
     names = list(done[0][1])
-    longest = max(len(t) for _, found in done for t in found.values())
-    seconds = np.full((len(done), len(names), longest), np.nan)
-    for i, (_, found) in enumerate(done):
-        for j, name in enumerate(names):
-            seconds[i, j, : len(found[name])] = found[name]
+    seconds = padded([[found[name] for name in names] for _, found in done])
     table = Table("layer", "layer_cuda", attributes={"shape": str(ctx.shape())})
     table.dim("tokens", [tokens for tokens, _ in done], "1", "tokens per rank and call").dim("what", names)
-    table.dim("turn", np.arange(longest))
+    table.dim("turn", np.arange(seconds.shape[-1]))
     return table.add("call_time", ("tokens", "what", "turn"), seconds, "s", "one call, on the slowest rank")

@@ -1,4 +1,4 @@
-"""Weights as a library's product reads them: rows of k for every output, copied from packed ones on the card."""
+"""Packed weights copied into rows of k, one row per output, as cuBLAS reads them; on the GPU."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ THREADS, BLOCKS_A_SM, PARTS = 256, 8, CHUNK // 16
 
 
 @cuda.jit
-def unpack(plain, packed, count, pitch):
-    """The 16-byte parts of `count` rows of `pitch` bytes, from blocks as `pack.pack` lays them out; a thread a part."""
+def unpack(rows, packed, count, pitch):
+    """The 16-byte parts of `count` rows of `pitch` bytes, from the blocks of `pack.pack`; one thread per part."""
     parts = pitch // 16
     for i in range(cuda.grid(1), count * parts, cuda.gridsize(1)):
         row, part = i // parts, i % parts
         block = (row & -COLUMNS) * pitch + (part & -PARTS) * 16 * COLUMNS
         v = ptx.load16_once(packed + block + (row & COLUMNS - 1) * CHUNK + 16 * ((part ^ row) & PARTS - 1))
-        ptx.store16_once(plain + 16 * i, v[0], v[1], v[2], v[3])
+        ptx.store16_once(rows + 16 * i, v[0], v[1], v[2], v[3])
 
 
 UNPACK = Kernel("unpack", unpack, (types.int64,) * 4, THREADS, 0, 1)
 
 
-def plain(gpu: Any, packed: int, nbytes: int, pitch: int) -> int:
-    """The address of a copy of `nbytes` of packed weights as rows, `pitch` bytes each; parts of all are whole rows."""
+def unpacked_copy(gpu: Any, packed: int, nbytes: int, pitch: int) -> int:
+    """Address of a copy of `nbytes` of packed weights as rows of `pitch` bytes; `nbytes` is a multiple of `pitch`."""
     at = gpu.allocate(max(1, nbytes))
-    gpu.launch(UNPACK, BLOCKS_A_SM * gpu.card.sms, 0, at, packed, nbytes // pitch, pitch)
+    gpu.launch(UNPACK, BLOCKS_A_SM * gpu.device.sms, 0, at, packed, nbytes // pitch, pitch)
     return at

@@ -1,11 +1,10 @@
-"""Suite `put` on a card: rows and signals from one half of a grid to the other, against the driver's own copy.
+"""Suite `put` on GPUs: rows and signals from one half of a grid to the other, against the driver's own copy.
 
-    one way     the first half of the blocks puts its rows to the second, which waits for the signals
+    one way     the first half of the blocks puts its rows to the second half, which waits for the signals
     both ways   both halves put and wait
     copy        cuMemcpyDtoDAsync of as many bytes, in turns with them
 
-Bytes are counted once, as put or copied; all of it lies in one card's memory. It refuses a launch in which a byte was
-wrong or a wait ran out.
+Each byte is counted once; all memory is that of one GPU. A launch with a wrong byte or a wait that ran out fails.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ import numpy as np
 
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
-from ..measure import Summary
-from ..registry import on_cuda
-from .clock import Gpu, ratios
+from ..gpu.clock import Gpu, ratios
+from ..measure import Summary, padded
+from ..registry import gpu_suite
 
 ROW_BYTES = (4096, 8192, 16384, 65536)
-BLOCK_BYTES = 1 << 20  # that each block puts
-BATCH_BYTES = 1 << 16  # between two signals
+BLOCK_BYTES = 1 << 20  # per block
+BATCH_BYTES = 1 << 16  # from signal to signal
 LIMIT_NS = 2_000_000_000
 WAYS = {"one way": 1, "both ways": 2}
 
@@ -41,11 +40,11 @@ COLUMNS = (
 
 
 class Puts:
-    """The memory and the launches of one size of rows."""
+    """Memory and launches for one size of rows."""
 
     def __init__(self, gpu: Gpu, row_bytes: int, grid: int) -> None:
         from ...kernels.cuda.catalogue import PUT_ROWS
-        from ...kernels.cuda.pingpong import LINE
+        from ...kernels.cuda.put_signal import LINE
 
         self.gpu, self.kernel, self.row_bytes, self.grid = gpu, PUT_ROWS, row_bytes, grid
         self.rows = max(1, BLOCK_BYTES // row_bytes)
@@ -57,6 +56,7 @@ class Puts:
         self._base = 0
 
     def put(self, halves: int) -> None:
+        """Queue a launch in which one half of the grid puts, or both."""
         batch = max(1, BATCH_BYTES // self.row_bytes)
         self.gpu.launch(
             self.kernel, self.grid, 0, self.source.at, self.target.at, self.words.at, self.rows, self.row_bytes, batch,
@@ -65,10 +65,11 @@ class Puts:
         self._base += self.rows
 
     def copy(self, halves: int) -> None:
-        self.gpu.card.copy(self.target.at, self.source.at, self.nbytes * halves // 2, self.gpu.stream)
+        """Queue a copy of as many bytes as `put` moves."""
+        self.gpu.device.copy(self.target.at, self.source.at, self.nbytes * halves // 2, self.gpu.stream)
 
     def right(self, halves: int) -> bool:
-        """Whether a put of its own brings every row to its place, and no wait has run out."""
+        """Launch once more; whether every row has arrived, and no wait has run out so far."""
         self.target.put(np.zeros_like(self.values))
         self.put(halves)
         want = np.roll(self.values.reshape(2, -1), 1, axis=0)
@@ -77,15 +78,15 @@ class Puts:
         return bool(np.array_equal(self.target.get().reshape(2, -1), want)) and int(self.late.get()[0]) == 0
 
 
-@on_cuda("put")
+@gpu_suite("put", "blocks of one grid put rows to others; against the driver's copy", order=10, share=1.5)
 def run(ctx: Context, gpu: Gpu) -> Result:
     from ...kernels.cuda.catalogue import PUT_ROWS
 
-    grid = gpu.card.resident(gpu.card.load(PUT_ROWS), 0) * gpu.card.sms // 2 * 2
-    sheet = Sheet(f"put on {gpu.card.name}: {grid} blocks, {BLOCK_BYTES >> 10} KiB a block", COLUMNS)
+    grid = gpu.device.resident(gpu.device.load(PUT_ROWS), 0) * gpu.device.sms // 2 * 2
+    sheet = Sheet(f"put on {gpu.device.name}: {grid} blocks, {BLOCK_BYTES >> 10} KiB a block", COLUMNS)
     times: dict[tuple[str, int], dict[str, np.ndarray]] = {}
     for i, row_bytes in enumerate(ROW_BYTES):
-        ctx.tell(f"rows of {row_bytes} bytes", i / len(ROW_BYTES))
+        ctx.report(f"rows of {row_bytes} bytes", i / len(ROW_BYTES))
         puts = Puts(gpu, row_bytes, grid)
         for way, halves in WAYS.items():
             calls: dict[str, Any] = {"put": partial(puts.put, halves), "copy": partial(puts.copy, halves)}
@@ -95,8 +96,7 @@ def run(ctx: Context, gpu: Gpu) -> Result:
             )
             times[way, row_bytes] = found
             sheet.records.append(_record(puts, way, found, right and puts.right(halves)))
-    ok = all(record["check"] == VERDICTS[True] for record in sheet.records)
-    return Result(ok, [sheet], [_table(times, grid)])
+    return Result(sheet.ok, [sheet], [_table(times, grid)])
 
 
 def _record(puts: Puts, way: str, found: dict[str, np.ndarray], right: bool) -> dict[str, Any]:
@@ -110,14 +110,11 @@ def _record(puts: Puts, way: str, found: dict[str, np.ndarray], right: bool) -> 
 
 
 def _table(times: dict[tuple[str, int], dict[str, np.ndarray]], grid: int) -> Table:
-    """Raw times; the shorter ones end in NaN."""
-    longest = max(len(t) for found in times.values() for t in found.values())
-    seconds = np.full((len(WAYS), len(ROW_BYTES), 2, longest), np.nan)
-    for (way, row_bytes), found in times.items():
-        for j, name in enumerate(("put", "copy")):
-            seconds[list(WAYS).index(way), ROW_BYTES.index(row_bytes), j, : len(found[name])] = found[name]
+    """Raw times."""
+    names = ["put", "copy"]
+    seconds = padded([[[times[way, size][name] for name in names] for size in ROW_BYTES] for way in WAYS])
     table = Table("put", "put_cuda", attributes={"block_bytes": BLOCK_BYTES})
-    table.dim("way", list(WAYS)).dim("row_bytes", ROW_BYTES, "B").dim("what", ["put", "copy"])
-    table.dim("turn", np.arange(longest))
+    table.dim("way", list(WAYS)).dim("row_bytes", ROW_BYTES, "B").dim("what", names)
+    table.dim("turn", np.arange(seconds.shape[-1]))
     table.add("bytes", ("way",), [BLOCK_BYTES * grid * halves // 2 for halves in WAYS.values()], "B", "of a launch")
     return table.add("time", ("way", "row_bytes", "what", "turn"), seconds, "s", "one launch, or one copy")

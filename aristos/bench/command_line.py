@@ -1,0 +1,142 @@
+"""The command line of `python -m aristos.bench`: parsed on every rank, errors printed by one.
+
+Does not start MPI, so `--help` and usage errors are quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .. import models
+from ..config import ACTIVATIONS, DTYPES, MOST_THREADS
+from ..host import launch_environment
+from . import suites
+from .arguments import counts, not_negative, positive, seconds
+from .options import Options, UsageError, is_file
+from .registry import Backend
+
+
+class _Parser(launch_environment.Parser):
+    """A parser that raises UsageError instead of exiting."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UsageError(message)
+
+
+def _threads(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"must be in 1..{MOST_THREADS}, got {value}")
+    return value
+
+
+_threads.__name__ = "int"
+
+
+def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParser:
+    usual = " ".join(each.name for each in suites.known().values() if each.default)
+    parser = _Parser(
+        prog=prog,
+        usage=f"mpirun -n RANKS {prog} [SUITE ...] [options]",
+        description="Measure Aristos on the ranks of this job; every number is checked against a float64 oracle.",
+        epilog=f"suites on CPUs:\n{_listing('cpu')}\n\n"
+        f"suites on GPUs (--backend cuda), timed by CUDA events:\n{_listing('cuda')}\n\n"
+        f"without ranks: {prog} floors, bounds of the CUDA kernels on published GPUs\n\n"
+        f"presets (--preset):\n{models.listing()}\n\n"
+        "exit codes: 0 fine, 1 wrong result, 2 usage, 3 environment",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"default, two minutes together: {usual}")
+    shape = parser.add_argument_group("shape")
+    shape.add_argument(
+        "--preset", metavar="NAME", help=f"a model's shape (that of the trace's model, or {models.DEFAULT})"
+    )
+    shape.add_argument("--scale", type=positive, metavar="N", help="divide the preset's published widths by N")
+    shape.add_argument("--tokens", type=counts, metavar="S[,S..]", help="tokens per rank and call")
+    shape.add_argument("--hidden", type=positive, metavar="H", help="width of a token")
+    shape.add_argument("--ffn", type=positive, metavar="F", help="width inside an expert")
+    shape.add_argument("--experts", type=positive, metavar="E", help="experts over all ranks")
+    shape.add_argument("--top-k", type=positive, metavar="K", help="experts per token")
+    shape.add_argument("--activation", choices=ACTIVATIONS)
+    shape.add_argument("--dtype", choices=DTYPES, default="float32")
+    shape.add_argument(
+        "--routing",
+        metavar="FILE.npz|NAME",
+        help="a real trace (expert_ids [tokens, layers, k]), or router, uniform, zipf, one",
+    )
+    run = parser.add_argument_group("run")
+    run.add_argument("--threads", type=_threads, metavar="N", help="workers per rank (default: its cores)")
+    run.add_argument(
+        "--ranks-per-node",
+        type=positive,
+        metavar="N",
+        help="pretend that nodes have N ranks (transport rma between them)",
+    )
+    run.add_argument("--iters", type=positive, metavar="N", help="timed calls (default: as many as fit the time)")
+    run.add_argument("--warmup", type=not_negative, default=2, metavar="N", help="calls before timing (%(default)s)")
+    run.add_argument("--seconds", type=seconds, metavar="S", help="time for all suites together")
+    run.add_argument("--seed", type=not_negative, default=0, metavar="N")
+    run.add_argument("--schedule", choices=("both", "fused", "bulk"), default="both")
+    run.add_argument(
+        "--backend",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where the ranks compute; cuda: one GPU per rank, the suites on GPUs, widths not scaled (%(default)s)",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    output.add_argument(
+        "--out",
+        default="aristos-results.h5",
+        metavar="FILE.h5",
+        help="results file to append to; 'none': write no file",
+    )
+    output.add_argument("--timeline", metavar="FILE.json", help="Perfetto timeline of one call on every rank")
+    return parser
+
+
+def _listing(backend: Backend) -> str:
+    return "\n".join(f"  {each.name:10s}{each.summary}" for each in suites.known(backend).values())
+
+
+def parse(argv: list[str], prog: str = "python -m aristos.bench") -> Options:
+    """Options of `argv`. Raises UsageError for what cannot be run, SystemExit(0) after --help."""
+    asked = vars(make_parser(prog).parse_args(argv))
+    known = suites.known(asked["backend"])
+    for name in asked["suites"]:
+        if name not in known:
+            raise UsageError(f"unknown suite {name!r}; the suites are {', '.join(known)}")
+    asked["preset"] = asked["preset"] and asked["preset"].lower()
+    asked["suites"] = tuple(dict.fromkeys(asked["suites"]))
+    options = Options(**asked)
+    _check(options)
+    return options
+
+
+def _check(options: Options) -> None:
+    if options.preset is not None and options.preset not in models.PRESETS:
+        raise UsageError(f"unknown preset {options.preset!r}; the presets are {', '.join(models.PRESETS)}")
+    if "replay" in options.suites and not is_file(options.routing):
+        raise UsageError("suite replay needs --routing FILE.npz, a recorded routing trace")
+    if is_file(options.routing) and not Path(str(options.routing)).is_file():
+        raise UsageError(f"no such file: --routing {options.routing}")
+    if options.backend == "cuda":
+        _check_cuda(options)
+    if options.timeline is not None and Path(options.timeline).absolute() == Path(options.out).absolute():
+        raise UsageError(f"--timeline and --out name the same file, {options.out}")
+    for flag, value in (("--out", options.out), ("--timeline", options.timeline)):
+        if value and value != "none" and not Path(value).absolute().parent.is_dir():
+            raise UsageError(f"no such folder: {flag} {value}")
+
+
+def _check_cuda(options: Options) -> None:
+    """Refuse the options that only CPUs have."""
+    for flag, given, reason in (
+        ("--schedule bulk", options.schedule == "bulk", "GPUs run the fused schedule"),
+        ("--threads", options.threads is not None, "on CUDA the grid size comes from occupancy"),
+        ("--ranks-per-node", options.ranks_per_node is not None, "ranks of pretended nodes would take the same GPUs"),
+        ("--timeline", options.timeline is not None, "nsys profile shows a GPU's kernels"),
+    ):
+        if given:
+            raise UsageError(f"{flag} is for --backend cpu: {reason}")

@@ -1,0 +1,1 @@
+"""Arithmetic that CPU and CUDA kernels share: compiled for either, bound to neither."""

@@ -1,0 +1,29 @@
+"""Functions that choose by a code, with a branch for each entry of a table: no entry can lack one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def implementations(table: Mapping[str, int], names: Mapping[str, Any]) -> dict[int, Callable]:
+    """code -> function, for a table of name -> code and a module's globals. Raises ImportError if one is missing."""
+    missing = [name for name in table if not callable(names.get(name))]
+    if missing:
+        raise ImportError(f"{names['__name__']} has no function for {', '.join(missing)}, which config.py names")
+    return {code: names[name] for name, code in table.items()}
+
+
+def unrolled(name: str, arguments: str, body: str, functions: Mapping[int, Callable], names: Mapping[str, Any]) -> Any:
+    """A function name(code, *arguments) that runs the statements `body`, in which `case` is the function of that code.
+
+    names: the globals of the module that it belongs to. It counts as a part of that module's file, so that Numba can
+    cache it there. The last function takes every code that no other has.
+    """
+    lines = [f"def {name}(code, {arguments}):"]
+    for number, code in enumerate(functions):
+        head = "else" if number == len(functions) - 1 else f"{'elif' if number else 'if'} code == {code}"
+        lines += [f"    {head}:", *(f"        {line}" for line in body.replace("case", f"case_{code}").splitlines())]
+    scope = {"__name__": names["__name__"]} | {f"case_{code}": function for code, function in functions.items()}
+    exec(compile("\n".join(lines), names["__file__"], "exec"), scope)
+    return scope[name]

@@ -1,0 +1,31 @@
+"""Activations and gates over arrays of float32, in place: loops that LLVM turns into vector code."""
+
+from ...primitives import memory as mem
+from ...primitives.compile import jit
+from ..common.activations import FUNCTIONS, INFINITY, at_most, code_of, factor, limit_of, plain, shift_of
+from ..common.branches import unrolled
+
+apply = jit(unrolled("apply", "v, n", "for i in range(n):\n    v[i] = case(v[i])", FUNCTIONS, globals()))
+
+
+@jit
+def activate(word, addr, n):
+    """Apply an activation in place to n float32 at `addr`. word: `activations.word`."""
+    v = mem.floats(addr, n)
+    limit = limit_of(word)
+    if limit < INFINITY:
+        for i in range(n):
+            v[i] = at_most(v[i], limit)
+    apply(code_of(word), v, n)
+
+
+@jit
+def multiply(word, addr, by, n):
+    """Multiply n float32 at `addr`, bounded and shifted as an activation asks, by its gate's at `by`."""
+    v, w = mem.floats(addr, n), mem.floats(by, n)
+    if not plain(word):
+        limit, shift = limit_of(word), shift_of(code_of(word))
+        for i in range(n):
+            v[i] = factor(v[i], limit, shift)
+    for i in range(n):
+        v[i] = v[i] * w[i]

@@ -1,0 +1,69 @@
+"""An activation or a score that a table names and no function implements fails at import, in every implementation."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from cases import ROOT, clean_environment
+
+from aristos import config
+from aristos.kernels.common.branches import implementations, unrolled
+
+
+def three(x):
+    return 3 * x
+
+
+def one(x):
+    return x
+
+
+def test_a_name_without_a_function_is_refused():
+    with pytest.raises(ImportError, match=f"{__name__} has no function for four, which config.py names"):
+        implementations({"one": 0, "three": 1, "four": 2}, globals())
+
+
+def test_a_branch_for_each_function():
+    chosen = unrolled("chosen", "x", "return case(x)", implementations({"one": 7, "three": 1}, globals()), globals())
+    assert (chosen(7, 5), chosen(1, 5)) == (5, 15)
+    assert chosen.__code__.co_filename == __file__
+
+
+@pytest.fixture
+def copy(tmp_path) -> Path:
+    shutil.copytree(ROOT / "aristos", tmp_path / "aristos", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+ENTRIES = {
+    "activation": ('"swiglu_oai": ', '"mish": ActivationRule(5), "swiglu_oai": '),
+    "score": ('"softmax": 0', '"mish": 2, "softmax": 0'),
+}
+
+
+@pytest.mark.parametrize("kind", ENTRIES)
+def test_a_table_entry_without_its_function_fails(copy, kind):
+    """On CPUs, on CUDA and in the reference: none of them computes something else for it."""
+    source = copy / "aristos" / "config.py"
+    text = source.read_text()
+    assert text.count(ENTRIES[kind][0]) == 1
+    source.write_text(text.replace(*ENTRIES[kind]))
+    modules = {"activation": ["kernels.cpu.elementwise", "kernels.cuda.epilogue", "reference"]}
+    for module in modules.get(kind, ["kernels.common.scores", "kernels.cuda.router"]):
+        done = subprocess.run(
+            [sys.executable, "-c", f"import aristos.{module}"],
+            cwd=copy, env=clean_environment(), capture_output=True, text=True, timeout=100,
+        )  # fmt: skip
+        assert done.returncode != 0
+        assert "mish" in done.stderr or "numba-cuda" in done.stderr
+
+
+def test_the_type_of_activations_names_the_table():
+    assert get_args(config.Activation) == tuple(config.ACTIVATIONS)
+    assert [rule.code for rule in config.ACTIVATIONS.values()] == list(range(len(config.ACTIVATIONS)))
+    assert list(config.SCORES.values()) == list(range(len(config.SCORES)))
