@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Ranks on this machine, each bound to cores of its own if there are enough:
+# Start ranks on this machine, each bound to cores of its own if there are enough:
 #
 #     launch/mpirun.sh                            2 ranks, `python -m aristos.bench`
 #     launch/mpirun.sh 4 layer --tokens 256       4 ranks, arguments for the benchmark
@@ -10,22 +10,22 @@
 #
 #     aristos run --dry-run -n 4 -- python -m aristos.bench
 #
-# Without it, use the mpiexec beside python if MPI was installed by pip (another library's starts ranks that each are a
-# job of one), and give each rank its cores, here 4:
+# Without it, use the mpiexec beside python if MPI was installed by pip (with another
+# library's, each rank is a job of one), and give each rank its cores, here 4:
 #
 #     MPICH      HYDRA_IFACE=lo mpiexec -n 2 -bind-to core:4 python -m aristos.bench
 #     Open MPI   OMPI_MCA_btl=self,sm,tcp OMPI_MCA_osc=^ucx mpiexec -n 2 --map-by slot:PE=4 --bind-to core
 #                --oversubscribe (fewer slots than cores, as in containers) --allow-run-as-root python -m aristos.bench
 #     Intel MPI  HYDRA_IFACE=lo I_MPI_FABRICS=shm I_MPI_PIN_DOMAIN=4 mpiexec -n 2 python -m aristos.bench
 #
-# and OMP_NUM_THREADS=1: BLAS would start a thread a core in every rank; the workers need the cores.
+# and OMP_NUM_THREADS=1: otherwise BLAS starts a thread for each core in every rank, and the workers need the cores.
 set -euo pipefail
 
 ranks=${1:-2}
 shift || true
 python=${PYTHON:-python}
 
-# What to run; a word a line of the array, so that blanks in paths survive.
+# The program: an array, so that blanks in paths survive.
 program=(-m aristos.bench)
 [[ -z ${PROGRAM:-} ]] || program=("$PROGRAM")
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..topology import Link, Topology, cpusets, discover
 from ..topology.discover import join
-from ..topology.links import MIB, SLOW, Links, Place, Rows, Span, slow
+from ..topology.links import MIB, SLOW, Links, RankDevice, Rows, Span, slow
 from ..topology.table import from_table, link_class, place
 from ..topology.visible import visible
 from ..transport.capacity import free_memory, machine
@@ -51,7 +51,7 @@ class Rank:
     node: int
     label: str
     cpus: frozenset[int]
-    place: Place
+    place: RankDevice
 
     @property
     def end(self) -> tuple[int, str, frozenset[int]]:
@@ -241,7 +241,7 @@ def _notes(hosts: list[str], crowded: set[int], table: Links, ours: NDArray[np.b
     return found
 
 
-def _devices(world: World, ranks: list[Rank], rates: list[float | None]) -> list[Place]:
+def _devices(world: World, ranks: list[Rank], rates: list[float | None]) -> list[RankDevice]:
     free = world.allgather((machine(), free_memory()))
     found = []
     for rank, rate, (here, bytes_) in zip(ranks, rates, free):

@@ -32,8 +32,8 @@ DISCOVER_RANKS = 8  # limit of ranks that measure cores
 
 
 def options(argv: list[str]) -> argparse.Namespace:
+    from ..models import MODELS
     from ..planner import ALLREDUCES, OBJECTIVES
-    from ..planner.models import MODELS
 
     parser = launch_environment.Parser(
         prog="aristos plan",
@@ -136,8 +136,9 @@ def _plot(plan: Plan, path: str) -> int:
 
 def _problem(asked: argparse.Namespace) -> Problem:
     """The problem of a file, or of a model on a machine."""
+    from ..models import MODELS
     from ..planner import load
-    from ..planner.models import MODELS, build
+    from ..planner.published import build
     from ..topology.links import load as load_links
 
     if asked.problem is not None:
@@ -187,7 +188,8 @@ def _run(words: list[str], seconds: float) -> tuple[int | None, str]:
 
 
 def _moving(asked: argparse.Namespace, group: int) -> str:
-    from ..planner.models import MODELS, moving
+    from ..models import MODELS
+    from ..planner.published import moving
 
     found = moving(MODELS[asked.model], asked.tokens, group)
     return (

@@ -100,7 +100,7 @@ def _wrong(node: NodeGpus, env: Mapping[str, str], ranks: int) -> list[tuple[str
     return found
 
 
-def _job(env: Mapping[str, str]) -> slurm_job.Job | None:
+def _job(env: Mapping[str, str]) -> slurm_job.SlurmJob | None:
     try:
         return slurm_job.read(env)
     except TopologyError:  # another finding reports it

@@ -31,7 +31,7 @@ class Workaround(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Machine:
+class HostFacts:
     """host: its name. rdma: whether it has an RDMA network. libpmix: the system's PMIx library, '' without.
     shared: where files of shared memory go."""
 
@@ -44,10 +44,10 @@ class Machine:
 _set: list[Workaround] = []  # by apply() in this process
 
 
-def this_machine(env: Mapping[str, str]) -> Machine:
+def this_machine(env: Mapping[str, str]) -> HostFacts:
     networks = Path("/sys/class/infiniband")
     pmix = (Path(folder) / LIBPMIX for folder in mpi_library.search_path(env))
-    return Machine(
+    return HostFacts(
         host=platform.node(),
         rdma=networks.is_dir() and any(networks.iterdir()),
         libpmix=next((str(path) for path in pmix if path.is_file()), ""),
@@ -55,7 +55,7 @@ def this_machine(env: Mapping[str, str]) -> Machine:
     )
 
 
-def workarounds(env: Mapping[str, str], library: Library | None, machine: Machine) -> list[Workaround]:
+def workarounds(env: Mapping[str, str], library: Library | None, machine: HostFacts) -> list[Workaround]:
     """What must be set in `env` for this library to work as it should; nothing that is set already."""
     if library is None:
         return []
@@ -64,7 +64,7 @@ def workarounds(env: Mapping[str, str], library: Library | None, machine: Machin
     return [each for each in found if each.name not in env]
 
 
-def _mpich(env: Mapping[str, str], library: Library, machine: Machine) -> list[Workaround]:
+def _mpich(env: Mapping[str, str], library: Library, machine: HostFacts) -> list[Workaround]:
     if not (library.wheel and under_srun(env) and slurm_variables.step_nodes(env) > 1):
         return []
     if env.get("MPIR_CVAR_CH4_NETMOD", "ofi") != "ofi":
@@ -79,7 +79,7 @@ def _mpich(env: Mapping[str, str], library: Library, machine: Machine) -> list[W
     return found
 
 
-def _open_mpi(env: Mapping[str, str], library: Library, machine: Machine) -> list[Workaround]:
+def _open_mpi(env: Mapping[str, str], library: Library, machine: HostFacts) -> list[Workaround]:
     found = []
     if library.wheel and not machine.rdma:
         why = "without an RDMA network Open MPI reports an error of its UCX component at every window"
@@ -95,7 +95,7 @@ def _open_mpi(env: Mapping[str, str], library: Library, machine: Machine) -> lis
     return found
 
 
-def _intel(env: Mapping[str, str], library: Library, machine: Machine) -> list[Workaround]:
+def _intel(env: Mapping[str, str], library: Library, machine: HostFacts) -> list[Workaround]:
     if not (under_srun(env) and "PMIX_RANK" in env and machine.libpmix):
         return []
     why = "Intel MPI finds srun's PMIx only through this variable"

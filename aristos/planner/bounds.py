@@ -71,7 +71,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Place:
+class EqualCells:
     """A cell, or all equal cells. number: of such cells. size: devices in one. low, high: [bins] range of group sizes.
     fastest: [bins] the sum of rates of the `high` fastest devices; quickest: [bins] the mean of the `low` fastest.
     comm: by kind, [bins] us, lower bound. parts: its children by kind; none if no finer structure is known.
@@ -94,7 +94,7 @@ class Programme:
     problem: Problem
     grows: bool
     kinds: list[Kind]
-    places: list[Place]
+    places: list[EqualCells]
     until: float = math.inf  # deadline, of time.monotonic
     known: dict[bool, list[tuple[float, int]]] = field(default_factory=lambda: {False: [], True: []})
 
@@ -123,7 +123,7 @@ class Programme:
             model.row(kind.number, kind.number, used)
         return model
 
-    def _add_groups(self, model: _Model, b: float, place: Place, s: int, uses, sums) -> None:
+    def _add_groups(self, model: _Model, b: float, place: EqualCells, s: int, uses, sums) -> None:
         """Add the groups of one bin of sizes of a place, if there can be any."""
         p, low, high = self.problem, float(place.low[s]), float(place.high[s])
         least_pi = pi_us(p.layer_cost, 1, place.quickest[s] if self.grows else place.fastest[s], self.grows)
@@ -154,7 +154,9 @@ class Programme:
         if place.parts:
             self._add_parts(model, b - least_pi, place, s, count, x, sums)
 
-    def _add_parts(self, model: _Model, most: float, place: Place, s: int, count: int, x: dict[int, int], sums) -> None:
+    def _add_parts(
+        self, model: _Model, most: float, place: EqualCells, s: int, count: int, x: dict[int, int], sums
+    ) -> None:
         """Add how those groups lie in the children of their place."""
         every = []
         for part, by_count in zip(place.parts, sums):

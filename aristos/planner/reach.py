@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .bounds import Kind, Part, Place, Programme
+from .bounds import EqualCells, Kind, Part, Programme
 from .cells import Cell, find
 from .problem import Problem
 from .terms import comm_us, share_mib
@@ -51,7 +51,7 @@ def programme(problem: Problem, grows: bool) -> Programme:
             top = np.cumsum(np.sort(memory[u.members])[::-1]).astype(np.float64)
             fast = np.cumsum(np.sort(problem.rate[u.members])[::-1])
             made.append(Part(index[id(u)], 1, most, most, cost[1:, 1:], top, fast))
-        places.append(Place(1, len(sizes), sizes, sizes, rates, rates / sizes, by_kind, made))
+        places.append(EqualCells(1, len(sizes), sizes, sizes, rates, rates / sizes, by_kind, made))
     alike = [Kind(len(m), float(problem.rate[m[0]]), float(memory[m[0]])) for m in kinds.values()]
     return Programme(problem, grows, alike, places)
 

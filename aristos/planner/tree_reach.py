@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .bounds import Counts, Floats, Kind, Part, Place, Programme
+from .bounds import Counts, EqualCells, Floats, Kind, Part, Programme
 from .problem import Problem
 from .terms import comm_us, share_mib
 from .tree import Leaf, Switch
@@ -65,7 +65,7 @@ def programme(problem: Problem, grows: bool) -> Programme:
     assert tree is not None
     kinds: list[Kind] = []
     chains: list[_Chain] = []
-    places: list[Place] = []
+    places: list[EqualCells] = []
     crossings, payload, experts = problem.crossings, problem.payload_mib, problem.experts
 
     def visit(switch: Switch, number: int, above: tuple[tuple[Switch, int], ...]) -> tuple[int, list[int]]:
@@ -94,7 +94,7 @@ def programme(problem: Problem, grows: bool) -> Programme:
         places.append(_place(switch, number, mine, leaves, parts, link, len(line)))
         return len(places) - 1, mine
 
-    def _place(switch, number, mine, leaves, parts, link, depth) -> Place:
+    def _place(switch, number, mine, leaves, parts, link, depth) -> EqualCells:
         low, high = bins(switch.size, EXACT_SIZES, SIZE_STEP)
         rates, memories = _best(switch)
         comm, made = {}, []
@@ -118,7 +118,9 @@ def programme(problem: Problem, grows: bool) -> Programme:
         for place, child, times, below in parts:
             made.append(_part(place, child, times, below, low, high, link))
         fastest = rates[high - 1]
-        return Place(number, switch.size, low, high, fastest, rates[low - 1] / low, comm, made if not leaves else [])
+        return EqualCells(
+            number, switch.size, low, high, fastest, rates[low - 1] / low, comm, made if not leaves else []
+        )
 
     def _part(place, child, times, below, low, high, link) -> Part:
         some, most = bins(child.size, EXACT_COUNTS, COUNT_STEP)

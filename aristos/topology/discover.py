@@ -22,7 +22,7 @@ from .faults import dark, fabric, fewer, hidden, mixed
 from .model import Device, Fault, Nic, Node, Topology
 from .network import Network
 from .nvlink import Wires
-from .slurm_job import Job
+from .slurm_job import SlurmJob
 from .visible import visible
 
 QUERY = ("nvidia-smi", f"--query-gpu={','.join(query.FIELDS)}", "--format=csv")
@@ -62,7 +62,7 @@ def discover(
     return Topology(nodes, found, (*faults, *problem), place[name], ranks)
 
 
-def _nodes(job: Job | None, hosts: Sequence[str] | None, name: str) -> tuple[list[str], list[int | None]]:
+def _nodes(job: SlurmJob | None, hosts: Sequence[str] | None, name: str) -> tuple[list[str], list[int | None]]:
     """(names of the nodes, tasks on each): from the ranks, else from Slurm, else this node."""
     if hosts:
         names = list(dict.fromkeys([*hosts, name]))
@@ -161,7 +161,7 @@ def _same(name: str, root: Path) -> Nic | None:
     return next((nic for nic in pci.nics(root) if nic.name == name), None)
 
 
-def network_of(job: Job | None, ask: Ask, env: Mapping[str, str], root: Path) -> tuple[Network, list[Fault]]:
+def network_of(job: SlurmJob | None, ask: Ask, env: Mapping[str, str], root: Path) -> tuple[Network, list[Fault]]:
     """The network of the job's cluster, and faults if it should be known but is not."""
     if job is None:
         return Network(), []

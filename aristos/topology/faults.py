@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from .matrix import Matrix
 from .model import Device, Fault, Link, Node
 from .nvlink import Wires
-from .slurm_job import Job
+from .slurm_job import SlurmJob
 
 RESET = "stop all jobs, then nvidia-smi --gpu-reset or a reboot; if it stays, have the board or the bridge checked"
 BRIDGES = (
@@ -135,7 +135,7 @@ def _looks_cut(cpus: str) -> bool:
     return len(cpus.split(",")) >= 4 and "-" not in cpus
 
 
-def hidden(job: Job | None, devices: Sequence[Device], on_bus: Sequence[str]) -> list[Fault]:
+def hidden(job: SlurmJob | None, devices: Sequence[Device], on_bus: Sequence[str]) -> list[Fault]:
     """GPUs of the job that a cgroup hides from this process, so that CUDA IPC between ranks fails.
 
     on_bus: PCI addresses of all GPUs of the machine; the kernel lists hidden ones too.

@@ -56,7 +56,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Place:
+class RankDevice:
     """A rank's device. label: GPU0, or '' for cores. rate_from, memory_from: sources."""
 
     name: str
@@ -73,7 +73,7 @@ class Links:
     """The file's fields; see the module's docstring. origin: the field `from`."""
 
     hosts: list[str]
-    devices: list[Place]
+    devices: list[RankDevice]
     classes: list[list[str]]
     small: Span
     large: Span
@@ -144,7 +144,7 @@ def from_json(found: Any) -> Links:
     n = len(hosts)
     if not isinstance(devices, list) or len(devices) != n:
         raise InputError(f"devices must be a list of {n}, one for each of hosts")
-    names = set(Place.__dataclass_fields__)
+    names = set(RankDevice.__dataclass_fields__)
     places = []
     for i, each in enumerate(devices):
         if not isinstance(each, Mapping) or not isinstance(each.get("name"), str):
@@ -154,7 +154,7 @@ def from_json(found: Any) -> Links:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if value is not None and not (number and 0 < value <= LARGEST):
                 raise InputError(f"devices[{i}].{key} must be a positive number, or null, got {value!r}"[:200])
-        places.append(Place(**{key: value for key, value in each.items() if key in names}))
+        places.append(RankDevice(**{key: value for key, value in each.items() if key in names}))
     contended = found.get("contended")
     return Links(
         hosts=hosts,

@@ -22,7 +22,7 @@ MOST_GROUPS = 128  # parts of a heterogeneous job that Slurm allows
 
 
 @dataclass(frozen=True)
-class Job:
+class SlurmJob:
     """nodes: of this step, or outside a step of the job; tasks: on each node, None if unknown.
 
     job_nodes: of the whole job; gpus: Slurm's numbers of the job's GPUs on this node, None if unknown; hides_gpus: the
@@ -55,7 +55,7 @@ def counts(text: str) -> list[int]:
     return found
 
 
-def read(env: Mapping[str, str]) -> Job | None:
+def read(env: Mapping[str, str]) -> SlurmJob | None:
     """The job of this process; None outside Slurm. Raises TopologyError if a variable cannot be read."""
     groups = _groups(env)
     lists = [env.get(f"SLURM_{name}", "") for name in NODES[:2]]
@@ -65,7 +65,7 @@ def read(env: Mapping[str, str]) -> Job | None:
     job_nodes = groups or max((_distinct(text) for text in lists if text), key=len, default=())
     nodes = _distinct(step) if step else job_nodes
     pattern = env.get("SLURM_TOPOLOGY_ADDR_PATTERN", "")
-    return Job(
+    return SlurmJob(
         id=slurm_variables.job_id(env),
         step=bool(step),
         nodes=nodes,

@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from . import cpusets, defaults
-from .links import MIB, Links, Place, Rows, Span
+from .links import MIB, Links, RankDevice, Rows, Span
 from .model import Device, Link, Node, Topology
 from .visible import CudaDevice
 
 US_PER_MIB = MIB / 1e3  # of one GB/s
 
 
-def place(node: Node, device: Device | None, cpus: frozenset[int] = frozenset()) -> Place:
+def place(node: Node, device: Device | None, cpus: frozenset[int] = frozenset()) -> RankDevice:
     """A rank's device with its facts from topology and table; cores if device is None."""
     if device is None:
-        return Place("cores", cpus=cpusets.show(cpus))
+        return RankDevice("cores", cpus=cpusets.show(cpus))
     known = defaults.device(device.name or "")
     memory, memory_from = device.memory, "the driver"
     if memory is None and known is not None:
         memory, memory_from = int(known.memory * 1e9), f"table: {known.source}"
-    return Place(
+    return RankDevice(
         device.name or "unknown GPU",
         device.label,
         cpusets.show(cpus or device.cpus or ()),
@@ -42,7 +42,7 @@ def link_class(topology: Topology, a: tuple[int, str, frozenset[int]], b: tuple[
     return Link("NODE") if node.domain(a[2] | b[2]) is not None or not node.numa else Link("SYS")
 
 
-def from_table(classes: Sequence[Sequence[Link]], devices: Sequence[Place], hosts: Sequence[str]) -> Links:
+def from_table(classes: Sequence[Sequence[Link]], devices: Sequence[RankDevice], hosts: Sequence[str]) -> Links:
     """Every link by its class. classes: [n, n]. devices, hosts: [n]."""
     n = len(hosts)
     alpha: Rows = [[None] * n for _ in range(n)]

@@ -2,7 +2,7 @@
 
 The tokens of all sentences lie one after another in one array x: [S, H] float32, without padding; only attention
 knows where sentences begin. `ffn(layer, x)` stands for the six feed-forward layers: `Encoder.dense_ffn`, or a
-mixture of experts. It refuses to be a general BERT: one model, one dtype, no gradients.
+mixture of experts. Not a general BERT: one model, one dtype, no gradients.
 """
 
 from __future__ import annotations

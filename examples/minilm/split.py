@@ -109,12 +109,12 @@ def fill_equally(likeness: Array) -> list[NDArray[np.int64]]:
     """likeness: [N, C] -> C groups of N/C rows: the most alike pairs first, until a group is full."""
     rows, columns = likeness.shape
     group = np.full(rows, -1)
-    room = np.full(columns, rows // columns)
+    free = np.full(columns, rows // columns)
     for pair in np.argsort(-likeness, axis=None, kind="stable"):
         row, column = divmod(int(pair), columns)
-        if group[row] < 0 and room[column] > 0:
+        if group[row] < 0 and free[column] > 0:
             group[row] = column
-            room[column] -= 1
+            free[column] -= 1
     return [np.nonzero(group == column)[0] for column in range(columns)]
 
 

@@ -1,7 +1,7 @@
 """WordPiece for uncased English BERT models: text -> token ids.
 
 Clean, lower, strip accents, split at spaces and punctuation, then the longest pieces of the vocabulary from left
-to right. It refuses to be general: no pairs, no padding, no special tokens inside the text.
+to right. Does not support pairs, padding or special tokens inside the text.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from aristos.bench.pairs import schedule
 from aristos.errors import InputError
 from aristos.launcher import this_node
 from aristos.topology import Device, Link, Network, Node, Numa, Topology, defaults, links, table
-from aristos.topology.links import MIB, Links, Place, Span
+from aristos.topology.links import MIB, Links, RankDevice, Span
 from aristos.topology.visible import CudaDevice
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,7 +83,7 @@ def example(n: int = 3) -> Links:
     span = Span(rows, [[0.0 if a == b else 10.0 * (1 + a) for b in range(n)] for a in range(n)])
     return Links(
         hosts=[f"n{r // 2}" for r in range(n)],
-        devices=[Place("cores", cpus="0", rate_gflops=20.0, memory_bytes=10**9)] * n,
+        devices=[RankDevice("cores", cpus="0", rate_gflops=20.0, memory_bytes=10**9)] * n,
         classes=[["self" if a == b else "NODE" for b in range(n)] for a in range(n)],
         small=span,
         large=span,
@@ -141,7 +141,7 @@ def test_links_become_a_problem_of_the_planner():
         rows = np.array(found[name])
         assert (rows == rows.T).all()
         assert (np.diag(rows) == 0).all()
-    unknown = replace(example(), devices=[Place("H100")] * 3)
+    unknown = replace(example(), devices=[RankDevice("H100")] * 3)
     with pytest.raises(InputError, match="rate of device 0"):
         links.problem(unknown, 1)
 

@@ -1,4 +1,4 @@
-"""`aristos doctor`: each check in environments that are made up, and the command alone, on ranks, and mismatched."""
+"""`aristos doctor`: each check in simulated environments; the command alone, on ranks, and with a wrong launcher."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_check_that_raises_is_a_finding():
 # ---- MPI ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_library_or_none():
+def test_the_library_or_its_absence_is_reported():
     assert libraries.library(MPICH).text == "MPICH (/env/lib/MPICH.so), from pip"
     for found, why in ((None, ""), (None, "cannot load MPI library\nlibmpi.so: No such file"), (OPEN, "bad ELF")):
         got = libraries.library(found, why)
@@ -84,7 +84,7 @@ def test_a_library_or_none():
 @pytest.mark.parametrize(
     ("library", "fits"), [(MPICH, "pmi2"), (INTEL, "pmi2"), (OPEN, "pmix"), (Library("Cray MPICH"), "cray_shasta")]
 )
-def test_srun_with_another_pmi(library, fits):
+def test_a_wrong_pmi_of_srun_is_reported(library, fits):
     got = libraries.launcher(1, STEP, library)
     assert got.state == "fail"
     assert got.text.startswith(f"srun started 4 tasks but MPI sees 1: try --mpi={fits}")
@@ -92,7 +92,7 @@ def test_srun_with_another_pmi(library, fits):
     assert libraries.launcher(4, STEP, library).state == "ok"
 
 
-def test_other_launchers():
+def test_launchers_other_than_srun():
     assert libraries.launcher(1, {}, MPICH).text.startswith("none: one process")
     got = libraries.launcher(1, {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"}, MPICH)
     assert got.text.startswith("Open MPI's mpirun started 4 tasks but MPI sees 1: use the mpirun that belongs")
@@ -141,7 +141,7 @@ def test_two_mpi_libraries_are_reported(tmp_path):
         assert "uninstall" in got.remedy
 
 
-def test_signs_of_an_mpi_module(tmp_path):
+def test_a_loaded_mpi_module_is_found(tmp_path):
     (tmp_path / "libmpi.so.40").touch()
     (tmp_path / "env" / "lib").mkdir(parents=True)
     (tmp_path / "env" / "lib" / "libmpi.so.12").touch()
@@ -163,14 +163,14 @@ def test_workarounds_are_shown_with_what_to_export():
     got = libraries.workarounds([Workaround("A", "^b", "why"), Workaround(SM_FOLDER, "/x/n1", "shared")])
     assert "A=^b (why)" in got.text
     assert "export A='^b'" in got.remedy
-    assert "/x/n1" not in got.remedy  # that is this node's
+    assert "/x/n1" not in got.remedy  # it is valid for this node only
     assert got.values["set"]["A"] == "^b"
 
 
 # ---- Slurm --------------------------------------------------------------------------------------------------------
 
 
-def test_the_pmi_types_of_srun():
+def test_pmi_types_are_read_from_srun():
     assert mpi_launchers.pmi_types(LISTING) == ["none", "pmix", "cray_shasta", "pmi2"]
     assert mpi_launchers.pmi_types(None) == []
 
@@ -260,17 +260,17 @@ def test_shared_memory_must_hold_the_default_layer():
 
 
 def test_only_windows_are_counted_as_shared_memory():
-    """Not what a rank keeps for itself: outboxes and staged rows; and nothing where a rank is alone on its node."""
+    """Private memory (outboxes, staged rows) is not counted, and a rank alone on its node needs none."""
     for nodes, per_node in ((1, 2), (4, 2), (16, 4)):
         cfg = models.shape(models.DEFAULT, nodes * per_node).cfg
         world = nodes * per_node
         layout = shape_of(world, Placement(None, cfg.experts, world), **widths(cfg))
         rank = rank_bytes(layout, Nodes.of(world, per_node), world - 1)
         stride = 4 * cfg.hidden
-        far = (nodes - 1) * per_node
+        remote = (nodes - 1) * per_node
         ring = max(64, (64 << 20) // (max(1, nodes * per_node - 1) * stride))  # rows, at least these
         ring = min(ring, cfg.max_tokens * cfg.top_k)
-        kept = far * 2 * ring * stride  # an outbox and staged rows for each far peer, mostly rows
+        kept = remote * 2 * ring * stride  # an outbox and staged rows for each remote peer, mostly rows
         needed, _ = shared_memory.need(nodes * per_node, per_node)
         assert needed == pytest.approx(per_node * (rank - kept), rel=0.05)
     assert shared_memory.need(4, 1)[0] == 0
@@ -286,15 +286,15 @@ def shared_bytes() -> int:
 
 @pytest.mark.ranks(4, timeout=300)  # it may have to compile
 def test_mpi_takes_both_windows_from_shared_memory(comm):
-    """Those between nodes too, where ranks share a machine: that is why `need` counts them."""
+    """Windows between nodes too, if ranks share a machine: therefore `need` counts them."""
     cfg = aristos.MoEConfig(hidden=512, ffn=8, experts=4, top_k=2, max_tokens=1024)
     layout = shape_of(4, Placement(None, 4, 4), **widths(cfg))
-    near, far, _ = window_bytes(layout, Nodes.of(4, 2), comm.rank)
+    local, remote, _ = window_bytes(layout, Nodes.of(4, 2), comm.rank)
     before = shared_bytes()
     with aristos.MoE(cfg, comm, threads=1, ranks_per_node=2):
         grown = shared_bytes() - before
         comm.Barrier()
-    assert grown >= 2 * near + 4 * far  # two of this node, four of this machine
+    assert grown >= 2 * local + 4 * remote  # two ranks of this node, four of this machine
 
 
 def test_files_of_killed_jobs_are_found_unless_in_use(tmp_path):
@@ -316,14 +316,14 @@ def test_files_of_killed_jobs_are_found_unless_in_use(tmp_path):
 # ---- kernels ------------------------------------------------------------------------------------------------------
 
 
-def test_instructions():
+def test_instruction_sets():
     assert kernels.suited("AVX2", "znver3", "x86_64").state == "ok"
     assert kernels.suited("generic", "neoverse-n1", "aarch64").state == "ok"
     assert kernels.suited("generic", "qemu64", "x86_64").state == "warn"
     assert kernels.isa() in ("AVX-512", "AVX2", "generic")
 
 
-def test_numba(monkeypatch):
+def test_numba_is_checked(monkeypatch):
     assert kernels.numba({}).state == "ok"
     assert kernels.numba({"NUMBA_DISABLE_JIT": "1"}).state == "warn"
     monkeypatch.setitem(sys.modules, "numba", None)  # importing it raises ImportError
@@ -333,7 +333,7 @@ def test_numba(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_kernel_cache(tmp_path):
+def test_the_kernel_cache_is_checked(tmp_path):
     wanted = tmp_path / "aristos"
     folder = wanted / "0123"
     (wanted / "4567").mkdir(parents=True)
@@ -367,7 +367,7 @@ def test_progress_is_judged_by_both_times():
     assert got.remedy
 
 
-def test_shared_windows_are_judged_by_what_ranks_see():
+def test_shared_windows_must_show_every_ranks_stores():
     two = Nodes((0, 0))
     assert windows.judged(["", ""], [[], []], two).state == "ok"
     assert windows.judged(["", ""], [[], []], Nodes((0, 1))).text.startswith("not tried")
@@ -386,7 +386,7 @@ def test_ranks_that_differ_are_named():
     assert found["same numba"].text == "equal on all 4 ranks: 1"
 
 
-def test_hosts():
+def test_hosts_of_ranks_are_listed():
     got = equal.hosts(["a", "a", "b"], Nodes((0, 0, 2)))
     assert got.state == "warn"
     assert got.text.startswith("3 ranks on 2 nodes: a (ranks 0-1), b (rank 2)")
@@ -486,34 +486,34 @@ def test_one_process_is_a_job_of_one():
     alone.end()
 
 
-def test_usage(capsys):
+def test_wrong_timeouts_are_usage_errors(capsys):
     assert "doctor" in cli.commands()
     for wrong in ("-1", "nan", "inf", "1e30"):
         with pytest.raises(SystemExit) as stop:
             cli.main(["doctor", "--timeout", wrong])
         assert stop.value.code == 2
-        said = capsys.readouterr().err
-        assert f"--timeout: must be a positive number of seconds, less than 1000000, got {wrong}\n" in said
+        message = f"--timeout: must be a positive number of seconds, less than 1000000, got {wrong}\n"
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("words", [["bad"], ["doctor", "--bad"], ["doctor", "--timeout", "0"], []])
 def test_usage_errors_are_printed_by_one_rank(monkeypatch, capsys, words, rank):
-    """From rank 0, as far as the launcher says who that is."""
+    """Rank 0 prints, if the launcher's variables give the rank."""
     monkeypatch.setenv("PMI_SIZE", "2")
     monkeypatch.setenv("PMI_RANK", str(rank))
     with pytest.raises(SystemExit) as stop:
         raise SystemExit(cli.main(words))
     assert stop.value.code == 2
-    said = capsys.readouterr()
-    assert bool(said.out + said.err) == (rank == 0)
+    printed = capsys.readouterr()
+    assert bool(printed.out + printed.err) == (rank == 0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", ["", "--json"])
 @pytest.mark.parametrize("stdout", [">/dev/full", ">&-"])
 def test_a_report_that_cannot_be_written(words, stdout):
-    """It is said in a line, and the other ranks are not left alone."""
+    """One line reports it, and the job ends on every rank."""
     command = f"exec {sys.executable} -m aristos doctor {words} {stdout}"
     env = rank_environment(ROOT)
     done = subprocess.run(["sh", "-c", command], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True, timeout=90)

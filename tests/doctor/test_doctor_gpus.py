@@ -1,4 +1,4 @@
-"""`aristos doctor` on GPUs: made-up drivers, GPUs, peers and packages, and how they are queried."""
+"""`aristos doctor` on GPUs: simulated drivers, GPUs, peers and packages, and how they are queried."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VERSIONS = {"numba-cuda": "0.30.4", "numpy": "2.4.9", "cuda-bindings": "12.9.10"
 
 
 def seen(count=2, visible=None, blocked=(), mig=False, **fields):
-    """A machine with so many GPUs, of which some are visible to CUDA."""
+    """A machine with `count` GPUs, of which `visible` are visible to CUDA (None: all)."""
     slices = (Mig(0, "MIG-1", "1g.10gb"),) if mig else ()
     devices = tuple(
         Device(at, "NVIDIA H100", uuid=UUIDS[at], pci=address, mig=slices) for at, address in enumerate(BUS[:count])
@@ -47,7 +47,7 @@ SILENT = DriverAnswer("CUDA_ERROR_NO_DEVICE", (12, 9))
         (seen(driver=SILENT, mig=True), "warn", "but the driver answers CUDA_ERROR_NO_DEVICE", "nvidia-smi -L"),
     ],
 )
-def test_the_driver(what, state, word, remedy):
+def test_the_driver_check(what, state, word, remedy):
     got = gpus.driver(what)
     assert got.state == state
     assert word in got.text
@@ -68,8 +68,8 @@ def test_whether_mpi_puts_from_gpu_memory(monkeypatch, answer, text):
     assert got.state == "ok"
     assert text in got.text
     assert got.values == {"from_card": answer.supported}
-    for nobody in (NOTHING, NodeGpus(SILENT), seen(visible=0)):
-        assert "not needed" in gpus.puts(nobody, 60.0).text
+    for none in (NOTHING, NodeGpus(SILENT), seen(visible=0)):
+        assert "not needed" in gpus.puts(none, 60.0).text
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_whether_mpi_puts_from_gpu_memory(monkeypatch, answer, text):
         (seen(driver=None), {}, 2, "ok", "2 x"),
     ],
 )
-def test_the_gpus_of_a_node(what, env, ranks, state, word):
+def test_the_check_of_a_nodes_gpus(what, env, ranks, state, word):
     got = gpus.gpus(what, env, ranks)
     assert got.state == state
     assert word in got.text
@@ -106,7 +106,7 @@ def ranks_see(*visible, **fields):
 
 
 def test_peers_need_each_others_gpus_visible():
-    """Hidden GPUs are found whatever hides them, and whatever their numbers are."""
+    """Hidden GPUs are found by UUID, so neither the reason nor their numbers matter."""
     two = Nodes.of(2)
     assert gpus.peers([RankGpus(None)] * 2, two).text == "not needed: no GPU: ranks compute on their cores"
     assert "(2 ordered pairs)" in gpus.peers(ranks_see((0, 1), (0, 1)), two).text
@@ -161,7 +161,7 @@ def changed(**versions):
         (changed(cuda_bindings="13.1.0"), seen(driver=None), "cuda-bindings 13.1.0", ""),
     ],
 )
-def test_packages(versions, what, word, remedy):
+def test_the_package_check(versions, what, word, remedy):
     got = gpus.packages(versions, what)
     assert got.state == ("warn" if remedy else "ok")
     assert word in got.text
@@ -169,7 +169,7 @@ def test_packages(versions, what, word, remedy):
 
 
 class Libcuda:
-    """The functions that are called through ctypes, of two GPUs; code: cuInit's result."""
+    """The driver functions called through ctypes, for two GPUs. code: the result of cuInit."""
 
     def __init__(self, code=0, named=True):
         self.code, self.named = code, named
@@ -202,7 +202,7 @@ class Libcuda:
         return 0 if self.named else 1
 
 
-def test_libcuda_is_asked_through_ctypes():
+def test_libcuda_is_queried_through_ctypes():
     assert gpu_facts.ask_driver(None) is None
     got = gpu_facts.ask_driver(Libcuda())
     assert got.version == (12, 8)
@@ -213,7 +213,7 @@ def test_libcuda_is_asked_through_ctypes():
 
 
 def test_a_nodes_gpus_are_read_from_files_and_drivers(tmp_path):
-    """Files of the kernel and NVML's list, cgroup or not."""
+    """GPUs hidden by a cgroup are counted from the kernel's files; NVML lists the others."""
     for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "nvidia-caps/nvidia-cap1"):
         (tmp_path / "dev" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "dev" / name).touch()

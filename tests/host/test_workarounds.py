@@ -13,9 +13,9 @@ from aristos.bench import main
 from aristos.errors import EnvironmentProblem
 from aristos.host import mpi_library, workarounds
 from aristos.host.mpi_library import Library
-from aristos.host.workarounds import Machine, Workaround
+from aristos.host.workarounds import HostFacts, Workaround
 
-HOST = Machine("host", libpmix="/usr/lib/libpmix.so.2")
+HOST = HostFacts("host", libpmix="/usr/lib/libpmix.so.2")
 STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "2", "SLURMD_NODENAME": "host", "SLURM_JOB_ID": "7"}
 MPICH, OPEN, INTEL = (Library(kind, "/env/lib/libmpi.so", True) for kind in ("MPICH", "Open MPI", "Intel MPI"))
 UCX, MUNGE, NETMOD = ("OMPI_MCA_osc", "^ucx"), ("PMIX_MCA_psec", "native"), ("MPIR_CVAR_CH4_NETMOD", "ofi")
@@ -34,7 +34,7 @@ def site(library: Library) -> Library:
         (STEP, None, HOST, []),
         ({}, MPICH, HOST, []),
         (STEP, MPICH, HOST, [NETMOD, TCP]),
-        (STEP, MPICH, Machine("host", rdma=True), [NETMOD]),
+        (STEP, MPICH, HostFacts("host", rdma=True), [NETMOD]),
         (STEP | {"MPIR_CVAR_CH4_NETMOD": "ofi"}, MPICH, HOST, [TCP]),
         (STEP, site(MPICH), HOST, []),  # a site's MPICH knows its network
         (STEP, Library("Cray MPICH", "/opt/cray/libmpi_cray.so"), HOST, []),
@@ -42,17 +42,17 @@ def site(library: Library) -> Library:
         (STEP | {"MPI_LOCALNRANKS": "1"}, MPICH, HOST, []),  # mpirun in a job brings its own PMI
         (STEP | {"MPIR_CVAR_CH4_NETMOD": "ucx"}, MPICH, HOST, []),
         ({}, OPEN, HOST, [UCX]),
-        ({}, OPEN, Machine("host", rdma=True), []),  # UCX has its use there
+        ({}, OPEN, HostFacts("host", rdma=True), []),  # UCX has its use there
         ({}, site(OPEN), HOST, []),
         ({"OMPI_MCA_osc": "rdma"}, OPEN, HOST, []),
         (STEP, OPEN, HOST, [UCX, MUNGE]),
-        (STEP, OPEN, Machine("host.domain"), [UCX, MUNGE]),
+        (STEP, OPEN, HostFacts("host.domain"), [UCX, MUNGE]),
         (STEP | {"PMIX_MCA_psec": "munge", "OMPI_MCA_osc": ""}, OPEN, HOST, []),
         (VIRTUAL, OPEN, HOST, [UCX, MUNGE, FOLDER]),
         (VIRTUAL, site(OPEN), HOST, [FOLDER]),
         (STEP | {"PMIX_RANK": "0"}, INTEL, HOST, [("I_MPI_PMI_LIBRARY", "/usr/lib/libpmix.so.2")]),
         (STEP | {"PMIX_RANK": "0", "I_MPI_PMI_LIBRARY": "/x"}, INTEL, HOST, []),
-        (STEP | {"PMIX_RANK": "0"}, INTEL, Machine("host"), []),
+        (STEP | {"PMIX_RANK": "0"}, INTEL, HostFacts("host"), []),
         (STEP | {"PMI_RANK": "0"}, INTEL, HOST, []),  # pmi2 works as it is
     ],
 )

@@ -31,11 +31,11 @@ from aristos.topology import links
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "launch" / "virtual_slurm"
-LAYER = ROOT / "tests" / "slurm_layer.py"
+LAYER = ROOT / "tests" / "support" / "slurm_layer.py"
 LIBRARY = mpi_library.find()
-PMI = (LIBRARY and LIBRARY.pmi) or "pmi2"  # what srun must speak for the library that mpi4py loads
+PMI = (LIBRARY and LIBRARY.pmi) or "pmi2"  # the kind of PMI that the MPI library needs
 SMALL = ["--hidden", "32", "--ffn", "48", "--experts", "8", "--tokens", "24", "--warmup", "1"]
-LIMIT = "1"  # minutes, the shortest time limit Slurm knows; it looks every half minute
+LIMIT = "1"  # minutes, the shortest time limit Slurm knows; it checks every half minute
 PATH = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 pytestmark = [
@@ -51,13 +51,13 @@ own_memory = pytest.mark.skipif(
 
 
 def environment() -> dict[str, str]:
-    """This process's, without what a launcher around the tests may have set."""
+    """This process's environment, without the variables of a launcher that started the tests."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith((*LAUNCHER_VARIABLES, "SLURM_")) and k != FLAG}
     return kept | dict.fromkeys(ONE_THREAD, "1") | {"HYDRA_IFACE": "lo", "PYTHONPATH": str(ROOT), "PATH": PATH}
 
 
 def exports() -> dict[str, str]:
-    """What a job script must export for a program that starts MPI itself; Aristos's own commands must not need it."""
+    """Variables that a job script must export for a program that starts MPI itself; `aristos` sets them itself."""
     env = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "2"}
     return {each.name: each.value for each in workarounds.workarounds(env, LIBRARY, workarounds.this_machine(env))}
 
@@ -69,7 +69,7 @@ def under_srun(*words: object) -> list[object]:
 
 
 def processes(*variables: str) -> list[int]:
-    """Processes alive with these variables in their environment, zombies aside; daemons of Slurm have SLURM_CONF."""
+    """Pids of processes with these variables in their environment, without zombies. Slurm's daemons have SLURM_CONF."""
     marks = {variable.encode() for variable in variables}
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -80,7 +80,7 @@ def processes(*variables: str) -> list[int]:
 
 
 class Cluster:
-    """The commands of a virtual cluster."""
+    """Runs commands and jobs on a virtual cluster."""
 
     def __init__(self, folder: Path) -> None:
         self.environment = environment() | {"SLURM_CONF": str(folder / "slurm.conf")}
@@ -107,7 +107,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def job(self, name: str, out: Path, *words: object) -> Iterator[subprocess.Popen[str]]:
-        """The same in the background, with all output in a file; cancelled at the end."""
+        """srun in the background, with all output in a file; cancelled at the end."""
         command = under_srun(f"--mpi={PMI}", f"--job-name={name}", *words)
         with open(out, "w") as file:
             running = subprocess.Popen(
@@ -134,7 +134,7 @@ class Cluster:
         return found
 
     def processes(self, job: str) -> list[int]:
-        """Processes of a job's tasks that are alive, zombies aside."""
+        """Pids of a job's tasks, without zombies."""
         return processes(f"SLURM_JOB_ID={job}", f"SLURM_CONF={self.environment['SLURM_CONF']}")
 
 
@@ -151,7 +151,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def alone() -> Callable[[int], str]:
-    """The outputs of so many parts on one process without MPI, as the program prints them."""
+    """A function: number of parts -> hash of their outputs, computed by one process without MPI."""
 
     def run(parts: int) -> str:
         command = [sys.executable, str(LAYER), "--alone", "--parts", str(parts)]
@@ -163,13 +163,13 @@ def alone() -> Callable[[int], str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(alone) -> None:
-    """Compile before ranks with time limits do."""
+    """Compile the kernels before ranks with time limits need them."""
     alone(1)
 
 
 @pytest.fixture(scope="module")
 def limited(cluster, compiled, tmp_path_factory) -> Iterator[tuple[subprocess.Popen[str], Path, str]]:
-    """A job that would run for ten minutes under the shortest time limit: srun, its output, its job id."""
+    """A job of ten minutes under a time limit of one: srun, its output, its job id."""
     out = tmp_path_factory.mktemp("limit") / "out"
     with cluster.job("limit", out, f"--time={LIMIT}", "-N2", "-n2", "--", LAYER, "--hold", 600) as running:
         pids_in(out, 2)
@@ -200,8 +200,8 @@ def pids_in(out: Path, ranks: int) -> dict[int, int]:
     return read()
 
 
-def test_a_job_over_its_time_limit_is_on_its_way(limited):
-    """Here so that the minute passes during the other tests; the last test looks at the end."""
+def test_a_job_with_a_short_time_limit_starts(limited):
+    """Started here so that the minute passes during the other tests; the last test checks how it ends."""
     running, out, _ = limited
     assert running.poll() is None, out.read_text()
 
@@ -216,7 +216,7 @@ def test_a_job_over_its_time_limit_is_on_its_way(limited):
     ids=["one-node", "four-nodes", "two-by-two"],
 )
 def test_the_benchmark_on_nodes(cluster, tmp_path, where, nodes, transports):
-    """A right table on stdout, and a file that loads and says where it ran."""
+    """Prints a correct table; the results file loads and records the nodes."""
     if transports != "rma" and os.geteuid() != 0:
         pytest.skip("nodes of several ranks need a /dev/shm each, which takes root")
     out = tmp_path / "r.h5"
@@ -235,7 +235,7 @@ def test_the_benchmark_on_nodes(cluster, tmp_path, where, nodes, transports):
 
 
 def test_progress_between_nodes(cluster, tmp_path):
-    """The suite that measures who moves puts while their target computes: every payload lands, every time is there."""
+    """The suite measures puts to a rank that computes: every payload arrives, every time is positive."""
     out = tmp_path / "r.h5"
     words = ["progress", "--iters", 1, "--seconds", 20, "--json", "--out", out]
     done = cluster.srun("-N2", "-n2", "--", "-m", "aristos.bench", *words)
@@ -252,7 +252,7 @@ def test_progress_between_nodes(cluster, tmp_path):
 
 @own_memory
 def test_doctor_between_nodes(cluster):
-    """Every check on nodes that are nodes: it meets its launcher, sets what MPI needs, and measures across."""
+    """On several nodes every check runs: the launcher fits, variables are set, progress is measured between nodes."""
     done = cluster.srun("-N2", "--ntasks-per-node=2", "--", "-m", "aristos", "doctor", "--json")
     assert done.stdout, done.stderr
     report = json.loads(done.stdout)
@@ -267,14 +267,14 @@ def test_doctor_between_nodes(cluster):
     measured = found["RMA progress"]["values"]
     assert (measured["origin"], measured["target"], measured["other_node"]) == (0, 2, True)
     assert measured["paced_ms"] > 0
-    if LIBRARY and LIBRARY.kind == "MPICH":  # over TCP it moves nothing by itself: the put waits for the target's end
+    if LIBRARY and LIBRARY.kind == "MPICH":  # no progress by itself over TCP: the put waits for the target
         assert measured["alone_ms"] > 0.5e3 * (progress.COMPUTE - progress.HEAD_START)
         assert measured["paced_ms"] < 0.5 * measured["alone_ms"]
 
 
 @own_memory
 def test_the_batch_script(cluster, tmp_path):
-    """launch/slurm.sbatch as it is, but for options of sbatch; it finds out which PMI the MPI library speaks."""
+    """launch/slurm.sbatch unchanged, with options of sbatch; it finds the kind of PMI that the MPI library needs."""
     out, file = tmp_path / "out", tmp_path / "r.h5"
     options = ["--parsable", "--cpus-per-task=1", f"--output={out}", f"--export=ALL,PYTHON={sys.executable}"]
     words = ["layer", *SMALL, "--iters", "3", "--out", str(file)]
@@ -284,9 +284,9 @@ def test_the_batch_script(cluster, tmp_path):
         return cluster.command("scontrol", "show", "job", job).stdout
 
     wait_for(lambda: re.search(r"JobState=(COMPLETED|FAILED|CANCELLED|TIMEOUT)", state()), 90, state)
-    said = out.read_text()
-    assert "JobState=COMPLETED" in state(), said
-    assert "4 ranks on 2 nodes by shm, rma" in said
+    text = out.read_text()
+    assert "JobState=COMPLETED" in state(), text
+    assert "4 ranks on 2 nodes by shm, rma" in text
     (run,) = results.load(file).runs
     assert run.attributes["ranks"] == 4
 
@@ -343,19 +343,19 @@ def test_aristos_run_in_an_allocation(cluster, how):
     assert rows[0][3] == rows[2][3]
 
 
-def test_a_signal_to_aristos_run_comes_to_the_ranks(cluster, tmp_path):
-    """srun would kill them; Slurm passes it on, and they end as they like."""
+def test_a_signal_to_aristos_run_is_passed_to_the_ranks(cluster, tmp_path):
+    """srun would kill the ranks. `aristos run` passes the signal on by scancel, and their handlers run."""
     out = tmp_path / "out"
     program = (
         "import os, signal, sys, time\n"
-        "signal.signal(signal.SIGINT, lambda *_: (print('told', flush=True), sys.exit(9)))\n"
+        "signal.signal(signal.SIGINT, lambda *_: (print('caught', flush=True), sys.exit(9)))\n"
         "print('rank', os.environ['SLURM_PROCID'], 'pid', os.getpid(), flush=True)\n"
         "time.sleep(100)"
     )
     with open(out, "w") as file:
         job = [sys.executable, "-m", "aristos", "run", "--", "python", "-c", program]
         shell = ["sh", "-c", 'echo runner $$; exec "$@"', "sh"]
-        words = ["salloc", "--quiet", "-n2", "--job-name=told", *shell, *job]
+        words = ["salloc", "--quiet", "-n2", "--job-name=signalled", *shell, *job]
         running = subprocess.Popen(words, env=cluster.environment, stdout=file, stderr=file)
     try:
         pids_in(out, 2)
@@ -363,15 +363,15 @@ def test_a_signal_to_aristos_run_comes_to_the_ranks(cluster, tmp_path):
         assert runner
         os.kill(int(runner[1]), signal.SIGINT)
         assert running.wait(40) == 128 + signal.SIGINT, out.read_text()
-        assert out.read_text().count("told") == 2
+        assert out.read_text().count("caught") == 2
     finally:
-        cluster.command("scancel", "--name=told")
+        cluster.command("scancel", "--name=signalled")
         running.wait(20)
 
 
 @own_memory
 def test_links_are_measured_class_by_class(cluster, tmp_path):
-    """Two nodes a leaf switch, and a spine: one switch between some nodes, three between others, none inside one."""
+    """With two nodes a leaf switch: one switch between some nodes, three between others, none inside a node."""
     out = tmp_path / "links.json"
     words = ["python", "-m", "aristos", "topo", "--measure", "--again", "--out", out]
     done = cluster.command(*salloc("-N4", "--", "-n", "5", "--", *words), timeout=180)
@@ -420,9 +420,9 @@ def test_scancel_leaves_no_process_and_no_half_written_file(cluster, tmp_path):
 
 
 def test_suites_that_are_done_are_written_before_the_time_limit(cluster, tmp_path):
-    """What `#SBATCH --signal=INT@60` in launch/slurm.sbatch does a minute before the end.
+    """As `#SBATCH --signal=INT@60` in launch/slurm.sbatch does a minute before the end.
 
-    Fused alone: the other schedule blocks in MPI's collectives, where Python sees no signal.
+    Only schedule fused: bulk blocks in MPI's collectives, where Python handles no signal.
     """
     out, file = tmp_path / "out", tmp_path / "r.h5"
     bench = ["-m", "aristos.bench", "gemm", "layer", *SMALL, "--schedule", "fused", "--seconds", 60, "--out", file]
@@ -451,8 +451,8 @@ sys.exit(tool["run"](2, "tree", ["sinfo", "-h", "-o", "nodes %D"]))
 """
 
 
-def test_a_port_that_somebody_takes_meanwhile():
-    """The daemons' ports are free when they are chosen; the cluster takes others where one is gone since."""
+def test_a_port_taken_by_another_process_is_replaced():
+    """A port is free when it is chosen. If it is taken before a daemon binds it, the cluster chooses others."""
     done = subprocess.run(
         [sys.executable, "-c", PORTS_TAKEN], env=environment(), capture_output=True, text=True, timeout=120
     )
@@ -468,7 +468,7 @@ time.sleep(300)
 
 
 def test_autogroups_are_off_while_a_cluster_is_up(tmp_path, monkeypatch):
-    """And as they were after, but only where they had been on."""
+    """Afterwards the setting is as before."""
     loader = importlib.machinery.SourceFileLoader("virtual_slurm", str(TOOL))
     tool = importlib.util.module_from_spec(importlib.util.spec_from_loader("virtual_slurm", loader))
     monkeypatch.setitem(sys.modules, "virtual_slurm", tool)
@@ -487,8 +487,8 @@ def test_autogroups_are_off_while_a_cluster_is_up(tmp_path, monkeypatch):
         assert not before or tool.AUTOGROUPS.read_text() == before
 
 
-def heed() -> None:
-    """As from a terminal: what a shell starts with & ignores these, and so would its children."""
+def restore_signals() -> None:
+    """Restore the signal handlers of a terminal's process: a shell's background job ignores these signals."""
     for number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
 
@@ -503,10 +503,10 @@ def heed() -> None:
     ],
     ids=["srun", "behind-a-shell", "ctrl-c-five-times", "killed-before-a-stubborn-shell"],
 )
-def test_a_cluster_that_is_ended_takes_stubborn_tasks_along(tmp_path, command, signals, code):
-    """`virtual_slurm run` is ended, its tasks ignore SIGTERM: no daemon, no task and no folder is left.
+def test_ending_a_cluster_ends_tasks_that_ignore_signals(tmp_path, command, signals, code):
+    """When `virtual_slurm run` is ended and its tasks ignore SIGTERM, no daemon, no task and no folder is left.
 
-    An srun that is told to end kills its tasks; one that lost its shell leaves it to scancel, which asks them first.
+    An srun that gets a signal kills its tasks. An srun without its shell is ended by scancel, which sends SIGTERM.
     """
     out = tmp_path / "out"
     with open(out, "w") as file:
@@ -518,7 +518,7 @@ def test_a_cluster_that_is_ended_takes_stubborn_tasks_along(tmp_path, command, s
             stdout=file,
             stderr=file,
             start_new_session=True,
-            preexec_fn=heed,
+            preexec_fn=restore_signals,
         )
     try:
         tasks = pids_in(out, 2).values()
@@ -528,10 +528,10 @@ def test_a_cluster_that_is_ended_takes_stubborn_tasks_along(tmp_path, command, s
         assert set(tasks) <= set(processes(mine))
         assert len(processes(mine)) >= 2 + 4  # munged, slurmctld and two slurmds
         for how in signals:
-            (os.killpg if how == signal.SIGINT else os.kill)(running.pid, how)  # a terminal's goes to all
+            (os.killpg if how == signal.SIGINT else os.kill)(running.pid, how)  # a terminal sends it to the whole group
             time.sleep(0.05)
-        assert running.wait(150) == code, out.read_text()  # each step of the end has a limit of its own
-        if code == -signal.SIGKILL:  # nobody waits for the keeper
+        assert running.wait(150) == code, out.read_text()  # each step of the shutdown has a time limit
+        if code == -signal.SIGKILL:  # no process waits for the keeper
             wait_for(lambda: not Path(conf[1]).parent.exists(), 60, out.read_text)
         assert not processes(mine), out.read_text()
         assert not Path(conf[1]).parent.exists()
@@ -547,7 +547,7 @@ def virtual_slurm(*words: object, **variables: str) -> subprocess.CompletedProce
 
 
 @pytest.mark.parametrize(
-    ("command", "code", "said"),
+    ("command", "code", "message"),
     [
         (["/no/such/command"], 127, "virtual_slurm: cannot start /no/such/command: No such file or directory"),
         (["/etc/passwd"], 126, "virtual_slurm: cannot start /etc/passwd: Permission denied"),
@@ -556,17 +556,17 @@ def virtual_slurm(*words: object, **variables: str) -> subprocess.CompletedProce
     ],
     ids=["missing", "not-executable", "killed", "background"],
 )
-def test_how_a_command_ends_is_how_the_cluster_does(command, code, said):
-    done = virtual_slurm("run", "--nodes=1", "--", *command, MARK="how-a-command-ends")
-    assert (done.returncode, done.stderr.strip()) == (code, said)
-    assert not processes("MARK=how-a-command-ends")
+def test_the_exit_code_is_the_commands(command, code, message):
+    done = virtual_slurm("run", "--nodes=1", "--", *command, MARK="exit-code-test")
+    assert (done.returncode, done.stderr.strip()) == (code, message)
+    assert not processes("MARK=exit-code-test")
 
 
-def test_folders_that_cannot_hold_a_cluster(tmp_path):
+def test_unusable_folders_are_errors(tmp_path):
     (tmp_path / "file").touch()
     spaced = tmp_path / "a b"
     spaced.mkdir()
-    for words, variables, said in (
+    for words, variables, message in (
         (["start", "--dir", tmp_path / "file"], {}, "File exists"),
         (["start", "--dir", "/proc/x"], {}, "No such file or directory"),
         (["start", "--dir", "/tmp/" + "x" * 100], {}, "too long"),
@@ -576,13 +576,13 @@ def test_folders_that_cannot_hold_a_cluster(tmp_path):
     ):
         done = virtual_slurm(*words, **variables)
         assert (done.returncode, len(done.stderr.splitlines())) == (3, 1), done.stderr
-        assert said in done.stderr
+        assert message in done.stderr
     assert not any(spaced.iterdir())
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """One for a cluster, not there yet, with a short path."""
+    """A folder for a cluster; it does not exist yet and has a short path."""
     parent = Path(tempfile.mkdtemp(prefix="vs-"))
     yield parent / "c"
     for pid in processes(f"SLURM_CONF={parent}/c/slurm.conf"):
@@ -591,19 +591,19 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_start_that_is_broken_off_leaves_nothing(folder, how):
+def test_an_interrupted_start_leaves_nothing(folder, how):
     words = [sys.executable, TOOL, "start", "--nodes=8", "--dir", folder]
     starting = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_for(lambda: (folder / "slurmctld.out").exists(), 30, lambda: "no slurmctld")
     starting.send_signal(how)
-    said, _ = starting.communicate(timeout=30)  # the keeper has the pipe, too
-    assert starting.returncode in (128 + how, -how), said
+    text, _ = starting.communicate(timeout=30)  # until the keeper has closed the pipe, too
+    assert starting.returncode in (128 + how, -how), text
     assert not processes(f"SLURM_CONF={folder}/slurm.conf")
     assert not folder.exists()
 
 
-def test_stopping_what_is_dead(folder, tmp_path):
-    """The daemons were killed, a task and its step's daemon go on: stop finds them, and asks no controller."""
+def test_stop_after_the_daemons_were_killed(folder, tmp_path):
+    """The daemons were killed; a task and its slurmstepd still run. `stop` ends both without a controller."""
     assert virtual_slurm("start", "--nodes=1", "--dir", folder).returncode == 0
     conf, out = f"{folder}/slurm.conf", tmp_path / "out"
     daemons = processes(f"SLURM_CONF={conf}")
@@ -629,22 +629,22 @@ def test_stopping_what_is_dead(folder, tmp_path):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent"])
 def test_a_lost_rank_ends_the_job(cluster, tmp_path, how):
-    """A killed process is noticed by Slurm; a node that falls silent only by those who wait for it."""
+    """Slurm notices a killed process. A stopped process is noticed only by the ranks that wait for it."""
     out = tmp_path / "out"
     with cluster.job("lost", out, "-N4", "-n4", "--", LAYER, "--hold", 100, "--timeout", 4) as running:
         pids = pids_in(out, 4)
         time.sleep(1)
         job = cluster.number("lost")
         os.kill(pids[2], how)
-        # one that falls silent between its calls may be in user code: the others wait for it ten times as long
+        # a rank stopped between its calls may be in user code: the others wait for it ten times as long
         wait_for(lambda: running.poll() is not None, 60, out.read_text)
         assert running.poll() != 0
         wait_for(lambda: not cluster.processes(job), 15, lambda: str(cluster.processes(job)))
-    said = out.read_text()
+    text = out.read_text()
     if how == signal.SIGKILL:
-        assert re.search(r"srun: error: n\d: task 2: Killed", said), said
+        assert re.search(r"srun: error: n\d: task 2: Killed", text), text
     else:
-        assert re.search(r"aristos: rank [013] waited .* rank 2 |rank [013] waited .* for rank 2", said), said
+        assert re.search(r"aristos: rank [013] waited .* rank 2 |rank [013] waited .* for rank 2", text), text
 
 
 def test_the_time_limit_leaves_no_process(cluster, limited):

@@ -1,4 +1,4 @@
-"""The files of launch/ that people copy: bash reads them, Slurm sees their options, and mpirun.sh starts ranks."""
+"""The templates in launch/: bash parses them, Slurm reads their options, and mpirun.sh starts ranks."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_bash_reads_it(script):
+def test_bash_parses_a_script(script):
     done = subprocess.run(["bash", "-n", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     lines = script.read_text().splitlines()
     if "set -euo pipefail" not in lines:
         assert "set -eo pipefail" in lines
         strict = next(i for i, line in enumerate(lines) if line.startswith("set -u"))
-        # modules and environments, commented out or not, are others' scripts, which read what is not set
+        # scripts of modules and environments, commented out or not, read variables that are not set
         others = [i for i, line in enumerate(lines) if re.match(r"#?\s*(module load|source) ", line)]
         assert others
         assert max(others) < strict
 
 
 @pytest.mark.parametrize("script", sorted(LAUNCH.glob("*.sbatch")), ids=lambda path: path.name)
-def test_slurm_sees_its_options(script):
-    """It reads them down to the first command only."""
+def test_slurm_options_precede_the_first_command(script):
+    """Slurm reads #SBATCH lines only down to the first command."""
     lines = script.read_text().splitlines()
     options = [i for i, line in enumerate(lines) if line.startswith("#SBATCH")]
     commands = [i for i, line in enumerate(lines) if line and not line.startswith("#")]
@@ -41,8 +41,8 @@ def test_slurm_sees_its_options(script):
 
 
 @pytest.mark.parametrize("script", sorted(LAUNCH.glob("perlmutter-*.sbatch")), ids=lambda path: path.name)
-def test_cray_mpich_is_not_asked_for_gpu_support(script):
-    """It ends the job where mpi4py was built as docs/install.md says first; the GPU backend works without."""
+def test_gpu_support_of_cray_mpich_is_off(script):
+    """Built without it, as in docs/install.md, Cray MPICH ends the job otherwise. The GPU backend does not need it."""
     asked = re.findall(r"^export MPICH_GPU_SUPPORT_ENABLED=(.)$", script.read_text(), re.MULTILINE)
     assert asked == ["0"]
     assert "craype-accel" not in "".join(re.findall(r"^module load .*$", script.read_text(), re.MULTILINE))
@@ -50,8 +50,8 @@ def test_cray_mpich_is_not_asked_for_gpu_support(script):
 
 @pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_mpirun_sh(tmp_path, ranks):
-    """Bound ranks, or more of them than this machine may have cores."""
+def test_mpirun_sh_starts_ranks(tmp_path, ranks):
+    """With a core for each rank, and with more ranks than this machine may have cores."""
     program = tmp_path / "ranks.py"
     program.write_text(
         "import os, sys; from mpi4py import MPI\n"

@@ -1,4 +1,4 @@
-"""`aristos run`: who sits where, the command, and the job: its bindings, exit codes, signals, and what it leaves."""
+"""`aristos run`: the seats of the ranks, the command, and the job: bindings, exit codes, signals, files left behind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ needs_mpi = pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside pyt
 
 
 def node(domains: int, cores: int, threads: int = 1, allowed: str = "", **more: object) -> Node:
-    """One with so many NUMA domains of so many cores; the second hardware threads are counted after all first ones."""
+    """A node of `domains` NUMA domains of `cores` cores. Second hardware threads are numbered after all first ones."""
     whole = domains * cores
     sets = [frozenset(c + t * whole for t in range(threads)) for c in range(whole)]
     numa = tuple(Numa(d, frozenset().union(*sets[d * cores : (d + 1) * cores])) for d in range(domains))
@@ -50,8 +50,8 @@ def perlmutter() -> Node:
     links = {}
     for g in range(4):
         for i in range(4):
-            near = Link("PHB" if i == 3 - g else "SYS")
-            links[f"GPU{g}", f"NIC{i}"] = links[f"NIC{i}", f"GPU{g}"] = near
+            link = Link("PHB" if i == 3 - g else "SYS")
+            links[f"GPU{g}", f"NIC{i}"] = links[f"NIC{i}", f"GPU{g}"] = link
     return replace(base, devices=devices, nics=nics, links=links)
 
 
@@ -147,8 +147,8 @@ def test_sysfs_and_the_domain_are_preferred_to_nvidia_smis_cut_list():
     cut = Device(0, cpus=frozenset({0, 2}), cpus_from="nvidia-smi", numa=0)
     assert shown(seats(base, 1, [CudaDevice(cut)])) == ["0-7"]
     assert shown(seats(base, 1, [CudaDevice(replace(cut, cpus_from="sysfs"))])) == ["0,2"]
-    far = replace(cut, cpus=frozenset({100}), cpus_from="sysfs", numa=None)  # a cgroup took the near ones
-    assert shown(seats(base, 1, [CudaDevice(far)])) == ["0-15"]
+    hidden = replace(cut, cpus=frozenset({100}), cpus_from="sysfs", numa=None)  # a cgroup hides its cores
+    assert shown(seats(base, 1, [CudaDevice(hidden)])) == ["0-15"]
 
 
 def test_overlapping_core_sets_are_divided():
@@ -167,13 +167,13 @@ def test_which_gpus_a_job_may_use():
     assert [(s.device, s.mig) for s in found] == [(0, ""), (1, "MIG-x"), (1, "MIG-y")]
     (only,) = this_node.usable(devices, {"CUDA_VISIBLE_DEVICES": "GPU-a"})
     assert only.device.index == 0
-    told = take_seat.environment(found[2], {"CUDA_VISIBLE_DEVICES": "0"})
-    assert told["CUDA_VISIBLE_DEVICES"] == "MIG-y"
-    assert told["ARISTOS_DEVICE"] == "0"
+    variables = take_seat.environment(found[2], {"CUDA_VISIBLE_DEVICES": "0"})
+    assert variables["CUDA_VISIBLE_DEVICES"] == "MIG-y"
+    assert variables["ARISTOS_DEVICE"] == "0"
 
 
 def test_seats_on_the_sample_machines(shared_dir):
-    """Every sample has a table or, where it is no topology, none; ranks of equal GPUs never share a core."""
+    """Ranks of equal GPUs never share a core."""
     for file, want in (
         ("r317_della_gpu_a100_readme_md_4gpu.txt", ["0-31", "32-63", "64-95", "96-127"]),
         ("b132_nvidia_gb200_4gpu_vllm19703.txt", ["0-35", "36-71", "72-107", "108-143"]),
@@ -329,7 +329,7 @@ def aristos_run(*words: object, timeout: float = 60, **more: str) -> subprocess.
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (["-n", "2"], 2, "no program to run"),
         (["-n", "2", "--"], 2, "no program to run"),
@@ -344,10 +344,10 @@ def aristos_run(*words: object, timeout: float = 60, **more: str) -> subprocess.
         (["--dry-run", "--nvidia-smi", "/etc/hostname", "--", "true"], 3, "aristos run: "),
     ],
 )
-def test_wrong_use(words, code, said):
+def test_wrong_use(words, code, message):
     done = aristos_run(*words)
     assert (done.returncode, done.stdout) == (code, "")
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -388,7 +388,7 @@ def test_a_dry_run_starts_nothing(tmp_path):
     assert re.search(r"^1 +\d", done.stdout, re.MULTILINE)
 
 
-SAY = """
+REPORT = """
 import json, os
 from mpi4py import MPI
 c = MPI.COMM_WORLD
@@ -401,8 +401,8 @@ os.write(1, (json.dumps([c.rank, c.size, sorted(os.sched_getaffinity(0)), found]
 @pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_bindings_as_the_ranks_see_them(ranks):
-    """MPI is up, so whatever it does to a binding it has done."""
-    done = aristos_run("-n", ranks, "--", "python", "-c", SAY)
+    """Read after MPI has started, so after MPI may have changed a binding."""
+    done = aristos_run("-n", ranks, "--", "python", "-c", REPORT)
     assert done.returncode == 0, done.stderr
     rows = sorted(json.loads(line) for line in done.stdout.splitlines())
     assert [row[:2] for row in rows] == [[r, ranks] for r in range(ranks)]

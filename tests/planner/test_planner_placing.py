@@ -17,7 +17,8 @@ from mpi import FLAG, LAUNCHER_VARIABLES, find_mpiexec
 
 from aristos import planner
 from aristos.errors import InputError
-from aristos.planner import moving, placing, replicas
+from aristos.models import MODELS
+from aristos.planner import moving, placing, published, replicas
 from aristos.topology.links import from_json
 
 
@@ -122,12 +123,10 @@ def test_moving_tokens_or_weights():
 
 
 def test_shapes_of_published_models(shared_dir):
-    from aristos.planner import models
-
     shared = json.loads((shared_dir / "traces" / "moe_models.json").read_text())["models"]
     by_name = {m["name"]: m for m in shared}
-    assert len(models.MODELS) >= 8
-    for name, m in models.MODELS.items():
+    assert len(MODELS) >= 8
+    for name, m in MODELS.items():
         theirs = by_name[name]
         mine = (m.hidden, m.ffn, m.experts, m.top_k, m.moe_layers)
         assert mine == tuple(
@@ -208,10 +207,8 @@ def test_a_model_on_this_machine(tmp_path):
 
 
 def test_numbers_of_a_model():
-    from aristos.planner import models
-
-    m = models.MODELS["olmoe-1b-7b"]
-    problem = models.build(m, 1024, from_json(links(4, 80)))
+    m = MODELS["olmoe-1b-7b"]
+    problem = published.build(m, 1024, from_json(links(4, 80)))
     expert = 3 * 2048 * 1024
     assert problem.layer_cost == pytest.approx(1024 * 8 * 2 * expert / 1e6)
     assert problem.payload_mib == 1024 * 8 * 2048 * 2 / 2**20
@@ -219,38 +216,34 @@ def test_numbers_of_a_model():
     assert problem.rate.tolist() == [795.0] * 4
     left = 0.9 * 80e9 - 4 * 2048**2 * 16 * 16
     assert problem.memory.tolist() == [min(64, int(left // (expert * 16 * 16)))] * 4
-    forward = models.build(m, 1024, from_json(links(4, 80)), inference=True)
+    forward = published.build(m, 1024, from_json(links(4, 80)), inference=True)
     assert (forward.crossings, forward.gradient_mib, forward.kappa) == (2, 0, 16)
     broken = links(4, 80)
     broken["devices"][2]["rate_gflops"] = None
     with pytest.raises(InputError, match="rate of device 2"):
-        models.build(m, 1024, from_json(broken))
+        published.build(m, 1024, from_json(broken))
 
 
 def test_parameters_outside_the_experts():
     """Attention, experts that all tokens share, and the feed-forward of layers without experts: no more."""
-    from aristos.planner import models
-
     h = 7168
-    assert models.MODELS["deepseek-v3"].dense == 61 * 4 * h**2 + 58 * 3 * h * 2048 + 3 * 3 * h * 18432
-    assert models.MODELS["mixtral-8x7b"].dense == 32 * 4 * 4096**2
-    assert models.MODELS["switch-base-128"].dense == 24 * 4 * 768**2 + 12 * 2 * 768 * 3072
+    assert MODELS["deepseek-v3"].dense == 61 * 4 * h**2 + 58 * 3 * h * 2048 + 3 * 3 * h * 18432
+    assert MODELS["mixtral-8x7b"].dense == 32 * 4 * 4096**2
+    assert MODELS["switch-base-128"].dense == 24 * 4 * 768**2 + 12 * 2 * 768 * 3072
 
 
 def test_a_device_too_small_for_the_dense_parameters(tmp_path):
-    from aristos.planner import models
-
     some = links(4, 80)
     some["devices"][1]["memory_bytes"] = 2 * 10**9
-    m = models.MODELS["olmoe-1b-7b"]
+    m = MODELS["olmoe-1b-7b"]
     with pytest.raises(planner.Infeasible) as said:
-        models.build(m, 1024, from_json(some))
+        published.build(m, 1024, from_json(some))
     needs, expert = 4 * 2048**2 * 16 * 16, 3 * 2048 * 1024 * 16 * 16
     held = 3 * int((0.9 * 80e9 - needs) // expert)
     assert said.value.missing == math.ceil((needs - 1.8e9) / expert) + max(0, 64 - held)
     assert "device 1 (a:GPU1) has 1.8 GB for parameters" in str(said.value)
     assert "need 4.29 GB at 16 bytes each; 1 of 4 devices have too little" in str(said.value)
-    assert models.build(m, 1024, from_json(some), inference=True).n == 4
+    assert published.build(m, 1024, from_json(some), inference=True).n == 4
     path = tmp_path / "links.json"
     path.write_text(json.dumps(some))
     words = [sys.executable, "-m", "aristos", "plan", "--model", "olmoe-1b-7b", "--topology", str(path), "--json"]

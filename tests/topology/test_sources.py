@@ -32,7 +32,7 @@ from aristos.topology import (
 from aristos.topology.commands import Answer
 from aristos.topology.discover import FABRIC, QUERY, node_here
 from aristos.topology.model import Device, Fault, Link, Mig, Node
-from aristos.topology.slurm_job import Job
+from aristos.topology.slurm_job import SlurmJob
 from aristos.topology.visible import visible
 
 
@@ -279,16 +279,16 @@ def test_numbers_are_nvmls_at_any_position():
 
 
 def test_gpus_that_a_cgroup_hides():
-    job = Job("1", True, ("n1",), (4,), ("n1",), "n1", ("0", "1", "2", "3"), "--gpus-per-task", None)
+    job = SlurmJob("1", True, ("n1",), (4,), ("n1",), "n1", ("0", "1", "2", "3"), "--gpus-per-task", None)
     bus = ("0000:01:00.0", "0000:41:00.0", "0000:81:00.0", "0000:c1:00.0")
     (fault,) = faults.hidden(job, GPUS[:1], bus)
     assert "4 GPUs on this node, but this process sees 1" in fault.text
     assert "0000:41:00.0" in fault.text
     assert "--gpu-bind=none" in fault.remedy
-    alone = Job("1", True, ("n1",), (1,), ("n1",), "n1", ("3",), "", None)
+    alone = SlurmJob("1", True, ("n1",), (1,), ("n1",), "n1", ("3",), "", None)
     assert faults.hidden(alone, GPUS[:1], bus) == []
     assert faults.hidden(None, GPUS[:1], bus) == []
-    slices = Job("1", True, ("n1",), (2,), ("n1",), "n1", ("0", "1"), "", None)  # of one GPU
+    slices = SlurmJob("1", True, ("n1",), (2,), ("n1",), "n1", ("0", "1"), "", None)  # of one GPU
     assert faults.hidden(slices, GPUS[1:2], bus) == []
 
 

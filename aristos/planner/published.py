@@ -1,18 +1,16 @@
 """Problems of published models on measured machines: shapes and links become the numbers of Equation 1.
 
 A step is training (forward, backward twice as long) or inference (forward). What a machine can do comes from a file of
-`aristos topo --measure`, schema `aristos-links/1`. It refuses to guess a machine.
+`aristos topo --measure`, schema `aristos-links/1`. Does not guess a machine.
 """
 
 from __future__ import annotations
 
-from ..models import MODELS, Model
+from ..models import Model
 from ..topology.links import MIB, SHARE, Links
 from ..topology.links import problem as of_machine
 from .moving import Moving, compare
 from .problem import Infeasible, Problem, count, parse
-
-__all__ = ["ITEM", "MODELS", "STATE", "Model", "build", "moving"]
 
 ITEM = 2  # bytes of a value on the wire and of a weight: bfloat16
 STATE = 16  # bytes a parameter in training: weight and gradient in bfloat16; master weight and two moments in float32

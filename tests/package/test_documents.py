@@ -1,0 +1,98 @@
+"""The documents name files, links, tests and functions that exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("aristos", "bench", "docs", "examples", "launch", "tests")
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tests/*.md"), *ROOT.glob("bench/**/*.md")])
+# Deleted files that docs/decisions.md names, because what it says of them was true when it was decided.
+GONE = {"engine/descriptors.py", "bench/presets.py", "launch.py"}
+
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+PATH = re.compile(r"(?:[\w.-]+/)*[\w.-]+\.(?:py|md|sh|def|sbatch|toml)|(?:[\w.-]+/)+")
+NAMES = re.compile(r"`([\w./-]+\.py)` \(((?:`\w+`,? ?)+)\)")  # `engine/steps.py` (`poison`, `decide`)
+
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def prose(document: Path) -> str:
+    """Its text without blocks of code."""
+    return FENCE.sub("", document.read_text())
+
+
+def paths(document: Path) -> list[tuple[str, str]]:
+    """(path, test name or "") of every path in backticks that belongs to this repository."""
+    found = []
+    for quoted in CODE.findall(prose(document)):
+        path, _, test = quoted.partition("::")
+        if PATH.fullmatch(path) and path not in GONE and ours(path):
+            found.append((path, test))
+    return found
+
+
+def ours(path: str) -> bool:
+    """Whether a path starts with a folder of the repository or of the package."""
+    first, slash, _ = path.partition("/")
+    return bool(slash) and (first in FOLDERS or (ROOT / "aristos" / first).is_dir())
+
+
+def located(path: str) -> list[Path]:
+    """The files and folders of this name: from the repository's root, or short: `engine/steps.py` or `steps.py`."""
+    exact = [base / path for base in (ROOT, ROOT / "aristos") if (base / path).exists()]
+    return exact or [file for folder in FOLDERS for file in (ROOT / folder).rglob(path) if "/" not in path]
+
+
+def functions(file: Path) -> set[str]:
+    nodes = ast.walk(ast.parse(file.read_text()))
+    return {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+
+
+def test_a_path_that_does_not_exist_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("`engine/nothing.py`, `aristos/engine/steps.py`, `tests/engine/nothing.py::test_x`, `a/b.py`")
+    assert [path for path, _ in paths(page) if not located(path)] == ["engine/nothing.py", "tests/engine/nothing.py"]
+
+
+@each_document
+def test_paths_in_backticks_exist(document):
+    missing = sorted({path for path, _ in paths(document) if not located(path)})
+    assert not missing, f"{document.relative_to(ROOT)} names files that do not exist: {', '.join(missing)}"
+
+
+@each_document
+def test_file_names_in_backticks_exist(document):
+    names = {name for name in CODE.findall(prose(document)) if re.fullmatch(r"\w+\.py", name)} - GONE
+    missing = sorted(name for name in names if not located(name))
+    assert not missing, f"{document.relative_to(ROOT)} names files that do not exist: {', '.join(missing)}"
+
+
+@each_document
+def test_named_tests_exist(document):
+    for path, test in paths(document):
+        if test:
+            (file,) = located(path)
+            name = test.partition("[")[0]
+            assert name in functions(file), f"{document.relative_to(ROOT)} names {path}::{name}, which is no test"
+
+
+@each_document
+def test_names_after_a_file_occur_in_it(document):
+    for path, names in NAMES.findall(prose(document)):
+        text = "\n".join(file.read_text() for file in located(path))
+        missing = [name for name in CODE.findall(names) if not re.search(rf"\b{name}\b", text)]
+        assert not missing, f"{document.relative_to(ROOT)}: {path} does not contain {', '.join(missing)}"
+
+
+@each_document
+def test_relative_links_lead_to_files(document):
+    links = [link.partition("#")[0] for link in LINK.findall(CODE.sub("", prose(document))) if "://" not in link]
+    missing = sorted({link for link in links if link and not (document.parent / link).exists()})
+    assert not missing, f"{document.relative_to(ROOT)} links to files that do not exist: {', '.join(missing)}"
