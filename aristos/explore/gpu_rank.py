@@ -41,7 +41,7 @@ class GpuRank(Rank):
         super().add_actors()
         sched, reach = self.cluster.sched, self.cluster.memory.reach
         assert reach is not None
-        hosts = [sched.add(f"rank {self.me} proxy", self.me, self.turn, daemon=True), self.pacer]
+        hosts = [sched.add(f"rank {self.me} proxy", self.me, self.turn, daemon=True), self.progress_thread]
         reach.hosts |= {actor.number for actor in hosts if actor is not None}
 
     # ---- as the substrate fills it

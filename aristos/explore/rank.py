@@ -71,7 +71,7 @@ class Rank:
         self.print = 0
         self.left = 0  # how often other workers have left a call
         self.shared: dict[int, list[int]] = {}  # rows of column-split runs, by the address of their activations
-        self.pacer: Actor | None = None
+        self.progress_thread: Actor | None = None
         self.alone: set[int] = set()  # words that only one of its actors uses
         peers = [p for p in range(case.ranks) if p != me]
         self.poison_words = [word_from(self.job, self.st, p, words.POISON) for p in peers]
@@ -97,7 +97,7 @@ class Rank:
             if worker == 0:
                 self.caller = actor.number
         if self.case.attention and not self.case.nodes.single:
-            self.pacer = sched.add(f"rank {self.me} progress thread", self.me, self.pace, daemon=True)
+            self.progress_thread = sched.add(f"rank {self.me} progress thread", self.me, self.pace, daemon=True)
 
     # ---- as the substrate fills it
 
@@ -291,11 +291,11 @@ class Rank:
         """As `CpuRuntime.progressing`: whether the progress thread makes MPI progress."""
         if self.job[words.REMOTE]:
             memory.store_release(self.job[words.WIRE] + WORD * wire.IN_CALL, int(yes))
-            self._wake_pacer()
+            self._wake_progress_thread()
 
-    def _wake_pacer(self) -> None:
-        if self.pacer is not None:
-            self.cluster.sched.wake(self.pacer)
+    def _wake_progress_thread(self) -> None:
+        if self.progress_thread is not None:
+            self.cluster.sched.wake(self.progress_thread)
 
     def _work(self) -> None:
         """Run a slice of work and act on its outcome."""
