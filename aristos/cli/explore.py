@@ -56,7 +56,7 @@ def options(argv: list[str]) -> argparse.Namespace:
             parser.error(f"--{name} must be in {least}..{most}, got {getattr(asked, name)}")
     exhaustive = asked.strategy == "exhaustive"
     if asked.tokens is not None and not exhaustive:
-        parser.error("--tokens goes with --strategy exhaustive only: the other strategies draw the numbers")
+        parser.error("--tokens must be given with --strategy exhaustive only: other strategies draw it")
     asked.given = {name for name in SIZES if getattr(asked, name) is not None}
     asked.ranks = 2 if asked.ranks is None else asked.ranks
     asked.transport = asked.transport or "shm"
