@@ -16,7 +16,7 @@ from . import codes, words
 from .returns import state_word
 
 COLUMNS = 128  # of a share, on CPUs: a multiple of every panel width
-MOST_ROWS = 24  # of a run that is shared, on CPUs
+MOST_ROWS = 24  # of a column-split run, on CPUs
 SHARES_A_LOOK = 8  # shares that a rank's workers take for each time that one of them tries the lock
 
 
