@@ -1,7 +1,7 @@
-"""What the layer must do on GPUs, as bodies of tests: on a real GPU (tests/gpu) and on GPUs of the PTX machine.
+"""What the layer must do on GPUs, as bodies of tests: on a real GPU (tests/gpu) and on the PTX machine.
 
-A body takes the communicator (None for one rank) and the rank. Shapes are small, and waits end after TIMEOUT seconds:
-ranks that share a GPU are time-sliced, so each poll of a peer's word may take a slice.
+A body takes the communicator (None for one rank) and the rank. Shapes are small, waits end after TIMEOUT seconds:
+ranks that share a GPU are time-sliced, so each poll of a peer may take a slice.
 """
 
 from __future__ import annotations

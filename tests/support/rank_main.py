@@ -79,7 +79,7 @@ class Loop:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, Any, Any]:
-        """Report to the outer pytest how this rank's test ended."""
+        """Report the outcome of this rank's test to the outer pytest."""
         found = yield
         if found.failed:
             fail(f"in {found.when}:\n{found.longreprtext}")
