@@ -18,10 +18,10 @@ ATTENTION = 4  # times hidden^2 parameters of a layer's attention: four square m
 
 @dataclass(frozen=True)
 class Model:
-    """A published model's shape. hidden, ffn, experts, top_k: of an MoE layer. moe_layers: of `layers`, with experts.
+    """A published model's shape. hidden, ffn, experts, top_k: of an MoE layer. moe_layers: those of `layers`.
 
-    source: where the numbers are published. shared: the total width of an MoE layer's experts that every token uses.
-    dense_ffn: the width of a layer without experts.
+    source: where the numbers are published. shared: the total width of the experts of an MoE layer that every token
+    uses. dense_ffn: the width of the feed-forward block in the other layers.
     """
 
     hidden: int

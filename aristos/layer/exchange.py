@@ -206,7 +206,7 @@ class Exchange(Collective):
         return y
 
     def _return(self, handle: Handle, back: Any, scale: Any, y: Any) -> None:
-        """Run the second phase and close the call. back: None: this rank refuses, which the others are notified of."""
+        """Run the second phase and close the call. back None: this rank refuses, and the others are notified."""
         runtime, job = self._alive(), self._job
         counts = np.ascontiguousarray(handle.counts).reshape(-1, self.world)
         self._open = None

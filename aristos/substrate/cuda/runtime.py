@@ -39,7 +39,7 @@ MOST_ROWS = 256  # of a tile
 MOST_NS = 1 << 58  # of a timeout: OVERDUE times as much must fit a word
 PATIENCE = 8  # idle polls that few rows wait for more of their expert
 AWAKE_SECONDS, NAP_SECONDS = 0.002, 0.01  # the host polls without pause for so long, then at least this often
-# the innermost launcher's first; a group may hold some ranks of a node alone
+# the innermost launcher's variable first. Not the rank in the group, which may have only some of a node's ranks
 LOCAL_RANK = tuple(rank for rank, _ in mpi_facts.LOCAL)
 
 
