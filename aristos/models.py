@@ -82,7 +82,7 @@ MODELS: dict[str, Model] = {
 
 @dataclass(frozen=True)
 class Preset:
-    """A shape to measure. tokens: per rank and call, one measurement each. scale: default divisor of hidden and ffn."""
+    """A shape to measure. tokens: per rank and call, each measured. scale: default divisor of hidden and ffn."""
 
     hidden: int
     ffn: int
@@ -104,7 +104,7 @@ def _compared(tokens: int, hidden: int, ffn: int, experts: int, top_k: int, sour
 
 
 def _published(name: str, scale: int, **options: Any) -> Preset:
-    """The preset of a model of `MODELS`: few and many tokens."""
+    """The preset of a model of `MODELS`, with few and with many tokens."""
     m = MODELS[name]
     tokens = (16, 1024)
     return Preset(m.hidden, m.ffn, m.experts, m.top_k, tokens, gated=m.gated, scale=scale, source=m.source, **options)

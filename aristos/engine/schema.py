@@ -481,7 +481,7 @@ REGION = [
 
 
 def region_sizes(ring_rows: int, stride: int, max_held: int) -> dict[str, int]:
-    """What `entries` and `entry` of the parts of a region stand for."""
+    """The numbers that `entries` and `entry` (bytes) of the parts of a region stand for."""
     return {
         "line words": len(LINE_WORDS),
         "2": 2,
