@@ -1,7 +1,7 @@
-"""The schedule explorer: the engine's own steps, uncompiled, under a scheduler that decides who goes on.
+"""The schedule explorer: the engine's own steps, uncompiled, under a scheduler that decides which actor runs next.
 
-Ranks, workers, pacing threads and the network are actors of one process (scheduler.py) over memory that watches every
-access (memory_model.py, network.py). It needs a process with NUMBA_DISABLE_JIT=1, which `aristos explore` starts. It
-refuses to run kernels: an expert is an integer hash here (experts.py), so that results are equal or wrong. Nothing of
+Ranks, workers, progress threads and the network are actors of one process (scheduler.py). Their memory watches every
+access (memory_model.py, network.py). The explorer needs a process with NUMBA_DISABLE_JIT=1, which `aristos explore`
+starts. It runs no kernels: an expert is an integer hash (experts.py), so results are exactly equal or wrong. Nothing of
 the layer imports it.
 """

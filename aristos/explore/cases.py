@@ -1,4 +1,4 @@
-"""What a schedule runs: sizes of an engine, and every rank's calls. Drawn from a seed, within what was asked for."""
+"""A case: the sizes of an engine and every rank's calls, drawn from a seed within the options given."""
 
 from __future__ import annotations
 
@@ -11,10 +11,19 @@ from ..host.nodes import Nodes
 from ..placement import Placement
 from .regions import WORD
 
-STARTS = (0, 0, 2**31 - 3, 2**32 - 3, 2**53 - 3, 2**62, -3, -20)  # counters that have run for long; -3 is 2**64 - 3
-KINDS = ("refused", "layer", "object", "combine")  # a rank refuses its input, or the second half; calls differ
-CARD_KINDS = ("refused", "layer")  # of layers on cards, which have no exchanges
-HOW = ("card", "host", "copy")  # who fails: the kernel, the host's thread that made the call, or copies to the card
+STARTS = (
+    0,
+    0,
+    2**31 - 3,
+    2**32 - 3,
+    2**53 - 3,
+    2**62,
+    -3,
+    -20,
+)  # first values of counters; -3 is 2**64 - 3
+KINDS = ("refused", "layer", "object", "combine")  # a rank refuses its input, or the second phase; calls differ
+GPU_KINDS = ("refused", "layer")  # of layers on GPUs, which have no exchanges
+HOW = ("gpu", "host", "copy")  # what fails: the kernel, the host's calling thread, or copies to the GPU
 Ids = tuple[tuple[int, ...], ...]
 
 
@@ -28,27 +37,27 @@ class Call:
     ids: Ids
     layer: int = 0
     refuses: bool = False
-    exchange: bool = False  # in two halves
-    refuses_combine: bool = False  # in the second half
+    exchange: bool = False  # in two phases
+    refuses_combine: bool = False  # in the second phase
     broken: bool = False
-    ends_early: bool = False  # an exchange that is broken in its first half has no second
+    ends_early: bool = False  # an exchange that fails in its first phase has no second
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A rank fails. epoch, slice: in which call, when; dies: steps after which it is gone, -1 if it stays."""
+    """A rank fails. epoch, slice: in which call and when. dies: steps until its process ends, -1 if it lives on."""
 
     rank: int
     epoch: int
     slice: int
     raises: bool = True
     dies: int = -1
-    how: str = "card"  # where ranks are on cards: see HOW
+    how: str = "gpu"  # where ranks are on GPUs: see HOW
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a run is made with."""
+    """Sizes, placement and calls of one run."""
 
     ranks: int = 2
     rows: int = 4  # of a ring
@@ -56,20 +65,20 @@ class Case:
     top_k: int = 1
     max_tokens: int = 3
     workers: int = 1
-    runs: int = 1  # that workers may share at once
-    all_shared: bool = False  # every run is shared, as on GPUs
+    runs: int = 1  # column-split runs at once
+    all_shared: bool = False  # every run is column-split, as on GPUs
     tile: int = 2
-    run: int = 4  # rows that are too many for one run
-    group: int = 6  # rows that a run has a multiple of: 1 cuts tiles in two
+    run: int = 4  # most rows of a run
+    group: int = 6  # a run's rows are a multiple of this: 1 cuts tiles in two
     merge: int = 0
     words: int = 1  # of a row
     node_of: tuple[int, ...] = (0, 0)
-    block: int = 9  # most pairs of a block for a far owner
+    block: int = 9  # most pairs of a block for a remote owner
     start: int = 0  # where counters begin
-    proxy: bool = False  # ranks are on cards: each has a proxy that calls MPI, which its workers do not
+    proxy: bool = False  # ranks are on GPUs: a proxy calls MPI, workers do not
     attention: bool = False  # puts land only at ranks that call into MPI
     delays: bool = False  # loads may see old values
-    meets: bool = False  # all ranks meet between the halves of an exchange
+    meets: bool = False  # all ranks meet between the phases of an exchange
     fault: Fault | None = None
     calls: tuple[tuple[Call, ...], ...] = ()  # [ranks][calls]
 
@@ -93,7 +102,7 @@ class Case:
         )
 
     def describe(self) -> str:
-        """In a few words."""
+        """One line for people."""
         words = [
             f"{self.ranks} ranks on nodes {list(self.node_of)}",
             f"{self.workers} worker{'s'[: self.workers > 1]} each, {self.runs} shared runs"
@@ -121,16 +130,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command asks of a case; None: whatever the seed draws."""
+    """The options given for a case; None: drawn from the seed."""
 
     ranks: int = 2
     rows: int | None = 4
     calls: int | None = 2
     transport: str = "shm"
     faults: bool | None = None
-    plain: bool = False  # only layers in which nobody refuses anything
+    plain: bool = False  # only layers, without refusals
     kind: str | None = None  # of every call: see KINDS
-    fixed: tuple[tuple[str, Any], ...] = ()  # of a case: what is not drawn
+    fixed: tuple[tuple[str, Any], ...] = ()  # fields of the case that are not drawn
 
 
 def nodes_of(asked: Asked, rng: random.Random) -> tuple[int, ...]:
@@ -143,7 +152,7 @@ def nodes_of(asked: Asked, rng: random.Random) -> tuple[int, ...]:
 
 
 def draw(seed: int, asked: Asked) -> Case:
-    """A case of those that were asked for."""
+    """Draw a case within the options given."""
     rng = random.Random(seed)
     world = asked.ranks
     experts = rng.choice((world, world, world + 1, 2 * world))
@@ -195,7 +204,7 @@ def _fault(case: Case, rng: random.Random) -> Fault:
 def _round(case: Case, rng: random.Random, asked: Asked) -> tuple[Call, ...]:
     """A call of every rank."""
     plain = asked.plain
-    kinds = CARD_KINDS if case.proxy else KINDS
+    kinds = GPU_KINDS if case.proxy else KINDS
     kind = asked.kind or ("fine" if plain or rng.random() < 0.7 else rng.choice(kinds))
     exchange = not plain and rng.random() < 0.25 and not case.proxy
     odd, world = rng.randrange(case.ranks), case.ranks

@@ -1,4 +1,4 @@
-"""What is checked of a run beside races: nothing lost, nothing twice, nothing early, nothing unbounded."""
+"""Checks of a run beside races: nothing lost, nothing twice, nothing early, nothing unbounded."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class Checks:
-    """Of one cluster."""
+    """The checks of one cluster, called as it runs."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.runs: Counter[tuple[int, tuple[int, ...], int]] = Counter()  # (weights, row, share): how often computed
 
-    # ---- as it goes
+    # ---- while it runs
 
     def word(self, me: int, peer: int, word: int, old: int, new: int) -> None:
         """Rank `me` has released a word for `peer`."""
@@ -78,33 +78,33 @@ class Checks:
                                 " is computed"
                             )
 
-    # ---- when nobody can go on, and at the end
+    # ---- when no actor can go on, and at the end
 
-    def all_told(self, held: set[int]) -> None:
-        """If a rank has failed and said so, nobody waits on. held: ranks that are in a call of MPI."""
+    def after_a_failure(self, held: set[int]) -> None:
+        """Once a rank has failed and poisoned its peers, no rank may keep waiting. held: ranks inside a call of MPI."""
         ranks = self.cluster.ranks
-        told = [r for r in ranks if r.stage in ("failed", "told")]
-        waiting = [r for r in ranks if r.stage == "told" or (r.stage == "work" and r.me not in held)]
-        if told and waiting:
+        failed = [r for r in ranks if r.stage in ("failed", "notified")]
+        waiting = [r for r in ranks if r.stage == "notified" or (r.stage == "work" and r.me not in held)]
+        if failed and waiting:
             raise Deadlock(
-                f"rank {waiting[0].me} waits although rank {told[0].me} has failed\n{self.cluster.describe()}"
+                f"rank {waiting[0].me} waits although rank {failed[0].me} has failed\n{self.cluster.describe()}"
             )
 
-    def told(self, rank: Rank, teller: int, epoch: int, origin: int, cause: int) -> None:
-        """`rank` has read poison of `teller`: it names a rank that has failed, why, and the call of the teller."""
+    def poison_read(self, rank: Rank, forwarder: int, epoch: int, origin: int, cause: int) -> None:
+        """`rank` has read poison from `forwarder`: it must name a failed rank, its cause, and `forwarder`'s call."""
         ranks = self.cluster.ranks
         known = 0 <= origin < len(ranks) and ranks[origin].lost
-        if not known or (epoch, origin) not in ranks[teller].said:
+        if not known or (epoch, origin) not in ranks[forwarder].poisons:
             raise WrongResult(
-                f"rank {rank.me} in call {rank.epoch} reads of rank {teller} in call {ranks[teller].epoch} that rank"
-                f" {origin} failed, in call {epoch}"
+                f"rank {rank.me} in call {rank.epoch} reads from rank {forwarder} in call {ranks[forwarder].epoch}:"
+                f" rank {origin} failed, in call {epoch}"
             )
         if cause not in ranks[origin].causes:
             why = sorted(ranks[origin].causes)
             raise WrongResult(f"rank {rank.me} reads that rank {origin} failed for cause {cause}, but it was {why}")
 
     def at_end(self) -> None:
-        """Every call that came to a result has the reference's."""
+        """The result of every call that ended normally equals the reference."""
         for rank in self.cluster.ranks:
             if self.cluster.case.fault is None and len(rank.outputs) != len(rank.calls):
                 raise WrongResult(f"rank {rank.me} ends after {len(rank.outputs)} of {len(rank.calls)} calls")

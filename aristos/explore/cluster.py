@@ -1,6 +1,6 @@
-"""The cluster of a run: every rank's memory and actors, put under the engine's steps, and what is checked as they go.
+"""The cluster of a run: every rank's memory and actors beneath the engine's steps, and the checks of both.
 
-It stands where `substrate.runtime` and MPI stand in a job, and refuses to do anything that they do not.
+It takes the place of `substrate.runtime` and MPI, and does nothing that they do not do.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from .violation import Aborted, Livelock
 
 PACE_NS = 1_000 * wire.PACE_US
 TOKEN_BLOCK = 2  # tokens of a route or combine command: several commands a call
-ROUNDS_OF_TIME = 60  # how often time may pass because nobody can go on
-PASSING = 130  # seconds that pass then: more than a timeout
-LATEST = 2 * OVERDUE * PASSING  # by then whoever waits for a lost rank has given up: they pass in half a run's steps
-BLIND = 50  # sweeps in vain, each the one that looks for poison too, that an actor may make without having looked
-PATIENT = 4_000  # visible operations that a run may take for each row and rank, and as many again for each call
+ROUNDS_OF_TIME = 60  # how often time may pass because no actor can go on
+PASSING = 130  # seconds that pass each time: more than a timeout
+LATEST = 2 * OVERDUE * PASSING  # by then every wait for a lost rank has timed out; they pass in half a run's steps
+BLIND = 50  # poison-checking idle polls that an actor may make before it counts as stuck
+PATIENT = 4_000  # visible operations allowed for each row and rank, and as many again for each call
 
 
 def waits(memory: Memory, actor: Actor) -> str:
-    """What an actor is about to do, or waits for."""
+    """The operation that an actor is about to do, or what it waits for."""
     if actor.enabled:
         return f"at a {actor.op}" + (f" of {memory.name(actor.at)}" if actor.at >= 0 else "")
     if actor.why != CHANGE:
@@ -65,12 +65,12 @@ class Cluster:
         self.memory.delays = case.delays
         self.memory.states = [rank.st for rank in self.ranks]
         self.memory.released_at = self.released
-        self.seconds = 0  # that have passed because nobody could go on
+        self.seconds = 0  # passed because no actor could go on
         self._passed = 0
-        self._lost: int | None = None  # the step at which a rank was found to be lost
+        self._lost: int | None = None  # the step at which a rank was found lost
         self.sched.stuck = self.time_passes
         self.sched.describe = self.describe
-        if case.workers == 1:  # nobody else takes a rank's lock
+        if case.workers == 1:  # no other actor takes a rank's lock
             self.memory.local = {private(r, LOCK) for r in range(case.ranks)}
         for rank in self.ranks:
             self.memory.local |= rank.alone
@@ -91,14 +91,14 @@ class Cluster:
         return self.ranks[self.memory.rank]
 
     def run(self) -> None:
-        """All calls of all ranks. Raises Violation."""
+        """Run all calls of all ranks. Raises Violation."""
         with self.patched(), suppress(Aborted):
             self.sched.run()
             self.checks.at_end()
 
     @contextmanager
     def patched(self) -> Iterator[None]:
-        """The engine's steps use this cluster inside."""
+        """Inside, the engine's steps use this cluster."""
         ranks = self.ranks
 
         def expert_rows(rows: int, x: int, y: int, weights: Any, *_: Any) -> None:
@@ -136,32 +136,32 @@ class Cluster:
             yield
 
     def decide(self, step: Callable[..., int]) -> Callable[..., int]:
-        """Step `decide`, which leaves behind what it has decided from."""
+        """Step `decide`, and a note of the state that it decided from."""
 
         def decide(job: Any, st: Any, worker: int) -> int:
             kind, me = step(job, st, worker), self.sched.me
             if kind != codes.IDLE:
-                me.locked_out = None  # it has found a share without the lock
-            elif self.case.workers > 1:  # kept out by the lock, it has looked at nothing
+                me.locked_out = None  # it took a share without the lock
+            elif self.case.workers > 1:  # the lock kept it out: it has read nothing
                 me.print = self.rank.fingerprint() if me.locked_out is None else None
             return kind
 
         return decide
 
     def by_wire(self, name: str) -> Callable[..., None]:
-        """One of the functions of `wire`, of the network or of the copies to a card."""
+        """A function of `wire`, from the network or from the copies to a GPU."""
 
         def call(address: int, *args: int) -> None:
             getattr(self.copies if address & (AREA - 1) == COPIES else self.network, name)(address, *args)
 
         return call
 
-    # ---- what happens beside the steps
+    # ---- events beside the steps
 
     def call(self, function: int, *_: int) -> int:
-        """The one C function that is called here is usleep, by a pacing thread: nothing to do for a while."""
+        """The only C function called here is usleep, by a progress thread: it has nothing to do for a while."""
         rank = self.memory.rank
-        if self.case.proxy:  # it makes progress where the proxy has not for long
+        if self.case.proxy:  # it makes progress where the proxy has made none for long
             self.memory.now += PACE_NS
         wanted = self.case.proxy or not self.memory.value.get(private(rank, WIRE, 8 * wire.IN_CALL), 0)
         if wanted and self.network.wants(rank):
@@ -171,7 +171,7 @@ class Cluster:
         return 0
 
     def idle(self) -> None:
-        """A worker has nothing to do. Its patience, and the sweeps until it looks for poison, pass at once."""
+        """A worker has nothing to do. Its merge wait, and the polls until it checks for poison, pass at once."""
         actor = self.sched.me
         rank = self.ranks[actor.rank]
         st = rank.st
@@ -182,14 +182,14 @@ class Cluster:
         if running and not rank.looked_everywhere(actor):
             actor.blind += 1
             if actor.blind > BLIND:
-                raise Livelock(f"{actor.name} waits and does not look for everybody's poison\n{self.describe()}")
+                raise Livelock(f"{actor.name} waits and does not check every peer's poison\n{self.describe()}")
             st[words.IDLE_SWEEPS] = max(st[words.IDLE_SWEEPS], rank.job[words.MERGE_POLLS]) // 32 * 32 + 31
             self.sched.switch("idle")
             return
         actor.blind = 0
         if self.case.workers > 1 and actor.sweeping:
             now = self.look(rank)
-            if actor.print != now:  # another worker has moved since this one has decided
+            if actor.print != now:  # another worker has moved since this one decided
                 actor.print = now
                 actor.seen.clear()
                 self.sched.switch("idle")
@@ -197,14 +197,14 @@ class Cluster:
         self.memory.idle()
 
     def rest(self) -> None:
-        """A proxy has nothing to do."""
+        """A proxy found nothing to do."""
         if self.network.wants(self.memory.rank):
             self.sched.switch("idle")
         else:
             self.memory.idle()
 
     def look(self, rank: Rank) -> int:
-        """What workers decide from; those that wait look again if it has changed."""
+        """Mark the state that workers decide from as changed; workers that wait poll again."""
         now = rank.fingerprint()
         if rank.print != now:
             rank.print = now
@@ -214,7 +214,7 @@ class Cluster:
         return now
 
     def released(self, at: int, old: int, new: int) -> None:
-        """A word was released."""
+        """Note that a word was released."""
         place = self.memory.regions.place(at)
         if place.part == PRIVATE:
             shared = self.case.workers > 1 and at not in self.memory.local
@@ -227,7 +227,7 @@ class Cluster:
         self.checks.word(me, peer, place.offset // 8, old, new)
 
     def monotonic(self) -> float:
-        """Seconds: since a rank was lost they pass while others go on, too, or they show life to the end of the run."""
+        """Seconds of the run. Once a rank is lost they pass while others go on, too: heartbeats must not hide it."""
         if self._lost is None and any(rank.lost for rank in self.ranks):
             self._lost = self.sched.steps
         if self._lost is None:
@@ -235,7 +235,7 @@ class Cluster:
         return self.seconds + 2 * LATEST * (self.sched.steps - self._lost) / self.sched.bound
 
     def time_passes(self) -> bool:
-        """Nobody can go on: if ranks may have failed, timeouts run out."""
+        """No actor can go on: if ranks may have failed, timeouts run out."""
         fault = self.case.fault
         lost = any(rank.lost for rank in self.ranks)
         if fault is None or not lost or self._passed >= ROUNDS_OF_TIME:
@@ -243,8 +243,8 @@ class Cluster:
         self._passed += 1
         self.seconds += PASSING
         alive = [a for a in self.sched.actors if not a.done and a.flushing >= 0]
-        held = {a.rank for a in alive if self.ranks[a.flushing].stage == "gone"}  # deaf: the watchdog ends the job
-        self.checks.all_told(held)
+        held = {a.rank for a in alive if self.ranks[a.flushing].stage == "gone"}  # inside MPI: its watchdog acts
+        self.checks.after_a_failure(held)
         if held:
             raise Aborted
         cut = [a for a in self.sched.actors if not a.done and a.sweeping and a.number == self.ranks[a.rank].caller]
@@ -254,20 +254,20 @@ class Cluster:
         return bool(cut)
 
     def doom(self, rank: int, steps: int) -> None:
-        """A rank is to be killed some steps from now."""
+        """Kill a rank some steps from now."""
         self.sched.later[self.sched.steps + steps + 1] = lambda: self.kill(rank)
 
     def kill(self, rank: int) -> None:
-        """A rank's process is gone, at whatever its threads were doing."""
+        """End a rank's process, whatever its threads are doing."""
         for actor in self.sched.actors:
             if actor.rank == rank and not actor.done:
                 actor.done, actor.enabled = True, False
         self.ranks[rank].stage = "gone"
 
     def describe(self) -> str:
-        """What everybody waits for."""
+        """What every actor waits for, for people."""
         lines = []
-        before, self.sched.current = self.sched.current, None  # nobody of the run reads these tables
+        before, self.sched.current = self.sched.current, None  # no actor reads these tables
         for rank in self.ranks:
             st, job = rank.st, rank.job
             names = ("PHASE", "UNREAD", "OWED", "UNSENT", "BLOCKS_LEFT")

@@ -1,9 +1,9 @@
-"""Copies from a rank's MPI window to its card's mirror of it: traffic beside the network's, by a wire of its own.
+"""Copies from a rank's MPI window to its GPU's mirror of it: traffic beside the network's, over a wire of its own.
 
-As weak as can be: a copy is cut into words that are read from the window late and land in any order, also before words
-of copies that were begun earlier, until their flush, which waits for those of one peer. (A stream copies in order, and
-waits for all.) Until then nothing may be put where it reads, and no block may read where it writes; network.py checks
-both. A card whose copies fail says so in the wire, and copies nothing.
+The copies are as weak as possible. A copy is cut into words. They are read from the window late and land in any order,
+also before words of earlier copies. A flush waits for the copies of one peer. (A CUDA stream copies in order and waits
+for all.) Until the flush nothing may be put where a copy reads, and no block may read where it writes. network.py
+checks both. Copies that fail leave an error in the wire and copy nothing.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from .regions import WORD
 from .scheduler import FLUSH
 from .violation import WrongSide
 
-FAILED = 719  # what a copy that fails leaves in the wire
+FAILED = 719  # the error that a failing copy leaves in the wire
 
 
 class Copies(Network):
-    """All copies that are not waited for; what words are under way is known to the network too."""
+    """All copies under way; the network knows their words too."""
 
     def __init__(self, network: Network) -> None:
         super().__init__(network.memory)
@@ -28,7 +28,7 @@ class Copies(Network):
         self.broken: set[int] = set()  # ranks whose copies fail
 
     def add_actor(self) -> None:
-        """Words travel by themselves."""
+        """Land words, as an actor of its own."""
         super().add_actor()
         assert self.actor is not None
         self.actor.name = "copies"
@@ -46,7 +46,7 @@ class Copies(Network):
         super().put(address, peer, at, source, nbytes)
 
     def flush(self, address: int, peer: int) -> None:
-        """Waits until all that this rank has copied of `peer` has landed."""
+        """Wait until all copies of `peer`'s data have landed."""
         self.check_caller(address)
         self.sched.switch(FLUSH, address)
         actor, rank = self.sched.me, self.memory.rank
@@ -60,8 +60,8 @@ class Copies(Network):
         return super().key(rank) - WORD * COPIES
 
     def check_caller(self, address: int) -> None:
-        """Whether this actor is the proxy whose wire that is."""
+        """Whether this actor is the proxy that owns the wire."""
         memory = self.memory
         assert memory.reach is not None
         if address != private(memory.rank, WIRE, COPIES) or memory.me not in memory.reach.hosts:
-            raise WrongSide(f"{self.sched.me.name} uses a wire to a card that is not its own")
+            raise WrongSide(f"{self.sched.me.name} uses the wire to another rank's GPU")

@@ -1,10 +1,10 @@
 """All schedules of a small case: a search over states, depth first, with sleep sets.
 
 An actor's stretch of work is deterministic: it is rebuilt from the rank's private memory where the stretch began and
-the values that it has read since. So a state is those, the windows, and what is known of the order of accesses; one
-that has been seen is not entered again. Of two operations that commute one order is tried (sleep sets, with Godefroid's
-rule for states that are met again). Clocks enter a state only as far as somebody may yet not know of what they stand
-for. Time stands still, loads see the latest value, there is a worker a rank and on a card its proxy, and nobody fails.
+the values read since. So a state is those, the windows, and what is known of the order of accesses. A state that was
+seen is not entered again. Of two operations that commute one order is tried (sleep sets, with Godefroid's rule for
+states that are reached again). Clocks enter a state only where some actor may not yet know of the access that they
+stand for. Time stands still, loads see the latest value, a rank has one worker (on a GPU also a proxy), no rank fails.
 Source: P. Godefroid, Partial-Order Methods for the Verification of Concurrent Systems, LNCS 1032 (1996), chapter 5.
 """
 
@@ -26,18 +26,18 @@ from .memory_model import Clock
 from .places import PART_BITS, PRIVATE
 from .scheduler import FLUSH, LOAD, POLL, Actor, Slice
 from .step_limit import every_step_ends
-from .story import tell
+from .story import text
 from .stretches import Stretches
 from .violation import Deadlock, Violation
 
 Key = bytes
 OFTEN = 1000  # moves
-FLAT = 2  # the version of marshal that writes equal values alike
+FLAT = 2  # a marshal version that writes equal values as equal bytes
 
 
 @dataclass(frozen=True)
 class Move:
-    """What may happen next: an actor's operation."""
+    """A possible next operation of an actor."""
 
     actor: int
     op: str
@@ -62,7 +62,7 @@ class Node:
 
 @dataclass
 class Result:
-    """What a search came to."""
+    """The outcome of a search."""
 
     states: int
     moves: int
@@ -74,7 +74,7 @@ class Result:
 
 
 class Search:
-    """Of one case."""
+    """The search over the states of one case."""
 
     def __init__(self, case: Case) -> None:
         self.choice = 0
@@ -86,8 +86,8 @@ class Search:
         self.moves = self.ends = 0
         self.sched.bound = 1 << 60
 
-    def run(self, seconds: float, told: Callable[[str], None] = lambda done: None) -> Result:
-        """Search until all is seen, something is found, or `seconds` are over. told: how far it is, now and then."""
+    def run(self, seconds: float, report: Callable[[str], None] = lambda done: None) -> Result:
+        """Search until every state is seen, a bug is found, or `seconds` are over. report: called with the progress."""
         started = time.monotonic()
         self.sched._main = getcurrent()
         path: list[Node] = []
@@ -100,7 +100,7 @@ class Search:
                 while path and time.monotonic() - started < seconds:
                     self._advance(path)
                     if self.moves % OFTEN == 0:
-                        told(f"{len(self.visited)} states")
+                        report(f"{len(self.visited)} states")
         except Violation as found:
             violation = found
         finally:
@@ -116,10 +116,10 @@ class Search:
             [node.tried[-1] for node in path if node.tried],
         )
 
-    # ---- what a schedule leaves open
+    # ---- unused parts of a strategy
 
     def pick(self, options: list[Actor]) -> int:
-        raise AssertionError("the search says who goes on")
+        raise AssertionError("the search decides which actor runs next")
 
     def choose(self, count: int, what: str) -> int:
         return self.choice if what == "landed" else 0
@@ -142,7 +142,7 @@ class Search:
         self._enter(path, sleep)
 
     def _enter(self, path: list[Node], sleep: set[Move]) -> None:
-        """The cluster has come to a state: go on from there if that shows anything new."""
+        """Enter the state that the cluster is in, if it is new."""
         moves = [Move(a.number, a.op, a.at) for a in self.sched.actors if a.enabled]
         moves += [Move(m.actor, m.op, m.at, 1) for m in moves if m.at in self.network.moving]
         if not moves:
@@ -166,7 +166,7 @@ class Search:
     # ---- one step
 
     def do(self, move: Move) -> None:
-        """What the move says happens."""
+        """Do a move."""
         self.choice = move.choice
         self._step(self.sched.actors[move.actor])
 
@@ -184,12 +184,12 @@ class Search:
 
     def _segment(self, actor: Actor) -> bool:
         """A stretch of an actor's work."""
-        with suppress(Slice):  # of a proxy, which found nothing to do
+        with suppress(Slice):  # a proxy found nothing to do
             return actor.segment()
         return True
 
     def _step(self, actor: Actor) -> None:
-        """Do an actor's operation, and go on to the one after."""
+        """Do an actor's operation and run on to its next one."""
         self.sched.current = actor
         if actor.greenlet is None or actor.greenlet.dead:
             self._rebuild(actor)
@@ -199,7 +199,7 @@ class Search:
         self.sched.resume(actor)
 
     def _rebuild(self, actor: Actor) -> None:
-        """Bring an actor to where it stopped, by what it has read since its stretch began."""
+        """Bring an actor back to where it stopped, from the values read since its stretch began."""
         self.cluster.replay(actor)
         actor.greenlet = greenlet(lambda: self._resume(actor), parent=self.sched._main)
         actor.greenlet.switch()
@@ -208,13 +208,13 @@ class Search:
         if self._segment(actor):
             self._body(actor)
 
-    # ---- what makes a state
+    # ---- the name of a state
 
     def key(self) -> Key:
-        """A name of the state that the cluster is in.
+        """A hash of the state that the cluster is in.
 
-        Of a clock only that matters which accesses it covers, of those that somebody may yet not know of: whatever is
-        to come compares it with nothing else. So each of its times counts as the number of such accesses up to it.
+        Of a clock only one thing matters: which accesses it covers, among those that some actor may not yet know of.
+        Later comparisons use nothing else. So each of its times counts as the number of such accesses up to it.
         """
         memory, cluster = self.memory, self.cluster
         known = tuple(map(min, zip(*memory.clocks)))
@@ -244,10 +244,10 @@ class Search:
             sorted((at, a, bisect_right(ordered[a], c)) for at, a, c in writes),
             sorted((at, a, bisect_right(ordered[a], c)) for at, a, c in reads),
             sorted((at, a, bisect_right(ordered[a], c)) for at, a, c in releases),
-            sorted((at, told) for at, r in memory.released.items() if (told := covers(r.clock)) != nothing),
+            sorted((at, covered) for at, r in memory.released.items() if (covered := covers(r.clock)) != nothing),
             [covers(clock) for clock in memory.clocks],
             sorted((at, covers(put.clock)) for at, put in self.network.halves.items() if covers(put.clock) != nothing),
-            sorted((a, covers(clock)) for a, clock in self.network.told.items()),
+            sorted((a, covers(clock)) for a, clock in self.network.learned.items()),
             sorted((at, covers(piece.put.clock)) for at, piece in self.network.moving.items()),
             sorted(memory.returned.items()),
             sorted(memory.full),
@@ -258,7 +258,7 @@ class Search:
 
 
 def story_of(case: Case, path: list[Move]) -> str:
-    """What happens on a path of moves."""
+    """The story of a path of moves."""
     search = Search(case)
     search.memory.story = []
     search.sched._main = getcurrent()
@@ -271,4 +271,4 @@ def story_of(case: Case, path: list[Move]) -> str:
             search.do(move)
     search.sched.current = None
     search.sched.kill()
-    return tell(search.memory)
+    return text(search.memory)

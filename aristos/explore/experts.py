@@ -1,8 +1,8 @@
 """Experts and the combination of their outputs as integer hashes, and the reference that a run must equal exactly.
 
-What an expert makes of a row depends on the row, the expert, the weights' version and nothing else; what is combined
-depends on the outputs, their weights and their order. Each hash takes two halves, as an expert does, so that workers
-can share it by columns.
+An expert's output depends on the row, the expert and the weights' version, and on nothing else. A combined token
+depends on the outputs, their weights and their order. Each hash has two phases, as an expert has, so that workers can
+share it by columns.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from ..engine import column_runs
 
-SHARES = 3  # of F, in a run that workers share by columns
+SHARES = 3  # of F, in a column-split run
 PRIME = (1 << 61) - 1
-VERSION = 20  # bits below it number the slot in what stands for a weight's address
+VERSION = 20  # lower bits of a stand-in weight address are the slot's number
 
 
 def row_of(rank: int, epoch: int, token: int, words: int) -> list[int]:
@@ -22,28 +22,28 @@ def row_of(rank: int, epoch: int, token: int, words: int) -> list[int]:
 
 
 def weights_address(slot: int, version: int) -> int:
-    """What stands for the address of an expert's weights."""
+    """A stand-in for the address of an expert's weights."""
     return (version << VERSION) + slot + 1
 
 
 def activation(weights: int, row: Sequence[int], share: int) -> int:
-    """A share of what an expert's first half makes of a row."""
+    """One share of an expert's hidden activations of a row."""
     return (sum((i + 3) * word for i, word in enumerate(row)) * (share + 2) + weights * 7919) % PRIME
 
 
 def output(activations: Sequence[int], word: int) -> int:
-    """A word of what its second half makes of them."""
+    """One word of the expert's output for them."""
     return (sum((i + 2) * a for i, a in enumerate(activations)) + word) % PRIME
 
 
 def computed(weights: int, row: Sequence[int]) -> list[int]:
-    """What an expert makes of a row."""
+    """An expert's output row for a row."""
     activations = [activation(weights, row, share) for share in range(SHARES)]
     return [output(activations, word) for word in range(len(row))]
 
 
 def combined(parts: Sequence[tuple[int, Sequence[int]]], words: int) -> list[int]:
-    """Of (weight, output row), in the order of choices."""
+    """Combine pairs (weight, output row), in the order of choices."""
     made = [0] * words
     for weight, row in parts:
         made = [(m * 1_000_003 + weight * word) % PRIME for m, word in zip(made, row)]

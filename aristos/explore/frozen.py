@@ -1,4 +1,4 @@
-"""A cluster's state put away and taken out again: what the search over states goes back to."""
+"""A cluster's state saved and restored, for the search over states."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DICTS = ("value", "writes", "reads", "released", "returned", "full", "holders") 
 
 @dataclass(frozen=True)
 class Host:
-    """What a rank's proxy alone reads and writes."""
+    """State that only a rank's proxy reads and writes."""
 
     sides: tuple[list[int], ...]
 
@@ -32,7 +32,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Private:
-    """What one rank alone reads and writes, but its proxy."""
+    """State that only one rank reads and writes, without its proxy's."""
 
     st: list[int]
     job: list[int]
@@ -55,7 +55,7 @@ class Private:
 
 @dataclass(frozen=True)
 class Frozen:
-    """All of a cluster, its actors at their next operations."""
+    """A saved cluster, with its actors at their next operations."""
 
     dicts: tuple[Any, ...]
     network: tuple[Any, ...]
@@ -81,7 +81,7 @@ class Frozen:
         )
 
     def restore(self, cluster: Stretches) -> None:
-        """The cluster is as it was; its actors are to be rebuilt."""
+        """Restore the cluster; its actors must be rebuilt afterwards."""
         memory = cluster.memory
         for name, kept in zip(DICTS, self.dicts):
             setattr(memory, name, kept.copy())

@@ -1,6 +1,6 @@
-"""One rank on a card, and its proxy: the host's thread that calls MPI for it and copies to it what arrives.
+"""One rank on a GPU, and its proxy: the host's thread that calls MPI for it and copies to it what arrives.
 
-Workers are the card's blocks: they run the steps that a CPU's workers run, over the addresses that a card has, and call
+Workers are the GPU's blocks: they run the steps that a CPU's workers run, over the addresses that a GPU has, and call
 no MPI. The proxy is `engine.proxy`, turned as `substrate.cuda.proxy_thread` turns it. Stands in the place of
 `substrate.cuda.runtime`, `proxy_thread.py` and the persistent kernel's loop.
 """
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 class GpuRank(Rank):
-    """One rank of a cluster, on a card."""
+    """One rank of a cluster, on a GPU."""
 
     worker = "block"
 
     def __init__(self, cluster: Cluster, me: int) -> None:
-        self.host_cause = 0  # why the host says that this rank has failed
+        self.host_cause = 0  # the cause, where the host has found that this rank failed
         super().__init__(cluster, me)
         self.far = cluster.case.nodes.remote(me)
         self.alone = {private(me, LOCK, LINE), private(me, LOCK, 2 * LINE)}
@@ -41,66 +41,66 @@ class GpuRank(Rank):
         super().add_actors()
         sched, reach = self.cluster.sched, self.cluster.memory.reach
         assert reach is not None
-        hosts = [sched.add(f"rank {self.me} proxy", self.me, self.turn, daemon=True), self.pacer]
+        hosts = [sched.add(f"rank {self.me} proxy", self.me, self.turn, daemon=True), self.progress_thread]
         reach.hosts |= {actor.number for actor in hosts if actor is not None}
 
-    # ---- what the substrate fills in
+    # ---- as the substrate fills it
 
     def _fill_places(self) -> None:
-        """As `CudaRuntime._allocate` has it done."""
-        sides = places.fill_card(self.case.shape, self.case.nodes, self.me, self.st, self.tables.starts)
+        """As `CudaRuntime._allocate` does."""
+        sides = places.fill_gpu(self.case.shape, self.case.nodes, self.me, self.st, self.tables.starts)
         self.sides = tuple(array.tolist() for array in (sides.job, sides.st, sides.device_job, sides.device_st))
 
     def _fill_counters(self) -> None:
         super()._fill_counters()
         start, value = self.case.start, self.cluster.memory.value
-        job, st, card, cs = self.sides
+        job, st, gpu, cs = self.sides
         known = (words.T_SENT_ROWS, words.T_SENT_TILES, words.T_FREED_ROWS, words.T_PUT_ROWS, words.T_PUT_TILES,
                  words.T_PUT_RETURNED, words.T_PUT_CREDIT, words.T_OPEN_ROWS, words.T_OPEN_TILES, words.T_OPEN_RETURNED,
                  words.T_OPEN_CREDIT, words.T_RETURNED)  # fmt: skip
         for p in self.case.nodes.remote(self.me) if start else ():
             for table in known:
-                st[job[table] + p] = cs[card[table] + p] = start
-            for word, told in (
+                st[job[table] + p] = cs[gpu[table] + p] = start
+            for word, known_value in (
                 (words.TAIL, start),
                 (words.CREDIT, start),
                 (words.RETURN_TAIL, start),
                 (words.POSTED, 2 * start),
             ):
-                value[word_from(job, st, p, word)] = told
+                value[word_from(job, st, p, word)] = known_value
 
     def _put_into(self, peer: int) -> int:
-        _, _, card, cs = self.sides
-        return cs[words.region_to(card, peer)]
+        _, _, gpu, cs = self.sides
+        return cs[words.region_to(gpu, peer)]
 
     def _tend(self, yes: bool) -> None:
-        """The proxy looks after MPI's progress, in calls and between them."""
+        """The proxy makes MPI progress, in calls and between them."""
 
     # ---- the host's threads
 
     def turn(self) -> bool:
         """The proxy: a turn of `proxy_thread.serve`; where that returns, the rest of `ProxyThread.run`."""
-        job, st, card, cs = self.sides
+        job, st, gpu, cs = self.sides
         cluster = self.cluster
-        moved = proxy.turn(job, st, card, cs)
+        moved = proxy.turn(job, st, gpu, cs)
         if moved >= 0:
             if moved == 0:
                 cluster.rest()
             return True
-        if cluster.memory.value.get(card[words.WIRE] + WORD * wire.ERROR, 0):
+        if cluster.memory.value.get(gpu[words.WIRE] + WORD * wire.ERROR, 0):
             self._host_fails(codes.CAUSE_ERROR)
         while not proxy.put_poison(job, st):
             cluster.rest()
         return False
 
     def _host_fails(self, cause: int) -> None:
-        """As `ProxyThread.poison`: blocks read it and tell it on; the kernel that would tell them may find no room."""
-        job, st, card, cs = self.sides
+        """As `ProxyThread.poison`: blocks read and forward it; a kernel to notify them might not become resident."""
+        job, st, gpu, cs = self.sides
         self.host_cause = cause
         if self.stage == "work":
-            self.stage = "told"
-        told = (((job[words.EPOCH] << codes.ORIGIN_BITS) + self.me) << codes.CAUSE_BITS) + cause
-        proxy.poison(job, st, card, cs, told)
+            self.stage = "notified"
+        word = (((job[words.EPOCH] << codes.ORIGIN_BITS) + self.me) << codes.CAUSE_BITS) + cause
+        proxy.poison(job, st, gpu, cs, word)
 
     # ---- when something goes wrong
 
@@ -109,10 +109,10 @@ class GpuRank(Rank):
         return super().lost or self.host_cause != 0
 
     @property
-    def said(self) -> set[tuple[int, int]]:
-        """The host may know of a call less than the card does."""
+    def poisons(self) -> set[tuple[int, int]]:
+        """The host may know less of a call than the GPU does."""
         mine = {(self.epoch - 1, self.me), (self.epoch, self.me)} if self.host_cause else set()
-        return super().said | mine
+        return super().poisons | mine
 
     @property
     def causes(self) -> set[int]:
@@ -124,7 +124,7 @@ class GpuRank(Rank):
     def _fault(self) -> None:
         fault = self.case.fault
         assert fault is not None
-        if fault.how == "card":
+        if fault.how == "gpu":
             super()._fault()
             return
         if fault.dies >= 0:
@@ -139,7 +139,7 @@ class GpuRank(Rank):
         reach.hosts.remove(me)
 
     def _close(self) -> None:
-        """A kernel may end when all that it owes far peers is put, which it cannot know but by a word."""
+        """A kernel may end once all that it owes remote peers is put; one word reports that."""
         super()._close()
         job, st, _, _ = self.sides
         for p in self.far:
@@ -154,18 +154,18 @@ class GpuRank(Rank):
     def _open(self, call: Any) -> None:
         super()._open(call)
         if self.host_cause:
-            self.stage = "told"
+            self.stage = "notified"
 
     def _work(self) -> None:
-        told = self.stage == "told"
+        notified = self.stage == "notified"
         super()._work()
-        if told and self.stage == "close":  # the kernel has ended; the host raises all the same
+        if notified and self.stage == "close":  # the kernel has ended; the host raises nevertheless
             self.cause = self.host_cause
             steps.poison(self.job, self.st, self.me, self.cause)
             self.stage = "failed"
 
     def _last_words(self) -> None:
-        """The proxy puts them."""
+        """The proxy puts poison to remote peers."""
 
-    def _teller(self, peer: int) -> int:
+    def _forwarder(self, peer: int) -> int:
         return self.me if self.host_cause else peer

@@ -1,10 +1,10 @@
-"""The network of the search over states: what was put lands when that shows, and no sooner.
+"""The network of the search over states: data lands only when that makes a difference.
 
-Data that was put and is not flushed may be read by nobody, and its source may not be written (network.py checks both),
-so that when it lands makes no difference: it does with the flush. A word on its way has landed or not when its target
-polls it, which the search tries both, and at the latest with its flush. One that is torn is refused as one that has not
-come (network.py tries that it is), so that its halves land together here. The words that only a timeout reads are not
-put at all. It refuses to know who is in MPI.
+Data that is put and not flushed may not be read, and its source may not be written (network.py checks both). So the
+moment when it lands makes no difference: it lands with the flush. A word under way has landed or not when its target
+polls it; the search tries both. It lands with its flush at the latest. A torn word is refused like one that has not
+arrived (network.py tests that), so both halves land together here. Words that only a timeout reads are not put at
+all. Which rank is inside MPI is not modelled.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .regions import CODED, WORD
 from .scheduler import FLUSH, LAND, POLL
 
 ORDERED = (words.ANNOUNCED, words.TAIL, words.CREDIT, words.RETURN_TAIL)
-DICTS = ("flying", "moving", "sources", "halves", "told")  # all of its state; values are never changed in place
+DICTS = ("flying", "moving", "sources", "halves", "learned")  # all of its state; values are never changed in place
 
 
 class Landing(Network):
-    """`moving` holds the words on their way alone, by the address of their first half."""
+    """`moving` holds only the words under way, by the address of their first half."""
 
-    again: Callable[[], bool]  # does the actor repeat what it has done, and not wait where it has waited?
+    again: Callable[[], bool]  # whether the actor is being rebuilt: it repeats its operations and does not wait
 
     def put(self, address: int, peer: int, at: int, source: int, nbytes: int) -> None:
         memory = self.memory
@@ -33,7 +33,7 @@ class Landing(Network):
         self.count += 1
         put = Put(address, self.count, memory.rank, peer, memory.me, memory.clocks[memory.me])
         if memory.story is not None:
-            memory.tell(f"put {nbytes // WORD} words", put_target(peer, at), 0, 0)
+            memory.note(f"put {nbytes // WORD} words", put_target(peer, at), 0, 0)
         for offset in range(0, nbytes, WORD):
             piece = Piece(put, put_target(peer, at) + offset, source + offset)
             place = memory.regions.place(piece.target)
@@ -53,8 +53,8 @@ class Landing(Network):
         return self.memory.regions.place(at).kind == CODED
 
     def flush(self, address: int, peer: int) -> None:
-        """All that is under way lands."""
-        if self.under_way(peer) and not self.again():  # else nobody sees it
+        """Land everything under way."""
+        if self.under_way(peer) and not self.again():  # else no actor sees it
             self.sched.switch(FLUSH, address)
         self.settle(address, peer)
 
@@ -69,7 +69,7 @@ class Landing(Network):
         self._settle(address, peer)
 
     def under_way(self, peer: int) -> bool:
-        """Is a word of this rank's on its way there?"""
+        """Whether a word of this rank is under way to there."""
         rank = self.memory.rank
         return any(p.put.origin == rank and p.put.peer == peer for p in self.moving.values())
 
@@ -84,7 +84,7 @@ class Landing(Network):
             memory.value[at + half] = memory.value.get(piece.source + half, 0)
             self.halves[at + half] = piece.put
         if memory.story is not None:
-            memory.tell(LAND, at, old, memory.value[at])
+            memory.note(LAND, at, old, memory.value[at])
         memory.changed(at)
 
     def read_coded(self, at: int) -> int:
@@ -97,12 +97,12 @@ class Landing(Network):
                 self._land_word(self.moving[at])
             self.sched.me.seen[at] = memory.value.get(at, 0)
         elif at in self.halves:
-            self._tell(self.halves[at])
+            self._learn(self.halves[at])
         return memory.value.get(at, 0)
 
 
 class LandingCopies(Copies):
-    """Copies that land with their flush: nobody reads them sooner, nor writes what they read."""
+    """Copies that land with their flush: no actor reads them sooner or writes what they read."""
 
     def _go(self, piece: Piece) -> None:
         pass

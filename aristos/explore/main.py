@@ -2,7 +2,7 @@
 
 Schedule number n of a run with seed s is drawn from s + n alone, so that `--seed` (s + n) `--schedules 1` replays it.
 Exit codes: 0 nothing found, 1 a bug found (with --mutation: one was not found), 3 an exhaustive search ran out of time,
-130 Ctrl-C. How far it is goes to stderr.
+130 Ctrl-C. Progress goes to stderr.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SECONDS = 1800.0  # of an exhaustive search
 
 @dataclass
 class Failure:
-    """A schedule in which something went wrong."""
+    """A schedule that showed a bug."""
 
     seed: int
     case: cases.Case
@@ -39,7 +39,7 @@ class Failure:
 
 @dataclass
 class Sweep:
-    """What many schedules came to."""
+    """The outcome of many schedules."""
 
     schedules: int
     steps: int
@@ -49,13 +49,13 @@ class Sweep:
 
 
 class Clock:
-    """How long something takes, and a line on stderr every so often that says how far it is."""
+    """Measures seconds, and prints progress to stderr at intervals."""
 
     EVERY = 10.0  # seconds
 
     def __init__(self, what: str = "") -> None:
         self.what = what
-        self.started = self.told = time.monotonic()
+        self.started = self.reported = time.monotonic()
 
     @property
     def seconds(self) -> float:
@@ -63,13 +63,13 @@ class Clock:
 
     def tick(self, done: str) -> None:
         now = time.monotonic()
-        if now - self.told > self.EVERY:
-            self.told = now
+        if now - self.reported > self.EVERY:
+            self.reported = now
             say(f"{self.what}{done}, {now - self.started:.0f} s")
 
 
 def say(line: str) -> None:
-    """For people who wait: not a part of what is asked for."""
+    """Print a line of progress to stderr; stdout has the results only."""
     print(f"aristos explore: {line}", file=sys.stderr, flush=True)
 
 
@@ -81,7 +81,7 @@ def explore(
     seconds: float,
     passed_over: tuple[type[Violation], ...] = (),
 ) -> Sweep:
-    """Run schedules seed, seed + 1, ... until one fails, but by what is passed over, or `seconds` are over."""
+    """Run schedules seed, seed + 1, ... until one fails or `seconds` are over. passed_over: violations to ignore."""
     clock, steps, ran = Clock(), 0, 0
     warnings.filterwarnings("ignore", message="rank .* has waited")
     try:
@@ -108,7 +108,7 @@ def explore(
 
 
 def report(sweep: Sweep, options: Any) -> int:
-    """Say what was found; the exit code."""
+    """Print the outcome; returns the exit code."""
     failure = sweep.failure
     found: dict[str, Any] = {
         "schedules": sweep.schedules,
@@ -118,7 +118,7 @@ def report(sweep: Sweep, options: Any) -> int:
         "found": None,
     }
     if failure is not None:
-        say(f"schedule {failure.seed} fails: {type(failure.violation).__name__}; it is made shorter now")
+        say(f"schedule {failure.seed} fails: {type(failure.violation).__name__}; it is being shortened")
         shorter = shrink.shrink(failure.case, failure.decisions, failure.violation)
         found["found"] = {
             "seed": failure.seed,
@@ -135,20 +135,20 @@ def report(sweep: Sweep, options: Any) -> int:
             f" {sweep.seconds:.1f} s: nothing found{' until Ctrl-C' if sweep.interrupted else ''}"
         )
     else:
-        tell(failure, shorter)
+        show(failure, shorter)
     if sweep.interrupted:
         return INTERRUPTED
     return FINE if failure is None else FOUND
 
 
 def within(own: cases.Asked, options: Any) -> cases.Asked:
-    """Where a bug is looked for: where it can show, but for what the command line says."""
+    """The cases in which a bug can show, with the command line's options on top."""
     given = {name: getattr(options, name) for name in options.given}
     return replace(own, fixed=tuple(item for item in own.fixed if item[0] not in given), **given)
 
 
 def mutate(options: Any) -> int:
-    """Look for the deliberate bugs asked for, each in schedules of its own; the exit code."""
+    """Search for each deliberate bug asked for in schedules of its own; returns the exit code."""
     names = list(catalogue.load()) if options.mutation == "all" else [options.mutation]
     results = []
     for name in names:
@@ -161,7 +161,7 @@ def mutate(options: Any) -> int:
                 options.schedules,
                 options.seed,
                 options.seconds or FOREVER,
-                passed_over=(Crash,),  # a schedule in which a bug only stops a step shows nothing of the protocol
+                passed_over=(Crash,),  # a schedule in which a bug only crashes a step shows nothing about the protocol
             )
             if sweep.interrupted:
                 raise KeyboardInterrupt
@@ -172,14 +172,14 @@ def mutate(options: Any) -> int:
             outcome = f"{kind or 'NOT found'} in {sweep.schedules}"
             print(f"{name:32s}{outcome:20s}{sweep.seconds:6.1f} s  {bug.what}", flush=True)
             if sweep.failure is not None and len(names) == 1:
-                tell(sweep.failure, shrink.shrink(sweep.failure.case, sweep.failure.decisions, sweep.failure.violation))
+                show(sweep.failure, shrink.shrink(sweep.failure.case, sweep.failure.decisions, sweep.failure.violation))
     if options.json:
         print(json.dumps({"mutations": results}))
     return FINE if all(result["found"] for result in results) else FOUND
 
 
 def search(options: Any) -> int:
-    """All schedules of the small cases, perhaps with one bug put in; ends with the first that shows something."""
+    """Search all schedules of the small cases, with a bug if one is given; stops at the first that fails."""
     bug = catalogue.load()[options.mutation].applied() if options.mutation else contextlib.nullcontext()
     done: list[dict[str, Any]] = []
     found: dict[str, Any] | None = None
@@ -218,15 +218,15 @@ def search(options: Any) -> int:
     return FOUND if found is not None else FINE if complete else INCOMPLETE
 
 
-def tell(failure: Failure, shorter: shrink.Short) -> None:
-    """A failing schedule, for people."""
+def show(failure: Failure, shorter: shrink.Short) -> None:
+    """Print a failing schedule for people."""
     again = f"the same options with --seed {failure.seed} --schedules 1 run it again"
     print(f"schedule {failure.seed} ({again}): {type(failure.violation).__name__}")
     print(f"{shorter.violation}\n{shorter.case.describe()}\n{shorter.story}")
 
 
 def run(options: Any) -> int:
-    """What the command line asks for."""
+    """The options of the command line."""
     if options.strategy == "exhaustive":
         return search(options)
     if options.mutation is not None:

@@ -1,8 +1,8 @@
-"""Memory that watches: what each word holds, who wrote and read it when, and what each actor knows to have happened.
+"""Memory that watches: the value of each word, which actor wrote and read it when, and what each actor knows of others.
 
-Plain data is checked by vector clocks: an access that nothing orders after the access it conflicts with is a race,
-whatever it read, in any schedule in which both happen. Atomics are switch points; a load may see an older value than
-the latest, as long as nothing that its actor knows of says otherwise. What replaces `primitives.memory` is here.
+Plain data is checked by vector clocks: two conflicting accesses that nothing orders are a race, whatever was read, in
+any schedule in which both happen. Atomics are switch points. A load may see an older value than the latest one, unless
+something that its actor knows of rules that out. The functions here replace `primitives.memory`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 Clock = tuple[int, ...]
 PRIVATE_BITS = PRIVATE << PART_BITS
-CHECKED_AREAS = (SCRATCH,)  # what workers share
+CHECKED_AREAS = (SCRATCH,)  # shared by workers
 FREE_AREAS = [area for area in range(len(AREAS)) if area not in (STATE, *CHECKED_AREAS)]
 CHANGE = "waits for a change"
-JUMPS = (1_000, 20_000, 200_000, 5_000_000, 250_000_000)  # ns by which time goes on: one is longer than any wait
+JUMPS = (1_000, 20_000, 200_000, 5_000_000, 250_000_000)  # ns by which time moves on: one is longer than any wait
 OLD = 3  # how far back a load may see
 
 
 class Release(NamedTuple):
-    """A value of an atomic word: what its writer knew, who that was and when."""
+    """A value of an atomic word: its writer, the writer's clock, and when."""
 
     value: int
     clock: Clock
@@ -40,7 +40,7 @@ class Release(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Something that the story of a run tells."""
+    """An event of the story of a run."""
 
     step: int
     actor: str
@@ -56,23 +56,23 @@ class Memory:
 
     def __init__(self, regions: Regions, sched: Scheduler) -> None:
         self.regions, self.sched = regions, sched
-        self.end = FIRST + SPAN * regions.shape.world  # of all numbers
+        self.end = FIRST + SPAN * regions.shape.world  # of all addresses
         self.network: Network
-        self.reach: Reach | None = None  # where ranks are on cards
-        self.states: list[State] = []  # each rank's, as mem.load at its address sees it
+        self.reach: Reach | None = None  # where ranks are on GPUs
+        self.states: list[State] = []  # of each rank, as mem.load at its address sees it
         self.value: dict[int, int] = {}
         self.writes: dict[int, tuple[int, int]] = {}  # plain: actor, its clock
         self.reads: dict[int, tuple[tuple[int, int], ...]] = {}
         self.released: dict[int, Release] = {}
-        self.acquired: dict[int, dict[int, int]] = {}  # atomic words: who has acquired them, and at which of its times
+        self.acquired: dict[int, dict[int, int]] = {}  # atomic words: actor that acquired them -> its time then
         self.keeps_acquired = True
-        self.skips_same: set[int] = set()  # actors that release no word that stays as it is
+        self.skips_same: set[int] = set()  # actors whose releases of an unchanged value are ignored
         self.history: dict[int, list[Release]] = {}  # only where loads may see old values
         self.oldest: dict[tuple[int, int], int] = {}  # (actor, word): the oldest it may still see
-        self.returned: dict[int, int] = {}  # return rows written in this call, and by whom
+        self.returned: dict[int, int] = {}  # return rows written in this call -> rank
         self.full: set[int] = set()  # ring words that are put and not freed
         self.clocks: list[Clock] = []
-        self.local: set[int] = set()  # words that one actor alone uses: no switch points
+        self.local: set[int] = set()  # words that only one actor uses: no switch points
         self.holders: dict[int, int] = {}  # which actor holds a lock
         self.delays = False
         self.now = 0
@@ -80,7 +80,7 @@ class Memory:
         self.released_at: Callable[[int, int, int], None] = lambda at, old, new: None
 
     def begin(self, actors: int) -> None:
-        """So many actors know of nothing but themselves."""
+        """Start with actors that know only of themselves."""
         self.clocks = [tuple(int(a == b) for b in range(actors)) for a in range(actors)]
 
     # ---- order
@@ -96,7 +96,7 @@ class Memory:
         return 0 if actor is None else actor.rank
 
     def tick(self) -> None:
-        """What this actor does from now on comes after what it has published."""
+        """Later actions of this actor come after what it has published."""
         me = self.me
         mine = self.clocks[me]
         self.clocks[me] = (*mine[:me], mine[me] + 1, *mine[me + 1 :])
@@ -140,7 +140,7 @@ class Memory:
         return self.value.get(at, 0)
 
     def check_write(self, at: int) -> None:
-        """Whether this actor may write here now, by a store or a put."""
+        """Raise unless this actor may write here now, by a store or a put."""
         me = self.me
         mine = self.clocks[me]
         place = self.regions.place(at)
@@ -165,7 +165,7 @@ class Memory:
                 raise Race(f"{self.actor(me)} writes {self.name(at)} plainly while {self.actor(reader)} may acquire it")
 
     def _check_plain(self, at: int, does: str) -> None:
-        """Whether this actor knows of all that was read and written plainly here."""
+        """Raise unless this actor knows of all plain reads and writes here."""
         me = self.me
         mine = self.clocks[me]
         wrote = self.writes.get(at)
@@ -176,12 +176,12 @@ class Memory:
                 raise Race(f"{self.actor(me)} {does} {self.name(at)} while {self.actor(reader)} may be reading it")
 
     def own(self, at: int) -> None:
-        """Each word has one writing rank; what is no word has none."""
+        """Raise unless this rank is the word's one writer."""
         place = self.regions.place(at)
         if place.kind == OUT_OF_BOUNDS:
             raise OutOfBounds(f"{self.actor(self.me)} writes {self.name(at)}")
         if place.writer >= 0 and place.writer != self.rank:
-            raise SecondWriter(f"rank {self.rank} writes {self.name(at)}, which is rank {place.writer}'s to write")
+            raise SecondWriter(f"rank {self.rank} writes {self.name(at)}, whose writer is rank {place.writer}")
 
     def load(self, at: int) -> int:
         if at & PRIVATE_BITS == PRIVATE_BITS and FIRST <= at < self.end:
@@ -212,17 +212,17 @@ class Memory:
         if self.network.flying or self.network.sources:
             self.network.check_write(at)
         if self.story is not None:
-            self.tell("store", at, self.value.get(at, 0), value)
+            self.note("store", at, self.value.get(at, 0), value)
         self.value[at] = value
         self.writes[at] = me, self.clocks[me][me]
         self.reads.pop(at, None)
-        if self.released.pop(at, None) is not None:  # a word that somebody may wait for
+        if self.released.pop(at, None) is not None:  # a word that an actor may wait for
             self.changed(at)
 
     def fresh_return(self, at: int) -> int:
         """Read a word of a return row, which must have been written in this call."""
         if at not in self.returned:
-            raise WrongResult(f"rank {self.rank} combines {self.name(at)}, which nobody has written in this call")
+            raise WrongResult(f"rank {self.rank} combines {self.name(at)}, which no rank has written in this call")
         return self.read(at)
 
     def copy_row(self, dst: int, src: int, nbytes: int) -> None:
@@ -232,18 +232,18 @@ class Memory:
     # ---- atomics
 
     def state_of(self, at: int) -> tuple[State, int] | None:
-        """The state that an address is in, and which word of it that is."""
+        """The state that an address belongs to, and the word's index there."""
         if at & PRIVATE_BITS == PRIVATE_BITS and at >> AREA_BITS & 15 == STATE and FIRST <= at < self.end:
             return self.states[(at - FIRST) >> 40], (at & (AREA - 1)) >> 3
         return None
 
     def latest(self, at: int) -> int:
-        """What a word holds, whoever may see it."""
+        """The word's latest value, whether or not an actor may see it."""
         word = self.state_of(at)
         return self.value.get(at, 0) if word is None else list.__getitem__(*word)
 
     def forget_order(self, at: int) -> None:
-        """A word of a state is written plainly: what was released there is gone."""
+        """A word of a state is written plainly: forget what was released there."""
         self.released.pop(at, None)
         if self.history.pop(at, None) is not None:
             for actor in range(len(self.clocks)):
@@ -269,7 +269,7 @@ class Memory:
         return value
 
     def _visible(self, at: int, me: int) -> Release:
-        """One of the latest values: none older than what the actor knows of, or has seen."""
+        """One of the latest values, none older than those the actor knows of or has seen."""
         history, mine = self.history[at], self.clocks[me]
         last = len(history) - 1
         low = max(self.oldest.get((me, at), 0), last - OLD)
@@ -321,7 +321,7 @@ class Memory:
         self.released[at] = release
         self.tick()
         if self.story is not None and at & PRIVATE_BITS != PRIVATE_BITS:
-            self.tell("release", at, old, value)
+            self.note("release", at, old, value)
         if old != value:
             self.changed(at)
         self.released_at(at, old, value)
@@ -355,7 +355,7 @@ class Memory:
         if held != expected:
             if at >> AREA_BITS & 15 == LOCK:
                 self.sched.me.locked_out = at, held
-            else:  # nobody waits for it who has something else to do
+            else:  # no actor that has other work waits for it
                 self.sched.me.seen[at] = held
             return False
         before = self.released.get(at)
@@ -370,7 +370,7 @@ class Memory:
         return True
 
     def _check_acquire(self, at: int, does: str) -> None:
-        """Whether this actor may read a word atomically; who writes it plainly later must know of that."""
+        """Raise unless this actor may read a word atomically. A later plain writer must know of the read."""
         me = self.me
         word = self.state_of(at)
         if word is not None:
@@ -385,15 +385,15 @@ class Memory:
             self.acquired.setdefault(at, {})[me] = self.clocks[me][me]
 
     def changed(self, at: int) -> None:
-        """Whoever waits for a word may go on."""
+        """Wake the actors that wait for a word."""
         for actor in self.sched.actors:
             if not actor.enabled and at in actor.seen:
                 self.sched.wake(actor)
 
-    # ---- the rest of what steps call
+    # ---- other functions that steps call
 
     def idle(self) -> None:
-        """An actor has nothing to do: it waits until a word changes that it has read since it last waited."""
+        """An actor has nothing to do: wait until a word changes that it has read since its last wait."""
         actor = self.sched.me
         stale = any(self.latest(at) != value for at, value in actor.seen.items())
         if stale or (actor.sweeping and self.network.wants(actor.rank)):
@@ -403,7 +403,7 @@ class Memory:
         actor.seen.clear()
 
     def wait_for_lock(self) -> None:
-        """An actor has met a lock that another holds: it waits for that word alone, in the middle of what it does."""
+        """An actor has met a lock that another holds: wait for that word alone, in the middle of its step."""
         actor = self.sched.me
         assert actor.locked_out is not None
         (at, held), actor.locked_out = actor.locked_out, None
@@ -415,7 +415,7 @@ class Memory:
         actor.seen = before
 
     def clock(self) -> int:
-        """Time goes on by steps of very different length, so that all that waits for some time may and may not."""
+        """Time moves on by steps of very different length, so that any timed wait may end now or not."""
         jump = self.sched.strategy.choose(len(JUMPS), "time") if self.sched.current is not None else 0
         self.now += JUMPS[jump]
         return self.now
@@ -428,12 +428,12 @@ class Memory:
         return [self.value.get(at + 4 * i, 0) for i in range(n)]
 
     def functions(self) -> dict[str, Any]:
-        """What the steps use in the place of `primitives.memory`."""
+        """The functions that replace those of `primitives.memory`."""
         names = ("load", "store", "load_acquire", "store_release", "fetch_add", "compare_exchange", "copy_row", "clock",
                  "words", "floats")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
-    def tell(self, what: str, at: int, old: int, new: int) -> None:
+    def note(self, what: str, at: int, old: int, new: int) -> None:
         assert self.story is not None
         self.story.append(Event(self.sched.steps, self.sched.me.name, where_from(), what, at, old, new))
 
@@ -446,6 +446,6 @@ class Memory:
                 self.full.difference_update(map(self.regions.mirrored, words))
 
     def forget_returns(self, rank: int) -> None:
-        """A call of `rank` begins: its return rows are to be written anew."""
+        """A call of `rank` begins: its return rows will be written again."""
         for at in [at for at in self.returned if self.regions.place(at).rank == rank]:
             del self.returned[at]

@@ -1,6 +1,6 @@
-"""Deliberate bugs in the protocol within a node, most of them of all transports: what must be found.
+"""Deliberate bugs in the protocol, most of them for all transports. The explorer must find each.
 
-Each says in its docstring what is wrong with it.
+The docstring of each is its description in `aristos explore --mutation ?` and docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ def release_dropped(put: Put) -> None:
 
 @mutation("acquire-dropped")
 def acquire_dropped(put: Put) -> None:
-    """What peers announce is read by plain loads."""
+    """Announcements of peers are read by plain loads."""
     put(arrivals, "mem", Instead(load_acquire=lambda at: memory.load(at)))
 
 
 @mutation("tail-before-record")
 def tail_before_record(put: Put) -> None:
-    """The tail moves on before the record is put."""
+    """The tail is released before the record is put."""
     put(dispatch, "mem", releases_first())
 
 
 @mutation("one-announcement-buffer")
 def one_announcement_buffer(put: Put) -> None:
-    """Announcements of all epochs lie in one place."""
+    """Announcements of all epochs share one slot."""
     for module, name in ((packing, "announcement_to"), (arrivals, "announcement_from")):
         real = getattr(layout, name)
         put(module, name, lambda job, st, peer, epoch, real=real: real(job, st, peer, 0))
@@ -44,7 +44,7 @@ def one_announcement_buffer(put: Put) -> None:
 
 @mutation("count-in-first-record")
 def count_in_first_record(put: Put) -> None:
-    """A record that is there counts as the announcement of this call."""
+    """A record that has landed counts as the announcement of this call."""
     real = arrivals.read_announcement
 
     def read_announcement(job: Any, st: Any, source: int) -> bool:
@@ -60,7 +60,7 @@ def count_in_first_record(put: Put) -> None:
 
 @mutation("zero-not-announced")
 def zero_not_announced(put: Put) -> None:
-    """Ranks that get no rows are not told so."""
+    """No announcement goes to ranks that get no rows."""
 
     def word_to(job: Any, st: Any, peer: int, word: int) -> int:
         return layout.word_to(job, st, peer, word) if st[words.rows_to(job, peer)] else NOWHERE
@@ -70,7 +70,7 @@ def zero_not_announced(put: Put) -> None:
 
 @mutation("epoch-not-compared")
 def epoch_not_compared(put: Put) -> None:
-    """Any announcement is taken for this call's."""
+    """An announcement of any epoch counts as this call's."""
 
     def read_announcement(job: Any, st: Any, source: int) -> bool:
         announced = memory.load_acquire(layout.word_from(job, st, source, words.ANNOUNCED))
@@ -89,13 +89,13 @@ def epoch_not_compared(put: Put) -> None:
 
 @mutation("credit-not-checked", fixed=(("rows", 2),))
 def credit_not_checked(put: Put) -> None:
-    """A source takes every row for freed."""
+    """A source treats every ring row as freed."""
     put(dispatch, "mem", Instead(load_acquire=lambda at: memory.load_acquire(at) + LOTS))
 
 
 @mutation("tiles-not-bounded", fixed=(("rows", 1), ("tile", 1), ("max_tokens", 6)))
 def tiles_not_bounded(put: Put) -> None:
-    """A source that has credit sends, though as many tiles as there are records are not seen returned."""
+    """A source with credit sends although every record slot holds a tile not seen returned."""
     put(dispatch, "returns_due", lambda job, st, owner: 0)
 
 
@@ -113,7 +113,7 @@ def credit_before_last_reader(put: Put) -> None:
 
 @mutation("freed-out-of-order", fixed=(*ONE_BY_ONE, ("workers", 2), ("merge", 0), ("placement", (0, 1, 1))))
 def freed_out_of_order(put: Put) -> None:
-    """A tile gives credit when it is done, though one before it is being read."""
+    """A finished tile gives credit while an earlier one is still being read."""
 
     def free_rows(job: Any, st: Any, source: int) -> None:
         done = 0
@@ -149,7 +149,7 @@ def ring_wrap_off_by_one(put: Put) -> None:
 
 @mutation("merge-wait-beyond-credit", fixed=(("merge", 8), ("rows", 2), ("tile", 1)))
 def merge_wait_beyond_credit(put: Put) -> None:
-    """Few rows wait for announced ones, even those that nobody has credit to send."""
+    """Few rows wait for announced rows, even for those that no source has credit to send."""
 
     def choose(job: Any, st: Any) -> tuple[int, int]:
         chosen, active = -1, 0
@@ -172,9 +172,9 @@ def ends_without_owners_part(put: Put) -> None:
     put(steps, "finished", lambda job, st: st[words.BLOCKS_LEFT] == 0 and st[words.UNSENT] == 0)
 
 
-@mutation("half-exchange-unsent", plain=False, fixed=(("meets", True), ("rows", 1), ("max_tokens", 6)))
-def half_exchange_unsent(put: Put) -> None:
-    """An exchange's first half ends though rows wait for credit: between the halves nobody sends them."""
+@mutation("first-phase-unsent", plain=False, fixed=(("meets", True), ("rows", 1), ("max_tokens", 6)))
+def first_phase_unsent(put: Put) -> None:
+    """An exchange's first phase ends while rows wait for credit: between the phases no worker sends them."""
 
     def finished(job: Any, st: Any) -> bool:
         return real(job, st) or (
@@ -187,7 +187,7 @@ def half_exchange_unsent(put: Put) -> None:
 
 @mutation("rows-of-the-next-call")
 def rows_of_the_next_call(put: Put) -> None:
-    """Records are read as far as the tail says, not as far as this call's announcement does."""
+    """Records are read up to the tail, not up to what this call's announcement covers."""
 
     def absorb(job: Any, st: Any, worker: int) -> bool:
         anything = False
@@ -209,7 +209,7 @@ def rows_of_the_next_call(put: Put) -> None:
 
 @mutation("returned-before-computed")
 def returned_before_computed(put: Put) -> None:
-    """A tile is said to be returned when its record is read."""
+    """A tile is returned when its record is read."""
     real = arrivals.read_record
 
     def read_record(job: Any, st: Any, source: int) -> None:
@@ -224,7 +224,7 @@ def returned_before_computed(put: Put) -> None:
 
 @mutation("return-row-off-by-one")
 def return_row_off_by_one(put: Put) -> None:
-    """Outputs go one row before where they belong."""
+    """Outputs go one row before their place."""
     put(experts, "return_row", lambda job, st, source, row: layout.return_row(job, st, source, max(0, row - 1)))
 
 
@@ -254,40 +254,40 @@ def ready_without_release(put: Put) -> None:
     put(returns, "mem", Instead(store_release=release))
 
 
-# ---- runs that workers share
+# ---- column-split runs
 
 SHARED = (("workers", 3), ("placement", (0, 1)))
 
 
-def early(half: int) -> Any:
-    """`column_runs.share_done` that takes a half of a run for done when one share of it is not."""
+def early(phase: int) -> Any:
+    """A `column_runs.share_done` that ends a phase of a run one share too early."""
 
     def share_done(job: Any, st: Any, slot: int) -> bool:
         run = words.run(job, slot)
         base, up, down = st[words.run_base(run)], job[words.UP_SHARES], job[words.DOWN_SHARES]
         done = memory.fetch_add(returns.state_word(job, words.run_done(run)), 1) + 1 - base
-        if done == up - (half == codes.RUN_UP):
+        if done == up - (phase == codes.RUN_UP):
             column_runs.open_phase(job, run, base + up + down)
-        return bool(done == up + down - (half == codes.RUN_DOWN))
+        return bool(done == up + down - (phase == codes.RUN_DOWN))
 
     return share_done
 
 
-@mutation("second-stage-early", fixed=SHARED)
-def second_stage_early(put: Put) -> None:
-    """A run that workers share goes to its second stage a share too early."""
+@mutation("second-phase-early", fixed=SHARED)
+def second_phase_early(put: Put) -> None:
+    """A column-split run enters its second phase one share too early."""
     put(column_runs, "share_done", early(codes.RUN_UP))
 
 
 @mutation("slot-freed-early", fixed=(*SHARED, ("words", 2)))
 def slot_freed_early(put: Put) -> None:
-    """A run that workers share is finished, and its slot freed, before its last share is done."""
+    """A column-split run ends, and its slot is freed, before its last share is done."""
     put(column_runs, "share_done", early(codes.RUN_DOWN))
 
 
 @mutation("share-taken-plainly", fixed=SHARED)
 def share_taken_plainly(put: Put) -> None:
-    """Who takes a share reads which is the next, and writes the one after."""
+    """A worker takes a share by a load and a store, not by compare-exchange."""
 
     def take(at: int, expected: int, value: int) -> bool:
         if memory.load(at) != expected:
@@ -300,7 +300,7 @@ def share_taken_plainly(put: Put) -> None:
 
 @mutation("opened-before-it-is-listed", fixed=SHARED)
 def opened_before_it_is_listed(put: Put) -> None:
-    """Shares of a run may be taken before its rows are listed."""
+    """Shares of a run can be taken before its rows are listed."""
     claim, open_run = column_runs.claim, column_runs.open_run
 
     def claim_open(job: Any, st: Any, worker: int, slot: int) -> None:
@@ -316,14 +316,14 @@ def opened_before_it_is_listed(put: Put) -> None:
 
 @mutation("no-lock", fixed=(("workers", 2),))
 def no_lock(put: Put) -> None:
-    """Workers of a rank decide side by side."""
+    """Workers of a rank decide without the lock."""
     for module in (steps, lock):
         put(module, "lock", lambda job: bool(memory.load_acquire(job[words.LOCK]) + 1))
 
 
 @mutation("returned-in-part", fixed=(("group", 1), ("run", 2), ("tile", 3)))
 def returned_in_part(put: Put) -> None:
-    """A tile is said to be returned when one of its rows is still to be computed."""
+    """A tile is returned with one row still to be computed."""
 
     def finish_record(job: Any, st: Any, source: int, tile: int, rows: int) -> None:
         left = words.kept_left(words.kept(job, source, tile))
@@ -344,7 +344,7 @@ def returned_in_part(put: Put) -> None:
 
 @mutation("poison-not-forwarded", ranks=3, fixed=(("fault", Fault(0, 1, 0, dies=0)),))
 def poison_not_forwarded(put: Put) -> None:
-    """Who reads poison fails, and tells nobody."""
+    """A rank that reads poison fails and forwards nothing."""
     real = steps.poison
 
     def poison(job: Any, st: Any, origin: int, cause: int) -> None:
@@ -356,21 +356,21 @@ def poison_not_forwarded(put: Put) -> None:
 
 @mutation("poison-not-read", faults=True)
 def poison_not_read(put: Put) -> None:
-    """A rank that waits does not look for poison."""
+    """A waiting rank does not check for poison."""
     put(arrivals, "poisoned", lambda job, st: -1)
     put(rank.Rank, "looked_everywhere", lambda self, actor: self.st[words.IDLE_SWEEPS] > rank.PATIENCE)
 
 
-@mutation("poison-looked-for-once")
-def poison_looked_for_once(put: Put) -> None:
-    """A rank that waits looks for poison once, and then no more."""
+@mutation("poison-checked-once")
+def poison_checked_once(put: Put) -> None:
+    """A waiting rank checks for poison only once."""
     real = arrivals.poisoned
     put(arrivals, "poisoned", lambda job, st: real(job, st) if st[words.IDLE_SWEEPS] == 32 else -1)
 
 
 @mutation("poison-of-another-call", faults=True)
 def poison_of_another_call(put: Put) -> None:
-    """Poison names the call after the one that has failed."""
+    """Poison names the call after the failed one."""
     real = steps.poison
 
     def poison(job: Any, st: Any, origin: int, cause: int) -> None:
@@ -381,16 +381,16 @@ def poison_of_another_call(put: Put) -> None:
     put(steps, "poison", poison)
 
 
-@mutation("poison-names-the-teller", ranks=3, faults=True)
-def poison_names_the_teller(put: Put) -> None:
-    """Who forwards poison says that it has failed itself."""
+@mutation("poison-names-the-forwarder", ranks=3, faults=True)
+def poison_names_the_forwarder(put: Put) -> None:
+    """A rank that forwards poison names itself as the origin."""
     real = steps.poison
     put(steps, "poison", lambda job, st, origin, cause: real(job, st, job[words.RANK], cause))
 
 
-@mutation("workers-not-told", faults=True, fixed=(("workers", 2),))
-def workers_not_told(put: Put) -> None:
-    """A rank that fails tells its peers, and not its own workers, who work on."""
+@mutation("workers-not-notified", faults=True, fixed=(("workers", 2),))
+def workers_not_notified(put: Put) -> None:
+    """A rank that fails notifies its peers and not its own workers, which work on."""
     real = steps.poison
 
     def poison(job: Any, st: Any, origin: int, cause: int) -> None:

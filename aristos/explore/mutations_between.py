@@ -12,13 +12,13 @@ from .mutation import LOTS, Instead, Put, mutation
 
 @mutation("flush-skipped", transport="rma")
 def flush_skipped(put: Put) -> None:
-    """Words are put right after the data that they tell of."""
+    """Words are put right after their data, without a flush."""
     put(network.Network, "flush", lambda self, address, peer: 0)
 
 
 @mutation("words-before-flush", transport="rma")
 def words_before_flush(put: Put) -> None:
-    """Words are put, and only then what they tell of is flushed."""
+    """Words are put before their data is flushed."""
     flush, put_words = network.Network.flush, outbox.put_words
 
     def hasty(job: Any, st: Any, peer: int, first: int, end: int) -> None:
@@ -35,12 +35,12 @@ def words_before_flush(put: Put) -> None:
 
 @mutation("sync-skipped", transport="rma")
 def sync_skipped(put: Put) -> None:
-    """A word that has arrived is handed on without a sync: what it tells of may not be visible."""
+    """An arrived word is passed on without a sync: its data may not be visible."""
     put(network.Network, "sync", lambda self, address: None)
 
 
 def believe_value(job: Any, st: Any, peer: int) -> bool:
-    """`outbox.read_words` that looks at no complement."""
+    """An `outbox.read_words` that ignores the complement."""
     anything = False
     for word in range(words.LINE_WORDS):
         at = words.coded_word(st[words.region_from(job, peer)] + job[words.P_CODED], word)
@@ -55,13 +55,13 @@ def believe_value(job: Any, st: Any, peer: int) -> bool:
 
 @mutation("no-complement-check", transport="rma")
 def no_complement_check(put: Put) -> None:
-    """A word that arrives is believed whatever its complement says."""
+    """An arriving word is accepted whatever its complement is."""
     put(outbox, "read_words", believe_value)
 
 
 @mutation("two-mpi-callers", transport="rma", fixed=(("workers", 2),))
 def two_mpi_callers(put: Put) -> None:
-    """Workers call MPI whether they have got the wire's lock or not."""
+    """Workers call MPI with or without the wire's lock."""
 
     def take(address: int) -> bool:
         memory.compare_exchange(address + 8 * wire.LOCK, 0, 1)
@@ -78,7 +78,7 @@ def staging_before_credit(put: Put) -> None:
 
 @mutation("credit-not-put", transport="rma", fixed=(("rows", 2),))
 def credit_not_put(put: Put) -> None:
-    """A far source is not told what has been freed."""
+    """Freed rows are not reported to a remote source."""
     real = outbox.encode
 
     def encode(job: Any, st: Any, peer: int, word: int, value: int) -> None:
@@ -89,7 +89,7 @@ def credit_not_put(put: Put) -> None:
 
 @mutation("shared-staging-pool", transport="rma", ranks=3)
 def shared_staging_pool(put: Put) -> None:
-    """Outputs for all far sources wait in the same rows."""
+    """Outputs for all remote sources share the same staging rows."""
     real = places.fill
 
     def fill(shape: Any, nodes: Any, me: int, state: Any, starts: dict[int, int], wire: int = 1) -> list[int]:
@@ -103,13 +103,13 @@ def shared_staging_pool(put: Put) -> None:
 
 @mutation("ends-before-its-words-are-put", transport="rma")
 def ends_before_put(put: Put) -> None:
-    """A call ends though far peers have not been put all that they are owed."""
+    """A call ends before all that remote peers are owed has been put."""
     put(outbox, "all_posted", lambda job, st: True)
 
 
-@mutation("half-exchange-unput", transport="rma", plain=False, kind="object", fixed=(("max_tokens", 6),))
-def half_exchange_unput(put: Put) -> None:
-    """An exchange's first half ends though blocks for far owners are not put: nothing comes back that would tell."""
+@mutation("first-phase-unput", transport="rma", plain=False, kind="object", fixed=(("max_tokens", 6),))
+def first_phase_unput(put: Put) -> None:
+    """An exchange's first phase ends with blocks for remote owners not put; nothing returns that would show it."""
 
     def all_posted(job: Any, st: Any) -> bool:
         far = [p for p in range(job[words.WORLD]) if st[words.remote(job, p)]]
@@ -123,7 +123,7 @@ def half_exchange_unput(put: Put) -> None:
 
 @mutation("announced-before-it-is-put", transport="rma")
 def announced_before_put(put: Put) -> None:
-    """A batch that is closed in the next call says that this one is announced, though it was opened before."""
+    """A batch opened in one call and closed in the next announces the later call."""
     real = outbox.encode
 
     def encode(job: Any, st: Any, peer: int, word: int, value: int) -> None:
@@ -132,7 +132,7 @@ def announced_before_put(put: Put) -> None:
     put(outbox, "encode", encode)
 
 
-@mutation("nobody-paces", transport="rma", ranks=3, fixed=(("attention", True), ("max_tokens", 6), ("rows", 2)))
-def nobody_paces(put: Put) -> None:
-    """Nobody calls into MPI for a rank between its calls."""
+@mutation("no-progress-thread", transport="rma", ranks=3, fixed=(("attention", True), ("max_tokens", 6), ("rows", 2)))
+def no_progress_thread(put: Put) -> None:
+    """No thread calls into MPI for a rank between its calls."""
     put(wire, "pace", lambda address: None)

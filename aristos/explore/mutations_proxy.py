@@ -1,4 +1,4 @@
-"""Deliberate bugs of a rank on a card: of its proxy, of the copies to its mirror, of what its blocks see."""
+"""Deliberate bugs of a rank on a GPU: in its proxy, in the copies to its mirror, in its blocks' addresses."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .mutations_between import believe_value
 
 
 def fails(how: str, **fixed: Any) -> dict[str, Any]:
-    """What is asked of a case in which rank 0 fails as its first call begins: see cases.HOW."""
+    """Options for a case in which rank 0 fails as its first call begins; how: see cases.HOW."""
     return {"transport": "proxy", "fixed": (("fault", Fault(0, 1, 0, how=how)), *fixed.items())}
 
 
-# ---- from the card to far peers
+# ---- from the GPU to remote peers
 
 
 @mutation("tail-read-plainly", transport="proxy")
 def tail_read_plainly(put: Put) -> None:
-    """The proxy reads without an acquire how many tiles blocks have written: their records may not be there."""
+    """The proxy reads the number of written tiles without an acquire: their records may not be visible."""
     real, counting = proxy.count, set()  # actors
 
     def count(job: Any, st: Any, peer: int, line: int) -> None:
@@ -43,7 +43,7 @@ def tail_read_plainly(put: Put) -> None:
 
 @mutation("rows-of-a-wrap-not-counted", transport="proxy", fixed=(("rows", 3), ("tile", 2), ("max_tokens", 6)))
 def rows_of_a_wrap(put: Put) -> None:
-    """Of a tile whose rows wrap in the ring the proxy counts those before the wrap."""
+    """For a tile that wraps around the ring the proxy counts only the rows before the wrap."""
 
     def count(job: Any, st: Any, peer: int, line: int) -> None:
         tail, ring = memory.load_acquire(line + 8 * words.TAIL), job[words.RING_ROWS]
@@ -58,20 +58,20 @@ def rows_of_a_wrap(put: Put) -> None:
 
 @mutation("credit-when-copies-begin", transport="proxy", fixed=(("rows", 2), ("max_tokens", 6)))
 def credit_when_copies_begin(put: Put) -> None:
-    """A far source is given credit for rows as soon as their copy to the card has begun."""
-    sides: dict[int, Any] = {}  # by the number of a job, which is kept so that no other gets it
+    """A remote source gets credit for rows as soon as their copy to the GPU has begun."""
+    sides: dict[int, Any] = {}  # by id of a job, which is kept alive so that the id stays its own
     fetch, refresh = proxy.fetch, proxy.refresh
 
-    def noted(card: Any, cs: Any, peer: int) -> bool:
-        sides[id(card)] = card, cs
-        return fetch(card, cs, peer)
+    def noted(gpu: Any, cs: Any, peer: int) -> bool:
+        sides[id(gpu)] = gpu, cs
+        return fetch(gpu, cs, peer)
 
-    def early(job: Any, st: Any, card: Any) -> None:
-        refresh(job, st, card)
-        _, cs = sides.get(id(card), (card, st))
+    def early(job: Any, st: Any, gpu: Any) -> None:
+        refresh(job, st, gpu)
+        _, cs = sides.get(id(gpu), (gpu, st))
         for p in range(job[words.WORLD]):
             if cs is not st and st[words.remote(job, p)]:
-                st[words.freed_rows(job, p)] = cs[words.sent_rows(card, p)]
+                st[words.freed_rows(job, p)] = cs[words.sent_rows(gpu, p)]
 
     put(proxy, "fetch", noted)
     put(proxy, "refresh", early)
@@ -79,23 +79,23 @@ def credit_when_copies_begin(put: Put) -> None:
 
 @mutation("posted-before-flush", transport="proxy")
 def posted_before_flush(put: Put) -> None:
-    """The card is told that all is put when its proxy has seen what there is to put."""
+    """The GPU's POSTED word is set when the proxy has read what to put, not when it is put."""
     real = proxy.turn
 
-    def turn(job: Any, st: Any, card: Any, cs: Any) -> int:
-        proxy.refresh(job, st, card)
+    def turn(job: Any, st: Any, gpu: Any, cs: Any) -> int:
+        proxy.refresh(job, st, gpu)
         for p in range(job[words.WORLD]):
             if st[words.remote(job, p)]:
                 seen = st[words.sent_tiles(job, p)] + st[words.returned(job, p)] + job[words.EPOCH]
-                memory.store_release(proxy.gpu_word(card, cs, p, words.POSTED), seen)
-        return int(real(job, st, card, cs))
+                memory.store_release(proxy.gpu_word(gpu, cs, p, words.POSTED), seen)
+        return int(real(job, st, gpu, cs))
 
     put(proxy, "turn", turn)
 
 
 @mutation("proxy-words-before-flush", transport="proxy")
 def words_before_flush(put: Put) -> None:
-    """The proxy puts a batch's words, and only then flushes what they tell of."""
+    """The proxy puts a batch's words before it flushes their data."""
     real = outbox.put_words
 
     def put_words(job: Any, st: Any, peer: int, first: int, end: int) -> None:
@@ -123,32 +123,32 @@ def words_alone_not_flushed(put: Put) -> None:
     put(outbox, "mpi", Instead(wire, flush=flush))
 
 
-# ---- from far peers to the card
+# ---- from remote peers to the GPU
 
 
 @mutation("words-before-copies", transport="proxy")
 def words_before_copies(put: Put) -> None:
-    """Words are handed on to the card, and only then what they tell of is waited for."""
+    """Words are passed on to the GPU before the copies of their data are complete."""
     real = proxy.hand_on
 
-    def hand_on(card: Any, cs: Any, peer: int) -> bool:
+    def hand_on(gpu: Any, cs: Any, peer: int) -> bool:
         for word in range(words.POISON + 1, words.LINE_WORDS + 1):
-            value = memory.load(layout.word_from(card, cs, peer, word))
-            memory.store_release(proxy.gpu_word(card, cs, peer, word), value)
-        return bool(real(card, cs, peer))
+            value = memory.load(layout.word_from(gpu, cs, peer, word))
+            memory.store_release(proxy.gpu_word(gpu, cs, peer, word), value)
+        return bool(real(gpu, cs, peer))
 
     put(proxy, "hand_on", hand_on)
 
 
 @mutation("returns-tail-first", transport="proxy")
 def returns_tail_first(put: Put) -> None:
-    """The card learns that tiles have come back before their rows and records are copied to it."""
+    """The return tail reaches the GPU before the returned rows and records do."""
     real = proxy.fetch
 
-    def fetch(card: Any, cs: Any, peer: int) -> bool:
-        value = memory.load(layout.word_from(card, cs, peer, words.RETURN_TAIL))
-        new = bool(real(card, cs, peer))
-        memory.store_release(proxy.gpu_word(card, cs, peer, words.RETURN_TAIL), value)
+    def fetch(gpu: Any, cs: Any, peer: int) -> bool:
+        value = memory.load(layout.word_from(gpu, cs, peer, words.RETURN_TAIL))
+        new = bool(real(gpu, cs, peer))
+        memory.store_release(proxy.gpu_word(gpu, cs, peer, words.RETURN_TAIL), value)
         return new
 
     put(proxy, "fetch", fetch)
@@ -156,30 +156,30 @@ def returns_tail_first(put: Put) -> None:
 
 @mutation("copied-by-half-a-word", transport="proxy")
 def copied_by_half_a_word(put: Put) -> None:
-    """What a word tells of is copied to the card when its value has come, whatever its complement says."""
+    """A word's data is copied to the GPU once its value has arrived, whatever its complement is."""
     put(outbox, "read_words", believe_value)
 
 
 @mutation("return-rows-not-copied", transport="proxy")
 def return_rows_not_copied(put: Put) -> None:
-    """Records of what comes back are copied to the card, and not its rows."""
-    put(proxy, "put_return_rows", lambda card, cs, peer, tiles: outbox.put_ring(
-        card, cs, peer, card[words.P_RETURN_RECORDS], cs[words.put_returned(card, peer)], tiles, card[words.SLOTS],
+    """Return records are copied to the GPU, and the returned rows are not."""
+    put(proxy, "put_return_rows", lambda gpu, cs, peer, tiles: outbox.put_ring(
+        gpu, cs, peer, gpu[words.P_RETURN_RECORDS], cs[words.put_returned(gpu, peer)], tiles, gpu[words.SLOTS],
         layout.RETURN_RECORD_BYTES,
     ))  # fmt: skip
 
 
 @mutation("copied-again", transport="proxy")
 def copied_again(put: Put) -> None:
-    """The proxy copies the last tile of a peer to the card once more, which may read it."""
+    """The proxy copies a peer's last tile to the GPU a second time, while blocks may read it."""
     real = proxy.fetch
 
-    def fetch(card: Any, cs: Any, peer: int) -> bool:
-        new = bool(real(card, cs, peer))
-        if new and cs[words.put_tiles(card, peer)] > 0:
-            last = layout.record_to(card, cs, peer, cs[words.put_tiles(card, peer)] - 1)
-            cs[words.put_tiles(card, peer)] -= 1
-            cs[words.put_rows(card, peer)] -= memory.load(last + 8)
+    def fetch(gpu: Any, cs: Any, peer: int) -> bool:
+        new = bool(real(gpu, cs, peer))
+        if new and cs[words.put_tiles(gpu, peer)] > 0:
+            last = layout.record_to(gpu, cs, peer, cs[words.put_tiles(gpu, peer)] - 1)
+            cs[words.put_tiles(gpu, peer)] -= 1
+            cs[words.put_rows(gpu, peer)] -= memory.load(last + 8)
         return new
 
     put(proxy, "fetch", fetch)
@@ -187,17 +187,17 @@ def copied_again(put: Put) -> None:
 
 @mutation("latest-announcement-alone", transport="proxy", fixed=(("max_tokens", 1),))
 def latest_announcement_alone(put: Put) -> None:
-    """Of a peer that is a call ahead the proxy copies the latest announcement, and not the one before."""
+    """From a peer that is one call ahead the proxy copies only the latest announcement."""
     real = proxy.fetch
-    before: dict[int, int] = {}  # where a proxy looks what the card knows -> the epoch before the latest
+    before: dict[int, int] = {}  # address of the GPU's ANNOUNCED word -> the epoch before the latest
 
-    def fetch(card: Any, cs: Any, peer: int) -> bool:
-        told = proxy.gpu_word(card, cs, peer, words.ANNOUNCED)
-        before[told] = memory.load(layout.word_from(card, cs, peer, words.ANNOUNCED)) - 1
+    def fetch(gpu: Any, cs: Any, peer: int) -> bool:
+        at = proxy.gpu_word(gpu, cs, peer, words.ANNOUNCED)
+        before[at] = memory.load(layout.word_from(gpu, cs, peer, words.ANNOUNCED)) - 1
         try:
-            return bool(real(card, cs, peer))
+            return bool(real(gpu, cs, peer))
         finally:
-            del before[told]
+            del before[at]
 
     def load(at: int) -> int:
         value = memory.load(at)
@@ -209,30 +209,30 @@ def latest_announcement_alone(put: Put) -> None:
 
 @mutation("window-read-by-blocks", transport="proxy")
 def window_read_by_blocks(put: Put) -> None:
-    """The card is given the addresses of the MPI window, which lies in the host's memory, and not of its mirror."""
-    real = places.fill_card
+    """The GPU gets addresses in the MPI window, which is host memory, instead of its mirror."""
+    real = places.fill_gpu
 
-    def fill_card(shape: Any, nodes: Any, rank: int, state: Any, starts: dict[int, int]) -> Any:
+    def fill_gpu(shape: Any, nodes: Any, rank: int, state: Any, starts: dict[int, int]) -> Any:
         sides = real(shape, nodes, rank, state, starts)
         for p in nodes.remote(rank):
             state[words.region_from(starts, p)] += places.address(0, places.FAR) - places.address(0, places.MIRROR)
         return sides
 
-    put(places, "fill_card", fill_card)
+    put(places, "fill_gpu", fill_gpu)
 
 
 # ---- failures
 
 
-@mutation("poison-not-put", **fails("card"))
+@mutation("poison-not-put", **fails("gpu"))
 def poison_not_put(put: Put) -> None:
-    """The proxy ends when its rank's engine has failed, and tells no far peer."""
+    """The proxy ends when its rank's engine fails, and poisons no remote peer."""
     put(proxy, "put_poison", lambda job, st: True)
 
 
-@mutation("poison-put-in-part", **fails("card", node_of=(0, 1, 2)), ranks=3)
+@mutation("poison-put-in-part", **fails("gpu", node_of=(0, 1, 2)), ranks=3)
 def poison_put_in_part(put: Put) -> None:
-    """The proxy puts poison, and ends, when one of the card's words for far peers is there."""
+    """The proxy ends when one of the GPU's poison words is there, not all of them."""
 
     def failed(job: Any, st: Any) -> bool:
         far = [p for p in range(job[words.WORLD]) if st[words.remote(job, p)]]
@@ -241,40 +241,40 @@ def poison_put_in_part(put: Put) -> None:
     put(proxy, "failed", failed)
 
 
-@mutation("poison-taken-back", **fails("host"))
-def poison_taken_back(put: Put) -> None:
-    """What the host has told its kernel is written over by what far peers say, who have no poison."""
+@mutation("poison-overwritten", **fails("host"))
+def poison_overwritten(put: Put) -> None:
+    """The host's poison for its own kernel is overwritten by the zero words of remote peers."""
 
-    def unpoisoned(card: Any, cs: Any, peer: int) -> bool:
-        theirs = memory.load(layout.word_from(card, cs, peer, words.POISON))
-        return theirs != memory.load_acquire(proxy.gpu_word(card, cs, peer, words.POISON))
+    def unpoisoned(gpu: Any, cs: Any, peer: int) -> bool:
+        theirs = memory.load(layout.word_from(gpu, cs, peer, words.POISON))
+        return theirs != memory.load_acquire(proxy.gpu_word(gpu, cs, peer, words.POISON))
 
     put(proxy, "unpoisoned", unpoisoned)
 
 
-@mutation("failed-copy-not-told", **fails("copy"))
-def failed_copy_not_told(put: Put) -> None:
-    """When a copy to the card fails, far peers are told, and the card's own blocks are not."""
+@mutation("failed-copy-not-reported", **fails("copy"))
+def failed_copy_not_reported(put: Put) -> None:
+    """When a copy to the GPU fails, remote peers are poisoned and the GPU's own blocks are not."""
 
-    def poison(job: Any, st: Any, card: Any, cs: Any, told: int) -> None:
+    def poison(job: Any, st: Any, gpu: Any, cs: Any, value: int) -> None:
         for p in range(job[words.WORLD]):
             if st[words.remote(job, p)]:
-                memory.store_release(layout.word_to(job, st, p, words.POISON), told)
+                memory.store_release(layout.word_to(job, st, p, words.POISON), value)
 
     put(proxy, "poison", poison)
 
 
-@mutation("failed-copy-handed-on", **fails("copy"))
-def failed_copy_handed_on(put: Put) -> None:
-    """Words of what a copy that failed was to bring are handed on."""
+@mutation("failed-copy-passed-on", **fails("copy"))
+def failed_copy_passed_on(put: Put) -> None:
+    """Words are passed on although the copy of their data failed."""
     real = proxy.hand_on
 
-    def hand_on(card: Any, cs: Any, peer: int) -> bool:
-        done = bool(real(card, cs, peer))
+    def hand_on(gpu: Any, cs: Any, peer: int) -> bool:
+        done = bool(real(gpu, cs, peer))
         if not done:
             for word in range(words.POISON + 1, words.LINE_WORDS + 1):
-                value = memory.load(layout.word_from(card, cs, peer, word))
-                memory.store_release(proxy.gpu_word(card, cs, peer, word), value)
+                value = memory.load(layout.word_from(gpu, cs, peer, word))
+                memory.store_release(proxy.gpu_word(gpu, cs, peer, word), value)
         return done
 
     put(proxy, "hand_on", hand_on)

@@ -1,9 +1,9 @@
-"""MPI's one-sided calls between the ranks, as weak as the standard has them.
+"""MPI's one-sided calls between the ranks, as weak as the standard allows.
 
-A put is cut into words; each travels alone, is read from its source late, and lands in any order, some before others
-that were put earlier, until a flush, which waits for all that is left. Until then its source must not be written, nor
-its target read or put again. Only a coded word may be read while it is being put, by who holds the wire's lock: it may
-then read as anything, and what was put before it is known to have happened once both its halves have landed.
+A put is cut into words. Each is read from its source late and lands in any order, also before words that were put
+earlier. A flush waits for all that are left. Until then the source must not be written, nor the target read or put
+again. Only a coded word may be read while it is being put, by the holder of the wire's lock. It may then read as
+anything; once both its halves have landed, everything put before it is known to have landed.
 Source of the semantics: MPI 4.1, chapter 12.
 """
 
@@ -21,13 +21,13 @@ from .violation import Race, Unbounded, WrongSide
 if TYPE_CHECKING:
     from .memory_model import Clock, Memory
 
-GARBAGE = 1000  # further than a word moves at once, and not so far that a loop up to it does not end
+GARBAGE = 1000  # more than a word moves at once, and few enough that a loop up to it ends
 MOST_WORDS = 3200  # unflushed at once, by one rank to another
 
 
 @dataclass(frozen=True)
 class Put:
-    """One call of MPI_Put, by a wire: who made it, and what its actor knew to have happened."""
+    """One call of MPI_Put: its origin, and what its actor knew of others."""
 
     wire: int
     number: int
@@ -39,7 +39,7 @@ class Put:
 
 @dataclass(frozen=True)
 class Piece:
-    """A word on its way, or landed and not flushed."""
+    """A word under way, or landed and not flushed."""
 
     put: Put
     target: int
@@ -49,7 +49,7 @@ class Piece:
 class Network:
     """All puts that are not flushed.
 
-    attention: words land at a rank only after it, or its pacing thread, has called into MPI since they were put.
+    attention: words land at a rank only after it, or its progress thread, has called into MPI since the put.
     """
 
     def __init__(self, memory: Memory, attention: bool = False) -> None:
@@ -58,19 +58,19 @@ class Network:
         memory.network = self
         self.count = 0
         self.flying: dict[int, Piece] = {}  # not flushed, by target
-        self.moving: dict[int, Piece] = {}  # of these, not landed and free to land
-        self.waiting: dict[int, Piece] = {}  # of these, not landed until the target calls into MPI
+        self.moving: dict[int, Piece] = {}  # those of them that may land
+        self.waiting: dict[int, Piece] = {}  # those that land once the target calls into MPI
         self.sources: dict[int, int] = {}  # how many pieces are read from a word
         self.halves: dict[int, Put] = {}  # what landed last in each half of a coded word
-        self.told: dict[int, Clock] = {}  # by actor: what such words have told it since it last synced
+        self.learned: dict[int, Clock] = {}  # by actor: what coded words let it know since its last sync
         self.actor: Actor | None = None
 
     def add_actor(self) -> None:
-        """Words travel by themselves."""
+        """Land words, as an actor of its own."""
         self.actor = self.sched.add("network", -1, self.segment, daemon=True)
         self.actor.enabled = False
 
-    # ---- what `wire` does
+    # ---- functions of `wire`
 
     def put(self, address: int, peer: int, at: int, source: int, nbytes: int) -> None:
         memory = self.memory
@@ -81,15 +81,15 @@ class Network:
         self.count += 1
         put = Put(address, self.count, memory.rank, peer, memory.me, memory.clocks[memory.me])
         if memory.story is not None:
-            memory.tell(f"put {nbytes // WORD} words", self.target(peer, at), 0, 0)
+            memory.note(f"put {nbytes // WORD} words", self.target(peer, at), 0, 0)
         for offset in range(0, nbytes, WORD):
             self._send(Piece(put, self.target(peer, at) + offset, source + offset))
         if sum(p.put.wire == address and p.put.peer == peer for p in self.flying.values()) > MOST_WORDS:
-            raise Unbounded(f"rank {memory.rank} has too much under way to rank {peer}")
+            raise Unbounded(f"rank {memory.rank} has too many words under way to rank {peer}")
         memory.tick()
 
     def target(self, peer: int, at: int) -> int:
-        """The number of what a put to `peer` writes first."""
+        """The address of the first word that a put to `peer` writes."""
         return put_target(peer, at)
 
     def _send(self, piece: Piece) -> None:
@@ -106,7 +106,7 @@ class Network:
         self._go(piece)
 
     def _go(self, piece: Piece) -> None:
-        """A piece is on its way, or waits for its target to call into MPI."""
+        """Send a piece; with attention it waits for its target to call into MPI."""
         busy = self.attention and not any(a.rank == piece.put.peer and a.flushing >= 0 for a in self.sched.actors)
         (self.waiting if busy else self.moving)[piece.target] = piece
         if busy:
@@ -115,13 +115,13 @@ class Network:
             self._wake()
 
     def _attract(self, rank: int) -> None:
-        """What waits for a rank to call into MPI makes its idle actors look again."""
+        """Wake a rank's idle actors if words wait for it to call into MPI."""
         for actor in self.sched.actors:
             if actor.rank == rank and not actor.enabled:
                 self.sched.wake(actor)
 
     def wants(self, rank: int) -> bool:
-        """Does something wait for a rank to call into MPI?"""
+        """Whether words wait for a rank to call into MPI."""
         return any(piece.put.peer == rank for piece in self.waiting.values())
 
     def _wake(self) -> None:
@@ -129,7 +129,7 @@ class Network:
             self.actor.enabled = bool(self.moving)
 
     def flush(self, address: int, peer: int) -> None:
-        """Waits until all that this rank has put to `peer` has landed; what it does from now on comes after that."""
+        """Wait until all puts of this rank to `peer` have landed; its later actions come after them."""
         memory = self.memory
         self.check_caller(address)
         self.sched.switch(FLUSH, address)
@@ -144,11 +144,11 @@ class Network:
         self._settle(address, peer)
 
     def key(self, rank: int) -> int:
-        """What stands, among the words that an actor waits for, for the end of what a rank has under way."""
+        """The key under which an actor waits for the end of a rank's puts."""
         return -1 - rank
 
     def _settle(self, address: int, peer: int) -> None:
-        """All that was put to `peer` by a wire is there, and its sources may be written again."""
+        """All puts to `peer` by a wire have landed; their sources may be written again."""
         memory = self.memory
         memory.tick()
         me, mine = memory.me, memory.clocks[memory.me]
@@ -160,7 +160,7 @@ class Network:
                 memory.reads.pop(piece.target, None)
 
     def _release_source(self, piece: Piece) -> None:
-        """A piece's source may be written again: its reading comes before what this actor does from now on."""
+        """A piece's source may be written again: it was read before this actor's later actions."""
         memory = self.memory
         if piece.source < FIRST:
             return
@@ -174,10 +174,10 @@ class Network:
         memory.reads[piece.source] = (*(r for r in readers if r[0] != me), (me, memory.clocks[me][me]))
 
     def sync(self, address: int) -> None:
-        """What the coded words have told this actor is visible to it."""
+        """Make visible to this actor what the coded words stand for."""
         self.check_caller(address)
-        if (told := self.told.pop(self.memory.me, None)) is not None:
-            self.memory.join(told)
+        if (clock := self.learned.pop(self.memory.me, None)) is not None:
+            self.memory.join(clock)
 
     def progress(self, address: int) -> None:
         self.check_caller(address)
@@ -186,7 +186,7 @@ class Network:
         self._attend(self.memory.rank)
 
     def _attend(self, rank: int) -> None:
-        """A rank is in MPI: what was put to it before may land."""
+        """A rank is inside MPI: earlier puts to it may land."""
         for target, piece in list(self.waiting.items()):
             if piece.put.peer == rank:
                 self.moving[target] = self.waiting.pop(target)
@@ -222,18 +222,18 @@ class Network:
         new = memory.value.get(piece.source, 0)
         memory.value[piece.target] = new
         coded = memory.regions.place(piece.target).kind == CODED
-        if coded and new != old:  # from a word that is put again as it was, nobody learns anything
+        if coded and new != old:  # a word put again unchanged gives no reader anything new
             self.halves[piece.target] = piece.put
             if memory.story is not None:
-                memory.tell("lands", piece.target, old, new)
+                memory.note("lands", piece.target, old, new)
         memory.changed(piece.target)
         if not any(p.put.origin == piece.put.origin for p in self.moving.values()):
-            memory.changed(self.key(piece.put.origin))  # whoever flushes
+            memory.changed(self.key(piece.put.origin))  # actors that flush
 
-    # ---- what others may do meanwhile
+    # ---- accesses meanwhile
 
     def check_caller(self, address: int) -> None:
-        """Whether the actor that calls MPI holds its rank's lock."""
+        """Raise unless the actor that calls MPI holds its rank's wire lock."""
         memory = self.memory
         if address != private(memory.rank, WIRE):
             raise Race(f"{self.sched.me.name} uses the wire of another rank")
@@ -242,7 +242,7 @@ class Network:
         held = memory.value.get(address + WORD * wire.LOCK, 0)
         if not held or memory.holders.get(address) != memory.me:
             raise Race(
-                f"{self.sched.me.name} calls MPI while another actor of its rank may: it has not the wire's lock"
+                f"{self.sched.me.name} calls MPI without the wire's lock: another actor of its rank may call it too"
             )
 
     def check_read(self, at: int) -> None:
@@ -258,22 +258,22 @@ class Network:
             raise Race(f"{self.sched.me.name} writes {self.memory.name(at)}, which was put and is not flushed")
 
     def read_coded(self, at: int) -> int:
-        """Half of a word as it reads now. After the second half the older put of what both show is known: halves that
-        agree are of one put, or of two that said the same. The next sync makes that visible.
+        """Half of a word as it reads now. Reading both halves lets the actor know of the older put of the two: halves
+        that agree come from one put, or from two puts of equal values. The next sync makes that visible.
         """
         memory = self.memory
         self.check_caller(private(memory.rank, WIRE))
         self.sched.switch(POLL, at)
         value, other = memory.value.get(at, 0), at ^ WORD
         if other < at and at in self.halves and other in self.halves:
-            self._tell(min(self.halves[at], self.halves[other], key=lambda put: put.number))
+            self._learn(min(self.halves[at], self.halves[other], key=lambda put: put.number))
         if at in self.moving or at in self.waiting:
             value += GARBAGE * self.sched.strategy.choose(2, "torn")
-        self.sched.me.seen[at] = value  # what was read: garbage makes it look again, even where the same value lands
+        self.sched.me.seen[at] = value  # the value read: garbage makes it poll again, even where the same value lands
         return value
 
-    def _tell(self, put: Put) -> None:
-        """An actor has read a word that was put after all that its origin knew by then."""
+    def _learn(self, put: Put) -> None:
+        """An actor has read a word: it may know all that the origin knew at the put."""
         me = self.memory.me
-        before = self.told.get(me)
-        self.told[me] = put.clock if before is None else tuple(map(max, before, put.clock))
+        before = self.learned.get(me)
+        self.learned[me] = put.clock if before is None else tuple(map(max, before, put.clock))

@@ -1,9 +1,9 @@
-"""Addresses that are only numbers: where the windows and the private memory of every rank lie.
+"""Addresses as numbers: where the windows and the private memory of every rank lie. No byte is stored here.
 
-Rank r has the numbers from FIRST + r * SPAN on, and in them a place for its near window, its far window, its outboxes
-and what only its own threads touch; where the rank is on a card, also for the card's mirror of the far window and the
-words that its proxy believes. The tables of addresses are the package's own (`substrate.windows.EngineMemory` and
-`substrate.cuda.outboxes.DeviceMemory`), filled over a group that has no MPI. It refuses to hold a byte.
+Rank r has the numbers from FIRST + r * SPAN on: its window for local peers, its window for remote peers, its outboxes
+and its private memory. On a GPU it also has the mirror of the remote window and the words that its proxy has accepted.
+The package's own code fills the tables of addresses (`substrate.windows.EngineMemory` and
+`substrate.cuda.outboxes.DeviceMemory`), over a group that has no MPI.
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ PRIVATE = SPAN // PART - 1
 AREA_BITS = PART_BITS - 4
 AREA = 1 << AREA_BITS
 STATE, LOCK, WIRE, X, Y, IDS, WEIGHTS, SCRATCH, LANDED, OUT, GATE = range(11)
-COPIES = 1 << 20  # behind a rank's wire: its wire to its card
+COPIES = 1 << 20  # behind a rank's wire: its wire to its GPU
 
 
 def address(rank: int, part: int, offset: int = 0) -> int:
-    """The number of a byte of one of a rank's parts."""
+    """The address of a byte of one of a rank's parts."""
     return FIRST + SPAN * rank + PART * part + offset
 
 
 def private(rank: int, area: int, offset: int = 0) -> int:
-    """The number of a byte of one of a rank's private areas."""
+    """The address of a byte of one of a rank's private areas."""
     return address(rank, PRIVATE, AREA * area + offset)
 
 
 def where(at: int) -> tuple[int, int, int]:
-    """(rank, part, offset there) of a number."""
+    """(rank, part, offset there) of an address."""
     rank, rest = divmod(at - FIRST, SPAN)
     return rank, *divmod(rest, PART)
 
 
 def shift(rank: int) -> int:
-    """Bytes from where a rank's MPI window begins to the line where its far window does: not alike on all ranks."""
+    """Bytes between the start of a rank's MPI window and of its remote window: it differs between ranks."""
     return 8 * (rank % 7)
 
 
 def put_target(rank: int, at: int) -> int:
-    """The number of byte `at` of a rank's MPI window, as MPI_Put counts."""
+    """The address of byte `at` of a rank's MPI window, as MPI_Put counts."""
     return address(rank, FAR, at - shift(rank))
 
 
 class _Group:
-    """What `EngineMemory` asks of a group."""
+    """The part of a group that `EngineMemory` needs."""
 
     def __init__(self, nodes: Nodes, rank: int, wire: int) -> None:
         self.nodes, self.rank, self.wire, self.world = nodes, rank, wire, len(nodes.node_of)
@@ -80,7 +80,7 @@ class _Group:
 
 
 def fill(shape: Shape, nodes: Nodes, rank: int, state: Any, starts: dict[int, int], wire: int = 1) -> list[int]:
-    """Write a rank's addresses into its state; returns the bytes it asked for: near window, far window, outboxes."""
+    """Write a rank's addresses into its state; returns the bytes of its local window, remote window and outboxes."""
     group = _Group(nodes, rank, wire)
     memory = EngineMemory(group, shape)  # type: ignore[arg-type]
     outboxes = memory._outbox.size
@@ -90,12 +90,12 @@ def fill(shape: Shape, nodes: Nodes, rank: int, state: Any, starts: dict[int, in
 
 
 def _at(number: int) -> Any:
-    """An array that is only its address."""
+    """An array that has an address and no bytes."""
     return SimpleNamespace(ctypes=SimpleNamespace(data=number))
 
 
 class _Device:
-    """What `DeviceMemory` asks of a GPU."""
+    """The part of a GPU that `DeviceMemory` needs."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -111,7 +111,7 @@ class _Device:
         return address(self.rank, MIRROR)
 
 
-def fill_card(shape: Shape, nodes: Nodes, rank: int, state: Any, starts: dict[int, int]) -> Sides:
+def fill_gpu(shape: Shape, nodes: Nodes, rank: int, state: Any, starts: dict[int, int]) -> Sides:
     """Write a rank's addresses into its state as its GPU has them; returns the sides of its proxy."""
     group: Any = _Group(nodes, rank, private(rank, WIRE))
     memory = DeviceMemory(group, shape, group.local_window, _Device(rank))

@@ -1,7 +1,7 @@
-"""One rank: its job and state as the substrate fills them, the stages of its calls, and hashes in the place of kernels.
+"""One rank: its job and state as the substrate fills them, the stages of its calls, and hashes instead of kernels.
 
-A stage runs from one point where no step is under way to the next: `CpuRuntime.run`, `Exchange` and the workers'
-threads, cut there.
+A stage is the part of `CpuRuntime.run`, of `Exchange` or of a worker's thread between two points where no step is under
+way.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from .violation import WrongResult
 if TYPE_CHECKING:
     from .cluster import Cluster
 
-BATCH = 6  # most rows of a run, of one that workers share too
-PATIENCE = 3  # idle sweeps that few rows wait for more
+BATCH = 6  # most rows of a run, column-split or not
+PATIENCE = 3  # idle polls for which few rows wait for more
 PAUSE_NS = 3_000_000
 TIMEOUT = 120.0
-GATE_OPEN, GATE_DONE = 0, 8  # words between a caller and its workers: the call they may join, calls left
-GATE_HALF = 16  # the last exchange whose first half has ended here, for ranks that meet between the halves
+GATE_OPEN, GATE_DONE = 0, 8  # words between the calling thread and its workers: the call they may join, calls left
+GATE_HALF = 16  # the last exchange whose first phase has ended here, for ranks that meet between the phases
 
 
 class Rank:
     """One rank of a cluster."""
 
-    worker = "worker"  # what it calls one
-    sides: tuple[list[int], ...] = ()  # what its proxy works with, if it has one: jobs and states
+    worker = "worker"  # in names of actors
+    sides: tuple[list[int], ...] = ()  # jobs and states that its proxy works with, if it has one
 
     def __init__(self, cluster: Cluster, me: int) -> None:
         case = cluster.case
@@ -59,7 +59,7 @@ class Rank:
         self._fill_counters()
         self.epoch = 0
         self.stage = "open"
-        self.cause, self.origin = 0, me  # why it has failed, and whose failure that was
+        self.cause, self.origin = 0, me  # why it has failed, and the rank that failed first
         self.joined = [0] * case.workers  # the last call that each worker has joined
         self.call = Call(())
         self.output: dict[int, list[int]] = {}
@@ -69,10 +69,10 @@ class Rank:
         self.counts: Any = None
         self.caller = 0  # the number of worker 0's actor
         self.print = 0
-        self.left = 0  # how often helpers have left a call
-        self.shared: dict[int, list[int]] = {}  # rows of runs that workers share, by where their activations are
-        self.pacer: Actor | None = None
-        self.alone: set[int] = set()  # words that one of its actors alone uses
+        self.left = 0  # how often other workers have left a call
+        self.shared: dict[int, list[int]] = {}  # rows of column-split runs, by the address of their activations
+        self.progress_thread: Actor | None = None
+        self.alone: set[int] = set()  # words that only one of its actors uses
         peers = [p for p in range(case.ranks) if p != me]
         self.poison_words = [word_from(self.job, self.st, p, words.POISON) for p in peers]
         skipped = [words.IDLE_SWEEPS, words.HEARTBEAT]
@@ -97,12 +97,12 @@ class Rank:
             if worker == 0:
                 self.caller = actor.number
         if self.case.attention and not self.case.nodes.single:
-            self.pacer = sched.add(f"rank {self.me} progress thread", self.me, self.pace, daemon=True)
+            self.progress_thread = sched.add(f"rank {self.me} progress thread", self.me, self.pace, daemon=True)
 
-    # ---- what the substrate fills in
+    # ---- as the substrate fills it
 
     def _fill_places(self) -> None:
-        """As `CpuRuntime._allocate` has it done."""
+        """As `CpuRuntime._allocate` does."""
         places.fill(
             self.case.shape, self.case.nodes, self.me, self.st, self.tables.starts, private(self.me, places.WIRE)
         )
@@ -132,7 +132,7 @@ class Rank:
         jobs.update(job, workers=case.workers, routed=1, up_step=1, loaded=1)
 
     def _fill_counters(self) -> None:
-        """An engine that has run for long: every counter at the same value on both sides."""
+        """An engine with a long past: every counter at the same value on both sides."""
         start, st, job = self.case.start, self.st, self.job
         if not start:
             return
@@ -155,21 +155,21 @@ class Rank:
                     value[coded], value[coded + WORD] = start, ~start
 
     def _put_into(self, peer: int) -> int:
-        """Where the region begins that a far peer puts into."""
+        """Where the region begins that a remote peer puts into."""
         return self.table(words.T_REGION_FROM, peer)
 
     def table(self, table: int, peer: int) -> int:
         return self.st[self.job[table] + peer]
 
     def fingerprint(self) -> int:
-        """Of what workers decide from."""
+        """A hash of the state that workers decide from."""
         st = self.st[: self._counted]
         for i in self._skipped:
             st[i] = 0
         return hash(tuple(st))
 
     def looked_everywhere(self, actor: Actor) -> bool:
-        """Whether the actor's last sweep has looked for poison too, which is not done in each."""
+        """Whether the actor's last poll checked for poison too, which not every poll does."""
         return self.st[words.IDLE_SWEEPS] > PATIENCE and all(at in actor.seen for at in self.poison_words)
 
     # ---- rows and weights
@@ -181,7 +181,7 @@ class Rank:
         return experts.weights_address(int(self.placement.slot_of[expert]), layer)
 
     def reference(self, epoch: int, call: Call) -> dict[int, list[int]]:
-        """What a call's tokens become."""
+        """The combined tokens that a call must give."""
         made = {}
         for t, ids in enumerate(call.ids):
             parts = [
@@ -195,7 +195,7 @@ class Rank:
             made[t] = experts.combined(parts, self.case.words)
         return made
 
-    # ---- in the place of kernels
+    # ---- instead of kernels
 
     def run_expert(self, rows: int, x: int, y: int, weights: int) -> None:
         mem = self.cluster.memory
@@ -225,7 +225,7 @@ class Rank:
             at = activations + WORD * experts.SHARES * i
             made = [mem.load(at + WORD * s) for s in range(experts.SHARES)]
             if at not in self.shared:
-                raise WrongResult(f"rank {self.me} runs the second half of an expert on a row that has had no first")
+                raise WrongResult(f"rank {self.me} runs the second phase of an expert on a row that had no first phase")
             self.cluster.checks.count(weights, self.shared[at], experts.SHARES + share)
             mem.store(mem.load(y + WORD * i) + WORD * share, experts.output(made, share))
 
@@ -241,16 +241,16 @@ class Rank:
         ]
         self.output[token] = experts.combined(parts, self.case.words)
 
-    # ---- the stages of a call, by the one who makes it
+    # ---- the stages of a call, by the calling thread
 
     def step(self) -> bool:
-        """The next stage; False when there is none."""
+        """Run the next stage; False when there is none."""
         if self.stage == "open":
             if self.epoch == len(self.calls):
                 self.stage = "out"
                 return False
             self._open(self.calls[self.epoch])
-        elif self.stage in ("work", "told"):
+        elif self.stage in ("work", "notified"):
             self._work()
         elif self.stage == "close":
             self._close()
@@ -288,17 +288,17 @@ class Rank:
         self.stage = "work"
 
     def _tend(self, yes: bool) -> None:
-        """As `CpuRuntime.progressing`: who looks after MPI's progress."""
+        """As `CpuRuntime.progressing`: whether the progress thread makes MPI progress."""
         if self.job[words.REMOTE]:
             memory.store_release(self.job[words.WIRE] + WORD * wire.IN_CALL, int(yes))
-            self._wake_pacer()
+            self._wake_progress_thread()
 
-    def _wake_pacer(self) -> None:
-        if self.pacer is not None:
-            self.cluster.sched.wake(self.pacer)
+    def _wake_progress_thread(self) -> None:
+        if self.progress_thread is not None:
+            self.cluster.sched.wake(self.progress_thread)
 
     def _work(self) -> None:
-        """A slice of work, and what follows from how it ends."""
+        """Run a slice of work and act on its outcome."""
         fault, job, st = self.case.fault, self.job, self.st
         self.slices += 1
         if self._fails_now():
@@ -309,7 +309,7 @@ class Rank:
             if fault is not None:
                 self._check_patience()
         elif code == codes.POISONED:
-            self._fail(*self._told())
+            self._fail(*self._read_poison())
         elif code == codes.ALL_ANNOUNCED:
             self.counts = Counts(max(1, job[words.HELD]), self.case.ranks)
             self.landed = halves.set_targets(job, st, self.counts)
@@ -323,7 +323,7 @@ class Rank:
                 self._halfway()
 
     def _slice(self, worker: int) -> int:
-        """Run steps for a while; how that ended."""
+        """Run steps for a while; returns the loop's result."""
         actor = self.cluster.sched.me
         actor.sweeping = True
         try:
@@ -334,7 +334,7 @@ class Rank:
             actor.sweeping = False
 
     def _gather(self) -> None:
-        """As `Workers.gather`: the call has ended when every worker has left it."""
+        """As `Workers.gather`: wait until every worker has left the call."""
         if self.job[words.WORKERS] == 1:
             return
         done = private(self.me, places.GATE, GATE_DONE)
@@ -376,14 +376,14 @@ class Rank:
         self.stage = "work"
 
     def _meet(self) -> None:
-        """Wait for the others' first halves, as a user does who calls a collective between the halves."""
+        """Wait for the others' first phases, like a user who calls a collective between the phases."""
         memory.store_release(private(self.me, places.GATE, GATE_HALF), self.epoch)
         for p in range(self.case.ranks):
             while memory.load_acquire(private(p, places.GATE, GATE_HALF)) < self.epoch:
                 memory.yield_core()
 
     def _check_statuses(self, broken: bool) -> None:
-        """What the other ranks said instead of rows is known by now, and nothing is that they have yet to say."""
+        """The statuses that the other ranks announced are known by now, and no later ones."""
         start = self.job[words.T_PEER_STATUS]
         statuses = self.st[start : start + self.case.ranks]
         if not self.call.refuses and not self.call.refuses_combine and any(statuses) != broken:
@@ -396,21 +396,21 @@ class Rank:
         self.outputs.append(self.output)
         self.stage = "open"
 
-    # ---- when something goes wrong
+    # ---- failures
 
     @property
     def lost(self) -> bool:
-        """Has it failed, or is it gone?"""
+        """Whether the rank has failed or its process is gone."""
         return self.stage in ("failing", "failed", "gone")
 
     @property
-    def said(self) -> set[tuple[int, int]]:
+    def poisons(self) -> set[tuple[int, int]]:
         """(epoch, origin) that its poison may name."""
         return {(self.epoch, self.origin)}
 
     @property
     def causes(self) -> set[int]:
-        """Why it may be said to have failed."""
+        """The causes that its poison may name."""
         return {self.cause}
 
     def _fails_now(self) -> bool:
@@ -418,7 +418,7 @@ class Rank:
         return fault is not None and (fault.rank, fault.epoch) == (self.me, self.epoch) and self.slices > fault.slice
 
     def _fault(self) -> None:
-        """The rank fails, or is killed, as the case has it."""
+        """The rank fails or is killed, as the case says."""
         fault = self.case.fault
         assert fault is not None
         if fault.dies >= 0:
@@ -430,7 +430,7 @@ class Rank:
                 self.cluster.sched.switch("die")
 
     def _check_patience(self) -> None:
-        """As `CpuRuntime.go_on`, with its own class."""
+        """As `CpuRuntime.go_on`, with the same class."""
         if self.patience is None:
             job: Any = self.job
             self.patience = Patience(self.me, self.epoch, job, self.st, TIMEOUT)  # type: ignore[arg-type]
@@ -439,19 +439,19 @@ class Rank:
         except WaitTimeout:
             self._fail(codes.CAUSE_TIMEOUT, self.me)
 
-    def _told(self) -> tuple[int, int]:
-        """As `CpuRuntime._raise_poison`: why a rank has failed first, and who it is said to be."""
+    def _read_poison(self) -> tuple[int, int]:
+        """As `CpuRuntime._raise_poison`: the first cause, and the rank that failed first."""
         peer = arrivals.poisoned(self.job, self.st)
         if peer < 0:
             return codes.CAUSE_ERROR, self.me
         word = memory.load_acquire(word_from(self.job, self.st, peer, words.POISON))
-        told, cause = divmod(word, 1 << codes.CAUSE_BITS)
-        epoch, origin = divmod(told, 1 << codes.ORIGIN_BITS)
-        self.cluster.checks.told(self, self._teller(peer), epoch, origin, cause)
+        failed, cause = divmod(word, 1 << codes.CAUSE_BITS)
+        epoch, origin = divmod(failed, 1 << codes.ORIGIN_BITS)
+        self.cluster.checks.poison_read(self, self._forwarder(peer), epoch, origin, cause)
         return cause, origin
 
-    def _teller(self, peer: int) -> int:
-        """Who has written the poison that lies here from a peer."""
+    def _forwarder(self, peer: int) -> int:
+        """The rank that wrote the poison found here from a peer."""
         return peer
 
     def _fail(self, cause: int, origin: int) -> None:
@@ -477,7 +477,7 @@ class Rank:
     # ---- the other threads of the rank
 
     def help(self, worker: int) -> bool:
-        """A worker beside the caller: parked until a call opens, then part of it."""
+        """A worker beside the calling thread: parked until a call opens, then part of it."""
         opened = memory.load_acquire(private(self.me, places.GATE, GATE_OPEN))
         if opened <= self.joined[worker]:
             memory.yield_core()

@@ -1,8 +1,8 @@
-"""Who reaches what where ranks are on cards: blocks the card's memory and what is mapped, the host's threads their own.
+"""Which memory an actor can reach where ranks are on GPUs: blocks the GPU's and mapped memory, host threads the host's.
 
-A block has near windows, the mirror and the outboxes, which lie in mapped memory; it never calls MPI. A proxy has the
-MPI window, the words that it believes and the outboxes, of which it writes only what is its own; a mirror is written by
-copies alone.
+A block reaches the local windows, the mirror and the outboxes, which lie in mapped memory; it never calls MPI. A proxy
+reaches the MPI window, the words it has accepted and the outboxes, where it writes only its own words. Only copies
+write a mirror.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ WRITTEN_BY_HOSTS = ("arrived words", "coded words to put")  # of an outbox
 
 
 class Reach:
-    """Of a cluster whose ranks are on cards. hosts: the numbers of actors that are the host's; others are blocks."""
+    """Rules where ranks are on GPUs. hosts: the numbers of actors that are host threads; others are blocks."""
 
     def __init__(self, regions: Regions) -> None:
         self.regions = regions
         self.hosts: set[int] = set()
 
     def read(self, name: str, actor: int, at: int) -> None:
-        """Whether an actor may read a word."""
+        """Raise unless an actor may read a word."""
         part = at - FIRST >> PART_BITS & PRIVATE
         if part not in (OF_HOSTS if actor in self.hosts else OF_BLOCKS):
             raise WrongSide(f"{name} reads {self.regions.name(at)}, which it cannot reach")
 
     def write(self, name: str, actor: int, at: int) -> None:
-        """Whether an actor may write a word itself, by no put or copy."""
+        """Raise unless an actor may write a word itself, without a put or copy."""
         place, host = self.regions.place(at), actor in self.hosts
         if place.part in (NEAR, PRIVATE):
             allowed = not host or place.part == PRIVATE
         elif place.part == OUTBOX:
-            poison = place.region == "words" and place.offset == WORD * words.POISON  # whichever side fails says so
+            poison = place.region == "words" and place.offset == WORD * words.POISON  # of both sides
             allowed = host == (place.region in WRITTEN_BY_HOSTS) or poison
         else:
             allowed = host and place.part == BELIEVED
         if not allowed:
-            raise WrongSide(f"{name} writes {self.regions.name(at)}, which is not its side's to write")
+            raise WrongSide(f"{name} writes {self.regions.name(at)}, which the other side writes")

@@ -1,4 +1,4 @@
-"""What lies where: an address in words, and the few places that have rules of their own."""
+"""Names of addresses, and the few places that have rules of their own."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ RETURNS, RING, PLAIN, CODED, OUT_OF_BOUNDS = range(5)
 
 @dataclass(frozen=True)
 class Place:
-    """Where an address lies. kind: which rules; writer: who may write there, -1 if that changes from call to call."""
+    """Where an address lies. kind: its rules. writer: the rank that may write there, -1 if it changes between calls."""
 
     kind: int
-    rank: int  # whose memory it is
+    rank: int  # that owns the memory
     part: int
     region: str
     writer: int
     offset: int  # in the region
-    peer: int = -1  # in an outbox: whom it is for
+    peer: int = -1  # in an outbox: the rank it is for
 
 
 class Regions:
@@ -59,7 +59,7 @@ class Regions:
         if part == PRIVATE:
             return Place(PLAIN, rank, part, AREAS[offset // AREA], rank, offset % AREA)
         if part == BELIEVED:
-            return Place(PLAIN, rank, part, "believed words", rank, offset % LINE, offset // LINE)
+            return Place(PLAIN, rank, part, "accepted words", rank, offset % LINE, offset // LINE)
         begin, peers, step, nbytes = self._part(rank, part)
         if at % WORD or not 0 <= offset < nbytes:
             return Place(OUT_OF_BOUNDS, rank, part, "outside", -1, offset)
@@ -79,13 +79,13 @@ class Regions:
         return Place(kind, rank, part, region, writer, offset - start, peers[number])
 
     def _exists(self, rank: int, part: int, offset: int) -> bool:
-        """Whether there is such a part, or private area."""
+        """Whether the part or private area exists."""
         if not 0 <= rank < self.shape.world:
             return False
         return part <= BELIEVED or (part == PRIVATE and offset < AREA * len(AREAS))
 
     def _part(self, rank: int, part: int) -> tuple[int, list[int], int, int]:
-        """Of a part: where its regions begin, whose they are, bytes of a region, bytes."""
+        """Of a part: where its regions begin, their ranks, bytes of a region, bytes of all."""
         if (rank, part) not in self._parts:
             near, far = self.nodes.local(rank), self.nodes.remote(rank)
             self._parts |= {
@@ -97,7 +97,7 @@ class Regions:
         return self._parts[rank, part]
 
     def _beside(self, offset: int) -> tuple[str, int]:
-        """What lies beside an outbox: words that have arrived, words to put, staged rows."""
+        """The memory beside an outbox: arrived words, coded words to put, staged rows."""
         at = self.layout.remote_bytes
         if offset < at + 64:
             return "arrived words", at
@@ -115,11 +115,11 @@ class Regions:
         return range(at, at + self.shape.stride, WORD)
 
     def mirrored(self, at: int) -> int:
-        """Where the card's mirror has a byte of its rank's far window."""
+        """The address in the GPU's mirror of a byte of the rank's remote window."""
         return at + address(0, MIRROR) - address(0, FAR)
 
     def name(self, at: int) -> str:
-        """An address in words, for people."""
+        """The name of an address, for people."""
         p = self.place(at)
         if p.kind == OUT_OF_BOUNDS:
             return f"address {at:#x}, where nothing lies"
@@ -127,7 +127,7 @@ class Regions:
         if p.region.endswith("words"):
             word = WORDS[number] if number <= words.POSTED else f"word {number}"
             if p.part == BELIEVED:
-                return f"{word} believed of rank {p.peer} at rank {p.rank}"
+                return f"{word} accepted from rank {p.peer} at rank {p.rank}"
             if p.part != OUTBOX:
                 return f"{word} of rank {p.writer} at rank {p.rank}"
             return (

@@ -1,4 +1,4 @@
-"""Names of modules and objects that stand for other things for a while: how it gets under the steps."""
+"""Replace names of modules and objects for a while: how the explorer gets beneath the steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @contextmanager
 def replaced(names: dict[tuple[Any, str], Any]) -> Iterator[None]:
-    """(owner, name) -> what it stands for inside."""
+    """Inside, each (owner, name) is replaced by its value."""
     before = {(owner, name): getattr(owner, name) for owner, name in names}
     for (owner, name), value in names.items():
         setattr(owner, name, value)

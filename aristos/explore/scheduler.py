@@ -1,8 +1,8 @@
-"""Actors, and who goes on: one at a time, from one visible operation to the next, in an order that a strategy decides.
+"""Actors run one at a time, from one visible operation to the next, in an order that a strategy decides.
 
 An actor is a greenlet. It stops before each operation that another actor could see (an atomic, a put, a flush, a poll)
-and when it has nothing to do. Everything that a schedule leaves open is decided by the strategy, as small numbers: a
-list of them replays a run. It refuses to know what the actors do.
+and when it has nothing to do. The strategy decides everything that a schedule leaves open, as small numbers: a list of
+them replays a run. The scheduler does not know what the actors do.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ ANYWHERE = -1  # an operation whose place does not matter
 
 
 class Slice(Exception):
-    """The slice of time that a worker was given is over: what it runs comes back."""
+    """A worker's slice of time is over: its loop returns."""
 
 
 class Strategy(Protocol):
-    """Decides what a schedule leaves open; 0 is always what changes least."""
+    """Decides what a schedule leaves open. 0 is always the choice that changes least."""
 
     def pick(self, options: list[Actor]) -> int:
-        """Who goes on; options[0] is who ran last, if that one can."""
+        """The actor that runs next. options[0] ran last, if it still can."""
 
     def choose(self, count: int, what: str) -> int:
-        """One of `count` ways that something may go."""
+        """One of `count` possible outcomes."""
 
 
 class Actor:
-    """Something that runs by itself. segment: one stretch of its work; False when it has ended."""
+    """A thread of the run. segment: one stretch of its work; returns False when it has ended."""
 
     def __init__(self, number: int, name: str, rank: int, segment: Callable[[], bool], daemon: bool = False) -> None:
         self.number, self.name, self.rank, self.segment, self.daemon = number, name, rank, segment, daemon
         self.enabled, self.done = True, False
         self.op, self.at = GO, ANYWHERE  # what it will do next
-        self.seen: dict[int, int] = {}  # the words of this sweep and what they held
+        self.seen: dict[int, int] = {}  # the words read in this poll, and their values
         self.locked_out: tuple[int, int] | None = None  # a lock that another holds, and what it held
         self.fresh = True  # its next operation is the first of a stretch (exhaustive.py)
-        self.sweeping = False  # it looks for something to do
-        self.blind = 0  # sweeps since it has last looked for poison
+        self.sweeping = False  # it polls for work
+        self.blind = 0  # polls since it last checked for poison
         self.cut = False  # its slice of time is over
-        self.print: int | None = 0  # what it has decided from; None: kept out by its rank's lock, from nothing
+        self.print: int | None = 0  # hash of the state it decided from; None: its rank's lock kept it out
         self.why = "starts"
         self.flushing = -1  # the rank that it flushes its puts to
         self.greenlet: greenlet | None = None
@@ -63,8 +63,8 @@ class Scheduler:
         self.actors: list[Actor] = []
         self.current: Actor | None = None
         self.steps = 0
-        self.later: dict[int, Callable[[], None]] = {}  # what happens before a step
-        self.stuck: Callable[[], bool] = lambda: False  # nobody can go on: True if something was done about it
+        self.later: dict[int, Callable[[], None]] = {}  # callbacks before a step
+        self.stuck: Callable[[], bool] = lambda: False  # no actor can go on: returns True if it changed that
         self.describe: Callable[[], str] = lambda: ""
         self._main = getcurrent()
 
@@ -79,10 +79,10 @@ class Scheduler:
         assert self.current is not None
         return self.current
 
-    # ---- what actors call
+    # ---- called by actors
 
     def switch(self, op: str, at: int = ANYWHERE) -> None:
-        """Before an operation that others can see: somebody else may go first."""
+        """Called before an operation that others can see: another actor may go first."""
         me = self.current
         if me is None:
             return  # the cluster is being built
@@ -90,7 +90,7 @@ class Scheduler:
         self._main.switch()
 
     def wait(self, why: str, *, cut: bool = False) -> None:
-        """Stop until somebody wakes this actor; cut: or until its slice of time is over, by an exception."""
+        """Stop until another actor wakes this one. cut: or, by an exception, until its slice of time is over."""
         me = self.me
         me.enabled, me.why, me.op, me.at = False, why, GO, ANYWHERE
         self._main.switch()
@@ -106,7 +106,7 @@ class Scheduler:
     # ---- the run
 
     def run(self) -> None:
-        """Until every actor but the daemons has ended. Raises Violation."""
+        """Run until every actor but the daemons has ended. Raises Violation."""
         self._main = getcurrent()
         for actor in self.actors:
             actor.greenlet = greenlet(actor.body, parent=self._main)
@@ -136,7 +136,7 @@ class Scheduler:
         return options[self.strategy.pick(options)] if len(options) > 1 else options[0]
 
     def step(self, actor: Actor) -> None:
-        """Let an actor do its next operation, and go on to the one after."""
+        """Let an actor do its next operation and run on to the one after."""
         self.steps += 1
         if self.steps > self.bound:
             raise Livelock(f"{self.steps} steps and no end\n{self.describe()}")
@@ -144,7 +144,7 @@ class Scheduler:
         self.resume(actor)
 
     def resume(self, actor: Actor) -> None:
-        """Let the current actor run until it stops; what goes wrong in it is a Violation."""
+        """Let the current actor run until it stops. An exception in it becomes a Violation."""
         assert actor.greenlet is not None
         try:
             actor.greenlet.switch()

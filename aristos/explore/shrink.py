@@ -1,4 +1,4 @@
-"""A failing schedule made short: fewer decisions that differ from 0, the one that changes least.
+"""Shorten a failing schedule: fewer decisions that differ from 0, the choice that changes least.
 
 The decisions of a run are a list of small numbers (scheduler.py). Setting some to 0 gives another schedule of the same
 case; one that still fails in the same way is kept. Delta debugging: Zeller, Hildebrandt, IEEE TSE 28 (2002).
@@ -16,7 +16,7 @@ from .step_limit import every_step_ends
 from .strategies import Replay
 from .violation import Violation
 
-SECONDS = 20.0  # that shrinking may take
+SECONDS = 20.0  # limit for shrinking
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,16 @@ class Short:
     story: str
 
 
-def attempt(case: Case, decisions: list[int], tell: bool = False) -> tuple[Violation | None, str]:
-    """What a schedule violates, and its story if that is wanted."""
+def attempt(case: Case, decisions: list[int], with_story: bool = False) -> tuple[Violation | None, str]:
+    """Run a schedule: its violation, and its story if asked for."""
     cluster = Cluster(case, Replay(decisions))
-    if tell:
+    if with_story:
         cluster.memory.story = []
     try:
         with every_step_ends(cluster.sched):
             cluster.run()
     except Violation as violation:
-        return violation, story.tell(cluster.memory) if tell else ""
+        return violation, story.text(cluster.memory) if with_story else ""
     return None, ""
 
 
@@ -66,12 +66,12 @@ def shrink(case: Case, decisions: list[int], violation: Violation, seconds: floa
                 start += size
         size //= 2
     best = _trim(best)
-    found, told = attempt(case, best, tell=True)
-    return Short(case, best, found or violation, told)
+    found, lines = attempt(case, best, with_story=True)
+    return Short(case, best, found or violation, lines)
 
 
 def _trim(decisions: list[int]) -> list[int]:
-    """Without the zeros at the end, which are what a replay does anyway."""
+    """Drop the zeros at the end: a replay chooses 0 there anyway."""
     end = len(decisions)
     while end and decisions[end - 1] == 0:
         end -= 1

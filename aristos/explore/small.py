@@ -1,4 +1,4 @@
-"""The small cases that are searched to the end: two ranks of one worker, two experts, top-1, tiny rings, few routings.
+"""Small cases for exhaustive search: two ranks of one worker, two experts, top-1, tiny rings, few routings.
 
 Each routing makes the ranks meet in another way: rows both ways at once, all to one rank, all to one and then all to
 the other, none and then all, and ranks that have no tokens in a call.

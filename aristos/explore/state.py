@@ -1,8 +1,8 @@
-"""A rank's state: what its workers share under the rank's lock. With several workers, one that checks that they do.
+"""A rank's state, which its workers share under the rank's lock. With several workers the accesses are checked.
 
-An access by a step to a word of the state that nothing orders after the access it conflicts with is a race, as it is in
-a window (memory_model.py). Words that steps touch by address are atomics: they order others, and do not race with each
-other. It refuses to look at what the explorer itself reads there.
+Two conflicting accesses of steps to a word of the state that nothing orders are a race, as in a window
+(memory_model.py). Words that steps touch by address are atomics: they order other accesses and do not race with each
+other. Accesses of the explorer itself are not checked.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).parent.parent
 STEPS = tuple(f"{PACKAGE / room}{os.sep}" for room in ("engine", "substrate"))  # whose accesses count
-UNORDERED = (words.FAILED,)  # a flag that is set once, by whoever fails, holding no lock: who reads it late fails late
+UNORDERED = (words.FAILED,)  # a flag set once, without the lock; a late reader fails late
 
 
 class State(list):
-    """A list that has an address, as an array has. times: words that count time, on which nothing depends."""
+    """A list with an address, like an array. times: words that count time; no decision depends on them."""
 
     shared = False
     times = range(0)
@@ -48,7 +48,7 @@ class State(list):
         list.__setitem__(self, i, value)
 
     def add(self, i: int, value: int) -> int:
-        """Add atomically; what was there."""
+        """Add atomically; returns the old value."""
         old = State.load(self, i)
         State.store(self, i, old + value)
         return old
@@ -125,7 +125,7 @@ class Watched(State):
         self.writes[i] = me, mine[me], step
 
     def _step(self, i: Any) -> str:
-        """The function of a step that makes this access; nothing if it is not one that counts."""
+        """The step function that makes this access; empty if the access does not count."""
         actor = self.memory.sched.current
         if actor is None or actor.rank != self.rank or isinstance(i, slice) or i in UNORDERED:
             return ""

@@ -1,4 +1,4 @@
-"""A step that loops for good and touches nothing that others see: no bound of steps ends it, so that time has to."""
+"""Bound the time of one step: a step that loops without visible operations is not ended by a bound of steps."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SECONDS = 20.0  # of this process's time, that one step may take
 
 @contextmanager
 def every_step_ends(sched: Scheduler, count: Callable[[], int] | None = None) -> Iterator[None]:
-    """Inside, a step that does not end is a Livelock. count: how far it is, where that is not the scheduler's
-    steps. For the main thread."""
+    """Inside, a step that does not end is a Livelock. count: the progress, where that is not the scheduler's
+    steps. Main thread only."""
     before = -1
 
     def look(*_: Any) -> None:

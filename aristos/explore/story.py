@@ -1,11 +1,11 @@
-"""The story of a run, for people: who did what, in which step, to which word, and what it held before and after."""
+"""The story of a run, for people: actor, step, function, word, and its value before and after."""
 
 from __future__ import annotations
 
 from .memory_model import Event, Memory
 
 
-def tell(memory: Memory, last: int = 60) -> str:
+def text(memory: Memory, last: int = 60) -> str:
     """The last events, a line each."""
     events = memory.story or []
     lines = [f"... {len(events) - last} events before"] if len(events) > last else []

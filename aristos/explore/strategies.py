@@ -1,8 +1,8 @@
-"""Who goes on: random walks, PCT, and a list of decisions that replays a run.
+"""Which actor runs next: random walks, PCT, and a list of decisions that replays a run.
 
 PCT: Burckhardt, Kothari, Musuvathi, Nagarakatte, "A randomized scheduler with probabilistic guarantees of finding
-bugs", ASPLOS 2010: actors have random priorities, the highest that can goes on, and at d - 1 random steps the one that
-runs falls below all others.
+bugs", ASPLOS 2010. Actors have random priorities; the highest one that can runs. At d - 1 random steps the running
+actor falls below all others.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from .cases import Case
 from .scheduler import Actor, Strategy
 
 CHANGES = 4  # most changes of priority in a run
-FAIR = 500  # after so many steps whoever runs falls too: ranks that wait say that they live, without end
-NEAR_STEPS, FAR_STEPS, CARD_STEPS = (
+FAIR = 500  # after so many steps the running actor falls too: waiting ranks send heartbeats without end
+NEAR_STEPS, FAR_STEPS, GPU_STEPS = (
     60,
     350,
     600,
-)  # that a call of a rank takes, about; they fall among as many as all of them take
+)  # steps of a rank's call, about; the changes fall within the sum over all calls
 
 
 class Recorded:
-    """Keeps what another strategy decides."""
+    """Records the decisions of another strategy."""
 
     def __init__(self, inner: Strategy) -> None:
         self.inner = inner
@@ -40,7 +40,7 @@ class Recorded:
 
 
 class Replay:
-    """Decides as a list says; 0 where it ends or says what cannot be."""
+    """Takes decisions from a list; 0 where it ends or is not possible."""
 
     def __init__(self, decisions: list[int]) -> None:
         self.decisions, self.at = decisions, 0
@@ -58,7 +58,7 @@ class Replay:
 
 
 class _Chance:
-    """Choices that are not whose turn it is: mostly what changes least."""
+    """Choices other than the next actor: mostly the one that changes least."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed ^ 0x5EED)
@@ -70,7 +70,7 @@ class _Chance:
 
 
 class RandomWalk(_Chance):
-    """Anybody goes on, some much more often than others."""
+    """Any actor may run, some much more often than others."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
@@ -116,7 +116,7 @@ def length(case: Case) -> int:
     """About how many steps a case takes."""
     if not case.calls:
         return 1000
-    steps = CARD_STEPS if case.proxy else NEAR_STEPS if case.nodes.single else FAR_STEPS
+    steps = GPU_STEPS if case.proxy else NEAR_STEPS if case.nodes.single else FAR_STEPS
     return case.ranks * len(case.calls[0]) * steps
 
 

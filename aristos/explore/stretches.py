@@ -1,7 +1,7 @@
-"""A cluster whose actors can be rebuilt: it keeps what each has read since its stretch of work began.
+"""A cluster whose actors can be rebuilt: it keeps the values each has read since its stretch of work began.
 
-A stretch is one command, or a sweep that finds none. Nothing but what the memory functions return reaches it, so that
-running it again from the rank's private memory, with these values and without effects, brings the actor back.
+A stretch is one command, or an idle poll. It depends only on what the memory functions return. So running it again from
+the rank's private memory, with these values and without effects, brings the actor back.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ Log = list[Any]
 
 
 class Stretches(Cluster):
-    """For one worker a rank, and its proxy where it is on a card: a turn of that is a stretch."""
+    """For one worker a rank, and its proxy on a GPU; a turn of the proxy is a stretch."""
 
     def __init__(self, case: Case, strategy: Strategy) -> None:
         super().__init__(case, strategy)
-        self.memory.keeps_acquired = False  # it would be a part of every state
-        self.replaying = -1  # how many values have been used again, -1 when the actor is where it was
+        self.memory.keeps_acquired = False  # it would be part of every state
+        self.replaying = -1  # how many values were used again; -1 when the actor is rebuilt
         self.stretches: list[tuple[Private | Host, bytes, Log]] = [
             (Private.of(self.ranks[actor.rank]), b"", []) for actor in self.sched.actors
         ]  # of each actor
-        if self.memory.reach is not None:  # proxies release all words of a line: those that are new order enough
+        if self.memory.reach is not None:  # proxies release all words of a line: the changed ones order enough
             self.memory.skips_same = self.memory.reach.hosts
         for rank in self.ranks:
             rank.job[words.PAUSE_NS] = -1
@@ -66,10 +66,10 @@ class Stretches(Cluster):
             self.copies.flying, self.copies.sources = self.network.flying, self.network.sources
 
     def _take_for_local(self, rank: Rank, peer: int) -> None:
-        """The words between a rank and a peer that nobody else sees: a step that touches these alone is no switch."""
+        """Words that only a rank and a peer see; a step that touches only these is no switch point."""
         job, st, local = rank.job, rank.st, self.memory.local
         far = st[words.remote(job, peer)] != 0
-        if self.case.proxy:  # nobody fails, and nobody asks where a peer is
+        if self.case.proxy:  # no rank fails, and no rank reads heartbeats
             local |= {word_to(job, st, peer, w) for w in (words.POISON, words.AT_EPOCH)}
             local |= {word_from(job, st, peer, w) for w in (words.POISON, words.AT_EPOCH, words.AT_PHASE)}
             local |= {private(rank.me, WIRE, WORD * w) for w in range(wire.STATUS)}
@@ -83,7 +83,7 @@ class Stretches(Cluster):
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """What steps read is kept inside, or given to them again."""
+        """Inside, record what steps read, or give it to them again."""
         mem, network = self.memory, self.network
         operations = (
             "load",
@@ -112,7 +112,7 @@ class Stretches(Cluster):
     def _tended(self, real: Callable[..., bool]) -> Callable[..., bool]:
         def tend_wire(*args: Any) -> bool:
             if real(*args):
-                raise Slice  # something came or went: the next sweep is a stretch of its own
+                raise Slice  # something was sent or received: the next poll is a stretch of its own
             return False
 
         return tend_wire
@@ -120,7 +120,7 @@ class Stretches(Cluster):
     def _recorded(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def recorded(*args: Any) -> Any:
             if real.__name__ in ("load_acquire", "store_release") and self.memory.state_of(args[0]):
-                return real(*args)  # its own, which is put away and taken out again
+                return real(*args)  # its own, which is saved and restored
             log = self.stretches[self.sched.me.number][2]
             if self.replaying >= 0:
                 value = log[self.replaying]
@@ -133,7 +133,7 @@ class Stretches(Cluster):
         return recorded
 
     def idle(self) -> None:
-        """A sweep has found nothing: its stretch ends, and the actor waits for a word that it has read."""
+        """An idle poll: its stretch ends, and the actor waits for a word that it has read."""
         actor = self.sched.me
         value = self.memory.value
         if actor.fresh:
@@ -159,7 +159,7 @@ class Stretches(Cluster):
         actor.fresh = True
 
     def _digest(self, private: Private) -> bytes:
-        """Of what goes on from there."""
+        """A hash of the state from which an actor continues."""
         st, job = private.st[:], private.job
         counters, command = job[words.T_COUNTERS], job[words.T_COMMAND]
         st[counters : counters + words.COUNTER_WORDS] = [0] * words.COUNTER_WORDS
@@ -172,13 +172,13 @@ class Stretches(Cluster):
 
     @staticmethod
     def _known(host: Host) -> list[list[int]]:
-        """What a proxy goes on from: not what it has counted of its work."""
-        job, st, card, cs = host.sides
+        """The state from which a proxy continues, without its statistics."""
+        job, st, gpu, cs = host.sides
         counters = range(job[words.T_COUNTERS], job[words.T_COUNTERS] + words.COUNTER_WORDS)
-        return [job, [0 if i in counters else word for i, word in enumerate(st)], card, cs]
+        return [job, [0 if i in counters else word for i, word in enumerate(st)], gpu, cs]
 
     def replay(self, actor: Actor) -> None:
-        """The actor's stretch is to be run again, up to where it was."""
+        """Run the actor's stretch again, up to where it was."""
         start, _, log = self.stretches[actor.number]
         start.restore(self.ranks[actor.rank])
         self.replaying = 0 if log else -1

@@ -1,4 +1,4 @@
-"""What an exploration can find."""
+"""The findings of an exploration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SecondWriter(Violation):
 
 
 class WrongSide(Violation):
-    """A card's block touches what only the host reaches, or the host's thread what only the card does."""
+    """A GPU's block touches memory that only the host reaches, or a host thread memory that only the GPU reaches."""
 
 
 class OutOfBounds(Violation):
@@ -32,7 +32,7 @@ class Deadlock(Violation):
 
 
 class Livelock(Violation):
-    """The actors go on and on, and calls do not end."""
+    """The actors keep running, and calls do not end."""
 
 
 class WrongResult(Violation):
@@ -40,7 +40,7 @@ class WrongResult(Violation):
 
 
 class Unbounded(Violation):
-    """More is under way than the rings hold."""
+    """More rows or tiles are under way than the rings hold."""
 
 
 class Aborted(Exception):

@@ -115,7 +115,7 @@ def module_folder(source: Path) -> Path:
 
 
 class Locator(caching.UserProvidedCacheLocator):
-    """A Numba cache locator: finds a module's folder by the sources it reads, not by its path and modification time."""
+    """Names a module's cache folder by the sources it reads, not by its path and its file's time."""
 
     def get_cache_path(self) -> str:
         return str(module_folder(Path(self._py_file)))

@@ -71,7 +71,7 @@ def test_refusals_in_plain_python():
         assert np.array_equal(moe(x), y)
 
 
-def test_ctrl_c_tells_how_far_it_was(monkeypatch, capsys):
+def test_ctrl_c_prints_how_many_schedules_ran(monkeypatch, capsys):
     seeds = itertools.count()
 
     def draw(seed: int, asked: Any) -> Case:
@@ -85,8 +85,8 @@ def test_ctrl_c_tells_how_far_it_was(monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["schedules"] == 2
 
 
-def test_a_step_that_never_ends_is_told(monkeypatch, capsys):
-    """It touches nothing that others see, so that no bound of steps ends it."""
+def test_a_step_that_never_ends_is_a_livelock(monkeypatch, capsys):
+    """It has no visible operations, so no bound of steps ends it."""
     monkeypatch.setattr(step_limit, "SECONDS", 0.2)
     monkeypatch.setattr(shrink, "SECONDS", 0.0)
 
@@ -102,7 +102,7 @@ def test_a_step_that_never_ends_is_told(monkeypatch, capsys):
         assert "does not come back from a step" in found["message"]
 
 
-# ---- the protocol under the explorer: cases that once showed a bug, and the watch itself -----------------------------
+# ---- the protocol under the explorer: cases that once showed a bug, and the checks themselves ------------------------
 
 
 def play(case: Case, seeds: int = 20) -> None:
@@ -112,15 +112,15 @@ def play(case: Case, seeds: int = 20) -> None:
             Cluster(case, strategies.make(strategy, seed, strategies.length(case))).run()
 
 
-def test_a_half_exchange_leaves_nothing_in_the_outbox():
-    """A rank in an exchange beside one in a layer gets no rows back, and must put its own all the same."""
+def test_an_exchange_that_ends_early_leaves_nothing_in_the_outbox():
+    """A rank in an exchange beside one in a layer gets no rows back, and must still put its own."""
     first = Call(((1, 0),) * 4, broken=True, ends_early=True)
     calls = ((first,), (replace(first, exchange=True),))
     play(Case(placement=(0, 0), top_k=2, max_tokens=9, rows=3, tile=3, words=2, node_of=(0, 1), block=4, calls=calls))
 
 
 def test_tokens_without_choices_among_those_of_a_block():
-    """They are combined before the block is made: what their tables hold by then is no packed row."""
+    """They are combined before the block is built; their table entries are no packed rows by then."""
     ids = tuple((1, -1) if t in (0, 4, 8) else (-1, -1) for t in range(9))
     calls = ((Call(()),) * 2, (Call(ids),) * 2)
     sizes = Case(placement=(0, 0), top_k=2, max_tokens=9, rows=9, tile=3, words=2, node_of=(0, 1), block=4)
@@ -148,7 +148,7 @@ def test_a_second_writer_is_seen():
         cluster.sched.current = cluster.sched.actors[1]
         aristos.primitives.memory.store(word, 1)
         cluster.sched.current = cluster.sched.actors[0]
-        with pytest.raises(SecondWriter, match="rank 0 writes POISON of rank 1 at rank 0, which is rank 1's to write"):
+        with pytest.raises(SecondWriter, match="rank 0 writes POISON of rank 1 at rank 0, whose writer is rank 1"):
             aristos.primitives.memory.store(word, 2)
 
 
@@ -156,23 +156,23 @@ def test_a_second_writer_is_seen():
 @pytest.mark.parametrize("at", [0, -8, address(2, NEAR), address(0, BELIEVED + 1), address(0, NEAR, PART - 8),
                                 private(0, 13), private(2, STATE), private(-1, WIRE)])  # fmt: skip
 def test_an_access_where_nothing_lies_is_seen(at, access):
-    """An address that nobody has written yet, or one past what it is for: on a real machine a fault, or worse, none."""
+    """An address never written, or past its area: on a real machine a fault or, worse, no fault."""
     cluster = Cluster(Case(calls=((Call(()),),) * 2), strategies.Replay([]))
     with cluster.patched():
         cluster.sched.current = cluster.sched.actors[1]
-        cluster.memory.local.add(at)  # no other actor need run before it
+        cluster.memory.local.add(at)  # no other actor need run first
         with pytest.raises(OutOfBounds, match=f"address {at:#x}, where nothing lies"):
             getattr(aristos.primitives.memory, access)(
                 at, *{"load": [], "load_acquire": [], "compare_exchange": [0, 1]}.get(access, [1])
             )
 
 
-def test_a_wait_in_which_something_always_comes_is_bounded(monkeypatch):
-    """Signs of life from many far peers must not keep a worker from coming back to whoever counts the seconds."""
+def test_a_wait_with_a_busy_wire_is_bounded(monkeypatch):
+    """Heartbeats of many remote peers must not keep a worker from returning to Python, which counts the seconds."""
     turns = itertools.count()
 
     def tend_wire(*_: Any) -> bool:
-        assert next(turns) < 10_000, "the worker does not come back"
+        assert next(turns) < 10_000, "the worker does not return"
         return True
 
     monkeypatch.setattr(loop, "tend_wire", tend_wire)
@@ -183,8 +183,8 @@ def test_a_wait_in_which_something_always_comes_is_bounded(monkeypatch):
     assert loop.work(job, state, 0) == codes.PAUSED
 
 
-def test_a_worker_that_waits_shows_how_far_its_rank_is(monkeypatch):
-    """The explorer does not miss signs of life that do not come, so they are looked for here."""
+def test_a_waiting_worker_sends_heartbeats(monkeypatch):
+    """The explorer does not notice missing heartbeats, so they are checked here."""
     shown: list[int] = []
     monkeypatch.setattr(steps, "heartbeat", lambda job, st, phase: shown.append(int(phase)))
     monkeypatch.setattr(steps, "decide", lambda *_: codes.IDLE)
@@ -196,30 +196,30 @@ def test_a_worker_that_waits_shows_how_far_its_rank_is(monkeypatch):
     assert set(shown) == {7}
 
 
-# ---- ranks on cards, each with a proxy
+# ---- ranks on GPUs, each with a proxy
 
 
-def on_cards(**sizes: Any) -> Case:
-    """Two ranks on two nodes, a block each but where told otherwise, that send each other rows in two calls."""
+def on_gpus(**sizes: Any) -> Case:
+    """Two ranks on two nodes that send each other rows in two calls; one block each by default."""
     calls = (tuple(Call(tuple((token % 2,) for token in range(count))) for count in (3, 2)),) * 2
     return Case(node_of=(0, 1), proxy=True, attention=True, calls=calls, **sizes)
 
 
 @pytest.mark.parametrize(("workers", "rows"), [(1, 1), (2, 2), (4, 3)])
-def test_ranks_on_cards(workers, rows):
-    """Grids of several sizes, rings of few rows: what comes back is the reference's, or a Violation says why."""
-    play(on_cards(workers=workers, rows=rows, runs=2, all_shared=True), seeds=3)
+def test_ranks_on_gpus(workers, rows):
+    """Grids of several sizes and rings of few rows: the results equal the reference."""
+    play(on_gpus(workers=workers, rows=rows, runs=2, all_shared=True), seeds=3)
 
 
-@pytest.mark.parametrize("how", ["card", "host", "copy"])
-def test_a_rank_on_a_card_that_fails(how):
-    """Whichever side fails, the other one and all far ranks learn it: nobody waits on, and the poison names it."""
-    play(on_cards(workers=2, fault=Fault(0, 1, 0, how=how)), seeds=8)
+@pytest.mark.parametrize("how", ["gpu", "host", "copy"])
+def test_a_rank_on_a_gpu_that_fails(how):
+    """Whichever side fails, the other side and all remote ranks learn it; no rank keeps waiting."""
+    play(on_gpus(workers=2, fault=Fault(0, 1, 0, how=how)), seeds=8)
 
 
 def test_what_a_side_cannot_reach():
-    """Blocks have no MPI and no MPI window; the proxy has no mirror but by copies, and takes nothing of the blocks'."""
-    cluster = Cluster(on_cards(), strategies.Replay([]))
+    """Blocks reach neither MPI nor its window; the proxy writes the mirror only by copies, and no block's words."""
+    cluster = Cluster(on_gpus(), strategies.Replay([]))
     block, proxy = (next(a for a in cluster.sched.actors if a.name == name) for name in ("rank 0", "rank 0 proxy"))
     rank, mem = cluster.ranks[0], aristos.primitives.memory
     window = rank.sides[3][rank.sides[2][words.T_REGION_TO] + 1]
@@ -228,12 +228,12 @@ def test_what_a_side_cannot_reach():
         (block, lambda: mem.load(window), "cannot reach"),
         (block, lambda: wire.put(private(0, WIRE), 1, 0, outbox, 8), "calls MPI, which runs on the host"),
         (proxy, lambda: mem.load(mirror), "cannot reach"),
-        (proxy, lambda: mem.store(mirror, 1), "not its side's to write"),
-        (proxy, lambda: mem.store_release(outbox + 8 * words.TAIL, 1), "not its side's to write"),
+        (proxy, lambda: mem.store(mirror, 1), "which the other side writes"),
+        (proxy, lambda: mem.store_release(outbox + 8 * words.TAIL, 1), "which the other side writes"),
         (
             block,
             lambda: mem.store_release(rank.table(words.T_LINE_FROM, 1) + 8 * words.TAIL, 1),
-            "not its side's to write",
+            "which the other side writes",
         ),
         (proxy, lambda: wire.put(private(0, WIRE, COPIES), 1, mirror + 64, window, 8), "which is not its mirror"),
     ]
@@ -245,8 +245,8 @@ def test_what_a_side_cannot_reach():
 
 
 def test_a_copy_under_way_is_not_read():
-    """What a copy brings may be read when its proxy has waited for it and has said so, and by nobody before."""
-    cluster = Cluster(on_cards(), strategies.Replay([]))
+    """Copied words may be read only after the proxy has waited for the copy and passed them on."""
+    cluster = Cluster(on_gpus(), strategies.Replay([]))
     cluster.sched.switch = lambda *_: None  # type: ignore[method-assign]
     block, proxy = (next(a for a in cluster.sched.actors if a.name == name) for name in ("rank 0", "rank 0 proxy"))
     rank, mem, copies = cluster.ranks[0], aristos.primitives.memory, private(0, WIRE, COPIES)

@@ -17,7 +17,7 @@ SECONDS = 200.0
 
 
 class Noted(Search):
-    """A search that keeps which state follows which, those in which all calls have ended, and idle flushes."""
+    """A search that records successor states, states in which all calls have ended, and idle flushes."""
 
     def __init__(self, case: Case) -> None:
         super().__init__(case)
@@ -59,13 +59,13 @@ CASES += [("rma", 1, routing) for routing in ("none, then all", "one sends", "bo
 
 @pytest.mark.parametrize(("transport", "tokens", "routing"), CASES)
 def test_the_reduction_leaves_no_state_out(monkeypatch, transport, tokens, routing):
-    """Sleep sets drop moves, and no states; but for those where a flush has found out that it waits for nothing."""
+    """Sleep sets drop moves and no states, except those where a flush has found that it waits for nothing."""
     reduced, full = both(monkeypatch, small(routing, 2, tokens, 1, transport))
     assert reduced.final == full.final
     assert set(reduced.visited) <= set(full.visited)
     assert set(full.visited) - set(reduced.visited) <= full.flush_of_nothing
     assert reduced.moves < full.moves
-    # and from every state a way leads to the end of all calls
+    # and from every state a path leads to the end of all calls
     reached, todo = set(full.final), list(full.final)
     while todo:
         new = full.before[todo.pop()] - reached

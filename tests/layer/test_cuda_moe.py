@@ -54,8 +54,8 @@ def test_one_rank():
     on_ranks(1, body)
 
 
-@pytest.mark.parametrize(("world", "cards"), [(2, 2), (3, 3), (2, 1)])
-def test_several_ranks(world, cards):
+@pytest.mark.parametrize(("world", "gpus"), [(2, 2), (3, 3), (2, 1)])
+def test_several_ranks(world, gpus):
     """One or two ranks a GPU, consecutive calls of two layers, and a close that frees everything."""
 
     def body(comm, rank):
@@ -66,7 +66,7 @@ def test_several_ranks(world, cards):
                 x = tokens(CFG, count + rank, seed=10 * layer + rank)
                 close(moe(x, layer=layer), x)
 
-    on_ranks(world, body, gpus=cards, blocks=2 if cards == world else 4)
+    on_ranks(world, body, gpus=gpus, blocks=2 if gpus == world else 4)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "tf32"])

@@ -359,9 +359,9 @@ def test_the_command_prints_json_alone(pair, tmp_path):
         assert sorted(placement, key=int) == ["0", "1"]
         assert {d for devices in placement.values() for d in devices} <= set(members)
     assert out["bottleneck"]["device"] in out["groups"][out["bottleneck"]["group"]]
-    told = command(str(path))
-    assert told.returncode == 0
-    assert "bottleneck" in told.stdout
+    done = command(str(path))
+    assert done.returncode == 0
+    assert "bottleneck" in done.stdout
 
 
 @pytest.mark.parametrize("model", MODELS)

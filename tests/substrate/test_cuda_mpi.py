@@ -43,7 +43,7 @@ def test_nodes(comm, world, taking):
     taking: the nodes whose MPI puts from device memory.
     """
     takes = taking == "all nodes" or (taking == "one node" and comm.rank < world // 2)
-    with gpus(comm, shared_folder(), takes=takes) as card:
+    with gpus(comm, shared_folder(), takes=takes) as gpu:
         found = []
         for per_node in (world, world // 2):
             with aristos.MoE(CFG, comm, backend="cuda", ranks_per_node=per_node) as moe:
@@ -58,8 +58,8 @@ def test_nodes(comm, world, taking):
                 with pytest.raises(InputError if comm.rank == 0 else PeerInputError, match="finite"):
                     moe(bad if comm.rank == 0 else bad[:2])
                 found.append(moe(bad[:2]))
-            assert (card.copied > 0) == (per_node < world)
-            assert (card.put_from > 0) == (takes and per_node < world)
+            assert (gpu.copied > 0) == (per_node < world)
+            assert (gpu.put_from > 0) == (takes and per_node < world)
         for one, other in zip(found[:4], found[4:]):
             assert same(one, other)
 

@@ -85,11 +85,11 @@ def run(**names):
 def test_words_before_the_copy_are_found():
     proxy = plain("engine.proxy")
 
-    def early(card, cs, peer):
+    def early(gpu, gs, peer):
         for word in range(words.LINE_WORDS + 1):
-            value = proxy.mem.load(proxy.word_from(card, cs, peer, word))
-            proxy.mem.store_release(proxy.gpu_word(card, cs, peer, word), value)
-        proxy.mpi.flush(card[words.WIRE], peer)
+            value = proxy.mem.load(proxy.word_from(gpu, gs, peer, word))
+            proxy.mem.store_release(proxy.gpu_word(gpu, gs, peer, word), value)
+        proxy.mpi.flush(gpu[words.WIRE], peer)
         return True
 
     with pytest.raises(AssertionError):

@@ -7,6 +7,7 @@ output of the failing ranks is shown.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -27,6 +28,12 @@ GRACE = 1.0  # seconds that a failed rank gives the others to fail by themselves
 POLL = 0.005
 SHOWN = 20_000  # characters shown of each failing rank
 READY, LAST = "ready", "end"  # beside numbers of tests: the ranks have collected; no test is left
+
+
+def die_with_parent() -> None:
+    """In the launcher's process: it gets SIGTERM when pytest is killed, and ends its ranks."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 class Batch:
@@ -102,10 +109,11 @@ class Job:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=die_with_parent,
             )
 
     def command(self, word: str, limit: float) -> None:
-        """Ask all ranks for one thing, so that a reader sees all of it or none."""
+        """Give all ranks a command, atomically: a rank reads all of it or none."""
         (self.folder / "limit").write_text(str(limit))
         aside = self.folder / "command.tmp"
         aside.write_text(word)
@@ -164,7 +172,7 @@ class Job:
             self.show(list(range(self.n)), f"{self.starter} ended with code {code} {tests}", launcher=True)
 
     def reports(self, word: str) -> dict[int, dict[str, Any]]:
-        """What the ranks have reported on a command so far, by rank."""
+        """The ranks' reports on a command so far, by rank."""
         found = {}
         for rank in range(self.n):
             file = self.folder / f"rank-{rank}.jsonl"

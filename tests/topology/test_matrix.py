@@ -126,7 +126,7 @@ def same_or_refused(text: str, want: tuple, how: str) -> bool:
     except TopologyError:
         return False
     assert got[:2] == want[:2], f"{how}: another matrix out of\n{text}"
-    for label, device in got[5].items():  # without a legend a column's name; cut in it, and no longer to be told
+    for label, device in got[5].items():  # without a legend a column's name; a name cut short cannot be recognised
         assert device in (want[5][label], label) or text.rstrip().endswith(device), f"{how}: other NICs out of\n{text}"
     return True
 
@@ -308,7 +308,7 @@ def test_old_drivers_and_odd_headings():
     assert matrix.parse(long).cells["GPU0", "rocep177s0f0"] == "NODE"
 
 
-def test_glued_cells_that_symmetry_tells_apart():
+def test_glued_cells_that_symmetry_separates():
     """NV120-31 is NV1 and 20-31, or NV12 and 0-31: the other row decides; where it is glued too, nothing does."""
     text = "GPU0 GPU1 CPU Affinity NUMA Affinity\nGPU0 X {} 0\nGPU1 NV12 X 32-63 1\n"
     assert matrix.parse(text.format("NV120-31")).cpus["GPU0"] == "0-31"

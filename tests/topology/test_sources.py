@@ -114,7 +114,7 @@ def test_nvlinks_and_which_are_inactive():
     assert "NVLink 1 inactive, 2 of 3 active" in fault.text
     dark = "GPU 0: {} (UUID: GPU-a)\nNVML: Unable to retrieve Nvlink information as all links are inActive\n"
     assert "all NVLinks are inactive" in faults.dark(nvlink.parse(dark.format("NVIDIA H100 80GB HBM3")))[0].text
-    assert faults.dark(nvlink.parse(dark.format("NVIDIA A100-PCIE-40GB"))) == []  # a card without a bridge
+    assert faults.dark(nvlink.parse(dark.format("NVIDIA A100-PCIE-40GB"))) == []  # a GPU without a bridge
     assert nvlink.parse("GPU 0: NVIDIA L4 (UUID: GPU-a)\n")[0].speeds == {}
     for wrong in ("", "Link 0: fast\n", WIRES + "\t Link 4: 25 GB/s\n", WIRES + "\t Link 2: 25 GB/s\n"):
         with pytest.raises(TopologyError):
@@ -180,7 +180,7 @@ def test_an_asymmetric_matrix_counts_as_the_worse_direction():
     [
         ("X NV18 NODE NODE\nNV18 X NODE NODE\nNODE NODE X NV17\nNODE NODE NV17 X", ["GPU2 and GPU3 share 17"]),
         ("X NV4 NV4\nNV4 X NV4\nNV4 NV4 X", []),
-        ("X NV4 SYS SYS\nNV4 X SYS SYS\nSYS SYS X SYS\nSYS SYS SYS X", []),  # one bridge for four cards
+        ("X NV4 SYS SYS\nNV4 X SYS SYS\nSYS SYS X SYS\nSYS SYS SYS X", []),  # one bridge for four GPUs
         ("X NV1 NV1 NV2\nNV1 X NV2 NV1\nNV1 NV2 X NV2\nNV2 NV1 NV2 X", []),  # half a cube mesh
         ("X NV4 SYS\nNV4 X SYS\nSYS SYS X", []),  # one bridge for three
         ("X NV6 SYS\nNV6 X SYS\nSYS SYS X", ["GPU2 has no NVLink, all its siblings have 6 to each other"]),
@@ -327,7 +327,7 @@ def test_nvml_counts_nvlinks_through_switches_and_between_peers():
 
 
 def test_a_fabric_that_is_not_ready_is_a_fault(root):
-    """All links are up, and no peer reaches the GPU: the state of the fabric alone tells."""
+    """All links are up, and no peer reaches the GPU: only the state of the fabric shows it."""
     gpus = switched(3, 18)
     gpus[0].fabric, gpus[1].fabric, gpus[2].fabric = (3, 0), (3, 19), (2, 0)
     _, seen = node_here("host", root, smi(), lambda: Library(gpus, {}))
@@ -403,9 +403,9 @@ def root(tmp_path: Path) -> Path:
         bus.mkdir(parents=True, exist_ok=True)
         (bus / address).symlink_to(device)
         if nic:
-            card = at / "class/infiniband" / f"mlx5_{address[-1]}"
-            card.mkdir(parents=True)
-            (card / "device").symlink_to(device)
+            adapter = at / "class/infiniband" / f"mlx5_{address[-1]}"
+            adapter.mkdir(parents=True)
+            (adapter / "device").symlink_to(device)
     return tmp_path
 
 
@@ -440,7 +440,7 @@ def test_pci_devices_by_the_bridges_between_them(root):
         return str(pci.link(root, f"0000:{a}", f"0000:{b}"))
 
     assert link("03:00.0", "04:00.0") == "PIX"  # two ports of a switch
-    assert link("05:00.0", "05:00.1") == "PIX"  # two functions of a card
+    assert link("05:00.0", "05:00.1") == "PIX"  # two functions of an adapter
     assert link("03:00.0", "08:00.0") == "PHB"
     assert link("03:00.0", "43:00.0") == "SYS"
     assert pci.link(root, "0000:03:00.0", "0000:99:00.0") is None
@@ -623,9 +623,9 @@ def test_texts_from_windows(tmp_path, capsys):
 def test_wrong_use(words, said, capsys):
     with pytest.raises(SystemExit) as usage:
         topo.main(words)
-    told = capsys.readouterr()
-    assert (usage.value.code, told.out) == (2, "")
-    assert said in told.err
+    printed = capsys.readouterr()
+    assert (usage.value.code, printed.out) == (2, "")
+    assert said in printed.err
 
 
 def test_a_closed_stdin_and_a_closed_pipe(tmp_path):
@@ -668,7 +668,7 @@ def test_pictures(tmp_path, root):
 
 
 def test_nvml_reports_clocks_and_power_limit():
-    """Clocks of the card that CUDA names, by its UUID; what a driver does not say is left out."""
+    """Clocks of the GPU that CUDA names, by its UUID; values the driver does not report are left out."""
     library = Library([Gpu("A", "GPU-a", ":01:00.0"), Gpu("B", "GPU-b", ":02:00.0")], {})
     found = {"driver_version": "580.95.05", "sm_clock_mhz": 200001, "memory_clock_mhz": 200002, "power_limit_w": 700.0}
     assert nvml.state(library, "GPU-b") == found

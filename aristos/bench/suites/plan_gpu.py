@@ -201,7 +201,7 @@ def _table(ctx: Context, entries: list[Entry], problem: Problem) -> Table:
     table.dim("turn", np.arange(times.shape[-1]))
     table.add("groups", "plan", [each.groups for each in entries], "", "ranks of each group")
     table.add("rate", "rank", problem.rate, "MFLOP/us", "of one product, all ranks at once")
-    table.add("alpha", ("rank", "peer"), problem.alpha_us * 1e-6, "s", "of a small copy from card to card")
+    table.add("alpha", ("rank", "peer"), problem.alpha_us * 1e-6, "s", "of a small copy from GPU to GPU")
     table.add("beta", ("rank", "peer"), problem.beta_us_per_mib * 1e-6, "s/MiB", "of a large one's bytes")
     table.add("stage_time", ("plan", "rank", "turn"), times, "s", "one call on one rank, by events")
     predicted = [float((e.plan.cost.pi_us + e.plan.cost.comm_us).max()) * 1e-6 for e in entries]

@@ -1,0 +1,298 @@
+"""Draw docs/rooms.svg and docs/call.svg from the imports of the package: `python docs/draw.py` (`--check` compares).
+
+Needs no package but Python. tests/package/test_rooms.py holds the code to ORDER and the pictures to the code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from html import escape
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "aristos"
+
+# Rooms from the top of the house to the bottom. A room imports from rooms below it only; rooms of one floor do not
+# import each other. `loose` stands for the public, loose modules of the package.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("cli",),
+    ("bench",),
+    ("launcher", "doctor"),
+    ("explore",),
+    ("layer",),
+    ("substrate",),
+    ("engine", "transport"),
+    ("kernels", "planner"),
+    ("simt", "topology", "results"),
+    ("host",),
+    ("primitives",),
+    ("loose",),
+)
+HOLDS = {
+    "cli": "commands",
+    "bench": "microbenchmarks, plots",
+    "launcher": "starts a job",
+    "doctor": "checks machine and MPI",
+    "explore": "schedules of the protocol",
+    "layer": "MoE, Exchange, weights",
+    "substrate": "runs the steps: CPU, CUDA",
+    "engine": "the protocol's steps",
+    "transport": "windows and puts",
+    "kernels": "arithmetic: common, CPU, CUDA",
+    "planner": "EP groups (Equation 1)",
+    "simt": "PTX machine",
+    "topology": "devices, links, network",
+    "results": "HDF5 files",
+    "host": "MPI library, launcher, nodes",
+    "primitives": "memory, wire, compile, buffers",
+    "loose": "config, errors, placement, reference, models",
+}
+
+# One call of a layer, in order: (lane, what happens, file, function, what is put to the other lane). Lane 0 is the
+# source of a token, lane 1 the owner of its expert. Every function named must exist.
+CALL: tuple[tuple[int, str, str, str, str], ...] = (
+    (0, "check arguments, fill the job", "layer/moe.py", "MoE.__call__", ""),
+    (0, "route: k experts and weights for each token", "engine/routing.py", "execute", ""),
+    (0, "pack: sort (token, choice) pairs by owner and expert", "engine/packing.py", "execute", ""),
+    (0, "announce: rows for each expert, to every rank", "engine/packing.py", "announce", "announcement"),
+    (1, "read announcements", "engine/arrivals.py", "read_announcement", ""),
+    (0, "dispatch a tile: take credit, put its rows", "engine/dispatch.py", "execute", "rows"),
+    (0, "put its record, then the tail", "engine/dispatch.py", "publish", "record, tail"),
+    (1, "read records: rows are pending", "engine/arrivals.py", "read_record", ""),
+    (1, "expert: GEMM, activation, GEMM on landed rows", "engine/experts.py", "execute", "output rows"),
+    (1, "return: record, then tail", "engine/returns.py", "post_return", "record, tail"),
+    (1, "free ring rows: credit", "engine/returns.py", "free_rows", "credit"),
+    (0, "read return records", "engine/arrivals.py", "read_returns", ""),
+    (0, "count rows that are back; queue finished blocks", "engine/returns.py", "count_back", ""),
+    (0, "combine: weighted sum in order of choices", "engine/combine.py", "execute", ""),
+    (0, "end: all combined, all read, all returned", "engine/steps.py", "finished", ""),
+)
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name of every module of the package, and its file."""
+    found = {}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        parts = list(file.relative_to(ROOT).with_suffix("").parts)
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def _is_type_checking(node: ast.AST) -> bool:
+    """Whether a node is `if TYPE_CHECKING:`; its imports do not run."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def _walk(node: ast.AST) -> list[ast.AST]:
+    found: list[ast.AST] = []
+    for child in ast.iter_child_nodes(node):
+        if _is_type_checking(child):
+            continue
+        found.append(child)
+        found += _walk(child)
+    return found
+
+
+def imports() -> dict[str, set[str]]:
+    """Every module's imports from the package, those inside functions included, those for type checkers left out."""
+    known = modules()
+    graph: dict[str, set[str]] = {}
+    for name, file in known.items():
+        package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+        targets = graph.setdefault(name, set())
+        for node in _walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                base = node.module or ""
+                if node.level:
+                    above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                    base = ".".join(above + ([node.module] if node.module else []))
+                for alias in node.names:
+                    inner = f"{base}.{alias.name}"
+                    targets |= {inner} & known.keys() or {base} & known.keys()
+            elif isinstance(node, ast.Import):
+                targets |= {alias.name for alias in node.names} & known.keys()
+        targets.discard(name)
+    return graph
+
+
+def room(module: str) -> str:
+    """The room of a module; `loose` for the modules beside the rooms."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and (PACKAGE / parts[1]).is_dir() else "loose"
+
+
+def arrows() -> dict[tuple[str, str], set[tuple[str, str]]]:
+    """Imports between rooms: (importing room, imported room) -> pairs of modules, without those of `__main__` files."""
+    found: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    for module, targets in imports().items():
+        if module == "aristos" or module.endswith("__main__"):  # the front door, and programs
+            continue
+        for target in targets:
+            pair = (room(module), room(target))
+            if pair[0] != pair[1]:
+                found.setdefault(pair, set()).add((module, target))
+    return found
+
+
+def circles() -> list[list[str]]:
+    """Groups of modules that import each other, directly or through others (Tarjan's algorithm)."""
+    graph = imports()
+    number: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        number[name] = lowest[name] = len(number)
+        stack.append(name)
+        for other in graph[name]:
+            if other not in number:
+                visit(other)
+                lowest[name] = min(lowest[name], lowest[other])
+            elif other in stack:
+                lowest[name] = min(lowest[name], number[other])
+        if lowest[name] == number[name]:
+            at = stack.index(name)
+            if len(stack) - at > 1:
+                found.append(sorted(stack[at:]))
+            del stack[at:]
+
+    for name in graph:
+        if name not in number:
+            visit(name)
+    return found
+
+
+def upward() -> list[str]:
+    """Imports that go up, or sideways, in the house: one line each."""
+    floor = {name: level for level, names in enumerate(FLOORS) for name in names}
+    return sorted(
+        f"{module} imports {target}: {pair[1]} is not below {pair[0]}"
+        for pair, found in arrows().items()
+        if floor[pair[0]] >= floor[pair[1]]
+        for module, target in found
+    )
+
+
+def missing() -> list[str]:
+    """Functions that CALL names and the package does not have."""
+    found = []
+    for _, _, file, name, _ in CALL:
+        path = PACKAGE / file
+        body: list[ast.stmt] = ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else []
+        for part in name.split("."):
+            node = next((n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == part), None)
+            if node is None:
+                found.append(f"{file} has no {name}")
+                break
+            body = node.body
+    return found
+
+
+# ---- pictures: SVG by hand, so that the same code gives the same bytes
+
+FONT = 'font-family="DejaVu Sans, Helvetica, Arial, sans-serif"'
+INK, PALE, BLUE, WHITE = "#222222", "#e8edf3", "#2f6db5", "#ffffff"
+
+
+def _text(x: float, y: float, text: str, size: int = 13, anchor: str = "start", weight: str = "normal",
+          turn: int = 0, ink: str = INK) -> str:  # fmt: skip
+    turned = f' transform="rotate({turn} {x:g} {y:g})"' if turn else ""
+    return (
+        f'<text x="{x:g}" y="{y:g}" {FONT} font-size="{size}" font-weight="{weight}" text-anchor="{anchor}"'
+        f' fill="{ink}"{turned}>{escape(text)}</text>'
+    )
+
+
+def _svg(width: float, height: float, parts: list[str]) -> str:
+    size = f'width="{width:g}" height="{height:g}" viewBox="0 0 {width:g} {height:g}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>'
+    return "\n".join([head, f'<rect width="{width:g}" height="{height:g}" fill="{WHITE}"/>', *parts, "</svg>", ""])
+
+
+def rooms_picture() -> str:
+    """The rooms by floor, and as a matrix which room imports from which."""
+    pairs = arrows().keys()
+    names = [name for floor in FLOORS for name in floor]
+    floor = {name: level for level, inside in enumerate(FLOORS) for name in inside}
+    left, top, step = 420, 150, 38
+    parts = [_text(20, 34, "The rooms of aristos/, top of the house first", 18, weight="bold")]
+    parts.append(_text(20, 56, "A dot: the room of the line imports from the room of the column."))
+    parts.append(_text(20, 73, "Every dot lies right of the diagonal: imports go downwards only."))
+    for i, name in enumerate(names):
+        y = top + step * i
+        if floor[name] % 2 == 0:
+            parts.append(f'<rect x="10" y="{y}" width="{left + step * len(names)}" height="{step}" fill="{PALE}"/>')
+        parts.append(_text(20, y + 24, f"({name})" if name == "loose" else f"{name}/", 14, weight="bold"))
+        parts.append(_text(130, y + 24, HOLDS[name], 12))
+        parts.append(_text(left + step * i + step / 2 + 4, top - 8, name, 12, turn=-60))
+    for i, upper in enumerate(names):
+        parts.append(
+            f'<rect x="{left + step * i + 14}" y="{top + step * i + 14}" width="10" height="10" fill="{INK}"/>'
+        )
+        for j, lower in enumerate(names):
+            if (upper, lower) in pairs:
+                x, y = left + step * j + step / 2, top + step * i + step / 2
+                parts.append(f'<circle cx="{x:g}" cy="{y:g}" r="8" fill="{BLUE}"/>')
+    return _svg(left + step * len(names) + 40, top + step * len(names) + 20, parts)
+
+
+def call_picture() -> str:
+    """One call of the layer: what its source and an owner do, in order, and what is put between them."""
+    wide, gap, top, step = 390, 250, 110, 62
+    lanes = (20, 20 + wide + gap)
+    right = lanes[1] + wide
+    parts = [
+        _text(
+            20, 34, "One call of the layer, seen by a token's source and by the owner of its expert", 18, weight="bold"
+        )
+    ]
+    parts.append(
+        _text(
+            20, 56, "Time goes down where an arrow says so; everything else overlaps. Every rank is both sides at once."
+        )
+    )
+    for x, name in zip(lanes, ("source rank", "owner rank")):
+        parts.append(_text(x + wide / 2, top - 14, name, 15, "middle", "bold"))
+    for i, (lane, what, file, name, puts) in enumerate(CALL):
+        x, y = lanes[lane], top + step * i
+        parts.append(f'<rect x="{x}" y="{y}" width="{wide}" height="46" rx="6" fill="{PALE}" stroke="{BLUE}"/>')
+        parts.append(_text(x + 10, y + 19, what, 13))
+        parts.append(_text(x + 10, y + 37, f"{file}: {name}", 11, ink=BLUE))
+        if puts:
+            a, b = (lanes[0] + wide, lanes[1]) if lane == 0 else (lanes[1], lanes[0] + wide)
+            tip = 9 if a > b else -9
+            parts.append(
+                f'<line x1="{a}" y1="{y + 23}" x2="{b + tip}" y2="{y + 23}" stroke="{INK}" stroke-width="1.5"/>'
+            )
+            parts.append(f'<path d="M{b} {y + 23} l{tip} -5 v10 z" fill="{INK}"/>')
+            parts.append(_text((a + b) / 2, y + 17, f"put {puts}", 12, "middle"))
+    return _svg(right + 20, top + step * len(CALL) + 10, parts)
+
+
+PICTURES = {"rooms.svg": rooms_picture, "call.svg": call_picture}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a picture is out of date")
+    given = parser.parse_args(argv)
+    wrong = missing()
+    for line in wrong:
+        print(f"docs/draw.py: CALL is out of date: {line}", file=sys.stderr)
+    for name, draw in PICTURES.items():
+        path, text = ROOT / "docs" / name, draw()
+        if given.check:
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                wrong.append(name)
+                print(f"docs/{name} is out of date: run python docs/draw.py", file=sys.stderr)
+        else:
+            path.write_text(text, encoding="utf-8")
+            print(path.relative_to(ROOT))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
