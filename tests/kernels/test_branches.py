@@ -1,4 +1,4 @@
-"""An activation or a score that a table names and no function implements fails at import, in every implementation."""
+"""If a table names an activation or a score without a function, importing each implementation fails."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_name_without_a_function_is_refused():
         implementations({"one": 0, "three": 1, "four": 2}, globals())
 
 
-def test_a_branch_for_each_function():
+def test_each_function_has_a_branch():
     chosen = unrolled("chosen", "x", "return case(x)", implementations({"one": 7, "three": 1}, globals()), globals())
     assert (chosen(7, 5), chosen(1, 5)) == (5, 15)
     assert chosen.__code__.co_filename == __file__
@@ -48,7 +48,7 @@ ENTRIES = {
 
 @pytest.mark.parametrize("kind", ENTRIES)
 def test_a_table_entry_without_its_function_fails(copy, kind):
-    """On CPUs, on CUDA and in the reference: none of them computes something else for it."""
+    """On CPUs, on CUDA and in the reference: the import fails, so none computes another function instead."""
     source = copy / "aristos" / "config.py"
     text = source.read_text()
     assert text.count(ENTRIES[kind][0]) == 1

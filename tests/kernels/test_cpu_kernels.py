@@ -28,12 +28,12 @@ SHAPES = [
     (1, 1, 1),
     (1, 16, 32),
     (2, 33, 5),
-    (5, 7, 520),  # F beyond a chunk
+    (5, 7, 520),  # F exceeds a chunk
     (6, 64, 64),
     (7, 100, 130),
-    (13, 1030, 40),  # H beyond a pass of k
+    (13, 1030, 40),  # H exceeds a pass of k
     (40, 257, 1100),
-    (193, 48, 96),  # rows beyond a run
+    (193, 48, 96),  # rows exceed a run
     (400, 32, 31),
 ]
 
@@ -51,11 +51,11 @@ def close(y: np.ndarray, ref: np.ndarray) -> None:
         assert np.abs(y - ref).max() <= 1e-5 * np.abs(ref).max() + 1e-6
 
 
-GATES = [(False, None), (True, None), (True, 0.75)]  # gated, its limit
+GATES = [(False, None), (True, None), (True, 0.75)]  # gated, limit
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_one_expert_on_rows(activation):
+def test_an_expert_equals_the_float64_reference(activation):
     for rows, hidden, ffn in SHAPES:
         for gated, limit in GATES[activation == "swiglu_oai" :]:
             for bias in (False, True):
@@ -77,7 +77,7 @@ def test_one_expert_on_rows(activation):
 
 @settings(max_examples=40)
 @given(st.integers(1, 60), st.integers(1, 70), st.integers(1, 70), st.data())
-def test_a_row_alone_or_among_others(rows, hidden, ffn, data):
+def test_a_row_has_the_same_bits_alone_and_among_others(rows, hidden, ffn, data):
     cfg = MoEConfig(hidden, ffn, experts=1, top_k=1, gated=True, bias=True)
     packed = kernels.Packed(**expert(cfg))
     x = tokens(cfg, rows, seed=1)
@@ -88,7 +88,7 @@ def test_a_row_alone_or_among_others(rows, hidden, ffn, data):
     assert same(packed(x[::-1])[::-1].copy(), y)
 
 
-def test_what_the_kernel_refuses():
+def test_bad_input_is_refused():
     cfg = MoEConfig(32, 48, experts=1, top_k=1)
     w, x = expert(cfg), tokens(cfg, 5, seed=0)
     packed = kernels.Packed(**w)
@@ -118,7 +118,7 @@ def test_what_the_kernel_refuses():
     assert same(packed(x).copy(), y)
 
 
-def test_strided_rows_and_outputs():
+def test_strided_rows_and_outputs_are_accepted():
     cfg = MoEConfig(40, 24, experts=1, top_k=1)
     packed = kernels.Packed(**expert(cfg))
     x = tokens(cfg, 20, seed=0)
@@ -134,8 +134,8 @@ def test_strided_rows_and_outputs():
     assert np.isnan(out[:, 43:]).all()
 
 
-def test_large_and_special_values_stay_what_they_are():
-    """Saturated activations are exact, and one row's NaN is no other row's."""
+def test_large_and_special_values_stay_in_their_row():
+    """Saturated activations are exact, and a NaN stays in its row."""
     eye = np.eye(16, dtype=np.float32)
     for activation in ("relu", "gelu", "gelu_tanh", "silu"):
         x = np.zeros((3, 16), np.float32)
@@ -150,7 +150,7 @@ def test_large_and_special_values_stay_what_they_are():
 
 @pytest.mark.parametrize("activation", ["silu", "swiglu_oai"])
 def test_a_gate_is_bounded(activation):
-    """g at most the limit, u within it, one row after another; a NaN stays one, in its row."""
+    """g is at most the limit and u within +-limit; a NaN remains a NaN and stays in its row."""
     eye, limit = np.eye(4, dtype=np.float32), 2.5
     g = np.array([[1.0, 3.0, -9.0, 2.5], [np.nan, 1, 1, 1]], np.float32)
     u = np.array([[4.0, 1.0, 2.0, -7.0], [1, 1, 1, 1]], np.float32)
@@ -170,8 +170,8 @@ def test_a_gate_is_bounded(activation):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activations_over_their_range(activation):
-    """A few units in the last place of the result's own scale, from -100 to 100 and around zero."""
+def test_activations_are_accurate_over_their_range(activation):
+    """Errors are a few units in the last place of the result's own scale, from -100 to 100 and around zero."""
     x = np.concatenate([np.linspace(-100, 100, 20_000), np.linspace(-6, 6, 20_000), np.geomspace(1e-30, 1, 2_000)])
     x = np.concatenate([x, -x]).astype(np.float32)
     got = aligned(x.shape)
@@ -181,8 +181,8 @@ def test_activations_over_their_range(activation):
     assert (np.abs(got - want) <= 4e-7 * np.maximum(np.abs(x), 1e-3)).all()
 
 
-def test_an_activation_depends_on_the_value_alone():
-    """The same bits at every place of a vector, and for every length."""
+def test_an_activation_depends_on_its_value_alone():
+    """The bits are the same at every place of a vector and for every length."""
     values = np.random.default_rng(0).standard_normal(41).astype(np.float32) * 4
     for code, _, _ in ACTIVATIONS.values():
         whole = values.copy()
@@ -193,7 +193,7 @@ def test_an_activation_depends_on_the_value_alone():
             assert same(part, whole[first:last])
 
 
-def test_exp():
+def test_exp_is_accurate_and_clamped():
     @jit
     def all_of(x, out):
         for i in range(len(x)):
@@ -216,7 +216,7 @@ def test_exp():
 
 
 def fma_chain(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """A x B by chains of fused multiply-adds in k order: products and sums in float64, rounded to float32 each time."""
+    """A x B by chains of fused multiply-adds in k order: each step in float64, rounded to float32."""
     total = np.zeros((len(a), b.shape[1]), np.float32)
     for k in range(a.shape[1]):
         product = a[:, k, None].astype(np.float64) * b[None, k].astype(np.float64)
@@ -229,8 +229,8 @@ def addresses(m: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rows", range(1, 14))
-def test_micro_kernel_on_any_number_of_rows(rows):
-    """For every number of rows, on small integers, which no order of sums rounds: written, then added to."""
+def test_the_micro_kernel_handles_any_number_of_rows(rows):
+    """On small integers, whose sums are exact in any order: the kernel first writes C, then adds to it."""
     rng = np.random.default_rng(rows)
     for k in (1, 2, 7, 64):
         a = rng.integers(-50, 50, (rows, k)).astype(np.float32)
@@ -244,8 +244,8 @@ def test_micro_kernel_on_any_number_of_rows(rows):
         assert np.array_equal(c, 2 * (a @ b))
 
 
-def test_sums_carried_over_passes_equal_one_chain():
-    """Cutting k into passes changes no bit, nor does the number of rows: one chain of fused multiply-adds."""
+def test_sums_carried_between_passes_equal_one_chain():
+    """Neither passes over k nor the number of rows change a bit: a sum is one chain of fused multiply-adds."""
     rng = np.random.default_rng(0)
     rows, k = 9, 100
     a, b = rng.standard_normal((rows, k)).astype("f4"), rng.standard_normal((k, NR)).astype("f4")
@@ -274,7 +274,7 @@ def test_sums_carried_over_passes_equal_one_chain():
     assert np.abs(results[0] - fma_chain(a, b)).max() <= 1e-5
 
 
-def test_packing():
+def test_packed_panels_hold_the_weights_and_zeros():
     rng = np.random.default_rng(0)
     for k, n in ((1, 1), (3, NR), (5, NR + 1), (4, 3 * NR - 1)):
         w = rng.standard_normal((k, n)).astype("f4")
@@ -288,8 +288,8 @@ def test_packing():
             assert np.array_equal(pack(w.T.copy().T, width), packed)
 
 
-def test_peak_is_a_rate():
-    """More than a naive loop would reach, and less than any core can."""
+def test_the_peak_is_a_plausible_rate():
+    """More GFLOP/s than a naive loop reaches, fewer than any core can."""
     assert 1 < kernels.gemm_peak(0.1) < 2000
 
 
@@ -311,8 +311,8 @@ def choose(scores: np.ndarray, k: int, router: Router) -> tuple[np.ndarray, np.n
     st.booleans(),
     st.floats(-3, 3, width=32),
 )
-def test_top_k_and_its_weights(scores, k, score, renormalize, scale):
-    """Many ties: the lowest id first; the weights of the reference."""
+def test_top_k_and_weights_equal_the_reference(scores, k, score, renormalize, scale):
+    """With many ties: the lowest id comes first, and the weights equal the reference."""
     k = min(k, len(scores))
     cfg = MoEConfig(
         1, 1, experts=len(scores), top_k=k, router=Router(score=score, renormalize=renormalize, scale=scale)
@@ -326,7 +326,7 @@ def test_top_k_and_its_weights(scores, k, score, renormalize, scale):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_scores_that_are_not_finite_are_seen_anywhere(bad):
+def test_a_score_that_is_not_finite_is_found_anywhere(bad):
     for at in range(9):
         scores = np.linspace(-1, 1, 9)
         scores[at] = bad
@@ -339,7 +339,7 @@ def test_scores_that_are_not_finite_are_seen_anywhere(bad):
 
 @given(st.integers(1, 6), st.integers(1, 70), st.data())
 def test_combine_is_an_ordered_sum(k, hidden, data):
-    """In the order of the choices, in float32; choices not taken add nothing, and none at all give zeros."""
+    """Sums in the order of the choices, in float32. Choices not taken add nothing; no choices give zeros."""
     rng = np.random.default_rng(k)
     stride = -(-4 * hidden // 64) * 64
     rows = aligned((7, stride // 4))
@@ -359,8 +359,8 @@ def test_combine_is_an_ordered_sum(k, hidden, data):
     assert same(y, in_order)
 
 
-def test_scores_of_a_row_alone_or_among_others():
-    """Router scores too are chains of the row alone: no bit changes with the block of tokens."""
+def test_scores_of_a_row_do_not_depend_on_other_rows():
+    """A router score is a chain of its row alone: the block of tokens changes no bit."""
     rng = np.random.default_rng(0)
     hidden, experts, m = 100, 19, 32
     router = pack(rng.standard_normal((hidden, experts)).astype("f4"), LANES)

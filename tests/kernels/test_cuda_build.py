@@ -1,4 +1,4 @@
-"""Kernels to cubins without a driver: for each architecture, kept for the next process, made anew where damaged."""
+"""Kernels to cubins without a driver: for each architecture, cached for later processes, rebuilt if damaged."""
 
 from __future__ import annotations
 
@@ -48,21 +48,21 @@ print(count)
 
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
-    """An empty cache; what lies in it: a function that lists its entries."""
+    """An empty cache; the fixture is a function that lists its entries."""
     monkeypatch.setattr(build, "cache_folder", lambda: tmp_path)
     return lambda: sorted((tmp_path / "cuda").glob("*"))
 
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """The kernels that are compiled, by name."""
+    """The names of the kernels that are compiled."""
     names, original = [], build.ptx
     monkeypatch.setattr(build, "ptx", lambda kernel, target: names.append(kernel.name) or original(kernel, target))
     return names
 
 
 def made_for(text):
-    """The target that machine code names, sm_90a say: as such, or in the flags of its header before sm_100."""
+    """The target of machine code, such as sm_90a: named in its text, or before sm_100 in the flags of its header."""
     named, flag = re.search(r"\.target\s+(\w+)", text), re.search(r"\bEF_CUDA_SM(\d+)", text)
     return named[1] if named else f"sm_{flag[1]}" + ("a" if "EF_CUDA_ACCELERATORS" in text else "")
 
@@ -75,7 +75,7 @@ def machine_code(built, folder):
 
 @pytest.mark.parametrize(("arch", "target"), [("sm_80", "sm_80"), ("sm_90", "sm_90a"), ("sm_100", "sm_100")])
 @pytest.mark.parametrize("kernel", [FILL, REVERSE], ids=["fill", "reverse"])
-def test_cubins(kept, tmp_path, kernel, arch, target):
+def test_a_cubin_is_for_its_architecture(kept, tmp_path, kernel, arch, target):
     built = build.build(kernel, arch)
     text = machine_code(built, tmp_path)
     assert made_for(text) == target
@@ -86,8 +86,8 @@ def test_cubins(kept, tmp_path, kernel, arch, target):
     assert entry.name.startswith(f"{kernel.name}.{target}.")
 
 
-def test_what_the_kernels_compute():
-    """On the PTX machine: tests/gpu expects the same of a card."""
+def test_the_kernels_compute_correctly_on_the_ptx_machine():
+    """tests/gpu expects the same results from a GPU."""
     device = simt.Machine().device(0)
     words, turned = device.array(np.arange(WORDS)), device.empty(WORDS, np.int64)
     filled = device.array(np.zeros(1000, np.int64))
@@ -100,13 +100,13 @@ def test_what_the_kernels_compute():
     np.testing.assert_array_equal(turned.copy_to_host(), np.arange(WORDS)[::-1])
 
 
-def test_an_architecture_without_a_name_of_its_own(kept, tmp_path):
+def test_a_malformed_architecture_is_refused(kept, tmp_path):
     assert made_for(machine_code(build.build(FILL, "sm_89"), tmp_path)) == "sm_89"
     with pytest.raises(InputError, match="arch must look like 'sm_90', got 'hopper'"):
         build.build(FILL, "hopper")
 
 
-def test_what_is_kept_is_not_compiled_again(kept, compiled):
+def test_a_cached_kernel_is_not_compiled_again(kept, compiled):
     first = build.build(FILL, "sm_90")
     again = build.build(FILL, "sm_90")
     assert first == again
@@ -127,20 +127,20 @@ def compiled_by(processes):
     return [int(count) for count in counts]
 
 
-def test_one_process_of_a_node_compiles_and_a_later_one_nothing(tmp_path):
+def test_one_process_of_a_node_compiles_and_later_ones_load(tmp_path):
     together = [started(tmp_path), started(tmp_path)]
     assert sum(compiled_by(together)) == 2, "a kernel was compiled by both"
     assert compiled_by([started(tmp_path)]) == [0]
 
 
 @pytest.mark.parametrize("damage", [lambda d: d[: len(d) // 2], lambda d: b"", lambda d: d[:-1] + bytes([d[-1] ^ 1])])
-def test_a_damaged_entry_is_made_anew(kept, compiled, damage):
+def test_a_damaged_entry_is_rebuilt(kept, compiled, damage):
     built = build.build(FILL, "sm_90")
     (path,) = kept()
     path.write_bytes(damage(path.read_bytes()))
     with pytest.warns(UserWarning, match="is damaged: the kernel is compiled again"):
         anew = build.build(FILL, "sm_90")
-    assert len(anew.cubin) == len(built.cubin)  # equal but for a number in Numba's name of the kernel
+    assert len(anew.cubin) == len(built.cubin)  # equal except for a number in Numba's name of the kernel
     assert compiled == ["fill", "fill"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -148,8 +148,8 @@ def test_a_damaged_entry_is_made_anew(kept, compiled, damage):
 
 
 @pytest.mark.filterwarnings("ignore:Could not find source")
-def test_entries_differ_by_what_they_depend_on(kept, compiled, monkeypatch):
-    """The types, the file that holds the kernel, and the tools."""
+def test_the_key_depends_on_types_sources_and_tools(kept, compiled, monkeypatch):
+    """Each change makes a new entry: the types, the tools, the file that holds the kernel."""
     build.build(FILL, "sm_90")
     build.build(replace(FILL, types=(*FILL.types[:2], FILL.types[2].__class__("int32"))), "sm_90")
     monkeypatch.setattr(build, "_tools", lambda: "others")
@@ -161,7 +161,7 @@ def test_entries_differ_by_what_they_depend_on(kept, compiled, monkeypatch):
     assert len(kept()) == 4
 
 
-def test_a_cache_that_takes_nothing(tmp_path, monkeypatch):
+def test_an_unwritable_cache_gives_a_warning(tmp_path, monkeypatch):
     (tmp_path / "cuda").write_text("a file where the folder should be")
     monkeypatch.setattr(build, "cache_folder", lambda: tmp_path)
     with pytest.warns(UserWarning, match="cannot be kept in .*cuda.*set ARISTOS_CACHE"):
@@ -169,7 +169,7 @@ def test_a_cache_that_takes_nothing(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["cuda"]
 
 
-def test_a_full_disk_leaves_no_part_behind(kept, monkeypatch):
+def test_a_full_disk_leaves_no_partial_entry(kept, monkeypatch):
     def full(source, target):
         raise OSError(28, "No space left on device")
 
@@ -187,7 +187,7 @@ def no_ptxas(monkeypatch):
     build._tools.cache_clear()
 
 
-def test_without_ptxas_the_linker_does_it(kept, tmp_path, monkeypatch):
+def test_without_ptxas_nvjitlink_assembles(kept, tmp_path, monkeypatch):
     no_ptxas(monkeypatch)
     try:
         built = build.build(FILL, "sm_90")
@@ -199,7 +199,7 @@ def test_without_ptxas_the_linker_does_it(kept, tmp_path, monkeypatch):
         build._tools.cache_clear()
 
 
-def test_without_either(monkeypatch):
+def test_without_ptxas_and_nvjitlink_the_error_names_both(monkeypatch):
     no_ptxas(monkeypatch)
     monkeypatch.setitem(sys.modules, "cuda.bindings.nvjitlink", None)
     monkeypatch.delattr("cuda.bindings.nvjitlink", raising=False)
@@ -207,8 +207,8 @@ def test_without_either(monkeypatch):
         build.assembler()
 
 
-def test_without_the_compiler():
-    """The module imports; the use says what to install."""
+def test_without_numba_cuda_the_error_says_what_to_install():
+    """The module can be imported; its use reports what to install."""
     code = (
         "import sys; sys.modules['numba_cuda'] = None; from aristos.kernels.cuda import build\n"
         "try: build.ptx(None, 'sm_90')\nexcept build.EnvironmentProblem as error: print(error)"

@@ -1,6 +1,6 @@
-"""Every CUDA kernel for every architecture, by the command that users have: what is in its machine code, what it takes.
+"""Every CUDA kernel, compiled for every architecture by the users' command: its machine code and its resources.
 
-Nothing runs here: this is what compiled.
+No kernel runs here; the tests read the compiler's output.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ SM_SHARED = {"sm_80": 164 * KB, "sm_90": 228 * KB, "sm_100": 228 * KB}  # CUDA p
 
 @dataclass(frozen=True)
 class Budget:
-    """Most registers of a thread and bytes of shared memory of a block; least blocks on an SM of each of ARCHS."""
+    """Limits: registers per thread, shared bytes per block, and the least blocks on an SM for each of ARCHS."""
 
     registers: int
     shared: int
@@ -69,14 +69,14 @@ class Budget:
     why: str
 
 
-WIDE = 255  # what an instruction can name: where so few threads are resident, registers are no limit
+WIDE = 255  # the most that an instruction can address: with so few resident threads, registers are no limit
 BUDGETS = {
     "16x128": Budget(128, 72 * KB, (2, 3, 3), "reads weights at the memory's speed: four chunks each on their way"),
     "32x128": Budget(168, 80 * KB, (2, 2, 2), "as 16x128, with twice the sums"),
     "64x128": Budget(192, 72 * KB, (2, 2, 2), "64 sums a thread; two blocks hide each other's barriers"),
     "128x128": Budget(176, 96 * KB, (1, 2, 1), "256 threads: 128 registers each where two blocks are to fit (sm_90)"),
     "256x128": Budget(WIDE, 144 * KB, (1, 1, 1), "128 sums a thread: the fewest reads of shared memory for a product"),
-    # of warpgroups, for sm_90 alone; a KB more than the chunks: barriers, and room to align them to eight rows
+    # warpgroups, for sm_90 alone; 1 KB more than the chunks, for barriers and the alignment to eight rows
     "wgmma_64x128": Budget(
         128, 73 * KB, (0, 3, 0), "weights at the memory's speed: three blocks, two chunks each under way"
     ),
@@ -90,8 +90,8 @@ BUDGETS = {
     "route_f16": Budget(168, 36 * KB, (3, 3, 3), "the product of 64x64, rows half as wide"),
     "check": Budget(40, 2 * KB, (12, 12, 12), "a few loads a thread: warps hide each other's waits"),
     "place": Budget(48, 9 * KB, (10, 10, 10), "as check; shared memory is for 256 slots and k = 8"),
-    # persistent kernels: the product's registers, and what the steps keep over it; 128 bytes more of shared memory hold
-    # the command. Room for 24 to 40 registers more, up to what the blocks share: steps change more often than products
+    # persistent kernels: the product's registers, and values of the steps that live across it; 128 more bytes of shared
+    # memory for the command. 24 to 40 registers of slack, up to the blocks' limit: steps change oftener than products
     "layer_16x128": Budget(152, 73 * KB, (2, 3, 3), "up to 168 registers leave three blocks, as the product has them"),
     "layer_64x128": Budget(232, 73 * KB, (2, 2, 2), "up to 255 registers leave two blocks"),
     "layer_128x128": Budget(WIDE, 97 * KB, (1, 2, 1), "256 threads: where two blocks are to fit (sm_90) they have 128"),
@@ -111,17 +111,17 @@ BUDGETS = {
 
 
 def budget(kernel):
-    """A product has the same for each of its types, and so has a layer."""
+    """All types of a product share a budget, and so do those of a layer."""
     found = re.fullmatch(r"(gemm_|layer_)(?:bf16|f16|tf32|f32)_(.+)", kernel)
     return BUDGETS[found[1].replace("gemm_", "") + found[2] if found else kernel]
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
-    """(folder, rows of the report by kernel and architecture); made once for equal sources, types and tools."""
+    """(folder, rows of the report by kernel and architecture); compiled once for equal sources, types and tools."""
     made_of = repr(sorted((name, arch, build._key(kernel)) for (name, arch), kernel in KERNELS.items()))
     digest = hashlib.sha256((made_of + assemble.tool_version("nvdisasm")).encode())
-    for source in sorted(Path(assemble.__file__).parent.glob("*.py")):  # those that write the report, too
+    for source in sorted(Path(assemble.__file__).parent.glob("*.py")):  # includes the modules that write the report
         digest.update(source.read_bytes())
     out = cache_folder() / "cuda-report" / digest.hexdigest()[:16]
     if not (out / "report.json").exists():
@@ -140,7 +140,7 @@ def text(built, kernel, arch):
     return (built[0] / f"{kernel}.{arch}.sass").read_text()
 
 
-def test_all_are_there(built):
+def test_every_kernel_has_its_files(built):
     out, rows = built
     assert set(rows) == set(KERNELS)
     assert {arch: sum(each == arch for _, each in rows) for arch in ARCHS} == {"sm_80": 39, "sm_90": 35, "sm_100": 39}
@@ -153,14 +153,14 @@ def test_all_are_there(built):
     assert all(set(row) == fields for row in rows.values())
 
 
-def test_shared_memory_starts_on_a_line(built):
-    """Copies of 16 bytes and whole rows of 128 need it, whichever of a kernel's names for it they use."""
+def test_shared_memory_is_aligned_to_128_bytes(built):
+    """16-byte copies and rows of 128 bytes need it, for every name of shared memory in a kernel."""
     for kernel, arch in built[1]:
         found = re.findall(r"\.extern \.shared \.align (\d+)", (built[0] / f"{kernel}.{arch}.ptx").read_text())
         assert set(found) == ({"128"} if KERNELS[kernel, arch].shared_bytes else set()), kernel
 
 
-def test_budgets(built):
+def test_resources_are_within_the_budgets(built):
     """No spills; registers and shared memory within the budget, and the blocks on an SM that follow from them."""
     for (name, arch), row in built[1].items():
         threads, most = KERNELS[name, arch].threads, budget(name)
@@ -169,14 +169,14 @@ def test_budgets(built):
         assert 0 < row["registers"] <= most.registers, (row, most)
         assert row["shared_bytes"] <= most.shared, (row, most)
         by_registers = 65536 // (-(-row["registers"] // 8) * 8 * threads)
-        by_shared = SM_SHARED[arch] // (row["shared_bytes"] + KB)  # the system takes a KB of each block
+        by_shared = SM_SHARED[arch] // (row["shared_bytes"] + KB)  # the system reserves 1 KB per block
         assert row["blocks_per_sm"] == min(by_registers, by_shared, 2048 // threads, 32), row
         assert row["blocks_per_sm"] >= most.blocks[ARCHS.index(arch)], (row, most)
-        assert row["blocks_per_sm"] >= min(KERNELS[name, arch].blocks, by_shared), row  # what its bounds ask for
+        assert row["blocks_per_sm"] >= min(KERNELS[name, arch].blocks, by_shared), row  # as its launch bounds request
 
 
 def test_ptxas_has_no_advice(built):
-    """It would say where it lets wgmma wait because something else touches its registers."""
+    """ptxas would report a wgmma that it serialises because other instructions access its registers."""
     assert json.loads((built[0] / "advice.json").read_text()) == []
 
 
@@ -185,9 +185,9 @@ def test_every_kernel_has_a_budget():
 
 
 @pytest.mark.parametrize(("kernel", "arch"), GROUPS)
-def test_products_of_warpgroups(built, kernel, arch):
-    """The main loop is one chunk: its products, 64 rows x 128 columns each, which begin while those of the chunk before
-    are under way; 16-byte copies of rows; one bulk copy of weights, and the barrier that counts it. No other products.
+def test_main_loops_of_warpgroups(built, kernel, arch):
+    """The main loop is one chunk: its products, each of 64 rows x 128 columns, which start while those of the previous
+    chunk still run; 16-byte copies of rows; one bulk copy of weights, and its barrier. There are no other products.
     """
     tile, sass = GROUPS[kernel, arch], text(built, kernel, arch)
     chunks, loop = main_loop(sass, "HGMMA")
@@ -212,10 +212,10 @@ def test_products_of_warpgroups(built, kernel, arch):
 
 
 @pytest.mark.parametrize(("kernel", "arch"), [key for key in LOOPS if key not in GROUPS])
-def test_products(built, kernel, arch):
-    """The main loop is one chunk of k: every product, read of shared memory and 16-byte copy of it, and nothing else.
+def test_main_loops_of_warps(built, kernel, arch):
+    """The main loop is one chunk of k: its products, reads of shared memory and 16-byte copies, and nothing else.
 
-    Products run on tensor cores and their matrices come by ldmatrix, or are fused multiply-adds and reads of 16 bytes.
+    Products run on tensor cores with matrices from ldmatrix, or are fused multiply-adds with 16-byte reads.
     """
     tile = LOOPS[kernel, arch]
     chunks, loop = main_loop(text(built, kernel, arch), PRODUCT[tile.kind])
@@ -237,23 +237,22 @@ def test_products(built, kernel, arch):
 
 
 @pytest.mark.parametrize(("kernel", "arch"), [key for key in LOOPS if key[0].startswith("gemm_")])
-def test_outputs(built, kernel, arch):
+def test_outputs_are_16_byte_stores_past_l1(built, kernel, arch):
     stores = re.findall(r"\bSTG\.E\S*", text(built, kernel, arch))
     assert set(stores) == {"STG.E.NA.128"}, "outputs go out 16 bytes at a time, past L1"
 
 
 @pytest.mark.parametrize(("kernel", "arch"), LAYERS)
-def test_layers_order_and_copies(built, kernel, arch):
-    """Words that others see are of system scope, what is added to or exchanged of the card's: each acquire is followed
-    by its CCTL, each release preceded by its MEMBAR, and there are no others; rows move 16 bytes a lane, read and
-    written once.
+def test_scopes_and_row_copies_of_layer_kernels(built, kernel, arch):
+    """Shared words have system scope; atomic adds and exchanges have device scope. A CCTL follows each acquire and a
+    MEMBAR precedes each release; there are no others. Rows move 16 bytes per lane, read and written once.
     """
     sass = text(built, kernel, arch)
     strong = re.findall(r"\b(LDG|STG|ATOMG)\.\S*STRONG\.(\w+)", sass)
     assert set(strong) == {("LDG", "SYS"), ("STG", "SYS"), ("ATOMG", "GPU")}
     count = {name: sum(found == name for found, _ in strong) for name in ("LDG", "STG", "ATOMG")}
     assert min(count.values()) > 0
-    # where bulk copies are, ptxas puts a barrier of the block before each that the PTX has
+    # with bulk copies, ptxas adds a MEMBAR of block scope before each one in the PTX
     fences = [scope for scope in re.findall(r"\bMEMBAR\.(\S+)", sass) if scope != "ALL.CTA"]
     assert sorted(fences) == ["ALL.GPU"] * count["ATOMG"] + ["ALL.SYS"] * count["STG"]
     assert len(re.findall(r"\bCCTL\.IVALL", sass)) == count["LDG"] + count["ATOMG"]
@@ -262,7 +261,7 @@ def test_layers_order_and_copies(built, kernel, arch):
 
 
 def main_loop(sass, product):
-    """(chunks of k that an iteration takes, text of the innermost loop that holds products and a barrier)."""
+    """(chunks of k per iteration, text of the innermost loop that contains products and a barrier)."""
     lines, labels, loops = sass.splitlines(), {}, []
     for i, line in enumerate(lines):
         if label := re.match(r"\s*(\.L\S+):", line):
@@ -276,8 +275,8 @@ def main_loop(sass, product):
     return inner.count("BAR.SYNC"), inner  # one barrier a chunk; ptxas may unroll by two
 
 
-def test_the_table_in_the_docs(built):
-    """docs/performance.md has report.md, as it was with the compilers that it names."""
+def test_the_docs_have_the_current_table(built):
+    """docs/performance.md contains report.md for the compilers that it names."""
     docs = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
     made = (built[0] / "report.md").read_text(encoding="utf-8")
     by, table = made.split("\n\n", 1)
@@ -290,8 +289,8 @@ def test_the_table_in_the_docs(built):
     assert table in docs, f"put {built[0] / 'report.md'} into docs/performance.md"
 
 
-def test_without_the_compiler(tmp_path):
-    """aristos imports without numba-cuda; its CUDA kernels say what is missing, and so does the command."""
+def test_without_numba_cuda_the_command_says_what_to_install(tmp_path):
+    """aristos can be imported without numba-cuda; the command reports what is missing."""
     code = (
         "import sys; sys.modules['numba_cuda'] = None; import aristos, aristos.kernels;"
         f"from aristos.kernels.cuda.__main__ import main; sys.exit(main(['--out', {str(tmp_path)!r}]))"
@@ -301,7 +300,7 @@ def test_without_the_compiler(tmp_path):
     assert "error: CUDA kernels need numba-cuda 0.30: pip install 'aristos[cuda12]'" in done.stderr
 
 
-def test_unknown_architectures(tmp_path, capsys):
+def test_unknown_architectures_are_refused(tmp_path, capsys):
     assert main(["--arch", "sm_90,sm_75", "--out", str(tmp_path)]) == 1
     assert "--arch must name some of sm_80, sm_90, sm_100, with commas between, got sm_75" in capsys.readouterr().err
     assert main(["--arch", " , ", "--out", str(tmp_path)]) == 1
@@ -309,7 +308,7 @@ def test_unknown_architectures(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_tools(monkeypatch):
+def test_a_missing_tool_is_reported(monkeypatch):
     monkeypatch.setattr(assemble.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("PATH", "")
     assemble.tool.cache_clear()
@@ -320,14 +319,14 @@ def test_missing_tools(monkeypatch):
     assemble.tool.cache_clear()
 
 
-def test_what_does_not_assemble(tmp_path):
+def test_the_error_of_ptxas_is_reported(tmp_path):
     (tmp_path / "bad.ptx").write_text(".version 8.0\n.target sm_80\n.address_size 64\nnonsense\n")
     with pytest.raises(EnvironmentProblem, match=r"ptxas -v -arch=sm_80 .*bad\.ptx .* failed: .*nonsense"):
         assemble.assemble(tmp_path / "bad.ptx", tmp_path / "bad.cubin", "sm_80")
 
 
-def test_what_ptxas_advises(tmp_path):
-    """It says so where it lets a warpgroup's products wait because a register is touched too early."""
+def test_advice_of_ptxas_is_found(tmp_path):
+    """ptxas reports that it serialises a warpgroup's products because a register is accessed too early."""
     body = """
 .version 8.0
 .target sm_90a

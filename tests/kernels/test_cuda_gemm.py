@@ -1,4 +1,4 @@
-"""The tile GEMM on the PTX machine, checker on: against float64, batch invariance, and what it asks of memory."""
+"""The tile GEMM on the PTX machine with its checker: compared with float64, batch invariance, memory traffic."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 KINDS = list(TILES)
 SETS = TILES | {f"{kind} in warpgroups": tiles for kind, tiles in GROUPS.items()}
-# of max |y|: the rounding of the output, of sums in float32
+# largest error relative to max |y|: rounding of the output and of float32 sums
 BOUNDS = {"bf16": 2.0**-8, "f16": 2.0**-11, "tf32": 1e-6, "f32": 1e-6}
 EPILOGUES = [
     {"activation": None, "bias": False}, {"activation": "relu"}, {"activation": "gelu"}, {"activation": "gelu_tanh"},
@@ -41,18 +41,18 @@ def close(product, y):
 
 @pytest.mark.parametrize("epilogue", EPILOGUES, ids=lambda e: "-".join(f"{k}={v}" for k, v in e.items()))
 @pytest.mark.parametrize("among", SETS)
-def test_epilogues(among, epilogue):
-    """Odd sizes: rows, k and columns that fill no tile, no chunk and no panel."""
+def test_epilogues_equal_float64(among, epilogue):
+    """Odd sizes: rows, k and columns are no multiples of tile, chunk and panel."""
     tile = SETS[among][0]
     product = drawn(tile.kind, 13, 77, 90, seed=1, **epilogue)
     close(product, product.run(tile, order=np.random.default_rng(2).permutation(13))[0])
 
 
 @pytest.mark.parametrize(("among", "at"), [(name, at) for name in SETS for at in range(1, len(SETS[name]))])
-def test_tile_shapes_and_batch_invariance(among, at):
-    """A row's bits depend on the row and the weights: not on the tile, nor on the rows beside it."""
+def test_a_row_has_the_same_bits_in_every_tile(among, at):
+    """A row's bits depend on the row and the weights, not on the tile or the other rows."""
     tile = SETS[among][at]
-    k = 40 * 4 // BYTES[tile.kind] if not tile.groups else 397  # seven chunks: each slot is used again
+    k = 40 * 4 // BYTES[tile.kind] if not tile.groups else 397  # seven chunks: each slot is reused
     product = drawn(tile.kind, tile.m + 5, k, 24, gated=True, activation="silu", seed=3)
     order = np.random.default_rng(4).permutation(tile.m + 5)
     y, _ = product.run(tile, order=order, check=tile.m <= 64 or tile.groups)
@@ -64,7 +64,7 @@ def test_tile_shapes_and_batch_invariance(among, at):
 
 
 def test_float32_is_a_chain_in_k_order():
-    """Without tensor cores: every output is its bias, then one fused multiply-add a k, rounded each time."""
+    """Without tensor cores, every output is its bias, then one fused multiply-add per k, rounded each time."""
     product = drawn("f32", 5, 70, 9, seed=5)
     y, _ = product.run(TILES["f32"][0])
     sums = np.broadcast_to(product.bias, y.shape).copy()
@@ -74,16 +74,16 @@ def test_float32_is_a_chain_in_k_order():
     np.testing.assert_array_equal(y, sums)
 
 
-def test_results_go_straight_to_a_peer():
-    """Rows of y in another device's memory: the same bits, nothing reported."""
+def test_results_can_be_stored_in_a_peers_memory():
+    """Rows of y in another device's memory have the same bits, and the checker reports nothing."""
     product = drawn("bf16", 20, 64, 64, seed=6)
     (here, _), (there, _) = (product.run(TILES["bf16"][1], peer=peer) for peer in (0, 1))
     np.testing.assert_array_equal(here, there)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_it_asks_of_memory(kind):
-    """Whole tiles: no bank conflict in copies, fragments and their reads; every request of global memory coalesced."""
+def test_memory_traffic_of_warps(kind):
+    """Whole tiles: copies, fragments and reads have no bank conflicts; all global accesses are coalesced."""
     tile = TILES[kind][2 if kind != "f32" else 1]
     product = drawn(kind, tile.m, 3 * 128 // BYTES[kind], 128, bias=False)
     _, profile = product.run(tile)
@@ -108,8 +108,8 @@ def test_what_it_asks_of_memory(kind):
 
 
 @pytest.mark.parametrize("kind", GROUPS)
-def test_slots_are_used_again(kind):
-    """Chunks enough for the barriers' phases to come round; rows of k that end within a part of 16 bytes."""
+def test_slots_are_reused(kind):
+    """Enough chunks for the barriers' phases to repeat; rows of k that end inside a 16-byte part."""
     for tile, chunks, seed in ((GROUPS[kind][0], 1, 1), (GROUPS[kind][0], 9, 2), (GROUPS[kind][1], 8, 3)):
         product = drawn(kind, tile.m - 3, 64 * chunks - 11, 200, seed=seed)
         close(product, product.run(tile, order=np.random.default_rng(seed).permutation(tile.m - 3), seed=seed)[0])
@@ -117,7 +117,7 @@ def test_slots_are_used_again(kind):
 
 @pytest.mark.parametrize("kind", GROUPS)
 def test_products_follow_each_other_in_a_block(kind):
-    """As in the persistent kernel: each makes its barriers where the last one's were, and its chunks over its sums."""
+    """As in the persistent kernel: a product's barriers and chunks overwrite memory of the previous product."""
     tile = GROUPS[kind][0]
     step, memory = tile_product(tile), tile_memory(tile)
 
@@ -133,8 +133,8 @@ def test_products_follow_each_other_in_a_block(kind):
 
 
 @pytest.mark.parametrize("kind", GROUPS)
-def test_what_warpgroups_ask_of_memory(kind):
-    """Whole tiles: rows by copies without a bank conflict, each once; every chunk of weights is one bulk copy."""
+def test_memory_traffic_of_warpgroups(kind):
+    """Whole tiles: rows are copied once and without bank conflicts; each chunk of weights is one bulk copy."""
     tile = GROUPS[kind][1]
     _, profile = drawn(kind, tile.m, 5 * 64, 128, bias=False).run(tile)
     copies, bulk, stores = (profile.opcodes[name] for name in ("cp.async", "cp.async.bulk", "st"))
@@ -148,7 +148,7 @@ def test_what_warpgroups_ask_of_memory(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_expert_is_two_products(kind):
-    """h = act(x gate + g) (x up + b), y = h down + d, h kept in the arithmetic's type: against the float64 expert."""
+    """h = act(x gate + g) (x up + b) in the arithmetic's type, y = h down + d: compared with the float64 expert."""
     first = drawn(kind, 20, 48, 72, gated=True, activation="silu", seed=8)
     second = drawn(kind, 20, 72, 48, seed=9)
     tile = TILES[kind][0]
@@ -165,8 +165,8 @@ def test_an_expert_is_two_products(kind):
 
 
 @pytest.mark.parametrize("arch", TARGETS)
-def test_which_tile(arch):
-    """The least that holds the rows; on Hopper, 16-bit kinds have tiles of warpgroups alone, for all rows."""
+def test_the_smallest_sufficient_tile_is_chosen(arch):
+    """On Hopper, 16-bit kinds have only tiles of warpgroups, for every number of rows."""
     for kind in KINDS:
         found = tiles(kind, arch)
         assert {tile.groups for tile in found} == {arch == "sm_90" and kind in GROUPS}
@@ -176,7 +176,7 @@ def test_which_tile(arch):
             assert all(other.m < rows for other in found if other.m < tile.m)
 
 
-def test_bad_input():
+def test_bad_input_is_refused():
     with pytest.raises(InputError, match="kind must be one of bf16, f16, tf32, f32, got 'fp8'"):
         Tile("fp8", 64, 64, 2, 2, 3, 1)
     with pytest.raises(InputError, match="multiple of 16 x 16, got 24 x 64"):
@@ -195,8 +195,8 @@ def test_bad_input():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_packed_weights(kind):
-    """Blocks of 128 outputs and 128 bytes of k; in each, 16-byte part p of output r at p ^ (r & 7); zeros fill them."""
+def test_layout_of_packed_weights(kind):
+    """Blocks of 128 outputs and 128 bytes of k; 16-byte part p of output r lies at p ^ (r & 7); zeros are padding."""
     weight = np.random.default_rng(8).standard_normal((75, 150), dtype=np.float32)
     packed, step = pack(weight, kind), 128 // BYTES[kind]
     assert packed.shape == (2, -(-75 // step), 128, step)

@@ -1,4 +1,4 @@
-"""Every PTX primitive on the PTX machine against its meaning in Python: the same function runs both ways."""
+"""Every PTX primitive on the PTX machine, compared with its meaning in Python: the same function runs both ways."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ PRIMITIVES = {name: value for name, value in vars(ptx).items() if hasattr(value,
 
 
 def on_the_machine(function, *arrays, threads=1):
-    """Arrays after a run of function(address of the first array, arrays...) by threads, and nothing reported."""
+    """The arrays after `threads` threads ran function(address of the first array, arrays...) without a report."""
     machine = simt.Machine()
     device = machine.device(0)
     held = [device.array(array) for array in arrays]
@@ -92,7 +92,7 @@ def on_the_machine(function, *arrays, threads=1):
 
 
 def in_python(function, *arrays, room=None):
-    """The same with every primitive replaced by its plain meaning; room: stands in for the array in shared memory."""
+    """The same with every primitive replaced by its plain meaning; room: replaces the array in shared memory."""
     plain = {name: getattr(value, "plain", value) for name, value in function.__globals__.items()}
     if room is not None:
         plain["shared_address"] = lambda array: room.ctypes.data
@@ -136,7 +136,7 @@ def test_words():
     assert out[8:].tolist() == [3 * (1 << 35) + 5, 20, 20, 40]
 
 
-def test_sixteen_bytes_and_floats():
+def test_accesses_of_16_bytes_and_floats():
     def vectors(at, data, out):
         a, b, c, d = load16(at)
         store16(at + 64, d, c, b, a)
@@ -156,8 +156,8 @@ def test_sixteen_bytes_and_floats():
     np.testing.assert_array_equal(out, data[[10, 8, 9]])
 
 
-def test_numbers():
-    """Roundings over many float32: ties, subnormals, the largest that still fit."""
+def test_conversions_and_rounding():
+    """Rounding of many float32: ties, subnormals, the largest finite values."""
 
     def numbers(at, x, y, z, bits, sums):
         for i in range(x.size):
@@ -177,7 +177,7 @@ def test_numbers():
     raw[:, ::4] = raw[:, ::4] & 0xFFFFE000 | rng.choice([0x0FFF, 0x1000, 0x1001, 0x8000], (3, n // 4))
     raw = (raw & 0x803FFFFF) | (rng.integers(110, 140, (3, n), np.uint32) << 23)  # exponents that float16 has too
     x, y, z = raw.view(np.float32)
-    z[::3] = -(x * y)[::3]  # what is left after cancelling shows whether the product was rounded
+    z[::3] = -(x * y)[::3]  # the difference after cancellation shows whether the product was rounded
     _, _, _, bits, sums = check(numbers, x, y, z, np.zeros((n, 4), np.int32), np.zeros((n, 7), np.float32))
     np.testing.assert_array_equal(sums[:, 3], x.astype(bfloat16).astype(np.float32))
     np.testing.assert_array_equal(sums[:, 6], y.astype(np.float16).astype(np.float32))
@@ -210,7 +210,7 @@ def test_shared_memory_and_copies():
     assert (machine[2][1] == [*data[4:7], 0]).all()
 
 
-def test_matrices_from_shared_memory():
+def test_matrices_are_loaded_from_shared_memory():
     def matrices(at, data, order, out):
         tile = shared_address(cuda.shared.array(1024, np.int32))
         lane = cuda.threadIdx.x
@@ -230,8 +230,8 @@ def test_matrices_from_shared_memory():
 
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("kind", ["bf16", "f16", "tf32"])
-def test_tensor_cores(kind, exact):
-    """Small integers multiply exactly in any order of sums; other numbers to a few roundings of their sizes' sum."""
+def test_products_of_warps(kind, exact):
+    """Small integers give exact sums in any order; other numbers agree to a few roundings."""
     product = getattr(ptx, f"multiply_{kind}")
 
     def multiply(at, a, b, c, out):
@@ -258,8 +258,8 @@ def test_tensor_cores(kind, exact):
     np.testing.assert_allclose(got, product.plain(a, b, c), rtol=0, atol=0 if exact else 1e-5)
 
 
-def test_bulk_copies_and_the_barriers_that_count_them():
-    """Two copies to one barrier, then one to each of its next phases; and memory like any other once it has ended."""
+def test_bulk_copies_and_their_barriers():
+    """Two copies in one phase of a barrier, one in each later phase; after its end its memory can be used again."""
 
     def copies(at, data, out):
         room = shared_address(cuda.shared.array(256, np.float32))
@@ -308,8 +308,8 @@ def _load_sums(builder, at):
 
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("kind", ["bf16", "f16"])
-def test_warpgroups(kind, exact):
-    """Each step of k of a line, from swapped rows; against the plain meaning, which is held against NumPy's product."""
+def test_products_of_warpgroups(kind, exact):
+    """Each k step of a line, from swizzled rows, equals the plain meaning; the plain meaning equals NumPy's product."""
     product, sums_at = getattr(ptx, f"multiply_group_{kind}"), generated(lambda: SUMS, [types.int64], _load_sums)
     rows, form = 64 + 128, fragments.DESCRIPTOR
 
@@ -354,7 +354,7 @@ def test_warpgroups(kind, exact):
         np.testing.assert_allclose(plain, want, rtol=0, atol=0 if exact else 1e-6)
 
 
-def test_time():
+def test_clock_and_sleep():
     def times(at, out):  # nanoseconds
         out[0] = globaltimer()
         nanosleep(2000)
@@ -366,7 +366,7 @@ def test_time():
     assert plain[1] - plain[0] >= 2000
 
 
-def test_threads():
+def test_thread_numbers():
     def number(at, out):
         out[thread()] = thread()
 
@@ -376,8 +376,8 @@ def test_threads():
 
 @pytest.mark.parametrize("by", ["words", "fences"])
 @pytest.mark.parametrize("scope", ["sys", "gpu"])
-def test_the_scope_counts(scope, by):
-    """A message between two devices is ordered at system scope; at the scope of one device it is a race."""
+def test_device_scope_between_devices_is_a_race(scope, by):
+    """A message between two devices is ordered at system scope; at device scope it is a race."""
     publish, read, fence = (getattr(ptx, f"{name}_{scope}") for name in ("store_release", "load_acquire", "fence"))
 
     def by_words(data, flag, out, device):
@@ -414,8 +414,8 @@ def test_the_scope_counts(scope, by):
     assert kinds == (set() if scope == "sys" else {"race"})
 
 
-def test_the_names_of_shared_memory():
-    """`primitives.memory` compiles to these primitives: the same steps, with the meaning they have in Python."""
+def test_memory_operations_compile_to_these_primitives():
+    """Functions of `primitives.memory` compile to these primitives and keep their meaning in Python."""
 
     def steps(at, data, out):
         out[0] = mem.load(at)
@@ -432,8 +432,8 @@ def test_the_names_of_shared_memory():
     assert data.tolist() == [5, 6, 13, 8]
 
 
-def test_rows_are_copied_by_warps():
-    """Whole rows, 16 bytes a lane; every request of global memory coalesced; rows of two warps side by side."""
+def test_a_warp_copies_a_row():
+    """Two warps copy whole rows, 16 bytes per lane, and report their thread, warp and lane numbers."""
 
     def rows(at, data, out):
         for i in range(mem.warp(), 5, mem.warps()):
@@ -450,8 +450,8 @@ def test_rows_are_copied_by_warps():
     assert out.tolist() == [64, 2, 37, 1, 5]
 
 
-def test_what_the_cpu_has_compiled_is_not_taken():
-    """Numba-CUDA inlines the first overload that is compiled: not the CPU's, whose atomics NVVM refuses."""
+def test_overloads_compiled_for_the_cpu_are_not_used():
+    """Numba-CUDA would inline an overload that was first compiled for the CPU; NVVM rejects its atomics."""
 
     @njit
     def on_the_cpu(at):

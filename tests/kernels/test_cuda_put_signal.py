@@ -1,4 +1,4 @@
-"""The benchmarks' kernels on the PTX machine, its checker on: what a put carries, its order, and waits that end."""
+"""The benchmark kernels on the PTX machine with its checker: data and order of puts, and bounded waits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def payload(*shape):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("halves", "grid", "rows", "batch"), [(1, 2, 3, 2), (2, 2, 5, 5), (2, 4, 3, 1), (1, 4, 0, 4)])
-def test_put_rows(halves, grid, rows, batch, seed):
+def test_put_rows_arrive_before_their_signals(halves, grid, rows, batch, seed):
     b, words = Bench(seed), 64  # words of a row
     source = payload(grid, rows, words)
     given, target = b.array(source.reshape(-1)), b.array(np.zeros(max(1, source.size), np.int64))
@@ -58,7 +58,7 @@ def test_put_rows(halves, grid, rows, batch, seed):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("row_bytes", [16, 528])
-def test_ping_pong(row_bytes, seed):
+def test_ping_pong_returns_the_row(row_bytes, seed):
     b, rounds = Bench(seed), 4
     row = payload(row_bytes // 8)
     given, slots = b.array(row), b.array(np.zeros(2 * len(row), np.int64))
@@ -69,8 +69,8 @@ def test_ping_pong(row_bytes, seed):
     assert b.late.copy_to_host()[0] == 0
 
 
-def test_a_partner_that_is_not_there():
-    """One block alone: it says that it waited, and ends."""
+def test_a_wait_for_a_missing_partner_ends():
+    """A block without a partner counts its late waits and ends."""
     b = Bench()
     given, slots = b.array(payload(2)), b.array(np.zeros(4, np.int64))
     b.run(put_signal.ping_pong, 1, 32, given, slots, b.words, 16, 3, 0, 2000, b.late)
@@ -78,18 +78,18 @@ def test_a_partner_that_is_not_there():
 
 
 @pytest.mark.parametrize("halves", [1, 2])
-def test_every_block_that_is_put_to_waits(halves):
-    """Nobody puts what they wait for: each of them says that it waited, and ends."""
+def test_every_receiving_block_waits(halves):
+    """No block puts the awaited rows: each receiving block counts a late wait and ends."""
     b = Bench()
     given, target = b.array(payload(4)), b.array(payload(4))
     b.run(put_signal.put_rows, 4, 64, given, target, b.words, 0, 16, 1, halves, 5, 2000, b.late)
     assert b.late.copy_to_host()[0] == 2 * halves
 
 
-def test_full_coalescing():
-    """Rows of 4 KB move 16 bytes a lane, whole sectors alone, and none twice."""
+def test_puts_are_fully_coalesced():
+    """Rows of 4 KB move in whole sectors, 16 bytes per lane, each once."""
     b, source = Bench(), payload(2, 2, 512)
     given, target = b.array(source.reshape(-1)), b.array(np.zeros(source.size, np.int64))
     b.run(put_signal.put_rows, 2, 64, given, target, b.words, 2, 4096, 2, 2, 0, LIMIT, b.late)
     stores = b.machine.profile().opcodes["st"]
-    assert stores["sectors"] == stores["ideal_sectors"] == source.nbytes // 32 + 2  # a tail for each block
+    assert stores["sectors"] == stores["ideal_sectors"] == source.nbytes // 32 + 2  # plus one tail per block

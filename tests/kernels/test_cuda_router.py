@@ -1,4 +1,4 @@
-"""The router kernels on the PTX machine: against the float64 reference, the CPU's functions, and a sort in NumPy."""
+"""The router kernels on the PTX machine, compared with the float64 reference, the CPU's functions and NumPy's sort."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=1.0, kind="f32", given=None, seed=0):
-    """Tables by name after both launches (where ids and weights are `given`, they are checked), nothing reported."""
+    """The tables by name after both launches, without a report. given: (ids, weights), checked instead of computed."""
     tokens, experts = len(x), weight.shape[1]
     slot_of = np.arange(experts) if slot_of is None else np.asarray(slot_of)
     machine = simt.Machine(seed=seed)
@@ -56,7 +56,7 @@ def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=
 
 
 def packed(ids, slot_of, k):
-    """OFFSET, TOKEN, POSITION: a stable sort by slot of what is routed."""
+    """OFFSET, TOKEN, POSITION: a stable sort of the choices by slot."""
     flat = ids.ravel()
     order = [i for i in np.argsort(np.where(flat >= 0, slot_of[flat], 1 << 30), kind="stable") if flat[i] >= 0]
     position = np.full(flat.size, -1)
@@ -78,7 +78,7 @@ def check_packing(got, slot_of, k):
     [(70, 40, 8, 2, "softmax", True), (5, 8, 3, 3, "softmax_topk", False), (130, 36, 140, 4, "softmax", False),
      (1, 4, 1, 1, "softmax", False)],
 )  # fmt: skip
-def test_against_the_reference(tokens, hidden, experts, k, score, renormalize):
+def test_routing_equals_the_reference(tokens, hidden, experts, k, score, renormalize):
     rng = np.random.default_rng(tokens)
     x = rng.standard_normal((tokens, hidden), dtype=np.float32)
     weight = rng.standard_normal((hidden, experts), dtype=np.float32)
@@ -88,7 +88,7 @@ def test_against_the_reference(tokens, hidden, experts, k, score, renormalize):
     cfg = MoEConfig(hidden=hidden, ffn=4, experts=experts, top_k=k, router=how)
     ids, weights = reference.route(cfg, x, weight)
     np.testing.assert_array_equal(got["ids"], ids)
-    np.testing.assert_allclose(got["weights"], weights, rtol=1e-5)  # scores near 20, exponentials of them
+    np.testing.assert_allclose(got["weights"], weights, rtol=1e-5)  # exponentials of scores near 20
     assert got["status"] == codes.OK
     check_packing(got, slot_of, k)
 
@@ -110,7 +110,7 @@ def test_the_order_does_not_depend_on_the_schedule():
 
 
 def given(tokens=150, experts=6, k=3, seed=4):
-    """Valid choices, some not taken: rows of a permutation of the experts, -1 here and there."""
+    """Valid choices: each token has distinct experts; some choices are -1, not taken."""
     rng = np.random.default_rng(seed)
     ids = np.argsort(rng.random((tokens, experts)), axis=1)[:, :k].copy()
     ids[rng.random(ids.shape) < 0.3] = -1
@@ -122,10 +122,10 @@ def checked(ids, weights, experts=6, slot_of=None):
     return route(tokens, np.zeros((4, experts), np.float32), ids.shape[1], slot_of, given=(ids, weights))
 
 
-def test_choices_from_outside():
-    """Ids and weights that were given, some choices not taken: they stay, and get the packed order."""
+def test_choices_from_outside_are_kept_and_packed():
+    """Given ids and weights stay unchanged and get the packed order; some choices are not taken."""
     ids, weights = given()
-    weights[ids < 0] = np.nan  # of a choice that is not taken nothing counts
+    weights[ids < 0] = np.nan  # the weight of a choice not taken is ignored
     slot_of = np.random.default_rng(5).permutation(6)
     got = checked(ids, weights, slot_of=slot_of)
     assert got["status"] == codes.OK
@@ -146,8 +146,8 @@ BREAKS = {
 
 @pytest.mark.parametrize("token", [0, 63, 64, 149])
 @pytest.mark.parametrize("name", BREAKS)
-def test_bad_choices_from_outside(name, token):
-    """One bad choice anywhere: the status that the engine's own check gives, and nothing gets a row."""
+def test_bad_choices_from_outside_are_refused(name, token):
+    """One bad choice at any place gives the status of the engine's own check, and no choice gets a row."""
     ids, weights = given()
     BREAKS[name](ids, weights, token)
     got = checked(ids, weights)
@@ -166,7 +166,7 @@ def test_the_larger_status_wins(order):
 
 
 def engine_status(ids, weights, experts):
-    """What the CPU's step gives, by its plain text, block by block as it takes them."""
+    """The status of the CPU's step, uncompiled, called block by block as on CPUs."""
     job = np.zeros(words.JOB_WORDS, np.int64)
     job[[words.TOP_K, words.EXPERTS]] = ids.shape[1], experts
     job[[words.IDS, words.WEIGHTS]] = ids.ctypes.data, weights.ctypes.data
@@ -181,7 +181,7 @@ def test_status_codes_are_the_engines():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_scores_that_are_not_finite(bad):
+def test_a_score_that_is_not_finite_sets_the_status(bad):
     x = np.ones((70, 4), np.float32)
     x[66, 2] = bad
     got = route(x, np.eye(4, dtype=np.float32), 2)
@@ -189,11 +189,11 @@ def test_scores_that_are_not_finite(bad):
     assert (got["offset"] == 0).all()
 
 
-def test_bits_of_scores_are_those_of_the_cpu():
-    """Both substrates make a score by the same chain of sums, so that both choose the same experts."""
+def test_scores_have_the_bits_of_the_cpu():
+    """Both substrates compute a score by the same chain of sums, so both choose the same experts."""
     rng = np.random.default_rng(5)
     x, weight = rng.standard_normal((66, 100), dtype=np.float32), rng.standard_normal((100, 9), dtype=np.float32)
-    scratch = route(x, weight, 2, score="softmax_topk")["scratch"]  # this one leaves the scores as they are
+    scratch = route(x, weight, 2, score="softmax_topk")["scratch"]  # this score leaves the scores unchanged
     ours = scratch[66 * 16 :][: 66 * 4 * r.padded(9)].view(np.float32).reshape(66, -1)[:, :9]
     panels = pack(weight, LANES)
     theirs, rows = aligned((66, len(panels) * LANES)), np.zeros(2 * 66, np.int64)
@@ -203,12 +203,12 @@ def test_bits_of_scores_are_those_of_the_cpu():
 
 @pytest.mark.parametrize("kind", ["bf16", "f16"])
 @pytest.mark.parametrize(("tokens", "hidden", "experts"), [(70, 104, 9), (33, 61, 130), (64, 5, 3), (1, 1, 2)])
-def test_16_bit_tokens(kind, tokens, hidden, experts):
-    """Bit for bit what their float32 twins get: scores, ids, weights and order. Rows end anywhere in 16 bytes."""
+def test_16_bit_tokens_are_routed_as_in_float32(kind, tokens, hidden, experts):
+    """Scores, ids, weights and order have the bits of the same values in float32. Rows end inside 16 bytes."""
     rng = np.random.default_rng(hidden)
     room = rng.standard_normal((tokens, -(-hidden // 8) * 8), dtype=np.float32)
-    room[:, : hidden // 3] *= 1e-6  # subnormal float16 among them
-    room[:, hidden:] = np.nan  # what lies after a row must not count
+    room[:, : hidden // 3] *= 1e-6  # some are subnormal in float16
+    room[:, hidden:] = np.nan  # bytes after a row must be ignored
     x = narrow(room, kind)
     twin = np.zeros((tokens, -(-hidden // 4) * 4), np.float32)
     twin[:, :hidden] = widen(x, kind)[:, :hidden]
@@ -226,7 +226,7 @@ def test_16_bit_tokens(kind, tokens, hidden, experts):
 
 
 @pytest.mark.parametrize(("kind", "bad"), [("bf16", np.nan), ("f16", np.inf), ("f16", 1e6)])
-def test_16_bit_tokens_that_are_not_finite(kind, bad):
+def test_16_bit_tokens_that_are_not_finite_set_the_status(kind, bad):
     x = np.ones((70, 8), np.float32)
     x[66, 5] = bad
     with np.errstate(over="ignore"):
@@ -236,8 +236,8 @@ def test_16_bit_tokens_that_are_not_finite(kind, bad):
 
 
 @pytest.mark.parametrize("kind", r.KINDS)
-def test_what_the_scores_ask_of_memory(kind):
-    """Whole tiles: copies coalesced, each byte once a block of columns; nothing of the product meets in a bank."""
+def test_memory_traffic_of_the_scores(kind):
+    """Whole tiles: copies are coalesced, each byte once per block of columns, without bank conflicts."""
     x = narrow(np.random.default_rng(6).standard_normal((64, 64), dtype=np.float32), kind)
     profile = route(x, np.eye(64, 128, dtype=np.float32), 1, kind=kind)["profile"]
     copies = profile.opcodes["cp.async"]

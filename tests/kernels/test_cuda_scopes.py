@@ -1,7 +1,7 @@
-"""What orders memory, in machine code: every primitive that others see, and the names of `primitives.memory` on CUDA.
+"""Memory order in machine code: of every primitive for shared words, and of `primitives.memory` on CUDA.
 
-An acquire is a strong load and then the first-level cache thrown away (CCTL.IVALL); a release is a barrier of the same
-scope and then a strong store. Words that other devices and the host see must say SYS: GPU is their own device alone.
+An acquire is a strong load, then an invalidation of the L1 cache (CCTL.IVALL); a release is a barrier of the same
+scope, then a strong store. Words that other devices and the host read need scope SYS; scope GPU covers one device only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ try:
 except EnvironmentProblem as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
-# primitive -> its machine code in order, with the scope in the place of {}
+# primitive -> its machine code in order; {} stands for the scope
 ORDERED = {
     "load_relaxed": ["LDG.E.64.STRONG.{}"],
     "load_acquire": ["LDG.E.64.STRONG.{}", "CCTL.IVALL"],
@@ -51,7 +51,7 @@ MEMORY = r"^(LD|ST|ATOM|RED|MEMBAR|ERRBAR|CCTL\.)"
 
 
 def opcodes(function, arch, folder, takes=2):
-    """What a kernel of `takes` int64 does to memory, opcode by opcode, its parameters left out."""
+    """The memory opcodes of a kernel with `takes` int64 arguments, without loads of the arguments."""
     arguments = (types.int64,) * takes
     text = compiled(function, arguments, capability(TARGETS[arch])).ptx
     row = finish(Kernel("small", function, arguments, 32, 0, 1), arch, text, folder)
@@ -62,7 +62,7 @@ def opcodes(function, arch, folder, takes=2):
 
 
 def kernel_of(name):
-    """The smallest kernel that uses a primitive on the word at `a`, and puts what it gives into the word at `b`."""
+    """The smallest kernel that applies a primitive to the word at `a` and stores its result at `b`."""
     it = getattr(ptx, name)
     given = it.plain.__code__.co_argcount
 
@@ -101,7 +101,7 @@ def kernel_of(name):
 
 @pytest.mark.parametrize("arch", TARGETS)
 @pytest.mark.parametrize("name", NAMES)
-def test_order_and_scope(name, arch, tmp_path):
+def test_each_primitive_has_its_order_and_scope(name, arch, tmp_path):
     what, scope = name.rsplit("_", 1)
     expected = [opcode.format(scope.upper()) for opcode in ORDERED[what]]
     keeps = what not in ("fence", "store_relaxed", "store_release")
@@ -117,10 +117,8 @@ def test_16_bytes_are_one_access(name, arch, tmp_path):
 
 
 @pytest.mark.parametrize("arch", TARGETS)
-def test_the_scopes_of_the_names_of_memory(arch, tmp_path):
-    """What the engine calls, in its own order: a row, its record and the tail; then the peer's credit. What is added to
-    or exchanged is this card's alone.
-    """
+def test_scopes_of_the_memory_operations(arch, tmp_path):
+    """The engine's order: a row, then the tail; then the peer's credit. Atomic adds and exchanges have device scope."""
 
     @cuda.jit
     def put(row, tail, credit):
