@@ -34,13 +34,13 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--strategy", choices=("pct", "random", "exhaustive"), default="pct", help="(%(default)s)")
     parser.add_argument("--schedules", type=int, default=300, help="how many (%(default)s)")
     parser.add_argument("--tokens", type=int, help="of each rank's call, exhaustive only (3)")
-    parser.add_argument("--seconds", type=arguments.seconds, help="stop after so many, of each bug with --mutation"
+    parser.add_argument("--seconds", type=arguments.seconds, help="time limit, of each bug with --mutation"
                         " (exhaustive: 1800)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="number of the first schedule (%(default)s)")
     parser.add_argument(
         "--mutation",
         metavar="NAME|all",
-        help="put a deliberate bug in and find it, where it can show but for what is given here; ? lists them",
+        help="insert a deliberate bug and find it, in its own case unless options change that; ? lists them",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     asked = parser.parse_args(argv)
@@ -56,7 +56,7 @@ def options(argv: list[str]) -> argparse.Namespace:
             parser.error(f"--{name} must be in {least}..{most}, got {getattr(asked, name)}")
     exhaustive = asked.strategy == "exhaustive"
     if asked.tokens is not None and not exhaustive:
-        parser.error("--tokens must be left out but with --strategy exhaustive: others draw how many")
+        parser.error("--tokens must be given with --strategy exhaustive only: other strategies draw it")
     asked.given = {name for name in SIZES if getattr(asked, name) is not None}
     asked.ranks = 2 if asked.ranks is None else asked.ranks
     asked.transport = asked.transport or "shm"
@@ -65,7 +65,7 @@ def options(argv: list[str]) -> argparse.Namespace:
         parser.error(f"{what} needs at least 2 ranks, got {asked.ranks}")
     if exhaustive:
         if asked.ranks != 2 or asked.mutation == "all" or asked.transport == "mixed":
-            parser.error("--strategy exhaustive takes 2 ranks, shm, rma or proxy, and not all mutations at once")
+            parser.error("--strategy exhaustive takes 2 ranks, transport shm, rma or proxy, and one mutation, not all")
         asked.rows, asked.calls = asked.rows or 2, asked.calls or 2
         asked.tokens = 3 if asked.tokens is None else asked.tokens
     asked.rows = (4 if asked.rows is None else asked.rows) or None
@@ -76,7 +76,7 @@ def options(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     asked = options(argv)
     if sys.stdout is None:
-        print("aristos explore: stdout is closed: where no report is wanted, send it to /dev/null", file=sys.stderr)
+        print("aristos explore: stdout is closed: redirect it to /dev/null if no report is wanted", file=sys.stderr)
         return USAGE
     try:
         if os.environ.get("NUMBA_DISABLE_JIT") != "1":  # Numba decides when a module is imported
@@ -87,10 +87,10 @@ def main(argv: list[str]) -> int:
 
         if asked.mutation not in (None, "all", *load()):
             names = "\n".join(f"  {name:32s}{bug.what}" for name, bug in load().items())
-            print(f"aristos explore: the mutations are all of\n{names}", file=sys.stderr)
+            print(f"aristos explore: --mutation must be all or one of\n{names}", file=sys.stderr)
             return USAGE
         if asked.strategy == "exhaustive" and asked.mutation and "transport" not in asked.given:
-            asked.transport = load()[asked.mutation].asked.transport  # where it can show
+            asked.transport = load()[asked.mutation].asked.transport  # the one on which it can show
         code = run(asked)
         sys.stdout.flush()
         return code
@@ -98,5 +98,5 @@ def main(argv: list[str]) -> int:
         return INTERRUPTED
     except OSError as why:
         print(f"aristos explore: cannot write to stdout: {why}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left of it goes nowhere, not into a second error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that flushing the rest at exit does not fail again
         return USAGE

@@ -28,7 +28,7 @@ SUMMARY = "plan the expert-parallel groups: aristos plan PROBLEM.json"
 INFEASIBLE, USAGE, ENVIRONMENT, INTERRUPTED = 1, 2, 3, 130
 TOKENS = 4096
 DISCOVER_SECONDS = 300
-DISCOVER_RANKS = 8  # limit of ranks that measure cores
+DISCOVER_RANKS = 8  # at most as many ranks measure cores
 
 
 def options(argv: list[str]) -> argparse.Namespace:

@@ -34,7 +34,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     one.add_argument("--sm-count", type=arguments.positive, default=4, help="of each device (%(default)s)")
     one.add_argument("--arch", default="sm_90", help="that kernels are compiled for (%(default)s)")
     one.add_argument("--limit", type=arguments.positive, default=10**11,
-                     help="warp instructions of a run, after which it is given up (%(default)s)")  # fmt: skip
+                     help="stop a run after so many warp instructions (%(default)s)")  # fmt: skip
     one.add_argument("script", metavar="SCRIPT.py")
     one.add_argument("args", nargs=argparse.REMAINDER, help="of the script")
     return parser.parse_args(argv)

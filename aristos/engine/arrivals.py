@@ -40,7 +40,7 @@ def read_announcement(job, st, source):
         end = st[words.read_rows(job, source)]
         remote = st[words.remote(job, source)] != 0
         if remote:
-            end += rows  # its last block may bring rows of every expert
+            end += rows  # blocks mix experts: the last block may hold rows of each
         for expert in range(job[words.HELD]):
             count = mem.load(words.announced_count(a, expert))
             if not remote:
@@ -83,7 +83,7 @@ def read_record(job, st, source):
 
 @jit
 def read_returns(job, st, worker, owner):
-    """Read the return records of `owner`, as many as the worker can note; True if there were any."""
+    """Read the return records of `owner`, as many as its command has space for; True if any."""
     c = words.command(job, worker)
     seen = st[words.seen_tiles(job, owner)]
     tail = mem.load_acquire(word_from(job, st, owner, words.RETURN_TAIL))

@@ -103,7 +103,7 @@ def set_blocks(job, st, tokens):
 
 @jit
 def set_streams(job, st, rows):
-    """Cursors to every rank; own rows are pending; nothing is known of the other ranks yet."""
+    """Set cursors to the first rows for every rank; own rows are pending; no announcement is read."""
     me, world, local = job[words.RANK], job[words.WORLD], job[words.HELD]
     offset, start = words.offset(job, 0), words.slot_start(job, 0)
     for p in range(mem.thread(), world, mem.threads()):

@@ -17,7 +17,7 @@ ENGINE, TILE, OBJECT, WEIGHTS, CALL = (
     "object",
     "weights",
     "call",
-)  # which part of the host fills a job's word
+)  # parts of a job, each filled at once
 LOCK = "a worker, under the rank's lock"
 ATOMIC = "any worker, by atomics"
 OWN = "the worker"
@@ -28,7 +28,7 @@ PACK = "the worker that packs"
 
 @dataclass(frozen=True)
 class Word:
-    """One word. part: of the host, which fills it in a job; substrate: where it is used."""
+    """One word. part: of a job, see above; substrate: where the word is used."""
 
     name: str
     meaning: str
@@ -57,7 +57,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Field:
-    """A word of a record. kinds: the commands whose word it is, where several share a place."""
+    """A word of a record. kinds: the commands that have it, where several words share a place."""
 
     name: str
     offset: int
@@ -273,7 +273,7 @@ STATE_WORDS = [
 ]
 
 TOKEN_BLOCK = 32  # tokens that one route or combine command takes
-BACK_MOST = 16  # pieces of rows that came back in a command: a command adds one, a decision as many as there is space
+BACK_MOST = 16  # most pieces of own rows in a command: its end adds one, a decision as many as there is space for
 LISTS = 3  # lists of BATCH addresses in a command: rows, outputs, hidden activations of a column-split run
 SIZE_CLASSES = 10  # of puts: 256 bytes, 1 KiB, 4 KiB ...
 
@@ -481,7 +481,7 @@ REGION = [
 
 
 def region_sizes(ring_rows: int, stride: int, max_held: int) -> dict[str, int]:
-    """What `entries` and `entry` of the parts of a region stand for."""
+    """The numbers that `entries` and `entry` (bytes) of the parts of a region stand for."""
     return {
         "line words": len(LINE_WORDS),
         "2": 2,

@@ -36,7 +36,7 @@ class PendingCall:
     def _end(self) -> tuple[float, BaseException | None]:
         while True:
             try:
-                ended = self._done.get(timeout=0.1)  # returns now and then so that Ctrl-C works; one can wait again
+                ended = self._done.get(timeout=0.1)  # the timeout lets Ctrl-C in; wait() can be called again
                 break
             except queue.Empty:
                 continue

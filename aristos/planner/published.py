@@ -17,10 +17,10 @@ STATE = 16  # bytes a parameter in training: weight and gradient in bfloat16; ma
 
 
 def build(model: Model, tokens: int, links: Links, inference: bool = False) -> Problem:
-    """The problem of a model on a machine. tokens: that each device brings to a layer.
+    """The problem of a model on a machine. tokens: of each device in a layer.
 
-    Costs are MFLOP, rates MFLOP a us. Raises InputError where the links do not know something, Infeasible where a
-    device has no room for what every device holds, the parameters outside the experts.
+    Costs are MFLOP, rates MFLOP a us. Raises InputError if a figure is missing in the links, Infeasible if a device
+    lacks memory for the parameters outside the experts, which every device holds.
     """
     tokens = count("tokens", tokens, 1)
     bytes_each = ITEM if inference else STATE

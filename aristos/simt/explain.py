@@ -175,7 +175,7 @@ SPIN = "spin here, and nothing that they read changes any more"
 
 
 def stuck(machine: Core, launches: list[Launch], spinning: bool, runs: str = SPIN) -> list[Report]:
-    """One report for each place where threads wait: a diverged barrier or a deadlock; runs: what the others do."""
+    """One report for each place where threads wait: a diverged barrier or a deadlock. runs: text for running ones."""
     warps, threads, blocks = (machine.tables[name] for name in ("warps", "threads", "blocks"))
     places: dict[tuple[int, int], list[tuple[int, int]]] = {}
     mixed: dict[int, set[int]] = {}

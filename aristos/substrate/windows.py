@@ -42,7 +42,7 @@ def _zeros(nbytes: int) -> np.ndarray:
 
 
 class EngineMemory:
-    """What `Shape` needs on this rank; collective.
+    """The windows and outboxes that a `Shape` needs on this rank; collective.
 
     window: makes the window for local peers, of so many bytes; that of the CPU backend by default. outboxes: makes
     the memory of the outboxes, uint8 zeros. remote: the remote peers. wire: address of the wire to them, 0 if none.

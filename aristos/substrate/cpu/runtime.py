@@ -33,7 +33,7 @@ RUN_LEAST = 24  # but no fewer rows than make the run bound by arithmetic and no
 MERGE_ROWS = 32  # fewer rows than this wait a little for more of their expert
 PATIENCE = 200  # idle polls that they wait
 PAUSE_NS = 100_000_000  # compiled code comes back to Python at least this often
-LAST_WORDS_SECONDS = 0.1  # how long a failing rank helps its poison on the way to other nodes
+LAST_WORDS_SECONDS = 0.1  # how long a failing rank lets MPI deliver its poison to other nodes
 
 
 def signature(job: np.ndarray, state: np.ndarray, worker: bool = True) -> tuple:
