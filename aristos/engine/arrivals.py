@@ -1,6 +1,7 @@
-"""The only readers of what peers write: announcements, tile records, return records, poison.
+"""Readers of what peers write: announcements, tile records, return records, poison.
 
-All run under the rank's lock. Reading changes this rank's tables alone; credit and returns go out through `returns.py`.
+Those that change tables run under the rank's lock, and change this rank's tables alone; credit and returns go out
+through `returns.py`.
 """
 
 from ..primitives import memory as mem
