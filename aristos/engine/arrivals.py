@@ -84,7 +84,7 @@ def read_record(job, st, source):
 
 @jit
 def read_returns(job, st, worker, owner):
-    """Read the return records of `owner`, as many as its command has space for; True if any."""
+    """Read the return records of `owner`, as many as the worker's command has space for; True if any."""
     c = words.command(job, worker)
     seen = st[words.seen_tiles(job, owner)]
     tail = mem.load_acquire(word_from(job, st, owner, words.RETURN_TAIL))
