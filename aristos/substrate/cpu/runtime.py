@@ -27,7 +27,7 @@ from .loop import run_alone, work
 from .workers import Workers
 
 TILE = 96  # most rows of a tile
-BATCH = 192  # most rows of a run of the expert kernel: more read the weights less often, until x leaves the cache
+BATCH = 192  # most rows of a run of the expert kernel: more rows read weights less often, until x leaves the cache
 RUN_FLOPS = 5e9  # most work of a run: a worker comes back to poll within about 50 ms
 RUN_LEAST = 24  # but no fewer rows than make the run bound by arithmetic and not by reading weights
 MERGE_ROWS = 32  # fewer rows than this wait a little for more of their expert
