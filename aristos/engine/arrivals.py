@@ -69,7 +69,7 @@ def read_record(job, st, source):
     if st[words.verdict(job, source)] == codes.SKIP:
         finish_record(job, st, source, tile, rows)
         return
-    i = words.pair(job, source, expert)
+    i = words.source_expert(job, source, expert)
     if st[words.pending_at(job, i)] == 0:
         st[words.front_at(job, i)] = tile
     else:  # tiles of one expert from a remote source are not consecutive: chain them

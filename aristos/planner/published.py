@@ -56,8 +56,8 @@ def _check_capacity(model: Model, links: Links, bytes_each: int) -> None:
     name = f"{links.hosts[worst]}:{links.devices[worst].label or worst}"
     raise Infeasible(
         missing,
-        f"device {worst} ({name}) has {capacities[worst] / 1e9:.3g} GB for parameters ({SHARE} of its memory), and those"
-        f" outside the experts, which every device holds, need {needs / 1e9:.3g} GB at {bytes_each} bytes each;"
+        f"device {worst} ({name}) has {capacities[worst] / 1e9:.3g} GB for parameters ({SHARE} of its memory), and"
+        f" those outside the experts, which every device holds, need {needs / 1e9:.3g} GB at {bytes_each} bytes each;"
         f" {len(short)} of {links.n} devices have too little",
     )
 
