@@ -120,7 +120,7 @@ def broken(**changes: object) -> dict[str, object]:
         (broken(large=7), "large must be an object"),
         (broken(residual=[[0, 0, -1]] * 3), r"residual\[0\]\[2\] must be a number of at least 0"),
         (broken(residual=[[0, 0, float("nan")]] * 3), r"residual\[0\]\[2\]"),
-        (broken(classes=[["self", 1, "NODE"]] * 3), r"classes\[0\]\[1\] must be a text"),
+        (broken(classes=[["self", 1, "NODE"]] * 3), r"classes\[0\]\[1\] must be a string"),
     ],
 )
 def test_wrong_fields_are_named(found, message):
@@ -130,7 +130,7 @@ def test_wrong_fields_are_named(found, message):
 
 def test_a_file_that_is_no_json(tmp_path):
     (tmp_path / "x").write_text("{")
-    with pytest.raises(InputError, match="is no JSON"):
+    with pytest.raises(InputError, match="is not JSON"):
         links.load(tmp_path / "x")
 
 
