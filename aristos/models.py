@@ -18,10 +18,10 @@ ATTENTION = 4  # times hidden^2 parameters of a layer's attention: four square m
 
 @dataclass(frozen=True)
 class Model:
-    """A published model's shape. hidden, ffn, experts, top_k: of an MoE layer. moe_layers: of `layers`, with experts.
+    """A published model's shape. hidden, ffn, experts, top_k: of an MoE layer. moe_layers: those of `layers`.
 
-    source: where the numbers are published. shared: the total width of an MoE layer's experts that every token uses.
-    dense_ffn: the width of a layer without experts.
+    source: where the numbers are published. shared: the total width of the experts of an MoE layer that every token
+    uses. dense_ffn: the width of the feed-forward block in the other layers.
     """
 
     hidden: int
@@ -82,7 +82,7 @@ MODELS: dict[str, Model] = {
 
 @dataclass(frozen=True)
 class Preset:
-    """A shape to measure. tokens: per rank and call, one measurement each. scale: default divisor of hidden and ffn."""
+    """A shape to measure. tokens: per rank and call, each measured. scale: default divisor of hidden and ffn."""
 
     hidden: int
     ffn: int
@@ -104,7 +104,7 @@ def _compared(tokens: int, hidden: int, ffn: int, experts: int, top_k: int, sour
 
 
 def _published(name: str, scale: int, **options: Any) -> Preset:
-    """The preset of a model of `MODELS`: few and many tokens."""
+    """The preset of a model of `MODELS`, with few and with many tokens."""
     m = MODELS[name]
     tokens = (16, 1024)
     return Preset(m.hidden, m.ffn, m.experts, m.top_k, tokens, gated=m.gated, scale=scale, source=m.source, **options)

@@ -17,8 +17,9 @@ class Placement:
     contiguously, one more on each of the first ranks if they do not divide. Of several copies, each source rank uses
     number (source rank mod copies). Raises InputError.
 
-    ranks: [E] the first rank of each expert. copies: all its ranks. held: experts of each rank. slots: their sum.
-    start: [W + 1] the first slot of each rank. slot_of: [E] the slot of each expert's first copy.
+    Attributes: ranks: [E] the first rank of each expert. copies: all ranks of each expert. held: the number of experts
+    of each rank. slots: their sum. start: [W + 1] the first slot of each rank, then slots. slot_of: [E] the slot of
+    each expert's first copy.
     """
 
     def __init__(self, ranks: Sequence[Any] | np.ndarray | None, experts: int, world: int) -> None:

@@ -131,7 +131,7 @@ def _check(options: Options) -> None:
 
 
 def _check_cuda(options: Options) -> None:
-    """Refuse the options that only CPUs have."""
+    """Raise UsageError for options of the CPU backend alone."""
     for flag, given, reason in (
         ("--schedule bulk", options.schedule == "bulk", "GPUs run the fused schedule"),
         ("--threads", options.threads is not None, "on CUDA the grid size comes from occupancy"),

@@ -1,4 +1,4 @@
-"""A ring all-reduce over links of a set latency and bandwidth: 2 (k-1) messages of one k-th, one after another.
+"""A ring all-reduce over links of a set latency and bandwidth: 2 (k-1) turns, each a message of one k-th.
 
 It runs what T_rho of Equation 1 predicts: a reduce-scatter, then an all-gather. For speed use MPI's own.
 """

@@ -132,7 +132,7 @@ def load(path: str) -> Trace:
 
 def _arrays(path: str) -> dict[str, NDArray[Any]]:
     try:
-        with open(path, "rb") as raw:  # numpy would take other files for pickles, and its message would say so
+        with open(path, "rb") as raw:  # numpy takes any other file for a pickle, and its message is about pickles
             if raw.read(4) not in (b"PK\3\4", b"PK\5\6"):
                 raise ValueError("not an .npz file, as numpy.savez writes it")
         with np.load(path, allow_pickle=False) as file:

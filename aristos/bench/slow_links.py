@@ -3,9 +3,9 @@
 The wire's words hold the addresses of the MPI functions that it calls. A `SlowLinks` replaces three of them: a put
 first waits as long as its bytes take on the link, a flush waits for the link's latency, and then the real function
 runs. So a put and its flush take alpha + beta * bytes, the model that `bench put` and `aristos topo --measure` fit. A
-waiting thread sleeps and may wake late; the excess of one wait is subtracted from the next ones until `taken`, so the
-sum of waits is never less than was set and hardly more. The links of a rank are used one at a time, since a put holds
-the wire's lock. Only the wire is slowed: neither stores within a node nor MPI's own messages.
+waiting thread sleeps and may wake late; the excess is subtracted from the waits that follow, until `taken` is called.
+So the waits together are never shorter than was set, and hardly longer. The links of a rank are used one at a time,
+since a put holds the wire's lock. Only the wire is slowed: neither stores within a node nor MPI's own messages.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class World:
             self._until_all_are_in = until_all_are_in
             self._watchdog = Watchdog(lambda: end_job(comm, GONE), f"rank {self.rank}")
             with self._bounded("MPI_Comm_dup"):
-                self._exit = comm.Dup()  # for the exit: a failed rank cannot know in which collective the others are
+                self._exit = comm.Dup()  # for the exit alone: a failed rank cannot know the others' present collective
                 self.nodes, node = Nodes.shared(comm, ranks_per_node)
                 node.Free()
         names = self.allgather((socket.gethostname(), frozenset(os.sched_getaffinity(0))))

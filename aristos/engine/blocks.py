@@ -1,9 +1,9 @@
 """Step `dispatch` to a remote owner: a block of tokens. Each token crosses once, however many of its experts are there.
 
-A block holds the tokens t0..t1 that have a (token, choice) pair for the owner: each row once, for every pair (in the
-order of experts, then tokens) an index entry that names its row, and a record a tile. A block takes as many ring rows
-as it has pairs, so that one credit, in pairs, bounds the ring, the index and the owner's staged outputs; its rows are
-the first of them. Everything is written into the outbox, and `outbox.py` puts it.
+A block covers the tokens t0..t1 that have a (token, choice) pair for the owner. It holds the row of each token once,
+for each pair (in the order of experts, then tokens) an index entry that names its row, and a record for each tile. A
+block takes as many ring rows as it has pairs, so that one credit, counted in pairs, bounds the ring, the index and the
+owner's staged outputs. Its rows fill the first of these ring rows. Steps write it into the outbox; `outbox.py` puts it.
 """
 
 from ..primitives import memory as mem
@@ -49,7 +49,7 @@ def next_token(job, st, owner):
 @jit
 def end_token(job, st, owner, first, most):
     """Where a block that begins at token `first` ends: as many tokens as fit `most` pairs, at least one."""
-    low, high = first + 1, job[words.TOKENS]  # pairs before low fit, or low is the least
+    low, high = first + 1, job[words.TOKENS]  # the pairs before token `low` fit, or the block has one token
     while low < high:
         middle = (low + high + 1) // 2
         if pairs_before(job, st, owner, middle) <= most:
@@ -61,7 +61,7 @@ def end_token(job, st, owner, first, most):
 
 @jit
 def claim(job, st, worker, owner, under_way):
-    """Claim the next block for `owner` if it has credit for it. (Decide, under the lock.)"""
+    """Claim the next block for `owner` if there is credit for it. (Decide, under the lock.)"""
     ring = job[words.RING_ROWS]
     sent = st[words.sent_rows(job, owner)]
     space = ring - sent + mem.load_acquire(word_from(job, st, owner, words.CREDIT))
@@ -89,7 +89,7 @@ def claim(job, st, worker, owner, under_way):
 
 @jit
 def write_records(job, st, owner, rows):
-    """Write a record for every tile, the last one with the `rows` of the block in the ring; returns how many."""
+    """Write a record for every tile; the last has `rows`, the block's rows in the ring. Returns the tiles."""
     tile = st[words.sent_tiles(job, owner)]
     most = min(job[words.TILE], job[words.RING_ROWS])
     start = job[words.slot_start(job, owner)]

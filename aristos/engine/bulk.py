@@ -29,7 +29,7 @@ def route(job, st, worker):
 
 @jit
 def pack(job, st):
-    """Make the packed order and the tables of blocks; returns rows. Of a refused input no token is packed."""
+    """Make the packed order and the tables of blocks; returns rows. No token of a refused input is packed."""
     tokens = job[words.TOKENS] if st[words.STATUS] == codes.OK else 0
     rows = packing.sort(job, st, tokens)
     packing.set_blocks(job, st, tokens)
@@ -52,7 +52,7 @@ def run_experts(job, st, worker, order, ends, received, results, next_row):
     """Claim runs of rows, expert by expert, until none is left.
 
     order: [rows] int64, received rows sorted by expert. ends: [held] where each expert's rows end in it. received,
-    results: addresses of rows in the order they came. next_row: [1] int64, the first row of `order` that is not
+    results: addresses of the rows in the order of arrival. next_row: [1] int64, the first row of `order` that is not
     claimed.
     """
     c = words.command(job, worker)

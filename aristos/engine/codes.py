@@ -1,4 +1,4 @@
-"""Values of the words that count something out: phases, kinds of commands, statuses, modes, causes and results."""
+"""The enumerated values of words: phases, kinds of commands, statuses, modes, causes and results."""
 
 # phases of a call
 PHASE_ROUTE, PHASE_PACKING, PHASE_RUN, PHASE_DONE = range(4)
@@ -27,4 +27,4 @@ ORIGIN_BITS, CAUSE_BITS = 20, 4  # in the poison word; the epoch lies above
 RAN, PAUSED, POISONED, ALL_ANNOUNCED = range(4)
 
 EXCHANGE = -1  # the layer that an exchange announces
-UNSTAGED = -(1 << 63)  # in a return record: its rows are not staged. Counters may be small negative numbers
+UNSTAGED = -(1 << 63)  # in a return record: its rows are not staged. No small negative number: pairs may have those

@@ -16,7 +16,7 @@ from . import codes, words
 from .returns import state_word
 
 COLUMNS = 128  # of a share, on CPUs: a multiple of every panel width
-MOST_ROWS = 24  # of a run that is shared, on CPUs
+MOST_ROWS = 24  # of a column-split run, on CPUs
 SHARES_A_LOOK = 8  # shares that a rank's workers take for each time that one of them tries the lock
 
 
@@ -49,7 +49,7 @@ def free_slot(job, st):
 
 @jit
 def wanted(job, rows, active):
-    """Should these rows be split by columns: too few rows to share, and too few experts to occupy all workers?"""
+    """Should these rows be split by columns? Yes if they are few, and fewer experts than workers have rows."""
     if job[words.MODE] != codes.MODE_LAYER:
         return False
     few = rows <= job[words.SHARED_ROWS] and active < job[words.WORKERS] and job[words.FFN] >= 2 * COLUMNS
@@ -65,7 +65,7 @@ def run_rows(job, rows):
 
 @jit
 def claim(job, st, worker, slot):
-    """Give the slot a run whose command is filled; this worker lists its rows. (Decide, under the lock.)"""
+    """Take the slot for a run whose command is filled; this worker will list its rows. (Decide, under the lock.)"""
     st[words.run_taken(words.run(job, slot))] = 1
     st[words.RUNS_TAKEN] += 1
     c, run = words.command(job, worker), words.run_command(job, slot)
@@ -87,14 +87,14 @@ def list_hidden(job, st, slot):
 def open_phase(job, run, limit):
     """Shares below `limit` may be taken."""
     mem.store_release(state_word(job, words.run_limit(run)), limit)
-    mem.fetch_add(state_word(job, words.RUNS_OPENED), 1)  # after it: a worker that sees this then reads the limit
+    mem.fetch_add(state_word(job, words.RUNS_OPENED), 1)  # then: a worker that sees this count reads the new limit
 
 
 @jit
 def open_run(job, st, slot):
     """The rows are listed: shares of the first phase may be taken."""
     run = words.run(job, slot)
-    base = mem.load_acquire(state_word(job, words.run_limit(run)))  # all shares before are done
+    base = mem.load_acquire(state_word(job, words.run_limit(run)))  # every share of earlier runs is done
     st[words.run_base(run)] = base
     open_phase(job, run, base + job[words.UP_SHARES])
 
@@ -107,7 +107,7 @@ def take_from(job, st, worker, slot):
     share = mem.load_acquire(state_word(job, words.run_next(run)))
     while share < limit:
         if mem.compare_exchange(state_word(job, words.run_next(run)), share, share + 1):
-            share -= st[words.run_base(run)]  # of this share's run, which cannot end before the share
+            share -= st[words.run_base(run)]  # the base of this share's run, which cannot end before the share
             phase = codes.RUN_UP if share < job[words.UP_SHARES] else codes.RUN_DOWN
             c, whole = words.command(job, worker), words.run_command(job, slot)
             st[words.command_kind(c)] = codes.SHARE
@@ -123,14 +123,14 @@ def take_from(job, st, worker, slot):
 
 @jit
 def share_first(job, st, worker):
-    """May this worker take a share before it tries the lock? With few workers no, with many they take turns."""
+    """May this worker take a share before it tries the lock? Never if workers are few; many workers take turns."""
     c = words.command(job, worker)
     return (st[words.command_shares(c)] + worker) % (1 + job[words.WORKERS] // SHARES_A_LOOK) != 0
 
 
 @jit
 def take(job, st, worker):
-    """Take a share of any run, first of this worker's last one; False if there is none. Without the lock."""
+    """Take a share of any run, preferably of this worker's last one; False if there is none. Without the lock."""
     c = words.command(job, worker)
     opened = mem.load_acquire(state_word(job, words.RUNS_OPENED))
     if st[words.command_opened(c)] == opened:

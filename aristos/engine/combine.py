@@ -1,4 +1,4 @@
-"""Step `combine`: tokens whose rows have all come back become output. Choices in order, in float32, rounded once."""
+"""Step `combine`: tokens whose rows have all come back become output. Sums: choices in order, float32, rounded once."""
 
 from ..primitives import arithmetic
 from ..primitives import memory as mem

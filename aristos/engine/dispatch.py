@@ -23,9 +23,9 @@ def slot_at(job, st, owner, packed):
 
 @jit
 def claim(job, st, worker):
-    """Claim the next tile that has credit, or a block for a remote owner; owners take turns. The kind of command.
+    """Claim the next tile that has credit, or a block for a remote owner; owners take turns.
 
-    (Decide, under the lock.)
+    Returns the kind of command. (Decide, under the lock.)
     """
     if st[words.UNSENT] == 0:
         return codes.IDLE

@@ -55,8 +55,8 @@ def put_back(job, st, source, packed, rows, n):
 def give_back(job, st, counts, source, out, status):
     """Put the rows of `out` (in the order of `set_targets`, ROW_BYTES apart) that are of `source` into its return rows.
 
-    Every source gets one record with this rank's status, with rows here or without. out 0: this rank refuses and copies
-    nothing. One source a call, so that a signal can be handled in between.
+    Every source gets one record with this rank's status, also a source without rows here. out 0: this rank refuses and
+    copies nothing. Serves one source, so that Python can handle a signal before the next.
     """
     packed = st[words.first_packed(job, source)]
     first = packed
@@ -66,7 +66,7 @@ def give_back(job, st, counts, source, out, status):
             mem.yield_core()
     for expert in range(job[words.HELD]):
         n = counts[expert, source]
-        row = st[words.target(job, source, expert)] - n  # copying moved it to its end
+        row = st[words.target(job, source, expert)] - n  # since the rows were copied, `target` is behind the last
         if out != 0 and remote:
             put_back(job, st, source, packed, out + job[words.ROW_BYTES] * row, n)
         elif out != 0:

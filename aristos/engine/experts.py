@@ -1,7 +1,8 @@
 """Step `expert`: landed rows of one expert, from several sources, become one run of the expert kernel.
 
-This file decides which expert runs on how many rows. Rows of peers come before own rows, because peers wait; few rows
-wait a little for announced ones if that saves a second reading of the weights; many are shared between workers.
+This file decides which expert runs on how many rows. Rows of peers come before own rows, because peers wait. Few
+rows wait a little for announced ones if that saves a second reading of the weights; many are cut into runs for several
+workers.
 """
 
 from ..primitives import arithmetic
@@ -21,7 +22,7 @@ def more_can_land(job, st, expert):
         return False
     for source in range(job[words.WORLD]):
         if source != job[words.RANK] and st[words.verdict(job, source)] == codes.SERVE:
-            i = words.pair(job, source, expert)
+            i = words.source_expert(job, source, expert)
             end = st[words.source_end_at(job, i)]
             granted = st[words.freed_rows(job, source)] + job[words.RING_ROWS]
             if st[words.read_rows(job, source)] < end <= granted:
@@ -57,7 +58,7 @@ def choose(job, st):
 
 @jit
 def batch_rows(job, rows, active):
-    """Rows to run at once of `rows` pending ones, if `active` experts have rows: equal batches of whole groups."""
+    """Rows of the next run of `rows` pending ones: nearly equal runs of whole groups. active: experts with rows."""
     batches = (rows + job[words.RUN_ROWS] - 1) // job[words.RUN_ROWS]
     share = (job[words.WORKERS] + active - 1) // active
     batches = max(batches, min(share, (rows + 2 * GROUP - 1) // (2 * GROUP)))
@@ -79,7 +80,7 @@ def output_row(job, st, source, i, rows, packed):
 def take_own(job, st, c, expert, most):
     """Add up to `most` own rows, which are read in place from x; returns how many."""
     me = job[words.RANK]
-    i = words.pair(job, me, expert)
+    i = words.source_expert(job, me, expert)
     rows = min(most, st[words.pending_at(job, i)])
     if rows == 0:
         return 0
@@ -93,8 +94,8 @@ def take_own(job, st, c, expert, most):
 
 @jit
 def take_tile(job, st, c, source, expert, most):
-    """Add up to `most` rows of the front tile of `source` for `expert`, read in place from the ring; how many."""
-    i = words.pair(job, source, expert)
+    """Add up to `most` rows of the front tile of `source` for `expert`, read in place from the ring; returns rows."""
+    i = words.source_expert(job, source, expert)
     tile, taken = st[words.front_at(job, i)], st[words.taken_at(job, i)]
     r = words.kept(job, source, tile)
     rows = min(most, st[words.kept_rows(r)] - taken)
@@ -137,7 +138,7 @@ def list_rows(job, st, c):
         for j in range(mem.thread(), rows, mem.threads()):
             if source == job[words.RANK]:
                 x = job[words.X] + job[words.X_STRIDE] * st[words.token(job, first + j)]
-            elif remote:  # pairs: the index has their rows, and their outputs wait to be put
+            elif remote:  # first + j is a pair: the index has its row, and its output is staged
                 x = ring_row_from(job, st, source, mem.load(index_from(job, st, source, first + j)))
             else:
                 x = ring_row_from(job, st, source, first + j)
@@ -166,7 +167,7 @@ def gather(job, st, c, expert, target):
 
 @jit
 def claim(job, st, worker):
-    """Claim rows of one expert, or a share of a run; the kind of command, IDLE if none should run now.
+    """Claim rows of one expert, or a share of a run; returns the kind of command, IDLE if none should run now.
 
     A new column-split run comes before shares: its rows are listed while other workers have shares. (Under the lock.)
     """

@@ -13,7 +13,7 @@ A region, R ring rows (each part on lines of 64 bytes of its own, so that no two
     records[R + 1]                     tile records
     return_records[R + 1]              return records
     ring[R]                            rows, `stride` bytes each
-    index[R], remote regions only      for each row of a tile its ring row: a token crosses once
+    index[R], remote regions only      for each pair the ring row of its token: a token crosses once
     coded[7], remote regions only      the words once more as MPI puts them, {value, complement}
 
 For each remote peer a rank also keeps an *outbox* laid out like a region, from which MPI puts, the words that have
@@ -65,8 +65,8 @@ class Shape:
                 for n in ("ring_rows", "stride", "return_rows", "max_local", "top_k", "experts", "max_tokens")
             ),
         )
-        nbytes = max(self.returns, other.returns)  # no user needs the most rows at the widest stride
-        rows = min(both.ring_rows, ring_rows(both.world, both.stride, both.ring_rows))  # wider rows: fewer
+        nbytes = max(self.returns, other.returns)  # one user may need the most rows, another the widest
+        rows = min(both.ring_rows, ring_rows(both.world, both.stride, both.ring_rows))  # wider rows, so fewer of them
         plain = nbytes == both.return_rows * both.stride  # then equal shapes compare equal and nothing is rebuilt
         return replace(both, ring_rows=rows, return_bytes=0 if plain else nbytes)
 

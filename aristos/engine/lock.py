@@ -4,7 +4,7 @@ from ..primitives import memory as mem
 from ..primitives.compile import jit
 from . import words
 
-NAPS = 6400  # tries after which the holder must have lost its core to another rank, see `loop.rest`
+NAPS = 6400  # tries after which the holder must have lost its core to another rank, see `substrate/idle.py`
 
 
 @jit

@@ -14,8 +14,8 @@ from . import codes, words
 from .layout import RECORD_BYTES, RETURN_RECORD_BYTES, WORD, record_to, return_record_to, word_from, word_to
 from .lock import acquire, unlock
 
-TURN_NS = 100_000  # a worker that has work takes no turn at the wire more often
-BATCH_NS = 1_000_000  # ready data waits so long for more while there is work
+TURN_NS = 100_000  # least time between two turns at the wire while workers have work
+BATCH_NS = 1_000_000  # while there is work, ready data waits so long for more
 BATCH_ROWS = 256  # or until so many rows of credit wait
 CLOSE_NS = 150_000  # a worker that has work flushes a batch no sooner, plus the time that its bytes take
 BYTES_PER_NS = 2  # assumed link bandwidth
@@ -25,14 +25,14 @@ BUSY_LIFE_NS = 200_000_000  # and while there is work, when batches wait for mor
 
 @jit
 def all_posted(job, st):
-    """Has every remote peer been put all that it is owed? The proxy or worker that puts publishes that in one word.
+    """Is all that remote peers are owed put? For each peer, the worker or proxy that puts records it in one word.
 
-    The word is the sum of tiles, returned tiles and the epoch announced. None of them can be ahead of what this rank
-    has done, so the sums agree only if all three do.
+    The word is the sum of tiles put, tiles returned and the epoch announced. None of them can be ahead of what this
+    rank has done, so the sums agree only if all three do.
     """
     for p in range(job[words.WORLD]):
         if st[words.remote(job, p)] != 0:
-            # an exchange's first phase awaits no return
+            # counts sent tiles: an exchange's first phase ends without their returns
             owed = st[words.sent_tiles(job, p)] + st[words.returned(job, p)] + job[words.EPOCH]
             if mem.load_acquire(word_from(job, st, p, words.POSTED)) != owed:
                 return False
@@ -56,7 +56,7 @@ def read_words(job, st, peer):
 
 @jit
 def listen(job, st):
-    """Make progress and read the words that have arrived; True if there were any. (Holding the wire's lock.)"""
+    """Let MPI make progress and read the words that have arrived; True if any has. (Holding the wire's lock.)"""
     mpi.progress(job[words.WIRE])
     anything = False
     for p in range(job[words.WORLD]):
@@ -85,7 +85,7 @@ def opens(job, st, peer, idle, now):
         if st[words.PHASE] < codes.PHASE_RUN:
             return False
         unsent = st[words.cursor(job, peer)] < st[words.offset(job, job[words.slot_start(job, peer + 1)])]
-        return idle or staged > 0 or not unsent  # the first block goes with it
+        return idle or staged > 0 or not unsent  # the announcement waits for the first block
     if st[words.verdict(job, peer)] == codes.UNANNOUNCED:
         return False  # it may be in user code, where a flush waits for its progress thread
     tiles = st[words.returned(job, peer)] - st[words.put_returned(job, peer)]
@@ -265,7 +265,10 @@ def count_put(st, table, nbytes, nanoseconds):
 
 @jit
 def serve(job, st, worker, peer, idle):
-    """Close the batch of a remote peer and open the next, if it is time; True if data went."""
+    """Close the batch of a remote peer and open the next, if it is time. True if data went.
+
+    An idle worker also closes the batch that it has just opened.
+    """
     now = mem.clock()
     moved = False
     for _ in range(2):
@@ -286,7 +289,7 @@ def serve(job, st, worker, peer, idle):
 
 @jit
 def turn(job, st, worker, idle):
-    """Serve the wire unless another worker does: listen, serve every remote peer. True if anything came or went."""
+    """Serve the wire unless another worker does: listen, serve every remote peer. True if data came or went."""
     wire = job[words.WIRE]
     if not idle and mem.clock() - mem.load(wire + 8 * mpi.TURNED) < TURN_NS and not announcing(job, st):
         return False
@@ -306,7 +309,7 @@ def turn(job, st, worker, idle):
 def last_words(job, st):
     """Put the poison word to every remote peer, unflushed: a peer that does not answer must not hold up this rank.
 
-    It has a place of its own, where no other put of words can land. (Holding the wire's lock.)
+    The poison word has a place of its own, where no other put of words lands. (Holding the wire's lock.)
     """
     for p in range(job[words.WORLD]):
         if st[words.remote(job, p)] != 0:

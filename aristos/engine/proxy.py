@@ -5,11 +5,11 @@ reads those words as a peer would and counts what they cover; then `outbox.turn`
 CPU. What arrives is copied to the GPU, and then its words are published to the GPU through mapped memory. Both ways are
 the same: read words, count records, put what they cover, flush, publish words.
 
-So the proxy has two pairs of a job and a state. (job, st) is the rank's as `outbox.py` uses it, with addresses of the
-host. (gpu, gs) is towards the GPU, which stands there as a peer: `region_to` is a remote peer's region in the MPI
-window, `put_region` its place on the GPU, `staged` and `put_return_rows` the same of return rows, `line_from` the words
-that were accepted, `coded` those that the GPU reads. The wire's put and flush are a copy to the GPU and the wait for
-it. The proxy decides nothing of what is sent, and takes no lock but the wire's.
+So the proxy has two pairs of a job and a state. (job, st) serves remote peers as `outbox.py` does, with host addresses.
+(gpu, gs) serves the GPU as if it were a peer: `region_to` is a remote peer's region in the MPI window, `put_region` its
+place on the GPU, `staged` and `put_return_rows` the same for return rows, `line_from` the words that were accepted,
+`coded` those that the GPU reads. Put and flush of its wire are a copy to the GPU and the wait for it. The proxy decides
+nothing of what is sent, and takes no lock but the wire's.
 """
 
 from ..primitives import memory as mem
@@ -38,7 +38,7 @@ def count(job, st, peer, line):
 def refresh(job, st, gpu):
     """Read what steps on the GPU have written for remote peers, and which call they are in.
 
-    The epoch is read last: what was counted before it is of this call or of an earlier one, of which all was put.
+    The epoch is read last, so what was counted before belongs to this call or to an earlier one, already put.
     """
     for p in range(job[words.WORLD]):
         if st[words.remote(job, p)] != 0:
@@ -94,7 +94,7 @@ def gpu_word(gpu, gs, peer, word):
 
 @jit
 def unpoisoned(gpu, gs, peer):
-    """Is there poison from a remote peer that the GPU lacks? It is never cleared: any thread may write it."""
+    """Is there poison from a remote peer that the GPU lacks? Poison is never cleared, so any thread may write it."""
     poisoned = mem.load(word_from(gpu, gs, peer, words.POISON)) != 0
     return poisoned and mem.load_acquire(gpu_word(gpu, gs, peer, words.POISON)) == 0
 
@@ -171,7 +171,7 @@ def deliver(gpu, gs):
 
 @jit
 def turn(job, st, gpu, gs):
-    """Serve both ways once. How much has moved; -1 if a copy or this rank's engine has failed, and the proxy ends."""
+    """Serve both directions once. Returns how much moved; -1 if a copy or this rank's engine failed: the proxy ends."""
     refresh(job, st, gpu)
     moved = 0
     if quiet(job, st):

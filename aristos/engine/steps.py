@@ -15,7 +15,7 @@ from .returns import returns_due
 def finished(job, st):
     """A call ends when own tokens are combined, every announcement is read, and all announced rows are returned."""
     combined = st[words.BLOCKS_LEFT] == 0 or job[words.MODE] == codes.MODE_DISPATCH
-    if job[words.MODE] == codes.MODE_COMBINE:  # owners without rows for this rank report too whether they refused
+    if job[words.MODE] == codes.MODE_COMBINE:  # every owner reports whether it refused, with rows or without
         for p in range(job[words.WORLD]):
             combined = combined and (p == job[words.RANK] or returns_due(job, st, p) == 0)
     served = combined and st[words.UNREAD] == 0 and st[words.OWED] == 0 and st[words.UNSENT] == 0
@@ -24,7 +24,7 @@ def finished(job, st):
 
 @jit
 def next_command(job, st, worker):
-    """Claim what this worker does next; the kind of command. Peers come before own tokens, because they wait."""
+    """Claim this worker's next command; returns its kind. Peers come before own tokens, because they wait."""
     if st[words.FAILED] != 0:
         return codes.FAIL
     if st[words.PHASE] == codes.PHASE_ROUTE:
@@ -141,7 +141,7 @@ def publish(job, st, worker, kind):
 
 @jit
 def heartbeat(job, st, phase):
-    """Publish {epoch, phase} to every peer, for its timeout. Phase -1: outside a call."""
+    """Publish the epoch and the progress to every peer, for its timeout. phase: progress, or -1 outside a call."""
     me, world = job[words.RANK], job[words.WORLD]
     for p in range(world):
         if p != me:

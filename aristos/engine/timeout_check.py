@@ -1,7 +1,7 @@
 """Timeout check for device code, which cannot call back into Python.
 
-A peer inside this call may make no progress for `timeout`, a peer that is still in user code for OVERDUE times that.
-What was last seen of it stays in the state, for the error message.
+A peer inside this call may go without progress for `timeout`, a peer still in user code for OVERDUE times that. What
+was last seen of the peer stays in the state, for the error message.
 """
 
 from ..config import OVERDUE

@@ -1,8 +1,8 @@
 """How the launcher started this process, by its environment variables, and whether MPI agrees.
 
 If the `mpirun` of one MPI library starts programs linked to another, or `srun` lacks the right `--mpi=`, N copies run
-that each see a world of one rank. A benchmark would then print N wrong tables; here it is exit code 3. Repairs nothing
-and starts no ranks.
+that each see a world of one rank. A benchmark would then print N wrong tables; Aristos exits with code 3 instead.
+Repairs nothing and starts no ranks.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from .slurm_variables import in_step
 
 
 def started_as(env: Mapping[str, str] | None = None) -> tuple[str, int, int] | None:
-    """(launcher, tasks, this task) from the environment; None where no launcher is recognised.
+    """(launcher, tasks, this task) from the environment; None if no launcher is recognised.
 
-    Slurm counts only inside a step: a batch script has SLURM_NTASKS too, but runs once.
+    Slurm's variables count only inside a step: a batch script has SLURM_NTASKS too, but runs once.
     """
     env = os.environ if env is None else env
     for launcher, size, rank in WORLD:
@@ -36,19 +36,19 @@ def started_as(env: Mapping[str, str] | None = None) -> tuple[str, int, int] | N
 
 
 def prints() -> bool:
-    """Whether this process is the one that prints, as far as can be known before MPI is initialised."""
+    """Whether this process should print, judged by the environment before MPI is initialised."""
     started = started_as()
     return started is None or started[2] == 0
 
 
 def unread() -> int:
-    """The exit code if stdout has no reader any more, as in `| head`: that of SIGPIPE. Closes stdout."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains when it flushes at its end
+    """Replace a stdout whose reader has gone, as after `| head`; returns the exit code for SIGPIPE."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise Python reports an error when it flushes stdout at exit
     return 128 + signal.SIGPIPE
 
 
 class Parser(argparse.ArgumentParser):
-    """Prints help and errors on one rank; every rank exits."""
+    """A parser that prints help and errors on one rank; every rank exits."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if prints():

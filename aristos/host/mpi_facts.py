@@ -1,7 +1,7 @@
-"""What differs between MPI libraries and their launchers, in one table: names, marks, packages, flags.
+"""The differences between MPI libraries and their launchers, in one table: names, marks, packages, flags.
 
 To add a library, add it here, its known trouble to `workarounds.py`, and its launcher's arguments to
-`launcher/commands.py` if they differ. Which library is in use is found by `mpi_library.py`.
+`launcher/commands.py` if they differ. `mpi_library.py` finds the library in use.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from . import slurm_variables
 
 @dataclass(frozen=True)
 class MpiFacts:
-    """One MPI library. mark: bytes found only in its file. pmi: what srun's --mpi= should be. wheel: its pip package.
+    """One MPI library. mark: bytes that identify its file. pmi: the value for srun's --mpi=. wheel: its pip package.
 
-    banners: how its `mpirun --version` introduces itself. binding: advice for ranks with {cores} cores each.
+    banners: texts in the output of its `mpirun --version`. binding: advice for ranks with {cores} cores each.
     """
 
     kind: str
@@ -29,7 +29,7 @@ class MpiFacts:
     )
 
 
-# In the order in which marks are looked for: Intel's and Cray's files have MPICH's mark too.
+# In the order in which marks are searched: Intel's and Cray's files have MPICH's mark too.
 MPIS = (
     MpiFacts(
         "Intel MPI", b"I_MPI_Check_image_status", "pmi2", "impi-rt", ("Intel(R) MPI",),
@@ -45,8 +45,8 @@ MPIS = (
 UNKNOWN = "unknown MPI"
 DEFAULT = MPIS[-1]
 
-# Variables by which a launcher tells each rank its place, the innermost launcher first: mpirun inside a Slurm job
-# inherits Slurm's variables, which then describe its daemons.
+# Variables in which a launcher gives each rank its number, the innermost launcher first: mpirun inside a Slurm job
+# inherits Slurm's variables, which then describe mpirun's daemons.
 WORLD = (  # launcher, number of tasks, this task
     ("Open MPI's mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     ("mpirun", "PMI_SIZE", "PMI_RANK"),
@@ -59,14 +59,14 @@ LOCAL = (  # this rank's number on its node, ranks of the node
     (slurm_variables.LOCAL_RANK, ""),
 )
 MPIRUN_STARTED = frozenset({"MPI_LOCALNRANKS", "OMPI_COMM_WORLD_SIZE"})  # one of them is set under any mpirun
-# Prefixes of all that mpiexec and srun tell a task. A process that should be alone must not inherit them.
+# Prefixes of all variables that mpiexec and srun set for a task. A process that should be alone must not inherit them.
 PREFIXES = (
     "PMI_", "PMI2_", "PMIX_", "PRTE_", "OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "OMPI_NUM_APP_", "OMPI_APP_CTX_",
     "OMPI_FIRST_RANKS", "OMPI_MCA_ess", "OMPI_MCA_orte_", "OMPI_MCA_pmix", "I_MPI_PMI_LIBRARY", "HYDRA_", "HYDI_",
     "MPI_LOCAL", "MPIEXEC_", "PALS_", "ALPS_", "SLURM_",
 )  # fmt: skip
 SITE_VARIABLES = ("CRAY_MPICH_DIR", "MPICH_DIR", "MPI_HOME", "I_MPI_ROOT")  # set by a site's MPI modules
-# Names of files in /dev/shm of MPICH, Intel MPI, Open MPI and UCX.
+# Names of the files that MPICH, Intel MPI, Open MPI and UCX keep in /dev/shm.
 SHARED_FILES = r"mpich_shm_|Intel_MPI_|psm2?_|sm_segment\.|vader_segment\.|osc_sm\.|ucx_shm_"
 
 
@@ -84,5 +84,5 @@ def of_banner(text: str) -> str:
 
 
 def under_srun(env: Mapping[str, str]) -> bool:
-    """Whether srun started this task itself. An mpirun in a job has srun start its daemons, and its ranks inherit."""
+    """Whether srun started this task itself. An mpirun in a job starts its daemons by srun; its ranks inherit."""
     return slurm_variables.in_step(env) and not MPIRUN_STARTED & env.keys()

@@ -1,4 +1,4 @@
-"""Files that MPI libraries keep in /dev/shm, and those that killed jobs have left there."""
+"""The files of MPI libraries in /dev/shm, and the ones that killed jobs left there."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def leftovers(folder: str = SHM, young: float = YOUNG) -> list[tuple[str, int]]:
 
 
 def in_use(paths: set[str]) -> set[str]:
-    """Those of `paths` that a process of this machine has mapped or open, as far as this user may see."""
+    """The `paths` that a process of this machine has mapped or open, as far as this user may see."""
     used = set()
     for process in Path("/proc").iterdir():
         if not process.name.isdigit():

@@ -1,4 +1,4 @@
-"""Programs that start ranks: mpirun and srun, which library an mpirun belongs to, and what this srun supports."""
+"""The programs that start ranks, mpirun and srun: the library of an mpirun, and the --mpi= types of this srun."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def own_program(library: Library | None, name: str) -> str:
 
 
 def srun(*words: str) -> str | None:
-    """Output of `srun WORDS`, both streams; None if there is no srun or it fails."""
+    """The output of `srun WORDS`, both streams; None if there is no srun or it fails."""
     if shutil.which("srun") is None:
         return None
     try:

@@ -1,6 +1,6 @@
-"""Which MPI library mpi4py will load, found without loading it: its kind, its file, and whether pip brought it.
+"""Find the MPI library that mpi4py will load, without loading it: its kind, its file, and whether pip installed it.
 
-mpi4py's wheels choose a library when `mpi4py.MPI` is imported; this follows their rule (MPI4PY_LIBMPI, then the
+mpi4py's wheels choose a library when `mpi4py.MPI` is imported; this module follows their rule (MPI4PY_LIBMPI, then the
 environments' `lib` folders, then the system's search path). Does not import mpi4py, and so does not start MPI.
 """
 
@@ -26,7 +26,7 @@ SYSTEM = ("/usr/local/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux
 @dataclass(frozen=True)
 class Library:
     """kind: 'MPICH', 'Intel MPI', 'Open MPI', 'Cray MPICH' or 'unknown MPI'. path: its file, '' if only its kind is
-    known. wheel: whether it lies in a Python environment, where pip put it."""
+    known. wheel: whether pip installed it in a Python environment."""
 
     kind: str
     path: str = ""
@@ -34,7 +34,7 @@ class Library:
 
     @property
     def pmi(self) -> str | None:
-        """What `srun --mpi=` should name for this library."""
+        """The value of `srun --mpi=` for this library."""
         facts = mpi_facts.facts(self.kind)
         return facts.pmi if facts is not None else None
 
@@ -43,7 +43,7 @@ class Library:
 
 
 def find(env: Mapping[str, str] | None = None) -> Library | None:
-    """The library that mpi4py will load; None where there is none, or no mpi4py."""
+    """The library that mpi4py will load; None if there is none, or no mpi4py."""
     env = os.environ if env is None else env
     spec = importlib.util.find_spec("mpi4py")  # finds the package without running any of it
     if spec is None or not spec.submodule_search_locations:
@@ -56,7 +56,7 @@ def find(env: Mapping[str, str] | None = None) -> Library | None:
 
 
 def linked(extension: Path, env: Mapping[str, str]) -> Library:
-    """The library of an mpi4py that was built against one: it names that file, here or on the search path."""
+    """The library of an mpi4py that was linked to one: the file that it names, found as the dynamic loader would."""
     named = dict.fromkeys(re.findall(rb"\0(libmpi[\w-]*\.so[\d.]*)", extension.read_bytes()))
     for name in (n.decode() for n in named):
         for folder in (*map(str, prefixes()), *search_path(env)):
@@ -70,7 +70,7 @@ def linked(extension: Path, env: Mapping[str, str]) -> Library:
 
 
 def candidates(env: Mapping[str, str]) -> Iterator[Path]:
-    """Files that mpi4py would try, in its order."""
+    """The files that mpi4py would try, in its order."""
     for entry in env.get("LD_PRELOAD", "").replace(":", " ").split():
         if "libmpi" in entry:
             yield Path(entry)
@@ -86,7 +86,7 @@ def candidates(env: Mapping[str, str]) -> Iterator[Path]:
 
 
 def prefixes() -> list[Path]:
-    """The `lib` folders of the Python environments that mpi4py looks into: where MPI wheels put their libraries."""
+    """The `lib` folders of Python environments that mpi4py searches; MPI wheels install their libraries there."""
     found = []
     if sys.exec_prefix != sys.base_exec_prefix:
         found.append(sys.exec_prefix)
@@ -97,7 +97,7 @@ def prefixes() -> list[Path]:
 
 
 def search_path(env: Mapping[str, str]) -> list[str]:
-    """Where the dynamic loader looks for a bare name: LD_LIBRARY_PATH, its cache, its folders."""
+    """The paths where the dynamic loader searches a bare name: LD_LIBRARY_PATH, its cache, its folders."""
     folders = [folder for folder in env.get("LD_LIBRARY_PATH", "").split(":") if folder]
     try:
         cached = re.findall(rb"(/[^\0\s]*)/libmpi\.so[\d.]*\0", Path("/etc/ld.so.cache").read_bytes())
@@ -107,7 +107,7 @@ def search_path(env: Mapping[str, str]) -> list[str]:
 
 
 def identify(path: Path) -> Library | None:
-    """What a library file is, by what is written in it; None if it is none: wheels have a linker's script beside it."""
+    """The library of a file, by the marks in it; None if it is no library: wheels also contain a linker script."""
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as text:
             if text[:4] != b"\x7fELF":
@@ -119,7 +119,7 @@ def identify(path: Path) -> Library | None:
 
 
 def loaded(function: str) -> ctypes.CDLL | None:
-    """The MPI library with this function that is loaded in this process, never a second copy; None without one."""
+    """The MPI library in this process that has this function, None if there is none. Never loads a second copy."""
     for path in mapped():
         library = ctypes.CDLL(path, mode=ctypes.DEFAULT_MODE | os.RTLD_NOLOAD)
         if hasattr(library, function):
@@ -128,7 +128,7 @@ def loaded(function: str) -> ctypes.CDLL | None:
 
 
 def mapped() -> list[str]:
-    """Files of MPI libraries that are loaded in this process."""
+    """The files of MPI libraries that are loaded in this process."""
     try:
         maps = Path("/proc/self/maps").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""Which ranks share a node: local peers store into each other's memory, remote peers are put to by MPI."""
+"""Which ranks share a node: ranks store into the memory of local peers, and reach remote peers by MPI."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class Nodes:
 
     @classmethod
     def of(cls, world: int, ranks_per_node: int | None = None) -> Nodes:
-        """Nodes of `ranks_per_node` ranks each, the last one perhaps with fewer; None: one node."""
+        """Nodes of `ranks_per_node` consecutive ranks (the last one may have fewer); None: one node."""
         return cls(tuple(rank // (ranks_per_node or world) for rank in range(world)))
 
     @classmethod
     def shared(cls, comm: Any, ranks_per_node: int | None = None) -> tuple[Nodes, Any]:
-        """The nodes of a communicator, and one of its own for the ranks of this one; collective.
+        """The nodes of a communicator, and a communicator of this node's ranks. Collective.
 
-        ranks_per_node: split each node into nodes of so many ranks, although more share memory.
+        ranks_per_node: treat so many ranks as a node of their own, although more ranks share memory.
         """
         from mpi4py import MPI
 
@@ -48,5 +48,5 @@ class Nodes:
 
     @property
     def single(self) -> bool:
-        """Do all ranks share a node?"""
+        """Whether all ranks share a node."""
         return self.count == 1

@@ -1,7 +1,7 @@
-"""What Slurm's variables tell one process about itself: its job, step, node and task.
+"""Slurm's variables of one process: its job, step, node and task.
 
-The nodes and tasks of the whole job are read by `topology/slurm_job.py`. A step is what `srun` starts; a batch script
-or an salloc shell is in a job, but in no step.
+`topology/slurm_job.py` reads the nodes and tasks of the whole job. A step is started by `srun`; a batch script or an
+salloc shell is in a job, but in no step.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def node_name(env: Mapping[str, str]) -> str:
 
 
 def step_nodes(env: Mapping[str, str]) -> int:
-    """Nodes of the job step, 1 outside Slurm."""
+    """The number of nodes of the job step, 1 outside Slurm."""
     number = env.get("SLURM_STEP_NUM_NODES") or env.get("SLURM_NNODES", "")
     return int(number) if number.isdecimal() else 1
 
@@ -45,13 +45,13 @@ def counted(env: Mapping[str, str]) -> tuple[str, str]:
 
 
 def wanted_tasks(env: Mapping[str, str]) -> int:
-    """Tasks that sbatch or salloc was asked for, 0 if none were named."""
+    """The number of tasks requested from sbatch or salloc, 0 if none was given."""
     number = env.get(TASKS, "")
     return int(number) if number.isdecimal() else 0
 
 
 def mpi_type(env: Mapping[str, str]) -> str:
-    """Inside a step: the --mpi= it was started with. Outside: the default that the user or the site has set. Or ''."""
+    """Inside a step: the --mpi= it was started with. Outside: the default of the user or the site. '' if unknown."""
     return env.get("SLURM_MPI_TYPE", "")
 
 

@@ -11,7 +11,7 @@ PACKAGES = ("numpy", "numba", "llvmlite", "mpi4py", "h5py")
 
 
 def version(package: str) -> str | None:
-    """The installed version of a distribution; None where it is not installed."""
+    """The installed version of a distribution; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

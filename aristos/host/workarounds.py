@@ -1,9 +1,9 @@
 """Known problems of the MPI wheels, worked around by environment variables before MPI starts.
 
-`workarounds` returns what a process needs, `apply` sets it: Aristos's commands do, since they start MPI themselves.
-`import aristos` does not: a program of the user's starts MPI, and `aristos doctor` prints what its job script should
-export. A variable that the user has set is kept. A site's own MPI is left alone if only the wheels have the problem.
-This file holds the reasons; templates, recipes and tests that set the same variables refer to it.
+`workarounds` returns the variables that a process needs; `apply` sets them. Aristos's commands call `apply`, since they
+start MPI themselves. `import aristos` does not: the user's program starts MPI, and `aristos doctor` prints the exports
+for its job script. A variable that the user has set is kept. A site's own MPI is left alone if only the wheels have the
+problem. This file holds the reasons; templates, recipes and tests that set the same variables refer to it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Workaround(NamedTuple):
 
 @dataclass(frozen=True)
 class HostFacts:
-    """host: its name. rdma: whether it has an RDMA network. libpmix: the system's PMIx library, '' without.
-    shared: where files of shared memory go."""
+    """host: its name. rdma: whether it has an RDMA network. libpmix: the system's PMIx library, '' if none.
+    shared: the folder for files of shared memory."""
 
     host: str
     rdma: bool = False
@@ -41,7 +41,7 @@ class HostFacts:
     shared: str = "/dev/shm"
 
 
-_set: list[Workaround] = []  # by apply() in this process
+_set: list[Workaround] = []  # set by apply() in this process
 
 
 def this_machine(env: Mapping[str, str]) -> HostFacts:
@@ -56,7 +56,7 @@ def this_machine(env: Mapping[str, str]) -> HostFacts:
 
 
 def workarounds(env: Mapping[str, str], library: Library | None, machine: HostFacts) -> list[Workaround]:
-    """What must be set in `env` for this library to work as it should; nothing that is set already."""
+    """The variables that `env` lacks for this library to work correctly."""
     if library is None:
         return []
     known = {"MPICH": _mpich, "Open MPI": _open_mpi, "Intel MPI": _intel}
@@ -69,11 +69,11 @@ def _mpich(env: Mapping[str, str], library: Library, machine: HostFacts) -> list
         return []
     if env.get("MPIR_CVAR_CH4_NETMOD", "ofi") != "ofi":
         return []
-    # UCX's address asks more of PMI-2 than Slurm's has room for: MPI_Init fails, or does not come back.
+    # UCX's address can exceed the capacity of Slurm's PMI-2: MPI_Init fails or hangs.
     why = "the mpich wheel over UCX gives srun's PMI2 an address that can be too long for it"
     found = [Workaround("MPIR_CVAR_CH4_NETMOD", "ofi", why)]
     if not machine.rdma:
-        # Left to choose, OFI takes its provider `sockets`: MPI_Init of 32 ranks on 2 cores hung in one run of seven.
+        # By default OFI chooses its provider `sockets`: MPI_Init of 32 ranks on 2 cores hung in one run of seven.
         why = "the mpich wheel takes OFI's provider `sockets`, with which MPI_Init can hang on a busy machine"
         found.append(Workaround("FI_PROVIDER", "tcp", why))
     return found
@@ -103,7 +103,7 @@ def _intel(env: Mapping[str, str], library: Library, machine: HostFacts) -> list
 
 
 def apply(library: Library | None = None) -> list[Workaround]:
-    """Set what this process needs, before MPI starts; returns all that was set in this process, now or before."""
+    """Set the variables that this process needs, before MPI starts; returns all that it has set so far."""
     library = library or mpi_library.find()
     for each in workarounds(os.environ, library, this_machine(os.environ)):
         if each.name == SM_FOLDER and not _private(Path(each.value)):
@@ -114,12 +114,12 @@ def apply(library: Library | None = None) -> list[Workaround]:
 
 
 def applied() -> list[Workaround]:
-    """What `apply` has set in this process."""
+    """The variables that `apply` has set in this process."""
     return list(_set)
 
 
 def _private(folder: Path) -> bool:
-    """Make the folder; whether it is this user's own, also if it existed."""
+    """Make the folder if it is missing; whether it belongs to this user alone."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder.lstat().st_uid == os.getuid() and folder.is_dir() and not folder.is_symlink()

@@ -1,4 +1,4 @@
-"""Tile arithmetic. `ffn` runs an expert on rows, `Packed` keeps it packed, `gemm_peak` measures the micro-kernel."""
+"""Arithmetic. `ffn` runs an expert on rows, `Packed` keeps its weights packed, `gemm_peak` times the micro-kernel."""
 
 from importlib import import_module
 from typing import Any

@@ -1,8 +1,8 @@
 """A running job: its launcher as a child process, signals passed on, and a clean-up after it.
 
 A job may leave processes (a killed launcher's ranks, ranks that ignore SIGTERM) and files in /dev/shm. Processes are
-found by a variable that only this job has; the files appeared while it ran and no process uses them. Only this node is
-cleaned: on others Slurm or the MPI's daemons end the tasks.
+found by a variable that only this job has; files, by having appeared while it ran and being used by no process. Only
+this node is cleaned: on others Slurm or the MPI's daemons end the tasks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signa
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 PATIENCE = 10.0  # seconds from an ending signal to the launcher's SIGTERM
 FIRMER = 3.0  # seconds from there to SIGKILL
-GONE = 5.0  # seconds for its processes to end after the launcher
+GONE = 5.0  # seconds for the job's processes to end after the launcher
 
 
 class Job:

@@ -1,4 +1,4 @@
-"""`schedule="bulk"`: the layer the GShard way. Count exchange, Alltoallv, experts, Alltoallv, scale.
+"""`schedule="bulk"`: the layer the GShard way. Count exchange, Alltoallv, experts, Alltoallv, combine.
 
 The baseline of every comparison, and a second check of every result: it shares the kernels with the fused schedule, and
 none of its protocol.
@@ -44,7 +44,7 @@ class Bulk:
         )
 
     def run(self, job: np.ndarray) -> None:
-        """Run an entered call to its end; collective. The watchdog ends the wait for a rank in a fused call."""
+        """Run an entered call to its end; collective. The watchdog bounds a wait for a rank in a fused call."""
         runtime = self.runtime
         job[words.EPOCH] = runtime.epoch
         job[words.REMOTE] = 0  # all rows return to this rank's own window
@@ -127,7 +127,7 @@ class Bulk:
         return np.argsort(expert_of, kind="stable").astype(np.int64), np.cumsum(counts.sum(0)).astype(np.int64)
 
     def _alltoallv(self, job: Any, st: Any, out: Any, sent: Any, into: Any, came: Any, stride: int) -> None:
-        """Alltoallv of whole rows; one process copies."""
+        """Alltoallv of whole rows; a single rank copies."""
         if len(sent) == 1:
             into[: sent[0] * stride] = out[: sent[0] * stride]
             return

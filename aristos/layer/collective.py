@@ -197,7 +197,7 @@ class Collective:
         return self
 
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
-        """Close. An exception that the other ranks do not share fails them first; it is not suppressed."""
+        """Close. Before that, an exception that the other ranks do not share poisons them. None is suppressed."""
         unshared = kind is not None and not issubclass(kind, AristosError)
         if kind is SystemExit and getattr(value, "code", value) in (None, 0):
             unshared = False  # a successful exit happens on every rank

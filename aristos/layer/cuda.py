@@ -222,7 +222,7 @@ class CudaBackend(Backend):
         call.routed, shape = True, (*lead, k)
         found = [device_arrays.on_device(name, value) for name, value in (("ids", ids), ("weights", weights))]
         if found[0] is not None and found[1] is not None:
-            if call.waits:  # x is a host array, so the stream is theirs
+            if call.waits:  # x is a host array: use the stream of ids
                 call.stream = current_stream(found[0])
             call.ids = device_arrays.whole("ids", found[0], shape, "int64")
             call.weights = device_arrays.whole("weights", found[1], shape, "float32")

@@ -16,7 +16,7 @@ from .weights import CheckedWeights
 
 
 class DeviceWeights:
-    """Packed on the host, expert by expert, and copied once.
+    """A layer's weights on a GPU: packed on the host, expert by expert, and copied once.
 
     gpu: see substrate/cuda/device.py. kind: the arithmetic that weights are rounded to; biases stay float32.
     router: its address, or None. nbytes: bytes of GPU memory.

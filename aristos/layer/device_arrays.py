@@ -146,7 +146,7 @@ def _dlpack(name: str, value: Any) -> DeviceRows:
 def _walked(array: DeviceRows, axes: int) -> list[tuple[int, int, int]]:
     """(length, stride, stride of a contiguous array) of the first axes that are longer than 1.
 
-    Strides of others mean nothing, and exporters put anything there.
+    Strides of the other axes mean nothing, and exporters put anything there.
     """
     size = 1 if not array.shape else _size(array.dtype)
     triples = zip(array.shape[:axes], array.strides, contiguous(array.shape, size))

@@ -38,9 +38,8 @@ class Exchange(Collective):
     """Dispatch and combine over the ranks of a communicator, by one-sided puts, on CPUs. Collective.
 
     hidden: H, width of a token (float32). experts: E. top_k: choices a token. max_tokens: most tokens a rank brings
-    to a call.
-    placement, timeout, ranks_per_node: as for `MoE`. Shares the engine of the `MoE` objects on the same communicator.
-    Raises as `MoE` does.
+    to a call. placement, timeout, ranks_per_node: as for `MoE`. An exchange shares the engine of the `MoE` objects on
+    the same communicator. Raises as `MoE` does.
     """
 
     def __init__(
@@ -113,8 +112,8 @@ class Exchange(Collective):
         """Send every token of x to the experts in `ids`; collective.
 
         x: [..., H] float32; ids: [..., k] integers, -1: choice not taken. Returns the rows that all ranks sent to
-        this rank's experts, [rows, H], and a handle for `combine`. Until `combine`, the communicator has no other
-        call. Raises InputError, or PeerInputError for a refusal of another rank.
+        this rank's experts, [rows, H], and a handle for `combine`. Until `combine`, no other call may be made on the
+        communicator. Raises InputError, or PeerInputError for a refusal of another rank.
         """
         runtime = self._alive()
         runtime.enter()
@@ -206,7 +205,7 @@ class Exchange(Collective):
         return y
 
     def _return(self, handle: Handle, back: Any, scale: Any, y: Any) -> None:
-        """Run the second phase and close the call. back: None: this rank refuses, which the others are notified of."""
+        """Run the second phase and close the call. back None: this rank refuses, and the others are notified."""
         runtime, job = self._alive(), self._job
         counts = np.ascontiguousarray(handle.counts).reshape(-1, self.world)
         self._open = None

@@ -143,7 +143,7 @@ class MoE(Collective):
         up, gate: [E, H, F], down: [E, F, H], router: [H, E], up_bias, gate_bias: [E, F], down_bias: [E, H], all
         float32; with local=True only this rank's experts, in the order of their ids (`placement.mine(rank)`).
         layout="out_in": nn.Linear's order, up, gate [E, F, H], down [E, H, F], router [E, H]. A router is needed unless
-        every call brings its ids. Not collective. `summary` goes on counting. Raises InputError; the layer then keeps
+        every call brings its ids. Not collective; `summary` keeps its totals. Raises InputError; the layer then keeps
         the weights it had.
         """
         self._settled()
@@ -279,7 +279,8 @@ class MoE(Collective):
     def summary(self) -> Summary:
         """Totals over all ranks and calls of this object: messages by size, times, waits by peer. Collective.
 
-        Messages are the puts of dispatched rows; outputs return with the kernel's own stores and are not among them.
+        Messages within a node are the puts of dispatched rows, not the outputs, which the kernel stores itself; those
+        between nodes are batches, see `MessageClass`.
         With backend="cuda", calls with return_stats=True are counted, and no others.
         """
         runtime = self._settled()

@@ -10,7 +10,7 @@ from ..errors import ClosedError, InputError
 
 
 class PendingCall:
-    """A started call. The caller leaves x and out alone until `wait`, which may be called once."""
+    """A started call. Until `wait`, which may be called once, x and out must not be touched."""
 
     def __init__(self, done: Any, result: Callable[[float], Any], ended: Callable[[], None]) -> None:
         """done: a queue that gets (seconds, error) when the call ends. ended: called then, before `result`."""
@@ -36,7 +36,7 @@ class PendingCall:
     def _end(self) -> tuple[float, BaseException | None]:
         while True:
             try:
-                ended = self._done.get(timeout=0.1)  # returns now and then so that Ctrl-C works; one can wait again
+                ended = self._done.get(timeout=0.1)  # the timeout lets Ctrl-C in; wait() can be called again
                 break
             except queue.Empty:
                 continue

@@ -30,7 +30,7 @@ from .reach import by_parts, reach
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 MOST = 96  # devices
-LISTED = 10  # devices of a lowest cell, up to which its groups are listed one by one
+LISTED = 10  # most devices of a lowest cell whose groups are listed one by one
 EACH_MOST = 8  # devices in every cell touched; larger numbers are one class
 STATES = 120_000  # limit of one size's dynamic programme; coarser units keep it
 UNITS = 64  # of memory, at most

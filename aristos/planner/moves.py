@@ -8,8 +8,8 @@ from ..primitives.compile import jit
 from .terms import allreduce_us, comm_us, pi_us, share_mib
 
 INFINITE = np.inf
-SHARPNESS = 12.0  # of the mean that replaces the longest stage: shortening one of several equals counts a little
-SHORT_OF_MEMORY = 4.0  # penalty factor of a stage for each whole set of experts that does not fit
+SHARPNESS = 12.0  # exponent of a mean that stands for the longest stage, so that shortening any long stage counts
+SHORT_OF_MEMORY = 4.0  # penalty on a stage: a constant part, and as much for a whole set of experts that does not fit
 
 
 @jit

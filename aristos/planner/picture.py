@@ -1,4 +1,4 @@
-"""A picture of the cluster: a row of squares a node, coloured by group, with the bottleneck marked."""
+"""A picture of the cluster: one row of squares for each node, coloured by group, with the bottleneck marked."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Infeasible(InputError):
 
 @dataclass(frozen=True)
 class Device:
-    """rate: cost units per us. memory: experts of one layer that fit, when those of all layers are held alike."""
+    """rate: cost units per us. memory: experts of one layer that fit, if it holds as many of every layer."""
 
     rate: float
     memory: int

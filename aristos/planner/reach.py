@@ -9,7 +9,7 @@ For groups of s devices that lie in a cell, but in none of its children, and hol
   device of u pays for c - 1 partners in u and s - c outside. If u has children, the c devices lie in at least some
   number of them, and one of these has at most c over that number.
 
-Rates and the whole partition are the business of `bounds.py`.
+`bounds.py` adds rates, and joins groups to partitions.
 """
 
 from __future__ import annotations

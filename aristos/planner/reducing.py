@@ -16,7 +16,7 @@ from .cells import single_linkage
 from .cost import allreduce_us, link_of, slowest_link
 from .problem import Problem
 
-PRICED_MOST = 256  # devices up to which components are priced
+PRICED_MOST = 256  # most devices with which components are priced
 
 
 def least_reduce(problem: Problem, allreduce: str, objective: str, incumbent_us: float) -> Callable[[int], float]:

@@ -21,7 +21,7 @@ from .values import number
 
 TIMELY = 0.93  # of the deadline; no solver is started after it
 CLOSE = 1e-4  # gap at which the search ends
-CELLS_MOST = 160  # devices up to which the bound treats each; above, equal cells are one
+CELLS_MOST = 160  # most devices that the bound treats one by one; above, equal cells are one
 PACKED = 0.7  # of the time: when packing ends
 PLAIN, ANNEALED, PARTITIONED = 0.2, 0.4, 0.8  # of the time: when the first bound, annealing and columns end
 NUMBERS_SECONDS = 15.0  # limit of the integer programmes before the search

@@ -34,7 +34,7 @@ def ranges(members: list[int]) -> str:
 
 
 def report(plan: Plan, seconds: float) -> str:
-    """The whole report. seconds: that solving took."""
+    """The whole report. seconds: how long solving took."""
     cost, k = plan.cost, len(plan.groups)
     reduce_us = f"all-reduce {seconds_text(cost.allreduce_us)}" if k > 1 else "no all-reduce"
     lines = [

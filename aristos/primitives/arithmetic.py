@@ -1,8 +1,8 @@
-"""The arithmetic that steps call: names and arguments. A substrate provides what runs.
+"""The arithmetic that steps call: names and arguments. A substrate provides the implementations.
 
-On CPUs `kernels/cpu/lowering.py` registers a compiled function for each name; the schedule explorer puts hashes there.
-A GPU's blocks compute in the persistent kernel and call none of these. Weights are the addresses (up, gate, down,
-up_bias, gate_bias, down_bias) of one expert's, 0 for absent tensors.
+On CPUs `kernels/cpu/lowering.py` registers a compiled function for each name; the schedule explorer replaces them by
+hashes. A GPU's blocks compute in the persistent kernel and call none of these. `weights`: the addresses (up, gate,
+down, up_bias, gate_bias, down_bias) of one expert, 0 for absent tensors.
 """
 
 
@@ -11,24 +11,24 @@ def _missing(name):
 
 
 def route_block(count, x, x_stride, hidden, router, panels, experts, k, score, renormalize, scale, ids, weights, out):
-    """ids, weights: addresses of [count, k] int64 and float32, written for `count` tokens. False if a score is not
-    finite. out: scratch, see `kernels.cpu.tokens.route_bytes`.
+    """Choose k experts for each of `count` tokens; False if a score is not finite. ids, weights: addresses of
+    [count, k] int64 and float32, written. out: scratch of `kernels.cpu.tokens.route_bytes` bytes.
     """
     _missing("route_block")
 
 
 def expert_rows(rows, x, y, weights, activation, hidden, ffn, scratch, wire):
-    """One expert on `rows` rows. x, y: addresses of lists of row addresses."""
+    """Run one expert on `rows` rows. x, y: addresses of arrays of row addresses."""
     _missing("expert_rows")
 
 
 def up_columns(rows, x, activations, weights, activation, hidden, ffn, first, columns, scratch, wire):
-    """Hidden activations first..first+columns of a column-split run."""
+    """Compute hidden activations first..first+columns of a column-split run."""
     _missing("up_columns")
 
 
 def down_columns(rows, activations, y, weights, ffn, first, last, scratch, wire):
-    """Output columns first..last of a column-split run."""
+    """Compute output columns first..last of a column-split run."""
     _missing("down_columns")
 
 

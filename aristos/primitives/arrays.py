@@ -27,7 +27,7 @@ def view(name: str, value: Any) -> np.ndarray:
 
 
 def wrong_dtype(name: str, got: np.dtype, wanted: Any) -> InputError:
-    """The error for an array of another dtype; for bits of bfloat16 it quotes the conversion."""
+    """The error for an array of the wrong dtype; for uint16 bits of bfloat16 it shows the conversion."""
     advice = "cast it yourself, arrays are never cast silently"
     if got.name in ("uint16", "void16"):
         cast = "" if str(wanted) == "bfloat16" else f".astype({str(wanted)!r})"
@@ -36,7 +36,7 @@ def wrong_dtype(name: str, got: np.dtype, wanted: Any) -> InputError:
 
 
 def rows(name: str, value: Any, width: int, dtype: np.dtype) -> tuple[np.ndarray, tuple[int, ...]]:
-    """(rows [S, width] of `value` [..., width], the leading shape); a copy only where strides force it."""
+    """(rows [S, width] of `value` [..., width], the leading shape); copied only if the strides require it."""
     array = view(name, value)
     if array.dtype != dtype:
         raise wrong_dtype(name, array.dtype, dtype)

@@ -1,4 +1,4 @@
-"""Memory for rows: how many bytes an element takes, and arrays that start on a cache line."""
+"""Memory for rows: the size of an element, and arrays that start on a cache line."""
 
 from __future__ import annotations
 

@@ -2,10 +2,10 @@
 
 `jit` marks a function; nothing is compiled, and no file is touched, before its first call. Compiled code is cached in
 `$ARISTOS_CACHE` (default `$XDG_CACHE_HOME/aristos` or `~/.cache/aristos`, or a temporary folder if that cannot be
-written). A subfolder is named by the versions of Python, Numba, llvmlite and NumPy and by the CPU's features; in it,
+written). A subfolder is named by the versions of Python, Numba, llvmlite and NumPy and by the CPU's features. In it,
 each module has a folder named by a hash of the sources that its compiled code reads (`sources.py`), because Numba's own
-cache follows neither edits in other files nor another ISA behind the same path. Equal sources share compiled code
-wherever the package lies: a clone, an install, a job's copy. One cache, one lock; not a general build system.
+cache notices neither edits in other files nor another ISA at the same path. Equal sources share compiled code: a clone,
+an install and a job's copy. One cache, one lock; not a general build system.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from numba.core.registry import CPUDispatcher
 from ..errors import EnvironmentProblem
 from . import sources
 
-COMPILE_SECONDS = 900  # far more than compiling everything takes
-FIRST_SECONDS, NEXT_SECONDS = 1.0, 10.0  # of compiling until the first report, and between reports
+COMPILE_SECONDS = 900  # time limit of a wait for another process; compiling everything takes far less
+FIRST_SECONDS, NEXT_SECONDS = 1.0, 10.0  # from the start to the first progress report, and between reports
 PACKAGE = Path(__file__).parent.parent
 STARTED = time.time()
-config: Any = _config  # Numba makes its options at run time; type checkers do not know them
+config: Any = _config  # Numba creates its options at run time; type checkers do not know them
 _registered: list[Any] = []
 
 
 def _usable(folder: Path) -> bool:
-    """Whether this user can write to a folder, and nobody else can: cached code is run as it is. Makes the folder."""
+    """Whether this user alone can write to a folder: cached code is run unchecked. Makes the folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=folder) as probe:
@@ -76,23 +76,23 @@ def cache_folder() -> Path:
 
 
 def root() -> Path:
-    """The folder above the folders of all versions."""
+    """The cache folder of all versions."""
     return cache_folder().parent
 
 
 @cache
 def versions() -> str:
-    """What compiled code depends on beside its sources."""
+    """The versions and CPU features that compiled code depends on, besides its sources."""
     numbers = (sys.version, numba.__version__, llvmlite.__version__, np.__version__)
     return repr((numbers, binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()))
 
 
 @cache
 def source_key(source: Path) -> str:
-    """Hash of the sources that compiled code of a module reads, lowerings of the primitives included.
+    """Hash of the sources that a module's compiled code reads, lowerings of the primitives included.
 
-    A file outside the package is taken to read all of the package. A source that was edited after this process started
-    may not be the one that it runs: then the key is this process's own.
+    A file outside the package is assumed to read all of the package. If a source was edited after this process started,
+    the process may run the old one; then the key is unique to this process.
     """
     if source.is_relative_to(PACKAGE):
         read = sources.files(source).union(*map(sources.files, lowerings()))
@@ -105,12 +105,12 @@ def source_key(source: Path) -> str:
 
 
 def lowerings() -> frozenset[Path]:
-    """The modules that register with Numba what names of other modules compile to on CPUs."""
+    """The modules that register CPU lowerings with Numba for names of other modules."""
     return sources.importers(PACKAGE, "numba.extending", "overload")
 
 
 def module_folder(source: Path) -> Path:
-    """Where the compiled code of a module is kept."""
+    """The folder of a module's compiled code."""
     return cache_folder() / f"{source.stem}-{source_key(source)}"
 
 
@@ -126,7 +126,7 @@ class Locator(caching.UserProvidedCacheLocator):
 
 @contextlib.contextmanager
 def _numba_cache(folder: Path, locator: type) -> Iterator[None]:
-    """While inside, Numba makes caches in `folder`, or where the locator puts them (before 0.62 it knows none)."""
+    """While inside, Numba makes caches in the locator's folder, or in `folder` (Numba before 0.62 has no locators)."""
     ours = {"CACHE_DIR": str(folder), "CACHE_LOCATOR_CLASSES": f"{locator.__module__}.{locator.__name__}"}
     before = {name: getattr(config, name, "") for name in ours}
     vars(config).update(ours)
@@ -169,14 +169,14 @@ def jit(function: Callable) -> Any:
 
 
 class Inlined(CPUDispatcher):
-    """A function that compiled code inlines, and that Python calls as it is, without compiling it."""
+    """Mark a function that compiled code inlines, and that Python calls uncompiled."""
 
     def __call__(self, *arguments: Any) -> Any:
         return self.py_func(*arguments)
 
 
 def inlined(function: Callable) -> Any:
-    """A small function that compiled code inlines, on CPUs and on CUDA. It is never compiled alone."""
+    """Mark a small function that compiled code inlines, on CPUs and on CUDA. It is never compiled alone."""
     if config.DISABLE_JIT:
         return function
     compiled = numba.njit(inline="always", error_model="numpy")(function)
@@ -187,8 +187,8 @@ def inlined(function: Callable) -> Any:
 def entry(function: Callable, signature: Any, locator: type) -> Any:
     """Compile a function alone, for a C signature; `.address` is its address in this process.
 
-    Code that calls it by that address neither inlines nor links it, and so stays small. locator: names the folder of
-    its code and what the code depends on.
+    Code that calls it by address neither inlines nor links it, and so stays small. locator: the Numba cache locator
+    that determines the folder and the key of its code.
     """
     options: dict[str, Any] = {"nopython": True, "error_model": "numpy"}
     with _numba_cache(root(), locator):
@@ -203,7 +203,7 @@ def compiling(quiet: bool = False) -> Iterator[None]:
 
 
 def compiled_here() -> int:
-    """How many functions this process has compiled itself, not loaded from the cache."""
+    """The number of functions that this process has compiled, not loaded from the cache."""
     return sum(sum(f.stats.cache_misses.values()) for f in _registered)
 
 
@@ -221,7 +221,7 @@ def _node_lock() -> Iterator[None]:
             f"another process has held {path} for {COMPILE_SECONDS} s: if none is compiling, remove that file, or set"
             " ARISTOS_CACHE to another folder"
         ) from None
-    except (NotImplementedError, OSError):  # no flock here: processes compile side by side, Numba's writes are atomic
+    except (NotImplementedError, OSError):  # no flock here: processes compile concurrently; Numba's writes are atomic
         yield
         return
     try:
@@ -233,8 +233,8 @@ def _node_lock() -> Iterator[None]:
 def warm_up(entries: list[tuple[Any, tuple]], *, quiet: bool = False) -> int:
     """Compile or load functions for the given argument types; report on stderr while it takes long.
 
-    entries: (compiled function, its signature as a tuple of Numba types). Returns how many functions were compiled
-    here.
+    entries: (compiled function, its signature as a tuple of Numba types). Returns the number of functions that this
+    process compiled.
     """
     if config.DISABLE_JIT:
         return 0
@@ -252,12 +252,12 @@ def warm_up(entries: list[tuple[Any, tuple]], *, quiet: bool = False) -> int:
 
 
 def _source(function: Any) -> Path:
-    """The file of a compiled function."""
+    """The source file of a compiled function."""
     return Path(function.py_func.__code__.co_filename)
 
 
 def _compile(function: Any, signature: tuple) -> None:
-    """Load a function from the cache or compile it; a damaged cache is emptied, once."""
+    """Load a function from the cache or compile it. If the cache is damaged, empty it once and try again."""
     try:
         function.compile(signature)
     except (EOFError, pickle.UnpicklingError, AttributeError, ImportError, IndexError, OSError) as error:
@@ -275,7 +275,7 @@ def _compile(function: Any, signature: tuple) -> None:
 
 @contextlib.contextmanager
 def _progress(quiet: bool) -> Iterator[None]:
-    """Report on stderr, once it takes over a second, how many functions are ready and the time it has taken."""
+    """Report on stderr, from the first second on, the number of compiled functions and the time taken."""
     done = threading.Event()
     start = time.monotonic()
 

@@ -1,7 +1,7 @@
-"""Shared-memory operations: their names, and what they mean in plain Python.
+"""Shared-memory operations: their names, and their meaning in plain Python.
 
 The engine accesses memory that other workers or ranks use through these functions only, by address (an int64). Each
-has three lowerings: the body below (uncompiled, which tests and the schedule explorer run or replace), LLVM on CPUs
+has three lowerings: the body below (tests and the schedule explorer run it uncompiled or replace it), LLVM on CPUs
 (`kernels/cpu/llvm.py`), PTX on GPUs. They bind by name when the engine is compiled: never pass one as an argument.
 Words are 8 bytes, aligned, and hold signed 64-bit integers.
 """
@@ -14,31 +14,31 @@ import numpy as np
 
 
 def _word(addr):
-    return ctypes.c_int64.from_address(int(addr))  # addresses come out of int64 arrays
+    return ctypes.c_int64.from_address(int(addr))  # an address may be a NumPy int64
 
 
 def load(addr):
-    """The word at `addr`, unordered: for memory that only this worker may write now."""
+    """Read a word, unordered: for memory that only this worker may write now."""
     return _word(addr).value
 
 
 def store(addr, value):
-    """Write a word, unordered: published by a later `store_release`."""
+    """Write a word, unordered: a later `store_release` publishes it."""
     _word(addr).value = value
 
 
 def load_acquire(addr):
-    """Read a word that another worker or rank releases; what that one wrote before is visible afterwards."""
+    """Read a word that another worker or rank releases; afterwards all that it wrote before the release is visible."""
     return _word(addr).value
 
 
 def store_release(addr, value):
-    """Publish a word: everything written before is visible to a thread that reads it with `load_acquire`."""
+    """Publish a word: a thread that reads it with `load_acquire` sees everything written before."""
     _word(addr).value = value
 
 
 def fetch_add(addr, value):
-    """Add to a word of this rank and return what it held (acquire and release)."""
+    """Add to a word of this rank and return its old value (acquire and release)."""
     word = _word(addr)
     old = word.value
     word.value = old + value
@@ -55,12 +55,12 @@ def compare_exchange(addr, expected, value):
 
 
 def copy_row(dst, src, nbytes):
-    """Copy `nbytes` opaque bytes between places that do not overlap."""
+    """Copy `nbytes` opaque bytes; source and target must not overlap."""
     ctypes.memmove(int(dst), int(src), int(nbytes))
 
 
 def call(function, a, b, c, d, e, f, g, h):
-    """Call the C function at an address with eight integer arguments, or those it takes; returns its int result."""
+    """Call the C function at an address with up to eight integer arguments; returns its int result."""
     return ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_int64] * 8)(int(function))(*map(int, (a, b, c, d, e, f, g, h)))
 
 
@@ -69,12 +69,12 @@ def pause():
 
 
 def yield_core():
-    """Offer this core to another thread or rank; returns at once if none wants it."""
+    """Yield this core to another thread or rank; returns at once if none is ready."""
     os.sched_yield()
 
 
 def nap():
-    """Sleep for the shortest time, about 50 us: other ranks are sure to get this core, which a yield may not give."""
+    """Sleep for the shortest possible time, about 50 us. Unlike a yield, this always lets other ranks use the core."""
     time.sleep(1e-6)
 
 
@@ -89,7 +89,7 @@ def thread():
 
 
 def threads():
-    """How many threads execute a step together."""
+    """The number of threads that execute a step together."""
     return 1
 
 
@@ -99,7 +99,7 @@ def warp():
 
 
 def warps():
-    """How many warps execute a step together."""
+    """The number of warps that execute a step together."""
     return 1
 
 
@@ -109,7 +109,7 @@ def lane():
 
 
 def block_barrier():
-    """Wait for the other threads that execute this step; what they have written is visible afterwards."""
+    """Wait for the other threads that execute this step; afterwards all that they have written is visible."""
 
 
 def floats(addr, n):

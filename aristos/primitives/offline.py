@@ -41,7 +41,7 @@ def driverless(cc: tuple) -> Iterator[None]:
 
 
 def compiled(kernel: Any, types_: tuple, cc: tuple) -> tuple[Any, list[str]]:
-    """(Numba's library of a `cuda.jit` kernel for argument types, its PTX texts); cc: (9, 0), or (9, 0, 'a')."""
+    """Compile a `cuda.jit` kernel for argument types: (Numba's library, its PTX texts). cc: (9, 0), or (9, 0, 'a')."""
     compiler: Any = import_module("numba.cuda.compiler")
     lock: Any = import_module("numba.cuda.core.compiler_lock").global_compiler_lock
     options = getattr(kernel, "targetoptions", {})
@@ -60,10 +60,10 @@ def compiled(kernel: Any, types_: tuple, cc: tuple) -> tuple[Any, list[str]]:
 
 
 def with_lines(compile_: Callable[[bool], Any]) -> Any:
-    """The result of `compile_` with line information, which reports need to name lines; without it if that fails.
+    """The result of `compile_` with line information, so that reports name source lines; without it if that fails.
 
-    numba-cuda 0.30 cannot describe arguments that are empty tuples, and NVVM rejects its descriptions of some kernels'
-    variables. Reports then name lines of the PTX text.
+    numba-cuda 0.30 cannot describe arguments that are empty tuples, and NVVM rejects its debug information of some
+    kernels' variables. Reports then name lines of the PTX text.
     """
     nvvm_error: Any = import_module("numba.cuda.cudadrv.nvvm").nvvmError
     try:

@@ -1,8 +1,8 @@
-"""Which source files the compiled code of a module reads, found by program: what a kernel cache's key must follow.
+"""Find the source files that a module's compiled code reads, on which the key of a kernel cache must depend.
 
-Compiled code holds the functions and constants of its own module and of whatever that module imports, so its sources
-are the module's file and, transitively, the files of the same package that it imports. Imports are read from the
-syntax tree; nothing is imported or run. Works for any package folder.
+Compiled code holds the functions and constants of its own module and of the modules that it imports. So its sources are
+the module's file and, transitively, the files of the same package that it imports. Imports are read from the syntax
+tree; nothing is imported or run. Works for any package folder.
 
 Not followed: imports for type checkers only (`if TYPE_CHECKING`), `import_module`, the `__init__.py` of a folder on
 the way to a module, and imports inside a function, unless that function defines others, which may be compiled.
@@ -33,7 +33,7 @@ def files(source: Path) -> frozenset[Path]:
 
 @cache
 def importers(package: Path, module: str, name: str) -> frozenset[Path]:
-    """The files below a folder that contain `from module import name`: modules that register lowerings, say."""
+    """The files below a folder that contain `from module import name`, such as modules that register lowerings."""
     return frozenset(
         path
         for path in package.rglob("*.py")
@@ -49,7 +49,7 @@ def importers(package: Path, module: str, name: str) -> frozenset[Path]:
 
 @cache
 def digest(sources: frozenset[Path]) -> str:
-    """Hash of files: of their contents and their places in their packages, not of where the packages lie."""
+    """Hash of files: their contents and their paths within their packages, not the packages' locations."""
     whole = hashlib.sha256()
     for place, path in sorted((path.relative_to(_root(path).parent).as_posix(), path) for path in sources):
         whole.update(place.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
@@ -58,7 +58,7 @@ def digest(sources: frozenset[Path]) -> str:
 
 @cache
 def imported(source: Path) -> frozenset[Path]:
-    """The files of the same package that a module itself imports."""
+    """The files of the same package that a module imports directly."""
     root = _root(source)
     return frozenset(path for node in _imports(_tree(source)) for path in _targets(node, source, root)) - {source}
 
@@ -96,7 +96,7 @@ def _type_checking(test: ast.expr) -> bool:
 
 
 def _targets(node: Import, source: Path, root: Path) -> Iterator[Path]:
-    """The files that an import statement names, if they are of the package."""
+    """The files of the package that an import statement names."""
     if isinstance(node, ast.Import):
         for alias in node.names:
             yield from _module(_absolute(alias.name, root))
@@ -116,13 +116,13 @@ def _targets(node: Import, source: Path, root: Path) -> Iterator[Path]:
 
 
 def _absolute(name: str, root: Path) -> Path | None:
-    """Where a module's file or folder would be, without suffix; None if it is of another package."""
+    """The path of a module's file or folder, without suffix; None if the module is of another package."""
     first, *rest = name.split(".")
     return root.joinpath(*rest) if first == root.name and (root / "__init__.py").is_file() else None
 
 
 def _module(base: Path | None) -> Iterator[Path]:
-    """The file of the module at a path without suffix; nothing if there is none."""
+    """The file of the module at a path without suffix; empty if there is none."""
     if base is not None:
         for path in (base.with_name(f"{base.name}.py"), base / "__init__.py"):
             if path.is_file():

@@ -1,8 +1,8 @@
 """The wire: MPI's one-sided calls from compiled code, through the function pointers of the MPI library in use.
 
 A wire is a few int64 words at an address: function addresses, handles, a lock, and the rank that MPI is waiting for.
-Only the thread that holds the lock calls MPI. What is sent is decided in `engine/outbox.py`.
-Source of the semantics: MPI 4.1, chapter 12 (passive target, Win_flush, Win_sync; separate puts are unordered).
+Only the thread that holds the lock calls MPI. `engine/outbox.py` decides what is sent.
+Semantics: MPI 4.1, chapter 12 (passive target, Win_flush, Win_sync; separate puts are unordered).
 """
 
 from . import memory as mem
@@ -12,27 +12,27 @@ from .compile import jit
     LOCK,  # 1 while a thread is in MPI
     PUT, FLUSH, SYNC, PROBE, SLEEP,  # addresses of MPI_Put, MPI_Win_flush, MPI_Win_sync, MPI_Iprobe, usleep
     WINDOW, COMM, BYTE, ANY_SOURCE, ANY_TAG,  # handles and constants
-    FLAG,  # where MPI_Iprobe writes its answer
+    FLAG,  # MPI_Iprobe writes its result here
     LAST,  # when progress was last made, ns on CLOCK_MONOTONIC
-    TURNED,  # when a worker last checked what is to be put
+    TURNED,  # when a worker last checked for data to put
     PEER, SINCE,  # 1 + the peer of the MPI call in progress, or 0, and when it began: read by the watchdog
     IN_CALL,  # nonzero while workers make progress themselves
     STOP,  # nonzero: the progress thread ends
     ERROR,  # MPI_Iprobe's error code: the watchdog then ends the job; an error of the window ends it at once
     STATUS,  # 16 words for an MPI_Status; then UNDER_WAY
 ) = range(20)  # fmt: skip
-UNDER_WAY = STATUS + 16  # a word a rank: nonzero while puts to it are not flushed
+UNDER_WAY = STATUS + 16  # one word per rank: nonzero while puts to it are not flushed
 
 
 def words(world):
-    """How many words a wire to `world` ranks takes."""
+    """The number of words of a wire to `world` ranks."""
     return UNDER_WAY + world
 
 
-TEND_NS = 50_000  # between two calls for progress within a layer call, at most
+TEND_NS = 50_000  # interval between MPI progress calls within a layer call
 PACE_US = 1000  # the same outside layer calls
-ALONE_NS = 5_000_000  # the progress thread acts within a call too if no worker has made progress for so long
-MOST_BYTES = 1 << 30  # of one MPI_Put: MPI counts in ints
+ALONE_NS = 5_000_000  # within a layer call the progress thread acts if no worker has made progress for so long
+MOST_BYTES = 1 << 30  # the most bytes of one MPI_Put: MPI counts in ints
 
 
 @jit
@@ -49,14 +49,14 @@ def leave(wire):
 
 @jit
 def begin(wire, peer):
-    """Record for the watchdog that an MPI call for `peer` begins, which may take long."""
+    """Record for the watchdog that a possibly long MPI call for `peer` begins."""
     mem.store(wire + 8 * SINCE, mem.clock())
     mem.store_release(wire + 8 * PEER, 1 + peer)
 
 
 @jit
 def put(wire, peer, at, source, nbytes):
-    """Put `nbytes` from address `source` to byte `at` of the window of `peer`. (Holding the lock.)
+    """Put `nbytes` from address `source` to byte `at` of the window of `peer`. The caller holds the lock.
 
     It may never return: over TCP, MPICH retries for ever to connect to a peer that has ended.
     """
@@ -72,9 +72,9 @@ def put(wire, peer, at, source, nbytes):
 
 @jit
 def flush(wire, peer):
-    """Wait until all puts to `peer` have landed. The wait has no bound of its own; the watchdog bounds it.
+    """Wait until all puts to `peer` have landed. The watchdog bounds the wait.
 
-    Over libfabric MPICH counts all puts of a window together, so it also waits for puts to other ranks.
+    Over libfabric MPICH counts all puts of a window together, so the wait includes puts to other ranks.
     """
     begin(wire, peer)
     mem.call(mem.load(wire + 8 * FLUSH), peer, mem.load(wire + 8 * WINDOW), 0, 0, 0, 0, 0, 0)
@@ -84,13 +84,13 @@ def flush(wire, peer):
 
 @jit
 def sync(wire):
-    """Make visible what landed before the words that were just read. (Holding the lock.)"""
+    """Make data visible that landed before the words just read. The caller holds the lock."""
     mem.call(mem.load(wire + 8 * SYNC), mem.load(wire + 8 * WINDOW), 0, 0, 0, 0, 0, 0, 0)
 
 
 @jit
 def progress(wire):
-    """Let MPI make progress on puts in flight, and make visible what has landed. (Holding the lock.)"""
+    """Let MPI make progress on puts in flight, and make landed data visible. The caller holds the lock."""
     code = mem.call(
         mem.load(wire + 8 * PROBE),
         mem.load(wire + 8 * ANY_SOURCE),
@@ -110,7 +110,7 @@ def progress(wire):
 
 @jit
 def tend(wire):
-    """Make progress if no thread has for TEND_NS; kernels call it between panels. wire 0: there is no wire."""
+    """Make progress if no thread has for TEND_NS; kernels call it between panels. wire: its address, 0 for none."""
     if wire == 0 or mem.clock() - mem.load(wire + 8 * LAST) < TEND_NS:
         return
     if take(wire):
@@ -120,7 +120,7 @@ def tend(wire):
 
 @jit
 def pace(wire):
-    """The progress thread: until STOP, make progress every PACE_US outside calls, and within them if no worker does."""
+    """The progress thread. Until STOP it makes progress: every PACE_US outside calls, inside only if no worker does."""
     while mem.load_acquire(wire + 8 * STOP) == 0:
         mem.call(mem.load(wire + 8 * SLEEP), PACE_US, 0, 0, 0, 0, 0, 0, 0)
         alone = mem.load_acquire(wire + 8 * IN_CALL) == 0 or mem.clock() - mem.load(wire + 8 * LAST) > ALONE_NS

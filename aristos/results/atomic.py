@@ -23,7 +23,7 @@ _NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.
 
 @contextlib.contextmanager
 def locked(target: Path, seconds: float) -> Iterator[None]:
-    """Hold the file's lock: flock, which ends with its holder, or a lock by existence where flock is not supported.
+    """Hold the file's lock: flock, which ends with its holder; where flock is not supported, the existence of a file.
 
     Raises ResultsError naming the lock file if another writer holds it for longer than `seconds`.
     """

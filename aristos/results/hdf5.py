@@ -199,7 +199,7 @@ def append(path: str | os.PathLike[str], run: Run, lock_seconds: float = LOCK_SE
 
 
 def check(path: str | os.PathLike[str]) -> None:
-    """Raise ResultsError if `append` would fail: to be called before minutes of measuring."""
+    """Raise ResultsError if `append` would fail. For use before a long measurement."""
     if not os.fspath(path):
         raise ResultsError("a results file needs a name, got an empty path")
     target = Path(os.path.realpath(path))

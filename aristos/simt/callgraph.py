@@ -23,7 +23,7 @@ def mark_recursive(functions: dict[str, FunctionInfo], code: list[list[int]]) ->
 
 
 def reachable(functions: dict[str, FunctionInfo], name: str) -> set[str]:
-    """The functions that may be active while a function is, itself among them only if it is recursive."""
+    """The functions that a function may call, directly or not; itself among them only if it is recursive."""
     seen: set[str] = set()
     todo = [name]
     while todo:

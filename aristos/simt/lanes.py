@@ -1,7 +1,7 @@
 """The lanes of a warp: which run next, which part at a branch, and which wait for each other.
 
-Lanes at the same instruction run it together. Where lanes part, those furthest behind run first, so that they meet the
-others. Lanes that spin are set aside after a while and others run, for which they may be waiting.
+Lanes at the same instruction run it together. Where lanes diverge, those furthest behind run first, so that they meet
+the others. Lanes that spin are set aside after a while and others run, for which they may be waiting.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A phase ends when all expected arrivals and all expected bytes have arrived. Arrivals release the work before them to
 the threads that observe the end of the phase. `try_wait` suspends its lanes. As on hardware, it may also return false
-after a time: at once by chance if the checker is on, and when no other lane can run. A few of the latter without any
+early: by chance, if the checker is on, and whenever no other lane can run. PATIENT_ANSWERS of the latter without any
 change are a deadlock.
 
 The object's 8 bytes hold its state, so that a store over them is detected. Source: the PTX ISA, "mbarrier".
@@ -218,7 +218,7 @@ def go_on(x, warp, thread, lane, row):
 
 @jit
 def take_in(x, thread, line, row):
-    """The acquire of a successful wait. Most lanes have the same clock before, so the last result is kept."""
+    """The acquire of a successful wait. Most lanes have equal clocks before it, so the last result is kept."""
     if not get(x, s.CHECK):
         return
     if get(line, isa.FLAGS) & 15 == isa.RELAXED:

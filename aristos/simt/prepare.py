@@ -1,4 +1,4 @@
-"""Before a run: the tables of its launches are laid out, with slots for the blocks that can be resident."""
+"""Lays out the tables of a run's launches, with slots for the blocks that can be resident."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Program:
 def layout(variables: list[Variable], returns: int) -> tuple[list[tuple[int, int]], int]:
     """((offset, bytes) in the frame of each return and parameter, bytes of all); the same for callers and callees.
 
-    Parameters come first: Numba declares C functions without a result as if they had one, and linkers accept it.
+    Parameters come first, so their places agree if one side alone declares a result, as Numba does for C functions.
     """
     places, offset = [(0, 0)] * len(variables), 0
     for index in (*range(returns, len(variables)), *range(returns)):

@@ -60,7 +60,7 @@ def distinct(x, mask, width, shift):
 def wavefronts(where, mask, width):
     """(wavefronts, the least possible) of a shared request; one wavefront is 128 bytes from 32 different banks.
 
-    Accesses of 8 bytes go by halves of the warp, of 16 bytes by quarters. Lanes that read the same word share it.
+    Accesses of 8 bytes are served by half warps, of 16 bytes by quarters. Lanes that read the same word share it.
     """
     step = 32 if width <= 4 else (16 if width == 8 else 8)
     words = np.int64(max(width // 4, 1))

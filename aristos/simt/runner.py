@@ -1,4 +1,4 @@
-"""Runs the queued launches: the interpreter and the actors by turns; their records become reports and output."""
+"""Runs the queued launches: the interpreter and the actors in turns; their records become reports and output."""
 
 from __future__ import annotations
 

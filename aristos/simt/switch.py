@@ -1,6 +1,6 @@
 """Route ordinary Numba-CUDA code to a machine: `k[grid, block](...)`, `cuda.to_device`, and the rest.
 
-`use(machine)` replaces the CUDA driver's functions that Numba-CUDA calls by those of driver.py, and its launches. With
+`use(machine)` replaces Numba-CUDA's launches, and the CUDA driver's functions that it calls by those of driver.py. With
 `ARISTOS_SIMT=1` in the environment, pytest does so for each test when it loads `aristos.simt.plugin`. Everything else
 of Numba-CUDA (compiler, dispatcher, arrays, ufuncs, error codes) stays its own.
 """

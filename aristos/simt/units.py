@@ -1,11 +1,11 @@
 """Compiled functions that call each other by address.
 
-Numba optimises everything that a function calls again with it, at every level; it would take many minutes to compile
-the interpreter. A unit is compiled alone. A call of a unit reads its address from the machine's table `x`, the first
+Numba optimises a function's callees again with every caller, level by level, so compiling the whole interpreter would
+take many minutes. A unit is compiled alone. A call of a unit reads its address from the machine's table `x`, the first
 argument. All arguments and results are int64.
 
-A unit's place in the table is its name's among the sorted names of all units, so it does not depend on the order of
-imports. It is compiled into callers: every module with units must be imported before the first is compiled.
+A unit's place in the table is that of its name in the sorted list of names, so it does not depend on the order of
+imports. Callers contain it as a constant: every module with units must be imported before the first is compiled.
 """
 
 from __future__ import annotations

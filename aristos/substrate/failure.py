@@ -87,8 +87,8 @@ class Failure:
     def record(self, error: BaseException, notify: Callable[[int, int], None]) -> None:
         """Keep the first error and notify peers of it, once.
 
-        notify: called with (origin, cause) of the poison. The thread of the user and the one of `start` may both come;
-        the second waits until peers have been notified.
+        notify: called with (origin, cause) of the poison. The user's thread and that of `start` may both call this; the
+        second waits until peers have been notified.
         """
         with self._lock:
             if self.reason is not None:

@@ -169,7 +169,7 @@ class Runtime(ABC):
             raise
 
     def give_up(self, error: BaseException) -> None:
-        """This rank leaves because of an exception of its user's code: peers that wait for it learn it at once."""
+        """This rank leaves because of an exception in user code: peers are notified at once."""
         if self.broken is None and self.group.world > 1 and not self._is_foreign():
             self._fail(self._blank_job(), error)
 
@@ -212,7 +212,7 @@ class Runtime(ABC):
         return bool(MPI.Is_finalized())
 
     def _at_exit(self) -> None:
-        """The program ends without close(): ranks that make a call without this one learn it."""
+        """The program ends without close(): ranks that make a call without this one are notified."""
         if self.users and not self.open:
             self.users = 1
             self.release()

@@ -42,7 +42,7 @@ def _zeros(nbytes: int) -> np.ndarray:
 
 
 class EngineMemory:
-    """What `Shape` needs on this rank; collective.
+    """The windows and outboxes that a `Shape` needs on this rank; collective.
 
     window: makes the window for local peers, of so many bytes; that of the CPU backend by default. outboxes: makes
     the memory of the outboxes, uint8 zeros. remote: the remote peers. wire: address of the wire to them, 0 if none.
@@ -107,7 +107,7 @@ class EngineMemory:
 
     @property
     def calling(self) -> Calling | None:
-        """Reports which peer MPI is being called about; None without remote peers."""
+        """The function that reports which peer MPI is called for; None without remote peers."""
         return None if self._remote is None else self._remote.calling
 
     def in_call(self, yes: bool) -> None:

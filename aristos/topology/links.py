@@ -42,7 +42,7 @@ SCHEMA = "aristos-links/1"
 MIB = 1 << 20
 SLOW = 2.0  # times the median of its class: a fault
 SHARE = 0.9  # of a device's memory that parameters may take
-LARGEST = 1e30  # of FLOP and bytes, that products stay finite
+LARGEST = 1e30  # of FLOP and bytes, so that products stay finite
 PAYLOAD = MIB  # bytes of the put by which links of a class are compared
 Rows = list[list[float | None]]
 

@@ -48,7 +48,7 @@ def _logical(text: str) -> list[str]:
     """Lines without comments and blank lines; a backslash joins the next line without a space, as in Slurm."""
     joined = re.sub(r"\\[ \t]*\n", "", text.removeprefix("\ufeff").replace("\r\n", "\n"))
     lines = (line.split("#")[0].strip() for line in joined.split("\n"))
-    return [line for line in lines if line and not line.startswith(".")]  # requests of a manual page
+    return [line for line in lines if line and not line.startswith(".")]  # macros of a manual page start with a dot
 
 
 def _entry(line: str) -> dict[str, str]:

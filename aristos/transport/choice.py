@@ -1,4 +1,4 @@
-"""Which transport carries the puts between two ranks: one table, and every question that it answers.
+"""Which transport carries the puts between two ranks: one table, and the functions that read it.
 
 A new transport is a file with a window class, and a row here.
 """

@@ -122,7 +122,7 @@ class IpcWindow:
 
 
 def _reach(rank: int, device: Any, seats: list[_Seat]) -> None:
-    """Raises EnvironmentProblem for the first peer whose memory this rank's GPU cannot load and store."""
+    """Raise EnvironmentProblem for the first peer whose memory this rank's GPU cannot load and store."""
     mine = seats[rank]
     for peer, seat in enumerate(seats):
         whose = f"transport ipc: rank {rank} ({mine}) cannot reach the memory of rank {peer} ({seat})"

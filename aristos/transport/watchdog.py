@@ -29,7 +29,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def watch(self, what: str, limit: float) -> Iterator[None]:
-        """Bound the MPI call in the block to `limit` seconds. what: the thing waited for, for the message."""
+        """Bound the MPI call in the block to `limit` seconds. what: what is awaited, for the message."""
         self._start()
         self._wait = (what, time.monotonic(), limit)
         try:

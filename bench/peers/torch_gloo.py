@@ -1,7 +1,7 @@
 """The usual exchange in PyTorch: all_to_all_single over gloo, and `mm` per expert, or one `grouped_mm` for all.
 
-Both sort, exchange and combine (index_add_) alike; only the experts differ. CPU and float32 only: bf16 is faster on
-CPUs that have it, but misses the error bound of the comparison.
+Both variants sort, exchange and combine (index_add_) alike; only their experts differ. CPU and float32 only: bf16 is
+faster on CPUs that have it, but misses the error bound of the comparison.
 """
 
 from __future__ import annotations

@@ -272,6 +272,7 @@ def topo(*words: object, ranks: int = 0, **more: str) -> subprocess.CompletedPro
     return subprocess.run(command, env=clean_environment(**more), capture_output=True, text=True, timeout=150)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -289,6 +290,7 @@ def test_usage_and_environment_errors(words, code, message):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
 def test_eight_ranks_are_measured_in_time_and_then_cached(tmp_path):
     out, busy = tmp_path / "links.json", max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))

@@ -1,7 +1,7 @@
 """What the layer's tests share: random inputs and routings, the one-process result to equal bit for bit, and jobs.
 
 A *job* is a script of its own under `mpiexec`, for what the `ranks` marker cannot hold: ranks that are killed, stopped,
-interrupted, or that end the job on purpose. It refuses to judge: a job hands back what every rank wrote.
+interrupted, or that end the job on purpose. A job does not judge: it returns the output of every rank.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SKEWS = ("router", "uniform", "one", "none", "some", "zipf")
 
 
-PATIENCE = 25.0  # seconds of a wait's timeout here: well under a test's limit, so that what hangs says where
+PATIENCE = 25.0  # seconds of a wait's timeout here: well under a test's limit, so a hanging wait reports its error
 
 
 class MoE(aristos.MoE):
@@ -64,7 +64,7 @@ def tokens(cfg: aristos.MoEConfig, count: int, seed: int) -> np.ndarray:
 
 
 def routing(cfg: aristos.MoEConfig, count: int, skew: str, seed: int) -> dict[str, Any]:
-    """What a call takes beside x: nothing for "router", else ids [count, k] without repeats and weights [count, k]."""
+    """A call's arguments beside x: none for "router", else ids [count, k] without repeats and weights [count, k]."""
     if skew == "router":
         return {}
     rng = np.random.default_rng(seed)
@@ -99,7 +99,7 @@ def near_ties(cfg: aristos.MoEConfig, w: dict[str, Any], x: np.ndarray) -> np.nd
 
 
 def check(cfg: aristos.MoEConfig, w: dict[str, Any], x: np.ndarray, call: dict[str, Any], y: np.ndarray) -> None:
-    """y is the layer's output to 1e-5 of its largest entry (where all of it cancels: to the rounding of the inputs)."""
+    """Check y to 1e-5 of the output's largest entry (if all of it cancels: to the rounding of the inputs)."""
     assert y.shape == x.shape
     assert y.dtype == np.float32
     ref = expected(cfg, w, x, call)
@@ -205,7 +205,7 @@ class Job:
     out: list[str]
 
     def lines(self, rank: int) -> list[str]:
-        """What a rank said by `say`, line by line."""
+        """The lines that a rank has printed by `say`."""
         return [line.removeprefix("> ") for line in self.out[rank].splitlines() if line.startswith("> ")]
 
 

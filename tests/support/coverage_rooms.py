@@ -1,7 +1,7 @@
 """`make coverage`: lines run by the uncompiled tests, room by room, and public functions that no test calls.
 
-A function counts as called if one of its lines ran, or if its name stands in a file of tests/: what only compiled tests
-or tests on ranks call is not seen running. The report sets no threshold.
+A function counts as called if one of its lines ran, or if its name stands in a file of tests/: calls by compiled tests
+and by tests on ranks are not traced. The report sets no threshold.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ class Product:
         x = narrow(self.x, self.kind)
         m, n = len(x), self.up.shape[1]
         order = np.arange(m) if order is None else order
-        step = 16 // x.itemsize  # rows start on 16 bytes, and have room for whole groups of 16
-        room = np.full((m, -(-x.shape[1] // step) * step), 1, x.dtype)  # what lies after a row must not count
+        step = 16 // x.itemsize  # rows start on 16 bytes, and have space for whole groups of 16
+        room = np.full((m, -(-x.shape[1] // step) * step), 1, x.dtype)  # values after a row must not count
         room[:, : x.shape[1]] = x
         packed, bias = self.weights()
         d_x, d_w, d_b = device.array(room), device.array(packed), device.array(bias)

@@ -45,7 +45,7 @@ def share(rank: int, world: int) -> slice:
 
 
 def right(y: Any, x: Any, dtype: str = "float32", **call: Any) -> None:
-    """y: what the layer made of x, in any type; against the float64 reference of what x holds."""
+    """Compare y, the layer's output for x in any type, with the float64 reference for the values that x holds."""
     given = {name: value for name, value in WEIGHTS.items() if name != "router" or not call}
     want = reference.moe(CFG, np.asarray(x, np.float32), **given, **call)
     assert reference.error(np.asarray(y, np.float32), want) < BOUNDS[dtype]
@@ -63,13 +63,13 @@ def every_dtype(comm: Any, rank: int, world: int, dtype: str) -> None:
 
 
 def bits(comm: Any, rank: int, world: int) -> np.ndarray:
-    """What this rank makes of its share of some tokens, as bits: they are those that one rank alone makes of all."""
+    """The bits of this rank's outputs for its share of some tokens: equal to those of one rank that has all tokens."""
     with made(comm) as moe:
         return moe(tokens(CFG, TOKENS, seed=7)[share(rank, world)]).view(np.uint32)
 
 
 def device_arrays(comm: Any, rank: int, world: int, dtype: str) -> None:
-    """In place, without a copy, asynchronous; `synchronize` says that it is done; rows may be apart."""
+    """Arrays of the GPU are used in place, without a copy; the call is asynchronous, and `synchronize` waits for it."""
     kind, gpu = KINDS[dtype], Gpu(World())
     with made(comm, replace(CFG, dtype=dtype)) as moe:
         x = tokens(CFG, 13, seed=rank).astype(TYPES[dtype])
@@ -89,7 +89,7 @@ def captured(comm: Any, rank: int, world: int) -> None:
         first = tokens(CFG, 6 + rank, seed=1)
         x, y = gpu.array(first, "f32"), GpuArray(gpu, first.shape, "f32")
         with gpu.here():
-            moe(x, out=y)  # what a first call allocates cannot be captured
+            moe(x, out=y)  # a first call allocates, which cannot be captured
             moe.synchronize()
             graph = gpu.device.graph(gpu.stream, lambda: moe(x, out=y))
             for seed in (2, 3, 4):
@@ -99,13 +99,13 @@ def captured(comm: Any, rank: int, world: int) -> None:
                 gpu.device.replay(graph, gpu.stream)
                 moe.synchronize()
                 right(y.get(), now)
-        again = moe(first)  # and called as before
+        again = moe(first)  # a call without the graph still works
         right(again, first)
     gpu.close()
 
 
 def refusals(comm: Any, rank: int, world: int) -> None:
-    """What one rank refuses is an error on all, and the next call works."""
+    """An input that is wrong on one rank is an error on all ranks, and the next call works."""
     with made(comm) as moe:
         x = tokens(CFG, 4, seed=rank)
         mine, theirs = (InputError, r"width|shape"), (PeerInputError if world > 1 else InputError, "refused")

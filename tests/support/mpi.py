@@ -77,7 +77,7 @@ def read_mark(n: int, timeout: float = TIMEOUT, isolated: bool = False) -> tuple
 
 @functools.cache
 def find_mpiexec() -> tuple[str, ...]:
-    """The launcher with the flags its flavour needs; empty if there is none. The one beside python goes first."""
+    """The launcher with the flags its flavour needs; empty if there is none. The one beside python is preferred."""
     beside = Path(sys.executable).parent / "mpiexec"
     path = str(beside) if beside.exists() else shutil.which("mpiexec")
     if path is None:
@@ -121,7 +121,7 @@ def pytest_configure(config: pytest.Config) -> None:
         derandomize=True,
         database=None,
         phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
-        suppress_health_check=list(hypothesis.HealthCheck),  # they go by the clock, which differs between ranks
+        suppress_health_check=list(hypothesis.HealthCheck),  # they depend on time, which differs between ranks
     )
     settings.load_profile("aristos-ranks" if number_of_ranks() else "aristos")
 
@@ -139,7 +139,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Outer: a job takes the place of set-up and body of the marked tests that are left after all deselection."""
+    """Outer: after all deselection, replace set-up and body of the marked tests that are left by a job."""
     if job_folder() is not None:
         return
     import rank_job
@@ -159,7 +159,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Outer: end a job after its last test; what goes wrong at its end is an error beside that test."""
+    """Outer: end a job after its last test; a failure at its end is reported as an error of that test."""
     batch = item.stash.get(BATCH, None)
     if batch is not None and (nextitem is None or nextitem.stash.get(BATCH, None) is not batch):
         batch.finish()
@@ -202,7 +202,7 @@ def comm() -> Any:
 
 
 def silence_health_checks(item: pytest.Item) -> None:
-    """Hypothesis looks at a test's fixtures before it runs; in the outer pytest there are none to look at."""
+    """Hypothesis checks a test's fixtures before it runs; in the outer pytest there are none to check."""
     body: Any = getattr(item, "obj", None)
     if not hasattr(body, "hypothesis"):
         return

@@ -1,4 +1,4 @@
-"""A second copy of the engine, which is not compiled, beside the compiled one: its memory and its wire are a test's."""
+"""A second copy of the engine, uncompiled, beside the compiled one; a test supplies its memory and its wire."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What the planner's tests share: problems drawn at random, and the definition of F written down once more.
 
-`price` and `best` know nothing of the package: lists, loops and the formulas alone.
+`price` and `best` use nothing of the package: only lists, loops and the formulas.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def draw(seed: int, n: int, *, model: str = "work_conserving", integers: bool = 
 
 
 def stage(p: Data, group: tuple[int, ...], model: str) -> float:
-    """pi + max C of a group; infinite without room."""
+    """pi + max C of a group; infinite if it cannot hold all experts."""
     if sum(p["devices"][j]["memory"] for j in group) < p["experts"]:
         return math.inf
     s = len(group)
@@ -86,7 +86,7 @@ def price(p: Data, groups: list[list[int]], model: str, allreduce: str) -> float
 
 
 def best(p: Data, model: str, allreduce: str) -> float:
-    """The least F over all partitions, one by one; infinite where none has room."""
+    """The least F over all partitions, one by one; infinite if none can hold all experts."""
     n = len(p["devices"])
     kappa = p["stages"] / n
     price_of = [0.0] + [
@@ -137,7 +137,7 @@ def partitions(n: int):
 
 
 def longest_stages(p: Data, model: str) -> dict[int, float]:
-    """By number of groups: the least longest stage, where there is a partition with room."""
+    """By number of groups: the least longest stage, where a partition can hold all experts."""
     n = len(p["devices"])
     known = {g: stage(p, g, model) for r in range(1, n + 1) for g in itertools.combinations(range(n), r)}
     found: dict[int, float] = {}

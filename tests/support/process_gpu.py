@@ -89,7 +89,7 @@ class ProcessGpu(MachineGpu):
 
 
 def taking(gpu: ProcessGpu) -> Callable[..., np.ndarray]:
-    """RmaWindow._connect for an MPI that puts from GPU memory as from host memory."""
+    """A replacement of RmaWindow._connect, with an MPI_Put that also takes addresses of the GPU's memory."""
     connect = RmaWindow._connect
     real = ctypes.cast(mpi_library().MPI_Put, ctypes.c_void_p).value or 0
 
@@ -113,7 +113,7 @@ def taking(gpu: ProcessGpu) -> Callable[..., np.ndarray]:
 def gpus(comm: Any, folder: Path, blocks: int = 2, takes: bool = False) -> Iterator[ProcessGpu]:
     """While inside, layers with backend="cuda" find this rank's GPU; collective. folder: the same on all ranks.
 
-    takes: MPI puts from the memory of this rank's GPU, if its node asks this rank.
+    takes: MPI can put from GPU memory, and the probe reports that it can.
     """
     path = folder / "memory"
     if comm.rank == 0:

@@ -113,7 +113,7 @@ class Job:
             )
 
     def command(self, word: str, limit: float) -> None:
-        """Ask all ranks for one thing, so that a reader sees all of it or none."""
+        """Give all ranks a command, atomically: a rank reads all of it or none."""
         (self.folder / "limit").write_text(str(limit))
         aside = self.folder / "command.tmp"
         aside.write_text(word)
@@ -172,7 +172,7 @@ class Job:
             self.show(list(range(self.n)), f"{self.starter} ended with code {code} {tests}", launcher=True)
 
     def reports(self, word: str) -> dict[int, dict[str, Any]]:
-        """What the ranks have reported on a command so far, by rank."""
+        """The ranks' reports on a command so far, by rank."""
         found = {}
         for rank in range(self.n):
             file = self.folder / f"rank-{rank}.jsonl"

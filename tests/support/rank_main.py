@@ -27,7 +27,7 @@ def folder() -> Path:
 
 @functools.cache
 def read_job() -> Any:
-    """What the outer pytest asked for."""
+    """The job, as the outer pytest has written it."""
     return json.loads((folder() / "job.json").read_text())
 
 
@@ -46,7 +46,7 @@ class Loop:
     """The plugin of an inner pytest: it runs the tests that it is asked for and reports each of them."""
 
     def __init__(self) -> None:
-        self.word = READY  # what the outer pytest asked for last
+        self.word = READY  # the last command of the outer pytest
         self.outcome = ("passed", "")
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -71,7 +71,7 @@ class Loop:
     def next(self) -> str:
         """Wait for the next command."""
         while (word := (folder() / "command").read_text()) == self.word:
-            if os.getppid() == 1:  # the launcher is gone
+            if os.getppid() == 1:  # the launcher has ended
                 os._exit(1)
             time.sleep(POLL)
         self.word = word

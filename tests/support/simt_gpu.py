@@ -1,6 +1,6 @@
 """GPUs of the PTX machine with the methods of `Device`, and ranks that are threads of one process.
 
-Launches of the ranks run when all ranks wait: the machine then runs them concurrently, as GPUs do.
+The machine runs the ranks' launches once all ranks wait, and then concurrently, as GPUs do.
 """
 
 from __future__ import annotations

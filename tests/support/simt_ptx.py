@@ -1,7 +1,7 @@
 """Runs many PTX instructions on many values in one launch, for tests that state each result.
 
 A `Case` is a piece of PTX in which `$a`, `$b`, ... stand for registers with its inputs and `$d`, `$e` for its results.
-This module knows no instruction.
+This module contains no instruction of its own.
 """
 
 from __future__ import annotations

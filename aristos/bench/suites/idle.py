@@ -113,7 +113,7 @@ def run(ctx: Context) -> Result:
         if pattern == "late rank":
             usual = Summary.of(done[0].times[0]).median
             late = LATE * usual if ctx.world.rank == ctx.world.size - 1 else 0.0
-        # With all rows to rank 0 a call would last W times as long; so fewer tokens: rank 0 gets the rows of two.
+        # All rows go to rank 0, so there are fewer tokens: it gets as many rows as two ranks have in other patterns.
         count = max(1, 2 * tokens // max(2, ctx.world.size)) if pattern == "one" else tokens
         call = work.call(count, "uniform" if pattern == "late rank" else pattern, i)
         done.append(_measure(ctx, work, layers, call, pattern, late, ctx.left() / (len(PATTERNS) - i)))

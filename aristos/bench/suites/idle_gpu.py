@@ -116,7 +116,7 @@ def run(ctx: Context, gpu: Gpu) -> Result:
     patterns = [name for name in PATTERNS if world.size > 1 or name in ("uniform", "zipf")]
     for i, pattern in enumerate(patterns):
         ctx.report(pattern, i / len(patterns))
-        # with all rows to rank 0 a call would last W times as long; so fewer tokens: rank 0 gets the rows of two
+        # all rows go to rank 0, so there are fewer tokens: it gets as many rows as two ranks have in other patterns
         count = max(1, 2 * tokens // max(2, world.size)) if pattern == "one" else tokens
         call = held(work, work.call(count, "uniform" if pattern == "late rank" else pattern, i))
         player = Player(Played(gpu, work, moe, call), pattern)

@@ -128,7 +128,8 @@ def _call(ctx: Context, work: Workload, tokens: int) -> Call:
 def _rate(ctx: Context, work: Workload, call: Call, threads: int) -> float:
     """This rank's MFLOP per us on its experts' rows of the call; one rank at a time, since ranks may share cores.
 
-    By the shortest time: other load only adds to it, and rates decide how many experts a rank holds. Collective.
+    The shortest time counts, because other load only adds time, and rates decide how many experts a rank holds.
+    Collective.
     """
     rows = work.rows(work.routed(call)[0])
     alone = bounds.ExpertsAlone(work, rows, bounds.packed_experts(work, work.weights()))

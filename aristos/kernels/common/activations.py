@@ -1,4 +1,4 @@
-"""The activations of `config.ACTIVATIONS` on float32, a function each. LLVM turns loops of them into vector code.
+"""The activations of `config.ACTIVATIONS` on float32, one function each. LLVM vectorises loops of them.
 
 No libm call, no branch, no reassociation: a value's bits depend on the value alone, not on its place in a vector.
 Accuracy is a few units in the last place of the result's own scale (tests compare with float64). To add one: its rule
@@ -14,13 +14,13 @@ from ...primitives import memory as mem
 from ...primitives.compile import jit
 from .branches import implementations
 
-LIMIT_SHIFT = 32  # of a word: an activation's code below, the bits of its limit as float32 above
+LIMIT_SHIFT = 32  # of an activation word: the code in the low half, the float32 bits of the limit in the high half
 
 _f = np.float32
 ZERO, ONE, HALF, INFINITY = _f(0), _f(1), _f(0.5), _f(np.inf)
 LOG2E = _f(1.4426950408889634)
 LN2_HIGH, LN2_LOW = _f(0.693359375), _f(-2.12194440e-4)  # Cody and Waite's split of ln 2
-LEAST = _f(-87.0)  # below it e^x is no normal float32: zero, so that x * logistic(x) goes to zero as it should
+LEAST = _f(-87.0)  # logistic(x) is zero below it, so that x * logistic(x) goes to zero
 MAGIC = _f(12582912.0)  # 1.5 * 2^23: adding it rounds a small float32 to an integer
 E2, E3, E4, E5, E6, E7 = (_f(1 / math.factorial(i)) for i in range(2, 8))
 SQRT_HALF = _f(math.sqrt(0.5))
@@ -38,7 +38,7 @@ C0, C1, C2, C3, C4, C5, C6, C7, C8, C9 = (
 
 @jit
 def exp(x):
-    """e^x for float32, x taken as -87 below that (1.6e-38) and as 88 above: 2^n times a polynomial in what is left."""
+    """e^x for float32: 2^n times a polynomial in the remainder. x is clamped to [-87, 88]; e^-87 is 1.6e-38."""
     x = min(max(x, _f(-87.0)), _f(88.0))
     n = (x * LOG2E + MAGIC) - MAGIC
     r = (x - n * LN2_HIGH) - n * LN2_LOW
@@ -84,17 +84,17 @@ def silu(x):
 
 @jit
 def swiglu_oai(x):
-    """The gate's side of gpt-oss's swiglu (openai/gpt-oss gpt_oss/torch/model.py)."""
+    """The gate's factor in gpt-oss's swiglu (openai/gpt-oss gpt_oss/torch/model.py)."""
     return x * logistic(OAI_SCALE * x)
 
 
 FUNCTIONS = implementations({name: rule.code for name, rule in ACTIVATIONS.items()}, globals())
-(SHIFTED,) = (rule for rule in ACTIVATIONS.values() if rule.shift)  # kernels have a place for one
+(SHIFTED,) = (rule for rule in ACTIVATIONS.values() if rule.shift)  # kernels support one
 SHIFTED_CODE, SHIFT = SHIFTED.code, _f(SHIFTED.shift)
 
 
 def word(activation: str, limit: float | None = None) -> int:
-    """The 64 bits by which kernels know an activation and its limit."""
+    """An activation and its limit in 64 bits, as kernels take them."""
     bits = np.array(np.inf if limit is None else limit, np.float32).view(np.uint32)
     return ACTIVATIONS[activation].code | int(bits) << LIMIT_SHIFT
 
@@ -111,22 +111,22 @@ def limit_of(word):
 
 @jit
 def at_most(x, limit):
-    return limit if x > limit else x  # so that a NaN stays one
+    return limit if x > limit else x  # this order keeps a NaN
 
 
 @jit
 def factor(x, limit, shift):
-    """What a gate multiplies: the other projection's product, bounded and shifted."""
+    """The factor that the gate multiplies: the up projection's product, bounded and shifted."""
     return (-limit if x < -limit else at_most(x, limit)) + shift
 
 
 @jit
 def shift_of(code):
-    """What is added to a gate's factor: 1 in gpt-oss's swiglu."""
+    """The number added to the gate's factor: 1 in gpt-oss's swiglu."""
     return SHIFT if code == SHIFTED_CODE else ZERO
 
 
 @jit
 def plain(word):
-    """Whether a gate's factor is the product as it is."""
+    """Whether the gate's factor is the product unchanged."""
     return code_of(word) != SHIFTED_CODE and limit_of(word) == INFINITY

@@ -1,4 +1,4 @@
-"""Functions that choose by a code, with a branch for each entry of a table: no entry can lack one."""
+"""Generate functions that select by a code, with a branch for each entry of a table, so that none is missing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def implementations(table: Mapping[str, int], names: Mapping[str, Any]) -> dict[int, Callable]:
-    """code -> function, for a table of name -> code and a module's globals. Raises ImportError if one is missing."""
+    """code -> function, from a table of name -> code and a module's globals. Raises ImportError if one is missing."""
     missing = [name for name in table if not callable(names.get(name))]
     if missing:
         raise ImportError(f"{names['__name__']} has no function for {', '.join(missing)}, which config.py names")
@@ -15,10 +15,10 @@ def implementations(table: Mapping[str, int], names: Mapping[str, Any]) -> dict[
 
 
 def unrolled(name: str, arguments: str, body: str, functions: Mapping[int, Callable], names: Mapping[str, Any]) -> Any:
-    """A function name(code, *arguments) that runs the statements `body`, in which `case` is the function of that code.
+    """A function `name`(code, *arguments) that runs the statements `body`; `case` in them is the function of that code.
 
-    names: the globals of the module that it belongs to. It counts as a part of that module's file, so that Numba can
-    cache it there. The last function takes every code that no other has.
+    names: the globals of the module that the function belongs to. Numba caches it as part of that module's file. The
+    last function of the table also runs for unknown codes.
     """
     lines = [f"def {name}(code, {arguments}):"]
     for number, code in enumerate(functions):

@@ -1,7 +1,7 @@
 """From a token's router scores to k expert ids and k combine weights, by the scores of `config.SCORES`.
 
-All in float32, and every value from its own token alone: other tokens of the call change nothing. To add a score: its
-code in config.py, a function here and its case in `reference.route`.
+All in float32. Every value depends on its own token alone, not on other tokens of the call. To add a score: its code in
+config.py, a function here and its case in `reference.route`.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ ZERO = np.float32(0)
 
 @jit
 def top_k(row, experts, k, ids, weights):
-    """The k largest of row[experts], falling, into ids[k], their values into weights[k]; ties to the lowest id."""
+    """Write the k largest of row[experts] in falling order: ids[k], and values to weights[k]. Ties: lowest id first."""
     for j in range(k):
         ids[j] = -1
     for e in range(experts):
@@ -34,7 +34,7 @@ def top_k(row, experts, k, ids, weights):
 
 @jit
 def softmax(row, experts, largest, kept, renormalize):
-    """The sum that weights are divided by: over all experts, or over the k kept if they are renormalized."""
+    """The divisor of the weights: the sum over all experts, or over the k kept if they are renormalized."""
     if renormalize:
         return kept
     total = ZERO
@@ -47,7 +47,7 @@ def softmax(row, experts, largest, kept, renormalize):
 
 @jit
 def softmax_topk(row, experts, largest, kept, renormalize):
-    """The sum that weights are divided by: over the k kept."""
+    """The divisor of the weights: the sum over the k kept."""
     return kept
 
 

@@ -23,7 +23,7 @@ RUN = 192  # rows of one run of the kernel
 
 @jit
 def _runs(m, x, x_stride, y, y_stride, weights, code, hidden, ffn, lists, scratch):
-    """expert_rows over m rows, RUN at a time; weights: addresses of up, gate, down, up_bias, gate_bias, down_bias."""
+    """expert_rows on m rows, RUN at a time; weights: addresses of up, gate, down, up_bias, gate_bias, down_bias."""
     for first in range(0, m, RUN):
         rows = min(RUN, m - first)
         for i in range(rows):
@@ -36,8 +36,8 @@ def _runs(m, x, x_stride, y, y_stride, weights, code, hidden, ffn, lists, scratc
 class Packed:
     """One expert with its weights packed: y = act(x up + up_bias) [* (x gate + gate_bias)] down + down_bias.
 
-    up, gate: [H, F] float32, down: [F, H]; biases: [F], [F], [H]. With a gate, the activation is on the gate's side,
-    and `limit` bounds both (see MoEConfig).
+    up, gate: [H, F] float32, down: [F, H]; biases: [F], [F], [H]. With a gate, the activation is applied to the gate
+    projection, and `limit` bounds both projections (see MoEConfig).
     Not thread-safe: use one object per thread.
     """
 
@@ -77,7 +77,7 @@ class Packed:
         self._lists = np.empty(2 * RUN, np.int64)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """x: [M, H] float32 -> [M, H]; `out` [M, H] avoids a copy where H is a multiple of the panel width."""
+        """x: [M, H] float32 -> [M, H]. `out` [M, H] avoids a copy if H is a multiple of the panel width."""
         x = _matrix("x", x, (np.shape(x)[0] if np.ndim(x) else 0, self.hidden))
         if out is not None:
             check_out(out, x.shape, x.dtype, x, contiguous=False)
@@ -108,7 +108,7 @@ def ffn(
     activation: str = "gelu",
     limit: float | None = None,
 ) -> np.ndarray:
-    """One expert on rows, packing its weights first: x [M, H], up and gate [H, F], down [F, H], float32 -> [M, H]."""
+    """Pack an expert's weights and run it on rows: x [M, H], up and gate [H, F], down [F, H], float32 -> [M, H]."""
     return Packed(up, down, gate, up_bias, gate_bias, down_bias, activation, limit)(x)
 
 
@@ -137,9 +137,9 @@ def _spin(a, b, c, k, times):
 
 
 def gemm_peak(seconds: float = 0.3) -> float:
-    """GFLOP/s of the micro-kernel alone, operands in the first two caches: the bound of a core's expert GEMM.
+    """GFLOP/s of the micro-kernel alone with operands in the L1 and L2 caches: the bound of a core's expert GEMM.
 
-    The best of many runs over two depths (a panel that fits the first-level cache, and a whole pass of KC).
+    The best of many runs at two depths: a panel that fits L1, and a whole pass of KC.
     """
     best = 0.0
     for k in (192, KC):

@@ -1,4 +1,4 @@
-"""Activations and gates over arrays of float32, in place: loops that LLVM turns into vector code."""
+"""Activations and gates on arrays of float32, in place: loops that LLVM vectorises."""
 
 from ...primitives import memory as mem
 from ...primitives.compile import jit
@@ -21,7 +21,7 @@ def activate(word, addr, n):
 
 @jit
 def multiply(word, addr, by, n):
-    """Multiply n float32 at `addr`, bounded and shifted as an activation asks, by its gate's at `by`."""
+    """Bound and shift n float32 at `addr` by the activation's rule, and multiply them by the gate's at `by`."""
     v, w = mem.floats(addr, n), mem.floats(by, n)
     if not plain(word):
         limit, shift = limit_of(word), shift_of(code_of(word))

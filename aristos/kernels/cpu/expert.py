@@ -1,7 +1,7 @@
 """One expert on a run of rows: y = act(x up + b1) [* (x gate + bg)] down + b2, chunk by chunk over F.
 
-The hidden activations of a chunk never leave the cache; the output rows carry the second GEMM's sums between chunks in
-float32, so every output is one chain of fused multiply-adds in k order whatever the rows share a call with.
+The hidden activations of a chunk stay in the cache. The output rows carry the second GEMM's sums between chunks in
+float32, so every output is one chain of fused multiply-adds in k order, whichever rows are computed together.
 """
 
 from ...primitives import memory as mem
@@ -22,14 +22,14 @@ def scratch_bytes(rows, gated):
 
 @jit
 def fill_rows(m, c, jc, source, n):
-    """C[i, jc:jc+n] = n float32 at `source`, for m rows: a bias is where a chain of sums starts."""
+    """C[i, jc:jc+n] = n float32 at `source`, for m rows: a chain of sums starts from the bias."""
     for i in range(m):
         mem.copy_row(mem.load(c + 8 * i) + FLOAT * jc, source, FLOAT * n)
 
 
 @jit
 def hidden_chunk(m, x, up, gate, up_bias, gate_bias, code, hidden, f0, columns, pitch, h, g, wire):
-    """h[m, columns] = act(...) for columns f0.. of F; rows lie `pitch` columns apart; g: the gate projection's."""
+    """h[m, columns] = act(...) for columns f0.. of F; rows lie `pitch` columns apart; g: the gate's buffer."""
     for k0 in range(0, hidden, KC):
         count = min(KC, hidden - k0)
         for j in range(0, columns, NR):
@@ -53,8 +53,8 @@ def hidden_chunk(m, x, up, gate, up_bias, gate_bias, code, hidden, f0, columns, 
 
 @jit
 def activate_rows(m, gated, code, columns, pitch, h, g):
-    """h = act(h), or act(g) * h when gated, for m rows of `columns`, `pitch` columns apart: in one go where they
-    touch.
+    """h = act(h), or act(g) * h when gated, for m rows of `columns`, `pitch` columns apart: in one pass if they
+    are contiguous.
     """
     rows, n = (1, m * columns) if columns == pitch else (m, columns)
     for i in range(rows):
@@ -76,10 +76,10 @@ def row_addresses(m, table, first, pitch):
 
 @jit
 def up_columns(m, x, activations, weights, code, hidden, ffn, f0, columns, tables, wire):
-    """Columns f0.. of act(x up + b1) [* (x gate + bg)] for m rows: one worker's share of a run that several share.
+    """Columns f0.. of act(x up + b1) [* (x gate + bg)] for m rows: one worker's share of a column-split run.
 
     activations: buffer for m rows of F padded to NR, twice when gated; tables: 2 m words of scratch.
-    The same sums in the same order as `expert_rows`.
+    The sums and their order are those of `expert_rows`.
     """
     pitch = (ffn + NR - 1) // NR * NR
     row_addresses(m, tables, activations + FLOAT * f0, pitch)
@@ -90,7 +90,7 @@ def up_columns(m, x, activations, weights, code, hidden, ffn, f0, columns, table
 
 @jit
 def down_columns(m, activations, y, weights, ffn, first, last, tables, wire):
-    """Columns first..last of h down + b2 for m rows, where `up_columns` has made all of h."""
+    """Columns first..last of h down + b2 for m rows, after `up_columns` has computed all of h."""
     pitch = (ffn + NR - 1) // NR * NR
     row_addresses(m, tables, activations, pitch)
     down, down_bias = weights[2], weights[5]
@@ -108,10 +108,10 @@ def down_columns(m, activations, y, weights, ffn, first, last, tables, wire):
 def expert_rows(m, x, y, weights, code, hidden, ffn, scratch, wire):
     """Run one expert on m rows.
 
-    x, y: addresses of arrays of m row addresses; rows of x hold `hidden` float32, rows of y have room for `hidden`
+    x, y: addresses of arrays of m row addresses; rows of x hold `hidden` float32, rows of y have space for `hidden`
     rounded up to NR. weights: addresses (up, gate, down, up_bias, gate_bias, down_bias) of this expert's packed panels
-    and of its biases padded to NR, 0 for what it has not. scratch: `scratch_bytes(m, gated)` bytes, 64-byte aligned.
-    wire: what to look after between panels (see `wire.tend`), or 0.
+    and of its biases padded to NR, 0 for absent tensors. scratch: `scratch_bytes(m, gated)` bytes, 64-byte aligned.
+    wire: address of the wire that `wire.tend` serves between panels, or 0.
     """
     h = scratch
     g = h + 8 * m

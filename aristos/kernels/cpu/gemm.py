@@ -1,7 +1,7 @@
-"""Rows times packed panels: which micro-kernel runs on which rows. No activation, no tiling over F.
+"""Rows times packed panels: chooses the micro-kernel for each group of rows. No activation, no tiling over F.
 
 Weights are packed once into panels of NR columns, [panels, K, NR], padded with zero columns. Rows of A and of C are
-found through arrays of row addresses, so rows that arrived from several sources need no copy.
+found through arrays of row addresses, so rows from several sources need no copy.
 """
 
 import numpy as np
@@ -13,18 +13,18 @@ from ...primitives.compile import jit
 from . import llvm
 from .panels import LANES, NR, ROWS, VECTORS
 
-KC = 1024  # k a pass: the block of A that a pass reads stays in the second-level cache
-AHEAD_GROUPS = 4  # groups of rows a panel must serve before the next one is asked for meanwhile
+KC = 1024  # k per pass: the block of A that a pass reads stays in the L2 cache
+AHEAD_GROUPS = 4  # the next panel is prefetched only if a panel serves at least so many groups of rows
 
 _kernels = [llvm.micro_kernel(i + 1, VECTORS) for i in range(6)]
 _narrow = [llvm.micro_kernel(i + 1, 1, stride=LANES) for i in range(6)]
 
 
 def block(rows, a, ka, b, c, jc, count, carry, ahead, pace):
-    """C[i, jc:jc+NR] (+)= A[i, ka:ka+count] x panel, for 1 to 6 rows; `carry` nonzero goes on from C.
+    """C[i, jc:jc+NR] (+)= A[i, ka:ka+count] x panel, for 1 to 6 rows; adds to C if `carry` is nonzero.
 
     a, c: addresses of arrays of row addresses; b: address of the panel at ka; jc: first column of C.
-    While it computes it asks for the lines from `ahead` on, `pace` bytes further with every k.
+    For each k it prefetches the cache line at `ahead`, which advances by `pace` bytes.
     """
     _plain_block(rows, a, ka, b, c, jc, count, carry, NR)
 
@@ -73,8 +73,8 @@ overload(narrow_block)(lambda rows, a, ka, b, c, jc, count, carry, ahead, pace: 
 def panel_rows(m, a, ka, b, c, jc, count, carry, ahead):
     """`block` for any number of rows: m is cut into groups of nearly equal size, at most ROWS each.
 
-    ahead: address of the panel that is wanted next; each group asks for its share of it, if there are enough groups
-    (with few, a panel is read from memory faster than it is used, and asking costs more than it saves).
+    ahead: address of the next panel; each group prefetches its share of it, if there are enough groups (with few,
+    memory delivers a panel faster than it is used, and prefetching costs more than it saves).
     """
     groups = (m + ROWS - 1) // ROWS
     size = m // groups

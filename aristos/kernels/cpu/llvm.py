@@ -83,7 +83,7 @@ def _copy_row(typingctx, dst, src, nbytes):
 
 @intrinsic
 def _call(typingctx, function, a, b, c, d, e, f, g, h):
-    """In the C calling conventions of x86-64 and AArch64 a callee finds an `int` in the low half of an int64."""
+    """In the C calling conventions of x86-64 and AArch64 an `int` argument is the low half of an int64."""
 
     def codegen(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], ir.FunctionType(I32, [I64] * 8).as_pointer())
@@ -92,7 +92,7 @@ def _call(typingctx, function, a, b, c, d, e, f, g, h):
     return types.int64(*[types.int64] * 9), codegen
 
 
-# ---------------------------------------------------------------- the core
+# ---------------------------------------------------------------- spinning, yielding, clock
 
 
 @intrinsic
@@ -163,7 +163,7 @@ def _float_of_bits(typingctx, bits):
 
 
 def _bind(name, lowered, count):
-    """Register `lowered` as what `memory.<name>` compiles to."""
+    """Register `lowered` as the CPU lowering of `memory.<name>`."""
     arguments = ", ".join("abcdefghi"[:count])
     scope = {"lowered": lowered}
     exec(f"def typed({arguments}):\n    return lambda {arguments}: lowered({arguments})", scope)
@@ -209,7 +209,7 @@ overload(mem.block_barrier, inline="always")(lambda: lambda: None)
 
 
 def _loop(builder, start_values, count, body):
-    """Emit `for k in range(count)` (count >= 1) carrying values in registers: body(k, values) -> new values."""
+    """Emit `for k in range(count)` (count >= 1) with values carried in registers: body(k, values) -> new values."""
     entry = builder.block
     head, after = builder.append_basic_block("k"), builder.append_basic_block("k.end")
     builder.branch(head)
@@ -236,9 +236,9 @@ def micro_kernel(rows, vectors, lanes=LANES, stride=NR):
 
     The compiled call is kernel(a, ka, b, c, jc, count, carry, ahead, pace): `a` and `c` are addresses of arrays of row
     addresses, `ka` the first k (in elements) of the rows of A, `b` the address of a packed panel (stride columns) at
-    that k, `jc` the first column of C, `count` >= 1 the number of k, `carry` nonzero to go on from what C holds. With
-    every k it asks for the cache line at `ahead`, which moves on by `pace` bytes: a burst of such requests would hold
-    up the loads that are needed now.
+    that k, `jc` the first column of C, `count` >= 1 the number of k; with `carry` nonzero it adds to C. For each k it
+    prefetches the cache line at `ahead` and advances `ahead` by `pace` bytes: a burst of prefetches would delay the
+    loads that are needed now.
     """
     vector = ir.VectorType(F32, lanes)
     spread = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
@@ -282,7 +282,7 @@ def micro_kernel(rows, vectors, lanes=LANES, stride=NR):
 
         def body(k, sums):
             line = builder.inttoptr(builder.add(ahead, builder.mul(k, pace)), byte)
-            builder.call(prefetch, [line, I32(0), I32(3), I32(1)])  # data, to read, into every level
+            builder.call(prefetch, [line, I32(0), I32(3), I32(1)])  # read, keep in all levels, data cache
             first = builder.mul(k, I64(stride))
             columns = [
                 builder.load(vector_at(panel, builder.add(first, I64(j * lanes))), align=4) for j in range(vectors)

@@ -1,4 +1,4 @@
-"""What the names of `aristos.primitives.arithmetic` compile to on CPUs. Uncompiled, the kernels take their places."""
+"""The CPU lowerings of `aristos.primitives.arithmetic`. With NUMBA_DISABLE_JIT=1 the kernels replace the names."""
 
 from numba.extending import overload
 

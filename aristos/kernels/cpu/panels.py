@@ -1,4 +1,4 @@
-"""Panels: how weights are packed for the micro-kernel, and what its shape is on this CPU."""
+"""Panels: the micro-kernel's shape on this CPU, and weights packed for it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ...primitives.buffers import FLOAT, LINE, aligned
 
 
 def vector_shape() -> tuple[int, int, int]:
-    """(lanes of a vector, vectors in a row, most rows) of the micro-kernel, so that its sums fit the CPU's registers.
+    """(lanes per vector, vectors per row, largest number of rows) whose sums fit the CPU's registers.
 
-    AVX-512VL has 32 registers of 256 bits (LLVM's tuning splits 512-bit values, and spills), AVX2 has 16. Other CPUs
-    get 128-bit vectors.
+    AVX-512VL has 32 registers of 256 bits (LLVM's tuning splits 512-bit values, and spills); AVX2 has 16. Other CPUs
+    use 128-bit vectors.
     """
     features = dict(binding.get_host_cpu_features())
     if features.get("avx512vl"):
@@ -32,7 +32,7 @@ def padded(columns: int, width: int = NR) -> int:
 
 
 def row_stride(hidden: int) -> int:
-    """Bytes from one row of `hidden` float32 to the next: whole panels are written, and rows start on cache lines."""
+    """Bytes between rows of `hidden` float32: a row has space for whole panels and starts on a cache line."""
     return -(-padded(hidden) * FLOAT // LINE) * LINE
 
 

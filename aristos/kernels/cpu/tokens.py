@@ -1,6 +1,6 @@
 """Whole tokens: router scores, and the weighted sum of expert outputs.
 
-All in float32, and every value from its own token alone: other tokens of the call change nothing.
+All in float32. Every value depends on its own token alone, not on other tokens of the call.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ ZERO = np.float32(0)
 
 @jit
 def scores(m, x, stride, hidden, router, panels, rows, out):
-    """out[m, panels * LANES] = x[m, hidden] x router; stride: bytes between rows of x; rows: 2 m words of scratch.
+    """out[m, panels * LANES] = x[m, hidden] router; stride: bytes between rows of x; rows: 2 m words of scratch.
 
     router: packed in panels of LANES columns, zero columns at the end.
     """
@@ -30,7 +30,7 @@ def scores(m, x, stride, hidden, router, panels, rows, out):
 
 
 def route_bytes(tokens: int, panels: int) -> int:
-    """Bytes of scratch that `route_block` needs for so many tokens: row addresses and scores."""
+    """Bytes of scratch that `route_block` needs for `count` tokens: row addresses and scores."""
     return tokens * (2 * 8 + FLOAT * LANES * panels) + 64
 
 

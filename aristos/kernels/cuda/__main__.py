@@ -1,7 +1,7 @@
 """`python -m aristos.kernels.cuda --arch sm_80,sm_90,sm_100 --out DIR`: every kernel as PTX, cubin and machine code.
 
-No GPU and no driver is needed. report.json says what each kernel takes and how many blocks of it an SM holds; report.md
-says it as a table.
+No GPU and no driver is needed. report.json records the resources of each kernel and how many of its blocks an SM holds;
+report.md has the same as a table.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .compile_report import build_all
 
 
 def architectures(text: str) -> list[str]:
-    """The names in a list with commas; raises InputError for one that kernels are not made for."""
+    """The names in a comma-separated list; raises InputError for an unsupported one."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in TARGETS]
     if unknown or not names:
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         archs = architectures(given.arch)
-        from ...substrate.cuda import persistent  # needs numba-cuda, whose absence is said as any other error
+        from ...substrate.cuda import persistent  # needs numba-cuda; if it is missing, the error is reported below
         from .catalogue import kernels
 
         rows = build_all(archs, given.out, (kernels, persistent.kernels))

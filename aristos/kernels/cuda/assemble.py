@@ -1,4 +1,4 @@
-"""PTX to machine code, and machine code to text: ptxas and nvdisasm as the wheels of the cuda extras bring them."""
+"""Assemble PTX and disassemble cubins, with ptxas and nvdisasm from the wheels of the cuda extras or from PATH."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 
 from ...errors import EnvironmentProblem
 
-TARGETS = {"sm_80": "sm_80", "sm_90": "sm_90a", "sm_100": "sm_100"}  # sm_90a: what Hopper's own instructions need
-SECONDS = 300  # for one kernel; they take a second
+TARGETS = {"sm_80": "sm_80", "sm_90": "sm_90a", "sm_100": "sm_100"}  # instructions of Hopper alone need sm_90a
+SECONDS = 300  # time limit of one kernel, which normally takes a second
 WHEELS = {"ptxas": "nvidia-cuda-nvcc-cu12 (CUDA 12) or nvidia-cuda-nvcc (CUDA 13)", "nvdisasm": "nvidia-cuda-nvdisasm"}
 
 
 @dataclass(frozen=True)
 class Assembled:
-    """registers of a thread, bytes spilled to local memory (stores and loads), static shared memory of a block.
+    """Registers per thread, bytes spilled to local memory (stores and loads), static shared memory per block in bytes.
 
-    advice: what ptxas says of a warpgroup's products: that it makes them wait where the PTX does not, say.
+    advice: ptxas's messages about wgmma, for example that it serialises products that the PTX lets overlap.
     """
 
     registers: int
@@ -32,7 +32,7 @@ class Assembled:
 
 @cache
 def tool(name: str) -> Path:
-    """Where a tool of the CUDA toolkit is: in a wheel, the newest first, else on PATH."""
+    """The path of a tool of the CUDA toolkit: from the newest wheel that has it, else from PATH."""
     spec = importlib.util.find_spec("nvidia")
     roots = [Path(root) for root in (spec.submodule_search_locations or [])] if spec else []
     found = [path for root in roots for path in root.glob(f"*/bin/{name}")]
@@ -45,7 +45,7 @@ def tool(name: str) -> Path:
 
 @cache
 def tool_version(name: str) -> str:
-    """What a tool says of its version, V12.9.86 say."""
+    """The version that a tool prints, for example V12.9.86."""
     said = _run([str(tool(name)), "--version"])
     found = re.search(r"\bV[\d.]+", said)
     return found[0] if found else said.strip()
@@ -62,7 +62,7 @@ def _run(command: list[str]) -> str:
 
 
 def assemble(ptx: Path, cubin: Path, arch: str) -> Assembled:
-    """Assemble a file of one kernel for an architecture as ptxas names it, sm_90a say."""
+    """Assemble a file of one kernel. arch: ptxas's name of the architecture, for example sm_90a."""
     said = _run([str(tool("ptxas")), "-v", f"-arch={arch}", str(ptx), "-o", str(cubin)])
 
     def number(pattern: str) -> int:

@@ -1,8 +1,8 @@
 """From a kernel of the catalogue to a cubin for one architecture, kept on disk. No driver is needed.
 
-Cubins are kept beside the compiled code of CPUs, named by a hash of the sources that they are compiled from: a later
-process, and every other rank of the node, reads what the first one compiled. A file begins with a hash of its rest, so
-that a file that a full disk or a killed process left incomplete is rebuilt. Compiles whole kernels and links nothing.
+Cubins are kept beside the compiled code of CPUs, named by a hash of their sources. One process of a node compiles; its
+other ranks and later processes read the file. A file begins with a hash of the rest, so a file left incomplete by a
+full disk or a killed process is rebuilt. Compiles whole kernels and links nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Built:
 
 
 def build(kernel: Any, arch: str) -> Built:
-    """A catalogue.Kernel for a device's architecture, sm_90 say: read from the cache, else compiled and kept there.
+    """The cubin of a catalogue.Kernel for an architecture such as sm_90: from the cache, else compiled and kept there.
 
     One process of a node compiles at a time. Raises EnvironmentProblem where a tool is missing or fails.
     """
@@ -45,7 +45,7 @@ def build(kernel: Any, arch: str) -> Built:
     found = _read(path)
     if found is None:
         with compiling():
-            found = _read(path)  # another process may have made it meanwhile
+            found = _read(path)  # another process may have compiled it meanwhile
             if found is None:
                 text, entry = ptx(kernel, target)
                 found = Built(entry, _machine_code(text, target))
@@ -54,7 +54,7 @@ def build(kernel: Any, arch: str) -> Built:
 
 
 def ptx(kernel: Any, target: str) -> tuple[str, str]:
-    """(PTX of a catalogue.Kernel for a target, sm_90a say; the name of its entry)."""
+    """(PTX of a catalogue.Kernel for a target such as sm_90a, the name of its entry)."""
     _, texts = offline.compiled(kernel.function, kernel.types, offline.capability(target))
     if len(texts) != 1:
         raise InputError(f"kernel {kernel.name} must be one PTX module, got {len(texts)}: it links other code")
@@ -62,7 +62,7 @@ def ptx(kernel: Any, target: str) -> tuple[str, str]:
 
 
 def assembler() -> tuple[str, str]:
-    """(the tool that makes machine code here, its version): ptxas, or nvJitLink where there is no ptxas."""
+    """(the tool that assembles on this machine, its version): ptxas, or nvJitLink if there is no ptxas."""
     try:
         return PTXAS, tool_version(PTXAS)
     except EnvironmentProblem as missing:
@@ -76,12 +76,12 @@ def assembler() -> tuple[str, str]:
 
 @cache
 def _tools() -> str:
-    """What a cubin depends on beside sources."""
+    """The versions that a cubin depends on, besides its sources."""
     return repr((version("numba-cuda"), *assembler()))
 
 
 def _key(kernel: Any) -> str:
-    """Hash of the sources that a kernel is compiled from, the tools, the types and the options."""
+    """Hash of a kernel's sources, of the tools, and of the kernel's types and options."""
     function = kernel.function
     code = function.py_func.__code__
     source = Path(code.co_filename)
@@ -92,7 +92,7 @@ def _key(kernel: Any) -> str:
 
 
 def _machine_code(text: str, target: str) -> bytes:
-    """A cubin of PTX."""
+    """Assemble PTX to a cubin."""
     name, _ = assembler()
     if name == LINKER:
         return _linked(text, target)
@@ -104,7 +104,7 @@ def _machine_code(text: str, target: str) -> bytes:
 
 
 def _linked(text: str, target: str) -> bytes:
-    """A cubin of PTX by nvJitLink."""
+    """Assemble PTX to a cubin with nvJitLink."""
     from cuda.bindings import nvjitlink
 
     handle, data = nvjitlink.create(1, [f"-arch={target}"]), text.encode() + b"\0"
@@ -124,7 +124,7 @@ def _linked(text: str, target: str) -> bytes:
 
 
 def _read(path: Path) -> Built | None:
-    """What an entry of the cache holds; None where there is none, or it is damaged."""
+    """The contents of a cache entry; None if it is missing or damaged."""
     try:
         whole = path.read_bytes()
     except OSError:
@@ -138,7 +138,7 @@ def _read(path: Path) -> Built | None:
 
 
 def _write(path: Path, built: Built) -> None:
-    """Keep it, whole or not at all; where it cannot be kept, the next process compiles again."""
+    """Write a cache entry atomically. If it cannot be written, warn; the next process compiles again."""
     rest = built.entry.encode() + b"\n" + built.cubin
     whole = hashlib.sha256(rest).hexdigest().encode() + b"\n" + rest
     try:

@@ -1,4 +1,4 @@
-"""Every kernel that is shipped: its name, its function, the types it is compiled for, and what a block of it needs."""
+"""Every shipped kernel: its name, function and argument types, and the resources of a block."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .tile import Tile
 
 @dataclass(frozen=True)
 class Kernel:
-    """types: Numba types of the arguments. shared_bytes: dynamic shared memory of a launch. blocks: wanted on an SM."""
+    """types: Numba types of the arguments. shared_bytes: dynamic shared memory of a block. blocks: wanted on an SM."""
 
     name: str
     function: Any
@@ -26,7 +26,7 @@ class Kernel:
 
 @cache
 def route_kernels() -> dict[str, Kernel]:
-    """What runs before the persistent kernel, by name; shared_bytes are for 256 slots and k = 8."""
+    """The kernels that run before the persistent kernel, by name; shared_bytes are for 256 slots and k = 8."""
     slots, k, word = 256, 8, (types.int64,)
     routes = [
         Kernel(kernel.__name__, kernel, word, router.THREADS, router.route_shared(slots, kind), 3)
@@ -51,6 +51,6 @@ def product_kernel(tile: Tile) -> Kernel:
 
 
 def kernels(arch: str) -> list[Kernel]:
-    """All of an architecture, sm_90 say, in a fixed order."""
+    """All kernels for an architecture such as sm_90, in a fixed order."""
     products = [product_kernel(tile) for kind in TILES for tile in tiles(kind, arch)]
     return [*products, *route_kernels().values(), PUT_ROWS, PING_PONG, LEND]

@@ -1,4 +1,4 @@
-"""The weighted sum of a token's expert outputs on a GPU: a warp a token, in order of the choices, rounded once."""
+"""The weighted sum of a token's expert outputs on a GPU: one warp per token, in order of the choices, rounded once."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .compiler import cuda
 from .memory_lowering import WARP
 from .tile import BYTES
 
-FLOATS = 4  # of a row that a lane adds up at a time
+FLOATS = 4  # elements of a row that a lane sums at a time
 ZERO = np.float32(0)
 
 
 def parts(kind: str) -> tuple[Any, Any]:
-    """(four(address) -> four float32 of a row, put(address, a, b, c, d)) for rows of a kind."""
+    """(four(address) -> four elements of a row as float32, put(address, a, b, c, d)) for rows of a kind."""
     if BYTES[kind] == 4:
 
         @cuda.jit(device=True)
@@ -54,8 +54,8 @@ def parts(kind: str) -> tuple[Any, Any]:
 def combine_tokens(kind: str) -> Any:
     """combine(y, count, k, weights, rows, row_bytes): y[t] = sum over j of weights[t, j] * row (t, j), t < count.
 
-    All threads of a block call it. y: address of the first of `count` rows of row_bytes, a multiple of 16, in the type
-    of the arithmetic; weights: [count, k] float32; rows: [count, k] addresses of rows, 0 for a choice not taken.
+    All threads of a block call it. y: address of `count` rows of row_bytes (a multiple of 16) in the type of the
+    arithmetic; weights: [count, k] float32; rows: [count, k] addresses of rows, 0 for a choice not taken.
     """
     four, put = parts(kind)
     width = FLOATS * BYTES[kind]

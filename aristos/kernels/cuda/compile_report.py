@@ -1,6 +1,6 @@
-"""Every kernel to PTX, cubin and machine code, on all cores: a process compiles one kernel for all architectures.
+"""Compile every kernel to PTX, cubin and machine code on all cores, and report its resources.
 
-What a process keeps, it does not compile again: the device functions of a kernel are the same for each architecture.
+Each process compiles one kernel for all architectures, so it compiles the kernel's device functions once.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from .assemble import TARGETS, assemble, disassemble, tool, tool_version
 
 PROCESSES = 8  # at most; each takes some 300 MB
 
-Row = dict[str, Any]  # of report.json
-Listing = Callable[[str], list[Any]]  # architecture -> catalogue.Kernel; by name, since processes send it to each other
+Row = dict[str, Any]  # one entry of report.json
+Listing = Callable[[str], list[Any]]  # architecture -> catalogue.Kernels; a module's function, because it is pickled
 
 
 def build_all(archs: Sequence[str], out: Path, listings: Sequence[Listing]) -> list[Row]:
-    """NAME.ARCH.ptx, .cubin, .sass of every kernel, report.json and report.md; says on stderr how far it is.
+    """Write NAME.ARCH.ptx, .cubin and .sass of every kernel, report.json and report.md; print progress on stderr.
 
-    advice.json: what ptxas says of kernels, [{"kernel", "arch", "advice"}]; it should be empty.
-    listings: functions of modules, each of which gives kernels of an architecture; no name is there twice.
+    advice.json: ptxas's advice, [{"kernel", "arch", "advice"}]; it should be empty.
+    listings: functions of modules that return the kernels of an architecture; names must be unique.
     """
     for name in ("ptxas", "nvdisasm"):
-        tool(name)  # better missed now than after the first kernel
+        tool(name)  # fail before the first kernel is compiled
     out.mkdir(parents=True, exist_ok=True)
     wanted = [(kernel.name, arch) for arch in archs for kernel in listed(arch, listings)]
     names = list(dict.fromkeys(name for name, _ in wanted))
@@ -41,7 +41,7 @@ def build_all(archs: Sequence[str], out: Path, listings: Sequence[Listing]) -> l
     start = time.monotonic()
     count = min(len(os.sched_getaffinity(0)), PROCESSES, len(names))
     with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-        # the biggest kernels are the last: they go first, so that no process is left alone with one
+        # the biggest kernels come last in the listings: start with them, so that none runs alone at the end
         jobs = {pool.submit(build, name, archs, out, listings): name for name in reversed(names)}
         try:
             for done in as_completed(jobs):
@@ -66,7 +66,7 @@ def listed(arch: str, listings: Sequence[Listing]) -> list[Any]:
 
 
 def build(name: str, archs: Sequence[str], out: Path, listings: Sequence[Listing]) -> list[Row]:
-    """One kernel for the architectures that have it; its rows of the report."""
+    """Compile one kernel for each architecture that has it; returns its rows of the report."""
     from .build import ptx
 
     rows = []
@@ -78,7 +78,7 @@ def build(name: str, archs: Sequence[str], out: Path, listings: Sequence[Listing
 
 
 def finish(kernel: Any, arch: str, text: str, out: Path) -> Row:
-    """Write NAME.ARCH.ptx, .cubin and .sass of one compiled kernel; its row of the report, and ptxas' advice."""
+    """Write NAME.ARCH.ptx, .cubin and .sass of a compiled kernel; returns its row of the report with ptxas's advice."""
     target = TARGETS[arch]
     cc = capability(target)
     files = {kind: out / f"{kernel.name}.{arch}.{kind}" for kind in ("ptx", "cubin", "sass")}
@@ -94,12 +94,12 @@ def finish(kernel: Any, arch: str, text: str, out: Path) -> Row:
 
 
 def compilers() -> str:
-    """Who made what the report is of."""
+    """A line that names the compilers and their versions."""
     return f"By numba-cuda {metadata.version('numba-cuda')} and ptxas {tool_version('ptxas').lstrip('V')}:"
 
 
 def table(rows: Iterable[Row]) -> str:
-    """The report as Markdown: a line a kernel, a number for every architecture it is for where they differ."""
+    """The report as Markdown: one line per kernel; a cell lists the architectures' values where they differ."""
     rows = list(rows)
     of: dict[str, list[Row]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""Numba-CUDA, by the names that this folder uses: the only module that names the compiler of the kernels."""
+"""The names of Numba-CUDA that this folder uses. Other modules of the folder import the compiler from here only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ except ImportError as error:
 if not hasattr(np, "row_stack"):
     raise EnvironmentProblem(f"numba-cuda 0.30 needs numpy<2.5, and {np.__version__} is installed")
 
-cuda: Any = import_module("numba.cuda")  # untyped: type checkers do not know the names that Numba makes
+cuda: Any = import_module("numba.cuda")  # untyped: Numba creates its names at run time
 types: Any = import_module("numba.cuda.types")
 intrinsic: Any = import_module("numba.cuda.extending").intrinsic
 overload: Any = import_module("numba.cuda.extending").overload
@@ -27,9 +27,9 @@ make_array: Any = import_module("numba.cuda.np.arrayobj").make_array
 
 
 def forget_other_targets(functions: list[Any]) -> None:
-    """Let CUDA know only its own overloads of these functions.
+    """Let Numba-CUDA see only its own overloads of these functions.
 
-    Numba-CUDA inlines the first overload that is to be inlined and was compiled for the same types, be it the CPU's.
+    Otherwise it would inline a CPU overload that was compiled first for the same types.
     """
     context = import_module("numba.cuda.descriptor").cuda_target.typing_context
     context.refresh()

@@ -1,6 +1,6 @@
-"""What becomes of a tile's sums: activation, gate, rounding, and the rows they are stored to.
+"""From a tile's sums to output rows: activation, gate, rounding and stores.
 
-The sums lie in shared memory as `Tile` says, rows n + PAD float32 apart, whatever made them.
+The sums lie in shared memory, rows n + PAD float32 apart, for every family of products.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .compiler import cuda
 from .pack import INTERLEAVE
 from .tile import BYTES, PAD, Tile
 
-NONE = -1  # beside the words of activations.word
+NONE = -1  # no activation; otherwise a value of activations.word
 
 
 activated = cuda.jit(device=True)(unrolled("activated", "x", "return case(x)", activations.FUNCTIONS, globals()))
@@ -23,7 +23,7 @@ activated = cuda.jit(device=True)(unrolled("activated", "x", "return case(x)", a
 
 @cuda.jit(device=True)
 def gated_product(word, g, u):
-    """act(g) * u, bounded as the activation's word says."""
+    """act(g) * u, with the bounds encoded in the activation's word."""
     limit, code = activations.limit_of(word), activations.code_of(word)
     by = u if activations.plain(word) else activations.factor(u, limit, activations.shift_of(code))
     return activated(code, activations.at_most(g, limit)) * by
@@ -31,11 +31,11 @@ def gated_product(word, g, u):
 
 @cuda.jit(device=True)
 def activate(word, sums, pitch, count, shift, gated, thread, threads):
-    """Apply an activation in place to `count` staged sums, 2^shift a row; where gated, to those of the gate.
+    """Apply an activation in place to `count` staged sums, 2^shift per row; if gated, to the gate's sums only.
 
-    word: its code and limit (`activations.word`). What a bounded gate is multiplied by is bounded too.
+    word: the activation's code and limit (`activations.word`). The limit also bounds the gate's factor.
 
-    One element at a time, so that the code is there once: the main loop's instructions stay in their cache.
+    One element at a time, to keep the code small: the main loop's instructions stay in the instruction cache.
     """
     code, limit, plain = activations.code_of(word), activations.limit_of(word), activations.plain(word)
     for i in range(thread, count, threads):
@@ -52,7 +52,7 @@ def activate(word, sums, pitch, count, shift, gated, thread, threads):
 
 @cuda.jit(device=True)
 def outputs(place, gated):
-    """Four float32 of a row of outputs, from staged sums at `place`: those of the gate lie 8 columns behind."""
+    """Four float32 outputs of a row from the staged sums at `place`; the gate's sums lie 8 columns after them."""
     u = ptx.load_shared16(place)
     if gated != 0:
         g = ptx.load_shared16(place + 4 * INTERLEAVE)
@@ -61,7 +61,7 @@ def outputs(place, gated):
 
 
 def _out(tile: Tile) -> Any:
-    """f(address, place, gated): 16 bytes of outputs from staged sums at `place` to a row in global memory."""
+    """f(address, place, gated): store 16 bytes of outputs, from the staged sums at `place`, at `address`."""
     if BYTES[tile.kind] == 4:
 
         @cuda.jit(device=True)
@@ -85,11 +85,11 @@ def _out(tile: Tile) -> Any:
 
 @cache
 def finish(tile: Tile) -> Any:
-    """The device function that stores a tile; all threads of the block call it together, once its sums are staged.
+    """The device function that stores a tile. All threads of the block call it together, after the sums are staged.
 
-    finish(shared, c_rows, m, width, n0, word, gated): rows 0..m of the row address table, columns n0..
-    of the product, `width` outputs of a row (in 16-byte groups, for which the row has room); word: of the activation
-    (`activations.word`), or NONE. The staged sums are free afterwards.
+    store(shared, c_rows, m, width, n0, word, gated): rows 0..m of the row address table, columns n0.. of the
+    product. Of each row `width` outputs are stored, rounded up to whole 16 bytes, which the row must have space for.
+    word: the activation's (`activations.word`), or NONE. On return the shared memory of the sums may be reused.
     """
     put, threads = _out(tile), tile.threads
     pitch, group = 4 * (tile.n + PAD), 16 // BYTES[tile.kind]

@@ -1,6 +1,6 @@
-"""What a warp's or a warpgroup's tensor core instruction means, in NumPy: where each element is, and exact sums.
+"""Tensor core instructions in NumPy: the layout of their operands in registers and shared memory, and exact sums.
 
-Layouts are those of the PTX ISA, sections 9.7.14.5.7 and 9.7.14.5.8, and for a warpgroup 9.7.15.5. No Numba, no PTX.
+Layouts follow the PTX ISA, sections 9.7.14.5.7 and 9.7.14.5.8, and for a warpgroup 9.7.15.5. No Numba, no PTX.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ WIDTH = {"bf16": 16, "f16": 16, "tf32": 32}  # bits of an element
 
 
 def elements(registers: Any, kind: str) -> np.ndarray:
-    """[32, n] int32 -> [32, n * elements in a register] float64."""
+    """Registers of a warp, [32, n] int32 -> their elements, [32, n * elements in a register] float64."""
     bits = np.ascontiguousarray(registers, np.int32).view(np.uint32)
     if kind == "tf32":
         return (bits & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
@@ -49,20 +49,20 @@ def product(a: Any, b: Any, c: Any, kind: str) -> np.ndarray:
     return out
 
 
-LINE = 128  # bytes: a row of a matrix in shared memory, whose 16-byte parts are swapped by the row's number
-DESCRIPTOR = 1 << 62 | (8 * LINE >> 4) << 32 | 1 << 16  # 128-byte swizzle; 8 rows to the next 8; one line holds all k
+LINE = 128  # bytes of a matrix row in shared memory; its 16-byte parts are swizzled by the row number
+DESCRIPTOR = 1 << 62 | (8 * LINE >> 4) << 32 | 1 << 16  # 128-byte swizzle; stride between groups of 8 rows
 
 
 def descriptor(address: int) -> int:
-    """How wgmma finds a matrix at an address in shared memory, rows of 128 bytes of k from a multiple of 1024 on.
+    """wgmma's descriptor of a matrix in shared memory: rows of 128 bytes of k that start at a multiple of 1024.
 
-    16 elements of k further on are 32 bytes more, whatever the swizzle: it is applied to the sum.
+    To advance 16 elements in k, add 32 bytes to the address; the hardware applies the swizzle to the sum.
     """
     return DESCRIPTOR | address >> 4 & 0x3FFF
 
 
 def described(shared: np.ndarray, matrix: int, rows: int, kind: str) -> np.ndarray:
-    """[rows, 16] float64: what a descriptor names in shared memory, [n] uint8; `matrix` must have DESCRIPTOR's form."""
+    """The matrix that a descriptor of DESCRIPTOR's form names in shared memory, [n] uint8 -> [rows, 16] float64."""
     if matrix & ~0x3FFF != DESCRIPTOR:
         raise ValueError(f"descriptor must be {DESCRIPTOR:#x} and an address, got {matrix:#x}")
     place = ((matrix & 0x3FFF) << 4) + LINE * np.arange(rows)[:, None] + np.arange(32)

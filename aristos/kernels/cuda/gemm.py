@@ -1,8 +1,8 @@
 """Rows times packed weights on a GPU: y = act(x W + b), or act(x G + g) * (x W + b) where W and G are interleaved.
 
-Rows of x and y are found through arrays of row addresses, so rows that arrived from several sources need no copy and
-results can go straight to a peer's memory. One launch is one product; the persistent kernel calls the same tile
-function. Weights are packed by `pack.py`.
+Rows of x and y are found through arrays of row addresses: rows from several sources need no copy, and results can be
+stored in a peer's memory. One launch is one product; the persistent kernel calls the same tile function. Weights are
+packed by `pack.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .pack import COLUMNS
 from .tile import CHUNK, GROUP_PRODUCTS, PAD, PRODUCTS, Code, Tile, tile_memory
 from .wgmma_product import group_product
 
-# by kind, for a power of two of rows: a bigger tile reads weights less often, a smaller one computes fewer empty rows
+# by kind, in rising order of rows: a bigger tile reads weights less often, a smaller one computes fewer empty rows
 TILES = {
     "bf16": (
         Tile("bf16", 16, 128, 1, 4, 4, 3), Tile("bf16", 32, 128, 1, 4, 4, 2), Tile("bf16", 64, 128, 2, 2, 3, 2),
@@ -28,7 +28,7 @@ TILES = {
 }  # fmt: skip
 for _kind in ("f16", "tf32"):
     TILES[_kind] = tuple(replace(tile, kind=_kind) for tile in TILES["bf16"])
-# of sm_90, for every number of rows: what mma.sync adds up in a k step may differ from what wgmma does in its last bits
+# sm_90 uses these for every number of rows: wgmma and mma.sync may sum a k step with different last bits
 GROUPS = {
     kind: (
         Tile(kind, 64, 128, 4, 1, 3, 3, groups=True), Tile(kind, 128, 128, 8, 1, 3, 2, groups=True),
@@ -39,23 +39,23 @@ GROUPS = {
 
 
 def tiles(kind: str, arch: str) -> tuple[Tile, ...]:
-    """The tiles of an architecture, by rows."""
+    """The tiles for an architecture, in rising order of rows."""
     if arch == "sm_90" and kind in GROUPS:
         return GROUPS[kind]
     if arch != "sm_100":
         return TILES[kind]
-    # its assembler needs a few registers more than two such blocks leave each other
+    # for sm_100 ptxas needs a few registers more than two such blocks can have
     return tuple(replace(tile, blocks=1) if tile.m == 128 and kind != "f32" else tile for tile in TILES[kind])
 
 
 def tile_for(kind: str, rows: int, arch: str) -> Tile:
-    """The tile that a product of so many rows uses; which one never changes a bit of the result."""
+    """The tile for a product of `rows` rows. The choice changes no bit of the result."""
     found = tiles(kind, arch)
     return next((tile for tile in found if tile.m >= rows), found[-1])
 
 
 def _own_offsets(tile: Tile) -> Any:
-    """f(lane, warp) -> a thread's offsets in a chunk of A and of B, and of its first sum, in bytes."""
+    """f(lane, warp) -> a thread's byte offsets in chunks of A and B and of its first staged sum; its first column."""
     warps_n, rows, columns, pitch = tile.warps_n, tile.warp_rows, tile.warp_columns, 4 * (tile.n + PAD)
     swap = CHUNK // 8
 
@@ -93,9 +93,9 @@ def tile_product(tile: Tile) -> Any:
     """The device function of a tile: all threads of the block call it together, with equal arguments.
 
     product(shared, a_rows, c_rows, m, weight, pitch, bias, width, depth, n0, code, gated): rows 0..m of the row address
-    tables, m <= tile.m; columns n0.. of the packed weight, which has `pitch` bytes of k for each; a row of A has
-    `depth` bytes; `width` outputs of a row of C are kept (in 16-byte groups, for which the row has room). shared: as
-    `tile_memory` gives it. Rows of A and C start on 16 bytes.
+    tables, m <= tile.m; columns n0.. of the packed weight, `pitch` bytes of k per column; `depth` bytes per row of A.
+    Of each row of C `width` outputs are stored, rounded up to whole 16 bytes, which the row must have space for.
+    shared: from `tile_memory`. Rows of A and C start on 16 bytes.
     """
     if tile.groups:
         return group_product(tile)
@@ -155,7 +155,7 @@ def gemm(tile: Tile) -> Any:
     """The kernel of a tile: gemm(a_rows, c_rows, m, weight, pitch, bias, width, depth, code, gated), all int64.
 
     Grid: (ceil(m / tile.m), ceil(n / tile.n)) blocks of tile.threads threads and tile.shared_bytes of dynamic shared
-    memory, n the outputs of the packed weight; the arguments as `tile_product` says, for all rows.
+    memory, where n is `outputs` of the packed weight. Arguments as in `tile_product`, for all m rows.
     """
     product, memory, tile_m, tile_n = tile_product(tile), tile_memory(tile), tile.m, tile.n
 

@@ -1,8 +1,8 @@
-"""What the names of `aristos.primitives.memory` compile to on CUDA: the third lowering of the protocol's shared memory.
+"""The CUDA lowerings of `aristos.primitives.memory`, the protocol's shared-memory operations.
 
-Words are shared with other devices and with the host, so the scope of releases and acquires is the system; what is
-added to or exchanged are words that this device's blocks alone touch, so there it is the device. Importing this module
-registers the lowerings with Numba-CUDA; it compiles nothing.
+Releases and acquires have system scope, because other devices and the host share those words. Atomic adds and
+exchanges have device scope, because only this device's blocks use those words. Importing this module registers the
+lowerings with Numba-CUDA; it compiles nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from . import ptx
 from .compiler import carray, cuda, forget_other_targets, intrinsic, overload, types
 
 WARP = 32
-NAP = 1000  # nanoseconds; a block that waits leaves its SM's issue slots to the others
+NAP = 1000  # nanoseconds; a waiting block leaves the SM's issue slots to other blocks
 
 
 @intrinsic
@@ -37,7 +37,7 @@ def _nap():
 
 @cuda.jit(device=True)
 def copied(dst, src, nbytes):
-    """16 bytes a lane at a time; rows are read once and written once."""
+    """Copy a row, 16 bytes per lane at a time, with cache hints for data that is read and written once."""
     for at in range(16 * (ptx.thread() & WARP - 1), nbytes, 16 * WARP):
         part = ptx.load16_once(src + at)
         ptx.store16_once(dst + at, part[0], part[1], part[2], part[3])
@@ -63,7 +63,7 @@ OWN = {
     mem.block_barrier: lambda: lambda: cuda.syncthreads(),
     mem.float_of_bits: lambda bits: lambda bits: ptx.float_of_bits(bits),
 }
-VIEWS = {  # inlined, because a function on CUDA cannot return an array that it was not given
+VIEWS = {  # inlined, because a CUDA device function can return only arrays that it received
     mem.floats: lambda addr, n: lambda addr, n: carray(_pointer(addr), n, np.float32),
     mem.words: lambda addr, n: lambda addr, n: carray(_pointer(addr), n, np.int64),
 }

@@ -1,4 +1,4 @@
-"""Weights as the tile product reads them: chunks of k for blocks of outputs, padded with zeros, in its type."""
+"""Pack weights for the tile product: blocks of outputs by chunks of k, padded with zeros, in the arithmetic's type."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import numpy as np
 from ...errors import InputError
 from .tile import BYTES, CHUNK
 
-COLUMNS = 128  # outputs are padded to a multiple of it: no tile is wider
-INTERLEAVE = 8  # outputs of W, then as many of G: a thread that stores sees both
+COLUMNS = 128  # outputs are padded to a multiple of it; no tile is wider
+INTERLEAVE = 8  # 8 outputs of W, then 8 of G: the thread that stores an output has both
 
 
 def narrow(values: np.ndarray, kind: str) -> np.ndarray:
-    """float32 in the arithmetic's type: bf16 as uint16, f16, tf32 (rounded, ties away) and f32 as float32."""
+    """Round float32 to the arithmetic's type: bf16 (as uint16 bits), f16, tf32 (ties away; as float32) or f32."""
     values = np.ascontiguousarray(values, np.float32)
     bits = values.view(np.uint32)
     if kind == "bf16":
@@ -25,14 +25,14 @@ def narrow(values: np.ndarray, kind: str) -> np.ndarray:
 
 
 def widen(values: np.ndarray, kind: str) -> np.ndarray:
-    """What `narrow` gave, as float32."""
+    """The result of `narrow` as float32."""
     if kind == "bf16":
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float32)
 
 
 def interleaved(up: np.ndarray, gate: np.ndarray) -> np.ndarray:
-    """[K, F] twice -> [K, 2 F']: 8 columns of `up`, then the same 8 of `gate`, F' = F padded with zeros to 8."""
+    """up, gate: [K, F] -> [K, 2 F']: 8 columns of `up`, then the same 8 of `gate`. F' is F rounded up to 8."""
     if up.shape != gate.shape:
         raise InputError(f"gate must have the shape of up {list(up.shape)}, got {list(gate.shape)}")
     k, f = up.shape
@@ -45,10 +45,10 @@ def interleaved(up: np.ndarray, gate: np.ndarray) -> np.ndarray:
 
 
 def pack(weight: np.ndarray, kind: str) -> np.ndarray:
-    """weight: [K, N] float32 -> [N' / 128, K' / step, 128, step] in the arithmetic's type, `step` of it in 128 bytes.
+    """weight: [K, N] float32 -> [N' / 128, K' / step, 128, step] in the arithmetic's type; `step` elements: 128 bytes.
 
-    Zeros fill it up to whole blocks of 128 outputs and 128 bytes of k. A block is what a tile's chunk of B is in shared
-    memory, byte for byte: 16-byte part p of output r lies at p ^ (r & 7), so one bulk copy can bring it.
+    Zeros pad it to whole blocks of 128 outputs and 128 bytes of k. A block equals a tile's chunk of B in shared memory
+    byte for byte (16-byte part p of output r lies at p ^ (r & 7)), so one bulk copy loads it.
     """
     if weight.ndim != 2 or weight.dtype != np.float32:
         raise InputError(f"weight must be a float32 matrix, got {weight.dtype} {list(weight.shape)}")
@@ -62,14 +62,14 @@ def pack(weight: np.ndarray, kind: str) -> np.ndarray:
 
 
 def unpacked(packed: np.ndarray) -> np.ndarray:
-    """What `pack` laid out, as rows of k for every output: [N', K']."""
+    """Undo `pack`: [N', K'], a row of k for each output."""
     step, row = packed.shape[3], np.arange(COLUMNS)[:, None]
     parts = packed.reshape(*packed.shape[:3], 8, step // 8)[:, :, row, np.arange(8) ^ row % 8]
     return np.ascontiguousarray(parts.transpose(0, 2, 1, 3, 4)).reshape(len(packed) * COLUMNS, -1)
 
 
 def outputs(packed: np.ndarray) -> int:
-    """How many outputs a packed weight has, those that fill it up included."""
+    """The number of outputs of a packed weight, padding included."""
     return len(packed) * COLUMNS
 
 

@@ -1,4 +1,4 @@
-"""How a PTX text becomes an intrinsic of Numba-CUDA; the texts themselves are in `ptx.py`."""
+"""Make an intrinsic of Numba-CUDA from a PTX text. The texts themselves are in `ptx.py`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ NUMBA = {"r": types.int32, "l": types.int64, "f": types.float32}
 
 def primitive(text: str, gives: str = "", takes: str = "", memory: bool = True,
               carried: bool = False) -> Callable[[Callable], Any]:  # fmt: skip
-    """An intrinsic of one PTX text. gives, takes: a constraint letter for every result and argument, $0 and on.
+    """Make an intrinsic of one PTX text. gives, takes: a constraint letter for each result and argument, from $0 on.
 
-    memory: whether it reads or writes memory, so that accesses around it stay on their side. carried: the registers of
-    the results hold values before, which come as one more argument, a tuple, and have no numbers of their own. What
-    comes back has `.plain`, `.text`, and `.emit(builder, arguments) -> results` for code that is generated.
+    memory: it accesses memory, so the compiler must not move other accesses across it. carried: the result registers
+    are also inputs; their values come as one more argument, a tuple, and have no numbers of their own. The intrinsic
+    has `.plain`, `.text`, and, for generated code, `.emit(builder, arguments) -> results`.
     """
     ties = [str(i) for i in range(len(gives))] if carried else []
     letters = [f"={letter}" for letter in gives] + list(takes) + ties + (["~{memory}"] if memory else [])
@@ -56,7 +56,7 @@ def primitive(text: str, gives: str = "", takes: str = "", memory: bool = True,
 
 
 def named(typed: Callable, name: str, count: int) -> Any:
-    """An intrinsic with a name and a fixed number of arguments, as Numba wants to see them."""
+    """An intrinsic with a name and `count` positional arguments, in the form that Numba requires."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     names = ["typing", *(f"a{i}" for i in range(count))]
     typed.__name__ = name

@@ -1,9 +1,9 @@
 """Every PTX string of the CUDA substrate, and nothing else. Each primitive is an intrinsic with its meaning in Python.
 
-The body under a primitive is what it means, in plain Python on this process's memory (`primitive.plain`); the text
-above it is what it compiles to. Where all lanes of a warp act together, the plain function takes the registers of all
-32 lanes. Addresses are int64; addresses in shared memory are 32 bits wide, as `shared_address` gives them. A docstring
-ends with the instruction's section of the PTX ISA, by its title. Importing this module compiles nothing.
+The decorator holds the PTX text that a primitive compiles to. The body is its meaning in plain Python, on this
+process's memory (`primitive.plain`). If all lanes of a warp act together, the plain function takes the registers of all
+32 lanes. Addresses are int64; addresses in shared memory are int32 (`shared_address`). A docstring ends with the title
+of the instruction's section in the PTX ISA. Importing this module compiles nothing.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from ...primitives import memory as mem
 from . import fragments
 from .primitive import primitive
 
-# ---------------------------------------------------------------- words that others write
+# ---------------------------------------------------------------- shared words
 
 
 @primitive("ld.relaxed.sys.global.s64 $0, [$1];", "l", "l")
 def load_relaxed_sys(address):
-    """A word that another device or the host writes, unordered (PTX ISA: ld)."""
+    """Read a word that another device or the host writes, unordered (PTX ISA: ld)."""
     return mem.load(address)
 
 
 @primitive("ld.acquire.gpu.global.s64 $0, [$1];", "l", "l")
 def load_acquire_gpu(address):
-    """A word; what its writer on this device released before is visible after (PTX ISA: ld)."""
+    """Read a word; afterwards all that its writer on this device released with it is visible (PTX ISA: ld)."""
     return mem.load_acquire(address)
 
 
 @primitive("ld.acquire.sys.global.s64 $0, [$1];", "l", "l")
 def load_acquire_sys(address):
-    """A word; what its writer anywhere released before is visible after (PTX ISA: ld)."""
+    """The same for a writer on any device or the host (PTX ISA: ld)."""
     return mem.load_acquire(address)
 
 
@@ -48,7 +48,7 @@ def store_relaxed_sys(address, value):
 
 @primitive("st.release.gpu.global.s64 [$0], $1;", "", "ll")
 def store_release_gpu(address, value):
-    """Publish a word to this device: what this thread wrote or acquired before is visible first (PTX ISA: st)."""
+    """Publish a word to this device, after all that this thread wrote or acquired before (PTX ISA: st)."""
     mem.store_release(address, value)
 
 
@@ -60,29 +60,29 @@ def store_release_sys(address, value):
 
 @primitive("fence.acq_rel.gpu;")
 def fence_gpu():
-    """Orders accesses of this thread before and after it, for who synchronises with it (PTX ISA: membar/fence)."""
+    """Order this thread's earlier and later accesses, as seen by this device's threads (PTX ISA: membar/fence)."""
 
 
 @primitive("fence.acq_rel.sys;")
 def fence_sys():
-    """The same towards every device and the host (PTX ISA: membar/fence)."""
+    """The same as seen by every device and the host (PTX ISA: membar/fence)."""
 
 
 @primitive("atom.acq_rel.gpu.global.add.u64 $0, [$1], $2;", "l", "ll")
 def add_gpu(address, value):
-    """Add to a word and give what it held (PTX ISA: atom)."""
+    """Add to a word; returns its old value (PTX ISA: atom)."""
     return mem.fetch_add(address, value)
 
 
 @primitive("atom.acq_rel.sys.global.add.u64 $0, [$1], $2;", "l", "ll")
 def add_sys(address, value):
-    """Add to a word that other devices add to as well (PTX ISA: atom)."""
+    """The same for a word that other devices use (PTX ISA: atom)."""
     return mem.fetch_add(address, value)
 
 
 @primitive("atom.acq_rel.gpu.global.exch.b64 $0, [$1], $2;", "l", "ll")
 def exchange_gpu(address, value):
-    """Write a word and give what it held (PTX ISA: atom)."""
+    """Write a word; returns its old value (PTX ISA: atom)."""
     old = mem.load(address)
     mem.store(address, value)
     return old
@@ -96,7 +96,7 @@ def exchange_sys(address, value):
 
 @primitive("atom.acq_rel.gpu.global.cas.b64 $0, [$1], $2, $3;", "l", "lll")
 def compare_exchange_gpu(address, expected, value):
-    """Write `value` if the word holds `expected`; gives what it held (PTX ISA: atom)."""
+    """Write `value` if the word holds `expected`; returns its old value (PTX ISA: atom)."""
     old = mem.load(address)
     if old == expected:
         mem.store(address, value)
@@ -114,25 +114,25 @@ def compare_exchange_sys(address, expected, value):
 
 @primitive("ld.global.s64 $0, [$1];", "l", "l")
 def load8(address):
-    """A word that nobody writes now (PTX ISA: ld)."""
+    """Read a word that no thread writes now (PTX ISA: ld)."""
     return mem.load(address)
 
 
 @primitive("st.global.s64 [$0], $1;", "", "ll")
 def store8(address, value):
-    """Write a word, published by a later release (PTX ISA: st)."""
+    """Write a word; a later release publishes it (PTX ISA: st)."""
     mem.store(address, value)
 
 
 @primitive("ld.global.nc.f32 $0, [$1];", "f", "l")
 def load_float(address):
-    """A float32 that no kernel running now writes (PTX ISA: ld.global.nc)."""
+    """Read a float32 that no running kernel writes (PTX ISA: ld.global.nc)."""
     return np.float32(ctypes.c_float.from_address(int(address)).value)
 
 
 @primitive("ld.global.nc.v2.f32 {$0, $1}, [$2];", "ff", "l")
 def load_floats2(address):
-    """Two of them, on 8 bytes (PTX ISA: ld.global.nc)."""
+    """Read two of them, aligned to 8 bytes (PTX ISA: ld.global.nc)."""
     return tuple((ctypes.c_float * 2).from_address(int(address)))
 
 
@@ -146,37 +146,37 @@ def _put_four(address: int, values: Sequence[int]) -> None:
 
 @primitive("ld.global.v4.b32 {$0, $1, $2, $3}, [$4];", "rrrr", "l")
 def load16(address):
-    """16 bytes, aligned (PTX ISA: ld)."""
+    """Read 16 bytes, aligned (PTX ISA: ld)."""
     return _four(address)
 
 
 @primitive("ld.global.L1::no_allocate.L2::128B.v4.b32 {$0, $1, $2, $3}, [$4];", "rrrr", "l")
 def load16_once(address):
-    """16 bytes that are read once: not kept in L1, fetched into L2 by the line (PTX ISA: ld)."""
+    """Read 16 bytes that are read once: not kept in L1, fetched into L2 by 128-byte lines (PTX ISA: ld)."""
     return _four(address)
 
 
 @primitive("ld.global.L1::no_allocate.L2::128B.v2.b32 {$0, $1}, [$2];", "rr", "l")
 def load8_once(address):
-    """8 bytes that are read once (PTX ISA: ld)."""
+    """Read 8 bytes that are read once (PTX ISA: ld)."""
     return tuple((ctypes.c_int32 * 2).from_address(int(address)))
 
 
 @primitive("st.global.L1::no_allocate.v2.b32 [$0], {$1, $2};", "", "lrr")
 def store8_once(address, a, b):
-    """8 bytes that this device will not read again (PTX ISA: st)."""
+    """Write 8 bytes that this device will not read again (PTX ISA: st)."""
     (ctypes.c_int32 * 2).from_address(int(address))[:] = [int(np.int32(a)), int(np.int32(b))]
 
 
 @primitive("st.global.v4.b32 [$0], {$1, $2, $3, $4};", "", "lrrrr")
 def store16(address, a, b, c, d):
-    """16 bytes, aligned (PTX ISA: st)."""
+    """Write 16 bytes, aligned (PTX ISA: st)."""
     _put_four(address, (a, b, c, d))
 
 
 @primitive("st.global.L1::no_allocate.v4.b32 [$0], {$1, $2, $3, $4};", "", "lrrrr")
 def store16_once(address, a, b, c, d):
-    """16 bytes that this device will not read again: a row for a peer, say (PTX ISA: st)."""
+    """Write 16 bytes that this device will not read again, such as a row for a peer (PTX ISA: st)."""
     _put_four(address, (a, b, c, d))
 
 
@@ -185,46 +185,46 @@ def store16_once(address, a, b, c, d):
 
 @primitive("ld.shared.v4.f32 {$0, $1, $2, $3}, [$4];", "ffff", "r")
 def load_shared16(address):
-    """Four float32 (PTX ISA: ld)."""
+    """Read four float32 (PTX ISA: ld)."""
     return tuple((ctypes.c_float * 4).from_address(int(address)))
 
 
 @primitive("ld.shared.f32 $0, [$1];", "f", "r")
 def load_shared4(address):
-    """One float32 (PTX ISA: ld)."""
+    """Read one float32 (PTX ISA: ld)."""
     return ctypes.c_float.from_address(int(address)).value
 
 
 @primitive("st.shared.v2.f32 [$0], {$1, $2};", "", "rff")
 def store_shared8(address, a, b):
-    """Two float32 (PTX ISA: st)."""
+    """Write two float32 (PTX ISA: st)."""
     (ctypes.c_float * 2).from_address(int(address))[:] = [a, b]
 
 
 @primitive("st.shared.f32 [$0], $1;", "", "rf")
 def store_shared4(address, a):
-    """One float32 (PTX ISA: st)."""
+    """Write one float32 (PTX ISA: st)."""
     ctypes.c_float.from_address(int(address)).value = a
 
 
 @primitive("cp.async.cg.shared.global.L2::128B [$0], [$1], 16, $2;", "", "rlr")
 def copy_async16(to, source, count):
-    """16 bytes into shared memory, `count` of them from `source` and zeros after (PTX ISA: cp.async)."""
+    """Start to copy `count` bytes from `source` to shared memory, padded with zeros to 16 (PTX ISA: cp.async)."""
     ctypes.memmove(int(to), int(source), int(count))
     ctypes.memset(int(to) + int(count), 0, 16 - int(count))
 
 
 @primitive("cp.async.commit_group;")
 def copy_async_commit():
-    """All copies since the last commit are a group (PTX ISA: as above)."""
+    """Make the copies since the last commit a group (PTX ISA: cp.async.commit_group)."""
 
 
 def copy_async_wait(groups: int) -> Any:
-    """f(): wait until at most `groups` groups of this thread are still under way (PTX ISA: cp.async.wait_group)."""
+    """f(): wait until at most `groups` groups of this thread's copies are unfinished (PTX ISA: cp.async.wait_group)."""
 
     @primitive(f"cp.async.wait_group {groups};")
     def copy_async_wait_():
-        """A plain copy is done when it returns."""
+        """Nothing to wait for: a plain copy is complete when it returns."""
 
     return copy_async_wait_
 
@@ -233,7 +233,7 @@ def copy_async_wait(groups: int) -> Any:
 
 
 class _Barrier(ctypes.Structure):
-    """What the plain functions keep in the 8 bytes of an mbarrier; the hardware's own form is opaque."""
+    """The state of an mbarrier in its 8 bytes, as the plain functions keep it; the hardware's format is opaque."""
 
     _fields_ = [("phase", ctypes.c_uint8), ("count", ctypes.c_uint8), ("pending", ctypes.c_int16),
                 ("bytes", ctypes.c_int32)]  # fmt: skip
@@ -248,19 +248,19 @@ class _Barrier(ctypes.Structure):
 
 @primitive("mbarrier.init.shared::cta.b64 [$0], $1;", "", "rr")
 def barrier_init(barrier, count):
-    """Make 8 bytes of shared memory a barrier, in phase 0, whose phases end after `count` arrivals and all bytes that
-    were expected (PTX ISA: mbarrier.init)."""
+    """Make 8 bytes of shared memory a barrier in phase 0. A phase ends after `count` arrivals and all expected bytes
+    (PTX ISA: mbarrier.init)."""
     ctypes.memmove(int(barrier), bytes(_Barrier(0, int(count), int(count), 0)), 8)
 
 
 @primitive("mbarrier.inval.shared::cta.b64 [$0];", "", "r")
 def barrier_end(barrier):
-    """Its 8 bytes are memory like any other again (PTX ISA: mbarrier.inval)."""
+    """End a barrier; its 8 bytes may be used for other data again (PTX ISA: mbarrier.inval)."""
 
 
 @primitive("mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;", "", "rr")
 def barrier_expect(barrier, nbytes):
-    """Arrive, and let the phase wait for so many bytes more (PTX ISA: mbarrier.arrive, .expect_tx)."""
+    """Arrive, and add `nbytes` to the bytes that the phase expects (PTX ISA: mbarrier.arrive, .expect_tx)."""
     it = _Barrier.from_address(int(barrier))
     it.bytes += int(nbytes)
     it.pending -= 1
@@ -271,14 +271,14 @@ def barrier_expect(barrier, nbytes):
     "{ .reg .pred done; mbarrier.try_wait.parity.shared::cta.b64 done, [$1], $2; selp.b32 $0, 1, 0, done; }", "r", "rr"
 )
 def barrier_passed(barrier, parity):
-    """1 once the phase of that parity has ended, else 0 after some time; what was copied is then visible
+    """1 if the phase of that parity has ended (the copied bytes are then visible), 0 after a bounded wait
     (PTX ISA: mbarrier.try_wait)."""
     return int(_Barrier.from_address(int(barrier)).phase != parity)
 
 
 @primitive("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1], $2, [$3];", "", "rlrr")
 def copy_bulk(to, source, nbytes, barrier):
-    """Start to copy into shared memory, whole 16 bytes on 16 bytes; the barrier counts those that have come
+    """Start to copy to shared memory, in aligned units of 16 bytes; the barrier counts the bytes that have arrived
     (PTX ISA: cp.async.bulk)."""
     ctypes.memmove(int(to), int(source), int(nbytes))
     it = _Barrier.from_address(int(barrier))
@@ -288,14 +288,14 @@ def copy_bulk(to, source, nbytes, barrier):
 
 @primitive("fence.proxy.async.shared::cta;")
 def fence_async():
-    """What this thread knows to be written or read in shared memory by loads, stores and cp.async comes before what
-    bulk copies and wgmma do there after it (PTX ISA: membar/fence, .proxy.async)."""
+    """Order earlier accesses to shared memory by loads, stores and cp.async, as this thread sees them, before later
+    ones by bulk copies and wgmma (PTX ISA: membar/fence, .proxy.async)."""
 
 
 @primitive("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {$0, $1, $2, $3}, [$4];", "rrrr", "r")
 def load_matrices(addresses):
-    """Four 8x8 matrices of 16-bit elements, or 8x4 of 32-bit: lane 8 m + r says where row r of matrix m lies; lane l
-    gets the 32 bits 4 (l % 4) of row l / 4 of each (PTX ISA: ldmatrix).
+    """Load four 8x8 matrices of 16-bit elements, or 8x4 of 32-bit. Lane 8 m + r passes the address of row r of matrix
+    m. Lane l gets the 4 bytes from byte 4 (l % 4) on of row l / 4 of each matrix (PTX ISA: ldmatrix).
 
     plain: addresses [32] -> [32, 4] int32.
     """
@@ -335,12 +335,12 @@ def multiply_f16(a, b, c):
     "ffff", "rrrrrrffff", memory=False,
 )  # fmt: skip
 def multiply_tf32(a, b, c):
-    """D = A B + C, A [16, 8], B [8, 8] float32 of which 10 bits after the point count (PTX ISA: mma.m16n8k8)."""
+    """D = A B + C, A [16, 8], B [8, 8] float32 truncated to 10 fraction bits (PTX ISA: mma.m16n8k8)."""
     return fragments.product(a, b, c, "tf32")
 
 
 def _multiply_group(kind: str) -> str:
-    """The text of a warpgroup's product; $0 to $63 are the sums, $64 and $65 describe A and B."""
+    """The text of a warpgroup's product; $0 to $63 are the sums, $64 and $65 the descriptors of A and B."""
     sums = ", ".join(f"${i}" for i in range(64))
     return (
         f"{{ .reg .pred add; setp.eq.b32 add, 0, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.{kind}.{kind}"
@@ -350,8 +350,8 @@ def _multiply_group(kind: str) -> str:
 
 @primitive(_multiply_group("bf16"), "f" * 64, "ll", carried=True)
 def multiply_group_bf16(shared, a, b, c):
-    """Start D = A B^T + C of a warpgroup's 128 threads: A [64, 16], B [128, 16] bfloat16 in shared memory where the
-    descriptors `a` and `b` say (`fragments.descriptor`), D in the registers of C, float32
+    """Start D = A B^T + C of a warpgroup's 128 threads: A [64, 16], B [128, 16] bfloat16 in shared memory, named by the
+    descriptors `a` and `b` (`fragments.descriptor`); D float32, in the registers of C
     (PTX ISA: wgmma.mma_async, Register Fragments for wgmma.mma_async.m64nNk16).
 
     plain: shared memory as [n] uint8, c [128, 64] float32 -> [128, 64] float32, exact sums rounded once.
@@ -367,39 +367,39 @@ def multiply_group_f16(shared, a, b, c):
 
 @primitive("wgmma.fence.sync.aligned;")
 def multiply_group_fence():
-    """The sums that products start from are in their registers (PTX ISA: wgmma.fence)."""
+    """Order earlier writes to the registers of the sums before the products that follow (PTX ISA: wgmma.fence)."""
 
 
 @primitive("wgmma.commit_group.sync.aligned;")
 def multiply_group_commit():
-    """All products since the last commit are a group (PTX ISA: wgmma.commit_group)."""
+    """Make the products since the last commit a group (PTX ISA: wgmma.commit_group)."""
 
 
 def multiply_group_wait(groups: int) -> Any:
-    """f(): wait until at most `groups` groups of products are under way (PTX ISA: wgmma.wait_group)."""
+    """f(): wait until at most `groups` groups of products are unfinished (PTX ISA: wgmma.wait_group)."""
 
     @primitive(f"wgmma.wait_group.sync.aligned {groups};")
     def multiply_group_wait_():
-        """A plain product is done when it returns."""
+        """Nothing to wait for: a plain product is complete when it returns."""
 
     return multiply_group_wait_
 
 
 @primitive("cvt.rna.tf32.f32 $0, $1;", "r", "f", memory=False)
 def round_tf32(x):
-    """A float32 rounded to the 10 bits after the point that tensor cores take, ties away (PTX ISA: cvt)."""
+    """Round a float32 to the 10 fraction bits of tf32, ties away from zero (PTX ISA: cvt)."""
     return int(np.int32((int(np.float32(x).view(np.int32)) + 0x1000) & ~0x1FFF))
 
 
 @primitive("cvt.rn.bf16x2.f32 $0, $2, $1;", "r", "ff", memory=False)
 def pair_bf16(low, high):
-    """Two float32 as bfloat16 in one register, ties to even (PTX ISA: cvt)."""
+    """Two float32 rounded to bfloat16 in one register, ties to even (PTX ISA: cvt)."""
     return fragments.pair(low, high, "bf16")
 
 
 @primitive("cvt.rn.f16x2.f32 $0, $2, $1;", "r", "ff", memory=False)
 def pair_f16(low, high):
-    """Two float32 as float16 in one register, ties to even (PTX ISA: cvt)."""
+    """Two float32 rounded to float16 in one register, ties to even (PTX ISA: cvt)."""
     return fragments.pair(low, high, "f16")
 
 
@@ -423,7 +423,7 @@ def widen_f16(pair):
 
 @primitive("mov.b32 $0, $1;", "f", "r", memory=False)
 def float_of_register(bits):
-    """The float32 of a register's bits (PTX ISA: mov)."""
+    """The float32 with a register's bits (PTX ISA: mov)."""
     return np.int32(bits).view(np.float32)
 
 
@@ -435,7 +435,7 @@ def bits_of_float(x):
 
 @primitive("{ .reg .b32 half; cvt.u32.u64 half, $1; mov.b32 $0, half; }", "f", "l", memory=False)
 def float_of_bits(bits):
-    """The float32 whose bits are the low half (PTX ISA: mov)."""
+    """The float32 whose bits are the low half of an int64 (PTX ISA: mov)."""
     return mem.float_of_bits(np.int64(bits).astype(np.int32))
 
 
@@ -447,9 +447,9 @@ def fma(a, b, c):
 
 @primitive("mov.u32 $0, %tid.x;", "r")
 def thread():
-    """This thread's number in its block, asked anew: cheaper than a register kept over a loop (PTX ISA: %tid).
+    """This thread's number in its block. Reading it again is cheaper than keeping a register (PTX ISA: %tid).
 
-    plain: the only thread there is.
+    plain: 0, the only thread.
     """
     return 0
 
@@ -459,11 +459,11 @@ def thread():
 
 @primitive("nanosleep.u32 $0;", "", "r")
 def nanosleep(nanoseconds):
-    """Suspend the thread for up to twice as long, a millisecond at most (PTX ISA: nanosleep)."""
+    """Suspend the thread for at most twice the given time; 1 ms is the maximum (PTX ISA: nanosleep)."""
     time.sleep(nanoseconds * 1e-9)
 
 
 @primitive("mov.u64 $0, %globaltimer;", "l")
 def globaltimer():
-    """Nanoseconds, one clock for all of a device (PTX ISA: %globaltimer)."""
+    """Nanoseconds on a clock that all threads of a device share (PTX ISA: %globaltimer)."""
     return time.monotonic_ns()

@@ -7,15 +7,15 @@ from .compiler import cuda
 from .put_signal import arrived
 
 THREADS = 64
-LINE = 128  # bytes between the two words
-STEP = 0x9E3779B97F4A7C15 >> 1  # word i of the row is (i + 1) * STEP, as 64 bits go
+LINE = 128  # bytes from one word to the other
+STEP = 0x9E3779B97F4A7C15 >> 1  # word i of the row is (i + 1) * STEP modulo 2^64
 
 
 @cuda.jit
 def lend(row, words, told, limit):
-    """Write `words` words at `row`, release 1 at `told`, and wait until the word LINE bytes after it is 1 as well.
+    """Write `words` words at `row`, release 1 at `told`, and wait until the word LINE bytes after `told` is 1 too.
 
-    Grid: one block. told: two words in mapped host memory. It ends after `limit` nanoseconds in any case.
+    Grid: one block. told: two words in mapped host memory. The wait ends after `limit` nanoseconds at most.
     """
     for i in range(mem.thread(), words, mem.threads()):
         mem.store(row + 8 * i, (i + 1) * STEP)

@@ -1,8 +1,8 @@
-"""What a put and a signal cost between the blocks of one grid: two small kernels for benchmarks.
+"""Two small benchmark kernels that measure the cost of a put and a signal between the blocks of one grid.
 
-They use what the layer uses: its copy of a row, its release and acquire. Waits are bounded: a block that has waited
-`limit` nanoseconds adds one to the word at `late` and goes on, so a launch ends whatever happens. Words only grow, so
-that a launch needs nothing cleared: `base` is what they held before it.
+They use the layer's own row copy, release and acquire. Waits are bounded: a block that has waited `limit` nanoseconds
+adds one to the word at `late` and continues, so every launch ends. Words only grow, so nothing is cleared between
+launches: `base` is their value before the launch.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from ...primitives import memory as mem
 from .compiler import cuda
 from .memory_lowering import WARP as WARP
 
-LINE = 128  # bytes between words: none shares a line with another
+LINE = 128  # bytes between words: each has a cache line of its own
 LOOKS = 64  # polls of a word between two reads of the clock
-THREADS = 256  # of a block of `put_rows`
+THREADS = 256  # per block of `put_rows`
 
 
 @cuda.jit(device=True)
 def arrived(word, value, limit):
-    """Wait until a word holds `value` or more; False if it does not within the limit. By one thread."""
+    """Wait until a word holds `value` or more; False if the limit is reached first. One thread calls it."""
     since, looks = mem.clock(), 0
     while mem.load_acquire(word) < value:
         looks += 1
@@ -29,11 +29,11 @@ def arrived(word, value, limit):
 
 @cuda.jit
 def put_rows(source, target, words, rows, row_bytes, batch, halves, base, limit, late):
-    """Block b puts its rows to its partner in the other half of the grid, and a signal behind each batch of them.
+    """Block b puts its rows to its partner in the other half of the grid, and a signal after each batch.
 
-    Grid: an even number of blocks, all resident at once. source, target: [grid, rows, row_bytes]; the rows of block b
-    go to the part of its partner, (b + grid / 2) mod grid. words: [grid] lines. halves: 1, the first half puts and the
-    other waits; 2, both do both.
+    Grid: an even number of blocks, all resident at once. source, target: [grid, rows, row_bytes]; block b puts to the
+    part of its partner, (b + grid / 2) mod grid. words: [grid] lines. halves: 1: the first half puts and the other half
+    waits; 2: every block does both.
     """
     half, b = cuda.gridDim.x // 2, cuda.blockIdx.x
     partner = (b + half) % (2 * half)
@@ -52,9 +52,9 @@ def put_rows(source, target, words, rows, row_bytes, batch, halves, base, limit,
 
 @cuda.jit
 def ping_pong(source, slots, words, row_bytes, rounds, base, limit, late):
-    """Block 0 puts a row and a signal to block 1, which puts what came back, with a signal, `rounds` times.
+    """Block 0 puts a row and a signal to block 1; block 1 puts the row back with a signal; `rounds` times.
 
-    Grid: 2 blocks of a warp. source: a row. slots: [2, row_bytes], what block 0 and block 1 get. words: [2] lines.
+    Grid: 2 blocks of a warp. source: a row. slots: [2, row_bytes], where block 0 and 1 receive. words: [2] lines.
     """
     me = cuda.blockIdx.x
     own, other = slots + row_bytes * me, slots + row_bytes * (1 - me)

@@ -1,10 +1,10 @@
 """Routing on a GPU: scores, the best k experts and their weights, rows by expert, and the packed order.
 
-Two launches. `route`: a block takes 64 tokens, multiplies them with the router in float32 (one chain of fused
-multiply-adds in k order a score, as on the CPU), chooses, and counts what goes to each slot; or `check`, for a call
-that was routed outside. `place`: every block adds up the counts before its own and gives its tokens' choices their
-packed rows: a stable counting sort by slot, without atomics, so that the order is the same whatever the grid. What is
-chosen is the CPU's own function.
+Two launches. First `route`: a block takes 64 tokens, computes their scores in float32 (each score is one chain of fused
+multiply-adds in k order, as on the CPU), chooses experts with the CPU's own function, and counts the choices by slot.
+`check` replaces it for a call with ids and weights from outside. Then `place`: each block adds up the counts of the
+blocks before it and assigns packed rows to its tokens' choices. This is a stable counting sort by slot without atomics,
+so the order does not depend on the grid.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from .gemm import TILES, tile_product
 from .pack import COLUMNS, outputs, pack
 from .tile import CHUNK, Tile, tile_memory
 
-# ---- the words of a job, in device memory
+# ---- the words of a router job, in device memory
 (
     X, X_STRIDE, TOKENS, HIDDEN,  # rows of the kernel's kind, `X_STRIDE` bytes apart, all on 16 bytes
     ROUTER, EXPERTS, TOP_K,  # address of `pack_router`
-    SCORE, RENORMALIZE, SCALE,  # as `tokens.choose` takes them; the scale as the bits of a float32
-    IDS, WEIGHTS,  # [tokens, k] int64, float32: what `route` writes or `check` reads; -1 is a choice not taken
+    SCORE, RENORMALIZE, SCALE,  # arguments of `scores.choose`; the scale as the bits of a float32
+    IDS, WEIGHTS,  # [tokens, k] int64, float32: `route` writes them, `check` reads them; -1 is a choice not taken
     SLOT_OF, SLOTS,  # [experts] int64: the place of an expert in the packed order
     OFFSET, TOKEN, POSITION,  # [slots + 1], [tokens * k], [tokens, k] int64: see engine/packing.py
-    STATUS,  # a word: OK before, then the largest status of any token; unless OK, `place` gives nothing a row
+    STATUS,  # a word: OK at first, then the largest status of any token; unless OK, `place` assigns no rows
     SCRATCH,  # `scratch_bytes` bytes
     JOB_WORDS,
 ) = range(20)  # fmt: skip
 
-OK, NOT_FINITE, BAD_IDS = 0, 2, 3  # in STATUS: the engine's codes, by a test; its room lies above this one
+OK, NOT_FINITE, BAD_IDS = 0, 2, 3  # in STATUS: the engine's codes, which this room may not import; a test compares them
 KINDS = ("f32", "bf16", "f16")  # of tokens
 TILE = TILES["f32"][1]
 BLOCK, THREADS = TILE.m, TILE.threads
@@ -48,17 +48,17 @@ def _tile(kind: str) -> Tile:
 
 
 def blocks(tokens: int) -> int:
-    """Blocks of either launch; each has THREADS threads."""
+    """Blocks of each launch; a block has THREADS threads."""
     return -(-tokens // BLOCK)
 
 
 def padded(experts: int) -> int:
-    """Scores a token has room for."""
+    """The number of scores stored per token, padding included."""
     return -(-experts // COLUMNS) * COLUMNS
 
 
 def scratch_bytes(tokens: int, experts: int, slots: int) -> int:
-    """Row addresses, scores, and counts of every block."""
+    """Bytes of SCRATCH: row addresses, scores, and counts of every block."""
     return tokens * (2 * WORD + FLOAT * padded(experts)) + blocks(tokens) * slots * WORD
 
 
@@ -78,20 +78,20 @@ def place_shared(slots: int, k: int) -> int:
 
 
 def pack_router(router: np.ndarray) -> np.ndarray:
-    """router: [H, E] float32 -> what ROUTER points to: it packed, then zeros in the place of a bias."""
+    """router: [H, E] float32 -> the array that ROUTER points to: the packed router, then zeros as its bias."""
     packed = pack(router, "f32")
     return np.concatenate([packed.ravel(), np.zeros(outputs(packed), np.float32)])
 
 
 @cuda.jit(device=True)
 def _report(job, status):
-    """Make STATUS at least `status`."""
+    """Raise STATUS to at least `status`."""
     cuda.atomic.max(mem.words(job[STATUS], 1), 0, status)
 
 
 @cuda.jit(device=True)
 def _clear(counts, slots):
-    """Zero the block's counts in shared memory, all threads together."""
+    """Zero the block's counts in shared memory. All threads call it together."""
     for slot in range(cuda.threadIdx.x, slots, THREADS):
         counts[slot] = 0
     cuda.syncthreads()
@@ -99,7 +99,7 @@ def _clear(counts, slots):
 
 @cuda.jit(device=True)
 def _keep(job, counts):
-    """Write the block's counts to where `place` looks for them, all threads together."""
+    """Write the block's counts to SCRATCH, for `place`. All threads call it together."""
     cuda.syncthreads()
     slots = job[SLOTS]
     width = (job[EXPERTS] + COLUMNS - 1) // COLUMNS * COLUMNS
@@ -110,9 +110,9 @@ def _keep(job, counts):
 
 @cache
 def route(kind: str) -> Any:
-    """The kernel for tokens of a kind, f32, bf16 or f16: scores, ids, weights, and counts by block.
+    """The kernel for tokens of a kind (f32, bf16 or f16): computes scores, ids, weights, and counts per block.
 
-    Grid: blocks(tokens). 16-bit tokens are widened exactly, so they get the bits that their float32 twins would.
+    Grid: blocks(tokens). 16-bit tokens are widened exactly, so results equal those of the same values in float32.
     """
     product, memory, tile_n = tile_product(_tile(kind)), tile_memory(_tile(kind)), TILE.n
 
@@ -142,7 +142,7 @@ def route(kind: str) -> Any:
             row = mem.floats(scores + FLOAT * width * thread, experts)
             ids, weights = mem.words(job[IDS] + WORD * k * token, k), mem.floats(job[WEIGHTS] + FLOAT * k * token, k)
             for j in range(k):
-                weights[j] = 0  # compiled code reads them before it knows that it need not
+                weights[j] = 0  # compiled code may read them speculatively
             if choose(row, experts, k, job[SCORE], job[RENORMALIZE], mem.float_of_bits(job[SCALE]), ids, weights):
                 slot_of = mem.words(job[SLOT_OF], experts)
                 for j in range(k):
@@ -157,7 +157,7 @@ def route(kind: str) -> Any:
 
 @cuda.jit
 def check(job_address):
-    """What `route` gives, for ids and weights from outside: their status, and counts by block; grid: blocks(tokens).
+    """Replaces `route` for ids and weights from outside: sets STATUS and counts per block. Grid: blocks(tokens).
 
     Ids must be in -1..E-1, none but -1 twice in a token; weights of choices taken must be finite.
     """
@@ -190,7 +190,7 @@ def check(job_address):
 
 @cuda.jit(device=True)
 def _before(partial, thread):
-    """Exclusive sums of `partial` [THREADS] over threads, in place; gives this thread's."""
+    """Exclusive sums of `partial` [THREADS] over threads, in place; returns this thread's sum."""
     mine = partial[thread]
     step = 1
     while step < THREADS:
@@ -204,7 +204,7 @@ def _before(partial, thread):
 
 @cuda.jit
 def place(job_address):
-    """OFFSET, TOKEN and POSITION from ids and counts; grid: blocks(tokens), at least one."""
+    """Compute OFFSET, TOKEN and POSITION from ids and counts. Grid: blocks(tokens), at least one."""
     job = mem.words(job_address, JOB_WORDS)
     room = cuda.shared.array(0, np.int64, CHUNK)
     thread, block, first = cuda.threadIdx.x, cuda.blockIdx.x, cuda.blockIdx.x * BLOCK
@@ -212,7 +212,7 @@ def place(job_address):
     width = (experts + COLUMNS - 1) // COLUMNS * COLUMNS
     before, base, partial = room[:slots], room[slots : 2 * slots], room[2 * slots : 2 * slots + THREADS]
     slot_of_choice = room[2 * slots + THREADS :]
-    parts = (tokens + BLOCK - 1) // BLOCK  # fewer than there are blocks where there is no token
+    parts = (tokens + BLOCK - 1) // BLOCK  # without tokens: 0 parts, but one block
     counts = mem.words(job[SCRATCH] + tokens * (2 * WORD + FLOAT * width), parts * slots)
     good = mem.load(job[STATUS]) == OK
     for slot in range(thread, slots, THREADS):

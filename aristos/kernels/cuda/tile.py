@@ -1,11 +1,11 @@
-"""A block's tile of a matrix product, as code that is generated for one shape and dtype: copies in, products, sums.
+"""Generate the code of a block's tile of a matrix product for one shape and dtype: copies in, products, staged sums.
 
-C[m, n] = A[m, k] B[n, k]^T. Both operands pass through shared memory in chunks of 128 bytes of k a row, the eight
-16-byte parts of a row swapped by the row's number so that no two lanes of a phase meet in a bank. Every element of C is
-one chain of k steps in rising order, whatever the tile's shape: that is what batch invariance rests on.
+C[m, n] = A[m, k] B[n, k]^T. Both operands pass through shared memory in chunks of 128 bytes of k per row. The eight
+16-byte parts of a row are swizzled by the row number, so that lanes meet in no bank. Every element of C is one chain of
+k steps in rising order for every tile shape; batch invariance depends on this.
 
-Each function of `Code` is an intrinsic: loops over registers are unrolled here and not left to a compiler's taste.
-Nothing in this file writes PTX: it calls what `ptx.py` emits.
+Each function of `Code` is an intrinsic: loops over registers are unrolled here, because a compiler might not unroll
+them. This file holds no PTX text; it emits the primitives of `ptx.py`.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from .primitive import F32, I32, I64, named
 
 CHUNK = 128  # bytes of k in shared memory at a time
 LANES = 32
-PAD = 8  # float32 between rows of staged sums: four rows of a warp then lie in different banks
-BYTES = {"bf16": 2, "f16": 2, "tf32": 4, "f32": 4}  # of an element, by arithmetic
-GROUP_COLUMNS = 128  # of a warpgroup's product: the same instruction in every tile
+PAD = 8  # float32 added to each row of staged sums: four rows of a warp then lie in different banks
+BYTES = {"bf16": 2, "f16": 2, "tf32": 4, "f32": 4}  # per element, by arithmetic
+GROUP_COLUMNS = 128  # of a warpgroup's product: every tile uses the same instruction
 GROUP_PRODUCTS = {"bf16": ptx.multiply_group_bf16, "f16": ptx.multiply_group_f16}
-PRODUCTS = {"bf16": ptx.multiply_bf16, "f16": ptx.multiply_f16, "tf32": ptx.multiply_tf32}  # f32: no tensor cores
+PRODUCTS = {"bf16": ptx.multiply_bf16, "f16": ptx.multiply_f16, "tf32": ptx.multiply_tf32}  # f32 uses no tensor cores
 
 
 @dataclass(frozen=True)
 class Tile:
     """A tile's shape: m x n outputs of a block of warps_m x warps_n warps, `stages` chunks of k in shared memory.
 
-    blocks: how many an SM shall hold; registers are limited so that their file has room for them. rows: bf16 or f16
-    where rows of A are narrower than the arithmetic, which is f32 then; they are widened as they are read. groups: four
-    warps multiply together, by wgmma, and a bulk copy brings their weights: `wgmma_product.py`.
+    blocks: how many an SM must hold; this limits the registers of a thread. rows: bf16 or f16 if rows of A are narrower
+    than the arithmetic, which is then f32; they are widened as they are read. groups: four warps multiply together by
+    wgmma, and bulk copies load the weights (`wgmma_product.py`).
     """
 
-    kind: str  # of the arithmetic: bf16, f16, tf32 or f32
+    kind: str  # the arithmetic: bf16, f16, tf32 or f32
     m: int
     n: int
     warps_m: int
@@ -92,12 +92,12 @@ class Tile:
 
     @property
     def narrow(self) -> int:
-        """1 where rows of A take half the bytes of the arithmetic's, else 0: a shift."""
+        """A shift: 1 if elements of A have half the bytes of the arithmetic's, else 0."""
         return 1 if self.rows else 0
 
     @property
     def pass_a(self) -> int:
-        """Rows of A that they copy at a time."""
+        """Rows of A that the block's threads copy at a time."""
         return self.pass_rows << self.narrow
 
     @property
@@ -111,12 +111,12 @@ class Tile:
 
     @property
     def alignment(self) -> int:
-        """Bytes: what chunks start on a multiple of; the swizzle of wgmma goes by eight rows."""
+        """Alignment of chunks in bytes; wgmma's swizzle repeats every eight rows."""
         return 8 * CHUNK if self.groups else CHUNK
 
     @property
     def shared_bytes(self) -> int:
-        """Dynamic shared memory: the chunks, or the sums of a finished tile; barriers, and room to align the chunks."""
+        """Bytes of dynamic shared memory: chunks (later reused for the sums), barriers, slack to align the chunks."""
         barriers = 8 * self.stages if self.groups else 0
         return max(self.stages * self.stage_bytes, 4 * self.m * (self.n + PAD)) + barriers + self.alignment - CHUNK
 
@@ -131,7 +131,7 @@ class Tile:
 
     @property
     def block_rows(self) -> int:
-        """From a thread's first rows to its next ones: what one product of its warp, or of its warpgroup, covers."""
+        """Rows of one product of a warp or warpgroup: the step from a thread's first rows to its next ones."""
         return 64 if self.groups else 16
 
     @property
@@ -144,7 +144,7 @@ class Tile:
 
 
 def generated(result: Callable[[], Any], arguments: list[Any], body: Callable[..., Any]) -> Any:
-    """An intrinsic of Numba types whose code `body(builder, *values)` emits; it gives LLVM values for a tuple."""
+    """An intrinsic whose code `body(builder, *values)` emits; for a tuple, `body` returns its LLVM values."""
 
     def typed(typing: Any, *given: Any) -> Any:
         kind = result()
@@ -170,7 +170,7 @@ def shared_address(typing, array):
 
 
 def tile_memory(tile: Tile) -> Any:
-    """f() -> the address of a block's dynamic shared memory, `tile.shared_bytes` of them, where chunks may start."""
+    """f() -> the first aligned address for chunks in a block's `tile.shared_bytes` of dynamic shared memory."""
     most = tile.alignment - 1
 
     @cuda.jit(device=True)
@@ -182,7 +182,7 @@ def tile_memory(tile: Tile) -> Any:
 
 
 class Code:
-    """The code of one tile. Where a thread's own parts lie comes in as offsets; see `gemm.py` for who computes them."""
+    """The code of one tile. The offsets of a thread's own parts are arguments, computed in `gemm.py`."""
 
     def __init__(self, tile: Tile) -> None:
         self.tile = tile
@@ -201,7 +201,7 @@ class Code:
         self.multiply = generated(lambda: self.acc, [self.acc, word, word, word], body)
 
     def _row_pointers(self, builder: Any, table: Any, row: Any, last: Any, byte: Any) -> list[Any]:
-        """Addresses of this thread's rows, plus `byte`; rows after `last` are read as `last`, and never stored."""
+        """Addresses of this thread's rows, plus `byte`. For rows after `last`, row `last` is read; none is stored."""
         found = []
         for i in range(self.pointers.count):
             mine = builder.add(row, I32(i * self.tile.pass_a))
@@ -212,13 +212,13 @@ class Code:
         return found
 
     def _fetch_rows(self, builder: Any, to: Any, pointers: Any, offset: Any, count: Any) -> None:
-        """Start to copy a chunk of A from the row pointers at `offset`, `count` bytes a thread."""
+        """Start to copy a chunk of A from the row pointers plus `offset`: `count` bytes of each row per thread."""
         for i in range(self.pointers.count):
             source = builder.add(builder.extract_value(pointers, i), offset)
             ptx.copy_async16.emit(builder, [builder.add(to, I32(i * self.tile.pass_bytes)), source, count])
 
     def _fetch_weights(self, builder: Any, to: Any, b: Any) -> None:
-        """Start to copy a chunk of B, which lies in global memory as it shall lie here."""
+        """Start to copy a chunk of B; its layout in global memory is that of shared memory."""
         to = builder.add(to, I32(self.tile.a_bytes))
         for at in range(0, self.tile.n * CHUNK, self.tile.pass_bytes):
             ptx.copy_async16.emit(builder, [builder.add(to, I32(at)), builder.add(b, I64(at)), I32(16)])
@@ -238,7 +238,7 @@ class Code:
         return row * (tile.warp_rows // 4)
 
     def _tensor_products(self, builder: Any, acc: Any, chunk: Any, own_a: Any, own_b: Any) -> list[Any]:
-        """All products of a chunk on tensor cores; own_a, own_b: offsets of the matrix rows that this lane names."""
+        """All products of a chunk on tensor cores; own_a, own_b: offsets of the matrix rows of this lane."""
         tile = self.tile
         rows, columns = tile.warp_rows // 16, tile.warp_columns // 8
         sums = [builder.extract_value(acc, i) for i in range(tile.sums)]
@@ -258,14 +258,14 @@ class Code:
         return sums
 
     def _left(self, builder: Any, address: Any) -> list[Any]:
-        """16 rows of A; float32 is rounded to what tensor cores take, B was when it was packed."""
+        """16 rows of A. For tf32 they are rounded here; B was rounded when it was packed."""
         four = ptx.load_matrices.emit(builder, [address])
         if self.tile.kind != "tf32":
             return four
         return [ptx.round_tf32.emit(builder, [builder.bitcast(value, F32)])[0] for value in four]
 
     def _plain_products(self, builder: Any, acc: Any, chunk: Any, own_a: Any, own_b: Any) -> list[Any]:
-        """All products of a chunk by fused multiply-adds: lane (y, x) of 4 x 8 has rows y + 4 i and columns x + 8 j."""
+        """All products of a chunk by fused multiply-adds. Lane (y, x) of 4 x 8 has rows y + 4 i, columns x + 8 j."""
         tile = self.tile
         rows, columns = tile.warp_rows // 4, tile.warp_columns // 8
         sums = [builder.extract_value(acc, i) for i in range(tile.sums)]
@@ -287,7 +287,7 @@ class Code:
         return sums
 
     def _widened_products(self, builder: Any, acc: Any, chunk: Any, own_a: Any, own_b: Any) -> list[Any]:
-        """The same for 16-bit rows of A: two share a line of 128 bytes, whose parts are swapped by its number."""
+        """The same for 16-bit rows of A: two share a line of 128 bytes, whose parts are swizzled by the line number."""
         tile = self.tile
         rows, columns = tile.warp_rows // 4, tile.warp_columns // 8
         sums = [builder.extract_value(acc, i) for i in range(tile.sums)]
@@ -309,7 +309,7 @@ class Code:
         return sums
 
     def _widened(self, builder: Any, row: list[Any], k: int) -> Any:
-        """Element k of eight 16-bit ones as a float32, exactly."""
+        """Element k of eight 16-bit elements, widened exactly to float32."""
         both = builder.bitcast(row[k // 2], I32)
         if self.tile.rows == "bf16":
             return builder.bitcast(builder.and_(both, I32(-65536)) if k % 2 else builder.shl(both, I32(16)), F32)

@@ -1,8 +1,8 @@
 """A tile's product for warpgroups: rows by cp.async, weights by one bulk copy a chunk, products by wgmma. For sm_90a.
 
-The sums are the registers of `wgmma.mma_async`, one chunk of which is always under way while the next chunks come: no
-warp is set apart to fetch. A slot of shared memory is written again once every warpgroup has waited for the products
-that read it. What becomes of the sums is as for other tiles.
+The sums are the registers of `wgmma.mma_async`. The products of one chunk always run while the next chunks are copied;
+no warp is reserved for copies. A slot of shared memory is rewritten after every warpgroup has waited for the products
+that read it. The epilogue is that of other tiles.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from .epilogue import finish
 from .primitive import I32, I64
 from .tile import CHUNK, GROUP_PRODUCTS, PAD, Code, Tile, generated
 
-ROWS, WARPS = 64, 4  # of a warpgroup's product
+ROWS, WARPS = 64, 4  # rows of a warpgroup's product; its warps
 
 
 class GroupCode(Code):
-    """The code of a tile of warpgroups: what differs from that of warps."""
+    """The code of a tile of warpgroups, where it differs from that of warps."""
 
     def __init__(self, tile: Tile) -> None:
         super().__init__(tile)
         self.multiply = generated(lambda: self.acc, [self.acc, types.int32, types.int32], self._group_products)
 
     def _group_products(self, builder: Any, acc: Any, chunk: Any, own_a: Any) -> list[Any]:
-        """Start all products of a chunk, as a group; own_a: where the warpgroup's rows lie in it."""
+        """Start all products of a chunk, as one group; own_a: offset of the warpgroup's rows in the chunk."""
         tile, product = self.tile, GROUP_PRODUCTS[self.tile.kind]
         count = tile.warp_rows * WARPS // ROWS
         each = tile.sums // count
@@ -51,7 +51,7 @@ class GroupCode(Code):
 
 
 def group_product(tile: Tile) -> Any:
-    """`gemm.tile_product` of a tile of warpgroups; its barriers lie behind the chunks and last for one product."""
+    """`gemm.tile_product` for a tile of warpgroups. Its barriers lie after the chunks and last for one product."""
     code_of = GroupCode(tile)
     row_pointers, fetch_rows, start, stage, multiply = (
         code_of.row_pointers, code_of.fetch_rows, code_of.start, code_of.stage, code_of.multiply,
@@ -67,7 +67,7 @@ def group_product(tile: Tile) -> Any:
 
     @cuda.jit(device=True)
     def fetch_weights(shared, slot, b):
-        """Start to copy a chunk of B into a slot; by one thread."""
+        """Start to copy a chunk of B into a slot. One thread calls it."""
         barrier = shared + barriers + 8 * slot
         ptx.barrier_expect(barrier, b_bytes)
         ptx.copy_bulk(shared + slot * stage_bytes + a_bytes, b, b_bytes, barrier)
@@ -78,7 +78,7 @@ def group_product(tile: Tile) -> Any:
         if thread == 0:
             for slot in range(stages):
                 ptx.barrier_init(shared + barriers + 8 * slot, 1)
-        ptx.fence_async()  # the barriers are there, and what used this memory before has used it
+        ptx.fence_async()  # after the barriers' initialisation and earlier uses of this memory
         row, byte = thread >> 3, (thread & 7) * 16
         to = shared + row * CHUNK + (byte ^ (row & 7) * 16)
         pointers = row_pointers(a_rows, row, m - 1, byte)
@@ -101,12 +101,12 @@ def group_product(tile: Tile) -> Any:
         while offset < depth + (stages - 1) * CHUNK:
             while ptx.barrier_passed(shared + barriers + 8 * slot, parity) == 0:
                 pass
-            own_a = (ptx.thread() >> 7) * group_rows * CHUNK  # anew: cheaper than a register over the loop
+            own_a = (ptx.thread() >> 7) * group_rows * CHUNK  # recomputed: cheaper than a register kept over the loop
             sums = multiply(sums, shared + slot * stage_bytes, own_a)
             all_but_last()
             rows_of_next()
             ptx.fence_async()
-            cuda.syncthreads()  # the next chunk's rows are there, and the chunk before this one has been read
+            cuda.syncthreads()  # the next chunk's rows have arrived, and all products of the previous chunk are done
             if offset < depth:
                 free = slot - 1 if slot > 0 else stages - 1
                 if ptx.thread() == 0:

@@ -34,7 +34,7 @@ DRIVER_FRAMES = re.compile(r"/cuda/(core|bindings|pathfinder)/|cuda[./](core|bin
 
 
 class TimeLimit(BaseException):
-    """Not an Exception: tests catch those."""
+    """A BaseException, because tests catch any Exception."""
 
 
 class Recorder:

@@ -79,7 +79,7 @@ def work(job, st, worker):
     started = mem.clock()
     now = started
     idle_since, idle_peer = 0, 0
-    # consecutive idle polls; all of them, which no arrival resets: a busy wire must not suppress the timeout
+    # idle polls in a row; idle polls of this slice, which no arrival resets: a busy wire must not suppress the timeout
     polls, total = 0, 0
     while True:
         kind = steps.decide(job, st, worker)

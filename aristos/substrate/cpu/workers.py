@@ -50,7 +50,7 @@ class Workers:
     def gather(self) -> None:
         """Wait until the released workers have left the call, which has ended or failed; raises their first error."""
         first: BaseException | None = None
-        with self._gathering:  # two threads may come, when a started call and its user's own thread both fail
+        with self._gathering:  # two threads may wait here: a started call and its user's own thread can both fail
             while self._out:
                 error = self._done.get()
                 self._out -= 1

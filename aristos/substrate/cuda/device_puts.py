@@ -131,7 +131,7 @@ class OwnWindow:
 def put_during_kernel(device: Any, window: OwnWindow) -> Answer:
     """Put from a `Device` while a kernel runs. Puts are made in the device's context, flushes outside of any.
 
-    That is as in a job: the thread that puts has the context; other threads, which make progress, may have none.
+    As in a job: the thread that puts has the context; other threads, which let MPI make progress, may have none.
     """
     from ...kernels.cuda.catalogue import LEND
     from ...kernels.cuda.put_probe import LINE, STEP

@@ -41,7 +41,7 @@ class Sides:
 
 
 class DeviceMemory(EngineMemory):
-    """What `Shape` needs on a rank whose workers are on a GPU, and which has remote peers; collective.
+    """`EngineMemory` and the mirror, for a rank with remote peers whose workers are on a GPU; collective.
 
     device: a `Device` of device.py. rows_on_device: whether rows for remote peers lie on the GPU until MPI puts them.
     """
@@ -82,7 +82,7 @@ class DeviceMemory(EngineMemory):
         self._place_rows(state, starts)
 
     def _place_rows(self, state: np.ndarray, starts: dict[int, int]) -> None:
-        """Where rows wait on the GPU, MPI puts a remote peer's ring and staged outputs from these same addresses."""
+        """Where rows wait on the GPU: write each remote peer's ring and staged outputs, from which MPI then puts."""
         for number, p in enumerate(self.remote if self._rows else ()):
             ring = self.shape.ring_rows * self.shape.stride
             at = self._rows + 2 * ring * number
@@ -95,7 +95,7 @@ class DeviceMemory(EngineMemory):
         st, device_st = np.zeros(tables.words, np.int64), np.zeros(tables.words, np.int64)
         super().fill(st, tables.starts)
         self._place_rows(st, tables.starts)
-        st[words.PHASE] = codes.PHASE_RUN  # the proxy learns of an epoch only when it is announced
+        st[words.PHASE] = codes.PHASE_RUN  # always: the proxy sees an epoch only once it is announced
         assert self._remote is not None
         for p in self.remote:
             line = self._believed.ctypes.data + LINE * p

@@ -24,7 +24,7 @@ from ..failure import poison_word
 from ..idle import rest
 from .outboxes import Sides
 
-LAST_WORDS_SECONDS = 0.1  # how long a failing proxy helps its poison on the way
+LAST_WORDS_SECONDS = 0.1  # how long a failing proxy lets MPI deliver its poison
 COPY, WAIT = wire.PROBE, wire.SYNC  # in the words of a wire to the GPU: the driver's functions
 
 
@@ -100,7 +100,7 @@ class ProxyThread:
         self._notify_remote_peers()
 
     def poison(self, origin: int, cause: int) -> None:
-        """This rank fails: its kernel reads that, and remote ranks are notified."""
+        """Record that this rank fails: for its kernel, and in the words for remote ranks."""
         sides = self.sides
         word = poison_word(int(sides.job[words.EPOCH]), origin, cause)
         proxy.poison(sides.job, sides.st, sides.device_job, sides.device_st, word)

@@ -37,9 +37,9 @@ from .proxy_thread import DeviceWire, ProxyThread
 
 MOST_ROWS = 256  # of a tile
 MOST_NS = 1 << 58  # of a timeout: OVERDUE times as much must fit a word
-PATIENCE = 8  # idle polls that few rows wait for more of their expert
+MERGE_POLLS = 8  # idle polls that few rows wait for more of their expert
 AWAKE_SECONDS, NAP_SECONDS = 0.002, 0.01  # the host polls without pause for so long, then at least this often
-# the innermost launcher's first; a group may hold some ranks of a node alone
+# the innermost launcher's variable first. Not the rank in the group, which may have only some of a node's ranks
 LOCAL_RANK = tuple(rank for rank, _ in mpi_facts.LOCAL)
 
 
@@ -125,7 +125,7 @@ class CudaRuntime(Runtime):
         state = np.zeros(tables.words, np.int64)
         memory.fill(state, tables.starts)
         self.state_at = self._on_all(lambda: self.device.allocate(WORD * tables.words + LINE))
-        if not self._failure_job_at:  # allocated and loaded now: to notify peers of a failure must need neither
+        if not self._failure_job_at:  # now, because notifying peers of a failure must neither allocate nor load
             self._failure_job_at = self._on_all(lambda: self.device.allocate(WORD * (jobs.size(0, 0))))
             self._on_all(lambda: self.device.load(persistent.FAIL))
         self.device.copy_in(self.state_at, state)
@@ -149,7 +149,7 @@ class CudaRuntime(Runtime):
         return bool(self.group.allgather(answer, "the first ranks of nodes to try puts from a GPU")[first].supported)
 
     def _start_proxy(self, memory: DeviceMemory) -> None:
-        """Start the proxy thread; the ranks wait for each other after it."""
+        """Start the proxy thread; `_allocate` then waits for all ranks."""
         if self._device_wire is None:
             copy, wait = self.device.copier()
             self._device_wire = DeviceWire(copy, wait, self.device.new_stream(), self.group.world)
@@ -164,7 +164,7 @@ class CudaRuntime(Runtime):
     def fill(self, job: np.ndarray) -> None:
         """See `Runtime.fill`."""
         self.fill_engine(
-            job, schema.CUDA, return_stride=lines(int(job[words.ROW_BYTES])), merge_polls=PATIENCE, packed=1, wire=0,
+            job, schema.CUDA, return_stride=lines(int(job[words.ROW_BYTES])), merge_polls=MERGE_POLLS, packed=1, wire=0,
             scratch=self._scratch_at, lock=self.state_at + WORD * self.tables.words, state=self.state_at,
         )  # fmt: skip
 
@@ -185,7 +185,7 @@ class CudaRuntime(Runtime):
         status, routed, kind, slots, top_k.
         """
         device = self.device
-        if stream != self._stream:  # calls share one state: they follow each other on any streams
+        if stream != self._stream:  # calls share one state, so they never overlap, whatever their streams
             self.idle()
             self._stream = stream
         device.launch(
@@ -213,7 +213,7 @@ class CudaRuntime(Runtime):
         if self.state[words.FAILED] != 0:
             self._raise_failure(stream)
         for first, count in ((words.STATUS, 1), (words.KEPT_STATUS, 2), (statuses, self.group.world)):
-            if self.state[first : first + count].any():  # read now: the next call starts without it
+            if self.state[first : first + count].any():  # it has been read: the next call starts without it
                 zeros = np.zeros(count, np.int64)
                 self.device.copy_in(self.state_at + WORD * first, zeros, stream)
 
@@ -222,7 +222,7 @@ class CudaRuntime(Runtime):
         since, warned = time.monotonic(), False
         while not self.device.done(stream):
             waited = time.monotonic() - since
-            if waited > AWAKE_SECONDS:  # until then it is worth a core
+            if waited > AWAKE_SECONDS:  # a short wait is worth a core
                 time.sleep(min(NAP_SECONDS, waited / 10))
             if waited > self.group.timeout and not warned:
                 warned = True
