@@ -107,7 +107,10 @@ def run(asked: argparse.Namespace) -> int:
         print(f"aristos plan: {why}", file=sys.stderr)
         return USAGE
     except OSError as why:
-        print(f"aristos plan: {asked.problem or asked.topology} cannot be read: {why.strerror}", file=sys.stderr)
+        print(
+            f"aristos plan: {asked.problem or asked.topology or why.filename} cannot be read: {why.strerror}",
+            file=sys.stderr,
+        )
         return USAGE
     except AristosError as why:
         print(f"aristos plan: {why}", file=sys.stderr)

@@ -29,10 +29,10 @@ SLOW = 0.05  # seconds: more than a progress thread with a core needs
 class Measured:
     """Seconds of put and flush, with and without the progress thread. pair: (origin, target)."""
 
-    paced: float
+    helped: float
     alone: float
     pair: tuple[int, int]
-    far: bool
+    remote: bool
 
 
 def pair(nodes: Nodes) -> tuple[int, int]:
@@ -62,8 +62,8 @@ def progress(ranks: Ranks, multiple: bool) -> Finding:
     if failed:
         text = f"puts between ranks {two[0]} and {two[1]} fail: {failed}"
         return fail(NAME, text, "try another network of the MPI library")
-    paced, alone = results[two[0]][1]
-    return judged(Measured(paced, alone, two, bool(ranks.nodes.remote(0))))
+    helped, alone = results[two[0]][1]
+    return judged(Measured(helped, alone, two, bool(ranks.nodes.remote(0))))
 
 
 def _between(ranks: Ranks, comm: Any) -> tuple[float, float]:
@@ -78,24 +78,24 @@ def _between(ranks: Ranks, comm: Any) -> tuple[float, float]:
     with ranks.bounded("a window (MPI_Win_allocate)"):
         window = RmaWindow(comm, BYTES)
     found = []
-    for paced in (True, False):
-        with ranks.bounded(f"puts to a rank that computes {'with' if paced else 'without'} its progress thread"):
-            found.append(statistics.median(_once(comm, window, paced) for _ in range(TRIES)))
+    for helped in (True, False):
+        with ranks.bounded(f"puts to a rank that computes {'with' if helped else 'without'} its progress thread"):
+            found.append(statistics.median(_once(comm, window, helped) for _ in range(TRIES)))
     with ranks.bounded("a window to be freed"):
         window.close()
     return found[0], found[1]
 
 
-def _once(comm: Any, window: Any, paced: bool) -> float:
+def _once(comm: Any, window: Any, helped: bool) -> float:
     """Seconds of put and flush at the origin. At the target 0: it computes, with or without its progress thread."""
     from ..primitives import wire
 
     comm.Barrier()
     if comm.rank == 1:
-        if not paced:
+        if not helped:
             _take(window.wire)  # in_call(True) is not enough: the progress thread replaces workers that do not call MPI
         _compute(COMPUTE)
-        if not paced:
+        if not helped:
             wire.leave(window.wire)
         return 0.0
     time.sleep(HEAD_START)
@@ -126,15 +126,15 @@ def _compute(seconds: float) -> None:
 
 def judged(measured: Measured) -> Finding:
     """Judge the two times."""
-    paced, alone = 1e3 * measured.paced, 1e3 * measured.alone
+    helped, alone = 1e3 * measured.helped, 1e3 * measured.alone
     a, b = measured.pair
-    where = f"rank {a} to {b}, {'on another node' if measured.far else 'both on the only node'}"
+    where = f"rank {a} to {b}, {'on another node' if measured.remote else 'both on the only node'}"
     text = (
-        f"{paced:.2f} ms with Aristos's progress thread, {alone:.2f} ms without, for a put of {BYTES} bytes to a rank "
+        f"{helped:.2f} ms with Aristos's progress thread, {alone:.2f} ms without, for a put of {BYTES} bytes to a rank "
     )
     text += f"that computes for {1e3 * COMPUTE:.0f} ms ({where})"
-    values = {"paced_ms": paced, "alone_ms": alone, "origin": a, "target": b, "other_node": measured.far}
-    if measured.paced > SLOW:
+    values = {"paced_ms": helped, "alone_ms": alone, "origin": a, "target": b, "other_node": measured.remote}
+    if measured.helped > SLOW:
         why = f"{text}: the target's progress thread gets no core, or MPI makes no progress in it"
         remedy = "leave a rank one core more than its threads: MoE(threads=cores - 1), or one more --cpus-per-task"
         return warn(NAME, why, remedy, **values)

@@ -1,6 +1,7 @@
-"""The only readers of what peers write: announcements, tile records, return records, poison.
+"""Readers of what peers write: announcements, tile records, return records, poison.
 
-All run under the rank's lock. Reading changes this rank's tables alone; credit and returns go out through `returns.py`.
+Those that change tables run under the rank's lock, and change this rank's tables alone; credit and returns go out
+through `returns.py`.
 """
 
 from ..primitives import memory as mem
@@ -68,7 +69,7 @@ def read_record(job, st, source):
     if st[words.verdict(job, source)] == codes.SKIP:
         finish_record(job, st, source, tile, rows)
         return
-    i = words.pair(job, source, expert)
+    i = words.source_expert(job, source, expert)
     if st[words.pending_at(job, i)] == 0:
         st[words.front_at(job, i)] = tile
     else:  # tiles of one expert from a remote source are not consecutive: chain them
@@ -83,7 +84,7 @@ def read_record(job, st, source):
 
 @jit
 def read_returns(job, st, worker, owner):
-    """Read the return records of `owner`, as many as its command has space for; True if any."""
+    """Read the return records of `owner`, as many as the worker's command has space for; True if any."""
     c = words.command(job, worker)
     seen = st[words.seen_tiles(job, owner)]
     tail = mem.load_acquire(word_from(job, st, owner, words.RETURN_TAIL))

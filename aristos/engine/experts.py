@@ -22,7 +22,7 @@ def more_can_land(job, st, expert):
         return False
     for source in range(job[words.WORLD]):
         if source != job[words.RANK] and st[words.verdict(job, source)] == codes.SERVE:
-            i = words.pair(job, source, expert)
+            i = words.source_expert(job, source, expert)
             end = st[words.source_end_at(job, i)]
             granted = st[words.freed_rows(job, source)] + job[words.RING_ROWS]
             if st[words.read_rows(job, source)] < end <= granted:
@@ -80,7 +80,7 @@ def output_row(job, st, source, i, rows, packed):
 def take_own(job, st, c, expert, most):
     """Add up to `most` own rows, which are read in place from x; returns how many."""
     me = job[words.RANK]
-    i = words.pair(job, me, expert)
+    i = words.source_expert(job, me, expert)
     rows = min(most, st[words.pending_at(job, i)])
     if rows == 0:
         return 0
@@ -95,7 +95,7 @@ def take_own(job, st, c, expert, most):
 @jit
 def take_tile(job, st, c, source, expert, most):
     """Add up to `most` rows of the front tile of `source` for `expert`, read in place from the ring; returns rows."""
-    i = words.pair(job, source, expert)
+    i = words.source_expert(job, source, expert)
     tile, taken = st[words.front_at(job, i)], st[words.taken_at(job, i)]
     r = words.kept(job, source, tile)
     rows = min(most, st[words.kept_rows(r)] - taken)

@@ -45,10 +45,13 @@ def _sentence(text: str) -> str:
 
 def _table(table: schema.Table) -> str:
     meaning, start = _sentence(table.meaning), table.start
-    if table.shape == schema.PAIR:
+    if table.shape == schema.SOURCE_EXPERT:
         whole = _function(table.name, "job, source, expert", f"job[{start}] + source * job[MAX_HELD] + expert", meaning)
         return whole + _function(
-            f"{table.name}_at", "job, pair", f"job[{start}] + pair", "The same, by the number of the pair."
+            f"{table.name}_at",
+            "job, source_expert",
+            f"job[{start}] + source_expert",
+            "The same, by `source_expert`.",
         )
     argument = ARGUMENTS.get(table.shape)
     if argument is None:

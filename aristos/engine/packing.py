@@ -114,7 +114,7 @@ def set_streams(job, st, rows):
         st[words.exchanges(job, p)] = 0
         st[words.peer_status(job, p)] = codes.OK
         st[words.rows_to(job, p)] = st[offset + job[start + p + 1]] - st[offset + job[start + p]]
-        for i in range(p * job[words.MAX_HELD], words.pair(job, p, local)):
+        for i in range(p * job[words.MAX_HELD], words.source_expert(job, p, local)):
             st[words.front_at(job, i)] = 0
             st[words.taken_at(job, i)] = 0
             st[words.pending_at(job, i)] = 0
@@ -125,7 +125,7 @@ def set_streams(job, st, rows):
     for expert in range(mem.thread(), local, mem.threads()):
         slot = job[start + me] + expert
         count = st[offset + slot + 1] - st[offset + slot]
-        i = words.pair(job, me, expert)
+        i = words.source_expert(job, me, expert)
         st[words.front_at(job, i)] = st[offset + slot]
         st[words.pending_at(job, i)] = count
         st[words.expert_pending(job, expert)] = count

@@ -294,7 +294,7 @@ DIMENSIONS = {
     "command_words": "words of a command, whole lines",
     "counter_words": "words of a worker's counters",
 }
-PEER, PAIR, HELD, SLOT = ("world",), ("world", "max_held"), ("max_held",), ("copies",)
+PEER, SOURCE_EXPERT, HELD, SLOT = ("world",), ("world", "max_held"), ("max_held",), ("copies",)
 
 TABLES = [
     Table("region_to", PEER, "what this rank writes for a peer", "address", HOST),
@@ -346,12 +346,12 @@ TABLES = [
     Table("first_packed", PEER, "first packed row of a source's rows for this rank", "packed row"),
     Table("exchanges", PEER, "the source announced an exchange", "flag"),
     Table("peer_status", PEER, "status that a peer announced or returned", "status"),
-    Table("front", PAIR, "first tile with pending rows; of own rows the first packed row", "tile"),
-    Table("latest", PAIR, "last tile that was read", "tile"),
-    Table("taken", PAIR, "rows of the front tile that are claimed", "rows"),
-    Table("pending", PAIR, "landed rows that are not claimed", "rows"),
-    Table("source_end", PAIR, "read_rows when all announced rows have landed", "rows"),
-    Table("target", PAIR, "next row of an exchange's output", "row"),
+    Table("front", SOURCE_EXPERT, "first tile with pending rows; of own rows the first packed row", "tile"),
+    Table("latest", SOURCE_EXPERT, "last tile that was read", "tile"),
+    Table("taken", SOURCE_EXPERT, "rows of the front tile that are claimed", "rows"),
+    Table("pending", SOURCE_EXPERT, "landed rows that are not claimed", "rows"),
+    Table("source_end", SOURCE_EXPERT, "read_rows when all announced rows have landed", "rows"),
+    Table("target", SOURCE_EXPERT, "next row of an exchange's output", "row"),
     Table("expert_pending", HELD, "landed rows of all sources that are not claimed", "rows"),
     Table("expert_remote", HELD, "those of them that are not own rows", "rows"),
     Table("expert_coming", HELD, "announced rows that have not landed", "rows"),
@@ -526,7 +526,9 @@ class Index:
 INDICES = [
     Index("slot_of", "job, expert", "job[SLOT_OF] + expert", "Word of the job: the slot that gets an expert's rows."),
     Index("slot_start", "job, rank", "job[SLOT_START] + rank", "Word of the job: first slot of a rank."),
-    Index("pair", "job, source, expert", "source * job[MAX_HELD] + expert", "Number of a (source, expert) pair."),
+    Index(
+        "source_expert", "job, source, expert", "source * job[MAX_HELD] + expert", "Number of a source and an expert."
+    ),
     Index("kept", "job, source, tile", "job[T_KEPT] + KEPT_WORDS * (source * job[SLOTS] + tile % job[SLOTS])",
           "Kept record of a source's tile."),
     Index("run", "job, slot", "job[T_RUN] + RUN_WORDS * slot", "Column-split run of a slot."),

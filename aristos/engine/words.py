@@ -244,8 +244,8 @@ def slot_start(job, rank):
 
 
 @inlined
-def pair(job, source, expert):
-    """Number of a (source, expert) pair."""
+def source_expert(job, source, expert):
+    """Number of a source and an expert."""
     return source * job[MAX_HELD] + expert
 
 
@@ -616,9 +616,9 @@ def front(job, source, expert):
 
 
 @inlined
-def front_at(job, pair):
-    """The same, by the number of the pair."""
-    return job[T_FRONT] + pair
+def front_at(job, source_expert):
+    """The same, by `source_expert`."""
+    return job[T_FRONT] + source_expert
 
 
 @inlined
@@ -628,9 +628,9 @@ def latest(job, source, expert):
 
 
 @inlined
-def latest_at(job, pair):
-    """The same, by the number of the pair."""
-    return job[T_LATEST] + pair
+def latest_at(job, source_expert):
+    """The same, by `source_expert`."""
+    return job[T_LATEST] + source_expert
 
 
 @inlined
@@ -640,9 +640,9 @@ def taken(job, source, expert):
 
 
 @inlined
-def taken_at(job, pair):
-    """The same, by the number of the pair."""
-    return job[T_TAKEN] + pair
+def taken_at(job, source_expert):
+    """The same, by `source_expert`."""
+    return job[T_TAKEN] + source_expert
 
 
 @inlined
@@ -652,9 +652,9 @@ def pending(job, source, expert):
 
 
 @inlined
-def pending_at(job, pair):
-    """The same, by the number of the pair."""
-    return job[T_PENDING] + pair
+def pending_at(job, source_expert):
+    """The same, by `source_expert`."""
+    return job[T_PENDING] + source_expert
 
 
 @inlined
@@ -664,9 +664,9 @@ def source_end(job, source, expert):
 
 
 @inlined
-def source_end_at(job, pair):
-    """The same, by the number of the pair."""
-    return job[T_SOURCE_END] + pair
+def source_end_at(job, source_expert):
+    """The same, by `source_expert`."""
+    return job[T_SOURCE_END] + source_expert
 
 
 @inlined
@@ -676,9 +676,9 @@ def target(job, source, expert):
 
 
 @inlined
-def target_at(job, pair):
-    """The same, by the number of the pair."""
-    return job[T_TARGET] + pair
+def target_at(job, source_expert):
+    """The same, by `source_expert`."""
+    return job[T_TARGET] + source_expert
 
 
 @inlined

@@ -358,7 +358,7 @@ def poison_not_forwarded(put: Put) -> None:
 def poison_not_read(put: Put) -> None:
     """A waiting rank does not check for poison."""
     put(arrivals, "poisoned", lambda job, st: -1)
-    put(rank.Rank, "looked_everywhere", lambda self, actor: self.st[words.IDLE_SWEEPS] > rank.PATIENCE)
+    put(rank.Rank, "looked_everywhere", lambda self, actor: self.st[words.IDLE_SWEEPS] > rank.MERGE_POLLS)
 
 
 @mutation("poison-checked-once")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .cluster import Cluster
 
 BATCH = 6  # most rows of a run, column-split or not
-PATIENCE = 3  # idle polls for which few rows wait for more
+MERGE_POLLS = 3  # idle polls for which few rows wait for more
 PAUSE_NS = 3_000_000
 TIMEOUT = 120.0
 GATE_OPEN, GATE_DONE = 0, 8  # words between the calling thread and its workers: the call they may join, calls left
@@ -115,7 +115,7 @@ class Rank:
         jobs.fill_placement(job, self.placement.slot_of.tolist(), self.placement.start.tolist())
         jobs.fill_engine(
             job, schema.CPU, case.shape, self.tables, rank=me, world=case.ranks, all_workers=case.workers, spins=0,
-            yields=0, return_stride=case.shape.stride, merge_polls=PATIENCE, pause_ns=PAUSE_NS, remote=remote,
+            yields=0, return_stride=case.shape.stride, merge_polls=MERGE_POLLS, pause_ns=PAUSE_NS, remote=remote,
             remote_block=case.block, packed=0, scratch=private(me, places.SCRATCH), lock=private(me, places.LOCK),
             wire=private(me, places.WIRE) if remote else 0, state=private(me, places.STATE),
         )  # fmt: skip
@@ -170,7 +170,7 @@ class Rank:
 
     def looked_everywhere(self, actor: Actor) -> bool:
         """Whether the actor's last poll checked for poison too, which not every poll does."""
-        return self.st[words.IDLE_SWEEPS] > PATIENCE and all(at in actor.seen for at in self.poison_words)
+        return self.st[words.IDLE_SWEEPS] > MERGE_POLLS and all(at in actor.seen for at in self.poison_words)
 
     # ---- rows and weights
 

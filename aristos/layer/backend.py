@@ -86,7 +86,7 @@ class Backend(ABC):
     # ------------------------------------------------------------ what only one backend has
 
     def synchronize(self) -> None:  # noqa: B027 - a backend whose calls return their result has nothing to wait for
-        """Wait for calls that have returned before they ended, and raise what they refused."""
+        """Wait for calls that go on after `run` has returned, and raise what they refused."""
 
     @property
     def device(self) -> int | None:

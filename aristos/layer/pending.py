@@ -10,7 +10,7 @@ from ..errors import ClosedError, InputError
 
 
 class PendingCall:
-    """A started call. The caller leaves x and out alone until `wait`, which may be called once."""
+    """A started call. Until `wait`, which may be called once, x and out must not be touched."""
 
     def __init__(self, done: Any, result: Callable[[float], Any], ended: Callable[[], None]) -> None:
         """done: a queue that gets (seconds, error) when the call ends. ended: called then, before `result`."""

@@ -25,7 +25,7 @@ def build(model: Model, tokens: int, links: Links, inference: bool = False) -> P
     tokens = count("tokens", tokens, 1)
     bytes_each = ITEM if inference else STATE
     machine = of_machine(links, model.expert * model.moe_layers * bytes_each, model.dense * bytes_each)
-    _check_room(model, links, bytes_each)
+    _check_capacity(model, links, bytes_each)
     for device in machine["devices"]:
         device["memory"] = min(device["memory"], model.experts)
     passes = 1 if inference else 3
@@ -42,22 +42,22 @@ def build(model: Model, tokens: int, links: Links, inference: bool = False) -> P
     )
 
 
-def _check_room(model: Model, links: Links, bytes_each: int) -> None:
+def _check_capacity(model: Model, links: Links, bytes_each: int) -> None:
     """Raise Infeasible where the parameters outside the experts alone are too much for a device."""
     needs = model.dense * bytes_each
-    rooms = [int(device.memory_bytes * SHARE) for device in links.devices if device.memory_bytes is not None]
-    short = [i for i, room in enumerate(rooms) if room < needs]
+    capacities = [int(device.memory_bytes * SHARE) for device in links.devices if device.memory_bytes is not None]
+    short = [i for i, capacity in enumerate(capacities) if capacity < needs]
     if not short:
         return
     expert = model.expert * model.moe_layers * bytes_each
-    held = sum(min(model.experts, (room - needs) // expert) for room in rooms if room >= needs)
-    missing = sum(-((rooms[i] - needs) // expert) for i in short) + max(0, model.experts - held)
-    worst = min(short, key=rooms.__getitem__)
+    held = sum(min(model.experts, (capacity - needs) // expert) for capacity in capacities if capacity >= needs)
+    missing = sum(-((capacities[i] - needs) // expert) for i in short) + max(0, model.experts - held)
+    worst = min(short, key=capacities.__getitem__)
     name = f"{links.hosts[worst]}:{links.devices[worst].label or worst}"
     raise Infeasible(
         missing,
-        f"device {worst} ({name}) has {rooms[worst] / 1e9:.3g} GB for parameters ({SHARE} of its memory), and those"
-        f" outside the experts, which every device holds, need {needs / 1e9:.3g} GB at {bytes_each} bytes each;"
+        f"device {worst} ({name}) has {capacities[worst] / 1e9:.3g} GB for parameters ({SHARE} of its memory), and"
+        f" those outside the experts, which every device holds, need {needs / 1e9:.3g} GB at {bytes_each} bytes each;"
         f" {len(short)} of {links.n} devices have too little",
     )
 

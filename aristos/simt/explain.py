@@ -196,7 +196,7 @@ def stuck(machine: Core, launches: list[Launch], spinning: bool, runs: str = SPI
                 pc -= 1
             places.setdefault((pc, waits), []).append((int(block[s.B_GID]), int(thread[s.T_TID])))
             mixed.setdefault(int(block[s.B_GID]), set()).add(pc if waits != s.RUNS else -1)
-    queued = sum(launch.blocks for launch in launches) - len(launches_started(machine))
+    queued = sum(launch.blocks for launch in launches) - blocks_started(machine)
     found = []
     for (pc, waits), threads_here in sorted(places.items()):
         gid, tid = threads_here[0]
@@ -242,9 +242,9 @@ def waiting(number: int, actor: Any) -> Report:
     return Report("deadlock", "host", file, line, (0, 0, 0), (number, 0, 0), message, device=-1)
 
 
-def launches_started(machine: Core) -> range:
-    """One item for each block that was started."""
-    return range(int(machine.tables["launches"][:, s.L_NEXT].sum()))
+def blocks_started(machine: Core) -> int:
+    """How many blocks were started, over all launches."""
+    return int(machine.tables["launches"][:, s.L_NEXT].sum())
 
 
 def resident_of(machine: Core, launch: Launch) -> int:

@@ -107,7 +107,7 @@ class EngineMemory:
 
     @property
     def calling(self) -> Calling | None:
-        """Reports which peer MPI is being called about; None without remote peers."""
+        """The function that reports which peer MPI is called for; None without remote peers."""
         return None if self._remote is None else self._remote.calling
 
     def in_call(self, yes: bool) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from .network import Network
 
@@ -225,6 +225,3 @@ class Topology:
     def between(self, a: int, b: int) -> Link:
         """The class between two nodes, given by their indices."""
         return SELF if a == b else Link("NET", self.network.distance(self.nodes[a].name, self.nodes[b].name) or 0)
-
-    def with_faults(self, *faults: Fault) -> Topology:
-        return replace(self, faults=(*self.faults, *faults))

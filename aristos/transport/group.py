@@ -26,7 +26,7 @@ DRAIN_SECONDS = 0.2  # for the launcher's pipes
 
 
 def end_job(comm: Any, code: int) -> None:
-    """MPI_Abort, after the launcher has had time to forward the output: some lose what is still in their pipes."""
+    """MPI_Abort, after the launcher has had time to forward the output: some launchers lose what is in their pipes."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     time.sleep(DRAIN_SECONDS)

@@ -17,6 +17,8 @@ from mpi import FLAG, LAUNCHER_VARIABLES, ONE_THREAD, find_mpiexec
 from aristos import results
 from aristos.bench import plots, suites
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--hidden", "32", "--ffn", "48", "--experts", "8", "--tokens", "8,24", "--iters", "4", "--warmup", "1"]
 CPU_PICTURES = {name: each for name, each in plots.pictures().items() if not name.endswith("_cuda")}

@@ -37,6 +37,7 @@ def launch(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 def test_help_and_errors_are_printed_once() -> None:
     done = launch("--help")
     assert done.returncode == 0
@@ -46,6 +47,7 @@ def test_help_and_errors_are_printed_once() -> None:
     assert done.stderr.count("invalid int value: 'x'") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "options"), [("nodes.py", ("--shapes", "--rounds")), ("crowded.py", ("--rounds",))])
 def test_the_other_scripts_have_help(script: str, options: tuple[str, ...]) -> None:
     command = [sys.executable, str(BENCH / script), "--help"]
@@ -56,6 +58,7 @@ def test_the_other_scripts_have_help(script: str, options: tuple[str, ...]) -> N
         assert re.search(rf"^  {option} \w+ +\w.*\(\S+\)$", done.stdout, re.MULTILINE), done.stdout  # with its default
 
 
+@pytest.mark.slow
 def test_a_small_run_checks_every_peer_and_writes_file_page_and_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page, out = tmp_path / "page.md", tmp_path / "compare.h5"
@@ -82,6 +85,7 @@ def test_a_small_run_checks_every_peer_and_writes_file_page_and_picture(tmp_path
     assert table.attributes["fused_and_bulk_equal_bits"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [("--shapes", "Q"), ("--peers", "nobody"), ("--rounds", "0"), ("--shapes", "1/2/3/4")], ids=" ".join
 )

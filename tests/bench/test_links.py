@@ -120,7 +120,7 @@ def broken(**changes: object) -> dict[str, object]:
         (broken(large=7), "large must be an object"),
         (broken(residual=[[0, 0, -1]] * 3), r"residual\[0\]\[2\] must be a number of at least 0"),
         (broken(residual=[[0, 0, float("nan")]] * 3), r"residual\[0\]\[2\]"),
-        (broken(classes=[["self", 1, "NODE"]] * 3), r"classes\[0\]\[1\] must be a text"),
+        (broken(classes=[["self", 1, "NODE"]] * 3), r"classes\[0\]\[1\] must be a string"),
     ],
 )
 def test_wrong_fields_are_named(found, message):
@@ -128,9 +128,9 @@ def test_wrong_fields_are_named(found, message):
         links.from_json(found)
 
 
-def test_a_file_that_is_no_json(tmp_path):
+def test_a_file_that_is_not_json_is_an_error(tmp_path):
     (tmp_path / "x").write_text("{")
-    with pytest.raises(InputError, match="is no JSON"):
+    with pytest.raises(InputError, match="is not JSON"):
         links.load(tmp_path / "x")
 
 
@@ -272,6 +272,7 @@ def topo(*words: object, ranks: int = 0, **more: str) -> subprocess.CompletedPro
     return subprocess.run(command, env=clean_environment(**more), capture_output=True, text=True, timeout=150)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -289,6 +290,7 @@ def test_usage_and_environment_errors(words, code, message):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
 def test_eight_ranks_are_measured_in_time_and_then_cached(tmp_path):
     out, busy = tmp_path / "links.json", max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))

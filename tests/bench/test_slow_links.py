@@ -107,6 +107,7 @@ def test_the_ring_sums_exactly_and_takes_the_set_time(comm):
         assert took >= 4 * (2e-3 + (size // 3) * 4 / MIB)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
 def test_the_suite_predicts_and_measures_every_term(tmp_path):
     done = bench(6, "plan", *SMALL, "--json", "--out", str(tmp_path / "r.h5"))

@@ -19,6 +19,8 @@ from aristos import simt
 from aristos.errors import EnvironmentProblem, InputError
 from aristos.kernels.cuda import assemble, build
 
+pytestmark = pytest.mark.slow
+
 try:
     assemble.tool("ptxas")
     assemble.tool("nvdisasm")
@@ -33,7 +35,6 @@ from aristos.kernels.cuda import build
 from aristos.primitives import offline
 from cuda_kernels import FILL, REVERSE
 
-pytestmark = pytest.mark.slow
 count = 0
 def counted(*args, original=offline.compiled):
     global count

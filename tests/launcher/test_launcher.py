@@ -89,6 +89,7 @@ GPU3\tNV4\tNV4\tNV4\t X \t0-15,64-79\t0
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
 def test_a_dry_run_of_a_machine_whose_gpus_are_numbered_against_its_domains(tmp_path):
     (tmp_path / "node.txt").write_text(PERLMUTTER)
@@ -377,6 +378,7 @@ def test_a_python_file_without_python_is_an_error(monkeypatch, tmp_path):
     assert commands.find_program(["python", "model.py"])[0] == sys.executable
 
 
+@pytest.mark.slow
 @needs_mpi
 def test_a_dry_run_starts_nothing(tmp_path):
     proof = tmp_path / "started"
@@ -397,6 +399,7 @@ os.write(1, (json.dumps([c.rank, c.size, sorted(os.sched_getaffinity(0)), found]
 """
 
 
+@pytest.mark.slow
 @needs_mpi
 @pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -417,6 +420,7 @@ def test_bindings_as_the_ranks_see_them(ranks):
     assert ("oversubscribed" in done.stderr) == (ranks > len(CORES))
 
 
+@pytest.mark.slow
 @needs_mpi
 def test_the_jobs_exit_code():
     done = aristos_run("-n", 1, "--", "python", "-c", "import sys; sys.exit(7)")
@@ -472,6 +476,7 @@ def left() -> set[str]:
     return {path for path, _ in leftovers(young=0.0)}
 
 
+@pytest.mark.slow
 @needs_mpi
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_job_and_leaves_nothing(tmp_path, how):
@@ -483,6 +488,7 @@ def test_a_signal_ends_the_job_and_leaves_nothing(tmp_path, how):
     assert left() <= before
 
 
+@pytest.mark.slow
 @needs_mpi
 def test_stubborn_ranks_end_too(tmp_path):
     running, pids, out = start(tmp_path, "stubborn")
@@ -491,6 +497,7 @@ def test_stubborn_ranks_end_too(tmp_path):
     assert alive(pids) == []
 
 
+@pytest.mark.slow
 @needs_mpi
 def test_killed_ranks_leave_no_memory(tmp_path):
     before = left()
@@ -501,6 +508,7 @@ def test_killed_ranks_leave_no_memory(tmp_path):
     assert left() <= before
 
 
+@pytest.mark.slow
 @needs_mpi
 def test_the_job_ends_when_aristos_run_is_killed(tmp_path):
     running, pids, out = start(tmp_path, "stubborn")

@@ -33,6 +33,7 @@ say(compiling.compiled_here())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
 def test_two_ranks_in_plain_python(tmp_path):
     job = run_job(tmp_path, 2, RANKS, timeout=120, NUMBA_DISABLE_JIT="1")

@@ -27,11 +27,11 @@ from .loop import run_alone, work
 from .workers import Workers
 
 TILE = 96  # most rows of a tile
-BATCH = 192  # most rows of a run of the expert kernel: more read the weights less often, until x leaves the cache
+BATCH = 192  # most rows of a run of the expert kernel: more rows read weights less often, until x leaves the cache
 RUN_FLOPS = 5e9  # most work of a run: a worker comes back to poll within about 50 ms
 RUN_LEAST = 24  # but no fewer rows than make the run bound by arithmetic and not by reading weights
 MERGE_ROWS = 32  # fewer rows than this wait a little for more of their expert
-PATIENCE = 200  # idle polls that they wait
+MERGE_POLLS = 200  # idle polls that they wait
 PAUSE_NS = 100_000_000  # compiled code comes back to Python at least this often
 LAST_WORDS_SECONDS = 0.1  # how long a failing rank lets MPI deliver its poison to other nodes
 
@@ -115,7 +115,7 @@ class CpuRuntime(Runtime):
         crowded = self._sharing > 1 or self.threads > self.cores
         spins, yields = CROWDED if crowded else ALONE
         self.fill_engine(
-            job, schema.CPU, spins=spins, yields=yields, return_stride=row_stride(hidden), merge_polls=PATIENCE,
+            job, schema.CPU, spins=spins, yields=yields, return_stride=row_stride(hidden), merge_polls=MERGE_POLLS,
             pause_ns=PAUSE_NS, packed=0, scratch=self._scratch.ctypes.data, lock=self._lock.ctypes.data,
             wire=self.wire, state=self.state.ctypes.data,
         )  # fmt: skip

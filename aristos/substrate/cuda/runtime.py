@@ -37,7 +37,7 @@ from .proxy_thread import DeviceWire, ProxyThread
 
 MOST_ROWS = 256  # of a tile
 MOST_NS = 1 << 58  # of a timeout: OVERDUE times as much must fit a word
-PATIENCE = 8  # idle polls that few rows wait for more of their expert
+MERGE_POLLS = 8  # idle polls that few rows wait for more of their expert
 AWAKE_SECONDS, NAP_SECONDS = 0.002, 0.01  # the host polls without pause for so long, then at least this often
 # the innermost launcher's variable first. Not the rank in the group, which may have only some of a node's ranks
 LOCAL_RANK = tuple(rank for rank, _ in mpi_facts.LOCAL)
@@ -164,7 +164,7 @@ class CudaRuntime(Runtime):
     def fill(self, job: np.ndarray) -> None:
         """See `Runtime.fill`."""
         self.fill_engine(
-            job, schema.CUDA, return_stride=lines(int(job[words.ROW_BYTES])), merge_polls=PATIENCE, packed=1, wire=0,
+            job, schema.CUDA, return_stride=lines(int(job[words.ROW_BYTES])), merge_polls=MERGE_POLLS, packed=1, wire=0,
             scratch=self._scratch_at, lock=self.state_at + WORD * self.tables.words, state=self.state_at,
         )  # fmt: skip
 
