@@ -9,7 +9,7 @@ from ...primitives.buffers import FLOAT, LINE, aligned
 
 
 def vector_shape() -> tuple[int, int, int]:
-    """(lanes per vector, vectors per row, largest number of rows) whose sums fit the CPU's registers.
+    """The micro-kernel's (lanes per vector, vectors per row, most rows): its sums fit the CPU's registers.
 
     AVX-512VL has 32 registers of 256 bits (LLVM's tuning splits 512-bit values, and spills); AVX2 has 16. Other CPUs
     use 128-bit vectors.

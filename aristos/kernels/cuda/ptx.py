@@ -229,7 +229,7 @@ def copy_async_wait(groups: int) -> Any:
     return copy_async_wait_
 
 
-# ---------------------------------------------------------------- bulk copies, and barriers that count their bytes
+# ---------------------------------------------------------------- bulk copies and their barriers
 
 
 class _Barrier(ctypes.Structure):
