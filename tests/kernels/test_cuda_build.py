@@ -140,12 +140,12 @@ def test_a_damaged_entry_is_rebuilt(kept, compiled, damage):
     (path,) = kept()
     path.write_bytes(damage(path.read_bytes()))
     with pytest.warns(UserWarning, match="is damaged: the kernel is compiled again"):
-        anew = build.build(FILL, "sm_90")
-    assert len(anew.cubin) == len(built.cubin)  # equal except for a number in Numba's name of the kernel
+        rebuilt = build.build(FILL, "sm_90")
+    assert len(rebuilt.cubin) == len(built.cubin)  # equal except for a number in Numba's name of the kernel
     assert compiled == ["fill", "fill"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert build.build(FILL, "sm_90") == anew
+        assert build.build(FILL, "sm_90") == rebuilt
 
 
 @pytest.mark.filterwarnings("ignore:Could not find source")

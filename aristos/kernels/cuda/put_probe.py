@@ -12,14 +12,14 @@ STEP = 0x9E3779B97F4A7C15 >> 1  # word i of the row is (i + 1) * STEP modulo 2^6
 
 
 @cuda.jit
-def lend(row, words, told, limit):
-    """Write `words` words at `row`, release 1 at `told`, and wait until the word LINE bytes after `told` is 1 too.
+def lend(row, words, flags, limit):
+    """Write `words` words at `row`, release 1 at `flags`, and wait until the word LINE bytes after `flags` is 1 too.
 
-    Grid: one block. told: two words in mapped host memory. The wait ends after `limit` nanoseconds at most.
+    Grid: one block. flags: two words in mapped host memory. The wait ends after `limit` nanoseconds at most.
     """
     for i in range(mem.thread(), words, mem.threads()):
         mem.store(row + 8 * i, (i + 1) * STEP)
     mem.block_barrier()
     if mem.thread() == 0:
-        mem.store_release(told, 1)
-        arrived(told + LINE, 1, limit)
+        mem.store_release(flags, 1)
+        arrived(flags + LINE, 1, limit)
