@@ -130,6 +130,7 @@ def test_parts_can_be_parsed_and_figures_name_existing_parts(tmp_path):
     assert sum(each.limit for each in gpu_report.PARTS) > gpu_report.SECONDS, "a limit is for a part that hangs"
 
 
+@pytest.mark.slow
 def test_the_product_check_covers_the_tiles_of_each_kind(monkeypatch, capsys):
     """The check itself, on the PTX machine, for the two smallest tiles of each kind."""
     from aristos.kernels.cuda import gemm
