@@ -174,6 +174,7 @@ def test_a_link_much_slower_than_its_class_is_a_fault():
     assert "2.6 times" in text
 
 
+@pytest.mark.slow
 @pytest.mark.ranks(2, timeout=90)
 def test_a_slow_direction_is_a_fault(comm, monkeypatch):
     """The measured times of one direction are multiplied by eight."""

@@ -127,6 +127,7 @@ def test_tokens_without_choices_among_those_of_a_block():
     play(replace(sizes, workers=2, calls=calls))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("node_of", [(0, 0, 0), (0, 1, 2), (0, 1, 0)], ids=["one node", "three nodes", "two nodes"])
 def test_busy_calls(node_of):
     """Many rows through tiny rings, two workers a rank; then calls in which some ranks have none."""

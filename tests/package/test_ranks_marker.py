@@ -198,6 +198,7 @@ def test_no_marker(comm):
     assert code == 1
 
 
+@pytest.mark.slow
 @needs_mpiexec
 def test_tests_share_a_job_that_a_failure_ends(tmp_path):
     """Three jobs: of the tests up to the failing one, of those after it, and of the isolated one."""

@@ -284,6 +284,7 @@ def test_wrong_paths_and_options_are_errors(pair, tmp_path, capsys):
         assert word in said.err, words
 
 
+@pytest.mark.slow
 def test_odd_problems_have_plans(pair, tmp_path, capsys):
     """One device, one expert, nothing to pay, devices without memory or with far too much: small and large."""
     path, n = tmp_path / "p.json", 20
@@ -487,6 +488,7 @@ def large(problem: planner.Problem, model: str, allreduce: str, seconds: float =
     return solver._Large(problem, model, allreduce, start, start + seconds, 0).solve(groups, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "allreduce"), CHOICES)
 def test_bounds_are_never_above_the_optimum(model, allreduce, monkeypatch):
     """By cells, and by alike cells of a tree that has no slower links than the problem."""

@@ -116,6 +116,7 @@ def mixed(n: int) -> dict:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_devices_that_differ_one_by_one():
     plan = planner.solve(planner.parse(mixed(20)), deadline_s=10)
     assert plan.gap < 0.05

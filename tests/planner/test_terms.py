@@ -36,6 +36,7 @@ CHANGES: dict[str, dict[str, Callable]] = {
 SEEDS = (1, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_every_solver_follows_a_changed_term(change):
     ran = subprocess.run(

@@ -43,6 +43,14 @@ def drop_since(before: list[Callable[..., Any]]) -> None:
             unregister(hook)
 
 
+def run_since(before: list[Callable[..., Any]]) -> None:
+    """Run and remove the hooks that were registered since, last first, as at the end of the process."""
+    for hook in reversed(registered()):
+        if hook not in before:
+            hook()
+            unregister(hook)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_logstart(nodeid: str) -> None:
     global _current
