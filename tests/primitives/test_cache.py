@@ -163,7 +163,7 @@ def test_a_damaged_cache_is_rebuilt(cold, tmp_path):
     cache, _ = cold
     mine = tmp_path / "cache"
     shutil.copytree(cache, mine)
-    victims = [*mine.rglob("cpu.work-*.nbc"), *mine.rglob("cpu.run_alone-*.nbc")]
+    victims = [*mine.rglob("loop.work-*.nbc"), *mine.rglob("loop.run_alone-*.nbc")]
     assert len(victims) >= 2
     for victim in victims:
         victim.write_bytes(victim.read_bytes()[:100])
