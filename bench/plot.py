@@ -82,7 +82,7 @@ def _rates(axes: Any, shapes: list[Measured]) -> None:
                 axes.bar(g + offset, rate.median, width, color=COLORS[peer], label=label)
     with_peak = [(g, m.peak) for g, m in enumerate(shapes) if m.peak is not None]
     for g, peak in with_peak:
-        label = "micro-kernel's peak" if g == with_peak[0][0] else None
+        label = "FMA peak" if g == with_peak[0][0] else None
         axes.hlines(np.median(peak), g - 0.45, g + 0.45, color="black", linestyle="--", label=label)
     axes.set_title("GFLOP/s per rank")
     _finish(axes, shapes, "GFLOP/s per rank, median")

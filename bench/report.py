@@ -63,7 +63,7 @@ def _label(m: Measured) -> str:
 def _times(shapes: list[Measured]) -> str:
     """The table of milliseconds and GFLOP/s per rank."""
     peers = _peers(shapes)
-    head = ["tokens/H/F/E/k", *(ENTRIES[p].title for p in peers), "micro-kernel's peak", "busiest rank"]
+    head = ["tokens/H/F/E/k", *(ENTRIES[p].title for p in peers), "FMA peak", "busiest rank"]
     rows = []
     for m in shapes:
         cells = [_cell(m, p) for p in peers]
@@ -97,7 +97,7 @@ def _ratios(shapes: list[Measured]) -> str:
         rows.append([m.shape.name, *(_spread(ratio(m, p), _two, "") for p in peers), *percents, error])
     says = (
         "Time of each peer over that of Aristos fused in the same round: median (least - most) over rounds. Share of "
-        "peak: what the busiest rank's GEMMs take at the micro-kernel's peak, measured in the same round, over the "
+        "peak: what the busiest rank's GEMMs take at the FMA peak, measured in the same round, over the "
         f"time of the call. Error: the largest of any peer, relative to float64 (bound {BOUND:.0e})."
     )
     return f"{says}\n\n{table(head, rows)}"

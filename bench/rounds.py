@@ -29,7 +29,7 @@ BOUND = 1e-5  # relative to the float64 reference; an output beyond it is wrong 
 class Measured:
     """The results of one shape; only rank 0 has times and peak.
 
-    times: peer -> [rounds, iters, world] seconds; peak: [rounds, world] GFLOP/s of the micro-kernel alone;
+    times: peer -> [rounds, iters, world] seconds; peak: [rounds, world] GFLOP/s of multiply-adds in registers;
     load: [rounds] load average; busiest: [iters] operations of the rank with most rows in that timed call; mean: the
     same averaged over ranks; errors: peer -> largest relative error on any rank and input; absent: peer -> reason;
     same_bits: whether fused and bulk gave equal outputs, bit for bit; outside: [2, calls] seconds, see micro.outside.

@@ -15,14 +15,9 @@ from ..primitives.compile import jit
 from . import codes, words
 from .returns import state_word
 
-COLUMNS = 128  # of a share, on CPUs: a multiple of every panel width
+COLUMNS = 96  # of a share, on CPUs: a multiple of every panel width, and a divisor of a chunk of F
 MOST_ROWS = 24  # of a column-split run, on CPUs
 SHARES_A_LOOK = 8  # shares that a rank's workers take for each time that one of them tries the lock
-
-
-def scratch_bytes(ffn: int, gated: bool) -> int:
-    """Bytes that a CPU rank needs for the hidden activations of a column-split run."""
-    return 4 * MOST_ROWS * -(-ffn // COLUMNS) * COLUMNS * (2 if gated else 1) + 64
 
 
 def shares(columns: int) -> int:
@@ -174,7 +169,7 @@ def execute(job, st, worker):
         arithmetic.up_columns(rows, x, activations, weights, act, job[words.HIDDEN], ffn, first, columns, scratch, wire)
     else:
         last, y = min(first + COLUMNS, job[words.HIDDEN]), x + 8 * job[words.BATCH]
-        arithmetic.down_columns(rows, activations, y, weights, ffn, first, last, scratch, wire)
+        arithmetic.down_columns(rows, activations, y, weights, ffn, first, last, wire)
 
 
 @jit

@@ -43,7 +43,6 @@ def _route(job, first, count, scratch):
         job[words.X_STRIDE],
         job[words.HIDDEN],
         job[words.ROUTER],
-        job[words.ROUTER_PANELS],
         job[words.EXPERTS],
         k,
         job[words.SCORE],

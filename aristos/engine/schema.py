@@ -174,7 +174,6 @@ JOB_SCALARS: list[Word] = [
         WEIGHTS,
         """
         ROUTER | address | packed router weights, 0: none | cpu
-        ROUTER_PANELS | panels | of the router | cpu
         LOADED | flag | weights are loaded
         UP | address | up projection of this rank's first expert
         GATE | address | gate projection, 0: none | cpu

@@ -12,11 +12,10 @@ from ..config import SCORES, MoEConfig
 from ..engine import codes, column_runs, schema, words
 from ..errors import InputError
 from ..kernels.common import activations
-from ..kernels.cpu.expert import scratch_bytes
-from ..kernels.cpu.panels import LANES
+from ..kernels.cpu.expert import activation_bytes, scratch_bytes
 from ..kernels.cpu.tokens import route_bytes
 from ..primitives import arrays
-from ..primitives.buffers import FLOAT, aligned
+from ..primitives.buffers import FLOAT, LINE, aligned
 from ..substrate.cpu.runtime import BATCH, CpuRuntime
 from ..substrate.runtime import Runtime
 from .arguments import explain_ids, routed_outside, routing_arrays, weight_arrays
@@ -75,8 +74,9 @@ class CpuBackend(Backend):
 
     @staticmethod
     def needs(cfg: MoEConfig, runtime: Runtime) -> Needs:
-        scratch = max(scratch_bytes(BATCH, cfg.gated), route_bytes(words.TOKEN_BLOCK, -(-cfg.experts // LANES)))
-        return Needs(scratch, column_runs.scratch_bytes(cfg.ffn, cfg.gated))
+        expert = scratch_bytes(BATCH, cfg.hidden, cfg.gated)
+        activations = activation_bytes(column_runs.MOST_ROWS, cfg.ffn, cfg.gated)
+        return Needs(max(expert, route_bytes(words.TOKEN_BLOCK, cfg.hidden, cfg.experts)), activations + LINE)
 
     def load(self, layer: int, given: CheckedWeights) -> None:
         self.weights[layer] = LayerWeights(given)

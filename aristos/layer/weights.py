@@ -9,7 +9,7 @@ import numpy as np
 from ..config import MoEConfig
 from ..engine import words
 from ..errors import InputError
-from ..kernels.cpu.panels import LANES, pack, padded
+from ..kernels.cpu.panels import pack, padded
 from ..primitives import arrays
 from ..primitives.buffers import FLOAT, aligned
 
@@ -18,7 +18,7 @@ LAYOUTS = ("in_out", "out_in")
 
 
 def _pack_all(weights: list[np.ndarray]) -> np.ndarray:
-    """weights: n of [K, N] -> [n, panels, K, NR]."""
+    """weights: n of [K, N] -> [n, K * padded(N)], in panels."""
     packed: np.ndarray | None = None
     for i, weight in enumerate(weights):
         one = pack(weight)
@@ -29,7 +29,7 @@ def _pack_all(weights: list[np.ndarray]) -> np.ndarray:
 
 
 def _pack_bias(bias: np.ndarray, experts: Any) -> np.ndarray:
-    """bias: [n, N] -> [len(experts), N padded to whole panels]."""
+    """bias: [n, N] -> [len(experts), N padded to whole vectors]."""
     out = aligned((len(experts), padded(bias.shape[1])))
     out[:] = 0
     for i, e in enumerate(experts):
@@ -126,7 +126,7 @@ class LayerWeights:
             self.packed[name] = _pack_all([given.expert(name, e) for e in given.experts])
         for name, bias in given.biases.items():
             self.packed[name] = _pack_bias(bias, given.experts)
-        self.router = None if given.router is None else pack(given.router, LANES)
+        self.router = None if given.router is None else pack(given.router)
 
     @property
     def nbytes(self) -> int:
@@ -153,7 +153,6 @@ class LayerWeights:
         if "up_bias" not in self.packed and "gate_bias" in self.packed:
             job[words.UP_BIAS_STEP] = FLOAT * self.packed["gate_bias"].shape[1]
         job[words.ROUTER] = self.router.ctypes.data if self.router is not None else 0
-        job[words.ROUTER_PANELS] = len(self.router) if self.router is not None else 0
 
 
 def packed_bytes(cfg: MoEConfig, count: int) -> int:
@@ -163,4 +162,4 @@ def packed_bytes(cfg: MoEConfig, count: int) -> int:
     expert = wide * h * padded(width) + width * padded(h)
     if cfg.bias:
         expert += wide * padded(width) + padded(h)
-    return FLOAT * (count * expert + h * padded(cfg.experts, LANES))
+    return FLOAT * (count * expert + h * padded(cfg.experts))

@@ -10,9 +10,9 @@ def _missing(name):
     raise NotImplementedError(f"nothing computes {name}: import aristos.kernels.cpu.lowering before the steps run")
 
 
-def route_block(count, x, x_stride, hidden, router, panels, experts, k, score, renormalize, scale, ids, weights, out):
+def route_block(count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, ids, weights, scratch):
     """Choose k experts for each of `count` tokens; False if a score is not finite. ids, weights: addresses of
-    [count, k] int64 and float32, written. out: scratch of `kernels.cpu.tokens.route_bytes` bytes.
+    [count, k] int64 and float32, written. scratch: `kernels.cpu.tokens.route_bytes` bytes.
     """
     _missing("route_block")
 
@@ -27,7 +27,7 @@ def up_columns(rows, x, activations, weights, activation, hidden, ffn, first, co
     _missing("up_columns")
 
 
-def down_columns(rows, activations, y, weights, ffn, first, last, scratch, wire):
+def down_columns(rows, activations, y, weights, ffn, first, last, wire):
     """Compute output columns first..last of a column-split run."""
     _missing("down_columns")
 

@@ -13,6 +13,7 @@ import pytest
 from mpi import LAUNCHER_VARIABLES, find_mpiexec
 
 from aristos import results
+from aristos.primitives import isa
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "bench"
@@ -102,7 +103,7 @@ def test_usage_errors(words: tuple[str, ...]) -> None:
 
 
 @pytest.mark.usefixtures("bench")
-def test_ratios_are_formed_within_each_round() -> None:
+def test_ratios_are_formed_within_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
     import figures
     import jobs
     import rounds
@@ -118,10 +119,16 @@ def test_ratios_are_formed_within_each_round() -> None:
     assert figures.peak_share(m).median == pytest.approx(0.9)
     assert figures.gflops(m, "fused").high == pytest.approx(80)
 
-    found = {f.what: f for f in figures.figures([m], {8: [0.3, 0.5, 0.35]}, "")}
-    assert found["A: fused over Alltoallv + NumPy"].met
+    monkeypatch.setattr(figures, "PRODUCT_SHARE", {isa.chosen(): 0.86, "avx512 on znver4": 0.92})
+    rates = {64: np.stack([90 / drift[:, :, 0], 100 / drift[:, :, 0]]), 128: np.full((2, 3, 1), 100.0)}
+    rates[128][0] = 80
+    found = {f.what: f for f in figures.figures([m], {8: [0.3, 0.5, 0.35]}, "", rates)}
+    assert found["A: fused over the best of NumPy and torch"].met
     assert not found["A: fused over bulk"].met
-    assert not found["A: share of the micro-kernel's peak"].met
+    shares = [f.reached.median for what, f in found.items() if what.startswith("product of")]
+    assert shares == pytest.approx([90, 80])
+    m.times["torch-loop"] = drift * 1.02 * np.ones((3, 3, 2))
+    assert figures.over_best(m).median == pytest.approx(1.02)
     assert found["8 bytes + signal, there and back"].met
     assert not found["4 KB row + signal, there and back"].met
 
@@ -137,7 +144,7 @@ def test_wrong_outputs_are_neither_timed_nor_hidden() -> None:
     m.busiest = m.mean = np.ones(1)
     m.times = {"fused": np.ones((1, 1, 2))}
     assert m.wrong() == ["numpy"]
-    text = report.markdown([m], figures.figures([m], {}, "left out"), [], None)
+    text = report.markdown([m], figures.figures([m], {}, "left out", {}), [], None)
     assert "Alltoallv + NumPy gave WRONG outputs on C" in text
 
 

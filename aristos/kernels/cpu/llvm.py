@@ -10,10 +10,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from ...primitives import memory as mem
-from .panels import LANES, NR
+from .panels import LANES
 
 I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 WORD = I64.as_pointer()
+AHEAD_LEVEL = 2  # of llvm.prefetch: the L2 cache
 
 
 # ---------------------------------------------------------------- words
@@ -231,40 +232,36 @@ def _loop(builder, start_values, count, body):
     return new
 
 
-def micro_kernel(rows, vectors, lanes=LANES, stride=NR):
+def micro_kernel(rows, vectors, pitch, lanes=LANES):
     """Emit the kernel for `rows` x (`vectors` * `lanes`) outputs, each one chain of fused multiply-adds in k order.
 
-    The compiled call is kernel(a, ka, b, c, jc, count, carry, ahead, pace): `a` and `c` are addresses of arrays of row
-    addresses, `ka` the first k (in elements) of the rows of A, `b` the address of a packed panel (stride columns) at
-    that k, `jc` the first column of C, `count` >= 1 the number of k; with `carry` nonzero it adds to C. For each k it
-    prefetches the cache line at `ahead` and advances `ahead` by `pace` bytes: a burst of prefetches would delay the
-    loads that are needed now.
+    The compiled call is kernel(a, b, c, jc, count, carry, ahead, pace): `a` is the address of the first of the packed
+    rows, `pitch` bytes apart; `b` of a packed panel of `vectors` vectors; `c` of an array of row addresses, `jc` the
+    first column of C; `count` >= 1 the number of k; with `carry` nonzero it adds to C. For each k it prefetches the
+    cache line at `ahead` into L2 and advances `ahead` by `pace` bytes: a burst of prefetches would delay the loads that
+    are needed now.
     """
     vector = ir.VectorType(F32, lanes)
     spread = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
     undefined = ir.Constant(vector, ir.Undefined)
-    name = f"llvm.fma.v{lanes}f32"
+    byte = ir.IntType(8).as_pointer()
 
     def codegen(context, builder, signature, args):
-        a, ka, b, c, jc, count, carry, ahead, pace = args
-        fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
-        byte = ir.IntType(8).as_pointer()
+        a, b, c, jc, count, carry, ahead, pace = args
+        fma = _fma(builder, vector)
         prefetch = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32]), "llvm.prefetch.p0"
         )
-        floats = F32.as_pointer()
 
-        def row(table, i, first):
-            address = builder.load(builder.inttoptr(builder.add(table, I64(8 * i)), WORD))
-            return builder.gep(builder.inttoptr(address, floats), [first])
+        def at(address, offset, kind):
+            pointer = builder.gep(builder.inttoptr(address, byte), [offset])
+            return builder.bitcast(pointer, kind.as_pointer())
 
-        def vector_at(pointer, index):
-            return builder.bitcast(builder.gep(pointer, [index]), vector.as_pointer())
-
-        a_rows = [row(a, i, ka) for i in range(rows)]
-        c_rows = [row(c, i, jc) for i in range(rows)]
-        places = [vector_at(c_rows[i], I64(j * lanes)) for i in range(rows) for j in range(vectors)]
-        panel = builder.inttoptr(b, floats)
+        places = []
+        for i in range(rows):
+            row = builder.load(builder.inttoptr(builder.add(c, I64(8 * i)), WORD))
+            first = builder.add(row, builder.mul(jc, I64(4)))
+            places += [at(first, I64(4 * lanes * j), vector) for j in range(vectors)]
 
         entry = builder.block
         load, ready = builder.append_basic_block("carry"), builder.append_basic_block("ready")
@@ -282,14 +279,13 @@ def micro_kernel(rows, vectors, lanes=LANES, stride=NR):
 
         def body(k, sums):
             line = builder.inttoptr(builder.add(ahead, builder.mul(k, pace)), byte)
-            builder.call(prefetch, [line, I32(0), I32(3), I32(1)])  # read, keep in all levels, data cache
-            first = builder.mul(k, I64(stride))
-            columns = [
-                builder.load(vector_at(panel, builder.add(first, I64(j * lanes))), align=4) for j in range(vectors)
-            ]
+            builder.call(prefetch, [line, I32(0), I32(AHEAD_LEVEL), I32(1)])  # read, into L2, data cache
+            right = builder.add(b, builder.mul(k, I64(4 * lanes * vectors)))
+            left = builder.add(a, builder.mul(k, I64(4)))
+            columns = [builder.load(at(right, I64(4 * lanes * j), vector), align=4) for j in range(vectors)]
             new = []
             for i in range(rows):
-                scalar = builder.load(builder.gep(a_rows[i], [k]))
+                scalar = builder.load(at(left, I64(pitch * i), F32), align=4)
                 broadcast = builder.shuffle_vector(builder.insert_element(undefined, scalar, I32(0)), undefined, spread)
                 for j in range(vectors):
                     new.append(builder.call(fma, [broadcast, columns[j], sums[i * vectors + j]]))
@@ -299,8 +295,41 @@ def micro_kernel(rows, vectors, lanes=LANES, stride=NR):
             builder.store(value, place, align=4)
         return context.get_dummy_value()
 
-    def typed(typingctx, a, ka, b, c, jc, count, carry, ahead, pace):
-        return types.void(*[types.int64] * 9), codegen
+    def typed(typingctx, a, b, c, jc, count, carry, ahead, pace):
+        return types.void(*[types.int64] * 8), codegen
 
     typed.__name__ = f"micro_{rows}x{vectors * lanes}"
     return intrinsic(typed)
+
+
+def fma_loop(lanes, sums):
+    """Emit loop(n, a): n rounds of one fused multiply-add for each of `sums` vectors, all in registers.
+
+    a: address of `sums` vectors: the values to start from, then the results.
+    """
+    vector = ir.VectorType(F32, lanes)
+
+    def codegen(context, builder, signature, args):
+        count, address = args
+        fma = _fma(builder, vector)
+        places = [builder.inttoptr(builder.add(address, I64(4 * lanes * i)), vector.as_pointer()) for i in range(sums)]
+        start = [builder.load(place, align=4) for place in places]
+        x = start[0]
+
+        def body(k, values):
+            return [builder.call(fma, [value, x, x]) for value in values]
+
+        for value, place in zip(_loop(builder, start, count, body), places):
+            builder.store(value, place, align=4)
+        return context.get_dummy_value()
+
+    def typed(typingctx, count, address):
+        return types.void(types.int64, types.int64), codegen
+
+    typed.__name__ = f"fma_{sums}x{lanes}"
+    return intrinsic(typed)
+
+
+def _fma(builder, vector):
+    name = f"llvm.fma.v{vector.count}f32"
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)

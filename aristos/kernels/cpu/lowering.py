@@ -13,10 +13,10 @@ if config.DISABLE_JIT:
 
 
 @overload(arithmetic.route_block, inline="always")
-def _route_block(count, x, x_stride, hidden, router, panels, experts, k, score, renormalize, scale, ids, weights, out):
-    def run(count, x, x_stride, hidden, router, panels, experts, k, score, renormalize, scale, ids, weights, out):
+def _route_block(count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, ids, weights, scratch):
+    def run(count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, ids, weights, scratch):
         return route_block(
-            count, x, x_stride, hidden, router, panels, experts, k, score, renormalize, scale, ids, weights, out
+            count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, ids, weights, scratch
         )
 
     return run
@@ -37,9 +37,9 @@ def _up_columns(rows, x, activations, weights, activation, hidden, ffn, first, c
 
 
 @overload(arithmetic.down_columns, inline="always")
-def _down_columns(rows, activations, y, weights, ffn, first, last, scratch, wire):
-    return lambda rows, activations, y, weights, ffn, first, last, scratch, wire: down_columns(
-        rows, activations, y, weights, ffn, first, last, scratch, wire
+def _down_columns(rows, activations, y, weights, ffn, first, last, wire):
+    return lambda rows, activations, y, weights, ffn, first, last, wire: down_columns(
+        rows, activations, y, weights, ffn, first, last, wire
     )
 
 

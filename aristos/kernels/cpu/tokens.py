@@ -6,46 +6,47 @@ All in float32. Every value depends on its own token alone, not on other tokens 
 import numpy as np
 
 from ...primitives import memory as mem
-from ...primitives.buffers import FLOAT
+from ...primitives.buffers import FLOAT, LINE
 from ...primitives.compile import jit
 from ..common.scores import choose
-from .gemm import narrow_rows
-from .panels import LANES
+from .gemm import packed_bytes, product
+from .panels import LANES, padded
 
 ZERO = np.float32(0)
 
 
 @jit
-def scores(m, x, stride, hidden, router, panels, rows, out):
-    """out[m, panels * LANES] = x[m, hidden] router; stride: bytes between rows of x; rows: 2 m words of scratch.
+def scores(m, x, stride, hidden, router, experts, scratch, out):
+    """out[m, experts rounded up to vectors] = x[m, hidden] router; stride: bytes between rows of x.
 
-    router: packed in panels of LANES columns, zero columns at the end.
+    router: packed panels; scratch: row addresses and packed rows.
     """
-    from_x, to_out = rows, rows + 8 * m
-    width = FLOAT * panels * LANES
+    from_x, to_out = scratch, scratch + 8 * m
+    a = (scratch + 16 * m + LINE - 1) // LINE * LINE
+    width = FLOAT * LANES * ((experts + LANES - 1) // LANES)
     for i in range(m):
         mem.store(from_x + 8 * i, x + stride * i)
         mem.store(to_out + 8 * i, out + width * i)
-    narrow_rows(m, from_x, hidden, panels, router, to_out)
+    product(m, from_x, hidden, router, experts, to_out, a)
 
 
-def route_bytes(tokens: int, panels: int) -> int:
-    """Bytes of scratch that `route_block` needs for `count` tokens: row addresses and scores."""
-    return tokens * (2 * 8 + FLOAT * LANES * panels) + 64
+def route_bytes(tokens: int, hidden: int, experts: int) -> int:
+    """Bytes of scratch that `route_block` needs for `tokens` tokens: scores, row addresses and packed rows."""
+    return tokens * (2 * 8 + FLOAT * padded(experts)) + packed_bytes(tokens, hidden) + 2 * LINE
 
 
 @jit
-def route_block(count, x, x_stride, hidden, router, panels, experts, k, score, renormalize, scale, ids, weights, out):
+def route_block(count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, ids, weights, scratch):
     """Scores, top-k and weights of `count` tokens; False if a score is not finite.
 
-    x: address of rows, x_stride bytes apart; ids, weights: addresses of [count, k] int64 and float32; out: address of
-    `route_bytes(count, panels)` bytes.
+    x: address of rows, x_stride bytes apart; ids, weights: addresses of [count, k] int64 and float32; scratch: address
+    of `route_bytes(count, hidden, experts)` bytes.
     """
-    width = LANES * panels
-    made = (out + 16 * count + 63) // 64 * 64
-    scores(count, x, x_stride, hidden, router, panels, out, made)
+    width = FLOAT * LANES * ((experts + LANES - 1) // LANES)
+    made = (scratch + LINE - 1) // LINE * LINE
+    scores(count, x, x_stride, hidden, router, experts, made + width * count, made)
     for i in range(count):
-        row = mem.floats(made + FLOAT * width * i, experts)
+        row = mem.floats(made + width * i, experts)
         chosen = mem.words(ids + 8 * k * i, k)
         if not choose(row, experts, k, score, renormalize, scale, chosen, mem.floats(weights + FLOAT * k * i, k)):
             return False
