@@ -34,10 +34,10 @@ def isa() -> str:
 
 
 def instructions() -> Finding:
-    from ..primitives.isa import choose, target
+    from ..primitives.isa import available, target
 
     cpu, features = target()
-    return suited(isa(), cpu, platform.machine(), choose(features, None))
+    return suited(isa(), cpu, platform.machine(), available(cpu, features)[0])
 
 
 def suited(kind: str, cpu: str, machine: str, best: str) -> Finding:

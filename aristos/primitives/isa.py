@@ -1,8 +1,13 @@
-"""Which instruction set the CPU kernels use: the best that the CPU has, or the one that ARISTOS_ISA names."""
+"""Which instruction set the CPU kernels use: the best that this process may use, or the one that ARISTOS_ISA names.
+
+float32 has the same bits on every set with fused multiply-adds; other element types have their own on each.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 from collections.abc import Mapping
 from functools import cache
 
@@ -11,7 +16,14 @@ from numba.core import config as _config
 
 from ..errors import EnvironmentProblem
 
-NEEDS = {"avx512": ("avx512f", "avx512vl"), "avx2": ("avx2", "fma"), "generic": ()}  # features, as LLVM names them
+NEEDS: dict[str, tuple[str, ...]] = {  # features, as LLVM names them; the best set first
+    "amx": ("avx512f", "avx512vl", "amx-tile", "amx-bf16"),
+    "avx512bf16": ("avx512f", "avx512vl", "avx512bf16"),
+    "avx512": ("avx512f", "avx512vl"),
+    "avx2": ("avx2", "fma", "f16c"),
+    "generic": (),
+}
+ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # a system call of Linux on x86-64, its code, the state
 
 
 def target() -> tuple[str, dict[str, bool]]:
@@ -24,17 +36,48 @@ def target() -> tuple[str, dict[str, bool]]:
     return cpu or binding.get_host_cpu_name(), known
 
 
-def choose(features: Mapping[str, bool], wanted: str | None) -> str:
-    """The best ISA that a CPU with these features has, or `wanted`. Raises EnvironmentProblem if it lacks that."""
+def available(cpu: str, features: Mapping[str, bool]) -> list[str]:
+    """The instruction sets of a CPU, the best first. Permission to use tiles is another question."""
     has = [isa for isa, needs in NEEDS.items() if all(features.get(name) for name in needs)]
+    if "avx512bf16" in has and not cpu.startswith("znver"):  # Intel's dot products have half the rate of float32
+        has.remove("avx512bf16")
+        has.insert(has.index("avx512") + 1, "avx512bf16")
+    return has
+
+
+@cache
+def tiles_refused() -> str:
+    """Why Linux does not let this process use AMX tiles; '' if it does. Asks for the permission.
+
+    The permission is the process's: threads and forks have it, a program started by exec asks again. A signal stack
+    that is too small for tiles blocks it.
+    """
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return f"AMX needs Linux on x86-64, not {platform.system()} on {platform.machine()}"
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.syscall(ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA) != 0:
+        return f"Linux refused the permission to use AMX tiles: {os.strerror(ctypes.get_errno())}"
+    return ""
+
+
+def choose(has: list[str], wanted: str | None, refused: str) -> str:
+    """The best of the instruction sets `has`, or `wanted`. refused: why tiles may not be used, or ''.
+
+    Raises EnvironmentProblem if `wanted` cannot be used.
+    """
+    usable = [isa for isa in has if isa != "amx" or not refused]
     if not wanted:
-        return has[0]
-    if wanted not in has:
-        raise EnvironmentProblem(f"ARISTOS_ISA must be one of {', '.join(has)} on this CPU, got {wanted!r}")
+        return usable[0]
+    if wanted not in usable:
+        why = f" ({refused})" if wanted == "amx" and wanted in has else ""
+        raise EnvironmentProblem(
+            f"ARISTOS_ISA must be one of {', '.join(usable)} for this process, got {wanted!r}{why}"
+        )
     return wanted
 
 
 @cache
 def chosen() -> str:
-    """The ISA of this process's kernels."""
-    return choose(target()[1], os.environ.get("ARISTOS_ISA"))
+    """The instruction set of this process's kernels."""
+    has = available(*target())
+    return choose(has, os.environ.get("ARISTOS_ISA"), tiles_refused() if "amx" in has else "")

@@ -12,7 +12,7 @@ from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT, LINE
 from ...primitives.compile import jit
 from ..common.branches import unrolled
-from . import llvm
+from . import micro_kernels
 from .panels import LANES, NR, ROWS, VECTORS
 
 KC = 512  # columns of a block of packed rows: the rows that a micro-kernel reads stay in L1, all of a run's in L2
@@ -20,7 +20,7 @@ PITCH = FLOAT * KC + LINE  # bytes between packed rows
 AHEAD_GROUPS = 2  # the next panel is prefetched only if a panel serves at least so many groups of rows
 
 _kernels = {
-    rows + ROWS * (vectors - 1): llvm.micro_kernel(rows, vectors, PITCH)
+    rows + ROWS * (vectors - 1): micro_kernels.micro_kernel(rows, vectors, PITCH, LANES)
     for vectors in range(VECTORS, 0, -1)
     for rows in range(ROWS, 0, -1)
 }

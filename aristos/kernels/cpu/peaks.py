@@ -11,7 +11,7 @@ import numpy as np
 from ...primitives.buffers import aligned
 from ...primitives.compile import jit
 from .gemm import KC, PITCH, block
-from .llvm import fma_loop
+from .micro_kernels import fma_loop
 from .panels import LANES, NR, ROWS, VECTORS
 
 SUMS = (
