@@ -38,6 +38,7 @@ def _route(job, first, count, scratch):
     """Scores, top-k and weights of tokens first..first+count into ids [S, k] int64 and weights [S, k] float32."""
     k = job[words.TOP_K]
     finite = arithmetic.route_block(
+        job[words.ELEMENT],
         count,
         job[words.X] + job[words.X_STRIDE] * first,
         job[words.X_STRIDE],

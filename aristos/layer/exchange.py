@@ -11,6 +11,7 @@ import numpy as np
 from ..engine import codes, schema, words
 from ..engine import exchange as step
 from ..errors import AristosError, InputError, OpenCallError
+from ..kernels.cpu.elements import ELEMENTS
 from ..placement import Placement
 from ..primitives import arrays
 from ..primitives.buffers import FLOAT, aligned
@@ -78,6 +79,7 @@ class Exchange(Collective):
             experts=experts,
             top_k=top_k,
             row_bytes=FLOAT * hidden,
+            element=ELEMENTS["float32"].code,
             score=0,
             renormalize=0,
             scale=0,
@@ -142,7 +144,7 @@ class Exchange(Collective):
             runtime.fill(job)
             job[words.WORKERS], job[words.MODE], job[words.ROUTED], job[words.EVENTS_MAX] = 1, codes.MODE_DISPATCH, 1, 0
             job[words.WEIGHTS], job[words.LAYER] = self._ones.ctypes.data, codes.EXCHANGE
-            self._x, self._lead = arrays.rows("x", x, self.hidden, np.dtype(np.float32))
+            self._x, self._lead = arrays.rows("x", x, self.hidden, "float32")
             if len(self._x) > self.max_tokens:
                 raise InputError(f"x has {len(self._x)} tokens, more than max_tokens={self.max_tokens}")
             self._ids = routing_arrays(ids, (*self._lead, self.top_k))
@@ -185,7 +187,7 @@ class Exchange(Collective):
         refusal: Exception | None = None
         back = y = scale = None
         try:
-            back, _ = arrays.rows("out", out, self.hidden, np.dtype(np.float32))
+            back, _ = arrays.rows("out", out, self.hidden, "float32")
             if len(back) != handle.rows:
                 raise InputError(f"out must have {handle.rows} rows, as many as dispatch returned, got {len(back)}")
             back = np.ascontiguousarray(back)

@@ -23,6 +23,7 @@ from aristos.kernels.common import activations as act
 from aristos.kernels.common import scores as router_scores
 from aristos.kernels.cpu import gemm
 from aristos.kernels.cpu import tokens as token_kernels
+from aristos.kernels.cpu.convert import FLOAT32
 from aristos.kernels.cpu.elementwise import activate
 from aristos.kernels.cpu.expert import FC
 from aristos.kernels.cpu.panels import LANES, NR, VECTORS, pack, padded, shape_for
@@ -436,7 +437,7 @@ def test_combine_is_an_ordered_sum(k, hidden, data):
     position = np.array(data.draw(st.lists(st.integers(-1, 6), min_size=k, max_size=k)), np.int64)
     y = np.full(hidden, np.nan, np.float32)
     at = np.where(position >= 0, rows.ctypes.data + stride * position, 0)
-    token_kernels.combine_token(y.ctypes.data, k, weights, at, hidden)
+    token_kernels.combine_token(FLOAT32, y.ctypes.data, k, weights, at, hidden, 0)
     taken = position >= 0
     want = weights[taken].astype("f8") @ rows[position[taken], :hidden].astype("f8")
     assert np.abs(y - want).max() <= 1e-6 * k * 4
@@ -459,6 +460,7 @@ def test_scores_of_a_row_do_not_depend_on_other_rows():
     def scores(part: np.ndarray) -> np.ndarray:
         out, scratch = aligned((len(part), width)), aligned((route_bytes(len(part), hidden, experts),), np.uint8)
         token_kernels.scores(
+            FLOAT32,
             len(part),
             part.ctypes.data,
             part.strides[0],

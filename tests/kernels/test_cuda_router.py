@@ -9,6 +9,7 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed:
 from aristos import reference, simt
 from aristos.config import SCORES, MoEConfig, Router
 from aristos.engine import codes, routing, words
+from aristos.kernels.cpu.convert import FLOAT32
 from aristos.kernels.cpu.panels import pack, padded
 from aristos.kernels.cpu.tokens import route_bytes, scores
 from aristos.kernels.cuda import router as r
@@ -199,7 +200,7 @@ def test_scores_have_the_bits_of_the_cpu():
     theirs, scratch = aligned((66, padded(experts))), aligned((route_bytes(66, 100, experts),), np.uint8)
     router = pack(weight)
     at = router.ctypes.data, experts, scratch.ctypes.data, theirs.ctypes.data
-    scores(66, x.ctypes.data, x.strides[0], 100, *at)
+    scores(FLOAT32, 66, x.ctypes.data, x.strides[0], 100, *at)
     np.testing.assert_array_equal(ours, theirs[:, :9])
 
 

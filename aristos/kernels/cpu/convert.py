@@ -23,8 +23,8 @@ def float_of_half(bits):
     return np.float32(np.uint16(bits).view(np.float16))
 
 
-overload(half_of_float, inline="always")(lambda value: lambda value: llvm.half_of_float(value))
-overload(float_of_half, inline="always")(lambda bits: lambda bits: llvm.float_of_half(bits))
+overload(half_of_float, inline="always")(lambda value: lambda value: llvm.half_of_float(value))  # type: ignore[call-arg]
+overload(float_of_half, inline="always")(lambda bits: lambda bits: llvm.float_of_half(bits))  # type: ignore[call-arg]
 
 
 @jit

@@ -92,13 +92,11 @@ def panel_rows(m, vectors, a, b, c, jc, count, carry, ahead):
 
 
 @jit
-def product(m, x, depth, b, columns, c, a):
-    """C = A x packed panels for m rows. The weights are [depth, columns].
+def block_product(m, a, depth, b, columns, c):
+    """C[m, columns] = A x packed panels. a: address of packed rows of `depth` columns; b: of panels [depth, columns].
 
-    x, c: addresses of arrays of row addresses; rows of C have space for whole vectors. a: address of
-    `packed_bytes(m, depth)` bytes.
+    c: address of an array of row addresses; rows of C have space for whole vectors.
     """
-    pack_rows(m, x, depth, a)
     for k0 in range(0, depth, KC):
         for j in range(0, columns, NR):
             vectors = vectors_of(columns - j)
@@ -106,3 +104,10 @@ def product(m, x, depth, b, columns, c, a):
             panel = b + FLOAT * (j * depth + k0 * width)
             panel_rows(m, vectors, a, panel, c, j, min(KC, depth - k0), k0, panel + FLOAT * width * depth)
         a += PITCH * m
+
+
+@jit
+def product(m, x, depth, b, columns, c, a):
+    """`block_product` of m rows of `depth` float32. x: address of an array of row addresses; a: of packed rows."""
+    pack_rows(m, x, depth, a)
+    block_product(m, a, depth, b, columns, c)

@@ -302,9 +302,9 @@ def tile_kernel(down):
     """Emit the kernel for `down` x 2 tiles of up to 16 x 16 sums of bfloat16 products.
 
     The compiled call is kernel(a, below, b, sums, steps, carry, ahead, pace, upper, lower). `a`: address of the packed
-    tiles of A, STEP bytes a block of 32 k; `below`: bytes from there to those of the lower tile; `b`: of a packed panel;
-    `sums`: of the first of rows of 32 sums; `upper`, `lower`: rows of the tiles, for which `configure` was called. For
-    each block it prefetches `pace` bytes, a multiple of 64. Tiles 0 to 3 hold sums, 4 and 5 A, 6 and 7 B.
+    tiles of A, STEP bytes a block of 32 k; `below`: bytes from there to those of the lower tile; `b`: of a packed
+    panel; `sums`: of the first of rows of 32 sums; `upper`, `lower`: rows of the tiles, for which `configure` was
+    called. For each block it prefetches `pace` bytes, a multiple of 64. Tiles 0 to 3 hold sums, 4 and 5 A, 6 and 7 B.
     """
 
     def emit(builder, args):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...primitives import isa
-from ...primitives.buffers import FLOAT, LINE, aligned
+from ...primitives.buffers import aligned
 
 
 class Shape(NamedTuple):
@@ -36,11 +36,6 @@ NR = LANES * VECTORS  # columns of a panel
 def padded(columns: int) -> int:
     """`columns` rounded up to whole vectors."""
     return -(-columns // LANES) * LANES
-
-
-def row_stride(hidden: int) -> int:
-    """Bytes between rows of `hidden` float32: a row has space for whole vectors and starts on a cache line."""
-    return -(-padded(hidden) * FLOAT // LINE) * LINE
 
 
 def pack(weight: np.ndarray) -> np.ndarray:

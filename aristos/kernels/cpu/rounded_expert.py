@@ -7,11 +7,11 @@ chunk of F and the outputs' sums, whichever takes less memory; the order of ever
 
 from ...primitives import memory as mem
 from ...primitives import wire as mpi
-from ...primitives.buffers import FLOAT, LINE
+from ...primitives.buffers import FLOAT
 from ...primitives.compile import inlined, jit
 from .convert import round_row
-from .elementwise import activate, multiply
 from .elements import WIDTH
+from .elementwise import activate, multiply
 from .micro_kernels import SUMS
 from .operands import SPARE_BYTES, begin, end, operand_bytes, operand_size, pack_operand, panel_sums, round_operand
 
@@ -21,7 +21,7 @@ PANEL = 2 * WIDTH  # bytes of a panel for each k
 
 @inlined
 def chunk_of(hidden, ffn):
-    """Columns of F a chunk: all of them if their activations take no more bytes than a chunk's and the outputs' sums."""
+    """Columns of F a chunk: all if their activations take no more bytes than a chunk's and the outputs' sums."""
     return ffn if ffn <= FC + 2 * hidden else FC
 
 

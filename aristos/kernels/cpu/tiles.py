@@ -1,8 +1,8 @@
 """Products of bfloat16 by AMX tiles. Operands are tiles: for each group of rows, two tiles of up to 16 rows.
 
-Rows are cut into groups of nearly equal size, at most 32 each. A tile holds, for each block of 32 k, 16 rows of 64 bytes:
-STEP bytes, whole cache lines. Sums stay in tiles over KC, and wait in the L1 cache between passes. The tile unit adds
-the products of a sum in its own fixed order of k, which does not depend on the rows.
+Rows are cut into groups of nearly equal size, at most 32 each. A tile holds, for each block of 32 k, 16 rows of 64
+bytes: STEP bytes, whole cache lines. Sums stay in tiles over KC, and wait in the L1 cache between passes. The tile unit
+adds the products of a sum in its own fixed order of k, which does not depend on the rows.
 """
 
 import numpy as np

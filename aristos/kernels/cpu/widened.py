@@ -1,10 +1,10 @@
 """Products of 16-bit elements by multiply-adds: rows are widened to float32, weights in registers.
 
-For float16, and for bfloat16 on instruction sets without tiles. Each sum is one chain of fused multiply-adds in k order.
-With the ISA avx512bf16, bfloat16 uses that set's dot products of pairs instead, and rows stay bfloat16.
+For float16, and for bfloat16 on instruction sets without tiles. Each sum is one chain of fused multiply-adds in order
+of k. With the ISA avx512bf16, bfloat16 uses that set's dot products of pairs instead, and rows stay bfloat16.
 
-An *operand* is a matrix of few rows, prepared as the left side of a product: packed rows as in `gemm`, padded with zeros
-to blocks of 32 columns.
+An *operand* is a matrix of few rows, prepared as the left side of a product: packed rows as in `gemm`, padded with
+zeros to blocks of 32 columns.
 """
 
 import numpy as np
@@ -76,22 +76,38 @@ def operand_size(element, rows, columns):
 
 
 @jit
-def pack_operand(element, m, x, columns, a):
-    """Prepare m rows of `columns` elements. x: address of an array of row addresses; a: of the operand."""
-    kept = DOT and element == BFLOAT16
-    size = 2 if kept else FLOAT
+def widen_rows(element, m, x, columns, a):
+    """Widen m rows of `columns` elements to packed rows of float32 at `a`. x: address of an array of row addresses."""
     for k0 in range(0, columns, KC):
         n = min(KC, columns - k0)
         rest = (n + WIDTH - 1) // WIDTH * WIDTH - n
         for i in range(m):
-            source = mem.load(x + 8 * i) + 2 * k0
-            if kept:
-                mem.copy_row(a, source, 2 * n)
-            else:
-                widen_row(element, a, source, n)
+            widen_row(element, a, mem.load(x + 8 * i) + 2 * k0, n)
             if rest > 0:
-                mem.bits16(a + size * n, rest * size // 2)[:] = 0
+                mem.bits32(a + FLOAT * n, rest)[:] = 0
             a += PITCH
+
+
+@jit
+def copy_rows(m, x, columns, a):
+    """Copy m rows of `columns` elements of 16 bits to packed rows at `a`."""
+    for k0 in range(0, columns, KC):
+        n = min(KC, columns - k0)
+        rest = (n + WIDTH - 1) // WIDTH * WIDTH - n
+        for i in range(m):
+            mem.copy_row(a, mem.load(x + 8 * i) + 2 * k0, 2 * n)
+            if rest > 0:
+                mem.bits16(a + 2 * n, rest)[:] = 0
+            a += PITCH
+
+
+@jit
+def pack_operand(element, m, x, columns, a):
+    """Prepare m rows of `columns` elements. x: address of an array of row addresses; a: of the operand."""
+    if DOT and element == BFLOAT16:
+        copy_rows(m, x, columns, a)
+    else:
+        widen_rows(element, m, x, columns, a)
 
 
 @jit
