@@ -164,15 +164,15 @@ def execute(job, st, worker):
     weights = weights_of(job, st[words.command_expert(c)])
     scratch = job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker
     activations, wire, ffn, act = hidden(job, slot), job[words.WIRE], job[words.FFN], job[words.ACTIVATION]
-    element = job[words.ELEMENT]
+    kernels = job[words.KERNELS]
     if st[words.command_phase(c)] == codes.RUN_UP:
         columns = min(COLUMNS, ffn - first)
         arithmetic.up_columns(
-            element, rows, x, activations, weights, act, job[words.HIDDEN], ffn, first, columns, scratch, wire
+            kernels, rows, x, activations, weights, act, job[words.HIDDEN], ffn, first, columns, scratch, wire
         )
     else:
         last, y = min(first + COLUMNS, job[words.HIDDEN]), x + 8 * job[words.BATCH]
-        arithmetic.down_columns(element, rows, activations, y, weights, ffn, first, last, scratch, wire)
+        arithmetic.down_columns(kernels, rows, activations, y, weights, ffn, first, last, scratch, wire)
 
 
 @jit

@@ -42,9 +42,9 @@ def execute(job, st, worker):
     scratch = job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker
     for i in range(st[words.command_rows(c)]):
         t = first + i
-        weights = mem.floats(job[words.WEIGHTS] + 4 * k * t, k)
+        weights = job[words.WEIGHTS] + 4 * k * t
         y = job[words.Y] + job[words.ROW_BYTES] * t
-        arithmetic.combine_token(job[words.ELEMENT], y, k, weights, st[rows : rows + k], job[words.HIDDEN], scratch)
+        arithmetic.combine_token(job[words.KERNELS], y, k, weights, state_word(job, rows), job[words.HIDDEN], scratch)
         rows += k
 
 

@@ -112,7 +112,7 @@ JOB_SCALARS: list[Word] = [
     *_words(
         OBJECT,
         """
-        ELEMENT | | type of rows and weights, see kernels/cpu/convert.py | cpu
+        KERNELS | handle | of the element type's kernels, see kernels/cpu/entries.py | cpu
         SCORE | | which score, see kernels/cpu/tokens.py | cpu
         RENORMALIZE | flag | the k weights of a token are divided by their sum | cpu
         SCALE | float32 bits | factor of the weights | cpu

@@ -12,8 +12,8 @@ from ..config import SCORES, MoEConfig
 from ..engine import codes, column_runs, schema, words
 from ..errors import InputError
 from ..kernels.common import activations
+from ..kernels.cpu import entries
 from ..kernels.cpu.elements import ELEMENTS
-from ..kernels.cpu.lowering import run_bytes
 from ..kernels.cpu.tokens import route_bytes
 from ..primitives import arrays
 from ..primitives.buffers import LINE, aligned
@@ -61,6 +61,7 @@ class CpuBackend(Backend):
         self._runtime = member.runtime
         cfg = settings.cfg
         self._element = ELEMENTS[cfg.dtype]
+        self._kernels = entries.handle(self._element.code)
         self._jobs: list[np.ndarray | None] = [None] * settings.layers
         self._filled = [-1] * settings.layers  # the runtime's version that each job was filled for
         self._ids = aligned((cfg.max_tokens, cfg.top_k), np.int64)
@@ -78,8 +79,8 @@ class CpuBackend(Backend):
     def needs(cfg: MoEConfig, runtime: Runtime) -> Needs:
         element = ELEMENTS[cfg.dtype].code
         route = route_bytes(words.TOKEN_BLOCK, cfg.hidden, cfg.experts)
-        run, activations = run_bytes(element, BATCH, column_runs.MOST_ROWS, cfg.hidden, cfg.ffn, cfg.gated)
-        return Needs(max(run, route), activations + LINE)
+        run, activations = entries.run_bytes(element, BATCH, column_runs.MOST_ROWS, cfg.hidden, cfg.ffn, cfg.gated)
+        return Needs(entries.BLOCK_BYTES + max(run, route), activations + LINE)
 
     def load(self, layer: int, given: CheckedWeights) -> None:
         self.weights[layer] = LayerWeights(self._element, given)
@@ -135,7 +136,7 @@ class CpuBackend(Backend):
                 experts=cfg.experts,
                 top_k=cfg.top_k,
                 row_bytes=self._element.nbytes * cfg.hidden,
-                element=self._element.code,
+                kernels=self._kernels,
                 score=SCORES[cfg.router.score],
                 renormalize=cfg.router.renormalize,
                 scale=int(np.float32(cfg.router.scale).view(np.int32)),

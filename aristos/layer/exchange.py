@@ -11,7 +11,8 @@ import numpy as np
 from ..engine import codes, schema, words
 from ..engine import exchange as step
 from ..errors import AristosError, InputError, OpenCallError
-from ..kernels.cpu.elements import ELEMENTS
+from ..kernels.cpu import entries
+from ..kernels.cpu.convert import FLOAT32
 from ..placement import Placement
 from ..primitives import arrays
 from ..primitives.buffers import FLOAT, aligned
@@ -68,7 +69,7 @@ class Exchange(Collective):
             alike = f"Exchange {shape}, placement={places}"
         except Exception as error:
             problem = refusal(error)
-        needs = Needs(scratch_bytes=BATCH * 16 + 64, workers=1)
+        needs = Needs(scratch_bytes=entries.BLOCK_BYTES + BATCH * 16 + 64, workers=1)
         self._member.join(problem, alike, places, shape, needs)
         self.hidden, self.experts, self.top_k, self.max_tokens = hidden, experts, top_k, max_tokens
         self.timeout = float(timeout)
@@ -79,7 +80,7 @@ class Exchange(Collective):
             experts=experts,
             top_k=top_k,
             row_bytes=FLOAT * hidden,
-            element=ELEMENTS["float32"].code,
+            kernels=entries.handle(FLOAT32),
             score=0,
             renormalize=0,
             scale=0,

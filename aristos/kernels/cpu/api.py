@@ -8,28 +8,28 @@ import numpy as np
 
 from ...config import ACTIVATIONS, checked_limit
 from ...errors import InputError
-from ...primitives import memory as mem
 from ...primitives.arrays import check_out
 from ...primitives.buffers import FLOAT, aligned
-from ...primitives.compile import jit
 from ..common.activations import word
-from .expert import expert_rows, scratch_bytes
-from .gemm import packed_bytes, product
+from .convert import FLOAT32
+from .entries import BLOCK_BYTES, EXPERT, KERNELS, PRODUCT
+from .expert import scratch_bytes
+from .gemm import packed_bytes
 from .panels import pack, padded
 
 RUN = 192  # rows of one run of the kernel
 
 
-@jit
-def _runs(m, x, x_stride, y, y_stride, weights, code, hidden, ffn, lists, scratch):
-    """expert_rows on m rows, RUN at a time; weights: addresses of up, gate, down, up_bias, gate_bias, down_bias."""
-    for first in range(0, m, RUN):
-        rows = min(RUN, m - first)
-        for i in range(rows):
-            mem.store(lists + 8 * i, x + x_stride * (first + i))
-            mem.store(lists + 8 * (RUN + i), y + y_stride * (first + i))
-        parts = (weights[0], weights[1], weights[2], weights[3], weights[4], weights[5])
-        expert_rows(rows, lists, lists + 8 * RUN, parts, code, hidden, ffn, scratch, 0)
+class Call:
+    """Calls one kernel of an element type. Not thread-safe: its arguments lie in one block."""
+
+    def __init__(self, element: int, kernel: int) -> None:
+        self._run, self._kernel = KERNELS[element], kernel
+        self._block = aligned((BLOCK_BYTES // 8,), np.int64)
+
+    def __call__(self, *arguments: int) -> int:
+        self._block[2 : 2 + len(arguments)] = arguments
+        return int(self._run(self._kernel, self._block.ctypes.data))
 
 
 class Matrix:
@@ -45,13 +45,14 @@ class Matrix:
             raise InputError(f"weight must have at least one row and one column, got {list(weight.shape)}")
         self._panels = pack(weight)
         self._rows = aligned((packed_bytes(RUN, self.depth),), np.uint8)
+        self._call = Call(FLOAT32, PRODUCT)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """x: [M, K] float32 -> [M, N]. `out` [M, N] avoids a copy if N is a multiple of the vector width."""
         x, y = _rows(x, out, self.depth, self.columns)
         from_x, to_y = _addresses(x), _addresses(y)
         for first in range(0, len(x), RUN):
-            product(
+            self._call(
                 min(RUN, len(x) - first), from_x.ctypes.data + 8 * first, self.depth, self._panels.ctypes.data,
                 self.columns, to_y.ctypes.data + 8 * first, self._rows.ctypes.data,
             )  # fmt: skip
@@ -96,18 +97,20 @@ class Packed:
         ):
             parts.append(None if bias is None else _bias(name, bias, n))
         self._parts = parts
-        self._addresses = np.array([0 if p is None else p.ctypes.data for p in parts], np.int64)
+        self._weights = [0 if p is None else p.ctypes.data for p in parts]
         self._code = word(activation, limit)
         self._scratch = aligned((scratch_bytes(RUN, self.hidden, gate is not None),), np.uint8)
-        self._lists = np.empty(2 * RUN, np.int64)
+        self._call = Call(FLOAT32, EXPERT)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """x: [M, H] float32 -> [M, H]. `out` [M, H] avoids a copy if H is a multiple of the vector width."""
         x, y = _rows(x, out, self.hidden, self.hidden)
-        _runs(
-            len(x), x.ctypes.data, x.strides[0], y.ctypes.data, y.strides[0], self._addresses, self._code,
-            self.hidden, self.ffn, self._lists.ctypes.data, self._scratch.ctypes.data,
-        )  # fmt: skip
+        from_x, to_y = _addresses(x), _addresses(y)
+        for first in range(0, len(x), RUN):
+            self._call(
+                min(RUN, len(x) - first), from_x.ctypes.data + 8 * first, to_y.ctypes.data + 8 * first,
+                *self._weights, self._code, self.hidden, self.ffn, self._scratch.ctypes.data, 0,
+            )  # fmt: skip
         return _result(y, out, self.hidden)
 
 
