@@ -207,7 +207,11 @@ class Machine(Runner):
             raise InputError(f"the array {array.allocation.name} was freed")
 
     def close(self) -> None:
-        """Free all memory; the machine cannot be used afterwards, and raises ClosedError."""
+        """Drop the interpreter's tables, queued launches (they never run) and the record of those that ran.
+
+        Afterwards new arrays, launches, runs and reads and writes of arrays raise ClosedError. The machine's address
+        space is unmapped when the machine and its arrays are collected. `reports` and `profile()` stay.
+        """
         self.tables.clear()
         self.queue, self.done = [], []
         self.launch = self.run = self.new_array = self.finish = closed  # type: ignore[method-assign]

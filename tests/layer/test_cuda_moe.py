@@ -15,6 +15,7 @@ from simt_gpu import on_ranks
 import aristos
 from aristos import reference
 from aristos.errors import ClosedError, InputError, MemoryProblem, PeerInputError, WaitTimeout
+from aristos.layer import device_arrays
 from aristos.layer.cuda_weights import packed_bytes
 
 pytestmark = pytest.mark.slow
@@ -192,6 +193,34 @@ def test_arrays_in_gpu_memory():
             assert moe.device == rank
 
     on_ranks(2, body)
+
+
+def test_arrays_of_another_gpu_are_refused(monkeypatch):
+    """Each of the four arrays must lie on this rank's GPU; DLPack says where an array lies."""
+    plain = device_arrays.on_device
+
+    def body(comm, rank):
+        with aristos.MoE(CFG, comm, backend="cuda") as moe:
+            moe.load(**WEIGHTS)
+            gpu, x = moe._member.runtime.device, tokens(CFG, 12, seed=rank)
+            call = routing(CFG, 12, "some", seed=1)
+            given = {"x": x, "ids": call["ids"], "weights": call["weights"], "out": np.zeros_like(x)}
+            given = {name: OnDevice(gpu, value) for name, value in given.items()}
+            for wrong in given:
+
+                def elsewhere(name, value, wrong=wrong):
+                    found = plain(name, value)
+                    return found if found is None or name != wrong else replace(found, device=7)
+
+                monkeypatch.setattr(device_arrays, "on_device", elsewhere)
+                with pytest.raises(InputError, match=f"{wrong} must lie on device 0, .*got device 7"):
+                    moe(**given)
+            monkeypatch.setattr(device_arrays, "on_device", plain)
+            moe(**given)
+            moe.synchronize()
+            close(given["out"].read(), x, **call)
+
+    on_ranks(1, body)
 
 
 def test_an_engine_that_cannot_grow_names_the_cause(monkeypatch):

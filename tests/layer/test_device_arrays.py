@@ -241,6 +241,21 @@ def test_a_read_only_array_cannot_be_written():
         device_arrays.writable("out", found)
 
 
+@pytest.mark.parametrize("typestr", ["<f4", "<u2", "<V2"])
+def test_overlapping_arrays(typestr):
+    """An array ends after its last byte, whatever stands for its type: NumPy has no type named void16."""
+    nbytes = 5 * 32 * int(typestr[-1])
+    first, inside, behind = (
+        on_device("x", Interface((5, 32), typestr, at=AT + offset)) for offset in (0, nbytes - 16, nbytes)
+    )
+    assert first is not None
+    assert inside is not None
+    assert behind is not None
+    assert first.end == AT + nbytes
+    assert device_arrays.overlap(first, inside)
+    assert not device_arrays.overlap(first, behind)
+
+
 # ---- any strides, against NumPy's own view of them ------------------------------------------------------------------
 
 

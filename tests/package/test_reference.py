@@ -179,6 +179,20 @@ def test_wrong_input_is_refused_with_its_value():
         reference.moe(SMALL, x, **w, ids=[[0], [3]], weights=[[1], [1]])
     with pytest.raises(InputError, match="ids and weights together"):
         reference.moe(SMALL, x, **w, ids=[[0], [1]])
+    for wide, wrong in ((np.zeros((1, 10)), r"\[1, 10\]"), (np.float64(1), r"\[\]")):
+        with pytest.raises(InputError, match=rf"x must have shape \[\.\.\., 5\], got {wrong}"):
+            reference.moe(SMALL, wide, **w)
+    for ids, weights, words in (
+        (np.zeros((3, 1), int), np.ones((3, 1)), r"ids must be integers of shape \[2, 'n'\], got int64 \[3, 1\]"),
+        (0, 1.0, r"ids must be integers of shape \[2, 'n'\], got int64 \[\]"),
+        ([[0.0], [1.0]], [[1], [1]], "ids must be integers .*got float64"),
+        ([[0], [1]], [[1, 1], [1, 1]], r"weights must have the shape of ids \[2, 1\], got \[2, 2\]"),
+    ):
+        with pytest.raises(InputError, match=words):
+            reference.moe(SMALL, x, **w, ids=ids, weights=weights)
+    for e in (-1, 3):
+        with pytest.raises(InputError, match=rf"e must be in 0\.\.2, got {e}"):
+            reference.expert(SMALL, x, e, up=w["up"], down=w["down"])
     with pytest.raises(InputError, match="finite"):
         reference.moe(SMALL, x * np.nan, **w)
     with pytest.raises(InputError, match="gate must be given"):
