@@ -31,7 +31,9 @@ ACTIVATIONS: dict[str, ActivationRule] = {
     "swiglu_oai": ActivationRule(4, gate_only=True, shift=1.0),
 }
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "swiglu_oai"]
-SCORES: dict[str, int] = {"softmax": 0, "softmax_topk": 1}  # by name, a router score's number in kernels
+# by name, a router score's number in kernels; kernels/common and reference.py have a function for each name
+SCORES: dict[str, int] = {"softmax": 0, "softmax_topk": 1}
+Score = Literal["softmax", "softmax_topk"]
 DTYPES: tuple[str, ...] = ("float32", "tf32", "bfloat16", "float16")
 NARROW = ("bfloat16", "float16")  # dtypes of two bytes
 BACKENDS: tuple[str, ...] = ("cpu", "cuda")
@@ -102,7 +104,7 @@ class Router:
     Of equal scores, the lowest expert id wins. Raises InputError.
     """
 
-    score: Literal["softmax", "softmax_topk"] = "softmax"
+    score: Score = "softmax"
     renormalize: bool = True
     scale: float = 1.0
 

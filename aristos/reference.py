@@ -71,6 +71,22 @@ def softmax(scores: Floats) -> Floats:
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
+def softmax_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
+    """Of the experts `ids`, the softmax over all; scores [S, E], ids [S, k] -> [S, k]."""
+    weights = np.take_along_axis(softmax(scores), ids, axis=1)
+    return weights / weights.sum(axis=1, keepdims=True) if renormalize else weights
+
+
+def softmax_topk_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
+    """The softmax over the experts `ids` alone; its sum is one in any case."""
+    return softmax(np.take_along_axis(scores, ids, axis=1))
+
+
+SCORES: dict[str, Callable[[Floats, Ints, bool], Floats]] = {
+    name: globals()[f"{name}_weights"] for name in config.SCORES
+}
+
+
 def route(cfg: MoEConfig, x: ArrayLike, router: ArrayLike) -> tuple[Ints, Floats]:
     """x: [S, H], router: [H, E] -> ids [S, k] int64, best first, and combine weights [S, k] float64.
 
@@ -82,15 +98,7 @@ def route(cfg: MoEConfig, x: ArrayLike, router: ArrayLike) -> tuple[Ints, Floats
         token = int(np.argmin(np.isfinite(scores).all(axis=1)))
         raise InputError(f"router scores must be finite, got {scores[token].tolist()} for token {token}")
     ids = np.argsort(-scores, axis=1, kind="stable")[:, : cfg.top_k].astype(np.int64)
-    if cfg.router.score == "softmax_topk":
-        weights = softmax(np.take_along_axis(scores, ids, axis=1))
-    elif cfg.router.score == "softmax":
-        weights = np.take_along_axis(softmax(scores), ids, axis=1)
-        if cfg.router.renormalize:
-            weights = weights / weights.sum(axis=1, keepdims=True)
-    else:
-        raise NotImplementedError(f"the reference has no case for score {cfg.router.score!r}")
-    return ids, weights * cfg.router.scale
+    return ids, SCORES[cfg.router.score](scores, ids, cfg.router.renormalize) * cfg.router.scale
 
 
 def expert(

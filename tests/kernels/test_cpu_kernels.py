@@ -307,7 +307,7 @@ def choose(scores: np.ndarray, k: int, router: Router) -> tuple[np.ndarray, np.n
 @given(
     st.lists(st.integers(-4, 4), min_size=1, max_size=20),
     st.integers(1, 8),
-    st.sampled_from(("softmax", "softmax_topk")),
+    st.sampled_from(tuple(SCORES)),
     st.booleans(),
     st.floats(-3, 3, width=32),
 )
