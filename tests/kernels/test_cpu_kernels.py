@@ -57,7 +57,7 @@ GATES = [(False, None), (True, None), (True, 0.75)]  # gated, limit
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_an_expert_equals_the_float64_reference(activation):
     for rows, hidden, ffn in SHAPES:
-        for gated, limit in GATES[activation == "swiglu_oai" :]:
+        for gated, limit in GATES[ACTIVATIONS[activation].gate_only :]:
             for bias in (False, True):
                 cfg = MoEConfig(
                     hidden, ffn, experts=1, top_k=1, activation=activation, gated=gated, bias=bias, limit=limit

@@ -75,8 +75,8 @@ def check_packing(got, slot_of, k):
 
 @pytest.mark.parametrize(
     ("tokens", "hidden", "experts", "k", "score", "renormalize"),
-    [(70, 40, 8, 2, "softmax", True), (5, 8, 3, 3, "softmax_topk", False), (130, 36, 140, 4, "softmax", False),
-     (1, 4, 1, 1, "softmax", False)],
+    [(70, 40, 8, 2, "softmax", True), (130, 36, 140, 4, "softmax", False), (1, 4, 1, 1, "softmax", False),
+     *((5, 8, 3, 3, score, False) for score in SCORES if score != "softmax")],
 )  # fmt: skip
 def test_routing_equals_the_reference(tokens, hidden, experts, k, score, renormalize):
     rng = np.random.default_rng(tokens)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import time
 from dataclasses import FrozenInstanceError, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from mpi import find_mpiexec, ranks_each
 
 import aristos
 from aristos import reference
+from aristos.config import ACTIVATIONS, SCORES
 
 CFG = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=70)
 W = reference.weights(CFG)
@@ -33,10 +34,12 @@ def make(comm: Any = None, cfg: aristos.MoEConfig = CFG, w: dict[str, Any] | Non
 # ---- one process --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_arithmetic_of_every_configuration(activation):
-    scores: tuple[Literal["softmax", "softmax_topk"], ...] = ("softmax", "softmax_topk")
-    for gated, bias, score, renormalize in itertools.product((False, True), (False, True), scores, (False, True)):
+    both = (False, True)
+    for gated, bias, score, renormalize in itertools.product(both, both, SCORES, both):
+        if ACTIVATIONS[activation].gate_only and not gated:
+            continue
         router = aristos.Router(score=score, renormalize=renormalize, scale=1.7)
         cfg = replace(CFG, activation=activation, gated=gated, bias=bias, router=router, top_k=3)
         w = reference.weights(cfg, seed=1)
@@ -206,7 +209,7 @@ def test_ties_go_to_the_lowest_expert():
 def test_scores_far_apart_stay_finite():
     w = dict(W, router=W["router"] * np.float32(1e4))
     x = tokens(CFG, 40, seed=0)
-    for score in ("softmax", "softmax_topk"):
+    for score in SCORES:
         cfg = replace(CFG, router=aristos.Router(score=score))
         with make(cfg=cfg, w=w) as moe:
             check(cfg, w, x, {}, moe(x))

@@ -19,6 +19,7 @@ from mpi import ranks_each
 
 import aristos
 from aristos import reference
+from aristos.config import ACTIVATIONS, SCORES
 
 MOST_RANKS = 8
 
@@ -52,7 +53,7 @@ def plans(draw: st.DrawFn) -> Plan:
     most = draw(st.sampled_from((1, 5, 32, 33, 100, 250)))
     layers = draw(st.integers(1, 3))
     router = aristos.Router(
-        score=draw(st.sampled_from(("softmax", "softmax_topk"))),
+        score=draw(st.sampled_from(tuple(SCORES))),
         renormalize=draw(st.booleans()),
         scale=draw(st.sampled_from((1.0, 2.5))),
     )
@@ -62,7 +63,7 @@ def plans(draw: st.DrawFn) -> Plan:
         ffn=draw(st.sampled_from((1, 5, 32, 70, 520))),
         experts=experts,
         top_k=draw(st.integers(1, min(experts, 5))),
-        activation=draw(st.sampled_from(("relu", "gelu", "gelu_tanh", "silu") + ("swiglu_oai",) * gated)),
+        activation=draw(st.sampled_from([name for name, rule in ACTIVATIONS.items() if gated or not rule.gate_only])),
         gated=gated,
         limit=draw(st.sampled_from((None, 0.5))) if gated else None,
         bias=draw(st.booleans()),

@@ -13,6 +13,7 @@ from cases import ROOT, clean_environment
 
 import aristos
 from aristos import MoEConfig, Router
+from aristos.config import ACTIVATIONS, SCORES
 from aristos.errors import InputError
 from aristos.placement import Placement
 
@@ -54,7 +55,7 @@ def test_sizes(name, value):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"activation": "GELU"}, "activation must be one of relu, gelu, gelu_tanh, silu, swiglu_oai, got 'GELU'"),
+        ({"activation": "GELU"}, f"activation must be one of {', '.join(ACTIVATIONS)}, got 'GELU'"),
         ({"dtype": "float64"}, "dtype must be one of float32, tf32, bfloat16, float16, got 'float64'"),
         ({"gated": 1}, "gated must be True or False, got 1"),
         ({"bias": None}, "bias must be True or False, got None"),
@@ -89,7 +90,7 @@ def test_a_limit_may_be_any_number(value):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"score": "sigmoid"}, "score must be one of softmax, softmax_topk, got 'sigmoid'"),
+        ({"score": "largest"}, f"score must be one of {', '.join(SCORES)}, got 'largest'"),
         ({"renormalize": 1}, "renormalize must be True or False, got 1"),
         ({"scale": float("nan")}, "scale must be a finite number, got nan"),
         ({"scale": float("inf")}, "scale must be a finite number, got inf"),
