@@ -188,11 +188,11 @@ class Code:
         self.tile = tile
         self.acc = types.UniTuple(types.float32, tile.sums)
         self.pointers = types.UniTuple(types.int64, tile.m // tile.pass_a)
-        word, far = types.int32, types.int64
-        self.row_pointers = generated(lambda: self.pointers, [far, word, word, word], self._row_pointers)
-        self.fetch_rows = generated(lambda: types.void, [word, self.pointers, far, word], self._fetch_rows)
-        self.fetch_weights = generated(lambda: types.void, [word, far], self._fetch_weights)
-        self.start = generated(lambda: self.acc, [far], self._start)
+        word, long = types.int32, types.int64
+        self.row_pointers = generated(lambda: self.pointers, [long, word, word, word], self._row_pointers)
+        self.fetch_rows = generated(lambda: types.void, [word, self.pointers, long, word], self._fetch_rows)
+        self.fetch_weights = generated(lambda: types.void, [word, long], self._fetch_weights)
+        self.start = generated(lambda: self.acc, [long], self._start)
         self.stage = generated(lambda: types.void, [self.acc, word], self._stage)
         if tile.kind in PRODUCTS:
             body = self._tensor_products
