@@ -32,7 +32,7 @@ def close(y, x, bound=1e-5, cfg=CFG, **call):
     assert reference.error(y, want) < bound
 
 
-def test_one_rank():
+def test_one_rank_equals_the_reference():
     def body(comm, rank):
         with aristos.MoE(CFG, comm, backend="cuda") as moe:
             assert moe.backend == "cuda"
@@ -57,7 +57,7 @@ def test_one_rank():
 
 
 @pytest.mark.parametrize(("world", "gpus"), [(2, 2), (3, 3), (2, 1)])
-def test_several_ranks(world, gpus):
+def test_several_ranks_equal_the_reference(world, gpus):
     """One or two ranks a GPU, consecutive calls of two layers, and a close that frees everything."""
 
     def body(comm, rank):
@@ -72,7 +72,7 @@ def test_several_ranks(world, gpus):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "tf32"])
-def test_dtypes(dtype):
+def test_every_dtype_equals_the_reference(dtype):
     cfg = replace(CFG, dtype=dtype)
     if dtype == "bfloat16":
         kind = pytest.importorskip("ml_dtypes").bfloat16
@@ -92,7 +92,7 @@ def test_dtypes(dtype):
     close(y, x, bound=0.03 if dtype == "bfloat16" else 4e-3)
 
 
-def test_refusals():
+def test_an_input_refused_by_one_rank():
     def body(comm, rank):
         with aristos.MoE(CFG, comm, backend="cuda") as moe:
             moe.load(**WEIGHTS)
@@ -114,7 +114,7 @@ def test_refusals():
     on_ranks(2, body)
 
 
-def test_options():
+def test_options_that_gpus_do_not_have_are_refused():
     def body(comm, rank):
         for options, words in (
             ({"threads": 2}, "threads applies only to backend='cpu', got 2"),

@@ -339,7 +339,7 @@ def test_wrong_options_on_one_rank(comm):
         assert moe(**good(comm.rank)).shape == (20, 40)
 
 
-def test_wrong_weights():
+def test_wrong_weights_are_refused_and_change_nothing():
     cfg = replace(CFG, gated=True, bias=True)
     w = reference.weights(cfg)
     refused: list[tuple[dict[str, Any], str]] = [

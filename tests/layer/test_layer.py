@@ -498,7 +498,7 @@ def check_stats(stats: Any, comm: Any, moe: MoE, ids: np.ndarray) -> None:
 
 @pytest.mark.core
 @ranks_each(1, 3)
-def test_stats(comm, world):
+def test_stats_count_rows_bytes_and_time_of_a_call(comm, world):
     x = tokens(CFG, 50, seed=comm.rank)
     with make(comm, threads=2, placement=[world - 1, 0, 0, 0, 0]) as many, make(comm, threads=1) as moe:
         for n, skew in enumerate(("uniform", "some", "one", "none") * 5):
@@ -514,7 +514,7 @@ def test_stats(comm, world):
 
 
 @pytest.mark.ranks(2)
-def test_summary(comm):
+def test_the_summary_adds_up_calls_of_all_ranks(comm):
     with make(comm, threads=2) as moe:
         x = tokens(CFG, 50, seed=comm.rank)
         total = np.zeros(2, np.int64)
@@ -539,7 +539,7 @@ def test_summary(comm):
 
 
 @pytest.mark.ranks(2)
-def test_timeline(comm):
+def test_a_timeline_has_the_steps_of_every_worker(comm):
     with make(comm, threads=2) as moe:
         x = tokens(CFG, 64, seed=comm.rank)
         assert moe.events() == []
@@ -563,7 +563,7 @@ def test_timeline(comm):
 
 
 @pytest.mark.ranks(2)
-def test_timeline_and_stats_over_nodes(comm):
+def test_timeline_and_stats_count_the_wire_between_nodes(comm):
     """Sending blocks is "dispatch"; MPI is "wire", within a wait or between two commands. Stats count the latter."""
     with make(comm, threads=1, ranks_per_node=1) as moe:
         x = tokens(CFG, 64, seed=comm.rank)

@@ -114,27 +114,27 @@ def run(comm: Any, plan: Plan, schedule: Literal["fused", "bulk"] = "fused", ran
 @ranks_each(1, 2, 3, 4, timeout=240)
 @settings(max_examples=30)
 @given(plan=plans())
-def test_any_layer(comm, world, plan):
+def test_any_layer_equals_the_reference(comm, world, plan):
     run(comm, plan)
 
 
 @ranks_each(5, 6, 7, 8, timeout=240)
 @settings(max_examples=8)
 @given(plan=plans())
-def test_any_layer_on_more_ranks_than_cores(comm, world, plan):
+def test_any_layer_on_more_ranks_than_cores_equals_the_reference(comm, world, plan):
     run(comm, plan)
 
 
 @pytest.mark.ranks(2, timeout=240)
 @settings(max_examples=30)
 @given(plan=plans())
-def test_any_layer_in_bulk(comm, plan):
+def test_any_layer_in_bulk_equals_the_reference(comm, plan):
     run(comm, plan, schedule="bulk")
 
 
 @settings(max_examples=40)
 @given(plan=plans(), data=st.data())
-def test_any_row_alone(plan, data):
+def test_a_row_alone_has_the_same_bits(plan, data):
     """A row's bits depend on the row alone, not on its place or the other rows."""
     cfg = plan.cfg
     w = reference.weights(cfg)

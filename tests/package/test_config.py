@@ -20,7 +20,7 @@ from aristos.placement import Placement
 GOOD: dict[str, Any] = {"hidden": 8, "ffn": 16, "experts": 4, "top_k": 2}
 
 
-def test_defaults():
+def test_the_default_configuration():
     cfg = MoEConfig(hidden=8, ffn=16, experts=4)
     assert (cfg.top_k, cfg.activation, cfg.gated, cfg.bias, cfg.dtype, cfg.max_tokens) == (
         2,
@@ -33,7 +33,7 @@ def test_defaults():
     assert cfg.router == Router(score="softmax", renormalize=True, scale=1.0)
 
 
-def test_frozen_hashable_and_comparable():
+def test_configurations_are_frozen_hashable_and_comparable():
     cfg = MoEConfig(**GOOD)
     with pytest.raises(FrozenInstanceError):
         cfg.hidden = 9  # type: ignore[misc]
@@ -46,7 +46,7 @@ def test_frozen_hashable_and_comparable():
 
 @pytest.mark.parametrize("name", ["hidden", "ffn", "experts", "top_k", "max_tokens"])
 @pytest.mark.parametrize("value", [0, -1, 1.0, "8", None, True, np.float32(8)])
-def test_sizes(name, value):
+def test_a_size_that_is_no_positive_int_is_refused(name, value):
     with pytest.raises(InputError, match=rf"{name} must be a positive int below 2\*\*40, got ") as caught:
         MoEConfig(**{**GOOD, name: value})
     assert repr(value) in str(caught.value)
@@ -73,7 +73,7 @@ def test_sizes(name, value):
         ({"top_k": 5}, r"top_k must be at most experts \(4\), got 5"),
     ],
 )
-def test_other_options(changes: dict[str, Any], words):
+def test_wrong_options_are_refused_with_their_value(changes: dict[str, Any], words):
     with pytest.raises(InputError, match=words):
         MoEConfig(**{**GOOD, **changes})
 
@@ -98,7 +98,7 @@ def test_a_limit_may_be_any_number(value):
         ({"scale": True}, "scale must be a finite number, got True"),
     ],
 )
-def test_router_options(changes: dict[str, Any], words):
+def test_wrong_router_options_are_refused_with_their_value(changes: dict[str, Any], words):
     with pytest.raises(InputError, match=words):
         Router(**changes)
 
@@ -128,7 +128,7 @@ def python(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_import_does_no_work():
+def test_importing_does_no_work():
     """No MPI, no Numba, no compilation, no device, no thread; names and options work."""
     heavy = ["mpi4py.MPI", "numba", "llvmlite", "h5py", "matplotlib", "pandas", "rich", "cupy", "torch"]
     code = f"""
