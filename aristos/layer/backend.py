@@ -56,7 +56,7 @@ class Backend(ABC):
 
     @abstractmethod
     def load(self, layer: int, given: CheckedWeights) -> None:
-        """Pack the weights of a layer, in place of those it had."""
+        """Pack the weights of a layer; they replace those that it had."""
 
     # ------------------------------------------------------------ calls: new_call, take or refuse, run, result
 

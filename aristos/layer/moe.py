@@ -56,15 +56,16 @@ class MoE(Collective):
 
     cfg: equal on all ranks. comm: an mpi4py communicator, or None for one process without MPI.
     layers: layers with weights of their own that share windows, workers and threads. schedule: "fused" (one-sided,
-    tile by tile) or "bulk" (count exchange, Alltoallv, experts, Alltoallv: the baseline). threads: workers a rank;
-    default: the cores this rank may use over the ranks that share them. placement: E ranks, one for each expert, or
-    several for one that has copies; default contiguous. plan: an `aristos.planner.Plan` for the communicator, rank i
-    being device i: the layer then lives in this rank's group, `group` is its number, `comm` its communicator and
-    `rank` the rank there.
-    timeout: seconds a wait may see no progress. backend: "cpu" or "cuda", where the layer runs; None: "cuda" where CuPy
-    sees a device and neither threads nor schedule="bulk" is given, else "cpu". The attribute `backend` has the choice.
-    ranks_per_node: treat so many consecutive ranks as a node, where MPI would see larger ones; transport shm is used
-    within a node, rma between nodes.
+    tile by tile) or "bulk" (count exchange, Alltoallv, experts, Alltoallv: the baseline). threads: workers a rank; by
+    default the cores that this rank may use, divided by the number of ranks that share them. placement: an entry for
+    each expert, the rank that holds it or a list of the ranks that hold copies; by default contiguous. plan: an
+    `aristos.planner.Plan` for the communicator, rank i being device i: the layer then lives in this rank's group,
+    `group` is its number, `comm` its communicator and `rank` the rank there.
+    timeout: seconds that a wait may last while the awaited rank makes no progress. backend: "cpu" or "cuda", where the
+    layer runs; None: "cuda" where CuPy sees a device and neither threads nor schedule="bulk" is given, else "cpu". The
+    attribute `backend` has the choice.
+    ranks_per_node: treat every group of so many consecutive ranks as a node, although MPI sees larger nodes; transport
+    shm is used within a node, rma between nodes.
     Raises MismatchError where ranks disagree, InputError (a ValueError) on wrong arguments, MemoryProblem where
     windows do not fit.
 

@@ -1,7 +1,7 @@
 """Generate the code of a block's tile of a matrix product for one shape and dtype: copies in, products, staged sums.
 
 C[m, n] = A[m, k] B[n, k]^T. Both operands pass through shared memory in chunks of 128 bytes of k per row. The eight
-16-byte parts of a row are swizzled by the row number, so that lanes meet in no bank. Every element of C is one chain of
+16-byte parts of a row are swizzled by the row number, so that no two lanes access one bank. Every element of C is one chain of
 k steps in rising order for every tile shape; batch invariance depends on this.
 
 Each function of `Code` is an intrinsic: loops over registers are unrolled here, because a compiler might not unroll
@@ -287,7 +287,7 @@ class Code:
         return sums
 
     def _widened_products(self, builder: Any, acc: Any, chunk: Any, own_a: Any, own_b: Any) -> list[Any]:
-        """The same for 16-bit rows of A: two share a line of 128 bytes, whose parts are swizzled by the line number."""
+        """The same for 16-bit rows of A: two rows share a line of 128 bytes; its parts are swizzled by its number."""
         tile = self.tile
         rows, columns = tile.warp_rows // 4, tile.warp_columns // 8
         sums = [builder.extract_value(acc, i) for i in range(tile.sums)]
@@ -317,7 +317,7 @@ class Code:
         return builder.fpext(builder.bitcast(half, ir.HalfType()), F32)
 
     def _stage(self, builder: Any, acc: Any, own: Any) -> None:
-        """Write this thread's sums to shared memory, rows n + PAD float32 apart; own: address of its first."""
+        """Write this thread's sums to shared memory, rows n + PAD float32 apart; own: address of its first sum."""
         tile = self.tile
         pitch, sums = 4 * (tile.n + PAD), [builder.extract_value(acc, i) for i in range(tile.sums)]
         columns = tile.warp_columns // 8
