@@ -1,8 +1,8 @@
 """Generate the code of a block's tile of a matrix product for one shape and dtype: copies in, products, staged sums.
 
 C[m, n] = A[m, k] B[n, k]^T. Both operands pass through shared memory in chunks of 128 bytes of k per row. The eight
-16-byte parts of a row are swizzled by the row number, so that no two lanes access one bank. Every element of C is one chain of
-k steps in rising order for every tile shape; batch invariance depends on this.
+16-byte parts of a row are swizzled by the row number, so that no two lanes access one bank. Every element of C is one
+chain of k steps in rising order for every tile shape; batch invariance depends on this.
 
 Each function of `Code` is an intrinsic: loops over registers are unrolled here, because a compiler might not unroll
 them. This file holds no PTX text; it emits the primitives of `ptx.py`.
