@@ -68,7 +68,7 @@ class Placement:
         return array.astype(np.int64)
 
     @staticmethod
-    def _checked_copies(ranks: Sequence[Any], experts: int, world: int) -> list[list[int]]:
+    def _checked_copies(ranks: Sequence[Any] | np.ndarray, experts: int, world: int) -> list[list[int]]:
         if len(ranks) != experts:
             raise InputError(f"placement must have {experts} entries, one for each expert, got {len(ranks)}")
         copies = []

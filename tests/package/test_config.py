@@ -92,10 +92,10 @@ def test_a_limit_may_be_any_number(value):
     [
         ({"score": "largest"}, f"score must be one of {', '.join(SCORES)}, got 'largest'"),
         ({"renormalize": 1}, "renormalize must be True or False, got 1"),
-        ({"scale": float("nan")}, "scale must be a finite number, got nan"),
-        ({"scale": float("inf")}, "scale must be a finite number, got inf"),
-        ({"scale": "1"}, "scale must be a finite number, got '1'"),
-        ({"scale": True}, "scale must be a finite number, got True"),
+        ({"scale": float("nan")}, "scale must be a finite number within the range of float32, got nan"),
+        ({"scale": float("inf")}, "scale must be a finite number within the range of float32, got inf"),
+        ({"scale": "1"}, "scale must be a finite number within the range of float32, got '1'"),
+        ({"scale": True}, "scale must be a finite number within the range of float32, got True"),
     ],
 )
 def test_wrong_router_options_are_refused_with_their_value(changes: dict[str, Any], words):
