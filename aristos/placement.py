@@ -73,7 +73,8 @@ class Placement:
             raise InputError(f"placement must have {experts} entries, one for each expert, got {len(ranks)}")
         copies = []
         for expert, each in enumerate(ranks):
-            several = list(each) if _is_sequence(each) else [each]
+            one = each[()] if isinstance(each, np.ndarray) and each.ndim == 0 else each
+            several = list(one) if _is_sequence(one) else [one]
             integers = all(isinstance(rank, int | np.integer) and not isinstance(rank, bool) for rank in several)
             if not several or not integers or not all(0 <= rank < world for rank in several):
                 raise InputError(f"placement[{expert}] must be a rank in 0..{world - 1} or several, got {each!r}")
