@@ -13,6 +13,7 @@ from cases import ROOT, clean_environment
 
 from aristos import config
 from aristos.kernels.common.branches import implementations, unrolled
+from aristos.primitives import sources
 
 
 def three(x):
@@ -64,6 +65,13 @@ def test_a_table_entry_without_its_function_fails(copy, kind):
         )  # fmt: skip
         assert done.returncode != 0
         assert "mish" in done.stderr or "numba-cuda" in done.stderr
+
+
+@pytest.mark.parametrize("module", ["combine", "epilogue", "gemm", "put_probe", "put_signal", "router"])
+def test_a_cuda_kernel_imports_the_lowerings_that_it_calls(module):
+    """Without the lowerings of `primitives.memory` it compiles only if another module has imported them."""
+    files = sources.files(ROOT / "aristos" / "kernels" / "cuda" / f"{module}.py")
+    assert "memory_lowering.py" in {file.name for file in files}
 
 
 def test_the_types_of_activations_and_scores_name_the_tables():

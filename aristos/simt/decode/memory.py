@@ -66,7 +66,7 @@ def access(low: Lowering, m: Mods, load: bool) -> None:
     items = value.items if isinstance(value, Vector) else (value,)
     wanted = int(vector[1:]) if vector else 1
     if len(items) != wanted:
-        raise m.fail(f"needs {wanted} registers, got {len(items)}")
+        raise m.fail(f"the vector must have {wanted} registers, got {len(items)}")
     rows = [m.result(item, type_, wider=True) if load else low.row(item, type_) for item in items]
     if space not in (isa.PARAM, isa.LOCAL, isa.CONST):
         low.granule = min(low.granule, type_ & 15)
