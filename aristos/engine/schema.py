@@ -113,7 +113,7 @@ JOB_SCALARS: list[Word] = [
         OBJECT,
         """
         KERNELS | handle | of the element type's kernels, see kernels/cpu/entries.py | cpu
-        SCORE | | which score, see kernels/cpu/tokens.py | cpu
+        SCORE | | which score, see `SCORES` of config.py | cpu
         RENORMALIZE | flag | the k weights of a token are divided by their sum | cpu
         SCALE | float32 bits | factor of the weights | cpu
         ACTIVATION | | which activation, and its limit
