@@ -33,14 +33,14 @@ def shape_of(
 ) -> Shape:
     """The engine's capacity that a layer or an exchange needs."""
     stride = lines((2 if dtype in NARROW else FLOAT) * hidden)
-    most_local = max(placement.held)
-    most = max_tokens * min(top_k, max(1, most_local))
+    most_held = max(placement.held)
+    most = max_tokens * min(top_k, max(1, most_held))
     return Shape(
         world=world,
         ring_rows=max(ring_rows(world, stride, most), min(top_k, most)) if world > 1 else 1,
         stride=stride,
         return_rows=max_tokens * top_k,
-        max_local=max(1, most_local),
+        max_held=max(1, most_held),
         top_k=top_k,
         experts=placement.slots,
         max_tokens=max_tokens,
