@@ -173,9 +173,9 @@ class Node:
         return next((n.index for n in self.numa if wanted and wanted <= n.cpus), None)
 
     def cpu_link(self, a: Iterable[int], b: Iterable[int]) -> Link:
-        """The class between two sets of CPUs: NODE inside a NUMA domain, SYS if they span several."""
-        a, b = frozenset(a), frozenset(b)
-        return SELF if a == b else NODE if self.domain(a | b) is not None else SYS
+        """The class between two sets of CPUs: SYS if they span NUMA domains, else NODE, also with unknown domains."""
+        together = frozenset(a) | frozenset(b)
+        return NODE if not self.numa or self.domain(together) is not None else SYS
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def link_class(topology: Topology, a: tuple[int, str, frozenset[int]], b: tuple[
     node = topology.nodes[a[0]]
     if a[1] and b[1]:
         return node.link(a[1], b[1]) or Link("SYS")
-    return Link("NODE") if node.domain(a[2] | b[2]) is not None or not node.numa else Link("SYS")
+    return node.cpu_link(a[2], b[2])
 
 
 def from_table(classes: Sequence[Sequence[Link]], devices: Sequence[RankDevice], hosts: Sequence[str]) -> Links:

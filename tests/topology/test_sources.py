@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -421,7 +422,8 @@ def test_the_kernels_view_of_the_machine(root):
     assert [(c.level, c.size >> 10) for c in node.caches] == [(1, 48)] * 4 + [(3, 36 << 10)] * 2
     assert node.domain({0, 5}) == 0
     assert node.domain({0, 2}) is None
-    assert [str(node.cpu_link({0}, other)) for other in ({0}, {1, 4}, {2})] == ["self", "NODE", "SYS"]
+    assert [str(node.cpu_link({0}, other)) for other in ({0}, {1, 4}, {2})] == ["NODE", "NODE", "SYS"]
+    assert str(replace(node, numa=()).cpu_link({0}, {2})) == "NODE", "domains are unknown"
 
 
 def test_this_machine_agrees_with_the_operating_system():
