@@ -88,9 +88,8 @@ def _together(ranks: Ranks, report: Report, found: Library | None) -> None:
     if ranks.size == 1:
         return
     report.add(windows.shared(ranks), progress.progress(ranks, level >= multiple))
-    gpu_views = ranks.allgather(gpu_facts.of_rank(os.environ, gpu_facts.load_driver()), "the GPUs that each rank sees")
-    report.add(guarded("GPU peers", lambda: gpus.peers(gpu_views, ranks.nodes)))
-    report.add(guarded("GPU sharing", lambda: gpus.sharing(gpu_views, ranks.nodes)))
+    view = guarded(gpus.FACTS, lambda: gpu_facts.of_rank(os.environ, gpu_facts.load_driver()))
+    report.add(*gpus.together(ranks.allgather(view, "the GPUs that each rank sees"), ranks.nodes))
     facts = ranks.allgather((_facts(), slurm_variables.node_name(os.environ) or platform.node()), "facts to compare")
     report.add(equal.hosts([host for _, host in facts], ranks.nodes))
     report.add(*equal.equal([each for each, _ in facts]))
@@ -109,10 +108,15 @@ def _of_rank() -> list[Check]:
 
 def _of_node(ranks: int, here: int, limit: float) -> list[Check]:
     """Checks by the first rank of each node. here: ranks of the node."""
-    seen = gpu_facts.of_node(cuda=gpu_facts.load_driver())
-    return [
+    checks: list[Check] = [
         (SHM, lambda: shared_memory.shared_here(ranks, here)),
         ("left in shm", lambda: shared_memory.left(leftovers())),
+    ]
+    seen = guarded(gpus.FACTS, lambda: gpu_facts.of_node(cuda=gpu_facts.load_driver()))
+    if isinstance(seen, Finding):
+        return [*checks, (gpus.FACTS, lambda: seen)]
+    return [
+        *checks,
         ("GPU driver", lambda: gpus.driver(seen)),
         ("GPUs", lambda: gpus.gpus(seen, os.environ, here)),
         ("GPU puts", lambda: gpus.puts(seen, limit)),

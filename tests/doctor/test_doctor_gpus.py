@@ -7,8 +7,10 @@ from dataclasses import replace
 import fake_nvml
 import pytest
 
-from aristos.doctor import gpu_facts, gpus
+from aristos.doctor import gpu_facts, gpus, main
+from aristos.doctor.finding import fail, ok
 from aristos.doctor.gpu_facts import DriverAnswer, NodeGpus, RankGpus
+from aristos.doctor.output import Report
 from aristos.host.nodes import Nodes
 from aristos.substrate.cuda.device_puts import Answer
 from aristos.topology.model import Device, Mig
@@ -141,6 +143,51 @@ def test_shared_gpus_need_mps():
     assert "ranks 0-1 ask different MPS daemons" in got.text
     assert gpus.sharing(ranks_see((0,), (), ()), Nodes.of(3)).state == "ok", "ranks without a GPU share none"
     assert "ranks 0, 2 share" in gpus.sharing(ranks_see((0, 1), (0, 1), (0, 1)), Nodes.of(3)).text
+
+
+def unreadable(*_, **__):
+    raise OSError("no such file")
+
+
+def test_gpus_that_cannot_be_read_are_one_finding_of_the_node(monkeypatch):
+    monkeypatch.setattr(gpu_facts, "of_node", unreadable)
+    *others, (name, check) = main._of_node(2, 2, 1.0)
+    assert [other for other, _ in others] == ["/dev/shm", "left in shm"]
+    got = check()
+    assert (name, got.name, got.state) == ("GPU facts", "GPU facts", "fail")
+    assert got.text == "could not be checked: OSError: no such file"
+
+
+class TwoRanks:
+    """Two ranks of one node with equal facts."""
+
+    rank, size, comm, nodes = 0, 2, object(), Nodes.of(2)
+
+    def allgather(self, value, what):
+        return [value] * 2
+
+
+def test_ranks_that_cannot_read_their_gpus_are_named_and_other_checks_go_on(monkeypatch):
+    monkeypatch.setattr(gpu_facts, "of_rank", unreadable)
+    monkeypatch.setattr(main, "_levels", lambda: (3, 3))
+    monkeypatch.setattr(main.windows, "shared", lambda ranks: ok("windows", ""))
+    monkeypatch.setattr(main.progress, "progress", lambda ranks, multiple: ok("RMA progress", ""))
+    report = Report(as_json=True, silent=True)
+    main._together(TwoRanks(), report, None)
+    found = {each.name: each for each in report.findings}
+    assert (found["GPU facts"].state, found["GPU facts"].text) == (
+        "fail",
+        "ranks 0-1: could not be checked: OSError: no such file",
+    )
+    assert "GPU peers" not in found
+    assert list(found).index("GPU facts") < len(found) - 1
+
+
+def test_ranks_are_compared_if_all_could_read_their_gpus():
+    seen_by = ranks_see((0, 1), (0, 1))
+    assert [each.name for each in gpus.together(seen_by, Nodes.of(2))] == ["GPU peers", "GPU sharing"]
+    (got,) = gpus.together([seen_by[0], fail("GPU facts", "why", "what to do")], Nodes.of(2))
+    assert got == fail("GPU facts", "rank 1: why", "what to do")
 
 
 def changed(**versions):
