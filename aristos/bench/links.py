@@ -2,8 +2,9 @@
 
 One-sided puts in two ranges of sizes; alpha + beta n is fitted to each range by relative least squares. Pairs meet in
 the rounds of a tournament, in which each rank has one partner: quietly, with one pair of a node at a time, and then
-with all pairs of a round at once, which gives the contended figure. A link that is much slower than its class is
-measured again, and is a fault if it stays slow. Links between GPUs are not measured: they come from the table.
+with all pairs of a round at once, which gives the contended figure. Every link that is much slower than its class is
+measured a second time, and each size keeps its shorter time. The link is a fault if it is still much slower then.
+Links between GPUs are not measured: they come from the table.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ RATE_SECONDS = 0.4
 ROWS, HIDDEN, FFN = 192, 512, 1024  # of the expert whose rate is measured
 Times = NDArray[np.float64]  # [origin, target, size] seconds, NaN if not measured
 Rounds = list[list[tuple[int, int]]]
+Slower = list[tuple[int, int, float]]  # (origin, target, time over the median of its class)
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,12 @@ def measure(world: World, topology: Topology, ranks: list[Rank], seconds: float)
         times = _times(pairs, alone, sizes, 0.6 * seconds)
         suspects = world.bcast(_suspects(texts, _span(times, sizes, LARGE), crowded))
         if suspects:
-            again = quiet([[(a, b)] for a, b, _ in suspects][: 4 * n], hosts_of)
+            again = quiet(_only(everything, suspects), hosts_of)
             times = np.fmin(times, _times(pairs, again, sizes, 0.1 * seconds))
         large = [size for size in sizes if size in LARGE[:-1]]
         together = _times(pairs, everything, large, 0.3 * seconds)
     span = _span(times, sizes, LARGE)
+    slow_twice = _still_slow(suspects, _suspects(texts, span, crowded))
     return Links(
         hosts=hosts,
         devices=devices,
@@ -126,7 +129,7 @@ def measure(world: World, topology: Topology, ranks: list[Rank], seconds: float)
         residual=_residual(times, sizes),
         origin=[["measured" if ours[a][b] or a == b else "table" for b in range(n)] for a in range(n)],
         contended=_span(together, large, LARGE),
-        faults=_faults(texts, hosts, _suspects(texts, span, crowded)) + [str(fault) for fault in topology.faults],
+        faults=[*_faults(texts, hosts, slow_twice), *(str(fault) for fault in topology.faults)],
         notes=_notes(hosts, crowded, table, ours),
         seconds=time.monotonic() - begun,
     )
@@ -214,12 +217,24 @@ def _crowded(world: World, where: Sequence[object]) -> set[int]:
     return found
 
 
-def _suspects(classes: list[list[str]], span: Span, crowded: set[int]) -> list[tuple[int, int, float]]:
+def _suspects(classes: list[list[str]], span: Span, crowded: set[int]) -> Slower:
     """Links much slower than their class, those of crowded ranks left out."""
     return [(a, b, times) for a, b, times in slow(classes, span) if not {a, b} & crowded]
 
 
-def _faults(classes: list[list[str]], hosts: list[str], slower: list[tuple[int, int, float]]) -> list[str]:
+def _only(rounds: Rounds, suspects: Slower) -> Rounds:
+    """The same rounds without the pairs that are not suspects."""
+    wanted = {(a, b) for a, b, _ in suspects}
+    return [[pair for pair in row if pair in wanted] for row in rounds]
+
+
+def _still_slow(suspects: Slower, after: Slower) -> Slower:
+    """Those of `after` that were measured twice. Others can be new in it: shorter times shift a class's median."""
+    twice = {(a, b) for a, b, _ in suspects}
+    return [each for each in after if each[:2] in twice]
+
+
+def _faults(classes: list[list[str]], hosts: list[str], slower: Slower) -> list[str]:
     found = []
     for a, b, times in slower:
         found.append(
