@@ -99,7 +99,7 @@ class Player:
 
 def idle_seconds(played: Played) -> float:
     """Seconds that this rank's blocks waited in the last call, summed over blocks."""
-    runtime = played.moe._alive()
+    runtime = played.moe.runtime
     runtime.read_all(played.gpu.stream)
     counters = runtime.counted.counters(runtime.state[runtime.counted.first :])
     return float(counters[words.N_IDLE]) * 1e-9
