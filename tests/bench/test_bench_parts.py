@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -95,6 +96,52 @@ def test_every_ordered_pair_is_measured_once(ranks, lanes):
     for one in rounds:
         assert 1 <= len(one) <= lanes
         assert len({rank for pair in one for rank in pair}) == 2 * len(one)
+
+
+class Silent:
+    """A communicator to a rank that neither sends nor receives."""
+
+    def isend(self, value: object, dest: int) -> Silent:
+        return self
+
+    def Test(self) -> bool:
+        return False
+
+    def improbe(self, source: int) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("first", "wait", "message"),
+    [
+        (True, lambda side: side.agree(3), "rank 0 waited 0.01 s for rank 1 to receive what to measure next"),
+        (False, lambda side: side.agree(3), "rank 0 waited 0.01 s for rank 1 to send what to measure next"),
+        (True, lambda side: side.verdict(lambda: True), "for rank 1 to send whether the bytes of a put were right"),
+        (False, lambda side: side.verdict(lambda: True), "for rank 1 to receive whether the bytes of a put were right"),
+    ],
+)
+def test_a_peer_that_is_gone_ends_the_wait_for_it(first, wait, message):
+    alone = World(limit=0.01)
+    alone.comm = Silent()
+    with pytest.raises(WaitTimeout, match=message):
+        wait(pairs.Side(types.SimpleNamespace(world=alone), 0, 1, first))
+
+
+def test_a_wire_in_use_ends_the_wait_for_it():
+    words = np.zeros(64, np.int64)
+    pairs.take_wire(words.ctypes.data, 1.0)
+    with pytest.raises(WaitTimeout, match=r"the wire was in use for 0.01 s"):
+        pairs.take_wire(words.ctypes.data, 0.01)
+
+
+@pytest.mark.ranks(2)
+def test_both_sides_of_a_pair_have_the_same_values(comm):
+    together, peer = World(comm), 1 - comm.rank
+    for origin in (0, 1):
+        side = pairs.Side(types.SimpleNamespace(world=together), comm.rank, peer, comm.rank == origin)
+        assert side.agree([comm.rank, "x"]) == [origin, "x"]
+        for right in (True, False):
+            assert side.verdict(lambda right=right: right) is right
 
 
 def test_sizes_as_text():
@@ -436,6 +483,14 @@ def test_calls_take_turns():
     times = in_turns(World(), calls, 3)
     assert "".join(order) == "abbaab"
     assert all(len(t) == 3 and (t > 0).all() for t in times.values())
+    order.clear()
+    in_turns(World(), calls, 1, turn=1)
+    assert "".join(order) == "ba"
+
+
+def test_every_call_has_every_place_in_its_turn():
+    orders = [measure.rotated(["a", "b", "c"], turn) for turn in range(4)]
+    assert orders == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"], ["a", "b", "c"]]
 
 
 def test_iterations_by_time_or_by_option():

@@ -80,7 +80,7 @@ def test_a_layer_waits_for_slow_links_and_keeps_its_bits(comm):
     with MoE(cfg, comm, threads=1, ranks_per_node=1) as moe:
         moe.load(0, **w)
         wanted = np.array(moe(x))
-        with SlowLinks(moe._alive().wire, alpha, [0.0, 0.0]) as slow:
+        with SlowLinks(moe.runtime.wire, alpha, [0.0, 0.0]) as slow:
             begun = time.monotonic()
             assert same(moe(x), wanted)
             took = time.monotonic() - begun

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..measure import Seconds, no_gc
+from ..measure import Seconds, no_gc, rotated
 from ..world import World
 
 FLUSH = 256 << 20  # bytes; more than the L2 cache of any GPU
@@ -122,8 +122,7 @@ class Gpu:
             count = asked or int(min(MOST, max(FEWEST, left / max(one, 1e-6))))
             times = {name: np.empty(count) for name in names}
             for i in range(count):
-                turn = i % len(names)
-                for name in names[turn:] + names[:turn]:
+                for name in rotated(names, i):
                     world.barrier()
                     times[name][i] = self.seconds(calls[name])
                     if after is not None:

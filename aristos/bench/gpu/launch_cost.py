@@ -22,7 +22,7 @@ from ...kernels.cuda.catalogue import Kernel
 from ...kernels.cuda.compiler import cuda, types
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Sheet
-from ..measure import no_gc, padded
+from ..measure import no_gc, padded, rotated
 from .clock import FEWEST, Gpu
 
 CALL, CALL_GRAPH, EMPTY, EMPTY_GRAPH = "call", "call, graph", "empty kernel", "empty kernel, graph"
@@ -84,8 +84,7 @@ class Launches:
             count = asked or int(min(MOST, max(FEWEST, seconds / max(one, 1e-6))))
             times = {name: np.empty((2, count)) for name in names}
             for i in range(count):
-                turn = i % len(names)
-                for name in names[turn:] + names[:turn]:
+                for name in rotated(names, i):
                     world.barrier()
                     times[name][:, i] = self.once(self.calls[name])
         return times

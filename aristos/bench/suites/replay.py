@@ -142,7 +142,7 @@ def _play(
         times = []
         for call, buffer, out in zip(calls, buffers, outputs):
             play: dict[str, Any] = {s: partial(execute, moe, call, buffer) for s, moe in layers.items()}
-            times.append(list(in_turns(ctx.world, play, 1).values()))
+            times.append(list(in_turns(ctx.world, play, 1, turn=len(passes)).values()))
             same &= np.array_equal(buffer, next(reversed(out.values())))
         passes.append(np.array(times)[:, :, 0].T)  # [schedule, step]
         spent = ctx.world.bcast(time.perf_counter() - start)

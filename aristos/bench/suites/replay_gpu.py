@@ -25,7 +25,7 @@ from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, co
 from ..gpu.calls import Played, held, sample
 from ..gpu.clock import Gpu, GpuArray, ratios
 from ..gpu.cublas import Cublas, cublas_or_why
-from ..measure import Summary, gathered, no_gc
+from ..measure import Summary, gathered, no_gc, rotated
 from ..registry import gpu_suite
 from ..routing import busiest_over_mean
 from ..workload import Call, Workload
@@ -152,9 +152,8 @@ def _play(ctx: Context, gpu: Gpu, phase: Phase, seconds: float) -> None:
     with no_gc(), gpu.here():
         while len(passes) < wanted:
             times = np.empty((len(names), len(phase.steps)))
-            turn = len(passes) % len(names)
             for i, step in enumerate(phase.steps):
-                for name in names[turn:] + names[:turn]:
+                for name in rotated(names, len(passes)):
                     world.barrier()
                     times[names.index(name), i] = gpu.seconds(step.calls[name])
             passes.append(times)
