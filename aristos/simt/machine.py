@@ -20,8 +20,8 @@ from .runner import Runner
 LIMIT = 100_000_000_000  # warp instructions of one run: a day or so
 
 
-class Device:
-    """One device of a machine."""
+class SimulatedGpu:
+    """One GPU of a machine."""
 
     def __init__(self, machine: Machine, number: int):
         self.machine, self.number = machine, number
@@ -60,10 +60,10 @@ class Machine(Runner):
         if not 1 <= devices <= 64 or not 1 <= sm_count <= s.MAX_SMS:
             raise InputError(f"devices must be 1 to 64 and sm_count 1 to {s.MAX_SMS}, got {devices} and {sm_count}")
         super().__init__(devices, sm_count, capability(arch), seed, check, strict=strict, limit=limit)
-        self.devices = [Device(self, number) for number in range(devices)]
+        self.devices = [SimulatedGpu(self, number) for number in range(devices)]
         self.arch, self.seed = arch, seed
 
-    def device(self, number: int = 0) -> Device:
+    def device(self, number: int = 0) -> SimulatedGpu:
         """A device by its number; raises InputError if the machine does not have it."""
         if not 0 <= number < len(self.devices):
             raise InputError(f"the machine has devices 0 to {len(self.devices) - 1}, got {number}")
@@ -106,7 +106,7 @@ class Machine(Runner):
     def launch(
         self, device: int, kernel: Any, grid: Any, block: Any, args: tuple, shared: int, entry: str | None
     ) -> None:
-        """Queue a kernel on a device; see Device.launch."""
+        """Queue a kernel on a device; see SimulatedGpu.launch."""
         names: list[str] = []
         after: list[Callable[[], None]] = []
         if isinstance(kernel, str):

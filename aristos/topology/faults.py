@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .matrix import Matrix
-from .model import Device, Fault, Link, Node
+from .model import Fault, Gpu, Link, Node
 from .nvlink import Wires
 from .slurm_job import SlurmJob
 
@@ -119,7 +119,7 @@ def fabric(states: Mapping[str, tuple[str, str]]) -> list[Fault]:
     return [Fault(f"{label}: the NVLink fabric is not ready ({status})", remedy) for label, status in bad.items()]
 
 
-def cut_lists(devices: Sequence[Device]) -> list[Fault]:
+def cut_lists(devices: Sequence[Gpu]) -> list[Fault]:
     """CPU lists that nvidia-smi has cut short: four or more numbers without a range."""
     cut = [d.label for d in devices if d.cpus_from == "nvidia-smi" and d.printed and _looks_cut(d.printed.cpus or "")]
     if not cut:
@@ -135,7 +135,7 @@ def _looks_cut(cpus: str) -> bool:
     return len(cpus.split(",")) >= 4 and "-" not in cpus
 
 
-def hidden(job: SlurmJob | None, devices: Sequence[Device], on_bus: Sequence[str]) -> list[Fault]:
+def hidden(job: SlurmJob | None, devices: Sequence[Gpu], on_bus: Sequence[str]) -> list[Fault]:
     """GPUs of the job that a cgroup hides from this process, so that CUDA IPC between ranks fails.
 
     on_bus: PCI addresses of all GPUs of the machine; the kernel lists hidden ones too.

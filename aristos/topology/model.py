@@ -74,7 +74,7 @@ class Printed:
 
 
 @dataclass(frozen=True)
-class Device:
+class Gpu:
     """A GPU. index: nvidia-smi's and NVML's number, in PCI order, not CUDA_VISIBLE_DEVICES'.
 
     name: of the product; pci: domain:bus:device.function in lower case; memory: bytes; cpus: those close to it, from
@@ -138,7 +138,7 @@ class Node:
     """
 
     name: str
-    devices: tuple[Device, ...] = ()
+    devices: tuple[Gpu, ...] = ()
     nics: tuple[Nic, ...] = ()
     numa: tuple[Numa, ...] = ()
     caches: tuple[Cache, ...] = ()
@@ -150,7 +150,7 @@ class Node:
     tasks: int | None = None
     complete: bool = False
 
-    def device(self, index: int) -> Device:
+    def device(self, index: int) -> Gpu:
         """The GPU with this number. Raises KeyError."""
         for device in self.devices:
             if device.index == index:

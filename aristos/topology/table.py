@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from . import cpusets, defaults
 from .links import MIB, Links, RankDevice, Rows, Span
-from .model import Device, Link, Node, Topology
-from .visible import CudaDevice
+from .model import Gpu, Link, Node, Topology
+from .visible import VisibleDevice
 
 US_PER_MIB = MIB / 1e3  # of one GB/s
 
 
-def place(node: Node, device: Device | None, cpus: frozenset[int] = frozenset()) -> RankDevice:
+def place(node: Node, device: Gpu | None, cpus: frozenset[int] = frozenset()) -> RankDevice:
     """A rank's device with its facts from topology and table; cores if device is None."""
     if device is None:
         return RankDevice("cores", cpus=cpusets.show(cpus))
@@ -68,7 +68,7 @@ def from_table(classes: Sequence[Sequence[Link]], devices: Sequence[RankDevice],
     )
 
 
-def of_machine(topology: Topology, devices: Sequence[CudaDevice]) -> Links:
+def of_machine(topology: Topology, devices: Sequence[VisibleDevice]) -> Links:
     """The table's links of all GPUs of a job, as if its nodes were like this one. devices: of this node."""
     at = topology.here or 0
     node = topology.nodes[at]

@@ -20,9 +20,9 @@ from aristos.bench import links as measured
 from aristos.bench.pairs import schedule
 from aristos.errors import InputError
 from aristos.launcher import this_node
-from aristos.topology import Device, Link, Network, Node, Numa, Topology, defaults, links, table
+from aristos.topology import Gpu, Link, Network, Node, Numa, Topology, defaults, links, table
 from aristos.topology.links import MIB, Links, RankDevice, Span
-from aristos.topology.visible import CudaDevice
+from aristos.topology.visible import VisibleDevice
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -272,11 +272,11 @@ def test_nearer_links_are_faster():
 
 
 def test_a_job_of_two_nodes_from_the_table():
-    gpus = tuple(Device(g, "NVIDIA A100-SXM4-40GB", memory=40 << 30, cpus=frozenset({g})) for g in range(2))
+    gpus = tuple(Gpu(g, "NVIDIA A100-SXM4-40GB", memory=40 << 30, cpus=frozenset({g})) for g in range(2))
     pair = {("GPU0", "GPU1"): Link("NV", 4), ("GPU1", "GPU0"): Link("NV", 4)}
     node = Node("n1", devices=gpus, numa=(Numa(0, frozenset({0, 1})),), links=pair, tasks=2, complete=True)
     network = Network("tree", {"n1": ("s",), "n2": ("s",)}, frozenset({"n1", "n2"}))
-    found = table.of_machine(Topology((node, Node("n2", tasks=2)), network), [CudaDevice(gpu) for gpu in gpus])
+    found = table.of_machine(Topology((node, Node("n2", tasks=2)), network), [VisibleDevice(gpu) for gpu in gpus])
     assert found.hosts == ["n1", "n1", "n2", "n2"]
     assert found.classes[0] == ["self", "NV4", "NET1", "NET1"]
     assert found.classes[3] == ["NET1", "NET1", "NV4", "self"]

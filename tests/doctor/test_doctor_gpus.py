@@ -13,7 +13,7 @@ from aristos.doctor.gpu_facts import DriverAnswer, NodeGpus, RankGpus
 from aristos.doctor.output import Report
 from aristos.host.nodes import Nodes
 from aristos.substrate.cuda.device_puts import Answer
-from aristos.topology.model import Device, Mig
+from aristos.topology.model import Gpu, Mig
 
 UUIDS = tuple(f"GPU-{digit * 8}-0000-0000-0000-000000000000" for digit in "abcd")
 BUS = ("0000:01:00.0", "0000:02:00.0")
@@ -24,7 +24,7 @@ def seen(count=2, visible=None, blocked=(), mig=False, **fields):
     """A machine with `count` GPUs, of which `visible` are visible to CUDA (None: all)."""
     slices = (Mig(0, "MIG-1", "1g.10gb"),) if mig else ()
     devices = tuple(
-        Device(at, "NVIDIA H100", uuid=UUIDS[at], pci=address, mig=slices) for at, address in enumerate(BUS[:count])
+        Gpu(at, "NVIDIA H100", uuid=UUIDS[at], pci=address, mig=slices) for at, address in enumerate(BUS[:count])
     )
     driver = DriverAnswer("", (12, 9), UUIDS[: count if visible is None else visible], tuple(blocked))
     return NodeGpus(**{"driver": driver, "devices": devices, "bus": BUS, "files": count} | fields)
@@ -269,7 +269,7 @@ def test_a_nodes_gpus_are_read_from_files_and_drivers(tmp_path):
         folder.mkdir(parents=True)
         (folder / "vendor").write_text("0x10de\n")
         (folder / "class").write_text("0x030200\n")
-    library = fake_nvml.Library([fake_nvml.Gpu("NVIDIA H100", UUIDS[0], ":01:00.0")], {})
+    library = fake_nvml.Library([fake_nvml.FakeGpu("NVIDIA H100", UUIDS[0], ":01:00.0")], {})
     got = gpu_facts.of_node(tmp_path, lambda words: None, lambda: library, Libcuda())
     assert (got.files, got.caps, got.bus) == (2, True, BUS)
     assert [each.uuid for each in got.devices] == [UUIDS[0]]

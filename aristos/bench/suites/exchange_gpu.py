@@ -26,7 +26,7 @@ from ...results import Table
 from ...transport.ipc import IpcWindow
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..gpu.calls import Played, routed_call
-from ..gpu.clock import Gpu, ratios
+from ..gpu.clock import BenchGpu, ratios
 from ..measure import Summary, gathered, padded
 from ..registry import gpu_suite
 from ..workload import Workload
@@ -58,7 +58,7 @@ COLUMNS = (
 class Moves:
     """The rows of a call, moved out and back without a layer. counts: [W, W] rows from rank to rank. Collective."""
 
-    def __init__(self, gpu: Gpu, counts: NDArray[np.int64], row_bytes: int) -> None:
+    def __init__(self, gpu: BenchGpu, counts: NDArray[np.int64], row_bytes: int) -> None:
         self.gpu, self.world, me = gpu, gpu.world, gpu.world.rank
         self.nbytes = counts * row_bytes
         self.sends, self.gets = self.nbytes[me], self.nbytes[:, me]
@@ -175,7 +175,7 @@ def moved(world: World, placement: NDArray[np.int64], ids: NDArray[np.int64]) ->
     order=30,
     share=1.5,
 )
-def run(ctx: Context, gpu: Gpu) -> Result:
+def run(ctx: Context, gpu: BenchGpu) -> Result:
     shape = ctx.shape()
     cfg = replace(shape.cfg, ffn=FFN, gated=False, bias=False, activation="relu", limit=None)
     work = Workload(ctx.world, cfg, ctx.options.seed)

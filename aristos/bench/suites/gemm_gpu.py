@@ -17,7 +17,7 @@ import numpy as np
 from ...layer.device_arrays import KINDS
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet
-from ..gpu.clock import Gpu, ratios
+from ..gpu.clock import BenchGpu, ratios
 from ..gpu.cublas import Cublas, cublas_or_why
 from ..measure import Summary, padded
 from ..registry import gpu_suite
@@ -46,7 +46,7 @@ COLUMNS = (
 class Products:
     """Weights of some experts and rows on the GPU, and the calls that multiply them."""
 
-    def __init__(self, gpu: Gpu, kind: str, experts: int, hidden: int, columns: int, blas: Cublas | None,
+    def __init__(self, gpu: BenchGpu, kind: str, experts: int, hidden: int, columns: int, blas: Cublas | None,
                  most_rows: int) -> None:  # fmt: skip
         from ...kernels.cuda.pack import narrow, outputs, pack, pack_bias, unpacked, widen
         from ...kernels.cuda.tile import BYTES
@@ -115,7 +115,7 @@ class Products:
 
 
 @gpu_suite("gemm", "the tile product against cuBLAS", order=50)
-def run(ctx: Context, gpu: Gpu) -> Result:
+def run(ctx: Context, gpu: BenchGpu) -> Result:
     from ...kernels.cuda.gemm import tile_for
 
     shape = ctx.shape()

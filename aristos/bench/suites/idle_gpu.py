@@ -24,7 +24,7 @@ from ...engine import words
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..gpu.calls import Played, held
-from ..gpu.clock import Gpu
+from ..gpu.clock import BenchGpu
 from ..measure import Summary, gathered, padded
 from ..registry import gpu_suite
 from ..routing import busiest_over_mean
@@ -106,7 +106,7 @@ def idle_seconds(played: Played) -> float:
 
 
 @gpu_suite("idle", "time of blocks without anything to do, and stragglers", order=70, share=3.0)
-def run(ctx: Context, gpu: Gpu) -> Result:
+def run(ctx: Context, gpu: BenchGpu) -> Result:
     shape, world = ctx.shape(), ctx.world
     work = Workload(world, shape.cfg, ctx.options.seed)
     ctx.report("weights", 0.0)

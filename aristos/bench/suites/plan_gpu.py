@@ -28,7 +28,7 @@ from ...results import Table
 from ...transport.ipc import IpcWindow
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..gpu.calls import Played, routed_call
-from ..gpu.clock import Gpu, ratios
+from ..gpu.clock import BenchGpu, ratios
 from ..measure import Summary, gathered
 from ..registry import gpu_suite
 from ..workload import Workload
@@ -55,12 +55,12 @@ COLUMNS = (
 )
 
 
-def usual(gpu: Gpu, call: Any) -> float:
+def usual(gpu: BenchGpu, call: Any) -> float:
     """Seconds of a call, the median of several."""
     return float(np.median([gpu.seconds(call) for _ in range(TURNS + 1)][1:]))
 
 
-def links(gpu: Gpu) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def links(gpu: BenchGpu) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(alpha_us, beta_us_per_mib), [W, W], of copies from GPU to GPU, the mean of both directions. Collective."""
     world, device = gpu.world, gpu.device
     window = IpcWindow(world.comm, device, SIZES[-1])
@@ -78,7 +78,7 @@ def links(gpu: Gpu) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return both[0], both[1]
 
 
-def rate(gpu: Gpu, work: Workload, tokens: int) -> float:
+def rate(gpu: BenchGpu, work: Workload, tokens: int) -> float:
     """This GPU's MFLOP per us in a product with as many rows as an expert has, all GPUs at once. Collective."""
     from ...kernels.cuda.gemm import tile_for
     from .gemm_gpu import OURS, Products
@@ -92,7 +92,7 @@ def rate(gpu: Gpu, work: Workload, tokens: int) -> float:
     return 2.0 * rows * cfg.hidden * columns / seconds / 1e12
 
 
-def problem_of(ctx: Context, gpu: Gpu, work: Workload, tokens: int) -> Problem:
+def problem_of(ctx: Context, gpu: BenchGpu, work: Workload, tokens: int) -> Problem:
     """The problem of these GPUs, from measurements. Costs in MFLOP. Collective; equal on every rank."""
     from ...kernels.cuda.tile import BYTES
 
@@ -119,7 +119,7 @@ def problem_of(ctx: Context, gpu: Gpu, work: Workload, tokens: int) -> Problem:
 class Running:
     """One partition's layer in this rank's group, and its call as a graph. Collective."""
 
-    def __init__(self, gpu: Gpu, work: Workload, entry: Entry, call: Any, truth: Any, stack: Any) -> None:
+    def __init__(self, gpu: BenchGpu, work: Workload, entry: Entry, call: Any, truth: Any, stack: Any) -> None:
         import aristos
 
         moe = aristos.MoE(work.cfg, work.world.comm, plan=entry.plan, backend="cuda")
@@ -140,7 +140,7 @@ class Running:
     share=2.0,
     default=False,
 )
-def run(ctx: Context, gpu: Gpu) -> Result:
+def run(ctx: Context, gpu: BenchGpu) -> Result:
     if not ctx.world.nodes.single:
         raise InputError("suite plan on GPUs needs all ranks on one node, got several nodes")
     shape, world = ctx.shape(), ctx.world

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
-from ..gpu.clock import Gpu, ratios
+from ..gpu.clock import BenchGpu, ratios
 from ..measure import Summary, padded
 from ..registry import gpu_suite
 
@@ -42,7 +42,7 @@ COLUMNS = (
 class Puts:
     """Memory and launches for one size of rows."""
 
-    def __init__(self, gpu: Gpu, row_bytes: int, grid: int) -> None:
+    def __init__(self, gpu: BenchGpu, row_bytes: int, grid: int) -> None:
         from ...kernels.cuda.catalogue import PUT_ROWS
         from ...kernels.cuda.put_signal import LINE
 
@@ -79,7 +79,7 @@ class Puts:
 
 
 @gpu_suite("put", "blocks of one grid put rows to others; against the driver's copy", order=10, share=1.5)
-def run(ctx: Context, gpu: Gpu) -> Result:
+def run(ctx: Context, gpu: BenchGpu) -> Result:
     from ...kernels.cuda.catalogue import PUT_ROWS
 
     grid = gpu.device.resident(gpu.device.load(PUT_ROWS), 0) * gpu.device.sms // 2 * 2

@@ -23,7 +23,7 @@ from ...models import with_max_tokens
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..gpu.calls import Played, held, sample
-from ..gpu.clock import Gpu, GpuArray, ratios
+from ..gpu.clock import BenchGpu, GpuArray, ratios
 from ..gpu.cublas import Cublas, cublas_or_why
 from ..measure import Summary, gathered, no_gc, rotated
 from ..registry import gpu_suite
@@ -86,7 +86,7 @@ class Phase:
 @gpu_suite(
     "replay", "a recorded routing (--routing FILE.npz), against the unfused chain", order=80, share=3.0, default=False
 )
-def run(ctx: Context, gpu: Gpu) -> Result:
+def run(ctx: Context, gpu: BenchGpu) -> Result:
     if ctx.trace is None:
         raise InputError("suite replay needs --routing FILE.npz, a recorded routing trace")
     shape, trace = ctx.shape(), ctx.trace
@@ -112,7 +112,7 @@ def run(ctx: Context, gpu: Gpu) -> Result:
     return Result(sheet.ok, [sheet], [_table(ctx, phase) for phase in done])
 
 
-def _phase(ctx: Context, gpu: Gpu, work: Workload, moe: Any, name: str, prefill: int, blas: Cublas | None,
+def _phase(ctx: Context, gpu: BenchGpu, work: Workload, moe: Any, name: str, prefill: int, blas: Cublas | None,
            buffers: Any) -> Phase:  # fmt: skip
     """All steps on the GPU, captured and checked. One call of the oracle covers all, so that it generates the
     weights of each expert once."""
@@ -144,7 +144,7 @@ def _joined(calls: list[Call]) -> Call:
     return Call(*(np.concatenate([part[i] for part in parts]) for i in range(3)))
 
 
-def _play(ctx: Context, gpu: Gpu, phase: Phase, seconds: float) -> None:
+def _play(ctx: Context, gpu: BenchGpu, phase: Phase, seconds: float) -> None:
     """Time as many passes over all steps as fit `seconds`; the first one is warm-up."""
     names, world = list(phase.steps[0].calls), ctx.world
     passes: list[np.ndarray] = []  # [what, step] of this rank

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
-from ..gpu.clock import Gpu
+from ..gpu.clock import BenchGpu
 from ..measure import Summary, padded
 from ..registry import gpu_suite
 
@@ -31,7 +31,7 @@ COLUMNS = (
 
 
 @gpu_suite("signal", "a row and a signal between two blocks, there and back", order=20)
-def run(ctx: Context, gpu: Gpu) -> Result:
+def run(ctx: Context, gpu: BenchGpu) -> Result:
     from ...kernels.cuda.catalogue import PING_PONG
     from ...kernels.cuda.put_signal import LINE
 
