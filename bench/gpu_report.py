@@ -266,7 +266,7 @@ def gpu_facts() -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-    parser = launch_environment.Parser(prog="python bench/gpu_report.py", description=__doc__.split("\n")[0])
+    parser = launch_environment.OneRankParser(prog="python bench/gpu_report.py", description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="gpu-report", help="name of the files without .h5 and .md (%(default)s)")
     parser.add_argument("--routing", type=Path, metavar="FILE.npz", help="a recorded routing to replay")
     given = parser.parse_args(argv)

@@ -17,7 +17,7 @@ from .options import Options, UsageError, is_file
 from .registry import Backend
 
 
-class _Parser(launch_environment.Parser):
+class _Parser(launch_environment.OneRankParser):
     """A parser that raises UsageError instead of exiting."""
 
     def error(self, message: str) -> None:  # type: ignore[override]

@@ -47,7 +47,7 @@ Slower = list[tuple[int, int, float]]  # (origin, target, time over the median o
 
 
 @dataclass(frozen=True)
-class Rank:
+class RankPlace:
     """Where a rank runs. node: index into the topology's nodes; label: of its GPU, '' for cores."""
 
     node: int
@@ -60,7 +60,7 @@ class Rank:
         return self.node, self.label, self.cpus
 
 
-def survey(world: World) -> tuple[Topology, list[Rank]]:
+def survey(world: World) -> tuple[Topology, list[RankPlace]]:
     """(topology of all ranks' nodes, where each rank runs). Collective."""
     mine = discover(network=world.lead)
     topology = join(world.allgather(mine))
@@ -70,7 +70,7 @@ def survey(world: World) -> tuple[Topology, list[Rank]]:
     device = seen[int(order)].device if order.isdecimal() and int(order) < len(seen) else None
     cpus = frozenset(os.sched_getaffinity(0))
     places = world.allgather((device.label if device else "", cpus, place(node, device, cpus)))
-    return topology, [Rank(topology.ranks[r], *each) for r, each in enumerate(places)]
+    return topology, [RankPlace(topology.ranks[r], *each) for r, each in enumerate(places)]
 
 
 def quiet(rounds: Rounds, node_of: Sequence[int]) -> Rounds:
@@ -90,7 +90,7 @@ def quiet(rounds: Rounds, node_of: Sequence[int]) -> Rounds:
     return found
 
 
-def measure(world: World, topology: Topology, ranks: list[Rank], seconds: float) -> Links:
+def measure(world: World, topology: Topology, ranks: list[RankPlace], seconds: float) -> Links:
     """Measure links, rates and memory. seconds: about how long puts take. Collective; equal on every rank."""
     begun = time.monotonic()
     n = world.size
@@ -256,7 +256,7 @@ def _notes(hosts: list[str], crowded: set[int], table: Links, ours: NDArray[np.b
     return found
 
 
-def _devices(world: World, ranks: list[Rank], rates: list[float | None]) -> list[RankDevice]:
+def _devices(world: World, ranks: list[RankPlace], rates: list[float | None]) -> list[RankDevice]:
     free = world.allgather((machine(), free_memory()))
     found = []
     for rank, rate, (here, bytes_) in zip(ranks, rates, free):
@@ -272,7 +272,7 @@ def _devices(world: World, ranks: list[Rank], rates: list[float | None]) -> list
     return found
 
 
-def _rates(world: World, ranks: list[Rank]) -> list[float | None]:
+def _rates(world: World, ranks: list[RankPlace]) -> list[float | None]:
     """GFLOP/s of the expert kernel on each rank's cores, all ranks at once; None for a GPU. Collective."""
     from ..kernels import Packed
 
@@ -314,6 +314,6 @@ def compile_expert() -> None:
     Packed(one, one)(one)
 
 
-def seats(topology: Topology, ranks: list[Rank]) -> list[str]:
+def seats(topology: Topology, ranks: list[RankPlace]) -> list[str]:
     """The place of each rank as text, part of the cache's key: it distinguishes sets of ranks on the same hosts."""
     return [f"{topology.nodes[r.node].name} {r.label} {cpusets.show(r.cpus)}" for r in ranks]

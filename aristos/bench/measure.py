@@ -121,7 +121,7 @@ def _leaves(arrays: Any) -> Iterator[NDArray[Any]]:
 
 
 @dataclass(frozen=True)
-class Summary:
+class Statistics:
     """Statistics of the slowest rank's seconds over iterations."""
 
     median: float
@@ -131,7 +131,7 @@ class Summary:
     iterations: int
 
     @classmethod
-    def of(cls, times: Seconds) -> Summary:
+    def of(cls, times: Seconds) -> Statistics:
         """times: [world, iterations] seconds, or [iterations] of one clock."""
         slowest = times.max(axis=0) if times.ndim == 2 else times
         median, p95, p99 = np.quantile(slowest, [0.5, 0.95, 0.99])

@@ -35,7 +35,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     from ..models import MODELS
     from ..planner import ALLREDUCES, OBJECTIVES
 
-    parser = launch_environment.Parser(
+    parser = launch_environment.OneRankParser(
         prog="aristos plan",
         description="Choose the groups that make a training step shortest (Equation 1 of the poster), with a proven "
         "bound on how much better any other choice could be.",

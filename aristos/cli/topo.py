@@ -17,7 +17,7 @@ PROBLEM, INTERRUPTED = 3, 130
 
 
 def options(argv: list[str]) -> argparse.Namespace:
-    parser = launch_environment.Parser(
+    parser = launch_environment.OneRankParser(
         prog="aristos topo",
         description="Show the GPUs, NICs, NUMA domains and CPUs of this machine, the class of every link, the network "
         "of the Slurm job, and faults of them. With files: the machine and network that these describe.",

@@ -15,7 +15,7 @@ AUTOGROUPS = Path("/proc/sys/kernel/sched_autogroup_enabled")
 
 
 @dataclass(frozen=True)
-class Seat:
+class RankCores:
     """A rank's place: its node, the cores it may use, and the number that the machine has online."""
 
     node: int
@@ -23,8 +23,8 @@ class Seat:
     online: int
 
 
-def seat(node: int) -> Seat:
-    return Seat(node, frozenset(os.sched_getaffinity(0)), os.cpu_count() or 1)
+def of_rank(node: int) -> RankCores:
+    return RankCores(node, frozenset(os.sched_getaffinity(0)), os.cpu_count() or 1)
 
 
 def remedy(library: Library | None, env: Mapping[str, str], cores: int) -> str:
@@ -38,7 +38,7 @@ def remedy(library: Library | None, env: Mapping[str, str], cores: int) -> str:
     return facts.binding.format(cores=cores)
 
 
-def binding(seats: list[Seat], library: Library | None, env: Mapping[str, str]) -> Finding:
+def binding(seats: list[RankCores], library: Library | None, env: Mapping[str, str]) -> Finding:
     """Whether ranks of a node have cores of their own, or all the same, enough for all. seats: one a rank."""
     name = "cores"
     single, crowded, overlapping = [], [], []
@@ -75,7 +75,7 @@ def binding(seats: list[Seat], library: Library | None, env: Mapping[str, str]) 
     return ok(name, _usual(seats), **values)
 
 
-def scheduler(seats: list[Seat], autogroups: bool) -> Finding:
+def scheduler(seats: list[RankCores], autogroups: bool) -> Finding:
     """Whether Linux schedules each rank as a group of its own while ranks share cores. seats: one a rank.
 
     Linux 6.18 was seen to keep a group off a core for minutes while another group on that core had one thread that
@@ -98,7 +98,7 @@ def autogroups() -> bool:
         return False
 
 
-def _usual(seats: list[Seat]) -> str:
+def _usual(seats: list[RankCores]) -> str:
     """The text for a good binding, by the example of rank 0's node."""
     here = [s.cores for s in seats if s.node == seats[0].node]
     if len(here) == 1:

@@ -26,7 +26,7 @@ SLOW = 0.05  # seconds: more than a progress thread with a core needs
 
 
 @dataclass(frozen=True)
-class Measured:
+class PutTimes:
     """Seconds of put and flush, with and without the progress thread. pair: (origin, target)."""
 
     helped: float
@@ -63,7 +63,7 @@ def progress(ranks: Ranks, multiple: bool) -> Finding:
         text = f"puts between ranks {two[0]} and {two[1]} fail: {failed}"
         return fail(NAME, text, "try another network of the MPI library")
     helped, alone = results[two[0]][1]
-    return judged(Measured(helped, alone, two, bool(ranks.nodes.remote(0))))
+    return judged(PutTimes(helped, alone, two, bool(ranks.nodes.remote(0))))
 
 
 def _between(ranks: Ranks, comm: Any) -> tuple[float, float]:
@@ -124,7 +124,7 @@ def _compute(seconds: float) -> None:
         np.sqrt(numbers, out=numbers)
 
 
-def judged(measured: Measured) -> Finding:
+def judged(measured: PutTimes) -> Finding:
     """Judge the two times."""
     helped, alone = 1e3 * measured.helped, 1e3 * measured.alone
     a, b = measured.pair

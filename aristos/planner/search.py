@@ -28,7 +28,7 @@ CUT_WORK = 20_000_000  # steps between checks of the clock
 CUT_MOST = 2048  # devices; no cuts above, because the work is cubic
 
 
-class Search:
+class GroupSearch:
     """One problem's search. best: groups; best_us: their F."""
 
     def __init__(self, problem: Problem, objective: str, allreduce: str, start: Groups, seed: int) -> None:

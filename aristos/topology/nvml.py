@@ -36,7 +36,7 @@ class PciInfo(ctypes.Structure):
     )
 
 
-class Memory(ctypes.Structure):
+class NvmlMemory(ctypes.Structure):
     _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
 
@@ -154,7 +154,7 @@ def _pci(library: Any, name: str, *arguments: Any) -> str | None:
 
 
 def _device(library: Any, at: int, handle: ctypes.c_void_p) -> Gpu:
-    memory = Memory()
+    memory = NvmlMemory()
     device = Gpu(
         at,
         name=_text(library, "nvmlDeviceGetName", handle),

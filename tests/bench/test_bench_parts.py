@@ -31,7 +31,7 @@ from aristos.bench import (
     world,
 )
 from aristos.bench.context import CHECK, Column, Result, Sheet
-from aristos.bench.measure import Summary, in_turns, iterations
+from aristos.bench.measure import Statistics, in_turns, iterations
 from aristos.bench.options import UsageError
 from aristos.bench.suites import progress
 from aristos.bench.suites.idle import idle_share
@@ -473,7 +473,7 @@ def test_a_mismatch_names_the_fitting_launcher(kind, fits):
 
 
 def test_a_summary_is_of_the_slowest_rank():
-    summary = Summary.of(np.array([[1.0, 5.0, 1.0], [2.0, 3.0, 9.0]]))
+    summary = Statistics.of(np.array([[1.0, 5.0, 1.0], [2.0, 3.0, 9.0]]))
     assert (summary.median, summary.fastest, summary.iterations) == (5.0, 2.0, 3)
 
 

@@ -17,7 +17,7 @@ import aristos
 from aristos import models
 from aristos.cli import __main__ as cli
 from aristos.doctor import cores, equal, finding, kernels, libraries, progress, ranks, shared_memory, slurm, windows
-from aristos.doctor.cores import Seat
+from aristos.doctor.cores import RankCores
 from aristos.doctor.finding import Finding, merged, named, ok, warn
 from aristos.engine.layout import rank_bytes
 from aristos.host import mpi_files, mpi_launchers
@@ -190,8 +190,8 @@ def test_slurm_reports_whether_the_librarys_pmi_is_offered():
 # ---- cores --------------------------------------------------------------------------------------------------------
 
 
-def seats(*masks: tuple[int, ...], online: int = 8, node: int = 0) -> list[Seat]:
-    return [Seat(node, frozenset(mask), online) for mask in masks]
+def seats(*masks: tuple[int, ...], online: int = 8, node: int = 0) -> list[RankCores]:
+    return [RankCores(node, frozenset(mask), online) for mask in masks]
 
 
 @pytest.mark.parametrize(
@@ -357,12 +357,12 @@ def test_a_pair_on_two_nodes_is_preferred():
 
 def test_progress_is_judged_by_both_times():
     fast, slow = 0.001, 0.25
-    assert progress.judged(progress.Measured(fast, fast, (0, 1), False)).state == "ok"
-    got = progress.judged(progress.Measured(fast, slow, (0, 1), True))
+    assert progress.judged(progress.PutTimes(fast, fast, (0, 1), False)).state == "ok"
+    got = progress.judged(progress.PutTimes(fast, slow, (0, 1), True))
     assert got.state == "ok"
     assert got.text.startswith("1.00 ms with Aristos's progress thread, 250.00 ms without, for a put of 4096 bytes")
     assert "this MPI makes no progress" in got.text
-    got = progress.judged(progress.Measured(slow, slow, (0, 1), True))
+    got = progress.judged(progress.PutTimes(slow, slow, (0, 1), True))
     assert got.state == "warn"
     assert got.remedy
 

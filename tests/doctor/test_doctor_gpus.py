@@ -10,7 +10,7 @@ import pytest
 from aristos.doctor import gpu_facts, gpus, main
 from aristos.doctor.finding import fail, ok
 from aristos.doctor.gpu_facts import DriverAnswer, NodeGpus, RankGpus
-from aristos.doctor.output import Report
+from aristos.doctor.output import ReportWriter
 from aristos.host.nodes import Nodes
 from aristos.substrate.cuda.device_puts import Answer
 from aristos.topology.model import Gpu, Mig
@@ -172,7 +172,7 @@ def test_ranks_that_cannot_read_their_gpus_are_named_and_other_checks_go_on(monk
     monkeypatch.setattr(main, "_levels", lambda: (3, 3))
     monkeypatch.setattr(main.windows, "shared", lambda ranks: ok("windows", ""))
     monkeypatch.setattr(main.progress, "progress", lambda ranks, multiple: ok("RMA progress", ""))
-    report = Report(as_json=True, silent=True)
+    report = ReportWriter(as_json=True, silent=True)
     main._together(TwoRanks(), report, None)
     found = {each.name: each for each in report.findings}
     assert (found["GPU facts"].state, found["GPU facts"].text) == (

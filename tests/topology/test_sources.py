@@ -30,7 +30,7 @@ from aristos.topology import (
     smi_node,
     sysfs,
 )
-from aristos.topology.commands import Answer
+from aristos.topology.commands import CommandOutput
 from aristos.topology.discover import FABRIC, QUERY, node_here
 from aristos.topology.model import Fault, Gpu, Link, Mig, Node
 from aristos.topology.slurm_job import SlurmJob
@@ -295,7 +295,7 @@ def test_gpus_that_a_cgroup_hides():
 
 def test_nvml_structures_have_the_librarys_sizes():
     assert ctypes.sizeof(nvml.PciInfo) == 68
-    assert ctypes.sizeof(nvml.Memory) == 24
+    assert ctypes.sizeof(nvml.NvmlMemory) == 24
     assert ctypes.sizeof(nvml.Fabric) == 28
 
 
@@ -465,7 +465,7 @@ def smi(**changed: str | None):
 
     def ask(words):
         answer = answers.get(words[1]) if words[0] == "nvidia-smi" else None
-        return None if answer is None else Answer(answer)
+        return None if answer is None else CommandOutput(answer)
 
     return ask
 
@@ -535,7 +535,7 @@ def test_scontrol_is_preferred_to_files(root):
     write(root / "etc/slurm/topology.conf", "SwitchName=a Nodes=n[1-2]")
 
     def ask(text: str, ok: bool = True):
-        answer = Answer(text)
+        answer = CommandOutput(text)
         answer.ok = ok
         return lambda words: answer if words[0] == "scontrol" else None
 

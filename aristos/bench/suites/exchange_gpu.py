@@ -27,7 +27,7 @@ from ...transport.ipc import IpcWindow
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..gpu.calls import Played, routed_call
 from ..gpu.clock import BenchGpu, ratios
-from ..measure import Summary, gathered, padded
+from ..measure import Statistics, gathered, padded
 from ..registry import gpu_suite
 from ..workload import Workload
 from ..world import World
@@ -212,17 +212,17 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
 def _record(moves: Moves, times: dict[str, np.ndarray]) -> dict[str, Any]:
     slowest = {name: t.max(axis=0) for name, t in times.items()}
     most = float((moves.nbytes.sum(axis=1)).max())
-    ours = Summary.of(slowest[GRAPH])
+    ours = Statistics.of(slowest[GRAPH])
     record: dict[str, Any] = {
         "mb": most / 1e6, "median_us": ours.median * 1e6, "p95_us": ours.p95 * 1e6,
         "gbs": 2 * most / ours.median / 1e9, "turns": len(slowest[GRAPH]),
     }  # fmt: skip
     if COPY in slowest:
-        copy = Summary.of(slowest[COPY]).median
+        copy = Statistics.of(slowest[COPY]).median
         record |= {"copy_us": copy * 1e6, "copy_gbs": 2 * most / copy / 1e9}
         record["share"], record["share_low"], record["share_high"] = ratios(slowest[GRAPH], slowest[COPY])
     if STAGED in slowest:
-        record |= {"mpi_us": Summary.of(slowest[STAGED]).median * 1e6}
+        record |= {"mpi_us": Statistics.of(slowest[STAGED]).median * 1e6}
         record["speedup"], *_ = ratios(slowest[GRAPH], slowest[STAGED])
     return record
 

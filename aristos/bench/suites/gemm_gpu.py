@@ -19,7 +19,7 @@ from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet
 from ..gpu.clock import BenchGpu, ratios
 from ..gpu.cublas import Cublas, cublas_or_why
-from ..measure import Summary, padded
+from ..measure import Statistics, padded
 from ..registry import gpu_suite
 from ..workload import TOLERANCE
 
@@ -134,7 +134,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
         errors = {name: ctx.world.largest(work.error(call, rows)) for name, call in calls.items()}
         found = gpu.in_turns(calls, ctx.left() / (len(ROWS) - i), ctx.options.warmup, ctx.options.iters)
         times.append(found)
-        median = {name: Summary.of(t).median for name, t in found.items()}
+        median = {name: Statistics.of(t).median for name, t in found.items()}
         record = {
             "rows": rows, "tile": tile.name, "median_us": median[OURS] * 1e6, "turns": len(found[OURS]),
             "tflops": flops * rows / median[OURS] / 1e12, "error": errors[OURS],

@@ -22,7 +22,7 @@ from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, co
 from ..gpu.calls import Played, routed_call
 from ..gpu.clock import BenchGpu, GpuArray, ratios
 from ..gpu.cublas import Cublas, cublas_or_why
-from ..measure import Summary, gathered, padded
+from ..measure import Statistics, gathered, padded
 from ..registry import gpu_suite
 from ..workload import Call, Workload
 
@@ -126,7 +126,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
 
 def _record(work: Workload, rivals: Rivals, tokens: int, name: str, times: np.ndarray, chain: np.ndarray | None,
             error: float) -> dict[str, Any]:  # fmt: skip
-    summary, world = Summary.of(times), work.world.size
+    summary, world = Statistics.of(times), work.world.size
     record = {
         "tokens": tokens, "what": name, "median_us": summary.median * 1e6, "p95_us": summary.p95 * 1e6,
         "tokens_per_s": tokens * world / summary.median, "turns": len(times), "error": error,

@@ -29,7 +29,7 @@ from ...transport.ipc import IpcWindow
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..gpu.calls import Played, routed_call
 from ..gpu.clock import BenchGpu, ratios
-from ..measure import Summary, gathered
+from ..measure import Statistics, gathered
 from ..registry import gpu_suite
 from ..workload import Workload
 from .plan import CROSSINGS, MIB, STAGES, Entry, entries_of
@@ -173,7 +173,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
 def _record(work: Workload, entry: Entry, planned: Entry) -> dict[str, Any]:
     cost, worst = entry.plan.cost, entry.plan.cost.slowest
     slowest = entry.times["stage"].max(axis=0)
-    measured, predicted = Summary.of(slowest).median * 1e6, float(cost.pi_us[worst] + cost.comm_us[worst])
+    measured, predicted = Statistics.of(slowest).median * 1e6, float(cost.pi_us[worst] + cost.comm_us[worst])
     speedup, low, high = ratios(planned.times["stage"].max(axis=0), slowest)
     return {
         "plan": entry.name, "groups": entry.groups, "predicted_pi_us": float(cost.pi_us[worst]),

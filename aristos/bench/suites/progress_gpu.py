@@ -48,7 +48,7 @@ COLUMNS = (
 )
 
 
-class Work:
+class HostWork:
     """The host's work: matrix products that together last about as long as a burst."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Bursts:
     """Bursts of one call, and the host's work beside them."""
 
     def __init__(self, gpu: BenchGpu, graph: Any) -> None:
-        self.gpu, self.graph, self.work = gpu, graph, Work()
+        self.gpu, self.graph, self.work = gpu, graph, HostWork()
 
     def burst(self, beside: bool) -> tuple[float, float]:
         """Run a burst; returns (seconds per call, by events; seconds of the host's work, 0 if not `beside`)."""

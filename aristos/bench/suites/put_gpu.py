@@ -17,7 +17,7 @@ import numpy as np
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
 from ..gpu.clock import BenchGpu, ratios
-from ..measure import Summary, padded
+from ..measure import Statistics, padded
 from ..registry import gpu_suite
 
 ROW_BYTES = (4096, 8192, 16384, 65536)
@@ -103,8 +103,8 @@ def _record(puts: Puts, way: str, found: dict[str, np.ndarray], right: bool) -> 
     nbytes = puts.nbytes * WAYS[way] // 2
     share, low, high = ratios(found["put"], found["copy"])
     return {
-        "row_bytes": puts.row_bytes, "way": way, "gbs": nbytes / Summary.of(found["put"]).median / 1e9,
-        "copy_gbs": nbytes / Summary.of(found["copy"]).median / 1e9, "share": share, "share_low": low,
+        "row_bytes": puts.row_bytes, "way": way, "gbs": nbytes / Statistics.of(found["put"]).median / 1e9,
+        "copy_gbs": nbytes / Statistics.of(found["copy"]).median / 1e9, "share": share, "share_low": low,
         "share_high": high, "turns": len(found["put"]), "check": VERDICTS[right],
     }  # fmt: skip
 

@@ -25,7 +25,7 @@ from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, co
 from ..gpu.calls import Played, held, sample
 from ..gpu.clock import BenchGpu, GpuArray, ratios
 from ..gpu.cublas import Cublas, cublas_or_why
-from ..measure import Summary, gathered, no_gc, rotated
+from ..measure import Statistics, gathered, no_gc, rotated
 from ..registry import gpu_suite
 from ..routing import busiest_over_mean
 from ..workload import Call, Workload
@@ -65,7 +65,7 @@ class Step:
 
 
 @dataclass
-class Phase:
+class GpuPhase:
     """times: name -> [world, step, pass] seconds; tokens: [step] of all ranks; rows: [step, world]."""
 
     name: str
@@ -113,7 +113,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
 
 
 def _phase(ctx: Context, gpu: BenchGpu, work: Workload, moe: Any, name: str, prefill: int, blas: Cublas | None,
-           buffers: Any) -> Phase:  # fmt: skip
+           buffers: Any) -> GpuPhase:  # fmt: skip
     """All steps on the GPU, captured and checked. One call of the oracle covers all, so that it generates the
     weights of each expert once."""
     assert ctx.trace is not None
@@ -133,7 +133,7 @@ def _phase(ctx: Context, gpu: BenchGpu, work: Workload, moe: Any, name: str, pre
         steps.append(step)
     tokens = np.sum(ctx.world.allgather([len(call.x) for call in calls]), axis=0)
     rows = np.array([np.bincount(work.placement, step.played.rows, ctx.world.size) for step in steps])
-    phase = Phase(name, steps, tokens, rows.astype(np.int64))
+    phase = GpuPhase(name, steps, tokens, rows.astype(np.int64))
     phase.check()
     return phase
 
@@ -144,7 +144,7 @@ def _joined(calls: list[Call]) -> Call:
     return Call(*(np.concatenate([part[i] for part in parts]) for i in range(3)))
 
 
-def _play(ctx: Context, gpu: BenchGpu, phase: Phase, seconds: float) -> None:
+def _play(ctx: Context, gpu: BenchGpu, phase: GpuPhase, seconds: float) -> None:
     """Time as many passes over all steps as fit `seconds`; the first one is warm-up."""
     names, world = list(phase.steps[0].calls), ctx.world
     passes: list[np.ndarray] = []  # [what, step] of this rank
@@ -165,13 +165,13 @@ def _play(ctx: Context, gpu: BenchGpu, phase: Phase, seconds: float) -> None:
     phase.times = dict(zip(names, np.moveaxis(each, 2, 1)))
 
 
-def _records(work: Workload, phase: Phase) -> list[dict[str, Any]]:
+def _records(work: Workload, phase: GpuPhase) -> list[dict[str, Any]]:
     skew = [busiest_over_mean(rows) for rows in phase.rows]
     slowest = {name: times.max(axis=0) for name, times in phase.times.items()}  # [step, pass]
     whole = {name: times.sum(axis=0) for name, times in slowest.items()}
     records = []
     for name, times in slowest.items():
-        summary, error = Summary.of(times.reshape(-1)), phase.errors[name]
+        summary, error = Statistics.of(times.reshape(-1)), phase.errors[name]
         record = {
             "phase": phase.name, "steps": len(phase.steps), "tokens_per_step": float(phase.tokens.mean()),
             "busiest_median": float(np.median(skew)), "busiest_most": float(np.max(skew)), "what": name,
@@ -185,7 +185,7 @@ def _records(work: Workload, phase: Phase) -> list[dict[str, Any]]:
     return records
 
 
-def _table(ctx: Context, phase: Phase) -> Table:
+def _table(ctx: Context, phase: GpuPhase) -> Table:
     """Raw times."""
     names = list(phase.times)
     _, steps, passes = phase.times[names[0]].shape
