@@ -218,7 +218,7 @@ def markdown(facts: dict[str, Any], ran: list[Ran]) -> str:
         table(["figure", "asked", "reached", "met"], [figure.line(ran) for figure in figures(facts["card_arch"])])
     )
     rows = [[each.part.name, each.outcome, f"{each.seconds:.0f}", each.said[:200]] for each in ran]
-    parts.append(table(["part", "outcome", "seconds", "its last words"], rows))
+    parts.append(table(["part", "outcome", "seconds", "last line of output"], rows))
     for each in ran:
         for suite in each.document.get("suites", {}).values():
             for sheet in suite["tables"]:

@@ -47,10 +47,12 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
         "exit codes: 0 fine, 1 wrong result, 2 usage, 3 environment",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"default, two minutes together: {usual}")
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"default, which take two minutes in all: {usual}")
     shape = parser.add_argument_group("shape")
     shape.add_argument(
-        "--preset", metavar="NAME", help=f"a model's shape (that of the trace's model, or {models.DEFAULT})"
+        "--preset",
+        metavar="NAME",
+        help=f"a model's shape (default: that of --routing FILE, else {models.DEFAULT})",
     )
     shape.add_argument("--scale", type=positive, metavar="N", help="divide the preset's published widths by N")
     shape.add_argument("--tokens", type=counts, metavar="S[,S..]", help="tokens per rank and call")
@@ -63,7 +65,7 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
     shape.add_argument(
         "--routing",
         metavar="FILE.npz|NAME",
-        help="a real trace (expert_ids [tokens, layers, k]), or router, uniform, zipf, one",
+        help="a recorded routing (expert_ids [tokens, layers, k]), or router, uniform, zipf, one",
     )
     run = parser.add_argument_group("run")
     run.add_argument("--threads", type=_threads, metavar="N", help="workers per rank (default: its cores)")

@@ -215,10 +215,10 @@ MEANING = """\
 Bounds from FLOPs and bytes at the data sheets' rates, in microseconds; nothing here was measured on a GPU. Each
 number is followed by the term that binds it: c compute, m memory, l link. A kernel alone reads its input from memory
 and writes its output there; `chain` is the sum of the kernels, one after another. `layer` is a fused call in which
-everything overlaps: the largest of all its arithmetic, of the bytes of x, router, y and the weights of experts that
-have rows through memory, and of the bytes of rows out and outputs back through the link; what is between them (h,
-rows of the inbox, return rows) may stay on the chip. Tokens are those of one GPU. Caches are cold: if the weights
-of a call fit into L2, a second call can be faster than its memory term."""
+everything overlaps: the largest of three terms. Compute is all arithmetic. Memory is x, the router, y and the weights
+of experts that have rows. Link is rows out and outputs back. Intermediate values (h, rows of the inbox, return rows)
+may stay on the chip. Tokens are those of one GPU. Caches are cold: if the weights of a call fit into L2, a second call
+can be faster than its memory term."""
 
 
 def digits(us: float) -> str:
@@ -237,7 +237,7 @@ def table(presets: Iterable[str], kind: str, gpus: int) -> str:
     """Markdown: microseconds of every kernel by shape and GPU, and the term that binds: c, m or l."""
     names = [name for name in KERNELS if gpus > 1 or name not in ("dispatch", "return")]
     lines = [
-        f"| tokens/H/F/E/k | card | {' | '.join(names)} | chain | layer |",
+        f"| tokens/H/F/E/k | GPU | {' | '.join(names)} | chain | layer |",
         "| --- | --- |" + " ---: |" * (len(names) + 2),
     ]
     for preset in presets:
@@ -253,7 +253,7 @@ def table(presets: Iterable[str], kind: str, gpus: int) -> str:
 def gpus_table() -> str:
     """Markdown: the rates of the data sheets."""
     lines = [
-        "| card | SMs | bf16 and f16, TFLOP/s | tf32 | f32 | memory, GB/s | NVLink, GB/s one way | L2, MB | source |",
+        "| GPU | SMs | bf16 and f16, TFLOP/s | tf32 | f32 | memory, GB/s | NVLink, GB/s one way | L2, MB | source |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for c in GPUS:
@@ -286,7 +286,7 @@ def main(argv: list[str], prog: str = "python -m aristos.bench floors") -> int:
     )
     parser.add_argument("--kinds", default="bf16,f32", metavar="K[,K..]", help=f"of {', '.join(BYTES)} (%(default)s)")
     parser.add_argument(
-        "--cards", dest="gpus", type=counts, default=(1, 8), metavar="N[,N..]", help="GPUs that share the experts (1,8)"
+        "--gpus", type=counts, default=(1, 8), metavar="N[,N..]", help="GPUs that share the experts (1,8)"
     )
     given = parser.parse_args(argv)
     presets = [name.lower() for name in given.presets] or list(COMPARED)

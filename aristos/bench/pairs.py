@@ -238,7 +238,7 @@ def add_transports(table: Table, transports: dict[str, np.ndarray]) -> None:
     names = np.full(next(iter(transports.values())).shape, "", dtype="<U3")
     for name, pairs in transports.items():
         names[pairs] = name
-    table.add("transport", ("origin", "target"), names, "", "how the pair talks")
+    table.add("transport", ("origin", "target"), names, "", "transport of the pair")
 
 
 def deadline() -> int:

@@ -47,7 +47,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     if asked.again and not asked.measure:
         parser.error("--again goes with --measure")
     if asked.measure and (asked.slurm_topology or asked.plot):
-        parser.error("--measure goes with --nvidia-smi, --out, --again and --json alone")
+        parser.error("--measure takes --nvidia-smi, --out, --again and --json, not --slurm-topology or --plot")
     return asked
 
 

@@ -24,6 +24,7 @@ class RankCores:
 
 
 def of_rank(node: int) -> RankCores:
+    """This rank's place. node: the number of its node."""
     return RankCores(node, frozenset(os.sched_getaffinity(0)), os.cpu_count() or 1)
 
 
@@ -39,7 +40,7 @@ def remedy(library: Library | None, env: Mapping[str, str], cores: int) -> str:
 
 
 def binding(seats: list[RankCores], library: Library | None, env: Mapping[str, str]) -> Finding:
-    """Whether ranks of a node have cores of their own, or all the same, enough for all. seats: one a rank."""
+    """Whether each rank of a node has cores of its own, or all share enough cores equally. seats: [ranks]."""
     name = "cores"
     single, crowded, overlapping = [], [], []
     share = 1
@@ -70,13 +71,13 @@ def binding(seats: list[RankCores], library: Library | None, env: Mapping[str, s
         )
     if single:
         online = seats[single[0]].online
-        text = f"bound to one core of {online}, {share} would be its share: {named(single)}"
+        text = f"{named(single)}: bound to one core of {online}, a fair share would be {share}"
         return warn(name, text, fix, **values)
     return ok(name, _usual(seats), **values)
 
 
 def scheduler(seats: list[RankCores], autogroups: bool) -> Finding:
-    """Whether Linux schedules each rank as a group of its own while ranks share cores. seats: one a rank.
+    """Whether Linux schedules each rank as a group of its own while ranks share cores. seats: [ranks].
 
     Linux 6.18 was seen to keep a group off a core for minutes while another group on that core had one thread that
     yields, as MPI does in its collectives, and one that sleeps for a millisecond or less at a time.

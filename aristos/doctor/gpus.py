@@ -29,7 +29,7 @@ def driver(node: NodeGpus) -> Finding:
     found = node.driver
     if found is not None and not found.error:
         count = f"{len(found.uuids)} GPU" + ("s" if len(found.uuids) != 1 else "")
-        return ok(name, f"supports CUDA {shown(found)}, {count}", version=found.version, cards=len(found.uuids))
+        return ok(name, f"supports CUDA {shown(found)}, {count}", version=found.version, gpus=len(found.uuids))
     if not on_bus and not node.files:
         return ok(name, "not needed: " + NO_GPU)
     what = f"{on_bus} NVIDIA GPU" + ("s are" if on_bus != 1 else " is") + " in this machine"
@@ -54,8 +54,8 @@ def puts(node: NodeGpus, limit: float) -> Finding:
         return ok(name, "not needed: " + NO_GPU)
     answer = device_puts.probe(0, min(device_puts.SECONDS, limit / 2))
     if answer.supported:
-        return ok(name, "MPI puts to other nodes from the memory of GPU 0", from_card=True)
-    return ok(name, f"puts to other nodes go through the host's pinned memory: {answer.why}", from_card=False)
+        return ok(name, "MPI puts to other nodes from the memory of GPU 0", from_gpu=True)
+    return ok(name, f"puts to other nodes go through the host's pinned memory: {answer.why}", from_gpu=False)
 
 
 def shown(found: DriverAnswer) -> str:

@@ -125,7 +125,7 @@ def _compute(seconds: float) -> None:
 
 
 def judged(measured: PutTimes) -> Finding:
-    """Judge the two times."""
+    """The finding for the two times."""
     helped, alone = 1e3 * measured.helped, 1e3 * measured.alone
     a, b = measured.pair
     where = f"rank {a} to {b}, {'on another node' if measured.remote else 'both on the only node'}"
@@ -133,11 +133,11 @@ def judged(measured: PutTimes) -> Finding:
         f"{helped:.2f} ms with Aristos's progress thread, {alone:.2f} ms without, for a put of {BYTES} bytes to a rank "
     )
     text += f"that computes for {1e3 * COMPUTE:.0f} ms ({where})"
-    values = {"paced_ms": helped, "alone_ms": alone, "origin": a, "target": b, "other_node": measured.remote}
+    values = {"helped_ms": helped, "alone_ms": alone, "origin": a, "target": b, "other_node": measured.remote}
     if measured.helped > SLOW:
         why = f"{text}: the target's progress thread gets no core, or MPI makes no progress in it"
         remedy = "leave a rank one core more than its threads: MoE(threads=cores - 1), or one more --cpus-per-task"
         return warn(NAME, why, remedy, **values)
     if measured.alone > SLOW:
-        text += ": this MPI makes no progress while the target is outside MPI; Aristos calls it meanwhile"
+        text += ": this MPI makes no progress while the target is outside MPI; Aristos's progress thread calls it"
     return ok(NAME, text, **values)

@@ -132,7 +132,7 @@ def _by_domain(domains: list[Cores], ranks: int) -> list[Cores]:
 def _divide(wanted: list[Cores]) -> list[frozenset[int]]:
     """[ranks] the CPUs of each rank: cores of its own from those it may use, neighbouring ones if several are possible.
 
-    Ranks that together may use fewer cores than they are share all of these.
+    If some ranks may use fewer cores than there are ranks, all of them share these cores.
     """
     cpus: list[frozenset[int]] = [frozenset()] * len(wanted)
     for group in _groups(wanted):

@@ -125,7 +125,7 @@ class GroupSearch:
                     return
 
     def _round_starts(self) -> Iterator[Groups]:
-        """The first groups of each round: twice the best with some number of groups, then the best of all."""
+        """The groups that each round starts from: twice the best of a number of groups not tried yet, then the best."""
         tried: set[int] = set()
         for number in range(ROUNDS):
             left = sorted((value, k) for k, (value, _) in self.starts.items() if k not in tried and np.isfinite(value))

@@ -10,7 +10,7 @@ from .nvlink import Wires
 from .slurm_job import SlurmJob
 
 RESET = "stop all jobs, then nvidia-smi --gpu-reset or a reboot; if it stays, have the board or the bridge checked"
-BRIDGES = (
+BRIDGES = (  # words in the names of GPUs whose NVLinks need a bridge
     "PCIE",
     "NVL",
     "GEFORCE",
@@ -48,7 +48,8 @@ def worse(matrix: Matrix) -> tuple[dict[tuple[str, str], Link], list[Fault]]:
 def fewer(gpus: Sequence[str], links: Mapping[tuple[str, str], Link]) -> list[Fault]:
     """GPUs and pairs with fewer NVLinks than their siblings have.
 
-    A cube mesh of V100s has pairs with half as many, so a pair is a fault only if it has more than half of the most.
+    In a cube mesh of V100s some pairs have half as many NVLinks as others. So a pair with at most half of the most is
+    no fault.
     """
     pairs = {(a, b): links[a, b] for at, a in enumerate(gpus) for b in gpus[at + 1 :]}
     bonds = {pair: link.count for pair, link in pairs.items() if link.kind == "NV"}

@@ -27,7 +27,7 @@ class Link:
 
     kind: str
     count: int = 0
-    printed: str = field(default="", compare=False)  # the old word, if it was printed
+    printed: str = field(default="", compare=False)  # SOC, if the driver printed this old word for SYS
 
     @classmethod
     def parse(cls, text: str) -> Link:

@@ -130,7 +130,7 @@ def test_the_docs_have_the_output(capsys):
 def test_the_command_needs_no_mpi_and_writes_nothing(tmp_path):
     code = (
         "import sys; sys.modules['mpi4py'] = None; from aristos.bench.main import main;"
-        "sys.exit(main(['floors', 'b', '--kinds', 'tf32', '--cards', '2']))"
+        "sys.exit(main(['floors', 'b', '--kinds', 'tf32', '--gpus', '2']))"
     )
     root = str(Path(__file__).parents[2])
     env = {"PYTHONPATH": root, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
@@ -148,7 +148,7 @@ def test_wrong_input_is_named(capsys):
         GpuCall(1, 1, 1, 1, 1, kind="fp8")
     with pytest.raises(InputError, match=r"gpus must be in 1\.\.8, the number of experts, got 9"):
         GpuCall(1, 1, 1, 8, 1, gpus=9)
-    for arguments in (["zz"], ["--kinds", "fp8"], ["--cards", "0"]):
+    for arguments in (["zz"], ["--kinds", "fp8"], ["--gpus", "0"]):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 2

@@ -317,7 +317,7 @@ def topo(*words: object, ranks: int = 0, **more: str) -> subprocess.CompletedPro
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--measure", "--plot", "x.png"], 2, "--measure goes with"),
+        (["--measure", "--plot", "x.png"], 2, "--measure takes --nvidia-smi"),
         (["--measure"], 3, "aristos run -n 8"),
         (["--measure", "--nvidia-smi", "/no/file"], 3, "/no/file"),
     ],

@@ -201,7 +201,7 @@ def seats(*masks: tuple[int, ...], online: int = 8, node: int = 0) -> list[RankC
         (seats(tuple(range(8)), tuple(range(8))), "ok", "2 ranks a node share cores 0-7: 4 for each"),
         (seats(tuple(range(8))), "ok", "cores 0-7 of 8"),
         (seats((0,), (1,), online=2), "ok", "core 0 of 2"),
-        (seats((0,), (1,)), "warn", "bound to one core of 8, 4 would be its share: ranks 0-1"),
+        (seats((0,), (1,)), "warn", "ranks 0-1: bound to one core of 8, a fair share would be 4"),
         (seats((0,), (1, 2, 3, 4)), "warn", "rank 0"),
         (seats((0,), (0,)), "warn", "2 ranks share core 0"),
         (seats((0, 1), (0, 1), (0, 1), online=2), "warn", "3 ranks share cores 0-1"),
@@ -372,7 +372,7 @@ def test_shared_windows_must_show_every_ranks_stores():
     assert windows.judged(["", ""], [[], []], two).state == "ok"
     assert windows.judged(["", ""], [[], []], Nodes((0, 1))).text.startswith("not tried")
     assert windows.judged(["", "MPIError: no"], [[], []], two).text == "rank 1: MPIError: no"
-    assert windows.judged(["", ""], [[], [0]], two).text == "rank 1 does not see what rank 0 stored"
+    assert windows.judged(["", ""], [[], [0]], two).text == "rank 1 cannot see what rank 0 stored"
 
 
 def test_ranks_that_differ_are_named():
@@ -433,7 +433,7 @@ def test_the_command_on_two_ranks():
     for name in ("launcher", "shared windows", "MPI threads", "same numpy", "same MPI library", "same core count"):
         assert found[name] == "ok"
     measured = next(each for each in json.loads(done.stdout)["findings"] if each["name"] == "RMA progress")
-    assert measured["values"]["paced_ms"] > 0
+    assert measured["values"]["helped_ms"] > 0
     assert "both on the only node" in measured["text"]
 
 

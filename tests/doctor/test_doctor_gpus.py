@@ -69,7 +69,7 @@ def test_whether_mpi_puts_from_gpu_memory(monkeypatch, answer, text):
     got = gpus.puts(seen(), 60.0)
     assert got.state == "ok"
     assert text in got.text
-    assert got.values == {"from_card": answer.supported}
+    assert got.values == {"from_gpu": answer.supported}
     for none in (NOTHING, NodeGpus(SILENT), seen(visible=0)):
         assert "not needed" in gpus.puts(none, 60.0).text
 

@@ -87,7 +87,9 @@ class ExchangeCalls:
             wire = self._wire, rank, self._base, self._shift, self._rma.base, self._coded.ctypes.data
             done = oneside_rma.all_to_all(*wire, 0, data, source, *places, *last)
         if not done:
-            raise WaitTimeout(f"rank {self.world.rank} waited {TIMEOUT} s in a one-sided all-to-all")
+            raise WaitTimeout(
+                f"rank {self.world.rank} waited {TIMEOUT} s for a signal of another rank in a one-sided all-to-all"
+            )
 
     def alltoall(self) -> None:
         self.world.comm.Alltoall(self.source[: int(self.sends.sum())], self.received)
