@@ -20,7 +20,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser = launch_environment.OneRankParser(
         prog="aristos topo",
         description="Show the GPUs, NICs, NUMA domains and CPUs of this machine, the class of every link, the network "
-        "of the Slurm job, and faults of them. With files: the machine and network that these describe.",
+        "of the Slurm job, and their faults. With files: the machine and network that these describe.",
     )
     parser.add_argument("--nvidia-smi", metavar="FILE", help="output of `nvidia-smi topo -m`; - reads stdin")
     parser.add_argument(
