@@ -28,12 +28,13 @@ from aristos.bench import (
     suites,
     tables,
     timeline,
+    workload,
     world,
 )
 from aristos.bench.context import CHECK, Column, Result, Sheet
 from aristos.bench.measure import Statistics, in_turns, iterations
 from aristos.bench.options import UsageError
-from aristos.bench.suites import progress
+from aristos.bench.suites import progress, replay
 from aristos.bench.suites.idle import idle_share
 from aristos.bench.world import World
 from aristos.errors import InputError, PoisonedError, ResultsError, WaitTimeout
@@ -491,6 +492,26 @@ def test_calls_take_turns():
 def test_every_call_has_every_place_in_its_turn():
     orders = [measure.rotated(["a", "b", "c"], turn) for turn in range(4)]
     assert orders == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"], ["a", "b", "c"]]
+
+
+def test_schedules_take_turns_in_a_replay():
+    order: list[str] = []
+
+    def layer(name):
+        def call(x, out, return_stats):
+            order.append(name)
+            out[:] = x
+            return out
+
+        return call
+
+    ctx = context.Context(World(), options.Options(iters=3), 1.0)
+    call = workload.Call(np.ones((2, 3), np.float32))
+    layers = {name: layer(name) for name in ("b", "f")}
+    times, same = replay._play(ctx, layers, [call], [dict.fromkeys(layers, call.x)], 1.0)
+    assert "".join(order) == "bffbbf"
+    assert times.shape == (2, 1, 1, 2)
+    assert same
 
 
 def test_iterations_by_time_or_by_option():
