@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from micro import PRODUCT, Rates
 from numpy.typing import ArrayLike
-from rounds import BOUND, Measured
+from rounds import BOUND, ShapeResults
 
 from aristos.primitives import isa
 
@@ -56,14 +56,14 @@ class Figure:
         return self.reached.median >= self.asked if self.at_least else self.reached.median < self.asked
 
 
-def ratio(measured: Measured, peer: str, ours: str = "fused") -> Spread | None:
+def ratio(measured: ShapeResults, peer: str, ours: str = "fused") -> Spread | None:
     """Time of the peer over ours, round by round; None if either was not timed."""
     if peer not in measured.times or ours not in measured.times:
         return None
     return Spread.of(measured.turns(peer) / measured.turns(ours))
 
 
-def over_best(measured: Measured) -> Spread | None:
+def over_best(measured: ShapeResults) -> Spread | None:
     """Time of the fastest float32 peer of a round over ours; None if none was timed."""
     timed = [measured.turns(peer) for peer in PEERS if peer in measured.times]
     if not timed or "fused" not in measured.times:
@@ -71,14 +71,14 @@ def over_best(measured: Measured) -> Spread | None:
     return Spread.of(np.min(timed, axis=0) / measured.turns("fused"))
 
 
-def gflops(measured: Measured, peer: str) -> Spread | None:
+def gflops(measured: ShapeResults, peer: str) -> Spread | None:
     """Operations per rank (mean over ranks) over the slowest rank's time."""
     if peer not in measured.times:
         return None
     return Spread.of(float(np.mean(measured.mean)) / measured.turns(peer) / 1e9)
 
 
-def peak_share(measured: Measured, peer: str = "fused") -> Spread | None:
+def peak_share(measured: ShapeResults, peer: str = "fused") -> Spread | None:
     """Time of the busiest rank's GEMMs at the FMA peak over the time of the call; None if not measured.
 
     The busiest rank, because no overlap can make the call shorter; the peak of the same round, averaged over ranks,
@@ -111,7 +111,7 @@ def product_figures(products: Rates) -> list[Figure]:
     return found
 
 
-def figures(shapes: list[Measured], signal_us: dict[int, list[float]], why: str, products: Rates) -> list[Figure]:
+def figures(shapes: list[ShapeResults], signal_us: dict[int, list[float]], why: str, products: Rates) -> list[Figure]:
     """All asked figures of the shapes that ran, of matrix products and of signals.
 
     why: the reason if there are no signals; products: see `micro.products`.
@@ -132,7 +132,7 @@ def figures(shapes: list[Measured], signal_us: dict[int, list[float]], why: str,
     return found + signal_figures(signal_us, why)
 
 
-def _outside(m: Measured) -> list[Figure]:
+def _outside(m: ShapeResults) -> list[Figure]:
     """Two readings, the stricter one first: only the experts' GEMMs are kernels."""
     found = []
     for i, kernels in enumerate(("expert kernels", "kernels (routing, row copies, experts, combine)")):
@@ -142,12 +142,12 @@ def _outside(m: Measured) -> list[Figure]:
     return found
 
 
-def _error(m: Measured, peer: str) -> Figure:
+def _error(m: ShapeResults, peer: str) -> Figure:
     value = m.errors[peer]
     return Figure(f"{m.shape.name}: {peer}, relative error", BOUND, "", False, Spread(value, value, value))
 
 
-def _why(m: Measured, peer: str) -> str:
+def _why(m: ShapeResults, peer: str) -> str:
     """The reason why a comparison with this peer has no number."""
     for name in ("fused", peer):
         if name in m.wrong():

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from figures import Figure
 from micro import PRODUCT, Rates
-from rounds import Measured
+from rounds import ShapeResults
 
 from aristos import results
 
 
 def save(
     path: Path,
-    shapes: list[Measured],
+    shapes: list[ShapeResults],
     found: list[Figure],
     facts: dict[str, Any],
     signal_us: dict[int, list[float]],
@@ -35,7 +35,7 @@ def save(
     results.append(path, results.Run(attributes=facts, tables=tables))
 
 
-def shape_table(m: Measured) -> results.Table:
+def shape_table(m: ShapeResults) -> results.Table:
     """Times [peer, round, call, rank]; an attribute has the reasons of the peers that were not timed."""
     peers = list(m.times)
     rounds, iters, world = m.times[peers[0]].shape
@@ -73,7 +73,7 @@ def products_table(products: Rates) -> results.Table:
     return table.add("peak", ("rows", "round", "rank"), 1e9 * rates[:, 1], "s-1", "of multiply-adds in registers")
 
 
-def outside_table(m: Measured) -> results.Table:
+def outside_table(m: ShapeResults) -> results.Table:
     """Seconds per call outside kernels and waits."""
     values = np.zeros((2, 0)) if m.outside is None else m.outside
     table = results.Table("compare", f"outside-{m.shape.name}".replace("/", "-"))

@@ -182,6 +182,14 @@ class Collective:
         """Workers of this rank."""
         return self._member.threads
 
+    @property
+    def runtime(self) -> Runtime:
+        """The engine, for tools that measure it; other objects on the communicator share it.
+
+        Raises ClosedError after `close`.
+        """
+        return self._alive()
+
     def _alive(self) -> Runtime:
         """The runtime; raises ClosedError after `close`."""
         if not self._member.joined:

@@ -172,7 +172,7 @@ class NodeRank(Rank):
         self.memory.fill(state, layers.tables.starts)
         return self.device.array(state)
 
-    # ---- in place of a Device
+    # ---- in place of a CudaDevice
     def host(self, nbytes: int) -> tuple[Any, int]:
         array = self.layers.machine.host_array(np.zeros(nbytes // WORD, np.int64), f"outboxes of rank {self.me}")
         self.layers.host.arrays.append(array)

@@ -43,7 +43,7 @@ class Sides:
 class DeviceMemory(EngineMemory):
     """`EngineMemory` and the mirror, for a rank with remote peers whose workers are on a GPU; collective.
 
-    device: a `Device` of device.py. rows_on_device: whether rows for remote peers lie on the GPU until MPI puts them.
+    device: a `CudaDevice`. rows_on_device: whether rows for remote peers lie on the GPU until MPI puts them.
     """
 
     def __init__(

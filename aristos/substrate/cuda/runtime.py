@@ -31,7 +31,7 @@ from ..idle import ALONE, CROWDED
 from ..runtime import Runtime
 from ..windows import EngineMemory
 from . import device_puts, persistent
-from .device import Device
+from .device import CudaDevice
 from .outboxes import DeviceMemory
 from .proxy_thread import DeviceWire, ProxyThread
 
@@ -48,7 +48,7 @@ class CudaRuntime(Runtime):
 
     def __init__(self, group: Group, forget: Callable[[Runtime], None] = lambda runtime: None) -> None:
         super().__init__(group, forget)
-        self.device = self._on_all(lambda: Device.find(local_rank(group)))
+        self.device = self._on_all(lambda: CudaDevice.find(local_rank(group)))
         sharing = group.allgather(self.device.uuid, "their GPUs").count(self.device.uuid)
         self.blocks = Blocks(self.device, sharing)
         self.state_at = self._scratch_at = self._failure_job_at = self._shared = 0
