@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from ..config import SCORES, MoEConfig
+from ..config import NARROW, SCORES, MoEConfig
 from ..engine import codes, column_runs, schema, words
 from ..errors import InputError
 from ..kernels.common import activations
 from ..kernels.cpu import entries
 from ..kernels.cpu.elements import ELEMENTS
 from ..kernels.cpu.tokens import route_bytes
-from ..primitives import arrays
+from ..primitives import arrays, isa
 from ..primitives.buffers import LINE, aligned
 from ..substrate.cpu.runtime import BATCH, CpuRuntime
 from ..substrate.runtime import Runtime
@@ -76,11 +76,15 @@ class CpuBackend(Backend):
             raise InputError(f"backend='cpu' computes in {known}, got dtype={cfg.dtype!r}: pass backend='cuda'")
 
     @staticmethod
-    def needs(cfg: MoEConfig, runtime: Runtime) -> Needs:
+    def needs(cfg: MoEConfig, runtime: Runtime | None) -> Needs:
         element = ELEMENTS[cfg.dtype].code
         route = route_bytes(words.TOKEN_BLOCK, cfg.hidden, cfg.experts)
         run, activations = entries.run_bytes(element, BATCH, column_runs.MOST_ROWS, cfg.hidden, cfg.ffn, cfg.gated)
         return Needs(entries.BLOCK_BYTES + max(run, route), activations + LINE)
+
+    @staticmethod
+    def arithmetic(cfg: MoEConfig) -> str:
+        return f", ISA {isa.chosen()} (ARISTOS_ISA chooses another)" if cfg.dtype in NARROW else ""
 
     def load(self, layer: int, given: CheckedWeights) -> None:
         self.weights[layer] = LayerWeights(self._element, given)

@@ -78,6 +78,9 @@ def choose(has: list[str], wanted: str | None, refused: str) -> str:
 
 @cache
 def chosen() -> str:
-    """The instruction set of this process's kernels."""
+    """The instruction set of this process's kernels. As plain Python, kernels run for any."""
+    wanted = os.environ.get("ARISTOS_ISA")
+    if getattr(_config, "DISABLE_JIT", 0):
+        return choose(list(NEEDS), wanted or available(*target())[0], "")
     has = available(*target())
-    return choose(has, os.environ.get("ARISTOS_ISA"), tiles_refused() if "amx" in has else "")
+    return choose(has, wanted, tiles_refused() if "amx" in has else "")
