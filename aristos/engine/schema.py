@@ -112,7 +112,7 @@ JOB_SCALARS: list[Word] = [
     *_words(
         OBJECT,
         """
-        SCORE | | which score, see kernels/cpu/tokens.py | cpu
+        SCORE | | which score, see `SCORES` of config.py | cpu
         RENORMALIZE | flag | the k weights of a token are divided by their sum | cpu
         SCALE | float32 bits | factor of the weights | cpu
         ACTIVATION | | which activation, and its limit

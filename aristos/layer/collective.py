@@ -117,7 +117,7 @@ class Membership:
                         f"ranks are configured differently: rank 0 has {reported[0][1]}; rank {rank} has {theirs}"
                     )
             assert placement is not None
-            workers = threads or needs.workers or runtime.cores
+            workers = int(threads or needs.workers or runtime.cores)
             capacity = shape_of(self.world, placement, **shape)
             runtime.require(capacity, needs.scratch_bytes + LINE, needs.shared_bytes, workers)
         except BaseException:

@@ -17,6 +17,7 @@ from cases import SKEWS, alone, check, routing, tokens
 import aristos
 from aristos import reference
 from aristos.cli.explore import options as explore_options
+from aristos.config import ACTIVATIONS, SCORES
 from aristos.engine import codes, dispatch, outbox, steps, words
 from aristos.engine.layout import local_region
 from aristos.explore import main as explorer
@@ -32,10 +33,10 @@ from aristos.substrate.cpu import loop
 pytestmark = pytest.mark.uncompiled
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu", "swiglu_oai"])
-@pytest.mark.parametrize("score", ["softmax", "softmax_topk"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("score", SCORES)
 def test_a_layer_in_plain_python(activation, score):
-    for gated in (False, True)[activation == "swiglu_oai" :]:
+    for gated in (False, True)[ACTIVATIONS[activation].gate_only :]:
         cfg = aristos.MoEConfig(
             hidden=6,
             ffn=10,
