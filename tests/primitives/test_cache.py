@@ -148,8 +148,9 @@ def outcome(body: Callable[[], None]) -> BaseException | None:
         return pool.submit(body).exception()
 
 
-def test_only_processes_with_equal_sources_wait_for_each_other(copy, monkeypatch):
+def test_only_processes_with_equal_sources_wait_for_each_other(copy, monkeypatch, tmp_path):
     monkeypatch.setattr(compiling, "COMPILE_SECONDS", 0.2)
+    monkeypatch.setattr(compiling, "cache_folder", lambda: tmp_path)  # another process may fill the one of this text
 
     def compile_nothing() -> None:
         with compiling.compiling(quiet=True):
