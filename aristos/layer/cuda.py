@@ -92,7 +92,7 @@ class CudaBackend(Backend):
             )
 
     @staticmethod
-    def needs(cfg: MoEConfig, runtime: Runtime) -> Needs:
+    def needs(cfg: MoEConfig, runtime: Runtime | None) -> Needs:
         assert isinstance(runtime, CudaRuntime)
         blocks = _blocks(cfg, runtime)
         tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.arch)

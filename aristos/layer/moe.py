@@ -187,8 +187,8 @@ class MoE(Collective):
         them. Not included: the arrays given to `load` and to calls, and tables that grow with the workers.
 
         threads: include the scratch of so many workers: prepared rows, hidden activations and sums of a run, and of one
-        column-split run. backend: None is "cpu", but "cuda" for tf32. With "cuda", which needs numba-cuda here, weights,
-        the first window and a copy of the second lie in GPU memory, and hidden activations are not included.
+        column-split run. backend: None is "cpu", but "cuda" for tf32. With "cuda", which needs numba-cuda here,
+        weights, the first window and a copy of the second lie in GPU memory, and hidden activations are not included.
         Raises InputError for a layer that cannot be made, EnvironmentProblem without numba-cuda.
         """
         world = whole("world", world)

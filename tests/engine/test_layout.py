@@ -369,13 +369,8 @@ def stated_bytes(
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8, 64])
 def test_memory_is_the_stated_formula(world):
-    for cfg in (
-        BIG,
-        replace(BIG, hidden=7, max_tokens=1),
-        replace(BIG, hidden=100, dtype="bfloat16"),
-        replace(BIG, top_k=8),
-        replace(BIG, experts=300),
-    ):
+    half = replace(BIG, hidden=100, dtype="bfloat16")
+    for cfg in (BIG, replace(BIG, hidden=7, max_tokens=1), half, replace(BIG, top_k=8), replace(BIG, experts=300)):
         for placement in (None, [0] * cfg.experts, [e % world for e in range(cfg.experts)]):
             for ranks_per_node in (None, 1, 2, 5, world):
                 stated = stated_bytes(cfg, world, placement, ranks_per_node)

@@ -37,7 +37,7 @@ def test_the_best_isa_is_chosen_unless_one_is_named():
     assert isa.choose(has, None, "") == isa.choose(has, "", "") == "amx"
     assert isa.choose(has, None, "no permission") == "avx512"
     assert isa.choose(has, "avx2", "") == "avx2"
-    with pytest.raises(EnvironmentProblem, match="ARISTOS_ISA must be one of avx2, generic .*, got 'avx512'"):
+    with pytest.raises(EnvironmentProblem, match=r"ARISTOS_ISA must be one of avx2, generic .*, got 'avx512'"):
         isa.choose(isa.available("znver3", zen3), "avx512", "")
     with pytest.raises(EnvironmentProblem, match=r"got 'amx' \(no permission\)"):
         isa.choose(has, "amx", "no permission")
