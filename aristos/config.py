@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -12,8 +13,9 @@ from .errors import InputError
 
 
 class ActivationRule(NamedTuple):
-    """code: the activation's number in kernels. gate_only: whether the layer must be gated. shift: what is added to the
-    product that the gate multiplies."""
+    """code: the activation's number in kernels. gate_only: whether the layer must be gated. shift: a number added to
+    the product that the gate multiplies.
+    """
 
     code: int
     gate_only: bool = False
@@ -29,27 +31,52 @@ ACTIVATIONS: dict[str, ActivationRule] = {
     "swiglu_oai": ActivationRule(4, gate_only=True, shift=1.0),
 }
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "swiglu_oai"]
-SCORES: dict[str, int] = {"softmax": 0, "softmax_topk": 1}  # by name, a router score's number in kernels
+# by name, a router score's number in kernels; kernels/common and reference.py have a function for each name
+SCORES: dict[str, int] = {"softmax": 0, "softmax_topk": 1}
+Score = Literal["softmax", "softmax_topk"]
 DTYPES: tuple[str, ...] = ("float32", "tf32", "bfloat16", "float16")
 NARROW = ("bfloat16", "float16")  # dtypes of two bytes
 BACKENDS: tuple[str, ...] = ("cpu", "cuda")
 MOST_THREADS = 4096  # of a rank
+LARGEST = (1 << 40) - 1  # of a size: its products fit 64 bits
 OVERDUE = 10  # a peer in user code is waited for this many times the timeout
 
 
-def _positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 40:
-        raise InputError(f"{name} must be a positive int, got {value!r}")
+def whole(name: str, value: object, most: int = LARGEST, wanted: str = "a positive int below 2**40") -> int:
+    """`value` as an int; raises InputError unless it is an integer of Python or NumPy in 1..most. wanted: its text."""
+    number = int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool) else 0
+    if not 1 <= number <= most:
+        raise InputError(f"{name} must be {wanted}, got {value!r}")
+    return number
 
 
-def _boolean(name: str, value: object) -> None:
-    if not isinstance(value, bool):
+def real(value: object) -> float:
+    """`value`, a number of Python or NumPy, as a float; NaN for anything else, infinity for one that is too large."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def boolean(name: str, value: object) -> bool:
+    """`value` as a bool; raises InputError unless it is a boolean of Python or NumPy."""
+    if not isinstance(value, bool | np.bool_):
         raise InputError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
 
 
-def _one_of(name: str, value: object, choices: Iterable[str]) -> None:
+def _one_of(name: str, value: object, choices: Iterable[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    return str(value)
+
+
+def _normalize(options: object, **values: object) -> None:
+    """Set fields of a frozen dataclass: equal options have equal text, which ranks compare."""
+    for name, value in values.items():
+        object.__setattr__(options, name, value)
 
 
 def checked_limit(activation: str, gated: bool, limit: object) -> float | None:
@@ -58,14 +85,12 @@ def checked_limit(activation: str, gated: bool, limit: object) -> float | None:
         raise InputError(f"activation={activation!r} requires gated=True, got gated=False")
     if limit is None:
         return None
-    ok = isinstance(limit, int | float | np.floating | np.integer) and not isinstance(limit, bool)
-    if ok and isinstance(limit, np.generic):
-        limit = float(limit)  # first: as a float16, the bound 3.4e38 below would overflow
-    if not ok or not 1e-37 < limit < 3.4e38:  # type: ignore[operator]
+    number = real(limit)
+    if not 1e-37 < number < 3.4e38:
         raise InputError(f"limit must be None or a positive number within the range of float32, got {limit!r}")
     if not gated:
         raise InputError(f"limit requires gated=True, got limit={limit!r} with gated=False")
-    return float(limit)  # type: ignore[arg-type]
+    return number
 
 
 @dataclass(frozen=True)
@@ -79,17 +104,20 @@ class Router:
     Of equal scores, the lowest expert id wins. Raises InputError.
     """
 
-    score: Literal["softmax", "softmax_topk"] = "softmax"
+    score: Score = "softmax"
     renormalize: bool = True
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        _one_of("score", self.score, SCORES)
-        _boolean("renormalize", self.renormalize)
-        ok = isinstance(self.scale, int | float) and not isinstance(self.scale, bool)
-        if not ok or not abs(self.scale) < 3.4e38:
-            raise InputError(f"scale must be a finite number, got {self.scale!r}")
-        object.__setattr__(self, "scale", float(self.scale))  # equal configurations look equal
+        scale = real(self.scale)
+        if not abs(scale) < 3.4e38:
+            raise InputError(f"scale must be a finite number within the range of float32, got {self.scale!r}")
+        _normalize(
+            self,
+            score=_one_of("score", self.score, SCORES),
+            renormalize=boolean("renormalize", self.renormalize),
+            scale=scale,
+        )
 
 
 @dataclass(frozen=True)
@@ -119,17 +147,16 @@ class MoEConfig:
     router: Router = field(default_factory=Router)
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "ffn", "experts", "top_k", "max_tokens"):
-            if isinstance(getattr(self, name), np.integer):
-                object.__setattr__(self, name, int(getattr(self, name)))
-            _positive(name, getattr(self, name))
-        _one_of("activation", self.activation, ACTIVATIONS)
-        _one_of("dtype", self.dtype, DTYPES)
-        _boolean("gated", self.gated)
-        _boolean("bias", self.bias)
-        object.__setattr__(self, "limit", checked_limit(self.activation, self.gated, self.limit))
-        object.__setattr__(self, "activation", str(self.activation))
-        object.__setattr__(self, "dtype", str(self.dtype))
+        sizes = {name: whole(name, getattr(self, name)) for name in ("hidden", "ffn", "experts", "top_k", "max_tokens")}
+        _normalize(
+            self,
+            **sizes,
+            activation=_one_of("activation", self.activation, ACTIVATIONS),
+            gated=boolean("gated", self.gated),
+            bias=boolean("bias", self.bias),
+            dtype=_one_of("dtype", self.dtype, DTYPES),
+        )
+        _normalize(self, limit=checked_limit(self.activation, self.gated, self.limit))
         if not isinstance(self.router, Router):
             raise InputError(f"router must be an aristos.Router, got {self.router!r}")
         if self.top_k > self.experts:

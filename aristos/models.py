@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .config import Activation, MoEConfig, Router
+from .config import Activation, MoEConfig, Router, whole
+from .errors import InputError
 
 DEFAULT = "olmoe-1b-7b"
 ATTENTION = 4  # times hidden^2 parameters of a layer's attention: four square matrices
@@ -188,22 +189,26 @@ def shape(
     """The preset `name` for `world` ranks, with the user's numbers where given.
 
     Every rank gets at least one expert: the preset's number of experts is raised to `world`, a number given here is
-    kept. Raises InputError for a combination that MoEConfig refuses.
+    kept. Raises InputError for a name that is no preset, and for numbers that MoEConfig refuses.
     """
+    if name not in PRESETS:
+        raise InputError(f"name must be one of {', '.join(PRESETS)}, got {name!r}")
     preset = PRESETS[name]
-    divisor = preset.scale if scale is None else scale
+    divisor = preset.scale if scale is None else whole("scale", scale)
     width = {"hidden": max(1, preset.hidden // divisor), "ffn": max(1, preset.ffn // divisor)}
     label = name if divisor == 1 else f"{name}/{divisor}"
     given = {"hidden": hidden, "ffn": ffn, "experts": experts, "top_k": top_k, "activation": activation}
     own = {**vars(preset), **width}
     changed = [key for key, value in given.items() if value is not None and value != own[key]]
     counts = preset.tokens if tokens is None else tokens
+    if not counts:
+        raise InputError(f"tokens must have an entry for each call to measure, got {counts!r}")
     cfg = MoEConfig(
-        hidden=hidden or width["hidden"],
-        ffn=ffn or width["ffn"],
-        experts=experts or max(preset.experts, world),
-        top_k=top_k or preset.top_k,
-        activation=activation or preset.activation,
+        hidden=width["hidden"] if hidden is None else hidden,
+        ffn=width["ffn"] if ffn is None else ffn,
+        experts=max(preset.experts, world) if experts is None else experts,
+        top_k=preset.top_k if top_k is None else top_k,
+        activation=preset.activation if activation is None else activation,
         gated=preset.gated,
         limit=preset.limit,
         bias=preset.bias,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .config import whole
 from .errors import InputError
 
 
@@ -14,8 +15,8 @@ class Placement:
     """A map expert -> ranks. Slots number the copies of experts by (rank, id): one rank's slots are contiguous.
 
     ranks: E entries, each a rank or a sequence of different ranks that hold copies; None spreads the experts
-    contiguously, one more on each of the first ranks if they do not divide. Of several copies, each source rank uses
-    number (source rank mod copies). Raises InputError.
+    contiguously, one more on each of the first ranks if they do not divide. experts: E. world: W, ranks of the group.
+    Of several copies, each source rank uses number (source rank mod copies). Raises InputError.
 
     Attributes: ranks: [E] the first rank of each expert. copies: all ranks of each expert. held: the number of experts
     of each rank. slots: their sum. start: [W + 1] the first slot of each rank, then slots. slot_of: [E] the slot of
@@ -23,11 +24,12 @@ class Placement:
     """
 
     def __init__(self, ranks: Sequence[Any] | np.ndarray | None, experts: int, world: int) -> None:
+        experts, world = whole("experts", experts), whole("world", world)
         if ranks is None:
             held = np.array([len(part) for part in np.array_split(np.arange(experts), world)])
             self.ranks = np.repeat(np.arange(world), held)
             copies = [[int(rank)] for rank in self.ranks]
-        elif isinstance(ranks, list | tuple) and any(isinstance(each, list | tuple) for each in ranks):
+        elif _is_sequence(ranks) and any(_is_sequence(each) for each in ranks):
             copies = self._checked_copies(ranks, experts, world)
             self.ranks = np.array([each[0] for each in copies], np.int64)
         else:
@@ -66,14 +68,15 @@ class Placement:
         return array.astype(np.int64)
 
     @staticmethod
-    def _checked_copies(ranks: Sequence[Any], experts: int, world: int) -> list[list[int]]:
+    def _checked_copies(ranks: Sequence[Any] | np.ndarray, experts: int, world: int) -> list[list[int]]:
         if len(ranks) != experts:
             raise InputError(f"placement must have {experts} entries, one for each expert, got {len(ranks)}")
         copies = []
         for expert, each in enumerate(ranks):
-            several = list(each) if isinstance(each, list | tuple) else [each]
-            whole = all(isinstance(rank, int | np.integer) and not isinstance(rank, bool) for rank in several)
-            if not several or not whole or not all(0 <= rank < world for rank in several):
+            one = each[()] if isinstance(each, np.ndarray) and each.ndim == 0 else each
+            several = list(one) if _is_sequence(one) else [one]
+            integers = all(isinstance(rank, int | np.integer) and not isinstance(rank, bool) for rank in several)
+            if not several or not integers or not all(0 <= rank < world for rank in several):
                 raise InputError(f"placement[{expert}] must be a rank in 0..{world - 1} or several, got {each!r}")
             if len(set(several)) < len(several):
                 raise InputError(f"placement[{expert}] names a rank twice: {each!r}")
@@ -86,10 +89,17 @@ class Placement:
         return self._slot[self._first[:-1] + number]
 
     def mine(self, rank: int) -> list[int]:
-        """Ids of the experts that `rank` holds, in slot order."""
+        """Ids of the experts that `rank` holds, in slot order. Raises InputError for a rank outside 0..W-1."""
+        world = len(self.held)
+        if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or not 0 <= rank < world:
+            raise InputError(f"rank must be an int in 0..{world - 1}, got {rank!r}")
         return [int(e) for e in self._expert[self.start[rank] : self.start[rank + 1]]]
 
     def __str__(self) -> str:
         if self.slots == len(self.ranks):
             return str(self.ranks.tolist())
         return str(self.copies)
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)

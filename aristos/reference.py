@@ -71,6 +71,22 @@ def softmax(scores: Floats) -> Floats:
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
+def softmax_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
+    """Of the experts `ids`, the softmax over all; scores [S, E], ids [S, k] -> [S, k]."""
+    weights = np.take_along_axis(softmax(scores), ids, axis=1)
+    return weights / weights.sum(axis=1, keepdims=True) if renormalize else weights
+
+
+def softmax_topk_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
+    """The softmax over the experts `ids` alone; its sum is one in any case."""
+    return softmax(np.take_along_axis(scores, ids, axis=1))
+
+
+SCORES: dict[str, Callable[[Floats, Ints, bool], Floats]] = {
+    name: globals()[f"{name}_weights"] for name in config.SCORES
+}
+
+
 def route(cfg: MoEConfig, x: ArrayLike, router: ArrayLike) -> tuple[Ints, Floats]:
     """x: [S, H], router: [H, E] -> ids [S, k] int64, best first, and combine weights [S, k] float64.
 
@@ -82,15 +98,7 @@ def route(cfg: MoEConfig, x: ArrayLike, router: ArrayLike) -> tuple[Ints, Floats
         token = int(np.argmin(np.isfinite(scores).all(axis=1)))
         raise InputError(f"router scores must be finite, got {scores[token].tolist()} for token {token}")
     ids = np.argsort(-scores, axis=1, kind="stable")[:, : cfg.top_k].astype(np.int64)
-    if cfg.router.score == "softmax_topk":
-        weights = softmax(np.take_along_axis(scores, ids, axis=1))
-    elif cfg.router.score == "softmax":
-        weights = np.take_along_axis(softmax(scores), ids, axis=1)
-        if cfg.router.renormalize:
-            weights = weights / weights.sum(axis=1, keepdims=True)
-    else:
-        raise NotImplementedError(f"the reference has no case for score {cfg.router.score!r}")
-    return ids, weights * cfg.router.scale
+    return ids, SCORES[cfg.router.score](scores, ids, cfg.router.renormalize) * cfg.router.scale
 
 
 def expert(
@@ -105,8 +113,10 @@ def expert(
     gate_bias: ArrayLike | None = None,
     down_bias: ArrayLike | None = None,
 ) -> Floats:
-    """x: [M, H] -> f_e(x) [M, H] float64. Weights as `moe` takes them; a bias of None is zero."""
+    """x: [M, H] -> f_e(x) [M, H] float64. Weights as `moe` takes them; a bias of None is zero. e: in 0..E-1."""
     H, F, E = cfg.hidden, cfg.ffn, cfg.experts
+    if not 0 <= e < E:
+        raise InputError(f"e must be in 0..{E - 1}, got {e!r}")
     rows = _floats("x", x, (None, H))
     h = rows @ _floats("up", up, (E, H, F))[e] + _bias("up_bias", up_bias, (E, F))[e]
     if cfg.gated:
@@ -142,15 +152,20 @@ def moe(
     routes. Raises InputError for a shape that does not fit, an id out of range, or no routing at all.
     """
     xs = np.asarray(x, dtype=np.float64)
-    rows = xs.reshape(-1, cfg.hidden)
+    if xs.shape[-1:] != (cfg.hidden,):
+        raise InputError(f"x must have shape [..., {cfg.hidden}], got {list(xs.shape)}")
+    lead, rows = xs.shape[:-1], xs.reshape(-1, cfg.hidden)
     if ids is None and weights is None and router is not None:
-        ids, weights = route(cfg, rows, router)
+        ids, weights = (chosen.reshape(*lead, cfg.top_k) for chosen in route(cfg, rows, router))
     if ids is None or weights is None:
         raise InputError("give router, or ids and weights together")
-    choices = np.asarray(ids)
+    choices, w = np.asarray(ids), np.asarray(weights, dtype=np.float64)
+    if choices.ndim == 0 or choices.shape[:-1] != lead or (choices.size and choices.dtype.kind not in "iu"):
+        raise InputError(f"ids must be integers of shape {[*lead, 'n']}, got {choices.dtype} {list(choices.shape)}")
+    if w.shape != choices.shape:
+        raise InputError(f"weights must have the shape of ids {list(choices.shape)}, got {list(w.shape)}")
     n = choices.shape[-1]
-    choices = choices.reshape(len(rows), n)
-    w = np.asarray(weights, dtype=np.float64).reshape(len(rows), n)
+    choices, w = choices.reshape(len(rows), n), w.reshape(len(rows), n)
     if choices.size and (choices.min() < -1 or choices.max() >= cfg.experts):
         raise InputError(f"ids must lie in -1..{cfg.experts - 1}, got {choices.min()}..{choices.max()}")
     tensors: dict[str, Any] = {"up": up, "down": down, "gate": gate}

@@ -1,6 +1,6 @@
 """Draw docs/rooms.svg and docs/call.svg from the imports of the package: `python docs/draw.py` (`--check` compares).
 
-Needs no package but Python. tests/package/test_rooms.py holds the code to ORDER and the pictures to the code.
+Needs no package but Python. tests/package/test_rooms.py compares the code with FLOORS, and the pictures with the code.
 """
 
 from __future__ import annotations

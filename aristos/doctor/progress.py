@@ -74,7 +74,7 @@ def _between(ranks: Ranks, comm: Any) -> tuple[float, float]:
     from ..primitives.compile import warm_up
     from ..transport.rma import RmaWindow
 
-    warm_up([(wire.pace, (int64,)), (wire.put, (int64,) * 5), (wire.flush, (int64,) * 2)], quiet=True)
+    warm_up([(wire.run_progress_thread, (int64,)), (wire.put, (int64,) * 5), (wire.flush, (int64,) * 2)], quiet=True)
     with ranks.bounded("a window (MPI_Win_allocate)"):
         window = RmaWindow(comm, BYTES)
     found = []

@@ -112,13 +112,13 @@ JOB_SCALARS: list[Word] = [
     *_words(
         OBJECT,
         """
-        SCORE | | which score, see kernels/cpu/tokens.py | cpu
+        SCORE | | which score, see `SCORES` of config.py | cpu
         RENORMALIZE | flag | the k weights of a token are divided by their sum | cpu
         SCALE | float32 bits | factor of the weights | cpu
         ACTIVATION | | which activation, and its limit
         """,
     ),
-    *_words(CALL, "MODE | mode | layer, or the phase of an exchange\nEVENTS_MAX | events | kept a worker | cpu"),
+    *_words(CALL, "MODE | mode | layer, or the phase of an exchange\nEVENTS_MAX | events | most of a worker | cpu"),
     *_words(
         ENGINE,
         """
@@ -135,7 +135,7 @@ JOB_SCALARS: list[Word] = [
         """
         TILE | rows | most rows of a tile
         BATCH | rows | most rows of a run
-        RUN_ROWS | rows | of a run that is not cut further
+        RUN_ROWS | rows | more rows of an expert are cut into several runs
         MERGE_ROWS | rows | a run with fewer waits for announced rows
         """,
     ),
@@ -154,10 +154,10 @@ JOB_SCALARS: list[Word] = [
         TILE,
         """
         RUNS | runs | column-split runs at once
-        SHARED_ROWS | rows | most rows of a column-split run
+        SPLIT_ROWS | rows | most rows of a column-split run
         UP_SHARES | shares | of the first phase of a column-split run
         DOWN_SHARES | shares | of its second phase
-        ALL_SHARED | flag | every run is column-split, not only those with few rows
+        ALL_SPLIT | flag | every run is column-split, not only those with few rows
         """,
     ),
     *_words(
@@ -166,7 +166,7 @@ JOB_SCALARS: list[Word] = [
         X | address | rows of the tokens
         X_STRIDE | bytes | between them
         Y | address | rows of the output
-        IDS | address | [tokens, k] int64 experts chosen, -1: none
+        IDS | address | [tokens, k] int64 experts chosen, -1: a choice not taken
         WEIGHTS | address | [tokens, k] float32
         """,
     ),
@@ -246,12 +246,7 @@ STATE_WORDS = [
     Word("NEXT_DEST", "owner that the next tile goes to, if it can", "rank", LOCK),
     Word("NEXT_EXPERT", "held expert that is looked at first", "expert", LOCK),
     Word("PROGRESS", "commands published, as long as the engine lives", "commands", LOCK),
-    Word(
-        "FAILED",
-        "0, or the cause of the failure; on CPUs 1 + the rank that reported it",
-        "cause",
-        "a worker that fails",
-    ),
+    Word("FAILED", "0, or the cause of the failure", "cause", "a worker that fails"),
     Word("IDLE_SWEEPS", "decisions in a row that found nothing", "polls", LOCK),
     Word("HEARTBEAT", "when the last heartbeat was sent", "ns", "worker 0"),
     Word("UNSENT", "rows for peers that are not sent", "rows", LOCK),
@@ -266,14 +261,14 @@ STATE_WORDS = [
     Word(
         "WAIT_SINCE", "when the awaited rank last made progress, see timeout_check.py", "ns", "worker 0", substrate=CUDA
     ),
-    Word("WAIT_DONE", "this rank's PROGRESS then", "commands", "worker 0", substrate=CUDA),
+    Word("WAIT_OWN_PROGRESS", "this rank's PROGRESS then", "commands", "worker 0", substrate=CUDA),
     Word("WAIT_PEER", "the awaited rank", "rank", "worker 0", substrate=CUDA),
-    Word("WAIT_EPOCH", "its epoch then", "call", "worker 0", substrate=CUDA),
-    Word("WAIT_PHASE", "its progress then", "commands", "worker 0", substrate=CUDA),
+    Word("WAIT_EPOCH", "the AT_EPOCH that it had published then", "call", "worker 0", substrate=CUDA),
+    Word("WAIT_PROGRESS", "the AT_PROGRESS that it had published then", "commands", "worker 0", substrate=CUDA),
 ]
 
 TOKEN_BLOCK = 32  # tokens that one route or combine command takes
-BACK_MOST = 16  # most pieces of own rows in a command: its end adds one, a decision as many as there is space for
+BACK_MOST = 16  # most pieces of own rows in a command: a decision adds as many as fit, the command's end adds one
 LISTS = 3  # lists of BATCH addresses in a command: rows, outputs, hidden activations of a column-split run
 SIZE_CLASSES = 10  # of puts: 256 bytes, 1 KiB, 4 KiB ...
 
@@ -332,7 +327,7 @@ TABLES = [
     Table("open_bytes", PEER, "bytes of the open batch", "bytes", WIRE),
     Table("returned", PEER, "tiles returned to a source", "tiles"),
     Table("kept", ("world", "records", "kept_words"), "tile records as their owner keeps them"),
-    Table("count", SLOT, "pairs of each slot, then where the next one goes", "rows", PACK),
+    Table("count", SLOT, "pairs of each slot; while they are sorted, where its next pair goes", "rows", PACK),
     Table("slot_from", SLOT, "first packed row of a remote slot that is not sent", "packed row"),
     Table("slot_to", SLOT, "end of its packed rows in the claimed block", "packed row"),
     Table("slot_pair", SLOT, "number of its first pair in the block", "pair"),
@@ -370,9 +365,9 @@ TABLES = [
 # ---- the words that a rank writes for a peer, on one line
 
 LINE_WORDS = [
-    Word("POISON", "0, or the failure: epoch, origin, cause; see `steps.poison`", "", "the source"),
-    Word("AT_EPOCH", "epoch the rank is in, for its peers' timeouts", "call", "the source"),
-    Word("AT_PHASE", "its progress there; -1: outside a call", "commands", "the source"),
+    Word("POISON", "0, or the failure: epoch, origin, cause; see poison.py", "", "the source"),
+    Word("AT_EPOCH", "epoch that the rank is in, for its peers' timeouts", "call", "the source"),
+    Word("AT_PROGRESS", "its PROGRESS there; -1: outside a call", "commands", "the source"),
     Word("ANNOUNCED", "last epoch announced", "call", "the source"),
     Word("TAIL", "tiles put into the peer's ring", "tiles", "the source"),
     Word("CREDIT", "rows freed of what the peer put here", "rows", "the source"),
@@ -456,6 +451,12 @@ RECORDS = [
         ("count", "puts", "puts"), ("bytes", "bytes", "bytes"), ("time", "nanoseconds", "ns"))),
 ]  # fmt: skip
 
+
+def record(name: str) -> Record:
+    """A record by name."""
+    return next(r for r in RECORDS if r.name == name)
+
+
 # ---- a region: what one rank, its only writer, writes for a peer. See layout.py
 
 
@@ -480,21 +481,6 @@ REGION = [
 ]
 
 
-def region_sizes(ring_rows: int, stride: int, max_held: int) -> dict[str, int]:
-    """The numbers that `entries` and `entry` (bytes) of the parts of a region stand for."""
-    return {
-        "line words": len(LINE_WORDS),
-        "2": 2,
-        "records": ring_rows + 1,
-        "ring rows": ring_rows,
-        "8 bytes": 8,
-        "announcement": 8 * (ANNOUNCE_WORDS + max_held),
-        "record": 8 * record("record").words,
-        "returned": 8 * record("returned").words,
-        "stride": stride,
-    }
-
-
 # ---- counters of a worker: nanoseconds, then {count, bytes, nanoseconds} of its puts by size class
 
 COUNTERS = [
@@ -508,9 +494,10 @@ COUNTERS = [
     Word("N_WIRE", "at the wire", "ns", OWN),
     Word("N_LOCAL_PUTS", "puts in shared memory, by size class", "", OWN),
 ]
-COUNTER_WORDS = 72
+N_REMOTE_PUTS = len(COUNTERS) - 1 + record("puts").words * SIZE_CLASSES  # puts by MPI follow, by size class
+COUNTER_WORDS = -(-(N_REMOTE_PUTS + record("puts").words * SIZE_CLASSES) // 8) * 8  # whole lines
 
-# ---- indices that are no field of a record and no entry of a table of one kind
+# ---- indices that neither the fields of a record nor the shape of a table give
 
 
 @dataclass(frozen=True)
@@ -551,11 +538,6 @@ INDICES = [
           "Address of event n of a worker."),
     Index("coded_word", "a, word", "a + 8 * CODED_WORDS * word", "Address of a coded word, from that of the first."),
 ]  # fmt: skip
-
-
-def record(name: str) -> Record:
-    """A record by name."""
-    return next(r for r in RECORDS if r.name == name)
 
 
 def job_words() -> list[Word]:

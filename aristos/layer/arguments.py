@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import MOST_THREADS
+from ..config import LARGEST, MOST_THREADS, real, whole
 from ..errors import AristosError, InputError
 from ..primitives.arrays import view
 
@@ -20,15 +20,12 @@ def refusal(error: Exception) -> AristosError:
 
 def check_common(threads: Any, timeout: Any, ranks_per_node: Any = None) -> None:
     """Raise InputError for a value that `threads`, `timeout` or `ranks_per_node` cannot have."""
-    if threads is not None and (
-        not isinstance(threads, int) or isinstance(threads, bool) or not 0 < threads <= MOST_THREADS
-    ):
-        raise InputError(f"threads must be None or an int in 1..{MOST_THREADS}, got {threads!r}")
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < 1e9:
-        raise InputError(f"timeout must be a positive number of seconds, got {timeout!r}")
-    whole = isinstance(ranks_per_node, int) and not isinstance(ranks_per_node, bool)
-    if ranks_per_node is not None and (not whole or ranks_per_node < 1):
-        raise InputError(f"ranks_per_node must be None or a positive int, got {ranks_per_node!r}")
+    if threads is not None:
+        whole("threads", threads, MOST_THREADS, f"None or an int in 1..{MOST_THREADS}")
+    if not 0 < real(timeout) < 1e9:
+        raise InputError(f"timeout must be a positive number of seconds below 1e9, got {timeout!r}")
+    if ranks_per_node is not None:
+        whole("ranks_per_node", ranks_per_node, LARGEST, "None or a positive int")
 
 
 def usable_timeout(timeout: Any) -> float:
@@ -42,7 +39,11 @@ def usable_timeout(timeout: Any) -> float:
 
 def usable_nodes(ranks_per_node: Any) -> int | None:
     """`ranks_per_node`, or None if it is invalid, for the same reason."""
-    return ranks_per_node if isinstance(ranks_per_node, int) and ranks_per_node > 0 else None
+    try:
+        check_common(None, DEFAULT_TIMEOUT, ranks_per_node)
+    except InputError:
+        return None
+    return None if ranks_per_node is None else int(ranks_per_node)
 
 
 def check_comm(comm: Any) -> None:
@@ -66,22 +67,36 @@ def routed_outside(ids: Any, weights: Any, layer: int, has_router: bool) -> bool
 
 
 def routing_arrays(ids: Any, shape: tuple[int, ...], copy: bool = False) -> np.ndarray:
-    """ids as contiguous int64 of exactly this shape, or InputError."""
+    """ids as contiguous int64 of exactly this shape, or InputError. copy: always a copy."""
     chosen = view("ids", ids)
     if chosen.shape != shape or chosen.dtype.kind not in "iu":
         raise InputError(f"ids must be integers of shape {list(shape)}, got {chosen.dtype} {list(chosen.shape)}")
     if chosen.dtype == np.uint64 and chosen.size and chosen.max() > np.iinfo(np.int64).max:
         raise InputError(f"ids must be expert numbers or -1, got {chosen.max()}")
-    return np.array(chosen, np.int64, order="C", copy=copy or None)
+    return _in_order(chosen, np.int64, copy)
 
 
 def weight_arrays(weights: Any, shape: tuple[int, ...], copy: bool = False) -> np.ndarray:
-    """weights as contiguous float32 of exactly this shape, or InputError."""
+    """weights as contiguous float32 of exactly this shape, or InputError. copy: always a copy."""
     scale = view("weights", weights)
     if scale.shape != shape or scale.dtype.kind != "f":
         raise InputError(f"weights must be floats of shape {list(shape)}, got {scale.dtype} {list(scale.shape)}")
     with np.errstate(over="ignore"):  # a value too large for float32 becomes infinite, which is refused later
-        return np.array(scale, np.float32, order="C", copy=copy or None)
+        return _in_order(scale, np.float32, copy)
+
+
+def _in_order(array: np.ndarray, dtype: Any, copy: bool) -> np.ndarray:
+    """`array` as a contiguous, aligned array of a dtype, copied only if necessary or requested."""
+    return np.array(array, dtype, order="C", copy=True if copy or not array.flags.aligned else None)
+
+
+def not_finite(weights: np.ndarray, taken: np.ndarray) -> str | None:
+    """Which token has a weight of a choice taken that is NaN or infinite; None if none. Both: [S, k]."""
+    bad = (~np.isfinite(weights) & taken).any(1)
+    if not bad.any():
+        return None
+    token = int(np.argmax(bad))
+    return f"weights must be finite, got {weights[token].tolist()} at token {token}"
 
 
 def explain_ids(ids: np.ndarray, experts: int) -> str:

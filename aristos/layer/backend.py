@@ -56,7 +56,7 @@ class Backend(ABC):
 
     @abstractmethod
     def load(self, layer: int, given: CheckedWeights) -> None:
-        """Pack the weights of a layer, in place of those it had."""
+        """Pack the weights of a layer; they replace those that it had."""
 
     # ------------------------------------------------------------ calls: new_call, take or refuse, run, result
 
@@ -110,5 +110,5 @@ class Backend(ABC):
 
 def check_layer(layer: Any, layers: int) -> None:
     """Raise InputError unless `layer` is one of 0..layers-1."""
-    if not isinstance(layer, int | np.integer) or not 0 <= layer < layers:
+    if isinstance(layer, bool) or not isinstance(layer, int | np.integer) or not 0 <= layer < layers:
         raise InputError(f"layer must be an int in 0..{layers - 1}, got {layer!r}")

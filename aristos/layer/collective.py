@@ -34,14 +34,14 @@ def shape_of(
 ) -> Shape:
     """The engine's capacity that a layer or an exchange needs."""
     stride = lines(2 * hidden) if dtype in NARROW else row_stride(hidden)
-    most_local = max(placement.held)
-    most = max_tokens * min(top_k, max(1, most_local))
+    most_held = max(placement.held)
+    most = max_tokens * min(top_k, max(1, most_held))
     return Shape(
         world=world,
         ring_rows=max(ring_rows(world, stride, most), min(top_k, most)) if world > 1 else 1,
         stride=stride,
         return_rows=max_tokens * top_k,
-        max_local=max(1, most_local),
+        max_held=max(1, most_held),
         top_k=top_k,
         experts=placement.slots,
         max_tokens=max_tokens,
@@ -117,7 +117,7 @@ class Membership:
                         f"ranks are configured differently: rank 0 has {reported[0][1]}; rank {rank} has {theirs}"
                     )
             assert placement is not None
-            workers = threads or needs.workers or runtime.cores
+            workers = int(threads or needs.workers or runtime.cores)
             capacity = shape_of(self.world, placement, **shape)
             runtime.require(capacity, needs.scratch_bytes + LINE, needs.shared_bytes, workers)
         except BaseException:

@@ -19,7 +19,7 @@ from ..primitives import arrays
 from ..primitives.buffers import FLOAT, aligned
 from ..substrate.cpu.runtime import BATCH, CpuRuntime
 from ..substrate.runtime import Runtime
-from .arguments import explain_ids, routed_outside, routing_arrays, weight_arrays
+from .arguments import explain_ids, not_finite, routed_outside, routing_arrays, weight_arrays
 from .backend import Backend, Event, Settings
 from .bulk import Bulk
 from .collective import Membership, Needs
@@ -191,9 +191,7 @@ class CpuBackend(Backend):
             return explain_ids(call.ids.reshape(-1, self.cfg.top_k), self.cfg.experts)
         if call.weights is not None and call.ids is not None:
             given = call.weights.reshape(-1, self.cfg.top_k)
-            taken = call.ids.reshape(given.shape) >= 0
-            bad = int(np.flatnonzero((~np.isfinite(given) & taken).any(1))[0])
-            return f"weights must be finite, got {given[bad].tolist()} at token {bad}"
+            return not_finite(given, call.ids.reshape(given.shape) >= 0) or "weights must be finite"
         return "router scores must be finite, got NaN or infinity: look for it in x and in the router's weights"
 
     # ------------------------------------------------------------ events

@@ -96,7 +96,7 @@ class CudaBackend(Backend):
         assert isinstance(runtime, CudaRuntime)
         blocks = _blocks(cfg, runtime)
         tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.arch)
-        runs = [persistent.shared_runs(tile, cfg.hidden, cfg.ffn, cfg.gated, blocks[tile.m]) for tile in tiles]
+        runs = [persistent.column_split_runs(tile, cfg.hidden, cfg.ffn, cfg.gated, blocks[tile.m]) for tile in tiles]
         shared = max(run["runs"] * run["run_step"] for run in runs)
         return Needs(shared_bytes=shared, workers=max(blocks.values()))
 
@@ -222,6 +222,8 @@ class CudaBackend(Backend):
         call.routed, shape = True, (*lead, k)
         found = [device_arrays.on_device(name, value) for name, value in (("ids", ids), ("weights", weights))]
         if found[0] is not None and found[1] is not None:
+            self._check_device("ids", found[0])
+            self._check_device("weights", found[1])
             if call.waits:  # x is a host array: use the stream of ids
                 call.stream = current_stream(found[0])
             call.ids = device_arrays.whole("ids", found[0], shape, "int64")

@@ -37,8 +37,7 @@ class DeviceRows:
     @property
     def end(self) -> int:
         """The address after its last byte."""
-        size = np.dtype(self.dtype).itemsize if self.dtype != "bfloat16" else 2
-        return self.address + size + sum((n - 1) * step for n, step in zip(self.shape, self.strides))
+        return self.address + _size(self.dtype) + sum((n - 1) * step for n, step in zip(self.shape, self.strides))
 
 
 def on_device(name: str, value: Any) -> DeviceRows | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..config import whole
 from ..engine import codes, schema, words
 from ..engine import exchange as step
 from ..errors import AristosError, InputError, OpenCallError
@@ -16,7 +17,7 @@ from ..primitives import arrays
 from ..primitives.buffers import FLOAT, aligned
 from ..primitives.compile import warm_up
 from ..substrate.cpu.runtime import BATCH, CpuRuntime
-from .arguments import check_common, explain_ids, refusal, routing_arrays, usable_timeout, weight_arrays
+from .arguments import check_common, explain_ids, not_finite, refusal, routing_arrays, usable_timeout, weight_arrays
 from .collective import Collective, Membership, Needs
 
 
@@ -57,11 +58,13 @@ class Exchange(Collective):
         super().__init__(Membership(comm, usable_timeout(timeout), ranks_per_node))
         problem: Exception | None = None
         alike, places = "", None
-        shape = {"hidden": hidden, "experts": experts, "top_k": top_k, "max_tokens": max_tokens}
+        shape: dict[str, int] = {}
         try:
-            for name, value in shape.items():
-                if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                    raise InputError(f"{name} must be a positive int, got {value!r}")
+            given = {"hidden": hidden, "experts": experts, "top_k": top_k, "max_tokens": max_tokens}
+            shape = {name: whole(name, value) for name, value in given.items()}
+            hidden, experts, top_k, max_tokens = shape.values()
+            if top_k > experts:
+                raise InputError(f"top_k must be at most experts ({experts}), got {top_k}")
             check_common(None, timeout, ranks_per_node)
             places = Placement(placement, experts, self.world)
             alike = f"Exchange {shape}, placement={places}"
@@ -88,6 +91,7 @@ class Exchange(Collective):
         self._open: Handle | None = None
         self._lead: tuple[int, ...] = ()
         self._x = self._ids = np.zeros((0, 0), np.float32)
+        self._taken = np.zeros((0, 0), bool)
         self._compile()
 
     def _alive(self) -> CpuRuntime:
@@ -117,12 +121,12 @@ class Exchange(Collective):
         """
         runtime = self._alive()
         runtime.enter()
-        refusal = self._prepare(x, ids)
+        problem = self._prepare(x, ids)
         with runtime.failing(self._job):
             landed, counts = self._receive(runtime)
         try:
-            if refusal is not None:
-                raise refusal
+            if problem is not None:
+                raise problem
             if runtime.state[words.STATUS] != codes.OK:
                 raise InputError(explain_ids(self._ids.reshape(-1, self.top_k), self.experts))
             if self.world > 1:
@@ -132,6 +136,7 @@ class Exchange(Collective):
             raise
         counts.flags.writeable = False
         experts = tuple(self._member.mine)
+        self._taken = self._ids.reshape(-1, self.top_k) >= 0  # a copy: the caller may change ids from here on
         self._open = Handle(counts[: len(experts)], experts, len(landed), self._lead, runtime.epoch)
         return landed, self._open
 
@@ -176,13 +181,14 @@ class Exchange(Collective):
     def combine(self, out: Any, handle: Handle, weights: Any) -> np.ndarray:
         """Send the rows of `out` back; y[t] = sum over j of weights[t, j] * row (t, j). Collective, ends the call.
 
-        out: [rows, H] float32 in the order of the dispatched rows; weights: [..., k] floats. Returns [..., H]. Raises
-        OpenCallError for a handle that is not the open one.
+        out: [rows, H] float32 in the order of the dispatched rows; weights: [..., k] floats, finite where a choice is
+        taken. Returns [..., H]. Raises InputError, PeerInputError for a refusal of another rank, and OpenCallError for
+        a handle that is not the open one.
         """
         self._alive()
         if self._open is None or handle is not self._open:
             raise OpenCallError("combine needs the handle of the dispatch that is open on this exchange")
-        refusal: Exception | None = None
+        problem: Exception | None = None
         back = y = scale = None
         try:
             back, _ = arrays.rows("out", out, self.hidden, np.dtype(np.float32))
@@ -190,14 +196,14 @@ class Exchange(Collective):
                 raise InputError(f"out must have {handle.rows} rows, as many as dispatch returned, got {len(back)}")
             back = np.ascontiguousarray(back)
             scale = weight_arrays(weights, (*handle.lead, self.top_k))
-            if not np.isfinite(scale).all():
-                raise InputError("weights must be finite, got NaN or infinity")
+            if (wrong := not_finite(scale.reshape(-1, self.top_k), self._taken)) is not None:
+                raise InputError(wrong)
             y = np.empty((*handle.lead, self.hidden), np.float32)
         except Exception as error:
-            refusal = error
-        if refusal is not None:
+            problem = refusal(error)
+        if problem is not None:
             self._return(handle, None, None, None)
-            raise refusal
+            raise problem
         self._return(handle, back, scale, y)
         if self.world > 1:
             self._member.raise_peer_problem(self._job)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..config import BACKENDS, MoEConfig
+from ..config import BACKENDS, MoEConfig, whole
 from ..engine.layout import rank_bytes
 from ..errors import InputError, OpenCallError
 from ..host.nodes import Nodes
 from ..placement import Placement
 from ..substrate.runtime import Runtime
 from . import weights as cpu_weights
-from .arguments import check_comm, check_common, refusal, usable_nodes, usable_timeout
+from .arguments import DEFAULT_TIMEOUT, check_comm, check_common, refusal, usable_nodes, usable_timeout
 from .backend import Backend, Event, Settings, check_layer
 from .collective import Collective, Membership, Needs, shape_of, widths
 from .cpu import CpuBackend
@@ -33,7 +33,7 @@ Schedule = Literal["fused", "bulk"]
 
 def default_backend(threads: Any = None, schedule: Any = "fused") -> str:
     """The backend for backend=None: cuda where CuPy sees a device and no option for CPUs is given, else cpu."""
-    if threads is not None or schedule != "fused":
+    if threads is not None or not isinstance(schedule, str) or schedule != "fused":
         return "cpu"
     if not all(importlib.util.find_spec(name) for name in ("cupy", "numba_cuda")):
         return "cpu"
@@ -56,15 +56,16 @@ class MoE(Collective):
 
     cfg: equal on all ranks. comm: an mpi4py communicator, or None for one process without MPI.
     layers: layers with weights of their own that share windows, workers and threads. schedule: "fused" (one-sided,
-    tile by tile) or "bulk" (count exchange, Alltoallv, experts, Alltoallv: the baseline). threads: workers a rank;
-    default: the cores this rank may use over the ranks that share them. placement: E ranks, one for each expert, or
-    several for one that has copies; default contiguous. plan: an `aristos.planner.Plan` for the communicator, rank i
-    being device i: the layer then lives in this rank's group, `group` is its number, `comm` its communicator and
-    `rank` the rank there.
-    timeout: seconds a wait may see no progress. backend: "cpu" or "cuda", where the layer runs; None: "cuda" where CuPy
-    sees a device and neither threads nor schedule="bulk" is given, else "cpu". The attribute `backend` has the choice.
-    ranks_per_node: treat so many consecutive ranks as a node, where MPI would see larger ones; transport shm is used
-    within a node, rma between nodes.
+    tile by tile) or "bulk" (count exchange, Alltoallv, experts, Alltoallv: the baseline). threads: workers a rank; by
+    default the cores that this rank may use, divided by the number of ranks that share them. placement: an entry for
+    each expert, the rank that holds it or a list of the ranks that hold copies; by default contiguous. plan: an
+    `aristos.planner.Plan` for the communicator, rank i being device i: the layer then lives in this rank's group,
+    `group` is its number, `comm` its communicator and `rank` the rank there.
+    timeout: seconds that a wait may last while the awaited rank makes no progress. backend: "cpu" or "cuda", where the
+    layer runs; None: "cuda" where CuPy sees a device and neither threads nor schedule="bulk" is given, else "cpu". The
+    attribute `backend` has the choice.
+    ranks_per_node: treat every group of so many consecutive ranks as a node, although MPI sees larger nodes; transport
+    shm is used within a node, rma between nodes.
     Raises MismatchError where ranks disagree, InputError (a ValueError) on wrong arguments, MemoryProblem where
     windows do not fit.
 
@@ -100,17 +101,17 @@ class MoE(Collective):
         self.backend = default_backend(threads, schedule) if backend is None else str(backend)
         if self.backend not in BACKENDS:
             self.backend = "cpu"  # refused below, after the ranks have met
-        kind = backend_class(self.backend)
         try:
+            kind = backend_class(self.backend)
             super().__init__(Membership(comm, usable_timeout(timeout), ranks_per_node, self.backend))
             problem: Exception | None = None
             alike, places, shape, needs = "", None, {}, Needs()
             try:
-                _check_options(cfg, layers, schedule, backend)
+                layers = _checked_options(cfg, layers, schedule, backend)
                 kind.check(cfg, schedule, threads)
                 check_common(threads, timeout, ranks_per_node)
                 places = Placement(placement, cfg.experts, self.world)
-                alike = f"{cfg!r}, layers={layers}, schedule={schedule!r}, placement={places}"
+                alike = f"{cfg!r}, layers={layers}, schedule={str(schedule)!r}, placement={places}"
                 shape, needs = widths(cfg), kind.needs(cfg, self._member.runtime)
             except Exception as error:
                 problem = refusal(error)
@@ -185,15 +186,17 @@ class MoE(Collective):
 
         backend: None is "cpu" for float32 and "cuda" for the other dtypes. With "cuda", which needs numba-cuda here,
         weights, the first window and a copy of the second lie in GPU memory, and hidden activations are not included.
+        Raises InputError for a layer that cannot be made, EnvironmentProblem without numba-cuda.
         """
-        if not isinstance(world, int) or isinstance(world, bool) or world < 1:
-            raise InputError(f"world must be a positive int, got {world!r}")
-        check_common(None, 1.0, ranks_per_node)
-        _check_options(cfg, layers, "fused", backend)
+        world = whole("world", world)
+        check_common(None, DEFAULT_TIMEOUT, ranks_per_node)
+        layers = _checked_options(cfg, layers, "fused", backend)
+        name = backend or ("cpu" if cfg.dtype == "float32" else "cuda")
+        backend_class(name).check(cfg, "fused", None)
         places = Placement(placement, cfg.experts, world)
         windows = rank_bytes(shape_of(world, places, **widths(cfg)), Nodes.of(world, ranks_per_node), world - 1)
         packed_bytes = cpu_weights.packed_bytes
-        if backend == "cuda" or (backend is None and cfg.dtype != "float32"):
+        if name == "cuda":
             from .cuda_weights import packed_bytes
         return windows + layers * packed_bytes(cfg, max(places.held))
 
@@ -293,8 +296,7 @@ class MoE(Collective):
 
         Raises InputError with backend="cuda".
         """
-        if not isinstance(events, int) or not 0 < events <= 10**8:
-            raise InputError(f"events must be an int in 1..10**8, got {events!r}")
+        events = whole("events", events, 10**8, "an int in 1..10**8")
         self._settled()
         self._backend.timeline(on, events)
 
@@ -332,13 +334,12 @@ class MoE(Collective):
             comm.Free()
 
 
-def _check_options(cfg: Any, layers: Any, schedule: Any, backend: Any) -> None:
-    """Raise InputError for an option that no backend has."""
-    if backend is not None and backend not in BACKENDS:
+def _checked_options(cfg: Any, layers: Any, schedule: Any, backend: Any) -> int:
+    """`layers` as an int. Raises InputError for an option that no backend has."""
+    if backend is not None and not (isinstance(backend, str) and backend in BACKENDS):
         raise InputError(f"backend must be None or one of {', '.join(BACKENDS)}, got {backend!r}")
     if not isinstance(cfg, MoEConfig):
         raise InputError(f"cfg must be an aristos.MoEConfig, got {type(cfg).__name__}")
-    if not isinstance(layers, int) or isinstance(layers, bool) or not 0 < layers <= MOST_LAYERS:
-        raise InputError(f"layers must be an int in 1..{MOST_LAYERS}, got {layers!r}")
-    if schedule not in ("fused", "bulk"):
+    if not isinstance(schedule, str) or schedule not in ("fused", "bulk"):
         raise InputError(f"schedule must be 'fused' or 'bulk', got {schedule!r}")
+    return whole("layers", layers, MOST_LAYERS, f"an int in 1..{MOST_LAYERS}")

@@ -47,7 +47,9 @@ class CallStats:
 
     @property
     def other_seconds(self) -> float:
-        """Worker time outside kernels (route, dispatch, expert, combine), wire and idle time: the engine's own cost."""
+        """The engine's own time: what workers spend neither in kernels (route, dispatch, expert, combine), at the wire
+        nor idle.
+        """
         inside = self.route_seconds + self.dispatch_seconds + self.compute_seconds + self.combine_seconds
         return self.call_seconds * self.workers - inside - self.wire_seconds - self.idle_seconds
 

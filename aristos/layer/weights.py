@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import MoEConfig
+from ..config import MoEConfig, boolean
 from ..engine import words
 from ..errors import InputError
 from ..kernels.cpu.panels import LANES, pack, padded
@@ -55,11 +55,12 @@ class CheckedWeights:
     """
 
     def __init__(self, cfg: MoEConfig, mine: list[int], *, local: bool, layout: str, arrays_in: dict[str, Any]) -> None:
-        if layout not in LAYOUTS:
+        local = boolean("local", local)
+        if not isinstance(layout, str) or layout not in LAYOUTS:
             raise InputError(f"layout must be 'in_out' or 'out_in', got {layout!r}")
         self.turned = layout == "out_in"
         self.experts = list(range(len(mine))) if local else mine
-        self._cfg, self._count, self._given = cfg, len(mine), (bool(local), layout)
+        self._cfg, self._count, self._given = cfg, len(mine), (local, layout)
         wanted = {"up", "down"} | ({"gate"} if cfg.gated else set())
         biases = ({"up_bias", "down_bias"} | ({"gate_bias"} if cfg.gated else set())) if cfg.bias else set()
         check_present(arrays_in, wanted, biases, cfg)

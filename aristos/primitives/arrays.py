@@ -11,6 +11,8 @@ from ..errors import InputError
 
 def view(name: str, value: Any) -> np.ndarray:
     """`value` as a NumPy array: NumPy itself, `__array_interface__`, or DLPack on the CPU."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise InputError(f"{name} must be a plain array, got a masked one: pass {name}.filled(...)")
     if isinstance(value, np.ndarray):
         return value
     if hasattr(value, "__array_interface__"):
@@ -36,7 +38,7 @@ def wrong_dtype(name: str, got: np.dtype, wanted: Any) -> InputError:
 
 
 def rows(name: str, value: Any, width: int, dtype: np.dtype) -> tuple[np.ndarray, tuple[int, ...]]:
-    """(rows [S, width] of `value` [..., width], the leading shape); copied only if the strides require it."""
+    """(rows [S, width] of `value` [..., width], the leading shape); copied only if strides or alignment require it."""
     array = view(name, value)
     if array.dtype != dtype:
         raise wrong_dtype(name, array.dtype, dtype)
@@ -44,8 +46,8 @@ def rows(name: str, value: Any, width: int, dtype: np.dtype) -> tuple[np.ndarray
         raise InputError(f"{name} must have shape [..., {width}], got {list(array.shape)}")
     lead = array.shape[:-1]
     flat = array if array.ndim == 2 else array.reshape(-1, width)
-    if flat.size and (flat.strides[1] != flat.itemsize or flat.strides[0] % 4):
-        flat = np.ascontiguousarray(flat)
+    if flat.size and (flat.strides[1] != flat.itemsize or not flat.flags.aligned):
+        flat = np.array(flat, order="C")
     return flat, lead
 
 
@@ -64,7 +66,7 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, *inputs: Any, c
     if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != dtype:
         got = f"{out.dtype} {list(out.shape)}" if isinstance(out, np.ndarray) else type(out).__name__
         raise InputError(f"out must be a {dtype} array of shape {list(shape)}, got {got}")
-    if (contiguous and not out.flags.c_contiguous) or not out.flags.writeable:
-        raise InputError(f"out must be {'contiguous and ' if contiguous else ''}writable")
+    if (contiguous and not out.flags.c_contiguous) or not out.flags.writeable or not out.flags.aligned:
+        raise InputError(f"out must be {'contiguous, ' if contiguous else ''}aligned and writable")
     if any(value is not None and np.may_share_memory(out, value) for value in inputs):
         raise InputError("out must not overlap x, ids or weights: they are still read while outputs are written")

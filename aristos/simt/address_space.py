@@ -58,7 +58,7 @@ class Reserved:
                 size //= 2
                 if size < LEAST_BYTES:
                     raise MemoryProblem(
-                        f"the system gives no {LEAST_BYTES} bytes of address space for the machine's memory ({error}); "
+                        f"the system refuses {LEAST_BYTES} bytes of address space for the machine's memory ({error}): "
                         "raise the limit (ulimit -v)"
                     ) from error
         self.bytes = np.frombuffer(self.map, np.uint8)

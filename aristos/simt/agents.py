@@ -173,7 +173,7 @@ def closed(x, vc, count):
 # ---- accesses ----
 @jit
 def before(x, agent, gid, clock):
-    """Did an access happen before the agent's work began? Two pieces of one agent's work are not ordered either."""
+    """Did an access happen before the agent's work began? Pieces of one agent's work are not ordered."""
     if (gid & ~AGENTS) >> 10 < get(x, s.RUN_FLOOR) or in_clock(x, get(agent, s.T_VC), gid, clock):
         return True
     return earlier_launch(x, gid, get(agent, s.T_GID))

@@ -197,7 +197,7 @@ def land_some(x):
 
 @jit
 def wait_groups(x, thread, before, reads):
-    """cp.async.bulk.wait_group: complete the thread's groups below `before`; reads: it learns only of their reads."""
+    """cp.async.bulk.wait_group: complete the thread's groups below `before`; reads: their reads alone."""
     at = get(x, s.PENDING_COUNT) - 1
     while at >= 0:
         row = get(x, s.PENDING) + at * s.P_FIELDS * 8

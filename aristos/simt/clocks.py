@@ -128,7 +128,7 @@ def device_of(x, gid):
 
 @jit
 def earlier_launch(x, gid, mine):
-    """Was a thread in an earlier launch of the same device than thread `mine`?"""
+    """Did a thread belong to an earlier launch on the device of thread `mine`?"""
     number = launch_of(x, mine)
     if number < 0:
         return False
@@ -226,7 +226,7 @@ def distance(x, mine, other):
 
 @jit
 def forward(x, old, vc, new_top):
-    """(new place, new top) of a vector clock moved to the new pool; the old one keeps its new place."""
+    """(new place, new top) of a vector clock moved to the new pool; its old place then holds the new one."""
     if vc == 0:
         return np.int64(0), new_top
     if get(old, 2 * vc + 1) < 0:

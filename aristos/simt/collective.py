@@ -245,7 +245,7 @@ def matrices(x, warp, block, op, mask):
     writes = op == isa.STMATRIX
     where = get(x, s.SCRATCH)
     slot = warp_slot(x, warp)
-    for lane in range(32):  # first, for a result may overwrite an address
+    for lane in range(32):  # first, because a result may overwrite an address
         put(where, lane, np.int64(register(x, warp, base, lane)) + offset if lane < 8 * count else -1)
     for matrix in range(count):
         for row in range(8):

@@ -94,7 +94,7 @@ class Driver:
         return self.host_address(self.allocate(size, -1, True))
 
     def cuMemFreeHost(self, address: int) -> None:
-        """Does nothing: host memory lives as long as the machine, for NumPy views may outlive this call."""
+        """Does nothing: host memory lives as long as the machine, because NumPy views may outlive this call."""
 
     def cuMemHostRegister(self, address: int, size: int, flags: int) -> None:
         self.registered[int(address)] = self.allocate(size, -1, True), size

@@ -120,7 +120,7 @@ class MachineFunction:
         """Ignored: caches are not modelled."""
 
     def set_shared_memory_carveout(self, carveout: Any) -> None:
-        """Raises ValueError as CUDA does; otherwise ignored, for caches are not modelled."""
+        """Raises ValueError as CUDA does; otherwise ignored, because caches are not modelled."""
         if not -1 <= int(carveout) <= 100:
             raise ValueError("Carveout must be between -1 and 100")
 

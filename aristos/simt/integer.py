@@ -380,7 +380,7 @@ def integer(op, type_, type2, flags, imm, ra, rb, rc, re):
         if imm == isa.LOCAL:
             return np.uint64(local)
         return np.uint64(imm == isa.GLOBAL and not shared and not local)
-    else:
+    else:  # ADD2, SUB2, MIN2, MAX2
         z = np.int64(halves(op, type_, flags, np.int64(ra), np.int64(rb)))
     return cut(z, type_)
 

@@ -42,7 +42,8 @@ CTA, GPU, SYS = range(3)
 ORDER_SHIFT, SCOPE_SHIFT, SPACE_SHIFT = 0, 4, 8  # in FLAGS of memory operations
 
 # ---- opcodes, a hundred a group ----
-# integer, logic, moves
+# The interpreter compares numbers, so the end of a group is taken. Insert a new opcode before the name given here:
+# integer, logic, moves; ADDC and those after it use the carry
 (
     ADD, SUB, MUL, MULHI, MULWIDE, MAD, MADHI, MADWIDE, SAD, DIV, REM, ABS, NEG, MIN, MAX, AND, OR, XOR, NOT,
     CNOT, SHL, SHR, SHFLEFT, SHFRIGHT, POPC, CLZ, BFIND, BFINDSHIFT, BREV, BFE, BFI, BMSK, SZEXT, PRMT, LOP3,
@@ -66,16 +67,16 @@ ORDER_SHIFT, SCOPE_SHIFT, SPACE_SHIFT = 0, 4, 8  # in FLAGS of memory operations
 (
     BRA, RET, EXIT, CALL, CALLI, BRX, TRAP, NOP,
 ) = range(400, 408)  # fmt: skip
-# memory
+# memory; BULKLOAD and those after it are bulk copies
 (
     LD, ST, ATOM, RED, FENCE, CPASYNC, CPCOMMIT, CPWAIT, COPYPARAM, BULKLOAD, BULKSTORE, BULKCOMMIT, BULKWAIT,
 ) = range(500, 513)  # fmt: skip
-# barriers and waits
+# barriers and waits; MBINIT and those after it are of mbarriers, from PROXYFENCE on they are fences
 (
     BAR, BARARRIVE, BARRED, WARPSYNC, NANOSLEEP, GRIDSYNC, MBINIT, MBINVAL, MBARRIVE, MBEXPECT, MBWAIT, MBCOPIES,
     PROXYFENCE, INITFENCE,
 ) = range(600, 614)  # fmt: skip
-# between the lanes of a warp
+# between the lanes of a warp; from MMA on they need all lanes, from WGMMA on they are of warpgroups
 (
     SHFL, VOTE, MATCH, REDUX, ACTIVEMASK, ELECT, MMA, LDMATRIX, STMATRIX, MOVMATRIX, WGMMA, WGFENCE, WGCOMMIT, WGWAIT,
 ) = range(700, 714)  # fmt: skip

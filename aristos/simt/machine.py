@@ -18,6 +18,7 @@ from .program import Program
 from .runner import Runner
 
 LIMIT = 100_000_000_000  # warp instructions of one run: a day or so
+MOST_LIMIT = 1 << 60
 
 
 class SimulatedGpu:
@@ -55,18 +56,18 @@ class Machine(Runner):
 
     def __init__(self, devices: int = 1, sm_count: int = 4, arch: str = "sm_90", seed: int = 0, check: bool = True,
                  strict: bool = False, limit: int = LIMIT):  # fmt: skip
-        if not isinstance(seed, (int, np.integer)) or not isinstance(limit, int) or limit < 1:
-            raise InputError(f"seed must be a whole number and limit a positive one, got {seed!r} and {limit!r}")
-        if not 1 <= devices <= 64 or not 1 <= sm_count <= s.MAX_SMS:
-            raise InputError(f"devices must be 1 to 64 and sm_count 1 to {s.MAX_SMS}, got {devices} and {sm_count}")
-        super().__init__(devices, sm_count, capability(arch), seed, check, strict=strict, limit=limit)
+        if not isinstance(seed, (int, np.integer)):
+            raise InputError(f"seed must be an int, got {seed!r}")
+        devices, sm_count = whole("devices", devices, 64), whole("sm_count", sm_count, s.MAX_SMS)
+        limit = whole("limit", limit, MOST_LIMIT)
+        super().__init__(devices, sm_count, capability(arch), int(seed), check, strict=strict, limit=limit)
         self.devices = [SimulatedGpu(self, number) for number in range(devices)]
-        self.arch, self.seed = arch, seed
+        self.arch, self.seed = arch, int(seed)
 
     def device(self, number: int = 0) -> SimulatedGpu:
         """A device by its number; raises InputError if the machine does not have it."""
-        if not 0 <= number < len(self.devices):
-            raise InputError(f"the machine has devices 0 to {len(self.devices) - 1}, got {number}")
+        if not isinstance(number, (int, np.integer)) or not 0 <= number < len(self.devices):
+            raise InputError(f"the machine has devices 0 to {len(self.devices) - 1}, got {number!r}")
         return self.devices[number]
 
     def new_array(self, device: int, values: np.ndarray | None, shape: Any, dtype: Any, name: str,
@@ -207,10 +208,21 @@ class Machine(Runner):
             raise InputError(f"the array {array.allocation.name} was freed")
 
     def close(self) -> None:
-        """Free all memory; the machine cannot be used afterwards, and raises ClosedError."""
+        """Drop the interpreter's tables, queued launches (they never run) and the record of those that ran.
+
+        Afterwards new arrays, launches, runs and reads and writes of arrays raise ClosedError. The machine's address
+        space is unmapped when the machine and its arrays are collected. `reports` and `profile()` stay.
+        """
         self.tables.clear()
         self.queue, self.done = [], []
         self.launch = self.run = self.new_array = self.finish = closed  # type: ignore[method-assign]
+
+
+def whole(name: str, value: Any, most: int) -> int:
+    """`value` as an int; raises InputError unless it is an integer of Python or NumPy in 1..most."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= most:
+        raise InputError(f"{name} must be an int in 1..{most}, got {value!r}")
+    return int(value)
 
 
 def closed(*_: Any, **__: Any) -> Any:

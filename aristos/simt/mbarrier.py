@@ -134,7 +134,7 @@ def initialise(x, warp, thread, block, line, lane, place, pc):
         row = row_of(x, block, index)
         if get(row, s.MB_LIVE) and np.int64(load64(get(block, s.B_SHARED) + place)) == word(row):
             wrong(x, thread, place, AGAIN, pc)
-        phase = (get(row, s.MB_PHASE) + 2) & ~1  # phase numbers never repeat, for they are clocks
+        phase = (get(row, s.MB_PHASE) + 2) & ~1  # phase numbers never repeat, because they are clocks
     row = row_of(x, block, index)
     for field in range(s.MB_FIELDS):
         put(row, field, 0)

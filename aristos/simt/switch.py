@@ -224,7 +224,7 @@ def _host_view(obj: Any, *, stream_ptr: Any) -> Any:
 
 
 def _managed(original: Any) -> Any:
-    """ManagedMemory.__init__: the host's address of the same bytes is another one."""
+    """ManagedMemory.__init__ that also keeps the host's address of the bytes, which differs from the device's."""
 
     def init(self: Any, *args: Any, **options: Any) -> None:
         original(self, *args, **options)

@@ -65,7 +65,7 @@ def warpgroup(x, warp, block, op, mask):
 # ---- registers ----
 @jit
 def rows_of(x):
-    """The registers of a warp."""
+    """The number of registers of a thread."""
     return get(x, s.REGISTERS_PER_WARP) // 32
 
 

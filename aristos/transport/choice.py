@@ -1,6 +1,6 @@
 """Which transport carries the puts between two ranks: one table, and the functions that read it.
 
-A new transport is a file with a window class, and a row here.
+A new transport is a file with a window class, and a row here, before the row that it replaces.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TRANSPORTS = (
 
 
 def choose(between: str, memory: str = HOST) -> Transport:
-    """The transport of a row of the table."""
+    """The first transport of the table that serves these ranks with windows in this memory."""
     return next(t for t in TRANSPORTS if (t.between, t.memory) == (between, memory))
 
 

@@ -333,7 +333,6 @@ def test_suites_by_number_of_gpus():
     assert [s.name for s in main.chosen(asked, 1)] == ["put", "signal", "exchange", "gemm", "layer", "idle"]
     traced = Options(backend="cuda", routing="t.npz")
     assert [s.name for s in main.chosen(traced, 1)][-1] == "replay"
-    assert set(suites.known("cuda")) == set(suites.known())
     with pytest.raises(UsageError, match="suite plan needs at least 2 ranks, got 1"):
         main.chosen(parse(["plan", "--backend", "cuda"]), 1)
 

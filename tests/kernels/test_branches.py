@@ -13,6 +13,7 @@ from cases import ROOT, clean_environment
 
 from aristos import config
 from aristos.kernels.common.branches import implementations, unrolled
+from aristos.primitives import sources
 
 
 def three(x):
@@ -53,8 +54,11 @@ def test_a_table_entry_without_its_function_fails(copy, kind):
     text = source.read_text()
     assert text.count(ENTRIES[kind][0]) == 1
     source.write_text(text.replace(*ENTRIES[kind]))
-    modules = {"activation": ["kernels.cpu.elementwise", "kernels.cuda.epilogue", "reference"]}
-    for module in modules.get(kind, ["kernels.common.scores", "kernels.cuda.router"]):
+    modules = {
+        "activation": ["kernels.cpu.elementwise", "kernels.cuda.epilogue", "reference"],
+        "score": ["kernels.common.scores", "kernels.cuda.router", "reference"],
+    }
+    for module in modules[kind]:
         done = subprocess.run(
             [sys.executable, "-c", f"import aristos.{module}"],
             cwd=copy, env=clean_environment(), capture_output=True, text=True, timeout=100,
@@ -63,7 +67,15 @@ def test_a_table_entry_without_its_function_fails(copy, kind):
         assert "mish" in done.stderr or "numba-cuda" in done.stderr
 
 
-def test_the_type_of_activations_names_the_table():
+@pytest.mark.parametrize("module", ["combine", "epilogue", "gemm", "put_probe", "put_signal", "router"])
+def test_a_cuda_kernel_imports_the_lowerings_that_it_calls(module):
+    """Without the lowerings of `primitives.memory` it compiles only if another module has imported them."""
+    files = sources.files(ROOT / "aristos" / "kernels" / "cuda" / f"{module}.py")
+    assert "memory_lowering.py" in {file.name for file in files}
+
+
+def test_the_types_of_activations_and_scores_name_the_tables():
     assert get_args(config.Activation) == tuple(config.ACTIVATIONS)
+    assert get_args(config.Score) == tuple(config.SCORES)
     assert [rule.code for rule in config.ACTIVATIONS.values()] == list(range(len(config.ACTIVATIONS)))
     assert list(config.SCORES.values()) == list(range(len(config.SCORES)))

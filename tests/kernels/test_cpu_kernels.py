@@ -57,7 +57,7 @@ GATES = [(False, None), (True, None), (True, 0.75)]  # gated, limit
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_an_expert_equals_the_float64_reference(activation):
     for rows, hidden, ffn in SHAPES:
-        for gated, limit in GATES[activation == "swiglu_oai" :]:
+        for gated, limit in GATES[ACTIVATIONS[activation].gate_only :]:
             for bias in (False, True):
                 cfg = MoEConfig(
                     hidden, ffn, experts=1, top_k=1, activation=activation, gated=gated, bias=bias, limit=limit
@@ -307,7 +307,7 @@ def choose(scores: np.ndarray, k: int, router: Router) -> tuple[np.ndarray, np.n
 @given(
     st.lists(st.integers(-4, 4), min_size=1, max_size=20),
     st.integers(1, 8),
-    st.sampled_from(("softmax", "softmax_topk")),
+    st.sampled_from(tuple(SCORES)),
     st.booleans(),
     st.floats(-3, 3, width=32),
 )

@@ -11,7 +11,7 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed:
 from cuda_products import drawn
 from ml_dtypes import bfloat16
 
-from aristos.config import MoEConfig
+from aristos.config import ACTIVATIONS, MoEConfig
 from aristos.errors import InputError
 from aristos.kernels.cuda.assemble import TARGETS
 from aristos.kernels.cuda.compiler import cuda
@@ -33,6 +33,10 @@ EPILOGUES = [
     {"activation": "silu", "gated": True}, {"activation": "gelu", "gated": True, "bias": False},
     {"activation": "swiglu_oai", "gated": True, "limit": 0.7}, {"activation": "silu", "gated": True, "limit": 2.0},
 ]  # fmt: skip
+
+
+def test_every_activation_has_an_epilogue_here():
+    assert {epilogue["activation"] for epilogue in EPILOGUES} == {None, *ACTIVATIONS}
 
 
 def close(product, y):

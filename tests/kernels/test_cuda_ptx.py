@@ -91,11 +91,11 @@ def on_the_machine(function, *arrays, threads=1):
     return [array.copy_to_host() for array in held]
 
 
-def in_python(function, *arrays, room=None):
-    """The same with every primitive replaced by its plain meaning; room: replaces the array in shared memory."""
+def in_python(function, *arrays, buffer=None):
+    """The same with every primitive replaced by its plain meaning; buffer: replaces the array in shared memory."""
     plain = {name: getattr(value, "plain", value) for name, value in function.__globals__.items()}
-    if room is not None:
-        plain["shared_address"] = lambda array: room.ctypes.data
+    if buffer is not None:
+        plain["shared_address"] = lambda array: buffer.ctypes.data
         shared = python_types.SimpleNamespace(array=lambda *a: None)
         plain["cuda"] = python_types.SimpleNamespace(shared=shared, syncthreads=lambda: None)
     held = [array.copy() for array in arrays]
@@ -204,7 +204,7 @@ def test_shared_memory_and_copies():
     data = np.random.default_rng(3).standard_normal(20).astype(np.float32)
     arrays = data, counts, np.zeros((6, 4), np.float32)
     machine = on_the_machine(copies, *arrays)
-    held = in_python(copies, *arrays, room=np.zeros(256, np.float32))
+    held = in_python(copies, *arrays, buffer=np.zeros(256, np.float32))
     np.testing.assert_array_equal(machine[2], held[2])
     assert (machine[2][4] == 0).all()
     assert (machine[2][1] == [*data[4:7], 0]).all()
@@ -262,8 +262,8 @@ def test_bulk_copies_and_their_barriers():
     """Two copies in one phase of a barrier, one in each later phase; after its end its memory can be used again."""
 
     def copies(at, data, out):
-        room = shared_address(cuda.shared.array(256, np.float32))
-        barrier = room + 512
+        buffer = shared_address(cuda.shared.array(256, np.float32))
+        barrier = buffer + 512
         if thread() == 0:
             barrier_init(barrier, 1)
         fence_async()
@@ -271,14 +271,14 @@ def test_bulk_copies_and_their_barriers():
         if thread() == 0:
             out[0] = barrier_passed(barrier, 0)
             barrier_expect(barrier, 96)
-            copy_bulk(room, at, 64, barrier)
-            copy_bulk(room + 64, at + 128, 32, barrier)
+            copy_bulk(buffer, at, 64, barrier)
+            copy_bulk(buffer + 64, at + 128, 32, barrier)
         while barrier_passed(barrier, 0) == 0:
             pass
         for phase in range(1, 3):
             if thread() == 0:
                 barrier_expect(barrier, 16)
-                copy_bulk(room + 80 + 16 * phase, at + 16 * phase, 16, barrier)
+                copy_bulk(buffer + 80 + 16 * phase, at + 16 * phase, 16, barrier)
             while barrier_passed(barrier, phase & 1) == 0:
                 pass
         cuda.syncthreads()
@@ -287,12 +287,12 @@ def test_bulk_copies_and_their_barriers():
             barrier_end(barrier)
             store_shared8(barrier, data[0], data[1])
             for i in range(32):
-                out[2 + i] = load_shared4(room + 4 * i)
+                out[2 + i] = load_shared4(buffer + 4 * i)
             out[34] = load_shared4(barrier)
 
     data = np.random.default_rng(6).standard_normal(48).astype(np.float32)
     machine = on_the_machine(copies, data, np.zeros(35, np.float32), threads=64)[1]
-    plain = in_python(copies, data, np.zeros(35, np.float32), room=np.zeros(256, np.float32))[1]
+    plain = in_python(copies, data, np.zeros(35, np.float32), buffer=np.zeros(256, np.float32))[1]
     np.testing.assert_array_equal(machine, plain)
     assert machine[:2].tolist() == [0, 1]
     np.testing.assert_array_equal(machine[2:34], data[[*range(16), *range(32, 40), *range(4, 12)]])
@@ -314,16 +314,16 @@ def test_products_of_warpgroups(kind, exact):
     rows, form = 64 + 128, fragments.DESCRIPTOR
 
     def multiply(at, data, step, out):
-        room = shared_address(cuda.shared.array(26 * 1024, np.uint8)) + 1023 & -1024
+        buffer = shared_address(cuda.shared.array(26 * 1024, np.uint8)) + 1023 & -1024
         me = cuda.threadIdx.x
         for i in range(me, rows * 8, 128):
-            copy_async16(room + 16 * i, at + 16 * i, 16)
+            copy_async16(buffer + 16 * i, at + 16 * i, 16)
         copy_async_commit()
         WAIT()
         fence_async()
         cuda.syncthreads()
-        a = np.int64(room >> 4) + 2 * step[0] | form
-        b = np.int64(room + 64 * 128 >> 4) + 2 * step[0] | form
+        a = np.int64(buffer >> 4) + 2 * step[0] | form
+        b = np.int64(buffer + 64 * 128 >> 4) + 2 * step[0] | form
         sums = sums_at(at + rows * 128 + 256 * me)
         multiply_group_fence()
         sums = product(a, b, sums)

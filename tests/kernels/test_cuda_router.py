@@ -75,8 +75,8 @@ def check_packing(got, slot_of, k):
 
 @pytest.mark.parametrize(
     ("tokens", "hidden", "experts", "k", "score", "renormalize"),
-    [(70, 40, 8, 2, "softmax", True), (5, 8, 3, 3, "softmax_topk", False), (130, 36, 140, 4, "softmax", False),
-     (1, 4, 1, 1, "softmax", False)],
+    [(70, 40, 8, 2, "softmax", True), (130, 36, 140, 4, "softmax", False), (1, 4, 1, 1, "softmax", False),
+     *((5, 8, 3, 3, score, False) for score in SCORES if score != "softmax")],
 )  # fmt: skip
 def test_routing_equals_the_reference(tokens, hidden, experts, k, score, renormalize):
     rng = np.random.default_rng(tokens)
@@ -206,10 +206,10 @@ def test_scores_have_the_bits_of_the_cpu():
 def test_16_bit_tokens_are_routed_as_in_float32(kind, tokens, hidden, experts):
     """Scores, ids, weights and order have the bits of the same values in float32. Rows end inside 16 bytes."""
     rng = np.random.default_rng(hidden)
-    room = rng.standard_normal((tokens, -(-hidden // 8) * 8), dtype=np.float32)
-    room[:, : hidden // 3] *= 1e-6  # some are subnormal in float16
-    room[:, hidden:] = np.nan  # bytes after a row must be ignored
-    x = narrow(room, kind)
+    wide = rng.standard_normal((tokens, -(-hidden // 8) * 8), dtype=np.float32)
+    wide[:, : hidden // 3] *= 1e-6  # some are subnormal in float16
+    wide[:, hidden:] = np.nan  # bytes after a row must be ignored
+    x = narrow(wide, kind)
     twin = np.zeros((tokens, -(-hidden // 4) * 4), np.float32)
     twin[:, :hidden] = widen(x, kind)[:, :hidden]
     weight = rng.standard_normal((hidden, experts), dtype=np.float32)

@@ -15,6 +15,7 @@ from simt_gpu import on_ranks
 import aristos
 from aristos import reference
 from aristos.errors import ClosedError, InputError, MemoryProblem, PeerInputError, WaitTimeout
+from aristos.layer import device_arrays
 from aristos.layer.cuda_weights import packed_bytes
 
 pytestmark = pytest.mark.slow
@@ -31,7 +32,7 @@ def close(y, x, bound=1e-5, cfg=CFG, **call):
     assert reference.error(y, want) < bound
 
 
-def test_one_rank():
+def test_one_rank_equals_the_reference():
     def body(comm, rank):
         with aristos.MoE(CFG, comm, backend="cuda") as moe:
             assert moe.backend == "cuda"
@@ -56,7 +57,7 @@ def test_one_rank():
 
 
 @pytest.mark.parametrize(("world", "gpus"), [(2, 2), (3, 3), (2, 1)])
-def test_several_ranks(world, gpus):
+def test_several_ranks_equal_the_reference(world, gpus):
     """One or two ranks a GPU, consecutive calls of two layers, and a close that frees everything."""
 
     def body(comm, rank):
@@ -71,7 +72,7 @@ def test_several_ranks(world, gpus):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "tf32"])
-def test_dtypes(dtype):
+def test_every_dtype_equals_the_reference(dtype):
     cfg = replace(CFG, dtype=dtype)
     if dtype == "bfloat16":
         kind = pytest.importorskip("ml_dtypes").bfloat16
@@ -91,7 +92,7 @@ def test_dtypes(dtype):
     close(y, x, bound=0.03 if dtype == "bfloat16" else 4e-3)
 
 
-def test_refusals():
+def test_an_input_refused_by_one_rank():
     def body(comm, rank):
         with aristos.MoE(CFG, comm, backend="cuda") as moe:
             moe.load(**WEIGHTS)
@@ -113,7 +114,7 @@ def test_refusals():
     on_ranks(2, body)
 
 
-def test_options():
+def test_options_that_gpus_do_not_have_are_refused():
     def body(comm, rank):
         for options, words in (
             ({"threads": 2}, "threads applies only to backend='cpu', got 2"),
@@ -192,6 +193,34 @@ def test_arrays_in_gpu_memory():
             assert moe.device == rank
 
     on_ranks(2, body)
+
+
+def test_arrays_of_another_gpu_are_refused(monkeypatch):
+    """Each of the four arrays must lie on this rank's GPU; DLPack says where an array lies."""
+    plain = device_arrays.on_device
+
+    def body(comm, rank):
+        with aristos.MoE(CFG, comm, backend="cuda") as moe:
+            moe.load(**WEIGHTS)
+            gpu, x = moe._member.runtime.device, tokens(CFG, 12, seed=rank)
+            call = routing(CFG, 12, "some", seed=1)
+            given = {"x": x, "ids": call["ids"], "weights": call["weights"], "out": np.zeros_like(x)}
+            given = {name: OnDevice(gpu, value) for name, value in given.items()}
+            for wrong in given:
+
+                def elsewhere(name, value, wrong=wrong):
+                    found = plain(name, value)
+                    return found if found is None or name != wrong else replace(found, device=7)
+
+                monkeypatch.setattr(device_arrays, "on_device", elsewhere)
+                with pytest.raises(InputError, match=f"{wrong} must lie on device 0, .*got device 7"):
+                    moe(**given)
+            monkeypatch.setattr(device_arrays, "on_device", plain)
+            moe(**given)
+            moe.synchronize()
+            close(given["out"].read(), x, **call)
+
+    on_ranks(1, body)
 
 
 def test_an_engine_that_cannot_grow_names_the_cause(monkeypatch):

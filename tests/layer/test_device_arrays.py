@@ -75,7 +75,7 @@ def taken(value, width=32, dtype="float32"):
     ("float32", "<f4", FLOAT, 32), ("tf32", "<f4", FLOAT, 32), ("float16", "<f2", FLOAT, 16),
     ("bfloat16", "<u2", BFLOAT, 16), ("bfloat16", "<V2", UINT, 16),
 ])  # fmt: skip
-def test_types(dtype, typestr, code, bits):
+def test_every_type_is_read_from_both_protocols(dtype, typestr, code, bits):
     """NumPy has no bfloat16: its bits are accepted as uint16 from both protocols."""
     want = (AT, (5,), 32 * bits // 8)
     assert taken(Interface((5, 32), typestr), dtype=dtype) == want
@@ -88,13 +88,13 @@ def test_host_arrays_are_not_on_a_device():
     assert on_device("x", Dlpack((2, 32), device=1)) is None  # kDLCPU
 
 
-def test_rows_that_are_apart():
+def test_rows_may_lie_apart():
     assert taken(Interface((5, 32), "<f4", strides=(256, 4))) == (AT, (5,), 256)
     assert taken(Dlpack((5, 32), strides=(64, 1))) == (AT, (5,), 256)
     assert taken(Dlpack((5, 32), strides=(64, 1), offset=1024)) == (AT + 1024, (5,), 256)
 
 
-def test_leading_dimensions():
+def test_leading_dimensions_are_kept():
     assert taken(Interface((2, 3, 32), "<f4")) == (AT, (2, 3), 128)
     assert taken(Dlpack((2, 3, 32), strides=(96, 32, 1))) == (AT, (2, 3), 128)
     assert taken(Interface((32,), "<f4")) == (AT, (), 128)
@@ -110,7 +110,7 @@ def test_strides_of_dimensions_of_length_one_are_ignored():
     assert taken(Dlpack((4, 4), strides=(4, 1)), width=4) == (AT, (4,), 16)
 
 
-def test_empty_arrays():
+def test_empty_arrays_are_accepted():
     """No tokens: exporters give no address and any strides."""
     assert taken(Interface((0, 32), "<f4", at=0)) == (0, (0,), 128)
     assert taken(Dlpack((0, 32), at=None)) == (0, (0,), 128)
@@ -137,7 +137,7 @@ def test_the_stream_passed_to_an_exporter(monkeypatch):
     assert value.streams[0] == 1
 
 
-def test_both_protocols():
+def test_dlpack_is_preferred():
     """CuPy and PyTorch have both protocols: DLPack is used, because it has bfloat16."""
     both = Dlpack((5, 32), BFLOAT, 16)
     both.__cuda_array_interface__ = Interface((5, 32), "<f2").__cuda_array_interface__
@@ -187,7 +187,7 @@ def test_the_exporter_is_kept_alive():
     (Interface((5, 32), "<f4", at=AT + 8), "start on 16 bytes"),
     (Dlpack((2, 3, 32), strides=(192, 64, 1)), "rows that follow each other"),
 ], ids=lambda value: value if isinstance(value, str) else type(value).__name__)  # fmt: skip
-def test_refused(value, words):
+def test_arrays_that_cannot_be_read_in_place_are_refused(value, words):
     with pytest.raises(InputError, match=f"x.*{words}"):
         taken(value)
 
@@ -241,11 +241,26 @@ def test_a_read_only_array_cannot_be_written():
         device_arrays.writable("out", found)
 
 
+@pytest.mark.parametrize("typestr", ["<f4", "<u2", "<V2"])
+def test_overlaps_are_found_for_every_type(typestr):
+    """An array ends after its last byte, whatever stands for its type: NumPy has no type named void16."""
+    nbytes = 5 * 32 * int(typestr[-1])
+    first, inside, behind = (
+        on_device("x", Interface((5, 32), typestr, at=AT + offset)) for offset in (0, nbytes - 16, nbytes)
+    )
+    assert first is not None
+    assert inside is not None
+    assert behind is not None
+    assert first.end == AT + nbytes
+    assert device_arrays.overlap(first, inside)
+    assert not device_arrays.overlap(first, behind)
+
+
 # ---- any strides, against NumPy's own view of them ------------------------------------------------------------------
 
 
 @given(st.data())
-def test_any_view(data):
+def test_a_view_is_accepted_where_its_rows_can_be_read_in_place(data):
     """An accepted view has its elements where NumPy has them; a refused one has some row elsewhere."""
     base = np.zeros((6, 4, 64), np.float32)
     view = base
@@ -271,6 +286,6 @@ def test_any_view(data):
         assert address + row * step == AT + shift + element
 
 
-def test_contiguous():
+def test_contiguous_strides_are_those_of_numpy():
     for shape in ((), (3,), (2, 3), (4, 1, 5)):
         assert contiguous(shape, 4) == np.zeros(shape, np.float32).strides

@@ -76,6 +76,11 @@ REFUSED: dict[str, tuple[Callable[[Call], Call], str]] = {
     "float64": (changed("x", lambda x: x.astype("f8")), "x must have dtype float32, got float64"),
     "other byte order": (changed("x", lambda x: x.astype(">f4")), "x must have dtype float32, got >f4"),
     "a list": (changed("x", lambda x: x.tolist()), "x must be an array .*got list"),
+    "masked": (
+        changed("x", lambda x: np.ma.masked_less(x, 0)),
+        r"x must be a plain array, got a masked one: pass x\.filled",
+    ),
+    "masked ids": (changed("ids", np.ma.MaskedArray), r"ids must be a plain array, got a masked one"),
     "nothing": (changed("x", lambda x: None), "x must be an array .*got NoneType"),
     "device array": (changed("x", lambda x: Unreadable()), "x: DLPack array cannot be read on the CPU"),
     "too many tokens": (
@@ -100,6 +105,7 @@ REFUSED: dict[str, tuple[Callable[[Call], Call], str]] = {
     "weights alone": (lambda c: {"x": c["x"], "weights": c["weights"]}, "ids and weights come together"),
     "no such layer": (lambda c: {**c, "layer": 2}, r"layer must be an int in 0\.\.1, got 2"),
     "negative layer": (lambda c: {**c, "layer": -1}, r"layer must be an int in 0\.\.1, got -1"),
+    "layer by flag": (lambda c: {**c, "layer": True}, r"layer must be an int in 0\.\.1, got True"),
     "layer by name": (lambda c: {**c, "layer": "0"}, r"layer must be an int in 0\.\.1, got '0'"),
     "empty layer": (lambda c: {**c, "layer": 1}, "layer 1 has no weights"),
     "small out": (lambda c: {**c, "out": np.empty((19, 40), np.float32)}, r"out must .*\[20, 40\], got float32 \[19"),
@@ -108,7 +114,11 @@ REFUSED: dict[str, tuple[Callable[[Call], Call], str]] = {
     "strided out": (lambda c: {**c, "out": np.empty((40, 40), np.float32)[::2]}, "out must be contiguous"),
     "read-only out": (
         lambda c: {**c, "out": np.frombuffer(bytes(3200), np.float32).reshape(20, 40)},
-        "out must be contiguous and writable",
+        "out must be contiguous, aligned and writable",
+    ),
+    "out between float32s": (
+        lambda c: {**c, "out": np.ndarray((20, 40), np.float32, bytearray(3208), offset=2)},
+        "out must be contiguous, aligned and writable",
     ),
     "x as out": (lambda c: {**c, "out": c["x"]}, "out must not overlap x"),
     "out over x": (
@@ -283,7 +293,7 @@ BAD_OPTIONS: dict[str, tuple[Any, str]] = {
     "layers": (0, "layers must be an int in 1..1048576, got 0"),
     "schedule": ("eager", "schedule must be 'fused' or 'bulk', got 'eager'"),
     "threads": (0, "threads must be None or an int in 1..4096, got 0"),
-    "timeout": (-1.0, r"timeout must be a positive number of seconds, got -1\.0"),
+    "timeout": (-1.0, r"timeout must be a positive number of seconds below 1e9, got -1\.0"),
     "placement": ([0, 0, 0, 0, 7], r"placement\[4\] must be a rank in 0\.\.\d, got 7 for expert 4"),
 }
 
@@ -292,6 +302,10 @@ def test_wrong_options_in_one_process():
     more: list[tuple[str, Any, str]] = [
         ("layers", 1.5, "layers must be an int in 1..1048576, got 1.5"),
         ("layers", True, "layers must be an int in 1..1048576, got True"),
+        ("layers", np.float64(1), r"layers must be an int in 1..1048576, got np.float64\(1.0\)"),
+        ("schedule", np.array(["fused", "bulk"]), r"schedule must be 'fused' or 'bulk', got array"),
+        ("backend", np.array(["cpu", "cuda"]), r"backend must be None or one of cpu, cuda, got array"),
+        ("threads", np.array([1, 1]), r"threads must be None or an int in 1..4096, got array"),
         ("threads", True, "threads must be None or an int in 1..4096, got True"),
         ("timeout", float("nan"), "timeout must be"),
         ("timeout", float("inf"), "timeout must be"),
@@ -325,7 +339,7 @@ def test_wrong_options_on_one_rank(comm):
         assert moe(**good(comm.rank)).shape == (20, 40)
 
 
-def test_wrong_weights():
+def test_wrong_weights_are_refused_and_change_nothing():
     cfg = replace(CFG, gated=True, bias=True)
     w = reference.weights(cfg)
     refused: list[tuple[dict[str, Any], str]] = [
@@ -340,6 +354,9 @@ def test_wrong_weights():
         ({"gate": None}, "load needs gate="),
         ({"down": 3.0}, "down must be an array .*got float"),
         ({"layout": "hwio"}, "layout must be 'in_out' or 'out_in', got 'hwio'"),
+        ({"layout": ["in_out"]}, r"layout must be 'in_out' or 'out_in', got \['in_out'\]"),
+        ({"local": "no"}, "local must be True or False, got 'no'"),
+        ({"up": np.ma.MaskedArray(w["up"])}, "up must be a plain array, got a masked one"),
         ({"layer": 1}, r"layer must be an int in 0\.\.0, got 1"),
     ]
     with MoE(cfg) as moe:

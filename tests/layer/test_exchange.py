@@ -46,7 +46,7 @@ def plans(draw: st.DrawFn) -> dict[str, Any]:
 @ranks_each(1, 2, 5)
 @settings(max_examples=20)
 @given(plan=plans())
-def test_any_exchange(comm, world, plan):
+def test_any_exchange_moves_the_right_rows(comm, world, plan):
     cfg, places = plan["cfg"], plan["placement"]
     placement = None if places is None else [p % world for p in places]
     shape = {name: getattr(cfg, name) for name in SHAPE}
@@ -56,7 +56,7 @@ def test_any_exchange(comm, world, plan):
             one_exchange(comm, exchange, x, routing(cfg, len(x), skew, seed=seed + comm.rank), cfg.experts)
 
 
-def test_in_one_process():
+def test_an_exchange_in_one_process():
     with Exchange(**SHAPE) as exchange:
         for skew in SKEWS[1:]:
             one_exchange(None, exchange, tokens(CFG, 20, seed=0), routing(CFG, 20, skew, seed=1), 5)
@@ -151,7 +151,7 @@ def test_ranks_in_an_exchange_and_in_a_layer(comm):
 
 
 @ranks_each(1, 2)
-def test_one_call_at_a_time(comm, world):
+def test_a_second_open_call_is_refused(comm, world):
     x, call = good(comm.rank)
     with MoE(CFG, comm) as moe, Exchange(comm, **SHAPE) as exchange, Exchange(comm, **SHAPE) as twin:
         moe.load(**reference.weights(CFG))
@@ -175,7 +175,7 @@ def test_one_call_at_a_time(comm, world):
 
 @pytest.mark.core
 @ranks_each(1, 2)
-def test_closing(comm, world):
+def test_closing_between_the_phases_refuses_the_call(comm, world):
     """Closing between the phases of a call refuses that call on all ranks; the communicator stays usable."""
     x, call = good(comm.rank)
     exchange = Exchange(comm, **SHAPE)
@@ -194,7 +194,7 @@ def test_closing(comm, world):
 
 
 @pytest.mark.ranks(2)
-def test_wrong_options(comm):
+def test_wrong_options_are_refused_on_every_rank(comm):
     for name, value in {"hidden": 0, "experts": 2.0, "top_k": -1, "max_tokens": True, "timeout": 0.0}.items():
         if comm.rank == 0:
             with pytest.raises(InputError, match=f"{name} must be"):

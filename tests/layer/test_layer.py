@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import time
 from dataclasses import FrozenInstanceError, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from mpi import find_mpiexec, ranks_each
 
 import aristos
 from aristos import reference
+from aristos.config import ACTIVATIONS, SCORES
 
 CFG = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=70)
 W = reference.weights(CFG)
@@ -33,10 +34,12 @@ def make(comm: Any = None, cfg: aristos.MoEConfig = CFG, w: dict[str, Any] | Non
 # ---- one process --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_arithmetic_of_every_configuration(activation):
-    scores: tuple[Literal["softmax", "softmax_topk"], ...] = ("softmax", "softmax_topk")
-    for gated, bias, score, renormalize in itertools.product((False, True), (False, True), scores, (False, True)):
+    both = (False, True)
+    for gated, bias, score, renormalize in itertools.product(both, both, SCORES, both):
+        if ACTIVATIONS[activation].gate_only and not gated:
+            continue
         router = aristos.Router(score=score, renormalize=renormalize, scale=1.7)
         cfg = replace(CFG, activation=activation, gated=gated, bias=bias, router=router, top_k=3)
         w = reference.weights(cfg, seed=1)
@@ -206,7 +209,7 @@ def test_ties_go_to_the_lowest_expert():
 def test_scores_far_apart_stay_finite():
     w = dict(W, router=W["router"] * np.float32(1e4))
     x = tokens(CFG, 40, seed=0)
-    for score in ("softmax", "softmax_topk"):
+    for score in SCORES:
         cfg = replace(CFG, router=aristos.Router(score=score))
         with make(cfg=cfg, w=w) as moe:
             check(cfg, w, x, {}, moe(x))
@@ -495,7 +498,7 @@ def check_stats(stats: Any, comm: Any, moe: MoE, ids: np.ndarray) -> None:
 
 @pytest.mark.core
 @ranks_each(1, 3)
-def test_stats(comm, world):
+def test_stats_count_rows_bytes_and_time_of_a_call(comm, world):
     x = tokens(CFG, 50, seed=comm.rank)
     with make(comm, threads=2, placement=[world - 1, 0, 0, 0, 0]) as many, make(comm, threads=1) as moe:
         for n, skew in enumerate(("uniform", "some", "one", "none") * 5):
@@ -511,7 +514,7 @@ def test_stats(comm, world):
 
 
 @pytest.mark.ranks(2)
-def test_summary(comm):
+def test_the_summary_adds_up_calls_of_all_ranks(comm):
     with make(comm, threads=2) as moe:
         x = tokens(CFG, 50, seed=comm.rank)
         total = np.zeros(2, np.int64)
@@ -536,7 +539,7 @@ def test_summary(comm):
 
 
 @pytest.mark.ranks(2)
-def test_timeline(comm):
+def test_a_timeline_has_the_steps_of_every_worker(comm):
     with make(comm, threads=2) as moe:
         x = tokens(CFG, 64, seed=comm.rank)
         assert moe.events() == []
@@ -560,7 +563,7 @@ def test_timeline(comm):
 
 
 @pytest.mark.ranks(2)
-def test_timeline_and_stats_over_nodes(comm):
+def test_timeline_and_stats_count_the_wire_between_nodes(comm):
     """Sending blocks is "dispatch"; MPI is "wire", within a wait or between two commands. Stats count the latter."""
     with make(comm, threads=1, ranks_per_node=1) as moe:
         x = tokens(CFG, 64, seed=comm.rank)

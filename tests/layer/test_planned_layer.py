@@ -40,7 +40,7 @@ def one_group(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.ranks(4, timeout=300)  # the first one may have to compile
-def test_groups_of_a_plan(comm):
+def test_a_plan_forms_groups_that_compute_apart(comm):
     plan = plan_of([3, 1, 2, 2])
     assert plan.groups == [[0, 1], [2, 3]]
     x = tokens(CFG, 10 + comm.rank, seed=comm.rank)
@@ -57,7 +57,7 @@ def test_groups_of_a_plan(comm):
 
 @pytest.mark.core
 @pytest.mark.ranks(3, timeout=300)
-def test_copies_of_hot_experts(comm):
+def test_copies_of_hot_experts_give_the_same_bits(comm):
     plan = plan_of([3, 3, 3], loads=[90.0, 1.0, 1.0, 1.0], fast=3)
     assert plan.groups == [[0, 1, 2]]
     assert len(plan.placement[0][0]) > 1
@@ -72,7 +72,7 @@ def test_copies_of_hot_experts(comm):
 
 
 @pytest.mark.ranks(2)
-def test_plans_that_do_not_fit(comm):
+def test_plans_that_do_not_fit_are_refused(comm):
     for plan, word in ((plan_of([4, 4, 4]), "3 devices"), ("two groups", "Plan")):
         with pytest.raises(InputError, match=word):
             MoE(CFG, comm, plan=plan)

@@ -96,3 +96,26 @@ def test_relative_links_lead_to_files(document):
     links = [link.partition("#")[0] for link in LINK.findall(CODE.sub("", prose(document))) if "://" not in link]
     missing = sorted({link for link in links if link and not (document.parent / link).exists()})
     assert not missing, f"{document.relative_to(ROOT)} links to files that do not exist: {', '.join(missing)}"
+
+
+def deliberate_bugs() -> dict[str, str]:
+    """Name -> description of the explorer's mutations, from their source."""
+    found = {}
+    for file in sorted((ROOT / "aristos" / "explore").glob("mutations*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            for call in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
+                if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "mutation":
+                    (name, *_) = call.args
+                    assert isinstance(name, ast.Constant)
+                    found[str(name.value)] = " ".join((ast.get_docstring(node) or "").split()).rstrip(".")
+    return found
+
+
+def test_the_documents_list_and_count_every_deliberate_bug():
+    bugs = deliberate_bugs()
+    assert len(bugs) > 50
+    reliability = (ROOT / "docs" / "reliability.md").read_text()
+    table = re.findall(r"^\| `([\w-]+)` \| (.*?) \| [\d.]+ \|", reliability, re.MULTILINE)
+    assert dict(table) == bugs
+    for document in (reliability, (ROOT / "docs" / "protocol.md").read_text()):
+        assert re.findall(r"(\d+) deliberate bugs", document) == [str(len(bugs))]

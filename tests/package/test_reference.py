@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from aristos import reference
-from aristos.config import MoEConfig, Router
+from aristos.config import ACTIVATIONS, SCORES, MoEConfig, Router
 from aristos.errors import InputError
 
 SMALL = MoEConfig(hidden=5, ffn=4, experts=3, top_k=2, max_tokens=64)
 
 
-def scalar_activation(name: str, v: float) -> float:
-    if name == "relu":
-        return v if v > 0 else 0.0
-    if name == "gelu":
-        return v * 0.5 * math.erfc(-v / math.sqrt(2))
-    if name == "gelu_tanh":
-        return 0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v * v * v)))
-    return v / (1 + math.exp(-1.702 * v if name == "swiglu_oai" else -v))
+SCALAR_ACTIVATIONS: dict[str, Callable[[float], float]] = {
+    "relu": lambda v: v if v > 0 else 0.0,
+    "gelu": lambda v: v * 0.5 * math.erfc(-v / math.sqrt(2)),
+    "gelu_tanh": lambda v: 0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v * v * v))),
+    "silu": lambda v: v / (1 + math.exp(-v)),
+    "swiglu_oai": lambda v: v / (1 + math.exp(-1.702 * v)),
+}
 
 
 def dot(row, matrix, column) -> float:
@@ -37,19 +37,29 @@ def scalar_expert(cfg, x, e, w):
             g = dot(x, w["gate"][e], f) + (float(w["gate_bias"][e][f]) if cfg.bias else 0.0)
             if cfg.limit is not None:
                 g, u = min(g, cfg.limit), max(-cfg.limit, min(u, cfg.limit))
-            hidden.append(scalar_activation(cfg.activation, g) * (u + 1 if cfg.activation == "swiglu_oai" else u))
+            factor = u + 1 if cfg.activation == "swiglu_oai" else u
+            hidden.append(SCALAR_ACTIVATIONS[cfg.activation](g) * factor)
         else:
-            hidden.append(scalar_activation(cfg.activation, u))
+            hidden.append(SCALAR_ACTIVATIONS[cfg.activation](u))
     bias = w["down_bias"][e] if cfg.bias else [0.0] * cfg.hidden
     return [dot(hidden, w["down"][e], h) + float(bias[h]) for h in range(cfg.hidden)]
+
+
+def exponentials(scores):
+    return [math.exp(s) for s in scores]
+
+
+# the weights of the chosen scores, from them and from all scores
+SCALAR_SCORES: dict[str, Callable[[list[float], list[float]], list[float]]] = {
+    "softmax": lambda chosen, scores: [e / sum(exponentials(scores)) for e in exponentials(chosen)],
+    "softmax_topk": lambda chosen, scores: [e / sum(exponentials(chosen)) for e in exponentials(chosen)],
+}
 
 
 def scalar_route(cfg, x, router):
     scores = [dot(x, router, e) for e in range(cfg.experts)]
     chosen = sorted(range(cfg.experts), key=lambda e: (-scores[e], e))[: cfg.top_k]
-    pool = chosen if cfg.router.score == "softmax_topk" else range(cfg.experts)
-    total = sum(math.exp(scores[e]) for e in pool)
-    w = [math.exp(scores[e]) / total for e in chosen]
+    w = SCALAR_SCORES[cfg.router.score]([scores[e] for e in chosen], scores)
     if cfg.router.renormalize:
         w = [v / sum(w) for v in w]
     return chosen, [v * cfg.router.scale for v in w]
@@ -66,10 +76,12 @@ def scalar_moe(cfg, x, w, routing):
     return np.array(y).reshape(-1, cfg.hidden)
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_layer_equals_scalar_loops(activation, gated, bias):
+    if ACTIVATIONS[activation].gate_only and not gated:
+        pytest.skip("needs a gate")
     cfg = replace(SMALL, activation=activation, gated=gated, bias=bias)
     w = reference.weights(cfg, seed=1)
     x = np.random.default_rng(2).standard_normal((7, cfg.hidden), dtype=np.float32) * 3
@@ -87,7 +99,7 @@ def test_gates_equal_scalar_loops(activation, limit):
     assert reference.error(reference.moe(cfg, x, **w), scalar_moe(cfg, x, w, routing)) < 1e-13
 
 
-@pytest.mark.parametrize("score", ["softmax", "softmax_topk"])
+@pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("renormalize", [False, True])
 @pytest.mark.parametrize("top_k", [1, 2, 4])
 def test_router_equals_scalar_loops(score, renormalize, top_k):
@@ -155,9 +167,9 @@ def test_weights_are_seeded_and_follow_the_config():
 def test_activations_at_the_ends_of_the_range():
     ends = np.array([-1e4, -40.0, 0.0, 40.0, 1e4])
     for name, act in reference.ACTIVATIONS.items():
-        got = act(ends)
-        assert np.isfinite(got).all(), name
-        assert got == pytest.approx(np.maximum(ends, 0.0), abs=1e-12), name
+        assert np.isfinite(act(ends)).all(), name
+    for name in ("relu", "gelu", "gelu_tanh", "silu", "swiglu_oai"):
+        assert reference.ACTIVATIONS[name](ends) == pytest.approx(np.maximum(ends, 0.0), abs=1e-12), name
 
 
 def test_error_is_relative_to_the_largest_entry_and_infinite_for_nan():
@@ -179,6 +191,20 @@ def test_wrong_input_is_refused_with_its_value():
         reference.moe(SMALL, x, **w, ids=[[0], [3]], weights=[[1], [1]])
     with pytest.raises(InputError, match="ids and weights together"):
         reference.moe(SMALL, x, **w, ids=[[0], [1]])
+    for wide, wrong in ((np.zeros((1, 10)), r"\[1, 10\]"), (np.float64(1), r"\[\]")):
+        with pytest.raises(InputError, match=rf"x must have shape \[\.\.\., 5\], got {wrong}"):
+            reference.moe(SMALL, wide, **w)
+    for ids, weights, words in (
+        (np.zeros((3, 1), int), np.ones((3, 1)), r"ids must be integers of shape \[2, 'n'\], got int64 \[3, 1\]"),
+        (0, 1.0, r"ids must be integers of shape \[2, 'n'\], got int64 \[\]"),
+        ([[0.0], [1.0]], [[1], [1]], "ids must be integers .*got float64"),
+        ([[0], [1]], [[1, 1], [1, 1]], r"weights must have the shape of ids \[2, 1\], got \[2, 2\]"),
+    ):
+        with pytest.raises(InputError, match=words):
+            reference.moe(SMALL, x, **w, ids=ids, weights=weights)
+    for e in (-1, 3):
+        with pytest.raises(InputError, match=rf"e must be in 0\.\.2, got {e}"):
+            reference.expert(SMALL, x, e, up=w["up"], down=w["down"])
     with pytest.raises(InputError, match="finite"):
         reference.moe(SMALL, x * np.nan, **w)
     with pytest.raises(InputError, match="gate must be given"):

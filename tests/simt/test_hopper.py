@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from simt_ptx import launched
-from test_opcodes_wgmma import chained, descriptor, fragments, narrow
+from simt_wgmma import chained, descriptor, fragments, narrow
 
 from aristos import simt
 

@@ -73,7 +73,7 @@ def test_the_exit_code_of_a_script(tmp_path, text, code, words):
     ((), 2, "required: COMMAND"), (("profile",), 2, "required: SCRIPT.py"),
     (("profile", "nowhere.py"), 2, "there is no file nowhere.py"),
     (("profile", "--arch", "sm_x", __file__), 2, "arch must look like 'sm_90', got 'sm_x'"),
-    (("profile", "--devices", "99", __file__), 2, "devices must be 1 to 64"),
+    (("profile", "--devices", "99", __file__), 2, "devices must be an int in 1..64, got 99"),
 ])  # fmt: skip
 def test_usage(words, code, message):
     got, out, err = run(*words)

@@ -164,12 +164,23 @@ def test_wrong_launches(grid, block, shared, words):
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"devices": 0}, "devices must be"), ({"sm_count": 300}, "sm_count 1 to 256"), ({"arch": "sm_20"}, "below"),
-    ({"arch": "ampere"}, "must look like"), ({"seed": "x"}, "seed must be"), ({"limit": 0}, "limit a positive one"),
+    ({"devices": 0}, r"devices must be an int in 1\.\.64, got 0"), ({"devices": "2"}, "devices must be .* got '2'"),
+    ({"sm_count": 300}, r"sm_count must be an int in 1\.\.256, got 300"), ({"arch": "sm_20"}, "below"),
+    ({"arch": "ampere"}, "must look like"), ({"seed": "x"}, "seed must be"), ({"limit": 0}, "limit must be"),
 ])  # fmt: skip
 def test_wrong_machine_options(options, words):
     with pytest.raises(InputError, match=words):
         simt.Machine(**options)
+
+
+@pytest.mark.filterwarnings("error")
+def test_machine_options_may_be_numpy_scalars():
+    machine = simt.Machine(np.int8(2), np.uint16(3), seed=np.int64(1 << 60), limit=np.int64(1000))
+    assert machine.device(np.int64(1)).number == 1
+    assert machine.seed == 1 << 60
+    for number in (2, -1, "0", 0.0):
+        with pytest.raises(InputError, match=f"the machine has devices 0 to 1, got {number!r}"):
+            machine.device(number)
 
 
 def test_arrays_of_another_machine_and_after_close():

@@ -1,4 +1,4 @@
-"""The PTX machine's speed, by bench/simt.py: in CPU time, the best of a few runs, for the computer may be busy."""
+"""The PTX machine's speed, by bench/simt.py: in CPU time, the best of a few runs, because the computer may be busy."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
 from aristos import simt
 from aristos.primitives import sources
-from aristos.simt import units
+from aristos.simt import isa, units
 
 FOLDER = Path(simt.__file__).parent
 
@@ -53,3 +54,48 @@ def test_units_depend_on_what_they_are_compiled_from():
     assert {"interpreter.py", "blocks.py", "rows.py", "state.py", "rounding.py", "units.py"} <= files
     assert not {"lowering.py", "explain.py", "machine.py", "arrays.py"} & files
     assert stamp("rounding.py") != stamp("interpreter.py")
+
+
+# ---- opcodes
+
+MEANINGS = {  # by hundreds: the files that say what the opcodes of a group do
+    0: ("integer.py", "arithmetic.py"),
+    1: ("floating.py",),
+    2: ("arithmetic.py",),
+}
+# Opcodes of the last branch of a file, which its `else` means without a name.
+LAST = {"MAX2", "FTANH", "CVTPACK"}
+
+
+def opcodes() -> dict[str, int]:
+    """Name -> number."""
+    groups = re.findall(r"^\((.*?)\) = range\((.*?)\)", Path(isa.__file__).read_text(), re.M | re.S)
+    names = [name for text, _ in groups for name in re.findall(r"\w+", text)]
+    numbered = {name: getattr(isa, name) for name in names}
+    return {name: number for name, number in numbered.items() if names.index(name) >= names.index("ADD")}
+
+
+def test_every_arithmetic_opcode_has_a_branch():
+    """One without its branch would become another: the last branch of a chain takes whatever is left."""
+    found = opcodes()
+    assert (found["ADD"], found["FTANH"], found["CVTPACK"]) == (isa.ADD, isa.FTANH, isa.CVTPACK)
+    for group, files in MEANINGS.items():
+        text = "".join((FOLDER / file).read_text() for file in files)
+        missing = [
+            name
+            for name, number in found.items()
+            if number // 100 == group and name not in LAST and not re.search(rf"\bisa\.{name}\b", text)
+        ]
+        assert not missing, f"{' or '.join(files)} must say what {', '.join(missing)} does"
+
+
+def test_opcodes_that_the_interpreter_finds_by_comparison_end_their_groups():
+    names = {number: name for name, number in opcodes().items()}
+    ends = {
+        isa.ADDC: "ADDC SUBC MADC MADCHI",
+        isa.BULKLOAD: "BULKLOAD BULKSTORE BULKCOMMIT BULKWAIT",
+        isa.MBINIT: "MBINIT MBINVAL MBARRIVE MBEXPECT MBWAIT MBCOPIES PROXYFENCE INITFENCE",
+        isa.MMA: "MMA LDMATRIX STMATRIX MOVMATRIX WGMMA WGFENCE WGCOMMIT WGWAIT",
+    }
+    for first, wanted in ends.items():
+        assert [names[n] for n in sorted(names) if first <= n < first // 100 * 100 + 100] == wanted.split()

@@ -51,12 +51,12 @@ class Product:
         m, n = len(x), self.up.shape[1]
         order = np.arange(m) if order is None else order
         step = 16 // x.itemsize  # rows start on 16 bytes, and have space for whole groups of 16
-        room = np.full((m, -(-x.shape[1] // step) * step), 1, x.dtype)  # values after a row must not count
-        room[:, : x.shape[1]] = x
+        wide = np.full((m, -(-x.shape[1] // step) * step), 1, x.dtype)  # values after a row must not count
+        wide[:, : x.shape[1]] = x
         packed, bias = self.weights()
-        d_x, d_w, d_b = device.array(room), device.array(packed), device.array(bias)
+        d_x, d_w, d_b = device.array(wide), device.array(packed), device.array(bias)
         d_y = machine.device(peer).empty((m, -(-n // step) * step), x.dtype)
-        a_rows = device.array(d_x.ptr + order.astype(np.int64) * room.strides[0])
+        a_rows = device.array(d_x.ptr + order.astype(np.int64) * wide.strides[0])
         c_rows = device.array(d_y.ptr + order.astype(np.int64) * d_y.strides[0])
         code = NONE if self.activation is None else word(self.activation, self.limit)
         device.launch(

@@ -1,8 +1,8 @@
 """A GPU of the PTX machine for a rank that is a process, for real MPI jobs: the ranks of a node share its memory.
 
 Each process has a machine of one device, whose memory is a part of one file. An address means the same in all of them,
-so an IPC handle is an address. There is no checker, for it would not see the writes of other processes. A copy for the
-proxy is made when its stream is waited for, the last one first. MPI_Put can be replaced by one that also takes the
+so an IPC handle is an address. There is no checker, because it would not see the writes of other processes. A copy for
+the proxy is made when its stream is waited for, the last one first. MPI_Put can be replaced by one that also takes the
 machine's addresses.
 """
 

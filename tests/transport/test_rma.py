@@ -17,7 +17,7 @@ import pytest
 from cases import SKEWS, Exchange, MoE, alone, one_exchange, rings_of, routing, run_job, same, tokens
 from hypothesis import given, settings
 from mpi import find_mpiexec, ranks_each
-from test_layer_properties import plans, run
+from random_layers import plans, run
 
 import aristos
 from aristos import reference

@@ -89,8 +89,10 @@ def swiglu_oai(x):
 
 
 FUNCTIONS = implementations({name: rule.code for name, rule in ACTIVATIONS.items()}, globals())
-(SHIFTED,) = (rule for rule in ACTIVATIONS.values() if rule.shift)  # kernels support one
-SHIFTED_CODE, SHIFT = SHIFTED.code, _f(SHIFTED.shift)
+SHIFTED = [rule for rule in ACTIVATIONS.values() if rule.shift]
+if len(SHIFTED) != 1:
+    raise ImportError(f"one activation can have a shift, and config.ACTIVATIONS has {len(SHIFTED)}: extend shift_of")
+SHIFTED_CODE, SHIFT = SHIFTED[0].code, _f(SHIFTED[0].shift)
 
 
 def word(activation: str, limit: float | None = None) -> int:

@@ -1,7 +1,7 @@
 """From a token's router scores to k expert ids and k combine weights, by the scores of `config.SCORES`.
 
 All in float32. Every value depends on its own token alone, not on other tokens of the call. To add a score: its code in
-config.py, a function here and its case in `reference.route`.
+config.py, a function here of that name and one in reference.py.
 """
 
 import numpy as np
@@ -32,35 +32,61 @@ def top_k(row, experts, k, ids, weights):
         weights[j] = value
 
 
+# ---- scores: functions of one signature, which replace a token's k largest scores by combine weights
+#
+# row: [experts] float32, all scores, may be overwritten; largest: the largest of them. weights: [k] float32, the k
+# largest scores at first. renormalize: the weights' sum shall be one.
+
+
 @jit
-def softmax(row, experts, largest, kept, renormalize):
-    """The divisor of the weights: the sum over all experts, or over the k kept if they are renormalized."""
-    if renormalize:
-        return kept
+def softmax(row, experts, largest, renormalize, weights, k):
+    """Shares of the softmax over all experts; renormalized, of that over the k."""
+    total = exponentials(weights, k, largest)
+    if not renormalize:
+        for e in range(experts):
+            row[e] = exp(row[e] - largest)
+        total = ZERO
+        for e in range(experts):
+            total += row[e]
+    divide(weights, k, total)
+
+
+@jit
+def softmax_topk(row, experts, largest, renormalize, weights, k):
+    """Shares of the softmax over the k."""
+    divide(weights, k, exponentials(weights, k, largest))
+
+
+@jit
+def exponentials(weights, k, largest):
+    """Replace k scores by e^(score - largest). Returns their sum."""
     total = ZERO
-    for e in range(experts):
-        row[e] = exp(row[e] - largest)
-    for e in range(experts):
-        total += row[e]
+    for j in range(k):
+        weights[j] = exp(weights[j] - largest)
+        total += weights[j]
     return total
 
 
 @jit
-def softmax_topk(row, experts, largest, kept, renormalize):
-    """The divisor of the weights: the sum over the k kept."""
-    return kept
+def divide(weights, k, total):
+    """Divide k weights by `total`."""
+    for j in range(k):
+        weights[j] = weights[j] / total
 
 
 FUNCTIONS = implementations(SCORES, globals())
-divisor = jit(
+weigh = jit(
     unrolled(
-        "divisor",
-        "row, experts, largest, kept, renormalize",
-        "return case(row, experts, largest, kept, renormalize)",
+        "weigh",
+        "row, experts, largest, renormalize, weights, k",
+        "case(row, experts, largest, renormalize, weights, k)",
         FUNCTIONS,
         globals(),
     )
 )
+
+
+# ---- routing of one token
 
 
 @jit
@@ -77,11 +103,7 @@ def choose(row, experts, k, mode, renormalize, scale, ids, weights):
     if finite != ZERO:
         return False
     top_k(row, experts, k, ids, weights)
-    kept = ZERO
+    weigh(mode, row, experts, largest, renormalize, weights, k)
     for j in range(k):
-        weights[j] = exp(weights[j] - largest)
-        kept += weights[j]
-    total = divisor(mode, row, experts, largest, kept, renormalize)
-    for j in range(k):
-        weights[j] = weights[j] / total * scale
+        weights[j] = weights[j] * scale
     return True

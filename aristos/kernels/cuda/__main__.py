@@ -21,7 +21,7 @@ def architectures(text: str) -> list[str]:
     unknown = [name for name in names if name not in TARGETS]
     if unknown or not names:
         what = ", ".join(unknown) or "nothing"
-        raise InputError(f"--arch must name some of {', '.join(TARGETS)}, with commas between, got {what}")
+        raise InputError(f"--arch must be one or more of {', '.join(TARGETS)}, separated by commas, got {what}")
     return list(dict.fromkeys(names))
 
 

@@ -46,16 +46,16 @@ def tool(name: str) -> Path:
 @cache
 def tool_version(name: str) -> str:
     """The version that a tool prints, for example V12.9.86."""
-    said = _run([str(tool(name)), "--version"])
-    found = re.search(r"\bV[\d.]+", said)
-    return found[0] if found else said.strip()
+    printed = _run([str(tool(name)), "--version"])
+    found = re.search(r"\bV[\d.]+", printed)
+    return found[0] if found else printed.strip()
 
 
 def _run(command: list[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
-        raise EnvironmentProblem(f"no end after {SECONDS} s: {' '.join(command)}") from None
+        raise EnvironmentProblem(f"{' '.join(command)} did not end within {SECONDS} s") from None
     if done.returncode != 0:
         raise EnvironmentProblem(f"{' '.join(command)} failed: {(done.stderr or done.stdout).strip()[:2000]}")
     return done.stdout + done.stderr if command[0].endswith("ptxas") else done.stdout
@@ -63,13 +63,13 @@ def _run(command: list[str]) -> str:
 
 def assemble(ptx: Path, cubin: Path, arch: str) -> Assembled:
     """Assemble a file of one kernel. arch: ptxas's name of the architecture, for example sm_90a."""
-    said = _run([str(tool("ptxas")), "-v", f"-arch={arch}", str(ptx), "-o", str(cubin)])
+    printed = _run([str(tool("ptxas")), "-v", f"-arch={arch}", str(ptx), "-o", str(cubin)])
 
     def number(pattern: str) -> int:
-        return sum(int(value) for value in re.findall(pattern, said))
+        return sum(int(value) for value in re.findall(pattern, printed))
 
     spilled = number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads")
-    advice = tuple(re.findall(r"\(C75\d\d\) .*", said))
+    advice = tuple(re.findall(r"\(C75\d\d\) .*", printed))
     return Assembled(number(r"Used (\d+) registers"), spilled, number(r"(\d+) bytes smem"), advice)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..common import activations
 from ..common.branches import unrolled
+from . import memory_lowering as _lowering  # noqa: F401  what activations and the router call
 from . import ptx
 from .compiler import cuda
 from .pack import INTERLEAVE

@@ -12,17 +12,17 @@ from .compiler import cuda
 from .memory_lowering import WARP as WARP
 
 LINE = 128  # bytes between words: each has a cache line of its own
-LOOKS = 64  # polls of a word between two reads of the clock
+POLLS = 64  # polls of a word between two reads of the clock
 THREADS = 256  # per block of `put_rows`
 
 
 @cuda.jit(device=True)
 def arrived(word, value, limit):
     """Wait until a word holds `value` or more; False if the limit is reached first. One thread calls it."""
-    since, looks = mem.clock(), 0
+    since, polls = mem.clock(), 0
     while mem.load_acquire(word) < value:
-        looks += 1
-        if looks % LOOKS == 0 and mem.clock() - since > limit:
+        polls += 1
+        if polls % POLLS == 0 and mem.clock() - since > limit:
             return False
     return True
 

@@ -206,12 +206,12 @@ def _before(partial, thread):
 def place(job_address):
     """Compute OFFSET, TOKEN and POSITION from ids and counts. Grid: blocks(tokens), at least one."""
     job = mem.words(job_address, JOB_WORDS)
-    room = cuda.shared.array(0, np.int64, CHUNK)
+    shared = cuda.shared.array(0, np.int64, CHUNK)
     thread, block, first = cuda.threadIdx.x, cuda.blockIdx.x, cuda.blockIdx.x * BLOCK
     tokens, k, slots, experts = job[TOKENS], job[TOP_K], job[SLOTS], job[EXPERTS]
     width = (experts + COLUMNS - 1) // COLUMNS * COLUMNS
-    before, base, partial = room[:slots], room[slots : 2 * slots], room[2 * slots : 2 * slots + THREADS]
-    slot_of_choice = room[2 * slots + THREADS :]
+    before, base, partial = shared[:slots], shared[slots : 2 * slots], shared[2 * slots : 2 * slots + THREADS]
+    slot_of_choice = shared[2 * slots + THREADS :]
     parts = (tokens + BLOCK - 1) // BLOCK  # without tokens: 0 parts, but one block
     counts = mem.words(job[SCRATCH] + tokens * (2 * WORD + FLOAT * width), parts * slots)
     good = mem.load(job[STATUS]) == OK

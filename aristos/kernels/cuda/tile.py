@@ -1,8 +1,8 @@
 """Generate the code of a block's tile of a matrix product for one shape and dtype: copies in, products, staged sums.
 
 C[m, n] = A[m, k] B[n, k]^T. Both operands pass through shared memory in chunks of 128 bytes of k per row. The eight
-16-byte parts of a row are swizzled by the row number, so that lanes meet in no bank. Every element of C is one chain of
-k steps in rising order for every tile shape; batch invariance depends on this.
+16-byte parts of a row are swizzled by the row number, so that no two lanes access one bank. Every element of C is one
+chain of k steps in rising order for every tile shape; batch invariance depends on this.
 
 Each function of `Code` is an intrinsic: loops over registers are unrolled here, because a compiler might not unroll
 them. This file holds no PTX text; it emits the primitives of `ptx.py`.
@@ -188,11 +188,11 @@ class Code:
         self.tile = tile
         self.acc = types.UniTuple(types.float32, tile.sums)
         self.pointers = types.UniTuple(types.int64, tile.m // tile.pass_a)
-        word, far = types.int32, types.int64
-        self.row_pointers = generated(lambda: self.pointers, [far, word, word, word], self._row_pointers)
-        self.fetch_rows = generated(lambda: types.void, [word, self.pointers, far, word], self._fetch_rows)
-        self.fetch_weights = generated(lambda: types.void, [word, far], self._fetch_weights)
-        self.start = generated(lambda: self.acc, [far], self._start)
+        word, long = types.int32, types.int64
+        self.row_pointers = generated(lambda: self.pointers, [long, word, word, word], self._row_pointers)
+        self.fetch_rows = generated(lambda: types.void, [word, self.pointers, long, word], self._fetch_rows)
+        self.fetch_weights = generated(lambda: types.void, [word, long], self._fetch_weights)
+        self.start = generated(lambda: self.acc, [long], self._start)
         self.stage = generated(lambda: types.void, [self.acc, word], self._stage)
         if tile.kind in PRODUCTS:
             body = self._tensor_products
@@ -287,7 +287,7 @@ class Code:
         return sums
 
     def _widened_products(self, builder: Any, acc: Any, chunk: Any, own_a: Any, own_b: Any) -> list[Any]:
-        """The same for 16-bit rows of A: two share a line of 128 bytes, whose parts are swizzled by the line number."""
+        """The same for 16-bit rows of A: two rows share a line of 128 bytes; its parts are swizzled by its number."""
         tile = self.tile
         rows, columns = tile.warp_rows // 4, tile.warp_columns // 8
         sums = [builder.extract_value(acc, i) for i in range(tile.sums)]
@@ -317,7 +317,7 @@ class Code:
         return builder.fpext(builder.bitcast(half, ir.HalfType()), F32)
 
     def _stage(self, builder: Any, acc: Any, own: Any) -> None:
-        """Write this thread's sums to shared memory, rows n + PAD float32 apart; own: address of its first."""
+        """Write this thread's sums to shared memory, rows n + PAD float32 apart; own: address of its first sum."""
         tile = self.tile
         pitch, sums = 4 * (tile.n + PAD), [builder.extract_value(acc, i) for i in range(tile.sums)]
         columns = tile.warp_columns // 8

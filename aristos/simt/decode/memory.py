@@ -64,8 +64,9 @@ def access(low: Lowering, m: Mods, load: bool) -> None:
     row, offset, space = place(low, m, m.operands[address], space)
     value = m.operands[register]
     items = value.items if isinstance(value, Vector) else (value,)
-    if len(items) != (int(vector[1:]) if vector else 1):
-        raise m.fail("the vector has another number of registers")
+    wanted = int(vector[1:]) if vector else 1
+    if len(items) != wanted:
+        raise m.fail(f"the vector must have {wanted} registers, got {len(items)}")
     rows = [m.result(item, type_, wider=True) if load else low.row(item, type_) for item in items]
     if space not in (isa.PARAM, isa.LOCAL, isa.CONST):
         low.granule = min(low.granule, type_ & 15)
@@ -165,5 +166,5 @@ def copy_async(low: Lowering, m: Mods) -> None:
 
 
 def policy_of(low: Lowering, m: Mods) -> None:
-    """createpolicy: the result is 0, for caches are not modelled."""
+    """createpolicy: the result is 0, because caches are not modelled."""
     low.emit(isa.MOV, isa.B64, d=m.dest(isa.B64), a=low.constant(0))

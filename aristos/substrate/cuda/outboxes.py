@@ -60,8 +60,8 @@ class DeviceMemory(EngineMemory):
             with contextlib.suppress(MemoryProblem):  # they can wait in host memory as well
                 self._rows = device.allocate(device_rows_bytes(shape, group.nodes, group.rank))
         self._mirror_shift = self._mirror - self._remote.base
-        self._believed = aligned((LINE // WORD * group.world,), np.int64)
-        self._believed[:] = 0
+        self._accepted = aligned((LINE // WORD * group.world,), np.int64)
+        self._accepted[:] = 0
         self._locks = aligned((2 * LINE // WORD,), np.int64)
         self._locks[:] = 0
 
@@ -98,7 +98,7 @@ class DeviceMemory(EngineMemory):
         st[words.PHASE] = codes.PHASE_RUN  # always: the proxy sees an epoch only once it is announced
         assert self._remote is not None
         for p in self.remote:
-            line = self._believed.ctypes.data + LINE * p
+            line = self._accepted.ctypes.data + LINE * p
             here = {name: st[tables.starts[name] + p] for name in (words.T_LINE_FROM, words.T_REGION_FROM)}
             st[tables.starts[words.T_LINE_FROM] + p] = line
             for table, value in (
