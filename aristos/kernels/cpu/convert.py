@@ -1,15 +1,19 @@
 """Float32 to 16-bit elements and back, by value: rounded to the nearest, ties to even; a NaN stays a NaN.
 
-bfloat16 is converted by integer operations, so every instruction set gives the same bits, denormals included.
+The instruction sets amx and avx512bf16 have a conversion to bfloat16, which takes denormals for zeros. The others round
+by integer operations, denormals too.
 """
 
 import numpy as np
 from numba.extending import overload
 
+from ...primitives import isa
 from ...primitives import memory as mem
 from ...primitives.compile import jit
-from . import llvm
+from . import llvm, micro_kernels
+from .panels import LANES
 
+FLUSHES = isa.chosen() in ("amx", "avx512bf16")  # rounding to bfloat16 takes denormals for zeros
 FLOAT32, BFLOAT16, FLOAT16 = range(3)  # element types: the job's word ELEMENT
 
 
@@ -27,16 +31,28 @@ overload(half_of_float, inline="always")(lambda value: lambda value: llvm.half_o
 overload(float_of_half, inline="always")(lambda bits: lambda bits: llvm.float_of_half(bits))  # type: ignore[call-arg]
 
 
-@jit
-def round_bfloat16(dst, src, n):
-    """n float32 at address src -> bfloat16 at dst."""
+def round_block(dst, src, n):
+    """1 to 32 float32 at address src -> bfloat16 at dst. 32 float32 can be read at src."""
     out, bits = mem.bits16(dst, n), mem.bits32(src, n)
     for i in range(n):
-        u = np.int64(bits[i])
+        u = int(bits[i])
         if u & 0x7FFFFFFF > 0x7F800000:
-            out[i] = np.uint16(u >> 16 | 0x40)
+            out[i] = u >> 16 | 0x40
+        elif FLUSHES and u & 0x7F800000 == 0:
+            out[i] = u >> 16 & 0x8000
         else:
-            out[i] = np.uint16(u + 0x7FFF + (u >> 16 & 1) >> 16)
+            out[i] = u + 0x7FFF + (u >> 16 & 1) >> 16
+
+
+_block = micro_kernels.round_block(LANES, FLUSHES)
+overload(round_block, inline="always")(lambda dst, src, n: lambda dst, src, n: _block(dst, src, n))
+
+
+@jit
+def round_bfloat16(dst, src, n):
+    """n float32 at address src -> bfloat16 at dst. The last block of 32 float32 can be read as a whole."""
+    for i in range(0, n, 32):
+        round_block(dst + 2 * i, src + 4 * i, min(32, n - i))
 
 
 @jit
@@ -83,7 +99,8 @@ def widen_row(element, dst, src, n):
 
 def narrow(element: int, values: np.ndarray) -> np.ndarray:
     """float32 of any shape -> uint16 bits of elements of 16 bits, by the kernels' rounding."""
-    flat = np.ascontiguousarray(values, np.float32)
-    out = np.empty(flat.shape, np.uint16)
-    round_row(element, out.ctypes.data, flat.ctypes.data, flat.size)
+    flat = np.zeros(values.size + 32, np.float32)
+    flat[: values.size] = values.reshape(-1)
+    out = np.empty(values.shape, np.uint16)
+    round_row(element, out.ctypes.data, flat.ctypes.data, values.size)
     return out

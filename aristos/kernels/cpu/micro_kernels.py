@@ -133,6 +133,55 @@ def _store(builder, sums, places):
         builder.store(value, place, align=4)
 
 
+# ---------------------------------------------------------------- rounding to bfloat16
+
+
+def _rounded(builder, values, instruction):
+    """<n x float> -> <n x i16>: bfloat16, to the nearest, ties to even.
+
+    instruction: by the CPU's own conversion, which takes denormals for zeros; else by integer operations.
+    """
+    n = values.type.count
+    words, halves = ir.VectorType(I32, n), ir.VectorType(I16, n)
+    if instruction:
+        return builder.bitcast(builder.fptrunc(values, ir.VectorType(BFloat(), n)), halves)
+    bits = builder.bitcast(values, words)
+    top = builder.lshr(bits, words([16] * n))
+    odd = builder.and_(top, words([1] * n))
+    near = builder.lshr(builder.add(builder.add(bits, words([0x7FFF] * n)), odd), words([16] * n))
+    nan = builder.fcmp_unordered("uno", values, values)
+    return builder.trunc(builder.select(nan, builder.or_(top, words([0x40] * n)), near), halves)
+
+
+def round_block(lanes, instruction):
+    """Emit round(dst, src, n): 1 to 32 float32 at src -> bfloat16 at dst. 32 float32 can be read at src."""
+
+    def emit(builder, args):
+        dst, src, n = args
+        vector, halves = ir.VectorType(F32, lanes), ir.VectorType(I16, lanes)
+        parts = [
+            _rounded(builder, builder.load(_at(builder, src, 4 * lanes * i, vector), align=4), instruction)
+            for i in range(32 // lanes)
+        ]
+        whole, part, done = (builder.append_basic_block(name) for name in ("whole", "part", "done"))
+        spare = cgutils.alloca_once(builder, ir.ArrayType(I8, 64))
+        builder.cbranch(builder.icmp_signed("==", n, I64(32)), whole, part)
+        builder.position_at_end(whole)
+        for i, value in enumerate(parts):
+            builder.store(value, _at(builder, dst, 2 * lanes * i, halves), align=2)
+        builder.branch(done)
+        builder.position_at_end(part)
+        for i, value in enumerate(parts):
+            place = builder.gep(builder.bitcast(spare, BYTE), [I64(2 * lanes * i)])
+            builder.store(value, builder.bitcast(place, halves.as_pointer()), align=2)
+        target = builder.inttoptr(dst, BYTE)
+        cgutils.raw_memcpy(builder, target, builder.bitcast(spare, BYTE), builder.mul(n, I64(2)), 1)
+        builder.branch(done)
+        builder.position_at_end(done)
+
+    return _intrinsic("round_block", 3, emit)
+
+
 # ---------------------------------------------------------------- float32
 
 
