@@ -13,13 +13,18 @@ from typing import NamedTuple
 import numpy as np
 from micro import PRODUCT, Rates
 from numpy.typing import ArrayLike
-from rounds import BOUND, ShapeResults
+from peers import ENTRIES
+from rounds import ShapeResults
 
 from aristos.primitives import isa
 
 FUSED_OVER_BULK = {"A": 1.0, "B": 1.2, "C": 1.2, "D": 1.0, "E": 1.0}
 OVER_PEERS = {"A": 1.1, "B": 1.6, "C": 2.0, "D": 1.8, "E": 1.25}  # over the best float32 peer
 PEERS = ("numpy", "torch-loop", "torch-grouped")
+BFLOAT16_OVER_FLOAT32 = {  # by ISA
+    "amx": {"A": 5.5, "B": 2.0, "C": 2.0, "D": 1.9, "E": 5.0},
+    "avx512bf16": {"A": 1.7, "D": 1.8},
+}
 PRODUCT_SHARE = {"avx512": 0.86, "avx512 on znver4": 0.92}  # of the FMA peak, by ISA and CPU
 SIGNAL_US = {8: 0.4, 4096: 1.5}
 OUTSIDE_US = 60.0
@@ -102,7 +107,8 @@ def signal_figures(signal_us: dict[int, list[float]], why: str) -> list[Figure]:
 
 def product_figures(products: Rates) -> list[Figure]:
     """A matrix product's share of the FMA peak, round by round, averaged over ranks."""
-    family = isa.chosen() + (" on znver4" if isa.target()[0] == "znver4" else "")
+    family = "avx512" if isa.chosen() in ("amx", "avx512", "avx512bf16") else isa.chosen()
+    family += " on znver4" if isa.target()[0] == "znver4" else ""
     found = []
     for rows, rates in products.items() if family in PRODUCT_SHARE else ():
         share = Spread.of(100 * (rates[0] / rates[1]).mean(axis=1))
@@ -117,7 +123,7 @@ def figures(shapes: list[ShapeResults], signal_us: dict[int, list[float]], why: 
     why: the reason if there are no signals; products: see `micro.products`.
     """
     by_name = {m.shape.name: m for m in shapes}
-    found = [_error(m, peer) for m in shapes for peer in ("fused", "bulk") if peer in m.errors]
+    found = [_error(m, peer) for m in shapes for peer in ("fused", "bulk", "bf16", "bf16-bulk") if peer in m.errors]
     for name, m in by_name.items():
         if name in FUSED_OVER_BULK:
             reached = ratio(m, "bulk")
@@ -126,6 +132,13 @@ def figures(shapes: list[ShapeResults], signal_us: dict[int, list[float]], why: 
         if name in OVER_PEERS:
             what = f"{name}: fused over the best of NumPy and torch"
             found.append(Figure(what, OVER_PEERS[name], "×", True, over_best(m), _why(m, "numpy")))
+    over = BFLOAT16_OVER_FLOAT32.get(isa.chosen(), {})
+    for name, m in by_name.items():
+        if name in over and "bf16" in m.times:
+            reached = ratio(m, "fused", "bf16")
+            found.append(
+                Figure(f"{name}: bfloat16 over float32, fused", over[name], "×", True, reached, _why(m, "bf16"))
+            )
     found += product_figures(products)
     if "D" in by_name:
         found += _outside(by_name["D"])
@@ -144,7 +157,9 @@ def _outside(m: ShapeResults) -> list[Figure]:
 
 def _error(m: ShapeResults, peer: str) -> Figure:
     value = m.errors[peer]
-    return Figure(f"{m.shape.name}: {peer}, relative error", BOUND, "", False, Spread(value, value, value))
+    return Figure(
+        f"{m.shape.name}: {peer}, relative error", ENTRIES[peer].bound, "", False, Spread(value, value, value)
+    )
 
 
 def _why(m: ShapeResults, peer: str) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from figures import Figure, Spread, gflops, peak_share, ratio
-from peers import ENTRIES
-from rounds import BOUND, ShapeResults
+from peers import BFLOAT16_BOUND, ENTRIES, FLOAT32_BOUND
+from rounds import ShapeResults
 
 BEGIN = "<!-- compare:begin (written by bench/compare.py; edit outside the markers) -->"
 END = "<!-- compare:end -->"
@@ -93,12 +93,14 @@ def _ratios(shapes: list[ShapeResults]) -> str:
     for m in shapes:
         shares = [peak_share(m, p) for p in ("fused", "bulk")]
         percents = [_spread(s, lambda v: f"{100 * v:.1f}", " %") for s in shares]
-        error = f"{max(m.errors.values()):.1e}" if m.errors else "-"
+        exact = [error for peer, error in m.errors.items() if ENTRIES[peer].bound == FLOAT32_BOUND]
+        error = f"{max(exact):.1e}" if exact else "-"
         rows.append([m.shape.name, *(_spread(ratio(m, p), _two, "") for p in peers), *percents, error])
     says = (
         "Time of each peer over that of Aristos fused in the same round: median (least - most) over rounds. Share of "
         "peak: what the busiest rank's GEMMs take at the FMA peak, measured in the same round, over the "
-        f"time of the call. Error: the largest of any peer, relative to float64 (bound {BOUND:.0e})."
+        f"time of the call. Error: the largest of any float32 peer, relative to float64 (bound {FLOAT32_BOUND:.0e}; "
+        f"bfloat16: {BFLOAT16_BOUND:.0e})."
     )
     return f"{says}\n\n{table(head, rows)}"
 
