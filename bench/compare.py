@@ -40,7 +40,9 @@ PAGE = ROOT / "docs" / "performance.md"
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The options of `argv`; exits with code 2 if they cannot be run."""
-    parser = launch_environment.Parser(prog="mpirun -n 2 python bench/compare.py", description=__doc__.split("\n")[0])
+    parser = launch_environment.OneRankParser(
+        prog="mpirun -n 2 python bench/compare.py", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--shapes", default=",".join(jobs.SHAPES), help="of A..E or tokens/H/F/E/k, with commas")
     parser.add_argument("--peers", default=",".join(ENTRIES), help="with commas (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=15, help="in a round every peer has one turn (%(default)s)")
@@ -121,7 +123,7 @@ def compare(comm: Any, asked: argparse.Namespace, argv: list[str]) -> int:
 
 def write(
     asked: argparse.Namespace,
-    measured: list[rounds.Measured],
+    measured: list[rounds.ShapeResults],
     found: list[figures.Figure],
     facts: dict[str, Any],
     signal_us: dict[int, list[float]],

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rounds import Measured
+from rounds import ShapeResults
 
 from aristos.bench import environment
 from aristos.bench.world import World
@@ -48,7 +48,7 @@ def blas() -> str:
     return str(np.show_config(mode="dicts")["Build Dependencies"]["blas"].get("name", "unknown"))
 
 
-def lines(facts: dict[str, Any], shapes: list[Measured]) -> list[str]:
+def lines(facts: dict[str, Any], shapes: list[ShapeResults]) -> list[str]:
     """The conditions of the run as lines for the page."""
     loads = [load for m in shapes for load in m.load] or [facts["load_average"]]
     iters = ", ".join(f"{m.shape.name} {m.iters}" for m in shapes if m.iters)

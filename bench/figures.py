@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from rounds import BOUND, Measured
+from rounds import BOUND, ShapeResults
 
 FUSED_OVER_BULK = {"A": 1.0, "B": 1.2, "C": 1.2, "D": 1.0, "E": 1.0}
 OVER_NUMPY = {"A": 1.1, "B": 1.8, "C": 2.0, "D": 2.2, "E": 1.35}
@@ -52,21 +52,21 @@ class Figure:
         return self.reached.median >= self.asked if self.at_least else self.reached.median < self.asked
 
 
-def ratio(measured: Measured, peer: str, ours: str = "fused") -> Spread | None:
+def ratio(measured: ShapeResults, peer: str, ours: str = "fused") -> Spread | None:
     """Time of the peer over ours, round by round; None if either was not timed."""
     if peer not in measured.times or ours not in measured.times:
         return None
     return Spread.of(measured.turns(peer) / measured.turns(ours))
 
 
-def gflops(measured: Measured, peer: str) -> Spread | None:
+def gflops(measured: ShapeResults, peer: str) -> Spread | None:
     """Operations per rank (mean over ranks) over the slowest rank's time."""
     if peer not in measured.times:
         return None
     return Spread.of(float(np.mean(measured.mean)) / measured.turns(peer) / 1e9)
 
 
-def peak_share(measured: Measured, peer: str = "fused") -> Spread | None:
+def peak_share(measured: ShapeResults, peer: str = "fused") -> Spread | None:
     """Time of the busiest rank's GEMMs at the micro-kernel's peak over the time of the call; None if not measured.
 
     The busiest rank, because no overlap can make the call shorter; the peak of the same round, averaged over ranks,
@@ -88,7 +88,7 @@ def signal_figures(signal_us: dict[int, list[float]], why: str) -> list[Figure]:
     return found
 
 
-def figures(shapes: list[Measured], signal_us: dict[int, list[float]], why: str) -> list[Figure]:
+def figures(shapes: list[ShapeResults], signal_us: dict[int, list[float]], why: str) -> list[Figure]:
     """All asked figures of the shapes that ran, then those of signals. why: the reason if there are no signals."""
     by_name = {m.shape.name: m for m in shapes}
     found = [_error(m, peer) for m in shapes for peer in ("fused", "bulk") if peer in m.errors]
@@ -111,7 +111,7 @@ def figures(shapes: list[Measured], signal_us: dict[int, list[float]], why: str)
     return found + signal_figures(signal_us, why)
 
 
-def _outside(m: Measured) -> list[Figure]:
+def _outside(m: ShapeResults) -> list[Figure]:
     """Two readings, the stricter one first: only the experts' GEMMs are kernels."""
     found = []
     for i, kernels in enumerate(("expert kernels", "kernels (routing, row copies, experts, combine)")):
@@ -121,12 +121,12 @@ def _outside(m: Measured) -> list[Figure]:
     return found
 
 
-def _error(m: Measured, peer: str) -> Figure:
+def _error(m: ShapeResults, peer: str) -> Figure:
     value = m.errors[peer]
     return Figure(f"{m.shape.name}: {peer}, relative error", BOUND, "", False, Spread(value, value, value))
 
 
-def _why(m: Measured, peer: str) -> str:
+def _why(m: ShapeResults, peer: str) -> str:
     """The reason why a comparison with this peer has no number."""
     for name in ("fused", peer):
         if name in m.wrong():

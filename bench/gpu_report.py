@@ -151,14 +151,14 @@ def check_products() -> int:
     """Check every tile of every kind against float64 on this GPU, and some rows' bits against those of the kind's first
     tile; prints a line per tile. Returns the exit code of the part.
     """
-    from aristos.bench.gpu.clock import Gpu
+    from aristos.bench.gpu.clock import BenchGpu
     from aristos.bench.suites.gemm_gpu import OURS, Products
     from aristos.bench.workload import TOLERANCE
     from aristos.bench.world import World
     from aristos.kernels.cuda.gemm import tiles
     from aristos.layer.device_arrays import KINDS
 
-    gpu, wrong = Gpu(World()), 0
+    gpu, wrong = BenchGpu(World()), 0
     for dtype, kind in KINDS.items():
         first = None
         for tile in tiles(kind, gpu.device.arch):
@@ -218,7 +218,7 @@ def markdown(facts: dict[str, Any], ran: list[Ran]) -> str:
         table(["figure", "asked", "reached", "met"], [figure.line(ran) for figure in figures(facts["card_arch"])])
     )
     rows = [[each.part.name, each.outcome, f"{each.seconds:.0f}", each.said[:200]] for each in ran]
-    parts.append(table(["part", "outcome", "seconds", "its last words"], rows))
+    parts.append(table(["part", "outcome", "seconds", "last line of output"], rows))
     for each in ran:
         for suite in each.document.get("suites", {}).values():
             for sheet in suite["tables"]:
@@ -250,10 +250,10 @@ def gpu_facts() -> dict[str, Any]:
     """The GPU, its driver and clocks, versions. Raises EnvironmentProblem if there is no GPU."""
     from aristos.host.versions import versions
     from aristos.substrate.cuda import device_puts
-    from aristos.substrate.cuda.device import Device
+    from aristos.substrate.cuda.device import CudaDevice
     from aristos.topology import nvml
 
-    device, library = Device.find(0), nvml.load()
+    device, library = CudaDevice.find(0), nvml.load()
     facts = {"card": device.name, "card_arch": device.arch, "card_sms": device.sms, "cuda_driver": device.driver}
     puts = device_puts.probe(device.ordinal)
     facts["puts_from_card"] = "yes" if puts.supported else f"no: {puts.why}"
@@ -266,7 +266,7 @@ def gpu_facts() -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-    parser = launch_environment.Parser(prog="python bench/gpu_report.py", description=__doc__.split("\n")[0])
+    parser = launch_environment.OneRankParser(prog="python bench/gpu_report.py", description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="gpu-report", help="name of the files without .h5 and .md (%(default)s)")
     parser.add_argument("--routing", type=Path, metavar="FILE.npz", help="a recorded routing to replay")
     given = parser.parse_args(argv)

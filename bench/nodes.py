@@ -106,7 +106,7 @@ def ratio(over: list[float], under: list[float]) -> str:
 
 
 def main() -> int:
-    parser = launch_environment.Parser(
+    parser = launch_environment.OneRankParser(
         prog="srun -N2 -n4 --mpi=pmi2 python bench/nodes.py", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--shapes", default=",".join(SHAPES), help="with commas, as in bench/compare.py (%(default)s)")

@@ -125,10 +125,10 @@ def line(p: dict, deadline: float) -> tuple[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--large", action="store_true")
-    parser.add_argument("--deadline", type=float, default=60.0)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="solve the problem files in this folder")
+    parser.add_argument("--large", action="store_true", help="solve clusters of 1,024 and 100,000 devices")
+    parser.add_argument("--deadline", type=float, default=60.0, help="seconds for each plan (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="clusters of each family and size (%(default)s)")
     asked = parser.parse_args()
     if asked.folder:
         problems = [{"name": path.stem, **json.loads(path.read_text())} for path in sorted(asked.folder.glob("*.json"))]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from figures import FUSED_OVER_BULK, OVER_NUMPY, gflops, ratio
 from peers import ENTRIES
-from rounds import Measured
+from rounds import ShapeResults
 
 COLORS = {
     "fused": "#1b6ca8",
@@ -23,7 +23,7 @@ COLORS = {
 ASKED = {"bulk": FUSED_OVER_BULK, "numpy": OVER_NUMPY}
 
 
-def draw(shapes: list[Measured], path: Path) -> None:
+def draw(shapes: list[ShapeResults], path: Path) -> None:
     """Write a PNG. Raises ImportError if Matplotlib is not installed."""
     import matplotlib
 
@@ -41,7 +41,7 @@ def draw(shapes: list[Measured], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _names(shapes: list[Measured]) -> list[str]:
+def _names(shapes: list[ShapeResults]) -> list[str]:
     return [name for name in ENTRIES if any(name in m.times for m in shapes)]
 
 
@@ -51,7 +51,7 @@ def _place(peers: list[str], i: int) -> tuple[float, float]:
     return (i - (len(peers) - 1) / 2) * width, width
 
 
-def _ratios(axes: Any, shapes: list[Measured]) -> None:
+def _ratios(axes: Any, shapes: list[ShapeResults]) -> None:
     peers = [p for p in _names(shapes) if p != "fused"]
     for i, peer in enumerate(peers):
         offset, width = _place(peers, i)
@@ -69,7 +69,7 @@ def _ratios(axes: Any, shapes: list[Measured]) -> None:
     _finish(axes, shapes, "times as long; median, least and most")
 
 
-def _rates(axes: Any, shapes: list[Measured]) -> None:
+def _rates(axes: Any, shapes: list[ShapeResults]) -> None:
     peers = _names(shapes)
     for i, peer in enumerate(peers):
         offset, width = _place(peers, i)
@@ -88,7 +88,7 @@ def _rates(axes: Any, shapes: list[Measured]) -> None:
     _finish(axes, shapes, "GFLOP/s per rank, median")
 
 
-def _finish(axes: Any, shapes: list[Measured], y_label: str) -> None:
+def _finish(axes: Any, shapes: list[ShapeResults], y_label: str) -> None:
     ticks = [f"{m.shape.name}\n{m.shape}" if m.shape.name != str(m.shape) else str(m.shape) for m in shapes]
     axes.set_xticks(range(len(shapes)), ticks, fontsize=7)
     axes.set_ylabel(y_label)

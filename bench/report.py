@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 from figures import Figure, Spread, gflops, peak_share, ratio
 from peers import ENTRIES
-from rounds import BOUND, Measured
+from rounds import BOUND, ShapeResults
 
 BEGIN = "<!-- compare:begin (written by bench/compare.py; edit outside the markers) -->"
 END = "<!-- compare:end -->"
 PAGE = "# Performance\n\nWritten by `make compare`.\n"
 
 
-def markdown(shapes: list[Measured], asked: list[Figure], facts: list[str], picture: str | None) -> str:
+def markdown(shapes: list[ShapeResults], asked: list[Figure], facts: list[str], picture: str | None) -> str:
     """The text between the markers."""
     parts = ["\n".join(f"- {fact}" for fact in facts), _times(shapes), _ratios(shapes), _asked(asked)]
     notes = _notes(shapes)
@@ -52,15 +52,15 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _peers(shapes: list[Measured]) -> list[str]:
+def _peers(shapes: list[ShapeResults]) -> list[str]:
     return [name for name in ENTRIES if any(name in m.times for m in shapes)]
 
 
-def _label(m: Measured) -> str:
+def _label(m: ShapeResults) -> str:
     return str(m.shape) if m.shape.name == str(m.shape) else f"{m.shape.name} {m.shape}"
 
 
-def _times(shapes: list[Measured]) -> str:
+def _times(shapes: list[ShapeResults]) -> str:
     """The table of milliseconds and GFLOP/s per rank."""
     peers = _peers(shapes)
     head = ["tokens/H/F/E/k", *(ENTRIES[p].title for p in peers), "micro-kernel's peak", "busiest rank"]
@@ -77,7 +77,7 @@ def _times(shapes: list[Measured]) -> str:
     return f"{says}\n\n{table(head, rows)}"
 
 
-def _cell(m: Measured, peer: str) -> str:
+def _cell(m: ShapeResults, peer: str) -> str:
     rate = gflops(m, peer)
     if rate is None:
         return "wrong" if peer in m.wrong() else "-"
@@ -85,7 +85,7 @@ def _cell(m: Measured, peer: str) -> str:
     return f"{number(ms)} ({rate.median:.0f})"
 
 
-def _ratios(shapes: list[Measured]) -> str:
+def _ratios(shapes: list[ShapeResults]) -> str:
     """The table of times over that of Aristos fused, and of shares of the peak."""
     peers = [p for p in _peers(shapes) if p != "fused"]
     head = ["shape", *(ENTRIES[p].title for p in peers), "fused, share of peak", "bulk, share of peak", "error"]
@@ -118,7 +118,7 @@ def _asked(asked: list[Figure]) -> str:
     return f"Asked and reached: {met} of {len(asked)} met.\n\n{table(head, rows)}"
 
 
-def _notes(shapes: list[Measured]) -> list[str]:
+def _notes(shapes: list[ShapeResults]) -> list[str]:
     """Remarks that qualify the numbers."""
     notes = []
     busiest = max((load for m in shapes for load in m.load), default=0.0)

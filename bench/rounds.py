@@ -26,7 +26,7 @@ BOUND = 1e-5  # relative to the float64 reference; an output beyond it is wrong 
 
 
 @dataclass
-class Measured:
+class ShapeResults:
     """The results of one shape; only rank 0 has times and peak.
 
     times: peer -> [rounds, iters, world] seconds; peak: [rounds, world] GFLOP/s of the micro-kernel alone;
@@ -58,7 +58,7 @@ class Measured:
         return [name for name, error in self.errors.items() if not error <= BOUND]
 
 
-def make_peers(comm: Any, job: Job, entries: list[Entry], measured: Measured) -> dict[str, Peer]:
+def make_peers(comm: Any, job: Job, entries: list[Entry], measured: ShapeResults) -> dict[str, Peer]:
     """Every peer that can run here; the reasons of the others go to measured.absent. Collective."""
     peers = {}
     for entry in entries:
@@ -69,7 +69,7 @@ def make_peers(comm: Any, job: Job, entries: list[Entry], measured: Measured) ->
     return peers
 
 
-def check(comm: Any, job: Job, peers: dict[str, Peer], measured: Measured) -> None:
+def check(comm: Any, job: Job, peers: dict[str, Peer], measured: ShapeResults) -> None:
     """Check every peer on every input against float64, and fused against bulk. Collective."""
     outputs: dict[str, list[NDArray[np.float32]]] = {}
     for name, peer in peers.items():
@@ -91,13 +91,13 @@ def run(
     peak: Callable[[], float] | None,
     show: Callable[[str], None],
     after: Callable[[Job, Any], NDArray[np.float64]] | None = None,
-) -> Measured:
+) -> ShapeResults:
     """Measure one shape: check, rounds, check again. Collective.
 
     peak() -> GFLOP/s has a turn of its own in every round; after(job, fused peer) fills measured.outside; show(text)
     shows progress. After an exception nothing is closed, since closing is collective: the caller ends the job.
     """
-    measured = Measured(job.shape, comm.size)
+    measured = ShapeResults(job.shape, comm.size)
     peers = make_peers(comm, job, entries, measured)
     check(comm, job, peers, measured)
     timed = {name: peer for name, peer in peers.items() if name not in measured.wrong()}
@@ -127,7 +127,7 @@ def take_rounds(
     rounds: int,
     seed: int,
     peak: Callable[[], float] | None,
-    measured: Measured,
+    measured: ShapeResults,
     show: Callable[[str], None],
 ) -> None:
     """Fill measured.times, peak, load, busiest and mean. Collective."""

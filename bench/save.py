@@ -10,13 +10,17 @@ from typing import Any
 
 import numpy as np
 from figures import Figure
-from rounds import Measured
+from rounds import ShapeResults
 
 from aristos import results
 
 
 def save(
-    path: Path, shapes: list[Measured], found: list[Figure], facts: dict[str, Any], signal_us: dict[int, list[float]]
+    path: Path,
+    shapes: list[ShapeResults],
+    found: list[Figure],
+    facts: dict[str, Any],
+    signal_us: dict[int, list[float]],
 ) -> None:
     """Append the run. Raises ResultsError if the file cannot be written."""
     tables = [shape_table(m) for m in shapes if m.times]
@@ -28,7 +32,7 @@ def save(
     results.append(path, results.Run(attributes=facts, tables=tables))
 
 
-def shape_table(m: Measured) -> results.Table:
+def shape_table(m: ShapeResults) -> results.Table:
     """Times [peer, round, call, rank]; an attribute has the reasons of the peers that were not timed."""
     peers = list(m.times)
     rounds, iters, world = m.times[peers[0]].shape
@@ -56,7 +60,7 @@ def shape_table(m: Measured) -> results.Table:
     return table
 
 
-def outside_table(m: Measured) -> results.Table:
+def outside_table(m: ShapeResults) -> results.Table:
     """Seconds per call outside kernels and waits."""
     values = np.zeros((2, 0)) if m.outside is None else m.outside
     table = results.Table("compare", f"outside-{m.shape.name}".replace("/", "-"))

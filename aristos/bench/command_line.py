@@ -17,7 +17,7 @@ from .options import Options, UsageError, is_file
 from .registry import Backend
 
 
-class _Parser(launch_environment.Parser):
+class _Parser(launch_environment.OneRankParser):
     """A parser that raises UsageError instead of exiting."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
@@ -39,7 +39,7 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
     parser = _Parser(
         prog=prog,
         usage=f"mpirun -n RANKS {prog} [SUITE ...] [options]",
-        description="Measure Aristos on the ranks of this job; every number is checked against a float64 oracle.",
+        description="Measure Aristos on the ranks of this job; every output is checked.",
         epilog=f"suites on CPUs:\n{_listing('cpu')}\n\n"
         f"suites on GPUs (--backend cuda), timed by CUDA events:\n{_listing('cuda')}\n\n"
         f"without ranks: {prog} floors, bounds of the CUDA kernels on published GPUs\n\n"
@@ -47,10 +47,12 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
         "exit codes: 0 fine, 1 wrong result, 2 usage, 3 environment",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"default, two minutes together: {usual}")
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"default (two minutes in all): {usual}")
     shape = parser.add_argument_group("shape")
     shape.add_argument(
-        "--preset", metavar="NAME", help=f"a model's shape (that of the trace's model, or {models.DEFAULT})"
+        "--preset",
+        metavar="NAME",
+        help=f"a model's shape (default: that of --routing FILE, else {models.DEFAULT})",
     )
     shape.add_argument("--scale", type=positive, metavar="N", help="divide the preset's published widths by N")
     shape.add_argument("--tokens", type=counts, metavar="S[,S..]", help="tokens per rank and call")
@@ -58,12 +60,12 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
     shape.add_argument("--ffn", type=positive, metavar="F", help="width inside an expert")
     shape.add_argument("--experts", type=positive, metavar="E", help="experts over all ranks")
     shape.add_argument("--top-k", type=positive, metavar="K", help="experts per token")
-    shape.add_argument("--activation", choices=ACTIVATIONS)
-    shape.add_argument("--dtype", choices=DTYPES, default="float32")
+    shape.add_argument("--activation", choices=ACTIVATIONS, help="default: the preset's")
+    shape.add_argument("--dtype", choices=DTYPES, default="float32", help="of rows and weights (%(default)s)")
     shape.add_argument(
         "--routing",
         metavar="FILE.npz|NAME",
-        help="a real trace (expert_ids [tokens, layers, k]), or router, uniform, zipf, one",
+        help="a recorded routing (expert_ids [tokens, layers, k]), or router, uniform, zipf, one",
     )
     run = parser.add_argument_group("run")
     run.add_argument("--threads", type=_threads, metavar="N", help="workers per rank (default: its cores)")
@@ -76,8 +78,8 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
     run.add_argument("--iters", type=positive, metavar="N", help="timed calls (default: as many as fit the time)")
     run.add_argument("--warmup", type=not_negative, default=2, metavar="N", help="calls before timing (%(default)s)")
     run.add_argument("--seconds", type=seconds, metavar="S", help="time for all suites together")
-    run.add_argument("--seed", type=not_negative, default=0, metavar="N")
-    run.add_argument("--schedule", choices=("both", "fused", "bulk"), default="both")
+    run.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of tokens and weights (%(default)s)")
+    run.add_argument("--schedule", choices=("both", "fused", "bulk"), default="both", help="of the layer (%(default)s)")
     run.add_argument(
         "--backend",
         choices=("cpu", "cuda"),

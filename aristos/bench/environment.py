@@ -68,7 +68,7 @@ def mpi_library() -> str:
 
 
 def hold_blas(threads: int) -> str:
-    """Limit NumPy's BLAS to `threads` threads; returns a sentence that says what was set.
+    """Limit NumPy's BLAS to `threads` threads; returns what was set, in words.
 
     Environment variables would be too late: NumPy was imported before the options were read.
     """

@@ -58,7 +58,7 @@ GPUS = (
 
 
 @dataclass(frozen=True)
-class Call:
+class GpuCall:
     """One call of a layer on one of `gpus` equal GPUs, which has `tokens` tokens and computes as many rows as it sends.
 
     kind: the arithmetic of the experts, a key of BYTES. The router is float32 without tensor cores for every kind.
@@ -117,7 +117,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Work:
+class KernelWork:
     """Work of a kernel. products: FLOPs in the experts' arithmetic. plain: FLOPs in float32. memory: bytes read and
     written. link: bytes sent; as many arrive, in the other direction."""
 
@@ -127,47 +127,47 @@ class Work:
     link: float = 0
 
 
-def route(call: Call) -> Work:
+def route(call: GpuCall) -> KernelWork:
     """Scores of S tokens, k ids and k weights: x and the router read, ids and weights written."""
     read = call.tokens * call.row + FLOAT * call.hidden * call.experts
-    return Work(plain=2 * call.tokens * call.hidden * call.experts, memory=read + (WORD + FLOAT) * call.rows)
+    return KernelWork(plain=2 * call.tokens * call.hidden * call.experts, memory=read + (WORD + FLOAT) * call.rows)
 
 
-def place(call: Call) -> Work:
+def place(call: GpuCall) -> KernelWork:
     """The packed order: ids read, a token and a position for each row written."""
-    return Work(memory=3 * WORD * call.rows)
+    return KernelWork(memory=3 * WORD * call.rows)
 
 
-def dispatch(call: Call) -> Work:
+def dispatch(call: GpuCall) -> KernelWork:
     """Rows to other GPUs: each token's row read once and sent once for every choice, arriving rows written."""
     arrive = call.remote * call.row
-    return Work(memory=min(call.tokens, call.remote) * call.row + arrive, link=arrive)
+    return KernelWork(memory=min(call.tokens, call.remote) * call.row + arrive, link=arrive)
 
 
-def up(call: Call) -> Work:
+def up(call: GpuCall) -> KernelWork:
     """The first GEMM, gate included: rows and weights read, h [rows, F] written."""
     read = (call.own + call.remote) * call.row + call.active * call.first * call.weight
-    return Work(
+    return KernelWork(
         products=2 * call.rows * call.hidden * call.ffn * call.first,
         memory=read + call.rows * call.ffn * BYTES[call.kind],
     )
 
 
-def down(call: Call) -> Work:
+def down(call: GpuCall) -> KernelWork:
     """The second GEMM: h and weights read, output rows written."""
     read = call.rows * call.ffn * BYTES[call.kind] + call.active * call.weight
-    return Work(products=2 * call.rows * call.hidden * call.ffn, memory=read + call.rows * call.row)
+    return KernelWork(products=2 * call.rows * call.hidden * call.ffn, memory=read + call.rows * call.row)
 
 
-def returns(call: Call) -> Work:
+def returns(call: GpuCall) -> KernelWork:
     """Output rows back to their sources, as a separate copy: rows read, returned rows written."""
-    return Work(memory=2 * call.remote * call.row, link=call.remote * call.row)
+    return KernelWork(memory=2 * call.remote * call.row, link=call.remote * call.row)
 
 
-def combine(call: Call) -> Work:
+def combine(call: GpuCall) -> KernelWork:
     """y[t] = sum of w[t, j] times return row j, in float32: rows, weights and positions read, y written."""
     memory = (call.rows + call.tokens) * call.row + (FLOAT + WORD) * call.rows
-    return Work(plain=2 * call.rows * call.hidden, memory=memory)
+    return KernelWork(plain=2 * call.rows * call.hidden, memory=memory)
 
 
 KERNELS = {
@@ -175,13 +175,13 @@ KERNELS = {
 }  # fmt: skip
 
 
-def layer(call: Call) -> Work:
+def layer(call: GpuCall) -> KernelWork:
     """The whole call, all overlapped: arithmetic of all kernels; rows out and outputs back over the link; of memory
     only the bytes that no schedule can keep on the chip: x, router and active experts' weights read once, y written.
     """
     parts = [kernel(call) for kernel in KERNELS.values()]
     weights = call.active * (call.first + 1) * call.weight
-    return Work(
+    return KernelWork(
         products=sum(part.products for part in parts),
         plain=sum(part.plain for part in parts),
         memory=2 * call.tokens * call.row + FLOAT * call.hidden * call.experts + weights,
@@ -189,7 +189,7 @@ def layer(call: Call) -> Work:
     )
 
 
-def floor(gpu: DataSheet, kind: str, work: Work) -> tuple[float, str]:
+def floor(gpu: DataSheet, kind: str, work: KernelWork) -> tuple[float, str]:
     """(microseconds, the term that binds: compute, memory or link). Tensor cores and float32 units work in parallel."""
     if kind == "f32":
         compute = (work.products + work.plain) / gpu.f32
@@ -200,25 +200,25 @@ def floor(gpu: DataSheet, kind: str, work: Work) -> tuple[float, str]:
     return 1e6 * terms[binds], binds
 
 
-def chain(gpu: DataSheet, call: Call) -> float:
+def chain(gpu: DataSheet, call: GpuCall) -> float:
     """Microseconds of an unfused layer: all kernels one after another, each through memory."""
     return sum(floor(gpu, call.kind, kernel(call))[0] for kernel in KERNELS.values())
 
 
-def calls(preset: str, kind: str, gpus: int) -> list[Call]:
+def calls(preset: str, kind: str, gpus: int) -> list[GpuCall]:
     """A call of the preset's published shape for each of its token counts."""
     p = PRESETS[preset]
-    return [Call(tokens, p.hidden, p.ffn, p.experts, p.top_k, p.gated, kind, gpus) for tokens in p.tokens]
+    return [GpuCall(tokens, p.hidden, p.ffn, p.experts, p.top_k, p.gated, kind, gpus) for tokens in p.tokens]
 
 
 MEANING = """\
 Bounds from FLOPs and bytes at the data sheets' rates, in microseconds; nothing here was measured on a GPU. Each
 number is followed by the term that binds it: c compute, m memory, l link. A kernel alone reads its input from memory
 and writes its output there; `chain` is the sum of the kernels, one after another. `layer` is a fused call in which
-everything overlaps: the largest of all its arithmetic, of the bytes of x, router, y and the weights of experts that
-have rows through memory, and of the bytes of rows out and outputs back through the link; what is between them (h,
-rows of the inbox, return rows) may stay on the chip. Tokens are those of one GPU. Caches are cold: if the weights
-of a call fit into L2, a second call can be faster than its memory term."""
+everything overlaps: the largest of three terms. Compute is all arithmetic. Memory is x, the router, y and the weights
+of experts that have rows. Link is rows out and outputs back. Intermediate values (h, rows of the inbox, return rows)
+may stay on the chip. Tokens are those of one GPU. Caches are cold: if the weights of a call fit into L2, a second call
+can be faster than its memory term."""
 
 
 def digits(us: float) -> str:
@@ -228,7 +228,7 @@ def digits(us: float) -> str:
     return f"{us:.0f}" if us >= 100 else f"{us:.1f}" if us >= 10 else f"{us:.2f}"
 
 
-def _cell(gpu: DataSheet, kind: str, work: Work) -> str:
+def _cell(gpu: DataSheet, kind: str, work: KernelWork) -> str:
     us, binds = floor(gpu, kind, work)
     return f"{digits(us)} {binds[0]}"
 
@@ -237,7 +237,7 @@ def table(presets: Iterable[str], kind: str, gpus: int) -> str:
     """Markdown: microseconds of every kernel by shape and GPU, and the term that binds: c, m or l."""
     names = [name for name in KERNELS if gpus > 1 or name not in ("dispatch", "return")]
     lines = [
-        f"| tokens/H/F/E/k | card | {' | '.join(names)} | chain | layer |",
+        f"| tokens/H/F/E/k | GPU | {' | '.join(names)} | chain | layer |",
         "| --- | --- |" + " ---: |" * (len(names) + 2),
     ]
     for preset in presets:
@@ -253,7 +253,7 @@ def table(presets: Iterable[str], kind: str, gpus: int) -> str:
 def gpus_table() -> str:
     """Markdown: the rates of the data sheets."""
     lines = [
-        "| card | SMs | bf16 and f16, TFLOP/s | tf32 | f32 | memory, GB/s | NVLink, GB/s one way | L2, MB | source |",
+        "| GPU | SMs | bf16 and f16, TFLOP/s | tf32 | f32 | memory, GB/s | NVLink, GB/s one way | L2, MB | source |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for c in GPUS:
@@ -280,13 +280,13 @@ def page(
 
 def main(argv: list[str], prog: str = "python -m aristos.bench floors") -> int:
     """Print the tables; returns the exit code. Needs neither MPI nor a GPU, and writes no file."""
-    parser = launch_environment.Parser(prog=prog, description=__doc__)
+    parser = launch_environment.OneRankParser(prog=prog, description=__doc__)
     parser.add_argument(
         "presets", nargs="*", metavar="PRESET", help=f"published shapes (default: {' '.join(COMPARED)})"
     )
     parser.add_argument("--kinds", default="bf16,f32", metavar="K[,K..]", help=f"of {', '.join(BYTES)} (%(default)s)")
     parser.add_argument(
-        "--cards", dest="gpus", type=counts, default=(1, 8), metavar="N[,N..]", help="GPUs that share the experts (1,8)"
+        "--gpus", type=counts, default=(1, 8), metavar="N[,N..]", help="GPUs that share the experts (1,8)"
     )
     given = parser.parse_args(argv)
     presets = [name.lower() for name in given.presets] or list(COMPARED)

@@ -2,8 +2,9 @@
 
 One-sided puts in two ranges of sizes; alpha + beta n is fitted to each range by relative least squares. Pairs meet in
 the rounds of a tournament, in which each rank has one partner: quietly, with one pair of a node at a time, and then
-with all pairs of a round at once, which gives the contended figure. A link that is much slower than its class is
-measured again, and is a fault if it stays slow. Links between GPUs are not measured: they come from the table.
+with all pairs of a round at once, which gives the contended figure. Every link that is much slower than its class is
+measured a second time, and each size keeps its shorter time. The link is a fault if it is still much slower then.
+Links between GPUs are not measured: they come from the table.
 """
 
 from __future__ import annotations
@@ -42,10 +43,11 @@ RATE_SECONDS = 0.4
 ROWS, HIDDEN, FFN = 192, 512, 1024  # of the expert whose rate is measured
 Times = NDArray[np.float64]  # [origin, target, size] seconds, NaN if not measured
 Rounds = list[list[tuple[int, int]]]
+Slower = list[tuple[int, int, float]]  # (origin, target, time over the median of its class)
 
 
 @dataclass(frozen=True)
-class Rank:
+class RankPlace:
     """Where a rank runs. node: index into the topology's nodes; label: of its GPU, '' for cores."""
 
     node: int
@@ -58,7 +60,7 @@ class Rank:
         return self.node, self.label, self.cpus
 
 
-def survey(world: World) -> tuple[Topology, list[Rank]]:
+def survey(world: World) -> tuple[Topology, list[RankPlace]]:
     """(topology of all ranks' nodes, where each rank runs). Collective."""
     mine = discover(network=world.lead)
     topology = join(world.allgather(mine))
@@ -68,7 +70,7 @@ def survey(world: World) -> tuple[Topology, list[Rank]]:
     device = seen[int(order)].device if order.isdecimal() and int(order) < len(seen) else None
     cpus = frozenset(os.sched_getaffinity(0))
     places = world.allgather((device.label if device else "", cpus, place(node, device, cpus)))
-    return topology, [Rank(topology.ranks[r], *each) for r, each in enumerate(places)]
+    return topology, [RankPlace(topology.ranks[r], *each) for r, each in enumerate(places)]
 
 
 def quiet(rounds: Rounds, node_of: Sequence[int]) -> Rounds:
@@ -88,7 +90,7 @@ def quiet(rounds: Rounds, node_of: Sequence[int]) -> Rounds:
     return found
 
 
-def measure(world: World, topology: Topology, ranks: list[Rank], seconds: float) -> Links:
+def measure(world: World, topology: Topology, ranks: list[RankPlace], seconds: float) -> Links:
     """Measure links, rates and memory. seconds: about how long puts take. Collective; equal on every rank."""
     begun = time.monotonic()
     n = world.size
@@ -112,11 +114,12 @@ def measure(world: World, topology: Topology, ranks: list[Rank], seconds: float)
         times = _times(pairs, alone, sizes, 0.6 * seconds)
         suspects = world.bcast(_suspects(texts, _span(times, sizes, LARGE), crowded))
         if suspects:
-            again = quiet([[(a, b)] for a, b, _ in suspects][: 4 * n], hosts_of)
+            again = quiet(_only(everything, suspects), hosts_of)
             times = np.fmin(times, _times(pairs, again, sizes, 0.1 * seconds))
         large = [size for size in sizes if size in LARGE[:-1]]
         together = _times(pairs, everything, large, 0.3 * seconds)
     span = _span(times, sizes, LARGE)
+    slow_twice = _still_slow(suspects, _suspects(texts, span, crowded))
     return Links(
         hosts=hosts,
         devices=devices,
@@ -126,7 +129,7 @@ def measure(world: World, topology: Topology, ranks: list[Rank], seconds: float)
         residual=_residual(times, sizes),
         origin=[["measured" if ours[a][b] or a == b else "table" for b in range(n)] for a in range(n)],
         contended=_span(together, large, LARGE),
-        faults=_faults(texts, hosts, _suspects(texts, span, crowded)) + [str(fault) for fault in topology.faults],
+        faults=[*_faults(texts, hosts, slow_twice), *(str(fault) for fault in topology.faults)],
         notes=_notes(hosts, crowded, table, ours),
         seconds=time.monotonic() - begun,
     )
@@ -214,12 +217,24 @@ def _crowded(world: World, where: Sequence[object]) -> set[int]:
     return found
 
 
-def _suspects(classes: list[list[str]], span: Span, crowded: set[int]) -> list[tuple[int, int, float]]:
+def _suspects(classes: list[list[str]], span: Span, crowded: set[int]) -> Slower:
     """Links much slower than their class, those of crowded ranks left out."""
     return [(a, b, times) for a, b, times in slow(classes, span) if not {a, b} & crowded]
 
 
-def _faults(classes: list[list[str]], hosts: list[str], slower: list[tuple[int, int, float]]) -> list[str]:
+def _only(rounds: Rounds, suspects: Slower) -> Rounds:
+    """The same rounds without the pairs that are not suspects."""
+    wanted = {(a, b) for a, b, _ in suspects}
+    return [[pair for pair in row if pair in wanted] for row in rounds]
+
+
+def _still_slow(suspects: Slower, after: Slower) -> Slower:
+    """Those of `after` that were measured twice. Others can be new in it: shorter times shift a class's median."""
+    twice = {(a, b) for a, b, _ in suspects}
+    return [each for each in after if each[:2] in twice]
+
+
+def _faults(classes: list[list[str]], hosts: list[str], slower: Slower) -> list[str]:
     found = []
     for a, b, times in slower:
         found.append(
@@ -241,7 +256,7 @@ def _notes(hosts: list[str], crowded: set[int], table: Links, ours: NDArray[np.b
     return found
 
 
-def _devices(world: World, ranks: list[Rank], rates: list[float | None]) -> list[RankDevice]:
+def _devices(world: World, ranks: list[RankPlace], rates: list[float | None]) -> list[RankDevice]:
     free = world.allgather((machine(), free_memory()))
     found = []
     for rank, rate, (here, bytes_) in zip(ranks, rates, free):
@@ -257,7 +272,7 @@ def _devices(world: World, ranks: list[Rank], rates: list[float | None]) -> list
     return found
 
 
-def _rates(world: World, ranks: list[Rank]) -> list[float | None]:
+def _rates(world: World, ranks: list[RankPlace]) -> list[float | None]:
     """GFLOP/s of the expert kernel on each rank's cores, all ranks at once; None for a GPU. Collective."""
     from ..kernels import Packed
 
@@ -299,6 +314,6 @@ def compile_expert() -> None:
     Packed(one, one)(one)
 
 
-def seats(topology: Topology, ranks: list[Rank]) -> list[str]:
+def seats(topology: Topology, ranks: list[RankPlace]) -> list[str]:
     """The place of each rank as text, part of the cache's key: it distinguishes sets of ranks on the same hosts."""
     return [f"{topology.nodes[r.node].name} {r.label} {cpusets.show(r.cpus)}" for r in ranks]

@@ -25,7 +25,7 @@ OK, WRONG, USAGE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
 INTERRUPTED_SECONDS = 5.0
 
 if TYPE_CHECKING:
-    from .gpu.clock import Gpu
+    from .gpu.clock import BenchGpu
 
 
 def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -> int:
@@ -152,14 +152,14 @@ def run(asked: Options, ranks: world.World, argv: list[str]) -> int:
     return OK if ok else WRONG
 
 
-def _gpu(ranks: world.World) -> Gpu:
+def _gpu(ranks: world.World) -> BenchGpu:
     """This rank's GPU. Raises EnvironmentProblem if there is none."""
-    from .gpu.clock import Gpu
+    from .gpu.clock import BenchGpu
 
-    return Gpu(ranks)
+    return BenchGpu(ranks)
 
 
-def _measure(suite: Suite, context: Context, reporter: Reporter | None, gpu: Gpu | None) -> Result:
+def _measure(suite: Suite, context: Context, reporter: Reporter | None, gpu: BenchGpu | None) -> Result:
     def run_it() -> Result:
         result: Result = suite.run(context) if gpu is None else suite.run(context, gpu)
         return result

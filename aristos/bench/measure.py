@@ -37,22 +37,28 @@ def no_gc() -> Iterator[None]:
             gc.enable()
 
 
+def rotated(names: Sequence[str], turn: int) -> list[str]:
+    """The order of the calls in turn number `turn`: each turn starts one name later, so no call is always the first."""
+    first = turn % len(names)
+    return [*names[first:], *names[:first]]
+
+
 def in_turns(
     world: World,
     calls: dict[str, Callable[[], object]],
     iterations: int,
     after: Callable[[str, int, float], None] | None = None,
+    turn: int = 0,
 ) -> dict[str, Seconds]:
     """Seconds of every call on this rank: name -> [iterations]. Collective.
 
-    after(name, i, seconds): runs after each call, untimed.
+    after(name, i, seconds): runs after each call, untimed. turn: number of the first iteration's turn, see `rotated`.
     """
     times = {name: np.empty(iterations) for name in calls}
     names = list(calls)
     with no_gc():
         for i in range(iterations):
-            turn = i % len(names)
-            for name in names[turn:] + names[:turn]:
+            for name in rotated(names, turn + i):
                 call = calls[name]
                 world.barrier()
                 start = time.perf_counter()
@@ -115,7 +121,7 @@ def _leaves(arrays: Any) -> Iterator[NDArray[Any]]:
 
 
 @dataclass(frozen=True)
-class Summary:
+class Statistics:
     """Statistics of the slowest rank's seconds over iterations."""
 
     median: float
@@ -125,7 +131,7 @@ class Summary:
     iterations: int
 
     @classmethod
-    def of(cls, times: Seconds) -> Summary:
+    def of(cls, times: Seconds) -> Statistics:
         """times: [world, iterations] seconds, or [iterations] of one clock."""
         slowest = times.max(axis=0) if times.ndim == 2 else times
         median, p95, p99 = np.quantile(slowest, [0.5, 0.95, 0.99])

@@ -24,7 +24,7 @@ from .world import World
 
 LINE = 64
 FLAG, ACK, PING, PONG, TAIL, CREDIT, WORDS = range(7)  # words that a peer writes, each in a cache line of its own
-TIMEOUT = 60  # seconds a compiled wait may take
+TIMEOUT = 60  # seconds that a compiled wait, or the wait for the wire, may take
 PROBE = 3  # first samples, from which the number of all is estimated
 Bytes = NDArray[np.uint8]
 
@@ -63,6 +63,15 @@ def schedule(ranks: int, lanes: int) -> list[list[tuple[int, int]]]:
             rounds += [ordered[i : i + lanes] for i in range(0, len(ordered), lanes)]
         seats = [seats[0], seats[-1], *seats[1:-1]]
     return rounds
+
+
+def take_wire(address: int, seconds: float) -> None:
+    """Take the lock of a wire. Raises WaitTimeout if another thread keeps it for `seconds`."""
+    end = time.monotonic() + seconds
+    while not wire.take(address):
+        if time.monotonic() > end:
+            raise WaitTimeout(f"the wire was in use for {seconds:g} s: a put or a flush does not return")
+        time.sleep(1e-4)
 
 
 @dataclass(frozen=True)
@@ -127,20 +136,27 @@ class Side:
         return base
 
     def agree(self, value: Any) -> Any:
-        """The origin's value, on both sides. Collective over the pair."""
-        if self.first:
-            self.pairs.world.comm.send(value, dest=self.peer)
-            return value
-        return self.pairs.world.comm.recv(source=self.peer)
+        """The origin's value, for example a number of samples, on both sides. Collective over the pair.
+
+        Raises WaitTimeout.
+        """
+        return self._same(value, from_origin=True, what="what to measure next")
 
     def verdict(self, check: Callable[[], bool]) -> bool:
-        """The result of the target's check, on both sides; the origin waits for it before it writes again."""
-        comm = self.pairs.world.comm
-        if self.first:
-            return comm.recv(source=self.peer)
-        right = bool(check())
-        comm.send(right, dest=self.peer)
-        return right
+        """The result of the target's check, on both sides; the origin waits for it before it writes again.
+
+        Raises WaitTimeout.
+        """
+        right = None if self.first else bool(check())
+        return bool(self._same(right, from_origin=False, what="whether the bytes of a put were right"))
+
+    def _same(self, value: Any, from_origin: bool, what: str) -> Any:
+        """The origin's or the target's value, on both sides."""
+        world = self.pairs.world
+        if self.first == from_origin:
+            world.send(value, self.peer, what)
+            return value
+        return world.receive(self.peer, what)
 
     def bounded(self, done: int) -> None:
         """Raise WaitTimeout if a compiled loop returned 0: its wait has run out."""
@@ -179,8 +195,7 @@ class Pairs:
         self.coded = aligned((2,), np.int64)
         if self.rma is not None:
             self.group.watch_calls(self.rma.calling)
-            while not wire.take(self.wire):  # the loops make progress; nothing else may use the wire
-                pass
+            take_wire(self.wire, TIMEOUT)  # for as long as the windows live: the loops make progress themselves
         self.counters: dict[tuple[int, int, int], int] = defaultdict(int)
         self.rounds = schedule(world.size, max(1, world.cores(world.hosts[0]) // 2))
 
@@ -223,7 +238,7 @@ def add_transports(table: Table, transports: dict[str, np.ndarray]) -> None:
     names = np.full(next(iter(transports.values())).shape, "", dtype="<U3")
     for name, pairs in transports.items():
         names[pairs] = name
-    table.add("transport", ("origin", "target"), names, "", "how the pair talks")
+    table.add("transport", ("origin", "target"), names, "", "transport of the pair")
 
 
 def deadline() -> int:

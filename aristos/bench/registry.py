@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Backend = Literal["cpu", "cuda"]
-Run = Callable[..., Any]  # (Context) -> Result on CPUs, (Context, Gpu) -> Result on GPUs
+Run = Callable[..., Any]  # (Context) -> Result on CPUs, (Context, BenchGpu) -> Result on GPUs
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def suite(
 def gpu_suite(
     name: str, summary: str, *, order: int, ranks: int = 1, share: float = 1.0, default: bool = True
 ) -> Callable[[Run], Run]:
-    """Declare the decorated function, (Context, Gpu) -> Result, as a suite on GPUs.
+    """Declare the decorated function, (Context, BenchGpu) -> Result, as a suite on GPUs.
 
     Its module must import neither a CUDA compiler nor a driver at its top: `--help` imports it on every machine.
     """

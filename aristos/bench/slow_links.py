@@ -10,7 +10,6 @@ since a put holds the wire's lock. Only the wire is slowed: neither stores withi
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from functools import cache
 from types import TracebackType
@@ -20,12 +19,12 @@ import numba
 import numpy as np
 from numba import int32, int64
 
-from ..errors import WaitTimeout
 from ..kernels.cpu import llvm as _lowerings  # noqa: F401  registers the primitives' compiled bodies
 from ..primitives import memory as mem
 from ..primitives import wire as mpi
 from ..primitives.buffers import aligned
 from ..primitives.compile import jit, warm_up
+from .pairs import take_wire
 
 MIB = 1 << 20
 LONG_NS = 100_000  # a longer wait is one usleep
@@ -125,11 +124,7 @@ class SlowLinks:
 
     def _install(self, functions: list[int]) -> None:
         """Write the wire's functions and window, under its lock."""
-        end = time.monotonic() + LOCK_SECONDS
-        while not mpi.take(self._wire):
-            if time.monotonic() > end:
-                raise WaitTimeout(f"the wire was in use for {LOCK_SECONDS:g} s: a put or a flush does not return")
-            time.sleep(1e-4)
+        take_wire(self._wire, LOCK_SECONDS)
         words = mem.words(self._wire, mpi.words(len(self._rows)))
         words[[mpi.PUT, mpi.FLUSH, mpi.SYNC, mpi.WINDOW]] = functions
         mpi.leave(self._wire)

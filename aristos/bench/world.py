@@ -10,7 +10,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..errors import EnvironmentProblem, WaitTimeout
@@ -73,12 +73,15 @@ class World:
         self._meet(lambda: time.sleep(pause))
 
     def _meet(self, between: Callable[[], object]) -> None:
-        if self.comm is None:
-            return
+        if self.comm is not None:
+            self._poll(self._until_all_are_in(self.comm), "the other ranks", between)
+
+    def _poll(self, polls: Iterable[object], what: str, between: Callable[[], object]) -> None:
+        """Run `polls`, which end when what was awaited is there. Raises WaitTimeout past the limit."""
         end = time.monotonic() + self._limit
-        for _ in self._until_all_are_in(self.comm):
+        for _ in polls:
             if time.monotonic() > end:
-                raise WaitTimeout(f"rank {self.rank} waited {self._limit:g} s for the other ranks")
+                raise WaitTimeout(f"rank {self.rank} waited {self._limit:g} s for {what}")
             between()
 
     def _bounded(self, call: str) -> contextlib.AbstractContextManager[None]:
@@ -108,6 +111,28 @@ class World:
         self.barrier()
         with self._bounded("bcast"):
             return self.comm.bcast(value, root=0)
+
+    def send(self, value: Any, peer: int, what: str) -> None:
+        """Send a small value to one rank, which calls `receive`. what: the value in words, for an error's message.
+
+        Raises WaitTimeout.
+        """
+        going = self.comm.isend(value, dest=peer)
+        self._poll(iter(going.Test, True), f"rank {peer} to receive {what}", os.sched_yield)
+
+    def receive(self, peer: int, what: str) -> Any:
+        """The value that rank `peer` sends. what: as in `send`. Raises WaitTimeout."""
+        message: Any = None
+
+        def arrived() -> bool:
+            nonlocal message
+            message = self.comm.improbe(source=peer)
+            return message is not None
+
+        awaited = f"rank {peer} to send {what}"
+        self._poll(iter(arrived, True), awaited, os.sched_yield)
+        with self._watchdog.watch(awaited, self._limit):
+            return message.recv()
 
     def largest(self, value: float) -> float:
         """The largest value of any rank, on every rank. Collective."""

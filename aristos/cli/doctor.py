@@ -15,7 +15,7 @@ LIMIT = 60.0
 def main(argv: list[str]) -> int:
     from ..doctor import main as doctor
 
-    parser = launch_environment.Parser(
+    parser = launch_environment.OneRankParser(
         prog="aristos doctor",
         description="Check MPI, launcher, memory, cores, GPUs and Slurm, and whether MPI makes progress by itself. "
         "Under mpirun or srun also whether the ranks are alike and reach each other.",

@@ -35,7 +35,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     from ..models import MODELS
     from ..planner import ALLREDUCES, OBJECTIVES
 
-    parser = launch_environment.Parser(
+    parser = launch_environment.OneRankParser(
         prog="aristos plan",
         description="Choose the groups that make a training step shortest (Equation 1 of the poster), with a proven "
         "bound on how much better any other choice could be.",
@@ -43,16 +43,19 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("problem", metavar="PROBLEM.json", nargs="?",
                         help="devices, links and a layer: see docs/planner.md")  # fmt: skip
     parser.add_argument("--model", metavar="NAME", help="a published model instead of a file; ? lists them")
-    parser.add_argument("--tokens", type=positive, help=f"of each device in a layer ({TOKENS})")
+    parser.add_argument("--tokens", type=positive, help=f"tokens that each device brings to a layer ({TOKENS})")
     parser.add_argument("--inference", action="store_true", help="forward only, without gradients")
     parser.add_argument("--topology", metavar="FILE", help="links written by `aristos topo --measure`")
     parser.add_argument(
-        "--discover", action="store_true", help="measure this machine instead: its GPUs, or ranks on its cores"
+        "--discover",
+        action="store_true",
+        help="instead of --topology: measure this machine's GPUs, or ranks on its cores",
     )
     parser.add_argument("--plot", metavar="FILE", help="draw the groups: .png, .svg or .pdf (needs matplotlib)")
     parser.add_argument("--objective", choices=OBJECTIVES, help="(default: the file's)")
     parser.add_argument("--allreduce", choices=ALLREDUCES, default="any",
-                        help="T_rho's link: the slowest of any or of crossing pairs (%(default)s)")  # fmt: skip
+                        help="the all-reduce's link: the slowest of any pair, or of pairs in different groups"
+                        " (%(default)s)")  # fmt: skip
     parser.add_argument("--deadline", type=seconds, default=60.0, metavar="SECONDS",
                         help="time limit (%(default)s)")  # fmt: skip
     parser.add_argument("--seed", type=not_negative, default=0, help="(%(default)s)")
@@ -173,7 +176,7 @@ def _discovered() -> Links:
 
 
 def _run(words: list[str], seconds: float) -> tuple[int | None, str]:
-    """(exit code, stderr) of a command; None if it took too long. Its whole session is killed then."""
+    """(exit code, stderr) of a command. If it takes too long, its whole session is killed and the code is None."""
     ran = subprocess.Popen(
         words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
@@ -196,6 +199,6 @@ def _moving(asked: argparse.Namespace, group: int) -> str:
 
     found = moving(MODELS[asked.model], asked.tokens, group)
     return (
-        f"a layer and device in a group of {group}: moving tokens {found.token_bytes / 2**20:.1f} MiB, moving experts'"
-        f" weights {found.weight_bytes / 2**20:.1f} MiB: move {found.move}"
+        f"a device in a group of {group} would move {found.token_bytes / 2**20:.1f} MiB of tokens or"
+        f" {found.weight_bytes / 2**20:.1f} MiB of experts' weights in a layer: move {found.move}"
     )

@@ -30,13 +30,15 @@ def options(argv: list[str]) -> argparse.Namespace:
     )
     one.add_argument("--no-check", action="store_true", help="only counters, no checker: faster")
     one.add_argument("--seed", type=arguments.not_negative, default=0, help="of the schedule (%(default)s)")
-    one.add_argument("--devices", type=arguments.positive, default=1, help="(%(default)s)")
-    one.add_argument("--sm-count", type=arguments.positive, default=4, help="of each device (%(default)s)")
-    one.add_argument("--arch", default="sm_90", help="that kernels are compiled for (%(default)s)")
+    one.add_argument("--devices", type=arguments.positive, default=1, help="simulated GPUs (%(default)s)")
+    one.add_argument(
+        "--sm-count", type=arguments.positive, default=4, help="streaming multiprocessors of each (%(default)s)"
+    )
+    one.add_argument("--arch", default="sm_90", help="the architecture that kernels are compiled for (%(default)s)")
     one.add_argument("--limit", type=arguments.positive, default=10**11,
                      help="stop a run after so many warp instructions (%(default)s)")  # fmt: skip
     one.add_argument("script", metavar="SCRIPT.py")
-    one.add_argument("args", nargs=argparse.REMAINDER, help="of the script")
+    one.add_argument("args", nargs=argparse.REMAINDER, help="arguments of the script")
     return parser.parse_args(argv)
 
 

@@ -17,10 +17,10 @@ PROBLEM, INTERRUPTED = 3, 130
 
 
 def options(argv: list[str]) -> argparse.Namespace:
-    parser = launch_environment.Parser(
+    parser = launch_environment.OneRankParser(
         prog="aristos topo",
         description="Show the GPUs, NICs, NUMA domains and CPUs of this machine, the class of every link, the network "
-        "of the Slurm job, and faults of them. With files: the machine and network that these describe.",
+        "of the Slurm job, and their faults. With files: the machine and network that these describe.",
     )
     parser.add_argument("--nvidia-smi", metavar="FILE", help="output of `nvidia-smi topo -m`; - reads stdin")
     parser.add_argument(
@@ -47,7 +47,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     if asked.again and not asked.measure:
         parser.error("--again goes with --measure")
     if asked.measure and (asked.slurm_topology or asked.plot):
-        parser.error("--measure goes with --nvidia-smi, --out, --again and --json alone")
+        parser.error("--measure takes --nvidia-smi, --out, --again and --json, not --slurm-topology or --plot")
     return asked
 
 

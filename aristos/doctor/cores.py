@@ -15,7 +15,7 @@ AUTOGROUPS = Path("/proc/sys/kernel/sched_autogroup_enabled")
 
 
 @dataclass(frozen=True)
-class Seat:
+class RankCores:
     """A rank's place: its node, the cores it may use, and the number that the machine has online."""
 
     node: int
@@ -23,8 +23,9 @@ class Seat:
     online: int
 
 
-def seat(node: int) -> Seat:
-    return Seat(node, frozenset(os.sched_getaffinity(0)), os.cpu_count() or 1)
+def of_rank(node: int) -> RankCores:
+    """This rank's place. node: the number of its node."""
+    return RankCores(node, frozenset(os.sched_getaffinity(0)), os.cpu_count() or 1)
 
 
 def remedy(library: Library | None, env: Mapping[str, str], cores: int) -> str:
@@ -38,8 +39,8 @@ def remedy(library: Library | None, env: Mapping[str, str], cores: int) -> str:
     return facts.binding.format(cores=cores)
 
 
-def binding(seats: list[Seat], library: Library | None, env: Mapping[str, str]) -> Finding:
-    """Whether ranks of a node have cores of their own, or all the same, enough for all. seats: one a rank."""
+def binding(seats: list[RankCores], library: Library | None, env: Mapping[str, str]) -> Finding:
+    """Whether each rank of a node has cores of its own, or all share enough cores equally. seats: [ranks]."""
     name = "cores"
     single, crowded, overlapping = [], [], []
     share = 1
@@ -70,13 +71,13 @@ def binding(seats: list[Seat], library: Library | None, env: Mapping[str, str]) 
         )
     if single:
         online = seats[single[0]].online
-        text = f"bound to one core of {online}, {share} would be its share: {named(single)}"
+        text = f"{named(single)}: bound to one core of {online}, a fair share would be {share}"
         return warn(name, text, fix, **values)
     return ok(name, _usual(seats), **values)
 
 
-def scheduler(seats: list[Seat], autogroups: bool) -> Finding:
-    """Whether Linux schedules each rank as a group of its own while ranks share cores. seats: one a rank.
+def scheduler(seats: list[RankCores], autogroups: bool) -> Finding:
+    """Whether Linux schedules each rank as a group of its own while ranks share cores. seats: [ranks].
 
     Linux 6.18 was seen to keep a group off a core for minutes while another group on that core had one thread that
     yields, as MPI does in its collectives, and one that sleeps for a millisecond or less at a time.
@@ -98,7 +99,7 @@ def autogroups() -> bool:
         return False
 
 
-def _usual(seats: list[Seat]) -> str:
+def _usual(seats: list[RankCores]) -> str:
     """The text for a good binding, by the example of rank 0's node."""
     here = [s.cores for s in seats if s.node == seats[0].node]
     if len(here) == 1:

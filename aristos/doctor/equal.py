@@ -7,9 +7,8 @@ from collections import Counter
 from ..host.nodes import Nodes
 from .finding import Finding, fail, named, ok, warn
 
-# (property, whether a difference is a failure, what to do)
 ENVIRONMENT = "start all ranks from one environment: activate it in the job script, not in the shell of one node"
-RULES = (
+RULES = (  # property, whether a difference is a failure, what to do
     ("aristos", True, ENVIRONMENT),
     ("python", True, ENVIRONMENT),
     ("numpy", True, ENVIRONMENT),
@@ -23,7 +22,7 @@ RULES = (
     (
         "kernel cache",
         False,
-        "set ARISTOS_CACHE to one folder on all ranks, or each folder's kernels are compiled",
+        "set ARISTOS_CACHE to one folder on all ranks: otherwise kernels are compiled once for each folder",
     ),
     ("core count", False, "give all ranks the same number of cores: the slowest rank sets the pace"),
 )
@@ -35,7 +34,7 @@ def equal(facts: list[dict[str, str]]) -> list[Finding]:
 
 
 def compared(name: str, values: list[str], bad: bool, remedy: str) -> Finding:
-    """Report the ranks whose value differs from the most frequent one; of equally frequent ones, from rank 0's."""
+    """Report the ranks whose value differs from the most frequent one (of equally frequent ones: the first rank's)."""
     rule, _ = Counter(values).most_common(1)[0]
     others = [rank for rank, value in enumerate(values) if value != rule]
     title = f"same {name}"
@@ -61,5 +60,5 @@ def hosts(names: list[str], nodes: Nodes) -> Finding:
     text += ", ".join(shown) + more
     if uneven:
         remedy = "if that is not meant: srun --ntasks-per-node=N, or mpirun -ppn N (Open MPI: --map-by ppr:N:node)"
-        return warn("hosts", f"{text}: not the same number everywhere", remedy, **values)
+        return warn("hosts", f"{text}: the nodes have different numbers of ranks", remedy, **values)
     return ok("hosts", text, **values)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+T = TypeVar("T")
 State = Literal["ok", "warn", "fail"]
 WORSE: tuple[State, ...] = ("ok", "warn", "fail")
 
@@ -33,8 +34,8 @@ def fail(name: str, text: str, remedy: str, **values: Any) -> Finding:
     return Finding(name, "fail", text, remedy, values)
 
 
-def guarded(name: str, check: Callable[[], Finding]) -> Finding:
-    """The check's finding. An exception becomes a failed finding, so that the other checks still run."""
+def guarded(name: str, check: Callable[[], T]) -> T | Finding:
+    """The result of a check, or of reading facts. An exception becomes a failed finding, so that other checks run."""
     try:
         return check()
     except ImportError as error:

@@ -16,7 +16,7 @@ from ..substrate.cuda.driver import uuid_text
 from ..topology import commands, nvml, pci
 from ..topology.commands import Ask
 from ..topology.discover import node_here
-from ..topology.model import Device
+from ..topology.model import Gpu
 
 PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 DEFAULT_PIPES = "/tmp/nvidia-mps"
@@ -44,7 +44,7 @@ class NodeGpus:
     """
 
     driver: DriverAnswer | None
-    devices: tuple[Device, ...] = ()
+    devices: tuple[Gpu, ...] = ()
     bus: tuple[str, ...] = ()
     files: int = 0
     caps: bool = True

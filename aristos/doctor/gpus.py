@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ..errors import TopologyError
 from ..host.nodes import Nodes
@@ -12,12 +13,13 @@ from ..substrate.cuda.driver import ADVICE, INSTALL
 from ..topology import slurm_job
 from ..topology.faults import hidden
 from ..topology.visible import visible
-from .finding import Finding, named, ok, warn
+from .finding import Finding, guarded, named, ok, warn
 from .gpu_facts import PIPES, DriverAnswer, NodeGpus, RankGpus
 
 IPC = "srun --gpus-per-node=N --gpu-bind=none ..., and each rank takes the GPU of its SLURM_LOCALID"
 GIVE = "docker run --gpus all, podman run --device nvidia.com/gpu=all, apptainer exec --nv; in a job, ask for GPUs"
 PACKAGES = ("numba-cuda", "numpy", "cuda-bindings", "cuda-core")
+FACTS = "GPU facts"  # name of the finding if they cannot be read
 NO_GPU = "no GPU: ranks compute on their cores"
 
 
@@ -27,7 +29,7 @@ def driver(node: NodeGpus) -> Finding:
     found = node.driver
     if found is not None and not found.error:
         count = f"{len(found.uuids)} GPU" + ("s" if len(found.uuids) != 1 else "")
-        return ok(name, f"supports CUDA {shown(found)}, {count}", version=found.version, cards=len(found.uuids))
+        return ok(name, f"supports CUDA {shown(found)}, {count}", version=found.version, gpus=len(found.uuids))
     if not on_bus and not node.files:
         return ok(name, "not needed: " + NO_GPU)
     what = f"{on_bus} NVIDIA GPU" + ("s are" if on_bus != 1 else " is") + " in this machine"
@@ -52,8 +54,8 @@ def puts(node: NodeGpus, limit: float) -> Finding:
         return ok(name, "not needed: " + NO_GPU)
     answer = device_puts.probe(0, min(device_puts.SECONDS, limit / 2))
     if answer.supported:
-        return ok(name, "MPI puts to other nodes from the memory of GPU 0", from_card=True)
-    return ok(name, f"puts to other nodes go through the host's pinned memory: {answer.why}", from_card=False)
+        return ok(name, "MPI puts to other nodes from the memory of GPU 0", from_gpu=True)
+    return ok(name, f"puts to other nodes go through the host's pinned memory: {answer.why}", from_gpu=False)
 
 
 def shown(found: DriverAnswer) -> str:
@@ -105,6 +107,19 @@ def _job(env: Mapping[str, str]) -> slurm_job.SlurmJob | None:
         return slurm_job.read(env)
     except TopologyError:  # another finding reports it
         return None
+
+
+def together(facts: Sequence[RankGpus | Finding], nodes: Nodes) -> list[Finding]:
+    """The checks that compare ranks. facts: [ranks], a failed finding for a rank that could not read its own."""
+    failed = {rank: each for rank, each in enumerate(facts) if isinstance(each, Finding)}
+    if failed:
+        first = failed[min(failed)]
+        return [replace(first, text=f"{named(failed)}: {first.text}")]
+    known = [each for each in facts if isinstance(each, RankGpus)]
+    return [
+        guarded("GPU peers", lambda: peers(known, nodes)),
+        guarded("GPU sharing", lambda: sharing(known, nodes)),
+    ]
 
 
 def peers(facts: Sequence[RankGpus], nodes: Nodes) -> Finding:

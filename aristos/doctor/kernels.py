@@ -34,6 +34,7 @@ def isa() -> str:
 
 
 def instructions() -> Finding:
+    """`suited` for this machine."""
     from llvmlite import binding
 
     return suited(isa(), binding.get_host_cpu_name(), platform.machine())
@@ -59,6 +60,7 @@ def folder() -> Path:
 
 
 def cache() -> Finding:
+    """`kept` for this process."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     wanted = os.environ.get("ARISTOS_CACHE")
     return kept(folder(), Path(wanted) if wanted else Path(home) / "aristos")
@@ -73,7 +75,8 @@ def kept(folder: Path, wanted: Path) -> Finding:
     values = {"folder": str(folder), "functions": functions, "bytes": size}
     text = f"{folder}: {functions} compiled functions; {size / 2**20:.0f} MiB with those of {others} other versions"
     if folder.parent != wanted:
-        text = f"{wanted} cannot be used (full, not writable, or others can write): {folder} is used, and may not last"
+        why = "full, not writable, or writable by others"
+        text = f"{wanted} cannot be used ({why}): kernels are kept in {folder}, which may be removed"
         remedy = "export ARISTOS_CACHE=/a/folder/that/you/alone/can/write"
         return warn(name, text, remedy, **values)
     return ok(name, text, **values)

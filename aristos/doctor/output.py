@@ -17,7 +17,7 @@ INDENT = 24  # columns of a finding's state and name
 UNWRAPPED = 10_000  # columns if the output is no terminal: lines stay whole
 
 
-class Report:
+class ReportWriter:
     """silent: another rank prints. as_json: print only the object at the end. broken: why nothing can be written."""
 
     def __init__(self, as_json: bool = False, silent: bool = False) -> None:

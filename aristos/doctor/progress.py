@@ -26,7 +26,7 @@ SLOW = 0.05  # seconds: more than a progress thread with a core needs
 
 
 @dataclass(frozen=True)
-class Measured:
+class PutTimes:
     """Seconds of put and flush, with and without the progress thread. pair: (origin, target)."""
 
     helped: float
@@ -63,7 +63,7 @@ def progress(ranks: Ranks, multiple: bool) -> Finding:
         text = f"puts between ranks {two[0]} and {two[1]} fail: {failed}"
         return fail(NAME, text, "try another network of the MPI library")
     helped, alone = results[two[0]][1]
-    return judged(Measured(helped, alone, two, bool(ranks.nodes.remote(0))))
+    return judged(PutTimes(helped, alone, two, bool(ranks.nodes.remote(0))))
 
 
 def _between(ranks: Ranks, comm: Any) -> tuple[float, float]:
@@ -74,7 +74,7 @@ def _between(ranks: Ranks, comm: Any) -> tuple[float, float]:
     from ..primitives.compile import warm_up
     from ..transport.rma import RmaWindow
 
-    warm_up([(wire.pace, (int64,)), (wire.put, (int64,) * 5), (wire.flush, (int64,) * 2)], quiet=True)
+    warm_up([(wire.run_progress_thread, (int64,)), (wire.put, (int64,) * 5), (wire.flush, (int64,) * 2)], quiet=True)
     with ranks.bounded("a window (MPI_Win_allocate)"):
         window = RmaWindow(comm, BYTES)
     found = []
@@ -124,8 +124,8 @@ def _compute(seconds: float) -> None:
         np.sqrt(numbers, out=numbers)
 
 
-def judged(measured: Measured) -> Finding:
-    """Judge the two times."""
+def judged(measured: PutTimes) -> Finding:
+    """The finding for the two times."""
     helped, alone = 1e3 * measured.helped, 1e3 * measured.alone
     a, b = measured.pair
     where = f"rank {a} to {b}, {'on another node' if measured.remote else 'both on the only node'}"
@@ -133,11 +133,11 @@ def judged(measured: Measured) -> Finding:
         f"{helped:.2f} ms with Aristos's progress thread, {alone:.2f} ms without, for a put of {BYTES} bytes to a rank "
     )
     text += f"that computes for {1e3 * COMPUTE:.0f} ms ({where})"
-    values = {"paced_ms": helped, "alone_ms": alone, "origin": a, "target": b, "other_node": measured.remote}
+    values = {"helped_ms": helped, "alone_ms": alone, "origin": a, "target": b, "other_node": measured.remote}
     if measured.helped > SLOW:
         why = f"{text}: the target's progress thread gets no core, or MPI makes no progress in it"
         remedy = "leave a rank one core more than its threads: MoE(threads=cores - 1), or one more --cpus-per-task"
         return warn(NAME, why, remedy, **values)
     if measured.alone > SLOW:
-        text += ": this MPI makes no progress while the target is outside MPI; Aristos calls it meanwhile"
+        text += ": this MPI makes no progress while the target is outside MPI; Aristos's progress thread calls it"
     return ok(NAME, text, **values)

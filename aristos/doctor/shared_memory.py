@@ -34,7 +34,7 @@ def shared(total: int, free: int, needed: int, layer: str, ranks: int) -> Findin
     """Whether the default layer of `ranks` ranks on this node fits. total, free, needed: bytes."""
     values = {"total": total, "free": free, "needed": needed}
     text = f"{free / MIB:.0f} MiB of {total / MIB:.0f} free; "
-    text += f"{layer} on {ranks} ranks of a node needs {needed / MIB:.0f}" if needed else "a rank alone needs none"
+    text += f"{layer} on {ranks} ranks of a node needs {needed / MIB:.0f} MiB" if needed else "a rank alone needs none"
     if free >= needed:
         return ok(SHM, text, **values)
     size = 2 ** (needed // MIB).bit_length()
@@ -56,7 +56,7 @@ def shared_here(ranks: int, per_node: int) -> Finding:
 def left(files: list[tuple[str, int]]) -> Finding:
     name = "left in shm"
     if not files:
-        return ok(name, "nothing of killed jobs")
+        return ok(name, "no files of killed jobs")
     size = sum(size for _, size in files)
     text = f"{len(files)} files of MPI jobs that no process here uses, {size / MIB:.0f} MiB: left by killed jobs"
     remedy = "\n".join(f"rm {path}" for path, _ in files[:3])

@@ -41,13 +41,15 @@ def _unseen(ranks: Ranks, here: list[int]) -> list[int]:
 
 def judged(errors: list[str], wrong: list[list[int]], nodes: Nodes) -> Finding:
     """Judge the ranks' results. errors: [ranks] exceptions, or ''; wrong: [ranks] peers whose stores were not seen."""
-    remedy = "is /dev/shm there, large enough (see its line), and one for all ranks of a node (containers: --ipc=host)?"
+    remedy = (
+        "check that /dev/shm is large enough (see its line) and is one for all ranks of a node (containers: --ipc=host)"
+    )
     failed = [rank for rank, error in enumerate(errors) if error]
     blind = [rank for rank, peers in enumerate(wrong) if peers]
     if failed:
         return fail(NAME, f"{named(failed)}: {errors[failed[0]]}", remedy)
     if blind:
-        return fail(NAME, f"{named(blind)} does not see what {named(wrong[blind[0]])} stored", remedy)
+        return fail(NAME, f"{named(blind)} cannot see what {named(wrong[blind[0]])} stored", remedy)
     pairs = sum(len(nodes.local(rank)) for rank in range(len(nodes.node_of)))
     if not pairs:
         return ok(NAME, "not tried: no two ranks share a node", pairs=0)

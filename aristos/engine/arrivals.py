@@ -1,7 +1,7 @@
 """Readers of what peers write: announcements, tile records, return records, poison.
 
-Those that change tables run under the rank's lock, and change this rank's tables alone; credit and returns go out
-through `returns.py`.
+Those that change tables run under the rank's lock. They change this rank's tables alone; credit and return records for
+peers go out through `returns.py`.
 """
 
 from ..primitives import memory as mem
@@ -9,6 +9,7 @@ from ..primitives.compile import jit
 from . import codes, words
 from .layout import announcement_from, record_from, return_record_from, word_from
 from .lock import acquire, unlock
+from .poison import failure_of
 from .returns import finish_record, note_back, returns_due
 
 
@@ -25,7 +26,7 @@ def read_announcement(job, st, source):
         and mem.load(words.announced_top_k(a)) == job[words.TOP_K]
     )
     rows = mem.load(words.announced_rows(a))
-    status = mem.load(words.announced_status(a))  # a refusal counts whatever is announced beside it
+    status = mem.load(words.announced_status(a))  # a refusal counts, whatever else differs
     st[words.peer_status(job, source)] = status if same or status != codes.OK else codes.MISMATCH
     st[words.exchanges(job, source)] = mem.load(words.announced_layer(a)) == codes.EXCHANGE
     able = (
@@ -53,7 +54,7 @@ def read_announcement(job, st, source):
 
 @jit
 def read_record(job, st, source):
-    """Read the next tile record of `source`: its rows are pending, or returned unread if it made another call."""
+    """Read the next tile record of `source`. Its rows are pending; of another call, they go back uncomputed."""
     tile = st[words.read_tiles(job, source)]
     a = record_from(job, st, source, tile)
     expert, rows = mem.load(words.record_expert(a)), mem.load(words.record_rows(a))
@@ -88,7 +89,7 @@ def read_returns(job, st, worker, owner):
     c = words.command(job, worker)
     seen = st[words.seen_tiles(job, owner)]
     tail = mem.load_acquire(word_from(job, st, owner, words.RETURN_TAIL))
-    # an owner may already be in the second phase of an exchange: its record there is for this rank's second phase
+    # an owner may be in the second phase of an exchange already: that record is read in this rank's second phase
     tail = min(tail, seen + min(returns_due(job, st, owner), words.BACK_MOST - st[words.command_back(c)]))
     for tile in range(seen, tail):
         a = return_record_from(job, st, owner, tile)
@@ -121,7 +122,7 @@ def absorb(job, st, worker):
 
 @jit
 def poisoned(job, st):
-    """The peer whose poison is here, or -1."""
+    """The first peer from which poison has arrived, or -1."""
     for p in range(job[words.WORLD]):
         if p != job[words.RANK] and mem.load_acquire(word_from(job, st, p, words.POISON)) != 0:
             return p
@@ -131,9 +132,7 @@ def poisoned(job, st):
 @jit
 def read_poison(job, st, peer):
     """(epoch, origin, cause) of the poison from `peer`."""
-    word = mem.load_acquire(word_from(job, st, peer, words.POISON))
-    failed, cause = word >> codes.CAUSE_BITS, word & (1 << codes.CAUSE_BITS) - 1
-    return failed >> codes.ORIGIN_BITS, failed & (1 << codes.ORIGIN_BITS) - 1, cause
+    return failure_of(mem.load_acquire(word_from(job, st, peer, words.POISON)))
 
 
 @jit

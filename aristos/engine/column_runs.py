@@ -17,7 +17,7 @@ from .returns import state_word
 
 COLUMNS = 128  # of a share, on CPUs: a multiple of every panel width
 MOST_ROWS = 24  # of a column-split run, on CPUs
-SHARES_A_LOOK = 8  # shares that a rank's workers take for each time that one of them tries the lock
+SHARES_PER_TRY = 8  # shares that a rank's workers take, about, for each try of one of them to take the lock
 
 
 def scratch_bytes(ffn: int, gated: bool) -> int:
@@ -52,14 +52,14 @@ def wanted(job, rows, active):
     """Should these rows be split by columns? Yes if they are few, and fewer experts than workers have rows."""
     if job[words.MODE] != codes.MODE_LAYER:
         return False
-    few = rows <= job[words.SHARED_ROWS] and active < job[words.WORKERS] and job[words.FFN] >= 2 * COLUMNS
-    return job[words.ALL_SHARED] != 0 or few
+    few = rows <= job[words.SPLIT_ROWS] and active < job[words.WORKERS] and job[words.FFN] >= 2 * COLUMNS
+    return job[words.ALL_SPLIT] != 0 or few
 
 
 @jit
 def run_rows(job, rows):
     """Rows of the next run, where `rows` rows are cut into runs of nearly equal size."""
-    runs = (rows + job[words.SHARED_ROWS] - 1) // job[words.SHARED_ROWS]
+    runs = (rows + job[words.SPLIT_ROWS] - 1) // job[words.SPLIT_ROWS]
     return (rows + runs - 1) // runs
 
 
@@ -125,7 +125,7 @@ def take_from(job, st, worker, slot):
 def share_first(job, st, worker):
     """May this worker take a share before it tries the lock? Never if workers are few; many workers take turns."""
     c = words.command(job, worker)
-    return (st[words.command_shares(c)] + worker) % (1 + job[words.WORKERS] // SHARES_A_LOOK) != 0
+    return (st[words.command_shares(c)] + worker) % (1 + job[words.WORKERS] // SHARES_PER_TRY) != 0
 
 
 @jit

@@ -175,8 +175,8 @@ def claim(job, st, worker):
         return codes.IDLE  # places of rows are known once every announcement is read
     expert, active = choose(job, st)
     rows = st[words.expert_pending(job, expert)] if expert >= 0 else 0
-    shared = rows > 0 and column_runs.wanted(job, rows, active)
-    if shared:
+    split = rows > 0 and column_runs.wanted(job, rows, active)
+    if split:
         slot = column_runs.free_slot(job, st)
         if slot >= 0:
             gather(job, st, words.run_command(job, slot), expert, column_runs.run_rows(job, rows))
@@ -184,7 +184,7 @@ def claim(job, st, worker):
             return codes.LIST
     if column_runs.take(job, st, worker):
         return codes.SHARE
-    if rows == 0 or (shared and job[words.ALL_SHARED] != 0):
+    if rows == 0 or (split and job[words.ALL_SPLIT] != 0):
         return codes.IDLE
     c = words.command(job, worker)
     gather(job, st, c, expert, batch_rows(job, rows, active))

@@ -43,7 +43,7 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def _table(table: schema.Table) -> str:
+def _table(table: schema.StateTable) -> str:
     meaning, start = _sentence(table.meaning), table.start
     if table.shape == schema.SOURCE_EXPERT:
         whole = _function(table.name, "job, source, expert", f"job[{start}] + source * job[MAX_HELD] + expert", meaning)
@@ -84,13 +84,12 @@ def words() -> str:
         ("LISTS", schema.LISTS),
         ("SIZE_CLASSES", schema.SIZE_CLASSES),
     ]
-    remote_puts = len(schema.COUNTERS) - 1 + schema.record("puts").words * schema.SIZE_CLASSES
     line = [*_numbered(schema.LINE_WORDS), ("LINE_WORDS", len(schema.LINE_WORDS))]
     text = HEAD
     text += _constants("the job", [*_numbered(job), ("JOB_WORDS", len(job))])
     text += _constants("the state", [*_numbered(schema.STATE_WORDS), ("STATE_WORDS", len(schema.STATE_WORDS))])
     text += _constants("a line of words for a peer", [*line, (schema.POSTED.name, len(schema.LINE_WORDS))])
-    text += _constants("counters of a worker", [*_numbered(schema.COUNTERS), ("N_REMOTE_PUTS", remote_puts)])
+    text += _constants("counters of a worker", [*_numbered(schema.COUNTERS), ("N_REMOTE_PUTS", schema.N_REMOTE_PUTS)])
     text += _constants("sizes", sizes)
     for index in schema.INDICES:
         text += _function(index.name, index.arguments, index.value, index.meaning)

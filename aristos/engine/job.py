@@ -56,7 +56,7 @@ def _of_shape(shape: Shape) -> dict[str, int]:
         "stride": shape.stride,
         "ring_rows": shape.ring_rows,
         "slots": shape.slots,
-        "max_held": shape.max_local,
+        "max_held": shape.max_held,
     }
 
 

@@ -3,10 +3,10 @@
 A peer is *local* if it can store into this rank's memory (transport shm or ipc), *remote* if MPI must put. A rank has a
 window for its local peers and one for its remote peers. Each holds return rows, then a region for each peer:
 
-    return_rows[N]                     outputs of own tokens, as wide as the call's rows; written by their owners
+    return_rows[N]                     outputs of own tokens, as wide as the call's rows; written by the experts' owners
     region[p]                          written by p alone
 
-A region, R ring rows (each part on lines of 64 bytes of its own, so that no two writers share a line):
+A region with a ring of R rows. Each part begins on a line of 64 bytes, so that no two writers share a line:
 
     words                              one line, see schema.LINE_WORDS
     announcement[epoch parity]         8 words + a word per held expert, in whole lines
@@ -50,7 +50,7 @@ class Shape:
     ring_rows: int
     stride: int  # bytes of a row slot, a multiple of 64
     return_rows: int
-    max_local: int  # most experts any rank holds
+    max_held: int  # most experts any rank holds
     top_k: int = 1
     experts: int = 1
     max_tokens: int = 1
@@ -62,12 +62,13 @@ class Shape:
             self.world,
             *(
                 max(getattr(self, n), getattr(other, n))
-                for n in ("ring_rows", "stride", "return_rows", "max_local", "top_k", "experts", "max_tokens")
+                for n in ("ring_rows", "stride", "return_rows", "max_held", "top_k", "experts", "max_tokens")
             ),
         )
         nbytes = max(self.returns, other.returns)  # one user may need the most rows, another the widest
-        rows = min(both.ring_rows, ring_rows(both.world, both.stride, both.ring_rows))  # wider rows, so fewer of them
-        plain = nbytes == both.return_rows * both.stride  # then equal shapes compare equal and nothing is rebuilt
+        # RING_BUDGET holds fewer wide rows
+        rows = min(both.ring_rows, ring_rows(both.world, both.stride, both.ring_rows))
+        plain = nbytes == both.return_rows * both.stride  # as 0 stands for: equal shapes must compare equal
         return replace(both, ring_rows=rows, return_bytes=0 if plain else nbytes)
 
     @property
@@ -102,7 +103,7 @@ class PairLayout:
     @classmethod
     def of(cls, s: Shape) -> PairLayout:
         announce = LINE
-        step = lines(WORD * (words.ANNOUNCED_WORDS + s.max_local))
+        step = lines(WORD * (words.ANNOUNCED_WORDS + s.max_held))
         records = announce + 2 * step
         return_records = records + lines(s.slots * RECORD_BYTES)
         ring = return_records + lines(s.slots * RETURN_RECORD_BYTES)
@@ -165,7 +166,7 @@ class StateLayout:
 
     def __init__(self, s: Shape, workers: int, batch: int, runs: int = 1) -> None:
         dimensions = schema.sizes(
-            world=s.world, max_held=s.max_local, copies=s.experts, records=s.slots, rows=s.return_rows,
+            world=s.world, max_held=s.max_held, copies=s.experts, records=s.slots, rows=s.return_rows,
             tokens=s.max_tokens, top_k=s.top_k, workers=workers, runs=runs, batch=batch,
         )  # fmt: skip
         self.command_words = dimensions["command_words"]
@@ -251,7 +252,7 @@ def ring_row_to(job, st, owner, row):
 
 @jit
 def outbox_row_to(job, st, owner, row):
-    """Address of the same row where it waits to be put to a remote owner."""
+    """Address of row number `row` in the outbox, from which it is put to a remote owner."""
     return st[words.out_ring(job, owner)] + job[words.STRIDE] * (row % job[words.RING_ROWS])
 
 

@@ -15,24 +15,24 @@ from .layout import RECORD_BYTES, RETURN_RECORD_BYTES, WORD, record_to, return_r
 from .lock import acquire, unlock
 
 TURN_NS = 100_000  # least time between two turns at the wire while workers have work
-BATCH_NS = 1_000_000  # while there is work, ready data waits so long for more
-BATCH_ROWS = 256  # or until so many rows of credit wait
-CLOSE_NS = 150_000  # a worker that has work flushes a batch no sooner, plus the time that its bytes take
-BYTES_PER_NS = 2  # assumed link bandwidth
-LIFE_NS = 20_000_000  # heartbeat interval while idle
-BUSY_LIFE_NS = 200_000_000  # and while there is work, when batches wait for more data
+BATCH_NS = 1_000_000  # while there is work, returned rows wait so long after the last batch
+BATCH_ROWS = 256  # while there is work, credit alone opens a batch when it is more rows than this
+CLOSE_NS = 150_000  # a worker that has work flushes a batch after this time, and the time that its bytes take
+LINK_BYTES_PER_NS = 2  # assumed link bandwidth, for that time
+HEARTBEAT_NS = 20_000_000  # interval of heartbeats to every peer; to remote ones only while this rank is idle
+BUSY_HEARTBEAT_NS = 200_000_000  # interval of those to remote peers while there is work: its batches carry them too
 
 
 @jit
 def all_posted(job, st):
-    """Is all that remote peers are owed put? For each peer, the worker or proxy that puts records it in one word.
+    """Has all been put that remote peers are owed? Who puts, a worker or the proxy, records it in a word for each peer.
 
     The word is the sum of tiles put, tiles returned and the epoch announced. None of them can be ahead of what this
     rank has done, so the sums agree only if all three do.
     """
     for p in range(job[words.WORLD]):
         if st[words.remote(job, p)] != 0:
-            # counts sent tiles: an exchange's first phase ends without their returns
+            # sent tiles count too: an exchange's first phase ends without their returns
             owed = st[words.sent_tiles(job, p)] + st[words.returned(job, p)] + job[words.EPOCH]
             if mem.load_acquire(word_from(job, st, p, words.POSTED)) != owed:
                 return False
@@ -55,7 +55,7 @@ def read_words(job, st, peer):
 
 
 @jit
-def listen(job, st):
+def receive(job, st):
     """Let MPI make progress and read the words that have arrived; True if any has. (Holding the wire's lock.)"""
     mpi.progress(job[words.WIRE])
     anything = False
@@ -92,10 +92,10 @@ def opens(job, st, peer, idle, now):
     credit = st[words.freed_rows(job, peer)] - st[words.put_credit(job, peer)]
     age = now - st[words.put_time(job, peer)]
     if idle:
-        return staged > 0 or tiles > 0 or credit > 0 or age > LIFE_NS
+        return staged > 0 or tiles > 0 or credit > 0 or age > HEARTBEAT_NS
     if staged > 0 or credit > BATCH_ROWS:
         return True
-    return (tiles > 0 and age > BATCH_NS) or age > BUSY_LIFE_NS
+    return (tiles > 0 and age > BATCH_NS) or age > BUSY_HEARTBEAT_NS
 
 
 @jit
@@ -103,7 +103,7 @@ def closes(job, st, peer, idle, now):
     """Is it time to flush the open batch of a remote peer?"""
     if idle:
         return True
-    return now - st[words.put_time(job, peer)] > CLOSE_NS + st[words.open_bytes(job, peer)] // BYTES_PER_NS
+    return now - st[words.put_time(job, peer)] > CLOSE_NS + st[words.open_bytes(job, peer)] // LINK_BYTES_PER_NS
 
 
 @jit
@@ -114,7 +114,7 @@ def put_ring(job, st, peer, part, first, end, places, width):
 
 @jit
 def put_from(job, st, peer, here, part, first, end, places, width):
-    """The same, from a ring at address `here`."""
+    """Like `put_ring`, from a ring at address `here`."""
     there = st[words.put_region(job, peer)] + part
     nbytes = 0
     while first < end:
@@ -221,14 +221,14 @@ def open_batch(job, st, peer):
 @jit
 def close_batch(job, st, peer):
     """Flush what was put to a remote peer, then put the words that cover it. (Holding the wire's lock.)"""
-    mpi.flush(job[words.WIRE], peer)  # also the words of the last batch: their buffer may be written again
+    mpi.flush(job[words.WIRE], peer)  # also the words of the batch before: now their buffer may be written again
     tiles, returned = st[words.open_tiles(job, peer)], st[words.open_returned(job, peer)]
     credit = st[words.open_credit(job, peer)]
     acquire(job)
     progress = st[words.PROGRESS]
     unlock(job)
     encode(job, st, peer, words.AT_EPOCH, job[words.EPOCH])
-    encode(job, st, peer, words.AT_PHASE, progress)
+    encode(job, st, peer, words.AT_PROGRESS, progress)
     encode(job, st, peer, words.ANNOUNCED, st[words.open_epoch(job, peer)])
     encode(job, st, peer, words.TAIL, tiles)
     encode(job, st, peer, words.CREDIT, credit)
@@ -289,13 +289,13 @@ def serve(job, st, worker, peer, idle):
 
 @jit
 def turn(job, st, worker, idle):
-    """Serve the wire unless another worker does: listen, serve every remote peer. True if data came or went."""
+    """Serve the wire unless another worker does: receive words, serve every remote peer. True if data came or went."""
     wire = job[words.WIRE]
     if not idle and mem.clock() - mem.load(wire + 8 * mpi.TURNED) < TURN_NS and not announcing(job, st):
         return False
     if not mpi.take(wire):
         return False
-    anything = listen(job, st)
+    anything = receive(job, st)
     for i in range(1, job[words.WORLD]):
         p = (job[words.RANK] + i) % job[words.WORLD]
         if st[words.remote(job, p)] != 0 and serve(job, st, worker, p, idle):
@@ -306,7 +306,7 @@ def turn(job, st, worker, idle):
 
 
 @jit
-def last_words(job, st):
+def put_poison_words(job, st):
     """Put the poison word to every remote peer, unflushed: a peer that does not answer must not hold up this rank.
 
     The poison word has a place of its own, where no other put of words lands. (Holding the wire's lock.)

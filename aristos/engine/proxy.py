@@ -17,7 +17,7 @@ from ..primitives import wire as mpi
 from ..primitives.compile import jit
 from . import codes, words
 from .layout import LINE, RETURN_RECORD_BYTES, WORD, announcement_to, record_to, return_record_to, word_from, word_to
-from .outbox import all_posted, last_words, listen, put_blocks, put_ring
+from .outbox import all_posted, put_blocks, put_poison_words, put_ring, receive
 from .outbox import turn as serve_wire
 
 
@@ -44,7 +44,7 @@ def refresh(job, st, gpu):
         if st[words.remote(job, p)] != 0:
             count(job, st, p, word_to(job, st, p, 0))
             st[words.freed_rows(job, p)] = mem.load_acquire(word_to(job, st, p, words.CREDIT))
-            st[words.PROGRESS] = mem.load_acquire(word_to(job, st, p, words.AT_PHASE))
+            st[words.PROGRESS] = mem.load_acquire(word_to(job, st, p, words.AT_PROGRESS))
     for p in range(job[words.WORLD]):
         if st[words.remote(job, p)] != 0:
             epoch = mem.load_acquire(word_to(job, st, p, words.ANNOUNCED))
@@ -62,7 +62,7 @@ def refresh(job, st, gpu):
 
 
 @jit
-def quiet(job, st):
+def between_calls(job, st):
     """Is no call under way, and all put? Then remote peers need no heartbeat, and MPI only progress."""
     if job[words.EPOCH] == 0:
         return True
@@ -93,8 +93,8 @@ def gpu_word(gpu, gs, peer, word):
 
 
 @jit
-def unpoisoned(gpu, gs, peer):
-    """Is there poison from a remote peer that the GPU lacks? Poison is never cleared, so any thread may write it."""
+def new_poison(gpu, gs, peer):
+    """Has poison of a remote peer arrived that the GPU lacks? Poison is never cleared, so any thread may write it."""
     poisoned = mem.load(word_from(gpu, gs, peer, words.POISON)) != 0
     return poisoned and mem.load_acquire(gpu_word(gpu, gs, peer, words.POISON)) == 0
 
@@ -115,7 +115,7 @@ def put_return_rows(gpu, gs, peer, tiles):
 @jit
 def fetch(gpu, gs, peer):
     """Begin to copy what new words of a remote peer cover; True if one is new."""
-    new = unpoisoned(gpu, gs, peer)
+    new = new_poison(gpu, gs, peer)
     for word in range(words.POISON + 1, words.LINE_WORDS + 1):
         new = new or mem.load(word_from(gpu, gs, peer, word)) != mem.load(gpu_word(gpu, gs, peer, word))
     if not new:
@@ -147,7 +147,7 @@ def hand_on(gpu, gs, peer):
         return False
     for word in range(words.POISON + 1, words.LINE_WORDS + 1):
         mem.store_release(gpu_word(gpu, gs, peer, word), mem.load(word_from(gpu, gs, peer, word)))
-    if unpoisoned(gpu, gs, peer):
+    if new_poison(gpu, gs, peer):
         mem.store_release(gpu_word(gpu, gs, peer, words.POISON), mem.load(word_from(gpu, gs, peer, words.POISON)))
     return True
 
@@ -174,9 +174,9 @@ def turn(job, st, gpu, gs):
     """Serve both directions once. Returns how much moved; -1 if a copy or this rank's engine failed: the proxy ends."""
     refresh(job, st, gpu)
     moved = 0
-    if quiet(job, st):
+    if between_calls(job, st):
         if mpi.take(job[words.WIRE]):
-            moved += listen(job, st)
+            moved += receive(job, st)
             mpi.leave(job[words.WIRE])
     else:
         moved += serve_wire(job, st, 0, True)
@@ -191,8 +191,8 @@ def put_poison(job, st):
     """Put the poison that is written for remote peers. False if the wire is taken: try again."""
     if not mpi.take(job[words.WIRE]):
         return False
-    last_words(job, st)
-    listen(job, st)
+    put_poison_words(job, st)
+    receive(job, st)
     mpi.leave(job[words.WIRE])
     return True
 

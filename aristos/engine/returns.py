@@ -53,7 +53,7 @@ def free_rows(job, st, source):
 
 @jit
 def finish_record(job, st, source, tile, rows):
-    """The last reader of `rows` of a tile is done; the tile is returned once that holds for all its rows."""
+    """`rows` rows of a tile are computed, or skipped; once that holds for all its rows, the tile is returned."""
     r = words.kept(job, source, tile)
     st[words.kept_left(r)] -= rows
     st[words.OWED] -= rows

@@ -39,7 +39,7 @@ class Word:
 
 
 @dataclass(frozen=True)
-class Table:
+class StateTable:
     """A table of the state. shape: names of DIMENSIONS; its start is the job's word `T_` + its name."""
 
     name: str
@@ -118,7 +118,7 @@ JOB_SCALARS: list[Word] = [
         ACTIVATION | | which activation, and its limit
         """,
     ),
-    *_words(CALL, "MODE | mode | layer, or the phase of an exchange\nEVENTS_MAX | events | kept a worker | cpu"),
+    *_words(CALL, "MODE | mode | layer, or the phase of an exchange\nEVENTS_MAX | events | most of a worker | cpu"),
     *_words(
         ENGINE,
         """
@@ -135,7 +135,7 @@ JOB_SCALARS: list[Word] = [
         """
         TILE | rows | most rows of a tile
         BATCH | rows | most rows of a run
-        RUN_ROWS | rows | of a run that is not cut further
+        RUN_ROWS | rows | more rows of an expert are cut into several runs
         MERGE_ROWS | rows | a run with fewer waits for announced rows
         """,
     ),
@@ -154,10 +154,10 @@ JOB_SCALARS: list[Word] = [
         TILE,
         """
         RUNS | runs | column-split runs at once
-        SHARED_ROWS | rows | most rows of a column-split run
+        SPLIT_ROWS | rows | most rows of a column-split run
         UP_SHARES | shares | of the first phase of a column-split run
         DOWN_SHARES | shares | of its second phase
-        ALL_SHARED | flag | every run is column-split, not only those with few rows
+        ALL_SPLIT | flag | every run is column-split, not only those with few rows
         """,
     ),
     *_words(
@@ -166,7 +166,7 @@ JOB_SCALARS: list[Word] = [
         X | address | rows of the tokens
         X_STRIDE | bytes | between them
         Y | address | rows of the output
-        IDS | address | [tokens, k] int64 experts chosen, -1: none
+        IDS | address | [tokens, k] int64 experts chosen, -1: a choice not taken
         WEIGHTS | address | [tokens, k] float32
         """,
     ),
@@ -246,12 +246,7 @@ STATE_WORDS = [
     Word("NEXT_DEST", "owner that the next tile goes to, if it can", "rank", LOCK),
     Word("NEXT_EXPERT", "held expert that is looked at first", "expert", LOCK),
     Word("PROGRESS", "commands published, as long as the engine lives", "commands", LOCK),
-    Word(
-        "FAILED",
-        "0, or the cause of the failure; on CPUs 1 + the rank that reported it",
-        "cause",
-        "a worker that fails",
-    ),
+    Word("FAILED", "0, or the cause of the failure", "cause", "a worker that fails"),
     Word("IDLE_SWEEPS", "decisions in a row that found nothing", "polls", LOCK),
     Word("HEARTBEAT", "when the last heartbeat was sent", "ns", "worker 0"),
     Word("UNSENT", "rows for peers that are not sent", "rows", LOCK),
@@ -266,14 +261,14 @@ STATE_WORDS = [
     Word(
         "WAIT_SINCE", "when the awaited rank last made progress, see timeout_check.py", "ns", "worker 0", substrate=CUDA
     ),
-    Word("WAIT_DONE", "this rank's PROGRESS then", "commands", "worker 0", substrate=CUDA),
+    Word("WAIT_OWN_PROGRESS", "this rank's PROGRESS then", "commands", "worker 0", substrate=CUDA),
     Word("WAIT_PEER", "the awaited rank", "rank", "worker 0", substrate=CUDA),
-    Word("WAIT_EPOCH", "its epoch then", "call", "worker 0", substrate=CUDA),
-    Word("WAIT_PHASE", "its progress then", "commands", "worker 0", substrate=CUDA),
+    Word("WAIT_EPOCH", "the AT_EPOCH that it had published then", "call", "worker 0", substrate=CUDA),
+    Word("WAIT_PROGRESS", "the AT_PROGRESS that it had published then", "commands", "worker 0", substrate=CUDA),
 ]
 
 TOKEN_BLOCK = 32  # tokens that one route or combine command takes
-BACK_MOST = 16  # most pieces of own rows in a command: its end adds one, a decision as many as there is space for
+BACK_MOST = 16  # most pieces of own rows in a command: a decision adds as many as fit, the command's end adds one
 LISTS = 3  # lists of BATCH addresses in a command: rows, outputs, hidden activations of a column-split run
 SIZE_CLASSES = 10  # of puts: 256 bytes, 1 KiB, 4 KiB ...
 
@@ -297,82 +292,82 @@ DIMENSIONS = {
 PEER, SOURCE_EXPERT, HELD, SLOT = ("world",), ("world", "max_held"), ("max_held",), ("copies",)
 
 TABLES = [
-    Table("region_to", PEER, "what this rank writes for a peer", "address", HOST),
-    Table("region_from", PEER, "what a peer writes for this rank", "address", HOST),
-    Table("line_from", PEER, "a peer's line of words, as workers read it", "address", HOST),
-    Table("return_rows", PEER, "where outputs for a local peer go", "address", HOST),
-    Table("rows_back", PEER, "where an owner's outputs come back to", "address", HOST),
-    Table("remote", PEER, "the peer is on another node", "flag", HOST),
-    Table("put_region", PEER, "of a remote peer's window: what this rank writes", "bytes", HOST),
-    Table("put_return_rows", PEER, "of a remote peer's window: its return rows", "bytes", HOST),
-    Table("staged", PEER, "output rows that wait to be put to a remote source", "address", HOST),
-    Table("out_ring", PEER, "ring rows that wait to be put to a remote owner", "address", HOST),
-    Table(
+    StateTable("region_to", PEER, "what this rank writes for a peer", "address", HOST),
+    StateTable("region_from", PEER, "what a peer writes for this rank", "address", HOST),
+    StateTable("line_from", PEER, "a peer's line of words, as workers read it", "address", HOST),
+    StateTable("return_rows", PEER, "where outputs for a local peer go", "address", HOST),
+    StateTable("rows_back", PEER, "where an owner's outputs come back to", "address", HOST),
+    StateTable("remote", PEER, "the peer is on another node", "flag", HOST),
+    StateTable("put_region", PEER, "of a remote peer's window: what this rank writes", "bytes", HOST),
+    StateTable("put_return_rows", PEER, "of a remote peer's window: its return rows", "bytes", HOST),
+    StateTable("staged", PEER, "output rows that wait to be put to a remote source", "address", HOST),
+    StateTable("out_ring", PEER, "ring rows that wait to be put to a remote owner", "address", HOST),
+    StateTable(
         "coded", PEER, "words that are put to a remote peer, coded; on CUDA's proxy words for the GPU", "address", HOST
     ),
-    Table("sent_rows", PEER, "ring rows used at an owner", "rows"),
-    Table("sent_tiles", PEER, "tiles sent to an owner", "tiles"),
-    Table("seen_tiles", PEER, "return records read from an owner", "tiles"),
-    Table("extra", PEER, "return records an owner owes beside those of tiles", "records"),
-    Table("read_tiles", PEER, "tile records read from a source", "tiles"),
-    Table("read_rows", PEER, "ring rows of the tiles read", "rows"),
-    Table("free_tiles", PEER, "tiles of a source whose rows are free again", "tiles"),
-    Table("freed_rows", PEER, "ring rows freed: the credit given", "rows"),
-    Table("put_rows", PEER, "ring rows that were put and flushed", "rows", WIRE),
-    Table("put_tiles", PEER, "tiles that were put and flushed", "tiles", WIRE),
-    Table("put_returned", PEER, "return records that were put and flushed", "tiles", WIRE),
-    Table("put_credit", PEER, "credit that was put", "rows", WIRE),
-    Table("put_time", PEER, "when the last batch was opened", "ns", WIRE),
-    Table("open", PEER, "a batch is put and not flushed", "flag", WIRE),
-    Table("open_epoch", PEER, "epoch whose announcement was put", "call", WIRE),
-    Table("open_rows", PEER, "sent_rows of the open batch", "rows", WIRE),
-    Table("open_tiles", PEER, "sent_tiles of the open batch", "tiles", WIRE),
-    Table("open_returned", PEER, "returned of the open batch", "tiles", WIRE),
-    Table("open_credit", PEER, "freed_rows of the open batch", "rows", WIRE),
-    Table("open_bytes", PEER, "bytes of the open batch", "bytes", WIRE),
-    Table("returned", PEER, "tiles returned to a source", "tiles"),
-    Table("kept", ("world", "records", "kept_words"), "tile records as their owner keeps them"),
-    Table("count", SLOT, "pairs of each slot, then where the next one goes", "rows", PACK),
-    Table("slot_from", SLOT, "first packed row of a remote slot that is not sent", "packed row"),
-    Table("slot_to", SLOT, "end of its packed rows in the claimed block", "packed row"),
-    Table("slot_pair", SLOT, "number of its first pair in the block", "pair"),
-    Table("offset", ("copies_and_end",), "first packed row of each slot; then their number", "packed row", PACK),
-    Table("token", ("rows",), "token of a packed row", "token", PACK),
-    Table("position", ("rows",), "packed row of a (token, choice) pair, -1: none", "packed row", PACK),
-    Table("cursor", PEER, "first packed row for an owner that is not sent", "packed row"),
-    Table("busy", PEER, "a worker writes for this owner", "flag"),
-    Table("verdict", PEER, "what a source's announcement led to, see codes.py", "verdict"),
-    Table("rows_left", PEER, "announced rows of a source whose records are not read", "rows"),
-    Table("first_packed", PEER, "first packed row of a source's rows for this rank", "packed row"),
-    Table("exchanges", PEER, "the source announced an exchange", "flag"),
-    Table("peer_status", PEER, "status that a peer announced or returned", "status"),
-    Table("front", SOURCE_EXPERT, "first tile with pending rows; of own rows the first packed row", "tile"),
-    Table("latest", SOURCE_EXPERT, "last tile that was read", "tile"),
-    Table("taken", SOURCE_EXPERT, "rows of the front tile that are claimed", "rows"),
-    Table("pending", SOURCE_EXPERT, "landed rows that are not claimed", "rows"),
-    Table("source_end", SOURCE_EXPERT, "read_rows when all announced rows have landed", "rows"),
-    Table("target", SOURCE_EXPERT, "next row of an exchange's output", "row"),
-    Table("expert_pending", HELD, "landed rows of all sources that are not claimed", "rows"),
-    Table("expert_remote", HELD, "those of them that are not own rows", "rows"),
-    Table("expert_coming", HELD, "announced rows that have not landed", "rows"),
-    Table("block_left", ("blocks",), "rows that a block of tokens waits for", "rows", ATOMIC),
-    Table("ready", ("blocks",), "queue of blocks to combine: 1 + block", "block", ATOMIC),
-    Table("run", ("runs", "run_words"), "column-split runs"),
-    Table("command", ("commands", "command_words"), "commands of workers, then of column-split runs", "", OWN),
-    Table("counters", ("workers", "counter_words"), "counters of a call", "", OWN),
-    Table("peer_wait", PEER, "idle time charged to a peer", "ns", ATOMIC),
-    Table("rows_to", PEER, "rows for an owner", "rows", PACK),
-    Table("tiles_to", PEER, "tiles sent to an owner in this call", "tiles"),
-    Table("rows_from", PEER, "rows announced by a source", "rows"),
-    Table("moved_to", PEER, "rows moved to an owner in this call", "rows"),
+    StateTable("sent_rows", PEER, "ring rows used at an owner", "rows"),
+    StateTable("sent_tiles", PEER, "tiles sent to an owner", "tiles"),
+    StateTable("seen_tiles", PEER, "return records read from an owner", "tiles"),
+    StateTable("extra", PEER, "return records an owner owes beside those of tiles", "records"),
+    StateTable("read_tiles", PEER, "tile records read from a source", "tiles"),
+    StateTable("read_rows", PEER, "ring rows of the tiles read", "rows"),
+    StateTable("free_tiles", PEER, "tiles of a source whose rows are free again", "tiles"),
+    StateTable("freed_rows", PEER, "ring rows freed: the credit given", "rows"),
+    StateTable("put_rows", PEER, "ring rows that were put and flushed", "rows", WIRE),
+    StateTable("put_tiles", PEER, "tiles that were put and flushed", "tiles", WIRE),
+    StateTable("put_returned", PEER, "return records that were put and flushed", "tiles", WIRE),
+    StateTable("put_credit", PEER, "credit that was put", "rows", WIRE),
+    StateTable("put_time", PEER, "when the last batch was opened", "ns", WIRE),
+    StateTable("open", PEER, "a batch is put and not flushed", "flag", WIRE),
+    StateTable("open_epoch", PEER, "epoch whose announcement was put", "call", WIRE),
+    StateTable("open_rows", PEER, "sent_rows of the open batch", "rows", WIRE),
+    StateTable("open_tiles", PEER, "sent_tiles of the open batch", "tiles", WIRE),
+    StateTable("open_returned", PEER, "returned of the open batch", "tiles", WIRE),
+    StateTable("open_credit", PEER, "freed_rows of the open batch", "rows", WIRE),
+    StateTable("open_bytes", PEER, "bytes of the open batch", "bytes", WIRE),
+    StateTable("returned", PEER, "tiles returned to a source", "tiles"),
+    StateTable("kept", ("world", "records", "kept_words"), "tile records as their owner keeps them"),
+    StateTable("count", SLOT, "pairs of each slot; while they are sorted, where its next pair goes", "rows", PACK),
+    StateTable("slot_from", SLOT, "first packed row of a remote slot that is not sent", "packed row"),
+    StateTable("slot_to", SLOT, "end of its packed rows in the claimed block", "packed row"),
+    StateTable("slot_pair", SLOT, "number of its first pair in the block", "pair"),
+    StateTable("offset", ("copies_and_end",), "first packed row of each slot; then their number", "packed row", PACK),
+    StateTable("token", ("rows",), "token of a packed row", "token", PACK),
+    StateTable("position", ("rows",), "packed row of a (token, choice) pair, -1: none", "packed row", PACK),
+    StateTable("cursor", PEER, "first packed row for an owner that is not sent", "packed row"),
+    StateTable("busy", PEER, "a worker writes for this owner", "flag"),
+    StateTable("verdict", PEER, "what a source's announcement led to, see codes.py", "verdict"),
+    StateTable("rows_left", PEER, "announced rows of a source whose records are not read", "rows"),
+    StateTable("first_packed", PEER, "first packed row of a source's rows for this rank", "packed row"),
+    StateTable("exchanges", PEER, "the source announced an exchange", "flag"),
+    StateTable("peer_status", PEER, "status that a peer announced or returned", "status"),
+    StateTable("front", SOURCE_EXPERT, "first tile with pending rows; of own rows the first packed row", "tile"),
+    StateTable("latest", SOURCE_EXPERT, "last tile that was read", "tile"),
+    StateTable("taken", SOURCE_EXPERT, "rows of the front tile that are claimed", "rows"),
+    StateTable("pending", SOURCE_EXPERT, "landed rows that are not claimed", "rows"),
+    StateTable("source_end", SOURCE_EXPERT, "read_rows when all announced rows have landed", "rows"),
+    StateTable("target", SOURCE_EXPERT, "next row of an exchange's output", "row"),
+    StateTable("expert_pending", HELD, "landed rows of all sources that are not claimed", "rows"),
+    StateTable("expert_remote", HELD, "those of them that are not own rows", "rows"),
+    StateTable("expert_coming", HELD, "announced rows that have not landed", "rows"),
+    StateTable("block_left", ("blocks",), "rows that a block of tokens waits for", "rows", ATOMIC),
+    StateTable("ready", ("blocks",), "queue of blocks to combine: 1 + block", "block", ATOMIC),
+    StateTable("run", ("runs", "run_words"), "column-split runs"),
+    StateTable("command", ("commands", "command_words"), "commands of workers, then of column-split runs", "", OWN),
+    StateTable("counters", ("workers", "counter_words"), "counters of a call", "", OWN),
+    StateTable("peer_wait", PEER, "idle time charged to a peer", "ns", ATOMIC),
+    StateTable("rows_to", PEER, "rows for an owner", "rows", PACK),
+    StateTable("tiles_to", PEER, "tiles sent to an owner in this call", "tiles"),
+    StateTable("rows_from", PEER, "rows announced by a source", "rows"),
+    StateTable("moved_to", PEER, "rows moved to an owner in this call", "rows"),
 ]
 
 # ---- the words that a rank writes for a peer, on one line
 
 LINE_WORDS = [
-    Word("POISON", "0, or the failure: epoch, origin, cause; see `steps.poison`", "", "the source"),
-    Word("AT_EPOCH", "epoch the rank is in, for its peers' timeouts", "call", "the source"),
-    Word("AT_PHASE", "its progress there; -1: outside a call", "commands", "the source"),
+    Word("POISON", "0, or the failure: epoch, origin, cause; see poison.py", "", "the source"),
+    Word("AT_EPOCH", "epoch that the rank is in, for its peers' timeouts", "call", "the source"),
+    Word("AT_PROGRESS", "its PROGRESS there; -1: outside a call", "commands", "the source"),
     Word("ANNOUNCED", "last epoch announced", "call", "the source"),
     Word("TAIL", "tiles put into the peer's ring", "tiles", "the source"),
     Word("CREDIT", "rows freed of what the peer put here", "rows", "the source"),
@@ -456,6 +451,12 @@ RECORDS = [
         ("count", "puts", "puts"), ("bytes", "bytes", "bytes"), ("time", "nanoseconds", "ns"))),
 ]  # fmt: skip
 
+
+def record(name: str) -> Record:
+    """A record by name."""
+    return next(r for r in RECORDS if r.name == name)
+
+
 # ---- a region: what one rank, its only writer, writes for a peer. See layout.py
 
 
@@ -480,21 +481,6 @@ REGION = [
 ]
 
 
-def region_sizes(ring_rows: int, stride: int, max_held: int) -> dict[str, int]:
-    """The numbers that `entries` and `entry` (bytes) of the parts of a region stand for."""
-    return {
-        "line words": len(LINE_WORDS),
-        "2": 2,
-        "records": ring_rows + 1,
-        "ring rows": ring_rows,
-        "8 bytes": 8,
-        "announcement": 8 * (ANNOUNCE_WORDS + max_held),
-        "record": 8 * record("record").words,
-        "returned": 8 * record("returned").words,
-        "stride": stride,
-    }
-
-
 # ---- counters of a worker: nanoseconds, then {count, bytes, nanoseconds} of its puts by size class
 
 COUNTERS = [
@@ -508,9 +494,10 @@ COUNTERS = [
     Word("N_WIRE", "at the wire", "ns", OWN),
     Word("N_LOCAL_PUTS", "puts in shared memory, by size class", "", OWN),
 ]
-COUNTER_WORDS = 72
+N_REMOTE_PUTS = len(COUNTERS) - 1 + record("puts").words * SIZE_CLASSES  # puts by MPI follow, by size class
+COUNTER_WORDS = -(-(N_REMOTE_PUTS + record("puts").words * SIZE_CLASSES) // 8) * 8  # whole lines
 
-# ---- indices that are no field of a record and no entry of a table of one kind
+# ---- indices that neither the fields of a record nor the shape of a table give
 
 
 @dataclass(frozen=True)
@@ -551,11 +538,6 @@ INDICES = [
           "Address of event n of a worker."),
     Index("coded_word", "a, word", "a + 8 * CODED_WORDS * word", "Address of a coded word, from that of the first."),
 ]  # fmt: skip
-
-
-def record(name: str) -> Record:
-    """A record by name."""
-    return next(r for r in RECORDS if r.name == name)
 
 
 def job_words() -> list[Word]:

@@ -8,6 +8,7 @@ from ..primitives.compile import jit
 from . import arrivals, blocks, codes, column_runs, combine, dispatch, experts, outbox, packing, routing, words
 from .layout import word_to
 from .lock import acquire, lock, unlock
+from .poison import poison_word
 from .returns import returns_due
 
 
@@ -55,9 +56,10 @@ def next_command(job, st, worker):
         return codes.FINISH
     st[words.IDLE_SWEEPS] += 1
     if st[words.IDLE_SWEEPS] % 32 == 0:
-        origin = arrivals.poisoned(job, st)
-        if origin >= 0:
-            st[words.FAILED] = 1 + origin
+        peer = arrivals.poisoned(job, st)
+        if peer >= 0:
+            _, _, cause = arrivals.read_poison(job, st, peer)
+            st[words.FAILED] = cause
             return codes.FAIL
     c = words.command(job, worker)
     if st[words.command_kind(c)] != codes.IDLE:
@@ -73,7 +75,7 @@ def decide(job, st, worker):
     workers try the lock in turns (`column_runs.share_first`), and one that gets it serves peers, tokens and new runs.
     A failed rank opens no more runs, so its workers soon have no shares and see the failure under the lock.
 
-    SETTLE only leads to `returns.settle`, which follows every decision; after it there may be more to find.
+    SETTLE asks only for `returns.settle`, which follows every decision; then the worker decides again.
     """
     c = words.command(job, worker)
     if column_runs.share_first(job, st, worker) and column_runs.take(job, st, worker):
@@ -140,24 +142,21 @@ def publish(job, st, worker, kind):
 
 
 @jit
-def heartbeat(job, st, phase):
-    """Publish the epoch and the progress to every peer, for its timeout. phase: progress, or -1 outside a call."""
+def heartbeat(job, st, progress):
+    """Publish the epoch and the progress to every peer, for its timeout. progress: PROGRESS, or -1 outside a call."""
     me, world = job[words.RANK], job[words.WORLD]
     for p in range(world):
         if p != me:
             mem.store_release(word_to(job, st, p, words.AT_EPOCH), job[words.EPOCH])
-            mem.store_release(word_to(job, st, p, words.AT_PHASE), phase)
+            mem.store_release(word_to(job, st, p, words.AT_PROGRESS), progress)
 
 
 @jit
 def poison(job, st, origin, cause):
-    """Notify every peer, once, that this epoch has failed; the engine is unusable after.
-
-    One word holds epoch, origin and cause, so that no reader sees a part of it.
-    """
+    """Notify every peer, once, that this epoch has failed; the engine is unusable after."""
     me, world = job[words.RANK], job[words.WORLD]
     st[words.FAILED] = cause
-    word = (((job[words.EPOCH] << codes.ORIGIN_BITS) + origin) << codes.CAUSE_BITS) + cause
+    word = poison_word(job[words.EPOCH], origin, cause)
     for p in range(world):
         if p != me:
             mem.store_release(word_to(job, st, p, words.POISON), word)

@@ -14,16 +14,18 @@ from .layout import word_from
 @jit
 def overdue(job, st, now):
     """Has the awaited rank made no progress for too long? Called by one worker from time to time while it waits."""
-    peer, done, _ = arrivals.standing(job, st)
-    epoch, phase = job[words.EPOCH], 0
+    peer, own_progress, _ = arrivals.standing(job, st)
+    epoch, progress = job[words.EPOCH], 0
     if peer != job[words.RANK]:
-        phase = mem.load_acquire(word_from(job, st, peer, words.AT_PHASE))
+        progress = mem.load_acquire(word_from(job, st, peer, words.AT_PROGRESS))
         epoch = mem.load_acquire(word_from(job, st, peer, words.AT_EPOCH))
-    same = st[words.WAIT_DONE] == done and st[words.WAIT_PEER] == peer
-    if not same or st[words.WAIT_EPOCH] != epoch or st[words.WAIT_PHASE] != phase or st[words.WAIT_SINCE] == 0:
-        st[words.WAIT_DONE], st[words.WAIT_PEER], st[words.WAIT_EPOCH], st[words.WAIT_PHASE] = done, peer, epoch, phase
+    same = st[words.WAIT_OWN_PROGRESS] == own_progress and st[words.WAIT_PEER] == peer
+    same = same and st[words.WAIT_EPOCH] == epoch and st[words.WAIT_PROGRESS] == progress
+    if not same or st[words.WAIT_SINCE] == 0:
+        st[words.WAIT_OWN_PROGRESS], st[words.WAIT_PEER] = own_progress, peer
+        st[words.WAIT_EPOCH], st[words.WAIT_PROGRESS] = epoch, progress
         st[words.WAIT_SINCE] = now
         return False
-    inside = phase >= 0 and epoch == job[words.EPOCH]
+    inside = progress >= 0 and epoch == job[words.EPOCH]
     limit = job[words.TIMEOUT_NS] if inside or peer == job[words.RANK] else OVERDUE * job[words.TIMEOUT_NS]
     return now - st[words.WAIT_SINCE] > limit

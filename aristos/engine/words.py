@@ -46,10 +46,10 @@ REMOTE_BLOCK = 35
 PACKED = 36
 TIMEOUT_NS = 37
 RUNS = 38
-SHARED_ROWS = 39
+SPLIT_ROWS = 39
 UP_SHARES = 40
 DOWN_SHARES = 41
-ALL_SHARED = 42
+ALL_SPLIT = 42
 X = 43
 X_STRIDE = 44
 Y = 45
@@ -182,16 +182,16 @@ ORIGIN = 20
 KEPT_STATUS = 21
 KEPT_RANK = 22
 WAIT_SINCE = 23
-WAIT_DONE = 24
+WAIT_OWN_PROGRESS = 24
 WAIT_PEER = 25
 WAIT_EPOCH = 26
-WAIT_PHASE = 27
+WAIT_PROGRESS = 27
 STATE_WORDS = 28
 
 # ---- a line of words for a peer
 POISON = 0
 AT_EPOCH = 1
-AT_PHASE = 2
+AT_PROGRESS = 2
 ANNOUNCED = 3
 TAIL = 4
 CREDIT = 5
@@ -527,7 +527,7 @@ def returned(job, peer):
 
 @inlined
 def count(job, slot):
-    """Pairs of each slot, then where the next one goes."""
+    """Pairs of each slot; while they are sorted, where its next pair goes."""
     return job[T_COUNT] + slot
 
 

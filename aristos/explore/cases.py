@@ -21,7 +21,8 @@ STARTS = (
     -3,
     -20,
 )  # first values of counters; -3 is 2**64 - 3
-KINDS = ("refused", "layer", "object", "combine")  # a rank refuses its input, or the second phase; calls differ
+# how one rank's call differs: it refuses its input, calls another layer, uses another object, refuses the second phase
+KINDS = ("refused", "layer", "object", "combine")
 GPU_KINDS = ("refused", "layer")  # of layers on GPUs, which have no exchanges
 HOW = ("gpu", "host", "copy")  # what fails: the kernel, the host's calling thread, or copies to the GPU
 Ids = tuple[tuple[int, ...], ...]
@@ -66,7 +67,7 @@ class Case:
     max_tokens: int = 3
     workers: int = 1
     runs: int = 1  # column-split runs at once
-    all_shared: bool = False  # every run is column-split, as on GPUs
+    all_split: bool = False  # every run is column-split, as on GPUs
     tile: int = 2
     run: int = 4  # most rows of a run
     group: int = 6  # a run's rows are a multiple of this: 1 cuts tiles in two
@@ -95,7 +96,7 @@ class Case:
             ring_rows=self.rows if self.nodes.single else max(self.rows, self.top_k),
             stride=-(-WORD * self.words // LINE) * LINE,
             return_rows=self.max_tokens * self.top_k,
-            max_local=max(1, *held),
+            max_held=max(1, *held),
             top_k=self.top_k,
             experts=len(self.placement),
             max_tokens=self.max_tokens,
@@ -105,8 +106,8 @@ class Case:
         """One line for people."""
         words = [
             f"{self.ranks} ranks on nodes {list(self.node_of)}",
-            f"{self.workers} worker{'s'[: self.workers > 1]} each, {self.runs} shared runs"
-            + (" and no others" if self.all_shared else ""),
+            f"{self.workers} worker{'s'[: self.workers > 1]} each, {self.runs} column-split runs"
+            + (" and no others" if self.all_split else ""),
             f"experts at {list(self.placement)}",
             f"rings of {self.rows}, tiles of {self.tile}",
             f"top-{self.top_k}",
@@ -181,9 +182,9 @@ def draw(seed: int, asked: Asked) -> Case:
     )
     more = random.Random(f"{seed} shared runs")
     workers = case.workers if case.workers == 1 else more.choice((2, 2, 3, 4))
-    case = replace(case, workers=workers, runs=more.choice((1, 2, 3)), all_shared=more.random() < 0.4)
+    case = replace(case, workers=workers, runs=more.choice((1, 2, 3)), all_split=more.random() < 0.4)
     if asked.transport == "proxy":
-        case = replace(case, proxy=True, workers=more.choice((1, 2, 3, 4)), all_shared=more.random() < 0.8)
+        case = replace(case, proxy=True, workers=more.choice((1, 2, 3, 4)), all_split=more.random() < 0.8)
     case = replace(case, **dict(asked.fixed))
     count = asked.calls or rng.randint(1, 5)
     rounds = [_round(case, rng, asked) for _ in range(count)]

@@ -27,7 +27,7 @@ class Checks:
         """Rank `me` has released a word for `peer`."""
         cluster = self.cluster
         mine = cluster.ranks[me]
-        if new < old and word not in (words.AT_PHASE, words.POISON):
+        if new < old and word not in (words.AT_PROGRESS, words.POISON):
             raise Unbounded(f"rank {me} moves word {word} for rank {peer} back from {old} to {new}")
         if word == words.CREDIT:
             if new > mine.table(words.T_READ_ROWS, peer):

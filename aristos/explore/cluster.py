@@ -29,11 +29,11 @@ from .replaced import replaced
 from .scheduler import Actor, Scheduler, Strategy
 from .violation import Aborted, Livelock
 
-PACE_NS = 1_000 * wire.PACE_US
+PROGRESS_NS = 1_000 * wire.PROGRESS_US
 TOKEN_BLOCK = 2  # tokens of a route or combine command: several commands a call
 ROUNDS_OF_TIME = 60  # how often time may pass because no actor can go on
 PASSING = 130  # seconds that pass each time: more than a timeout
-LATEST = 2 * OVERDUE * PASSING  # by then every wait for a lost rank has timed out; they pass in half a run's steps
+LATEST = 2 * OVERDUE * PASSING  # seconds after which every wait for a lost rank has ended; they pass in half a run
 BLIND = 50  # poison-checking idle polls that an actor may make before it counts as stuck
 PATIENT = 4_000  # visible operations allowed for each row and rank, and as many again for each call
 
@@ -128,7 +128,7 @@ class Cluster:
             (arithmetic, "combine_token"): combine_token,
             (words, "TOKEN_BLOCK"): TOKEN_BLOCK,
             (experts, "GROUP"): self.case.group,
-            (column_runs, "SHARES_A_LOOK"): 2,
+            (column_runs, "SHARES_PER_TRY"): 2,
             (failure, "load_acquire"): self.memory.load_acquire,
             (failure, "time"): SimpleNamespace(monotonic=self.monotonic),
         }
@@ -162,7 +162,7 @@ class Cluster:
         """The only C function called here is usleep, by a progress thread: it has nothing to do for a while."""
         rank = self.memory.rank
         if self.case.proxy:  # it makes progress where the proxy has made none for long
-            self.memory.now += PACE_NS
+            self.memory.now += PROGRESS_NS
         wanted = self.case.proxy or not self.memory.value.get(private(rank, WIRE, 8 * wire.IN_CALL), 0)
         if wanted and self.network.wants(rank):
             self.sched.switch("sleep")

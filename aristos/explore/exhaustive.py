@@ -61,7 +61,7 @@ class Node:
 
 
 @dataclass
-class Result:
+class SearchResult:
     """The outcome of a search."""
 
     states: int
@@ -73,7 +73,7 @@ class Result:
     path: list[Move] = field(default_factory=list)
 
 
-class Search:
+class StateSearch:
     """The search over the states of one case."""
 
     def __init__(self, case: Case) -> None:
@@ -86,7 +86,7 @@ class Search:
         self.moves = self.ends = 0
         self.sched.bound = 1 << 60
 
-    def run(self, seconds: float, report: Callable[[str], None] = lambda done: None) -> Result:
+    def run(self, seconds: float, report: Callable[[str], None] = lambda done: None) -> SearchResult:
         """Search until every state is seen, a bug is found, or `seconds` are over. report: called with the progress."""
         started = time.monotonic()
         self.sched._main = getcurrent()
@@ -106,7 +106,7 @@ class Search:
         finally:
             self.sched.current = None
             self.sched.kill()
-        return Result(
+        return SearchResult(
             len(self.visited),
             self.moves,
             self.ends,
@@ -259,7 +259,7 @@ class Search:
 
 def story_of(case: Case, path: list[Move]) -> str:
     """The story of a path of moves."""
-    search = Search(case)
+    search = StateSearch(case)
     search.memory.story = []
     search.sched._main = getcurrent()
     limit = every_step_ends(search.sched)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine import codes, proxy, steps, words
 from ..engine.layout import LINE, word_from
+from ..engine.poison import poison_word
 from ..primitives import wire
 from . import places
-from .places import BELIEVED, LOCK, WIRE, address, private
+from .places import ACCEPTED, LOCK, WIRE, address, private
 from .rank import Rank
 from .regions import WORD
 from .violation import WrongResult
@@ -30,10 +31,10 @@ class GpuRank(Rank):
     def __init__(self, cluster: Cluster, me: int) -> None:
         self.host_cause = 0  # the cause, where the host has found that this rank failed
         super().__init__(cluster, me)
-        self.far = cluster.case.nodes.remote(me)
+        self.remote = cluster.case.nodes.remote(me)
         self.alone = {private(me, LOCK, LINE), private(me, LOCK, 2 * LINE)}
         self.alone |= {
-            address(me, BELIEVED, LINE * p + WORD * w) for p in self.far for w in range(words.LINE_WORDS + 1)
+            address(me, ACCEPTED, LINE * p + WORD * w) for p in self.remote for w in range(words.LINE_WORDS + 1)
         }
         cluster.memory.value[private(me, WIRE, WORD * wire.IN_CALL)] = 1
 
@@ -99,8 +100,7 @@ class GpuRank(Rank):
         self.host_cause = cause
         if self.stage == "work":
             self.stage = "notified"
-        word = (((job[words.EPOCH] << codes.ORIGIN_BITS) + self.me) << codes.CAUSE_BITS) + cause
-        proxy.poison(job, st, gpu, cs, word)
+        proxy.poison(job, st, gpu, cs, poison_word(job[words.EPOCH], self.me, cause))
 
     # ---- when something goes wrong
 
@@ -142,7 +142,7 @@ class GpuRank(Rank):
         """A kernel may end once all that it owes remote peers is put; one word reports that."""
         super()._close()
         job, st, _, _ = self.sides
-        for p in self.far:
+        for p in self.remote:
             put = [st[job[t] + p] for t in (words.T_PUT_TILES, words.T_PUT_RETURNED, words.T_OPEN_EPOCH)]
             owed = [self.table(words.T_SENT_TILES, p), self.table(words.T_RETURNED, p), self.epoch]
             if put != owed:
@@ -164,7 +164,7 @@ class GpuRank(Rank):
             steps.poison(self.job, self.st, self.me, self.cause)
             self.stage = "failed"
 
-    def _last_words(self) -> None:
+    def _put_poison_words(self) -> None:
         """The proxy puts poison to remote peers."""
 
     def _forwarder(self, peer: int) -> int:

@@ -187,7 +187,7 @@ def search(options: Any) -> int:
     with bug:
         for routing in ROUTINGS:
             case = small(routing, options.rows or 2, options.tokens, options.calls or 2, options.transport)
-            result = exhaustive.Search(case).run(left, Clock(f"{routing}: ").tick)
+            result = exhaustive.StateSearch(case).run(left, Clock(f"{routing}: ").tick)
             left -= result.seconds
             numbers = {"states": result.states, "moves": result.moves, "ends": result.ends, "complete": result.complete}
             done.append({"routing": routing, **numbers, "seconds": round(result.seconds, 3)})

@@ -256,7 +256,7 @@ def ready_without_release(put: Put) -> None:
 
 # ---- column-split runs
 
-SHARED = (("workers", 3), ("placement", (0, 1)))
+SPLIT = (("workers", 3), ("placement", (0, 1)))
 
 
 def early(phase: int) -> Any:
@@ -273,19 +273,19 @@ def early(phase: int) -> Any:
     return share_done
 
 
-@mutation("second-phase-early", fixed=SHARED)
+@mutation("second-phase-early", fixed=SPLIT)
 def second_phase_early(put: Put) -> None:
     """A column-split run enters its second phase one share too early."""
     put(column_runs, "share_done", early(codes.RUN_UP))
 
 
-@mutation("slot-freed-early", fixed=(*SHARED, ("words", 2)))
+@mutation("slot-freed-early", fixed=(*SPLIT, ("words", 2)))
 def slot_freed_early(put: Put) -> None:
     """A column-split run ends, and its slot is freed, before its last share is done."""
     put(column_runs, "share_done", early(codes.RUN_DOWN))
 
 
-@mutation("share-taken-plainly", fixed=SHARED)
+@mutation("share-taken-plainly", fixed=SPLIT)
 def share_taken_plainly(put: Put) -> None:
     """A worker takes a share by a load and a store, not by compare-exchange."""
 
@@ -298,7 +298,7 @@ def share_taken_plainly(put: Put) -> None:
     put(column_runs, "mem", Instead(compare_exchange=take))
 
 
-@mutation("opened-before-it-is-listed", fixed=SHARED)
+@mutation("opened-before-it-is-listed", fixed=SPLIT)
 def opened_before_it_is_listed(put: Put) -> None:
     """Shares of a run can be taken before its rows are listed."""
     claim, open_run = column_runs.claim, column_runs.open_run

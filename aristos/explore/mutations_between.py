@@ -39,7 +39,7 @@ def sync_skipped(put: Put) -> None:
     put(network.Network, "sync", lambda self, address: None)
 
 
-def believe_value(job: Any, st: Any, peer: int) -> bool:
+def accept_any_complement(job: Any, st: Any, peer: int) -> bool:
     """An `outbox.read_words` that ignores the complement."""
     anything = False
     for word in range(words.LINE_WORDS):
@@ -56,7 +56,7 @@ def believe_value(job: Any, st: Any, peer: int) -> bool:
 @mutation("no-complement-check", transport="rma")
 def no_complement_check(put: Put) -> None:
     """An arriving word is accepted whatever its complement is."""
-    put(outbox, "read_words", believe_value)
+    put(outbox, "read_words", accept_any_complement)
 
 
 @mutation("two-mpi-callers", transport="rma", fixed=(("workers", 2),))
@@ -112,10 +112,10 @@ def first_phase_unput(put: Put) -> None:
     """An exchange's first phase ends with blocks for remote owners not put; nothing returns that would show it."""
 
     def all_posted(job: Any, st: Any) -> bool:
-        far = [p for p in range(job[words.WORLD]) if st[words.remote(job, p)]]
-        returned = all(st[words.put_returned(job, p)] == st[words.returned(job, p)] for p in far)
+        remote = [p for p in range(job[words.WORLD]) if st[words.remote(job, p)]]
+        returned = all(st[words.put_returned(job, p)] == st[words.returned(job, p)] for p in remote)
         return returned and all(
-            st[words.open_epoch(job, p)] == job[words.EPOCH] and not st[words.open(job, p)] for p in far
+            st[words.open_epoch(job, p)] == job[words.EPOCH] and not st[words.open(job, p)] for p in remote
         )
 
     put(outbox, "all_posted", all_posted)
@@ -135,4 +135,4 @@ def announced_before_put(put: Put) -> None:
 @mutation("no-progress-thread", transport="rma", ranks=3, fixed=(("attention", True), ("max_tokens", 6), ("rows", 2)))
 def no_progress_thread(put: Put) -> None:
     """No thread calls into MPI for a rank between its calls."""
-    put(wire, "pace", lambda address: None)
+    put(wire, "run_progress_thread", lambda address: None)

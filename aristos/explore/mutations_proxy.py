@@ -11,7 +11,7 @@ from ..primitives import memory, wire
 from . import places
 from .cases import Fault
 from .mutation import Instead, Put, mutation
-from .mutations_between import believe_value
+from .mutations_between import accept_any_complement
 
 
 def fails(how: str, **fixed: Any) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def returns_tail_first(put: Put) -> None:
 @mutation("copied-by-half-a-word", transport="proxy")
 def copied_by_half_a_word(put: Put) -> None:
     """A word's data is copied to the GPU once its value has arrived, whatever its complement is."""
-    put(outbox, "read_words", believe_value)
+    put(outbox, "read_words", accept_any_complement)
 
 
 @mutation("return-rows-not-copied", transport="proxy")
@@ -215,7 +215,7 @@ def window_read_by_blocks(put: Put) -> None:
     def fill_gpu(shape: Any, nodes: Any, rank: int, state: Any, starts: dict[int, int]) -> Any:
         sides = real(shape, nodes, rank, state, starts)
         for p in nodes.remote(rank):
-            state[words.region_from(starts, p)] += places.address(0, places.FAR) - places.address(0, places.MIRROR)
+            state[words.region_from(starts, p)] += places.address(0, places.REMOTE) - places.address(0, places.MIRROR)
         return sides
 
     put(places, "fill_gpu", fill_gpu)
@@ -235,8 +235,8 @@ def poison_put_in_part(put: Put) -> None:
     """The proxy ends when one of the GPU's poison words is there, not all of them."""
 
     def failed(job: Any, st: Any) -> bool:
-        far = [p for p in range(job[words.WORLD]) if st[words.remote(job, p)]]
-        return any(memory.load_acquire(layout.word_to(job, st, p, words.POISON)) for p in far)
+        remote = [p for p in range(job[words.WORLD]) if st[words.remote(job, p)]]
+        return any(memory.load_acquire(layout.word_to(job, st, p, words.POISON)) for p in remote)
 
     put(proxy, "failed", failed)
 
@@ -245,11 +245,11 @@ def poison_put_in_part(put: Put) -> None:
 def poison_overwritten(put: Put) -> None:
     """The host's poison for its own kernel is overwritten by the zero words of remote peers."""
 
-    def unpoisoned(gpu: Any, cs: Any, peer: int) -> bool:
+    def new_poison(gpu: Any, cs: Any, peer: int) -> bool:
         theirs = memory.load(layout.word_from(gpu, cs, peer, words.POISON))
         return theirs != memory.load_acquire(proxy.gpu_word(gpu, cs, peer, words.POISON))
 
-    put(proxy, "unpoisoned", unpoisoned)
+    put(proxy, "new_poison", new_poison)
 
 
 @mutation("failed-copy-not-reported", **fails("copy"))

@@ -21,7 +21,7 @@ from .violation import Race, Unbounded, WrongSide
 if TYPE_CHECKING:
     from .memory_model import Clock, Memory
 
-GARBAGE = 1000  # more than a word moves at once, and few enough that a loop up to it ends
+GARBAGE = 1000  # added to a torn word: more than any word grows at once, and small, so that a loop up to it ends
 MOST_WORDS = 3200  # unflushed at once, by one rank to another
 
 

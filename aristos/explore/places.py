@@ -22,7 +22,7 @@ FIRST = 1 << 60
 SPAN = 1 << 40  # between two ranks
 PART_BITS = 37
 PART = 1 << PART_BITS
-NEAR, FAR, OUTBOX, MIRROR, BELIEVED = range(5)
+LOCAL, REMOTE, OUTBOX, MIRROR, ACCEPTED = range(5)
 PRIVATE = SPAN // PART - 1
 
 # areas of the private part
@@ -55,7 +55,7 @@ def shift(rank: int) -> int:
 
 def put_target(rank: int, at: int) -> int:
     """The address of byte `at` of a rank's MPI window, as MPI_Put counts."""
-    return address(rank, FAR, at - shift(rank))
+    return address(rank, REMOTE, at - shift(rank))
 
 
 class _Group:
@@ -63,17 +63,17 @@ class _Group:
 
     def __init__(self, nodes: Nodes, rank: int, wire: int) -> None:
         self.nodes, self.rank, self.wire, self.world = nodes, rank, wire, len(nodes.node_of)
-        self.asked = {NEAR: 0, FAR: 0}
+        self.asked = {LOCAL: 0, REMOTE: 0}
 
     def local_window(self, nbytes: int) -> Any:
-        self.asked[NEAR] = nbytes
+        self.asked[LOCAL] = nbytes
         ranks = sorted([self.rank, *self.nodes.local(self.rank)])
-        return SimpleNamespace(base=[address(p, NEAR) for p in ranks])
+        return SimpleNamespace(base=[address(p, LOCAL) for p in ranks])
 
     def remote_window(self, nbytes: int) -> Any:
-        self.asked[FAR] = nbytes
+        self.asked[REMOTE] = nbytes
         shifts = [shift(p) for p in range(len(self.nodes.node_of))]
-        return SimpleNamespace(base=address(self.rank, FAR), shift=shifts, wire=self.wire, calling=None)
+        return SimpleNamespace(base=address(self.rank, REMOTE), shift=shifts, wire=self.wire, calling=None)
 
     def watch_calls(self, calling: Any) -> None:
         pass
@@ -86,7 +86,7 @@ def fill(shape: Shape, nodes: Nodes, rank: int, state: Any, starts: dict[int, in
     outboxes = memory._outbox.size
     memory._outbox = _at(address(rank, OUTBOX))
     memory.fill(state, starts)
-    return [group.asked[NEAR], group.asked[FAR], outboxes]
+    return [group.asked[LOCAL], group.asked[REMOTE], outboxes]
 
 
 def _at(number: int) -> Any:
@@ -115,7 +115,7 @@ def fill_gpu(shape: Shape, nodes: Nodes, rank: int, state: Any, starts: dict[int
     """Write a rank's addresses into its state as its GPU has them; returns the sides of its proxy."""
     group: Any = _Group(nodes, rank, private(rank, WIRE))
     memory = DeviceMemory(group, shape, group.local_window, _Device(rank))
-    memory._believed = _at(address(rank, BELIEVED))
+    memory._accepted = _at(address(rank, ACCEPTED))
     memory._locks = _at(private(rank, LOCK, LINE))
     filled = np.zeros(len(state), np.int64)
     memory.fill(filled, starts)

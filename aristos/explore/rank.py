@@ -70,7 +70,7 @@ class Rank:
         self.caller = 0  # the number of worker 0's actor
         self.print = 0
         self.left = 0  # how often other workers have left a call
-        self.shared: dict[int, list[int]] = {}  # rows of column-split runs, by the address of their activations
+        self.split_rows: dict[int, list[int]] = {}  # rows of column-split runs, by the address of their activations
         self.progress_thread: Actor | None = None
         self.alone: set[int] = set()  # words that only one of its actors uses
         peers = [p for p in range(case.ranks) if p != me]
@@ -97,7 +97,9 @@ class Rank:
             if worker == 0:
                 self.caller = actor.number
         if self.case.attention and not self.case.nodes.single:
-            self.progress_thread = sched.add(f"rank {self.me} progress thread", self.me, self.pace, daemon=True)
+            self.progress_thread = sched.add(
+                f"rank {self.me} progress thread", self.me, self.run_progress_thread, daemon=True
+            )
 
     # ---- as the substrate fills it
 
@@ -121,8 +123,8 @@ class Rank:
         )  # fmt: skip
         jobs.fill(
             job, schema.TILE, schema.CPU, tile=case.tile, batch=BATCH, run_rows=case.run, merge_rows=case.merge,
-            runs=case.runs, shared_rows=BATCH, up_shares=experts.SHARES, down_shares=case.words,
-            all_shared=case.all_shared, scratch_step=0, run_step=WORD * experts.SHARES * BATCH, run_pitch=0,
+            runs=case.runs, split_rows=BATCH, up_shares=experts.SHARES, down_shares=case.words,
+            all_split=case.all_split, scratch_step=0, run_step=WORD * experts.SHARES * BATCH, run_pitch=0,
         )  # fmt: skip
         jobs.fill(
             job, schema.OBJECT, schema.CPU, held=self.placement.held[me], experts=len(case.placement),
@@ -217,16 +219,16 @@ class Rank:
             self.cluster.checks.count(weights, row, share)
             mem.store(activations + WORD * (experts.SHARES * i + share), experts.activation(weights, row, share))
             if share == 0:
-                self.shared[activations + WORD * experts.SHARES * i] = row
+                self.split_rows[activations + WORD * experts.SHARES * i] = row
 
     def run_down(self, rows: int, activations: int, y: int, weights: int, share: int) -> None:
         mem = self.cluster.memory
         for i in range(rows):
             at = activations + WORD * experts.SHARES * i
             made = [mem.load(at + WORD * s) for s in range(experts.SHARES)]
-            if at not in self.shared:
+            if at not in self.split_rows:
                 raise WrongResult(f"rank {self.me} runs the second phase of an expert on a row that had no first phase")
-            self.cluster.checks.count(weights, self.shared[at], experts.SHARES + share)
+            self.cluster.checks.count(weights, self.split_rows[at], experts.SHARES + share)
             mem.store(mem.load(y + WORD * i) + WORD * share, experts.output(made, share))
 
     def run_combine(self, y: int, k: int, weights: Sequence[int], rows: Sequence[int]) -> None:
@@ -444,9 +446,7 @@ class Rank:
         peer = arrivals.poisoned(self.job, self.st)
         if peer < 0:
             return codes.CAUSE_ERROR, self.me
-        word = memory.load_acquire(word_from(self.job, self.st, peer, words.POISON))
-        failed, cause = divmod(word, 1 << codes.CAUSE_BITS)
-        epoch, origin = divmod(failed, 1 << codes.ORIGIN_BITS)
+        epoch, origin, cause = arrivals.read_poison(self.job, self.st, peer)
         self.cluster.checks.poison_read(self, self._forwarder(peer), epoch, origin, cause)
         return cause, origin
 
@@ -461,16 +461,16 @@ class Rank:
         steps.poison(job, st, origin, cause)
         self.cluster.look(self)
         if job[words.REMOTE]:
-            self._last_words()
+            self._put_poison_words()
         self._gather()
         self.stage = "failed"
 
-    def _last_words(self) -> None:
+    def _put_poison_words(self) -> None:
         job, st = self.job, self.st
         while not wire.take(job[words.WIRE]):
             memory.yield_core()
-        outbox.last_words(job, st)
-        outbox.listen(job, st)
+        outbox.put_poison_words(job, st)
+        outbox.receive(job, st)
         wire.leave(job[words.WIRE])
         self._tend(False)
 
@@ -489,9 +489,9 @@ class Rank:
         memory.fetch_add(private(self.me, places.GATE, GATE_DONE), 1)
         return True
 
-    def pace(self) -> bool:
+    def run_progress_thread(self) -> bool:
         """The progress thread."""
-        wire.pace(private(self.me, places.WIRE))
+        wire.run_progress_thread(private(self.me, places.WIRE))
         return False
 
 

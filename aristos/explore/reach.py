@@ -1,18 +1,18 @@
-"""Which memory an actor can reach where ranks are on GPUs: blocks the GPU's and mapped memory, host threads the host's.
+"""Which memory an actor can reach where ranks are on GPUs.
 
 A block reaches the local windows, the mirror and the outboxes, which lie in mapped memory; it never calls MPI. A proxy
-reaches the MPI window, the words it has accepted and the outboxes, where it writes only its own words. Only copies
+reaches the MPI window, the words it has accepted, and the outboxes, where it writes only its own words. Only copies
 write a mirror.
 """
 
 from __future__ import annotations
 
 from ..engine import words
-from .places import BELIEVED, FAR, FIRST, MIRROR, NEAR, OUTBOX, PART_BITS, PRIVATE
+from .places import ACCEPTED, FIRST, LOCAL, MIRROR, OUTBOX, PART_BITS, PRIVATE, REMOTE
 from .regions import WORD, Regions
 from .violation import WrongSide
 
-OF_BLOCKS, OF_HOSTS = (NEAR, OUTBOX, MIRROR, PRIVATE), (FAR, OUTBOX, BELIEVED, PRIVATE)
+OF_BLOCKS, OF_HOSTS = (LOCAL, OUTBOX, MIRROR, PRIVATE), (REMOTE, OUTBOX, ACCEPTED, PRIVATE)
 WRITTEN_BY_HOSTS = ("arrived words", "coded words to put")  # of an outbox
 
 
@@ -32,12 +32,12 @@ class Reach:
     def write(self, name: str, actor: int, at: int) -> None:
         """Raise unless an actor may write a word itself, without a put or copy."""
         place, host = self.regions.place(at), actor in self.hosts
-        if place.part in (NEAR, PRIVATE):
+        if place.part in (LOCAL, PRIVATE):
             allowed = not host or place.part == PRIVATE
         elif place.part == OUTBOX:
             poison = place.region == "words" and place.offset == WORD * words.POISON  # of both sides
             allowed = host == (place.region in WRITTEN_BY_HOSTS) or poison
         else:
-            allowed = host and place.part == BELIEVED
+            allowed = host and place.part == ACCEPTED
         if not allowed:
             raise WrongSide(f"{name} writes {self.regions.name(at)}, which the other side writes")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ..engine import words
+from ..engine import schema, words
 from ..engine.layout import LINE, PairLayout, Shape, lines, local_bytes, outbox_bytes, remote_bytes
 from ..host.nodes import Nodes
-from .places import AREA, BELIEVED, FAR, MIRROR, NEAR, OUTBOX, PRIVATE, address, where
+from .places import ACCEPTED, AREA, LOCAL, MIRROR, OUTBOX, PRIVATE, REMOTE, address, where
 
 WORD = 8
-WORDS = ("POISON", "AT_EPOCH", "AT_PHASE", "ANNOUNCED", "TAIL", "CREDIT", "RETURN_TAIL", "POSTED")
+WORDS = tuple(word.name for word in (*schema.LINE_WORDS, schema.POSTED))
 AREAS = ("state", "lock", "wire", "x", "y", "ids", "weights", "activations", "landed rows", "rows to return", "gate")
 RETURNS, RING, PLAIN, CODED, OUT_OF_BOUNDS = range(5)
 
@@ -58,7 +58,7 @@ class Regions:
             return Place(OUT_OF_BOUNDS, rank, part, "outside", -1, offset)
         if part == PRIVATE:
             return Place(PLAIN, rank, part, AREAS[offset // AREA], rank, offset % AREA)
-        if part == BELIEVED:
+        if part == ACCEPTED:
             return Place(PLAIN, rank, part, "accepted words", rank, offset % LINE, offset // LINE)
         begin, peers, step, nbytes = self._part(rank, part)
         if at % WORD or not 0 <= offset < nbytes:
@@ -75,25 +75,30 @@ class Regions:
             region, start = self._beside(offset)
         kind = PLAIN
         if part != OUTBOX:
-            kind = {"ring": RING, "coded": CODED if part == FAR else PLAIN}.get(region, PLAIN)
+            kind = {"ring": RING, "coded": CODED if part == REMOTE else PLAIN}.get(region, PLAIN)
         return Place(kind, rank, part, region, writer, offset - start, peers[number])
 
     def _exists(self, rank: int, part: int, offset: int) -> bool:
         """Whether the part or private area exists."""
         if not 0 <= rank < self.shape.world:
             return False
-        return part <= BELIEVED or (part == PRIVATE and offset < AREA * len(AREAS))
+        return part <= ACCEPTED or (part == PRIVATE and offset < AREA * len(AREAS))
 
     def _part(self, rank: int, part: int) -> tuple[int, list[int], int, int]:
         """Of a part: where its regions begin, their ranks, bytes of a region, bytes of all."""
         if (rank, part) not in self._parts:
-            near, far = self.nodes.local(rank), self.nodes.remote(rank)
+            local, remote = self.nodes.local(rank), self.nodes.remote(rank)
             self._parts |= {
-                (rank, NEAR): (self.returns, near, self.layout.nbytes, local_bytes(self.shape, self.nodes, rank)),
-                (rank, FAR): (self.returns, far, self.layout.remote_bytes, remote_bytes(self.shape, self.nodes, rank)),
-                (rank, OUTBOX): (0, far, outbox_bytes(self.shape), outbox_bytes(self.shape) * len(far)),
+                (rank, LOCAL): (self.returns, local, self.layout.nbytes, local_bytes(self.shape, self.nodes, rank)),
+                (rank, REMOTE): (
+                    self.returns,
+                    remote,
+                    self.layout.remote_bytes,
+                    remote_bytes(self.shape, self.nodes, rank),
+                ),
+                (rank, OUTBOX): (0, remote, outbox_bytes(self.shape), outbox_bytes(self.shape) * len(remote)),
             }
-            self._parts[rank, MIRROR] = self._parts[rank, FAR]
+            self._parts[rank, MIRROR] = self._parts[rank, REMOTE]
         return self._parts[rank, part]
 
     def _beside(self, offset: int) -> tuple[str, int]:
@@ -107,16 +112,16 @@ class Regions:
 
     def ring_slot(self, owner: int, source: int, slot: int) -> range:
         """The addresses of a ring row at `owner`."""
-        near = source in self.nodes.local(owner)
-        peers = self.nodes.local(owner) if near else self.nodes.remote(owner)
-        size = self.layout.nbytes if near else self.layout.remote_bytes
-        at = address(owner, NEAR if near else FAR, self.returns + size * peers.index(source) + self.layout.ring)
+        is_local = source in self.nodes.local(owner)
+        peers = self.nodes.local(owner) if is_local else self.nodes.remote(owner)
+        size = self.layout.nbytes if is_local else self.layout.remote_bytes
+        at = address(owner, LOCAL if is_local else REMOTE, self.returns + size * peers.index(source) + self.layout.ring)
         at += self.shape.stride * slot
         return range(at, at + self.shape.stride, WORD)
 
     def mirrored(self, at: int) -> int:
         """The address in the GPU's mirror of a byte of the rank's remote window."""
-        return at + address(0, MIRROR) - address(0, FAR)
+        return at + address(0, MIRROR) - address(0, REMOTE)
 
     def name(self, at: int) -> str:
         """The name of an address, for people."""
@@ -126,7 +131,7 @@ class Regions:
         number = p.offset // WORD
         if p.region.endswith("words"):
             word = WORDS[number] if number <= words.POSTED else f"word {number}"
-            if p.part == BELIEVED:
+            if p.part == ACCEPTED:
                 return f"{word} accepted from rank {p.peer} at rank {p.rank}"
             if p.part != OUTBOX:
                 return f"{word} of rank {p.writer} at rank {p.rank}"
@@ -147,6 +152,6 @@ class Regions:
         elif p.region == "announce":
             buffer, rest = divmod(p.offset, self.layout.announce_step)
             detail = f"buffer {buffer} word {rest // WORD}"
-        whose = f" of rank {p.writer}" if p.writer >= 0 and p.part in (NEAR, FAR) else ""
-        kind = {NEAR: "", FAR: "far ", OUTBOX: "outbox ", MIRROR: "mirror of ", PRIVATE: ""}[p.part]
+        whose = f" of rank {p.writer}" if p.writer >= 0 and p.part in (LOCAL, REMOTE) else ""
+        kind = {LOCAL: "", REMOTE: "remote ", OUTBOX: "outbox ", MIRROR: "mirror of ", PRIVATE: ""}[p.part]
         return f"{kind}{p.region} {detail}{whose} at rank {p.rank}"

@@ -63,7 +63,7 @@ class Scheduler:
         self.actors: list[Actor] = []
         self.current: Actor | None = None
         self.steps = 0
-        self.later: dict[int, Callable[[], None]] = {}  # callbacks before a step
+        self.later: dict[int, Callable[[], None]] = {}  # step -> what happens before it
         self.stuck: Callable[[], bool] = lambda: False  # no actor can go on: returns True if it changed that
         self.describe: Callable[[], str] = lambda: ""
         self._main = getcurrent()

@@ -14,7 +14,7 @@ from .scheduler import Actor, Strategy
 
 CHANGES = 4  # most changes of priority in a run
 FAIR = 500  # after so many steps the running actor falls too: waiting ranks send heartbeats without end
-NEAR_STEPS, FAR_STEPS, GPU_STEPS = (
+LOCAL_STEPS, REMOTE_STEPS, GPU_STEPS = (
     60,
     350,
     600,
@@ -116,7 +116,7 @@ def length(case: Case) -> int:
     """About how many steps a case takes."""
     if not case.calls:
         return 1000
-    steps = GPU_STEPS if case.proxy else NEAR_STEPS if case.nodes.single else FAR_STEPS
+    steps = GPU_STEPS if case.proxy else LOCAL_STEPS if case.nodes.single else REMOTE_STEPS
     return case.ranks * len(case.calls[0]) * steps
 
 

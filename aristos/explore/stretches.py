@@ -38,7 +38,7 @@ class Stretches(Cluster):
     def __init__(self, case: Case, strategy: Strategy) -> None:
         super().__init__(case, strategy)
         self.memory.keeps_acquired = False  # it would be part of every state
-        self.replaying = -1  # how many values were used again; -1 when the actor is rebuilt
+        self.replaying = -1  # recorded values that an actor being rebuilt has used; -1: none is being rebuilt
         self.stretches: list[tuple[Private | Host, bytes, Log]] = [
             (Private.of(self.ranks[actor.rank]), b"", []) for actor in self.sched.actors
         ]  # of each actor
@@ -66,18 +66,19 @@ class Stretches(Cluster):
             self.copies.flying, self.copies.sources = self.network.flying, self.network.sources
 
     def _take_for_local(self, rank: Rank, peer: int) -> None:
-        """Words that only a rank and a peer see; a step that touches only these is no switch point."""
+        """Find words that no other actor reads in such a search: an access to one of them is no switch point."""
         job, st, local = rank.job, rank.st, self.memory.local
-        far = st[words.remote(job, peer)] != 0
+        remote = st[words.remote(job, peer)] != 0
         if self.case.proxy:  # no rank fails, and no rank reads heartbeats
             local |= {word_to(job, st, peer, w) for w in (words.POISON, words.AT_EPOCH)}
-            local |= {word_from(job, st, peer, w) for w in (words.POISON, words.AT_EPOCH, words.AT_PHASE)}
+            local |= {word_from(job, st, peer, w) for w in (words.POISON, words.AT_EPOCH, words.AT_PROGRESS)}
             local |= {private(rank.me, WIRE, WORD * w) for w in range(wire.STATUS)}
             return
         local |= {
-            word_to(job, st, peer, w) for w in (range(words.LINE_WORDS) if far else (words.AT_EPOCH, words.AT_PHASE))
+            word_to(job, st, peer, w)
+            for w in (range(words.LINE_WORDS) if remote else (words.AT_EPOCH, words.AT_PROGRESS))
         }
-        if far:  # an outbox, what has arrived, and the lock of the wire
+        if remote:  # an outbox, what has arrived, and the lock of the wire
             local |= {word_from(job, st, peer, w) for w in (*range(words.LINE_WORDS), words.POSTED)}
             local |= {job[words.WIRE] + WORD * w for w in range(wire.STATUS)}
 

@@ -47,7 +47,7 @@ def unread() -> int:
     return 128 + signal.SIGPIPE
 
 
-class Parser(argparse.ArgumentParser):
+class OneRankParser(argparse.ArgumentParser):
     """A parser that prints help and errors on one rank; every rank exits."""
 
     def _print_message(self, message: str, file: Any = None) -> None:

@@ -25,8 +25,10 @@ SYSTEM = ("/usr/local/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux
 
 @dataclass(frozen=True)
 class Library:
-    """kind: 'MPICH', 'Intel MPI', 'Open MPI', 'Cray MPICH' or 'unknown MPI'. path: its file, '' if only its kind is
-    known. wheel: whether pip installed it in a Python environment."""
+    """An MPI library. kind: 'MPICH', 'Intel MPI', 'Open MPI', 'Cray MPICH' or 'unknown MPI'.
+
+    path: its file, '' if only its kind is known. wheel: whether pip installed it in a Python environment.
+    """
 
     kind: str
     path: str = ""
@@ -107,7 +109,7 @@ def search_path(env: Mapping[str, str]) -> list[str]:
 
 
 def identify(path: Path) -> Library | None:
-    """The library of a file, by the marks in it; None if it is no library: wheels also contain a linker script."""
+    """The library of a file, by the marks in it; None for other files, such as the linker scripts of wheels."""
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as text:
             if text[:4] != b"\x7fELF":

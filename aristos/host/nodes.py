@@ -27,9 +27,8 @@ class Nodes:
 
         rank = comm.Get_rank()
         node = comm.Split_type(MPI.COMM_TYPE_SHARED, key=rank)
-        own = node.Split(
-            rank // (ranks_per_node or comm.Get_size()), key=rank
-        )  # on all ranks: their arguments may differ
+        # Also without ranks_per_node: it is collective, and other ranks may have been given another value.
+        own = node.Split(rank // (ranks_per_node or comm.Get_size()), key=rank)
         node.Free()
         return cls(tuple(comm.allgather(own.bcast(rank)))), own
 

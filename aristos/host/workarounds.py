@@ -25,6 +25,8 @@ LIBPMIX = "libpmix.so.2"
 
 
 class Workaround(NamedTuple):
+    """An environment variable to set. why: the problem that it avoids."""
+
     name: str
     value: str
     why: str
@@ -32,8 +34,11 @@ class Workaround(NamedTuple):
 
 @dataclass(frozen=True)
 class HostFacts:
-    """host: its name. rdma: whether it has an RDMA network. libpmix: the system's PMIx library, '' if none.
-    shared: the folder for files of shared memory."""
+    """Facts of a machine that decide which workarounds it needs.
+
+    host: its name. rdma: whether it has an RDMA network. libpmix: the system's PMIx library, '' if none. shared: the
+    folder for files of shared memory.
+    """
 
     host: str
     rdma: bool = False
@@ -45,6 +50,7 @@ _set: list[Workaround] = []  # set by apply() in this process
 
 
 def this_machine(env: Mapping[str, str]) -> HostFacts:
+    """The facts of this machine."""
     networks = Path("/sys/class/infiniband")
     pmix = (Path(folder) / LIBPMIX for folder in mpi_library.search_path(env))
     return HostFacts(

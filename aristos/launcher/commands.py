@@ -27,7 +27,7 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 @dataclass(frozen=True)
 class Command:
-    """words: the command line. set: variables added to its environment, with reasons. nodes: that take part."""
+    """words: the command line. set: variables added to its environment, with reasons. nodes: how many take part."""
 
     words: list[str]
     set: list[Workaround] = field(default_factory=list)
@@ -142,7 +142,7 @@ def by_mpirun(
 
 
 def _open_mpi(nodes: int) -> list[Workaround]:
-    quiet = Workaround("PRTE_MCA_prte_silence_shared_fs", "1", "a warning about /tmp on a network file system")
+    quiet = Workaround("PRTE_MCA_prte_silence_shared_fs", "1", "else it warns of a /tmp on a network file system")
     if nodes > 1:
         return [quiet]
     return [quiet, Workaround("OMPI_MCA_btl", "self,sm,tcp", "no fabric is needed inside one machine")]

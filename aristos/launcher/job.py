@@ -1,8 +1,8 @@
 """A running job: its launcher as a child process, signals passed on, and a clean-up after it.
 
-A job may leave processes (a killed launcher's ranks, ranks that ignore SIGTERM) and files in /dev/shm. Processes are
-found by a variable that only this job has; files, by having appeared while it ran and being used by no process. Only
-this node is cleaned: on others Slurm or the MPI's daemons end the tasks.
+A job may leave processes (a killed launcher's ranks, ranks that ignore SIGTERM) and files in /dev/shm. Its processes
+are found by an environment variable that only this job has. Its files are those that appeared while it ran and that no
+process uses. Only this node is cleaned: on others Slurm or the MPI's daemons end the tasks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ GONE = 5.0  # seconds for the job's processes to end after the launcher
 class Job:
     """A launcher's process, and how signals reach its ranks. words[0] is its program.
 
-    srun turns every ending signal into a kill, so scancel sends these signals to the step of this name.
+    srun kills its tasks when it receives an ending signal. So scancel sends these signals to the tasks instead, by the
+    name of the job step.
     """
 
     def __init__(self, words: list[str], env: Mapping[str, str]) -> None:
@@ -46,7 +47,8 @@ class Job:
         )
 
     def _end_with_parent(self) -> None:
-        """In the child: end with the parent. srun ends its tasks on SIGTERM, the daemons of mpiexec on its death."""
+        """Called in the child, so that it ends with the parent. srun ends its tasks on SIGTERM; mpiexec's daemons end
+        theirs when it dies."""
         ctypes.CDLL(None).prctl(1, signal.SIGTERM if self.step else signal.SIGKILL)
 
     def send(self, how: int) -> None:

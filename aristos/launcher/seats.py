@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..topology import Device, Node, cpusets
-from ..topology.visible import CudaDevice
+from ..topology import Gpu, Node, cpusets
+from ..topology.visible import VisibleDevice
 
 Cores = list[frozenset[int]]
 
@@ -36,12 +36,12 @@ class Seat:
     sharing: int = 1
 
 
-def default_ranks(node: Node, devices: Sequence[CudaDevice]) -> int:
+def default_ranks(node: Node, devices: Sequence[VisibleDevice]) -> int:
     """Default number of ranks of a node: one a GPU, or else one a NUMA domain with usable cores."""
     return len(devices) or len(_domains(node, _cores(node, smt=False))) or 1
 
 
-def seats(node: Node, ranks: int, devices: Sequence[CudaDevice], smt: bool = False) -> list[Seat]:
+def seats(node: Node, ranks: int, devices: Sequence[VisibleDevice], smt: bool = False) -> list[Seat]:
     """Seats of `ranks` local ranks.
 
     devices: the GPUs, or slices of them, that may be used, in CUDA's order. smt: bind to every hardware thread of a
@@ -83,7 +83,7 @@ def _domains(node: Node, cores: Cores) -> list[Cores]:
     return [each for each in found if each] or ([cores] if cores else [])
 
 
-def _close_cores(node: Node, device: Device, cores: Cores) -> Cores:
+def _close_cores(node: Node, device: Gpu, cores: Cores) -> Cores:
     """The usable cores close to a device: by sysfs, else its NUMA domain, else nvidia-smi's list; else all.
 
     nvidia-smi cuts its list short on some machines, so the domain's own list is preferred.
@@ -132,7 +132,7 @@ def _by_domain(domains: list[Cores], ranks: int) -> list[Cores]:
 def _divide(wanted: list[Cores]) -> list[frozenset[int]]:
     """[ranks] the CPUs of each rank: cores of its own from those it may use, neighbouring ones if several are possible.
 
-    Ranks that together may use fewer cores than they are share all of these.
+    If some ranks may use fewer cores than there are ranks, all of them share these cores.
     """
     cpus: list[frozenset[int]] = [frozenset()] * len(wanted)
     for group in _groups(wanted):
@@ -172,7 +172,7 @@ def _fewest_first(wanted: list[Cores], pool: Cores) -> list[Cores]:
     return [mine or each for mine, each in zip(taken, wanted)]
 
 
-def _closest_nics(node: Node, device: Device) -> list[str]:
+def _closest_nics(node: Node, device: Gpu) -> list[str]:
     """The NICs closest to a device; several if they are equally close."""
     nics = [nic for nic in node.nics_by_distance(device.label) if node.link(device.label, nic.label) is not None]
     return [nic.name for nic in nics if node.link(device.label, nic.label) == node.link(device.label, nics[0].label)]

@@ -140,7 +140,7 @@ def main(argv: list[str]) -> int:
     found = from_json(os.environ.pop(PLAN, ""), size)
     seat = (found or here(size, smt))[rank]
     if not under_srun(os.environ):
-        # A rank ends with its launcher. Under srun Slurm does that.
+        # This rank is killed when its launcher dies. Under srun Slurm ends it.
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     elif rank == 0:
         clean_old()  # elsewhere `aristos run` has done it

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..topology import Device, Fault, Topology, discover, from_text, texts
+from ..topology import Fault, Gpu, Topology, discover, from_text, texts
 from ..topology.model import Node
-from ..topology.visible import VARIABLE, CudaDevice, visible
+from ..topology.visible import VARIABLE, VisibleDevice, visible
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class ThisNode:
     """devices: CUDA's devices in its order. outside: there is a Slurm job, and this is not one of its nodes."""
 
     node: Node
-    devices: tuple[CudaDevice, ...]
+    devices: tuple[VisibleDevice, ...]
     faults: tuple[Fault, ...] = ()
     outside: bool = False
 
@@ -40,8 +40,8 @@ def of(topology: Topology, env: Mapping[str, str]) -> ThisNode:
     return ThisNode(node, usable(node.devices, env), topology.faults, outside)
 
 
-def usable(devices: tuple[Device, ...], env: Mapping[str, str]) -> tuple[CudaDevice, ...]:
-    """The GPUs that a job may use. Without CUDA_VISIBLE_DEVICES all MIG slices, though CUDA shows a process one."""
+def usable(devices: tuple[Gpu, ...], env: Mapping[str, str]) -> tuple[VisibleDevice, ...]:
+    """The GPUs that a job may use; without CUDA_VISIBLE_DEVICES every MIG slice, although a process sees only one."""
     if VARIABLE in env:
         return visible(env, devices)[0]
-    return tuple(CudaDevice(device, mig) for device in devices for mig in device.mig or (None,))
+    return tuple(VisibleDevice(device, mig) for device in devices for mig in device.mig or (None,))

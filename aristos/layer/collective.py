@@ -34,14 +34,14 @@ def shape_of(
 ) -> Shape:
     """The engine's capacity that a layer or an exchange needs."""
     stride = lines(2 * hidden) if dtype in NARROW else row_stride(hidden)
-    most_local = max(placement.held)
-    most = max_tokens * min(top_k, max(1, most_local))
+    most_held = max(placement.held)
+    most = max_tokens * min(top_k, max(1, most_held))
     return Shape(
         world=world,
         ring_rows=max(ring_rows(world, stride, most), min(top_k, most)) if world > 1 else 1,
         stride=stride,
         return_rows=max_tokens * top_k,
-        max_local=max(1, most_local),
+        max_held=max(1, most_held),
         top_k=top_k,
         experts=placement.slots,
         max_tokens=max_tokens,
@@ -182,6 +182,14 @@ class Collective:
     def threads(self) -> int:
         """Workers of this rank."""
         return self._member.threads
+
+    @property
+    def runtime(self) -> Runtime:
+        """The engine, for tools that measure it; other objects on the communicator share it.
+
+        Raises ClosedError after `close`.
+        """
+        return self._alive()
 
     def _alive(self) -> Runtime:
         """The runtime; raises ClosedError after `close`."""

@@ -96,7 +96,7 @@ class CudaBackend(Backend):
         assert isinstance(runtime, CudaRuntime)
         blocks = _blocks(cfg, runtime)
         tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.arch)
-        runs = [persistent.shared_runs(tile, cfg.hidden, cfg.ffn, cfg.gated, blocks[tile.m]) for tile in tiles]
+        runs = [persistent.column_split_runs(tile, cfg.hidden, cfg.ffn, cfg.gated, blocks[tile.m]) for tile in tiles]
         shared = max(run["runs"] * run["run_step"] for run in runs)
         return Needs(shared_bytes=shared, workers=max(blocks.values()))
 

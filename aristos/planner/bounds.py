@@ -189,9 +189,9 @@ class Programme:
 def balanced(spare: dict[int, float], size: float) -> dict[int, float]:
     """Spare rates by kind, in units of the largest lack, so that the solver's tolerances are small in comparison.
 
-    A device that lacks more than all others of a group of `size` can have to spare is in no group, and is left out. A
-    device with more to spare than all others can lack counts as having just that: a sum that was not negative still is
-    not. Values smaller than FINEST are rounded up.
+    A device that lacks more than all others of a group of `size` can spare is left out, since no group can hold it. A
+    device that can spare more than all others can lack counts as sparing exactly what they can lack; a sum that was not
+    negative stays so. Values smaller than FINEST are rounded up.
     """
     most = (size - 1) * max(0.0, *spare.values()) if spare else 0.0
     kept = {t: each for t, each in spare.items() if each >= -most}
@@ -312,7 +312,7 @@ def lower_bound(
 def impossible(
     f: float, fewest: Callable[[float, int, int], int], reduce_us: Callable[[int], float], kappa: float, most: int
 ) -> bool:
-    """Whether no partition costs less than f is proved."""
+    """Whether it is proved that no partition costs less than f."""
     k = 1
     while k <= most:
         b = (f - reduce_us(k)) / kappa

@@ -3,10 +3,11 @@
 Let every stage take at most b us, and let each device have a price. If no such group is worth more than v, then k
 groups, which hold every device once, are worth at most k v. So there are at least (sum of prices) / v groups, for any
 prices. The best prices are the duals of a linear programme over the groups found so far (`master.py`); the group that
-is worth most at these prices is the next column (`pricing.py`). The set of groups is relaxed, never restricted: in a
-group of s devices in a cell, with at least c in each lowest cell that it touches and exactly c in one, some device pays
-at least a number that `reach.py` computes; the rest of b requires a sum of rates; memory and rates are counted in
-units, rounded up. Columns whose real stages are short enough are combined to partitions.
+is worth most at these prices is the next column (`pricing.py`). The set of groups is relaxed, never restricted. Groups
+are classed by their cell, their size s, and c: the fewest devices that they have in a lowest cell they touch. Some
+device of such a group pays at least a number that `reach.py` computes, and what this leaves of b requires a sum of
+rates. Memory and rates are counted in units, rounded up. Columns whose real stages are short enough are combined to
+partitions.
 """
 
 from __future__ import annotations

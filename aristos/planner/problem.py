@@ -33,7 +33,10 @@ class Infeasible(InputError):
 
 @dataclass(frozen=True)
 class Device:
-    """rate: cost units per us. memory: experts of one layer that fit, if it holds as many of every layer."""
+    """A device of a problem. rate: cost units per us.
+
+    memory: how many experts of one layer fit, if as many of every other layer have to fit too.
+    """
 
     rate: float
     memory: int
@@ -185,7 +188,7 @@ def parse(data: Any) -> Problem:
 
 
 def load(path: str | Path) -> Problem:
-    """A problem from a file. Raises ProblemError if it is none, OSError if it cannot be read."""
+    """A problem from a file. Raises ProblemError if it holds no problem, OSError if it cannot be read."""
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as why:

@@ -1,6 +1,6 @@
 """Problems of published models on measured machines: shapes and links become the numbers of Equation 1.
 
-A step is training (forward, backward twice as long) or inference (forward). What a machine can do comes from a file of
+A step is training (forward, backward twice as long) or inference (forward). Links, rates and memory come from a file of
 `aristos topo --measure`, schema `aristos-links/1`. Does not guess a machine.
 """
 

@@ -111,7 +111,10 @@ def _least(w: Floats, count: int) -> Floats:
 
 
 def by_parts(w: Floats, row: NDArray[np.int64], s: int) -> Floats:
-    """[u, c] the least C of a child's devices as one of c there, 1 <= c < s; else infinite. row: their places in w."""
+    """[devices, counts] the least C of each device of a child, if c devices of the group are in that child.
+
+    Infinite unless 1 <= c < s. row: places of the child's devices in w.
+    """
     n, size = len(w), len(row)
     others = np.ones(n, bool)
     others[row] = False

@@ -2,8 +2,8 @@
 
 Copies of an expert have equal shares of its load: each source rank uses one, by its number. The next copy always goes
 to the expert with the largest load per copy. Copies are given from heavy to light to the device that would end first,
-then moved and swapped while that shortens the longest device. TRIES numbers of copies up to what memory allows are
-tried. `eplb` is DeepSeek's load balancer, from its description: the baseline.
+then moved and swapped while that shortens the time of the slowest device. TRIES numbers of copies are tried, up to what
+memory allows. `eplb` is DeepSeek's load balancer, from its description: the baseline.
 """
 
 from __future__ import annotations

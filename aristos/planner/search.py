@@ -28,7 +28,7 @@ CUT_WORK = 20_000_000  # steps between checks of the clock
 CUT_MOST = 2048  # devices; no cuts above, because the work is cubic
 
 
-class Search:
+class GroupSearch:
     """One problem's search. best: groups; best_us: their F."""
 
     def __init__(self, problem: Problem, objective: str, allreduce: str, start: Groups, seed: int) -> None:
@@ -125,7 +125,7 @@ class Search:
                     return
 
     def _round_starts(self) -> Iterator[Groups]:
-        """The first groups of each round: twice the best with some number of groups, then the best of all."""
+        """The groups that each round starts from: twice the best of a number of groups not tried yet, then the best."""
         tried: set[int] = set()
         for number in range(ROUNDS):
             left = sorted((value, k) for k, (value, _) in self.starts.items() if k not in tried and np.isfinite(value))

@@ -15,7 +15,7 @@ from .cost import ALLREDUCES, check_choice, evaluate
 from .plan import Plan, ordered
 from .problem import OBJECTIVES, Problem
 from .reducing import least_reduce
-from .search import Search
+from .search import GroupSearch
 from .terms import pi_us
 from .values import number
 
@@ -84,7 +84,7 @@ class _Large:
         if p.tree is not None:
             self.sharpen(self._value(best), min(self.until, time.monotonic() + NUMBERS_SECONDS))
             return self._plan(best, method)
-        search = Search(p, self.objective, self.allreduce, best, self.seed)
+        search = GroupSearch(p, self.objective, self.allreduce, best, self.seed)
         search.offer(best)
         search.cut(self.until)
         method = method if search.best is best else "cuts of clustered orders"
@@ -101,7 +101,7 @@ class _Large:
         """The time at which this share of the deadline has passed."""
         return self.started + share * (self.until - self.started)
 
-    def _partition(self, search: Search, until: float) -> None:
+    def _partition(self, search: GroupSearch, until: float) -> None:
         """Raise the bound by columns, and offer the groups they find to the search."""
         p, high = self.problem, search.best_us
         if p.n > columns.MOST or p.kappa <= 0 or self.low >= high * (1 - CLOSE) or time.monotonic() > until:

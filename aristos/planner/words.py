@@ -40,7 +40,7 @@ def report(plan: Plan, seconds: float) -> str:
     lines = [
         f"{k} group{'s' * (k > 1)} of {plan.problem.n} devices, {plan.objective}, found in {seconds:.1f} s"
         f" ({plan.method})",
-        f"a step {seconds_text(plan.objective_us)}, no plan under {seconds_text(plan.lower_bound_us)}"
+        f"a step takes {seconds_text(plan.objective_us)}, with any plan at least {seconds_text(plan.lower_bound_us)}"
         f" (gap {100 * plan.gap:.2f} %): kappa {cost.kappa:.6g} stages, {reduce_us}",
         "",
         f"{'group':>5}  {'devices':>7}  {'compute':>10}  {'network':>10}  members",
@@ -79,7 +79,7 @@ def explain(plan: Plan) -> str:
         text += f" {seconds_text(stage)}"
     tied = [int(g) for g in np.flatnonzero(stages >= stage * (1 - EQUAL)) if g != group]
     if tied:
-        text += f"; group{'s' * (len(tied) > 1)} {ranges(tied)} hold{'s' * (len(tied) == 1)} it up as much"
+        text += f"; group{'s' * (len(tied) > 1)} {ranges(tied)} take{'s' * (len(tied) == 1)} as long"
     return f"bottleneck: {text}. {_twice_the_rate(plan, device) if term == 'pi' else _twice_the_links(plan, group)}"
 
 
@@ -116,5 +116,5 @@ def _twice_the_links(plan: Plan, group: int) -> str:
 
 
 def _then(plan: Plan, slowest: int) -> str:
-    """The group that would then be slowest, if it is another."""
-    return f"; group {slowest} would then hold it up" if slowest != plan.cost.slowest else ""
+    """The group that would then be the slowest, if it is another."""
+    return f"; group {slowest} would then be the slowest" if slowest != plan.cost.slowest else ""

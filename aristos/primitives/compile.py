@@ -5,7 +5,8 @@
 written). A subfolder is named by the versions of Python, Numba, llvmlite and NumPy and by the CPU's features. In it,
 each module has a folder named by a hash of the sources that its compiled code reads (`sources.py`), because Numba's own
 cache notices neither edits in other files nor another ISA at the same path. Equal sources share compiled code: a clone,
-an install and a job's copy. One cache, one lock; not a general build system.
+an install and a job's copy. Of the processes of a node with one text of the package, one compiles at a time. Not a
+general build system.
 """
 
 from __future__ import annotations
@@ -155,7 +156,13 @@ class LazyCache(caching.NullCache):
         return self._kept.load_overload(signature, target)
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
-        self._kept.save_overload(signature, compiled)
+        """Keep compiled code, one process at a time.
+
+        Numba reads a function's index, adds a file to it and writes it. Two processes that do so at once may take the
+        same file for two signatures, and one signature then has the code of the other.
+        """
+        with _locked(Path(self.cache_path) / "writing.lock"):
+            self._kept.save_overload(signature, compiled)
 
 
 def jit(function: Callable) -> Any:
@@ -197,8 +204,8 @@ def entry(function: Callable, signature: Any, locator: type) -> Any:
 
 @contextlib.contextmanager
 def compiling(quiet: bool = False) -> Iterator[None]:
-    """While inside, no other process of this node compiles; reports on stderr if it takes long."""
-    with _node_lock(), _progress(quiet):
+    """While inside, no other process of this node compiles equal sources; reports on stderr if it takes long."""
+    with _compile_lock(), _progress(quiet):
         yield
 
 
@@ -207,13 +214,22 @@ def compiled_here() -> int:
     return sum(sum(f.stats.cache_misses.values()) for f in _registered)
 
 
+def _compile_lock() -> contextlib.AbstractContextManager[None]:
+    """One process of a node compiles a text of the package at a time; the others then load its work from the cache.
+
+    Processes with another text compile too: they need other code, and would gain nothing from waiting.
+    """
+    text = sources.digest(frozenset(PACKAGE.rglob("*.py")))
+    return _locked(cache_folder() / f"compiling-{text[:16]}.lock")
+
+
 @contextlib.contextmanager
-def _node_lock() -> Iterator[None]:
-    """One process of a node compiles at a time; the others then load its work from the cache."""
+def _locked(path: Path) -> Iterator[None]:
+    """While inside, no other process of this node is in a block with the same path."""
     import filelock
 
-    path = str(cache_folder() / "compiling.lock")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock: Any = filelock.FileLock(path, timeout=COMPILE_SECONDS)
         lock.acquire()
     except filelock.Timeout:
@@ -221,7 +237,7 @@ def _node_lock() -> Iterator[None]:
             f"another process has held {path} for {COMPILE_SECONDS} s: if none is compiling, remove that file, or set"
             " ARISTOS_CACHE to another folder"
         ) from None
-    except (NotImplementedError, OSError):  # no flock here: processes compile concurrently; Numba's writes are atomic
+    except (NotImplementedError, OSError):  # no flock here: processes compile and write concurrently
         yield
         return
     try:
@@ -243,7 +259,7 @@ def warm_up(entries: list[tuple[Any, tuple]], *, quiet: bool = False) -> int:
         (_source(function).stem, function.__name__, source_key(_source(function))) for function, _ in entries
     )
     done = cache_folder() / f"{hashlib.sha256(repr(names).encode()).hexdigest()[:16]}.compiled"
-    with contextlib.nullcontext() if done.exists() else _node_lock(), _progress(quiet):
+    with contextlib.nullcontext() if done.exists() else _compile_lock(), _progress(quiet):
         for function, signature in entries:
             _compile(function, signature)
     with contextlib.suppress(OSError):

@@ -29,8 +29,8 @@ def words(world):
     return UNDER_WAY + world
 
 
-TEND_NS = 50_000  # interval between MPI progress calls within a layer call
-PACE_US = 1000  # the same outside layer calls
+TEND_NS = 50_000  # within a layer call workers make progress at this interval
+PROGRESS_US = 1000  # outside layer calls the progress thread does, at this one
 ALONE_NS = 5_000_000  # within a layer call the progress thread acts if no worker has made progress for so long
 MOST_BYTES = 1 << 30  # the most bytes of one MPI_Put: MPI counts in ints
 
@@ -119,10 +119,10 @@ def tend(wire):
 
 
 @jit
-def pace(wire):
-    """The progress thread. Until STOP it makes progress: every PACE_US outside calls, inside only if no worker does."""
+def run_progress_thread(wire):
+    """The progress thread. Until STOP it makes progress: outside calls every PROGRESS_US, inside if no worker does."""
     while mem.load_acquire(wire + 8 * STOP) == 0:
-        mem.call(mem.load(wire + 8 * SLEEP), PACE_US, 0, 0, 0, 0, 0, 0, 0)
+        mem.call(mem.load(wire + 8 * SLEEP), PROGRESS_US, 0, 0, 0, 0, 0, 0, 0)
         alone = mem.load_acquire(wire + 8 * IN_CALL) == 0 or mem.clock() - mem.load(wire + 8 * LAST) > ALONE_NS
         if alone and take(wire):
             progress(wire)

@@ -38,7 +38,8 @@ def locked(target: Path, seconds: float) -> Iterator[None]:
         except (NotImplementedError, OSError) as error:
             if isinstance(error, filelock.Timeout) or getattr(error, "errno", errno.ENOSYS) not in _NO_FLOCK:
                 raise
-            lock = filelock.SoftFileLock(f"{target}.softlock")  # the file of a refused flock may stay behind
+            # Under another name, because the refused flock may leave its file.
+            lock = filelock.SoftFileLock(f"{target}.softlock")
             lock.acquire(timeout=seconds)
     except filelock.Timeout:
         raise ResultsError(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .findings import KernelFault, Report
-from .machine import Device, DeviceArray, Machine
+from .machine import DeviceArray, Machine, SimulatedGpu
 from .switch import enable, use
 from .syntax import PTXError
 
-__all__ = ["Device", "DeviceArray", "KernelFault", "Machine", "PTXError", "Report", "enable", "use"]
+__all__ = ["DeviceArray", "KernelFault", "Machine", "PTXError", "Report", "SimulatedGpu", "enable", "use"]

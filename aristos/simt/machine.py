@@ -21,8 +21,8 @@ LIMIT = 100_000_000_000  # warp instructions of one run: a day or so
 MOST_LIMIT = 1 << 60
 
 
-class Device:
-    """One device of a machine."""
+class SimulatedGpu:
+    """One GPU of a machine."""
 
     def __init__(self, machine: Machine, number: int):
         self.machine, self.number = machine, number
@@ -61,10 +61,10 @@ class Machine(Runner):
         devices, sm_count = whole("devices", devices, 64), whole("sm_count", sm_count, s.MAX_SMS)
         limit = whole("limit", limit, MOST_LIMIT)
         super().__init__(devices, sm_count, capability(arch), int(seed), check, strict=strict, limit=limit)
-        self.devices = [Device(self, number) for number in range(devices)]
+        self.devices = [SimulatedGpu(self, number) for number in range(devices)]
         self.arch, self.seed = arch, int(seed)
 
-    def device(self, number: int = 0) -> Device:
+    def device(self, number: int = 0) -> SimulatedGpu:
         """A device by its number; raises InputError if the machine does not have it."""
         if not isinstance(number, (int, np.integer)) or not 0 <= number < len(self.devices):
             raise InputError(f"the machine has devices 0 to {len(self.devices) - 1}, got {number!r}")
@@ -107,7 +107,7 @@ class Machine(Runner):
     def launch(
         self, device: int, kernel: Any, grid: Any, block: Any, args: tuple, shared: int, entry: str | None
     ) -> None:
-        """Queue a kernel on a device; see Device.launch."""
+        """Queue a kernel on a device; see SimulatedGpu.launch."""
         names: list[str] = []
         after: list[Callable[[], None]] = []
         if isinstance(kernel, str):

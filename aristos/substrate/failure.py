@@ -37,11 +37,6 @@ def cause_of(error: BaseException) -> int:
     return getattr(error, "cause", codes.CAUSE_ERROR)
 
 
-def poison_word(epoch: int, origin: int, cause: int) -> int:
-    """The poison word of a failure; see `arrivals.read_poison` for the way back."""
-    return (((epoch << codes.ORIGIN_BITS) + origin) << codes.CAUSE_BITS) + cause
-
-
 def poisoned(rank: int, origin: int, epoch: int, cause: int, reporter: int | None = None) -> PoisonedError:
     """The error of a rank that has read poison. reporter: the peer that it came from, if known."""
     via = "" if reporter is None else f" (reported by rank {reporter})"
@@ -58,8 +53,8 @@ def wait_message(
 ) -> str:
     """The message of a wait that has ended without what was awaited.
 
-    waited: how long, as text. owed: what the peer still owes, see `arrivals.standing`. seen: the last (epoch, phase)
-    that the peer published.
+    waited: how long, as text. owed: what the peer still owes, see `arrivals.standing`. seen: the (epoch, progress)
+    that the peer published last.
     """
     if peer == rank:
         return f"rank {rank}: none of its own workers made progress for {waited} in epoch {epoch}"
@@ -70,9 +65,10 @@ def wait_message(
         what = f"{left} announced rows after tile {read}"
     else:
         what = f"the return of tile {returned} of {sent} sent"
+    where = "outside a call" if seen[1] < 0 else f"{seen[1]} commands done"
     return (
         f"rank {rank} waited {waited} (timeout {timeout:g} s) for rank {peer} in epoch {epoch}: {what}; last seen of"
-        f" it: epoch {seen[0]}, phase {seen[1]}; see the output of rank {peer}, or raise timeout="
+        f" it: epoch {seen[0]}, {where}; see the output of rank {peer}, or raise timeout="
     )
 
 
@@ -115,9 +111,9 @@ class Patience:
         """Call after each slice of a call that has not ended."""
         peer, done, owed = arrivals.standing(self.job, self.state)
         peer, done = int(peer), int(done)
-        epoch, phase = self._published(peer)
+        epoch, progress = self._published(peer)
         now = time.monotonic()
-        seen = (done, peer, epoch, phase)
+        seen = (done, peer, epoch, progress)
         if seen != self.seen:
             self.seen, self.since, self.warned = seen, now, False
             return
@@ -127,7 +123,7 @@ class Patience:
         combining = self.job[words.MODE] == codes.MODE_COMBINE
         # between the phases of an exchange a remote peer cannot publish that it has left the call
         silent = combining and self.state[words.remote(self.job, peer)] != 0
-        inside = phase >= 0 and epoch == self.epoch and not silent
+        inside = progress >= 0 and epoch == self.epoch and not silent
         if inside or peer == self.rank or waited > OVERDUE * self.timeout:
             raise WaitTimeout(
                 wait_message(
@@ -137,7 +133,7 @@ class Patience:
                     waited=f"{waited:.1f} s",
                     timeout=self.timeout,
                     owed=owed,
-                    seen=(epoch, phase),
+                    seen=(epoch, progress),
                 )
             )
         if not self.warned:
@@ -150,8 +146,8 @@ class Patience:
             )
 
     def _published(self, peer: int) -> tuple[int, int]:
-        """The (epoch, phase) that a peer published last."""
+        """The (epoch, progress) that a peer published last."""
         if peer == self.rank:
             return self.epoch, 0
-        phase = load_acquire(int(word_from(self.job, self.state, peer, words.AT_PHASE)))
-        return load_acquire(int(word_from(self.job, self.state, peer, words.AT_EPOCH))), phase
+        progress = load_acquire(int(word_from(self.job, self.state, peer, words.AT_PROGRESS)))
+        return load_acquire(int(word_from(self.job, self.state, peer, words.AT_EPOCH))), progress

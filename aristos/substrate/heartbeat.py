@@ -2,9 +2,8 @@
 
 from ..engine import steps, words
 from ..engine.lock import acquire, unlock
+from ..engine.outbox import HEARTBEAT_NS
 from ..primitives.compile import jit
-
-HEARTBEAT_NS = 20_000_000
 
 
 @jit

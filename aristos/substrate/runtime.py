@@ -33,7 +33,7 @@ class Runtime(ABC):
     """The engine of one communicator. forget: called once, when the last user has left.
 
     users: objects that hold it. open: whether a call is open. epoch: of the last call. threads: workers.
-    version: counts re-allocations; a job made for an earlier one must be filled again.
+    version: counts allocations; a job that was filled for an earlier version must be filled again.
     """
 
     def __init__(self, group: Group, forget: Callable[[Runtime], None] = lambda runtime: None) -> None:

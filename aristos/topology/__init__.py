@@ -4,14 +4,14 @@ Importing this imports no NumPy, MPI or driver.
 """
 
 from .discover import discover, from_text, join
-from .model import KINDS, Cache, Device, Fault, Link, Mig, Nic, Node, Numa, Topology
+from .model import KINDS, Cache, Fault, Gpu, Link, Mig, Nic, Node, Numa, Topology
 from .network import Network
 
 __all__ = [
     "KINDS",
     "Cache",
-    "Device",
     "Fault",
+    "Gpu",
     "Link",
     "Mig",
     "Network",

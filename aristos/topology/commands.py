@@ -8,16 +8,16 @@ import subprocess
 from collections.abc import Callable, Sequence
 
 LIMIT = 20.0  # seconds; nvidia-smi takes several if the driver must be loaded first
-Ask = Callable[[Sequence[str]], "Answer | None"]
+Ask = Callable[[Sequence[str]], "CommandOutput | None"]
 
 
-class Answer(str):
+class CommandOutput(str):
     """A command's stdout; if it failed, stdout and stderr. ok: whether its exit code was 0."""
 
     ok: bool = True
 
 
-def ask(words: Sequence[str]) -> Answer | None:
+def ask(words: Sequence[str]) -> CommandOutput | None:
     """Run the command; None if there is no such command or it takes longer than LIMIT."""
     if shutil.which(words[0]) is None:
         return None
@@ -33,6 +33,6 @@ def ask(words: Sequence[str]) -> Answer | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    answer = Answer(done.stdout if done.returncode == 0 else done.stdout + done.stderr)
+    answer = CommandOutput(done.stdout if done.returncode == 0 else done.stdout + done.stderr)
     answer.ok = done.returncode == 0
     return answer

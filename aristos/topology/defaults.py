@@ -65,14 +65,14 @@ PCIE5 = r"H[128]00|H20|B[23]00|50[89]0"
 SWITCH5 = LinkFigure(4.1, 54.3, "PCIe 5 x16 P2P, github lukealonso/p2pmark")
 HOST5 = LinkFigure(12.8, 38.2, "PCIe 5 x16 through the host: p2pBandwidthLatencyTest of 5090 pairs")
 SWITCH4 = LinkFigure(
-    4.1, 27.0, "PCIe 4 x16 at the share of its line that p2pmark reached on PCIe 5; none measured found"
+    4.1, 27.0, "PCIe 4 x16, at the share of the line rate that p2pmark reached on PCIe 5; no measurement found"
 )
 HOST4 = LinkFigure(12.5, 20.9, "PCIe 4 x16 through the host: p2pBandwidthLatencyTest of 4090 pairs")
 CPU = LinkFigure(0.1, 3.8, "two cores of an AMD EPYC (Zen 4): `aristos topo --measure` on 2 ranks of a busy machine")
 
 # Between nodes, one NIC a GPU: (GPU, figure); EDR for other GPUs.
 NDR = LinkFigure(2.7, 46, "400 Gb/s: NVIDIA/nccl-tests issue 290; alpha of NCCL's model, src/graph/tuning.cc")
-HDR = LinkFigure(2.7, 23, "200 Gb/s at the share of its line that NDR reaches; no measurement found")
+HDR = LinkFigure(2.7, 23, "200 Gb/s, at the share of the line rate that NDR reaches; no measurement found")
 EDR = LinkFigure(2.6, 9.5, "100 Gb/s: profiles of NDv2 and DGX-2, microsoft/taccl and microsoft/TE-CCL")
 NET: tuple[tuple[str, LinkFigure], ...] = ((r"H[128]00|H20|B[23]00", NDR), (r"A[18]00", HDR))
 SWITCH = 0.5  # microseconds for each further switch: a vendor's table for an EDR port, by stas00/ml-engineering

@@ -19,7 +19,7 @@ from ..host import slurm_variables
 from . import commands, listing, matrix, nvlink, nvml, pci, query, slurm_job, slurm_network, smi_node, sysfs
 from .commands import Ask
 from .faults import dark, fabric, fewer, hidden, mixed
-from .model import Device, Fault, Nic, Node, Topology
+from .model import Fault, Gpu, Nic, Node, Topology
 from .network import Network
 from .nvlink import Wires
 from .slurm_job import SlurmJob
@@ -149,7 +149,7 @@ def _by_kernel(root: Path) -> Found:
     return Node(""), [Fault(text, "install NVIDIA's driver, or start the container with --gpus all")]
 
 
-def _placed(device: Device, root: Path) -> Device:
+def _placed(device: Gpu, root: Path) -> Gpu:
     """The device with its CPUs and NUMA domain from sysfs, whose lists are complete."""
     cpus, numa = pci.affinity(root, device.pci) if device.pci else (None, None)
     if cpus is not None:

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import EnvironmentProblem, InputError
 from . import cpusets
 from .drawing_network import draw_network
-from .model import Device, Link, Node, Topology
+from .model import Gpu, Link, Node, Topology
 
 FORMATS = (".png", ".svg", ".pdf")
 # Colours for colour-blind readers too (Okabe and Ito), from fast to slow links.
@@ -58,9 +58,9 @@ def draw(topology: Topology, path: Path) -> None:
         pyplot.close(figure)
 
 
-def _groups(node: Node) -> list[tuple[str, list[Device], list[str]]]:
+def _groups(node: Node) -> list[tuple[str, list[Gpu], list[str]]]:
     """(title, GPUs, labels of NICs) of each NUMA domain, and of devices whose domain is unknown."""
-    keys: dict[str, tuple[list[Device], list[str]]] = {}
+    keys: dict[str, tuple[list[Gpu], list[str]]] = {}
     for device in sorted(node.devices, key=lambda d: (d.numa is None, d.numa or 0, d.index)):
         keys.setdefault(_title(node, device), ([], []))[0].append(device)
     for nic in node.nics:
@@ -73,7 +73,7 @@ def _groups(node: Node) -> list[tuple[str, list[Device], list[str]]]:
     return [(title, *both) for title, both in keys.items()]
 
 
-def _title(node: Node, device: Device) -> str:
+def _title(node: Node, device: Gpu) -> str:
     numa = device.printed.numa if device.numa is None and device.printed else device.numa
     cpus = cpusets.show(device.cpus) if device.cpus else None
     if numa is None and cpus is None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .matrix import Matrix
-from .model import Device, Fault, Link, Node
+from .model import Fault, Gpu, Link, Node
 from .nvlink import Wires
 from .slurm_job import SlurmJob
 
 RESET = "stop all jobs, then nvidia-smi --gpu-reset or a reboot; if it stays, have the board or the bridge checked"
-BRIDGES = (
+BRIDGES = (  # words in the names of GPUs whose NVLinks need a bridge
     "PCIE",
     "NVL",
     "GEFORCE",
@@ -48,7 +48,8 @@ def worse(matrix: Matrix) -> tuple[dict[tuple[str, str], Link], list[Fault]]:
 def fewer(gpus: Sequence[str], links: Mapping[tuple[str, str], Link]) -> list[Fault]:
     """GPUs and pairs with fewer NVLinks than their siblings have.
 
-    A cube mesh of V100s has pairs with half as many, so a pair is a fault only if it has more than half of the most.
+    In a cube mesh of V100s some pairs have half as many NVLinks as others. So a pair with at most half of the most is
+    no fault.
     """
     pairs = {(a, b): links[a, b] for at, a in enumerate(gpus) for b in gpus[at + 1 :]}
     bonds = {pair: link.count for pair, link in pairs.items() if link.kind == "NV"}
@@ -119,7 +120,7 @@ def fabric(states: Mapping[str, tuple[str, str]]) -> list[Fault]:
     return [Fault(f"{label}: the NVLink fabric is not ready ({status})", remedy) for label, status in bad.items()]
 
 
-def cut_lists(devices: Sequence[Device]) -> list[Fault]:
+def cut_lists(devices: Sequence[Gpu]) -> list[Fault]:
     """CPU lists that nvidia-smi has cut short: four or more numbers without a range."""
     cut = [d.label for d in devices if d.cpus_from == "nvidia-smi" and d.printed and _looks_cut(d.printed.cpus or "")]
     if not cut:
@@ -135,7 +136,7 @@ def _looks_cut(cpus: str) -> bool:
     return len(cpus.split(",")) >= 4 and "-" not in cpus
 
 
-def hidden(job: SlurmJob | None, devices: Sequence[Device], on_bus: Sequence[str]) -> list[Fault]:
+def hidden(job: SlurmJob | None, devices: Sequence[Gpu], on_bus: Sequence[str]) -> list[Fault]:
     """GPUs of the job that a cgroup hides from this process, so that CUDA IPC between ranks fails.
 
     on_bus: PCI addresses of all GPUs of the machine; the kernel lists hidden ones too.

@@ -33,7 +33,7 @@ class Row:
         return " ".join(" ".join(self.lines).split())[:400]
 
     def texts(self) -> list[str]:
-        """Possible texts after the label before it was wrapped, the likeliest first.
+        """Possible texts of the row before it was wrapped, without the label; the likeliest first.
 
         A line of full width was broken within or between cells; a shorter one has lost white space at its end.
         """
@@ -47,7 +47,10 @@ class Row:
 def affinities(
     rows: Sequence[tuple[Row, tuple[str, ...]]], columns: int, is_gpu: Callable[[str], bool]
 ) -> dict[str, Affinity]:
-    """GPU -> its affinities. rows: (row, cells after the links); columns: number of headings, 0 to 3. TopologyError."""
+    """GPU -> its affinities. rows: (row, cells after the links); columns: number of headings, 0 to 3.
+
+    Raises TopologyError.
+    """
     found: dict[str, Affinity] = {}
     most = max((len(rest) for row, rest in rows if is_gpu(row.label)), default=0)
     for row, rest in rows:
@@ -143,7 +146,7 @@ def _expanded(line: str, rest: tuple[str, ...]) -> list[int] | None:
 
 
 def _uncut(rows: Sequence[tuple[Row, tuple[str, ...]]], found: dict[str, Affinity]) -> None:
-    """Raise if a row's CPUs are the beginning of another row's, and overlap with them: that line was cut."""
+    """Raise if a row's list of CPUs is the start of another row's and overlaps with it: the line was cut."""
     lists = {cpus for cpus, _, _ in found.values() if cpus is not None}
     for row, _ in rows:
         cpus = found.get(row.label, (None,))[0]

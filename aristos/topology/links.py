@@ -10,13 +10,13 @@ for n ranks, a row an origin and a column a target; null means unknown:
                       label: "GPU0", or "" for cores; rate: the expert kernel's in float32 on cores, bfloat16 on GPUs
     classes           of links: "self", "NV4", "PIX", "PXB", "PHB", "NODE", "SYS", "NET", "NET3" (3 switches apart)
     alpha_us, beta_us_per_mib
-                      of large puts (from 64 KiB on), symmetric (the slower direction), zeros on the diagonal: what the
-                      planner's problem has under these names
+                      of large puts (from 64 KiB on), symmetric (the slower direction), zeros on the diagonal; the
+                      planner's problem has fields of the same names and values
     small             {"alpha_us", "beta_us_per_mib"} of small puts, each direction
     large             the same of large puts, each direction
     contended         the same of large puts while all pairs of a round send at once; null where not measured
     residual          root mean square of (fitted - measured) / measured over both ranges, each direction
-    from              "measured", "table" of each pair
+    from              "measured" or "table" for each pair
     faults            sentences
     notes             sentences about these figures
     measured_utc, seconds, command
@@ -40,7 +40,7 @@ from ..errors import InputError
 
 SCHEMA = "aristos-links/1"
 MIB = 1 << 20
-SLOW = 2.0  # times the median of its class: a fault
+SLOW = 2.0  # times the median of its class: a slower link is measured twice, and is a fault if it stays slower
 SHARE = 0.9  # of a device's memory that parameters may take
 LARGEST = 1e30  # of FLOP and bytes, so that products stay finite
 PAYLOAD = MIB  # bytes of the put by which links of a class are compared

@@ -27,7 +27,7 @@ class Link:
 
     kind: str
     count: int = 0
-    printed: str = field(default="", compare=False)  # the old word, if it was printed
+    printed: str = field(default="", compare=False)  # SOC, if the driver printed this old word for SYS
 
     @classmethod
     def parse(cls, text: str) -> Link:
@@ -74,7 +74,7 @@ class Printed:
 
 
 @dataclass(frozen=True)
-class Device:
+class Gpu:
     """A GPU. index: nvidia-smi's and NVML's number, in PCI order, not CUDA_VISIBLE_DEVICES'.
 
     name: of the product; pci: domain:bus:device.function in lower case; memory: bytes; cpus: those close to it, from
@@ -138,7 +138,7 @@ class Node:
     """
 
     name: str
-    devices: tuple[Device, ...] = ()
+    devices: tuple[Gpu, ...] = ()
     nics: tuple[Nic, ...] = ()
     numa: tuple[Numa, ...] = ()
     caches: tuple[Cache, ...] = ()
@@ -150,7 +150,7 @@ class Node:
     tasks: int | None = None
     complete: bool = False
 
-    def device(self, index: int) -> Device:
+    def device(self, index: int) -> Gpu:
         """The GPU with this number. Raises KeyError."""
         for device in self.devices:
             if device.index == index:
@@ -173,9 +173,9 @@ class Node:
         return next((n.index for n in self.numa if wanted and wanted <= n.cpus), None)
 
     def cpu_link(self, a: Iterable[int], b: Iterable[int]) -> Link:
-        """The class between two sets of CPUs: NODE inside a NUMA domain, SYS if they span several."""
-        a, b = frozenset(a), frozenset(b)
-        return SELF if a == b else NODE if self.domain(a | b) is not None else SYS
+        """The class between two sets of CPUs: SYS if they span NUMA domains, else NODE, also with unknown domains."""
+        together = frozenset(a) | frozenset(b)
+        return NODE if not self.numa or self.domain(together) is not None else SYS
 
 
 @dataclass(frozen=True)

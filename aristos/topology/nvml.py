@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from .model import Device, Link, Mig
+from .model import Gpu, Link, Mig
 from .nvlink import Wires
 from .query import bus_id
 
@@ -36,7 +36,7 @@ class PciInfo(ctypes.Structure):
     )
 
 
-class Memory(ctypes.Structure):
+class NvmlMemory(ctypes.Structure):
     _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
 
@@ -50,7 +50,7 @@ class Fabric(ctypes.Structure):
 
 
 STATES = ("N/A", "Not Started", "In Progress", "Completed")  # nvmlGpuFabricState_t, as nvidia-smi words them
-Found = tuple[tuple[Device, ...], dict[tuple[str, str], Link], tuple[Wires, ...], dict[str, tuple[str, str]]]
+Found = tuple[tuple[Gpu, ...], dict[tuple[str, str], Link], tuple[Wires, ...], dict[str, tuple[str, str]]]
 
 
 def load() -> Any | None:
@@ -153,9 +153,9 @@ def _pci(library: Any, name: str, *arguments: Any) -> str | None:
     return bus_id(info.text.decode()) if _ask(library, name, *arguments, ctypes.byref(info)) else None
 
 
-def _device(library: Any, at: int, handle: ctypes.c_void_p) -> Device:
-    memory = Memory()
-    device = Device(
+def _device(library: Any, at: int, handle: ctypes.c_void_p) -> Gpu:
+    memory = NvmlMemory()
+    device = Gpu(
         at,
         name=_text(library, "nvmlDeviceGetName", handle),
         uuid=_text(library, "nvmlDeviceGetUUID", handle),

@@ -7,7 +7,7 @@ from typing import Any
 
 from . import cpusets
 from .hostlist import fold
-from .model import Device, Node, Topology
+from .model import Gpu, Node, Topology
 
 MATRIX = 256  # nodes, up to which the matrix of distances is written
 WIDE = 100  # columns; rows of NICs are left out of a wider matrix
@@ -29,7 +29,7 @@ def as_json(topology: Topology, file: bool) -> dict[str, Any]:
     return found
 
 
-def _gpu(device: Device, file: bool) -> dict[str, Any]:
+def _gpu(device: Gpu, file: bool) -> dict[str, Any]:
     printed = device.printed
     if file and printed:
         numa, cpus, gpu_numa = printed.numa, printed.cpus, printed.gpu_numa

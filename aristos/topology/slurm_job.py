@@ -1,7 +1,8 @@
 """The Slurm job of this process, from SLURM_* variables: its nodes, the tasks on each, its GPUs.
 
 Inside a step some variables change their meaning: in `srun --overlap -N1` SLURM_NNODES and SLURM_JOB_NODELIST are the
-step's, while SLURM_NODELIST stays the job's. So the step's nodes are SLURM_STEP_NODELIST, the job's the longer list.
+step's, while SLURM_NODELIST stays the job's. So the step's nodes are read from SLURM_STEP_NODELIST, and the job's from
+the longer one of the other two.
 Variables of this process alone are in `host/slurm_variables.py`.
 """
 
@@ -23,7 +24,7 @@ MOST_GROUPS = 128  # parts of a heterogeneous job that Slurm allows
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """nodes: of this step, or outside a step of the job; tasks: on each node, None if unknown.
+    """nodes: of this step, or of the job outside a step; tasks: on each node, None if unknown.
 
     job_nodes: of the whole job; gpus: Slurm's numbers of the job's GPUs on this node, None if unknown; hides_gpus: the
     option that hides other tasks' GPUs from each task, '' if none does; address: SLURM_TOPOLOGY_ADDR and its pattern.

@@ -25,8 +25,8 @@ NAMES = {
 def parse(text: str, topology: str | None = None) -> Network:
     """A network from the text of a file or of scontrol. Raises TopologyError for any other line.
 
-    topology: the name in a topology.yaml, default: the cluster's default; or the kind in a topology.conf with several
-    kinds (Slurm reads its TopologyPlugin's), default: the tree.
+    topology: which one, if the text has several. In a topology.yaml it is a name, and None is the cluster's default. In
+    a topology.conf it is a kind (Slurm itself reads the lines of its TopologyPlugin), and None is the tree.
     """
     lines = _logical(text)
     if any(re.match(r"-\s|---|\w+:$", line) for line in lines[:1]):
@@ -228,7 +228,7 @@ _LINES = {"tree": "switchname", "block": "blockname", "ring": "ringname", "torus
 
 
 def _of_yaml(kind: str, body: Any, name: str) -> Network:
-    """A network of a topology.yaml, through the equal lines of a topology.conf."""
+    """A network of a topology.yaml, by way of the equivalent lines of a topology.conf."""
     if kind == "flat":
         return Network("flat")
     many, one, children = _YAML[kind]

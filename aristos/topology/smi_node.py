@@ -10,7 +10,7 @@ from ..errors import TopologyError
 from . import cpusets, faults, listing, matrix, nvlink, query
 from .listing import Listed
 from .matrix import Matrix
-from .model import Device, Fault, Nic, Node, Printed
+from .model import Fault, Gpu, Nic, Node, Printed
 from .nvlink import Wires
 from .query import Queried
 
@@ -58,15 +58,13 @@ def assemble(
 
 def _devices(
     found: Matrix | None, listed: Sequence[Listed], queried: Sequence[Queried], wires: Sequence[Wires]
-) -> tuple[Device, ...]:
+) -> tuple[Gpu, ...]:
     devices = {int(label[3:]): _printed(int(label[3:]), found) for label in found.gpus} if found else {}
     for gpu in listed:
-        devices[gpu.index] = replace(
-            devices.get(gpu.index, Device(gpu.index)), name=gpu.name, uuid=gpu.uuid, mig=gpu.mig
-        )
+        devices[gpu.index] = replace(devices.get(gpu.index, Gpu(gpu.index)), name=gpu.name, uuid=gpu.uuid, mig=gpu.mig)
     for at, entry in enumerate(queried):
         index = at if entry.index is None else entry.index
-        known = devices.get(index, Device(index))
+        known = devices.get(index, Gpu(index))
         devices[index] = replace(
             known,
             name=entry.name or known.name,
@@ -76,7 +74,7 @@ def _devices(
         )
     for each in wires:
         index = each.index or 0  # without a line for the GPU there is only one GPU
-        known = devices.get(index, Device(index))
+        known = devices.get(index, Gpu(index))
         devices[index] = replace(
             known, name=known.name or each.name, uuid=known.uuid or each.uuid, nvlinks=0 if each.dark else each.active
         )
@@ -88,10 +86,10 @@ def _devices(
     return tuple(devices[index] for index in sorted(devices))
 
 
-def _printed(index: int, found: Matrix) -> Device:
+def _printed(index: int, found: Matrix) -> Gpu:
     label = f"GPU{index}"
     cpus, numa, own = found.cpus.get(label), found.numa.get(label), found.gpu_numa.get(label)
-    return Device(
+    return Gpu(
         index,
         numa=int(numa) if numa is not None and numa.isdigit() else None,
         cpus=cpusets.parse(cpus) if cpus is not None else None,

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from . import cpusets, defaults
 from .links import MIB, Links, RankDevice, Rows, Span
-from .model import Device, Link, Node, Topology
-from .visible import CudaDevice
+from .model import Gpu, Link, Node, Topology
+from .visible import VisibleDevice
 
 US_PER_MIB = MIB / 1e3  # of one GB/s
 
 
-def place(node: Node, device: Device | None, cpus: frozenset[int] = frozenset()) -> RankDevice:
+def place(node: Node, device: Gpu | None, cpus: frozenset[int] = frozenset()) -> RankDevice:
     """A rank's device with its facts from topology and table; cores if device is None."""
     if device is None:
         return RankDevice("cores", cpus=cpusets.show(cpus))
@@ -39,7 +39,7 @@ def link_class(topology: Topology, a: tuple[int, str, frozenset[int]], b: tuple[
     node = topology.nodes[a[0]]
     if a[1] and b[1]:
         return node.link(a[1], b[1]) or Link("SYS")
-    return Link("NODE") if node.domain(a[2] | b[2]) is not None or not node.numa else Link("SYS")
+    return node.cpu_link(a[2], b[2])
 
 
 def from_table(classes: Sequence[Sequence[Link]], devices: Sequence[RankDevice], hosts: Sequence[str]) -> Links:
@@ -68,7 +68,7 @@ def from_table(classes: Sequence[Sequence[Link]], devices: Sequence[RankDevice],
     )
 
 
-def of_machine(topology: Topology, devices: Sequence[CudaDevice]) -> Links:
+def of_machine(topology: Topology, devices: Sequence[VisibleDevice]) -> Links:
     """The table's links of all GPUs of a job, as if its nodes were like this one. devices: of this node."""
     at = topology.here or 0
     node = topology.nodes[at]

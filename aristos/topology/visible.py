@@ -10,27 +10,27 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .model import Device, Fault, Mig
+from .model import Fault, Gpu, Mig
 
 VARIABLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 COUNT = "numbers count the GPUs that this process may use, from 0, so after a cgroup has hidden some"
 
 
 @dataclass(frozen=True)
-class CudaDevice:
+class VisibleDevice:
     """A device of CUDA: a GPU, or a MIG slice of one."""
 
-    device: Device
+    device: Gpu
     mig: Mig | None = None
 
 
-def visible(env: Mapping[str, str], devices: Sequence[Device]) -> tuple[tuple[CudaDevice, ...], list[Fault]]:
+def visible(env: Mapping[str, str], devices: Sequence[Gpu]) -> tuple[tuple[VisibleDevice, ...], list[Fault]]:
     """(CUDA's devices in order, faults of the variable). As in CUDA, the first invalid entry ends the list."""
     text = env.get(VARIABLE)
     faults = _order(env, devices)
     if text is None:
-        return tuple(CudaDevice(d, d.mig[0] if d.mig else None) for d in devices), faults
-    seen: list[CudaDevice] = []
+        return tuple(VisibleDevice(d, d.mig[0] if d.mig else None) for d in devices), faults
+    seen: list[VisibleDevice] = []
     for entry in (part.strip() for part in text.split(",")):
         found = _resolve(entry, devices)
         if isinstance(found, str):
@@ -46,7 +46,7 @@ def visible(env: Mapping[str, str], devices: Sequence[Device]) -> tuple[tuple[Cu
     return tuple(seen), faults
 
 
-def _order(env: Mapping[str, str], devices: Sequence[Device]) -> list[Fault]:
+def _order(env: Mapping[str, str], devices: Sequence[Gpu]) -> list[Fault]:
     """A fault if GPUs differ: CUDA counts the fastest first, NVML in PCI order."""
     names = {d.name for d in devices}
     numbers = re.fullmatch(r"[\d, ]*", env.get(VARIABLE, ""))
@@ -56,31 +56,31 @@ def _order(env: Mapping[str, str], devices: Sequence[Device]) -> list[Fault]:
     return [Fault(text, f"export {ORDER}=PCI_BUS_ID, or name GPUs by UUID in {VARIABLE}")]
 
 
-def _resolve(entry: str, devices: Sequence[Device]) -> CudaDevice | str:
+def _resolve(entry: str, devices: Sequence[Gpu]) -> VisibleDevice | str:
     """The device of an entry, or why there is none."""
     if re.fullmatch(r"[0-9]{1,9}", entry):
         by_number = {d.index: d for d in devices}
         if int(entry) not in by_number:
             return f"is none of the {len(devices)} GPUs here"
         device = by_number[int(entry)]
-        return CudaDevice(device, device.mig[0] if device.mig else None)
+        return VisibleDevice(device, device.mig[0] if device.mig else None)
     if entry.startswith("MIG-"):
         return _slice(entry, devices)
     if entry.startswith("GPU-"):
         starts = [d for d in devices if d.uuid and d.uuid.lower().startswith(entry.lower())]
         if len(starts) == 1:
-            return CudaDevice(starts[0], starts[0].mig[0] if starts[0].mig else None)
+            return VisibleDevice(starts[0], starts[0].mig[0] if starts[0].mig else None)
         return "is the start of several UUIDs here" if starts else "is no UUID of a GPU here"
     return "is neither a number nor a UUID"
 
 
-def _slice(entry: str, devices: Sequence[Device]) -> CudaDevice | str:
+def _slice(entry: str, devices: Sequence[Gpu]) -> VisibleDevice | str:
     """By the slice's UUID, or for drivers before 470 MIG-GPU-<uuid>/<gpu instance>/<compute instance>."""
     for device in devices:
         for mig in device.mig:
             if mig.uuid.lower() == entry.lower():
-                return CudaDevice(device, mig)
-    starts = [CudaDevice(d, mig) for d in devices for mig in d.mig if mig.uuid.lower().startswith(entry.lower())]
+                return VisibleDevice(device, mig)
+    starts = [VisibleDevice(d, mig) for d in devices for mig in d.mig if mig.uuid.lower().startswith(entry.lower())]
     if len(starts) == 1:
         return starts[0]
     return "is the start of several MIG slices here" if starts else "is no MIG slice here"

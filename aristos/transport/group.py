@@ -109,7 +109,7 @@ class Group:
                 time.sleep(0 if tries < 99 else 0.001)
 
     def cores(self) -> tuple[int, int]:
-        """(cores this rank may use divided by the ranks that share them, at least 1; ranks a core is shared by)."""
+        """(cores it may use divided by the ranks that share them, at least 1; ranks that share each core)."""
         mine = frozenset(os.sched_getaffinity(0))
         masks = self.allgather((os.uname().nodename, mine), "core masks")
         sharing = sum(1 for host, mask in masks if host == os.uname().nodename and mask & mine)
@@ -177,7 +177,7 @@ class Group:
 
 
 def warn_if_launched() -> None:
-    """Warn a task of several that computes alone."""
+    """Warn if a launcher has started several tasks: without a communicator each computes alone."""
     started = launch_environment.started_as()
     if started is not None and started[1] > 1:
         warnings.warn(

@@ -45,7 +45,7 @@ class _Seat:
 class IpcWindow:
     """`nbytes` of device memory a rank, that every rank of `comm` can load and store from its GPU. Collective.
 
-    comm: ranks of one node; several may share a GPU. device: a `Device` of aristos.substrate.cuda. base: address of
+    comm: ranks of one node; several may share a GPU. device: a `CudaDevice` of aristos.substrate.cuda. base: address of
     every rank's part on this rank's GPU, in rank order. The memory starts as zeros. Raises EnvironmentProblem on all
     ranks where one fails, and leaves nothing open.
     """

@@ -75,7 +75,7 @@ class RmaWindow:
         self._threads: list[threading.Thread] = []
         comm.Barrier()
         self._window.Sync()
-        self.start("aristos-progress", wire.pace, self.wire)
+        self.start("aristos-progress", wire.run_progress_thread, self.wire)
         self._pid = os.getpid()
         self._key = MPI.Comm.Create_keyval(delete_fn=lambda *_: self.stop())
         MPI.COMM_SELF.Set_attr(self._key, self)  # deleted first in MPI_Finalize: after it, no thread may call MPI

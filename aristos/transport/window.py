@@ -32,7 +32,7 @@ class SelfWindow:
 
 
 class SelfDeviceWindow:
-    """Transport `self` in GPU memory. device: a `Device` of aristos.substrate.cuda."""
+    """Transport `self` in GPU memory. device: a `CudaDevice` of aristos.substrate.cuda."""
 
     def __init__(self, device: Any, nbytes: int) -> None:
         self._device, self.nbytes = device, nbytes

@@ -93,7 +93,7 @@ def measured(name, ranks=1, trace=None, **options):
 
     def body(comm, rank):
         world = World(comm)
-        gpu = clock.Gpu(world)
+        gpu = clock.BenchGpu(world)
         try:
             return suites.known("cuda")[name].run(Context(world, Options(**SMALL | options), 5.0, trace=trace), gpu)
         finally:
@@ -253,7 +253,7 @@ def test_exchange_detects_bytes_that_did_not_move(what):
         moves.gpu.device.clear(moves.landed, 8)
 
     def body(comm, rank):
-        gpu = clock.Gpu(World(comm))
+        gpu = clock.BenchGpu(World(comm))
         moves = exchange_gpu.Moves(gpu, np.array([[0, 3], [2, 0]]), 64)
         right = moves.right(what)
         if rank == 1:
@@ -288,7 +288,7 @@ def test_an_output_that_is_not_written_is_an_error():
 
     def body(comm, rank):
         world = World()
-        gpu = clock.Gpu(world)
+        gpu = clock.BenchGpu(world)
         ctx = Context(world, Options(**SMALL), 5.0)
         work = Workload(world, ctx.shape().cfg, 0)
         moe = work.layer("fused", None, backend="cuda")

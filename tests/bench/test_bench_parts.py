@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import types
 from typing import get_args
 
 import numpy as np
@@ -28,12 +29,13 @@ from aristos.bench import (
     suites,
     tables,
     timeline,
+    workload,
     world,
 )
 from aristos.bench.context import CHECK, Column, Result, Sheet
-from aristos.bench.measure import Summary, in_turns, iterations
+from aristos.bench.measure import Statistics, in_turns, iterations
 from aristos.bench.options import UsageError
-from aristos.bench.suites import progress
+from aristos.bench.suites import progress, replay
 from aristos.bench.suites.idle import idle_share
 from aristos.bench.world import World
 from aristos.errors import InputError, PoisonedError, ResultsError, WaitTimeout
@@ -96,6 +98,52 @@ def test_every_ordered_pair_is_measured_once(ranks, lanes):
     for one in rounds:
         assert 1 <= len(one) <= lanes
         assert len({rank for pair in one for rank in pair}) == 2 * len(one)
+
+
+class Silent:
+    """A communicator to a rank that neither sends nor receives."""
+
+    def isend(self, value: object, dest: int) -> Silent:
+        return self
+
+    def Test(self) -> bool:
+        return False
+
+    def improbe(self, source: int) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("first", "wait", "message"),
+    [
+        (True, lambda side: side.agree(3), "rank 0 waited 0.01 s for rank 1 to receive what to measure next"),
+        (False, lambda side: side.agree(3), "rank 0 waited 0.01 s for rank 1 to send what to measure next"),
+        (True, lambda side: side.verdict(lambda: True), "for rank 1 to send whether the bytes of a put were right"),
+        (False, lambda side: side.verdict(lambda: True), "for rank 1 to receive whether the bytes of a put were right"),
+    ],
+)
+def test_a_peer_that_is_gone_ends_the_wait_for_it(first, wait, message):
+    alone = World(limit=0.01)
+    alone.comm = Silent()
+    with pytest.raises(WaitTimeout, match=message):
+        wait(pairs.Side(types.SimpleNamespace(world=alone), 0, 1, first))
+
+
+def test_a_wire_in_use_ends_the_wait_for_it():
+    words = np.zeros(64, np.int64)
+    pairs.take_wire(words.ctypes.data, 1.0)
+    with pytest.raises(WaitTimeout, match=r"the wire was in use for 0.01 s"):
+        pairs.take_wire(words.ctypes.data, 0.01)
+
+
+@pytest.mark.ranks(2)
+def test_both_sides_of_a_pair_have_the_same_values(comm):
+    together, peer = World(comm), 1 - comm.rank
+    for origin in (0, 1):
+        side = pairs.Side(types.SimpleNamespace(world=together), comm.rank, peer, comm.rank == origin)
+        assert side.agree([comm.rank, "x"]) == [origin, "x"]
+        for right in (True, False):
+            assert side.verdict(lambda right=right: right) is right
 
 
 def test_sizes_as_text():
@@ -429,7 +477,7 @@ def test_a_mismatch_names_the_fitting_launcher(kind, fits):
 
 
 def test_a_summary_is_of_the_slowest_rank():
-    summary = Summary.of(np.array([[1.0, 5.0, 1.0], [2.0, 3.0, 9.0]]))
+    summary = Statistics.of(np.array([[1.0, 5.0, 1.0], [2.0, 3.0, 9.0]]))
     assert (summary.median, summary.fastest, summary.iterations) == (5.0, 2.0, 3)
 
 
@@ -439,6 +487,34 @@ def test_calls_take_turns():
     times = in_turns(World(), calls, 3)
     assert "".join(order) == "abbaab"
     assert all(len(t) == 3 and (t > 0).all() for t in times.values())
+    order.clear()
+    in_turns(World(), calls, 1, turn=1)
+    assert "".join(order) == "ba"
+
+
+def test_every_call_has_every_place_in_its_turn():
+    orders = [measure.rotated(["a", "b", "c"], turn) for turn in range(4)]
+    assert orders == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"], ["a", "b", "c"]]
+
+
+def test_schedules_take_turns_in_a_replay():
+    order: list[str] = []
+
+    def layer(name):
+        def call(x, out, return_stats):
+            order.append(name)
+            out[:] = x
+            return out
+
+        return call
+
+    ctx = context.Context(World(), options.Options(iters=3), 1.0)
+    call = workload.Call(np.ones((2, 3), np.float32))
+    layers = {name: layer(name) for name in ("b", "f")}
+    times, same = replay._play(ctx, layers, [call], [dict.fromkeys(layers, call.x)], 1.0)
+    assert "".join(order) == "bffbbf"
+    assert times.shape == (2, 1, 1, 2)
+    assert same
 
 
 def test_iterations_by_time_or_by_option():

@@ -107,7 +107,7 @@ def test_ratios_are_formed_within_each_round() -> None:
     import jobs
     import rounds
 
-    m = rounds.Measured(jobs.SHAPES["A"], 2, iters=3)
+    m = rounds.ShapeResults(jobs.SHAPES["A"], 2, iters=3)
     drift = np.array([1.0, 10.0, 2.0])[:, None, None]  # a busy machine slows both alike
     m.times = {"fused": drift * np.ones((3, 3, 2)), "numpy": drift * 1.5 * np.ones((3, 3, 2))}
     m.times["fused"][:, :, 1] *= 0.5  # only the slowest rank counts
@@ -133,7 +133,7 @@ def test_wrong_outputs_are_neither_timed_nor_hidden() -> None:
     import report
     import rounds
 
-    m = rounds.Measured(jobs.SHAPES["C"], 2, iters=1, errors={"fused": 1e-7, "numpy": float("nan")})
+    m = rounds.ShapeResults(jobs.SHAPES["C"], 2, iters=1, errors={"fused": 1e-7, "numpy": float("nan")})
     m.busiest = m.mean = np.ones(1)
     m.times = {"fused": np.ones((1, 1, 2))}
     assert m.wrong() == ["numpy"]
@@ -176,6 +176,6 @@ def test_missing_torch_is_reported_and_no_error(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setitem(sys.modules, "torch", None)
     job = jobs.make_job(One(), jobs.parse_shape("4/4/4/2/1"), seed=0)
-    m = rounds.Measured(job.shape, 1)
+    m = rounds.ShapeResults(job.shape, 1)
     assert rounds.make_peers(One(), job, [peers.ENTRIES["torch-loop"]], m) == {}
     assert "torch is not installed" in m.absent["torch-loop"]

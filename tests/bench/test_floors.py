@@ -14,8 +14,8 @@ from aristos.bench.floors import (
     GPUS,
     KERNELS,
     MEANING,
-    Call,
-    Work,
+    GpuCall,
+    KernelWork,
     calls,
     chain,
     digits,
@@ -60,30 +60,30 @@ def test_shape_a_by_hand():
 
 def test_a_gated_float32_call_on_4_gpus_by_hand():
     """10 tokens of 100 float32, F 50, 8 gated experts, 4 of them: 40 rows a GPU, 30 of them to others, 2 experts."""
-    call = Call(10, 100, 50, 8, 4, gated=True, kind="f32", gpus=4)
+    call = GpuCall(10, 100, 50, 8, 4, gated=True, kind="f32", gpus=4)
     works = {name: kernel(call) for name, kernel in KERNELS.items()}
-    assert works["route"] == Work(plain=16000, memory=4000 + 3200 + 480)
-    assert works["place"] == Work(memory=960)
-    assert works["dispatch"] == Work(memory=4000 + 12000, link=12000)
-    assert works["up"] == Work(products=2 * 40 * 100 * 50 * 2, memory=40 * 400 + 2 * 2 * 20000 + 40 * 200)
-    assert works["down"] == Work(products=2 * 40 * 100 * 50, memory=40 * 200 + 2 * 20000 + 40 * 400)
-    assert works["return"] == Work(memory=24000, link=12000)
-    assert works["combine"] == Work(plain=8000, memory=40 * 400 + 4000 + 480)
-    assert layer(call) == Work(
+    assert works["route"] == KernelWork(plain=16000, memory=4000 + 3200 + 480)
+    assert works["place"] == KernelWork(memory=960)
+    assert works["dispatch"] == KernelWork(memory=4000 + 12000, link=12000)
+    assert works["up"] == KernelWork(products=2 * 40 * 100 * 50 * 2, memory=40 * 400 + 2 * 2 * 20000 + 40 * 200)
+    assert works["down"] == KernelWork(products=2 * 40 * 100 * 50, memory=40 * 200 + 2 * 20000 + 40 * 400)
+    assert works["return"] == KernelWork(memory=24000, link=12000)
+    assert works["combine"] == KernelWork(plain=8000, memory=40 * 400 + 4000 + 480)
+    assert layer(call) == KernelWork(
         products=1_200_000, plain=24000, memory=2 * 4000 + 3200 + 3 * 2 * 20000, link=24000
     )  # fmt: skip
     assert floor(A100, "f32", layer(call)) == (pytest.approx(max(1.224 / 19.5, 131.2 / 2039, 24 / 300)), "link")
 
 
 def test_few_rows_read_few_weights():
-    one = Call(1, 64, 32, 16, 2)
+    one = GpuCall(1, 64, 32, 16, 2)
     assert one.active == 2
     assert replace(one, gpus=4).active == 2  # 8 rows of all GPUs, 8 experts of 16, a quarter of them here
     assert replace(one, tokens=100).active == 16
 
 
 def test_tensor_cores_and_float32_units_work_in_parallel():
-    work = Work(products=312e6, plain=39e6)
+    work = KernelWork(products=312e6, plain=39e6)
     assert floor(A100, "bf16", work) == (pytest.approx(2.0), "compute")  # the router's part is the longer one
     assert floor(A100, "f32", work) == (pytest.approx(18.0), "compute")  # one after the other
 
@@ -130,7 +130,7 @@ def test_the_docs_have_the_output(capsys):
 def test_the_command_needs_no_mpi_and_writes_nothing(tmp_path):
     code = (
         "import sys; sys.modules['mpi4py'] = None; from aristos.bench.main import main;"
-        "sys.exit(main(['floors', 'b', '--kinds', 'tf32', '--cards', '2']))"
+        "sys.exit(main(['floors', 'b', '--kinds', 'tf32', '--gpus', '2']))"
     )
     root = str(Path(__file__).parents[2])
     env = {"PYTHONPATH": root, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
@@ -145,10 +145,10 @@ def test_the_command_needs_no_mpi_and_writes_nothing(tmp_path):
 
 def test_wrong_input_is_named(capsys):
     with pytest.raises(InputError, match="kind must be one of bf16, f16, tf32, f32, got 'fp8'"):
-        Call(1, 1, 1, 1, 1, kind="fp8")
+        GpuCall(1, 1, 1, 1, 1, kind="fp8")
     with pytest.raises(InputError, match=r"gpus must be in 1\.\.8, the number of experts, got 9"):
-        Call(1, 1, 1, 8, 1, gpus=9)
-    for arguments in (["zz"], ["--kinds", "fp8"], ["--cards", "0"]):
+        GpuCall(1, 1, 1, 8, 1, gpus=9)
+    for arguments in (["zz"], ["--kinds", "fp8"], ["--gpus", "0"]):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 2

@@ -13,6 +13,7 @@ from test_bench_run import SMALL, bench
 
 import aristos
 from aristos import reference, results
+from aristos.errors import ClosedError
 
 MIB = 1 << 20
 NBYTES = MIB // 2
@@ -80,7 +81,7 @@ def test_a_layer_waits_for_slow_links_and_keeps_its_bits(comm):
     with MoE(cfg, comm, threads=1, ranks_per_node=1) as moe:
         moe.load(0, **w)
         wanted = np.array(moe(x))
-        with SlowLinks(moe._alive().wire, alpha, [0.0, 0.0]) as slow:
+        with SlowLinks(moe.runtime.wire, alpha, [0.0, 0.0]) as slow:
             begun = time.monotonic()
             assert same(moe(x), wanted)
             took = time.monotonic() - begun
@@ -90,6 +91,8 @@ def test_a_layer_waits_for_slow_links_and_keeps_its_bits(comm):
             assert nbytes > 0
         assert same(moe(x), wanted)
         assert slow.taken() == (0.0, 0, 0, 0)
+    with pytest.raises(ClosedError):
+        moe.runtime  # noqa: B018
 
 
 @pytest.mark.ranks(3)

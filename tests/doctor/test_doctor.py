@@ -17,7 +17,7 @@ import aristos
 from aristos import models
 from aristos.cli import __main__ as cli
 from aristos.doctor import cores, equal, finding, kernels, libraries, progress, ranks, shared_memory, slurm, windows
-from aristos.doctor.cores import Seat
+from aristos.doctor.cores import RankCores
 from aristos.doctor.finding import Finding, merged, named, ok, warn
 from aristos.engine.layout import rank_bytes
 from aristos.host import mpi_files, mpi_launchers
@@ -190,8 +190,8 @@ def test_slurm_reports_whether_the_librarys_pmi_is_offered():
 # ---- cores --------------------------------------------------------------------------------------------------------
 
 
-def seats(*masks: tuple[int, ...], online: int = 8, node: int = 0) -> list[Seat]:
-    return [Seat(node, frozenset(mask), online) for mask in masks]
+def seats(*masks: tuple[int, ...], online: int = 8, node: int = 0) -> list[RankCores]:
+    return [RankCores(node, frozenset(mask), online) for mask in masks]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def seats(*masks: tuple[int, ...], online: int = 8, node: int = 0) -> list[Seat]
         (seats(tuple(range(8)), tuple(range(8))), "ok", "2 ranks a node share cores 0-7: 4 for each"),
         (seats(tuple(range(8))), "ok", "cores 0-7 of 8"),
         (seats((0,), (1,), online=2), "ok", "core 0 of 2"),
-        (seats((0,), (1,)), "warn", "bound to one core of 8, 4 would be its share: ranks 0-1"),
+        (seats((0,), (1,)), "warn", "ranks 0-1: bound to one core of 8, a fair share would be 4"),
         (seats((0,), (1, 2, 3, 4)), "warn", "rank 0"),
         (seats((0,), (0,)), "warn", "2 ranks share core 0"),
         (seats((0, 1), (0, 1), (0, 1), online=2), "warn", "3 ranks share cores 0-1"),
@@ -357,12 +357,12 @@ def test_a_pair_on_two_nodes_is_preferred():
 
 def test_progress_is_judged_by_both_times():
     fast, slow = 0.001, 0.25
-    assert progress.judged(progress.Measured(fast, fast, (0, 1), False)).state == "ok"
-    got = progress.judged(progress.Measured(fast, slow, (0, 1), True))
+    assert progress.judged(progress.PutTimes(fast, fast, (0, 1), False)).state == "ok"
+    got = progress.judged(progress.PutTimes(fast, slow, (0, 1), True))
     assert got.state == "ok"
     assert got.text.startswith("1.00 ms with Aristos's progress thread, 250.00 ms without, for a put of 4096 bytes")
     assert "this MPI makes no progress" in got.text
-    got = progress.judged(progress.Measured(slow, slow, (0, 1), True))
+    got = progress.judged(progress.PutTimes(slow, slow, (0, 1), True))
     assert got.state == "warn"
     assert got.remedy
 
@@ -372,7 +372,7 @@ def test_shared_windows_must_show_every_ranks_stores():
     assert windows.judged(["", ""], [[], []], two).state == "ok"
     assert windows.judged(["", ""], [[], []], Nodes((0, 1))).text.startswith("not tried")
     assert windows.judged(["", "MPIError: no"], [[], []], two).text == "rank 1: MPIError: no"
-    assert windows.judged(["", ""], [[], [0]], two).text == "rank 1 does not see what rank 0 stored"
+    assert windows.judged(["", ""], [[], [0]], two).text == "rank 1 cannot see what rank 0 stored"
 
 
 def test_ranks_that_differ_are_named():
@@ -433,7 +433,7 @@ def test_the_command_on_two_ranks():
     for name in ("launcher", "shared windows", "MPI threads", "same numpy", "same MPI library", "same core count"):
         assert found[name] == "ok"
     measured = next(each for each in json.loads(done.stdout)["findings"] if each["name"] == "RMA progress")
-    assert measured["values"]["paced_ms"] > 0
+    assert measured["values"]["helped_ms"] > 0
     assert "both on the only node" in measured["text"]
 
 

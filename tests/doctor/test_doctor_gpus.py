@@ -7,11 +7,13 @@ from dataclasses import replace
 import fake_nvml
 import pytest
 
-from aristos.doctor import gpu_facts, gpus
+from aristos.doctor import gpu_facts, gpus, main
+from aristos.doctor.finding import fail, ok
 from aristos.doctor.gpu_facts import DriverAnswer, NodeGpus, RankGpus
+from aristos.doctor.output import ReportWriter
 from aristos.host.nodes import Nodes
 from aristos.substrate.cuda.device_puts import Answer
-from aristos.topology.model import Device, Mig
+from aristos.topology.model import Gpu, Mig
 
 UUIDS = tuple(f"GPU-{digit * 8}-0000-0000-0000-000000000000" for digit in "abcd")
 BUS = ("0000:01:00.0", "0000:02:00.0")
@@ -22,7 +24,7 @@ def seen(count=2, visible=None, blocked=(), mig=False, **fields):
     """A machine with `count` GPUs, of which `visible` are visible to CUDA (None: all)."""
     slices = (Mig(0, "MIG-1", "1g.10gb"),) if mig else ()
     devices = tuple(
-        Device(at, "NVIDIA H100", uuid=UUIDS[at], pci=address, mig=slices) for at, address in enumerate(BUS[:count])
+        Gpu(at, "NVIDIA H100", uuid=UUIDS[at], pci=address, mig=slices) for at, address in enumerate(BUS[:count])
     )
     driver = DriverAnswer("", (12, 9), UUIDS[: count if visible is None else visible], tuple(blocked))
     return NodeGpus(**{"driver": driver, "devices": devices, "bus": BUS, "files": count} | fields)
@@ -67,7 +69,7 @@ def test_whether_mpi_puts_from_gpu_memory(monkeypatch, answer, text):
     got = gpus.puts(seen(), 60.0)
     assert got.state == "ok"
     assert text in got.text
-    assert got.values == {"from_card": answer.supported}
+    assert got.values == {"from_gpu": answer.supported}
     for none in (NOTHING, NodeGpus(SILENT), seen(visible=0)):
         assert "not needed" in gpus.puts(none, 60.0).text
 
@@ -141,6 +143,51 @@ def test_shared_gpus_need_mps():
     assert "ranks 0-1 ask different MPS daemons" in got.text
     assert gpus.sharing(ranks_see((0,), (), ()), Nodes.of(3)).state == "ok", "ranks without a GPU share none"
     assert "ranks 0, 2 share" in gpus.sharing(ranks_see((0, 1), (0, 1), (0, 1)), Nodes.of(3)).text
+
+
+def unreadable(*_, **__):
+    raise OSError("no such file")
+
+
+def test_gpus_that_cannot_be_read_are_one_finding_of_the_node(monkeypatch):
+    monkeypatch.setattr(gpu_facts, "of_node", unreadable)
+    *others, (name, check) = main._of_node(2, 2, 1.0)
+    assert [other for other, _ in others] == ["/dev/shm", "left in shm"]
+    got = check()
+    assert (name, got.name, got.state) == ("GPU facts", "GPU facts", "fail")
+    assert got.text == "could not be checked: OSError: no such file"
+
+
+class TwoRanks:
+    """Two ranks of one node with equal facts."""
+
+    rank, size, comm, nodes = 0, 2, object(), Nodes.of(2)
+
+    def allgather(self, value, what):
+        return [value] * 2
+
+
+def test_ranks_that_cannot_read_their_gpus_are_named_and_other_checks_go_on(monkeypatch):
+    monkeypatch.setattr(gpu_facts, "of_rank", unreadable)
+    monkeypatch.setattr(main, "_levels", lambda: (3, 3))
+    monkeypatch.setattr(main.windows, "shared", lambda ranks: ok("windows", ""))
+    monkeypatch.setattr(main.progress, "progress", lambda ranks, multiple: ok("RMA progress", ""))
+    report = ReportWriter(as_json=True, silent=True)
+    main._together(TwoRanks(), report, None)
+    found = {each.name: each for each in report.findings}
+    assert (found["GPU facts"].state, found["GPU facts"].text) == (
+        "fail",
+        "ranks 0-1: could not be checked: OSError: no such file",
+    )
+    assert "GPU peers" not in found
+    assert list(found).index("GPU facts") < len(found) - 1
+
+
+def test_ranks_are_compared_if_all_could_read_their_gpus():
+    seen_by = ranks_see((0, 1), (0, 1))
+    assert [each.name for each in gpus.together(seen_by, Nodes.of(2))] == ["GPU peers", "GPU sharing"]
+    (got,) = gpus.together([seen_by[0], fail("GPU facts", "why", "what to do")], Nodes.of(2))
+    assert got == fail("GPU facts", "rank 1: why", "what to do")
 
 
 def changed(**versions):
@@ -222,7 +269,7 @@ def test_a_nodes_gpus_are_read_from_files_and_drivers(tmp_path):
         folder.mkdir(parents=True)
         (folder / "vendor").write_text("0x10de\n")
         (folder / "class").write_text("0x030200\n")
-    library = fake_nvml.Library([fake_nvml.Gpu("NVIDIA H100", UUIDS[0], ":01:00.0")], {})
+    library = fake_nvml.Library([fake_nvml.FakeGpu("NVIDIA H100", UUIDS[0], ":01:00.0")], {})
     got = gpu_facts.of_node(tmp_path, lambda words: None, lambda: library, Libcuda())
     assert (got.files, got.caps, got.bus) == (2, True, BUS)
     assert [each.uuid for each in got.devices] == [UUIDS[0]]

@@ -33,7 +33,7 @@ from aristos.engine.layout import (
     remote_bytes,
     remote_region,
 )
-from aristos.explore.places import FAR, NEAR, OUTBOX, fill, put_target, where
+from aristos.explore.places import LOCAL, OUTBOX, REMOTE, fill, put_target, where
 from aristos.host.nodes import Nodes
 from aristos.kernels.cpu.panels import row_stride
 from aristos.layer.collective import shape_of, widths
@@ -49,7 +49,7 @@ def shapes(draw: st.DrawFn, most_ranks: int = 8, least_ranks: int = 1) -> Shape:
         ring_rows=draw(st.integers(1, 9)),
         stride=LINE * draw(st.integers(1, 5)),
         return_rows=most * top_k,
-        max_local=draw(st.integers(1, 20)),
+        max_held=draw(st.integers(1, 20)),
         top_k=top_k,
         experts=draw(st.integers(1, 40)),
         max_tokens=most,
@@ -75,13 +75,13 @@ def test_nodes():
 
 @given(shapes())
 def test_parts_of_a_region_follow_each_other(shape):
-    """In the documented order, each on a line of its own; what only far regions have comes last."""
+    """In the documented order, each on a line of its own; what only remote regions have comes last."""
     w = PairLayout.of(shape)
     starts = [w.announce, w.announce + w.announce_step, w.records, w.return_records, w.ring, w.index, w.coded]
     assert starts == sorted(starts)
     assert all(at % LINE == 0 for at in [*starts, w.nbytes, w.remote_bytes])
     assert starts[0] >= 8 * words.LINE_WORDS
-    assert w.announce_step >= 8 * (words.ANNOUNCED_WORDS + shape.max_local)
+    assert w.announce_step >= 8 * (words.ANNOUNCED_WORDS + shape.max_held)
     assert w.nbytes == w.index == w.ring + shape.ring_rows * shape.stride
     assert w.coded - w.index >= 8 * shape.ring_rows
     assert w.remote_bytes - w.coded >= 16 * words.LINE_WORDS
@@ -93,11 +93,11 @@ def test_return_rows_and_regions_fill_the_windows(cluster):
     shape, nodes = cluster
     w = PairLayout.of(shape)
     for rank in range(shape.world):
-        near, far = nodes.local(rank), nodes.remote(rank)
-        assert sorted([rank, *near, *far]) == list(range(shape.world))
-        kinds = ((local_region, near, w.nbytes, local_bytes), (remote_region, far, w.remote_bytes, remote_bytes))
+        local, remote = nodes.local(rank), nodes.remote(rank)
+        assert sorted([rank, *local, *remote]) == list(range(shape.world))
+        kinds = ((local_region, local, w.nbytes, local_bytes), (remote_region, remote, w.remote_bytes, remote_bytes))
         for region, peers, size, nbytes in kinds:
-            if region is remote_region and not far:
+            if region is remote_region and not remote:
                 assert remote_bytes(shape, nodes, rank) == 0
                 continue
             spans = [(0, lines(shape.returns))]
@@ -167,10 +167,25 @@ class Addresses:
 Written = tuple[str, int, int, int]  # what, whose memory it must be, address, bytes
 
 
+def region_sizes(s: Shape) -> dict[str, int]:
+    """The numbers that `entries` and `entry` (bytes) of the schema's parts of a region stand for."""
+    return {
+        "line words": len(schema.LINE_WORDS),
+        "2": 2,
+        "records": s.ring_rows + 1,
+        "ring rows": s.ring_rows,
+        "8 bytes": 8,
+        "announcement": 8 * (schema.ANNOUNCE_WORDS + s.max_held),
+        "record": 8 * schema.record("record").words,
+        "returned": 8 * schema.record("returned").words,
+        "stride": s.stride,
+    }
+
+
 def region_parts(a: Addresses, peer: int, remote: bool) -> Iterator[tuple[str, int, int]]:
     """What rank `a.me` writes for a peer by the schema, every entry of every part: (what, address, bytes)."""
     s = a.shape
-    sizes = schema.region_sizes(s.ring_rows, s.stride, s.max_local)
+    sizes = region_sizes(s)
     for part in schema.REGION:
         if remote or not part.remote_only:
             entries = sizes[part.entries]
@@ -216,14 +231,14 @@ def test_every_byte_has_one_writer(cluster, random):
     shape, nodes = cluster
     owners = np.array([[random.randrange(shape.world) for _ in range(shape.return_rows)] for _ in range(shape.world)])
     everybody = [Addresses(shape, nodes, me) for me in range(shape.world)]
-    room = [dict(zip((NEAR, FAR, OUTBOX), a.asked)) for a in everybody]
+    room = [dict(zip((LOCAL, REMOTE, OUTBOX), a.asked)) for a in everybody]
     spans: dict[tuple[int, int], list[tuple[int, int, int, str]]] = {}
     lines_of: dict[tuple[int, int, int], set[int]] = {}
     for a in everybody:
         for what, target, at, nbytes in written(a, owners):
             rank, part, offset = where(at)
             assert rank == target, f"{what} of rank {a.me} lies with rank {rank}, not {target}"
-            assert part == (FAR if target in nodes.remote(a.me) else OUTBOX if " " in what else NEAR), what
+            assert part == (REMOTE if target in nodes.remote(a.me) else OUTBOX if " " in what else LOCAL), what
             assert 0 <= offset <= room[rank][part] - nbytes, f"{what} leaves its memory"
             spans.setdefault((rank, part), []).append((offset, offset + nbytes, a.me, what))
             for line in range(offset // LINE, -(-(offset + nbytes) // LINE)):
@@ -239,12 +254,12 @@ def test_every_byte_has_one_writer(cluster, random):
 def test_what_one_writes_is_where_the_other_reads(cluster, number):
     shape, nodes = cluster
     writer, reader = Addresses(shape, nodes, 1), Addresses(shape, nodes, 0)
-    far = 1 in nodes.remote(0)
-    for name in ("announcement", "record", "return_record", "ring_row", *["index"] * far):
+    remote = 1 in nodes.remote(0)
+    for name in ("announcement", "record", "return_record", "ring_row", *["index"] * remote):
         at = writer.at(f"{name}_to", 0, number)
-        assert (writer.put_to(0, at) if far else at) == reader.at(f"{name}_from", 1, number), name
+        assert (writer.put_to(0, at) if remote else at) == reader.at(f"{name}_from", 1, number), name
     word = number % words.LINE_WORDS
-    if far:
+    if remote:
         assert writer.coded(0, word) == reader.table(words.T_REGION_FROM, 1) + reader.job[words.P_CODED] + 16 * word
     else:
         assert writer.at("word_to", 0, word) == reader.at("word_from", 1, word)
@@ -279,8 +294,8 @@ def test_rings_and_records_use_all_their_places_in_turn(cluster, first):
     """A place is written again only one ring later, which is what credit stands for."""
     shape, nodes = cluster
     a = Addresses(shape, nodes, 0)
-    far = 1 in nodes.remote(0)
-    rows = ("ring_row_to", *(("index_to", "staged_row") if far else ()))
+    remote = 1 in nodes.remote(0)
+    rows = ("ring_row_to", *(("index_to", "staged_row") if remote else ()))
     for name, places in (
         *((name, shape.ring_rows) for name in rows),
         ("record_to", shape.slots),
@@ -301,7 +316,7 @@ def test_a_union_serves_both(cluster, b):
     both = a.union(b)
     assert both == b.union(a)
     assert both.union(a) == both
-    for name in ("ring_rows", "stride", "return_rows", "max_local", "top_k", "experts", "max_tokens", "returns"):
+    for name in ("ring_rows", "stride", "return_rows", "max_held", "top_k", "experts", "max_tokens", "returns"):
         assert getattr(both, name) == max(getattr(a, name), getattr(b, name))
     for nbytes in (local_bytes, remote_bytes, rank_bytes):
         assert nbytes(both, nodes, 0) >= max(nbytes(a, nodes, 0), nbytes(b, nodes, 0))
@@ -311,8 +326,8 @@ def test_a_union_serves_both(cluster, b):
 
 def test_a_union_keeps_rings_within_the_budget():
     """Many rows of one user and wide rows of another are not multiplied."""
-    narrow = Shape(world=2, ring_rows=500_000, stride=64, return_rows=10, max_local=1)
-    wide = Shape(world=2, ring_rows=64, stride=64 << 10, return_rows=10, max_local=1)
+    narrow = Shape(world=2, ring_rows=500_000, stride=64, return_rows=10, max_held=1)
+    wide = Shape(world=2, ring_rows=64, stride=64 << 10, return_rows=10, max_held=1)
     both = narrow.union(wide)
     assert both.ring_rows * both.stride <= layout.RING_BUDGET
     assert both.ring_rows >= 64
@@ -340,17 +355,17 @@ def stated_bytes(
     """
     held = max(Placement(placement, cfg.experts, world).held)
     stride = row_stride(cfg.hidden)
-    near = (world - 1) % min(world, ranks_per_node or world)
-    far = world - 1 - near
+    local = (world - 1) % min(world, ranks_per_node or world)
+    remote = world - 1 - local
     most = cfg.max_tokens * min(cfg.top_k, max(1, held))
     ring = max(1, min(most, max(64, (64 << 20) // (max(1, world - 1) * stride))))
     ring = max(ring, min(cfg.top_k, most)) if world > 1 else 1
     words = LINE + 2 * lines(8 * (8 + max(1, held)))
     region = words + 2 * lines((ring + 1) * 32) + ring * stride
-    far_part = region + lines(8 * ring) + 128
+    remote_part = region + lines(8 * ring) + 128
     returns = cfg.max_tokens * cfg.top_k * stride
-    outbox = far_part + LINE + 128 + ring * stride
-    return returns + near * region + (returns + far * far_part if far else 0) + far * outbox
+    outbox = remote_part + LINE + 128 + ring * stride
+    return returns + local * region + (returns + remote * remote_part if remote else 0) + remote * outbox
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8, 64])
@@ -365,14 +380,14 @@ def test_memory_is_the_stated_formula(world):
 @settings(max_examples=40)
 @given(clusters())
 def test_memory_is_what_an_engine_asks_for(cluster):
-    """`rank_bytes` is near window + far window + outboxes, as they are allocated, for nodes of any size."""
+    """`rank_bytes` is local window + remote window + outboxes, as they are allocated, for nodes of any size."""
     shape, nodes = cluster
     for rank in range(shape.world):
-        near, far, outboxes = Addresses(shape, nodes, rank).asked
-        assert near == local_bytes(shape, nodes, rank)
-        assert far == remote_bytes(shape, nodes, rank)
+        local, remote, outboxes = Addresses(shape, nodes, rank).asked
+        assert local == local_bytes(shape, nodes, rank)
+        assert remote == remote_bytes(shape, nodes, rank)
         assert outboxes == len(nodes.remote(rank)) * outbox_bytes(shape)
-        assert near + far + outboxes == rank_bytes(shape, nodes, rank)
+        assert local + remote + outboxes == rank_bytes(shape, nodes, rank)
 
 
 def test_memory_does_not_run_away():
@@ -442,7 +457,7 @@ def test_closing_gives_the_shared_memory_back(comm):
     comm.Barrier()
     before = free_shared_memory()
     if before is None:
-        pytest.skip("nobody says how much shared memory is free")
+        pytest.skip("the amount of free shared memory is unknown")
     for _ in range(8):
         MoE(cfg, comm).close()
     comm.Barrier()

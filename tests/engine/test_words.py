@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aristos.engine import codes, generate, job, layout, schema, words
+from aristos.engine import codes, generate, job, layout, poison, schema, words
 from aristos.engine.layout import LINE, WORD, Shape, StateLayout
 
 STEPS = Path(words.__file__).parent
-SHAPE = Shape(world=3, ring_rows=4, stride=64, return_rows=12, max_local=2, top_k=2, experts=5, max_tokens=6)
+SHAPE = Shape(world=3, ring_rows=4, stride=64, return_rows=12, max_held=2, top_k=2, experts=5, max_tokens=6)
 
 
 def test_generated_files_are_as_the_schema_has_them():
@@ -136,6 +136,15 @@ def test_a_job_misses_no_word():
     del given["top_k"]
     with pytest.raises(TypeError, match=r"missing \['top_k'\], unknown \['wrong'\]"):
         job.fill(a_job, schema.OBJECT, schema.CPU, **given, wrong=1)
+
+
+@pytest.mark.parametrize("epoch", [0, 1, (1 << 39) - 1])
+@pytest.mark.parametrize("origin", [0, 1, (1 << poison.ORIGIN_BITS) - 1])
+def test_a_poison_word_gives_back_what_it_holds(epoch, origin):
+    causes = [value for name, value in vars(codes).items() if name.startswith("CAUSE_")]
+    found = [poison.poison_word(epoch, origin, cause) for cause in causes]
+    assert [poison.failure_of(word) for word in found] == [(epoch, origin, cause) for cause in causes]
+    assert all(0 < word < 1 << 63 for word in found)
 
 
 def test_tables_of_slots_lie_behind_the_words():

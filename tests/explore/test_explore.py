@@ -51,7 +51,7 @@ def test_options_that_make_no_sense(words):
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["--json"], ["--mutation", "release-dropped"]])
 def test_a_report_that_cannot_be_written_is_no_bug_found(words):
-    """A report that cannot be written is not exit code 1."""
+    """The exit code is 2, not 1, which means that a bug was found."""
     command = [sys.executable, "-m", "aristos", "explore", "--schedules", "2", *words]
     with open("/dev/full", "w") as full:
         done = subprocess.run(

@@ -18,17 +18,16 @@ import aristos
 from aristos import reference
 from aristos.cli.explore import options as explore_options
 from aristos.config import ACTIVATIONS, SCORES
-from aristos.engine import codes, dispatch, steps, words
+from aristos.engine import codes, dispatch, outbox, steps, words
 from aristos.engine.layout import local_region
 from aristos.explore import main as explorer
 from aristos.explore import shrink, step_limit, strategies
 from aristos.explore.cases import Call, Case, Fault
 from aristos.explore.cluster import Cluster
-from aristos.explore.places import BELIEVED, COPIES, NEAR, PART, STATE, WIRE, address, private
+from aristos.explore.places import ACCEPTED, COPIES, LOCAL, PART, STATE, WIRE, address, private
 from aristos.explore.violation import OutOfBounds, Race, SecondWriter, WrongSide
 from aristos.primitives import compile as compiling
 from aristos.primitives import wire
-from aristos.substrate import heartbeat
 from aristos.substrate.cpu import loop
 
 pytestmark = pytest.mark.uncompiled
@@ -143,9 +142,26 @@ def test_busy_calls(node_of):
         play(replace(sizes, node_of=node_of, calls=calls), seeds=4)
 
 
+def test_a_rank_that_reads_poison_keeps_its_cause(monkeypatch):
+    """FAILED holds the cause from the moment on that a worker sees the poison, whichever rank it came from."""
+    causes: set[int] = set()
+    real = steps.next_command
+
+    def noted(job: Any, st: Any, worker: int) -> int:
+        kind = real(job, st, worker)
+        if kind == codes.FAIL:
+            causes.add(st[words.FAILED])
+        return kind
+
+    monkeypatch.setattr(steps, "next_command", noted)
+    calls = ((Call(((1,), (2,))),),) * 3
+    play(Case(ranks=3, placement=(0, 1, 2), node_of=(0, 0, 0), fault=Fault(0, 1, 0), calls=calls), seeds=4)
+    assert causes == {codes.CAUSE_INTERRUPT}
+
+
 def test_a_second_writer_is_seen():
     cluster = Cluster(Case(calls=((Call(()),),) * 2), strategies.Replay([]))
-    word = address(0, NEAR, local_region(cluster.case.shape, cluster.case.nodes, 0, 1))
+    word = address(0, LOCAL, local_region(cluster.case.shape, cluster.case.nodes, 0, 1))
     with cluster.patched():
         cluster.sched.current = cluster.sched.actors[1]
         aristos.primitives.memory.store(word, 1)
@@ -155,7 +171,7 @@ def test_a_second_writer_is_seen():
 
 
 @pytest.mark.parametrize("access", ["load", "store", "load_acquire", "store_release", "fetch_add", "compare_exchange"])
-@pytest.mark.parametrize("at", [0, -8, address(2, NEAR), address(0, BELIEVED + 1), address(0, NEAR, PART - 8),
+@pytest.mark.parametrize("at", [0, -8, address(2, LOCAL), address(0, ACCEPTED + 1), address(0, LOCAL, PART - 8),
                                 private(0, 13), private(2, STATE), private(-1, WIRE)])  # fmt: skip
 def test_an_access_where_nothing_lies_is_seen(at, access):
     """An address never written, or past its area: on a real machine a fault or, worse, no fault."""
@@ -188,10 +204,10 @@ def test_a_wait_with_a_busy_wire_is_bounded(monkeypatch):
 def test_a_waiting_worker_sends_heartbeats(monkeypatch):
     """The explorer does not notice missing heartbeats, so they are checked here."""
     shown: list[int] = []
-    monkeypatch.setattr(steps, "heartbeat", lambda job, st, phase: shown.append(int(phase)))
+    monkeypatch.setattr(steps, "heartbeat", lambda job, st, progress: shown.append(int(progress)))
     monkeypatch.setattr(steps, "decide", lambda *_: codes.IDLE)
     job, state, lock = np.zeros(words.JOB_WORDS, np.int64), np.zeros(1000, np.int64), np.zeros(1, np.int64)
-    job[words.PAUSE_NS], job[words.LOCK], state[words.PROGRESS] = 3 * heartbeat.HEARTBEAT_NS, lock.ctypes.data, 7
+    job[words.PAUSE_NS], job[words.LOCK], state[words.PROGRESS] = 3 * outbox.HEARTBEAT_NS, lock.ctypes.data, 7
     job[words.T_COMMAND] = words.STATE_WORDS
     assert loop.work(job, state, 0) == codes.PAUSED
     assert 1 <= len(shown) <= 4
@@ -210,7 +226,7 @@ def on_gpus(**sizes: Any) -> Case:
 @pytest.mark.parametrize(("workers", "rows"), [(1, 1), (2, 2), (4, 3)])
 def test_ranks_on_gpus(workers, rows):
     """Grids of several sizes and rings of few rows: the results equal the reference."""
-    play(on_gpus(workers=workers, rows=rows, runs=2, all_shared=True), seeds=3)
+    play(on_gpus(workers=workers, rows=rows, runs=2, all_split=True), seeds=3)
 
 
 @pytest.mark.parametrize("how", ["gpu", "host", "copy"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from aristos.explore.cases import Case
-from aristos.explore.exhaustive import Key, Move, Node, Result, Search
+from aristos.explore.exhaustive import Key, Move, Node, SearchResult, StateSearch
 from aristos.explore.scheduler import FLUSH
 from aristos.explore.small import ROUTINGS, small
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.uncompiled, pytest.mark.slow]
 SECONDS = 200.0
 
 
-class Noted(Search):
+class Noted(StateSearch):
     """A search that records successor states, states in which all calls have ended, and idle flushes."""
 
     def __init__(self, case: Case) -> None:
@@ -43,7 +43,7 @@ def both(monkeypatch: pytest.MonkeyPatch, case: Case) -> tuple[Noted, Noted]:
     """The search as it is, and without its reduction; each complete."""
 
     def complete(search: Noted) -> Noted:
-        result: Result = search.run(SECONDS)
+        result: SearchResult = search.run(SECONDS)
         assert result.complete, result
         return search
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[cuda12]'")
-from aristos.substrate.cuda.device import Device, count
+from aristos.substrate.cuda.device import CudaDevice, count
 
 if not count():
     pytest.skip("no GPU: the driver is missing or shows none", allow_module_level=True)
@@ -20,7 +20,7 @@ from aristos.transport.ipc import IpcWindow
 
 @pytest.fixture(scope="module")
 def own():
-    return Device.find(0)
+    return CudaDevice.find(0)
 
 
 def read(gpu, address, words, stream=0):
@@ -107,7 +107,7 @@ def test_the_callers_context_stays(own):
 @pytest.mark.ranks(2, timeout=300)
 def test_memory_of_another_process(comm):
     """Each rank stores into the other's window with a kernel; both may use one GPU."""
-    gpu = Device.find(comm.rank)
+    gpu = CudaDevice.find(comm.rank)
     window = IpcWindow(comm, gpu, 8 * 1000)
     loaded, peer = gpu.load(FILL), 1 - comm.rank
     comm.Barrier()

@@ -22,8 +22,8 @@ from aristos.host.mpi_files import leftovers
 from aristos.host.mpi_library import Library
 from aristos.launcher import commands, job, main, take_seat, this_node
 from aristos.launcher.seats import Seat, default_ranks, seats, table
-from aristos.topology import Device, Link, Mig, Nic, Node, Numa, cpusets
-from aristos.topology.visible import CudaDevice
+from aristos.topology import Gpu, Link, Mig, Nic, Node, Numa, cpusets
+from aristos.topology.visible import VisibleDevice
 
 ROOT = Path(__file__).resolve().parents[2]
 CORES = os.sched_getaffinity(0)
@@ -44,7 +44,7 @@ def perlmutter() -> Node:
     """NERSC's GPU node as its documentation shows it: 64 cores in 4 domains, GPU 0 in the last one, a NIC in each."""
     base = node(4, 16, threads=2)
     devices = tuple(
-        Device(g, "A100", numa=3 - g, cpus=base.numa[3 - g].cpus, cpus_from="sysfs", pci=f"0000:{g}") for g in range(4)
+        Gpu(g, "A100", numa=3 - g, cpus=base.numa[3 - g].cpus, cpus_from="sysfs", pci=f"0000:{g}") for g in range(4)
     )
     nics = tuple(Nic(f"NIC{i}", f"hsn{i}", numa=i) for i in range(4))
     links = {}
@@ -59,7 +59,7 @@ def shown(found: list[Seat]) -> list[str]:
     return [cpusets.show(seat.cpus) for seat in found]
 
 
-def seen(where: Node) -> tuple[CudaDevice, ...]:
+def seen(where: Node) -> tuple[VisibleDevice, ...]:
     return this_node.usable(where.devices, {})
 
 
@@ -134,7 +134,7 @@ def test_ranks_have_cores_of_their_own_in_one_domain_if_there_are_enough(ranks):
 
 def test_gpus_of_one_domain_share_its_cores_and_its_nics():
     base = node(2, 8)
-    devices = tuple(Device(g, cpus=base.numa[g // 2].cpus, cpus_from="sysfs", numa=g // 2) for g in range(4))
+    devices = tuple(Gpu(g, cpus=base.numa[g // 2].cpus, cpus_from="sysfs", numa=g // 2) for g in range(4))
     nics = (Nic("NIC0", "mlx5_0"), Nic("NIC1", "mlx5_1"))
     links = {(f"GPU{g}", f"NIC{i}"): Link("PXB" if g // 2 == 0 else "SYS") for g in range(4) for i in range(2)}
     where = replace(base, devices=devices, nics=nics, links=links)
@@ -145,16 +145,16 @@ def test_gpus_of_one_domain_share_its_cores_and_its_nics():
 
 def test_sysfs_and_the_domain_are_preferred_to_nvidia_smis_cut_list():
     base = node(2, 8)
-    cut = Device(0, cpus=frozenset({0, 2}), cpus_from="nvidia-smi", numa=0)
-    assert shown(seats(base, 1, [CudaDevice(cut)])) == ["0-7"]
-    assert shown(seats(base, 1, [CudaDevice(replace(cut, cpus_from="sysfs"))])) == ["0,2"]
+    cut = Gpu(0, cpus=frozenset({0, 2}), cpus_from="nvidia-smi", numa=0)
+    assert shown(seats(base, 1, [VisibleDevice(cut)])) == ["0-7"]
+    assert shown(seats(base, 1, [VisibleDevice(replace(cut, cpus_from="sysfs"))])) == ["0,2"]
     hidden = replace(cut, cpus=frozenset({100}), cpus_from="sysfs", numa=None)  # a cgroup hides its cores
-    assert shown(seats(base, 1, [CudaDevice(hidden)])) == ["0-15"]
+    assert shown(seats(base, 1, [VisibleDevice(hidden)])) == ["0-15"]
 
 
 def test_overlapping_core_sets_are_divided():
     base = node(1, 8)
-    devices = [CudaDevice(Device(g, cpus=cpus, cpus_from="sysfs")) for g, cpus in enumerate(
+    devices = [VisibleDevice(Gpu(g, cpus=cpus, cpus_from="sysfs")) for g, cpus in enumerate(
         [frozenset(range(8)), frozenset(range(4)), frozenset(range(4))])]  # fmt: skip
     found = seats(base, 3, devices)
     assert [len(s.cpus) for s in found] == [4, 2, 2]
@@ -162,8 +162,8 @@ def test_overlapping_core_sets_are_divided():
 
 
 def test_which_gpus_a_job_may_use():
-    cut = Device(1, "A100", uuid="GPU-b", mig=(Mig(0, "MIG-x", "3g.40gb"), Mig(1, "MIG-y", "3g.40gb")))
-    devices = (Device(0, "A100", uuid="GPU-a"), cut)
+    cut = Gpu(1, "A100", uuid="GPU-b", mig=(Mig(0, "MIG-x", "3g.40gb"), Mig(1, "MIG-y", "3g.40gb")))
+    devices = (Gpu(0, "A100", uuid="GPU-a"), cut)
     found = seats(node(1, 3), 3, this_node.usable(devices, {}))
     assert [(s.device, s.mig) for s in found] == [(0, ""), (1, "MIG-x"), (1, "MIG-y")]
     (only,) = this_node.usable(devices, {"CUDA_VISIBLE_DEVICES": "GPU-a"})

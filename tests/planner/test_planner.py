@@ -434,12 +434,12 @@ def test_equally_slow_groups_are_all_reported(pair, count):
     said = report(plan, 0.0)
     want = {
         1: "",
-        2: "; group 1 holds it up as much",
-        3: "; groups 1-2 hold it up as much",
-        30: "; groups 1-29 hold it",
+        2: "; group 1 takes as long",
+        3: "; groups 1-2 take as long",
+        30: "; groups 1-29 take as long",
     }
     assert want[count] in said
-    assert ("as much" in said) == (count > 1)
+    assert ("as long" in said) == (count > 1)
     assert "shorter" not in said
     assert ("6 groups whose stages are no longer" in said) == (count == 30)
 
@@ -655,7 +655,7 @@ def test_stages_that_take_no_time(model, monkeypatch):
     p.update(layer_cost=0.0, payload_mib=0.0, alpha_us=[[0.0] * 20 for _ in range(20)])
     plan = large(planner.parse(p), model, "any", 3.0)
     assert (plan.objective_us, plan.gap) == (0.0, 0.0)
-    found = search.Search(plan.problem, model, "any", [list(range(20))], 0)
+    found = search.GroupSearch(plan.problem, model, "any", [list(range(20))], 0)
     found.offer(found.best)
     found.anneal(time.monotonic() + 20, lambda: False)
     assert sorted(i for g in found.best for i in g) == list(range(20))
@@ -679,7 +679,7 @@ def test_without_time_the_bound_is_that_of_the_rates(model):
 def test_cuts_keep_the_time_limit(monkeypatch):
     """In small pieces they are the same, and end where time is up in the middle of an order."""
     problem = planner.parse(planning.draw(3, 40))
-    found = search.Search(problem, "literal", "any", [list(range(40))], 0)
+    found = search.GroupSearch(problem, "literal", "any", [list(range(40))], 0)
     whole = found._cuts(np.arange(40), math.inf)
     for n, most in ((1, 1), (40, 40), (2000, 1), (2000, 500), (2048, 2048)):
         ranges = list(search.pieces(n, most))

@@ -74,7 +74,7 @@ def check(seed: int, model: str, allreduce: str) -> None:
     whole = [list(range(n))]
     found = exact.solve(problem, model, allreduce, whole)
     assert math.isclose(planner.evaluate(problem, found, model, allreduce).objective_us, best), "exact, subsets"
-    tried = search.Search(problem, model, allreduce, whole, 0)
+    tried = search.GroupSearch(problem, model, allreduce, whole, 0)
     check_search(tried, grows)
     assert tried.best_us >= best * (1 - 1e-9)
 
@@ -100,7 +100,7 @@ def check(seed: int, model: str, allreduce: str) -> None:
     check_words(p, priced, model, allreduce)
 
 
-def check_search(tried: search.Search, grows: bool) -> None:
+def check_search(tried: search.GroupSearch, grows: bool) -> None:
     """The compiled loops' stages and F are those of the cost."""
     p, n = tried.problem, tried.problem.n
     order = np.arange(n)

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from cases import ROOT, USE_EVERYTHING, Job, clean_environment, run_job
 from mpi import find_mpiexec
 
+from aristos.errors import EnvironmentProblem
 from aristos.primitives import compile as compiling
 from aristos.primitives import sources
 
@@ -138,6 +140,55 @@ def test_a_copy_of_the_package_finds_what_another_compiled(tmp_path):
     counts = [use(LITTLE, root, ARISTOS_CACHE=str(tmp_path / "cache"))[0] for root in (ROOT, copy.parent, ROOT)]
     assert counts[0] > 0
     assert counts[1:] == [0, 0]
+
+
+def outcome(body: Callable[[], None]) -> BaseException | None:
+    """What `body` raises on a thread of its own: a thread cannot wait for a lock that it holds."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(body).exception()
+
+
+def test_only_processes_with_equal_sources_wait_for_each_other(copy, monkeypatch, tmp_path):
+    monkeypatch.setattr(compiling, "COMPILE_SECONDS", 0.2)
+    monkeypatch.setattr(compiling, "cache_folder", lambda: tmp_path)  # another process may fill the one of this text
+
+    def compile_nothing() -> None:
+        with compiling.compiling(quiet=True):
+            pass
+
+    with compiling.compiling(quiet=True):
+        other = outcome(compile_nothing)
+        (copy / "models.py").write_text((copy / "models.py").read_text() + "\n# edited\n")
+        forget()
+        assert outcome(compile_nothing) is None, "another checkout waits"
+    assert isinstance(other, EnvironmentProblem)
+    assert re.search(r"another process has held .*/compiling-\w+\.lock for 0\.2 s.*ARISTOS_CACHE", str(other))
+
+
+def test_two_processes_do_not_write_one_index_at_once(tmp_path):
+    """Numba's index could give one signature the code of another."""
+    inside: list[int] = []
+    most: list[int] = []
+
+    class Kept:
+        """Numba's cache of a function."""
+
+        cache_path = str(tmp_path / "loop-key")
+
+        def save_overload(self, signature: int, compiled: None) -> None:
+            inside.append(signature)
+            time.sleep(0.05)
+            most.append(len(inside))
+            inside.remove(signature)
+
+    def save(signature: int) -> None:
+        kept = compiling.LazyCache(save)
+        vars(kept)["_kept"] = Kept()
+        kept.save_overload(signature, None)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(save, range(3)))
+    assert most == [1, 1, 1]
 
 
 def test_progress_reports_how_long_it_has_taken(monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""A Device over a fake driver: memory, copies, kernels, time, IPC handles, error messages; nothing at import."""
+"""A CudaDevice over a fake driver: memory, copies, kernels, time, IPC handles, error messages; nothing at import."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from aristos.errors import EnvironmentProblem, InputError, MemoryProblem
 from aristos.kernels.cuda.build import Built
 from aristos.substrate.cuda import device
 from aristos.substrate.cuda import driver as calls
-from aristos.substrate.cuda.device import Device
+from aristos.substrate.cuda.device import CudaDevice
 
 
 @dataclass(frozen=True)
@@ -50,30 +50,30 @@ def driver(machine, monkeypatch):
 
 
 def test_the_properties_of_a_gpu(driver):
-    assert device.count() == Device.count() == 2
-    gpu = Device(1)
+    assert device.count() == CudaDevice.count() == 2
+    gpu = CudaDevice(1)
     assert (gpu.ordinal, gpu.name, gpu.arch, gpu.sms, gpu.driver) == (1, "NVIDIA Made-up", "sm_90", 132, "12.9")
     assert gpu.uuid == "GPU-a1a1a1a1-a1a1-a1a1-a1a1-a1a1a1a1a1a1"
-    assert [Device.find(rank).ordinal for rank in range(5)] == [0, 1, 0, 1, 0]
+    assert [CudaDevice.find(rank).ordinal for rank in range(5)] == [0, 1, 0, 1, 0]
 
 
 def test_an_ordinal_that_is_not_visible(driver):
     with pytest.raises(EnvironmentProblem, match=r"GPU 2 was asked for and 2 are visible: .*--gpu-bind=none"):
-        Device(2)
+        CudaDevice(2)
     with pytest.raises(EnvironmentProblem, match="GPU -1 was asked for"):
-        Device(-1)
+        CudaDevice(-1)
 
 
 def test_a_process_without_visible_gpus(driver):
     driver.first.visible = []
     assert device.count() == 0
     with pytest.raises(EnvironmentProblem, match=r"cuInit: CUDA_ERROR_NO_DEVICE: no GPU is visible .*nvidia-smi -L"):
-        Device.find(0)
+        CudaDevice.find(0)
 
 
 def test_the_current_context_stays(driver):
     """The current device of another library stays, also after an error."""
-    gpu, stack = Device(1), driver.process.stack()
+    gpu, stack = CudaDevice(1), driver.process.stack()
     stack.append(100)
     gpu.free(gpu.allocate(8))
     with pytest.raises(EnvironmentProblem):
@@ -83,7 +83,7 @@ def test_the_current_context_stays(driver):
 
 
 def test_memory_starts_as_zeros_and_holds_copies(driver, machine):
-    gpu = Device(0)
+    gpu = CudaDevice(0)
     address = gpu.allocate(1000)
     assert not machine.allocations[gpu.handle(address)].data.any(), "another process may read it at once"
     values = np.arange(100, dtype=np.int64)
@@ -103,7 +103,7 @@ def test_memory_starts_as_zeros_and_holds_copies(driver, machine):
 
 def test_copies_follow_their_stream_and_pageable_ones_are_done(driver):
     """A copy of pinned memory is asynchronous; an array of NumPy's may be reused at once."""
-    gpu = Device(0)
+    gpu = CudaDevice(0)
     address, stream = gpu.allocate(800), gpu.new_stream()
     values = np.arange(100.0)
     gpu.copy_in(address, values, stream)
@@ -124,7 +124,7 @@ def test_copies_follow_their_stream_and_pageable_ones_are_done(driver):
 
 
 def test_pinned_memory(driver):
-    gpu = Device(0)
+    gpu = CudaDevice(0)
     array, address = gpu.host(64)
     assert array.shape == (64,)
     assert array.dtype == np.uint8
@@ -132,12 +132,12 @@ def test_pinned_memory(driver):
     assert address == array.ctypes.data + (1 << 50), "the driver's address, not the host's"
     gpu.free_host(array)
     assert not driver.process.pinned
-    with pytest.raises(InputError, match=r"free_host takes an array of Device\.host"):
+    with pytest.raises(InputError, match=r"free_host takes an array of CudaDevice\.host"):
         gpu.free_host(array)
 
 
 def test_memory_allocated_elsewhere_is_pinned_if_possible(driver):
-    gpu, memory = Device(0), np.zeros(4096, np.uint8)
+    gpu, memory = CudaDevice(0), np.zeros(4096, np.uint8)
     assert gpu.pin(memory.ctypes.data, 4096)
     assert not gpu.pin(memory.ctypes.data, 4096)  # already pinned; nothing is raised
     gpu.unpin(memory.ctypes.data)
@@ -145,7 +145,7 @@ def test_memory_allocated_elsewhere_is_pinned_if_possible(driver):
 
 
 def test_wrong_arrays(driver):
-    gpu = Device(0)
+    gpu = CudaDevice(0)
     address = gpu.allocate(800)
     with pytest.raises(InputError, match="contiguous"):
         gpu.copy_in(address, np.zeros((10, 10)).T[1:])
@@ -161,7 +161,7 @@ def test_wrong_arrays(driver):
 
 
 def test_out_of_memory(driver):
-    gpu = Device(1)
+    gpu = CudaDevice(1)
     gpu.allocate(1 << 29)
     with pytest.raises(MemoryProblem, match=r"cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY: 512 of 1024 MiB .* are free: use"):
         gpu.allocate((1 << 29) + 1)
@@ -171,7 +171,7 @@ def test_out_of_memory(driver):
 
 
 def test_a_kernel_is_loaded_once_and_launched(driver, machine):
-    gpu = Device(0)
+    gpu = CudaDevice(0)
     loaded = gpu.load(KERNEL)
     assert gpu.load(KERNEL) is loaded
     assert sum(name == "cuModuleLoadData" for _, name in machine.log) == 1
@@ -189,7 +189,7 @@ def test_a_kernel_is_loaded_once_and_launched(driver, machine):
 
 
 def test_shared_memory_above_48_kb_is_asked_for_once(driver, machine):
-    gpu = Device(0)
+    gpu = CudaDevice(0)
     loaded = gpu.load(KERNEL)
     assert gpu.resident(loaded, 4096) == min(2048 // 128, (228 << 10) // (4096 + 1024 + fake_cuda.KERNEL_STATIC))
     assert gpu.resident(loaded, 48 << 10) == 4, "static and dynamic together are above 48 KB"
@@ -197,14 +197,14 @@ def test_shared_memory_above_48_kb_is_asked_for_once(driver, machine):
     gpu.launch(loaded, 1, 100 << 10, 1, 2, 3)
     gpu.launch(loaded, 1, 10 << 10, 1, 2, 3)
     assert sum(name == "cuFuncSetAttribute" for _, name in machine.log) == 2
-    fresh = Device(0)
+    fresh = CudaDevice(0)
     fresh.launch(fresh.load(KERNEL), 1, 200 << 10, 1, 2, 3)
     with pytest.raises(EnvironmentProblem, match=r"fill needs 234496 bytes .* has 232448: choose a smaller tile"):
         gpu.launch(loaded, 1, 228 << 10, 1, 2, 3)
 
 
 def test_wrong_launches(driver):
-    gpu = Device(0)
+    gpu = CudaDevice(0)
     loaded = gpu.load(KERNEL)
     with pytest.raises(InputError, match="kernel fill takes 3 arguments, got 2"):
         gpu.launch(loaded, 1, 0, 1, 2)
@@ -216,7 +216,7 @@ def test_wrong_launches(driver):
 
 
 def test_time(driver):
-    gpu = Device(0)
+    gpu = CudaDevice(0)
     stream, a, b = gpu.new_stream(), gpu.event(), gpu.event()
     gpu.record(a, stream)
     gpu.record(b, stream)
@@ -225,7 +225,7 @@ def test_time(driver):
 
 def test_copies_and_graphs(driver):
     """Captured work does not run; each replay runs it once, in the order of the stream."""
-    gpu = Device(0)
+    gpu = CudaDevice(0)
     stream, a, b = gpu.new_stream(), gpu.allocate(64), gpu.allocate(64)
     gpu.copy_in(a, np.arange(8), stream)
     graph = gpu.graph(stream, lambda: gpu.copy(b + 8, a, 32, stream))
@@ -246,13 +246,13 @@ def test_copies_and_graphs(driver):
 def test_memory_of_another_process(driver, machine):
     """On another GPU: the same bytes at a different address."""
     other = Process(machine)
-    mine = Device(0)
+    mine = CudaDevice(0)
     address = mine.allocate(100)
     mine.copy_in(address, np.arange(100, dtype=np.uint8))
     code = mine.handle(address)
     assert len(code) == 64
     driver.here.process = other
-    theirs = Device(1)
+    theirs = CudaDevice(1)
     opened = theirs.open(code)
     assert opened != address
     back = np.zeros(100, np.uint8)
@@ -271,13 +271,13 @@ def test_memory_of_another_process(driver, machine):
 
 def test_which_gpus_reach_each_other(driver, machine):
     machine.gpus[0].reaches.clear()
-    gpus = Device(0), Device(1)
+    gpus = CudaDevice(0), CudaDevice(1)
     assert gpus[0].can_access(0)
     assert not gpus[0].can_access(1)
     assert gpus[1].can_access(0)
     assert gpus[0].ordinal_of(gpus[1].uuid) == 1
     driver.first.visible = [1]
-    alone = Device(0)
+    alone = CudaDevice(0)
     assert alone.uuid == gpus[1].uuid
     assert alone.ordinal_of(gpus[0].uuid) is None
     assert alone.ordinal_of(alone.uuid) == 0
@@ -295,15 +295,15 @@ def test_which_gpus_reach_each_other(driver, machine):
         ("cuStreamQuery", "CUDA_ERROR_ILLEGAL_ADDRESS", lambda gpu: gpu.done(), "compute-sanitizer"),
         ("cuIpcOpenMemHandle", "CUDA_ERROR_PEER_ACCESS_UNSUPPORTED", lambda gpu: gpu.open(bytes(64)), "topo -p2p r"),
         ("cuIpcOpenMemHandle", "CUDA_ERROR_MAP_FAILED", lambda gpu: gpu.open(bytes(64)), "--pid=host"),
-        ("cuDeviceGetCount", "CUDA_ERROR_SYSTEM_NOT_READY", lambda gpu: Device(0), "nvidia-fabricmanager"),
-        ("cuDevicePrimaryCtxRetain", "CUDA_ERROR_DEVICE_UNAVAILABLE", lambda gpu: Device(0), "nvidia-smi -c 0"),
-        ("cuInit", "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", lambda gpu: Device.find(0), "reboot"),
+        ("cuDeviceGetCount", "CUDA_ERROR_SYSTEM_NOT_READY", lambda gpu: CudaDevice(0), "nvidia-fabricmanager"),
+        ("cuDevicePrimaryCtxRetain", "CUDA_ERROR_DEVICE_UNAVAILABLE", lambda gpu: CudaDevice(0), "nvidia-smi -c 0"),
+        ("cuInit", "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", lambda gpu: CudaDevice.find(0), "reboot"),
         ("cuMemHostAlloc", "CUDA_ERROR_UNKNOWN", lambda gpu: gpu.host(8), "reference"),
         ("cuMemFree", "CUDA_ERROR_MPS_CONNECTION_FAILED", lambda gpu: gpu.free(1), "CUDA_MPS_PIPE_DIRECTORY"),
     ],
 )
 def test_errors_name_the_function_and_what_to_do(driver, function, error, act, advice):
-    gpu = Device(0)
+    gpu = CudaDevice(0)
     driver.fail[function] = error
     with pytest.raises(EnvironmentProblem) as raised:
         act(gpu)
@@ -322,7 +322,7 @@ def test_advice_is_for_errors_that_exist():
 def test_without_a_driver():
     assert device.count() == 0
     with pytest.raises(EnvironmentProblem, match=r"cuInit: NVIDIA's driver \(libcuda.so.1\) is not here.*--gpus all"):
-        Device.find(0)
+        CudaDevice.find(0)
 
 
 def test_without_the_packages():
@@ -331,14 +331,14 @@ def test_without_the_packages():
         "import sys; sys.modules['numba_cuda'] = sys.modules['cuda'] = sys.modules['cuda.bindings'] = None\n"
         "from aristos.substrate.cuda import device; from aristos.transport import ipc\n"
         "print(device.count())\n"
-        "try: device.Device(0)\nexcept device.EnvironmentProblem as error: print(error)"
+        "try: device.CudaDevice(0)\nexcept device.EnvironmentProblem as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("0\nGPUs need numba-cuda and cuda-bindings: pip install 'aristos[cuda12]'"), done
 
 
 def test_querying_a_stream_does_not_wait(driver):
-    gpu = Device(0)
+    gpu = CudaDevice(0)
     stream, address = gpu.new_stream(), gpu.allocate(64)
     assert gpu.done(stream)
     for _ in range(3):

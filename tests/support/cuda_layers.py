@@ -71,7 +71,7 @@ class Layers:
             for p in range(world)
         ]
         cfg, tile = self.cfg, self.tile
-        self.runs = substrate.shared_runs(tile, cfg.hidden, cfg.ffn, cfg.gated, self.grid)
+        self.runs = substrate.column_split_runs(tile, cfg.hidden, cfg.ffn, cfg.gated, self.grid)
         self.tables = StateLayout(self.shape, self.grid, MOST_ROWS, self.runs["runs"])
         self.ranks = [self.make_rank(me) for me in range(world)]
 

@@ -165,14 +165,14 @@ class NodeRank(Rank):
             first = self.base + lines(layers.shape.returns) + layout.remote_bytes * number + layout.coded
             layers.host.coded.append(range(first, first + CODED_BYTES))
         self.memory = DeviceMemory(group, layers.shape, lambda n: window, self, layers.rows_on_device)
-        self.memory._believed = SimpleNamespace(ctypes=SimpleNamespace(data=self.base + BUFFERS + (1 << 20)))
+        self.memory._accepted = SimpleNamespace(ctypes=SimpleNamespace(data=self.base + BUFFERS + (1 << 20)))
         self.memory._locks = SimpleNamespace(ctypes=SimpleNamespace(data=self.base + BUFFERS + (2 << 20)))
         self.sides = self.memory.sides(self.base + BUFFERS + (3 << 20))
         state = np.zeros(layers.tables.words, np.int64)
         self.memory.fill(state, layers.tables.starts)
         return self.device.array(state)
 
-    # ---- in place of a Device
+    # ---- in place of a CudaDevice
     def host(self, nbytes: int) -> tuple[Any, int]:
         array = self.layers.machine.host_array(np.zeros(nbytes // WORD, np.int64), f"outboxes of rank {self.me}")
         self.layers.host.arrays.append(array)
@@ -211,7 +211,8 @@ class NodeRank(Rank):
             assert not over
             for _ in range(self.layers.host.rng.integers(1, GAP)):
                 yield
-            if sides.job[words.EPOCH] == epoch and sides.st[words.PROGRESS] < 0 and engine.quiet(sides.job, sides.st):
+            left = sides.job[words.EPOCH] == epoch and sides.st[words.PROGRESS] < 0
+            if left and engine.between_calls(sides.job, sides.st):
                 at = [self.layers.host.load(at, "acquire") for at in self._epochs()]
                 if min(at) == epoch:
                     break

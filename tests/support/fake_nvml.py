@@ -12,7 +12,7 @@ SWITCH, PEER = 2, 0
 
 
 @dataclass
-class Gpu:
+class FakeGpu:
     """nvlinks: per link (kind, PCI address) of the remote end, None if inactive."""
 
     name: str
@@ -28,7 +28,7 @@ class Gpu:
 class Library:
     """levels: (lower number, higher number) -> nvmlGpuTopologyLevel_t."""
 
-    def __init__(self, gpus: list[Gpu], levels: dict[tuple[int, int], int], works: bool = True) -> None:
+    def __init__(self, gpus: list[FakeGpu], levels: dict[tuple[int, int], int], works: bool = True) -> None:
         self.gpus, self.levels, self.works, self.open = gpus, levels, works, 0
 
     def __getattr__(self, name: str) -> Callable[..., int]:
@@ -79,7 +79,7 @@ class Library:
         handle.value = 1000 * (at.value + 1)
         return 0
 
-    def _gpu(self, handle: ctypes.c_void_p) -> Gpu:
+    def _gpu(self, handle: ctypes.c_void_p) -> FakeGpu:
         return self.gpus[handle.value // 1000 - 1]
 
     def _text(self, handle: ctypes.c_void_p, buffer: Any, whole: str, part: int) -> int:

@@ -16,7 +16,7 @@ from ml_dtypes import bfloat16
 
 import aristos
 from aristos import reference
-from aristos.bench.gpu.clock import Gpu, GpuArray
+from aristos.bench.gpu.clock import BenchGpu, GpuArray
 from aristos.bench.world import World
 from aristos.errors import InputError, PeerInputError
 from aristos.kernels.cuda.pack import widen
@@ -70,7 +70,7 @@ def bits(comm: Any, rank: int, world: int) -> np.ndarray:
 
 def device_arrays(comm: Any, rank: int, world: int, dtype: str) -> None:
     """Arrays of the GPU are used in place, without a copy; the call is asynchronous, and `synchronize` waits for it."""
-    kind, gpu = KINDS[dtype], Gpu(World())
+    kind, gpu = KINDS[dtype], BenchGpu(World())
     with made(comm, replace(CFG, dtype=dtype)) as moe:
         x = tokens(CFG, 13, seed=rank).astype(TYPES[dtype])
         bits = x.view(np.uint16) if dtype == "bfloat16" else x
@@ -84,7 +84,7 @@ def device_arrays(comm: Any, rank: int, world: int, dtype: str) -> None:
 
 def captured(comm: Any, rank: int, world: int) -> None:
     """One call in a CUDA graph, replayed three times on other tokens in the same memory."""
-    gpu = Gpu(World())
+    gpu = BenchGpu(World())
     with made(comm) as moe:
         first = tokens(CFG, 6 + rank, seed=1)
         x, y = gpu.array(first, "f32"), GpuArray(gpu, first.shape, "f32")

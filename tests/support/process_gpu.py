@@ -122,7 +122,7 @@ def gpus(comm: Any, folder: Path, blocks: int = 2, takes: bool = False) -> Itera
     comm.Barrier()
     gpu = ProcessGpu(path, comm.rank, comm.size, blocks)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch("aristos.substrate.cuda.runtime.Device.find", return_value=gpu))
+        stack.enter_context(mock.patch("aristos.substrate.cuda.runtime.CudaDevice.find", return_value=gpu))
         stack.enter_context(mock.patch("aristos.substrate.cuda.device_puts.probe", return_value=Answer(takes)))
         if takes:
             stack.enter_context(mock.patch.object(RmaWindow, "_connect", taking(gpu)))

@@ -1,4 +1,4 @@
-"""GPUs of the PTX machine with the methods of `Device`, and ranks that are threads of one process.
+"""GPUs of the PTX machine with the methods of `CudaDevice`, and ranks that are threads of one process.
 
 The machine runs the ranks' launches once all ranks wait, and then concurrently, as GPUs do.
 """
@@ -272,7 +272,7 @@ def on_ranks(world: int, body: Callable[[Any, int], Any], gpus: int | None = Non
     hooks = leftovers.registered()
     with ExitStack() as stack:
         for target, value in (
-            ("aristos.substrate.cuda.runtime.Device.find", find),
+            ("aristos.substrate.cuda.runtime.CudaDevice.find", find),
             ("aristos.substrate.cuda.runtime.LOCAL_RANK", ()),
             ("aristos.host.nodes.Nodes.shared", lambda comm, ranks=None: (Nodes.of(comm.size, ranks), comm)),
             ("aristos.transport.ipc.check_one_node", lambda comm, transport: None),

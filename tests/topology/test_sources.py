@@ -8,10 +8,11 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_nvml import PEER, SWITCH, Gpu, Library
+from fake_nvml import PEER, SWITCH, FakeGpu, Library
 
 from aristos.cli import topo
 from aristos.errors import TopologyError
@@ -29,9 +30,9 @@ from aristos.topology import (
     smi_node,
     sysfs,
 )
-from aristos.topology.commands import Answer
+from aristos.topology.commands import CommandOutput
 from aristos.topology.discover import FABRIC, QUERY, node_here
-from aristos.topology.model import Device, Fault, Link, Mig, Node
+from aristos.topology.model import Fault, Gpu, Link, Mig, Node
 from aristos.topology.slurm_job import SlurmJob
 from aristos.topology.visible import visible
 
@@ -228,9 +229,9 @@ def test_lists_of_cpus_that_were_cut():
 
 
 GPUS = (
-    Device(0, "A100", "GPU-aaaa1111", "0000:01:00.0"),
-    Device(1, "A100", "GPU-aaaa2222", "0000:41:00.0", mig=(Mig(0, "MIG-x1", "1g"), Mig(1, "MIG-x2", "1g"))),
-    Device(2, "A100", "GPU-bbbb3333", "0000:81:00.0"),
+    Gpu(0, "A100", "GPU-aaaa1111", "0000:01:00.0"),
+    Gpu(1, "A100", "GPU-aaaa2222", "0000:41:00.0", mig=(Mig(0, "MIG-x1", "1g"), Mig(1, "MIG-x2", "1g"))),
+    Gpu(2, "A100", "GPU-bbbb3333", "0000:81:00.0"),
 )
 
 
@@ -265,14 +266,14 @@ def test_visible_devices_by_number_uuid_and_mig(value, wanted, faulty):
 
 def test_numbers_are_nvmls_at_any_position():
     """A cgroup shows GPU3 alone, as number 0; without one, number 5 of 8 is not the first."""
-    lone = (Device(0, "A100", "GPU-three", "0000:81:00.0"),)
+    lone = (Gpu(0, "A100", "GPU-three", "0000:81:00.0"),)
     assert visible({"CUDA_VISIBLE_DEVICES": "0"}, lone)[0][0].device.pci == "0000:81:00.0"
-    eight = tuple(Device(at, "A100", f"GPU-{at}") for at in range(8))
+    eight = tuple(Gpu(at, "A100", f"GPU-{at}") for at in range(8))
     assert visible({"CUDA_VISIBLE_DEVICES": "5"}, eight)[0][0].device.uuid == "GPU-5"
-    gap = (Device(0, "A100", "GPU-0"), Device(2, "A100", "GPU-2"))  # number 1 has fallen off the bus
+    gap = (Gpu(0, "A100", "GPU-0"), Gpu(2, "A100", "GPU-2"))  # number 1 has fallen off the bus
     assert [seen.device.uuid for seen in visible({"CUDA_VISIBLE_DEVICES": "2,0"}, gap)[0]] == ["GPU-2", "GPU-0"]
     assert visible({"CUDA_VISIBLE_DEVICES": "1"}, gap)[0] == ()
-    unlike = (Device(0, "T4", "GPU-t"), Device(1, "A100", "GPU-a"))
+    unlike = (Gpu(0, "T4", "GPU-t"), Gpu(1, "A100", "GPU-a"))
     (fault,) = visible({"CUDA_VISIBLE_DEVICES": "0"}, unlike)[1]
     assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in fault.remedy
     assert visible({"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, unlike)[1] == []
@@ -294,13 +295,15 @@ def test_gpus_that_a_cgroup_hides():
 
 def test_nvml_structures_have_the_librarys_sizes():
     assert ctypes.sizeof(nvml.PciInfo) == 68
-    assert ctypes.sizeof(nvml.Memory) == 24
+    assert ctypes.sizeof(nvml.NvmlMemory) == 24
     assert ctypes.sizeof(nvml.Fabric) == 28
 
 
-def switched(count: int, links: int) -> list[Gpu]:
+def switched(count: int, links: int) -> list[FakeGpu]:
     return [
-        Gpu("NVIDIA H100 80GB HBM3", f"GPU-{at}", f"0000:{at + 1:02x}:00.0", nvlinks=[(SWITCH, "0000:f0:00.0")] * links)
+        FakeGpu(
+            "NVIDIA H100 80GB HBM3", f"GPU-{at}", f"0000:{at + 1:02x}:00.0", nvlinks=[(SWITCH, "0000:f0:00.0")] * links
+        )
         for at in range(count)
     ]
 
@@ -316,9 +319,9 @@ def test_nvml_counts_nvlinks_through_switches_and_between_peers():
     assert states == {}
     assert [fault.text for fault in faults.dark(wires)] == ["GPU2: NVLink 5 inactive, 17 of 18 active"]
     bridged = [
-        Gpu("A6000", "GPU-0", "0000:01:00.0", nvlinks=[(PEER, "0000:02:00.0")] * 4),
-        Gpu("A6000", "GPU-1", "0000:02:00.0", nvlinks=[(PEER, "0000:01:00.0")] * 4),
-        Gpu("A6000", "GPU-2", "0000:03:00.0"),
+        FakeGpu("A6000", "GPU-0", "0000:01:00.0", nvlinks=[(PEER, "0000:02:00.0")] * 4),
+        FakeGpu("A6000", "GPU-1", "0000:02:00.0", nvlinks=[(PEER, "0000:01:00.0")] * 4),
+        FakeGpu("A6000", "GPU-2", "0000:03:00.0"),
     ]
     devices, links, *_ = nvml.read(Library(bridged, {(0, 2): 20, (1, 2): 40}))
     assert links["GPU0", "GPU1"] == Link("NV", 4)
@@ -342,8 +345,8 @@ def test_a_fabric_that_is_not_ready_is_a_fault(root):
 
 def test_nvml_sees_mig_and_grace_and_a_driver_that_does_not_answer():
     gpus = [
-        Gpu("NVIDIA GH200 480GB", "GPU-0", "0009:01:00.0", numa=1),
-        Gpu("A100", "GPU-1", "0000:02:00.0", mig=[("A100 MIG 1g.10gb", "MIG-1"), ("A100 MIG 2g.20gb", "MIG-2")]),
+        FakeGpu("NVIDIA GH200 480GB", "GPU-0", "0009:01:00.0", numa=1),
+        FakeGpu("A100", "GPU-1", "0000:02:00.0", mig=[("A100 MIG 1g.10gb", "MIG-1"), ("A100 MIG 2g.20gb", "MIG-2")]),
     ]
     devices, *_ = nvml.read(Library(gpus, {}))
     assert (devices[0].gpu_numa, devices[1].gpu_numa) == (1, None)
@@ -421,7 +424,8 @@ def test_the_kernels_view_of_the_machine(root):
     assert [(c.level, c.size >> 10) for c in node.caches] == [(1, 48)] * 4 + [(3, 36 << 10)] * 2
     assert node.domain({0, 5}) == 0
     assert node.domain({0, 2}) is None
-    assert [str(node.cpu_link({0}, other)) for other in ({0}, {1, 4}, {2})] == ["self", "NODE", "SYS"]
+    assert [str(node.cpu_link({0}, other)) for other in ({0}, {1, 4}, {2})] == ["NODE", "NODE", "SYS"]
+    assert str(replace(node, numa=()).cpu_link({0}, {2})) == "NODE", "domains are unknown"
 
 
 def test_this_machine_agrees_with_the_operating_system():
@@ -461,7 +465,7 @@ def smi(**changed: str | None):
 
     def ask(words):
         answer = answers.get(words[1]) if words[0] == "nvidia-smi" else None
-        return None if answer is None else Answer(answer)
+        return None if answer is None else CommandOutput(answer)
 
     return ask
 
@@ -482,7 +486,7 @@ def test_cpus_come_from_sysfs_and_not_from_nvidia_smis_column(root):
 
 
 def test_nvml_is_preferred_and_sysfs_adds_the_rest(root):
-    gpus = [Gpu("A100", "GPU-0", "0000:03:00.0"), Gpu("A100", "GPU-1", "0000:43:00.0")]
+    gpus = [FakeGpu("A100", "GPU-0", "0000:03:00.0"), FakeGpu("A100", "GPU-1", "0000:43:00.0")]
     node, seen = node_here("host", root, smi(topo=None), lambda: Library(gpus, {(0, 1): 50}))
     assert node.link("GPU0", "GPU1") == Link("SYS")
     assert (node.link("GPU0", "NIC1"), node.link("GPU1", "NIC0")) == (Link("PIX"), Link("SYS"))
@@ -531,7 +535,7 @@ def test_scontrol_is_preferred_to_files(root):
     write(root / "etc/slurm/topology.conf", "SwitchName=a Nodes=n[1-2]")
 
     def ask(text: str, ok: bool = True):
-        answer = Answer(text)
+        answer = CommandOutput(text)
         answer.ok = ok
         return lambda words: answer if words[0] == "scontrol" else None
 
@@ -545,7 +549,7 @@ def test_scontrol_is_preferred_to_files(root):
 
 def test_topologies_of_ranks_are_joined():
     def part(name: str, allowed: int, gpus: int):
-        node = Node(name, tuple(Device(at, "A100") for at in range(gpus)), allowed=frozenset({allowed}), complete=True)
+        node = Node(name, tuple(Gpu(at, "A100") for at in range(gpus)), allowed=frozenset({allowed}), complete=True)
         topology = from_text(None, "SwitchName=l Nodes=a,b\n")
         nodes = (Node("a"), Node("b"))
         here = ["a", "b"].index(name)
@@ -669,7 +673,7 @@ def test_pictures(tmp_path, root):
 
 def test_nvml_reports_clocks_and_power_limit():
     """Clocks of the GPU that CUDA names, by its UUID; values the driver does not report are left out."""
-    library = Library([Gpu("A", "GPU-a", ":01:00.0"), Gpu("B", "GPU-b", ":02:00.0")], {})
+    library = Library([FakeGpu("A", "GPU-a", ":01:00.0"), FakeGpu("B", "GPU-b", ":02:00.0")], {})
     found = {"driver_version": "580.95.05", "sm_clock_mhz": 200001, "memory_clock_mhz": 200002, "power_limit_w": 700.0}
     assert nvml.state(library, "GPU-b") == found
     assert nvml.state(library, "GPU-c") == {}

@@ -17,7 +17,7 @@ from fake_cuda import Machine, Process
 
 from aristos.errors import EnvironmentProblem, MemoryProblem
 from aristos.substrate.cuda import driver as calls
-from aristos.substrate.cuda.device import Device
+from aristos.substrate.cuda.device import CudaDevice
 from aristos.transport.ipc import GRAIN, IpcWindow
 
 SECONDS = 20
@@ -84,7 +84,7 @@ def all_closed(machine):
 
 def exchange(comm, local_rank):
     """Every rank stores its number into each window, and reads the numbers in its own."""
-    device = Device.find(local_rank)
+    device = CudaDevice.find(local_rank)
     window = IpcWindow(comm, device, 8 * comm.size)
     start = np.empty(8 * comm.size, np.uint8)
     device.copy_out(start, window.base[comm.rank])
@@ -122,7 +122,7 @@ def test_peers_close_before_the_owner_frees(monkeypatch):
     slow = threading.Event()
 
     def work(comm, local_rank):
-        device = Device.find(local_rank)
+        device = CudaDevice.find(local_rank)
         window = IpcWindow(comm, device, 64)
         comm.Barrier()
         if comm.rank == 2:

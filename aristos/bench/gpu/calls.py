@@ -15,7 +15,7 @@ import numpy as np
 from ...layer.device_arrays import KINDS
 from ..context import Context
 from ..workload import NEAR_TIE, Call, Workload
-from .clock import Gpu, GpuArray
+from .clock import BenchGpu, GpuArray
 
 CHECKED = 64  # tokens per call that the oracle computes
 
@@ -71,7 +71,7 @@ class Played:
     most: number of tokens to check. truth: [tokens, H] the oracle's outputs of these, if already known.
     """
 
-    def __init__(self, gpu: Gpu, work: Workload, moe: Any, call: Call, most: int = CHECKED,
+    def __init__(self, gpu: BenchGpu, work: Workload, moe: Any, call: Call, most: int = CHECKED,
                  truth: np.ndarray | None = None) -> None:  # fmt: skip
         from ...kernels.cuda.pack import narrow
 

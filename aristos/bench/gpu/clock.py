@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..measure import Seconds, no_gc
+from ..measure import Seconds, no_gc, rotated
 from ..world import World
 
 FLUSH = 256 << 20  # bytes; more than the L2 cache of any GPU
@@ -25,7 +25,7 @@ TYPES = {"f32": "<f4", "tf32": "<f4", "f16": "<f2", "bf16": "<u2"}  # of arrays,
 class GpuArray:
     """An array on a GPU. kind: of the arithmetic, or a NumPy type string. at: its address."""
 
-    def __init__(self, gpu: Gpu, shape: tuple[int, ...], kind: str) -> None:
+    def __init__(self, gpu: BenchGpu, shape: tuple[int, ...], kind: str) -> None:
         self.gpu, self.shape, self.dtype = gpu, shape, np.dtype(TYPES.get(kind, kind))
         self.nbytes = int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize
         self.at = gpu.allocate(max(1, self.nbytes))
@@ -47,14 +47,14 @@ class GpuArray:
                 "stream": self.gpu.stream}  # fmt: skip
 
 
-class Gpu:
+class BenchGpu:
     """This rank's GPU. `close` frees the memory that was allocated through it."""
 
     def __init__(self, world: World) -> None:
-        from ...substrate.cuda.device import Device
+        from ...substrate.cuda.device import CudaDevice
 
         self.world = world
-        self.device: Any = Device.find(sum(p < world.rank for p in world.nodes.local(world.rank)))
+        self.device: Any = CudaDevice.find(sum(p < world.rank for p in world.nodes.local(world.rank)))
         self.stream = self.device.new_stream()
         self.events = self.device.event(), self.device.event()
         self._held: list[int] = []
@@ -122,8 +122,7 @@ class Gpu:
             count = asked or int(min(MOST, max(FEWEST, left / max(one, 1e-6))))
             times = {name: np.empty(count) for name in names}
             for i in range(count):
-                turn = i % len(names)
-                for name in names[turn:] + names[:turn]:
+                for name in rotated(names, i):
                     world.barrier()
                     times[name][i] = self.seconds(calls[name])
                     if after is not None:

@@ -22,8 +22,8 @@ from ...kernels.cuda.catalogue import Kernel
 from ...kernels.cuda.compiler import cuda, types
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Sheet
-from ..measure import no_gc, padded
-from .clock import FEWEST, Gpu
+from ..measure import no_gc, padded, rotated
+from .clock import FEWEST, BenchGpu
 
 CALL, CALL_GRAPH, EMPTY, EMPTY_GRAPH = "call", "call, graph", "empty kernel", "empty kernel, graph"
 MOST = 200  # turns
@@ -51,7 +51,7 @@ NOTHING = Kernel("empty", nothing, (types.int64,) * 2, 32, 0, 1)
 class Launches:
     """Host times of the four. call, graph: functions that queue a layer's call."""
 
-    def __init__(self, gpu: Gpu, call: Callable[[], object], graph: Callable[[], object]) -> None:
+    def __init__(self, gpu: BenchGpu, call: Callable[[], object], graph: Callable[[], object]) -> None:
         self.gpu = gpu
         empty = partial(gpu.launch, NOTHING, 1, 0, 0, 0)
         empty()  # loads the kernel
@@ -84,14 +84,13 @@ class Launches:
             count = asked or int(min(MOST, max(FEWEST, seconds / max(one, 1e-6))))
             times = {name: np.empty((2, count)) for name in names}
             for i in range(count):
-                turn = i % len(names)
-                for name in names[turn:] + names[:turn]:
+                for name in rotated(names, i):
                     world.barrier()
                     times[name][:, i] = self.once(self.calls[name])
         return times
 
 
-def sheet(gpu: Gpu, done: list[tuple[int, dict[str, np.ndarray], bool]]) -> Sheet:
+def sheet(gpu: BenchGpu, done: list[tuple[int, dict[str, np.ndarray], bool]]) -> Sheet:
     """The table for the reader. done: (tokens, times, whether the outputs were right afterwards)."""
     shown = Sheet(f"launching on {gpu.device.name}, by the host's clock", COLUMNS)
     for tokens, found, right in done:

@@ -62,12 +62,8 @@ def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") 
 def _drawn(picture: Picture, table: Table, file: str) -> Any:
     try:
         return picture(table)
-    except (
-        KeyError,
-        IndexError,
-        TypeError,
-        ValueError,
-    ) as why:  # a table of another version or program
+    except (KeyError, IndexError, TypeError, ValueError) as why:
+        # a table of another version or program
         raise ResultsError(f"{file}: no picture of the table {table.name!r}: {type(why).__name__}: {why}") from why
 
 

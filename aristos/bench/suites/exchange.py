@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ...errors import WaitTimeout
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
-from ..measure import Summary, gathered, in_turns, iterations, padded
+from ..measure import Statistics, gathered, in_turns, iterations, padded
 from ..pairs import TIMEOUT, Pairs, bytes_text, deadline, read_bytes, slot_bytes
 from ..registry import suite
 
@@ -44,7 +44,7 @@ COLUMNS = (
 )
 
 
-class Exchange:
+class ExchangeCalls:
     """One pattern at one size: buffers and a call for each method. counts: [W, W] bytes from rank to rank."""
 
     def __init__(self, pairs: Pairs, counts: NDArray[np.int64], half: int) -> None:
@@ -87,7 +87,9 @@ class Exchange:
             wire = self._wire, rank, self._base, self._shift, self._rma.base, self._coded.ctypes.data
             done = oneside_rma.all_to_all(*wire, 0, data, source, *places, *last)
         if not done:
-            raise WaitTimeout(f"rank {self.world.rank} waited {TIMEOUT} s in a one-sided all-to-all")
+            raise WaitTimeout(
+                f"rank {self.world.rank} waited {TIMEOUT} s for a signal of another rank in a one-sided all-to-all"
+            )
 
     def alltoall(self) -> None:
         self.world.comm.Alltoall(self.source[: int(self.sends.sum())], self.received)
@@ -162,7 +164,7 @@ def _measure(ctx: Context, pairs: Pairs, half: int) -> list[Measured]:
         ctx.report(f"{pattern}, {bytes_text(block)} a pair", i / len(plan))
         if i > 1 and ctx.left() == 0:
             break
-        one = Exchange(pairs, _counts(pattern, world.size, block), half)
+        one = ExchangeCalls(pairs, _counts(pattern, world.size, block), half)
         one.epoch = epoch
         fine = {method: one.right(method) for method in METHODS[pattern]}
         calls: dict[str, Any] = dict(one.calls(pattern))
@@ -184,7 +186,7 @@ def _result(ctx: Context, done: list[Measured]) -> Result:
         record: dict[str, Any] = {"pattern": pattern, "size_bytes": size, "size_text": bytes_text(size)}
         medians = {}
         for method, t in times.items():
-            summary = Summary.of(t)
+            summary = Statistics.of(t)
             medians[method] = summary.median
             algbw = size / summary.median / 1e9
             name = method.lower().replace("-", "_")

@@ -26,8 +26,8 @@ from ...results import Table
 from ...transport.ipc import IpcWindow
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..gpu.calls import Played, routed_call
-from ..gpu.clock import Gpu, ratios
-from ..measure import Summary, gathered, padded
+from ..gpu.clock import BenchGpu, ratios
+from ..measure import Statistics, gathered, padded
 from ..registry import gpu_suite
 from ..workload import Workload
 from ..world import World
@@ -58,7 +58,7 @@ COLUMNS = (
 class Moves:
     """The rows of a call, moved out and back without a layer. counts: [W, W] rows from rank to rank. Collective."""
 
-    def __init__(self, gpu: Gpu, counts: NDArray[np.int64], row_bytes: int) -> None:
+    def __init__(self, gpu: BenchGpu, counts: NDArray[np.int64], row_bytes: int) -> None:
         self.gpu, self.world, me = gpu, gpu.world, gpu.world.rank
         self.nbytes = counts * row_bytes
         self.sends, self.gets = self.nbytes[me], self.nbytes[:, me]
@@ -175,7 +175,7 @@ def moved(world: World, placement: NDArray[np.int64], ids: NDArray[np.int64]) ->
     order=30,
     share=1.5,
 )
-def run(ctx: Context, gpu: Gpu) -> Result:
+def run(ctx: Context, gpu: BenchGpu) -> Result:
     shape = ctx.shape()
     cfg = replace(shape.cfg, ffn=FFN, gated=False, bias=False, activation="relu", limit=None)
     work = Workload(ctx.world, cfg, ctx.options.seed)
@@ -212,17 +212,17 @@ def run(ctx: Context, gpu: Gpu) -> Result:
 def _record(moves: Moves, times: dict[str, np.ndarray]) -> dict[str, Any]:
     slowest = {name: t.max(axis=0) for name, t in times.items()}
     most = float((moves.nbytes.sum(axis=1)).max())
-    ours = Summary.of(slowest[GRAPH])
+    ours = Statistics.of(slowest[GRAPH])
     record: dict[str, Any] = {
         "mb": most / 1e6, "median_us": ours.median * 1e6, "p95_us": ours.p95 * 1e6,
         "gbs": 2 * most / ours.median / 1e9, "turns": len(slowest[GRAPH]),
     }  # fmt: skip
     if COPY in slowest:
-        copy = Summary.of(slowest[COPY]).median
+        copy = Statistics.of(slowest[COPY]).median
         record |= {"copy_us": copy * 1e6, "copy_gbs": 2 * most / copy / 1e9}
         record["share"], record["share_low"], record["share_high"] = ratios(slowest[GRAPH], slowest[COPY])
     if STAGED in slowest:
-        record |= {"mpi_us": Summary.of(slowest[STAGED]).median * 1e6}
+        record |= {"mpi_us": Statistics.of(slowest[STAGED]).median * 1e6}
         record["speedup"], *_ = ratios(slowest[GRAPH], slowest[STAGED])
     return record
 

@@ -22,7 +22,7 @@ from ... import reference
 from ...results import Table
 from .. import bounds
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
-from ..measure import Summary, gathered, in_turns, iterations, padded
+from ..measure import Statistics, gathered, in_turns, iterations, padded
 from ..registry import suite
 from ..workload import Workload
 
@@ -133,7 +133,7 @@ def _result(
     sheet = Sheet(f"gemm: one expert of {ctx.shape()}, {len(experts.plain)} experts in turn", COLUMNS)
     intensity = []
     for m, error, t in zip(ROWS, errors, times):
-        median = {name: Summary.of(values).median for name, values in t.items()}
+        median = {name: Statistics.of(values).median for name, values in t.items()}
         flops = m * work.flops_per_row
         intensity.append(flops / (experts.nbytes + 2 * 4 * m * work.cfg.hidden))
         roof = min(float(peak.mean()), intensity[-1] * float(bandwidth.mean()) / 1e9)

@@ -17,9 +17,9 @@ import numpy as np
 from ...layer.device_arrays import KINDS
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet
-from ..gpu.clock import Gpu, ratios
+from ..gpu.clock import BenchGpu, ratios
 from ..gpu.cublas import Cublas, cublas_or_why
-from ..measure import Summary, padded
+from ..measure import Statistics, padded
 from ..registry import gpu_suite
 from ..workload import TOLERANCE
 
@@ -46,7 +46,7 @@ COLUMNS = (
 class Products:
     """Weights of some experts and rows on the GPU, and the calls that multiply them."""
 
-    def __init__(self, gpu: Gpu, kind: str, experts: int, hidden: int, columns: int, blas: Cublas | None,
+    def __init__(self, gpu: BenchGpu, kind: str, experts: int, hidden: int, columns: int, blas: Cublas | None,
                  most_rows: int) -> None:  # fmt: skip
         from ...kernels.cuda.pack import narrow, outputs, pack, pack_bias, unpacked, widen
         from ...kernels.cuda.tile import BYTES
@@ -115,7 +115,7 @@ class Products:
 
 
 @gpu_suite("gemm", "the tile product against cuBLAS", order=50)
-def run(ctx: Context, gpu: Gpu) -> Result:
+def run(ctx: Context, gpu: BenchGpu) -> Result:
     from ...kernels.cuda.gemm import tile_for
 
     shape = ctx.shape()
@@ -134,7 +134,7 @@ def run(ctx: Context, gpu: Gpu) -> Result:
         errors = {name: ctx.world.largest(work.error(call, rows)) for name, call in calls.items()}
         found = gpu.in_turns(calls, ctx.left() / (len(ROWS) - i), ctx.options.warmup, ctx.options.iters)
         times.append(found)
-        median = {name: Summary.of(t).median for name, t in found.items()}
+        median = {name: Statistics.of(t).median for name, t in found.items()}
         record = {
             "rows": rows, "tile": tile.name, "median_us": median[OURS] * 1e6, "turns": len(found[OURS]),
             "tflops": flops * rows / median[OURS] / 1e12, "error": errors[OURS],

@@ -20,7 +20,7 @@ import numpy as np
 
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
-from ..measure import Summary, gathered, in_turns, iterations, padded
+from ..measure import Statistics, gathered, in_turns, iterations, padded
 from ..registry import suite
 from ..routing import busiest_over_mean
 from ..workload import Call, Workload, execute
@@ -47,7 +47,7 @@ COLUMNS = (
 
 
 @dataclass
-class Measured:
+class PatternTimes:
     """One pattern. times, idle: [schedule, world, iterations] seconds of calls, and idle seconds in them; wait:
     [schedule, world, world] mean seconds per call that a rank waited for a peer; rows: [world]."""
 
@@ -106,12 +106,12 @@ def run(ctx: Context) -> Result:
     layers = {s: work.layer(s, ctx.options.threads, stacked) for s in ctx.options.schedules}
     threads = next(iter(layers.values())).threads
     tokens = _affordable(ctx, work, layers, shape.tokens[-1])
-    done: list[Measured] = []
+    done: list[PatternTimes] = []
     for i, pattern in enumerate(PATTERNS):
         ctx.report(pattern, i / len(PATTERNS))
         late = 0.0
         if pattern == "late rank":
-            usual = Summary.of(done[0].times[0]).median
+            usual = Statistics.of(done[0].times[0]).median
             late = LATE * usual if ctx.world.rank == ctx.world.size - 1 else 0.0
         # All rows go to rank 0, so there are fewer tokens: it gets as many rows as two ranks have in other patterns.
         count = max(1, 2 * tokens // max(2, ctx.world.size)) if pattern == "one" else tokens
@@ -142,14 +142,14 @@ def _affordable(ctx: Context, work: Workload, layers: dict[str, Any], tokens: in
 
 def _measure(
     ctx: Context, work: Workload, layers: dict[str, Any], call: Call, pattern: str, late: float, seconds: float
-) -> Measured:
+) -> PatternTimes:
     player = Player(work, layers, call, late)
     calls = player.calls()
     count = iterations(ctx.world, calls, 0.8 * seconds, warmup=ctx.options.warmup, asked=ctx.options.iters)
     times = in_turns(ctx.world, calls, count, player.note)
     idle = np.array([[i for i, _ in player.stats[s]] for s in layers])
     wait = np.array([np.mean([w for _, w in player.stats[s]], axis=0) for s in layers])
-    return Measured(
+    return PatternTimes(
         pattern,
         len(call.x),
         gathered(ctx.world, np.array(list(times.values()))),
@@ -169,9 +169,9 @@ def idle_share(times: np.ndarray, idle: np.ndarray, workers: int) -> np.ndarray:
     return idle_total.sum(axis=0) / (workers * len(times) * slowest)
 
 
-def _records(work: Workload, m: Measured, schedules: list[str], workers: int) -> list[dict[str, Any]]:
+def _records(work: Workload, m: PatternTimes, schedules: list[str], workers: int) -> list[dict[str, Any]]:
     records = []
-    medians = {s: Summary.of(t).median for s, t in zip(schedules, m.times)}
+    medians = {s: Statistics.of(t).median for s, t in zip(schedules, m.times)}
     for s, t, idle, error in zip(schedules, m.times, m.idle, m.errors):
         ratio = t.max(axis=0) / t.max(axis=0).min()
         p50, p95 = np.quantile(ratio, [0.5, 0.95])
@@ -194,7 +194,7 @@ def _records(work: Workload, m: Measured, schedules: list[str], workers: int) ->
     return records
 
 
-def _table(ctx: Context, done: list[Measured], schedules: list[str], threads: int) -> Table:
+def _table(ctx: Context, done: list[PatternTimes], schedules: list[str], threads: int) -> Table:
     world = ctx.world.size
     times, idle = padded([[m.times for m in done], [m.idle for m in done]])
     table = Table("idle", attributes={"shape": str(ctx.shape()), "threads": threads, "late": LATE})

@@ -24,8 +24,8 @@ from ...engine import words
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..gpu.calls import Played, held
-from ..gpu.clock import Gpu
-from ..measure import Summary, gathered, padded
+from ..gpu.clock import BenchGpu
+from ..measure import Statistics, gathered, padded
 from ..registry import gpu_suite
 from ..routing import busiest_over_mean
 from ..workload import Workload
@@ -50,7 +50,7 @@ COLUMNS = (
 
 
 @dataclass
-class Player:
+class GpuPlayer:
     """Calls of one routing. late: seconds that this rank's host waits before a call; idle: seconds of each timed turn;
     times, lost: [world, turns] seconds of calls, and idle seconds in them."""
 
@@ -99,29 +99,29 @@ class Player:
 
 def idle_seconds(played: Played) -> float:
     """Seconds that this rank's blocks waited in the last call, summed over blocks."""
-    runtime = played.moe._alive()
+    runtime = played.moe.runtime
     runtime.read_all(played.gpu.stream)
     counters = runtime.counted.counters(runtime.state[runtime.counted.first :])
     return float(counters[words.N_IDLE]) * 1e-9
 
 
 @gpu_suite("idle", "time of blocks without anything to do, and stragglers", order=70, share=3.0)
-def run(ctx: Context, gpu: Gpu) -> Result:
+def run(ctx: Context, gpu: BenchGpu) -> Result:
     shape, world = ctx.shape(), ctx.world
     work = Workload(world, shape.cfg, ctx.options.seed)
     ctx.report("weights", 0.0)
     moe = work.layer("fused", None, backend="cuda")
     tokens = shape.tokens[-1]
-    done: list[Player] = []
+    done: list[GpuPlayer] = []
     patterns = [name for name in PATTERNS if world.size > 1 or name in ("uniform", "zipf")]
     for i, pattern in enumerate(patterns):
         ctx.report(pattern, i / len(patterns))
         # all rows go to rank 0, so there are fewer tokens: it gets as many rows as two ranks have in other patterns
         count = max(1, 2 * tokens // max(2, world.size)) if pattern == "one" else tokens
         call = held(work, work.call(count, "uniform" if pattern == "late rank" else pattern, i))
-        player = Player(Played(gpu, work, moe, call), pattern)
+        player = GpuPlayer(Played(gpu, work, moe, call), pattern)
         if pattern == "late rank" and world.rank == world.size - 1:
-            player.late = LATE * Summary.of(done[0].times).median
+            player.late = LATE * Statistics.of(done[0].times).median
         player.measure(ctx, ctx.left() / (len(patterns) - i))
         done.append(player)
     moe.close()
@@ -133,20 +133,20 @@ def run(ctx: Context, gpu: Gpu) -> Result:
     return Result(sheet.ok, [sheet], [_table(ctx, work, done)])
 
 
-def _record(work: Workload, player: Player) -> dict[str, Any]:
+def _record(work: Workload, player: GpuPlayer) -> dict[str, Any]:
     slowest, error = player.times.max(axis=0), max(player.errors)
     share = idle_share(player.times, player.lost, player.blocks)
     p50, p95 = np.quantile(slowest / slowest.min(), [0.5, 0.95])
     rows = np.bincount(work.placement, player.played.rows, work.world.size)
     return {
         "pattern": player.pattern, "tokens": player.played.count, "busiest_over_mean": busiest_over_mean(rows),
-        "blocks": player.blocks, "median_us": Summary.of(player.times).median * 1e6, "idle": float(np.median(share)),
+        "blocks": player.blocks, "median_us": Statistics.of(player.times).median * 1e6, "idle": float(np.median(share)),
         "idle_p95": float(np.quantile(share, 0.95)), "straggler_p50": float(p50), "straggler_p95": float(p95),
         "turns": len(slowest), "error": error, "check": VERDICTS[work.passes(error)],
     }  # fmt: skip
 
 
-def _table(ctx: Context, work: Workload, done: list[Player]) -> Table:
+def _table(ctx: Context, work: Workload, done: list[GpuPlayer]) -> Table:
     """Raw times of every rank."""
     world = ctx.world.size
     times, lost = padded([[player.times for player in done], [player.lost for player in done]])

@@ -25,7 +25,7 @@ import numpy as np
 from ...results import Table
 from .. import bounds
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
-from ..measure import Summary, gathered, in_turns, iterations, padded
+from ..measure import Statistics, gathered, in_turns, iterations, padded
 from ..registry import suite
 from ..workload import Call, Workload, execute
 
@@ -48,7 +48,7 @@ COLUMNS = (
 
 
 @dataclass
-class Measured:
+class LayerTimes:
     """One token count. times: schedule -> [world, iterations] seconds; alone: the same for the experts alone; rows:
     [E]; peak: [world] GFLOP/s."""
 
@@ -110,7 +110,7 @@ def _measure(
     call: Call,
     tokens: int,
     seconds: float,
-) -> Measured:
+) -> LayerTimes:
     truth = work.oracle(call)
     outputs = {s: np.array(execute(layer, call)) for s, layer in layers.items()}
     errors = {s: work.error(y, truth) for s, y in outputs.items()}
@@ -133,17 +133,17 @@ def _measure(
     first = next(iter(outputs.values()))
     same = ctx.world.every(not wrong and all(np.array_equal(first, y) for y in outputs.values()))
     peak = np.array(ctx.world.allgather((before + after) / 2))
-    measured = Measured(tokens, times, times.pop(ALONE) / threads, errors, same, rows, peak)
+    measured = LayerTimes(tokens, times, times.pop(ALONE) / threads, errors, same, rows, peak)
     measured.records = [_record(work, measured, s) for s in layers]
     return measured
 
 
-def _record(work: Workload, m: Measured, schedule: str) -> dict[str, Any]:
-    summary = Summary.of(m.times[schedule])
+def _record(work: Workload, m: LayerTimes, schedule: str) -> dict[str, Any]:
+    summary = Statistics.of(m.times[schedule])
     world = work.world.size
     rate = float(m.rows.sum()) * work.flops_per_row / world / summary.median / 1e9
     busiest = float(np.median(m.alone, axis=1).max())
-    bulk = Summary.of(m.times["bulk"]).median if "bulk" in m.times else None
+    bulk = Statistics.of(m.times["bulk"]).median if "bulk" in m.times else None
     return {
         "tokens": m.tokens,
         "schedule": schedule,
@@ -162,7 +162,7 @@ def _record(work: Workload, m: Measured, schedule: str) -> dict[str, Any]:
     }
 
 
-def _table(ctx: Context, work: Workload, done: list[Measured], threads: int) -> Table:
+def _table(ctx: Context, work: Workload, done: list[LayerTimes], threads: int) -> Table:
     """Raw times."""
     schedules = list(done[0].times)
     seconds = padded([[m.times[s] for s in schedules] for m in done])

@@ -20,9 +20,9 @@ from ...layer.device_arrays import KINDS
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..gpu.calls import Played, routed_call
-from ..gpu.clock import Gpu, GpuArray, ratios
+from ..gpu.clock import BenchGpu, GpuArray, ratios
 from ..gpu.cublas import Cublas, cublas_or_why
-from ..measure import Summary, gathered, padded
+from ..measure import Statistics, gathered, padded
 from ..registry import gpu_suite
 from ..workload import Call, Workload
 
@@ -48,7 +48,7 @@ COLUMNS = (
 class Rivals:
     """Contenders for one token count, and their outputs. Making them is collective."""
 
-    def __init__(self, gpu: Gpu, work: Workload, moe: Any, call: Call, blas: Cublas | None, buffers: Any) -> None:
+    def __init__(self, gpu: BenchGpu, work: Workload, moe: Any, call: Call, blas: Cublas | None, buffers: Any) -> None:
         self.played = played = Played(gpu, work, moe, call)
         self.rows = played.rows
         self.calls: dict[str, Any] = {CALLED: played, GRAPH: played.graph()}
@@ -61,7 +61,7 @@ class Rivals:
         return {name: self.played.error(call, self.outputs[name]) for name, call in self.calls.items()}
 
 
-def chain_buffers(gpu: Gpu, work: Workload, moe: Any, blas: Cublas | None, tokens: int) -> Any:
+def chain_buffers(gpu: BenchGpu, work: Workload, moe: Any, blas: Cublas | None, tokens: int) -> Any:
     """The `ChainBuffers` of a layer; None if there is no chain: several ranks, or no cuBLAS."""
     if blas is None or work.world.size > 1:
         return None
@@ -88,7 +88,7 @@ def chained(played: Played, blas: Cublas, buffers: Any) -> tuple[Any, GpuArray]:
     order=60,
     share=3.0,
 )
-def run(ctx: Context, gpu: Gpu) -> Result:
+def run(ctx: Context, gpu: BenchGpu) -> Result:
     from ..gpu import launch_cost  # needs a compiler
 
     shape = ctx.shape()
@@ -126,7 +126,7 @@ def run(ctx: Context, gpu: Gpu) -> Result:
 
 def _record(work: Workload, rivals: Rivals, tokens: int, name: str, times: np.ndarray, chain: np.ndarray | None,
             error: float) -> dict[str, Any]:  # fmt: skip
-    summary, world = Summary.of(times), work.world.size
+    summary, world = Statistics.of(times), work.world.size
     record = {
         "tokens": tokens, "what": name, "median_us": summary.median * 1e6, "p95_us": summary.p95 * 1e6,
         "tokens_per_s": tokens * world / summary.median, "turns": len(times), "error": error,

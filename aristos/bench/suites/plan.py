@@ -226,7 +226,7 @@ class _Running:
         members = plan.groups[self.moe.group]
         problem = plan.problem
         self.slow: SlowLinks | None = None
-        wire = self.moe._alive().wire
+        wire = self.moe.runtime.wire
         if wire:
             rows = problem.alpha_us[world.rank, members], problem.beta_us_per_mib[world.rank, members]
             self.slow = stack.enter_context(SlowLinks(wire, rows[0].tolist(), rows[1].tolist()))

@@ -28,8 +28,8 @@ from ...results import Table
 from ...transport.ipc import IpcWindow
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..gpu.calls import Played, routed_call
-from ..gpu.clock import Gpu, ratios
-from ..measure import Summary, gathered
+from ..gpu.clock import BenchGpu, ratios
+from ..measure import Statistics, gathered
 from ..registry import gpu_suite
 from ..workload import Workload
 from .plan import CROSSINGS, MIB, STAGES, Entry, entries_of
@@ -55,12 +55,12 @@ COLUMNS = (
 )
 
 
-def usual(gpu: Gpu, call: Any) -> float:
+def usual(gpu: BenchGpu, call: Any) -> float:
     """Seconds of a call, the median of several."""
     return float(np.median([gpu.seconds(call) for _ in range(TURNS + 1)][1:]))
 
 
-def links(gpu: Gpu) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def links(gpu: BenchGpu) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(alpha_us, beta_us_per_mib), [W, W], of copies from GPU to GPU, the mean of both directions. Collective."""
     world, device = gpu.world, gpu.device
     window = IpcWindow(world.comm, device, SIZES[-1])
@@ -78,7 +78,7 @@ def links(gpu: Gpu) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return both[0], both[1]
 
 
-def rate(gpu: Gpu, work: Workload, tokens: int) -> float:
+def rate(gpu: BenchGpu, work: Workload, tokens: int) -> float:
     """This GPU's MFLOP per us in a product with as many rows as an expert has, all GPUs at once. Collective."""
     from ...kernels.cuda.gemm import tile_for
     from .gemm_gpu import OURS, Products
@@ -92,7 +92,7 @@ def rate(gpu: Gpu, work: Workload, tokens: int) -> float:
     return 2.0 * rows * cfg.hidden * columns / seconds / 1e12
 
 
-def problem_of(ctx: Context, gpu: Gpu, work: Workload, tokens: int) -> Problem:
+def problem_of(ctx: Context, gpu: BenchGpu, work: Workload, tokens: int) -> Problem:
     """The problem of these GPUs, from measurements. Costs in MFLOP. Collective; equal on every rank."""
     from ...kernels.cuda.tile import BYTES
 
@@ -119,7 +119,7 @@ def problem_of(ctx: Context, gpu: Gpu, work: Workload, tokens: int) -> Problem:
 class Running:
     """One partition's layer in this rank's group, and its call as a graph. Collective."""
 
-    def __init__(self, gpu: Gpu, work: Workload, entry: Entry, call: Any, truth: Any, stack: Any) -> None:
+    def __init__(self, gpu: BenchGpu, work: Workload, entry: Entry, call: Any, truth: Any, stack: Any) -> None:
         import aristos
 
         moe = aristos.MoE(work.cfg, work.world.comm, plan=entry.plan, backend="cuda")
@@ -140,7 +140,7 @@ class Running:
     share=2.0,
     default=False,
 )
-def run(ctx: Context, gpu: Gpu) -> Result:
+def run(ctx: Context, gpu: BenchGpu) -> Result:
     if not ctx.world.nodes.single:
         raise InputError("suite plan on GPUs needs all ranks on one node, got several nodes")
     shape, world = ctx.shape(), ctx.world
@@ -173,7 +173,7 @@ def run(ctx: Context, gpu: Gpu) -> Result:
 def _record(work: Workload, entry: Entry, planned: Entry) -> dict[str, Any]:
     cost, worst = entry.plan.cost, entry.plan.cost.slowest
     slowest = entry.times["stage"].max(axis=0)
-    measured, predicted = Summary.of(slowest).median * 1e6, float(cost.pi_us[worst] + cost.comm_us[worst])
+    measured, predicted = Statistics.of(slowest).median * 1e6, float(cost.pi_us[worst] + cost.comm_us[worst])
     speedup, low, high = ratios(planned.times["stage"].max(axis=0), slowest)
     return {
         "plan": entry.name, "groups": entry.groups, "predicted_pi_us": float(cost.pi_us[worst]),

@@ -22,7 +22,7 @@ import numpy as np
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..gpu.calls import Played, routed_call
-from ..gpu.clock import Gpu, ratios
+from ..gpu.clock import BenchGpu, ratios
 from ..measure import gathered, no_gc, padded
 from ..registry import gpu_suite
 from ..workload import Workload
@@ -48,7 +48,7 @@ COLUMNS = (
 )
 
 
-class Work:
+class HostWork:
     """The host's work: matrix products that together last about as long as a burst."""
 
     def __init__(self) -> None:
@@ -72,8 +72,8 @@ class Work:
 class Bursts:
     """Bursts of one call, and the host's work beside them."""
 
-    def __init__(self, gpu: Gpu, graph: Any) -> None:
-        self.gpu, self.graph, self.work = gpu, graph, Work()
+    def __init__(self, gpu: BenchGpu, graph: Any) -> None:
+        self.gpu, self.graph, self.work = gpu, graph, HostWork()
 
     def burst(self, beside: bool) -> tuple[float, float]:
         """Run a burst; returns (seconds per call, by events; seconds of the host's work, 0 if not `beside`)."""
@@ -112,7 +112,7 @@ class Bursts:
 @gpu_suite(
     "progress", "a burst of calls beside a busy host, and what the burst costs the host", order=40, default=False
 )
-def run(ctx: Context, gpu: Gpu) -> Result:
+def run(ctx: Context, gpu: BenchGpu) -> Result:
     shape = ctx.shape()
     work = Workload(ctx.world, shape.cfg, ctx.options.seed)
     ctx.report("weights", 0.0)

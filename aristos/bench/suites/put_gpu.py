@@ -16,8 +16,8 @@ import numpy as np
 
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
-from ..gpu.clock import Gpu, ratios
-from ..measure import Summary, padded
+from ..gpu.clock import BenchGpu, ratios
+from ..measure import Statistics, padded
 from ..registry import gpu_suite
 
 ROW_BYTES = (4096, 8192, 16384, 65536)
@@ -42,7 +42,7 @@ COLUMNS = (
 class Puts:
     """Memory and launches for one size of rows."""
 
-    def __init__(self, gpu: Gpu, row_bytes: int, grid: int) -> None:
+    def __init__(self, gpu: BenchGpu, row_bytes: int, grid: int) -> None:
         from ...kernels.cuda.catalogue import PUT_ROWS
         from ...kernels.cuda.put_signal import LINE
 
@@ -79,7 +79,7 @@ class Puts:
 
 
 @gpu_suite("put", "blocks of one grid put rows to others; against the driver's copy", order=10, share=1.5)
-def run(ctx: Context, gpu: Gpu) -> Result:
+def run(ctx: Context, gpu: BenchGpu) -> Result:
     from ...kernels.cuda.catalogue import PUT_ROWS
 
     grid = gpu.device.resident(gpu.device.load(PUT_ROWS), 0) * gpu.device.sms // 2 * 2
@@ -103,8 +103,8 @@ def _record(puts: Puts, way: str, found: dict[str, np.ndarray], right: bool) -> 
     nbytes = puts.nbytes * WAYS[way] // 2
     share, low, high = ratios(found["put"], found["copy"])
     return {
-        "row_bytes": puts.row_bytes, "way": way, "gbs": nbytes / Summary.of(found["put"]).median / 1e9,
-        "copy_gbs": nbytes / Summary.of(found["copy"]).median / 1e9, "share": share, "share_low": low,
+        "row_bytes": puts.row_bytes, "way": way, "gbs": nbytes / Statistics.of(found["put"]).median / 1e9,
+        "copy_gbs": nbytes / Statistics.of(found["copy"]).median / 1e9, "share": share, "share_low": low,
         "share_high": high, "turns": len(found["put"]), "check": VERDICTS[right],
     }  # fmt: skip
 

@@ -22,7 +22,7 @@ from ...errors import InputError
 from ...models import with_max_tokens
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
-from ..measure import Summary, gathered, in_turns
+from ..measure import Statistics, gathered, in_turns
 from ..registry import suite
 from ..routing import Trace, busiest_over_mean
 from ..workload import Call, Workload, execute
@@ -142,7 +142,7 @@ def _play(
         times = []
         for call, buffer, out in zip(calls, buffers, outputs):
             play: dict[str, Any] = {s: partial(execute, moe, call, buffer) for s, moe in layers.items()}
-            times.append(list(in_turns(ctx.world, play, 1).values()))
+            times.append(list(in_turns(ctx.world, play, 1, turn=len(passes)).values()))
             same &= np.array_equal(buffer, next(reversed(out.values())))
         passes.append(np.array(times)[:, :, 0].T)  # [schedule, step]
         spent = ctx.world.bcast(time.perf_counter() - start)
@@ -155,7 +155,7 @@ def _play(
 
 def _records(work: Workload, phase: Phase, schedules: list[str]) -> list[dict[str, Any]]:
     flat = {s: t.reshape(len(t), -1) for s, t in zip(schedules, phase.times)}
-    summaries = {s: Summary.of(t) for s, t in flat.items()}
+    summaries = {s: Statistics.of(t) for s, t in flat.items()}
     skew = [busiest_over_mean(rows) for rows in phase.rows]
     records = []
     for s, error in zip(schedules, phase.errors):

@@ -23,9 +23,9 @@ from ...models import with_max_tokens
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..gpu.calls import Played, held, sample
-from ..gpu.clock import Gpu, GpuArray, ratios
+from ..gpu.clock import BenchGpu, GpuArray, ratios
 from ..gpu.cublas import Cublas, cublas_or_why
-from ..measure import Summary, gathered, no_gc
+from ..measure import Statistics, gathered, no_gc, rotated
 from ..registry import gpu_suite
 from ..routing import busiest_over_mean
 from ..workload import Call, Workload
@@ -65,7 +65,7 @@ class Step:
 
 
 @dataclass
-class Phase:
+class GpuPhase:
     """times: name -> [world, step, pass] seconds; tokens: [step] of all ranks; rows: [step, world]."""
 
     name: str
@@ -86,7 +86,7 @@ class Phase:
 @gpu_suite(
     "replay", "a recorded routing (--routing FILE.npz), against the unfused chain", order=80, share=3.0, default=False
 )
-def run(ctx: Context, gpu: Gpu) -> Result:
+def run(ctx: Context, gpu: BenchGpu) -> Result:
     if ctx.trace is None:
         raise InputError("suite replay needs --routing FILE.npz, a recorded routing trace")
     shape, trace = ctx.shape(), ctx.trace
@@ -112,8 +112,8 @@ def run(ctx: Context, gpu: Gpu) -> Result:
     return Result(sheet.ok, [sheet], [_table(ctx, phase) for phase in done])
 
 
-def _phase(ctx: Context, gpu: Gpu, work: Workload, moe: Any, name: str, prefill: int, blas: Cublas | None,
-           buffers: Any) -> Phase:  # fmt: skip
+def _phase(ctx: Context, gpu: BenchGpu, work: Workload, moe: Any, name: str, prefill: int, blas: Cublas | None,
+           buffers: Any) -> GpuPhase:  # fmt: skip
     """All steps on the GPU, captured and checked. One call of the oracle covers all, so that it generates the
     weights of each expert once."""
     assert ctx.trace is not None
@@ -133,7 +133,7 @@ def _phase(ctx: Context, gpu: Gpu, work: Workload, moe: Any, name: str, prefill:
         steps.append(step)
     tokens = np.sum(ctx.world.allgather([len(call.x) for call in calls]), axis=0)
     rows = np.array([np.bincount(work.placement, step.played.rows, ctx.world.size) for step in steps])
-    phase = Phase(name, steps, tokens, rows.astype(np.int64))
+    phase = GpuPhase(name, steps, tokens, rows.astype(np.int64))
     phase.check()
     return phase
 
@@ -144,7 +144,7 @@ def _joined(calls: list[Call]) -> Call:
     return Call(*(np.concatenate([part[i] for part in parts]) for i in range(3)))
 
 
-def _play(ctx: Context, gpu: Gpu, phase: Phase, seconds: float) -> None:
+def _play(ctx: Context, gpu: BenchGpu, phase: GpuPhase, seconds: float) -> None:
     """Time as many passes over all steps as fit `seconds`; the first one is warm-up."""
     names, world = list(phase.steps[0].calls), ctx.world
     passes: list[np.ndarray] = []  # [what, step] of this rank
@@ -152,9 +152,8 @@ def _play(ctx: Context, gpu: Gpu, phase: Phase, seconds: float) -> None:
     with no_gc(), gpu.here():
         while len(passes) < wanted:
             times = np.empty((len(names), len(phase.steps)))
-            turn = len(passes) % len(names)
             for i, step in enumerate(phase.steps):
-                for name in names[turn:] + names[:turn]:
+                for name in rotated(names, len(passes)):
                     world.barrier()
                     times[names.index(name), i] = gpu.seconds(step.calls[name])
             passes.append(times)
@@ -166,13 +165,13 @@ def _play(ctx: Context, gpu: Gpu, phase: Phase, seconds: float) -> None:
     phase.times = dict(zip(names, np.moveaxis(each, 2, 1)))
 
 
-def _records(work: Workload, phase: Phase) -> list[dict[str, Any]]:
+def _records(work: Workload, phase: GpuPhase) -> list[dict[str, Any]]:
     skew = [busiest_over_mean(rows) for rows in phase.rows]
     slowest = {name: times.max(axis=0) for name, times in phase.times.items()}  # [step, pass]
     whole = {name: times.sum(axis=0) for name, times in slowest.items()}
     records = []
     for name, times in slowest.items():
-        summary, error = Summary.of(times.reshape(-1)), phase.errors[name]
+        summary, error = Statistics.of(times.reshape(-1)), phase.errors[name]
         record = {
             "phase": phase.name, "steps": len(phase.steps), "tokens_per_step": float(phase.tokens.mean()),
             "busiest_median": float(np.median(skew)), "busiest_most": float(np.max(skew)), "what": name,
@@ -186,7 +185,7 @@ def _records(work: Workload, phase: Phase) -> list[dict[str, Any]]:
     return records
 
 
-def _table(ctx: Context, phase: Phase) -> Table:
+def _table(ctx: Context, phase: GpuPhase) -> Table:
     """Raw times."""
     names = list(phase.times)
     _, steps, passes = phase.times[names[0]].shape

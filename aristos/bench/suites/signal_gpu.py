@@ -12,8 +12,8 @@ import numpy as np
 
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
-from ..gpu.clock import Gpu
-from ..measure import Summary, padded
+from ..gpu.clock import BenchGpu
+from ..measure import Statistics, padded
 from ..registry import gpu_suite
 
 ROW_BYTES = (16, 512, 4096)
@@ -31,7 +31,7 @@ COLUMNS = (
 
 
 @gpu_suite("signal", "a row and a signal between two blocks, there and back", order=20)
-def run(ctx: Context, gpu: Gpu) -> Result:
+def run(ctx: Context, gpu: BenchGpu) -> Result:
     from ...kernels.cuda.catalogue import PING_PONG
     from ...kernels.cuda.put_signal import LINE
 
@@ -53,7 +53,7 @@ def run(ctx: Context, gpu: Gpu) -> Result:
         share = ctx.left() / (len(ROW_BYTES) - i)
         found = gpu.in_turns({"play": play}, share, ctx.options.warmup, ctx.options.iters)["play"] / ROUNDS
         right = bool(np.array_equal(slots.get(), [row, row])) and int(late.get()[0]) == 0
-        summary = Summary.of(found)
+        summary = Statistics.of(found)
         times.append(found)
         sheet.records.append(
             {"row_bytes": row_bytes, "median_us": summary.median * 1e6, "p95_us": summary.p95 * 1e6,

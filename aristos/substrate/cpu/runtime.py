@@ -29,11 +29,11 @@ from .workers import Workers
 TILE = 96  # most rows of a tile
 BATCH = 192  # most rows of a run of the expert kernel: more rows read weights less often, until x leaves the cache
 RUN_FLOPS = 5e9  # most work of a run: a worker comes back to poll within about 50 ms
-RUN_LEAST = 24  # but no fewer rows than make the run bound by arithmetic and not by reading weights
+RUN_LEAST = 24  # least rows that a run is cut to: with fewer, it would read weights for longer than it computes
 MERGE_ROWS = 32  # fewer rows than this wait a little for more of their expert
 MERGE_POLLS = 200  # idle polls that they wait
 PAUSE_NS = 100_000_000  # compiled code comes back to Python at least this often
-LAST_WORDS_SECONDS = 0.1  # how long a failing rank lets MPI deliver its poison to other nodes
+POISON_SECONDS = 0.1  # how long a failing rank lets MPI deliver its poison to other nodes
 
 
 def signature(job: np.ndarray, state: np.ndarray, worker: bool = True) -> tuple:
@@ -101,8 +101,8 @@ class CpuRuntime(Runtime):
                 (arrivals.poisoned, plain),
                 (arrivals.read_poison, (*plain, int64)),
                 (arrivals.standing, plain),
-                (outbox.listen, plain),
-                (outbox.last_words, plain),
+                (outbox.receive, plain),
+                (outbox.put_poison_words, plain),
             ]
         )
 
@@ -121,8 +121,8 @@ class CpuRuntime(Runtime):
         )  # fmt: skip
         jobs.fill(
             job, schema.TILE, schema.CPU, tile=TILE, batch=BATCH, merge_rows=MERGE_ROWS, runs=1,
-            run_rows=min(BATCH, max(RUN_LEAST, limit // GROUP * GROUP)), shared_rows=column_runs.MOST_ROWS,
-            up_shares=column_runs.shares(ffn), down_shares=column_runs.shares(hidden), all_shared=0,
+            run_rows=min(BATCH, max(RUN_LEAST, limit // GROUP * GROUP)), split_rows=column_runs.MOST_ROWS,
+            up_shares=column_runs.shares(ffn), down_shares=column_runs.shares(hidden), all_split=0,
             scratch_step=self._scratch_step, run_step=0, run_pitch=0,
         )  # fmt: skip
 
@@ -195,14 +195,14 @@ class CpuRuntime(Runtime):
 
     def _notify_remote_peers(self, job: np.ndarray) -> None:
         """Put the poison word to remote peers, and give MPI a moment to move it."""
-        until = time.monotonic() + LAST_WORDS_SECONDS
+        until = time.monotonic() + POISON_SECONDS
         sent = False
         while time.monotonic() < until:
             if wire.take(job[words.WIRE]):
                 if not sent:
-                    outbox.last_words(job, self.state)
+                    outbox.put_poison_words(job, self.state)
                     sent = True
-                outbox.listen(job, self.state)
+                outbox.receive(job, self.state)
                 wire.leave(job[words.WIRE])
             time.sleep(0.001)
 
@@ -210,7 +210,7 @@ class CpuRuntime(Runtime):
 
     def _receive(self, job: np.ndarray) -> None:
         if job[words.REMOTE] and wire.take(job[words.WIRE]):
-            outbox.listen(job, self.state)
+            outbox.receive(job, self.state)
             wire.leave(job[words.WIRE])
 
     def _read_word(self, job: np.ndarray, peer: int, word: int) -> int:

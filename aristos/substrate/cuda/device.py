@@ -2,8 +2,8 @@
 
 Addresses, streams and events are ints, which fit tables, kernel arguments and other libraries. Uses only the driver API
 (cuda.bindings), in the device's primary context, which CuPy and Numba use too; every call leaves the thread's current
-context as it was. Nothing is started before a Device is made. Streams and events live as long as the process. Knows no
-protocol.
+context as it was. Nothing is started before a CudaDevice is made. Streams and events live as long as the process. Knows
+no protocol.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def count() -> int:
         return 0
 
 
-class Device:
+class CudaDevice:
     """A visible GPU by its ordinal, CUDA's number of it in this process.
 
     name; uuid: 'GPU-...', the same in every process; arch: 'sm_90'; sms: streaming multiprocessors; driver: the CUDA
@@ -76,7 +76,7 @@ class Device:
         self._pinned: dict[int, int] = {}  # host address -> bytes
 
     @classmethod
-    def find(cls, local_rank: int) -> Device:
+    def find(cls, local_rank: int) -> CudaDevice:
         """The GPU of a rank: number `local_rank` of those visible, starting again at 0 if there are more ranks."""
         call("cuInit", 0)
         visible = int(call("cuDeviceGetCount"))
@@ -137,7 +137,7 @@ class Device:
         """Free memory of `host`; neither the array nor a view of it may be used after."""
         start = array.ctypes.data
         if self._pinned.pop(start, None) is None:
-            raise InputError(f"free_host takes an array of Device.host, got one at {start:#x}")
+            raise InputError(f"free_host takes an array of CudaDevice.host, got one at {start:#x}")
         with self.current():
             call("cuMemFreeHost", start)
 

@@ -129,7 +129,7 @@ class OwnWindow:
 
 
 def put_during_kernel(device: Any, window: OwnWindow) -> Answer:
-    """Put from a `Device` while a kernel runs. Puts are made in the device's context, flushes outside of any.
+    """Put from a `CudaDevice` while a kernel runs. Puts are made in the device's context, flushes outside of any.
 
     As in a job: the thread that puts has the context; other threads, which let MPI make progress, may have none.
     """
@@ -201,6 +201,6 @@ def main(ordinal: int, find: Callable[[int], Any]) -> None:
 
 
 if __name__ == "__main__":
-    from .device import Device
+    from .device import CudaDevice
 
-    main(int(sys.argv[1]), Device)
+    main(int(sys.argv[1]), CudaDevice)

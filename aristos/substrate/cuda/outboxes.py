@@ -43,7 +43,7 @@ class Sides:
 class DeviceMemory(EngineMemory):
     """`EngineMemory` and the mirror, for a rank with remote peers whose workers are on a GPU; collective.
 
-    device: a `Device` of device.py. rows_on_device: whether rows for remote peers lie on the GPU until MPI puts them.
+    device: a `CudaDevice`. rows_on_device: whether rows for remote peers lie on the GPU until MPI puts them.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class DeviceMemory(EngineMemory):
             with contextlib.suppress(MemoryProblem):  # they can wait in host memory as well
                 self._rows = device.allocate(device_rows_bytes(shape, group.nodes, group.rank))
         self._mirror_shift = self._mirror - self._remote.base
-        self._believed = aligned((LINE // WORD * group.world,), np.int64)
-        self._believed[:] = 0
+        self._accepted = aligned((LINE // WORD * group.world,), np.int64)
+        self._accepted[:] = 0
         self._locks = aligned((2 * LINE // WORD,), np.int64)
         self._locks[:] = 0
 
@@ -98,7 +98,7 @@ class DeviceMemory(EngineMemory):
         st[words.PHASE] = codes.PHASE_RUN  # always: the proxy sees an epoch only once it is announced
         assert self._remote is not None
         for p in self.remote:
-            line = self._believed.ctypes.data + LINE * p
+            line = self._accepted.ctypes.data + LINE * p
             here = {name: st[tables.starts[name] + p] for name in (words.T_LINE_FROM, words.T_REGION_FROM)}
             st[tables.starts[words.T_LINE_FROM] + p] = line
             for table, value in (

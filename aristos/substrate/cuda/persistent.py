@@ -61,14 +61,14 @@ def tiles(columns: int, tile: Tile) -> int:
     return padded(columns, COLUMNS) // tile.n
 
 
-def shared_runs(tile: Tile, hidden: int, ffn: int, gated: bool, grid: int) -> dict[str, int]:
+def column_split_runs(tile: Tile, hidden: int, ffn: int, gated: bool, grid: int) -> dict[str, int]:
     """Words of a job of `grid` workers: how they share runs.
 
     A share is one tile, or as many as leave each worker SHARES_A_WORKER of a phase. There are enough runs that all
     workers have a share of the smaller phase, and one more, which starts while others end. The rank needs
     RUNS * RUN_STEP bytes of scratch, for hidden activations.
     """
-    found = {"all_shared": 1, "shared_rows": tile.m, "scratch_step": 0}
+    found = {"all_split": 1, "split_rows": tile.m, "scratch_step": 0}
     for word, columns in (
         ("up_shares", padded(ffn, INTERLEAVE) * 2 if gated else ffn),
         ("down_shares", hidden),

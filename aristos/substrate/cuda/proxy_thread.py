@@ -14,17 +14,17 @@ import numpy as np
 from numba import int32, int64
 
 from ...engine import codes, proxy, words
+from ...engine.poison import poison_word
 from ...errors import EnvironmentProblem
 from ...kernels import cpu as _lowerings  # noqa: F401  registers what the primitives compile to
 from ...primitives import memory as mem
 from ...primitives import wire
 from ...primitives.buffers import aligned
 from ...primitives.compile import Locator, compiling, entry, jit, warm_up
-from ..failure import poison_word
 from ..idle import rest
 from .outboxes import Sides
 
-LAST_WORDS_SECONDS = 0.1  # how long a failing proxy lets MPI deliver its poison
+POISON_SECONDS = 0.1  # how long a failing proxy lets MPI deliver its poison
 COPY, WAIT = wire.PROBE, wire.SYNC  # in the words of a wire to the GPU: the driver's functions
 
 
@@ -70,7 +70,7 @@ def serve(job, st, device_job, device_st):
         if moved < 0:
             return codes.POISONED
         polls = 0 if moved else polls + 1
-        rest(job, job[words.YIELDS] if proxy.quiet(job, st) else polls)
+        rest(job, job[words.YIELDS] if proxy.between_calls(job, st) else polls)
     return codes.RAN
 
 
@@ -107,7 +107,7 @@ class ProxyThread:
 
     def _notify_remote_peers(self) -> None:
         """Put the poison to remote ranks, and give MPI a moment to move it."""
-        until = time.monotonic() + LAST_WORDS_SECONDS
+        until = time.monotonic() + POISON_SECONDS
         with contextlib.suppress(Exception):
             while not proxy.put_poison(self.sides.job, self.sides.st) and time.monotonic() < until:
                 time.sleep(0.001)

@@ -31,7 +31,7 @@ from ..idle import ALONE, CROWDED
 from ..runtime import Runtime
 from ..windows import EngineMemory
 from . import device_puts, persistent
-from .device import Device
+from .device import CudaDevice
 from .outboxes import DeviceMemory
 from .proxy_thread import DeviceWire, ProxyThread
 
@@ -39,7 +39,7 @@ MOST_ROWS = 256  # of a tile
 MOST_NS = 1 << 58  # of a timeout: OVERDUE times as much must fit a word
 MERGE_POLLS = 8  # idle polls that few rows wait for more of their expert
 AWAKE_SECONDS, NAP_SECONDS = 0.002, 0.01  # the host polls without pause for so long, then at least this often
-# the innermost launcher's variable first. Not the rank in the group, which may have only some of a node's ranks
+# variables with the process's number on its node, the innermost launcher's first. The group may lack ranks of the node
 LOCAL_RANK = tuple(rank for rank, _ in mpi_facts.LOCAL)
 
 
@@ -48,7 +48,7 @@ class CudaRuntime(Runtime):
 
     def __init__(self, group: Group, forget: Callable[[Runtime], None] = lambda runtime: None) -> None:
         super().__init__(group, forget)
-        self.device = self._on_all(lambda: Device.find(local_rank(group)))
+        self.device = self._on_all(lambda: CudaDevice.find(local_rank(group)))
         sharing = group.allgather(self.device.uuid, "their GPUs").count(self.device.uuid)
         self.blocks = Blocks(self.device, sharing)
         self.state_at = self._scratch_at = self._failure_job_at = self._shared = 0
@@ -170,7 +170,7 @@ class CudaRuntime(Runtime):
 
     def fill_tile(self, job: np.ndarray, tile: Tile, blocks: int, gated: bool) -> None:
         """Write into a job what depends on the kernel that runs it. gated: do experts have a gate projection?"""
-        runs = persistent.shared_runs(tile, int(job[words.HIDDEN]), int(job[words.FFN]), gated, blocks)
+        runs = persistent.column_split_runs(tile, int(job[words.HIDDEN]), int(job[words.FFN]), gated, blocks)
         jobs.fill(
             job, schema.TILE, schema.CUDA, tile=tile.m, batch=tile.m, run_rows=tile.m, merge_rows=tile.m // 2, **runs
         )
@@ -255,7 +255,7 @@ class CudaRuntime(Runtime):
     def _wait_message(self, epoch: int) -> str:
         """The message of the wait that the kernel gave up, from the state that it left."""
         state, timeout = self.state, self.group.timeout
-        peer, seen = int(state[words.WAIT_PEER]), (int(state[words.WAIT_EPOCH]), int(state[words.WAIT_PHASE]))
+        peer, seen = int(state[words.WAIT_PEER]), (int(state[words.WAIT_EPOCH]), int(state[words.WAIT_PROGRESS]))
         job = self._blank_job()
         lock = np.zeros(1, np.int64)  # for this copy of the state, which nothing else uses
         job[words.LOCK] = lock.ctypes.data
