@@ -43,7 +43,7 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def _table(table: schema.Table) -> str:
+def _table(table: schema.StateTable) -> str:
     meaning, start = _sentence(table.meaning), table.start
     if table.shape == schema.SOURCE_EXPERT:
         whole = _function(table.name, "job, source, expert", f"job[{start}] + source * job[MAX_HELD] + expert", meaning)
