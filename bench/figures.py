@@ -136,9 +136,8 @@ def figures(shapes: list[ShapeResults], signal_us: dict[int, list[float]], why: 
     for name, m in by_name.items():
         if name in over and "bf16" in m.times:
             reached = ratio(m, "fused", "bf16")
-            found.append(
-                Figure(f"{name}: bfloat16 over float32, fused", over[name], "×", True, reached, _why(m, "bf16"))
-            )
+            what = f"{name}: bfloat16 over float32, fused"
+            found.append(Figure(what, over[name], "×", True, reached, _why(m, "bf16")))
     found += product_figures(products)
     if "D" in by_name:
         found += _outside(by_name["D"])
@@ -157,9 +156,8 @@ def _outside(m: ShapeResults) -> list[Figure]:
 
 def _error(m: ShapeResults, peer: str) -> Figure:
     value = m.errors[peer]
-    return Figure(
-        f"{m.shape.name}: {peer}, relative error", ENTRIES[peer].bound, "", False, Spread(value, value, value)
-    )
+    what = f"{m.shape.name}: {peer}, relative error"
+    return Figure(what, ENTRIES[peer].bound, "", False, Spread(value, value, value))
 
 
 def _why(m: ShapeResults, peer: str) -> str:

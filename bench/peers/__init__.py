@@ -2,8 +2,9 @@
 
 Every peer does the same job: tokens x with ids and weights routed from outside, expert-parallel over the ranks of one
 communicator, without padding or drops, on one thread per rank. A peer keeps its weights and buffers between calls and
-writes into an output that it owns. rounds.py times and checks all peers alike. All compute in float32, but for those whose
-title says bfloat16: their inputs and weights are rounded before the clock starts, and their bound on errors is wider.
+writes into an output that it owns. rounds.py times and checks all peers alike. All compute in float32, but for those
+whose title says bfloat16: their inputs and weights are rounded before the clock starts, and their bound on errors is
+wider.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ ENTRIES = {
     for entry in (
         Entry("fused", "Aristos fused", "peers.aristos_layer", "fused"),
         Entry("bulk", "Aristos bulk", "peers.aristos_layer", "bulk"),
+        Entry("numpy", "Alltoallv + NumPy", "peers.alltoallv_numpy", "AlltoallvNumPy"),
         Entry("bf16", "Aristos fused, bfloat16", "peers.aristos_layer", "fused_bfloat16", BFLOAT16_BOUND),
         Entry("bf16-bulk", "Aristos bulk, bfloat16", "peers.aristos_layer", "bulk_bfloat16", BFLOAT16_BOUND),
-        Entry("numpy", "Alltoallv + NumPy", "peers.alltoallv_numpy", "AlltoallvNumPy"),
         Entry("torch-loop", "torch gloo, loop", "peers.torch_gloo", "TorchLoop"),
         Entry("torch-grouped", "torch gloo, grouped_mm", "peers.torch_gloo", "TorchGrouped"),
     )

@@ -118,9 +118,8 @@ def test_ratios_are_formed_within_each_round(monkeypatch: pytest.MonkeyPatch) ->
     assert figures.peak_share(m).median == pytest.approx(0.9)
     assert figures.gflops(m, "fused").high == pytest.approx(80)
 
-    monkeypatch.setattr(
-        figures, "PRODUCT_SHARE", dict.fromkeys(("avx512", "avx512 on znver4", "avx2", "generic"), 0.86)
-    )
+    families = "avx512", "avx512 on znver4", "avx2", "generic"
+    monkeypatch.setattr(figures, "PRODUCT_SHARE", dict.fromkeys(families, 0.86))
     rates = {64: np.stack([90 / drift[:, :, 0], 100 / drift[:, :, 0]]), 128: np.full((2, 3, 1), 100.0)}
     rates[128][0] = 80
     found = {f.what: f for f in figures.figures([m], {8: [0.3, 0.5, 0.35]}, "", rates)}

@@ -84,6 +84,8 @@ def test_rounding_to_bfloat16_equals_ml_dtypes():
     edges = np.array([0, 0x80000000, 1, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7F800001, 0xFFC00000], np.uint32)
     ties = (np.arange(0, 0xFFFF, 7, dtype=np.uint32) << 16) | 0x8000
     values = np.concatenate([bits, edges, ties, ties - 1, ties + 1]).view(np.float32)
+    if convert.FLUSHES:  # the conversion takes denormals for zeros
+        values = np.where(np.abs(values) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), values), values)
     got = convert.narrow(convert.BFLOAT16, values)
     with np.errstate(invalid="ignore"):
         want = values.astype(ml_dtypes.bfloat16)
