@@ -67,7 +67,7 @@ def products_table(products: Rates) -> results.Table:
     """Rates of one matrix product and of multiply-adds in registers, measured in turns."""
     rates = np.stack([products[m] for m in products])  # [rows, 2, round, rank]
     depth, columns = PRODUCT
-    table = results.Table("compare", "products", {"depth": depth, "columns": columns})
+    table = results.Table("compare", "products", attributes={"depth": depth, "columns": columns})
     table.dim("rows", list(products)).dim("round", np.arange(rates.shape[2])).dim("rank", np.arange(rates.shape[3]))
     table.add("product", ("rows", "round", "rank"), 1e9 * rates[:, 0], "s-1", "operations a second of x W")
     return table.add("peak", ("rows", "round", "rank"), 1e9 * rates[:, 1], "s-1", "of multiply-adds in registers")

@@ -81,7 +81,8 @@ def test_a_small_run_checks_every_peer_and_writes_file_page_and_picture(tmp_path
     assert peers[:3] == ["fused", "bulk", "numpy"]
     assert table.variables["seconds"].values.shape == (len(peers), 2, 3, 2)
     assert (table.variables["seconds"].values > 0).all()
-    assert (table.variables["error"].values < 1e-5).all()
+    for peer, error in zip(peers, table.variables["error"].values):
+        assert error < (3e-2 if peer.startswith("bf16") else 1e-5)
     assert table.attributes["fused_and_bulk_equal_bits"]
 
 
@@ -131,6 +132,18 @@ def test_ratios_are_formed_within_each_round(monkeypatch: pytest.MonkeyPatch) ->
     assert figures.over_best(m).median == pytest.approx(1.02)
     assert found["8 bytes + signal, there and back"].met
     assert not found["4 KB row + signal, there and back"].met
+
+
+@pytest.mark.usefixtures("bench")
+def test_rates_of_products_are_kept(tmp_path: Path) -> None:
+    import save
+
+    out = tmp_path / "compare.h5"
+    save.save(out, [], [], {}, {8: [0.5]}, {64: np.full((2, 3, 2), 90.0), 128: np.full((2, 3, 2), 100.0)})
+    (run,) = results.load(out).runs
+    table = {table.name: table for table in run.tables}["products"]
+    assert table.variables["product"].values.shape == (2, 3, 2)
+    assert table.variables["product"].values[0, 0, 0] == 90e9
 
 
 @pytest.mark.usefixtures("bench")
