@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..kernels.common import activations
 from ..kernels.cpu import entries
 from ..kernels.cpu.elements import ELEMENTS
-from ..kernels.cpu.tokens import route_bytes
+from ..kernels.cpu.tokens import combine_bytes, route_bytes
 from ..primitives import arrays, isa
 from ..primitives.buffers import LINE, aligned
 from ..substrate.cpu.runtime import BATCH, CpuRuntime
@@ -80,7 +80,8 @@ class CpuBackend(Backend):
         element = ELEMENTS[cfg.dtype].code
         route = route_bytes(words.TOKEN_BLOCK, cfg.hidden, cfg.experts)
         run, activations = entries.run_bytes(element, BATCH, column_runs.MOST_ROWS, cfg.hidden, cfg.ffn, cfg.gated)
-        return Needs(entries.BLOCK_BYTES + max(run, route), activations + LINE)
+        most = max(run, route, combine_bytes(cfg.top_k))
+        return Needs(entries.BLOCK_BYTES + most, activations + LINE)
 
     @staticmethod
     def arithmetic(cfg: MoEConfig) -> str:

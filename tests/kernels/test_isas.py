@@ -74,5 +74,5 @@ def test_16_bit_experts_on_every_isa_of_this_machine(name):
 @pytest.mark.parametrize("name", isa.NEEDS)
 def test_16_bit_experts_as_plain_python_for_every_isa(name):
     """Tile loads, tile products and dot products included, also those that this machine does not have."""
-    chosen = "float64 or chunked or column or passes"
+    chosen = "float64 or chunked or column or passes or combine"
     run(name, "-m", "pytest", "-q", "-p", "no:cacheprovider", ROUNDED, "-k", chosen, NUMBA_DISABLE_JIT="1")

@@ -14,9 +14,9 @@ import pytest
 from cases import same
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rounded import DTYPES, Expert, rounded
+from rounded import DTYPES, Expert, numpy_dtype, rounded
 
-from aristos.kernels.cpu import convert, elements, rounded_expert, widened
+from aristos.kernels.cpu import convert, elements, rounded_expert, tokens, widened
 from aristos.primitives.buffers import aligned
 
 SHAPES = [  # rows, hidden, ffn
@@ -149,6 +149,28 @@ def test_sums_carried_between_passes_equal_those_of_one_pass(dtype):
         assert same(total, whole)
         want = x.astype("f8") @ expert.weights["up"].astype("f8")
         assert np.abs(whole - want).max() <= 1e-5 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_combine_is_an_ordered_sum_rounded_once(dtype):
+    """In float32 and in the order of the choices; choices not taken add nothing, no choices give zeros."""
+    rng = np.random.default_rng(0)
+    code = elements.ELEMENTS[dtype].code
+    for hidden in (1, 31, 32, 100):
+        rows = aligned((6, elements.up(hidden)), np.uint16)
+        rows[:] = rounded(rng.standard_normal(rows.shape), dtype).view(np.uint16)
+        weights = rng.standard_normal(6).astype("f4")
+        for taken in ([], [2], [0, 3, 5], range(6)):
+            at = np.zeros(6, np.int64)
+            want = np.zeros(hidden, np.float32)
+            for j in taken:
+                at[j] = rows[j].ctypes.data
+                want += weights[j] * rows[j, :hidden].view(numpy_dtype(dtype)).astype("f4")
+            y = np.full(hidden + 1, 0x1234, np.uint16)
+            scratch = aligned((tokens.combine_bytes(6),), np.uint8)
+            tokens.combine_token(code, y.ctypes.data, 6, weights, at, hidden, scratch.ctypes.data)
+            assert np.array_equal(y[:hidden], rounded(want, dtype).view(np.uint16))
+            assert y[hidden] == 0x1234
 
 
 def test_micro_kernels_of_widened_weights_fit_the_registers():

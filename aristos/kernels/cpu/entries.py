@@ -10,11 +10,9 @@ from __future__ import annotations
 from numba import types
 
 from ...primitives import memory as mem
-from ...primitives.buffers import FLOAT
 from ...primitives.compile import config, jit, warm_up
 from . import expert, rounded_expert
 from .convert import BFLOAT16, FLOAT16, FLOAT32
-from .elements import up
 from .gemm import product
 from .tokens import combine_token, route_block
 
@@ -132,7 +130,7 @@ def run_bytes(element: int, rows: int, few: int, hidden: int, ffn: int, gated: b
     if element == FLOAT32:
         return expert.scratch_bytes(rows, hidden, gated), expert.activation_bytes(few, ffn, gated)
     run = rounded_expert.scratch_bytes(element, rows, hidden, ffn, gated)
-    return max(run, FLOAT * up(hidden)), rounded_expert.activation_bytes(element, few, ffn)
+    return run, rounded_expert.activation_bytes(element, few, ffn)
 
 
 def handle(element: int) -> int:

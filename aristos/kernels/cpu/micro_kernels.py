@@ -182,6 +182,41 @@ def round_block(lanes, instruction):
     return _intrinsic("round_block", 3, emit)
 
 
+# ---------------------------------------------------------------- weighted sums of rows of 16 bits
+
+
+def weighted_rows(lanes, half):
+    """Emit combine(n, rows, weights, offset, sums): 32 float32 at `sums` = sum over i of weights[i] * row i.
+
+    rows, weights: addresses of n row addresses and n float32; offset: bytes from a row's start to the 32 elements used.
+    Sums are in order of i, from zero. half: whether elements are float16, else bfloat16.
+    """
+    vector, halves = ir.VectorType(F32, lanes), ir.VectorType(I16, lanes)
+    words = ir.VectorType(I32, lanes)
+
+    def widened(builder, raw):
+        if half:
+            return builder.fpext(builder.bitcast(raw, ir.VectorType(ir.HalfType(), lanes)), vector)
+        return builder.bitcast(builder.shl(builder.zext(raw, words), words([16] * lanes)), vector)
+
+    def emit(builder, args):
+        n, rows, weights, offset, sums = args
+
+        def body(i, values):
+            row = builder.load(_at(builder, rows, builder.mul(i, I64(8)), I64), align=8)
+            weight = _broadcast(builder, _at(builder, weights, builder.mul(i, I64(4)), F32), lanes)
+            first, new = builder.add(row, offset), []
+            for j, value in enumerate(values):
+                raw = builder.load(_at(builder, first, 2 * lanes * j, halves), align=2)
+                new.append(builder.fadd(value, builder.fmul(weight, widened(builder, raw))))
+            return new
+
+        places = [_at(builder, sums, 4 * lanes * j, vector) for j in range(32 // lanes)]
+        _store(builder, _loop(builder, [vector([0.0] * lanes) for _ in places], n, body), places)
+
+    return _intrinsic("weighted_float16" if half else "weighted_bfloat16", 5, emit)
+
+
 # ---------------------------------------------------------------- float32
 
 

@@ -4,12 +4,15 @@ All sums are float32. Every value depends on its own token alone, not on other t
 """
 
 import numpy as np
+from numba.extending import overload
 
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT, LINE
 from ...primitives.compile import jit
 from ..common.scores import choose
-from .convert import BFLOAT16, FLOAT32, float_of_half, round_row
+from . import micro_kernels
+from .convert import BFLOAT16, FLOAT32, round_row, widen_row
+from .elements import WIDTH
 from .gemm import block_product, pack_rows, packed_bytes
 from .panels import LANES, padded
 from .widened import widen_rows
@@ -61,27 +64,62 @@ def route_block(
     return True
 
 
+def weighted_block(element, n, rows, weights, offset, sums):
+    """32 float32 at `sums` = sum over i < n of weights[i] * 32 elements of 16 bits, `offset` bytes into row i.
+
+    rows, weights: addresses of n row addresses and n float32. n: at least 1. Sums are in order of i, from zero.
+    """
+    factors = mem.floats(weights, n)
+    total = np.zeros(WIDTH, np.float32)
+    values = np.empty(WIDTH, np.float32)
+    for i in range(n):
+        widen_row(element, values.ctypes.data, mem.load(rows + 8 * i) + offset, WIDTH)
+        total += factors[i] * values
+    mem.floats(sums, WIDTH)[:] = total
+
+
+_bfloat16, _float16 = micro_kernels.weighted_rows(LANES, False), micro_kernels.weighted_rows(LANES, True)
+
+
+@overload(weighted_block)
+def _weighted_block(element, n, rows, weights, offset, sums):
+    def run(element, n, rows, weights, offset, sums):
+        if element == BFLOAT16:
+            _bfloat16(n, rows, weights, offset, sums)
+        else:
+            _float16(n, rows, weights, offset, sums)
+
+    return run
+
+
+def combine_bytes(k: int) -> int:
+    """Bytes of scratch that `combine_token` needs for k choices: 32 sums, and the rows and weights of those taken."""
+    return 12 * k + FLOAT * WIDTH + LINE
+
+
 @jit
-def add_row(element, out, row, weight, n, first):
-    """out[n] float32 = weight * row, plus out if not `first`. row: address of n elements of 16 bits."""
-    sums, bits = mem.floats(out, n), mem.bits16(row, n)
-    if element == BFLOAT16 and first:
-        for i in range(n):
-            sums[i] = weight * mem.float_of_bits(np.int64(bits[i]) << 16)
-    elif element == BFLOAT16:
-        for i in range(n):
-            sums[i] += weight * mem.float_of_bits(np.int64(bits[i]) << 16)
-    elif first:
-        for i in range(n):
-            sums[i] = weight * float_of_half(bits[i])
-    else:
-        for i in range(n):
-            sums[i] += weight * float_of_half(bits[i])
+def combine_rows(element, y, k, weights, rows, hidden, scratch):
+    """`combine_token` for elements of 16 bits. Rows have space for blocks of 32 elements."""
+    sums = (scratch + LINE - 1) // LINE * LINE
+    taken_rows = sums + FLOAT * WIDTH
+    taken_weights = taken_rows + 8 * k
+    factors, n = mem.floats(taken_weights, k), 0
+    for j in range(k):
+        if rows[j] != 0:
+            mem.store(taken_rows + 8 * n, rows[j])
+            factors[n] = weights[j]
+            n += 1
+    if n == 0:
+        mem.bits16(y, hidden)[:] = 0
+        return
+    for i in range(0, hidden, WIDTH):
+        weighted_block(element, n, taken_rows, taken_weights, 2 * i, sums)
+        round_row(element, y + 2 * i, sums, min(WIDTH, hidden - i))
 
 
 @jit
 def add_float32(out, row, weight, n, first):
-    """As `add_row`, for a row of float32."""
+    """out[n] float32 = weight * row, plus out if not `first`. row: address of n float32."""
     sums, values = mem.floats(out, n), mem.floats(row, n)
     if first:
         for i in range(n):
@@ -96,19 +134,15 @@ def combine_token(element, y, k, weights, rows, hidden, scratch):
     """y[hidden] = sum over j of weights[j] * row j, in order of j, in float32; rounded once to the element type.
 
     y: address; weights: [k] float32; rows: [k] int64 addresses of rows, 0 for a choice not taken; scratch: address of
-    `hidden` float32, unused for rows of float32.
+    `combine_bytes(k)` bytes, unused for rows of float32.
     """
-    sums = y if element == FLOAT32 else scratch
+    if element != FLOAT32:
+        combine_rows(element, y, k, weights, rows, hidden, scratch)
+        return
     first = True
     for j in range(k):
-        if rows[j] == 0:
-            continue
-        if element == FLOAT32:
-            add_float32(sums, rows[j], weights[j], hidden, first)
-        else:
-            add_row(element, sums, rows[j], weights[j], hidden, first)
-        first = False
+        if rows[j] != 0:
+            add_float32(y, rows[j], weights[j], hidden, first)
+            first = False
     if first:
-        mem.floats(sums, hidden)[:] = ZERO
-    if element != FLOAT32:
-        round_row(element, y, sums, hidden)
+        mem.floats(y, hidden)[:] = ZERO
