@@ -146,7 +146,7 @@ def write(
     print(text)
     print(f"raw times: {asked.out}")
     if asked.page:
-        report.splice(asked.page, text)
+        report.splice(asked.page, text, figures.family())
         print(f"table: {asked.page}")
 
 

@@ -68,6 +68,11 @@ def ratio(measured: ShapeResults, peer: str, ours: str = "fused") -> Spread | No
     return Spread.of(measured.turns(peer) / measured.turns(ours))
 
 
+def family() -> str:
+    """The instruction set of the kernels and the CPU, as LLVM names it: what figures depend on."""
+    return f"{isa.chosen()}, {isa.target()[0]}"
+
+
 def over_best(measured: ShapeResults) -> Spread | None:
     """Time of the fastest float32 peer of a round over ours; None if none was timed."""
     timed = [measured.turns(peer) for peer in PEERS if peer in measured.times]
@@ -107,13 +112,13 @@ def signal_figures(signal_us: dict[int, list[float]], why: str) -> list[Figure]:
 
 def product_figures(products: Rates) -> list[Figure]:
     """A matrix product's share of the FMA peak, round by round, averaged over ranks."""
-    family = "avx512" if isa.chosen() in ("amx", "avx512", "avx512bf16") else isa.chosen()
-    family += " on znver4" if isa.target()[0] == "znver4" else ""
+    vectors = "avx512" if isa.chosen() in ("amx", "avx512", "avx512bf16") else isa.chosen()
+    vectors += " on znver4" if isa.target()[0] == "znver4" else ""
     found = []
-    for rows, rates in products.items() if family in PRODUCT_SHARE else ():
+    for rows, rates in products.items() if vectors in PRODUCT_SHARE else ():
         share = Spread.of(100 * (rates[0] / rates[1]).mean(axis=1))
         what = f"product of {rows} rows with {PRODUCT[0]} x {PRODUCT[1]}, share of the FMA peak"
-        found.append(Figure(what, 100 * PRODUCT_SHARE[family], "%", True, share))
+        found.append(Figure(what, 100 * PRODUCT_SHARE[vectors], "%", True, share))
     return found
 
 

@@ -1,11 +1,12 @@
 """The run as Markdown: times, ratios, and the asked figures beside the reached ones.
 
-The text goes between two marker comments of a page, so that the prose around it stays. All numbers are computed by
-figures.py.
+The text goes between two marker comments of a page, which name the family of CPUs: another family adds a section, and
+the prose around the sections stays. All numbers are computed by figures.py.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from figures import Figure, Spread, gflops, peak_share, ratio
 from peers import BFLOAT16_BOUND, ENTRIES, FLOAT32_BOUND
 from rounds import ShapeResults
 
-BEGIN = "<!-- compare:begin (written by bench/compare.py; edit outside the markers) -->"
-END = "<!-- compare:end -->"
+BEGIN = "<!-- compare:begin {} (written by bench/compare.py; edit outside the markers) -->"
+END = "<!-- compare:end {} -->"
 PAGE = "# Performance\n\nWritten by `make compare`.\n"
 
 
@@ -30,19 +31,25 @@ def markdown(shapes: list[ShapeResults], asked: list[Figure], facts: list[str], 
     return "\n\n".join(parts) + "\n"
 
 
-def splice(path: Path, text: str) -> None:
-    """Put the text between the markers of the page. A page without markers gets them at its end; a missing page is
-    created. Raises ValueError if there is one marker only."""
+def splice(path: Path, text: str, family: str) -> None:
+    """Put the text between the markers of a family on the page; a new family's section comes after the others.
+
+    A page without sections gets them at its end; a missing page is created. Raises ValueError if there is one marker
+    only.
+    """
     page = path.read_text(encoding="utf-8") if path.exists() else PAGE
-    begin, end = page.find(BEGIN), page.find(END)
+    first, last = BEGIN.format(family), END.format(family)
+    begin, end = page.find(first), page.find(last)
     if (begin < 0) != (end < 0) or begin > end:
-        raise ValueError(f"{path} must have both markers or none, in order: {BEGIN!r} and {END!r}")
+        raise ValueError(f"{path} must have both markers or none, in order: {first!r} and {last!r}")
     if begin < 0:
-        page = page.rstrip("\n") + f"\n\n{BEGIN}\n{END}\n"
-        begin, end = page.find(BEGIN), page.find(END)
+        others = [found.end() for found in re.finditer(re.escape(END).replace(r"\{\}", ".*"), page)]
+        at = max(others, default=len(page.rstrip("\n")))
+        page = f"{page[:at]}\n\n## On {family}\n\n{first}\n{last}{page[at:]}"
+        begin, end = page.find(first), page.find(last)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".tmp")
-    aside.write_text(page[: begin + len(BEGIN)] + f"\n\n{text}\n" + page[end:], encoding="utf-8")
+    aside.write_text(page[: begin + len(first)] + f"\n\n{text}\n" + page[end:], encoding="utf-8")
     aside.replace(path)
 
 

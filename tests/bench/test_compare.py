@@ -162,21 +162,25 @@ def test_wrong_outputs_are_neither_timed_nor_hidden() -> None:
 
 
 @pytest.mark.usefixtures("bench")
-def test_splice_keeps_the_text_around_the_markers(tmp_path: Path) -> None:
+def test_splice_keeps_the_text_around_the_markers_and_other_families(tmp_path: Path) -> None:
     import report
 
     page = tmp_path / "docs" / "performance.md"
-    report.splice(page, "one")
-    page.write_text(page.read_text() + "\nafter\n")
-    report.splice(page, "two")
+    report.splice(page, "one", "amx, x")
+    page.write_text(page.read_text() + "\n\nafter\n")
+    report.splice(page, "other", "avx2, y")
+    report.splice(page, "two", "amx, x")
     text = page.read_text()
     assert "one" not in text
     assert text.startswith("# Performance")
-    assert text.endswith("\nafter\n")
-    assert text.count("two") == text.count(report.BEGIN) == text.count(report.END) == 1
-    page.write_text(text.replace(report.END, ""))
+    assert text.endswith("\n\nafter\n")
+    first, last = report.BEGIN.format("amx, x"), report.END.format("amx, x")
+    assert text.count("two") == text.count(first) == text.count(last) == 1
+    assert text.count("other") == 1 + text.count("others")
+    assert text.index("two") < text.index("## On avx2, y") < text.index("other") < text.index("after")
+    page.write_text(text.replace(last, ""))
     with pytest.raises(ValueError, match="both markers or none"):
-        report.splice(page, "three")
+        report.splice(page, "three", "amx, x")
 
 
 @pytest.mark.usefixtures("bench")
