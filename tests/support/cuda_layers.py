@@ -38,8 +38,8 @@ class Layers:
     """Ranks of one machine and a layer on them.
 
     tokens: of each rank. grid: blocks a rank. ring: rows of a ring, None for the default. tile: None for the first of
-    TILES[kind].
-    timeout: nanoseconds. limit: warp instructions of a run, after which it counts as stuck. given: (ids, weights) of each rank, None where the router chooses.
+    TILES[kind]. timeout: nanoseconds. limit: warp instructions of a run, after which it counts as stuck. given: (ids,
+    weights) of each rank, None where the router chooses.
     """
 
     cfg: MoEConfig = SMALL
