@@ -377,8 +377,8 @@ def test_the_roof_is_above_the_micro_kernel_and_blas():
             start = time.perf_counter()
             np.matmul(a, b)
             blas = max(blas, 2 * 256 * 512 * 512 / (time.perf_counter() - start) / 1e9)
-    assert 1 < kernel <= 1.03 * roof
-    assert blas <= 1.03 * roof
+    assert 1 < kernel <= 1.1 * roof
+    assert blas <= 1.1 * roof
     assert roof < 2000
 
 
