@@ -19,6 +19,8 @@ SHELL := /bin/bash
 PY = $(VENV)/bin/python
 PIP = PYTHONWARNINGS=ignore $(PY) -m pip --quiet --disable-pip-version-check
 FLAGS_openmpi = --allow-run-as-root --oversubscribe --bind-to none
+# NumPy's BLAS is a peer: it chooses its kernels itself.
+FREE_BLAS = env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE
 # Not mpirun: Intel's finds its parts only on PATH.
 MPIRUN = $(VENV)/bin/mpiexec $(FLAGS_$(MPI)) -n $(RANKS)
 READY = $(VENV)/.aristos-$(MPI)
@@ -43,7 +45,7 @@ help:
 
 bench: $(READY)-run
 	@mkdir -p $(RESULTS)
-	$(MPIRUN) $(PY) -m aristos.bench --out $(RESULTS)/aristos-results.h5 $(ARGS) | tee $(RESULTS)/table.txt
+	$(FREE_BLAS) $(MPIRUN) $(PY) -m aristos.bench --out $(RESULTS)/aristos-results.h5 $(ARGS) | tee $(RESULTS)/table.txt
 	$(VENV)/bin/aristos plot $(RESULTS)/aristos-results.h5 --out $(RESULTS)/plots
 	@printf '\ntable  %s\nHDF5   %s\nplots  %s\n' $(RESULTS)/table.txt $(RESULTS)/aristos-results.h5 $(RESULTS)/plots/
 

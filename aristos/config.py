@@ -130,7 +130,7 @@ class MoEConfig:
     limit: with gated, clamps g to at most limit and u to -limit..limit before the activation.
     bias: biases on all projections. max_tokens: most tokens one rank brings to one call.
     dtype: of rows and of the experts' arithmetic; "tf32" is float32 whose products use 10 fraction bits, on tensor
-    cores. CPUs compute in float32 only.
+    cores. On CPUs: float32, bfloat16, float16.
     router: see `Router`. Raises InputError.
     """
 

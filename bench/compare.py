@@ -50,7 +50,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--iters", type=int, help="timed calls in a turn (default: as many as take about 0.3 s, 3 to 40)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights, inputs and order (%(default)s)")
-    parser.add_argument("--no-micro", action="store_true", help="leave out the signal suite and the GEMM peak")
+    parser.add_argument(
+        "--no-micro", action="store_true", help="leave out the signal suite, the FMA peak and the matrix products"
+    )
     saved = ROOT / "bench" / "results" / "compare.h5"
     parser.add_argument("--out", default=str(saved), help="results file to append raw times to")
     parser.add_argument("--plot", help="PNG (default: performance.png beside the page)")
@@ -111,13 +113,15 @@ def compare(comm: Any, asked: argparse.Namespace, argv: list[str]) -> int:
         after = (lambda job, peer: micro.outside(comm, job, peer)) if shape.name == "D" else None
         measured.append(rounds.run(comm, job, asked.peers, asked.rounds, asked.iters, asked.seed, peak, show, after))
         del job  # its weights are up to a gigabyte
+    show("matrix products")
+    products = micro.products(comm) if with_micro else {}
     show("signals")
     signal_us, why = micro.signal(comm, asked.seed) if with_micro else ({}, "left out by --no-micro")
     facts["load_average_end"] = os.getloadavg()[0]
     show("")
     wrong = why == micro.WRONG or any(m.wrong() or m.same_bits is False for m in measured)
     if lead:
-        write(asked, measured, figures.figures(measured, signal_us, why), facts, signal_us)
+        write(asked, measured, figures.figures(measured, signal_us, why, products), facts, signal_us, products)
     return int(comm.bcast(1 if wrong else 0))
 
 
@@ -127,9 +131,10 @@ def write(
     found: list[figures.Figure],
     facts: dict[str, Any],
     signal_us: dict[int, list[float]],
+    products: micro.Rates,
 ) -> None:
     """Write the HDF5 file, the picture and the page; the file first, since it holds all data."""
-    save.save(Path(asked.out), measured, found, facts, signal_us)
+    save.save(Path(asked.out), measured, found, facts, signal_us, products)
     picture = None
     if asked.plot:
         try:
@@ -141,7 +146,7 @@ def write(
     print(text)
     print(f"raw times: {asked.out}")
     if asked.page:
-        report.splice(asked.page, text)
+        report.splice(asked.page, text, figures.family())
         print(f"table: {asked.page}")
 
 

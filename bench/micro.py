@@ -1,27 +1,59 @@
-"""Three measurements beside the rounds: the micro-kernel's peak, time outside kernels and waits, and signals.
+"""Measurements beside the rounds: the FMA peak, a matrix product's share of it, time outside kernels, and signals.
 
-Each number comes from the library itself: kernels.gemm_peak, CallStats, the suite `signal`.
+Each number comes from the library itself: kernels.fma_peak, kernels.Matrix, CallStats, the suite `signal`.
 """
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
 from jobs import INPUTS, Job
 from numpy.typing import NDArray
 
+Rates = dict[int, NDArray[np.float64]]  # rows -> GFLOP/s
+
 PEAK_SECONDS = 0.1
+PRODUCT = 1024, 4096  # K and N of the matrix whose product is timed
+PRODUCT_ROWS = (64, 128, 256, 512)
+ROUNDS = 9
 CALLS = 200
 SIGNAL_SECONDS = 4.0
 WRONG = "a payload of the signal suite did not come back as it was sent"
 
 
 def peak() -> float:
-    """GFLOP/s of this rank's micro-kernel on operands in L1, while the other ranks run theirs."""
+    """GFLOP/s of this rank's multiply-adds in registers, while the other ranks run theirs."""
     from aristos import kernels
 
-    return float(kernels.gemm_peak(seconds=PEAK_SECONDS))
+    return float(kernels.fma_peak(seconds=PEAK_SECONDS))
+
+
+def products(comm: Any) -> Rates:
+    """GFLOP/s of a matrix product and of multiply-adds in registers, in turns, on all ranks at once. Collective.
+
+    rows -> [2, round, rank].
+    """
+    from aristos import kernels
+
+    rng = np.random.default_rng(comm.rank)
+    matrix = kernels.Matrix(rng.standard_normal(PRODUCT, np.float32))
+    rates = {}
+    for rows in PRODUCT_ROWS:
+        x = rng.standard_normal((rows, PRODUCT[0]), np.float32)
+        out = np.empty((rows, PRODUCT[1]), np.float32)
+        flops, mine = 2 * rows * PRODUCT[0] * PRODUCT[1], []
+        matrix(x, out=out)
+        for _ in range(ROUNDS):
+            comm.Barrier()
+            start, calls = time.perf_counter(), 0
+            while calls == 0 or time.perf_counter() - start < PEAK_SECONDS:
+                matrix(x, out=out)
+                calls += 1
+            mine.append((calls * flops / (time.perf_counter() - start) / 1e9, kernels.fma_peak(PEAK_SECONDS)))
+        rates[rows] = np.array(comm.allgather(mine)).transpose(2, 1, 0)
+    return rates
 
 
 def outside(comm: Any, job: Job, peer: Any) -> NDArray[np.float64]:

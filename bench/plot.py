@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from figures import FUSED_OVER_BULK, OVER_NUMPY, gflops, ratio
+from figures import FUSED_OVER_BULK, OVER_PEERS, PEERS, gflops, ratio
 from peers import ENTRIES
 from rounds import ShapeResults
 
 COLORS = {
     "fused": "#1b6ca8",
     "bulk": "#8ab6d6",
+    "bf16": "#2a9d5c",
+    "bf16-bulk": "#9fd5b5",
     "numpy": "#e07a3f",
     "torch-loop": "#9a6fb0",
     "torch-grouped": "#c9aed6",
 }
-ASKED = {"bulk": FUSED_OVER_BULK, "numpy": OVER_NUMPY}
+ASKED = {"bulk": FUSED_OVER_BULK} | dict.fromkeys(PEERS, OVER_PEERS)
 
 
 def draw(shapes: list[ShapeResults], path: Path) -> None:
@@ -82,7 +84,7 @@ def _rates(axes: Any, shapes: list[ShapeResults]) -> None:
                 axes.bar(g + offset, rate.median, width, color=COLORS[peer], label=label)
     with_peak = [(g, m.peak) for g, m in enumerate(shapes) if m.peak is not None]
     for g, peak in with_peak:
-        label = "micro-kernel's peak" if g == with_peak[0][0] else None
+        label = "FMA peak" if g == with_peak[0][0] else None
         axes.hlines(np.median(peak), g - 0.45, g + 0.45, color="black", linestyle="--", label=label)
     axes.set_title("GFLOP/s per rank")
     _finish(axes, shapes, "GFLOP/s per rank, median")

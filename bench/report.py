@@ -1,21 +1,22 @@
 """The run as Markdown: times, ratios, and the asked figures beside the reached ones.
 
-The text goes between two marker comments of a page, so that the prose around it stays. All numbers are computed by
-figures.py.
+The text goes between two marker comments of a page, which name the family of CPUs: another family adds a section, and
+the prose around the sections stays. All numbers are computed by figures.py.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from figures import Figure, Spread, gflops, peak_share, ratio
-from peers import ENTRIES
-from rounds import BOUND, ShapeResults
+from peers import BFLOAT16_BOUND, ENTRIES, FLOAT32_BOUND
+from rounds import ShapeResults
 
-BEGIN = "<!-- compare:begin (written by bench/compare.py; edit outside the markers) -->"
-END = "<!-- compare:end -->"
+BEGIN = "<!-- compare:begin {} (written by bench/compare.py; edit outside the markers) -->"
+END = "<!-- compare:end {} -->"
 PAGE = "# Performance\n\nWritten by `make compare`.\n"
 
 
@@ -30,19 +31,25 @@ def markdown(shapes: list[ShapeResults], asked: list[Figure], facts: list[str], 
     return "\n\n".join(parts) + "\n"
 
 
-def splice(path: Path, text: str) -> None:
-    """Put the text between the markers of the page. A page without markers gets them at its end; a missing page is
-    created. Raises ValueError if there is one marker only."""
+def splice(path: Path, text: str, family: str) -> None:
+    """Put the text between the markers of a family on the page; a new family's section comes after the others.
+
+    A page without sections gets them at its end; a missing page is created. Raises ValueError if there is one marker
+    only.
+    """
     page = path.read_text(encoding="utf-8") if path.exists() else PAGE
-    begin, end = page.find(BEGIN), page.find(END)
+    first, last = BEGIN.format(family), END.format(family)
+    begin, end = page.find(first), page.find(last)
     if (begin < 0) != (end < 0) or begin > end:
-        raise ValueError(f"{path} must have both markers or none, in order: {BEGIN!r} and {END!r}")
+        raise ValueError(f"{path} must have both markers or none, in order: {first!r} and {last!r}")
     if begin < 0:
-        page = page.rstrip("\n") + f"\n\n{BEGIN}\n{END}\n"
-        begin, end = page.find(BEGIN), page.find(END)
+        others = [found.end() for found in re.finditer(re.escape(END).replace(r"\{\}", ".*"), page)]
+        at = max(others, default=len(page.rstrip("\n")))
+        page = f"{page[:at]}\n\n## On {family}\n\n{first}\n{last}{page[at:]}"
+        begin, end = page.find(first), page.find(last)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".tmp")
-    aside.write_text(page[: begin + len(BEGIN)] + f"\n\n{text}\n" + page[end:], encoding="utf-8")
+    aside.write_text(page[: begin + len(first)] + f"\n\n{text}\n" + page[end:], encoding="utf-8")
     aside.replace(path)
 
 
@@ -63,7 +70,7 @@ def _label(m: ShapeResults) -> str:
 def _times(shapes: list[ShapeResults]) -> str:
     """The table of milliseconds and GFLOP/s per rank."""
     peers = _peers(shapes)
-    head = ["tokens/H/F/E/k", *(ENTRIES[p].title for p in peers), "micro-kernel's peak", "busiest rank"]
+    head = ["tokens/H/F/E/k", *(ENTRIES[p].title for p in peers), "FMA peak", "busiest rank"]
     rows = []
     for m in shapes:
         cells = [_cell(m, p) for p in peers]
@@ -93,12 +100,14 @@ def _ratios(shapes: list[ShapeResults]) -> str:
     for m in shapes:
         shares = [peak_share(m, p) for p in ("fused", "bulk")]
         percents = [_spread(s, lambda v: f"{100 * v:.1f}", " %") for s in shares]
-        error = f"{max(m.errors.values()):.1e}" if m.errors else "-"
+        exact = [error for peer, error in m.errors.items() if ENTRIES[peer].bound == FLOAT32_BOUND]
+        error = f"{max(exact):.1e}" if exact else "-"
         rows.append([m.shape.name, *(_spread(ratio(m, p), _two, "") for p in peers), *percents, error])
     says = (
         "Time of each peer over that of Aristos fused in the same round: median (least - most) over rounds. Share of "
-        "peak: what the busiest rank's GEMMs take at the micro-kernel's peak, measured in the same round, over the "
-        f"time of the call. Error: the largest of any peer, relative to float64 (bound {BOUND:.0e})."
+        "peak: what the busiest rank's GEMMs take at the FMA peak, measured in the same round, over the "
+        f"time of the call. Error: the largest of any float32 peer, relative to float64 (bound {FLOAT32_BOUND:.0e}; "
+        f"bfloat16: {BFLOAT16_BOUND:.0e})."
     )
     return f"{says}\n\n{table(head, rows)}"
 

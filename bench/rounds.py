@@ -16,23 +16,23 @@ from typing import Any
 import numpy as np
 from jobs import INPUTS, Job, Shape
 from numpy.typing import NDArray
-from peers import Absent, Entry, Peer
+from peers import ENTRIES, Absent, Entry, Peer
 
 from aristos import reference
 
 TURN_SECONDS = 0.3  # about the time of the first peer's turn
 ITERS = (3, 40)  # fewest and most timed calls in a turn
-BOUND = 1e-5  # relative to the float64 reference; an output beyond it is wrong and its peer is not timed
 
 
 @dataclass
 class ShapeResults:
     """The results of one shape; only rank 0 has times and peak.
 
-    times: peer -> [rounds, iters, world] seconds; peak: [rounds, world] GFLOP/s of the micro-kernel alone;
+    times: peer -> [rounds, iters, world] seconds; peak: [rounds, world] GFLOP/s of multiply-adds in registers;
     load: [rounds] load average; busiest: [iters] operations of the rank with most rows in that timed call; mean: the
     same averaged over ranks; errors: peer -> largest relative error on any rank and input; absent: peer -> reason;
-    same_bits: whether fused and bulk gave equal outputs, bit for bit; outside: [2, calls] seconds, see micro.outside.
+    same_bits: whether fused and bulk gave equal outputs, bit for bit, in each dtype; outside: [2, calls] seconds, see
+    micro.outside.
     """
 
     shape: Shape
@@ -55,7 +55,7 @@ class ShapeResults:
 
     def wrong(self) -> list[str]:
         """Peers whose output missed the bound."""
-        return [name for name, error in self.errors.items() if not error <= BOUND]
+        return [name for name, error in self.errors.items() if not error <= ENTRIES[name].bound]
 
 
 def make_peers(comm: Any, job: Job, entries: list[Entry], measured: ShapeResults) -> dict[str, Peer]:
@@ -76,9 +76,10 @@ def check(comm: Any, job: Job, peers: dict[str, Peer], measured: ShapeResults) -
         outputs[name] = [peer(job.xs[i], job.ids[i], job.weights[i]).copy() for i in range(INPUTS)]
         error = max(reference.error(y, right) for y, right in zip(outputs[name], job.ys))
         measured.errors[name] = max(comm.allreduce(error, op=_max()), measured.errors.get(name, 0.0))
-    if "fused" in outputs and "bulk" in outputs:
-        same = all(np.array_equal(a, b) for a, b in zip(outputs["fused"], outputs["bulk"]))
-        measured.same_bits = all(comm.allgather(same)) and measured.same_bits is not False
+    for fused, bulk in (("fused", "bulk"), ("bf16", "bf16-bulk")):
+        if fused in outputs and bulk in outputs:
+            same = all(np.array_equal(a, b) for a, b in zip(outputs[fused], outputs[bulk]))
+            measured.same_bits = all(comm.allgather(same)) and measured.same_bits is not False
 
 
 def run(

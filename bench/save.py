@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from figures import Figure
+from micro import PRODUCT, Rates
 from rounds import ShapeResults
 
 from aristos import results
@@ -21,6 +22,7 @@ def save(
     found: list[Figure],
     facts: dict[str, Any],
     signal_us: dict[int, list[float]],
+    products: Rates,
 ) -> None:
     """Append the run. Raises ResultsError if the file cannot be written."""
     tables = [shape_table(m) for m in shapes if m.times]
@@ -29,6 +31,7 @@ def save(
     for size, values in signal_us.items():
         table = results.Table("compare", f"signal-{size}").dim("sample", np.arange(len(values)))
         tables.append(table.add("round_trip", "sample", 1e-6 * np.array(values), "s", f"{size} bytes + signal"))
+    tables += [products_table(products)] if products else []
     results.append(path, results.Run(attributes=facts, tables=tables))
 
 
@@ -56,8 +59,18 @@ def shape_table(m: ShapeResults) -> results.Table:
     table.add("mean", "call", m.mean, "1", "operations of a rank, averaged over ranks")
     table.add("load_average", "round", m.load, "1", "load average of one minute after the round")
     if m.peak is not None:
-        table.add("peak", ("round", "rank"), 1e9 * m.peak, "s-1", "operations a second of the micro-kernel alone")
+        table.add("peak", ("round", "rank"), 1e9 * m.peak, "s-1", "operations a second of multiply-adds in registers")
     return table
+
+
+def products_table(products: Rates) -> results.Table:
+    """Rates of one matrix product and of multiply-adds in registers, measured in turns."""
+    rates = np.stack([products[m] for m in products])  # [rows, 2, round, rank]
+    depth, columns = PRODUCT
+    table = results.Table("compare", "products", attributes={"depth": depth, "columns": columns})
+    table.dim("rows", list(products)).dim("round", np.arange(rates.shape[2])).dim("rank", np.arange(rates.shape[3]))
+    table.add("product", ("rows", "round", "rank"), 1e9 * rates[:, 0], "s-1", "operations a second of x W")
+    return table.add("peak", ("rows", "round", "rank"), 1e9 * rates[:, 1], "s-1", "of multiply-adds in registers")
 
 
 def outside_table(m: ShapeResults) -> results.Table:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +18,25 @@ from .world import World
 
 
 def peak(world: World, threads: int, seconds: float = 0.3) -> float:
-    """GFLOP/s of this rank: the micro-kernel on operands in L1, on all workers of all ranks at once. Collective."""
+    """GFLOP/s of this rank: multiply-adds in registers, on all workers of all ranks at once. Collective."""
+    from ..kernels import fma_peak
+
+    return _together(world, threads, fma_peak, seconds)
+
+
+def micro_kernel(world: World, threads: int, seconds: float = 0.3) -> float:
+    """GFLOP/s of this rank: the micro-kernel on operands in its caches, on all workers at once. Collective."""
     from ..kernels import gemm_peak
 
+    return _together(world, threads, gemm_peak, seconds)
+
+
+def _together(world: World, threads: int, rate: Callable[[float], float], seconds: float) -> float:
+    """The sum of the workers' rates."""
     rates = [0.0] * threads
 
     def worker(i: int) -> None:
-        rates[i] = gemm_peak(seconds=seconds)
+        rates[i] = rate(seconds)
 
     world.barrier()
     others = [threading.Thread(target=worker, args=(i,)) for i in range(1, threads)]

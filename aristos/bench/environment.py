@@ -17,6 +17,7 @@ from typing import Any
 
 from ..host import launch_environment, slurm_variables
 from ..host.versions import versions
+from ..primitives import isa
 from ..results import SCHEMA
 from .world import World
 
@@ -32,13 +33,6 @@ def cpu() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def _target() -> str:
-    """The CPU that LLVM compiles for."""
-    from llvmlite import binding
-
-    return binding.get_host_cpu_name()
 
 
 def commit() -> str:
@@ -86,6 +80,8 @@ def hold_blas(threads: int) -> str:
             if found is not None:
                 getattr(library, found)(threads)
                 done.append(f"{Path(path).name.split('-')[0]}: {threads}")
+    if forced := os.environ.get("OPENBLAS_CORETYPE"):
+        done.append(f"OPENBLAS_CORETYPE={forced} decides its kernels: unset it to compare with them")
     return ", ".join(done) or "BLAS threads left alone: no known BLAS found"
 
 
@@ -106,7 +102,8 @@ def facts(world: World, argv: list[str], seed: int) -> dict[str, Any]:
         "transports": ", ".join(choice.names(world.nodes)),
         "cores_of_rank": masks,
         "cpu": cpu(),
-        "cpu_target": _target(),
+        "cpu_target": isa.target()[0],
+        "isa": isa.chosen(),
         "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
         "mpi_library": mpi_library(),
         "launcher": started[0] if started else "none",

@@ -28,25 +28,28 @@ def numba(env: Mapping[str, str]) -> Finding:
 
 def isa() -> str:
     """The instruction set that kernels use. Outputs are equal bit for bit within each."""
-    from ..kernels.cpu.panels import vector_shape
+    from ..primitives.isa import chosen
 
-    return {(8, 4): "AVX-512", (8, 2): "AVX2"}.get(vector_shape()[:2], "generic")
+    return chosen()
 
 
 def instructions() -> Finding:
     """`suited` for this machine."""
-    from llvmlite import binding
+    from ..primitives.isa import available, target
 
-    return suited(isa(), binding.get_host_cpu_name(), platform.machine())
+    cpu, features = target()
+    return suited(isa(), cpu, platform.machine(), available(cpu, features)[0])
 
 
-def suited(kind: str, cpu: str, machine: str) -> Finding:
-    """Whether the kernels use the instructions that this kind of machine usually has."""
+def suited(kind: str, cpu: str, machine: str, best: str) -> Finding:
+    """Whether the kernels use the best instructions of this CPU, and those that its kind of machine usually has."""
     name = "instructions"
     values = {"isa": kind, "cpu": cpu}
     if kind == "generic" and machine == "x86_64":
         remedy = "ask for nodes with AVX2; in a virtual machine pass the host's CPU through (qemu -cpu host)"
         return warn(name, f"{cpu} shows no AVX2 and FMA: kernels use 128-bit vectors", remedy, **values)
+    if kind != best:
+        return warn(name, f"kernels use {kind} on {cpu}, which has {best}", "unset ARISTOS_ISA", **values)
     return ok(name, f"kernels use {kind} on {cpu}", **values)
 
 

@@ -15,14 +15,9 @@ from ..primitives.compile import jit
 from . import codes, words
 from .returns import state_word
 
-COLUMNS = 128  # of a share, on CPUs: a multiple of every panel width
+COLUMNS = 96  # of a share, on CPUs: a multiple of every panel width, and a divisor of a chunk of F
 MOST_ROWS = 24  # of a column-split run, on CPUs
 SHARES_PER_TRY = 8  # shares that a rank's workers take, about, for each try of one of them to take the lock
-
-
-def scratch_bytes(ffn: int, gated: bool) -> int:
-    """Bytes that a CPU rank needs for the hidden activations of a column-split run."""
-    return 4 * MOST_ROWS * -(-ffn // COLUMNS) * COLUMNS * (2 if gated else 1) + 64
 
 
 def shares(columns: int) -> int:
@@ -169,12 +164,15 @@ def execute(job, st, worker):
     weights = weights_of(job, st[words.command_expert(c)])
     scratch = job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker
     activations, wire, ffn, act = hidden(job, slot), job[words.WIRE], job[words.FFN], job[words.ACTIVATION]
+    kernels = job[words.KERNELS]
     if st[words.command_phase(c)] == codes.RUN_UP:
         columns = min(COLUMNS, ffn - first)
-        arithmetic.up_columns(rows, x, activations, weights, act, job[words.HIDDEN], ffn, first, columns, scratch, wire)
+        arithmetic.up_columns(
+            kernels, rows, x, activations, weights, act, job[words.HIDDEN], ffn, first, columns, scratch, wire
+        )
     else:
         last, y = min(first + COLUMNS, job[words.HIDDEN]), x + 8 * job[words.BATCH]
-        arithmetic.down_columns(rows, activations, y, weights, ffn, first, last, scratch, wire)
+        arithmetic.down_columns(kernels, rows, activations, y, weights, ffn, first, last, scratch, wire)
 
 
 @jit

@@ -39,11 +39,12 @@ def execute(job, st, worker):
     list_rows(job, st, worker)
     c = words.command(job, worker)
     first, k, rows = st[words.command_first(c)], job[words.TOP_K], words.row_list(c)
+    scratch = job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker
     for i in range(st[words.command_rows(c)]):
         t = first + i
-        weights = mem.floats(job[words.WEIGHTS] + 4 * k * t, k)
+        weights = job[words.WEIGHTS] + 4 * k * t
         y = job[words.Y] + job[words.ROW_BYTES] * t
-        arithmetic.combine_token(y, k, weights, st[rows : rows + k], job[words.HIDDEN])
+        arithmetic.combine_token(job[words.KERNELS], y, k, weights, state_word(job, rows), job[words.HIDDEN], scratch)
         rows += k
 
 

@@ -205,6 +205,7 @@ def compute(job, st, worker):
     lists = st.ctypes.data + 8 * words.row_list(c)
     if job[words.MODE] == codes.MODE_LAYER:
         arithmetic.expert_rows(
+            job[words.KERNELS],
             st[words.command_rows(c)],
             lists,
             lists + 8 * job[words.BATCH],

@@ -38,17 +38,17 @@ def _route(job, first, count, scratch):
     """Scores, top-k and weights of tokens first..first+count into ids [S, k] int64 and weights [S, k] float32."""
     k = job[words.TOP_K]
     finite = arithmetic.route_block(
+        job[words.KERNELS],
         count,
         job[words.X] + job[words.X_STRIDE] * first,
         job[words.X_STRIDE],
         job[words.HIDDEN],
         job[words.ROUTER],
-        job[words.ROUTER_PANELS],
         job[words.EXPERTS],
         k,
         job[words.SCORE],
         job[words.RENORMALIZE],
-        mem.float_of_bits(job[words.SCALE]),
+        job[words.SCALE],
         job[words.IDS] + 8 * k * first,
         job[words.WEIGHTS] + 4 * k * first,
         scratch,

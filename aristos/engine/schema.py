@@ -112,6 +112,7 @@ JOB_SCALARS: list[Word] = [
     *_words(
         OBJECT,
         """
+        KERNELS | handle | of the element type's kernels, see kernels/cpu/entries.py | cpu
         SCORE | | which score, see `SCORES` of config.py | cpu
         RENORMALIZE | flag | the k weights of a token are divided by their sum | cpu
         SCALE | float32 bits | factor of the weights | cpu
@@ -174,7 +175,6 @@ JOB_SCALARS: list[Word] = [
         WEIGHTS,
         """
         ROUTER | address | packed router weights, 0: none | cpu
-        ROUTER_PANELS | panels | of the router | cpu
         LOADED | flag | weights are loaded
         UP | address | up projection of this rank's first expert
         GATE | address | gate projection, 0: none | cpu

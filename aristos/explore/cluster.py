@@ -101,17 +101,21 @@ class Cluster:
         """Inside, the engine's steps use this cluster."""
         ranks = self.ranks
 
-        def expert_rows(rows: int, x: int, y: int, weights: Any, *_: Any) -> None:
+        def expert_rows(kernels: int, rows: int, x: int, y: int, weights: Any, *_: Any) -> None:
             ranks[self.memory.rank].run_expert(rows, x, y, int(weights[0]))
 
-        def up_columns(rows: int, x: int, activations: int, weights: Any, *rest: int) -> None:
+        def up_columns(kernels: int, rows: int, x: int, activations: int, weights: Any, *rest: int) -> None:
             ranks[self.memory.rank].run_up(rows, x, activations, int(weights[0]), rest[3] // column_runs.COLUMNS)
 
-        def down_columns(rows: int, activations: int, y: int, weights: Any, ffn: int, first: int, *_: int) -> None:
+        def down_columns(
+            kernels: int, rows: int, activations: int, y: int, weights: Any, ffn: int, first: int, *_: int
+        ) -> None:
             ranks[self.memory.rank].run_down(rows, activations, y, int(weights[0]), first // column_runs.COLUMNS)
 
-        def combine_token(y: int, k: int, weights: Any, rows: Any, hidden: int) -> None:
-            ranks[self.memory.rank].run_combine(y, k, weights, rows)
+        def combine_token(kernels: int, y: int, k: int, weights: int, rows: int, *_: int) -> None:
+            rank, memory = ranks[self.memory.rank], self.memory
+            listed = [memory.load(rows + 8 * j) for j in range(k)]
+            rank.run_combine(y, k, memory.floats(weights, k), listed)
 
         names: dict[tuple[Any, str], Any] = {(memory, name): body for name, body in self.memory.functions().items()}
         names |= {(memory, name): self.idle for name in ("pause", "yield_core", "nap")}

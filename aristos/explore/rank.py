@@ -128,8 +128,8 @@ class Rank:
         )  # fmt: skip
         jobs.fill(
             job, schema.OBJECT, schema.CPU, held=self.placement.held[me], experts=len(case.placement),
-            top_k=case.top_k, hidden=hidden, ffn=ffn, object=1, row_bytes=WORD * case.words, score=0, renormalize=0,
-            scale=0, activation=0,
+            top_k=case.top_k, hidden=hidden, ffn=ffn, object=1, row_bytes=WORD * case.words, kernels=0, score=0,
+            renormalize=0, scale=0, activation=0,
         )  # fmt: skip
         jobs.update(job, workers=case.workers, routed=1, up_step=1, loaded=1)
 

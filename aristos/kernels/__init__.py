@@ -1,13 +1,16 @@
-"""Arithmetic. `ffn` runs an expert on rows, `Packed` keeps its weights packed, `gemm_peak` times the micro-kernel."""
+"""Arithmetic. `ffn` runs an expert on rows, `Packed` keeps its weights packed, and `Matrix` is one matrix product.
+
+Two rates of this core: `fma_peak`, of multiply-adds in registers, and `gemm_peak`, of the micro-kernel alone.
+"""
 
 from importlib import import_module
 from typing import Any
 
-_LAZY = ("Packed", "ffn", "gemm_peak")
-__all__ = ["Packed", "ffn", "gemm_peak"]
+_LAZY = {"Matrix": "api", "Packed": "api", "ffn": "api", "fma_peak": "peaks", "gemm_peak": "peaks"}
+__all__ = ["Matrix", "Packed", "ffn", "fma_peak", "gemm_peak"]
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(".cpu.api", __name__), name)
+        return getattr(import_module(f".cpu.{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -49,8 +49,13 @@ class Backend(ABC):
 
     @staticmethod
     @abstractmethod
-    def needs(cfg: MoEConfig, runtime: Runtime) -> Needs:
+    def needs(cfg: MoEConfig, runtime: Runtime | None) -> Needs:
         """Private memory and workers for calls of this layer."""
+
+    @staticmethod
+    def arithmetic(cfg: MoEConfig) -> str:
+        """What ranks must have in common for equal bits, besides the configuration; '' if there is nothing."""
+        return ""
 
     # ------------------------------------------------------------ weights
 

@@ -133,7 +133,7 @@ class Bulk:
             return
         from mpi4py import MPI
 
-        row = MPI.FLOAT.Create_contiguous(stride // 4).Commit()
+        row = MPI.BYTE.Create_contiguous(stride).Commit()
         try:
             self._blocking(
                 job,

@@ -12,9 +12,8 @@ from ..engine import codes, schema, words
 from ..engine import job as jobs
 from ..engine.layout import LINE, Shape, lines, ring_rows
 from ..errors import AristosError, ClosedError, InputError, MismatchError, PeerInputError
-from ..kernels.cpu.panels import row_stride
 from ..placement import Placement
-from ..primitives.buffers import aligned
+from ..primitives.buffers import FLOAT, aligned
 from ..substrate.attach import attach
 from ..substrate.runtime import Runtime
 from .arguments import check_comm, usable_nodes
@@ -33,7 +32,7 @@ def shape_of(
     dtype: str = "float32",
 ) -> Shape:
     """The engine's capacity that a layer or an exchange needs."""
-    stride = lines(2 * hidden) if dtype in NARROW else row_stride(hidden)
+    stride = lines((2 if dtype in NARROW else FLOAT) * hidden)
     most_held = max(placement.held)
     most = max_tokens * min(top_k, max(1, most_held))
     return Shape(

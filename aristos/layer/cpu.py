@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from ..config import SCORES, MoEConfig
+from ..config import NARROW, SCORES, MoEConfig
 from ..engine import codes, column_runs, schema, words
 from ..errors import InputError
 from ..kernels.common import activations
-from ..kernels.cpu.expert import scratch_bytes
-from ..kernels.cpu.panels import LANES
-from ..kernels.cpu.tokens import route_bytes
-from ..primitives import arrays
-from ..primitives.buffers import FLOAT, aligned
+from ..kernels.cpu import entries
+from ..kernels.cpu.elements import ELEMENTS
+from ..kernels.cpu.tokens import combine_bytes, route_bytes
+from ..primitives import arrays, isa
+from ..primitives.buffers import LINE, aligned
 from ..substrate.cpu.runtime import BATCH, CpuRuntime
 from ..substrate.runtime import Runtime
 from .arguments import explain_ids, not_finite, routed_outside, routing_arrays, weight_arrays
@@ -26,7 +26,6 @@ from .collective import Membership, Needs
 from .stats import call_stats
 from .weights import CheckedWeights, LayerWeights
 
-FLOAT32 = np.dtype(np.float32)
 EVENT_KINDS = {
     codes.IDLE: "wait",
     codes.ROUTE: "route",
@@ -61,6 +60,8 @@ class CpuBackend(Backend):
         assert isinstance(member.runtime, CpuRuntime)
         self._runtime = member.runtime
         cfg = settings.cfg
+        self._element = ELEMENTS[cfg.dtype]
+        self._kernels = entries.handle(self._element.code)
         self._jobs: list[np.ndarray | None] = [None] * settings.layers
         self._filled = [-1] * settings.layers  # the runtime's version that each job was filled for
         self._ids = aligned((cfg.max_tokens, cfg.top_k), np.int64)
@@ -70,16 +71,24 @@ class CpuBackend(Backend):
 
     @staticmethod
     def check(cfg: MoEConfig, schedule: str, threads: int | None) -> None:
-        if cfg.dtype != "float32":
-            raise InputError(f"backend='cpu' computes in float32, got dtype={cfg.dtype!r}: pass backend='cuda'")
+        if cfg.dtype not in ELEMENTS:
+            known = ", ".join(ELEMENTS)
+            raise InputError(f"backend='cpu' computes in {known}, got dtype={cfg.dtype!r}: pass backend='cuda'")
 
     @staticmethod
-    def needs(cfg: MoEConfig, runtime: Runtime) -> Needs:
-        scratch = max(scratch_bytes(BATCH, cfg.gated), route_bytes(words.TOKEN_BLOCK, -(-cfg.experts // LANES)))
-        return Needs(scratch, column_runs.scratch_bytes(cfg.ffn, cfg.gated))
+    def needs(cfg: MoEConfig, runtime: Runtime | None) -> Needs:
+        element = ELEMENTS[cfg.dtype].code
+        route = route_bytes(words.TOKEN_BLOCK, cfg.hidden, cfg.experts)
+        run, activations = entries.run_bytes(element, BATCH, column_runs.MOST_ROWS, cfg.hidden, cfg.ffn, cfg.gated)
+        most = max(run, route, combine_bytes(cfg.top_k))
+        return Needs(entries.BLOCK_BYTES + most, activations + LINE)
+
+    @staticmethod
+    def arithmetic(cfg: MoEConfig) -> str:
+        return f", ISA {isa.chosen()} (ARISTOS_ISA chooses another)" if cfg.dtype in NARROW else ""
 
     def load(self, layer: int, given: CheckedWeights) -> None:
-        self.weights[layer] = LayerWeights(given)
+        self.weights[layer] = LayerWeights(self._element, given)
         self._filled[layer] = -1
 
     # ------------------------------------------------------------ calls
@@ -89,7 +98,7 @@ class CpuBackend(Backend):
 
     def take(self, call: CpuCall, x: Any, ids: Any, weights: Any, out: Any, copy: bool) -> None:
         cfg = self.cfg
-        call.x, lead = arrays.rows("x", x, cfg.hidden, FLOAT32)
+        call.x, lead = arrays.rows("x", x, cfg.hidden, cfg.dtype)
         if len(call.x) > cfg.max_tokens:
             raise InputError(f"x has {len(call.x)} tokens, more than max_tokens={cfg.max_tokens}")
         if routed_outside(ids, weights, call.layer, self.weights[call.layer].router is not None):
@@ -97,9 +106,9 @@ class CpuBackend(Backend):
             call.ids, call.weights = routing_arrays(ids, shape, copy), weight_arrays(weights, shape, copy)
         shape = (*lead, cfg.hidden)
         if out is None:
-            call.out = np.empty(shape, FLOAT32)
+            call.out = np.empty(shape, call.x.dtype)
         else:
-            arrays.check_out(out, shape, FLOAT32, call.x, call.ids, call.weights)
+            arrays.check_out(out, shape, call.x.dtype, call.x, call.ids, call.weights)
             call.out = out
         self._fill(call, call.x, call.out)
 
@@ -131,7 +140,8 @@ class CpuBackend(Backend):
                 ffn=cfg.ffn,
                 experts=cfg.experts,
                 top_k=cfg.top_k,
-                row_bytes=FLOAT * cfg.hidden,
+                row_bytes=self._element.nbytes * cfg.hidden,
+                kernels=self._kernels,
                 score=SCORES[cfg.router.score],
                 renormalize=cfg.router.renormalize,
                 scale=int(np.float32(cfg.router.scale).view(np.int32)),

@@ -92,7 +92,7 @@ class CudaBackend(Backend):
             )
 
     @staticmethod
-    def needs(cfg: MoEConfig, runtime: Runtime) -> Needs:
+    def needs(cfg: MoEConfig, runtime: Runtime | None) -> Needs:
         assert isinstance(runtime, CudaRuntime)
         blocks = _blocks(cfg, runtime)
         tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.arch)
@@ -207,7 +207,7 @@ class CudaBackend(Backend):
         wanted = "float32" if cfg.dtype == "tf32" else cfg.dtype
         if given.dtype.name != wanted:
             raise arrays.wrong_dtype("x", given.dtype, wanted)
-        flat, lead = arrays.rows("x", given, cfg.hidden, given.dtype)
+        flat, lead = arrays.rows("x", given, cfg.hidden, given.dtype.name)
         call.tokens, call.x_stride = len(flat), nbytes
         if call.tokens <= cfg.max_tokens:
             call.x = self._buffer("x", nbytes * cfg.max_tokens)

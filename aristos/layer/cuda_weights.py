@@ -50,8 +50,10 @@ class DeviceWeights:
 
     def _side(self, given: CheckedWeights, side: str, e: int) -> np.ndarray:
         """[K, N] of a product; the gate's columns are interleaved with those of `up`."""
-        weight = given.expert(side, e)
-        return interleaved(weight, given.expert("gate", e)) if side == "up" and self.gated else weight
+        weight = given.expert(side, e).astype(np.float32, copy=False)
+        if side != "up" or not self.gated:
+            return weight
+        return interleaved(weight, given.expert("gate", e).astype(np.float32, copy=False))
 
     def _bias(self, given: CheckedWeights, side: str, e: int) -> np.ndarray | None:
         names = [f"{side}_bias", *(["gate_bias"] if side == "up" and self.gated else [])]

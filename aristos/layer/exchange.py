@@ -12,6 +12,8 @@ from ..config import whole
 from ..engine import codes, schema, words
 from ..engine import exchange as step
 from ..errors import AristosError, InputError, OpenCallError
+from ..kernels.cpu import entries
+from ..kernels.cpu.convert import FLOAT32
 from ..placement import Placement
 from ..primitives import arrays
 from ..primitives.buffers import FLOAT, aligned
@@ -70,7 +72,7 @@ class Exchange(Collective):
             alike = f"Exchange {shape}, placement={places}"
         except Exception as error:
             problem = refusal(error)
-        needs = Needs(scratch_bytes=BATCH * 16 + 64, workers=1)
+        needs = Needs(scratch_bytes=entries.BLOCK_BYTES + BATCH * 16 + 64, workers=1)
         self._member.join(problem, alike, places, shape, needs)
         self.hidden, self.experts, self.top_k, self.max_tokens = hidden, experts, top_k, max_tokens
         self.timeout = float(timeout)
@@ -81,6 +83,7 @@ class Exchange(Collective):
             experts=experts,
             top_k=top_k,
             row_bytes=FLOAT * hidden,
+            kernels=entries.handle(FLOAT32),
             score=0,
             renormalize=0,
             scale=0,
@@ -147,7 +150,7 @@ class Exchange(Collective):
             runtime.fill(job)
             job[words.WORKERS], job[words.MODE], job[words.ROUTED], job[words.EVENTS_MAX] = 1, codes.MODE_DISPATCH, 1, 0
             job[words.WEIGHTS], job[words.LAYER] = self._ones.ctypes.data, codes.EXCHANGE
-            self._x, self._lead = arrays.rows("x", x, self.hidden, np.dtype(np.float32))
+            self._x, self._lead = arrays.rows("x", x, self.hidden, "float32")
             if len(self._x) > self.max_tokens:
                 raise InputError(f"x has {len(self._x)} tokens, more than max_tokens={self.max_tokens}")
             self._ids = routing_arrays(ids, (*self._lead, self.top_k))
@@ -191,7 +194,7 @@ class Exchange(Collective):
         problem: Exception | None = None
         back = y = scale = None
         try:
-            back, _ = arrays.rows("out", out, self.hidden, np.dtype(np.float32))
+            back, _ = arrays.rows("out", out, self.hidden, "float32")
             if len(back) != handle.rows:
                 raise InputError(f"out must have {handle.rows} rows, as many as dispatch returned, got {len(back)}")
             back = np.ascontiguousarray(back)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..config import BACKENDS, MoEConfig, whole
-from ..engine.layout import rank_bytes
+from ..engine.layout import lines, rank_bytes
 from ..errors import InputError, OpenCallError
 from ..host.nodes import Nodes
 from ..placement import Placement
@@ -112,6 +112,7 @@ class MoE(Collective):
                 check_common(threads, timeout, ranks_per_node)
                 places = Placement(placement, cfg.experts, self.world)
                 alike = f"{cfg!r}, layers={layers}, schedule={str(schedule)!r}, placement={places}"
+                alike += kind.arithmetic(cfg)
                 shape, needs = widths(cfg), kind.needs(cfg, self._member.runtime)
             except Exception as error:
                 problem = refusal(error)
@@ -174,6 +175,7 @@ class MoE(Collective):
         ranks_per_node: int | None = None,
         *,
         layers: int = 1,
+        threads: int | None = None,
         backend: Literal["cpu", "cuda"] | None = None,
     ) -> int:
         """Bytes that the rank that needs most allocates for this layer on `world` ranks: windows and packed weights.
@@ -182,23 +184,30 @@ class MoE(Collective):
         (max_tokens * top_k) and words; neither skew nor `layers` changes them. With several nodes there is a second
         window, and for each rank of another node an outbox and a ring of staged outputs. Weights: of `layers` layers,
         the experts of the rank that holds most of them, with biases, and a router a layer, padded as the kernels read
-        them. Not included: the arrays given to `load` and to calls, and scratch and tables that grow with `threads`.
+        them. Not included: the arrays given to `load` and to calls, and tables that grow with the workers.
 
-        backend: None is "cpu" for float32 and "cuda" for the other dtypes. With "cuda", which needs numba-cuda here,
+        threads: include the scratch of so many workers: prepared rows, hidden activations and sums of a run, and of one
+        column-split run. backend: None is "cpu", but "cuda" for tf32. With "cuda", which needs numba-cuda here,
         weights, the first window and a copy of the second lie in GPU memory, and hidden activations are not included.
         Raises InputError for a layer that cannot be made, EnvironmentProblem without numba-cuda.
         """
         world = whole("world", world)
-        check_common(None, DEFAULT_TIMEOUT, ranks_per_node)
+        check_common(threads, DEFAULT_TIMEOUT, ranks_per_node)
         layers = _checked_options(cfg, layers, "fused", backend)
-        name = backend or ("cpu" if cfg.dtype == "float32" else "cuda")
-        backend_class(name).check(cfg, "fused", None)
+        name = backend or ("cuda" if cfg.dtype == "tf32" else "cpu")
+        backend_class(name).check(cfg, "fused", threads)
         places = Placement(placement, cfg.experts, world)
         windows = rank_bytes(shape_of(world, places, **widths(cfg)), Nodes.of(world, ranks_per_node), world - 1)
         packed_bytes = cpu_weights.packed_bytes
         if name == "cuda":
             from .cuda_weights import packed_bytes
-        return windows + layers * packed_bytes(cfg, max(places.held))
+
+            threads = None
+        scratch = 0
+        if threads is not None:
+            needs = CpuBackend.needs(cfg, None)
+            scratch = int(threads) * lines(needs.scratch_bytes) + needs.shared_bytes
+        return windows + scratch + layers * packed_bytes(cfg, max(places.held))
 
     # ------------------------------------------------------------ calls
 

@@ -6,34 +6,34 @@ from typing import Any
 
 import numpy as np
 
-from ..config import MoEConfig, boolean
+from ..config import NARROW, MoEConfig, boolean
 from ..engine import words
 from ..errors import InputError
-from ..kernels.cpu.panels import LANES, pack, padded
+from ..kernels.cpu.elements import ELEMENTS, ElementType
+from ..kernels.cpu.panels import pack, padded
 from ..primitives import arrays
 from ..primitives.buffers import FLOAT, aligned
 
-FLOAT32 = np.dtype(np.float32)
+WEIGHTS = ("up", "gate", "down")  # may have the dtype of the layer
 LAYOUTS = ("in_out", "out_in")
 
 
-def _pack_all(weights: list[np.ndarray]) -> np.ndarray:
-    """weights: n of [K, N] -> [n, panels, K, NR]."""
+def _pack_all(element: ElementType, weights: list[np.ndarray]) -> np.ndarray:
+    """weights: n of [K, N] -> [n, `packed_bytes(K, N)`] bytes."""
     packed: np.ndarray | None = None
     for i, weight in enumerate(weights):
-        one = pack(weight)
+        one = element.pack(weight)
         if packed is None:
-            packed = aligned((len(weights), *one.shape))
+            packed = aligned((len(weights), one.size), np.uint8)
         packed[i] = one
-    return packed if packed is not None else aligned((0,))
+    return packed if packed is not None else aligned((0, 0), np.uint8)
 
 
-def _pack_bias(bias: np.ndarray, experts: Any) -> np.ndarray:
-    """bias: [n, N] -> [len(experts), N padded to whole panels]."""
-    out = aligned((len(experts), padded(bias.shape[1])))
-    out[:] = 0
-    for i, e in enumerate(experts):
-        out[i, : bias.shape[1]] = bias[e]
+def _pack_bias(element: ElementType, bias: np.ndarray, experts: Any) -> np.ndarray:
+    """bias: [n, N] -> [len(experts), padded(N)] float32."""
+    out = aligned((len(experts), element.padded(bias.shape[1])))
+    for row, e in zip(out, experts):
+        row[:] = element.pack_bias(bias[e])
     return out
 
 
@@ -78,7 +78,8 @@ class CheckedWeights:
         shape = self._shape(name, *self._given)
         if array.shape != shape and (hint := self._hint(name, array.shape)):
             raise InputError(f"{name} must have shape {list(shape)}, got {list(array.shape)}: {hint}")
-        return arrays.weight(name, array, shape, FLOAT32)
+        own = [self._cfg.dtype] if name in WEIGHTS and self._cfg.dtype in NARROW else []
+        return arrays.weight(name, array, shape, "float32", *own)
 
     def _shape(self, name: str, local: bool, layout: str) -> tuple[int, ...]:
         return shapes(self._cfg, self._count if local else self._cfg.experts, layout)[name]
@@ -121,13 +122,13 @@ def check_present(given: dict[str, Any], wanted: set[str], biases: set[str], cfg
 class LayerWeights:
     """One layer's weights for the CPU kernels: this rank's experts in slot order, and the router. router: or None."""
 
-    def __init__(self, given: CheckedWeights) -> None:
+    def __init__(self, element: ElementType, given: CheckedWeights) -> None:
         self.packed: dict[str, np.ndarray] = {}
         for name in given.weights:
-            self.packed[name] = _pack_all([given.expert(name, e) for e in given.experts])
+            self.packed[name] = _pack_all(element, [given.expert(name, e) for e in given.experts])
         for name, bias in given.biases.items():
-            self.packed[name] = _pack_bias(bias, given.experts)
-        self.router = None if given.router is None else pack(given.router, LANES)
+            self.packed[name] = _pack_bias(element, bias, given.experts)
+        self.router = None if given.router is None else pack(given.router)
 
     @property
     def nbytes(self) -> int:
@@ -150,18 +151,17 @@ class LayerWeights:
             ("down_bias", words.DOWN_BIAS_STEP),
         ):
             array = self.packed.get(name)
-            job[slot] = FLOAT * (array.size // max(1, len(array))) if array is not None else 0
+            job[slot] = array.strides[0] if array is not None else 0
         if "up_bias" not in self.packed and "gate_bias" in self.packed:
-            job[words.UP_BIAS_STEP] = FLOAT * self.packed["gate_bias"].shape[1]
+            job[words.UP_BIAS_STEP] = self.packed["gate_bias"].strides[0]
         job[words.ROUTER] = self.router.ctypes.data if self.router is not None else 0
-        job[words.ROUTER_PANELS] = len(self.router) if self.router is not None else 0
 
 
 def packed_bytes(cfg: MoEConfig, count: int) -> int:
     """Bytes of `LayerWeights` with `count` experts, all biases of the configuration, and a router."""
-    h, width = cfg.hidden, cfg.ffn
+    element = ELEMENTS[cfg.dtype]
     wide = 2 if cfg.gated else 1  # products of width F
-    expert = wide * h * padded(width) + width * padded(h)
+    expert = wide * element.packed_bytes(cfg.hidden, cfg.ffn) + element.packed_bytes(cfg.ffn, cfg.hidden)
     if cfg.bias:
-        expert += wide * padded(width) + padded(h)
-    return FLOAT * (count * expert + h * padded(cfg.experts, LANES))
+        expert += FLOAT * (wide * element.padded(cfg.ffn) + element.padded(cfg.hidden))
+    return count * expert + FLOAT * cfg.hidden * padded(cfg.experts)

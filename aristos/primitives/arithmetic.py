@@ -1,8 +1,9 @@
 """The arithmetic that steps call: names and arguments. A substrate provides the implementations.
 
 On CPUs `kernels/cpu/lowering.py` registers a compiled function for each name; the schedule explorer replaces them by
-hashes. A GPU's blocks compute in the persistent kernel and call none of these. `weights`: the addresses (up, gate,
-down, up_bias, gate_bias, down_bias) of one expert, 0 for absent tensors.
+hashes. A GPU's blocks compute in the persistent kernel and call none of these. `kernels`: the job's word
+KERNELS. `weights`: the addresses (up, gate, down, up_bias, gate_bias, down_bias) of
+one expert, 0 for absent tensors.
 """
 
 
@@ -10,28 +11,34 @@ def _missing(name):
     raise NotImplementedError(f"nothing computes {name}: import aristos.kernels.cpu.lowering before the steps run")
 
 
-def route_block(count, x, x_stride, hidden, router, panels, experts, k, score, renormalize, scale, ids, weights, out):
+def route_block(
+    kernels, count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, ids, weights, scratch
+):
     """Choose k experts for each of `count` tokens; False if a score is not finite. ids, weights: addresses of
-    [count, k] int64 and float32, written. out: scratch of `kernels.cpu.tokens.route_bytes` bytes.
+    [count, k] int64 and float32, written. scale: bits of a float32. scratch: BLOCK_BYTES of `kernels.cpu.entries`, then
+    `kernels.cpu.tokens.route_bytes` bytes.
     """
     _missing("route_block")
 
 
-def expert_rows(rows, x, y, weights, activation, hidden, ffn, scratch, wire):
+def expert_rows(kernels, rows, x, y, weights, activation, hidden, ffn, scratch, wire):
     """Run one expert on `rows` rows. x, y: addresses of arrays of row addresses."""
     _missing("expert_rows")
 
 
-def up_columns(rows, x, activations, weights, activation, hidden, ffn, first, columns, scratch, wire):
+def up_columns(kernels, rows, x, activations, weights, activation, hidden, ffn, first, columns, scratch, wire):
     """Compute hidden activations first..first+columns of a column-split run."""
     _missing("up_columns")
 
 
-def down_columns(rows, activations, y, weights, ffn, first, last, scratch, wire):
+def down_columns(kernels, rows, activations, y, weights, ffn, first, last, scratch, wire):
     """Compute output columns first..last of a column-split run."""
     _missing("down_columns")
 
 
-def combine_token(y, k, weights, rows, hidden):
-    """y[hidden] = sum over j of weights[j] * row j, in order. rows: [k] addresses, 0 for a choice not taken."""
+def combine_token(kernels, y, k, weights, rows, hidden, scratch):
+    """y[hidden] = sum over j of weights[j] * row j, in order.
+
+    weights: address of [k] float32; rows: address of [k] addresses, 0 for a choice not taken.
+    """
     _missing("combine_token")

@@ -32,15 +32,20 @@ def wrong_dtype(name: str, got: np.dtype, wanted: Any) -> InputError:
     """The error for an array of the wrong dtype; for uint16 bits of bfloat16 it shows the conversion."""
     advice = "cast it yourself, arrays are never cast silently"
     if got.name in ("uint16", "void16"):
-        cast = "" if str(wanted) == "bfloat16" else f".astype({str(wanted)!r})"
+        cast = "" if "bfloat16" in str(wanted) else f".astype({str(wanted)!r})"
         advice = f"if it holds bits of bfloat16, pass {name}.view(ml_dtypes.bfloat16){cast}"
     return InputError(f"{name} must have dtype {wanted}, got {got}: {advice}")
 
 
-def rows(name: str, value: Any, width: int, dtype: np.dtype) -> tuple[np.ndarray, tuple[int, ...]]:
+def is_type(array: np.ndarray, dtype: str) -> bool:
+    """Whether an array has the dtype of this name, in this machine's byte order. "bfloat16" is that of ml_dtypes."""
+    return bool(array.dtype.name == dtype and array.dtype.isnative)
+
+
+def rows(name: str, value: Any, width: int, dtype: str) -> tuple[np.ndarray, tuple[int, ...]]:
     """(rows [S, width] of `value` [..., width], the leading shape); copied only if strides or alignment require it."""
     array = view(name, value)
-    if array.dtype != dtype:
+    if not is_type(array, dtype):
         raise wrong_dtype(name, array.dtype, dtype)
     if array.ndim < 1 or array.shape[-1] != width:
         raise InputError(f"{name} must have shape [..., {width}], got {list(array.shape)}")
@@ -51,11 +56,11 @@ def rows(name: str, value: Any, width: int, dtype: np.dtype) -> tuple[np.ndarray
     return flat, lead
 
 
-def weight(name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """A weight array as a NumPy array of exactly this shape and dtype. Its values are not checked."""
+def weight(name: str, value: Any, shape: tuple[int, ...], *dtypes: str) -> np.ndarray:
+    """A weight array as a NumPy array of exactly this shape and one of these dtypes. Its values are not checked."""
     array = view(name, value)
-    if array.dtype != dtype:
-        raise wrong_dtype(name, array.dtype, dtype)
+    if not any(is_type(array, dtype) for dtype in dtypes):
+        raise wrong_dtype(name, array.dtype, " or ".join(dtypes))
     if array.shape != shape:
         raise InputError(f"{name} must have shape {list(shape)}, got {list(array.shape)}")
     return array

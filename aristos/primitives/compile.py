@@ -2,11 +2,11 @@
 
 `jit` marks a function; nothing is compiled, and no file is touched, before its first call. Compiled code is cached in
 `$ARISTOS_CACHE` (default `$XDG_CACHE_HOME/aristos` or `~/.cache/aristos`, or a temporary folder if that cannot be
-written). A subfolder is named by the versions of Python, Numba, llvmlite and NumPy and by the CPU's features. In it,
-each module has a folder named by a hash of the sources that its compiled code reads (`sources.py`), because Numba's own
-cache notices neither edits in other files nor another ISA at the same path. Equal sources share compiled code: a clone,
-an install and a job's copy. Of the processes of a node with one text of the package, one compiles at a time. Not a
-general build system.
+written). A subfolder is named by the versions of Python, Numba, llvmlite and NumPy, the CPU's features and the ISA. In
+it, each module has a folder named by a hash of the sources that its compiled code reads (`sources.py`), because Numba's
+own cache notices neither edits in other files nor another ISA at the same path. Equal sources share compiled code: a
+clone, an install and a job's copy. Of the processes of a node with one text of the package,
+one compiles at a time. Not a general build system.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from numba.core import config as _config
 from numba.core.registry import CPUDispatcher
 
 from ..errors import EnvironmentProblem
-from . import sources
+from . import isa, sources
 
 COMPILE_SECONDS = 900  # time limit of a wait for another process; compiling everything takes far less
 FIRST_SECONDS, NEXT_SECONDS = 1.0, 10.0  # from the start to the first progress report, and between reports
@@ -83,9 +83,9 @@ def root() -> Path:
 
 @cache
 def versions() -> str:
-    """The versions and CPU features that compiled code depends on, besides its sources."""
+    """The versions, CPU features and ISA that compiled code depends on, besides its sources."""
     numbers = (sys.version, numba.__version__, llvmlite.__version__, np.__version__)
-    return repr((numbers, binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()))
+    return repr((numbers, binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten(), isa.chosen()))
 
 
 @cache

@@ -122,6 +122,16 @@ def words(addr, n):
     return np.ctypeslib.as_array((ctypes.c_int64 * int(n)).from_address(int(addr)))
 
 
+def bits16(addr, n):
+    """View: n uint16 at `addr`, as a one-dimensional array."""
+    return np.ctypeslib.as_array((ctypes.c_uint16 * int(n)).from_address(int(addr)))
+
+
+def bits32(addr, n):
+    """View: n uint32 at `addr`, as a one-dimensional array."""
+    return np.ctypeslib.as_array((ctypes.c_uint32 * int(n)).from_address(int(addr)))
+
+
 def float_of_bits(bits):
     """The float32 whose bit pattern is the low half of `bits`."""
     return np.int32(bits).view(np.float32)

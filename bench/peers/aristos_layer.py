@@ -5,12 +5,14 @@ All options are defaults, but for threads=1, which holds for all peers.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 from jobs import Floats, Ints, Job
 
 import aristos
+from peers import Absent
 
 
 class AristosLayer:
@@ -32,6 +34,35 @@ class AristosLayer:
 
     def close(self) -> None:
         self.moe.close()
+
+
+class Bfloat16Layer:
+    """The layer in bfloat16. Inputs are rounded in their first call, which is not timed."""
+
+    def __init__(self, comm: Any, job: Job, schedule: Literal["fused", "bulk"]) -> None:
+        try:
+            import ml_dtypes
+        except ImportError as error:
+            raise Absent(f"{error}: pip install ml_dtypes") from None
+        self.dtype = np.dtype(ml_dtypes.bfloat16)
+        self.moe = aristos.MoE(replace(job.cfg, dtype="bfloat16"), comm=comm, schedule=schedule, threads=1)
+        self.moe.load(up=job.up.astype(self.dtype), down=job.down.astype(self.dtype))
+        self.rounded = {x.ctypes.data: x.astype(self.dtype) for x in job.xs}
+        self.y = np.empty((job.shape.tokens, job.shape.hidden), self.dtype)
+
+    def __call__(self, x: Floats, ids: Ints, weights: Floats) -> Any:
+        return self.moe(self.rounded[x.ctypes.data], ids=ids, weights=weights, out=self.y)
+
+    def close(self) -> None:
+        self.moe.close()
+
+
+def fused_bfloat16(comm: Any, job: Job) -> Bfloat16Layer:
+    return Bfloat16Layer(comm, job, "fused")
+
+
+def bulk_bfloat16(comm: Any, job: Job) -> Bfloat16Layer:
+    return Bfloat16Layer(comm, job, "bulk")
 
 
 def fused(comm: Any, job: Job) -> AristosLayer:

@@ -26,6 +26,7 @@ from aristos.host.nodes import Nodes
 from aristos.host.workarounds import SM_FOLDER, Workaround
 from aristos.layer.collective import shape_of, widths
 from aristos.placement import Placement
+from aristos.primitives import isa
 from aristos.substrate.windows import window_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -317,10 +318,12 @@ def test_files_of_killed_jobs_are_found_unless_in_use(tmp_path):
 
 
 def test_instruction_sets():
-    assert kernels.suited("AVX2", "znver3", "x86_64").state == "ok"
-    assert kernels.suited("generic", "neoverse-n1", "aarch64").state == "ok"
-    assert kernels.suited("generic", "qemu64", "x86_64").state == "warn"
-    assert kernels.isa() in ("AVX-512", "AVX2", "generic")
+    assert kernels.suited("avx2", "znver3", "x86_64", "avx2").state == "ok"
+    assert kernels.suited("generic", "neoverse-n1", "aarch64", "generic").state == "ok"
+    assert kernels.suited("generic", "qemu64", "x86_64", "generic").state == "warn"
+    forced = kernels.suited("avx2", "sapphirerapids", "x86_64", "avx512")
+    assert (forced.state, forced.remedy) == ("warn", "unset ARISTOS_ISA")
+    assert kernels.instructions().values["isa"] == isa.chosen()
 
 
 def test_numba_is_checked(monkeypatch):
@@ -378,7 +381,7 @@ def test_shared_windows_must_show_every_ranks_stores():
 def test_ranks_that_differ_are_named():
     facts = [{name: "1" for name, *_ in equal.RULES} for _ in range(4)]
     assert {each.state for each in equal.equal(facts)} == {"ok"}
-    facts[2] |= {"numpy": "2", "instructions": "AVX2"}
+    facts[2] |= {"numpy": "2", "instructions": "avx2"}
     found = {each.name: each for each in equal.equal(facts)}
     assert found["same numpy"].state == "fail"
     assert found["same numpy"].text == "2 on rank 2, but 1 on ranks 0-1, 3"

@@ -35,7 +35,6 @@ from aristos.engine.layout import (
 )
 from aristos.explore.places import LOCAL, OUTBOX, REMOTE, fill, put_target, where
 from aristos.host.nodes import Nodes
-from aristos.kernels.cpu.panels import row_stride
 from aristos.layer.collective import shape_of, widths
 from aristos.placement import Placement
 
@@ -354,7 +353,7 @@ def stated_bytes(
     nodes, with an outbox and a ring of staged outputs for each. The last node may be the smallest: its ranks need most.
     """
     held = max(Placement(placement, cfg.experts, world).held)
-    stride = row_stride(cfg.hidden)
+    stride = lines((2 if cfg.dtype == "bfloat16" else 4) * cfg.hidden)
     local = (world - 1) % min(world, ranks_per_node or world)
     remote = world - 1 - local
     most = cfg.max_tokens * min(cfg.top_k, max(1, held))
@@ -370,7 +369,8 @@ def stated_bytes(
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8, 64])
 def test_memory_is_the_stated_formula(world):
-    for cfg in (BIG, replace(BIG, hidden=7, max_tokens=1), replace(BIG, top_k=8), replace(BIG, experts=300)):
+    half = replace(BIG, hidden=100, dtype="bfloat16")
+    for cfg in (BIG, replace(BIG, hidden=7, max_tokens=1), half, replace(BIG, top_k=8), replace(BIG, experts=300)):
         for placement in (None, [0] * cfg.experts, [e % world for e in range(cfg.experts)]):
             for ranks_per_node in (None, 1, 2, 5, world):
                 stated = stated_bytes(cfg, world, placement, ranks_per_node)

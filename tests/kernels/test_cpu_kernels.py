@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -11,16 +13,21 @@ import pytest
 from cases import same, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from aristos import MoEConfig, Router, kernels, reference
 from aristos.config import ACTIVATIONS, SCORES
+from aristos.engine import column_runs
 from aristos.errors import InputError
 from aristos.kernels.common import activations as act
 from aristos.kernels.common import scores as router_scores
 from aristos.kernels.cpu import gemm
 from aristos.kernels.cpu import tokens as token_kernels
+from aristos.kernels.cpu.convert import FLOAT32
 from aristos.kernels.cpu.elementwise import activate
-from aristos.kernels.cpu.panels import LANES, NR, pack, padded
+from aristos.kernels.cpu.expert import FC
+from aristos.kernels.cpu.panels import LANES, NR, VECTORS, pack, padded, shape_for
+from aristos.kernels.cpu.tokens import route_bytes
 from aristos.primitives.buffers import aligned
 from aristos.primitives.compile import jit
 
@@ -31,7 +38,7 @@ SHAPES = [
     (5, 7, 520),  # F exceeds a chunk
     (6, 64, 64),
     (7, 100, 130),
-    (13, 1030, 40),  # H exceeds a pass of k
+    (13, 1030, 40),  # H exceeds two blocks of packed rows
     (40, 257, 1100),
     (193, 48, 96),  # rows exceed a run
     (400, 32, 31),
@@ -86,6 +93,23 @@ def test_a_row_has_the_same_bits_alone_and_among_others(rows, hidden, ffn, data)
     last = data.draw(st.integers(first + 1, rows))
     assert same(packed(x[first:last]).copy(), y[first:last])
     assert same(packed(x[::-1])[::-1].copy(), y)
+
+
+@pytest.mark.parametrize(("k", "n"), [(1, 1), (100, LANES), (gemm.KC + 3, NR + 1), (48, 2 * NR + LANES)])
+def test_a_matrix_product_equals_float64(k, n):
+    rng = np.random.default_rng(k)
+    w = rng.standard_normal((k, n)).astype("f4")
+    matrix = kernels.Matrix(w)
+    for m in (0, 1, 9, 200):
+        x = rng.standard_normal((m, k)).astype("f4")
+        close(matrix(x), x.astype("f8") @ w)
+        out = np.full((m, n), np.nan, np.float32)
+        assert matrix(x, out=out) is out
+        assert same(out, matrix(x).copy())
+    with pytest.raises(InputError, match=r"x must be float32 with shape \[2, "):
+        matrix(np.zeros((2, k + 1), np.float32))
+    with pytest.raises(InputError, match="weight must have at least one row"):
+        kernels.Matrix(w[:, :0])
 
 
 def test_bad_input_is_refused():
@@ -224,32 +248,54 @@ def fma_chain(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return total
 
 
+def bytes_at(address: int, nbytes: int) -> bytes:
+    return ctypes.string_at(address, nbytes)
+
+
 def addresses(m: np.ndarray) -> np.ndarray:
     return np.array([m.ctypes.data + i * m.strides[0] for i in range(len(m))], np.int64)
 
 
-@pytest.mark.parametrize("rows", range(1, 14))
-def test_the_micro_kernel_handles_any_number_of_rows(rows):
+class Rows:
+    """Rows of A packed for the micro-kernel, as blocks of KC columns."""
+
+    def __init__(self, a: np.ndarray) -> None:
+        self.m, self.k = a.shape
+        self.packed = aligned((gemm.packed_bytes(*a.shape),), np.uint8)
+        table = addresses(a)
+        gemm.pack_rows(self.m, table.ctypes.data, self.k, self.packed.ctypes.data)
+
+    def at(self, i: int, k: int) -> int:
+        """Address of row i, column k."""
+        return self.packed.ctypes.data + gemm.PITCH * (self.m * (k // gemm.KC) + i) + 4 * (k % gemm.KC)
+
+
+@pytest.mark.parametrize("rows", range(1, 19))
+def test_the_micro_kernel_handles_any_number_of_rows_and_vectors(rows):
     """On small integers, whose sums are exact in any order: the kernel first writes C, then adds to it."""
     rng = np.random.default_rng(rows)
-    for k in (1, 2, 7, 64):
-        a = rng.integers(-50, 50, (rows, k)).astype(np.float32)
-        b = rng.integers(-50, 50, (k, NR)).astype(np.float32)
-        c = aligned((rows, NR))
-        c[:] = 1e9
-        at_a, at_c, panel = addresses(a), addresses(c), pack(b)
-        gemm.panel_rows(rows, at_a.ctypes.data, 0, panel.ctypes.data, at_c.ctypes.data, 0, k, 0, panel.ctypes.data)
-        assert np.array_equal(c, a @ b)
-        gemm.panel_rows(rows, at_a.ctypes.data, 0, panel.ctypes.data, at_c.ctypes.data, 0, k, 1, panel.ctypes.data)
-        assert np.array_equal(c, 2 * (a @ b))
+    for vectors in range(1, VECTORS + 1):
+        width = LANES * vectors
+        for k in (1, 2, 7, 64):
+            a = Rows(rng.integers(-50, 50, (rows, k)).astype(np.float32))
+            left = np.array([np.frombuffer(bytes_at(a.at(i, 0), 4 * k), np.float32) for i in range(rows)])
+            b = rng.integers(-50, 50, (k, width)).astype(np.float32)
+            c = aligned((rows, width))
+            c[:] = 1e9
+            at_c, panel = addresses(c), pack(b)
+            for carry in (0, 1):
+                gemm.panel_rows(
+                    rows, vectors, a.at(0, 0), panel.ctypes.data, at_c.ctypes.data, 0, k, carry, panel.ctypes.data
+                )
+                assert np.array_equal(c, (1 + carry) * (left @ b))
 
 
 def test_sums_carried_between_passes_equal_one_chain():
     """Neither passes over k nor the number of rows change a bit: a sum is one chain of fused multiply-adds."""
     rng = np.random.default_rng(0)
     rows, k = 9, 100
-    a, b = rng.standard_normal((rows, k)).astype("f4"), rng.standard_normal((k, NR)).astype("f4")
-    panel, at_a = pack(b), addresses(a)
+    left, b = rng.standard_normal((rows, k)).astype("f4"), rng.standard_normal((k, NR)).astype("f4")
+    panel, a = pack(b), Rows(left)
     results = []
     for cuts in ((0, 100), (0, 1, 100), (0, 33, 34, 90, 100)):
         for group in (1, 2, 4, 9):
@@ -260,8 +306,8 @@ def test_sums_carried_between_passes_equal_one_chain():
                 for k0, k1 in pairwise(cuts):
                     gemm.panel_rows(
                         m,
-                        at_a.ctypes.data + 8 * first,
-                        k0,
+                        VECTORS,
+                        a.at(first, k0),
                         panel.ctypes.data + 4 * NR * k0,
                         at_c.ctypes.data + 8 * first,
                         0,
@@ -271,26 +317,69 @@ def test_sums_carried_between_passes_equal_one_chain():
                     )
             results.append(c.copy())
     assert all(same(r, results[0]) for r in results)
-    assert np.abs(results[0] - fma_chain(a, b)).max() <= 1e-5
+    assert np.abs(results[0] - fma_chain(left, b)).max() <= 1e-5
+
+
+def test_packed_rows_are_blocks_of_columns():
+    rng = np.random.default_rng(0)
+    for m, k in ((1, 1), (3, gemm.KC), (5, gemm.KC + 1), (2, 3 * gemm.KC - 1)):
+        a = rng.standard_normal((m, k)).astype("f4")
+        packed = Rows(a)
+        for i in range(m):
+            for k0 in range(0, k, gemm.KC):
+                part = a[i, k0 : k0 + gemm.KC]
+                assert bytes_at(packed.at(i, k0), part.nbytes) == part.tobytes()
 
 
 def test_packed_panels_hold_the_weights_and_zeros():
+    """A panel starts at its first column times K; the last one has as many whole vectors as its columns need."""
     rng = np.random.default_rng(0)
-    for k, n in ((1, 1), (3, NR), (5, NR + 1), (4, 3 * NR - 1)):
+    for k, n in ((1, 1), (3, NR), (5, NR + 1), (4, 3 * NR - 1), (2, 2 * NR + LANES)):
         w = rng.standard_normal((k, n)).astype("f4")
-        for width in (NR, LANES):
-            packed = pack(w, width)
-            assert packed.shape == (padded(n, width) // width, k, width)
-            assert packed.ctypes.data % 64 == 0
-            flat = packed.transpose(1, 0, 2).reshape(k, -1)
-            assert np.array_equal(flat[:, :n], w)
-            assert not flat[:, n:].any()
-            assert np.array_equal(pack(w.T.copy().T, width), packed)
+        packed = pack(w)
+        assert packed.shape == (k * padded(n),)
+        assert packed.ctypes.data % 64 == 0
+        wide = np.zeros((k, padded(n)), np.float32)
+        wide[:, :n] = w
+        for j in range(0, n, NR):
+            panel = wide[:, j : j + NR]
+            assert np.array_equal(packed[j * k :][: panel.size].reshape(panel.shape), panel)
+        assert np.array_equal(pack(w.T.copy().T), packed)
 
 
-def test_the_peak_is_a_plausible_rate():
-    """More GFLOP/s than a naive loop reaches, fewer than any core can."""
-    assert 1 < kernels.gemm_peak(0.1) < 2000
+@pytest.mark.parametrize(
+    ("isa", "cpu", "shape"),
+    [
+        ("avx512", "sapphirerapids", (16, 3, 8)),
+        ("avx512", "znver5", (16, 3, 8)),
+        ("avx512", "znver4", (8, 4, 6)),
+        ("avx2", "znver3", (8, 2, 6)),
+        ("generic", "neoverse-n1", (4, 4, 6)),
+    ],
+)
+def test_the_register_block_of_each_family(isa, cpu, shape):
+    """Its sums, a row of B and a broadcast fit the registers; a column-split share and a chunk are whole panels."""
+    found = shape_for(isa, cpu)
+    assert found == shape
+    assert found.rows * found.vectors + found.vectors + 1 <= {"avx512": 32, "avx2": 16, "generic": 32}[isa]
+    assert column_runs.COLUMNS % (found.lanes * found.vectors) == 0
+    assert FC % column_runs.COLUMNS == 0
+    assert FC <= gemm.KC
+
+
+def test_the_roof_is_above_the_micro_kernel_and_blas():
+    """No arithmetic of this core exceeds multiply-adds in registers: not the micro-kernel, and not NumPy's BLAS."""
+    a, b = np.ones((256, 512), np.float32), np.ones((512, 512), np.float32)
+    roof = kernel = blas = 0.0
+    with threadpool_limits(1):
+        for _ in range(5):  # in turns: the clock changes
+            roof, kernel = max(roof, kernels.fma_peak(0.05)), max(kernel, kernels.gemm_peak(0.05))
+            start = time.perf_counter()
+            np.matmul(a, b)
+            blas = max(blas, 2 * 256 * 512 * 512 / (time.perf_counter() - start) / 1e9)
+    assert 1 < kernel <= 1.03 * roof
+    assert blas <= 1.03 * roof
+    assert roof < 2000
 
 
 # ---- tokens -------------------------------------------------------------------------------------------------------
@@ -348,7 +437,7 @@ def test_combine_is_an_ordered_sum(k, hidden, data):
     position = np.array(data.draw(st.lists(st.integers(-1, 6), min_size=k, max_size=k)), np.int64)
     y = np.full(hidden, np.nan, np.float32)
     at = np.where(position >= 0, rows.ctypes.data + stride * position, 0)
-    token_kernels.combine_token(y.ctypes.data, k, weights, at, hidden)
+    token_kernels.combine_token(FLOAT32, y.ctypes.data, k, weights, at, hidden, 0)
     taken = position >= 0
     want = weights[taken].astype("f8") @ rows[position[taken], :hidden].astype("f8")
     assert np.abs(y - want).max() <= 1e-6 * k * 4
@@ -362,27 +451,29 @@ def test_combine_is_an_ordered_sum(k, hidden, data):
 def test_scores_of_a_row_do_not_depend_on_other_rows():
     """A router score is a chain of its row alone: the block of tokens changes no bit."""
     rng = np.random.default_rng(0)
-    hidden, experts, m = 100, 19, 32
-    router = pack(rng.standard_normal((hidden, experts)).astype("f4"), LANES)
+    hidden, experts, m = 600, 19, 32
+    matrix = rng.standard_normal((hidden, experts)).astype("f4")
+    router = pack(matrix)
     x = rng.standard_normal((m, hidden)).astype("f4")
-    width = len(router) * LANES
+    width = padded(experts)
 
     def scores(part: np.ndarray) -> np.ndarray:
-        out, scratch = aligned((len(part), width)), np.empty(2 * len(part), np.int64)
+        out, scratch = aligned((len(part), width)), aligned((route_bytes(len(part), hidden, experts),), np.uint8)
         token_kernels.scores(
+            FLOAT32,
             len(part),
             part.ctypes.data,
             part.strides[0],
             hidden,
             router.ctypes.data,
-            len(router),
+            experts,
             scratch.ctypes.data,
             out.ctypes.data,
         )
         return out[:, :experts].copy()
 
     whole = scores(x)
-    want = x.astype("f8") @ router.transpose(1, 0, 2).reshape(hidden, -1)[:, :experts].astype("f8")
-    assert np.abs(whole - want).max() < 1e-4
+    want = x.astype("f8") @ matrix.astype("f8")
+    assert np.abs(whole - want).max() < 1e-3
     for first, last in ((0, 1), (5, 7), (1, 32), (8, 13)):
         assert same(scores(x[first:last]), whole[first:last])

@@ -9,8 +9,9 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed:
 from aristos import reference, simt
 from aristos.config import SCORES, MoEConfig, Router
 from aristos.engine import codes, routing, words
-from aristos.kernels.cpu.panels import LANES, pack
-from aristos.kernels.cpu.tokens import scores
+from aristos.kernels.cpu.convert import FLOAT32
+from aristos.kernels.cpu.panels import pack, padded
+from aristos.kernels.cpu.tokens import route_bytes, scores
 from aristos.kernels.cuda import router as r
 from aristos.kernels.cuda.pack import narrow, widen
 from aristos.primitives.buffers import aligned
@@ -195,9 +196,11 @@ def test_scores_have_the_bits_of_the_cpu():
     x, weight = rng.standard_normal((66, 100), dtype=np.float32), rng.standard_normal((100, 9), dtype=np.float32)
     scratch = route(x, weight, 2, score="softmax_topk")["scratch"]  # this score leaves the scores unchanged
     ours = scratch[66 * 16 :][: 66 * 4 * r.padded(9)].view(np.float32).reshape(66, -1)[:, :9]
-    panels = pack(weight, LANES)
-    theirs, rows = aligned((66, len(panels) * LANES)), np.zeros(2 * 66, np.int64)
-    scores(66, x.ctypes.data, x.strides[0], 100, panels.ctypes.data, len(panels), rows.ctypes.data, theirs.ctypes.data)
+    experts = weight.shape[1]
+    theirs, scratch = aligned((66, padded(experts))), aligned((route_bytes(66, 100, experts),), np.uint8)
+    router = pack(weight)
+    at = router.ctypes.data, experts, scratch.ctypes.data, theirs.ctypes.data
+    scores(FLOAT32, 66, x.ctypes.data, x.strides[0], 100, *at)
     np.testing.assert_array_equal(ours, theirs[:, :9])
 
 

@@ -68,12 +68,15 @@ def test_a_configuration_of_numpy_scalars_looks_plain():
 def test_memory_takes_numpy_scalars_and_refuses_a_layer_that_cannot_be_made():
     wanted = aristos.MoE.memory(CFG, 2, ranks_per_node=1, layers=3)
     assert aristos.MoE.memory(CFG, np.int64(2), ranks_per_node=np.int64(1), layers=np.int64(3)) == wanted
+    with_scratch = [aristos.MoE.memory(CFG, 2, ranks_per_node=1, layers=3, threads=n) - wanted for n in (1, 2, 3)]
+    assert 0 < with_scratch[0] < with_scratch[1] < with_scratch[2]
+    assert with_scratch[1] - with_scratch[0] == with_scratch[2] - with_scratch[1]
     for world in (0, 1.0, True, None):
         with pytest.raises(InputError, match=f"world must be a positive int below .*, got {world}"):
             aristos.MoE.memory(CFG, world)
-    half = aristos.MoEConfig(hidden=40, ffn=72, experts=5, dtype="float16")
-    with pytest.raises(InputError, match="backend='cpu' computes in float32, got dtype='float16'"):
-        aristos.MoE.memory(half, 2, backend="cpu")
+    tensor = aristos.MoEConfig(hidden=40, ffn=72, experts=5, dtype="tf32")
+    with pytest.raises(InputError, match="backend='cpu' computes in float32, bfloat16, float16, got dtype='tf32'"):
+        aristos.MoE.memory(tensor, 2, backend="cpu")
 
 
 def test_an_exchange_has_no_more_choices_than_experts():

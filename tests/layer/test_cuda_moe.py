@@ -124,8 +124,8 @@ def test_options_that_gpus_do_not_have_are_refused():
                 aristos.MoE(CFG, comm, backend="cuda", **options)
         with pytest.raises(InputError, match="rows of whole 16 bytes on a GPU, got hidden=30"):
             aristos.MoE(replace(CFG, hidden=30), comm, backend="cuda")
-        with pytest.raises(InputError, match="backend='cpu' computes in float32, got dtype='float16'"):
-            aristos.MoE(replace(CFG, dtype="float16"), comm, backend="cpu")
+        with pytest.raises(InputError, match="backend='cpu' computes in float32, bfloat16, float16, got dtype='tf32'"):
+            aristos.MoE(replace(CFG, dtype="tf32"), comm, backend="cpu")
 
     on_ranks(1, body)
 

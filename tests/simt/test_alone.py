@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "aristos"
-BASE = ("errors", "primitives.compile", "primitives.offline", "primitives.sources")  # errors: compile needs it too
+BASE = ("errors", "primitives.compile", "primitives.isa", "primitives.offline", "primitives.sources")  # what compile needs
 KERNEL = """
 import numpy as np
 import aristos

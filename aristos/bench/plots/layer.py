@@ -21,7 +21,7 @@ def layer(table: Table) -> Any:
     world = len(table.dims["rank"].values)
     rows = table.variables["rows"].values.sum(axis=-1)
     rate = rows[:, None] * table.attributes["flops_per_row"] / world / middle / 1e9
-    peak = table.variables["gemm_peak"].values.mean(axis=-1)
+    peak = table.variables["peak"].values.mean(axis=-1)
     alone = np.nanmedian(table.variables["experts_time"].values, axis=-1).max(axis=-1)
     figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.8))
     place, width = np.arange(len(tokens)), 0.8 / len(schedules)
@@ -39,7 +39,7 @@ def layer(table: Table) -> Any:
             axis.bar_label(axis.bar(at, values * 100, **bar), fmt="%.0f", fontsize=7)
     axes[0].set(title="one call: median, whisker to p95", ylabel="slowest rank (ms)", yscale="log")
     plain_log(axes[0].yaxis)
-    axes[1].set(title="of the micro-kernel's peak", ylabel="GFLOP/s of a rank / peak (%)", ylim=(0, 119))
+    axes[1].set(title="of the FMA peak", ylabel="GFLOP/s of a rank / peak (%)", ylim=(0, 119))
     axes[2].set(title="overlap efficiency", ylabel="experts alone / call (%)", ylim=(0, 119))
     for axis in axes:
         axis.set_xticks(place, [str(t) for t in tokens])

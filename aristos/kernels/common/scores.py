@@ -41,13 +41,15 @@ def top_k(row, experts, k, ids, weights):
 @jit
 def softmax(row, experts, largest, renormalize, weights, k):
     """Shares of the softmax over all experts; renormalized, of that over the k."""
-    total = exponentials(weights, k, largest)
-    if not renormalize:
-        for e in range(experts):
-            row[e] = exp(row[e] - largest)
-        total = ZERO
-        for e in range(experts):
-            total += row[e]
+    if renormalize:
+        divide(weights, k, exponentials(weights, k, largest))
+        return
+    for e in range(experts):
+        row[e] = exp(row[e] - largest)
+    total = ZERO
+    for e in range(experts):
+        total += row[e]
+    exponentials(weights, k, largest)
     divide(weights, k, total)
 
 

@@ -1,36 +1,62 @@
-"""The expert kernel on NumPy arrays, without a layer."""
+"""The kernels on NumPy arrays, without a layer: one expert, and one matrix product."""
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
 
 from ...config import ACTIVATIONS, checked_limit
 from ...errors import InputError
-from ...primitives import memory as mem
 from ...primitives.arrays import check_out
 from ...primitives.buffers import FLOAT, aligned
-from ...primitives.compile import jit
 from ..common.activations import word
-from .expert import expert_rows, scratch_bytes
-from .gemm import KC, block
-from .panels import NR, ROWS, pack, padded
+from .convert import FLOAT32
+from .entries import BLOCK_BYTES, EXPERT, KERNELS, PRODUCT
+from .expert import scratch_bytes
+from .gemm import packed_bytes
+from .panels import pack, padded
 
 RUN = 192  # rows of one run of the kernel
 
 
-@jit
-def _runs(m, x, x_stride, y, y_stride, weights, code, hidden, ffn, lists, scratch):
-    """expert_rows on m rows, RUN at a time; weights: addresses of up, gate, down, up_bias, gate_bias, down_bias."""
-    for first in range(0, m, RUN):
-        rows = min(RUN, m - first)
-        for i in range(rows):
-            mem.store(lists + 8 * i, x + x_stride * (first + i))
-            mem.store(lists + 8 * (RUN + i), y + y_stride * (first + i))
-        parts = (weights[0], weights[1], weights[2], weights[3], weights[4], weights[5])
-        expert_rows(rows, lists, lists + 8 * RUN, parts, code, hidden, ffn, scratch, 0)
+class Call:
+    """Calls one kernel of an element type. Not thread-safe: its arguments lie in one block."""
+
+    def __init__(self, element: int, kernel: int) -> None:
+        self._run, self._kernel = KERNELS[element], kernel
+        self._block = aligned((BLOCK_BYTES // 8,), np.int64)
+
+    def __call__(self, *arguments: int) -> int:
+        self._block[2 : 2 + len(arguments)] = arguments
+        return int(self._run(self._kernel, self._block.ctypes.data))
+
+
+class Matrix:
+    """Weights packed for the micro-kernel: Matrix(w)(x) is x w.
+
+    weight: [K, N] float32. Not thread-safe: use one object per thread.
+    """
+
+    def __init__(self, weight: np.ndarray) -> None:
+        weight = _matrix("weight", weight, None)
+        self.depth, self.columns = weight.shape
+        if 0 in weight.shape:
+            raise InputError(f"weight must have at least one row and one column, got {list(weight.shape)}")
+        self._panels = pack(weight)
+        self._rows = aligned((packed_bytes(RUN, self.depth),), np.uint8)
+        self._call = Call(FLOAT32, PRODUCT)
+
+    def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """x: [M, K] float32 -> [M, N]. `out` [M, N] avoids a copy if N is a multiple of the vector width."""
+        x, y = _rows(x, out, self.depth, self.columns)
+        from_x, to_y = _addresses(x), _addresses(y)
+        for first in range(0, len(x), RUN):
+            self._call(
+                min(RUN, len(x) - first), from_x.ctypes.data + 8 * first, self.depth, self._panels.ctypes.data,
+                self.columns, to_y.ctypes.data + 8 * first, self._rows.ctypes.data,
+            )  # fmt: skip
+        return _result(y, out, self.columns)
 
 
 class Packed:
@@ -71,30 +97,21 @@ class Packed:
         ):
             parts.append(None if bias is None else _bias(name, bias, n))
         self._parts = parts
-        self._addresses = np.array([0 if p is None else p.ctypes.data for p in parts], np.int64)
+        self._weights = [0 if p is None else p.ctypes.data for p in parts]
         self._code = word(activation, limit)
-        self._scratch = aligned((scratch_bytes(RUN, gate is not None),), np.uint8)
-        self._lists = np.empty(2 * RUN, np.int64)
+        self._scratch = aligned((scratch_bytes(RUN, self.hidden, gate is not None),), np.uint8)
+        self._call = Call(FLOAT32, EXPERT)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """x: [M, H] float32 -> [M, H]. `out` [M, H] avoids a copy if H is a multiple of the panel width."""
-        x = _matrix("x", x, (np.shape(x)[0] if np.ndim(x) else 0, self.hidden))
-        if out is not None:
-            check_out(out, x.shape, x.dtype, x, contiguous=False)
-        if x.strides[1] != FLOAT:
-            x = np.ascontiguousarray(x)
-        wide = padded(self.hidden)
-        direct = out is not None and wide == self.hidden and out.flags.c_contiguous
-        y = out if direct and out is not None else aligned((len(x), wide))
-        _runs(
-            len(x), x.ctypes.data, x.strides[0], y.ctypes.data, y.strides[0], self._addresses, self._code,
-            self.hidden, self.ffn, self._lists.ctypes.data, self._scratch.ctypes.data,
-        )  # fmt: skip
-        if out is None:
-            return y[:, : self.hidden]
-        if y is not out:
-            out[:] = y[:, : self.hidden]
-        return out
+        """x: [M, H] float32 -> [M, H]. `out` [M, H] avoids a copy if H is a multiple of the vector width."""
+        x, y = _rows(x, out, self.hidden, self.hidden)
+        from_x, to_y = _addresses(x), _addresses(y)
+        for first in range(0, len(x), RUN):
+            self._call(
+                min(RUN, len(x) - first), from_x.ctypes.data + 8 * first, to_y.ctypes.data + 8 * first,
+                *self._weights, self._code, self.hidden, self.ffn, self._scratch.ctypes.data, 0,
+            )  # fmt: skip
+        return _result(y, out, self.hidden)
 
 
 def ffn(
@@ -110,6 +127,32 @@ def ffn(
 ) -> np.ndarray:
     """Pack an expert's weights and run it on rows: x [M, H], up and gate [H, F], down [F, H], float32 -> [M, H]."""
     return Packed(up, down, gate, up_bias, gate_bias, down_bias, activation, limit)(x)
+
+
+def _rows(x: Any, out: np.ndarray | None, width: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """x [M, width] and `out` [M, columns], checked: (rows to read, rows to write, with space for whole vectors)."""
+    x = _matrix("x", x, (np.shape(x)[0] if np.ndim(x) else 0, width))
+    if out is not None:
+        check_out(out, (len(x), columns), x.dtype, x, contiguous=False)
+    if x.strides[1] != FLOAT:
+        x = np.ascontiguousarray(x)
+    if out is not None and padded(columns) == columns and out.flags.c_contiguous:
+        return x, out
+    return x, aligned((len(x), padded(columns)))
+
+
+def _result(y: np.ndarray, out: np.ndarray | None, columns: int) -> np.ndarray:
+    """The columns of y that are outputs, copied into `out` if y is not that array."""
+    if out is None:
+        return y[:, :columns]
+    if y is not out:
+        out[:] = y[:, :columns]
+    return out
+
+
+def _addresses(m: np.ndarray) -> np.ndarray:
+    """[rows] int64."""
+    return m.ctypes.data + m.strides[0] * np.arange(len(m))
 
 
 def _matrix(name: str, value: Any, shape: tuple[int, ...] | None) -> np.ndarray:
@@ -128,29 +171,3 @@ def _bias(name: str, value: Any, n: int) -> np.ndarray:
     out[:] = 0
     out[:n] = array
     return out
-
-
-@jit
-def _spin(a, b, c, k, times):
-    for _ in range(times):
-        block(ROWS, a, 0, b, c, 0, k, 0, b, 0)
-
-
-def gemm_peak(seconds: float = 0.3) -> float:
-    """GFLOP/s of the micro-kernel alone with operands in the L1 and L2 caches: the bound of a core's expert GEMM.
-
-    The best of many runs at two depths: a panel that fits L1, and a whole pass of KC.
-    """
-    best = 0.0
-    for k in (192, KC):
-        a, b, c = aligned((ROWS, k)), aligned((k, NR)), aligned((ROWS, NR))
-        a[:], b[:] = 1e-3, 1e-3
-        rows = np.array([[m.ctypes.data + i * m.strides[0] for i in range(ROWS)] for m in (a, c)], np.int64)
-        times = max(1, 400_000 // k)
-        _spin(rows[0].ctypes.data, b.ctypes.data, rows[1].ctypes.data, k, 1)
-        end = time.perf_counter() + seconds / 2
-        while time.perf_counter() < end:
-            start = time.perf_counter()
-            _spin(rows[0].ctypes.data, b.ctypes.data, rows[1].ctypes.data, k, times)
-            best = max(best, 2 * ROWS * NR * k * times / (time.perf_counter() - start) / 1e9)
-    return best

@@ -6,18 +6,23 @@ float32, so every output is one chain of fused multiply-adds in k order, whichev
 
 from ...primitives import memory as mem
 from ...primitives import wire as mpi
-from ...primitives.buffers import FLOAT
+from ...primitives.buffers import FLOAT, LINE
 from ...primitives.compile import jit
 from .elementwise import activate, multiply
-from .gemm import KC, panel_rows
-from .panels import NR
+from .gemm import KC, PITCH, pack_rows, packed_bytes, panel_rows, vectors_of
+from .panels import LANES, NR
 
-FC = 512  # columns of F a chunk
+FC = 480  # columns of F a chunk: whole panels of every width, at most KC
 
 
-def scratch_bytes(rows, gated):
-    """Bytes of scratch for up to `rows` rows: row addresses, and a chunk of hidden activations (two when gated)."""
-    return rows * (2 * 8 + (2 if gated else 1) * FC * FLOAT) + 64
+def scratch_bytes(rows, hidden, gated):
+    """Bytes of scratch for up to `rows` rows: addresses, packed rows, a chunk of hidden activations (two if gated)."""
+    return rows * 2 * 8 + LINE + packed_bytes(rows, hidden) + (2 if gated else 1) * rows * PITCH
+
+
+def activation_bytes(rows, ffn, gated):
+    """Bytes of all hidden activations of a column-split run: chunks of packed rows, and the gate's after them."""
+    return (2 if gated else 1) * rows * PITCH * -(-ffn // FC)
 
 
 @jit
@@ -28,80 +33,89 @@ def fill_rows(m, c, jc, source, n):
 
 
 @jit
-def hidden_chunk(m, x, up, gate, up_bias, gate_bias, code, hidden, f0, columns, pitch, h, g, wire):
-    """h[m, columns] = act(...) for columns f0.. of F; rows lie `pitch` columns apart; g: the gate's buffer."""
+def hidden_chunk(m, a, up, gate, up_bias, gate_bias, code, hidden, ffn, f0, columns, h, g, wire):
+    """h[m, columns] = act(...) for columns f0.. of F. a: packed rows of x; g: the gate's rows, as h's."""
     for k0 in range(0, hidden, KC):
         count = min(KC, hidden - k0)
+        block = a + PITCH * m * (k0 // KC)
         for j in range(0, columns, NR):
             mpi.tend(wire)
-            offset = FLOAT * ((f0 + j) * hidden + k0 * NR)  # panel (f0 + j) / NR, row k0
+            vectors = vectors_of(ffn - f0 - j)
+            width = LANES * vectors
+            offset, after = FLOAT * ((f0 + j) * hidden + k0 * width), FLOAT * width * hidden
             carry = k0
             if up_bias != 0:
                 if k0 == 0:
-                    fill_rows(m, h, j, up_bias + FLOAT * (f0 + j), NR)
+                    fill_rows(m, h, j, up_bias + FLOAT * (f0 + j), width)
                 carry = 1
-            panel_rows(m, x, k0, up + offset, h, j, count, carry, up + offset + FLOAT * NR * hidden)
+            panel_rows(m, vectors, block, up + offset, h, j, count, carry, up + offset + after)
             if gate != 0:
                 carry = k0
                 if gate_bias != 0:
                     if k0 == 0:
-                        fill_rows(m, g, j, gate_bias + FLOAT * (f0 + j), NR)
+                        fill_rows(m, g, j, gate_bias + FLOAT * (f0 + j), width)
                     carry = 1
-                panel_rows(m, x, k0, gate + offset, g, j, count, carry, gate + offset + FLOAT * NR * hidden)
-    activate_rows(m, gate != 0, code, columns, pitch, h, g)
+                panel_rows(m, vectors, block, gate + offset, g, j, count, carry, gate + offset + after)
+    activate_rows(m, gate != 0, code, columns, h, g)
 
 
 @jit
-def activate_rows(m, gated, code, columns, pitch, h, g):
-    """h = act(h), or act(g) * h when gated, for m rows of `columns`, `pitch` columns apart: in one pass if they
-    are contiguous.
-    """
-    rows, n = (1, m * columns) if columns == pitch else (m, columns)
-    for i in range(rows):
+def activate_rows(m, gated, code, columns, h, g):
+    """h = act(h), or act(g) * h when gated, for m rows of `columns`."""
+    for i in range(m):
         row = mem.load(h + 8 * i)
         if gated:
             gate_row = mem.load(g + 8 * i)
-            activate(code, gate_row, n)
-            multiply(code, row, gate_row, n)
+            activate(code, gate_row, columns)
+            multiply(code, row, gate_row, columns)
         else:
-            activate(code, row, n)
+            activate(code, row, columns)
 
 
 @jit
-def row_addresses(m, table, first, pitch):
-    """Write m row addresses at `table`: rows `pitch` float32 apart, the first at `first`."""
+def row_addresses(m, table, first):
+    """Write the addresses of m packed rows at `table`."""
     for i in range(m):
-        mem.store(table + 8 * i, first + FLOAT * pitch * i)
+        mem.store(table + 8 * i, first + PITCH * i)
 
 
 @jit
-def up_columns(m, x, activations, weights, code, hidden, ffn, f0, columns, tables, wire):
+def up_columns(m, x, activations, weights, code, hidden, ffn, f0, columns, scratch, wire):
     """Columns f0.. of act(x up + b1) [* (x gate + bg)] for m rows: one worker's share of a column-split run.
 
-    activations: buffer for m rows of F padded to NR, twice when gated; tables: 2 m words of scratch.
-    The sums and their order are those of `expert_rows`.
+    activations: `activation_bytes(m, ffn, gated)` bytes; scratch: `scratch_bytes` bytes. A share lies within a chunk of
+    F. The sums and their order are those of `expert_rows`.
     """
-    pitch = (ffn + NR - 1) // NR * NR
-    row_addresses(m, tables, activations + FLOAT * f0, pitch)
-    row_addresses(m, tables + 8 * m, activations + FLOAT * (pitch * m + f0), pitch)
+    h = scratch
+    g = h + 8 * m
+    a = (g + 8 * m + LINE - 1) // LINE * LINE
+    chunks = (ffn + FC - 1) // FC
+    first = activations + PITCH * m * (f0 // FC) + FLOAT * (f0 % FC)
+    row_addresses(m, h, first)
+    row_addresses(m, g, first + PITCH * m * chunks)
+    pack_rows(m, x, hidden, a)
     up, gate, _, up_bias, gate_bias, _ = weights
-    hidden_chunk(m, x, up, gate, up_bias, gate_bias, code, hidden, f0, columns, pitch, tables, tables + 8 * m, wire)
+    hidden_chunk(m, a, up, gate, up_bias, gate_bias, code, hidden, ffn, f0, columns, h, g, wire)
 
 
 @jit
-def down_columns(m, activations, y, weights, ffn, first, last, tables, wire):
-    """Columns first..last of h down + b2 for m rows, after `up_columns` has computed all of h."""
-    pitch = (ffn + NR - 1) // NR * NR
-    row_addresses(m, tables, activations, pitch)
+def down_columns(m, activations, y, weights, ffn, first, last, wire):
+    """Columns first..last of h down + b2 for m rows, after `up_columns` has computed all of h.
+
+    last: the end of a panel. y: address of an array of m row addresses.
+    """
     down, down_bias = weights[2], weights[5]
     for j in range(first, last, NR):
         mpi.tend(wire)
+        vectors = vectors_of(last - j)
+        width = LANES * vectors
         if down_bias != 0:
-            fill_rows(m, y, j, down_bias + FLOAT * j, NR)
-        for k0 in range(0, ffn, KC):
-            carry = 1 if down_bias != 0 else k0
-            panel = down + FLOAT * (j * ffn + k0 * NR)
-            panel_rows(m, tables, k0, panel, y, j, min(KC, ffn - k0), carry, panel + FLOAT * NR * ffn)
+            fill_rows(m, y, j, down_bias + FLOAT * j, width)
+        for f0 in range(0, ffn, FC):
+            carry = 1 if down_bias != 0 else f0
+            panel = down + FLOAT * (j * ffn + f0 * width)
+            chunk = activations + PITCH * m * (f0 // FC)
+            panel_rows(m, vectors, chunk, panel, y, j, min(FC, ffn - f0), carry, panel + FLOAT * width * ffn)
 
 
 @jit
@@ -109,28 +123,29 @@ def expert_rows(m, x, y, weights, code, hidden, ffn, scratch, wire):
     """Run one expert on m rows.
 
     x, y: addresses of arrays of m row addresses; rows of x hold `hidden` float32, rows of y have space for `hidden`
-    rounded up to NR. weights: addresses (up, gate, down, up_bias, gate_bias, down_bias) of this expert's packed panels
-    and of its biases padded to NR, 0 for absent tensors. scratch: `scratch_bytes(m, gated)` bytes, 64-byte aligned.
-    wire: address of the wire that `wire.tend` serves between panels, or 0.
+    rounded up to vectors. weights: addresses (up, gate, down, up_bias, gate_bias, down_bias) of this expert's packed
+    panels and of its biases padded to vectors, 0 for absent tensors. scratch: `scratch_bytes(m, hidden, gated)` bytes,
+    64-byte aligned. wire: address of the wire that `wire.tend` serves between panels, or 0.
     """
     h = scratch
     g = h + 8 * m
-    chunk = (g + 8 * m + 63) // 64 * 64
-    pitch = min(FC, (ffn + NR - 1) // NR * NR)
-    row_addresses(m, h, chunk, pitch)
-    row_addresses(m, g, chunk + FLOAT * pitch * m, pitch)
+    a = (g + 8 * m + LINE - 1) // LINE * LINE
+    chunk = a + PITCH * m * ((hidden + KC - 1) // KC)
+    row_addresses(m, h, chunk)
+    row_addresses(m, g, chunk + PITCH * m)
+    pack_rows(m, x, hidden, a)
     up, gate, down, up_bias, gate_bias, down_bias = weights
     carry = 0
     if down_bias != 0:
-        for j in range(0, hidden, NR):
-            fill_rows(m, y, j, down_bias + FLOAT * j, NR)
+        fill_rows(m, y, 0, down_bias, (hidden + LANES - 1) // LANES * LANES)
         carry = 1
     for f0 in range(0, ffn, FC):
         count = min(FC, ffn - f0)
-        columns = (count + NR - 1) // NR * NR
-        hidden_chunk(m, x, up, gate, up_bias, gate_bias, code, hidden, f0, columns, pitch, h, g, wire)
+        columns = (count + LANES - 1) // LANES * LANES
+        hidden_chunk(m, a, up, gate, up_bias, gate_bias, code, hidden, ffn, f0, columns, h, g, wire)
         for j in range(0, hidden, NR):
             mpi.tend(wire)
-            panel = down + FLOAT * (j * ffn + f0 * NR)
-            panel_rows(m, h, 0, panel, y, j, count, carry, panel + FLOAT * NR * ffn)
+            vectors = vectors_of(hidden - j)
+            panel = down + FLOAT * (j * ffn + f0 * LANES * vectors)
+            panel_rows(m, vectors, chunk, panel, y, j, count, carry, panel + FLOAT * LANES * vectors * ffn)
         carry = 1

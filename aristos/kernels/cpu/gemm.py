@@ -1,43 +1,42 @@
-"""Rows times packed panels: chooses the micro-kernel for each group of rows. No activation, no tiling over F.
+"""Packed rows times packed panels: which micro-kernel runs for which rows and columns. No activation, no chunks of F.
 
-Weights are packed once into panels of NR columns, [panels, K, NR], padded with zero columns. Rows of A and of C are
-found through arrays of row addresses, so rows from several sources need no copy.
+Rows of A come from anywhere and are copied once into *packed rows*: blocks of KC columns, [K / KC][rows][PITCH bytes].
+So the micro-kernel needs one address for all its rows, and rows 4 KiB apart do not share a set of the L1 cache. Weights
+are packed when a layer is loaded (`panels`). Rows of C are found through arrays of row addresses.
 """
 
 import numpy as np
 from numba.extending import overload
 
 from ...primitives import memory as mem
-from ...primitives.buffers import FLOAT
+from ...primitives.buffers import FLOAT, LINE
 from ...primitives.compile import jit
-from . import llvm
+from ..common.branches import unrolled
+from . import micro_kernels
 from .panels import LANES, NR, ROWS, VECTORS
 
-KC = 1024  # k per pass: the block of A that a pass reads stays in the L2 cache
-AHEAD_GROUPS = 4  # the next panel is prefetched only if a panel serves at least so many groups of rows
+KC = 512  # columns of a block of packed rows: the rows that a micro-kernel reads stay in L1, all of a run's in L2
+PITCH = FLOAT * KC + LINE  # bytes between packed rows
+AHEAD_GROUPS = 2  # the next panel is prefetched only if a panel serves at least so many groups of rows
 
-_kernels = [llvm.micro_kernel(i + 1, VECTORS) for i in range(6)]
-_narrow = [llvm.micro_kernel(i + 1, 1, stride=LANES) for i in range(6)]
+_kernels = {
+    rows + ROWS * (vectors - 1): micro_kernels.micro_kernel(rows, vectors, PITCH, LANES)
+    for vectors in range(VECTORS, 0, -1)
+    for rows in range(ROWS, 0, -1)
+}
 
 
-def block(rows, a, ka, b, c, jc, count, carry, ahead, pace):
-    """C[i, jc:jc+NR] (+)= A[i, ka:ka+count] x panel, for 1 to 6 rows; adds to C if `carry` is nonzero.
+def block(code, a, b, c, jc, count, carry, ahead, pace):
+    """C[i, jc:jc+width] (+)= A[i, :count] x panel; adds to C if `carry` is nonzero.
 
-    a, c: addresses of arrays of row addresses; b: address of the panel at ka; jc: first column of C.
-    For each k it prefetches the cache line at `ahead`, which advances by `pace` bytes.
+    code: rows + ROWS * (vectors - 1), for 1 to ROWS rows and panels of 1 to VECTORS vectors. a: address of the first
+    packed row; b: of the panel's first row; c: of an array of row addresses; jc: first column of C. For each k it
+    prefetches the cache line at `ahead`, which advances by `pace` bytes.
     """
-    _plain_block(rows, a, ka, b, c, jc, count, carry, NR)
-
-
-def narrow_block(rows, a, ka, b, c, jc, count, carry, ahead, pace):
-    """`block` with panels of LANES columns, for a router's few experts."""
-    _plain_block(rows, a, ka, b, c, jc, count, carry, LANES)
-
-
-def _plain_block(rows, a, ka, b, c, jc, count, carry, width):
+    width, rows = LANES * (1 + (code - 1) // ROWS), 1 + (code - 1) % ROWS
     panel = mem.floats(b, count * width).reshape(count, width)
     for i in range(rows):
-        left = mem.floats(mem.load(a + 8 * i) + FLOAT * ka, count)
+        left = mem.floats(a + PITCH * i, count)
         out = mem.floats(mem.load(c + 8 * i) + FLOAT * jc, width)
         total = out.copy() if carry else np.zeros(width, np.float32)
         for k in range(count):
@@ -45,32 +44,34 @@ def _plain_block(rows, a, ka, b, c, jc, count, carry, width):
         out[:] = total
 
 
-def _choose(kernels):
-    one, two, three, four, five, six = kernels
-
-    def implementation(rows, a, ka, b, c, jc, count, carry, ahead, pace):
-        if rows == 6:
-            six(a, ka, b, c, jc, count, carry, ahead, pace)
-        elif rows == 5:
-            five(a, ka, b, c, jc, count, carry, ahead, pace)
-        elif rows == 4:
-            four(a, ka, b, c, jc, count, carry, ahead, pace)
-        elif rows == 3:
-            three(a, ka, b, c, jc, count, carry, ahead, pace)
-        elif rows == 2:
-            two(a, ka, b, c, jc, count, carry, ahead, pace)
-        else:
-            one(a, ka, b, c, jc, count, carry, ahead, pace)
-
-    return implementation
+_arguments = "a, b, c, jc, count, carry, ahead, pace"
+_branches = unrolled("_branches", _arguments, f"case({_arguments})", _kernels, globals())
+overload(block)(lambda code, a, b, c, jc, count, carry, ahead, pace: _branches)
 
 
-overload(block)(lambda rows, a, ka, b, c, jc, count, carry, ahead, pace: _choose(_kernels))
-overload(narrow_block)(lambda rows, a, ka, b, c, jc, count, carry, ahead, pace: _choose(_narrow))
+def packed_bytes(rows, columns):
+    """Bytes of `rows` packed rows of `columns` float32."""
+    return rows * PITCH * -(-columns // KC)
 
 
 @jit
-def panel_rows(m, a, ka, b, c, jc, count, carry, ahead):
+def pack_rows(m, x, columns, a):
+    """Copy m rows of `columns` float32 into packed rows at `a`. x: address of an array of row addresses."""
+    for k0 in range(0, columns, KC):
+        nbytes = FLOAT * min(KC, columns - k0)
+        for i in range(m):
+            mem.copy_row(a, mem.load(x + 8 * i) + FLOAT * k0, nbytes)
+            a += PITCH
+
+
+@jit
+def vectors_of(columns):
+    """Vectors of the panel that starts `columns` columns before the end of a matrix."""
+    return min(VECTORS, (columns + LANES - 1) // LANES)
+
+
+@jit
+def panel_rows(m, vectors, a, b, c, jc, count, carry, ahead):
     """`block` for any number of rows: m is cut into groups of nearly equal size, at most ROWS each.
 
     ahead: address of the next panel; each group prefetches its share of it, if there are enough groups (with few,
@@ -79,22 +80,34 @@ def panel_rows(m, a, ka, b, c, jc, count, carry, ahead):
     groups = (m + ROWS - 1) // ROWS
     size = m // groups
     larger = m - size * groups
-    pace = (FLOAT * NR + groups - 1) // groups
+    pace = (FLOAT * LANES * vectors + groups - 1) // groups
     if groups < AHEAD_GROUPS:
         ahead, pace = b, 0
     i = 0
     for g in range(groups):
         rows = size + 1 if g < larger else size
-        block(rows, a + 8 * i, ka, b, c + 8 * i, jc, count, carry, ahead + g * pace * count, pace)
+        code = rows + ROWS * (vectors - 1)
+        block(code, a + PITCH * i, b, c + 8 * i, jc, count, carry, ahead + g * pace * count, pace)
         i += rows
 
 
 @jit
-def narrow_rows(m, a, k, panels, b, c):
-    """C[m, panels * LANES] = A[m, k] x narrow panels; a, c: addresses of arrays of row addresses."""
-    for j in range(panels):
-        i = 0
-        while i < m:
-            rows = min(6, m - i)
-            narrow_block(rows, a + 8 * i, 0, b + FLOAT * j * k * LANES, c + 8 * i, j * LANES, k, 0, b, 0)
-            i += rows
+def block_product(m, a, depth, b, columns, c):
+    """C[m, columns] = A x packed panels. a: address of packed rows of `depth` columns; b: of panels [depth, columns].
+
+    c: address of an array of row addresses; rows of C have space for whole vectors.
+    """
+    for k0 in range(0, depth, KC):
+        for j in range(0, columns, NR):
+            vectors = vectors_of(columns - j)
+            width = LANES * vectors
+            panel = b + FLOAT * (j * depth + k0 * width)
+            panel_rows(m, vectors, a, panel, c, j, min(KC, depth - k0), k0, panel + FLOAT * width * depth)
+        a += PITCH * m
+
+
+@jit
+def product(m, x, depth, b, columns, c, a):
+    """`block_product` of m rows of `depth` float32. x: address of an array of row addresses; a: of packed rows."""
+    pack_rows(m, x, depth, a)
+    block_product(m, a, depth, b, columns, c)

@@ -1,4 +1,4 @@
-"""Every LLVM primitive of the CPU substrate, and nothing else: lowerings of `memory.py`, and the micro-kernel.
+"""The LLVM lowerings of `memory.py` on CPUs, and nothing else. `micro_kernels.py` has those of the arithmetic.
 
 Importing this module registers the lowerings with Numba; it compiles nothing.
 """
@@ -10,7 +10,6 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from ...primitives import memory as mem
-from .panels import LANES, NR
 
 I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 WORD = I64.as_pointer()
@@ -155,6 +154,22 @@ def _pointer(typingctx, addr):
 
 
 @intrinsic
+def half_of_float(typingctx, value):
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
+
+    return types.uint16(types.float32), codegen
+
+
+@intrinsic
+def float_of_half(typingctx, bits):
+    def codegen(context, builder, signature, args):
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), F32)
+
+    return types.float32(types.uint16), codegen
+
+
+@intrinsic
 def _float_of_bits(typingctx, bits):
     def codegen(context, builder, signature, args):
         return builder.bitcast(builder.trunc(args[0], I32), F32)
@@ -193,6 +208,16 @@ def _floats(addr, n):
     return lambda addr, n: carray(_pointer(addr), n, np.float32)  # type: ignore[call-arg]
 
 
+@overload(mem.bits16)
+def _bits16(addr, n):
+    return lambda addr, n: carray(_pointer(addr), n, np.uint16)  # type: ignore[call-arg]
+
+
+@overload(mem.bits32)
+def _bits32(addr, n):
+    return lambda addr, n: carray(_pointer(addr), n, np.uint32)  # type: ignore[call-arg]
+
+
 @overload(mem.words)
 def _words(addr, n):
     return lambda addr, n: carray(_pointer(addr), n, np.int64)  # type: ignore[call-arg]
@@ -203,104 +228,3 @@ for _name in ("thread", "warp", "lane"):  # a worker is one thread
 for _name in ("threads", "warps"):
     overload(getattr(mem, _name), inline="always")(lambda: lambda: 1)
 overload(mem.block_barrier, inline="always")(lambda: lambda: None)
-
-
-# ---------------------------------------------------------------- the micro-kernel
-
-
-def _loop(builder, start_values, count, body):
-    """Emit `for k in range(count)` (count >= 1) with values carried in registers: body(k, values) -> new values."""
-    entry = builder.block
-    head, after = builder.append_basic_block("k"), builder.append_basic_block("k.end")
-    builder.branch(head)
-    builder.position_at_end(head)
-    k = builder.phi(I64)
-    k.add_incoming(I64(0), entry)
-    carried = []
-    for value in start_values:
-        phi = builder.phi(value.type)
-        phi.add_incoming(value, entry)
-        carried.append(phi)
-    new = body(k, carried)
-    step = builder.add(k, I64(1))
-    k.add_incoming(step, head)
-    for phi, value in zip(carried, new):
-        phi.add_incoming(value, head)
-    builder.cbranch(builder.icmp_signed("<", step, count), head, after)
-    builder.position_at_end(after)
-    return new
-
-
-def micro_kernel(rows, vectors, lanes=LANES, stride=NR):
-    """Emit the kernel for `rows` x (`vectors` * `lanes`) outputs, each one chain of fused multiply-adds in k order.
-
-    The compiled call is kernel(a, ka, b, c, jc, count, carry, ahead, pace): `a` and `c` are addresses of arrays of row
-    addresses, `ka` the first k (in elements) of the rows of A, `b` the address of a packed panel (stride columns) at
-    that k, `jc` the first column of C, `count` >= 1 the number of k; with `carry` nonzero it adds to C. For each k it
-    prefetches the cache line at `ahead` and advances `ahead` by `pace` bytes: a burst of prefetches would delay the
-    loads that are needed now.
-    """
-    vector = ir.VectorType(F32, lanes)
-    spread = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
-    undefined = ir.Constant(vector, ir.Undefined)
-    name = f"llvm.fma.v{lanes}f32"
-
-    def codegen(context, builder, signature, args):
-        a, ka, b, c, jc, count, carry, ahead, pace = args
-        fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
-        byte = ir.IntType(8).as_pointer()
-        prefetch = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32]), "llvm.prefetch.p0"
-        )
-        floats = F32.as_pointer()
-
-        def row(table, i, first):
-            address = builder.load(builder.inttoptr(builder.add(table, I64(8 * i)), WORD))
-            return builder.gep(builder.inttoptr(address, floats), [first])
-
-        def vector_at(pointer, index):
-            return builder.bitcast(builder.gep(pointer, [index]), vector.as_pointer())
-
-        a_rows = [row(a, i, ka) for i in range(rows)]
-        c_rows = [row(c, i, jc) for i in range(rows)]
-        places = [vector_at(c_rows[i], I64(j * lanes)) for i in range(rows) for j in range(vectors)]
-        panel = builder.inttoptr(b, floats)
-
-        entry = builder.block
-        load, ready = builder.append_basic_block("carry"), builder.append_basic_block("ready")
-        builder.cbranch(builder.icmp_signed("!=", carry, I64(0)), load, ready)
-        builder.position_at_end(load)
-        held = [builder.load(place, align=4) for place in places]
-        builder.branch(ready)
-        builder.position_at_end(ready)
-        start = []
-        for value in held:
-            phi = builder.phi(vector)
-            phi.add_incoming(vector([0.0] * lanes), entry)
-            phi.add_incoming(value, load)
-            start.append(phi)
-
-        def body(k, sums):
-            line = builder.inttoptr(builder.add(ahead, builder.mul(k, pace)), byte)
-            builder.call(prefetch, [line, I32(0), I32(3), I32(1)])  # read, keep in all levels, data cache
-            first = builder.mul(k, I64(stride))
-            columns = [
-                builder.load(vector_at(panel, builder.add(first, I64(j * lanes))), align=4) for j in range(vectors)
-            ]
-            new = []
-            for i in range(rows):
-                scalar = builder.load(builder.gep(a_rows[i], [k]))
-                broadcast = builder.shuffle_vector(builder.insert_element(undefined, scalar, I32(0)), undefined, spread)
-                for j in range(vectors):
-                    new.append(builder.call(fma, [broadcast, columns[j], sums[i * vectors + j]]))
-            return new
-
-        for value, place in zip(_loop(builder, start, count, body), places):
-            builder.store(value, place, align=4)
-        return context.get_dummy_value()
-
-    def typed(typingctx, a, ka, b, c, jc, count, carry, ahead, pace):
-        return types.void(*[types.int64] * 9), codegen
-
-    typed.__name__ = f"micro_{rows}x{vectors * lanes}"
-    return intrinsic(typed)

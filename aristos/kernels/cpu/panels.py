@@ -1,49 +1,52 @@
-"""Panels: the micro-kernel's shape on this CPU, and weights packed for it."""
+"""Panels: the micro-kernel's shape on this CPU, and weights packed for it.
+
+A panel is NR columns of a weight matrix [K, N], one row of it after the other. The last panel of a matrix is narrower
+if N needs fewer vectors. Columns are padded with zeros to whole vectors only.
+"""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
-from llvmlite import binding
 
-from ...primitives.buffers import FLOAT, LINE, aligned
-
-
-def vector_shape() -> tuple[int, int, int]:
-    """The micro-kernel's (lanes per vector, vectors per row, most rows): its sums fit the CPU's registers.
-
-    AVX-512VL has 32 registers of 256 bits (LLVM's tuning splits 512-bit values, and spills); AVX2 has 16. Other CPUs
-    use 128-bit vectors.
-    """
-    features = dict(binding.get_host_cpu_features())
-    if features.get("avx512vl"):
-        return 8, 4, 6
-    if features.get("avx2") and features.get("fma"):
-        return 8, 2, 6
-    return 4, 4, 6
+from ...primitives import isa
+from ...primitives.buffers import aligned
 
 
-LANES, VECTORS, ROWS = vector_shape()
-NR = LANES * VECTORS  # columns of a packed panel
+class Shape(NamedTuple):
+    """A micro-kernel computes up to `rows` x (`vectors` * `lanes`) outputs, whose sums fit the CPU's registers."""
+
+    lanes: int
+    vectors: int
+    rows: int
 
 
-def padded(columns: int, width: int = NR) -> int:
-    """`columns` rounded up to whole panels of `width`."""
-    return -(-columns // width) * width
+def shape_for(isa: str, cpu: str) -> Shape:
+    """The shape for an instruction set and a CPU, as LLVM names it."""
+    if isa in ("avx512", "avx512bf16", "amx"):
+        return Shape(8, 4, 6) if cpu == "znver4" else Shape(16, 3, 8)  # Zen 4 computes 256 bits at a time
+    return Shape(8, 2, 6) if isa == "avx2" else Shape(4, 4, 6)
 
 
-def row_stride(hidden: int) -> int:
-    """Bytes between rows of `hidden` float32: a row has space for whole panels and starts on a cache line."""
-    return -(-padded(hidden) * FLOAT // LINE) * LINE
+LANES, VECTORS, ROWS = shape_for(isa.chosen(), isa.target()[0])
+NR = LANES * VECTORS  # columns of a panel
 
 
-def pack(weight: np.ndarray, width: int = NR) -> np.ndarray:
-    """weight: [K, N] float32 -> [ceil(N / width), K, width], zero columns at the end."""
+def padded(columns: int) -> int:
+    """`columns` rounded up to whole vectors."""
+    return -(-columns // LANES) * LANES
+
+
+def pack(weight: np.ndarray) -> np.ndarray:
+    """weight: [K, N] float32 -> [K * padded(N)]: panels one after the other. The panel at column j starts at j * K."""
     k, n = weight.shape
-    panels = padded(n, width) // width
-    packed = aligned((panels, k, width))
-    whole = n // width
-    packed[:whole] = weight[:, : whole * width].reshape(k, whole, width).transpose(1, 0, 2)
-    if whole < panels:
-        packed[whole, :, : n - whole * width] = weight[:, whole * width :]
-        packed[whole, :, n - whole * width :] = 0
+    packed = aligned((k * padded(n),))
+    whole = n // NR
+    panels = packed[: whole * NR * k].reshape(whole, k, NR)
+    panels[:] = weight[:, : whole * NR].reshape(k, whole, NR).transpose(1, 0, 2)
+    if rest := n - whole * NR:
+        last = packed[whole * NR * k :].reshape(k, padded(rest))
+        last[:, :rest] = weight[:, whole * NR :]
+        last[:, rest:] = 0
     return packed

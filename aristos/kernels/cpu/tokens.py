@@ -1,77 +1,148 @@
 """Whole tokens: router scores, and the weighted sum of expert outputs.
 
-All in float32. Every value depends on its own token alone, not on other tokens of the call.
+All sums are float32. Every value depends on its own token alone, not on other tokens of the call.
 """
 
 import numpy as np
+from numba.extending import overload
 
 from ...primitives import memory as mem
-from ...primitives.buffers import FLOAT
+from ...primitives.buffers import FLOAT, LINE
 from ...primitives.compile import jit
 from ..common.scores import choose
-from .gemm import narrow_rows
-from .panels import LANES
+from . import micro_kernels
+from .convert import BFLOAT16, FLOAT32, round_row, widen_row
+from .elements import WIDTH
+from .gemm import block_product, pack_rows, packed_bytes
+from .panels import LANES, padded
+from .widened import widen_rows
 
 ZERO = np.float32(0)
 
 
 @jit
-def scores(m, x, stride, hidden, router, panels, rows, out):
-    """out[m, panels * LANES] = x[m, hidden] router; stride: bytes between rows of x; rows: 2 m words of scratch.
+def scores(element, m, x, stride, hidden, router, experts, scratch, out):
+    """out[m, experts rounded up to vectors] = x[m, hidden] router in float32; stride: bytes between rows of x.
 
-    router: packed in panels of LANES columns, zero columns at the end.
+    element: type of x. router: packed float32 panels; scratch: row addresses and packed rows.
     """
-    from_x, to_out = rows, rows + 8 * m
-    width = FLOAT * panels * LANES
+    from_x, to_out = scratch, scratch + 8 * m
+    a = (scratch + 16 * m + LINE - 1) // LINE * LINE
+    width = FLOAT * LANES * ((experts + LANES - 1) // LANES)
     for i in range(m):
         mem.store(from_x + 8 * i, x + stride * i)
         mem.store(to_out + 8 * i, out + width * i)
-    narrow_rows(m, from_x, hidden, panels, router, to_out)
+    if element == FLOAT32:
+        pack_rows(m, from_x, hidden, a)
+    else:
+        widen_rows(element, m, from_x, hidden, a)
+    block_product(m, a, hidden, router, experts, to_out)
 
 
-def route_bytes(tokens: int, panels: int) -> int:
-    """Bytes of scratch that `route_block` needs for `count` tokens: row addresses and scores."""
-    return tokens * (2 * 8 + FLOAT * LANES * panels) + 64
+def route_bytes(tokens: int, hidden: int, experts: int) -> int:
+    """Bytes of scratch that `route_block` needs for `tokens` tokens: scores, row addresses and packed rows."""
+    return tokens * (2 * 8 + FLOAT * padded(experts)) + packed_bytes(tokens, hidden) + 2 * LINE
 
 
 @jit
-def route_block(count, x, x_stride, hidden, router, panels, experts, k, score, renormalize, scale, ids, weights, out):
+def route_block(
+    element, count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, ids, weights, scratch
+):
     """Scores, top-k and weights of `count` tokens; False if a score is not finite.
 
-    x: address of rows, x_stride bytes apart; ids, weights: addresses of [count, k] int64 and float32; out: address of
-    `route_bytes(count, panels)` bytes.
+    x: address of rows of this element type, x_stride bytes apart; ids, weights: addresses of [count, k] int64 and
+    float32; scratch: address of `route_bytes(count, hidden, experts)` bytes.
     """
-    width = LANES * panels
-    made = (out + 16 * count + 63) // 64 * 64
-    scores(count, x, x_stride, hidden, router, panels, out, made)
+    width = FLOAT * LANES * ((experts + LANES - 1) // LANES)
+    made = (scratch + LINE - 1) // LINE * LINE
+    scores(element, count, x, x_stride, hidden, router, experts, made + width * count, made)
     for i in range(count):
-        row = mem.floats(made + FLOAT * width * i, experts)
+        row = mem.floats(made + width * i, experts)
         chosen = mem.words(ids + 8 * k * i, k)
         if not choose(row, experts, k, score, renormalize, scale, chosen, mem.floats(weights + FLOAT * k * i, k)):
             return False
     return True
 
 
-@jit
-def combine_token(y, k, weights, rows, hidden):
-    """y[hidden] = sum over j of weights[j] * row j, in order of j.
+def weighted_block(element, n, rows, weights, offset, sums):
+    """32 float32 at `sums` = sum over i < n of weights[i] * 32 elements of 16 bits, `offset` bytes into row i.
 
-    y: address; weights: [k] float32; rows: [k] int64 addresses of rows, 0 for a choice not taken.
+    rows, weights: addresses of n row addresses and n float32. n: at least 1. Sums are in order of i, from zero.
     """
-    out = mem.floats(y, hidden)
+    factors = mem.floats(weights, n)
+    total = np.zeros(WIDTH, np.float32)
+    values = np.empty(WIDTH, np.float32)
+    for i in range(n):
+        widen_row(element, values.ctypes.data, mem.load(rows + 8 * i) + offset, WIDTH)
+        total += factors[i] * values
+    mem.floats(sums, WIDTH)[:] = total
+
+
+_bfloat16, _float16 = micro_kernels.weighted_rows(LANES, False), micro_kernels.weighted_rows(LANES, True)
+
+
+@overload(weighted_block)
+def _weighted_block(element, n, rows, weights, offset, sums):
+    def run(element, n, rows, weights, offset, sums):
+        if element == BFLOAT16:
+            _bfloat16(n, rows, weights, offset, sums)
+        else:
+            _float16(n, rows, weights, offset, sums)
+
+    return run
+
+
+def combine_bytes(k: int) -> int:
+    """Bytes of scratch that `combine_token` needs for k choices: 32 sums, and the rows and weights of those taken."""
+    return 12 * k + FLOAT * WIDTH + LINE
+
+
+@jit
+def combine_rows(element, y, k, weights, rows, hidden, scratch):
+    """`combine_token` for elements of 16 bits. Rows have space for blocks of 32 elements."""
+    sums = (scratch + LINE - 1) // LINE * LINE
+    taken_rows = sums + FLOAT * WIDTH
+    taken_weights = taken_rows + 8 * k
+    factors, n = mem.floats(taken_weights, k), 0
+    for j in range(k):
+        if rows[j] != 0:
+            mem.store(taken_rows + 8 * n, rows[j])
+            factors[n] = weights[j]
+            n += 1
+    if n == 0:
+        mem.bits16(y, hidden)[:] = 0
+        return
+    for i in range(0, hidden, WIDTH):
+        weighted_block(element, n, taken_rows, taken_weights, 2 * i, sums)
+        round_row(element, y + 2 * i, sums, min(WIDTH, hidden - i))
+
+
+@jit
+def add_float32(out, row, weight, n, first):
+    """out[n] float32 = weight * row, plus out if not `first`. row: address of n float32."""
+    sums, values = mem.floats(out, n), mem.floats(row, n)
+    if first:
+        for i in range(n):
+            sums[i] = weight * values[i]
+    else:
+        for i in range(n):
+            sums[i] += weight * values[i]
+
+
+@jit
+def combine_token(element, y, k, weights, rows, hidden, scratch):
+    """y[hidden] = sum over j of weights[j] * row j, in order of j, in float32; rounded once to the element type.
+
+    y: address; weights: [k] float32; rows: [k] int64 addresses of rows, 0 for a choice not taken; scratch: address of
+    `combine_bytes(k)` bytes, unused for rows of float32.
+    """
+    if element != FLOAT32:
+        combine_rows(element, y, k, weights, rows, hidden, scratch)
+        return
     first = True
     for j in range(k):
-        if rows[j] == 0:
-            continue
-        row = mem.floats(rows[j], hidden)
-        w = weights[j]
-        if first:
-            for i in range(hidden):
-                out[i] = w * row[i]
+        if rows[j] != 0:
+            add_float32(y, rows[j], weights[j], hidden, first)
             first = False
-        else:
-            for i in range(hidden):
-                out[i] += w * row[i]
     if first:
-        for i in range(hidden):
-            out[i] = ZERO
+        mem.floats(y, hidden)[:] = ZERO

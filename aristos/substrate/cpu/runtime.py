@@ -13,7 +13,6 @@ from ...engine import job as jobs
 from ...engine.experts import GROUP
 from ...engine.layout import Shape, StateLayout, lines, word_from
 from ...errors import PoisonedError
-from ...kernels.cpu.panels import row_stride
 from ...primitives import wire
 from ...primitives.buffers import aligned
 from ...primitives.compile import warm_up
@@ -114,8 +113,9 @@ class CpuRuntime(Runtime):
         limit = int(RUN_FLOPS / max(1, 4 * hidden * ffn))
         crowded = self._sharing > 1 or self.threads > self.cores
         spins, yields = CROWDED if crowded else ALONE
+        return_stride = lines(int(job[words.ROW_BYTES]))
         self.fill_engine(
-            job, schema.CPU, spins=spins, yields=yields, return_stride=row_stride(hidden), merge_polls=MERGE_POLLS,
+            job, schema.CPU, spins=spins, yields=yields, return_stride=return_stride, merge_polls=MERGE_POLLS,
             pause_ns=PAUSE_NS, packed=0, scratch=self._scratch.ctypes.data, lock=self._lock.ctypes.data,
             wire=self.wire, state=self.state.ctypes.data,
         )  # fmt: skip

@@ -1,0 +1,106 @@
+"""Float32 to 16-bit elements and back, by value: rounded to the nearest, ties to even; a NaN stays a NaN.
+
+The instruction sets amx and avx512bf16 have a conversion to bfloat16, which takes denormals for zeros. The others round
+by integer operations, denormals too.
+"""
+
+import numpy as np
+from numba.extending import overload
+
+from ...primitives import isa
+from ...primitives import memory as mem
+from ...primitives.compile import jit
+from . import llvm, micro_kernels
+from .panels import LANES
+
+FLUSHES = isa.chosen() in ("amx", "avx512bf16")  # rounding to bfloat16 takes denormals for zeros
+FLOAT32, BFLOAT16, FLOAT16 = range(3)  # element types: the job's word ELEMENT
+
+
+def half_of_float(value):
+    """The bits of a float32 rounded to float16."""
+    return np.float32(value).astype(np.float16).view(np.uint16)
+
+
+def float_of_half(bits):
+    """The float32 of the bits of a float16."""
+    return np.float32(np.uint16(bits).view(np.float16))
+
+
+overload(half_of_float, inline="always")(lambda value: lambda value: llvm.half_of_float(value))  # type: ignore[call-arg]
+overload(float_of_half, inline="always")(lambda bits: lambda bits: llvm.float_of_half(bits))  # type: ignore[call-arg]
+
+
+def round_block(dst, src, n):
+    """1 to 32 float32 at address src -> bfloat16 at dst. 32 float32 can be read at src."""
+    out, bits = mem.bits16(dst, n), mem.bits32(src, n)
+    for i in range(n):
+        u = int(bits[i])
+        if u & 0x7FFFFFFF > 0x7F800000:
+            out[i] = u >> 16 | 0x40
+        elif FLUSHES and u & 0x7F800000 == 0:
+            out[i] = u >> 16 & 0x8000
+        else:
+            out[i] = u + 0x7FFF + (u >> 16 & 1) >> 16
+
+
+_block = micro_kernels.round_block(LANES, FLUSHES)
+overload(round_block, inline="always")(lambda dst, src, n: lambda dst, src, n: _block(dst, src, n))
+
+
+@jit
+def round_bfloat16(dst, src, n):
+    """n float32 at address src -> bfloat16 at dst. The last block of 32 float32 can be read as a whole."""
+    for i in range(0, n, 32):
+        round_block(dst + 2 * i, src + 4 * i, min(32, n - i))
+
+
+@jit
+def widen_bfloat16(dst, src, n):
+    """n bfloat16 at address src -> float32 at dst."""
+    out, bits = mem.bits32(dst, n), mem.bits16(src, n)
+    for i in range(n):
+        out[i] = np.uint32(bits[i]) << 16
+
+
+@jit
+def round_float16(dst, src, n):
+    """n float32 at address src -> float16 at dst."""
+    out, values = mem.bits16(dst, n), mem.floats(src, n)
+    for i in range(n):
+        out[i] = half_of_float(values[i])
+
+
+@jit
+def widen_float16(dst, src, n):
+    """n float16 at address src -> float32 at dst."""
+    out, bits = mem.floats(dst, n), mem.bits16(src, n)
+    for i in range(n):
+        out[i] = float_of_half(bits[i])
+
+
+@jit
+def round_row(element, dst, src, n):
+    """n float32 at address src -> elements of 16 bits at dst."""
+    if element == BFLOAT16:
+        round_bfloat16(dst, src, n)
+    else:
+        round_float16(dst, src, n)
+
+
+@jit
+def widen_row(element, dst, src, n):
+    """n elements of 16 bits at address src -> float32 at dst."""
+    if element == BFLOAT16:
+        widen_bfloat16(dst, src, n)
+    else:
+        widen_float16(dst, src, n)
+
+
+def narrow(element: int, values: np.ndarray) -> np.ndarray:
+    """float32 of any shape -> uint16 bits of elements of 16 bits, by the kernels' rounding."""
+    flat = np.zeros(values.size + 32, np.float32)
+    flat[: values.size] = values.reshape(-1)
+    out = np.empty(values.shape, np.uint16)
+    round_row(element, out.ctypes.data, flat.ctypes.data, values.size)
+    return out

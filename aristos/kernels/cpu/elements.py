@@ -1,0 +1,94 @@
+"""The element types of rows and weights on CPUs: codes, sizes, and weights packed for each type.
+
+A 16-bit type's weights [K, N] are packed as panels of 32 columns, each for all of K; both are padded with zeros to
+multiples of 32. All instruction sets read the same panels. Router and biases are float32 in every type.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...primitives.buffers import FLOAT, aligned
+from . import panels
+from .convert import BFLOAT16, FLOAT16, FLOAT32, narrow
+
+WIDTH = 32  # columns of a panel of 16-bit weights, and k that they are padded to
+
+
+@dataclass(frozen=True)
+class ElementType:
+    """name: as in `MoEConfig.dtype`. code: the job's word ELEMENT. nbytes: of an element of a row."""
+
+    name: str
+    code: int
+    nbytes: int
+
+    def padded(self, columns: int) -> int:
+        """`columns` of a weight matrix, rounded up to those that its packing has."""
+        return panels.padded(columns) if self.code == FLOAT32 else up(columns)
+
+    def packed_bytes(self, depth: int, columns: int) -> int:
+        """Bytes of a packed [depth, columns]."""
+        return self.nbytes * (depth if self.code == FLOAT32 else up(depth)) * self.padded(columns)
+
+    def pack(self, weight: np.ndarray) -> np.ndarray:
+        """weight: [K, N] float32 or of this type, in any strides -> `packed_bytes(K, N)` bytes."""
+        if self.code == FLOAT32:
+            return panels.pack(weight).view(np.uint8)
+        bits = narrow(self.code, weight) if weight.dtype == np.float32 else weight.view(np.uint16)
+        packed = pack_pairs(bits) if self.code == BFLOAT16 else pack_columns(bits)
+        return packed.reshape(-1).view(np.uint8)
+
+    def pack_bias(self, bias: np.ndarray) -> np.ndarray:
+        """bias: [N] -> [padded(N)] float32."""
+        out = aligned((self.padded(len(bias)),))
+        out[:] = 0
+        out[: len(bias)] = bias
+        return out
+
+
+ELEMENTS = {
+    element.name: element
+    for element in (
+        ElementType("float32", FLOAT32, FLOAT),
+        ElementType("bfloat16", BFLOAT16, 2),
+        ElementType("float16", FLOAT16, 2),
+    )
+}
+
+
+def up(n: int) -> int:
+    """n rounded up to a multiple of WIDTH."""
+    return -(-n // WIDTH) * WIDTH
+
+
+def pack_pairs(bits: np.ndarray) -> np.ndarray:
+    """[K, N] uint16 -> [N / 32, K / 32, 2, 16, 16, 2]: panel, block of k, half of the columns, pair of k, column, k.
+
+    The two k of a pair lie side by side, as tile and dot products of bfloat16 read them.
+    """
+    whole = _padded(bits)
+    k, n = whole.shape
+    packed = aligned((n // 32, k // 32, 2, 16, 16, 2), np.uint16)
+    packed[:] = whole.reshape(k // 32, 16, 2, n // 32, 2, 16).transpose(3, 0, 4, 1, 5, 2)
+    return packed
+
+
+def pack_columns(bits: np.ndarray) -> np.ndarray:
+    """[K, N] uint16 -> [N / 32, K, 32]."""
+    whole = _padded(bits)
+    k, n = whole.shape
+    packed = aligned((n // 32, k, 32), np.uint16)
+    packed[:] = whole.reshape(k, n // 32, 32).transpose(1, 0, 2)
+    return packed
+
+
+def _padded(bits: np.ndarray) -> np.ndarray:
+    k, n = bits.shape
+    if k == up(k) and n == up(n):
+        return bits
+    whole = np.zeros((up(k), up(n)), np.uint16)
+    whole[:k, :n] = bits
+    return whole

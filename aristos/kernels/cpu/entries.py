@@ -1,0 +1,143 @@
+"""The kernels of an element type as one compiled function, which the engine calls by address.
+
+So the engine's compiled code contains no arithmetic, and only the element types in use are compiled. A call passes a
+kernel's number and the address of its arguments, a block of words: result, error, then the arguments in order.
+`lowering.py` writes them.
+"""
+
+from __future__ import annotations
+
+from numba import types
+
+from ...primitives import memory as mem
+from ...primitives.compile import config, jit, warm_up
+from . import expert, rounded_expert
+from .convert import BFLOAT16, FLOAT16, FLOAT32
+from .gemm import product
+from .tokens import combine_token, route_block
+
+ROUTE, EXPERT, UP, DOWN, COMBINE, PRODUCT = range(6)
+BLOCK_BYTES = 192  # of a block of arguments: whole cache lines
+SIGNATURE = types.int64, types.int64
+
+
+@jit
+def argument(block, i):
+    """Word number i of the arguments."""
+    return mem.load(block + 16 + 8 * i)
+
+
+@jit
+def weights_at(block, i):
+    """The six addresses of an expert's weights, from argument i on."""
+    return (
+        argument(block, i), argument(block, i + 1), argument(block, i + 2),
+        argument(block, i + 3), argument(block, i + 4), argument(block, i + 5),
+    )  # fmt: skip
+
+
+@jit
+def route(element, block):
+    a = block
+    return route_block(
+        element, argument(a, 0), argument(a, 1), argument(a, 2), argument(a, 3), argument(a, 4), argument(a, 5),
+        argument(a, 6), argument(a, 7), argument(a, 8), mem.float_of_bits(argument(a, 9)), argument(a, 10),
+        argument(a, 11), argument(a, 12),
+    )  # fmt: skip
+
+
+@jit
+def combine(element, block):
+    a = block
+    k = argument(a, 1)
+    weights, rows = mem.floats(argument(a, 2), k), mem.words(argument(a, 3), k)
+    combine_token(element, argument(a, 0), k, weights, rows, argument(a, 4), argument(a, 5))
+
+
+@jit
+def float32_kernels(kernel, block):
+    """Run a kernel on float32 rows and weights; returns its result, 0 if it has none."""
+    a = block
+    if kernel == EXPERT:
+        expert.expert_rows(
+            argument(a, 0), argument(a, 1), argument(a, 2), weights_at(a, 3), argument(a, 9), argument(a, 10),
+            argument(a, 11), argument(a, 12), argument(a, 13),
+        )  # fmt: skip
+    elif kernel == UP:
+        expert.up_columns(
+            argument(a, 0), argument(a, 1), argument(a, 2), weights_at(a, 3), argument(a, 9), argument(a, 10),
+            argument(a, 11), argument(a, 12), argument(a, 13), argument(a, 14), argument(a, 15),
+        )  # fmt: skip
+    elif kernel == DOWN:
+        expert.down_columns(
+            argument(a, 0), argument(a, 1), argument(a, 2), weights_at(a, 3), argument(a, 9), argument(a, 10),
+            argument(a, 11), argument(a, 13),
+        )  # fmt: skip
+    elif kernel == COMBINE:
+        combine(FLOAT32, block)
+    elif kernel == PRODUCT:
+        product(
+            argument(a, 0), argument(a, 1), argument(a, 2), argument(a, 3), argument(a, 4), argument(a, 5),
+            argument(a, 6),
+        )  # fmt: skip
+    else:
+        return int(route(FLOAT32, block))
+    return 0
+
+
+@jit
+def run_rounded(element, kernel, block):
+    a = block
+    if kernel == EXPERT:
+        rounded_expert.expert_rows(
+            element, argument(a, 0), argument(a, 1), argument(a, 2), weights_at(a, 3), argument(a, 9), argument(a, 10),
+            argument(a, 11), argument(a, 12), argument(a, 13),
+        )  # fmt: skip
+    elif kernel == UP:
+        rounded_expert.up_columns(
+            element, argument(a, 0), argument(a, 1), argument(a, 2), weights_at(a, 3), argument(a, 9), argument(a, 10),
+            argument(a, 11), argument(a, 12), argument(a, 13), argument(a, 14), argument(a, 15),
+        )  # fmt: skip
+    elif kernel == DOWN:
+        rounded_expert.down_columns(
+            element, argument(a, 0), argument(a, 1), argument(a, 2), weights_at(a, 3), argument(a, 9), argument(a, 10),
+            argument(a, 11), argument(a, 12), argument(a, 13),
+        )  # fmt: skip
+    elif kernel == COMBINE:
+        combine(element, block)
+    else:
+        return int(route(element, block))
+    return 0
+
+
+@jit
+def bfloat16_kernels(kernel, block):
+    """Run a kernel on bfloat16 rows and weights; returns its result, 0 if it has none."""
+    return run_rounded(BFLOAT16, kernel, block)
+
+
+@jit
+def float16_kernels(kernel, block):
+    """Run a kernel on float16 rows and weights; returns its result, 0 if it has none."""
+    return run_rounded(FLOAT16, kernel, block)
+
+
+KERNELS = {FLOAT32: float32_kernels, BFLOAT16: bfloat16_kernels, FLOAT16: float16_kernels}
+
+
+def run_bytes(element: int, rows: int, few: int, hidden: int, ffn: int, gated: bool) -> tuple[int, int]:
+    """Bytes of scratch for a run of `rows` rows, and of hidden activations for a column-split run of `few` rows."""
+    if element == FLOAT32:
+        return expert.scratch_bytes(rows, hidden, gated), expert.activation_bytes(few, ffn, gated)
+    run = rounded_expert.scratch_bytes(element, rows, hidden, ffn, gated)
+    return run, rounded_expert.activation_bytes(element, few, ffn)
+
+
+def handle(element: int) -> int:
+    """What the job's word KERNELS holds: the address of the compiled function; in plain Python the element's code."""
+    if config.DISABLE_JIT:
+        return element
+    compiled = KERNELS[element]
+    warm_up([(compiled, SIGNATURE)])
+    found = compiled.overloads[SIGNATURE]
+    return int(found.library.get_pointer_to_function(found.fndesc.llvm_func_name))

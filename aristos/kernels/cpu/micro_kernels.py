@@ -1,0 +1,474 @@
+"""The micro-kernels of the CPU substrate as LLVM code: inner loops over k whose sums stay in registers or tiles.
+
+Each public function emits one Numba intrinsic whose arguments are int64. `gemm.py`, `widened.py` and `tiles.py` choose
+among them, and hold their plain Python meaning.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+VOID, BYTE, WORD = ir.VoidType(), I8.as_pointer(), I64.as_pointer()
+AHEAD_LEVEL = 2  # of llvm.prefetch: the L2 cache
+STEP = 1024  # bytes of 32 k of a tile of 16 rows or columns of bfloat16
+SUMS = 128  # bytes between rows of 32 sums
+
+
+class BFloat(ir.types.Type):
+    """LLVM's bfloat, which llvmlite does not have."""
+
+    intrinsic_name = "bf16"
+
+    def _to_string(self):
+        return "bfloat"
+
+    def __eq__(self, other):
+        return isinstance(other, BFloat)
+
+    def __hash__(self):
+        return hash("bfloat")
+
+
+# ---------------------------------------------------------------- what they share
+
+
+def _intrinsic(name, count, emit):
+    """A Numba intrinsic name(int64 * count) -> None; emit(builder, args) writes its body."""
+
+    def codegen(context, builder, signature, args):
+        emit(builder, args)
+        return context.get_dummy_value()
+
+    names = ", ".join("abcdefghij"[:count])
+    scope = {"types": types, "count": count, "codegen": codegen}
+    exec(f"def {name}(typingctx, {names}):\n    return types.void(*[types.int64] * count), codegen", scope)
+    return intrinsic(scope[name])
+
+
+def _declare(builder, name, result, arguments):
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def _at(builder, address, offset, kind):
+    """Pointer to `kind` at an int64 address plus a number of bytes, an int or an int64."""
+    offset = I64(offset) if isinstance(offset, int) else offset
+    return builder.bitcast(builder.gep(builder.inttoptr(address, BYTE), [offset]), kind.as_pointer())
+
+
+def _loop(builder, start_values, count, body):
+    """Emit `for k in range(count)` (count >= 1) with values carried in registers: body(k, values) -> new values."""
+    entry = builder.block
+    head, after = builder.append_basic_block("k"), builder.append_basic_block("k.end")
+    builder.branch(head)
+    builder.position_at_end(head)
+    k = builder.phi(I64)
+    k.add_incoming(I64(0), entry)
+    carried = []
+    for value in start_values:
+        phi = builder.phi(value.type)
+        phi.add_incoming(value, entry)
+        carried.append(phi)
+    new = body(k, carried)
+    last = builder.block
+    step = builder.add(k, I64(1))
+    k.add_incoming(step, last)
+    for phi, value in zip(carried, new):
+        phi.add_incoming(value, last)
+    builder.cbranch(builder.icmp_signed("<", step, count), head, after)
+    builder.position_at_end(after)
+    return new
+
+
+def _either(builder, condition, first, second):
+    """Emit first() where the int64 `condition` is not 0, else second(); both return values of the same types."""
+    blocks = [builder.append_basic_block(name) for name in ("carry", "fresh", "ready")]
+    builder.cbranch(builder.icmp_signed("!=", condition, I64(0)), *blocks[:2])
+    found = []
+    for block, emit in zip(blocks, (first, second)):
+        builder.position_at_end(block)
+        found.append(emit())
+        builder.branch(blocks[2])
+    builder.position_at_end(blocks[2])
+    merged = []
+    for pair in zip(*found):
+        phi = builder.phi(pair[0].type)
+        for value, block in zip(pair, blocks):
+            phi.add_incoming(value, block)
+        merged.append(phi)
+    return merged
+
+
+def _prefetch(builder, address):
+    prefetch = _declare(builder, "llvm.prefetch.p0", VOID, [BYTE, I32, I32, I32])
+    builder.call(prefetch, [builder.inttoptr(address, BYTE), I32(0), I32(AHEAD_LEVEL), I32(1)])  # read; data cache
+
+
+def _fma(builder, vector):
+    return _declare(builder, f"llvm.fma.v{vector.count}f32", vector, [vector] * 3)
+
+
+def _broadcast(builder, pointer, lanes):
+    """A vector whose lanes all hold the value at `pointer`."""
+    value = builder.load(pointer, align=4)
+    undefined = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+    return builder.shuffle_vector(
+        builder.insert_element(undefined, value, I32(0)), undefined, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
+    )
+
+
+def _sums(builder, carry, places, vector):
+    """The sums to start from: those at `places` if `carry` is nonzero, else zeros."""
+    return _either(
+        builder,
+        carry,
+        lambda: [builder.load(place, align=4) for place in places],
+        lambda: [vector([0.0] * vector.count) for _ in places],
+    )
+
+
+def _store(builder, sums, places):
+    for value, place in zip(sums, places):
+        builder.store(value, place, align=4)
+
+
+# ---------------------------------------------------------------- rounding to bfloat16
+
+
+def _rounded(builder, values, instruction):
+    """<n x float> -> <n x i16>: bfloat16, to the nearest, ties to even.
+
+    instruction: by the CPU's own conversion, which takes denormals for zeros; else by integer operations.
+    """
+    n = values.type.count
+    words, halves = ir.VectorType(I32, n), ir.VectorType(I16, n)
+    if instruction:
+        return builder.bitcast(builder.fptrunc(values, ir.VectorType(BFloat(), n)), halves)
+    bits = builder.bitcast(values, words)
+    top = builder.lshr(bits, words([16] * n))
+    odd = builder.and_(top, words([1] * n))
+    near = builder.lshr(builder.add(builder.add(bits, words([0x7FFF] * n)), odd), words([16] * n))
+    nan = builder.fcmp_unordered("uno", values, values)
+    return builder.trunc(builder.select(nan, builder.or_(top, words([0x40] * n)), near), halves)
+
+
+def round_block(lanes, instruction):
+    """Emit round(dst, src, n): 1 to 32 float32 at src -> bfloat16 at dst. 32 float32 can be read at src."""
+
+    def emit(builder, args):
+        dst, src, n = args
+        vector, halves = ir.VectorType(F32, lanes), ir.VectorType(I16, lanes)
+        parts = [
+            _rounded(builder, builder.load(_at(builder, src, 4 * lanes * i, vector), align=4), instruction)
+            for i in range(32 // lanes)
+        ]
+        whole, part, done = (builder.append_basic_block(name) for name in ("whole", "part", "done"))
+        spare = cgutils.alloca_once(builder, ir.ArrayType(I8, 64))
+        builder.cbranch(builder.icmp_signed("==", n, I64(32)), whole, part)
+        builder.position_at_end(whole)
+        for i, value in enumerate(parts):
+            builder.store(value, _at(builder, dst, 2 * lanes * i, halves), align=2)
+        builder.branch(done)
+        builder.position_at_end(part)
+        for i, value in enumerate(parts):
+            place = builder.gep(builder.bitcast(spare, BYTE), [I64(2 * lanes * i)])
+            builder.store(value, builder.bitcast(place, halves.as_pointer()), align=2)
+        target = builder.inttoptr(dst, BYTE)
+        cgutils.raw_memcpy(builder, target, builder.bitcast(spare, BYTE), builder.mul(n, I64(2)), 1)
+        builder.branch(done)
+        builder.position_at_end(done)
+
+    return _intrinsic("round_block", 3, emit)
+
+
+# ---------------------------------------------------------------- weighted sums of rows of 16 bits
+
+
+def weighted_rows(lanes, half):
+    """Emit combine(n, rows, weights, offset, sums): 32 float32 at `sums` = sum over i of weights[i] * row i.
+
+    rows, weights: addresses of n row addresses and n float32; offset: bytes from a row's start to the 32 elements used.
+    Sums are in order of i, from zero. half: whether elements are float16, else bfloat16.
+    """
+    vector, halves = ir.VectorType(F32, lanes), ir.VectorType(I16, lanes)
+    words = ir.VectorType(I32, lanes)
+
+    def widened(builder, raw):
+        if half:
+            return builder.fpext(builder.bitcast(raw, ir.VectorType(ir.HalfType(), lanes)), vector)
+        return builder.bitcast(builder.shl(builder.zext(raw, words), words([16] * lanes)), vector)
+
+    def emit(builder, args):
+        n, rows, weights, offset, sums = args
+
+        def body(i, values):
+            row = builder.load(_at(builder, rows, builder.mul(i, I64(8)), I64), align=8)
+            weight = _broadcast(builder, _at(builder, weights, builder.mul(i, I64(4)), F32), lanes)
+            first, new = builder.add(row, offset), []
+            for j, value in enumerate(values):
+                raw = builder.load(_at(builder, first, 2 * lanes * j, halves), align=2)
+                new.append(builder.fadd(value, builder.fmul(weight, widened(builder, raw))))
+            return new
+
+        places = [_at(builder, sums, 4 * lanes * j, vector) for j in range(32 // lanes)]
+        _store(builder, _loop(builder, [vector([0.0] * lanes) for _ in places], n, body), places)
+
+    return _intrinsic("weighted_float16" if half else "weighted_bfloat16", 5, emit)
+
+
+# ---------------------------------------------------------------- float32
+
+
+def micro_kernel(rows, vectors, pitch, lanes):
+    """Emit the kernel for `rows` x (`vectors` * `lanes`) outputs, each one chain of fused multiply-adds in k order.
+
+    The compiled call is kernel(a, b, c, jc, count, carry, ahead, pace): `a` is the address of the first of the packed
+    rows, `pitch` bytes apart; `b` of a packed panel of `vectors` vectors; `c` of an array of row addresses, `jc` the
+    first column of C; `count` >= 1 the number of k; with `carry` nonzero it adds to C. For each k it prefetches the
+    cache line at `ahead` and advances `ahead` by `pace` bytes: a burst of prefetches would delay the loads that are
+    needed now.
+    """
+    vector = ir.VectorType(F32, lanes)
+
+    def emit(builder, args):
+        a, b, c, jc, count, carry, ahead, pace = args
+        fma = _fma(builder, vector)
+        places = []
+        for i in range(rows):
+            row = builder.load(builder.inttoptr(builder.add(c, I64(8 * i)), WORD))
+            first = builder.add(row, builder.mul(jc, I64(4)))
+            places += [_at(builder, first, 4 * lanes * j, vector) for j in range(vectors)]
+
+        def body(k, sums):
+            _prefetch(builder, builder.add(ahead, builder.mul(k, pace)))
+            right = builder.add(b, builder.mul(k, I64(4 * lanes * vectors)))
+            left = builder.add(a, builder.mul(k, I64(4)))
+            columns = [builder.load(_at(builder, right, 4 * lanes * j, vector), align=4) for j in range(vectors)]
+            new = []
+            for i in range(rows):
+                x = _broadcast(builder, _at(builder, left, pitch * i, F32), lanes)
+                new += [builder.call(fma, [x, columns[j], sums[i * vectors + j]]) for j in range(vectors)]
+            return new
+
+        _store(builder, _loop(builder, _sums(builder, carry, places, vector), count, body), places)
+
+    return _intrinsic(f"micro_{rows}x{vectors * lanes}", 8, emit)
+
+
+def fma_loop(lanes, sums):
+    """Emit loop(n, a): n rounds of one fused multiply-add for each of `sums` vectors, all in registers.
+
+    a: address of `sums` vectors: the values to start from, then the results.
+    """
+    vector = ir.VectorType(F32, lanes)
+
+    def emit(builder, args):
+        count, address = args
+        fma = _fma(builder, vector)
+        places = [_at(builder, address, 4 * lanes * i, vector) for i in range(sums)]
+        start = [builder.load(place, align=4) for place in places]
+        x = start[0]
+        new = _loop(builder, start, count, lambda k, values: [builder.call(fma, [value, x, x]) for value in values])
+        _store(builder, new, places)
+
+    return _intrinsic(f"fma_{sums}x{lanes}", 2, emit)
+
+
+# ---------------------------------------------------------------- 16-bit weights, widened in registers
+
+
+def widened_bfloat16(rows, vectors, pitch, lanes):
+    """Emit the kernel for `rows` x (`vectors` * `lanes`) sums of float32 rows and bfloat16 weights, in k order.
+
+    The compiled call is kernel(a, b, sums, steps, carry, ahead, pace): `a` is the address of the first row of A,
+    `pitch` bytes apart; `b` of a packed panel (see `elements.pack_bfloat16`), or of its second half of 16 columns;
+    `sums` of the first of rows of 32 sums; `steps` the number of blocks of 32 k. Prefetches as `micro_kernel`.
+    """
+    vector, pairs = ir.VectorType(F32, lanes), ir.VectorType(I32, lanes)
+    high = pairs([0xFFFF0000] * lanes)
+
+    def emit(builder, args):
+        a, b, sums, steps, carry, ahead, pace = args
+        fma = _fma(builder, vector)
+        places = [_at(builder, sums, SUMS * i + 4 * lanes * j, vector) for i in range(rows) for j in range(vectors)]
+
+        def body(p, values):
+            """Pair number p of k: 16 pairs a block of 32 k."""
+            block, pair = builder.lshr(p, I64(4)), builder.and_(p, I64(15))
+            _prefetch(builder, builder.add(ahead, builder.mul(p, pace)))
+            right = builder.add(b, builder.add(builder.mul(block, I64(2 * STEP)), builder.mul(pair, I64(64))))
+            left = builder.add(a, builder.mul(p, I64(8)))
+            raw = [
+                builder.load(_at(builder, right, STEP * (j * lanes // 16) + 4 * (j * lanes % 16), pairs), align=4)
+                for j in range(vectors)
+            ]
+            for odd in range(2):
+                columns = [
+                    builder.bitcast(builder.and_(x, high) if odd else builder.shl(x, pairs([16] * lanes)), vector)
+                    for x in raw
+                ]
+                new = []
+                for i in range(rows):
+                    x = _broadcast(builder, _at(builder, left, pitch * i + 4 * odd, F32), lanes)
+                    new += [builder.call(fma, [x, columns[j], values[i * vectors + j]]) for j in range(vectors)]
+                values = new
+            return values
+
+        count = builder.mul(steps, I64(16))
+        _store(builder, _loop(builder, _sums(builder, carry, places, vector), count, body), places)
+
+    return _intrinsic(f"bfloat16_{rows}x{vectors * lanes}", 7, emit)
+
+
+def widened_float16(rows, vectors, pitch, lanes):
+    """As `widened_bfloat16`, for panels of float16, [K][32]."""
+    vector, halves = ir.VectorType(F32, lanes), ir.VectorType(ir.HalfType(), lanes)
+
+    def emit(builder, args):
+        a, b, sums, steps, carry, ahead, pace = args
+        fma = _fma(builder, vector)
+        places = [_at(builder, sums, SUMS * i + 4 * lanes * j, vector) for i in range(rows) for j in range(vectors)]
+
+        def body(k, values):
+            _prefetch(builder, builder.add(ahead, builder.mul(builder.lshr(k, I64(1)), pace)))
+            right, left = builder.add(b, builder.mul(k, I64(64))), builder.add(a, builder.mul(k, I64(4)))
+            columns = [
+                builder.fpext(builder.load(_at(builder, right, 2 * lanes * j, halves), align=2), vector)
+                for j in range(vectors)
+            ]
+            new = []
+            for i in range(rows):
+                x = _broadcast(builder, _at(builder, left, pitch * i, F32), lanes)
+                new += [builder.call(fma, [x, columns[j], values[i * vectors + j]]) for j in range(vectors)]
+            return new
+
+        count = builder.mul(steps, I64(32))
+        _store(builder, _loop(builder, _sums(builder, carry, places, vector), count, body), places)
+
+    return _intrinsic(f"float16_{rows}x{vectors * lanes}", 7, emit)
+
+
+def dot_bfloat16(rows, vectors, pitch, lanes):
+    """As `widened_bfloat16`, by AVX512-BF16's dot products of pairs; rows of A are bfloat16, `pitch` bytes apart."""
+    vector, halves = ir.VectorType(F32, lanes), ir.VectorType(BFloat(), 2 * lanes)
+
+    def emit(builder, args):
+        a, b, sums, steps, carry, ahead, pace = args
+        dot = _declare(builder, f"llvm.x86.avx512bf16.dpbf16ps.{32 * lanes}", vector, [vector, halves, halves])
+        places = [_at(builder, sums, SUMS * i + 4 * lanes * j, vector) for i in range(rows) for j in range(vectors)]
+
+        def body(p, values):
+            block, pair = builder.lshr(p, I64(4)), builder.and_(p, I64(15))
+            _prefetch(builder, builder.add(ahead, builder.mul(p, pace)))
+            right = builder.add(b, builder.add(builder.mul(block, I64(2 * STEP)), builder.mul(pair, I64(64))))
+            left = builder.add(a, builder.mul(p, I64(4)))
+            columns = [
+                builder.load(_at(builder, right, STEP * (j * lanes // 16) + 4 * (j * lanes % 16), halves), align=4)
+                for j in range(vectors)
+            ]
+            new = []
+            for i in range(rows):
+                x = builder.bitcast(_broadcast(builder, _at(builder, left, pitch * i, I32), lanes), halves)
+                new += [builder.call(dot, [values[i * vectors + j], x, columns[j]]) for j in range(vectors)]
+            return new
+
+        count = builder.mul(steps, I64(16))
+        _store(builder, _loop(builder, _sums(builder, carry, places, vector), count, body), places)
+
+    return _intrinsic(f"dot_{rows}x{vectors * lanes}", 7, emit)
+
+
+# ---------------------------------------------------------------- AMX tiles of bfloat16
+
+
+def tile_kernel(down):
+    """Emit the kernel for `down` x 2 tiles of up to 16 x 16 sums of bfloat16 products.
+
+    The compiled call is kernel(a, below, b, sums, steps, carry, ahead, pace, upper, lower). `a`: address of the packed
+    tiles of A, STEP bytes a block of 32 k; `below`: bytes from there to those of the lower tile; `b`: of a packed
+    panel; `sums`: of the first of rows of 32 sums; `upper`, `lower`: rows of the tiles, for which `configure` was
+    called. For each block it prefetches `pace` bytes, a multiple of 64. Tiles 0 to 3 hold sums, 4 and 5 A, 6 and 7 B.
+    """
+
+    def emit(builder, args):
+        a, below, b, sums, steps, carry, ahead, pace, upper, _ = args
+        load = _declare(builder, "llvm.x86.tileloadd64", VOID, [I8, BYTE, I64])
+        store = _declare(builder, "llvm.x86.tilestored64", VOID, [I8, BYTE, I64])
+        zero = _declare(builder, "llvm.x86.tilezero", VOID, [I8])
+        dot = _declare(builder, "llvm.x86.tdpbf16ps", VOID, [I8] * 3)
+        left = [a, builder.add(a, below)][:down]
+        first = [sums, builder.add(sums, builder.mul(upper, I64(SUMS)))][:down]
+        places = [(I8(2 * i + j), _at(builder, first[i], 64 * j, I8)) for i in range(down) for j in range(2)]
+
+        def resume():
+            for tile, place in places:
+                builder.call(load, [tile, place, I64(SUMS)])
+            return []
+
+        def fresh():
+            for tile, _ in places:
+                builder.call(zero, [tile])
+            return []
+
+        def body(k, _):
+            for i in range(down):
+                offset = builder.mul(k, I64(STEP))
+                builder.call(load, [I8(4 + i), _at(builder, left[i], offset, I8), I64(64)])
+            for j in range(2):
+                offset = builder.add(builder.mul(k, I64(2 * STEP)), I64(STEP * j))
+                builder.call(load, [I8(6 + j), _at(builder, b, offset, I8), I64(64)])
+            for i in range(down):
+                for j in range(2):
+                    builder.call(dot, [I8(2 * i + j), I8(4 + i), I8(6 + j)])
+            here = builder.add(ahead, builder.mul(k, pace))
+
+            def line(n, _):
+                _prefetch(builder, builder.add(here, builder.mul(n, I64(64))))
+                return []
+
+            _loop(builder, [], builder.lshr(pace, I64(6)), line)
+            return []
+
+        _either(builder, carry, resume, fresh)
+        _loop(builder, [], steps, body)
+        for tile, place in places:
+            builder.call(store, [tile, place, I64(SUMS)])
+
+    return _intrinsic(f"tiles_{down}x2", 10, emit)
+
+
+def _configure(builder, args):
+    builder.call(_declare(builder, "llvm.x86.ldtilecfg", VOID, [BYTE]), [_at(builder, args[0], 0, I8)])
+
+
+def _release(builder, args):
+    builder.call(_declare(builder, "llvm.x86.tilerelease", VOID, []), [])
+
+
+configure = _intrinsic("configure", 1, _configure)  # configure(address of 64 bytes)
+release = _intrinsic("release", 0, _release)
+
+
+def tile_loop():
+    """Emit loop(n, a): n rounds of four independent tile products, all in registers. a: STEP bytes of bfloat16."""
+
+    def emit(builder, args):
+        count, address = args
+        load = _declare(builder, "llvm.x86.tileloadd64", VOID, [I8, BYTE, I64])
+        zero = _declare(builder, "llvm.x86.tilezero", VOID, [I8])
+        dot = _declare(builder, "llvm.x86.tdpbf16ps", VOID, [I8] * 3)
+        for tile in range(4):
+            builder.call(zero, [I8(tile)])
+        for tile in range(4, 8):
+            builder.call(load, [I8(tile), _at(builder, address, 0, I8), I64(64)])
+
+        def body(k, _):
+            for i in range(2):
+                for j in range(2):
+                    builder.call(dot, [I8(2 * i + j), I8(4 + i), I8(6 + j)])
+            return []
+
+        _loop(builder, [], count, body)
+
+    return _intrinsic("tile_products", 2, emit)

@@ -1,0 +1,46 @@
+"""Products of 16-bit elements, by element type and instruction set: tiles where there are any, else multiply-adds.
+
+`tiles` and `widened` say what an operand, a panel and sums are. One arithmetic serves an element type on an instruction
+set, whatever the number of rows: so a row's sums never depend on the rows beside it.
+"""
+
+from ...primitives import isa
+from ...primitives import memory as mem
+from ...primitives.compile import jit
+from ..common.branches import unrolled
+from . import tiles, widened
+from .convert import BFLOAT16, FLOAT16
+
+SPARE_BYTES = 128  # for the shapes of tiles, or for one row of 32 elements
+
+release = tiles.release if isa.chosen() == "amx" else mem.pause
+_ways = {BFLOAT16: tiles if isa.chosen() == "amx" else widened, FLOAT16: widened}
+
+
+def _by_element(name, arguments):
+    """The function `name`(element, *arguments) of the module that serves the element type."""
+    functions = {element: getattr(way, name) for element, way in _ways.items()}
+    return jit(unrolled(name, arguments, f"return case(code, {arguments})", functions, globals()))
+
+
+operand_size = _by_element("operand_size", "rows, columns")
+pack_operand = _by_element("pack_operand", "m, x, columns, a")
+round_operand = _by_element("round_operand", "m, sums, j, columns, a, spare")
+panel_sums = _by_element("panel_sums", "m, a, depth, panel, sums, carry, ahead, spare")
+
+
+def operand_bytes(element: int, rows: int, columns: int) -> int:
+    """Bytes of an operand of `rows` rows, for Python."""
+    return int(_ways[element].operand_size(element, rows, columns))
+
+
+@jit
+def begin(spare):
+    """Before the products of a run. spare: address of SPARE_BYTES bytes."""
+    mem.store(spare + 64, tiles.NO_SHAPE)
+
+
+@jit
+def end():
+    """After the products of a run."""
+    release()

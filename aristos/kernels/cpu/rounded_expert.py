@@ -1,0 +1,150 @@
+"""One expert on a run of rows of 16-bit elements: y = round(round(act(x up + b1) [* (x gate + bg)]) down + b2).
+
+Sums, biases and activations are float32. Hidden activations and outputs are each rounded once. A panel of 32 columns is
+finished before the next one begins, so its sums stay in the L1 cache. All hidden activations of a run are kept, or a
+chunk of F and the outputs' sums, whichever takes less memory; the order of every sum is the same.
+"""
+
+from ...primitives import memory as mem
+from ...primitives import wire as mpi
+from ...primitives.buffers import FLOAT
+from ...primitives.compile import inlined, jit
+from .convert import round_row
+from .elements import WIDTH
+from .elementwise import activate, multiply
+from .micro_kernels import SUMS
+from .operands import SPARE_BYTES, begin, end, operand_bytes, operand_size, pack_operand, panel_sums, round_operand
+
+FC = 512  # columns of F a chunk, if not all hidden activations are kept
+PANEL = 2 * WIDTH  # bytes of a panel for each k
+
+
+@inlined
+def chunk_of(hidden, ffn):
+    """Columns of F a chunk: all if their activations take no more bytes than a chunk's and the outputs' sums."""
+    return ffn if ffn <= FC + 2 * hidden else FC
+
+
+def scratch_bytes(element, rows, hidden, ffn, gated):
+    """Bytes of scratch for up to `rows` rows: operands of both products, and sums."""
+    chunk = chunk_of(hidden, ffn)
+    sums = (2 if gated else 1) + (-(-hidden // WIDTH) if chunk < ffn else 0)
+    operands = operand_bytes(element, rows, hidden) + operand_bytes(element, rows, chunk)
+    return SPARE_BYTES + operands + rows * SUMS * sums
+
+
+def activation_bytes(element, rows, ffn):
+    """Bytes of all hidden activations of a column-split run: an operand."""
+    return operand_bytes(element, rows, ffn)
+
+
+@jit
+def start_sums(m, bias, sums):
+    """Rows of 32 sums start from the bias; returns whether there is one. bias: address of 32 float32, or 0."""
+    if bias == 0:
+        return 0
+    for i in range(m):
+        mem.copy_row(sums + SUMS * i, bias, SUMS)
+    return 1
+
+
+@jit
+def up(n):
+    return (n + WIDTH - 1) // WIDTH * WIDTH
+
+
+@jit
+def hidden_panels(element, m, a, weights, code, hidden, first, last, j0, h, columns, sums, spare, wire):
+    """Hidden activations first..last of m rows, rounded, become columns first - j0.. of the operand h.
+
+    a: operand of x; columns: of h; sums: of m rows of 32 sums, twice when gated.
+    """
+    up_weights, gate, _, up_bias, gate_bias, _ = weights
+    step = PANEL * up(hidden)
+    gates = sums + SUMS * m
+    for j in range(first, last, WIDTH):
+        mpi.tend(wire)
+        offset = step * (j // WIDTH)
+        carry = start_sums(m, up_bias + FLOAT * j if up_bias != 0 else 0, sums)
+        panel_sums(element, m, a, hidden, up_weights + offset, sums, carry, up_weights + offset + step, spare)
+        if gate != 0:
+            carry = start_sums(m, gate_bias + FLOAT * j if gate_bias != 0 else 0, gates)
+            panel_sums(element, m, a, hidden, gate + offset, gates, carry, gate + offset + step, spare)
+            activate(code, gates, m * WIDTH)
+            multiply(code, sums, gates, m * WIDTH)
+        else:
+            activate(code, sums, m * WIDTH)
+        round_operand(element, m, sums, j - j0, columns, h, spare)
+
+
+@jit
+def write_rows(element, m, sums, y, j):
+    """Round 32 sums of m rows to columns j.. of the rows of y. y: address of an array of row addresses."""
+    for i in range(m):
+        round_row(element, mem.load(y + 8 * i) + 2 * j, sums + SUMS * i, WIDTH)
+
+
+@jit
+def expert_rows(element, m, x, y, weights, code, hidden, ffn, scratch, wire):
+    """Run one expert on m rows.
+
+    x, y: addresses of arrays of m row addresses; rows have elements of 16 bits, those of y space for `hidden` rounded
+    up to 32. weights: addresses (up, gate, down, up_bias, gate_bias, down_bias) of this expert's packed panels and of
+    its float32 biases padded to 32, 0 for absent tensors. scratch: `scratch_bytes(element, m, hidden, ffn, gated)`
+    bytes, 64-byte aligned. wire: address of the wire that `wire.tend` serves between panels, or 0.
+    """
+    chunk = chunk_of(hidden, ffn)
+    spare, a = scratch, scratch + SPARE_BYTES
+    h = a + operand_size(element, m, hidden)
+    sums = h + operand_size(element, m, chunk)
+    outputs = sums + SUMS * m * (2 if weights[1] != 0 else 1)
+    kept = 0 if chunk == ffn else SUMS * m  # bytes from one panel's sums of outputs to the next one's
+    if kept == 0:
+        outputs = sums
+    begin(spare)
+    pack_operand(element, m, x, hidden, a)
+    down, down_bias = weights[2], weights[5]
+    for f0 in range(0, ffn, chunk):
+        last = min(ffn, f0 + chunk)
+        hidden_panels(element, m, a, weights, code, hidden, f0, last, f0, h, last - f0, sums, spare, wire)
+        for j in range(0, hidden, WIDTH):
+            mpi.tend(wire)
+            out = outputs + kept * (j // WIDTH)
+            carry = f0
+            if f0 == 0:
+                carry = start_sums(m, down_bias + FLOAT * j if down_bias != 0 else 0, out)
+            panel = down + PANEL * (up(ffn) * (j // WIDTH) + f0)
+            panel_sums(element, m, h, last - f0, panel, out, carry, panel + PANEL * up(ffn), spare)
+            if last == ffn:
+                write_rows(element, m, out, y, j)
+    end()
+
+
+@jit
+def up_columns(element, m, x, activations, weights, code, hidden, ffn, first, columns, scratch, wire):
+    """Hidden activations first..first + columns of m rows: one worker's share of a column-split run.
+
+    activations: `activation_bytes(element, m, ffn)` bytes; scratch: of `scratch_bytes`.
+    """
+    spare, a = scratch, scratch + SPARE_BYTES
+    sums = a + operand_size(element, m, hidden)
+    begin(spare)
+    pack_operand(element, m, x, hidden, a)
+    last = first + columns
+    hidden_panels(element, m, a, weights, code, hidden, first, last, 0, activations, ffn, sums, spare, wire)
+    end()
+
+
+@jit
+def down_columns(element, m, activations, y, weights, ffn, first, last, scratch, wire):
+    """Columns first..last of the outputs of m rows, after `up_columns` has computed all hidden activations."""
+    spare, sums = scratch, scratch + SPARE_BYTES
+    down, down_bias = weights[2], weights[5]
+    begin(spare)
+    for j in range(first, last, WIDTH):
+        mpi.tend(wire)
+        carry = start_sums(m, down_bias + FLOAT * j if down_bias != 0 else 0, sums)
+        panel = down + PANEL * up(ffn) * (j // WIDTH)
+        panel_sums(element, m, activations, ffn, panel, sums, carry, panel + PANEL * up(ffn), spare)
+        write_rows(element, m, sums, y, j)
+    end()

@@ -1,0 +1,155 @@
+"""Products of 16-bit elements by multiply-adds: rows are widened to float32, weights in registers.
+
+For float16, and for bfloat16 on instruction sets without tiles. Each sum is one chain of fused multiply-adds in order
+of k. With the ISA avx512bf16, bfloat16 uses that set's dot products of pairs instead, and rows stay bfloat16.
+
+An *operand* is a matrix of few rows, prepared as the left side of a product: packed rows as in `gemm`, padded with
+zeros to blocks of 32 columns.
+"""
+
+import numpy as np
+from numba.extending import overload
+
+from ...primitives import isa
+from ...primitives import memory as mem
+from ...primitives.buffers import FLOAT
+from ...primitives.compile import inlined, jit
+from ..common.branches import unrolled
+from . import micro_kernels
+from .convert import BFLOAT16, FLOAT16, round_row, widen_row
+from .elements import WIDTH
+from .gemm import KC, PITCH
+from .micro_kernels import STEP, SUMS
+from .panels import LANES
+
+DOT = isa.chosen() == "avx512bf16"
+SPAN = WIDTH if isa.chosen().startswith(("avx512", "amx")) else 16  # columns of a micro-kernel
+ROWS = {16: 12, 8: 5, 4: 4}[LANES]  # its sums, weights as loaded and widened, and a broadcast fit the registers
+AHEAD_GROUPS = 2  # see gemm.py
+
+_bfloat16 = micro_kernels.dot_bfloat16 if DOT else micro_kernels.widened_bfloat16
+_kernels = {
+    rows + ROWS * (element - 1): emit(rows, SPAN // LANES, PITCH, LANES)
+    for element, emit in ((BFLOAT16, _bfloat16), (FLOAT16, micro_kernels.widened_float16))
+    for rows in range(ROWS, 0, -1)
+}
+
+
+def block(code, a, b, sums, steps, carry, ahead, pace):
+    """sums[i, :SPAN] (+)= A[i, :32 * steps] x panel; adds to the sums if `carry` is nonzero.
+
+    code: rows + ROWS * (element - 1). a: address of the first row of the operand; b: of the panel, or of its second
+    half; sums: of the first of rows of 32 sums.
+    """
+    element, rows, depth = 1 + (code - 1) // ROWS, 1 + (code - 1) % ROWS, WIDTH * steps
+    panel = np.empty((depth, SPAN), np.float32)
+    if element == BFLOAT16:
+        raw = mem.bits16(b, STEP * (2 * steps - 1 + SPAN // WIDTH) // 2)
+        for k in range(depth):
+            for n in range(SPAN):
+                place = STEP * (k // 32) + STEP // 2 * (n // 16) + 32 * (k % 32 // 2) + 2 * (n % 16) + k % 2
+                panel[k, n] = (np.uint32(raw[place]) << np.uint32(16)).view(np.float32)
+    else:
+        for k in range(depth):
+            panel[k] = mem.bits16(b + 64 * k, SPAN).view(np.float16)
+    for i in range(rows):
+        if DOT and element == BFLOAT16:
+            left = (mem.bits16(a + PITCH * i, depth).astype(np.uint32) << np.uint32(16)).view(np.float32)
+        else:
+            left = mem.floats(a + PITCH * i, depth)
+        out = mem.floats(sums + SUMS * i, SPAN)
+        total = out.copy() if carry else np.zeros(SPAN, np.float32)
+        for k in range(depth):
+            total += left[k] * panel[k]
+        out[:] = total
+
+
+_arguments = "a, b, sums, steps, carry, ahead, pace"
+_branches = unrolled("_branches", _arguments, f"case({_arguments})", _kernels, globals())
+overload(block)(lambda code, a, b, sums, steps, carry, ahead, pace: _branches)
+
+
+@inlined
+def operand_size(element, rows, columns):
+    """Bytes of an operand of `rows` rows."""
+    return rows * PITCH * ((columns + KC - 1) // KC)
+
+
+@jit
+def widen_rows(element, m, x, columns, a):
+    """Widen m rows of `columns` elements to packed rows of float32 at `a`. x: address of an array of row addresses."""
+    for k0 in range(0, columns, KC):
+        n = min(KC, columns - k0)
+        rest = (n + WIDTH - 1) // WIDTH * WIDTH - n
+        for i in range(m):
+            widen_row(element, a, mem.load(x + 8 * i) + 2 * k0, n)
+            if rest > 0:
+                mem.bits32(a + FLOAT * n, rest)[:] = 0
+            a += PITCH
+
+
+@jit
+def copy_rows(m, x, columns, a):
+    """Copy m rows of `columns` elements of 16 bits to packed rows at `a`."""
+    for k0 in range(0, columns, KC):
+        n = min(KC, columns - k0)
+        rest = (n + WIDTH - 1) // WIDTH * WIDTH - n
+        for i in range(m):
+            mem.copy_row(a, mem.load(x + 8 * i) + 2 * k0, 2 * n)
+            if rest > 0:
+                mem.bits16(a + 2 * n, rest)[:] = 0
+            a += PITCH
+
+
+@jit
+def pack_operand(element, m, x, columns, a):
+    """Prepare m rows of `columns` elements. x: address of an array of row addresses; a: of the operand."""
+    if DOT and element == BFLOAT16:
+        copy_rows(m, x, columns, a)
+    else:
+        widen_rows(element, m, x, columns, a)
+
+
+@jit
+def round_operand(element, m, sums, j, columns, a, spare):
+    """Round 32 sums of m rows to elements and store them as columns j.. of an operand. spare: address of 64 bytes."""
+    kept = DOT and element == BFLOAT16
+    place = a + PITCH * m * (j // KC) + (2 if kept else FLOAT) * (j % KC)
+    for i in range(m):
+        if kept:
+            round_row(element, place, sums + SUMS * i, WIDTH)
+        else:
+            round_row(element, spare, sums + SUMS * i, WIDTH)
+            widen_row(element, place, spare, WIDTH)
+        place += PITCH
+
+
+@jit
+def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
+    """sums[m, 32] (+)= operand x panel for k below `depth`; adds to the sums if `carry` is nonzero.
+
+    a: address of the operand; panel: of the panel at the operand's first k; sums: of m rows of 32; ahead: address of
+    the next panel, of which each group of rows prefetches its share.
+    """
+    groups = (m + ROWS - 1) // ROWS
+    size = m // groups
+    larger = m - size * groups
+    parts = groups * (WIDTH // SPAN)
+    pace = (2 * STEP // 16 + parts - 1) // parts
+    if parts < AHEAD_GROUPS:
+        ahead, pace = panel, 0
+    half_bytes = STEP if element == BFLOAT16 else 2 * SPAN
+    for k0 in range(0, depth, KC):
+        steps = (min(KC, depth - k0) + WIDTH - 1) // WIDTH
+        for half in range(WIDTH // SPAN):
+            i = 0
+            for g in range(groups):
+                rows = size + 1 if g < larger else size
+                code = rows + ROWS * (element - 1)
+                right = panel + half_bytes * half
+                block(code, a + PITCH * i, right, sums + SUMS * i + 64 * half, steps, carry, ahead, pace)
+                ahead += 16 * steps * pace
+                i += rows
+        carry = 1
+        panel += 2 * STEP * steps
+        a += PITCH * m

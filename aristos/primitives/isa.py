@@ -1,0 +1,86 @@
+"""Which instruction set the CPU kernels use: the best that this process may use, or the one that ARISTOS_ISA names.
+
+float32 has the same bits on every set with fused multiply-adds; other element types have their own on each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from collections.abc import Mapping
+from functools import cache
+
+from llvmlite import binding
+from numba.core import config as _config
+
+from ..errors import EnvironmentProblem
+
+NEEDS: dict[str, tuple[str, ...]] = {  # features, as LLVM names them; the best set first
+    "amx": ("avx512f", "avx512vl", "amx-tile", "amx-bf16"),
+    "avx512bf16": ("avx512f", "avx512vl", "avx512bf16"),
+    "avx512": ("avx512f", "avx512vl"),
+    "avx2": ("avx2", "fma", "f16c"),
+    "generic": (),
+}
+ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # a system call of Linux on x86-64, its code, the state
+
+
+def target() -> tuple[str, dict[str, bool]]:
+    """The CPU that Numba compiles for, and its features: this one, or that of NUMBA_CPU_NAME and NUMBA_CPU_FEATURES."""
+    cpu, features = getattr(_config, "CPU_NAME", None), getattr(_config, "CPU_FEATURES", None)
+    if features is not None:
+        known = {word[1:]: word[0] == "+" for word in features.split(",") if word}
+    else:
+        known = {} if cpu else dict(binding.get_host_cpu_features())
+    return cpu or binding.get_host_cpu_name(), known
+
+
+def available(cpu: str, features: Mapping[str, bool]) -> list[str]:
+    """The instruction sets of a CPU, the best first. Permission to use tiles is another question."""
+    has = [isa for isa, needs in NEEDS.items() if all(features.get(name) for name in needs)]
+    if "avx512bf16" in has and not cpu.startswith("znver"):  # Intel's dot products have half the rate of float32
+        has.remove("avx512bf16")
+        has.insert(has.index("avx512") + 1, "avx512bf16")
+    return has
+
+
+@cache
+def tiles_refused() -> str:
+    """Why Linux does not let this process use AMX tiles; '' if it does. Asks for the permission.
+
+    The permission is the process's: threads and forks have it, a program started by exec asks again. A signal stack
+    that is too small for tiles blocks it.
+    """
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return f"AMX needs Linux on x86-64, not {platform.system()} on {platform.machine()}"
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.syscall(ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA) != 0:
+        return f"Linux refused the permission to use AMX tiles: {os.strerror(ctypes.get_errno())}"
+    return ""
+
+
+def choose(has: list[str], wanted: str | None, refused: str) -> str:
+    """The best of the instruction sets `has`, or `wanted`. refused: why tiles may not be used, or ''.
+
+    Raises EnvironmentProblem if `wanted` cannot be used.
+    """
+    usable = [isa for isa in has if isa != "amx" or not refused]
+    if not wanted:
+        return usable[0]
+    if wanted not in usable:
+        why = f" ({refused})" if wanted == "amx" and wanted in has else ""
+        raise EnvironmentProblem(
+            f"ARISTOS_ISA must be one of {', '.join(usable)} for this process, got {wanted!r}{why}"
+        )
+    return wanted
+
+
+@cache
+def chosen() -> str:
+    """The instruction set of this process's kernels. As plain Python, kernels run for any."""
+    wanted = os.environ.get("ARISTOS_ISA")
+    if getattr(_config, "DISABLE_JIT", 0):
+        return choose(list(NEEDS), wanted or available(*target())[0], "")
+    has = available(*target())
+    return choose(has, wanted, tiles_refused() if "amx" in has else "")

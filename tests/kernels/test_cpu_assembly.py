@@ -1,0 +1,60 @@
+"""The machine code of the float32 micro-kernel for every family of CPUs, also those that this machine is not.
+
+LLVM compiles for any CPU; nothing here runs the code. NumPy's oracle is `test_cpu_kernels`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+AVX2 = "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+cmov,+cx8,+avx,+avx2,+fma,+bmi,+bmi2,+f16c"
+AVX512 = f"{AVX2},+avx512f,+avx512vl,+avx512bw,+avx512dq,+avx512cd"
+SCRIPT = """
+from aristos.kernels.cpu import gemm, panels
+from numba.core import types
+gemm.panel_rows.compile((types.int64,) * 9)
+print(panels.LANES, panels.VECTORS, panels.ROWS)
+print(*gemm.panel_rows.inspect_asm().values())
+"""
+
+
+def innermost_loops(assembly: str) -> list[str]:
+    """The text from a label to a jump back to it, of every loop without another one inside."""
+    lines, at, found = assembly.splitlines(), {}, []
+    for i, line in enumerate(lines):
+        if label := re.match(r"(\.L\w+):", line):
+            at[label[1]] = i
+        jump = re.match(r"\s+j\w+\s+(\.L\w+)", line)
+        if jump and jump[1] in at:
+            found.append((at[jump[1]], i))
+    inner = [(a, b) for a, b in found if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in found)]
+    return ["\n".join(lines[a : b + 1]) for a, b in inner]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cpu", "features", "register"),
+    [("sapphirerapids", AVX512, "zmm"), ("znver4", AVX512, "ymm"), ("znver3", AVX2, "ymm")],
+    ids=["sapphirerapids", "znver4", "znver3"],
+)
+def test_the_inner_loop_keeps_its_sums_in_registers(cpu, features, register, tmp_path):
+    """There is a loop of FMAs for each number of rows and vectors, and none moves a vector to the stack or back."""
+    env = os.environ | {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features, "ARISTOS_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    shape, assembly = done.stdout.split("\n", 1)
+    _, vectors, rows = map(int, shape.split())
+    loops = [loop for loop in innermost_loops(assembly) if "vfmadd" in loop]
+    fmas = [len(re.findall(rf"\bvfmadd\w+ps\b.*%{register}", loop)) for loop in loops]
+    assert len(loops) >= rows * vectors
+    assert rows * vectors in fmas
+    for loop, count in zip(loops, fmas):
+        assert count == len(re.findall("vfmadd", loop)) > 0, f"FMAs of another width:\n{loop}"
+        assert "prefetch" in loop
+        spills = [line for line in loop.splitlines() if "%rsp" in line and "mm" in line.split("#")[0]]
+        assert not spills, f"spilled:\n{loop}"

@@ -1,0 +1,78 @@
+"""The choice of an instruction set, and kernels of every one that this machine has."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aristos.errors import EnvironmentProblem
+from aristos.primitives import isa
+
+SCRIPT = """
+import hashlib
+import numpy as np
+from aristos import kernels
+rng = np.random.default_rng(0)
+for hidden, ffn, rows in ((70, 530, 13), (1030, 40, 9)):
+    up, gate, down = (rng.standard_normal(shape, np.float32) for shape in ((hidden, ffn), (hidden, ffn), (ffn, hidden)))
+    y = kernels.ffn(rng.standard_normal((rows, hidden), np.float32), up, down, gate, activation="silu")
+    print(hashlib.sha256(np.ascontiguousarray(y).tobytes()).hexdigest())
+"""
+
+
+def test_the_best_isa_is_chosen_unless_one_is_named():
+    zen3 = dict.fromkeys(("avx2", "fma", "f16c"), True)
+    skylake = zen3 | dict.fromkeys(("avx512f", "avx512vl"), True)
+    sapphire_rapids = skylake | dict.fromkeys(("avx512bf16", "amx-tile", "amx-bf16"), True)
+    assert isa.available("znver3", zen3) == ["avx2", "generic"]
+    assert isa.available("skylake-avx512", skylake) == ["avx512", "avx2", "generic"]
+    assert isa.available("sapphirerapids", sapphire_rapids) == ["amx", "avx512", "avx512bf16", "avx2", "generic"]
+    assert isa.available("znver4", skylake | {"avx512bf16": True})[0] == "avx512bf16"
+    assert isa.available("znver3", zen3 | {"f16c": False}) == ["generic"]
+    has = isa.available("sapphirerapids", sapphire_rapids)
+    assert isa.choose(has, None, "") == isa.choose(has, "", "") == "amx"
+    assert isa.choose(has, None, "no permission") == "avx512"
+    assert isa.choose(has, "avx2", "") == "avx2"
+    with pytest.raises(EnvironmentProblem, match=r"ARISTOS_ISA must be one of avx2, generic .*, got 'avx512'"):
+        isa.choose(isa.available("znver3", zen3), "avx512", "")
+    with pytest.raises(EnvironmentProblem, match=r"got 'amx' \(no permission\)"):
+        isa.choose(has, "amx", "no permission")
+
+
+USABLE = [name for name in isa.available(*isa.target()) if name != "amx" or not isa.tiles_refused()]
+
+
+def run(name: str, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Python with this ISA."""
+    env = os.environ | {"ARISTOS_ISA": name} | variables
+    done = subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_every_isa_of_this_machine_gives_the_same_float32_bits():
+    """A float32 sum is one chain of fused multiply-adds in k order, whatever the width of the vectors."""
+    outputs = {name: run(name, "-c", SCRIPT).stdout for name in USABLE}
+    assert len(set(outputs.values())) == 1, outputs
+
+
+ROUNDED = str(Path(__file__).with_name("test_rounded_experts.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", USABLE)
+def test_16_bit_experts_on_every_isa_of_this_machine(name):
+    run(name, "-m", "pytest", "-q", "-p", "no:cacheprovider", ROUNDED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", isa.NEEDS)
+def test_16_bit_experts_as_plain_python_for_every_isa(name):
+    """Tile loads, tile products and dot products included, also those that this machine does not have."""
+    chosen = "float64 or chunked or column or passes or combine"
+    run(name, "-m", "pytest", "-q", "-p", "no:cacheprovider", ROUNDED, "-k", chosen, NUMBA_DISABLE_JIT="1")

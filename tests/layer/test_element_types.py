@@ -1,0 +1,116 @@
+"""Layers of 16-bit rows on CPUs: results against float64, equal bits everywhere, memory, and refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cases import MoE, routing, same, tokens
+from rounded import DTYPES, numpy_dtype
+
+import aristos
+from aristos import reference
+from aristos.errors import InputError, MismatchError
+from aristos.layer import cpu
+from aristos.layer.weights import packed_bytes
+
+CFG = aristos.MoEConfig(hidden=70, ffn=200, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=70)
+STEP = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # half the distance of neighbours, relative
+
+
+def configuration(dtype: str, **changes: object) -> tuple[aristos.MoEConfig, dict[str, np.ndarray]]:
+    """A layer's configuration, and weights that its dtype holds exactly."""
+    cfg = replace(CFG, dtype=dtype, **changes)  # type: ignore[arg-type]
+    w = reference.weights(replace(cfg, dtype="float32"))
+    return cfg, {n: v.astype(numpy_dtype(dtype)) if n in ("up", "gate", "down") else v for n, v in w.items()}
+
+
+def rows(cfg: aristos.MoEConfig, count: int, seed: int) -> np.ndarray:
+    return tokens(cfg, count, seed).astype(numpy_dtype(cfg.dtype))
+
+
+def check(cfg: aristos.MoEConfig, w: dict[str, np.ndarray], x: np.ndarray, y: np.ndarray, **call: np.ndarray) -> None:
+    """y is within a few roundings of float64, and has the dtype of x."""
+    assert y.dtype == x.dtype
+    wide = {name: value.astype("f8") for name, value in w.items()}
+    want = reference.moe(replace(cfg, dtype="float32"), x.astype("f8"), **wide, **call)
+    assert np.abs(y.astype("f8") - want).max() <= 8 * STEP[cfg.dtype] * np.abs(want).max()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_layer_alone(dtype):
+    cfg, w = configuration(dtype)
+    with MoE(cfg, backend="cpu", threads=1) as moe:
+        moe.load(0, **w)
+        x = rows(cfg, 60, 0)
+        y = moe(x)
+        check(cfg, w, x, y)
+        call = routing(cfg, 60, "some", seed=1)
+        check(cfg, w, x, moe(x, **call), **call)
+        out = np.empty_like(x)
+        assert moe(x, out=out) is out
+        assert same(out, y)
+        moe.load(0, **{name: v.astype("f4") for name, v in w.items()})  # the same values as float32
+        assert same(moe(x), y)
+    for threads, schedule in ((3, "fused"), (1, "bulk")):  # few rows of few experts: runs are split by columns
+        with MoE(cfg, backend="cpu", threads=threads, schedule=schedule) as moe:
+            moe.load(0, **w)
+            assert same(moe(x), y)
+            assert same(moe(x[:3]), y[:3])
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equal_bits_on_ranks_nodes_and_placements(comm, dtype):
+    cfg, w = configuration(dtype)
+    x = rows(cfg, 50 + 9 * comm.rank, seed=comm.rank)
+    call = routing(cfg, len(x), "zipf", seed=comm.rank)
+    with MoE(cfg, backend="cpu", threads=1) as moe:
+        moe.load(0, **w)
+        routed, given = moe(x), moe(x, **call)
+    for options in (
+        {}, {"schedule": "bulk"}, {"threads": 2}, {"ranks_per_node": 1}, {"placement": [1, 0, 1, 1, 0]},
+        {"placement": [0, 0, 0, 0, 0]}, {"placement": [[0, 1], 0, 1, [1, 0], 0]},
+    ):  # fmt: skip
+        with MoE(cfg, comm, backend="cpu", **options) as moe:
+            moe.load(0, **w)
+            assert same(moe(x), routed), options
+            assert same(moe(x, **call), given), options
+
+
+def test_rows_and_weights_take_half_the_bytes():
+    wide = replace(CFG, hidden=128, ffn=256, bias=False)
+    half = replace(wide, dtype="bfloat16")
+    assert packed_bytes(half, 4) - packed_bytes(half, 3) == (packed_bytes(wide, 4) - packed_bytes(wide, 3)) / 2
+    assert aristos.MoE.memory(half, 2) < 0.55 * aristos.MoE.memory(wide, 2)
+
+
+def test_other_dtypes_are_refused():
+    cfg, w = configuration("bfloat16")
+    with MoE(cfg, backend="cpu", threads=1) as moe:
+        moe.load(0, **w)
+        x = rows(cfg, 4, 0)
+        y = moe(x)
+        with pytest.raises(InputError, match=r"got uint16: .* pass x.view\(ml_dtypes.bfloat16\)$"):
+            moe(x.view(np.uint16))
+        with pytest.raises(InputError, match="x must have dtype bfloat16, got float32"):
+            moe(x.astype("f4"))
+        with pytest.raises(InputError, match="out must be a bfloat16 array"):
+            moe(x, out=np.empty(x.shape, np.float32))
+        with pytest.raises(InputError, match="up must have dtype float32 or bfloat16, got float16"):
+            moe.load(0, **w | {"up": w["up"].astype(np.float16)})
+        with pytest.raises(InputError, match="router must have dtype float32, got bfloat16"):
+            moe.load(0, **w | {"router": w["router"].astype(x.dtype)})
+        assert same(moe(x), y)
+
+
+@pytest.mark.ranks(2)
+def test_ranks_of_two_instruction_sets_are_refused(comm, monkeypatch):
+    """Their outputs would depend on the rank; a float32 layer does not."""
+    monkeypatch.setattr(cpu.isa, "chosen", lambda: ("amx", "avx2")[comm.rank])
+    cfg = replace(CFG, dtype="bfloat16")
+    with pytest.raises(MismatchError, match=r"rank 0 has .*ISA amx .*rank 1 has .*ISA avx2"):
+        MoE(cfg, comm, backend="cpu")
+    with MoE(replace(CFG, dtype="float32"), comm, backend="cpu"):
+        pass
