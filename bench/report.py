@@ -145,7 +145,10 @@ def _notes(shapes: list[ShapeResults]) -> list[str]:
     bits = [m.same_bits for m in shapes if m.same_bits is not None]
     if bits:
         notes.append(f"Fused and bulk outputs are {'equal' if all(bits) else 'NOT EQUAL'} bit for bit on every shape.")
-    notes.append("Every peer computes the same rows: no padding, no drops, routing from outside, float32, one thread.")
+    notes.append(
+        "Every peer computes the same rows: no padding, no drops, routing from outside, one thread, float32 or the "
+        "dtype in its title."
+    )
     return notes
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -44,35 +46,36 @@ def test_the_best_isa_is_chosen_unless_one_is_named():
 
 
 USABLE = [name for name in isa.available(*isa.target()) if name != "amx" or not isa.tiles_refused()]
+ROUNDED = str(Path(__file__).with_name("test_rounded_experts.py"))
 
 
-def run(name: str, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Python with this ISA."""
-    env = os.environ | {"ARISTOS_ISA": name} | variables
-    done = subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
+def on_each(names: Iterable[str], *words: str, **variables: str) -> dict[str, str]:
+    """What Python prints with each ISA, two processes at a time."""
+
+    def run(name: str) -> str:
+        env = os.environ | {"ARISTOS_ISA": name} | variables
+        done = subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, f"{name}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(names, pool.map(run, names)))
 
 
 @pytest.mark.slow
 def test_every_isa_of_this_machine_gives_the_same_float32_bits():
     """A float32 sum is one chain of fused multiply-adds in k order, whatever the width of the vectors."""
-    outputs = {name: run(name, "-c", SCRIPT).stdout for name in USABLE}
+    outputs = on_each(USABLE, "-c", SCRIPT)
     assert len(set(outputs.values())) == 1, outputs
 
 
-ROUNDED = str(Path(__file__).with_name("test_rounded_experts.py"))
+@pytest.mark.slow
+def test_16_bit_experts_on_every_isa_of_this_machine():
+    on_each(USABLE, "-m", "pytest", "-q", "-p", "no:cacheprovider", ROUNDED)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", USABLE)
-def test_16_bit_experts_on_every_isa_of_this_machine(name):
-    run(name, "-m", "pytest", "-q", "-p", "no:cacheprovider", ROUNDED)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", isa.NEEDS)
-def test_16_bit_experts_as_plain_python_for_every_isa(name):
+def test_16_bit_experts_as_plain_python_for_every_isa():
     """Tile loads, tile products and dot products included, also those that this machine does not have."""
     chosen = "float64 or chunked or column or passes or combine"
-    run(name, "-m", "pytest", "-q", "-p", "no:cacheprovider", ROUNDED, "-k", chosen, NUMBA_DISABLE_JIT="1")
+    on_each(isa.NEEDS, "-m", "pytest", "-q", "-p", "no:cacheprovider", ROUNDED, "-k", chosen, NUMBA_DISABLE_JIT="1")

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "aristos"
-BASE = ("errors", "primitives.compile", "primitives.isa", "primitives.offline", "primitives.sources")  # what compile needs
+# The compile cache, with what it needs
+BASE = ("errors", "primitives.compile", "primitives.isa", "primitives.offline", "primitives.sources")
 KERNEL = """
 import numpy as np
 import aristos

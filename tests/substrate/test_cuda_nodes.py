@@ -70,13 +70,15 @@ def test_a_wait_is_bounded_and_remote_ranks_learn_its_origin(absent):
 
 # ---- bugs of the proxy that the machine must find
 
+STUCK = 10_000_000  # warp instructions: many times those of a run without a bug
+
 
 def run(**names):
     proxy = plain("engine.proxy")
     kept = {name: getattr(proxy, name) for name in names}
     vars(proxy).update(names)
     try:
-        layers = NodeLayers(per_node=1, tokens=(6, 9), ring=3)
+        layers = NodeLayers(per_node=1, tokens=(6, 9), ring=3, limit=STUCK)  # a bug may as well stop the rows
         close(layers, layers.run(calls=2))
     finally:
         vars(proxy).update(kept)

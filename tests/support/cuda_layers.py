@@ -38,8 +38,8 @@ class Layers:
     """Ranks of one machine and a layer on them.
 
     tokens: of each rank. grid: blocks a rank. ring: rows of a ring, None for the default. tile: None for the first of
-    TILES[kind].
-    timeout: nanoseconds. given: (ids, weights) of each rank, None where the router chooses.
+    TILES[kind]. timeout: nanoseconds. limit: warp instructions of a run, after which it counts as stuck. given: (ids,
+    weights) of each rank, None where the router chooses.
     """
 
     cfg: MoEConfig = SMALL
@@ -53,6 +53,7 @@ class Layers:
     placement: Any = None
     merge: int = 0
     timeout: int = 1 << 50
+    limit: int = 1 << 40
     given: Any = None
     machine: Any = None
     ranks: list[Any] = field(default_factory=list)
@@ -60,7 +61,7 @@ class Layers:
     def __post_init__(self) -> None:
         world = len(self.tokens)
         self.tile = self.tile or TILES[self.kind][0]
-        self.machine = simt.Machine(devices=world, seed=self.seed, check=self.check)
+        self.machine = simt.Machine(devices=world, seed=self.seed, check=self.check, limit=self.limit)
         self.held = Placement(self.placement, self.cfg.experts, world)
         shape = shape_of(world, self.held, **widths(self.cfg))
         self.shape = replace(shape, ring_rows=self.ring or shape.ring_rows)
