@@ -85,7 +85,8 @@ def _links(ranks: world.World, again: bool) -> Links:
     path = file.cache_path(hosts, links.seats(topology, seats), library, os.environ)
     known = ranks.bcast(None if again or not ranks.lead else _cached(path))
     if known is not None:
-        return replace(known, notes=[*known.notes, f"known from {known.measured_utc}; --again measures again"])
+        note = f"read from the cache, measured at {known.measured_utc}; --again measures again"
+        return replace(known, notes=[*known.notes, note])
     if ranks.lead:
         print(f"{PROG}: measuring {ranks.size} ranks", file=sys.stderr, flush=True)
     for turn in (ranks.lead, not ranks.lead):  # one rank compiles, the others load

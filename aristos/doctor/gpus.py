@@ -21,6 +21,7 @@ GIVE = "docker run --gpus all, podman run --device nvidia.com/gpu=all, apptainer
 PACKAGES = ("numba-cuda", "numpy", "cuda-bindings", "cuda-core")
 FACTS = "GPU facts"  # name of the finding if they cannot be read
 NO_GPU = "no GPU: ranks compute on their cores"
+NOT_NEEDED = "not needed: there is no GPU"
 
 
 def driver(node: NodeGpus) -> Finding:
@@ -31,7 +32,7 @@ def driver(node: NodeGpus) -> Finding:
         count = f"{len(found.uuids)} GPU" + ("s" if len(found.uuids) != 1 else "")
         return ok(name, f"supports CUDA {shown(found)}, {count}", version=found.version, gpus=len(found.uuids))
     if not on_bus and not node.files:
-        return ok(name, "not needed: " + NO_GPU)
+        return ok(name, NOT_NEEDED)
     what = f"{on_bus} NVIDIA GPU" + ("s are" if on_bus != 1 else " is") + " in this machine"
     if found is None:
         return warn(name, f"{what}, but libcuda.so.1 is not here", f"install NVIDIA's driver; in a container: {GIVE}")
@@ -51,7 +52,7 @@ def puts(node: NodeGpus, limit: float) -> Finding:
     """
     name = "GPU puts"
     if node.driver is None or node.driver.error or not node.driver.uuids:
-        return ok(name, "not needed: " + NO_GPU)
+        return ok(name, NOT_NEEDED)
     answer = device_puts.probe(0, min(device_puts.SECONDS, limit / 2))
     if answer.supported:
         return ok(name, "MPI puts to other nodes from the memory of GPU 0", from_gpu=True)
@@ -127,7 +128,7 @@ def peers(facts: Sequence[RankGpus], nodes: Nodes) -> Finding:
     name = "GPU peers"
     uuids_of = seats(facts, nodes)
     if not any(uuids_of):
-        return ok(name, "not needed: " + NO_GPU)
+        return ok(name, NOT_NEEDED)
     bare = [rank for rank, uuid in enumerate(uuids_of) if not uuid]
     if bare:
         return warn(name, f"no GPU is visible to {named(bare)}{_variable(facts[bare[0]])}, but to others", IPC)
@@ -153,7 +154,7 @@ def sharing(facts: Sequence[RankGpus], nodes: Nodes) -> Finding:
     name = "GPU sharing"
     uuids_of = seats(facts, nodes)
     if not any(uuids_of):
-        return ok(name, "not needed: " + NO_GPU)
+        return ok(name, NOT_NEEDED)
     group = next((same for each in uuids_of if each and len(same := _ranks(uuids_of, each)) > 1), [])
     if not group:
         return ok(name, "each rank has a GPU of its own")

@@ -352,4 +352,4 @@ def test_eight_ranks_are_measured_in_time_and_then_cached(tmp_path):
     assert again.returncode == 0, again.stderr
     known = json.loads(again.stdout)
     assert known["measured_utc"] == found.measured_utc
-    assert any("known from" in note for note in known["notes"])
+    assert any("read from the cache" in note for note in known["notes"])
