@@ -98,10 +98,10 @@ def test_relative_links_lead_to_files(document):
     assert not missing, f"{document.relative_to(ROOT)} links to files that do not exist: {', '.join(missing)}"
 
 
-def deliberate_bugs() -> dict[str, str]:
+def deliberate_bugs(files: str = "mutations*.py") -> dict[str, str]:
     """Name -> description of the explorer's mutations, from their source."""
     found = {}
-    for file in sorted((ROOT / "aristos" / "explore").glob("mutations*.py")):
+    for file in sorted((ROOT / "aristos" / "explore").glob(files)):
         for node in ast.walk(ast.parse(file.read_text())):
             for call in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
                 if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "mutation":
@@ -117,5 +117,7 @@ def test_the_documents_list_and_count_every_deliberate_bug():
     reliability = (ROOT / "docs" / "reliability.md").read_text()
     table = re.findall(r"^\| `([\w-]+)` \| (.*?) \| [\d.]+ \|", reliability, re.MULTILINE)
     assert dict(table) == bugs
-    for document in (reliability, (ROOT / "docs" / "protocol.md").read_text()):
-        assert re.findall(r"(\d+) deliberate bugs", document) == [str(len(bugs))]
+    counts = {"docs/reliability.md": bugs, "docs/protocol.md": bugs, "CHANGELOG.md": bugs}
+    for document, counted in (counts | {"docs/cuda.md": deliberate_bugs("mutations_proxy.py")}).items():
+        found = re.findall(r"(\d+)\s+deliberate bugs", (ROOT / document).read_text())
+        assert found == [str(len(counted))], f"{document} must count {len(counted)} deliberate bugs"
