@@ -110,7 +110,7 @@ def ranks_see(*visible, **fields):
 def test_peers_need_each_others_gpus_visible():
     """Hidden GPUs are found by UUID, so neither the reason nor their numbers matter."""
     two = Nodes.of(2)
-    assert gpus.peers([RankGpus(None)] * 2, two).text == "not needed: no GPU: ranks compute on their cores"
+    assert gpus.peers([RankGpus(None)] * 2, two).text == "not needed: there is no GPU"
     assert "(2 ordered pairs)" in gpus.peers(ranks_see((0, 1), (0, 1)), two).text
     assert gpus.peers(ranks_see((0, 1), (1, 0)), two).state == "ok"
     assert gpus.peers(ranks_see((0,), (0,)), two).state == "ok"
