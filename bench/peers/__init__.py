@@ -120,6 +120,7 @@ PRODUCTS = {
         _product("numpy-product", "NumPy", "numpy", "NumPyProduct", "float32"),
         _product("torch-product", "torch mm", "torch", "TorchProduct", "float32", packed=False),
         _product("torch-product-packed", "torch, oneDNN packed", "torch", "TorchProduct", "float32", packed=True),
+        _product("product-bf16", "Aristos", "aristos", "AristosProduct", "bfloat16"),
         _product("torch-product-bf16-packed", "torch, oneDNN packed", "torch", "TorchProduct", "bfloat16", packed=True),
     )
 }
