@@ -1,6 +1,8 @@
 """Teams: the ranks of one environment, started once and asked for turns.
 
-A team's ranks sleep on a socket between their turns, so that only the peer whose turn it is uses the cores.
+A team's ranks sleep on a socket between their turns, so that only the peer whose turn it is uses the cores. glibc's
+malloc is told to keep freed memory: else every large array of a call is new memory, whose pages the kernel clears one
+by one, and the peers that allocate (torch most of all) would lose up to half of a call to it.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from peers import Absent
 WORKER = Path(__file__).resolve().with_name("worker.py")
 START_SECONDS, REPLY_SECONDS, POLL_SECONDS = 120.0, 300.0, 0.2
 ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20)}
 FORCED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # set on some machines for old builds: would slow the peers
 
 
@@ -54,7 +57,7 @@ class Team:
     @staticmethod
     def _variables() -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if name not in FORCED}
-        return kept | dict.fromkeys(ONE_THREAD, "1") | {"HYDRA_IFACE": os.environ.get("HYDRA_IFACE", "lo")}
+        return kept | KEPT | dict.fromkeys(ONE_THREAD, "1") | {"HYDRA_IFACE": os.environ.get("HYDRA_IFACE", "lo")}
 
     def _accept(self, listener: socket.socket) -> tuple[int, Connection]:
         """(rank, connection) of the next rank that calls."""
