@@ -37,7 +37,7 @@ def python(name: str, folder: Path = FOLDER) -> Path:
 
 
 def make(name: str, folder: Path = FOLDER) -> str:
-    """Make an environment anew; returns the reason if it fails, else ''."""
+    """Make an environment, again if it is there; returns the reason if it fails, else ''."""
     here, wanted = folder / name, HERE / "environments" / f"{name}.txt"
     shutil.rmtree(here, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", str(here)], check=True)

@@ -1,7 +1,7 @@
 """Teams: the ranks of one environment, started once and asked for turns.
 
 A team's ranks sleep on a socket between their turns, so that only the peer whose turn it is uses the cores. glibc's
-malloc is told to keep freed memory: else every large array of a call is new memory, whose pages the kernel clears one
+malloc keeps freed memory here: else every large array of a call is new memory, whose pages the kernel clears one
 by one, and the peers that allocate (torch most of all) would lose up to half of a call to it.
 """
 

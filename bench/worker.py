@@ -23,7 +23,7 @@ import numpy as np
 from barrier import Barrier
 from peers import Absent
 
-PACKAGES = ("torch", "kt-kernel", "deepspeed", "jax", "numpy")  # whose versions a team tells
+PACKAGES = ("torch", "kt-kernel", "deepspeed", "jax", "numpy")  # whose versions a team reports
 
 
 class Worker:

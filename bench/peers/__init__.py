@@ -66,6 +66,10 @@ def _torch(name: str, title: str, dtype: str, exchange: str, experts: str) -> En
     return Entry(name, f"torch {title}", "torch", "peers.torch_layer:TorchLayer", dtype, options)
 
 
+def _other(name: str, title: str, environment: str, factory: str, dtype: str = "float32") -> Entry:
+    return Entry(name, title, environment, factory, dtype, {"dtype": dtype})
+
+
 LAYERS = {
     entry.name: entry
     for entry in (
@@ -76,12 +80,15 @@ LAYERS = {
         _torch("torch-loop", "MPI, loop of mm", "float32", "mpi", "loop"),
         _torch("torch-gloo", "gloo, loop of mm", "float32", "gloo", "loop"),
         _torch("torch-grouped", "gloo, grouped_mm", "float32", "gloo", "grouped"),
+        _other("deepspeed", "DeepSpeed, gloo", "deepspeed", "peers.deepspeed_layer:DeepSpeedLayer"),
+        _other("jax", "JAX, gloo", "jax", "peers.jax_layer:JaxLayer"),
         _aristos("bf16", "fused", "bfloat16"),
         _aristos("bf16-bulk", "bulk", "bfloat16", "bulk"),
         _torch("torch-bf16-packed", "MPI, oneDNN packed", "bfloat16", "mpi", "packed"),
         _torch("torch-bf16-loop", "MPI, loop of mm", "bfloat16", "mpi", "loop"),
         _torch("torch-bf16-gloo", "gloo, oneDNN packed", "bfloat16", "gloo", "packed"),
         _torch("torch-bf16-grouped", "gloo, grouped_mm", "bfloat16", "gloo", "grouped"),
+        _other("deepspeed-bf16", "DeepSpeed, gloo", "deepspeed", "peers.deepspeed_layer:DeepSpeedLayer", "bfloat16"),
     )
 }
 
