@@ -108,8 +108,8 @@ def test_peers_in_an_environment_of_their_own(tmp_path: Path) -> None:
     (run,) = results.load(out).runs
     (table,) = [table for table in run.tables if table.name == "shape-24-16-32-4-2"]
     assert table.dims["peer"].values.tolist() == names.split(",")
-    assert not table.attributes.get("absent")
-    assert "torch 2" in run.attributes["teams"]["torch"]
+    assert not [key for key in table.attributes if key.startswith("absent")]
+    assert "torch 2" in run.attributes["teams.torch"]
 
 
 @pytest.mark.slow
