@@ -101,7 +101,7 @@ def test_a_small_run_checks_every_peer_and_writes_file_page_and_picture(tmp_path
 def test_peers_in_an_environment_of_their_own(tmp_path: Path) -> None:
     needs("torch")
     out = str(tmp_path / "compare.h5")
-    names = "fused,torch-packed,torch-loop,torch-gloo,torch-grouped,torch-bf16-packed,torch-bf16-gloo"
+    names = "fused,torch-packed,torch-loop,torch-grouped,torch-bf16-packed,torch-bf16-grouped"
     words = ("uniform", "--shapes", "24/16/32/4/2", "--peers", names, "--rounds", "1", "--iters", "2", "--out", out)
     done = compare(*words)
     assert done.returncode == 0, done.stdout + done.stderr
