@@ -20,7 +20,7 @@ from .panels import pack, padded
 RUN = 192  # rows of one run of the kernel
 
 
-class Call:
+class KernelCall:
     """Calls one kernel of an element type. Not thread-safe: its arguments lie in one block."""
 
     def __init__(self, element: int, kernel: int) -> None:
@@ -45,7 +45,7 @@ class Matrix:
             raise InputError(f"weight must have at least one row and one column, got {list(weight.shape)}")
         self._panels = pack(weight)
         self._rows = aligned((packed_bytes(RUN, self.depth),), np.uint8)
-        self._call = Call(FLOAT32, PRODUCT)
+        self._call = KernelCall(FLOAT32, PRODUCT)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """x: [M, K] float32 -> [M, N]. `out` [M, N] avoids a copy if N is a multiple of the vector width."""
@@ -100,7 +100,7 @@ class Packed:
         self._weights = [0 if p is None else p.ctypes.data for p in parts]
         self._code = word(activation, limit)
         self._scratch = aligned((scratch_bytes(RUN, self.hidden, gate is not None),), np.uint8)
-        self._call = Call(FLOAT32, EXPERT)
+        self._call = KernelCall(FLOAT32, EXPERT)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """x: [M, H] float32 -> [M, H]. `out` [M, H] avoids a copy if H is a multiple of the vector width."""
