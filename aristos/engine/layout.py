@@ -26,10 +26,10 @@ import math
 from dataclasses import dataclass, replace
 
 from ..host.nodes import Nodes
+from ..primitives.buffers import LINE
 from ..primitives.compile import jit
 from . import schema, words
 
-LINE = 64
 WORD = 8
 RECORD_BYTES = WORD * words.RECORD_WORDS
 RETURN_RECORD_BYTES = WORD * words.RETURNED_WORDS
