@@ -20,7 +20,7 @@ from .panels import pack, padded
 RUN = 192  # rows of one run of the kernel
 
 
-class Call:
+class KernelCall:
     """Calls one kernel of an element type. Not thread-safe: its arguments lie in one block."""
 
     def __init__(self, element: int, kernel: int) -> None:
@@ -49,7 +49,7 @@ class Matrix:
         self.depth, self.columns = weight.shape
         self._element, self._panels = element, element.pack(weight)
         self._rows = aligned((product_bytes(element.code, RUN, self.depth),), np.uint8)
-        self._call = Call(element.code, PRODUCT)
+        self._call = KernelCall(element.code, PRODUCT)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """x: [M, K] of the weight's dtype -> [M, N]. `out` [M, N] avoids a copy if N is a multiple of 32."""
@@ -104,7 +104,7 @@ class Packed:
         self._weights = [0 if p is None else p.ctypes.data for p in parts]
         self._code = word(activation, limit)
         self._scratch = aligned((scratch_bytes(RUN, self.hidden, gate is not None),), np.uint8)
-        self._call = Call(FLOAT32, EXPERT)
+        self._call = KernelCall(FLOAT32, EXPERT)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """x: [M, H] float32 -> [M, H]. `out` [M, H] avoids a copy if H is a multiple of the vector width."""
