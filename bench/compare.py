@@ -12,6 +12,7 @@ import argparse
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -206,6 +207,7 @@ def picture_of(page: Path, measured: list[rounds.ShapeResults], family: figures.
 def main(argv: list[str]) -> int:
     """Measure the parts one after another. Returns the exit code."""
     asked = parse(argv)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that teams and files are removed
     results.check(asked.out)  # before minutes of measuring
     command = " ".join(["python bench/compare.py", *argv])
     right = [compare(asked, part, command) for part in asked.parts]  # all of them, even after a wrong one
