@@ -18,7 +18,35 @@ HOST_CODE = (
     "Functions of the host that launch, allocate or print are left out. Put other host code, such as global objects, "
     "between '#ifndef __CUDACC_RTC__' and '#endif'"
 )
-OWN_TYPES = "#include <cuda/std/cstdint>\nusing namespace cuda::std;\n"  # int32_t and the like
+# headers of the host in place of which libcu++'s of that name are read
+LIBCU = {"stdint.h": "cstdint", "cstdint": "cstdint", "stddef.h": "cstddef", "cstddef": "cstddef", "limits": "limits",
+         "type_traits": "type_traits", "utility": "utility", "tuple": "tuple", "array": "array"}  # fmt: skip
+MACROS = ("float.h", "cfloat", "limits.h", "climits")
+LIMITS = """
+#define FLT_MAX 3.402823466e+38F
+#define FLT_MIN 1.175494351e-38F
+#define FLT_EPSILON 1.192092896e-07F
+#define DBL_MAX 1.7976931348623157e+308
+#define DBL_MIN 2.2250738585072014e-308
+#define DBL_EPSILON 2.2204460492503131e-016
+#define CHAR_BIT 8
+#define INT_MAX 2147483647
+#define INT_MIN (-INT_MAX - 1)
+#define UINT_MAX 4294967295U
+#define LLONG_MAX 9223372036854775807LL
+#define LLONG_MIN (-LLONG_MAX - 1)
+#define ULLONG_MAX 18446744073709551615ULL
+"""
+OFTEN = (
+    "assert.h",
+    "limits.h",
+    "math.h",
+    "stddef.h",
+    "stdint.h",
+    "stdio.h",
+    "stdlib.h",
+    "string.h",
+)  # by other headers
 
 
 @cache
@@ -58,7 +86,8 @@ def compiled(nvrtc: Any, text: str, what: str, name: str, cc: tuple, options: li
     """As `compiled_kernels`; what: the source, for messages. options: besides the target, the standard, includes."""
     major = answer(nvrtc, nvrtc.nvrtcVersion(), what)[0]
     folders = include_folders(major)
-    stubs = missing_headers(text, folders) if wanted else []
+    missing = missing_headers(text, folders) if wanted else []
+    stubs = [*missing, *(header for header in OFTEN if header not in missing)] if wanted else []
     program = answer(nvrtc, nvrtc.nvrtcCreateProgram(
         text.encode(), name.encode(), len(stubs), [header_text(h).encode() for h in stubs], [h.encode() for h in stubs]
     ), what)[0]  # fmt: skip
@@ -72,7 +101,8 @@ def compiled(nvrtc: Any, text: str, what: str, name: str, cc: tuple, options: li
             log = b" " * answer(nvrtc, nvrtc.nvrtcGetProgramLogSize(program), what)[0]
             nvrtc.nvrtcGetProgramLog(program, log)
             messages = log.decode(errors="replace").strip(" \0\n")
-            empty = f". Headers that were not found, and taken as empty: {', '.join(stubs)}" if stubs else ""
+            missing = [header for header in missing if not header_text(header)]
+            empty = f". Headers that were not found, and taken as empty: {', '.join(missing)}" if missing else ""
             raise InputError(f"{what} does not compile: {messages}" + (f"\n{HOST_CODE}{empty}" if wanted else ""))
         names = {
             kernel: answer(nvrtc, nvrtc.nvrtcGetLoweredName(program, kernel.encode()), what)[0].decode()
@@ -86,8 +116,13 @@ def compiled(nvrtc: Any, text: str, what: str, name: str, cc: tuple, options: li
 
 
 def header_text(header: str) -> str:
-    """What stands for a header of the host: nothing but the integer types."""
-    return OWN_TYPES if "stdint" in header else ""
+    """What stands for a header of the host: libcu++'s of that name, limits of types, or nothing."""
+    if header in MACROS:
+        return f"#ifndef FLT_MAX{LIMITS}#endif\n"
+    if header not in LIBCU:
+        return ""
+    names = "using namespace cuda::std;\n" if LIBCU[header].startswith("c") else ""
+    return f"#include <cuda/std/{LIBCU[header]}>\nnamespace std {{ using namespace cuda::std; }}\n{names}"
 
 
 def answer(nvrtc: Any, values: tuple, what: str) -> tuple:

@@ -104,15 +104,15 @@ def append(pool, top, n, group, vc):
 
 
 @jit
-def take(x, thread, found, field, scope):
-    """Join what a map has for a thread into one of its clocks, as an acquire of this scope."""
-    gid = get(thread, s.T_GID)
-    vc = join(x, get(thread, field), clock_for(x, found, gid >> 10))
-    if scope >= 1:
-        vc = join(x, vc, clock_for(x, found, device_group(x, gid)))
-    if scope >= 2:
-        vc = join(x, vc, clock_for(x, found, np.int64(SYSTEM)))
-    put(thread, field, vc)
+def take(x, thread, found, field, reach):
+    """Join what a map has for a thread's block, device or the system (reach 0, 1, 2) into one of its clocks."""
+    if reach == 0:
+        group = get(thread, s.T_GID) >> 10
+    elif reach == 1:
+        group = device_group(x, get(thread, s.T_GID))
+    else:
+        group = np.int64(SYSTEM)
+    put(thread, field, join(x, get(thread, field), clock_for(x, found, group)))
 
 
 @jit
@@ -124,14 +124,14 @@ def acquire(x, thread, location, found, scope, writer, order, my_scope):
     """
     now = order >= isa.ACQUIRE and order != isa.RELEASE
     if now and get(thread, s.T_READ_AT) == location + 1:
-        take(x, thread, get(thread, s.T_READ_MAP), s.T_VC, my_scope)
+        for reach in range(my_scope + 1):
+            take(x, thread, get(thread, s.T_READ_MAP), s.T_VC, reach)
     if found == 0 or not linked(x, writer, scope, get(thread, s.T_GID), my_scope):
         return
+    for reach in range(my_scope + 1 if now else 3):
+        take(x, thread, found, s.T_VC if now else s.T_PENDING0 + reach, reach)
     if now:
-        take(x, thread, found, s.T_VC, my_scope)
         return
-    for reach in range(3):
-        take(x, thread, found, s.T_PENDING0 + reach, reach)
     put(thread, s.T_READ_AT, location + 1)
     put(thread, s.T_READ_MAP, found)
 

@@ -20,7 +20,9 @@ except EnvironmentProblem:
     NVRTC = False
 compiles = pytest.mark.skipif(not NVRTC, reason="NVRTC is not installed")
 
-CU = """#include <cstdio>
+CU = """#include <cfloat>
+#include <cstdio>
+#include <limits>
 #include <vector>
 #include <cuda_runtime.h>
 #include <stdint.h>
@@ -33,7 +35,7 @@ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 __global__ void add(const float* a, const float *b, float out[], uint32_t n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x + ceil_div(0, 7);
-    if (i < n) out[i] = Sum()(a[i], b[i]);
+    if (i < n) out[i] = Sum()(a[i], b[i]) < FLT_MAX ? Sum()(a[i], b[i]) : std::numeric_limits<float>::max();
 }
 
 template <typename T> __global__ void twice(T* x, int n) {
