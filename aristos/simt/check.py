@@ -42,7 +42,7 @@ def check(file: str, args: list[str], launches: list[str], seeds: int, github: b
             raise InputError(f"there is no file {path}")
     if launches and files[0].suffix == ".py":
         raise InputError("--launch is for CUDA C++ and PTX: a script launches its kernels itself")
-    failed, found = 0, []
+    failed, found = 0, list[Report]()
     first = options.pop("seed")
     for path in files:
         for seed in range(first, first + seeds):

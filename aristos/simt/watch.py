@@ -173,6 +173,9 @@ def fence(x, thread, block, warp, order, scope):
         if d <= scope:
             put(thread, s.T_VC, join(x, get(thread, s.T_VC), get(thread, s.T_PENDING0 + d)))
             put(thread, s.T_PENDING0 + d, 0)
+    if scope > 0:  # it has taken what an acquire operation would, and maps are large
+        put(thread, s.T_READ_AT, 0)
+        put(thread, s.T_READ_MAP, 0)
     now = publish(x, thread, block, warp)
     if order != isa.ACQUIRE:
         for d in range(scope + 1):
