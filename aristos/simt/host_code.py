@@ -12,9 +12,7 @@ from pathlib import Path
 NO_CODE = re.compile(
     r"""//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])'|^[ \t]*\#(?:\\\n|[^\n])*""", re.S | re.M
 )
-TRANSPARENT = re.compile(
-    r"\bnamespace\b[^;()]*$|\bextern\s*$"
-)  # before a brace whose inside is still outside functions
+TRANSPARENT = re.compile(r"\bnamespace\b[^;()]*$|\bextern\s*$")  # before a brace that holds no function's body
 DEVICE = re.compile(r"\b__(global|device)__\b")
 HOST = re.compile(r"<<<|\bcuda[A-Z]\w*|\bcu[A-Z]\w*|\bstd::|\b(cout|cerr|fprintf|malloc|calloc|exit)\b")
 HOST_HEAD = re.compile(r"\bmain\s*\(|\b__host__\b|\bstd::")
@@ -33,7 +31,7 @@ def without_host_code(source: str) -> str:
             continue
         end = closing(code, at)
         start += len(head) - len(head.lstrip())
-        function = ")" in head and "=" not in head and not DEVICE.search(head)
+        function = ")" in head and not head.rstrip().endswith("=") and not DEVICE.search(head)
         if function and (HOST_HEAD.search(head) or HOST.search(code[at:end])):
             source = source[:start] + blank(source[start:end]) + source[end:]
         at = start = end
