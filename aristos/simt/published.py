@@ -1,12 +1,12 @@
-"""What a write publishes, and to whom: the release patterns that precede a read of it (the PTX ISA, 8.8 to 8.9.4).
+"""What a write publishes, and which readers may take it: the release patterns that precede a read of it.
 
-A release pattern and an acquire pattern synchronise if two things hold. The read observes the write, directly or
-through atomic operations that each read the one before; each such pair must be morally strong, so a link is broken
-where a scope excludes the other thread. And the first operation of the release pattern and the last one of the
-acquire pattern include each other's threads, whoever wrote in between. So what an atomic operation publishes keeps the
-releases of several threads apart by who may take them: a map from a group of readers to a vector clock. It lies in the
-pool of vector clocks, and is immutable; 0 is the empty one. A block's clock has every release of its threads, a
-device's those of at least gpu scope of its threads, the system's those of system scope.
+Source: the PTX ISA, 8.8 to 8.9.4. A release pattern and an acquire pattern synchronise if two things hold. The read
+observes the write, directly or through atomic operations that each read the one before; each such pair must be morally
+strong, so a link is broken where a scope excludes the other thread. And the first operation of the release pattern and
+the last one of the acquire pattern include each other's threads, whichever threads wrote in between. So what an atomic
+operation publishes keeps the releases of several threads apart by their readers: a map from a group of readers to a
+vector clock. It lies in the pool of vector clocks, and is immutable; 0 is the empty one. A block's clock has every
+release of its threads, a device's those of at least gpu scope of its threads, the system's those of system scope.
 """
 
 from __future__ import annotations
