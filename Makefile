@@ -77,7 +77,7 @@ lint: $(READY)-lint
 # The peers' environments are in $(VENV)/peers; ARGS names parts of the comparison and options.
 compare: $(READY)-run
 	$(PY) bench/environments.py
-	$(PY) bench/compare.py --mpiexec "$(VENV)/bin/mpiexec $(FLAGS_$(MPI))" --ranks $(RANKS) $(ARGS)
+	$(FREE_BLAS) $(PY) bench/compare.py --mpiexec "$(VENV)/bin/mpiexec $(FLAGS_$(MPI))" --ranks $(RANKS) $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(RESULTS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

@@ -18,6 +18,7 @@ from .expert import scratch_bytes
 from .panels import pack, padded
 
 RUN = 192  # rows of one run of the kernel
+NARROW_RUN = 128  # rows of a product of 16-bit elements, whose copy stays in the L2 cache: 4 to 25 % faster than 192
 
 
 class KernelCall:
@@ -48,16 +49,17 @@ class Matrix:
             raise InputError(f"weight must have at least one row and one column, got {list(weight.shape)}")
         self.depth, self.columns = weight.shape
         self._element, self._panels = element, element.pack(weight)
-        self._rows = aligned((product_bytes(element.code, RUN, self.depth),), np.uint8)
+        self._run = RUN if element.code == FLOAT32 else NARROW_RUN
+        self._rows = aligned((product_bytes(element.code, self._run, self.depth),), np.uint8)
         self._call = KernelCall(element.code, PRODUCT)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """x: [M, K] of the weight's dtype -> [M, N]. `out` [M, N] avoids a copy if N is a multiple of 32."""
         x, y = _rows(x, out, self.depth, self.columns, self._element)
         from_x, to_y = _addresses(x), _addresses(y)
-        for first in range(0, len(x), RUN):
+        for first in range(0, len(x), self._run):
             self._call(
-                min(RUN, len(x) - first), from_x.ctypes.data + 8 * first, self.depth, self._panels.ctypes.data,
+                min(self._run, len(x) - first), from_x.ctypes.data + 8 * first, self.depth, self._panels.ctypes.data,
                 self.columns, to_y.ctypes.data + 8 * first, self._rows.ctypes.data,
             )  # fmt: skip
         return _result(y, out, self.columns)
