@@ -38,7 +38,7 @@ help:
 	@echo "make bench    the main job on $(RANKS) ranks: table, HDF5 file and plots in $(RESULTS)/"
 	@echo "make test     the tests to run before a commit, in minutes   (ARGS='-k layer' for some)"
 	@echo "make test-all all tests, and the core of the layer's on the MPI libraries $(MPI) $(OTHERS)"
-	@echo "make coverage lines run by uncompiled tests, room by room, and public functions that no test calls"
+	@echo "make coverage lines run by uncompiled tests, room by room, and public functions that no test reaches"
 	@echo "make lint     ruff and mypy"
 	@echo "make compare  Aristos and its peers in turns: docs/performance.md; ARGS='one products' for some parts"
 	@echo "make clean    removes $(VENV), $(RESULTS) and caches"
