@@ -45,6 +45,28 @@ def test_the_best_isa_is_chosen_unless_one_is_named():
         isa.choose(has, "amx", "no permission")
 
 
+def test_ranks_agree_on_the_best_set_that_all_have():
+    intel, zen4 = ("amx", "avx512", "avx512bf16", "avx2", "generic"), ("avx512bf16", "avx512", "avx2", "generic")
+    zen3, arm = ("avx2", "generic"), ("generic",)
+
+    def agreed(*offers: tuple[tuple[str, ...], bool]) -> str:
+        in_order = [isa.Offer(*offer) for offer in offers]
+        assert isa.agreed(in_order) == isa.agreed(in_order[::-1]), "the order of the ranks counts"
+        return isa.agreed(in_order)
+
+    assert agreed((intel, False)) == agreed((intel, False), (intel, False)) == "amx"
+    assert agreed((intel, False), (intel, False), (zen4, False)) == "avx512"
+    assert agreed((intel, False), (zen4, False), (zen4, False)) == "avx512bf16"
+    assert agreed((intel, False), (zen3, False), (zen4, False)) == "avx2"
+    assert agreed((intel, True), (zen3, False)) == "avx2"  # forced, and the others lack it
+    assert agreed((intel[2:], True), (intel, False), (intel, False)) == "avx512bf16"  # forced, and all have it
+    assert agreed((intel[3:], True), (intel, False)) == "avx2"
+    assert agreed((intel, False), (arm, False)) == "generic"
+    offers = [isa.Offer(intel, False), isa.Offer(zen3, False), isa.Offer(intel, False), isa.Offer(zen4, False)]
+    assert isa.passed_over("avx2", offers) == "amx on ranks 0, 2; avx512bf16 on rank 3"
+    assert isa.passed_over("amx", [isa.Offer(intel, False)]) == ""
+
+
 USABLE = [name for name in isa.available(*isa.target()) if name != "amx" or not isa.tiles_refused()]
 ROUNDED = str(Path(__file__).with_name("test_rounded_experts.py"))
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from cases import MoE, routing, same, tokens
+from cases import MoE, clean_environment, routing, same, tokens
+from mpi import find_mpiexec
 from rounded import DTYPES, numpy_dtype
 
 import aristos
 from aristos import reference
-from aristos.errors import InputError, MismatchError
-from aristos.layer import cpu
+from aristos.errors import InputError
 from aristos.layer.weights import packed_bytes
+from aristos.primitives import isa
 
 CFG = aristos.MoEConfig(hidden=70, ffn=200, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=70)
 STEP = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # half the distance of neighbours, relative
@@ -105,12 +108,71 @@ def test_other_dtypes_are_refused():
         assert same(moe(x), y)
 
 
+LESS = "avx2" if "avx2" in isa.usable()[1:] else "generic"  # an instruction set besides the best one
+
+
 @pytest.mark.ranks(2)
-def test_ranks_of_two_instruction_sets_are_refused(comm, monkeypatch):
-    """Their outputs would depend on the rank; a float32 layer does not."""
-    monkeypatch.setattr(cpu.isa, "chosen", lambda: ("amx", "avx2")[comm.rank])
-    cfg = replace(CFG, dtype="bfloat16")
-    with pytest.raises(MismatchError, match=r"rank 0 has .*ISA amx .*rank 1 has .*ISA avx2"):
-        MoE(cfg, comm, backend="cpu")
-    with MoE(replace(CFG, dtype="float32"), comm, backend="cpu"):
-        pass
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ranks_agree_on_an_instruction_set(comm, dtype, monkeypatch, capfd):
+    """The layer has the bits that the common one has on one rank; beside it, a layer keeps this rank's best."""
+    best, own = isa.chosen(), isa.usable()
+    cfg, w = configuration(dtype)
+    x = rows(cfg, 50, seed=comm.rank)
+    with monkeypatch.context() as only:
+        only.setattr(isa, "usable", lambda: (LESS,))
+        with MoE(cfg, backend="cpu", threads=1) as moe:
+            moe.load(0, **w)
+            assert moe.isa == LESS
+            want = moe(x)
+    monkeypatch.setattr(isa, "usable", lambda: (own, (LESS,))[comm.rank])
+    with MoE(replace(CFG, dtype="float32"), comm, backend="cpu") as moe:
+        assert moe.isa == (best, LESS)[comm.rank]  # equal bits on all: each rank uses its best
+    assert "aristos: kernels use" not in capfd.readouterr().err
+    with MoE(cfg, comm, backend="cpu") as moe, MoE(cfg, comm, backend="cpu") as again:
+        moe.load(0, **w)
+        again.load(0, **w)
+        y, stats = moe(x, return_stats=True)
+        assert moe.isa == again.isa == stats.isa == LESS
+        assert same(y, want)
+        assert same(again(x), want)
+    said = f"aristos: kernels use {LESS}, the best instruction set that all ranks have, not {best} on rank 0\n"
+    assert capfd.readouterr().err == (said if comm.rank == 0 and best != LESS else "")
+
+
+RANKS = """
+import os, sys
+rank = int(next(os.environ[v] for v in ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK") if v in os.environ))
+os.environ["ARISTOS_ISA"] = sys.argv[1 + rank]
+from mpi4py import MPI
+comm = MPI.COMM_WORLD
+"""
+ALONE = """
+import os, sys
+os.environ["ARISTOS_ISA"] = sys.argv[1]
+comm = None
+"""
+LAYER = """
+import hashlib
+import numpy as np
+import aristos
+from aristos import reference
+cfg = aristos.MoEConfig(hidden=70, ffn=200, experts=5, dtype="float16", max_tokens=70)
+x = np.random.default_rng(0).standard_normal((50, 70)).astype("f2")
+with aristos.MoE(cfg, comm, threads=1, backend="cpu") as moe:
+    moe.load(**reference.weights(cfg))
+    print(">", moe.isa, hashlib.sha256(moe(x).tobytes()).hexdigest(), flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
+def test_processes_with_two_values_of_aristos_isa():
+    def run(*command: str) -> list[str]:
+        done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr
+        return [line for line in done.stdout.splitlines() if line.startswith(">")]
+
+    (alone,) = run(sys.executable, "-c", ALONE + LAYER, LESS)
+    assert alone.split()[1] == LESS
+    for sets in ((isa.chosen(), LESS), (LESS, isa.chosen())):
+        assert run(*find_mpiexec(), "-n", "2", sys.executable, "-c", RANKS + LAYER, *sets) == [alone, alone]

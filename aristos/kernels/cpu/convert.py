@@ -7,13 +7,14 @@ by integer operations, denormals too.
 import numpy as np
 from numba.extending import overload
 
-from ...primitives import isa
 from ...primitives import memory as mem
 from ...primitives.compile import jit
-from . import llvm, micro_kernels
+from ..cpu import llvm
+from . import micro_kernels
 from .panels import LANES
+from .target import ISA
 
-FLUSHES = isa.chosen() in ("amx", "avx512bf16")  # rounding to bfloat16 takes denormals for zeros
+FLUSHES = ISA in ("amx", "avx512bf16")  # rounding to bfloat16 takes denormals for zeros
 FLOAT32, BFLOAT16, FLOAT16 = range(3)  # element types: the job's word ELEMENT
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from numba import types
 
 from ...primitives import memory as mem
-from ...primitives.compile import config, jit, warm_up
+from ...primitives.compile import jit
 from . import expert, rounded_expert
 from .convert import BFLOAT16, FLOAT16, FLOAT32
 from .gemm import product
@@ -131,13 +131,3 @@ def run_bytes(element: int, rows: int, few: int, hidden: int, ffn: int, gated: b
         return expert.scratch_bytes(rows, hidden, gated), expert.activation_bytes(few, ffn, gated)
     run = rounded_expert.scratch_bytes(element, rows, hidden, ffn, gated)
     return run, rounded_expert.activation_bytes(element, few, ffn)
-
-
-def handle(element: int) -> int:
-    """What the job's word KERNELS holds: the address of the compiled function; in plain Python the element's code."""
-    if config.DISABLE_JIT:
-        return element
-    compiled = KERNELS[element]
-    warm_up([(compiled, SIGNATURE)])
-    found = compiled.overloads[SIGNATURE]
-    return int(found.library.get_pointer_to_function(found.fndesc.llvm_func_name))

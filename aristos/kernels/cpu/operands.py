@@ -4,17 +4,17 @@
 set, whatever the number of rows: so a row's sums never depend on the rows beside it.
 """
 
-from ...primitives import isa
 from ...primitives import memory as mem
 from ...primitives.compile import jit
 from ..common.branches import unrolled
 from . import tiles, widened
 from .convert import BFLOAT16, FLOAT16
+from .target import ISA
 
 SPARE_BYTES = 128  # for the shapes of tiles, or for one row of 32 elements
 
-release = tiles.release if isa.chosen() == "amx" else mem.pause
-_ways = {BFLOAT16: tiles if isa.chosen() == "amx" else widened, FLOAT16: widened}
+release = tiles.release if ISA == "amx" else mem.pause
+_ways = {BFLOAT16: tiles if ISA == "amx" else widened, FLOAT16: widened}
 
 
 def _by_element(name, arguments):

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...primitives import isa
 from ...primitives.buffers import aligned
+from .target import ISA
 
 
 class Shape(NamedTuple):
@@ -29,7 +30,7 @@ def shape_for(isa: str, cpu: str) -> Shape:
     return Shape(8, 2, 6) if isa == "avx2" else Shape(4, 4, 6)
 
 
-LANES, VECTORS, ROWS = shape_for(isa.chosen(), isa.target()[0])
+LANES, VECTORS, ROWS = shape_for(ISA, isa.target()[0])
 NR = LANES * VECTORS  # columns of a panel
 
 

@@ -10,7 +10,6 @@ zeros to blocks of 32 columns.
 import numpy as np
 from numba.extending import overload
 
-from ...primitives import isa
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT
 from ...primitives.compile import inlined, jit
@@ -21,9 +20,10 @@ from .elements import WIDTH
 from .gemm import KC, PITCH
 from .micro_kernels import STEP, SUMS
 from .panels import LANES
+from .target import ISA
 
-DOT = isa.chosen() == "avx512bf16"
-SPAN = WIDTH if isa.chosen().startswith(("avx512", "amx")) else 16  # columns of a micro-kernel
+DOT = ISA == "avx512bf16"
+SPAN = WIDTH if ISA.startswith(("avx512", "amx")) else 16  # columns of a micro-kernel
 ROWS = {16: 12, 8: 5, 4: 4}[LANES]  # its sums, weights as loaded and widened, and a broadcast fit the registers
 AHEAD_GROUPS = 2  # see gemm.py
 
