@@ -58,7 +58,7 @@ def depends_on_isa(cfg: MoEConfig) -> bool:
 
     A float32 sum is one chain of fused multiply-adds in k order on every ISA.
     """
-    return cfg.dtype != "float32"
+    return cfg.dtype != "float32" or cfg.precision != "highest"
 
 
 def isa_of(cfg: MoEConfig, runtime: Runtime | None) -> str:
@@ -79,8 +79,8 @@ class CpuBackend(Backend):
         self._isa = isa_of(cfg, self._runtime)
         if depends_on_isa(cfg):
             self._runtime.report_isa()
-        self._elements = module("elements", self._isa).ELEMENTS
-        self._element = self._elements[cfg.dtype]
+        self._elements = module("elements", self._isa)
+        self._element = self._elements.element_type(cfg.dtype, cfg.precision)
         self._kernels = handle(self._isa, self._element.code)
         self._jobs: list[np.ndarray | None] = [None] * settings.layers
         self._filled = [-1] * settings.layers  # the runtime's version that each job was filled for
@@ -98,8 +98,8 @@ class CpuBackend(Backend):
     @staticmethod
     def needs(cfg: MoEConfig, runtime: Runtime | None) -> Needs:
         chosen = isa_of(cfg, runtime)
-        entries, tokens = module("entries", chosen), module("tokens", chosen)
-        element = ELEMENTS[cfg.dtype].code
+        elements, entries, tokens = (module(name, chosen) for name in ("elements", "entries", "tokens"))
+        element = elements.element_type(cfg.dtype, cfg.precision).code
         route = tokens.route_bytes(words.TOKEN_BLOCK, cfg.hidden, cfg.experts)
         run, activations = entries.run_bytes(element, BATCH, column_runs.MOST_ROWS, cfg.hidden, cfg.ffn, cfg.gated)
         most = max(run, route, tokens.combine_bytes(cfg.top_k))
@@ -110,7 +110,7 @@ class CpuBackend(Backend):
         return self._isa
 
     def load(self, layer: int, given: CheckedWeights) -> None:
-        self.weights[layer] = LayerWeights(self._element, self._elements["float32"], given)
+        self.weights[layer] = LayerWeights(self._element, self._elements.element_type("float32"), given)
         self._filled[layer] = -1
 
     # ------------------------------------------------------------ calls

@@ -9,7 +9,7 @@ import numpy as np
 from ..config import NARROW, MoEConfig, boolean
 from ..engine import words
 from ..errors import InputError
-from ..kernels.cpu.elements import ELEMENTS, ElementType
+from ..kernels.cpu.elements import ElementType, element_type
 from ..primitives import arrays
 from ..primitives.buffers import FLOAT, aligned
 
@@ -161,9 +161,9 @@ class LayerWeights:
 
 def packed_bytes(cfg: MoEConfig, count: int) -> int:
     """Bytes of `LayerWeights` with `count` experts, all biases of the configuration, and a router."""
-    element = ELEMENTS[cfg.dtype]
+    element = element_type(cfg.dtype, cfg.precision)
     wide = 2 if cfg.gated else 1  # products of width F
     expert = wide * element.packed_bytes(cfg.hidden, cfg.ffn) + element.packed_bytes(cfg.ffn, cfg.hidden)
     if cfg.bias:
         expert += FLOAT * (wide * element.padded(cfg.ffn) + element.padded(cfg.hidden))
-    return count * expert + ELEMENTS["float32"].packed_bytes(cfg.hidden, cfg.experts)
+    return count * expert + element_type("float32").packed_bytes(cfg.hidden, cfg.experts)

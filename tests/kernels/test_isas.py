@@ -99,5 +99,5 @@ def test_16_bit_experts_on_every_isa_of_this_machine():
 @pytest.mark.slow
 def test_16_bit_experts_as_plain_python_for_every_isa():
     """Tile loads, tile products and dot products included, also those that this machine does not have."""
-    chosen = "float64 or chunked or column or passes or combine"
+    chosen = "float64 or chunked or column or passes or combine or split"
     on_each(isa.NEEDS, "-m", "pytest", "-q", "-p", "no:cacheprovider", ROUNDED, "-k", chosen, NUMBA_DISABLE_JIT="1")

@@ -14,7 +14,7 @@ from rounded import DTYPES, numpy_dtype
 
 import aristos
 from aristos import reference
-from aristos.errors import InputError
+from aristos.errors import InputError, MismatchError
 from aristos.layer.weights import packed_bytes
 from aristos.primitives import isa
 
@@ -106,6 +106,71 @@ def test_other_dtypes_are_refused():
         with pytest.raises(InputError, match="router must have dtype float32, got bfloat16"):
             moe.load(0, **w | {"router": w["router"].astype(x.dtype)})
         assert same(moe(x), y)
+
+
+def test_high_precision_of_float32():
+    """Three products of bfloat16 on AMX, within 2e-5 of float64; elsewhere it is float32 as with "highest"."""
+    cfg = replace(CFG, hidden=300, ffn=700, precision="high")
+    w, x = reference.weights(cfg), tokens(cfg, 60, 0)
+    with MoE(replace(cfg, precision="highest"), backend="cpu", threads=1) as moe:
+        moe.load(0, **w)
+        exact = moe(x)
+    with MoE(cfg, backend="cpu", threads=1) as moe:
+        moe.load(0, **w)
+        y, used = moe(x), moe.isa
+        call = routing(cfg, 60, "some", seed=1)
+        given = moe(x, **call)
+    assert y.dtype == np.float32
+    want = reference.moe(cfg, x, **call, **{name: v for name, v in w.items() if name != "router"})
+    assert np.abs(given - want).max() < 2e-5 * np.abs(want).max()
+    assert np.abs(y - exact).max() < 2e-5 * np.abs(exact).max()
+    assert same(y, exact) == (used != "amx")
+    for options in ({"threads": 3}, {"schedule": "bulk"}):
+        with MoE(cfg, backend="cpu", **options) as moe:
+            moe.load(0, **w)
+            assert same(moe(x), y)
+            assert same(moe(x[:3]), y[:3])
+
+
+@pytest.mark.ranks(2)
+def test_high_precision_on_ranks(comm, monkeypatch):
+    cfg = replace(CFG, precision="high")
+    w, x = reference.weights(cfg), tokens(cfg, 50 + comm.rank, seed=comm.rank)
+    with MoE(cfg, backend="cpu", threads=1) as moe:
+        moe.load(0, **w)
+        y = moe(x)
+    with MoE(replace(cfg, precision="highest"), backend="cpu", threads=1) as moe:
+        moe.load(0, **w)
+        exact = moe(x)
+    for options in ({}, {"ranks_per_node": 1}, {"placement": [[0, 1], 0, 1, [1, 0], 0]}):
+        with MoE(cfg, comm, backend="cpu", **options) as moe:
+            moe.load(0, **w)
+            assert same(moe(x), y), options
+    with pytest.raises(MismatchError, match=r"rank 0 has .*precision='high'.*rank 1 has .*precision='highest'"):
+        MoE(replace(cfg, precision=("high", "highest")[comm.rank]), comm, backend="cpu")
+    own = isa.usable()
+    monkeypatch.setattr(isa, "usable", lambda: (own, (LESS,))[comm.rank])
+    with MoE(cfg, comm, backend="cpu") as moe:  # without AMX on all ranks
+        moe.load(0, **w)
+        assert moe.isa == LESS
+        assert same(moe(x), exact)
+
+
+def test_weights_of_high_precision_take_the_bytes_of_float32():
+    wide = replace(CFG, hidden=128, ffn=256, bias=False)
+    high = replace(wide, precision="high")
+    assert abs(aristos.MoE.memory(high, 2) / aristos.MoE.memory(wide, 2) - 1) < 0.01
+    for cfg in (wide, high, replace(high, hidden=70)):
+        with MoE(cfg, backend="cpu", threads=1) as moe:
+            moe.load(0, **reference.weights(cfg))
+            assert moe.packed_weights(0).nbytes == packed_bytes(cfg, cfg.experts)
+
+
+def test_high_precision_is_for_float32():
+    with pytest.raises(InputError, match="precision='high' requires dtype='float32', got dtype='bfloat16'"):
+        replace(CFG, dtype="bfloat16", precision="high")
+    with pytest.raises(InputError, match="precision must be one of highest, high, got 'low'"):
+        replace(CFG, precision="low")
 
 
 LESS = "avx2" if "avx2" in isa.usable()[1:] else "generic"  # an instruction set besides the best one

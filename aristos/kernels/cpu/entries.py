@@ -12,8 +12,9 @@ from numba import types
 from ...primitives import memory as mem
 from ...primitives.compile import jit
 from . import expert, rounded_expert
-from .convert import BFLOAT16, FLOAT16, FLOAT32
+from .convert import BFLOAT16, FLOAT16, FLOAT32, SPLIT
 from .gemm import product
+from .target import ISA
 from .tokens import combine_token, route_block
 
 ROUTE, EXPERT, UP, DOWN, COMBINE, PRODUCT = range(6)
@@ -88,6 +89,7 @@ def float32_kernels(kernel, block):
 @jit
 def run_rounded(element, kernel, block):
     a = block
+    rows = FLOAT32 if element == SPLIT else element
     if kernel == EXPERT:
         rounded_expert.expert_rows(
             element, argument(a, 0), argument(a, 1), argument(a, 2), weights_at(a, 3), argument(a, 9), argument(a, 10),
@@ -104,9 +106,9 @@ def run_rounded(element, kernel, block):
             argument(a, 11), argument(a, 12), argument(a, 13),
         )  # fmt: skip
     elif kernel == COMBINE:
-        combine(element, block)
+        combine(rows, block)
     else:
-        return int(route(element, block))
+        return int(route(rows, block))
     return 0
 
 
@@ -122,7 +124,15 @@ def float16_kernels(kernel, block):
     return run_rounded(FLOAT16, kernel, block)
 
 
+@jit
+def split_kernels(kernel, block):
+    """Run a kernel on float32 rows and split weights; returns its result, 0 if it has none."""
+    return run_rounded(SPLIT, kernel, block)
+
+
 KERNELS = {FLOAT32: float32_kernels, BFLOAT16: bfloat16_kernels, FLOAT16: float16_kernels}
+if ISA == "amx":
+    KERNELS[SPLIT] = split_kernels
 
 
 def run_bytes(element: int, rows: int, few: int, hidden: int, ffn: int, gated: bool) -> tuple[int, int]:
