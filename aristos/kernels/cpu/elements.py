@@ -88,7 +88,7 @@ def pack_pairs(bits: np.ndarray) -> np.ndarray:
 
 
 def pack_split(weight: np.ndarray) -> np.ndarray:
-    """[K, N] float32 -> [N / 32, K / 32, 2, 2, 16, 16, 2] uint16: each block of k as `pack_pairs` has it, high and low."""
+    """[K, N] float32 -> [N / 32, K / 32, 2, 2, 16, 16, 2] uint16: `pack_pairs` of high and low values, by blocks."""
     high = narrow(BFLOAT16, weight)
     low = narrow(BFLOAT16, weight - (high.astype(np.uint32) << np.uint32(16)).view(np.float32))
     parts = [pack_pairs(high), pack_pairs(low)]

@@ -93,9 +93,9 @@ def expert_rows(element, m, x, y, weights, code, hidden, ffn, scratch, wire):
     """Run one expert on m rows.
 
     x, y: addresses of arrays of m row addresses; rows have elements of this type, and those of y of 16 bits space for
-    `hidden` rounded up to 32. weights: addresses (up, gate, down, up_bias, gate_bias, down_bias) of this expert's packed
-    panels and of its float32 biases padded to 32, 0 for absent tensors. scratch: `scratch_bytes(element, m, hidden, ffn,
-    gated)` bytes, 64-byte aligned. wire: address of the wire that `wire.tend` serves between panels, or 0.
+    `hidden` rounded up to 32. weights: addresses (up, gate, down, up_bias, gate_bias, down_bias) of this expert's
+    packed panels and of its float32 biases padded to 32, 0 for absent tensors. scratch: `scratch_bytes(element, m,
+    hidden, ffn, gated)` bytes, 64-byte aligned. wire: address of the wire that `wire.tend` serves between panels, or 0.
     """
     chunk = chunk_of(element, hidden, ffn)
     spare, a = scratch, scratch + SPARE_BYTES

@@ -1,8 +1,8 @@
 """Products of bfloat16 by AMX tiles. Operands are tiles: for each group of rows, two tiles of up to 16 rows.
 
-Products of float32 too (SPLIT): each value is the sum of two bfloat16, high + low, which have 16 significant bits, and x w
-is low high + high high + high low. A tile of high values is followed by that of the low ones. Denormals count as zeros;
-an infinite value, or one of 3.39e38 and more, gives NaN.
+Products of float32 too (SPLIT): each value is the sum of two bfloat16, high + low, which have 16 significant bits, and
+x w is low high + high high + high low. A tile of high values is followed by that of the low ones. Denormals count as
+zeros; an infinite value, or one of 3.39e38 and more, gives NaN.
 
 Rows are cut into groups of nearly equal size, at most 32 each. A tile holds, for each block of 32 k, 16 rows of 64
 bytes: STEP bytes, whole cache lines. Sums stay in tiles over KC, and wait in the L1 cache between passes. The tile unit
