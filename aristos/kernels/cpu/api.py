@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from ...config import ACTIVATIONS, checked_limit
+from ...config import ACTIVATIONS, PRECISIONS, checked_limit
 from ...errors import InputError
-from ...primitives.arrays import check_out
-from ...primitives.buffers import FLOAT, aligned
+from ...primitives.arrays import check_out, is_type
+from ...primitives.buffers import aligned
 from ..common.activations import word
 from .convert import FLOAT32
-from .entries import BLOCK_BYTES, EXPERT, KERNELS, PRODUCT
+from .elements import ELEMENTS, ElementType, element_type
+from .entries import BLOCK_BYTES, EXPERT, KERNELS, PRODUCT, product_bytes
 from .expert import scratch_bytes
-from .gemm import packed_bytes
 from .panels import pack, padded
 
 RUN = 192  # rows of one run of the kernel
@@ -33,28 +33,39 @@ class Call:
 
 
 class Matrix:
-    """Weights packed for the micro-kernel: Matrix(w)(x) is x w.
+    """Weights packed for the micro-kernel: Matrix(w)(x) is x w; Matrix(w, transposed=True)(x) is x times w's transpose.
 
-    weight: [K, N] float32. Not thread-safe: use one object per thread.
+    weight: [K, N] float32, or of `dtype`, which is that of x and of the product. dtype, precision: as in `MoEConfig`.
+    Sums are float32, rounded once. Not thread-safe: use one object per thread.
     """
 
-    def __init__(self, weight: np.ndarray) -> None:
-        weight = _matrix("weight", weight, None)
-        self.depth, self.columns = weight.shape
+    def __init__(
+        self, weight: np.ndarray, *, dtype: str = "float32", precision: str = "highest", transposed: bool = False
+    ) -> None:
+        if dtype not in ELEMENTS:
+            raise InputError(f"dtype must be one of {', '.join(ELEMENTS)}, got {dtype!r}")
+        if precision not in PRECISIONS or (precision != "highest" and dtype != "float32"):
+            raise InputError(f"precision must be 'highest', or 'high' with float32, got {precision!r} with {dtype}")
+        weight = _matrix("weight", weight, None, "float32", dtype)
         if 0 in weight.shape:
             raise InputError(f"weight must have at least one row and one column, got {list(weight.shape)}")
-        self._panels = pack(weight)
-        self._rows = aligned((packed_bytes(RUN, self.depth),), np.uint8)
-        self._call = Call(FLOAT32, PRODUCT)
+        self.depth, self.columns = weight.shape[::-1] if transposed else weight.shape
+        self._element = element_type(dtype, precision)
+        self._panels = self._element.pack(weight, transposed)
+        self._scratch = aligned((product_bytes(self._element.code, RUN, self.depth),), np.uint8)
+        self._call = Call(self._element.code, PRODUCT)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """x: [M, K] float32 -> [M, N]. `out` [M, N] avoids a copy if N is a multiple of the vector width."""
-        x, y = _rows(x, out, self.depth, self.columns)
+        """x: [M, K] -> [M, N]; transposed: [M, N] -> [M, K].
+
+        `out`, of the result's shape, avoids a copy if its columns are a multiple of 32.
+        """
+        x, y = _rows(x, out, self.depth, self.columns, self._element)
         from_x, to_y = _addresses(x), _addresses(y)
         for first in range(0, len(x), RUN):
             self._call(
                 min(RUN, len(x) - first), from_x.ctypes.data + 8 * first, self.depth, self._panels.ctypes.data,
-                self.columns, to_y.ctypes.data + 8 * first, self._rows.ctypes.data,
+                self.columns, to_y.ctypes.data + 8 * first, self._scratch.ctypes.data,
             )  # fmt: skip
         return _result(y, out, self.columns)
 
@@ -104,7 +115,7 @@ class Packed:
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """x: [M, H] float32 -> [M, H]. `out` [M, H] avoids a copy if H is a multiple of the vector width."""
-        x, y = _rows(x, out, self.hidden, self.hidden)
+        x, y = _rows(x, out, self.hidden, self.hidden, ELEMENTS["float32"])
         from_x, to_y = _addresses(x), _addresses(y)
         for first in range(0, len(x), RUN):
             self._call(
@@ -129,16 +140,18 @@ def ffn(
     return Packed(up, down, gate, up_bias, gate_bias, down_bias, activation, limit)(x)
 
 
-def _rows(x: Any, out: np.ndarray | None, width: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+def _rows(
+    x: Any, out: np.ndarray | None, width: int, columns: int, element: ElementType
+) -> tuple[np.ndarray, np.ndarray]:
     """x [M, width] and `out` [M, columns], checked: (rows to read, rows to write, with space for whole vectors)."""
-    x = _matrix("x", x, (np.shape(x)[0] if np.ndim(x) else 0, width))
+    x = _matrix("x", x, (np.shape(x)[0] if np.ndim(x) else 0, width), element.name)
     if out is not None:
         check_out(out, (len(x), columns), x.dtype, x, contiguous=False)
-    if x.strides[1] != FLOAT:
+    if x.strides[1] != x.itemsize:
         x = np.ascontiguousarray(x)
-    if out is not None and padded(columns) == columns and out.flags.c_contiguous:
+    if out is not None and element.padded(columns) == columns and out.flags.c_contiguous:
         return x, out
-    return x, aligned((len(x), padded(columns)))
+    return x, aligned((len(x), element.padded(columns)), x.dtype)
 
 
 def _result(y: np.ndarray, out: np.ndarray | None, columns: int) -> np.ndarray:
@@ -155,11 +168,12 @@ def _addresses(m: np.ndarray) -> np.ndarray:
     return m.ctypes.data + m.strides[0] * np.arange(len(m))
 
 
-def _matrix(name: str, value: Any, shape: tuple[int, ...] | None) -> np.ndarray:
-    array = np.asarray(value)
-    if array.dtype != np.float32 or array.ndim != 2 or (shape is not None and array.shape != shape):
+def _matrix(name: str, value: Any, shape: tuple[int, ...] | None, *dtypes: str) -> np.ndarray:
+    array, dtypes = np.asarray(value), dtypes or ("float32",)
+    if not any(is_type(array, d) for d in dtypes) or array.ndim != 2 or (shape is not None and array.shape != shape):
         wanted = "a matrix" if shape is None else f"shape {list(shape)}"
-        raise InputError(f"{name} must be float32 with {wanted}, got {array.dtype} {list(array.shape)}")
+        names = " or ".join(dict.fromkeys(dtypes))
+        raise InputError(f"{name} must be {names} with {wanted}, got {array.dtype} {list(array.shape)}")
     return array
 
 

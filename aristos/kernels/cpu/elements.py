@@ -35,8 +35,13 @@ class ElementType:
         """Bytes of a packed [depth, columns]."""
         return self.nbytes * (depth if self.code == FLOAT32 else up(depth)) * self.padded(columns)
 
-    def pack(self, weight: np.ndarray) -> np.ndarray:
-        """weight: [K, N] float32 or of this type, in any strides -> `packed_bytes(K, N)` bytes."""
+    def pack(self, weight: np.ndarray, transposed: bool = False) -> np.ndarray:
+        """weight: [K, N] float32 or of this type, in any strides -> `packed_bytes(K, N)` bytes.
+
+        transposed: pack its transpose, `packed_bytes(N, K)` bytes, as products of gradients read it.
+        """
+        if transposed:
+            weight = weight.T
         if self.code == FLOAT32:
             return panels.pack(weight).view(np.uint8)
         if self.code == SPLIT:

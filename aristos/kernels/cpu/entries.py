@@ -11,9 +11,8 @@ from numba import types
 
 from ...primitives import memory as mem
 from ...primitives.compile import jit
-from . import expert, rounded_expert
+from . import expert, gemm, operands, rounded_expert
 from .convert import BFLOAT16, FLOAT16, FLOAT32, SPLIT
-from .gemm import product
 from .target import ISA
 from .tokens import combine_token, route_block
 
@@ -77,7 +76,7 @@ def float32_kernels(kernel, block):
     elif kernel == COMBINE:
         combine(FLOAT32, block)
     elif kernel == PRODUCT:
-        product(
+        gemm.product(
             argument(a, 0), argument(a, 1), argument(a, 2), argument(a, 3), argument(a, 4), argument(a, 5),
             argument(a, 6),
         )  # fmt: skip
@@ -107,6 +106,11 @@ def run_rounded(element, kernel, block):
         )  # fmt: skip
     elif kernel == COMBINE:
         combine(rows, block)
+    elif kernel == PRODUCT:
+        operands.product(
+            element, argument(a, 0), argument(a, 1), argument(a, 2), argument(a, 3), argument(a, 4), argument(a, 5),
+            argument(a, 6),
+        )  # fmt: skip
     else:
         return int(route(rows, block))
     return 0
@@ -133,6 +137,11 @@ def split_kernels(kernel, block):
 KERNELS = {FLOAT32: float32_kernels, BFLOAT16: bfloat16_kernels, FLOAT16: float16_kernels}
 if ISA == "amx":
     KERNELS[SPLIT] = split_kernels
+
+
+def product_bytes(element: int, rows: int, depth: int) -> int:
+    """Bytes of scratch for a matrix product of `rows` rows."""
+    return gemm.packed_bytes(rows, depth) if element == FLOAT32 else operands.product_bytes(element, rows, depth)
 
 
 def run_bytes(element: int, rows: int, few: int, hidden: int, ffn: int, gated: bool) -> tuple[int, int]:

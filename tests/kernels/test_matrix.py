@@ -1,0 +1,65 @@
+"""`kernels.Matrix`: products with packed weights, and with their transposes, of every element type, against float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from cases import same
+from rounded import DTYPES, numpy_dtype
+
+from aristos import kernels
+from aristos.errors import InputError
+from aristos.kernels.cpu import gemm
+from aristos.kernels.cpu.elements import element_type
+
+KINDS = [("float32", "highest"), ("float32", "high"), *((dtype, "highest") for dtype in DTYPES)]
+ERROR = {"float32": 1e-5, "bfloat16": 2.0**-8, "float16": 2.0**-11}  # of the largest output
+
+
+def drawn(shape: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32).astype(numpy_dtype(dtype))
+
+
+@pytest.mark.parametrize(("dtype", "precision"), KINDS)
+@pytest.mark.parametrize(("k", "n"), [(1, 1), (32, 64), (gemm.KC + 3, 49), (100, 130)])
+def test_products_with_weights_and_their_transpose_equal_float64(dtype, precision, k, n):
+    w = drawn((k, n), dtype)
+    for transposed in (False, True):
+        matrix = kernels.Matrix(w, dtype=dtype, precision=precision, transposed=transposed)
+        wanted = w.T if transposed else w
+        assert (matrix.depth, matrix.columns) == wanted.shape
+        for m in (0, 1, 9, 40, 200):
+            x = drawn((m, len(wanted)), dtype, seed=m)
+            y, want = matrix(x), x.astype("f8") @ wanted.astype("f8")
+            assert y.shape == want.shape
+            assert y.dtype == x.dtype
+            assert np.abs(y.astype("f8") - want).max(initial=0) <= 1.01 * ERROR[dtype] * np.abs(want).max(initial=0)
+            out = np.empty(y.shape, y.dtype)
+            assert matrix(x, out=out) is out
+            assert same(out, np.ascontiguousarray(y))
+
+
+@pytest.mark.parametrize(("dtype", "precision"), KINDS)
+def test_a_transpose_is_packed_as_its_copy_is(dtype, precision):
+    element = element_type(dtype, precision)
+    w = drawn((70, 45), dtype)
+    packed = element.pack(w, transposed=True)
+    assert packed.nbytes == element.packed_bytes(45, 70)
+    assert same(packed, element.pack(np.ascontiguousarray(w.T)))
+    assert same(element.pack(w.astype("f4"), transposed=True), packed)
+
+
+def test_other_types_are_refused():
+    w = drawn((8, 8), "bfloat16")
+    with pytest.raises(InputError, match="weight must be float32 with a matrix, got bfloat16"):
+        kernels.Matrix(w)
+    with pytest.raises(InputError, match="weight must be float32 or bfloat16 with a matrix, got float16"):
+        kernels.Matrix(w.astype("f2"), dtype="bfloat16")
+    with pytest.raises(InputError, match="dtype must be one of float32, bfloat16, float16, got 'tf32'"):
+        kernels.Matrix(w, dtype="tf32")
+    with pytest.raises(
+        InputError, match="precision must be 'highest', or 'high' with float32, got 'high' with bfloat16"
+    ):
+        kernels.Matrix(w, dtype="bfloat16", precision="high")
+    with pytest.raises(InputError, match=r"x must be bfloat16 with shape \[2, 8\], got float32"):
+        kernels.Matrix(w, dtype="bfloat16")(np.zeros((2, 8), np.float32))
