@@ -23,6 +23,8 @@ NEEDS: dict[str, tuple[str, ...]] = {  # features, as LLVM names them; the best 
     "avx512bf16": ("avx512f", "avx512vl", "avx512bf16"),
     "avx512": ("avx512f", "avx512vl"),
     "avx2": ("avx2", "fma", "f16c"),
+    "neonbf16": ("neon", "bf16"),
+    "neon": ("neon",),
     "generic": (),
 }
 ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # a system call of Linux on x86-64, its code, the state

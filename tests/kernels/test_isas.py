@@ -33,6 +33,8 @@ def test_the_best_isa_is_chosen_unless_one_is_named():
     assert isa.available("znver3", zen3) == ["avx2", "generic"]
     assert isa.available("skylake-avx512", skylake) == ["avx512", "avx2", "generic"]
     assert isa.available("sapphirerapids", sapphire_rapids) == ["amx", "avx512", "avx512bf16", "avx2", "generic"]
+    assert isa.available("apple-m1", {"neon": True}) == ["neon", "generic"]
+    assert isa.available("neoverse-v2", {"neon": True, "bf16": True}) == ["neonbf16", "neon", "generic"]
     assert isa.available("znver4", skylake | {"avx512bf16": True})[0] == "avx512bf16"
     assert isa.available("znver3", zen3 | {"f16c": False}) == ["generic"]
     has = isa.available("sapphirerapids", sapphire_rapids)
@@ -68,7 +70,7 @@ def test_ranks_agree_on_the_best_set_that_all_have():
 
 
 USABLE = [name for name in isa.available(*isa.target()) if name != "amx" or not isa.tiles_refused()]
-ROUNDED = str(Path(__file__).with_name("test_rounded_experts.py"))
+ROUNDED, MATRIX = (str(Path(__file__).with_name(f"test_{name}.py")) for name in ("rounded_experts", "matrix"))
 
 
 def on_each(names: Iterable[str], *words: str, **variables: str) -> dict[str, str]:
@@ -97,7 +99,8 @@ def test_16_bit_experts_on_every_isa_of_this_machine():
 
 
 @pytest.mark.slow
-def test_16_bit_experts_as_plain_python_for_every_isa():
+def test_kernels_as_plain_python_for_every_isa():
     """Tile loads, tile products and dot products included, also those that this machine does not have."""
     chosen = "float64 or chunked or column or passes or combine or split"
-    on_each(isa.NEEDS, "-m", "pytest", "-q", "-p", "no:cacheprovider", ROUNDED, "-k", chosen, NUMBA_DISABLE_JIT="1")
+    files = ROUNDED, MATRIX
+    on_each(isa.NEEDS, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", chosen, NUMBA_DISABLE_JIT="1")

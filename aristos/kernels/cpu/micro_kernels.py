@@ -379,13 +379,16 @@ def widened_float16(rows, vectors, pitch, lanes):
     return _intrinsic(f"float16_{rows}x{vectors * lanes}", 7, emit)
 
 
-def dot_bfloat16(rows, vectors, pitch, lanes):
-    """As `widened_bfloat16`, by AVX512-BF16's dot products of pairs; rows of A are bfloat16, `pitch` bytes apart."""
+def dot_bfloat16(rows, vectors, pitch, lanes, instruction):
+    """As `widened_bfloat16`, by dot products of pairs; rows of A are bfloat16, `pitch` bytes apart.
+
+    instruction: the name of LLVM's intrinsic for vectors of `lanes` sums.
+    """
     vector, halves = ir.VectorType(F32, lanes), ir.VectorType(BFloat(), 2 * lanes)
 
     def emit(builder, args):
         a, b, sums, steps, carry, ahead, pace = args
-        dot = _declare(builder, f"llvm.x86.avx512bf16.dpbf16ps.{32 * lanes}", vector, [vector, halves, halves])
+        dot = _declare(builder, instruction, vector, [vector, halves, halves])
         places = [_at(builder, sums, SUMS * i + 4 * lanes * j, vector) for i in range(rows) for j in range(vectors)]
 
         def body(p, values):

@@ -27,6 +27,8 @@ def shape_for(isa: str, cpu: str) -> Shape:
     """The shape for an instruction set and a CPU, as LLVM names it."""
     if isa in ("avx512", "avx512bf16", "amx"):
         return Shape(8, 4, 6) if cpu == "znver4" else Shape(16, 3, 8)  # Zen 4 computes 256 bits at a time
+    if isa in ("neon", "neonbf16"):
+        return Shape(4, 3, 8)  # 32 registers of 128 bits
     return Shape(8, 2, 6) if isa == "avx2" else Shape(4, 4, 6)
 
 
