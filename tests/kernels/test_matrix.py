@@ -1,4 +1,4 @@
-"""`kernels.Matrix`: products with packed weights, and with their transposes, of every element type, against float64."""
+"""`kernels.Matrix` and `kernels.Packed` of every element type, and transposed weights, against float64."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from cases import same
 from rounded import DTYPES, numpy_dtype
 
-from aristos import kernels
+from aristos import MoEConfig, kernels, reference
 from aristos.errors import InputError
 from aristos.kernels.cpu import gemm
 from aristos.kernels.cpu.elements import element_type
@@ -47,6 +47,20 @@ def test_a_transpose_is_packed_as_its_copy_is(dtype, precision):
     assert packed.nbytes == element.packed_bytes(45, 70)
     assert same(packed, element.pack(np.ascontiguousarray(w.T)))
     assert same(element.pack(w.astype("f4"), transposed=True), packed)
+
+
+@pytest.mark.parametrize(("dtype", "precision"), KINDS)
+def test_an_expert_of_every_type_equals_float64(dtype, precision):
+    w = {"up": drawn((70, 90), dtype, 1), "gate": drawn((70, 90), dtype, 2), "down": drawn((90, 70), dtype, 3)}
+    w = {name: (value.astype("f4") / 9).astype(value.dtype) for name, value in w.items()}
+    bias = {f"{name}_bias": drawn((value.shape[1],), "float32", 4) for name, value in w.items()}
+    packed = kernels.Packed(**w, **bias, activation="silu", dtype=dtype, precision=precision)
+    cfg = MoEConfig(70, 90, experts=1, top_k=1, activation="silu", gated=True, bias=True)
+    x = drawn((40, 70), dtype, 5)
+    y = packed(x)
+    want = reference.expert(cfg, x.astype("f8"), 0, **{name: v.astype("f8")[None] for name, v in (w | bias).items()})
+    assert y.dtype == x.dtype
+    assert np.abs(y.astype("f8") - want).max() <= 3 * ERROR[dtype] * np.abs(want).max()
 
 
 def test_other_types_are_refused():

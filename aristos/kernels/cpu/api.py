@@ -11,11 +11,8 @@ from ...errors import InputError
 from ...primitives.arrays import check_out, is_type
 from ...primitives.buffers import aligned
 from ..common.activations import word
-from .convert import FLOAT32
 from .elements import ELEMENTS, ElementType, element_type
-from .entries import BLOCK_BYTES, EXPERT, KERNELS, PRODUCT, product_bytes
-from .expert import scratch_bytes
-from .panels import pack, padded
+from .entries import BLOCK_BYTES, EXPERT, KERNELS, PRODUCT, product_bytes, run_bytes
 
 RUN = 192  # rows of one run of the kernel
 
@@ -42,15 +39,11 @@ class Matrix:
     def __init__(
         self, weight: np.ndarray, *, dtype: str = "float32", precision: str = "highest", transposed: bool = False
     ) -> None:
-        if dtype not in ELEMENTS:
-            raise InputError(f"dtype must be one of {', '.join(ELEMENTS)}, got {dtype!r}")
-        if precision not in PRECISIONS or (precision != "highest" and dtype != "float32"):
-            raise InputError(f"precision must be 'highest', or 'high' with float32, got {precision!r} with {dtype}")
+        self._element = _element(dtype, precision)
         weight = _matrix("weight", weight, None, "float32", dtype)
         if 0 in weight.shape:
             raise InputError(f"weight must have at least one row and one column, got {list(weight.shape)}")
         self.depth, self.columns = weight.shape[::-1] if transposed else weight.shape
-        self._element = element_type(dtype, precision)
         self._panels = self._element.pack(weight, transposed)
         self._scratch = aligned((product_bytes(self._element.code, RUN, self.depth),), np.uint8)
         self._call = Call(self._element.code, PRODUCT)
@@ -73,9 +66,9 @@ class Matrix:
 class Packed:
     """One expert with its weights packed: y = act(x up + up_bias) [* (x gate + gate_bias)] down + down_bias.
 
-    up, gate: [H, F] float32, down: [F, H]; biases: [F], [F], [H]. With a gate, the activation is applied to the gate
-    projection, and `limit` bounds both projections (see MoEConfig).
-    Not thread-safe: use one object per thread.
+    up, gate: [H, F] float32 or of `dtype`, down: [F, H]; biases: [F], [F], [H] float32. With a gate, the activation is
+    applied to the gate projection, and `limit` bounds both projections. dtype: of x and y; dtype, precision and limit:
+    see MoEConfig. Not thread-safe: use one object per thread.
     """
 
     def __init__(
@@ -88,34 +81,40 @@ class Packed:
         down_bias: np.ndarray | None = None,
         activation: str = "gelu",
         limit: float | None = None,
+        *,
+        dtype: str = "float32",
+        precision: str = "highest",
     ) -> None:
+        self._element = element = _element(dtype, precision)
         if not isinstance(activation, str) or activation not in ACTIVATIONS:
             raise InputError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         limit = checked_limit(activation, gate is not None, limit)
-        up = _matrix("up", up, None)
+        types = ("float32", dtype)
+        up = _matrix("up", up, None, *types)
         self.hidden, self.ffn = up.shape
         if 0 in up.shape:
             raise InputError(f"up must have at least one row and one column, got {list(up.shape)}")
         if gate is None and gate_bias is not None:
             raise InputError("gate_bias came without gate")
-        parts: list[np.ndarray | None] = [pack(up)]
-        parts.append(None if gate is None else pack(_matrix("gate", gate, up.shape)))
-        parts.append(pack(_matrix("down", down, up.shape[::-1])))
+        parts: list[np.ndarray | None] = [element.pack(up)]
+        parts.append(None if gate is None else element.pack(_matrix("gate", gate, up.shape, *types)))
+        parts.append(element.pack(_matrix("down", down, up.shape[::-1], *types)))
         for name, bias, n in (
             ("up_bias", up_bias, self.ffn),
             ("gate_bias", gate_bias, self.ffn),
             ("down_bias", down_bias, self.hidden),
         ):
-            parts.append(None if bias is None else _bias(name, bias, n))
+            parts.append(None if bias is None else element.pack_bias(_bias(name, bias, n)))
         self._parts = parts
         self._weights = [0 if p is None else p.ctypes.data for p in parts]
         self._code = word(activation, limit)
-        self._scratch = aligned((scratch_bytes(RUN, self.hidden, gate is not None),), np.uint8)
-        self._call = Call(FLOAT32, EXPERT)
+        scratch, _ = run_bytes(element.code, RUN, 0, self.hidden, self.ffn, gate is not None)
+        self._scratch = aligned((scratch,), np.uint8)
+        self._call = Call(element.code, EXPERT)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """x: [M, H] float32 -> [M, H]. `out` [M, H] avoids a copy if H is a multiple of the vector width."""
-        x, y = _rows(x, out, self.hidden, self.hidden, ELEMENTS["float32"])
+        """x: [M, H] -> [M, H]. `out` [M, H] avoids a copy if H is a multiple of 32."""
+        x, y = _rows(x, out, self.hidden, self.hidden, self._element)
         from_x, to_y = _addresses(x), _addresses(y)
         for first in range(0, len(x), RUN):
             self._call(
@@ -138,6 +137,14 @@ def ffn(
 ) -> np.ndarray:
     """Pack an expert's weights and run it on rows: x [M, H], up and gate [H, F], down [F, H], float32 -> [M, H]."""
     return Packed(up, down, gate, up_bias, gate_bias, down_bias, activation, limit)(x)
+
+
+def _element(dtype: str, precision: str) -> ElementType:
+    if dtype not in ELEMENTS:
+        raise InputError(f"dtype must be one of {', '.join(ELEMENTS)}, got {dtype!r}")
+    if precision not in PRECISIONS or (precision != "highest" and dtype != "float32"):
+        raise InputError(f"precision must be 'highest', or 'high' with float32, got {precision!r} with {dtype}")
+    return element_type(dtype, precision)
 
 
 def _rows(
@@ -181,7 +188,4 @@ def _bias(name: str, value: Any, n: int) -> np.ndarray:
     array = np.asarray(value)
     if array.dtype != np.float32 or array.shape != (n,):
         raise InputError(f"{name} must be float32 with shape [{n}], got {array.dtype} {list(array.shape)}")
-    out = aligned((padded(n),))
-    out[:] = 0
-    out[:n] = array
-    return out
+    return array
