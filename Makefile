@@ -40,7 +40,7 @@ help:
 	@echo "make test-all all tests, and the core of the layer's on the MPI libraries $(MPI) $(OTHERS)"
 	@echo "make coverage lines run by uncompiled tests, room by room, and public functions that no test calls"
 	@echo "make lint     ruff and mypy"
-	@echo "make compare  Aristos and its peers in turns: docs/performance.md"
+	@echo "make compare  Aristos and its peers in turns: docs/performance.md; ARGS='one products' for some parts"
 	@echo "make clean    removes $(VENV), $(RESULTS) and caches"
 
 bench: $(READY)-run
@@ -72,15 +72,17 @@ lint: $(READY)-lint
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+# The peers' environments are in $(VENV)/peers; ARGS names parts of the comparison and options.
 compare: $(READY)-run
-	$(MPIRUN) $(PY) bench/compare.py $(ARGS)
+	$(PY) bench/environments.py
+	$(PY) bench/compare.py --mpiexec "$(VENV)/bin/mpiexec $(FLAGS_$(MPI))" --ranks $(RANKS) $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(RESULTS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY)-run: pyproject.toml | $(PY)
-	$(PIP) install -e '.[$(MPI),plot]'
+	$(PIP) install -e '.[$(MPI),plot]' ml_dtypes
 	@touch $@
 
 $(READY)-test: pyproject.toml | $(PY)

@@ -25,7 +25,7 @@ def drawn(shape: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray:
 def test_products_with_weights_and_their_transpose_equal_float64(dtype, precision, k, n):
     w = drawn((k, n), dtype)
     for transposed in (False, True):
-        matrix = kernels.Matrix(w, dtype=dtype, precision=precision, transposed=transposed)
+        matrix = kernels.Matrix(w, precision=precision, transposed=transposed)
         wanted = w.T if transposed else w
         assert (matrix.depth, matrix.columns) == wanted.shape
         for m in (0, 1, 9, 40, 200):
@@ -54,7 +54,7 @@ def test_an_expert_of_every_type_equals_float64(dtype, precision):
     w = {"up": drawn((70, 90), dtype, 1), "gate": drawn((70, 90), dtype, 2), "down": drawn((90, 70), dtype, 3)}
     w = {name: (value.astype("f4") / 9).astype(value.dtype) for name, value in w.items()}
     bias = {f"{name}_bias": drawn((value.shape[1],), "float32", 4) for name, value in w.items()}
-    packed = kernels.Packed(**w, **bias, activation="silu", dtype=dtype, precision=precision)
+    packed = kernels.Packed(**w, **bias, activation="silu", precision=precision)
     cfg = MoEConfig(70, 90, experts=1, top_k=1, activation="silu", gated=True, bias=True)
     x = drawn((40, 70), dtype, 5)
     y = packed(x)
@@ -65,15 +65,12 @@ def test_an_expert_of_every_type_equals_float64(dtype, precision):
 
 def test_other_types_are_refused():
     w = drawn((8, 8), "bfloat16")
-    with pytest.raises(InputError, match="weight must be float32 with a matrix, got bfloat16"):
-        kernels.Matrix(w)
-    with pytest.raises(InputError, match="weight must be float32 or bfloat16 with a matrix, got float16"):
-        kernels.Matrix(w.astype("f2"), dtype="bfloat16")
-    with pytest.raises(InputError, match="dtype must be one of float32, bfloat16, float16, got 'tf32'"):
-        kernels.Matrix(w, dtype="tf32")
-    with pytest.raises(
-        InputError, match="precision must be 'highest', or 'high' with float32, got 'high' with bfloat16"
-    ):
-        kernels.Matrix(w, dtype="bfloat16", precision="high")
-    with pytest.raises(InputError, match=r"x must be bfloat16 with shape \[2, 8\], got float32"):
-        kernels.Matrix(w, dtype="bfloat16")(np.zeros((2, 8), np.float32))
+    for make in (kernels.Matrix, lambda w, **options: kernels.Packed(w, w, **options)):
+        with pytest.raises(InputError, match="must be a matrix of float32, bfloat16 or float16, got float64"):
+            make(w.astype("f8"))
+        with pytest.raises(InputError, match=r"precision must be 'highest', .*, got 'high' with bfloat16"):
+            make(w, precision="high")
+        with pytest.raises(InputError, match=r"x must be bfloat16 with shape \[2, 8\], got float32"):
+            make(w)(np.zeros((2, 8), np.float32))
+    with pytest.raises(InputError, match=r"down must be bfloat16 with shape \[8, 8\], got float16"):
+        kernels.Packed(w, w.astype("f2"))

@@ -30,17 +30,14 @@ class Call:
 
 
 class Matrix:
-    """Weights packed for the micro-kernel: Matrix(w)(x) is x w; Matrix(w, transposed=True)(x) is x times w's transpose.
+    """Weights packed for the micro-kernel: Matrix(w)(x) is x w, with float32 sums.
 
-    weight: [K, N] float32, or of `dtype`, which is that of x and of the product. dtype, precision: as in `MoEConfig`.
-    Sums are float32, rounded once. Not thread-safe: use one object per thread.
+    weight: [K, N] float32, bfloat16 (ml_dtypes) or float16. precision: of float32, as in `MoEConfig`. transposed: x is
+    multiplied by the transpose. Not thread-safe: use one object per thread.
     """
 
-    def __init__(
-        self, weight: np.ndarray, *, dtype: str = "float32", precision: str = "highest", transposed: bool = False
-    ) -> None:
-        self._element = _element(dtype, precision)
-        weight = _matrix("weight", weight, None, "float32", dtype)
+    def __init__(self, weight: np.ndarray, *, precision: str = "highest", transposed: bool = False) -> None:
+        weight, self._element = _weight("weight", weight, precision)
         if 0 in weight.shape:
             raise InputError(f"weight must have at least one row and one column, got {list(weight.shape)}")
         self.depth, self.columns = weight.shape[::-1] if transposed else weight.shape
@@ -49,7 +46,7 @@ class Matrix:
         self._call = Call(self._element.code, PRODUCT)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """x: [M, K] -> [M, N]; transposed: [M, N] -> [M, K].
+        """x: [M, K] of the weight's dtype -> [M, N]; transposed: [M, N] -> [M, K].
 
         `out`, of the result's shape, avoids a copy if its columns are a multiple of 32.
         """
@@ -66,8 +63,8 @@ class Matrix:
 class Packed:
     """One expert with its weights packed: y = act(x up + up_bias) [* (x gate + gate_bias)] down + down_bias.
 
-    up, gate: [H, F] float32 or of `dtype`, down: [F, H]; biases: [F], [F], [H] float32. With a gate, the activation is
-    applied to the gate projection, and `limit` bounds both projections. dtype: of x and y; dtype, precision and limit:
+    up, gate: [H, F] float32, bfloat16 (ml_dtypes) or float16; down: [F, H]; biases: [F], [F], [H] float32. With a gate,
+    the activation is applied to the gate projection, and `limit` bounds both projections. limit; precision, of float32:
     see MoEConfig. Not thread-safe: use one object per thread.
     """
 
@@ -82,23 +79,21 @@ class Packed:
         activation: str = "gelu",
         limit: float | None = None,
         *,
-        dtype: str = "float32",
         precision: str = "highest",
     ) -> None:
-        self._element = element = _element(dtype, precision)
         if not isinstance(activation, str) or activation not in ACTIVATIONS:
             raise InputError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         limit = checked_limit(activation, gate is not None, limit)
-        types = ("float32", dtype)
-        up = _matrix("up", up, None, *types)
+        up, element = _weight("up", up, precision)
+        self._element = element
         self.hidden, self.ffn = up.shape
         if 0 in up.shape:
             raise InputError(f"up must have at least one row and one column, got {list(up.shape)}")
         if gate is None and gate_bias is not None:
             raise InputError("gate_bias came without gate")
         parts: list[np.ndarray | None] = [element.pack(up)]
-        parts.append(None if gate is None else element.pack(_matrix("gate", gate, up.shape, *types)))
-        parts.append(element.pack(_matrix("down", down, up.shape[::-1], *types)))
+        parts.append(None if gate is None else element.pack(_matrix("gate", gate, up.shape, element.name)))
+        parts.append(element.pack(_matrix("down", down, up.shape[::-1], element.name)))
         for name, bias, n in (
             ("up_bias", up_bias, self.ffn),
             ("gate_bias", gate_bias, self.ffn),
@@ -113,7 +108,7 @@ class Packed:
         self._call = Call(element.code, EXPERT)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """x: [M, H] -> [M, H]. `out` [M, H] avoids a copy if H is a multiple of 32."""
+        """x: [M, H] of the weights' dtype -> [M, H]. `out` [M, H] avoids a copy if H is a multiple of 32."""
         x, y = _rows(x, out, self.hidden, self.hidden, self._element)
         from_x, to_y = _addresses(x), _addresses(y)
         for first in range(0, len(x), RUN):
@@ -135,16 +130,20 @@ def ffn(
     activation: str = "gelu",
     limit: float | None = None,
 ) -> np.ndarray:
-    """Pack an expert's weights and run it on rows: x [M, H], up and gate [H, F], down [F, H], float32 -> [M, H]."""
+    """Pack an expert's weights and run it on rows of their dtype: x [M, H], up and gate [H, F], down [F, H] -> [M, H]."""
     return Packed(up, down, gate, up_bias, gate_bias, down_bias, activation, limit)(x)
 
 
-def _element(dtype: str, precision: str) -> ElementType:
-    if dtype not in ELEMENTS:
-        raise InputError(f"dtype must be one of {', '.join(ELEMENTS)}, got {dtype!r}")
+def _weight(name: str, value: Any, precision: str) -> tuple[np.ndarray, ElementType]:
+    """A matrix of any element type, and that type."""
+    array = np.asarray(value)
+    dtype = array.dtype.name
+    if dtype not in ELEMENTS or not array.dtype.isnative or array.ndim != 2:
+        wanted = "a matrix of float32, bfloat16 or float16"
+        raise InputError(f"{name} must be {wanted}, got {array.dtype} {list(array.shape)}")
     if precision not in PRECISIONS or (precision != "highest" and dtype != "float32"):
         raise InputError(f"precision must be 'highest', or 'high' with float32, got {precision!r} with {dtype}")
-    return element_type(dtype, precision)
+    return array, element_type(dtype, precision)
 
 
 def _rows(
@@ -175,12 +174,10 @@ def _addresses(m: np.ndarray) -> np.ndarray:
     return m.ctypes.data + m.strides[0] * np.arange(len(m))
 
 
-def _matrix(name: str, value: Any, shape: tuple[int, ...] | None, *dtypes: str) -> np.ndarray:
-    array, dtypes = np.asarray(value), dtypes or ("float32",)
-    if not any(is_type(array, d) for d in dtypes) or array.ndim != 2 or (shape is not None and array.shape != shape):
-        wanted = "a matrix" if shape is None else f"shape {list(shape)}"
-        names = " or ".join(dict.fromkeys(dtypes))
-        raise InputError(f"{name} must be {names} with {wanted}, got {array.dtype} {list(array.shape)}")
+def _matrix(name: str, value: Any, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    array = np.asarray(value)
+    if not is_type(array, dtype) or array.ndim != 2 or array.shape != shape:
+        raise InputError(f"{name} must be {dtype} with shape {list(shape)}, got {array.dtype} {list(array.shape)}")
     return array
 
 

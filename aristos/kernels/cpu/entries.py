@@ -11,7 +11,7 @@ from numba import types
 
 from ...primitives import memory as mem
 from ...primitives.compile import jit
-from . import expert, gemm, operands, rounded_expert
+from . import expert, gemm, rounded_expert
 from .convert import BFLOAT16, FLOAT16, FLOAT32, SPLIT
 from .target import ISA
 from .tokens import combine_token, route_block
@@ -107,7 +107,7 @@ def run_rounded(element, kernel, block):
     elif kernel == COMBINE:
         combine(rows, block)
     elif kernel == PRODUCT:
-        operands.product(
+        rounded_expert.product(
             element, argument(a, 0), argument(a, 1), argument(a, 2), argument(a, 3), argument(a, 4), argument(a, 5),
             argument(a, 6),
         )  # fmt: skip
@@ -141,7 +141,7 @@ if ISA == "amx":
 
 def product_bytes(element: int, rows: int, depth: int) -> int:
     """Bytes of scratch for a matrix product of `rows` rows."""
-    return gemm.packed_bytes(rows, depth) if element == FLOAT32 else operands.product_bytes(element, rows, depth)
+    return gemm.packed_bytes(rows, depth) if element == FLOAT32 else rounded_expert.product_bytes(element, rows, depth)
 
 
 def run_bytes(element: int, rows: int, few: int, hidden: int, ffn: int, gated: bool) -> tuple[int, int]:

@@ -60,11 +60,6 @@ def write_rows(element, m, sums, y, j, columns):
             round_row(element, mem.load(y + 8 * i) + 2 * j, sums + SUMS * i, WIDTH)
 
 
-def product_bytes(element: int, rows: int, depth: int) -> int:
-    """Bytes of scratch that `product` needs for up to `rows` rows."""
-    return SPARE_BYTES + operand_bytes(element, rows, depth) + rows * SUMS
-
-
 @jit
 def begin(spare):
     """Before the products of a run. spare: address of SPARE_BYTES bytes."""
@@ -75,21 +70,3 @@ def begin(spare):
 def end():
     """After the products of a run."""
     release()
-
-
-@jit
-def product(element, m, x, depth, panels, columns, y, scratch):
-    """y[m, columns] = x times packed panels, rounded once. x, y: addresses of arrays of m row addresses.
-
-    Rows of y of 16-bit elements have space for whole panels. scratch: `product_bytes(element, m, depth)` bytes.
-    """
-    spare, a = scratch, scratch + SPARE_BYTES
-    sums = a + operand_size(element, m, depth)
-    step = panel_bytes(element) * ((depth + WIDTH - 1) // WIDTH * WIDTH)
-    begin(spare)
-    pack_operand(element, m, x, depth, a)
-    for j in range(0, columns, WIDTH):
-        panel_sums(element, m, a, depth, panels, sums, 0, panels + step, spare)
-        write_rows(element, m, sums, y, j, columns)
-        panels += step
-    end()
