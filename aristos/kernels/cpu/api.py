@@ -130,7 +130,7 @@ def ffn(
     activation: str = "gelu",
     limit: float | None = None,
 ) -> np.ndarray:
-    """Pack an expert's weights and run it on rows of their dtype: x [M, H], up and gate [H, F], down [F, H] -> [M, H]."""
+    """Pack an expert's weights, run it on rows of their dtype: x [M, H], up and gate [H, F], down [F, H] -> [M, H]."""
     return Packed(up, down, gate, up_bias, gate_bias, down_bias, activation, limit)(x)
 
 
