@@ -43,7 +43,8 @@ def test_an_expert_equals_float64_with_two_roundings(dtype, rows, hidden, ffn):
             got, want = expert(x).astype("f8"), expert.reference(x)
             # a hidden activation on the edge between two values may round to either
             assert np.abs(got - want).max() <= ERROR[dtype] * np.abs(want).max()
-            assert np.abs(got - want).mean() <= 0.15 * ERROR[dtype] * np.abs(want).max()
+            mean = 0.5 if dtype in SPLIT else 0.15
+            assert np.abs(got - want).mean() <= mean * ERROR[dtype] * np.abs(want).max()
 
 
 @pytest.mark.parametrize("dtype", DTYPES + SPLIT)
