@@ -38,7 +38,8 @@ HIGH = 2e-5  # of float32 with precision="high"
 class Entry:
     """A peer: its name on the command line, its title in tables, its environment, and the factory that makes it.
 
-    ours: whether it is Aristos. Its output is wrong if its error, relative to float64, exceeds the bound of its dtype and precision.
+    ours: whether it is Aristos. Its output is wrong if its error, relative to float64, exceeds the bound of its dtype
+    and precision.
     """
 
     name: str
