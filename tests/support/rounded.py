@@ -32,7 +32,7 @@ class Expert:
     """An expert with SiLU."""
 
     def __init__(self, dtype: str, hidden: int, ffn: int, gated: bool, bias: bool) -> None:
-        self.element, self.dtype = elements.element_type(dtype, "high"), dtype
+        self.element, self.dtype = elements.element_type(dtype, "high" if dtype == "float32" else "highest"), dtype
         self.hidden, self.ffn, self.gated = hidden, ffn, gated
         rng = np.random.default_rng(hidden + ffn)
         shapes = {"up": (hidden, ffn), "gate": (hidden, ffn), "down": (ffn, hidden)}
