@@ -12,8 +12,10 @@ import argparse
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +73,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--shapes", help="instead of the part's, with commas: A..G or tokens/H/F/E/k[/gated], @routing")
     parser.add_argument("--peers", help="with commas (default: all of the part)")
     parser.add_argument("--rounds", type=int, default=5, help="in a round every peer has one turn (%(default)s)")
-    parser.add_argument("--iters", type=int, help="timed calls in a turn (default: as many as take 0.3 s, 3 to 40)")
+    parser.add_argument("--iters", type=int, help="timed calls in a turn (default: as many as take 0.15 s, 2 to 40)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, inputs and order (%(default)s)")
     parser.add_argument("--mpiexec", help="the launcher (default: mpiexec beside this Python, or on PATH)")
     parser.add_argument("--traces", type=Path, default=TRACES, help="folder of recorded routings (%(default)s)")
@@ -118,9 +120,11 @@ def shapes_of(asked: argparse.Namespace, part: str) -> list[Shape | Product]:
 
 
 def show(text: str) -> None:
-    """Progress, on a terminal."""
+    """Progress: one line that changes on a terminal, else a line each."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+    elif text:
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def compare(asked: argparse.Namespace, name: str, command: str) -> bool:
@@ -203,6 +207,7 @@ def picture_of(page: Path, measured: list[rounds.ShapeResults], family: figures.
 def main(argv: list[str]) -> int:
     """Measure the parts one after another. Returns the exit code."""
     asked = parse(argv)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that teams and files are removed
     results.check(asked.out)  # before minutes of measuring
     command = " ".join(["python bench/compare.py", *argv])
     right = [compare(asked, part, command) for part in asked.parts]  # all of them, even after a wrong one

@@ -45,7 +45,7 @@ class Shape:
     @property
     def inputs(self) -> int:
         """How many inputs alternate: more for few tokens, whose experts would else stay in a cache."""
-        return 8 if self.tokens <= 16 else 2
+        return 4 if self.tokens <= 16 else 2
 
     def flops(self, rows: int) -> int:
         """Floating-point operations of all GEMMs for `rows` rows, without combine."""

@@ -18,6 +18,7 @@ from rounds import ShapeResults
 BEGIN = "<!-- compare:begin {}: {} (written by bench/compare.py; edit outside the markers) -->"
 END = "<!-- compare:end {}: {} -->"
 PAGE = "# Performance\n\nWritten by `make compare`.\n"
+WIDEST = 10  # columns of a table with a row for each peer; more jobs than that have a row each
 OURS = {"float32": "fused", "bfloat16": "bf16"}  # what a peer of a dtype is compared with
 
 
@@ -61,7 +62,9 @@ def _ends(page: str, family: str) -> list[int]:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; the first column is left-aligned, the others right-aligned."""
+    """A Markdown table; the first column is left-aligned, the others right-aligned. A wide one is turned."""
+    if len(head) > WIDEST:
+        head, *rows = ([*column] for column in zip(head, *rows))
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

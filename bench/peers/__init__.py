@@ -82,7 +82,6 @@ LAYERS = {
         Entry("numpy", "Alltoallv + NumPy", "numpy", "peers.alltoallv_numpy:AlltoallvNumPy"),
         _torch("torch-packed", "MPI, oneDNN packed", "float32", "mpi", "packed"),
         _torch("torch-loop", "MPI, loop of mm", "float32", "mpi", "loop"),
-        _torch("torch-gloo", "gloo, loop of mm", "float32", "gloo", "loop"),
         _torch("torch-grouped", "gloo, grouped_mm", "float32", "gloo", "grouped"),
         _other("deepspeed", "DeepSpeed, gloo", "deepspeed", "peers.deepspeed_layer:DeepSpeedLayer"),
         _other("jax", "JAX, gloo", "jax", "peers.jax_layer:JaxLayer"),
@@ -90,7 +89,6 @@ LAYERS = {
         _aristos("bf16-bulk", "bulk", "bfloat16", "bulk"),
         _torch("torch-bf16-packed", "MPI, oneDNN packed", "bfloat16", "mpi", "packed"),
         _torch("torch-bf16-loop", "MPI, loop of mm", "bfloat16", "mpi", "loop"),
-        _torch("torch-bf16-gloo", "gloo, oneDNN packed", "bfloat16", "gloo", "packed"),
         _torch("torch-bf16-grouped", "gloo, grouped_mm", "bfloat16", "gloo", "grouped"),
         _other("deepspeed-bf16", "DeepSpeed, gloo", "deepspeed", "peers.deepspeed_layer:DeepSpeedLayer", "bfloat16"),
     )

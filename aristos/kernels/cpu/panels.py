@@ -15,7 +15,7 @@ from ...primitives.buffers import aligned
 from .target import ISA
 
 
-class Shape(NamedTuple):
+class MicroKernelShape(NamedTuple):
     """A micro-kernel computes up to `rows` x (`vectors` * `lanes`) outputs, whose sums fit the CPU's registers."""
 
     lanes: int
@@ -23,13 +23,14 @@ class Shape(NamedTuple):
     rows: int
 
 
-def shape_for(isa: str, cpu: str) -> Shape:
+def shape_for(isa: str, cpu: str) -> MicroKernelShape:
     """The shape for an instruction set and a CPU, as LLVM names it."""
     if isa in ("avx512", "avx512bf16", "amx"):
-        return Shape(8, 4, 6) if cpu == "znver4" else Shape(16, 3, 8)  # Zen 4 computes 256 bits at a time
+        wide = cpu != "znver4"  # Zen 4 computes 256 bits at a time
+        return MicroKernelShape(16, 3, 8) if wide else MicroKernelShape(8, 4, 6)
     if isa in ("neon", "neonbf16"):
-        return Shape(4, 3, 8)  # 32 registers of 128 bits
-    return Shape(8, 2, 6) if isa == "avx2" else Shape(4, 4, 6)
+        return MicroKernelShape(4, 3, 8)  # 32 registers of 128 bits
+    return MicroKernelShape(8, 2, 6) if isa == "avx2" else MicroKernelShape(4, 4, 6)
 
 
 LANES, VECTORS, ROWS = shape_for(ISA, isa.target()[0])
