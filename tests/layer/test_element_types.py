@@ -225,7 +225,9 @@ cfg = aristos.MoEConfig(hidden=70, ffn=200, experts=5, dtype="float16", max_toke
 x = np.random.default_rng(0).standard_normal((50, 70)).astype("f2")
 with aristos.MoE(cfg, comm, threads=1, backend="cpu") as moe:
     moe.load(**reference.weights(cfg))
-    print(">", moe.isa, hashlib.sha256(moe(x).tobytes()).hexdigest(), flush=True)
+    mine = f"> {moe.isa} {hashlib.sha256(moe(x).tobytes()).hexdigest()}"
+    for line in (comm.gather(mine) or []) if comm else [mine]:
+        print(line, flush=True)
 """
 
 
