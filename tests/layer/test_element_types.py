@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -243,3 +244,34 @@ def test_processes_with_two_values_of_aristos_isa():
     assert alone.split()[1] == LESS
     for sets in ((isa.chosen(), LESS), (LESS, isa.chosen())):
         assert run(*find_mpiexec(), "-n", "2", sys.executable, "-c", RANKS + LAYER, *sets) == [alone, alone]
+
+
+class Bfloat16Tensor:
+    """What PyTorch's bfloat16 tensors (`name` torch.bfloat16) and JAX's arrays (bfloat16) offer NumPy."""
+
+    def __init__(self, array: np.ndarray, name: str) -> None:
+        self._array, self.dtype = array, name
+
+    def __dlpack__(self, **options: object) -> object:
+        raise RuntimeError("Unsupported dtype in DLTensor.")
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        if self.dtype != "bfloat16":
+            raise TypeError("Got unsupported ScalarType BFloat16")
+        return self._array
+
+    def view(self, dtype: str) -> np.ndarray:
+        return self._array.view(dtype)
+
+
+def test_bfloat16_tensors_of_other_libraries(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(int16="int16"))
+    cfg, w = configuration("bfloat16")
+    x = rows(cfg, 9, 0)
+    with MoE(cfg, backend="cpu", threads=1) as moe:
+        for name in ("torch.bfloat16", "bfloat16"):
+            moe.load(0, **{n: Bfloat16Tensor(v, name) if v.dtype == x.dtype else v for n, v in w.items()})
+            assert same(moe(Bfloat16Tensor(x, name)), moe(x))
