@@ -18,7 +18,7 @@ from ..kernels.cpu.entries import BLOCK_BYTES
 from ..kernels.cpu.lowering import handle
 from ..primitives import arrays, isa
 from ..primitives.buffers import LINE, aligned
-from ..substrate.cpu.runtime import BATCH, CpuRuntime
+from ..substrate.cpu.runtime import CpuRuntime
 from ..substrate.runtime import Runtime
 from .arguments import explain_ids, not_finite, routed_outside, routing_arrays, weight_arrays
 from .backend import Backend, Event, Settings
@@ -101,7 +101,8 @@ class CpuBackend(Backend):
         elements, entries, tokens = (module(name, chosen) for name in ("elements", "entries", "tokens"))
         element = elements.element_type(cfg.dtype, cfg.precision).code
         route = tokens.route_bytes(words.TOKEN_BLOCK, cfg.hidden, cfg.experts)
-        run, activations = entries.run_bytes(element, BATCH, column_runs.MOST_ROWS, cfg.hidden, cfg.ffn, cfg.gated)
+        rows, _ = entries.run_rows(element)
+        run, activations = entries.run_bytes(element, rows, column_runs.MOST_ROWS, cfg.hidden, cfg.ffn, cfg.gated)
         most = max(run, route, tokens.combine_bytes(cfg.top_k))
         return Needs(BLOCK_BYTES + most, activations + LINE)
 
@@ -173,6 +174,8 @@ class CpuBackend(Backend):
             job[words.LAYER] = layer
         if self._filled[layer] != runtime.version:
             runtime.fill(job)
+            most, awaited = module("entries", self._isa).run_rows(self._element.code)
+            job[words.RUN_ROWS], job[words.MERGE_ROWS] = min(most, job[words.RUN_ROWS]), awaited
             job[words.WORKERS] = self.member.threads
             if self.weights[layer] is not None:
                 self.weights[layer].fill(job)

@@ -144,6 +144,15 @@ def product_bytes(element: int, rows: int, depth: int) -> int:
     return gemm.packed_bytes(rows, depth) if element == FLOAT32 else rounded_expert.product_bytes(element, rows, depth)
 
 
+def run_rows(element: int) -> tuple[int, int]:
+    """(most rows of a run, rows that a run waits for if more can land) of an element type.
+
+    Tiles compute 128 rows in the time in which they read the weights: so longer runs pay, and short ones wait. The
+    copied rows of a longer run of another type leave the L2 cache.
+    """
+    return (384, 192) if ISA == "amx" and element == BFLOAT16 else (192, 32)
+
+
 def run_bytes(element: int, rows: int, few: int, hidden: int, ffn: int, gated: bool) -> tuple[int, int]:
     """Bytes of scratch for a run of `rows` rows, and of hidden activations for a column-split run of `few` rows."""
     if element == FLOAT32:

@@ -27,7 +27,7 @@ from .loop import run_alone, work
 from .workers import Workers
 
 TILE = 96  # most rows of a tile
-BATCH = 192  # most rows of a run of the expert kernel: more rows read weights less often, until x leaves the cache
+BATCH = 384  # most rows of a run of the expert kernel, whatever its element type
 RUN_FLOPS = 5e9  # most work of a run: a worker comes back to poll within about 50 ms
 RUN_LEAST = 24  # least rows that a run is cut to: with fewer, it would read weights for longer than it computes
 MERGE_ROWS = 32  # fewer rows than this wait a little for more of their expert
