@@ -111,7 +111,7 @@ def test_every_rank_reaches_every_part(monkeypatch, gpus, ranks):
         assert zeroed
         assert len(set(addresses)) == ranks
     assert all_closed(machine)
-    assert all(each.data.size % GRAIN == 0 for each in machine.allocations.values()), (
+    assert all(each.nbytes % GRAIN == 0 for each in machine.allocations.values()), (
         "other allocations lie in the shared block"
     )
 
