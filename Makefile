@@ -40,7 +40,7 @@ help:
 	@echo "make test-all all tests, and the core of the layer's on the MPI libraries $(MPI) $(OTHERS)"
 	@echo "make coverage lines run by uncompiled tests, room by room, and public functions that no test calls"
 	@echo "make lint     ruff and mypy"
-	@echo "make compare  Aristos and its peers in turns: docs/performance.md"
+	@echo "make compare  Aristos and its peers in turns: docs/performance.md; ARGS='one products' for some parts"
 	@echo "make clean    removes $(VENV), $(RESULTS) and caches"
 
 bench: $(READY)-run
@@ -58,12 +58,14 @@ test-all: $(READY)-test $(OTHERS:%=$(VENV)/mpi/%/.aristos)
 	$(PY) -m pytest --tier $(TIER) --part serial $(ARGS)
 	for mpi in $(OTHERS); do $(VENV)/mpi/$$mpi/bin/python -m pytest -m core $(ARGS); done
 
-# tests/support/coverage_rooms.py says what counts. A test of a time limit may fail under the tracer: `make test` judges.
-COVERED = explore/test_plain_python.py engine planner topology results host doctor launcher
+# tests/support/coverage_rooms.py says what counts. Tests marked `compiled` take too long as plain Python.
+COVERED = bench/test_bench_parts.py bench/test_floors.py explore/test_plain_python.py package/test_config.py \
+	package/test_reference.py doctor engine host launcher layer planner primitives results topology transport
 coverage: export NUMBA_DISABLE_JIT = 1
+coverage: export COVERAGE_CORE = $(shell $(PY) -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")')
 coverage: $(READY)-test
 	$(PY) -m coverage erase
-	-$(PY) -m coverage run -m pytest --tier quick -m 'not ranks' $(COVERED:%=tests/%) $(ARGS)
+	$(PY) -m coverage run -m pytest -n 2 --dist loadfile -m 'not (slow or ranks or compiled)' $(COVERED:%=tests/%) $(ARGS)
 	$(PY) -m coverage combine -q
 	$(PY) tests/support/coverage_rooms.py
 
@@ -72,15 +74,17 @@ lint: $(READY)-lint
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+# The peers' environments are in $(VENV)/peers; ARGS names parts of the comparison and options.
 compare: $(READY)-run
-	$(MPIRUN) $(PY) bench/compare.py $(ARGS)
+	$(PY) bench/environments.py
+	$(FREE_BLAS) $(PY) bench/compare.py --mpiexec "$(VENV)/bin/mpiexec $(FLAGS_$(MPI))" --ranks $(RANKS) $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(RESULTS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY)-run: pyproject.toml | $(PY)
-	$(PIP) install -e '.[$(MPI),plot]'
+	$(PIP) install -e '.[$(MPI),plot]' ml_dtypes
 	@touch $@
 
 $(READY)-test: pyproject.toml | $(PY)

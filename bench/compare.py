@@ -1,153 +1,217 @@
-"""Aristos and its peers in turns on the same weights and routing: `mpirun -n 2 python bench/compare.py`.
+"""Aristos and its peers in turns on the same weights, tokens and routing: `make compare`.
 
-Checks every output against float64, times peers in interleaved rounds, and writes raw times to HDF5, a picture, and
-the table of docs/performance.md. `make compare` runs it. Nothing is tuned: every peer has one thread and its defaults.
-Exit codes: 0 all outputs right, even if a figure was missed, 1 a wrong output or an exception, 2 a usage error.
+Each peer runs in a Python environment of its own (environments.py), a team of processes that sleep while others work.
+Every output is checked against float64. Each part writes raw times to HDF5 and its tables to docs/performance.md, in
+the section of this family of CPUs; the part `uniform` draws the picture. Nothing is tuned: one thread per rank.
+Exit codes: 0 all outputs of Aristos right, even if a figure was missed, 1 a wrong one or an exception, 2 a usage error.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
 
-# Before NumPy is imported. A forced OpenBLAS kernel, set on some machines for old builds, would slow the peers.
-for _name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
-    os.environ.pop(_name, None)
-for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_name] = "1"
+import describe
+import figures
+import jobs
+import numpy as np
+import oracle
+import plot
+import report
+import rounds
+import save
+from jobs import Product, Shape
+from peers import LAYERS, ONE_RANK, PRODUCTS, Entry
+from teams import Team
 
-import argparse  # noqa: E402
-import sys  # noqa: E402
-import traceback  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
-
-import describe  # noqa: E402
-import figures  # noqa: E402
-import jobs  # noqa: E402
-import micro  # noqa: E402
-import plot  # noqa: E402
-import report  # noqa: E402
-import rounds  # noqa: E402
-import save  # noqa: E402
-from peers import ENTRIES  # noqa: E402
-
-from aristos import results  # noqa: E402
-from aristos.host import launch_environment  # noqa: E402
+from aristos import results
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
+TRACES = ROOT.parent / "shared" / "traces"
+
+
+@dataclass(frozen=True)
+class Part:
+    """title: of its block on the page; ranks: None for as many as asked; entries: its peers."""
+
+    title: str
+    jobs: tuple[str | Product, ...]
+    entries: dict[str, Entry]
+    ranks: int | None = None
+
+
+PARTS = {
+    "uniform": Part("Layers, uniform routing", tuple(jobs.SHAPES), LAYERS),
+    "zipf": Part("Layers, routing by Zipf 1.2", tuple(f"{name}@zipf" for name in jobs.SHAPES), LAYERS),
+    "traces": Part("Layers, recorded routing", ("G@law", "G@translation", "1024/2048/512/32/4@gpt-oss"), LAYERS),
+    "one": Part(
+        "One rank, all experts local", tuple(f"{t}/2048/512/32/8/gated" for t in figures.ONE_RANK), ONE_RANK, 1
+    ),
+    "products": Part(
+        "Matrix products, one rank",
+        tuple(Product(m, *s) for s in ((1024, 4096), (4096, 1024), (2048, 512)) for m in (1, 4, 16, 64, 128, 512)),
+        PRODUCTS,
+        1,
+    ),
+}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The options of `argv`; exits with code 2 if they cannot be run."""
-    parser = launch_environment.OneRankParser(
-        prog="mpirun -n 2 python bench/compare.py", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--shapes", default=",".join(jobs.SHAPES), help="of A..E or tokens/H/F/E/k, with commas")
-    parser.add_argument("--peers", default=",".join(ENTRIES), help="with commas (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=15, help="in a round every peer has one turn (%(default)s)")
-    parser.add_argument(
-        "--iters", type=int, help="timed calls in a turn (default: as many as take about 0.3 s, 3 to 40)"
-    )
+    parser = argparse.ArgumentParser(prog="python bench/compare.py", description=__doc__.split("\n")[0])
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--ranks", type=int, default=2, help="of the parts on several ranks (%(default)s)")
+    parser.add_argument("--shapes", help="instead of the part's, with commas: A..G or tokens/H/F/E/k[/gated], @routing")
+    parser.add_argument("--peers", help="with commas (default: all of the part)")
+    parser.add_argument("--rounds", type=int, default=5, help="in a round every peer has one turn (%(default)s)")
+    parser.add_argument("--iters", type=int, help="timed calls in a turn (default: as many as take 0.15 s, 2 to 40)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, inputs and order (%(default)s)")
-    parser.add_argument(
-        "--no-micro", action="store_true", help="leave out the signal suite, the FMA peak and the matrix products"
-    )
+    parser.add_argument("--mpiexec", help="the launcher (default: mpiexec beside this Python, or on PATH)")
+    parser.add_argument("--traces", type=Path, default=TRACES, help="folder of recorded routings (%(default)s)")
     saved = ROOT / "bench" / "results" / "compare.h5"
-    parser.add_argument("--out", default=str(saved), help="results file to append raw times to")
-    parser.add_argument("--plot", help="PNG (default: performance.png beside the page)")
-    where = f"Markdown page (default: {PAGE.relative_to(ROOT)}, if all shapes and peers run)"
-    parser.add_argument("--page", help=where)
+    parser.add_argument("--out", default=str(saved), help="results file to append raw times to (%(default)s)")
+    where = f"Markdown page (default: {PAGE.relative_to(ROOT)}, unless --shapes or --peers is given)"
+    parser.add_argument("--page", type=Path, help=where)
     asked = parser.parse_args(argv)
+    unknown = [part for part in asked.parts if part not in PARTS]
+    if unknown:
+        parser.error(f"a part must be one of {', '.join(PARTS)}, got {unknown[0]!r}")
+    if asked.rounds < 1 or asked.ranks < 1 or (asked.iters is not None and asked.iters < 1):
+        parser.error("rounds, iters and ranks must be at least 1")
+    asked.parts = asked.parts or list(PARTS)
     try:
-        asked.shapes = [jobs.parse_shape(text) for text in dict.fromkeys(asked.shapes.split(","))]
+        shapes = [jobs.parse_shape(text) for text in dict.fromkeys((asked.shapes or "").split(",")) if text]
     except ValueError as why:
         parser.error(str(why))
-    unknown = [name for name in asked.peers.split(",") if name not in ENTRIES]
-    if unknown or asked.rounds < 1 or (asked.iters is not None and asked.iters < 1):
-        parser.error(f"peers must be of {', '.join(ENTRIES)}; rounds and iters at least 1")
-    asked.peers = [ENTRIES[name] for name in ENTRIES if name in asked.peers.split(",")]
-    whole = {shape.name for shape in asked.shapes} >= set(jobs.SHAPES) and len(asked.peers) == len(ENTRIES)
-    asked.page = Path(asked.page) if asked.page else (PAGE if whole else None)
-    if asked.plot is None and asked.page is not None:
-        asked.plot = str(asked.page.with_name("performance.png"))
+    if asked.page is None and not asked.shapes and not asked.peers:
+        asked.page = PAGE
+    asked.shapes = shapes
+    _check_peers(parser, asked)
+    beside = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    asked.mpiexec = shlex.split(asked.mpiexec or beside or "mpiexec")
     return asked
 
 
-def main(argv: list[str]) -> int:
-    """Run on every rank; rank 0 prints and writes. Returns the exit code."""
-    asked = parse(argv)
-    from mpi4py import MPI
-
-    comm = MPI.COMM_WORLD
-    uneven = [shape for shape in asked.shapes if shape.experts % comm.size]
-    if uneven:
-        if comm.rank == 0:
-            print(f"experts must be a multiple of the {comm.size} ranks, got {uneven[0]}", file=sys.stderr)
-        return 2
-    try:
-        return compare(comm, asked, argv)
-    except BaseException:
-        print(f"[rank {comm.rank}]", traceback.format_exc(), file=sys.stderr, flush=True)
-        comm.Abort(1)
-        raise
+def _check_peers(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
+    """Exit with code 2 for peers or shapes that a part cannot run."""
+    asked.peers = asked.peers.split(",") if asked.peers else None
+    for part in asked.parts:
+        known, ranks = PARTS[part].entries, PARTS[part].ranks or asked.ranks
+        unknown = [name for name in asked.peers or [] if name not in known]
+        if unknown:
+            parser.error(f"peers of {part} must be of {', '.join(known)}, got {unknown[0]!r}")
+        uneven = [shape for shape in shapes_of(asked, part) if isinstance(shape, Shape) and shape.experts % ranks]
+        if uneven:
+            parser.error(f"experts must be a multiple of the {ranks} ranks, got {uneven[0]}")
 
 
-def compare(comm: Any, asked: argparse.Namespace, argv: list[str]) -> int:
-    """Measure, then write the results. Returns the exit code."""
-    lead = comm.rank == 0
-
-    def show(text: str) -> None:
-        if lead and sys.stderr.isatty():
-            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-    if lead:
-        results.check(asked.out)  # before minutes of measuring
-    facts = describe.facts(comm, argv, asked)
-    with_micro = not asked.no_micro
-    peak = micro.peak if with_micro and any(entry.name == "fused" for entry in asked.peers) else None
-    measured = []
-    for shape in asked.shapes:
-        show(f"{shape.name}: weights, routing and float64 results")
-        job = jobs.make_job(comm, shape, asked.seed)
-        after = (lambda job, peer: micro.outside(comm, job, peer)) if shape.name == "D" else None
-        measured.append(rounds.run(comm, job, asked.peers, asked.rounds, asked.iters, asked.seed, peak, show, after))
-        del job  # its weights are up to a gigabyte
-    show("matrix products")
-    products = micro.products(comm) if with_micro else {}
-    show("signals")
-    signal_us, why = micro.signal(comm, asked.seed) if with_micro else ({}, "left out by --no-micro")
-    facts["load_average_end"] = os.getloadavg()[0]
-    show("")
-    wrong = why == micro.WRONG or any(m.wrong() or m.same_bits is False for m in measured)
-    if lead:
-        write(asked, measured, figures.figures(measured, signal_us, why, products), facts, signal_us, products)
-    return int(comm.bcast(1 if wrong else 0))
+def shapes_of(asked: argparse.Namespace, part: str) -> list[Shape | Product]:
+    """The jobs of a part: those asked for, else its own."""
+    return asked.shapes or [job if isinstance(job, Product) else jobs.parse_shape(job) for job in PARTS[part].jobs]
 
 
-def write(
-    asked: argparse.Namespace,
-    measured: list[rounds.ShapeResults],
-    found: list[figures.Figure],
-    facts: dict[str, Any],
-    signal_us: dict[int, list[float]],
-    products: micro.Rates,
-) -> None:
-    """Write the HDF5 file, the picture and the page; the file first, since it holds all data."""
-    save.save(Path(asked.out), measured, found, facts, signal_us, products)
-    picture = None
-    if asked.plot:
+def show(text: str) -> None:
+    """Progress: one line that changes on a terminal, else a line each."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+    elif text:
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def compare(asked: argparse.Namespace, name: str, command: str) -> bool:
+    """Measure and write one part; returns whether all outputs of Aristos were right."""
+    part, world = PARTS[name], PARTS[name].ranks or asked.ranks
+    entries = [entry for entry in part.entries.values() if not asked.peers or entry.name in asked.peers]
+    with tempfile.TemporaryDirectory(prefix="aristos-compare-") as text:
+        folder = Path(text)
+        teams = rounds.Teams(lambda environment: Team(environment, world, folder, asked.mpiexec))
         try:
-            plot.draw(measured, Path(asked.plot))
-            picture = os.path.relpath(asked.plot, asked.page.parent) if asked.page else asked.plot
-        except ImportError as why:
-            print(f"no picture: {why} (pip install 'aristos[plot]')", file=sys.stderr)
-    text = report.markdown(measured, found, describe.lines(facts, measured), picture)
+            return _compare(asked, name, command, folder, teams, entries, world)
+        finally:
+            teams.close()
+
+
+def _compare(
+    asked: argparse.Namespace,
+    name: str,
+    command: str,
+    folder: Path,
+    teams: rounds.Teams,
+    entries: list[Entry],
+    world: int,
+) -> bool:
+    aristos_team = teams[rounds.PEAK]
+    facts = aristos_team("run", "describe:of_run", command, asked.seed)[0]
+    family = figures.Family(facts["isa"], facts["cpu_target"])
+    draw, measured, notes = np.random.default_rng([asked.seed, 1]), [], []
+    for shape in shapes_of(asked, name):
+        show(f"{shape.label}: weights, routing and float64 results")
+        try:
+            truth = make_job(folder / "job", shape, world, asked)
+        except oracle.Missing as why:
+            notes.append(f"{shape.label} did not run: {why}")
+            continue
+        m = rounds.ShapeResults(shape, world)
+        after = (lambda team: team("run", "micro:outside", "fused")[0]) if shape.name == "D" else None
+        rounds.run(teams, folder / "job", truth, entries, m, asked.rounds, asked.iters, draw, show, after)
+        measured.append(m)
+    show("signals")
+    with_signals = name == "uniform" and not asked.shapes and not asked.peers
+    signal_us, why = aristos_team("run", "micro:signal", asked.seed)[0] if with_signals else (None, "")
+    show("")
+    facts |= {"part": name, "rounds": asked.rounds, "teams": describe.teams(teams)}
+    facts["load_average_end"] = os.getloadavg()[0]
+    found = figures.figures(measured, family, signal_us, why)
+    save.save(Path(asked.out), measured, found, facts, signal_us or {})
+    picture = picture_of(asked.page, measured, family) if asked.page and name == "uniform" and measured else None
+    lines = [*describe.lines(facts, measured), *notes]
+    text = report.markdown(PARTS[name].title, measured, found, lines, picture)
     print(text)
     print(f"raw times: {asked.out}")
     if asked.page:
-        report.splice(asked.page, text, figures.family())
-        print(f"table: {asked.page}")
+        report.splice(asked.page, text, str(family), name)
+        print(f"tables: {asked.page}")
+    return not any(m.entries[p].ours for m in measured for p in m.wrong()) and all(
+        m.same_bits is not False for m in measured
+    )
+
+
+def make_job(folder: Path, shape: Shape | Product, world: int, asked: argparse.Namespace) -> oracle.Truth:
+    """Write a job's arrays, in place of those of the job before."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if isinstance(shape, Product):
+        return oracle.make_product(folder, shape, asked.seed)
+    return oracle.make(folder, shape, world, asked.seed, asked.traces)
+
+
+def picture_of(page: Path, measured: list[rounds.ShapeResults], family: figures.Family) -> str | None:
+    """Draw the picture of a family beside the page; its name, None without Matplotlib."""
+    name = f"performance-{family.isa}-{family.cpu}.png"
+    try:
+        plot.draw(measured, page.with_name(name), str(family))
+    except ImportError as why:
+        print(f"no picture: {why} (pip install 'aristos[plot]')", file=sys.stderr)
+        return None
+    return name
+
+
+def main(argv: list[str]) -> int:
+    """Measure the parts one after another. Returns the exit code."""
+    asked = parse(argv)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that teams and files are removed
+    results.check(asked.out)  # before minutes of measuring
+    command = " ".join(["python bench/compare.py", *argv])
+    right = [compare(asked, part, command) for part in asked.parts]  # all of them, even after a wrong one
+    return 0 if all(right) else 1
 
 
 if __name__ == "__main__":

@@ -5,31 +5,29 @@ Names of people and hosts never go on the page.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
-from importlib import metadata
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rounds import ShapeResults
-
-from aristos.bench import environment
-from aristos.bench.world import World
+from teams import Team
 
 
-def facts(comm: Any, argv: list[str], asked: argparse.Namespace) -> dict[str, Any]:
-    """Facts needed to repeat the run. Collective."""
-    found = environment.facts(World(comm), argv, asked.seed)
-    found["command"] = " ".join([f"mpirun -n {comm.size} python bench/compare.py", *argv])
-    found["rounds"] = asked.rounds
-    found["blas"] = blas()
-    try:
-        torch = metadata.version("torch")
-    except metadata.PackageNotFoundError:
-        torch = "not installed"
-    found["versions"] = environment.versions() | {"torch": torch}
-    return found
+def of_run(worker: Any, command: str, seed: int) -> dict[str, Any]:
+    """Facts needed to repeat the run, from Aristos's team. Collective."""
+    from aristos.bench import environment
+    from aristos.bench.world import World
+
+    found = environment.facts(World(worker.comm), [], seed)
+    return found | {"command": command, "blas": blas()}
+
+
+def teams(started: dict[str, Team]) -> dict[str, str]:
+    """Environment -> its Python and the packages of its peers, as text."""
+    found = {name: team("versions")[0] for name, team in started.items()}
+    return {name: ", ".join(f"{package} {version}" for package, version in of.items()) for name, of in found.items()}
 
 
 def blas() -> str:
@@ -52,16 +50,18 @@ def lines(facts: dict[str, Any], shapes: list[ShapeResults]) -> list[str]:
     """The conditions of the run as lines for the page."""
     loads = [load for m in shapes for load in m.load] or [facts["load_average"]]
     iters = ", ".join(f"{m.shape.name} {m.iters}" for m in shapes if m.iters)
-    cores = len({core for mask in facts["cores_of_rank"] for core in mask.split(",")})
+    cores = len(os.sched_getaffinity(0))
     commit = facts["commit"][:10] + ("+" if facts["commit"].endswith("+") else "")
-    versions = facts["versions"]
+    versions, ranks = facts["versions"], facts["ranks"]
     mpi = " ".join(facts["mpi_library"].split())
+    others = "; ".join(f"{name}: {text}" for name, text in facts["teams"].items() if name not in ("aristos", "numpy"))
     return [
-        f"{facts['ranks']} ranks, 1 thread each, on {cores} cores of one machine: {facts['cpu']}, {facts['machine']}",
+        f"`{facts['command']}`; {facts['started_utc']}; Aristos {versions['aristos']}"
+        f"{', commit ' + commit if commit else ''}, {facts['isa']}",
+        f"{ranks} rank{'s' * (ranks != 1)}, 1 thread each, on {cores} cores of one machine: {facts['cpu']}, "
+        f"{facts['machine']}",
         f"{mpi}, mpi4py {versions['mpi4py']}, NumPy {versions['numpy']} ({facts['blas']}), "
-        f"Numba {versions['numba']}, torch {versions['torch']}",
+        f"Numba {versions['numba']}{'; ' + others if others else ''}",
         f"{facts['rounds']} rounds; calls in a turn: {iters}; seed {facts['seed']}; load average {min(loads):.1f} to "
         f"{max(loads):.1f}",
-        f"Aristos {versions['aristos']}{', commit ' + commit if commit else ''}; {facts['started_utc']}; "
-        f"`{facts['command']}`",
     ]

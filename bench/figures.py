@@ -7,25 +7,34 @@ met. Nothing is rounded before it is compared.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from micro import PRODUCT, Rates
+from jobs import Product
 from numpy.typing import ArrayLike
-from peers import ENTRIES
+from peers import BOUNDS
 from rounds import ShapeResults
 
-from aristos.primitives import isa
-
-FUSED_OVER_BULK = {"A": 1.0, "B": 1.2, "C": 1.2, "D": 1.0, "E": 1.0}
-OVER_PEERS = {"A": 1.1, "B": 1.6, "C": 2.0, "D": 1.8, "E": 1.25}  # over the best float32 peer
-PEERS = ("numpy", "torch-loop", "torch-grouped")
-BFLOAT16_OVER_FLOAT32 = {  # by ISA
-    "amx": {"A": 5.5, "B": 2.0, "C": 2.0, "D": 1.9, "E": 5.0},
-    "avx512bf16": {"A": 1.7, "D": 1.8},
+FUSED_OVER_BULK = {"A": 1.0, "B": 1.2, "C": 1.2, "D": 1.0, "E": 1.0}  # float32
+OVER_PEERS = {"A": 1.1, "B": 1.6, "C": 2.0, "D": 1.8, "E": 1.25}  # over the best float32 peer; others: 1
+FIGURES_BY_ISA: dict[str, dict[str, dict[str, float]]] = {  # of layers in bfloat16
+    "amx": {
+        "over peers": {"A": 1.5, "B": 2.5, "C": 2.2, "D": 1.7, "E": 2.0},
+        "over float32": {"A": 5.5, "B": 2.0, "C": 2.0, "D": 1.9, "E": 5.0},
+        "over bulk": {"A": 1.15, "B": 1.4, "E": 1.15},
+        "bulk over peers": {"A": 1.0, "B": 1.0, "E": 1.0},
+    },
+    "avx512bf16": {
+        "over peers": {"A": 1.1, "B": 2.2, "C": 2.2, "D": 1.6, "E": 1.6},
+        "over float32": {"A": 1.7, "D": 1.8},
+    },
 }
+ONE_RANK = {1: 1.3, 16: 1.4, 128: 1.4, 1024: 1.4}  # tokens -> bfloat16, over the better of kt-kernel and torch
+FEW_ROWS, OVER_FEW, OVER_MANY = 64, 1.2, 1.0  # bfloat16 products over oneDNN's
 PRODUCT_SHARE = {"avx512": 0.86, "avx512 on znver4": 0.92}  # of the FMA peak, by ISA and CPU
+SHARE_OF = (1024, 4096), (64, 512)  # the weight whose product has a share to reach, and for how many rows
 SIGNAL_US = {8: 0.4, 4096: 1.5}
 OUTSIDE_US = 60.0
 
@@ -41,6 +50,16 @@ class Spread(NamedTuple):
     def of(cls, values: ArrayLike) -> Spread:
         v = np.asarray(values, dtype=np.float64)
         return cls(float(np.median(v)), float(v.min()), float(v.max()))
+
+
+class Family(NamedTuple):
+    """What figures depend on: the instruction set of the kernels, and the CPU as LLVM names it."""
+
+    isa: str
+    cpu: str
+
+    def __str__(self) -> str:
+        return f"{self.isa}, {self.cpu}"
 
 
 @dataclass(frozen=True)
@@ -63,22 +82,15 @@ class Figure:
 
 def ratio(measured: ShapeResults, peer: str, ours: str = "fused") -> Spread | None:
     """Time of the peer over ours, round by round; None if either was not timed."""
-    if peer not in measured.times or ours not in measured.times:
+    return over_best(measured, [peer], ours)
+
+
+def over_best(measured: ShapeResults, peers: Iterable[str], ours: str) -> Spread | None:
+    """Time of the fastest of the peers in each round over ours; None if none or ours was not timed."""
+    timed = [measured.turns(peer) for peer in peers if peer in measured.times]
+    if not timed or ours not in measured.times:
         return None
-    return Spread.of(measured.turns(peer) / measured.turns(ours))
-
-
-def family() -> str:
-    """The instruction set of the kernels and the CPU, as LLVM names it: what figures depend on."""
-    return f"{isa.chosen()}, {isa.target()[0]}"
-
-
-def over_best(measured: ShapeResults) -> Spread | None:
-    """Time of the fastest float32 peer of a round over ours; None if none was timed."""
-    timed = [measured.turns(peer) for peer in PEERS if peer in measured.times]
-    if not timed or "fused" not in measured.times:
-        return None
-    return Spread.of(np.min(timed, axis=0) / measured.turns("fused"))
+    return Spread.of(np.min(timed, axis=0) / measured.turns(ours))
 
 
 def gflops(measured: ShapeResults, peer: str) -> Spread | None:
@@ -100,74 +112,113 @@ def peak_share(measured: ShapeResults, peer: str = "fused") -> Spread | None:
     return Spread.of(np.median(calls, axis=1) / 1e9 / measured.peak.mean(axis=1))
 
 
-def signal_figures(signal_us: dict[int, list[float]], why: str) -> list[Figure]:
-    """signal_us: payload bytes -> microseconds there and back, of each sample."""
+def figures(
+    shapes: list[ShapeResults], family: Family, signal_us: dict[int, list[float]] | None = None, why: str = ""
+) -> list[Figure]:
+    """All asked figures of the jobs that ran, and of signals (payload bytes -> microseconds there and back).
+
+    signal_us: None if the part has none; why: the reason if it is empty.
+    """
+    found = [figure for dtype in BOUNDS for figure in _errors(shapes, dtype)]
+    for m in shapes:
+        if isinstance(m.shape, Product):
+            found += _product(m, family)
+        elif m.world == 1:
+            found += _one_rank(m)
+        else:
+            found += _layer(m, family)
+    return found + _signals(signal_us, why)
+
+
+def _times(what: str, asked: float, reached: Spread | None, m: ShapeResults, *peers: str) -> Figure:
+    return Figure(f"{m.shape.name}: {what}", asked, "×", True, reached, "" if reached else _why(m, peers))
+
+
+def _layer(m: ShapeResults, family: Family) -> list[Figure]:
+    """A layer on several ranks."""
+    name, found = m.shape.name, []
+    if name in FUSED_OVER_BULK and "bulk" in m.entries:
+        found.append(_times("fused over bulk", FUSED_OVER_BULK[name], ratio(m, "bulk"), m, "fused", "bulk"))
+    others = m.timed("float32", ours=False)
+    if others and "fused" in m.entries:
+        reached = over_best(m, others, "fused")
+        found.append(_times("fused over the best float32 peer", OVER_PEERS.get(name, 1.0), reached, m, "fused"))
+    asked = FIGURES_BY_ISA.get(family.isa, {})
+    others = m.timed("bfloat16", ours=False)
+    reached = {
+        "over peers": ("bfloat16, fused over the best bfloat16 peer", over_best(m, others, "bf16")),
+        "bulk over peers": ("bfloat16, bulk over the best bfloat16 peer", over_best(m, others, "bf16-bulk")),
+        "over bulk": ("bfloat16, fused over bulk", ratio(m, "bf16-bulk", "bf16")),
+        "over float32": ("bfloat16 over float32, fused", ratio(m, "fused", "bf16")),
+    }
+    for key, (what, spread) in reached.items():
+        if name in asked.get(key, {}) and "bf16" in m.entries:
+            found.append(_times(what, asked[key][name], spread, m, "bf16", *others))
+    return found + _outside(m)
+
+
+def _one_rank(m: ShapeResults) -> list[Figure]:
+    """A layer in bfloat16 on one rank: peers are kt-kernel and torch."""
+    tokens = getattr(m.shape, "tokens", 0)
+    others = m.timed("bfloat16", ours=False)
+    if tokens not in ONE_RANK or "bf16" not in m.entries:
+        return []
+    what = "bfloat16, over the better of kt-kernel and torch"
+    return [_times(what, ONE_RANK[tokens], over_best(m, others, "bf16"), m, "bf16", "kt-kernel")]
+
+
+def _product(m: ShapeResults, family: Family) -> list[Figure]:
+    """A matrix product: its share of the FMA peak, and bfloat16 over oneDNN."""
+    shape, found = m.shape, []
+    assert isinstance(shape, Product)
+    weight, (least, most) = SHARE_OF
+    vectors = "avx512" if family.isa in ("amx", "avx512", "avx512bf16") else family.isa
+    vectors += " on znver4" if family.cpu == "znver4" else ""
+    share = peak_share(m, "product")
+    if (shape.depth, shape.columns) == weight and least <= shape.rows <= most and vectors in PRODUCT_SHARE and share:
+        reached = Spread(*(100 * v for v in share))
+        what = f"{shape.name}: float32, share of the FMA peak"
+        found.append(Figure(what, 100 * PRODUCT_SHARE[vectors], "%", True, reached))
+    if family.isa == "amx" and "product-bf16" in m.entries:
+        asked = OVER_FEW if shape.rows <= FEW_ROWS else OVER_MANY
+        reached = ratio(m, "torch-product-bf16-packed", "product-bf16")
+        found.append(_times("bfloat16, over oneDNN packed", asked, reached, m, "torch-product-bf16-packed"))
+    return found
+
+
+def _signals(signal_us: dict[int, list[float]] | None, why: str) -> list[Figure]:
     found = []
-    for size, asked in SIGNAL_US.items():
+    for size, asked in SIGNAL_US.items() if signal_us is not None else ():
         what = "8 bytes + signal, there and back" if size == 8 else f"{size >> 10} KB row + signal, there and back"
-        values = signal_us.get(size)
+        values = (signal_us or {}).get(size)
         found.append(Figure(what, asked, "µs", False, Spread.of(values) if values else None, why))
     return found
-
-
-def product_figures(products: Rates) -> list[Figure]:
-    """A matrix product's share of the FMA peak, round by round, averaged over ranks."""
-    vectors = "avx512" if isa.chosen() in ("amx", "avx512", "avx512bf16") else isa.chosen()
-    vectors += " on znver4" if isa.target()[0] == "znver4" else ""
-    found = []
-    for rows, rates in products.items() if vectors in PRODUCT_SHARE else ():
-        share = Spread.of(100 * (rates[0] / rates[1]).mean(axis=1))
-        what = f"product of {rows} rows with {PRODUCT[0]} x {PRODUCT[1]}, share of the FMA peak"
-        found.append(Figure(what, 100 * PRODUCT_SHARE[vectors], "%", True, share))
-    return found
-
-
-def figures(shapes: list[ShapeResults], signal_us: dict[int, list[float]], why: str, products: Rates) -> list[Figure]:
-    """All asked figures of the shapes that ran, of matrix products and of signals.
-
-    why: the reason if there are no signals; products: see `micro.products`.
-    """
-    by_name = {m.shape.name: m for m in shapes}
-    found = [_error(m, peer) for m in shapes for peer in ("fused", "bulk", "bf16", "bf16-bulk") if peer in m.errors]
-    for name, m in by_name.items():
-        if name in FUSED_OVER_BULK:
-            reached = ratio(m, "bulk")
-            found.append(Figure(f"{name}: fused over bulk", FUSED_OVER_BULK[name], "×", True, reached, _why(m, "bulk")))
-    for name, m in by_name.items():
-        if name in OVER_PEERS:
-            what = f"{name}: fused over the best of NumPy and torch"
-            found.append(Figure(what, OVER_PEERS[name], "×", True, over_best(m), _why(m, "numpy")))
-    over = BFLOAT16_OVER_FLOAT32.get(isa.chosen(), {})
-    for name, m in by_name.items():
-        if name in over and "bf16" in m.times:
-            reached = ratio(m, "fused", "bf16")
-            what = f"{name}: bfloat16 over float32, fused"
-            found.append(Figure(what, over[name], "×", True, reached, _why(m, "bf16")))
-    found += product_figures(products)
-    if "D" in by_name:
-        found += _outside(by_name["D"])
-    return found + signal_figures(signal_us, why)
 
 
 def _outside(m: ShapeResults) -> list[Figure]:
     """Two readings, the stricter one first: only the experts' GEMMs are kernels."""
     found = []
     for i, kernels in enumerate(("expert kernels", "kernels (routing, row copies, experts, combine)")):
-        what = f"{m.shape.name}: a call of {m.shape.tokens} tokens, outside {kernels} and waits"
-        reached = None if m.outside is None else Spread.of(1e6 * m.outside[i])
-        found.append(Figure(what, OUTSIDE_US, "µs", False, reached, _why(m, "fused")))
+        if m.outside is not None and not isinstance(m.shape, Product):
+            what = f"{m.shape.name}: a call of {m.shape.tokens} tokens, outside {kernels} and waits"
+            found.append(Figure(what, OUTSIDE_US, "µs", False, Spread.of(1e6 * m.outside[i])))
     return found
 
 
-def _error(m: ShapeResults, peer: str) -> Figure:
-    value = m.errors[peer]
-    what = f"{m.shape.name}: {peer}, relative error"
-    return Figure(what, ENTRIES[peer].bound, "", False, Spread(value, value, value))
+def _errors(shapes: list[ShapeResults], dtype: str) -> list[Figure]:
+    """The largest relative error of Aristos in a dtype."""
+    ours = [m.errors[p] for m in shapes for p in m.errors if m.entries[p].ours and m.entries[p].dtype == dtype]
+    if not ours:
+        return []
+    worst = float(np.max(ours))
+    return [
+        Figure(f"Aristos in {dtype}, largest relative error", BOUNDS[dtype], "", False, Spread(worst, worst, worst))
+    ]
 
 
-def _why(m: ShapeResults, peer: str) -> str:
-    """The reason why a comparison with this peer has no number."""
-    for name in ("fused", peer):
+def _why(m: ShapeResults, peers: Iterable[str]) -> str:
+    """The reason why a comparison with these peers has no number."""
+    for name in peers:
         if name in m.wrong():
             return f"{name} gave a wrong output"
         if name in m.absent:

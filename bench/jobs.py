@@ -1,29 +1,28 @@
-"""The jobs of the comparison: the shapes, and one shape's weights, inputs, routing and float64 results.
+"""The jobs of the comparison, as every process sees them: shapes, and arrays in a folder. NumPy alone is needed.
 
-All peers get the same job. Routing is computed once, in float64, and given to every peer. Two inputs with two routings
-alternate, so that no call finds the rows of the call before in its caches.
+compare.py makes a job once (oracle.py), and every peer reads the same weights, tokens and routing from the folder. A
+few inputs with routings of their own alternate, so that no call finds the rows of the call before in its caches.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aristos import reference
-from aristos.config import MoEConfig
-
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-
-INPUTS = 2
 
 
 @dataclass(frozen=True)
 class Shape:
-    """tokens: S per rank; hidden: H; ffn: F; experts: E over all ranks; top_k: k."""
+    """One layer's job. tokens: S per rank; hidden: H; ffn: F; experts: E over all ranks; top_k: k.
+
+    gated: SwiGLU experts, else ReLU without a gate; routing: `uniform`, `zipf` (exponent 1.2) or the name of a trace.
+    """
 
     name: str
     tokens: int
@@ -31,13 +30,53 @@ class Shape:
     ffn: int
     experts: int
     top_k: int
+    gated: bool = False
+    routing: str = "uniform"
 
     def __str__(self) -> str:
-        return f"{self.tokens}/{self.hidden}/{self.ffn}/{self.experts}/{self.top_k}"
+        numbers = f"{self.tokens}/{self.hidden}/{self.ffn}/{self.experts}/{self.top_k}"
+        return f"{numbers}{' gated' if self.gated else ''}{'' if self.routing == 'uniform' else ' ' + self.routing}"
+
+    @property
+    def label(self) -> str:
+        """The name if it is a letter, and the numbers."""
+        return f"{self.name.split('@')[0]} {self}" if self.name[:1].isalpha() else str(self)
+
+    @property
+    def inputs(self) -> int:
+        """How many inputs alternate: more for few tokens, whose experts would else stay in a cache."""
+        return 4 if self.tokens <= 16 else 2
 
     def flops(self, rows: int) -> int:
-        """Floating-point operations of both GEMMs for `rows` rows, without combine."""
-        return 4 * rows * self.hidden * self.ffn
+        """Floating-point operations of all GEMMs for `rows` rows, without combine."""
+        return (6 if self.gated else 4) * rows * self.hidden * self.ffn
+
+
+@dataclass(frozen=True)
+class Product:
+    """One matrix product: x [rows, depth] times a weight [depth, columns]."""
+
+    rows: int
+    depth: int
+    columns: int
+
+    def __str__(self) -> str:
+        return f"{self.rows} x {self.depth} x {self.columns}"
+
+    @property
+    def name(self) -> str:
+        return str(self)
+
+    @property
+    def label(self) -> str:
+        return str(self)
+
+    @property
+    def inputs(self) -> int:
+        return 2
+
+    def flops(self) -> int:
+        return 2 * self.rows * self.depth * self.columns
 
 
 SHAPES = {
@@ -48,77 +87,88 @@ SHAPES = {
         Shape("C", 32, 512, 1024, 8, 2),
         Shape("D", 16, 2048, 512, 32, 8),
         Shape("E", 1024, 2048, 512, 32, 8),
+        Shape("G", 512, 512, 1408, 64, 6, gated=True),
     )
 }
 
 
 def parse_shape(text: str) -> Shape:
-    """A shape by its letter in SHAPES or as tokens/H/F/E/k. Raises ValueError for other texts."""
-    if text in SHAPES:
-        return SHAPES[text]
+    """A shape by its letter in SHAPES or as tokens/H/F/E/k[/gated], and @routing. Raises ValueError for other texts."""
+    left, _, routing = text.partition("@")
+    known = SHAPES.get(left)
+    words = left.split("/")
+    gated = words[-1] == "gated"
     try:
-        numbers = [int(part) for part in text.split("/")]
+        numbers = [int(word) for word in words[: len(words) - gated]]
     except ValueError:
         numbers = []
+    if known is not None:
+        numbers = [known.tokens, known.hidden, known.ffn, known.experts, known.top_k]
+        gated = known.gated
     if len(numbers) != 5 or min(numbers) < 1:
-        raise ValueError(f"a shape must be one of {', '.join(SHAPES)} or tokens/H/F/E/k, got {text!r}")
+        raise ValueError(f"a shape must be one of {', '.join(SHAPES)} or tokens/H/F/E/k[/gated], got {text!r}")
     if numbers[4] > numbers[3]:
         raise ValueError(f"top_k must be at most experts, got {text!r}")
-    return Shape(text, *numbers)
+    return Shape(text, *numbers, gated=gated, routing=routing or "uniform")
 
 
 @dataclass
 class Job:
-    """One shape on one rank. Experts are placed contiguously, E / world on each rank.
+    """A layer's arrays, as one rank sees them. Experts are placed contiguously, E / world on each rank.
 
-    xs, ys: INPUTS arrays [S, H] (ys float64: the results); ids, weights: INPUTS arrays [S, k];
-    up: [E, H, F] and down: [E, F, H] for all experts; local: the slice of experts this rank holds;
-    rows: [INPUTS, world] rows each rank computes.
+    up, gate: [E, H, F] and down: [E, F, H] for all experts, mapped from files; gate: None if ungated; local: the slice
+    of experts this rank holds; xs: [inputs, S, H]; ids, weights: [inputs, S, k]; rows: [inputs, world] rows each rank
+    computes.
     """
 
     shape: Shape
-    cfg: MoEConfig
+    rank: int
+    world: int
     up: Floats
+    gate: Floats | None
     down: Floats
-    local: slice
-    xs: list[Floats] = field(default_factory=list)
-    ids: list[Ints] = field(default_factory=list)
-    weights: list[Floats] = field(default_factory=list)
-    ys: list[NDArray[np.float64]] = field(default_factory=list)
-    rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    xs: Floats
+    ids: Ints
+    weights: Floats
+    rows: Ints
 
-    def busiest_flops(self) -> NDArray[np.float64]:
-        """[INPUTS] operations of the rank with most rows, which bound the call however well it overlaps."""
-        return np.array([self.shape.flops(int(most)) for most in self.rows.max(axis=1)], dtype=np.float64)
+    @property
+    def local(self) -> slice:
+        each = self.shape.experts // self.world
+        return slice(self.rank * each, (self.rank + 1) * each)
 
 
-def make_job(comm: Any, shape: Shape, seed: int) -> Job:
-    """The job of a shape on this rank. Collective. Raises ValueError if experts is no multiple of the ranks."""
-    world, rank = comm.size, comm.rank
-    if shape.experts % world:
-        raise ValueError(f"experts must be a multiple of the {world} ranks, got {shape.experts} in {shape}")
-    cfg = MoEConfig(
-        hidden=shape.hidden,
-        ffn=shape.ffn,
-        experts=shape.experts,
-        top_k=shape.top_k,
-        activation="relu",
-        max_tokens=shape.tokens,
-    )
-    tensors = reference.weights(cfg, seed)
-    each = shape.experts // world
-    job = Job(shape, cfg, tensors["up"], tensors["down"], slice(rank * each, (rank + 1) * each))
-    wide = {name: tensors[name].astype(np.float64) for name in ("router", "up", "down")}
-    for i in range(INPUTS):
-        rng = np.random.default_rng([seed, i, rank])
-        x = rng.standard_normal((shape.tokens, shape.hidden), dtype=np.float32)
-        ids, fine = reference.route(cfg, x, wide["router"])
-        weights = fine.astype(np.float32)
-        job.xs.append(x)
-        job.ids.append(ids)
-        job.weights.append(weights)
-        job.ys.append(reference.moe(cfg, x, up=wide["up"], down=wide["down"], ids=ids, weights=weights))
-    sent = np.array([np.bincount(ids.ravel() // each, minlength=world) for ids in job.ids], dtype=np.int64)
-    job.rows = np.zeros_like(sent)
-    comm.Allreduce(sent, job.rows)
-    return job
+@dataclass
+class ProductJob:
+    """A product's arrays. weight: [depth, columns]; xs: [inputs, rows, depth]."""
+
+    shape: Product
+    weight: Floats
+    xs: Floats
+
+
+def write(folder: Path, shape: Shape | Product, world: int, arrays: dict[str, NDArray]) -> None:
+    """Write the arrays of a job; those of a rank are named `name-rank`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    (folder / "job.json").write_text(json.dumps({"kind": type(shape).__name__, "world": world, **asdict(shape)}))
+
+
+def read(folder: Path, rank: int) -> Job | ProductJob:
+    """The job in a folder, as rank `rank` sees it."""
+    said = json.loads((folder / "job.json").read_text())
+    kind, world = said.pop("kind"), said.pop("world")
+
+    def mapped(name: str) -> NDArray:
+        return np.load(folder / f"{name}.npy", mmap_mode="r")
+
+    def own(name: str) -> NDArray:
+        return np.load(folder / f"{name}-{rank}.npy")
+
+    if kind == "Product":
+        return ProductJob(Product(**said), np.load(folder / "weight.npy"), own("x"))
+    shape = Shape(**said)
+    gate = mapped("gate") if shape.gated else None
+    rows = np.load(folder / "rows.npy")
+    return Job(shape, rank, world, mapped("up"), gate, mapped("down"), own("x"), own("ids"), own("weights"), rows)

@@ -1,6 +1,6 @@
-"""The comparison as one picture: time over that of Aristos fused, and GFLOP/s per rank below the peak.
+"""The comparison as one picture: for each dtype, time over that of Aristos fused, on a linear axis from 0.
 
-All numbers are computed by figures.py.
+Of an environment with several peers each shape shows the fastest. All numbers are computed by figures.py.
 """
 
 from __future__ import annotations
@@ -8,90 +8,72 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from figures import FUSED_OVER_BULK, OVER_PEERS, PEERS, gflops, ratio
-from peers import ENTRIES
+from figures import Spread, over_best
+from report import OURS
 from rounds import ShapeResults
 
-COLORS = {
-    "fused": "#1b6ca8",
-    "bulk": "#8ab6d6",
-    "bf16": "#2a9d5c",
-    "bf16-bulk": "#9fd5b5",
+BARS = {  # label -> colour; ours first, then environments
+    "Aristos fused": "#1b6ca8",
+    "Aristos bulk": "#8ab6d6",
     "numpy": "#e07a3f",
-    "torch-loop": "#9a6fb0",
-    "torch-grouped": "#c9aed6",
+    "torch": "#9a6fb0",
+    "deepspeed": "#5b8c5a",
+    "jax": "#c9b458",
 }
-ASKED = {"bulk": FUSED_OVER_BULK} | dict.fromkeys(PEERS, OVER_PEERS)
+TITLES = {
+    "numpy": "Alltoallv + NumPy",
+    "torch": "torch, its best of MPI, gloo, mm, grouped_mm, oneDNN packed",
+    "deepspeed": "DeepSpeed",
+    "jax": "JAX",
+}
 
 
-def draw(shapes: list[ShapeResults], path: Path) -> None:
+def draw(shapes: list[ShapeResults], path: Path, family: str) -> None:
     """Write a PNG. Raises ImportError if Matplotlib is not installed."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 4.8), layout="constrained")
-    _ratios(left, shapes)
-    _rates(right, shapes)
-    handles, labels = right.get_legend_handles_labels()
+    figure, rows = pyplot.subplots(2, 1, figsize=(10, 7), layout="constrained")
+    for axes, dtype in zip(rows, OURS):
+        _bars(axes, shapes, dtype)
+    handles = {label: handle for axes in rows for handle, label in zip(*axes.get_legend_handles_labels())}
     if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    ranks = shapes[0].world if shapes else 0
+    figure.suptitle(f"Time of a layer's call over that of Aristos fused: {ranks} ranks, 1 thread each, {family}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
 
-def _names(shapes: list[ShapeResults]) -> list[str]:
-    return [name for name in ENTRIES if any(name in m.times for m in shapes)]
+def spread(m: ShapeResults, bar: str, dtype: str) -> Spread | None:
+    """Time of a bar's peer, or the fastest of its environment, over Aristos fused; None if not timed."""
+    ours = OURS[dtype]
+    if bar.startswith("Aristos"):
+        names = [ours if bar.endswith("fused") else {"fused": "bulk", "bf16": "bf16-bulk"}[ours]]
+    else:
+        names = [name for name in m.timed(dtype, ours=False) if m.entries[name].environment == bar]
+    return over_best(m, names, ours)
 
 
-def _place(peers: list[str], i: int) -> tuple[float, float]:
-    """(offset, width) of bar i within its shape's group."""
-    width = 0.8 / max(1, len(peers))
-    return (i - (len(peers) - 1) / 2) * width, width
-
-
-def _ratios(axes: Any, shapes: list[ShapeResults]) -> None:
-    peers = [p for p in _names(shapes) if p != "fused"]
-    for i, peer in enumerate(peers):
-        offset, width = _place(peers, i)
-        for g, m in enumerate(shapes):
-            spread = ratio(m, peer)
-            if spread is None:
-                continue
-            ends = [[spread.median - spread.low], [spread.high - spread.median]]
-            axes.bar(g + offset, spread.median, width, yerr=ends, color=COLORS[peer], capsize=2)
-            asked = ASKED.get(peer, {}).get(m.shape.name)
-            if asked:
-                axes.hlines(asked, g + offset - width / 2, g + offset + width / 2, color="black", linewidth=2)
-    axes.axhline(1.0, color=COLORS["fused"], linewidth=1)
-    axes.set_title("Time over Aristos fused, same round (black: asked)")
-    _finish(axes, shapes, "times as long; median, least and most")
-
-
-def _rates(axes: Any, shapes: list[ShapeResults]) -> None:
-    peers = _names(shapes)
-    for i, peer in enumerate(peers):
-        offset, width = _place(peers, i)
-        named = False
-        for g, m in enumerate(shapes):
-            rate = gflops(m, peer)
-            if rate is not None:
-                label = None if named else ENTRIES[peer].title
-                named = True
-                axes.bar(g + offset, rate.median, width, color=COLORS[peer], label=label)
-    with_peak = [(g, m.peak) for g, m in enumerate(shapes) if m.peak is not None]
-    for g, peak in with_peak:
-        label = "FMA peak" if g == with_peak[0][0] else None
-        axes.hlines(np.median(peak), g - 0.45, g + 0.45, color="black", linestyle="--", label=label)
-    axes.set_title("GFLOP/s per rank")
-    _finish(axes, shapes, "GFLOP/s per rank, median")
-
-
-def _finish(axes: Any, shapes: list[ShapeResults], y_label: str) -> None:
-    ticks = [f"{m.shape.name}\n{m.shape}" if m.shape.name != str(m.shape) else str(m.shape) for m in shapes]
-    axes.set_xticks(range(len(shapes)), ticks, fontsize=7)
-    axes.set_ylabel(y_label)
+def _bars(axes: Any, shapes: list[ShapeResults], dtype: str) -> None:
+    shown = [bar for bar in BARS if any(spread(m, bar, dtype) for m in shapes)]
+    width = 0.8 / max(1, len(shown))
+    for i, bar in enumerate(shown):
+        found = [(g + (i - (len(shown) - 1) / 2) * width, spread(m, bar, dtype)) for g, m in enumerate(shapes)]
+        places = [place for place, s in found if s]
+        spreads = [s for _, s in found if s]
+        ends = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
+        bars = axes.bar(
+            places, [s.median for s in spreads], width, yerr=ends, color=BARS[bar], label=TITLES.get(bar, bar),
+            capsize=2, error_kw={"linewidth": 0.8},
+        )  # fmt: skip
+        axes.bar_label(bars, [f"{s.median:.1f}" for s in spreads], fontsize=8, padding=1)
+    axes.axhline(1.0, color=BARS["Aristos fused"], linewidth=1)
+    axes.set_ylim(bottom=0)
+    axes.set_xticks(range(len(shapes)), [m.shape.label for m in shapes], fontsize=8)
+    axes.set_title(f"{dtype} (tokens a rank / H / F / E / k)", fontsize=10)
+    axes.set_ylabel("times as long")
     axes.spines[["top", "right"]].set_visible(False)

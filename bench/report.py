@@ -1,7 +1,7 @@
-"""The run as Markdown: times, ratios, and the asked figures beside the reached ones.
+"""A part of the comparison as Markdown: times, ratios, and the asked figures beside the reached ones.
 
-The text goes between two marker comments of a page, which name the family of CPUs: another family adds a section, and
-the prose around the sections stays. All numbers are computed by figures.py.
+The text goes between two marker comments of a page, which name the family of CPUs and the part: another family adds a
+section, another part a block in it, and the prose around them stays. All numbers are computed by figures.py.
 """
 
 from __future__ import annotations
@@ -12,40 +12,44 @@ from pathlib import Path
 
 import numpy as np
 from figures import Figure, Spread, gflops, peak_share, ratio
-from peers import BFLOAT16_BOUND, ENTRIES, FLOAT32_BOUND
+from peers import BOUNDS, Entry
 from rounds import ShapeResults
 
-BEGIN = "<!-- compare:begin {} (written by bench/compare.py; edit outside the markers) -->"
-END = "<!-- compare:end {} -->"
+BEGIN = "<!-- compare:begin {}: {} (written by bench/compare.py; edit outside the markers) -->"
+END = "<!-- compare:end {}: {} -->"
 PAGE = "# Performance\n\nWritten by `make compare`.\n"
+WIDEST = 10  # columns of a table with a row for each peer; more jobs than that have a row each
+OURS = {"float32": "fused", "bfloat16": "bf16"}  # what a peer of a dtype is compared with
 
 
-def markdown(shapes: list[ShapeResults], asked: list[Figure], facts: list[str], picture: str | None) -> str:
+def markdown(
+    title: str, shapes: list[ShapeResults], asked: list[Figure], facts: list[str], picture: str | None = None
+) -> str:
     """The text between the markers."""
-    parts = ["\n".join(f"- {fact}" for fact in facts), _times(shapes), _ratios(shapes), _asked(asked)]
+    parts = [f"### {title}", "\n".join(f"- {fact}" for fact in facts), _times(shapes), _ratios(shapes)]
+    parts += [_asked(asked)] if asked else []
     notes = _notes(shapes)
-    if notes:
-        parts.append("\n".join(f"- {note}" for note in notes))
-    if picture:
-        parts.append(f"![The comparison as bars]({picture})")
+    parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
+    parts += [f"![The comparison as bars]({picture})"] if picture else []
     return "\n\n".join(parts) + "\n"
 
 
-def splice(path: Path, text: str, family: str) -> None:
-    """Put the text between the markers of a family on the page; a new family's section comes after the others.
+def splice(path: Path, text: str, family: str, part: str) -> None:
+    """Put the text between the markers of a family's part on the page.
 
-    A page without sections gets them at its end; a missing page is created. Raises ValueError if there is one marker
-    only.
+    A new part comes after the family's others, a new family's section after the other families. A page without
+    sections gets them at its end; a missing page is created. Raises ValueError if there is one marker only.
     """
     page = path.read_text(encoding="utf-8") if path.exists() else PAGE
-    first, last = BEGIN.format(family), END.format(family)
+    first, last = BEGIN.format(family, part), END.format(family, part)
     begin, end = page.find(first), page.find(last)
     if (begin < 0) != (end < 0) or begin > end:
         raise ValueError(f"{path} must have both markers or none, in order: {first!r} and {last!r}")
     if begin < 0:
-        others = [found.end() for found in re.finditer(re.escape(END).replace(r"\{\}", ".*"), page)]
-        at = max(others, default=len(page.rstrip("\n")))
-        page = f"{page[:at]}\n\n## On {family}\n\n{first}\n{last}{page[at:]}"
+        of_family, of_any = _ends(page, re.escape(family)), _ends(page, ".*")
+        heading = "" if of_family else f"\n\n## On {family}"
+        at = max(of_family or of_any or [len(page.rstrip("\n"))])
+        page = f"{page[:at]}{heading}\n\n{first}\n{last}{page[at:]}"
         begin, end = page.find(first), page.find(last)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".tmp")
@@ -53,33 +57,45 @@ def splice(path: Path, text: str, family: str) -> None:
     aside.replace(path)
 
 
+def _ends(page: str, family: str) -> list[int]:
+    return [found.end() for found in re.finditer(f"<!-- compare:end {family}(: .*)? -->", page)]
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; the first column is left-aligned, the others right-aligned."""
+    """A Markdown table; the first column is left-aligned, the others right-aligned. A wide one is turned."""
+    if len(head) > WIDEST:
+        head, *rows = ([*column] for column in zip(head, *rows))
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _peers(shapes: list[ShapeResults]) -> list[str]:
-    return [name for name in ENTRIES if any(name in m.times for m in shapes)]
+def entries(shapes: list[ShapeResults]) -> list[Entry]:
+    """The peers that were timed on some shape, in the order of their list."""
+    asked = {name: entry for m in shapes for name, entry in m.entries.items()}
+    return [entry for name, entry in asked.items() if any(name in m.times for m in shapes)]
 
 
-def _label(m: ShapeResults) -> str:
-    return str(m.shape) if m.shape.name == str(m.shape) else f"{m.shape.name} {m.shape}"
+def _name(entry: Entry) -> str:
+    return entry.title + ("" if entry.dtype == "float32" else f", {entry.dtype}")
 
 
 def _times(shapes: list[ShapeResults]) -> str:
     """The table of milliseconds and GFLOP/s per rank."""
-    peers = _peers(shapes)
-    head = ["tokens/H/F/E/k", *(ENTRIES[p].title for p in peers), "FMA peak", "busiest rank"]
+    head = ["peer", *(m.shape.label for m in shapes), "error"]
     rows = []
-    for m in shapes:
-        cells = [_cell(m, p) for p in peers]
-        peak = "-" if m.peak is None else f"({np.median(m.peak):.0f})"
-        share = f"{100 * m.busiest.mean() / m.mean.mean() - 100:+.1f} %" if m.iters else "-"
-        rows.append([_label(m), *cells, peak, share])
+    for entry in entries(shapes):
+        error = max(m.errors.get(entry.name, 0.0) for m in shapes)
+        rows.append([_name(entry), *(_cell(m, entry.name) for m in shapes), f"{error:.0e}"])
+    if any(m.peak is not None for m in shapes):
+        peaks = ["-" if m.peak is None else f"({np.median(m.peak):.0f})" for m in shapes]
+        rows.append(["float32 FMA peak", *peaks, ""])
+    if any(m.world > 1 for m in shapes):
+        over = [f"{100 * m.busiest.mean() / m.mean.mean() - 100:+.0f} %" if m.iters else "-" for m in shapes]
+        rows.append(["rows of the busiest rank, over the mean", *over, ""])
     says = (
         "Milliseconds of a call, in brackets GFLOP/s per rank: the slowest rank of each call, the median of a turn's "
-        "calls, the median over rounds. Last column: rows of the rank with most of them, over the mean."
+        "calls, the median over rounds. Error: the largest, relative to float64 (bounds: "
+        f"{', '.join(f'{dtype} {bound:.0e}' for dtype, bound in BOUNDS.items())})."
     )
     return f"{says}\n\n{table(head, rows)}"
 
@@ -92,22 +108,26 @@ def _cell(m: ShapeResults, peer: str) -> str:
     return f"{number(ms)} ({rate.median:.0f})"
 
 
+def _ours(entry: Entry, m: ShapeResults) -> str:
+    name = OURS[entry.dtype]
+    return name if name in m.times else {"fused": "product", "bf16": "product-bf16"}[name]
+
+
 def _ratios(shapes: list[ShapeResults]) -> str:
-    """The table of times over that of Aristos fused, and of shares of the peak."""
-    peers = [p for p in _peers(shapes) if p != "fused"]
-    head = ["shape", *(ENTRIES[p].title for p in peers), "fused, share of peak", "bulk, share of peak", "error"]
+    """The table of times over that of Aristos in the same dtype, and of shares of the peak."""
+    head = ["peer", *(m.shape.name for m in shapes)]
     rows = []
-    for m in shapes:
-        shares = [peak_share(m, p) for p in ("fused", "bulk")]
-        percents = [_spread(s, lambda v: f"{100 * v:.1f}", " %") for s in shares]
-        exact = [error for peer, error in m.errors.items() if ENTRIES[peer].bound == FLOAT32_BOUND]
-        error = f"{max(exact):.1e}" if exact else "-"
-        rows.append([m.shape.name, *(_spread(ratio(m, p), _two, "") for p in peers), *percents, error])
+    for entry in entries(shapes):
+        if all(entry.name == _ours(entry, m) for m in shapes):
+            continue
+        cells = [_spread(ratio(m, entry.name, _ours(entry, m)), _two, "") for m in shapes]
+        rows.append([_name(entry), *cells])
+    for title, peer in (("Aristos fused, share of peak", "fused"), ("Aristos, share of peak", "product")):
+        shares = [_spread(peak_share(m, peer), lambda v: f"{100 * v:.0f}", " %") for m in shapes]
+        rows += [[title, *shares]] if any(share != "-" for share in shares) else []
     says = (
-        "Time of each peer over that of Aristos fused in the same round: median (least - most) over rounds. Share of "
-        "peak: what the busiest rank's GEMMs take at the FMA peak, measured in the same round, over the "
-        f"time of the call. Error: the largest of any float32 peer, relative to float64 (bound {FLOAT32_BOUND:.0e}; "
-        f"bfloat16: {BFLOAT16_BOUND:.0e})."
+        "Time over that of Aristos (fused) with the same dtype in the same round: median (least - most) over rounds. "
+        "Share of peak: what the busiest rank's GEMMs take at the float32 FMA peak of the same round, over the call."
     )
     return f"{says}\n\n{table(head, rows)}"
 
@@ -136,19 +156,17 @@ def _notes(shapes: list[ShapeResults]) -> list[str]:
             f"The machine was not this run's alone (load average up to {busiest:.1f} with {shapes[0].world} ranks): "
             "distrust the milliseconds and the shares of peak, and the ratios where least and most lie far apart."
         )
-    for peer in ENTRIES:
-        whys = {m.absent[peer] for m in shapes if peer in m.absent}
-        notes += [f"{ENTRIES[peer].title} did not run: {why}." for why in sorted(whys)]
-        wrong = [m.shape.name for m in shapes if peer in m.wrong()]
+    reasons: dict[str, list[str]] = {}
+    for entry in {name: entry for m in shapes for name, entry in m.entries.items()}.values():
+        for why in sorted({m.absent[entry.name] for m in shapes if entry.name in m.absent}):
+            reasons.setdefault(why, []).append(_name(entry))
+        wrong = [m.shape.name for m in shapes if entry.name in m.wrong()]
         if wrong:
-            notes.append(f"{ENTRIES[peer].title} gave WRONG outputs on {', '.join(wrong)} and was not timed there.")
+            notes.append(f"{_name(entry)} gave WRONG outputs on {', '.join(wrong)} and was not timed there.")
+    notes += [f"Did not run: {'; '.join(names)}: {why}." for why, names in reasons.items()]
     bits = [m.same_bits for m in shapes if m.same_bits is not None]
     if bits:
         notes.append(f"Fused and bulk outputs are {'equal' if all(bits) else 'NOT EQUAL'} bit for bit on every shape.")
-    notes.append(
-        "Every peer computes the same rows: no padding, no drops, routing from outside, one thread, float32 or the "
-        "dtype in its title."
-    )
     return notes
 
 

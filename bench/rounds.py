@@ -1,41 +1,44 @@
 """The timing, equal for every peer: rounds, in each of which every peer has one turn, in random order.
 
 No machine is perfectly quiet, and its speed drifts. So all peers take part in every round and are compared within a
-round only. Each round has a new order, from a seed that all ranks share. A turn is one untimed call, which loads the
-peer's weights into the caches, and `iters` timed ones; each starts after a barrier, and its time is the slowest rank's.
+round only. Each round has a new order. A turn is one untimed call, which loads the peer's weights into the caches, and
+a few timed ones; each starts after a barrier, and its time is the slowest rank's. While one team works, the others
+sleep.
 """
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 import numpy as np
-from jobs import INPUTS, Job, Shape
+from environments import NoEnvironment
+from jobs import Product, Shape
 from numpy.typing import NDArray
-from peers import ENTRIES, Absent, Entry, Peer
+from oracle import Truth
+from peers import Absent, Entry
+from teams import Team
 
-from aristos import reference
-
-TURN_SECONDS = 0.3  # about the time of the first peer's turn
-ITERS = (3, 40)  # fewest and most timed calls in a turn
+TURN_SECONDS = 0.15  # about the time of a turn
+ITERS = (2, 40)  # fewest and most timed calls in a turn
+PEAK = "aristos"  # the team that measures the peak
+SAME_BITS = (("fused", "bulk"), ("bf16", "bf16-bulk"))
 
 
 @dataclass
 class ShapeResults:
-    """The results of one shape; only rank 0 has times and peak.
+    """The results of one shape.
 
     times: peer -> [rounds, iters, world] seconds; peak: [rounds, world] GFLOP/s of multiply-adds in registers;
     load: [rounds] load average; busiest: [iters] operations of the rank with most rows in that timed call; mean: the
     same averaged over ranks; errors: peer -> largest relative error on any rank and input; absent: peer -> reason;
     same_bits: whether fused and bulk gave equal outputs, bit for bit, in each dtype; outside: [2, calls] seconds, see
-    micro.outside.
+    micro.outside; entries: peer -> Entry of the peers that were asked for.
     """
 
-    shape: Shape
+    shape: Shape | Product
     world: int
     iters: int = 0
     times: dict[str, NDArray[np.float64]] = field(default_factory=dict)
@@ -47,6 +50,7 @@ class ShapeResults:
     absent: dict[str, str] = field(default_factory=dict)
     same_bits: bool | None = None
     outside: NDArray[np.float64] | None = None
+    entries: dict[str, Entry] = field(default_factory=dict)
 
     def turns(self, peer: str) -> NDArray[np.float64]:
         """[rounds] seconds: each turn's median over its calls of the slowest rank."""
@@ -55,121 +59,141 @@ class ShapeResults:
 
     def wrong(self) -> list[str]:
         """Peers whose output missed the bound."""
-        return [name for name, error in self.errors.items() if not error <= ENTRIES[name].bound]
+        return [name for name, error in self.errors.items() if not error <= self.entries[name].bound]
+
+    def timed(self, dtype: str, ours: bool) -> list[str]:
+        """Names of the peers of a dtype that were timed, Aristos's or the others'."""
+        return [name for name in self.times if self.entries[name].dtype == dtype and self.entries[name].ours == ours]
 
 
-def make_peers(comm: Any, job: Job, entries: list[Entry], measured: ShapeResults) -> dict[str, Peer]:
-    """Every peer that can run here; the reasons of the others go to measured.absent. Collective."""
-    peers = {}
+class Teams(dict[str, Team]):
+    """The teams of a run by the names of their environments; each is started when it is first asked for."""
+
+    def __init__(self, start: Callable[[str], Team]) -> None:
+        super().__init__()
+        self._start = start
+
+    def __missing__(self, name: str) -> Team:
+        self[name] = self._start(name)
+        return self[name]
+
+    def close(self) -> None:
+        for team in self.values():
+            team.close()
+
+
+def make_peers(teams: Teams, folder: Path, entries: list[Entry], measured: ShapeResults) -> list[Entry]:
+    """Every peer that can run here, made; the reasons of the others go to measured.absent."""
+    made, readers = [], set()
     for entry in entries:
+        measured.entries[entry.name] = entry
         try:
-            peers[entry.name] = entry.make(comm, job)
-        except Absent as error:
-            measured.absent[entry.name] = str(error)
-    return peers
+            team = teams[entry.environment]
+            if entry.environment not in readers:
+                team("read", str(folder))
+                readers.add(entry.environment)
+            team("make", entry.name, entry.factory, entry.options)
+            made.append(entry)
+        except (Absent, NoEnvironment) as why:
+            measured.absent[entry.name] = str(why)
+    return made
 
 
-def check(comm: Any, job: Job, peers: dict[str, Peer], measured: ShapeResults) -> None:
-    """Check every peer on every input against float64, and fused against bulk. Collective."""
-    outputs: dict[str, list[NDArray[np.float32]]] = {}
-    for name, peer in peers.items():
-        outputs[name] = [peer(job.xs[i], job.ids[i], job.weights[i]).copy() for i in range(INPUTS)]
-        error = max(reference.error(y, right) for y, right in zip(outputs[name], job.ys))
-        measured.errors[name] = max(comm.allreduce(error, op=_max()), measured.errors.get(name, 0.0))
-    for fused, bulk in (("fused", "bulk"), ("bf16", "bf16-bulk")):
-        if fused in outputs and bulk in outputs:
-            same = all(np.array_equal(a, b) for a, b in zip(outputs[fused], outputs[bulk]))
-            measured.same_bits = all(comm.allgather(same)) and measured.same_bits is not False
+def check(
+    teams: Teams, folder: Path, truth: Truth, entries: list[Entry], measured: ShapeResults, inputs: int | None = None
+) -> None:
+    """Check every peer on every rank against float64, and fused against bulk: on the first inputs, or on all."""
+    for i in range(inputs or measured.shape.inputs):
+        outputs: dict[str, list[NDArray[np.float32]]] = {}
+        for entry in entries:
+            path = folder / f"output-{entry.name}"
+            teams[entry.environment]("output", entry.name, i, str(path))
+            outputs[entry.name] = [np.load(f"{path}-{rank}.npy") for rank in range(measured.world)]
+            errors = [truth.error(rank, i, y) for rank, y in enumerate(outputs[entry.name])]
+            measured.errors[entry.name] = max([*errors, measured.errors.get(entry.name, 0.0)], key=_worst)
+        for fused, bulk in SAME_BITS:
+            if fused in outputs and bulk in outputs:
+                same = all(np.array_equal(a, b) for a, b in zip(outputs[fused], outputs[bulk]))
+                measured.same_bits = same and measured.same_bits is not False
+
+
+def _worst(error: float) -> float:
+    return np.inf if np.isnan(error) else error
 
 
 def run(
-    comm: Any,
-    job: Job,
+    teams: Teams,
+    folder: Path,
+    truth: Truth,
     entries: list[Entry],
+    measured: ShapeResults,
     rounds: int,
     iters: int | None,
-    seed: int,
-    peak: Callable[[], float] | None,
+    draw: np.random.Generator,
     show: Callable[[str], None],
-    after: Callable[[Job, Any], NDArray[np.float64]] | None = None,
-) -> ShapeResults:
-    """Measure one shape: check, rounds, check again. Collective.
+    after: Callable[[Team], NDArray[np.float64]] | None = None,
+) -> None:
+    """Measure one job into `measured`: check, rounds, check the first input again.
 
-    peak() -> GFLOP/s has a turn of its own in every round; after(job, fused peer) fills measured.outside; show(text)
-    shows progress. After an exception nothing is closed, since closing is collective: the caller ends the job.
+    Multiply-adds in registers have a turn of their own in every round if Aristos runs; after(its team) fills
+    measured.outside; show(text) shows progress.
     """
-    measured = ShapeResults(job.shape, comm.size)
-    peers = make_peers(comm, job, entries, measured)
-    check(comm, job, peers, measured)
-    timed = {name: peer for name, peer in peers.items() if name not in measured.wrong()}
-    if timed:
-        measured.iters = iters or choose_iters(comm, job, next(iter(timed.values())))
-        take_rounds(comm, job, timed, rounds, seed, peak, measured, show)
-        check(comm, job, timed, measured)
+    made = make_peers(teams, folder, entries, measured)
+    check(teams, folder, truth, made, measured)
+    right = [entry for entry in made if entry.name not in measured.wrong()]
+    if right:
+        with_peak = any(entry.environment == PEAK for entry in right)
+        measured.iters = iters or choose_iters(teams, right[0])
+        take_rounds(teams, right, rounds, draw, with_peak, measured, show)
+        _operations(truth, measured)
+        check(teams, folder, truth, right, measured, inputs=1)
         for name in measured.wrong():
             measured.times.pop(name, None)
-    if after and "fused" in timed:
-        measured.outside = after(job, timed["fused"])
-    for peer in peers.values():
-        peer.close()
-    return measured
+    if after and "fused" in measured.times:
+        measured.outside = after(teams[PEAK])
+    for team in {entry.environment for entry in made}:
+        teams[team]("close")
 
 
-def choose_iters(comm: Any, job: Job, peer: Peer) -> int:
-    """The number of calls with which this peer's turn takes about TURN_SECONDS; equal on all ranks. Collective."""
-    seconds = min(turn(comm, job, peer, 3))
-    return int(np.clip(TURN_SECONDS / comm.allreduce(seconds, op=_max()), *ITERS))
+def choose_iters(teams: Teams, entry: Entry) -> int:
+    """The number of calls with which this peer's turn takes about TURN_SECONDS."""
+    seconds = min(np.max(teams[entry.environment]("turn", entry.name, 3), axis=0))
+    return int(np.clip(TURN_SECONDS / seconds, *ITERS))
 
 
 def take_rounds(
-    comm: Any,
-    job: Job,
-    peers: dict[str, Peer],
+    teams: Mapping[str, Team],
+    entries: list[Entry],
     rounds: int,
-    seed: int,
-    peak: Callable[[], float] | None,
+    draw: np.random.Generator,
+    with_peak: bool,
     measured: ShapeResults,
     show: Callable[[str], None],
 ) -> None:
-    """Fill measured.times, peak, load, busiest and mean. Collective."""
-    draw = np.random.default_rng([seed, 1])
-    names = [*peers, *(["peak"] if peak else [])]
-    mine: dict[str, list[Any]] = {name: [] for name in names}
-    if peak:
-        peak()  # compiled and warm
+    """Fill measured.times, peak and load."""
+    by_name = {entry.name: entry for entry in entries}
+    names = [*by_name, *(["peak"] if with_peak else [])]
+    taken: dict[str, list[list[list[float]]]] = {name: [] for name in by_name}
+    peaks: list[list[float]] = []
+    if with_peak:
+        teams[PEAK]("run", "micro:peak")  # compiled and warm
     for number in range(rounds):
         for name in draw.permutation(names).tolist():
-            comm.Barrier()
-            if name == "peak" and peak:
-                mine[name].append(peak())
+            if name == "peak":
+                peaks.append(teams[PEAK]("run", "micro:peak"))
             else:
-                mine[name].append(turn(comm, job, peers[name], measured.iters))
+                taken[name].append(teams[by_name[name].environment]("turn", name, measured.iters))
         measured.load.append(os.getloadavg()[0])
-        show(f"{job.shape.name}: round {number + 1} of {rounds}")
-    for name in names:
-        everyones = comm.gather(np.array(mine[name], dtype=np.float64))
-        if everyones is not None and name == "peak":
-            measured.peak = np.stack(everyones, axis=-1)
-        elif everyones is not None:
-            measured.times[name] = np.stack(everyones, axis=-1)
-    inputs = [(i + 1) % INPUTS for i in range(measured.iters)]
-    measured.busiest = job.busiest_flops()[inputs]
-    measured.mean = np.array([job.shape.flops(1) * job.rows[i].mean() for i in inputs])
+        show(f"{measured.shape.label}: round {number + 1} of {rounds}")
+    measured.times = {name: np.array(turns).transpose(0, 2, 1) for name, turns in taken.items()}
+    measured.peak = np.array(peaks) if with_peak else None
 
 
-def turn(comm: Any, job: Job, peer: Peer, iters: int) -> list[float]:
-    """This rank's seconds of each timed call; the inputs alternate."""
-    seconds = []
-    for i in range(iters + 1):
-        x, ids, weights = job.xs[i % INPUTS], job.ids[i % INPUTS], job.weights[i % INPUTS]
-        comm.Barrier()
-        start = time.perf_counter()
-        peer(x, ids, weights)
-        seconds.append(time.perf_counter() - start)
-    return seconds[1:]
-
-
-def _max() -> Any:
-    from mpi4py import MPI
-
-    return MPI.MAX
+def _operations(truth: Truth, measured: ShapeResults) -> None:
+    """Fill measured.busiest and mean."""
+    shape, inputs = measured.shape, [(i + 1) % measured.shape.inputs for i in range(measured.iters)]
+    if isinstance(shape, Product):
+        measured.busiest = measured.mean = np.full(measured.iters, float(shape.flops()))
+    else:
+        measured.busiest = np.array([shape.flops(int(truth.rows[i].max())) for i in inputs], dtype=np.float64)
+        measured.mean = np.array([shape.flops(1) * truth.rows[i].mean() for i in inputs])

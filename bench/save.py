@@ -1,19 +1,22 @@
-"""One comparison as a run of the results file: a table per shape with raw times of every rank, and one of figures.
+"""A part of the comparison as a run of the results file: a table per job with raw times of every rank, and of figures.
 
 Medians and ratios are not stored; they are computed from the raw times when they are shown.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from figures import Figure
-from micro import PRODUCT, Rates
+from jobs import Shape
 from rounds import ShapeResults
 
 from aristos import results
+
+PLAIN = str.maketrans({"/": "-", "@": "-", " ": ""})  # of a table's name
 
 
 def save(
@@ -22,7 +25,6 @@ def save(
     found: list[Figure],
     facts: dict[str, Any],
     signal_us: dict[int, list[float]],
-    products: Rates,
 ) -> None:
     """Append the run. Raises ResultsError if the file cannot be written."""
     tables = [shape_table(m) for m in shapes if m.times]
@@ -31,7 +33,6 @@ def save(
     for size, values in signal_us.items():
         table = results.Table("compare", f"signal-{size}").dim("sample", np.arange(len(values)))
         tables.append(table.add("round_trip", "sample", 1e-6 * np.array(values), "s", f"{size} bytes + signal"))
-    tables += [products_table(products)] if products else []
     results.append(path, results.Run(attributes=facts, tables=tables))
 
 
@@ -39,15 +40,12 @@ def shape_table(m: ShapeResults) -> results.Table:
     """Times [peer, round, call, rank]; an attribute has the reasons of the peers that were not timed."""
     peers = list(m.times)
     rounds, iters, world = m.times[peers[0]].shape
-    s = m.shape
-    table = results.Table("compare", f"shape-{s.name}".replace("/", "-"))
+    kind = "shape" if isinstance(m.shape, Shape) else "product"
+    table = results.Table("compare", f"{kind}-{m.shape.name}".translate(PLAIN))
     table.attributes = {
-        "tokens": s.tokens,
-        "hidden": s.hidden,
-        "ffn": s.ffn,
-        "experts": s.experts,
-        "top_k": s.top_k,
-        "activation": "relu",
+        **asdict(m.shape),
+        "world": m.world,
+        "dtypes": {name: m.entries[name].dtype for name in peers},
         "absent": m.absent,
         "wrong": m.wrong(),
         "fused_and_bulk_equal_bits": m.same_bits,
@@ -63,20 +61,10 @@ def shape_table(m: ShapeResults) -> results.Table:
     return table
 
 
-def products_table(products: Rates) -> results.Table:
-    """Rates of one matrix product and of multiply-adds in registers, measured in turns."""
-    rates = np.stack([products[m] for m in products])  # [rows, 2, round, rank]
-    depth, columns = PRODUCT
-    table = results.Table("compare", "products", attributes={"depth": depth, "columns": columns})
-    table.dim("rows", list(products)).dim("round", np.arange(rates.shape[2])).dim("rank", np.arange(rates.shape[3]))
-    table.add("product", ("rows", "round", "rank"), 1e9 * rates[:, 0], "s-1", "operations a second of x W")
-    return table.add("peak", ("rows", "round", "rank"), 1e9 * rates[:, 1], "s-1", "of multiply-adds in registers")
-
-
 def outside_table(m: ShapeResults) -> results.Table:
     """Seconds per call outside kernels and waits."""
     values = np.zeros((2, 0)) if m.outside is None else m.outside
-    table = results.Table("compare", f"outside-{m.shape.name}".replace("/", "-"))
+    table = results.Table("compare", f"outside-{m.shape.name}".translate(PLAIN))
     table.dim("call", np.arange(values.shape[1]))
     table.add("outside_experts", "call", values[0], "s", "neither expert kernels nor waits, slowest rank")
     return table.add("outside_kernels", "call", values[1], "s", "the engine's own work, slowest rank")

@@ -1,7 +1,8 @@
 """Timing collective calls: a barrier before each, a clock on every rank, the slowest rank's time reported.
 
 Calls that are compared take turns, iteration by iteration, so that other load on the machine affects all of them
-alike. Ranks are never averaged and outliers are kept. Outputs are checked elsewhere (`workload.py`).
+alike. Ranks are never averaged and outliers are kept. A call that exceeds the world's limit ends the job. Outputs are
+checked elsewhere (`workload.py`).
 """
 
 from __future__ import annotations
@@ -61,9 +62,11 @@ def in_turns(
             for name in rotated(names, turn + i):
                 call = calls[name]
                 world.barrier()
-                start = time.perf_counter()
-                call()
-                times[name][i] = elapsed = time.perf_counter() - start
+                with world.bounded(name):
+                    start = time.perf_counter()
+                    call()
+                    elapsed = time.perf_counter() - start
+                times[name][i] = elapsed
                 if after is not None:
                     after(name, i, elapsed)
     return times

@@ -8,9 +8,9 @@ from numba import types
 
 from ..kernels.cpu import llvm as _lowerings  # noqa: F401  registers the primitives' compiled bodies
 from ..primitives import memory as mem
+from ..primitives.buffers import LINE
 from ..primitives.compile import jit, warm_up
 
-LINE = 64
 SPINS = 512  # idle polls before a waiter yields its core
 
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from ..errors import WaitTimeout
 from ..primitives import wire
+from ..primitives.buffers import LINE, aligned
 from ..results import Table
 from .world import World
 
-LINE = 64
 FLAG, ACK, PING, PONG, TAIL, CREDIT, WORDS = range(7)  # words that a peer writes, each in a cache line of its own
 TIMEOUT = 60  # seconds that a compiled wait, or the wait for the wire, may take
 PROBE = 3  # first samples, from which the number of all is estimated
@@ -181,7 +181,6 @@ class Pairs:
     """
 
     def __init__(self, world: World, capacity: int, ranks_per_node: int | None = None) -> None:
-        from ..primitives.buffers import aligned
         from ..transport.group import Group
 
         self.world, self.capacity = world, capacity

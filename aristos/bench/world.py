@@ -40,7 +40,7 @@ class World:
 
             self._until_all_are_in = until_all_are_in
             self._watchdog = Watchdog(lambda: end_job(comm, GONE), f"rank {self.rank}")
-            with self._bounded("MPI_Comm_dup"):
+            with self.bounded("MPI_Comm_dup"):
                 self._exit = comm.Dup()  # for the exit alone: a failed rank cannot know the others' present collective
                 self.nodes, node = Nodes.shared(comm, ranks_per_node)
                 node.Free()
@@ -84,8 +84,10 @@ class World:
                 raise WaitTimeout(f"rank {self.rank} waited {self._limit:g} s for {what}")
             between()
 
-    def _bounded(self, call: str) -> contextlib.AbstractContextManager[None]:
-        """A block in which a blocking MPI call ends the job when it exceeds the limit: some rank has stopped."""
+    def bounded(self, call: str) -> contextlib.AbstractContextManager[None]:
+        """A block of blocking MPI calls that ends the job when it exceeds the limit: some rank has stopped."""
+        if self.comm is None:
+            return contextlib.nullcontext()
         return self._watchdog.watch(f"the other ranks ({call})", self._limit)
 
     def allgather(self, value: Any) -> list[Any]:
@@ -93,7 +95,7 @@ class World:
         if self.comm is None:
             return [value]
         self.barrier()
-        with self._bounded("allgather"):
+        with self.bounded("allgather"):
             return self.comm.allgather(value)
 
     def gather(self, value: Any) -> list[Any]:
@@ -101,7 +103,7 @@ class World:
         if self.comm is None:
             return [value]
         self.barrier()
-        with self._bounded("gather"):
+        with self.bounded("gather"):
             return self.comm.gather(value, root=0) or []
 
     def bcast(self, value: Any) -> Any:
@@ -109,7 +111,7 @@ class World:
         if self.comm is None:
             return value
         self.barrier()
-        with self._bounded("bcast"):
+        with self.bounded("bcast"):
             return self.comm.bcast(value, root=0)
 
     def send(self, value: Any, peer: int, what: str) -> None:
@@ -151,7 +153,7 @@ class World:
             if time.monotonic() > end:
                 return None
             time.sleep(0.005)
-        with self._bounded("exit"):
+        with self.bounded("exit"):
             return self._exit.allgather(message)
 
     def abort(self, code: int) -> int:

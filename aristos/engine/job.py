@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import schema, words
-from .layout import PairLayout, Shape, StateLayout
+from .layout import EngineShape, PairLayout, StateLayout
 
 
 def size(experts: int, world: int) -> int:
@@ -38,20 +38,20 @@ def update(job: Any, **values: int) -> None:
         job[getattr(words, name.upper())] = value
 
 
-def fill_layout(job: Any, shape: Shape, tables: StateLayout) -> None:
+def fill_layout(job: Any, shape: EngineShape, tables: StateLayout) -> None:
     """Write where everything lies: rings, regions and the tables of the state."""
     PairLayout.of(shape).fill(job)
     tables.fill(job)
     update(job, **_of_shape(shape))
 
 
-def fill_engine(job: Any, substrate: str, shape: Shape, tables: StateLayout, **values: int) -> None:
+def fill_engine(job: Any, substrate: str, shape: EngineShape, tables: StateLayout, **values: int) -> None:
     """Write the part `engine`, with all that `fill_layout` writes."""
     fill_layout(job, shape, tables)
     fill(job, schema.ENGINE, substrate, **_of_shape(shape), **values)
 
 
-def _of_shape(shape: Shape) -> dict[str, int]:
+def _of_shape(shape: EngineShape) -> dict[str, int]:
     return {
         "stride": shape.stride,
         "ring_rows": shape.ring_rows,

@@ -26,10 +26,10 @@ import math
 from dataclasses import dataclass, replace
 
 from ..host.nodes import Nodes
+from ..primitives.buffers import LINE
 from ..primitives.compile import jit
 from . import schema, words
 
-LINE = 64
 WORD = 8
 RECORD_BYTES = WORD * words.RECORD_WORDS
 RETURN_RECORD_BYTES = WORD * words.RETURNED_WORDS
@@ -43,7 +43,7 @@ def lines(nbytes: int) -> int:
 
 
 @dataclass(frozen=True)
-class Shape:
+class EngineShape:
     """The sizes of an engine: the largest that its users need."""
 
     world: int
@@ -56,9 +56,9 @@ class Shape:
     max_tokens: int = 1
     return_bytes: int = 0  # of return rows; 0: return_rows * stride
 
-    def union(self, other: Shape) -> Shape:
+    def union(self, other: EngineShape) -> EngineShape:
         """The smallest shape that serves both."""
-        both = Shape(
+        both = EngineShape(
             self.world,
             *(
                 max(getattr(self, n), getattr(other, n))
@@ -101,7 +101,7 @@ class PairLayout:
         return self.index
 
     @classmethod
-    def of(cls, s: Shape) -> PairLayout:
+    def of(cls, s: EngineShape) -> PairLayout:
         announce = LINE
         step = lines(WORD * (words.ANNOUNCED_WORDS + s.max_held))
         records = announce + 2 * step
@@ -124,33 +124,33 @@ class PairLayout:
         )
 
 
-def local_region(s: Shape, nodes: Nodes, rank: int, source: int) -> int:
+def local_region(s: EngineShape, nodes: Nodes, rank: int, source: int) -> int:
     """Byte offset, in the window for local peers of `rank`, of the region of `source`."""
     return lines(s.returns) + PairLayout.of(s).nbytes * nodes.local(rank).index(source)
 
 
-def remote_region(s: Shape, nodes: Nodes, rank: int, source: int) -> int:
+def remote_region(s: EngineShape, nodes: Nodes, rank: int, source: int) -> int:
     """Byte offset, in the window for remote peers of `rank`, of the region of `source`."""
     return lines(s.returns) + PairLayout.of(s).remote_bytes * nodes.remote(rank).index(source)
 
 
-def local_bytes(s: Shape, nodes: Nodes, rank: int) -> int:
+def local_bytes(s: EngineShape, nodes: Nodes, rank: int) -> int:
     """Bytes of the window for local peers of `rank`."""
     return lines(s.returns) + PairLayout.of(s).nbytes * len(nodes.local(rank))
 
 
-def remote_bytes(s: Shape, nodes: Nodes, rank: int) -> int:
+def remote_bytes(s: EngineShape, nodes: Nodes, rank: int) -> int:
     """Bytes of the window for remote peers of `rank`; 0 without any."""
     peers = len(nodes.remote(rank))
     return peers and lines(s.returns) + PairLayout.of(s).remote_bytes * peers
 
 
-def outbox_bytes(s: Shape) -> int:
+def outbox_bytes(s: EngineShape) -> int:
     """Bytes a rank keeps beside its windows for one remote peer: outbox, arrived words, staged output rows."""
     return PairLayout.of(s).remote_bytes + LINE + CODED_BYTES + s.ring_rows * s.stride
 
 
-def rank_bytes(s: Shape, nodes: Nodes, rank: int = 0) -> int:
+def rank_bytes(s: EngineShape, nodes: Nodes, rank: int = 0) -> int:
     """Bytes of both windows and of the outboxes."""
     return local_bytes(s, nodes, rank) + remote_bytes(s, nodes, rank) + outbox_bytes(s) * len(nodes.remote(rank))
 
@@ -164,7 +164,7 @@ def ring_rows(world: int, stride: int, most: int) -> int:
 class StateLayout:
     """Where each table of the state starts, and how long the state is, in words. runs: column-split runs at once."""
 
-    def __init__(self, s: Shape, workers: int, batch: int, runs: int = 1) -> None:
+    def __init__(self, s: EngineShape, workers: int, batch: int, runs: int = 1) -> None:
         dimensions = schema.sizes(
             world=s.world, max_held=s.max_held, copies=s.experts, records=s.slots, rows=s.return_rows,
             tokens=s.max_tokens, top_k=s.top_k, workers=workers, runs=runs, batch=batch,

@@ -466,7 +466,7 @@ def record(name: str) -> Record:
 
 
 @dataclass(frozen=True)
-class Part:
+class RegionPart:
     """A part of a region: so many entries of so many bytes. layout.py has `{address}_to` and `{address}_from`."""
 
     address: str
@@ -477,12 +477,12 @@ class Part:
 
 
 REGION = [
-    Part("word", "line words", "8 bytes", "the line of words"),
-    Part("announcement", "2", "announcement", "announcements, by the parity of the epoch"),
-    Part("record", "records", "record", "tile records"),
-    Part("return_record", "records", "returned", "return records"),
-    Part("ring_row", "ring rows", "stride", "rows"),
-    Part("index", "ring rows", "8 bytes", "for each pair the ring row of its token", remote_only=True),
+    RegionPart("word", "line words", "8 bytes", "the line of words"),
+    RegionPart("announcement", "2", "announcement", "announcements, by the parity of the epoch"),
+    RegionPart("record", "records", "record", "tile records"),
+    RegionPart("return_record", "records", "returned", "return records"),
+    RegionPart("ring_row", "ring rows", "stride", "rows"),
+    RegionPart("index", "ring rows", "8 bytes", "for each pair the ring row of its token", remote_only=True),
 ]
 
 

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..engine.layout import LINE, Shape
+from ..engine.layout import LINE, EngineShape
 from ..host.nodes import Nodes
 from ..placement import Placement
 from .regions import WORD
@@ -45,7 +45,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Fault:
+class RankFault:
     """A rank fails. epoch, slice: in which call and when. dies: steps until its process ends, -1 if it lives on."""
 
     rank: int
@@ -80,7 +80,7 @@ class Case:
     attention: bool = False  # puts land only at ranks that call into MPI
     delays: bool = False  # loads may see old values
     meets: bool = False  # all ranks meet between the phases of an exchange
-    fault: Fault | None = None
+    fault: RankFault | None = None
     calls: tuple[tuple[Call, ...], ...] = ()  # [ranks][calls]
 
     @property
@@ -88,10 +88,10 @@ class Case:
         return Nodes(self.node_of)
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> EngineShape:
         """The shape of the engine."""
         held = Placement(self.placement, len(self.placement), self.ranks).held
-        return Shape(
+        return EngineShape(
             world=self.ranks,
             ring_rows=self.rows if self.nodes.single else max(self.rows, self.top_k),
             stride=-(-WORD * self.words // LINE) * LINE,
@@ -196,10 +196,10 @@ def draw(seed: int, asked: Asked) -> Case:
     return case
 
 
-def _fault(case: Case, rng: random.Random) -> Fault:
+def _fault(case: Case, rng: random.Random) -> RankFault:
     raises = rng.random() < 0.7
     dies = rng.randint(0, 12) if not raises or rng.random() < 0.5 else -1
-    return Fault(rng.randrange(case.ranks), rng.randint(1, len(case.calls[0])), rng.randint(0, 3), raises, dies)
+    return RankFault(rng.randrange(case.ranks), rng.randint(1, len(case.calls[0])), rng.randint(0, 3), raises, dies)
 
 
 def _round(case: Case, rng: random.Random, asked: Asked) -> tuple[Call, ...]:

@@ -20,7 +20,7 @@ from .checks import Checks
 from .copies import Copies
 from .gpu_rank import GpuRank
 from .memory_model import CHANGE, Memory
-from .network import Network
+from .network import SimulatedNetwork
 from .places import AREA, COPIES, LOCK, OUTBOX, PRIVATE, WIRE, private
 from .rank import Rank
 from .reach import Reach
@@ -75,8 +75,8 @@ class Cluster:
         for rank in self.ranks:
             self.memory.local |= rank.alone
 
-    def make_network(self) -> Network:
-        network = Network(self.memory, self.case.attention)
+    def make_network(self) -> SimulatedNetwork:
+        network = SimulatedNetwork(self.memory, self.case.attention)
         if not self.case.nodes.single:
             network.add_actor()
         if self.case.proxy:

@@ -9,7 +9,7 @@ checks both. Copies that fail leave an error in the wire and copy nothing.
 from __future__ import annotations
 
 from ..primitives import wire
-from .network import Network
+from .network import SimulatedNetwork
 from .places import COPIES, WIRE, private
 from .regions import WORD
 from .scheduler import FLUSH
@@ -18,10 +18,10 @@ from .violation import WrongSide
 FAILED = 719  # the error that a failing copy leaves in the wire
 
 
-class Copies(Network):
+class Copies(SimulatedNetwork):
     """All copies under way; the network knows their words too."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: SimulatedNetwork) -> None:
         super().__init__(network.memory)
         self.memory.network = network
         self.flying, self.sources = network.flying, network.sources

@@ -51,7 +51,7 @@ class Move:
 
 
 @dataclass
-class Node:
+class PathState:
     """A state on the path that is being searched."""
 
     frozen: Frozen
@@ -81,7 +81,7 @@ class StateSearch:
         self.cluster = Stretches(case, self)
         self.sched, self.memory = self.cluster.sched, self.cluster.memory
         self.network = self.cluster.network
-        self.live: Node | None = None  # the node whose state the cluster is in, its actors alive
+        self.live: PathState | None = None  # the state that the cluster is in, its actors alive
         self.visited: dict[Key, frozenset[Move]] = {}
         self.moves = self.ends = 0
         self.sched.bound = 1 << 60
@@ -90,7 +90,7 @@ class StateSearch:
         """Search until every state is seen, a bug is found, or `seconds` are over. report: called with the progress."""
         started = time.monotonic()
         self.sched._main = getcurrent()
-        path: list[Node] = []
+        path: list[PathState] = []
         violation: Violation | None = None
         try:
             with self.cluster.patched(), self.cluster.recorded(), every_step_ends(self.sched, lambda: self.moves):
@@ -113,7 +113,7 @@ class StateSearch:
             time.monotonic() - started,
             not path and violation is None and self.ends > 0,
             violation,
-            [node.tried[-1] for node in path if node.tried],
+            [state.tried[-1] for state in path if state.tried],
         )
 
     # ---- unused parts of a strategy
@@ -126,22 +126,22 @@ class StateSearch:
 
     # ---- the search
 
-    def _advance(self, path: list[Node]) -> None:
-        node = path[-1]
-        if not node.todo:
+    def _advance(self, path: list[PathState]) -> None:
+        state = path[-1]
+        if not state.todo:
             path.pop()
             return
-        move = node.todo.pop()
-        sleep = {other for other in (*node.sleep, *node.tried) if other.commutes(move)}
-        node.tried.append(move)
-        if self.live is not node:
-            node.frozen.restore(self.cluster)
+        move = state.todo.pop()
+        sleep = {other for other in (*state.sleep, *state.tried) if other.commutes(move)}
+        state.tried.append(move)
+        if self.live is not state:
+            state.frozen.restore(self.cluster)
         self.live = None
         self.do(move)
         self.moves += 1
         self._enter(path, sleep)
 
-    def _enter(self, path: list[Node], sleep: set[Move]) -> None:
+    def _enter(self, path: list[PathState], sleep: set[Move]) -> None:
         """Enter the state that the cluster is in, if it is new."""
         moves = [Move(a.number, a.op, a.at) for a in self.sched.actors if a.enabled]
         moves += [Move(m.actor, m.op, m.at, 1) for m in moves if m.at in self.network.moving]
@@ -160,7 +160,7 @@ class StateSearch:
             sleep = sleep & before
             self.visited[key] = frozenset(sleep)
         if todo:
-            self.live = Node(Frozen.of(self.cluster), todo, sleep)
+            self.live = PathState(Frozen.of(self.cluster), todo, sleep)
             path.append(self.live)
 
     # ---- one step

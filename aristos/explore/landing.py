@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from ..engine import words
 from .copies import Copies
-from .network import Network, Piece, Put
+from .network import Piece, Put, SimulatedNetwork
 from .places import put_target
 from .regions import CODED, WORD
 from .scheduler import FLUSH, LAND, POLL
@@ -22,7 +22,7 @@ ORDERED = (words.ANNOUNCED, words.TAIL, words.CREDIT, words.RETURN_TAIL)
 DICTS = ("flying", "moving", "sources", "halves", "learned")  # all of its state; values are never changed in place
 
 
-class Landing(Network):
+class Landing(SimulatedNetwork):
     """`moving` holds only the words under way, by the address of their first half."""
 
     again: Callable[[], bool]  # whether the actor is being rebuilt: it repeats its operations and does not wait

@@ -27,7 +27,7 @@ SECONDS = 1800.0  # of an exhaustive search
 
 
 @dataclass
-class Failure:
+class FailedSchedule:
     """A schedule that showed a bug."""
 
     seed: int
@@ -44,7 +44,7 @@ class Sweep:
     schedules: int
     steps: int
     seconds: float
-    failure: Failure | None
+    failure: FailedSchedule | None
     interrupted: bool = False  # by Ctrl-C
 
 
@@ -97,7 +97,7 @@ def explore(
             except passed_over:
                 pass
             except Violation as violation:
-                failure = Failure(number, case, violation, plan.decisions, cluster.sched.steps)
+                failure = FailedSchedule(number, case, violation, plan.decisions, cluster.sched.steps)
                 return Sweep(ran + 1, steps + cluster.sched.steps, clock.seconds, failure)
             ran += 1
             steps += cluster.sched.steps
@@ -218,7 +218,7 @@ def search(options: Any) -> int:
     return FOUND if found is not None else FINE if complete else INCOMPLETE
 
 
-def show(failure: Failure, shorter: shrink.Short) -> None:
+def show(failure: FailedSchedule, shorter: shrink.Short) -> None:
     """Print a failing schedule for people."""
     again = f"the same options with --seed {failure.seed} --schedules 1 run it again"
     print(f"schedule {failure.seed} ({again}): {type(failure.violation).__name__}")

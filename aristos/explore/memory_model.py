@@ -18,7 +18,7 @@ from .state import State
 from .violation import OutOfBounds, Race, RingError, SecondWriter, WrongResult
 
 if TYPE_CHECKING:
-    from .network import Network
+    from .network import SimulatedNetwork
     from .reach import Reach
 
 Clock = tuple[int, ...]
@@ -57,7 +57,7 @@ class Memory:
     def __init__(self, regions: Regions, sched: Scheduler) -> None:
         self.regions, self.sched = regions, sched
         self.end = FIRST + SPAN * regions.shape.world  # of all addresses
-        self.network: Network
+        self.network: SimulatedNetwork
         self.reach: Reach | None = None  # where ranks are on GPUs
         self.states: list[State] = []  # of each rank, as mem.load at its address sees it
         self.value: dict[int, int] = {}

@@ -10,7 +10,7 @@ from typing import Any
 from ..engine import arrivals, codes, column_runs, dispatch, experts, layout, lock, packing, returns, steps, words
 from ..primitives import memory
 from . import places, rank
-from .cases import Fault
+from .cases import RankFault
 from .mutation import LOTS, NOWHERE, ONE_BY_ONE, Instead, Put, mutation, releases_first
 
 # ---- order within a source
@@ -342,7 +342,7 @@ def returned_in_part(put: Put) -> None:
 # ---- failures
 
 
-@mutation("poison-not-forwarded", ranks=3, fixed=(("fault", Fault(0, 1, 0, dies=0)),))
+@mutation("poison-not-forwarded", ranks=3, fixed=(("fault", RankFault(0, 1, 0, dies=0)),))
 def poison_not_forwarded(put: Put) -> None:
     """A rank that reads poison fails and forwards nothing."""
     real = steps.poison

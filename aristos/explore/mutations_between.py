@@ -13,13 +13,13 @@ from .mutation import LOTS, Instead, Put, mutation
 @mutation("flush-skipped", transport="rma")
 def flush_skipped(put: Put) -> None:
     """Words are put right after their data, without a flush."""
-    put(network.Network, "flush", lambda self, address, peer: 0)
+    put(network.SimulatedNetwork, "flush", lambda self, address, peer: 0)
 
 
 @mutation("words-before-flush", transport="rma")
 def words_before_flush(put: Put) -> None:
     """Words are put before their data is flushed."""
-    flush, put_words = network.Network.flush, outbox.put_words
+    flush, put_words = network.SimulatedNetwork.flush, outbox.put_words
 
     def hasty(job: Any, st: Any, peer: int, first: int, end: int) -> None:
         put_words(job, st, peer, first, end)
@@ -30,13 +30,13 @@ def words_before_flush(put: Put) -> None:
             flush(self, address, peer)
 
     put(outbox, "put_words", hasty)
-    put(network.Network, "flush", later)
+    put(network.SimulatedNetwork, "flush", later)
 
 
 @mutation("sync-skipped", transport="rma")
 def sync_skipped(put: Put) -> None:
     """An arrived word is passed on without a sync: its data may not be visible."""
-    put(network.Network, "sync", lambda self, address: None)
+    put(network.SimulatedNetwork, "sync", lambda self, address: None)
 
 
 def accept_any_complement(job: Any, st: Any, peer: int) -> bool:
@@ -44,7 +44,7 @@ def accept_any_complement(job: Any, st: Any, peer: int) -> bool:
     anything = False
     for word in range(words.LINE_WORDS):
         at = words.coded_word(st[words.region_from(job, peer)] + job[words.P_CODED], word)
-        value, _ = memory.load(at), memory.load(at + 8)
+        value, _ = memory.load(words.coded_value(at)), memory.load(words.coded_complement(at))
         here = layout.word_from(job, st, peer, word)
         if value != memory.load(here):
             wire.sync(job[words.WIRE])

@@ -9,14 +9,14 @@ from greenlet import getcurrent
 from ..engine import layout, outbox, proxy, words
 from ..primitives import memory, wire
 from . import places
-from .cases import Fault
+from .cases import RankFault
 from .mutation import Instead, Put, mutation
 from .mutations_between import accept_any_complement
 
 
 def fails(how: str, **fixed: Any) -> dict[str, Any]:
     """Options for a case in which rank 0 fails as its first call begins; how: see cases.HOW."""
-    return {"transport": "proxy", "fixed": (("fault", Fault(0, 1, 0, how=how)), *fixed.items())}
+    return {"transport": "proxy", "fixed": (("fault", RankFault(0, 1, 0, how=how)), *fixed.items())}
 
 
 # ---- from the GPU to remote peers
@@ -179,7 +179,7 @@ def copied_again(put: Put) -> None:
         if new and cs[words.put_tiles(gpu, peer)] > 0:
             last = layout.record_to(gpu, cs, peer, cs[words.put_tiles(gpu, peer)] - 1)
             cs[words.put_tiles(gpu, peer)] -= 1
-            cs[words.put_rows(gpu, peer)] -= memory.load(last + 8)
+            cs[words.put_rows(gpu, peer)] -= memory.load(words.record_rows(last))
         return new
 
     put(proxy, "fetch", fetch)

@@ -46,7 +46,7 @@ class Piece:
     source: int
 
 
-class Network:
+class SimulatedNetwork:
     """All puts that are not flushed.
 
     attention: words land at a rank only after it, or its progress thread, has called into MPI since the put.

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.layout import LINE, Shape
+from ..engine.layout import LINE, EngineShape
 from ..host.nodes import Nodes
 from ..substrate.cuda.outboxes import DeviceMemory, Sides
 from ..substrate.windows import EngineMemory
@@ -79,7 +79,7 @@ class _Group:
         pass
 
 
-def fill(shape: Shape, nodes: Nodes, rank: int, state: Any, starts: dict[int, int], wire: int = 1) -> list[int]:
+def fill(shape: EngineShape, nodes: Nodes, rank: int, state: Any, starts: dict[int, int], wire: int = 1) -> list[int]:
     """Write a rank's addresses into its state; returns the bytes of its local window, remote window and outboxes."""
     group = _Group(nodes, rank, wire)
     memory = EngineMemory(group, shape)  # type: ignore[arg-type]
@@ -111,7 +111,7 @@ class _Device:
         return address(self.rank, MIRROR)
 
 
-def fill_gpu(shape: Shape, nodes: Nodes, rank: int, state: Any, starts: dict[int, int]) -> Sides:
+def fill_gpu(shape: EngineShape, nodes: Nodes, rank: int, state: Any, starts: dict[int, int]) -> Sides:
     """Write a rank's addresses into its state as its GPU has them; returns the sides of its proxy."""
     group: Any = _Group(nodes, rank, private(rank, WIRE))
     memory = DeviceMemory(group, shape, group.local_window, _Device(rank))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ..engine import schema, words
-from ..engine.layout import LINE, PairLayout, Shape, lines, local_bytes, outbox_bytes, remote_bytes
+from ..engine.layout import LINE, EngineShape, PairLayout, lines, local_bytes, outbox_bytes, remote_bytes
 from ..host.nodes import Nodes
 from .places import ACCEPTED, AREA, LOCAL, MIRROR, OUTBOX, PRIVATE, REMOTE, address, where
 
@@ -32,7 +32,7 @@ class Place:
 class Regions:
     """The windows, outboxes and mirrors of all ranks of one shape."""
 
-    def __init__(self, shape: Shape, nodes: Nodes) -> None:
+    def __init__(self, shape: EngineShape, nodes: Nodes) -> None:
         self.shape, self.nodes, self.layout = shape, nodes, PairLayout.of(shape)
         self.returns = lines(shape.returns)
         self._parts: dict[tuple[int, int], tuple[int, list[int], int, int]] = {}
@@ -43,7 +43,7 @@ class Regions:
 
     @staticmethod
     @lru_cache(maxsize=64)
-    def of(shape: Shape, nodes: Nodes) -> Regions:
+    def of(shape: EngineShape, nodes: Nodes) -> Regions:
         return Regions(shape, nodes)
 
     def place(self, at: int) -> Place:

@@ -20,7 +20,7 @@ from .cases import Case
 from .cluster import Cluster
 from .frozen import Host, Private
 from .landing import Landing, LandingCopies
-from .network import Network
+from .network import SimulatedNetwork
 from .places import WIRE, private
 from .rank import Rank
 from .reach import Reach
@@ -52,7 +52,7 @@ class Stretches(Cluster):
 
     network: Landing
 
-    def make_network(self) -> Network:
+    def make_network(self) -> SimulatedNetwork:
         network = Landing(self.memory)
         network.again = lambda: self.replaying >= 0
         if self.case.proxy:

@@ -10,7 +10,7 @@ import numpy as np
 from ..config import NARROW, MoEConfig
 from ..engine import codes, schema, words
 from ..engine import job as jobs
-from ..engine.layout import LINE, Shape, lines, ring_rows
+from ..engine.layout import LINE, EngineShape, lines, ring_rows
 from ..errors import AristosError, ClosedError, InputError, MismatchError, PeerInputError
 from ..placement import Placement
 from ..primitives.buffers import FLOAT, aligned
@@ -30,12 +30,12 @@ def shape_of(
     top_k: int,
     max_tokens: int,
     dtype: str = "float32",
-) -> Shape:
+) -> EngineShape:
     """The engine's capacity that a layer or an exchange needs."""
     stride = lines((2 if dtype in NARROW else FLOAT) * hidden)
     most_held = max(placement.held)
     most = max_tokens * min(top_k, max(1, most_held))
-    return Shape(
+    return EngineShape(
         world=world,
         ring_rows=max(ring_rows(world, stride, most), min(top_k, most)) if world > 1 else 1,
         stride=stride,

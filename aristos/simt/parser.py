@@ -13,8 +13,8 @@ from typing import Any
 
 from .syntax import (
     Address,
+    Arguments,
     Function,
-    Group,
     Instruction,
     Label,
     Module,
@@ -455,7 +455,7 @@ class Parser:
             while not self.accept(end):
                 items.append(self.operand())
                 self.accept(",")
-            return Vector(tuple(items)) if word == "{" else Group(tuple(items))
+            return Vector(tuple(items)) if word == "{" else Arguments(tuple(items))
         if word == "[":
             return self.address(line)
         if word == "!":

@@ -52,7 +52,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Group:
+class Arguments:
     """`(a, b)`: the arguments or results of a call."""
 
     items: tuple[Any, ...]

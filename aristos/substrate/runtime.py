@@ -18,7 +18,7 @@ import numpy as np
 from ..config import OVERDUE
 from ..engine import job as jobs
 from ..engine import words
-from ..engine.layout import PairLayout, Shape, StateLayout
+from ..engine.layout import EngineShape, PairLayout, StateLayout
 from ..errors import ClosedError, MismatchError, OpenCallError
 from ..transport.group import Group
 from .background import Background
@@ -42,7 +42,7 @@ class Runtime(ABC):
         self._pid = os.getpid()
         self.cores, self._sharing = group.cores()
         self.threads = 1
-        self.shape: Shape | None = None
+        self.shape: EngineShape | None = None
         self.layout: PairLayout | None = None
         self.version = 0
         self.epoch = 0
@@ -57,13 +57,13 @@ class Runtime(ABC):
     # ------------------------------------------------------------ capacity
 
     @abstractmethod
-    def require(self, shape: Shape, scratch: int, shared: int, threads: int) -> None:
+    def require(self, shape: EngineShape, scratch: int, shared: int, threads: int) -> None:
         """Provide for `shape`, `scratch` bytes a worker, `shared` bytes for all of them, and `threads` workers.
 
         Collective, while no call is open.
         """
 
-    def grown(self, shape: Shape, threads: int) -> tuple[Shape, int, bool]:
+    def grown(self, shape: EngineShape, threads: int) -> tuple[EngineShape, int, bool]:
         """(shape, workers) that serve all users and the new one, and whether any rank has less; collective."""
         self.refuse_open()
         workers = max(threads, self.threads)

@@ -12,8 +12,8 @@ from ..engine import words
 from ..engine.layout import (
     CODED_BYTES,
     LINE,
+    EngineShape,
     PairLayout,
-    Shape,
     local_bytes,
     local_region,
     outbox_bytes,
@@ -29,7 +29,7 @@ from ..transport.rma import RmaWindow
 from ..transport.window import Window
 
 
-def window_bytes(shape: Shape, nodes: Nodes, rank: int) -> tuple[int, int, int]:
+def window_bytes(shape: EngineShape, nodes: Nodes, rank: int) -> tuple[int, int, int]:
     """Bytes of a rank's window for local peers, of its window for remote peers, and of its outboxes."""
     outboxes = outbox_bytes(shape) * len(nodes.remote(rank))
     return local_bytes(shape, nodes, rank), remote_bytes(shape, nodes, rank), outboxes
@@ -42,7 +42,7 @@ def _zeros(nbytes: int) -> np.ndarray:
 
 
 class EngineMemory:
-    """The windows and outboxes that a `Shape` needs on this rank; collective.
+    """The windows and outboxes that an `EngineShape` needs on this rank; collective.
 
     window: makes the window for local peers, of so many bytes; that of the CPU backend by default. outboxes: makes
     the memory of the outboxes, uint8 zeros. remote: the remote peers. wire: address of the wire to them, 0 if none.
@@ -51,7 +51,7 @@ class EngineMemory:
     def __init__(
         self,
         group: Group,
-        shape: Shape,
+        shape: EngineShape,
         window: Callable[[int], Window] | None = None,
         outboxes: Callable[[int], np.ndarray] | None = None,
     ) -> None:

@@ -14,9 +14,8 @@ import numpy as np
 from ..errors import EnvironmentProblem
 from ..host.mpi_library import loaded, mapped
 from ..primitives import wire
-from ..primitives.buffers import aligned
+from ..primitives.buffers import LINE, aligned
 
-LINE = 64
 STOP_SECONDS = 5.0  # that an ending process waits for its progress thread
 
 

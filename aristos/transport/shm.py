@@ -6,8 +6,7 @@ import ctypes
 from typing import Any
 
 from ..errors import EnvironmentProblem
-
-LINE = 64
+from ..primitives.buffers import LINE
 
 
 def check_one_node(comm: Any, transport: str) -> None:

@@ -29,13 +29,13 @@ class Watchdog:
 
     @contextlib.contextmanager
     def watch(self, what: str, limit: float) -> Iterator[None]:
-        """Bound the MPI call in the block to `limit` seconds. what: what is awaited, for the message."""
+        """Bound the MPI calls in the block to `limit` seconds. what: what is awaited, for the message."""
         self._start()
-        self._wait = (what, time.monotonic(), limit)
+        outer, self._wait = self._wait, (what, time.monotonic(), limit)
         try:
             yield
         finally:
-            self._wait = None
+            self._wait = outer
 
     def calls(self, calling: Calling | None, limit: Callable[[], float]) -> None:
         """Bound puts and flushes, which compiled code makes; calling: see RmaWindow.calling."""

@@ -1,19 +1,16 @@
-"""The layers that are compared.
+"""The layers and matrix products that are compared.
 
-Every peer does the same job: tokens x with ids and weights routed from outside, expert-parallel over the ranks of one
-communicator, without padding or drops, on one thread per rank. A peer keeps its weights and buffers between calls and
-writes into an output that it owns. rounds.py times and checks all peers alike. All compute in float32, but for those
-whose title says bfloat16: their inputs and weights are rounded before the clock starts, and their bound on errors is
-wider.
+Every layer does the same job: tokens with ids and weights routed from outside, expert-parallel over the ranks of its
+team, without drops, on one thread per rank. A peer keeps its weights and buffers between calls, and converts inputs to
+its dtype before the clock starts. rounds.py times and checks all peers alike.
 """
 
 from __future__ import annotations
 
-import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from jobs import Floats, Ints, Job
+from jobs import Floats
 
 
 class Absent(Exception):
@@ -21,46 +18,114 @@ class Absent(Exception):
 
 
 class Peer(Protocol):
-    """One layer, called by all ranks together."""
+    """One layer or product. Made by factory(comm, job, **options) on all ranks together."""
 
-    def __call__(self, x: Floats, ids: Ints, weights: Floats) -> Floats:
-        """x: [S, H], ids: [S, k], weights: [S, k] -> y: [S, H], valid until the next call."""
+    def __call__(self, i: int) -> None:
+        """Compute input i, on all ranks together."""
+
+    def output(self) -> Floats:
+        """The result of the last call: [S, H], in any floating dtype that float32 holds."""
 
     def close(self) -> None:
         """Free the peer's resources. Collective."""
 
 
-FLOAT32_BOUND, BFLOAT16_BOUND = 1e-5, 3e-2
+BOUNDS = {"float32": 1e-5, "bfloat16": 3e-2}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A peer: its name on the command line, its title in tables, and the module and name of its factory.
+    """A peer: its name on the command line, its title in tables, its environment, and the factory that makes it.
 
-    bound: relative to the float64 reference; an output beyond it is wrong, and its peer is not timed.
+    ours: whether it is Aristos. Its output is wrong if its error, relative to float64, exceeds the bound of its dtype.
     """
 
     name: str
     title: str
-    module: str
+    environment: str
     factory: str
-    bound: float = FLOAT32_BOUND
+    dtype: str = "float32"
+    options: dict[str, Any] = field(default_factory=dict)
 
-    def make(self, comm: Any, job: Job) -> Peer:
-        """Make the peer. Raises Absent on every rank if it cannot run. Collective."""
-        peer: Peer = getattr(importlib.import_module(self.module), self.factory)(comm, job)
-        return peer
+    @property
+    def ours(self) -> bool:
+        return self.environment == "aristos"
+
+    @property
+    def bound(self) -> float:
+        return BOUNDS[self.dtype]
 
 
-ENTRIES = {
+def _aristos(name: str, title: str, dtype: str = "float32", schedule: str = "fused", **config: Any) -> Entry:
+    options = {"schedule": schedule, "dtype": dtype, "config": config}
+    return Entry(name, f"Aristos {title}", "aristos", "peers.aristos_layer:AristosLayer", dtype, options)
+
+
+def _torch(name: str, title: str, dtype: str, exchange: str, experts: str) -> Entry:
+    options = {"dtype": dtype, "exchange": exchange, "experts": experts}
+    return Entry(name, f"torch {title}", "torch", "peers.torch_layer:TorchLayer", dtype, options)
+
+
+def _other(name: str, title: str, environment: str, factory: str, dtype: str = "float32") -> Entry:
+    return Entry(name, title, environment, factory, dtype, {"dtype": dtype})
+
+
+LAYERS = {
     entry.name: entry
     for entry in (
-        Entry("fused", "Aristos fused", "peers.aristos_layer", "fused"),
-        Entry("bulk", "Aristos bulk", "peers.aristos_layer", "bulk"),
-        Entry("numpy", "Alltoallv + NumPy", "peers.alltoallv_numpy", "AlltoallvNumPy"),
-        Entry("bf16", "Aristos fused, bfloat16", "peers.aristos_layer", "fused_bfloat16", BFLOAT16_BOUND),
-        Entry("bf16-bulk", "Aristos bulk, bfloat16", "peers.aristos_layer", "bulk_bfloat16", BFLOAT16_BOUND),
-        Entry("torch-loop", "torch gloo, loop", "peers.torch_gloo", "TorchLoop"),
-        Entry("torch-grouped", "torch gloo, grouped_mm", "peers.torch_gloo", "TorchGrouped"),
+        _aristos("fused", "fused"),
+        _aristos("bulk", "bulk", schedule="bulk"),
+        Entry("numpy", "Alltoallv + NumPy", "numpy", "peers.alltoallv_numpy:AlltoallvNumPy"),
+        _torch("torch-packed", "MPI, oneDNN packed", "float32", "mpi", "packed"),
+        _torch("torch-loop", "MPI, loop of mm", "float32", "mpi", "loop"),
+        _torch("torch-grouped", "gloo, grouped_mm", "float32", "gloo", "grouped"),
+        _other("deepspeed", "DeepSpeed, gloo", "deepspeed", "peers.deepspeed_layer:DeepSpeedLayer"),
+        _other("jax", "JAX, gloo", "jax", "peers.jax_layer:JaxLayer"),
+        _aristos("bf16", "fused", "bfloat16"),
+        _aristos("bf16-bulk", "bulk", "bfloat16", "bulk"),
+        _torch("torch-bf16-packed", "MPI, oneDNN packed", "bfloat16", "mpi", "packed"),
+        _torch("torch-bf16-loop", "MPI, loop of mm", "bfloat16", "mpi", "loop"),
+        _torch("torch-bf16-grouped", "gloo, grouped_mm", "bfloat16", "gloo", "grouped"),
+        _other("deepspeed-bf16", "DeepSpeed, gloo", "deepspeed", "peers.deepspeed_layer:DeepSpeedLayer", "bfloat16"),
+    )
+}
+
+KT_KERNEL = Entry("kt-kernel", "kt-kernel", "kt-kernel", "peers.kt_kernel_layer:KtKernelLayer", "bfloat16")
+
+
+def _alone(name: str, title: str) -> Entry:
+    """A torch layer on one rank, which exchanges nothing."""
+    return replace(LAYERS[name], title=f"torch, {title}")
+
+
+ONE_RANK = {
+    entry.name: entry
+    for entry in (
+        LAYERS["fused"],
+        _alone("torch-packed", "oneDNN packed"),
+        LAYERS["bf16"],
+        _alone("torch-bf16-packed", "oneDNN packed"),
+        _alone("torch-bf16-loop", "loop of mm"),
+        _alone("torch-bf16-grouped", "grouped_mm"),
+        Entry("kt-kernel", "kt-kernel", "kt-kernel", "peers.kt_kernel_layer:KtKernelLayer", "bfloat16"),
+    )
+}
+
+
+def _product(name: str, title: str, environment: str, factory: str, dtype: str, **options: Any) -> Entry:
+    if environment != "numpy":
+        options["dtype"] = dtype
+    return Entry(name, title, environment, f"peers.products:{factory}", dtype, options)
+
+
+PRODUCTS = {
+    entry.name: entry
+    for entry in (
+        _product("product", "Aristos", "aristos", "AristosProduct", "float32"),
+        _product("numpy-product", "NumPy", "numpy", "NumPyProduct", "float32"),
+        _product("torch-product", "torch mm", "torch", "TorchProduct", "float32", packed=False),
+        _product("torch-product-packed", "torch, oneDNN packed", "torch", "TorchProduct", "float32", packed=True),
+        _product("product-bf16", "Aristos", "aristos", "AristosProduct", "bfloat16"),
+        _product("torch-product-bf16-packed", "torch, oneDNN packed", "torch", "TorchProduct", "bfloat16", packed=True),
     )
 }

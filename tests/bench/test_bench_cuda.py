@@ -37,7 +37,7 @@ from aristos.errors import EnvironmentProblem
 from aristos.kernels.cuda.pack import narrow, widen
 from aristos.layer.device_arrays import KINDS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.parallel]
 
 SMALL = {
     "hidden": 32,

@@ -1,4 +1,4 @@
-"""The comparison against outside peers: a tiny run on 2 ranks, the figures' arithmetic, and the page's markers."""
+"""The comparison against outside peers: tiny runs, the figures, the page's markers, teams and the barrier."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from aristos import results
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "bench"
-SHAPES = "24/16/32/4/2,5/8/8/2/1"
+SHAPES = "24/16/32/4/2,5/8/8/2/1,6/16/8/4/2/gated@zipf"
 
 
 @pytest.fixture
@@ -25,35 +26,42 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCH))
 
 
-def launch(*words: str) -> subprocess.CompletedProcess[str]:
-    """compare.py on 2 ranks, with its output."""
-    mpiexec = find_mpiexec()
-    if not mpiexec:
-        pytest.skip("no mpiexec beside python or on PATH: pip install mpich")
+def script(name: str, *words: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """A script of bench/, with its output."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
-    env.setdefault("HYDRA_IFACE", "lo")
-    command = [*mpiexec, "-n", "2", sys.executable, str(BENCH / "compare.py"), *words]
+    env["COLUMNS"] = "120"
+    command = [sys.executable, str(BENCH / name), *words, *launcher]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL)
 
 
-@pytest.mark.slow
-def test_help_and_errors_are_printed_once() -> None:
-    done = launch("--help")
-    assert done.returncode == 0
-    assert done.stdout.count("usage: ") == 1
-    done = launch("--rounds", "x")
-    assert done.returncode == 2
-    assert done.stderr.count("invalid int value: 'x'") == 1
+def compare(*words: str) -> subprocess.CompletedProcess[str]:
+    """compare.py with the launcher of the tests."""
+    mpiexec = find_mpiexec()
+    if not mpiexec:
+        pytest.skip("no mpiexec beside python or on PATH: pip install mpich")
+    return script("compare.py", *words, launcher=("--mpiexec", " ".join(mpiexec)))
+
+
+def needs(environment: str) -> None:
+    """Skip if an environment of the comparison is not there."""
+    import environments
+
+    try:
+        environments.python(environment)
+    except environments.NoEnvironment as why:
+        pytest.skip(str(why))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("script", "options"), [("nodes.py", ("--shapes", "--rounds")), ("crowded.py", ("--rounds",))])
-def test_the_other_scripts_have_help(script: str, options: tuple[str, ...]) -> None:
-    command = [sys.executable, str(BENCH / script), "--help"]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("compare.py", ("--ranks", "--rounds")), ("nodes.py", ("--shapes", "--rounds")), ("crowded.py", ("--rounds",))],
+)
+def test_scripts_have_help(name: str, options: tuple[str, ...]) -> None:
+    done = script(name, "--help")
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("usage: ") == 1
     for option in options:
         assert re.search(rf"^  {option} \w+ +\w.*\(\S+\)$", done.stdout, re.MULTILINE), done.stdout  # with its default
 
@@ -63,18 +71,19 @@ def test_a_small_run_checks_every_peer_and_writes_file_page_and_picture(tmp_path
     pytest.importorskip("matplotlib")
     page, out = tmp_path / "page.md", tmp_path / "compare.h5"
     page.write_text("# Mine\n\nbefore\n")
-    done = launch(
-        *("--shapes", SHAPES, "--rounds", "2", "--iters", "3", "--no-micro", "--page", str(page), "--out", str(out))
-    )
+    words = ("uniform", "--shapes", SHAPES, "--rounds", "2", "--iters", "3", "--page", str(page), "--out", str(out))
+    done = compare(*words)
     assert done.returncode == 0, done.stdout + done.stderr
     text = page.read_text()
     assert text.startswith("# Mine\n\nbefore\n")
     assert "Aristos fused" in text
     assert "24/16/32/4/2" in text
-    assert (tmp_path / "performance.png").read_bytes().startswith(b"\x89PNG")
+    (picture,) = tmp_path.glob("performance-*.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.name in text
 
     (run,) = results.load(out).runs
-    assert "bench/compare.py" in run.attributes["command"]
+    assert "bench/compare.py uniform" in run.attributes["command"]
     tables = {table.name: table for table in run.tables}
     table = tables["shape-24-16-32-4-2"]
     peers = table.dims["peer"].values.tolist()
@@ -82,124 +91,309 @@ def test_a_small_run_checks_every_peer_and_writes_file_page_and_picture(tmp_path
     assert table.variables["seconds"].values.shape == (len(peers), 2, 3, 2)
     assert (table.variables["seconds"].values > 0).all()
     for peer, error in zip(peers, table.variables["error"].values):
-        assert error < (3e-2 if peer.startswith("bf16") else 1e-5)
+        assert error < (3e-2 if "bf16" in peer else 1e-5)
     assert table.attributes["fused_and_bulk_equal_bits"]
+    assert tables["shape-6-16-8-4-2-gated-zipf"].attributes["routing"] == "zipf"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "words", [("--shapes", "Q"), ("--peers", "nobody"), ("--rounds", "0"), ("--shapes", "1/2/3/4")], ids=" ".join
-)
-def test_usage_errors(words: tuple[str, ...]) -> None:
-    done = subprocess.run(
-        [sys.executable, str(BENCH / "compare.py"), *words],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
+@pytest.mark.usefixtures("bench")
+def test_peers_in_an_environment_of_their_own(tmp_path: Path) -> None:
+    needs("torch")
+    out = str(tmp_path / "compare.h5")
+    names = "fused,torch-packed,torch-loop,torch-grouped,torch-bf16-packed,torch-bf16-grouped"
+    words = ("uniform", "--shapes", "24/16/32/4/2", "--peers", names, "--rounds", "1", "--iters", "2", "--out", out)
+    done = compare(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = results.load(out).runs
+    (table,) = [table for table in run.tables if table.name == "shape-24-16-32-4-2"]
+    assert table.dims["peer"].values.tolist() == names.split(",")
+    assert not [key for key in table.attributes if key.startswith("absent")]
+    assert "torch 2" in run.attributes["teams.torch"]
+
+
+@pytest.mark.slow
+def test_products_on_one_rank(tmp_path: Path) -> None:
+    out = str(tmp_path / "compare.h5")
+    done = script(
+        "compare.py", "products", "--peers", "product,numpy-product", "--rounds", "1", "--iters", "1", "--out", out
     )
-    assert done.returncode == 2
-    assert words[1] in done.stderr or "must be" in done.stderr or "at least" in done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = results.load(out).runs
+    table = {table.name: table for table in run.tables}["product-64x1024x4096"]
+    assert (table.variables["error"].values < 1e-5).all()
+    assert "share of the FMA peak" in done.stdout or "ISA" in os.environ
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("nothing",), "a part must be one of"),
+        (("uniform", "--shapes", "Q"), "a shape must be one of"),
+        (("uniform", "--peers", "nobody"), "peers of uniform must be of"),
+        (("--rounds", "0"), "must be at least 1"),
+        (("uniform", "--shapes", "1/2/3/4"), "a shape must be one of"),
+        (("uniform", "--shapes", "1/2/3/3/1"), "a multiple of the 2 ranks"),
+        (("uniform", "--shapes", "1/2/3/4/5"), "top_k must be at most experts"),
+    ],
+)
+@pytest.mark.usefixtures("bench")
+def test_usage_errors(words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import compare as program
+
+    with pytest.raises(SystemExit) as end:
+        program.main(list(words))
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def measured(name: str, world: int = 2, **turns: np.ndarray | float) -> object:
+    """Results with these turns [rounds], equal for all calls and ranks."""
+    import jobs
+    import peers
+    import rounds
+
+    shape = jobs.parse_shape(name)
+    m = rounds.ShapeResults(shape, world, iters=3, entries=dict(peers.LAYERS))
+    m.times = {
+        peer.replace("_", "-"): np.broadcast_to(np.asarray(t)[:, None, None], (3, 3, world)).copy()
+        for peer, t in turns.items()
+    }
+    m.busiest = m.mean = np.full(3, 90e9)
+    return m
 
 
 @pytest.mark.usefixtures("bench")
-def test_ratios_are_formed_within_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ratios_are_formed_within_each_round() -> None:
     import figures
-    import jobs
-    import rounds
 
-    m = rounds.ShapeResults(jobs.SHAPES["A"], 2, iters=3)
-    drift = np.array([1.0, 10.0, 2.0])[:, None, None]  # a busy machine slows both alike
-    m.times = {"fused": drift * np.ones((3, 3, 2)), "numpy": drift * 1.5 * np.ones((3, 3, 2))}
+    drift = np.array([1.0, 10.0, 2.0])  # a busy machine slows both alike
+    m = measured("A", fused=drift, numpy=drift * 1.5)
     m.times["fused"][:, :, 1] *= 0.5  # only the slowest rank counts
     assert figures.ratio(m, "numpy") == figures.Spread(1.5, 1.5, 1.5)
     assert figures.ratio(m, "bulk") is None
-
-    m.busiest, m.mean, m.peak = np.full(3, 90e9), np.full(3, 80e9), 100 / drift[:, :, 0] * np.ones((3, 2))
+    m.mean, m.peak = np.full(3, 80e9), 100 / drift[:, None] * np.ones((3, 2))
     assert figures.peak_share(m).median == pytest.approx(0.9)
     assert figures.gflops(m, "fused").high == pytest.approx(80)
 
-    families = "avx512", "avx512 on znver4", "avx2", "generic"
-    monkeypatch.setattr(figures, "PRODUCT_SHARE", dict.fromkeys(families, 0.86))
-    rates = {64: np.stack([90 / drift[:, :, 0], 100 / drift[:, :, 0]]), 128: np.full((2, 3, 1), 100.0)}
-    rates[128][0] = 80
-    found = {f.what: f for f in figures.figures([m], {8: [0.3, 0.5, 0.35]}, "", rates)}
-    assert found["A: fused over the best of NumPy and torch"].met
-    assert not found["A: fused over bulk"].met
-    shares = [f.reached.median for what, f in found.items() if what.startswith("product of")]
-    assert shares == pytest.approx([90, 80])
-    m.times["torch-loop"] = drift * 1.02 * np.ones((3, 3, 2))
-    assert figures.over_best(m).median == pytest.approx(1.02)
+
+@pytest.mark.usefixtures("bench")
+def test_figures_of_layers_compare_with_the_best_peer_of_the_dtype() -> None:
+    import figures
+
+    amx = figures.Family("amx", "x")
+    drift = np.array([1.0, 10.0, 2.0])
+    bf16 = {"bf16": drift * 0.1, "bf16_bulk": drift * 0.12, "torch_bf16_packed": drift * [0.2, 0.13, 0.2]}
+    m = measured("A", fused=drift, numpy=drift * 1.5, torch_loop=drift * 1.3, torch_bf16_loop=drift * 0.18, **bf16)
+    found = {f.what: f for f in figures.figures([m], amx, {8: [0.3, 0.5, 0.35]}, "")}
+    assert found["A: fused over the best float32 peer"].reached.median == pytest.approx(1.3)
+    over = found["A: bfloat16, fused over the best bfloat16 peer"].reached
+    assert over == pytest.approx((1.8, 1.3, 1.8))  # the best of each round
+    assert found["A: bfloat16, bulk over the best bfloat16 peer"].reached.median == pytest.approx(1.5)
+    assert found["A: bfloat16, fused over bulk"].met
+    assert found["A: bfloat16 over float32, fused"].reached.median == pytest.approx(10)
+    assert not found["A: fused over bulk"].met  # not timed
     assert found["8 bytes + signal, there and back"].met
     assert not found["4 KB row + signal, there and back"].met
+    assert figures.figures([measured("G", fused=drift, numpy=drift)], amx)[0].asked == 1.0
 
 
 @pytest.mark.usefixtures("bench")
-def test_rates_of_products_are_kept(tmp_path: Path) -> None:
-    import save
+def test_figures_of_one_rank_and_of_products() -> None:
+    import figures
+    import jobs
+    import peers
+    import rounds
 
-    out = tmp_path / "compare.h5"
-    save.save(out, [], [], {}, {8: [0.5]}, {64: np.full((2, 3, 2), 90.0), 128: np.full((2, 3, 2), 100.0)})
-    (run,) = results.load(out).runs
-    table = {table.name: table for table in run.tables}["products"]
-    assert table.variables["product"].values.shape == (2, 3, 2)
-    assert table.variables["product"].values[0, 0, 0] == 90e9
+    amx = figures.Family("amx", "x")
+    one = np.ones(3)
+    m = measured("16/2048/512/32/8/gated", 1, bf16=one, torch_bf16_packed=one * 1.5)
+    (found,) = figures.figures([m], amx)
+    assert found.what == "16/2048/512/32/8/gated: bfloat16, over the better of kt-kernel and torch"
+    assert found.met
+
+    m = rounds.ShapeResults(jobs.Product(64, 1024, 4096), 1, iters=1, entries=dict(peers.PRODUCTS))
+    m.times = {"product": np.full((3, 1, 1), 2.0)}
+    m.busiest, m.peak = np.array([160e9]), np.full((3, 1), 100.0)
+    share = figures.figures([m], amx)[0]
+    assert share.what == "64 x 1024 x 4096: float32, share of the FMA peak"
+    assert share.reached.median == pytest.approx(80)
+    assert not share.met
 
 
 @pytest.mark.usefixtures("bench")
 def test_wrong_outputs_are_neither_timed_nor_hidden() -> None:
     import figures
-    import jobs
     import report
-    import rounds
 
-    m = rounds.ShapeResults(jobs.SHAPES["C"], 2, iters=1, errors={"fused": 1e-7, "numpy": float("nan")})
-    m.busiest = m.mean = np.ones(1)
-    m.times = {"fused": np.ones((1, 1, 2))}
+    m = measured("C", fused=np.ones(3))
+    m.errors = {"fused": 1e-7, "numpy": float("nan")}
     assert m.wrong() == ["numpy"]
-    text = report.markdown([m], figures.figures([m], {}, "left out", {}), [], None)
+    text = report.markdown("A title", [m], figures.figures([m], figures.Family("amx", "x")), [])
     assert "Alltoallv + NumPy gave WRONG outputs on C" in text
 
 
 @pytest.mark.usefixtures("bench")
-def test_splice_keeps_the_text_around_the_markers_and_other_families(tmp_path: Path) -> None:
-    import report
+def test_an_error_that_is_no_number_stays_the_worst(tmp_path: Path) -> None:
+    import rounds
 
-    page = tmp_path / "docs" / "performance.md"
-    report.splice(page, "one", "amx, x")
-    page.write_text(page.read_text() + "\n\nafter\n")
-    report.splice(page, "other", "avx2, y")
-    report.splice(page, "two", "amx, x")
-    text = page.read_text()
-    assert "one" not in text
-    assert text.startswith("# Performance")
-    assert text.endswith("\n\nafter\n")
-    first, last = report.BEGIN.format("amx, x"), report.END.format("amx, x")
-    assert text.count("two") == text.count(first) == text.count(last) == 1
-    assert text.count("other") == 1 + text.count("others")
-    assert text.index("two") < text.index("## On avx2, y") < text.index("other") < text.index("after")
-    page.write_text(text.replace(last, ""))
-    with pytest.raises(ValueError, match="both markers or none"):
-        report.splice(page, "three", "amx, x")
+    class Team:
+        def __call__(self, method: str, name: str, i: int, path: str) -> None:
+            np.save(f"{path}-0.npy", np.full((1, 1), np.nan if i == 0 else 1.0, np.float32))
+
+    class Truth:
+        def error(self, rank: int, i: int, y: np.ndarray) -> float:
+            return float(y[0, 0])
+
+    m = measured("C", 1)
+    rounds.check({"numpy": Team()}, tmp_path, Truth(), [m.entries["numpy"]], m)
+    assert not np.isfinite(m.errors["numpy"])
+    assert m.wrong() == ["numpy"]
 
 
 @pytest.mark.usefixtures("bench")
-def test_missing_torch_is_reported_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_splice_keeps_the_text_around_the_markers_other_families_and_parts(tmp_path: Path) -> None:
+    import report
+
+    page = tmp_path / "docs" / "performance.md"
+    report.splice(page, "one", "amx, x", "uniform")
+    page.write_text(page.read_text() + "\n\nafter\n")
+    report.splice(page, "other", "avx2, y", "uniform")
+    report.splice(page, "skewed", "amx, x", "zipf")
+    report.splice(page, "two", "amx, x", "uniform")
+    text = page.read_text()
+    assert text.startswith("# Performance")
+    assert text.endswith("\n\nafter\n")
+    first, last = report.BEGIN.format("amx, x", "uniform"), report.END.format("amx, x", "uniform")
+    assert text.count("\ntwo\n") == text.count("\nskewed\n") == text.count("\nother\n") == text.count(first) == 1
+    assert "\none\n" not in text
+    assert text.count("## On ") == 2
+    assert (
+        text.index("two")
+        < text.index("skewed")
+        < text.index("## On avx2, y")
+        < text.index("\nother")
+        < text.index("after")
+    )
+    page.write_text(text.replace(last, ""))
+    with pytest.raises(ValueError, match="both markers or none"):
+        report.splice(page, "three", "amx, x", "uniform")
+
+
+@pytest.mark.usefixtures("bench")
+def test_a_table_of_many_jobs_has_a_row_for_each() -> None:
+    import report
+
+    head = ["peer", *(f"job {i}" for i in range(report.WIDEST))]
+    lines = report.table(head, [["one", *map(str, range(report.WIDEST))]]).splitlines()
+    assert lines[0] == "| peer | one |"
+    assert lines[-1] == f"| job {report.WIDEST - 1} | {report.WIDEST - 1} |"
+    assert report.table(head[:3], [["one", "1", "2"]]).splitlines()[0] == "| peer | job 0 | job 1 |"
+
+
+@pytest.mark.usefixtures("bench")
+@pytest.mark.parametrize(("disturbed", "kept"), [(set(), [0, 1, 2]), ({1, 2}, [0, 3, 4]), (set(range(99)), [0, 1, 2])])
+def test_calls_during_which_a_thread_waited_are_repeated(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, disturbed: set[int], kept: list[int]
+) -> None:
     import jobs
+    import worker
+    from barrier import Barrier
+
+    Barrier.create(tmp_path / "barrier", 1)
+    w = worker.Worker(None, 1, tmp_path / "barrier")
+    waited, calls = [0.0], []
+
+    class Peer:
+        def __call__(self, i: int) -> None:
+            timed = len(calls) - 1  # the first is not
+            calls.append(i)
+            waited[0] += 1.0 if timed in disturbed else 0.0
+
+    w.peers, w.job = {"peer": Peer()}, jobs.ProductJob(jobs.Product(1, 1, 1), np.zeros((1, 1)), np.zeros((2, 1, 1)))
+    clock = iter(range(10_000))
+    monkeypatch.setattr(worker, "_waited", lambda: waited[0])
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: float(next(clock) ** 2))  # call n takes 4n + 1
+    assert w.turn("peer", 3) == [4.0 * (n + 1) + 1 for n in kept]
+
+
+@pytest.mark.usefixtures("bench")
+def test_a_missing_environment_is_reported_and_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import environments
     import peers
+    import report
     import rounds
+    from teams import Team
 
-    class One:
-        size, rank = 1, 0
+    monkeypatch.setattr(environments.python, "__defaults__", (tmp_path / "peers",))
+    teams = rounds.Teams(lambda name: Team(name, 2, tmp_path, ["mpiexec"]))
+    m = measured("C", fused=np.ones(3))
+    assert rounds.make_peers(teams, tmp_path, [peers.LAYERS["torch-loop"]], m) == []
+    assert "no environment torch: `python bench/environments.py torch` makes it" in m.absent["torch-loop"]
+    assert "Did not run: torch MPI, loop of mm: no environment torch" in report.markdown("A title", [m], [], [])
 
-        def allgather(self, value: object) -> list[object]:
-            return [value]
 
-        def Allreduce(self, mine: np.ndarray, out: np.ndarray) -> None:
-            out[:] = mine
+@pytest.mark.usefixtures("bench")
+def test_a_rank_that_fails_or_ends_is_named_with_what_it_said(tmp_path: Path) -> None:
+    from teams import Team, TeamError
 
-    monkeypatch.setitem(sys.modules, "torch", None)
-    job = jobs.make_job(One(), jobs.parse_shape("4/4/4/2/1"), seed=0)
-    m = rounds.ShapeResults(job.shape, 1)
-    assert rounds.make_peers(One(), job, [peers.ENTRIES["torch-loop"]], m) == {}
-    assert "torch is not installed" in m.absent["torch-loop"]
+    team = Team("numpy", 1, tmp_path, ["mpiexec"])
+    with pytest.raises(TeamError, match="No module named 'nowhere'"):
+        team("run", "nowhere:nothing")
+    assert team("versions")[0]["numpy"] == np.__version__
+    team._process.kill()
+    with pytest.raises(TeamError, match="numpy: a rank ended: it printed nothing"):
+        team("versions")
+    team.close()
+
+
+@pytest.mark.usefixtures("bench")
+def test_the_barrier_lets_no_rank_through_before_the_last(tmp_path: Path) -> None:
+    from barrier import Barrier
+
+    path, world, turns = tmp_path / "barrier", 3, 50
+    Barrier.create(path, world)
+    seen: list[list[int]] = [[] for _ in range(turns)]
+    early = []
+
+    def rank(r: int) -> None:
+        meet = Barrier(path, r, world)
+        for turn in range(turns):
+            seen[turn].append(r)
+            meet()
+            if len(seen[turn]) < world:
+                early.append((r, turn))
+
+    threads = [threading.Thread(target=rank, args=(r,)) for r in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not early
+    assert all(len(ranks) == world for ranks in seen)
+
+
+@pytest.mark.usefixtures("bench")
+@pytest.mark.parametrize("routing", ["uniform", "zipf", "law"])
+def test_a_job_is_the_same_for_all_and_its_rows_add_up(tmp_path: Path, routing: str) -> None:
+    import jobs
+    import oracle
+
+    traces = ROOT.parent / "shared" / "traces"
+    if routing == "law" and not (traces / oracle.TRACES["law"]).exists():
+        with pytest.raises(oracle.Missing, match="no trace"):
+            oracle.make(tmp_path, jobs.parse_shape("8/4/4/64/6@law"), 2, 0, traces)
+        pytest.skip(f"no recorded routing in {traces}")
+    shape = jobs.parse_shape(f"24/4/4/64/6@{routing}")
+    truth = oracle.make(tmp_path, shape, 2, 0, traces)
+    ranks = [jobs.read(tmp_path, rank) for rank in range(2)]
+    assert truth.rows.sum(axis=1).tolist() == [2 * 24 * 6] * shape.inputs
+    for i in range(shape.inputs):
+        both = np.concatenate([job.ids[i].ravel() for job in ranks])
+        assert truth.rows[i].tolist() == [(both < 32).sum(), (both >= 32).sum()]
+    assert ranks[0].local == slice(0, 32)
+    assert not np.array_equal(ranks[0].xs[0], ranks[1].xs[0])
+    x, ids, weights = ranks[1].xs[0][3], ranks[1].ids[0][3], ranks[1].weights[0][3]
+    parts = [np.maximum(x @ ranks[1].up[e], 0) @ ranks[1].down[e] for e in ids]
+    assert truth.error(1, 0, truth.ys[1][0].astype(np.float32)) < 1e-6
+    assert np.allclose(truth.ys[1][0][3], sum(w * y for w, y in zip(weights, parts)), atol=1e-5)

@@ -22,8 +22,8 @@ from aristos import reference
 from aristos.engine import layout, schema, words
 from aristos.engine.layout import (
     LINE,
+    EngineShape,
     PairLayout,
-    Shape,
     StateLayout,
     lines,
     local_bytes,
@@ -40,10 +40,10 @@ from aristos.placement import Placement
 
 
 @st.composite
-def shapes(draw: st.DrawFn, most_ranks: int = 8, least_ranks: int = 1) -> Shape:
+def shapes(draw: st.DrawFn, most_ranks: int = 8, least_ranks: int = 1) -> EngineShape:
     top_k = draw(st.integers(1, 4))
     most = draw(st.integers(1, 40))
-    return Shape(
+    return EngineShape(
         world=draw(st.integers(least_ranks, most_ranks)),
         ring_rows=draw(st.integers(1, 9)),
         stride=LINE * draw(st.integers(1, 5)),
@@ -56,7 +56,7 @@ def shapes(draw: st.DrawFn, most_ranks: int = 8, least_ranks: int = 1) -> Shape:
 
 
 @st.composite
-def clusters(draw: st.DrawFn, most_ranks: int = 8, least_ranks: int = 1) -> tuple[Shape, Nodes]:
+def clusters(draw: st.DrawFn, most_ranks: int = 8, least_ranks: int = 1) -> tuple[EngineShape, Nodes]:
     """A shape, and nodes of random sizes whose ranks need not be neighbours."""
     shape = draw(shapes(most_ranks, least_ranks))
     numbers = draw(st.lists(st.integers(0, 3), min_size=shape.world, max_size=shape.world))
@@ -127,7 +127,7 @@ def plain(function: Any) -> Any:
 class Addresses:
     """A job and the state of rank `me` as the package fills them, over windows that are numbers (explore/places.py)."""
 
-    def __init__(self, shape: Shape, nodes: Nodes, me: int) -> None:
+    def __init__(self, shape: EngineShape, nodes: Nodes, me: int) -> None:
         self.shape, self.nodes, self.me = shape, nodes, me
         self.tables = StateLayout(shape, 1, 8)
         self.job = np.zeros(words.JOB_WORDS + shape.world + 1, np.int64)
@@ -166,7 +166,7 @@ class Addresses:
 Written = tuple[str, int, int, int]  # what, whose memory it must be, address, bytes
 
 
-def region_sizes(s: Shape) -> dict[str, int]:
+def region_sizes(s: EngineShape) -> dict[str, int]:
     """The numbers that `entries` and `entry` (bytes) of the schema's parts of a region stand for."""
     return {
         "line words": len(schema.LINE_WORDS),
@@ -325,8 +325,8 @@ def test_a_union_serves_both(cluster, b):
 
 def test_a_union_keeps_rings_within_the_budget():
     """Many rows of one user and wide rows of another are not multiplied."""
-    narrow = Shape(world=2, ring_rows=500_000, stride=64, return_rows=10, max_held=1)
-    wide = Shape(world=2, ring_rows=64, stride=64 << 10, return_rows=10, max_held=1)
+    narrow = EngineShape(world=2, ring_rows=500_000, stride=64, return_rows=10, max_held=1)
+    wide = EngineShape(world=2, ring_rows=64, stride=64 << 10, return_rows=10, max_held=1)
     both = narrow.union(wide)
     assert both.ring_rows * both.stride <= layout.RING_BUDGET
     assert both.ring_rows >= 64

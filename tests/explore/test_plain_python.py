@@ -22,7 +22,7 @@ from aristos.engine import codes, dispatch, outbox, steps, words
 from aristos.engine.layout import local_region
 from aristos.explore import main as explorer
 from aristos.explore import shrink, step_limit, strategies
-from aristos.explore.cases import Call, Case, Fault
+from aristos.explore.cases import Call, Case, RankFault
 from aristos.explore.cluster import Cluster
 from aristos.explore.places import ACCEPTED, COPIES, LOCAL, PART, STATE, WIRE, address, private
 from aristos.explore.violation import OutOfBounds, Race, SecondWriter, WrongSide
@@ -155,7 +155,7 @@ def test_a_rank_that_reads_poison_keeps_its_cause(monkeypatch):
 
     monkeypatch.setattr(steps, "next_command", noted)
     calls = ((Call(((1,), (2,))),),) * 3
-    play(Case(ranks=3, placement=(0, 1, 2), node_of=(0, 0, 0), fault=Fault(0, 1, 0), calls=calls), seeds=4)
+    play(Case(ranks=3, placement=(0, 1, 2), node_of=(0, 0, 0), fault=RankFault(0, 1, 0), calls=calls), seeds=4)
     assert causes == {codes.CAUSE_INTERRUPT}
 
 
@@ -232,7 +232,7 @@ def test_ranks_on_gpus(workers, rows):
 @pytest.mark.parametrize("how", ["gpu", "host", "copy"])
 def test_a_rank_on_a_gpu_that_fails(how):
     """Whichever side fails, the other side and all remote ranks learn it; no rank keeps waiting."""
-    play(on_gpus(workers=2, fault=Fault(0, 1, 0, how=how)), seeds=8)
+    play(on_gpus(workers=2, fault=RankFault(0, 1, 0, how=how)), seeds=8)
 
 
 def test_what_a_side_cannot_reach():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from aristos.explore.cases import Case
-from aristos.explore.exhaustive import Key, Move, Node, SearchResult, StateSearch
+from aristos.explore.exhaustive import Key, Move, PathState, SearchResult, StateSearch
 from aristos.explore.scheduler import FLUSH
 from aristos.explore.small import ROUTINGS, small
 
@@ -26,7 +26,7 @@ class Noted(StateSearch):
         self.flush_of_nothing: set[Key] = set()
         self._keys: dict[int, Key] = {}
 
-    def _enter(self, path: list[Node], sleep: set[Move]) -> None:
+    def _enter(self, path: list[PathState], sleep: set[Move]) -> None:
         key, ends, depth = self.key(), self.ends, len(path)
         self.before.setdefault(key, set()).update({self._keys[id(path[-1])]} if path else ())
         moving = {piece.put.origin for piece in self.network.moving.values()}

@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 
+import ml_dtypes
 import numpy as np
 import pytest
 from cases import same, tokens
@@ -110,6 +111,29 @@ def test_a_matrix_product_equals_float64(k, n):
         matrix(np.zeros((2, k + 1), np.float32))
     with pytest.raises(InputError, match="weight must have at least one row"):
         kernels.Matrix(w[:, :0])
+    with pytest.raises(InputError, match="weight must be a matrix of float32, bfloat16 or float16, got float64"):
+        kernels.Matrix(w.astype("f8"))
+
+
+@pytest.mark.parametrize(("dtype", "step"), [(ml_dtypes.bfloat16, 2**-8), (np.float16, 2**-11)])
+@pytest.mark.parametrize(("k", "n"), [(1, 1), (100, 32), (515, 70)])
+def test_a_matrix_product_of_16_bits_is_rounded_once(dtype, step, k, n):
+    rng = np.random.default_rng(k)
+    w = rng.standard_normal((k, n)).astype(dtype)
+    matrix = kernels.Matrix(w)
+    for m in (1, 9, 200):
+        x = rng.standard_normal((m, k)).astype(dtype)
+        y = matrix(x)
+        assert y.dtype == dtype
+        right = x.astype("f8") @ w.astype("f8")
+        sums = np.abs(x.astype("f8")) @ np.abs(w.astype("f8"))  # float32 sums are off by a few of their own steps
+        assert (np.abs(y.astype("f8") - right) <= step * np.abs(right) + 1e-5 * sums).all()
+        out = np.zeros((m, n), dtype)
+        assert matrix(x, out=out) is out
+        assert out.tobytes() == y.tobytes()
+        assert matrix(x[m // 2 :][:1]).tobytes() == y[m // 2 :][:1].tobytes()
+    with pytest.raises(InputError, match=r"x must be \w+16 with shape"):
+        matrix(np.zeros((2, k), np.float32))
 
 
 def test_bad_input_is_refused():

@@ -18,7 +18,7 @@ from mpi import FLAG, LAUNCHER_VARIABLES, find_mpiexec
 from aristos.cli import run
 from aristos.errors import EnvironmentProblem, InputError
 from aristos.host import mpi_library
-from aristos.host.mpi_files import leftovers
+from aristos.host.mpi_files import NAMES
 from aristos.host.mpi_library import Library
 from aristos.launcher import commands, job, main, take_seat, this_node
 from aristos.launcher.seats import Seat, default_ranks, seats, table
@@ -471,21 +471,24 @@ def start(tmp_path: Path, *words: str) -> tuple[subprocess.Popen[bytes], list[in
     return running, pids, out
 
 
-def left() -> set[str]:
-    """MPI's files that no process uses."""
-    return {path for path, _ in leftovers(young=0.0)}
+def shared_files(pids: list[int]) -> set[str]:
+    """MPI's files of shared memory that these processes have mapped: other jobs of the machine have their own."""
+    maps = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in pids)
+    found = {path for path in re.findall(r"(/\S+)$", maps, re.MULTILINE) if NAMES.match(Path(path).name)}
+    assert found, maps
+    return found
 
 
 @pytest.mark.slow
 @needs_mpi
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_job_and_leaves_nothing(tmp_path, how):
-    before = left()
     running, pids, out = start(tmp_path)
+    files = shared_files(pids)
     os.kill(running.pid, how)
     assert running.wait(30) == 128 + how, out.read_text()
     assert alive(pids) == []
-    assert left() <= before
+    assert not any(map(os.path.exists, files))
 
 
 @pytest.mark.slow
@@ -500,12 +503,12 @@ def test_stubborn_ranks_end_too(tmp_path):
 @pytest.mark.slow
 @needs_mpi
 def test_killed_ranks_leave_no_memory(tmp_path):
-    before = left()
     running, pids, out = start(tmp_path)
+    files = shared_files(pids)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     assert running.wait(30) != 0, out.read_text()
-    assert left() <= before
+    assert not any(map(os.path.exists, files))
 
 
 @pytest.mark.slow

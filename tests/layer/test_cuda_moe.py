@@ -18,7 +18,7 @@ from aristos.errors import ClosedError, InputError, MemoryProblem, PeerInputErro
 from aristos.layer import device_arrays
 from aristos.layer.cuda_weights import packed_bytes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.parallel]
 
 CFG = aristos.MoEConfig(
     hidden=32, ffn=40, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=24

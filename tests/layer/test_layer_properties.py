@@ -39,6 +39,7 @@ def test_any_layer_in_bulk_equals_the_reference(comm, plan):
     run(comm, plan, schedule="bulk")
 
 
+@pytest.mark.compiled
 @settings(max_examples=40)
 @given(plan=plans(), data=st.data())
 def test_a_row_alone_has_the_same_bits(plan, data):

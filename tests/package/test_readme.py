@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from aristos.primitives.compile import root
+
 ROOT = Path(__file__).resolve().parents[2]
 OFFLINE = ("No matching distribution", "Could not fetch", "NewConnectionError", "Temporary failure in name resolution")
 ONE_SCREEN = 60  # lines
@@ -40,6 +42,7 @@ def test_every_srun_example_has_mpi_option(path):
 
 
 @pytest.mark.slow
+@pytest.mark.parallel
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout, so there is nothing to clone")
 @pytest.mark.skipif(not shutil.which("git") or not shutil.which("make"), reason="git or make is not installed")
 def test_make_bench_in_a_fresh_clone(tmp_path):
@@ -47,7 +50,7 @@ def test_make_bench_in_a_fresh_clone(tmp_path):
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True, timeout=60)
     kept = ("PATH", "HOME", "LANG", "TMPDIR", "PIP_INDEX_URL", "PIP_CONFIG_FILE", "SSL_CERT_FILE", "HTTPS_PROXY")
     environment = {name: os.environ[name] for name in kept if name in os.environ}
-    environment["ARISTOS_CACHE"] = str(tmp_path / "cache")
+    environment["ARISTOS_CACHE"] = str(root())  # equal sources share compiled code; test_cache.py starts without any
     command = ["make", "bench", "ARGS=signal gemm --iters 2"]
     done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=600)
     if done.returncode and any(text in done.stderr for text in OFFLINE):

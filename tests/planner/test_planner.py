@@ -140,6 +140,7 @@ def test_larger_random_problems_against_all_partitions(seed, n, model, allreduce
     assert planner.solve(planner.parse(p), model, allreduce).objective_us == near(planning.best(p, model, allreduce))
 
 
+@pytest.mark.compiled
 def test_sixteen_devices_in_time():
     problem = planner.parse(planning.draw(5, 16))
     planner.solve(planner.parse(planning.draw(5, 4)))  # compiles
@@ -628,6 +629,7 @@ def test_the_compressed_form_is_the_same_problem(tree, allreduce):
     assert optimum * (1 - NEAR) <= plan.objective_us <= optimum * 1.3
 
 
+@pytest.mark.compiled
 def test_a_thousand_regular_devices():
     p = compressed(cluster((128, 8, 1.0, 26)), stages=192 * 1024)
     started = time.process_time()
@@ -637,6 +639,7 @@ def test_a_thousand_regular_devices():
     assert sorted(i for g in plan.groups for i in g) == list(range(1024))
 
 
+@pytest.mark.compiled
 def test_the_deadline_is_kept():
     problem = planner.parse(planning.draw(7, 40))
     planner.solve(planner.parse(planning.draw(7, 20)), deadline_s=1)  # compiles
@@ -694,6 +697,7 @@ def test_cuts_keep_the_time_limit(monkeypatch):
     assert next(ticks) == 12
 
 
+@pytest.mark.compiled
 def test_equal_seeds_give_equal_groups(monkeypatch):
     monkeypatch.setattr(search, "ROUNDS", 2)
     monkeypatch.setattr(search, "STEPS", 50_000)

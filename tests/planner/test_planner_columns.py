@@ -69,6 +69,7 @@ def test_rounding_to_units_keeps_sums_reachable():
     assert (need.tolist(), each.tolist()) == ([0, 70], [4, 10, 25, 0])  # nothing is lost where a unit fits all
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("listed", [columns.LISTED, 0])
 @pytest.mark.parametrize("model", planner.OBJECTIVES)
 @pytest.mark.parametrize("allreduce", planner.ALLREDUCES)

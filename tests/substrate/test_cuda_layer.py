@@ -15,7 +15,7 @@ from aristos.kernels.cuda.gemm import GROUPS, TILES
 from aristos.reference import error
 from aristos.substrate.cuda import persistent as substrate
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.parallel]
 
 BOUNDS = {"bf16": 2.0**-6, "f16": 2.0**-9, "tf32": 2.0**-9, "f32": 1e-6}  # of max |y|; h is rounded to the kind
 

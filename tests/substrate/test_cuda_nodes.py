@@ -16,7 +16,7 @@ from plain_engine import plain
 from aristos.engine import codes, words
 from aristos.reference import error
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.parallel]
 
 
 def close(layers, ys):

@@ -11,7 +11,7 @@ from simt_gpu import on_ranks
 
 from aristos.bench.gpu import clock
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.parallel]
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,8 @@ PARTS = ("parallel", "serial")
 class Budget:
     """Processor seconds of a folder's tests: of the quick tier (0: none of them is quick) and of all tests.
 
-    parallel: each test needs one core and no quiet machine, so that two workers of pytest-xdist share the files.
+    parallel: no test needs a quiet machine, so that two workers of pytest-xdist share the files. Elsewhere a file
+    or a test may be marked `parallel`.
     """
 
     quick: int
@@ -41,21 +42,21 @@ class Budget:
 FOLDERS = {
     "bench": Budget(60, 900),
     "doctor": Budget(30, 150),
-    "engine": Budget(60, 120),
+    "engine": Budget(60, 120, parallel=True),
     "explore": Budget(120, 900, parallel=True),
     "gpu": Budget(0, 900),
-    "host": Budget(30, 60),
-    "kernels": Budget(60, 1200),
+    "host": Budget(30, 60, parallel=True),
+    "kernels": Budget(60, 1200, parallel=True),
     "launch": Budget(0, 150),
     "launcher": Budget(30, 90),
     "layer": Budget(150, 600),
     "package": Budget(150, 600),
     "planner": Budget(180, 300, parallel=True),
-    "primitives": Budget(120, 600),
+    "primitives": Budget(120, 600, parallel=True),
     "results": Budget(60, 120, parallel=True),
     "simt": Budget(0, 300, parallel=True),
     "substrate": Budget(120, 1500),
-    "topology": Budget(60, 150),
+    "topology": Budget(60, 150, parallel=True),
     "transport": Budget(30, 300),
 }
 
@@ -79,7 +80,8 @@ def is_quick(item: pytest.Item) -> bool:
 def is_parallel(item: pytest.Item) -> bool:
     """Whether a test may run beside others."""
     folder = folder_of(item)
-    return folder is not None and FOLDERS[folder].parallel and not item.get_closest_marker("ranks")
+    beside = item.get_closest_marker("parallel") is not None or (folder is not None and FOLDERS[folder].parallel)
+    return beside and not item.get_closest_marker("ranks")
 
 
 # ---- what pytest calls -----------------------------------------------------------------------------------------------
@@ -87,11 +89,13 @@ def is_parallel(item: pytest.Item) -> bool:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tier", choices=TIERS, help="tests that are quick, all others, or all (default)")
-    parser.addoption("--part", choices=PARTS, help="tests of the folders whose tests may run side by side, or others")
+    parser.addoption("--part", choices=PARTS, help="tests that may run side by side, or others")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: not part of the quick tier, `make test`")
+    config.addinivalue_line("markers", "compiled: holds a time limit or computes much; `make coverage` leaves it out")
+    config.addinivalue_line("markers", "parallel: needs no quiet machine; in a folder whose tests are not all so")
     config.addinivalue_line("markers", "core: `make test-all` runs it on every MPI library")
     if job_folder() is None:
         config.pluginmanager.register(Costs(config), "aristos-costs")

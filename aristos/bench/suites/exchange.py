@@ -103,7 +103,8 @@ class ExchangeCalls:
     def right(self, method: str) -> bool:
         """Run a method once; whether every block has its sender's bytes, on every rank. Collective."""
         self.received[:] = 0
-        self.calls("equal")[method]()
+        with self.world.bounded(method):
+            self.calls("equal")[method]()
         got = self.received
         fine = True
         for sender in range(self.world.size):

@@ -117,7 +117,8 @@ class Moves:
         sends, gets = ((array[: int(n.sum())], (n, at)) for array, n, at in (out, into))
         device.copy_out(sends[0], source, stream)
         device.synchronize(stream)
-        self.world.comm.Alltoallv([*sends, MPI.BYTE], [*gets, MPI.BYTE])
+        with self.world.bounded("Alltoallv"):
+            self.world.comm.Alltoallv([*sends, MPI.BYTE], [*gets, MPI.BYTE])
         device.copy_in(to, gets[0], stream)
         device.synchronize(stream)
 

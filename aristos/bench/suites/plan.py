@@ -232,7 +232,8 @@ class _Running:
             self.slow = stack.enter_context(SlowLinks(wire, rows[0].tolist(), rows[1].tolist()))
         heads = [g[0] for g in plan.groups]
         leads = world.rank in heads
-        self.heads = world.comm.Split(0 if leads else 1, world.rank)
+        with world.bounded("MPI_Comm_split"):
+            self.heads = world.comm.Split(0 if leads else 1, world.rank)
         stack.callback(self.heads.Free)
         self.reduces = leads and len(heads) > 1
         self.link = (0.0, 0.0)

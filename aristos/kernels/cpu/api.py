@@ -9,18 +9,19 @@ import numpy as np
 from ...config import ACTIVATIONS, checked_limit
 from ...errors import InputError
 from ...primitives.arrays import check_out
-from ...primitives.buffers import FLOAT, aligned
+from ...primitives.buffers import aligned
 from ..common.activations import word
 from .convert import FLOAT32
-from .entries import BLOCK_BYTES, EXPERT, KERNELS, PRODUCT
+from .elements import ELEMENTS, ElementType
+from .entries import BLOCK_BYTES, EXPERT, KERNELS, PRODUCT, product_bytes
 from .expert import scratch_bytes
-from .gemm import packed_bytes
 from .panels import pack, padded
 
 RUN = 192  # rows of one run of the kernel
+NARROW_RUN = 128  # rows of a product of 16-bit elements, whose copy stays in the L2 cache: 4 to 25 % faster than 192
 
 
-class Call:
+class KernelCall:
     """Calls one kernel of an element type. Not thread-safe: its arguments lie in one block."""
 
     def __init__(self, element: int, kernel: int) -> None:
@@ -33,27 +34,32 @@ class Call:
 
 
 class Matrix:
-    """Weights packed for the micro-kernel: Matrix(w)(x) is x w.
+    """Weights packed for the micro-kernel: Matrix(w)(x) is x w, with float32 sums.
 
-    weight: [K, N] float32. Not thread-safe: use one object per thread.
+    weight: [K, N] float32, bfloat16 (ml_dtypes) or float16. Not thread-safe: use one object per thread.
     """
 
     def __init__(self, weight: np.ndarray) -> None:
-        weight = _matrix("weight", weight, None)
-        self.depth, self.columns = weight.shape
+        weight = np.asarray(weight)
+        element = ELEMENTS.get(weight.dtype.name)
+        if element is None or weight.ndim != 2:
+            wanted = "a matrix of float32, bfloat16 or float16"
+            raise InputError(f"weight must be {wanted}, got {weight.dtype} {list(weight.shape)}")
         if 0 in weight.shape:
             raise InputError(f"weight must have at least one row and one column, got {list(weight.shape)}")
-        self._panels = pack(weight)
-        self._rows = aligned((packed_bytes(RUN, self.depth),), np.uint8)
-        self._call = Call(FLOAT32, PRODUCT)
+        self.depth, self.columns = weight.shape
+        self._element, self._panels = element, element.pack(weight)
+        self._run = RUN if element.code == FLOAT32 else NARROW_RUN
+        self._rows = aligned((product_bytes(element.code, self._run, self.depth),), np.uint8)
+        self._call = KernelCall(element.code, PRODUCT)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """x: [M, K] float32 -> [M, N]. `out` [M, N] avoids a copy if N is a multiple of the vector width."""
-        x, y = _rows(x, out, self.depth, self.columns)
+        """x: [M, K] of the weight's dtype -> [M, N]. `out` [M, N] avoids a copy if N is a multiple of 32."""
+        x, y = _rows(x, out, self.depth, self.columns, self._element)
         from_x, to_y = _addresses(x), _addresses(y)
-        for first in range(0, len(x), RUN):
+        for first in range(0, len(x), self._run):
             self._call(
-                min(RUN, len(x) - first), from_x.ctypes.data + 8 * first, self.depth, self._panels.ctypes.data,
+                min(self._run, len(x) - first), from_x.ctypes.data + 8 * first, self.depth, self._panels.ctypes.data,
                 self.columns, to_y.ctypes.data + 8 * first, self._rows.ctypes.data,
             )  # fmt: skip
         return _result(y, out, self.columns)
@@ -100,7 +106,7 @@ class Packed:
         self._weights = [0 if p is None else p.ctypes.data for p in parts]
         self._code = word(activation, limit)
         self._scratch = aligned((scratch_bytes(RUN, self.hidden, gate is not None),), np.uint8)
-        self._call = Call(FLOAT32, EXPERT)
+        self._call = KernelCall(FLOAT32, EXPERT)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """x: [M, H] float32 -> [M, H]. `out` [M, H] avoids a copy if H is a multiple of the vector width."""
@@ -129,16 +135,18 @@ def ffn(
     return Packed(up, down, gate, up_bias, gate_bias, down_bias, activation, limit)(x)
 
 
-def _rows(x: Any, out: np.ndarray | None, width: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """x [M, width] and `out` [M, columns], checked: (rows to read, rows to write, with space for whole vectors)."""
-    x = _matrix("x", x, (np.shape(x)[0] if np.ndim(x) else 0, width))
+def _rows(
+    x: Any, out: np.ndarray | None, width: int, columns: int, element: ElementType = ELEMENTS["float32"]
+) -> tuple[np.ndarray, np.ndarray]:
+    """x [M, width] and `out` [M, columns], checked: (rows to read, rows to write, with space for whole panels)."""
+    x = _matrix("x", x, (np.shape(x)[0] if np.ndim(x) else 0, width), element.name)
     if out is not None:
         check_out(out, (len(x), columns), x.dtype, x, contiguous=False)
-    if x.strides[1] != FLOAT:
+    if x.strides[1] != element.nbytes:
         x = np.ascontiguousarray(x)
-    if out is not None and padded(columns) == columns and out.flags.c_contiguous:
+    if out is not None and element.padded(columns) == columns and out.flags.c_contiguous:
         return x, out
-    return x, aligned((len(x), padded(columns)))
+    return x, aligned((len(x), element.padded(columns)), x.dtype)
 
 
 def _result(y: np.ndarray, out: np.ndarray | None, columns: int) -> np.ndarray:
@@ -155,11 +163,11 @@ def _addresses(m: np.ndarray) -> np.ndarray:
     return m.ctypes.data + m.strides[0] * np.arange(len(m))
 
 
-def _matrix(name: str, value: Any, shape: tuple[int, ...] | None) -> np.ndarray:
+def _matrix(name: str, value: Any, shape: tuple[int, ...] | None, dtype: str = "float32") -> np.ndarray:
     array = np.asarray(value)
-    if array.dtype != np.float32 or array.ndim != 2 or (shape is not None and array.shape != shape):
+    if array.dtype.name != dtype or array.ndim != 2 or (shape is not None and array.shape != shape):
         wanted = "a matrix" if shape is None else f"shape {list(shape)}"
-        raise InputError(f"{name} must be float32 with {wanted}, got {array.dtype} {list(array.shape)}")
+        raise InputError(f"{name} must be {dtype} with {wanted}, got {array.dtype} {list(array.shape)}")
     return array
 
 

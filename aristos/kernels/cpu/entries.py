@@ -13,7 +13,7 @@ from ...primitives import memory as mem
 from ...primitives.compile import config, jit, warm_up
 from . import expert, rounded_expert
 from .convert import BFLOAT16, FLOAT16, FLOAT32
-from .gemm import product
+from .gemm import packed_bytes, product
 from .tokens import combine_token, route_block
 
 ROUTE, EXPERT, UP, DOWN, COMBINE, PRODUCT = range(6)
@@ -105,6 +105,11 @@ def run_rounded(element, kernel, block):
         )  # fmt: skip
     elif kernel == COMBINE:
         combine(element, block)
+    elif kernel == PRODUCT:
+        rounded_expert.product(
+            element, argument(a, 0), argument(a, 1), argument(a, 2), argument(a, 3), argument(a, 4), argument(a, 5),
+            argument(a, 6),
+        )  # fmt: skip
     else:
         return int(route(element, block))
     return 0
@@ -131,6 +136,11 @@ def run_bytes(element: int, rows: int, few: int, hidden: int, ffn: int, gated: b
         return expert.scratch_bytes(rows, hidden, gated), expert.activation_bytes(few, ffn, gated)
     run = rounded_expert.scratch_bytes(element, rows, hidden, ffn, gated)
     return run, rounded_expert.activation_bytes(element, few, ffn)
+
+
+def product_bytes(element: int, rows: int, depth: int) -> int:
+    """Bytes of scratch for a product of `rows` rows."""
+    return packed_bytes(rows, depth) if element == FLOAT32 else rounded_expert.product_bytes(element, rows, depth)
 
 
 def handle(element: int) -> int:

@@ -448,27 +448,3 @@ def _release(builder, args):
 
 configure = _intrinsic("configure", 1, _configure)  # configure(address of 64 bytes)
 release = _intrinsic("release", 0, _release)
-
-
-def tile_loop():
-    """Emit loop(n, a): n rounds of four independent tile products, all in registers. a: STEP bytes of bfloat16."""
-
-    def emit(builder, args):
-        count, address = args
-        load = _declare(builder, "llvm.x86.tileloadd64", VOID, [I8, BYTE, I64])
-        zero = _declare(builder, "llvm.x86.tilezero", VOID, [I8])
-        dot = _declare(builder, "llvm.x86.tdpbf16ps", VOID, [I8] * 3)
-        for tile in range(4):
-            builder.call(zero, [I8(tile)])
-        for tile in range(4, 8):
-            builder.call(load, [I8(tile), _at(builder, address, 0, I8), I64(64)])
-
-        def body(k, _):
-            for i in range(2):
-                for j in range(2):
-                    builder.call(dot, [I8(2 * i + j), I8(4 + i), I8(6 + j)])
-            return []
-
-        _loop(builder, [], count, body)
-
-    return _intrinsic("tile_products", 2, emit)

@@ -14,7 +14,7 @@ from ...primitives import isa
 from ...primitives.buffers import aligned
 
 
-class Shape(NamedTuple):
+class MicroKernelShape(NamedTuple):
     """A micro-kernel computes up to `rows` x (`vectors` * `lanes`) outputs, whose sums fit the CPU's registers."""
 
     lanes: int
@@ -22,11 +22,13 @@ class Shape(NamedTuple):
     rows: int
 
 
-def shape_for(isa: str, cpu: str) -> Shape:
+def shape_for(isa: str, cpu: str) -> MicroKernelShape:
     """The shape for an instruction set and a CPU, as LLVM names it."""
     if isa in ("avx512", "avx512bf16", "amx"):
-        return Shape(8, 4, 6) if cpu == "znver4" else Shape(16, 3, 8)  # Zen 4 computes 256 bits at a time
-    return Shape(8, 2, 6) if isa == "avx2" else Shape(4, 4, 6)
+        return (
+            MicroKernelShape(8, 4, 6) if cpu == "znver4" else MicroKernelShape(16, 3, 8)
+        )  # Zen 4 computes 256 bits at a time
+    return MicroKernelShape(8, 2, 6) if isa == "avx2" else MicroKernelShape(4, 4, 6)
 
 
 LANES, VECTORS, ROWS = shape_for(isa.chosen(), isa.target()[0])

@@ -33,6 +33,11 @@ def scratch_bytes(element, rows, hidden, ffn, gated):
     return SPARE_BYTES + operands + rows * SUMS * sums
 
 
+def product_bytes(element, rows, depth):
+    """Bytes of scratch of a product of up to `rows` rows."""
+    return SPARE_BYTES + operand_bytes(element, rows, depth) + rows * SUMS
+
+
 def activation_bytes(element, rows, ffn):
     """Bytes of all hidden activations of a column-split run: an operand."""
     return operand_bytes(element, rows, ffn)
@@ -146,5 +151,23 @@ def down_columns(element, m, activations, y, weights, ffn, first, last, scratch,
         carry = start_sums(m, down_bias + FLOAT * j if down_bias != 0 else 0, sums)
         panel = down + PANEL * up(ffn) * (j // WIDTH)
         panel_sums(element, m, activations, ffn, panel, sums, carry, panel + PANEL * up(ffn), spare)
+        write_rows(element, m, sums, y, j)
+    end()
+
+
+@jit
+def product(element, m, x, depth, panels, columns, y, scratch):
+    """y = round(x W) for m rows.
+
+    x, y: addresses of arrays of m row addresses; rows of y have space for `columns` rounded up to 32. panels: address
+    of W, packed [depth, columns]; scratch: `product_bytes(element, m, depth)` bytes, 64-byte aligned.
+    """
+    spare, a = scratch, scratch + SPARE_BYTES
+    sums, step = a + operand_size(element, m, depth), PANEL * up(depth)
+    begin(spare)
+    pack_operand(element, m, x, depth, a)
+    for j in range(0, columns, WIDTH):
+        panel = panels + step * (j // WIDTH)
+        panel_sums(element, m, a, depth, panel, sums, 0, panel + step, spare)
         write_rows(element, m, sums, y, j)
     end()

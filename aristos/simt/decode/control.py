@@ -8,7 +8,7 @@ from .. import isa
 from ..builtin import lower_builtin
 from ..lowering import Lowering
 from ..program import layout
-from ..syntax import Group, Name, Variable
+from ..syntax import Arguments, Name, Variable
 from .mods import Mods
 
 
@@ -44,11 +44,11 @@ def call(low: Lowering, m: Mods) -> None:
     m.done(1, 4)
     operands = list(m.operands)
     returns: tuple = ()
-    if isinstance(operands[0], Group):
+    if isinstance(operands[0], Arguments):
         returns = operands.pop(0).items
     target = operands.pop(0)
     arguments: tuple = ()
-    if operands and isinstance(operands[0], Group):
+    if operands and isinstance(operands[0], Arguments):
         arguments = operands.pop(0).items
     if not isinstance(target, Name):
         raise m.fail("the target must be a name")

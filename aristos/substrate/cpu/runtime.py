@@ -11,7 +11,7 @@ import numpy as np
 from ...engine import arrivals, codes, column_runs, outbox, packing, schema, steps, words
 from ...engine import job as jobs
 from ...engine.experts import GROUP
-from ...engine.layout import Shape, StateLayout, lines, word_from
+from ...engine.layout import EngineShape, StateLayout, lines, word_from
 from ...errors import PoisonedError
 from ...primitives import wire
 from ...primitives.buffers import aligned
@@ -54,7 +54,7 @@ class CpuRuntime(Runtime):
 
     # ------------------------------------------------------------ capacity
 
-    def require(self, shape: Shape, scratch: int, shared: int, threads: int) -> None:
+    def require(self, shape: EngineShape, scratch: int, shared: int, threads: int) -> None:
         """See `Runtime.require`; raises MemoryProblem where a machine cannot hold it."""
         shape, workers, grown = self.grown(shape, threads)
         tables = StateLayout(shape, workers, BATCH)
@@ -68,7 +68,7 @@ class CpuRuntime(Runtime):
         if grown:
             self._allocate(shape, workers)
 
-    def _allocate(self, shape: Shape, workers: int) -> None:
+    def _allocate(self, shape: EngineShape, workers: int) -> None:
         """New windows and a new state. The old ones stay if there is no memory for the new."""
         tables = StateLayout(shape, workers, BATCH)
         memory = EngineMemory(self.group, shape)

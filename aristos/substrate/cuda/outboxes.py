@@ -17,7 +17,7 @@ import numpy as np
 
 from ...engine import codes, words
 from ...engine import job as jobs
-from ...engine.layout import LINE, WORD, Shape, StateLayout, lines
+from ...engine.layout import LINE, WORD, EngineShape, StateLayout, lines
 from ...errors import MemoryProblem
 from ...host.nodes import Nodes
 from ...primitives.buffers import aligned
@@ -26,7 +26,7 @@ from ...transport.window import Window
 from ..windows import EngineMemory, window_bytes
 
 
-def device_rows_bytes(shape: Shape, nodes: Nodes, rank: int) -> int:
+def device_rows_bytes(shape: EngineShape, nodes: Nodes, rank: int) -> int:
     """Bytes of the rows that wait on a rank's GPU to be put: a ring and as many outputs for each remote peer."""
     return 2 * shape.ring_rows * shape.stride * len(nodes.remote(rank))
 
@@ -49,7 +49,12 @@ class DeviceMemory(EngineMemory):
     """
 
     def __init__(
-        self, group: Group, shape: Shape, window: Callable[[int], Window], device: Any, rows_on_device: bool = False
+        self,
+        group: Group,
+        shape: EngineShape,
+        window: Callable[[int], Window],
+        device: Any,
+        rows_on_device: bool = False,
     ) -> None:
         self.device = device
         super().__init__(group, shape, window, self._mapped)
@@ -95,7 +100,7 @@ class DeviceMemory(EngineMemory):
 
     def sides(self, wire_to_device: int) -> Sides:
         """New jobs and states for the proxy; wire_to_device: the address of that wire's words."""
-        small = Shape(self.group.world, 1, LINE, 1, 1)
+        small = EngineShape(self.group.world, 1, LINE, 1, 1)
         tables = StateLayout(small, 1, 1)
         st, device_st = np.zeros(tables.words, np.int64), np.zeros(tables.words, np.int64)
         super().fill(st, tables.starts)

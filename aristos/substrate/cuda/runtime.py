@@ -22,7 +22,7 @@ import numpy as np
 from ...config import OVERDUE
 from ...engine import arrivals, codes, schema, words
 from ...engine import job as jobs
-from ...engine.layout import LINE, WORD, Shape, StateLayout, lines, word_from
+from ...engine.layout import LINE, WORD, EngineShape, StateLayout, lines, word_from
 from ...errors import AristosError, EnvironmentProblem, InputError, PoisonedError, WaitTimeout
 from ...host import mpi_facts
 from ...kernels.cuda import router
@@ -86,7 +86,7 @@ class CudaRuntime(Runtime):
 
     # ------------------------------------------------------------ capacity
 
-    def require(self, shape: Shape, scratch: int, shared: int, threads: int) -> None:
+    def require(self, shape: EngineShape, scratch: int, shared: int, threads: int) -> None:
         """See `Runtime.require`. shared: bytes of hidden activations; threads: blocks; scratch is not used."""
         shape, workers, grown = self.grown(shape, threads)
         with self._growing():
@@ -118,7 +118,7 @@ class CudaRuntime(Runtime):
     def _window(self, nbytes: int) -> Window:
         return self.group.local_window(nbytes, self.device)
 
-    def _allocate(self, shape: Shape, workers: int) -> None:
+    def _allocate(self, shape: EngineShape, workers: int) -> None:
         """New windows and a new state."""
         tables = StateLayout(shape, workers, MOST_ROWS, persistent.MOST_RUNS)
         if self._memory is not None:
@@ -145,7 +145,7 @@ class CudaRuntime(Runtime):
             self._start_proxy(memory)
         self.group.meet("the other ranks to allocate")
 
-    def _make_memory(self, shape: Shape) -> EngineMemory:
+    def _make_memory(self, shape: EngineShape) -> EngineMemory:
         if self.group.nodes.single:
             return EngineMemory(self.group, shape, self._window)
         return DeviceMemory(self.group, shape, self._window, self.device, self._mpi_puts_from_device())

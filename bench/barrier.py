@@ -1,0 +1,40 @@
+"""A barrier for the ranks of a job on one machine, in a file that all of them map.
+
+Each rank counts its arrivals in a cell of its own and polls the others' cells, so all leave within a microsecond,
+whichever library the peer communicates by. Only calls that start together are timed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+CELL = 64  # bytes: a cache line a rank
+POLLS = 2000  # before the core is offered to others
+
+
+class Barrier:
+    """barrier() returns once every rank has called it as often as this one."""
+
+    def __init__(self, path: Path, rank: int, world: int) -> None:
+        with path.open("r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), CELL * world)
+        self._words = memoryview(self._memory).cast("q")
+        self._mine, self._others = rank * CELL // 8, [r * CELL // 8 for r in range(world) if r != rank]
+        self._count = 0
+
+    @staticmethod
+    def create(path: Path, world: int) -> None:
+        """Make the file, before any rank opens it."""
+        path.write_bytes(bytes(CELL * world))
+
+    def __call__(self) -> None:
+        self._count += 1
+        count, words, polls = self._count, self._words, 0
+        words[self._mine] = count
+        for other in self._others:
+            while words[other] < count:
+                polls += 1
+                if polls > POLLS:
+                    os.sched_yield()

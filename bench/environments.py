@@ -1,0 +1,85 @@
+"""The Python environments of the comparison: `python bench/environments.py` makes those that are missing.
+
+Every outside peer has an environment of its own in peers/ beside this Python's packages, with the pinned packages of
+bench/environments/NAME.txt, so that no peer's requirements meet another's or the project's. What cannot be installed
+leaves its reason in a file, and the comparison shows it; `python bench/environments.py NAME` tries again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+FOLDER = Path(sys.prefix) / "peers"
+NAMES = tuple(sorted(path.stem for path in (HERE / "environments").glob("*.txt")))
+OWN = ("aristos", "numpy")  # need what this Python has
+ALONE = "# without their dependencies:"  # the lines after it are installed by --no-deps
+
+
+class NoEnvironment(Exception):
+    """The environment is missing or could not be made; the message says why."""
+
+
+def python(name: str, folder: Path = FOLDER) -> Path:
+    """The Python of an environment. Raises NoEnvironment."""
+    if name in OWN:
+        return Path(sys.executable)
+    here = folder / name
+    if (here / "failed").exists():
+        raise NoEnvironment((here / "failed").read_text().strip())
+    if not (here / "ready").exists():
+        raise NoEnvironment(f"no environment {name}: `python bench/environments.py {name}` makes it")
+    return here / "bin" / "python"
+
+
+def make(name: str, folder: Path = FOLDER) -> str:
+    """Make an environment, again if it is there; returns the reason if it fails, else ''."""
+    here, wanted = folder / name, HERE / "environments" / f"{name}.txt"
+    shutil.rmtree(here, ignore_errors=True)
+    subprocess.run([sys.executable, "-m", "venv", str(here)], check=True)
+    first, _, alone = wanted.read_text().partition(ALONE)
+    for flags, text in (([], first), (["--no-deps"], alone)):
+        if not text.strip():
+            continue
+        listed = here / "requirements.txt"
+        listed.write_text(text)
+        pip = [str(here / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        done = subprocess.run([*pip, *flags, "-r", str(listed)], capture_output=True, text=True)
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
+            why = f"pip cannot install {wanted.name}: {said[-1].removeprefix('ERROR: ')}"
+            (here / "failed").write_text(why + "\n")
+            return why
+    (here / "ready").write_text(_stamp(name))
+    return ""
+
+
+def current(name: str, folder: Path = FOLDER) -> bool:
+    """Whether the environment was made, or tried, from the list as it is now."""
+    here = folder / name
+    return (here / "failed").exists() or ((here / "ready").exists() and (here / "ready").read_text() == _stamp(name))
+
+
+def _stamp(name: str) -> str:
+    return hashlib.sha256((HERE / "environments" / f"{name}.txt").read_bytes()).hexdigest()
+
+
+def main(argv: list[str]) -> int:
+    """Make the named environments, or those that are missing. Returns the exit code."""
+    unknown = [name for name in argv if name not in NAMES]
+    if unknown:
+        print(f"environments must be of {', '.join(NAMES)}, got {unknown[0]!r}", file=sys.stderr)
+        return 2
+    for name in argv or [name for name in NAMES if not current(name)]:
+        print(f"{name}: making {FOLDER / name}", file=sys.stderr, flush=True)
+        why = make(name)
+        print(f"{name}: {why or 'ready'}", file=sys.stderr, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

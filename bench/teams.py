@@ -1,0 +1,107 @@
+"""Teams: the ranks of one environment, started once and asked for turns.
+
+A team's ranks sleep on a socket between their turns, so that only the peer whose turn it is uses the cores. glibc's
+malloc keeps freed memory here: else every large array of a call is new memory, whose pages the kernel clears one
+by one, and the peers that allocate (torch most of all) would lose up to half of a call to it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import environments
+from barrier import Barrier
+from peers import Absent
+
+WORKER = Path(__file__).resolve().with_name("worker.py")
+START_SECONDS, REPLY_SECONDS, POLL_SECONDS = 120.0, 300.0, 0.2
+ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20)}
+FORCED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # set on some machines for old builds: would slow the peers
+
+
+class TeamError(Exception):
+    """A rank failed, died or did not answer; the message has its traceback or what is known."""
+
+
+class Team:
+    """The processes of one environment, a connection to each rank. Raises NoEnvironment or TeamError."""
+
+    def __init__(self, environment: str, world: int, folder: Path, mpiexec: list[str]) -> None:
+        self.name, self.world = environment, world
+        interpreter = environments.python(environment)
+        address, barrier = str(folder / f"{environment}.socket"), folder / f"{environment}.barrier"
+        Barrier.create(barrier, world)
+        command = [str(interpreter), str(WORKER), "--address", address, "--barrier", str(barrier)]
+        command += ["--world", str(world)]
+        if world > 1:
+            own = environment in environments.OWN  # others have an MPI library of their own
+            command = [*(mpiexec if own else [str(interpreter.with_name("mpiexec"))]), "-n", str(world), *command]
+        self._said = (folder / f"{environment}.log").open("w+b")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(address)
+            listener.listen(world)
+            listener.settimeout(POLL_SECONDS)
+            self._process = subprocess.Popen(
+                command, env=self._variables(), stdin=subprocess.DEVNULL, stdout=self._said, stderr=subprocess.STDOUT
+            )
+            ranks = dict(self._accept(listener) for _ in range(world))
+        self._ranks: list[Connection] = [ranks[rank] for rank in range(world)]
+
+    @staticmethod
+    def _variables() -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if name not in FORCED}
+        return kept | KEPT | dict.fromkeys(ONE_THREAD, "1") | {"HYDRA_IFACE": os.environ.get("HYDRA_IFACE", "lo")}
+
+    def _accept(self, listener: socket.socket) -> tuple[int, Connection]:
+        """(rank, connection) of the next rank that calls."""
+        until = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                rank = Connection(listener.accept()[0].detach())
+                return int(rank.recv()), rank
+            except TimeoutError:
+                if self._process.poll() is not None or time.monotonic() > until:
+                    raise TeamError(f"{self.name}: no rank came: {self._tail()}") from None
+
+    def __call__(self, method: str, *arguments: Any) -> list[Any]:
+        """Ask all ranks; their replies by rank. Raises Absent if one is, TeamError if one fails."""
+        try:
+            for rank in self._ranks:
+                rank.send((method, arguments))
+            replies = [self._reply(rank) for rank in self._ranks]
+        except (EOFError, ConnectionError):
+            raise TeamError(f"{self.name}: a rank ended: {self._tail()}") from None
+        for kind, raised in (("failed", TeamError), ("absent", Absent)):
+            for said, value in replies:
+                if said == kind:
+                    raise raised(value)
+        return [value for _, value in replies]
+
+    def _reply(self, rank: Connection) -> tuple[str, Any]:
+        until = time.monotonic() + REPLY_SECONDS
+        while not rank.poll(POLL_SECONDS):
+            if time.monotonic() > until:
+                raise TeamError(f"{self.name}: a rank does not answer to the last request: {self._tail()}")
+        reply: tuple[str, Any] = rank.recv()
+        return reply
+
+    def _tail(self) -> str:
+        self._said.seek(0)
+        return self._said.read().decode(errors="replace")[-2000:].strip() or "it printed nothing"
+
+    def close(self) -> None:
+        """Hang up; the ranks then end. Those that do not are ended."""
+        for rank in self._ranks:
+            rank.close()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.terminate()
+        self._said.close()
