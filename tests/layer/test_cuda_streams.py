@@ -125,8 +125,8 @@ def test_a_replay_and_a_call_on_another_stream_never_overlap():
             graph = user(driver, "cuStreamEndCapture", b)
             for _ in range(3):
                 for _, y in (replayed, called):
-                    gpu.clear(y.at, y.shape[0] * y.shape[1] * 4, gpu.stream)
-                gpu.synchronize()
+                    gpu.clear(y.at, y.shape[0] * y.shape[1] * 4, a)
+                gpu.synchronize(a)
                 user(driver, "cuGraphLaunch", graph, b)
                 moe(called[0], out=called[1])
                 user(driver, "cuGraphLaunch", graph, b)

@@ -83,6 +83,7 @@ class DeviceMemory(EngineMemory):
     def fill(self, state: np.ndarray, starts: dict[int, int]) -> None:
         """Write all addresses, as kernels use them, into a state for the GPU."""
         super().fill(state, starts)
+        assert self._remote is not None
         for tables, shift in (
             ((words.T_REGION_TO, words.T_LINE_FROM, words.T_STAGED, words.T_OUT_RING), self._outbox_shift),
             ((words.T_REGION_FROM, words.T_ROWS_BACK), self.mirror - self._remote.base),
