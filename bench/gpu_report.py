@@ -259,8 +259,8 @@ class Parts:
 
 def together(stem: Path, facts: dict[str, Any]) -> int:
     """The report under mpirun; returns the exit code, the same on every rank."""
-    signal.alarm(int(SECONDS) + 10)  # a part that hangs ends the job
     start = time.monotonic()
+    signal.alarm(int(SECONDS) + 10)  # a part that hangs ends the job
 
     def show(text: str) -> None:
         if parts.comm.rank == 0:
@@ -279,6 +279,7 @@ def together(stem: Path, facts: dict[str, Any]) -> int:
     if parts.comm.rank == 0:
         save(out, facts, ran)
         show(f"send back {page} and {out}")
+    signal.alarm(0)
     return 0 if all(each.ok for each in ran) else 1
 
 
