@@ -88,13 +88,20 @@ class CudaDevice:
         return cls(local_rank % visible)
 
     @contextlib.contextmanager
-    def current(self) -> Iterator[None]:
+    def current(self, queues: bool = False) -> Iterator[None]:
         """In the block, driver calls of this thread concern this GPU, and are permitted during captures.
 
         While a stream captures, the driver refuses calls that it cannot capture, such as an allocation or the query of
-        an event, and makes the capture invalid. Those of this class belong to no capture.
+        an event, and makes the capture invalid. Those of this class belong to no capture. queues: the block only queues
+        work, which is always permitted.
         """
         call("cuCtxPushCurrent", self._context)
+        if queues:
+            try:
+                yield
+            finally:
+                call("cuCtxPopCurrent")
+            return
         mode = call("cuThreadExchangeStreamCaptureMode", bindings().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
         try:
             yield
@@ -189,12 +196,12 @@ class CudaDevice:
 
     def copy(self, to: int, source: int, nbytes: int, stream: int) -> None:
         """Copy within device memory, in the order of the stream."""
-        with self.current():
+        with self.current(queues=True):
             call("cuMemcpyDtoDAsync", to, source, nbytes, stream)
 
     def clear(self, address: int, nbytes: int, stream: int) -> None:
         """Zero device memory, in the order of the stream."""
-        with self.current():
+        with self.current(queues=True):
             call("cuMemsetD8Async", address, 0, nbytes, stream)
 
     # ---- kernels ----
@@ -239,7 +246,7 @@ class CudaDevice:
         x, y, z = blocks + (1,) * (3 - len(blocks))
         parameters = (values, (ctypes.c_longlong,) * len(values))
         stream = self.stream if stream is None else stream
-        with self.current():
+        with self.current(queues=True):
             self._allow(loaded, shared_bytes)
             call(
                 "cuLaunchKernel", loaded.function, x, y, z, kernel.threads, 1, 1, shared_bytes, stream, parameters, 0
@@ -287,7 +294,7 @@ class CudaDevice:
         capturing: the stream captures; then every replay records the event, as if it were recorded outside.
         """
         flags = bindings().CUevent_record_flags
-        with self.current():
+        with self.current(queues=True):
             if capturing:
                 call("cuEventRecordWithFlags", event, stream, int(flags.CU_EVENT_RECORD_EXTERNAL))
             else:
@@ -299,7 +306,7 @@ class CudaDevice:
         capturing: the stream captures; then every replay waits for the event as it was recorded before the replay.
         """
         flags = bindings().CUevent_wait_flags
-        with self.current():
+        with self.current(queues=True):
             call(
                 "cuStreamWaitEvent", stream, event,
                 int(flags.CU_EVENT_WAIT_EXTERNAL if capturing else flags.CU_EVENT_WAIT_DEFAULT),
@@ -312,7 +319,7 @@ class CudaDevice:
 
     def capturing(self, stream: int) -> bool:
         """Does the stream capture? False for the legacy default stream, which cannot."""
-        with self.current():
+        with self.current(queues=True):
             if not succeeds("cuStreamIsCapturing", stream):  # another stream captures, and forbids this one
                 return False
             return bool(int(call("cuStreamIsCapturing", stream)))
@@ -336,7 +343,7 @@ class CudaDevice:
 
     def replay(self, graph: int, stream: int) -> None:
         """Run a graph once, in the order of the stream."""
-        with self.current():
+        with self.current(queues=True):
             call("cuGraphLaunch", graph, stream)
 
     # ---- memory of other processes ----
