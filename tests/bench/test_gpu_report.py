@@ -101,7 +101,7 @@ def test_the_report_of_several_gpus(monkeypatch, tmp_path):
     """Under mpirun every part runs in this process, on all ranks; the page names every GPU."""
     from aristos.bench import main
 
-    monkeypatch.setattr(gpu_report, "gpu_facts", lambda: dict(FACTS, card_uuid="GPU-1"))
+    monkeypatch.setattr(gpu_report, "gpu_facts", lambda: FACTS | {"card_uuid": "GPU-1"})
     monkeypatch.setattr(gpu_report.launch_environment, "started_as", lambda: ("mpirun", 2, 0))
     monkeypatch.setattr(gpu_report, "check_products", lambda: print("bf16_16x128: 1e-3 ok") or 0)
     seen = []

@@ -143,7 +143,7 @@ def test_a_replay_and_a_call_on_another_stream_never_overlap():
 
 
 @pytest.mark.parametrize("where", ["host", "device"])
-def test_ctrl_c_is_heard_while_the_kernel_waits_for_a_peer(monkeypatch, where):
+def test_ctrl_c_ends_a_call_while_the_kernel_waits_for_a_peer(monkeypatch, where):
     """Finding 3: rank 0 is interrupted while its kernel, which holds the whole GPU, waits for rank 1. The kernel ends,
     and rank 1's call ends with an error that names rank 0."""
     gone, polls = threading.Event(), []

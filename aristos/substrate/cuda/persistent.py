@@ -162,7 +162,7 @@ def fetch_run(job, st, worker):
 
 
 @cuda.jit(device=True)
-def hear_the_host(job, st):
+def read_abort(job, st):
     """End the call if the host says so. By worker 0, which polls even while it has work."""
     cause = mem.load_acquire(job[words.ABORT])
     if cause != 0 and st[words.WAIT_SINCE] != GAVE_UP:
@@ -190,7 +190,7 @@ def wait_for_work(job, st, worker):
         if worker == 0 and polls % POLLS == 0:
             now = mem.clock()
             publish_progress(job, st, now)
-            hear_the_host(job, st)
+            read_abort(job, st)
             if timeout_check.overdue(job, st, now):
                 st[words.WAIT_SINCE] = GAVE_UP
                 give_up(job, st, job[words.RANK], codes.CAUSE_TIMEOUT)
@@ -293,7 +293,7 @@ def layer(tile: Tile) -> Any:
                 steps.publish(job, st, worker, kind)
                 if worker == 0:
                     publish_progress(job, st, mem.clock())
-                    hear_the_host(job, st)
+                    read_abort(job, st)
             mem.block_barrier()
             returns.settle(job, st, worker)
         if mem.thread() == 0:
