@@ -38,7 +38,7 @@ help:
 	@echo "make bench    the main job on $(RANKS) ranks: table, HDF5 file and plots in $(RESULTS)/"
 	@echo "make test     the tests to run before a commit, in minutes   (ARGS='-k layer' for some)"
 	@echo "make test-all all tests, and the core of the layer's on the MPI libraries $(MPI) $(OTHERS)"
-	@echo "make coverage lines run by uncompiled tests, room by room, and public functions that no test calls"
+	@echo "make coverage lines run by uncompiled tests, room by room, and public functions that no test reaches"
 	@echo "make lint     ruff and mypy"
 	@echo "make compare  Aristos and its peers in turns: docs/performance.md; ARGS='one products' for some parts"
 	@echo "make clean    removes $(VENV), $(RESULTS) and caches"
@@ -53,7 +53,7 @@ test: $(READY)-test
 	$(PY) -m pytest --tier quick $(ARGS)
 
 # TIER=rest leaves out what `make test` has run.
-test-all: $(READY)-test $(OTHERS:%=$(VENV)/mpi/%/.aristos)
+test-all: $(READY)-test $(OTHERS:%=$(VENV)/mpi/%/.aristos) $(VENV)/cuda13/.aristos
 	$(PY) -m pytest --tier $(TIER) --part parallel -n 2 --dist loadfile $(ARGS)
 	$(PY) -m pytest --tier $(TIER) --part serial $(ARGS)
 	for mpi in $(OTHERS); do $(VENV)/mpi/$$mpi/bin/python -m pytest -m core $(ARGS); done
@@ -106,6 +106,16 @@ $(VENV)/mpi/%/.aristos: $(READY)-test
 	$(PY) -c 'import sysconfig, pathlib; here = pathlib.Path(sysconfig.get_path("purelib")); \
 		there = here.relative_to(here.parents[2]); \
 		(pathlib.Path("$(@D)") / there / "base.pth").write_text(f"import site; site.addsitedir({str(here)!r})\n")'
+	@touch $@
+
+# The compilers of the cuda13 extra, for tests/kernels/test_cuda_compile.py. Packages of $(VENV) come after its own; an
+# empty `nvidia` package keeps CUDA 12's compilers out, which lie in the package of that name there.
+$(VENV)/cuda13/.aristos: $(READY)-test
+	$(PY) -m venv --without-pip $(@D)
+	$(PIP) --python $(@D)/bin/python install 'numba-cuda[cu13]>=0.30,<0.31' 'numpy<2.5' nvidia-cuda-nvcc nvidia-cuda-nvdisasm
+	$(PY) -c 'import sysconfig, pathlib; here = pathlib.Path(sysconfig.get_path("purelib")); \
+		there = pathlib.Path("$(@D)") / here.relative_to(here.parents[2]); (there / "nvidia" / "__init__.py").touch(); \
+		(there / "base.pth").write_text(f"import site; site.addsitedir({str(here)!r})\n")'
 	@touch $@
 
 $(PY):

@@ -29,7 +29,7 @@ import report
 import rounds
 import save
 from jobs import Product, Shape
-from peers import LAYERS, ONE_RANK, PRODUCTS, Entry
+from peers import LAYERS, ONE_RANK, PRODUCTS, UNPADDED, Entry
 from teams import Team
 
 from aristos import results
@@ -51,7 +51,7 @@ class Part:
 
 PARTS = {
     "uniform": Part("Layers, uniform routing", tuple(jobs.SHAPES), LAYERS),
-    "zipf": Part("Layers, routing by Zipf 1.2", tuple(f"{name}@zipf" for name in jobs.SHAPES), LAYERS),
+    "zipf": Part("Layers, routing by Zipf 1.2", tuple(f"{name}@zipf" for name in jobs.SHAPES), UNPADDED),
     "traces": Part("Layers, recorded routing", ("G@law", "G@translation", "1024/2048/512/32/4@gpt-oss"), LAYERS),
     "one": Part(
         "One rank, all experts local", tuple(f"{t}/2048/512/32/8/gated" for t in figures.ONE_RANK), ONE_RANK, 1
@@ -77,7 +77,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of weights, inputs and order (%(default)s)")
     parser.add_argument("--mpiexec", help="the launcher (default: mpiexec beside this Python, or on PATH)")
     parser.add_argument("--traces", type=Path, default=TRACES, help="folder of recorded routings (%(default)s)")
-    saved = ROOT / "bench" / "results" / "compare.h5"
+    saved = ROOT / "results" / "compare.h5"
     parser.add_argument("--out", default=str(saved), help="results file to append raw times to (%(default)s)")
     where = f"Markdown page (default: {PAGE.relative_to(ROOT)}, unless --shapes or --peers is given)"
     parser.add_argument("--page", type=Path, help=where)

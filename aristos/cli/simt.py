@@ -1,24 +1,27 @@
-"""`aristos simt profile SCRIPT.py`: run a script's CUDA kernels on the PTX machine; print its reports and counters.
+"""`aristos simt check FILE`, `aristos simt profile SCRIPT.py`: run CUDA kernels on the PTX machine, with its checker.
 
-Exit codes: 0 no reports, 1 reports or a failed script, 2 usage, 3 numba-cuda is missing, 130 Ctrl-C; without reports,
-the script's own exit code. Runs only Python files.
+`check` prints the reports, of a Python script or of CUDA C++ or PTX; `profile` also the counters of a script's kernels.
+Exit codes: 0 no reports, 1 reports or a failed script, 2 usage, 3 numba-cuda or NVRTC is missing, 130 Ctrl-C. Without
+reports `profile` has the script's own.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from ..bench import arguments
 from ..host import launch_environment
 
-SUMMARY = "run a script's CUDA kernels without a GPU, checked: aristos simt profile SCRIPT.py"
+SUMMARY = "run CUDA kernels without a GPU, checked: aristos simt check FILE.cu, FILE.ptx or SCRIPT.py"
 USAGE, INCOMPLETE, INTERRUPTED = 2, 3, 130
 
 
 def options(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="aristos simt", description="Run CUDA kernels on the PTX machine.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    check_options(commands)
     one = commands.add_parser(
         "profile",
         help="run a script and print the checker's reports and the counters of each source line",
@@ -29,6 +32,32 @@ def options(argv: list[str]) -> argparse.Namespace:
         "--json", action="store_true", help="one JSON object on stdout; the script's own output goes to stderr"
     )
     one.add_argument("--no-check", action="store_true", help="only counters, no checker: faster")
+    machine_options(one)
+    one.add_argument("script", metavar="SCRIPT.py")
+    one.add_argument("args", nargs=argparse.REMAINDER, help="arguments of the script")
+    return parser.parse_args(argv)
+
+
+def check_options(commands: Any) -> None:
+    """Add the command `check`."""
+    one = commands.add_parser(
+        "check",
+        help="run the kernels of a script, of CUDA C++ or of PTX, and print the checker's reports",
+        description="Run the kernels of a Python script, or of files of CUDA C++ or PTX, with the checker. For CUDA "
+        "C++ and PTX a launch is a comment in the file, '// simt: add<<<8, 128>>>(float32[1000]=seed:1, float32[1000], "
+        "1000)', or an option. docs/simt.md has all forms of arguments.",
+    )
+    one.add_argument("--launch", action="append", default=[], metavar="'NAME<<<GRID, BLOCK>>>(ARGUMENTS)'",
+                     help="a launch of CUDA C++ or PTX, instead of those in comments; can be repeated")  # fmt: skip
+    one.add_argument("--seeds", type=arguments.positive, default=1, help="how many schedules to run (%(default)s)")
+    one.add_argument("--github", action="store_true", help="print reports as annotations of GitHub Actions")
+    machine_options(one)
+    one.add_argument("file", metavar="FILE.cu|FILE.ptx|SCRIPT.py")
+    one.add_argument("args", nargs=argparse.REMAINDER, help="of the script; for CUDA C++ and PTX further files")
+
+
+def machine_options(one: argparse.ArgumentParser) -> None:
+    """Add the options of a machine."""
     one.add_argument("--seed", type=arguments.not_negative, default=0, help="of the schedule (%(default)s)")
     one.add_argument("--devices", type=arguments.positive, default=1, help="simulated GPUs (%(default)s)")
     one.add_argument(
@@ -37,22 +66,23 @@ def options(argv: list[str]) -> argparse.Namespace:
     one.add_argument("--arch", default="sm_90", help="the architecture that kernels are compiled for (%(default)s)")
     one.add_argument("--limit", type=arguments.positive, default=10**11,
                      help="stop a run after so many warp instructions (%(default)s)")  # fmt: skip
-    one.add_argument("script", metavar="SCRIPT.py")
-    one.add_argument("args", nargs=argparse.REMAINDER, help="arguments of the script")
-    return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> int:
     asked = options(argv)
     from ..errors import EnvironmentProblem, InputError
 
+    machine = {"devices": asked.devices, "sm_count": asked.sm_count, "arch": asked.arch, "seed": asked.seed,
+               "limit": asked.limit}  # fmt: skip
     try:
-        from ..simt.profile import profile
+        if asked.command == "check":
+            from ..simt.check import check
 
-        code = profile(
-            asked.script, asked.args, asked.json, devices=asked.devices, sm_count=asked.sm_count, arch=asked.arch,
-            seed=asked.seed, check=not asked.no_check, limit=asked.limit,
-        )  # fmt: skip
+            code = check(asked.file, asked.args, asked.launch, asked.seeds, asked.github, **machine)
+        else:
+            from ..simt.profile import profile
+
+            code = profile(asked.script, asked.args, asked.json, check=not asked.no_check, **machine)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -60,8 +90,8 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except InputError as why:
-        print(f"aristos simt profile: {why}", file=sys.stderr)
+        print(f"aristos simt {asked.command}: {why}", file=sys.stderr)
         return USAGE
     except EnvironmentProblem as why:
-        print(f"aristos simt profile: {why}", file=sys.stderr)
+        print(f"aristos simt {asked.command}: {why}", file=sys.stderr)
         return INCOMPLETE

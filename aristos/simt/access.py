@@ -14,7 +14,7 @@ from .integer import read as as_integer
 from .requests import count_access
 from .rounding import BFLOAT, HALF, exact, widen
 from .units import unit
-from .watch import ATOMIC, GID_MASK, STRONG, race, read, read_latest, report, saw_latest, wrote
+from .watch import ATOMIC, GID_MASK, SIZE_SHIFT, STRONG, log2, race, read, read_latest, report, saw_latest, wrote
 
 FAULT = -1
 
@@ -35,13 +35,15 @@ def set_register(x, warp, row, lane, value):
 def locate(x, warp, thread, block, lane, space, address, size, write, pc):
     """(address in this process, place, space) of an access; FAULT, after a report, if it is not allowed.
 
-    place: offset in the space; for global memory the offset in the machine's memory.
+    place: offset in the space; for global memory the offset in the machine's memory. Parameters cannot be written.
     """
     if space == isa.GENERIC:
         if isa.SHARED_WINDOW <= address < isa.SHARED_WINDOW + isa.WINDOW:
             space, address = isa.SHARED, address - isa.SHARED_WINDOW
         elif isa.LOCAL_WINDOW <= address < isa.LOCAL_WINDOW + isa.WINDOW:
             space, address = isa.LOCAL, address - isa.LOCAL_WINDOW
+        elif isa.PARAM_WINDOW <= address < isa.PARAM_WINDOW + isa.WINDOW:
+            space = isa.PARAM
         else:
             space = isa.GLOBAL
     gid = get(thread, s.T_GID)
@@ -70,6 +72,16 @@ def locate(x, warp, thread, block, lane, space, address, size, write, pc):
             return np.int64(FAULT), address, space
         slot = (thread - get(x, s.THREADS)) // (s.T_FIELDS * 8)
         return get(x, s.LOCAL) + slot * get(x, s.LOCAL_BYTES) + address, address, space
+    if space == isa.PARAM:
+        launch = get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8
+        place = address - get(launch, s.L_PARAMS)
+        if write or place < 0 or place + size > get(launch, s.L_PARAM_BYTES):
+            report(x, s.OUT_OF_BOUNDS, pc, gid, place, space, size, 0, 0, 0, write)
+            return np.int64(FAULT), place, space
+        if address & (size - 1):
+            report(x, s.MISALIGNED, pc, gid, place, space, size, 0, 0, 0, write)
+            return np.int64(FAULT), place, space
+        return get(x, s.PARAMETERS) + address - isa.PARAM_WINDOW, place, space
     place = address - isa.GLOBAL_START
     if place < 0 or place + size > get(x, s.MEMORY_TOP):
         report(x, s.OUT_OF_BOUNDS, pc, gid, address, isa.GLOBAL, size, 0, 0, -1, write)
@@ -77,17 +89,18 @@ def locate(x, warp, thread, block, lane, space, address, size, write, pc):
     if address & (size - 1):
         report(x, s.MISALIGNED, pc, gid, address, isa.GLOBAL, size, 0, 0, 0, write)
         return np.int64(FAULT), place, isa.GLOBAL
-    if get(x, s.CHECK) and space != isa.PARAM:
+    if get(x, s.CHECK):
         number = np.int64(load32(get(x, s.PAGES) + (place >> s.PAGE_SHIFT) * 4))
         row = get(x, s.ALLOCS) + number * s.A_FIELDS * 8
         start = get(row, s.A_START)
-        if number == 0 or place < start or place + size > start + get(row, s.A_SIZE):
+        outside = number == 0 or place < start or place + size > start + get(row, s.A_SIZE)
+        if outside or (write and get(row, s.A_STATE) == s.CONSTANT):
             report(x, s.OUT_OF_BOUNDS, pc, gid, address, isa.GLOBAL, size, 0, 0, number, write)
             return np.int64(FAULT), place, isa.GLOBAL
         if get(row, s.A_STATE) == s.FREED:
             report(x, s.USE_AFTER_FREE, pc, gid, address, isa.GLOBAL, size, 0, 0, number, write)
             return np.int64(FAULT), place, isa.GLOBAL
-    return get(x, s.MEMORY) + place, place, np.int64(isa.PARAM if space == isa.PARAM else isa.GLOBAL)
+    return get(x, s.MEMORY) + place, place, np.int64(isa.GLOBAL)
 
 
 @jit
@@ -128,6 +141,7 @@ def check(x, warp, thread, block, space, place, size, how, write, reads, pc):
         report(x, s.MISSING_WAIT, pc, gid, address, space, size, 0, 0, 0, write)
     elif fresh and reads:
         report(x, s.UNINITIALISED, pc, gid, address, space, size, 0, 0, 0, write)
+    how |= log2(size) << SIZE_SHIFT
     at = first - first % grain
     while at < first + size:
         mask = np.int64(0)

@@ -22,8 +22,8 @@ MOST_BYTES = 1 << 36
 LEAST_BYTES = 1 << 30
 CELL_BYTES = s.CELL_WORDS * 8
 SHADOW_BYTES = MOST_BYTES // 4 * CELL_BYTES  # space for the cells of 4-byte items
+BELOW = 1 << 20  # bytes before the memory that are still named by the first array
 QUARANTINE_BYTES = 1 << 28  # of freed memory that is not reused yet, so that accesses to it are reported
-PARAMETERS = "parameters"  # the name of allocations for launch parameters; no report names an address after them
 LARGE_BYTES = 1 << 28  # of cells; above it an allocation checks that the computer has enough memory
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
@@ -203,12 +203,16 @@ class Memory:
         return self.data[allocation.start : allocation.start + allocation.size]
 
     def at(self, address: int) -> Allocation | None:
-        """The allocation that holds an address, or the nearest one before it, also if freed; None if there is none."""
+        """The allocation that holds an address, or the one whose first or last byte is nearest to it, also if freed.
+
+        None if there is none, and for addresses outside the machine's memory and not close below it.
+        """
         place = address - isa.GLOBAL_START
-        if not 0 <= place < len(self.data):
+        if not -BELOW <= place < len(self.data):
             return None
-        number = int(self.pages[place // PAGE])
+        number = int(self.pages[place // PAGE]) if place >= 0 else 0
         if number:
             return self.allocations[number]
-        before = [a for a in self.allocations.values() if a.start <= place and a.name != PARAMETERS]
-        return max(before, key=lambda a: a.start) if before else None
+        return min(
+            self.allocations.values(), key=lambda a: max(a.start - place, place - (a.start + a.size)), default=None
+        )

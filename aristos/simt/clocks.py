@@ -13,7 +13,6 @@ import numpy as np
 from . import state as s
 from .bits import get, put
 from .inner import jit
-from .units import unit
 
 LOCATION = 1 << 62
 SUB_BITS = 12
@@ -217,14 +216,6 @@ def includes(x, scope, mine, other):
 
 
 @jit
-def distance(x, mine, other):
-    """The smallest scope that includes both threads: 0 a block, 1 a device, 2 the system."""
-    if mine >> 10 == other >> 10:
-        return 0
-    return 1 if device_of(x, mine) == device_of(x, other) else 2
-
-
-@jit
 def forward(x, old, vc, new_top):
     """(new place, new top) of a vector clock moved to the new pool; its old place then holds the new one."""
     if vc == 0:
@@ -261,55 +252,3 @@ def remembered(x, key, sequence):
     if count == 0 or get(slot, s.H_ADDRESS) != key & ~LOCATION:
         return False
     return get(slot + (s.H_MESSAGES + (count - 1) * s.M_FIELDS) * 8, s.M_SEQUENCE) >= sequence
-
-
-@unit
-def compact(x, old):
-    """Copy every vector clock in use from the pool at `old` to the pool of x."""
-    top = np.int64(1)
-    for i in range(get(x, s.WARP_SLOTS) * 32):
-        thread = get(x, s.THREADS) + i * s.T_FIELDS * 8
-        for field in (s.T_VC, s.T_SV, s.T_RELEASE, s.T_PENDING0, s.T_PENDING1, s.T_PENDING2):
-            moved, top = forward(x, old, get(thread, field), top)
-            put(thread, field, moved)
-    for i in range(get(x, s.BLOCK_SLOTS)):
-        moved, top = forward(x, old, get(get(x, s.BLOCKS) + i * s.B_FIELDS * 8, s.B_SC), top)
-        put(get(x, s.BLOCKS) + i * s.B_FIELDS * 8, s.B_SC, moved)
-        for q in range(s.BARRIERS_PER_BLOCK):
-            barrier = get(x, s.BARRIERS) + (i * s.BARRIERS_PER_BLOCK + q) * s.Q_FIELDS * 8
-            moved, top = forward(x, old, get(barrier, s.Q_VC), top)
-            put(barrier, s.Q_VC, moved)
-        for q in range(get(get(x, s.BLOCKS) + i * s.B_FIELDS * 8, s.B_MBARRIERS)):
-            barrier = get(x, s.MBARRIERS) + (i * s.MB_MOST + q) * s.MB_FIELDS * 8
-            for field in (s.MB_VC, s.MB_DONE):
-                moved, top = forward(x, old, get(barrier, field), top)
-                put(barrier, field, moved)
-            put(barrier, s.MB_OLD, -1)
-    for i in range(get(x, s.LAUNCH_COUNT)):
-        launch = get(x, s.LAUNCHES) + i * s.L_FIELDS * 8
-        moved, top = forward(x, old, get(launch, s.L_VC), top)
-        put(launch, s.L_VC, moved)
-        moved, top = forward(x, old, get(launch, s.L_VC_OUT), top)
-        put(launch, s.L_VC_OUT, moved)
-    for i in range(get(x, s.DEVICE_COUNT)):
-        device = get(x, s.DEVICES) + i * (s.D_FIELDS + s.MAX_SMS) * 8
-        moved, top = forward(x, old, get(device, s.D_SC), top)
-        put(device, s.D_SC, moved)
-    moved, top = forward(x, old, get(x, s.SC_SYSTEM), top)
-    put(x, s.SC_SYSTEM, moved)
-    for i in range(get(x, s.SYNC_CAP)):
-        entry = get(x, s.SYNC) + i * s.S_FIELDS * 8
-        if get(entry, s.S_KEY) != 0:
-            moved, top = forward(x, old, get(entry, s.S_VC), top)
-            put(entry, s.S_VC, moved)
-    for i in range(s.HISTORY_SLOTS):
-        slot = get(x, s.HISTORY) + i * s.H_FIELDS * 8
-        if get(slot, s.H_COUNT) > 0:
-            moved, top = forward(x, old, get(slot, s.H_BASE_VC), top)
-            put(slot, s.H_BASE_VC, moved)
-            for k in range(get(slot, s.H_COUNT)):
-                message = slot + (s.H_MESSAGES + k * s.M_FIELDS) * 8
-                moved, top = forward(x, old, get(message, s.M_VC), top)
-                put(message, s.M_VC, moved)
-    put(x, s.CLOCKS_TOP, top)
-    return 0

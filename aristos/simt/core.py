@@ -12,7 +12,7 @@ import numpy as np
 
 from . import host, interpreter, limits  # noqa: F401  (host and interpreter import every unit)
 from . import state as s
-from .address_space import Allocation, Memory
+from .address_space import Memory
 from .findings import Report
 from .launches import Launch
 from .loader import Loader
@@ -45,7 +45,6 @@ class Core:
         self.acting = -1  # the number of the actor whose turn it is
         self.changed = False  # memory, by the actors in their last turn
         self.next_gid = 1  # the number of the next block
-        self.parameters: list[Allocation] = []  # of the launches that ran last
         self.kept: list[np.ndarray] = []  # tables that the running launches point to
         self.tables: dict[str, np.ndarray] = {}
         self.patience = PATIENCE
@@ -74,7 +73,7 @@ class Core:
 
     # ---- the tables of the checker grow ----
     def clocks_needed(self) -> int:
-        """Entries of vector clocks that one turn of the interpreter may add."""
+        """Entries of vector clocks that one instruction of a warp may add."""
         return 65536 + int(self.x[s.CLOCK_SPACE]) * int(self.x[s.MAX_CLOCKS])
 
     def reserve(self) -> None:

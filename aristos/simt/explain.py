@@ -63,6 +63,8 @@ def name_address(machine: Core, launch: Launch | None, space: int, address: int)
         return f"shared[byte {address}]"
     if space == isa.LOCAL:
         return f"local[byte {address}]"
+    if space == isa.PARAM:
+        return f"the launch's parameters[byte {address}]"
     found = machine.memory.at(address)
     if found is None:
         return f"address {address & 0xFFFFFFFFFFFFFFFF:#x}"
@@ -88,7 +90,7 @@ def explain(machine: Core, row: Any) -> list[Report]:
     if kind == s.RACE:
         return races(machine, row, launch, file, line, opcode, block, thread, where)
     message = {
-        s.OUT_OF_BOUNDS: f"{opcode} {verb} at {where}, outside what is allocated",
+        s.OUT_OF_BOUNDS: f"{opcode} {verb} at {where}, {outside(machine, row)}",
         s.MISALIGNED: f"{opcode} {verb} at {where}: the address is not a multiple of the size",
         s.USE_AFTER_FREE: f"{opcode} {verb} at {where}, which was freed",
         s.MISSING_WAIT: f"{opcode} {verb} at {where}, the target of an asynchronous copy that was not waited for",
@@ -115,6 +117,15 @@ def explain(machine: Core, row: Any) -> list[Report]:
     if row[s.R_SPACE] == isa.LOCAL and kind == s.MISSING_FENCE:
         where = ""
     return [Report(s.KINDS[kind], launch.name, file, line, block, thread, message, where, device=launch.device)]
+
+
+def outside(machine: Core, row: Any) -> str:
+    """Why an access is out of bounds: beyond an array, or a write to what cannot be written."""
+    space, number = int(row[s.R_SPACE]), int(row[s.R_DETAIL])
+    constant = space == isa.GLOBAL and number > 0 and machine.memory.table[number, s.A_STATE] == s.CONSTANT
+    if row[s.R_WRITE] and (space == isa.PARAM or constant):
+        return "which a kernel cannot write"
+    return "outside what is allocated"
 
 
 def unfenced(machine: Core, row: Any, access: str, opcode: str, detail: int) -> str:

@@ -8,7 +8,7 @@ from . import isa
 from . import state as s
 from .bits import get, load, put, store
 from .units import unit
-from .watch import STRONG, race, read, sync_entry, wrote
+from .watch import SIZE_SHIFT, STRONG, log2, race, read, sync_entry, wrote
 
 
 @unit
@@ -19,7 +19,7 @@ def host_access(x, thread, warp, place, size, cell, order, scope, write, value):
     put(scratch, 0, 0)
     checked = get(x, s.CHECK) != 0
     if checked:
-        how = (STRONG if order != isa.WEAK else 0) | scope << 1
+        how = (STRONG if order != isa.WEAK else 0) | scope << 1 | log2(size) << SIZE_SHIFT
         found = race(x, thread, 0, warp, cell, (1 << size) - 1, how, write, 0)
         put(scratch, 0, np.int64(found != 0))
         if not write:

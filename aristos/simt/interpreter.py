@@ -280,6 +280,12 @@ def spinning(x, warp, block, pc):
 
 
 # ---- the loop ----
+@jit
+def clocks_full(x):
+    """Is the pool of vector clocks too full for one more instruction of a warp?"""
+    return get(x, s.CLOCKS_CAP) - get(x, s.CLOCKS_TOP) < 65536 + get(x, s.CLOCK_SPACE) * get(x, s.MAX_CLOCKS)
+
+
 @unit
 def run(x, budget):
     """Run up to `budget` warp instructions; returns the reason for stopping (state.BUDGET ...)."""
@@ -310,7 +316,7 @@ def run(x, budget):
         if get(x, s.PRINTS_CAP) - get(x, s.PRINTS_COUNT) < 32 * 40:
             return s.PRINTS_FULL
         if get(x, s.CHECK):
-            if get(x, s.CLOCKS_CAP) - get(x, s.CLOCKS_TOP) < 65536 + get(x, s.CLOCK_SPACE) * get(x, s.MAX_CLOCKS):
+            if clocks_full(x):
                 return s.CLOCKS_FULL
             if 2 * get(x, s.SYNC_USED) + 4096 > get(x, s.SYNC_CAP):
                 return s.SYNC_FULL
@@ -346,7 +352,7 @@ def burst(x, warp, block, count):
     for _ in range(count):
         if not step(x, warp, block):
             break
-        if get(x, s.DEAD):
+        if get(x, s.DEAD) or (get(x, s.CHECK) and clocks_full(x)):
             break
     if get(warp, s.W_LIVE) & ~get(warp, s.W_WAIT) == 0:
         rest(x, warp)

@@ -27,6 +27,7 @@ TYPES = {
 GENERIC, GLOBAL, SHARED, LOCAL, CONST, PARAM = range(6)
 SHARED_WINDOW = 0x0100_0000_0000  # the first generic address of a block's shared memory
 LOCAL_WINDOW = 0x0200_0000_0000
+PARAM_WINDOW = 0x0300_0000_0000  # of the parameters of a run's launches
 WINDOW = 0x0100_0000_0000  # bytes
 GLOBAL_START = 0x7F00_0000_0000
 FUNCTION_START = 0x0400_0000_0000  # "addresses" of functions

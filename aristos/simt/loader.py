@@ -103,6 +103,8 @@ class Loader:
             granule = variable.element if variable.element in (1, 2, 4, 8) else 1
             allocation = self.memory.allocate(max(variable.size, 1), device, granule, name, True)
             self.addresses[key] = isa.GLOBAL_START + allocation.start
+            if variable.space == "const":
+                self.memory.table[allocation.number, s.A_STATE] = s.CONSTANT
             allocation.itemsize = variable.element
             data = b"".join(self.initial(program, device, variable))
             self.memory.bytes_of(allocation)[: len(data)] = np.frombuffer(data, np.uint8)

@@ -160,7 +160,7 @@ def arrive(x, warp, thread, block, line, lane, op, row, index, pc):
         expect(x, thread, row, np.int64(register(x, warp, get(line, isa.C), lane)) & 0xFFFFFFFF, pc)
     if op == isa.MBARRIVE:
         if get(x, s.CHECK):
-            published = get(thread, s.T_RELEASE)
+            published = get(thread, s.T_RELEASE0)
             if get(line, isa.FLAGS) & 15 == isa.RELEASE:
                 published = publish(x, thread, block, warp_slot(x, warp))
             put(row, s.MB_VC, join(x, get(row, s.MB_VC), published))

@@ -1,45 +1,65 @@
-"""pytest plugin: the fixture `simt_machine`, and ARISTOS_SIMT=1 for tests that launch kernels as k[grid, block](...).
+"""pytest plugin: the fixture `simt_machine`, and --simt for tests that launch kernels as k[grid, block](...).
 
-With ARISTOS_SIMT=1 each test runs on a machine of its own, and fails if the machine reports anything.
+With --simt, or ARISTOS_SIMT=1 in the environment, each test runs on a machine of its own, and fails if the machine
+reports anything. pytest loads this module in every run where Aristos is installed, so it imports the machine only when
+it is asked for.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .machine import Machine
-from .switch import asked, enable, use
+if TYPE_CHECKING:
+    from .machine import Machine
+
+
+def pytest_addoption(parser: Any) -> None:
+    group = parser.getgroup("aristos", "Aristos: CUDA kernels without a GPU")
+    group.addoption("--simt", action="store_true", help="run CUDA kernels on Aristos's PTX machine, checked: a report "
+                    "fails the test. Also with ARISTOS_SIMT=1")  # fmt: skip
+    group.addoption("--simt-seed", type=int, default=0, help="of the machine's schedule (%(default)s)")
+
+
+def pytest_configure(config: Any) -> None:
+    """Use a machine from the start if it is asked for."""
+    if config.getoption("--simt") or os.environ.get("ARISTOS_SIMT", "0") not in ("", "0"):
+        from .switch import enable
+
+        enable()  # signatures declared at import need a device
+        config.pluginmanager.register(EveryTest(), "aristos-simt-every-test")
 
 
 @pytest.fixture
-def simt_machine() -> Iterator[Machine]:
+def simt_machine(request: Any) -> Iterator[Machine]:
     """A machine for kernels launched as k[grid, block](...); the test fails if any report is left at its end.
 
     A test that expects reports removes them: `simt_machine.reports.clear()`.
     """
-    with use(Machine()) as machine:
+    yield from one_test(request.config)
+
+
+class EveryTest:
+    """The part of the plugin for all tests of a run."""
+
+    @pytest.fixture(autouse=True)
+    def _simt_switch(self, request: Any) -> Iterator[Any]:
+        if "simt_machine" in request.fixturenames:
+            yield None
+        else:
+            yield from one_test(request.config)
+
+
+def one_test(config: Any) -> Iterator[Machine]:
+    """Use a new machine while a test runs, and fail the test if any report is left."""
+    from .machine import Machine
+    from .switch import use
+
+    with use(Machine(seed=config.getoption("--simt-seed"))) as machine:
         yield machine
-    found = "\n".join(str(report) for report in machine.reports)
-    if found:
-        pytest.fail(f"the machine found:\n{found}", pytrace=False)
-
-
-def pytest_configure(config: Any) -> None:
-    """Use a machine from the start if the environment asks for it."""
-    if asked():
-        enable()  # signatures declared at import need a device
-
-
-@pytest.fixture(autouse=True)
-def _simt_switch(request: Any) -> Iterator[None]:
-    if not asked() or "simt_machine" in request.fixturenames:
-        yield
-        return
-    with use(Machine()) as machine:
-        yield
     found = "\n".join(str(report) for report in machine.reports)
     if found:
         pytest.fail(f"the machine found:\n{found}", pytrace=False)

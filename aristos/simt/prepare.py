@@ -6,9 +6,10 @@ import numpy as np
 
 from . import isa
 from . import state as s
-from .address_space import PARAMETERS
 from .core import Core
 from .launches import Launch, valid_bytes
+
+PARAMETER_ALIGN = 128
 
 
 def prepare(core: Core, launches: list[Launch]) -> None:
@@ -38,7 +39,7 @@ def prepare(core: Core, launches: list[Launch]) -> None:
     core.table("copies", (warp_slots * 32 * s.C_MOST, s.C_FIELDS), s.COPIES)
     uses = {int(op) for launch in launches for op in np.unique(launch.program.code[:, isa.OP])}
     barriers = slots if uses & set(range(isa.MBINIT, isa.MBCOPIES + 1)) else 0
-    x[s.CLOCK_SPACE] = 256 + (64 * per_block if barriers else 0)  # an mbarrier can let all threads of a block go on
+    x[s.CLOCK_SPACE] = 512 + (64 * per_block if barriers else 0)  # an mbarrier can let all threads of a block go on
     core.table("mbarriers", (max(barriers, 1) * s.MB_MOST, s.MB_FIELDS), s.MBARRIERS)
     core.table("flight", (warp_slots * rows if core.check and isa.WGMMA in uses else 1,), s.FLIGHT)
     core.table("shared", (max(slots, 1) * shared,), s.SHARED_MEMORY, np.uint8)
@@ -80,16 +81,14 @@ def lay_out_queues(core: Core, launches: list[Launch]) -> None:
     devices[:, s.D_SMS], devices[:, s.D_CURRENT] = core.sm_count, -1
     x[s.LAUNCH_COUNT] = len(launches)
     last: dict[int, int] = {}
-    for old in core.parameters:
-        core.memory.free(old)
-    core.kept, core.parameters = [], []
+    core.kept = []
+    starts = np.cumsum([0] + [-(-len(launch.params) // PARAMETER_ALIGN) * PARAMETER_ALIGN for launch in launches])
+    parameters = core.table("parameters", (max(starts[-1], 1),), s.PARAMETERS, np.uint8)
     for number, launch in enumerate(launches):
         launch.first, launch.base = core.next_gid, core.loader.base(launch.program)
         core.next_gid += launch.blocks
         row = table[number]
-        params = core.memory.allocate(max(len(launch.params), 8), launch.device, 8, PARAMETERS, True)
-        core.parameters.append(params)
-        core.memory.bytes_of(params)[: len(launch.params)] = np.frombuffer(launch.params, np.uint8)
+        parameters[starts[number] : starts[number] + len(launch.params)] = np.frombuffer(launch.params, np.uint8)
         constants = core.loader.constants(launch.program, launch.device)
         valid = valid_bytes(launch)
         core.kept += [constants, valid]
@@ -97,7 +96,8 @@ def lay_out_queues(core: Core, launches: list[Launch]) -> None:
         row[s.L_GX], row[s.L_GY], row[s.L_GZ] = launch.grid
         row[s.L_BX], row[s.L_BY], row[s.L_BZ] = launch.block
         row[s.L_THREADS], row[s.L_WARPS] = launch.threads, -(-launch.threads // 32)
-        row[s.L_ENTRY], row[s.L_PARAMS] = launch.base + launch.info.start, isa.GLOBAL_START + params.start
+        row[s.L_ENTRY], row[s.L_PARAMS] = launch.base + launch.info.start, isa.PARAM_WINDOW + starts[number]
+        row[s.L_PARAM_BYTES] = len(launch.params)
         row[s.L_ROWS], row[s.L_SHARED] = launch.program.rows, launch.shared
         row[s.L_CONSTANTS], row[s.L_CONSTANT_COUNT] = constants.ctypes.data, len(constants)
         row[s.L_PER_SM], row[s.L_DYNAMIC], row[s.L_LOCAL] = (

@@ -14,8 +14,8 @@ from __future__ import annotations
     SC_SYSTEM, LAUNCH_COUNT, WARP_SLOTS, BLOCK_SLOTS, DEVICES, STOP, REGISTERS_PER_WARP, LOCAL_BYTES, LOCAL,
     SHARED_MEMORY, SHARED_INIT, SHARED_SHADOW, STACK_BYTES, STACKS, DEPTH, SAVE_ROWS, SUSPECT, SPINNING, WEAK_MEMORY,
     MAX_CLOCKS, DEVICE_COUNT, BURST, PATIENCE, DEAD, BARRIERS, COPIES, START_TIME, FUNCTIONS, AGENT, PENDING,
-    PENDING_COUNT, MBARRIERS, FLIGHT, TIMED_AT, TIMES, CLOCK_SPACE,
-) = range(74)  # fmt: skip
+    PENDING_COUNT, MBARRIERS, FLIGHT, TIMED_AT, TIMES, CLOCK_SPACE, PARAMETERS,
+) = range(75)  # fmt: skip
 X_FIELDS = 96  # then the addresses of the compiled units (units.py)
 UNITS = 64
 
@@ -25,9 +25,12 @@ UNITS = 64
 W_FIELDS = 20
 
 # ---- a thread (lane of a warp slot) ----
-(T_PC, T_GID, T_CLOCK, T_VC, T_SV, T_RELEASE, T_RELEASE_SCOPE, T_PENDING0, T_PENDING1, T_PENDING2, T_DEPTH, T_WAIT,
- T_BARRIER, T_GROUP, T_COPIES, T_SAVED, T_TID, T_RESULT, T_EXPECT, T_PASSED, T_BULK) = range(21)  # fmt: skip
-T_FIELDS = 24
+# RELEASE0 to 2: what its fences of at least scope cta, gpu, sys released; PENDING0 to 2: what its relaxed reads took
+# from its block, its device, the system. OWN: its last release operation; READ: its last relaxed read that took some
+(T_PC, T_GID, T_CLOCK, T_VC, T_SV, T_RELEASE0, T_RELEASE1, T_RELEASE2, T_PENDING0, T_PENDING1, T_PENDING2, T_DEPTH,
+ T_WAIT, T_BARRIER, T_GROUP, T_COPIES, T_SAVED, T_TID, T_RESULT, T_EXPECT, T_PASSED, T_BULK, T_OWN_AT, T_OWN_VC,
+ T_OWN_SCOPE, T_READ_AT, T_READ_MAP) = range(27)  # fmt: skip
+T_FIELDS = 28
 # what a thread waits for
 RUNS, AT_BARRIER, AT_WARP, AT_GRID, AT_MBARRIER = range(5)
 
@@ -50,8 +53,8 @@ MB_FIELDS, MB_MOST = 13, 128
 (
     L_DEVICE, L_BLOCKS, L_NEXT, L_DONE, L_FIRST_GID, L_GX, L_GY, L_GZ, L_BX, L_BY, L_BZ, L_THREADS, L_WARPS, L_ENTRY,
     L_PARAMS, L_ROWS, L_SHARED, L_CONSTANTS, L_CONSTANT_COUNT, L_PER_SM, L_STATE, L_VC, L_AT_GRID, L_DYNAMIC,
-    L_PREVIOUS, L_LOCAL, L_NUMBER, L_GRANULE, L_VALID, L_STOPPED, L_VC_OUT, L_WARPGROUP,
-) = range(32)  # fmt: skip
+    L_PREVIOUS, L_LOCAL, L_NUMBER, L_GRANULE, L_VALID, L_STOPPED, L_VC_OUT, L_WARPGROUP, L_PARAM_BYTES,
+) = range(33)  # fmt: skip
 L_FIELDS = 36
 QUEUED, ACTIVE, FINISHED = range(3)
 
@@ -63,7 +66,7 @@ MAX_SMS = 256
 # ---- an allocation ----
 (A_START, A_SIZE, A_STATE, A_GRANULE, A_SHADOW) = range(5)
 A_FIELDS = 5
-LIVE_MEMORY, FREED = 1, 2
+LIVE_MEMORY, FREED, CONSTANT = 1, 2, 3
 PAGE_SHIFT = 8
 
 # ---- a cell of the checker: three accesses of two words: (thread, instruction), (clock, bytes, kind of access) ----
@@ -107,15 +110,16 @@ MAX_REPORTS = 4096
 N_FIELDS = 11
 
 # ---- the history of a location: recent writes that a thread may not have seen yet ----
-(H_ADDRESS, H_SIZE, H_COUNT, H_BASE, H_BASE_VC, H_BASE_SCOPE, H_BASE_GID) = range(7)
+# MAP: what the write publishes (published.py); SCOPE, GID: of the write itself
+(H_ADDRESS, H_SIZE, H_COUNT, H_BASE, H_BASE_MAP, H_BASE_SCOPE, H_BASE_GID) = range(7)
 H_MESSAGES = 8  # then messages of
-(M_VALUE, M_GID, M_CLOCK, M_VC, M_SCOPE, M_SEQUENCE, M_ATOMIC) = range(7)
+(M_VALUE, M_GID, M_CLOCK, M_MAP, M_SCOPE, M_SEQUENCE, M_ATOMIC) = range(7)
 M_FIELDS, M_MOST = 7, 4
 H_FIELDS = H_MESSAGES + M_FIELDS * M_MOST
 HISTORY_SLOTS = 4096
 
-# ---- the clock that a released location publishes ----
-(S_KEY, S_VC, S_SCOPE, S_GID) = range(4)
+# ---- what the last write of a location publishes ----
+(S_KEY, S_MAP, S_SCOPE, S_GID) = range(4)
 S_FIELDS = 4
 
 # ---- a pending asynchronous copy ----

@@ -1,8 +1,8 @@
 """Route ordinary Numba-CUDA code to a machine: `k[grid, block](...)`, `cuda.to_device`, and the rest.
 
-`use(machine)` replaces Numba-CUDA's launches, and the CUDA driver's functions that it calls by those of driver.py. With
-`ARISTOS_SIMT=1` in the environment, pytest does so for each test when it loads `aristos.simt.plugin`. Everything else
-of Numba-CUDA (compiler, dispatcher, arrays, ufuncs, error codes) stays its own.
+`use(machine)` replaces Numba-CUDA's launches, and the CUDA driver's functions that it calls by those of driver.py.
+`pytest --simt` does so for each test (plugin.py). Everything else of Numba-CUDA (compiler, dispatcher, arrays, ufuncs,
+error codes) stays its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from .driver import Driver, MachineDevice
 from .functions import MachineFunction, MachineLinker, MachineModule, load_library
 from .machine import Machine
 
-VARIABLE = "ARISTOS_SIMT"
 _drivers: list[Driver] = []
 _replaced: dict[tuple[Any, str], Any] = {}
 _missing = object()
@@ -38,7 +37,7 @@ def current() -> Machine:
 
 def _driver() -> Driver:
     if not _drivers:
-        raise InputError("no machine is in use: call aristos.simt.enable(), or set ARISTOS_SIMT=1 for pytest")
+        raise InputError("no machine is in use: call aristos.simt.enable(), or pytest --simt")
     return _drivers[-1]
 
 
@@ -354,8 +353,3 @@ def enable(**options: Any) -> Machine:
     machine = Machine(**options)
     _enter(machine)
     return machine
-
-
-def asked() -> bool:
-    """Does the environment set ARISTOS_SIMT?"""
-    return os.environ.get(VARIABLE, "0") not in ("", "0")

@@ -14,11 +14,13 @@ import numpy as np
 from . import isa
 from . import state as s
 from .bits import get, load, put
-from .clocks import LOCATION, distance, happened, history_slot, in_clock, includes, join, lookup, publish, single
+from .clocks import LOCATION, happened, history_slot, in_clock, includes, join, lookup, publish, single
 from .inner import jit
+from .published import acquire, linked, published, released
 from .units import unit
 
-STRONG, ATOMIC = 1, 8
+STRONG, ATOMIC = 1, 8  # of an access, with its scope in the bits between and, from SIZE_SHIFT, its log2 of bytes
+SIZE_SHIFT = 4
 SEQUENCE_STEP = 1 << 16  # between the numbers of two writes, for writes that are placed before the last one
 GID_MASK = (1 << s.GID_BITS) - 1
 
@@ -65,15 +67,24 @@ def report(x, kind, pc, gid, address, space, size, other_pc, other_gid, detail, 
 
 # ---- races ----
 @jit
+def log2(size):
+    """The logarithm of 1, 2, 4 or 8 bytes."""
+    return (size >> 1) - (size >> 3)
+
+
+@jit
 def conflicts(x, thread, block, warp, origin, when, mask, how):
-    """Do an earlier access (two words of a cell) and this one race?"""
+    """Do an earlier access (two words of a cell) and this one race?
+
+    Not if they are morally strong: both strong, of the same bytes, with scopes that include each other's threads.
+    """
     if origin == 0:
         return False
     gid = origin & GID_MASK
     if gid == get(thread, s.T_GID) or (when >> 32) & mask == 0:
         return False
     theirs = when >> 40
-    if how & theirs & STRONG:
+    if how & theirs & STRONG and how >> SIZE_SHIFT == theirs >> SIZE_SHIFT:
         mine = get(thread, s.T_GID)
         if includes(x, (how >> 1) & 3, mine, gid) and includes(x, (theirs >> 1) & 3, gid, mine):
             return False
@@ -136,38 +147,39 @@ def sync_entry(x, location, make):
             if not make:
                 return np.int64(0)
             put(entry, s.S_KEY, location + 1)
-            put(entry, s.S_VC, 0)
+            put(entry, s.S_MAP, 0)
             put(x, s.SYNC_USED, get(x, s.SYNC_USED) + 1)
             return entry
         h = (h + 1) & (cap - 1)
 
 
 @jit
-def acquire(x, thread, vc, scope, writer, order, my_scope):
-    """Join the clock that a write published: now for an acquire, at the next fence for a relaxed read."""
-    if vc == 0:
-        return
-    mine = get(thread, s.T_GID)
-    if not (includes(x, scope, writer, mine) and includes(x, my_scope, mine, writer)):
-        return
-    if order >= isa.ACQUIRE and order != isa.RELEASE:
-        put(thread, s.T_VC, join(x, get(thread, s.T_VC), vc))
-    else:
-        field = s.T_PENDING0 + distance(x, mine, writer)
-        put(thread, field, join(x, get(thread, field), vc))
+def acquire_last(x, thread, location, order, scope):
+    """The acquire of a strong read of the last write of a location."""
+    found, writer_scope, writer = np.int64(0), np.int64(0), np.int64(0)
+    entry = sync_entry(x, location, False)
+    if entry != 0:
+        found, writer_scope, writer = get(entry, s.S_MAP), get(entry, s.S_SCOPE), get(entry, s.S_GID)
+    acquire(x, thread, location, found, writer_scope, writer, order, scope)
 
 
 @unit
 def fence(x, thread, block, warp, order, scope):
-    """fence and membar: join the clocks of earlier relaxed reads; later relaxed writes publish this moment."""
+    """fence and membar: join the clocks of earlier relaxed reads; later relaxed writes publish this moment.
+
+    A fence of a wide scope still counts after a later one of a narrower scope.
+    """
     for d in range(3):
         if d <= scope:
             put(thread, s.T_VC, join(x, get(thread, s.T_VC), get(thread, s.T_PENDING0 + d)))
             put(thread, s.T_PENDING0 + d, 0)
+    if scope > 0:  # it has taken what an acquire operation would, and maps are large
+        put(thread, s.T_READ_AT, 0)
+        put(thread, s.T_READ_MAP, 0)
     now = publish(x, thread, block, warp)
     if order != isa.ACQUIRE:
-        put(thread, s.T_RELEASE, now)
-        put(thread, s.T_RELEASE_SCOPE, scope)
+        for d in range(scope + 1):
+            put(thread, s.T_RELEASE0 + d, now)
     if order == isa.SC:
         view = join(x, now, get(thread, s.T_SV))
         number = device_row(x, get(thread, s.T_GID))
@@ -236,51 +248,40 @@ def read(x, thread, block, warp, location, host, size, order, scope):
         if at >= 0:
             message = slot + (s.H_MESSAGES + at * s.M_FIELDS) * 8
             value = get(message, s.M_VALUE)
-            if order != isa.WEAK:
-                acquire(x, thread, get(message, s.M_VC), get(message, s.M_SCOPE), get(message, s.M_GID), order, scope)
+            found, writer_scope, writer = get(message, s.M_MAP), get(message, s.M_SCOPE), get(message, s.M_GID)
         else:
             value = get(slot, s.H_BASE)
-            if order != isa.WEAK:
-                acquire(
-                    x, thread, get(slot, s.H_BASE_VC), get(slot, s.H_BASE_SCOPE), get(slot, s.H_BASE_GID), order, scope
-                )
+            found, writer_scope, writer = get(slot, s.H_BASE_MAP), get(slot, s.H_BASE_SCOPE), get(slot, s.H_BASE_GID)
+        if order != isa.WEAK:
+            acquire(x, thread, location, found, writer_scope, writer, order, scope)
         return value
     if order != isa.WEAK:
-        entry = sync_entry(x, location, False)
-        if entry != 0:
-            acquire(x, thread, get(entry, s.S_VC), get(entry, s.S_SCOPE), get(entry, s.S_GID), order, scope)
+        acquire_last(x, thread, location, order, scope)
     return value
 
 
 @unit
 def read_latest(x, thread, location, order, scope):
     """The acquire of an atomic operation, which always reads the last write."""
-    entry = sync_entry(x, location, False)
-    if entry != 0:
-        acquire(x, thread, get(entry, s.S_VC), get(entry, s.S_SCOPE), get(entry, s.S_GID), order, scope)
+    acquire_last(x, thread, location, order, scope)
     return 0
 
 
 @unit
 def wrote(x, thread, block, warp, location, size, old, value, order, scope, atomic):
-    """Record a write: the clock that it publishes, and the value before it, which others may still read.
+    """Record a write: what it publishes, and the value before it, which others may still read.
 
     Returns 1 if it was placed before an earlier write, whose value memory then keeps.
     """
-    vc, vc_scope = np.int64(0), np.int64(scope)
     gid = get(thread, s.T_GID)
-    entry = np.int64(0)
+    entry, shown = np.int64(0), np.int64(0)
     if order != isa.WEAK:
-        if order >= isa.RELEASE:
-            vc = publish(x, thread, block, warp)
-        else:
-            vc = get(thread, s.T_RELEASE)
-            if vc != 0:
-                vc_scope = min(vc_scope, get(thread, s.T_RELEASE_SCOPE))
-        entry = sync_entry(x, location, vc != 0)
-        if atomic and entry != 0 and get(entry, s.S_VC) != 0:
-            vc_scope = min(vc_scope, get(entry, s.S_SCOPE)) if get(entry, s.S_GID) != gid else vc_scope
-            vc = join(x, vc, get(entry, s.S_VC))
+        r0, r1, r2 = released(x, thread, block, warp, location, order, scope)
+        entry = sync_entry(x, location, r0 != 0)
+        observed = np.int64(0)
+        if atomic and entry != 0 and linked(x, get(entry, s.S_GID), get(entry, s.S_SCOPE), gid, scope):
+            observed = get(entry, s.S_MAP)
+        shown = published(x, gid, r0, r1, r2, observed)
     elif get(x, s.SYNC_USED) != 0:
         entry = sync_entry(x, location, False)
     slot = history_slot(x, location)
@@ -290,13 +291,13 @@ def wrote(x, thread, block, warp, location, size, old, value, order, scope, atom
         put(slot, s.H_ADDRESS, location)
         put(slot, s.H_SIZE, size)
         put(slot, s.H_BASE, np.int64(old))
-        put(slot, s.H_BASE_VC, 0 if entry == 0 else get(entry, s.S_VC))
+        put(slot, s.H_BASE_MAP, 0 if entry == 0 else get(entry, s.S_MAP))
         put(slot, s.H_BASE_SCOPE, 0 if entry == 0 else get(entry, s.S_SCOPE))
         put(slot, s.H_BASE_GID, 0 if entry == 0 else get(entry, s.S_GID))
     if count == s.M_MOST:
         first = slot + s.H_MESSAGES * 8
         put(slot, s.H_BASE, get(first, s.M_VALUE))
-        put(slot, s.H_BASE_VC, get(first, s.M_VC))
+        put(slot, s.H_BASE_MAP, get(first, s.M_MAP))
         put(slot, s.H_BASE_SCOPE, get(first, s.M_SCOPE))
         put(slot, s.H_BASE_GID, get(first, s.M_GID))
         for i in range(s.M_FIELDS * (s.M_MOST - 1)):
@@ -316,16 +317,16 @@ def wrote(x, thread, block, warp, location, size, old, value, order, scope, atom
     put(message, s.M_GID, gid)
     # a release has advanced the clock; the write itself belongs to the moment that it publishes
     put(message, s.M_CLOCK, get(thread, s.T_CLOCK) - (1 if order >= isa.RELEASE else 0))
-    put(message, s.M_VC, vc)
-    put(message, s.M_SCOPE, vc_scope)
+    put(message, s.M_MAP, shown)
+    put(message, s.M_SCOPE, scope)
     put(message, s.M_SEQUENCE, sequence)
     put(message, s.M_ATOMIC, atomic)
     put(slot, s.H_COUNT, count + 1)
     if at < count:
         return 1
     if entry != 0:
-        put(entry, s.S_VC, vc)
-        put(entry, s.S_SCOPE, vc_scope)
+        put(entry, s.S_MAP, shown)
+        put(entry, s.S_SCOPE, scope)
         put(entry, s.S_GID, gid)
     return 0
 

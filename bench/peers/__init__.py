@@ -92,6 +92,8 @@ LAYERS = {
 
 KT_KERNEL = Entry("kt-kernel", "kt-kernel", "kt-kernel", "peers.kt_kernel_layer:KtKernelLayer", "bfloat16")
 
+UNPADDED = {name: entry for name, entry in LAYERS.items() if entry.environment not in ("deepspeed", "jax")}
+
 
 def _alone(name: str, title: str) -> Entry:
     """A torch layer on one rank, which exchanges nothing."""

@@ -333,6 +333,32 @@ def test_a_missing_environment_is_reported_and_no_error(tmp_path: Path, monkeypa
     assert "Did not run: torch MPI, loop of mm: no environment torch" in report.markdown("A title", [m], [], [])
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("bench")
+def test_an_environment_that_cannot_be_made_leaves_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import environments
+
+    monkeypatch.setattr(environments, "HERE", tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    lists, made = tmp_path / "environments", tmp_path / "peers"
+    lists.mkdir()
+    wanted = lists / "some.txt"
+    wanted.write_text(f"# nothing\n{environments.ALONE}\n# nothing either\n")
+    with pytest.raises(environments.NoEnvironment, match="no environment some"):
+        environments.python("some", made)
+    assert environments.make("some", made) == ""
+    done = subprocess.run([environments.python("some", made), "-c", "import numpy"], capture_output=True, text=True)
+    assert "No module named 'numpy'" in done.stderr  # it sees nothing of this environment
+    assert environments.current("some", made)
+
+    wanted.write_text("no-package-has-this-name==1\n")
+    assert not environments.current("some", made)
+    assert "pip cannot install some.txt: " in environments.make("some", made)
+    with pytest.raises(environments.NoEnvironment, match="no-package-has-this-name"):
+        environments.python("some", made)
+    assert environments.current("some", made)  # tried; asking for it by name tries again
+
+
 @pytest.mark.usefixtures("bench")
 def test_a_rank_that_fails_or_ends_is_named_with_what_it_said(tmp_path: Path) -> None:
     from teams import Team, TeamError

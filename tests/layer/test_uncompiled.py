@@ -68,6 +68,7 @@ def test_memory_functions_in_plain_python():
     assert memory.clock() >= before
 
 
+@pytest.mark.compiled
 def test_compiled_memory_functions_equal_plain_python():
     """Each compiled memory function equals its Python body on a copy."""
     from aristos.kernels.cpu import llvm  # noqa: F401  registers the lowerings

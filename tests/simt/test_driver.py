@@ -208,3 +208,33 @@ def test_threads_launch_concurrently(machine):
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(work, range(8))) == list(range(8))
+
+
+def test_streams_and_events_keep_the_order_of_launches(machine):
+    a = cuda.to_device(np.arange(100.0))
+    out = cuda.device_array_like(a)
+    first, second = cuda.stream(), cuda.stream()
+    done = cuda.event()
+    double[1, 128, first](a, out)
+    done.record(first)
+    done.wait(second)
+    assert done.query()
+    with cuda.profiling():
+        double[1, 128, second](out, a)
+    cuda.synchronize()
+    np.testing.assert_array_equal(a.copy_to_host(), 4 * np.arange(100.0))
+
+
+def test_contexts_of_devices_see_each_other_and_can_be_reset(machine):
+    with cuda.gpus[1]:
+        there = cuda.current_context()
+        assert cuda.current_context().device.id == 1
+    here = cuda.current_context()
+    assert here.can_access_peer(1)
+    here.enable_peer_access(there.handle)
+    array = cuda.to_device(np.arange(10.0))
+    begin, end = cuda.cudadrv.driver.device_extents(array)
+    assert (begin, end - begin) == (array.device_ctypes_pointer.value, array.nbytes)
+    del array
+    cuda.get_current_device().reset()
+    assert cuda.to_device(np.arange(3)).copy_to_host().tolist() == [0, 1, 2]

@@ -122,14 +122,14 @@ def test_only_elements_that_the_host_writes_are_initialised():
     assert [r.kind for r in machine.run()] == ["uninitialised"]
 
 
-def test_launches_free_their_parameters():
-    """Memory of kernel parameters does not accumulate over runs."""
+def test_launches_leave_nothing_in_memory():
+    """Parameters of kernels take no memory of arrays."""
     machine = simt.Machine()
     device, out = machine.device(0), machine.device(0).array(np.zeros(32))
     for _ in range(20):
         device.launch(fill, 1, 32, out, 1.0)
         machine.run()
-    assert sum(not a.freed for a in machine.memory.allocations.values()) == 2  # `out` and the last run's parameters
+    assert len(machine.memory.allocations) == 1  # `out`
 
 
 def test_free_runs_merge():
@@ -147,3 +147,87 @@ def test_free_runs_merge():
     assert runs.free == [(0, 100)]
     assert span(0) == span(1) == 1024
     assert span(513) == 1536
+
+
+# ---- what only looks like free memory -----------------------------------------------------------------------------
+PTX = ".version 8.0\n.target sm_90\n.address_size 64\n"
+POKE = (
+    PTX
+    + """
+.visible .entry k(.param .u64 a, .param .u32 offset)
+{
+.reg .u64 %a, %o; .reg .u32 %i;
+ld.param.u64 %a, [a]; ld.param.u32 %i, [offset];
+mul.wide.s32 %o, %i, 4; add.u64 %a, %a, %o;
+st.global.u32 [%a], 123;
+exit;
+}
+"""
+)
+
+
+@pytest.mark.parametrize("launches", [1, 3])
+def test_no_store_beyond_the_only_array_goes_unreported(launches):
+    """Parameters of launches do not lie in the memory that addresses of arrays can reach."""
+    for offset in [*range(16, 2048, 8), 5000, 100_000, -1, -64, -300]:
+        machine = simt.Machine()
+        device = machine.device(0)
+        a = device.array(np.zeros(16, np.int32), "a")
+        for number in range(launches):
+            device.launch(POKE, 1, 1, a, offset if number == launches - 1 else 0)
+        reports = machine.run()
+        assert [(r.kind, r.address) for r in reports] == [("out_of_bounds", f"a[{offset}]")], offset
+
+
+@pytest.mark.parametrize(("index", "name"), [(-1, "a[-1]"), (-40, "a[-40]"), (16, "a[16]"), (60, "a[60]")])
+def test_an_access_between_two_arrays_is_named_by_the_nearer_one(index, name):
+    machine = simt.Machine()
+    device = machine.device(0)
+    device.array(np.zeros(100, np.int32), "before")
+    a = device.array(np.zeros(16, np.int32), "a")
+    device.array(np.zeros(100, np.int32), "after")
+    device.launch(POKE, 1, 1, a, index)
+    (report,) = machine.run()
+    assert report.address == name
+    assert f"at {name}, outside what is allocated" in report.message
+
+
+GENERIC = (
+    PTX
+    + """
+.const .align 4 .u32 c[4] = {5, 6, 7, 8};
+.visible .entry k(.param .u64 a, .param .u32 number)
+{
+.reg .u64 %a, %p; .reg .u32 %i;
+ld.param.u64 %a, [a];
+mov.u64 %p, number; cvta.param.u64 %p, %p; ld.u32 %i, [%p]; st.u32 [%a], %i;
+mov.u64 %p, c; cvta.const.u64 %p, %p; ld.u32 %i, [%p+4]; st.u32 [%a+4], %i;
+WRITE
+exit;
+}
+"""
+)
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_parameters_and_constants_are_read_through_generic_addresses(check):
+    machine = simt.Machine(check=check)
+    a = machine.device(0).array(np.zeros(4, np.uint32))
+    machine.device(0).launch(GENERIC.replace("WRITE", ""), 1, 1, a, 41)
+    assert machine.run() == []
+    assert a.copy_to_host().tolist() == [41, 6, 0, 0]
+
+
+@pytest.mark.parametrize(("write", "address", "why"), [
+    ("mov.u64 %p, number; cvta.param.u64 %p, %p; st.u32 [%p], 1;", "the launch's parameters[byte 8]", "cannot write"),
+    ("mov.u64 %p, a; cvta.param.u64 %p, %p; ld.u32 %i, [%p+12];", "the launch's parameters[byte 12]", "outside what"),
+    ("mov.u64 %p, c; cvta.const.u64 %p, %p; st.u32 [%p+4], 1;", "c[1]", "cannot write"),
+    ("atom.global.add.u32 %i, [c+8], 1;", "c[2]", "cannot write"),
+])  # fmt: skip
+def test_parameters_and_constants_cannot_be_written(write, address, why):
+    machine = simt.Machine()
+    a = machine.device(0).array(np.zeros(4, np.uint32))
+    machine.device(0).launch(GENERIC.replace("WRITE", write), 1, 1, a, 41)
+    (report,) = machine.run()
+    assert (report.kind, report.address) == ("out_of_bounds", address)
+    assert why in report.message

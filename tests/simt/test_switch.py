@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -116,53 +112,3 @@ def test_a_kernel_that_nvvm_rejects_with_line_information_still_runs(ordinary):
         machine.run()
     assert machine.reports == []
     assert (args[3] == np.arange(1, 65)).all()
-
-
-TESTS = """
-import numpy as np
-from numba import cuda, int64, typeof
-from numba.cuda.cudadrv import nvvm
-
-@cuda.jit("void(float64[:])")
-def good(a):
-    a[cuda.threadIdx.x] = 1
-
-@cuda.jit
-def bad(a):
-    a[cuda.threadIdx.x + 1] = 1
-
-def test_good():
-    a = np.zeros(32)
-    good[1, 32](a)
-    assert a.sum() == 32
-
-def test_bad():
-    bad[1, 32](np.zeros(32))
-
-def test_fixture(simt_machine):
-    bad[1, 32](np.zeros(32))
-    assert [r.kind for r in simt_machine.reports] == ["out_of_bounds"]
-    simt_machine.reports.clear()
-"""
-
-
-def test_the_plugin_and_the_environment(tmp_path):
-    (tmp_path / "test_it.py").write_text(TESTS)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "aristos.simt.plugin",
-        "-p",
-        "no:cacheprovider",
-        str(tmp_path),
-    ]
-    done = subprocess.run(
-        command, env={**os.environ, "ARISTOS_SIMT": "1"}, cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert "out_of_bounds" in done.stdout, done.stdout
-    assert "3 passed" in done.stdout  # the tests' bodies; a report is an error of the tear-down
-    assert "1 error" in done.stdout
-    assert "test_bad" in done.stdout

@@ -209,37 +209,54 @@ def leave(job, st, kind):
 
 
 def _share(tile: Tile) -> Any:
-    """f(shared, job, st, worker): compute the share that the worker took: some columns of a product, for all rows."""
+    """f(shared, job, st, worker): compute the share that the worker took: some columns of a product, for all rows.
+
+    Each tile reads what it needs of the job and the command again: it does not fit the registers across a product.
+    """
     product, size, tile_n = tile_product(tile), BYTES[tile.kind], tile.n
 
     @cuda.jit(device=True)
-    def run(shared, job, st, worker):
+    def bounds(job, st, worker):
         c = words.command(job, worker)
-        expert, share, rows = st[words.command_expert(c)], st[words.command_share(c)], st[words.command_rows(c)]
+        if st[words.command_phase(c)] == codes.RUN_UP:
+            ffn, shares = job[words.FFN], job[words.UP_SHARES]
+            columns = 2 * ((ffn + INTERLEAVE - 1) // INTERLEAVE * INTERLEAVE) if job[words.GATED] != 0 else ffn
+        else:
+            columns, shares = job[words.HIDDEN], job[words.DOWN_SHARES]
+        count = (columns + COLUMNS - 1) // COLUMNS * (COLUMNS // tile_n)
+        each = (count + shares - 1) // shares
+        share = st[words.command_share(c)]
+        return each * share, min(each * (share + 1), count)
+
+    @cuda.jit(device=True)
+    def one(shared, job, st, worker, n0):
+        c = words.command(job, worker)
+        expert, rows = st[words.command_expert(c)], st[words.command_rows(c)]
         lists = job[words.STATE] + WORD * words.row_list(words.run_command(job, st[words.command_run(c)]))
         outputs, activations = lists + WORD * job[words.BATCH], lists + 2 * WORD * job[words.BATCH]
         hidden, ffn = job[words.HIDDEN], job[words.FFN]
         if st[words.command_phase(c)] == codes.RUN_UP:
-            a, out, shares = lists, activations, job[words.UP_SHARES]
+            a, out, gated = lists, activations, 1 if job[words.GATED] != 0 else 0
             weight, bias = (
                 job[words.UP] + job[words.UP_STEP] * expert,
                 job[words.UP_BIAS] + job[words.UP_BIAS_STEP] * expert,
             )
-            doubled = 1 if job[words.GATED] != 0 else 0
-            columns = 2 * ((ffn + INTERLEAVE - 1) // INTERLEAVE * INTERLEAVE) if doubled != 0 else ffn
             width, depth, code = ffn, size * hidden, job[words.ACTIVATION]
         else:
-            a, out, shares, doubled = activations, outputs, job[words.DOWN_SHARES], 0
+            a, out, gated = activations, outputs, 0
             weight, bias = (
                 job[words.DOWN] + job[words.DOWN_STEP] * expert,
                 job[words.DOWN_BIAS] + job[words.DOWN_BIAS_STEP] * expert,
             )
-            columns, width, depth, code = hidden, hidden, size * ffn, NONE
+            width, depth, code = hidden, size * ffn, NONE
         step = (depth + CHUNK - 1) // CHUNK * CHUNK
-        count = (columns + COLUMNS - 1) // COLUMNS * (COLUMNS // tile_n)
-        each = (count + shares - 1) // shares
-        for n0 in range(tile_n * each * share, tile_n * min(each * (share + 1), count), tile_n):
-            product(shared, a, out, rows, weight, step, bias, width, depth, n0, code, doubled)
+        product(shared, a, out, rows, weight, step, bias, width, depth, n0, code, gated)
+
+    @cuda.jit(device=True)
+    def run(shared, job, st, worker):
+        first, end = bounds(job, st, worker)
+        for at in range(first, end):
+            one(shared, job, st, worker, tile_n * at)
 
     return run
 
@@ -315,7 +332,13 @@ def fail(job_address, state_address, origin, cause):
 # heights of the tiles that the persistent kernel is compiled for; tiles of warpgroups are always compiled
 ROWS = {"bf16": (16, 64, 128), "f16": (16, 64, 128), "tf32": (16, 64, 128), "f32": (16, 64)}
 # (architecture, kind, rows) where the registers of steps and product together would spill: one block less on an SM
-FEWER_BLOCKS = {("sm_80", "tf32", 128), ("sm_100", "f32", 16), ("sm_100", "f32", 64)}
+FEWER_BLOCKS = {
+    ("sm_80", "bf16", 128),
+    ("sm_80", "f16", 128),
+    ("sm_80", "tf32", 128),
+    ("sm_100", "f32", 16),
+    ("sm_100", "f32", 64),
+}
 BEGIN = Kernel("begin", begin, (types.int64,) * 10, 128, 0, 1)
 FAIL = Kernel("fail", fail, (types.int64,) * 4, 1, 0, 1)
 

@@ -1,0 +1,60 @@
+"""Removes the host's part of a file of CUDA C++, which NVRTC does not compile: functions that launch or allocate.
+
+It knows no C++: it finds functions outside classes by their braces. What stays is compiled as device code.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+# what is no code: comments, strings, characters, preprocessor lines
+NO_CODE = re.compile(
+    r"""//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])'|^[ \t]*\#(?:\\\n|[^\n])*""", re.S | re.M
+)
+TRANSPARENT = re.compile(r"\bnamespace\b[^;()]*$|\bextern\s*$")  # before a brace that holds no function's body
+DEVICE = re.compile(r"\b__(global|device)__\b")
+HOST = re.compile(r"<<<|\bcuda[A-Z]\w*|\bcu[A-Z]\w*|\bstd::|\b(cout|cerr|fprintf|malloc|calloc|exit)\b")
+HOST_HEAD = re.compile(r"\bmain\s*\(|\b__host__\b|\bstd::")
+INCLUDE = re.compile(r"^[ \t]*#[ \t]*include[ \t]*<([^>\n]+)>", re.M)
+
+
+def without_host_code(source: str) -> str:
+    """The source with blanks, line by line, in place of the host's functions."""
+    code = NO_CODE.sub(lambda found: blank(found[0]), source)
+    at = start = 0
+    while (at := code.find("{", at)) >= 0:
+        start = max(code.rfind(mark, start, at) for mark in ";{}") + 1 or start
+        head = code[start:at]
+        if TRANSPARENT.search(head.rstrip()):
+            at += 1
+            continue
+        end = closing(code, at)
+        start += len(head) - len(head.lstrip())
+        function = ")" in head and not head.rstrip().endswith("=") and not DEVICE.search(head)
+        if function and (HOST_HEAD.search(head) or HOST.search(code[at:end])):
+            source = source[:start] + blank(source[start:end]) + source[end:]
+        at = start = end
+    return source
+
+
+def blank(text: str) -> str:
+    """Blanks in place of text, on the same lines."""
+    return re.sub(r"[^\n]", " ", text)
+
+
+def closing(code: str, at: int) -> int:
+    """The place after the brace that closes the one at `at`; the end of the code if none does."""
+    depth = 0
+    for found in re.finditer(r"[{}]", code[at:]):
+        depth += 1 if found[0] == "{" else -1
+        if depth == 0:
+            return at + found.end()
+    return len(code)
+
+
+def missing_headers(source: str, folders: list[str]) -> list[str]:
+    """Headers in angle brackets that are in none of the folders, so most likely the host's: vector, stdio.h."""
+    return [
+        name for name in dict.fromkeys(INCLUDE.findall(source)) if not any((Path(f) / name).exists() for f in folders)
+    ]
