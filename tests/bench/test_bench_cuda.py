@@ -48,6 +48,7 @@ SMALL = {
     "iters": 2,
     "warmup": 1,
     "backend": "cuda",
+    "dtype": "float32",
 }
 
 

@@ -146,8 +146,8 @@ class MachineGpu:
     def record(self, event: int, stream: int = 0, capturing: bool = False) -> None:
         if event in self._timed:
             self.synchronize(stream)
-        self.recorded += 1
-        self._times[event] = self.recorded
+            self.recorded += 1
+            self._times[event] = self.recorded
 
     def wait(self, stream: int, event: int, capturing: bool = False) -> None:
         pass  # launches run in the order in which they are queued
