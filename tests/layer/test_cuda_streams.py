@@ -139,6 +139,30 @@ def test_a_replay_and_a_call_on_another_stream_never_overlap():
     on_driver(1, body)
 
 
+def test_no_call_may_wait_for_the_drivers_lock():
+    """Finding 6: what may hold the driver's lock until the GPU is idle, a load or an allocation, comes before the first
+    call: so a call of any number of tokens, or a capture, needs no earlier one."""
+
+    def body(comm, rank, driver):
+        gpu, machine = CudaDevice(0), driver.process.machine
+        with made(comm) as moe:
+            stream = gpu.new_stream()
+            arrays = [(x, *pair(gpu, x, stream)) for x in (tokens(CFG, n, seed=n) for n in (3, 24, 11))]
+            machine.log.clear()
+            user(driver, "cuStreamBeginCapture", stream, GLOBAL)
+            moe(arrays[0][1], out=arrays[0][2])
+            graph = user(driver, "cuStreamEndCapture", stream)
+            user(driver, "cuGraphLaunch", graph, stream)
+            for _, given, out in arrays[1:]:
+                moe(given, out=out)
+            moe.synchronize()
+            assert not {name for _, name in machine.log} & driver.HOLDS
+            for x, _, out in arrays:
+                right(out.read(), x)
+
+    on_driver(1, body)
+
+
 # ---- interruption ---------------------------------------------------------------------------------------------------
 
 
