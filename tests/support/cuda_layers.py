@@ -154,6 +154,7 @@ class Rank:
         nbytes = substrate.run_scratch(layers.runs, tile, BYTES[layers.kind] * cfg.hidden)
         scratch, lock, abort = self.device.empty(nbytes // 4, np.int32), *(self._zeros(1, np.int64) for _ in range(2))
         self.kept += [scratch, lock, abort]
+        self.scratch = scratch
         builder.fill_engine(
             job, schema.CUDA, shape, layers.tables, rank=self.me, world=world, all_workers=layers.grid,
             return_stride=lines(BYTES[layers.kind] * cfg.hidden), merge_polls=4, remote=0, remote_block=0, packed=1,

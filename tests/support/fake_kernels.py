@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,6 +55,7 @@ class Arena:
 
     def __init__(self) -> None:
         self.file = os.memfd_create("fake-cuda")
+        weakref.finalize(self, os.close, self.file)
         os.ftruncate(self.file, SIZE)
         self.map = mmap.mmap(self.file, SIZE, flags=mmap.MAP_SHARED)
         self.bytes = np.frombuffer(self.map, np.uint8)
@@ -93,10 +95,6 @@ class Arena:
         )
         assert found == self.base + at, os.strerror(ctypes.get_errno())
         return at
-
-    def close(self) -> None:
-        self.bytes = None  # type: ignore[assignment]
-        os.close(self.file)
 
 
 class Memory:
