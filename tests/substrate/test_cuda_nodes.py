@@ -58,7 +58,7 @@ def test_two_ranks_on_two_nodes():
 
 
 def test_rows_from_other_nodes_are_copied_to_the_gpu_once():
-    """The rank that holds the expert has copies of the other's rows behind the hidden activations; the other has none."""
+    """The rank that holds the expert has copies of the other rank's rows behind its hidden activations."""
     given = [(np.zeros((5, 1), np.int64), np.ones((5, 1), np.float32))] * 2
     layers = NodeLayers(cfg=replace(SMALL, top_k=1), per_node=1, tokens=(5, 5), given=given, placement=[0, 1, 1, 1])
     close(layers, layers.run())
