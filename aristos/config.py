@@ -36,6 +36,7 @@ SCORES: dict[str, int] = {"softmax": 0, "softmax_topk": 1}
 Score = Literal["softmax", "softmax_topk"]
 DTYPES: tuple[str, ...] = ("float32", "tf32", "bfloat16", "float16")
 NARROW = ("bfloat16", "float16")  # dtypes of two bytes
+PRECISIONS: tuple[str, ...] = ("highest", "high")
 BACKENDS: tuple[str, ...] = ("cpu", "cuda")
 MOST_THREADS = 4096  # of a rank
 LARGEST = (1 << 40) - 1  # of a size: its products fit 64 bits
@@ -131,6 +132,9 @@ class MoEConfig:
     bias: biases on all projections. max_tokens: most tokens one rank brings to one call.
     dtype: of rows and of the experts' arithmetic; "tf32" is float32 whose products use 10 fraction bits, on tensor
     cores. On CPUs: float32, bfloat16, float16.
+    precision: "high" allows products of float32 by three products of bfloat16, with 16 significant bits of rows, hidden
+    activations and weights: outputs within 2e-5 of the largest one. Only CPUs with AMX gain by it and do so; all others
+    compute as with "highest".
     router: see `Router`. Raises InputError.
     """
 
@@ -145,6 +149,7 @@ class MoEConfig:
     dtype: str = "float32"
     max_tokens: int = 4096
     router: Router = field(default_factory=Router)
+    precision: str = "highest"
 
     def __post_init__(self) -> None:
         sizes = {name: whole(name, getattr(self, name)) for name in ("hidden", "ffn", "experts", "top_k", "max_tokens")}
@@ -155,9 +160,12 @@ class MoEConfig:
             gated=boolean("gated", self.gated),
             bias=boolean("bias", self.bias),
             dtype=_one_of("dtype", self.dtype, DTYPES),
+            precision=_one_of("precision", self.precision, PRECISIONS),
         )
         _normalize(self, limit=checked_limit(self.activation, self.gated, self.limit))
         if not isinstance(self.router, Router):
             raise InputError(f"router must be an aristos.Router, got {self.router!r}")
+        if self.precision != "highest" and self.dtype != "float32":
+            raise InputError(f"precision={self.precision!r} requires dtype='float32', got dtype={self.dtype!r}")
         if self.top_k > self.experts:
             raise InputError(f"top_k must be at most experts ({self.experts}), got {self.top_k}")

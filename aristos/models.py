@@ -170,7 +170,8 @@ class Shape:
         c = self.cfg
         gated = " gated" if c.gated else ""
         limit = "" if c.limit is None else f" limit {c.limit:g}"
-        return f"{self.name}: H {c.hidden} F {c.ffn} E {c.experts} k {c.top_k} {c.activation}{gated}{limit} {c.dtype}"
+        kind = c.dtype if c.precision == "highest" else f"{c.dtype} {c.precision}"
+        return f"{self.name}: H {c.hidden} F {c.ffn} E {c.experts} k {c.top_k} {c.activation}{gated}{limit} {kind}"
 
 
 def shape(
@@ -185,6 +186,7 @@ def shape(
     top_k: int | None = None,
     activation: Activation | None = None,
     dtype: str = "float32",
+    precision: str = "highest",
 ) -> Shape:
     """The preset `name` for `world` ranks, with the user's numbers where given.
 
@@ -213,6 +215,7 @@ def shape(
         limit=preset.limit,
         bias=preset.bias,
         dtype=dtype,
+        precision=precision,
         max_tokens=max(counts),
         router=preset.router,
     )

@@ -31,6 +31,7 @@ FIGURES_BY_ISA: dict[str, dict[str, dict[str, float]]] = {  # of layers in bfloa
         "over float32": {"A": 1.7, "D": 1.8},
     },
 }
+HIGH_OVER_FLOAT32 = {"A": 1.8, "E": 1.8}  # precision="high" on AMX
 ONE_RANK = {1: 1.3, 16: 1.4, 128: 1.4, 1024: 1.4}  # tokens -> bfloat16, over the better of kt-kernel and torch
 FEW_ROWS, OVER_FEW, OVER_MANY = 64, 1.2, 1.0  # bfloat16 products over oneDNN's
 PRODUCT_SHARE = {"avx512": 0.86, "avx512 on znver4": 0.92}  # of the FMA peak, by ISA and CPU
@@ -143,6 +144,9 @@ def _layer(m: ShapeResults, family: Family) -> list[Figure]:
     if others and "fused" in m.entries:
         reached = over_best(m, others, "fused")
         found.append(_times("fused over the best float32 peer", OVER_PEERS.get(name, 1.0), reached, m, "fused"))
+    if family.isa == "amx" and name in HIGH_OVER_FLOAT32 and "high" in m.entries:
+        what = 'precision="high" over float32, fused'
+        found.append(_times(what, HIGH_OVER_FLOAT32[name], ratio(m, "fused", "high"), m, "fused", "high"))
     asked = FIGURES_BY_ISA.get(family.isa, {})
     others = m.timed("bfloat16", ours=False)
     reached = {

@@ -82,7 +82,5 @@ def packed_experts(work: Workload, stacked: dict[str, Array]) -> list:
     """`aristos.kernels.Packed` for each expert of this rank. stacked: weights [L, ...] by name."""
     from ..kernels import Packed
 
-    return [
-        Packed(**{name: w[i] for name, w in stacked.items()}, activation=work.cfg.activation, limit=work.cfg.limit)
-        for i in range(len(work.local))
-    ]
+    options = {name: getattr(work.cfg, name) for name in ("activation", "limit", "precision")}
+    return [Packed(**{name: w[i] for name, w in stacked.items()}, **options) for i in range(len(work.local))]

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from .. import models
-from ..config import ACTIVATIONS, DTYPES, MOST_THREADS
+from ..config import ACTIVATIONS, DTYPES, MOST_THREADS, PRECISIONS
 from ..host import launch_environment
 from . import suites
 from .arguments import counts, not_negative, positive, seconds
@@ -62,6 +62,7 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
     shape.add_argument("--top-k", type=positive, metavar="K", help="experts per token")
     shape.add_argument("--activation", choices=ACTIVATIONS, help="default: the preset's")
     shape.add_argument("--dtype", choices=DTYPES, help="of rows and weights (float32; bfloat16 with --backend cuda)")
+    shape.add_argument("--precision", choices=PRECISIONS, default="highest", help="of float32 products (%(default)s)")
     shape.add_argument(
         "--routing",
         metavar="FILE.npz|NAME",

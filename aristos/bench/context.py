@@ -96,6 +96,7 @@ class Context:
             top_k=top_k,
             activation=o.activation,  # type: ignore[arg-type]
             dtype=o.dtype or ("bfloat16" if o.backend == "cuda" else "float32"),
+            precision=o.precision,
         )
 
     def left(self) -> float:

@@ -90,6 +90,7 @@ def facts(world: World, argv: list[str], seed: int) -> dict[str, Any]:
     from ..transport import choice
 
     started = launch_environment.started_as()
+    sets = world.allgather(isa.offer())
     masks = world.allgather(",".join(map(str, sorted(os.sched_getaffinity(0)))))
     found: dict[str, Any] = {
         "schema": SCHEMA,
@@ -103,7 +104,8 @@ def facts(world: World, argv: list[str], seed: int) -> dict[str, Any]:
         "cores_of_rank": masks,
         "cpu": cpu(),
         "cpu_target": isa.target()[0],
-        "isa": isa.chosen(),
+        "isa": isa.agreed(sets),
+        "isa_of_rank": [each.sets[0] for each in sets],
         "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
         "mpi_library": mpi_library(),
         "launcher": started[0] if started else "none",

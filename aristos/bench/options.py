@@ -29,6 +29,7 @@ class Options:
     top_k: int | None = None
     activation: str | None = None
     dtype: str | None = None
+    precision: str = "highest"
     threads: int | None = None
     ranks_per_node: int | None = None
     iters: int | None = None

@@ -27,7 +27,7 @@ def numba(env: Mapping[str, str]) -> Finding:
 
 
 def isa() -> str:
-    """The instruction set that kernels use. Outputs are equal bit for bit within each."""
+    """The instruction set that kernels of this process use. Layers whose bits depend on it agree on one."""
     from ..primitives.isa import chosen
 
     return chosen()

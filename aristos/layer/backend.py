@@ -53,11 +53,6 @@ class Backend(ABC):
     def needs(cfg: MoEConfig, runtime: Runtime | None, sms: int | None = None) -> Needs:
         """Private memory and workers for calls of this layer."""
 
-    @staticmethod
-    def arithmetic(cfg: MoEConfig) -> str:
-        """What ranks must have in common for equal bits, besides the configuration; '' if there is nothing."""
-        return ""
-
     # ------------------------------------------------------------ weights
 
     @abstractmethod
@@ -98,6 +93,11 @@ class Backend(ABC):
     @property
     def device(self) -> int | None:
         """CUDA's number of this rank's GPU; None on CPUs."""
+        return None
+
+    @property
+    def isa(self) -> str | None:
+        """The instruction set of the kernels on CPUs; None on a GPU."""
         return None
 
     def timeline(self, on: bool, events: int) -> None:

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from ..config import NARROW, SCORES, MoEConfig
+from ..config import SCORES, MoEConfig
 from ..engine import codes, column_runs, schema, words
 from ..errors import InputError
+from ..kernels.by_isa import module
 from ..kernels.common import activations
-from ..kernels.cpu import entries
 from ..kernels.cpu.elements import ELEMENTS
-from ..kernels.cpu.tokens import combine_bytes, route_bytes
+from ..kernels.cpu.entries import BLOCK_BYTES
+from ..kernels.cpu.lowering import handle
 from ..primitives import arrays, isa
 from ..primitives.buffers import LINE, aligned
 from ..substrate.cpu.runtime import BATCH, CpuRuntime
@@ -52,6 +53,21 @@ class CpuCall:
     error: Exception | None = None
 
 
+def depends_on_isa(cfg: MoEConfig) -> bool:
+    """Whether the bits of a layer's outputs depend on the instruction set, so that its ranks must have one in common.
+
+    A float32 sum is one chain of fused multiply-adds in k order on every ISA.
+    """
+    return cfg.dtype != "float32" or cfg.precision != "highest"
+
+
+def isa_of(cfg: MoEConfig, runtime: Runtime | None) -> str:
+    """The instruction set of a layer's kernels on this rank; without a runtime, on a process alone."""
+    if depends_on_isa(cfg) and isinstance(runtime, CpuRuntime):
+        return runtime.isa
+    return isa.chosen()
+
+
 class CpuBackend(Backend):
     """See `Backend`."""
 
@@ -60,8 +76,12 @@ class CpuBackend(Backend):
         assert isinstance(member.runtime, CpuRuntime)
         self._runtime = member.runtime
         cfg = settings.cfg
-        self._element = ELEMENTS[cfg.dtype]
-        self._kernels = entries.handle(self._element.code)
+        self._isa = isa_of(cfg, self._runtime)
+        if depends_on_isa(cfg):
+            self._runtime.report_isa()
+        self._elements = module("elements", self._isa)
+        self._element = self._elements.element_type(cfg.dtype, cfg.precision)
+        self._kernels = handle(self._isa, self._element.code)
         self._jobs: list[np.ndarray | None] = [None] * settings.layers
         self._filled = [-1] * settings.layers  # the runtime's version that each job was filled for
         self._ids = aligned((cfg.max_tokens, cfg.top_k), np.int64)
@@ -79,18 +99,20 @@ class CpuBackend(Backend):
 
     @staticmethod
     def needs(cfg: MoEConfig, runtime: Runtime | None, sms: int | None = None) -> Needs:
-        element = ELEMENTS[cfg.dtype].code
-        route = route_bytes(words.TOKEN_BLOCK, cfg.hidden, cfg.experts)
+        chosen = isa_of(cfg, runtime)
+        elements, entries, tokens = (module(name, chosen) for name in ("elements", "entries", "tokens"))
+        element = elements.element_type(cfg.dtype, cfg.precision).code
+        route = tokens.route_bytes(words.TOKEN_BLOCK, cfg.hidden, cfg.experts)
         run, activations = entries.run_bytes(element, BATCH, column_runs.MOST_ROWS, cfg.hidden, cfg.ffn, cfg.gated)
-        most = max(run, route, combine_bytes(cfg.top_k))
-        return Needs(entries.BLOCK_BYTES + most, activations + LINE)
+        most = max(run, route, tokens.combine_bytes(cfg.top_k))
+        return Needs(BLOCK_BYTES + most, activations + LINE)
 
-    @staticmethod
-    def arithmetic(cfg: MoEConfig) -> str:
-        return f", ISA {isa.chosen()} (ARISTOS_ISA chooses another)" if cfg.dtype in NARROW else ""
+    @property
+    def isa(self) -> str | None:
+        return self._isa
 
     def load(self, layer: int, given: CheckedWeights) -> None:
-        self.weights[layer] = LayerWeights(self._element, given)
+        self.weights[layer] = LayerWeights(self._element, self._elements.element_type("float32"), given)
         self._filled[layer] = -1
 
     # ------------------------------------------------------------ calls
@@ -193,8 +215,8 @@ class CpuBackend(Backend):
                 self.member.raise_peer_problem(job)
             if not return_stats:
                 return call.out
-            schedule = self.settings.schedule
-            return call.out, call_stats(job, state, runtime.counted, schedule=schedule, seconds=seconds)
+            schedule, used = self.settings.schedule, self._isa
+            return call.out, call_stats(job, state, runtime.counted, schedule=schedule, seconds=seconds, isa=used)
         finally:
             runtime.open = False
 

@@ -12,10 +12,11 @@ from ..config import whole
 from ..engine import codes, schema, words
 from ..engine import exchange as step
 from ..errors import AristosError, InputError, OpenCallError
-from ..kernels.cpu import entries
 from ..kernels.cpu.convert import FLOAT32
+from ..kernels.cpu.entries import BLOCK_BYTES
+from ..kernels.cpu.lowering import handle
 from ..placement import Placement
-from ..primitives import arrays
+from ..primitives import arrays, isa
 from ..primitives.buffers import FLOAT, aligned
 from ..primitives.compile import warm_up
 from ..substrate.cpu.runtime import BATCH, CpuRuntime
@@ -72,7 +73,7 @@ class Exchange(Collective):
             alike = f"Exchange {shape}, placement={places}"
         except Exception as error:
             problem = refusal(error)
-        needs = Needs(scratch_bytes=entries.BLOCK_BYTES + BATCH * 16 + 64, workers=1)
+        needs = Needs(scratch_bytes=BLOCK_BYTES + BATCH * 16 + 64, workers=1)
         self._member.join(problem, alike, places, shape, needs)
         self.hidden, self.experts, self.top_k, self.max_tokens = hidden, experts, top_k, max_tokens
         self.timeout = float(timeout)
@@ -83,7 +84,7 @@ class Exchange(Collective):
             experts=experts,
             top_k=top_k,
             row_bytes=FLOAT * hidden,
-            kernels=entries.handle(FLOAT32),
+            kernels=handle(isa.chosen(), FLOAT32),
             score=0,
             renormalize=0,
             scale=0,

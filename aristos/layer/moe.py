@@ -114,7 +114,6 @@ class MoE(Collective):
                 check_common(threads, timeout, ranks_per_node)
                 places = Placement(placement, cfg.experts, self.world)
                 alike = f"{cfg!r}, layers={layers}, schedule={str(schedule)!r}, placement={places}"
-                alike += kind.arithmetic(cfg)
                 shape, needs = widths(cfg), kind.needs(cfg, self._member.runtime, sms)
             except Exception as error:
                 problem = refusal(error)
@@ -295,6 +294,11 @@ class MoE(Collective):
     def device(self) -> int | None:
         """CUDA's number, in this process, of this rank's GPU; None with backend="cpu"."""
         return self._backend.device
+
+    @property
+    def isa(self) -> str | None:
+        """The instruction set of this rank's kernels, such as "amx"; None with backend="cuda"."""
+        return self._backend.isa
 
     # ------------------------------------------------------------ what calls did
 

@@ -18,8 +18,9 @@ class CallStats:
     logical bytes: the row of every routed (token, choice) pair on its way to an expert, own rank included; moved bytes:
     those that crossed between ranks. wait: idle because of a peer; idle: without a runnable tile for any reason.
     wire: serving peers on other nodes (puts, flushes, arrived words) between two commands; a worker that serves them
-    because it has no command is idle. On a GPU, whose workers are blocks, only idle_seconds is measured and the
-    other sums over workers are zero: reading the clock around every command would cost too much.
+    because it has no command is idle. isa: the instruction set of this rank's kernels; None on a GPU. On a GPU, whose
+    workers are blocks, only idle_seconds is measured and the other sums over workers are zero: reading the clock around
+    every command would cost too much.
     """
 
     rank: int
@@ -29,6 +30,7 @@ class CallStats:
     layer: int
     tokens: int
     schedule: str
+    isa: str | None
     rows_to_peer: tuple[int, ...]
     tiles_to_peer: tuple[int, ...]
     logical_bytes_to_peer: tuple[int, ...]
@@ -105,7 +107,9 @@ class Summary:
         return "\n".join(lines)
 
 
-def call_stats(job: np.ndarray, state: np.ndarray, tables: Tables, *, schedule: str, seconds: float) -> CallStats:
+def call_stats(
+    job: np.ndarray, state: np.ndarray, tables: Tables, *, schedule: str, seconds: float, isa: str | None = None
+) -> CallStats:
     """The stats of the call that has just ended. seconds: of the whole call."""
     counted = state[tables.first :]
     n = tables.counters(counted)
@@ -121,6 +125,7 @@ def call_stats(job: np.ndarray, state: np.ndarray, tables: Tables, *, schedule: 
         layer=int(job[words.LAYER]),
         tokens=int(job[words.TOKENS]),
         schedule=schedule,
+        isa=isa,
         rows_to_peer=rows_to,
         tiles_to_peer=tuple(int(t) for t in tables.peers(counted, words.T_TILES_TO)),
         logical_bytes_to_peer=tuple(r * row_bytes for r in rows_to),

@@ -9,8 +9,7 @@ import numpy as np
 from ..config import NARROW, MoEConfig, boolean
 from ..engine import words
 from ..errors import InputError
-from ..kernels.cpu.elements import ELEMENTS, ElementType
-from ..kernels.cpu.panels import pack, padded
+from ..kernels.cpu.elements import ElementType, element_type
 from ..primitives import arrays
 from ..primitives.buffers import FLOAT, aligned
 
@@ -120,15 +119,18 @@ def check_present(given: dict[str, Any], wanted: set[str], biases: set[str], cfg
 
 
 class LayerWeights:
-    """One layer's weights for the CPU kernels: this rank's experts in slot order, and the router. router: or None."""
+    """One layer's weights for the CPU kernels: this rank's experts in slot order, and the router. router: or None.
 
-    def __init__(self, element: ElementType, given: CheckedWeights) -> None:
+    float32: the element type of routers, for the instruction set that `element` is for.
+    """
+
+    def __init__(self, element: ElementType, float32: ElementType, given: CheckedWeights) -> None:
         self.packed: dict[str, np.ndarray] = {}
         for name in given.weights:
             self.packed[name] = _pack_all(element, [given.expert(name, e) for e in given.experts])
         for name, bias in given.biases.items():
             self.packed[name] = _pack_bias(element, bias, given.experts)
-        self.router = None if given.router is None else pack(given.router)
+        self.router = None if given.router is None else float32.pack(given.router)
 
     @property
     def nbytes(self) -> int:
@@ -159,9 +161,9 @@ class LayerWeights:
 
 def packed_bytes(cfg: MoEConfig, count: int) -> int:
     """Bytes of `LayerWeights` with `count` experts, all biases of the configuration, and a router."""
-    element = ELEMENTS[cfg.dtype]
+    element = element_type(cfg.dtype, cfg.precision)
     wide = 2 if cfg.gated else 1  # products of width F
     expert = wide * element.packed_bytes(cfg.hidden, cfg.ffn) + element.packed_bytes(cfg.ffn, cfg.hidden)
     if cfg.bias:
         expert += FLOAT * (wide * element.padded(cfg.ffn) + element.padded(cfg.hidden))
-    return count * expert + FLOAT * cfg.hidden * padded(cfg.experts)
+    return count * expert + element_type("float32").packed_bytes(cfg.hidden, cfg.experts)

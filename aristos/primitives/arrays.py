@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,19 @@ def view(name: str, value: Any) -> np.ndarray:
             raise InputError(f"{name}: its __array_interface__ cannot be read ({error})") from error
     if hasattr(value, "__dlpack__"):
         try:
-            return np.from_dlpack(value)
+            return _bfloat16(value) if "bfloat16" in str(getattr(value, "dtype", "")) else np.from_dlpack(value)
         except Exception as error:
             raise InputError(f"{name}: DLPack array cannot be read on the CPU ({error})") from error
     raise InputError(f"{name} must be an array (NumPy, __array_interface__ or DLPack), got {type(value).__name__}")
+
+
+def _bfloat16(value: Any) -> np.ndarray:
+    """A bfloat16 array of PyTorch or JAX as one of ml_dtypes: NumPy's DLPack has no bfloat16."""
+    import ml_dtypes
+
+    if str(value.dtype) == "torch.bfloat16":
+        return np.from_dlpack(value.view(sys.modules["torch"].int16)).view(ml_dtypes.bfloat16)
+    return np.asarray(value)
 
 
 def wrong_dtype(name: str, got: np.dtype, wanted: Any) -> InputError:

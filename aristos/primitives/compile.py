@@ -110,16 +110,26 @@ def lowerings() -> frozenset[Path]:
     return sources.importers(PACKAGE, "numba.extending", "overload")
 
 
-def module_folder(source: Path) -> Path:
-    """The folder of a module's compiled code."""
-    return cache_folder() / f"{source.stem}-{source_key(source)}"
+def module_folder(function: Callable) -> Path:
+    """The folder of the compiled code of a function's module.
+
+    Modules made from the same file in several packages (`kernels/by_isa.py`) have their own.
+    """
+    source = Path(function.__code__.co_filename)
+    package = function.__module__.rpartition(".")[0].rpartition(".")[2]
+    name = source.stem if package in ("", source.parent.name) else f"{package}.{source.stem}"
+    return cache_folder() / f"{name}-{source_key(source)}"
 
 
 class Locator(caching.UserProvidedCacheLocator):
     """Names a module's cache folder by the sources it reads, not by its path and its file's time."""
 
+    def __init__(self, function: Callable, source: str) -> None:
+        self._folder = module_folder(function)
+        super().__init__(function, source)
+
     def get_cache_path(self) -> str:
-        return str(module_folder(Path(self._py_file)))
+        return str(self._folder)
 
     def get_source_stamp(self) -> str:
         return source_key(Path(self._py_file))
@@ -145,7 +155,7 @@ class LazyCache(caching.NullCache):
 
     @functools.cached_property
     def _kept(self) -> Any:
-        with _numba_cache(module_folder(Path(self.function.__code__.co_filename)), Locator):
+        with _numba_cache(module_folder(self.function), Locator):
             return caching.FunctionCache(self.function)
 
     @property
@@ -255,9 +265,7 @@ def warm_up(entries: list[tuple[Any, tuple]], *, quiet: bool = False) -> int:
     if config.DISABLE_JIT:
         return 0
     before = compiled_here()
-    names = sorted(
-        (_source(function).stem, function.__name__, source_key(_source(function))) for function, _ in entries
-    )
+    names = sorted((function.__module__, function.__name__, source_key(_source(function))) for function, _ in entries)
     done = cache_folder() / f"{hashlib.sha256(repr(names).encode()).hexdigest()[:16]}.compiled"
     with contextlib.nullcontext() if done.exists() else _compile_lock(), _progress(quiet):
         for function, signature in entries:
@@ -278,7 +286,7 @@ def _compile(function: Any, signature: tuple) -> None:
         function.compile(signature)
     except (EOFError, pickle.UnpicklingError, AttributeError, ImportError, IndexError, OSError) as error:
         warnings.warn(f"the kernel cache in {cache_folder()} is damaged ({error!r}): compiling again", stacklevel=2)
-        for folder in {module_folder(_source(each)) for each in _registered}:
+        for folder in {module_folder(each.py_func) for each in _registered}:
             for path in [*folder.rglob("*.nbi"), *folder.rglob("*.nbc")]:
                 path.unlink(missing_ok=True)
         try:

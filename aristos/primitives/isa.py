@@ -1,6 +1,7 @@
 """Which instruction set the CPU kernels use: the best that this process may use, or the one that ARISTOS_ISA names.
 
-float32 has the same bits on every set with fused multiply-adds; other element types have their own on each.
+float32 has the same bits on every set with fused multiply-adds; other element types have their own on each, and ranks
+that compute with them agree on one set.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import platform
 from collections.abc import Mapping
 from functools import cache
+from typing import NamedTuple
 
 from llvmlite import binding
 from numba.core import config as _config
@@ -21,6 +23,8 @@ NEEDS: dict[str, tuple[str, ...]] = {  # features, as LLVM names them; the best 
     "avx512bf16": ("avx512f", "avx512vl", "avx512bf16"),
     "avx512": ("avx512f", "avx512vl"),
     "avx2": ("avx2", "fma", "f16c"),
+    "neonbf16": ("neon", "bf16"),
+    "neon": ("neon",),
     "generic": (),
 }
 ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # a system call of Linux on x86-64, its code, the state
@@ -77,10 +81,53 @@ def choose(has: list[str], wanted: str | None, refused: str) -> str:
 
 
 @cache
-def chosen() -> str:
-    """The instruction set of this process's kernels. As plain Python, kernels run for any."""
+def usable() -> tuple[str, ...]:
+    """The instruction sets that this process may use, the best first: none is better than the one that ARISTOS_ISA
+    names. As plain Python, kernels run for any.
+    """
     wanted = os.environ.get("ARISTOS_ISA")
-    if getattr(_config, "DISABLE_JIT", 0):
-        return choose(list(NEEDS), wanted or available(*target())[0], "")
     has = available(*target())
-    return choose(has, wanted, tiles_refused() if "amx" in has else "")
+    if getattr(_config, "DISABLE_JIT", 0):
+        best = choose(list(NEEDS), wanted or has[0], "")
+        has = has if best in has else list(NEEDS)
+    else:
+        best = choose(has, wanted, tiles_refused() if "amx" in has else "")
+    return tuple(has[has.index(best) :])
+
+
+def chosen() -> str:
+    """The instruction set of this process's kernels."""
+    return usable()[0]
+
+
+class Offer(NamedTuple):
+    """What a rank brings to the choice of one instruction set: `usable`, and whether ARISTOS_ISA names the first."""
+
+    sets: tuple[str, ...]
+    forced: bool
+
+
+def offer() -> Offer:
+    """This process's offer."""
+    return Offer(usable(), bool(os.environ.get("ARISTOS_ISA")))
+
+
+def agreed(offers: list[Offer]) -> str:
+    """The best instruction set that all ranks have: the same for any order of the ranks.
+
+    The best one is the first in the ranks' lists on average. One that ARISTOS_ISA names on a rank comes before others.
+    """
+    common = [isa for isa in NEEDS if all(isa in offer.sets for offer in offers)]
+    named = [isa for isa in common if any(offer.forced and offer.sets[0] == isa for offer in offers)]
+    return min(named or common, key=lambda isa: sum(offer.sets.index(isa) for offer in offers))
+
+
+def passed_over(isa: str, offers: list[Offer]) -> str:
+    """Which ranks have a better instruction set than the agreed one, as text; '' if none has."""
+    better: dict[str, list[int]] = {}
+    for rank, offer in enumerate(offers):
+        if offer.sets[0] != isa:
+            better.setdefault(offer.sets[0], []).append(rank)
+    return "; ".join(
+        f"{best} on rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}" for best, ranks in better.items()
+    )

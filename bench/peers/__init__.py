@@ -31,13 +31,15 @@ class Peer(Protocol):
 
 
 BOUNDS = {"float32": 1e-5, "bfloat16": 3e-2}
+HIGH = 2e-5  # of float32 with precision="high"
 
 
 @dataclass(frozen=True)
 class Entry:
     """A peer: its name on the command line, its title in tables, its environment, and the factory that makes it.
 
-    ours: whether it is Aristos. Its output is wrong if its error, relative to float64, exceeds the bound of its dtype.
+    ours: whether it is Aristos. Its output is wrong if its error, relative to float64, exceeds the bound of its dtype
+    and precision.
     """
 
     name: str
@@ -53,7 +55,8 @@ class Entry:
 
     @property
     def bound(self) -> float:
-        return BOUNDS[self.dtype]
+        high = self.options.get("config", {}).get("precision") == "high"
+        return HIGH if high else BOUNDS[self.dtype]
 
 
 def _aristos(name: str, title: str, dtype: str = "float32", schedule: str = "fused", **config: Any) -> Entry:
@@ -75,6 +78,7 @@ LAYERS = {
     for entry in (
         _aristos("fused", "fused"),
         _aristos("bulk", "bulk", schedule="bulk"),
+        _aristos("high", "fused, high precision", precision="high"),
         Entry("numpy", "Alltoallv + NumPy", "numpy", "peers.alltoallv_numpy:AlltoallvNumPy"),
         _torch("torch-packed", "MPI, oneDNN packed", "float32", "mpi", "packed"),
         _torch("torch-loop", "MPI, loop of mm", "float32", "mpi", "loop"),

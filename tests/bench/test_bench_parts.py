@@ -42,6 +42,7 @@ from aristos.errors import InputError, PoisonedError, ResultsError, WaitTimeout
 from aristos.host import launch_environment, mpi_library, versions
 from aristos.host.nodes import Nodes
 from aristos.layer.arguments import check_common
+from aristos.primitives import isa
 from aristos.transport import choice
 
 STEP = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "8", "SLURM_PROCID": "5"}
@@ -616,5 +617,7 @@ def test_facts_of_a_run_are_plain_values():
     facts = environment.facts(World(), ["gemm"], seed=3)
     assert facts["command"].endswith("aristos.bench gemm")
     assert facts["ranks"] == 1
+    assert facts["isa"] in isa.NEEDS
+    assert facts["isa_of_rank"] == [facts["isa"]]
     assert json.dumps(tables.plain(facts))
     assert set(versions.PACKAGES) <= set(facts["versions"])

@@ -33,6 +33,8 @@ def test_the_best_isa_is_chosen_unless_one_is_named():
     assert isa.available("znver3", zen3) == ["avx2", "generic"]
     assert isa.available("skylake-avx512", skylake) == ["avx512", "avx2", "generic"]
     assert isa.available("sapphirerapids", sapphire_rapids) == ["amx", "avx512", "avx512bf16", "avx2", "generic"]
+    assert isa.available("apple-m1", {"neon": True}) == ["neon", "generic"]
+    assert isa.available("neoverse-v2", {"neon": True, "bf16": True}) == ["neonbf16", "neon", "generic"]
     assert isa.available("znver4", skylake | {"avx512bf16": True})[0] == "avx512bf16"
     assert isa.available("znver3", zen3 | {"f16c": False}) == ["generic"]
     has = isa.available("sapphirerapids", sapphire_rapids)
@@ -45,8 +47,30 @@ def test_the_best_isa_is_chosen_unless_one_is_named():
         isa.choose(has, "amx", "no permission")
 
 
+def test_ranks_agree_on_the_best_set_that_all_have():
+    intel, zen4 = ("amx", "avx512", "avx512bf16", "avx2", "generic"), ("avx512bf16", "avx512", "avx2", "generic")
+    zen3, arm = ("avx2", "generic"), ("generic",)
+
+    def agreed(*offers: tuple[tuple[str, ...], bool]) -> str:
+        in_order = [isa.Offer(*offer) for offer in offers]
+        assert isa.agreed(in_order) == isa.agreed(in_order[::-1]), "the order of the ranks counts"
+        return isa.agreed(in_order)
+
+    assert agreed((intel, False)) == agreed((intel, False), (intel, False)) == "amx"
+    assert agreed((intel, False), (intel, False), (zen4, False)) == "avx512"
+    assert agreed((intel, False), (zen4, False), (zen4, False)) == "avx512bf16"
+    assert agreed((intel, False), (zen3, False), (zen4, False)) == "avx2"
+    assert agreed((intel, True), (zen3, False)) == "avx2"  # forced, and the others lack it
+    assert agreed((intel[2:], True), (intel, False), (intel, False)) == "avx512bf16"  # forced, and all have it
+    assert agreed((intel[3:], True), (intel, False)) == "avx2"
+    assert agreed((intel, False), (arm, False)) == "generic"
+    offers = [isa.Offer(intel, False), isa.Offer(zen3, False), isa.Offer(intel, False), isa.Offer(zen4, False)]
+    assert isa.passed_over("avx2", offers) == "amx on ranks 0, 2; avx512bf16 on rank 3"
+    assert isa.passed_over("amx", [isa.Offer(intel, False)]) == ""
+
+
 USABLE = [name for name in isa.available(*isa.target()) if name != "amx" or not isa.tiles_refused()]
-ROUNDED = str(Path(__file__).with_name("test_rounded_experts.py"))
+ROUNDED, MATRIX = (str(Path(__file__).with_name(f"test_{name}.py")) for name in ("rounded_experts", "matrix"))
 
 
 def on_each(names: Iterable[str], *words: str, **variables: str) -> dict[str, str]:
@@ -75,7 +99,8 @@ def test_16_bit_experts_on_every_isa_of_this_machine():
 
 
 @pytest.mark.slow
-def test_16_bit_experts_as_plain_python_for_every_isa():
+def test_kernels_as_plain_python_for_every_isa():
     """Tile loads, tile products and dot products included, also those that this machine does not have."""
-    chosen = "float64 or chunked or column or passes or combine"
-    on_each(isa.NEEDS, "-m", "pytest", "-q", "-p", "no:cacheprovider", ROUNDED, "-k", chosen, NUMBA_DISABLE_JIT="1")
+    chosen = "float64 or chunked or column or passes or combine or split"
+    files = ROUNDED, MATRIX
+    on_each(isa.NEEDS, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", chosen, NUMBA_DISABLE_JIT="1")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cases import MoE, routing, same, tokens
+from cases import MoE, clean_environment, routing, same, tokens
+from mpi import find_mpiexec
 from rounded import DTYPES, numpy_dtype
 
 import aristos
 from aristos import reference
 from aristos.errors import InputError, MismatchError
-from aristos.layer import cpu
 from aristos.layer.weights import packed_bytes
+from aristos.primitives import isa
 
 CFG = aristos.MoEConfig(hidden=70, ffn=200, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=70)
 STEP = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # half the distance of neighbours, relative
@@ -105,12 +109,169 @@ def test_other_dtypes_are_refused():
         assert same(moe(x), y)
 
 
+def test_high_precision_of_float32():
+    """Three products of bfloat16 on AMX, within 2e-5 of float64; elsewhere it is float32 as with "highest"."""
+    cfg = replace(CFG, hidden=300, ffn=700, precision="high")
+    w, x = reference.weights(cfg), tokens(cfg, 60, 0)
+    with MoE(replace(cfg, precision="highest"), backend="cpu", threads=1) as moe:
+        moe.load(0, **w)
+        exact = moe(x)
+    with MoE(cfg, backend="cpu", threads=1) as moe:
+        moe.load(0, **w)
+        y, used = moe(x), moe.isa
+        call = routing(cfg, 60, "some", seed=1)
+        given = moe(x, **call)
+    assert y.dtype == np.float32
+    want = reference.moe(cfg, x, **call, **{name: v for name, v in w.items() if name != "router"})
+    assert np.abs(given - want).max() < 2e-5 * np.abs(want).max()
+    assert np.abs(y - exact).max() < 2e-5 * np.abs(exact).max()
+    assert same(y, exact) == (used != "amx")
+    for options in ({"threads": 3}, {"schedule": "bulk"}):
+        with MoE(cfg, backend="cpu", **options) as moe:
+            moe.load(0, **w)
+            assert same(moe(x), y)
+            assert same(moe(x[:3]), y[:3])
+
+
 @pytest.mark.ranks(2)
-def test_ranks_of_two_instruction_sets_are_refused(comm, monkeypatch):
-    """Their outputs would depend on the rank; a float32 layer does not."""
-    monkeypatch.setattr(cpu.isa, "chosen", lambda: ("amx", "avx2")[comm.rank])
-    cfg = replace(CFG, dtype="bfloat16")
-    with pytest.raises(MismatchError, match=r"rank 0 has .*ISA amx .*rank 1 has .*ISA avx2"):
-        MoE(cfg, comm, backend="cpu")
-    with MoE(replace(CFG, dtype="float32"), comm, backend="cpu"):
-        pass
+def test_high_precision_on_ranks(comm, monkeypatch):
+    cfg = replace(CFG, precision="high")
+    w, x = reference.weights(cfg), tokens(cfg, 50 + comm.rank, seed=comm.rank)
+    with MoE(cfg, backend="cpu", threads=1) as moe:
+        moe.load(0, **w)
+        y = moe(x)
+    with MoE(replace(cfg, precision="highest"), backend="cpu", threads=1) as moe:
+        moe.load(0, **w)
+        exact = moe(x)
+    for options in ({}, {"ranks_per_node": 1}, {"placement": [[0, 1], 0, 1, [1, 0], 0]}):
+        with MoE(cfg, comm, backend="cpu", **options) as moe:
+            moe.load(0, **w)
+            assert same(moe(x), y), options
+    with pytest.raises(MismatchError, match=r"rank 0 has .*precision='high'.*rank 1 has .*precision='highest'"):
+        MoE(replace(cfg, precision=("high", "highest")[comm.rank]), comm, backend="cpu")
+    own = isa.usable()
+    monkeypatch.setattr(isa, "usable", lambda: (own, (LESS,))[comm.rank])
+    with MoE(cfg, comm, backend="cpu") as moe:  # without AMX on all ranks
+        moe.load(0, **w)
+        assert moe.isa == LESS
+        assert same(moe(x), exact)
+
+
+def test_weights_of_high_precision_take_the_bytes_of_float32():
+    wide = replace(CFG, hidden=128, ffn=256, bias=False)
+    high = replace(wide, precision="high")
+    assert abs(aristos.MoE.memory(high, 2) / aristos.MoE.memory(wide, 2) - 1) < 0.01
+    for cfg in (wide, high, replace(high, hidden=70)):
+        with MoE(cfg, backend="cpu", threads=1) as moe:
+            moe.load(0, **reference.weights(cfg))
+            assert moe.packed_weights(0).nbytes == packed_bytes(cfg, cfg.experts)
+
+
+def test_high_precision_is_for_float32():
+    with pytest.raises(InputError, match="precision='high' requires dtype='float32', got dtype='bfloat16'"):
+        replace(CFG, dtype="bfloat16", precision="high")
+    with pytest.raises(InputError, match="precision must be one of highest, high, got 'low'"):
+        replace(CFG, precision="low")
+
+
+LESS = "avx2" if "avx2" in isa.usable()[1:] else "generic"  # an instruction set besides the best one
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ranks_agree_on_an_instruction_set(comm, dtype, monkeypatch, capfd):
+    """The layer has the bits that the common one has on one rank; beside it, a layer keeps this rank's best."""
+    best, own = isa.chosen(), isa.usable()
+    cfg, w = configuration(dtype)
+    x = rows(cfg, 50, seed=comm.rank)
+    with monkeypatch.context() as only:
+        only.setattr(isa, "usable", lambda: (LESS,))
+        with MoE(cfg, backend="cpu", threads=1) as moe:
+            moe.load(0, **w)
+            assert moe.isa == LESS
+            want = moe(x)
+    monkeypatch.setattr(isa, "usable", lambda: (own, (LESS,))[comm.rank])
+    with MoE(replace(CFG, dtype="float32"), comm, backend="cpu") as moe:
+        assert moe.isa == (best, LESS)[comm.rank]  # equal bits on all: each rank uses its best
+    assert "aristos: kernels use" not in capfd.readouterr().err
+    with MoE(cfg, comm, backend="cpu") as moe, MoE(cfg, comm, backend="cpu") as again:
+        moe.load(0, **w)
+        again.load(0, **w)
+        y, stats = moe(x, return_stats=True)
+        assert moe.isa == again.isa == stats.isa == LESS
+        assert same(y, want)
+        assert same(again(x), want)
+    said = f"aristos: kernels use {LESS}, the best instruction set that all ranks have, not {best} on rank 0\n"
+    assert capfd.readouterr().err == (said if comm.rank == 0 and best != LESS else "")
+
+
+RANKS = """
+import os, sys
+rank = int(next(os.environ[v] for v in ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK") if v in os.environ))
+os.environ["ARISTOS_ISA"] = sys.argv[1 + rank]
+from mpi4py import MPI
+comm = MPI.COMM_WORLD
+"""
+ALONE = """
+import os, sys
+os.environ["ARISTOS_ISA"] = sys.argv[1]
+comm = None
+"""
+LAYER = """
+import hashlib
+import numpy as np
+import aristos
+from aristos import reference
+cfg = aristos.MoEConfig(hidden=70, ffn=200, experts=5, dtype="float16", max_tokens=70)
+x = np.random.default_rng(0).standard_normal((50, 70)).astype("f2")
+with aristos.MoE(cfg, comm, threads=1, backend="cpu") as moe:
+    moe.load(**reference.weights(cfg))
+    mine = f"> {moe.isa} {hashlib.sha256(moe(x).tobytes()).hexdigest()}"
+    for line in (comm.gather(mine) or []) if comm else [mine]:
+        print(line, flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
+def test_processes_with_two_values_of_aristos_isa():
+    def run(*command: str) -> list[str]:
+        done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr
+        return [line for line in done.stdout.splitlines() if line.startswith(">")]
+
+    (alone,) = run(sys.executable, "-c", ALONE + LAYER, LESS)
+    assert alone.split()[1] == LESS
+    for sets in ((isa.chosen(), LESS), (LESS, isa.chosen())):
+        assert run(*find_mpiexec(), "-n", "2", sys.executable, "-c", RANKS + LAYER, *sets) == [alone, alone]
+
+
+class Bfloat16Tensor:
+    """What PyTorch's bfloat16 tensors (`name` torch.bfloat16) and JAX's arrays (bfloat16) offer NumPy."""
+
+    def __init__(self, array: np.ndarray, name: str) -> None:
+        self._array, self.dtype = array, name
+
+    def __dlpack__(self, **options: object) -> object:
+        raise RuntimeError("Unsupported dtype in DLTensor.")
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        if self.dtype != "bfloat16":
+            raise TypeError("Got unsupported ScalarType BFloat16")
+        return self._array
+
+    def view(self, dtype: str) -> np.ndarray:
+        return self._array.view(dtype)
+
+
+def test_bfloat16_tensors_of_other_libraries(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(int16="int16"))
+    cfg, w = configuration("bfloat16")
+    x = rows(cfg, 9, 0)
+    with MoE(cfg, backend="cpu", threads=1) as moe:
+        for name in ("torch.bfloat16", "bfloat16"):
+            moe.load(0, **{n: Bfloat16Tensor(v, name) if v.dtype == x.dtype else v for n, v in w.items()})
+            assert same(moe(Bfloat16Tensor(x, name)), moe(x))

@@ -96,6 +96,26 @@ def test_a_release_of_another_device_needs_an_acquire_of_system_scope(scope, ord
     assert found == ORDERED if ordered else racing(found)
 
 
+@pytest.mark.parametrize(("first", "second", "ordered"), [
+    ("gpu", "sys", True), ("gpu", "gpu", False), ("cta", "sys", False),
+])  # fmt: skip
+def test_a_release_hands_on_what_its_thread_has_acquired(first, second, ordered):
+    """Causality is transitive: block 0 writes to a peer's memory and releases to block 1, which releases to the peer.
+
+    So data may pass through a release of gpu scope, if the last one, to the other device, has system scope.
+    """
+    threads = {
+        (0, 0, 0): WRITE + f"st.release.{first}.u32 [%flag], 1;",
+        (0, 1, 0): wait(1, "ld.acquire.gpu.u32 %r1, [%flag];") + f"st.release.{second}.u32 [%flag+8], 1;",
+        (1, 0, 0): wait(1, "ld.acquire.sys.u32 %r1, [%flag+8];") + READ,
+    }
+    found = reports(threads, devices=2)
+    if ordered:
+        assert found == ORDERED
+    else:
+        assert all("race data" in kinds for kinds, _ in found)
+
+
 @pytest.mark.parametrize(("scope", "ordered"), [("gpu", True), ("cta", False)])
 def test_an_atomic_operation_of_too_small_a_scope_breaks_the_chain(scope, ordered):
     """Block 1 adds to the flag; with block scope it does not observe block 0's release, and so its readers do not."""

@@ -1,4 +1,4 @@
-"""One expert of 16-bit rows for tests of kernels: random weights, the kernels' calls, and a float64 reference."""
+"""One expert by panels of 32 columns, for tests: random weights, the kernels' calls, and a float64 reference."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import numpy as np
 from aristos import reference
 from aristos.kernels.common import activations
 from aristos.kernels.cpu import elements, operands, rounded_expert
+from aristos.kernels.cpu.target import ISA
 from aristos.primitives.buffers import aligned
 
 DTYPES = ("bfloat16", "float16")
+SPLIT = ("float32",) if ISA == "amx" else ()  # with precision="high"
 
 
 def numpy_dtype(name: str) -> np.dtype:
@@ -30,7 +32,7 @@ class Expert:
     """An expert with SiLU."""
 
     def __init__(self, dtype: str, hidden: int, ffn: int, gated: bool, bias: bool) -> None:
-        self.element, self.dtype = elements.ELEMENTS[dtype], dtype
+        self.element, self.dtype = elements.element_type(dtype, "high" if dtype == "float32" else "highest"), dtype
         self.hidden, self.ffn, self.gated = hidden, ffn, gated
         rng = np.random.default_rng(hidden + ffn)
         shapes = {"up": (hidden, ffn), "gate": (hidden, ffn), "down": (ffn, hidden)}
@@ -74,12 +76,15 @@ class Expert:
         return rounded(self._rng.standard_normal((m, self.hidden)), self.dtype)
 
     def _out(self, m: int) -> np.ndarray:
-        y = aligned((m, elements.up(self.hidden)), np.uint16)
+        y = aligned((m, elements.up(self.hidden) * self.element.nbytes // 2), np.uint16)
         y[:] = 0x7FFF
         return y
 
     def _result(self, y: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(y[:, : self.hidden]).view(numpy_dtype(self.dtype))
+        end = self.hidden * self.element.nbytes // 2
+        if self.dtype == "float32":
+            assert (y[:, end:] == 0x7FFF).all(), "written beyond a row"
+        return np.ascontiguousarray(y[:, :end]).view(numpy_dtype(self.dtype))
 
     def _scratch(self, m: int) -> np.ndarray:
         nbytes = rounded_expert.scratch_bytes(self.element.code, m, self.hidden, self.ffn, self.gated)
@@ -128,7 +133,7 @@ class Expert:
         return total
 
     def reference(self, x: np.ndarray) -> np.ndarray:
-        """In float64, with hidden activations and outputs rounded once."""
+        """In float64, with hidden activations and outputs rounded once, as the dtype says."""
         w = {name: value.astype("f8") for name, value in self.weights.items()}
         bias = {name: 0.0 if value is None else value.astype("f8") for name, value in self.biases.items()}
         up = x.astype("f8") @ w["up"] + bias["up_bias"]

@@ -57,9 +57,8 @@ class Experts:
         count = max(1, min(work.cfg.experts, -(-COLD // one)))
         self.nbytes = one
         self.plain = [{name: w[0] for name, w in work.expert(e).items()} for e in range(count)]
-        self.packed = [
-            Packed(**weights, activation=self.cfg.activation, limit=self.cfg.limit) for weights in self.plain
-        ]
+        options = {name: getattr(self.cfg, name) for name in ("activation", "limit", "precision")}
+        self.packed = [Packed(**weights, **options) for weights in self.plain]
         self._next = 0
 
     def turn(self) -> int:

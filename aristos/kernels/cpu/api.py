@@ -6,16 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from ...config import ACTIVATIONS, checked_limit
+from ...config import ACTIVATIONS, PRECISIONS, checked_limit
 from ...errors import InputError
-from ...primitives.arrays import check_out
+from ...primitives.arrays import check_out, is_type
 from ...primitives.buffers import aligned
 from ..common.activations import word
 from .convert import FLOAT32
-from .elements import ELEMENTS, ElementType
-from .entries import BLOCK_BYTES, EXPERT, KERNELS, PRODUCT, product_bytes
-from .expert import scratch_bytes
-from .panels import pack, padded
+from .elements import ELEMENTS, ElementType, element_type
+from .entries import BLOCK_BYTES, EXPERT, KERNELS, PRODUCT, product_bytes, run_bytes
 
 RUN = 192  # rows of one run of the kernel
 NARROW_RUN = 128  # rows of a product of 16-bit elements, whose copy stays in the L2 cache: 4 to 25 % faster than 192
@@ -36,31 +34,31 @@ class KernelCall:
 class Matrix:
     """Weights packed for the micro-kernel: Matrix(w)(x) is x w, with float32 sums.
 
-    weight: [K, N] float32, bfloat16 (ml_dtypes) or float16. Not thread-safe: use one object per thread.
+    weight: [K, N] float32, bfloat16 (ml_dtypes) or float16. precision: of float32, as in `MoEConfig`. transposed: x is
+    multiplied by the transpose. Not thread-safe: use one object per thread.
     """
 
-    def __init__(self, weight: np.ndarray) -> None:
-        weight = np.asarray(weight)
-        element = ELEMENTS.get(weight.dtype.name)
-        if element is None or weight.ndim != 2:
-            wanted = "a matrix of float32, bfloat16 or float16"
-            raise InputError(f"weight must be {wanted}, got {weight.dtype} {list(weight.shape)}")
+    def __init__(self, weight: np.ndarray, *, precision: str = "highest", transposed: bool = False) -> None:
+        weight, self._element = _weight("weight", weight, precision)
         if 0 in weight.shape:
             raise InputError(f"weight must have at least one row and one column, got {list(weight.shape)}")
-        self.depth, self.columns = weight.shape
-        self._element, self._panels = element, element.pack(weight)
-        self._run = RUN if element.code == FLOAT32 else NARROW_RUN
-        self._rows = aligned((product_bytes(element.code, self._run, self.depth),), np.uint8)
-        self._call = KernelCall(element.code, PRODUCT)
+        self.depth, self.columns = weight.shape[::-1] if transposed else weight.shape
+        self._panels = self._element.pack(weight, transposed)
+        self._run = RUN if self._element.code == FLOAT32 else NARROW_RUN
+        self._scratch = aligned((product_bytes(self._element.code, self._run, self.depth),), np.uint8)
+        self._call = KernelCall(self._element.code, PRODUCT)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """x: [M, K] of the weight's dtype -> [M, N]. `out` [M, N] avoids a copy if N is a multiple of 32."""
+        """x: [M, K] of the weight's dtype -> [M, N]; transposed: [M, N] -> [M, K].
+
+        `out`, of the result's shape, avoids a copy if its columns are a multiple of 32.
+        """
         x, y = _rows(x, out, self.depth, self.columns, self._element)
         from_x, to_y = _addresses(x), _addresses(y)
         for first in range(0, len(x), self._run):
             self._call(
                 min(self._run, len(x) - first), from_x.ctypes.data + 8 * first, self.depth, self._panels.ctypes.data,
-                self.columns, to_y.ctypes.data + 8 * first, self._rows.ctypes.data,
+                self.columns, to_y.ctypes.data + 8 * first, self._scratch.ctypes.data,
             )  # fmt: skip
         return _result(y, out, self.columns)
 
@@ -68,9 +66,9 @@ class Matrix:
 class Packed:
     """One expert with its weights packed: y = act(x up + up_bias) [* (x gate + gate_bias)] down + down_bias.
 
-    up, gate: [H, F] float32, down: [F, H]; biases: [F], [F], [H]. With a gate, the activation is applied to the gate
-    projection, and `limit` bounds both projections (see MoEConfig).
-    Not thread-safe: use one object per thread.
+    up, gate: [H, F] float32, bfloat16 (ml_dtypes) or float16; down: [F, H]; biases: [F], [F], [H] float32. With a gate,
+    the activation is applied to the gate projection, and `limit` bounds both projections. limit; precision, of float32:
+    see MoEConfig. Not thread-safe: use one object per thread.
     """
 
     def __init__(
@@ -83,34 +81,38 @@ class Packed:
         down_bias: np.ndarray | None = None,
         activation: str = "gelu",
         limit: float | None = None,
+        *,
+        precision: str = "highest",
     ) -> None:
         if not isinstance(activation, str) or activation not in ACTIVATIONS:
             raise InputError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         limit = checked_limit(activation, gate is not None, limit)
-        up = _matrix("up", up, None)
+        up, element = _weight("up", up, precision)
+        self._element = element
         self.hidden, self.ffn = up.shape
         if 0 in up.shape:
             raise InputError(f"up must have at least one row and one column, got {list(up.shape)}")
         if gate is None and gate_bias is not None:
             raise InputError("gate_bias came without gate")
-        parts: list[np.ndarray | None] = [pack(up)]
-        parts.append(None if gate is None else pack(_matrix("gate", gate, up.shape)))
-        parts.append(pack(_matrix("down", down, up.shape[::-1])))
+        parts: list[np.ndarray | None] = [element.pack(up)]
+        parts.append(None if gate is None else element.pack(_matrix("gate", gate, up.shape, element.name)))
+        parts.append(element.pack(_matrix("down", down, up.shape[::-1], element.name)))
         for name, bias, n in (
             ("up_bias", up_bias, self.ffn),
             ("gate_bias", gate_bias, self.ffn),
             ("down_bias", down_bias, self.hidden),
         ):
-            parts.append(None if bias is None else _bias(name, bias, n))
+            parts.append(None if bias is None else element.pack_bias(_bias(name, bias, n)))
         self._parts = parts
         self._weights = [0 if p is None else p.ctypes.data for p in parts]
         self._code = word(activation, limit)
-        self._scratch = aligned((scratch_bytes(RUN, self.hidden, gate is not None),), np.uint8)
-        self._call = KernelCall(FLOAT32, EXPERT)
+        scratch, _ = run_bytes(element.code, RUN, 0, self.hidden, self.ffn, gate is not None)
+        self._scratch = aligned((scratch,), np.uint8)
+        self._call = KernelCall(element.code, EXPERT)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """x: [M, H] float32 -> [M, H]. `out` [M, H] avoids a copy if H is a multiple of the vector width."""
-        x, y = _rows(x, out, self.hidden, self.hidden)
+        """x: [M, H] of the weights' dtype -> [M, H]. `out` [M, H] avoids a copy if H is a multiple of 32."""
+        x, y = _rows(x, out, self.hidden, self.hidden, self._element)
         from_x, to_y = _addresses(x), _addresses(y)
         for first in range(0, len(x), RUN):
             self._call(
@@ -131,18 +133,30 @@ def ffn(
     activation: str = "gelu",
     limit: float | None = None,
 ) -> np.ndarray:
-    """Pack an expert's weights and run it on rows: x [M, H], up and gate [H, F], down [F, H], float32 -> [M, H]."""
+    """Pack an expert's weights, run it on rows of their dtype: x [M, H], up and gate [H, F], down [F, H] -> [M, H]."""
     return Packed(up, down, gate, up_bias, gate_bias, down_bias, activation, limit)(x)
 
 
+def _weight(name: str, value: Any, precision: str) -> tuple[np.ndarray, ElementType]:
+    """A matrix of any element type, and that type."""
+    array = np.asarray(value)
+    dtype = array.dtype.name
+    if dtype not in ELEMENTS or not array.dtype.isnative or array.ndim != 2:
+        wanted = "a matrix of float32, bfloat16 or float16"
+        raise InputError(f"{name} must be {wanted}, got {array.dtype} {list(array.shape)}")
+    if precision not in PRECISIONS or (precision != "highest" and dtype != "float32"):
+        raise InputError(f"precision must be 'highest', or 'high' with float32, got {precision!r} with {dtype}")
+    return array, element_type(dtype, precision)
+
+
 def _rows(
-    x: Any, out: np.ndarray | None, width: int, columns: int, element: ElementType = ELEMENTS["float32"]
+    x: Any, out: np.ndarray | None, width: int, columns: int, element: ElementType
 ) -> tuple[np.ndarray, np.ndarray]:
-    """x [M, width] and `out` [M, columns], checked: (rows to read, rows to write, with space for whole panels)."""
+    """x [M, width] and `out` [M, columns], checked: (rows to read, rows to write, with space for whole vectors)."""
     x = _matrix("x", x, (np.shape(x)[0] if np.ndim(x) else 0, width), element.name)
     if out is not None:
         check_out(out, (len(x), columns), x.dtype, x, contiguous=False)
-    if x.strides[1] != element.nbytes:
+    if x.strides[1] != x.itemsize:
         x = np.ascontiguousarray(x)
     if out is not None and element.padded(columns) == columns and out.flags.c_contiguous:
         return x, out
@@ -163,11 +177,10 @@ def _addresses(m: np.ndarray) -> np.ndarray:
     return m.ctypes.data + m.strides[0] * np.arange(len(m))
 
 
-def _matrix(name: str, value: Any, shape: tuple[int, ...] | None, dtype: str = "float32") -> np.ndarray:
+def _matrix(name: str, value: Any, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     array = np.asarray(value)
-    if array.dtype.name != dtype or array.ndim != 2 or (shape is not None and array.shape != shape):
-        wanted = "a matrix" if shape is None else f"shape {list(shape)}"
-        raise InputError(f"{name} must be {dtype} with {wanted}, got {array.dtype} {list(array.shape)}")
+    if not is_type(array, dtype) or array.ndim != 2 or array.shape != shape:
+        raise InputError(f"{name} must be {dtype} with shape {list(shape)}, got {array.dtype} {list(array.shape)}")
     return array
 
 
@@ -175,7 +188,4 @@ def _bias(name: str, value: Any, n: int) -> np.ndarray:
     array = np.asarray(value)
     if array.dtype != np.float32 or array.shape != (n,):
         raise InputError(f"{name} must be float32 with shape [{n}], got {array.dtype} {list(array.shape)}")
-    out = aligned((padded(n),))
-    out[:] = 0
-    out[:n] = array
-    return out
+    return array

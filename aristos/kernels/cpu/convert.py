@@ -7,14 +7,16 @@ by integer operations, denormals too.
 import numpy as np
 from numba.extending import overload
 
-from ...primitives import isa
 from ...primitives import memory as mem
 from ...primitives.compile import jit
-from . import llvm, micro_kernels
+from ..cpu import llvm
+from . import micro_kernels
 from .panels import LANES
+from .target import ISA
 
-FLUSHES = isa.chosen() in ("amx", "avx512bf16")  # rounding to bfloat16 takes denormals for zeros
-FLOAT32, BFLOAT16, FLOAT16 = range(3)  # element types: the job's word ELEMENT
+FLUSHES = ISA in ("amx", "avx512bf16")  # rounding to bfloat16 takes denormals for zeros
+FLOAT32, BFLOAT16, FLOAT16 = range(3)  # codes of element types
+SPLIT = 3  # float32 computed as sums of two bfloat16
 
 
 def half_of_float(value):
@@ -46,6 +48,19 @@ def round_block(dst, src, n):
 
 _block = micro_kernels.round_block(LANES, FLUSHES)
 overload(round_block, inline="always")(lambda dst, src, n: lambda dst, src, n: _block(dst, src, n))
+
+
+def split_block(high, low, src, n):
+    """1 to 32 float32 at address src, then zeros, as sums of two bfloat16: 32 at each of the addresses high and low."""
+    values = np.zeros(32, np.float32)
+    values[:n] = mem.floats(src, n)
+    round_block(high, values.ctypes.data, 32)
+    rest = values - (mem.bits16(high, 32).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    round_block(low, rest.ctypes.data, 32)
+
+
+_split = micro_kernels.split_block(LANES, FLUSHES)
+overload(split_block, inline="always")(lambda high, low, src, n: lambda high, low, src, n: _split(high, low, src, n))
 
 
 @jit

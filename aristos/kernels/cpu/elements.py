@@ -1,7 +1,8 @@
 """The element types of rows and weights on CPUs: codes, sizes, and weights packed for each type.
 
 A 16-bit type's weights [K, N] are packed as panels of 32 columns, each for all of K; both are padded with zeros to
-multiples of 32. All instruction sets read the same panels. Router and biases are float32 in every type.
+multiples of 32. All instruction sets read the same panels. Router and biases are float32 in every type. Weights for
+precision="high" are packed as bfloat16 is, each value as two: panels have as many bytes as those of float32.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import numpy as np
 
 from ...primitives.buffers import FLOAT, aligned
 from . import panels
-from .convert import BFLOAT16, FLOAT16, FLOAT32, narrow
+from .convert import BFLOAT16, FLOAT16, FLOAT32, SPLIT, narrow
+from .target import ISA
 
 WIDTH = 32  # columns of a panel of 16-bit weights, and k that they are padded to
 
 
 @dataclass(frozen=True)
 class ElementType:
-    """name: as in `MoEConfig.dtype`. code: the job's word ELEMENT. nbytes: of an element of a row."""
+    """name: as in `MoEConfig.dtype`. code: of the kernels, `entries.KERNELS`. nbytes: of an element of a row."""
 
     name: str
     code: int
@@ -33,10 +35,17 @@ class ElementType:
         """Bytes of a packed [depth, columns]."""
         return self.nbytes * (depth if self.code == FLOAT32 else up(depth)) * self.padded(columns)
 
-    def pack(self, weight: np.ndarray) -> np.ndarray:
-        """weight: [K, N] float32 or of this type, in any strides -> `packed_bytes(K, N)` bytes."""
+    def pack(self, weight: np.ndarray, transposed: bool = False) -> np.ndarray:
+        """weight: [K, N] float32 or of this type, in any strides -> `packed_bytes(K, N)` bytes.
+
+        transposed: pack its transpose, `packed_bytes(N, K)` bytes, as products of gradients read it.
+        """
+        if transposed:
+            weight = weight.T
         if self.code == FLOAT32:
             return panels.pack(weight).view(np.uint8)
+        if self.code == SPLIT:
+            return pack_split(weight).reshape(-1).view(np.uint8)
         bits = narrow(self.code, weight) if weight.dtype == np.float32 else weight.view(np.uint16)
         packed = pack_pairs(bits) if self.code == BFLOAT16 else pack_columns(bits)
         return packed.reshape(-1).view(np.uint8)
@@ -58,6 +67,13 @@ ELEMENTS = {
     )
 }
 
+_SPLIT = ElementType("float32", SPLIT, FLOAT)
+
+
+def element_type(dtype: str, precision: str = "highest") -> ElementType:
+    """The element type of a layer: float32 with precision "high" is split where AMX multiplies bfloat16."""
+    return _SPLIT if precision == "high" and ISA == "amx" else ELEMENTS[dtype]
+
 
 def up(n: int) -> int:
     """n rounded up to a multiple of WIDTH."""
@@ -73,6 +89,16 @@ def pack_pairs(bits: np.ndarray) -> np.ndarray:
     k, n = whole.shape
     packed = aligned((n // 32, k // 32, 2, 16, 16, 2), np.uint16)
     packed[:] = whole.reshape(k // 32, 16, 2, n // 32, 2, 16).transpose(3, 0, 4, 1, 5, 2)
+    return packed
+
+
+def pack_split(weight: np.ndarray) -> np.ndarray:
+    """[K, N] float32 -> [N / 32, K / 32, 2, 2, 16, 16, 2] uint16: `pack_pairs` of high and low values, by blocks."""
+    high = narrow(BFLOAT16, weight)
+    low = narrow(BFLOAT16, weight - (high.astype(np.uint32) << np.uint32(16)).view(np.float32))
+    parts = [pack_pairs(high), pack_pairs(low)]
+    packed = aligned((*parts[0].shape[:2], 2, *parts[0].shape[2:]), np.uint16)
+    np.stack(parts, axis=2, out=packed)
     return packed
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from numba import types
 
 from ...primitives import memory as mem
-from ...primitives.compile import config, jit, warm_up
-from . import expert, rounded_expert
-from .convert import BFLOAT16, FLOAT16, FLOAT32
-from .gemm import packed_bytes, product
+from ...primitives.compile import jit
+from . import expert, gemm, rounded_expert
+from .convert import BFLOAT16, FLOAT16, FLOAT32, SPLIT
+from .target import ISA
 from .tokens import combine_token, route_block
 
 ROUTE, EXPERT, UP, DOWN, COMBINE, PRODUCT = range(6)
@@ -76,7 +76,7 @@ def float32_kernels(kernel, block):
     elif kernel == COMBINE:
         combine(FLOAT32, block)
     elif kernel == PRODUCT:
-        product(
+        gemm.product(
             argument(a, 0), argument(a, 1), argument(a, 2), argument(a, 3), argument(a, 4), argument(a, 5),
             argument(a, 6),
         )  # fmt: skip
@@ -88,6 +88,7 @@ def float32_kernels(kernel, block):
 @jit
 def run_rounded(element, kernel, block):
     a = block
+    rows = FLOAT32 if element == SPLIT else element
     if kernel == EXPERT:
         rounded_expert.expert_rows(
             element, argument(a, 0), argument(a, 1), argument(a, 2), weights_at(a, 3), argument(a, 9), argument(a, 10),
@@ -104,14 +105,14 @@ def run_rounded(element, kernel, block):
             argument(a, 11), argument(a, 12), argument(a, 13),
         )  # fmt: skip
     elif kernel == COMBINE:
-        combine(element, block)
+        combine(rows, block)
     elif kernel == PRODUCT:
         rounded_expert.product(
             element, argument(a, 0), argument(a, 1), argument(a, 2), argument(a, 3), argument(a, 4), argument(a, 5),
             argument(a, 6),
         )  # fmt: skip
     else:
-        return int(route(element, block))
+        return int(route(rows, block))
     return 0
 
 
@@ -127,7 +128,20 @@ def float16_kernels(kernel, block):
     return run_rounded(FLOAT16, kernel, block)
 
 
+@jit
+def split_kernels(kernel, block):
+    """Run a kernel on float32 rows and split weights; returns its result, 0 if it has none."""
+    return run_rounded(SPLIT, kernel, block)
+
+
 KERNELS = {FLOAT32: float32_kernels, BFLOAT16: bfloat16_kernels, FLOAT16: float16_kernels}
+if ISA == "amx":
+    KERNELS[SPLIT] = split_kernels
+
+
+def product_bytes(element: int, rows: int, depth: int) -> int:
+    """Bytes of scratch for a matrix product of `rows` rows."""
+    return gemm.packed_bytes(rows, depth) if element == FLOAT32 else rounded_expert.product_bytes(element, rows, depth)
 
 
 def run_bytes(element: int, rows: int, few: int, hidden: int, ffn: int, gated: bool) -> tuple[int, int]:
@@ -136,18 +150,3 @@ def run_bytes(element: int, rows: int, few: int, hidden: int, ffn: int, gated: b
         return expert.scratch_bytes(rows, hidden, gated), expert.activation_bytes(few, ffn, gated)
     run = rounded_expert.scratch_bytes(element, rows, hidden, ffn, gated)
     return run, rounded_expert.activation_bytes(element, few, ffn)
-
-
-def product_bytes(element: int, rows: int, depth: int) -> int:
-    """Bytes of scratch for a product of `rows` rows."""
-    return packed_bytes(rows, depth) if element == FLOAT32 else rounded_expert.product_bytes(element, rows, depth)
-
-
-def handle(element: int) -> int:
-    """What the job's word KERNELS holds: the address of the compiled function; in plain Python the element's code."""
-    if config.DISABLE_JIT:
-        return element
-    compiled = KERNELS[element]
-    warm_up([(compiled, SIGNATURE)])
-    found = compiled.overloads[SIGNATURE]
-    return int(found.library.get_pointer_to_function(found.fndesc.llvm_func_name))

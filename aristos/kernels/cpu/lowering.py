@@ -1,25 +1,45 @@
 """The CPU lowerings of `aristos.primitives.arithmetic`: calls of an element type's compiled kernels by address.
 
-With NUMBA_DISABLE_JIT=1 the kernels themselves replace the names. The block of arguments is the first part of the
-worker's scratch.
+With NUMBA_DISABLE_JIT=1 they run as plain Python, and so do the kernels. The block of arguments is the first part of
+the worker's scratch.
 """
+
+from collections.abc import Callable
 
 from numba.extending import overload
 
 from ...primitives import arithmetic
 from ...primitives import memory as mem
-from ...primitives.compile import config, jit
-from . import expert, rounded_expert
-from .convert import FLOAT32
-from .entries import BLOCK_BYTES, COMBINE, DOWN, EXPERT, ROUTE, UP
-from .tokens import combine_token, route_block
+from ...primitives.compile import config, jit, warm_up
+from ..by_isa import module
+from .entries import BLOCK_BYTES, COMBINE, DOWN, EXPERT, ROUTE, SIGNATURE, UP
+
+_plain: list[Callable[[int, int], int]] = []  # in plain Python: the functions that handles count
+
+
+def handle(isa: str, element: int) -> int:
+    """The job's word KERNELS: the address of the kernels of an ISA and an element type; in plain Python a number."""
+    kernels = module("entries", isa).KERNELS[element]
+    if config.DISABLE_JIT:
+        _plain.append(kernels)
+        return len(_plain) - 1
+    warm_up([(kernels, SIGNATURE)])
+    found = kernels.overloads[SIGNATURE]
+    return int(found.library.get_pointer_to_function(found.fndesc.llvm_func_name))
 
 
 @jit
-def call(kernels, kernel, block):
+def call_compiled(kernels, kernel, block):
     """Run a kernel of the compiled function at address `kernels`; returns its result."""
     mem.call(kernels, block, block + 8, kernel, block, 0, 0, 0, 0)
     return mem.load(block)
+
+
+def _call_plain(kernels, kernel, block):
+    return _plain[kernels](kernel, block)
+
+
+call = _call_plain if config.DISABLE_JIT else call_compiled
 
 
 @jit
@@ -130,39 +150,7 @@ def _combine_token(kernels, y, k, weights, rows, hidden, scratch):
     return run
 
 
-def _plain_route_block(element, count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, *rest):
-    scale = mem.float_of_bits(scale)
-    return route_block(element, count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, *rest)
-
-
-def _plain_combine_token(element, y, k, weights, rows, hidden, scratch):
-    combine_token(element, y, k, mem.floats(weights, k), mem.words(rows, k), hidden, scratch)
-
-
-def _plain_expert_rows(element, *rest):
-    if element == FLOAT32:
-        expert.expert_rows(*rest)
-    else:
-        rounded_expert.expert_rows(element, *rest)
-
-
-def _plain_up_columns(element, *rest):
-    if element == FLOAT32:
-        expert.up_columns(*rest)
-    else:
-        rounded_expert.up_columns(element, *rest)
-
-
-def _plain_down_columns(element, *rest):
-    if element == FLOAT32:
-        expert.down_columns(*rest[:-2], rest[-1])
-    else:
-        rounded_expert.down_columns(element, *rest)
-
-
 if config.DISABLE_JIT:
-    arithmetic.route_block = _plain_route_block
-    arithmetic.combine_token = _plain_combine_token
-    arithmetic.expert_rows = _plain_expert_rows
-    arithmetic.up_columns = _plain_up_columns
-    arithmetic.down_columns = _plain_down_columns
+    for _typed in (_route_block, _expert_rows, _up_columns, _down_columns, _combine_token):
+        _types = [None] * _typed.__code__.co_argcount
+        setattr(arithmetic, _typed.__name__[1:], _typed(*_types))

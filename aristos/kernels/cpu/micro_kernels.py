@@ -182,6 +182,36 @@ def round_block(lanes, instruction):
     return _intrinsic("round_block", 3, emit)
 
 
+def split_block(lanes, instruction):
+    """Emit split(high, low, src, n): 1 to 32 float32 at src, then zeros, as sums of two bfloat16 at high and low."""
+
+    def emit(builder, args):
+        high, low, src, n = args
+        vector, halves = ir.VectorType(F32, lanes), ir.VectorType(I16, lanes)
+        words = ir.VectorType(I32, lanes)
+        spare = builder.bitcast(cgutils.alloca_once(builder, ir.ArrayType(I8, SUMS)), BYTE)
+        before, part, ready = builder.block, *(builder.append_basic_block(name) for name in ("part", "ready"))
+        builder.cbranch(builder.icmp_signed("==", n, I64(32)), ready, part)
+        builder.position_at_end(part)
+        cgutils.memset(builder, spare, I64(SUMS), 0)
+        cgutils.raw_memcpy(builder, spare, builder.inttoptr(src, BYTE), builder.mul(n, I64(4)), 1)
+        copied, last = builder.ptrtoint(spare, I64), builder.block
+        builder.branch(ready)
+        builder.position_at_end(ready)
+        source = builder.phi(I64)
+        source.add_incoming(src, before)
+        source.add_incoming(copied, last)
+        for i in range(32 // lanes):
+            values = builder.load(_at(builder, source, 4 * lanes * i, vector), align=4)
+            upper = _rounded(builder, values, instruction)
+            back = builder.bitcast(builder.shl(builder.zext(upper, words), words([16] * lanes)), vector)
+            lower = _rounded(builder, builder.fsub(values, back), instruction)
+            builder.store(upper, _at(builder, high, 2 * lanes * i, halves), align=2)
+            builder.store(lower, _at(builder, low, 2 * lanes * i, halves), align=2)
+
+    return _intrinsic("split_block", 4, emit)
+
+
 # ---------------------------------------------------------------- weighted sums of rows of 16 bits
 
 
@@ -349,13 +379,16 @@ def widened_float16(rows, vectors, pitch, lanes):
     return _intrinsic(f"float16_{rows}x{vectors * lanes}", 7, emit)
 
 
-def dot_bfloat16(rows, vectors, pitch, lanes):
-    """As `widened_bfloat16`, by AVX512-BF16's dot products of pairs; rows of A are bfloat16, `pitch` bytes apart."""
+def dot_bfloat16(rows, vectors, pitch, lanes, instruction):
+    """As `widened_bfloat16`, by dot products of pairs; rows of A are bfloat16, `pitch` bytes apart.
+
+    instruction: the name of LLVM's intrinsic for vectors of `lanes` sums.
+    """
     vector, halves = ir.VectorType(F32, lanes), ir.VectorType(BFloat(), 2 * lanes)
 
     def emit(builder, args):
         a, b, sums, steps, carry, ahead, pace = args
-        dot = _declare(builder, f"llvm.x86.avx512bf16.dpbf16ps.{32 * lanes}", vector, [vector, halves, halves])
+        dot = _declare(builder, instruction, vector, [vector, halves, halves])
         places = [_at(builder, sums, SUMS * i + 4 * lanes * j, vector) for i in range(rows) for j in range(vectors)]
 
         def body(p, values):
@@ -382,13 +415,15 @@ def dot_bfloat16(rows, vectors, pitch, lanes):
 # ---------------------------------------------------------------- AMX tiles of bfloat16
 
 
-def tile_kernel(down):
+def tile_kernel(down, parts=1):
     """Emit the kernel for `down` x 2 tiles of up to 16 x 16 sums of bfloat16 products.
 
     The compiled call is kernel(a, below, b, sums, steps, carry, ahead, pace, upper, lower). `a`: address of the packed
     tiles of A, STEP bytes a block of 32 k; `below`: bytes from there to those of the lower tile; `b`: of a packed
     panel; `sums`: of the first of rows of 32 sums; `upper`, `lower`: rows of the tiles, for which `configure` was
     called. For each block it prefetches `pace` bytes, a multiple of 64. Tiles 0 to 3 hold sums, 4 and 5 A, 6 and 7 B.
+    parts: 2 for operands that are sums of two bfloat16. A tile of high values is then followed by that of the low ones,
+    and the products are low high, high high, high low: so each tile is loaded once.
     """
 
     def emit(builder, args):
@@ -411,16 +446,35 @@ def tile_kernel(down):
                 builder.call(zero, [tile])
             return []
 
-        def body(k, _):
+        def rows(k, part):
+            """Load tiles of A: part 0 of the two is the high one."""
             for i in range(down):
-                offset = builder.mul(k, I64(STEP))
+                offset = builder.add(builder.mul(k, I64(parts * STEP)), I64(STEP * part))
                 builder.call(load, [I8(4 + i), _at(builder, left[i], offset, I8), I64(64)])
+
+        def columns(k, part):
             for j in range(2):
-                offset = builder.add(builder.mul(k, I64(2 * STEP)), I64(STEP * j))
+                offset = builder.add(builder.mul(k, I64(2 * parts * STEP)), I64(STEP * (2 * part + j)))
                 builder.call(load, [I8(6 + j), _at(builder, b, offset, I8), I64(64)])
+
+        def products():
             for i in range(down):
                 for j in range(2):
                     builder.call(dot, [I8(2 * i + j), I8(4 + i), I8(6 + j)])
+
+        def body(k, _):
+            if parts == 2:
+                rows(k, 1)
+                columns(k, 0)
+                products()
+                rows(k, 0)
+                products()
+                columns(k, 1)
+                products()
+            else:
+                rows(k, 0)
+                columns(k, 0)
+                products()
             here = builder.add(ahead, builder.mul(k, pace))
 
             def line(n, _):
@@ -435,7 +489,7 @@ def tile_kernel(down):
         for tile, place in places:
             builder.call(store, [tile, place, I64(SUMS)])
 
-    return _intrinsic(f"tiles_{down}x2", 10, emit)
+    return _intrinsic(f"tiles_{down}x2x{parts}", 10, emit)
 
 
 def _configure(builder, args):

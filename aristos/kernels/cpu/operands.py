@@ -1,20 +1,25 @@
-"""Products of 16-bit elements, by element type and instruction set: tiles where there are any, else multiply-adds.
+"""Products by panels of 32 columns, by element type and instruction set: tiles if there are any, else multiply-adds.
 
 `tiles` and `widened` say what an operand, a panel and sums are. One arithmetic serves an element type on an instruction
 set, whatever the number of rows: so a row's sums never depend on the rows beside it.
 """
 
-from ...primitives import isa
 from ...primitives import memory as mem
-from ...primitives.compile import jit
+from ...primitives.buffers import FLOAT
+from ...primitives.compile import inlined, jit
 from ..common.branches import unrolled
 from . import tiles, widened
-from .convert import BFLOAT16, FLOAT16
+from .convert import BFLOAT16, FLOAT16, SPLIT, round_row
+from .elements import WIDTH
+from .micro_kernels import SUMS
+from .target import ISA
 
 SPARE_BYTES = 128  # for the shapes of tiles, or for one row of 32 elements
 
-release = tiles.release if isa.chosen() == "amx" else mem.pause
-_ways = {BFLOAT16: tiles if isa.chosen() == "amx" else widened, FLOAT16: widened}
+release = tiles.release if ISA == "amx" else mem.pause
+_ways = {BFLOAT16: widened, FLOAT16: widened}
+if ISA == "amx":
+    _ways |= {BFLOAT16: tiles, SPLIT: tiles}
 
 
 def _by_element(name, arguments):
@@ -32,6 +37,27 @@ panel_sums = _by_element("panel_sums", "m, a, depth, panel, sums, carry, ahead, 
 def operand_bytes(element: int, rows: int, columns: int) -> int:
     """Bytes of an operand of `rows` rows, for Python."""
     return int(_ways[element].operand_size(element, rows, columns))
+
+
+@inlined
+def panel_bytes(element):
+    """Bytes of a panel for each k."""
+    return 4 * WIDTH if element == SPLIT else 2 * WIDTH
+
+
+@jit
+def write_rows(element, m, sums, y, j, columns):
+    """Sums of m rows become columns j.. of the rows of y, rounded once. columns: of y.
+
+    y: address of an array of row addresses. Rows of 16-bit elements have space for whole panels.
+    """
+    if element == SPLIT:
+        nbytes = FLOAT * min(WIDTH, columns - j)
+        for i in range(m):
+            mem.copy_row(mem.load(y + 8 * i) + FLOAT * j, sums + SUMS * i, nbytes)
+    else:
+        for i in range(m):
+            round_row(element, mem.load(y + 8 * i) + 2 * j, sums + SUMS * i, WIDTH)
 
 
 @jit

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...primitives import isa
 from ...primitives.buffers import aligned
+from .target import ISA
 
 
 class MicroKernelShape(NamedTuple):
@@ -25,13 +26,14 @@ class MicroKernelShape(NamedTuple):
 def shape_for(isa: str, cpu: str) -> MicroKernelShape:
     """The shape for an instruction set and a CPU, as LLVM names it."""
     if isa in ("avx512", "avx512bf16", "amx"):
-        return (
-            MicroKernelShape(8, 4, 6) if cpu == "znver4" else MicroKernelShape(16, 3, 8)
-        )  # Zen 4 computes 256 bits at a time
+        wide = cpu != "znver4"  # Zen 4 computes 256 bits at a time
+        return MicroKernelShape(16, 3, 8) if wide else MicroKernelShape(8, 4, 6)
+    if isa in ("neon", "neonbf16"):
+        return MicroKernelShape(4, 3, 8)  # 32 registers of 128 bits
     return MicroKernelShape(8, 2, 6) if isa == "avx2" else MicroKernelShape(4, 4, 6)
 
 
-LANES, VECTORS, ROWS = shape_for(isa.chosen(), isa.target()[0])
+LANES, VECTORS, ROWS = shape_for(ISA, isa.target()[0])
 NR = LANES * VECTORS  # columns of a panel
 
 

@@ -1,6 +1,7 @@
-"""One expert on a run of rows of 16-bit elements: y = round(round(act(x up + b1) [* (x gate + bg)]) down + b2).
+"""One expert on a run of rows by panels of 32 columns: y = round(round(act(x up + b1) [* (x gate + bg)]) down + b2).
 
-Sums, biases and activations are float32. Hidden activations and outputs are each rounded once. A panel of 32 columns is
+For elements of 16 bits, and for split float32. Sums, biases and activations are float32. Hidden activations and outputs
+are each rounded once (split: hidden activations to 16 significant bits, outputs not at all). A panel of 32 columns is
 finished before the next one begins, so its sums stay in the L1 cache. All hidden activations of a run are kept, or a
 chunk of F and the outputs' sums, whichever takes less memory; the order of every sum is the same.
 """
@@ -9,25 +10,35 @@ from ...primitives import memory as mem
 from ...primitives import wire as mpi
 from ...primitives.buffers import FLOAT
 from ...primitives.compile import inlined, jit
-from .convert import round_row
+from .convert import SPLIT
 from .elements import WIDTH
 from .elementwise import activate, multiply
 from .micro_kernels import SUMS
-from .operands import SPARE_BYTES, begin, end, operand_bytes, operand_size, pack_operand, panel_sums, round_operand
+from .operands import (
+    SPARE_BYTES,
+    begin,
+    end,
+    operand_bytes,
+    operand_size,
+    pack_operand,
+    panel_bytes,
+    panel_sums,
+    round_operand,
+    write_rows,
+)
 
 FC = 512  # columns of F a chunk, if not all hidden activations are kept
-PANEL = 2 * WIDTH  # bytes of a panel for each k
 
 
 @inlined
-def chunk_of(hidden, ffn):
+def chunk_of(element, hidden, ffn):
     """Columns of F a chunk: all if their activations take no more bytes than a chunk's and the outputs' sums."""
-    return ffn if ffn <= FC + 2 * hidden else FC
+    return ffn if ffn <= FC + (hidden if element == SPLIT else 2 * hidden) else FC
 
 
 def scratch_bytes(element, rows, hidden, ffn, gated):
     """Bytes of scratch for up to `rows` rows: operands of both products, and sums."""
-    chunk = chunk_of(hidden, ffn)
+    chunk = chunk_of(element, hidden, ffn)
     sums = (2 if gated else 1) + (-(-hidden // WIDTH) if chunk < ffn else 0)
     operands = operand_bytes(element, rows, hidden) + operand_bytes(element, rows, chunk)
     return SPARE_BYTES + operands + rows * SUMS * sums
@@ -65,7 +76,7 @@ def hidden_panels(element, m, a, weights, code, hidden, first, last, j0, h, colu
     a: operand of x; columns: of h; sums: of m rows of 32 sums, twice when gated.
     """
     up_weights, gate, _, up_bias, gate_bias, _ = weights
-    step = PANEL * up(hidden)
+    step = panel_bytes(element) * up(hidden)
     gates = sums + SUMS * m
     for j in range(first, last, WIDTH):
         mpi.tend(wire)
@@ -83,22 +94,15 @@ def hidden_panels(element, m, a, weights, code, hidden, first, last, j0, h, colu
 
 
 @jit
-def write_rows(element, m, sums, y, j):
-    """Round 32 sums of m rows to columns j.. of the rows of y. y: address of an array of row addresses."""
-    for i in range(m):
-        round_row(element, mem.load(y + 8 * i) + 2 * j, sums + SUMS * i, WIDTH)
-
-
-@jit
 def expert_rows(element, m, x, y, weights, code, hidden, ffn, scratch, wire):
     """Run one expert on m rows.
 
-    x, y: addresses of arrays of m row addresses; rows have elements of 16 bits, those of y space for `hidden` rounded
-    up to 32. weights: addresses (up, gate, down, up_bias, gate_bias, down_bias) of this expert's packed panels and of
-    its float32 biases padded to 32, 0 for absent tensors. scratch: `scratch_bytes(element, m, hidden, ffn, gated)`
-    bytes, 64-byte aligned. wire: address of the wire that `wire.tend` serves between panels, or 0.
+    x, y: addresses of arrays of m row addresses; rows have elements of this type, and those of y of 16 bits space for
+    `hidden` rounded up to 32. weights: addresses (up, gate, down, up_bias, gate_bias, down_bias) of this expert's
+    packed panels and of its float32 biases padded to 32, 0 for absent tensors. scratch: `scratch_bytes(element, m,
+    hidden, ffn, gated)` bytes, 64-byte aligned. wire: address of the wire that `wire.tend` serves between panels, or 0.
     """
-    chunk = chunk_of(hidden, ffn)
+    chunk = chunk_of(element, hidden, ffn)
     spare, a = scratch, scratch + SPARE_BYTES
     h = a + operand_size(element, m, hidden)
     sums = h + operand_size(element, m, chunk)
@@ -109,6 +113,7 @@ def expert_rows(element, m, x, y, weights, code, hidden, ffn, scratch, wire):
     begin(spare)
     pack_operand(element, m, x, hidden, a)
     down, down_bias = weights[2], weights[5]
+    width, step = panel_bytes(element), panel_bytes(element) * up(ffn)
     for f0 in range(0, ffn, chunk):
         last = min(ffn, f0 + chunk)
         hidden_panels(element, m, a, weights, code, hidden, f0, last, f0, h, last - f0, sums, spare, wire)
@@ -118,10 +123,10 @@ def expert_rows(element, m, x, y, weights, code, hidden, ffn, scratch, wire):
             carry = f0
             if f0 == 0:
                 carry = start_sums(m, down_bias + FLOAT * j if down_bias != 0 else 0, out)
-            panel = down + PANEL * (up(ffn) * (j // WIDTH) + f0)
-            panel_sums(element, m, h, last - f0, panel, out, carry, panel + PANEL * up(ffn), spare)
+            panel = down + step * (j // WIDTH) + width * f0
+            panel_sums(element, m, h, last - f0, panel, out, carry, panel + step, spare)
             if last == ffn:
-                write_rows(element, m, out, y, j)
+                write_rows(element, m, out, y, j, hidden)
     end()
 
 
@@ -145,13 +150,14 @@ def down_columns(element, m, activations, y, weights, ffn, first, last, scratch,
     """Columns first..last of the outputs of m rows, after `up_columns` has computed all hidden activations."""
     spare, sums = scratch, scratch + SPARE_BYTES
     down, down_bias = weights[2], weights[5]
+    step = panel_bytes(element) * up(ffn)
     begin(spare)
     for j in range(first, last, WIDTH):
         mpi.tend(wire)
         carry = start_sums(m, down_bias + FLOAT * j if down_bias != 0 else 0, sums)
-        panel = down + PANEL * up(ffn) * (j // WIDTH)
-        panel_sums(element, m, activations, ffn, panel, sums, carry, panel + PANEL * up(ffn), spare)
-        write_rows(element, m, sums, y, j)
+        panel = down + step * (j // WIDTH)
+        panel_sums(element, m, activations, ffn, panel, sums, carry, panel + step, spare)
+        write_rows(element, m, sums, y, j, last)
     end()
 
 
@@ -163,11 +169,11 @@ def product(element, m, x, depth, panels, columns, y, scratch):
     of W, packed [depth, columns]; scratch: `product_bytes(element, m, depth)` bytes, 64-byte aligned.
     """
     spare, a = scratch, scratch + SPARE_BYTES
-    sums, step = a + operand_size(element, m, depth), PANEL * up(depth)
+    sums, step = a + operand_size(element, m, depth), panel_bytes(element) * up(depth)
     begin(spare)
     pack_operand(element, m, x, depth, a)
     for j in range(0, columns, WIDTH):
         panel = panels + step * (j // WIDTH)
         panel_sums(element, m, a, depth, panel, sums, 0, panel + step, spare)
-        write_rows(element, m, sums, y, j)
+        write_rows(element, m, sums, y, j, columns)
     end()

@@ -1,5 +1,9 @@
 """Products of bfloat16 by AMX tiles. Operands are tiles: for each group of rows, two tiles of up to 16 rows.
 
+Products of float32 too (SPLIT): each value is the sum of two bfloat16, high + low, which have 16 significant bits, and
+x w is low high + high high + high low. A tile of high values is followed by that of the low ones. Denormals count as
+zeros; an infinite value, or one of 3.39e38 and more, gives NaN.
+
 Rows are cut into groups of nearly equal size, at most 32 each. A tile holds, for each block of 32 k, 16 rows of 64
 bytes: STEP bytes, whole cache lines. Sums stay in tiles over KC, and wait in the L1 cache between passes. The tile unit
 adds the products of a sum in its own fixed order of k, which does not depend on the rows.
@@ -9,13 +13,14 @@ import numpy as np
 from numba.extending import overload
 
 from ...primitives import memory as mem
+from ...primitives.buffers import FLOAT
 from ...primitives.compile import inlined, jit
 from . import micro_kernels
-from .convert import round_bfloat16
+from .convert import SPLIT, round_bfloat16, split_block
 from .elements import WIDTH
 from .micro_kernels import STEP, SUMS
 
-KC = 256  # k a pass: a panel's part of 16 KiB stays in the L1 cache
+KC = 256  # k a pass, half as many of split values: a panel's part of 16 KiB stays in the L1 cache
 AHEAD_GROUPS = 3  # with fewer groups of rows, the hardware's prefetcher does better alone
 ROW = STEP // 16  # bytes of a row of a tile
 NO_SHAPE = -1
@@ -34,15 +39,26 @@ def tile_sums(a, below, b, sums, steps, carry, ahead, pace, upper, lower):
 
     sums: address of rows of 32 sums; adds to them if `carry` is nonzero. Each block of k prefetches `pace` bytes.
     """
-    right = _widened(b, STEP * steps).reshape(steps, 2, 16, 16, 2)  # block of k, half, pair, column, k
+    _sums(a, below, b, sums, steps, carry, upper, lower, 1, [(0, 0)])
+
+
+def split_sums(a, below, b, sums, steps, carry, ahead, pace, upper, lower):
+    """`tile_sums` of split values."""
+    _sums(a, below, b, sums, steps, carry, upper, lower, 2, [(1, 0), (0, 0), (0, 1)])
+
+
+def _sums(a, below, b, sums, steps, carry, upper, lower, parts, products):
+    """products: (part of A, part of the panel) in order; part 0 is the high one."""
+    right = _widened(b, parts * STEP * steps).reshape(steps, parts, 2, 16, 16, 2)  # block, part, half, pair, column, k
     for i in range(upper + lower):
         first = a + ROW * i if i < upper else a + below + ROW * (i - upper)
         out = mem.floats(sums + SUMS * i, WIDTH)
         total = out.copy() if carry else np.zeros(WIDTH, np.float32)
         for step in range(steps):
-            left = _widened(first + STEP * step, WIDTH)
-            for k in range(WIDTH):
-                total += left[k] * right[step, :, k // 2, :, k % 2].reshape(WIDTH)
+            for part, other in products:
+                left = _widened(first + STEP * (parts * step + part), WIDTH)
+                for k in range(WIDTH):
+                    total += left[k] * right[step, other, :, k // 2, :, k % 2].reshape(WIDTH)
         out[:] = total
 
 
@@ -51,6 +67,7 @@ def _widened(addr, n):
 
 
 _both, _upper_alone = micro_kernels.tile_kernel(2), micro_kernels.tile_kernel(1)
+_both_split, _upper_split = micro_kernels.tile_kernel(2, parts=2), micro_kernels.tile_kernel(1, parts=2)
 overload(configure)(lambda shapes: lambda shapes: micro_kernels.configure(shapes))
 overload(release)(lambda: lambda: micro_kernels.release())
 
@@ -62,6 +79,17 @@ def _tile_sums(a, below, b, sums, steps, carry, ahead, pace, upper, lower):
             _both(a, below, b, sums, steps, carry, ahead, pace, upper, lower)
         else:
             _upper_alone(a, below, b, sums, steps, carry, ahead, pace, upper, lower)
+
+    return run
+
+
+@overload(split_sums)
+def _split_sums(a, below, b, sums, steps, carry, ahead, pace, upper, lower):
+    def run(a, below, b, sums, steps, carry, ahead, pace, upper, lower):
+        if lower > 0:
+            _both_split(a, below, b, sums, steps, carry, ahead, pace, upper, lower)
+        else:
+            _upper_split(a, below, b, sums, steps, carry, ahead, pace, upper, lower)
 
     return run
 
@@ -95,45 +123,73 @@ def group_rows(m, g, groups):
 
 
 @inlined
+def step_bytes(element):
+    """Bytes of a tile's block of 32 k."""
+    return 2 * STEP if element == SPLIT else STEP
+
+
+@inlined
 def operand_size(element, rows, columns):
     """Bytes of an operand of `rows` rows."""
-    return (rows + 31) // 32 * 2 * STEP * ((columns + WIDTH - 1) // WIDTH)
+    return (rows + 31) // 32 * 2 * step_bytes(element) * ((columns + WIDTH - 1) // WIDTH)
+
+
+@jit
+def pack_split_row(place, source, columns):
+    """Prepare a row of `columns` float32. place: of its row in the first tile of high values."""
+    for k in range(0, columns, WIDTH):
+        split_block(place, place + STEP, source + FLOAT * k, min(WIDTH, columns - k))
+        place += 2 * STEP
+
+
+@jit
+def pack_row(place, source, columns):
+    """Prepare a row of `columns` bfloat16. place: of its row in the first tile."""
+    whole = columns // WIDTH
+    for step in range(whole):
+        mem.copy_row(place + STEP * step, source + ROW * step, ROW)
+    if columns > WIDTH * whole:
+        rest = columns - WIDTH * whole
+        mem.copy_row(place + STEP * whole, source + ROW * whole, 2 * rest)
+        mem.bits16(place + STEP * whole + 2 * rest, WIDTH - rest)[:] = 0
 
 
 @jit
 def pack_operand(element, m, x, columns, a):
     """Prepare m rows of `columns` elements. x: address of an array of row addresses; a: of the operand."""
-    groups, steps = (m + 31) // 32, (columns + WIDTH - 1) // WIDTH
-    whole = columns // WIDTH
+    groups = (m + 31) // 32
+    tile = step_bytes(element) * ((columns + WIDTH - 1) // WIDTH)
     i = 0
     for g in range(groups):
         rows, upper = group_rows(m, g, groups)
         for r in range(rows):
-            place = a + ROW * r if r < upper else a + STEP * steps + ROW * (r - upper)
-            source = mem.load(x + 8 * (i + r))
-            for step in range(whole):
-                mem.copy_row(place + STEP * step, source + ROW * step, ROW)
-            if whole < steps:
-                rest = columns - WIDTH * whole
-                mem.copy_row(place + STEP * whole, source + ROW * whole, 2 * rest)
-                mem.bits16(place + STEP * whole + 2 * rest, WIDTH - rest)[:] = 0
+            place = a + ROW * r if r < upper else a + tile + ROW * (r - upper)
+            if element == SPLIT:
+                pack_split_row(place, mem.load(x + 8 * (i + r)), columns)
+            else:
+                pack_row(place, mem.load(x + 8 * (i + r)), columns)
         i += rows
-        a += 2 * STEP * steps
+        a += 2 * tile
 
 
 @jit
 def round_operand(element, m, sums, j, columns, a, spare):
-    """Round 32 sums of m rows to elements and store them as columns j.. of an operand of `columns` columns."""
-    groups, steps = (m + 31) // 32, (columns + WIDTH - 1) // WIDTH
+    """Round 32 sums of m rows to elements, or split them, as columns j.. of an operand of `columns` columns."""
+    groups = (m + 31) // 32
+    step = step_bytes(element)
+    tile = step * ((columns + WIDTH - 1) // WIDTH)
     for g in range(groups):
         rows, upper = group_rows(m, g, groups)
-        place = a + STEP * (j // WIDTH)
+        place = a + step * (j // WIDTH)
         for r in range(rows):
             if r == upper:
-                place += STEP * steps - ROW * upper
-            round_bfloat16(place + ROW * r, sums, WIDTH)
+                place += tile - ROW * upper
+            if element == SPLIT:
+                split_block(place + ROW * r, place + ROW * r + STEP, sums, WIDTH)
+            else:
+                round_bfloat16(place + ROW * r, sums, WIDTH)
             sums += SUMS
-        a += 2 * STEP * steps
+        a += 2 * tile
 
 
 @jit
@@ -144,19 +200,23 @@ def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
     the next panel, of which each group of rows prefetches its share; spare: of the shapes of tiles.
     """
     groups, steps = (m + 31) // 32, (depth + WIDTH - 1) // WIDTH
-    pace = ((2 * STEP + groups - 1) // groups + 63) // 64 * 64
+    step = step_bytes(element)
+    pace = ((2 * step + groups - 1) // groups + 63) // 64 * 64
     if groups < AHEAD_GROUPS:
         ahead, pace = panel, 0
-    for k0 in range(0, depth, KC):
-        here = k0 // WIDTH
-        count = min(KC // WIDTH, steps - here)
-        left, out = a + STEP * here, sums
+    most = KC * STEP // (WIDTH * step)  # blocks of k a pass
+    for here in range(0, steps, most):
+        count = min(most, steps - here)
+        left, out = a + step * here, sums
         for g in range(groups):
             rows, upper = group_rows(m, g, groups)
             shape_tiles(upper, rows - upper, spare)
-            right = panel + 2 * STEP * here
-            tile_sums(left, STEP * steps, right, out, count, carry, ahead, pace, upper, rows - upper)
+            right = panel + 2 * step * here
+            if element == SPLIT:
+                split_sums(left, step * steps, right, out, count, carry, ahead, pace, upper, rows - upper)
+            else:
+                tile_sums(left, step * steps, right, out, count, carry, ahead, pace, upper, rows - upper)
             ahead += pace * count
-            left += 2 * STEP * steps
+            left += 2 * step * steps
             out += SUMS * rows
         carry = 1

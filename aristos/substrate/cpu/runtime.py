@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -13,7 +14,7 @@ from ...engine import job as jobs
 from ...engine.experts import GROUP
 from ...engine.layout import EngineShape, StateLayout, lines, word_from
 from ...errors import PoisonedError
-from ...primitives import wire
+from ...primitives import isa, wire
 from ...primitives.buffers import aligned
 from ...primitives.compile import warm_up
 from ...primitives.memory import load_acquire
@@ -43,7 +44,7 @@ def signature(job: np.ndarray, state: np.ndarray, worker: bool = True) -> tuple:
 
 
 class CpuRuntime(Runtime):
-    """The engine of one communicator on CPU cores."""
+    """The engine of one communicator on CPU cores. isa: the best instruction set that all of its ranks have."""
 
     def __init__(self, group: Group, forget: Callable[[Runtime], None] = lambda runtime: None) -> None:
         super().__init__(group, forget)
@@ -51,6 +52,16 @@ class CpuRuntime(Runtime):
         self._workers: Workers | None = None
         self._scratch = aligned((0,), np.uint8)
         self._scratch_step = self._shared = 0
+        offers = group.allgather(isa.offer(), "their instruction sets")
+        self.isa = isa.agreed(offers)
+        self._passed_over = isa.passed_over(self.isa, offers)
+
+    def report_isa(self) -> None:
+        """Report once, on rank 0, that ranks have better instruction sets than the common one, which is now used."""
+        if self._passed_over and self.group.rank == 0:
+            text = f"kernels use {self.isa}, the best instruction set that all ranks have, not {self._passed_over}"
+            print(f"aristos: {text}", file=sys.stderr, flush=True)
+        self._passed_over = ""
 
     # ------------------------------------------------------------ capacity
 
