@@ -29,13 +29,13 @@ def arrived(word, value, limit):
 
 
 @cuda.jit
-def put_rows(source, target, words, own, rows, row_bytes, batch, way, base, limit, late):
+def put_rows(source, target, words, awaited, rows, row_bytes, batch, way, base, limit, late):
     """Block b puts its rows to its partner in the other half of the grid, and a signal after each batch.
 
     Grid: an even number of blocks, all resident at once. source, target: [grid, rows, row_bytes]; block b puts to the
-    part of its partner, (b + grid / 2) mod grid. words, own: [grid] lines, where signals go and where they are awaited.
+    part of its partner, (b + grid / 2) mod grid. words, awaited: [grid] lines, where signals go and come.
     way: BY_HALVES: the first half puts and the other half waits; ALL: every block does both; PUTS, WAITS: every block
-    puts or waits, when target and words, or own, are another GPU's.
+    puts or waits; target and words are then another GPU's.
     """
     half, b = cuda.gridDim.x // 2, cuda.blockIdx.x
     partner = (b + half) % (2 * half)
@@ -49,7 +49,7 @@ def put_rows(source, target, words, own, rows, row_bytes, batch, way, base, limi
             if mem.thread() == 0:
                 mem.store_release(words + LINE * partner, base + end)
     waits = way in (ALL, WAITS) or (way == BY_HALVES and b >= half)
-    if waits and mem.thread() == 0 and not arrived(own + LINE * b, base + rows, limit):
+    if waits and mem.thread() == 0 and not arrived(awaited + LINE * b, base + rows, limit):
         mem.fetch_add(late, 1)
 
 
