@@ -120,7 +120,7 @@ def figures(
 
     signal_us: None if the part has none; why: the reason if it is empty.
     """
-    found = [figure for dtype in BOUNDS for figure in _errors(shapes, dtype)]
+    found = _errors(shapes)
     for m in shapes:
         if isinstance(m.shape, Product):
             found += _product(m, family)
@@ -209,15 +209,19 @@ def _outside(m: ShapeResults) -> list[Figure]:
     return found
 
 
-def _errors(shapes: list[ShapeResults], dtype: str) -> list[Figure]:
-    """The largest relative error of Aristos in a dtype."""
-    ours = [m.errors[p] for m in shapes for p in m.errors if m.entries[p].ours and m.entries[p].dtype == dtype]
-    if not ours:
-        return []
-    worst = float(np.max(ours))
-    return [
-        Figure(f"Aristos in {dtype}, largest relative error", BOUNDS[dtype], "", False, Spread(worst, worst, worst))
-    ]
+def _errors(shapes: list[ShapeResults]) -> list[Figure]:
+    """The largest relative error of Aristos by dtype and bound; one bound is that of precision="high"."""
+    worst: dict[tuple[str, float], float] = {}
+    for m in shapes:
+        for peer, error in m.errors.items():
+            entry = m.entries[peer]
+            if entry.ours:
+                worst[entry.dtype, entry.bound] = float(np.max([error, worst.get((entry.dtype, entry.bound), 0.0)]))
+    found = []
+    for (dtype, bound), error in worst.items():
+        what = f"Aristos in {dtype}{'' if bound == BOUNDS[dtype] else ', high precision'}, largest relative error"
+        found.append(Figure(what, bound, "", False, Spread(error, error, error)))
+    return found
 
 
 def _why(m: ShapeResults, peers: Iterable[str]) -> str:
