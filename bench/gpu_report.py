@@ -3,12 +3,20 @@
 Checks every product kernel against float64, runs tests/gpu, times the suites of `python -m aristos.bench --backend
 cuda`, and writes gpu-report.h5 and gpu-report.md with the GPU, its driver and its clocks: the files to send back. Each
 part is a process of its own; the table names a part that fails, and the others still run. --routing FILE.npz also
-replays a recorded routing. Exit codes: 0 all parts ran and all outputs were right, even if a figure was missed, 1 a
-part failed, 2 a usage error, 3 no GPU.
+replays a recorded routing. docs/gpu-first-run.md says what each part should show.
+
+`mpirun -n N python bench/gpu_report.py` reports on N GPUs of a node, in less than 8 minutes too: products on every GPU,
+puts and signals between them with the class of each link, the layer and its rivals on N ranks. MPI can start only once
+in a process, so the parts run in this one, and tests/gpu is left to a run without mpirun.
+
+Exit codes: 0 all parts ran and all outputs were right, even if a figure was missed, 1 a part failed, 2 a usage error, 3
+no GPU.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -75,6 +83,15 @@ PARTS = (
     Part("tests/gpu", ("-m", "pytest", "-q", "--no-header", "tests/gpu"), 240),
     Part("exchange", (*BENCH, "exchange", *SHAPE, "--seconds", "10", "--out", "OUT"), 40),
     Part("idle and progress", (*BENCH, "idle", "progress", *SHAPE, "--seconds", "20", "--out", "OUT"), 90),
+)
+
+
+# Under mpirun: what needs several GPUs. Each is a command line of `python -m aristos.bench`, run by all ranks.
+TOGETHER = (
+    Part("put and signal", ("put", "signal", "--seconds", "60"), 120),
+    Part("layer", ("layer", *SHAPE, "--seconds", "60"), 150),
+    Part("exchange", ("exchange", *SHAPE, "--seconds", "30"), 60),
+    Part("idle and progress", ("idle", "progress", *SHAPE, "--seconds", "20"), 60),
 )
 
 
@@ -206,6 +223,66 @@ def run(part: Part, out: Path, limit: float, show: Callable[[str], None]) -> Ran
     return Ran(part, code, time.monotonic() - start, said[-1] if said else "", document)
 
 
+class Parts:
+    """The parts under mpirun, in this process: every rank runs each, rank 0 keeps what was printed."""
+
+    def __init__(self, out: Path, show: Callable[[str], None]) -> None:
+        from mpi4py import MPI
+
+        self.comm, self.out, self.show = MPI.COMM_WORLD, out, show
+
+    def products(self) -> Ran:
+        """Every rank checks the products on its GPU; the worst outcome counts."""
+        part, start = Part("products against float64", (), 150), time.monotonic()
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            codes = self.comm.allgather(check_products())
+        wrong = [rank for rank, code in enumerate(codes) if code]
+        text = f"wrong on ranks {wrong}" if wrong else (said.getvalue().strip().splitlines() or [""])[-1]
+        return Ran(part, max(codes), time.monotonic() - start, text)
+
+    def run(self, part: Part) -> Ran:
+        """A part of TOGETHER. One that fails on a rank ends the job; the page has what came before."""
+        from aristos.bench.main import main as bench
+
+        words = [*part.words, "--backend", "cuda", "--json", "--out", str(self.out)]
+        start, said = time.monotonic(), io.StringIO()
+        with contextlib.redirect_stdout(said):
+            code = bench(words)
+        try:
+            document = json.loads(said.getvalue())
+        except ValueError:
+            document = {}
+        last = [] if document else said.getvalue().strip().splitlines()
+        return Ran(part, code, time.monotonic() - start, last[-1] if last else "", document)
+
+
+def together(stem: Path, facts: dict[str, Any]) -> int:
+    """The report under mpirun; returns the exit code, the same on every rank."""
+    start = time.monotonic()
+    signal.alarm(int(SECONDS) + 10)  # a part that hangs ends the job
+
+    def show(text: str) -> None:
+        if parts.comm.rank == 0:
+            print(f"[{time.monotonic() - start:4.0f} s] {text}", file=sys.stderr, flush=True)
+
+    out, page, ran = stem.with_suffix(".h5"), stem.with_suffix(".md"), []
+    parts = Parts(out.absolute(), show)
+    cards = parts.comm.allgather(f"{facts['card']} {facts['card_uuid']}")
+    facts |= {"ranks": parts.comm.size, "cards": "; ".join(cards)}
+    for part in (None, *TOGETHER):
+        show("products against float64" if part is None else part.name)
+        ran.append(parts.products() if part is None else parts.run(part))
+        show(f"{ran[-1].part.name}: {ran[-1].outcome}")
+        if parts.comm.rank == 0:
+            page.write_text(markdown(facts, ran), encoding="utf-8")
+    if parts.comm.rank == 0:
+        save(out, facts, ran)
+        show(f"send back {page} and {out}")
+    signal.alarm(0)
+    return 0 if all(each.ok for each in ran) else 1
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
@@ -253,16 +330,30 @@ def gpu_facts() -> dict[str, Any]:
     from aristos.substrate.cuda.device import CudaDevice
     from aristos.topology import nvml
 
-    device, library = CudaDevice.find(0), nvml.load()
-    facts = {"card": device.name, "card_arch": device.arch, "card_sms": device.sms, "cuda_driver": device.driver}
-    puts = device_puts.probe(device.ordinal)
-    facts["puts_from_card"] = "yes" if puts.supported else f"no: {puts.why}"
+    device, library = CudaDevice.find(local_rank()), nvml.load()
+    facts = {
+        "card": device.name,
+        "card_uuid": device.uuid,
+        "card_arch": device.arch,
+        "card_sms": device.sms,
+        "cuda_driver": device.driver,
+    }
+    if launch_environment.started_as() is None:  # the probe starts MPI in a child
+        puts = device_puts.probe(device.ordinal)
+        facts["puts_from_card"] = "yes" if puts.supported else f"no: {puts.why}"
     facts |= nvml.state(library, device.uuid) if library is not None else {}
     return (
         facts
         | {"utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         | {name: version for name, version in versions().items() if version}
     )
+
+
+def local_rank() -> int:
+    """This process's number on its node; 0 without a launcher."""
+    from aristos.substrate.cuda.runtime import LOCAL_RANK
+
+    return next((int(os.environ[name]) for name in LOCAL_RANK if os.environ.get(name, "").isdecimal()), 0)
 
 
 def main(argv: list[str]) -> int:
@@ -279,6 +370,9 @@ def main(argv: list[str]) -> int:
     except (EnvironmentProblem, ImportError) as why:
         print(f"no GPU to report on: {why}", file=sys.stderr)
         return NO_GPU
+    started = launch_environment.started_as()
+    if started is not None and started[1] > 1:
+        return together(stem, facts)
     start = time.monotonic()
 
     def show(text: str) -> None:

@@ -61,7 +61,7 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
     shape.add_argument("--experts", type=positive, metavar="E", help="experts over all ranks")
     shape.add_argument("--top-k", type=positive, metavar="K", help="experts per token")
     shape.add_argument("--activation", choices=ACTIVATIONS, help="default: the preset's")
-    shape.add_argument("--dtype", choices=DTYPES, default="float32", help="of rows and weights (%(default)s)")
+    shape.add_argument("--dtype", choices=DTYPES, help="of rows and weights (float32; bfloat16 with --backend cuda)")
     shape.add_argument("--precision", choices=PRECISIONS, default="highest", help="of float32 products (%(default)s)")
     shape.add_argument(
         "--routing",

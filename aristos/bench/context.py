@@ -95,7 +95,7 @@ class Context:
             experts=experts,
             top_k=top_k,
             activation=o.activation,  # type: ignore[arg-type]
-            dtype=o.dtype,
+            dtype=o.dtype or ("bfloat16" if o.backend == "cuda" else "float32"),
             precision=o.precision,
         )
 

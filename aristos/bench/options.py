@@ -28,7 +28,7 @@ class Options:
     experts: int | None = None
     top_k: int | None = None
     activation: str | None = None
-    dtype: str = "float32"
+    dtype: str | None = None
     precision: str = "highest"
     threads: int | None = None
     ranks_per_node: int | None = None

@@ -136,13 +136,14 @@ def peers(facts: Sequence[RankGpus], nodes: Nodes) -> Finding:
     for rank, mine in enumerate(facts):
         for peer in nodes.local(rank):
             pairs += 1
-            if uuids_of[peer] not in (mine.driver.uuids if mine.driver else ()):
-                why = f"the GPU of rank {peer} ({uuids_of[peer]}) is hidden from rank {rank}"
-                return warn(name, f"{why}{_variable(mine)}: CUDA IPC between them fails", IPC)
+            hidden_here = uuids_of[peer] not in (mine.driver.uuids if mine.driver else ())
+            if hidden_here and mine.visible is None:  # IPC opens one that only CUDA_VISIBLE_DEVICES hides
+                why = f"the GPU of rank {peer} ({uuids_of[peer]}) is hidden from rank {rank} by the system"
+                return warn(name, f"{why}: CUDA IPC between them fails", IPC)
             if facts[peer].space != mine.space:
                 why = f"ranks {rank} and {peer} are in different PID namespaces: CUDA IPC between them fails"
                 return warn(name, why, "one container for all ranks of a node, or docker run --pid=host")
-    return ok(name, f"every rank sees the GPUs of its node's others ({pairs} ordered pairs)", pairs=pairs)
+    return ok(name, f"every rank may open the GPU memory of its node's others ({pairs} ordered pairs)", pairs=pairs)
 
 
 def _variable(mine: RankGpus) -> str:

@@ -204,6 +204,9 @@ JOB_SCALARS: list[Word] = [
         """
         WIRE | address | the wire to remote peers, 0: none; see primitives/wire.py
         STATE | address | the state
+        ABORT | address | of a word in host memory: 0, or the cause for which the host ends the call | cuda
+        MIRROR | address | of what remote peers have put, in host memory that kernels read | cuda
+        MIRROR_BYTES | bytes | of it, 0 without remote peers | cuda
         """,
     ),
     *_words(
@@ -265,6 +268,8 @@ STATE_WORDS = [
     Word("WAIT_PEER", "the awaited rank", "rank", "worker 0", substrate=CUDA),
     Word("WAIT_EPOCH", "the AT_EPOCH that it had published then", "call", "worker 0", substrate=CUDA),
     Word("WAIT_PROGRESS", "the AT_PROGRESS that it had published then", "commands", "worker 0", substrate=CUDA),
+    Word("IN_FLIGHT", "a call has begun and not all of its workers have left", "flag", "by atomics", substrate=CUDA),
+    Word("LEFT", "workers that have left the call in flight", "workers", ATOMIC, substrate=CUDA),
 ]
 
 TOKEN_BLOCK = 32  # tokens that one route or combine command takes

@@ -95,20 +95,17 @@ def _at(number: int) -> Any:
 
 
 class _Device:
-    """The part of a GPU that `DeviceMemory` needs."""
+    """The part of a GPU that `DeviceMemory` needs; one that does not map the MPI window."""
 
     def __init__(self, rank: int) -> None:
-        self.rank = rank
+        self.parts = [address(rank, part) for part in (OUTBOX, MIRROR)]  # in the order in which they are made
 
     def host(self, nbytes: int) -> tuple[Any, int]:
-        at = address(self.rank, OUTBOX)
+        at = self.parts.pop(0)
         return _at(at), at
 
-    def pin(self, address: int, nbytes: int) -> bool:
-        return False
-
-    def allocate(self, nbytes: int) -> int:
-        return address(self.rank, MIRROR)
+    def pin(self, address: int, nbytes: int) -> int:
+        return 0
 
 
 def fill_gpu(shape: EngineShape, nodes: Nodes, rank: int, state: Any, starts: dict[int, int]) -> Sides:

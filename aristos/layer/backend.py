@@ -24,12 +24,13 @@ Event = tuple[int, str, float, float, int, int]
 
 @dataclass(frozen=True)
 class Settings:
-    """Checked options of a layer. timeout: seconds."""
+    """Checked options of a layer. timeout: seconds. sms: most SMs of a GPU, None for all."""
 
     cfg: MoEConfig
     layers: int
     schedule: str
     timeout: float
+    sms: int | None = None
 
 
 class Backend(ABC):
@@ -44,12 +45,12 @@ class Backend(ABC):
 
     @staticmethod
     @abstractmethod
-    def check(cfg: MoEConfig, schedule: str, threads: int | None) -> None:
+    def check(cfg: MoEConfig, schedule: str, threads: int | None, sms: int | None = None) -> None:
         """Raise InputError for a configuration or an option that this backend does not have."""
 
     @staticmethod
     @abstractmethod
-    def needs(cfg: MoEConfig, runtime: Runtime | None) -> Needs:
+    def needs(cfg: MoEConfig, runtime: Runtime | None, sms: int | None = None) -> Needs:
         """Private memory and workers for calls of this layer."""
 
     # ------------------------------------------------------------ weights
@@ -65,10 +66,11 @@ class Backend(ABC):
         """An empty call; `layer: int` and `error: Exception | None` are for `MoE` to set."""
 
     @abstractmethod
-    def take(self, call: Any, x: Any, ids: Any, weights: Any, out: Any, copy: bool) -> None:
+    def take(self, call: Any, x: Any, ids: Any, weights: Any, out: Any, copy: bool, stream: Any = None) -> None:
         """Check the arguments of a call of a loaded layer and keep what `run` reads; raises InputError.
 
-        copy: copy ids and weights, because the caller may change them before the call ends.
+        copy: copy ids and weights, because the caller may change them before the call ends. stream: of the caller's,
+        for a GPU.
         """
 
     @abstractmethod

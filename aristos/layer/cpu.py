@@ -90,13 +90,15 @@ class CpuBackend(Backend):
         self._bulk = Bulk(member.runtime, settings.timeout) if settings.schedule == "bulk" else None
 
     @staticmethod
-    def check(cfg: MoEConfig, schedule: str, threads: int | None) -> None:
+    def check(cfg: MoEConfig, schedule: str, threads: int | None, sms: int | None = None) -> None:
+        if sms is not None:
+            raise InputError(f"sms applies only to backend='cuda', got {sms!r}")
         if cfg.dtype not in ELEMENTS:
             known = ", ".join(ELEMENTS)
             raise InputError(f"backend='cpu' computes in {known}, got dtype={cfg.dtype!r}: pass backend='cuda'")
 
     @staticmethod
-    def needs(cfg: MoEConfig, runtime: Runtime | None) -> Needs:
+    def needs(cfg: MoEConfig, runtime: Runtime | None, sms: int | None = None) -> Needs:
         chosen = isa_of(cfg, runtime)
         elements, entries, tokens = (module(name, chosen) for name in ("elements", "entries", "tokens"))
         element = elements.element_type(cfg.dtype, cfg.precision).code
@@ -119,8 +121,10 @@ class CpuBackend(Backend):
     def new_call(self) -> CpuCall:
         return CpuCall()
 
-    def take(self, call: CpuCall, x: Any, ids: Any, weights: Any, out: Any, copy: bool) -> None:
+    def take(self, call: CpuCall, x: Any, ids: Any, weights: Any, out: Any, copy: bool, stream: Any = None) -> None:
         cfg = self.cfg
+        if stream is not None:
+            raise InputError(f"stream applies only to backend='cuda', got {stream!r}")
         call.x, lead = arrays.rows("x", x, cfg.hidden, cfg.dtype)
         if len(call.x) > cfg.max_tokens:
             raise InputError(f"x has {len(call.x)} tokens, more than max_tokens={cfg.max_tokens}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ..config import SCORES, MoEConfig
+from ..config import SCORES, MoEConfig, whole
 from ..engine import codes, schema, words
 from ..errors import InputError, PeerInputError
 from ..kernels.common import activations
@@ -19,7 +19,7 @@ from ..primitives import arrays
 from ..substrate.cuda import persistent
 from ..substrate.cuda.runtime import CudaRuntime, timeout_ns
 from ..substrate.runtime import Runtime
-from . import device_arrays
+from . import device_arrays, streams
 from .arguments import explain_ids, routed_outside, routing_arrays, weight_arrays
 from .backend import Backend, Settings
 from .collective import WHY, Membership, Needs
@@ -28,6 +28,7 @@ from .device_arrays import KINDS
 from .stats import call_stats
 from .weights import CheckedWeights
 
+MOST_SMS = 1 << 20
 NO_JOB = np.zeros(0, np.int64)  # for `Runtime.failing`: the job is on the GPU
 
 
@@ -35,7 +36,8 @@ NO_JOB = np.zeros(0, np.int64)  # for `Runtime.failing`: the job is on the GPU
 class DeviceCall:
     """One call between its checks and its result: addresses on the GPU, and the host's arrays.
 
-    waits: the result is a host array, so the call ends before it is returned. keeps: arrays that must stay alive.
+    waits: the result is a host array, so the call ends before it is returned. stream: that it is queued on. before:
+    streams that it waits for; after: streams that wait for it. keeps: arrays that must stay alive.
     """
 
     kind: str
@@ -51,6 +53,8 @@ class DeviceCall:
     status: int = codes.OK
     routed: bool = False
     stream: int = 0
+    before: list[int] = field(default_factory=list)
+    after: list[int] = field(default_factory=list)
     waits: bool = True
     result: Any = None
     host_out: np.ndarray | None = None
@@ -68,16 +72,20 @@ class CudaBackend(Backend):
         assert isinstance(member.runtime, CudaRuntime)
         self._runtime = member.runtime
         self._kind = KINDS[self.cfg.dtype]
-        self._blocks = _blocks(self.cfg, self._runtime)
+        self._blocks = _blocks(self.cfg, self._runtime, settings.sms)
+        self._runtime.prepare(self._tiles())
         self._buffers: dict[str, int] = {}  # name -> address of this object's memory on the GPU
         self._jobs: dict[tuple[int, int], tuple[int, int]] = {}  # (layer, tile rows) -> addresses on the GPU
         self._host_jobs: dict[tuple[int, int], np.ndarray] = {}
         self._filled = [-1] * settings.layers  # the runtime's version that a layer's jobs were filled for
         self._last: tuple[int, int] | None = None  # key of the last call's job
-        self._stream, self._started = 0, 0.0  # of the last call
+        self._started = 0.0  # when the last call was
+        self._queued = self._runtime.device.event(timed=False)  # what other streams have queued before a call
 
     @staticmethod
-    def check(cfg: MoEConfig, schedule: str, threads: int | None) -> None:
+    def check(cfg: MoEConfig, schedule: str, threads: int | None, sms: int | None = None) -> None:
+        if sms is not None:
+            whole("sms", sms, MOST_SMS, "None or a positive int")
         nbytes = BYTES[KINDS[cfg.dtype]] * cfg.hidden
         if nbytes % device_arrays.LINE:
             raise InputError(
@@ -92,20 +100,26 @@ class CudaBackend(Backend):
             )
 
     @staticmethod
-    def needs(cfg: MoEConfig, runtime: Runtime | None) -> Needs:
+    def needs(cfg: MoEConfig, runtime: Runtime | None, sms: int | None = None) -> Needs:
         assert isinstance(runtime, CudaRuntime)
-        blocks = _blocks(cfg, runtime)
+        runtime.idle()  # kernels are loaded
+        blocks = _blocks(cfg, runtime, sms)
         tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.arch)
         runs = [persistent.column_split_runs(tile, cfg.hidden, cfg.ffn, cfg.gated, blocks[tile.m]) for tile in tiles]
-        shared = max(run["runs"] * run["run_step"] for run in runs)
+        row_bytes = BYTES[KINDS[cfg.dtype]] * cfg.hidden
+        shared = max(persistent.run_scratch(run, tile, row_bytes) for run, tile in zip(runs, tiles))
         return Needs(shared_bytes=shared, workers=max(blocks.values()))
 
     def load(self, layer: int, given: CheckedWeights) -> None:
+        self._runtime.idle()  # memory is allocated, and what a call may read is freed
         before, packed = self.weights[layer], DeviceWeights(self._runtime.device, self._kind, given)
         self.weights[layer] = packed
         self._filled[layer] = -1
         if before is not None:
             before.free()
+        for tile in self._tiles():
+            self._jobs_of(layer, tile)
+        self._routing_buffers()
 
     def _routing_job(self, layer: int) -> np.ndarray:
         """The job of the router kernels."""
@@ -139,6 +153,7 @@ class CudaBackend(Backend):
         """GPU addresses of the job and of the router's job, rebuilt when weights or windows have changed."""
         runtime = self._runtime
         if self._filled[layer] != runtime.version:
+            runtime.idle()
             self._drop_jobs(layer)
             self._filled[layer] = runtime.version
         key = (layer, tile.m)
@@ -163,6 +178,14 @@ class CudaBackend(Backend):
             self._jobs[key] = (self._copied(job), self._copied(self._routing_job(layer)))
         return self._jobs[key]
 
+    def _tiles(self) -> list[Tile]:
+        return persistent.layer_tiles(self._kind, self._runtime.device.arch)
+
+    def _routing_buffers(self) -> tuple[int, int]:
+        """Where the router writes ids and weights, and where those of the host are copied."""
+        pairs = self.cfg.top_k * self.cfg.max_tokens
+        return self._buffer("ids", 8 * pairs), self._buffer("weights", 4 * pairs)
+
     def _copied(self, job: np.ndarray) -> int:
         at = self._runtime.device.allocate(job.nbytes)
         self._runtime.device.copy_in(at, job)
@@ -181,9 +204,22 @@ class CudaBackend(Backend):
         return persistent.layer_tile(self._kind, rows, self._runtime.device.arch)
 
     def new_call(self) -> DeviceCall:
-        return DeviceCall(self._kind, self.cfg.top_k, self.member.placement.slots)
+        return DeviceCall(self._kind, self.cfg.top_k, self.member.placement.slots, stream=self._runtime.device.stream)
 
-    def take(self, call: DeviceCall, x: Any, ids: Any, weights: Any, out: Any, copy: bool) -> None:
+    def take(self, call: DeviceCall, x: Any, ids: Any, weights: Any, out: Any, copy: bool, stream: Any = None) -> None:
+        gpu = self._runtime.device
+        call.stream, call.before = streams.choose(stream, (x, out, ids, weights), gpu.stream)
+        if stream is None:
+            call.after = call.before
+        self._take_arrays(call, x, ids, weights, out)
+        if gpu.capturing(call.stream):
+            if call.waits or call.host_ids is not None:
+                raise InputError("a call that is captured in a graph needs all its arrays in GPU memory")
+            if self._filled[call.layer] != self._runtime.version:
+                raise InputError("make a call outside the capture first: another layer has changed this one's memory")
+            call.before, call.after = [], []  # a capture holds no other stream's work
+
+    def _take_arrays(self, call: DeviceCall, x: Any, ids: Any, weights: Any, out: Any) -> None:
         lead = self._take_x(call, x)
         if call.tokens > self.cfg.max_tokens:
             raise InputError(f"x has {call.tokens} tokens, more than max_tokens={self.cfg.max_tokens}")
@@ -196,12 +232,12 @@ class CudaBackend(Backend):
     def _take_x(self, call: DeviceCall, x: Any) -> tuple[int, ...]:
         cfg = self.cfg
         nbytes = BYTES[self._kind] * cfg.hidden
-        found = device_arrays.on_device("x", x)
+        found = device_arrays.on_device("x", x, call.stream)
         if found is not None:
             self._check_device("x", found)
             lead, call.x_stride = device_arrays.rows("x", found, cfg.hidden, cfg.dtype)
             call.x, call.tokens, call.waits = found.address, int(np.prod(lead, dtype=np.int64)), False
-            call.stream, call.keeps = current_stream(found), (found,)
+            call.keeps = (found,)
             return lead
         given = arrays.view("x", x)
         wanted = "float32" if cfg.dtype == "tf32" else cfg.dtype
@@ -211,28 +247,25 @@ class CudaBackend(Backend):
         call.tokens, call.x_stride = len(flat), nbytes
         if call.tokens <= cfg.max_tokens:
             call.x = self._buffer("x", nbytes * cfg.max_tokens)
-            self._runtime.device.copy_in(call.x, np.ascontiguousarray(flat).view(np.uint8))
+            self._runtime.device.copy_in(call.x, np.ascontiguousarray(flat).view(np.uint8), call.stream)
         return lead
 
     def _take_routing(self, call: DeviceCall, ids: Any, weights: Any, lead: tuple[int, ...]) -> None:
-        gpu, k, most = self._runtime.device, self.cfg.top_k, self.cfg.max_tokens
-        call.ids, call.weights = self._buffer("ids", 8 * k * most), self._buffer("weights", 4 * k * most)
+        k = self.cfg.top_k
+        call.ids, call.weights = self._routing_buffers()
         if not routed_outside(ids, weights, call.layer, self.weights[call.layer].router is not None):
             return
         call.routed, shape = True, (*lead, k)
-        found = [device_arrays.on_device(name, value) for name, value in (("ids", ids), ("weights", weights))]
+        given = ("ids", ids), ("weights", weights)
+        found = [device_arrays.on_device(name, value, call.stream) for name, value in given]
         if found[0] is not None and found[1] is not None:
             self._check_device("ids", found[0])
             self._check_device("weights", found[1])
-            if call.waits:  # x is a host array: use the stream of ids
-                call.stream = current_stream(found[0])
             call.ids = device_arrays.whole("ids", found[0], shape, "int64")
             call.weights = device_arrays.whole("weights", found[1], shape, "float32")
             call.keeps += tuple(found)
             return
         call.host_ids, call.host_weights = routing_arrays(ids, shape), weight_arrays(weights, shape)
-        gpu.copy_in(call.ids, call.host_ids, call.stream)
-        gpu.copy_in(call.weights, call.host_weights, call.stream)
 
     def _take_y(self, call: DeviceCall, x: Any, out: Any, lead: tuple[int, ...]) -> None:
         cfg, shape = self.cfg, (*lead, self.cfg.hidden)
@@ -247,8 +280,8 @@ class CudaBackend(Backend):
             call.host_out, call.y = call.result, self._buffer("y", nbytes * cfg.max_tokens)
             return
         if out is None:
-            out = _empty(shape, cfg.dtype)
-        found = device_arrays.on_device("out", out)
+            out = _empty(x, shape, cfg.dtype)
+        found = device_arrays.on_device("out", out, call.stream)
         if found is None:
             raise InputError(f"out must lie in GPU memory as x does, got {type(out).__name__}")
         device_arrays.writable("out", found)
@@ -279,12 +312,20 @@ class CudaBackend(Backend):
         with runtime.failing(NO_JOB):
             job, routing = self._jobs_of(call.layer, tile)
             self._last = (call.layer, tile.m)
+            for stream in call.before:
+                runtime.device.record(self._queued, stream)
+                runtime.device.wait(call.stream, self._queued)
+            if call.host_ids is not None:
+                runtime.follow(call.stream)  # a call in flight may read the buffers
+                runtime.device.copy_in(call.ids, call.host_ids, call.stream)
+                runtime.device.copy_in(call.weights, call.host_weights, call.stream)
             runtime.launch(tile, self._blocks[tile.m], job, routing, call, call.stream)
+            for stream in call.after:
+                runtime.follow(stream)
             if call.waits or call.error is not None:
-                runtime.outcome(call.stream)
+                runtime.outcome()
                 if call.host_out is not None and call.host_out.size:
                     runtime.device.copy_out(call.host_out.reshape(-1).view(np.uint8), call.y, call.stream)
-        self._stream = call.stream
         return time.perf_counter() - started
 
     def result(self, call: DeviceCall, seconds: float, return_stats: bool) -> Any:
@@ -296,7 +337,7 @@ class CudaBackend(Backend):
                 self._raise_status(call)
             if not return_stats:
                 return call.result
-            runtime.read_all(call.stream)
+            runtime.read_all()
             seconds = max(seconds, time.perf_counter() - self._started)
             self.totals.add(runtime.state, runtime.counted, seconds)
             assert self._last is not None
@@ -312,7 +353,7 @@ class CudaBackend(Backend):
         runtime = self._runtime
         if not call.waits:
             with runtime.failing(NO_JOB):
-                runtime.outcome(call.stream)
+                runtime.outcome()
         state = runtime.state
         status = int(state[words.STATUS])
         if status != codes.OK:
@@ -340,7 +381,7 @@ class CudaBackend(Backend):
         runtime = self._runtime
         if self._last is None:
             return
-        call = DeviceCall(self._kind, self.cfg.top_k, self.member.placement.slots, stream=self._stream, waits=False)
+        call = DeviceCall(self._kind, self.cfg.top_k, self.member.placement.slots, waits=False)
         runtime.refuse_open()
         self._raise_status(call)
 
@@ -357,19 +398,16 @@ class CudaBackend(Backend):
         super().close()
 
 
-def _blocks(cfg: MoEConfig, runtime: CudaRuntime) -> dict[int, int]:
+def _blocks(cfg: MoEConfig, runtime: CudaRuntime, sms: int | None) -> dict[int, int]:
     """Blocks of the persistent kernel that a rank launches, by the rows of its tile."""
     tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.arch)
-    return {tile.m: runtime.blocks.of(tile) for tile in tiles}
+    return {tile.m: runtime.blocks.of(tile, sms) for tile in tiles}
 
 
-def current_stream(array: device_arrays.DeviceRows) -> int:
-    """CuPy's current stream if CuPy is in use, else the array's own."""
-    return device_arrays.calling_stream() if "cupy" in sys.modules else array.stream
-
-
-def _empty(shape: tuple[int, ...], dtype: str) -> Any:
-    """A new array in GPU memory."""
+def _empty(x: Any, shape: tuple[int, ...], dtype: str) -> Any:
+    """A new array in GPU memory, of the library that x belongs to."""
+    if type(x).__module__.partition(".")[0] == "torch":
+        return x.new_empty(shape)
     cupy = sys.modules.get("cupy")
     if cupy is None or dtype == "bfloat16":
         raise InputError("give out=, an array in GPU memory: CuPy is not in use, or has no such dtype")

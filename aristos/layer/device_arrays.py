@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
+from .streams import LEGACY
 
 KINDS = {"float32": "f32", "tf32": "tf32", "bfloat16": "bf16", "float16": "f16"}  # of the arithmetic, by cfg.dtype
 LINE = 16  # bytes: alignment of rows
@@ -18,18 +18,16 @@ CODES = {"i": 0, "u": 1, "f": 2}  # DLPack's numbers of types; 4 is bfloat16
 
 
 BITS = ("bfloat16", "uint16", "void16")  # CuPy and NumPy have no bfloat16 and pass its bits
-LEGACY = 1  # the legacy default stream, as both protocols number it: 0 would be ambiguous there
 
 
 @dataclass(frozen=True)
 class DeviceRows:
-    """An array in GPU memory. dtype: 'float32', 'bfloat16', 'int64' ...; strides: in bytes; stream: its own, or 0."""
+    """An array in GPU memory. dtype: 'float32', 'bfloat16', 'int64' ...; strides: in bytes."""
 
     address: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: str
-    stream: int
     owner: Any
     read_only: bool = False
     device: int | None = None  # CUDA's number of its GPU, if the array has it
@@ -40,12 +38,15 @@ class DeviceRows:
         return self.address + _size(self.dtype) + sum((n - 1) * step for n, step in zip(self.shape, self.strides))
 
 
-def on_device(name: str, value: Any) -> DeviceRows | None:
-    """An array in GPU memory; None for host arrays. Raises InputError for an array that cannot be read."""
+def on_device(name: str, value: Any, stream: int = 0) -> DeviceRows | None:
+    """An array in GPU memory; None for host arrays. Raises InputError for an array that cannot be read.
+
+    stream: that of the call, which an exporter of DLPack makes wait for its own.
+    """
     if isinstance(value, np.ndarray):
         return None
     if hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) in CUDA:
-        return _dlpack(name, value)
+        return _dlpack(name, value, stream)
     if hasattr(value, "__cuda_array_interface__"):
         return _interface(name, value)
     return None
@@ -71,8 +72,7 @@ def _interface(name: str, value: Any) -> DeviceRows:
     if problem:
         raise InputError(f"{name} cannot be read with {problem}: shape {list(shape)}, typestr {text!r}")
     _check_shape(name, shape)
-    own = 0 if stream in (None, LEGACY) else int(stream)
-    return DeviceRows(int(address or 0), shape, strides, dtype.name, own, value, bool(read_only))
+    return DeviceRows(int(address or 0), shape, strides, dtype.name, value, bool(read_only))
 
 
 def _check_shape(name: str, shape: tuple[int, ...]) -> None:
@@ -105,17 +105,11 @@ class _Tensor(ctypes.Structure):
     )  # fmt: skip
 
 
-def calling_stream() -> int:
-    """The stream for a call: CuPy's current one if CuPy is in use, else 0, the legacy default."""
-    cupy = sys.modules.get("cupy")
-    return int(cupy.cuda.get_current_stream().ptr) if cupy is not None else 0
-
-
-def _dlpack(name: str, value: Any) -> DeviceRows:
+def _dlpack(name: str, value: Any, stream: int) -> DeviceRows:
     try:
         # if the exporter's work is on another stream, ours waits for it; on the same stream there is no wait, so that
         # the call can be captured in a graph
-        capsule = value.__dlpack__(stream=calling_stream() or LEGACY)
+        capsule = value.__dlpack__(stream=stream or LEGACY)
         pointer = ctypes.pythonapi.PyCapsule_GetPointer
         pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
         tensor = _Tensor.from_address(pointer(capsule, b"dltensor"))
@@ -138,7 +132,7 @@ def _dlpack(name: str, value: Any) -> DeviceRows:
         strides = tuple(size * tensor.strides[i] for i in range(tensor.ndim))
     # the capsule is not consumed: the memory lives as long as the capsule and the array
     return DeviceRows(
-        (tensor.data or 0) + tensor.byte_offset, shape, strides, dtype, 0, (value, capsule), device=tensor.device_id
+        (tensor.data or 0) + tensor.byte_offset, shape, strides, dtype, (value, capsule), device=tensor.device_id
     )
 
 

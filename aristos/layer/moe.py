@@ -70,9 +70,10 @@ class MoE(Collective):
     windows do not fit.
 
     With backend="cuda", a rank has one GPU. Host arrays are copied in and out, and a call has ended when it returns.
-    Arrays in GPU memory (CuPy, `__cuda_array_interface__`, DLPack) are used in place, on CuPy's current stream or else
-    their own, and a call returns before it has run; `synchronize` waits for it. Such a call can be captured in a CUDA
-    graph after a call of as many tokens outside one.
+    Arrays in GPU memory (CuPy, PyTorch, JAX, Numba, `__cuda_array_interface__`, DLPack) are used in place, on their
+    library's current stream or on `stream`, and a call returns before it has run; `synchronize` waits for it. Such a
+    call can be captured in a CUDA graph. sms: the most SMs of its GPU that this layer may use, so that layers on other
+    communicators or kernels of the program run beside it; by default all.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class MoE(Collective):
         ranks_per_node: int | None = None,
         plan: Plan | None = None,
         backend: Literal["cpu", "cuda"] | None = None,
+        sms: int | None = None,
     ) -> None:
         self.group, self._group_comm = 0, None
         if plan is not None:
@@ -108,11 +110,11 @@ class MoE(Collective):
             alike, places, shape, needs = "", None, {}, Needs()
             try:
                 layers = _checked_options(cfg, layers, schedule, backend)
-                kind.check(cfg, schedule, threads)
+                kind.check(cfg, schedule, threads, sms)
                 check_common(threads, timeout, ranks_per_node)
                 places = Placement(placement, cfg.experts, self.world)
                 alike = f"{cfg!r}, layers={layers}, schedule={str(schedule)!r}, placement={places}"
-                shape, needs = widths(cfg), kind.needs(cfg, self._member.runtime)
+                shape, needs = widths(cfg), kind.needs(cfg, self._member.runtime, sms)
             except Exception as error:
                 problem = refusal(error)
             self._member.join(problem, alike, places, shape, needs, threads)
@@ -121,7 +123,7 @@ class MoE(Collective):
             raise
         self.cfg, self.layers, self.schedule, self.timeout = cfg, layers, schedule, float(timeout)
         self._pending: PendingCall | None = None
-        self._backend = kind(Settings(cfg, layers, schedule, self.timeout), self._member)
+        self._backend = kind(Settings(cfg, layers, schedule, self.timeout, sms), self._member)
 
     # ------------------------------------------------------------ weights and memory
 
@@ -218,14 +220,19 @@ class MoE(Collective):
         layer: int = 0,
         out: Any = None,
         return_stats: bool = False,
+        stream: Any = None,
     ) -> Any:
         """y = sum over a token's experts of weight * expert(x). Collective, in the same order on every rank.
 
         x: [..., H] of cfg.dtype; y has its shape. ids: [..., k] integers (-1: choice not taken) and weights: [..., k]
         route from outside. out: [..., H], contiguous, not overlapping x. With return_stats also a `CallStats`.
         Raises InputError here, and PeerInputError or MismatchError on the other ranks; the layer stays usable.
+
+        stream: with backend="cuda", the stream that the call is queued on, of any library or as CUDA's number. By
+        default the current one of the arrays' library, x's first; then every library's later work sees the result. With
+        `stream`, only that stream's does. The call waits for what the libraries have queued before in either case.
         """
-        call = self._enter(x, ids, weights, layer, out)
+        call = self._enter(x, ids, weights, layer, out, stream=stream)
         return self._backend.result(call, self._backend.run(call), return_stats)
 
     def start(
@@ -236,10 +243,11 @@ class MoE(Collective):
         layer: int = 0,
         out: Any = None,
         return_stats: bool = False,
+        stream: Any = None,
     ) -> PendingCall:
         """Begin the same call in the background; `wait()` on what this returns ends it."""
         backend = self._backend
-        call = self._enter(x, ids, weights, layer, out, copy=True)
+        call = self._enter(x, ids, weights, layer, out, copy=True, stream=stream)
         done = self._alive().background().submit(lambda: backend.run(call))
         self._pending = PendingCall(done, lambda seconds: backend.result(call, seconds, return_stats), self._ended)
         return self._pending
@@ -247,7 +255,9 @@ class MoE(Collective):
     def _ended(self) -> None:
         self._pending = None
 
-    def _enter(self, x: Any, ids: Any, weights: Any, layer: Any, out: Any, copy: bool = False) -> Any:
+    def _enter(
+        self, x: Any, ids: Any, weights: Any, layer: Any, out: Any, copy: bool = False, stream: Any = None
+    ) -> Any:
         """Open a call and check its arguments; a refusal is kept for the result, because the other ranks enter too."""
         runtime, backend = self._alive(), self._backend
         runtime.enter()
@@ -255,7 +265,7 @@ class MoE(Collective):
         try:
             self._loaded(layer)
             call.layer = int(layer)
-            backend.take(call, x, ids, weights, out, copy)
+            backend.take(call, x, ids, weights, out, copy, stream)
         except Exception as error:
             call.error = refusal(error)
             backend.refuse(call)

@@ -96,9 +96,11 @@ class IpcWindow:
             try:
                 address = self._device.open(handle)
             except EnvironmentProblem as error:
+                hidden = self._device.ordinal_of(seats[peer].uuid) is None
+                why = f"; that GPU is hidden from rank {rank}: {SHOW_ALL}" if hidden else ""
                 raise EnvironmentProblem(
                     f"transport ipc: rank {rank} ({seats[rank]}) cannot open the memory of rank {peer} ({seats[peer]}):"
-                    f" {error}"
+                    f" {error}{why}"
                 ) from error
             self._opened.append(address)
             self.base.append(address)
@@ -122,14 +124,15 @@ class IpcWindow:
 
 
 def _reach(rank: int, device: Any, seats: list[_Seat]) -> None:
-    """Raise EnvironmentProblem for the first peer whose memory this rank's GPU cannot load and store."""
+    """Raise EnvironmentProblem for the first peer whose memory this rank's GPU surely cannot load and store.
+
+    Whether a GPU that is hidden here can be reached, opening its memory shows.
+    """
     mine = seats[rank]
     for peer, seat in enumerate(seats):
         whose = f"transport ipc: rank {rank} ({mine}) cannot reach the memory of rank {peer} ({seat})"
         if seat.uuid == mine.uuid:
             continue
-        ordinal = device.ordinal_of(seat.uuid)
-        if ordinal is None:
-            raise EnvironmentProblem(f"{whose}: that GPU is hidden from rank {rank}: {SHOW_ALL}")
-        if not device.can_access(ordinal):
+        ordinal = device.ordinal_of(seat.uuid)  # None: CUDA_VISIBLE_DEVICES hides it, and IPC may open it all the same
+        if ordinal is not None and not device.can_access(ordinal):
             raise EnvironmentProblem(f"{whose}: the driver has no path between the two GPUs: {NO_PATH}")

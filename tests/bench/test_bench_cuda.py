@@ -48,6 +48,7 @@ SMALL = {
     "iters": 2,
     "warmup": 1,
     "backend": "cuda",
+    "dtype": "float32",
 }
 
 
@@ -145,6 +146,41 @@ def test_signal_times_round_trips():
     records = measured("signal").sheets[0].records
     assert [r["row_bytes"] for r in records] == [16, 512]
     assert records[0]["median_us"] == pytest.approx(1 / 3)
+
+
+def test_put_and_signal_between_gpus_name_the_link():
+    """Two ranks with a GPU each: every row arrives there, and each row of the table says over what."""
+    (sheet,) = measured("put", ranks=2).sheets
+    assert [(r["row_bytes"], r["way"]) for r in sheet.records] == [(n, w) for n in (512, 1024) for w in put_gpu.WAYS]
+    (other,) = measured("signal", ranks=2).sheets
+    assert [r["row_bytes"] for r in other.records] == [16, 512]
+    links = {r["link"] for r in (*sheet.records, *other.records)}
+    assert len(links) == 1
+    assert links.pop().startswith("0-1 ")
+
+
+def test_rows_that_do_not_reach_the_other_gpu_fail(monkeypatch):
+    """Rank 0 puts to its own memory instead: what should have arrived at rank 1 is missing."""
+    real = put_gpu.PairPuts.put
+
+    def lost(self, halves):
+        theirs = self.pair.theirs
+        if self.pair.side == 0:
+            self.pair.theirs = self.gpu.array(np.zeros(self.size_of(self.grid) // 8, np.int64)).at
+        real(self, halves)
+        self.pair.theirs = theirs
+
+    monkeypatch.setattr(put_gpu.PairPuts, "put", lost)
+    monkeypatch.setattr(put_gpu, "LIMIT_NS", 1000)
+    with pytest.raises(AssertionError):
+        measured("put", ranks=2)
+
+
+def test_the_default_type_on_gpus_is_bfloat16():
+    """float32 has no tensor cores; a type that is given stays."""
+    for backend, given, want in (("cuda", None, "bfloat16"), ("cpu", None, "float32"), ("cuda", "float16", "float16")):
+        options = Options(**SMALL | {"backend": backend, "dtype": given})
+        assert Context(World(), options, 5.0).shape().cfg.dtype == want
 
 
 @pytest.mark.parametrize("dtype", KINDS)

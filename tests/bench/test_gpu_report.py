@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
@@ -96,6 +97,35 @@ def test_the_report_names_failed_parts_and_figures(monkeypatch, capsys, tmp_path
     assert "tests/gpu: 0 s" in capsys.readouterr().err
 
 
+def test_the_report_of_several_gpus(monkeypatch, tmp_path):
+    """Under mpirun every part runs in this process, on all ranks; the page names every GPU."""
+    from aristos.bench import main
+
+    monkeypatch.setattr(gpu_report, "gpu_facts", lambda: FACTS | {"card_uuid": "GPU-1"})
+    monkeypatch.setattr(gpu_report.launch_environment, "started_as", lambda: ("mpirun", 2, 0))
+    monkeypatch.setattr(gpu_report, "check_products", lambda: print("bf16_16x128: 1e-3 ok") or 0)
+    seen = []
+
+    def bench(words):
+        seen.append(words)
+        print(json.dumps(PUT if words[0] == "put" else LAYER))
+        return 0 if words[0] != "exchange" else 1
+
+    monkeypatch.setattr(main, "main", bench)
+    stem = tmp_path / "report"
+    assert gpu_report.main(["--out", str(stem)]) == 1
+    page = stem.with_suffix(".md").read_text()
+    for line in (
+        "- cards: A card GPU-1",
+        "| products against float64 | ok | 0 | bf16_16x128: 1e-3 ok |",
+        "| exchange | FAILED (1) |",
+        "| put + signal there and back, 16 bytes | 6 us | 4.5 us | yes |",
+    ):
+        assert line in page
+    assert [words[0] for words in seen] == ["put", "layer", "exchange", "idle"]
+    assert all("cuda" in words and str(stem.with_suffix(".h5")) in words for words in seen)
+
+
 @pytest.mark.parametrize(("arch", "asked"), [("sm_80", 0.6), ("sm_90", 0.85), ("sm_100", 0.6)])
 def test_the_asked_share_is_higher_with_warpgroup_products(arch, asked):
     found = {figure.part: figure.asked for figure in gpu_report.figures(arch)}
@@ -127,6 +157,9 @@ def test_parts_can_be_parsed_and_figures_name_existing_parts(tmp_path):
             assert asked.json
             timed |= set(asked.suites)
     assert timed == set(suites.known("cuda")) - {"plan"}  # which needs several GPUs
+    for each in gpu_report.TOGETHER:
+        assert parse([*each.words, "--backend", "cuda", "--json", "--out", "none"]).budget <= each.limit
+    assert sum(float(each.words[each.words.index("--seconds") + 1]) for each in gpu_report.TOGETHER) < 200
     assert sum(each.limit for each in gpu_report.PARTS) > gpu_report.SECONDS, "a limit is for a part that hangs"
 
 

@@ -107,16 +107,17 @@ def ranks_see(*visible, **fields):
     ]
 
 
-def test_peers_need_each_others_gpus_visible():
-    """Hidden GPUs are found by UUID, so neither the reason nor their numbers matter."""
+def test_peers_may_not_be_hidden_by_the_system():
+    """GPUs are compared by UUID. One that only CUDA_VISIBLE_DEVICES hides can be opened."""
     two = Nodes.of(2)
     assert gpus.peers([RankGpus(None)] * 2, two).text == "not needed: there is no GPU"
     assert "(2 ordered pairs)" in gpus.peers(ranks_see((0, 1), (0, 1)), two).text
     assert gpus.peers(ranks_see((0, 1), (1, 0)), two).state == "ok"
     assert gpus.peers(ranks_see((0,), (0,)), two).state == "ok"
-    got = gpus.peers(ranks_see((0,), (1,), visible="0"), two)
+    assert gpus.peers(ranks_see((0,), (1,), visible="0"), two).state == "ok"
+    got = gpus.peers(ranks_see((0,), (1,)), two)
     assert got.state == "warn"
-    assert f"the GPU of rank 1 ({UUIDS[1]}) is hidden from rank 0 (CUDA_VISIBLE_DEVICES=0): CUDA IPC" in got.text
+    assert f"the GPU of rank 1 ({UUIDS[1]}) is hidden from rank 0 by the system: CUDA IPC" in got.text
     assert "--gpu-bind=none" in got.remedy
     assert gpus.peers(ranks_see((0,), (1,)), Nodes.of(2, 1)).state == "ok", "on two nodes"
     got = gpus.peers(ranks_see((0, 1), ()), two)

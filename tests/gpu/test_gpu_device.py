@@ -45,7 +45,7 @@ def test_memory(own):
     values = np.arange(1000)
     own.copy_in(address + 800, values)
     np.testing.assert_array_equal(read(own, address + 800, 1000), values)
-    own.clear(address + 800, 80)
+    own.clear(address + 800, 80, own.stream)
     np.testing.assert_array_equal(read(own, address + 800, 1000), np.where(values < 10, 0, values))
     own.free(address)
     with pytest.raises(MemoryProblem, match=r"cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY: \d+ of \d+ MiB"):

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
+import threading
+import time
+from unittest import mock
+
+import leftovers
 import numpy as np
 import pytest
 
@@ -13,6 +19,8 @@ if not count():
 import gpu_layers
 from cases import tokens
 from mpi import ranks_each
+
+from aristos.errors import PoisonedError
 
 SECONDS = 300.0  # of a launch; the first one compiles
 
@@ -65,3 +73,26 @@ def test_cupy_arrays(comm):
         moe(half, out=out)
         moe.synchronize()
         gpu_layers.right(cupy.asnumpy(out), x)
+
+
+@pytest.mark.ranks(2, timeout=SECONDS, isolated=True)
+def test_ctrl_c_ends_a_kernel_that_waits_for_a_peer(comm):
+    """Rank 0's kernel waits for rank 1, which makes no call; 100 ms are the kernel's, the rest is the host's."""
+    hooks = leftovers.registered()
+    with mock.patch("aristos.transport.group.Group.abort_at_exit"):  # the ranks end together
+        moe = gpu_layers.made(comm)
+        x = tokens(gpu_layers.CFG, 5, seed=comm.rank)
+        moe(x)
+        comm.Barrier()
+        if comm.rank == 0:
+            asked = []
+            threading.Timer(0.5, lambda: (asked.append(time.monotonic()), _thread.interrupt_main())).start()
+            with pytest.raises(KeyboardInterrupt):
+                moe(x)
+            assert time.monotonic() - asked[0] < 0.5
+        comm.Barrier()
+        if comm.rank == 1:
+            with pytest.raises(PoisonedError, match="rank 0 gave up in epoch 2"):
+                moe(x)
+        comm.Barrier()
+    leftovers.run_since(hooks)  # a rank that failed cannot close its layer

@@ -208,8 +208,8 @@ def test_arrays_of_another_gpu_are_refused(monkeypatch):
             given = {name: OnDevice(gpu, value) for name, value in given.items()}
             for wrong in given:
 
-                def elsewhere(name, value, wrong=wrong):
-                    found = plain(name, value)
+                def elsewhere(name, value, stream, wrong=wrong):
+                    found = plain(name, value, stream)
                     return found if found is None or name != wrong else replace(found, device=7)
 
                 monkeypatch.setattr(device_arrays, "on_device", elsewhere)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aristos.errors import InputError
-from aristos.layer import device_arrays
+from aristos.layer import device_arrays, streams
 from aristos.layer.device_arrays import contiguous, on_device, rows, whole
 
 AT = 0x7F0000000000
@@ -118,23 +118,61 @@ def test_empty_arrays_are_accepted():
     assert taken(Interface((2, 0, 32), "<f4", at=0, strides=(4, 4, 4))) == (0, (2, 0), 128)
 
 
-def test_the_streams_of_exporters():
-    """Stream 1 is the legacy default stream, which is 0 here; None requests no synchronization."""
+class Stream:
+    """A stream of a library: its number by one of the names that libraries use."""
+
+    def __init__(self, name, number):
+        setattr(self, name, number)
+
+
+def library(monkeypatch, name, number):
+    """A module that has a current stream, and the class of its arrays."""
+    stream = Stream("cuda_stream" if name == "torch" else "ptr", number)
+    cuda = SimpleNamespace(current_stream=lambda device=None: stream, get_current_stream=lambda: stream)
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(cuda=cuda))
+    return type("Array", (Interface,), {"__module__": f"{name}.deep"})
+
+
+def test_the_current_stream_of_an_arrays_library(monkeypatch):
+    """PyTorch's and CuPy's; else the one that the interface names, where 1 is the legacy default; JAX has none."""
+    assert streams.current(np.zeros(3)) is None
     for given_, want in ((None, 0), (1, 0), (2, 2), (0x5555, 0x5555)):
-        assert on_device("x", Interface((1, 32), "<f4", stream=given_)).stream == want
+        assert streams.current(Interface((1, 32), "<f4", stream=given_)) == want
+    torch, cupy = library(monkeypatch, "torch", 11), library(monkeypatch, "cupy", 12)
+    assert streams.current(torch((1, 32), "<f4")) == 11
+    assert streams.current(cupy((1, 32), "<f4", stream=5)) == 12
+    assert streams.current(Interface((1, 32), "<f4")) == 12, "CuPy's, where it is in use"
+    assert streams.current(library(monkeypatch, "jax", 13)((1, 32), "<f4")) is None
 
 
-def test_the_stream_passed_to_an_exporter(monkeypatch):
+def test_the_stream_of_a_call(monkeypatch):
+    """The caller's, or the first array's; the call waits for the others."""
+    torch, cupy = library(monkeypatch, "torch", 11), library(monkeypatch, "cupy", 12)
+    arrays = (np.zeros(3), torch((1, 32), "<f4"), None, cupy((1, 32), "<f4"), torch((1, 32), "<f4"))
+    assert streams.choose(None, arrays, 7) == (11, [12])
+    assert streams.choose(Stream("ptr", 12), arrays, 7) == (12, [11])
+    assert streams.choose(99, arrays, 7) == (99, [11, 12])
+    assert streams.choose(None, (np.zeros(3), None), 7) == (7, [])
+
+
+def test_streams_of_every_library_are_taken():
+    for name in ("cuda_stream", "ptr", "handle"):
+        assert streams.handle(Stream(name, 0x5555)) == 0x5555
+    assert streams.handle(Stream("handle", ctypes.c_void_p(0x5555))) == 0x5555
+    assert streams.handle(Stream("handle", ctypes.c_void_p(0))) == 0
+    assert streams.handle(Stream("__cuda_stream__", lambda: (0, 0x5555))) == 0x5555
+    assert streams.handle(1) == streams.handle(0) == 0, "the legacy default, as CUDA and the protocols number it"
+    for wrong in ("now", -1, True, 1.5 + 2j):
+        with pytest.raises(InputError, match=r"stream must be None, CUDA's number of a stream, or one of CuPy"):
+            streams.handle(wrong)
+
+
+def test_the_stream_passed_to_an_exporter():
     """The exporter makes the passed stream wait for its own: it is the stream that the call is queued on."""
     value = Dlpack((5, 32))
-    on_device("x", value)
-    for current, passed in ((0, 1), (0x5555, 0x5555)):
-        stream = SimpleNamespace(ptr=current)
-        cupy = SimpleNamespace(cuda=SimpleNamespace(get_current_stream=lambda stream=stream: stream))
-        monkeypatch.setitem(sys.modules, "cupy", cupy)
-        on_device("x", value)
-        assert value.streams[-1] == passed
-    assert value.streams[0] == 1
+    for stream in (0, 0x5555):
+        on_device("x", value, stream)
+    assert value.streams == [1, 0x5555]
 
 
 def test_dlpack_is_preferred():

@@ -57,6 +57,17 @@ def test_two_ranks_on_two_nodes():
     close(layers, layers.run(calls=3))
 
 
+def test_rows_from_other_nodes_are_copied_to_the_gpu_once():
+    """The rank that holds the expert has copies of the other rank's rows behind its hidden activations."""
+    given = [(np.zeros((5, 1), np.int64), np.ones((5, 1), np.float32))] * 2
+    layers = NodeLayers(cfg=replace(SMALL, top_k=1), per_node=1, tokens=(5, 5), given=given, placement=[0, 1, 1, 1])
+    close(layers, layers.run())
+    first = layers.runs["runs"] * layers.runs["run_step"] // 4
+    copies = [rank.scratch.copy_to_host()[first:].view(np.float32) for rank in layers.ranks]
+    assert set(layers.ranks[1].x.reshape(-1).tolist()) <= set(copies[0].tolist())
+    assert not copies[1].any()
+
+
 @pytest.mark.parametrize("absent", [0, 2])
 def test_a_wait_is_bounded_and_remote_ranks_learn_its_origin(absent):
     """One rank never makes the call: another gives up, its proxy notifies the remote ranks, and all kernels end."""

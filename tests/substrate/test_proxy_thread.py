@@ -7,7 +7,6 @@ its copies, compiled as they ship.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -32,34 +31,19 @@ from aristos.substrate.idle import ALONE
 # as on a GPU, a return row is as wide as a row: here where whole panels are whole lines
 CFG = aristos.MoEConfig(hidden=96, ffn=72, experts=5, top_k=2, max_tokens=70)
 W = reference.weights(CFG)
-DRIVER = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_int64] * 4)
 
 
 class HostDevice:
-    """A device whose memory is the host's. Copies are made when the stream is waited for, the last one first.
+    """A device whose memory is the host's.
 
-    fails: after so many copies. takes: whether MPI puts from its memory. allocated: its device memory.
+    takes: whether MPI puts from its memory. maps: whether kernels can use MPI's memory. allocated: its device memory.
     """
 
-    def __init__(self, fails: int = 1 << 60, takes: bool = False) -> None:
-        self.takes = takes
+    def __init__(self, takes: bool = False, maps: bool = False) -> None:
+        self.takes, self.maps = takes, maps
         self.allocated: list[np.ndarray] = []
         self.kept: list[Any] = []
-        self.waiting: list[tuple[int, int, int]] = []
-        self.copies, self.fails = 0, fails
         self.pinned = (0, 0)
-        self.functions = DRIVER(self._copy), DRIVER(self._wait)
-
-    def _copy(self, at: int, source: int, nbytes: int, stream: int) -> int:
-        self.waiting.append((at, source, nbytes))
-        self.copies += 1
-        return 719 if self.copies > self.fails else 0
-
-    def _wait(self, stream: int, *_: int) -> int:
-        for at, source, nbytes in reversed(self.waiting):
-            ctypes.memmove(at, source, nbytes)
-        self.waiting.clear()
-        return 0
 
     def host(self, nbytes: int) -> tuple[np.ndarray, int]:
         array = aligned((nbytes,), np.uint8)
@@ -78,9 +62,9 @@ class HostDevice:
     def free_host(self, array: np.ndarray) -> None:
         pass
 
-    def pin(self, address: int, nbytes: int) -> bool:
-        self.pinned = (address, nbytes)
-        return True
+    def pin(self, address: int, nbytes: int) -> int:
+        self.pinned = (address, nbytes) if self.maps else (0, 0)
+        return self.pinned[0]
 
     def unpin(self, address: int) -> None:
         assert self.pinned[0] == address
@@ -104,12 +88,11 @@ def on_devices(device: HostDevice) -> Iterator[list[ProxyThread]]:
 
     def allocated(self: CpuRuntime, *args: Any) -> None:
         allocate(self, *args)
-        copy, wait = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in device.functions)
-        device_wire = DeviceWire(copy, wait, 0, self.group.world)
+        device_wire = DeviceWire(self.group.world)
         found: Any = self._memory
         sides = found.sides(device_wire.address)
         sides.job[words.SPINS], sides.job[words.YIELDS] = ALONE[0] // 100, ALONE[1] // 100
-        proxies.append(ProxyThread(sides, device, device_wire, self.group.rank))
+        proxies.append(ProxyThread(sides, device, self.group.rank))
         found.start(proxies[-1].run)
         self.group.meet("the other ranks to start proxies")
 
@@ -123,9 +106,10 @@ def on_devices(device: HostDevice) -> Iterator[list[ProxyThread]]:
         yield proxies
 
 
-@pytest.mark.parametrize("takes", [False, True], ids=["staged", "from the device"])
+@pytest.mark.parametrize(("takes", "maps"), [(False, False), (False, True), (True, True)],
+                         ids=["staged", "mapped", "mapped and from the device"])  # fmt: skip
 @ranks_each(2, 3, 4, timeout=240)  # the first one may have to compile
-def test_equal_bits_through_the_proxy(comm, world, takes):
+def test_equal_bits_through_the_proxy(comm, world, takes, maps):
     """Nodes of one and of two ranks, tiny rings, several calls of every size."""
     calls = []
     for n, count in enumerate((17, 0, 70, 33)):
@@ -134,29 +118,29 @@ def test_equal_bits_through_the_proxy(comm, world, takes):
     with alone(CFG, W, threads=1) as one:
         wanted = [one(x, **call) for x, call in calls]
     for per_node in (1, 2) if world > 2 else (1,):
-        device = HostDevice(takes=takes)
+        device = HostDevice(takes=takes, maps=maps)
         with on_devices(device), MoE(CFG, comm, ranks_per_node=per_node, threads=2) as moe:
             moe.load(**W)
             for (x, call), want in zip(calls, wanted):
                 assert same(moe(x, **call), want)
-        assert device.copies > 0
-        assert len(device.allocated) == 1 + takes
-        assert device.allocated[0].any()  # the mirror
-        for rows in device.allocated[1:]:  # what is put, which is nowhere else: ring rows and outputs, peer by peer
+        assert len(device.allocated) == takes
+        for rows in device.allocated:  # what is put, which is nowhere else: ring rows and outputs, peer by peer
             remote = sum(p // per_node != comm.rank // per_node for p in range(world))
             assert rows.reshape(2 * remote, -1).any(axis=1).all()
         assert device.pinned == (0, 0)
 
 
 @pytest.mark.ranks(2, timeout=240, isolated=True)
-def test_a_copy_that_fails_ends_the_call_on_all_ranks(comm):
-    """Words of data that was not copied are not passed on; the failing rank and its remote peer both learn it."""
+def test_a_proxy_that_fails_ends_the_call_on_all_ranks(comm):
+    """The failing rank and its remote peer both learn it."""
     hooks = leftovers.registered()
-    device = HostDevice(fails=8 if comm.rank == 0 else 1 << 60)
-    with (
-        on_devices(device) as proxies,
-        mock.patch("aristos.transport.group.Group.abort_at_exit"),
-    ):  # the ranks end together
+    module = "aristos.substrate.cuda.proxy_thread"
+    with contextlib.ExitStack() as stack:
+        proxies = stack.enter_context(on_devices(HostDevice()))
+        stack.enter_context(mock.patch("aristos.transport.group.Group.abort_at_exit"))  # the ranks end together
+        if comm.rank == 0:
+            stack.enter_context(mock.patch(f"{module}.serve", side_effect=OSError("out of order")))
+            stack.enter_context(mock.patch(f"{module}.warm_up"))
         moe = MoE(CFG, comm, ranks_per_node=1, threads=1, timeout=20)
         moe.load(**W)
 
@@ -167,6 +151,5 @@ def test_a_copy_that_fails_ends_the_call_on_all_ranks(comm):
         with pytest.raises(AristosError, match="rank 0"):
             calls()
         if comm.rank == 0:
-            assert proxies[-1].error is not None
-            assert "CUDA error 719" in proxies[-1].error
+            assert proxies[-1].error == "OSError: out of order"
     leftovers.run_since(hooks)  # a rank that failed cannot close its layer

@@ -151,13 +151,14 @@ class Rank:
         tile, world = layers.tile, len(layers.tokens)
         job = np.zeros(builder.size(cfg.experts, world), np.int64)
         builder.fill_placement(job, held.slots_for(self.me), held.start)
-        nbytes = layers.runs["runs"] * layers.runs["run_step"]
-        scratch, lock = self.device.empty(nbytes // 4, np.int32), self._zeros(1, np.int64)
-        self.kept += [scratch, lock]
+        nbytes = substrate.run_scratch(layers.runs, tile, BYTES[layers.kind] * cfg.hidden)
+        scratch, lock, abort = self.device.empty(nbytes // 4, np.int32), *(self._zeros(1, np.int64) for _ in range(2))
+        self.kept += [scratch, lock, abort]
+        self.scratch = scratch
         builder.fill_engine(
             job, schema.CUDA, shape, layers.tables, rank=self.me, world=world, all_workers=layers.grid,
             return_stride=lines(BYTES[layers.kind] * cfg.hidden), merge_polls=4, remote=0, remote_block=0, packed=1,
-            scratch=scratch.ptr, lock=lock.ptr, wire=0, state=self.state.ptr,
+            scratch=scratch.ptr, lock=lock.ptr, wire=0, state=self.state.ptr, abort=abort.ptr, mirror=0, mirror_bytes=0,
         )  # fmt: skip
         builder.fill(
             job, schema.TILE, schema.CUDA, tile=tile.m, batch=tile.m, run_rows=tile.m, merge_rows=layers.merge,

@@ -147,7 +147,7 @@ class Host:
 
 
 class NodeRank(Rank):
-    """A rank with remote peers: outboxes in the machine's mapped memory, the mirror on its device."""
+    """A rank with remote peers: outboxes and mirror in the machine's mapped memory."""
 
     layers: NodeLayers
 
@@ -179,11 +179,11 @@ class NodeRank(Rank):
         self.kept.append(array)
         return SimpleNamespace(ctypes=SimpleNamespace(data=array.ptr)), array.ptr
 
-    def pin(self, address: int, nbytes: int) -> bool:
-        return False
+    def pin(self, address: int, nbytes: int) -> int:
+        return 0
 
     def allocate(self, nbytes: int) -> int:
-        array = self.device.array(np.zeros(nbytes // WORD, np.int64), f"mirror or rows to put of rank {self.me}")
+        array = self.device.array(np.zeros(nbytes // WORD, np.int64), f"rows to put of rank {self.me}")
         self.layers.host.arrays.append(array)
         self.layers.host.on_devices.append(array)
         self.kept.append(array)
@@ -191,6 +191,7 @@ class NodeRank(Rank):
 
     def _job(self, layers: Any) -> np.ndarray:
         job = super()._job(layers)
+        job[words.MIRROR], job[words.MIRROR_BYTES] = self.memory.mirror, self.memory.mirror_bytes
         job[words.REMOTE], job[words.REMOTE_BLOCK] = len(layers.nodes.remote(self.me)), layers.block
         return job
 

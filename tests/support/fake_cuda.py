@@ -1,8 +1,9 @@
-"""A fake of the CUDA driver and its GPUs, called like cuda.bindings.
+"""A stand-in for the CUDA driver and its GPUs, called like cuda.bindings, that keeps CUDA's rules.
 
-Stricter than a driver: work on a stream is done only when the stream is waited for, calls need a current context, and
-freeing memory that another process has open is a violation. On a computer without a driver, every call first goes to
-cuda.bindings' own function, which checks the arguments and then finds no library.
+Streams, events, captures and graphs: fake_streams.py. Kernels, resident on the PTX machine: fake_kernels.py. Stricter
+than a driver: work is done only when it is waited for, calls need a current context, and what CUDA leaves undefined is
+a violation. On a computer without a driver, every call first goes to cuda.bindings' own function, which checks the
+arguments and then finds no library. DA, PG: see fake_streams.py.
 """
 
 from __future__ import annotations
@@ -12,17 +13,23 @@ import ctypes
 import functools
 import importlib
 import itertools
+import random
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import fake_kernels
 import numpy as np
+from fake_kernels import Arena, Resident, Sms, address, kernel_of
+from fake_streams import Event, Failure, Graph, Op, Stream, Streams, at_once
+
+from aristos.primitives.offline import capability
+from aristos.simt import limits
 
 REAL: Any = importlib.import_module("cuda.bindings.driver")
-KERNEL_REGISTERS, KERNEL_STATIC = 40, 1024
-GRAIN = 2 << 20
+KERNEL_REGISTERS, KERNEL_STATIC = 32, 1024  # of images that no catalogue.Kernel stands behind
+FOREIGN = 1 << 50  # a GPU's address of host memory that was registered: no kernel here can use it
 
 
 @functools.cache
@@ -52,59 +59,96 @@ class Gpu:
 class Allocation:
     owner: Process
     gpu: int
-    data: np.ndarray
     start: int
+    nbytes: int
     open: int = 0  # mappings in other processes
     freed: bool = False
+    arena: Any = None
+
+    @property
+    def data(self) -> np.ndarray:
+        return self.arena.bytes[self.start : self.start + self.nbytes]
 
 
 class Machine:
-    """GPUs that all reach each other. log: (process, function) of successful calls. violations: undefined behaviour."""
+    """GPUs that all reach each other. log: (process, function) of successful calls. violations: undefined behaviour.
 
-    def __init__(self, gpus: int = 2, **of_each: Any) -> None:
+    eager: how likely work that nobody waits for goes on in a turn. seconds: after which a wait has failed.
+    """
+
+    def __init__(self, gpus: int = 2, eager: float = 0.0, seed: int = 0, seconds: float = 60.0, **of_each: Any) -> None:
         self.gpus = [Gpu(bytes([0xA0 + n] * 16), reaches=set(range(gpus)) - {n}, **of_each) for n in range(gpus)]
         self.lock = threading.RLock()
+        self.arena = Arena()
+        self.sms = [Sms(gpu.sms, limits.of(gpu.capability)) for gpu in self.gpus]
         self.allocations: dict[bytes, Allocation] = {}
         self.log: list[tuple[int, str]] = []
         self.violations: list[str] = []
-        self.numbers = itertools.count(1)
+        self.numbers = itertools.count(3)  # of streams: 1 and 2 have meanings of their own
+        self.work: list[Op] = []
+        self.resident: dict[tuple[int, str], int] = {}  # (process, kernel) -> launches that reside on GPUs now
+        self.most: dict[tuple[int, str], int] = {}  # the same: most of them at once
+        self.eager, self.random, self.seconds = eager, random.Random(seed), seconds
+
+    def resides(self, process: int, kernel: str, change: int) -> None:
+        """A launch starts (1) or ends (-1)."""
+        key = process, kernel
+        self.resident[key] = self.resident.get(key, 0) + change
+        self.most[key] = max(self.most.get(key, 0), self.resident[key])
 
     def used(self, gpu: int) -> int:
-        return sum(a.data.size for a in self.allocations.values() if a.gpu == gpu and not a.freed)
+        return sum(a.nbytes for a in self.allocations.values() if a.gpu == gpu and not a.freed)
 
 
 class Process:
-    """One process's state; visible: numbers of the machine's GPUs, in the order of its ordinals."""
+    """One process's state; visible: numbers of the machine's GPUs, in the order of its ordinals (CUDA_VISIBLE_DEVICES).
+    permitted: those that the system lets it use at all, as a cgroup does. namespace: of its process ids."""
 
-    def __init__(self, machine: Machine, visible: list[int] | None = None) -> None:
-        self.machine = machine
+    def __init__(self, machine: Machine, visible: list[int] | None = None, permitted: list[int] | None = None,
+                 namespace: int = 0) -> None:  # fmt: skip
+        self.machine, self.namespace = machine, namespace
         self.visible = list(range(len(machine.gpus))) if visible is None else visible
+        self.permitted = list(range(len(machine.gpus))) if permitted is None else permitted
         self.number = next(machine.numbers)
+        self.lock = threading.RLock()  # of the driver
         self.started = False
-        self.contexts = threading.local()
-        self.maps: dict[int, Allocation] = {}  # address here -> allocation
-        self.streams: dict[int, list[Callable[[], None]]] = {0: []}
-        self.captures: dict[int, int] = {}  # stream -> its length when its capture began
-        self.graphs: dict[int, list[Callable[[], None]]] = {}
-        self.events: dict[int, float] = {}
-        self.pinned: dict[int, Any] = {}
+        self.of_thread = threading.local()
+        self.maps: dict[int, tuple[Allocation, int]] = {}  # a GPU's address here -> (allocation, place in the arena)
+        self.streams: dict[int, Stream] = {}
+        self.legacy: dict[int, Stream] = {}  # GPU -> its default stream
+        self.own: dict[tuple[int, int], Stream] = {}  # (GPU, thread) -> the thread's default stream
+        self.graphs: dict[int, Graph] = {}
+        self.events: dict[int, Event] = {}
+        self.pinned: dict[int, int] = {}  # host address -> bytes
         self.modules: dict[int, bytes] = {}
+        self.kernels: dict[int, Any] = {}  # function -> catalogue.Kernel
         self.allowed: dict[int, int] = {}  # function -> dynamic shared bytes
         self.launches: list[SimpleNamespace] = []
         self.now = 0.0
 
     def stack(self) -> list[int]:
-        if not hasattr(self.contexts, "of"):
-            self.contexts.of = []
-        return self.contexts.of
+        if not hasattr(self.of_thread, "contexts"):
+            self.of_thread.contexts = []
+        return self.of_thread.contexts
+
+    def mode(self, new: int | None = None) -> Any:
+        """The capture mode of this thread."""
+        before = getattr(self.of_thread, "mode", 0)
+        if new is None:
+            return before
+        self.of_thread.mode = new
+        return REAL.CUstreamCaptureMode(before)
 
 
-class Failure(Exception):
-    """A function's error; its text is the driver's name of it."""
-
-
-class Driver:
+class Driver(Streams):
     """The module. process: of the calling thread, or the first one. fail: function -> the error of all its calls."""
+
+    real = REAL
+    # These may hold the driver's lock while they wait for all work of the context: PG, "Implicit Synchronization" and
+    # "Lazy Loading" ("might require context synchronization"); DA "API synchronization behavior".
+    HOLDS = frozenset({"cuMemAlloc", "cuMemFree", "cuMemHostAlloc", "cuMemFreeHost", "cuMemHostRegister",
+                       "cuMemHostUnregister", "cuModuleLoadData"})  # fmt: skip
+    WAITS = frozenset({"cuStreamSynchronize", "cuEventSynchronize", "cuCtxSynchronize"})  # without the lock
 
     def __init__(self, process: Process) -> None:
         self.first = process
@@ -125,20 +169,37 @@ class Driver:
             return value
 
         def call(*arguments: Any) -> tuple[Any, ...]:
+            p = self.process
             if self.check:
                 with contextlib.suppress(RuntimeError):  # no library
                     getattr(REAL, name)(*arguments)
             try:
                 if name in self.fail:
                     raise Failure(self.fail[name])
-                with self.process.machine.lock:
-                    value = answer(self, self.process, *arguments)
+                with p.machine.lock:
+                    self.refuse_unsafe(p, name)
+                with contextlib.nullcontext() if name in self.WAITS else self.locked(p, name):
+                    if name in self.HOLDS:
+                        self.wait(p, self.unfinished(p, self.gpu(p)), f"{name}, which holds the driver's lock,")
+                    with contextlib.nullcontext() if name in self.WAITS else p.machine.lock:
+                        value = answer(self, p, *arguments)
             except Failure as error:
                 return (getattr(REAL.CUresult, str(error)), None)
-            self.process.machine.log.append((self.process.number, name))
+            p.machine.log.append((p.number, name))
             return (REAL.CUresult.CUDA_SUCCESS,) if value is None else (REAL.CUresult.CUDA_SUCCESS, value)
 
         return call
+
+    @contextlib.contextmanager
+    def locked(self, p: Process, name: str) -> Any:
+        """The driver's lock, which every call takes and only a wait does without."""
+        if not p.lock.acquire(timeout=2 * p.machine.seconds):
+            p.machine.violations.append(f"process {p.number}: {name} waits for the driver's lock for ever")
+            raise Failure("CUDA_ERROR_UNKNOWN")
+        try:
+            yield
+        finally:
+            p.lock.release()
 
     # ---- devices and contexts ----
     def do_cuInit(self, p: Process, flags: int) -> None:
@@ -201,97 +262,73 @@ class Driver:
         gpu = self.gpu(p)
         if p.machine.used(gpu) + nbytes > p.machine.gpus[gpu].memory:
             raise Failure("CUDA_ERROR_OUT_OF_MEMORY")
-        data = np.full(nbytes, 0xEE, np.uint8)  # fresh memory is not zero
-        start = self.place(p, nbytes)
-        made = Allocation(p, gpu, data, start)
-        p.machine.allocations[start.to_bytes(8, "little").ljust(64, b"\xab")] = made
-        p.maps[start] = made
-        return start
+        start = p.machine.arena.take(nbytes)
+        made = Allocation(p, gpu, start, nbytes, arena=p.machine.arena)
+        p.machine.allocations[next(p.machine.numbers).to_bytes(8, "little").ljust(64, b"\xab")] = made
+        p.maps[address(start)] = made, start
+        return address(start)
 
-    def place(self, p: Process, nbytes: int) -> int:
-        """A range of addresses of its own, with a gap behind."""
-        first, *_ = [next(p.machine.numbers) for _ in range(nbytes // GRAIN + 2)]
-        return (1 << 40) + GRAIN * first
-
-    def do_cuMemFree(self, p: Process, address: int) -> None:
-        made = p.maps.get(address)
-        if made is None or made.owner is not p or made.start != address:
+    def do_cuMemFree(self, p: Process, at: int) -> None:
+        made, start = p.maps.get(int(at), (None, 0))
+        if made is None or made.owner is not p or made.start != start:
             raise Failure("CUDA_ERROR_INVALID_VALUE")
         if made.open:
             p.machine.violations.append(f"process {p.number} freed memory that {made.open} other processes have open")
         made.freed = True
-        del p.maps[address]
+        del p.maps[int(at)]
 
     def do_cuMemHostAlloc(self, p: Process, nbytes: int, flags: int) -> int:
         self.gpu(p)
-        memory = np.full(nbytes, 0xEE, np.uint8)
-        p.pinned[memory.ctypes.data] = memory
-        return memory.ctypes.data
+        at = p.machine.arena.base + p.machine.arena.take(nbytes)
+        p.pinned[at] = nbytes
+        return at
 
-    def do_cuMemHostGetDevicePointer(self, p: Process, address: int, flags: int) -> int:
-        return address + (1 << 50)
+    def do_cuMemHostGetDevicePointer(self, p: Process, at: int, flags: int) -> int:
+        if not any(start <= at < start + nbytes for start, nbytes in p.pinned.items()):
+            raise Failure("CUDA_ERROR_INVALID_VALUE")
+        place = at - p.machine.arena.base
+        return address(place) if 0 <= place < len(p.machine.arena.bytes) else at + FOREIGN
 
-    def do_cuMemFreeHost(self, p: Process, address: int) -> None:
-        del p.pinned[address]
+    def do_cuMemFreeHost(self, p: Process, at: int) -> None:
+        p.machine.arena.give(at - p.machine.arena.base, p.pinned.pop(at))
 
-    def do_cuMemHostRegister(self, p: Process, address: int, nbytes: int, flags: int) -> None:
+    def do_cuMemHostRegister(self, p: Process, at: int, nbytes: int, flags: int) -> None:
         self.gpu(p)
-        if address in p.pinned:
+        if at in p.pinned:
             raise Failure("CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED")
-        p.pinned[address] = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+        p.pinned[at] = nbytes
 
-    def do_cuMemHostUnregister(self, p: Process, address: int) -> None:
-        if address not in p.pinned:
+    def do_cuMemHostUnregister(self, p: Process, at: int) -> None:
+        if at not in p.pinned:
             raise Failure("CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED")
-        del p.pinned[address]
+        del p.pinned[at]
 
-    def view(self, p: Process, address: int, nbytes: int) -> np.ndarray:
-        for start, made in p.maps.items():
-            if start <= address and address + nbytes <= start + made.data.size and not made.freed:
-                return made.data[address - start : address - start + nbytes]
+    def view(self, p: Process, at: int, nbytes: int) -> np.ndarray:
+        for start, (made, place) in p.maps.items():
+            if start <= at and at + nbytes <= start + made.nbytes and not made.freed:
+                return p.machine.arena.bytes[place + at - start : place + at - start + nbytes]
         raise Failure("CUDA_ERROR_INVALID_VALUE")
 
     def do_cuMemcpyHtoDAsync(self, p: Process, to: int, source: int, nbytes: int, stream: int) -> None:
-        self.gpu(p)
         view = self.view(p, to, nbytes)
-        p.streams[stream].append(lambda: ctypes.memmove(view.ctypes.data, source, nbytes))
+        self.enqueue(p, stream, at_once(lambda: ctypes.memmove(view.ctypes.data, source, nbytes)), "a copy in")
 
     def do_cuMemcpyDtoHAsync(self, p: Process, to: int, source: int, nbytes: int, stream: int) -> None:
-        self.gpu(p)
         view = self.view(p, source, nbytes)
-        p.streams[stream].append(lambda: ctypes.memmove(to, view.ctypes.data, nbytes))
+        self.enqueue(p, stream, at_once(lambda: ctypes.memmove(to, view.ctypes.data, nbytes)), "a copy out")
 
     def do_cuMemcpyDtoDAsync(self, p: Process, to: int, source: int, nbytes: int, stream: int) -> None:
-        self.gpu(p)
         target, view = self.view(p, to, nbytes), self.view(p, source, nbytes)
-        p.streams[stream].append(lambda: ctypes.memmove(target.ctypes.data, view.ctypes.data, nbytes))
-
-    # ---- graphs: the work that a stream got after its capture began ----
-    def do_cuStreamBeginCapture(self, p: Process, stream: int, mode: Any) -> None:
-        self.gpu(p)
-        p.captures[stream] = len(p.streams[stream])
-
-    def do_cuStreamEndCapture(self, p: Process, stream: int) -> int:
-        start, number = p.captures.pop(stream), next(p.machine.numbers)
-        p.graphs[number] = p.streams[stream][start:]
-        del p.streams[stream][start:]
-        return number
-
-    def do_cuGraphInstantiate(self, p: Process, graph: int, flags: int) -> int:
-        return graph
-
-    def do_cuGraphLaunch(self, p: Process, graph: int, stream: int) -> None:
-        self.gpu(p)
-        p.streams[stream].extend(p.graphs[graph])
+        self.enqueue(p, stream, at_once(lambda: ctypes.memmove(target.ctypes.data, view.ctypes.data, nbytes)), "a copy")
 
     def do_cuMemsetD8Async(self, p: Process, to: int, value: int, nbytes: int, stream: int) -> None:
-        self.gpu(p)
-        p.streams[stream].append(lambda: self.view(p, to, nbytes).fill(value))
+        view = self.view(p, to, nbytes)
+        self.enqueue(p, stream, at_once(lambda: view.fill(value)), "a memset")
 
     # ---- kernels ----
     def do_cuModuleLoadData(self, p: Process, image: bytes) -> int:
         self.gpu(p)
-        if image[:4] != b"\x7fELF":
+        if image[:4] != fake_kernels.ELF:
             raise Failure("CUDA_ERROR_INVALID_IMAGE")
         p.modules[number := next(p.machine.numbers)] = image
         return number
@@ -299,105 +336,87 @@ class Driver:
     def do_cuModuleGetFunction(self, p: Process, module: int, name: bytes) -> int:
         if name not in p.modules[module]:
             raise Failure("CUDA_ERROR_NOT_FOUND")
-        p.allowed[number := next(p.machine.numbers)] = (48 << 10) - KERNEL_STATIC
+        p.kernels[number := next(p.machine.numbers)] = kernel_of(p.modules[module])
+        p.allowed[number] = (48 << 10) - self.facts(p, number)[1]
         return number
 
+    def facts(self, p: Process, function: int) -> tuple[int, int]:
+        """(registers of a thread, bytes of static shared memory)."""
+        kernel = p.kernels[function]
+        return (KERNEL_REGISTERS, KERNEL_STATIC) if kernel is None else fake_kernels.facts(kernel, self.cc(p))
+
+    def cc(self, p: Process) -> tuple[int, ...]:
+        return capability("sm_{}{}".format(*p.machine.gpus[self.gpu(p)].capability))
+
     def do_cuFuncGetAttribute(self, p: Process, name: Any, function: int) -> int:
-        known = {"NUM_REGS": KERNEL_REGISTERS, "SHARED_SIZE_BYTES": KERNEL_STATIC}
+        registers, static = self.facts(p, function)
+        known = {"NUM_REGS": registers, "SHARED_SIZE_BYTES": static}
         return known[name.name.removeprefix("CU_FUNC_ATTRIBUTE_")]
 
     def do_cuFuncSetAttribute(self, p: Process, function: int, name: Any, value: int) -> None:
         assert name.name == "CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES"
-        if value + KERNEL_STATIC > p.machine.gpus[self.gpu(p)].shared:
+        if value + self.facts(p, function)[1] > p.machine.gpus[self.gpu(p)].shared:
             raise Failure("CUDA_ERROR_INVALID_VALUE")
         p.allowed[function] = value
 
     def do_cuOccupancyMaxActiveBlocksPerMultiprocessor(
         self, p: Process, function: int, threads: int, shared: int
     ) -> int:
+        registers, static = self.facts(p, function)
         if shared > p.allowed[function]:
             return 0
-        return min(2048 // threads, (228 << 10) // (shared + KERNEL_STATIC + 1024))
+        return limits.resident(limits.of(p.machine.gpus[self.gpu(p)].capability), threads, shared + static, registers)
 
     def do_cuLaunchKernel(self, p: Process, function: int, *rest: Any) -> None:
         x, y, z, bx, by, bz, shared, stream, parameters, _ = rest
-        self.gpu(p)
+        gpu, kernel = self.gpu(p), p.kernels[function]
         if shared > p.allowed[function]:
             raise Failure("CUDA_ERROR_INVALID_VALUE")
         made = SimpleNamespace(
             function=function, grid=(x, y, z), block=(bx, by, bz), shared=shared, stream=stream, values=parameters[0],
-            types=parameters[1],
+            types=parameters[1], kernel=kernel,
         )  # fmt: skip
-        p.streams[stream].append(lambda: p.launches.append(made))
+        if kernel is None:
+            self.enqueue(p, stream, at_once(lambda: p.launches.append(made)), "a kernel")
+            return
+        machine, cc = p.machine, self.cc(p)
 
-    # ---- order and time ----
-    def do_cuStreamCreate(self, p: Process, flags: int) -> int:
-        assert flags == 1, "a stream that waits for the default one"
-        p.streams[number := next(p.machine.numbers)] = []
-        return number
+        def make() -> Any:
+            return Resident(machine, machine.sms[gpu], p.number, kernel, made.grid, shared, made.values, cc).turn
 
-    def do_cuStreamSynchronize(self, p: Process, stream: int) -> None:
-        self.gpu(p)
-        queue, p.streams[stream] = p.streams[stream], []
-        for work in queue:
-            work()
-
-    def do_cuStreamQuery(self, p: Process, stream: int) -> None:
-        """Each query completes one more piece of work."""
-        self.gpu(p)
-        if p.streams[stream]:
-            p.streams[stream].pop(0)()
-        if p.streams[stream]:
-            raise Failure("CUDA_ERROR_NOT_READY")
-
-    def do_cuEventCreate(self, p: Process, flags: int) -> int:
-        assert flags == 0, "an event without time"
-        return next(p.machine.numbers)
-
-    def do_cuEventRecord(self, p: Process, event: int, stream: int) -> None:
-        def happen() -> None:
-            p.now += 2.5  # milliseconds
-            p.events[event] = p.now
-
-        p.streams[stream].append(happen)
-
-    def do_cuEventSynchronize(self, p: Process, event: int) -> None:
-        for stream in p.streams:
-            self.do_cuStreamSynchronize(p, stream)
-
-    def do_cuEventElapsedTime(self, p: Process, a: int, b: int) -> float:
-        if not {a, b} <= set(p.events):
-            raise Failure("CUDA_ERROR_NOT_READY")
-        return p.events[b] - p.events[a]
+        self.enqueue(p, stream, make, f"kernel {kernel.name}")
 
     # ---- memory of other processes ----
-    def do_cuIpcGetMemHandle(self, p: Process, address: int) -> Any:
+    # DA "Memory Management", cuIpcGetMemHandle, cuIpcOpenMemHandle, cuIpcCloseMemHandle
+    def do_cuIpcGetMemHandle(self, p: Process, at: int) -> Any:
         for code, made in p.machine.allocations.items():
-            if made.start == address and made.owner is p and not made.freed:
+            if address(made.start) == at and made.owner is p and not made.freed:
                 handle = REAL.CUipcMemHandle()
                 ctypes.memmove(handle.getPtr(), code, 64)
                 return handle
         raise Failure("CUDA_ERROR_INVALID_VALUE")
 
     def do_cuIpcOpenMemHandle(self, p: Process, handle: Any, flags: int) -> int:
+        """A GPU that CUDA_VISIBLE_DEVICES hides may own the memory: since CUDA 10.1, NCCL relies on it (p2p.cc,
+        p2pCanConnect). One that the system withholds may not."""
         made = p.machine.allocations.get(ctypes.string_at(handle.getPtr(), 64))
         if made is None or made.freed:
             raise Failure("CUDA_ERROR_INVALID_HANDLE")
-        if made.owner is p:
+        if made.owner is p or made.owner.namespace != p.namespace:
             raise Failure("CUDA_ERROR_INVALID_CONTEXT")
         gpu = self.gpu(p)
-        if made.gpu not in p.visible:
+        if made.gpu not in p.permitted:
             raise Failure("CUDA_ERROR_INVALID_VALUE")
         if made.gpu != gpu and (flags != 1 or made.gpu not in p.machine.gpus[gpu].reaches):
             raise Failure("CUDA_ERROR_PEER_ACCESS_UNSUPPORTED")
         made.open += 1
-        address = self.place(p, made.data.size)
-        p.maps[address] = made
-        return address
+        place = p.machine.arena.alias(made.start, made.nbytes)
+        p.maps[address(place)] = made, place
+        return address(place)
 
-    def do_cuIpcCloseMemHandle(self, p: Process, address: int) -> None:
-        made = p.maps.get(address)
+    def do_cuIpcCloseMemHandle(self, p: Process, at: int) -> None:
+        made, _ = p.maps.get(int(at), (None, 0))
         if made is None or made.owner is p:
             raise Failure("CUDA_ERROR_INVALID_VALUE")
         made.open -= 1
-        del p.maps[address]
+        del p.maps[int(at)]

@@ -1,9 +1,9 @@
 """A GPU of the PTX machine for a rank that is a process, for real MPI jobs: the ranks of a node share its memory.
 
 Each process has a machine of one device, whose memory is a part of one file. An address means the same in all of them,
-so an IPC handle is an address. There is no checker, because it would not see the writes of other processes. A copy for
-the proxy is made when its stream is waited for, the last one first. MPI_Put can be replaced by one that also takes the
-machine's addresses.
+so an IPC handle is an address. There is no checker, because it would not see the writes of other processes. Only the
+thread that made a GPU may use it: the proxy makes no call of the driver. MPI_Put can be replaced by one that also takes
+the machine's addresses.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from aristos.substrate.cuda.device_puts import Answer
 from aristos.transport.rma import RmaWindow, mpi_library
 
 PART = 1 << 28  # bytes of a rank; untouched pages take no memory
-DRIVER = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_int64] * 4)
+CALLS = {"allocate", "free", "copy_in", "copy_out", "copy", "clear", "load", "launch", "synchronize", "done",
+         "passed", "record", "wait"}  # fmt: skip
 PUT = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_int64] * 8)
 
 
@@ -55,10 +57,13 @@ class ProcessGpu(MachineGpu):
         memory.publish()
         super().__init__(Together(1, machine), 0, rank, blocks)
         self._hosts: dict[int, Any] = {}
-        self._copies: list[tuple[int, int, int]] = []
-        self.copied = 0
         self.put_from = 0  # bytes of this GPU's memory that MPI has put
-        self._functions = DRIVER(self._copy_later), DRIVER(self._wait)
+
+    def __getattribute__(self, name: str) -> Any:
+        """The proxy may not call the driver: another thread may hold its lock until the kernel has ended."""
+        if name in CALLS and threading.current_thread().name == "aristos-proxy":
+            raise AssertionError(f"the proxy thread calls {name}")
+        return super().__getattribute__(name)
 
     def host(self, nbytes: int) -> tuple[np.ndarray, int]:
         made = self.machine.host_array(np.zeros(nbytes, np.uint8))
@@ -69,22 +74,7 @@ class ProcessGpu(MachineGpu):
     def free_host(self, array: np.ndarray) -> None:
         self._hosts.pop(array.ctypes.data).free()
 
-    def pin(self, address: int, nbytes: int) -> bool:
-        return False
-
-    def copier(self) -> tuple[int, int]:
-        copy, wait = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in self._functions)
-        return copy, wait
-
-    def _copy_later(self, to: int, source: int, nbytes: int, stream: int) -> int:
-        self._copies.append((to, source, nbytes))
-        return 0
-
-    def _wait(self, stream: int, *_: int) -> int:
-        for to, source, nbytes in reversed(self._copies):
-            ctypes.memmove(self.machine.memory.data.ctypes.data + to - isa.GLOBAL_START, source, nbytes)
-            self.copied += 1
-        self._copies.clear()
+    def pin(self, address: int, nbytes: int) -> int:
         return 0
 
 

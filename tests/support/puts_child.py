@@ -39,7 +39,8 @@ class HostDevice:
     def load(self, kernel: object) -> object:
         return kernel
 
-    def launch(self, kernel: object, grid: int, shared: int, row: int, words: int, flags_at: int, limit: int) -> None:
+    def launch(self, kernel: object, grid: int, shared: int, row: int, words: int, flags_at: int, limit: int,
+               stream: int) -> None:  # fmt: skip
         def run() -> None:
             self.row[:] = np.arange(1, words + 1, dtype=np.uint64) * np.uint64(STEP)
             if self.how == "elsewhere":
@@ -55,7 +56,7 @@ class HostDevice:
 
         threading.Thread(target=run, daemon=True).start()
 
-    def synchronize(self) -> None:
+    def synchronize(self, stream: int) -> None:
         self.over.wait()
 
     def current(self) -> contextlib.AbstractContextManager[None]:

@@ -60,6 +60,9 @@ class MachineGpu:
         self._arrays: dict[int, Any] = {}
         self._queued, self.recorded = False, 0
         self._times: list[int] = []
+        self._timed: set[int] = set()
+        self._pinned: dict[int, int] = {}
+        self.stream = 7
         self._graphs: list[Callable[[], object]] = []
 
     # ---- memory
@@ -85,12 +88,13 @@ class MachineGpu:
         array.reshape(-1).view(np.uint8)[:] = self._bytes(address, array.nbytes)
 
     def host(self, nbytes: int) -> tuple[np.ndarray, int]:
-        """Pinned memory; no kernel here reads it."""
+        """Pinned memory: kernels here only poll it, and read zeros."""
         array = np.zeros(nbytes, np.uint8)
-        return array, array.ctypes.data
+        self._pinned[array.ctypes.data] = self.allocate(nbytes)
+        return array, self._pinned[array.ctypes.data]
 
     def free_host(self, array: np.ndarray) -> None:
-        pass
+        self.free(self._pinned.pop(array.ctypes.data))
 
     # ---- kernels
     def load(self, kernel: Any) -> Any:
@@ -133,14 +137,27 @@ class MachineGpu:
     def new_stream(self) -> int:
         return 7
 
-    def event(self) -> int:
+    def event(self, timed: bool = True) -> int:
         self._times.append(0)
+        if timed:
+            self._timed.add(len(self._times) - 1)
         return len(self._times) - 1
 
-    def record(self, event: int, stream: int = 0) -> None:
-        self.synchronize(stream)
-        self.recorded += 1
-        self._times[event] = self.recorded
+    def record(self, event: int, stream: int = 0, capturing: bool = False) -> None:
+        if event in self._timed:
+            self.synchronize(stream)
+            self.recorded += 1
+            self._times[event] = self.recorded
+
+    def wait(self, stream: int, event: int, capturing: bool = False) -> None:
+        pass  # launches run in the order in which they are queued
+
+    def passed(self, event: int) -> bool:
+        self.synchronize()
+        return True
+
+    def capturing(self, stream: int) -> bool:
+        return False
 
     def elapsed(self, a: int, b: int) -> float:
         return (self._times[b] - self._times[a]) * 1e-6
@@ -243,36 +260,25 @@ class _Request:
         return self.together.arrived >= (self.number + 1) * self.together.world
 
 
-def on_ranks(world: int, body: Callable[[Any, int], Any], gpus: int | None = None, blocks: int = 2,
-             seed: int = 0, check: bool = True) -> list[Any]:  # fmt: skip
-    """Run body(comm, rank) on `world` threads, each a rank with a GPU of one machine; returns their results.
+def as_threads(together: Together, body: Callable[[Any, int], Any], *patches: Any) -> list[Any]:
+    """Run body(comm, rank) on threads that are the ranks of a group; returns their results, raises the first error.
 
-    gpus: if fewer than ranks, ranks share them. Raises the first rank's error; fails if the machine reports anything.
+    patches: context managers that are open meanwhile.
     """
-    machine = simt.Machine(devices=world, seed=seed, check=check)
-    together = Together(world, machine)
+    world = together.world
     results: list[Any] = [None] * world
     errors: list[Any] = [None] * world
-    local = threading.local()
-    held: dict[int, MachineGpu] = {}
 
     def run(rank: int) -> None:
-        local.rank = rank
         try:
             results[rank] = body(FakeComm(together, rank) if world > 1 else None, rank)
         except BaseException as error:
             errors[rank] = error
             together.abort()
 
-    def find(_: int) -> MachineGpu:
-        if local.rank not in held:
-            held[local.rank] = MachineGpu(together, local.rank, local.rank % (gpus or world), blocks)
-        return held[local.rank]
-
     hooks = leftovers.registered()
     with ExitStack() as stack:
         for target, value in (
-            ("aristos.substrate.cuda.runtime.CudaDevice.find", find),
             ("aristos.substrate.cuda.runtime.LOCAL_RANK", ()),
             ("aristos.host.nodes.Nodes.shared", lambda comm, ranks=None: (Nodes.of(comm.size, ranks), comm)),
             ("aristos.transport.ipc.check_one_node", lambda comm, transport: None),
@@ -283,6 +289,8 @@ def on_ranks(world: int, body: Callable[[Any, int], Any], gpus: int | None = Non
             ("aristos.transport.group.end_job", lambda comm, code: comm.Abort(code)),
         ):
             stack.enter_context(mock.patch(target, value))
+        for each in patches:
+            stack.enter_context(each)
         threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(world)]
         for thread in threads:
             thread.start()
@@ -293,5 +301,29 @@ def on_ranks(world: int, body: Callable[[Any, int], Any], gpus: int | None = Non
     if first:
         leftovers.drop_since(hooks)  # a rank that failed has not closed its layers
         raise first[0]
+    return results
+
+
+def on_ranks(world: int, body: Callable[[Any, int], Any], gpus: int | None = None, blocks: int = 2,
+             seed: int = 0, check: bool = True) -> list[Any]:  # fmt: skip
+    """Run body(comm, rank) on `world` threads, each a rank with a GPU of one machine; returns their results.
+
+    gpus: if fewer than ranks, ranks share them. Raises the first rank's error; fails if the machine reports anything.
+    """
+    machine = simt.Machine(devices=world, seed=seed, check=check)
+    together = Together(world, machine)
+    local = threading.local()
+    held: dict[int, MachineGpu] = {}
+
+    def run(comm: Any, rank: int) -> Any:
+        local.rank = rank
+        return body(comm, rank)
+
+    def find(_: int) -> MachineGpu:
+        if local.rank not in held:
+            held[local.rank] = MachineGpu(together, local.rank, local.rank % (gpus or world), blocks)
+        return held[local.rank]
+
+    results = as_threads(together, run, mock.patch("aristos.substrate.cuda.runtime.CudaDevice.find", find))
     assert not machine.reports, "\n".join(str(report) for report in machine.reports[:8])
     return results

@@ -55,9 +55,10 @@ class Comm:
 class Job:
     """Ranks as threads, each a process of its own on one machine."""
 
-    def __init__(self, machine, visible, monkeypatch, nodes=1):
+    def __init__(self, machine, visible, monkeypatch, nodes=1, permitted=None):
         self.machine, self.visible, self.nodes = machine, visible, nodes
-        self.processes = [Process(machine, each) for each in visible]
+        allowed = permitted or [None] * len(visible)
+        self.processes = [Process(machine, *each) for each in zip(visible, allowed)]
         self.driver = fake_cuda.Driver(self.processes[0])
         monkeypatch.setitem(sys.modules, calls.MODULE, self.driver)
 
@@ -111,7 +112,7 @@ def test_every_rank_reaches_every_part(monkeypatch, gpus, ranks):
         assert zeroed
         assert len(set(addresses)) == ranks
     assert all_closed(machine)
-    assert all(each.data.size % GRAIN == 0 for each in machine.allocations.values()), (
+    assert all(each.nbytes % GRAIN == 0 for each in machine.allocations.values()), (
         "other allocations lie in the shared block"
     )
 
@@ -135,22 +136,31 @@ def test_peers_close_before_the_owner_frees(monkeypatch):
     assert order == ["cuIpcCloseMemHandle"] * 6 + ["cuMemFree"] * 3
 
 
-def test_a_gpu_hidden_from_a_peer(monkeypatch):
-    """Each task sees only its own GPU: all ranks name both ranks and what to change."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+def test_a_gpu_that_a_variable_hides_is_opened(monkeypatch):
+    """CUDA_VISIBLE_DEVICES names one GPU a rank: IPC opens the other's memory."""
     machine = Machine(gpus=2)
     found = Job(machine, [[0], [1]], monkeypatch).run(exchange)
+    assert [words for words, _, _ in found] == [[1, 2]] * 2
+    assert all_closed(machine)
+
+
+def test_a_gpu_that_the_system_hides(monkeypatch):
+    """Each task may use only its own GPU: all ranks name both ranks and what to change."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    machine = Machine(gpus=2)
+    found = Job(machine, [[0], [1]], monkeypatch, permitted=[[0], [1]]).run(exchange)
     texts = {str(error) for error in found}
     assert len(texts) == 1
     (text,) = texts
     first, second = (f"NVIDIA Made-up GPU-{d * 4}-{d * 2}-{d * 2}-{d * 2}-{d * 6} on " for d in ("a0", "a1"))
     assert text.startswith(f"transport ipc: rank 0 ({first}")
-    assert f"cannot reach the memory of rank 1 ({second}" in text
+    assert f"cannot open the memory of rank 1 ({second}" in text
     assert "CUDA_VISIBLE_DEVICES=0)" in text
+    assert "cuIpcOpenMemHandle: CUDA_ERROR_INVALID_VALUE" in text
     assert "that GPU is hidden from rank 0" in text
     for word in ("--gpus-per-node=N", "--gpu-bind=none", "--gpus-per-task", "--gpus all"):
         assert word in text
-    assert not machine.allocations, "refused before anything was allocated"
+    assert all_closed(machine), "nothing stays open"
 
 
 def test_gpus_without_a_path(monkeypatch):
@@ -272,5 +282,6 @@ def test_over_mpi(comm):
     window.close()
     assert sorted(device.done[:2]) == [2000 + rank for rank in range(3) if rank != comm.rank]
     assert device.done[2:] == [1000 + comm.rank]
-    with pytest.raises(EnvironmentProblem, match=r"rank 0 \(.*\) cannot reach the memory of rank 2 \(.*hidden from"):
-        IpcWindow(comm, PaperDevice(comm.rank, hidden=True), 64)
+    hidden = IpcWindow(comm, PaperDevice(comm.rank, hidden=True), 64)
+    assert len(hidden.base) == 3, "a hidden GPU's memory is opened as any other"
+    hidden.close()

@@ -100,7 +100,7 @@ class GpuPlayer:
 def idle_seconds(played: Played) -> float:
     """Seconds that this rank's blocks waited in the last call, summed over blocks."""
     runtime = played.moe.runtime
-    runtime.read_all(played.gpu.stream)
+    runtime.read_all()
     counters = runtime.counted.counters(runtime.state[runtime.counted.first :])
     return float(counters[words.N_IDLE]) * 1e-9
 

@@ -1,10 +1,12 @@
-"""Suite `put` on GPUs: rows and signals from one half of a grid to the other, against the driver's own copy.
+"""Suite `put` on GPUs: rows and signals, against the driver's own copy.
 
     one way     the first half of the blocks puts its rows to the second half, which waits for the signals
     both ways   both halves put and wait
     copy        cuMemcpyDtoDAsync of as many bytes, in turns with them
 
-Each byte is counted once; all memory is that of one GPU. A launch with a wrong byte or a wait that ran out fails.
+Each byte is counted once. On one rank all memory is that of one GPU. On several ranks of a node, rank 0's GPU and that
+of each other rank are the two halves, by CUDA IPC: the time is that of the slower side, and `link` names the class of
+the link between them. A launch with a wrong byte or a wait that ran out fails.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import numpy as np
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
 from ..gpu.clock import BenchGpu, ratios
-from ..measure import Statistics, padded
+from ..gpu.pairs import Pair, pairs
+from ..measure import Statistics, gathered, padded
 from ..registry import gpu_suite
 
 ROW_BYTES = (4096, 8192, 16384, 65536)
@@ -29,6 +32,7 @@ WAYS = {"one way": 1, "both ways": 2}
 COLUMNS = (
     Column("row_bytes", "bytes\na row", "d"),
     Column("way", "way"),
+    Column("link", "link"),
     Column("gbs", "GB/s", ".1f"),
     Column("copy_gbs", "copy\nGB/s", ".1f"),
     Column("share", "of the\ncopy", ".0%"),
@@ -59,8 +63,8 @@ class Puts:
         """Queue a launch in which one half of the grid puts, or both."""
         batch = max(1, BATCH_BYTES // self.row_bytes)
         self.gpu.launch(
-            self.kernel, self.grid, 0, self.source.at, self.target.at, self.words.at, self.rows, self.row_bytes, batch,
-            halves, self._base, LIMIT_NS, self.late.at,
+            self.kernel, self.grid, 0, self.source.at, self.target.at, self.words.at, self.words.at, self.rows,
+            self.row_bytes, batch, halves, self._base, LIMIT_NS, self.late.at,
         )  # fmt: skip
         self._base += self.rows
 
@@ -78,10 +82,104 @@ class Puts:
         return bool(np.array_equal(self.target.get().reshape(2, -1), want)) and int(self.late.get()[0]) == 0
 
 
-@gpu_suite("put", "blocks of one grid put rows to others; against the driver's copy", order=10, share=1.5)
+class PairPuts:
+    """One size of rows between two GPUs; `pair` as of `pairs.pairs`, with `size_of` bytes."""
+
+    def __init__(self, gpu: BenchGpu, pair: Pair, row_bytes: int, grid: int) -> None:
+        from ...kernels.cuda.catalogue import PUT_ROWS
+
+        self.gpu, self.pair, self.kernel, self.row_bytes, self.grid = gpu, pair, PUT_ROWS, row_bytes, grid
+        self.rows = max(1, BLOCK_BYTES // row_bytes)
+        self.nbytes = grid * self.rows * row_bytes
+        self.values = [np.random.default_rng([row_bytes, n]).integers(0, 1 << 62, self.nbytes // 8) for n in range(2)]
+        if pair.side is not None:
+            self.source, self.late = gpu.array(self.values[pair.side]), gpu.array(np.zeros(1, np.int64))
+        self._base = 0
+
+    @staticmethod
+    def size_of(grid: int) -> int:
+        """Bytes of a rank's window: rows, then words."""
+        from ...kernels.cuda.put_signal import LINE
+
+        return grid * (max(BLOCK_BYTES, *ROW_BYTES) + LINE)
+
+    def put(self, halves: int) -> None:
+        """Queue this side's launch: both sides put, or side 0 puts and side 1 waits."""
+        from ...kernels.cuda import put_signal
+
+        pair = self.pair
+        if pair.side is None:
+            return
+        way = put_signal.ALL if halves == 2 else (put_signal.PUTS, put_signal.WAITS)[pair.side]
+        batch, words = max(1, BATCH_BYTES // self.row_bytes), self.size_of(self.grid) - self.grid * put_signal.LINE
+        self.gpu.launch(
+            self.kernel, self.grid, 0, self.source.at, pair.theirs, pair.theirs + words, pair.own + words, self.rows,
+            self.row_bytes, batch, way, self._base, LIMIT_NS, self.late.at,
+        )  # fmt: skip
+        self._base += self.rows
+
+    def copy(self, halves: int) -> None:
+        """Queue this side's copy of as many bytes as it puts."""
+        if self.pair.side is not None and self.pair.side < halves:
+            self.gpu.device.copy(self.pair.theirs, self.source.at, self.nbytes, self.gpu.stream)
+
+    def right(self, halves: int) -> bool:
+        """Launch once more; whether every row has arrived here, and no wait has run out so far. Collective."""
+        gpu, pair = self.gpu, self.pair
+        if pair.side is not None:
+            gpu.device.clear(pair.own, self.nbytes, gpu.stream)
+            gpu.device.synchronize(gpu.stream)
+        gpu.world.barrier()
+        self.put(halves)
+        gpu.device.synchronize(gpu.stream)
+        gpu.world.barrier()
+        if pair.side is None:
+            return True
+        want = np.roll(self.values[1 - pair.side].reshape(2, -1), 1, axis=0)
+        if halves == 1 and pair.side == 0:
+            want[:] = 0
+        found = np.empty(self.nbytes // 8, np.int64)
+        gpu.device.copy_out(found, pair.own, gpu.stream)
+        return bool(np.array_equal(found.reshape(2, -1), want)) and int(self.late.get()[0]) == 0
+
+
+def across(ctx: Context, gpu: BenchGpu, grid: int) -> Result:
+    """The suite on several ranks of a node."""
+    sheet = Sheet(f"put from rank 0 on {gpu.device.name}: {grid} blocks, {BLOCK_BYTES >> 10} KiB a block", COLUMNS)
+    tables, most = [], PairPuts.size_of(grid)
+    for pair in pairs(gpu, most):
+        times: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+        for i, row_bytes in enumerate(ROW_BYTES):
+            ctx.report(
+                f"rank {pair.peer}, rows of {row_bytes} bytes", ((pair.peer - 1) + i / len(ROW_BYTES)) / ctx.world.size
+            )
+            puts = PairPuts(gpu, pair, row_bytes, grid)
+            for way, halves in WAYS.items():
+                calls: dict[str, Any] = {"put": partial(puts.put, halves), "copy": partial(puts.copy, halves)}
+                right = ctx.world.every(puts.right(halves))
+                left = (ctx.world.size - pair.peer) * 2 * len(ROW_BYTES) - 2 * i - halves + 1
+                found = gpu.in_turns(calls, ctx.left() / left, ctx.options.warmup, ctx.options.iters)
+                found = {name: gathered(ctx.world, t).max(axis=0) for name, t in found.items()}
+                times[way, row_bytes] = found
+                right = ctx.world.every(right and puts.right(halves))
+                link = f"0-{pair.peer} {pair.link}"
+                sheet.records.append(_record(puts.nbytes * halves, row_bytes, way, found, right) | {"link": link})
+        tables.append(_table(times, 2 * grid, f"put_cuda_{pair.peer}"))
+    if ctx.world.size > 1:
+        sheet.notes.append("ranks that share a GPU are time-sliced, and their times mean little")
+    return Result(sheet.ok, [sheet], tables)
+
+
+@gpu_suite(
+    "put", "blocks put rows to others, of one GPU or of a node's; against the driver's copy", order=10, share=1.5
+)
 def run(ctx: Context, gpu: BenchGpu) -> Result:
     from ...kernels.cuda.catalogue import PUT_ROWS
 
+    if ctx.world.size > 1 and ctx.world.nodes.single:
+        sharing = ctx.world.allgather(gpu.device.uuid).count(gpu.device.uuid)
+        each = gpu.device.resident(gpu.device.load(PUT_ROWS), 0) * gpu.device.sms // sharing // 2 * 2
+        return across(ctx, gpu, max(2, min(ctx.world.allgather(each))))
     grid = gpu.device.resident(gpu.device.load(PUT_ROWS), 0) * gpu.device.sms // 2 * 2
     sheet = Sheet(f"put on {gpu.device.name}: {grid} blocks, {BLOCK_BYTES >> 10} KiB a block", COLUMNS)
     times: dict[tuple[str, int], dict[str, np.ndarray]] = {}
@@ -95,25 +193,26 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
                 calls, ctx.left() / (2 * len(ROW_BYTES) - 2 * i - halves + 1), ctx.options.warmup, ctx.options.iters
             )
             times[way, row_bytes] = found
-            sheet.records.append(_record(puts, way, found, right and puts.right(halves)))
-    return Result(sheet.ok, [sheet], [_table(times, grid)])
+            right = right and puts.right(halves)
+            sheet.records.append(_record(puts.nbytes * halves // 2, row_bytes, way, found, right) | {"link": "self"})
+    return Result(sheet.ok, [sheet], [_table(times, grid, "put_cuda")])
 
 
-def _record(puts: Puts, way: str, found: dict[str, np.ndarray], right: bool) -> dict[str, Any]:
-    nbytes = puts.nbytes * WAYS[way] // 2
+def _record(nbytes: int, row_bytes: int, way: str, found: dict[str, np.ndarray], right: bool) -> dict[str, Any]:
+    """nbytes: of a launch, over both sides."""
     share, low, high = ratios(found["put"], found["copy"])
     return {
-        "row_bytes": puts.row_bytes, "way": way, "gbs": nbytes / Statistics.of(found["put"]).median / 1e9,
+        "row_bytes": row_bytes, "way": way, "gbs": nbytes / Statistics.of(found["put"]).median / 1e9,
         "copy_gbs": nbytes / Statistics.of(found["copy"]).median / 1e9, "share": share, "share_low": low,
         "share_high": high, "turns": len(found["put"]), "check": VERDICTS[right],
     }  # fmt: skip
 
 
-def _table(times: dict[tuple[str, int], dict[str, np.ndarray]], grid: int) -> Table:
+def _table(times: dict[tuple[str, int], dict[str, np.ndarray]], grid: int, name: str) -> Table:
     """Raw times."""
     names = ["put", "copy"]
     seconds = padded([[[times[way, size][name] for name in names] for size in ROW_BYTES] for way in WAYS])
-    table = Table("put", "put_cuda", attributes={"block_bytes": BLOCK_BYTES})
+    table = Table("put", name, attributes={"block_bytes": BLOCK_BYTES})
     table.dim("way", list(WAYS)).dim("row_bytes", ROW_BYTES, "B").dim("what", names)
     table.dim("turn", np.arange(seconds.shape[-1]))
     table.add("bytes", ("way",), [BLOCK_BYTES * grid * halves // 2 for halves in WAYS.values()], "B", "of a launch")

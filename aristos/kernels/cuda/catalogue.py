@@ -39,8 +39,8 @@ def route_kernels() -> dict[str, Kernel]:
     return {kernel.name: kernel for kernel in [*routes, *others]}
 
 
-PUT_ROWS = Kernel("put_rows", put_signal.put_rows, (types.int64,) * 10, put_signal.THREADS, 0, 4)
-PING_PONG = Kernel("ping_pong", put_signal.ping_pong, (types.int64,) * 8, put_signal.WARP, 0, 1)
+PUT_ROWS = Kernel("put_rows", put_signal.put_rows, (types.int64,) * 11, put_signal.THREADS, 0, 4)
+PING_PONG = Kernel("ping_pong", put_signal.ping_pong, (types.int64,) * 11, put_signal.WARP, 0, 1)
 LEND = Kernel("lend", put_probe.lend, (types.int64,) * 4, put_probe.THREADS, 0, 1)
 
 

@@ -1,4 +1,4 @@
-"""Two small benchmark kernels that measure the cost of a put and a signal between the blocks of one grid.
+"""Two small benchmark kernels that measure a put and a signal, between the blocks of one grid or of two GPUs.
 
 They use the layer's own row copy, release and acquire. Waits are bounded: a block that has waited `limit` nanoseconds
 adds one to the word at `late` and continues, so every launch ends. Words only grow, so nothing is cleared between
@@ -12,6 +12,7 @@ from .compiler import cuda
 from .memory_lowering import WARP as WARP
 
 LINE = 128  # bytes between words: each has a cache line of its own
+BY_HALVES, ALL, PUTS, WAITS = 1, 2, 3, 4  # what blocks of `put_rows` do
 POLLS = 64  # polls of a word between two reads of the clock
 THREADS = 256  # per block of `put_rows`
 
@@ -28,16 +29,17 @@ def arrived(word, value, limit):
 
 
 @cuda.jit
-def put_rows(source, target, words, rows, row_bytes, batch, halves, base, limit, late):
+def put_rows(source, target, words, awaited, rows, row_bytes, batch, way, base, limit, late):
     """Block b puts its rows to its partner in the other half of the grid, and a signal after each batch.
 
     Grid: an even number of blocks, all resident at once. source, target: [grid, rows, row_bytes]; block b puts to the
-    part of its partner, (b + grid / 2) mod grid. words: [grid] lines. halves: 1: the first half puts and the other half
-    waits; 2: every block does both.
+    part of its partner, (b + grid / 2) mod grid. words, awaited: [grid] lines, where signals go and come.
+    way: BY_HALVES: the first half puts and the other half waits; ALL: every block does both; PUTS, WAITS: every block
+    puts or waits; target and words are then another GPU's.
     """
     half, b = cuda.gridDim.x // 2, cuda.blockIdx.x
     partner = (b + half) % (2 * half)
-    if b < half or halves == 2:
+    if way in (ALL, PUTS) or (way == BY_HALVES and b < half):
         own, to = source + rows * row_bytes * b, target + rows * row_bytes * partner
         for first in range(0, rows, batch):
             end = min(first + batch, rows)
@@ -46,18 +48,21 @@ def put_rows(source, target, words, rows, row_bytes, batch, halves, base, limit,
             mem.block_barrier()
             if mem.thread() == 0:
                 mem.store_release(words + LINE * partner, base + end)
-    if (b >= half or halves == 2) and mem.thread() == 0 and not arrived(words + LINE * b, base + rows, limit):
+    waits = way in (ALL, WAITS) or (way == BY_HALVES and b >= half)
+    if waits and mem.thread() == 0 and not arrived(awaited + LINE * b, base + rows, limit):
         mem.fetch_add(late, 1)
 
 
 @cuda.jit
-def ping_pong(source, slots, words, row_bytes, rounds, base, limit, late):
-    """Block 0 puts a row and a signal to block 1; block 1 puts the row back with a signal; `rounds` times.
+def ping_pong(source, slots, words, their_slots, their_words, first, row_bytes, rounds, base, limit, late):
+    """Side 0 puts a row and a signal to side 1; side 1 puts the row back with a signal; `rounds` times.
 
-    Grid: 2 blocks of a warp. source: a row. slots: [2, row_bytes], where block 0 and 1 receive. words: [2] lines.
+    Grid: 2 blocks of a warp, the two sides; or 1 block, side `first`, where the other side is another GPU's. source: a
+    row. slots: [2, row_bytes], where side 0 and 1 receive; words: [2] lines; their_slots, their_words: the same where
+    the other side receives.
     """
-    me = cuda.blockIdx.x
-    own, other = slots + row_bytes * me, slots + row_bytes * (1 - me)
+    me = first + cuda.blockIdx.x
+    own, other = slots + row_bytes * me, their_slots + row_bytes * (1 - me)
     given = source if me == 0 else own
     for i in range(rounds):
         if me == 1:
@@ -67,7 +72,7 @@ def ping_pong(source, slots, words, row_bytes, rounds, base, limit, late):
         mem.copy_row(other, given, row_bytes)
         mem.block_barrier()
         if mem.thread() == 0:
-            mem.store_release(words + LINE * (1 - me), base + i + 1)
+            mem.store_release(their_words + LINE * (1 - me), base + i + 1)
             if me == 0 and not arrived(words, base + i + 1, limit):
                 mem.fetch_add(late, 1)
         mem.block_barrier()

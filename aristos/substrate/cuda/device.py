@@ -2,8 +2,9 @@
 
 Addresses, streams and events are ints, which fit tables, kernel arguments and other libraries. Uses only the driver API
 (cuda.bindings), in the device's primary context, which CuPy and Numba use too; every call leaves the thread's current
-context as it was. Nothing is started before a CudaDevice is made. Streams and events live as long as the process. Knows
-no protocol.
+context and capture mode as they were. Nothing is started before a CudaDevice is made. Streams and events live as long
+as the process. The legacy default stream is never used unless a caller names it: all blocking streams wait for it, and
+a capture on one of them forbids it. Knows no protocol.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class CudaDevice:
     """A visible GPU by its ordinal, CUDA's number of it in this process.
 
     name; uuid: 'GPU-...', the same in every process; arch: 'sm_90'; sms: streaming multiprocessors; driver: the CUDA
-    version that the driver speaks, '12.9'; shared_bytes: the most shared memory of a block. Raises EnvironmentProblem.
+    version that the driver speaks, '12.9'; shared_bytes: the most shared memory of a block; stream: this object's own,
+    for work that names no other. Raises EnvironmentProblem.
     """
 
     count = staticmethod(count)
@@ -74,6 +76,7 @@ class CudaDevice:
         self._context = int(call("cuDevicePrimaryCtxRetain", self._device))
         self._loaded: dict[Any, Loaded] = {}
         self._pinned: dict[int, int] = {}  # host address -> bytes
+        self.stream = self.new_stream()
 
     @classmethod
     def find(cls, local_rank: int) -> CudaDevice:
@@ -85,21 +88,26 @@ class CudaDevice:
         return cls(local_rank % visible)
 
     @contextlib.contextmanager
-    def current(self) -> Iterator[None]:
-        """In the block, driver calls of this thread concern this GPU, those of compiled code too."""
+    def current(self, queues: bool = False) -> Iterator[None]:
+        """In the block, driver calls of this thread concern this GPU, and are permitted during captures.
+
+        While a stream captures, the driver refuses calls that it cannot capture, such as an allocation or the query of
+        an event, and makes the capture invalid. Those of this class belong to no capture. queues: the block only queues
+        work, which is always permitted.
+        """
         call("cuCtxPushCurrent", self._context)
+        if queues:
+            try:
+                yield
+            finally:
+                call("cuCtxPopCurrent")
+            return
+        mode = call("cuThreadExchangeStreamCaptureMode", bindings().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
         try:
             yield
         finally:
+            call("cuThreadExchangeStreamCaptureMode", mode)
             call("cuCtxPopCurrent")
-
-    def copier(self) -> tuple[int, int]:
-        """Addresses of the driver's cuMemcpyHtoDAsync and cuStreamSynchronize, for compiled code."""
-        driver = ctypes.CDLL("libcuda.so.1")
-        found = [
-            ctypes.cast(f, ctypes.c_void_p).value for f in (driver.cuMemcpyHtoDAsync_v2, driver.cuStreamSynchronize)
-        ]
-        return found[0] or 0, found[1] or 0
 
     # ---- memory ----
     def allocate(self, nbytes: int) -> int:
@@ -110,8 +118,8 @@ class CudaDevice:
         _positive(nbytes)
         with self.current():
             address = int(call("cuMemAlloc", nbytes))
-            call("cuMemsetD8Async", address, 0, nbytes, 0)
-            call("cuStreamSynchronize", 0)  # another process may read it next
+            call("cuMemsetD8Async", address, 0, nbytes, self.stream)
+            call("cuStreamSynchronize", self.stream)  # another process may read it next
         return address
 
     def free(self, address: int) -> None:
@@ -141,36 +149,41 @@ class CudaDevice:
         with self.current():
             call("cuMemFreeHost", start)
 
-    def pin(self, address: int, nbytes: int) -> bool:
-        """Pin host memory that was allocated elsewhere, such as MPI's, for faster copies; False if CUDA refuses.
+    def pin(self, address: int, nbytes: int) -> int:
+        """Let kernels use host memory that was allocated elsewhere, such as MPI's: its address for them.
 
-        Copies are right either way: the driver stages those of memory that is not pinned.
+        0 if CUDA refuses.
         """
+        flags = bindings().CU_MEMHOSTREGISTER_PORTABLE | bindings().CU_MEMHOSTREGISTER_DEVICEMAP
         with self.current():
-            return succeeds("cuMemHostRegister", address, nbytes, bindings().CU_MEMHOSTREGISTER_PORTABLE)
+            if not succeeds("cuMemHostRegister", address, nbytes, flags):
+                return 0
+            return int(call("cuMemHostGetDevicePointer", address, 0))
 
     def unpin(self, address: int) -> None:
         """Undo `pin`, before the memory is freed."""
         with self.current():
             call("cuMemHostUnregister", address)
 
-    def copy_in(self, address: int, array: np.ndarray, stream: int = 0) -> None:
-        """Copy a contiguous array to the device, in the order of the stream.
+    def copy_in(self, address: int, array: np.ndarray, stream: int | None = None) -> None:
+        """Copy a contiguous array to the device, in the order of the stream, or of this object's own.
 
         An array in memory of `host` must not change until the stream has made the copy; any other is copied on return.
         """
         _contiguous(array)
         if array.nbytes:
+            stream = self.stream if stream is None else stream
             with self.current():
                 call("cuMemcpyHtoDAsync", address, array.ctypes.data, array.nbytes, stream)
                 self._finish_unpinned(array, stream)
 
-    def copy_out(self, array: np.ndarray, address: int, stream: int = 0) -> None:
+    def copy_out(self, array: np.ndarray, address: int, stream: int | None = None) -> None:
         """Copy from the device into a contiguous array; complete on return, unless it lies in memory of `host`."""
         _contiguous(array)
         if not array.flags.writeable:
             raise InputError("copy_out needs an array that can be written, got a read-only one")
         if array.nbytes:
+            stream = self.stream if stream is None else stream
             with self.current():
                 call("cuMemcpyDtoHAsync", array.ctypes.data, address, array.nbytes, stream)
                 self._finish_unpinned(array, stream)
@@ -181,14 +194,14 @@ class CudaDevice:
         if not any(low <= start and end <= low + size for low, size in self._pinned.items()):
             call("cuStreamSynchronize", stream)
 
-    def copy(self, to: int, source: int, nbytes: int, stream: int = 0) -> None:
+    def copy(self, to: int, source: int, nbytes: int, stream: int) -> None:
         """Copy within device memory, in the order of the stream."""
-        with self.current():
+        with self.current(queues=True):
             call("cuMemcpyDtoDAsync", to, source, nbytes, stream)
 
-    def clear(self, address: int, nbytes: int, stream: int = 0) -> None:
+    def clear(self, address: int, nbytes: int, stream: int) -> None:
         """Zero device memory, in the order of the stream."""
-        with self.current():
+        with self.current(queues=True):
             call("cuMemsetD8Async", address, 0, nbytes, stream)
 
     # ---- kernels ----
@@ -217,7 +230,7 @@ class CudaDevice:
             )
 
     def launch(
-        self, loaded: Loaded, grid: int | tuple[int, ...], shared_bytes: int, *args: int, stream: int = 0
+        self, loaded: Loaded, grid: int | tuple[int, ...], shared_bytes: int, *args: int, stream: int | None = None
     ) -> None:
         """Launch a kernel on `grid` blocks (x, or up to x, y, z); every argument is an int64."""
         kernel = loaded.kernel
@@ -232,7 +245,8 @@ class CudaDevice:
             raise InputError(f"arguments of kernel {kernel.name} must be int64, got {wrong[0]}")
         x, y, z = blocks + (1,) * (3 - len(blocks))
         parameters = (values, (ctypes.c_longlong,) * len(values))
-        with self.current():
+        stream = self.stream if stream is None else stream
+        with self.current(queues=True):
             self._allow(loaded, shared_bytes)
             call(
                 "cuLaunchKernel", loaded.function, x, y, z, kernel.threads, 1, 1, shared_bytes, stream, parameters, 0
@@ -253,12 +267,12 @@ class CudaDevice:
         loaded.allowed = shared_bytes
 
     # ---- order and time ----
-    def synchronize(self, stream: int = 0) -> None:
-        """Wait until all work of a stream is done; raises a kernel's fault. 0: the default stream alone."""
+    def synchronize(self, stream: int | None = None) -> None:
+        """Wait until all work of a stream, or of this object's own, is done; raises a kernel's fault."""
         with self.current():
-            call("cuStreamSynchronize", stream)
+            call("cuStreamSynchronize", self.stream if stream is None else stream)
 
-    def done(self, stream: int = 0) -> bool:
+    def done(self, stream: int) -> bool:
         """Is all work of a stream done? Returns at once; raises a kernel's fault."""
         with self.current():
             return ready("cuStreamQuery", stream)
@@ -268,15 +282,47 @@ class CudaDevice:
         with self.current():
             return int(call("cuStreamCreate", int(bindings().CUstream_flags.CU_STREAM_NON_BLOCKING)))
 
-    def event(self) -> int:
-        """A new event, which records the time."""
+    def event(self, timed: bool = True) -> int:
+        """A new event; timed: it records the time."""
+        flags = bindings().CUevent_flags
         with self.current():
-            return int(call("cuEventCreate", 0))
+            return int(call("cuEventCreate", int(flags.CU_EVENT_DEFAULT if timed else flags.CU_EVENT_DISABLE_TIMING)))
 
-    def record(self, event: int, stream: int = 0) -> None:
-        """Record the event when all work that is in the stream now is done."""
+    def record(self, event: int, stream: int, capturing: bool = False) -> None:
+        """Record the event when all work that is in the stream now is done.
+
+        capturing: the stream captures; then every replay records the event, as if it were recorded outside.
+        """
+        flags = bindings().CUevent_record_flags
+        with self.current(queues=True):
+            if capturing:
+                call("cuEventRecordWithFlags", event, stream, int(flags.CU_EVENT_RECORD_EXTERNAL))
+            else:
+                call("cuEventRecord", event, stream)
+
+    def wait(self, stream: int, event: int, capturing: bool = False) -> None:
+        """What is queued on the stream from here on waits for the event, as it was recorded last.
+
+        capturing: the stream captures; then every replay waits for the event as it was recorded before the replay.
+        """
+        flags = bindings().CUevent_wait_flags
+        with self.current(queues=True):
+            call(
+                "cuStreamWaitEvent", stream, event,
+                int(flags.CU_EVENT_WAIT_EXTERNAL if capturing else flags.CU_EVENT_WAIT_DEFAULT),
+            )  # fmt: skip
+
+    def passed(self, event: int) -> bool:
+        """Is the work before the event's last record done? Returns at once; True if it was never recorded."""
         with self.current():
-            call("cuEventRecord", event, stream)
+            return ready("cuEventQuery", event)
+
+    def capturing(self, stream: int) -> bool:
+        """Does the stream capture? False for the legacy default stream, which cannot."""
+        with self.current(queues=True):
+            if not succeeds("cuStreamIsCapturing", stream):  # another stream captures, and forbids this one
+                return False
+            return bool(int(call("cuStreamIsCapturing", stream)))
 
     def elapsed(self, a: int, b: int) -> float:
         """Seconds from event a to event b; waits for b."""
@@ -297,7 +343,7 @@ class CudaDevice:
 
     def replay(self, graph: int, stream: int) -> None:
         """Run a graph once, in the order of the stream."""
-        with self.current():
+        with self.current(queues=True):
             call("cuGraphLaunch", graph, stream)
 
     # ---- memory of other processes ----

@@ -1,8 +1,9 @@
-"""The shared memory of an engine on a GPU with remote peers: outboxes in mapped host memory, a mirror on the GPU.
+"""The shared memory of an engine on a GPU with remote peers: outboxes, window and forwarded words in host memory.
 
-The MPI window for remote peers lies in host memory. The mirror has a place for each of its bytes; the proxy copies
-there what has arrived. Outboxes, staged outputs and forwarded words lie in pinned host memory that kernels reach too.
-Where MPI can put from GPU memory (device_puts.py), rows wait on the GPU to be put. Starts no thread.
+Kernels reach all of it, so that what a remote rank puts comes to the kernel that waits for it without a call of the
+driver: such a call could wait for a lock that another thread holds until that kernel ends. Where the driver cannot map
+the MPI window, a mirror has a place for each of its bytes, and the proxy copies there what has arrived. Where MPI can
+put from GPU memory (device_puts.py), rows wait on the GPU to be put. Starts no thread.
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ class Sides:
 
 
 class DeviceMemory(EngineMemory):
-    """`EngineMemory` and the mirror, for a rank with remote peers whose workers are on a GPU; collective.
+    """`EngineMemory` for a rank with remote peers whose workers are on a GPU; collective.
 
-    device: a `CudaDevice`. rows_on_device: whether rows for remote peers lie on the GPU until MPI puts them.
+    mirror, mirror_bytes: where kernels read what remote peers put. device: a `CudaDevice`. rows_on_device: whether rows
+    for remote peers lie on the GPU until MPI puts them.
     """
 
     def __init__(
@@ -58,13 +60,16 @@ class DeviceMemory(EngineMemory):
         super().__init__(group, shape, window, self._mapped)
         assert self._remote is not None
         nbytes = window_bytes(shape, group.nodes, group.rank)[1]
-        self._pinned = device.pin(self._remote.base, nbytes)
-        self._mirror = device.allocate(nbytes)
+        self.mirror, self.mirror_bytes = device.pin(self._remote.base, nbytes), nbytes
+        self._copy: np.ndarray | None = None  # the mirror, where the window is not mapped
+        self._at_host = self._remote.base
+        if not self.mirror:
+            self._copy, self.mirror = device.host(nbytes)
+            self._at_host = self._copy.ctypes.data
         self._rows = 0
         if rows_on_device:
             with contextlib.suppress(MemoryProblem):  # they can wait in host memory as well
                 self._rows = device.allocate(device_rows_bytes(shape, group.nodes, group.rank))
-        self._mirror_shift = self._mirror - self._remote.base
         self._accepted = aligned((LINE // WORD * group.world,), np.int64)
         self._accepted[:] = 0
         self._locks = aligned((2 * LINE // WORD,), np.int64)
@@ -78,9 +83,10 @@ class DeviceMemory(EngineMemory):
     def fill(self, state: np.ndarray, starts: dict[int, int]) -> None:
         """Write all addresses, as kernels use them, into a state for the GPU."""
         super().fill(state, starts)
+        assert self._remote is not None
         for tables, shift in (
             ((words.T_REGION_TO, words.T_LINE_FROM, words.T_STAGED, words.T_OUT_RING), self._outbox_shift),
-            ((words.T_REGION_FROM, words.T_ROWS_BACK), self._mirror_shift),
+            ((words.T_REGION_FROM, words.T_ROWS_BACK), self.mirror - self._remote.base),
         ):
             for table in tables:
                 state[[starts[table] + p for p in self.remote]] += shift
@@ -110,9 +116,9 @@ class DeviceMemory(EngineMemory):
                 (words.T_REMOTE, 1), (words.T_LINE_FROM, line), (words.T_CODED, here[words.T_LINE_FROM]),
                 (words.T_REGION_TO, here[words.T_REGION_FROM]),
                 (words.T_OUT_RING, here[words.T_REGION_FROM] + self.layout.ring),
-                (words.T_PUT_REGION, here[words.T_REGION_FROM] + self._mirror_shift),
+                (words.T_PUT_REGION, here[words.T_REGION_FROM] + self._at_host - self._remote.base),
                 (words.T_STAGED, self._remote.base),
-                (words.T_PUT_RETURN_ROWS, self._mirror),
+                (words.T_PUT_RETURN_ROWS, self._at_host),
             ):  # fmt: skip
                 device_st[tables.starts[table] + p] = value
         jobs = [self._job(tables, wire) for wire in (self.wire, wire_to_device)]
@@ -138,11 +144,12 @@ class DeviceMemory(EngineMemory):
 
     def close(self) -> None:
         """Free windows, outboxes and mirror; collective."""
-        if self._pinned and self._remote is not None:
+        if self._copy is None and self._remote is not None:
             self._remote.stop()
             self.device.unpin(self._remote.base)
         super().close()
         self.device.free_host(self._outbox)
-        self.device.free(self._mirror)
+        if self._copy is not None:
+            self.device.free_host(self._copy)
         if self._rows:
             self.device.free(self._rows)

@@ -66,7 +66,7 @@ def column_split_runs(tile: Tile, hidden: int, ffn: int, gated: bool, grid: int)
 
     A share is one tile, or as many as leave each worker SHARES_A_WORKER of a phase. There are enough runs that all
     workers have a share of the smaller phase, and one more, which starts while others end. The rank needs
-    RUNS * RUN_STEP bytes of scratch, for hidden activations.
+    `run_scratch` bytes.
     """
     found = {"all_split": 1, "split_rows": tile.m, "scratch_step": 0}
     for word, columns in (
@@ -81,6 +81,11 @@ def column_split_runs(tile: Tile, hidden: int, ffn: int, gated: bool, grid: int)
     found["run_pitch"] = hidden_pitch(ffn, tile.kind)
     found["run_step"] = tile.m * found["run_pitch"]
     return found
+
+
+def run_scratch(runs: dict[str, int], tile: Tile, row_bytes: int) -> int:
+    """Bytes of scratch for `column_split_runs`: hidden activations, then copies of rows from other nodes."""
+    return runs["runs"] * (runs["run_step"] + tile.m * row_bytes)
 
 
 @cuda.jit(device=True)
@@ -99,9 +104,15 @@ def begin(job_address, state_address, routing_address, x, x_stride, tokens, y, i
 
     x, y: addresses of the rows; ids, weights: where the router writes, or the routing from outside; status: OK, or why
     this rank refuses its input. The calls are counted here, so that a call captured in a graph can be replayed.
+
+    The host orders calls by events. Where it cannot, as between branches of a graph, this kernel waits for the call in
+    flight: that one needs no SM in addition to those that it has, and its waits are bounded.
     """
     job, st = mem.words(job_address, JOB_MOST), mem.words(state_address, STATE_MOST)
     if mem.thread() == 0:
+        while not mem.compare_exchange(state_address + WORD * words.IN_FLIGHT, 0, 1):
+            mem.nap()
+        st[words.LEFT] = 0
         keep_refusal(job, st)
         st[words.CALLS] += 1
         st[words.WAIT_SINCE] = 0
@@ -129,6 +140,37 @@ def give_up(job, st, origin, cause):
 
 
 @cuda.jit(device=True)
+def fetch_run(job, st, worker):
+    """Copy those rows of a listed run that lie in host memory to the GPU, and list the copies. By a whole block.
+
+    Every share of the run reads its rows; so each crosses the bus once.
+    """
+    slot = st[words.command_run(words.command(job, worker))]
+    c = words.run_command(job, slot)
+    rows, size = st[words.command_rows(c)], job[words.ROW_BYTES]
+    start, end = job[words.MIRROR], job[words.MIRROR] + job[words.MIRROR_BYTES]
+    copies = job[words.SCRATCH] + job[words.RUNS] * job[words.RUN_STEP] + slot * job[words.BATCH] * size
+    mem.block_barrier()  # the run is listed
+    for i in range(mem.warp(), rows, mem.warps()):
+        row = st[words.row_list(c) + i]
+        if start <= row < end:
+            mem.copy_row(copies + size * i, row, size)
+    mem.block_barrier()  # the list is read
+    for i in range(mem.thread(), rows, mem.threads()):
+        if start <= st[words.row_list(c) + i] < end:
+            st[words.row_list(c) + i] = copies + size * i
+
+
+@cuda.jit(device=True)
+def read_abort(job, st):
+    """End the call if the host says so. By worker 0, which polls even while it has work."""
+    cause = mem.load_acquire(job[words.ABORT])
+    if cause != 0 and st[words.WAIT_SINCE] != GAVE_UP:
+        st[words.WAIT_SINCE] = GAVE_UP
+        give_up(job, st, job[words.RANK], cause)
+
+
+@cuda.jit(device=True)
 def wait_for_work(job, st, worker):
     """Decide until there is a command. Worker 0 bounds the wait.
 
@@ -148,6 +190,7 @@ def wait_for_work(job, st, worker):
         if worker == 0 and polls % POLLS == 0:
             now = mem.clock()
             publish_progress(job, st, now)
+            read_abort(job, st)
             if timeout_check.overdue(job, st, now):
                 st[words.WAIT_SINCE] = GAVE_UP
                 give_up(job, st, job[words.RANK], codes.CAUSE_TIMEOUT)
@@ -242,6 +285,8 @@ def layer(tile: Tile) -> Any:
                 share(shared, job, st, worker)
             elif kind == codes.LIST:
                 experts.list_run(job, st, worker)
+                if job[words.MIRROR_BYTES] != 0:
+                    fetch_run(job, st, worker)
             elif kind == codes.DISPATCH:
                 dispatch.execute(job, st, worker)
             elif kind == codes.BLOCK:
@@ -265,10 +310,14 @@ def layer(tile: Tile) -> Any:
                 steps.publish(job, st, worker, kind)
                 if worker == 0:
                     publish_progress(job, st, mem.clock())
+                    read_abort(job, st)
             mem.block_barrier()
             returns.settle(job, st, worker)
-        if mem.thread() == 0 and worker == 0:
-            leave(job, st, kind)
+        if mem.thread() == 0:
+            if worker == 0:
+                leave(job, st, kind)
+            if mem.fetch_add(state_address + WORD * words.LEFT, 1) == job[words.WORKERS] - 1:
+                mem.store_release(state_address + WORD * words.IN_FLIGHT, 0)
 
     kernel.__name__ = f"layer_{tile.name}"
     return cuda.jit(kernel, launch_bounds=(tile.threads, tile.blocks))

@@ -1,7 +1,8 @@
-"""The proxy thread: it calls MPI for a rank whose workers are on a GPU, and copies to the GPU what has arrived.
+"""The proxy thread: it calls MPI for a rank whose workers are on a GPU, and hands over what has arrived.
 
-It runs `engine.proxy` in a loop of compiled code, without the GIL. It lives as long as the MPI window, so that calls
-which Python does not see, such as those of a captured graph, are served too. Knows no protocol.
+It runs `engine.proxy` in a loop of compiled code, without the GIL, and calls no function of CUDA. It lives as long as
+the MPI window, so that calls which Python does not see, such as those of a captured graph, are served too. Knows no
+protocol.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from numba import int32, int64
 
 from ...engine import codes, proxy, words
 from ...engine.poison import poison_word
-from ...errors import EnvironmentProblem
 from ...kernels import cpu as _lowerings  # noqa: F401  registers what the primitives compile to
 from ...primitives import memory as mem
 from ...primitives import wire
@@ -25,40 +25,31 @@ from ..idle import rest
 from .outboxes import Sides
 
 POISON_SECONDS = 0.1  # how long a failing proxy lets MPI deliver its poison
-COPY, WAIT = wire.PROBE, wire.SYNC  # in the words of a wire to the GPU: the driver's functions
 
 
-def put(source, n, _byte, _peer, at, _n, _same, to_device):
-    """Called like MPI_Put: cuMemcpyHtoDAsync, which leaves its error code in the wire."""
-    code = mem.call(mem.load(to_device + 8 * COPY), at, source, n, mem.load(to_device + 8 * wire.COMM), 0, 0, 0, 0)
-    if code != 0:
-        mem.store(to_device + 8 * wire.ERROR, code)
-    return code
+def put(source, n, _byte, _peer, at, _n, _same, _wire):
+    """Called like MPI_Put: a copy to where kernels read it, unless they read it where it is."""
+    if at != source:
+        mem.copy_row(at, source, n)
+    return 0
 
 
-def flush(_peer, to_device, _c, _d, _e, _f, _g, _h):
-    """Called like MPI_Win_flush: cuStreamSynchronize."""
-    code = mem.call(mem.load(to_device + 8 * WAIT), mem.load(to_device + 8 * wire.COMM), 0, 0, 0, 0, 0, 0, 0)
-    if code != 0:
-        mem.store(to_device + 8 * wire.ERROR, code)
-    return code
+def flush(_peer, _wire, _c, _d, _e, _f, _g, _h):
+    """Called like MPI_Win_flush: copies are complete already, and the words after them are released."""
+    return 0
 
 
 class DeviceWire:
-    """A wire to the GPU: its put copies from host memory on a stream of its own, its flush waits for that stream.
+    """A wire to the GPU, which makes no call of the driver. address: of its words, for compiled code."""
 
-    copy, wait: addresses of cuMemcpyHtoDAsync and cuStreamSynchronize; both need the GPU's context in the thread.
-    address: of its words, for compiled code.
-    """
-
-    def __init__(self, copy: int, wait: int, stream: int, world: int) -> None:
+    def __init__(self, world: int) -> None:
         with compiling():
             self._kept = [entry(function, int32(*[int64] * 8), Locator) for function in (put, flush)]
         self.words = aligned((wire.words(world),), np.int64)
         self.words[:] = 0
         self.address = self.words.ctypes.data
         self.words[[wire.PUT, wire.FLUSH]] = [compiled.address for compiled in self._kept]
-        self.words[[COPY, WAIT, wire.COMM, wire.WINDOW]] = copy, wait, stream, self.address
+        self.words[wire.WINDOW] = self.address
 
 
 @jit
@@ -77,8 +68,8 @@ def serve(job, st, device_job, device_st):
 class ProxyThread:
     """The proxy of a rank, for `DeviceMemory.start`. error: why it has ended early, or None."""
 
-    def __init__(self, sides: Sides, device: Any, device_wire: DeviceWire, rank: int) -> None:
-        self.sides, self._device, self._wire, self._rank = sides, device, device_wire, rank
+    def __init__(self, sides: Sides, device: Any, rank: int) -> None:
+        self.sides, self._device, self._rank = sides, device, rank
         self.error: str | None = None
         job, state = sides.job, sides.st
         one = _types(job, state)
@@ -88,12 +79,9 @@ class ProxyThread:
         """The thread's work; returns when the window's threads must end, or something has failed."""
         sides = self.sides
         try:
-            with self._device.current():
+            with self._device.current():  # for an MPI that puts from the GPU's memory
                 if serve(sides.job, sides.st, sides.device_job, sides.device_st) == codes.RAN:
                     return
-            code = int(self._wire.words[wire.ERROR])
-            if code:
-                raise EnvironmentProblem(f"a copy to the GPU of what remote ranks have sent failed: CUDA error {code}")
         except BaseException as error:
             self.error = f"{type(error).__name__}: {error}"
             self.poison(self._rank, codes.CAUSE_ERROR)

@@ -2,6 +2,10 @@
 
 The host writes a job once; a call is four launches. The host reads the state again when a call has ended. With remote
 peers, a thread beside it calls MPI (proxy_thread.py).
+
+Calls share one state, so they run one after another, whatever their streams: each waits for an event that the one
+before it records, a replayed one too. What the host does for itself, it does on a stream of its own. Driver calls that
+may hold the driver's lock while they wait for the GPU are made only while no call is in flight.
 """
 
 from __future__ import annotations
@@ -19,11 +23,12 @@ from ...config import OVERDUE
 from ...engine import arrivals, codes, schema, words
 from ...engine import job as jobs
 from ...engine.layout import LINE, WORD, EngineShape, StateLayout, lines, word_from
-from ...errors import AristosError, EnvironmentProblem, PoisonedError, WaitTimeout
+from ...errors import AristosError, EnvironmentProblem, InputError, PoisonedError, WaitTimeout
 from ...host import mpi_facts
 from ...kernels.cuda import router
 from ...kernels.cuda.catalogue import route_kernels
 from ...kernels.cuda.tile import Tile
+from ...primitives.memory import store_release
 from ...transport.group import Group
 from ...transport.window import Window
 from ..failure import poisoned, wait_message
@@ -38,6 +43,7 @@ from .proxy_thread import DeviceWire, ProxyThread
 MOST_ROWS = 256  # of a tile
 MOST_NS = 1 << 58  # of a timeout: OVERDUE times as much must fit a word
 MERGE_POLLS = 8  # idle polls that few rows wait for more of their expert
+FAIL_SECONDS = 5.0  # that a failing rank waits for its GPU to notify the peers
 AWAKE_SECONDS, NAP_SECONDS = 0.002, 0.01  # the host polls without pause for so long, then at least this often
 # variables with the process's number on its node, the innermost launcher's first. The group may lack ranks of the node
 LOCAL_RANK = tuple(rank for rank, _ in mpi_facts.LOCAL)
@@ -52,16 +58,19 @@ class CudaRuntime(Runtime):
         sharing = group.allgather(self.device.uuid, "their GPUs").count(self.device.uuid)
         self.blocks = Blocks(self.device, sharing)
         self.state_at = self._scratch_at = self._failure_job_at = self._shared = 0
+        self._mirror = 0, 0  # (address for kernels, bytes) of what remote peers put
         self._proxy: ProxyThread | None = None
         self._device_wire: DeviceWire | None = None
-        self._stream: int | None = None  # of the last call
-        self._reading_stream = 0  # for peers' words, once the engine closes
+        self._ended = self.device.event(timed=False)  # recorded at the end of every call
+        self._abort, self._abort_at = self.device.host(LINE)  # a word that ends the call in flight
 
     def idle(self) -> None:
-        """Wait until this GPU does nothing for this engine: only then may peers free what it writes to."""
-        if self._stream is not None:
-            with contextlib.suppress(EnvironmentProblem):  # the stream may be gone, and its work with it
-                self.device.synchronize(self._stream)
+        """Wait until this GPU does nothing for this engine: only then may peers free what it writes to.
+
+        The wait can be interrupted, and holds no lock of the driver.
+        """
+        with contextlib.suppress(EnvironmentProblem):  # the GPU has failed, and its work with it
+            self._wait()
 
     def _on_all(self, step: Callable[[], Any]) -> Any:
         """The result of a step on this rank; where it fails on one rank, it raises on all. Collective."""
@@ -129,9 +138,10 @@ class CudaRuntime(Runtime):
             self._failure_job_at = self._on_all(lambda: self.device.allocate(WORD * (jobs.size(0, 0))))
             self._on_all(lambda: self.device.load(persistent.FAIL))
         self.device.copy_in(self.state_at, state)
-        self.device.synchronize()
         self._adopt(memory, tables, state, workers)
+        self._mirror = 0, 0
         if isinstance(memory, DeviceMemory):
+            self._mirror = memory.mirror, memory.mirror_bytes
             self._start_proxy(memory)
         self.group.meet("the other ranks to allocate")
 
@@ -151,11 +161,10 @@ class CudaRuntime(Runtime):
     def _start_proxy(self, memory: DeviceMemory) -> None:
         """Start the proxy thread; `_allocate` then waits for all ranks."""
         if self._device_wire is None:
-            copy, wait = self.device.copier()
-            self._device_wire = DeviceWire(copy, wait, self.device.new_stream(), self.group.world)
+            self._device_wire = DeviceWire(self.group.world)
         sides = memory.sides(self._device_wire.address)
         sides.job[words.SPINS], sides.job[words.YIELDS] = CROWDED if self._sharing > 1 else ALONE
-        self._proxy = ProxyThread(sides, self.device, self._device_wire, self.group.rank)
+        self._proxy = ProxyThread(sides, self.device, self.group.rank)
         self.group.watch_calls(memory.calling)
         memory.start(self._proxy.run)
 
@@ -166,6 +175,7 @@ class CudaRuntime(Runtime):
         self.fill_engine(
             job, schema.CUDA, return_stride=lines(int(job[words.ROW_BYTES])), merge_polls=MERGE_POLLS, packed=1, wire=0,
             scratch=self._scratch_at, lock=self.state_at + WORD * self.tables.words, state=self.state_at,
+            abort=self._abort_at, mirror=self._mirror[0], mirror_bytes=self._mirror[1],
         )  # fmt: skip
 
     def fill_tile(self, job: np.ndarray, tile: Tile, blocks: int, gated: bool) -> None:
@@ -185,9 +195,8 @@ class CudaRuntime(Runtime):
         status, routed, kind, slots, top_k.
         """
         device = self.device
-        if stream != self._stream:  # calls share one state, so they never overlap, whatever their streams
-            self.idle()
-            self._stream = stream
+        capturing = device.capturing(stream)
+        device.wait(stream, self._ended, capturing)
         device.launch(
             device.load(persistent.BEGIN), 1, 0, job, self.state_at, routing, call.x, call.x_stride, call.tokens,
             call.y, call.ids, call.weights, call.status, stream=stream,
@@ -203,24 +212,36 @@ class CudaRuntime(Runtime):
         device.launch(device.load(routes["place"]), max(1, count), shared, routing, stream=stream)
         kernel = device.load(persistent.layer_kernel(tile))
         device.launch(kernel, blocks, tile.shared_bytes, job, self.state_at, stream=stream)
+        device.record(self._ended, stream, capturing)
 
-    def outcome(self, stream: int) -> None:
-        """Wait for the queued call and read how it ended into `state`; raises on every rank if one has failed."""
-        self._wait(stream)
-        self._read(0, words.STATE_WORDS, stream)
+    def follow(self, stream: int) -> None:
+        """What is queued on a stream from here on waits for all calls queued so far."""
+        self.device.wait(stream, self._ended)
+
+    def prepare(self, tiles: list[Tile]) -> None:
+        """Load every kernel that a call of these tiles needs: a load may wait for the GPU, so none comes later."""
+        for kernel in (persistent.BEGIN, persistent.FAIL, *route_kernels().values()):
+            self.device.load(kernel)
+        for tile in tiles:
+            self.device.load(persistent.layer_kernel(tile))
+
+    def outcome(self) -> None:
+        """Wait for the queued calls and read how they ended into `state`; raises on every rank if one has failed."""
+        self._wait()
+        self._read(0, words.STATE_WORDS)
         statuses = self.tables.starts[words.T_PEER_STATUS]
-        self._read(statuses, self.group.world, stream)
+        self._read(statuses, self.group.world)
         if self.state[words.FAILED] != 0:
-            self._raise_failure(stream)
+            self._raise_failure()
         for first, count in ((words.STATUS, 1), (words.KEPT_STATUS, 2), (statuses, self.group.world)):
             if self.state[first : first + count].any():  # it has been read: the next call starts without it
                 zeros = np.zeros(count, np.int64)
-                self.device.copy_in(self.state_at + WORD * first, zeros, stream)
+                self.device.copy_in(self.state_at + WORD * first, zeros)
 
-    def _wait(self, stream: int) -> None:
-        """Wait for a stream while remaining interruptible; the kernel bounds the wait (engine/timeout_check.py)."""
+    def _wait(self) -> None:
+        """Wait for all calls while remaining interruptible; the kernel bounds the wait (engine/timeout_check.py)."""
         since, warned = time.monotonic(), False
-        while not self.device.done(stream):
+        while not self.device.passed(self._ended):
             waited = time.monotonic() - since
             if waited > AWAKE_SECONDS:  # a short wait is worth a core
                 time.sleep(min(NAP_SECONDS, waited / 10))
@@ -232,18 +253,17 @@ class CudaRuntime(Runtime):
                     stacklevel=2,
                 )
 
-    def read_all(self, stream: int) -> None:
+    def read_all(self) -> None:
         """Copy the whole state from the GPU, for counters and messages."""
-        self._read(0, self.tables.words, stream)
+        self._read(0, self.tables.words)
 
-    def _read(self, first: int, count: int, stream: int) -> None:
-        self.device.copy_out(self.state[first : first + count], self.state_at + WORD * first, stream)
-        self.device.synchronize(stream)
+    def _read(self, first: int, count: int) -> None:
+        self.device.copy_out(self.state[first : first + count], self.state_at + WORD * first)
 
     # ------------------------------------------------------------ failure
 
-    def _raise_failure(self, stream: int) -> None:
-        self.read_all(stream)
+    def _raise_failure(self) -> None:
+        self.read_all()
         state, me, epoch = self.state, self.group.rank, int(self.state[words.CALLS])
         origin, cause = int(state[words.ORIGIN]), int(state[words.FAILED])
         if origin == me and cause == codes.CAUSE_TIMEOUT:
@@ -269,11 +289,20 @@ class CudaRuntime(Runtime):
             return  # the kernel has notified the peers
         if self._proxy is not None:
             self._proxy.poison(origin, cause)
+        store_release(self._abort.ctypes.data, cause)  # the call in flight notifies the peers, and ends
         with contextlib.suppress(AristosError):  # the GPU may be what has failed; then the job ends at exit
+            self._until(lambda: self.device.passed(self._ended))
             self.device.copy_in(self._failure_job_at, self._blank_job())
-            fail = self.device.load(persistent.FAIL)
+            fail, stream = self.device.load(persistent.FAIL), self.device.stream
             self.device.launch(fail, 1, 0, self._failure_job_at, self.state_at, origin, cause)
-            self.device.synchronize()
+            self._until(lambda: self.device.done(stream))
+
+    @staticmethod
+    def _until(what: Callable[[], bool]) -> None:
+        """Wait for something that the GPU does soon, unless a kernel of the user's holds it."""
+        since = time.monotonic()
+        while not what() and time.monotonic() - since < FAIL_SECONDS:
+            time.sleep(min(NAP_SECONDS, 1e-3))
 
     # ------------------------------------------------------------ the end
 
@@ -281,8 +310,7 @@ class CudaRuntime(Runtime):
         try:
             if self.layout is not None:
                 self.idle()
-                self._reading_stream = self.device.new_stream()  # the default one would wait for the GPU's other work
-                self._read(words.CALLS, 1, self._reading_stream)
+                self._read(words.CALLS, 1)
                 self.epoch = int(self.state[words.CALLS])
             return super()._all_leave()
         except EnvironmentProblem as error:  # the GPU has failed: the other ranks must be notified
@@ -294,7 +322,7 @@ class CudaRuntime(Runtime):
 
     def _read_word(self, job: np.ndarray, peer: int, word: int) -> int:
         found = np.zeros(1, np.int64)
-        self.device.copy_out(found, int(word_from(job, self.state, peer, word)), self._reading_stream)
+        self.device.copy_out(found, int(word_from(job, self.state, peer, word)))
         return int(found[0])
 
     def _free(self) -> None:
@@ -302,6 +330,7 @@ class CudaRuntime(Runtime):
             if at:
                 self.device.free(at)
         self.state_at = self._scratch_at = self._failure_job_at = 0
+        self.device.free_host(self._abort)
 
 
 def local_rank(group: Group) -> int:
@@ -318,10 +347,20 @@ class Blocks:
     def __init__(self, device: Any, sharing: int) -> None:
         self.device, self.sharing = device, sharing
 
-    def of(self, tile: Tile) -> int:
-        """For the persistent kernel of a tile. Raises EnvironmentProblem where not even one a rank fits."""
+    def of(self, tile: Tile, sms: int | None = None) -> int:
+        """For the persistent kernel of a tile. Raises EnvironmentProblem where not even one a rank fits.
+
+        sms: a budget. The GPU may place every block on an SM of its own, so it is also the most blocks.
+        """
         loaded = self.device.load(persistent.layer_kernel(tile))
-        found = self.device.resident(loaded, tile.shared_bytes) * self.device.sms // self.sharing
+        found = self.device.resident(loaded, tile.shared_bytes) * self.device.sms
+        if sms is not None:
+            if sms > self.device.sms:
+                raise InputError(
+                    f"sms must be at most the GPU's, got {sms}: {self.device.name} has {self.device.sms} SMs"
+                )
+            found = min(found, sms)
+        found //= self.sharing
         if found < 1:
             raise EnvironmentProblem(
                 f"{self.device.name} holds no block of {loaded.kernel.name} for each of {self.sharing} ranks that share"

@@ -1,0 +1,293 @@
+"""`MoE(backend="cuda")` under the rules of a CUDA driver: streams, captures, interruption, several layers on a GPU.
+
+The driver is the stand-in of tests/support/fake_cuda.py; kernels are the shipped ones, resident on the PTX machine.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import leftovers
+import numpy as np
+import pytest
+
+pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
+from cases import tokens
+from fake_cuda import REAL
+from fake_ranks import on_driver
+from simt_gpu import FakeComm
+
+import aristos
+from aristos import reference
+from aristos.errors import InputError, PoisonedError
+from aristos.substrate.cuda.device import CudaDevice
+
+pytestmark = pytest.mark.slow
+
+CFG = aristos.MoEConfig(
+    hidden=32, ffn=40, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=24
+)  # fmt: skip
+WEIGHTS = reference.weights(CFG)
+NON_BLOCKING = 1
+GLOBAL, THREAD_LOCAL, RELAXED = (REAL.CUstreamCaptureMode(n) for n in range(3))
+
+
+def made(comm, **options):
+    moe = aristos.MoE(CFG, comm, backend="cuda", **options)
+    moe.load(**WEIGHTS)
+    return moe
+
+
+def right(y, x):
+    assert reference.error(y, reference.moe(CFG, x, **WEIGHTS)) < 1e-5
+
+
+class Array:
+    """An array in GPU memory with `__cuda_array_interface__` alone; stream: the one that it names, or None."""
+
+    def __init__(self, gpu, values, stream=None):
+        self.gpu, self.shape, self.dtype, self.stream = gpu, values.shape, values.dtype, stream
+        self.at = gpu.allocate(values.nbytes)
+        gpu.copy_in(self.at, np.ascontiguousarray(values))
+        gpu.synchronize()
+
+    @property
+    def __cuda_array_interface__(self):
+        return {"data": (self.at, False), "shape": self.shape, "typestr": self.dtype.str, "version": 3,
+                "stream": self.stream}  # fmt: skip
+
+    def read(self, stream=0):
+        out = np.empty(self.shape, self.dtype)
+        self.gpu.copy_out(out, self.at, stream)
+        return out
+
+
+def user(driver, name, *arguments):
+    """A driver call of the user's program: in the context of GPU 0 of its process; its result."""
+    assert int(driver.cuCtxPushCurrent(100)[0]) == 0
+    try:
+        status, *values = getattr(driver, name)(*arguments)
+    finally:
+        driver.cuCtxPopCurrent()
+    assert not int(status), f"{name}: {status.name}"
+    return values[0] if values else None
+
+
+def pair(gpu, x, stream=None):
+    return Array(gpu, x, stream), Array(gpu, np.zeros_like(x), stream)
+
+
+# ---- captures and replays -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [GLOBAL, THREAD_LOCAL, RELAXED], ids=["global", "thread local", "relaxed"])
+def test_a_capture_on_a_blocking_stream_after_a_call_on_the_default_one(mode):
+    """Finding 1: streams of CuPy and PyTorch wait for the default stream, so nothing may touch it in the capture."""
+
+    def body(comm, rank, driver):
+        gpu, first, now = CudaDevice(0), tokens(CFG, 9, seed=1), tokens(CFG, 9, seed=2)
+        with made(comm) as moe:
+            moe(*pair(gpu, first)[:1], out=pair(gpu, first)[1])
+            stream = user(driver, "cuStreamCreate", 0)
+            x, y = pair(gpu, first, stream)
+            user(driver, "cuStreamBeginCapture", stream, mode)
+            moe(x, out=y)
+            graph = user(driver, "cuStreamEndCapture", stream)
+            for _ in range(2):
+                user(driver, "cuGraphLaunch", graph, stream)
+            user(driver, "cuStreamSynchronize", stream)
+            right(y.read(stream), first)
+            gpu.copy_in(x.at, now, stream)
+            user(driver, "cuGraphLaunch", graph, stream)
+            moe.synchronize()
+            right(y.read(stream), now)
+
+    on_driver(1, body)
+
+
+def test_a_replay_and_a_call_on_another_stream_never_overlap():
+    """Finding 2: a replay is a call that Python does not see; the next call waits for it all the same."""
+
+    def body(comm, rank, driver):
+        gpu, x0, x1 = CudaDevice(0), tokens(CFG, 24, seed=1), tokens(CFG, 9, seed=2)
+        machine = driver.process.machine
+        with made(comm) as moe:
+            a, b = (user(driver, "cuStreamCreate", NON_BLOCKING) for _ in range(2))
+            replayed, called = pair(gpu, x0, b), pair(gpu, x1, a)
+            moe(replayed[0], out=replayed[1])
+            moe(called[0], out=called[1])
+            moe.synchronize()
+            user(driver, "cuStreamBeginCapture", b, RELAXED)
+            moe(replayed[0], out=replayed[1])
+            graph = user(driver, "cuStreamEndCapture", b)
+            for _ in range(3):
+                for _, y in (replayed, called):
+                    gpu.clear(y.at, y.shape[0] * y.shape[1] * 4, a)
+                gpu.synchronize(a)
+                user(driver, "cuGraphLaunch", graph, b)
+                moe(called[0], out=called[1])
+                user(driver, "cuGraphLaunch", graph, b)
+                moe.synchronize()
+                right(called[1].read(a), x1)
+                right(replayed[1].read(b), x0)
+            kernels = [most for (_, name), most in machine.most.items() if name.startswith("layer")]
+            assert max(kernels) == 1, "two calls on one state at once"
+
+    on_driver(1, body)
+
+
+def test_no_call_may_wait_for_the_drivers_lock():
+    """Finding 6: what may hold the driver's lock until the GPU is idle, a load or an allocation, comes before the first
+    call: so a call of any number of tokens, or a capture, needs no earlier one."""
+
+    def body(comm, rank, driver):
+        gpu, machine = CudaDevice(0), driver.process.machine
+        with made(comm) as moe:
+            stream = gpu.new_stream()
+            arrays = [(x, *pair(gpu, x, stream)) for x in (tokens(CFG, n, seed=n) for n in (3, 24, 11))]
+            machine.log.clear()
+            user(driver, "cuStreamBeginCapture", stream, GLOBAL)
+            moe(arrays[0][1], out=arrays[0][2])
+            graph = user(driver, "cuStreamEndCapture", stream)
+            user(driver, "cuGraphLaunch", graph, stream)
+            for _, given, out in arrays[1:]:
+                moe(given, out=out)
+            moe.synchronize()
+            assert not {name for _, name in machine.log} & driver.HOLDS
+            for x, _, out in arrays:
+                right(out.read(), x)
+
+    on_driver(1, body)
+
+
+# ---- interruption ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_ctrl_c_ends_a_call_while_the_kernel_waits_for_a_peer(monkeypatch, where):
+    """Finding 3: rank 0 is interrupted while its kernel, which holds the whole GPU, waits for rank 1. The kernel ends,
+    and rank 1's call ends with an error that names rank 0."""
+    gone, polls = threading.Event(), []
+
+    def interrupted(plain):
+        def poll(self, *args):
+            if polls and threading.current_thread() is polls[0]:
+                polls.append(1)
+                if len(polls) == 30:
+                    raise KeyboardInterrupt
+            return plain(self, *args)
+
+        return poll
+
+    for name in ("done", "passed"):  # what a waiting host asks
+        if hasattr(CudaDevice, name):
+            monkeypatch.setattr(CudaDevice, name, interrupted(getattr(CudaDevice, name)))
+
+    def body(comm, rank, driver):
+        moe = made(comm)
+        x = tokens(CFG, 5, seed=rank)
+        try:
+            if rank == 0:
+                polls.append(threading.current_thread())
+                started, (given, out) = time.monotonic(), pair(CudaDevice(0), x)
+                with pytest.raises(KeyboardInterrupt):
+                    _ = moe(x) if where == "host" else (moe(given, out=out), moe.synchronize())
+                assert time.monotonic() - started < 20
+                assert not driver.unfinished(driver.process, 0), "its kernel goes on"
+                gone.set()
+            else:
+                assert gone.wait(60)
+                with pytest.raises(
+                    PoisonedError, match=r"rank 1: rank 0 gave up in epoch 1 because it was interrupted"
+                ):
+                    moe(x)
+        finally:
+            gone.set()
+            moe._member.runtime.users = 0
+
+    hooks = leftovers.registered()
+    on_driver(2, body, seconds=25.0)
+    leftovers.drop_since(hooks)
+
+
+# ---- streams of array libraries --------------------------------------------------------------------------------------
+
+
+def test_results_are_ordered_on_pytorchs_current_stream(monkeypatch):
+    """Finding 4: PyTorch on a stream of its own. What it queues before the call is read, and what it queues after the
+    call sees the result, although nobody waits in between."""
+    streams = {}
+    torch = SimpleNamespace(cuda=SimpleNamespace(
+        current_stream=lambda device=None: SimpleNamespace(cuda_stream=streams["now"])))  # fmt: skip
+    monkeypatch.setitem(sys.modules, "torch", torch)
+
+    class Tensor(Array):
+        pass
+
+    Tensor.__module__ = "torch"
+
+    def body(comm, rank, driver):
+        gpu, x = CudaDevice(0), tokens(CFG, 12, seed=1)
+        with made(comm) as moe:
+            streams["now"] = user(driver, "cuStreamCreate", NON_BLOCKING)
+            given, out, copy = (Tensor(gpu, np.zeros_like(x)) for _ in range(3))
+            pinned, _ = gpu.host(x.nbytes)
+            pinned[:] = x.view(np.uint8).reshape(-1)
+            gpu.copy_in(given.at, pinned, streams["now"])
+            moe(given, out=out)
+            gpu.copy(copy.at, out.at, x.nbytes, streams["now"])
+            gpu.synchronize(streams["now"])
+            right(copy.read(), x)
+            moe.synchronize()
+
+    on_driver(1, body, eager=0.2)
+
+
+# ---- several GPUs, several layers ------------------------------------------------------------------------------------
+
+
+def test_a_rank_that_sees_only_its_own_gpu():
+    """Finding 5: IPC opens the memory of a GPU that CUDA_VISIBLE_DEVICES hides."""
+
+    def body(comm, rank, driver):
+        with made(comm) as moe:
+            x = tokens(CFG, 7 + rank, seed=rank)
+            right(moe(x), x)
+
+    on_driver(2, body, visible=[[0], [1]])
+
+
+def test_two_layers_share_a_gpu_in_any_order():
+    """Finding 7: ranks queue calls of two layers on two communicators in opposite orders. Each layer has an SM."""
+
+    def body(comm, rank, driver):
+        gpu = CudaDevice(rank)
+        other = FakeComm(comm.together, comm.rank)
+        layers = [made(each, sms=1) for each in (comm, other)]
+        streams = [gpu.new_stream() for _ in layers]
+        x = [tokens(CFG, 6 + rank + n, seed=n) for n in range(2)]
+        arrays = [pair(gpu, x[n], streams[n]) for n in range(2)]
+        for _ in range(2):
+            for n in (0, 1) if rank == 0 else (1, 0):
+                layers[n](arrays[n][0], out=arrays[n][1])
+        for n in range(2):
+            layers[n].synchronize()
+            right(arrays[n][1].read(streams[n]), x[n])
+        for layer in layers:
+            layer.close()
+
+    on_driver(2, body, sms=2, seconds=25.0)
+
+
+def test_a_budget_of_sms():
+    def body(comm, rank, driver):
+        for sms, words in ((0, "positive"), (3, "has 2 SMs"), ("all", "positive")):
+            with pytest.raises(InputError, match=words):
+                aristos.MoE(CFG, comm, backend="cuda", sms=sms)
+        with pytest.raises(InputError, match="sms applies only to backend='cuda'"):
+            aristos.MoE(CFG, comm, backend="cpu", sms=1)
+
+    on_driver(1, body, sms=2)

@@ -1,0 +1,58 @@
+"""Ranks that are threads, each a process of the fake driver (fake_cuda.py), for the layer's own host code."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import fake_cuda
+import fake_kernels
+from simt_gpu import Together, as_threads
+
+from aristos.substrate.cuda import driver as calls
+
+
+@contextlib.contextmanager
+def installed(driver: fake_cuda.Driver) -> Iterator[None]:
+    """The fake driver in the place of cuda.bindings' module."""
+    before = sys.modules.get(calls.MODULE)
+    sys.modules[calls.MODULE] = driver  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if before is None:
+            del sys.modules[calls.MODULE]
+        else:
+            sys.modules[calls.MODULE] = before
+
+
+def patches(driver: fake_cuda.Driver) -> tuple[Any, ...]:
+    """Context managers that put the fake driver in the place of CUDA's."""
+    return (
+        installed(driver),
+        mock.patch("aristos.substrate.cuda.device.build", fake_kernels.build),
+        mock.patch("aristos.substrate.cuda.runtime.NAP_SECONDS", 0.0),  # a query is what lets GPUs go on
+    )
+
+
+def on_driver(world: int, body: Callable[[Any, int, fake_cuda.Driver], Any], visible: Any = None,
+              **of_machine: Any) -> list[Any]:  # fmt: skip
+    """Run body(comm, rank, driver) on `world` ranks; returns their results, raises the first error.
+
+    visible: of each rank, numbers of the GPUs that it sees. of_machine: see `fake_cuda.Machine`. Fails where a rank has
+    done what CUDA leaves undefined.
+    """
+    machine = fake_cuda.Machine(**{"gpus": world, "eager": 0.5, "sms": 1} | of_machine)
+    processes = [fake_cuda.Process(machine, visible and visible[rank]) for rank in range(world)]
+    driver = fake_cuda.Driver(processes[0])
+
+    def run(comm: Any, rank: int) -> Any:
+        driver.here.process = processes[rank]
+        return body(comm, rank, driver)
+
+    results = as_threads(Together(world, None), run, *patches(driver))
+    assert not machine.violations, machine.violations
+    return results
