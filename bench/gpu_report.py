@@ -268,8 +268,8 @@ def together(stem: Path, facts: dict[str, Any]) -> int:
 
     out, page, ran = stem.with_suffix(".h5"), stem.with_suffix(".md"), []
     parts = Parts(out.absolute(), show)
-    cards = parts.comm.allgather(f"{facts['card']} {facts['card_uuid']}")
-    facts |= {"ranks": parts.comm.size, "cards": "; ".join(cards)}
+    gpus = parts.comm.allgather(f"{facts['card']} {facts['card_uuid']}")
+    facts |= {"ranks": parts.comm.size, "gpus": "; ".join(gpus)}
     for part in (None, *TOGETHER):
         show("products against float64" if part is None else part.name)
         ran.append(parts.products() if part is None else parts.run(part))

@@ -116,7 +116,7 @@ def test_the_report_of_several_gpus(monkeypatch, tmp_path):
     assert gpu_report.main(["--out", str(stem)]) == 1
     page = stem.with_suffix(".md").read_text()
     for line in (
-        "- cards: A card GPU-1",
+        "- gpus: A card GPU-1",
         "| products against float64 | ok | 0 | bf16_16x128: 1e-3 ok |",
         "| exchange | FAILED (1) |",
         "| put + signal there and back, 16 bytes | 6 us | 4.5 us | yes |",

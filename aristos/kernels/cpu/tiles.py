@@ -66,32 +66,26 @@ def _widened(addr, n):
     return (mem.bits16(addr, n).astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-_both, _upper_alone = micro_kernels.tile_kernel(2), micro_kernels.tile_kernel(1)
-_both_split, _upper_split = micro_kernels.tile_kernel(2, parts=2), micro_kernels.tile_kernel(1, parts=2)
+def _lowering(parts):
+    """The lowering of `tile_sums` (one part) and of `split_sums` (two): by the kernel for the rows that there are."""
+    both, upper_alone = micro_kernels.tile_kernel(2, parts), micro_kernels.tile_kernel(1, parts)
+
+    def typed(a, below, b, sums, steps, carry, ahead, pace, upper, lower):
+        def run(a, below, b, sums, steps, carry, ahead, pace, upper, lower):
+            if lower > 0:
+                both(a, below, b, sums, steps, carry, ahead, pace, upper, lower)
+            else:
+                upper_alone(a, below, b, sums, steps, carry, ahead, pace, upper, lower)
+
+        return run
+
+    return typed
+
+
 overload(configure)(lambda shapes: lambda shapes: micro_kernels.configure(shapes))
 overload(release)(lambda: lambda: micro_kernels.release())
-
-
-@overload(tile_sums)
-def _tile_sums(a, below, b, sums, steps, carry, ahead, pace, upper, lower):
-    def run(a, below, b, sums, steps, carry, ahead, pace, upper, lower):
-        if lower > 0:
-            _both(a, below, b, sums, steps, carry, ahead, pace, upper, lower)
-        else:
-            _upper_alone(a, below, b, sums, steps, carry, ahead, pace, upper, lower)
-
-    return run
-
-
-@overload(split_sums)
-def _split_sums(a, below, b, sums, steps, carry, ahead, pace, upper, lower):
-    def run(a, below, b, sums, steps, carry, ahead, pace, upper, lower):
-        if lower > 0:
-            _both_split(a, below, b, sums, steps, carry, ahead, pace, upper, lower)
-        else:
-            _upper_split(a, below, b, sums, steps, carry, ahead, pace, upper, lower)
-
-    return run
+overload(tile_sums)(_lowering(1))
+overload(split_sums)(_lowering(2))
 
 
 @jit
