@@ -204,12 +204,20 @@ def picture_of(page: Path, measured: list[rounds.ShapeResults], family: figures.
     return name
 
 
+def _without_places(argv: list[str]) -> list[str]:
+    """Arguments without the paths of this machine, which the page does not repeat."""
+    places = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--mpiexec", "--out", "--page", "--traces"):
+        places.add_argument(option)
+    return places.parse_known_args(argv)[1]
+
+
 def main(argv: list[str]) -> int:
     """Measure the parts one after another. Returns the exit code."""
     asked = parse(argv)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that teams and files are removed
     results.check(asked.out)  # before minutes of measuring
-    command = " ".join(["python bench/compare.py", *argv])
+    command = " ".join(["python bench/compare.py", *_without_places(argv)])
     right = [compare(asked, part, command) for part in asked.parts]  # all of them, even after a wrong one
     return 0 if all(right) else 1
 

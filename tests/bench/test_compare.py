@@ -83,7 +83,7 @@ def test_a_small_run_checks_every_peer_and_writes_file_page_and_picture(tmp_path
     assert picture.name in text
 
     (run,) = results.load(out).runs
-    assert "bench/compare.py uniform" in run.attributes["command"]
+    assert run.attributes["command"] == f"python bench/compare.py uniform --shapes {SHAPES} --rounds 2 --iters 3"
     tables = {table.name: table for table in run.tables}
     table = tables["shape-24-16-32-4-2"]
     peers = table.dims["peer"].values.tolist()
