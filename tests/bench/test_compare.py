@@ -56,7 +56,12 @@ def needs(environment: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("compare.py", ("--ranks", "--rounds")), ("nodes.py", ("--shapes", "--rounds")), ("crowded.py", ("--rounds",))],
+    [
+        ("compare.py", ("--ranks", "--rounds")),
+        ("nodes.py", ("--shapes", "--rounds")),
+        ("crowded.py", ("--rounds",)),
+        ("overhead.py", ("--calls",)),
+    ],
 )
 def test_scripts_have_help(name: str, options: tuple[str, ...]) -> None:
     done = script(name, "--help")
