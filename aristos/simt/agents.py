@@ -26,6 +26,7 @@ from .clocks import (
     SUB_BITS,
     WARP_KEY,
     advance,
+    closed,
     earlier_launch,
     history_slot,
     in_clock,
@@ -155,19 +156,6 @@ def fenced(x, vc, known, block, which):
         put(pool, 2 * (top + 1 + n) + 1, clock)
         n += 1
     return join(x, closed(x, top, n), shows)
-
-
-@jit
-def closed(x, vc, count):
-    """Finish a vector clock whose entries are written; 0 if it has none."""
-    if count == 0:
-        return np.int64(0)
-    pool = get(x, s.CLOCKS)
-    put(pool, 2 * vc, count)
-    put(pool, 2 * vc + 1, 0)
-    put(x, s.CLOCKS_TOP, vc + 1 + count)
-    put(x, s.MAX_CLOCKS, max(get(x, s.MAX_CLOCKS), count))
-    return vc
 
 
 # ---- accesses ----

@@ -53,6 +53,19 @@ def single(x, key, clock):
 
 
 @jit
+def closed(x, vc, count):
+    """Finish a vector clock or a map whose entries are written at the top of the pool; 0 if it has none."""
+    if count == 0:
+        return np.int64(0)
+    pool = get(x, s.CLOCKS)
+    put(pool, 2 * vc, count)
+    put(pool, 2 * vc + 1, 0)
+    put(x, s.CLOCKS_TOP, vc + 1 + count)
+    put(x, s.MAX_CLOCKS, max(get(x, s.MAX_CLOCKS), count))
+    return vc
+
+
+@jit
 def join(x, a, b):
     """The entry-wise maximum of two vector clocks; one of the two if it is equal to that."""
     if b == 0 or a == b:
@@ -83,12 +96,7 @@ def join(x, a, b):
         return a
     if same_b:
         return b
-    put(pool, 2 * top, n)
-    put(pool, 2 * top + 1, 0)
-    put(x, s.CLOCKS_TOP, top + 1 + n)
-    if n > get(x, s.MAX_CLOCKS):
-        put(x, s.MAX_CLOCKS, n)
-    return top
+    return closed(x, top, n)
 
 
 @jit

@@ -16,7 +16,7 @@ import numpy as np
 from . import isa
 from . import state as s
 from .bits import get, put
-from .clocks import device_of, forward, includes, join, publish
+from .clocks import closed, device_of, forward, includes, join, publish
 from .inner import jit
 from .units import unit
 
@@ -86,11 +86,7 @@ def published(x, gid, r0, r1, r2, observed):
         group = get(pool, 2 * (observed + 1 + i))
         if group != own and group != device and group != SYSTEM:
             n = append(pool, top, n, group, get(pool, 2 * (observed + 1 + i) + 1))
-    put(pool, 2 * top, n)
-    put(pool, 2 * top + 1, 0)
-    put(x, s.CLOCKS_TOP, top + 1 + n)
-    put(x, s.MAX_CLOCKS, max(get(x, s.MAX_CLOCKS), n))
-    return top
+    return closed(x, top, n)
 
 
 @jit
