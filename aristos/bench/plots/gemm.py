@@ -22,9 +22,9 @@ def roofline(table: Table) -> Any:
     rate = rows * table.attributes["flops_per_row"] / middle / 1e9
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.5, 4))
     span = np.geomspace(intensity.min() / 1.5, max(intensity.max(), peak / bandwidth) * 1.5, 200)
-    roof = f"{bandwidth:.1f} GB/s from memory,\n{peak:.0f} GFLOP/s from L1"
+    roof = f"{bandwidth:.1f} GB/s from memory,\n{peak:.0f} GFLOP/s in registers"
     left.plot(span, np.minimum(peak, span * bandwidth), color=GREY, label=roof)
-    right.axhline(peak, color=GREY, linestyle=":", label=f"micro-kernel's peak {peak:.0f}")
+    right.axhline(peak, color=GREY, linestyle=":", label=f"FMA peak {peak:.0f}")
     for k, kernel in enumerate(kernels):
         line = {"color": OF[kernel], "marker": MARKS[kernel], "markersize": 4, "label": kernel}
         left.plot(intensity, rate[k], linewidth=0.8, **line)
