@@ -84,7 +84,7 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY)-run: pyproject.toml | $(PY)
-	$(PIP) install -e '.[$(MPI),plot]' ml_dtypes
+	$(PIP) install -e '.[$(MPI),plot]'
 	@touch $@
 
 $(READY)-test: pyproject.toml | $(PY)
