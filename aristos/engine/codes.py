@@ -17,8 +17,9 @@ UNANNOUNCED, SERVE, SKIP = range(3)
 # modes of a call: a layer, or a phase of an exchange
 MODE_LAYER, MODE_DISPATCH, MODE_COMBINE = range(3)
 
-# statuses that a rank announces. REFUSED: its input. MISMATCH: it made another call than the reader
-OK, REFUSED, NOT_FINITE, BAD_IDS, MISMATCH = range(5)
+# statuses that a rank announces. REFUSED: its input. MISMATCH: it made another call than the reader. NOT_LOADED + n:
+# part n of the layer's weights is missing, see layer/weights.py
+OK, REFUSED, NOT_FINITE, BAD_IDS, MISMATCH, NOT_LOADED = range(6)
 
 # causes of a failure, in the poison word (poison.py). Never 0, which is a word without poison
 CAUSE_TIMEOUT, CAUSE_INTERRUPT, CAUSE_ERROR = range(1, 4)

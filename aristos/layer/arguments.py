@@ -9,6 +9,7 @@ import numpy as np
 from ..config import LARGEST, MOST_THREADS, real, whole
 from ..errors import AristosError, InputError
 from ..primitives.arrays import view
+from .weights import ROUTER, NotLoaded
 
 DEFAULT_TIMEOUT = 120.0  # seconds
 
@@ -62,7 +63,7 @@ def routed_outside(ids: Any, weights: Any, layer: int, has_router: bool) -> bool
     if (ids is None) != (weights is None):
         raise InputError("ids and weights come together: give both, or neither and a router")
     if ids is None and not has_router:
-        raise InputError(f"layer {layer} was loaded without a router: give ids and weights")
+        raise NotLoaded(f"layer {layer} was loaded without a router: give ids and weights", ROUTER)
     return ids is not None
 
 

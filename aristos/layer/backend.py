@@ -7,6 +7,7 @@ backend exists only once the layer has joined its runtime.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,8 @@ from ..config import MoEConfig
 from ..errors import InputError
 from ..substrate.runtime import Runtime
 from .collective import Membership, Needs
+from .given import GivenLayer
 from .stats import Totals
-from .weights import CheckedWeights
 
 Event = tuple[int, str, float, float, int, int]
 
@@ -56,8 +57,38 @@ class Backend(ABC):
     # ------------------------------------------------------------ weights
 
     @abstractmethod
-    def load(self, layer: int, given: CheckedWeights) -> None:
+    def new_weights(self, layer: int) -> Any:
+        """A `PackedLayer` without anything in it, for this layer."""
+
+    @abstractmethod
+    def idle(self) -> None:
+        """Wait until no call reads weights."""
+
+    def load(self, layer: int, given: GivenLayer) -> None:
         """Pack the weights of a layer; they replace those that it had."""
+        self.idle()
+        before, packed = self.weights[layer], self.new_weights(layer)
+        try:
+            packed.take_layer(given)
+        except BaseException:
+            packed.free()
+            raise
+        self.weights[layer] = packed
+        self.loaded(layer)
+        if before is not None:
+            before.free()
+
+    def load_part(self, layer: int, take: Callable[[Any], None]) -> None:
+        """Pack a part of a layer, in place: `take` gets the layer's weights."""
+        self.idle()
+        if self.weights[layer] is None:
+            self.weights[layer] = self.new_weights(layer)
+        take(self.weights[layer])
+        self.loaded(layer)
+
+    @abstractmethod
+    def loaded(self, layer: int) -> None:
+        """The layer's weights have changed: fill its jobs again."""
 
     # ------------------------------------------------------------ calls: new_call, take or refuse, run, result
 

@@ -111,7 +111,8 @@ class Bulk:
         else:
             self._blocking(job, st, "Alltoall of counts", lambda comm: comm.Alltoall(sent, received))
         same = (received[:, : len(head) - 1] == sent[me, : len(head) - 1]).all(1)
-        statuses = np.where(same, received[:, len(head) - 1], codes.MISMATCH)
+        statuses = received[:, len(head) - 1]  # a refusal counts, whatever else differs
+        statuses = np.where(same | (statuses != codes.OK), statuses, codes.MISMATCH)
         st[job[words.T_PEER_STATUS] :][:world] = statuses
         if not same.all():  # no rank can run rows of another layer: exchange none, then all raise
             st[job[words.T_ROWS_TO] :][:world] = 0

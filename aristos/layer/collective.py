@@ -17,8 +17,21 @@ from ..primitives.buffers import FLOAT, aligned
 from ..substrate.attach import attach
 from ..substrate.runtime import Runtime
 from .arguments import check_comm, usable_nodes
+from .weights import NotLoaded, part_name
 
-WHY = {codes.NOT_FINITE: "scores or weights that are not finite", codes.BAD_IDS: "ids out of range or repeated"}
+_WHY = {codes.NOT_FINITE: "scores or weights that are not finite", codes.BAD_IDS: "ids out of range or repeated"}
+
+
+def why(status: int) -> str:
+    """What a rank has refused, by the status that it announced."""
+    if status >= codes.NOT_LOADED:
+        return f"it has not loaded {part_name(status - codes.NOT_LOADED)} of this layer"
+    return _WHY.get(status, "its own error says why")
+
+
+def status_of(error: Exception | None) -> int:
+    """The status to announce for this rank's own error."""
+    return codes.NOT_LOADED + error.part if isinstance(error, NotLoaded) else codes.REFUSED
 
 
 def shape_of(
@@ -154,8 +167,7 @@ class Membership:
                     " calls are collective and come in the same order on every rank"
                 )
             raise PeerInputError(
-                f"rank {rank} refused its input ({WHY.get(status, 'its own error says why')}):"
-                " this call has no result, the layer stays usable"
+                f"rank {rank} refused its input ({why(status)}): this call has no result, the layer stays usable"
             )
 
     def leave(self) -> None:

@@ -23,9 +23,9 @@ from ..substrate.runtime import Runtime
 from .arguments import explain_ids, not_finite, routed_outside, routing_arrays, weight_arrays
 from .backend import Backend, Event, Settings
 from .bulk import Bulk
-from .collective import Membership, Needs
+from .collective import Membership, Needs, status_of
 from .stats import call_stats
-from .weights import CheckedWeights, LayerWeights
+from .weights import LayerWeights
 
 EVENT_KINDS = {
     codes.IDLE: "wait",
@@ -112,8 +112,13 @@ class CpuBackend(Backend):
     def isa(self) -> str | None:
         return self._isa
 
-    def load(self, layer: int, given: CheckedWeights) -> None:
-        self.weights[layer] = LayerWeights(self._element, self._elements.element_type("float32"), given)
+    def new_weights(self, layer: int) -> LayerWeights:
+        return LayerWeights(self._element, self._elements.element_type("float32"), self.cfg, self.member.mine)
+
+    def idle(self) -> None:
+        pass  # a call ends before it returns
+
+    def loaded(self, layer: int) -> None:
         self._filled[layer] = -1
 
     # ------------------------------------------------------------ calls
@@ -154,7 +159,7 @@ class CpuBackend(Backend):
 
     def refuse(self, call: CpuCall) -> None:
         job = self._job(call.layer)
-        job[words.STATUS_IN], job[words.TOKENS], job[words.ROUTED] = codes.REFUSED, 0, 0
+        job[words.STATUS_IN], job[words.TOKENS], job[words.ROUTED] = status_of(call.error), 0, 0
 
     def _job(self, layer: int) -> np.ndarray:
         """The job of a layer, filled again when its weights or the runtime's windows have changed."""

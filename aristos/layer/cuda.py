@@ -22,11 +22,10 @@ from ..substrate.runtime import Runtime
 from . import device_arrays, streams
 from .arguments import explain_ids, routed_outside, routing_arrays, weight_arrays
 from .backend import Backend, Settings
-from .collective import WHY, Membership, Needs
+from .collective import Membership, Needs, status_of, why
 from .cuda_weights import DeviceWeights
 from .device_arrays import KINDS
 from .stats import call_stats
-from .weights import CheckedWeights
 
 MOST_SMS = 1 << 20
 NO_JOB = np.zeros(0, np.int64)  # for `Runtime.failing`: the job is on the GPU
@@ -110,13 +109,14 @@ class CudaBackend(Backend):
         shared = max(persistent.run_scratch(run, tile, row_bytes) for run, tile in zip(runs, tiles))
         return Needs(shared_bytes=shared, workers=max(blocks.values()))
 
-    def load(self, layer: int, given: CheckedWeights) -> None:
-        self._runtime.idle()  # memory is allocated, and what a call may read is freed
-        before, packed = self.weights[layer], DeviceWeights(self._runtime.device, self._kind, given)
-        self.weights[layer] = packed
+    def new_weights(self, layer: int) -> DeviceWeights:
+        return DeviceWeights(self._runtime.device, self._kind, self.cfg, self.member.mine)
+
+    def idle(self) -> None:
+        self._runtime.idle()  # memory is allocated, and what a call may read is freed or overwritten
+
+    def loaded(self, layer: int) -> None:
         self._filled[layer] = -1
-        if before is not None:
-            before.free()
         for tile in self._tiles():
             self._jobs_of(layer, tile)
         self._routing_buffers()
@@ -227,7 +227,7 @@ class CudaBackend(Backend):
         self._take_y(call, x, out, lead)
 
     def refuse(self, call: DeviceCall) -> None:
-        call.status, call.tokens, call.routed = codes.REFUSED, 0, False
+        call.status, call.tokens, call.routed = status_of(call.error), 0, False
 
     def _take_x(self, call: DeviceCall, x: Any) -> tuple[int, ...]:
         cfg = self.cfg
@@ -362,10 +362,10 @@ class CudaBackend(Backend):
             self.member.raise_peer_problem({words.T_PEER_STATUS: runtime.tables.starts[words.T_PEER_STATUS]})
         if call.waits or state[words.KEPT_STATUS] == codes.OK:
             return
-        why = WHY.get(int(state[words.KEPT_STATUS]), "its own error says why")
+        reason = why(int(state[words.KEPT_STATUS]))
         if state[words.KEPT_RANK] == self.member.rank:
-            raise InputError(f"an earlier call since the last synchronize() was refused here ({why})")
-        raise PeerInputError(f"rank {int(state[words.KEPT_RANK])} refused an earlier call's input ({why})")
+            raise InputError(f"an earlier call since the last synchronize() was refused here ({reason})")
+        raise PeerInputError(f"rank {int(state[words.KEPT_RANK])} refused an earlier call's input ({reason})")
 
     def _own_problem(self, call: DeviceCall, status: int) -> str:
         """Why the GPU has refused this rank's routing."""

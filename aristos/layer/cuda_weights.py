@@ -12,52 +12,47 @@ from ..kernels.cuda import router
 from ..kernels.cuda.pack import COLUMNS, INTERLEAVE, interleaved, outputs, pack, pack_bias
 from ..kernels.cuda.tile import BYTES, CHUNK
 from .device_arrays import KINDS
-from .weights import CheckedWeights
+from .given import Arrays
+from .weights import PackedLayer
 
 
-class DeviceWeights:
-    """A layer's weights on a GPU: packed on the host, expert by expert, and copied once.
+class DeviceWeights(PackedLayer):
+    """A layer's weights on a GPU: packed on the host, expert by expert, and copied there.
 
     gpu: see substrate/cuda/device.py. kind: the arithmetic that weights are rounded to; biases stay float32.
     router: its address, or None. nbytes: bytes of GPU memory.
     """
 
-    def __init__(self, gpu: Any, kind: str, given: CheckedWeights) -> None:
-        self.gpu = gpu
+    def __init__(self, gpu: Any, kind: str, cfg: MoEConfig, mine: list[int]) -> None:
+        super().__init__(mine)
+        self.gpu, self.gated, self._kind = gpu, cfg.gated, kind
         self._at: dict[str, int] = {}
-        self.gated = "gate" in given.weights
-        self.count = len(given.experts)
         self._steps: dict[str, int] = {}
         self.router: int | None = None
         self.nbytes = 0
-        try:
-            self._take(kind, given)
-        except BaseException:
-            self.free()
-            raise
 
-    def _take(self, kind: str, given: CheckedWeights) -> None:
+    def take_expert(self, i: int, arrays: Arrays) -> None:
         for side in ("up", "down"):
-            for i, e in enumerate(given.experts):
-                packed = pack(self._side(given, side, e), kind)
-                bias = pack_bias(self._bias(given, side, e), outputs(packed))
-                self._keep(side, i, packed)
-                self._keep(f"{side}_bias", i, bias)
-        if given.router is not None:
-            packed = router.pack_router(np.ascontiguousarray(given.router))
-            self._keep("router", 0, packed, 1)
-            self.router = self._at["router"]
+            packed = pack(self._side(arrays, side), self._kind)
+            self._keep(side, i, packed)
+            self._keep(f"{side}_bias", i, pack_bias(self._bias(arrays, side), outputs(packed)))
+        self._has[i] = True
 
-    def _side(self, given: CheckedWeights, side: str, e: int) -> np.ndarray:
+    def take_router(self, arrays: Arrays) -> None:
+        weight = np.ascontiguousarray(arrays["router"], np.float32)
+        self._keep("router", 0, router.pack_router(weight), 1)
+        self.router = self._at["router"]
+
+    def _side(self, arrays: Arrays, side: str) -> np.ndarray:
         """[K, N] of a product; the gate's columns are interleaved with those of `up`."""
-        weight = given.expert(side, e).astype(np.float32, copy=False)
+        weight = arrays[side].astype(np.float32, copy=False)
         if side != "up" or not self.gated:
             return weight
-        return interleaved(weight, given.expert("gate", e).astype(np.float32, copy=False))
+        return interleaved(weight, arrays["gate"].astype(np.float32, copy=False))
 
-    def _bias(self, given: CheckedWeights, side: str, e: int) -> np.ndarray | None:
+    def _bias(self, arrays: Arrays, side: str) -> np.ndarray | None:
         names = [f"{side}_bias", *(["gate_bias"] if side == "up" and self.gated else [])]
-        biases = [given.biases[name][e] if name in given.biases else None for name in names]
+        biases = [arrays.get(name) for name in names]
         if all(bias is None for bias in biases):
             return None
         width = next(len(bias) for bias in biases if bias is not None)
@@ -67,7 +62,7 @@ class DeviceWeights:
     def _keep(self, name: str, i: int, values: np.ndarray, count: int = 0) -> None:
         """Copy part number i of `count` equal parts to the GPU."""
         if name not in self._at:
-            nbytes = values.nbytes * (count or self.count)
+            nbytes = values.nbytes * (count or len(self.mine))
             self._at[name] = self.gpu.allocate(nbytes)
             self.nbytes += nbytes
             self._steps[name] = values.nbytes
@@ -79,7 +74,7 @@ class DeviceWeights:
                                ("up_bias", words.UP_BIAS, words.UP_BIAS_STEP),
                                ("down_bias", words.DOWN_BIAS, words.DOWN_BIAS_STEP)):  # fmt: skip
             job[at], job[step] = self._at.get(name, 0), self._steps.get(name, 0)
-        job[words.LOADED], job[words.GATED] = 1, self.gated
+        job[words.LOADED], job[words.GATED] = self.complete, self.gated
 
     def free(self) -> None:
         """Free the GPU memory."""

@@ -19,16 +19,19 @@ from .arguments import DEFAULT_TIMEOUT, check_comm, check_common, refusal, usabl
 from .backend import Backend, Event, Settings, check_layer
 from .collective import Collective, Membership, Needs, shape_of, widths
 from .cpu import CpuBackend
+from .given import Given, GivenLayer
 from .grouped import split
 from .pending import PendingCall
-from .stats import Summary, summarize
-from .weights import CheckedWeights
+from .stats import Summary, Totals, summarize
+from .weights import WEIGHTS, NotLoaded
 
 if TYPE_CHECKING:
     from ..planner import Plan
 
 MOST_LAYERS = 1 << 20
 Schedule = Literal["fused", "bulk"]
+Layout = Literal["in_out", "out_in"]
+Bits = Literal["bfloat16", "float16"]
 
 
 def default_backend(threads: Any = None, schedule: Any = "fused") -> str:
@@ -123,6 +126,7 @@ class MoE(Collective):
             raise
         self.cfg, self.layers, self.schedule, self.timeout = cfg, layers, schedule, float(timeout)
         self._pending: PendingCall | None = None
+        self._slots = {expert: slot for slot, expert in enumerate(self._member.mine)}
         self._backend = kind(Settings(cfg, layers, schedule, self.timeout, sms), self._member)
 
     # ------------------------------------------------------------ weights and memory
@@ -139,15 +143,20 @@ class MoE(Collective):
         gate_bias: Any = None,
         down_bias: Any = None,
         local: bool = False,
-        layout: Literal["in_out", "out_in"] = "in_out",
+        layout: Layout = "in_out",
+        bits: Bits | None = None,
     ) -> None:
         """Take the weights of one layer; they are packed, so later changes to the arrays are not seen.
 
-        up, gate: [E, H, F], down: [E, F, H], router: [H, E], up_bias, gate_bias: [E, F], down_bias: [E, H], all
-        float32; with local=True only this rank's experts, in the order of their ids (`placement.mine(rank)`).
-        layout="out_in": nn.Linear's order, up, gate [E, F, H], down [E, H, F], router [E, H]. A router is needed unless
-        every call brings its ids. Not collective; `summary` keeps its totals. Raises InputError; the layer then keeps
-        the weights it had.
+        up, gate: [E, H, F], down: [E, F, H], router: [H, E], up_bias, gate_bias: [E, F], down_bias: [E, H], each
+        float32, bfloat16 (ml_dtypes) or float16, memory-mapped or not; with local=True only this rank's experts, in the
+        order of their ids (`placement.mine(rank)`). Instead of an array with E in front, a list of E arrays; those of
+        experts that this rank does not hold may be None. layout="out_in": nn.Linear's order, up, gate [E, F, H], down
+        [E, H, F], router [E, H]. bits: the type whose bits arrays of uint16 hold. Weights are rounded to cfg.dtype;
+        router and biases become float32. A router is needed unless every call brings its ids.
+
+        Not collective. It clears what this rank adds to `summary`; the other calls that load keep it. Raises
+        InputError; the layer then keeps the weights it had, and memory is needed for both.
         """
         self._settled()
         check_layer(layer, self.layers)
@@ -160,8 +169,71 @@ class MoE(Collective):
             "gate_bias": gate_bias,
             "down_bias": down_bias,
         }
-        checked = CheckedWeights(self.cfg, self._member.mine, local=local, layout=layout, arrays_in=given)
+        checked = GivenLayer(self.cfg, self._member.mine, local, layout, bits, given)
         self._backend.load(int(layer), checked)
+        self._backend.totals = Totals()
+
+    def holds(self, expert: int) -> bool:
+        """Whether this rank holds the expert: `load_expert` ignores all others, so their arrays need not be read."""
+        self._alive()
+        return self._slot(expert) is not None
+
+    def load_expert(
+        self,
+        layer: int,
+        expert: int,
+        *,
+        up: Any,
+        down: Any,
+        gate: Any = None,
+        up_bias: Any = None,
+        gate_bias: Any = None,
+        down_bias: Any = None,
+        layout: Layout = "in_out",
+        bits: Bits | None = None,
+    ) -> None:
+        """Take the weights of one expert of a layer. expert: its id in 0..E-1.
+
+        up, gate: [H, F], down: [F, H], up_bias, gate_bias: [F], down_bias: [H]; types, layout and bits as in `load`. An
+        expert that this rank does not hold is ignored, whatever the arrays. Memory is allocated once for all experts of
+        this rank, and packing needs space for one more. Not collective; a call is refused on all ranks while an expert
+        is missing. Raises InputError; the layer then keeps the weights it had.
+        """
+        self._settled()
+        check_layer(layer, self.layers)
+        slot = self._slot(expert)
+        if slot is None:
+            return
+        given = {
+            "up": up,
+            "down": down,
+            "gate": gate,
+            "up_bias": up_bias,
+            "gate_bias": gate_bias,
+            "down_bias": down_bias,
+        }
+        arrays = Given("load_expert", self.cfg, layout, bits).expert(given)
+        self._backend.load_part(int(layer), lambda weights: weights.take_expert(slot, arrays))
+
+    def load_router(self, layer: int, *, router: Any, layout: Layout = "in_out", bits: Bits | None = None) -> None:
+        """Take a layer's router, [H, E], on every rank; types, layout and bits as in `load`. Not collective.
+
+        Raises InputError; the layer then keeps the router it had.
+        """
+        self._settled()
+        check_layer(layer, self.layers)
+        given = Given("load_router", self.cfg, layout, bits)
+        if router is None:
+            raise InputError("load_router needs router=")
+        arrays = given.router({"router": router})
+        self._backend.load_part(int(layer), lambda weights: weights.take_router(arrays))
+
+    def _slot(self, expert: Any) -> int | None:
+        """The number of an expert among this rank's; None if another rank holds it."""
+        most = self.cfg.experts - 1
+        if isinstance(expert, bool) or not isinstance(expert, int | np.integer) or not 0 <= expert <= most:
+            raise InputError(f"expert must be an int in 0..{most}, got {expert!r}")
+        return self._slots.get(int(expert))
 
     def packed_weights(self, layer: int = 0) -> Any:
         """A loaded layer's weights as this backend's kernels read them: `LayerWeights` or `DeviceWeights`."""
@@ -263,8 +335,9 @@ class MoE(Collective):
         runtime.enter()
         call = backend.new_call()
         try:
-            self._loaded(layer)
+            check_layer(layer, self.layers)
             call.layer = int(layer)
+            self._loaded(layer)
             backend.take(call, x, ids, weights, out, copy, stream)
         except Exception as error:
             call.error = refusal(error)
@@ -275,11 +348,12 @@ class MoE(Collective):
         return call
 
     def _loaded(self, layer: Any) -> Any:
-        """The packed weights of a layer; raises InputError for a layer that does not exist or was not loaded."""
+        """The packed weights of a layer; raises InputError for a layer that does not exist or lacks weights."""
         check_layer(layer, self.layers)
         loaded = self._backend.weights[layer]
         if loaded is None:
-            raise InputError(f"layer {layer} has no weights: load() it first")
+            raise NotLoaded(f"layer {layer} has no weights: load() it first", WEIGHTS)
+        loaded.check(layer)
         return loaded
 
     def synchronize(self) -> None:

@@ -102,10 +102,8 @@ def test_other_dtypes_are_refused():
             moe(x.astype("f4"))
         with pytest.raises(InputError, match="out must be a bfloat16 array"):
             moe(x, out=np.empty(x.shape, np.float32))
-        with pytest.raises(InputError, match="up must have dtype float32 or bfloat16, got float16"):
-            moe.load(0, **w | {"up": w["up"].astype(np.float16)})
-        with pytest.raises(InputError, match="router must have dtype float32, got bfloat16"):
-            moe.load(0, **w | {"router": w["router"].astype(x.dtype)})
+        with pytest.raises(InputError, match="up must have dtype float32, bfloat16 or float16, got int16"):
+            moe.load(0, **w | {"up": w["up"].astype(np.int16)})
         assert same(moe(x), y)
 
 

@@ -346,7 +346,7 @@ def test_wrong_weights_are_refused_and_change_nothing():
         ({"up": w["up"][:4]}, r"up must have shape \[5, 40, 72\], got \[4, 40, 72\]"),
         ({"up": w["up"].swapaxes(1, 2)}, r"up must have shape \[5, 40, 72\], got \[5, 72, 40\]"),
         ({"down": w["up"]}, r"down must have shape \[5, 72, 40\], got \[5, 40, 72\]"),
-        ({"gate": w["gate"].astype("f8")}, "gate must have dtype float32, got float64"),
+        ({"gate": w["gate"].astype("f8")}, "gate must have dtype float32, bfloat16 or float16, got float64"),
         ({"router": w["router"].T}, r"router must have shape \[40, 5\], got \[5, 40\]"),
         ({"up_bias": w["up_bias"][0]}, r"up_bias must have shape \[5, 72\], got \[72\]"),
         ({"down_bias": w["up_bias"]}, r"down_bias must have shape \[5, 40\], got \[5, 72\]"),

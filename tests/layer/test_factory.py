@@ -159,7 +159,7 @@ def test_a_wrong_shape_names_the_argument_that_would_fit(comm, world):
 def test_bits_of_bfloat16_are_refused_with_the_conversion():
     bits = {name: (a.view(np.uint32) >> 16).astype(np.uint16) for name, a in W.items()}
     with MoE(CFG) as moe:
-        advice = r"up must have dtype float32, got uint16: .*up\.view\(ml_dtypes\.bfloat16\)\.astype\('float32'\)"
+        advice = r"up must have dtype float32, bfloat16 or float16, got uint16: .*up\.view\(ml_dtypes\.bfloat16\)"
         with pytest.raises(InputError, match=advice):
             moe.load(**{**W, "up": bits["up"]})
         moe.load(**W)
@@ -169,12 +169,16 @@ def test_bits_of_bfloat16_are_refused_with_the_conversion():
         moe.load(**{name: a.view(bfloat16).astype("float32") for name, a in bits.items()})
 
 
-def test_loading_a_layer_leaves_the_summary():
+def test_load_clears_the_summary_and_the_other_calls_that_load_do_not():
+    experts, router = {name: a for name, a in W.items() if name != "router"}, W["router"]
     with MoE(CFG, layers=2) as moe:
         moe.load(0, **W)
         moe(tokens(CFG, 9, seed=0))
+        moe.load_expert(1, 0, **{name: a[0] for name, a in experts.items()})
+        moe.load_router(0, router=router)
+        assert moe.summary().calls == 1
         moe.load(1, **W)
-        moe.load(0, **W)
+        assert moe.summary().calls == 0
         moe(tokens(CFG, 9, seed=0), layer=1)
         summary = moe.summary()
-        assert (summary.calls, summary.rows) == (2, 36)
+        assert (summary.calls, summary.rows) == (1, 18)

@@ -36,7 +36,7 @@ class ElementType:
         return self.nbytes * (depth if self.code == FLOAT32 else up(depth)) * self.padded(columns)
 
     def pack(self, weight: np.ndarray, transposed: bool = False) -> np.ndarray:
-        """weight: [K, N] float32 or of this type, in any strides -> `packed_bytes(K, N)` bytes.
+        """weight: [K, N] float32, bfloat16 or float16, in any strides -> `packed_bytes(K, N)` bytes of this type.
 
         transposed: pack its transpose, `packed_bytes(N, K)` bytes, as products of gradients read it.
         """
@@ -44,6 +44,8 @@ class ElementType:
             weight = weight.T
         if self.code == FLOAT32:
             return panels.pack(weight).view(np.uint8)
+        if weight.dtype.name not in ("float32", self.name):
+            weight = weight.astype(np.float32)
         if self.code == SPLIT:
             return pack_split(weight).reshape(-1).view(np.uint8)
         bits = narrow(self.code, weight) if weight.dtype == np.float32 else weight.view(np.uint16)

@@ -1,0 +1,165 @@
+"""A layer's weights as a user passes them, checked: whole arrays, or one array an expert. Nothing is copied here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ..config import MoEConfig, boolean
+from ..errors import InputError
+from ..primitives import arrays
+
+LAYOUTS = ("in_out", "out_in")
+BITS = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}  # what arrays of uint16 may hold
+ACCEPTED = "float32, bfloat16 or float16"
+Arrays = dict[str, np.ndarray]
+
+
+def expert_names(cfg: MoEConfig) -> tuple[set[str], set[str]]:
+    """Names of the arrays that an expert of `cfg` must have, and of those that it may have."""
+    wanted = {"up", "down"} | ({"gate"} if cfg.gated else set())
+    return wanted, {f"{name}_bias" for name in wanted} if cfg.bias else set()
+
+
+def shapes(cfg: MoEConfig, layout: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of one expert's arrays and of the router's, by name."""
+    h, width, turned = cfg.hidden, cfg.ffn, layout == "out_in"
+    wide, narrow = ((width, h), (h, width)) if turned else ((h, width), (width, h))
+    return {
+        "up": wide, "down": narrow, "gate": wide, "up_bias": (width,), "gate_bias": (width,), "down_bias": (h,),
+        "router": (cfg.experts, h) if turned else (h, cfg.experts),
+    }  # fmt: skip
+
+
+def checked_array(name: str, value: Any, bits: str | None) -> np.ndarray:
+    """`value` as an array of one of the types that weights may have; bits: the type that uint16 holds, or None."""
+    array = arrays.view(name, value)
+    if array.dtype == np.uint16 and bits is not None:
+        array = array.view(BITS[bits])
+    if not any(arrays.is_type(array, dtype) for dtype in ("float32", *BITS)):
+        raise arrays.wrong_dtype(name, array.dtype, ACCEPTED)
+    return array
+
+
+class Given:
+    """What the calls that load weights have in common: configuration, layout and the type behind uint16.
+
+    call: the method's name, for messages. Raises InputError for a layout or type that there is not.
+    """
+
+    def __init__(self, call: str, cfg: MoEConfig, layout: Any, bits: Any) -> None:
+        if not isinstance(layout, str) or layout not in LAYOUTS:
+            raise InputError(f"layout must be 'in_out' or 'out_in', got {layout!r}")
+        if bits is not None and not (isinstance(bits, str) and bits in BITS):
+            raise InputError(f"bits must be None, 'bfloat16' or 'float16', got {bits!r}")
+        self.call, self.cfg, self.layout, self.bits = call, cfg, layout, bits
+        self.turned = layout == "out_in"
+
+    def present(self, given: dict[str, Any]) -> list[str]:
+        """Names of the arrays of an expert that came. Raises InputError for one that is missing or of no use."""
+        cfg, (wanted, biases) = self.cfg, expert_names(self.cfg)
+        for name in sorted(wanted):
+            if given[name] is None:
+                raise InputError(f"{self.call} needs {name}= for gated={cfg.gated}, bias={cfg.bias}")
+        for name in ("gate", "up_bias", "gate_bias", "down_bias"):
+            if given[name] is not None and name not in wanted | biases:
+                raise InputError(
+                    f"{self.call} got {name}=, but the configuration has gated={cfg.gated}, bias={cfg.bias}"
+                )
+        return [name for name in sorted(wanted | biases) if given[name] is not None]
+
+    def one(self, name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+        """An array of exactly this shape, its inputs before its outputs."""
+        array = checked_array(name, value, self.bits)
+        if array.shape != shape:
+            hint = f": that is its shape with {self.other}" if array.shape == shape[::-1] and array.ndim == 2 else ""
+            raise InputError(f"{name} must have shape {list(shape)}, got {list(array.shape)}{hint}")
+        return self.inputs_first(array)
+
+    def inputs_first(self, array: np.ndarray) -> np.ndarray:
+        return array.swapaxes(-1, -2) if self.turned and array.ndim > 1 else array
+
+    @property
+    def other(self) -> str:
+        """The layout that was not given, for messages."""
+        return _in_words(LAYOUTS[1 - LAYOUTS.index(self.layout)])
+
+    def expert(self, given: dict[str, Any]) -> Arrays:
+        """The arrays of one expert."""
+        wanted = shapes(self.cfg, self.layout)
+        return {name: self.one(name, given[name], wanted[name]) for name in self.present(given)}
+
+    def router(self, given: dict[str, Any]) -> Arrays:
+        """The arrays of a layer's router that came."""
+        wanted = shapes(self.cfg, self.layout)
+        return {name: self.one(name, value, wanted[name]) for name, value in given.items() if value is not None}
+
+
+class GivenLayer(Given):
+    """A whole layer as `MoE.load` takes it. mine: ids of this rank's experts.
+
+    Raises InputError naming the array that does not fit, and the layout= or local= that it would fit.
+    """
+
+    def __init__(
+        self, cfg: MoEConfig, mine: list[int], local: Any, layout: Any, bits: Any, given: dict[str, Any]
+    ) -> None:
+        self.local = boolean("local", local)
+        super().__init__("load", cfg, layout, bits)
+        self.experts = list(range(len(mine))) if self.local else mine
+        self._count = len(mine)
+        self._arrays = {name: self._stack(name, given[name]) for name in self.present(given)}
+        self.routers = self.router({"router": given["router"]})
+
+    def held(self, i: int) -> Arrays:
+        """The arrays of this rank's expert number i."""
+        e = self.experts[i]
+        return {name: self.inputs_first(stack[e]) for name, stack in self._arrays.items()}
+
+    def _stack(self, name: str, value: Any) -> Any:
+        """[E, ...] array, or a list of E arrays, of which those that this rank does not hold may be None."""
+        shape = self._shape(name, self.local, self.layout)
+        if isinstance(value, list | tuple):
+            return self._parts(name, value, shape)
+        array = checked_array(name, value, self.bits)
+        if array.shape != shape:
+            hint = self._hint(name, array.shape)
+            raise InputError(f"{name} must have shape {list(shape)}, got {list(array.shape)}{hint}")
+        return array
+
+    def _parts(self, name: str, value: Any, shape: tuple[int, ...]) -> list[np.ndarray | None]:
+        if len(value) != shape[0]:
+            held = "of this rank" if self.local else "of the layer"
+            raise InputError(f"{name} must have an array for each of the {shape[0]} experts {held}, got {len(value)}")
+        parts = [None if v is None else checked_array(f"{name}[{e}]", v, self.bits) for e, v in enumerate(value)]
+        for e, part in enumerate(parts):
+            if part is None and e in self.experts:
+                raise InputError(f"{name}[{e}] must be an array, because this rank holds that expert, got None")
+            if part is not None and part.shape != shape[1:]:
+                hint = self._hint(name, (shape[0], *part.shape))
+                raise InputError(f"{name}[{e}] must have shape {list(shape[1:])}, got {list(part.shape)}{hint}")
+        return parts
+
+    def _shape(self, name: str, local: bool, layout: str) -> tuple[int, ...]:
+        return (self._count if local else self.cfg.experts, *shapes(self.cfg, layout)[name])
+
+    def _hint(self, name: str, got: tuple[int, ...]) -> str:
+        """The arguments of `load` that an array of shape `got` would fit; empty if there are none."""
+        local, layout = self.local, LAYOUTS[1 - LAYOUTS.index(self.layout)]
+        for wanted in ((local, layout), (not local, self.layout), (not local, layout)):
+            if got == self._shape(name, *wanted):
+                changed = []
+                if wanted[0] != local:
+                    held = "this rank's experts alone" if wanted[0] else "all experts"
+                    changed.append(f"local={wanted[0]} ({held})")
+                if wanted[1] != self.layout:
+                    changed.append(_in_words(wanted[1]))
+                return ": that is its shape with " + " and ".join(changed)
+        return ""
+
+
+def _in_words(layout: str) -> str:
+    order = "nn.Linear's order" if layout == "out_in" else "inputs before outputs"
+    return f"layout={layout!r} ({order})"
