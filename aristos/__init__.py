@@ -11,14 +11,32 @@ from .errors import AristosError
 
 if TYPE_CHECKING:
     from . import results
+    from .checkpoint import Checkpoint
     from .config import MoEConfig, Router
     from .layer.exchange import Exchange
     from .layer.moe import MoE
 
-__all__ = ["AristosError", "Exchange", "MoE", "MoEConfig", "Router", "__version__", "results"]
+__all__ = ["AristosError", "Checkpoint", "Exchange", "MoE", "MoEConfig", "Router", "__version__", "results"]
 
-_LAZY = {"MoE": ".layer.moe", "Exchange": ".layer.exchange", "MoEConfig": ".config", "Router": ".config"}
-_MODULES = ("bench", "errors", "kernels", "models", "placement", "planner", "reference", "results", "topology")
+_LAZY = {
+    "MoE": ".layer.moe",
+    "Checkpoint": ".checkpoint",
+    "Exchange": ".layer.exchange",
+    "MoEConfig": ".config",
+    "Router": ".config",
+}
+_MODULES = (
+    "bench",
+    "checkpoint",
+    "errors",
+    "kernels",
+    "models",
+    "placement",
+    "planner",
+    "reference",
+    "results",
+    "topology",
+)
 
 
 def __getattr__(name: str) -> Any:

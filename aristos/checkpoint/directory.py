@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,12 @@ class Directory:
 
     def names(self, prefix: str) -> list[str]:
         """Names of the tensors that begin with `prefix`."""
-        return [name for name in self.where if name.startswith(prefix)]
+        names = self._sorted
+        return names[bisect_left(names, prefix) : bisect_left(names, prefix + "\U0010ffff")]
+
+    @cached_property
+    def _sorted(self) -> list[str]:
+        return sorted(self.where)
 
     def entry(self, name: str) -> Entry:
         """A tensor's dtype and shape, from its file's header."""

@@ -16,7 +16,7 @@ from ..errors import CheckpointError
 from .safetensors import shown
 
 CONCERNS = re.compile(
-    r"moe|expert|rout|gate|gating|top_?k|scor|swiglu|act|hidden_act|capacity|jitter|shared|clamp|limit|latent|zero|mlp"
+    r"moe|expert|rout|gate|gating|top_?k|scor|swiglu|(?:^|_)act(?:_|$|ivation)|capacity|jitter|shared|clamp|limit|latent|zero|mlp"
     r"|dense|sparse|ffn|feed_forward|intermediate|bias|renorm|norm_topk|correction|identity|group|quant"
 )
 # of attention, embeddings, losses, vision, other layers and generation: no option of an MoE layer
@@ -25,7 +25,7 @@ ELSEWHERE = re.compile(
     r"|num_nextn|mtp|nextn|index_|indexer|sliding|layer_types|initializer|init_|dropout|aux_loss|z_loss|loss|_token"
     r"|output_router_logits|output_hidden|tie_|vocab|max_position|torch|transformers|architectures|auto_map|pad_"
     r"|use_cache|gradient|problem|label|chunk_size|pretraining|head_|lm_head|norm_eps|ep_size|parallel|use_grouped_mm"
-    r"|activation_function_of_vision|quantization_config|compression_config"
+    r"|time_step|rescale_prenorm|quantization_config|compression_config|embed"
 )
 
 
@@ -50,10 +50,11 @@ class Options:
         return None
 
     def _number(self, keys: tuple[str, ...], kinds: tuple[type, ...], least: float) -> Any:
-        value = self.get(*keys)
+        value: Any = self.get(*keys)
         if value is None:
             self.refuse(f"it has no {' or '.join(keys)}: this model's options are not complete")
-        if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value) or value < least:
+        good = isinstance(value, kinds) and not isinstance(value, bool)
+        if not good or not least <= value < math.inf:
             kind = "an int" if float not in kinds else "a number"
             self.refuse(f"{keys[0]} must be {kind} of at least {least:g}, got {shown(value)}")
         return value
@@ -111,5 +112,5 @@ class Options:
                 continue
             self.refuse(
                 f"option {shown(key)} (here {shown(value)}) is not known for {model}: what it changes is not known, so"
-                " nothing is guessed; read the weights yourself and pass them to MoE.load_expert, load_router, load_shared"
+                " nothing is guessed. Read the weights yourself and pass them to MoE.load_expert, load_router"
             )

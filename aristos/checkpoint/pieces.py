@@ -1,4 +1,4 @@
-"""Where a layer's weights lie in a model's tensors, and how one expert's are read: slices, halves, transposes, scales."""
+"""Where a layer's weights lie in a model's tensors, and how one expert's are read: slices, halves, transposes."""
 
 from __future__ import annotations
 
@@ -118,14 +118,15 @@ class LayerReader:
                 self._refuse_shape(name, shape, entry.shape)
             if entry.dtype not in ("U8", "F8_E8M0"):
                 raise CheckpointError(
-                    f"{self.directory.file(name).path}: tensor {shown(name)} of mxfp4 must have dtype U8, got {entry.dtype}"
+                    f"{self.directory.file(name).path}: tensor {shown(name)} of mxfp4 must have dtype U8,"
+                    f" got {entry.dtype}"
                 )
         return {blocks, scales}
 
     def _refuse_shape(self, name: str, wanted: tuple[int, ...], got: tuple[int, ...]) -> None:
         raise CheckpointError(
-            f"{self.directory.file(name).path}: tensor {shown(name)} must have shape {list(wanted)}, as config.json says,"
-            f" got {list(got)}: config.json and the tensors are of different models"
+            f"{self.directory.file(name).path}: tensor {shown(name)} must have shape {list(wanted)}, as config.json"
+            f" says, got {list(got)}: config.json and the tensors are of different models"
         )
 
     def read(self, array: str, expert: int = 0) -> np.ndarray:

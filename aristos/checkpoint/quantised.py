@@ -64,7 +64,7 @@ def _check_compressed(found: dict[str, Any], where: str) -> None:
         if kind[:2] != (8, True) or kind[2] not in ("channel", "tensor", "block"):
             raise CheckpointError(
                 f"{where}: quantization_config {shown(name)} has weights of {kind[0]} bits, symmetric={kind[1]}, by"
-                f" {shown(kind[2])}; Aristos reads 8 bits, symmetric, by channel, tensor or block: take unquantised files"
+                f" {shown(kind[2])}; Aristos reads 8 bits, symmetric, by channel, tensor or block: take other files"
             )
 
 
@@ -89,8 +89,8 @@ def check_scales(directory: Directory, name: str, asked: Options) -> set[str]:
     entry = directory.entry(name)
     if entry.dtype not in NARROW:
         raise CheckpointError(
-            f"{directory.file(name).path}: tensor {shown(name)} has dtype {entry.dtype}; weights must be F32, BF16, F16,"
-            " or F8_E4M3, F8_E5M2, I8 with scales"
+            f"{directory.file(name).path}: tensor {shown(name)} has dtype {entry.dtype}; weights must be F32, BF16,"
+            " F16, or F8_E4M3, F8_E5M2, I8 with scales"
         )
     scales = scale_name(directory, name, asked.method)
     got = directory.entry(scales).shape

@@ -1,8 +1,8 @@
 """One safetensors file: its header, checked against the file's size before anything is read by its word.
 
 A file is a u64 header length (little-endian), a JSON header, and data. The header gives for each tensor its dtype, its
-shape and the offsets of its bytes behind the header. `__metadata__` is no tensor. The file is memory-mapped: a tensor is
-read from disk when its values are used.
+shape and the offsets of its bytes behind the header. `__metadata__` is no tensor. The file is memory-mapped: values are
+read from disk when they are used.
 Source: https://github.com/huggingface/safetensors, README.md, "Format".
 """
 
@@ -153,7 +153,7 @@ class SafetensorsFile:
             bits *= n
         if bits != 8 * (end - start):
             self._wrong(
-                f"of shape {shape} and {dtype} needs {bits / 8:g} bytes, its data_offsets give {end - start}", name
+                f"of shape {str(shape)[:80]} and {dtype} cannot have the {end - start} bytes that it claims", name
             )
         return Entry(dtype, tuple(shape), start, end)
 

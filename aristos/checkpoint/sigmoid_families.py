@@ -1,4 +1,4 @@
-"""Recipes of models whose router takes a sigmoid or sqrt(softplus). Each names the model's own code in transformers 5.24."""
+"""Recipes of models whose router takes a sigmoid or sqrt(softplus). Each names its code in transformers 5.24."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def corrected(
     router: tuple[str, ...] = ("mlp.gate.weight",),
     bias: tuple[str, ...] = ("mlp." + CORRECTION,),
 ) -> Block:
-    """DeepSeek-V3's router: sigmoid, chosen with a bias, of the best groups; weights without it, renormalised, scaled."""
+    """DeepSeek-V3's router: sigmoid, chosen with a bias, of the best groups; weights without it, scaled."""
     o.only(scoring_func="sigmoid", topk_method="noaux_tc", mlp_bias=False, moe_router_use_sigmoid=True)
     o.ignore("intermediate_size", "aux_loss_alpha", "seq_aux", "moe_router_activation_func")
     o.only(moe_router_activation_func="sigmoid", score_function="sigmoid", moe_router_enable_expert_bias=True)
     width = o.size(*ffn)
-    how = {
+    how: dict[str, Any] = {
         "score": "sigmoid", "renormalize": o.flag(norm), "scale": o.number(*scale), **groups(o, "sum_top2", *group),
     }  # fmt: skip
     options = gated(o, width, o.size(*count), o.size(*top_k), **how)
@@ -96,8 +96,9 @@ def kimi_linear(o: Options) -> dict[int, Block]:
     """models/kimi_linear: as DeepSeek-V3 with other names."""
     bases = ("block_sparse_moe.", "mlp.")
     block = corrected(
-        o, bases, count=("num_experts",), top_k=("num_experts_per_token", "num_experts_per_tok"), norm="moe_renormalize",
-        group=("num_expert_group", "topk_group"), shared_names=tuple(base + "shared_experts." for base in bases),
+        o, bases, count=("num_experts",), top_k=("num_experts_per_token", "num_experts_per_tok"),
+        norm="moe_renormalize", group=("num_expert_group", "topk_group"),
+        shared_names=tuple(base + "shared_experts." for base in bases),
         router=tuple(base + "gate.weight" for base in bases), bias=tuple(base + CORRECTION for base in bases),
     )  # fmt: skip
     o.only(use_grouped_topk=True)
@@ -140,11 +141,15 @@ def afmoe(o: Options) -> dict[int, Block]:
 
 @family("lfm2_moe", num_dense_layers=2, norm_topk_prob=True, routed_scaling_factor=1.0, use_expert_bias=True)
 def lfm2_moe(o: Options) -> dict[int, Block]:
-    """models/lfm2_moe: sigmoid, chosen with a bias, over the sum + 1e-6 (taken as the sum here), scaled; always silu."""
+    """models/lfm2_moe: sigmoid, chosen with a bias, over the sum (there + 1e-6), scaled; always silu."""
     o.only(hidden_act="silu")
     base = "feed_forward."
     silu = Options({**o.config, "hidden_act": "silu"}, o.where, o.defaults)
-    how = {"score": "sigmoid", "renormalize": o.flag("norm_topk_prob"), "scale": o.number("routed_scaling_factor")}
+    how: dict[str, Any] = {
+        "score": "sigmoid",
+        "renormalize": o.flag("norm_topk_prob"),
+        "scale": o.number("routed_scaling_factor"),
+    }
     sizes = o.size("moe_intermediate_size"), o.size("num_experts"), o.size("num_experts_per_tok")
     o.ignore("intermediate_size", "hidden_size", *(key for key in o.config if key.startswith("block_")))
     parts = [experts(base), named("router", base + "gate.weight")]
@@ -193,7 +198,7 @@ def step3p7(o: Options) -> dict[int, Block]:
     """models/step3p7: sigmoid, chosen with a bias, renormalised, scaled; some layers clamp after the activation."""
     o.only(mlp_bias=False, moe_router_activation="sigmoid", norm_expert_weight=True, use_moe_router_bias=True)
     o.ignore("intermediate_size", "need_fp32_gate", "swiglu_limits", "swiglu_limits_shared")
-    how = {"score": "sigmoid", "renormalize": True, "scale": o.number("moe_router_scaling_factor")}
+    how: dict[str, Any] = {"score": "sigmoid", "renormalize": True, "scale": o.number("moe_router_scaling_factor")}
     ffn = o.size("moe_intermediate_size")
     options = gated(o, ffn, o.size("n_routed_experts", "moe_num_experts", "num_local_experts"),
                     o.size("num_experts_per_tok", "moe_top_k"), **how)  # fmt: skip
@@ -221,7 +226,7 @@ def llama4(o: Options) -> dict[int, Block]:
     """models/llama4: the best logit; its sigmoid multiplies the expert's input. Experts are [in, out]."""
     o.only(for_llm_compressor=None)
     o.ignore("router_jitter_noise", "intermediate_size_mlp", "for_llm_compressor")
-    how = {"score": "sigmoid", "renormalize": False, "weight_on": "input"}
+    how: dict[str, Any] = {"score": "sigmoid", "renormalize": False, "weight_on": "input"}
     ffn, base = o.size("intermediate_size"), "feed_forward."
     options = gated(o, ffn, o.size("num_local_experts"), o.size("num_experts_per_tok"), **how)
     options["shared_ffn"] = ffn
@@ -238,11 +243,11 @@ def llama4(o: Options) -> dict[int, Block]:
 
 @family("deepseek_v4", hidden_act="silu", routed_scaling_factor=1.5, scoring_func="sqrtsoftplus", num_hash_layers=3)
 def deepseek_v4(o: Options) -> dict[int, Block]:
-    """models/deepseek_v4: sqrt(softplus), chosen with a bias, renormalised, scaled; the first layers route by a table."""
+    """models/deepseek_v4: sqrt(softplus), chosen with a bias, renormalised, scaled; first layers have a table."""
     o.only(norm_topk_prob=True, mlp_bias=False, topk_method="noaux_tc", expert_dtype=None)
     o.ignore("router_jitter_noise", "o_groups", "hc_mult", "topk_method")
     score = o.word("scoring_func", {"sqrtsoftplus": "sqrtsoftplus", "sigmoid": "sigmoid", "softmax": "softmax"})
-    how = {"score": score, "renormalize": True, "scale": o.number("routed_scaling_factor")}
+    how: dict[str, Any] = {"score": score, "renormalize": True, "scale": o.number("routed_scaling_factor")}
     ffn = o.size("moe_intermediate_size", "intermediate_size")
     options = gated(o, ffn, o.size("n_routed_experts"), o.size("num_experts_per_tok"), **how)
     options |= {"limit": o.number("swiglu_limit"), "shared_ffn": ffn * o.size("n_shared_experts")}
@@ -287,7 +292,8 @@ def nemotron_h(o: Options) -> dict[int, Block]:
     stacked = {array: Piece(f"{base}experts.{array}_proj", stacked=True) for array in ("up", "down")}
     both = {f"shared_{array}": Piece(f"{base}shared_experts.{array}_proj.weight") for array in ("up", "down")}
     parts = (
-        (each(base, gate=""), stacked), named("router", base + "gate.weight"), named("select_bias", base + CORRECTION), (both,),
+        (each(base, gate=""), stacked), named("router", base + "gate.weight"),
+        named("select_bias", base + CORRECTION), (both,),
     )  # fmt: skip
     block = Block(options, parts, (base,))
     return {

@@ -48,7 +48,7 @@ def minimax(o: Options) -> dict[int, Block]:
 def olmoe(o: Options) -> dict[int, Block]:
     """models/olmoe, models/flex_olmo: softmax, k best; renormalised if the model says so."""
     sizes = o.size("intermediate_size"), o.size("num_experts", "num_local_experts"), o.size("num_experts_per_tok")
-    router = {"score": "softmax", "renormalize": o.flag("norm_topk_prob")}
+    router: dict[str, Any] = {"score": "softmax", "renormalize": o.flag("norm_topk_prob")}
     block = Block(gated(o, *sizes, **router), (experts(*MLP), named("router", "mlp.gate.weight")))
     return dict.fromkeys(layers(o), block)
 
@@ -105,14 +105,12 @@ def qwen3_vl_moe(o: Options) -> dict[int, Block]:
 
 @family("deepseek_v2", hidden_act="silu", routed_scaling_factor=1.0, first_k_dense_replace=0, topk_method="greedy")
 def deepseek_v2(o: Options) -> dict[int, Block]:
-    """models/deepseek_v2: softmax, k best, of the best groups where topk_method says so; never renormalised."""
+    """models/deepseek_v2: softmax, k best, of the best groups by topk_method; norm_topk_prob is not read."""
     o.only(scoring_func="softmax", mlp_bias=False, moe_layer_freq=1)
-    # in transformers norm_topk_prob changes nothing, in the model's first code it renormalised
-    o.only(norm_topk_prob=False)
-    o.ignore("intermediate_size", "aux_loss_alpha", "seq_aux")
+    o.ignore("norm_topk_prob", "intermediate_size", "aux_loss_alpha", "seq_aux")
     limited = o.word("topk_method", {"greedy": False, "group_limited_greedy": True})
     o.ignore("n_group", "topk_group")
-    router = {"score": "softmax", "renormalize": False, "scale": o.number("routed_scaling_factor")}
+    router: dict[str, Any] = {"score": "softmax", "renormalize": False, "scale": o.number("routed_scaling_factor")}
     ffn = o.size("moe_intermediate_size")
     options = gated(o, ffn, o.size("n_routed_experts"), o.size("num_experts_per_tok"), **router)
     if limited:
@@ -129,7 +127,7 @@ def mistral4(o: Options) -> dict[int, Block]:
     """models/mistral4: softmax; groups valued by their two best; renormalised if the model says so."""
     o.ignore("intermediate_size")
     ffn = o.size("moe_intermediate_size")
-    router = {
+    router: dict[str, Any] = {
         "score": "softmax", "renormalize": o.flag("norm_topk_prob"), "scale": o.number("routed_scaling_factor"),
         **groups(o, "sum_top2"),
     }  # fmt: skip
@@ -190,7 +188,7 @@ def granitemoe(o: Options) -> dict[int, Block]:
 
 @family("granitemoeshared", "granitemoehybrid", hidden_act="silu")
 def granitemoeshared(o: Options) -> dict[int, Block]:
-    """models/granitemoeshared, granitemoehybrid: the decoder adds shared_mlp to the layer; it is part of the layer here."""
+    """models/granitemoeshared, granitemoehybrid: the decoder adds shared_mlp; it is part of the layer here."""
     block, width = granite(o), o.count("shared_intermediate_size")
     if not width:
         return dict.fromkeys(layers(o), block)
@@ -199,7 +197,7 @@ def granitemoeshared(o: Options) -> dict[int, Block]:
     return dict.fromkeys(layers(o), Block(options, parts, (*block.scopes, "shared_mlp.")))
 
 
-@family("jetmoe")
+@family("jetmoe", activation_function="silu")
 def jetmoe(o: Options) -> dict[int, Block]:
     """models/jetmoe: as Granite, and a bias of the output, which is every expert's here: the weights sum to one."""
     sizes = o.size("ffn_hidden_size", "intermediate_size"), o.size("moe_num_experts", "num_local_experts")
@@ -257,12 +255,12 @@ def dbrx(o: Options) -> dict[int, Block]:
         o.refuse(f"moe_normalize_expert_weights is {str(norm)[:80]}; Aristos has null and 1")
     f.ignore("moe_jitter_eps", "moe_loss_weight", "hidden_size", "uniform_expert_assignment")
     f.only(uniform_expert_assignment=False)
-    f.refuse_unknown("dbrx")
     options = {
         "hidden": o.size("d_model"), "ffn": f.size("ffn_hidden_size"), "experts": f.size("moe_num_experts"),
         "top_k": f.size("moe_top_k"), "gated": True, "activation": ACTIVATIONS[name],
         "router": {"score": "softmax", "renormalize": norm == 1},
     }  # fmt: skip
+    f.refuse_unknown("dbrx")
     base = "ffn.experts.mlp."
     flat = {
         "gate": Piece(base + "w1", flat=True), "up": Piece(base + "v1", flat=True),
@@ -275,8 +273,8 @@ def dbrx(o: Options) -> dict[int, Block]:
 @family("phimoe", hidden_act="silu", router_jitter_noise=0.01)
 def phimoe(o: Options) -> dict[int, Block]:
     """models/phimoe: sparsemixer, two experts."""
-    o.only(router_jitter_noise=0.01, lm_head_bias=None, attention_bias=None, num_experts_per_tok=2)
-    o.ignore("input_jitter_noise", "lm_head_bias", "attention_bias")
+    o.only(router_jitter_noise=0.01, num_experts_per_tok=2)
+    o.ignore("input_jitter_noise")
     sizes = o.size("intermediate_size"), o.size("num_local_experts"), o.size("num_experts_per_tok")
     names = [base + name for base in SPARSE for name in ("gate.weight", "router.weight")]
     block = Block(
@@ -317,7 +315,7 @@ def hunyuan(o: Options) -> dict[int, Block]:
     o.only(mlp_bias=False, num_shared_expert=None, moe_drop_tokens=False, use_mixed_mlp_moe=None)
     o.ignore("use_mixed_mlp_moe", "moe_layer_num_skipped", "moe_random_routing_dropped_token", "group_limited_greedy")
     o.only(group_limited_greedy=False, norm_topk_prob=True, routed_scaling_factor=1.0)
-    o.only(moe_layer_num_skipped=0, attention_bias=None)
+    o.only(moe_layer_num_skipped=0)
 
     def of(layer: int, *keys: str) -> int:
         value = o.get(*keys)
@@ -363,9 +361,9 @@ def cohere2_moe(o: Options) -> dict[int, Block]:
 @family("switch_transformers", dense_act_fn="relu", num_sparse_encoder_layers=3, num_sparse_decoder_layers=3,
         router_bias=False, is_gated_act=False)  # fmt: skip
 def switch(o: Options) -> dict[int, Block]:
-    """models/switch_transformers: the best expert by softmax; ungated. Decoder layers are numbered after the encoder's."""
+    """models/switch_transformers: the best expert; ungated. Decoder layers are numbered after the encoder's."""
     o.only(
-        add_router_probs=None,
+        add_router_probs=False,
         router_dtype="float32",
         is_gated_act=False,
         feed_forward_proj="relu",
@@ -375,8 +373,9 @@ def switch(o: Options) -> dict[int, Block]:
     o.ignore("feed_forward_proj", "encoder_sparse_step", "decoder_sparse_step")
     bias = o.flag("router_bias")
     options = {
-        "hidden": o.size("d_model"), "ffn": o.size("d_ff"), "experts": o.size("num_experts"), "top_k": 1, "gated": False,
-        "activation": o.word("dense_act_fn", ACTIVATIONS), "router": {"score": "softmax", "renormalize": False},
+        "hidden": o.size("d_model"), "ffn": o.size("d_ff"), "experts": o.size("num_experts"), "top_k": 1,
+        "gated": False, "activation": o.word("dense_act_fn", ACTIVATIONS),
+        "router": {"score": "softmax", "renormalize": False},
     }  # fmt: skip
     capacity = o.size("expert_capacity") if o.get("expert_capacity") is not None else None
     note = (

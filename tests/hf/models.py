@@ -1,6 +1,6 @@
-"""Runs in the environment `transformers`: writes reduced models of many families, and what their own MoE blocks compute.
+"""Runs in the environment `transformers`: writes reduced models of many families, and what their MoE blocks compute.
 
-`python tests/hf/models.py FOLDER [FAMILY ...]` makes FOLDER/FAMILY by `save_pretrained`, random weights, in several shards, and
+`python tests/hf/models.py FOLDER [FAMILY ...]` makes FOLDER/FAMILY by `save_pretrained`, random weights, in shards, and
 FOLDER/FAMILY.npz: for each MoE block, by its module's name, x [T, H], y [T, H] and, where the router gives ids and
 weights, `dense` [T, E], the weight of every expert. An npz that holds `failed` says why there is no model.
 """
@@ -8,7 +8,6 @@ weights, `dense` [T, E], the weight of every expert. An npz that holds `failed` 
 from __future__ import annotations
 
 import copy
-import json
 import re
 import sys
 import traceback
@@ -29,6 +28,8 @@ COMMON: dict[str, Any] = {
     "topk_group": 2,
 }  # fmt: skip
 SHARED = {"shared_expert_intermediate_size": 40}
+SPARSE = ["dense", "sparse", "sparse"]
+INDEXER = {"index_head_dim": 16, "index_n_heads": 2}
 LINEAR = {
     "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
 }  # fmt: skip
@@ -44,7 +45,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"routed_scaling_factor": 2.5, "n_shared_experts": 1, "norm_topk_prob": True},
     "glm4_moe": {"routed_scaling_factor": 1.5, "n_shared_experts": 1, "norm_topk_prob": True},
     "dots1": {"routed_scaling_factor": 2.5, "n_shared_experts": 2, "norm_topk_prob": True},
-    "gpt_oss": {},
+    "gpt_oss": {"swiglu_limit": 0.7},
     "granitemoe": {},
     "jamba": {
         "expert_layer_period": 2, "expert_layer_offset": 1, "attn_layer_period": 2, "attn_layer_offset": 1,
@@ -66,43 +67,45 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "minimax": {"layer_types": ["full_attention"] * 3, "block_size": 16},
     "minimax_m2": {},
     "qwen3_5_moe_text": {**SHARED, **LINEAR},
-    "deepseek_v32": {"n_shared_experts": 1, "routed_scaling_factor": 2.5, "index_head_dim": 16, "index_n_heads": 2},
-    "deepseek_v4": {},
+    "deepseek_v32": {"mlp_layer_types": SPARSE, "n_shared_experts": 1, "routed_scaling_factor": 2.5, **INDEXER},
+    "deepseek_v4": {"mlp_layer_types": ["moe"] * 3, "swiglu_limit": 0.5},
     "glm4_moe_lite": {"n_shared_experts": 1, "routed_scaling_factor": 1.8},
-    "glm_moe_dsa": {"n_shared_experts": 1, "routed_scaling_factor": 2.5, "index_head_dim": 16, "index_n_heads": 2},
+    "glm_moe_dsa": {"mlp_layer_types": SPARSE, "n_shared_experts": 1, "routed_scaling_factor": 2.5, **INDEXER},
     "kimi_linear": {"num_shared_experts": 1, "routed_scaling_factor": 2.446},
     "bailing_hybrid": {"num_shared_experts": 1, "routed_scaling_factor": 2.5},
     "hunyuan_v1_moe": {"moe_topk": [3, 3, 3]},
     "hy_v3": {"num_shared_experts": 1, "router_scaling_factor": 2.826},
-    "step3p7_text": {},
+    "step3p5": {"share_expert_dim": 40, "moe_layers_enum": "1,2", "swiglu_limits": [0.0, 0.0, 0.5],
+                "swiglu_limits_shared": [0.0, 0.0, 0.5], "moe_router_scaling_factor": 1.5},
     "lfm2_moe": {"num_dense_layers": 1, "layer_types": ["conv", "full_attention", "full_attention"]},
     "afmoe": {"num_shared_experts": 2, "num_dense_layers": 1, "route_scale": 1.3},
     "mimo_v2_flash": {},
-    "mistral4": {"n_shared_experts": 1, "n_group": 1, "topk_group": 1},
+    "mistral4": {"head_dim": 24, "n_shared_experts": 1, "n_group": 1, "topk_group": 1},
     "cohere2_moe": {"num_shared_experts": 1},
     "granitemoeshared": {"shared_intermediate_size": 40},
     "granitemoehybrid": {"shared_intermediate_size": 40, "layer_types": ["attention"] * 3},
     "jetmoe": {"num_experts_per_tok": 2, "kv_channels": 16, "num_key_value_heads": 4},
     "aria_text": {"moe_num_experts": 8, "moe_topk": 3, "moe_num_shared_experts": 2},
-    "nllb_moe": {
+    "nllb-moe": {
         "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
         "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_sparse_step": 2, "decoder_sparse_step": 2,
     },
-    "longcat_flash": {"zero_expert_num": 4, "expert_ffn_hidden_size": 48, "ffn_hidden_size": 80, "moe_topk": 3},
-    "gemma4_text": {},
-    "nemotron_h": {"n_shared_experts": 1},
-    "openai_privacy_filter": {},
+    "longcat_flash": {"num_layers": 2, "zero_expert_num": 4, "expert_ffn_hidden_size": 48, "ffn_hidden_size": 80, "moe_topk": 3},
+    "gemma4_text": {"enable_moe_block": True, "top_k_experts": 2},
+    "nemotron_h": {"n_shared_experts": 1, "moe_shared_expert_intermediate_size": 40},
+    "openai_privacy_filter": {"swiglu_limit": 0.7},
     "exaone_moe": {"num_shared_experts": 1, "routed_scaling_factor": 2.5},
-    "minimax_m3_vl_text": {},
+    "minimax_m3_vl_text": {
+        "shared_intermediate_size": 40, "dense_intermediate_size": 80, "swiglu_limit": 0.7,
+    },
     "qwen3_vl_moe_text": {},
     "solar_open": {"n_shared_experts": 1},
     "inkling_text": {},
-    "doge": {},
-    "zaya": {},
+    "doge": {"is_moe": True},
+    "zaya": {"num_experts_per_tok": 1},
     "glm4v_moe_text": {"n_shared_experts": 1},
-    "ernie4_5_vl_moe_text": {},
 }  # fmt: skip
-BLOCK = re.compile(r"(MoE|Moe|SparseMoeBlock|SparseMLP|DbrxFFN|TextMoe|SparseMLP|MoEBlock)$")
+BLOCK = re.compile(r"(MoE|Moe|SparseMoeBlock|SparseMLP|DbrxFFN|TextMoe|MoEBlock|MoELayer|GptOssMLP|PrivacyFilterMLP)$")
 ROUTER = re.compile(r"(Router|Gate|Gating)$")
 
 
@@ -113,7 +116,9 @@ def config_of(family: str, options: dict[str, Any]) -> Any:
     kind = CONFIG_MAPPING[family]
     default = kind()
     known = {**default.to_dict(), **getattr(kind, "attribute_map", {})}
-    chosen = {key: value for key, value in COMMON.items() if key in known and key not in getattr(kind, "attribute_map", {})}
+    chosen = {
+        key: value for key, value in COMMON.items() if key in known and key not in getattr(kind, "attribute_map", {})
+    }
     for key, mapped in getattr(kind, "attribute_map", {}).items():
         if key in COMMON and mapped not in options and key not in options:
             chosen[mapped] = COMMON[key]
@@ -158,14 +163,18 @@ def blocks(model: Any) -> dict[str, np.ndarray]:
     width = getattr(model.config, "hidden_size", None) or model.config.d_model
     generator = torch.Generator().manual_seed(3)
     for name, module in model.named_modules():
-        if not BLOCK.search(type(module).__name__) or not any("xpert" in n for n, _ in module.named_parameters()) and "input_linear" not in str(module):
+        if (
+            not BLOCK.search(type(module).__name__)
+            or not any("xpert" in n for n, _ in module.named_parameters())
+            and "input_linear" not in str(module)
+        ):
             continue
         if any(name.startswith(other + ".") for other in names):
             continue
         x = torch.randn((1, TOKENS, width), generator=generator)
         routed: list[Any] = []
         hooks = [
-            m.register_forward_hook(lambda _m, _i, out: routed.append(out))
+            m.register_forward_hook(lambda _m, _i, out, routed=routed: routed.append(out))
             for m in module.modules()
             if ROUTER.search(type(m).__name__)
         ]
@@ -175,7 +184,9 @@ def blocks(model: Any) -> dict[str, np.ndarray]:
             hook.remove()
         y = y[0] if isinstance(y, tuple) else y
         found[f"{name}.x"], found[f"{name}.y"] = x[0].numpy(), y.reshape(TOKENS, width).numpy()
-        experts = max(getattr(model.config, k, 0) or 0 for k in ("num_experts", "num_local_experts", "n_routed_experts"))
+        experts = max(
+            getattr(model.config, k, 0) or 0 for k in ("num_experts", "num_local_experts", "n_routed_experts")
+        )
         dense = dense_of(routed[0], experts + (getattr(model.config, "zero_expert_num", 0) or 0)) if routed else None
         if dense is not None:
             found[f"{name}.dense"] = dense
