@@ -90,7 +90,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
         "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_sparse_step": 2, "decoder_sparse_step": 2,
     },
-    "longcat_flash": {"num_layers": 2, "zero_expert_num": 4, "expert_ffn_hidden_size": 48, "ffn_hidden_size": 80, "moe_topk": 3},
+    "longcat_flash": {
+        "num_layers": 2, "zero_expert_num": 4, "expert_ffn_hidden_size": 48, "ffn_hidden_size": 80, "moe_topk": 3,
+    },
     "gemma4_text": {"enable_moe_block": True, "top_k_experts": 2},
     "nemotron_h": {"n_shared_experts": 1, "moe_shared_expert_intermediate_size": 40},
     "openai_privacy_filter": {"swiglu_limit": 0.7},
@@ -116,10 +118,9 @@ def config_of(family: str, options: dict[str, Any]) -> Any:
     kind = CONFIG_MAPPING[family]
     default = kind()
     known = {**default.to_dict(), **getattr(kind, "attribute_map", {})}
-    chosen = {
-        key: value for key, value in COMMON.items() if key in known and key not in getattr(kind, "attribute_map", {})
-    }
-    for key, mapped in getattr(kind, "attribute_map", {}).items():
+    renamed = getattr(kind, "attribute_map", {})
+    chosen = {key: value for key, value in COMMON.items() if key in known and key not in renamed}
+    for key, mapped in renamed.items():
         if key in COMMON and mapped not in options and key not in options:
             chosen[mapped] = COMMON[key]
     layers = options.get("num_hidden_layers", COMMON["num_hidden_layers"])
@@ -163,11 +164,8 @@ def blocks(model: Any) -> dict[str, np.ndarray]:
     width = getattr(model.config, "hidden_size", None) or model.config.d_model
     generator = torch.Generator().manual_seed(3)
     for name, module in model.named_modules():
-        if (
-            not BLOCK.search(type(module).__name__)
-            or not any("xpert" in n for n, _ in module.named_parameters())
-            and "input_linear" not in str(module)
-        ):
+        held = any("xpert" in n or "input_linear" in n for n, _ in module.named_parameters())
+        if not BLOCK.search(type(module).__name__) or not held:
             continue
         if any(name.startswith(other + ".") for other in names):
             continue
