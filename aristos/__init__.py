@@ -14,10 +14,17 @@ if TYPE_CHECKING:
     from .config import MoEConfig, Router
     from .layer.exchange import Exchange
     from .layer.moe import MoE
+    from .layer.routing import Routing
 
-__all__ = ["AristosError", "Exchange", "MoE", "MoEConfig", "Router", "__version__", "results"]
+__all__ = ["AristosError", "Exchange", "MoE", "MoEConfig", "Router", "Routing", "__version__", "results"]
 
-_LAZY = {"MoE": ".layer.moe", "Exchange": ".layer.exchange", "MoEConfig": ".config", "Router": ".config"}
+_LAZY = {
+    "MoE": ".layer.moe",
+    "Exchange": ".layer.exchange",
+    "MoEConfig": ".config",
+    "Router": ".config",
+    "Routing": ".layer.routing",
+}
 _MODULES = ("bench", "errors", "kernels", "models", "placement", "planner", "reference", "results", "topology")
 
 
