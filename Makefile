@@ -13,7 +13,7 @@ OTHERS ?= openmpi impi
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-all coverage lint compare clean
+.PHONY: help bench test test-all test-hf coverage lint compare clean
 .DELETE_ON_ERROR:
 
 PY = $(VENV)/bin/python
@@ -38,6 +38,7 @@ help:
 	@echo "make bench    the main job on $(RANKS) ranks: table, HDF5 file and plots in $(RESULTS)/"
 	@echo "make test     the tests to run before a commit, in minutes   (ARGS='-k layer' for some)"
 	@echo "make test-all all tests, and the core of the layer's on the MPI libraries $(MPI) $(OTHERS)"
+	@echo "make test-hf  published models' own code against their checkpoints here; ARGS names some families"
 	@echo "make coverage lines run by uncompiled tests, room by room, and public functions that no test reaches"
 	@echo "make lint     ruff and mypy"
 	@echo "make compare  Aristos and its peers in turns: docs/performance.md; ARGS='one products' for some parts"
@@ -54,9 +55,17 @@ test: $(READY)-test
 
 # TIER=rest leaves out what `make test` has run.
 test-all: $(READY)-test $(OTHERS:%=$(VENV)/mpi/%/.aristos) $(VENV)/cuda13/.aristos
-	$(PY) -m pytest --tier $(TIER) --part parallel -n 2 --dist loadfile $(ARGS)
+	$(PY) -m pytest --tier $(TIER) --part parallel -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 	$(PY) -m pytest --tier $(TIER) --part serial $(ARGS)
 	for mpi in $(OTHERS); do $(VENV)/mpi/$$mpi/bin/python -m pytest -m core $(ARGS); done
+
+# transformers and torch have an environment of their own; tests/hf/models.py runs there, compare.py on the ranks here.
+HF = $(VENV)/peers/transformers
+test-hf: $(READY)-test
+	test bench/environments/transformers.txt -ot $(HF)/ready || $(PY) bench/environments.py transformers
+	rm -rf $(HF)/models
+	HF_HUB_OFFLINE=1 $(HF)/bin/python tests/hf/models.py $(HF)/models $(ARGS)
+	$(MPIRUN) $(PY) tests/hf/compare.py $(HF)/models
 
 # tests/support/coverage_rooms.py says what counts. Tests marked `compiled` take too long as plain Python.
 COVERED = bench/test_bench_parts.py bench/test_floors.py explore/test_plain_python.py package/test_config.py \

@@ -11,21 +11,34 @@ from .errors import AristosError
 
 if TYPE_CHECKING:
     from . import results
+    from .checkpoint import Checkpoint
     from .config import MoEConfig, Router
     from .layer.exchange import Exchange
     from .layer.moe import MoE
     from .layer.routing import Routing
 
-__all__ = ["AristosError", "Exchange", "MoE", "MoEConfig", "Router", "Routing", "__version__", "results"]
+__all__ = ["AristosError", "Checkpoint", "Exchange", "MoE", "MoEConfig", "Router", "Routing", "__version__", "results"]
 
 _LAZY = {
     "MoE": ".layer.moe",
+    "Checkpoint": ".checkpoint",
     "Exchange": ".layer.exchange",
     "MoEConfig": ".config",
     "Router": ".config",
     "Routing": ".layer.routing",
 }
-_MODULES = ("bench", "errors", "kernels", "models", "placement", "planner", "reference", "results", "topology")
+_MODULES = (
+    "bench",
+    "checkpoint",
+    "errors",
+    "kernels",
+    "models",
+    "placement",
+    "planner",
+    "reference",
+    "results",
+    "topology",
+)
 
 
 def __getattr__(name: str) -> Any:

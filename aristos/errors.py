@@ -41,6 +41,10 @@ class MemoryProblem(EnvironmentProblem, MemoryError):
     """Window memory does not fit; the message has the bytes needed and available."""
 
 
+class CheckpointError(AristosError, ValueError):
+    """A model directory cannot be read or is not supported; the message names file, tensor and remedy."""
+
+
 class ResultsError(AristosError):
     """A results file cannot be read or written."""
 

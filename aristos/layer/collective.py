@@ -203,6 +203,17 @@ class Collective:
         """
         return self._alive()
 
+    def agree(self, problem: Exception | None, what: str) -> None:
+        """Raise `problem` here, and PeerInputError on the other ranks. Collective. what: its subject, for messages."""
+        runtime = self._alive()
+        runtime.refuse_open()
+        reported = runtime.group.allgather(None if problem is None else str(problem), what)
+        if problem is not None:
+            raise problem
+        for rank, error in enumerate(reported):
+            if error is not None:
+                raise PeerInputError(f"rank {rank} refused {what}: {error}")
+
     def _alive(self) -> Runtime:
         """The runtime; raises ClosedError after `close`."""
         if not self._member.joined:

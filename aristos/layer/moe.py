@@ -178,6 +178,11 @@ class MoE(Collective):
         self._backend.load(int(layer), checked)
         self._backend.clear_totals()
 
+    def layer_config(self, layer: int) -> MoEConfig:
+        """The configuration of one layer."""
+        check_layer(layer, self.layers)
+        return self.cfg
+
     def holds(self, expert: int) -> bool:
         """Whether this rank holds the expert: `load_expert` ignores all others, so their arrays need not be read."""
         self._alive()

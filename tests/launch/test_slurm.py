@@ -563,11 +563,10 @@ def test_the_exit_code_is_the_commands(command, code, message):
 
 
 def test_unusable_folders_are_errors(tmp_path):
-    (tmp_path / "file").touch()
     spaced = tmp_path / "a b"
     spaced.mkdir()
     for words, variables, message in (
-        (["start", "--dir", tmp_path / "file"], {}, "File exists"),
+        (["start", "--dir", "/etc/passwd"], {}, "File exists"),
         (["start", "--dir", "/proc/x"], {}, "No such file or directory"),
         (["start", "--dir", "/tmp/" + "x" * 100], {}, "too long"),
         (["start", "--dir", spaced], {}, "letters, digits"),
@@ -631,7 +630,7 @@ def test_stop_after_the_daemons_were_killed(folder, tmp_path):
 def test_a_lost_rank_ends_the_job(cluster, tmp_path, how):
     """Slurm notices a killed process. A stopped process is noticed only by the ranks that wait for it."""
     out = tmp_path / "out"
-    with cluster.job("lost", out, "-N4", "-n4", "--", LAYER, "--hold", 100, "--timeout", 4) as running:
+    with cluster.job("lost", out, "-N4", "-n4", "--", LAYER, "--hold", 100, "--timeout", 2) as running:
         pids = pids_in(out, 4)
         time.sleep(1)
         job = cluster.number("lost")

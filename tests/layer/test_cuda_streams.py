@@ -25,7 +25,7 @@ from aristos import reference
 from aristos.errors import InputError, PoisonedError
 from aristos.substrate.cuda.device import CudaDevice
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.parallel]
 
 CFG = aristos.MoEConfig(
     hidden=32, ffn=40, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=24

@@ -26,6 +26,7 @@ sys.path.insert(0, {str(TESTS)!r})
 pytest_plugins = ["mpi"]
 """
 
+pytestmark = pytest.mark.parallel
 needs_mpiexec = pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
 
 

@@ -20,6 +20,7 @@ from aristos.substrate import idle
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.parallel,
     pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH"),
 ]
 

@@ -16,13 +16,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from kept_ptx import ptx
 
 from aristos import simt
 from aristos.kernels.cuda.build import Built
 from aristos.simt import isa, limits
 from aristos.simt import state as s
 from aristos.simt.address_space import FreeRuns
-from aristos.simt.kernels import compiled, pack
+from aristos.simt.kernels import pack
 from aristos.simt.launches import Launch
 from aristos.simt.prepare import prepare
 from aristos.simt.units import python_function
@@ -148,23 +149,23 @@ class Resident:
         self.machine: Any = None
 
     def start(self) -> bool:
-        made = compiled(self.kernel.function, self.kernel.types, self.cc)
-        program = simt_program(made.ptx)
-        info = program.functions[made.entry]
+        text, entry = ptx(self.kernel, arch_of(self.cc))
+        program = simt_program(text)
+        info = program.functions[entry]
         launch = Launch(0, program, info, self.kernel.name, self.grid, (self.kernel.threads, 1, 1),
                         pack(list(self.values), info.params), self.shared)  # fmt: skip
         self.held = self.sms.take(launch.blocks, launch.threads, launch.shared, info.registers)
         if not self.held:
             return False
         launch.per_sm = 1
-        machine = simt.Machine(check=False, sm_count=len(self.held), arch="sm_" + "".join(map(str, self.cc[:2])))
+        machine = simt.Machine(check=False, sm_count=len(self.held), arch=arch_of(self.cc))
         machine.patience = 1 << 60
         self.parameters = self.arena.take(PARAMETERS)
         memory = machine.memory
         memory.whole, memory.data = Memory(self.arena), self.arena.bytes
         memory.runs = FreeRuns(self.parameters, self.parameters + PARAMETERS)
         memory.publish()
-        machine.loader.program(made.ptx)
+        machine.loader.program(text)
         prepare(machine, [launch])
         self.machine = machine
         self.owner.resides(self.process, self.kernel.name, 1)
@@ -190,18 +191,23 @@ class Resident:
 _programs: dict[str, Any] = {}
 
 
-def simt_program(ptx: str) -> Any:
+def arch_of(cc: tuple[int, ...]) -> str:
+    """(9, 0) -> sm_90."""
+    return "sm_" + "".join(map(str, cc[:2]))
+
+
+def simt_program(text: str) -> Any:
     """The program of PTX text, for its facts before there is a machine for it."""
-    if ptx not in _programs:
-        _programs[ptx] = simt.Machine(check=False).load(ptx)
-    return _programs[ptx]
+    if text not in _programs:
+        _programs[text] = simt.Machine(check=False).load(text)
+    return _programs[text]
 
 
 def facts(kernel: Any, cc: tuple[int, ...]) -> tuple[int, int]:
     """(registers of a thread, bytes of static shared memory) of a kernel."""
-    made = compiled(kernel.function, kernel.types, cc)
-    program = simt_program(made.ptx)
-    return program.functions[made.entry].registers, program.shared_bytes
+    text, entry = ptx(kernel, arch_of(cc))
+    program = simt_program(text)
+    return program.functions[entry].registers, program.shared_bytes
 
 
 def offset(address: int) -> int:

@@ -13,6 +13,7 @@ from unittest import mock
 
 import leftovers
 import numpy as np
+from kept_ptx import ptx
 
 from aristos import simt
 from aristos.host.nodes import Nodes
@@ -107,9 +108,9 @@ class MachineGpu:
     def launch(self, loaded: Any, grid: int, shared_bytes: int, *args: int, stream: int = 0) -> None:
         kernel = loaded.kernel
         assert len(args) == len(kernel.types)
-        self.machine.device(self.ordinal).launch(
-            kernel.function, grid, kernel.threads, *map(int, args), shared=shared_bytes
-        )  # fmt: skip
+        text, entry = ptx(kernel, self.arch)
+        device = self.machine.device(self.ordinal)
+        device.launch(text, grid, kernel.threads, *map(int, args), shared=shared_bytes, entry=entry)
         self._queued = True
 
     def done(self, stream: int = 0) -> bool:

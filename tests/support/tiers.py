@@ -30,7 +30,7 @@ PARTS = ("parallel", "serial")
 class Budget:
     """Processor seconds of a folder's tests: of the quick tier (0: none of them is quick) and of all tests.
 
-    parallel: no test needs a quiet machine, so that two workers of pytest-xdist share the files. Elsewhere a file
+    parallel: no test needs a quiet machine, so that workers of pytest-xdist share the files. Elsewhere a file
     or a test may be marked `parallel`.
     """
 
@@ -41,14 +41,15 @@ class Budget:
 
 FOLDERS = {
     "bench": Budget(60, 900),
+    "checkpoint": Budget(30, 60),
     "doctor": Budget(30, 150),
     "engine": Budget(60, 120, parallel=True),
     "explore": Budget(120, 900, parallel=True),
     "gpu": Budget(0, 900),
     "host": Budget(30, 60, parallel=True),
     "kernels": Budget(60, 1200, parallel=True),
-    "launch": Budget(0, 150),
-    "launcher": Budget(30, 90),
+    "launch": Budget(0, 150, parallel=True),
+    "launcher": Budget(30, 90, parallel=True),
     "layer": Budget(150, 600),
     "package": Budget(150, 600),
     "planner": Budget(180, 300, parallel=True),
@@ -59,6 +60,15 @@ FOLDERS = {
     "topology": Budget(60, 150, parallel=True),
     "transport": Budget(30, 300),
 }
+
+LONG = (  # workers start with these files, so that none runs alone at the end
+    "kernels/test_cuda_compile.py",
+    "launch/test_slurm.py",
+    "kernels/test_isas.py",
+    "primitives/test_cache.py",
+    "explore/test_explore.py",
+    "substrate/test_waits.py",
+)
 
 
 def folder_of(item: pytest.Item) -> str | None:
@@ -102,7 +112,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the tests of the other tier or part."""
+    """Deselect the tests of the other tier or part; long files come first where workers share them."""
     tier, part = config.getoption("--tier"), config.getoption("--part")
     kept, dropped = [], []
     for item in items:
@@ -110,7 +120,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         wanted = tier in (None, "all") or quick == (tier == "quick")
         wanted &= part is None or is_parallel(item) == (part == "parallel")
         (kept if wanted else dropped).append(item)
-    items[:] = kept
+    first = {str(TESTS / file): place for place, file in enumerate(LONG)} if part == "parallel" else {}
+    items[:] = sorted(kept, key=lambda item: first.get(str(item.path), len(first)))
     if dropped:
         config.hook.pytest_deselected(items=dropped)
 

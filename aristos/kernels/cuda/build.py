@@ -81,13 +81,18 @@ def _tools() -> str:
 
 
 def _key(kernel: Any) -> str:
-    """Hash of a kernel's sources, of the tools, and of the kernel's types and options."""
+    """Hash of a kernel and of the tools that assemble it."""
+    return hashlib.sha256(repr((kernel_key(kernel), _tools())).encode()).hexdigest()[:16]
+
+
+def kernel_key(kernel: Any) -> str:
+    """Hash of a kernel's sources, types and options, which its PTX depends on besides the compiler."""
     function = kernel.function
     code = function.py_func.__code__
     source = Path(code.co_filename)
     own = source_key(source) if source.is_file() else repr((code.co_code, code.co_consts, code.co_names))
     shipped = sources.digest(sources.files(SHIPPED))
-    whole = repr((own, shipped, _tools(), kernel.types, function.targetoptions))
+    whole = repr((own, shipped, kernel.types, function.targetoptions))
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 

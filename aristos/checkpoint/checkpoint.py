@@ -1,0 +1,289 @@
+"""`aristos.Checkpoint`: a published model's directory, and its MoE layers as configurations and weights."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import MoEConfig, Router
+from ..errors import AristosError, CheckpointError, InputError
+from . import quantised, sigmoid_families, softmax_families
+from .directory import Directory
+from .options import Options
+from .pieces import LayerReader, Piece
+from .progress import Progress
+from .recipe import FAMILIES, Block, Family
+from .safetensors import shown
+
+RECIPES = (softmax_families, sigmoid_families)  # they register themselves when imported
+INNER = ("text_config", "thinker_config", "llm_config", "language_config")
+OUTSIDE = ("mtp.", "model.mtp", "mtp_", "model.visual.", "visual.", "vision", "model.vision", "audio", "model.audio")
+EXPERT = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
+ROUTER = {"router": "router", "router_bias": "router_bias", "select_bias": "select_bias"}
+SHARED = {"shared_up": "up", "shared_gate": "gate", "shared_down": "down", "shared_sigmoid": "sigmoid"}
+
+
+class Checkpoint:
+    """A model directory: config.json and safetensors files, memory-mapped. Nothing but config.json is read at first.
+
+    path: the directory. Raises CheckpointError for a model_type or an option that Aristos does not know: it is named,
+    nothing is guessed.
+
+    Attributes: path. model_type: of the (text) model. layers: numbers of the model's MoE layers, in order; decoder
+    layers of an encoder-decoder model are numbered after the encoder's. quantisation: its method, or "".
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._directory = Directory(self.path)
+        self._where = self.path / "config.json"
+        self.model_type, self._config = self._text_model(self._directory.config)
+        family = self._family()
+        options = Options(self._config, self._where, family.defaults)
+        self._blocks: dict[int, Block] = family.build(options)
+        options.refuse_unknown(self.model_type)
+        if not self._blocks:
+            raise CheckpointError(f"{self._where}: its options say that no layer of this {self.model_type} is MoE")
+        self._quantised = quantised.options({**self._directory.config, **self._config}, str(self._where))
+        self.quantisation = self._quantised.method
+        self.layers = tuple(sorted(self._blocks))
+        self._progress = Progress()
+
+    def _text_model(self, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """(model_type, options) of the model that has experts: the directory's, or one inside it."""
+        outer = kind = config.get("model_type")
+        while kind not in FAMILIES:
+            inner = next((config[key] for key in INNER if isinstance(config.get(key), dict)), None)
+            if inner is None:
+                break
+            config = inner
+            kind = config.get("model_type") or f"{outer}_text"
+        if not isinstance(kind, str):
+            raise CheckpointError(f"{self._where} has no model_type: it does not say which model this is")
+        return kind, config
+
+    def _family(self) -> Family:
+        if self.model_type not in FAMILIES:
+            raise CheckpointError(
+                f"{self._where}: model_type {shown(self.model_type)} is not known; known are"
+                f" {', '.join(sorted(FAMILIES))}. Pass its weights to MoE.load_expert and load_router yourself"
+            )
+        return FAMILIES[self.model_type]
+
+    # ------------------------------------------------------------ configurations
+
+    def _block(self, number: Any) -> Block:
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or int(number) not in self._blocks:
+            raise InputError(
+                f"number must be of Checkpoint.layers, the model's MoE layers {list(self.layers)}, got {number!r}"
+            )
+        return self._blocks[int(number)]
+
+    def problem(self, number: int) -> str:
+        """Why Aristos cannot run layer `number` of the model; empty if it can."""
+        block = self._block(number)
+        if block.problem:
+            return block.problem
+        try:
+            self._layer_config(number, {})
+        except AristosError as error:
+            return str(error)
+        return ""
+
+    def note(self, number: int) -> str:
+        """In what the layer differs from the model's own code; empty if in nothing."""
+        return self._block(number).note
+
+    def layer_config(
+        self, number: int, *, max_tokens: int = 4096, dtype: str = "float32", precision: str = "highest"
+    ) -> MoEConfig:
+        """The configuration of layer `number` of the model. Raises CheckpointError for what Aristos cannot run."""
+        if why := self._block(number).problem:
+            raise CheckpointError(f"{self._where}: layer {number} of this {self.model_type} is not supported: {why}")
+        return self._layer_config(number, {"max_tokens": max_tokens, "dtype": dtype, "precision": precision})
+
+    def _layer_config(self, number: int, given: Mapping[str, Any]) -> MoEConfig:
+        options = dict(self._block(number).options)
+        chosen = options.pop("router")
+        for kind, names in ((Router, chosen), (MoEConfig, options)):
+            missing = set(names) - {f.name for f in fields(kind)}
+            if missing:
+                raise CheckpointError(f"{kind.__name__} has no {', '.join(sorted(missing))} yet")
+        router = Router(**chosen)
+        return MoEConfig(**options, router=router, **given)
+
+    def configs(self, *, max_tokens: int = 4096, dtype: str = "float32", precision: str = "highest") -> list[MoEConfig]:
+        """A configuration for each of `layers`. Raises CheckpointError for what Aristos cannot run."""
+        return [
+            self.layer_config(number, max_tokens=max_tokens, dtype=dtype, precision=precision) for number in self.layers
+        ]
+
+    def config(self, *, max_tokens: int = 4096, dtype: str = "float32", precision: str = "highest") -> MoEConfig:
+        """The one configuration of all `layers`. Raises CheckpointError where they differ: `configs` has them all."""
+        found = self.configs(max_tokens=max_tokens, dtype=dtype, precision=precision)
+        for number, other in zip(self.layers, found):
+            if other != found[0]:
+                what = f"layers {self.layers[0]} and {number} differ ({_difference(found[0], other)})"
+                raise CheckpointError(f"{self._where}: {what}: use configs()")
+        return found[0]
+
+    # ------------------------------------------------------------ tensors
+
+    def _prefix(self, number: int, block: Block) -> str:
+        """What the names of a layer's tensors begin with."""
+        key = block.layer
+        if key not in self._prefixes:
+            first = next(n for n in self.layers if self._blocks[n].layer == key)
+            self._prefixes[key] = self._find_prefix(first, self._blocks[first])
+        return self._prefixes[key] + key.format(n=number if block.own is None else block.own)
+
+    @cached_property
+    def _prefixes(self) -> dict[str, str]:
+        return {}
+
+    def _find_prefix(self, number: int, block: Block) -> str:
+        below = block.layer.format(n=number if block.own is None else block.own)
+        probes = {piece.probe for part in block.parts[:2] for way in part for piece in way.values()}
+        ends = re.compile(r"(?:^|.*?\.)(?=" + re.escape(below) + "(?:" + "|".join(map(re.escape, probes)) + r")$)")
+        found = {match[0] for name in self._directory.where if (match := ends.match(name))}
+        found = {prefix for prefix in found if not prefix.startswith(OUTSIDE)}
+        if len(found) != 1:
+            what = f"several models ({', '.join(map(shown, sorted(found)))})" if found else "no such tensor"
+            raise CheckpointError(
+                f"{self.path}: layer {number} of a {self.model_type} has tensors {shown('...' + below + min(probes))},"
+                f" here there is {what}: is the download complete?"
+            )
+        return found.pop()
+
+    def _reader(self, number: int) -> LayerReader:
+        """The layer's arrays, found in the directory."""
+        block = self._block(number)
+        cfg = self.layer_config(number)
+        prefix = self._prefix(number, block)
+        shapes = _shapes(cfg)
+        pieces: dict[str, Piece] = {}
+        for part in block.parts:
+            pieces |= self._choose(prefix, part, shapes, cfg.experts)
+        return LayerReader(self._directory, prefix, pieces, shapes, cfg.experts, self._quantised)
+
+    def _choose(self, prefix: str, part: Any, shapes: Mapping[str, tuple[int, ...]], experts: int) -> dict[str, Piece]:
+        """The alternative of a part that the directory has."""
+        there = [way for way in part if all(prefix + piece.probe in self._directory for piece in way.values())]
+        if not there:
+            tried = sorted({shown(prefix + piece.probe) for way in part for piece in way.values()})
+            raise CheckpointError(
+                f"{self.path} has none of the tensors {', '.join(tried[:6])}{', ...' if len(tried) > 6 else ''},"
+                f" which a {self.model_type} must have: is the download complete?"
+            )
+        if len(there) == 1:
+            return there[0]
+        fitting = [way for way in there if self._fits(prefix, way, shapes, experts)]
+        names = [{piece.probe for piece in way.values()} for way in fitting]
+        if len(fitting) > 1 and names[0] == names[1]:
+            raise CheckpointError(
+                f"{self.path}: tensor {shown(prefix + min(names[0]))} may be stored [in, out] or [out, in], its"
+                " shape fits both: read it yourself and pass it to MoE.load_expert"
+            )
+        return (fitting or there)[0]
+
+    def _fits(self, prefix: str, way: Mapping[str, Piece], shapes: Mapping[str, tuple[int, ...]], experts: int) -> bool:
+        return all(
+            piece.mxfp4 or self._directory.entry(prefix + piece.probe).shape == piece.shape(shapes[array], experts)
+            for array, piece in way.items()
+        )
+
+    def check(self, number: int) -> None:
+        """Check that layer `number` is there in the shapes of config.json, and nothing beside it. Reads headers alone.
+
+        Raises CheckpointError naming file and tensor.
+        """
+        self._checked(number)
+
+    def _checked(self, number: int) -> LayerReader:
+        reader = self._reader(number)
+        used = reader.check()
+        for scope in self._block(number).scopes:
+            for name in self._directory.names(reader.prefix + scope):
+                if name not in used:
+                    raise CheckpointError(
+                        f"{self._directory.file(name).path}: tensor {shown(name)} is not known for a {self.model_type}:"
+                        " what it changes is not known, so nothing is guessed"
+                    )
+        return reader
+
+    # ------------------------------------------------------------ loading
+
+    def load(self, moe: Any, *, layer: int, number: int) -> None:
+        """Load the model's layer `number` into layer `layer` of `moe`: this rank's experts, the router, shared parts.
+
+        Collective over the ranks of `moe`. Values are read expert by expert, so memory beside the packed weights is one
+        expert's. A rank that has to read for long shows its progress on stderr. Raises CheckpointError for damaged or
+        missing tensors and for a configuration that is not this layer's, PeerInputError where another rank does; the
+        layer must then be loaded again.
+        """
+        problem: Exception | None = None
+        try:
+            self._load(moe, layer, number)
+        except (AristosError, OSError, MemoryError) as error:
+            problem = error
+        moe.agree(problem, f"layer {number} of {self.path.name}")
+
+    def _load(self, moe: Any, layer: int, number: int) -> None:
+        cfg = moe.layer_config(layer)
+        wanted = self.layer_config(number, max_tokens=cfg.max_tokens, dtype=cfg.dtype, precision=cfg.precision)
+        if cfg != wanted:
+            raise CheckpointError(
+                f"layer {layer} of the MoE does not fit layer {number} of {self.path} ({_difference(cfg, wanted)}):"
+                " make it with Checkpoint.config or configs"
+            )
+        reader = self._checked(number)
+        mine = moe.placement.mine(moe.rank)
+        arrays = [name for name in EXPERT if name in reader.pieces]
+        self._progress.begin(f"rank {moe.rank}: layer {number} of {self.path.name}", len(mine))
+        for e in mine:
+            found: dict[str, Any] = {name: reader.read(name, e) for name in arrays}
+            moe.load_expert(layer, e, layout="out_in", **found)
+            self._progress.step(sum(array.nbytes for array in found.values()))
+            del found
+            for name in arrays:
+                reader.release(name, e)
+        routing: dict[str, Any] = {ROUTER[name]: reader.read(name) for name in ROUTER if name in reader.pieces}
+        moe.load_router(layer, layout="out_in", **routing)
+        beside: dict[str, Any] = {name: reader.read(name) for name in SHARED if name in reader.pieces}
+        if beside:
+            if (factor := self._block(number).shared_factor) != 1.0:
+                beside["shared_down"] = (beside["shared_down"] * np.float32(factor)).astype(beside["shared_down"].dtype)
+            moe.load_shared(layer, layout="out_in", **{SHARED[name]: array for name, array in beside.items()})
+        self._progress.end()
+
+    def arrays(self, number: int, expert: int) -> dict[str, np.ndarray]:
+        """One expert's arrays by name, in nn.Linear's order: up, gate [F, H], down [H, F], biases; read when used."""
+        reader = self._checked(number)
+        if isinstance(expert, bool) or not isinstance(expert, int | np.integer) or not 0 <= expert < reader.experts:
+            raise InputError(f"expert must be an int in 0..{reader.experts - 1}, got {expert!r}")
+        return {name: reader.read(name, int(expert)) for name in EXPERT if name in reader.pieces}
+
+
+def _shapes(cfg: MoEConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of one expert's arrays and of the layer's, in nn.Linear's order."""
+    h, f = cfg.hidden, cfg.ffn
+    columns = cfg.experts + getattr(cfg, "identity_experts", 0)
+    beside = getattr(cfg, "shared_ffn", 0)
+    return {
+        "up": (f, h), "gate": (f, h), "down": (h, f), "up_bias": (f,), "gate_bias": (f,), "down_bias": (h,),
+        "router": (columns, h), "router_bias": (columns,), "select_bias": (columns,), "shared_up": (beside, h),
+        "shared_gate": (beside, h), "shared_down": (h, beside), "shared_sigmoid": (h,),
+    }  # fmt: skip
+
+
+def _difference(one: MoEConfig, other: MoEConfig) -> str:
+    """The first options in which two configurations differ."""
+    names = [name for name, value in vars(one).items() if value != getattr(other, name)]
+    return ", ".join(f"{name} {getattr(one, name)} and {getattr(other, name)}" for name in names[:3])

@@ -1,0 +1,116 @@
+"""The options of a config.json as a recipe reads them. What a recipe has not read must not change arithmetic.
+
+Every key that a recipe reads is noted. `refuse_unknown` then refuses a key that is left and whose name says that it
+concerns experts, routing or activations: an option that is not understood is never guessed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..errors import CheckpointError
+from .safetensors import shown
+
+CONCERNS = re.compile(
+    r"moe|expert|rout|gate|gating|top_?k|scor|swiglu|(?:^|_)act(?:_|$|ivation)|capacity|jitter|shared|clamp|limit|latent|zero|mlp"
+    r"|dense|sparse|ffn|feed_forward|intermediate|bias|renorm|norm_topk|correction|identity|group|quant"
+)
+# of attention, embeddings, losses, vision, other layers and generation: no option of an MoE layer
+ELSEWHERE = re.compile(
+    r"attn|attention|qkv|_lora|rope|rotary|vision|audio|image|video|mamba|ssm|conv|linear_(?!beta)|delta|lightning"
+    r"|num_nextn|mtp|nextn|index_|indexer|sliding|layer_types|initializer|init_|dropout|aux_loss|z_loss|loss|_token"
+    r"|output_router_logits|output_hidden|tie_|vocab|max_position|torch|transformers|architectures|auto_map|pad_"
+    r"|use_cache|gradient|problem|label|chunk_size|pretraining|head_|lm_head|norm_eps|ep_size|parallel|use_grouped_mm"
+    r"|time_step|rescale_prenorm|quantization_config|compression_config|embed"
+)
+
+
+class Options:
+    """A config.json's object for one recipe. where: the file, for messages. defaults: the family's."""
+
+    def __init__(self, config: Mapping[str, Any], where: Path, defaults: Mapping[str, Any]) -> None:
+        self.config, self.where, self.defaults = config, where, defaults
+        self.read: set[str] = set()
+
+    def refuse(self, why: str) -> NoReturn:
+        """Raise the error for this file."""
+        raise CheckpointError(f"{self.where}: {why}")
+
+    def get(self, *keys: str) -> Any:
+        """The value of the first key that is there and not null, else the family's default; None without one."""
+        self.read.update(keys)
+        for source in (self.config, self.defaults):
+            for key in keys:
+                if source.get(key) is not None:
+                    return source[key]
+        return None
+
+    def _number(self, keys: tuple[str, ...], kinds: tuple[type, ...], least: float) -> Any:
+        value: Any = self.get(*keys)
+        if value is None:
+            self.refuse(f"it has no {' or '.join(keys)}: this model's options are not complete")
+        good = isinstance(value, kinds) and not isinstance(value, bool)
+        if not good or not least <= value < math.inf:
+            kind = "an int" if float not in kinds else "a number"
+            self.refuse(f"{keys[0]} must be {kind} of at least {least:g}, got {shown(value)}")
+        return value
+
+    def size(self, *keys: str) -> int:
+        """A positive int under one of these keys."""
+        return self._number(keys, (int,), 1)
+
+    def count(self, *keys: str) -> int:
+        """An int from 0 up; 0 where it is not there."""
+        return 0 if self.get(*keys) is None else self._number(keys, (int,), 0)
+
+    def number(self, *keys: str) -> float:
+        """A finite number from 0 up."""
+        return float(self._number(keys, (int, float), 0.0))
+
+    def flag(self, key: str) -> bool:
+        """A boolean; False where it is not there."""
+        value = self.get(key)
+        if value is not None and not isinstance(value, bool):
+            self.refuse(f"{key} must be true or false, got {shown(value)}")
+        return bool(value)
+
+    def word(self, key: str, allowed: Mapping[str, Any]) -> Any:
+        """What stands for the word under this key."""
+        value = self.get(key)
+        if not isinstance(value, str) or value not in allowed:
+            self.refuse(f"{key} is {shown(value)}; Aristos has {', '.join(allowed)} for this model")
+        return allowed[value]
+
+    def only(self, **wanted: Any) -> None:
+        """Refuse options that differ from these; an option that is not there is taken to be so."""
+        for key, value in wanted.items():
+            got = self.get(key)
+            if got is not None and got != value:
+                self.refuse(f"{key} is {shown(got)}; for this model Aristos has {key}={value!r} alone")
+
+    def numbers(self, key: str) -> list[int] | None:
+        """A list of ints; None where it is not there."""
+        value = self.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(isinstance(n, int) and not isinstance(n, bool) for n in value):
+            self.refuse(f"{key} must be a list of ints, got {shown(value)}")
+        return value
+
+    def ignore(self, *keys: str) -> None:
+        """These options have no effect on the layer."""
+        self.read.update(keys)
+
+    def refuse_unknown(self, model: str) -> None:
+        """Raise for a key that may change the layer and that the recipe has not read."""
+        for key, value in self.config.items():
+            if key in self.read or value is None or not CONCERNS.search(key) or ELSEWHERE.search(key):
+                continue
+            self.refuse(
+                f"option {shown(key)} (here {shown(value)}) is not known for {model}: what it changes is not known, so"
+                " nothing is guessed. Read the weights yourself and pass them to MoE.load_expert, load_router"
+            )

@@ -1,0 +1,167 @@
+"""Where a layer's weights lie in a model's tensors, and how one expert's are read: slices, halves, transposes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import CheckpointError
+from . import quantised
+from .directory import Directory
+from .safetensors import shown
+
+READ = ("F32", "BF16", "F16")  # dtypes whose values are weights as they are
+HALVES = {"first": 0, "second": 1}
+ALTERNATING = {"even": 0, "odd": 1}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One array of a layer, as the model stores it.
+
+    name: below the layer's prefix; with {e} where every expert has a tensor of its own. stacked: the first axis counts
+    experts. outputs: which of the tensor's outputs, "all", "first" or "second" half, or the "even" or "odd" ones.
+    turned: stored [in, out]. flat: all experts' rows follow each other, [E F, H]. mxfp4: `name` has the parts _blocks
+    and _scales, [out, in] whatever `turned` says. row: stored [1, n] where a vector is meant.
+    """
+
+    name: str
+    stacked: bool = False
+    outputs: str = "all"
+    turned: bool = False
+    flat: bool = False
+    mxfp4: bool = False
+    row: bool = False
+
+    def tensors(self, experts: int) -> Iterator[str]:
+        """Names below the layer's prefix."""
+        if self.mxfp4:
+            yield from (self.name + "_blocks", self.name + "_scales")
+        elif "{e}" in self.name:
+            yield from (self.name.format(e=e) for e in range(experts))
+        else:
+            yield self.name
+
+    @property
+    def probe(self) -> str:
+        """A name that shows whether the model stores this piece so."""
+        return next(self.tensors(1))
+
+    def shape(self, wanted: tuple[int, ...], experts: int) -> tuple[int, ...]:
+        """The stored tensor's shape. wanted: of one expert's array, [out, in] or [out]."""
+        out, *rest = wanted
+        out *= 2 if self.outputs != "all" else 1
+        one = (out, *rest)
+        if self.turned and not self.mxfp4:
+            one = one[::-1]
+        if self.flat:
+            return (experts * one[0], *one[1:])
+        if self.row:
+            one = (1, *one)
+        return (experts, *one) if self.stacked else one
+
+
+Part = tuple[dict[str, Piece], ...]  # alternatives, each {array of the layer: piece}; the first that is there is used
+
+
+class LayerReader:
+    """Reads the arrays of one layer. prefix: of the layer's tensors. shapes: of one expert's or the layer's arrays.
+
+    pieces: by array. All names and shapes are checked against the headers by `check`, before anything is read.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        prefix: str,
+        pieces: dict[str, Piece],
+        shapes: dict[str, tuple[int, ...]],
+        experts: int,
+        options: quantised.Options,
+    ) -> None:
+        self.directory, self.prefix, self.pieces, self.shapes = directory, prefix, pieces, shapes
+        self.experts, self.options = experts, options
+
+    def check(self) -> set[str]:
+        """The names of all tensors that the layer's arrays come from; raises CheckpointError for a wrong shape."""
+        used: set[str] = set()
+        for array, piece in self.pieces.items():
+            wanted = piece.shape(self.shapes[array], self.experts)
+            if piece.mxfp4:
+                used |= self._check_mxfp4(piece, wanted)
+                continue
+            for below in piece.tensors(self.experts):
+                used |= self._check(self.prefix + below, wanted)
+        return used
+
+    def _check(self, name: str, wanted: tuple[int, ...]) -> set[str]:
+        entry = self.directory.entry(name)
+        if entry.shape != wanted:
+            self._refuse_shape(name, wanted, entry.shape)
+        if entry.dtype in READ:
+            return {name}
+        return {name, *quantised.check_scales(self.directory, name, self.options)}
+
+    def _check_mxfp4(self, piece: Piece, wanted: tuple[int, ...]) -> set[str]:
+        blocks, scales = (self.prefix + below for below in piece.tensors(self.experts))
+        *lead, width = wanted
+        if width % quantised.MX_BLOCK:
+            raise CheckpointError(
+                f"{self.directory.file(blocks).path}: mxfp4 needs widths that 32 divides, got {width}"
+            )
+        of_scales = (*lead, width // quantised.MX_BLOCK)
+        for name, shape in ((blocks, (*of_scales, quantised.MX_BLOCK // 2)), (scales, of_scales)):
+            entry = self.directory.entry(name)
+            if entry.shape != shape:
+                self._refuse_shape(name, shape, entry.shape)
+            if entry.dtype not in ("U8", "F8_E8M0"):
+                raise CheckpointError(
+                    f"{self.directory.file(name).path}: tensor {shown(name)} of mxfp4 must have dtype U8,"
+                    f" got {entry.dtype}"
+                )
+        return {blocks, scales}
+
+    def _refuse_shape(self, name: str, wanted: tuple[int, ...], got: tuple[int, ...]) -> None:
+        raise CheckpointError(
+            f"{self.directory.file(name).path}: tensor {shown(name)} must have shape {list(wanted)}, as config.json"
+            f" says, got {list(got)}: config.json and the tensors are of different models"
+        )
+
+    def read(self, array: str, expert: int = 0) -> np.ndarray:
+        """One expert's array, or the layer's: [out, in] or [out], float32 or as stored. A view where possible."""
+        piece, directory = self.pieces[array], self.directory
+        if piece.mxfp4:
+            blocks, scales = (self.prefix + below for below in piece.tensors(self.experts))
+            return quantised.mxfp4(directory, blocks, scales, expert, piece.outputs)
+        name = self.prefix + piece.name.format(e=expert)
+        whole = directory.array(name)
+        rows: slice | int = slice(None)
+        if piece.stacked:
+            rows = expert
+        elif piece.flat:
+            each = len(whole) // self.experts
+            rows = slice(expert * each, (expert + 1) * each)
+        elif piece.row:
+            rows = 0
+        found = quantised.values(directory, name, whole, rows, self.options)
+        if piece.turned:
+            found = found.T
+        if piece.outputs in HALVES:
+            half = len(found) // 2
+            found = found[HALVES[piece.outputs] * half :][:half]
+        elif piece.outputs in ALTERNATING:
+            found = found[ALTERNATING[piece.outputs] :: 2]
+        return found
+
+    def release(self, array: str, expert: int = 0) -> None:
+        """Drop from this process the pages that `read` used; the file stays in the system's cache."""
+        piece = self.pieces[array]
+        if piece.mxfp4 or piece.flat:
+            names = [self.prefix + below for below in piece.tensors(self.experts)]
+        else:
+            names = [self.prefix + piece.name.format(e=expert)]
+        for name in names:
+            whole = self.directory.array(name)
+            self.directory.release(name, whole[expert] if piece.stacked else whole)

@@ -1,0 +1,158 @@
+"""Quantised weights as float32: fp8 and int8 with scales, mxfp4. Scales must be finite.
+
+fp8 by blocks (DeepSeek-V3): value = q * NAME_scale_inv of its block of 128x128; blocks at the edge are partial.
+fp8 or int8 by rows or whole (compressed-tensors): value = q * NAME_scale. int8 by rows (bitsandbytes): q * SCB / 127.
+mxfp4 (gpt-oss): NAME_blocks has two codes a byte, low nibble first; NAME_scales has an exponent for 32 values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError
+from .directory import Directory
+from .safetensors import shown
+
+BLOCK = (128, 128)
+MX_BLOCK = 32
+MX_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+MX_BIAS = 127  # of a scale's exponent
+NARROW = ("F8_E4M3", "F8_E5M2", "I8")
+METHODS = ("fp8", "mxfp4", "compressed-tensors", "bitsandbytes")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What quantization_config says. block: rows and columns of a scale of fp8. methods: that scales may follow."""
+
+    method: str = ""
+    block: tuple[int, int] = BLOCK
+
+
+def options(config: dict[str, Any], where: str) -> Options:
+    """The options of a config.json. Raises CheckpointError for a quantisation that Aristos does not read."""
+    found = config.get("quantization_config")
+    if found is None:
+        return Options()
+    method = found.get("quant_method") if isinstance(found, dict) else None
+    if method not in METHODS:
+        raise CheckpointError(
+            f"{where}: quantization_config has quant_method {shown(method)}, Aristos reads {', '.join(METHODS)}:"
+            " take the model's unquantised files"
+        )
+    block = found.get("weight_block_size") or BLOCK
+    if not isinstance(block, list | tuple) or len(block) != 2 or not all(isinstance(n, int) and n > 0 for n in block):
+        raise CheckpointError(f"{where}: weight_block_size must be two positive ints, got {str(block)[:80]}")
+    if method == "bitsandbytes" and found.get("load_in_8bit") is not True:
+        raise CheckpointError(f"{where}: of bitsandbytes, Aristos reads load_in_8bit alone: take unquantised files")
+    if method == "compressed-tensors":
+        _check_compressed(found, where)
+    return Options(method, (block[0], block[1]))
+
+
+def _check_compressed(found: dict[str, Any], where: str) -> None:
+    """Refuse what is not eight bits a weight without zero points."""
+    groups = found.get("config_groups")
+    for name, group in groups.items() if isinstance(groups, dict) else ():
+        weights = group.get("weights") if isinstance(group, dict) else None
+        if not isinstance(weights, dict):
+            continue
+        kind = (weights.get("num_bits", 8), weights.get("symmetric", True), weights.get("strategy", "channel"))
+        if kind[:2] != (8, True) or kind[2] not in ("channel", "tensor", "block"):
+            raise CheckpointError(
+                f"{where}: quantization_config {shown(name)} has weights of {kind[0]} bits, symmetric={kind[1]}, by"
+                f" {shown(kind[2])}; Aristos reads 8 bits, symmetric, by channel, tensor or block: take other files"
+            )
+
+
+def scale_name(directory: Directory, name: str, method: str) -> str:
+    """The tensor with the scales of a quantised one. Raises CheckpointError where there is none."""
+    if method == "bitsandbytes":
+        candidates = [name.removesuffix("weight") + "SCB"]
+    else:
+        candidates = [name + "_scale_inv", name + "_scale"]
+    for candidate in candidates:
+        if candidate in directory:
+            return candidate
+    entry = directory.entry(name)
+    raise CheckpointError(
+        f"{directory.file(name).path}: tensor {shown(name)} has dtype {entry.dtype} and no scales"
+        f" ({' or '.join(shown(c) for c in candidates)}): is the download complete?"
+    )
+
+
+def check_scales(directory: Directory, name: str, asked: Options) -> set[str]:
+    """The tensors beside a quantised one that it needs; raises CheckpointError unless they fit it."""
+    entry = directory.entry(name)
+    if entry.dtype not in NARROW:
+        raise CheckpointError(
+            f"{directory.file(name).path}: tensor {shown(name)} has dtype {entry.dtype}; weights must be F32, BF16,"
+            " F16, or F8_E4M3, F8_E5M2, I8 with scales"
+        )
+    scales = scale_name(directory, name, asked.method)
+    got = directory.entry(scales).shape
+    *lead, rows, columns = entry.shape if len(entry.shape) > 1 else (1, *entry.shape)
+    fits = [(*lead, -(-rows // asked.block[0]), -(-columns // asked.block[1]))]
+    if not scales.endswith("_inv"):
+        fits += [(*lead, rows, 1), (*lead, rows), (*lead, 1), (1,), ()]
+    if got not in fits:
+        raise CheckpointError(
+            f"{directory.file(scales).path}: tensor {shown(scales)} must have shape"
+            f" {' or '.join(str(list(f)) for f in dict.fromkeys(fits))}, got {list(got)}"
+        )
+    extras = {name.removesuffix("weight") + "weight_format", name.removesuffix("weight") + "input_scale"}
+    return {scales} | {extra for extra in extras if extra in directory}
+
+
+def values(directory: Directory, name: str, whole: np.ndarray, rows: Any, asked: Options) -> np.ndarray:
+    """`whole[rows]` of tensor `name`: as stored where it is no quantised one, else float32."""
+    stored = directory.entry(name).dtype
+    if stored not in NARROW:
+        return whole[rows]
+    scales = scale_name(directory, name, asked.method)
+    scale = finite(directory, scales, np.asarray(directory.array(scales), np.float32))
+    if scales.endswith("SCB"):
+        scale = scale / np.float32(127)
+    if isinstance(rows, int) and whole.ndim > 2 and scale.ndim > 1:
+        scale = scale[rows]
+    elif isinstance(rows, slice) and rows != slice(None) and scale.size > 1:
+        raise CheckpointError(f"{directory.file(name).path}: tensor {shown(name)}: flat experts cannot have scales")
+    one = whole[rows].astype(np.float32)
+    if scale.size == 1:
+        one *= scale.reshape(())
+    elif scale.shape in ((len(one),), (len(one), 1)):
+        one *= scale.reshape(-1, 1)
+    else:
+        high, wide = asked.block
+        for i, row in enumerate(scale):
+            one[i * high : (i + 1) * high] *= np.repeat(row, wide)[: one.shape[1]]
+    return one
+
+
+def finite(directory: Directory, name: str, scale: np.ndarray) -> np.ndarray:
+    """`scale`; raises CheckpointError where a value is NaN or infinite."""
+    if not np.isfinite(scale).all():
+        at = np.unravel_index(int(np.argmin(np.isfinite(scale))), scale.shape)
+        raise CheckpointError(
+            f"{directory.file(name).path}: tensor {shown(name)} has a scale of {scale[at]} at {[int(i) for i in at]}:"
+            " download this file again, or take the model's unquantised files"
+        )
+    return scale
+
+
+def mxfp4(directory: Directory, blocks: str, scales: str, expert: int, outputs: str) -> np.ndarray:
+    """[out, in] float32 of one expert. outputs: "all", or the "even" or "odd" ones."""
+    rows = {"all": slice(None), "even": slice(0, None, 2), "odd": slice(1, None, 2)}[outputs]
+    codes = directory.array(blocks)[expert][rows].view(np.uint8)  # [out, in / 32, 16]
+    exponent = directory.array(scales)[expert][rows].view(np.uint8).astype(np.int32)  # [out, in / 32]
+    if (exponent == 255).any():
+        finite(directory, scales, np.where(exponent == 255, np.float32(np.nan), np.float32(1)))
+    found = np.empty((*codes.shape, 2), np.float32)
+    found[..., 0] = MX_VALUES[codes & 15]
+    found[..., 1] = MX_VALUES[codes >> 4]
+    grouped = found.reshape(*exponent.shape, MX_BLOCK)
+    np.ldexp(grouped, exponent[..., None] - MX_BIAS, out=grouped)
+    return grouped.reshape(len(codes), -1)

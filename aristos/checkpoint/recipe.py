@@ -1,0 +1,162 @@
+"""What a family's recipe says of one MoE layer, the tables that recipes are made of, and the registry of families."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .options import Options
+from .pieces import Part, Piece
+
+ACTIVATIONS = {
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "relu2": "relu2",
+}  # fmt: skip
+LAYERS = "layers.{n}."
+
+
+@dataclass(frozen=True)
+class Block:
+    """One MoE layer. options: of MoEConfig, without max_tokens, dtype and precision; "router" holds Router's options.
+
+    parts: the layer's arrays, each with alternatives. scopes: what every tensor of the block begins with, below
+    `layer`, which has the layer's own number for {n}. problem: why Aristos cannot run this layer; empty if it can.
+    shared_factor: a power of two that the shared expert's output is multiplied by.
+    """
+
+    options: Mapping[str, Any]
+    parts: tuple[Part, ...]
+    scopes: tuple[str, ...] = ("mlp.",)
+    layer: str = LAYERS
+    own: int | None = None  # the number in names, where the model numbers several stacks from 0
+    problem: str = ""
+    note: str = ""
+    shared_factor: float = 1.0
+
+
+Build = Callable[[Options], dict[int, Block]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """The recipe of one or more values of model_type. defaults: of options that config.json may leave out."""
+
+    build: Build
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+def family(*names: str, **defaults: Any) -> Callable[[Build], Build]:
+    """Register a recipe for these values of model_type."""
+
+    def register(build: Build) -> Build:
+        for name in names:
+            FAMILIES[name] = Family(build, defaults)
+        return build
+
+    return register
+
+
+# ---------------------------------------------------------------- which layers
+
+
+def layers(o: Options, key: str = "num_hidden_layers") -> range:
+    """All layers of the model."""
+    return range(o.size(key))
+
+
+def by_step(o: Options) -> list[int]:
+    """Qwen's rule: every decoder_sparse_step-th layer that mlp_only_layers does not name."""
+    step, plain = o.size("decoder_sparse_step"), o.numbers("mlp_only_layers") or []
+    return [i for i in layers(o) if i not in plain and (i + 1) % step == 0]
+
+
+def after_dense(o: Options, key: str = "first_k_dense_replace") -> list[int]:
+    """Layers of mlp_layer_types that are not dense, or those from the first that is not; each moe_layer_freq-th."""
+    kinds = o.get("mlp_layer_types")
+    freq = o.get("moe_layer_freq")
+    if kinds is not None:
+        if not isinstance(kinds, list) or len(kinds) < len(layers(o)) or not set(kinds) <= {"dense", "sparse", "moe"}:
+            o.refuse(f"mlp_layer_types must say 'dense' or 'sparse' for every layer, got {str(kinds)[:80]}")
+        o.ignore(key)
+        return [i for i in layers(o) if kinds[i] != "dense"]
+    if isinstance(freq, list):
+        o.ignore(key)
+        return [i for i in layers(o) if i < len(freq) and freq[i]]
+    return [i for i in layers(o) if i >= o.count(key) and i % (o.size("moe_layer_freq") if freq else 1) == 0]
+
+
+# ---------------------------------------------------------------- where the arrays are
+
+
+def each(base: str, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj") -> dict[str, Piece]:
+    """A tensor for every expert and projection, in nn.Linear's order."""
+    names = {"gate": gate, "up": up, "down": down}
+    return {array: Piece(f"{base}experts.{{e}}.{name}.weight") for array, name in names.items() if name}
+
+
+def w123(base: str) -> dict[str, Piece]:
+    """Mixtral's names."""
+    return each(base, "w1", "w3", "w2")
+
+
+def fused(base: str, wide: str = "experts.gate_up_proj", narrow: str = "experts.down_proj",
+          turned: bool = False, interleaved: bool = False) -> dict[str, Piece]:  # fmt: skip
+    """Stacked experts with gate and up in one tensor: halves, gate first, or alternating outputs."""
+    gate, up = ("even", "odd") if interleaved else ("first", "second")
+    return {
+        "gate": Piece(base + wide, stacked=True, outputs=gate, turned=turned),
+        "up": Piece(base + wide, stacked=True, outputs=up, turned=turned),
+        "down": Piece(base + narrow, stacked=True, turned=turned),
+    }
+
+
+def experts(*bases: str) -> Part:
+    """The usual ways to store gated experts, below any of the bases."""
+    return tuple(way(base) for base in bases for way in (each, w123, fused))
+
+
+def named(array: str, *names: str, **how: Any) -> Part:
+    """One array under the first of these names that is there."""
+    return tuple({array: Piece(name, **how)} for name in names)
+
+
+def shared(*bases: str) -> Part:
+    """A shared expert: three linear layers, or gate and up fused."""
+    parts: list[dict[str, Piece]] = []
+    for base in bases:
+        for gate, up, down in (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2")):
+            parts.append({
+                "shared_gate": Piece(f"{base}{gate}.weight"), "shared_up": Piece(f"{base}{up}.weight"),
+                "shared_down": Piece(f"{base}{down}.weight"),
+            })  # fmt: skip
+        for wide, down in (("gate_up_proj", "down_proj"), ("input_linear", "output_linear")):
+            parts.append({
+                "shared_gate": Piece(f"{base}{wide}.weight", outputs="first"),
+                "shared_up": Piece(f"{base}{wide}.weight", outputs="second"),
+                "shared_down": Piece(f"{base}{down}.weight"),
+            })  # fmt: skip
+    return tuple(parts)
+
+
+# ---------------------------------------------------------------- options
+
+
+def gated(o: Options, ffn: int, experts: int, top_k: int, act: str = "hidden_act", **router: Any) -> dict[str, Any]:
+    """Options of a layer of gated experts without biases. router: options of `Router`."""
+    return {
+        "hidden": o.size("hidden_size"), "ffn": ffn, "experts": experts, "top_k": top_k, "gated": True,
+        "activation": o.word(act, ACTIVATIONS), "router": router,
+    }  # fmt: skip
+
+
+def groups(o: Options, kind: str, count: str = "n_group", kept: str = "topk_group") -> dict[str, Any]:
+    """Options of a router that first chooses groups of experts; none where all experts are one group."""
+    many = o.count(count)
+    if many <= 1:
+        o.ignore(kept)
+        return {}
+    return {"groups": many, "topk_groups": o.size(kept), "group_score": kind}

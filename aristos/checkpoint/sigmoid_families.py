@@ -1,0 +1,303 @@
+"""Recipes of models whose router takes a sigmoid or sqrt(softplus). Each names its code in transformers 5.24."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .options import Options
+from .pieces import Part, Piece
+from .recipe import (
+    ACTIVATIONS,
+    Block,
+    after_dense,
+    each,
+    experts,
+    family,
+    fused,
+    gated,
+    groups,
+    layers,
+    named,
+    shared,
+)
+
+MLP = ("mlp.",)
+CORRECTION = "gate.e_score_correction_bias"
+DEEP: dict[str, Any] = {"hidden_act": "silu", "routed_scaling_factor": 1.0, "norm_topk_prob": True}
+
+
+def corrected(
+    o: Options,
+    bases: tuple[str, ...] = MLP,
+    *,
+    count: tuple[str, ...] = ("n_routed_experts", "num_experts", "num_local_experts"),
+    top_k: tuple[str, ...] = ("num_experts_per_tok",),
+    norm: str = "norm_topk_prob",
+    scale: tuple[str, ...] = ("routed_scaling_factor",),
+    group: tuple[str, str] = ("n_group", "topk_group"),
+    ffn: tuple[str, ...] = ("moe_intermediate_size",),
+    shared_count: tuple[str, ...] = ("n_shared_experts", "num_shared_experts"),
+    shared_names: tuple[str, ...] = ("mlp.shared_experts.",),
+    router: tuple[str, ...] = ("mlp.gate.weight",),
+    bias: tuple[str, ...] = ("mlp." + CORRECTION,),
+) -> Block:
+    """DeepSeek-V3's router: sigmoid, chosen with a bias, of the best groups; weights without it, scaled."""
+    o.only(scoring_func="sigmoid", topk_method="noaux_tc", mlp_bias=False, moe_router_use_sigmoid=True)
+    o.ignore("intermediate_size", "aux_loss_alpha", "seq_aux", "moe_router_activation_func")
+    o.only(moe_router_activation_func="sigmoid", score_function="sigmoid", moe_router_enable_expert_bias=True)
+    width = o.size(*ffn)
+    how: dict[str, Any] = {
+        "score": "sigmoid", "renormalize": o.flag(norm), "scale": o.number(*scale), **groups(o, "sum_top2", *group),
+    }  # fmt: skip
+    options = gated(o, width, o.size(*count), o.size(*top_k), **how)
+    parts: list[Part] = [experts(*bases), named("router", *router), named("select_bias", *bias)]
+    if number := o.count(*shared_count):
+        options["shared_ffn"] = width * number
+        parts.append(shared(*shared_names))
+    return Block(options, tuple(parts), bases)
+
+
+@family("deepseek_v3", "kimi_k2", "glm4_moe", "glm4v_moe_text", "dots1", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa",
+        first_k_dense_replace=0, **DEEP)  # fmt: skip
+def deepseek_v3(o: Options) -> dict[int, Block]:
+    """models/deepseek_v3, glm4_moe, dots1, deepseek_v32, glm4_moe_lite, glm_moe_dsa; Kimi K2 has DeepSeek-V3's code."""
+    block = corrected(o)
+    if "first_k_dense_replace" not in o.config and "mlp_layer_types" not in o.config:
+        o.refuse("it has neither first_k_dense_replace nor mlp_layer_types: which layers are MoE is not said")
+    return dict.fromkeys(after_dense(o), block)
+
+
+@family("solar_open", **DEEP)
+def solar_open(o: Options) -> dict[int, Block]:
+    """models/solar_open: as DeepSeek-V3, every layer."""
+    o.only(first_k_dense_replace=0)
+    return dict.fromkeys(layers(o), corrected(o))
+
+
+@family("exaone_moe", first_k_dense_replace=1, **DEEP)
+def exaone_moe(o: Options) -> dict[int, Block]:
+    """models/exaone_moe: as DeepSeek-V3; the bias lies beside the router."""
+    o.ignore("is_moe_layer")
+    block = corrected(o, bias=("mlp.e_score_correction_bias", "mlp." + CORRECTION))
+    return dict.fromkeys(after_dense(o), block)
+
+
+@family("mimo_v2_flash", **DEEP)
+def mimo(o: Options) -> dict[int, Block]:
+    """models/mimo_v2_flash: as DeepSeek-V3, without a shared expert; the first layer is dense."""
+    block = corrected(o)
+    if o.get("mlp_layer_types") is None and o.get("moe_layer_freq") is None:
+        return {i: block for i in layers(o) if i > 0}
+    return dict.fromkeys(after_dense(o), block)
+
+
+@family("kimi_linear", hidden_act="silu", first_k_dense_replace=1, moe_renormalize=True, routed_scaling_factor=1.0)
+def kimi_linear(o: Options) -> dict[int, Block]:
+    """models/kimi_linear: as DeepSeek-V3 with other names."""
+    bases = ("block_sparse_moe.", "mlp.")
+    block = corrected(
+        o, bases, count=("num_experts",), top_k=("num_experts_per_token", "num_experts_per_tok"),
+        norm="moe_renormalize", group=("num_expert_group", "topk_group"),
+        shared_names=tuple(base + "shared_experts." for base in bases),
+        router=tuple(base + "gate.weight" for base in bases), bias=tuple(base + CORRECTION for base in bases),
+    )  # fmt: skip
+    o.only(use_grouped_topk=True)
+    return dict.fromkeys(after_dense(o), block)
+
+
+@family("bailing_hybrid", hidden_act="silu", first_k_dense_replace=2, moe_renormalize=True, routed_scaling_factor=1.0)
+def bailing(o: Options) -> dict[int, Block]:
+    """models/bailing_hybrid (Ling 3.0): as DeepSeek-V3 with other names."""
+    o.ignore("kda_safe_gate", "layer_group_size")
+    block = corrected(
+        o, count=("num_experts",), top_k=("num_experts_per_token", "num_experts_per_tok"), norm="moe_renormalize",
+        group=("num_expert_group", "topk_group"), bias=("mlp.gate.expert_bias", "mlp." + CORRECTION),
+    )  # fmt: skip
+    return dict.fromkeys(after_dense(o), block)
+
+
+@family("hy_v3", hidden_act="silu", first_k_dense_replace=1, router_scaling_factor=1.0, route_norm=True)
+def hy_v3(o: Options) -> dict[int, Block]:
+    """models/hy_v3: sigmoid, chosen with a bias, renormalised, scaled; the first layer is dense."""
+    o.ignore("enable_moe_fp32_combine")
+    block = corrected(
+        o, count=("num_experts",), norm="route_norm", scale=("router_scaling_factor",),
+        shared_names=("mlp.shared_mlp.", "mlp.shared_experts."), router=("mlp.router.gate.weight", "mlp.gate.weight"),
+        bias=("mlp.expert_bias", "mlp.e_score_correction_bias"),
+    )  # fmt: skip
+    return dict.fromkeys(after_dense(o), block)
+
+
+@family("afmoe", hidden_act="silu", num_dense_layers=1, route_scale=1.0, route_norm=True, score_func="sigmoid")
+def afmoe(o: Options) -> dict[int, Block]:
+    """models/afmoe (Trinity): sigmoid, chosen with a bias, renormalised, scaled."""
+    o.only(score_func="sigmoid", route_norm=True, num_expert_groups=1, num_limited_groups=1, n_group=1, topk_group=1)
+    block = corrected(
+        o, count=("num_experts",), norm="route_norm", scale=("route_scale",), router=("mlp.router.gate.weight",),
+        bias=("mlp.expert_bias",),
+    )  # fmt: skip
+    return dict.fromkeys(after_dense(o, "num_dense_layers"), block)
+
+
+@family("lfm2_moe", num_dense_layers=2, norm_topk_prob=True, routed_scaling_factor=1.0, use_expert_bias=True)
+def lfm2_moe(o: Options) -> dict[int, Block]:
+    """models/lfm2_moe: sigmoid, chosen with a bias, over the sum (there + 1e-6), scaled; always silu."""
+    o.only(hidden_act="silu")
+    base = "feed_forward."
+    silu = Options({**o.config, "hidden_act": "silu"}, o.where, o.defaults)
+    how: dict[str, Any] = {
+        "score": "sigmoid",
+        "renormalize": o.flag("norm_topk_prob"),
+        "scale": o.number("routed_scaling_factor"),
+    }
+    sizes = o.size("moe_intermediate_size"), o.size("num_experts"), o.size("num_experts_per_tok")
+    o.ignore("intermediate_size", "hidden_size", *(key for key in o.config if key.startswith("block_")))
+    parts = [experts(base), named("router", base + "gate.weight")]
+    if o.flag("use_expert_bias"):
+        parts.append(named("select_bias", base + "expert_bias"))
+    block = Block(gated(silu, *sizes, **how), tuple(parts), (base,))
+    return dict.fromkeys(after_dense(o, "num_dense_layers"), block)
+
+
+@family("minimax_m2", hidden_act="silu", scoring_func="sigmoid")
+def minimax_m2(o: Options) -> dict[int, Block]:
+    """models/minimax_m2: sigmoid, chosen with a bias, renormalised."""
+    o.only(scoring_func="sigmoid", use_routing_bias=True, shared_intermediate_size=0)
+    o.ignore("router_jitter_noise", "mtp_transformer_layers", "num_mtp_modules", "shared_moe_mode")
+    bases = ("block_sparse_moe.", "mlp.")
+    sizes = o.size("intermediate_size"), o.size("num_local_experts"), o.size("num_experts_per_tok")
+    parts = (
+        experts(*bases), named("router", *(base + "gate.weight" for base in bases)),
+        named("select_bias", *(base + "e_score_correction_bias" for base in bases)),
+    )  # fmt: skip
+    return dict.fromkeys(layers(o), Block(gated(o, *sizes, score="sigmoid", renormalize=True), parts, bases))
+
+
+@family("minimax_m3_vl_text", swiglu_alpha=1.702, swiglu_limit=7.0, routed_scaling_factor=1.0)
+def minimax_m3(o: Options) -> dict[int, Block]:
+    """models/minimax_m3_vl: as MiniMax-M2, scaled; gpt-oss's gate, for the shared expert too."""
+    o.only(swiglu_alpha=1.702)
+    o.ignore("hidden_act", "router_jitter_noise", "dense_intermediate_size")
+    bases = ("block_sparse_moe.", "mlp.")
+    options = {
+        "hidden": o.size("hidden_size"), "ffn": o.size("intermediate_size"), "experts": o.size("num_local_experts"),
+        "top_k": o.size("num_experts_per_tok"), "gated": True, "activation": "swiglu_oai",
+        "limit": o.number("swiglu_limit"), "shared_ffn": o.size("shared_intermediate_size"),
+        "router": {"score": "sigmoid", "renormalize": True, "scale": o.number("routed_scaling_factor")},
+    }  # fmt: skip
+    biases = [base + name for base in bases for name in (CORRECTION, "e_score_correction_bias")]
+    parts = (
+        experts(*bases), named("router", *(base + "gate.weight" for base in bases)), named("select_bias", *biases),
+        shared(*(base + "shared_experts." for base in bases)),
+    )  # fmt: skip
+    return dict.fromkeys(after_dense(o), Block(options, parts, bases))
+
+
+@family("step3p5", hidden_act="silu", moe_router_scaling_factor=1.0)
+def step3p7(o: Options) -> dict[int, Block]:
+    """models/step3p7: sigmoid, chosen with a bias, renormalised, scaled; some layers clamp after the activation."""
+    o.only(mlp_bias=False, moe_router_activation="sigmoid", norm_expert_weight=True, use_moe_router_bias=True)
+    o.ignore("intermediate_size", "need_fp32_gate", "swiglu_limits", "swiglu_limits_shared")
+    how: dict[str, Any] = {"score": "sigmoid", "renormalize": True, "scale": o.number("moe_router_scaling_factor")}
+    ffn = o.size("moe_intermediate_size")
+    options = gated(o, ffn, o.size("n_routed_experts", "moe_num_experts", "num_local_experts"),
+                    o.size("num_experts_per_tok", "moe_top_k"), **how)  # fmt: skip
+    options["shared_ffn"] = o.size("share_expert_dim", "share_expert_dims")
+    stacked = {array: Piece(f"moe.{array}_proj.weight", stacked=True) for array in ("gate", "up", "down")}
+    parts = (
+        (*experts(*MLP), stacked), named("router", "moe.gate.weight", "mlp.gate.weight"),
+        named("select_bias", "moe.router_bias", "mlp." + CORRECTION), shared("share_expert.", "mlp.shared_experts."),
+    )  # fmt: skip
+    blocks = {}
+    for i in after_dense(o):
+        limits = [(o.get(key) or [])[i : i + 1] for key in ("swiglu_limits", "swiglu_limits_shared")]
+        routed, beside = (limit[0] or None if limit else None for limit in limits)
+        chosen, problem = dict(options), ""
+        if routed is not None:
+            chosen |= {"limit": float(routed), "limit_after": True}
+        if beside != routed:
+            problem = f"the shared expert's limit ({beside}) is another than the experts' ({routed})"
+        blocks[i] = Block(chosen, parts, ("mlp.", "moe.", "share_expert."), problem=problem)
+    return blocks
+
+
+@family("llama4_text", hidden_act="silu", interleave_moe_layer_step=1)
+def llama4(o: Options) -> dict[int, Block]:
+    """models/llama4: the best logit; its sigmoid multiplies the expert's input. Experts are [in, out]."""
+    o.only(for_llm_compressor=None)
+    o.ignore("router_jitter_noise", "intermediate_size_mlp", "for_llm_compressor")
+    how: dict[str, Any] = {"score": "sigmoid", "renormalize": False, "weight_on": "input"}
+    ffn, base = o.size("intermediate_size"), "feed_forward."
+    options = gated(o, ffn, o.size("num_local_experts"), o.size("num_experts_per_tok"), **how)
+    options["shared_ffn"] = ffn
+    parts = (
+        (fused(base, turned=True), each(base)),
+        named("router", base + "router.weight"),
+        shared(base + "shared_expert."),
+    )
+    step = o.size("interleave_moe_layer_step")
+    chosen = o.numbers("moe_layers")
+    block = Block(options, parts, (base,))
+    return {i: block for i in layers(o) if (i in chosen if chosen is not None else (i + 1) % step == 0)}
+
+
+@family("deepseek_v4", hidden_act="silu", routed_scaling_factor=1.5, scoring_func="sqrtsoftplus", num_hash_layers=3)
+def deepseek_v4(o: Options) -> dict[int, Block]:
+    """models/deepseek_v4: sqrt(softplus), chosen with a bias, renormalised, scaled; first layers have a table."""
+    o.only(norm_topk_prob=True, mlp_bias=False, topk_method="noaux_tc", expert_dtype=None)
+    o.ignore("router_jitter_noise", "o_groups", "hc_mult", "topk_method")
+    score = o.word("scoring_func", {"sqrtsoftplus": "sqrtsoftplus", "sigmoid": "sigmoid", "softmax": "softmax"})
+    how: dict[str, Any] = {"score": score, "renormalize": True, "scale": o.number("routed_scaling_factor")}
+    ffn = o.size("moe_intermediate_size", "intermediate_size")
+    options = gated(o, ffn, o.size("n_routed_experts"), o.size("num_experts_per_tok"), **how)
+    options |= {"limit": o.number("swiglu_limit"), "shared_ffn": ffn * o.size("n_shared_experts")}
+    o.ignore("intermediate_size")
+    bases = ("ffn.", "mlp.")
+    parts = (
+        experts(*bases), named("router", *(base + "gate.weight" for base in bases)),
+        named("select_bias", "ffn.gate.bias", *(base + CORRECTION for base in bases)),
+        shared(*(base + "shared_experts." for base in bases)),
+    )  # fmt: skip
+    kinds, hashed = o.get("mlp_layer_types"), o.count("num_hash_layers")
+    blocks = {}
+    for i in layers(o):
+        table = kinds[i] == "hash_moe" if isinstance(kinds, list) and i < len(kinds) else i < hashed
+        problem = "its experts are chosen by a table of token ids: bring ids and weights to each call" if table else ""
+        blocks[i] = Block(options, parts, bases, problem=problem)
+    return blocks
+
+
+@family("nemotron_h", mlp_hidden_act="relu2", routed_scaling_factor=1.0, norm_topk_prob=True)
+def nemotron_h(o: Options) -> dict[int, Block]:
+    """models/nemotron_h: DeepSeek-V3's router; ungated experts with relu(x)^2 and a shared one of another width."""
+    o.only(mlp_bias=False, moe_latent_size=None)
+    o.ignore(
+        "intermediate_size", "n_groups", "moe_shared_expert_overlap", "use_bias", "use_conv_bias", "n_shared_experts"
+    )
+    kinds = o.get("layers_block_type", "hybrid_override_pattern")
+    if isinstance(kinds, str):
+        kinds = ["moe" if letter == "E" else "other" for letter in kinds]
+    if not isinstance(kinds, list):
+        o.refuse("it has neither layers_block_type nor hybrid_override_pattern: which layers are MoE is not said")
+    options = {
+        "hidden": o.size("hidden_size"), "ffn": o.size("moe_intermediate_size"), "experts": o.size("n_routed_experts"),
+        "top_k": o.size("num_experts_per_tok"), "gated": False, "activation": o.word("mlp_hidden_act", ACTIVATIONS),
+        "shared_ffn": o.size("moe_shared_expert_intermediate_size"),
+        "router": {
+            "score": "sigmoid", "renormalize": o.flag("norm_topk_prob"), "scale": o.number("routed_scaling_factor"),
+            **groups(o, "sum_top2"),
+        },
+    }  # fmt: skip
+    base = "mixer."
+    stacked = {array: Piece(f"{base}experts.{array}_proj", stacked=True) for array in ("up", "down")}
+    both = {f"shared_{array}": Piece(f"{base}shared_experts.{array}_proj.weight") for array in ("up", "down")}
+    parts = (
+        (each(base, gate=""), stacked), named("router", base + "gate.weight"),
+        named("select_bias", base + CORRECTION), (both,),
+    )  # fmt: skip
+    block = Block(options, parts, (base,))
+    return {
+        i: block
+        for i, kind in enumerate(kinds[: o.size("num_hidden_layers")] if o.get("num_hidden_layers") else kinds)
+        if kind == "moe"
+    }

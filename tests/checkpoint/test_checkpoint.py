@@ -1,0 +1,361 @@
+"""Checkpoint: which layers and options a directory has, what is refused by name, and what reaches the layer."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tracemalloc
+
+import cases
+import ml_dtypes
+import numpy as np
+import pytest
+from model_files import OLMOE, olmoe, stacked, write
+
+import aristos
+from aristos.errors import CheckpointError, InputError, PeerInputError
+
+E, H, F = OLMOE["num_experts"], OLMOE["hidden_size"], OLMOE["intermediate_size"]
+
+
+def test_a_directory_gives_its_layers_and_configuration(tmp_path):
+    checkpoint = aristos.Checkpoint(write(tmp_path, OLMOE, olmoe(), shards=3))
+    assert checkpoint.model_type == "olmoe"
+    assert checkpoint.layers == (0, 1)
+    cfg = checkpoint.config(max_tokens=8, dtype="bfloat16")
+    assert (cfg.hidden, cfg.ffn, cfg.experts, cfg.top_k, cfg.gated, cfg.activation) == (H, F, E, 2, True, "silu")
+    assert (cfg.dtype, cfg.max_tokens, cfg.router) == ("bfloat16", 8, aristos.Router(renormalize=True))
+    assert checkpoint.configs(max_tokens=8, dtype="bfloat16") == [cfg, cfg]
+    got = checkpoint.arrays(1, 3)
+    assert np.array_equal(got["down"], olmoe()["model.layers.1.mlp.experts.3.down_proj.weight"])
+
+
+def test_nothing_but_the_options_is_read_at_first(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(OLMOE))
+    checkpoint = aristos.Checkpoint(tmp_path)  # no tensors at all
+    assert checkpoint.config().experts == E
+    with pytest.raises(CheckpointError, match=r"has neither model\.safetensors"):
+        checkpoint.check(0)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_type": "quokka"}, "model_type 'quokka' is not known"),
+        ({"model_type": None}, "has no model_type"),
+        ({"router_warmth": 2}, "option 'router_warmth' (here 2) is not known for olmoe"),
+        ({"moe_expert_skip": False}, "option 'moe_expert_skip'"),
+        ({"hidden_act": "mish"}, "hidden_act is 'mish'"),
+        ({"num_experts": None}, "it has no num_experts"),
+        ({"num_experts": -1}, "num_experts must be an int of at least 1, got -1"),
+        ({"num_experts_per_tok": "two"}, "num_experts_per_tok must be an int"),
+        ({"num_experts": True}, "num_experts must be an int"),
+        ({"norm_topk_prob": 1}, "norm_topk_prob must be true or false"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quant_method 'awq'"),
+        ({"quantization_config": 3}, "quant_method None"),
+    ],
+)
+def test_what_is_not_known_is_refused_by_name(tmp_path, change, words):
+    (tmp_path / "config.json").write_text(json.dumps({**OLMOE, **change}))
+    with pytest.raises(CheckpointError) as error:
+        aristos.Checkpoint(tmp_path)
+    assert words in str(error.value)
+    assert "config.json" in str(error.value)
+
+
+def test_options_of_other_parts_are_let_through(tmp_path):
+    more = {"rope_scaling": {"factor": 2}, "attention_bias": False, "torch_dtype": "bfloat16", "some_moe_option": None}
+    (tmp_path / "config.json").write_text(json.dumps({**OLMOE, **more}))
+    aristos.Checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("model.layers.1.mlp.experts.4.up_proj.weight"), "no tensor 'model.layers.1.mlp.experts.4.up"),
+        (lambda t: t.pop("model.layers.1.mlp.gate.weight"), "model.layers.1.mlp.gate.weight"),
+        (
+            lambda t: t.update({"model.layers.1.mlp.experts.0.up_proj.weight": np.zeros((F, H + 1), np.float32)}),
+            f"must have shape [{F}, {H}], as config.json says, got [{F}, {H + 1}]",
+        ),
+        (
+            lambda t: t.update({"model.layers.1.mlp.experts.0.up_proj.bias": np.zeros(F, np.float32)}),
+            "'model.layers.1.mlp.experts.0.up_proj.bias' is not known for a olmoe",
+        ),
+        (
+            lambda t: t.update({"model.layers.1.mlp.gate.weight": np.zeros((E, H), np.int8)}),
+            "has dtype I8 and no scales",
+        ),
+        (lambda t: t.update({"model.layers.1.mlp.gate.weight": np.zeros((E, H), np.uint8)}), "U8; weights must"),
+    ],
+)  # fmt: skip
+def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path, change, words):
+    tensors = olmoe()
+    change(tensors)
+    checkpoint = aristos.Checkpoint(write(tmp_path, OLMOE, tensors))
+    checkpoint.check(0)
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.check(1)
+    assert words in str(error.value)
+
+
+def test_numbers_of_layers_and_experts_are_checked(tmp_path):
+    checkpoint = aristos.Checkpoint(write(tmp_path, OLMOE, olmoe()))
+    for number in (2, -1, True, "1"):
+        with pytest.raises(InputError, match=r"number must be of Checkpoint\.layers"):
+            checkpoint.check(number)
+    with pytest.raises(InputError, match="expert must be an int"):
+        checkpoint.arrays(0, E)
+
+
+def test_layers_that_differ_have_configurations_of_their_own(tmp_path):
+    config = {
+        "model_type": "hunyuan_v1_moe", "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2,
+        "num_experts": 4, "moe_topk": [1, 2], "hidden_act": "silu",
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    checkpoint = aristos.Checkpoint(tmp_path)
+    if checkpoint.problem(0):
+        pytest.skip(checkpoint.problem(0))
+    with pytest.raises(CheckpointError, match=r"layers 0 and 1 differ \(top_k 1 and 2\): use configs"):
+        checkpoint.config()
+    assert [cfg.top_k for cfg in checkpoint.configs()] == [1, 2]
+
+
+# ---- where arrays lie: one expert's values, by names and layouts of several families -------------------------------
+
+
+def one(tmp_path, config, tensors, expert=1):
+    return aristos.Checkpoint(write(tmp_path, config, tensors)).arrays(0, expert)
+
+
+def arrays(*shape):
+    return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+
+
+def test_stacked_and_fused_names(tmp_path):
+    """What transformers 5 keeps in memory, beside the published names."""
+    config = {**OLMOE, "num_hidden_layers": 1}
+    wide, narrow = arrays(E, 2 * F, H), arrays(E, H, F)
+    p = "model.layers.0.mlp."
+    tensors = {
+        p + "experts.gate_up_proj": wide, p + "experts.down_proj": narrow, p + "gate.weight": arrays(E, H),
+    }  # fmt: skip
+    got = one(tmp_path, config, tensors)
+    assert np.array_equal(got["gate"], wide[1, :F])
+    assert np.array_equal(got["up"], wide[1, F:])
+    assert np.array_equal(got["down"], narrow[1])
+
+
+def test_interleaved_and_transposed(tmp_path):
+    config = {
+        "model_type": "gpt_oss", "hidden_size": H, "intermediate_size": F, "num_local_experts": E,
+        "num_experts_per_tok": 2, "num_hidden_layers": 1, "hidden_act": "silu",
+    }  # fmt: skip
+    wide, narrow, bias = arrays(E, H, 2 * F), arrays(E, F, H), arrays(E, 2 * F)
+    p = "model.layers.0.mlp."
+    tensors = {
+        p + "experts.gate_up_proj": wide, p + "experts.down_proj": narrow, p + "experts.gate_up_proj_bias": bias,
+        p + "experts.down_proj_bias": arrays(E, H), p + "router.weight": arrays(E, H), p + "router.bias": arrays(E),
+    }  # fmt: skip
+    got = one(tmp_path, config, tensors)
+    assert np.array_equal(got["gate"], wide[1, :, 0::2].T)
+    assert np.array_equal(got["up"], wide[1, :, 1::2].T)
+    assert np.array_equal(got["up_bias"], bias[1, 1::2])
+    assert np.array_equal(got["down"], narrow[1].T)
+
+
+def test_flat_experts_with_mixed_orders(tmp_path):
+    config = {
+        "model_type": "dbrx", "d_model": H, "n_layers": 1,
+        "ffn_config": {"ffn_hidden_size": F, "moe_num_experts": E, "moe_top_k": 2, "moe_normalize_expert_weights": 1},
+    }  # fmt: skip
+    w1, v1, w2 = (arrays(E * F, H) + i for i in range(3))
+    p = "transformer.blocks.0.ffn."
+    tensors = {
+        p + "experts.mlp.w1": w1, p + "experts.mlp.v1": v1, p + "experts.mlp.w2": w2,
+        p + "router.layer.weight": arrays(E, H),
+    }  # fmt: skip
+    got = one(tmp_path, config, tensors)
+    assert np.array_equal(got["gate"], w1[F : 2 * F])
+    assert np.array_equal(got["up"], v1[F : 2 * F])
+    assert np.array_equal(got["down"], w2[F : 2 * F].T)
+
+
+def test_a_text_model_inside_a_composite_one(tmp_path):
+    inner = {
+        "model_type": "qwen3_vl_moe_text", "hidden_size": H, "moe_intermediate_size": F, "num_experts": E,
+        "num_experts_per_tok": 2, "num_hidden_layers": 1,
+    }  # fmt: skip
+    config = {"model_type": "qwen3_vl_moe", "text_config": inner, "vision_config": {"moe_like": 3}}
+    p = "model.language_model.layers.0.mlp."
+    wide, narrow = arrays(E, H, 2 * F), arrays(E, F, H)  # published files are [in, out]
+    tensors = {
+        p + "experts.gate_up_proj": wide, p + "experts.down_proj": narrow, p + "gate.weight": arrays(E, H),
+        "mtp.layers.0.mlp.gate.weight": arrays(E, H),
+    }  # fmt: skip
+    got = one(tmp_path, config, tensors)
+    assert np.array_equal(got["up"], wide[1, :, F:].T)
+    assert np.array_equal(got["down"], narrow[1].T)
+
+
+# ---- quantised weights ---------------------------------------------------------------------------------------------
+
+BLOCKED = {**OLMOE, "hidden_size": 160, "intermediate_size": 130, "num_experts": 2, "num_hidden_layers": 1}
+
+
+def test_fp8_with_block_scales(tmp_path):
+    config = {**BLOCKED, "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    tensors = olmoe(config=config)
+    name = "model.layers.0.mlp.experts.1.up_proj.weight"
+    quantised = tensors[name].astype(ml_dtypes.float8_e4m3fn)
+    scale = np.array([[2.0, 3.0], [5.0, 7.0]], np.float32)
+    tensors |= {name: quantised, name + "_scale_inv": scale}
+    got = one(tmp_path, config, tensors)["up"]
+    for i, j in itertools.product((0, 127, 128, 129), (0, 127, 128, 159)):
+        assert got[i, j] == float(quantised[i, j]) * scale[i // 128, j // 128]
+    assert got.shape == (130, 160)
+
+
+@pytest.mark.parametrize(
+    ("scale", "words"),
+    [
+        (np.array([[2.0, 3.0], [5.0, np.nan]], np.float32), "has a scale of nan at [1, 1]"),
+        (np.array([[2.0, np.inf], [5.0, 1.0]], np.float32), "has a scale of inf at [0, 1]"),
+        (np.ones((2, 3), np.float32), "must have shape [2, 2]"),
+    ],
+)
+def test_wrong_scales_are_refused_by_name(tmp_path, scale, words):
+    config = {**BLOCKED, "quantization_config": {"quant_method": "fp8"}}
+    tensors = olmoe(config=config)
+    name = "model.layers.0.mlp.experts.1.up_proj.weight"
+    tensors |= {name: tensors[name].astype(ml_dtypes.float8_e4m3fn), name + "_scale_inv": scale}
+    with pytest.raises(CheckpointError) as error:
+        one(tmp_path, config, tensors)
+    assert words in str(error.value)
+    assert "up_proj.weight_scale_inv" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "scale", "divisor"),
+    [
+        ("compressed-tensors", "weight_scale", (130, 1), 1),
+        ("compressed-tensors", "weight_scale", (1,), 1),
+        ("bitsandbytes", "SCB", (130,), 127),
+    ],
+)
+def test_int8_with_scales(tmp_path, method, name, scale, divisor):
+    config = {**BLOCKED, "quantization_config": {"quant_method": method, "load_in_8bit": True}}
+    tensors = olmoe(config=config)
+    base = "model.layers.0.mlp.experts.1.up_proj."
+    values = np.arange(-60, 70, dtype=np.int8).reshape(130, 1) * np.ones((1, 160), np.int8)
+    scales = np.linspace(1, 2, 130 if 130 in scale else 1, dtype=np.float32).reshape(scale)
+    tensors |= {base + "weight": values, base + name: scales}
+    got = one(tmp_path, config, tensors)["up"]
+    for i in (0, 7, 129):
+        expected = float(values[i, 0]) * float(scales.reshape(-1)[i if 130 in scale else 0]) / divisor
+        assert got[i, 3] == pytest.approx(expected, rel=1e-6)
+
+
+def test_mxfp4(tmp_path):
+    h, f, experts = 64, 32, 2
+    config = {
+        "model_type": "gpt_oss", "hidden_size": h, "intermediate_size": f, "num_local_experts": experts,
+        "num_experts_per_tok": 1, "num_hidden_layers": 1, "quantization_config": {"quant_method": "mxfp4"},
+    }  # fmt: skip
+    rng = np.random.default_rng(3)
+    p = "model.layers.0.mlp."
+    blocks = rng.integers(0, 256, (experts, 2 * f, h // 32, 16)).astype(np.uint8)
+    scales = rng.integers(100, 150, (experts, 2 * f, h // 32)).astype(np.uint8)
+    tensors = {
+        p + "experts.gate_up_proj_blocks": blocks, p + "experts.gate_up_proj_scales": scales,
+        p + "experts.gate_up_proj_bias": arrays(experts, 2 * f).astype(ml_dtypes.bfloat16),
+        p + "experts.down_proj_blocks": rng.integers(0, 256, (experts, h, f // 32, 16)).astype(np.uint8),
+        p + "experts.down_proj_scales": rng.integers(100, 150, (experts, h, f // 32)).astype(np.uint8),
+        p + "experts.down_proj_bias": arrays(experts, h).astype(ml_dtypes.bfloat16),
+        p + "router.weight": arrays(experts, h), p + "router.bias": arrays(experts),
+    }  # fmt: skip
+    got = one(tmp_path, config, tensors)
+    codes = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    for row, column in itertools.product((0, 5, 31), (0, 1, 33, 63)):
+        byte = int(blocks[1, 2 * row + 1, column // 32, column % 32 // 2])
+        code = byte & 15 if column % 2 == 0 else byte >> 4
+        value = codes[code & 7] * (-1 if code & 8 else 1) * 2.0 ** (int(scales[1, 2 * row + 1, column // 32]) - 127)
+        assert got["up"][row, column] == value
+    assert got["gate"].shape == (f, h)
+    assert got["down"].shape == (h, f)
+    tensors[p + "experts.gate_up_proj_scales"] = np.full_like(scales, 255)
+    with pytest.raises(CheckpointError, match="gate_up_proj_scales' has a scale of nan"):
+        one(tmp_path / "nan", config, tensors)
+
+
+# ---- loading -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_loaded_layer_computes_the_model(tmp_path, dtype):
+    tensors = olmoe(dtype)
+    checkpoint = aristos.Checkpoint(write(tmp_path, OLMOE, tensors, shards=2))
+    cfg = checkpoint.config(max_tokens=16)
+    x = cases.tokens(cfg, 16, 1)
+    with cases.MoE(cfg, layers=2, threads=1) as moe:
+        for layer, number in enumerate(checkpoint.layers):
+            checkpoint.load(moe, layer=layer, number=number)
+        for layer, number in enumerate(checkpoint.layers):
+            cases.check(cfg, stacked(tensors, number, E), x, {}, moe(x, layer=layer))
+
+
+def test_a_layer_of_another_configuration_is_refused(tmp_path):
+    checkpoint = aristos.Checkpoint(write(tmp_path, OLMOE, olmoe()))
+    with cases.MoE(aristos.MoEConfig(H, F, E, 1, "silu", True), threads=1) as moe:
+        with pytest.raises(CheckpointError, match=r"does not fit layer 0 .*top_k 1 and 2"):
+            checkpoint.load(moe, layer=0, number=0)
+        with pytest.raises(InputError, match=r"no weights|missing|lacks"):
+            moe(cases.tokens(moe.cfg, 2, 1))
+
+
+def test_a_load_keeps_one_expert_beside_the_packed_ones(tmp_path):
+    config = {**OLMOE, "hidden_size": 256, "intermediate_size": 256, "num_experts": 16, "num_hidden_layers": 1}
+    checkpoint = aristos.Checkpoint(write(tmp_path, config, olmoe(config=config)))
+    cfg = checkpoint.config(max_tokens=4)
+    one_expert = 3 * 4 * 256 * 256
+    with cases.MoE(cfg, threads=1) as moe:
+        checkpoint.load(moe, layer=0, number=0)  # imports, compiled code
+        tracemalloc.start()
+        checkpoint.load(moe, layer=0, number=0)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        packed = moe.packed_weights(0).nbytes
+    assert peak < packed + 2 * one_expert, (peak, packed, one_expert)
+
+
+@pytest.mark.ranks(2)
+def test_ranks_load_their_experts_and_refuse_together(comm):
+    import shutil
+    import tempfile
+    from pathlib import Path
+
+    folder = Path(comm.bcast(tempfile.mkdtemp() if comm.rank == 0 else None, 0))
+    tensors = olmoe("bfloat16")
+    if comm.rank == 0:
+        write(folder, OLMOE, tensors, shards=3)
+    comm.Barrier()
+    try:
+        checkpoint = aristos.Checkpoint(folder)
+        cfg = checkpoint.config(max_tokens=8)
+        x = cases.tokens(cfg, 5 + comm.rank, 3 + comm.rank)
+        with cases.MoE(cfg, comm, threads=1) as moe:
+            checkpoint.load(moe, layer=0, number=1)
+            cases.check(cfg, stacked(tensors, 1, E), x, {}, moe(x))
+            broken = aristos.Checkpoint(folder)
+            broken._directory.where["model.layers.0.mlp.experts.0.up_proj.weight"] = "model.safetensors"
+            if comm.rank == 1:
+                broken = checkpoint
+            with pytest.raises((CheckpointError, PeerInputError), match=r"model\.safetensors|rank 0 refused layer 0"):
+                broken.load(moe, layer=0, number=0)
+            checkpoint.load(moe, layer=0, number=0)
+            cases.check(cfg, stacked(tensors, 0, E), x, {}, moe(x))
+    finally:
+        comm.Barrier()
+        if comm.rank == 0:
+            shutil.rmtree(folder)

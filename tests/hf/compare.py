@@ -1,0 +1,116 @@
+"""Runs on the ranks of a job: opens the directories that models.py wrote, and compares every MoE layer with its block.
+
+`mpiexec -n 2 python tests/hf/compare.py FOLDER [FAMILY ...]`. Each rank brings half of a block's tokens. Relative error
+is of the largest difference to the largest output. Exit code: 1 if a family is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import aristos
+
+MOST = 1e-5  # relative error in float32
+TIE = 1e-4  # relative distance of weights or scores that rounding may exchange
+REFUSED = {  # family: words of the refusal that is right
+    "gemma4_text": "not known", "inkling_text": "not known", "zaya": "not known",
+    "doge": "not known",
+}  # fmt: skip
+
+
+def block_name(name: str) -> tuple[str, int]:
+    """("encoder" or "", number) of a block's module name."""
+    parts = name.split(".")
+    number = next(int(part) for part in parts if part.isdigit())
+    return parts[0] if parts[0] in ("encoder", "decoder") else "", number
+
+
+def compare(folder: Path, family: str, comm: Any) -> str:
+    """ "" if every layer of a family agrees with its block; else what does not."""
+    arrays = np.load(folder / f"{family}.npz")
+    if "failed" in arrays:
+        return f"there is no model: {str(arrays['failed'])[:200]}"
+    checkpoint = aristos.Checkpoint(folder / family)
+    blocks = {block_name(name): name for name in map(str, arrays["names"])}
+    if not blocks:
+        return "no block was recorded"
+    encoder = sum(1 for n in checkpoint.layers if ("encoder", n) in blocks)
+    found, worst = [], 0.0
+    for number in checkpoint.layers:
+        key = ("", number)
+        if encoder:
+            half = json.loads((folder / family / "config.json").read_text())["num_layers"]
+            key = ("encoder", number) if number < half else ("decoder", number - half)
+        if key not in blocks:
+            return f"the model has no block {number}, the recipe says it does"
+        name = blocks.pop(key)
+        x, y = arrays[f"{name}.x"], arrays[f"{name}.y"]
+        cfg = checkpoint.layer_config(number, max_tokens=len(x))
+        mine = slice(comm.rank * len(x) // comm.size, (comm.rank + 1) * len(x) // comm.size)
+        with aristos.MoE(cfg, comm, threads=1, timeout=60) as moe:
+            checkpoint.load(moe, layer=0, number=number)
+            got, routing = moe(np.ascontiguousarray(x[mine]), return_routing=True)
+        wrong = np.zeros(len(got), bool)
+        if f"{name}.dense" in arrays:
+            wanted = arrays[f"{name}.dense"][mine]
+            dense = np.zeros_like(wanted)
+            np.put_along_axis(dense, np.asarray(routing.ids), np.asarray(routing.weights), axis=1)
+            other = ((dense != 0) != (wanted != 0)).any(axis=1)
+            wrong = np.abs(dense - wanted).max(axis=1) > MOST * np.abs(wanted).max()
+            if (wrong & ~other).any():
+                found.append(f"layer {number}: weights differ by {np.abs(dense - wanted)[~other].max():.2g}")
+            if other.sum() > 1:
+                found.append(f"layer {number}: {other.sum()} tokens have other experts")
+            wrong = other
+        error = float(np.abs(got - y[mine])[~wrong].max() / np.abs(y).max())
+        worst = max(worst, error)
+        if not error < MOST:
+            found.append(f"layer {number}: relative error {error:.2g}")
+    if blocks:
+        found.append(f"the recipe does not know the blocks {sorted(blocks.values())}")
+    if comm.rank == 0 and not found:
+        print(f"{family:24s} {len(checkpoint.layers)} layers, relative error {worst:.1e}", flush=True)
+    return "; ".join(found)
+
+
+def main(argv: list[str]) -> int:
+    from mpi4py import MPI
+
+    comm, folder = MPI.COMM_WORLD, Path(argv[0])
+    names = argv[1:] or sorted(path.stem for path in folder.glob("*.npz"))
+    wrong = 0
+    for family in names:
+        try:
+            why = compare(folder, family, comm)
+        except aristos.AristosError as error:
+            why = f"{type(error).__name__}: {error}"
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            traceback.print_exc()
+        expected = REFUSED.get(family)
+        reasons = [r for r in comm.allgather(why) if r]
+        if expected:
+            good = bool(reasons) and all(expected in reason for reason in reasons)
+            if comm.rank == 0:
+                print(
+                    f"{family:24s} {'refused, as it must be' if good else f'WRONG: must be refused, got {reasons}'}",
+                    flush=True,
+                )
+            wrong += not good
+        elif reasons:
+            wrong += 1
+            if comm.rank == 0:
+                print(f"{family:24s} WRONG: {reasons[0]}", flush=True)
+    if comm.rank == 0:
+        print(f"{len(names) - wrong} of {len(names)} families are right", flush=True)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

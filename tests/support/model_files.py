@@ -1,0 +1,88 @@
+"""Small model directories for tests: a writer of safetensors of its own, and an OLMoE-shaped model."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+WORDS = {
+    "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "uint8": "U8", "int8": "I8",
+}  # fmt: skip
+
+
+def pack(header: Any, data: bytes) -> bytes:
+    """The bytes of a file with this header, a text or what JSON makes one of."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def header_of(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], bytes]:
+    """(header, data) of a file with these tensors, one behind the other."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    data = b""
+    for name, array in tensors.items():
+        raw = np.ascontiguousarray(array).tobytes()
+        header[name] = {
+            "dtype": WORDS[array.dtype.name], "shape": list(array.shape),
+            "data_offsets": [len(data), len(data) + len(raw)],
+        }  # fmt: skip
+        data += raw
+    return header, data
+
+
+def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], shards: int = 1) -> Path:
+    """A model directory; with several shards, tensors go to them in turn and there is an index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    if shards == 1:
+        (folder / "model.safetensors").write_bytes(pack(*header_of(tensors)))
+        return folder
+    files = [f"model-{i + 1:05d}-of-{shards:05d}.safetensors" for i in range(shards)]
+    where = {name: files[i % shards] for i, name in enumerate(tensors)}
+    for file in files:
+        own = {name: array for name, array in tensors.items() if where[name] == file}
+        (folder / file).write_bytes(pack(*header_of(own)))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return folder
+
+
+OLMOE = {
+    "model_type": "olmoe", "hidden_size": 24, "intermediate_size": 20, "num_experts": 5, "num_experts_per_tok": 2,
+    "num_hidden_layers": 2, "norm_topk_prob": True, "hidden_act": "silu", "num_attention_heads": 4,
+    "router_aux_loss_coef": 0.01, "rope_theta": 10000.0,
+}  # fmt: skip
+
+
+def olmoe(dtype: str = "float32", config: Mapping[str, Any] = OLMOE) -> dict[str, np.ndarray]:
+    """Tensors of an OLMoE-shaped model, by name; values of a generator with a fixed seed."""
+    rng = np.random.default_rng(5)
+    h, f = config["hidden_size"], config["intermediate_size"]
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    tensors = {"model.embed_tokens.weight": rng.standard_normal((7, h)).astype(kind)}
+    for n in range(config["num_hidden_layers"]):
+        p = f"model.layers.{n}."
+        tensors[p + "self_attn.q_proj.weight"] = rng.standard_normal((h, h)).astype(kind)
+        tensors[p + "mlp.gate.weight"] = rng.standard_normal((config["num_experts"], h)).astype(kind)
+        for e in range(config["num_experts"]):
+            for name, shape in (("gate", (f, h)), ("up", (f, h)), ("down", (h, f))):
+                values = 0.3 * rng.standard_normal(shape)
+                tensors[f"{p}mlp.experts.{e}.{name}_proj.weight"] = values.astype(kind)
+    return tensors
+
+
+def stacked(tensors: Mapping[str, np.ndarray], layer: int, experts: int) -> dict[str, np.ndarray]:
+    """One layer's weights for `aristos.reference`, [in, out] in float32."""
+    p = f"model.layers.{layer}.mlp."
+    found = {
+        name: np.stack([
+            np.asarray(tensors[f"{p}experts.{e}.{name}_proj.weight"], np.float32).T for e in range(experts)
+        ])
+        for name in ("gate", "up", "down")
+    }  # fmt: skip
+    return {**found, "router": np.asarray(tensors[p + "gate.weight"], np.float32).T}
