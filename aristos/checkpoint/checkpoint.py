@@ -263,6 +263,19 @@ class Checkpoint:
             moe.load_shared(layer, layout="out_in", **{SHARED[name]: array for name, array in beside.items()})
         self._progress.end()
 
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What config.json says of the model that has the experts."""
+        return self._config
+
+    def has(self, name: str) -> bool:
+        """Whether the directory has a tensor of this name."""
+        return name in self._directory
+
+    def tensor(self, name: str) -> np.ndarray:
+        """Any tensor of the directory by its name there, as stored: a read-only view, read when its values are used."""
+        return self._directory.array(name)
+
     def arrays(self, number: int, expert: int) -> dict[str, np.ndarray]:
         """One expert's arrays by name, in nn.Linear's order: up, gate [F, H], down [H, F], biases; read when used."""
         reader = self._checked(number)

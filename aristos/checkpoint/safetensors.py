@@ -12,6 +12,7 @@ import json
 import mmap
 import os
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -168,6 +169,27 @@ class SafetensorsFile:
             at, before = entry.end, name
         if at != data:
             self._wrong(f"the tensors have {at} bytes, the file holds {data} behind its header")
+
+
+def save(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write a file with these tensors. Raises CheckpointError for a dtype that the format does not have."""
+    words = {np.dtype(dtype): word for word, dtype in DTYPES.items()}
+    header: dict[str, Any] = {METADATA: {"format": "pt"}}
+    at = 0
+    for name, array in tensors.items():
+        if array.dtype not in words:
+            raise CheckpointError(
+                f"{path}: tensor {shown(name)} has dtype {array.dtype}, which the format does not have"
+            )
+        end = at + array.nbytes
+        header[name] = {"dtype": words[array.dtype], "shape": list(array.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % LENGTH)  # so that the data is aligned
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for array in tensors.values():
+            file.write(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
 
 
 def _is_size(value: Any) -> bool:

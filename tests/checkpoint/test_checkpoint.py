@@ -26,6 +26,10 @@ def test_a_directory_gives_its_layers_and_configuration(tmp_path):
     assert (cfg.hidden, cfg.ffn, cfg.experts, cfg.top_k, cfg.gated, cfg.activation) == (H, F, E, 2, True, "silu")
     assert (cfg.dtype, cfg.max_tokens, cfg.router) == ("bfloat16", 8, aristos.Router(renormalize=True))
     assert checkpoint.configs(max_tokens=8, dtype="bfloat16") == [cfg, cfg]
+    assert checkpoint.options["rope_theta"] == 10000.0
+    assert checkpoint.has("model.embed_tokens.weight")
+    assert not checkpoint.has("lm_head.weight")
+    assert np.array_equal(checkpoint.tensor("model.embed_tokens.weight"), olmoe()["model.embed_tokens.weight"])
     got = checkpoint.arrays(1, 3)
     assert np.array_equal(got["down"], olmoe()["model.layers.1.mlp.experts.3.down_proj.weight"])
 

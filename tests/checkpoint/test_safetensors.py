@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from model_files import header_of, pack, write
 
 from aristos.checkpoint.directory import Directory
-from aristos.checkpoint.safetensors import SafetensorsFile
+from aristos.checkpoint.safetensors import SafetensorsFile, save
 from aristos.errors import CheckpointError
 
 TENSORS = {
@@ -125,6 +125,17 @@ def test_a_damaged_file_is_refused_or_read_as_the_format_says(tmp_path_factory, 
     for name, line in theirs.items():
         assert list(file.entries[name].shape) == line["shape"]
         assert file.array(name).tobytes() == bytes(line["data"])
+
+
+def test_a_saved_file_is_read_by_the_formats_own_library(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save(path, {"turned": TENSORS["a"].T, **TENSORS})
+    theirs = dict(safetensors.deserialize(path.read_bytes()))
+    assert bytes(theirs["turned"]["data"]) == np.ascontiguousarray(TENSORS["a"].T).tobytes()
+    assert {name: bytes(theirs[name]["data"]) for name in TENSORS} == {n: a.tobytes() for n, a in TENSORS.items()}
+    assert theirs["c"]["dtype"] == "BF16"
+    with pytest.raises(CheckpointError, match="dtype >f4"):
+        save(path, {"x": np.zeros(2, ">f4")})
 
 
 def shards(tmp_path, count: int = 3) -> Directory:

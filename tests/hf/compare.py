@@ -6,6 +6,7 @@ is of the largest difference to the largest output. Exit code: 1 if a family is 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import traceback
@@ -16,6 +17,7 @@ import numpy as np
 
 import aristos
 
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "generate.py"
 MOST = 1e-5  # relative error in float32
 TIE = 1e-4  # relative distance of weights or scores that rounding may exchange
 REFUSED = {  # family: words of the refusal that is right
@@ -74,9 +76,24 @@ def compare(folder: Path, family: str, comm: Any) -> str:
             found.append(f"layer {number}: relative error {error:.2g}")
     if blocks:
         found.append(f"the recipe does not know the blocks {sorted(blocks.values())}")
+    if "generated" in arrays:
+        found += compare_generated(folder / family, json.loads(str(arrays["generated"])), comm)
     if comm.rank == 0 and not found:
         print(f"{family:24s} {len(checkpoint.layers)} layers, relative error {worst:.1e}", flush=True)
     return "; ".join(found)
+
+
+def compare_generated(path: Path, wanted: dict[str, Any], comm: Any) -> list[str]:
+    """What examples/generate.py does otherwise than the model's own code."""
+    spec = importlib.util.spec_from_file_location("generate", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["generate"] = module
+    spec.loader.exec_module(module)
+    return [
+        f"sequence {s.number}: {s.tokens} instead of {wanted['tokens'][s.number]}"
+        for s in module.generate(path, wanted["prompts"], wanted["new"], comm)
+        if s.tokens != wanted["tokens"][s.number]
+    ]
 
 
 def main(argv: list[str]) -> int:

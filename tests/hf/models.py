@@ -8,6 +8,7 @@ weights, `dense` [T, E], the weight of every expert. An npz that holds `failed` 
 from __future__ import annotations
 
 import copy
+import json
 import re
 import sys
 import traceback
@@ -107,6 +108,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
     "glm4v_moe_text": {"n_shared_experts": 1},
 }  # fmt: skip
+GENERATED = ("olmoe", "qwen3_moe")  # by examples/generate.py too
+PROMPTS = [[11, 7, 3], [5], [9, 8, 7, 6, 5, 4, 3], [100, 101], [64, 32, 16, 8]]
+NEW = 12
 BLOCK = re.compile(r"(MoE|Moe|SparseMoeBlock|SparseMLP|DbrxFFN|TextMoe|MoEBlock|MoELayer|GptOssMLP|PrivacyFilterMLP)$")
 ROUTER = re.compile(r"(Router|Gate|Gating)$")
 
@@ -193,6 +197,21 @@ def blocks(model: Any) -> dict[str, np.ndarray]:
     return found
 
 
+def greedy(model: Any) -> list[list[int]]:
+    """Each prompt and the most likely tokens after it, up to the end of text."""
+    sequences = []
+    for prompt in PROMPTS:
+        tokens = list(prompt)
+        for _ in range(NEW):
+            with torch.no_grad():
+                logits = model(torch.tensor([tokens])).logits[0, -1]
+            tokens.append(int(logits.argmax()))
+            if tokens[-1] == model.config.eos_token_id:
+                break
+        sequences.append(tokens)
+    return sequences
+
+
 def make(folder: Path, family: str, options: dict[str, Any]) -> None:
     """One family's directory and arrays."""
     config = config_of(family, options)
@@ -207,7 +226,10 @@ def make(folder: Path, family: str, options: dict[str, Any]) -> None:
     model = model.float().eval()
     randomise(model)
     model.save_pretrained(folder / family, max_shard_size="150KB")
-    np.savez(folder / f"{family}.npz", **blocks(model))
+    found = blocks(model)
+    if family in GENERATED:
+        found["generated"] = np.array(json.dumps({"prompts": PROMPTS, "new": NEW, "tokens": greedy(model)}))
+    np.savez(folder / f"{family}.npz", **found)
 
 
 def main(argv: list[str]) -> int:

@@ -6,8 +6,10 @@ import importlib
 import importlib.util
 import os
 import runpy
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
@@ -25,15 +27,15 @@ def demo(test):
 
 
 def part(name: str) -> ModuleType:
-    """A module of examples/minilm/, or examples/minilm.py itself under the name "minilm.py"."""
+    """A module of examples/minilm/, or a program of examples/ by its file's name."""
     if str(EXAMPLES) not in sys.path:
         sys.path.insert(0, str(EXAMPLES))
-    if name != "minilm.py":
+    if not name.endswith(".py"):
         return importlib.import_module(f"minilm.{name}")
-    spec = importlib.util.spec_from_file_location("minilm_main", EXAMPLES / name)
+    spec = importlib.util.spec_from_file_location(f"example_{name[:-3]}", EXAMPLES / name)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -65,6 +67,40 @@ def test_readme_shows_the_layer():
     program = (EXAMPLES / "layer.py").read_text().split('"""', 2)[2]
     shown = (EXAMPLES.parent / "README.md").read_text().split("```python\n")[1].split("```")[0]
     assert lines(shown) == lines(program)
+
+
+def generated_alike(comm, dtype):
+    """Tokens and bits of logits are those of one rank; with more ranks than sequences, some ranks are empty."""
+    program = part("generate.py")
+    folder = Path(comm.bcast(tempfile.mkdtemp() if comm.rank == 0 else None))
+    qwen = {"moe_intermediate_size", "mlp_only_layers"}
+    olmoe = {key: value for key, value in program.SMALL.items() if key not in qwen}
+    shapes = {"qwen": program.SMALL, "olmoe": {**olmoe, "model_type": "olmoe"}}
+    prompts = [[3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5]]
+    try:
+        for name, shape in shapes.items():
+            if comm.rank == 0:
+                program.random_model(folder / name, {**shape, "num_hidden_layers": 2})
+            comm.Barrier()
+            alone = program.generate(folder / name, prompts, 5, None, dtype)
+            for s in program.generate(folder / name, prompts, 5, comm, dtype):
+                assert s.tokens == alone[s.number].tokens
+                assert s.logits.tobytes() == alone[s.number].logits.tobytes()
+                assert len(s.tokens) == len(prompts[s.number]) + 5
+    finally:
+        comm.Barrier()
+        if comm.rank == 0:
+            shutil.rmtree(folder)
+
+
+@pytest.mark.ranks(2, timeout=300)
+def test_generation_on_two_ranks(comm):
+    generated_alike(comm, "float32")
+
+
+@pytest.mark.ranks(4, timeout=300)
+def test_generation_on_four_ranks_of_which_one_is_empty(comm):
+    generated_alike(comm, "bfloat16")
 
 
 @pytest.mark.slow
